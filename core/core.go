@@ -1,0 +1,181 @@
+// Package core holds rbee's nouns (hives, workers, models, devices, jobs) and error kinds. It imports only the standard library.
+//
+// The JSON form of these types is the public HTTP API's: sizes are bytes, times RFC 3339, empty lists [] and never null.
+package core
+
+import "time"
+
+// LocalHive is the name that stands for the hive of the queen that is asked.
+const LocalHive = "localhost"
+
+// Device is one thing of a hive that models can be loaded on.
+type Device struct {
+	ID         string `json:"id"`   // unique on the hive: "cpu", "cuda:0"
+	Kind       string `json:"kind"` // "cpu", "cuda", "metal", …
+	Name       string `json:"name"`
+	TotalBytes int64  `json:"total_bytes"` // 0: unknown
+	FreeBytes  int64  `json:"free_bytes"`
+	Problem    string `json:"problem,omitempty"` // why it cannot be used
+}
+
+// HiveStatus says whether a hive is there.
+type HiveStatus string
+
+// The hive statuses.
+const (
+	HiveReady   HiveStatus = "ready"
+	HiveSuspect HiveStatus = "suspect" // silent, not yet given up
+	HiveDown    HiveStatus = "down"
+)
+
+// Hive is the agent of one machine that runs workers, as the registry knows it.
+type Hive struct {
+	ID          string     `json:"id"` // unique in the cluster, kept on the hive's disk
+	Name        string     `json:"name"`
+	Version     string     `json:"version"`
+	OS          string     `json:"os"`
+	Arch        string     `json:"arch"`
+	Incarnation uint64     `json:"incarnation"` // grows at every start of the agent; an older one never overwrites a newer
+	Status      HiveStatus `json:"status"`
+	Devices     []Device   `json:"devices"`
+	WorkerTypes []string   `json:"worker_types"` // worker types that the hive can run, installed or not
+	LastBeat    time.Time  `json:"last_beat,omitzero"`
+	CreateIndex uint64     `json:"create_index"` // raft index of its first appearance
+	ModifyIndex uint64     `json:"modify_index"` // raft index of its last change
+}
+
+// WorkerState is where a worker is in its life.
+type WorkerState string
+
+// The worker states.
+const (
+	WorkerLoading  WorkerState = "loading"  // the process runs, the model is not ready
+	WorkerReady    WorkerState = "ready"    // takes requests
+	WorkerRetiring WorkerState = "retiring" // takes no new request; running ones finish, then it stops
+	WorkerFailed   WorkerState = "failed"   // could not load; about to be removed
+)
+
+// Worker is an active worker: one entry of the replicated registry.
+type Worker struct {
+	ID            string      `json:"id"`
+	Hive          string      `json:"hive"` // Hive.ID
+	Type          string      `json:"type"` // "cpu", "cuda", …
+	Version       string      `json:"version"`
+	Model         string      `json:"model"` // Model.ID: the name that clients use
+	ModelDigest   string      `json:"model_digest"`
+	Device        string      `json:"device"`
+	Slots         int         `json:"slots"`          // requests served at once
+	ContextTokens int         `json:"context_tokens"` // positions per slot
+	State         WorkerState `json:"state"`
+	Nonce         string      `json:"nonce"` // random per start: tells this worker from a later one with the same id
+	CreateIndex   uint64      `json:"create_index"`
+	ModifyIndex   uint64      `json:"modify_index"`
+	Load          Load        `json:"load"` // never in raft; zero until the first report
+}
+
+// Load is how busy a worker is, as its hive last reported it.
+type Load struct {
+	At              time.Time `json:"at,omitzero"` // of the report
+	Active          int       `json:"active"`
+	Queued          int       `json:"queued"`
+	TokensPerSecond float64   `json:"tokens_per_second"`
+	TokensTotal     int64     `json:"tokens_total"`
+	KVUsedTokens    int       `json:"kv_used_tokens"`
+}
+
+// Process is one worker process of a hive, seen by the operating system.
+type Process struct {
+	PID         int         `json:"pid"`
+	WorkerID    string      `json:"worker_id"`
+	Type        string      `json:"type"`
+	Model       string      `json:"model"`
+	Device      string      `json:"device"`
+	State       WorkerState `json:"state"`
+	MemoryBytes int64       `json:"memory_bytes"` // resident set, the process and its children
+	CPUPercent  float64     `json:"cpu_percent"`  // of one core, over the life of the process
+	StartedAt   time.Time   `json:"started_at"`
+	CommandLine []string    `json:"command_line,omitempty"` // only in a single process's answer, as all below
+	Children    []int       `json:"children,omitempty"`
+	Sockets     []string    `json:"sockets,omitempty"`
+	Log         []string    `json:"log,omitempty"` // the last lines, oldest first
+}
+
+// File is one file of a model or a worker binary.
+type File struct {
+	Path      string `json:"path"` // slash-separated, relative
+	SizeBytes int64  `json:"size_bytes"`
+	Digest    string `json:"digest"` // "sha256:<hex>"
+}
+
+// WorkerBinary is an installed worker type: plugin executable, engine libraries and manifest in the hive's worker catalog.
+type WorkerBinary struct {
+	ID            string    `json:"id"` // "<type>@<version>"
+	Type          string    `json:"type"`
+	Version       string    `json:"version"` // of the plugin; with an engine "<plugin version>-<engine name>-<engine version>"
+	EngineName    string    `json:"engine_name,omitempty"`
+	EngineVersion string    `json:"engine_version,omitempty"`
+	Source        string    `json:"source"` // catalog reference of the engine, or "local"
+	Digest        string    `json:"digest"` // of the executable
+	SizeBytes     int64     `json:"size_bytes"`
+	Path          string    `json:"path"`
+	InstalledAt   time.Time `json:"installed_at"`
+	Devices       []Device  `json:"devices"`           // what the probe found
+	Problem       string    `json:"problem,omitempty"` // what the probe says against using it here
+	Damaged       string    `json:"damaged,omitempty"` // why the entry cannot be used
+	InUseBy       []string  `json:"in_use_by"`         // worker ids
+	Files         []File    `json:"files,omitempty"`   // only in a single binary's answer
+}
+
+// Model is a model in a hive's store.
+type Model struct {
+	ID            string    `json:"id"` // the name that clients use
+	Aliases       []string  `json:"aliases"`
+	Ref           string    `json:"ref"` // catalog reference it came from, with the source's name
+	Digest        string    `json:"digest"`
+	SizeBytes     int64     `json:"size_bytes"`
+	License       string    `json:"license,omitempty"`
+	Architecture  string    `json:"architecture"`
+	Quantization  string    `json:"quantization"`
+	Parameters    int64     `json:"parameters"`
+	ContextTokens int       `json:"context_tokens"` // what the model was trained for
+	CreatedAt     time.Time `json:"created_at"`
+	Hives         []string  `json:"hives"`     // Hive.IDs that have it; empty in one hive's own answer
+	LoadedBy      []string  `json:"loaded_by"` // worker ids
+	Files         []File    `json:"files,omitempty"`
+	// EstimateBytes is the device memory that one worker with one slot and the model's own context needs.
+	EstimateBytes int64  `json:"estimate_bytes"`
+	Damaged       string `json:"damaged,omitempty"` // why the entry cannot be used
+}
+
+// CatalogItem is one thing that a catalog source offers.
+type CatalogItem struct {
+	Ref       string `json:"ref"` // with the source's name: "builtin:rbee-tiny"
+	Kind      string `json:"kind"`
+	Name      string `json:"name"`
+	Summary   string `json:"summary"`
+	SizeBytes int64  `json:"size_bytes"`
+	License   string `json:"license,omitempty"`
+}
+
+// Queen is a member of the raft cluster.
+type Queen struct {
+	ID      string `json:"id"`
+	Address string `json:"address"`
+	Leader  bool   `json:"leader"`
+	Voter   bool   `json:"voter"`
+}
+
+// Status is the whole cluster on one screen.
+type Status struct {
+	Version   string    `json:"version"`
+	Node      string    `json:"node"` // the queen that answers
+	StartedAt time.Time `json:"started_at"`
+	Leader    string    `json:"leader"` // empty: none known
+	Index     uint64    `json:"index"`  // last applied raft index
+	Queens    []Queen   `json:"queens"`
+	Hives     []Hive    `json:"hives"`
+	Workers   []Worker  `json:"workers"`
+	Models    []Model   `json:"models"`
+	Jobs      []Job     `json:"jobs"` // running ones and the latest ended
+	Problems  []string  `json:"problems"`
+}

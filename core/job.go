@@ -1,0 +1,151 @@
+package core
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Operation names what a job does. The names are the public API's.
+type Operation string
+
+// The operations that are jobs today.
+const (
+	OpWorkerDownload      Operation = "worker_download"
+	OpWorkerSpawn         Operation = "worker_spawn"
+	OpWorkerProcessDelete Operation = "worker_process_delete"
+	OpModelDownload       Operation = "model_download"
+	OpActiveWorkerRetire  Operation = "active_worker_retire"
+)
+
+// Request is the body of POST /v1/jobs: the operation's name, where to run it, and the fields of that operation.
+// Fields that an operation does not know are refused.
+type Request struct {
+	Operation Operation `json:"operation"`
+	Hive      string    `json:"hive,omitempty"`       // id, name or LocalHive; empty: the cluster chooses
+	RequestID string    `json:"request_id,omitempty"` // the same id twice is one job; at most 128 bytes
+
+	Type          string   `json:"type,omitempty"`           // worker_download, worker_spawn: worker type
+	From          string   `json:"from,omitempty"`           // worker_download: catalog reference of the engine instead of the plugin's own
+	Force         bool     `json:"force,omitempty"`          // worker_download: renew what is there
+	Model         string   `json:"model,omitempty"`          // worker_spawn: id, alias or reference; model_download: reference
+	Device        string   `json:"device,omitempty"`         // worker_spawn
+	Slots         int      `json:"slots,omitempty"`          // worker_spawn: 0: the hive's default
+	ContextTokens int      `json:"context_tokens,omitempty"` // worker_spawn: per slot; 0: the model's own, as far as memory allows
+	Threads       int      `json:"threads,omitempty"`        // worker_spawn: 0: the hive's default
+	PID           int      `json:"pid,omitempty"`            // worker_process_delete
+	Grace         Duration `json:"grace,omitempty"`          // worker_process_delete, active_worker_retire: how long running requests may go on
+	Worker        string   `json:"worker,omitempty"`         // active_worker_retire: id or unique prefix
+}
+
+// JobState is where a job is in its life.
+type JobState string
+
+// The job states. All but JobRunning are terminal.
+const (
+	JobRunning   JobState = "running"
+	JobSucceeded JobState = "succeeded"
+	JobFailed    JobState = "failed"
+	JobCancelled JobState = "cancelled"
+)
+
+// Job is one run of an operation. Its id is "<ulid>-<hive id>", so that any queen finds its owner.
+type Job struct {
+	ID        string          `json:"id"`
+	Operation Operation       `json:"operation"`
+	Hive      string          `json:"hive"` // Hive.ID of the owner
+	State     JobState        `json:"state"`
+	CreatedAt time.Time       `json:"created_at"`
+	EndedAt   time.Time       `json:"ended_at,omitzero"`
+	LastSeq   int64           `json:"last_seq"`         // of its newest event
+	Result    json.RawMessage `json:"result,omitempty"` // of the operation's own type, once it succeeded
+	Error     *Failure        `json:"error,omitempty"`  // once it failed or was cancelled
+}
+
+// EventKind says what an event tells.
+type EventKind string
+
+// The event kinds. A job has any number of progress and log events, at most one result, and one end, which is the last.
+const (
+	EventProgress EventKind = "progress"
+	EventLog      EventKind = "log"
+	EventResult   EventKind = "result"
+	EventEnd      EventKind = "end"
+)
+
+// Event is one numbered thing that happened in a job.
+type Event struct {
+	Seq      int64           `json:"seq"` // 1, 2, 3, … without gaps
+	At       time.Time       `json:"at"`
+	Kind     EventKind       `json:"kind"`
+	Progress *Progress       `json:"progress,omitempty"`
+	Message  string          `json:"message,omitempty"` // of a log event
+	Result   json.RawMessage `json:"result,omitempty"`  // of a result event
+	State    JobState        `json:"state,omitempty"`   // of the end event
+	Error    *Failure        `json:"error,omitempty"`   // of the end event of a job that failed
+}
+
+// Progress is how far one phase of a job is.
+type Progress struct {
+	Phase string `json:"phase"` // for people, and the key of a progress bar: "download rbee-tiny.gguf"
+	Done  int64  `json:"done"`
+	Total int64  `json:"total"`          // 0: unknown
+	Unit  string `json:"unit,omitempty"` // "bytes", "percent" or empty
+}
+
+// Failure is an error on the wire.
+type Failure struct {
+	Kind    Kind   `json:"kind"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"` // what to do next
+}
+
+// FailureOf is err for the wire; nil for a nil err.
+func FailureOf(err error) *Failure {
+	if err == nil {
+		return nil
+	}
+	return &Failure{Kind: KindOf(err), Message: err.Error(), Hint: HintOf(err)}
+}
+
+// Err is the failure as a classified error; nil for a nil failure.
+func (f *Failure) Err() error {
+	if f == nil {
+		return nil
+	}
+	return &Error{Kind: f.Kind, Hint: f.Hint, Err: errorString(f.Message)}
+}
+
+type errorString string
+
+func (e errorString) Error() string { return string(e) }
+
+// Duration is a time.Duration that is written as "1m30s" in JSON.
+type Duration time.Duration
+
+// MarshalText writes the duration as time.Duration.String does.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads what time.ParseDuration reads.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return E("", Invalid, err)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// SpawnResult is the result of worker_spawn.
+type SpawnResult struct {
+	Worker Worker `json:"worker"`
+	PID    int    `json:"pid"`
+}
+
+// ExitResult is the result of worker_process_delete and active_worker_retire.
+type ExitResult struct {
+	WorkerID    string `json:"worker_id"`
+	PID         int    `json:"pid"`
+	AlreadyGone bool   `json:"already_gone"`
+	Forced      bool   `json:"forced"` // it did not end by itself within the grace
+	Exit        string `json:"exit"`   // "exit code 0", "signal killed"; empty where unknown
+}

@@ -1,0 +1,69 @@
+// Package catalog is the contract of a catalog source: a plugin that finds models or engine libraries and brings their files.
+package catalog
+
+import (
+	"context"
+	"io"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// Source is what the author of a catalog source implements. Methods may be called concurrently.
+//
+// A reference is what stands behind the source's name and the colon: in "npm:@scope/pkg@1.0.0" the source "npm" is given "@scope/pkg@1.0.0".
+type Source interface {
+	sdk.Plugin
+	// Search emits what matches the query, best first, until everything is said, the query's limit is reached or emit fails.
+	Search(ctx context.Context, q Query, emit func(Item) error) error
+	// Resolve says which files a reference stands for, with sizes and digests. A reference that does not exist is ErrNotFound.
+	Resolve(ctx context.Context, ref string) (Manifest, error)
+	// Fetch writes the bytes of a file from offset to its end. The host checks size and digest.
+	Fetch(ctx context.Context, f File, offset int64, w io.Writer) error
+}
+
+// ItemKind says what a catalog item is.
+type ItemKind string
+
+// The kinds of item.
+const (
+	KindModel  ItemKind = "model"
+	KindEngine ItemKind = "engine"
+)
+
+// Query asks a source for items.
+type Query struct {
+	Text  string   // empty: everything
+	Kind  ItemKind // empty: every kind
+	Limit int      // 0: the source's choice
+}
+
+// Item is one thing a source offers.
+type Item struct {
+	Ref       string // without the source's name
+	Kind      ItemKind
+	Name      string // the name people call it by; a model with a bare Name can be used without naming the source
+	Summary   string // one line
+	SizeBytes int64  // 0: unknown
+	License   string
+}
+
+// Manifest says what a reference stands for.
+type Manifest struct {
+	Ref     string // exact: resolving it again gives the same files
+	Name    string // the default local name, such as "rbee-tiny"
+	Kind    ItemKind
+	Version string // of the thing, where it has one
+	License string
+	Files   []File // at least one; a model's first file is the GGUF to load
+}
+
+// File is one file of a manifest.
+type File struct {
+	Ref       string // the manifest's exact reference
+	Path      string // slash-separated, relative, no ".."
+	SizeBytes int64  // 0: unknown
+	// Digest is "sha256:<hex>", "sha512:<hex>" or empty where the origin publishes none.
+	Digest string
+	// Locator is the source's own way to find the file again in Fetch; opaque to the host.
+	Locator string
+}

@@ -1,0 +1,121 @@
+// Package sdk is the contract every rbee plugin fulfils: who it is, what it can be configured with, and how its configuration is judged.
+//
+// A plugin author imports this package and one of sdk/worker or sdk/catalog, implements the Go interface there and calls its Serve in main.
+// Nothing here pulls in hcl, raft or memberlist.
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+)
+
+// ProtocolVersion is the newest plugin protocol this SDK speaks. Additive features are capability strings in Info;
+// only a breaking change makes a new number.
+const ProtocolVersion = 1
+
+// Kind says what a plugin does. The executable of a plugin is named rbee-<kind>-<name>.
+type Kind string
+
+// The kinds of plugin that a host knows.
+const (
+	KindWorker  Kind = "worker"
+	KindCatalog Kind = "catalog"
+)
+
+// Plugin is what every plugin implements, whatever its kind. Methods may be called concurrently.
+type Plugin interface {
+	// Info says who the plugin is. It needs no configuration, is cheap, and answers the same for the life of the process.
+	Info(ctx context.Context) (Info, error)
+	// Schema says what may stand in the plugin's config block. It answers the same for the life of the process.
+	Schema(ctx context.Context) (Schema, error)
+	// Configure judges and takes the configuration. It is called once, before anything but Info and Schema.
+	// Diagnostics are the user's fault and are shown at the line of the configuration file; an error is the plugin's own.
+	Configure(ctx context.Context, config Config) (Diagnostics, error)
+}
+
+// Info describes a plugin.
+type Info struct {
+	Name         string   // the part of the executable's name behind rbee-<kind>-, such as "cpu"
+	Kind         Kind     //
+	Version      string   // of the plugin, without a leading v
+	Summary      string   // one line for people
+	Capabilities []string // additive features, sorted; see the constants of the kind's package
+	// Engine is the engine library set that the plugin needs beside its executable on this operating system and architecture.
+	// The zero value means that it needs none.
+	Engine Engine
+}
+
+// Engine names a library set that a catalog source provides and the host unpacks beside the plugin.
+type Engine struct {
+	Name    string // such as "llama.cpp"; empty: no engine needed
+	Version string // such as "v0.5.0"
+	Ref     string // catalog reference, such as "npm:@node-llama-cpp/linux-x64@3.22.1"
+	// Prefix selects the files of the archive: those below this folder, which is cut off. It ends with a slash.
+	Prefix string
+	// Links maps a link's name to the file it points to, both in the unpacked folder.
+	Links map[string]string
+}
+
+// Config is what Configure is given.
+type Config struct {
+	// JSON is the decoded config block: an object whose keys are those of the Schema, defaults filled in.
+	JSON json.RawMessage
+	// EngineDir is the folder of the unpacked Engine; empty where none is needed or none is there yet.
+	EngineDir string
+}
+
+// Schema describes a config block: its attributes and nested blocks.
+type Schema struct {
+	Attributes []Attribute
+	Blocks     []Block
+}
+
+// Attribute is one name = value of a config block.
+type Attribute struct {
+	Name      string
+	Type      string          // an HCL type expression: "string", "number", "bool", "list(string)", "map(string)", …
+	Required  bool            // a required attribute has no default
+	Default   json.RawMessage // nil: null where it is left out
+	Sensitive bool            // never shown or logged
+	Doc       string          // one or two sentences for people
+}
+
+// Block is a nested block of a config block.
+type Block struct {
+	Name     string
+	Schema   Schema
+	Repeated bool // decoded as a list of objects; otherwise as one object or null
+	Required bool
+	Doc      string
+}
+
+// Severity says how bad a Diagnostic is.
+type Severity int
+
+// The severities. The zero value is Error, so that a forgotten severity is never milder than meant.
+const (
+	Error Severity = iota
+	Warning
+)
+
+// Diagnostic is one complaint about the configuration.
+type Diagnostic struct {
+	Severity Severity
+	Summary  string // short, capitalised, no full stop: "No such device"
+	Detail   string // full sentences that say what to do
+	// Path leads to the value: string steps are attribute and block names, int steps are list indexes.
+	Path []any
+}
+
+// Diagnostics is a list of complaints. Empty means that the configuration is taken.
+type Diagnostics []Diagnostic
+
+// HasErrors says whether any of the diagnostics is an error.
+func (d Diagnostics) HasErrors() bool {
+	for _, x := range d {
+		if x.Severity == Error {
+			return true
+		}
+	}
+	return false
+}

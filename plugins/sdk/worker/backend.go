@@ -1,0 +1,101 @@
+// Package worker is the contract of a worker type: a plugin that serves models on the devices of one machine.
+//
+// One plugin process is one worker. The same executable runs as a probe (Configure and Fingerprint, no device memory)
+// or as a worker (Start with one model).
+package worker
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// Backend is what the author of a worker type implements. Methods may be called concurrently.
+type Backend interface {
+	sdk.Plugin
+	// Fingerprint reports devices and health: at once, on change, and at least every 30 s, until ctx ends or emit fails.
+	// It must answer without an engine folder and must not allocate device memory.
+	Fingerprint(ctx context.Context, emit func(Fingerprint) error) error
+	// Start loads the model and returns when it can serve. Progress never goes backwards. It is called at most once in the life of a process.
+	// The SDK serves the returned handler, which speaks OpenAI's HTTP API, on the worker's data socket.
+	Start(ctx context.Context, spec StartSpec, progress func(Progress) error) (http.Handler, error)
+	// Status reports the state and the load of the worker. It is cheap and answers also while a model loads.
+	Status(ctx context.Context) (Status, error)
+	// Drain refuses new work and returns when the last running request is finished, or with ctx.
+	Drain(ctx context.Context) error
+	// Stop ends the work within grace and frees the device. It is idempotent; the process exits after it.
+	Stop(ctx context.Context, grace time.Duration) error
+}
+
+// Fingerprint is what a worker type finds on its machine.
+type Fingerprint struct {
+	// Problem says in one sentence why the worker type cannot work here and what to do; empty: it can.
+	Problem string
+	// Warnings are worth a line to the operator though the type works.
+	Warnings []string
+	Devices  []Device
+}
+
+// Device is one thing that models can be loaded on.
+type Device struct {
+	ID         string // unique on the machine: "cpu", "cuda:0", "metal:0"
+	Kind       string // "cpu", "cuda", "metal", …
+	Name       string // for people: "NVIDIA RTX 4090"
+	TotalBytes int64  // memory of the device; 0: unknown
+	FreeBytes  int64  // memory free now; 0 with a TotalBytes of 0: unknown
+	Problem    string // why the device cannot be used; empty: it can
+}
+
+// StartSpec says what a worker shall serve.
+type StartSpec struct {
+	WorkerID      string
+	Nonce         string // random per start; Status returns it, so that a host can tell this worker from another behind the same socket
+	ModelPath     string // a GGUF file
+	ModelID       string // the name that clients use
+	Device        string // a Device.ID
+	Slots         int    // requests served at once, 1 or more
+	ContextTokens int    // positions per slot; 0: the backend's choice, at most what the model was trained for
+	Threads       int    // CPU threads; 0: the backend's choice
+	EngineDir     string // as in sdk.Config
+}
+
+// Progress is how far a model is loaded.
+type Progress struct {
+	Phase   string // for people: "reading the model"
+	Done    int64  // in Unit; never goes backwards within a phase
+	Total   int64  // in Unit; 0: unknown
+	Unit    string // "bytes", "percent" or empty
+	Message string // a log line for people, where there is something to say
+}
+
+// State is where a worker is in its life.
+type State string
+
+// The states, in the order of a worker's life.
+const (
+	StateIdle     State = "idle"     // started as a process, no model asked for
+	StateLoading  State = "loading"  //
+	StateReady    State = "ready"    //
+	StateDraining State = "draining" // refuses new requests
+	StateStopped  State = "stopped"  //
+	StateFailed   State = "failed"   // the process is of no more use
+)
+
+// Status is the state and load of a worker at one moment.
+type Status struct {
+	WorkerID        string
+	Nonce           string
+	ModelID         string
+	State           State
+	Problem         string  // why it failed
+	Slots           int     // requests served at once
+	ContextTokens   int     // positions per slot
+	Active          int     // requests in a slot
+	Queued          int     // requests that wait for one
+	TokensPerSecond float64 // generated tokens of all slots, over the last seconds
+	TokensTotal     int64   // generated tokens since Start
+	KVUsedTokens    int     // cache positions in use, all slots
+	MemoryBytes     int64   // of the device, where the engine can tell; 0: unknown
+}
