@@ -1,0 +1,153 @@
+package wire
+
+import (
+	"github.com/rbee-project/rbee/core"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+)
+
+// FileToProto is for the files of models and worker binaries.
+func FileToProto(f core.File) *hivev1.File {
+	return &hivev1.File{Path: f.Path, SizeBytes: f.SizeBytes, Digest: f.Digest}
+}
+
+// FileFromProto undoes FileToProto.
+func FileFromProto(f *hivev1.File) core.File {
+	return core.File{Path: f.GetPath(), SizeBytes: f.GetSizeBytes(), Digest: f.GetDigest()}
+}
+
+// ProcessToProto is for a hive's process table.
+func ProcessToProto(p core.Process) *hivev1.Process {
+	return &hivev1.Process{
+		Pid:         int64(p.PID),
+		WorkerId:    p.WorkerID,
+		Type:        p.Type,
+		Model:       p.Model,
+		Device:      p.Device,
+		State:       string(p.State),
+		MemoryBytes: p.MemoryBytes,
+		CpuPercent:  p.CPUPercent,
+		StartedAt:   timeToProto(p.StartedAt),
+		CommandLine: copied(p.CommandLine),
+		Children:    optional(p.Children, func(pid int) int64 { return int64(pid) }),
+		Sockets:     copied(p.Sockets),
+		Log:         copied(p.Log),
+	}
+}
+
+// ProcessFromProto undoes ProcessToProto.
+func ProcessFromProto(p *hivev1.Process) core.Process {
+	return core.Process{
+		PID:         int(p.GetPid()),
+		WorkerID:    p.GetWorkerId(),
+		Type:        p.GetType(),
+		Model:       p.GetModel(),
+		Device:      p.GetDevice(),
+		State:       core.WorkerState(p.GetState()),
+		MemoryBytes: p.GetMemoryBytes(),
+		CPUPercent:  p.GetCpuPercent(),
+		StartedAt:   timeFromProto(p.GetStartedAt()),
+		CommandLine: copied(p.GetCommandLine()),
+		Children:    optional(p.GetChildren(), func(pid int64) int { return int(pid) }),
+		Sockets:     copied(p.GetSockets()),
+		Log:         copied(p.GetLog()),
+	}
+}
+
+// BinaryToProto is for a hive's worker catalog.
+func BinaryToProto(b core.WorkerBinary) *hivev1.Binary {
+	return &hivev1.Binary{
+		Id:            b.ID,
+		Type:          b.Type,
+		Version:       b.Version,
+		EngineName:    b.EngineName,
+		EngineVersion: b.EngineVersion,
+		Source:        b.Source,
+		Digest:        b.Digest,
+		SizeBytes:     b.SizeBytes,
+		Path:          b.Path,
+		InstalledAt:   timeToProto(b.InstalledAt),
+		Devices:       All(b.Devices, DeviceToProto),
+		Problem:       b.Problem,
+		Damaged:       b.Damaged,
+		InUseBy:       filled(b.InUseBy),
+		Files:         optional(b.Files, FileToProto),
+	}
+}
+
+// BinaryFromProto undoes BinaryToProto.
+func BinaryFromProto(b *hivev1.Binary) core.WorkerBinary {
+	return core.WorkerBinary{
+		ID:            b.GetId(),
+		Type:          b.GetType(),
+		Version:       b.GetVersion(),
+		EngineName:    b.GetEngineName(),
+		EngineVersion: b.GetEngineVersion(),
+		Source:        b.GetSource(),
+		Digest:        b.GetDigest(),
+		SizeBytes:     b.GetSizeBytes(),
+		Path:          b.GetPath(),
+		InstalledAt:   timeFromProto(b.GetInstalledAt()),
+		Devices:       All(b.GetDevices(), DeviceFromProto),
+		Problem:       b.GetProblem(),
+		Damaged:       b.GetDamaged(),
+		InUseBy:       filled(b.GetInUseBy()),
+		Files:         optional(b.GetFiles(), FileFromProto),
+	}
+}
+
+// ModelToProto is for a hive's store. Hives is not carried: one hive does not know who else has the model.
+func ModelToProto(m core.Model) *hivev1.Model {
+	return &hivev1.Model{
+		Id:            m.ID,
+		Aliases:       filled(m.Aliases),
+		Ref:           m.Ref,
+		Digest:        m.Digest,
+		SizeBytes:     m.SizeBytes,
+		License:       m.License,
+		Architecture:  m.Architecture,
+		Quantization:  m.Quantization,
+		Parameters:    m.Parameters,
+		ContextTokens: int64(m.ContextTokens),
+		CreatedAt:     timeToProto(m.CreatedAt),
+		LoadedBy:      filled(m.LoadedBy),
+		Files:         optional(m.Files, FileToProto),
+		EstimateBytes: m.EstimateBytes,
+		Damaged:       m.Damaged,
+	}
+}
+
+// ModelFromProto undoes ModelToProto; Hives is empty.
+func ModelFromProto(m *hivev1.Model) core.Model {
+	return core.Model{
+		ID:            m.GetId(),
+		Aliases:       filled(m.GetAliases()),
+		Ref:           m.GetRef(),
+		Digest:        m.GetDigest(),
+		SizeBytes:     m.GetSizeBytes(),
+		License:       m.GetLicense(),
+		Architecture:  m.GetArchitecture(),
+		Quantization:  m.GetQuantization(),
+		Parameters:    m.GetParameters(),
+		ContextTokens: int(m.GetContextTokens()),
+		CreatedAt:     timeFromProto(m.GetCreatedAt()),
+		Hives:         []string{},
+		LoadedBy:      filled(m.GetLoadedBy()),
+		Files:         optional(m.GetFiles(), FileFromProto),
+		EstimateBytes: m.GetEstimateBytes(),
+		Damaged:       m.GetDamaged(),
+	}
+}
+
+// CatalogItemToProto is for a hive's catalog search.
+func CatalogItemToProto(i core.CatalogItem) *hivev1.CatalogItem {
+	return &hivev1.CatalogItem{
+		Ref: i.Ref, Kind: i.Kind, Name: i.Name, Summary: i.Summary, SizeBytes: i.SizeBytes, License: i.License,
+	}
+}
+
+// CatalogItemFromProto undoes CatalogItemToProto.
+func CatalogItemFromProto(i *hivev1.CatalogItem) core.CatalogItem {
+	return core.CatalogItem{
+		Ref: i.GetRef(), Kind: i.GetKind(), Name: i.GetName(), Summary: i.GetSummary(), SizeBytes: i.GetSizeBytes(), License: i.GetLicense(),
+	}
+}

@@ -1,0 +1,94 @@
+package wire
+
+import (
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+// HiveToProto is for heartbeats. Status, LastBeat and the raft indexes are not carried: they are the queen's to say.
+func HiveToProto(h core.Hive) *queenv1.Hive {
+	return &queenv1.Hive{
+		Id:          h.ID,
+		Name:        h.Name,
+		Version:     h.Version,
+		Os:          h.OS,
+		Arch:        h.Arch,
+		Incarnation: h.Incarnation,
+		Devices:     All(h.Devices, DeviceToProto),
+		WorkerTypes: filled(h.WorkerTypes),
+	}
+}
+
+// HiveFromProto undoes HiveToProto.
+func HiveFromProto(h *queenv1.Hive) core.Hive {
+	return core.Hive{
+		ID:          h.GetId(),
+		Name:        h.GetName(),
+		Version:     h.GetVersion(),
+		OS:          h.GetOs(),
+		Arch:        h.GetArch(),
+		Incarnation: h.GetIncarnation(),
+		Devices:     All(h.GetDevices(), DeviceFromProto),
+		WorkerTypes: filled(h.GetWorkerTypes()),
+	}
+}
+
+// WorkerToProto is for heartbeats. Hive is not carried, it is the sender; nor are the raft indexes and the time of the load report.
+func WorkerToProto(w core.Worker) *queenv1.Worker {
+	return &queenv1.Worker{
+		Id:            w.ID,
+		Type:          w.Type,
+		Version:       w.Version,
+		Model:         w.Model,
+		ModelDigest:   w.ModelDigest,
+		Device:        w.Device,
+		Slots:         int32Of(w.Slots),
+		ContextTokens: int32Of(w.ContextTokens),
+		State:         string(w.State),
+		Nonce:         w.Nonce,
+		Load:          LoadToProto(w.Load),
+	}
+}
+
+// WorkerFromProto undoes WorkerToProto for a worker of the hive with the given id, whose load was reported at the given time.
+func WorkerFromProto(w *queenv1.Worker, hive string, at time.Time) core.Worker {
+	return core.Worker{
+		ID:            w.GetId(),
+		Hive:          hive,
+		Type:          w.GetType(),
+		Version:       w.GetVersion(),
+		Model:         w.GetModel(),
+		ModelDigest:   w.GetModelDigest(),
+		Device:        w.GetDevice(),
+		Slots:         int(w.GetSlots()),
+		ContextTokens: int(w.GetContextTokens()),
+		State:         core.WorkerState(w.GetState()),
+		Nonce:         w.GetNonce(),
+		Load:          LoadFromProto(w.GetLoad(), at),
+	}
+}
+
+// LoadToProto is for heartbeats. At is not carried: clocks differ, the receiver sets its own.
+func LoadToProto(l core.Load) *queenv1.Load {
+	return &queenv1.Load{
+		Active:          int32Of(l.Active),
+		Queued:          int32Of(l.Queued),
+		TokensPerSecond: l.TokensPerSecond,
+		TokensTotal:     l.TokensTotal,
+		KvUsedTokens:    int64(l.KVUsedTokens),
+	}
+}
+
+// LoadFromProto undoes LoadToProto for a report that arrived at the given time.
+func LoadFromProto(l *queenv1.Load, at time.Time) core.Load {
+	return core.Load{
+		At:              at,
+		Active:          int(l.GetActive()),
+		Queued:          int(l.GetQueued()),
+		TokensPerSecond: l.GetTokensPerSecond(),
+		TokensTotal:     l.GetTokensTotal(),
+		KVUsedTokens:    int(l.GetKvUsedTokens()),
+	}
+}

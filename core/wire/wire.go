@@ -1,0 +1,89 @@
+// Package wire turns core nouns into protobuf messages and back.
+//
+// XToProto and XFromProto are for the messages of queen.v1, hive.v1 and job.v1; XToRaft and XFromRaft for those of raft.v1.
+// A nil message becomes the zero noun, a zero time is a missing timestamp, and lists that the public API writes as [] are never nil after FromProto.
+// Slices are copied: noun and message share no memory that either side may change.
+package wire
+
+import (
+	"math"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/rbee-project/rbee/core"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+)
+
+// All converts a list. The result is never nil: it is [] in JSON.
+func All[A, B any](list []A, convert func(A) B) []B {
+	out := make([]B, 0, len(list))
+	for _, v := range list {
+		out = append(out, convert(v))
+	}
+	return out
+}
+
+// optional converts a list that JSON leaves out when it is empty.
+func optional[A, B any](list []A, convert func(A) B) []B {
+	if len(list) == 0 {
+		return nil
+	}
+	return All(list, convert)
+}
+
+// filled copies a list whose JSON is [] when it is empty.
+func filled(list []string) []string {
+	return append(make([]string, 0, len(list)), list...)
+}
+
+// copied copies a list whose JSON is left out when it is empty.
+func copied(list []string) []string {
+	if len(list) == 0 {
+		return nil
+	}
+	return slices.Clone(list)
+}
+
+// bytesOf copies bytes; no bytes are nil.
+func bytesOf(b []byte) []byte {
+	if len(b) == 0 {
+		return nil
+	}
+	return slices.Clone(b)
+}
+
+// int32Of narrows a count; what does not fit becomes the nearest that does.
+func int32Of(n int) int32 {
+	return int32(min(max(int64(n), math.MinInt32), math.MaxInt32))
+}
+
+func timeToProto(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+// timeFromProto gives UTC; a missing or impossible timestamp is the zero time.
+func timeFromProto(t *timestamppb.Timestamp) time.Time {
+	if !t.IsValid() {
+		return time.Time{}
+	}
+	return t.AsTime()
+}
+
+// DeviceToProto is for heartbeats and for a hive's answers.
+func DeviceToProto(d core.Device) *hivev1.Device {
+	return &hivev1.Device{
+		Id: d.ID, Kind: d.Kind, Name: d.Name, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes, Problem: d.Problem,
+	}
+}
+
+// DeviceFromProto undoes DeviceToProto.
+func DeviceFromProto(d *hivev1.Device) core.Device {
+	return core.Device{
+		ID: d.GetId(), Kind: d.GetKind(), Name: d.GetName(), TotalBytes: d.GetTotalBytes(), FreeBytes: d.GetFreeBytes(), Problem: d.GetProblem(),
+	}
+}
