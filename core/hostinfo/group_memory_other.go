@@ -1,0 +1,5 @@
+//go:build !linux
+
+package hostinfo
+
+func groupMemory() (limit, used int64, ok bool) { return 0, 0, false }

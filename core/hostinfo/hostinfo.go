@@ -1,0 +1,94 @@
+// Package hostinfo tells what this machine has and what its processes are, and signals a process only when it is the very one that is meant.
+package hostinfo
+
+import (
+	"context"
+	"os"
+	"runtime"
+
+	"github.com/shirou/gopsutil/v4/cpu"
+	"github.com/shirou/gopsutil/v4/disk"
+	"github.com/shirou/gopsutil/v4/load"
+	"github.com/shirou/gopsutil/v4/mem"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Host is this machine at one moment.
+type Host struct {
+	Name          string // as the operating system knows it
+	OS            string // as GOOS
+	Arch          string // as GOARCH
+	LogicalCPUs   int    // hardware threads, 1 or more
+	PhysicalCPUs  int    // cores; equal to LogicalCPUs where it cannot be told
+	Load1         float64
+	Load5         float64
+	Load15        float64
+	Memory        Memory
+	DiskFreeBytes int64 // of the file system of the folder that Read was given; 0 without one
+}
+
+// Memory is the main memory of this machine.
+type Memory struct {
+	TotalBytes     int64
+	AvailableBytes int64 // what can be had without swapping
+}
+
+// Read looks at this machine. dir names the folder whose file system is looked at and may be empty. Errors: Internal.
+// What a machine cannot tell, such as its load, is left zero.
+func Read(ctx context.Context, dir string) (Host, error) {
+	h := Host{OS: runtime.GOOS, Arch: runtime.GOARCH}
+	var err error
+	if h.Name, err = os.Hostname(); err != nil {
+		return Host{}, core.Errorf("read host", core.Internal, "host name: %w", err)
+	}
+	if h.Memory, err = ReadMemory(ctx); err != nil {
+		return Host{}, err
+	}
+	if h.LogicalCPUs, err = cpu.CountsWithContext(ctx, true); err != nil || h.LogicalCPUs < 1 {
+		h.LogicalCPUs = runtime.NumCPU()
+	}
+	if h.PhysicalCPUs, err = cpu.CountsWithContext(ctx, false); err != nil || h.PhysicalCPUs < 1 {
+		h.PhysicalCPUs = h.LogicalCPUs
+	}
+	if avg, err := load.AvgWithContext(ctx); err == nil {
+		h.Load1, h.Load5, h.Load15 = avg.Load1, avg.Load5, avg.Load15
+	}
+	if dir != "" {
+		if h.DiskFreeBytes, err = DiskFree(ctx, dir); err != nil {
+			return Host{}, err
+		}
+	}
+	return h, nil
+}
+
+// ReadMemory returns the main memory, bounded by the memory limit of the control group where there is one. Errors: Internal.
+func ReadMemory(ctx context.Context) (Memory, error) {
+	v, err := mem.VirtualMemoryWithContext(ctx)
+	if err != nil {
+		return Memory{}, core.Errorf("read host", core.Internal, "memory: %w", err)
+	}
+	m := Memory{TotalBytes: clamp(v.Total), AvailableBytes: clamp(v.Available)}
+	if limit, used, ok := groupMemory(); ok && limit < m.TotalBytes {
+		m.TotalBytes = limit
+		m.AvailableBytes = min(m.AvailableBytes, max(limit-used, 0))
+	}
+	return m, nil
+}
+
+// DiskFree returns the bytes that an ordinary user can still write to the file system of dir. Errors: Internal.
+func DiskFree(ctx context.Context, dir string) (int64, error) {
+	u, err := disk.UsageWithContext(ctx, dir)
+	if err != nil {
+		return 0, core.Errorf("read host", core.Internal, "disk of %s: %w", dir, err)
+	}
+	return clamp(u.Free), nil
+}
+
+func clamp(v uint64) int64 {
+	const most = 1<<63 - 1
+	if v > most {
+		return most
+	}
+	return int64(v)
+}

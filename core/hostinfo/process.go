@@ -1,0 +1,209 @@
+package hostinfo
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/shirou/gopsutil/v4/net"
+	"github.com/shirou/gopsutil/v4/process"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Identity tells a process from every other that ever had or will have its pid. It is comparable and survives JSON.
+type Identity struct {
+	PID int `json:"pid"`
+	// Start is the start time: clock ticks since boot on Linux, milliseconds since 1970 elsewhere.
+	Start uint64 `json:"start"`
+	// BootID names the boot that Start counts from; empty where Start needs none.
+	BootID string `json:"boot_id,omitempty"`
+}
+
+// Identify returns the identity of the process that has pid now. A process that has ended but was not collected yet counts as gone.
+// Errors: NotFound.
+func Identify(pid int) (Identity, error) {
+	if pid <= 0 {
+		return Identity{}, gone(pid)
+	}
+	id, ended, err := identify(pid)
+	switch {
+	case err != nil:
+		return Identity{}, err
+	case ended:
+		return Identity{}, gone(pid)
+	}
+	return id, nil
+}
+
+// Alive says whether the process of this identity still runs.
+func (id Identity) Alive() bool {
+	now, err := Identify(id.PID)
+	return err == nil && now == id
+}
+
+// Process is a held process: a signal through it reaches the identified process or nobody. Close it. Methods may be called concurrently.
+type Process struct {
+	id   Identity
+	held *os.Process
+}
+
+// Open takes hold of the process of an identity. Errors: NotFound when it is gone or its pid now belongs to another process,
+// Forbidden for a process that must never be signalled: the first one, this one, its parent, one of another user.
+func Open(id Identity) (*Process, error) {
+	if id.PID <= 1 || id.PID == os.Getpid() || id.PID == os.Getppid() {
+		return nil, core.Errorf("open process", core.Forbidden, "process %d is not one that may be signalled", id.PID)
+	}
+	held, err := os.FindProcess(id.PID)
+	if err != nil {
+		return nil, gone(id.PID)
+	}
+	// Only now, with the process held, does a look at the pid say whom the handle reaches.
+	now, err := Identify(id.PID)
+	if err == nil && now != id {
+		err = core.Errorf("open process", core.NotFound, "process %d is another one by now: it started at another time", id.PID)
+	}
+	if err == nil {
+		err = ownUser(id.PID)
+	}
+	if err != nil {
+		return nil, errors.Join(err, held.Release())
+	}
+	return &Process{id: id, held: held}, nil
+}
+
+// Identity returns what Open was given.
+func (p *Process) Identity() Identity { return p.id }
+
+// Alive says whether the process still runs.
+func (p *Process) Alive() bool { return p.id.Alive() }
+
+// Signal sends sig to the process alone. Errors: NotFound when it has ended.
+func (p *Process) Signal(sig syscall.Signal) error {
+	if !exactHandles && !p.id.Alive() {
+		return gone(p.id.PID)
+	}
+	return p.signalled(p.held.Signal(sig))
+}
+
+// SignalGroup sends sig to the process and all of its group. Errors: NotFound when it has ended, Forbidden when it does not lead its group,
+// since others than its own would be hit.
+func (p *Process) SignalGroup(sig syscall.Signal) error {
+	if !p.id.Alive() {
+		return gone(p.id.PID)
+	}
+	group, err := syscall.Getpgid(p.id.PID)
+	if err != nil {
+		return p.signalled(err)
+	}
+	if group != p.id.PID {
+		return core.Errorf("signal group", core.Forbidden, "process %d does not lead its process group", p.id.PID)
+	}
+	return p.signalled(signalGroup(p.held, p.id, sig))
+}
+
+// KillGroup kills the process and all of its group at once. Errors as SignalGroup.
+func (p *Process) KillGroup() error { return p.SignalGroup(syscall.SIGKILL) }
+
+// Close lets go of the process, which goes on.
+func (p *Process) Close() error { return p.held.Release() }
+
+func (p *Process) signalled(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrProcessDone), errors.Is(err, syscall.ESRCH):
+		return gone(p.id.PID)
+	case errors.Is(err, syscall.EPERM):
+		return core.E("signal process", core.Forbidden, err)
+	}
+	return core.E("signal process", core.Internal, err)
+}
+
+// Usage is what a process uses, as the operating system counts it.
+type Usage struct {
+	StartedAt   time.Time
+	MemoryBytes int64   // resident set, the process and its descendants
+	CPUPercent  float64 // of one core, over the life of the process
+}
+
+// Details is Usage and what else is worth knowing of one process.
+type Details struct {
+	Usage
+	CommandLine []string
+	Children    []int    // pids of all descendants, ascending
+	Sockets     []string // paths of its unix sockets, ascending
+}
+
+// ReadUsage returns what the process of an identity uses. Errors: NotFound when it is gone.
+func ReadUsage(ctx context.Context, id Identity) (Usage, error) {
+	u, _, err := usage(ctx, id)
+	return u, err
+}
+
+// ReadDetails returns what the process of an identity is and uses. Errors: NotFound when it is gone.
+func ReadDetails(ctx context.Context, id Identity) (Details, error) {
+	u, family, err := usage(ctx, id)
+	if err != nil {
+		return Details{}, err
+	}
+	d := Details{Usage: u}
+	for _, p := range family[1:] {
+		d.Children = append(d.Children, int(p.Pid))
+	}
+	slices.Sort(d.Children)
+	if d.CommandLine, err = family[0].CmdlineSliceWithContext(ctx); err != nil {
+		return Details{}, core.Errorf("read process", core.NotFound, "command line of process %d: %w", id.PID, err)
+	}
+	// Where sockets cannot be told the rest is still worth an answer.
+	if conns, err := net.ConnectionsPidWithContext(ctx, "unix", int32(id.PID)); err == nil {
+		for _, c := range conns {
+			if c.Laddr.IP != "" {
+				d.Sockets = append(d.Sockets, c.Laddr.IP)
+			}
+		}
+	}
+	slices.Sort(d.Sockets)
+	d.Sockets = slices.Compact(d.Sockets)
+	if !id.Alive() {
+		return Details{}, gone(id.PID)
+	}
+	return d, nil
+}
+
+// usage reads the process and its descendants; the process itself comes first.
+func usage(ctx context.Context, id Identity) (Usage, []*process.Process, error) {
+	if !id.Alive() {
+		return Usage{}, nil, gone(id.PID)
+	}
+	p, err := process.NewProcessWithContext(ctx, int32(id.PID))
+	if err != nil {
+		return Usage{}, nil, gone(id.PID)
+	}
+	family := []*process.Process{p}
+	family = append(family, descendants(ctx, p)...)
+	var u Usage
+	for _, f := range family {
+		if m, err := f.MemoryInfoWithContext(ctx); err == nil {
+			u.MemoryBytes += clamp(m.RSS)
+		}
+	}
+	if ms, err := p.CreateTimeWithContext(ctx); err == nil {
+		u.StartedAt = time.UnixMilli(ms)
+	}
+	if percent, err := p.CPUPercentWithContext(ctx); err == nil {
+		u.CPUPercent = percent
+	}
+	// What was read belongs to the identity only if the pid did so all the time.
+	if !id.Alive() {
+		return Usage{}, nil, gone(id.PID)
+	}
+	return u, family, nil
+}
+
+func gone(pid int) error {
+	return core.Errorf("read process", core.NotFound, "process %d is not there any more", pid)
+}
