@@ -1,0 +1,116 @@
+package coretest_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+const module = "github.com/rbee-project/rbee"
+
+// allowed is the import table of contributing/design.md, section 3: which packages of rbee a package may import.
+// A pattern ends in /... for a whole tree. Every package must match exactly one row, the first that fits.
+var allowed = []struct {
+	packages string
+	imports  []string
+}{
+	{"core", nil},
+	{"proto/...", []string{"proto/..."}},
+	{"plugins/sdk", []string{"proto/plugin/v1"}},
+	{"plugins/sdk/openai", nil},
+	{"plugins/sdk/worker", []string{"plugins/sdk", "proto/plugin/v1", "proto/worker/v1"}},
+	{"plugins/sdk/catalog", []string{"plugins/sdk", "proto/plugin/v1", "proto/catalog/v1"}},
+	{"plugins/sdk/...", []string{"plugins/sdk/...", "proto/plugin/v1", "proto/worker/v1", "proto/catalog/v1"}},
+	{"plugins/...", []string{"plugins/sdk/...", "plugins/llamacpp"}},
+	{"raft/state", []string{"core", "proto/raft/v1"}},
+	{"raft/fsm", []string{"core", "proto/raft/v1", "raft/state"}},
+	{"raft/logstore", []string{"core", "proto/raft/v1"}},
+	{"raft/node", []string{"core", "proto/raft/v1", "raft/..."}},
+	{"core/gguf", []string{"core"}},
+	{"core/sched", []string{"core"}},
+	{"core/job", []string{"core"}},
+	{"core/store", []string{"core", "core/gguf"}},
+	{"core/hostinfo", []string{"core"}},
+	{"core/config", []string{"core"}},
+	{"core/rpc", []string{"core"}},
+	{"core/wire", []string{"core", "proto/..."}},
+	{"core/pluginhost", []string{"core", "core/config", "core/hostinfo", "core/rpc", "plugins/sdk/...", "proto/plugin/v1", "proto/worker/v1", "proto/catalog/v1"}},
+	{"core/hive", []string{"core", "core/job", "core/store", "core/gguf", "core/hostinfo", "core/pluginhost", "core/wire", "core/rpc", "proto/...", "plugins/sdk/..."}},
+	{"core/queen", []string{"core", "core/sched", "core/job", "core/wire", "core/rpc", "raft/node", "raft/fsm", "raft/state", "proto/..."}},
+	{"core/gateway", []string{"core", "plugins/sdk/openai"}},
+	{"core/client", []string{"core", "plugins/sdk/openai"}},
+	{"core/agent", []string{"core/...", "raft/node", "plugins/sdk/...", "proto/..."}},
+	{"core/coretest/...", []string{"core/...", "plugins/sdk/..."}},
+	{"cmd/rbee/...", []string{"core/...", "plugins/sdk/..."}},
+}
+
+// engineOnly may be imported only below plugins/llamacpp: yzma panics at start without libffi.
+var engineOnly = []string{"github.com/hybridgroup/yzma", "github.com/ebitengine/purego", "github.com/jupiterrider/ffi"}
+
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+}
+
+func TestImportsFollowTheTable(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", module+"/...")
+	out, err := cmd.Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		t.Fatalf("go list: %v\n%s", err, exit.Stderr)
+	}
+	must.NoError(t, err)
+	seen := 0
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; seen++ {
+		var p goPackage
+		err := dec.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		must.NoError(t, err)
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		i := slices.IndexFunc(allowed, func(r struct {
+			packages string
+			imports  []string
+		},
+		) bool {
+			return matches(r.packages, name)
+		})
+		if i < 0 {
+			t.Errorf("package %s is in no row of the table: add it there and to contributing/design.md", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			if rel, ok := strings.CutPrefix(imp, module+"/"); ok {
+				if !slices.ContainsFunc(allowed[i].imports, func(pattern string) bool { return matches(pattern, rel) }) {
+					t.Errorf("%s imports %s, which its row (%s) does not allow", name, rel, allowed[i].packages)
+				}
+				continue
+			}
+			if !strings.HasPrefix(name, "plugins/llamacpp") && slices.ContainsFunc(engineOnly, func(e string) bool { return strings.HasPrefix(imp, e) }) {
+				t.Errorf("%s imports %s, which only the engine may", name, imp)
+			}
+			if name == "core" && strings.Contains(strings.SplitN(imp, "/", 2)[0], ".") {
+				t.Errorf("core imports %s: it may use the standard library only", imp)
+			}
+			if slices.Contains([]string{"utils", "util", "helper", "helpers", "common", "types"}, path.Base(name)) {
+				t.Errorf("package %s: name it for what it does", name)
+			}
+		}
+	}
+	must.Greater(t, 20, seen)
+}
+
+func matches(pattern, name string) bool {
+	if tree, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return name == tree || strings.HasPrefix(name, tree+"/")
+	}
+	return pattern == name
+}
