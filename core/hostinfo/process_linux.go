@@ -1,0 +1,201 @@
+package hostinfo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/shirou/gopsutil/v4/process"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// exactHandles says that os.FindProcess holds the process itself (a pidfd) and not only its number.
+const exactHandles = true
+
+// stat is what /proc/<pid>/stat says, as far as it is needed; see proc_pid_stat(5).
+type stat struct {
+	state  byte   // field 3
+	parent int    // field 4
+	group  int    // field 5
+	start  uint64 // field 22, clock ticks since boot
+}
+
+func (s stat) ended() bool { return s.state == 'Z' || s.state == 'X' }
+
+func readStat(pid int) (stat, error) {
+	b, err := os.ReadFile(procFile(pid, "stat"))
+	if err != nil {
+		return stat{}, err
+	}
+	return parseStat(b)
+}
+
+func parseStat(b []byte) (stat, error) {
+	// The command name stands in parentheses and may contain anything, parentheses too: the last one closes it.
+	end := bytes.LastIndexByte(b, ')')
+	if end < 0 {
+		return stat{}, errors.New("process status has no command name")
+	}
+	f := bytes.Fields(b[end+1:])
+	const firstField, startField = 3, 22
+	if len(f) <= startField-firstField || len(f[0]) != 1 {
+		return stat{}, fmt.Errorf("process status has %d fields, too few", len(f))
+	}
+	s := stat{state: f[0][0]}
+	var errs [3]error
+	s.parent, errs[0] = strconv.Atoi(string(f[1]))
+	s.group, errs[1] = strconv.Atoi(string(f[2]))
+	s.start, errs[2] = strconv.ParseUint(string(f[startField-firstField]), 10, 64)
+	return s, errors.Join(errs[:]...)
+}
+
+func identify(pid int) (id Identity, ended bool, err error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return Identity{}, false, core.Errorf("identify process", core.Internal, "boot id: %w", err)
+	}
+	s, err := readStat(pid)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			return Identity{}, false, gone(pid)
+		}
+		return Identity{}, false, core.Errorf("identify process", core.Internal, "process %d: %w", pid, err)
+	}
+	return Identity{PID: pid, Start: s.start, BootID: strings.TrimSpace(string(boot))}, s.ended(), nil
+}
+
+// ownUser refuses a process of another user. The superuser may signal anybody, so the operating system does not refuse it by itself.
+func ownUser(pid int) error {
+	b, err := os.ReadFile(procFile(pid, "status"))
+	if err != nil {
+		return gone(pid)
+	}
+	for line := range strings.Lines(string(b)) {
+		ids, found := strings.CutPrefix(line, "Uid:")
+		if !found {
+			continue
+		}
+		if f := strings.Fields(ids); len(f) >= 2 && f[1] == strconv.Itoa(os.Geteuid()) {
+			return nil
+		}
+		return core.Errorf("open process", core.Forbidden, "process %d belongs to another user", pid)
+	}
+	return core.Errorf("open process", core.Internal, "process %d does not say whom it belongs to", pid)
+}
+
+// signalGroup reaches exactly the group of the held process on Linux 6.9 and later. Earlier ones know groups only by number.
+func signalGroup(held *os.Process, id Identity, sig syscall.Signal) error {
+	const (
+		pidfdSendSignal = 424 // the same on every architecture
+		toProcessGroup  = 1 << 2
+	)
+	var errno syscall.Errno
+	err := held.WithHandle(func(handle uintptr) {
+		_, _, errno = syscall.Syscall6(pidfdSendSignal, handle, uintptr(sig), 0, toProcessGroup, 0, 0)
+	})
+	switch {
+	case err == nil && errno == 0:
+		return nil
+	case err == nil && errno != syscall.EINVAL && errno != syscall.ENOSYS:
+		return errno
+	case err != nil && !errors.Is(err, os.ErrNoHandle):
+		return err
+	}
+	return syscall.Kill(-id.PID, sig)
+}
+
+// descendants returns the processes that p started, directly or not, and those of its group, ascending.
+func descendants(ctx context.Context, p *process.Process) []*process.Process {
+	stats := allStats()
+	family := map[int]bool{int(p.Pid): true}
+	for grown := true; grown; {
+		grown = false
+		for pid, s := range stats {
+			if !family[pid] && (family[s.parent] || s.group == int(p.Pid)) {
+				family[pid], grown = true, true
+			}
+		}
+	}
+	delete(family, int(p.Pid))
+	out := make([]*process.Process, 0, len(family))
+	for pid := range family {
+		if c, err := process.NewProcessWithContext(ctx, int32(pid)); err == nil {
+			out = append(out, c)
+		}
+	}
+	slices.SortFunc(out, func(a, b *process.Process) int { return int(a.Pid - b.Pid) })
+	return out
+}
+
+func allStats() map[int]stat {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	out := make(map[int]stat, len(entries))
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if s, err := readStat(pid); err == nil {
+			out[pid] = s
+		}
+	}
+	return out
+}
+
+// KillMarked kills every process of this user that was started with the environment entry mark, "NAME=value", and returns their pids, ascending.
+// It finds what a dead process left behind, also what changed its group or session. A mark must be unique to whom it marks.
+// Where the operating system does not show environments nothing is found. Errors: Invalid for a mark without a value.
+func KillMarked(mark string) ([]int, error) {
+	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
+		return nil, core.Errorf("kill leftovers", core.Invalid, "%q marks nothing", mark)
+	}
+	var killed []int
+	for pid, s := range allStats() {
+		if s.ended() || pid <= 1 || pid == os.Getpid() || pid == os.Getppid() || !marked(pid, mark) {
+			continue
+		}
+		id, err := Identify(pid)
+		if err != nil || id.Start != s.start {
+			continue
+		}
+		p, err := Open(id)
+		if err != nil {
+			continue
+		}
+		// The pid was the same process's from the first look to the hold, so the environment read between was its own.
+		if p.Signal(syscall.SIGKILL) == nil {
+			killed = append(killed, pid)
+		}
+		_ = p.Close()
+	}
+	slices.Sort(killed)
+	return killed, nil
+}
+
+func marked(pid int, mark string) bool {
+	env, err := os.ReadFile(procFile(pid, "environ"))
+	if err != nil {
+		return false
+	}
+	for entry := range bytes.SplitSeq(env, []byte{0}) {
+		if string(entry) == mark {
+			return true
+		}
+	}
+	return false
+}
+
+func procFile(pid int, name string) string {
+	return filepath.Join("/proc", strconv.Itoa(pid), name)
+}

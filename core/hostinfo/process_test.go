@@ -1,0 +1,259 @@
+package hostinfo
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// child starts a command that leads its own group unless attr says otherwise, and ends it with the test.
+func child(t *testing.T, attr *syscall.SysProcAttr, env []string, name string, args ...string) (*exec.Cmd, io.Reader) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	if attr == nil {
+		attr = &syscall.SysProcAttr{Setpgid: true}
+	}
+	cmd.SysProcAttr = attr
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.StdoutPipe()
+	must.NoError(t, err)
+	must.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd, out
+}
+
+func line(t *testing.T, r io.Reader) string {
+	t.Helper()
+	s := bufio.NewScanner(r)
+	must.True(t, s.Scan())
+	return s.Text()
+}
+
+func identityOf(t *testing.T, pid int) Identity {
+	t.Helper()
+	id, err := Identify(pid)
+	must.NoError(t, err)
+	return id
+}
+
+func TestIdentityIsStable(t *testing.T) {
+	t.Parallel()
+	cmd, _ := child(t, nil, nil, "sleep", "60")
+	id := identityOf(t, cmd.Process.Pid)
+	must.Eq(t, id, identityOf(t, cmd.Process.Pid))
+	must.True(t, id.Alive())
+	must.NotEq(t, id, identityOf(t, os.Getpid()))
+
+	b, err := json.Marshal(id)
+	must.NoError(t, err)
+	var back Identity
+	must.NoError(t, json.Unmarshal(b, &back))
+	must.Eq(t, id, back)
+}
+
+func TestSignalReachesTheProcess(t *testing.T) {
+	t.Parallel()
+	cmd, _ := child(t, nil, nil, "sleep", "60")
+	p, err := Open(identityOf(t, cmd.Process.Pid))
+	must.NoError(t, err)
+	defer p.Close()
+	must.True(t, p.Alive())
+	must.NoError(t, p.Signal(syscall.SIGTERM))
+	must.Error(t, cmd.Wait())
+	must.Eq(t, syscall.SIGTERM, cmd.ProcessState.Sys().(syscall.WaitStatus).Signal())
+
+	must.False(t, p.Alive())
+	must.Eq(t, core.NotFound, core.KindOf(p.Signal(syscall.SIGTERM)))
+	must.Eq(t, core.NotFound, core.KindOf(p.KillGroup()))
+}
+
+func TestAnotherProcessIsRefusedAndGetsNoSignal(t *testing.T) {
+	t.Parallel()
+	// The shell tells every signal it gets, so that silence can be trusted.
+	cmd, out := child(t, nil, nil, "sh", "-c", `trap 'echo signal' TERM INT HUP; echo up; read x; echo end`)
+	stdout := bufio.NewScanner(out)
+	must.True(t, stdout.Scan())
+	must.Eq(t, "up", stdout.Text())
+
+	real := identityOf(t, cmd.Process.Pid)
+	for name, id := range map[string]Identity{
+		"start time": {PID: real.PID, Start: real.Start + 1, BootID: real.BootID},
+		"boot":       {PID: real.PID, Start: real.Start, BootID: real.BootID + "x"},
+	} {
+		must.False(t, id.Alive(), must.Sprint(name))
+		_, err := Open(id)
+		must.Eq(t, core.NotFound, core.KindOf(err), must.Sprint(name))
+		_, err = ReadUsage(t.Context(), id)
+		must.Eq(t, core.NotFound, core.KindOf(err), must.Sprint(name))
+		_, err = ReadDetails(t.Context(), id)
+		must.Eq(t, core.NotFound, core.KindOf(err), must.Sprint(name))
+	}
+	must.True(t, real.Alive())
+	// The right identity is heard, which shows that the silence before meant something.
+	p, err := Open(real)
+	must.NoError(t, err)
+	defer p.Close()
+	must.NoError(t, p.Signal(syscall.SIGTERM))
+	must.True(t, stdout.Scan())
+	must.Eq(t, "signal", stdout.Text())
+}
+
+func TestProcessesThatAreNeverSignalled(t *testing.T) {
+	t.Parallel()
+	for name, pid := range map[string]int{"first": 1, "own": os.Getpid(), "parent": os.Getppid(), "zero": 0, "group": -1} {
+		id, err := Identify(pid)
+		if err != nil {
+			id = Identity{PID: pid}
+		}
+		_, err = Open(id)
+		must.Eq(t, core.Forbidden, core.KindOf(err), must.Sprint(name))
+	}
+}
+
+func TestForeignUserIsRefused(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only the superuser can start a process of another user")
+	}
+	cmd, _ := child(t, &syscall.SysProcAttr{Setpgid: true, Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}, nil, "sleep", "60")
+	_, err := Open(identityOf(t, cmd.Process.Pid))
+	must.Eq(t, core.Forbidden, core.KindOf(err))
+	must.True(t, identityOf(t, cmd.Process.Pid).Alive())
+}
+
+func TestEndedProcessIsGoneBeforeItIsCollected(t *testing.T) {
+	t.Parallel()
+	cmd, out := child(t, nil, nil, "sh", "-c", "echo up")
+	id := Identity{PID: cmd.Process.Pid}
+	_, err := io.ReadAll(out) // ends with the process, which stays a zombie until Wait
+	must.NoError(t, err)
+	eventually(t, func() bool { return !id.Alive() })
+	_, err = Identify(cmd.Process.Pid)
+	must.Eq(t, core.NotFound, core.KindOf(err))
+}
+
+func TestKillGroup(t *testing.T) {
+	t.Parallel()
+	cmd, out := child(t, nil, nil, "sh", "-c", "sleep 60 & echo $!; wait")
+	grandchild, err := strconv.Atoi(line(t, out))
+	must.NoError(t, err)
+	small := identityOf(t, grandchild)
+
+	// One that does not lead its group is refused: the group is its parent's.
+	held, err := Open(small)
+	must.NoError(t, err)
+	must.Eq(t, core.Forbidden, core.KindOf(held.KillGroup()))
+	must.NoError(t, held.Close())
+	must.True(t, small.Alive())
+
+	p, err := Open(identityOf(t, cmd.Process.Pid))
+	must.NoError(t, err)
+	defer p.Close()
+	must.NoError(t, p.KillGroup())
+	must.Error(t, cmd.Wait())
+	eventually(t, func() bool { return !small.Alive() })
+}
+
+func TestKillMarkedFindsWhatLeftItsSession(t *testing.T) {
+	t.Parallel()
+	mark := "RBEE_TEST_MARK=" + t.TempDir()
+	cmd, out := child(t, nil, []string{mark}, "sh", "-c", "setsid sleep 60 & echo $!; wait")
+	escaped, err := strconv.Atoi(line(t, out))
+	must.NoError(t, err)
+	left := identityOf(t, escaped)
+	bystander, _ := child(t, nil, []string{mark + "x"}, "sleep", "60")
+
+	must.NoError(t, cmd.Process.Kill())
+	must.Error(t, cmd.Wait())
+	must.True(t, left.Alive())
+	killed, err := KillMarked(mark)
+	must.NoError(t, err)
+	must.SliceContains(t, killed, escaped)
+	must.SliceNotContains(t, killed, bystander.Process.Pid)
+	eventually(t, func() bool { return !left.Alive() })
+	must.True(t, identityOf(t, bystander.Process.Pid).Alive())
+
+	for _, bad := range []string{"", "X", "X=", "=x"} {
+		_, err := KillMarked(bad)
+		must.Eq(t, core.Invalid, core.KindOf(err))
+	}
+}
+
+func TestReadDetails(t *testing.T) {
+	t.Parallel()
+	before := time.Now()
+	cmd, out := child(t, nil, nil, "sh", "-c", "sleep 60 & echo $!; wait")
+	grandchild, err := strconv.Atoi(line(t, out))
+	must.NoError(t, err)
+	d, err := ReadDetails(t.Context(), identityOf(t, cmd.Process.Pid))
+	must.NoError(t, err)
+	must.Eq(t, []string{"sh", "-c", "sleep 60 & echo $!; wait"}, d.CommandLine)
+	must.Eq(t, []int{grandchild}, d.Children)
+	must.Positive(t, d.MemoryBytes)
+	must.GreaterEq(t, 0, d.CPUPercent)
+	must.Between(t, before.Add(-2*time.Second).Unix(), d.StartedAt.Unix(), time.Now().Add(2*time.Second).Unix())
+
+	family := d.MemoryBytes
+	p, err := Open(identityOf(t, grandchild))
+	must.NoError(t, err)
+	must.NoError(t, p.Signal(syscall.SIGSTOP)) // alive, but still; its memory counts
+	must.NoError(t, p.Close())
+	u, err := ReadUsage(t.Context(), identityOf(t, grandchild))
+	must.NoError(t, err)
+	must.Less(t, family, u.MemoryBytes)
+}
+
+func TestReadDetailsShowsSockets(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	must.NoError(t, err)
+	defer l.Close()
+	d, err := ReadDetails(t.Context(), identityOf(t, os.Getpid()))
+	must.NoError(t, err)
+	must.SliceContains(t, d.Sockets, path)
+}
+
+func TestReadHost(t *testing.T) {
+	t.Parallel()
+	h, err := Read(t.Context(), t.TempDir())
+	must.NoError(t, err)
+	must.NotEq(t, "", h.Name)
+	must.Positive(t, h.LogicalCPUs)
+	must.Between(t, 1, h.PhysicalCPUs, h.LogicalCPUs)
+	must.Positive(t, h.Memory.AvailableBytes)
+	must.LessEq(t, h.Memory.TotalBytes, h.Memory.AvailableBytes)
+	must.Positive(t, h.DiskFreeBytes)
+	_, err = Read(t.Context(), filepath.Join(t.TempDir(), "none"))
+	must.Error(t, err)
+}
+
+// eventually waits for what the operating system does in its own time.
+func eventually(t *testing.T, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(5 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatal("did not happen within 5 s")
+		}
+	}
+}
