@@ -31,7 +31,9 @@ func child(t *testing.T, attr *syscall.SysProcAttr, env []string, name string, a
 	must.NoError(t, err)
 	must.NoError(t, cmd.Start())
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		if cmd.ProcessState == nil { // not collected, so the number is still its own
+			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		}
 		_ = cmd.Wait()
 	})
 	return cmd, out
@@ -85,15 +87,15 @@ func TestSignalReachesTheProcess(t *testing.T) {
 func TestAnotherProcessIsRefusedAndGetsNoSignal(t *testing.T) {
 	t.Parallel()
 	// The shell tells every signal it gets, so that silence can be trusted.
-	cmd, out := child(t, nil, nil, "sh", "-c", `trap 'echo signal' TERM INT HUP; echo up; read x; echo end`)
+	cmd, out := child(t, nil, nil, "sh", "-c", `trap 'echo signal' TERM INT HUP; echo up; while :; do sleep 60 & wait; done`)
 	stdout := bufio.NewScanner(out)
 	must.True(t, stdout.Scan())
 	must.Eq(t, "up", stdout.Text())
 
-	real := identityOf(t, cmd.Process.Pid)
+	own := identityOf(t, cmd.Process.Pid)
 	for name, id := range map[string]Identity{
-		"start time": {PID: real.PID, Start: real.Start + 1, BootID: real.BootID},
-		"boot":       {PID: real.PID, Start: real.Start, BootID: real.BootID + "x"},
+		"start time": {PID: own.PID, Start: own.Start + 1, BootID: own.BootID},
+		"boot":       {PID: own.PID, Start: own.Start, BootID: own.BootID + "x"},
 	} {
 		must.False(t, id.Alive(), must.Sprint(name))
 		_, err := Open(id)
@@ -103,9 +105,9 @@ func TestAnotherProcessIsRefusedAndGetsNoSignal(t *testing.T) {
 		_, err = ReadDetails(t.Context(), id)
 		must.Eq(t, core.NotFound, core.KindOf(err), must.Sprint(name))
 	}
-	must.True(t, real.Alive())
+	must.True(t, own.Alive())
 	// The right identity is heard, which shows that the silence before meant something.
-	p, err := Open(real)
+	p, err := Open(own)
 	must.NoError(t, err)
 	defer p.Close()
 	must.NoError(t, p.Signal(syscall.SIGTERM))
@@ -139,10 +141,10 @@ func TestForeignUserIsRefused(t *testing.T) {
 func TestEndedProcessIsGoneBeforeItIsCollected(t *testing.T) {
 	t.Parallel()
 	cmd, out := child(t, nil, nil, "sh", "-c", "echo up")
-	id := Identity{PID: cmd.Process.Pid}
 	_, err := io.ReadAll(out) // ends with the process, which stays a zombie until Wait
 	must.NoError(t, err)
-	eventually(t, func() bool { return !id.Alive() })
+	eventually(t, func() bool { _, err := Identify(cmd.Process.Pid); return err != nil })
+	must.NoError(t, syscall.Kill(cmd.Process.Pid, 0)) // the number is still taken
 	_, err = Identify(cmd.Process.Pid)
 	must.Eq(t, core.NotFound, core.KindOf(err))
 }
