@@ -1,0 +1,321 @@
+package openai
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"reflect"
+	"strconv"
+	"strings"
+)
+
+// Bounds of a request, beside the size that the caller sets.
+const (
+	MaxDepth       = 64   // nesting of arrays and objects
+	MaxMessages    = 8192 // of one conversation
+	MaxStops       = 16   // stop strings
+	MaxStopBytes   = 512  // of one stop string
+	MaxLogitBias   = 1024 // entries
+	maxTokensLimit = math.MaxInt32
+)
+
+// Head is what a router needs to know of a request before it passes the body on untouched.
+type Head struct {
+	Model  string
+	Stream bool
+	// IncludeUsage is stream_options.include_usage.
+	IncludeUsage bool
+	// Text is the prompt or the messages' text, joined, for prefix affinity; at most the asked number of bytes.
+	Text []byte
+}
+
+// ReadBody reads a request body of at most limit bytes. A longer one is an Error of status 413.
+func ReadBody(r io.Reader, limit int64) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return nil, bodyTooLarge(tooLarge.Limit)
+		}
+		return nil, Invalid("", "the request's body could not be read: %v", err)
+	}
+	if int64(len(body)) > limit {
+		return nil, bodyTooLarge(limit)
+	}
+	return body, nil
+}
+
+func bodyTooLarge(limit int64) *Error {
+	return NewError(http.StatusRequestEntityTooLarge, TypeInvalidRequest, "", CodeTooLarge, "the request's body is larger than %d bytes; send a shorter prompt", limit)
+}
+
+// DecodeChat reads a ChatRequest from a body and checks it. Every error is an *Error that can be written to the client as it is.
+// Unknown fields are ignored, because clients send them.
+func DecodeChat(body []byte) (*ChatRequest, error) {
+	r := new(ChatRequest)
+	if err := decode(body, r); err != nil {
+		return nil, err
+	}
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// DecodeCompletion is DecodeChat for a CompletionRequest.
+func DecodeCompletion(body []byte) (*CompletionRequest, error) {
+	r := new(CompletionRequest)
+	if err := decode(body, r); err != nil {
+		return nil, err
+	}
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// PeekHead reads the Head of a request of either kind. It checks no more of the body than that it is JSON with fields of the right type;
+// textBytes bounds Head.Text, 0 means none. Every error is an *Error that can be written to the client as it is.
+func PeekHead(body []byte, textBytes int) (Head, error) {
+	var v struct {
+		Model         string         `json:"model"`
+		Stream        bool           `json:"stream"`
+		StreamOptions *StreamOptions `json:"stream_options"`
+		Messages      []Message      `json:"messages"`
+		Prompt        Prompt         `json:"prompt"`
+	}
+	if err := decode(body, &v); err != nil {
+		return Head{}, err
+	}
+	h := Head{Model: v.Model, Stream: v.Stream, IncludeUsage: v.StreamOptions != nil && v.StreamOptions.IncludeUsage}
+	add := func(s string) {
+		h.Text = append(h.Text, s[:min(len(s), textBytes-len(h.Text))]...)
+	}
+	for _, m := range v.Messages {
+		if len(h.Text) >= textBytes {
+			return h, nil
+		}
+		text, _ := m.Content.PlainText()
+		add(m.Role + "\n")
+		add(text + "\n")
+	}
+	for _, t := range v.Prompt.Texts {
+		add(t + "\n")
+	}
+	return h, nil
+}
+
+func decode(body []byte, into any) error {
+	if err := checkDepth(body); err != nil {
+		return err
+	}
+	i := 0
+	for i < len(body) && (body[i] == ' ' || body[i] == '\t' || body[i] == '\n' || body[i] == '\r') {
+		i++
+	}
+	if i == len(body) {
+		return Invalid("", "the request's body is empty; send a JSON object")
+	}
+	if body[i] != '{' {
+		return Invalid("", "the request's body must be a JSON object")
+	}
+	err := json.Unmarshal(body, into)
+	if err == nil {
+		return nil
+	}
+	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		field := strings.TrimPrefix(strings.ReplaceAll(te.Field, "Sampling.", ""), ".")
+		if field == "" {
+			field = "body"
+		}
+		return Invalid(field, "%s must be %s, not %s", field, wants(te.Type), withArticle(te.Value))
+	}
+	if se, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return Invalid("", "the request's body is not valid JSON at byte %d: %v", se.Offset, err)
+	}
+	return Invalid("", "the request's body is not valid JSON: %v", err)
+}
+
+// checkDepth refuses nesting that no honest request has, before encoding/json recurses into it.
+func checkDepth(body []byte) error {
+	depth, inString, escaped := 0, false, false
+	for _, c := range body {
+		if inString {
+			switch {
+			case escaped:
+				escaped = false
+			case c == '\\':
+				escaped = true
+			case c == '"':
+				inString = false
+			}
+			continue
+		}
+		switch c {
+		case '"':
+			inString = true
+		case '[', '{':
+			if depth++; depth > MaxDepth {
+				return Invalid("", "the request's body is nested deeper than %d levels", MaxDepth)
+			}
+		case ']', '}':
+			depth--
+		}
+	}
+	return nil
+}
+
+func wants(t reflect.Type) string {
+	switch t {
+	case reflect.TypeFor[Content]():
+		return "a string or an array of parts"
+	case reflect.TypeFor[[]Part]():
+		return `an array of objects with a "type"`
+	case reflect.TypeFor[Stop]():
+		return "a string or an array of strings"
+	case reflect.TypeFor[Prompt]():
+		return "a string, an array of strings or an array of token ids"
+	}
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int32, reflect.Int64:
+		return "an integer"
+	case reflect.Float64:
+		return "a number"
+	case reflect.Slice:
+		return "an array"
+	}
+	return "an object"
+}
+
+func withArticle(kind string) string {
+	if kind == "array" || kind == "object" || strings.HasPrefix(kind, "array ") {
+		return "an " + kind
+	}
+	if n, ok := strings.CutPrefix(kind, "number "); ok {
+		return n
+	}
+	return "a " + kind
+}
+
+// Validate checks what the types cannot: required fields and ranges. Its error is an *Error.
+func (r *ChatRequest) Validate() error {
+	if len(r.Messages) == 0 {
+		return Invalid("messages", "messages must have at least one message")
+	}
+	if len(r.Messages) > MaxMessages {
+		return Invalid("messages", "messages has %d messages; at most %d are taken", len(r.Messages), MaxMessages)
+	}
+	for i, m := range r.Messages {
+		switch m.Role {
+		case "system", "developer", "user", "assistant", "tool":
+		case "":
+			return Invalid(fmt.Sprintf("messages[%d].role", i), "messages[%d].role is missing; it is one of system, developer, user, assistant, tool", i)
+		default:
+			return Invalid(fmt.Sprintf("messages[%d].role", i), "messages[%d].role %q is unknown; it is one of system, developer, user, assistant, tool", i, m.Role)
+		}
+	}
+	if err := intRange("max_completion_tokens", r.MaxCompletionTokens, 1, maxTokensLimit); err != nil {
+		return err
+	}
+	if err := intRange("top_logprobs", r.TopLogProbs, 0, 20); err != nil {
+		return err
+	}
+	if r.TopLogProbs != nil && (r.LogProbs == nil || !*r.LogProbs) {
+		return Invalid("top_logprobs", "top_logprobs needs logprobs: true")
+	}
+	if f := r.ResponseFormat; f != nil {
+		switch f.Type {
+		case "text", "json_object", "json_schema":
+		default:
+			return Invalid("response_format.type", "response_format.type %q is unknown; it is one of text, json_object, json_schema", f.Type)
+		}
+	}
+	return r.Sampling.validate()
+}
+
+// Validate checks what the types cannot: required fields and ranges. Its error is an *Error.
+func (r *CompletionRequest) Validate() error {
+	if r.Prompt.Texts == nil && r.Prompt.Tokens == nil {
+		return Invalid("prompt", "prompt is missing")
+	}
+	if err := intRange("logprobs", r.LogProbs, 0, 5); err != nil {
+		return err
+	}
+	if err := intRange("best_of", r.BestOf, 1, 20); err != nil {
+		return err
+	}
+	return r.Sampling.validate()
+}
+
+func (s *Sampling) validate() error {
+	for _, c := range []struct {
+		name     string
+		v        *float64
+		min, max float64
+	}{
+		{"temperature", s.Temperature, 0, 2},
+		{"top_p", s.TopP, 0, 1},
+		{"min_p", s.MinP, 0, 1},
+		{"frequency_penalty", s.FrequencyPenalty, -2, 2},
+		{"presence_penalty", s.PresencePenalty, -2, 2},
+		{"repeat_penalty", s.RepeatPenalty, 0.01, 10},
+	} {
+		if c.v != nil && !(*c.v >= c.min && *c.v <= c.max) {
+			return Invalid(c.name, "%s must be between %v and %v, not %v", c.name, c.min, c.max, *c.v)
+		}
+	}
+	if err := intRange("top_k", s.TopK, -1, math.MaxInt32); err != nil {
+		return err
+	}
+	if err := intRange("max_tokens", s.MaxTokens, 1, maxTokensLimit); err != nil {
+		return err
+	}
+	if err := intRange("n", s.N, 1, 128); err != nil {
+		return err
+	}
+	if s.StreamOptions != nil && !s.Stream {
+		return Invalid("stream_options", "stream_options needs stream: true")
+	}
+	if len(s.Stop) > MaxStops {
+		return Invalid("stop", "stop has %d strings; at most %d are taken", len(s.Stop), MaxStops)
+	}
+	for _, stop := range s.Stop {
+		if stop == "" {
+			return Invalid("stop", "stop must not have an empty string")
+		}
+		if len(stop) > MaxStopBytes {
+			return Invalid("stop", "stop has a string of %d bytes; at most %d are taken", len(stop), MaxStopBytes)
+		}
+	}
+	if len(s.LogitBias) > MaxLogitBias {
+		return Invalid("logit_bias", "logit_bias has %d entries; at most %d are taken", len(s.LogitBias), MaxLogitBias)
+	}
+	for token, bias := range s.LogitBias {
+		if id, err := strconv.ParseInt(token, 10, 32); err != nil || id < 0 {
+			return Invalid("logit_bias", "logit_bias has the key %q; keys are token ids", token)
+		}
+		if !(bias >= -100 && bias <= 100) {
+			return Invalid("logit_bias", "logit_bias of token %s must be between -100 and 100, not %v", token, bias)
+		}
+	}
+	return nil
+}
+
+func intRange(name string, v *int, lo, hi int) error {
+	if v == nil || *v >= lo && *v <= hi {
+		return nil
+	}
+	if hi >= math.MaxInt32 {
+		return Invalid(name, "%s must be %d or more, not %d", name, lo, *v)
+	}
+	return Invalid(name, "%s must be between %d and %d, not %d", name, lo, hi, *v)
+}

@@ -1,0 +1,277 @@
+package openai
+
+import (
+	"encoding/json"
+	"reflect"
+)
+
+// ChatRequest is the body of POST /v1/chat/completions.
+type ChatRequest struct {
+	Model    string    `json:"model"`
+	Messages []Message `json:"messages"`
+	Sampling
+
+	MaxCompletionTokens *int              `json:"max_completion_tokens,omitempty"` // wins over MaxTokens
+	LogProbs            *bool             `json:"logprobs,omitempty"`
+	TopLogProbs         *int              `json:"top_logprobs,omitempty"` // 0 to 20, needs LogProbs
+	ResponseFormat      *ResponseFormat   `json:"response_format,omitempty"`
+	Tools               []json.RawMessage `json:"tools,omitempty"`
+	ToolChoice          json.RawMessage   `json:"tool_choice,omitempty"`
+	ParallelToolCalls   *bool             `json:"parallel_tool_calls,omitempty"`
+	Functions           json.RawMessage   `json:"functions,omitempty"`     // the old form of Tools
+	FunctionCall        json.RawMessage   `json:"function_call,omitempty"` // the old form of ToolChoice
+	ReasoningEffort     string            `json:"reasoning_effort,omitempty"`
+	ChatTemplateKwargs  json.RawMessage   `json:"chat_template_kwargs,omitempty"` // an object, passed to the template as variables
+	Metadata            json.RawMessage   `json:"metadata,omitempty"`
+	Store               *bool             `json:"store,omitempty"`
+}
+
+// MaxOutput returns the number of tokens to generate at most; 0: as many as fit.
+func (r *ChatRequest) MaxOutput() int {
+	if r.MaxCompletionTokens != nil {
+		return *r.MaxCompletionTokens
+	}
+	if r.MaxTokens != nil {
+		return *r.MaxTokens
+	}
+	return 0
+}
+
+// CompletionRequest is the body of the legacy POST /v1/completions.
+type CompletionRequest struct {
+	Model  string `json:"model"`
+	Prompt Prompt `json:"prompt"`
+	Sampling
+
+	LogProbs *int   `json:"logprobs,omitempty"` // 0 to 5
+	Echo     *bool  `json:"echo,omitempty"`
+	Suffix   string `json:"suffix,omitempty"`
+	BestOf   *int   `json:"best_of,omitempty"`
+}
+
+// DefaultCompletionTokens is OpenAI's documented default of max_tokens in POST /v1/completions.
+const DefaultCompletionTokens = 16
+
+// MaxOutput returns the number of tokens to generate at most.
+func (r *CompletionRequest) MaxOutput() int {
+	if r.MaxTokens != nil {
+		return *r.MaxTokens
+	}
+	return DefaultCompletionTokens
+}
+
+// Sampling is what both kinds of request say about how to choose tokens and how to answer. A nil field was left out or null.
+type Sampling struct {
+	Temperature      *float64           `json:"temperature,omitempty"`       // 0 to 2; 0: always the likeliest token
+	TopP             *float64           `json:"top_p,omitempty"`             // 0 to 1
+	TopK             *int               `json:"top_k,omitempty"`             // 0 or -1: off; not OpenAI's
+	MinP             *float64           `json:"min_p,omitempty"`             // 0 to 1; not OpenAI's
+	Seed             *int64             `json:"seed,omitempty"`              //
+	MaxTokens        *int               `json:"max_tokens,omitempty"`        // 1 or more
+	Stop             Stop               `json:"stop,omitempty"`              //
+	Stream           bool               `json:"stream,omitempty"`            //
+	StreamOptions    *StreamOptions     `json:"stream_options,omitempty"`    //
+	N                *int               `json:"n,omitempty"`                 // 1 to 128
+	LogitBias        map[string]float64 `json:"logit_bias,omitempty"`        // token id in decimal → -100 to 100
+	FrequencyPenalty *float64           `json:"frequency_penalty,omitempty"` // -2 to 2
+	PresencePenalty  *float64           `json:"presence_penalty,omitempty"`  // -2 to 2
+	RepeatPenalty    *float64           `json:"repeat_penalty,omitempty"`    // above 0 to 10; 1: off; not OpenAI's
+	IgnoreEOS        bool               `json:"ignore_eos,omitempty"`        // go on after the model's end of text; not OpenAI's
+	User             string             `json:"user,omitempty"`              //
+}
+
+// IncludeUsage says whether a stream shall end with a usage chunk.
+func (s *Sampling) IncludeUsage() bool {
+	return s.StreamOptions != nil && s.StreamOptions.IncludeUsage
+}
+
+// StreamOptions is the object of stream_options.
+type StreamOptions struct {
+	IncludeUsage bool `json:"include_usage,omitempty"`
+}
+
+// ResponseFormat is the object of response_format.
+type ResponseFormat struct {
+	Type       string          `json:"type"` // "text", "json_object" or "json_schema"
+	JSONSchema json.RawMessage `json:"json_schema,omitempty"`
+}
+
+// Message is one message of a conversation.
+type Message struct {
+	Role       string     `json:"role"` // "system", "developer", "user", "assistant" or "tool"
+	Content    Content    `json:"content"`
+	Name       string     `json:"name,omitempty"`
+	ToolCalls  []ToolCall `json:"tool_calls,omitempty"`
+	ToolCallID string     `json:"tool_call_id,omitempty"`
+}
+
+// ToolCall is a call of a function that a model asks for.
+type ToolCall struct {
+	Index    *int         `json:"index,omitempty"` // in streamed chunks only
+	ID       string       `json:"id,omitempty"`
+	Type     string       `json:"type,omitempty"` // "function"
+	Function ToolFunction `json:"function"`
+}
+
+// ToolFunction is the function of a ToolCall.
+type ToolFunction struct {
+	Name      string `json:"name,omitempty"`
+	Arguments string `json:"arguments"` // JSON
+}
+
+// Content is the content of a message: a string or an array of parts. On the wire null is the same as an empty string.
+type Content struct {
+	Text  string // where Parts is nil
+	Parts []Part // nil: the content was a string
+}
+
+// Part is one part of a Content that is an array.
+type Part struct {
+	Type string `json:"type"` // "text", "image_url", …
+	Text string `json:"text,omitempty"`
+}
+
+// TextContent makes a Content of a string.
+func TextContent(s string) Content { return Content{Text: s} }
+
+// PlainText returns the content as one string, parts joined as they are. It fails with the type of the first part that is no text.
+func (c Content) PlainText() (text, otherType string) {
+	if c.Parts == nil {
+		return c.Text, ""
+	}
+	if len(c.Parts) == 1 && c.Parts[0].Type == "text" {
+		return c.Parts[0].Text, ""
+	}
+	var b []byte
+	for _, p := range c.Parts {
+		if p.Type != "text" {
+			return "", p.Type
+		}
+		b = append(b, p.Text...)
+	}
+	return string(b), ""
+}
+
+// MarshalJSON writes a string, or an array where Parts is not nil.
+func (c Content) MarshalJSON() ([]byte, error) {
+	if c.Parts != nil {
+		return json.Marshal(c.Parts)
+	}
+	return json.Marshal(c.Text)
+}
+
+// UnmarshalJSON reads a string, an array of parts, or null.
+func (c *Content) UnmarshalJSON(b []byte) error {
+	*c = Content{}
+	switch b[0] {
+	case 'n':
+		return nil
+	case '"':
+		return json.Unmarshal(b, &c.Text)
+	case '[':
+		if err := json.Unmarshal(b, &c.Parts); err != nil {
+			return typeError[[]Part](jsonKind(b) + " with something else than parts")
+		}
+		if c.Parts == nil {
+			c.Parts = []Part{}
+		}
+		return nil
+	}
+	return typeError[Content](jsonKind(b))
+}
+
+// Stop is a list of strings that end a generation. On the wire it may be one string, a list, or null.
+type Stop []string
+
+// UnmarshalJSON reads a string, a list of strings, or null.
+func (s *Stop) UnmarshalJSON(b []byte) error {
+	*s = nil
+	switch b[0] {
+	case 'n':
+		return nil
+	case '"':
+		var one string
+		err := json.Unmarshal(b, &one)
+		*s = Stop{one}
+		return err
+	case '[':
+		var list []string
+		if err := json.Unmarshal(b, &list); err != nil {
+			return typeError[Stop]("array with something else than strings")
+		}
+		*s = list
+		return nil
+	}
+	return typeError[Stop](jsonKind(b))
+}
+
+// Prompt is the prompt of a legacy completion: one text, several, or token ids. Exactly one of the two is set.
+type Prompt struct {
+	Texts  []string
+	Tokens [][]int32
+}
+
+// TextPrompt makes a Prompt of one text.
+func TextPrompt(s string) Prompt { return Prompt{Texts: []string{s}} }
+
+// MarshalJSON writes the simplest form.
+func (p Prompt) MarshalJSON() ([]byte, error) {
+	switch {
+	case len(p.Texts) == 1:
+		return json.Marshal(p.Texts[0])
+	case p.Texts != nil:
+		return json.Marshal(p.Texts)
+	case len(p.Tokens) == 1:
+		return json.Marshal(p.Tokens[0])
+	}
+	return json.Marshal(p.Tokens)
+}
+
+// UnmarshalJSON reads a string, a list of strings, a list of token ids, a list of such lists, or null.
+func (p *Prompt) UnmarshalJSON(b []byte) error {
+	*p = Prompt{}
+	switch b[0] {
+	case 'n':
+		return nil
+	case '"':
+		p.Texts = make([]string, 1)
+		return json.Unmarshal(b, &p.Texts[0])
+	case '[':
+		if json.Unmarshal(b, &p.Texts) == nil {
+			return nil
+		}
+		p.Texts = nil
+		var ids []int32
+		if json.Unmarshal(b, &ids) == nil {
+			p.Tokens = [][]int32{ids}
+			return nil
+		}
+		if json.Unmarshal(b, &p.Tokens) == nil {
+			return nil
+		}
+		*p = Prompt{}
+		return typeError[Prompt]("array with something else than strings or token ids")
+	}
+	return typeError[Prompt](jsonKind(b))
+}
+
+// typeError is told apart by its Go type when it is put into words; encoding/json adds the field's path.
+func typeError[T any](value string) error {
+	return &json.UnmarshalTypeError{Value: value, Type: reflect.TypeFor[T]()}
+}
+
+func jsonKind(b []byte) string {
+	switch b[0] {
+	case '"':
+		return "string"
+	case '{':
+		return "object"
+	case '[':
+		return "array"
+	case 't', 'f':
+		return "bool"
+	case 'n':
+		return "null"
+	}
+	return "number"
+}

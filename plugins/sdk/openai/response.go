@@ -1,0 +1,137 @@
+package openai
+
+// The values of object.
+const (
+	ObjectChat       = "chat.completion"
+	ObjectChatChunk  = "chat.completion.chunk"
+	ObjectCompletion = "text_completion" // also of its chunks
+	ObjectList       = "list"
+	ObjectModel      = "model"
+)
+
+// The values of finish_reason.
+const (
+	FinishStop      = "stop"       // the model ended, or a stop string came
+	FinishLength    = "length"     // max_tokens, or the context is full
+	FinishToolCalls = "tool_calls" //
+)
+
+// ChatResponse is the answer of POST /v1/chat/completions without stream.
+type ChatResponse struct {
+	ID                string       `json:"id"`
+	Object            string       `json:"object"`  // ObjectChat
+	Created           int64        `json:"created"` // seconds since 1970
+	Model             string       `json:"model"`
+	SystemFingerprint string       `json:"system_fingerprint,omitempty"`
+	Choices           []ChatChoice `json:"choices"`
+	Usage             *Usage       `json:"usage,omitempty"`
+}
+
+// ChatChoice is one answer of a ChatResponse.
+type ChatChoice struct {
+	Index        int           `json:"index"`
+	Message      AnswerMessage `json:"message"`
+	LogProbs     *LogProbs     `json:"logprobs"`
+	FinishReason string        `json:"finish_reason"`
+}
+
+// AnswerMessage is the message of a ChatChoice.
+type AnswerMessage struct {
+	Role      string     `json:"role"` // "assistant"
+	Content   *string    `json:"content"`
+	Refusal   *string    `json:"refusal"`
+	ToolCalls []ToolCall `json:"tool_calls,omitempty"`
+}
+
+// ChatChunk is the data of one event of a streamed chat completion.
+type ChatChunk struct {
+	ID                string        `json:"id"`
+	Object            string        `json:"object"` // ObjectChatChunk
+	Created           int64         `json:"created"`
+	Model             string        `json:"model"`
+	SystemFingerprint string        `json:"system_fingerprint,omitempty"`
+	Choices           []ChunkChoice `json:"choices"`         // empty in the usage chunk
+	Usage             *Usage        `json:"usage,omitempty"` // in the last chunk, where it was asked for
+}
+
+// ChunkChoice is one answer's part of a ChatChunk.
+type ChunkChoice struct {
+	Index        int       `json:"index"`
+	Delta        Delta     `json:"delta"`
+	LogProbs     *LogProbs `json:"logprobs,omitempty"`
+	FinishReason *string   `json:"finish_reason"` // null until the answer's last chunk
+}
+
+// Delta is what a chunk adds to a message.
+type Delta struct {
+	Role      string     `json:"role,omitempty"` // in the first chunk
+	Content   *string    `json:"content,omitempty"`
+	Refusal   *string    `json:"refusal,omitempty"`
+	ToolCalls []ToolCall `json:"tool_calls,omitempty"`
+}
+
+// CompletionResponse is the answer of POST /v1/completions, and the data of one event of its stream.
+type CompletionResponse struct {
+	ID                string             `json:"id"`
+	Object            string             `json:"object"` // ObjectCompletion
+	Created           int64              `json:"created"`
+	Model             string             `json:"model"`
+	SystemFingerprint string             `json:"system_fingerprint,omitempty"`
+	Choices           []CompletionChoice `json:"choices"`
+	Usage             *Usage             `json:"usage,omitempty"`
+}
+
+// CompletionChoice is one answer, or its part, of a CompletionResponse.
+type CompletionChoice struct {
+	Text         string  `json:"text"`
+	Index        int     `json:"index"`
+	LogProbs     *string `json:"logprobs"`      // always null here: not offered
+	FinishReason *string `json:"finish_reason"` // null until the answer's last chunk
+}
+
+// LogProbs holds the log probabilities of the tokens of a choice.
+type LogProbs struct {
+	Content []TokenLogProb `json:"content"`
+}
+
+// TokenLogProb is the log probability of one token.
+type TokenLogProb struct {
+	Token       string       `json:"token"`
+	LogProb     float64      `json:"logprob"`
+	Bytes       []int        `json:"bytes"` // the token's bytes as numbers
+	TopLogProbs []TopLogProb `json:"top_logprobs"`
+}
+
+// TopLogProb is a likely token at a position.
+type TopLogProb struct {
+	Token   string  `json:"token"`
+	LogProb float64 `json:"logprob"`
+	Bytes   []int   `json:"bytes"`
+}
+
+// Usage counts the tokens of a request.
+type Usage struct {
+	PromptTokens        int                  `json:"prompt_tokens"`
+	CompletionTokens    int                  `json:"completion_tokens"`
+	TotalTokens         int                  `json:"total_tokens"`
+	PromptTokensDetails *PromptTokensDetails `json:"prompt_tokens_details,omitempty"`
+}
+
+// PromptTokensDetails is a part of Usage.
+type PromptTokensDetails struct {
+	CachedTokens int `json:"cached_tokens"`
+}
+
+// Model is one model of a ModelList.
+type Model struct {
+	ID      string `json:"id"`
+	Object  string `json:"object"` // ObjectModel
+	Created int64  `json:"created"`
+	OwnedBy string `json:"owned_by"`
+}
+
+// ModelList is the answer of GET /v1/models.
+type ModelList struct {
+	Object string  `json:"object"` // ObjectList
+	Data   []Model `json:"data"`
+}
