@@ -1,0 +1,180 @@
+package sched
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Demand is what a new worker needs. Empty fields leave the choice open.
+type Demand struct {
+	Model         string // for messages
+	Type          string // worker type
+	Device        string // device id
+	EstimateBytes int64  // of device memory; 0: unknown, so everything fits
+}
+
+// Room is what is known of a hive that may get a new worker.
+type Room struct {
+	Hive     core.Hive           // with free bytes of its devices
+	Suspect  bool                // silent at the moment
+	HasModel bool                // nothing needs to be fetched
+	Binaries []core.WorkerBinary // installed worker types; may be incomplete
+	Workers  int                 // workers it runs now
+}
+
+// Placement is the hive that gets a new worker. The hive itself chooses the device: it knows better what is free at that moment.
+type Placement struct {
+	Hive   string // Hive.ID
+	Reason string
+}
+
+// Place chooses the hive for a new worker: one that is ready, can run the worker type and has a device with enough free memory; among those, one
+// that has the model, then the one with the most free memory, then the one with the fewest workers. Where no hive will do, ok is false
+// and every hive is in the refusals with the reason, for each device the bytes it lacks.
+//
+// A hive that has told nothing about its devices, or not the size of one, is not refused for it: it judges itself when it starts the worker.
+func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
+	type fit struct {
+		room Room
+		free int64
+	}
+	var fits []fit
+	for _, r := range rooms {
+		free, reason := judge(d, r)
+		if reason != "" {
+			refused = append(refused, Refusal{cmp.Or(r.Hive.Name, r.Hive.ID), reason})
+			continue
+		}
+		fits = append(fits, fit{r, free})
+	}
+	slices.SortFunc(refused, func(a, b Refusal) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Reason, b.Reason)) })
+	if len(fits) == 0 {
+		return Placement{}, refused, false
+	}
+	best := slices.MinFunc(fits, func(a, b fit) int {
+		return cmp.Or(
+			cmp.Compare(rank(a.room.HasModel), rank(b.room.HasModel)),
+			cmp.Compare(b.free, a.free),
+			cmp.Compare(a.room.Workers, b.room.Workers),
+			cmp.Compare(a.room.Hive.ID, b.room.Hive.ID),
+		)
+	})
+	reason := "only hive"
+	switch {
+	case len(fits) == 1 && len(rooms) > 1:
+		reason = fmt.Sprintf("only one of %d hives that can", len(rooms))
+	case len(fits) > 1 && best.room.HasModel:
+		reason = "has the model"
+	case len(fits) > 1:
+		reason = "most free memory"
+	}
+	return Placement{Hive: best.room.Hive.ID, Reason: reason}, refused, true
+}
+
+func rank(good bool) int {
+	if good {
+		return 0
+	}
+	return 1
+}
+
+// judge gives the free bytes of the hive's best device, or the reason to refuse the hive.
+func judge(d Demand, r Room) (free int64, reason string) {
+	switch {
+	case r.Hive.Status == core.HiveDown:
+		return 0, "is down"
+	case r.Suspect || r.Hive.Status == core.HiveSuspect:
+		return 0, "is silent"
+	case d.Type != "" && !runs(r, d.Type):
+		if len(r.Hive.WorkerTypes) == 0 {
+			return 0, fmt.Sprintf("has no worker type %q", d.Type)
+		}
+		return 0, fmt.Sprintf("has no worker type %q, it has %s", d.Type, strings.Join(sorted(r.Hive.WorkerTypes), ", "))
+	case d.Type == "" && len(r.Hive.WorkerTypes) == 0 && len(r.Binaries) == 0:
+		return 0, "has no worker type"
+	}
+	devices := devicesFor(d, r)
+	if len(devices) == 0 {
+		if d.Device == "" || len(r.Hive.Devices) == 0 {
+			return 0, "" // nothing was probed yet
+		}
+		var have []string
+		for _, dev := range r.Hive.Devices {
+			have = append(have, dev.ID)
+		}
+		return 0, fmt.Sprintf("has no device %q, it has %s", d.Device, strings.Join(sorted(have), ", "))
+	}
+	var reasons []string
+	fits := false
+	for _, dev := range devices {
+		switch {
+		case dev.Problem != "":
+			reasons = append(reasons, fmt.Sprintf("%s cannot be used: %s", dev.ID, dev.Problem))
+		case dev.TotalBytes > 0 && dev.FreeBytes < d.EstimateBytes:
+			reasons = append(reasons, fmt.Sprintf("%s lacks %d bytes: %d needed, %d of %d free",
+				dev.ID, d.EstimateBytes-dev.FreeBytes, d.EstimateBytes, dev.FreeBytes, dev.TotalBytes))
+		default:
+			fits = true
+			free = max(free, dev.FreeBytes)
+		}
+	}
+	if fits {
+		return free, ""
+	}
+	slices.Sort(reasons)
+	return 0, strings.Join(reasons, "; ")
+}
+
+// runs tells whether the hive has the worker type, installed or not.
+func runs(r Room, typ string) bool {
+	return slices.Contains(r.Hive.WorkerTypes, typ) ||
+		slices.ContainsFunc(r.Binaries, func(b core.WorkerBinary) bool { return b.Type == typ && b.Damaged == "" })
+}
+
+// devicesFor gives the devices that the demand leaves open. An installed binary of the type knows its devices; without one, a type's devices
+// are those of the kind with its name, and where there are none, all.
+func devicesFor(d Demand, r Room) []core.Device {
+	devices := r.Hive.Devices
+	if d.Type != "" {
+		mine := func(dev core.Device) bool { return dev.Kind == d.Type }
+		var probed []string
+		for _, b := range r.Binaries {
+			if b.Type != d.Type || b.Damaged != "" {
+				continue
+			}
+			for _, dev := range b.Devices {
+				probed = append(probed, dev.ID)
+			}
+		}
+		if len(probed) > 0 {
+			mine = func(dev core.Device) bool { return slices.Contains(probed, dev.ID) }
+		}
+		if some := filter(devices, mine); len(some) > 0 {
+			devices = some
+		}
+	}
+	if d.Device != "" {
+		devices = filter(devices, func(dev core.Device) bool { return dev.ID == d.Device })
+	}
+	return devices
+}
+
+func filter(devices []core.Device, keep func(core.Device) bool) []core.Device {
+	var out []core.Device
+	for _, d := range devices {
+		if keep(d) {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+func sorted(names []string) []string {
+	names = slices.Clone(names)
+	slices.Sort(names)
+	return slices.Compact(names)
+}

@@ -1,0 +1,131 @@
+// Package sched decides which worker answers a request and which hive gets a new worker, and says why not elsewhere.
+//
+// Its functions are pure: the same arguments give the same answer. They read no clock and take randomness as an argument.
+package sched
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Prospect is a worker together with what the asking queen alone knows of it.
+type Prospect struct {
+	Worker  core.Worker // Load as last reported by its hive; zero: no report yet
+	Suspect string      // why it is avoided for now; empty: it is not
+	// InFlight is the number of requests that this queen has given it and that have not ended. Reports of the hive lag behind; this does not.
+	InFlight int
+}
+
+// busy is the number of requests the worker has, as far as is known: what the hive reported (which counts other queens' requests too)
+// or what this queen knows better.
+func (p Prospect) busy() int { return max(p.InFlight, p.Worker.Load.Active+p.Worker.Load.Queued, 0) }
+
+// slots is at least one: a worker that says 0 is not trusted with a division.
+func (p Prospect) slots() int { return max(p.Worker.Slots, 1) }
+
+func (p Prospect) free() bool { return p.busy() < p.slots() }
+
+// byLoad orders by requests per slot, then by name so that the order never depends on the input's.
+func byLoad(a, b Prospect) int {
+	return cmp.Or(
+		cmp.Compare(a.busy()*b.slots(), b.busy()*a.slots()),
+		cmp.Compare(a.Worker.ID, b.Worker.ID),
+	)
+}
+
+// Refusal says why a worker or a hive was not chosen.
+type Refusal struct {
+	Name   string // worker id or hive name
+	Reason string // for people: "is retiring", "cuda:0 lacks 1024 bytes"
+}
+
+func (r Refusal) String() string { return r.Name + " " + r.Reason }
+
+// PickWorker ranks the workers that serve the model (an exact core.Model.ID), best first, each with the reason for its place, and says
+// for each of the model's other workers why it cannot be used. Workers of other models are in neither list.
+//
+// The first is the less busy, in requests per slot, of two that are drawn among those with a free slot (among all where no slot is free): the
+// power of two choices, which keeps several queens with reports of the same age from all choosing the same worker. The rest follow by load.
+//
+// rnd(n) gives a number in [0, n); it is called only where there is something to draw.
+func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core.Candidate, []Refusal) {
+	var able []Prospect
+	var refused []Refusal
+	for _, p := range prospects {
+		if p.Worker.Model != model {
+			continue
+		}
+		if reason := unfit(p); reason != "" {
+			refused = append(refused, Refusal{p.Worker.ID, reason})
+			continue
+		}
+		able = append(able, p)
+	}
+	slices.SortFunc(refused, func(a, b Refusal) int { return cmp.Compare(a.Name, b.Name) })
+	if len(able) == 0 {
+		return nil, refused
+	}
+	slices.SortFunc(able, byLoad)
+
+	// Those with a free slot are a prefix: all of them are below one request per slot, all others are not.
+	pool := len(able)
+	if n := slices.IndexFunc(able, func(p Prospect) bool { return !p.free() }); n > 0 {
+		pool = n
+	}
+	best, reason := 0, "only worker"
+	switch {
+	case pool == 1 && len(able) > 1:
+		reason = fmt.Sprintf("only one of %d with a free slot", len(able))
+	case pool == 2:
+		best, reason = draw(able[:pool], rnd), "least busy of 2"
+	case pool > 2:
+		best, reason = draw(able[:pool], rnd), fmt.Sprintf("less busy of 2 drawn from %d", pool)
+	}
+	first := able[best]
+	able = append([]Prospect{first}, slices.Delete(able, best, best+1)...)
+
+	out := make([]core.Candidate, len(able))
+	for i, p := range able {
+		if i > 0 {
+			reason = fmt.Sprintf("next: %d of %d slots busy", p.busy(), p.slots())
+		}
+		out[i] = core.Candidate{Worker: p.Worker, Reason: reason}
+	}
+	return out, refused
+}
+
+// draw takes two different members of the pool, which is sorted by load and has at least two, and returns the index of the less busy;
+// of two that are equally busy, the first drawn.
+func draw(pool []Prospect, rnd func(n int) int) int {
+	i := rnd(len(pool))
+	j := rnd(len(pool) - 1)
+	if j >= i {
+		j++
+	}
+	if a, b := pool[i], pool[j]; b.busy()*a.slots() < a.busy()*b.slots() {
+		return j
+	}
+	return i
+}
+
+// unfit says why a worker cannot take requests; empty: it can.
+func unfit(p Prospect) string {
+	switch p.Worker.State {
+	case core.WorkerReady:
+	case core.WorkerLoading:
+		return "is still loading"
+	case core.WorkerRetiring:
+		return "is retiring"
+	case core.WorkerFailed:
+		return "failed to load"
+	default:
+		return fmt.Sprintf("is in the unknown state %q", p.Worker.State)
+	}
+	if p.Suspect != "" {
+		return "is avoided: " + p.Suspect
+	}
+	return ""
+}
