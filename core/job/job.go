@@ -1,0 +1,323 @@
+// Package job runs operations as jobs: lifecycle, numbered events that can be resumed, cancellation.
+package job
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Defaults of Options.
+const (
+	DefaultRetain    = 200
+	DefaultMaxEvents = 1000
+)
+
+// Causes of a job's cancelled context.
+var (
+	errCancelled = core.E("", core.Cancelled, errors.New("the job was cancelled"))
+	errShutdown  = core.WithHint(core.E("", core.Cancelled, errors.New("the job was cancelled: the hive is shutting down")),
+		"Submit the request again when the hive is back.")
+)
+
+// Options say how a Manager works.
+type Options struct {
+	Hive      string           // id of the hive that owns the jobs: the tail of every job id
+	Now       func() time.Time // stamps jobs and events; nil: time.Now
+	Retain    int              // ended jobs kept, the oldest are forgotten; 0: DefaultRetain
+	MaxEvents int              // events kept per job; 0: DefaultMaxEvents
+	// Panicked is told of an operation that panicked, with the stack; nil: nobody. It must not call the Manager.
+	Panicked func(id string, op core.Operation, value any, stack []byte)
+}
+
+// Manager owns the jobs of one hive. Methods may be called concurrently.
+type Manager struct {
+	opts Options
+	wg   sync.WaitGroup // running operations
+
+	mu        sync.Mutex // guards below, and the fields of every job
+	closed    bool
+	jobs      map[string]*job
+	requests  map[string]*job // by request id
+	ended     []*job          // oldest first
+	entropy   io.Reader
+	lastStamp uint64 // of the newest id, in milliseconds
+}
+
+// New returns a Manager without jobs.
+func New(opts Options) *Manager {
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	opts.Retain = cmp.Or(opts.Retain, DefaultRetain)
+	opts.MaxEvents = cmp.Or(opts.MaxEvents, DefaultMaxEvents)
+	return &Manager{
+		opts:     opts,
+		jobs:     map[string]*job{},
+		requests: map[string]*job{},
+		entropy:  ulid.Monotonic(rand.Reader, 0),
+	}
+}
+
+// job is one job. Its fields are guarded by Manager.mu.
+type job struct {
+	view      core.Job
+	requestID string
+	cancel    context.CancelCauseFunc
+	events    history
+	phases    phases
+	changed   chan struct{} // closed and replaced at every event
+}
+
+// Start runs fn as a new job and returns it at once. The job belongs to the manager, not to the caller's request: only Cancel and Close
+// end its context. What fn returns becomes the result as JSON (nil: no result), its error the failure; a panic is an Internal failure.
+//
+// A requestID that a kept job already has returns that job, and fn is not run; an empty one is never the same as another.
+// After Close the job fails at once as Unavailable.
+func (m *Manager) Start(op core.Operation, requestID string, fn func(ctx context.Context, r *Run) (any, error)) core.Job {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if j, ok := m.requests[requestID]; ok && requestID != "" {
+		return j.copyLocked()
+	}
+	j := &job{
+		view: core.Job{
+			ID: m.newIDLocked(), Operation: op, Hive: m.opts.Hive, State: core.JobRunning, CreatedAt: m.opts.Now(),
+		},
+		requestID: requestID,
+		events:    history{max: m.opts.MaxEvents},
+		changed:   make(chan struct{}),
+	}
+	m.jobs[j.view.ID] = j
+	if requestID != "" {
+		m.requests[requestID] = j
+	}
+	if m.closed {
+		j.cancel = func(error) {}
+		err := core.WithHint(core.Errorf("", core.Unavailable, "the hive is shutting down"), "Try again when the hive is back.")
+		m.endLocked(j, core.JobFailed, nil, err)
+		return j.copyLocked()
+	}
+	// The job outlives the request that started it, so its context has no parent; Close cancels it.
+	ctx, cancel := context.WithCancelCause(context.Background())
+	j.cancel = cancel
+	m.wg.Go(func() { m.run(ctx, j, fn) })
+	return j.copyLocked()
+}
+
+// newIDLocked makes an id that sorts behind every earlier one, also when the clock goes back.
+func (m *Manager) newIDLocked() string {
+	m.lastStamp = max(m.lastStamp, ulid.Timestamp(m.opts.Now()))
+	for {
+		id, err := ulid.New(m.lastStamp, m.entropy)
+		if err == nil {
+			return strings.ToLower(id.String()) + "-" + m.opts.Hive
+		}
+		m.lastStamp++ // more ids than fit into this millisecond
+	}
+}
+
+// Owner returns the id of the hive that owns the job. Errors: Invalid.
+func Owner(id string) (hive string, err error) {
+	stamp, hive, ok := strings.Cut(id, "-")
+	if _, parseErr := ulid.ParseStrict(strings.ToUpper(stamp)); !ok || parseErr != nil || hive == "" || stamp != strings.ToLower(stamp) {
+		return "", core.WithHint(core.Errorf("", core.Invalid, "%q is not a job id", id), "List the jobs to see their ids.")
+	}
+	return hive, nil
+}
+
+func (m *Manager) run(ctx context.Context, j *job, fn func(context.Context, *Run) (any, error)) {
+	result, err := m.call(ctx, j, fn)
+	var data json.RawMessage
+	if err == nil && result != nil {
+		if data, err = json.Marshal(result); err != nil {
+			err = core.Errorf("encode the result", core.Internal, "%w", err)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch cause := context.Cause(ctx); {
+	case err == nil:
+		m.endLocked(j, core.JobSucceeded, data, nil)
+	case cause != nil && core.KindOf(err) == core.Cancelled:
+		m.endLocked(j, core.JobCancelled, nil, cause)
+	case cause != nil:
+		// Asked to stop, it stopped, but not without trouble: the trouble is worth telling.
+		m.endLocked(j, core.JobCancelled, nil, err)
+	default:
+		m.endLocked(j, core.JobFailed, nil, err)
+	}
+	j.cancel(nil)
+}
+
+// call runs fn and turns a panic, and a goroutine that ends itself, into an error.
+func (m *Manager) call(ctx context.Context, j *job, fn func(context.Context, *Run) (any, error)) (result any, err error) {
+	id, op := j.view.ID, j.view.Operation // never changed after Start
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		value := recover()
+		if m.opts.Panicked != nil {
+			m.opts.Panicked(id, op, value, debug.Stack())
+		}
+		result = nil
+		err = core.WithHint(core.Errorf("", core.Internal, "%s crashed: %v", op, value), "This is a defect: please report it with the hive's log.")
+	}()
+	result, err = fn(ctx, &Run{m: m, j: j, id: id})
+	returned = true
+	return result, err
+}
+
+func (m *Manager) endLocked(j *job, state core.JobState, result json.RawMessage, err error) {
+	m.flushLocked(j, true)
+	failure := core.FailureOf(err)
+	j.view.EndedAt = m.opts.Now()
+	j.view.Result, j.view.Error = result, failure
+	if result != nil {
+		m.emitLocked(j, core.Event{Kind: core.EventResult, Result: result})
+	}
+	j.view.State = state
+	m.emitLocked(j, core.Event{Kind: core.EventEnd, State: state, Error: failure})
+
+	m.ended = append(m.ended, j)
+	for len(m.ended) > m.opts.Retain {
+		old := m.ended[0]
+		m.ended = slices.Delete(m.ended, 0, 1)
+		delete(m.jobs, old.view.ID)
+		if m.requests[old.requestID] == old {
+			delete(m.requests, old.requestID)
+		}
+	}
+}
+
+// emitLocked numbers an event and wakes the readers.
+func (m *Manager) emitLocked(j *job, e core.Event) {
+	j.view.LastSeq++
+	e.Seq, e.At = j.view.LastSeq, m.opts.Now()
+	j.events.add(e)
+	close(j.changed)
+	j.changed = make(chan struct{})
+}
+
+// copyLocked is the job for a caller. Result and Error are written once and never changed, so they are shared.
+func (j *job) copyLocked() core.Job { return j.view }
+
+func (m *Manager) find(id string) (*job, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if j, ok := m.jobs[id]; ok {
+		return j, nil
+	}
+	return nil, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q on hive %s", id, m.opts.Hive),
+		"The last %d ended jobs are kept; list them to see their ids.", m.opts.Retain)
+}
+
+// Get returns a job. Errors: NotFound.
+func (m *Manager) Get(id string) (core.Job, error) {
+	j, err := m.find(id)
+	if err != nil {
+		return core.Job{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return j.copyLocked(), nil
+}
+
+// List returns the running and the kept ended jobs, newest first.
+func (m *Manager) List() []core.Job {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := make([]core.Job, 0, len(m.jobs))
+	for _, j := range m.jobs {
+		list = append(list, j.copyLocked())
+	}
+	slices.SortFunc(list, func(a, b core.Job) int { return cmp.Compare(b.ID, a.ID) })
+	return list
+}
+
+// Cancel asks a job to stop and returns it as it is now; it ends, as JobCancelled, when its operation has cleaned up.
+// A job that has ended stays as it is. Errors: NotFound.
+func (m *Manager) Cancel(id string) (core.Job, error) {
+	j, err := m.find(id)
+	if err != nil {
+		return core.Job{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	j.cancel(errCancelled)
+	return j.copyLocked(), nil
+}
+
+// Events calls emit for every kept event with a greater number than after, in order, then for new ones as they happen. It returns nil
+// after the end event, the error of emit, or ctx's. Any number of readers may follow a job, and a slow one holds up nobody: where it falls
+// behind by more than the kept events, the oldest progress is missing for it. Errors: NotFound.
+func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
+	j, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	for {
+		m.mu.Lock()
+		events, changed, ended := j.events.after(after), j.changed, j.view.State != core.JobRunning
+		m.mu.Unlock()
+		for _, e := range events {
+			if err := ctx.Err(); err != nil {
+				return core.E("follow job", core.KindOf(err), err)
+			}
+			if err := emit(e); err != nil {
+				return err
+			}
+			after = e.Seq
+		}
+		if ended {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return core.E("follow job", core.KindOf(ctx.Err()), ctx.Err())
+		}
+	}
+}
+
+// Close cancels all jobs and waits until their operations have returned. No job starts afterwards; what there is can still be read.
+// The error is ctx's, when an operation does not end in time.
+func (m *Manager) Close(ctx context.Context) error {
+	m.mu.Lock()
+	m.closed = true
+	for _, j := range m.jobs {
+		j.cancel(errShutdown)
+	}
+	m.mu.Unlock()
+
+	done := make(chan struct{})
+	// This goroutine ends with the last operation, which is what ctx gives up on.
+	go func() { m.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return core.E("wait for the jobs to end", core.KindOf(ctx.Err()), fmt.Errorf("%d still running: %w", m.running(), ctx.Err()))
+	}
+}
+
+func (m *Manager) running() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.jobs) - len(m.ended)
+}
