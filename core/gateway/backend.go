@@ -18,6 +18,13 @@ type Router interface {
 	Failed(w core.Worker)
 }
 
+// Counter is a Router that wants to know how many requests each worker has at this moment, which reports of hives tell too late.
+// A gateway whose Router is a Counter calls Begin when it sends a request to a worker and end, once or more, when the answer is over, whatever
+// became of it.
+type Counter interface {
+	Begin(w core.Worker) (end func())
+}
+
 // Dial connects to the data socket of a worker, wherever its hive is; the wire is HTTP/1.1.
 type Dial func(ctx context.Context, w core.Worker) (net.Conn, error)
 

@@ -1,0 +1,158 @@
+package sched
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+func worker(id string, change ...func(*Prospect)) Prospect {
+	p := Prospect{Worker: core.Worker{ID: id, Hive: "h1", Model: "m", Slots: 4, State: core.WorkerReady}}
+	for _, f := range change {
+		f(&p)
+	}
+	return p
+}
+
+func inFlight(n int) func(*Prospect) { return func(p *Prospect) { p.InFlight = n } }
+func slots(n int) func(*Prospect)    { return func(p *Prospect) { p.Worker.Slots = n } }
+func state(s core.WorkerState) func(*Prospect) {
+	return func(p *Prospect) { p.Worker.State = s }
+}
+func suspect(why string) func(*Prospect) { return func(p *Prospect) { p.Suspect = why } }
+func model(m string) func(*Prospect)     { return func(p *Prospect) { p.Worker.Model = m } }
+func load(active, queued int) func(*Prospect) {
+	return func(p *Prospect) { p.Worker.Load = core.Load{Active: active, Queued: queued} }
+}
+
+func TestPickWorker(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name      string
+		prospects []Prospect
+		draws     []int
+		want      []string // ids, best first
+		reasons   []string // of the candidates; nil: not compared
+		refused   []string
+	}{
+		{name: "nobody"},
+		{name: "another model", prospects: []Prospect{worker("a", model("other"))}},
+		{
+			name: "only worker", prospects: []Prospect{worker("a"), worker("b", model("other"))},
+			want: []string{"a"}, reasons: []string{"only worker"},
+		},
+		{
+			name: "only worker, even when it is full", prospects: []Prospect{worker("a", inFlight(9))},
+			want: []string{"a"}, reasons: []string{"only worker"},
+		},
+		{
+			name:      "refusals",
+			prospects: []Prospect{worker("e", state("odd")), worker("d", suspect("did not answer")), worker("c", state(core.WorkerFailed)), worker("b", state(core.WorkerRetiring)), worker("a", state(core.WorkerLoading))},
+			refused:   []string{"a is still loading", "b is retiring", "c failed to load", "d is avoided: did not answer", `e is in the unknown state "odd"`},
+		},
+		{
+			name: "less busy of two, whatever is drawn first", prospects: []Prospect{worker("a", inFlight(2)), worker("b", inFlight(1))}, draws: []int{1, 0},
+			want: []string{"b", "a"}, reasons: []string{"least busy of 2", "next: 2 of 4 slots busy"},
+		},
+		{
+			name: "the same from the other draw", prospects: []Prospect{worker("a", inFlight(2)), worker("b", inFlight(1))}, draws: []int{0, 0},
+			want: []string{"b", "a"},
+		},
+		{
+			name: "equals: the first drawn", prospects: []Prospect{worker("a"), worker("b"), worker("c")}, draws: []int{2, 0},
+			want: []string{"c", "a", "b"}, reasons: []string{"less busy of 2 drawn from 3", "next: 0 of 4 slots busy", "next: 0 of 4 slots busy"},
+		},
+		{
+			name:      "the least busy was not drawn",
+			prospects: []Prospect{worker("a"), worker("b", inFlight(1)), worker("c", inFlight(2))}, draws: []int{1, 1},
+			want: []string{"b", "a", "c"},
+		},
+		{
+			name: "per slot, not per request", prospects: []Prospect{worker("a", slots(2), inFlight(1)), worker("b", slots(8), inFlight(3))}, draws: []int{0, 0},
+			want: []string{"b", "a"},
+		},
+		{
+			name: "full ones only after free ones", prospects: []Prospect{worker("a", slots(1), inFlight(1)), worker("b", slots(4), inFlight(3))},
+			want: []string{"b", "a"}, reasons: []string{"only one of 2 with a free slot", "next: 1 of 1 slots busy"},
+		},
+		{
+			name: "all full: the shortest queue", prospects: []Prospect{worker("a", slots(1), inFlight(3)), worker("b", slots(1), inFlight(2))}, draws: []int{0, 0},
+			want: []string{"b", "a"},
+		},
+		{
+			name: "reports count where they know more", prospects: []Prospect{worker("a", load(2, 1)), worker("b", inFlight(2))}, draws: []int{0, 0},
+			want: []string{"b", "a"},
+		},
+		{
+			name: "a report is not added to what this queen knows", prospects: []Prospect{worker("a", load(2, 0), inFlight(2)), worker("b", inFlight(3))}, draws: []int{1, 0},
+			want: []string{"a", "b"},
+		},
+		{
+			name: "no slots said", prospects: []Prospect{worker("a", slots(0))},
+			want: []string{"a"},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			draws := c.draws
+			rnd := func(n int) int {
+				must.SliceNotEmpty(t, draws, must.Sprint("drew more often than expected"))
+				v := draws[0]
+				draws = draws[1:]
+				must.Less(t, n, v)
+				return v
+			}
+			// Twice, with the input in either order: the answer must not depend on it.
+			for range 2 {
+				draws = c.draws
+				got, refused := PickWorker("m", c.prospects, rnd)
+				var ids, reasons, refusals []string
+				for _, g := range got {
+					ids = append(ids, g.Worker.ID)
+					reasons = append(reasons, g.Reason)
+				}
+				for _, r := range refused {
+					refusals = append(refusals, r.String())
+				}
+				must.Eq(t, c.want, ids)
+				if c.reasons != nil {
+					must.Eq(t, c.reasons, reasons)
+				}
+				must.Eq(t, c.refused, refusals)
+				must.SliceEmpty(t, draws)
+				for i, j := 0, len(c.prospects)-1; i < j; i, j = i+1, j-1 {
+					c.prospects[i], c.prospects[j] = c.prospects[j], c.prospects[i]
+				}
+			}
+		})
+	}
+}
+
+// Whatever is drawn, every able worker is a candidate exactly once, and requests spread evenly over equal workers.
+func TestPickWorkerSpreads(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 2))
+	prospects := []Prospect{worker("a"), worker("b"), worker("c"), worker("d"), worker("e", state(core.WorkerRetiring))}
+	for range 400 {
+		got, refused := PickWorker("m", prospects, rng.IntN)
+		must.Len(t, 4, got)
+		must.Len(t, 1, refused)
+		seen := map[string]bool{}
+		for _, c := range got {
+			must.False(t, seen[c.Worker.ID])
+			seen[c.Worker.ID] = true
+		}
+		for i := range prospects {
+			if prospects[i].Worker.ID == got[0].Worker.ID {
+				prospects[i].InFlight++
+			}
+		}
+	}
+	for _, p := range prospects[:4] {
+		must.Between(t, 95, p.InFlight, 105, must.Sprint(p.Worker.ID))
+	}
+	must.Eq(t, 0, prospects[4].InFlight)
+}

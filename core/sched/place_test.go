@@ -1,0 +1,120 @@
+package sched
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+func room(id string, change ...func(*Room)) Room {
+	r := Room{Hive: core.Hive{
+		ID: id, Name: "name-" + id, Status: core.HiveReady, WorkerTypes: []string{"cpu"},
+		Devices: []core.Device{{ID: "cpu", Kind: "cpu", TotalBytes: 1000, FreeBytes: 600}},
+	}}
+	for _, f := range change {
+		f(&r)
+	}
+	return r
+}
+
+func TestPlace(t *testing.T) {
+	t.Parallel()
+	gpu := func(free int64, problem string) func(*Room) {
+		return func(r *Room) {
+			r.Hive.WorkerTypes = append(r.Hive.WorkerTypes, "cuda")
+			r.Hive.Devices = append(r.Hive.Devices, core.Device{ID: "cuda:0", Kind: "cuda", TotalBytes: 9000, FreeBytes: free, Problem: problem})
+		}
+	}
+	free := func(n int64) func(*Room) { return func(r *Room) { r.Hive.Devices[0].FreeBytes = n } }
+	has := func(r *Room) { r.HasModel = true }
+	for _, c := range []struct {
+		name    string
+		demand  Demand
+		rooms   []Room
+		want    string
+		reason  string
+		refused []string
+	}{
+		{name: "no hive"},
+		{name: "only hive", demand: Demand{EstimateBytes: 600}, rooms: []Room{room("a")}, want: "a", reason: "only hive"},
+		{
+			name: "one byte too much", demand: Demand{EstimateBytes: 601}, rooms: []Room{room("a")},
+			refused: []string{"name-a cpu lacks 1 bytes: 601 needed, 600 of 1000 free"},
+		},
+		{
+			name: "missing bytes of every device", demand: Demand{EstimateBytes: 10_000}, rooms: []Room{room("a", gpu(8000, ""))},
+			refused: []string{"name-a cpu lacks 9400 bytes: 10000 needed, 600 of 1000 free; cuda:0 lacks 2000 bytes: 10000 needed, 8000 of 9000 free"},
+		},
+		{
+			name: "down, silent, without types", rooms: []Room{
+				room("a", func(r *Room) { r.Hive.Status = core.HiveDown }),
+				room("b", func(r *Room) { r.Suspect = true }),
+				room("c", func(r *Room) { r.Hive.WorkerTypes = nil }),
+				room("d", func(r *Room) { r.Hive.Status = core.HiveSuspect }),
+			},
+			refused: []string{"name-a is down", "name-b is silent", "name-c has no worker type", "name-d is silent"},
+		},
+		{
+			name: "worker type", demand: Demand{Type: "cuda", EstimateBytes: 700}, rooms: []Room{room("a"), room("b", gpu(700, ""))},
+			want: "b", reason: "only one of 2 hives that can", refused: []string{`name-a has no worker type "cuda", it has cpu`},
+		},
+		{
+			name: "memory of another type's device does not help", demand: Demand{Type: "cpu", EstimateBytes: 700}, rooms: []Room{room("a", gpu(8000, ""))},
+			refused: []string{"name-a cpu lacks 100 bytes: 700 needed, 600 of 1000 free"},
+		},
+		{
+			name: "a type that is installed but not listed", demand: Demand{Type: "openai", EstimateBytes: 100},
+			rooms: []Room{room("a", func(r *Room) { r.Binaries = []core.WorkerBinary{{Type: "openai"}} })}, want: "a", reason: "only hive",
+		},
+		{
+			name: "a damaged binary does not count", demand: Demand{Type: "openai"},
+			rooms:   []Room{room("a", func(r *Room) { r.Binaries = []core.WorkerBinary{{Type: "openai", Damaged: "no manifest"}} })},
+			refused: []string{`name-a has no worker type "openai", it has cpu`},
+		},
+		{
+			name: "the probe knows the devices of a type", demand: Demand{Type: "cpu", EstimateBytes: 700},
+			rooms: []Room{room("a", gpu(8000, ""), func(r *Room) {
+				r.Binaries = []core.WorkerBinary{{Type: "cpu", Devices: []core.Device{{ID: "cuda:0"}}}}
+			})},
+			want: "a", reason: "only hive",
+		},
+		{
+			name: "device with a problem", demand: Demand{Device: "cuda:0"}, rooms: []Room{room("a", gpu(8000, "driver is too old"))},
+			refused: []string{"name-a cuda:0 cannot be used: driver is too old"},
+		},
+		{
+			name: "no such device", demand: Demand{Device: "cuda:1"}, rooms: []Room{room("a", gpu(8000, ""))},
+			refused: []string{`name-a has no device "cuda:1", it has cpu, cuda:0`},
+		},
+		{
+			name: "nothing probed yet", demand: Demand{Device: "cuda:1", EstimateBytes: 1 << 60},
+			rooms: []Room{room("a", func(r *Room) { r.Hive.Devices = nil })}, want: "a", reason: "only hive",
+		},
+		{
+			name: "size unknown", demand: Demand{EstimateBytes: 1 << 60},
+			rooms: []Room{room("a", func(r *Room) { r.Hive.Devices[0].TotalBytes = 0 })}, want: "a", reason: "only hive",
+		},
+		{name: "the model is there", rooms: []Room{room("a", free(900)), room("b", has)}, want: "b", reason: "has the model"},
+		{name: "most free", rooms: []Room{room("a"), room("b", free(601))}, want: "b", reason: "most free memory"},
+		{name: "fewest workers", rooms: []Room{room("a", func(r *Room) { r.Workers = 1 }), room("b")}, want: "b", reason: "most free memory"},
+		{name: "by id at last", rooms: []Room{room("b"), room("a")}, want: "a", reason: "most free memory"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			for range 2 {
+				got, refused, ok := Place(c.demand, c.rooms)
+				var texts []string
+				for _, r := range refused {
+					texts = append(texts, r.String())
+				}
+				must.Eq(t, c.want != "", ok)
+				must.Eq(t, Placement{Hive: c.want, Reason: c.reason}, got)
+				must.Eq(t, c.refused, texts)
+				slices.Reverse(c.rooms)
+			}
+		})
+	}
+}
