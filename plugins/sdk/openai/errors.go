@@ -34,6 +34,9 @@ type Error struct {
 	Type    string  `json:"type"`    // one of the Type constants
 	Param   *string `json:"param"`   // the request's field that is wrong; nil: none
 	Code    *string `json:"code"`    // for programs; nil: none
+	// Kind is what a program can do about it and Hint what a person can do next, where the sender says so; both are rbee's own, others leave them out.
+	Kind string `json:"kind,omitempty"`
+	Hint string `json:"hint,omitempty"`
 	// Status is the HTTP status that fits; 0: unknown. It is not part of the body.
 	Status int `json:"-"`
 }
@@ -144,11 +147,13 @@ func decodeEnvelope(body []byte) *Error {
 		Type    string          `json:"type"`
 		Param   *string         `json:"param"`
 		Code    json.RawMessage `json:"code"`
+		Kind    string          `json:"kind"`
+		Hint    string          `json:"hint"`
 	}
 	if json.Unmarshal(env.Error, &obj) != nil || obj.Message == "" && obj.Type == "" {
 		return nil
 	}
-	e := &Error{Message: obj.Message, Type: obj.Type, Param: obj.Param}
+	e := &Error{Message: obj.Message, Type: obj.Type, Param: obj.Param, Kind: obj.Kind, Hint: obj.Hint}
 	if c := strings.Trim(string(obj.Code), `"`); c != "" && c != "null" {
 		e.Code = &c
 	}
