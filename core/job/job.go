@@ -139,48 +139,52 @@ func Owner(id string) (hive string, err error) {
 	return hive, nil
 }
 
+// run runs the operation and ends the job, also when the operation ends its goroutine.
 func (m *Manager) run(ctx context.Context, j *job, fn func(context.Context, *Run) (any, error)) {
-	result, err := m.call(ctx, j, fn)
-	var data json.RawMessage
-	if err == nil && result != nil {
-		if data, err = json.Marshal(result); err != nil {
-			err = core.Errorf("encode the result", core.Internal, "%w", err)
+	var result json.RawMessage
+	err := core.Errorf("", core.Internal, "%s ended without a result", j.view.Operation)
+	defer func() { m.end(ctx, j, result, err) }()
+	result, err = m.call(ctx, j, fn)
+}
+
+// call runs fn and encodes its result; a panic becomes an error.
+func (m *Manager) call(ctx context.Context, j *job, fn func(context.Context, *Run) (any, error)) (data json.RawMessage, err error) {
+	id, op := j.view.ID, j.view.Operation // never changed after Start
+	defer func() {
+		if value := recover(); value != nil {
+			if m.opts.Panicked != nil {
+				m.opts.Panicked(id, op, value, debug.Stack())
+			}
+			data = nil
+			err = core.WithHint(core.Errorf("", core.Internal, "%s crashed: %v", op, value),
+				"This is a defect: please report it with the hive's log.")
 		}
+	}()
+	result, err := fn(ctx, &Run{m: m, j: j, id: id})
+	if err != nil || result == nil {
+		return nil, err
 	}
+	if data, err = json.Marshal(result); err != nil {
+		return nil, core.Errorf("encode the result", core.Internal, "%w", err)
+	}
+	return data, nil
+}
+
+func (m *Manager) end(ctx context.Context, j *job, result json.RawMessage, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch cause := context.Cause(ctx); {
 	case err == nil:
-		m.endLocked(j, core.JobSucceeded, data, nil)
-	case cause != nil && core.KindOf(err) == core.Cancelled:
+		m.endLocked(j, core.JobSucceeded, result, nil)
+	case cause == nil:
+		m.endLocked(j, core.JobFailed, nil, err)
+	case core.KindOf(err) == core.Cancelled:
 		m.endLocked(j, core.JobCancelled, nil, cause)
-	case cause != nil:
+	default:
 		// Asked to stop, it stopped, but not without trouble: the trouble is worth telling.
 		m.endLocked(j, core.JobCancelled, nil, err)
-	default:
-		m.endLocked(j, core.JobFailed, nil, err)
 	}
 	j.cancel(nil)
-}
-
-// call runs fn and turns a panic, and a goroutine that ends itself, into an error.
-func (m *Manager) call(ctx context.Context, j *job, fn func(context.Context, *Run) (any, error)) (result any, err error) {
-	id, op := j.view.ID, j.view.Operation // never changed after Start
-	returned := false
-	defer func() {
-		if returned {
-			return
-		}
-		value := recover()
-		if m.opts.Panicked != nil {
-			m.opts.Panicked(id, op, value, debug.Stack())
-		}
-		result = nil
-		err = core.WithHint(core.Errorf("", core.Internal, "%s crashed: %v", op, value), "This is a defect: please report it with the hive's log.")
-	}()
-	result, err = fn(ctx, &Run{m: m, j: j, id: id})
-	returned = true
-	return result, err
 }
 
 func (m *Manager) endLocked(j *job, state core.JobState, result json.RawMessage, err error) {

@@ -1,0 +1,147 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	// errorDomain marks the status details that hold a core.Kind.
+	errorDomain = "rbee"
+	hintKey     = "hint"
+	// maxTextBytes bounds the message and the hint of an error on the wire, which travel in HTTP/2 headers.
+	maxTextBytes = 16 << 10
+)
+
+// CodeOf is the gRPC code that stands for a kind. Several kinds share a code; ToStatus adds what tells them apart.
+func CodeOf(k core.Kind) codes.Code {
+	switch k {
+	case "":
+		return codes.OK
+	case core.Invalid:
+		return codes.InvalidArgument
+	case core.NotFound:
+		return codes.NotFound
+	case core.Conflict, core.InUse:
+		return codes.FailedPrecondition
+	case core.Unavailable, core.WorkerLost:
+		return codes.Unavailable
+	case core.Overloaded:
+		return codes.ResourceExhausted
+	case core.TooLarge:
+		return codes.OutOfRange
+	case core.Integrity:
+		return codes.DataLoss
+	case core.Unsupported:
+		return codes.Unimplemented
+	case core.Unauthenticated:
+		return codes.Unauthenticated
+	case core.Forbidden:
+		return codes.PermissionDenied
+	case core.Cancelled:
+		return codes.Canceled
+	case core.DeadlineExceeded:
+		return codes.DeadlineExceeded
+	}
+	return codes.Internal
+}
+
+// KindOfCode is the kind that a gRPC code from elsewhere means: from a plugin, from gRPC itself, from a third party.
+func KindOfCode(c codes.Code) core.Kind {
+	switch c {
+	case codes.OK:
+		return ""
+	case codes.Canceled:
+		return core.Cancelled
+	case codes.InvalidArgument:
+		return core.Invalid
+	case codes.DeadlineExceeded:
+		return core.DeadlineExceeded
+	case codes.NotFound:
+		return core.NotFound
+	case codes.AlreadyExists, codes.FailedPrecondition, codes.Aborted:
+		return core.Conflict
+	case codes.PermissionDenied:
+		return core.Forbidden
+	case codes.ResourceExhausted:
+		return core.Overloaded
+	case codes.OutOfRange:
+		return core.TooLarge
+	case codes.Unimplemented:
+		return core.Unsupported
+	case codes.Unavailable:
+		return core.Unavailable
+	case codes.DataLoss:
+		return core.Integrity
+	case codes.Unauthenticated:
+		return core.Unauthenticated
+	}
+	return core.Internal
+}
+
+// ToStatus is err as a gRPC status error that carries its kind, message and hint; nil for nil. A status error that nobody classified,
+// such as a plugin's, is classified by KindOfCode.
+func ToStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*core.Error](err); !ok {
+		err = FromStatus(err)
+	}
+	kind := core.KindOf(err)
+	st := status.New(CodeOf(kind), text(err.Error()))
+	info := &errdetails.ErrorInfo{Reason: text(string(kind)), Domain: errorDomain}
+	if hint := core.HintOf(err); hint != "" {
+		info.Metadata = map[string]string{hintKey: text(hint)}
+	}
+	if detailed, detailErr := st.WithDetails(info); detailErr == nil {
+		st = detailed
+	}
+	return st.Err()
+}
+
+// FromStatus is a gRPC error as a classified one: what ToStatus was given, or for a status from elsewhere its message, classified by
+// KindOfCode. An error that is no status is returned classified by core.KindOf; nil for nil.
+func FromStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*core.Error](err); ok {
+		return err
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return core.E("", core.KindOf(err), err)
+	}
+	f := core.Failure{Kind: KindOfCode(st.Code()), Message: st.Message()}
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == errorDomain && info.GetReason() != "" {
+			f.Kind, f.Hint = core.Kind(info.GetReason()), info.GetMetadata()[hintKey]
+		}
+	}
+	switch {
+	case f.Message != "":
+	case f.Kind == core.Cancelled:
+		f.Message = context.Canceled.Error()
+	case f.Kind == core.DeadlineExceeded:
+		f.Message = context.DeadlineExceeded.Error()
+	default:
+		f.Message = st.Code().String()
+	}
+	return f.Err()
+}
+
+// text makes a string fit for the wire: valid UTF-8 and bounded.
+func text(s string) string {
+	if len(s) > maxTextBytes {
+		s = s[:maxTextBytes] + "…"
+	}
+	return strings.ToValidUTF8(s, "�")
+}
