@@ -1,0 +1,77 @@
+package worker
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// dataServer serves a backend's handler on the worker's data socket. Before the handler is there it answers 503, so that nobody hangs on a worker that loads.
+type dataServer struct {
+	http    *http.Server
+	handler atomic.Pointer[http.Handler]
+	done    sync.WaitGroup
+}
+
+// listenData binds the socket and serves it. The folder must exist and be private; the socket must not exist.
+func listenData(socket string, log hclog.Logger) (*dataServer, error) {
+	dir, err := os.Stat(filepath.Dir(socket))
+	if err != nil {
+		return nil, fmt.Errorf("folder of the data socket: %w: %w", err, sdk.ErrInvalid)
+	}
+	if !dir.IsDir() || dir.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("folder of the data socket %s has mode %s: only its owner may enter it (0700): %w", filepath.Dir(socket), fs.FileMode(dir.Mode()), sdk.ErrInvalid)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("data socket: %w: %w", err, sdk.ErrInvalid)
+	}
+	if err := os.Chmod(socket, 0o600); err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("data socket: %w", err)
+	}
+	d := &dataServer{}
+	d.http = &http.Server{
+		Handler: d,
+		// No WriteTimeout: a stream lasts as long as its generation. No ReadTimeout: it would cut the same connection while it streams.
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       5 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Warn}),
+	}
+	d.done.Go(func() {
+		// Ends with http.ErrServerClosed when close is called; any other end is seen by the host as a refused connection.
+		_ = d.http.Serve(l)
+	})
+	return d, nil
+}
+
+// ready makes the server answer with h.
+func (d *dataServer) ready(h http.Handler) { d.handler.Store(&h) }
+
+func (d *dataServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := d.handler.Load(); h != nil {
+		(*h).ServeHTTP(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Retry-After", "1")
+	w.WriteHeader(http.StatusServiceUnavailable)
+	_, _ = w.Write([]byte(`{"error":{"message":"the model is still loading","type":"server_error","param":null,"code":"loading"}}` + "\n"))
+}
+
+// close ends every connection and removes the socket.
+func (d *dataServer) close() {
+	_ = d.http.Close()
+	d.done.Wait()
+}

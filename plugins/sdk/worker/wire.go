@@ -1,0 +1,85 @@
+package worker
+
+import (
+	"errors"
+	"io"
+
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+	workerv1 "github.com/rbee-project/rbee/proto/worker/v1"
+)
+
+// receive calls each with every message of stream until its end. The caller cancels the stream's context afterwards.
+func receive[M any](stream grpc.ServerStreamingClient[M], each func(*M) error) error {
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return sdk.FromStatus(err)
+		}
+		if err := each(m); err != nil {
+			return err
+		}
+	}
+}
+
+func fingerprintToProto(f Fingerprint) *workerv1.FingerprintResponse {
+	p := &workerv1.FingerprintResponse{Problem: f.Problem, Warnings: f.Warnings}
+	for _, d := range f.Devices {
+		p.Devices = append(p.Devices, &workerv1.Device{
+			Id: d.ID, Kind: d.Kind, Name: d.Name, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes, Problem: d.Problem,
+		})
+	}
+	return p
+}
+
+func fingerprintFromProto(p *workerv1.FingerprintResponse) Fingerprint {
+	f := Fingerprint{Problem: p.GetProblem(), Warnings: p.GetWarnings()}
+	for _, d := range p.GetDevices() {
+		f.Devices = append(f.Devices, Device{
+			ID: d.GetId(), Kind: d.GetKind(), Name: d.GetName(), TotalBytes: d.GetTotalBytes(), FreeBytes: d.GetFreeBytes(), Problem: d.GetProblem(),
+		})
+	}
+	return f
+}
+
+func startSpecToProto(s StartSpec) *workerv1.StartRequest {
+	return &workerv1.StartRequest{
+		WorkerId: s.WorkerID, Nonce: s.Nonce, ModelPath: s.ModelPath, ModelId: s.ModelID, Device: s.Device,
+		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Threads: int32(s.Threads), EngineDir: s.EngineDir,
+	}
+}
+
+func startSpecFromProto(p *workerv1.StartRequest) StartSpec {
+	return StartSpec{
+		WorkerID: p.GetWorkerId(), Nonce: p.GetNonce(), ModelPath: p.GetModelPath(), ModelID: p.GetModelId(), Device: p.GetDevice(),
+		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Threads: int(p.GetThreads()), EngineDir: p.GetEngineDir(),
+	}
+}
+
+func progressToProto(p Progress) *workerv1.StartResponse {
+	return &workerv1.StartResponse{Phase: p.Phase, Done: p.Done, Total: p.Total, Unit: p.Unit, Message: p.Message}
+}
+
+func progressFromProto(p *workerv1.StartResponse) Progress {
+	return Progress{Phase: p.GetPhase(), Done: p.GetDone(), Total: p.GetTotal(), Unit: p.GetUnit(), Message: p.GetMessage()}
+}
+
+func statusToProto(s Status) *workerv1.StatusResponse {
+	return &workerv1.StatusResponse{
+		WorkerId: s.WorkerID, Nonce: s.Nonce, ModelId: s.ModelID, State: string(s.State), Problem: s.Problem,
+		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Active: int32(s.Active), Queued: int32(s.Queued),
+		TokensPerSecond: s.TokensPerSecond, TokensTotal: s.TokensTotal, KvUsedTokens: int64(s.KVUsedTokens), MemoryBytes: s.MemoryBytes,
+	}
+}
+
+func statusFromProto(p *workerv1.StatusResponse) Status {
+	return Status{
+		WorkerID: p.GetWorkerId(), Nonce: p.GetNonce(), ModelID: p.GetModelId(), State: State(p.GetState()), Problem: p.GetProblem(),
+		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Active: int(p.GetActive()), Queued: int(p.GetQueued()),
+		TokensPerSecond: p.GetTokensPerSecond(), TokensTotal: p.GetTokensTotal(), KVUsedTokens: int(p.GetKvUsedTokens()), MemoryBytes: p.GetMemoryBytes(),
+	}
+}
