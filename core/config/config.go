@@ -1,0 +1,87 @@
+// Package config reads rbee's configuration: HCL or JSON files, environment and flags, merged into one Config whose every value knows where it comes from.
+package config
+
+import (
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+)
+
+// DefaultHTTPPort is the port of the HTTP API.
+const DefaultHTTPPort = 7833
+
+// Config is the configuration of one agent: complete, defaults filled in, paths absolute. It is not changed after Load.
+type Config struct {
+	DataDir   string // state of this machine's agent: raft, hive, run
+	StoreDir  string // models and worker binaries
+	PluginDir string // where plugin executables are
+	LogLevel  string // trace, debug, info, warn, error
+	LogJSON   bool   // log lines as JSON
+	Insecure  bool   // allow an address beyond loopback without TLS and tokens
+	Bind      Bind
+	Queen     Queen
+	Hive      Hive
+	Workers   []Plugin // in the order of their names
+	Catalogs  []Plugin // in the order of their names
+	Dev       bool     // everything in a temporary folder, nothing survives
+
+	origins map[string]Origin
+	files   map[string]*hcl.File
+	eval    *hcl.EvalContext
+}
+
+// Bind says where the agent listens.
+type Bind struct {
+	Address  string // an IP address, or "localhost"
+	HTTPPort int    // 0: any free port
+}
+
+// Queen is the queen role.
+type Queen struct {
+	Enabled bool
+}
+
+// Hive is the hive role.
+type Hive struct {
+	Enabled       bool
+	Name          string        // shown to people; empty: the host name
+	Slots         int           // requests that a worker serves at once, where a spawn does not say; 1 or more
+	ContextTokens int           // positions per slot where a spawn does not say; 0: what the model was trained for, as far as memory allows
+	Threads       int           // CPU threads of a worker, where a spawn does not say; 0: the worker's choice
+	StopGrace     time.Duration // how long running requests may go on when a worker is stopped
+	KeepWorkers   bool          // workers go on when the agent ends, and the next agent takes them over
+}
+
+// Plugin is one worker or catalog block.
+type Plugin struct {
+	Kind       string    // "worker" or "catalog"
+	Label      string    // worker type or catalog source
+	Executable string    // file name in the plugin folder: rbee-<kind>-<name>
+	Env        []string  // names of environment variables that the plugin may see besides the usual ones
+	SHA256     string    // of the executable, lower-case hex; empty: not checked
+	Body       hcl.Body  // of the config block; an empty body where there is none
+	Range      hcl.Range // of the block's header; zero where the plugin stands in no file
+}
+
+// Origin says where a value comes from.
+type Origin struct {
+	Source string    // "default", "file", "env", "flag"
+	Name   string    // of the variable or the flag
+	Range  hcl.Range // in the file
+}
+
+// Setting is one value of a Config, for showing.
+type Setting struct {
+	Name   string // "bind.http_port"
+	Value  any    // string, int, bool or time.Duration
+	Origin Origin
+}
+
+// Flag is a value from the command line. It wins over everything else.
+type Flag struct {
+	Name  string // of the setting: "bind.http_port"
+	Value string
+}
+
+// Env looks up an environment variable, as os.LookupEnv does.
+type Env func(name string) (string, bool)

@@ -1,0 +1,56 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"strings"
+
+	"github.com/hashicorp/hcl/v2"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Diagnostics is what is wrong, or worth a warning, with the lines it stands on.
+type Diagnostics struct {
+	List  hcl.Diagnostics
+	files map[string]*hcl.File
+}
+
+// HasErrors says whether any of the diagnostics is an error.
+func (d *Diagnostics) HasErrors() bool { return d != nil && d.List.HasErrors() }
+
+// Append adds diagnostics about the same files, such as those of plugins.
+func (d *Diagnostics) Append(list hcl.Diagnostics) { d.List = append(d.List, list...) }
+
+// Diagnostics wraps diagnostics about this configuration's files, so that they print with their source lines.
+func (c *Config) Diagnostics(list hcl.Diagnostics) *Diagnostics {
+	return &Diagnostics{List: list, files: c.files}
+}
+
+// Write prints the diagnostics for people, with source lines. width 0 does not wrap.
+func (d *Diagnostics) Write(w io.Writer, width uint, color bool) error {
+	if d == nil || len(d.List) == 0 {
+		return nil
+	}
+	return hcl.NewDiagnosticTextWriter(w, maps.Clone(d.files), width, color).WriteDiagnostics(d.List)
+}
+
+// Err is the errors among the diagnostics as one error of kind Invalid, nil where there is none. Its text has the source lines.
+func (d *Diagnostics) Err() error {
+	if !d.HasErrors() {
+		return nil
+	}
+	only := &Diagnostics{files: d.files}
+	for _, x := range d.List {
+		if x.Severity == hcl.DiagError {
+			only.List = append(only.List, x)
+		}
+	}
+	var b strings.Builder
+	if err := only.Write(&b, 0, false); err != nil {
+		return core.E("configuration", core.Invalid, errors.Join(d.List, err))
+	}
+	return core.E("configuration", core.Invalid, fmt.Errorf("%s", strings.TrimSpace(b.String())))
+}
