@@ -14,7 +14,8 @@ type Demand struct {
 	Model         string // for messages
 	Type          string // worker type
 	Device        string // device id
-	EstimateBytes int64  // of device memory; 0: unknown, so everything fits
+	MinBytes      int64  // device memory below which it cannot work: the weights; 0: unknown, so everything fits
+	EstimateBytes int64  // device memory with the model's own context; a hive with less gives it less context. 0: unknown
 }
 
 // Room is what is known of a hive that may get a new worker.
@@ -32,24 +33,25 @@ type Placement struct {
 	Reason string
 }
 
-// Place chooses the hive for a new worker: one that is ready, can run the worker type and has a device with enough free memory; among those, one
-// that has the model, then the one with the most free memory, then the one with the fewest workers. Where no hive will do, ok is false
-// and every hive is in the refusals with the reason, for each device the bytes it lacks.
+// Place chooses the hive for a new worker: one that is ready, can run the worker type and has a device with MinBytes free; among those, one
+// with EstimateBytes free, then one that has the model, then the one with the most free memory, then the one with the fewest workers.
+// Where no hive will do, ok is false and every hive is in the refusals with the reason, for each device the bytes it lacks.
 //
 // A hive that has told nothing about its devices, or not the size of one, is not refused for it: it judges itself when it starts the worker.
 func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
 	type fit struct {
-		room Room
-		free int64
+		room  Room
+		free  int64
+		whole bool // with the model's own context
 	}
 	var fits []fit
 	for _, r := range rooms {
-		free, reason := judge(d, r)
-		if reason != "" {
-			refused = append(refused, Refusal{cmp.Or(r.Hive.Name, r.Hive.ID), reason})
+		v := judge(d, r)
+		if v.reason != "" {
+			refused = append(refused, Refusal{Name: cmp.Or(r.Hive.Name, r.Hive.ID), Reason: v.reason, MissingBytes: v.missing})
 			continue
 		}
-		fits = append(fits, fit{r, free})
+		fits = append(fits, fit{r, v.free, v.free >= d.EstimateBytes || v.unknown})
 	}
 	slices.SortFunc(refused, func(a, b Refusal) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Reason, b.Reason)) })
 	if len(fits) == 0 {
@@ -57,6 +59,7 @@ func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
 	}
 	best := slices.MinFunc(fits, func(a, b fit) int {
 		return cmp.Or(
+			cmp.Compare(rank(a.whole), rank(b.whole)),
 			cmp.Compare(rank(a.room.HasModel), rank(b.room.HasModel)),
 			cmp.Compare(b.free, a.free),
 			cmp.Compare(a.room.Workers, b.room.Workers),
@@ -82,51 +85,66 @@ func rank(good bool) int {
 	return 1
 }
 
-// judge gives the free bytes of the hive's best device, or the reason to refuse the hive.
-func judge(d Demand, r Room) (free int64, reason string) {
+// verdict on a hive: the free bytes of its best device, or the reason to refuse it.
+type verdict struct {
+	free    int64
+	unknown bool // a device's size is not known, so it is taken to be enough
+	reason  string
+	missing int64 // on the device that lacks least; 0: refused for another reason
+}
+
+func judge(d Demand, r Room) verdict {
 	switch {
 	case r.Hive.Status == core.HiveDown:
-		return 0, "is down"
+		return verdict{reason: "is down"}
 	case r.Suspect || r.Hive.Status == core.HiveSuspect:
-		return 0, "is silent"
+		return verdict{reason: "is silent"}
 	case d.Type != "" && !runs(r, d.Type):
 		if len(r.Hive.WorkerTypes) == 0 {
-			return 0, fmt.Sprintf("has no worker type %q", d.Type)
+			return verdict{reason: fmt.Sprintf("has no worker type %q", d.Type)}
 		}
-		return 0, fmt.Sprintf("has no worker type %q, it has %s", d.Type, strings.Join(sorted(r.Hive.WorkerTypes), ", "))
+		return verdict{reason: fmt.Sprintf("has no worker type %q, it has %s", d.Type, strings.Join(sorted(r.Hive.WorkerTypes), ", "))}
 	case d.Type == "" && len(r.Hive.WorkerTypes) == 0 && len(r.Binaries) == 0:
-		return 0, "has no worker type"
+		return verdict{reason: "has no worker type"}
 	}
 	devices := devicesFor(d, r)
 	if len(devices) == 0 {
 		if d.Device == "" || len(r.Hive.Devices) == 0 {
-			return 0, "" // nothing was probed yet
+			return verdict{unknown: true} // nothing was probed yet
 		}
 		var have []string
 		for _, dev := range r.Hive.Devices {
 			have = append(have, dev.ID)
 		}
-		return 0, fmt.Sprintf("has no device %q, it has %s", d.Device, strings.Join(sorted(have), ", "))
+		return verdict{reason: fmt.Sprintf("has no device %q, it has %s", d.Device, strings.Join(sorted(have), ", "))}
 	}
+	var v verdict
 	var reasons []string
 	fits := false
 	for _, dev := range devices {
+		missing := d.MinBytes - dev.FreeBytes
 		switch {
 		case dev.Problem != "":
 			reasons = append(reasons, fmt.Sprintf("%s cannot be used: %s", dev.ID, dev.Problem))
-		case dev.TotalBytes > 0 && dev.FreeBytes < d.EstimateBytes:
+		case dev.TotalBytes > 0 && missing > 0:
 			reasons = append(reasons, fmt.Sprintf("%s lacks %d bytes: %d needed, %d of %d free",
-				dev.ID, d.EstimateBytes-dev.FreeBytes, d.EstimateBytes, dev.FreeBytes, dev.TotalBytes))
+				dev.ID, missing, d.MinBytes, dev.FreeBytes, dev.TotalBytes))
+			if v.missing == 0 || missing < v.missing {
+				v.missing = missing
+			}
 		default:
 			fits = true
-			free = max(free, dev.FreeBytes)
+			v.free = max(v.free, dev.FreeBytes)
+			v.unknown = v.unknown || dev.TotalBytes == 0
 		}
 	}
 	if fits {
-		return free, ""
+		v.missing = 0
+		return v
 	}
 	slices.Sort(reasons)
-	return 0, strings.Join(reasons, "; ")
+	v.reason = strings.Join(reasons, "; ")
+	return v
 }
 
 // runs tells whether the hive has the worker type, installed or not.

@@ -2,6 +2,7 @@ package sched
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -39,13 +40,13 @@ func TestPlace(t *testing.T) {
 		refused []string
 	}{
 		{name: "no hive"},
-		{name: "only hive", demand: Demand{EstimateBytes: 600}, rooms: []Room{room("a")}, want: "a", reason: "only hive"},
+		{name: "only hive", demand: Demand{MinBytes: 600}, rooms: []Room{room("a")}, want: "a", reason: "only hive"},
 		{
-			name: "one byte too much", demand: Demand{EstimateBytes: 601}, rooms: []Room{room("a")},
+			name: "one byte too much", demand: Demand{MinBytes: 601}, rooms: []Room{room("a")},
 			refused: []string{"name-a cpu lacks 1 bytes: 601 needed, 600 of 1000 free"},
 		},
 		{
-			name: "missing bytes of every device", demand: Demand{EstimateBytes: 10_000}, rooms: []Room{room("a", gpu(8000, ""))},
+			name: "missing bytes of every device", demand: Demand{MinBytes: 10_000}, rooms: []Room{room("a", gpu(8000, ""))},
 			refused: []string{"name-a cpu lacks 9400 bytes: 10000 needed, 600 of 1000 free; cuda:0 lacks 2000 bytes: 10000 needed, 8000 of 9000 free"},
 		},
 		{
@@ -58,15 +59,15 @@ func TestPlace(t *testing.T) {
 			refused: []string{"name-a is down", "name-b is silent", "name-c has no worker type", "name-d is silent"},
 		},
 		{
-			name: "worker type", demand: Demand{Type: "cuda", EstimateBytes: 700}, rooms: []Room{room("a"), room("b", gpu(700, ""))},
+			name: "worker type", demand: Demand{Type: "cuda", MinBytes: 700}, rooms: []Room{room("a"), room("b", gpu(700, ""))},
 			want: "b", reason: "only one of 2 hives that can", refused: []string{`name-a has no worker type "cuda", it has cpu`},
 		},
 		{
-			name: "memory of another type's device does not help", demand: Demand{Type: "cpu", EstimateBytes: 700}, rooms: []Room{room("a", gpu(8000, ""))},
+			name: "memory of another type's device does not help", demand: Demand{Type: "cpu", MinBytes: 700}, rooms: []Room{room("a", gpu(8000, ""))},
 			refused: []string{"name-a cpu lacks 100 bytes: 700 needed, 600 of 1000 free"},
 		},
 		{
-			name: "a type that is installed but not listed", demand: Demand{Type: "openai", EstimateBytes: 100},
+			name: "a type that is installed but not listed", demand: Demand{Type: "openai", MinBytes: 100},
 			rooms: []Room{room("a", func(r *Room) { r.Binaries = []core.WorkerBinary{{Type: "openai"}} })}, want: "a", reason: "only hive",
 		},
 		{
@@ -75,7 +76,7 @@ func TestPlace(t *testing.T) {
 			refused: []string{`name-a has no worker type "openai", it has cpu`},
 		},
 		{
-			name: "the probe knows the devices of a type", demand: Demand{Type: "cpu", EstimateBytes: 700},
+			name: "the probe knows the devices of a type", demand: Demand{Type: "cpu", MinBytes: 700},
 			rooms: []Room{room("a", gpu(8000, ""), func(r *Room) {
 				r.Binaries = []core.WorkerBinary{{Type: "cpu", Devices: []core.Device{{ID: "cuda:0"}}}}
 			})},
@@ -90,15 +91,23 @@ func TestPlace(t *testing.T) {
 			refused: []string{`name-a has no device "cuda:1", it has cpu, cuda:0`},
 		},
 		{
-			name: "nothing probed yet", demand: Demand{Device: "cuda:1", EstimateBytes: 1 << 60},
+			name: "nothing probed yet", demand: Demand{Device: "cuda:1", MinBytes: 1 << 60},
 			rooms: []Room{room("a", func(r *Room) { r.Hive.Devices = nil })}, want: "a", reason: "only hive",
 		},
 		{
-			name: "size unknown", demand: Demand{EstimateBytes: 1 << 60},
+			name: "size unknown", demand: Demand{MinBytes: 1 << 60},
 			rooms: []Room{room("a", func(r *Room) { r.Hive.Devices[0].TotalBytes = 0 })}, want: "a", reason: "only hive",
 		},
 		{name: "the model is there", rooms: []Room{room("a", free(900)), room("b", has)}, want: "b", reason: "has the model"},
 		{name: "most free", rooms: []Room{room("a"), room("b", free(601))}, want: "b", reason: "most free memory"},
+		{
+			name: "room for the whole context before the model", demand: Demand{MinBytes: 100, EstimateBytes: 650},
+			rooms: []Room{room("a", free(650)), room("b", has)}, want: "a", reason: "most free memory",
+		},
+		{
+			name: "less context when nobody has room for it", demand: Demand{MinBytes: 100, EstimateBytes: 5000},
+			rooms: []Room{room("a", free(650)), room("b", has)}, want: "b", reason: "has the model",
+		},
 		{name: "fewest workers", rooms: []Room{room("a", func(r *Room) { r.Workers = 1 }), room("b")}, want: "b", reason: "most free memory"},
 		{name: "by id at last", rooms: []Room{room("b"), room("a")}, want: "a", reason: "most free memory"},
 	} {
@@ -113,6 +122,9 @@ func TestPlace(t *testing.T) {
 				must.Eq(t, c.want != "", ok)
 				must.Eq(t, Placement{Hive: c.want, Reason: c.reason}, got)
 				must.Eq(t, c.refused, texts)
+				for _, r := range refused {
+					must.Eq(t, strings.Contains(r.Reason, "lacks"), r.MissingBytes > 0)
+				}
 				slices.Reverse(c.rooms)
 			}
 		})

@@ -40,6 +40,8 @@ func byLoad(a, b Prospect) int {
 type Refusal struct {
 	Name   string // worker id or hive name
 	Reason string // for people: "is retiring", "cuda:0 lacks 1024 bytes"
+	// MissingBytes is what the best device lacks; 0: refused for another reason.
+	MissingBytes int64
 }
 
 func (r Refusal) String() string { return r.Name + " " + r.Reason }
@@ -59,7 +61,7 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 			continue
 		}
 		if reason := unfit(p); reason != "" {
-			refused = append(refused, Refusal{p.Worker.ID, reason})
+			refused = append(refused, Refusal{Name: p.Worker.ID, Reason: reason})
 			continue
 		}
 		able = append(able, p)
