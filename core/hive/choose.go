@@ -1,0 +1,196 @@
+package hive
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	// kindCPU is the kind of device that every machine has, and so the last choice.
+	kindCPU = "cpu"
+	// defaultContextTokens is what a slot gets at most when nobody says how much it needs.
+	defaultContextTokens = 4096
+	// leastContextTokens is what a slot gets at least: below it a chat makes no sense.
+	leastContextTokens = 512
+)
+
+// typeView is a worker type as its probe found it.
+type typeView struct {
+	Name    string
+	Problem string // why it cannot be used here; empty: it can
+	Devices []core.Device
+}
+
+func (v typeView) usable() bool {
+	return v.Problem == "" && (len(v.Devices) == 0 || slices.ContainsFunc(v.Devices, func(d core.Device) bool { return d.Problem == "" }))
+}
+
+func (v typeView) has(device string) bool {
+	return slices.ContainsFunc(v.Devices, func(d core.Device) bool { return d.ID == device || d.Kind == device })
+}
+
+func (v typeView) onlyCPU() bool {
+	return !slices.ContainsFunc(v.Devices, func(d core.Device) bool { return d.Kind != kindCPU })
+}
+
+// chooseType picks the worker type for a spawn: the one that is named, else the one whose devices include the device, else the first that
+// can use something better than the CPU, else the first that works. Errors: Invalid, NotFound, Unsupported, each saying what there is.
+func chooseType(types []typeView, wantType, wantDevice string) (string, error) {
+	const what = "choose worker type"
+	names := make([]string, 0, len(types))
+	for _, v := range types {
+		names = append(names, v.Name)
+	}
+	there := "Worker types of this hive: " + strings.Join(names, ", ") + "."
+	if len(types) == 0 {
+		return "", core.WithHint(core.Errorf(what, core.Unsupported, "this hive has no worker type"),
+			"Put worker plugins (rbee-worker-…) into the plugin folder and restart the agent.")
+	}
+	if wantType != "" {
+		i := slices.IndexFunc(types, func(v typeView) bool { return v.Name == wantType })
+		if i < 0 {
+			return "", core.WithHint(core.Errorf(what, core.NotFound, "this hive has no worker type %q", wantType), "%s", there)
+		}
+		if p := types[i].Problem; p != "" {
+			return "", unsupported(what, wantType, p)
+		}
+		return wantType, nil
+	}
+	if wantDevice != "" {
+		var problem error
+		for _, v := range types {
+			// A type that found no device at all is still known by its name: cuda for cuda:0.
+			if !v.has(wantDevice) && v.Name != deviceKind(wantDevice) {
+				continue
+			}
+			if v.Problem == "" {
+				return v.Name, nil
+			}
+			if problem == nil {
+				problem = unsupported(what, v.Name, v.Problem)
+			}
+		}
+		if problem != nil {
+			return "", problem
+		}
+		var devices []string
+		for _, v := range types {
+			for _, d := range v.Devices {
+				devices = append(devices, d.ID)
+			}
+		}
+		slices.Sort(devices)
+		return "", core.WithHint(core.Errorf(what, core.NotFound, "this hive has no device %q", wantDevice),
+			"Devices of this hive: %s.", strings.Join(slices.Compact(devices), ", "))
+	}
+	for _, better := range []bool{true, false} {
+		for _, v := range types {
+			if v.usable() && (!better || !v.onlyCPU()) {
+				return v.Name, nil
+			}
+		}
+	}
+	var problems []string
+	for _, v := range types {
+		problems = append(problems, v.Name+": "+v.Problem)
+	}
+	return "", core.Errorf(what, core.Unsupported, "no worker type of this hive can be used: %s", strings.Join(problems, "; "))
+}
+
+func unsupported(what, name, problem string) error {
+	return core.Errorf(what, core.Unsupported, "worker type %s cannot be used here: %s", name, problem)
+}
+
+func deviceKind(device string) string {
+	kind, _, _ := strings.Cut(device, ":")
+	return kind
+}
+
+// chooseDevice picks the device of a worker type: the one that is named by id, else the one of the named kind, else any, with the most
+// free memory. Errors: NotFound, Unsupported.
+func chooseDevice(devices []core.Device, want string) (core.Device, error) {
+	const what = "choose device"
+	var best *core.Device
+	var problem error
+	ids := make([]string, 0, len(devices))
+	for _, d := range devices {
+		ids = append(ids, d.ID)
+		if want != "" && want != d.ID && want != d.Kind {
+			continue
+		}
+		if d.Problem != "" {
+			problem = core.Errorf(what, core.Unsupported, "device %s cannot be used: %s", d.ID, d.Problem)
+			continue
+		}
+		if best == nil || d.ID == want || (best.ID != want && d.FreeBytes > best.FreeBytes) {
+			best = new(d)
+		}
+	}
+	switch {
+	case best != nil:
+		return *best, nil
+	case problem != nil:
+		return core.Device{}, problem
+	case want == "":
+		return core.Device{}, core.Errorf(what, core.Unsupported, "the worker type found no device")
+	}
+	return core.Device{}, core.WithHint(core.Errorf(what, core.NotFound, "there is no device %q", want), "Devices of this worker type: %s.", strings.Join(ids, ", "))
+}
+
+// fit says how large a worker is to be.
+type fit struct {
+	ContextTokens int   // per slot
+	EstimateBytes int64 // of device memory; 0: unknown
+}
+
+// memory is what a device can give.
+type memory struct {
+	Device    string
+	FreeBytes int64 // of what nobody has reserved
+	Known     bool  // false: the device cannot tell, so everything fits
+}
+
+// chooseFit finds the context of a worker. want is per slot, 0 leaves it open: then it is the model's own, at most defaultContextTokens, halved
+// until it fits. trained is the context that the model was trained for, 0: unknown. estimate gives the bytes for a context, 0: unknown.
+// Errors: TooLarge naming the missing bytes, Invalid for more context than the model was trained for.
+func chooseFit(m memory, model string, slots, want, trained int, estimate func(contextTokens int) int64) (fit, error) {
+	if want > 0 && trained > 0 && want > trained {
+		return fit{}, core.WithHint(core.Errorf("check memory", core.Invalid, "a context of %d tokens is more than %s was trained for", want, model),
+			"Ask for at most %d, or leave it out.", trained)
+	}
+	ctx := want
+	if ctx == 0 {
+		ctx = defaultContextTokens
+		if trained > 0 {
+			ctx = min(ctx, trained)
+		}
+	}
+	for {
+		need := estimate(ctx)
+		if !m.Known || need == 0 || need <= m.FreeBytes {
+			return fit{ContextTokens: ctx, EstimateBytes: need}, nil
+		}
+		if want > 0 || ctx/2 < leastContextTokens {
+			err := core.Errorf("check memory", core.TooLarge,
+				"%s does not fit on device %s: with %d slots of %d tokens it needs %d bytes, %d are free, %d are missing",
+				model, m.Device, slots, ctx, need, m.FreeBytes, need-m.FreeBytes)
+			return fit{}, core.WithHint(err, "%s", fitHint(slots, ctx))
+		}
+		ctx /= 2
+	}
+}
+
+func fitHint(slots, ctx int) string {
+	var less []string
+	if slots > 1 {
+		less = append(less, fmt.Sprintf("fewer slots than %d", slots))
+	}
+	if ctx > leastContextTokens {
+		less = append(less, fmt.Sprintf("a smaller context than %d", ctx))
+	}
+	less = append(less, "a smaller model or quantisation")
+	return "Ask for " + strings.Join(less, ", or ") + ", or stop another worker on the device."
+}

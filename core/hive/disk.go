@@ -1,0 +1,164 @@
+package hive
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// maxSocketPathBytes is what fits into the address of a unix socket everywhere.
+const maxSocketPathBytes = 103
+
+// layout is where a hive keeps its state below the data folder.
+type layout struct {
+	hive    string // of the hive itself
+	handles string // a handle file per worker
+	damaged string // handle files that could not be read
+	run     string // a folder per worker process
+}
+
+// openLayout makes the folders. Errors: Internal, Invalid when paths of sockets would be too long.
+func openLayout(dataDir string) (layout, error) {
+	dir, err := filepath.Abs(dataDir)
+	if err != nil {
+		return layout{}, core.E("open data folder", core.Internal, err)
+	}
+	l := layout{
+		hive:    filepath.Join(dir, "hive"),
+		handles: filepath.Join(dir, "hive", "workers"),
+		damaged: filepath.Join(dir, "hive", "damaged"),
+		run:     filepath.Join(dir, "run"),
+	}
+	// go-plugin adds a file name of its own of at most 16 characters.
+	if longest := filepath.Join(l.run, newID(), "plugin0123456789"); len(longest) > maxSocketPathBytes {
+		return layout{}, core.WithHint(core.Errorf("open data folder", core.Invalid,
+			"%s is too long: the sockets in it would have paths of %d bytes, %d are possible", dir, len(longest), maxSocketPathBytes),
+			"Set data_dir to a shorter path.")
+	}
+	for _, d := range []string{l.hive, l.handles, l.run} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return layout{}, core.E("open data folder", core.Internal, err)
+		}
+		// What was there before may be open to others.
+		if err := os.Chmod(d, 0o700); err != nil {
+			return layout{}, core.E("open data folder", core.Internal, err)
+		}
+	}
+	return l, nil
+}
+
+func (l layout) runDir(worker string) string     { return filepath.Join(l.run, worker) }
+func (l layout) logFile(worker string) string    { return filepath.Join(l.run, worker, "worker.log") }
+func (l layout) handleFile(worker string) string { return filepath.Join(l.handles, worker+".json") }
+
+// newID returns a name for a worker: 12 hexadecimal digits.
+func newID() string { return randomHex(6) }
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
+
+// validID says whether a name from outside is one that newID makes.
+func validID(id string) bool {
+	if len(id) != 12 {
+		return false
+	}
+	return !strings.ContainsFunc(id, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') })
+}
+
+// nextIncarnation counts the starts of the agent on this data folder. Where the count was lost it goes on from the time, which is higher than
+// any count.
+func (l layout) nextIncarnation(now time.Time) (uint64, error) {
+	path := filepath.Join(l.hive, "incarnation")
+	b, err := os.ReadFile(path)
+	n, parseErr := strconv.ParseUint(string(bytes.TrimSpace(b)), 10, 63)
+	switch {
+	case err == nil && parseErr == nil:
+		n++
+	case err == nil, errors.Is(err, os.ErrNotExist):
+		n = uint64(max(now.Unix(), 1))
+	default:
+		return 0, core.E("count starts", core.Internal, err)
+	}
+	return n, writeFile(path, []byte(strconv.FormatUint(n, 10)+"\n"))
+}
+
+// ownID is the hive's id as kept on disk; the first call makes it.
+func (l layout) ownID() (string, error) {
+	path := filepath.Join(l.hive, "id")
+	b, err := os.ReadFile(path)
+	if id := string(bytes.TrimSpace(b)); err == nil && validID(id) {
+		return id, nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", core.E("read the hive's id", core.Internal, err)
+	}
+	if err == nil {
+		return "", core.WithHint(core.Errorf("read the hive's id", core.Integrity, "%s is damaged", path),
+			"Restore it, or remove it to let the hive register as a new one.")
+	}
+	id := newID()
+	return id, writeFile(path, []byte(id+"\n"))
+}
+
+// writeFile replaces a file at once and for good: whoever reads it sees the old or the new content whole, also after a power cut.
+func writeFile(path string, content []byte) (err error) {
+	const what = "write state"
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, ".tmp-*") // 0600
+	if err != nil {
+		return core.E(what, core.Internal, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(content)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	return core.E(what, core.Internal, err)
+}
+
+// removeFile removes a file for good. One that is not there is removed.
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return core.E("remove state", core.Internal, err)
+	}
+	return core.E("remove state", core.Internal, syncDir(filepath.Dir(path)))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return core.E("write state", core.Internal, err)
+	}
+	return writeFile(path, append(b, '\n'))
+}
