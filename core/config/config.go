@@ -27,7 +27,7 @@ type Config struct {
 
 	origins map[string]Origin
 	files   map[string]*hcl.File
-	eval    *hcl.EvalContext
+	env     Env
 }
 
 // Bind says where the agent listens.
@@ -63,9 +63,20 @@ type Plugin struct {
 	Range      hcl.Range // of the block's header; zero where the plugin stands in no file
 }
 
+// Source is the kind of place that a value comes from.
+type Source string
+
+// The sources, the weakest first.
+const (
+	SourceDefault Source = "default"
+	SourceFile    Source = "file"
+	SourceEnv     Source = "env"
+	SourceFlag    Source = "flag"
+)
+
 // Origin says where a value comes from.
 type Origin struct {
-	Source string    // "default", "file", "env", "flag"
+	Source Source
 	Name   string    // of the variable or the flag
 	Range  hcl.Range // in the file
 }

@@ -1,15 +1,381 @@
 package config
 
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclparse"
+	"github.com/zclconf/go-cty/cty"
+	"github.com/zclconf/go-cty/cty/convert"
+)
+
 // Load reads the files, and the *.hcl and *.json files of the folders, that paths name, merges them, and adds environment and flags.
-// No path at all gives the defaults. The Config is nil when the diagnostics have errors.
+// Without any path it gives the defaults, with both roles enabled. The Config is nil when the diagnostics have errors.
 func Load(paths []string, env Env, flags ...Flag) (*Config, *Diagnostics) {
-	return nil, &Diagnostics{}
+	c := defaults(env)
+	l := &loader{c: c, parser: hclparse.NewParser(), blocks: map[string]hcl.Range{}, attributes: map[string]hcl.Range{}}
+	if len(paths) == 0 {
+		c.Queen.Enabled, c.Hive.Enabled = true, true
+	}
+	for _, name := range l.list(paths) {
+		l.file(name)
+	}
+	c.files = l.parser.Files()
+	l.overrides(env, flags)
+	return l.finish(env)
 }
 
-// Dev is the configuration of an agent that keeps nothing: queen and hive on loopback, every folder but the store's below dataDir.
+// Dev is the configuration of an agent that keeps nothing: queen and hive on loopback, everything but the store below dataDir, which the caller makes and removes.
+// Environment and flags apply, but for RBEE_DATA_DIR.
 func Dev(dataDir string, env Env, flags ...Flag) (*Config, *Diagnostics) {
-	return nil, &Diagnostics{}
+	c := defaults(env)
+	c.Dev, c.Queen.Enabled, c.Hive.Enabled, c.Hive.KeepWorkers = true, true, true, false
+	l := &loader{c: c}
+	l.overrides(func(name string) (string, bool) {
+		if name == "RBEE_DATA_DIR" {
+			return "", false
+		}
+		return env(name)
+	}, flags)
+	if c.DataDir == "" {
+		c.DataDir = dataDir
+	}
+	return l.finish(env)
 }
 
 // Settings lists every value with its origin, in the order of the documentation.
-func (c *Config) Settings() []Setting { return nil }
+func (c *Config) Settings() []Setting {
+	var out []Setting
+	for _, s := range settings() {
+		out = append(out, Setting{Name: s.name, Value: s.value(c), Origin: c.origins[s.name]})
+	}
+	return out
+}
+
+// Files are the names of the configuration files, in the order in which they were merged.
+func (c *Config) Files() []string {
+	names := make([]string, 0, len(c.files))
+	for name := range c.files {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+type loader struct {
+	c          *Config
+	parser     *hclparse.Parser
+	blocks     map[string]hcl.Range // where a block was given: "bind", "worker cpu"
+	attributes map[string]hcl.Range // where a setting was given
+	diags      hcl.Diagnostics
+	broken     bool // a file could not be read: what it says is not known
+}
+
+func (l *loader) add(d hcl.Diagnostics) { l.diags = append(l.diags, d...) }
+
+// list is the files of paths; those of a folder come in the order of their names.
+func (l *loader) list(paths []string) []string {
+	var out []string
+	for _, p := range paths {
+		info, err := os.Stat(p)
+		switch {
+		case err != nil:
+			l.broken = true
+			l.add(errorf(nil, "No such configuration", "%s cannot be read: %s. Give a file or a folder of *.hcl and *.json files.", p, reason(err)))
+			continue
+		case !info.IsDir():
+			out = append(out, p)
+			continue
+		}
+		entries, err := os.ReadDir(p)
+		if err != nil {
+			l.add(errorf(nil, "No such configuration", "%s cannot be read: %s.", p, reason(err)))
+			continue
+		}
+		found := false
+		for _, e := range entries { // in the order of their names
+			ext := filepath.Ext(e.Name())
+			if e.IsDir() || strings.HasPrefix(e.Name(), ".") || (ext != ".hcl" && ext != ".json") {
+				continue
+			}
+			out = append(out, filepath.Join(p, e.Name()))
+			found = true
+		}
+		if !found {
+			l.broken = true
+			l.add(errorf(nil, "Empty configuration folder", "%s has no *.hcl and no *.json file. config.hcl.example is a start.", p))
+		}
+	}
+	return out
+}
+
+func reason(err error) error {
+	if e, ok := err.(*fs.PathError); ok { //nolint:errorlint // only the outermost one repeats the path
+		return e.Err
+	}
+	return err
+}
+
+func rootSchema() *hcl.BodySchema {
+	s := &hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "worker", LabelNames: []string{"type"}}, {Type: "catalog", LabelNames: []string{"source"}}}}
+	for _, x := range settings() {
+		block, _, nested := strings.Cut(x.name, ".")
+		switch {
+		case !nested:
+			s.Attributes = append(s.Attributes, hcl.AttributeSchema{Name: x.name})
+		case !slices.ContainsFunc(s.Blocks, func(b hcl.BlockHeaderSchema) bool { return b.Type == block }):
+			s.Blocks = append(s.Blocks, hcl.BlockHeaderSchema{Type: block})
+		}
+	}
+	return s
+}
+
+func (l *loader) file(name string) {
+	src, err := os.ReadFile(name)
+	if err != nil {
+		l.add(errorf(nil, "No such configuration", "%s cannot be read: %s.", name, reason(err)))
+		return
+	}
+	parse := l.parser.ParseHCL
+	if filepath.Ext(name) == ".json" {
+		parse = l.parser.ParseJSON
+	}
+	f, diags := parse(src, name)
+	l.add(diags)
+	if diags.HasErrors() {
+		l.broken = true // what is left of a file with broken syntax gives only misleading complaints
+		return
+	}
+	content, diags := f.Body.Content(rootSchema())
+	l.add(diags)
+	l.settings("", content.Attributes)
+	for _, b := range content.Blocks {
+		switch b.Type {
+		case "worker", "catalog":
+			l.plugin(b)
+		default:
+			l.group(b)
+		}
+	}
+}
+
+// once complains about a block that was given before.
+func (l *loader) once(key string, b *hcl.Block) bool {
+	if first, ok := l.blocks[key]; ok {
+		l.add(errorf(&b.DefRange, "Block given twice", "The block %s stands at %s already. Merge the two into one.", header(b), first))
+		return false
+	}
+	l.blocks[key] = b.DefRange
+	return true
+}
+
+func header(b *hcl.Block) string {
+	out := b.Type
+	for _, label := range b.Labels {
+		out += fmt.Sprintf(" %q", label)
+	}
+	return out
+}
+
+func (l *loader) group(b *hcl.Block) {
+	if !l.once(b.Type, b) {
+		return
+	}
+	schema := &hcl.BodySchema{}
+	for _, s := range settings() {
+		if block, attribute, ok := strings.Cut(s.name, "."); ok && block == b.Type {
+			schema.Attributes = append(schema.Attributes, hcl.AttributeSchema{Name: attribute})
+		}
+	}
+	content, diags := b.Body.Content(schema)
+	l.add(diags)
+	l.settings(b.Type+".", content.Attributes)
+}
+
+func (l *loader) settings(prefix string, attributes hcl.Attributes) {
+	for _, s := range settings() {
+		name, ok := strings.CutPrefix(s.name, prefix)
+		a := attributes[name]
+		if !ok || a == nil {
+			continue
+		}
+		if first, ok := l.attributes[s.name]; ok {
+			l.add(errorf(&a.NameRange, "Value given twice", "%s was set at %s already. Leave one of the two.", s.name, first))
+			continue
+		}
+		l.attributes[s.name] = a.NameRange
+		want, words := s.want(l.c)
+		v, ok := l.eval(a, want, words)
+		if !ok {
+			continue
+		}
+		text := v
+		if s.path {
+			text = l.resolve(v, filepath.Dir(a.Range.Filename))
+		}
+		if err := s.assign(l.c, text); err != nil {
+			l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "%s: %s.", s.name, err))
+			continue
+		}
+		l.c.origins[s.name] = Origin{Source: SourceFile, Range: a.Expr.Range()}
+	}
+}
+
+// eval returns the attribute's value as text.
+func (l *loader) eval(a *hcl.Attribute, want cty.Type, words string) (string, bool) {
+	v, ok := l.value(a)
+	if !ok {
+		return "", false
+	}
+	v, err := convert.Convert(v, want)
+	if err != nil || v.IsNull() {
+		l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "%s must be %s.", a.Name, words))
+		return "", false
+	}
+	text, err := convert.Convert(v, cty.String)
+	if err != nil {
+		l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "%s must be %s.", a.Name, words))
+		return "", false
+	}
+	return text.AsString(), true
+}
+
+func (l *loader) value(a *hcl.Attribute) (cty.Value, bool) {
+	ctx, diags := l.c.EvalContext(a.Expr.Variables())
+	l.add(diags)
+	if diags.HasErrors() {
+		return cty.NilVal, false
+	}
+	v, diags := a.Expr.Value(ctx)
+	l.add(diags)
+	return v, !diags.HasErrors() && v.IsWhollyKnown()
+}
+
+// resolve makes a path absolute: "~/" is the home folder, a relative path begins at dir.
+func (l *loader) resolve(path, dir string) string {
+	if rest, ok := strings.CutPrefix(path, "~/"); ok {
+		if home, _ := l.c.env("HOME"); home != "" {
+			return filepath.Join(home, rest)
+		}
+	}
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	if abs, err := filepath.Abs(filepath.Join(dir, path)); err == nil {
+		return abs
+	}
+	return path
+}
+
+// overrides applies environment and flags over what the files say.
+func (l *loader) overrides(env Env, flags []Flag) {
+	for _, s := range settings() {
+		if v, ok := env(s.env()); ok && v != "" {
+			l.override(s, v, Origin{Source: SourceEnv, Name: s.env()})
+		}
+	}
+	for _, f := range flags {
+		i := slices.IndexFunc(settings(), func(s setting) bool { return s.name == f.Name })
+		if i < 0 {
+			l.add(errorf(nil, "Unknown setting", "There is no setting %q.%s", f.Name, didYouMean(f.Name, settingNames())))
+			continue
+		}
+		l.override(settings()[i], f.Value, Origin{Source: SourceFlag, Name: f.Name})
+	}
+}
+
+func (l *loader) override(s setting, text string, from Origin) {
+	if s.path {
+		text = l.resolve(text, ".")
+	}
+	if err := s.assign(l.c, text); err != nil {
+		l.add(errorf(nil, "Unsuitable value", "%s %s: %s.", from.Source, from.Name, err))
+		return
+	}
+	l.c.origins[s.name] = from
+}
+
+func settingNames() []string {
+	var names []string
+	for _, s := range settings() {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// finish fills in what depends on other values and checks the whole.
+func (l *loader) finish(env Env) (*Config, *Diagnostics) {
+	c := l.c
+	if l.broken {
+		return nil, &Diagnostics{List: l.diags, files: c.files}
+	}
+	l.add(c.defaultFolders(env))
+	for _, s := range settings() {
+		if s.check == nil {
+			continue
+		}
+		if problem := s.check(c); problem != "" {
+			l.add(c.blame(s.name, "Unsuitable value", problem))
+		}
+	}
+	l.roles()
+	if loopback, ok := isLoopback(c.Bind.Address); ok && !loopback && c.Insecure {
+		d := c.blame("insecure", "Insecure", fmt.Sprintf("Everybody who can reach %s port %d can use and control this machine's rbee: there is no TLS and there are no access tokens yet.", c.Bind.Address, c.Bind.HTTPPort))
+		d[0].Severity = hcl.DiagWarning
+		l.add(d)
+	}
+	byLabel := func(a, b Plugin) int { return strings.Compare(a.Label, b.Label) }
+	slices.SortFunc(c.Workers, byLabel)
+	slices.SortFunc(c.Catalogs, byLabel)
+	d := &Diagnostics{List: l.diags, files: c.files}
+	if d.HasErrors() {
+		return nil, d
+	}
+	return c, d
+}
+
+// blame makes an error about a setting, at the place where its value comes from.
+func (c *Config) blame(name, summary, problem string) hcl.Diagnostics {
+	o := c.origins[name]
+	switch o.Source {
+	case SourceFile:
+		return errorf(&o.Range, summary, "%s: %s", name, problem)
+	case SourceDefault:
+		return errorf(nil, summary, "%s: %s", name, problem)
+	}
+	return errorf(nil, summary, "%s (from %s %s): %s", name, o.Source, o.Name, problem)
+}
+
+// roles insists on queen and hive in one agent: clusters of several machines come later.
+func (l *loader) roles() {
+	c := l.c
+	if c.Queen.Enabled && c.Hive.Enabled {
+		return
+	}
+	const not = "Clusters of several machines are not supported yet, so the agent must be queen and hive at once: "
+	for _, role := range []struct {
+		name    string
+		enabled bool
+	}{{"queen", c.Queen.Enabled}, {"hive", c.Hive.Enabled}} {
+		if role.enabled {
+			continue
+		}
+		setting := role.name + ".enabled"
+		summary := fmt.Sprintf("The %s is not enabled", role.name)
+		if c.origins[setting].Source != SourceDefault {
+			l.add(c.blame(setting, summary, fmt.Sprintf("%sset enabled = true in the block %s.", not, role.name)))
+			continue
+		}
+		var subject *hcl.Range
+		detail := fmt.Sprintf("%sadd the block %s { enabled = true }.", not, role.name)
+		if r, ok := l.blocks[role.name]; ok {
+			subject, detail = &r, fmt.Sprintf("%sadd enabled = true to the block %s.", not, role.name)
+		}
+		l.add(errorf(subject, summary, "%s", detail))
+	}
+}

@@ -1,0 +1,231 @@
+package config_test
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/config"
+)
+
+var update = flag.Bool("update", false, "rewrite the expected diagnostics")
+
+func environment(pairs ...string) config.Env {
+	vars := map[string]string{"HOME": "/home/me"}
+	for _, p := range pairs {
+		name, value, _ := strings.Cut(p, "=")
+		vars[name] = value
+	}
+	return func(name string) (string, bool) {
+		v, ok := vars[name]
+		return v, ok
+	}
+}
+
+// Every testdata/<case>.hcl, .json or folder is loaded, and its diagnostics must be those of <case>.diag. A case without that file must load without any.
+func TestDiagnostics(t *testing.T) {
+	t.Parallel()
+	entries, err := os.ReadDir("testdata")
+	must.NoError(t, err)
+	cases := 0
+	for _, e := range entries {
+		name := strings.TrimSuffix(e.Name(), filepath.Ext(e.Name()))
+		if filepath.Ext(e.Name()) == ".diag" {
+			continue
+		}
+		cases++
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, diags := config.Load([]string{filepath.Join("testdata", e.Name())}, environment("NAME=desk"))
+			must.Eq(t, diags.HasErrors(), c == nil)
+			var got bytes.Buffer
+			must.NoError(t, diags.Write(&got, 0, false))
+			golden := filepath.Join("testdata", name+".diag")
+			if *update {
+				if got.Len() == 0 {
+					_ = os.Remove(golden)
+				} else {
+					must.NoError(t, os.WriteFile(golden, got.Bytes(), 0o644))
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if !os.IsNotExist(err) {
+				must.NoError(t, err)
+			}
+			must.Eq(t, string(want), got.String())
+		})
+	}
+	must.Greater(t, 15, cases)
+}
+
+func TestFolderIsMerged(t *testing.T) {
+	t.Parallel()
+	c, diags := config.Load([]string{"testdata/fine-folder"}, environment("NAME=desk"))
+	must.NoError(t, diags.Err())
+	here, err := filepath.Abs("testdata/fine-folder")
+	must.NoError(t, err)
+	must.Eq(t, filepath.Join(here, "state"), c.DataDir) // relative to its file
+	must.Eq(t, "/home/me/.cache/rbee", c.StoreDir)
+	must.Eq(t, 90*time.Second, c.Hive.StopGrace)
+	must.Eq(t, "DESK", c.Hive.Name)
+	must.Len(t, 2, c.Workers)
+	must.Eq(t, "cpu", c.Workers[0].Label)
+	must.Eq(t, "rbee-worker-cpu", c.Workers[0].Executable)
+	must.Eq(t, "rbee-worker-openai", c.Workers[1].Executable)
+	must.Eq(t, []string{"testdata/fine-folder/10-base.hcl", "testdata/fine-folder/20-workers.json"}, c.Files())
+}
+
+func TestDefaults(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		env         config.Env
+		data, store string
+	}{
+		"a person":             {environment(), "/home/me/.local/share/rbee", "/home/me/.cache/rbee"},
+		"XDG folders":          {environment("XDG_CACHE_HOME=/fast", "XDG_DATA_HOME=/slow"), "/slow/rbee", "/fast/rbee"},
+		"relative XDG folders": {environment("XDG_CACHE_HOME=fast"), "/home/me/.local/share/rbee", "/home/me/.cache/rbee"},
+		"a service":            {environment("HOME=", "RBEE_DATA_DIR=/var/lib/rbee"), "/var/lib/rbee", "/var/lib/rbee/store"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, diags := config.Load(nil, tc.env)
+			must.NoError(t, diags.Err())
+			must.Eq(t, tc.data, c.DataDir)
+			must.Eq(t, tc.store, c.StoreDir)
+			must.Eq(t, "127.0.0.1", c.Bind.Address)
+			must.Eq(t, 7833, c.Bind.HTTPPort)
+			must.True(t, c.Queen.Enabled)
+			must.True(t, c.Hive.Enabled)
+			must.Eq(t, "plugins", filepath.Base(c.PluginDir))
+			must.False(t, c.Insecure)
+		})
+	}
+	_, diags := config.Load(nil, environment("HOME="))
+	must.Eq(t, core.Invalid, core.KindOf(diags.Err()))
+	must.StrContains(t, diags.Err().Error(), "RBEE_DATA_DIR")
+}
+
+func TestFlagOverEnvOverFileOverDefault(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "rbee.hcl")
+	must.NoError(t, os.WriteFile(file, []byte("log_level = \"warn\"\nbind { http_port = 1 }\nqueen { enabled = true }\nhive {\n  enabled = true\n  slots = 2\n  threads = 3\n}\n"), 0o600))
+	c, diags := config.Load([]string{file}, environment("RBEE_BIND_HTTP_PORT=2", "RBEE_HIVE_SLOTS=5", "RBEE_LOG_LEVEL="), config.Flag{Name: "bind.http_port", Value: "3"})
+	must.NoError(t, diags.Err())
+	must.Eq(t, 3, c.Bind.HTTPPort)
+	must.Eq(t, 5, c.Hive.Slots)
+	must.Eq(t, 3, c.Hive.Threads)
+	must.Eq(t, "warn", c.LogLevel) // an empty variable is no value
+	origins := map[string]config.Origin{}
+	for _, s := range c.Settings() {
+		origins[s.Name] = s.Origin
+	}
+	must.Eq(t, config.Origin{Source: config.SourceFlag, Name: "bind.http_port"}, origins["bind.http_port"])
+	must.Eq(t, config.Origin{Source: config.SourceEnv, Name: "RBEE_HIVE_SLOTS"}, origins["hive.slots"])
+	must.Eq(t, config.SourceFile, origins["hive.threads"].Source)
+	must.Eq(t, 7, origins["hive.threads"].Range.Start.Line)
+	must.Eq(t, config.Origin{Source: config.SourceDefault}, origins["data_dir"])
+}
+
+func TestRefusedOverrides(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		env   config.Env
+		flags []config.Flag
+		want  string
+	}{
+		"variable":      {environment("RBEE_HIVE_SLOTS=many"), nil, "RBEE_HIVE_SLOTS"},
+		"flag":          {environment(), []config.Flag{{Name: "bind.http_port", Value: "x"}}, "bind.http_port"},
+		"unknown flag":  {environment(), []config.Flag{{Name: "bind.http_prt", Value: "1"}}, `Did you mean "bind.http_port"`},
+		"open address":  {environment("RBEE_BIND_ADDRESS=0.0.0.0"), nil, "RBEE_BIND_ADDRESS"},
+		"open IPv6":     {environment("RBEE_BIND_ADDRESS=::"), nil, "insecure = true"},
+		"mapped IPv4":   {environment("RBEE_BIND_ADDRESS=::ffff:192.0.2.1"), nil, "insecure = true"},
+		"role disabled": {environment("RBEE_QUEEN_ENABLED=false"), nil, "several machines"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, diags := config.Load(nil, tc.env, tc.flags...)
+			must.Nil(t, c)
+			must.Eq(t, core.Invalid, core.KindOf(diags.Err()))
+			must.StrContains(t, diags.Err().Error(), tc.want)
+		})
+	}
+	for _, address := range []string{"localhost", "127.0.0.9", "::1"} {
+		_, diags := config.Load(nil, environment("RBEE_BIND_ADDRESS="+address))
+		must.NoError(t, diags.Err())
+	}
+}
+
+func TestInsecureWarnsAtEveryLoad(t *testing.T) {
+	t.Parallel()
+	c, diags := config.Load(nil, environment("RBEE_BIND_ADDRESS=0.0.0.0", "RBEE_INSECURE=true"))
+	must.NotNil(t, c)
+	must.Len(t, 1, diags.List)
+	must.Eq(t, hcl.DiagWarning, diags.List[0].Severity)
+}
+
+func TestDev(t *testing.T) {
+	t.Parallel()
+	c, diags := config.Dev("/tmp/x", environment("RBEE_DATA_DIR=/elsewhere", "RBEE_HIVE_SLOTS=2"), config.Flag{Name: "bind.http_port", Value: "0"})
+	must.NoError(t, diags.Err())
+	must.True(t, c.Dev && c.Queen.Enabled && c.Hive.Enabled)
+	must.False(t, c.Hive.KeepWorkers)
+	must.Eq(t, "/tmp/x", c.DataDir)
+	must.Eq(t, "/home/me/.cache/rbee", c.StoreDir)
+	must.Eq(t, 2, c.Hive.Slots)
+	must.Eq(t, 0, c.Bind.HTTPPort)
+}
+
+func TestMissingPaths(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{filepath.Join(t.TempDir(), "none.hcl"), t.TempDir()} {
+		c, diags := config.Load([]string{path}, environment())
+		must.Nil(t, c)
+		must.StrContains(t, diags.Err().Error(), path)
+	}
+}
+
+// The example explains every setting and loads as it is.
+func TestExample(t *testing.T) {
+	t.Parallel()
+	const example = "../../config.hcl.example"
+	src, err := os.ReadFile(example)
+	must.NoError(t, err)
+	c, diags := config.Load([]string{example}, environment("HF_TOKEN=x"))
+	must.NoError(t, diags.Err())
+	must.Len(t, 0, diags.List)
+	must.Greater(t, 0, len(c.Workers))
+	must.Greater(t, 0, len(c.Catalogs))
+	for _, s := range c.Settings() {
+		name := s.Name[strings.LastIndex(s.Name, ".")+1:]
+		must.StrContains(t, string(src), name+" ", must.Sprintf("setting %s is not explained", s.Name))
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	names, err := filepath.Glob("testdata/*.hcl")
+	must.NoError(f, err)
+	for _, n := range names {
+		src, err := os.ReadFile(n)
+		must.NoError(f, err)
+		f.Add(src, false)
+	}
+	f.Add([]byte(`{"queen":{"enabled":true},"worker":{"a":[{"config":{}},{"env":[null]}]}}`), true)
+	f.Fuzz(func(t *testing.T, src []byte, json bool) {
+		file := filepath.Join(t.TempDir(), "x.hcl")
+		if json {
+			file = filepath.Join(t.TempDir(), "x.json")
+		}
+		must.NoError(t, os.WriteFile(file, src, 0o600))
+		c, diags := config.Load([]string{file}, environment())
+		must.Eq(t, diags.HasErrors(), c == nil)
+		must.NoError(t, diags.Write(&bytes.Buffer{}, 80, false))
+	})
+}

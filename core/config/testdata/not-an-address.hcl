@@ -1,0 +1,3 @@
+bind { address = "my-desk" }
+queen { enabled = true }
+hive { enabled = true }

@@ -1,0 +1,3 @@
+hive {
+  enabled = true
+}

@@ -1,0 +1,5 @@
+queen {
+  enabled = false
+}
+hive {
+}

@@ -1,0 +1,4 @@
+log_level = "debug"
+queen { enabled = true }
+hive { enabled = true }
+worker "cpu" {}

@@ -1,0 +1,3 @@
+log_level = "info"
+worker "cpu" {}
+hive { slots = 2 }

@@ -1,0 +1,3 @@
+queen {
+  enabled = true
+hive { enabled = true }

@@ -1,0 +1,8 @@
+queen {
+  enabled = true
+}
+hive {
+  enabled = true
+}
+wroker "cpu" {
+}

@@ -1,0 +1,3 @@
+data_dir = enb.HOME
+queen { enabled = true }
+hive { enabled = true }
