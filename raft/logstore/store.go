@@ -1,0 +1,289 @@
+// Package logstore keeps raft's log, votes and commit index in one bbolt file.
+package logstore
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+var (
+	bucketLog    = []byte("log")    // index, big endian → entry
+	bucketStable = []byte("stable") // raft's own keys
+	bucketMeta   = []byte("meta")
+
+	keyCommit = []byte("commit")
+)
+
+// Options say how to open a Store.
+type Options struct {
+	// LockTimeout is how long to wait for another process to let go of the file; 0: one second.
+	LockTimeout time.Duration
+
+	openFile func(string, int, os.FileMode) (*os.File, error) // for tests
+}
+
+// Store is a bbolt file with raft's log and votes. Every write is on disk when it returns. After one failed write every later one fails,
+// until the file is opened again: a disk that lost a write once cannot be believed. Reads go on. Methods may be called concurrently.
+//
+// Not found is raft.ErrLogNotFound for a log entry, and an empty value for a stable key. Other errors: Unavailable after a failed write or Close,
+// Integrity for a damaged entry.
+type Store struct {
+	path   string
+	db     *bbolt.DB
+	staged atomic.Uint64
+	failed atomic.Pointer[error]
+	down   chan struct{} // closed with the first failure
+}
+
+var (
+	_ raft.CommitTrackingLogStore = (*Store)(nil)
+	_ raft.StableStore            = (*Store)(nil)
+)
+
+// Open opens or creates the file at path, whose folder must be there. Only one process can have it open.
+// Errors: InUse, Integrity for a file that is damaged or something else, Unavailable.
+func Open(path string, opts Options) (s *Store, err error) {
+	if err := checkSize(path); err != nil {
+		return nil, err
+	}
+	defer func() {
+		// bbolt panics at pages that are not what they should be.
+		if value := recover(); value != nil {
+			s, err = nil, damaged(path, fmt.Errorf("%v", value))
+		}
+	}()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout:        cmp.Or(opts.LockTimeout, time.Second),
+		NoFreelistSync: true,
+		FreelistType:   bbolt.FreelistMapType,
+		NoStatistics:   true,
+		OpenFile:       opts.openFile,
+	})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, core.WithHint(core.Errorf("open raft log", core.InUse, "another process has %s open", path),
+			"Another rbee agent runs on the same data folder: stop it, or give this one its own data_dir.")
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
+		return nil, damaged(path, err)
+	case err != nil:
+		return nil, core.WithHint(core.E("open raft log", core.Unavailable, err), "Check that the folder %s exists and that this user may write there.", filepath.Dir(path))
+	}
+	s = &Store{path: path, db: db, down: make(chan struct{})}
+	err = s.update("create raft log", func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{bucketLog, bucketStable, bucketMeta} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		_ = db.Close() // the first error says more
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close closes the file; every call afterwards fails.
+func (s *Store) Close() error { return core.E("close raft log", core.Unavailable, s.db.Close()) }
+
+// Failed is closed when a write failed, which is for ever; Err then says why.
+func (s *Store) Failed() <-chan struct{} { return s.down }
+
+// Err is the first failed write's error, or nil.
+func (s *Store) Err() error {
+	if e := s.failed.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// update is one durable transaction. An error of fn, before anything reached the disk, is no failure of the store.
+func (s *Store) update(op string, fn func(*bbolt.Tx) error) error {
+	var refused error
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		if refused = s.Err(); refused == nil {
+			refused = core.E(op, core.Internal, fn(tx))
+		}
+		return refused
+	})
+	switch {
+	case err == nil:
+		return nil
+	case refused != nil:
+		return refused
+	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+		return core.E(op, core.Unavailable, errors.New("the raft log is closed"))
+	}
+	err = core.WithHint(core.Errorf(op, core.Unavailable, "write %s: %w", s.path, err),
+		"Nothing more is written to this file until the agent restarts: check the disk and its free space first.")
+	if s.failed.CompareAndSwap(nil, &err) {
+		close(s.down)
+	}
+	return err
+}
+
+func (s *Store) view(op string, fn func(*bbolt.Tx) error) error {
+	err := s.db.View(fn)
+	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
+		return core.E(op, core.Unavailable, errors.New("the raft log is closed"))
+	}
+	return err
+}
+
+// FirstIndex returns the index of the oldest entry; 0: the log is empty.
+func (s *Store) FirstIndex() (uint64, error) {
+	return s.edge("read first raft index", (*bbolt.Cursor).First)
+}
+
+// LastIndex returns the index of the newest entry; 0: the log is empty.
+func (s *Store) LastIndex() (uint64, error) {
+	return s.edge("read last raft index", (*bbolt.Cursor).Last)
+}
+
+func (s *Store) edge(op string, end func(*bbolt.Cursor) ([]byte, []byte)) (index uint64, err error) {
+	err = s.view(op, func(tx *bbolt.Tx) error {
+		index = edge(tx, end)
+		return nil
+	})
+	return index, err
+}
+
+func edge(tx *bbolt.Tx, end func(*bbolt.Cursor) ([]byte, []byte)) uint64 {
+	if k, _ := end(tx.Bucket(bucketLog).Cursor()); k != nil {
+		return binary.BigEndian.Uint64(k)
+	}
+	return 0
+}
+
+// GetLog reads the entry at index into l.
+func (s *Store) GetLog(index uint64, l *raft.Log) error {
+	return s.view("read raft log", func(tx *bbolt.Tx) error {
+		data := tx.Bucket(bucketLog).Get(key(index))
+		if data == nil {
+			return raft.ErrLogNotFound
+		}
+		if err := decode(data, l); err != nil {
+			return damaged(s.path, fmt.Errorf("entry %d: %w", index, err))
+		}
+		if l.Index != index {
+			return damaged(s.path, fmt.Errorf("entry %d calls itself %d", index, l.Index))
+		}
+		return nil
+	})
+}
+
+// StoreLog is StoreLogs of one entry.
+func (s *Store) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
+
+// StoreLogs writes entries and the staged commit index, all or nothing. Indexes may leave a gap.
+func (s *Store) StoreLogs(logs []*raft.Log) error {
+	return s.update("append to raft log", func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketLog)
+		for _, l := range logs {
+			if err := b.Put(key(l.Index), encode(l)); err != nil {
+				return err
+			}
+		}
+		return raiseCommit(tx, s.staged.Load())
+	})
+}
+
+// DeleteRange deletes the entries from minIndex to maxIndex, both included.
+func (s *Store) DeleteRange(minIndex, maxIndex uint64) error {
+	return s.update("truncate raft log", func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketLog)
+		first, last := edge(tx, (*bbolt.Cursor).First), edge(tx, (*bbolt.Cursor).Last)
+		if first == 0 {
+			return nil
+		}
+		for i := max(minIndex, first); i <= min(maxIndex, last); i++ {
+			if err := b.Delete(key(i)); err != nil {
+				return err
+			}
+		}
+		// A commit index beyond the end would call later entries, which are others, committed.
+		return lowerCommit(tx, edge(tx, (*bbolt.Cursor).Last))
+	})
+}
+
+// StageCommitIndex keeps a commit index for the next StoreLogs, which writes it.
+func (s *Store) StageCommitIndex(index uint64) error {
+	s.staged.Store(index)
+	return nil
+}
+
+// GetCommitIndex returns the commit index that the last StoreLogs wrote: what is known to be committed, and never beyond the last entry. 0: unknown.
+func (s *Store) GetCommitIndex() (index uint64, err error) {
+	err = s.view("read raft commit index", func(tx *bbolt.Tx) error {
+		index = min(commit(tx), edge(tx, (*bbolt.Cursor).Last))
+		return nil
+	})
+	return index, err
+}
+
+func commit(tx *bbolt.Tx) uint64 { return number(tx.Bucket(bucketMeta).Get(keyCommit)) }
+
+func raiseCommit(tx *bbolt.Tx, index uint64) error {
+	index = min(index, edge(tx, (*bbolt.Cursor).Last))
+	if index <= commit(tx) {
+		return nil
+	}
+	return tx.Bucket(bucketMeta).Put(keyCommit, key(index))
+}
+
+func lowerCommit(tx *bbolt.Tx, index uint64) error {
+	if index >= commit(tx) {
+		return nil
+	}
+	return tx.Bucket(bucketMeta).Put(keyCommit, key(index))
+}
+
+// Set stores one of raft's own values.
+func (s *Store) Set(k, v []byte) error {
+	return s.update("write raft vote", func(tx *bbolt.Tx) error { return tx.Bucket(bucketStable).Put(k, v) })
+}
+
+// Get returns one of raft's own values; empty when it was never set.
+func (s *Store) Get(k []byte) (v []byte, err error) {
+	err = s.view("read raft vote", func(tx *bbolt.Tx) error {
+		v = append(v, tx.Bucket(bucketStable).Get(k)...)
+		return nil
+	})
+	return v, err
+}
+
+// SetUint64 is Set of a number.
+func (s *Store) SetUint64(k []byte, v uint64) error { return s.Set(k, key(v)) }
+
+// GetUint64 is Get of a number; 0 when it was never set.
+func (s *Store) GetUint64(k []byte) (uint64, error) {
+	v, err := s.Get(k)
+	return number(v), err
+}
+
+func key(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+func number(b []byte) uint64 {
+	if len(b) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
+}
+
+func damaged(path string, err error) error {
+	return core.WithHint(core.Errorf("read raft log", core.Integrity, "%s is damaged: %w", path, err),
+		"Move the raft folder away. Other queens bring this one up to date when it joins again; the only queen starts with an empty registry, which its hives fill.")
+}

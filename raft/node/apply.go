@@ -1,0 +1,97 @@
+package node
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rbee-project/rbee/core"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+// ErrOutcomeUnknown is in the chain of an error after which nobody can say whether the command is, or will be, in force.
+// Commands may be repeated, so the way on is to repeat it.
+var ErrOutcomeUnknown = errors.New("it is unknown whether the change was made")
+
+// Apply checks a command, stamps it, has it logged by a majority and applied here, and returns its result. A result that refuses the command
+// is also the error. c is not changed.
+//
+// Errors: Invalid and TooLarge before anything is logged; NotFound, Conflict and Invalid from the state; Unavailable when this node is not
+// the leader, its disk failed or it shuts down; Cancelled and DeadlineExceeded from ctx. ErrOutcomeUnknown is in the chain where it is.
+func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error) {
+	c = proto.CloneOf(c)
+	c.AtUnixNano = n.opts.Now().UnixNano()
+	c.MinFsm = fsm.Required(c)
+	if err := fsm.Validate(c); err != nil {
+		return fsm.Result{}, err
+	}
+	data, err := fsm.Encode(c)
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	results := make(chan fsm.Result, 1)
+	err = n.wait(ctx, "change the registry", func() error {
+		f := n.raft.Apply(data, 0)
+		if err := f.Error(); err != nil {
+			return err
+		}
+		r, ok := f.Response().(fsm.Result)
+		if !ok {
+			return core.Errorf("change the registry", core.Internal, "the state machine answered %T", f.Response())
+		}
+		results <- r
+		return nil
+	})
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	r := <-results
+	return r, r.Err
+}
+
+// Barrier returns when everything that was committed before the call is in State, and this node was still the leader then: what State says
+// afterwards is linearizable. It costs one entry of the log. Errors: Unavailable, and ctx's.
+func (n *Node) Barrier(ctx context.Context) error {
+	return n.wait(ctx, "wait for the registry", func() error { return n.raft.Barrier(0).Error() })
+}
+
+// wait waits for a future of raft, which knows no context. A future that is given up on is answered when raft gets to it.
+func (n *Node) wait(ctx context.Context, op string, future func() error) error {
+	if err := ctx.Err(); err != nil {
+		return core.E(op, core.KindOf(err), err)
+	}
+	answer := make(chan error, 1)
+	go func() { answer <- future() }()
+	select {
+	case err := <-answer:
+		return n.classify(op, err)
+	case <-ctx.Done():
+		return core.WithHint(core.Errorf(op, core.KindOf(ctx.Err()), "%w; %w", ctx.Err(), ErrOutcomeUnknown), "Try again: repeating a change does no harm.")
+	case <-n.closed:
+		// Raft forgets some futures when it shuts down.
+		return core.Errorf(op, core.Unavailable, "this queen is shutting down; %w", ErrOutcomeUnknown)
+	}
+}
+
+// classify says what raft's error means for the caller.
+func (n *Node) classify(op string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		if leader := n.Leader(); leader != "" && leader != n.opts.ID {
+			return core.WithHint(core.Errorf(op, core.Unavailable, "queen %s is not the leader, %s is", n.opts.ID, leader), "Try again.")
+		}
+		return core.WithHint(core.Errorf(op, core.Unavailable, "there is no leader"), "Try again in a moment; if it stays so, check that a majority of the queens runs.")
+	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrAbortedByRestore):
+		return core.WithHint(core.Errorf(op, core.Unavailable, "%w; %w", err, ErrOutcomeUnknown), "Try again: repeating a change does no harm.")
+	case errors.Is(err, raft.ErrRaftShutdown):
+		return core.Errorf(op, core.Unavailable, "this queen is shutting down")
+	case n.store != nil && n.store.Err() != nil:
+		return core.E(op, core.Unavailable, errors.Join(n.store.Err(), ErrOutcomeUnknown))
+	}
+	return core.E(op, core.KindOf(err), err)
+}

@@ -1,0 +1,69 @@
+package node
+
+import (
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Raft 1.8 can apply at start what is known to be committed (Config.RestoreCommittedLogs), but skips the membership entries among it, so
+// that a restarted only voter never elects itself, and blocks for ever on more than 128 batches. So the node does it: commitTracker
+// persists the commit index together with the entries, replay applies up to it before raft starts, and the state machine passes over
+// what raft then applies again.
+
+// commitTracker stages raft's commit index with every append.
+type commitTracker struct {
+	raft.LogStore
+	raft  atomic.Pointer[raft.Raft] // nil until raft runs
+	stage func(index uint64)
+}
+
+func (t *commitTracker) StoreLog(l *raft.Log) error { return t.StoreLogs([]*raft.Log{l}) }
+
+func (t *commitTracker) StoreLogs(logs []*raft.Log) error {
+	if r := t.raft.Load(); r != nil {
+		t.stage(r.CommitIndex())
+	}
+	return t.LogStore.StoreLogs(logs)
+}
+
+// replay restores the newest snapshot that is readable and applies the entries after it that are known to be committed.
+func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
+	list, err := snaps.List()
+	if err != nil {
+		return core.E("list raft snapshots", core.Unavailable, err)
+	}
+	var restored, needed uint64
+	for i, meta := range list {
+		needed = max(needed, meta.Index) // a snapshot holds what is committed, and raft goes on from the newest, readable or not
+		_, r, err := snaps.Open(meta.ID)
+		if err == nil {
+			err = n.fsm.Restore(r)
+		}
+		if err == nil {
+			restored = meta.Index
+			break
+		}
+		n.log.Warn("raft snapshot is not readable", "snapshot", meta.ID, "left", len(list)-1-i, "error", err)
+	}
+	if tracking, ok := logs.(raft.CommitTrackingLogStore); ok {
+		committed, err := tracking.GetCommitIndex()
+		if err != nil {
+			return err
+		}
+		needed = max(needed, committed)
+	}
+	for i := restored + 1; i <= needed; i++ {
+		var l raft.Log
+		if err := logs.GetLog(i, &l); err != nil {
+			return core.WithHint(core.Errorf("restore raft state", core.Integrity, "the snapshots reach to index %d and entry %d is not readable: %w", restored, i, err),
+				"Move the raft folder away. Other queens bring this one up to date when it joins again; the only queen starts with an empty registry, which its hives fill.")
+		}
+		if l.Type == raft.LogCommand {
+			n.fsm.Apply(&l)
+		}
+	}
+	return nil
+}

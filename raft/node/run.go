@@ -1,0 +1,110 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// The pauses before lead is run again on a node that could not give its leadership to another.
+const (
+	firstPause = 100 * time.Millisecond
+	maxPause   = 10 * time.Second
+)
+
+// Run calls lead whenever this node becomes the leader, once all that was committed before is in State, and cancels its context when the
+// leadership is lost. There is never more than one lead at a time: the next one waits for the one before, also when the leadership was
+// lost and regained at once. When lead returns an error the node hands the leadership to another; where there is none, lead runs again
+// after a pause. When it returns nil it is done until the next leadership.
+//
+// Run returns nil when ctx ends or the node shuts down, and an error when the node's disk failed: end the process then, for the node
+// cannot vote any more. It may be called once.
+func (n *Node) Run(ctx context.Context, lead func(ctx context.Context) error) error {
+	var failed <-chan struct{}
+	if n.store != nil {
+		failed = n.store.Failed()
+	}
+	var current leadership
+	defer current.end()
+	for {
+		select {
+		case leader := <-n.raft.LeaderCh():
+			current.end()
+			if leader {
+				current = n.startLead(ctx, lead)
+			}
+		case <-ctx.Done():
+			return nil
+		case <-n.closed:
+			return nil
+		case <-failed:
+			return core.E("keep the registry", core.Unavailable, n.store.Err())
+		}
+	}
+}
+
+// leadership is a running lead.
+type leadership struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func (l *leadership) end() {
+	if l.cancel != nil {
+		l.cancel()
+		<-l.done
+	}
+	*l = leadership{}
+}
+
+func (n *Node) startLead(ctx context.Context, lead func(context.Context) error) leadership {
+	ctx, cancel := context.WithCancel(ctx)
+	l := leadership{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		defer cancel()
+		n.leadUntil(ctx, lead)
+	}()
+	return l
+}
+
+// leadUntil runs lead until ctx ends, it is done, or the leadership is another's.
+func (n *Node) leadUntil(ctx context.Context, lead func(context.Context) error) {
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		err := n.Barrier(ctx)
+		if err == nil {
+			n.log.Debug("leading", "index", n.AppliedIndex())
+			err = lead(ctx)
+		}
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		n.log.Error("leader duties ended, giving up the leadership", "error", err)
+		if n.handOver(ctx) {
+			return
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// handOver gives the leadership to another voter, and says whether one took it.
+func (n *Node) handOver(ctx context.Context) bool {
+	f := n.raft.GetConfiguration()
+	if f.Error() != nil {
+		return false
+	}
+	voters := 0
+	for _, s := range f.Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			voters++
+		}
+	}
+	return voters > 1 && n.wait(ctx, "hand over the leadership", func() error { return n.raft.LeadershipTransfer().Error() }) == nil
+}
