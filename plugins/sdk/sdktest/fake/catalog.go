@@ -1,0 +1,151 @@
+package fake
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+)
+
+// Catalog is the fake catalog source: the files of one folder are its items, each a model named like the file without its ending.
+// The reference "refused" is unauthenticated and "away" unavailable.
+type Catalog struct {
+	name string
+	dir  string // set by Configure
+}
+
+var _ catalog.Source = (*Catalog)(nil)
+
+// NewCatalog makes a fake catalog source. The name is what Info calls it.
+func NewCatalog(name string) *Catalog { return &Catalog{name: name} }
+
+// Info says who the fake is.
+func (c *Catalog) Info(context.Context) (sdk.Info, error) {
+	return sdk.Info{Name: c.name, Kind: sdk.KindCatalog, Version: Version, Summary: "Offers the files of a folder, for tests."}, nil
+}
+
+// Schema has the folder.
+func (c *Catalog) Schema(context.Context) (sdk.Schema, error) {
+	return sdk.Schema{Attributes: []sdk.Attribute{{Name: "dir", Type: "string", Default: json.RawMessage(`""`), Doc: "The folder. Empty: the source has nothing."}}}, nil
+}
+
+// Configure takes the folder.
+func (c *Catalog) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostics, error) {
+	var v struct {
+		Dir string `json:"dir"`
+	}
+	if err := json.Unmarshal(config.JSON, &v); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	if v.Dir != "" {
+		if info, err := os.Stat(v.Dir); err != nil || !info.IsDir() {
+			return sdk.Diagnostics{{Summary: "No such folder", Detail: fmt.Sprintf("%q is not a folder. Make it, or name another.", v.Dir), Path: []any{"dir"}}}, nil
+		}
+	}
+	c.dir = v.Dir
+	return nil, nil
+}
+
+func (c *Catalog) open() (*os.Root, error) {
+	if c.dir == "" {
+		return nil, fmt.Errorf("no folder is configured: %w", catalog.ErrNotFound)
+	}
+	root, err := os.OpenRoot(c.dir)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, catalog.ErrUnavailable)
+	}
+	return root, nil
+}
+
+// Search emits the files whose names hold the text.
+func (c *Catalog) Search(_ context.Context, q catalog.Query, emit func(catalog.Item) error) error {
+	if c.dir == "" || (q.Kind != "" && q.Kind != catalog.KindModel) {
+		return nil
+	}
+	entries, err := os.ReadDir(c.dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, catalog.ErrUnavailable)
+	}
+	n := 0
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !info.Mode().IsRegular() || !strings.Contains(e.Name(), q.Text) {
+			continue
+		}
+		if q.Limit > 0 && n == q.Limit {
+			return nil
+		}
+		n++
+		name := strings.TrimSuffix(e.Name(), path.Ext(e.Name()))
+		if err := emit(catalog.Item{Ref: e.Name(), Kind: catalog.KindModel, Name: name, Summary: "A file of a test.", SizeBytes: info.Size(), License: "Apache-2.0"}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Resolve finds one file and computes its digest.
+func (c *Catalog) Resolve(_ context.Context, ref string) (catalog.Manifest, error) {
+	switch ref {
+	case "refused":
+		return catalog.Manifest{}, sdk.WithHint(fmt.Errorf("%s: %w", ref, catalog.ErrUnauthenticated), "Set token in the config block.")
+	case "away":
+		return catalog.Manifest{}, fmt.Errorf("%s: %w", ref, catalog.ErrUnavailable)
+	case "":
+		return catalog.Manifest{}, fmt.Errorf("empty reference: %w", catalog.ErrInvalid)
+	}
+	f, err := c.file(ref)
+	if err != nil {
+		return catalog.Manifest{}, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, f)
+	if err != nil {
+		return catalog.Manifest{}, err
+	}
+	name := strings.TrimSuffix(ref, path.Ext(ref))
+	return catalog.Manifest{
+		Ref: ref, Name: name, Kind: catalog.KindModel, Version: "1", License: "Apache-2.0",
+		Files: []catalog.File{{Ref: ref, Path: ref, SizeBytes: n, Digest: "sha256:" + hex.EncodeToString(h.Sum(nil)), Locator: ref}},
+	}, nil
+}
+
+func (c *Catalog) file(ref string) (*os.File, error) {
+	root, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.Open(ref)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", ref, catalog.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, catalog.ErrInvalid)
+	}
+	return f, nil
+}
+
+// Fetch writes the file from offset on.
+func (c *Catalog) Fetch(_ context.Context, file catalog.File, offset int64, w io.Writer) error {
+	f, err := c.file(file.Locator)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		return fmt.Errorf("%w: %w", err, catalog.ErrInvalid)
+	}
+	_, err = io.Copy(w, f)
+	return err
+}

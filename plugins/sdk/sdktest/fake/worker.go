@@ -1,0 +1,347 @@
+// Package fake holds a worker and a catalog source without an engine and without a network, for tests of whatever uses plugins.
+//
+// The worker answers a prompt with the prompt's own words, one token each. Its config block makes it slow, fail, hang or crash.
+package fake
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// Version is what the fakes call their version.
+const Version = "1.2.3"
+
+// Worker is the fake worker type. Create it with NewWorker.
+type Worker struct {
+	name string
+	log  hclog.Logger
+
+	mu       sync.Mutex // guards below
+	config   workerConfig
+	spec     worker.StartSpec
+	state    worker.State
+	active   int
+	queued   int
+	tokens   int64
+	idle     chan struct{} // closed when nothing is active or queued; nil when nobody waits
+	stopping context.CancelFunc
+	stopped  context.Context
+	slots    chan struct{}
+	children []*exec.Cmd
+}
+
+var _ worker.Backend = (*Worker)(nil)
+
+// workerConfig is the config block, decoded.
+type workerConfig struct {
+	TokenDelay       string         `json:"token_delay"`
+	LoadTime         string         `json:"load_time"`
+	Tokens           int            `json:"tokens"`
+	FailStart        string         `json:"fail_start"`
+	FailAfterTokens  int            `json:"fail_after_tokens"`
+	CrashAfterTokens int            `json:"crash_after_tokens"`
+	Hang             []string       `json:"hang"`
+	Problem          string         `json:"problem"`
+	Child            bool           `json:"child"`
+	Print            bool           `json:"print"`
+	Secret           string         `json:"secret"`
+	Devices          []deviceConfig `json:"device"`
+
+	tokenDelay, loadTime time.Duration
+}
+
+type deviceConfig struct {
+	ID         string `json:"id"`
+	TotalBytes int64  `json:"total_bytes"`
+	FreeBytes  int64  `json:"free_bytes"`
+}
+
+// NewWorker makes a fake worker type. The name is what Info calls it.
+func NewWorker(name string, log hclog.Logger) *Worker {
+	ctx, cancel := context.WithCancel(context.Background()) // ends with Stop
+	return &Worker{name: name, log: log, state: worker.StateIdle, stopped: ctx, stopping: cancel}
+}
+
+// NameOf is the plugin name in an executable's path: the part behind rbee-<kind>-. A copy of a fake's executable is thus a plugin of its own.
+func NameOf(kind sdk.Kind, path string) string {
+	return strings.TrimPrefix(filepath.Base(path), fmt.Sprintf("rbee-%s-", kind))
+}
+
+// Info says who the fake is.
+func (w *Worker) Info(context.Context) (sdk.Info, error) {
+	return sdk.Info{Name: w.name, Kind: sdk.KindWorker, Version: Version, Summary: "Answers with the words of the prompt, for tests."}, nil
+}
+
+// Schema lists the knobs.
+func (w *Worker) Schema(context.Context) (sdk.Schema, error) {
+	attr := func(name, typ, def, doc string) sdk.Attribute {
+		return sdk.Attribute{Name: name, Type: typ, Default: json.RawMessage(def), Doc: doc}
+	}
+	return sdk.Schema{
+		Attributes: []sdk.Attribute{
+			attr("token_delay", "string", `"0s"`, "Time before every token."),
+			attr("load_time", "string", `"0s"`, "Time that loading takes, reported in ten steps."),
+			attr("tokens", "number", "0", "Tokens of every answer. 0: as many as the prompt has words."),
+			attr("fail_start", "string", `""`, "Fails Start with this message."),
+			attr("fail_after_tokens", "number", "0", "Ends every answer after that many tokens with an error. 0: never."),
+			attr("crash_after_tokens", "number", "0", "Ends the process after that many tokens of an answer. 0: never."),
+			attr("hang", "list(string)", "[]", "Calls that never return: configure, fingerprint, start, status, drain, stop, or stream for answers that stop in the middle."),
+			attr("problem", "string", `""`, "What Fingerprint reports as the worker type's problem."),
+			attr("child", "bool", "false", "Start keeps a child process running."),
+			attr("print", "bool", "false", "Prints a line to standard output and to standard error for every token."),
+			{Name: "secret", Type: "string", Sensitive: true, Doc: "Not used."},
+		},
+		Blocks: []sdk.Block{{
+			Name: "device", Repeated: true, Doc: "A device to report. Without any there is fake:0.",
+			Schema: sdk.Schema{Attributes: []sdk.Attribute{
+				{Name: "id", Type: "string", Required: true, Doc: "Unique among the devices."},
+				{Name: "total_bytes", Type: "number", Default: json.RawMessage("8589934592"), Doc: "Memory."},
+				{Name: "free_bytes", Type: "number", Default: json.RawMessage("8589934592"), Doc: "Free memory."},
+			}},
+		}},
+	}, nil
+}
+
+// Configure takes the knobs.
+func (w *Worker) Configure(ctx context.Context, config sdk.Config) (sdk.Diagnostics, error) {
+	var c workerConfig
+	if err := json.Unmarshal(config.JSON, &c); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	var diags sdk.Diagnostics
+	for _, d := range []struct {
+		name, text string
+		into       *time.Duration
+	}{{"token_delay", c.TokenDelay, &c.tokenDelay}, {"load_time", c.LoadTime, &c.loadTime}} {
+		v, err := time.ParseDuration(d.text)
+		if d.text == "" {
+			v, err = 0, nil
+		}
+		if err != nil || v < 0 {
+			diags = append(diags, sdk.Diagnostic{
+				Summary: "No duration", Detail: fmt.Sprintf("%q is not a duration. Write a number and a unit, such as \"20ms\".", d.text), Path: []any{d.name},
+			})
+		}
+		*d.into = v
+	}
+	for i, h := range c.Hang {
+		if !slices.Contains([]string{"configure", "fingerprint", "start", "status", "drain", "stop", "stream"}, h) {
+			diags = append(diags, sdk.Diagnostic{Summary: "No such call", Detail: fmt.Sprintf("%q is no call that can hang.", h), Path: []any{"hang", i}})
+		}
+	}
+	for i, d := range c.Devices {
+		if slices.ContainsFunc(c.Devices[:i], func(o deviceConfig) bool { return o.ID == d.ID }) {
+			diags = append(diags, sdk.Diagnostic{Summary: "Device given twice", Detail: fmt.Sprintf("The device %q is there already.", d.ID), Path: []any{"device", i, "id"}})
+		}
+	}
+	if c.Tokens > 1000 {
+		diags = append(diags, sdk.Diagnostic{Severity: sdk.Warning, Summary: "Long answers", Detail: "Answers of more than 1000 tokens make tests slow.", Path: []any{"tokens"}})
+	}
+	if diags.HasErrors() {
+		return diags, nil
+	}
+	w.mu.Lock()
+	w.config = c
+	w.mu.Unlock()
+	return diags, w.hang(ctx, "configure")
+}
+
+func (w *Worker) hang(ctx context.Context, call string) error {
+	if !slices.Contains(w.knobs().Hang, call) {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (w *Worker) knobs() workerConfig {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.config
+}
+
+// Fingerprint reports the configured devices, at once and every 30 s.
+func (w *Worker) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
+	if err := w.hang(ctx, "fingerprint"); err != nil {
+		return err
+	}
+	tick := time.NewTicker(30 * time.Second)
+	defer tick.Stop()
+	for {
+		if err := emit(w.fingerprint()); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (w *Worker) fingerprint() worker.Fingerprint {
+	c := w.knobs()
+	f := worker.Fingerprint{Problem: c.Problem}
+	for _, d := range c.Devices {
+		f.Devices = append(f.Devices, worker.Device{ID: d.ID, Kind: "fake", Name: "Fake device " + d.ID, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes})
+	}
+	if len(f.Devices) == 0 {
+		f.Devices = []worker.Device{{ID: "fake:0", Kind: "fake", Name: "Fake device", TotalBytes: 8 << 30, FreeBytes: 8 << 30}}
+	}
+	return f
+}
+
+// Start pretends to load the model, which must be a file.
+func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func(worker.Progress) error) (http.Handler, error) {
+	c := w.knobs()
+	w.set(worker.StateLoading)
+	err := w.load(ctx, c, spec, progress)
+	if err != nil {
+		w.set(worker.StateFailed)
+		return nil, err
+	}
+	w.mu.Lock()
+	w.spec, w.state, w.slots = spec, worker.StateReady, make(chan struct{}, spec.Slots)
+	w.mu.Unlock()
+	w.log.Info("model loaded", "model", spec.ModelID, "device", spec.Device)
+	return w.handler(), nil
+}
+
+func (w *Worker) load(ctx context.Context, c workerConfig, spec worker.StartSpec, progress func(worker.Progress) error) error {
+	info, err := os.Stat(spec.ModelPath)
+	if err != nil {
+		return fmt.Errorf("model file: %w: %w", err, sdk.ErrNotFound)
+	}
+	if devices := w.fingerprint().Devices; !slices.ContainsFunc(devices, func(d worker.Device) bool { return d.ID == spec.Device }) {
+		return sdk.WithHint(fmt.Errorf("device %q: %w", spec.Device, sdk.ErrNotFound), "The first device is %q.", devices[0].ID)
+	}
+	const steps = 10
+	for i := range steps {
+		if err := progress(worker.Progress{Phase: "reading the model", Done: info.Size() * int64(i+1) / steps, Total: info.Size(), Unit: "bytes"}); err != nil {
+			return err
+		}
+		if err := sleep(ctx, c.loadTime/steps); err != nil {
+			return err
+		}
+		if i == steps/2 {
+			if err := w.hang(ctx, "start"); err != nil {
+				return err
+			}
+			if c.FailStart != "" {
+				return errors.New(c.FailStart)
+			}
+		}
+	}
+	if c.Child {
+		child := exec.Command("sleep", "600")
+		if err := child.Start(); err != nil {
+			return fmt.Errorf("child: %w", err)
+		}
+		w.mu.Lock()
+		w.children = append(w.children, child)
+		w.mu.Unlock()
+	}
+	return nil
+}
+
+func (w *Worker) set(s worker.State) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state = s
+}
+
+// Status reports the state and the load.
+func (w *Worker) Status(ctx context.Context) (worker.Status, error) {
+	if err := w.hang(ctx, "status"); err != nil {
+		return worker.Status{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return worker.Status{
+		WorkerID: w.spec.WorkerID, Nonce: w.spec.Nonce, ModelID: w.spec.ModelID, State: w.state,
+		Slots: w.spec.Slots, ContextTokens: w.contextLocked(), Active: w.active, Queued: w.queued, TokensTotal: w.tokens,
+	}, nil
+}
+
+func (w *Worker) contextLocked() int {
+	if w.spec.ContextTokens > 0 {
+		return w.spec.ContextTokens
+	}
+	return 4096
+}
+
+// Drain refuses new requests and waits for the running ones.
+func (w *Worker) Drain(ctx context.Context) error {
+	if err := w.hang(ctx, "drain"); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	if w.state == worker.StateReady {
+		w.state = worker.StateDraining
+	}
+	if w.active+w.queued == 0 {
+		w.mu.Unlock()
+		return nil
+	}
+	if w.idle == nil {
+		w.idle = make(chan struct{})
+	}
+	idle := w.idle
+	w.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Stop drains for the grace, then cuts what is left.
+func (w *Worker) Stop(ctx context.Context, grace time.Duration) error {
+	if err := w.hang(ctx, "stop"); err != nil {
+		return err
+	}
+	drainCtx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	_ = w.Drain(drainCtx) // what is left when the grace is over is cut
+	w.stopping()
+	w.mu.Lock()
+	children := w.children
+	w.children = nil
+	w.state = worker.StateStopped
+	w.mu.Unlock()
+	for _, c := range children {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
