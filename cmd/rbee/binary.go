@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+func (a *app) binaryCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "binary",
+		Aliases: []string{"binaries"},
+		Short:   "Installed worker types of a hive",
+	}
+	cmd.AddCommand(a.binaryListCommand(), a.binaryGetCommand(), a.binaryDownloadCommand())
+	return cmd
+}
+
+func (a *app) binaryListCommand() *cobra.Command {
+	var hive string
+	cmd := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the worker binaries of a hive",
+		Args:    exactly(),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
+		binaries, err := c.Binaries(ctx, hive)
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(binaries, func(x, y core.WorkerBinary) int { return strings.Compare(x.ID, y.ID) })
+		t := newTable("No worker binaries. \"rbee worker download TYPE\" fetches one; starting a worker does so by itself.",
+			"TYPE", "VERSION", "DEVICES", "STATUS", "SIZE", "DIGEST", "SOURCE", "IN USE BY", "PATH")
+		for _, b := range binaries {
+			t.add(b.Type, b.Version, deviceText(b.Devices), binaryStatus(b), bytesText(b.SizeBytes), shortDigest(b.Digest), b.Source, strings.Join(b.InUseBy, ","), b.Path)
+		}
+		return a.show(list(binaries), t.write)
+	})
+	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` to look at")
+	return cmd
+}
+
+func binaryStatus(b core.WorkerBinary) string {
+	switch {
+	case b.Damaged != "":
+		return "damaged"
+	case b.Problem != "":
+		return "unusable"
+	}
+	return "ok"
+}
+
+func deviceText(devices []core.Device) string {
+	var ids []string
+	for _, d := range devices {
+		if d.Problem == "" {
+			ids = append(ids, d.ID)
+		}
+	}
+	return strings.Join(ids, ",")
+}
+
+func (a *app) binaryGetCommand() *cobra.Command {
+	var hive string
+	cmd := &cobra.Command{
+		Use:     "get TYPE[@VERSION]",
+		Aliases: []string{"show"},
+		Short:   "Show a worker binary with its files and devices",
+		Args:    exactly("TYPE"),
+		ValidArgsFunction: first(a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
+			binaries, err := c.Binaries(ctx, hive)
+			var ids []string
+			for _, b := range binaries {
+				ids = append(ids, b.ID, b.Type)
+			}
+			return ids, err
+		})),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		b, err := c.Binary(ctx, hive, args[0])
+		if err != nil {
+			return err
+		}
+		return a.show(b, func(w io.Writer) error { return a.writeBinary(w, b) })
+	})
+	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` to look at")
+	return cmd
+}
+
+func (a *app) writeBinary(w io.Writer, b core.WorkerBinary) error {
+	f := &facts{}
+	f.add("ID", b.ID)
+	f.add("Type", b.Type)
+	f.add("Version", b.Version)
+	f.add("Engine", strings.TrimSpace(b.EngineName+" "+b.EngineVersion))
+	f.add("Source", b.Source)
+	f.add("Status", binaryStatus(b))
+	f.add("Damaged", b.Damaged)
+	f.add("Problem", b.Problem)
+	f.add("Digest", b.Digest)
+	f.add("Size", bytesText(b.SizeBytes))
+	f.add("Path", b.Path)
+	f.add("Installed", a.ago(b.InstalledAt))
+	f.add("In use by", strings.Join(b.InUseBy, "\n"))
+	f.add("Devices", deviceLines(b.Devices))
+	return errors.Join(f.write(w), writeFiles(w, b.Files))
+}
+
+func deviceLines(devices []core.Device) string {
+	var lines []string
+	for _, d := range devices {
+		line := fmt.Sprintf("%s  %s", d.ID, d.Name)
+		if d.TotalBytes > 0 {
+			line += fmt.Sprintf(", %s of %s free", sizeText(d.FreeBytes), sizeText(d.TotalBytes))
+		}
+		if d.Problem != "" {
+			line += ", cannot be used: " + d.Problem
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "\n")
+}
+
+func writeFiles(w io.Writer, files []core.File) error {
+	if len(files) == 0 {
+		return nil
+	}
+	t := newTable("", "FILE", "SIZE", "DIGEST")
+	for _, file := range files {
+		t.add(file.Path, sizeText(file.SizeBytes), file.Digest)
+	}
+	if _, err := fmt.Fprintln(w); err != nil {
+		return err
+	}
+	return t.write(w)
+}
+
+func (a *app) binaryDownloadCommand() *cobra.Command {
+	r := core.Request{Operation: core.OpWorkerDownload}
+	var detach bool
+	cmd := &cobra.Command{
+		Use:               "download TYPE",
+		Short:             "Fetch the binary of a worker type: its plugin and its engine",
+		Example:           "  rbee worker download cpu\n  rbee worker download cpu --from npm:@node-llama-cpp/linux-x64@3.22.1",
+		Args:              exactly("TYPE"),
+		ValidArgsFunction: first(a.names(workerTypes)),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		r.Type = args[0]
+		return a.submit(ctx, c, r, detach, func(job core.Job) error {
+			b, err := client.Result[core.WorkerBinary](job)
+			if err != nil {
+				return err
+			}
+			return a.show(b, func(w io.Writer) error { return a.writeBinary(w, b) })
+		})
+	})
+	cmd.Flags().StringVar(&r.From, "from", "", "catalog `REF` of the engine, instead of the plugin's own choice")
+	cmd.Flags().BoolVar(&r.Force, "force", false, "renew what is there")
+	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")
+	a.hiveFlag(cmd, &r.Hive, core.LocalHive, "`HIVE` to fetch it on")
+	return cmd
+}

@@ -1,0 +1,105 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	workerv1 "github.com/rbee-project/rbee/proto/worker/v1"
+)
+
+// handle is what these tests read of a worker's handle file.
+type handle struct {
+	Attachment struct {
+		Process struct {
+			PID int `json:"pid"`
+		} `json:"process"`
+		Address    string `json:"address"`
+		DataSocket string `json:"data_socket"`
+	} `json:"attachment"`
+}
+
+// handles are the handle files of the agent's workers.
+func (a *agent) handles() []handle {
+	a.t.Helper()
+	files, err := filepath.Glob(filepath.Join(a.dir, "hive", "workers", "*.json"))
+	must.NoError(a.t, err)
+	var list []handle
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if os.IsNotExist(err) {
+			continue
+		}
+		must.NoError(a.t, err)
+		var h handle
+		must.NoError(a.t, json.Unmarshal(b, &h))
+		list = append(list, h)
+	}
+	return list
+}
+
+// workerStatus asks the agent's only worker itself, past queen and hive, how many requests it works on.
+func workerStatus(t testing.TB, a *agent) func(testing.TB) int {
+	t.Helper()
+	list := a.handles()
+	must.Len(t, 1, list)
+	conn, err := grpc.NewClient("unix:"+list[0].Attachment.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	c := workerv1.NewWorkerServiceClient(conn)
+	return func(t testing.TB) int {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		s, err := c.Status(ctx, &workerv1.StatusRequest{})
+		must.NoError(t, err)
+		return int(s.GetActive())
+	}
+}
+
+var slow struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// slowModel is a GGUF file with random weights that generates for many seconds where rbee-tiny is done in half a one.
+func slowModel(t testing.TB) string {
+	t.Helper()
+	slow.once.Do(func() {
+		if slow.dir, slow.err = os.MkdirTemp("", "rbee-slow"); slow.err != nil {
+			return
+		}
+		// A test that asks for it waits for it; the folder is removed in TestMain.
+		cmd := exec.Command("go", "run", "../../../core/coretest/ggufgen", "-preset", "15m", "-layers", "12", "-ctx", "8192", "-out", filepath.Join(slow.dir, "slow.gguf"))
+		cmd.Stderr = os.Stderr
+		slow.err = cmd.Run()
+	})
+	must.NoError(t, slow.err)
+	return filepath.Join(slow.dir, "slow.gguf")
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if slow.dir != "" {
+		_ = os.RemoveAll(slow.dir)
+	}
+	os.Exit(code)
+}
+
+// patient is a timeout for what a test waits for beside the thing it measures.
+func patient(t testing.TB) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience+30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}

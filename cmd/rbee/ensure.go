@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+// ensureWorker returns the id of model, and has a worker started for it, with progress on stderr, when none is ready.
+func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) (string, error) {
+	id, ready, _, err := a.workersOf(ctx, c, model)
+	if err != nil || ready {
+		return id, err
+	}
+	// Several commands for one model at once start one worker: the first does, the others wait for it.
+	unlock, err := a.lockModel(ctx, c, model)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	for {
+		id, ready, loading, err := a.workersOf(ctx, c, model)
+		if err != nil || ready {
+			return id, err
+		}
+		if !loading {
+			break
+		}
+		if err := sleep(ctx, loadPoll); err != nil {
+			return "", err
+		}
+	}
+	fmt.Fprintf(a.stderr, "No worker serves %s: starting one.\n", cleanLine(model))
+	job, err := a.runJob(ctx, c, core.Request{Operation: core.OpWorkerSpawn, Model: model})
+	if err != nil {
+		return "", err
+	}
+	result, err := client.Result[core.SpawnResult](job)
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(a.stderr, "Worker %s is ready on %s.\n", cleanLine(result.Worker.ID), cleanLine(result.Worker.Device))
+	return result.Worker.Model, nil
+}
+
+// loadPoll is the time between two looks at a worker that loads its model.
+const loadPoll = 250 * time.Millisecond
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// workersOf returns the id of model, and whether a worker of it is ready, or loading.
+func (a *app) workersOf(ctx context.Context, c *client.Client, model string) (id string, ready, loading bool, err error) {
+	id = model
+	m, err := c.Model(ctx, model)
+	switch {
+	case err == nil:
+		id = m.ID
+	case core.KindOf(err) != core.NotFound: // it may still be in a catalog: the hive will know
+		return "", false, false, err
+	}
+	workers, err := c.Workers(ctx)
+	if err != nil {
+		return "", false, false, err
+	}
+	for _, w := range workers {
+		if w.Model == id {
+			ready = ready || w.State == core.WorkerReady
+			loading = loading || w.State == core.WorkerLoading
+		}
+	}
+	return id, ready, loading, nil
+}
+
+// lockModel makes the commands of this user that start a worker for one model wait for each other.
+func (a *app) lockModel(ctx context.Context, c *client.Client, model string) (unlock func(), err error) {
+	dir, err := a.stateDir()
+	if err != nil {
+		return func() {}, nil //nolint:nilerr // without a folder for it, there is no such lock
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return func() {}, nil //nolint:nilerr // as above
+	}
+	sum := sha256.Sum256([]byte(c.Address() + "\x00" + model))
+	path := filepath.Join(dir, "model-"+hex.EncodeToString(sum[:8])+".lock")
+	unlock, err = lockFile(ctx, path)
+	if errors.Is(err, context.Canceled) {
+		return nil, err
+	}
+	if err != nil {
+		return func() {}, nil
+	}
+	return unlock, nil
+}

@@ -1,0 +1,16 @@
+// Command rbee is the whole of rbee in one binary: the agent of a machine and the command line that talks to it.
+//
+// Exit codes: 0 it worked, 1 it failed, 2 it was called wrongly, 130 it was interrupted.
+package main
+
+import "os"
+
+// Set at build time: -ldflags "-X main.version=1.2.3 -X main.commit=abc".
+var (
+	version = ""
+	commit  = ""
+)
+
+func main() {
+	os.Exit(newApp().run(os.Args[1:]))
+}

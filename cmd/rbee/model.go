@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+func (a *app) modelCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "model",
+		Aliases: []string{"models"},
+		Short:   "Models: fetch and look at them",
+	}
+	ls := a.lsCommand()
+	ls.Use, ls.Aliases = "list", []string{"ls"}
+	pull := a.pullCommand()
+	pull.Use, pull.Aliases = "download REF", []string{"pull"}
+	cmd.AddCommand(ls, a.modelGetCommand(), pull)
+	return cmd
+}
+
+func (a *app) lsCommand() *cobra.Command {
+	var hive string
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List the models",
+		Long:  "List the models of the whole cluster, or of one hive. \"rbee catalog search\" lists those that can be fetched.",
+		Args:  exactly(),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
+		var models []core.Model
+		var err error
+		if hive == "" {
+			models, err = c.Models(ctx)
+		} else {
+			models, err = c.HiveModels(ctx, hive)
+		}
+		if err != nil {
+			return err
+		}
+		sortModels(models)
+		return a.show(list(models), modelTable(models).write)
+	})
+	a.hiveFlag(cmd, &hive, "", "only those of this `HIVE`")
+	return cmd
+}
+
+func sortModels(models []core.Model) {
+	slices.SortFunc(models, func(x, y core.Model) int { return strings.Compare(x.ID, y.ID) })
+}
+
+func modelTable(models []core.Model) *table {
+	t := newTable("No models yet. \"rbee pull REF\" fetches one, \"rbee catalog search\" lists what there is; rbee-tiny is always there.",
+		"ID", "ALIASES", "SIZE", "QUANT", "PARAMETERS", "CONTEXT", "LOADED BY", "HIVES", "STATUS")
+	for _, m := range models {
+		status := "ok"
+		if m.Damaged != "" {
+			status = "damaged"
+		}
+		t.add(m.ID, strings.Join(m.Aliases, ","), bytesText(m.SizeBytes), m.Quantization, countText(m.Parameters), numberText(m.ContextTokens),
+			strings.Join(m.LoadedBy, ","), strings.Join(m.Hives, ","), status)
+	}
+	return t
+}
+
+func (a *app) modelGetCommand() *cobra.Command {
+	var hive string
+	cmd := &cobra.Command{
+		Use:               "get ID",
+		Aliases:           []string{"show"},
+		Short:             "Show a model",
+		Args:              exactly("ID"),
+		ValidArgsFunction: first(a.names(modelIDs)),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		var m core.Model
+		var err error
+		if hive == "" {
+			m, err = c.Model(ctx, args[0])
+		} else {
+			m, err = c.HiveModel(ctx, hive, args[0])
+		}
+		if err != nil {
+			return err
+		}
+		return a.show(m, func(w io.Writer) error { return a.writeModel(w, m) })
+	})
+	a.hiveFlag(cmd, &hive, "", "as this `HIVE` has it (default: as the cluster knows it)")
+	return cmd
+}
+
+func (a *app) writeModel(w io.Writer, m core.Model) error {
+	f := &facts{}
+	f.add("ID", m.ID)
+	f.add("Aliases", strings.Join(m.Aliases, ", "))
+	f.add("Damaged", m.Damaged)
+	f.add("From", m.Ref)
+	f.add("Licence", m.License)
+	f.add("Architecture", m.Architecture)
+	f.add("Parameters", countText(m.Parameters))
+	f.add("Quantisation", m.Quantization)
+	f.add("Context", numberText(m.ContextTokens))
+	f.add("Size", bytesText(m.SizeBytes))
+	f.add("Digest", m.Digest)
+	if m.EstimateBytes > 0 {
+		f.addf("Memory", "about %s with one slot", sizeText(m.EstimateBytes))
+	}
+	f.add("Fetched", a.ago(m.CreatedAt))
+	f.add("Hives", strings.Join(m.Hives, ", "))
+	f.add("Loaded by", strings.Join(m.LoadedBy, ", "))
+	return errors.Join(f.write(w), writeFiles(w, m.Files))
+}
+
+func (a *app) pullCommand() *cobra.Command {
+	r := core.Request{Operation: core.OpModelDownload}
+	var detach bool
+	cmd := &cobra.Command{
+		Use:     "pull REF",
+		Short:   "Fetch a model",
+		Long:    "Fetch a model from a catalog source and check it. ^C cancels it; a later attempt goes on where it was.",
+		Example: "  rbee pull builtin:rbee-tiny\n  rbee pull file:/models/some.gguf",
+		Args:    exactly("REF"),
+		ValidArgsFunction: first(a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
+			items, err := c.Catalog(ctx, orElse(r.Hive, core.LocalHive), client.CatalogQuery{Kind: "model", Limit: 100})
+			var refs []string
+			for _, item := range items {
+				refs = append(refs, item.Ref)
+			}
+			return refs, err
+		})),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		r.Model = args[0]
+		return a.submit(ctx, c, r, detach, func(job core.Job) error {
+			m, err := client.Result[core.Model](job)
+			if err != nil {
+				return err
+			}
+			return a.show(m, func(w io.Writer) error { return a.writeModel(w, m) })
+		})
+	})
+	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")
+	a.hiveFlag(cmd, &r.Hive, core.LocalHive, "`HIVE` to fetch it on")
+	return cmd
+}
