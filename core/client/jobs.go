@@ -2,43 +2,183 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// Submit starts an operation and returns its job at once.
+const (
+	followPatience = 30 * time.Second // without any queen that answers, before a job is no longer followed
+	followSilence  = 45 * time.Second // of a stream that should have sent a keep-alive comment long ago
+	firstPause     = 100 * time.Millisecond
+	longestPause   = 2 * time.Second
+)
+
+// Submit starts an operation and returns its job at once. A request without an id gets one, so that it can be sent again without a second job.
 func (c *Client) Submit(ctx context.Context, r core.Request) (core.Job, error) {
-	return core.Job{}, nil
+	if r.RequestID == "" {
+		r.RequestID = rand.Text()
+	}
+	body, err := json.Marshal(r)
+	if err != nil {
+		return core.Job{}, core.E("submit job", core.Invalid, err)
+	}
+	return fetch[core.Job](ctx, c, call{method: http.MethodPost, path: "/v1/jobs", body: body})
 }
 
 // Jobs lists running jobs and the latest ended ones.
-func (c *Client) Jobs(ctx context.Context) ([]core.Job, error) { return nil, nil }
+func (c *Client) Jobs(ctx context.Context) ([]core.Job, error) {
+	return fetchList[core.Job](ctx, c, "/v1/jobs")
+}
 
 // Job returns one job.
-func (c *Client) Job(ctx context.Context, id string) (core.Job, error) { return core.Job{}, nil }
+func (c *Client) Job(ctx context.Context, id string) (core.Job, error) {
+	return fetchOne[core.Job](ctx, c, "/v1/jobs/"+segment(id))
+}
 
 // CancelJob asks a job to end and returns it as it is then; a job that has ended is left as it is.
-func (c *Client) CancelJob(ctx context.Context, id string) (core.Job, error) { return core.Job{}, nil }
+func (c *Client) CancelJob(ctx context.Context, id string) (core.Job, error) {
+	return fetch[core.Job](ctx, c, call{method: http.MethodDelete, path: "/v1/jobs/" + segment(id)})
+}
 
 // FollowJob calls emit for every event of the job with a greater number than after, then for new ones as they happen, and returns nil after
-// the end event. A connection that breaks is opened again, also to another queen, without an event lost or repeated.
-// An error of emit or ctx ends it.
+// the end event. A connection that breaks is opened again, also to another queen, without an event lost or repeated; after half a minute
+// in which no queen answers it gives up with Unavailable. An error of emit is returned as it is.
 func (c *Client) FollowJob(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
-	return nil
+	f := &follower{c: c, id: id, after: after, emit: emit}
+	pause, answered := firstPause, time.Now()
+	for {
+		before := f.after
+		err := f.once(ctx)
+		switch {
+		case f.ended || f.refused != nil:
+			return f.refused
+		case ctx.Err() != nil:
+			return core.E("follow job", core.KindOf(ctx.Err()), context.Cause(ctx))
+		case final(err):
+			return err
+		}
+		if f.connected {
+			answered = time.Now()
+		}
+		if f.after > before {
+			pause = firstPause
+		}
+		if time.Since(answered) > followPatience {
+			return err
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return core.E("follow job", core.KindOf(ctx.Err()), context.Cause(ctx))
+		}
+		pause = min(2*pause, longestPause)
+	}
+}
+
+// final says whether asking again cannot help.
+func final(err error) bool {
+	switch core.KindOf(err) {
+	case core.NotFound, core.Invalid, core.Unauthenticated, core.Forbidden, core.Unsupported:
+		return true
+	}
+	return false
+}
+
+type follower struct {
+	c         *Client
+	id        string
+	after     int64
+	emit      func(core.Event) error
+	connected bool  // the last try reached a queen
+	ended     bool  // the end event was emitted
+	refused   error // of emit
+}
+
+// once follows the job over one connection. Its error says why that ended.
+func (f *follower) once(ctx context.Context) error {
+	f.connected = false
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	silence := time.AfterFunc(followSilence, cancel)
+	defer silence.Stop()
+	resp, err := f.c.do(ctx, call{method: http.MethodGet, path: "/v1/jobs/" + segment(f.id) + "/stream", accept: "text/event-stream", lastEvent: strconv.FormatInt(f.after, 10)})
+	if err != nil {
+		f.connected = core.KindOf(err) != core.Unavailable
+		return err
+	}
+	defer resp.Body.Close()
+	f.connected = true
+	events := openai.NewEventReader(resp.Body)
+	for {
+		ev, err := events.Next()
+		if err != nil {
+			return core.Errorf("follow job", core.Unavailable, "the stream was cut: %w", err)
+		}
+		silence.Reset(followSilence)
+		if ev.Data == nil {
+			continue
+		}
+		if ev.Name == "error" {
+			if e := openai.ErrorIn(ev.Data); e != nil {
+				return errorOf(e)
+			}
+		}
+		var event core.Event
+		if err := json.Unmarshal(ev.Data, &event); err != nil {
+			return notRbee("an event of a job cannot be read")
+		}
+		if event.Seq <= f.after {
+			continue
+		}
+		f.after = event.Seq
+		if err := f.emit(event); err != nil {
+			f.refused = err
+			return err
+		}
+		if event.Kind == core.EventEnd {
+			f.ended = true
+			return nil
+		}
+	}
 }
 
 // Run submits r, follows the job to its end and returns it as it ended; emit may be nil. The error is the job's own where it failed or was cancelled.
-// When ctx ends the job goes on: CancelJob ends it.
+// When ctx ends or emit fails the job goes on: CancelJob ends it; the returned job has its id.
 func (c *Client) Run(ctx context.Context, r core.Request, emit func(core.Event) error) (core.Job, error) {
-	return core.Job{}, nil
+	job, err := c.Submit(ctx, r)
+	if err != nil {
+		return job, err
+	}
+	if emit == nil {
+		emit = func(core.Event) error { return nil }
+	}
+	if err := c.FollowJob(ctx, job.ID, 0, emit); err != nil {
+		return job, err
+	}
+	ended, err := c.Job(ctx, job.ID)
+	if err != nil {
+		return job, err
+	}
+	if ended.State != core.JobSucceeded && ended.Error == nil {
+		return ended, core.Errorf("", core.Internal, "the job ended as %s without a reason", ended.State)
+	}
+	return ended, ended.Error.Err()
 }
 
 // Result decodes the result of a job that succeeded, for example into a core.SpawnResult. Errors: Invalid where it is of another type.
 func Result[T any](j core.Job) (T, error) {
 	var v T
-	if err := json.Unmarshal(j.Result, &v); err != nil {
-		return v, core.Errorf("read result of "+string(j.Operation), core.Invalid, "%w", err)
+	if len(j.Result) == 0 {
+		return v, core.E("read result of "+string(j.Operation), core.Invalid, errors.New("the job has no result"))
 	}
-	return v, nil
+	return v, core.E("read result of "+string(j.Operation), core.Invalid, json.Unmarshal(j.Result, &v))
 }

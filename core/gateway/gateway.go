@@ -1,13 +1,17 @@
 package gateway
 
 import (
-	"context"
-	"net"
+	"fmt"
 	"net/http"
+	"runtime/debug"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 // Options says what a Gateway serves and within which bounds. Router, Cluster, Jobs and Dial are required.
@@ -26,6 +30,7 @@ type Options struct {
 	MaxBodyBytes     int64         // of an inference request; 0: 32 MiB
 	BodyTimeout      time.Duration // for a request's body to arrive; 0: 1 minute
 	WriteTimeout     time.Duration // for one write to a client that reads slowly; 0: 1 minute
+	DialTimeout      time.Duration // for the connection to a worker; 0: 5 seconds
 	StartTimeout     time.Duration // for a worker to be started for a request; 0: 10 minutes
 	ProgressAfter    time.Duration // silence before a waiting stream gets progress comments; 0: 5 seconds
 	ProgressInterval time.Duration // between progress comments; 0: 2 seconds
@@ -34,23 +39,104 @@ type Options struct {
 
 // Gateway is the public HTTP API. It is safe for concurrent use.
 type Gateway struct {
-	o        Options
-	registry *prometheus.Registry
+	o       Options
+	log     hclog.Logger
+	hosts   map[string]bool // Options.Hosts, lower case
+	mux     *http.ServeMux
+	metrics *metrics
+	workersUp
+	streams streams
+	buffers sync.Pool // *[]byte, for relayed events
 }
 
 // New returns a gateway. It starts nothing.
-func New(o Options) *Gateway { return &Gateway{o: o, registry: prometheus.NewRegistry()} }
+func New(o Options) *Gateway {
+	for _, d := range []struct {
+		v *time.Duration
+		d time.Duration
+	}{
+		{&o.BodyTimeout, time.Minute},
+		{&o.WriteTimeout, time.Minute},
+		{&o.DialTimeout, 5 * time.Second},
+		{&o.StartTimeout, 10 * time.Minute},
+		{&o.ProgressAfter, 5 * time.Second},
+		{&o.ProgressInterval, 2 * time.Second},
+		{&o.KeepAlive, 15 * time.Second},
+	} {
+		if *d.v == 0 {
+			*d.v = d.d
+		}
+	}
+	if o.MaxBodyBytes == 0 {
+		o.MaxBodyBytes = 32 << 20
+	}
+	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, metrics: newMetrics()}
+	if g.log == nil {
+		g.log = hclog.NewNullLogger()
+	}
+	for _, h := range o.Hosts {
+		g.hosts[strings.ToLower(strings.TrimSuffix(h, "."))] = true
+	}
+	g.workersUp.dial, g.workersUp.timeout = o.Dial, o.DialTimeout
+	g.buffers.New = func() any { return new(make([]byte, firstBuffer)) }
+	g.mux = g.buildMux(routes())
+	return g
+}
 
-// Handler answers every route of the API.
-func (g *Gateway) Handler() http.Handler { return http.NotFoundHandler() }
+// Handler answers every route of the API. Serve uses it with the timeouts that a public server needs.
+func (g *Gateway) Handler() http.Handler { return http.HandlerFunc(g.serve) }
 
 // Registry holds the gateway's metrics, which GET /metrics shows; others may add theirs, named rbee_….
-func (g *Gateway) Registry() *prometheus.Registry { return g.registry }
+func (g *Gateway) Registry() *prometheus.Registry { return g.metrics.registry }
 
-// Serve answers connections of l until ctx ends, then takes no new one and lets running requests finish within grace.
-// Inference streams that still run then get an error event; job streams end at once, since they can be resumed elsewhere.
-// It closes l and returns nil after an orderly end. It is called once.
-func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration) error {
-	<-ctx.Done()
-	return l.Close()
+// Close drops the idle connections to workers. Serve does it at its end.
+func (g *Gateway) Close() { g.workersUp.close() }
+
+// serve is what every request goes through: an id, the guard, the routes, and one line in metrics and log. Bodies, prompts, paths with names
+// and what a client calls a model are never logged.
+func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	w := &response{inner: inner, c: http.NewResponseController(inner), limit: g.o.WriteTimeout, id: requestID(r), route: "unknown"}
+	w.arm(start)
+	w.Header().Set("X-Request-Id", w.id)
+	if r.ContentLength != 0 {
+		_ = w.c.SetReadDeadline(start.Add(g.o.BodyTimeout)) // a recorder in a test has none
+	}
+	g.metrics.inFlight.Inc()
+	cut := g.run(w, r)
+	g.metrics.inFlight.Dec()
+	took := time.Since(start)
+	g.metrics.request(w.route, w.status, took)
+	if g.log.IsDebug() {
+		g.log.Debug("request", "request", w.id, "route", w.route, "status", w.status, "model", w.model, "worker", w.worker, "took", took, "cut", cut)
+	}
+	if cut {
+		panic(http.ErrAbortHandler) // closes the connection without the mark of a whole answer
+	}
+}
+
+// run answers the request and says whether the answer must be cut.
+func (g *Gateway) run(w *response, r *http.Request) (cut bool) {
+	defer func() {
+		v := recover()
+		switch {
+		case v == nil:
+		case v == http.ErrAbortHandler: //nolint:errorlint // it is compared as net/http does
+			cut = true
+		default:
+			g.log.Error("a request handler panicked", "request", w.id, "route", w.route, "error", fmt.Sprint(v), "stack", string(debug.Stack()))
+			if cut = w.status != 0; !cut {
+				fail(w, core.WithHint(core.Errorf("", core.Internal, "the server has a defect and could not answer"), "Its log has the details under request id %s.", w.id))
+			}
+		}
+	}()
+	switch err := g.guard(r); {
+	case err != nil:
+		fail(w, err)
+	case r.RequestURI == "*" || !cleanPath(r.URL.EscapedPath()):
+		fail(w, noRoute(r))
+	default:
+		g.mux.ServeHTTP(w, r)
+	}
+	return false
 }

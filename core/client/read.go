@@ -1,0 +1,154 @@
+package client
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Version is what a queen runs.
+type Version struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+}
+
+// CatalogQuery asks the catalog sources of a hive.
+type CatalogQuery struct {
+	Text  string // empty: everything
+	Kind  string // as in core.CatalogItem; empty: every kind
+	Limit int    // 0: the queen's default; at most 1000
+}
+
+// Healthy is nil when a queen answers at all.
+func (c *Client) Healthy(ctx context.Context) error {
+	_, err := fetchOne[struct{}](ctx, c, "/healthz")
+	return err
+}
+
+// Ready is nil when a queen can serve requests; otherwise it says what is missing.
+func (c *Client) Ready(ctx context.Context) error {
+	_, err := fetchOne[struct{}](ctx, c, "/readyz")
+	return err
+}
+
+// Version returns what the queen runs.
+func (c *Client) Version(ctx context.Context) (Version, error) {
+	return fetchOne[Version](ctx, c, "/version")
+}
+
+// Metrics returns the queen's metrics in Prometheus' text format.
+func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
+	resp, err := c.do(ctx, call{method: http.MethodGet, path: "/metrics", accept: "text/plain"})
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	return text, core.E("read metrics", core.Unavailable, err)
+}
+
+// Status returns the whole cluster on one screen.
+func (c *Client) Status(ctx context.Context) (core.Status, error) {
+	return fetchOne[core.Status](ctx, c, "/v1/status")
+}
+
+// Hives lists the hives of the cluster.
+func (c *Client) Hives(ctx context.Context) ([]core.Hive, error) {
+	return fetchList[core.Hive](ctx, c, "/v1/hives")
+}
+
+// Hive returns one hive by id, name or core.LocalHive.
+func (c *Client) Hive(ctx context.Context, hive string) (core.Hive, error) {
+	return fetchOne[core.Hive](ctx, c, hivePath(hive))
+}
+
+// Workers lists the active workers.
+func (c *Client) Workers(ctx context.Context) ([]core.Worker, error) {
+	return fetchList[core.Worker](ctx, c, "/v1/workers")
+}
+
+// Worker returns one active worker by its id or a unique prefix of it.
+func (c *Client) Worker(ctx context.Context, id string) (core.Worker, error) {
+	return fetchOne[core.Worker](ctx, c, "/v1/workers/"+segment(id))
+}
+
+// Models lists the models of the whole cluster.
+func (c *Client) Models(ctx context.Context) ([]core.Model, error) {
+	return fetchList[core.Model](ctx, c, "/v1/models")
+}
+
+// Model returns one model of the cluster by id or alias.
+func (c *Client) Model(ctx context.Context, id string) (core.Model, error) {
+	return fetchOne[core.Model](ctx, c, "/v1/models/"+segment(id))
+}
+
+// HiveModels lists the models of one hive.
+func (c *Client) HiveModels(ctx context.Context, hive string) ([]core.Model, error) {
+	return fetchList[core.Model](ctx, c, hivePath(hive)+"/models")
+}
+
+// HiveModel returns one model of one hive with its files.
+func (c *Client) HiveModel(ctx context.Context, hive, id string) (core.Model, error) {
+	return fetchOne[core.Model](ctx, c, hivePath(hive)+"/models/"+segment(id))
+}
+
+// Processes lists the worker processes of a hive.
+func (c *Client) Processes(ctx context.Context, hive string) ([]core.Process, error) {
+	return fetchList[core.Process](ctx, c, hivePath(hive)+"/processes")
+}
+
+// Process returns one worker process of a hive with command line, sockets and recent log.
+func (c *Client) Process(ctx context.Context, hive string, pid int) (core.Process, error) {
+	return fetchOne[core.Process](ctx, c, hivePath(hive)+"/processes/"+strconv.Itoa(pid))
+}
+
+// Binaries lists the worker binaries of a hive.
+func (c *Client) Binaries(ctx context.Context, hive string) ([]core.WorkerBinary, error) {
+	return fetchList[core.WorkerBinary](ctx, c, hivePath(hive)+"/binaries")
+}
+
+// Binary returns one worker binary of a hive by "<type>" or "<type>@<version>".
+func (c *Client) Binary(ctx context.Context, hive, id string) (core.WorkerBinary, error) {
+	return fetchOne[core.WorkerBinary](ctx, c, hivePath(hive)+"/binaries/"+segment(id))
+}
+
+// Catalog searches the catalog sources of a hive.
+func (c *Client) Catalog(ctx context.Context, hive string, q CatalogQuery) ([]core.CatalogItem, error) {
+	v := url.Values{}
+	if q.Text != "" {
+		v.Set("q", q.Text)
+	}
+	if q.Kind != "" {
+		v.Set("kind", q.Kind)
+	}
+	if q.Limit != 0 {
+		v.Set("limit", strconv.Itoa(q.Limit))
+	}
+	path := hivePath(hive) + "/catalog"
+	if len(v) > 0 {
+		path += "?" + v.Encode()
+	}
+	return fetchList[core.CatalogItem](ctx, c, path)
+}
+
+func hivePath(hive string) string {
+	if hive == "" {
+		hive = core.LocalHive
+	}
+	return "/v1/hives/" + segment(hive)
+}
+
+// segment is a name as one part of a path: one that is only dots, or empty, must not become another path.
+func segment(name string) string {
+	switch name {
+	case "", ".", "..":
+		return "%00"
+	}
+	return url.PathEscape(name)
+}

@@ -1,0 +1,101 @@
+package gateway
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// answer is how an error of one kind is told over HTTP.
+type answer struct {
+	status     int
+	typ        string // OpenAI's error type
+	retryAfter int    // seconds; 0: no Retry-After
+	final      bool   // OpenAI's own clients repeat 409 and every 5xx unless they are told that it is of no use
+}
+
+// statusClientGone is nginx's: nobody reads the answer, but logs and metrics show it.
+const statusClientGone = 499
+
+// answers has every kind. TooLarge is a model that does not fit; a request that is too long has its own status, 413.
+var answers = map[core.Kind]answer{
+	core.Internal:         {status: http.StatusInternalServerError, typ: openai.TypeServer},
+	core.Invalid:          {status: http.StatusBadRequest, typ: openai.TypeInvalidRequest},
+	core.NotFound:         {status: http.StatusNotFound, typ: openai.TypeNotFound},
+	core.Conflict:         {status: http.StatusConflict, typ: openai.TypeInvalidRequest, final: true},
+	core.InUse:            {status: http.StatusConflict, typ: openai.TypeInvalidRequest, final: true},
+	core.Unavailable:      {status: http.StatusServiceUnavailable, typ: openai.TypeUnavailable, retryAfter: 1},
+	core.Overloaded:       {status: http.StatusTooManyRequests, typ: openai.TypeRateLimit, retryAfter: 1},
+	core.TooLarge:         {status: http.StatusInsufficientStorage, typ: openai.TypeServer, final: true},
+	core.Integrity:        {status: http.StatusInternalServerError, typ: openai.TypeServer, final: true},
+	core.Unsupported:      {status: http.StatusNotImplemented, typ: openai.TypeNotSupported, final: true},
+	core.Unauthenticated:  {status: http.StatusUnauthorized, typ: openai.TypeAuthentication},
+	core.Forbidden:        {status: http.StatusForbidden, typ: openai.TypePermission},
+	core.Cancelled:        {status: statusClientGone, typ: openai.TypeServer},
+	core.DeadlineExceeded: {status: http.StatusGatewayTimeout, typ: openai.TypeTimeout, retryAfter: 10},
+	core.WorkerLost:       {status: http.StatusBadGateway, typ: openai.TypeServer, retryAfter: 1},
+}
+
+// apiError gives an error another status, code or field than its kind has.
+type apiError struct {
+	err    error // classified
+	status int   // 0: the kind's
+	code   string
+	param  string
+}
+
+func (e *apiError) Error() string { return e.err.Error() }
+func (e *apiError) Unwrap() error { return e.err }
+
+// envelope is err as OpenAI's error object. Its code is the kind unless err says more.
+func envelope(err error) (*openai.Error, answer) {
+	kind := core.KindOf(err)
+	a, ok := answers[kind]
+	if !ok {
+		kind, a = core.Internal, answers[core.Internal]
+	}
+	code, param := string(kind), ""
+	if special, ok := errors.AsType[*apiError](err); ok {
+		if special.status != 0 {
+			a.status = special.status
+		}
+		if special.code != "" {
+			code = special.code
+		}
+		param = special.param
+	}
+	e := openai.NewError(a.status, a.typ, param, code, "%s", err.Error())
+	e.Kind, e.Hint = string(kind), core.HintOf(err)
+	return e, a
+}
+
+// fail answers with err. Nothing may have been written yet.
+func fail(w http.ResponseWriter, err error) {
+	e, a := envelope(err)
+	if a.retryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(a.retryAfter))
+	}
+	if a.final {
+		w.Header().Set("X-Should-Retry", "false")
+	}
+	openai.WriteError(w, a.status, e)
+}
+
+func noRoute(r *http.Request) error {
+	return core.WithHint(core.Errorf("", core.NotFound, "no route %s %s", r.Method, clip(r.URL.Path, 100)),
+		"OpenAI's routes are POST /v1/chat/completions, POST /v1/completions and GET /v1/models; the others are in the documentation.")
+}
+
+// clip bounds text of a client that an error repeats.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xc0 == 0x80 {
+		n--
+	}
+	return s[:n] + "…"
+}

@@ -1,0 +1,210 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// maxJobBody bounds the request of a job, in bytes.
+const maxJobBody = 1 << 20
+
+func (g *Gateway) submit(w *response, r *http.Request) error {
+	body, err := g.readBody(w, r, maxJobBody)
+	if err != nil {
+		return err
+	}
+	request, err := readJobRequest(body)
+	if err != nil {
+		return err
+	}
+	if key := r.Header.Get("Idempotency-Key"); request.RequestID == "" {
+		request.RequestID = key
+	}
+	if len(request.RequestID) > 128 {
+		return badBody("request_id", "request_id is longer than 128 bytes")
+	}
+	job, err := g.o.Jobs.Submit(r.Context(), request)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Location", "/v1/jobs/"+job.ID)
+	return writeJSON(w, http.StatusAccepted, job)
+}
+
+// readJobRequest is strict: a field that is misspelt would silently do something else than was asked.
+func readJobRequest(body []byte) (core.Request, error) {
+	var request core.Request
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&request); err != nil {
+		if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && te.Field != "" {
+			return request, badBody(te.Field, "%s cannot be a %s", te.Field, te.Value)
+		}
+		if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+			return request, &apiError{param: strings.Trim(clip(field, 60), `"`), err: core.WithHint(
+				core.Errorf("", core.Invalid, "there is no field %s", clip(field, 60)), "See the operations in the documentation for the fields of each.")}
+		}
+		return request, badBody("", "the request's body is not valid JSON of a job: %v", err)
+	}
+	if s := (scanner{b: body}); !s.whole() {
+		return request, badBody("", "the request's body has something after the JSON object")
+	}
+	if request.Operation == "" {
+		return request, &apiError{param: "operation", err: core.WithHint(core.Errorf("", core.Invalid, "operation is missing"),
+			`A job is such as {"operation":"worker_spawn","model":"rbee-tiny"}.`)}
+	}
+	return request, nil
+}
+
+func (g *Gateway) jobs(w *response, r *http.Request) error {
+	v, err := g.o.Jobs.Jobs(r.Context())
+	return answerList(w, v, err)
+}
+
+func (g *Gateway) job(w *response, r *http.Request) error {
+	v, err := g.o.Jobs.Job(r.Context(), r.PathValue("id"))
+	return answerOne(w, v, err)
+}
+
+func (g *Gateway) cancelJob(w *response, r *http.Request) error {
+	job, err := g.o.Jobs.Cancel(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusAccepted, job)
+}
+
+// jobStream sends a job's events as server-sent events, from the one after Last-Event-ID or ?after= on, and ends after the end event.
+// A stream that ends without one was cut: the client asks again with the number of its last event.
+func (g *Gateway) jobStream(w *response, r *http.Request) error {
+	after, err := eventsAfter(r)
+	if err != nil {
+		return err
+	}
+	id := r.PathValue("id")
+	if _, err := g.o.Jobs.Job(r.Context(), id); err != nil { // while it can still be told as a status
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	done, ok := g.streams.add(true, cancel)
+	if !ok {
+		return errStopping
+	}
+	defer done()
+
+	s := &eventStream{w: w}
+	h := w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no")
+	w.WriteHeader(http.StatusOK)
+	if err := s.send([]byte(": rbee: events of job\n\n")); err != nil {
+		return http.ErrAbortHandler
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { s.keepAlive(ctx, g.o.KeepAlive, cancel) })
+	err = g.o.Jobs.Events(ctx, id, after, s.event)
+	stopped := ctx.Err() != nil
+	cancel(nil)
+	wg.Wait()
+	if err != nil && !stopped {
+		e, _ := envelope(err)
+		_ = s.failure(e) // the client may be gone; there is nobody else to tell
+	}
+	if err != nil {
+		return http.ErrAbortHandler
+	}
+	return nil
+}
+
+func eventsAfter(r *http.Request) (int64, error) {
+	s := r.Header.Get("Last-Event-ID") // a client that resumes repeats the address, so the header is newer than the query
+	if s == "" {
+		s = r.URL.Query().Get("after")
+	}
+	if s == "" {
+		return 0, nil
+	}
+	after, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || after < 0 {
+		return 0, core.Errorf("", core.Invalid, "%q is not the number of an event", clip(s, 40))
+	}
+	return after, nil
+}
+
+// eventStream writes job events; a keep-alive goroutine writes beside the one that has the events.
+type eventStream struct {
+	mu  sync.Mutex // guards below
+	w   *response
+	buf []byte
+}
+
+func (s *eventStream) event(e core.Event) error {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return core.E("write event", core.Internal, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buf = append(s.buf[:0], "id: "...)
+	s.buf = strconv.AppendInt(s.buf, e.Seq, 10)
+	s.buf = append(s.buf, "\nevent: "...)
+	s.buf = append(s.buf, e.Kind...)
+	s.buf = append(s.buf, "\ndata: "...)
+	s.buf = append(s.buf, data...)
+	s.buf = append(s.buf, "\n\n"...)
+	return s.sendLocked(s.buf)
+}
+
+// failure tells why a stream is cut. It has no id, so that a client resumes behind the last real event.
+func (s *eventStream) failure(e *openai.Error) error {
+	data, err := json.Marshal(map[string]*openai.Error{"error": e})
+	if err != nil {
+		return core.E("write event", core.Internal, err)
+	}
+	return s.send([]byte("event: error\ndata: " + string(data) + "\n\n"))
+}
+
+func (s *eventStream) send(b []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sendLocked(b)
+}
+
+func (s *eventStream) sendLocked(b []byte) error {
+	if _, err := s.w.Write(b); err != nil {
+		return core.E("write event", core.Cancelled, err)
+	}
+	if err := s.w.c.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return core.E("write event", core.Cancelled, err)
+	}
+	return nil
+}
+
+// keepAlive sends comments until ctx ends, so that neither side nor a proxy between takes silence for death.
+func (s *eventStream) keepAlive(ctx context.Context, every time.Duration, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := s.send([]byte(": keep-alive\n\n")); err != nil {
+				cancel(err)
+				return
+			}
+		}
+	}
+}

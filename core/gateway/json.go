@@ -1,0 +1,78 @@
+package gateway
+
+import (
+	"encoding"
+	"encoding/json"
+	"net/http"
+	"reflect"
+	"strconv"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// list is the form of every list of the API, which is OpenAI's.
+type list[T any] struct {
+	Object string `json:"object"` // "list"
+	Data   []T    `json:"data"`
+}
+
+func listOf[T any](items []T) list[T] { return list[T]{Object: openai.ObjectList, Data: items} }
+
+// writeJSON answers with v; nil slices in it become [].
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	body, err := json.Marshal(filled(reflect.ValueOf(v)).Interface())
+	if err != nil {
+		return core.E("write answer", core.Internal, err)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)+1))
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // where the client is gone there is nobody to tell
+	return nil
+}
+
+// filled is v with empty slices in place of nil ones. It copies what it changes, since v may be shared with others.
+func filled(v reflect.Value) reflect.Value {
+	if !v.IsValid() || writesItself(v.Type()) {
+		return v
+	}
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		if v.IsNil() {
+			return v
+		}
+		in := filled(v.Elem())
+		if v.Kind() == reflect.Interface {
+			return in
+		}
+		out := reflect.New(in.Type())
+		out.Elem().Set(in)
+		return out
+	case reflect.Slice:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			return v
+		}
+		out := reflect.MakeSlice(v.Type(), v.Len(), v.Len())
+		for i := range v.Len() {
+			out.Index(i).Set(filled(v.Index(i)))
+		}
+		return out
+	case reflect.Struct:
+		out := reflect.New(v.Type()).Elem()
+		out.Set(v)
+		for i := range v.NumField() {
+			if v.Type().Field(i).IsExported() {
+				out.Field(i).Set(filled(v.Field(i)))
+			}
+		}
+		return out
+	}
+	return v
+}
+
+func writesItself(t reflect.Type) bool {
+	return t.Implements(reflect.TypeFor[json.Marshaler]()) || t.Implements(reflect.TypeFor[encoding.TextMarshaler]())
+}

@@ -1,0 +1,82 @@
+package gateway
+
+import (
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// maxModelLabels bounds the series of metrics that are told by model; models beyond it share the label "other".
+const maxModelLabels = 100
+
+// metrics are the gateway's. Labels have values that the program chooses, never text of a client.
+type metrics struct {
+	registry   *prometheus.Registry
+	requests   *prometheus.CounterVec   // by route and class of status
+	duration   *prometheus.HistogramVec // by route
+	inFlight   prometheus.Gauge
+	ttft       prometheus.Histogram
+	interToken prometheus.Histogram
+	endToEnd   prometheus.Histogram
+	events     prometheus.Counter
+	streams    *prometheus.CounterVec // by model
+	broken     *prometheus.CounterVec // by reason
+	failovers  prometheus.Counter
+
+	mu     sync.Mutex // guards below
+	models map[string]bool
+}
+
+func newMetrics() *metrics {
+	const ns = "rbee_gateway"
+	latency := []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30, 60, 120, 300, 600}
+	m := &metrics{
+		registry:   prometheus.NewRegistry(),
+		requests:   prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "requests_total", Help: "Answered requests, by route and class of status."}, []string{"route", "status"}),
+		duration:   prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: ns, Name: "request_duration_seconds", Help: "From a request's headers to its whole answer, by route.", Buckets: latency}, []string{"route"}),
+		inFlight:   prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "in_flight_requests", Help: "Requests that are being answered."}),
+		ttft:       prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: ns, Name: "time_to_first_token_seconds", Help: "From a streamed inference request to its first token.", Buckets: latency}),
+		interToken: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: ns, Name: "inter_token_seconds", Help: "Between tokens of a stream; tokens that come together share their time.", Buckets: []float64{.0001, .0002, .0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5}}),
+		endToEnd:   prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: ns, Name: "inference_duration_seconds", Help: "From an inference request to its whole answer, failed ones excluded.", Buckets: latency}),
+		events:     prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "stream_events_total", Help: "Relayed events of inference streams, about one per token."}),
+		streams:    prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "streams_total", Help: "Inference streams that began, by model."}, []string{"model"}),
+		broken:     prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "broken_streams_total", Help: "Inference streams that ended before the answer was whole, by reason."}, []string{"reason"}),
+		failovers:  prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "failovers_total", Help: "Requests that were given to another worker before the first byte."}),
+		models:     map[string]bool{},
+	}
+	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) request(route string, status int, took time.Duration) {
+	class := "none" // the client was gone before there was a status
+	if status != 0 {
+		class = strconv.Itoa(status/100) + "xx"
+	}
+	m.requests.WithLabelValues(route, class).Inc()
+	m.duration.WithLabelValues(route).Observe(took.Seconds())
+}
+
+// model is the label of a model.
+func (m *metrics) model(id string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.models[id] {
+		if len(m.models) >= maxModelLabels {
+			return "other"
+		}
+		m.models[id] = true
+	}
+	return id
+}
+
+func (g *Gateway) metricsPage(w *response, r *http.Request) error {
+	promhttp.HandlerFor(g.metrics.registry, promhttp.HandlerOpts{DisableCompression: true}).ServeHTTP(w, r)
+	return nil
+}

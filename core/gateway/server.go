@@ -1,0 +1,68 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// lastWords is how long streams that are cut at the end of the grace get to send their error event.
+const lastWords = time.Second
+
+// Server returns an http.Server with the limits that a public one needs; those of bodies and answers are the handler's.
+// Serve uses it; others need it only to serve the handler in their own way.
+func (g *Gateway) Server() *http.Server {
+	return &http.Server{
+		Handler:           g.Handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          log.New(g.log.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}), "", 0),
+	}
+}
+
+// Serve answers connections of l until ctx ends, then takes no new one and lets running requests finish within grace.
+// Inference streams that still run then get an error event; job streams end at once, since they can be resumed elsewhere.
+// It closes l and returns nil after an orderly end. It is called once.
+func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration) error {
+	srv := g.Server()
+	ended := make(chan error, 1)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { ended <- srv.Serve(l) })
+	defer g.Close()
+	select {
+	case err := <-ended:
+		return core.E("serve http", core.Internal, err)
+	case <-ctx.Done():
+	}
+	finished := g.streams.drain()
+	g.log.Info("http server stops", "grace", grace)
+	// The deadlines of a shutdown must outlive the context that asks for it.
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	err := srv.Shutdown(stop)
+	if err != nil {
+		g.streams.cut()
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+		defer cancel()
+		err = srv.Shutdown(last)
+		select {
+		case <-finished:
+		case <-last.Done():
+		}
+	}
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		g.log.Warn("http server did not stop in order", "error", err)
+	}
+	_ = srv.Close() // what Shutdown left is cut; the listener is closed already
+	return nil
+}
