@@ -1,0 +1,148 @@
+package queen
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/rpc"
+	"github.com/rbee-project/rbee/core/sched"
+)
+
+// askTimeout bounds a question to a hive that the hive answers from memory or disk.
+const askTimeout = 5 * time.Second
+
+// hiveConn is the connection to a hive.
+type hiveConn = grpc.ClientConnInterface
+
+func (q *Queen) conn(hive string) (hiveConn, error) {
+	c, err := q.opts.HiveConn(hive)
+	if err != nil {
+		err = core.E("reach hive "+hive, core.KindOf(err), err)
+		if core.HintOf(err) == "" {
+			err = core.WithHint(err, "Look at `rbee status` to see whether the hive is up.")
+		}
+		return nil, err
+	}
+	return c, nil
+}
+
+// hiveError is what a hive's answer means to the one who asked this queen with ctx. A hive that is slow or unreachable is Unavailable, unless it was
+// the caller who gave up.
+func (q *Queen) hiveError(ctx context.Context, hive string, err error) error {
+	err = rpc.FromStatus(err)
+	switch core.KindOf(err) {
+	case core.DeadlineExceeded, core.Cancelled:
+		if ctx.Err() != nil {
+			return core.E("", core.KindOf(ctx.Err()), ctx.Err())
+		}
+		err = core.Errorf("", core.Unavailable, "hive %s did not answer in time", hive)
+	case core.Unsupported:
+		if core.HintOf(err) == "" {
+			err = core.WithHint(err, "Install the same version of rbee on hive %s as on the queens.", hive)
+		}
+	}
+	if core.KindOf(err) == core.Unavailable && core.HintOf(err) == "" {
+		err = core.WithHint(err, "Look at `rbee status` to see whether hive %s is up, and try again.", hive)
+	}
+	return err
+}
+
+// liveHives gives the hives that are worth asking, the local one first, and says why the others are not.
+func (q *Queen) liveHives() (live []core.Hive, refused []sched.Refusal) {
+	local := q.opts.LocalHive()
+	for _, h := range q.hives() {
+		switch {
+		case h.Status == core.HiveDown:
+			refused = append(refused, sched.Refusal{Name: h.Name, Reason: "is down"})
+		case h.Status == core.HiveSuspect:
+			refused = append(refused, sched.Refusal{Name: h.Name, Reason: "is silent"})
+		case h.ID == local:
+			live = append([]core.Hive{h}, live...)
+		default:
+			live = append(live, h)
+		}
+	}
+	return live, refused
+}
+
+// noHive is the error when no hive is ready.
+func noHive(refused []sched.Refusal) error {
+	if len(refused) == 0 {
+		return core.WithHint(core.Errorf("", core.Unavailable, "no hive has joined the cluster yet"),
+			"Start an agent with its hive enabled, such as `rbee agent -dev`, or wait a moment if it is starting.")
+	}
+	return core.WithHint(core.Errorf("", core.Unavailable, "no hive is ready: %s", reasons(refused)),
+		"Start the agents of these hives again, and look at `rbee status`.")
+}
+
+// reasons lists refusals in a sentence: "hive a is down, hive b is silent".
+func reasons(refused []sched.Refusal) string {
+	var texts []string
+	for _, r := range refused {
+		texts = append(texts, "hive "+r.String())
+	}
+	return strings.Join(texts, ", ")
+}
+
+// answered is the answer of one hive.
+type answered[T any] struct {
+	hive   core.Hive
+	answer T
+}
+
+// askAll asks every live hive at once, each for at most askTimeout. Answers are in the order of liveHives; problems name the hives that are not
+// ready or did not answer. err is not nil only when nobody answered, or ctx ended.
+func askAll[T any](ctx context.Context, q *Queen, ask func(context.Context, hiveConn) (T, error)) (got []answered[T], problems []string, err error) {
+	live, refused := q.liveHives()
+	for _, r := range refused {
+		problems = append(problems, "hive "+r.String())
+	}
+	if len(live) == 0 {
+		return nil, problems, noHive(refused)
+	}
+	answers := make([]T, len(live))
+	errs := make([]error, len(live))
+	var wg sync.WaitGroup
+	for i, h := range live {
+		wg.Go(func() {
+			answers[i], errs[i] = askOne(ctx, q, h.ID, ask)
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil, problems, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+	}
+	for i, h := range live {
+		if errs[i] != nil {
+			err = errs[i]
+			problems = append(problems, fmt.Sprintf("hive %s: %v", h.Name, errs[i]))
+			continue
+		}
+		got = append(got, answered[T]{h, answers[i]})
+	}
+	if len(got) > 0 {
+		err = nil
+	}
+	return got, problems, err
+}
+
+func askOne[T any](ctx context.Context, q *Queen, hive string, ask func(context.Context, hiveConn) (T, error)) (T, error) {
+	var none T
+	c, err := q.conn(hive)
+	if err != nil {
+		return none, err
+	}
+	limited, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	answer, err := ask(limited, c)
+	if err != nil {
+		return none, q.hiveError(ctx, hive, err)
+	}
+	return answer, nil
+}

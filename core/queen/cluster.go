@@ -1,0 +1,326 @@
+package queen
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/wire"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+)
+
+// statusJobs is how many ended jobs Status shows.
+const statusJobs = 10
+
+// Ready is nil when a leader is known, this queen's registry is up to date with its term, and a hive is ready, which on the leader means that it has beaten
+// since this queen leads.
+func (q *Queen) Ready(context.Context) error {
+	n := q.opts.Node
+	leading := q.leads()
+	switch {
+	case n.Leader() == "":
+		return core.WithHint(core.Errorf("", core.Unavailable, "the cluster has no leader"), "Wait for the election, or look at `rbee status` if it lasts.")
+	case n.IsLeader() && !leading:
+		return core.WithHint(core.Errorf("", core.Unavailable, "the registry is being read"), "Try again in a moment.")
+	}
+	q.mu.Lock()
+	beaten := map[string]bool{}
+	for id, p := range q.pulses {
+		beaten[id] = !p.at.IsZero()
+	}
+	q.mu.Unlock()
+	live, refused := q.liveHives()
+	if len(live) == 0 {
+		return noHive(refused)
+	}
+	if leading && !slices.ContainsFunc(live, func(h core.Hive) bool { return beaten[h.ID] }) {
+		return core.WithHint(core.Errorf("", core.Unavailable, "no hive has beaten yet"), "Wait a moment, or look at the log of the hives.")
+	}
+	return nil
+}
+
+// Status is the cluster on one screen. It answers with what it can get: what it cannot is in Problems.
+func (q *Queen) Status(ctx context.Context) (core.Status, error) {
+	s := core.Status{
+		Version: q.opts.Version, Node: q.opts.ID, StartedAt: q.started, Leader: q.opts.Node.Leader(), Index: q.opts.Node.AppliedIndex(),
+		Queens: []core.Queen{}, Hives: q.hives(), Workers: q.workers(), Models: []core.Model{}, Jobs: []core.Job{}, Problems: []string{},
+	}
+	var problems []string
+	if s.Leader == "" {
+		problems = append(problems, "the cluster has no leader: nothing in the registry can change")
+	}
+	if queens, err := q.opts.Node.Queens(); err == nil {
+		s.Queens = queens
+	} else {
+		problems = append(problems, fmt.Sprintf("the queens are not known: %v", err))
+	}
+	for _, h := range s.Hives {
+		if h.Status != core.HiveReady {
+			problems = append(problems, fmt.Sprintf("hive %s is %s", h.Name, h.Status))
+		}
+		for _, d := range h.Devices {
+			if d.Problem != "" {
+				problems = append(problems, fmt.Sprintf("hive %s cannot use %s: %s", h.Name, d.ID, d.Problem))
+			}
+		}
+	}
+	for _, w := range s.Workers {
+		if p := q.prospect(w); p.Suspect != "" {
+			problems = append(problems, fmt.Sprintf("worker %s is avoided: %s", w.ID, p.Suspect))
+		}
+		if w.State == core.WorkerFailed {
+			problems = append(problems, fmt.Sprintf("worker %s could not load %s", w.ID, w.Model))
+		}
+	}
+	if len(s.Hives) == 0 {
+		problems = append(problems, "no hive has joined the cluster yet")
+	} else {
+		models, silent, err := q.allModels(ctx)
+		if err == nil {
+			s.Models = models
+		}
+		jobs, alsoSilent, err := q.allJobs(ctx)
+		if err == nil {
+			s.Jobs = latest(jobs)
+		}
+		if ctx.Err() != nil {
+			return core.Status{}, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+		}
+		for _, p := range append(silent, alsoSilent...) {
+			if !strings.HasSuffix(p, " is down") && !strings.HasSuffix(p, " is silent") { // said above
+				problems = append(problems, p)
+			}
+		}
+	}
+	for _, m := range s.Models {
+		if m.Damaged != "" {
+			problems = append(problems, fmt.Sprintf("model %s is damaged: %s", m.ID, m.Damaged))
+		}
+	}
+	for _, p := range problems {
+		if !slices.Contains(s.Problems, p) {
+			s.Problems = append(s.Problems, p)
+		}
+	}
+	return s, nil
+}
+
+// latest keeps the running jobs and the newest ended ones of a list sorted newest first.
+func latest(jobs []core.Job) []core.Job {
+	ended := 0
+	return slices.DeleteFunc(jobs, func(j core.Job) bool {
+		if j.State != core.JobRunning {
+			ended++
+		}
+		return j.State != core.JobRunning && ended > statusJobs
+	})
+}
+
+// Hives lists the hives of the registry, with last beat, free bytes and suspicion where this queen leads.
+func (q *Queen) Hives(context.Context) ([]core.Hive, error) { return q.hives(), nil }
+
+func (q *Queen) hives() []core.Hive {
+	hives := q.registry().Hives(nil)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i := range hives {
+		q.addPulseLocked(&hives[i])
+	}
+	return hives
+}
+
+// addPulseLocked adds to a registered hive what only the leader knows.
+func (q *Queen) addPulseLocked(h *core.Hive) {
+	p, ok := q.pulses[h.ID]
+	if !ok {
+		return
+	}
+	h.LastBeat = p.at
+	if p.suspect && h.Status == core.HiveReady {
+		h.Status = core.HiveSuspect
+	}
+	for i := range h.Devices {
+		h.Devices[i].FreeBytes = p.free[h.Devices[i].ID]
+	}
+}
+
+// Hive finds a hive by id, unique name, or core.LocalHive. Errors: NotFound; Conflict when several have the name.
+func (q *Queen) Hive(_ context.Context, hive string) (core.Hive, error) { return q.hiveNamed(hive) }
+
+func (q *Queen) hiveNamed(name string) (core.Hive, error) {
+	hives := q.hives()
+	byID := func(id string) (core.Hive, bool) {
+		i := slices.IndexFunc(hives, func(h core.Hive) bool { return h.ID == id })
+		if id == "" || i < 0 {
+			return core.Hive{}, false
+		}
+		return hives[i], true
+	}
+	if name == core.LocalHive {
+		if h, ok := byID(q.opts.LocalHive()); ok {
+			return h, nil
+		}
+		if q.opts.LocalHive() != "" {
+			return core.Hive{}, core.WithHint(core.Errorf("", core.NotFound, "the hive of queen %s has not joined yet", q.opts.ID), "Try again in a moment, or look at the log of the agent.")
+		}
+	}
+	if h, ok := byID(name); ok {
+		return h, nil
+	}
+	var named, names []string
+	for _, h := range hives {
+		if h.Name == name {
+			named = append(named, h.ID)
+		}
+		names = append(names, h.ID, h.Name)
+	}
+	switch {
+	case len(named) == 1:
+		h, _ := byID(named[0])
+		return h, nil
+	case len(named) > 1:
+		return core.Hive{}, core.WithHint(core.Errorf("", core.Conflict, "%d hives are named %q", len(named), name), "Use an id: %s.", strings.Join(named, ", "))
+	case name == core.LocalHive:
+		return core.Hive{}, core.WithHint(core.Errorf("", core.NotFound, "queen %s has no hive of its own", q.opts.ID), "Name one of these: %s.", cmp.Or(strings.Join(unique(names), ", "), "none has joined yet"))
+	}
+	return core.Hive{}, core.WithHint(core.Errorf("", core.NotFound, "there is no hive %q", name), "%sSee all with `rbee status`.", nearest(name, names))
+}
+
+// liveHive is hiveNamed for a hive that is about to be asked. Errors also: Unavailable when it is down.
+func (q *Queen) liveHive(name string) (core.Hive, error) {
+	h, err := q.hiveNamed(name)
+	if err == nil && h.Status == core.HiveDown {
+		err = core.WithHint(core.Errorf("", core.Unavailable, "hive %s is down", h.Name), "Start its agent again, and look at `rbee status`.")
+	}
+	return h, err
+}
+
+// Workers lists the active workers of the registry, with their load where this queen leads.
+func (q *Queen) Workers(context.Context) ([]core.Worker, error) { return q.workers(), nil }
+
+func (q *Queen) workers() []core.Worker {
+	workers := q.registry().Workers(nil)
+	for i := range workers {
+		workers[i] = q.prospect(workers[i]).Worker
+	}
+	return workers
+}
+
+// Worker finds an active worker by its id or a unique prefix of it. Errors: NotFound; Conflict when several begin with the prefix.
+func (q *Queen) Worker(_ context.Context, id string) (core.Worker, error) {
+	registry := q.registry()
+	if w, ok := registry.Worker(nil, id); ok && id != "" {
+		return q.prospect(w).Worker, nil
+	}
+	var found []core.Worker
+	if id != "" {
+		found = registry.WorkersWithPrefix(nil, id)
+	}
+	switch len(found) {
+	case 1:
+		return q.prospect(found[0]).Worker, nil
+	case 0:
+		var ids []string
+		for _, w := range registry.Workers(nil) {
+			ids = append(ids, w.ID)
+		}
+		return core.Worker{}, core.WithHint(core.Errorf("", core.NotFound, "there is no active worker %q", id), "%sSee all with `rbee ps`.", nearest(id, ids))
+	}
+	var ids []string
+	for _, w := range found {
+		ids = append(ids, w.ID)
+	}
+	return core.Worker{}, core.WithHint(core.Errorf("", core.Conflict, "%d workers have an id that begins with %q", len(found), id), "It may be %s: write more of the id.", strings.Join(ids, " or "))
+}
+
+// askNamed asks one hive, named as in hiveNamed.
+func askNamed[T any](ctx context.Context, q *Queen, hive string, ask func(context.Context, hivev1.HiveServiceClient) (T, error)) (core.Hive, T, error) {
+	h, err := q.liveHive(hive)
+	if err != nil {
+		var none T
+		return h, none, err
+	}
+	answer, err := askOne(ctx, q, h.ID, func(ctx context.Context, c hiveConn) (T, error) { return ask(ctx, hivev1.NewHiveServiceClient(c)) })
+	return h, answer, err
+}
+
+// HiveModels lists the models of one hive.
+func (q *Queen) HiveModels(ctx context.Context, hive string) ([]core.Model, error) {
+	h, models, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) ([]core.Model, error) {
+		resp, err := c.ListModels(ctx, &hivev1.ListModelsRequest{})
+		return wire.All(resp.GetModels(), wire.ModelFromProto), err
+	})
+	for i := range models {
+		models[i].Hives = []string{h.ID}
+	}
+	return models, err
+}
+
+// HiveModel is one model of one hive, by id or alias.
+func (q *Queen) HiveModel(ctx context.Context, hive, id string) (core.Model, error) {
+	h, m, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) (core.Model, error) {
+		resp, err := c.GetModel(ctx, &hivev1.GetModelRequest{Id: id})
+		return wire.ModelFromProto(resp.GetModel()), err
+	})
+	if err == nil {
+		m.Hives = []string{h.ID}
+	}
+	return m, err
+}
+
+// Processes lists the worker processes of one hive.
+func (q *Queen) Processes(ctx context.Context, hive string) ([]core.Process, error) {
+	_, list, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) ([]core.Process, error) {
+		resp, err := c.ListProcesses(ctx, &hivev1.ListProcessesRequest{})
+		return wire.All(resp.GetProcesses(), wire.ProcessFromProto), err
+	})
+	return list, err
+}
+
+// Process is one worker process of one hive.
+func (q *Queen) Process(ctx context.Context, hive string, pid int) (core.Process, error) {
+	_, p, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) (core.Process, error) {
+		resp, err := c.GetProcess(ctx, &hivev1.GetProcessRequest{Pid: int64(pid)})
+		return wire.ProcessFromProto(resp.GetProcess()), err
+	})
+	return p, err
+}
+
+// Binaries lists the worker catalog of one hive.
+func (q *Queen) Binaries(ctx context.Context, hive string) ([]core.WorkerBinary, error) {
+	_, list, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) ([]core.WorkerBinary, error) {
+		resp, err := c.ListBinaries(ctx, &hivev1.ListBinariesRequest{})
+		return wire.All(resp.GetBinaries(), wire.BinaryFromProto), err
+	})
+	return list, err
+}
+
+// Binary is one worker binary of one hive: "<type>@<version>", or "<type>" for the newest.
+func (q *Queen) Binary(ctx context.Context, hive, id string) (core.WorkerBinary, error) {
+	_, b, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) (core.WorkerBinary, error) {
+		resp, err := c.GetBinary(ctx, &hivev1.GetBinaryRequest{Id: id})
+		return wire.BinaryFromProto(resp.GetBinary()), err
+	})
+	return b, err
+}
+
+// Catalog asks the catalog sources of one hive; an empty name is the local hive's, or where there is none the first that is ready.
+func (q *Queen) Catalog(ctx context.Context, hive, text, kind string, limit int) ([]core.CatalogItem, error) {
+	if hive == "" {
+		live, refused := q.liveHives()
+		if len(live) == 0 {
+			return nil, noHive(refused)
+		}
+		hive = live[0].ID
+	}
+	h, err := q.liveHive(hive)
+	if err != nil {
+		return nil, err
+	}
+	return askOne(ctx, q, h.ID, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
+		return searchCatalog(ctx, c, text, kind, limit)
+	})
+}

@@ -1,0 +1,261 @@
+package queen
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/wire"
+	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+// Submit checks a request, finds the hive that owns it and starts the job there. A request id that was used before gives the job it started.
+// Errors: Invalid, NotFound, Unavailable, Conflict, TooLarge.
+func (q *Queen) Submit(ctx context.Context, r core.Request) (core.Job, error) {
+	if err := CheckRequest(r); err != nil {
+		return core.Job{}, err
+	}
+	if r.Operation == core.OpActiveWorkerRetire {
+		return q.retire(ctx, r)
+	}
+	hive, err := q.owner(ctx, r)
+	if err != nil {
+		return core.Job{}, err
+	}
+	if r.RequestID != "" {
+		q.mu.Lock()
+		q.requests.remember(r.RequestID, hive)
+		q.mu.Unlock()
+	}
+	return q.submit(ctx, hive, r)
+}
+
+// owner chooses the hive for a request that is not bound to a worker.
+func (q *Queen) owner(ctx context.Context, r core.Request) (string, error) {
+	if r.Hive != "" {
+		h, err := q.liveHive(r.Hive)
+		return h.ID, err
+	}
+	q.mu.Lock()
+	before, known := q.requests.hives[r.RequestID]
+	q.mu.Unlock()
+	if known && r.RequestID != "" {
+		return before, nil // the same request again must not be started elsewhere
+	}
+	live, refused := q.liveHives()
+	switch {
+	case len(live) == 0:
+		return "", noHive(refused)
+	case r.Operation == core.OpWorkerSpawn:
+		return q.placeSpawn(ctx, r, live)
+	case len(live) == 1:
+		return live[0].ID, nil
+	}
+	var names []string
+	for _, h := range live {
+		names = append(names, h.Name)
+	}
+	return "", core.WithHint(core.Errorf("", core.Invalid, "%s must say on which of the %d hives", r.Operation, len(live)),
+		`Set "hive" to one of %s.`, strings.Join(names, ", "))
+}
+
+// submit starts a job on a hive.
+func (q *Queen) submit(ctx context.Context, hive string, r core.Request) (core.Job, error) {
+	r.Hive = hive
+	text, err := json.Marshal(r)
+	if err != nil {
+		return core.Job{}, core.E("encode request", core.Internal, err)
+	}
+	conn, err := q.conn(hive)
+	if err != nil {
+		return core.Job{}, err
+	}
+	resp, err := jobv1.NewJobServiceClient(conn).Submit(ctx, &jobv1.SubmitRequest{Operation: string(r.Operation), RequestJson: text})
+	if err != nil {
+		return core.Job{}, q.hiveError(ctx, hive, err)
+	}
+	return wire.JobFromProto(resp.GetJob()), nil
+}
+
+// retire writes the intent through raft first: from then on no queen gives the worker a request, whatever becomes of the job, and its hive is
+// told with every beat. Then the worker's hive stops it as a job. Repeating it gives the same job while that runs or after it succeeded.
+func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
+	w, err := q.Worker(ctx, r.Worker)
+	if err != nil {
+		return core.Job{}, err
+	}
+	if r.Hive != "" {
+		h, err := q.hiveNamed(r.Hive)
+		if err != nil {
+			return core.Job{}, err
+		}
+		if h.ID != w.Hive {
+			return core.Job{}, core.WithHint(core.Errorf("", core.Conflict, "worker %s is on hive %s, not on %s", w.ID, w.Hive, h.ID), `Leave "hive" out.`)
+		}
+	}
+	if err := q.apply(ctx, "retire "+w.ID, fsm.RetireWorker(w.ID)); err != nil {
+		return core.Job{}, err
+	}
+	own := r.RequestID == ""
+	r.Worker = w.ID
+	if own {
+		// The nonce is of this start of the worker, so that every queen asks for the same job.
+		r.RequestID = "retire-" + w.Nonce
+		if len(r.RequestID) > MaxRequestIDBytes {
+			r.RequestID = "retire-" + rand.Text()
+		}
+	}
+	j, err := q.submit(ctx, w.Hive, r)
+	if err == nil && own && (j.State == core.JobFailed || j.State == core.JobCancelled) {
+		r.RequestID = "retire-" + rand.Text()
+		j, err = q.submit(ctx, w.Hive, r)
+	}
+	if err != nil && core.KindOf(err) == core.Unavailable {
+		return core.Job{}, core.WithHint(err, "Worker %s gets no new request any more, and its hive stops it as soon as it beats again.", w.ID)
+	}
+	return j, err
+}
+
+// Job is one job, asked of its hive.
+func (q *Queen) Job(ctx context.Context, id string) (core.Job, error) {
+	hive, c, err := q.jobService(id)
+	if err != nil {
+		return core.Job{}, err
+	}
+	limited, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	resp, err := c.Get(limited, &jobv1.GetRequest{Id: id})
+	if err != nil {
+		return core.Job{}, q.hiveError(ctx, hive, err)
+	}
+	return wire.JobFromProto(resp.GetJob()), nil
+}
+
+// Cancel asks the job's hive to cancel it, and gives the job as it is then.
+func (q *Queen) Cancel(ctx context.Context, id string) (core.Job, error) {
+	hive, c, err := q.jobService(id)
+	if err != nil {
+		return core.Job{}, err
+	}
+	limited, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	resp, err := c.Cancel(limited, &jobv1.CancelRequest{Id: id})
+	if err != nil {
+		return core.Job{}, q.hiveError(ctx, hive, err)
+	}
+	return wire.JobFromProto(resp.GetJob()), nil
+}
+
+// Jobs lists the jobs of all hives that answer, newest first. Errors: Unavailable when none does.
+func (q *Queen) Jobs(ctx context.Context) ([]core.Job, error) {
+	jobs, _, err := q.allJobs(ctx)
+	return jobs, err
+}
+
+// allJobs also says which hives did not answer.
+func (q *Queen) allJobs(ctx context.Context) ([]core.Job, []string, error) {
+	lists, problems, err := askAll(ctx, q, func(ctx context.Context, c hiveConn) ([]core.Job, error) {
+		resp, err := jobv1.NewJobServiceClient(c).List(ctx, &jobv1.ListRequest{})
+		return wire.All(resp.GetJobs(), wire.JobFromProto), err
+	})
+	if err != nil {
+		return nil, problems, err
+	}
+	jobs := []core.Job{}
+	for _, l := range lists {
+		jobs = append(jobs, l.answer...)
+	}
+	slices.SortFunc(jobs, func(a, b core.Job) int { return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.ID, a.ID)) })
+	return jobs, problems, nil
+}
+
+// Events calls emit for every event of the job with a greater number than after, then for new ones as they happen, and returns nil after the
+// end event, or the error of emit or ctx. Errors: NotFound; Unavailable when the hive goes away before the end: go on with the last number.
+func (q *Queen) Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
+	hive, c, err := q.jobService(id)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx) // ends the stream when emit fails
+	defer cancel()
+	stream, err := c.Events(ctx, &jobv1.EventsRequest{Id: id, AfterSeq: after})
+	if err != nil {
+		return q.hiveError(ctx, hive, err)
+	}
+	ended := false
+	for {
+		resp, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF) && ended:
+			return nil
+		case errors.Is(err, io.EOF):
+			// Also the answer to a reader who has the end event already.
+			j, err := q.Job(ctx, id)
+			if err == nil && j.State == core.JobRunning {
+				err = core.Errorf("", core.Unavailable, "hive %s stopped telling of job %s", hive, id)
+				err = core.WithHint(err, "Ask again for the events after the last one.")
+			}
+			return err
+		case err != nil:
+			return q.hiveError(ctx, hive, err)
+		}
+		e := wire.EventFromProto(resp.GetEvent())
+		ended = ended || e.Kind == core.EventEnd
+		if err := emit(e); err != nil {
+			return err
+		}
+	}
+}
+
+// jobService is the service of the hive that owns a job.
+func (q *Queen) jobService(id string) (hive string, c jobv1.JobServiceClient, err error) {
+	hive, err = job.Owner(id)
+	if err != nil {
+		return "", nil, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q", id), "List the jobs to see their ids.")
+	}
+	h, ok := q.registry().Hive(nil, hive)
+	if !ok {
+		return "", nil, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q: its hive is not part of the cluster", id),
+			"List the jobs to see their ids.")
+	}
+	if h.Status == core.HiveDown {
+		return "", nil, core.WithHint(core.Errorf("", core.Unavailable, "hive %s, which owns job %s, is down", h.Name, id),
+			"Start its agent again, and look at `rbee status`.")
+	}
+	conn, err := q.conn(hive)
+	if err != nil {
+		return "", nil, err
+	}
+	return hive, jobv1.NewJobServiceClient(conn), nil
+}
+
+// requestMemory remembers on which hive a request id was started, for the latest ones.
+type requestMemory struct {
+	hives map[string]string
+	order []string
+}
+
+// maxRequests is how many request ids are remembered.
+const maxRequests = 1024
+
+func (m *requestMemory) remember(id, hive string) {
+	if m.hives == nil {
+		m.hives = map[string]string{}
+	}
+	if _, ok := m.hives[id]; !ok {
+		if len(m.order) == maxRequests {
+			delete(m.hives, m.order[0])
+			m.order = m.order[1:]
+		}
+		m.order = append(m.order, id)
+	}
+	m.hives[id] = hive
+}

@@ -1,0 +1,124 @@
+// Package queen is a node of the cluster: the leader's duties, the choice of workers for inference, and operations handed to the hives that own them.
+package queen
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	"github.com/rbee-project/rbee/raft/node"
+)
+
+// Options say what a Queen works with. Node, ID and HiveConn are required.
+type Options struct {
+	Node    *node.Node // the replicated registry; the caller opens it, and shuts it down after Run has returned
+	ID      string     // of this queen, as in the raft configuration
+	Version string     // of the program
+	Logger  hclog.Logger
+	// HiveConn gives the connection to the hive with this id. Its errors must be classified, as those of rpc.Client are.
+	// The connection is the caller's to close.
+	HiveConn func(hive string) (grpc.ClientConnInterface, error)
+	// LocalHive is the id of the hive in this process, or empty; nil: there never is one.
+	LocalHive func() string
+	Now       func() time.Time // stamps beats and reports; nil: time.Now
+	Rand      func(n int) int  // a number in [0, n); nil: math/rand
+}
+
+// Queen is one queen. It implements the gateway's Router, Counter, Cluster and Jobs. Methods may be called concurrently; those that need
+// the leader's knowledge (loads, last beats) answer from the replica without it on other queens.
+type Queen struct {
+	opts    Options
+	log     hclog.Logger
+	started time.Time
+	wake    chan struct{} // tells the leader's loop of a new hive; holds one
+
+	mu       sync.Mutex // guards below
+	leading  bool
+	pulses   map[string]*pulse        // by hive id; only while leading
+	suspects map[string]string        // nonces of avoided workers → why
+	inFlight map[string]int           // by nonce
+	aliases  map[string]alias         // learned from the hives' stores
+	starts   map[string]core.Job      // by model id: the worker_spawn that requests wait for
+	requests requestMemory            // request ids → hives
+	locks    map[string]chan struct{} // see lock
+	changed  chan struct{}            // closed and replaced when something that a waiting request needs has changed
+}
+
+// New returns a queen. It starts nothing.
+func New(o Options) *Queen {
+	if o.Logger == nil {
+		o.Logger = hclog.NewNullLogger()
+	}
+	if o.LocalHive == nil {
+		o.LocalHive = func() string { return "" }
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = rand.IntN
+	}
+	return &Queen{
+		opts:     o,
+		log:      o.Logger.Named("queen"),
+		started:  o.Now(),
+		wake:     make(chan struct{}, 1),
+		pulses:   map[string]*pulse{},
+		suspects: map[string]string{},
+		inFlight: map[string]int{},
+		aliases:  map[string]alias{},
+		starts:   map[string]core.Job{},
+		locks:    map[string]chan struct{}{},
+		changed:  make(chan struct{}),
+	}
+}
+
+// Register adds the RegistryService, which hives beat to, to a gRPC server whose errors keep their kind, as those of rpc.NewServer do.
+func (q *Queen) Register(s grpc.ServiceRegistrar) {
+	queenv1.RegisterRegistryServiceServer(s, &registryService{q: q})
+}
+
+// Run runs the raft node, and the leader's duties whenever this queen leads, until ctx ends. It is called once.
+func (q *Queen) Run(ctx context.Context) error {
+	err := q.opts.Node.Run(ctx, q.lead)
+	if ctx.Err() != nil && (err == nil || errors.Is(err, ctx.Err())) {
+		return nil
+	}
+	return err
+}
+
+// watch returns a channel that is closed at the next change of what requests wait for. Take it before reading what may change.
+func (q *Queen) watch() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.changed
+}
+
+func (q *Queen) changedLocked() {
+	close(q.changed)
+	q.changed = make(chan struct{})
+}
+
+// lock waits for the lock with the given name and returns its release. Names are of hives and models, so their number is bounded.
+func (q *Queen) lock(ctx context.Context, name string) (unlock func(), err error) {
+	q.mu.Lock()
+	l, ok := q.locks[name]
+	if !ok {
+		l = make(chan struct{}, 1)
+		q.locks[name] = l
+	}
+	q.mu.Unlock()
+	select {
+	case l <- struct{}{}:
+		return func() { <-l }, nil
+	case <-ctx.Done():
+		return nil, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+	}
+}
