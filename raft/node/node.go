@@ -20,6 +20,9 @@ import (
 
 const (
 	retainedSnapshots = 2
+	// snapshotThreshold is how many entries make a new snapshot worth while. A restart applies at most about as many; they are what it
+	// waits for. Raft's default is 8192.
+	snapshotThreshold = 1024
 )
 
 // Voter is a member of a cluster that is bootstrapped.
@@ -100,6 +103,7 @@ func (n *Node) open() error {
 	conf.LocalID = raft.ServerID(n.opts.ID)
 	conf.Logger = n.log.Named("raft")
 	conf.NoLegacyTelemetry = true
+	conf.SnapshotThreshold = snapshotThreshold
 
 	exists, err := raft.HasExistingState(logs, stable, snaps)
 	if err != nil {

@@ -79,7 +79,7 @@ func (n *Node) leadUntil(ctx context.Context, lead func(context.Context) error) 
 			n.log.Debug("leading", "index", n.AppliedIndex())
 			err = lead(ctx)
 		}
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || !n.IsLeader() {
 			return
 		}
 		n.log.Error("leader duties ended, giving up the leadership", "error", err)
@@ -107,4 +107,9 @@ func (n *Node) handOver(ctx context.Context) bool {
 		}
 	}
 	return voters > 1 && n.wait(ctx, "hand over the leadership", func() error { return n.raft.LeadershipTransfer().Error() }) == nil
+}
+
+// LeadershipTransfer asks the voter that is most up to date to take the leadership over. Errors: Unavailable when none did.
+func (n *Node) LeadershipTransfer() error {
+	return n.classify("hand over the leadership", n.raft.LeadershipTransfer().Error())
 }
