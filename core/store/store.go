@@ -12,12 +12,32 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/gguf"
+)
+
+const (
+	blobsDir   = "blobs"
+	modelsDir  = "models"
+	workersDir = "workers"
+	partialDir = "partial"
+
+	maxRecordBytes = 16 << 20            // of a record or manifest
+	partialAge     = 14 * 24 * time.Hour // how long a transfer may wait to be resumed
 )
 
 // FileSpec is a file that a catalog source offers.
@@ -30,105 +50,221 @@ type FileSpec struct {
 }
 
 // Fetch writes the bytes of f from offset to its end into w. The store checks size and digest.
+// Its errors are passed on with their kind; what it wrote before an error is kept for the next attempt.
 type Fetch func(ctx context.Context, f FileSpec, offset int64, w io.Writer) error
-
-// ModelSpec is a model to put into the store.
-type ModelSpec struct {
-	ID      string   // 1–128 of a–z A–Z 0–9 . _ -, starting with a letter or digit
-	Ref     string   // catalog reference, with the source's name
-	License string   // empty: what the GGUF says
-	Aliases []string // further names
-	Files   []FileSpec
-}
-
-// BinarySpec is a worker binary to put into the store.
-type BinarySpec struct {
-	Type          string
-	Version       string // of the plugin alone; see ID
-	Executable    string // path of the plugin executable on this machine, copied
-	EngineName    string // empty: no engine
-	EngineVersion string
-	Source        string            // catalog reference of the engine, or "local"
-	Engine        *FileSpec         // a .tar.gz; nil: no engine
-	Prefix        string            // only archive entries below it are unpacked, without it; empty or ends with a slash
-	Links         map[string]string // link name → name of an unpacked file, both without a slash
-	Force         bool              // bring it anew even if a sound entry is there
-}
-
-// ID is the id of the entry that the spec makes: "<type>@<version>", or "<type>@<version>-<engine name>-<engine version>".
-func (b BinarySpec) ID() string { return b.Type + "@" + b.version() }
-
-func (b BinarySpec) version() string {
-	if b.EngineName == "" {
-		return b.Version
-	}
-	return b.Version + "-" + b.EngineName + "-" + b.EngineVersion
-}
 
 // Store is a folder of models and worker binaries. It is safe for concurrent use.
 type Store struct {
-	dir string
-	log hclog.Logger
+	dir    string
+	log    hclog.Logger
+	root   *os.Root
+	free   func(dir string) (int64, error)
+	limits unpackLimits
+	fail   func(step string) error // tests stop here; nil otherwise
+
+	blobs    flights[blob]
+	binaries flights[core.WorkerBinary]
+
+	mu       sync.Mutex // guards expected
+	expected int64      // bytes that running transfers have announced and not yet written
+
+	records sync.Mutex // held while a record is read, changed and written
 }
 
 // Open opens the store in dir, makes what is missing of its layout, and removes what killed processes left in partial/.
-func Open(dir string, log hclog.Logger) (*Store, error) { return &Store{dir: dir, log: log}, nil }
+// Close it when all its transfers have ended.
+func Open(dir string, log hclog.Logger) (*Store, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if log == nil {
+		log = hclog.NewNullLogger()
+	}
+	s := &Store{dir: abs, log: log, free: freeBytes, limits: defaultLimits}
+	if err := s.open(); err != nil {
+		return nil, core.WithHint(fmt.Errorf("open store: %w", err), "Set store_dir to a folder that this user may write, or correct the owner of %s.", abs)
+	}
+	return s, nil
+}
+
+func (s *Store) open() error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(s.dir)
+	if err != nil {
+		return err
+	}
+	s.root = root
+	for _, d := range []string{blobsDir, modelsDir, workersDir, partialDir} {
+		if err := root.MkdirAll(d, 0o700); err != nil {
+			_ = root.Close()
+			return err
+		}
+	}
+	if err := s.cleanPartial(time.Now()); err != nil {
+		s.log.Warn("leftovers of earlier transfers could not be removed", "error", err)
+	}
+	return nil
+}
 
 // Close releases the store's folder. Transfers must have ended.
-func (s *Store) Close() error { return nil }
+func (s *Store) Close() error { return s.root.Close() }
 
-// Dir is the store's folder.
+// Dir is the store's folder, an absolute path.
 func (s *Store) Dir() string { return s.dir }
 
-// Models lists the models, sorted by id. Damaged ones are listed as such.
-func (s *Store) Models() ([]core.Model, error) { return nil, errNotBuilt() }
+// abs is the path of a file of the store for other processes.
+func (s *Store) abs(name string) string { return filepath.Join(s.dir, filepath.FromSlash(name)) }
 
-// Model finds a model by id, alias or reference, and the path of its GGUF file.
-// core.NotFound carries the nearest names as hint; a damaged model is core.Integrity.
-func (s *Store) Model(name string) (core.Model, string, error) {
-	return core.Model{}, "", errNotBuilt()
+// cleanPartial removes what no living process holds: unfinished folders and nameless files at once, resumable files after a while.
+func (s *Store) cleanPartial(now time.Time) error {
+	entries, err := fs.ReadDir(s.root.FS(), partialDir)
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, e := range entries {
+		name := path.Join(partialDir, e.Name())
+		switch kind, _, _ := strings.Cut(e.Name(), "-"); kind {
+		case "trash":
+			failed = append(failed, s.root.RemoveAll(name))
+		case "tmp":
+			failed = append(failed, s.removeUnlocked(name, ""))
+		case "stage":
+			stage := strings.TrimSuffix(name, ".lock")
+			failed = append(failed, s.removeUnlocked(stage+".lock", stage))
+		case "sha256", "sha512":
+			if info, err := e.Info(); err == nil && now.Sub(info.ModTime()) > partialAge {
+				failed = append(failed, s.removeUnlocked(name, ""))
+			}
+		}
+	}
+	return errors.Join(failed...)
 }
 
-// Header reads the GGUF header of a model, for memory estimates with other slots and contexts.
-func (s *Store) Header(name string) (*gguf.File, error) { return nil, errNotBuilt() }
-
-// PutModel brings a model into the store, or gives the one that is there.
-func (s *Store) PutModel(ctx context.Context, spec ModelSpec, fetch Fetch, progress func(core.Progress)) (core.Model, error) {
-	return core.Model{}, errNotBuilt()
+// removeUnlocked removes a file unless a process has it locked, and before it the folder that it stands for.
+func (s *Store) removeUnlocked(name, folder string) error {
+	f, err := s.root.OpenFile(name, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		if folder != "" {
+			return s.root.RemoveAll(folder) // its lock is made before it and removed after it, so nobody has it
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if locked, err := tryLock(f); err != nil || !locked {
+		return err
+	}
+	if same, err := s.isStill(f, name); err != nil || !same {
+		return err
+	}
+	if folder != "" {
+		if err := s.root.RemoveAll(folder); err != nil {
+			return err
+		}
+	}
+	return s.root.Remove(name)
 }
 
-// VerifyModel reads all files of a model and compares their digests. A difference is core.Integrity, and the model is listed as damaged from then on.
-func (s *Store) VerifyModel(ctx context.Context, id string) error { return errNotBuilt() }
-
-// Binaries lists the worker binaries, sorted by id. Damaged ones are listed as such.
-func (s *Store) Binaries() ([]core.WorkerBinary, error) { return nil, errNotBuilt() }
-
-// Binary finds a worker binary by id; a type alone means the newest sound one of that type.
-func (s *Store) Binary(id string) (core.WorkerBinary, error) {
-	return core.WorkerBinary{}, errNotBuilt()
+// step is where a test may stop what is being done.
+func (s *Store) step(name string) error {
+	if s.fail == nil {
+		return nil
+	}
+	return s.fail(name)
 }
 
-// BinaryPaths gives the paths of a worker binary's executable and of its engine folder, which is empty without an engine.
-// id is as in Binary; a damaged entry is core.Integrity.
-func (s *Store) BinaryPaths(id string) (exe, engineDir string, err error) {
-	return "", "", errNotBuilt()
+// publish renames name to its final place and makes that last.
+func (s *Store) publish(name, to string) error {
+	if err := s.root.Rename(name, to); err != nil {
+		return err
+	}
+	if err := s.syncDir(path.Dir(to)); err != nil {
+		return err
+	}
+	return s.syncDir(path.Dir(name))
 }
 
-// PutBinary brings a worker binary into the store, or gives the sound one that is there unless spec.Force is set.
-func (s *Store) PutBinary(ctx context.Context, spec BinarySpec, fetch Fetch, progress func(core.Progress)) (core.WorkerBinary, error) {
-	return core.WorkerBinary{}, errNotBuilt()
+func (s *Store) syncDir(name string) error {
+	d, err := s.root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
 }
 
-// VerifyBinary reads all files of a worker binary and compares their digests. A difference is core.Integrity, and the entry is listed as damaged from then on.
-func (s *Store) VerifyBinary(ctx context.Context, id string) error { return errNotBuilt() }
-
-// SetProbe keeps what a probe of a worker binary found.
-func (s *Store) SetProbe(id string, devices []core.Device, problem string) error {
-	return errNotBuilt()
+// writeJSON writes v to a file of the store, all or nothing.
+func (s *Store) writeJSON(name string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	temp, f, err := s.tempFile()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.Write(append(b, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = s.publish(temp, name)
+	}
+	if err != nil {
+		_ = s.root.Remove(temp)
+		return spaceError(name, err)
+	}
+	return nil
 }
 
-// RemoveSuperseded removes the folders of worker binaries that a later revision has replaced, except those that inUse says are in use
-// (it is given the folder's path).
-func (s *Store) RemoveSuperseded(inUse func(folder string) bool) error { return errNotBuilt() }
+// tempFile makes a locked file in partial/ with a new name.
+func (s *Store) tempFile() (string, *os.File, error) {
+	for {
+		name := path.Join(partialDir, "tmp-"+rand.Text())
+		f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return "", nil, spaceError(name, err)
+		}
+		locked, err := tryLock(f)
+		if err == nil && locked {
+			if locked, err = s.isStill(f, name); locked {
+				return name, f, nil
+			}
+		}
+		_ = f.Close()
+		if err != nil {
+			return "", nil, err
+		}
+		// A process that opens the store took it for a leftover in the moment before it was locked.
+	}
+}
 
-func errNotBuilt() error { return core.Errorf("", core.Unsupported, "the store is not built yet") }
+// readJSON reads a record; what is wrong with it is said in a sentence.
+func (s *Store) readJSON(name string, v any) error {
+	f, err := s.root.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return core.Errorf("", core.NotFound, "%s is missing", path.Base(name))
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
+	if err != nil {
+		return err
+	}
+	if len(b) > maxRecordBytes {
+		return core.Errorf("", core.Integrity, "%s is larger than %d MiB", path.Base(name), maxRecordBytes>>20)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return core.Errorf("", core.Integrity, "%s cannot be read: %w", path.Base(name), err)
+	}
+	return nil
+}

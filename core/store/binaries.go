@@ -1,0 +1,393 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// BinarySpec is a worker binary to put into the store.
+type BinarySpec struct {
+	Type          string
+	Version       string // of the plugin alone; see ID
+	Executable    string // path of the plugin executable on this machine, copied
+	EngineName    string // empty: no engine
+	EngineVersion string
+	Source        string            // catalog reference of the engine, or "local"
+	Engine        *FileSpec         // a .tar.gz with a digest; nil: no engine
+	Prefix        string            // only archive entries below it are unpacked, without it; empty or ends with a slash
+	Links         map[string]string // link name → name of an unpacked file, both without a slash
+	Force         bool              // bring it anew even if a sound entry is there
+}
+
+// ID is the id of the entry that the spec makes: "<type>@<version>", or "<type>@<version>-<engine name>-<engine version>".
+func (b BinarySpec) ID() string { return b.Type + "@" + b.version() }
+
+func (b BinarySpec) version() string {
+	if b.EngineName == "" {
+		return b.Version
+	}
+	return b.Version + "-" + b.EngineName + "-" + b.EngineVersion
+}
+
+// A published folder is never changed again except for its state.json: a running worker keeps the files that it was started from.
+// What replaces it (Force, a new executable of the same version, the repair of a damaged one) is published beside it as a new revision,
+// "<version>~2" and so on, and the highest revision stands for the id.
+const (
+	manifestFile = "manifest.json"
+	stateFile    = "state.json"
+	engineDir    = "engine"
+)
+
+// binaryManifest is what manifest.json holds.
+type binaryManifest struct {
+	Format     int               `json:"format"`
+	Binary     core.WorkerBinary `json:"binary"`
+	Executable string            `json:"executable"` // name in the folder
+	Engine     *binaryEngine     `json:"engine,omitempty"`
+}
+
+// binaryEngine is where the files of engine/ come from.
+type binaryEngine struct {
+	Ref    string            `json:"ref"`
+	Digest string            `json:"digest"` // of the archive
+	Prefix string            `json:"prefix"`
+	Links  map[string]string `json:"links"`
+}
+
+// binaryState is what state.json holds: what was found out about the entry on this machine.
+type binaryState struct {
+	Devices  []core.Device `json:"devices"`
+	Problem  string        `json:"problem,omitempty"`
+	Damaged  string        `json:"damaged,omitempty"`
+	ProbedAt time.Time     `json:"probed_at,omitzero"`
+}
+
+// revision is one published folder.
+type revision struct {
+	folder   string // below the store's folder
+	typ      string
+	version  string
+	number   int // 1 for the first
+	manifest binaryManifest
+	state    binaryState
+	damaged  string
+}
+
+func (r revision) id() string { return r.typ + "@" + r.version }
+
+// entry is the revision as the API shows it.
+func (r revision) entry(s *Store) core.WorkerBinary {
+	b := r.manifest.Binary
+	b.ID, b.Type, b.Version = r.id(), r.typ, r.version
+	b.Path = s.abs(r.folder)
+	b.Devices, b.Problem = nonNil(r.state.Devices), r.state.Problem
+	b.InUseBy = []string{}
+	b.Damaged = r.damaged
+	return b
+}
+
+// Binaries lists the worker binaries, sorted by id, without their files. Damaged ones are listed as such.
+func (s *Store) Binaries() ([]core.WorkerBinary, error) {
+	revisions, err := s.current()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]core.WorkerBinary, 0, len(revisions))
+	for _, r := range revisions {
+		b := r.entry(s)
+		b.Files = nil
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// Binary finds a worker binary by id; a type alone means the newest sound one of that type, or the newest if none is sound.
+// core.NotFound carries the nearest names as hint.
+func (s *Store) Binary(id string) (core.WorkerBinary, error) {
+	r, err := s.binary(id)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	return r.entry(s), nil
+}
+
+// BinaryPaths gives the paths of a worker binary's executable and of its engine folder, which is empty without an engine.
+// id is as in Binary; a damaged entry is core.Integrity. What the paths stand for stays as it is while RemoveSuperseded is told that it is in use.
+func (s *Store) BinaryPaths(id string) (exe, engine string, err error) {
+	r, err := s.binary(id)
+	if err != nil {
+		return "", "", err
+	}
+	if r.damaged != "" {
+		return "", "", damagedBinary(r)
+	}
+	if r.manifest.Engine != nil {
+		engine = s.abs(path.Join(r.folder, engineDir))
+	}
+	return s.abs(path.Join(r.folder, r.manifest.Executable)), engine, nil
+}
+
+func damagedBinary(r revision) error {
+	return core.WithHint(core.Errorf("", core.Integrity, "worker binary %s is damaged: %s", r.id(), r.damaged),
+		"`rbee worker binary download %s` replaces it.", r.typ)
+}
+
+func (s *Store) binary(id string) (revision, error) {
+	revisions, err := s.current()
+	if err != nil {
+		return revision{}, err
+	}
+	var best *revision
+	var names []string
+	for i, r := range revisions {
+		if r.id() == id {
+			return r, nil
+		}
+		names = append(names, r.id(), r.typ)
+		if r.typ != id {
+			continue
+		}
+		sound := r.damaged == ""
+		if best == nil || sound && best.damaged != "" || sound == (best.damaged == "") && newer(r, *best) {
+			best = &revisions[i]
+		}
+	}
+	if best != nil {
+		return *best, nil
+	}
+	err = core.Errorf("", core.NotFound, "no worker binary %q in the store", id)
+	slices.Sort(names)
+	if near := nearest(id, slices.Compact(names)); len(near) > 0 {
+		return revision{}, core.WithHint(err, "Did you mean %s?", strings.Join(near, " or "))
+	}
+	typ, _, _ := strings.Cut(id, "@")
+	return revision{}, core.WithHint(err, "`rbee worker binary list` shows what is there; `rbee worker binary download %s` fetches it.", typ)
+}
+
+func newer(a, b revision) bool {
+	return cmp.Or(a.manifest.Binary.InstalledAt.Compare(b.manifest.Binary.InstalledAt), cmp.Compare(a.version, b.version)) > 0
+}
+
+// current gives the highest revision of each id, sorted by id.
+func (s *Store) current() ([]revision, error) {
+	all, err := s.revisions()
+	if err != nil {
+		return nil, err
+	}
+	var out []revision
+	for _, r := range all {
+		if n := len(out); n > 0 && out[n-1].id() == r.id() {
+			out[n-1] = r
+		} else {
+			out = append(out, r)
+		}
+	}
+	for i := range out {
+		s.load(&out[i])
+	}
+	return out, nil
+}
+
+// revisions lists the published folders by id and number, without looking into them.
+func (s *Store) revisions() ([]revision, error) {
+	types, err := fs.ReadDir(s.root.FS(), workersDir)
+	if err != nil {
+		return nil, fmt.Errorf("list worker binaries: %w", err)
+	}
+	var out []revision
+	for _, t := range types {
+		if !t.IsDir() || !workerType.MatchString(t.Name()) {
+			continue
+		}
+		folders, err := fs.ReadDir(s.root.FS(), path.Join(workersDir, t.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("list worker binaries: %w", err)
+		}
+		for _, f := range folders {
+			version, number, ok := parseFolder(f.Name())
+			if ok && f.IsDir() && checkBinaryName(t.Name(), version) == nil {
+				out = append(out, revision{folder: path.Join(workersDir, t.Name(), f.Name()), typ: t.Name(), version: version, number: number})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b revision) int { return cmp.Or(cmp.Compare(a.id(), b.id()), a.number-b.number) })
+	return out, nil
+}
+
+func folderName(version string, number int) string {
+	if number == 1 {
+		return version
+	}
+	return version + "~" + strconv.Itoa(number)
+}
+
+func parseFolder(name string) (version string, number int, ok bool) {
+	version, n, revised := strings.Cut(name, "~")
+	if !revised {
+		return version, 1, true
+	}
+	number, err := strconv.Atoi(n)
+	return version, number, err == nil && number > 1 && strconv.Itoa(number) == n
+}
+
+// load reads what a revision is and says in damaged what is wrong with it, as far as names, sizes and links show it.
+func (s *Store) load(r *revision) {
+	r.damaged = ""
+	if err := s.readJSON(path.Join(r.folder, manifestFile), &r.manifest); err != nil {
+		r.damaged = err.Error()
+		return
+	}
+	m := &r.manifest
+	if m.Format != recordFormat || m.Binary.ID != r.id() || !plainName(m.Executable) {
+		r.damaged = manifestFile + " is not one of this worker binary that this version of rbee can read"
+		return
+	}
+	if err := s.readJSON(path.Join(r.folder, stateFile), &r.state); err != nil && core.KindOf(err) != core.NotFound {
+		r.state = binaryState{Problem: err.Error()} // it will be written anew by the next probe
+	}
+	r.damaged = cmp.Or(s.compareFolder(*r), r.state.Damaged)
+}
+
+// compareFolder says how a folder differs from its manifest: what is missing, what has another size or kind, what does not belong there.
+func (s *Store) compareFolder(r revision) string {
+	want := map[string]int64{}
+	for _, f := range r.manifest.Binary.Files {
+		want[f.Path] = f.SizeBytes
+	}
+	links := map[string]string{}
+	if e := r.manifest.Engine; e != nil {
+		for name, target := range e.Links {
+			links[path.Join(engineDir, name)] = target
+		}
+	}
+	folder, err := s.root.OpenRoot(r.folder)
+	if err != nil {
+		return err.Error()
+	}
+	defer folder.Close()
+	why := ""
+	err = fs.WalkDir(folder.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || name == manifestFile || name == stateFile {
+			return err
+		}
+		size, isFile := want[name]
+		target, isLink := links[name]
+		delete(want, name)
+		delete(links, name)
+		switch {
+		case isLink:
+			if got, err := folder.Readlink(name); err != nil || got != target {
+				why = fmt.Sprintf("%s should be a link to %s", name, target)
+			}
+		case !isFile:
+			why = name + " does not belong there"
+		case !d.Type().IsRegular():
+			why = name + " is not a regular file"
+		default:
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			if info.Size() != size {
+				why = fmt.Sprintf("%s has %d bytes and should have %d", name, info.Size(), size)
+			}
+		}
+		if why != "" {
+			return fs.SkipAll
+		}
+		return nil
+	})
+	switch {
+	case why != "":
+		return why
+	case err != nil:
+		return err.Error()
+	case len(want) > 0:
+		return slices.Min(slices.Collect(maps.Keys(want))) + " is missing"
+	case len(links) > 0:
+		return slices.Min(slices.Collect(maps.Keys(links))) + " is missing"
+	}
+	return ""
+}
+
+// VerifyBinary reads all files of a worker binary, found as in Binary, and compares their digests. A difference is core.Integrity, and the
+// entry is listed as damaged from then on.
+func (s *Store) VerifyBinary(ctx context.Context, id string) error {
+	r, err := s.binary(id)
+	if err != nil {
+		return err
+	}
+	if r.damaged != "" {
+		return damagedBinary(r)
+	}
+	for _, f := range r.manifest.Binary.Files {
+		if !fs.ValidPath(f.Path) {
+			r.damaged = fmt.Sprintf("%s names the unsafe file %q", manifestFile, f.Path)
+			return damagedBinary(r)
+		}
+		got, err := s.sha256File(ctx, path.Join(r.folder, f.Path))
+		if err != nil {
+			return fmt.Errorf("verify worker binary %s: %w", r.id(), err)
+		}
+		if got.String() != f.Digest {
+			r.damaged = f.Path + ": its content does not match its digest"
+			err := s.changeState(r, func(st *binaryState) { st.Damaged = r.damaged })
+			return errors.Join(damagedBinary(r), err)
+		}
+	}
+	return nil
+}
+
+// SetProbe keeps what a probe of a worker binary found. id is as in Binary.
+func (s *Store) SetProbe(id string, devices []core.Device, problem string) error {
+	r, err := s.binary(id)
+	if err != nil {
+		return err
+	}
+	err = s.changeState(r, func(st *binaryState) {
+		st.Devices, st.Problem, st.ProbedAt = nonNil(slices.Clone(devices)), problem, time.Now().UTC().Truncate(time.Second)
+	})
+	if err != nil {
+		return fmt.Errorf("keep the probe of worker binary %s: %w", r.id(), err)
+	}
+	return nil
+}
+
+func (s *Store) changeState(r revision, change func(*binaryState)) error {
+	s.records.Lock()
+	defer s.records.Unlock()
+	var st binaryState
+	if err := s.readJSON(path.Join(r.folder, stateFile), &st); err != nil {
+		st = binaryState{} // missing, or broken and replaced now
+	}
+	change(&st)
+	return s.writeJSON(path.Join(r.folder, stateFile), st)
+}
+
+// RemoveSuperseded removes the folders of worker binaries that a later revision has replaced, except those that inUse says are in use
+// (it is given the folder's path, the Path of the core.WorkerBinary that once stood for it).
+func (s *Store) RemoveSuperseded(inUse func(folder string) bool) error {
+	all, err := s.revisions()
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for i, r := range all {
+		if i+1 == len(all) || all[i+1].id() != r.id() || inUse(s.abs(r.folder)) {
+			continue
+		}
+		failed = append(failed, s.removeFolder(r.folder))
+	}
+	return errors.Join(failed...)
+}

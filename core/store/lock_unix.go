@@ -1,0 +1,41 @@
+//go:build unix
+
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// tryLock takes the file's lock for this open file; the lock goes with its Close and with the end of the process.
+// It reports false when another open file, in this or another process, has it.
+func tryLock(f *os.File) (bool, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var locked error
+	if err := conn.Control(func(fd uintptr) { locked = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
+		return false, err
+	}
+	switch {
+	case locked == nil:
+		return true, nil
+	case errors.Is(locked, unix.EWOULDBLOCK), errors.Is(locked, unix.EINTR):
+		return false, nil
+	}
+	return false, fmt.Errorf("lock %s: %w", f.Name(), locked)
+}
+
+// noSpace says whether err means that the disk, or the user's share of it, is full.
+func noSpace(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}
+
+// taken says whether a folder could not be renamed because one with that name is there.
+func taken(err error) bool {
+	return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST)
+}

@@ -1,0 +1,529 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gguf"
+)
+
+// ModelSpec is a model to put into the store.
+type ModelSpec struct {
+	ID      string   // see ValidModelID
+	Ref     string   // catalog reference, with the source's name
+	License string   // empty: what the GGUF says
+	Aliases []string // further names; those that another model has already are refused
+	Files   []FileSpec
+}
+
+// modelRecord is what models/<id>.json holds.
+type modelRecord struct {
+	Format  int        `json:"format"`
+	Model   core.Model `json:"model"`
+	Origins []string   `json:"origins"` // the files' digests as their source published them
+}
+
+const recordFormat = 1
+
+// blob is a file in blobs/.
+type blob struct {
+	digest digest // sha256
+	size   int64
+	header *gguf.File // of a model's first file
+}
+
+func blobName(d digest) string    { return path.Join(blobsDir, d.fileName()) }
+func damagedName(d digest) string { return path.Join(blobsDir, "damaged-"+d.fileName()) }
+func recordName(id string) string { return path.Join(modelsDir, id+".json") }
+
+// Models lists the models, sorted by id. Damaged ones are listed as such.
+func (s *Store) Models() ([]core.Model, error) {
+	records, err := s.modelRecords()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]core.Model, 0, len(records))
+	for _, r := range records {
+		out = append(out, r.Model)
+	}
+	return out, nil
+}
+
+// modelRecords reads all records. One that cannot be read is damaged and not an error.
+func (s *Store) modelRecords() ([]modelRecord, error) {
+	entries, err := fs.ReadDir(s.root.FS(), modelsDir)
+	if err != nil {
+		return nil, fmt.Errorf("list models: %w", err)
+	}
+	var out []modelRecord
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || !ValidModelID(id) {
+			continue
+		}
+		r, err := s.modelRecord(id)
+		if core.KindOf(err) == core.NotFound {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			r = modelRecord{Model: core.Model{ID: id, Damaged: err.Error()}}
+		}
+		m := &r.Model
+		m.Aliases, m.Hives, m.LoadedBy = nonNil(m.Aliases), nonNil(m.Hives), nonNil(m.LoadedBy)
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b modelRecord) int { return cmp.Compare(a.Model.ID, b.Model.ID) })
+	return out, nil
+}
+
+func nonNil[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+// modelRecord reads one record and looks whether its files are there.
+func (s *Store) modelRecord(id string) (modelRecord, error) {
+	var r modelRecord
+	if err := s.readJSON(recordName(id), &r); err != nil {
+		return r, err
+	}
+	if r.Format != recordFormat || r.Model.ID != id || len(r.Model.Files) == 0 || len(r.Origins) != len(r.Model.Files) {
+		return r, core.Errorf("", core.Integrity, "%s.json is not a record of this model that this version of rbee can read", id)
+	}
+	r.Model.Damaged = ""
+	for _, f := range r.Model.Files {
+		d, err := parseDigest(f.Digest)
+		if err != nil || d.algorithm != "sha256" {
+			return r, core.Errorf("", core.Integrity, "%s.json has the unusable digest %q", id, f.Digest)
+		}
+		if why := s.blobDamage(d, f.SizeBytes); why != "" {
+			r.Model.Damaged = f.Path + ": " + why
+			break
+		}
+	}
+	return r, nil
+}
+
+// blobDamage says why a blob cannot be used; empty if nothing speaks against it at first sight.
+func (s *Store) blobDamage(d digest, size int64) string {
+	info, err := s.root.Lstat(blobName(d))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := s.root.Lstat(damagedName(d)); err == nil {
+			return "its content did not match its digest when it was checked"
+		}
+		return "its file is missing"
+	case err != nil:
+		return err.Error()
+	case !info.Mode().IsRegular():
+		return "it is not a regular file"
+	case info.Size() != size:
+		return fmt.Sprintf("it has %d bytes and should have %d", info.Size(), size)
+	}
+	return ""
+}
+
+// Model finds a model by id, alias or reference, and the path of its GGUF file.
+// core.NotFound carries the nearest names as hint; a damaged model is core.Integrity.
+func (s *Store) Model(name string) (core.Model, string, error) {
+	r, err := s.findModel(name)
+	if err != nil {
+		return core.Model{}, "", err
+	}
+	if r.Model.Damaged != "" {
+		return r.Model, "", damagedModel(r.Model)
+	}
+	d, err := parseDigest(r.Model.Files[0].Digest)
+	if err != nil {
+		return core.Model{}, "", err
+	}
+	return r.Model, s.abs(blobName(d)), nil
+}
+
+func damagedModel(m core.Model) error {
+	return core.WithHint(core.Errorf("", core.Integrity, "model %s is damaged: %s", m.ID, m.Damaged),
+		"Download it again: what is damaged is replaced. It came from %s.", cmp.Or(m.Ref, "an unknown place"))
+}
+
+// findModel looks for an id first, then for an alias, then for a reference.
+func (s *Store) findModel(name string) (modelRecord, error) {
+	records, err := s.modelRecords()
+	if err != nil {
+		return modelRecord{}, err
+	}
+	if r, ok := byName(records, name); ok {
+		return r, nil
+	}
+	if i := slices.IndexFunc(records, func(r modelRecord) bool { return name != "" && r.Model.Ref == name }); i >= 0 {
+		return records[i], nil
+	}
+	var names []string
+	for _, r := range records {
+		names = append(append(names, r.Model.ID), r.Model.Aliases...)
+	}
+	err = core.Errorf("", core.NotFound, "no model %q in the store", name)
+	if near := nearest(name, names); len(near) > 0 {
+		return modelRecord{}, core.WithHint(err, "Did you mean %s?", strings.Join(near, " or "))
+	}
+	return modelRecord{}, core.WithHint(err, "`rbee model list` shows what is there; builtin:rbee-tiny is always to be had.")
+}
+
+func byName(records []modelRecord, name string) (modelRecord, bool) {
+	for _, match := range []func(m core.Model) bool{
+		func(m core.Model) bool { return m.ID == name },
+		func(m core.Model) bool { return slices.Contains(m.Aliases, name) },
+	} {
+		for _, r := range records {
+			if match(r.Model) {
+				return r, true
+			}
+		}
+	}
+	return modelRecord{}, false
+}
+
+// Header reads the GGUF header of a model, for memory estimates with other slots and contexts. name is as in Model.
+func (s *Store) Header(name string) (*gguf.File, error) {
+	r, err := s.findModel(name)
+	if err != nil {
+		return nil, err
+	}
+	if r.Model.Damaged != "" {
+		return nil, damagedModel(r.Model)
+	}
+	d, err := parseDigest(r.Model.Files[0].Digest)
+	if err != nil {
+		return nil, err
+	}
+	return s.header(blobName(d))
+}
+
+func (s *Store) header(name string) (*gguf.File, error) {
+	f, err := s.root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return gguf.Read(f, info.Size())
+}
+
+// PutModel brings a model into the store, or gives the one that is there, with the new aliases added. A damaged one is replaced.
+//
+// Nothing is published unless every file has its announced size and digest and the first is a sound GGUF file (core.Integrity otherwise).
+// The same reference with other files replaces the model; the same id from another reference with other files is core.Conflict.
+// Files that do not fit on the disk are core.TooLarge, models split into several GGUF files core.Unsupported.
+func (s *Store) PutModel(ctx context.Context, spec ModelSpec, fetch Fetch, progress func(core.Progress)) (core.Model, error) {
+	m, err := s.putModel(ctx, spec, fetch, progress)
+	if err != nil {
+		return core.Model{}, fmt.Errorf("store model %s: %w", spec.ID, err)
+	}
+	return m, nil
+}
+
+func (s *Store) putModel(ctx context.Context, spec ModelSpec, fetch Fetch, progress func(core.Progress)) (core.Model, error) {
+	if err := checkModelSpec(spec); err != nil {
+		return core.Model{}, err
+	}
+	records, err := s.modelRecords()
+	if err != nil {
+		return core.Model{}, err
+	}
+	if err := clash(records, spec); err != nil {
+		return core.Model{}, err
+	}
+	if there, ok := sameModel(records, spec); ok && there.Model.Damaged == "" {
+		return s.addAliases(spec)
+	}
+	r := modelRecord{Format: recordFormat, Model: core.Model{
+		ID: spec.ID, Aliases: nonNil(slices.Clone(spec.Aliases)), Ref: spec.Ref, License: spec.License, CreatedAt: time.Now().UTC().Truncate(time.Second),
+	}}
+	for i, f := range spec.Files {
+		b, err := s.ensureBlob(ctx, f, i == 0, fetch, progress)
+		if err != nil {
+			return core.Model{}, err
+		}
+		r.Model.Files = append(r.Model.Files, core.File{Path: f.Path, SizeBytes: b.size, Digest: b.digest.String()})
+		r.Origins = append(r.Origins, f.Digest)
+		r.Model.SizeBytes += b.size
+		if h := b.header; h != nil {
+			r.Model.Digest = b.digest.String()
+			r.Model.License = cmp.Or(spec.License, h.License)
+			r.Model.Architecture, r.Model.Quantization, r.Model.Parameters = h.Architecture, h.Quantization, h.Parameters
+			r.Model.ContextTokens, r.Model.EstimateBytes = h.ContextTokens, h.EstimateBytes(1, 0)
+		}
+	}
+	if err := s.step("record"); err != nil {
+		return core.Model{}, err
+	}
+	return s.writeRecord(spec, r)
+}
+
+func checkModelSpec(spec ModelSpec) error {
+	if err := checkModelID(spec.ID); err != nil {
+		return err
+	}
+	for _, a := range spec.Aliases {
+		if err := checkAlias(a); err != nil {
+			return err
+		}
+	}
+	if len(spec.Files) == 0 {
+		return core.Errorf("", core.Invalid, "it has no files")
+	}
+	for _, f := range spec.Files {
+		if err := checkFileSpec(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkFileSpec(f FileSpec) error {
+	if !fs.ValidPath(f.Path) || f.Path == "." || strings.ContainsFunc(f.Path, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\\' }) {
+		return core.Errorf("", core.Invalid, "%q cannot be a file's name: it must be relative and without ..", f.Path)
+	}
+	if f.SizeBytes < 0 {
+		return core.Errorf("", core.Invalid, "%s cannot have %d bytes", f.Path, f.SizeBytes)
+	}
+	_, err := parseDigest(f.Digest)
+	return err
+}
+
+// clash refuses names that belong to another model.
+func clash(records []modelRecord, spec ModelSpec) error {
+	for _, r := range records {
+		if r.Model.ID == spec.ID {
+			if r.Model.Damaged == "" && r.Model.Ref != spec.Ref && !sameFiles(r, spec) {
+				return core.WithHint(core.Errorf("", core.Conflict, "the store has another model of this name, from %s", r.Model.Ref),
+					"Use that one by its name, or bring this one in under another name.")
+			}
+			continue
+		}
+		if strings.EqualFold(r.Model.ID, spec.ID) {
+			return core.WithHint(core.Errorf("", core.Conflict, "the store has the model %s, which differs only in capital letters", r.Model.ID), "Choose another name.")
+		}
+		for _, a := range spec.Aliases {
+			if r.Model.ID == a || slices.Contains(r.Model.Aliases, a) {
+				return core.WithHint(core.Errorf("", core.Conflict, "the name %s belongs to the model %s", a, r.Model.ID), "Choose another alias.")
+			}
+		}
+	}
+	return nil
+}
+
+// sameModel gives the record that has spec's id and is made of the same files.
+func sameModel(records []modelRecord, spec ModelSpec) (modelRecord, bool) {
+	for _, r := range records {
+		if r.Model.ID == spec.ID && sameFiles(r, spec) {
+			return r, true
+		}
+	}
+	return modelRecord{}, false
+}
+
+// sameFiles compares by digest; where a source publishes none, by reference and size.
+func sameFiles(r modelRecord, spec ModelSpec) bool {
+	if len(r.Model.Files) != len(spec.Files) || len(r.Origins) != len(spec.Files) {
+		return false
+	}
+	for i, f := range spec.Files {
+		have := r.Model.Files[i]
+		switch {
+		case f.Digest == "":
+			if r.Model.Ref != spec.Ref || f.SizeBytes > 0 && f.SizeBytes != have.SizeBytes {
+				return false
+			}
+		case f.Digest != have.Digest && f.Digest != r.Origins[i]:
+			return false
+		}
+	}
+	return true
+}
+
+// addAliases gives the model that is there, with the spec's aliases.
+func (s *Store) addAliases(spec ModelSpec) (core.Model, error) {
+	s.records.Lock()
+	defer s.records.Unlock()
+	r, err := s.modelRecord(spec.ID)
+	if err != nil {
+		return core.Model{}, err
+	}
+	before := len(r.Model.Aliases)
+	r.Model.Aliases = merged(spec.ID, r.Model.Aliases, spec.Aliases)
+	if len(r.Model.Aliases) > before {
+		if err := s.writeJSON(recordName(spec.ID), r); err != nil {
+			return core.Model{}, err
+		}
+	}
+	r.Model.Hives, r.Model.LoadedBy = nonNil(r.Model.Hives), nonNil(r.Model.LoadedBy)
+	return r.Model, nil
+}
+
+func merged(id string, have, more []string) []string {
+	have = nonNil(have)
+	for _, a := range more {
+		if a != id && !slices.Contains(have, a) {
+			have = append(have, a)
+		}
+	}
+	return have
+}
+
+// writeRecord publishes a model whose blobs are there. Names are looked at again: much may have happened since the transfer began.
+func (s *Store) writeRecord(spec ModelSpec, r modelRecord) (core.Model, error) {
+	s.records.Lock()
+	defer s.records.Unlock()
+	records, err := s.modelRecords()
+	if err != nil {
+		return core.Model{}, err
+	}
+	if err := clash(records, spec); err != nil {
+		return core.Model{}, err
+	}
+	if there, ok := sameModel(records, spec); ok {
+		r.Model.Aliases = merged(spec.ID, there.Model.Aliases, spec.Aliases)
+		r.Model.CreatedAt = there.Model.CreatedAt
+	}
+	r.Model.Aliases = merged(spec.ID, nil, r.Model.Aliases)
+	r.Model.Hives, r.Model.LoadedBy = []string{}, []string{}
+	if err := s.writeJSON(recordName(spec.ID), r); err != nil {
+		return core.Model{}, err
+	}
+	return r.Model, nil
+}
+
+// ensureBlob has f in blobs/, fetched once however many ask.
+func (s *Store) ensureBlob(ctx context.Context, f FileSpec, isGGUF bool, fetch Fetch, progress func(core.Progress)) (blob, error) {
+	key := f.Digest
+	if key == "" {
+		key = strings.Join([]string{"undigested", f.Ref, f.Path, f.Locator}, "\x00")
+	}
+	if isGGUF {
+		key = "gguf " + key
+	}
+	return s.blobs.do(ctx, key, progress, func(ctx context.Context, report func(core.Progress)) (blob, error) {
+		want, err := parseDigest(f.Digest)
+		if err != nil {
+			return blob{}, err
+		}
+		if b, ok := s.blobThere(want, f.SizeBytes, isGGUF); ok {
+			return b, nil
+		}
+		a, err := s.bring(ctx, f, fetch, report)
+		if err != nil {
+			return blob{}, err
+		}
+		return s.publishBlob(a, isGGUF)
+	})
+}
+
+// blobThere finds a sound blob without a transfer: another model may have brought it.
+func (s *Store) blobThere(want digest, size int64, isGGUF bool) (blob, bool) {
+	if want.algorithm != "sha256" {
+		return blob{}, false
+	}
+	info, err := s.root.Lstat(blobName(want))
+	if err != nil || !info.Mode().IsRegular() || size > 0 && info.Size() != size {
+		return blob{}, false
+	}
+	b := blob{digest: want, size: info.Size()}
+	if isGGUF {
+		if b.header, err = s.header(blobName(want)); err != nil || checkSplit(b.header) != nil {
+			return blob{}, false
+		}
+	}
+	return b, true
+}
+
+func (s *Store) publishBlob(a *arrival, isGGUF bool) (blob, error) {
+	b := blob{digest: a.sha256, size: a.size}
+	if isGGUF {
+		var err error
+		if b.header, err = gguf.Read(a.file, a.size); err == nil {
+			err = checkSplit(b.header)
+		}
+		if err != nil {
+			a.discard()
+			return blob{}, err
+		}
+	}
+	if err := s.step("blob"); err != nil {
+		a.close()
+		return blob{}, err
+	}
+	if err := s.publish(a.name, blobName(b.digest)); err != nil {
+		a.discard()
+		return blob{}, spaceError(blobName(b.digest), err)
+	}
+	a.close()
+	_ = s.root.Remove(damagedName(b.digest))
+	return b, nil
+}
+
+func checkSplit(h *gguf.File) error {
+	if h.Splits <= 1 {
+		return nil
+	}
+	return core.WithHint(core.Errorf("", core.Unsupported, "the model is split into %d GGUF files", h.Splits),
+		"Choose a file that holds the whole model, or join the pieces with llama-gguf-split --merge.")
+}
+
+// VerifyModel reads all files of a model, found as in Model, and compares their digests. A difference is core.Integrity; the file is
+// set aside, and the model is listed as damaged until it is downloaded again.
+func (s *Store) VerifyModel(ctx context.Context, name string) error {
+	r, err := s.findModel(name)
+	if err != nil {
+		return err
+	}
+	if r.Model.Damaged != "" {
+		return damagedModel(r.Model)
+	}
+	for _, f := range r.Model.Files {
+		want, err := parseDigest(f.Digest)
+		if err != nil {
+			return err
+		}
+		got, err := s.sha256File(ctx, blobName(want))
+		if err != nil {
+			return fmt.Errorf("verify model %s: %w", r.Model.ID, err)
+		}
+		if got != want {
+			if err := s.publish(blobName(want), damagedName(want)); err != nil {
+				return fmt.Errorf("set a damaged file of model %s aside: %w", r.Model.ID, err)
+			}
+			r.Model.Damaged = f.Path + ": its content does not match its digest"
+			return damagedModel(r.Model)
+		}
+	}
+	return nil
+}
+
+// sha256File reads a file of the store.
+func (s *Store) sha256File(ctx context.Context, name string) (digest, error) {
+	f, err := s.root.Open(name)
+	if err != nil {
+		return digest{}, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.CopyBuffer(h, contextReader{ctx, f}, make([]byte, copyBuffer)); err != nil {
+		return digest{}, err
+	}
+	return sha256Digest(h.Sum(nil)), nil
+}

@@ -1,0 +1,198 @@
+package store
+
+import (
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+var (
+	modelID       = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$`)
+	modelAlias    = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,127}$`)
+	workerType    = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+	workerVersion = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._+-]{0,127}$`)
+)
+
+// ValidModelID says whether id can name a model in a store.
+func ValidModelID(id string) bool { return modelID.MatchString(id) && !strings.Contains(id, "..") }
+
+func checkModelID(id string) error {
+	if ValidModelID(id) {
+		return nil
+	}
+	return core.WithHint(core.Errorf("", core.Invalid, "%q cannot be a model's name", id),
+		"Use up to 128 letters, digits, dots, dashes and underscores, beginning with a letter or digit and without two dots in a row.")
+}
+
+func checkAlias(alias string) error {
+	if modelAlias.MatchString(alias) && !strings.Contains(alias, "..") {
+		return nil
+	}
+	return core.WithHint(core.Errorf("", core.Invalid, "%q cannot be a model's alias", alias),
+		"Use up to 128 letters, digits, dots, dashes, underscores, colons and slashes, beginning with a letter or digit and without two dots in a row.")
+}
+
+func checkBinaryName(typ, version string) error {
+	if !workerType.MatchString(typ) {
+		return core.Errorf("", core.Invalid, "%q cannot be a worker type: use up to 32 small letters, digits and dashes", typ)
+	}
+	if !workerVersion.MatchString(version) || strings.Contains(version, "..") {
+		return core.Errorf("", core.Invalid, "%q cannot be a version: use up to 128 letters, digits and . _ + -", version)
+	}
+	return nil
+}
+
+// plainName says whether s names an entry of a folder itself: no separator, nothing hidden in it, not the folder or its parent.
+func plainName(s string) bool {
+	return fs.ValidPath(s) && s != "." && len(s) <= 255 && !strings.ContainsFunc(s, func(r rune) bool { return r == '/' || r == '\\' || r == ':' || r < ' ' || r == 0x7f })
+}
+
+// digest is a file's checksum. It is made of bytes, so that text from outside never becomes a path.
+type digest struct {
+	algorithm string // "sha256" or "sha512"; empty: none
+	sum       [sha512.Size]byte
+}
+
+func sha256Digest(sum []byte) digest {
+	d := digest{algorithm: "sha256"}
+	copy(d.sum[:], sum)
+	return d
+}
+
+func (d digest) bytes() []byte {
+	if d.algorithm == "sha256" {
+		return d.sum[:sha256.Size]
+	}
+	return d.sum[:]
+}
+
+// String is the digest as "sha256:<hex>".
+func (d digest) String() string {
+	if d.algorithm == "" {
+		return ""
+	}
+	return d.algorithm + ":" + hex.EncodeToString(d.bytes())
+}
+
+// fileName is the digest as the name of a file: "sha256-<hex>".
+func (d digest) fileName() string { return d.algorithm + "-" + hex.EncodeToString(d.bytes()) }
+
+// parseDigest reads "sha256:<64 hex digits>" or "sha512:<128 hex digits>", in small letters. Empty text is no digest.
+func parseDigest(text string) (digest, error) {
+	if text == "" {
+		return digest{}, nil
+	}
+	algorithm, hexSum, _ := strings.Cut(text, ":")
+	size := 0
+	switch algorithm {
+	case "sha256":
+		size = sha256.Size
+	case "sha512":
+		size = sha512.Size
+	}
+	sum, err := hex.DecodeString(hexSum)
+	if err != nil || size == 0 || len(sum) != size || hexSum != strings.ToLower(hexSum) {
+		return digest{}, core.WithHint(core.Errorf("", core.Invalid, "%q is not a digest", text),
+			"A digest is sha256: with 64 or sha512: with 128 hexadecimal digits in small letters.")
+	}
+	d := digest{algorithm: algorithm}
+	copy(d.sum[:], sum)
+	return d, nil
+}
+
+// nearest gives up to three of names that look like name, nearest first.
+func nearest(name string, names []string) []string {
+	type candidate struct {
+		name     string
+		distance int
+	}
+	var found []candidate
+	low := strings.ToLower(name)
+	for _, n := range names {
+		d := distance(low, strings.ToLower(n))
+		if len(low) >= 3 && (strings.Contains(strings.ToLower(n), low) || strings.Contains(low, strings.ToLower(n))) {
+			d = min(d, 1)
+		}
+		if d <= max(2, len(name)/3) {
+			found = append(found, candidate{n, d})
+		}
+	}
+	slices.SortFunc(found, func(a, b candidate) int {
+		if a.distance != b.distance {
+			return a.distance - b.distance
+		}
+		return strings.Compare(a.name, b.name)
+	})
+	var out []string
+	for _, c := range found[:min(3, len(found))] {
+		out = append(out, c.name)
+	}
+	return out
+}
+
+// distance is how many single characters have to be changed, added or removed to make a into b. Long texts are compared by their beginning.
+func distance(a, b string) int {
+	a, b = a[:min(len(a), 128)], b[:min(len(b), 128)]
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// humanBytes is n for people: "1.5 GiB".
+func humanBytes(n int64) string {
+	const units = "KMGTPE"
+	if n < 1<<10 {
+		return fmt.Sprintf("%d bytes", n)
+	}
+	v, i := float64(n)/(1<<10), 0
+	for v >= 1<<10 && i < len(units)-1 {
+		v /= 1 << 10
+		i++
+	}
+	return fmt.Sprintf("%.1f %ciB", v, units[i])
+}
+
+// hasher writes into a file, sums what it writes, and tells apart a failed write from a failed read.
+type hasher struct {
+	w     io.Writer
+	sum   hash.Hash
+	wrote func(int64)
+	err   error
+}
+
+func newHasher(w io.Writer, wrote func(int64)) *hasher {
+	return &hasher{w: w, sum: sha256.New(), wrote: wrote}
+}
+
+func (h *hasher) Write(b []byte) (int, error) {
+	n, err := h.w.Write(b)
+	_, _ = h.sum.Write(b[:n]) // hashes do not fail
+	h.wrote(int64(n))
+	h.err = err
+	return n, err
+}
+
+func (h *hasher) digest() digest { return sha256Digest(h.sum.Sum(nil)) }

@@ -1,0 +1,427 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// PutBinary brings a worker binary into the store, or gives the sound one that is there unless spec.Force is set.
+//
+// An entry made from another executable or another archive than the spec's is not the one that was asked for: it is superseded.
+// The archive is checked whole, size and digest, before anything of it is unpacked; it may hold only plain files and folders with harmless
+// names, within limits (core.Integrity, core.TooLarge). An engine without a digest is refused as core.Integrity: it is code.
+func (s *Store) PutBinary(ctx context.Context, spec BinarySpec, fetch Fetch, progress func(core.Progress)) (core.WorkerBinary, error) {
+	b, err := s.putBinary(ctx, spec, fetch, progress)
+	if err != nil {
+		return core.WorkerBinary{}, fmt.Errorf("store worker binary %s: %w", spec.ID(), err)
+	}
+	return b, nil
+}
+
+func (s *Store) putBinary(ctx context.Context, spec BinarySpec, fetch Fetch, progress func(core.Progress)) (core.WorkerBinary, error) {
+	if err := checkBinarySpec(spec); err != nil {
+		return core.WorkerBinary{}, err
+	}
+	exe, err := os.Open(spec.Executable)
+	if err != nil {
+		return core.WorkerBinary{}, core.WithHint(core.Errorf("", core.NotFound, "open the plugin executable: %w", err), "Check plugin_dir, or build the plugins again.")
+	}
+	defer exe.Close()
+	info, err := exe.Stat()
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	if !info.Mode().IsRegular() {
+		return core.WorkerBinary{}, core.Errorf("", core.Invalid, "%s is not a regular file", spec.Executable)
+	}
+	h := newHasher(io.Discard, func(int64) {})
+	if _, err := io.CopyBuffer(h, contextReader{ctx, exe}, make([]byte, copyBuffer)); err != nil {
+		return core.WorkerBinary{}, fmt.Errorf("read %s: %w", spec.Executable, err)
+	}
+	p := &putting{s: s, spec: spec, exe: exe, exeSize: info.Size(), exeDigest: h.digest().String()}
+	key := strings.Join([]string{spec.ID(), p.exeDigest, spec.engineDigest(), spec.Prefix, fmt.Sprint(spec.Links, spec.Force)}, "\x00")
+	return s.binaries.do(ctx, key, progress, func(ctx context.Context, report func(core.Progress)) (core.WorkerBinary, error) {
+		p.report = report
+		return p.run(ctx, fetch)
+	})
+}
+
+func (b BinarySpec) engineDigest() string {
+	if b.Engine == nil {
+		return ""
+	}
+	return b.Engine.Digest
+}
+
+func checkBinarySpec(spec BinarySpec) error {
+	if err := checkBinaryName(spec.Type, spec.version()); err != nil {
+		return err
+	}
+	if spec.Engine == nil {
+		if len(spec.Links) > 0 || spec.Prefix != "" {
+			return core.Errorf("", core.Invalid, "it has links or a prefix for an engine that it does not have")
+		}
+		return nil
+	}
+	if err := checkFileSpec(*spec.Engine); err != nil {
+		return err
+	}
+	if spec.Engine.Digest == "" {
+		return core.WithHint(core.Errorf("", core.Integrity, "the source of its engine publishes no digest of %s", spec.Engine.Path),
+			"An engine is code, and is only taken where its registry says what it should be: use another catalog source.")
+	}
+	if p := spec.Prefix; p != "" && (!strings.HasSuffix(p, "/") || !fs.ValidPath(strings.TrimSuffix(p, "/"))) {
+		return core.Errorf("", core.Invalid, "the prefix %q must be a relative folder with a slash at its end", p)
+	}
+	for name, target := range spec.Links {
+		if !plainName(name) || !plainName(target) || name == target {
+			return core.Errorf("", core.Invalid, "the link %q to %q must be between two plain names of one folder", name, target)
+		}
+	}
+	return nil
+}
+
+// putting is one worker binary on its way in.
+type putting struct {
+	s         *Store
+	spec      BinarySpec
+	exe       *os.File
+	exeSize   int64
+	exeDigest string
+	report    func(core.Progress)
+}
+
+func (p *putting) run(ctx context.Context, fetch Fetch) (core.WorkerBinary, error) {
+	there, found := p.find()
+	if found && !p.spec.Force && there.damaged == "" && p.matches(there) {
+		return there.entry(p.s), nil
+	}
+	stage, err := p.s.newStage(ctx)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	defer stage.discard()
+	m := binaryManifest{Format: recordFormat, Executable: "rbee-worker-" + p.spec.Type, Binary: core.WorkerBinary{
+		ID: p.spec.ID(), Type: p.spec.Type, Version: p.spec.version(), EngineName: p.spec.EngineName, EngineVersion: p.spec.EngineVersion,
+		Source: p.spec.Source, Digest: p.exeDigest, InstalledAt: time.Now().UTC().Truncate(time.Millisecond),
+	}}
+	var archived *arrival
+	if p.spec.Engine != nil {
+		m.Engine = &binaryEngine{Ref: p.spec.Engine.Ref, Digest: p.spec.Engine.Digest, Prefix: p.spec.Prefix, Links: p.spec.Links}
+		var files []core.File
+		if found && !p.spec.Force && there.damaged == "" && p.sameEngine(there) {
+			files, err = p.copyEngine(ctx, stage, there)
+		} else {
+			if archived, err = p.s.bring(ctx, *p.spec.Engine, fetch, p.report); err != nil {
+				return core.WorkerBinary{}, err
+			}
+			defer archived.close()
+			files, err = p.unpack(ctx, stage, archived)
+		}
+		if err != nil {
+			return core.WorkerBinary{}, err
+		}
+		m.Binary.Files = files
+		if err := p.link(stage, files); err != nil {
+			return core.WorkerBinary{}, err
+		}
+	}
+	exe, err := p.copyExecutable(ctx, stage, m.Executable)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	m.Binary.Files = append([]core.File{exe}, m.Binary.Files...)
+	for _, f := range m.Binary.Files {
+		m.Binary.SizeBytes += f.SizeBytes
+	}
+	if err := p.s.step("manifest"); err != nil {
+		return core.WorkerBinary{}, err
+	}
+	if err := p.s.writeJSON(path.Join(stage.folder, manifestFile), m); err != nil {
+		return core.WorkerBinary{}, err
+	}
+	r, err := p.publish(ctx, stage)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	if archived != nil {
+		_ = p.s.root.Remove(archived.name) // it has done its duty; a leftover is removed at a later Open
+	}
+	return r.entry(p.s), nil
+}
+
+// find gives the newest revision of the spec's id.
+func (p *putting) find() (revision, bool) {
+	all, err := p.s.current()
+	if err != nil {
+		return revision{}, false
+	}
+	i := slices.IndexFunc(all, func(r revision) bool { return r.id() == p.spec.ID() })
+	if i < 0 {
+		return revision{}, false
+	}
+	return all[i], true
+}
+
+// matches says whether r is exactly what the spec asks for.
+func (p *putting) matches(r revision) bool {
+	return r.manifest.Binary.Digest == p.exeDigest && (p.spec.Engine == nil) == (r.manifest.Engine == nil) && (p.spec.Engine == nil || p.sameEngine(r))
+}
+
+func (p *putting) sameEngine(r revision) bool {
+	e := r.manifest.Engine
+	return e != nil && e.Digest == p.spec.Engine.Digest && e.Prefix == p.spec.Prefix && maps.Equal(e.Links, p.spec.Links)
+}
+
+// unpack checks the archive's entries, then writes those below the prefix.
+func (p *putting) unpack(ctx context.Context, stage *stage, archived *arrival) ([]core.File, error) {
+	a := archive{file: archived.file, size: archived.size, prefix: p.spec.Prefix, limits: p.s.limits}
+	_, total, err := a.measure(ctx)
+	if err != nil {
+		if core.KindOf(err) == core.Integrity || core.KindOf(err) == core.TooLarge {
+			_ = p.s.root.Remove(archived.name) // it will be no better next time
+		}
+		return nil, err
+	}
+	if err := p.s.checkSpace(total + p.exeSize); err != nil {
+		return nil, err
+	}
+	if err := p.s.step("unpack"); err != nil {
+		return nil, err
+	}
+	folder, err := stage.engine()
+	if err != nil {
+		return nil, err
+	}
+	defer folder.Close()
+	progress := p.counter("unpack "+path.Base(p.spec.Engine.Path), total)
+	files, err := a.unpack(ctx, folder, progress)
+	if err != nil {
+		return nil, err
+	}
+	return below(engineDir, files), nil
+}
+
+// copyEngine takes the engine's files over from an earlier revision, if they are what its manifest says.
+func (p *putting) copyEngine(ctx context.Context, stage *stage, from revision) ([]core.File, error) {
+	source, err := p.s.root.OpenRoot(path.Join(from.folder, engineDir))
+	if err != nil {
+		return nil, err
+	}
+	defer source.Close()
+	folder, err := stage.engine()
+	if err != nil {
+		return nil, err
+	}
+	defer folder.Close()
+	var files []core.File
+	progress := p.counter("copy "+p.spec.EngineName, from.manifest.Binary.SizeBytes)
+	for _, want := range from.manifest.Binary.Files {
+		name, ok := strings.CutPrefix(want.Path, engineDir+"/")
+		if !ok {
+			continue
+		}
+		got, err := copyFile(ctx, source, folder, name, want.SizeBytes, progress)
+		if err != nil {
+			return nil, err
+		}
+		if got.Digest != want.Digest {
+			return nil, core.WithHint(core.Errorf("", core.Integrity, "the installed %s does not match its digest", want.Path),
+				"Fetch the engine anew with `rbee worker binary download %s --force`.", p.spec.Type)
+		}
+		files = append(files, got)
+	}
+	return below(engineDir, files), nil
+}
+
+func copyFile(ctx context.Context, from, to *os.Root, name string, size int64, wrote func(int64)) (core.File, error) {
+	f, err := from.Open(name)
+	if err != nil {
+		return core.File{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return core.File{}, err
+	}
+	if dir := path.Dir(name); dir != "." {
+		if err := to.MkdirAll(dir, 0o700); err != nil {
+			return core.File{}, spaceError(name, err)
+		}
+	}
+	return writeNew(to, name, info.Mode().Perm(), contextReader{ctx, f}, size, wrote)
+}
+
+// below puts a folder's name before the files' paths, sorted.
+func below(folder string, files []core.File) []core.File {
+	for i := range files {
+		files[i].Path = path.Join(folder, files[i].Path)
+	}
+	slices.SortFunc(files, func(a, b core.File) int { return strings.Compare(a.Path, b.Path) })
+	return files
+}
+
+// counter reports how much of total has been written.
+func (p *putting) counter(phase string, total int64) func(int64) {
+	done := int64(0)
+	last := time.Time{}
+	return func(n int64) {
+		done += n
+		if now := time.Now(); done >= total || now.Sub(last) >= reportEvery {
+			last = now
+			p.report(core.Progress{Phase: phase, Done: done, Total: total, Unit: "bytes"})
+		}
+	}
+}
+
+// link makes the spec's links, each to a file that was unpacked beside it.
+func (p *putting) link(stage *stage, files []core.File) error {
+	for _, name := range slices.Sorted(maps.Keys(p.spec.Links)) {
+		target := p.spec.Links[name]
+		has := func(n string) bool {
+			return slices.ContainsFunc(files, func(f core.File) bool { return strings.EqualFold(f.Path, path.Join(engineDir, n)) })
+		}
+		if !has(target) {
+			return core.WithHint(core.Errorf("", core.Invalid, "the engine has no file %s, to which %s should be a link", target, name),
+				"The plugin expects another version of the engine: install the one that it names.")
+		}
+		if has(name) {
+			return core.Errorf("", core.Invalid, "the engine has a file %s already, so no link can have that name", name)
+		}
+		if err := p.s.root.Symlink(target, path.Join(stage.folder, engineDir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *putting) copyExecutable(ctx context.Context, stage *stage, name string) (core.File, error) {
+	if err := p.s.step("executable"); err != nil {
+		return core.File{}, err
+	}
+	folder, err := p.s.root.OpenRoot(stage.folder)
+	if err != nil {
+		return core.File{}, err
+	}
+	defer folder.Close()
+	f, err := writeNew(folder, name, 0o755, contextReader{ctx, io.NewSectionReader(p.exe, 0, p.exeSize+1)}, p.exeSize, func(int64) {})
+	if err == nil && f.Digest != p.exeDigest {
+		err = core.WithHint(core.Errorf("", core.Conflict, "%s was changed while it was copied", p.spec.Executable), "Try again when it is built.")
+	}
+	return f, err
+}
+
+// publish gives the staged folder the next free revision of its id.
+func (p *putting) publish(ctx context.Context, stage *stage) (revision, error) {
+	if err := stage.sync(); err != nil {
+		return revision{}, err
+	}
+	if err := p.s.step("publish"); err != nil {
+		return revision{}, err
+	}
+	typeDir := path.Join(workersDir, p.spec.Type)
+	if err := p.s.root.MkdirAll(typeDir, 0o700); err != nil {
+		return revision{}, err
+	}
+	if err := p.s.syncDir(workersDir); err != nil {
+		return revision{}, err
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return revision{}, err
+		}
+		all, err := p.s.revisions()
+		if err != nil {
+			return revision{}, err
+		}
+		number := 1
+		for _, r := range all {
+			if r.id() == p.spec.ID() {
+				number = r.number + 1 // they are sorted
+			}
+		}
+		r := revision{typ: p.spec.Type, version: p.spec.version(), number: number, folder: path.Join(typeDir, folderName(p.spec.version(), number))}
+		err = p.s.publish(stage.folder, r.folder)
+		if taken(err) || errors.Is(err, fs.ErrExist) {
+			continue // another process was faster
+		}
+		if err != nil {
+			return revision{}, err
+		}
+		p.s.load(&r)
+		return r, nil
+	}
+}
+
+// stage is a folder in partial/ in which a worker binary is put together. Its lock file tells other processes that it is being worked on.
+type stage struct {
+	s      *Store
+	folder string
+	lock   *os.File
+}
+
+func (s *Store) newStage(ctx context.Context) (*stage, error) {
+	folder := path.Join(partialDir, "stage-"+rand.Text())
+	lock, err := s.lockedFile(ctx, folder+".lock")
+	if err != nil {
+		return nil, err
+	}
+	st := &stage{s: s, folder: folder, lock: lock}
+	if err := s.root.Mkdir(folder, 0o700); err != nil {
+		st.discard()
+		return nil, spaceError(folder, err)
+	}
+	return st, nil
+}
+
+// discard removes what is left of the stage: the folder first, its lock last.
+func (st *stage) discard() {
+	err := st.s.root.RemoveAll(st.folder)
+	if err == nil {
+		err = st.s.root.Remove(st.folder + ".lock")
+	}
+	if err != nil {
+		st.s.log.Warn("leftover of an unfinished worker binary could not be removed", "error", err)
+	}
+	_ = st.lock.Close()
+}
+
+// engine makes the folder of the engine and opens it.
+func (st *stage) engine() (*os.Root, error) {
+	name := path.Join(st.folder, engineDir)
+	if err := st.s.root.Mkdir(name, 0o700); err != nil {
+		return nil, spaceError(name, err)
+	}
+	return st.s.root.OpenRoot(name)
+}
+
+// sync makes the stage's folders last; their files did so when they were written.
+func (st *stage) sync() error {
+	return fs.WalkDir(st.s.root.FS(), st.folder, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		return st.s.syncDir(name)
+	})
+}
+
+// removeFolder removes a folder of the store so that it is never seen half there.
+func (s *Store) removeFolder(folder string) error {
+	trash := path.Join(partialDir, "trash-"+rand.Text())
+	if err := s.publish(folder, trash); err != nil {
+		return err
+	}
+	return s.root.RemoveAll(trash)
+}
