@@ -88,6 +88,12 @@ func slowModel(t testing.TB) string {
 	return filepath.Join(slow.dir, "slow.gguf")
 }
 
+// slowDir is the folder of the slow model.
+func slowDir(t testing.TB) string {
+	t.Helper()
+	return filepath.Dir(slowModel(t))
+}
+
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if slow.dir != "" {
