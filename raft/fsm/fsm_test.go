@@ -1,0 +1,471 @@
+package fsm_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-memdb"
+	"github.com/hashicorp/raft"
+	"github.com/shoenig/test/must"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rbee-project/rbee/core"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+func hive(id string, incarnation uint64, status core.HiveStatus) core.Hive {
+	return core.Hive{
+		ID: id, Name: "name of " + id, Version: "1.0.0", OS: "linux", Arch: "amd64", Incarnation: incarnation, Status: status,
+		Devices:     []core.Device{{ID: "cpu", Kind: "cpu", Name: "A CPU", TotalBytes: 1 << 30}},
+		WorkerTypes: []string{"cpu"},
+	}
+}
+
+func worker(hive, id string, st core.WorkerState, nonce string) core.Worker {
+	return core.Worker{
+		ID: id, Hive: hive, Type: "cpu", Version: "1.0.0", Model: "rbee-tiny", ModelDigest: "sha256:00", Device: "cpu",
+		Slots: 4, ContextTokens: 512, State: st, Nonce: nonce,
+	}
+}
+
+// at sets the indexes.
+func at[T core.Hive | core.Worker](v T, create, modify uint64) T {
+	switch p := any(&v).(type) {
+	case *core.Hive:
+		p.CreateIndex, p.ModifyIndex = create, modify
+	case *core.Worker:
+		p.CreateIndex, p.ModifyIndex = create, modify
+	}
+	return v
+}
+
+// apply applies a command as raft does.
+func apply(t testing.TB, f *fsm.FSM, index uint64, c *raftv1.Command) fsm.Result {
+	t.Helper()
+	data, err := fsm.Encode(c)
+	must.NoError(t, err)
+	r, ok := f.Apply(&raft.Log{Index: index, Term: 1, Type: raft.LogCommand, Data: data}).(fsm.Result)
+	must.True(t, ok)
+	must.Eq(t, index, r.Index)
+	return r
+}
+
+const (
+	ready    = core.HiveReady
+	down     = core.HiveDown
+	wReady   = core.WorkerReady
+	loading  = core.WorkerLoading
+	retiring = core.WorkerRetiring
+)
+
+func TestApply(t *testing.T) {
+	t.Parallel()
+	type workers = []core.Worker
+	sync := func(h core.Hive, w ...core.Worker) *raftv1.Command { return fsm.SyncHive(h, w) }
+	h1, h2 := hive("h1", 5, ready), hive("h2", 1, ready)
+	w1, w2 := worker("h1", "w1", wReady, "n1"), worker("h1", "w2", loading, "n2")
+	for _, tt := range []struct {
+		name    string
+		before  []*raftv1.Command // at 1, 2, …
+		cmd     *raftv1.Command   // at 10
+		kind    core.Kind
+		hives   []core.Hive
+		workers workers
+	}{
+		{
+			name: "a hive registers", cmd: sync(hive("h1", 5, ""), w1, w2),
+			hives: []core.Hive{at(h1, 10, 10)}, workers: workers{at(w1, 10, 10), at(w2, 10, 10)},
+		},
+		{
+			name: "what did not change keeps its index", before: []*raftv1.Command{sync(h1, w1, w2)},
+			cmd:   sync(h1, w1, worker("h1", "w2", wReady, "n2")),
+			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(w1, 1, 1), at(worker("h1", "w2", wReady, "n2"), 1, 10)},
+		},
+		{
+			name: "a new incarnation changes the hive only", before: []*raftv1.Command{sync(h1, w1)}, cmd: sync(hive("h1", 6, ready), w1),
+			hives: []core.Hive{at(hive("h1", 6, ready), 1, 10)}, workers: workers{at(w1, 1, 1)},
+		},
+		{
+			name: "a missing worker is gone, another hive's stays", before: []*raftv1.Command{sync(h1, w1, w2), sync(h2, worker("h2", "w3", wReady, "n3"))},
+			cmd:   sync(h1, w2),
+			hives: []core.Hive{at(h1, 1, 1), at(h2, 2, 2)}, workers: workers{at(w2, 1, 1), at(worker("h2", "w3", wReady, "n3"), 2, 2)},
+		},
+		{
+			name: "an older incarnation changes nothing", before: []*raftv1.Command{sync(h1, w1)}, cmd: sync(hive("h1", 4, ready)),
+			kind: core.Conflict, hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(w1, 1, 1)},
+		},
+		{
+			name: "another hive's worker changes nothing", before: []*raftv1.Command{sync(h1, w1)},
+			cmd: sync(h2, worker("h2", "w0", wReady, ""), worker("h2", "w1", wReady, "n1")), kind: core.Conflict,
+			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(w1, 1, 1)},
+		},
+		{
+			name: "a retiring worker stays so whatever its hive says", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("w1")}, cmd: sync(h1, w1),
+			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(worker("h1", "w1", retiring, "n1"), 1, 2)},
+		},
+		{
+			name: "a retired worker's id with another nonce is another worker", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("w1")},
+			cmd:   sync(h1, worker("h1", "w1", wReady, "n9")),
+			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(worker("h1", "w1", wReady, "n9"), 10, 10)},
+		},
+		{
+			name: "retired, gone, and back", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("w1"), sync(h1)}, cmd: sync(h1, w1),
+			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(w1, 10, 10)},
+		},
+		{
+			name: "retire twice", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("w1")}, cmd: fsm.RetireWorker("w1"),
+			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(worker("h1", "w1", retiring, "n1"), 1, 2)},
+		},
+		{name: "retire nobody", cmd: fsm.RetireWorker("w1"), kind: core.NotFound},
+		{
+			name: "a hive that is down loses its workers", before: []*raftv1.Command{sync(h1, w1, w2), sync(h2, worker("h2", "w3", wReady, ""))},
+			cmd:   fsm.SetHiveStatus("h1", down, 5),
+			hives: []core.Hive{at(hive("h1", 5, down), 1, 10), at(h2, 2, 2)}, workers: workers{at(worker("h2", "w3", wReady, ""), 2, 2)},
+		},
+		{
+			name: "a status for another incarnation changes nothing", before: []*raftv1.Command{sync(h1, w1)}, cmd: fsm.SetHiveStatus("h1", down, 4),
+			kind: core.Conflict, hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(w1, 1, 1)},
+		},
+		{
+			name: "the same status is no change", before: []*raftv1.Command{sync(h1, w1)}, cmd: fsm.SetHiveStatus("h1", ready, 0),
+			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(w1, 1, 1)},
+		},
+		{name: "the status of nobody", cmd: fsm.SetHiveStatus("h1", down, 0), kind: core.NotFound},
+		{
+			name: "a hive that is down comes back", before: []*raftv1.Command{sync(h1, w1), fsm.SetHiveStatus("h1", down, 0)}, cmd: sync(h1, w1),
+			hives: []core.Hive{at(h1, 1, 10)}, workers: workers{at(w1, 10, 10)},
+		},
+		{
+			name: "a removed hive takes its workers along", before: []*raftv1.Command{sync(h1, w1, w2), sync(h2)}, cmd: fsm.RemoveHive("h1"),
+			hives: []core.Hive{at(h2, 2, 2)},
+		},
+		{name: "removing nobody is fine", cmd: fsm.RemoveHive("h1")},
+		{
+			name: "an unknown command that may be passed over", before: []*raftv1.Command{sync(h1)}, cmd: &raftv1.Command{Ignorable: true, MinFsm: fsm.Version + 1},
+			hives: []core.Hive{at(h1, 1, 1)},
+		},
+		{
+			name: "a known command of a newer version that may be passed over", before: []*raftv1.Command{sync(h1)},
+			cmd:   &raftv1.Command{Ignorable: true, MinFsm: fsm.Version + 1, Op: fsm.RemoveHive("h1").GetOp()},
+			hives: []core.Hive{at(h1, 1, 1)},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			f := fsm.New()
+			for i, c := range tt.before {
+				must.NoError(t, apply(t, f, uint64(i+1), c).Err)
+			}
+			r := apply(t, f, 10, tt.cmd)
+			must.Eq(t, tt.kind, core.KindOf(r.Err), must.Sprint(r.Err))
+			check := func(s *state.Store) {
+				must.Eq(t, append([]core.Hive{}, tt.hives...), s.Hives(nil))
+				must.Eq(t, append([]core.Worker{}, tt.workers...), s.Workers(nil))
+				must.Eq(t, 10, s.AppliedIndex())
+			}
+			check(f.State())
+
+			// What raft applies again, because it restored a snapshot that was ahead of the log, changes nothing.
+			for i, c := range append(tt.before, tt.cmd) {
+				must.NoError(t, apply(t, f, uint64(i+1), c).Err)
+			}
+			check(f.State())
+
+			// The same through a snapshot.
+			g := fsm.New()
+			must.NoError(t, g.Restore(io.NopCloser(bytes.NewReader(snapshot(t, f)))))
+			check(g.State())
+		})
+	}
+}
+
+func snapshot(t testing.TB, f *fsm.FSM) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	must.NoError(t, fsm.WriteSnapshot(&buf, f.State().Snapshot()))
+	return buf.Bytes()
+}
+
+func TestApplyStopsRatherThanDiverge(t *testing.T) {
+	t.Parallel()
+	newer, err := proto.Marshal(fsm.RemoveHive("h1"))
+	must.NoError(t, err)
+	for _, tt := range []struct {
+		name, want string
+		data       []byte
+	}{
+		{"undecodable", "damaged at index 7", []byte{0xff}},
+		{"nothing known in it", "index 7 a command that state machine version 1 does not know", protowire.AppendTag(nil, 99, protowire.VarintType)},
+		{"a newer version's", "(it needs 3)", protowire.AppendVarint(protowire.AppendTag(newer, 3, protowire.VarintType), 3)},
+	} {
+		if tt.name == "nothing known in it" {
+			tt.data = protowire.AppendVarint(tt.data, 1)
+		}
+		func() {
+			f := fsm.New()
+			defer func() {
+				must.StrContains(t, fmt.Sprint(recover()), tt.want, must.Sprint(tt.name))
+				must.Eq(t, 0, f.State().AppliedIndex())
+			}()
+			f.Apply(&raft.Log{Index: 7, Data: tt.data})
+		}()
+	}
+}
+
+// random makes a command out of few names, so that they meet.
+func random(r *rand.Rand) *raftv1.Command {
+	h := func() string { return fmt.Sprintf("h%d", r.IntN(4)) }
+	w := func() string { return fmt.Sprintf("w%d", r.IntN(12)) }
+	switch r.IntN(8) {
+	case 0:
+		return fsm.RemoveHive(h())
+	case 1:
+		return fsm.SetHiveStatus(h(), []core.HiveStatus{core.HiveReady, core.HiveSuspect, core.HiveDown}[r.IntN(3)], uint64(r.IntN(3)))
+	case 2, 3:
+		return fsm.RetireWorker(w())
+	}
+	id, ws := h(), []core.Worker{}
+	for _, n := range r.Perm(12)[:r.IntN(5)] {
+		ws = append(ws, worker(id, fmt.Sprintf("w%d", n), []core.WorkerState{loading, wReady, retiring, core.WorkerFailed}[r.IntN(4)], fmt.Sprint(r.IntN(2))))
+	}
+	return fsm.SyncHive(hive(id, uint64(1+r.IntN(3)), ""), ws)
+}
+
+// Two state machines that get the same commands, one of them with a restore in the middle, have the same snapshot to the byte.
+func TestDeterminism(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(30) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		a, b := fsm.New(), fsm.New()
+		refused := 0
+		for i := range uint64(300) {
+			c := random(r)
+			c.AtUnixNano = int64(i)
+			must.NoError(t, fsm.Validate(c))
+			ra, rb := apply(t, a, i+1, c), apply(t, b, i+1, proto.CloneOf(c))
+			must.Eq(t, fmt.Sprint(ra.Err), fmt.Sprint(rb.Err))
+			must.Eq(t, core.KindOf(ra.Err), core.KindOf(rb.Err))
+			if ra.Err != nil {
+				refused++
+			}
+			if i == 150 {
+				must.NoError(t, b.Restore(io.NopCloser(bytes.NewReader(snapshot(t, b)))))
+			}
+		}
+		must.Between(t, 1, refused, 299) // the commands met, and not only in conflict
+		must.True(t, bytes.Equal(snapshot(t, a), snapshot(t, b)), must.Sprintf("seed %d", seed))
+	}
+}
+
+// Everything of a hive and a worker that raft holds survives command and snapshot; found by reflection, so that a new field is not forgotten.
+func TestEveryFieldSurvives(t *testing.T) {
+	t.Parallel()
+	h := core.Hive{}
+	fill(t, reflect.ValueOf(&h).Elem(), "LastBeat", "FreeBytes", "CreateIndex", "ModifyIndex")
+	h.Status = core.HiveSuspect
+	w := core.Worker{}
+	fill(t, reflect.ValueOf(&w).Elem(), "Load", "CreateIndex", "ModifyIndex")
+	w.Hive, w.State = h.ID, core.WorkerReady
+	cmd := fsm.SyncHive(h, []core.Worker{w})
+	must.NoError(t, fsm.Validate(cmd))
+	f := fsm.New()
+	must.NoError(t, apply(t, f, 3, cmd).Err)
+	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(snapshot(t, f)))))
+	must.Eq(t, []core.Hive{at(h, 3, 3)}, f.State().Hives(nil))
+	must.Eq(t, []core.Worker{at(w, 3, 3)}, f.State().Workers(nil))
+}
+
+func fill(t *testing.T, v reflect.Value, except ...string) {
+	t.Helper()
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString("x" + v.Type().Name())
+	case reflect.Int, reflect.Int64, reflect.Int32:
+		v.SetInt(7)
+	case reflect.Uint64:
+		v.SetUint(8)
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		fill(t, v.Index(0), except...)
+	case reflect.Struct:
+	fields:
+		for i := range v.NumField() {
+			for _, name := range except {
+				if v.Type().Field(i).Name == name {
+					continue fields
+				}
+			}
+			fill(t, v.Field(i), except...)
+		}
+	default:
+		t.Fatalf("cannot fill %s", v.Type())
+	}
+}
+
+func TestSnapshotRefused(t *testing.T) {
+	t.Parallel()
+	f := fsm.New()
+	must.NoError(t, apply(t, f, 1, fsm.SyncHive(hive("h1", 1, ""), []core.Worker{worker("h1", "w1", wReady, "")})).Err)
+	good := snapshot(t, f)
+	delimited := func(ms ...proto.Message) []byte {
+		var b []byte
+		for _, m := range ms {
+			data, err := proto.Marshal(m)
+			must.NoError(t, err)
+			b = append(protowire.AppendVarint(b, uint64(len(data))), data...)
+		}
+		return b
+	}
+	header := &raftv1.SnapshotHeader{Format: fsm.SnapshotFormat, Fsm: fsm.Version, Index: 1}
+	hiveRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: &raftv1.Hive{Id: "h1"}}}
+	workerRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Worker{Worker: &raftv1.Worker{Id: "w1", Hive: "h1"}}}
+	for _, tt := range []struct {
+		name string
+		data []byte
+		kind core.Kind
+	}{
+		{"empty", nil, core.Integrity},
+		{"cut", good[:len(good)-1], core.Integrity},
+		{"garbage", []byte("not a snapshot"), core.Integrity},
+		{"a newer format", delimited(&raftv1.SnapshotHeader{Format: fsm.SnapshotFormat + 1, Fsm: 1}), core.Unsupported},
+		{"a newer state machine", delimited(&raftv1.SnapshotHeader{Format: fsm.SnapshotFormat, Fsm: fsm.Version + 1}), core.Unsupported},
+		{"a record of an unknown type", delimited(header, &raftv1.SnapshotRecord{}), core.Integrity},
+		{"a hive twice", delimited(header, hiveRecord, hiveRecord), core.Integrity},
+		{"a worker before its hive", delimited(header, workerRecord, hiveRecord), core.Integrity},
+		{"a hive without an id", delimited(header, &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{}}), core.Integrity},
+		{"a record that is too long", append(delimited(header), protowire.AppendVarint(nil, 1<<40)...), core.Integrity},
+	} {
+		before := f.State()
+		err := f.Restore(io.NopCloser(bytes.NewReader(tt.data)))
+		must.Eq(t, tt.kind, core.KindOf(err), must.Sprintf("%s: %v", tt.name, err))
+		must.NotEq(t, "", core.HintOf(err))
+		must.True(t, before == f.State(), must.Sprint(tt.name)) // untouched
+	}
+	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(good))))
+}
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", fsm.MaxIDBytes+1)
+	with := func(change func(*raftv1.SyncHive)) *raftv1.Command {
+		c := fsm.SyncHive(hive("h1", 1, ""), []core.Worker{worker("h1", "w1", wReady, "n")})
+		change(c.GetSyncHive())
+		return c
+	}
+	must.NoError(t, fsm.Validate(with(func(*raftv1.SyncHive) {})))
+	for name, tt := range map[string]struct {
+		cmd  *raftv1.Command
+		kind core.Kind
+	}{
+		"nothing":               {&raftv1.Command{}, core.Invalid},
+		"a long request id":     {&raftv1.Command{RequestId: long, Op: fsm.RemoveHive("h").GetOp()}, core.Invalid},
+		"no hive":               {with(func(s *raftv1.SyncHive) { s.Hive = nil }), core.Invalid},
+		"a long hive id":        {fsm.RemoveHive(long), core.Invalid},
+		"a control character":   {fsm.RetireWorker("a\x00b"), core.Invalid},
+		"no UTF-8":              {fsm.RetireWorker("a\xff"), core.Invalid},
+		"an unknown status":     {fsm.SetHiveStatus("h", "odd", 0), core.Invalid},
+		"a hive says it's down": {with(func(s *raftv1.SyncHive) { s.Hive.Status = "down" }), core.Invalid},
+		"another hive's worker": {with(func(s *raftv1.SyncHive) { s.Workers[0].Hive = "h2" }), core.Invalid},
+		"a worker twice":        {with(func(s *raftv1.SyncHive) { s.Workers = append(s.Workers, s.Workers[0]) }), core.Invalid},
+		"an unknown state":      {with(func(s *raftv1.SyncHive) { s.Workers[0].State = "" }), core.Invalid},
+		"negative slots":        {with(func(s *raftv1.SyncHive) { s.Workers[0].Slots = -1 }), core.Invalid},
+		"a long device problem": {with(func(s *raftv1.SyncHive) { s.Hive.Devices[0].Problem = strings.Repeat("x", 2000) }), core.Invalid},
+		"too many workers": {with(func(s *raftv1.SyncHive) {
+			for i := range fsm.MaxWorkers {
+				s.Workers = append(s.Workers, &raftv1.Worker{Id: fmt.Sprint(i), Hive: "h1", Type: "cpu", State: "ready"})
+			}
+		}), core.TooLarge},
+		"too many devices": {with(func(s *raftv1.SyncHive) {
+			for i := range fsm.MaxDevices {
+				s.Hive.Devices = append(s.Hive.Devices, &raftv1.Device{Id: fmt.Sprint(i)})
+			}
+		}), core.TooLarge},
+	} {
+		err := fsm.Validate(tt.cmd)
+		must.Eq(t, tt.kind, core.KindOf(err), must.Sprintf("%s: %v", name, err))
+	}
+}
+
+// A restore wakes who watches the old state.
+func TestRestoreAbandons(t *testing.T) {
+	t.Parallel()
+	f := fsm.New()
+	old := f.State()
+	ws := memdb.NewWatchSet()
+	must.Len(t, 0, old.Hives(ws))
+	must.True(t, ws.Watch(time.After(time.Millisecond))) // nothing happened
+	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(snapshot(t, f)))))
+	must.False(t, ws.Watch(time.After(10*time.Second)))
+	select {
+	case <-old.Abandoned():
+	default:
+		t.Fatal("not abandoned")
+	}
+	must.True(t, old != f.State())
+}
+
+// A command that was checked before it was logged never stops a queen, and what was applied can be saved and restored.
+func FuzzCommand(f *testing.F) {
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 20 {
+		data, err := fsm.Encode(random(r))
+		must.NoError(f, err)
+		f.Add(data)
+	}
+	f.Add([]byte{0xff})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var c raftv1.Command
+		if proto.Unmarshal(data, &c) != nil || fsm.Validate(&c) != nil || c.GetMinFsm() > fsm.Version {
+			return
+		}
+		m := fsm.New()
+		must.NoError(t, apply(t, m, 1, fsm.SyncHive(hive("h1", 1, ""), []core.Worker{worker("h1", "w1", wReady, "")})).Err)
+		apply(t, m, 2, &c)
+		saved := snapshot(t, m)
+		must.NoError(t, m.Restore(io.NopCloser(bytes.NewReader(saved))))
+		must.True(t, bytes.Equal(saved, snapshot(t, m)))
+	})
+}
+
+// Any bytes as an entry of the log: applied, or a panic that says what to do; nothing in between.
+func FuzzApply(f *testing.F) {
+	f.Add([]byte{0xff})
+	data, err := fsm.Encode(fsm.SyncHive(hive("h1", 1, ""), nil))
+	must.NoError(f, err)
+	f.Add(data)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		defer func() {
+			if value := recover(); value != nil {
+				must.StrContains(t, fmt.Sprint(value), "the replicated log")
+			}
+		}()
+		fsm.New().Apply(&raft.Log{Index: 1, Data: data})
+	})
+}
+
+// Any bytes as a snapshot: refused, or a state that is saved and restored the same.
+func FuzzSnapshot(f *testing.F) {
+	m := fsm.New()
+	apply(f, m, 1, fsm.SyncHive(hive("h1", 1, ""), []core.Worker{worker("h1", "w1", wReady, "n")}))
+	f.Add(snapshot(f, m))
+	f.Add(snapshot(f, fsm.New()))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m := fsm.New()
+		if err := m.Restore(io.NopCloser(bytes.NewReader(data))); err != nil {
+			must.NotEq(t, core.Internal, core.KindOf(err), must.Sprint(err))
+			return
+		}
+		saved := snapshot(t, m)
+		must.NoError(t, m.Restore(io.NopCloser(bytes.NewReader(saved))))
+		must.True(t, bytes.Equal(saved, snapshot(t, m)))
+	})
+}
