@@ -222,7 +222,7 @@ func TestFirstInferFetchesTheEngineAndTheModel(t *testing.T) {
 func TestInferStartsAnAgentInTheBackground(t *testing.T) {
 	t.Parallel()
 	a := &agent{t: t, home: t.TempDir(), dir: shortDir(t)}
-	a.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + a.home, "TMPDIR=" + a.dir, "RBEE_STORE_DIR=" + sharedStore(t), "RBEE_HTTP_PORT=0"}
+	a.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + a.home, "TMPDIR=" + a.dir, "RBEE_STORE_DIR=" + sharedStore(t), "RBEE_BIND_HTTP_PORT=0"}
 	rbee := func(args ...string) result {
 		cmd := a.command(t.Context(), args...)
 		cmd.Env = a.env // no RBEE_ADDR

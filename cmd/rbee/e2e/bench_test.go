@@ -1,0 +1,206 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+)
+
+// run of one streamed request, as its client saw it.
+type timing struct {
+	first  time.Duration // until the first event with content
+	total  time.Duration
+	tokens int
+}
+
+// ask streams tokens from a worker, through whatever the client dials, and times it.
+func ask(ctx context.Context, c *http.Client, base string, tokens int) (timing, error) {
+	body := fmt.Sprintf(`{"model":"rbee-tiny","stream":true,"ignore_eos":true,"temperature":0,"max_tokens":%d,"messages":[{"role":"user","content":"What is a queen?"}]}`, tokens)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/v1/chat/completions", strings.NewReader(body))
+	if err != nil {
+		return timing{}, err
+	}
+	start := time.Now()
+	resp, err := c.Do(req)
+	if err != nil {
+		return timing{}, err
+	}
+	defer resp.Body.Close()
+	var t timing
+	r := bufio.NewReader(resp.Body)
+	for {
+		line, err := r.ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return t, err
+		}
+		if strings.HasPrefix(line, "data: {") && strings.Contains(line, `"content":"`) && !strings.Contains(line, `"content":""`) {
+			t.tokens++
+			if t.first == 0 {
+				t.first = time.Since(start)
+			}
+		}
+	}
+	t.total = time.Since(start)
+	if t.tokens < tokens*9/10 { // some tokens are half a character and come with the next
+		return t, fmt.Errorf("%d events for %d tokens", t.tokens, tokens)
+	}
+	return t, nil
+}
+
+func median[T int64 | float64 | time.Duration](list []T) T {
+	slices.Sort(list)
+	return list[len(list)/2]
+}
+
+// BenchmarkRelay compares a stream through the queen with the same stream from the worker's own socket, in turn, on the same worker.
+// Goals: ratio of tokens/s at least 0.99, added time to the first token at most 200 µs (medians).
+func BenchmarkRelay(b *testing.B) {
+	a := startAgent(b, agentOptions{})
+	a.spawn("--threads", "1")
+	socket := a.handles()[0].Attachment.DataSocket
+	var d net.Dialer
+	direct := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) }}}
+	through := &http.Client{Transport: &http.Transport{}}
+	const tokens, rounds, short, shortRounds = 400, 40, 4, 400
+	measure := func(tokens, rounds int) (directs, throughs []timing) {
+		for i := range rounds + 2 {
+			pair := []func(){
+				func() {
+					t, err := ask(b.Context(), direct, "http://worker", tokens)
+					must.NoError(b, err)
+					directs = append(directs, t)
+				},
+				func() {
+					t, err := ask(b.Context(), through, "http://"+a.addr, tokens)
+					must.NoError(b, err)
+					throughs = append(throughs, t)
+				},
+			}
+			if i%2 == 1 { // neither always follows the other
+				slices.Reverse(pair)
+			}
+			pair[0]()
+			pair[1]()
+		}
+		return directs[2:], throughs[2:] // the first ones open connections
+	}
+	for b.Loop() {
+		directs, throughs := measure(tokens, rounds)
+		var ratios, rates []float64
+		for i := range directs {
+			rate := float64(throughs[i].tokens) / throughs[i].total.Seconds()
+			rates = append(rates, rate)
+			ratios = append(ratios, rate/(float64(directs[i].tokens)/directs[i].total.Seconds()))
+		}
+		b.ReportMetric(median(rates), "tokens/s")
+		b.ReportMetric(median(ratios), "ratio_to_direct")
+		directs, throughs = measure(short, shortRounds)
+		var added, first []time.Duration
+		for i := range directs {
+			added = append(added, throughs[i].first-directs[i].first)
+			first = append(first, throughs[i].first)
+		}
+		b.ReportMetric(float64(median(first).Microseconds()), "first_token_µs")
+		b.ReportMetric(float64(median(added).Microseconds()), "added_first_token_µs")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkAgentStart measures from exec to ready, and the resident memory of the idle agent. Goals: 300 ms, 60 MiB.
+func BenchmarkAgentStart(b *testing.B) {
+	for b.Loop() {
+		var took []time.Duration
+		var rss []int64
+		for range 10 {
+			dir := shortDir(b)
+			record := filepath.Join(dir, "agent.json")
+			cmd := exec.Command(filepath.Join(binDir(b), "rbee"), "agent", "-dev", "-data-dir", dir, "-store-dir", sharedStore(b), "-http-port", "0")
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}
+			start := time.Now()
+			must.NoError(b, cmd.Start())
+			for {
+				if _, err := os.Stat(record); err == nil { // written when it can serve
+					break
+				}
+				must.Less(b, patience, time.Since(start))
+				time.Sleep(time.Millisecond)
+			}
+			took = append(took, time.Since(start))
+			time.Sleep(time.Second) // idle
+			rss = append(rss, residentBytes(b, cmd.Process.Pid))
+			must.NoError(b, cmd.Process.Signal(syscall.SIGTERM))
+			must.NoError(b, cmd.Wait())
+		}
+		b.ReportMetric(float64(median(took).Milliseconds()), "start_ms")
+		b.ReportMetric(float64(slices.Max(took).Milliseconds()), "start_max_ms")
+		b.ReportMetric(float64(median(rss))/(1<<20), "idle_MiB")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkCancel measures from ^C of a running `rbee infer` until its worker is idle. Goal: 100 ms.
+func BenchmarkCancel(b *testing.B) {
+	a := startAgent(b, agentOptions{config: configured(b)})
+	spawned := a.spawnModel("file:" + slowModel(b))
+	active := workerStatus(b, a)
+	for b.Loop() {
+		var took []time.Duration
+		for range 20 {
+			cmd := a.command(b.Context(), "infer", "--model", spawned.Worker.Model, "--prompt", "Tell me a story.")
+			must.NoError(b, cmd.Start())
+			for active(b) != 1 {
+				time.Sleep(time.Millisecond)
+			}
+			start := time.Now()
+			must.NoError(b, cmd.Process.Signal(syscall.SIGINT))
+			for active(b) != 0 {
+				must.Less(b, patience, time.Since(start))
+			}
+			took = append(took, time.Since(start))
+			_ = cmd.Wait()
+		}
+		b.ReportMetric(float64(median(took).Microseconds())/1000, "median_ms")
+		b.ReportMetric(float64(slices.Max(took).Microseconds())/1000, "max_ms")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkSize reports the size of the stripped program. Goal: 30 MB.
+func BenchmarkSize(b *testing.B) {
+	for b.Loop() {
+		info, err := os.Stat(filepath.Join(binDir(b), "rbee"))
+		must.NoError(b, err)
+		b.ReportMetric(float64(info.Size())/1e6, "MB")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// residentBytes is the resident memory of a process on Linux; elsewhere the benchmark reports 0.
+func residentBytes(t testing.TB, pid int) int64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0
+	}
+	pages, err := strconv.ParseInt(strings.Fields(string(b))[1], 10, 64)
+	must.NoError(t, err)
+	return pages * int64(os.Getpagesize())
+}
