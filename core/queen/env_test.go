@@ -1,0 +1,387 @@
+package queen
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/rpc"
+	"github.com/rbee-project/rbee/core/wire"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	"github.com/rbee-project/rbee/raft/node"
+)
+
+// cluster is a real queen on a real raft node, and hives that are fake but for their gRPC. It lives inside a synctest bubble.
+type cluster struct {
+	t      *testing.T
+	q      *Queen
+	node   *node.Node
+	server *grpc.ClientConn // to the queen
+	stop   func()           // ends the queen; it may be called twice
+
+	mu    sync.Mutex // guards below
+	hives map[string]*fakeHive
+	local string
+}
+
+func newCluster(t *testing.T, dir string) *cluster {
+	t.Helper()
+	c := &cluster{t: t, hives: map[string]*fakeHive{}}
+	log := coretest.Logger(t)
+	n, err := node.Open(node.Options{ID: "q1", Dir: dir, Logger: log})
+	must.NoError(t, err)
+	c.node = n
+	c.q = New(Options{
+		Node: n, ID: "q1", Version: "1.2.3", Logger: log,
+		HiveConn: func(hive string) (grpc.ClientConnInterface, error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if h, ok := c.hives[hive]; ok {
+				return h.conn, nil
+			}
+			return nil, core.Errorf("", core.Unavailable, "no way to hive %s", hive)
+		},
+		LocalHive: func() string {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.local
+		},
+		Rand: func(int) int { return 0 },
+	})
+	pipe := rpc.NewPipe()
+	s := rpc.NewServer(log)
+	c.q.Register(s)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { must.NoError(t, c.q.Run(ctx)) })
+	wg.Go(func() { must.NoError(t, rpc.Serve(ctx, s, pipe.Listener(), time.Second)) })
+	c.server, err = rpc.Client(pipe)
+	must.NoError(t, err)
+	c.stop = sync.OnceFunc(func() {
+		must.NoError(t, c.server.Close())
+		cancel()
+		wg.Wait()
+		must.NoError(t, n.Shutdown())
+		for _, h := range c.hives {
+			h.close()
+		}
+	})
+	t.Cleanup(c.stop)
+	c.eventually("the queen leads", c.q.leads)
+	return c
+}
+
+// eventually waits in the bubble's time.
+func (c *cluster) eventually(what string, ok func() bool) {
+	c.t.Helper()
+	for range 20_000 {
+		if ok() {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	c.t.Fatalf("not within 20 s: %s", what)
+}
+
+// fakeHive is a hive whose state is what the test says.
+type fakeHive struct {
+	c    *cluster
+	conn *grpc.ClientConn
+	jobs *job.Manager
+	ends []func()
+
+	hivev1.UnimplementedHiveServiceServer
+	jobv1.UnimplementedJobServiceServer
+
+	mu        sync.Mutex // guards below
+	hive      core.Hive
+	workers   []core.Worker
+	models    []core.Model
+	items     []core.CatalogItem
+	processes []core.Process
+	binaries  []core.WorkerBinary
+	requests  []core.Request // that were submitted, in order
+	retire    []string       // as last told by the queen
+	mute      error          // answer of every question
+	// run does what a job does; nil: spawn of a worker after a second.
+	run func(ctx context.Context, r core.Request, run *job.Run) (any, error)
+
+	submits atomic.Int32
+	ran     atomic.Int32
+}
+
+func (c *cluster) newHive(id string) *fakeHive {
+	c.t.Helper()
+	h := &fakeHive{c: c, jobs: job.New(job.Options{Hive: id}), hive: core.Hive{
+		ID: id, Name: "name-" + id, Version: "1", OS: "linux", Arch: "amd64", Incarnation: 1, WorkerTypes: []string{"cpu"},
+		Devices: []core.Device{{ID: "cpu", Kind: "cpu", TotalBytes: 1 << 30, FreeBytes: 1 << 29}},
+	}}
+	pipe := rpc.NewPipe()
+	s := rpc.NewServer(coretest.Logger(c.t))
+	hivev1.RegisterHiveServiceServer(s, h)
+	jobv1.RegisterJobServiceServer(s, h)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = s.Serve(pipe.Listener()) })
+	conn, err := rpc.Client(pipe)
+	must.NoError(c.t, err)
+	h.conn = conn
+	h.ends = []func(){func() { _ = conn.Close() }, s.Stop, func() { _ = pipe.Close() }, wg.Wait, func() { _ = h.jobs.Close(context.Background()) }}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hives[id] = h
+	if c.local == "" {
+		c.local = id
+	}
+	return h
+}
+
+func (h *fakeHive) close() {
+	for _, f := range h.ends {
+		f()
+	}
+}
+
+// change changes the hive's state.
+func (h *fakeHive) change(f func(h *fakeHive)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f(h)
+}
+
+// beat sends the state as it is.
+func (h *fakeHive) beat(ctx context.Context) (*queenv1.HeartbeatResponse, error) {
+	h.mu.Lock()
+	req := &queenv1.HeartbeatRequest{Hive: wire.HiveToProto(h.hive), Workers: wire.All(h.workers, wire.WorkerToProto)}
+	h.mu.Unlock()
+	resp, err := queenv1.NewRegistryServiceClient(h.c.server).Heartbeat(ctx, req)
+	if err == nil {
+		h.change(func(h *fakeHive) { h.retire = resp.GetRetire() })
+	}
+	return resp, err
+}
+
+func (h *fakeHive) mustBeat() *queenv1.HeartbeatResponse {
+	h.c.t.Helper()
+	resp, err := h.beat(h.c.t.Context())
+	must.NoError(h.c.t, err)
+	return resp
+}
+
+// keepBeating beats as the queen says, until the returned function is called.
+func (h *fakeHive) keepBeating() (stop func()) {
+	h.c.t.Helper()
+	h.mustBeat()
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(BeatInterval):
+			}
+			_, _ = h.beat(ctx)
+		}
+	})
+	stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	h.ends = append([]func(){stop}, h.ends...)
+	h.c.t.Cleanup(stop)
+	return stop
+}
+
+func (h *fakeHive) addWorker(id, model string, state core.WorkerState) core.Worker {
+	w := core.Worker{
+		ID: id, Hive: h.hive.ID, Type: "cpu", Version: "1", Model: model, ModelDigest: "sha256:00", Device: "cpu", Slots: 4, ContextTokens: 512,
+		State: state, Nonce: "nonce-of-" + id,
+	}
+	h.change(func(h *fakeHive) { h.workers = append(h.workers, w) })
+	return w
+}
+
+func (h *fakeHive) removeWorker(id string) {
+	h.change(func(h *fakeHive) {
+		h.workers = slices.DeleteFunc(h.workers, func(w core.Worker) bool { return w.ID == id })
+	})
+}
+
+func (h *fakeHive) addModel(id string, aliases ...string) {
+	h.change(func(h *fakeHive) {
+		h.models = append(h.models, core.Model{ID: id, Aliases: aliases, Ref: "file:/models/" + id + ".gguf", SizeBytes: 1000, EstimateBytes: 2000})
+	})
+}
+
+// submitted gives the requests so far.
+func (h *fakeHive) submitted() []core.Request {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.requests)
+}
+
+// spawn is what worker_spawn does where the test does not say otherwise.
+func (h *fakeHive) spawn(ctx context.Context, r core.Request, run *job.Run) (any, error) {
+	id := fmt.Sprintf("w%d", h.ran.Load())
+	model := r.Model
+	h.change(func(h *fakeHive) {
+		for _, i := range h.items {
+			if i.Ref == model {
+				model = i.Name
+			}
+		}
+	})
+	h.addWorker(id, model, core.WorkerLoading)
+	if _, err := h.beat(ctx); err != nil {
+		return nil, err
+	}
+	run.Progress(core.Progress{Phase: "load " + model, Done: 1, Total: 2})
+	select {
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+		h.removeWorker(id)
+		return nil, ctx.Err()
+	}
+	var w core.Worker
+	h.change(func(h *fakeHive) {
+		i := slices.IndexFunc(h.workers, func(w core.Worker) bool { return w.ID == id })
+		h.workers[i].State = core.WorkerReady
+		w = h.workers[i]
+	})
+	_, err := h.beat(ctx)
+	return core.SpawnResult{Worker: w, PID: 42}, err
+}
+
+func (h *fakeHive) Submit(_ context.Context, req *jobv1.SubmitRequest) (*jobv1.SubmitResponse, error) {
+	var r core.Request
+	if err := json.Unmarshal(req.GetRequestJson(), &r); err != nil || string(r.Operation) != req.GetOperation() {
+		return nil, core.Errorf("", core.Invalid, "bad request %s: %v", req.GetRequestJson(), err)
+	}
+	h.submits.Add(1)
+	h.mu.Lock()
+	h.requests = append(h.requests, r)
+	run := h.run
+	mute := h.mute
+	h.mu.Unlock()
+	if mute != nil {
+		return nil, mute
+	}
+	j := h.jobs.Start(r.Operation, r.RequestID, func(ctx context.Context, jr *job.Run) (any, error) {
+		h.ran.Add(1)
+		if run != nil {
+			return run(ctx, r, jr)
+		}
+		return h.spawn(ctx, r, jr)
+	})
+	return &jobv1.SubmitResponse{Job: wire.JobToProto(j)}, nil
+}
+
+func (h *fakeHive) Get(_ context.Context, req *jobv1.GetRequest) (*jobv1.GetResponse, error) {
+	j, err := h.jobs.Get(req.GetId())
+	return &jobv1.GetResponse{Job: wire.JobToProto(j)}, cmp.Or(h.muted(), err)
+}
+
+func (h *fakeHive) List(context.Context, *jobv1.ListRequest) (*jobv1.ListResponse, error) {
+	return &jobv1.ListResponse{Jobs: wire.All(h.jobs.List(), wire.JobToProto)}, h.muted()
+}
+
+func (h *fakeHive) Cancel(_ context.Context, req *jobv1.CancelRequest) (*jobv1.CancelResponse, error) {
+	j, err := h.jobs.Cancel(req.GetId())
+	return &jobv1.CancelResponse{Job: wire.JobToProto(j)}, cmp.Or(h.muted(), err)
+}
+
+func (h *fakeHive) Events(req *jobv1.EventsRequest, s grpc.ServerStreamingServer[jobv1.EventsResponse]) error {
+	return h.jobs.Events(s.Context(), req.GetId(), req.GetAfterSeq(), func(e core.Event) error {
+		return s.Send(&jobv1.EventsResponse{Event: wire.EventToProto(e)})
+	})
+}
+
+func (h *fakeHive) muted() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.mute
+}
+
+func (h *fakeHive) ListModels(context.Context, *hivev1.ListModelsRequest) (*hivev1.ListModelsResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return &hivev1.ListModelsResponse{Models: wire.All(h.models, wire.ModelToProto)}, h.mute
+}
+
+func (h *fakeHive) GetModel(_ context.Context, req *hivev1.GetModelRequest) (*hivev1.GetModelResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range h.models {
+		if m.ID == req.GetId() {
+			return &hivev1.GetModelResponse{Model: wire.ModelToProto(m)}, h.mute
+		}
+	}
+	return nil, core.WithHint(core.Errorf("", core.NotFound, "no model %q here", req.GetId()), "Try another.")
+}
+
+func (h *fakeHive) SearchCatalog(_ context.Context, req *hivev1.SearchCatalogRequest) (*hivev1.SearchCatalogResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var found []core.CatalogItem
+	for _, i := range h.items {
+		if req.GetText() == "" || i.Name == req.GetText() {
+			found = append(found, i)
+		}
+	}
+	return &hivev1.SearchCatalogResponse{Items: wire.All(found, wire.CatalogItemToProto)}, h.mute
+}
+
+func (h *fakeHive) ListProcesses(context.Context, *hivev1.ListProcessesRequest) (*hivev1.ListProcessesResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return &hivev1.ListProcessesResponse{Processes: wire.All(h.processes, wire.ProcessToProto)}, h.mute
+}
+
+func (h *fakeHive) ListBinaries(context.Context, *hivev1.ListBinariesRequest) (*hivev1.ListBinariesResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return &hivev1.ListBinariesResponse{Binaries: wire.All(h.binaries, wire.BinaryToProto)}, h.mute
+}
+
+// The method sets that core/gateway asks for. That package may not be imported here; core/agent holds the same.
+var (
+	_ interface {
+		Pick(ctx context.Context, r core.RouteRequest, progress func(core.Progress)) ([]core.Candidate, error)
+		Failed(w core.Worker)
+		Begin(w core.Worker) (end func())
+	} = (*Queen)(nil)
+	_ interface {
+		Ready(ctx context.Context) error
+		Status(ctx context.Context) (core.Status, error)
+		Hives(ctx context.Context) ([]core.Hive, error)
+		Hive(ctx context.Context, hive string) (core.Hive, error)
+		Workers(ctx context.Context) ([]core.Worker, error)
+		Worker(ctx context.Context, id string) (core.Worker, error)
+		Models(ctx context.Context) ([]core.Model, error)
+		HiveModels(ctx context.Context, hive string) ([]core.Model, error)
+		HiveModel(ctx context.Context, hive, id string) (core.Model, error)
+		Processes(ctx context.Context, hive string) ([]core.Process, error)
+		Process(ctx context.Context, hive string, pid int) (core.Process, error)
+		Binaries(ctx context.Context, hive string) ([]core.WorkerBinary, error)
+		Binary(ctx context.Context, hive, id string) (core.WorkerBinary, error)
+		Catalog(ctx context.Context, hive, text, kind string, limit int) ([]core.CatalogItem, error)
+	} = (*Queen)(nil)
+	_ interface {
+		Submit(ctx context.Context, r core.Request) (core.Job, error)
+		Job(ctx context.Context, id string) (core.Job, error)
+		Jobs(ctx context.Context) ([]core.Job, error)
+		Cancel(ctx context.Context, id string) (core.Job, error)
+		Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error
+	} = (*Queen)(nil)
+)

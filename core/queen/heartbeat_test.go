@@ -1,0 +1,287 @@
+package queen
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/shoenig/test/must"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/wire"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+// mustFail checks that err has the kind, says something, and tells a person what to do next.
+func mustFail(t *testing.T, err error, kind core.Kind, parts ...string) {
+	t.Helper()
+	must.Error(t, err)
+	must.Eq(t, kind, core.KindOf(err), must.Sprint(err))
+	hint := core.HintOf(err)
+	must.NotEq(t, "", hint, must.Sprintf("no hint: %v", err))
+	for _, p := range parts {
+		must.StrContains(t, err.Error()+" | "+hint, p)
+	}
+}
+
+func TestSteadyClusterWritesNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		var hives []*fakeHive
+		for _, id := range []string{"h1", "h2", "h3"} {
+			h := c.newHive(id)
+			h.addWorker(id+"-a", "m", core.WorkerReady)
+			h.addWorker(id+"-b", "m", core.WorkerReady)
+			hives = append(hives, h)
+			must.Eq(t, BeatInterval, h.mustBeat().GetNext().AsDuration())
+		}
+		index := c.node.AppliedIndex()
+		for i := range 100 {
+			for _, h := range hives {
+				// Load, free memory and the order of lists are no news for the registry.
+				h.change(func(h *fakeHive) {
+					h.hive.Devices[0].FreeBytes = int64(i)
+					h.workers[0].Load = core.Load{Active: i, Queued: 1, TokensPerSecond: 3, TokensTotal: int64(i), KVUsedTokens: i}
+					h.workers[0], h.workers[1] = h.workers[1], h.workers[0]
+				})
+				h.mustBeat()
+			}
+			time.Sleep(BeatInterval)
+		}
+		must.Eq(t, index, c.node.AppliedIndex())
+
+		// What beats told last is in the answers.
+		h, err := c.q.Hive(t.Context(), "h1")
+		must.NoError(t, err)
+		must.Eq(t, 99, h.Devices[0].FreeBytes)
+		must.Eq(t, time.Now().Add(-BeatInterval), h.LastBeat)
+		w, err := c.q.Worker(t.Context(), "h1-b")
+		must.NoError(t, err)
+		must.Eq(t, 99, w.Load.Active)
+		must.False(t, w.Load.At.IsZero())
+
+		// Every real change is one write.
+		for _, tc := range []struct {
+			name   string
+			change func(h *fakeHive)
+		}{
+			{"worker state", func(h *fakeHive) { h.workers[0].State = core.WorkerFailed }},
+			{"worker nonce", func(h *fakeHive) { h.workers[0].Nonce = "another" }},
+			{"another model", func(h *fakeHive) { h.workers[0].Model += "x" }},
+			{"worker gone", func(h *fakeHive) { h.workers = h.workers[1:] }},
+			{"device", func(h *fakeHive) { h.hive.Devices[0].Problem = "too hot\nreally" }},
+			{"no devices", func(h *fakeHive) { h.hive.Devices = nil }},
+			{"name", func(h *fakeHive) { h.hive.Name = "renamed" }},
+			{"incarnation", func(h *fakeHive) { h.hive.Incarnation++ }},
+			{"worker type", func(h *fakeHive) { h.hive.WorkerTypes = []string{"cuda", "cpu"} }},
+		} {
+			index = c.node.AppliedIndex()
+			hives[0].change(tc.change)
+			for range 3 {
+				hives[0].mustBeat()
+			}
+			must.Eq(t, index+1, c.node.AppliedIndex(), must.Sprint(tc.name))
+		}
+	})
+}
+
+func TestBeatIsRefused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.addWorker("w1", "m", core.WorkerReady)
+		h.change(func(h *fakeHive) { h.hive.Incarnation = 7 })
+		h.mustBeat()
+		index := c.node.AppliedIndex()
+		for _, tc := range []struct {
+			name   string
+			change func(r *queenv1.HeartbeatRequest)
+			kind   core.Kind
+			says   string
+		}{
+			{"an older start", func(r *queenv1.HeartbeatRequest) { r.Hive.Incarnation = 6 }, core.Conflict, "start 7 is registered"},
+			{"nothing", func(r *queenv1.HeartbeatRequest) { r.Reset() }, core.Invalid, "hive id is empty"},
+			{"no id", func(r *queenv1.HeartbeatRequest) { r.Hive.Id = "" }, core.Invalid, "hive id is empty"},
+			{"a long id", func(r *queenv1.HeartbeatRequest) { r.Hive.Id = strings.Repeat("x", 200) }, core.Invalid, "hive id"},
+			{"an id with a line break", func(r *queenv1.HeartbeatRequest) { r.Hive.Id = "a\nb" }, core.Invalid, "control"},
+			{"no worker id", func(r *queenv1.HeartbeatRequest) { r.Workers[0].Id = "" }, core.Invalid, "worker id"},
+			{"no nonce", func(r *queenv1.HeartbeatRequest) { r.Workers[0].Nonce = "" }, core.Invalid, "nonce"},
+			{"a worker twice", func(r *queenv1.HeartbeatRequest) { r.Workers = append(r.Workers, r.Workers[0]) }, core.Invalid, "nonce"},
+			{"an unknown state", func(r *queenv1.HeartbeatRequest) { r.Workers[0].State = "asleep" }, core.Invalid, "asleep"},
+			{"negative slots", func(r *queenv1.HeartbeatRequest) { r.Workers[0].Slots = -1 }, core.Invalid, "slots"},
+			{"negative load", func(r *queenv1.HeartbeatRequest) { r.Workers[0].Load.Active = -1 }, core.Invalid, "-1"},
+		} {
+			r := &queenv1.HeartbeatRequest{Hive: wire.HiveToProto(h.hive), Workers: wire.All(h.workers, wire.WorkerToProto)}
+			tc.change(r)
+			_, err := queenv1.NewRegistryServiceClient(c.server).Heartbeat(t.Context(), r)
+			mustFail(t, err, tc.kind, tc.says)
+		}
+		must.Eq(t, index, c.node.AppliedIndex())
+
+		other := c.newHive("h2")
+		other.addWorker("w1", "m", core.WorkerReady)
+		_, err := other.beat(t.Context())
+		mustFail(t, err, core.Conflict, "belongs to hive h1")
+	})
+}
+
+func TestSilentHive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h, other := c.newHive("h1"), c.newHive("h2")
+		h.addWorker("w1", "m", core.WorkerReady)
+		other.addWorker("w2", "other", core.WorkerReady)
+		other.keepBeating()
+		h.mustBeat()
+		status := func() core.HiveStatus {
+			got, err := c.q.Hive(t.Context(), "h1")
+			must.NoError(t, err)
+			return got.Status
+		}
+		// A missed beat and the grace: suspect, in memory alone.
+		index := c.node.AppliedIndex()
+		time.Sleep(BeatInterval + SuspectGrace - time.Millisecond)
+		must.Eq(t, core.HiveReady, status())
+		time.Sleep(2 * time.Millisecond)
+		must.Eq(t, core.HiveSuspect, status())
+		must.Eq(t, index, c.node.AppliedIndex())
+		ws := c.q.registry().WorkersOfModel(nil, "m")
+		must.Len(t, 1, ws)
+		must.Eq(t, "its hive is silent", c.q.prospect(ws[0]).Suspect)
+
+		// A beat makes it as if nothing had been.
+		h.mustBeat()
+		must.Eq(t, core.HiveReady, status())
+		must.Eq(t, index, c.node.AppliedIndex())
+
+		// The TTL and its grace: down, and the workers gone.
+		time.Sleep(MinTTL + TTLGrace - time.Millisecond)
+		must.Eq(t, core.HiveSuspect, status())
+		must.Len(t, 2, c.q.workers())
+		time.Sleep(2 * time.Millisecond)
+		must.Eq(t, core.HiveDown, status())
+		must.Len(t, 1, c.q.workers())
+		must.Eq(t, index+1, c.node.AppliedIndex())
+		got, err := c.q.Hive(t.Context(), "h1")
+		must.NoError(t, err)
+		must.Eq(t, MinTTL+TTLGrace+time.Millisecond, time.Since(got.LastBeat))
+
+		// It comes back whole.
+		h.mustBeat()
+		must.Eq(t, core.HiveReady, status())
+		must.Len(t, 2, c.q.workers())
+		must.Eq(t, index+2, c.node.AppliedIndex())
+
+		// Down for long, it is forgotten; the hive that beats is not.
+		time.Sleep(MinTTL + TTLGrace + ForgetAfter + time.Second)
+		_, err = c.q.Hive(t.Context(), "h1")
+		mustFail(t, err, core.NotFound)
+		must.Len(t, 1, c.q.hives())
+		c.q.mu.Lock()
+		defer c.q.mu.Unlock()
+		must.MapLen(t, 1, c.q.pulses)
+	})
+}
+
+// A new leader has heard of no beat: every hive gets time to find it.
+func TestFailoverTTL(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, dir)
+		h := c.newHive("h1")
+		h.addWorker("w1", "m", core.WorkerReady)
+		h.mustBeat()
+		h2 := c.newHive("h2")
+		h2.mustBeat()
+		c.stop()
+
+		c = newCluster(t, dir)
+		started := time.Now()
+		h2 = c.newHive("h2")
+		h2.keepBeating()
+		status := func() core.HiveStatus {
+			got, err := c.q.Hive(t.Context(), "h1")
+			must.NoError(t, err)
+			return got.Status
+		}
+		time.Sleep(FailoverTTL - time.Second)
+		must.Eq(t, core.HiveReady, status())
+		must.Len(t, 1, c.q.workers())
+		time.Sleep(time.Until(started.Add(FailoverTTL + time.Second)))
+		must.Eq(t, core.HiveDown, status())
+		must.Len(t, 0, c.q.workers())
+	})
+}
+
+func TestBeatNotLeading(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.mustBeat()
+		c.q.stepDown()
+		_, err := h.beat(t.Context())
+		mustFail(t, err, core.Unavailable, "does not lead")
+		must.MapLen(t, 0, c.q.pulses)
+	})
+}
+
+func TestManyHivesBeatLessOften(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		var last time.Duration
+		for i := range 100 {
+			b, err := beatOf(&queenv1.HeartbeatRequest{Hive: &queenv1.Hive{Id: string(rune('a'+i%26)) + strings.Repeat("x", i/26)}}, time.Now())
+			must.NoError(t, err)
+			last, err = c.q.beaten(b, c.q.registry())
+			must.NoError(t, err)
+		}
+		must.Eq(t, 2*time.Second, last)
+	})
+}
+
+// FuzzBeat: no heartbeat makes the queen panic, and one that was accepted is, repeated, no news for the registry.
+func FuzzBeat(f *testing.F) {
+	for _, r := range []*queenv1.HeartbeatRequest{
+		{},
+		{Hive: &queenv1.Hive{Id: "h", Name: "n", Incarnation: 1, WorkerTypes: []string{"b", "a", "b"}}},
+		{
+			Hive:    wire.HiveToProto(core.Hive{ID: "h", Devices: []core.Device{{ID: "cuda:0", Problem: "x\ny\x00"}, {ID: "cpu", TotalBytes: 5, FreeBytes: -1}}}),
+			Workers: []*queenv1.Worker{{Id: "w", Type: "cpu", State: "ready", Nonce: "n", Slots: 4, Load: &queenv1.Load{Active: 1}}, {Id: "a", Type: "cpu", State: "failed", Nonce: "m"}},
+		},
+		{Hive: &queenv1.Hive{Id: "h", Name: strings.Repeat("ä", 600)}},
+	} {
+		data, err := proto.Marshal(r)
+		must.NoError(f, err)
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var r queenv1.HeartbeatRequest
+		if proto.Unmarshal(data, &r) != nil {
+			return
+		}
+		b, err := beatOf(&r, time.Unix(1, 0))
+		if err != nil {
+			must.NotEq(t, "", core.HintOf(err))
+			return
+		}
+		entry, err := fsm.Encode(fsm.SyncHive(b.hive, b.workers))
+		must.NoError(t, err)
+		m := fsm.New()
+		result, ok := m.Apply(&raft.Log{Index: 1, Data: entry}).(fsm.Result)
+		must.True(t, ok)
+		must.NoError(t, result.Err)
+		hive, ok := m.State().Hive(nil, b.hive.ID)
+		must.True(t, ok)
+		must.False(t, differs(hive, m.State().WorkersOfHive(nil, b.hive.ID), b))
+	})
+}
