@@ -83,10 +83,10 @@ type CompletionResponse struct {
 
 // CompletionChoice is one answer, or its part, of a CompletionResponse.
 type CompletionChoice struct {
-	Text         string  `json:"text"`
-	Index        int     `json:"index"`
-	LogProbs     *string `json:"logprobs"`      // always null here: not offered
-	FinishReason *string `json:"finish_reason"` // null until the answer's last chunk
+	Text         string    `json:"text"`
+	Index        int       `json:"index"`
+	LogProbs     *LogProbs `json:"logprobs"`
+	FinishReason *string   `json:"finish_reason"` // null until the answer's last chunk
 }
 
 // LogProbs holds the log probabilities of the tokens of a choice.

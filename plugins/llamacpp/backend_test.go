@@ -1,0 +1,222 @@
+package llamacpp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"runtime"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+func firstFingerprint(t testing.TB, b *Backend) worker.Fingerprint {
+	t.Helper()
+	enough := errors.New("enough")
+	var first worker.Fingerprint
+	must.ErrorIs(t, b.Fingerprint(t.Context(), func(f worker.Fingerprint) error {
+		first = f
+		return enough
+	}), enough)
+	return first
+}
+
+func TestFingerprintWithoutEngine(t *testing.T) {
+	t.Parallel()
+	f := firstFingerprint(t, newTestBackend(t, CPU))
+	must.Eq(t, "", f.Problem)
+	must.Len(t, 1, f.Devices)
+	must.Eq(t, "cpu", f.Devices[0].ID)
+	must.NotEq(t, "", f.Devices[0].Name)
+	must.Positive(t, f.Devices[0].FreeBytes)
+	must.LessEq(t, f.Devices[0].TotalBytes, f.Devices[0].FreeBytes)
+
+	if runtime.GOOS != "darwin" {
+		f = firstFingerprint(t, newTestBackend(t, Metal))
+		must.Len(t, 0, f.Devices)
+		must.StrContains(t, f.Problem, "Metal exists on Macs")
+	}
+}
+
+func TestFingerprintEnds(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	n := 0
+	must.ErrorIs(t, newTestBackend(t, CPU).Fingerprint(ctx, func(worker.Fingerprint) error {
+		n++
+		cancel()
+		return nil
+	}), context.Canceled)
+	must.Eq(t, 1, n)
+}
+
+type fakeCUDA struct {
+	n    int
+	err  error
+	bare bool // neither names nor free memory
+}
+
+func (f fakeCUDA) count() (int, error) { return f.n, f.err }
+func (f fakeCUDA) name(int) (string, error) {
+	if f.bare {
+		return "", errors.New("no name")
+	}
+	return "Card", nil
+}
+func (f fakeCUDA) total(int) (int64, error) { return 8 << 30, nil }
+func (f fakeCUDA) free(int) (int64, bool)   { return 5 << 30, !f.bare }
+
+func TestCUDADevices(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		driver  fakeCUDA
+		openErr error
+		devices []worker.Device
+		problem string
+	}{
+		"two cards": {driver: fakeCUDA{n: 2}, devices: []worker.Device{
+			{ID: "cuda:0", Kind: "cuda", Name: "Card", TotalBytes: 8 << 30, FreeBytes: 5 << 30},
+			{ID: "cuda:1", Kind: "cuda", Name: "Card", TotalBytes: 8 << 30, FreeBytes: 5 << 30},
+		}},
+		"a card that says little": {driver: fakeCUDA{n: 1, bare: true}, devices: []worker.Device{
+			{ID: "cuda:0", Kind: "cuda", Name: "NVIDIA card 0", TotalBytes: 8 << 30, FreeBytes: 8 << 30, Problem: "The driver cannot describe this card (no name)."},
+		}},
+		"no card":       {problem: "There is no NVIDIA card in this machine; use the worker type cpu."},
+		"no driver":     {openErr: errors.New("libcuda.so.1 is not there"), problem: "NVIDIA's driver cannot be used here (libcuda.so.1 is not there); install it, or use the worker type cpu."},
+		"broken driver": {driver: fakeCUDA{err: errors.New("code 999")}, problem: "NVIDIA's driver cannot list the cards (code 999); check it with nvidia-smi, or use the worker type cpu."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			devices, problem := cudaDevices(func() (cudaDriver, error) { return c.driver, c.openErr })
+			must.Eq(t, c.problem, problem)
+			must.Eq(t, c.devices, devices)
+		})
+	}
+}
+
+func TestOfFlavour(t *testing.T) {
+	t.Parallel()
+	all := []engineDevice{{name: "CUDA0", registry: "CUDA", gpu: true}, {name: "CUDA1", registry: "CUDA", gpu: true}, {name: "MTL0", registry: "MTL", gpu: true}, {name: "BLAS", registry: "BLAS"}, {name: "CPU", registry: "CPU"}}
+	must.Len(t, 2, ofFlavour(all, CUDA))
+	must.Eq(t, "MTL0", ofFlavour(all, Metal)[0].name)
+	must.Eq(t, []engineDevice{all[4]}, ofFlavour(all, CPU))
+	must.Len(t, 0, ofFlavour(all[3:], CUDA))
+}
+
+func TestEngineNames(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		f          Flavour
+		os, arch   string
+		ref        string
+		prefix     string
+		llama, ggl string // the links' targets
+	}{
+		{CPU, "linux", "amd64", "npm:@node-llama-cpp/linux-x64@3.22.1", "package/bins/linux-x64/", "libllama.v0.5.0.so", "libggml.v0.5.0.so"},
+		{CPU, "linux", "arm64", "npm:@node-llama-cpp/linux-arm64@3.22.1", "package/bins/linux-arm64/", "libllama.v0.5.0.so", "libggml.v0.5.0.so"},
+		{CUDA, "linux", "amd64", "npm:@node-llama-cpp/linux-x64-cuda@3.22.1", "package/bins/linux-x64-cuda/", "libllama.cuda.v0.5.0.so", "libggml.cuda.v0.5.0.so"},
+		{Metal, "darwin", "arm64", "npm:@node-llama-cpp/mac-arm64-metal@3.21.1", "package/bins/mac-arm64-metal/", "libllama.metal.v0.4.0.dylib", "libggml.metal.v0.4.0.dylib"},
+		{CPU, "darwin", "arm64", "npm:@node-llama-cpp/mac-arm64-metal@3.21.1", "package/bins/mac-arm64-metal/", "libllama.metal.v0.4.0.dylib", "libggml.metal.v0.4.0.dylib"},
+		{CPU, "darwin", "amd64", "npm:@node-llama-cpp/mac-x64@3.21.1", "package/bins/mac-x64/", "libllama.v0.4.0.dylib", "libggml.v0.4.0.dylib"},
+	} {
+		e := engineFor(c.f, c.os, c.arch)
+		ext := ".so"
+		if c.os == "darwin" {
+			ext = ".dylib"
+		}
+		must.Eq(t, c.ref, e.Ref)
+		must.Eq(t, c.prefix, e.Prefix)
+		must.Eq(t, map[string]string{"libllama" + ext: c.llama, "libggml" + ext: c.ggl}, e.Links)
+	}
+	for _, f := range []struct {
+		f        Flavour
+		os, arch string
+	}{{CUDA, "linux", "arm64"}, {CUDA, "darwin", "arm64"}, {Metal, "linux", "amd64"}, {CPU, "windows", "amd64"}} {
+		must.Eq(t, sdk.Engine{}, engineFor(f.f, f.os, f.arch))
+	}
+}
+
+func TestConfigure(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		flavour Flavour
+		json    string
+		path    string // of the one error; empty: taken
+	}{
+		"nothing":           {CPU, ``, ""},
+		"empty":             {CPU, `{}`, ""},
+		"nulls":             {CPU, `{"threads":null,"kv_cache_type":null}`, ""},
+		"all":               {CPU, `{"threads":1,"batch_tokens":256,"prompt_chunk":64,"context_tokens":2048,"kv_cache_type":"q8_0","queue":5,"repack":false}`, ""},
+		"negative threads":  {CPU, `{"threads":-1}`, "threads"},
+		"small batch":       {CPU, `{"batch_tokens":1}`, "batch_tokens"},
+		"small chunk":       {CPU, `{"prompt_chunk":0}`, "prompt_chunk"},
+		"tiny context":      {CPU, `{"context_tokens":3}`, "context_tokens"},
+		"negative queue":    {CPU, `{"queue":-1}`, "queue"},
+		"unknown cache":     {CPU, `{"kv_cache_type":"q3"}`, "kv_cache_type"},
+		"layers on the cpu": {CUDA, `{"gpu_layers":-2}`, "gpu_layers"},
+		"some layers":       {Metal, `{"gpu_layers":10}`, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			diags, err := newTestBackend(t, c.flavour).Configure(t.Context(), sdk.Config{JSON: json.RawMessage(c.json)})
+			must.NoError(t, err)
+			if c.path == "" {
+				must.False(t, diags.HasErrors(), must.Sprint(diags))
+				return
+			}
+			must.Len(t, 1, diags)
+			must.Eq(t, []any{c.path}, diags[0].Path)
+			must.True(t, diags.HasErrors())
+		})
+	}
+	_, err := newTestBackend(t, CPU).Configure(t.Context(), sdk.Config{JSON: json.RawMessage(`{"threads":"many"}`)})
+	must.ErrorIs(t, err, sdk.ErrInvalid)
+}
+
+// The schema's defaults are the ones that an empty block gets.
+func TestSchemaDefaults(t *testing.T) {
+	t.Parallel()
+	for _, f := range []Flavour{CPU, CUDA, Metal} {
+		s, err := newTestBackend(t, f).Schema(t.Context())
+		must.NoError(t, err)
+		block := map[string]json.RawMessage{}
+		for _, a := range s.Attributes {
+			must.NotEq(t, "", a.Doc)
+			block[a.Name] = a.Default
+		}
+		b, err := json.Marshal(block)
+		must.NoError(t, err)
+		c, diags, err := decodeConfig(f, b)
+		must.NoError(t, err)
+		must.Len(t, 0, diags)
+		must.Eq(t, defaultConfig(), c)
+	}
+}
+
+func TestThreads(t *testing.T) {
+	t.Parallel()
+	must.Eq(t, 3, config{Threads: 5}.threads(3))
+	must.Eq(t, 5, config{Threads: 5}.threads(0))
+	n := config{}.threads(0)
+	must.GreaterEq(t, 1, n)
+	must.LessEq(t, max(1, runtime.NumCPU()-1), n)
+}
+
+func TestInfo(t *testing.T) {
+	t.Parallel()
+	b, ok := New(CPU, WithVersion("v1.2.3")).(*Backend)
+	must.True(t, ok)
+	info, err := b.Info(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, "cpu", info.Name)
+	must.Eq(t, sdk.KindWorker, info.Kind)
+	must.Eq(t, "1.2.3", info.Version)
+	st, err := b.Status(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, worker.StateIdle, st.State)
+	must.NoError(t, b.Drain(t.Context()))
+	must.NoError(t, b.Stop(t.Context(), 0))
+}

@@ -1,0 +1,121 @@
+package llamacpp
+
+import (
+	"fmt"
+	"strings"
+	"unsafe"
+
+	"github.com/ebitengine/purego"
+	"github.com/hybridgroup/yzma/pkg/llama"
+	"github.com/jupiterrider/ffi"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// The libraries are bound by name alone: one with other struct layouts loads, seems to work and overwrites memory. So before anything else is called,
+// the two structs that the library returns are measured and compared with the binding's.
+
+// knownVersions are the releases whose layouts were proved equal to the binding's.
+func knownVersions() []string { return []string{"0.4.0", "0.5.0"} }
+
+// layout is what the canary saw of a library.
+type layout struct {
+	version       string // as llama_version says, such as "0.5.0-dev"
+	modelParams   []byte // the bytes that llama_model_default_params wrote
+	contextParams []byte // the bytes that llama_context_default_params wrote
+}
+
+// check refuses a library that the binding does not fit.
+func (l layout) check() error {
+	bad := func(format string, args ...any) error {
+		err := fmt.Errorf("engine: llama.cpp %q does not fit this plugin: %s: %w", l.version, fmt.Sprintf(format, args...), sdk.ErrUnsupported)
+		return sdk.WithHint(err, "Download the worker binary again; it needs llama.cpp %s.", strings.Join(knownVersions(), " or "))
+	}
+	version, _, _ := strings.Cut(l.version, "-")
+	known := false
+	for _, v := range knownVersions() {
+		known = known || v == version
+	}
+	if !known {
+		return bad("the release is not one of %s", strings.Join(knownVersions(), ", "))
+	}
+	var m llama.ModelParams
+	var c llama.ContextParams
+	// A struct's last padding is not written: compare with the end of the last field.
+	if got, want := len(l.modelParams), int(unsafe.Offsetof(m.LoadMTP)+unsafe.Sizeof(m.LoadMTP)); got != want {
+		return bad("llama_model_params has %d bytes, not %d", got, want)
+	}
+	if got, want := len(l.contextParams), int(unsafe.Offsetof(c.CtxOther)+unsafe.Sizeof(c.CtxOther)); got != want {
+		return bad("llama_context_params has %d bytes, not %d", got, want)
+	}
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&m)), unsafe.Sizeof(m)), l.modelParams)
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&c)), unsafe.Sizeof(c)), l.contextParams)
+	for _, d := range []struct {
+		name      string
+		got, want int64
+	}{
+		{"n_batch", int64(c.NBatch), 2048},
+		{"n_ubatch", int64(c.NUbatch), 512},
+		{"type_k", int64(c.TypeK), int64(llama.GGMLTypeF16)},
+		{"type_v", int64(c.TypeV), int64(llama.GGMLTypeF16)},
+		{"offload_kqv", int64(c.Offload_kqv), 1},
+		{"use_extra_bufts", int64(m.UseExtraBufts), 1},
+	} {
+		if d.got != d.want {
+			return bad("the default of %s is %d, not %d", d.name, d.got, d.want)
+		}
+	}
+	return nil
+}
+
+// paramsRoom is more than any known version of the structs takes.
+const paramsRoom = 1024
+
+// measureLayout opens libllama and looks. It calls nothing that could write outside the room given.
+func measureLayout(path string) (layout, error) {
+	lib, err := purego.Dlopen(path, purego.RTLD_NOW|purego.RTLD_GLOBAL)
+	if err != nil {
+		return layout{}, sdk.WithHint(fmt.Errorf("engine: %w", err), "The engine needs the system libraries libstdc++6 and libgcc-s1 (Debian names); install what the message names.")
+	}
+	var l layout
+	if addr, err := purego.Dlsym(lib, "llama_version"); err == nil {
+		var version func() string
+		purego.RegisterFunc(&version, addr)
+		l.version = version()
+	}
+	if l.modelParams, err = measure(lib, "llama_model_default_params"); err != nil {
+		return layout{}, err
+	}
+	l.contextParams, err = measure(lib, "llama_context_default_params")
+	return l, err
+}
+
+// measure calls a function that returns a large struct into two differently filled buffers: the bytes that agree are the bytes it wrote.
+func measure(lib uintptr, name string) ([]byte, error) {
+	words := make([]*ffi.Type, paramsRoom/8)
+	for i := range words {
+		words[i] = &ffi.TypeUint64
+	}
+	ret := ffi.NewType(words...)
+	fn, err := ffi.Lib{Addr: lib}.Prep(name, &ret)
+	if err != nil {
+		return nil, sdk.WithHint(fmt.Errorf("engine: %s: %w", name, err), "Download the worker binary again.")
+	}
+	var rooms [2][paramsRoom]byte
+	for i, fill := range []byte{0xa5, 0x5a} {
+		for j := range rooms[i] {
+			rooms[i][j] = fill
+		}
+		fn.Call(unsafe.Pointer(&rooms[i]))
+	}
+	return written(rooms[0][:], rooms[1][:]), nil
+}
+
+// written returns the part of a that a call wrote, where a and b had different contents before the same call.
+func written(a, b []byte) []byte {
+	n := len(a)
+	for n > 0 && a[n-1] != b[n-1] {
+		n--
+	}
+	return a[:n]
+}

@@ -1,0 +1,138 @@
+package llamacpp
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/hybridgroup/yzma/pkg/llama"
+	"github.com/shirou/gopsutil/v4/cpu"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// config is the config block of the worker types.
+type config struct {
+	Threads       int    `json:"threads"`
+	BatchTokens   int    `json:"batch_tokens"`
+	PromptChunk   int    `json:"prompt_chunk"`
+	ContextTokens int    `json:"context_tokens"`
+	KVCacheType   string `json:"kv_cache_type"`
+	Queue         int    `json:"queue"`
+	Repack        bool   `json:"repack"`
+	GPULayers     int    `json:"gpu_layers"`
+}
+
+func defaultConfig() config {
+	return config{BatchTokens: 512, PromptChunk: 128, ContextTokens: 4096, KVCacheType: "f16", Queue: 64, Repack: true, GPULayers: -1}
+}
+
+// kvTypes are the cache types on offer, the default first.
+func kvTypes() []string { return []string{"f16", "q8_0", "f32"} }
+
+func (c config) kvType() llama.GGMLType {
+	switch c.KVCacheType {
+	case "q8_0":
+		return llama.GGMLTypeQ8_0
+	case "f32":
+		return llama.GGMLTypeF32
+	default:
+		return llama.GGMLTypeF16
+	}
+}
+
+// threads returns the number of threads for a worker: what was asked for, else the config's, else the physical cores minus one.
+// A thread that loses its core makes all the others wait for it, so that using every core is slower by far on a machine that does anything else.
+func (c config) threads(asked int) int {
+	if asked > 0 {
+		return asked
+	}
+	if c.Threads > 0 {
+		return c.Threads
+	}
+	cores, err := cpu.Counts(false)
+	if err != nil || cores < 1 {
+		cores = runtime.NumCPU()
+	}
+	return max(1, min(cores, runtime.NumCPU())-1)
+}
+
+type field struct {
+	name     string
+	doc      string
+	min, max int
+	get      func(config) int
+}
+
+// fields are the numbers of the config block, for schema and check alike.
+func fields(f Flavour) []field {
+	list := []field{
+		{"threads", "CPU threads of a worker, where the spawn request does not say. 0: the physical cores minus one.", 0, 1024, func(c config) int { return c.Threads }},
+		{"batch_tokens", "Tokens that one step of the engine takes at most.", 32, 8192, func(c config) int { return c.BatchTokens }},
+		{"prompt_chunk", "Tokens of new prompts that one step takes while other requests are being answered. A higher number answers new requests sooner and makes running streams pause longer.", 16, 8192, func(c config) int { return c.PromptChunk }},
+		{"context_tokens", "Positions per slot, where the spawn request does not say. Never more than the model was trained for.", 64, 1 << 24, func(c config) int { return c.ContextTokens }},
+		{"queue", "Requests that may wait for a slot. More are refused.", 0, 100000, func(c config) int { return c.Queue }},
+	}
+	if f != CPU {
+		list = append(list, field{"gpu_layers", "Layers of the model that go to the graphics processor. -1: all.", -1, 10000, func(c config) int { return c.GPULayers }})
+	}
+	return list
+}
+
+func schema(f Flavour) sdk.Schema {
+	var s sdk.Schema
+	def := defaultConfig()
+	for _, x := range fields(f) {
+		s.Attributes = append(s.Attributes, sdk.Attribute{Name: x.name, Type: "number", Default: fmt.Append(nil, x.get(def)), Doc: x.doc})
+	}
+	s.Attributes = append(s.Attributes, sdk.Attribute{
+		Name: "kv_cache_type", Type: "string", Default: json.RawMessage(`"f16"`),
+		Doc: "Number type of the context cache: " + strings.Join(kvTypes(), ", ") + ". q8_0 takes half the memory of f16, f32 twice.",
+	})
+	if f == CPU {
+		s.Attributes = append(s.Attributes, sdk.Attribute{
+			Name: "repack", Type: "bool", Default: json.RawMessage("true"),
+			Doc: "Keep a second copy of the weights in the layout that this processor likes. Without it a model takes half the memory and is up to three times slower.",
+		})
+	}
+	return s
+}
+
+// decodeConfig reads a config block, as the host decoded it. Null means the default.
+func decodeConfig(f Flavour, raw json.RawMessage) (config, sdk.Diagnostics, error) {
+	c := defaultConfig()
+	if len(bytes.TrimSpace(raw)) > 0 {
+		if err := json.Unmarshal(raw, &c); err != nil {
+			return c, nil, fmt.Errorf("config: %w: %w", err, sdk.ErrInvalid)
+		}
+	}
+	var diags sdk.Diagnostics
+	for _, x := range fields(f) {
+		if v := x.get(c); v < x.min || v > x.max {
+			diags = append(diags, sdk.Diagnostic{
+				Summary: "Number out of range",
+				Detail:  fmt.Sprintf("%s is %d. It must be between %d and %d.", x.name, v, x.min, x.max),
+				Path:    []any{x.name},
+			})
+		}
+	}
+	if !slices.Contains(kvTypes(), c.KVCacheType) {
+		diags = append(diags, sdk.Diagnostic{
+			Summary: "Unknown cache type",
+			Detail:  fmt.Sprintf("kv_cache_type is %q. It must be one of %s.", c.KVCacheType, strings.Join(kvTypes(), ", ")),
+			Path:    []any{"kv_cache_type"},
+		})
+	}
+	if n := runtime.NumCPU(); len(diags) == 0 && c.Threads >= n && n > 1 {
+		diags = append(diags, sdk.Diagnostic{
+			Severity: sdk.Warning,
+			Summary:  "As many threads as the machine has",
+			Detail:   fmt.Sprintf("threads is %d and the machine has %d. Whatever else runs there will slow the worker down many times over; leave at least one free.", c.Threads, n),
+			Path:     []any{"threads"},
+		})
+	}
+	return c, diags, nil
+}

@@ -1,0 +1,127 @@
+package llamacpp
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/ebitengine/purego"
+	"github.com/shirou/gopsutil/v4/cpu"
+	"github.com/shirou/gopsutil/v4/mem"
+
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// fingerprintEvery is how often devices are looked at again. The contract allows 30 s.
+const fingerprintEvery = 20 * time.Second
+
+// Fingerprint reports devices and health at once and then again and again.
+func (b *Backend) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
+	tick := time.NewTicker(fingerprintEvery)
+	defer tick.Stop()
+	for {
+		if err := emit(b.fingerprint(ctx)); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {
+	b.mu.Lock()
+	dir := b.engineDir
+	b.mu.Unlock()
+	var f worker.Fingerprint
+	if e := engineFor(b.flavour, runtime.GOOS, runtime.GOARCH); e.Ref == "" {
+		f.Problem = fmt.Sprintf("There is no llama.cpp for %s on %s/%s; %s", b.flavour, runtime.GOOS, runtime.GOARCH, b.flavour.elsewhere())
+		return f
+	}
+	switch b.flavour {
+	case CPU:
+		f.Devices = []worker.Device{cpuDevice(ctx)}
+	case CUDA:
+		f.Devices, f.Problem = cudaDevices(openCUDA)
+	case Metal:
+		f.Devices = []worker.Device{metalDevice(ctx)}
+	}
+	if f.Problem != "" || dir == "" {
+		return f
+	}
+	// The engine has the last word: without its backend there is nothing to work with, and the processor is no substitute.
+	if err := theLibrary.load(dir, b.log); err != nil {
+		f.Problem = "The engine cannot be used: " + err.Error()
+	} else if len(theLibrary.deviceList(b.flavour)) == 0 {
+		f.Problem = b.noDevice()
+	}
+	if f.Problem != "" {
+		for i := range f.Devices {
+			f.Devices[i].Problem = f.Problem
+		}
+	}
+	return f
+}
+
+// elsewhere says what to use where a flavour does not exist.
+func (f Flavour) elsewhere() string {
+	switch f {
+	case CUDA:
+		return "use the worker type cpu here, or a machine with Linux on x86-64 and an NVIDIA card."
+	case Metal:
+		return "Metal exists on Macs with Apple silicon only; use the worker type cpu here."
+	default:
+		return "use another machine."
+	}
+}
+
+// noDevice says why the engine, which is loaded, has no device of the flavour.
+func (b *Backend) noDevice() string {
+	if b.flavour != CUDA {
+		return fmt.Sprintf("The engine found no %s device on this machine; use the worker type cpu here.", b.flavour)
+	}
+	var missing []string
+	for _, name := range []string{"libcuda.so.1", "libcudart.so.13", "libcublas.so.13"} {
+		if _, err := purego.Dlopen(name, purego.RTLD_LAZY|purego.RTLD_LOCAL); err != nil {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) == 0 {
+		return "The engine found no CUDA device; check with nvidia-smi that the driver works and is new enough for CUDA 13."
+	}
+	return fmt.Sprintf("The engine found no CUDA device because %s cannot be loaded; install NVIDIA's driver and the CUDA 13 runtime with cuBLAS.", strings.Join(missing, ", "))
+}
+
+func cpuDevice(ctx context.Context) worker.Device {
+	d := worker.Device{ID: "cpu", Kind: string(CPU), Name: processorName(ctx)}
+	if m, err := mem.VirtualMemoryWithContext(ctx); err == nil {
+		d.TotalBytes, d.FreeBytes = int64(m.Total), int64(m.Available)
+	}
+	return d
+}
+
+func processorName(ctx context.Context) string {
+	if info, err := cpu.InfoWithContext(ctx); err == nil {
+		for _, c := range info {
+			if name := strings.TrimSpace(c.ModelName); name != "" {
+				return name
+			}
+		}
+	}
+	return runtime.GOARCH + " processor"
+}
+
+// metalDevice describes the graphics processor of Apple silicon, which shares the memory of the machine.
+func metalDevice(ctx context.Context) worker.Device {
+	d := worker.Device{ID: "metal:0", Kind: string(Metal), Name: processorName(ctx) + " GPU"}
+	if m, err := mem.VirtualMemoryWithContext(ctx); err == nil {
+		// macOS lets the graphics processor have about three quarters.
+		d.TotalBytes = int64(m.Total / 4 * 3)
+		d.FreeBytes = min(int64(m.Available), d.TotalBytes)
+	}
+	return d
+}

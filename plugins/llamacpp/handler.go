@@ -1,0 +1,304 @@
+package llamacpp
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// maxBody bounds a request's body. The longest context there is takes less.
+const maxBody = 16 << 20
+
+// server answers OpenAI's HTTP API with one engine.
+type server struct {
+	engine  *engine
+	model   *model
+	modelID string
+	started int64 // seconds since 1970
+	gate    *gate
+	now     func() time.Time
+}
+
+func (s *server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/chat/completions", s.chat)
+	mux.HandleFunc("POST /v1/completions", s.completion)
+	mux.HandleFunc("GET /v1/models", s.models)
+	mux.HandleFunc("GET /health", s.health)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/v1/chat/completions", "/v1/completions":
+			w.Header().Set("Allow", http.MethodPost)
+		case "/v1/models", "/health":
+			w.Header().Set("Allow", "GET, HEAD")
+		default:
+			openai.WriteError(w, http.StatusNotFound, openai.NewError(0, openai.TypeNotFound, "", "unknown_url", "there is no %s here; a worker answers /v1/chat/completions, /v1/completions, /v1/models and /health", r.URL.Path))
+			return
+		}
+		openai.WriteError(w, http.StatusMethodNotAllowed, openai.NewError(0, openai.TypeInvalidRequest, "", "method_not_allowed", "%s is not answered here; use %s", r.Method, w.Header().Get("Allow")))
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Request-Id", requestID(r))
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// requestID returns the request's own id where it is a decent one.
+func requestID(r *http.Request) string {
+	id := r.Header.Get("X-Request-Id")
+	if id != "" && len(id) <= 128 && strings.Trim(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:") == "" {
+		return id
+	}
+	return "req-" + randomHex(12)
+}
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		openai.WriteError(w, http.StatusInternalServerError, openai.NewError(0, openai.TypeServer, "", "", "the answer could not be written: %v", err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(append(b, '\n')) // the client may be gone; there is nobody to tell
+}
+
+func (s *server) models(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, openai.ModelList{Object: openai.ObjectList, Data: []openai.Model{{ID: s.modelID, Object: openai.ObjectModel, Created: s.started, OwnedBy: "rbee"}}})
+}
+
+func (s *server) health(w http.ResponseWriter, _ *http.Request) {
+	if _, _, failure := s.engine.load(); failure != "" {
+		openai.WriteError(w, http.StatusServiceUnavailable, engineFailed(failure))
+		return
+	}
+	writeJSON(w, map[string]string{"status": "ok"})
+}
+
+func (s *server) chat(w http.ResponseWriter, r *http.Request) {
+	s.answer(w, r, func(body []byte) (*request, format, *openai.Sampling, error) {
+		req, err := openai.DecodeChat(body)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		if err := unsupportedChat(req); err != nil {
+			return nil, nil, nil, err
+		}
+		out := newRequest()
+		if out.prompt, err = s.model.chatPrompt(req, s.engine.limit); err != nil {
+			return nil, nil, nil, err
+		}
+		out.maxTokens = req.MaxOutput()
+		return out, newChatFormat("chatcmpl-"+randomHex(12), s.now().Unix(), s.modelID), &req.Sampling, nil
+	})
+}
+
+func (s *server) completion(w http.ResponseWriter, r *http.Request) {
+	s.answer(w, r, func(body []byte) (*request, format, *openai.Sampling, error) {
+		req, err := openai.DecodeCompletion(body)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		if err := unsupportedCompletion(req); err != nil {
+			return nil, nil, nil, err
+		}
+		out := newRequest()
+		if out.prompt, err = s.model.textPrompt(req.Prompt, s.engine.limit); err != nil {
+			return nil, nil, nil, err
+		}
+		out.maxTokens = req.MaxOutput()
+		return out, newTextFormat("cmpl-"+randomHex(12), s.now().Unix(), s.modelID), &req.Sampling, nil
+	})
+}
+
+// unsupportedChat refuses what would otherwise be ignored without a word.
+func unsupportedChat(r *openai.ChatRequest) error {
+	switch {
+	case len(r.Tools) > 0:
+		return openai.NotSupported("tools", "tools are not supported by this worker yet; leave them out")
+	case len(r.Functions) > 0 && string(r.Functions) != "null" && string(r.Functions) != "[]":
+		return openai.NotSupported("functions", "functions are not supported by this worker; leave them out")
+	case r.ResponseFormat != nil && r.ResponseFormat.Type != "text":
+		return openai.NotSupported("response_format", "response_format %q is not supported by this worker yet; ask for JSON in the prompt", r.ResponseFormat.Type)
+	case r.LogProbs != nil && *r.LogProbs:
+		return openai.NotSupported("logprobs", "logprobs are not supported by this worker yet; leave them out")
+	}
+	return unsupportedSampling(&r.Sampling)
+}
+
+func unsupportedCompletion(r *openai.CompletionRequest) error {
+	switch {
+	case r.LogProbs != nil:
+		return openai.NotSupported("logprobs", "logprobs are not supported by this worker yet; leave them out")
+	case r.Echo != nil && *r.Echo:
+		return openai.NotSupported("echo", "echo is not supported by this worker; put the prompt before the answer yourself")
+	case r.Suffix != "":
+		return openai.NotSupported("suffix", "suffix is not supported by this worker; leave it out")
+	case r.BestOf != nil && *r.BestOf > 1:
+		return openai.NotSupported("best_of", "best_of is not supported by this worker; leave it out")
+	}
+	return unsupportedSampling(&r.Sampling)
+}
+
+func unsupportedSampling(s *openai.Sampling) error {
+	if s.N != nil && *s.N > 1 {
+		return openai.NotSupported("n", "this worker gives one answer to a request; send %d requests instead", *s.N)
+	}
+	return nil
+}
+
+// answer runs one generation: it reads the request, queues it and sends what comes.
+func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body []byte) (*request, format, *openai.Sampling, error)) {
+	// Before anything that touches the model: it is freed when the gate is closed and empty.
+	if !s.gate.enter() {
+		w.Header().Set("Retry-After", "1")
+		openai.WriteError(w, http.StatusServiceUnavailable, openai.NewError(0, openai.TypeUnavailable, "", "draining", "this worker takes no new requests; send it again, to another worker"))
+		return
+	}
+	defer s.gate.leave()
+	body, err := openai.ReadBody(r.Body, maxBody)
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	req, f, sampling, err := read(body)
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	if len(req.prompt) == 0 {
+		writeError(w, openai.Invalid("prompt", "the prompt is empty; there is nothing to go on from"))
+		return
+	}
+	if len(req.prompt)+1 > s.engine.limit {
+		writeError(w, contextExceeded(len(req.prompt), s.engine.limit, ""))
+		return
+	}
+	if req.sampling, err = s.model.choose(sampling); err != nil {
+		writeError(w, err)
+		return
+	}
+	req.stops = sampling.Stop
+	if e := s.engine.submit(req); e != nil {
+		writeError(w, e)
+		return
+	}
+	// The engine drops the request between two steps once its client is gone.
+	unhook := context.AfterFunc(r.Context(), func() { s.engine.cancel(req) })
+	defer unhook()
+	if sampling.Stream {
+		s.stream(w, r, req, f, sampling.IncludeUsage())
+	} else {
+		s.whole(w, r, req, f)
+	}
+}
+
+func writeError(w http.ResponseWriter, err error) {
+	e, ok := err.(*openai.Error)
+	if !ok {
+		e = openai.NewError(http.StatusInternalServerError, openai.TypeServer, "", "", "%v", err)
+	}
+	if e.Status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1")
+	}
+	openai.WriteError(w, 0, e)
+}
+
+// stream sends each token as it comes. Status and headers go out with the first one, so that a failure before it has its own status.
+func (s *server) stream(w http.ResponseWriter, r *http.Request, req *request, f format, includeUsage bool) {
+	out := openai.NewEventWriter(w)
+	var events []event
+	for {
+		select {
+		case <-req.out.ready:
+		case <-r.Context().Done():
+			return
+		}
+		events = req.out.take(events)
+		for _, e := range events {
+			if e.err != nil && !out.Started() {
+				writeError(w, e.err)
+				return
+			}
+			if err := s.send(out, f, req, e, includeUsage); err != nil {
+				s.engine.cancel(req)
+				return
+			}
+			if e.last() {
+				return
+			}
+		}
+		clear(events)
+	}
+}
+
+func (s *server) send(out *openai.EventWriter, f format, req *request, e event, includeUsage bool) error {
+	if e.err != nil {
+		return out.Error(e.err) // and no [DONE]
+	}
+	if !out.Started() {
+		if first := f.first(); first != nil {
+			if err := out.JSON(first); err != nil {
+				return err
+			}
+		}
+	}
+	if e.text != "" {
+		if err := out.Data(f.text(e.text)); err != nil {
+			return err
+		}
+	}
+	if e.finish == "" {
+		return nil
+	}
+	if err := out.JSON(f.finish(e.finish)); err != nil {
+		return err
+	}
+	if includeUsage {
+		if err := out.JSON(f.usage(usage(req, e))); err != nil {
+			return err
+		}
+	}
+	return out.Done()
+}
+
+// whole sends the answer in one piece.
+func (s *server) whole(w http.ResponseWriter, r *http.Request, req *request, f format) {
+	var text strings.Builder
+	var events []event
+	for {
+		select {
+		case <-req.out.ready:
+		case <-r.Context().Done():
+			return
+		}
+		events = req.out.take(events)
+		for _, e := range events {
+			text.WriteString(e.text)
+			if e.err != nil {
+				writeError(w, e.err)
+				return
+			}
+			if e.finish != "" {
+				writeJSON(w, f.whole(text.String(), e.finish, usage(req, e)))
+				return
+			}
+		}
+		clear(events)
+	}
+}
+
+func usage(req *request, e event) *openai.Usage {
+	return &openai.Usage{PromptTokens: len(req.prompt), CompletionTokens: e.tokens, TotalTokens: len(req.prompt) + e.tokens}
+}

@@ -1,0 +1,218 @@
+package llamacpp
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/ebitengine/purego"
+	"github.com/hashicorp/go-hclog"
+	"github.com/hybridgroup/yzma/pkg/llama"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// library is llama.cpp's shared libraries in this process. C code has one instance per process, and so has this: see theLibrary.
+type library struct {
+	mu      sync.Mutex // guards below
+	dir     string     // empty: not loaded
+	err     error      // why dir could not be loaded; it stays, because a half loaded library cannot be unloaded
+	version string
+	devices []engineDevice
+	logs    engineLog
+}
+
+// theLibrary is the only one: the binding, the engine's log callback and its list of devices are the process's.
+var theLibrary library
+
+// engineDevice is a device as the engine lists it.
+type engineDevice struct {
+	handle      llama.GGMLBackendDevice
+	name        string // such as "CPU" or "CUDA0"
+	description string
+	registry    string // such as "CPU", "CUDA", "Metal"
+	gpu         bool
+}
+
+// load loads the libraries below dir, once in the life of the process.
+func (l *library) load(dir string, log hclog.Logger) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
+	if l.dir != "" {
+		if l.dir != dir {
+			return fmt.Errorf("engine: this process has loaded %s already and cannot load %s: %w", l.dir, dir, sdk.ErrState)
+		}
+		return l.err
+	}
+	for _, name := range []string{"llama", "ggml", "ggml-base"} {
+		if _, err := os.Stat(filepath.Join(dir, libraryName(name))); err != nil {
+			return sdk.WithHint(fmt.Errorf("engine: %w: %w", err, sdk.ErrNotFound), "Download the worker binary again: its engine folder is not complete.")
+		}
+	}
+	l.dir = dir
+	l.err = l.open(log)
+	return l.err
+}
+
+func (l *library) open(log hclog.Logger) error {
+	// A failed assertion starts a debugger otherwise. Go's os.Setenv does not reach C.
+	if err := setenv("GGML_NO_BACKTRACE", "1"); err != nil {
+		log.Debug("environment of the engine could not be set", "error", err)
+	}
+	seen, err := measureLayout(filepath.Join(l.dir, libraryName("llama")))
+	if err != nil {
+		return err
+	}
+	if err := seen.check(); err != nil {
+		return err
+	}
+	l.version, _, _ = strings.Cut(seen.version, "-")
+	if err := llama.Load(l.dir); err != nil {
+		return sdk.WithHint(fmt.Errorf("engine: %w", err), "Download the worker binary again.")
+	}
+	l.logs.log = log.Named("engine")
+	// Once per process: the number of callbacks is limited and none is ever freed.
+	llama.LogSet(purego.NewCallback(l.logs.callback))
+	llama.BackendInit()
+	if err := llama.GGMLBackendLoadAllFromPath(l.dir); err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
+	for i := range llama.GGMLBackendDeviceCount() {
+		d := llama.GGMLBackendDeviceGet(i)
+		kind := llama.GGMLBackendDevType(d)
+		l.devices = append(l.devices, engineDevice{
+			handle: d, name: llama.GGMLBackendDeviceName(d), description: llama.GGMLBackendDeviceDescription(d),
+			registry: llama.GGMLBackendRegName(llama.GGMLBackendDeviceBackendReg(d)),
+			gpu:      kind == llama.GGMLBackendDeviceTypeGPU || kind == llama.GGMLBackendDeviceTypeIGPU,
+		})
+	}
+	if len(l.devices) == 0 {
+		return sdk.WithHint(fmt.Errorf("engine: no backend in %s fits this processor: %w", l.dir, sdk.ErrUnsupported), "Download the worker binary again; if that does not help, this processor is too old.")
+	}
+	for _, d := range l.devices {
+		log.Debug("engine device", "device", d.name, "name", d.description, "backend", d.registry)
+	}
+	return nil
+}
+
+// deviceList returns the devices of a flavour, in the engine's order. Device n of the list has the id "<flavour>:n", or "cpu".
+func (l *library) deviceList(f Flavour) []engineDevice {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return ofFlavour(l.devices, f)
+}
+
+func ofFlavour(devices []engineDevice, f Flavour) []engineDevice {
+	var out []engineDevice
+	for _, d := range devices {
+		registry := strings.ToLower(d.registry)
+		switch {
+		case f == CPU && registry == "cpu",
+			f == CUDA && d.gpu && registry == "cuda",
+			f == Metal && d.gpu && (registry == "metal" || registry == "mtl"):
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+func setenv(name, value string) error {
+	addr, err := purego.Dlsym(purego.RTLD_DEFAULT, "setenv")
+	if err != nil {
+		return fmt.Errorf("setenv: %w", err)
+	}
+	var set func(name, value string, overwrite int32) int32
+	purego.RegisterFunc(&set, addr)
+	if set(name, value, 1) != 0 {
+		return fmt.Errorf("setenv %s failed", name)
+	}
+	return nil
+}
+
+// keptLines is how many of the engine's complaints are kept for the next error.
+const keptLines = 12
+
+// engineLog takes the engine's log lines. They come from several threads.
+type engineLog struct {
+	log hclog.Logger
+
+	mu    sync.Mutex // guards below
+	level int32      // of the line before, for continuations
+	part  string     // a line without its end
+	lines []string   // the last complaints
+}
+
+// callback has the signature of ggml_log_callback.
+func (e *engineLog) callback(level int32, text *byte, _ uintptr) uintptr {
+	if text != nil {
+		e.add(level, cString(text))
+	}
+	return 0
+}
+
+// The engine's log levels.
+const (
+	logWarn     = 3
+	logError    = 4
+	logContinue = 5
+)
+
+func (e *engineLog) add(level int32, text string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if level == logContinue {
+		level = e.level
+	}
+	if level != e.level {
+		e.part = ""
+	}
+	e.level = level
+	if level < logWarn {
+		return
+	}
+	e.part += text
+	for {
+		line, rest, whole := strings.Cut(e.part, "\n")
+		if !whole {
+			if len(e.part) > 4096 {
+				e.part = ""
+			}
+			return
+		}
+		e.part = rest
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		if e.lines = append(e.lines, line); len(e.lines) > keptLines {
+			e.lines = e.lines[1:]
+		}
+		if level == logError {
+			e.log.Warn("engine reports an error", "line", line)
+		} else {
+			e.log.Debug("engine warns", "line", line)
+		}
+	}
+}
+
+// forget drops the lines kept so far, before a call whose error shall be explained.
+func (e *engineLog) forget() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lines, e.part = nil, ""
+}
+
+// explain returns the lines since forget as the end of a message, or the empty string.
+func (e *engineLog) explain() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.lines) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(e.lines, "; ")
+}

@@ -1,0 +1,167 @@
+package llamacpp
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/hybridgroup/yzma/pkg/llama"
+
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// model is a loaded model and what is worth knowing of it on every token.
+type model struct {
+	handle llama.Model
+	vocab  llama.Vocab
+
+	pieces   []string      // the text of each token; control tokens have none
+	ends     []bool        // tokens that end a generation
+	endList  []llama.Token // the same as a list
+	maxPiece int           // bytes of the longest piece
+
+	bos      llama.Token
+	addBOS   bool
+	trained  int // positions the model was trained for
+	template *chatTemplate
+	noChat   string // why there is no template
+	defaults sampling
+}
+
+// describe reads what is worth knowing of a loaded model.
+func describe(handle llama.Model) *model {
+	m := &model{handle: handle, vocab: llama.ModelGetVocab(handle), trained: int(llama.ModelNCtxTrain(handle))}
+	n := int(llama.VocabNTokens(m.vocab))
+	m.pieces, m.ends = make([]string, n), make([]bool, n)
+	buf := make([]byte, 256)
+	var control []string
+	for i := range n {
+		t := llama.Token(i)
+		size := llama.TokenToPiece(m.vocab, t, buf, 0, false)
+		if size < 0 { // the needed size
+			buf = make([]byte, -size)
+			size = llama.TokenToPiece(m.vocab, t, buf, 0, false)
+		}
+		if size > 0 {
+			m.pieces[i] = string(buf[:size])
+		}
+		if llama.VocabIsEOG(m.vocab, t) {
+			m.ends[i] = true
+			m.endList = append(m.endList, t)
+		}
+		text := ""
+		if a := llama.VocabGetAttr(m.vocab, t); a&(llama.TokenAttrControl|llama.TokenAttrUnknown) != 0 {
+			text = llama.VocabGetText(m.vocab, t)
+			control = append(control, text)
+		}
+		m.maxPiece = max(m.maxPiece, len(m.pieces[i]), len(text))
+	}
+	m.bos, m.addBOS = llama.VocabBOS(m.vocab), llama.VocabGetAddBOS(m.vocab)
+	source := llama.ModelChatTemplate(handle, "")
+	if source == "" {
+		has := 0
+		for _, c := range control {
+			if c == "<|im_start|>" || c == "<|im_end|>" {
+				has++
+			}
+		}
+		if has == 2 {
+			source = chatML
+		}
+	}
+	if source == "" {
+		m.noChat = "this model has no chat template, so that it cannot be used for chat; send the whole prompt to /v1/completions instead"
+	} else if t, err := newChatTemplate(source, m.tokenText(m.bos), m.tokenText(llama.VocabEOS(m.vocab)), control); err != nil {
+		m.noChat = fmt.Sprintf("this model's %v; send the whole prompt to /v1/completions instead", err)
+	} else {
+		m.template = t
+	}
+	m.defaults = m.samplingDefaults()
+	return m
+}
+
+func (m *model) tokenText(t llama.Token) string {
+	if t < 0 || int(t) >= len(m.pieces) {
+		return ""
+	}
+	return llama.VocabGetText(m.vocab, t)
+}
+
+// samplingDefaults are llama.cpp's own, unless the model's file says which suit it.
+func (m *model) samplingDefaults() sampling {
+	s := sampling{temperature: 0.8, topK: 40, topP: 0.95, minP: 0.05, repeat: 1}
+	read := func(key llama.ModelMetaKey, lo, hi float64, set func(float64)) {
+		text, ok := llama.ModelMetaValStr(m.handle, llama.ModelMetaKeyStr(key))
+		if !ok {
+			return
+		}
+		if v, err := strconv.ParseFloat(strings.TrimSpace(text), 64); err == nil && v >= lo && v <= hi {
+			set(v)
+		}
+	}
+	read(llama.ModelMetaKeySamplingTemp, 0, 2, func(v float64) { s.temperature = float32(v) })
+	read(llama.ModelMetaKeySamplingTopK, 0, math.MaxInt32, func(v float64) { s.topK = int32(v) })
+	read(llama.ModelMetaKeySamplingTopP, 0, 1, func(v float64) { s.topP = float32(v) })
+	read(llama.ModelMetaKeySamplingMinP, 0, 1, func(v float64) { s.minP = float32(v) })
+	read(llama.ModelMetaKeySamplingPenaltyRepeat, 0.01, 10, func(v float64) { s.repeat = float32(v) })
+	return s
+}
+
+// chatPrompt makes the tokens of a conversation. limit is what fits; a prompt that is longer by far is refused before it costs time.
+func (m *model) chatPrompt(req *openai.ChatRequest, limit int) ([]llama.Token, error) {
+	if m.template == nil {
+		return nil, openai.NotSupported("messages", "%s", m.noChat)
+	}
+	prompt, err := m.template.render(req)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.checkLength(len(prompt), limit); err != nil {
+		return nil, err
+	}
+	var tokens []llama.Token
+	for _, s := range segments(prompt) {
+		tokens = append(tokens, llama.Tokenize(m.vocab, s.text, false, s.trusted)...)
+	}
+	// A template may write the first token or leave it to the engine; it must be there once.
+	if m.addBOS && m.bos >= 0 && (len(tokens) == 0 || tokens[0] != m.bos) {
+		tokens = append([]llama.Token{m.bos}, tokens...)
+	}
+	return tokens, nil
+}
+
+// textPrompt makes the tokens of a legacy prompt. It is taken as it is: control tokens in it are real, so that a client can write its own template.
+func (m *model) textPrompt(p openai.Prompt, limit int) ([]llama.Token, error) {
+	if len(p.Texts)+len(p.Tokens) != 1 {
+		return nil, openai.NotSupported("prompt", "prompt must be one text or one list of tokens; send several prompts as several requests")
+	}
+	if p.Tokens != nil {
+		tokens := make([]llama.Token, len(p.Tokens[0]))
+		for i, t := range p.Tokens[0] {
+			if t < 0 || int(t) >= len(m.pieces) {
+				return nil, openai.Invalid("prompt", "prompt has the token %d; this model's tokens go from 0 to %d", t, len(m.pieces)-1)
+			}
+			tokens[i] = llama.Token(t)
+		}
+		return tokens, nil
+	}
+	text := strings.ReplaceAll(p.Texts[0], "\x00", "\uFFFD") // the engine takes a C string
+	if err := m.checkLength(len(text), limit); err != nil {
+		return nil, err
+	}
+	return llama.Tokenize(m.vocab, text, true, true), nil
+}
+
+// checkLength refuses a text that cannot fit whatever its tokens are.
+func (m *model) checkLength(bytes, limit int) error {
+	if least := bytes / max(1, m.maxPiece); least > limit {
+		return contextExceeded(least, limit, "at least ")
+	}
+	return nil
+}
+
+func contextExceeded(prompt, limit int, about string) *openai.Error {
+	return openai.NewError(400, openai.TypeContextExceeded, "messages", openai.CodeContextLength,
+		"the prompt has %s%d tokens, and the context of this worker holds %d with at least one for the answer; shorten the prompt or start the worker with a larger context", about, prompt, limit)
+}
