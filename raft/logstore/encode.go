@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"hash/fnv"
-	"io"
-	"os"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -34,8 +31,10 @@ func encode(l *raft.Log) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(len(l.Data)))
 	b = append(b, l.Data...)
 	b = append(b, l.Extensions...)
-	return binary.BigEndian.AppendUint32(b, sum(b))
+	return appendSum(b)
 }
+
+func appendSum(b []byte) []byte { return binary.BigEndian.AppendUint32(b, sum(b)) }
 
 // decode fills l; its slices are copies.
 func decode(b []byte, l *raft.Log) error {
@@ -72,53 +71,3 @@ func decode(b []byte, l *raft.Log) error {
 }
 
 func sum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
-
-// The layout of bbolt's meta pages, version 2: a page header of 16 bytes, then magic, version, page size, flags (4 bytes each), root bucket (16),
-// free list (8), the number of pages in use (8), transaction id (8), checksum (8). Two of them begin the file.
-const (
-	pageHeadBytes = 16
-	metaMagic     = 0xED0CDAED
-	metaBytes     = 64
-)
-
-// checkSize refuses a file that is shorter than its pages in use: bbolt would map it and die of SIGBUS at the first page that is not there.
-// What else is wrong with a file bbolt itself says.
-func checkSize(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil // not there yet, or bbolt says why
-	}
-	defer func() { _ = f.Close() }() // only read
-	info, err := f.Stat()
-	if err != nil || info.Size() == 0 {
-		return nil
-	}
-	used := usedBytes(f)
-	if used > info.Size() {
-		return damaged(path, fmt.Errorf("it has %d bytes, %d are in use", info.Size(), used))
-	}
-	return nil
-}
-
-// usedBytes is what the newest intact meta page says; 0: none is.
-func usedBytes(f io.ReaderAt) int64 {
-	var used, newest uint64
-	pageSize := int64(os.Getpagesize()) // where the second is if the first is torn
-	for n := range int64(2) {
-		b := make([]byte, metaBytes)
-		if _, err := f.ReadAt(b, n*pageSize+pageHeadBytes); err != nil || !intact(b) {
-			continue
-		}
-		pageSize = int64(binary.NativeEndian.Uint32(b[8:]))
-		if txid := binary.NativeEndian.Uint64(b[48:]); txid >= newest {
-			newest, used = txid, binary.NativeEndian.Uint64(b[40:])*uint64(pageSize) //nolint:gosec // a page size is positive
-		}
-	}
-	return int64(min(used, 1<<62)) //nolint:gosec // bounded
-}
-
-func intact(meta []byte) bool {
-	sum := fnv.New64a()
-	_, _ = sum.Write(meta[:metaBytes-8]) // never fails
-	return binary.NativeEndian.Uint32(meta) == metaMagic && sum.Sum64() == binary.NativeEndian.Uint64(meta[metaBytes-8:])
-}

@@ -2,13 +2,16 @@
 package logstore
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -52,33 +55,16 @@ var (
 	_ raft.StableStore            = (*Store)(nil)
 )
 
-// Open opens or creates the file at path, whose folder must be there. Only one process can have it open.
-// Errors: InUse, Integrity for a file that is damaged or something else, Unavailable.
+// Open opens or creates the file at path, whose folder must be there, and reads all of it to see that it is whole.
+// Only one process can have it open. Errors: InUse, Integrity for a file that is damaged or something else, Unavailable.
 func Open(path string, opts Options) (s *Store, err error) {
-	if err := checkSize(path); err != nil {
+	opts.LockTimeout = cmp.Or(opts.LockTimeout, time.Second)
+	if err := verify(path, opts); err != nil {
 		return nil, err
 	}
-	defer func() {
-		// bbolt panics at pages that are not what they should be.
-		if value := recover(); value != nil {
-			s, err = nil, damaged(path, fmt.Errorf("%v", value))
-		}
-	}()
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout:        cmp.Or(opts.LockTimeout, time.Second),
-		NoFreelistSync: true,
-		FreelistType:   bbolt.FreelistMapType,
-		NoStatistics:   true,
-		OpenFile:       opts.openFile,
-	})
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, core.WithHint(core.Errorf("open raft log", core.InUse, "another process has %s open", path),
-			"Another rbee agent runs on the same data folder: stop it, or give this one its own data_dir.")
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-		return nil, damaged(path, err)
-	case err != nil:
-		return nil, core.WithHint(core.E("open raft log", core.Unavailable, err), "Check that the folder %s exists and that this user may write there.", filepath.Dir(path))
+	db, err := openFile(path, opts, false)
+	if err != nil {
+		return nil, err
 	}
 	s = &Store{path: path, db: db, down: make(chan struct{})}
 	err = s.update("create raft log", func(tx *bbolt.Tx) error {
@@ -94,6 +80,57 @@ func Open(path string, opts Options) (s *Store, err error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// verify reads the file, if it is there, before bbolt does in goroutines of its own, where a damaged page ends the process.
+func verify(path string, opts Options) (err error) {
+	if info, statErr := os.Stat(path); statErr != nil || info.Size() == 0 {
+		return nil // to be created, or opening it says why not
+	}
+	// A page that is not what it should be is a panic, and one that is not there a fault, because the file is mapped.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if value := recover(); value != nil {
+			err = damaged(path, fmt.Errorf("%v", value))
+		}
+	}()
+	db, err := openFile(path, opts, true)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }() // nothing was written
+	return db.View(func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
+			return b.ForEach(func(k, v []byte) error {
+				if !bytes.Equal(name, bucketLog) {
+					return nil
+				}
+				return checkEntry(path, number(k), v, &raft.Log{})
+			})
+		})
+	})
+}
+
+func openFile(path string, opts Options, readOnly bool) (*bbolt.DB, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
+		ReadOnly:       readOnly,
+		Timeout:        opts.LockTimeout,
+		NoFreelistSync: true,
+		FreelistType:   bbolt.FreelistMapType,
+		NoStatistics:   true,
+		OpenFile:       opts.openFile,
+	})
+	_, system := errors.AsType[syscall.Errno](err)
+	switch {
+	case err == nil:
+		return db, nil
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, core.WithHint(core.Errorf("open raft log", core.InUse, "another process has %s open", path),
+			"Another rbee agent runs on the same data folder: stop it, or give this one its own data_dir.")
+	case system:
+		return nil, core.WithHint(core.E("open raft log", core.Unavailable, err), "Check that the folder %s exists and that this user may write there.", filepath.Dir(path))
+	}
+	return nil, damaged(path, err)
 }
 
 // Close closes the file; every call afterwards fails.
@@ -175,14 +212,19 @@ func (s *Store) GetLog(index uint64, l *raft.Log) error {
 		if data == nil {
 			return raft.ErrLogNotFound
 		}
-		if err := decode(data, l); err != nil {
-			return damaged(s.path, fmt.Errorf("entry %d: %w", index, err))
-		}
-		if l.Index != index {
-			return damaged(s.path, fmt.Errorf("entry %d calls itself %d", index, l.Index))
-		}
-		return nil
+		return checkEntry(s.path, index, data, l)
 	})
+}
+
+// checkEntry decodes the entry at index into l.
+func checkEntry(path string, index uint64, data []byte, l *raft.Log) error {
+	if err := decode(data, l); err != nil {
+		return damaged(path, fmt.Errorf("entry %d: %w", index, err))
+	}
+	if l.Index != index {
+		return damaged(path, fmt.Errorf("entry %d calls itself %d", index, l.Index))
+	}
+	return nil
 }
 
 // StoreLog is StoreLogs of one entry.

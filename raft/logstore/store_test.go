@@ -1,0 +1,380 @@
+package logstore
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/shoenig/test/must"
+	"go.etcd.io/bbolt"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+func open(t testing.TB, path string) *Store {
+	t.Helper()
+	s, err := Open(path, Options{})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, s.Close()) })
+	return s
+}
+
+func path(t testing.TB) string { return filepath.Join(t.TempDir(), "log.db") }
+
+func entry(index, term uint64) *raft.Log {
+	return &raft.Log{Index: index, Term: term, Type: raft.LogCommand, Data: fmt.Appendf(nil, "entry %d", index), AppendedAt: time.Unix(int64(index), 5)}
+}
+
+func entries(from, to, term uint64) (logs []*raft.Log) {
+	for i := from; i <= to; i++ {
+		logs = append(logs, entry(i, term))
+	}
+	return logs
+}
+
+// check looks at the edges and at every entry in between.
+func check(t *testing.T, s *Store, first, last uint64) {
+	t.Helper()
+	f, err := s.FirstIndex()
+	must.NoError(t, err)
+	l, err := s.LastIndex()
+	must.NoError(t, err)
+	must.Eq(t, []uint64{first, last}, []uint64{f, l})
+	for i := first; i > 0 && i <= last; i++ {
+		var got raft.Log
+		must.NoError(t, s.GetLog(i, &got))
+		must.Eq(t, fmt.Appendf(nil, "entry %d", i), got.Data)
+		must.Eq(t, i, got.Index)
+	}
+	var none raft.Log
+	must.ErrorIs(t, s.GetLog(last+1, &none), raft.ErrLogNotFound)
+	if first > 0 {
+		must.ErrorIs(t, s.GetLog(first-1, &none), raft.ErrLogNotFound)
+	}
+}
+
+func TestLog(t *testing.T) {
+	t.Parallel()
+	p := path(t)
+	s := open(t, p)
+	check(t, s, 0, 0)
+	must.NoError(t, s.DeleteRange(1, 10)) // of an empty log
+	must.NoError(t, s.StoreLogs(entries(1, 300, 1)))
+	check(t, s, 1, 300)
+	must.NoError(t, s.StoreLog(entry(301, 2)))
+	must.NoError(t, s.DeleteRange(1, 256)) // compaction, across a byte's border
+	check(t, s, 257, 301)
+	must.NoError(t, s.DeleteRange(290, 301)) // a suffix that another leader overrules
+	check(t, s, 257, 289)
+	must.NoError(t, s.StoreLogs(entries(290, 295, 3)))
+	must.NoError(t, s.DeleteRange(100, 256)) // not there any more
+	check(t, s, 257, 295)
+
+	must.NoError(t, s.Close())
+	s = open(t, p)
+	check(t, s, 257, 295)
+	var got raft.Log
+	must.NoError(t, s.GetLog(290, &got))
+	must.Eq(t, 3, got.Term)
+	must.Eq(t, *entry(290, 3), got)
+	must.NoError(t, s.StoreLog(entry(290, 4))) // overwrites
+	must.NoError(t, s.GetLog(290, &got))
+	must.Eq(t, 4, got.Term)
+
+	must.NoError(t, s.DeleteRange(0, 1000))
+	check(t, s, 0, 0)
+	must.NoError(t, s.StoreLogs(entries(500, 501, 4))) // a gap, as behind an installed snapshot
+	check(t, s, 500, 501)
+
+	info, err := os.Stat(p)
+	must.NoError(t, err)
+	must.Eq(t, 0o600, info.Mode().Perm())
+}
+
+// Against raft's own in-memory store, with random calls.
+func TestLikeInmemStore(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(7, 7))
+	s, want := open(t, path(t)), raft.NewInmemStore()
+	next := uint64(1)
+	for range 200 {
+		switch r.IntN(3) {
+		case 0, 1:
+			n := uint64(r.IntN(5))
+			logs := entries(next, next+n, uint64(r.IntN(9)))
+			must.NoError(t, errors.Join(s.StoreLogs(logs), want.StoreLogs(logs)))
+			next += n + 1
+		case 2:
+			first, _ := want.FirstIndex()
+			last, _ := want.LastIndex()
+			if first == 0 || last-first < 4 {
+				continue
+			}
+			from, to := first, first+2 // compaction
+			if r.IntN(2) == 0 {
+				from, to = last-2, last // truncation
+				next = last - 2
+			}
+			must.NoError(t, errors.Join(s.DeleteRange(from, to), want.DeleteRange(from, to)))
+		}
+		for i := uint64(1); i <= next; i++ {
+			var a, b raft.Log
+			errA, errB := s.GetLog(i, &a), want.GetLog(i, &b)
+			must.Eq(t, errB == nil, errA == nil, must.Sprint(errA))
+			must.Eq(t, b, a)
+		}
+	}
+}
+
+func TestStable(t *testing.T) {
+	t.Parallel()
+	p := path(t)
+	s := open(t, p)
+	v, err := s.Get([]byte("k"))
+	must.NoError(t, err)
+	must.Len(t, 0, v)
+	n, err := s.GetUint64([]byte("k"))
+	must.NoError(t, err)
+	must.Eq(t, 0, n)
+	must.NoError(t, s.Set([]byte("k"), []byte("value")))
+	must.NoError(t, s.SetUint64([]byte("n"), 1<<63))
+	must.NoError(t, s.Close())
+	s = open(t, p)
+	v, err = s.Get([]byte("k"))
+	must.NoError(t, err)
+	must.Eq(t, []byte("value"), v)
+	n, err = s.GetUint64([]byte("n"))
+	must.NoError(t, err)
+	must.Eq(t, 1<<63, n)
+
+	must.Error(t, s.Set(nil, nil)) // refused by bbolt, and no reason to fail for ever
+	must.NoError(t, s.Err())
+	must.NoError(t, s.Set([]byte("k"), nil))
+}
+
+func TestCommitIndex(t *testing.T) {
+	t.Parallel()
+	p := path(t)
+	s := open(t, p)
+	want := func(index uint64) {
+		t.Helper()
+		got, err := s.GetCommitIndex()
+		must.NoError(t, err)
+		must.Eq(t, index, got)
+	}
+	reopen := func() {
+		must.NoError(t, s.Close())
+		s = open(t, p)
+	}
+	want(0)
+	must.NoError(t, s.StageCommitIndex(3))
+	want(0) // only staged
+	reopen()
+	want(0)
+	must.NoError(t, s.StageCommitIndex(3))
+	must.NoError(t, s.StoreLogs(entries(1, 5, 1)))
+	want(3)
+	reopen()
+	want(3)
+	must.NoError(t, s.StoreLogs(entries(6, 6, 1))) // nothing staged since: it never goes back
+	want(3)
+	must.NoError(t, s.StageCommitIndex(100))
+	must.NoError(t, s.StoreLogs(entries(7, 10, 1)))
+	want(10) // never beyond the last entry
+	must.NoError(t, s.DeleteRange(8, 10))
+	want(7)
+	must.NoError(t, s.StageCommitIndex(7))
+	must.NoError(t, s.StoreLogs(entries(8, 12, 2)))
+	want(7) // the new entries are others
+	must.NoError(t, s.DeleteRange(1, 5))
+	want(7)
+	reopen()
+	want(7)
+}
+
+func TestEncode(t *testing.T) {
+	t.Parallel()
+	for _, l := range []raft.Log{
+		{Index: 1, Term: 2, Type: raft.LogConfiguration, Data: []byte("data"), Extensions: []byte("ext"), AppendedAt: time.Unix(3, 4)},
+		{Index: 1<<64 - 1, Term: 1<<64 - 1, Type: 255},
+		{Index: 5, Extensions: []byte("only")},
+		{Index: 6, Data: bytes.Repeat([]byte{1}, 1<<20)},
+		{Index: 7, AppendedAt: time.Unix(-3, 0)},
+	} {
+		var got raft.Log
+		data := encode(&l)
+		must.NoError(t, decode(data, &got))
+		must.Eq(t, l, got)
+		for range 50 {
+			bad := bytes.Clone(data)
+			bad[rand.IntN(len(bad))] ^= 1 << rand.IntN(8)
+			must.Error(t, decode(bad, &got)) // every flipped bit shows
+		}
+		must.Error(t, decode(data[:len(data)-1], &got))
+	}
+}
+
+// After one failed write nothing is ever acknowledged again, although the disk is well again; reading goes on.
+func TestFailsForEver(t *testing.T) {
+	t.Parallel()
+	p := path(t)
+	var file *os.File
+	s, err := Open(p, Options{openFile: func(name string, flag int, perm os.FileMode) (f *os.File, err error) {
+		file, err = os.OpenFile(name, flag, perm)
+		return file, err
+	}})
+	must.NoError(t, err)
+	must.NoError(t, s.StoreLogs(entries(1, 3, 1)))
+	must.NoError(t, s.Err())
+
+	must.NoError(t, file.Close()) // every write to it fails from here on
+	for range 2 {
+		err = s.StoreLog(entry(4, 1))
+		must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint(err))
+		must.ErrorIs(t, err, os.ErrClosed)
+		must.StrContains(t, core.HintOf(err), "check the disk")
+	}
+	<-s.Failed()
+	must.ErrorIs(t, s.Err(), os.ErrClosed)
+	must.ErrorIs(t, s.Set([]byte("k"), []byte("v")), os.ErrClosed)
+	must.ErrorIs(t, s.DeleteRange(1, 1), os.ErrClosed)
+	check(t, s, 1, 3)
+	_ = s.Close() // the file is closed already
+
+	s = open(t, p)
+	check(t, s, 1, 3)
+	must.NoError(t, s.StoreLog(entry(4, 1)))
+}
+
+func TestClosed(t *testing.T) {
+	t.Parallel()
+	s := open(t, path(t))
+	must.NoError(t, s.Close())
+	must.Eq(t, core.Unavailable, core.KindOf(s.StoreLog(entry(1, 1))))
+	_, err := s.LastIndex()
+	must.Eq(t, core.Unavailable, core.KindOf(err))
+	must.NoError(t, s.Err()) // closing is no failure of the disk
+}
+
+func TestOpenRefuses(t *testing.T) {
+	t.Parallel()
+	write := func(t *testing.T, change func([]byte) []byte) string {
+		p := path(t)
+		s := open(t, p)
+		must.NoError(t, s.StoreLogs(entries(1, 2000, 1)))
+		must.NoError(t, s.Close())
+		data, err := os.ReadFile(p)
+		must.NoError(t, err)
+		must.NoError(t, os.WriteFile(p, change(data), 0o600))
+		return p
+	}
+	for name, change := range map[string]func([]byte) []byte{
+		"torn in the middle":     func(b []byte) []byte { return b[:len(b)/2] },
+		"torn behind the metas":  func(b []byte) []byte { return b[:2*os.Getpagesize()] },
+		"torn in the second":     func(b []byte) []byte { return b[:os.Getpagesize()+100] },
+		"something else":         func([]byte) []byte { return bytes.Repeat([]byte("text"), 10000) },
+		"zeroes":                 func(b []byte) []byte { return make([]byte, len(b)) },
+		"no root":                func(b []byte) []byte { clear(b[2*os.Getpagesize():]); return b },
+		"too short to be a page": func([]byte) []byte { return []byte("short") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := write(t, change)
+			s, err := Open(p, Options{})
+			must.Nil(t, s)
+			must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
+			must.StrContains(t, core.HintOf(err), "Move the raft folder away")
+		})
+	}
+	t.Run("in use", func(t *testing.T) {
+		t.Parallel()
+		p := path(t)
+		open(t, p)
+		_, err := Open(p, Options{LockTimeout: time.Millisecond})
+		must.Eq(t, core.InUse, core.KindOf(err), must.Sprint(err))
+	})
+	t.Run("no folder", func(t *testing.T) {
+		t.Parallel()
+		_, err := Open(filepath.Join(t.TempDir(), "none", "log.db"), Options{})
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+	})
+	t.Run("one torn meta page is what the other is for", func(t *testing.T) {
+		t.Parallel()
+		p := write(t, func(b []byte) []byte { clear(b[:os.Getpagesize()]); return b })
+		s := open(t, p)
+		last, err := s.LastIndex()
+		must.NoError(t, err)
+		must.True(t, last == 0 || last == 2000) // before or after the last transaction
+	})
+}
+
+// A bit that flipped on the disk is noticed when the file is opened, and at the latest when the entry is read.
+func TestDamagedEntry(t *testing.T) {
+	t.Parallel()
+	p := path(t)
+	s := open(t, p)
+	must.NoError(t, s.StoreLogs(entries(1, 3, 1)))
+	must.NoError(t, s.db.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketLog)
+		bad := bytes.Clone(b.Get(key(2)))
+		bad[headBytes] ^= 1
+		return errors.Join(b.Put(key(2), bad), b.Put(key(3), b.Get(key(1))))
+	}))
+	var l raft.Log
+	must.NoError(t, s.GetLog(1, &l))
+	for i := uint64(2); i <= 3; i++ {
+		err := s.GetLog(i, &l)
+		must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
+		must.StrContains(t, err.Error(), fmt.Sprint("entry ", i))
+	}
+	must.NoError(t, s.Close())
+	_, err := Open(p, Options{})
+	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
+	must.StrContains(t, err.Error(), "entry 2")
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add(encode(entry(1, 2)))
+	f.Add(encode(&raft.Log{Index: 1, Extensions: []byte("e")}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var l raft.Log
+		if decode(data, &l) == nil {
+			must.Eq(t, data, encode(&l))
+		}
+		// With the checksum put right, so that the fuzzer gets past it.
+		if n := len(data) - sumBytes; n >= 0 {
+			fixed := appendSum(bytes.Clone(data[:n]))
+			if decode(fixed, &l) == nil {
+				must.Eq(t, fixed, encode(&l))
+			}
+		}
+	})
+}
+
+func BenchmarkStoreLog(b *testing.B) {
+	for _, n := range []uint64{1, 64} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := open(b, path(b))
+			index := uint64(1)
+			for b.Loop() {
+				must.NoError(b, s.StoreLogs(entries(index, index+n-1, 1)))
+				index += n
+			}
+		})
+	}
+}
+
+func BenchmarkGetLog(b *testing.B) {
+	s := open(b, path(b))
+	must.NoError(b, s.StoreLogs(entries(1, 1000, 1)))
+	var l raft.Log
+	for b.Loop() {
+		must.NoError(b, s.GetLog(500, &l))
+	}
+}
