@@ -120,13 +120,14 @@ type fakeHive struct {
 	// run does what a job does; nil: spawn of a worker after a second.
 	run func(ctx context.Context, r core.Request, run *job.Run) (any, error)
 
+	beating chan struct{} // holds one
 	submits atomic.Int32
 	ran     atomic.Int32
 }
 
 func (c *cluster) newHive(id string) *fakeHive {
 	c.t.Helper()
-	h := &fakeHive{c: c, jobs: job.New(job.Options{Hive: id}), hive: core.Hive{
+	h := &fakeHive{c: c, beating: make(chan struct{}, 1), jobs: job.New(job.Options{Hive: id}), hive: core.Hive{
 		ID: id, Name: "name-" + id, Version: "1", OS: "linux", Arch: "amd64", Incarnation: 1, WorkerTypes: []string{"cpu"},
 		Devices: []core.Device{{ID: "cpu", Kind: "cpu", TotalBytes: 1 << 30, FreeBytes: 1 << 29}},
 	}}
@@ -162,8 +163,10 @@ func (h *fakeHive) change(f func(h *fakeHive)) {
 	f(h)
 }
 
-// beat sends the state as it is.
+// beat sends the state as it is, one beat at a time as every hive must: a late one would undo a newer one.
 func (h *fakeHive) beat(ctx context.Context) (*queenv1.HeartbeatResponse, error) {
+	h.beating <- struct{}{}
+	defer func() { <-h.beating }()
 	h.mu.Lock()
 	req := &queenv1.HeartbeatRequest{Hive: wire.HiveToProto(h.hive), Workers: wire.All(h.workers, wire.WorkerToProto)}
 	h.mu.Unlock()

@@ -26,6 +26,8 @@ type registryService struct {
 
 // Heartbeat takes the whole state of a hive. Raft is written only when that differs from the registry. Errors: Invalid; Unavailable when this
 // queen does not lead; Conflict when a newer start of the hive is registered.
+//
+// A hive sends one beat at a time: of two that overlap, nobody can say which is newer.
 func (s *registryService) Heartbeat(ctx context.Context, req *queenv1.HeartbeatRequest) (*queenv1.HeartbeatResponse, error) {
 	q := s.q
 	b, err := beatOf(req, q.opts.Now())

@@ -138,7 +138,7 @@ func TestSilentHive(t *testing.T) {
 		h, other := c.newHive("h1"), c.newHive("h2")
 		h.addWorker("w1", "m", core.WorkerReady)
 		other.addWorker("w2", "other", core.WorkerReady)
-		other.keepBeating()
+		stop := other.keepBeating()
 		h.mustBeat()
 		status := func() core.HiveStatus {
 			got, err := c.q.Hive(t.Context(), "h1")
@@ -179,8 +179,12 @@ func TestSilentHive(t *testing.T) {
 		must.Len(t, 2, c.q.workers())
 		must.Eq(t, index+2, c.node.AppliedIndex())
 
-		// Down for long, it is forgotten; the hive that beats is not.
-		time.Sleep(MinTTL + TTLGrace + ForgetAfter + time.Second)
+		// Down for long, it is forgotten, unless it came back meanwhile.
+		stop()
+		time.Sleep(ForgetAfter)
+		must.Len(t, 2, c.q.hives())
+		other.mustBeat()
+		time.Sleep(MinTTL + TTLGrace + time.Second)
 		_, err = c.q.Hive(t.Context(), "h1")
 		mustFail(t, err, core.NotFound)
 		must.Len(t, 1, c.q.hives())

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -40,8 +39,7 @@ func (q *Queen) Pick(ctx context.Context, r core.RouteRequest, progress func(cor
 		progress = func(core.Progress) {}
 	}
 	id := r.Model
-	var patience <-chan time.Time
-	patient := true
+	var patience context.Context // for avoided workers; nil: there was no need yet
 	for starts := 0; ; {
 		ws := memdb.NewWatchSet()
 		ws.Add(q.watch())
@@ -68,15 +66,14 @@ func (q *Queen) Pick(ctx context.Context, r core.RouteRequest, progress func(cor
 				return nil, ctxError(ctx, refused)
 			}
 			continue
-		case waitFor == waitSuspect && patient:
+		case waitFor == waitSuspect && (patience == nil || patience.Err() == nil):
 			if patience == nil {
-				timer := time.NewTimer(suspectPatience)
-				defer timer.Stop()
-				patience = timer.C
+				var cancel context.CancelFunc
+				patience, cancel = context.WithTimeout(ctx, suspectPatience)
+				defer cancel()
 				progress(core.Progress{Phase: "wait for news of the workers with " + id})
 			}
-			ws.Add(ctx.Done())
-			patient = !ws.Watch(patience)
+			_ = ws.WatchCtx(patience) // when it ends, the next turn sees it
 			if ctx.Err() != nil {
 				return nil, ctxError(ctx, refused)
 			}

@@ -1,0 +1,447 @@
+package queen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/job"
+)
+
+func (c *cluster) pick(model string) ([]core.Candidate, error) {
+	return c.q.Pick(c.t.Context(), core.RouteRequest{RequestID: "r", Model: model}, nil)
+}
+
+// mustPick picks and gives the ids of the candidates.
+func (c *cluster) mustPick(model string) []string {
+	c.t.Helper()
+	found, err := c.pick(model)
+	must.NoError(c.t, err)
+	var ids []string
+	for _, f := range found {
+		must.NotEq(c.t, "", f.Reason)
+		must.Eq(c.t, core.WorkerReady, f.Worker.State)
+		ids = append(ids, f.Worker.ID)
+	}
+	return ids
+}
+
+func TestPickServing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.addModel("m", "alias")
+		h.addWorker("w1", "m", core.WorkerReady)
+		h.addWorker("w2", "m", core.WorkerReady)
+		h.addWorker("w3", "m", core.WorkerRetiring)
+		h.addWorker("w4", "m", core.WorkerFailed)
+		h.addWorker("w5", "m", core.WorkerLoading)
+		h.addWorker("w6", "other", core.WorkerReady)
+		h.mustBeat()
+
+		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
+		must.Eq(t, []string{"w1", "w2"}, c.mustPick("alias"))
+		must.Eq(t, []string{"w1", "w2"}, c.mustPick("file:/models/m.gguf"))
+		must.Eq(t, 0, h.submits.Load())
+
+		// The hive is asked for an alias once, not with every request.
+		h.change(func(h *fakeHive) { h.mute = core.Errorf("", core.Unavailable, "no answer") })
+		must.Eq(t, []string{"w1", "w2"}, c.mustPick("alias"))
+		time.Sleep(aliasTTL)
+		h.mustBeat()
+		_, err := c.pick("alias")
+		mustFail(t, err, core.Unavailable)
+		h.change(func(h *fakeHive) { h.mute = nil })
+
+		// Requests that run count, until they end; reports count too.
+		w1, err := c.q.Worker(t.Context(), "w1")
+		must.NoError(t, err)
+		end := c.q.Begin(w1)
+		must.Eq(t, []string{"w2", "w1"}, c.mustPick("m"))
+		end()
+		end()
+		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
+		must.MapLen(t, 0, c.q.inFlight)
+		h.change(func(h *fakeHive) { h.workers[0].Load.Active = 1 })
+		h.mustBeat()
+		must.Eq(t, []string{"w2", "w1"}, c.mustPick("m"))
+
+		// A worker that failed a request is avoided until its hive confirms it.
+		h.change(func(h *fakeHive) { h.workers[0].Load.Active = 0 })
+		h.mustBeat()
+		c.q.Failed(w1)
+		must.Eq(t, []string{"w2"}, c.mustPick("m"))
+		h.mustBeat()
+		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
+
+		// News of an earlier start of the worker mean nothing.
+		h.change(func(h *fakeHive) { h.workers[0].Nonce = "second start" })
+		h.mustBeat()
+		c.q.Failed(w1)
+		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
+		must.MapLen(t, 0, c.q.suspects)
+	})
+}
+
+func TestPickUnknownModel(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		_, err := c.pick("")
+		mustFail(t, err, core.Invalid)
+		_, err = c.pick("m")
+		mustFail(t, err, core.Unavailable, "no hive has joined")
+
+		h := c.newHive("h1")
+		h.addModel("qwen3-0.6b", "qwen")
+		h.change(func(h *fakeHive) {
+			h.items = []core.CatalogItem{
+				{Ref: "builtin:rbee-tiny", Kind: "model", Name: "rbee-tiny"},
+				{Ref: "huggingface:org/secret", Kind: "model", Name: "secret"},
+				{Ref: "builtin:engine", Kind: "engine", Name: "engine"},
+			}
+		})
+		h.mustBeat()
+		for _, tc := range []struct {
+			model string
+			says  []string
+		}{
+			{"rbee-tin", []string{`there is no model "rbee-tin"`, `"rbee-tiny"`}},
+			{"Qwen3", []string{`"qwen3-0.6b"`}},
+			{"completely else", []string{"rbee model list"}},
+			{"secret", []string{"there is no model"}},                     // not of the builtin source: nobody fetches it by asking
+			{"engine", []string{"there is no model"}},                     // no model
+			{"builtin:rbee-tiny", []string{"is not fetched", "rbee-t"}},   // a reference to what is not stored
+			{"huggingface:org/secret", []string{"rbee worker spawn"}},     //
+			{"../../etc/passwd", []string{`no model "../../etc/passwd"`}}, //
+		} {
+			_, err := c.pick(tc.model)
+			mustFail(t, err, core.NotFound, tc.says...)
+		}
+		must.Eq(t, 0, h.submits.Load())
+
+		// Where a hive cannot be asked, nobody knows that there is no such model.
+		h.change(func(h *fakeHive) { h.mute = errors.New("oops") })
+		_, err = c.pick("nothing")
+		must.Error(t, err)
+		must.NotEq(t, core.NotFound, core.KindOf(err))
+		other := c.newHive("h2")
+		other.mustBeat()
+		_, err = c.pick("nothing")
+		mustFail(t, err, core.Unavailable, "name-h1", "oops")
+
+		other.change(func(h *fakeHive) { h.models = []core.Model{{ID: "broken", Ref: "file:/b", Damaged: "digest is wrong"}} })
+		_, err = c.pick("broken")
+		mustFail(t, err, core.Unavailable, "digest is wrong", "file:/b")
+	})
+}
+
+// Twenty clients ask for a model that nobody serves: one worker is started, every one hears of it, and those who leave stop nothing.
+func TestPickStartsOneWorker(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.change(func(h *fakeHive) {
+			h.items = []core.CatalogItem{{Ref: "builtin:rbee-tiny", Kind: "model", Name: "rbee-tiny", SizeBytes: 1000}}
+		})
+		h.keepBeating()
+
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		phases := map[int][]string{}
+		for i := range 20 {
+			ctx, cancel := context.WithCancel(t.Context())
+			wg.Go(func() {
+				defer cancel()
+				found, err := c.q.Pick(ctx, core.RouteRequest{Model: "rbee-tiny"}, func(p core.Progress) {
+					mu.Lock()
+					defer mu.Unlock()
+					phases[i] = append(phases[i], p.Phase)
+				})
+				if i < 5 {
+					must.Error(t, err)
+					must.Eq(t, core.Cancelled, core.KindOf(err))
+					return
+				}
+				must.NoError(t, err)
+				must.Eq(t, "w1", found[0].Worker.ID)
+			})
+			if i < 5 { // the first one among them, whose request started the job
+				wg.Go(func() {
+					time.Sleep(500 * time.Millisecond)
+					cancel()
+				})
+			}
+		}
+		wg.Wait()
+		must.Eq(t, 1, h.ran.Load())
+		reqs := h.submitted()
+		must.Len(t, 1, reqs)
+		must.Eq(t, core.OpWorkerSpawn, reqs[0].Operation)
+		must.Eq(t, "builtin:rbee-tiny", reqs[0].Model)
+		must.Eq(t, "h1", reqs[0].Hive)
+		must.NotEq(t, "", reqs[0].RequestID)
+		for i := range 20 {
+			must.SliceContains(t, phases[i], "load rbee-tiny", must.Sprintf("client %d: %q", i, phases[i]))
+		}
+		must.MapLen(t, 0, c.q.starts)
+		must.Eq(t, []string{"w1"}, c.mustPick("rbee-tiny"))
+		must.Eq(t, 1, h.ran.Load())
+	})
+}
+
+// All clients leave: the worker starts nevertheless, and the next client finds it.
+func TestStartOutlivesItsClients(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.addModel("m")
+		h.keepBeating()
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err := c.q.Pick(ctx, core.RouteRequest{Model: "m"}, nil)
+		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
+
+		// The next one joins it while it loads.
+		must.Eq(t, []string{"w1"}, c.mustPick("m"))
+
+		// And when that worker is gone, a client that finds the old job does not take it for a start.
+		h.removeWorker("w1")
+		h.mustBeat()
+		ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err = c.q.Pick(ctx, core.RouteRequest{Model: "m"}, nil)
+		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
+		time.Sleep(5 * time.Second)
+		h.removeWorker("w2")
+		h.mustBeat()
+		must.MapLen(t, 1, c.q.starts)
+		must.Eq(t, []string{"w3"}, c.mustPick("m"))
+		must.Eq(t, 3, h.ran.Load())
+	})
+}
+
+func TestStartFails(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name string
+		err  error
+		kind core.Kind
+		says []string
+	}{
+		{"too large", core.WithHint(core.Errorf("load", core.TooLarge, "cpu lacks 12 bytes"), "Use a smaller one."), core.TooLarge, []string{"lacks 12 bytes", "Use a smaller one."}},
+		{"the engine's message", errors.New("tensor 'x' has wrong shape"), core.Unavailable, []string{"tensor 'x' has wrong shape", "rbee worker spawn"}},
+		{"not the client's fault", core.Errorf("", core.NotFound, "no worker type"), core.Unavailable, []string{"no worker type"}},
+		{"damaged", core.Errorf("", core.Integrity, "digest is wrong"), core.Unavailable, []string{"digest is wrong"}},
+		{"cancelled by somebody", context.Canceled, core.Unavailable, []string{"start a worker with m"}},
+		{"overloaded", core.Errorf("", core.Overloaded, "too many"), core.Overloaded, []string{"too many"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, "")
+				h := c.newHive("h1")
+				h.addModel("m")
+				h.run = func(context.Context, core.Request, *job.Run) (any, error) {
+					time.Sleep(time.Second)
+					return nil, tc.err
+				}
+				h.keepBeating()
+				var wg sync.WaitGroup
+				for range 3 {
+					wg.Go(func() {
+						_, err := c.pick("m")
+						mustFail(t, err, tc.kind, tc.says...)
+					})
+				}
+				wg.Wait()
+				must.Eq(t, 1, h.ran.Load())
+
+				// The next request tries anew.
+				h.change(func(h *fakeHive) { h.run = nil })
+				must.Eq(t, []string{"w2"}, c.mustPick("m"))
+			})
+		})
+	}
+}
+
+func TestPickNoRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.change(func(h *fakeHive) {
+			h.models = []core.Model{{ID: "big", SizeBytes: 1<<29 + 7}, {ID: "long", SizeBytes: 100, EstimateBytes: 1 << 40}}
+		})
+		h.mustBeat()
+		_, err := c.pick("big")
+		mustFail(t, err, core.TooLarge, "hive name-h1 cpu lacks 7 bytes")
+		must.Eq(t, 0, h.submits.Load())
+		must.Eq(t, []string{"w1"}, c.mustPick("long")) // with less context
+
+		h.change(func(h *fakeHive) { h.hive.WorkerTypes, h.workers = nil, nil })
+		h.mustBeat()
+		_, err = c.pick("long")
+		mustFail(t, err, core.Unavailable, "hive name-h1 has no worker type")
+
+		time.Sleep(time.Minute)
+		_, err = c.pick("long")
+		mustFail(t, err, core.Unavailable, "name-h1 is down")
+	})
+}
+
+// The place is chosen by who has the model, and a hive that is silent is not asked.
+func TestStartOnTheRightHive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h1, h2, h3 := c.newHive("h1"), c.newHive("h2"), c.newHive("h3")
+		h2.addModel("m")
+		h3.addModel("m")
+		h3.mustBeat()
+		time.Sleep(BeatInterval + SuspectGrace + time.Second)
+		h1.keepBeating()
+		h2.keepBeating()
+		must.Eq(t, []string{"w1"}, c.mustPick("m"))
+		must.Eq(t, 0, h1.submits.Load())
+		must.Eq(t, 1, h2.submits.Load())
+		must.Eq(t, 0, h3.submits.Load())
+	})
+}
+
+// The only worker is avoided: its hive's next word decides.
+func TestPickWaitsForSuspects(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name  string
+		news  func(h *fakeHive) // 500 ms later
+		want  string
+		ran   int32
+		after time.Duration // at the latest
+	}{
+		{"confirmed", func(h *fakeHive) { h.mustBeat() }, "a", 0, 501 * time.Millisecond},
+		{"dead", func(h *fakeHive) { h.removeWorker("a"); h.mustBeat() }, "w1", 1, 1501 * time.Millisecond},
+		{"no word of it", func(*fakeHive) {}, "w1", 1, suspectPatience + 1001*time.Millisecond},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, "")
+				h := c.newHive("h1")
+				h.addModel("m")
+				other := c.newHive("h2")
+				other.addModel("m")
+				a := h.addWorker("a", "m", core.WorkerReady)
+				h.mustBeat()
+				other.keepBeating()
+				start := time.Now()
+				c.q.Failed(a)
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				wg.Go(func() {
+					time.Sleep(500 * time.Millisecond)
+					tc.news(h)
+				})
+				must.Eq(t, tc.want, c.mustPick("m")[0])
+				must.Eq(t, tc.ran, h.ran.Load()+other.ran.Load())
+				must.LessEq(t, tc.after, time.Since(start))
+			})
+		})
+	}
+}
+
+// A worker that somebody else has started is waited for, and when it fails, another one is started.
+func TestPickWaitsForLoading(t *testing.T) {
+	t.Parallel()
+	for _, state := range []core.WorkerState{core.WorkerReady, core.WorkerFailed} {
+		t.Run(string(state), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, "")
+				h := c.newHive("h1")
+				h.addModel("m")
+				h.addWorker("a", "m", core.WorkerLoading)
+				h.keepBeating()
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				wg.Go(func() {
+					time.Sleep(3 * time.Minute)
+					h.change(func(h *fakeHive) { h.workers[0].State = state })
+					h.mustBeat()
+				})
+				if state == core.WorkerReady {
+					must.Eq(t, []string{"a"}, c.mustPick("m"))
+					must.Eq(t, 0, h.ran.Load())
+				} else {
+					must.Eq(t, []string{"w1"}, c.mustPick("m"))
+				}
+				must.Eq(t, 0, len(c.q.starts))
+			})
+		})
+	}
+}
+
+// The only worker retires: a new one is started beside it.
+func TestPickBesideRetiring(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.addModel("m")
+		h.addWorker("a", "m", core.WorkerReady)
+		h.run = func(ctx context.Context, r core.Request, run *job.Run) (any, error) {
+			if r.Operation == core.OpActiveWorkerRetire {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return h.spawn(ctx, r, run)
+		}
+		h.keepBeating()
+		_, err := c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "a"})
+		must.NoError(t, err)
+		must.Eq(t, []string{"w2"}, c.mustPick("m"))
+	})
+}
+
+// Workers that die at once do not keep a request busy for ever.
+func TestPickGivesUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.addModel("m")
+		h.keepBeating()
+		h.run = func(ctx context.Context, _ core.Request, _ *job.Run) (any, error) {
+			id := fmt.Sprintf("w%d", h.ran.Load())
+			w := h.addWorker(id, "m", core.WorkerFailed)
+			_, err := h.beat(ctx)
+			return core.SpawnResult{Worker: w}, err
+		}
+		_, err := c.pick("m")
+		mustFail(t, err, core.Unavailable, "worker w1 failed to load")
+		must.Eq(t, maxStarts, h.ran.Load())
+
+		// Said to be started and never reported: an error too, and soon.
+		h.change(func(h *fakeHive) {
+			h.workers = nil
+			h.run = func(context.Context, core.Request, *job.Run) (any, error) {
+				return core.SpawnResult{Worker: core.Worker{ID: "ghost", Hive: "h1"}}, nil
+			}
+		})
+		h.mustBeat()
+		start := time.Now()
+		_, err = c.pick("m")
+		mustFail(t, err, core.Unavailable, "ghost")
+		must.LessEq(t, registrationPatience+time.Second, time.Since(start))
+	})
+}
