@@ -1,0 +1,263 @@
+package queen
+
+import (
+	"encoding/json"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+func TestReady(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, dir)
+		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "no hive has joined")
+		h := c.newHive("h1")
+		h.addWorker("w1", "m", core.WorkerReady)
+		h.mustBeat()
+		must.NoError(t, c.q.Ready(t.Context()))
+		time.Sleep(BeatInterval + SuspectGrace + time.Second)
+		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "name-h1 is silent")
+		h.mustBeat()
+		must.NoError(t, c.q.Ready(t.Context()))
+		c.stop()
+
+		// After a restart the registry is there, but the hive must be heard of first.
+		c = newCluster(t, dir)
+		must.Len(t, 1, c.q.workers())
+		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "no hive has beaten yet")
+		h = c.newHive("h1")
+		h.change(func(h *fakeHive) { h.hive.Incarnation = 2 })
+		h.mustBeat()
+		must.NoError(t, c.q.Ready(t.Context()))
+		must.Len(t, 0, c.q.workers())
+
+		c.q.stepDown()
+		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "is being read")
+	})
+}
+
+func TestNames(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		_, err := c.q.Hive(t.Context(), core.LocalHive)
+		mustFail(t, err, core.NotFound, "no hive of its own")
+		h1, h2, h3 := c.newHive("h1"), c.newHive("h2"), c.newHive("h3")
+		_, err = c.q.Hive(t.Context(), core.LocalHive)
+		mustFail(t, err, core.NotFound, "not joined yet")
+		h2.change(func(h *fakeHive) { h.hive.Name = "twin" })
+		h3.change(func(h *fakeHive) { h.hive.Name = "twin" })
+		h1.addWorker("abc", "m", core.WorkerReady)
+		h1.addWorker("abcd", "m", core.WorkerReady)
+		h1.addWorker("xyz", "m", core.WorkerReady)
+		for _, h := range []*fakeHive{h1, h2, h3} {
+			h.mustBeat()
+		}
+		for name, id := range map[string]string{"h1": "h1", "name-h1": "h1", core.LocalHive: "h1", "h3": "h3"} {
+			h, err := c.q.Hive(t.Context(), name)
+			must.NoError(t, err)
+			must.Eq(t, id, h.ID)
+		}
+		_, err = c.q.Hive(t.Context(), "twin")
+		mustFail(t, err, core.Conflict, "h2, h3")
+		for _, name := range []string{"", "h4", "../h1"} {
+			_, err = c.q.Hive(t.Context(), name)
+			mustFail(t, err, core.NotFound)
+			_, err = c.q.HiveModels(t.Context(), name)
+			mustFail(t, err, core.NotFound)
+			_, err = c.q.Process(t.Context(), name, 1)
+			mustFail(t, err, core.NotFound)
+		}
+
+		for prefix, id := range map[string]string{"abc": "abc", "abcd": "abcd", "x": "xyz", "xyz": "xyz"} {
+			w, err := c.q.Worker(t.Context(), prefix)
+			must.NoError(t, err)
+			must.Eq(t, id, w.ID)
+		}
+		_, err = c.q.Worker(t.Context(), "ab")
+		mustFail(t, err, core.Conflict, "abc or abcd")
+		_, err = c.q.Worker(t.Context(), "xyy")
+		mustFail(t, err, core.NotFound, `"xyz"`)
+		_, err = c.q.Worker(t.Context(), "")
+		mustFail(t, err, core.NotFound)
+	})
+}
+
+func TestModels(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		_, err := c.q.Models(t.Context())
+		mustFail(t, err, core.Unavailable)
+		h1, h2 := c.newHive("h1"), c.newHive("h2")
+		h1.change(func(h *fakeHive) {
+			h.models = []core.Model{
+				{ID: "both", Aliases: []string{"b"}, Digest: "sha256:1", SizeBytes: 5, LoadedBy: []string{"w1"}},
+				{ID: "half", Damaged: "digest is wrong"},
+				{ID: "mine"},
+			}
+		})
+		h2.change(func(h *fakeHive) {
+			h.models = []core.Model{{ID: "both", Aliases: []string{"a", "b"}, Digest: "sha256:1", SizeBytes: 5}, {ID: "half", SizeBytes: 9}}
+		})
+		h1.addWorker("w1", "both", core.WorkerReady)
+		h2.addWorker("w2", "both", core.WorkerLoading)
+		h2.addWorker("w3", "served by no file", core.WorkerReady)
+		h1.mustBeat()
+		h2.mustBeat()
+		models, err := c.q.Models(t.Context())
+		must.NoError(t, err)
+		must.Eq(t, []core.Model{
+			{ID: "both", Aliases: []string{"a", "b"}, Digest: "sha256:1", SizeBytes: 5, Hives: []string{"h1", "h2"}, LoadedBy: []string{"w1", "w2"}},
+			{ID: "half", Aliases: []string{}, SizeBytes: 9, Hives: []string{"h1", "h2"}, LoadedBy: []string{}},
+			{ID: "mine", Aliases: []string{}, Hives: []string{"h1"}, LoadedBy: []string{}},
+		}, models)
+
+		models, err = c.q.HiveModels(t.Context(), "name-h1")
+		must.NoError(t, err)
+		must.Len(t, 3, models)
+		must.Eq(t, []string{"h1"}, models[0].Hives)
+		m, err := c.q.HiveModel(t.Context(), "h2", "half")
+		must.NoError(t, err)
+		must.Eq(t, []string{"h2"}, m.Hives)
+		_, err = c.q.HiveModel(t.Context(), "h2", "mine")
+		mustFail(t, err, core.NotFound, "Try another.")
+
+		// One hive that is silent hides nothing of the others.
+		h2.change(func(h *fakeHive) { h.mute = errors.New("oops") })
+		models, err = c.q.Models(t.Context())
+		must.NoError(t, err)
+		must.Len(t, 3, models)
+		must.Eq(t, []string{"h1"}, models[0].Hives)
+	})
+}
+
+func TestAskAHive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		_, err := c.q.Catalog(t.Context(), "", "", "", 0)
+		mustFail(t, err, core.Unavailable)
+		h := c.newHive("h1")
+		h.change(func(h *fakeHive) {
+			h.processes = []core.Process{{PID: 7, WorkerID: "w1"}}
+			h.binaries = []core.WorkerBinary{{ID: "cpu@1", InUseBy: []string{"w1"}, Devices: []core.Device{}}}
+			h.items = []core.CatalogItem{{Ref: "builtin:m", Kind: "model", Name: "m"}}
+		})
+		h.mustBeat()
+		ps, err := c.q.Processes(t.Context(), core.LocalHive)
+		must.NoError(t, err)
+		must.Eq(t, []core.Process{{PID: 7, WorkerID: "w1"}}, ps)
+		bs, err := c.q.Binaries(t.Context(), "h1")
+		must.NoError(t, err)
+		must.Eq(t, h.binaries, bs)
+		for _, name := range []string{"", "h1", core.LocalHive} {
+			items, err := c.q.Catalog(t.Context(), name, "m", "model", 5)
+			must.NoError(t, err)
+			must.Eq(t, h.items, items)
+		}
+		// What the hive does not serve is said as such, with what to do.
+		_, err = c.q.Process(t.Context(), "h1", 8)
+		mustFail(t, err, core.Unsupported, "same version")
+		_, err = c.q.Binary(t.Context(), "h1", "cpu")
+		mustFail(t, err, core.Unsupported)
+
+		time.Sleep(time.Minute)
+		_, err = c.q.Processes(t.Context(), "h1")
+		mustFail(t, err, core.Unavailable, "is down")
+
+		// In the registry, but there is no way to it.
+		lost := c.newHive("h2")
+		lost.mustBeat()
+		c.mu.Lock()
+		delete(c.hives, "h2")
+		c.mu.Unlock()
+		_, err = c.q.Processes(t.Context(), "h2")
+		mustFail(t, err, core.Unavailable, "no way to hive h2")
+		lost.close()
+	})
+}
+
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		s, err := c.q.Status(t.Context())
+		must.NoError(t, err)
+		must.Eq(t, []string{"no hive has joined the cluster yet"}, s.Problems)
+		text, err := json.Marshal(s)
+		must.NoError(t, err)
+		must.StrNotContains(t, string(text), "null")
+
+		h1, h2 := c.newHive("h1"), c.newHive("h2")
+		h1.addModel("m")
+		h1.addWorker("w1", "m", core.WorkerReady)
+		h1.addWorker("w2", "m", core.WorkerFailed)
+		h2.change(func(h *fakeHive) { h.hive.Devices[0].Problem = "on fire" })
+		h2.mustBeat()
+		time.Sleep(BeatInterval + SuspectGrace + time.Second)
+		h1.mustBeat()
+		for range statusJobs + 5 {
+			_, err := c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Hive: "h1", Model: "m"})
+			must.NoError(t, err)
+		}
+		time.Sleep(2 * time.Second)
+		h1.change(func(h *fakeHive) { h.workers = h.workers[:2] })
+		h1.mustBeat()
+		w1, err := c.q.Worker(t.Context(), "w1")
+		must.NoError(t, err)
+		c.q.Failed(w1)
+		s, err = c.q.Status(t.Context())
+		must.NoError(t, err)
+		must.Eq(t, "q1", s.Node)
+		must.Eq(t, "q1", s.Leader)
+		must.Eq(t, "1.2.3", s.Version)
+		must.Eq(t, c.node.AppliedIndex(), s.Index)
+		must.Len(t, 1, s.Queens)
+		must.True(t, s.Queens[0].Leader && s.Queens[0].Voter)
+		must.Len(t, 2, s.Hives)
+		must.Len(t, 2, s.Workers)
+		must.Len(t, 1, s.Models)
+		must.Len(t, statusJobs, s.Jobs)
+		must.Eq(t, []string{
+			"hive name-h2 is suspect",
+			"hive name-h2 cannot use cpu: on fire",
+			"worker w1 is avoided: it failed a request a moment ago",
+			"worker w2 could not load m",
+		}, s.Problems)
+
+		h1.change(func(h *fakeHive) { h.mute = errors.New("oops") })
+		s, err = c.q.Status(t.Context())
+		must.NoError(t, err)
+		must.SliceContains(t, s.Problems, "hive name-h1: oops")
+	})
+}
+
+func TestNearest(t *testing.T) {
+	t.Parallel()
+	names := []string{"rbee-tiny", "qwen3-0.6b", "qwen3-8b", "qwen3-14b", "llama", ""}
+	for want, says := range map[string]string{
+		"rbee-tini":           `The nearest name is "rbee-tiny". `,
+		"RBEE-TINY":           `The nearest name is "rbee-tiny". `,
+		"qwen3":               `The nearest names are "qwen3-0.6b", "qwen3-14b", "qwen3-8b". `,
+		"qwen3-8":             `The nearest names are "qwen3-8b", "qwen3-14b". `,
+		"something different": "",
+		"":                    "",
+	} {
+		must.Eq(t, says, nearest(want, names), must.Sprint(want))
+	}
+	must.Eq(t, "", nearest("x", nil))
+	for _, tc := range []struct {
+		a, b string
+		d    int
+	}{{"", "", 0}, {"a", "", 1}, {"", "ab", 2}, {"kitten", "sitting", 3}, {"bäh", "bah", 1}, {"same", "same", 0}} {
+		must.Eq(t, tc.d, distance(tc.a, tc.b))
+	}
+}

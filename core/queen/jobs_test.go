@@ -1,0 +1,323 @@
+package queen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/job"
+)
+
+// requestOf is a valid request of an operation, with every field it knows set.
+func requestOf(op Operation) core.Request {
+	r := core.Request{Operation: op.Name, Hive: "h1", RequestID: "id"}
+	v := reflect.ValueOf(&r).Elem()
+	for i := range v.NumField() {
+		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+		if slices.ContainsFunc(op.Fields, func(f Field) bool { return f.Name == name }) {
+			setField(v.Field(i))
+		}
+	}
+	return r
+}
+
+func setField(f reflect.Value) {
+	switch f.Kind() {
+	case reflect.String:
+		f.SetString("x")
+	case reflect.Bool:
+		f.SetBool(true)
+	default:
+		f.SetInt(1)
+	}
+}
+
+func TestCheckRequest(t *testing.T) {
+	t.Parallel()
+	known := map[string]bool{"operation": true, "hive": true, "request_id": true}
+	for _, op := range Operations() {
+		full := requestOf(op)
+		must.NoError(t, CheckRequest(full), must.Sprint(op.Name))
+		must.NotEq(t, "", op.Summary)
+		must.NotEq(t, "", op.Result)
+		for _, f := range op.Fields {
+			known[f.Name] = true
+		}
+		v := reflect.ValueOf(&full).Elem()
+		for i := range v.NumField() {
+			name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+			r := full
+			f := reflect.ValueOf(&r).Elem().Field(i)
+			at := slices.IndexFunc(op.Fields, func(f Field) bool { return f.Name == name })
+			switch {
+			case name == "operation" || name == "hive" || name == "request_id":
+			case at < 0: // a field of another operation
+				setField(f)
+				mustFail(t, CheckRequest(r), core.Invalid, fmt.Sprintf("%s has no field %q", op.Name, name))
+			case op.Fields[at].Required:
+				f.SetZero()
+				mustFail(t, CheckRequest(r), core.Invalid, fmt.Sprintf("%s needs %q", op.Name, name))
+			default:
+				f.SetZero()
+				must.NoError(t, CheckRequest(r))
+			}
+		}
+	}
+	// Every field of a request belongs to some operation: a new one cannot be forgotten here.
+	for i := range reflect.TypeFor[core.Request]().NumField() {
+		name, _, _ := strings.Cut(reflect.TypeFor[core.Request]().Field(i).Tag.Get("json"), ",")
+		must.True(t, known[name], must.Sprint(name))
+	}
+
+	spawn := core.Request{Operation: core.OpWorkerSpawn, Model: "m"}
+	for name, change := range map[string]func(r *core.Request){
+		"names no operation":    func(r *core.Request) { *r = core.Request{} },
+		`no operation "reboot"`: func(r *core.Request) { r.Operation = "reboot" },
+		"request_id has 129":    func(r *core.Request) { r.RequestID = strings.Repeat("x", 129) },
+		"model has 1025":        func(r *core.Request) { r.Model = strings.Repeat("x", 1025) },
+		"hive has 1025":         func(r *core.Request) { r.Hive = strings.Repeat("x", 1025) },
+		"slots is -1":           func(r *core.Request) { r.Slots = -1 },
+		"slots is 1025":         func(r *core.Request) { r.Slots = 1025 },
+		"context_tokens is -5":  func(r *core.Request) { r.ContextTokens = -5 },
+		"threads is -1":         func(r *core.Request) { r.Threads = -1 },
+		"pid is -1":             func(r *core.Request) { *r = core.Request{Operation: core.OpWorkerProcessDelete, PID: -1} },
+		"grace is -1s": func(r *core.Request) {
+			*r = core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w", Grace: core.Duration(-time.Second)}
+		},
+	} {
+		r := spawn
+		change(&r)
+		mustFail(t, CheckRequest(r), core.Invalid, name)
+	}
+}
+
+func TestSubmit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		download := core.Request{Operation: core.OpModelDownload, Model: "builtin:m"}
+		_, err := c.q.Submit(t.Context(), download)
+		mustFail(t, err, core.Unavailable, "no hive has joined")
+		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "x", PID: 1})
+		mustFail(t, err, core.Invalid, `no field "pid"`)
+
+		h := c.newHive("h1")
+		h.run = func(_ context.Context, r core.Request, run *job.Run) (any, error) {
+			run.Log("doing %s", r.Operation)
+			return map[string]string{"model": r.Model}, nil
+		}
+		h.mustBeat()
+		j, err := c.q.Submit(t.Context(), download)
+		must.NoError(t, err)
+		must.Eq(t, "h1", j.Hive)
+		must.Eq(t, core.OpModelDownload, j.Operation)
+
+		// Its events, whole and from the middle, and for one who has them all.
+		var kinds []core.EventKind
+		emit := func(e core.Event) error { kinds = append(kinds, e.Kind); return nil }
+		must.NoError(t, c.q.Events(t.Context(), j.ID, 0, emit))
+		must.Eq(t, []core.EventKind{core.EventLog, core.EventResult, core.EventEnd}, kinds)
+		kinds = nil
+		must.NoError(t, c.q.Events(t.Context(), j.ID, 1, emit))
+		must.Eq(t, []core.EventKind{core.EventResult, core.EventEnd}, kinds)
+		kinds = nil
+		must.NoError(t, c.q.Events(t.Context(), j.ID, 3, emit))
+		must.SliceEmpty(t, kinds)
+		stop := errors.New("enough")
+		must.ErrorIs(t, c.q.Events(t.Context(), j.ID, 0, func(core.Event) error { return stop }), stop)
+
+		j, err = c.q.Job(t.Context(), j.ID)
+		must.NoError(t, err)
+		must.Eq(t, core.JobSucceeded, j.State)
+		must.Eq(t, `{"model":"builtin:m"}`, string(j.Result))
+
+		// Names of hives.
+		for _, name := range []string{"h1", "name-h1", core.LocalHive} {
+			r := download
+			r.Hive = name
+			j, err := c.q.Submit(t.Context(), r)
+			must.NoError(t, err)
+			must.Eq(t, "h1", j.Hive)
+		}
+		r := download
+		r.Hive = "name-h2"
+		_, err = c.q.Submit(t.Context(), r)
+		mustFail(t, err, core.NotFound, `"name-h1"`)
+
+		// Several hives: a download must say where, a spawn goes where the model is, and the same request stays where it was.
+		h2 := c.newHive("h2")
+		h2.addModel("m")
+		h2.run = h.run
+		h2.mustBeat()
+		_, err = c.q.Submit(t.Context(), download)
+		mustFail(t, err, core.Invalid, "which of the 2 hives", "name-h1, name-h2")
+		spawn := core.Request{Operation: core.OpWorkerSpawn, Model: "m", RequestID: "mine"}
+		j, err = c.q.Submit(t.Context(), spawn)
+		must.NoError(t, err)
+		must.Eq(t, "h2", j.Hive)
+		h.change(func(h *fakeHive) { h.models = h2.models })
+		h2.change(func(h *fakeHive) { h.models = nil })
+		again, err := c.q.Submit(t.Context(), spawn)
+		must.NoError(t, err)
+		must.Eq(t, j.ID, again.ID)
+		must.Eq(t, 1, h2.ran.Load())
+
+		// All jobs, newest first; a hive that does not answer hides only its own.
+		jobs, err := c.q.Jobs(t.Context())
+		must.NoError(t, err)
+		must.Len(t, 5, jobs)
+		must.True(t, slices.IsSortedFunc(jobs, func(a, b core.Job) int { return b.CreatedAt.Compare(a.CreatedAt) }))
+		h2.change(func(h *fakeHive) { h.mute = errors.New("oops") })
+		jobs, err = c.q.Jobs(t.Context())
+		must.NoError(t, err)
+		must.Len(t, 4, jobs)
+		h.change(func(h *fakeHive) { h.mute = errors.New("oops") })
+		_, err = c.q.Jobs(t.Context())
+		must.Error(t, err)
+	})
+}
+
+func TestJobErrors(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		started := make(chan struct{})
+		h.run = func(ctx context.Context, _ core.Request, run *job.Run) (any, error) {
+			close(started)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		h.mustBeat()
+		ulid := strings.ToLower("01ARZ3NDEKTSV4RRFFQ69G5FAV")
+		for _, id := range []string{"", "x", ulid, ulid + "-", ulid + "-h9", ulid + "-h1", "../../etc"} {
+			_, err := c.q.Job(t.Context(), id)
+			mustFail(t, err, core.NotFound)
+			_, err = c.q.Cancel(t.Context(), id)
+			mustFail(t, err, core.NotFound)
+			mustFail(t, c.q.Events(t.Context(), id, 0, func(core.Event) error { return nil }), core.NotFound)
+		}
+		j, err := c.q.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
+		must.NoError(t, err)
+		<-started
+		_, err = c.q.Cancel(t.Context(), j.ID)
+		must.NoError(t, err)
+		var last core.Event
+		must.NoError(t, c.q.Events(t.Context(), j.ID, 0, func(e core.Event) error { last = e; return nil }))
+		must.Eq(t, core.JobCancelled, last.State)
+
+		// A reader that leaves, and a hive that is gone.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		h.change(func(h *fakeHive) {
+			h.run = func(ctx context.Context, _ core.Request, run *job.Run) (any, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+		})
+		j, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
+		must.NoError(t, err)
+		err = c.q.Events(ctx, j.ID, 0, func(core.Event) error { return nil })
+		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
+		time.Sleep(time.Minute)
+		_, err = c.q.Job(t.Context(), j.ID)
+		mustFail(t, err, core.Unavailable, "name-h1", "is down")
+	})
+}
+
+func TestRetire(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		other := c.newHive("h2")
+		other.mustBeat()
+		h.addWorker("w-abc", "m", core.WorkerReady)
+		h.addWorker("w-abd", "m", core.WorkerReady)
+		h.mustBeat()
+		var seen core.WorkerState // by the hive when the job arrives
+		finish := make(chan error, 10)
+		h.run = func(ctx context.Context, r core.Request, _ *job.Run) (any, error) {
+			w, err := c.q.Worker(ctx, r.Worker)
+			if err != nil {
+				return nil, err
+			}
+			seen = w.State
+			if err := <-finish; err != nil {
+				return nil, err
+			}
+			h.removeWorker(r.Worker)
+			_, err = h.beat(ctx)
+			return core.ExitResult{WorkerID: r.Worker}, err
+		}
+		retire := func(id string) (core.Job, error) {
+			return c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: id, Grace: core.Duration(time.Second)})
+		}
+		_, err := retire("w-ab")
+		mustFail(t, err, core.Conflict, "w-abc or w-abd")
+		_, err = retire("nobody")
+		mustFail(t, err, core.NotFound)
+		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w-abc", Hive: "h2"})
+		mustFail(t, err, core.Conflict, "is on hive h1")
+		must.Eq(t, []string{"w-abc", "w-abd"}, c.mustPick("m"))
+
+		// The intent is in force before the hive hears of the job, and stays, whatever the hive says.
+		j, err := retire("w-abc")
+		must.NoError(t, err)
+		must.Eq(t, "h1", j.Hive)
+		must.Eq(t, []string{"w-abd"}, c.mustPick("m"))
+		synctest.Wait()
+		must.Eq(t, core.WorkerRetiring, seen)
+		r := h.submitted()[0]
+		must.Eq(t, "w-abc", r.Worker)
+		must.Eq(t, core.Duration(time.Second), r.Grace)
+		index := c.node.AppliedIndex()
+		for range 3 {
+			must.Eq(t, []string{"w-abc"}, h.mustBeat().GetRetire())
+		}
+		must.Eq(t, index, c.node.AppliedIndex())
+		must.Eq(t, []string{"w-abd"}, c.mustPick("m"))
+
+		// Again: the same job. A failed one is tried anew.
+		again, err := retire("w-abc")
+		must.NoError(t, err)
+		must.Eq(t, j.ID, again.ID)
+		finish <- errors.New("would not die")
+		synctest.Wait()
+		third, err := retire("w-abc")
+		must.NoError(t, err)
+		must.NotEq(t, j.ID, third.ID)
+		must.Eq(t, core.JobRunning, third.State)
+		finish <- nil
+		synctest.Wait()
+		_, err = retire("w-abc")
+		mustFail(t, err, core.NotFound)
+
+		// The hive does not hear of it: the intent is in force nevertheless, and told with the next beat.
+		h.change(func(h *fakeHive) { h.mute = core.Errorf("", core.Unavailable, "no answer") })
+		_, err = retire("w-abd")
+		mustFail(t, err, core.Unavailable, "gets no new request any more")
+		must.Eq(t, []string{"w-abd"}, h.mustBeat().GetRetire())
+	})
+}
+
+func TestRequestMemoryIsBounded(t *testing.T) {
+	t.Parallel()
+	var m requestMemory
+	for i := range 3 * maxRequests {
+		m.remember(fmt.Sprint(i), "h")
+		m.remember(fmt.Sprint(i), "h")
+	}
+	must.MapLen(t, maxRequests, m.hives)
+	must.Len(t, maxRequests, m.order)
+	must.MapContainsKey(t, m.hives, fmt.Sprint(3*maxRequests-1))
+}
