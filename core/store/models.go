@@ -396,9 +396,8 @@ func (s *Store) writeRecord(spec ModelSpec, r modelRecord) (core.Model, error) {
 	if err := clash(records, spec); err != nil {
 		return core.Model{}, err
 	}
-	if there, ok := sameModel(records, spec); ok {
-		r.Model.Aliases = merged(spec.ID, there.Model.Aliases, spec.Aliases)
-		r.Model.CreatedAt = there.Model.CreatedAt
+	if i := slices.IndexFunc(records, func(r modelRecord) bool { return r.Model.ID == spec.ID }); i >= 0 {
+		r.Model.Aliases = merged(spec.ID, records[i].Model.Aliases, spec.Aliases) // people know it by them
 	}
 	r.Model.Aliases = merged(spec.ID, nil, r.Model.Aliases)
 	r.Model.Hives, r.Model.LoadedBy = []string{}, []string{}
@@ -422,12 +421,16 @@ func (s *Store) ensureBlob(ctx context.Context, f FileSpec, isGGUF bool, fetch F
 		if err != nil {
 			return blob{}, err
 		}
-		if b, ok := s.blobThere(want, f.SizeBytes, isGGUF); ok {
+		b, there := s.blobThere(want, f.SizeBytes, isGGUF)
+		if there {
 			return b, nil
 		}
-		a, err := s.bring(ctx, f, fetch, report)
-		if err != nil {
-			return blob{}, err
+		a, err := s.bring(ctx, f, fetch, report, func() bool {
+			b, there = s.blobThere(want, f.SizeBytes, isGGUF) // another process may have been faster
+			return there
+		})
+		if err != nil || there {
+			return b, err
 		}
 		return s.publishBlob(a, isGGUF)
 	})

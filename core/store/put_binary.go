@@ -124,7 +124,7 @@ func (p *putting) run(ctx context.Context, fetch Fetch) (core.WorkerBinary, erro
 		if found && !p.spec.Force && there.damaged == "" && p.sameEngine(there) {
 			files, err = p.copyEngine(ctx, stage, there)
 		} else {
-			if archived, err = p.s.bring(ctx, *p.spec.Engine, fetch, p.report); err != nil {
+			if archived, err = p.s.bring(ctx, *p.spec.Engine, fetch, p.report, func() bool { return false }); err != nil {
 				return core.WorkerBinary{}, err
 			}
 			defer archived.close()

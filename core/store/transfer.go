@@ -46,7 +46,8 @@ func (a *arrival) discard() {
 var errMismatch = errors.New("digest mismatch")
 
 // bring fetches f into partial/ and checks it. What is there of an earlier attempt is kept if its digest and size are known.
-func (s *Store) bring(ctx context.Context, f FileSpec, fetch Fetch, report func(core.Progress)) (*arrival, error) {
+// done is asked once nobody else can be bringing the same: if it says true, there is nothing to bring, and the arrival is nil.
+func (s *Store) bring(ctx context.Context, f FileSpec, fetch Fetch, report func(core.Progress), done func() bool) (*arrival, error) {
 	want, err := parseDigest(f.Digest)
 	if err != nil {
 		return nil, err
@@ -63,6 +64,10 @@ func (s *Store) bring(ctx context.Context, f FileSpec, fetch Fetch, report func(
 		return nil, fmt.Errorf("bring %s: %w", f.Path, err)
 	}
 	a := &arrival{s: s, file: file, name: name}
+	if done() {
+		a.discard()
+		return nil, nil
+	}
 	for {
 		var resumed bool
 		resumed, err = s.transfer(ctx, a, f, want, fetch, report)
