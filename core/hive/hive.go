@@ -2,15 +2,36 @@
 package hive
 
 import (
+	"cmp"
 	"context"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/hostinfo"
+	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/store"
+	"github.com/rbee-project/rbee/core/wire"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+const (
+	defaultSlots     = 4
+	defaultStopGrace = 10 * time.Second
+	// firstProbe is how long the first heartbeat waits for the worker types, so that a queen does not learn of a hive without any.
+	firstProbe = time.Second
+	// exitGrace bounds the end of Run: jobs, then workers that are stopped.
+	exitGrace = 10 * time.Second
+	// exitStopGrace is how long the running requests of a worker may go on when the agent ends and takes its workers along.
+	exitStopGrace = time.Second
 )
 
 // Options are what a Hive needs.
@@ -31,15 +52,79 @@ type Options struct {
 	Slots             int              // of a worker, where a spawn does not say; 0: 4
 	ContextTokens     int              // per slot, where a spawn does not say; 0: the model's own, as far as memory allows, at most 4096
 	Threads           int              // of a worker, where a spawn does not say; 0: the worker's choice
-	StopGrace         time.Duration    // how long running requests may go on when a worker is stopped; 0: 10 s
+	StopGrace         time.Duration    // how long running requests may go on when a worker process is deleted; 0: 10 s
 	Now               func() time.Time // nil: time.Now
 }
 
 // Hive is the hive of one agent. Methods may be called concurrently.
-type Hive struct{ opts Options }
+type Hive struct {
+	opts        Options
+	log         hclog.Logger
+	now         func() time.Time
+	disk        layout
+	incarnation uint64
+	store       shelf
+	plugins     pluginHost
+	jobs        *job.Manager
+	catalogs    *catalogs
+	beat        *beater
+	types       []*workerType
+
+	tasks   chan func(ctx context.Context) // run by Run, which waits for them
+	adopted chan struct{}                  // closed when the workers of an earlier agent are taken over
+	over    chan struct{}                  // closed when Run takes no more tasks
+
+	mu       sync.Mutex // guards below
+	workers  map[string]*worker
+	exits    []exit           // oldest first
+	reserved map[string]int64 // bytes of each device that loading workers are about to take
+	released uint64           // counts the ends of reservations
+	launches map[string]int   // folders of binaries that workers are about to run from
+}
 
 // New opens the hive's state on disk. It starts nothing: Run does. Errors: Invalid, Internal.
-func New(opts Options) (*Hive, error) { return &Hive{opts: opts}, nil }
+func New(opts Options) (*Hive, error) {
+	return newHive(opts, opts.Store, processes{opts.Plugins})
+}
+
+func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
+	disk, err := openLayout(opts.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	if opts.ID == "" {
+		if opts.ID, err = disk.ownID(); err != nil {
+			return nil, err
+		}
+	}
+	if opts.Name == "" {
+		if opts.Name, err = os.Hostname(); err != nil {
+			return nil, core.E("name the hive", core.Internal, err)
+		}
+	}
+	if opts.Logger == nil {
+		opts.Logger = hclog.NewNullLogger()
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	opts.Slots = cmp.Or(opts.Slots, defaultSlots)
+	opts.StopGrace = cmp.Or(opts.StopGrace, defaultStopGrace)
+	h := &Hive{
+		opts: opts, log: opts.Logger.Named("hive"), now: opts.Now, disk: disk, store: s, plugins: p, types: newTypes(opts.WorkerSpecs),
+		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), over: make(chan struct{}),
+		workers: map[string]*worker{}, reserved: map[string]int64{}, launches: map[string]int{},
+	}
+	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
+		return nil, err
+	}
+	h.jobs = job.New(job.Options{Hive: opts.ID, Now: opts.Now, Panicked: func(id string, op core.Operation, value any, stack []byte) {
+		h.log.Error("an operation crashed", "job", id, "operation", op, "panic", value, "stack", string(stack))
+	}})
+	h.catalogs = newCatalogs(opts.CatalogSpecs, p.LaunchCatalog, h.log.Named("catalog"))
+	h.beat = newBeater(h.log, h.heartbeat)
+	return h, nil
+}
 
 // ID is the hive's id in the cluster.
 func (h *Hive) ID() string { return h.opts.ID }
@@ -47,17 +132,171 @@ func (h *Hive) ID() string { return h.opts.ID }
 // Name is the hive's name for people.
 func (h *Hive) Name() string { return h.opts.Name }
 
-// Register serves HiveService and JobService on r. Requests wait until Run has taken over the workers of an earlier agent.
-func (h *Hive) Register(r grpc.ServiceRegistrar) {}
+// Ready is closed when a queen has accepted the first heartbeat.
+func (h *Hive) Ready() <-chan struct{} { return h.beat.ready }
 
 // Run takes over the workers that an earlier agent left, then supervises workers and sends heartbeats until ctx ends, and returns
 // when everything it started is gone: jobs are cancelled, workers stopped or left running as Options say. It is called once.
-func (h *Hive) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (h *Hive) Run(ctx context.Context) error {
+	// What Run starts lives on through the orderly end, in which workers are stopped and the queens are told.
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
 
-// Ready is closed when a queen has accepted the first heartbeat.
-func (h *Hive) Ready() <-chan struct{} { return nil }
+	found, err := h.takeOver(ctx)
+	if err != nil {
+		close(h.over)
+		return err
+	}
+	for _, w := range found {
+		wg.Go(func() { h.supervise(life, w) })
+	}
+	close(h.adopted)
+
+	wg.Go(func() { h.catalogs.run(life) })
+	wg.Go(func() {
+		probing, stop := context.WithTimeout(life, firstProbe)
+		defer stop()
+		done := make(chan struct{})
+		wg.Go(func() {
+			defer close(done)
+			if err := h.probed(life); err != nil && life.Err() == nil {
+				h.log.Warn("probe worker types", "error", err)
+			}
+		})
+		select {
+		case <-done:
+		case <-probing.Done():
+		}
+		if h.opts.Queen != nil {
+			h.beat.run(life)
+		}
+	})
+
+	ended := make(chan error, 1)
+	ending := ctx.Done()
+	for {
+		select {
+		case task := <-h.tasks:
+			wg.Go(func() { task(life) })
+		case <-ending:
+			ending = nil
+			wg.Go(func() { ended <- h.end(life) }) // meanwhile tasks are still taken: ending jobs need their workers supervised
+		case err := <-ended:
+			close(h.over)
+			return err
+		}
+	}
+}
+
+// end ends the jobs and, where the options say so, the workers.
+func (h *Hive) end(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, exitGrace)
+	defer cancel()
+	if err := h.jobs.Close(ctx); err != nil {
+		return err
+	}
+	if !h.opts.StopWorkersOnExit {
+		return nil
+	}
+	var wg sync.WaitGroup
+	for _, w := range h.all() {
+		wg.Go(func() {
+			w.expectEnd()
+			w.setState(core.WorkerRetiring)
+			if _, err := w.proc.Stop(ctx, exitStopGrace); err != nil {
+				h.log.Warn("stop a worker at the end of the agent", "worker", w.id(), "error", err)
+				if err := w.proc.Kill(); err != nil {
+					h.log.Error("kill a worker at the end of the agent", "worker", w.id(), "error", err)
+					return
+				}
+			}
+			<-w.gone
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
+// task has Run run f and wait for it. Errors: Unavailable when Run ends.
+func (h *Hive) task(f func(ctx context.Context)) error {
+	select {
+	case h.tasks <- f:
+		return nil
+	case <-h.over:
+		return core.Errorf("", core.Unavailable, "the hive is shutting down")
+	}
+}
+
+// settled waits until the workers of an earlier agent are taken over. Errors: Unavailable, ctx's.
+func (h *Hive) settled(ctx context.Context) error {
+	select {
+	case <-h.adopted:
+		return nil
+	case <-h.over:
+		return core.Errorf("", core.Unavailable, "the hive is shutting down")
+	case <-ctx.Done():
+		return core.E("wait for the hive", core.KindOf(ctx.Err()), ctx.Err())
+	}
+}
+
+// all is the workers, ordered by id.
+func (h *Hive) all() []*worker {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make([]*worker, 0, len(h.workers))
+	for _, w := range h.workers {
+		out = append(out, w)
+	}
+	slices.SortFunc(out, func(a, b *worker) int { return strings.Compare(a.id(), b.id()) })
+	return out
+}
+
+func (h *Hive) worker(id string) (*worker, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	w, ok := h.workers[id]
+	return w, ok
+}
 
 // DataSocket is the path of the unix socket that a worker of this hive serves HTTP on. Errors: NotFound, Unavailable while it loads.
 func (h *Hive) DataSocket(workerID string) (string, error) {
-	return "", core.Errorf("", core.NotFound, "this hive has no worker %q", workerID)
+	w, ok := h.worker(workerID)
+	if !ok {
+		return "", core.Errorf("find worker", core.NotFound, "hive %s has no worker %q", h.opts.Name, workerID)
+	}
+	if s := w.stateNow(); s != core.WorkerReady && s != core.WorkerRetiring {
+		return "", core.Errorf("find worker", core.Unavailable, "worker %s is %s", workerID, s)
+	}
+	return w.proc.DataSocket(), nil
+}
+
+// heartbeat tells a queen the whole state and retires what the queen wants retired.
+func (h *Hive) heartbeat(ctx context.Context) (time.Duration, error) {
+	var free int64
+	if m, err := hostinfo.ReadMemory(ctx); err == nil {
+		free = m.AvailableBytes
+	}
+	devices, types := h.devices(free)
+	req := &queenv1.HeartbeatRequest{Hive: wire.HiveToProto(core.Hive{
+		ID: h.opts.ID, Name: h.opts.Name, Version: h.opts.Version, OS: runtime.GOOS, Arch: runtime.GOARCH, Incarnation: h.incarnation,
+		Devices: devices, WorkerTypes: types,
+	})}
+	for _, w := range h.all() {
+		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID)))
+	}
+	resp, err := queenv1.NewRegistryServiceClient(h.opts.Queen).Heartbeat(ctx, req)
+	if err != nil {
+		return 0, err
+	}
+	for _, id := range resp.GetRetire() {
+		if w, ok := h.worker(id); ok {
+			if err := h.endWorker(w, defaultRetireGrace); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return resp.GetNext().AsDuration(), nil
 }

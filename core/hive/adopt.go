@@ -1,0 +1,120 @@
+package hive
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// adoptTimeout bounds the answer of a worker that an earlier agent left.
+const adoptTimeout = 2 * time.Second
+
+// takeOver walks the handles that an earlier agent left: workers that still serve become this hive's, all others are ended and forgotten.
+// Nothing that is damaged stops it. Errors: Internal for folders that cannot be read or written.
+func (h *Hive) takeOver(ctx context.Context) ([]*worker, error) {
+	handles, err := h.disk.readHandles(func(file string, err error) {
+		h.log.Error("a handle is damaged and was set aside", "file", file, "error", err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	found := make([]*worker, len(handles))
+	var wg sync.WaitGroup
+	for i, a := range handles {
+		wg.Go(func() { found[i] = h.adopt(ctx, a) })
+	}
+	wg.Wait()
+	var out []*worker
+	h.mu.Lock()
+	for _, w := range found {
+		if w != nil {
+			h.workers[w.id()] = w
+			out = append(out, w)
+		}
+	}
+	h.mu.Unlock()
+	h.removeSuperseded()
+	return out, h.sweepRunDirs()
+}
+
+// adopt takes over one worker, or ends it and returns nil.
+func (h *Hive) adopt(ctx context.Context, a handle) *worker {
+	w, err := h.reattach(ctx, a)
+	if err == nil {
+		h.log.Info("took over a worker", "worker", a.id(), "model", a.Model, "pid", a.Attachment.Process.PID, "state", w.stateNow())
+		return w
+	}
+	killed, endErr := h.plugins.EndAttachment(ctx, a.Attachment)
+	if endErr != nil {
+		h.log.Error("end a worker that cannot be taken over", "worker", a.id(), "error", endErr)
+	}
+	e := exit{WorkerID: a.id(), Process: a.Attachment.Process, At: h.now(), Problem: "lost: " + err.Error()}
+	var logErr error
+	if e.Log, logErr = tailFile(h.disk.logFile(a.id()), failureLines); logErr != nil {
+		h.log.Warn("read the log of a lost worker", "worker", a.id(), "error", logErr)
+	}
+	h.mu.Lock()
+	h.exits = append(h.exits, e)
+	h.mu.Unlock()
+	h.log.Warn("lost a worker of the earlier agent", "worker", a.id(), "model", a.Model, "pid", a.Attachment.Process.PID, "killed", killed, "error", err)
+	h.clean(a.id())
+	return nil
+}
+
+func (h *Hive) reattach(ctx context.Context, a handle) (*worker, error) {
+	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
+	defer cancel()
+	p, err := h.plugins.Reattach(ctx, a.Attachment)
+	if err != nil {
+		return nil, err
+	}
+	s, err := p.Status(ctx)
+	state := core.WorkerReady
+	switch {
+	case err != nil:
+		err = said("ask for its state", err)
+	case s.WorkerID != a.id() || s.Nonce != a.Attachment.Nonce:
+		err = core.Errorf("ask for its state", core.Conflict, "it answers as worker %q", s.WorkerID)
+	case s.State == sdkworker.StateDraining:
+		state = core.WorkerRetiring
+	case s.State != sdkworker.StateReady:
+		// A load has lost the agent that asked for it and would tell the outcome.
+		err = core.Errorf("ask for its state", core.Conflict, "it is %s", s.State)
+	}
+	if err != nil {
+		if closeErr := p.Close(); closeErr != nil {
+			h.log.Warn("let go of a worker", "worker", a.id(), "error", closeErr)
+		}
+		return nil, err
+	}
+	w := newWorker(a, p, state)
+	w.noteStatus(s, h.now())
+	return w, nil
+}
+
+// sweepRunDirs removes the folders, and what still runs in them, that no worker of this hive owns.
+func (h *Hive) sweepRunDirs() error {
+	entries, err := os.ReadDir(h.disk.run)
+	if err != nil {
+		return core.E("clean run folder", core.Internal, err)
+	}
+	for _, e := range entries {
+		_, mine := h.worker(e.Name())
+		switch {
+		case mine:
+		case validID(e.Name()):
+			h.clean(e.Name())
+		case e.IsDir():
+			// The agent alone writes here: a probe or a catalog of an agent that was killed.
+			if err := os.RemoveAll(filepath.Join(h.disk.run, e.Name())); err != nil {
+				h.log.Warn("remove a leftover folder", "folder", e.Name(), "error", err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,239 @@
+package hive
+
+import (
+	"context"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/core/store"
+	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+)
+
+const (
+	catalogIdle   = time.Minute
+	searchTimeout = 5 * time.Second
+)
+
+// catalogs runs catalog plugins: started when they are needed, ended when they are not used for a while.
+type catalogs struct {
+	launch func(ctx context.Context, s pluginhost.Spec) (catalogProcess, error)
+	log    hclog.Logger
+	list   []*source
+}
+
+type source struct {
+	spec pluginhost.Spec
+	gate chan struct{} // holds one: whoever took it may start or end the process and use the fields below
+
+	proc      catalogProcess // nil: not running
+	users     int
+	idleSince time.Time
+	closed    bool
+}
+
+func newCatalogs(specs []pluginhost.Spec, launch func(context.Context, pluginhost.Spec) (catalogProcess, error), log hclog.Logger) *catalogs {
+	c := &catalogs{launch: launch, log: log}
+	for _, s := range specs {
+		c.list = append(c.list, &source{spec: s, gate: make(chan struct{}, 1)})
+	}
+	return c
+}
+
+func (s *source) lock(ctx context.Context) error {
+	select {
+	case s.gate <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return core.E("use catalog source "+s.spec.Name, core.KindOf(ctx.Err()), ctx.Err())
+	}
+}
+
+func (s *source) unlock() { <-s.gate }
+
+// split takes a reference apart. Errors: Invalid for one without a source, NotFound for one of an unknown source.
+func (c *catalogs) split(ref string) (*source, string, error) {
+	name, rest, found := strings.Cut(ref, ":")
+	if !found || rest == "" {
+		return nil, "", core.WithHint(core.Errorf("read reference", core.Invalid, "%q names no catalog source", ref), "%s", c.hint())
+	}
+	for _, s := range c.list {
+		if s.spec.Name == name {
+			return s, rest, nil
+		}
+	}
+	return nil, "", core.WithHint(core.Errorf("read reference", core.NotFound, "there is no catalog source %q", name), "%s", c.hint())
+}
+
+func (c *catalogs) hint() string {
+	if len(c.list) == 0 {
+		return "This hive has no catalog source: put catalog plugins (rbee-catalog-…) into the plugin folder and restart the agent."
+	}
+	names := make([]string, 0, len(c.list))
+	for _, s := range c.list {
+		names = append(names, s.spec.Name)
+	}
+	return "A reference is written SOURCE:NAME; the sources of this hive are " + strings.Join(names, ", ") + "."
+}
+
+// use calls f with the running plugin of a source, which is started if need be and goes on at least until f returns.
+func (c *catalogs) use(ctx context.Context, s *source, f func(catalogProcess) error) error {
+	if err := s.lock(ctx); err != nil {
+		return err
+	}
+	p, err := c.runningLocked(ctx, s)
+	s.unlock()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		s.gate <- struct{}{} // held for a start at the longest
+		s.users--
+		s.idleSince = time.Now()
+		s.unlock()
+	}()
+	return f(p)
+}
+
+func (c *catalogs) runningLocked(ctx context.Context, s *source) (catalogProcess, error) {
+	if s.closed {
+		return nil, core.Errorf("use catalog source "+s.spec.Name, core.Unavailable, "the hive is shutting down")
+	}
+	if s.proc != nil {
+		select {
+		case <-s.proc.Done():
+			c.log.Warn("a catalog plugin ended by itself, starting it again", "plugin", s.spec.Name)
+			s.proc = nil
+		default:
+		}
+	}
+	if s.proc == nil {
+		p, err := c.launch(ctx, s.spec)
+		if err != nil {
+			return nil, said("launch catalog source "+s.spec.Name, err)
+		}
+		s.proc = p
+	}
+	s.users++
+	return s.proc, nil
+}
+
+// resolve asks which files a reference stands for.
+func (c *catalogs) resolve(ctx context.Context, ref string) (m catalog.Manifest, err error) {
+	s, rest, err := c.split(ref)
+	if err != nil {
+		return m, err
+	}
+	err = c.use(ctx, s, func(p catalogProcess) (err error) {
+		m, err = p.Resolve(ctx, rest)
+		return said("resolve "+ref, err)
+	})
+	if err == nil && len(m.Files) == 0 {
+		err = core.Errorf("resolve "+ref, core.Internal, "catalog source %s names no file", s.spec.Name)
+	}
+	return m, err
+}
+
+// fetcher brings the files of a reference. It holds the plugin for each file anew: a transfer may outlive the job that began it.
+func (c *catalogs) fetcher(ref string) store.Fetch {
+	return func(ctx context.Context, f store.FileSpec, offset int64, w io.Writer) error {
+		s, _, err := c.split(ref)
+		if err != nil {
+			return err
+		}
+		return c.use(ctx, s, func(p catalogProcess) error {
+			err := p.Fetch(ctx, catalog.File{Ref: f.Ref, Path: f.Path, SizeBytes: f.SizeBytes, Digest: f.Digest, Locator: f.Locator}, offset, w)
+			return said("fetch "+f.Path, err)
+		})
+	}
+}
+
+// search asks all sources at once and returns what they offer in the order of the sources. Sources that fail are left out unless all do.
+func (c *catalogs) search(ctx context.Context, q catalog.Query) ([]core.CatalogItem, error) {
+	found := make([][]core.CatalogItem, len(c.list))
+	errs := make([]error, len(c.list))
+	var wg sync.WaitGroup
+	for i, s := range c.list {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, searchTimeout)
+			defer cancel()
+			errs[i] = c.use(ctx, s, func(p catalogProcess) error {
+				err := p.Search(ctx, q, func(it catalog.Item) error {
+					found[i] = append(found[i], core.CatalogItem{
+						Ref: s.spec.Name + ":" + it.Ref, Kind: string(it.Kind), Name: it.Name, Summary: it.Summary, SizeBytes: it.SizeBytes, License: it.License,
+					})
+					return nil
+				})
+				return said("search catalog source "+s.spec.Name, err)
+			})
+		})
+	}
+	wg.Wait()
+	var out []core.CatalogItem
+	var failed error
+	failures := 0
+	for i := range c.list {
+		out = append(out, found[i]...)
+		if errs[i] != nil {
+			failed = errs[i]
+			failures++
+			c.log.Debug("a catalog source cannot be searched", "plugin", c.list[i].spec.Name, "error", errs[i])
+		}
+	}
+	if failures > 0 && failures == len(c.list) {
+		return nil, failed
+	}
+	if q.Limit > 0 && len(out) > q.Limit {
+		out = out[:q.Limit]
+	}
+	return out, nil
+}
+
+// findModel looks for a model of exactly this name and returns its reference, and the names of models that come near.
+func (c *catalogs) findModel(ctx context.Context, name string) (ref string, near []string, err error) {
+	items, err := c.search(ctx, catalog.Query{Text: name, Kind: catalog.KindModel})
+	if err != nil {
+		return "", nil, err
+	}
+	for _, it := range items {
+		if it.Name == name {
+			return it.Ref, nil, nil
+		}
+		near = append(near, it.Name)
+	}
+	return "", near, nil
+}
+
+// run ends plugins that nobody uses, and all of them when ctx ends.
+func (c *catalogs) run(ctx context.Context) {
+	tick := time.NewTicker(catalogIdle / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			c.sweep(false)
+		case <-ctx.Done():
+			c.sweep(true)
+			return
+		}
+	}
+}
+
+func (c *catalogs) sweep(all bool) {
+	for _, s := range c.list {
+		s.gate <- struct{}{} // held for a start at the longest
+		s.closed = s.closed || all
+		if s.proc != nil && (all || s.users == 0 && time.Since(s.idleSince) >= catalogIdle) {
+			if err := s.proc.Close(); err != nil {
+				c.log.Warn("end a catalog plugin", "plugin", s.spec.Name, "error", err)
+			}
+			s.proc = nil
+		}
+		s.unlock()
+	}
+}

@@ -1,0 +1,258 @@
+package hive
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/hostinfo"
+	"github.com/rbee-project/rbee/core/job"
+)
+
+const (
+	// defaultRetireGrace is how long the running requests of a retired worker may go on.
+	defaultRetireGrace = 10 * time.Minute
+	// lastWait is what each of the last means gets when a worker does not end: Stop, SIGTERM, SIGKILL.
+	lastWait = 300 * time.Millisecond
+	// tellTimeout is how long the result of an operation waits for a queen to know it.
+	tellTimeout = 2 * time.Second
+)
+
+// processDelete ends a worker process: it drains, stops, and is signalled where that does not help. Where the job is cancelled the end goes on.
+func (h *Hive) processDelete(ctx context.Context, r core.Request, run *job.Run) (core.ExitResult, error) {
+	w, gone, err := h.findProcess(r.PID)
+	if err != nil {
+		return core.ExitResult{}, err
+	}
+	return h.endAndTell(ctx, w, gone, cmp.Or(time.Duration(r.Grace), h.opts.StopGrace), run)
+}
+
+// activeRetire retires a worker and returns when it has ended. Where the job is cancelled the retirement goes on.
+func (h *Hive) activeRetire(ctx context.Context, r core.Request, run *job.Run) (core.ExitResult, error) {
+	w, gone, err := h.findWorker(r.Worker)
+	if err != nil {
+		return core.ExitResult{}, err
+	}
+	return h.endAndTell(ctx, w, gone, cmp.Or(time.Duration(r.Grace), defaultRetireGrace), run)
+}
+
+// endAndTell ends a worker, or for none says that gone is what became of it, and returns when nothing of it is left and a queen knows.
+func (h *Hive) endAndTell(ctx context.Context, w *worker, gone exit, grace time.Duration, run *job.Run) (core.ExitResult, error) {
+	if w == nil {
+		run.Log("worker %s, process %d, has ended already", gone.WorkerID, gone.Process.PID)
+		return core.ExitResult{WorkerID: gone.WorkerID, PID: gone.Process.PID, AlreadyGone: true, Exit: gone.How}, nil
+	}
+	if err := h.endWorker(w, grace); err != nil {
+		return core.ExitResult{}, err
+	}
+	run.Log("worker %s takes no new request; running ones may go on for %s", w.id(), grace)
+	select {
+	case <-w.gone:
+	case <-ctx.Done():
+		return core.ExitResult{}, core.E("end worker "+w.id(), core.KindOf(ctx.Err()), ctx.Err())
+	}
+	if !isDone(w.proc.Done()) {
+		return core.ExitResult{}, core.Errorf("end worker "+w.id(), core.Unavailable, "the hive is shutting down")
+	}
+	h.tell(ctx)
+	w.mu.Lock()
+	forced := w.forced
+	w.mu.Unlock()
+	return core.ExitResult{WorkerID: w.id(), PID: w.pid(), Forced: forced, Exit: w.proc.Exit()}, nil
+}
+
+// endWorker begins the end of a worker, or hurries one that goes on. It does not wait. Errors: Unavailable when the hive ends.
+func (h *Hive) endWorker(w *worker, grace time.Duration) error {
+	by := time.Now().Add(grace)
+	w.mu.Lock()
+	first, loading := w.endBy.IsZero(), w.state == core.WorkerLoading
+	if first || by.Before(w.endBy) {
+		w.endBy = by
+		select {
+		case w.sooner <- struct{}{}:
+		default:
+		}
+	}
+	w.asked = true
+	w.mu.Unlock()
+	if !first {
+		return nil
+	}
+	if w.setState(core.WorkerRetiring) {
+		h.beat.bump()
+	}
+	h.log.Info("worker retires", "worker", w.id(), "model", w.handle.Model, "pid", w.pid())
+	return h.task(func(ctx context.Context) {
+		err := error(nil)
+		if !loading { // a load has nothing to drain
+			err = h.drain(ctx, w)
+		}
+		if err == nil {
+			err = h.stop(ctx, w)
+		}
+		if err != nil && ctx.Err() == nil {
+			h.log.Error("end a worker", "worker", w.id(), "pid", w.pid(), "error", err)
+		}
+	})
+}
+
+// drain returns when the worker is idle, its time is over or it is gone. Errors: only ctx's.
+func (h *Hive) drain(ctx context.Context, w *worker) error {
+	draining, cancel := context.WithCancel(ctx)
+	defer cancel()
+	drained := make(chan error, 1)
+	if err := h.task(func(context.Context) { drained <- w.proc.Drain(draining) }); err != nil {
+		return err
+	}
+	timer := time.NewTimer(time.Until(w.deadline()))
+	defer timer.Stop()
+	for {
+		select {
+		case err := <-drained:
+			if err != nil && !isDone(w.proc.Done()) {
+				h.log.Warn("a worker does not drain", "worker", w.id(), "error", err)
+			}
+			return nil
+		case <-w.sooner:
+			timer.Reset(time.Until(w.deadline()))
+		case <-timer.C:
+			h.log.Warn("the running requests of a worker took too long and are cut", "worker", w.id())
+			w.force()
+			return nil
+		case <-w.proc.Done():
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// stop makes the process end: by asking, by SIGTERM, by SIGKILL, each to the whole group. Errors: Internal, ctx's.
+func (h *Hive) stop(ctx context.Context, w *worker) error {
+	if isDone(w.proc.Done()) {
+		return nil
+	}
+	left := max(min(time.Until(w.deadline()), h.opts.StopGrace), lastWait)
+	stopping, cancel := context.WithTimeout(ctx, left)
+	defer cancel()
+	err := h.task(func(context.Context) {
+		if _, err := w.proc.Stop(stopping, left/2); err != nil && !isDone(w.proc.Done()) {
+			h.log.Warn("a worker does not stop", "worker", w.id(), "error", err)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case <-w.proc.Done():
+		return nil
+	case <-stopping.Done():
+	}
+	w.force()
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		if err := h.signal(w, sig); err != nil {
+			return err
+		}
+		select {
+		case <-w.proc.Done():
+			return nil
+		case <-time.After(lastWait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil // killed, but the operating system takes its time; the supervisor waits
+}
+
+// signal sends a signal to the process group of a worker, if it is still the same process.
+func (h *Hive) signal(w *worker, sig syscall.Signal) error {
+	p, err := hostinfo.Open(w.identity())
+	if err == nil {
+		err = p.SignalGroup(sig)
+		if core.KindOf(err) == core.Forbidden { // it does not lead its group: it alone is hit
+			err = p.Signal(sig)
+		}
+		if closeErr := p.Close(); closeErr != nil {
+			h.log.Warn("let go of a process", "pid", w.pid(), "error", closeErr)
+		}
+	}
+	if core.KindOf(err) == core.NotFound {
+		return nil
+	}
+	return err
+}
+
+// tell waits until a queen knows the state, not long: an operation on a hive succeeds without any queen.
+func (h *Hive) tell(ctx context.Context) {
+	if h.opts.Queen == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	if err := h.beat.flush(ctx); err != nil {
+		h.log.Warn("no queen knows the new state yet", "error", err)
+	}
+}
+
+// findProcess finds the worker of a pid; it is nil when that worker has ended, which the exit tells. Errors: NotFound.
+func (h *Hive) findProcess(pid int) (*worker, exit, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, w := range h.workers {
+		if w.pid() == pid {
+			return w, exit{}, nil
+		}
+	}
+	for _, e := range slices.Backward(h.exits) {
+		if e.Process.PID != pid {
+			continue
+		}
+		if now, err := hostinfo.Identify(pid); err == nil && now != e.Process {
+			break // the pid is somebody else's by now
+		}
+		return nil, e, nil
+	}
+	return nil, exit{}, core.WithHint(core.Errorf("find worker process", core.NotFound, "process %d is not a worker of hive %s", pid, h.opts.Name),
+		"The process list of the hive shows its workers; no other process is ever touched.")
+}
+
+// findWorker finds a worker by its id or a unique prefix of it; it is nil when that worker has ended. Errors: NotFound, Invalid for a prefix of several.
+func (h *Hive) findWorker(prefix string) (*worker, exit, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var found []*worker
+	var ids []string
+	for id, w := range h.workers {
+		if strings.HasPrefix(id, prefix) {
+			found = append(found, w)
+		}
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	switch {
+	case len(found) == 1:
+		return found[0], exit{}, nil
+	case len(found) > 1:
+		return nil, exit{}, core.WithHint(core.Errorf("find worker", core.Invalid, "%q begins the ids of %d workers", prefix, len(found)), "Give more of the id.")
+	}
+	for _, e := range slices.Backward(h.exits) {
+		if strings.HasPrefix(e.WorkerID, prefix) {
+			return nil, e, nil
+		}
+	}
+	return nil, exit{}, core.WithHint(core.Errorf("find worker", core.NotFound, "hive %s has no worker %q", h.opts.Name, prefix),
+		"Workers of this hive: %s.", cmp.Or(strings.Join(ids, ", "), "none"))
+}
+
+func isDone(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}

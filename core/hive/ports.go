@@ -1,0 +1,96 @@
+package hive
+
+import (
+	"context"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gguf"
+	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/core/store"
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// workerProcess is a running worker plugin as the hive needs it.
+type workerProcess interface {
+	Info() sdk.Info
+	FingerprintOnce(ctx context.Context) (sdkworker.Fingerprint, error)
+	Start(ctx context.Context, spec sdkworker.StartSpec, progress func(sdkworker.Progress) error) error
+	Status(ctx context.Context) (sdkworker.Status, error)
+	Drain(ctx context.Context) error
+	Stop(ctx context.Context, grace time.Duration) (forced bool, err error)
+	DataSocket() string
+	Attachment() pluginhost.Attachment
+	Done() <-chan struct{}
+	Exit() string
+	Kill() error
+	Close() error
+}
+
+// catalogProcess is a running catalog plugin as the hive needs it.
+type catalogProcess interface {
+	catalog.Source
+	Done() <-chan struct{}
+	Close() error
+}
+
+// pluginHost launches plugins.
+type pluginHost interface {
+	LaunchWorker(ctx context.Context, l pluginhost.WorkerLaunch) (workerProcess, error)
+	Reattach(ctx context.Context, a pluginhost.Attachment) (workerProcess, error)
+	EndAttachment(ctx context.Context, a pluginhost.Attachment) (bool, error)
+	LaunchCatalog(ctx context.Context, s pluginhost.Spec) (catalogProcess, error)
+}
+
+// shelf is the store as the hive needs it.
+type shelf interface {
+	Models() ([]core.Model, error)
+	Model(name string) (core.Model, string, error)
+	Header(name string) (*gguf.File, error)
+	PutModel(ctx context.Context, spec store.ModelSpec, fetch store.Fetch, progress func(core.Progress)) (core.Model, error)
+	Binaries() ([]core.WorkerBinary, error)
+	Binary(id string) (core.WorkerBinary, error)
+	BinaryPaths(id string) (exe, engineDir string, err error)
+	PutBinary(ctx context.Context, spec store.BinarySpec, fetch store.Fetch, progress func(core.Progress)) (core.WorkerBinary, error)
+	SetProbe(id string, devices []core.Device, problem string) error
+	RemoveSuperseded(inUse func(folder string) bool) error
+}
+
+var (
+	_ workerProcess  = (*pluginhost.Worker)(nil)
+	_ catalogProcess = (*pluginhost.Catalog)(nil)
+	_ pluginHost     = processes{}
+	_ shelf          = (*store.Store)(nil)
+)
+
+// processes is pluginhost.Host with the types of this package.
+type processes struct{ *pluginhost.Host }
+
+func (p processes) LaunchWorker(ctx context.Context, l pluginhost.WorkerLaunch) (workerProcess, error) {
+	w, err := p.Host.LaunchWorker(ctx, l)
+	if err != nil {
+		return nil, err // not a nil *Worker in an interface
+	}
+	return w, nil
+}
+
+func (p processes) Reattach(ctx context.Context, a pluginhost.Attachment) (workerProcess, error) {
+	w, err := p.Host.Reattach(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+func (p processes) LaunchCatalog(ctx context.Context, s pluginhost.Spec) (catalogProcess, error) {
+	c, err := p.Host.LaunchCatalog(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// said adds to an error of a plugin what the plugin was asked for, and keeps its kind and hint.
+func said(op string, err error) error { return core.E(op, core.KindOf(err), err) }

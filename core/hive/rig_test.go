@@ -1,0 +1,450 @@
+package hive
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/core/rpc"
+	"github.com/rbee-project/rbee/core/store"
+	"github.com/rbee-project/rbee/core/wire"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+const (
+	// patience is how long a test waits for foreign processes on a busy machine.
+	patience = 20 * time.Second
+	// tinyModel is the model that the fake catalog offers, as a file beside this package.
+	tinyModel = "../../plugins/catalog-builtin/rbee-tiny.gguf"
+	// agentVariable makes the test binary an agent that runs a hive in the folder it names; see TestAgentIsKilled.
+	agentVariable = "RBEE_TEST_HIVE"
+)
+
+// pluginDir is where TestMain builds the fake plugins.
+var pluginDir string
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(agentVariable); dir != "" {
+		agentMain(dir)
+		return
+	}
+	code, err := buildAndRun(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func buildAndRun(m *testing.M) (int, error) {
+	dir, err := os.MkdirTemp("", "rbee-hive")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	for name, pkg := range map[string]string{
+		"rbee-worker-fake":  "../../plugins/sdk/sdktest/fakeworker",
+		"rbee-catalog-fake": "../../plugins/sdk/sdktest/fakecatalog",
+	} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return 0, fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
+	}
+	pluginDir = dir
+	return m.Run(), nil
+}
+
+// queen is a queen's end of heartbeats.
+type queen struct {
+	queenv1.UnimplementedRegistryServiceServer
+
+	mu     sync.Mutex
+	last   *queenv1.HeartbeatRequest
+	beats  int
+	retire []string
+	err    error
+}
+
+func (q *queen) Heartbeat(_ context.Context, r *queenv1.HeartbeatRequest) (*queenv1.HeartbeatResponse, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.err != nil {
+		return nil, q.err
+	}
+	q.last = r
+	q.beats++
+	return &queenv1.HeartbeatResponse{Next: durationpb.New(time.Minute), Retire: q.retire}, nil
+}
+
+// workers is what the last heartbeat told.
+func (q *queen) workers() []core.Worker {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var out []core.Worker
+	for _, w := range q.last.GetWorkers() {
+		out = append(out, wire.WorkerFromProto(w, q.last.GetHive().GetId(), time.Time{}))
+	}
+	return out
+}
+
+func (q *queen) hive() core.Hive {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return wire.HiveFromProto(q.last.GetHive())
+}
+
+func (q *queen) set(f func(*queen)) { q.mu.Lock(); defer q.mu.Unlock(); f(q) }
+
+// rig is a hive with its services, a queen, and fake plugins.
+type rig struct {
+	t     *testing.T
+	dir   string
+	hive  *Hive
+	queen *queen
+	hives hivev1.HiveServiceClient
+	jobs  jobv1.JobServiceClient
+	stop  func() // ends Run and waits; may be repeated
+}
+
+type setup struct {
+	workers string // worker blocks of the configuration
+	dir     string // of an earlier rig; empty: a new one
+	alone   bool   // no queen
+	keep    bool   // workers go on when the hive ends
+	change  func(*Options)
+}
+
+// shortDir is a folder whose path leaves room for sockets.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "rh")
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+// options builds what a hive in dir needs, without a queen.
+func options(dir, workers string, log hclog.Logger) (Options, *store.Store, error) {
+	models := filepath.Join(dir, "catalog")
+	if err := os.MkdirAll(models, 0o700); err != nil {
+		return Options{}, nil, err
+	}
+	if err := copyFile(tinyModel, filepath.Join(models, "tiny.gguf")); err != nil {
+		return Options{}, nil, err
+	}
+	file := filepath.Join(dir, "config.hcl")
+	text := fmt.Sprintf("data_dir = %q\nplugin_dir = %q\ncatalog \"fake\" {\n  config {\n    dir = %q\n  }\n}\n%s\n", dir, pluginDir, models, workers)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return Options{}, nil, err
+	}
+	c, diags := config.Load([]string{file}, func(string) (string, bool) { return "", false })
+	if err := diags.Err(); err != nil {
+		return Options{}, nil, err
+	}
+	host := pluginhost.New(pluginhost.Options{PluginDir: pluginDir, RunDir: filepath.Join(dir, "run"), Logger: log})
+	workerSpecs, catalogSpecs, err := host.Specs(c)
+	if err != nil {
+		return Options{}, nil, err
+	}
+	s, err := store.Open(filepath.Join(dir, "store"), log)
+	if err != nil {
+		return Options{}, nil, err
+	}
+	return Options{
+		ID: "h1", Name: "hive-one", Version: "1", DataDir: dir, Store: s, Plugins: host, WorkerSpecs: workerSpecs, CatalogSpecs: catalogSpecs, Logger: log,
+	}, s, nil
+}
+
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o600)
+}
+
+// run starts a hive. Whatever happens, no process of it is left when the test ends.
+func run(t *testing.T, s setup) *rig {
+	t.Helper()
+	if s.dir == "" {
+		s.dir = shortDir(t)
+	}
+	log := coretest.Logger(t)
+	opts, shelf, err := options(s.dir, s.workers, log)
+	must.NoError(t, err)
+	opts.StopWorkersOnExit = !s.keep
+	r := &rig{t: t, dir: s.dir, queen: &queen{}}
+	var closers []func()
+	if !s.alone {
+		conn, end := serve(t, log, func(g *grpc.Server) { queenv1.RegisterRegistryServiceServer(g, r.queen) })
+		opts.Queen = conn
+		closers = append(closers, end)
+	}
+	if s.change != nil {
+		s.change(&opts)
+	}
+	r.hive, err = New(opts)
+	must.NoError(t, err)
+	conn, end := serve(t, log, func(g *grpc.Server) { r.hive.Register(g) })
+	closers = append(closers, end)
+	r.hives, r.jobs = hivev1.NewHiveServiceClient(conn), jobv1.NewJobServiceClient(conn)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- r.hive.Run(ctx) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			must.NoError(t, err)
+		case <-time.After(patience):
+			t.Error("the hive does not end")
+		}
+		for _, c := range slices.Backward(closers) {
+			c()
+		}
+		must.NoError(t, shelf.Close())
+	})
+	t.Cleanup(func() {
+		r.stop()
+		for _, h := range handles(t, s.dir) {
+			_, err := opts.Plugins.EndAttachment(context.Background(), h.Attachment)
+			must.NoError(t, err)
+		}
+	})
+	if !s.alone {
+		select {
+		case <-r.hive.Ready():
+		case <-time.After(patience):
+			t.Fatal("the hive does not get ready")
+		}
+	}
+	return r
+}
+
+func serve(t *testing.T, log hclog.Logger, register func(*grpc.Server)) (*grpc.ClientConn, func()) {
+	t.Helper()
+	pipe := rpc.NewPipe()
+	server := rpc.NewServer(log)
+	register(server)
+	conn, err := rpc.Client(pipe)
+	must.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- rpc.Serve(ctx, server, pipe.Listener(), time.Second) }()
+	return conn, func() {
+		_ = conn.Close()
+		cancel()
+		must.NoError(t, <-ended)
+	}
+}
+
+func handles(t *testing.T, dir string) []handle {
+	t.Helper()
+	l, err := openLayout(dir)
+	must.NoError(t, err)
+	list, err := l.readHandles(func(string, error) {})
+	must.NoError(t, err)
+	return list
+}
+
+// submit starts a job.
+func (r *rig) submit(req core.Request) core.Job {
+	r.t.Helper()
+	b, err := json.Marshal(req)
+	must.NoError(r.t, err)
+	resp, err := r.jobs.Submit(r.t.Context(), &jobv1.SubmitRequest{Operation: string(req.Operation), RequestJson: b})
+	must.NoError(r.t, err)
+	return wire.JobFromProto(resp.GetJob())
+}
+
+// follow waits for the end of a job and returns it with all its events.
+func (r *rig) follow(id string) (core.Job, []core.Event) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	stream, err := r.jobs.Events(ctx, &jobv1.EventsRequest{Id: id})
+	must.NoError(r.t, err)
+	var events []core.Event
+	for {
+		e, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		must.NoError(r.t, err)
+		events = append(events, wire.EventFromProto(e.GetEvent()))
+	}
+	resp, err := r.jobs.Get(ctx, &jobv1.GetRequest{Id: id})
+	must.NoError(r.t, err)
+	return wire.JobFromProto(resp.GetJob()), events
+}
+
+func (r *rig) do(req core.Request) core.Job {
+	r.t.Helper()
+	j, _ := r.follow(r.submit(req).ID)
+	return j
+}
+
+// result runs an operation that must succeed.
+func result1[T any](r *rig, req core.Request) T {
+	r.t.Helper()
+	j := r.do(req)
+	if j.State != core.JobSucceeded {
+		r.t.Fatalf("%s is %s: %+v", req.Operation, j.State, j.Error)
+	}
+	var v T
+	must.NoError(r.t, json.Unmarshal(j.Result, &v))
+	return v
+}
+
+// failure runs an operation that must fail.
+func (r *rig) failure(req core.Request) core.Failure {
+	r.t.Helper()
+	j := r.do(req)
+	must.Eq(r.t, core.JobFailed, j.State, must.Sprintf("%s", j.Result))
+	return *j.Error
+}
+
+func (r *rig) spawn(typ string) core.SpawnResult {
+	r.t.Helper()
+	return result1[core.SpawnResult](r, core.Request{Operation: core.OpWorkerSpawn, Type: typ, Model: "tiny", Slots: 2, ContextTokens: 64})
+}
+
+func (r *rig) processes() []core.Process {
+	r.t.Helper()
+	resp, err := r.hives.ListProcesses(r.t.Context(), &hivev1.ListProcessesRequest{})
+	must.NoError(r.t, err)
+	out := []core.Process{}
+	for _, p := range resp.GetProcesses() {
+		out = append(out, wire.ProcessFromProto(p))
+	}
+	return out
+}
+
+// nothingLeft checks that the hive has no worker, and that neither files nor processes of one are there.
+func (r *rig) nothingLeft() {
+	r.t.Helper()
+	must.Len(r.t, 0, r.processes())
+	must.Len(r.t, 0, entries(r.t, filepath.Join(r.dir, "hive", "workers")))
+	coretest.Eventually(r.t, patience, func() error { // probes and catalogs have folders of their own for a moment
+		for _, name := range entries(r.t, filepath.Join(r.dir, "run")) {
+			if validID(name) {
+				return fmt.Errorf("%s is left", name)
+			}
+		}
+		return nil
+	})
+	must.Len(r.t, 0, marked(r.t, filepath.Join(r.dir, "run")+"/"), must.Sprint("processes are left"))
+}
+
+func entries(t *testing.T, dir string) []string {
+	t.Helper()
+	list, err := os.ReadDir(dir)
+	must.NoError(t, err)
+	var out []string
+	for _, e := range list {
+		out = append(out, e.Name())
+	}
+	return out
+}
+
+// marked lists the pids of worker processes, and what they started, whose socket folder is a worker's below prefix.
+func marked(t *testing.T, prefix string) []string {
+	t.Helper()
+	procs, err := filepath.Glob("/proc/[0-9]*/environ")
+	must.NoError(t, err)
+	var out []string
+	for _, p := range procs {
+		env, err := os.ReadFile(p)
+		if err != nil {
+			continue
+		}
+		for v := range bytes.SplitSeq(env, []byte{0}) {
+			if rest, ok := strings.CutPrefix(string(v), socketDirVariable+"="+prefix); ok && validID(rest) {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
+
+// told waits until the last heartbeat satisfies check.
+func (r *rig) told(within time.Duration, check func([]core.Worker) error) {
+	r.t.Helper()
+	coretest.Eventually(r.t, within, func() error { return check(r.queen.workers()) })
+}
+
+func count(n int) func([]core.Worker) error {
+	return func(list []core.Worker) error {
+		if len(list) != n {
+			return fmt.Errorf("%d workers are told of, want %d", len(list), n)
+		}
+		return nil
+	}
+}
+
+// ask sends a prompt to a worker's data socket.
+func (r *rig) ask(ctx context.Context, worker, prompt string) (string, error) {
+	socket, err := r.hive.DataSocket(worker)
+	if err != nil {
+		return "", err
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	body := fmt.Sprintf(`{"model":"tiny","prompt":%q}`, prompt)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://worker/v1/completions", strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	var v struct {
+		Choices []struct {
+			Text string `json:"text"`
+		} `json:"choices"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK || len(v.Choices) == 0 {
+		return "", fmt.Errorf("status %d", resp.StatusCode)
+	}
+	return v.Choices[0].Text, nil
+}

@@ -1,0 +1,276 @@
+package hive
+
+import (
+	"context"
+	"slices"
+
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/hostinfo"
+	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/wire"
+	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
+)
+
+// Register serves HiveService and JobService on r. Requests wait until Run has taken over the workers of an earlier agent.
+func (h *Hive) Register(r grpc.ServiceRegistrar) {
+	hivev1.RegisterHiveServiceServer(r, hiveService{h: h})
+	jobv1.RegisterJobServiceServer(r, jobService{h: h})
+}
+
+type hiveService struct {
+	hivev1.UnimplementedHiveServiceServer
+	h *Hive
+}
+
+func (s hiveService) ListProcesses(ctx context.Context, _ *hivev1.ListProcessesRequest) (*hivev1.ListProcessesResponse, error) {
+	list, err := s.h.processes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &hivev1.ListProcessesResponse{}
+	for _, p := range list {
+		resp.Processes = append(resp.Processes, wire.ProcessToProto(p))
+	}
+	return resp, nil
+}
+
+func (s hiveService) GetProcess(ctx context.Context, req *hivev1.GetProcessRequest) (*hivev1.GetProcessResponse, error) {
+	p, err := s.h.process(ctx, int(req.GetPid()))
+	if err != nil {
+		return nil, err
+	}
+	return &hivev1.GetProcessResponse{Process: wire.ProcessToProto(p)}, nil
+}
+
+func (s hiveService) ListBinaries(ctx context.Context, _ *hivev1.ListBinariesRequest) (*hivev1.ListBinariesResponse, error) {
+	if err := s.h.settled(ctx); err != nil {
+		return nil, err
+	}
+	list, err := s.h.store.Binaries()
+	if err != nil {
+		return nil, err
+	}
+	resp := &hivev1.ListBinariesResponse{}
+	for _, b := range list {
+		b.Files = nil
+		resp.Binaries = append(resp.Binaries, wire.BinaryToProto(s.h.withUsers(b)))
+	}
+	return resp, nil
+}
+
+func (s hiveService) GetBinary(ctx context.Context, req *hivev1.GetBinaryRequest) (*hivev1.GetBinaryResponse, error) {
+	if err := s.h.settled(ctx); err != nil {
+		return nil, err
+	}
+	b, err := s.h.store.Binary(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &hivev1.GetBinaryResponse{Binary: wire.BinaryToProto(s.h.withUsers(b))}, nil
+}
+
+func (s hiveService) ListModels(ctx context.Context, _ *hivev1.ListModelsRequest) (*hivev1.ListModelsResponse, error) {
+	if err := s.h.settled(ctx); err != nil {
+		return nil, err
+	}
+	list, err := s.h.store.Models()
+	if err != nil {
+		return nil, err
+	}
+	resp := &hivev1.ListModelsResponse{}
+	for _, m := range list {
+		m.Files = nil
+		resp.Models = append(resp.Models, wire.ModelToProto(s.h.withLoaders(m)))
+	}
+	return resp, nil
+}
+
+func (s hiveService) GetModel(ctx context.Context, req *hivev1.GetModelRequest) (*hivev1.GetModelResponse, error) {
+	if err := s.h.settled(ctx); err != nil {
+		return nil, err
+	}
+	m, err := s.h.model(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &hivev1.GetModelResponse{Model: wire.ModelToProto(s.h.withLoaders(m))}, nil
+}
+
+func (s hiveService) SearchCatalog(ctx context.Context, req *hivev1.SearchCatalogRequest) (*hivev1.SearchCatalogResponse, error) {
+	items, err := s.h.catalogs.search(ctx, catalog.Query{Text: req.GetText(), Kind: catalog.ItemKind(req.GetKind()), Limit: int(req.GetLimit())})
+	if err != nil {
+		return nil, err
+	}
+	resp := &hivev1.SearchCatalogResponse{}
+	for _, it := range items {
+		resp.Items = append(resp.Items, wire.CatalogItemToProto(it))
+	}
+	return resp, nil
+}
+
+// model finds a model, also a damaged one, which is shown and not refused.
+func (h *Hive) model(name string) (core.Model, error) {
+	m, _, err := h.store.Model(name)
+	if core.KindOf(err) != core.Integrity {
+		return m, err
+	}
+	list, listErr := h.store.Models()
+	if listErr != nil {
+		return core.Model{}, listErr
+	}
+	for _, m := range list {
+		if m.ID == name || slices.Contains(m.Aliases, name) {
+			return m, nil
+		}
+	}
+	return core.Model{}, err
+}
+
+func (h *Hive) withUsers(b core.WorkerBinary) core.WorkerBinary {
+	b.InUseBy = []string{}
+	for _, w := range h.all() {
+		if w.handle.Binary == b.ID {
+			b.InUseBy = append(b.InUseBy, w.id())
+		}
+	}
+	return b
+}
+
+func (h *Hive) withLoaders(m core.Model) core.Model {
+	m.LoadedBy = []string{}
+	for _, w := range h.all() {
+		if w.handle.Model == m.ID {
+			m.LoadedBy = append(m.LoadedBy, w.id())
+		}
+	}
+	return m
+}
+
+// processes is the hive's process table, from the operating system, ordered by pid.
+func (h *Hive) processes(ctx context.Context) ([]core.Process, error) {
+	if err := h.settled(ctx); err != nil {
+		return nil, err
+	}
+	out := []core.Process{}
+	for _, w := range h.all() {
+		u, err := hostinfo.ReadUsage(ctx, w.identity())
+		if core.KindOf(err) == core.NotFound {
+			continue // it has just ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, w.process(u))
+	}
+	slices.SortFunc(out, func(a, b core.Process) int { return a.PID - b.PID })
+	return out, nil
+}
+
+func (w *worker) process(u hostinfo.Usage) core.Process {
+	return core.Process{
+		PID: w.pid(), WorkerID: w.id(), Type: w.handle.Attachment.Type, Model: w.handle.Model, Device: w.handle.Device, State: w.stateNow(),
+		MemoryBytes: u.MemoryBytes, CPUPercent: u.CPUPercent, StartedAt: u.StartedAt,
+	}
+}
+
+// process is one worker process with its details. Errors: NotFound for a pid that is no worker of this hive.
+func (h *Hive) process(ctx context.Context, pid int) (core.Process, error) {
+	if err := h.settled(ctx); err != nil {
+		return core.Process{}, err
+	}
+	w, gone, err := h.findProcess(pid)
+	if err != nil {
+		return core.Process{}, err
+	}
+	if w == nil {
+		return core.Process{}, core.Errorf("find worker process", core.NotFound, "process %d of worker %s has ended: %s", pid, gone.WorkerID, gone.How)
+	}
+	d, err := hostinfo.ReadDetails(ctx, w.identity())
+	if err != nil {
+		return core.Process{}, err
+	}
+	p := w.process(d.Usage)
+	p.CommandLine, p.Children, p.Sockets = d.CommandLine, d.Children, d.Sockets
+	p.Log, err = tailFile(h.disk.logFile(w.id()), tailLines)
+	return p, err
+}
+
+type jobService struct {
+	jobv1.UnimplementedJobServiceServer
+	h *Hive
+}
+
+func (s jobService) Submit(ctx context.Context, req *jobv1.SubmitRequest) (*jobv1.SubmitResponse, error) {
+	r, err := decodeRequest(req.GetRequestJson())
+	if err != nil {
+		return nil, err
+	}
+	if op := req.GetOperation(); op != "" && op != string(r.Operation) {
+		return nil, core.Errorf("submit job", core.Invalid, "the request is for %q, not for %q", r.Operation, op)
+	}
+	return &jobv1.SubmitResponse{Job: wire.JobToProto(s.h.submit(r))}, nil
+}
+
+// submit starts a judged request as a job.
+func (h *Hive) submit(r core.Request) core.Job {
+	return h.jobs.Start(r.Operation, r.RequestID, func(ctx context.Context, run *job.Run) (any, error) {
+		if err := h.settled(ctx); err != nil {
+			return nil, err
+		}
+		switch r.Operation {
+		case core.OpWorkerDownload:
+			return result(h.workerDownload(ctx, r, run))
+		case core.OpWorkerSpawn:
+			return result(h.spawn(ctx, r, run))
+		case core.OpWorkerProcessDelete:
+			return result(h.processDelete(ctx, r, run))
+		case core.OpModelDownload:
+			return result(h.modelDownload(ctx, r, run))
+		case core.OpActiveWorkerRetire:
+			return result(h.activeRetire(ctx, r, run))
+		}
+		return nil, checkRequest(r)
+	})
+}
+
+// result makes a typed result any, which is nil with an error.
+func result[T any](v T, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+func (s jobService) Get(_ context.Context, req *jobv1.GetRequest) (*jobv1.GetResponse, error) {
+	j, err := s.h.jobs.Get(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &jobv1.GetResponse{Job: wire.JobToProto(j)}, nil
+}
+
+func (s jobService) List(context.Context, *jobv1.ListRequest) (*jobv1.ListResponse, error) {
+	resp := &jobv1.ListResponse{}
+	for _, j := range s.h.jobs.List() {
+		resp.Jobs = append(resp.Jobs, wire.JobToProto(j))
+	}
+	return resp, nil
+}
+
+func (s jobService) Cancel(_ context.Context, req *jobv1.CancelRequest) (*jobv1.CancelResponse, error) {
+	j, err := s.h.jobs.Cancel(req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &jobv1.CancelResponse{Job: wire.JobToProto(j)}, nil
+}
+
+func (s jobService) Events(req *jobv1.EventsRequest, stream grpc.ServerStreamingServer[jobv1.EventsResponse]) error {
+	return s.h.jobs.Events(stream.Context(), req.GetId(), req.GetAfterSeq(), func(e core.Event) error {
+		return stream.Send(&jobv1.EventsResponse{Event: wire.EventToProto(e)})
+	})
+}

@@ -1,0 +1,243 @@
+package hive
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"os"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/pluginhost"
+	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// spawn starts a worker and returns when it serves. Whatever it needs and is missing is fetched first. When it fails or is cancelled,
+// no process and no file of the worker is left; what was fetched stays.
+func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.SpawnResult, error) {
+	t, err := h.typeFor(ctx, r)
+	if err != nil {
+		return core.SpawnResult{}, err
+	}
+	model, path, err := h.ensureModel(ctx, r.Model, run)
+	if err != nil {
+		return core.SpawnResult{}, err
+	}
+	binary, err := h.ensureBinary(ctx, t, run)
+	if err != nil {
+		return core.SpawnResult{}, err
+	}
+	if binary.Problem != "" {
+		return core.SpawnResult{}, unsupported("spawn worker", t.name(), binary.Problem)
+	}
+	w, err := h.load(ctx, r, t, binary, model, path, run)
+	if err != nil {
+		return core.SpawnResult{}, err
+	}
+	h.tell(ctx)
+	return core.SpawnResult{Worker: w.view(h.opts.ID), PID: w.pid()}, nil
+}
+
+// typeFor chooses the worker type of a spawn. Only the types that can be meant are waited for.
+func (h *Hive) typeFor(ctx context.Context, r core.Request) (*workerType, error) {
+	if r.Type != "" {
+		t, err := h.workerType(r.Type)
+		if err != nil {
+			return nil, err
+		}
+		if err := h.probe(ctx, t); err != nil {
+			return nil, err
+		}
+	} else if err := h.probed(ctx); err != nil {
+		return nil, err
+	}
+	name, err := chooseType(h.typeViews(), r.Type, r.Device)
+	if err != nil {
+		return nil, err
+	}
+	return h.workerType(name)
+}
+
+// load launches a worker process and loads the model.
+func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary core.WorkerBinary, model core.Model, path string, run *job.Run) (*worker, error) {
+	exe, engine, err := h.store.BinaryPaths(binary.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer h.hold(exe)()
+	id := newID()
+	p, err := h.plugins.LaunchWorker(ctx, pluginhost.WorkerLaunch{
+		Spec: t.spec, Executable: exe, EngineDir: engine, WorkerID: id, Nonce: randomHex(16),
+		RunDir: h.disk.runDir(id), LogFile: h.disk.logFile(id), Tethered: h.opts.StopWorkersOnExit,
+	})
+	if err != nil {
+		return nil, errors.Join(said("launch worker "+t.name(), err), os.RemoveAll(h.disk.runDir(id)))
+	}
+	hd, release, err := h.fit(ctx, r, p, model, run)
+	if err != nil {
+		h.discard(p, id)
+		return nil, err
+	}
+	defer release()
+	hd.Binary, hd.Version = binary.ID, p.Info().Version
+	w := newWorker(hd, p, core.WorkerLoading)
+	// The handle is on disk before the model is loaded: an agent that is killed now is followed by one that knows of the process.
+	if err := writeJSON(h.disk.handleFile(id), hd); err != nil {
+		h.discard(p, id)
+		return nil, err
+	}
+	h.mu.Lock()
+	h.workers[id] = w
+	h.mu.Unlock()
+	if err := h.task(func(ctx context.Context) { h.supervise(ctx, w) }); err != nil {
+		h.mu.Lock()
+		delete(h.workers, id)
+		h.mu.Unlock()
+		h.discard(p, id)
+		return nil, err
+	}
+	h.beat.bump()
+	h.log.Info("worker loads", "worker", id, "model", model.ID, "device", hd.Device, "pid", w.pid())
+	run.Log("worker %s (process %d) loads %s on %s: %d slots of %d tokens", id, w.pid(), model.ID, hd.Device, hd.Slots, hd.ContextTokens)
+
+	err = p.Start(ctx, sdkworker.StartSpec{
+		WorkerID: id, Nonce: hd.Attachment.Nonce, ModelPath: path, ModelID: model.ID, Device: hd.Device, Slots: hd.Slots,
+		ContextTokens: hd.ContextTokens, Threads: hd.Threads, EngineDir: engine,
+	}, func(x sdkworker.Progress) error {
+		if x.Message != "" {
+			run.Log("%s", x.Message)
+		}
+		if x.Phase != "" {
+			run.Progress(core.Progress{Phase: x.Phase, Done: x.Done, Total: x.Total, Unit: x.Unit})
+		}
+		return nil
+	})
+	if err == nil {
+		err = h.poll(ctx, w)
+	}
+	if err == nil && !w.setState(core.WorkerReady) {
+		err = core.Errorf("", core.Conflict, "the worker was ended while it was loading")
+	}
+	if err != nil {
+		return nil, h.failedLoad(ctx, w, model, err)
+	}
+	h.beat.bump()
+	h.log.Info("worker is ready", "worker", id, "model", model.ID, "device", hd.Device, "pid", w.pid())
+	return w, nil
+}
+
+// failedLoad ends the process of a load that went wrong and says why, in the engine's own words.
+func (h *Hive) failedLoad(ctx context.Context, w *worker, model core.Model, cause error) error {
+	op := "load " + model.ID + " on " + w.handle.Device
+	ended := isDone(w.proc.Done())
+	w.mu.Lock()
+	asked := w.asked
+	w.mu.Unlock()
+	if !ended {
+		if err := w.proc.Kill(); err != nil {
+			h.log.Error("kill a worker that did not load", "worker", w.id(), "error", err)
+		}
+	}
+	<-w.gone // the supervisor removes what is left
+	if ctx.Err() != nil {
+		return core.E(op, core.KindOf(ctx.Err()), context.Cause(ctx))
+	}
+	if asked {
+		return core.Errorf(op, core.Conflict, "the worker was ended while it was loading")
+	}
+	e := h.exitOf(w.id())
+	h.log.Error("a model could not be loaded", "worker", w.id(), "model", model.ID, "device", w.handle.Device, "error", cause)
+	err := said(op, cause)
+	if core.KindOf(cause) == core.Unavailable || ended {
+		// The connection broke: the process died, which the engine could not put into words.
+		err = core.Errorf(op, core.Internal, "the worker process ended while it was loading (%s)", cmp.Or(e.How, "exit unknown"))
+	}
+	if core.HintOf(err) == "" && len(e.Log) > 0 {
+		err = core.WithHint(err, "The last lines of its log:\n%s", strings.Join(e.Log, "\n"))
+	}
+	return err
+}
+
+func (h *Hive) exitOf(id string) exit {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.exits {
+		if e.WorkerID == id {
+			return e
+		}
+	}
+	return exit{}
+}
+
+// discard ends a process that never became a worker and removes its files.
+func (h *Hive) discard(p workerProcess, id string) {
+	if err := p.Kill(); err != nil {
+		h.log.Error("kill a process that became no worker", "worker", id, "error", err)
+		return
+	}
+	<-p.Done()
+	h.clean(id)
+}
+
+// fit chooses the device and size of a worker, and reserves its memory until release is called.
+func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model core.Model, run *job.Run) (hd handle, release func(), err error) {
+	header, err := h.store.Header(model.ID)
+	if err != nil {
+		return handle{}, nil, err
+	}
+	slots := cmp.Or(r.Slots, h.opts.Slots)
+	estimate := func(contextTokens int) int64 { return header.EstimateBytes(slots, contextTokens) }
+	want := r.ContextTokens
+	if want == 0 && h.opts.ContextTokens > 0 {
+		want = h.opts.ContextTokens
+		if model.ContextTokens > 0 {
+			want = min(want, model.ContextTokens)
+		}
+	}
+	for {
+		h.mu.Lock()
+		released := h.released
+		h.mu.Unlock()
+		f, err := p.FingerprintOnce(ctx)
+		if err != nil {
+			return handle{}, nil, said("probe worker", err)
+		}
+		if f.Problem != "" {
+			return handle{}, nil, unsupported("spawn worker", p.Attachment().Type, f.Problem)
+		}
+		for _, w := range f.Warnings {
+			run.Log("%s", w)
+		}
+		device, err := chooseDevice(devicesOf(f), r.Device)
+		if err != nil {
+			return handle{}, nil, err
+		}
+		h.mu.Lock()
+		if h.released != released { // another load ended meanwhile: what it took may or may not be in the report
+			h.mu.Unlock()
+			continue
+		}
+		room := memory{Device: device.ID, FreeBytes: max(device.FreeBytes-h.reserved[device.ID], 0), Known: device.TotalBytes > 0}
+		size, err := chooseFit(room, model.ID, slots, want, model.ContextTokens, estimate)
+		if err == nil {
+			h.reserved[device.ID] += size.EstimateBytes
+		}
+		h.mu.Unlock()
+		if err != nil {
+			return handle{}, nil, err
+		}
+		hd := handle{
+			Format: handleFormat, Attachment: p.Attachment(), Model: model.ID, ModelDigest: model.Digest, Device: device.ID, Slots: slots,
+			ContextTokens: size.ContextTokens, Threads: cmp.Or(r.Threads, h.opts.Threads), CreatedAt: h.now(),
+		}
+		return hd, func() {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.released++
+			if h.reserved[device.ID] -= size.EstimateBytes; h.reserved[device.ID] <= 0 {
+				delete(h.reserved, device.ID)
+			}
+		}, nil
+	}
+}

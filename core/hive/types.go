@@ -1,0 +1,195 @@
+package hive
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/plugins/sdk"
+	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// workerType is one worker type of the hive and what its probe found.
+type workerType struct {
+	spec pluginhost.Spec
+	gate chan struct{} // holds one: whoever took it may probe
+
+	mu    sync.Mutex // guards below
+	found bool       // the probe has answered, or said why it does not
+	info  sdk.Info
+	seen  sdkworker.Fingerprint
+	sum   string // digest of the plugin executable when it was
+	size  int64  // so large and
+	mtime time.Time
+}
+
+// digest is the digest of the plugin's executable as it is on disk now, "sha256:<hex>". Errors: Internal.
+func (t *workerType) digest() (string, error) {
+	f, err := os.Open(t.spec.Executable)
+	if err != nil {
+		return "", core.E("read plugin", core.Internal, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", core.E("read plugin", core.Internal, err)
+	}
+	t.mu.Lock()
+	sum, same := t.sum, t.sum != "" && t.size == info.Size() && t.mtime.Equal(info.ModTime())
+	t.mu.Unlock()
+	if same {
+		return sum, nil
+	}
+	hash := sha256.New()
+	if _, err := io.Copy(hash, f); err != nil {
+		return "", core.E("read plugin", core.Internal, err)
+	}
+	sum = "sha256:" + hex.EncodeToString(hash.Sum(nil))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sum, t.size, t.mtime = sum, info.Size(), info.ModTime()
+	return sum, nil
+}
+
+func newTypes(specs []pluginhost.Spec) []*workerType {
+	out := make([]*workerType, 0, len(specs))
+	for _, s := range specs {
+		out = append(out, &workerType{spec: s, gate: make(chan struct{}, 1)})
+	}
+	return out
+}
+
+func (t *workerType) name() string { return t.spec.Name }
+
+func (t *workerType) known() (sdk.Info, sdkworker.Fingerprint, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.info, t.seen, t.found
+}
+
+// note takes in what a probe found.
+func (t *workerType) note(info sdk.Info, f sdkworker.Fingerprint) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.info, t.seen, t.found = info, f, true
+}
+
+// probe asks the plugin of a worker type who it is and what it finds, without an engine, unless that is known. A plugin that does not
+// start has a Problem that says so. Errors: only ctx's.
+func (h *Hive) probe(ctx context.Context, t *workerType) error {
+	select {
+	case t.gate <- struct{}{}:
+		defer func() { <-t.gate }()
+	case <-ctx.Done():
+		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
+	}
+	if _, _, found := t.known(); found {
+		return nil
+	}
+	info, f, err := h.fingerprint(ctx, t.spec, "", "")
+	if err := ctx.Err(); err != nil {
+		return core.E("probe worker type", core.KindOf(err), err)
+	}
+	if err != nil {
+		h.log.Warn("a worker type cannot be probed", "plugin", t.name(), "error", err)
+		f = sdkworker.Fingerprint{Problem: err.Error()}
+	}
+	t.note(info, f)
+	h.beat.bump()
+	return nil
+}
+
+// fingerprint runs a worker plugin as a probe. exe and engineDir are the installed binary's, or empty.
+func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDir string) (info sdk.Info, f sdkworker.Fingerprint, err error) {
+	p, err := h.plugins.LaunchWorker(ctx, pluginhost.WorkerLaunch{Spec: s, Executable: exe, EngineDir: engineDir, Tethered: true})
+	if err != nil {
+		return info, f, said("launch "+s.Name, err)
+	}
+	defer func() {
+		if killErr := p.Kill(); killErr != nil && err == nil {
+			err = core.E("end the probe of "+s.Name, core.Internal, killErr)
+		}
+		<-p.Done()
+	}()
+	info = p.Info()
+	f, err = p.FingerprintOnce(ctx)
+	return info, f, said("probe "+s.Name, err)
+}
+
+// workerType finds a worker type by name. Errors: NotFound naming those there are.
+func (h *Hive) workerType(name string) (*workerType, error) {
+	for _, t := range h.types {
+		if t.name() == name {
+			return t, nil
+		}
+	}
+	_, err := chooseType(h.typeViews(), name, "")
+	if err == nil {
+		err = core.Errorf("", core.NotFound, "this hive has no worker type %q", name)
+	}
+	return nil, err
+}
+
+// probed waits until every worker type is probed. Errors: only ctx's.
+func (h *Hive) probed(ctx context.Context) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(h.types))
+	for i, t := range h.types {
+		wg.Go(func() { errs[i] = h.probe(ctx, t) })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// typeViews is the worker types as far as they are probed, those that are not without devices.
+func (h *Hive) typeViews() []typeView {
+	out := make([]typeView, 0, len(h.types))
+	for _, t := range h.types {
+		_, f, _ := t.known()
+		out = append(out, typeView{Name: t.name(), Problem: f.Problem, Devices: devicesOf(f)})
+	}
+	return out
+}
+
+// devices lists the devices of all usable worker types, each once, and the names of these types.
+func (h *Hive) devices(free int64) (devices []core.Device, types []string) {
+	devices, types = []core.Device{}, []string{}
+	for _, v := range h.typeViews() {
+		if v.Problem != "" {
+			continue
+		}
+		types = append(types, v.Name)
+		for _, d := range v.Devices {
+			if slices.ContainsFunc(devices, func(o core.Device) bool { return o.ID == d.ID }) {
+				continue
+			}
+			// The memory of the machine is looked at anew every time; that of other devices by the next worker on them.
+			if d.Kind == kindCPU && free > 0 {
+				d.FreeBytes = free
+			}
+			devices = append(devices, d)
+		}
+	}
+	slices.Sort(types)
+	return devices, types
+}
+
+func devicesOf(f sdkworker.Fingerprint) []core.Device {
+	out := make([]core.Device, 0, len(f.Devices))
+	for _, d := range f.Devices {
+		out = append(out, core.Device{ID: d.ID, Kind: d.Kind, Name: d.Name, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes, Problem: d.Problem})
+	}
+	return out
+}

@@ -1,0 +1,237 @@
+package hive
+
+import (
+	"context"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/hostinfo"
+	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// socketDirVariable is the variable by which go-plugin tells a plugin the folder for its socket.
+const socketDirVariable = "PLUGIN_UNIX_SOCKET_DIR"
+
+const (
+	pollActive  = 250 * time.Millisecond // between looks at a worker that has requests
+	pollIdle    = time.Second            // between looks at one that has none
+	pollTimeout = 2 * time.Second
+)
+
+// worker is one worker process and what is known of it.
+type worker struct {
+	handle handle
+	proc   workerProcess
+	// gone is closed by the supervisor when the process has ended and nothing of it is left.
+	gone   chan struct{}
+	sooner chan struct{} // holds one: endBy has changed
+
+	mu       sync.Mutex // guards below
+	state    core.WorkerState
+	status   sdkworker.Status
+	statusAt time.Time
+	asked    bool      // somebody wanted the end
+	problem  string    // why it failed
+	endBy    time.Time // when running requests are cut; zero: nobody wants the end
+	forced   bool      // it did not end by itself, or not in time
+}
+
+func newWorker(h handle, p workerProcess, state core.WorkerState) *worker {
+	return &worker{handle: h, proc: p, state: state, gone: make(chan struct{}), sooner: make(chan struct{}, 1)}
+}
+
+func (w *worker) id() string                  { return w.handle.id() }
+func (w *worker) identity() hostinfo.Identity { return w.handle.Attachment.Process }
+func (w *worker) pid() int                    { return w.handle.Attachment.Process.PID }
+
+// view is the worker for the registry.
+func (w *worker) view(hive string) core.Worker {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v := core.Worker{
+		ID: w.id(), Hive: hive, Type: w.handle.Attachment.Type, Version: w.handle.Version, Model: w.handle.Model, ModelDigest: w.handle.ModelDigest,
+		Device: w.handle.Device, Slots: w.handle.Slots, ContextTokens: w.handle.ContextTokens, State: w.state, Nonce: w.handle.Attachment.Nonce,
+	}
+	if w.statusAt.IsZero() {
+		return v
+	}
+	// A backend may have settled for less than it was asked for.
+	if w.status.Slots > 0 {
+		v.Slots = w.status.Slots
+	}
+	if w.status.ContextTokens > 0 {
+		v.ContextTokens = w.status.ContextTokens
+	}
+	v.Load = core.Load{
+		At: w.statusAt, Active: w.status.Active, Queued: w.status.Queued, TokensPerSecond: w.status.TokensPerSecond,
+		TokensTotal: w.status.TokensTotal, KVUsedTokens: w.status.KVUsedTokens,
+	}
+	return v
+}
+
+func (w *worker) stateNow() core.WorkerState {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state
+}
+
+// setState changes the state and says whether that was a change. A retiring worker never becomes ready again, a failed one nothing else.
+func (w *worker) setState(s core.WorkerState) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state == s || w.state == core.WorkerFailed || (w.state == core.WorkerRetiring && s == core.WorkerReady) {
+		return false
+	}
+	w.state = s
+	return true
+}
+
+// expectEnd notes that the end of the process is wanted, so that it is not reported as a failure.
+func (w *worker) expectEnd() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asked = true
+}
+
+func (w *worker) deadline() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.endBy
+}
+
+func (w *worker) force() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.forced = true
+}
+
+// noteStatus takes a report in and says whether it is news for the queens.
+func (w *worker) noteStatus(s sdkworker.Status, at time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	news := w.statusAt.IsZero() || s.Active != w.status.Active || s.Queued != w.status.Queued ||
+		s.Slots != w.status.Slots || s.ContextTokens != w.status.ContextTokens
+	w.status, w.statusAt = s, at
+	return news
+}
+
+// exit is what is remembered of a worker process that ended.
+type exit struct {
+	WorkerID string
+	Process  hostinfo.Identity
+	At       time.Time
+	How      string // "exit code 0", "signal killed"; empty where unknown
+	Asked    bool
+	Problem  string
+	Log      []string // its last lines
+}
+
+// maxExits bounds how many ends are remembered.
+const maxExits = 64
+
+// supervise owns the worker until its process ends or ctx does. With ctx it lets go of the process, which goes on.
+func (h *Hive) supervise(ctx context.Context, w *worker) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	failing := false
+	for {
+		select {
+		case <-w.proc.Done():
+			h.bury(w)
+			return
+		case <-ctx.Done():
+			if err := w.proc.Close(); err != nil {
+				h.log.Warn("let go of a worker", "worker", w.id(), "error", err)
+			}
+			close(w.gone)
+			return
+		case <-timer.C:
+		}
+		if w.stateNow() == core.WorkerLoading {
+			timer.Reset(pollActive)
+			continue
+		}
+		err := h.poll(ctx, w)
+		if err != nil && !failing && ctx.Err() == nil {
+			h.log.Warn("a worker does not tell its state", "worker", w.id(), "error", err)
+		}
+		failing = err != nil
+		w.mu.Lock()
+		active := w.status.Active+w.status.Queued > 0
+		w.mu.Unlock()
+		if active {
+			timer.Reset(pollActive)
+		} else {
+			timer.Reset(pollIdle)
+		}
+	}
+}
+
+// poll asks a worker for its state. One that says it has failed is ended. Busy is not dead: silence alone ends nothing.
+func (h *Hive) poll(ctx context.Context, w *worker) error {
+	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
+	defer cancel()
+	s, err := w.proc.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if w.noteStatus(s, h.now()) {
+		h.beat.bump()
+	}
+	if s.State == sdkworker.StateFailed && w.setState(core.WorkerFailed) {
+		w.mu.Lock()
+		w.problem = s.Problem
+		w.mu.Unlock()
+		h.log.Error("a worker has failed", "worker", w.id(), "model", w.handle.Model, "error", s.Problem)
+		h.beat.bump()
+		return w.proc.Kill()
+	}
+	return nil
+}
+
+// bury removes what an ended process leaves. The queens are told before anything else.
+func (h *Hive) bury(w *worker) {
+	w.mu.Lock()
+	e := exit{WorkerID: w.id(), Process: w.identity(), At: h.now(), How: w.proc.Exit(), Asked: w.asked, Problem: w.problem}
+	loading := w.state == core.WorkerLoading
+	w.mu.Unlock()
+	var err error
+	if e.Log, err = tailFile(h.disk.logFile(w.id()), failureLines); err != nil {
+		h.log.Warn("read the log of an ended worker", "worker", w.id(), "error", err)
+	}
+	h.mu.Lock()
+	delete(h.workers, w.id())
+	h.exits = append(h.exits, e)
+	h.exits = h.exits[max(len(h.exits)-maxExits, 0):]
+	h.mu.Unlock()
+	h.beat.bump()
+
+	switch {
+	case e.Asked:
+		h.log.Info("worker ended", "worker", w.id(), "model", w.handle.Model, "pid", w.pid(), "exit", e.How)
+	case !loading: // a failed load is the job's to tell
+		h.log.Error("worker ended by itself", "worker", w.id(), "model", w.handle.Model, "pid", w.pid(), "exit", e.How)
+	}
+	h.clean(w.id())
+	close(w.gone)
+}
+
+// clean ends the processes that a dead worker left behind and removes its files.
+func (h *Hive) clean(id string) {
+	// Whatever a worker starts inherits this variable, also when it leaves the process group or the session; the folder is the worker's alone.
+	left, err := hostinfo.KillMarked(socketDirVariable + "=" + h.disk.runDir(id))
+	if err != nil {
+		h.log.Warn("look for processes that a worker left", "worker", id, "error", err)
+	}
+	if len(left) > 0 {
+		h.log.Warn("ended processes that a worker left", "worker", id, "pids", left)
+	}
+	if err := removeFile(h.disk.handleFile(id)); err != nil {
+		h.log.Error("remove the handle of a worker", "worker", id, "error", err)
+	}
+	if err := os.RemoveAll(h.disk.runDir(id)); err != nil {
+		h.log.Error("remove the folder of a worker", "worker", id, "error", err)
+	}
+}
