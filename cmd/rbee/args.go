@@ -8,7 +8,8 @@ import (
 )
 
 // normalizeArgs rewrites long flags with a single dash, such as -dev and -config=FILE, to the form with two that the flag
-// parser knows. What stands behind "--", and the value of a flag, are left alone.
+// parser knows. What stands behind "--", and the value of a flag, are left alone. More than one letter behind a single dash is always a
+// long flag: a misspelt -modle would otherwise be -m with the value "odle".
 func normalizeArgs(root *cobra.Command, args []string) []string {
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
 		return args
@@ -29,16 +30,12 @@ func normalizeArgs(root *cobra.Command, args []string) []string {
 		switch {
 		case strings.HasPrefix(name, "-"):
 			takesValue = long[name[1:]]
+		case name == "": // "-=…": the flag parser complains
 		case len(name) == 1:
 			takesValue = short[name]
 		default:
-			_, known := long[name]
-			_, cluster := short[name[:1]]
-			if known || !cluster {
-				arg = "-" + arg
-			}
-			// In a cluster of one-letter flags, the last one may take a value.
-			takesValue = long[name] || (!known && cluster && short[name[len(name)-1:]] && !short[name[:1]])
+			arg = "-" + arg
+			takesValue = long[name]
 		}
 		out = append(out, arg)
 		if takesValue && !hasValue && i+1 < len(args) {

@@ -172,6 +172,7 @@ func (a *app) spawnAgent(dir string) (*exec.Cmd, error) {
 	defer log.Close()
 	//nolint:noctx // it outlives this command on purpose
 	cmd := exec.Command(self, "agent", "--dev", "--record", recordPath(dir))
+	cmd.Args[0] = "rbee"
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

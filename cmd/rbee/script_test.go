@@ -1,0 +1,109 @@
+package main
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"rbee": main})
+}
+
+type queenKey struct{}
+
+// TestScript runs the command line against a cluster in memory, one for each script.
+func TestScript(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireUniqueNames:  true,
+		RequireExplicitExec: true,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup: func(env *testscript.Env) error {
+			q := newFakeQueen(env.T().(testing.TB))
+			env.Values[queenKey{}] = q
+			env.Setenv("RBEE_ADDR", q.http.URL)
+			env.Setenv("QUEEN", q.http.URL)
+			env.Setenv("HOME", env.WorkDir)
+			env.Setenv("XDG_STATE_HOME", env.WorkDir+"/state")
+			env.Setenv("XDG_DATA_HOME", env.WorkDir+"/data")
+			env.Setenv("XDG_CACHE_HOME", env.WorkDir+"/cache")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			// worker ID MODEL [STATE]: an active worker is there
+			"worker": func(ts *testscript.TestScript, _ bool, args []string) {
+				w := fakeWorker(args[0], args[1])
+				if len(args) > 2 {
+					w.State = core.WorkerState(args[2])
+				}
+				queenOf(ts).addWorker(w)
+			},
+			// trouble: the queen cannot serve
+			"trouble": func(ts *testscript.TestScript, _ bool, _ []string) {
+				q := queenOf(ts)
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				q.down = true
+			},
+			// asked TEXT: the last chat request, as JSON in one line, has TEXT in it
+			"asked": func(ts *testscript.TestScript, neg bool, args []string) {
+				q := queenOf(ts)
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				if len(q.asked) == 0 {
+					ts.Fatalf("nothing was asked")
+				}
+				check(ts, neg, oneLine(q.asked[len(q.asked)-1]), args[0])
+			},
+			// requested TEXT: an operation was requested, as JSON in one line, with TEXT in it
+			"requested": func(ts *testscript.TestScript, neg bool, args []string) {
+				q := queenOf(ts)
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				var all []string
+				for _, r := range q.requests {
+					all = append(all, oneLine(r))
+				}
+				check(ts, neg, strings.Join(all, "\n"), args[0])
+			},
+			// exit N COMMAND...: the command ends with that exit code
+			"exit": func(ts *testscript.TestScript, _ bool, args []string) {
+				err := ts.Exec(args[1], args[2:]...)
+				got := "0"
+				if err != nil {
+					got = strings.TrimPrefix(err.Error(), "exit status ")
+				}
+				if got != args[0] {
+					ts.Fatalf("exit code %s, want %s", got, args[0])
+				}
+			},
+			// fewer N FILE: the file (or stdout, stderr) has fewer than N lines
+			"fewer": func(ts *testscript.TestScript, _ bool, args []string) {
+				limit, err := strconv.Atoi(args[0])
+				ts.Check(err)
+				if n := strings.Count(ts.ReadFile(args[1]), "\n"); n >= limit {
+					ts.Fatalf("%s has %d lines, want fewer than %d", args[1], n, limit)
+				}
+			},
+			// setjob FILE: JOB is the id in the file (or stdout)
+			"setjob": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Setenv("JOB", strings.TrimSpace(ts.ReadFile(args[0])))
+			},
+		},
+	})
+}
+
+func queenOf(ts *testscript.TestScript) *fakeQueen { return ts.Value(queenKey{}).(*fakeQueen) }
+
+func check(ts *testscript.TestScript, neg bool, text, want string) {
+	if strings.Contains(text, want) == neg {
+		ts.Fatalf("want %q (negated: %v) in %s", want, neg, text)
+	}
+}
