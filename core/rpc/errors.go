@@ -116,11 +116,13 @@ func FromStatus(err error) error {
 	if _, ok := errors.AsType[*core.Error](err); ok {
 		return err
 	}
-	st, ok := status.FromError(err)
-	if !ok {
+	inner, ok := errors.AsType[statusError](err)
+	if !ok || inner.GRPCStatus().Code() == codes.OK {
 		return core.E("", core.KindOf(err), err)
 	}
-	f := core.Failure{Kind: KindOfCode(st.Code()), Message: st.Message()}
+	st := inner.GRPCStatus()
+	// What others wrapped around the status stays; gRPC's own "rpc error: code = …" goes.
+	f := core.Failure{Kind: KindOfCode(st.Code()), Message: strings.Replace(err.Error(), inner.Error(), st.Message(), 1)}
 	for _, d := range st.Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == errorDomain && info.GetReason() != "" {
 			f.Kind, f.Hint = core.Kind(info.GetReason()), info.GetMetadata()[hintKey]
@@ -136,6 +138,12 @@ func FromStatus(err error) error {
 		f.Message = st.Code().String()
 	}
 	return f.Err()
+}
+
+// statusError is an error that has a gRPC status.
+type statusError interface {
+	error
+	GRPCStatus() *status.Status
 }
 
 // text makes a string fit for the wire: valid UTF-8 and bounded.
