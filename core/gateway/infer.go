@@ -79,7 +79,7 @@ func (g *Gateway) infer(w *response, r *http.Request, path string) error {
 
 // fail tells the client err: as the answer, or inside the stream that has begun.
 func (in *inference) fail(err error) error {
-	if !in.begun {
+	if !in.begun || err == http.ErrAbortHandler { //nolint:errorlint // it was told already
 		return err
 	}
 	e, _ := envelope(err)

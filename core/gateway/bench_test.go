@@ -1,0 +1,169 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The benchmarks compare a worker asked directly over its unix socket with the same worker behind the gateway, request by request in turn,
+// so that both see the same machine. The direct client pays one hop, the other two.
+
+func benchRig(b *testing.B, h http.HandlerFunc) (direct, through func(body string) (*http.Response, error)) {
+	r := newRig(b, nil)
+	r.serve("w1", h)
+	unix := &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return r.dialWorker(ctx, r.router.workers[0])
+	}}
+	b.Cleanup(unix.CloseIdleConnections)
+	ask := func(c *http.Client, url string) func(string) (*http.Response, error) {
+		return func(body string) (*http.Response, error) {
+			return c.Post(url+"/v1/chat/completions", "application/json", strings.NewReader(body))
+		}
+	}
+	return ask(&http.Client{Transport: unix}, "http://worker"), ask(r.client, r.url)
+}
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+// BenchmarkUnary is the added time of a small answer: goal at most 200 µs in the middle.
+func BenchmarkUnary(b *testing.B) {
+	for name, size := range map[string]int{"1KB": 1 << 10, "100KB": 100 << 10} {
+		b.Run(name, func(b *testing.B) {
+			answer := `{"choices":[],"pad":"` + strings.Repeat("a", 1<<10) + `"}`
+			direct, through := benchRig(b, func(w http.ResponseWriter, req *http.Request) {
+				_, _ = io.Copy(io.Discard, req.Body)
+				answerJSON(200, answer)(w, req)
+			})
+			body := `{"model":"tiny","messages":[{"role":"user","content":"` + strings.Repeat("b", size) + `"}]}`
+			run := func(ask func(string) (*http.Response, error)) time.Duration {
+				start := time.Now()
+				resp, err := ask(body)
+				if err != nil {
+					b.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				return time.Since(start)
+			}
+			run(direct)
+			run(through)
+			var d, t []time.Duration
+			for b.Loop() {
+				d, t = append(d, run(direct)), append(t, run(through))
+			}
+			b.ReportMetric(float64(median(d).Microseconds()), "direct-p50-µs")
+			b.ReportMetric(float64(median(t).Microseconds()), "through-p50-µs")
+			b.ReportMetric(float64((median(t) - median(d)).Microseconds()), "added-p50-µs")
+		})
+	}
+}
+
+// BenchmarkStream is the rate of a stream through the gateway against the direct one: goal at least 0.99 where the worker sets the pace,
+// as an engine does; without a pace it shows what the relay costs.
+func BenchmarkStream(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		pace   time.Duration
+		tokens int
+	}{
+		{"5000-per-second", 200 * time.Microsecond, 500},
+		{"1000-per-second", time.Millisecond, 200},
+		{"no-pace", 0, 2000},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			event := []byte(tokenEvent(1))
+			direct, through := benchRig(b, func(w http.ResponseWriter, req *http.Request) {
+				_, _ = io.Copy(io.Discard, req.Body)
+				w.Header().Set("Content-Type", "text/event-stream")
+				flush := http.NewResponseController(w)
+				start := time.Now()
+				for i := range c.tokens {
+					if wait := time.Until(start.Add(time.Duration(i) * c.pace)); wait > 0 {
+						time.Sleep(wait) // the pace of an engine, in a benchmark
+					}
+					_, _ = w.Write(event)
+					_ = flush.Flush()
+				}
+				_, _ = io.WriteString(w, doneEvent)
+			})
+			type result struct {
+				first, all time.Duration
+			}
+			run := func(ask func(string) (*http.Response, error)) result {
+				start := time.Now()
+				resp, err := ask(streamAsk)
+				if err != nil {
+					b.Fatal(err)
+				}
+				var res result
+				n := 0
+				for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+					if n++; n == 1 {
+						res.first = time.Since(start)
+					}
+				}
+				resp.Body.Close()
+				if want := 2*c.tokens + 2; n != want {
+					b.Fatalf("%d lines of %d", n, want)
+				}
+				res.all = time.Since(start)
+				return res
+			}
+			run(direct)
+			run(through)
+			var df, tf, da, ta []time.Duration
+			for b.Loop() {
+				d, t := run(direct), run(through)
+				df, da, tf, ta = append(df, d.first), append(da, d.all), append(tf, t.first), append(ta, t.all)
+			}
+			b.ReportMetric(float64(c.tokens)/median(da).Seconds(), "direct-tok/s")
+			b.ReportMetric(float64(c.tokens)/median(ta).Seconds(), "through-tok/s")
+			b.ReportMetric(median(da).Seconds()/median(ta).Seconds(), "ratio")
+			b.ReportMetric(float64((median(tf) - median(df)).Microseconds()), "added-ttft-p50-µs")
+		})
+	}
+}
+
+// BenchmarkRelayEvent is the gateway's own work for one event, without the kernel's.
+func BenchmarkRelayEvent(b *testing.B) {
+	event := tokenEvent(7)
+	s := splitter{buf: make([]byte, firstBuffer)}
+	r := strings.NewReader(event)
+	in := &inference{g: New(Options{})}
+	var last time.Time
+	b.ReportAllocs()
+	b.SetBytes(int64(len(event)))
+	for b.Loop() {
+		r.Reset(event)
+		_, _ = s.fill(r)
+		_, events := s.next()
+		last = in.count(&s, events, last)
+	}
+}
+
+// BenchmarkReadFacts is the check of a body before it is passed on.
+func BenchmarkReadFacts(b *testing.B) {
+	for _, size := range []int{1 << 10, 100 << 10} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			body := []byte(`{"model":"tiny","stream":true,"messages":[{"role":"user","content":"` + strings.Repeat("lorem é ", size/9) + `"}]}`)
+			b.ReportAllocs()
+			b.SetBytes(int64(len(body)))
+			for b.Loop() {
+				if _, err := readFacts(body); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,466 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"go.uber.org/goleak"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeRouter gives the workers that serve a model, in order.
+type fakeRouter struct {
+	mu      sync.Mutex // guards below
+	workers []core.Worker
+	failed  []string
+	active  map[string]int
+	pick    func(ctx context.Context, r core.RouteRequest, progress func(core.Progress)) ([]core.Candidate, error) // nil: the default
+}
+
+func (f *fakeRouter) Pick(ctx context.Context, r core.RouteRequest, progress func(core.Progress)) ([]core.Candidate, error) {
+	f.mu.Lock()
+	pick := f.pick
+	f.mu.Unlock()
+	if pick != nil {
+		return pick(ctx, r, progress)
+	}
+	return f.candidates(r.Model)
+}
+
+func (f *fakeRouter) candidates(model string) ([]core.Candidate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var c []core.Candidate
+	for _, w := range f.workers {
+		if w.Model == model {
+			c = append(c, core.Candidate{Worker: w, Reason: "test"})
+		}
+	}
+	if len(c) == 0 {
+		return nil, core.WithHint(core.Errorf("", core.NotFound, "no model %q", model), "Near to it are: tiny.")
+	}
+	return c, nil
+}
+
+func (f *fakeRouter) Failed(w core.Worker) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.failed = append(f.failed, w.ID)
+}
+
+func (f *fakeRouter) Begin(w core.Worker) func() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.active == nil {
+		f.active = map[string]int{}
+	}
+	f.active[w.ID]++
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.active[w.ID]--
+	}
+}
+
+func (f *fakeRouter) failures() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]string{}, f.failed...)
+}
+
+func (f *fakeRouter) running() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, a := range f.active {
+		n += a
+	}
+	return n
+}
+
+// rig is a gateway on a loopback port with fakes behind it.
+type rig struct {
+	*Gateway
+	t       testing.TB
+	url     string
+	addr    string
+	router  *fakeRouter
+	cluster *fakeCluster
+	jobs    *fakeJobs
+	dir     string
+	client  *http.Client
+	stop    func() // ends Serve and waits for it
+
+	mu      sync.Mutex // guards below
+	sockets map[string]string
+}
+
+func newRig(t testing.TB, change func(*Options)) *rig {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "gw") // t.TempDir is too long a path for a socket
+	must.NoError(t, err)
+	r := &rig{t: t, router: &fakeRouter{}, cluster: &fakeCluster{}, jobs: &fakeJobs{}, dir: dir, sockets: map[string]string{}}
+	o := Options{Router: r.router, Cluster: r.cluster, Jobs: r.jobs, Version: "1.2.3", Dial: r.dialWorker}
+	if change != nil {
+		change(&o)
+	}
+	r.Gateway = New(o)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	r.addr = l.Addr().String()
+	r.url = "http://" + r.addr
+	ctx, cancel := context.WithCancel(context.Background()) // not t.Context: that ends before cleanups run
+	served := make(chan error, 1)
+	go func() { served <- r.Serve(ctx, l, time.Second) }()
+	var once sync.Once
+	r.stop = func() {
+		once.Do(func() {
+			cancel()
+			must.NoError(t, <-served)
+		})
+	}
+	transport := &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}
+	r.client = &http.Client{Transport: transport}
+	t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		r.stop()
+		_ = os.RemoveAll(dir)
+	})
+	return r
+}
+
+func (r *rig) dialWorker(ctx context.Context, w core.Worker) (net.Conn, error) {
+	r.mu.Lock()
+	path := r.sockets[w.ID]
+	r.mu.Unlock()
+	if path == "" {
+		return nil, errors.New("no such worker")
+	}
+	return new(net.Dialer).DialContext(ctx, "unix", path)
+}
+
+// listen makes a worker of model "tiny" with a data socket and gives what listens on it.
+func (r *rig) listen(id string) net.Listener {
+	r.t.Helper()
+	path := filepath.Join(r.dir, id)
+	l, err := net.Listen("unix", path)
+	must.NoError(r.t, err)
+	r.t.Cleanup(func() { l.Close() })
+	r.add(core.Worker{ID: id, Hive: "h1", Model: "tiny", State: core.WorkerReady, Nonce: "n"}, path)
+	return l
+}
+
+func (r *rig) add(w core.Worker, path string) {
+	r.mu.Lock()
+	r.sockets[w.ID] = path
+	r.mu.Unlock()
+	r.router.mu.Lock()
+	defer r.router.mu.Unlock()
+	r.router.workers = append(r.router.workers, w)
+}
+
+// serve makes a worker that answers with h.
+func (r *rig) serve(id string, h http.HandlerFunc) *http.Server {
+	r.t.Helper()
+	l := r.listen(id)
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(l)
+	}()
+	r.t.Cleanup(func() {
+		_ = srv.Close()
+		<-done
+	})
+	return srv
+}
+
+// raw makes a worker that answers each connection with f after it has read a whole request, then closes it.
+func (r *rig) raw(id string, f func(c net.Conn)) {
+	r.t.Helper()
+	l := r.listen(id)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				if err := readRequest(c); err == nil {
+					f(c)
+				}
+			})
+		}
+	})
+	r.t.Cleanup(func() {
+		l.Close()
+		r.Close()
+		wg.Wait()
+	})
+}
+
+// readRequest reads one request whose length is stated.
+func readRequest(c net.Conn) error {
+	var got []byte
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := c.Read(buf)
+		got = append(got, buf[:n]...)
+		if head, body, ok := bytes.Cut(got, []byte("\r\n\r\n")); ok {
+			length := 0
+			for line := range strings.Lines(string(head)) {
+				_, _ = fmt.Sscanf(line, "Content-Length: %d", &length)
+			}
+			if len(body) >= length {
+				return nil
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// post sends a body and returns status, headers and what came of the answer, with the error that ended it.
+func (r *rig) post(path, body string) (*http.Response, string, error) {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, r.url+path, strings.NewReader(body))
+	must.NoError(r.t, err)
+	return r.do(req)
+}
+
+func (r *rig) get(path string) (*http.Response, string) {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, r.url+path, nil)
+	must.NoError(r.t, err)
+	resp, body, err := r.do(req)
+	must.NoError(r.t, err)
+	return resp, body
+}
+
+func (r *rig) do(req *http.Request) (*http.Response, string, error) {
+	r.t.Helper()
+	resp, err := r.client.Do(req)
+	must.NoError(r.t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp, string(body), err
+}
+
+// errorIn is the error of an envelope; the test fails where there is none.
+func errorIn(t testing.TB, body string) openai.Error {
+	t.Helper()
+	var env struct {
+		Error *openai.Error `json:"error"`
+	}
+	must.NoError(t, json.Unmarshal([]byte(body), &env), must.Sprintf("body: %s", body))
+	must.NotNil(t, env.Error)
+	must.NotEq(t, "", env.Error.Message)
+	must.NotEq(t, "", env.Error.Type)
+	return *env.Error
+}
+
+func code(e openai.Error) string {
+	if e.Code == nil {
+		return ""
+	}
+	return *e.Code
+}
+
+const (
+	askTiny   = `{"model":"tiny","messages":[{"role":"user","content":"hi"}]}`
+	streamAsk = `{"model":"tiny","stream":true,"messages":[{"role":"user","content":"hi"}]}`
+	roleEvent = `data: {"choices":[{"index":0,"delta":{"role":"assistant","content":null}}]}` + "\n\n"
+	doneEvent = "data: [DONE]\n\n"
+)
+
+func tokenEvent(i int) string {
+	return fmt.Sprintf(`data: {"choices":[{"index":0,"delta":{"content":"t%d"},"finish_reason":null}]}`+"\n\n", i)
+}
+
+// streamOf is a worker that sends these blocks, each flushed, and ends in order.
+func streamOf(blocks ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for _, b := range blocks {
+			_, _ = io.WriteString(w, b)
+			_ = http.NewResponseController(w).Flush()
+		}
+	}
+}
+
+// eventually waits for what other goroutines bring about.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(5 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline.C:
+			t.Fatalf("not within 5 s: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+type fakeCluster struct {
+	notReady error
+	models   []core.Model
+}
+
+func (f *fakeCluster) Ready(context.Context) error { return f.notReady }
+func (f *fakeCluster) Status(context.Context) (core.Status, error) {
+	return core.Status{Version: "1.2.3", Hives: []core.Hive{{ID: "h1"}}}, nil
+}
+func (f *fakeCluster) Hives(context.Context) ([]core.Hive, error) { return nil, nil }
+func (f *fakeCluster) Hive(_ context.Context, hive string) (core.Hive, error) {
+	if hive != "h1" && hive != core.LocalHive {
+		return core.Hive{}, core.WithHint(core.Errorf("", core.NotFound, "no hive %q", hive), "There is h1.")
+	}
+	return core.Hive{ID: "h1", Name: "desk"}, nil
+}
+func (f *fakeCluster) Workers(context.Context) ([]core.Worker, error) {
+	return []core.Worker{{ID: "w1"}}, nil
+}
+func (f *fakeCluster) Worker(_ context.Context, id string) (core.Worker, error) {
+	return core.Worker{ID: id}, nil
+}
+func (f *fakeCluster) Models(context.Context) ([]core.Model, error) { return f.models, nil }
+func (f *fakeCluster) HiveModels(context.Context, string) ([]core.Model, error) {
+	return f.models, nil
+}
+func (f *fakeCluster) HiveModel(_ context.Context, _, id string) (core.Model, error) {
+	return core.Model{ID: id}, nil
+}
+func (f *fakeCluster) Processes(context.Context, string) ([]core.Process, error) { return nil, nil }
+func (f *fakeCluster) Process(_ context.Context, _ string, pid int) (core.Process, error) {
+	return core.Process{PID: pid}, nil
+}
+func (f *fakeCluster) Binaries(context.Context, string) ([]core.WorkerBinary, error) {
+	return []core.WorkerBinary{{ID: "cpu@1"}}, nil
+}
+func (f *fakeCluster) Binary(_ context.Context, _, id string) (core.WorkerBinary, error) {
+	return core.WorkerBinary{ID: id}, nil
+}
+func (f *fakeCluster) Catalog(_ context.Context, _, text, kind string, limit int) ([]core.CatalogItem, error) {
+	return []core.CatalogItem{{Ref: "builtin:" + text, Kind: kind, SizeBytes: int64(limit)}}, nil
+}
+
+// fakeJobs has one job, "j1-h1", whose events a test adds.
+type fakeJobs struct {
+	mu        sync.Mutex // guards below
+	submitted []core.Request
+	cancelled []string
+	events    []core.Event
+	more      chan struct{} // closed and renewed when an event comes
+	fail      error         // of Events, after what there is
+}
+
+func (f *fakeJobs) Submit(_ context.Context, r core.Request) (core.Job, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.submitted = append(f.submitted, r)
+	return core.Job{ID: "j1-h1", Operation: r.Operation, Hive: "h1", State: core.JobRunning}, nil
+}
+
+func (f *fakeJobs) Job(_ context.Context, id string) (core.Job, error) {
+	if id != "j1-h1" {
+		return core.Job{}, core.Errorf("", core.NotFound, "no job %q", id)
+	}
+	return core.Job{ID: id, State: core.JobRunning}, nil
+}
+
+func (f *fakeJobs) Jobs(context.Context) ([]core.Job, error) { return nil, nil }
+
+func (f *fakeJobs) Cancel(_ context.Context, id string) (core.Job, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cancelled = append(f.cancelled, id)
+	return core.Job{ID: id, State: core.JobRunning}, nil
+}
+
+func (f *fakeJobs) add(events ...core.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range events {
+		e.Seq = int64(len(f.events)) + 1
+		f.events = append(f.events, e)
+	}
+	if f.more != nil {
+		close(f.more)
+		f.more = nil
+	}
+}
+
+func (f *fakeJobs) Events(ctx context.Context, _ string, after int64, emit func(core.Event) error) error {
+	for {
+		f.mu.Lock()
+		events, fail := f.events, f.fail
+		if f.more == nil {
+			f.more = make(chan struct{})
+		}
+		more := f.more
+		f.mu.Unlock()
+		for _, e := range events {
+			if e.Seq <= after {
+				continue
+			}
+			if err := emit(e); err != nil {
+				return err
+			}
+			if after = e.Seq; e.Kind == core.EventEnd {
+				return nil
+			}
+		}
+		if fail != nil {
+			return fail
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func itoa(n int) string { return fmt.Sprint(n) }
+
+// syncBuffer is a bytes.Buffer for several writers.
+type syncBuffer struct {
+	mu sync.Mutex // guards below
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}

@@ -1,0 +1,129 @@
+package gateway
+
+import (
+	"bytes"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// splitAll reads r to its end and gives what was passed on, and how it ended.
+func splitAll(r io.Reader) (string, int, ending, error) {
+	s := splitter{buf: make([]byte, 64)}
+	var out bytes.Buffer
+	n := 0
+	for {
+		_, err := s.fill(r)
+		block, events := s.next()
+		out.Write(block)
+		n += events
+		switch {
+		case s.ending != notYet:
+			return out.String(), n, s.ending, nil
+		case err == io.EOF:
+			out.Write(s.rest())
+			return out.String(), n, s.ending, nil
+		case err != nil:
+			return out.String(), n, s.ending, err
+		}
+	}
+}
+
+func TestSplitterLimits(t *testing.T) {
+	t.Parallel()
+	fits := "data: " + strings.Repeat("a", maxEvent-64) + "\n\n"
+	out, n, end, err := splitAll(strings.NewReader(fits + doneEvent))
+	must.NoError(t, err)
+	must.Eq(t, len(fits+doneEvent), len(out))
+	must.Eq(t, 2, n)
+	must.Eq(t, whole, end)
+	for name, s := range map[string]string{
+		"line":  "data: " + strings.Repeat("a", 2*maxEvent),
+		"lines": strings.Repeat("data: abc\n", maxEvent/5),
+	} {
+		_, _, _, err = splitAll(strings.NewReader(s))
+		must.ErrorIs(t, err, errEventTooLarge, must.Sprint(name))
+	}
+}
+
+func TestTokens(t *testing.T) {
+	t.Parallel()
+	for data, want := range map[string]bool{
+		`{"choices":[{"delta":{"role":"assistant","content":null}}]}`:                     false,
+		`{"choices":[{"delta":{"role":"assistant","content":""}}]}`:                       false,
+		`{"choices":[{"delta":{"content":"a"}}]}`:                                         true,
+		`{"choices":[{"delta": {"content": "a"}}]}`:                                       true,
+		`{"choices":[{"text":"a"}]}`:                                                      true,
+		`{"choices":[{"delta":{"content":null,"reasoning_content":"a"}}]}`:                true,
+		`{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}`:                            true,
+		`{"choices":[{"delta":{},"finish_reason":null}],"prompt_progress":{"total":100}}`: false,
+	} {
+		must.Eq(t, want, hasToken([]byte(data)), must.Sprint(data))
+	}
+}
+
+// The relay of one event, from the read of it to the bytes that are written, allocates nothing.
+func TestNoAllocationPerEvent(t *testing.T) {
+	event := []byte(tokenEvent(7))
+	r := bytes.NewReader(event)
+	s := splitter{buf: make([]byte, firstBuffer)}
+	g := New(Options{})
+	in := &inference{g: g}
+	last := in.count(&s, 0, in.start)
+	allocs := testing.AllocsPerRun(1000, func() {
+		r.Reset(event)
+		_, _ = s.fill(r)
+		block, events := s.next()
+		if len(block) != len(event) || events != 1 {
+			t.Fatal("not the event")
+		}
+		last = in.count(&s, events, last)
+	})
+	must.Zero(t, allocs)
+}
+
+func FuzzSplitter(f *testing.F) {
+	for _, s := range []string{roleEvent + tokenEvent(1) + doneEvent, "data: {}\r\n\r\ndata: [DONE]\r\n\r\n", "data:x\r\r:c\r\rdata:[DONE]\r\r", "\ufeffdata: 1\n\n", "data: {\"error\":{\"message\":\"m\"}}\n\n",
+		": c\n\nid: 1\nevent: e\ndata\ndata:\n\n", "data: [DONE]", "\n\n\n", "\r", "\xef\xbb"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		out, n, end, err := splitAll(bytes.NewReader(stream))
+		slow, n2, end2, err2 := splitAll(iotest.OneByteReader(bytes.NewReader(stream)))
+		if (err == nil) != (err2 == nil) || err == nil && (out != slow || n != n2 || end != end2) {
+			t.Fatalf("the same bytes in one piece: %q %d %v; one by one: %q %d %v", out, n, end, slow, n2, end2)
+		}
+		if err != nil {
+			return
+		}
+		// What is passed on is a beginning of what came, but for a byte order mark and the line ends of a last [DONE].
+		if want := strings.TrimPrefix(string(stream), "\ufeff"); !strings.HasPrefix(want, strings.TrimRight(out, "\r\n")) {
+			t.Fatalf("%q became %q", stream, out)
+		}
+		// A reader of it sees whole events only, and a [DONE] exactly where the stream is whole.
+		if strings.ContainsRune(out, '\r') || strings.ContainsRune(out, 0) {
+			return // the reader below does not take CR alone
+		}
+		events, done := openai.NewEventReader(strings.NewReader(out)), false
+		for {
+			ev, err := events.Next()
+			if err == io.ErrUnexpectedEOF && !strings.Contains(out, "\n:") && !strings.HasPrefix(out, ":") {
+				t.Fatalf("a part of an event was passed on: %q", out)
+			}
+			if err != nil {
+				break
+			}
+			if ev.IsDone() {
+				done = true
+			}
+		}
+		if done != (end == whole) {
+			t.Fatalf("done %v, ending %v of %q", done, end, out)
+		}
+	})
+}
