@@ -42,6 +42,7 @@ var (
 	_ gateway.Jobs    = (*fakeQueen)(nil)
 )
 
+// fakeStart is when everything in a fakeQueen began.
 var fakeStart = time.Now().Add(-90 * time.Second)
 
 func newFakeQueen(tb testing.TB) *fakeQueen {
