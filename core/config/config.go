@@ -61,6 +61,8 @@ type Plugin struct {
 	SHA256     string    // of the executable, lower-case hex; empty: not checked
 	Body       hcl.Body  // of the config block; an empty body where there is none
 	Range      hcl.Range // of the block's header; zero where the plugin stands in no file
+
+	owner *Config
 }
 
 // Source is the kind of place that a value comes from.

@@ -34,7 +34,14 @@ func (d *Diagnostics) Write(w io.Writer, width uint, color bool) error {
 	if d == nil || len(d.List) == 0 {
 		return nil
 	}
-	return hcl.NewDiagnosticTextWriter(w, maps.Clone(d.files), width, color).WriteDiagnostics(d.List)
+	list := make(hcl.Diagnostics, 0, len(d.List))
+	for _, x := range d.List {
+		// With the expression the writer would print the values of its variables, and an environment variable may be a secret.
+		x := *x
+		x.Expression, x.EvalContext = nil, nil
+		list = append(list, &x)
+	}
+	return hcl.NewDiagnosticTextWriter(w, maps.Clone(d.files), width, color).WriteDiagnostics(list)
 }
 
 // Err is the errors among the diagnostics as one error of kind Invalid, nil where there is none. Its text has the source lines.

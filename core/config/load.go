@@ -332,6 +332,11 @@ func (l *loader) finish(env Env) (*Config, *Diagnostics) {
 	byLabel := func(a, b Plugin) int { return strings.Compare(a.Label, b.Label) }
 	slices.SortFunc(c.Workers, byLabel)
 	slices.SortFunc(c.Catalogs, byLabel)
+	for _, list := range [][]Plugin{c.Workers, c.Catalogs} {
+		for i := range list {
+			list[i].owner = c
+		}
+	}
 	d := &Diagnostics{List: l.diags, files: c.files}
 	if d.HasErrors() {
 		return nil, d

@@ -15,6 +15,22 @@ func ValidPluginName(name string) bool {
 	return regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`).MatchString(name)
 }
 
+// EvalContext is what expressions of the plugin's config block may use; see Config.EvalContext. A Plugin that Load did not make has no variables.
+func (p Plugin) EvalContext(traversals []hcl.Traversal) (*hcl.EvalContext, hcl.Diagnostics) {
+	if p.owner == nil {
+		return (&Config{}).EvalContext(traversals)
+	}
+	return p.owner.EvalContext(traversals)
+}
+
+// Diagnostics wraps diagnostics about the plugin's block, so that they print with their source lines.
+func (p Plugin) Diagnostics(list hcl.Diagnostics) *Diagnostics {
+	if p.owner == nil {
+		return &Diagnostics{List: list}
+	}
+	return p.owner.Diagnostics(list)
+}
+
 const nameRule = "use up to 64 lower-case letters, digits, dashes and underscores, and begin with a letter or a digit"
 
 // plugin reads a worker or catalog block.

@@ -1,0 +1,182 @@
+package pluginhost
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"github.com/hashicorp/go-plugin/runner"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/hostinfo"
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// attachTimeout bounds what a worker that is found again takes to answer.
+const attachTimeout = 2 * time.Second
+
+// Attachment is what is needed to find a running worker again. It is JSON-able.
+type Attachment struct {
+	Process    hostinfo.Identity `json:"process"`
+	Executable string            `json:"executable"` // path at launch
+	Digest     string            `json:"digest"`     // of the executable at launch: "sha256:<hex>"
+	Network    string            `json:"network"`    // of the control socket
+	Address    string            `json:"address"`
+	Protocol   int               `json:"protocol"`
+	Type       string            `json:"type"` // worker type
+	WorkerID   string            `json:"worker_id"`
+	Nonce      string            `json:"nonce"`
+	RunDir     string            `json:"run_dir"`
+	DataSocket string            `json:"data_socket"`
+	EngineDir  string            `json:"engine_dir,omitempty"`
+	LogFile    string            `json:"log_file,omitempty"`
+}
+
+// Reattach takes over a worker that this or an earlier host launched: same process (pid, start time, boot), same executable, and Status answers within 2 s with the
+// same worker id and nonce. It signals nobody. Errors: NotFound when the process is gone or is another one, Conflict when it answers for another worker or was never started,
+// Unsupported for a protocol that this host does not speak, Unavailable when it does not answer.
+func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
+	const op = "re-attach worker"
+	name := fmt.Sprintf("worker plugin %q", a.Type)
+	if a.Protocol != sdk.ProtocolVersion {
+		return nil, core.Errorf(op, core.Unsupported, "worker %s speaks plugin protocol %d, and this rbee speaks %d", a.WorkerID, a.Protocol, sdk.ProtocolVersion)
+	}
+	if a.Network != "unix" {
+		return nil, core.Errorf(op, core.Invalid, "worker %s: %q is no network of a control socket", a.WorkerID, a.Network)
+	}
+	if err := h.sameExecutable(a); err != nil {
+		return nil, err
+	}
+	c := &child{id: a.Process, nonce: a.Nonce, released: make(chan struct{}), done: make(chan struct{})}
+	addr := &net.UnixAddr{Name: a.Address, Net: a.Network}
+	p := &process{name: name, run: c, address: addr, runDir: a.RunDir}
+	p.client = goplugin.NewClient(&goplugin.ClientConfig{
+		HandshakeConfig:  sdk.Handshake(),
+		Plugins:          versions(sdk.KindWorker)[a.Protocol],
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		Logger:           hclog.NewNullLogger(),
+		Reattach: &goplugin.ReattachConfig{
+			Protocol: goplugin.ProtocolGRPC, ProtocolVersion: a.Protocol, Addr: addr, Pid: a.Process.PID,
+			ReattachFunc: func() (runner.AttachedRunner, error) { return c, nil },
+		},
+	})
+	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
+	defer cancel()
+	go c.watch()
+	w, err := h.answers(ctx, p, a)
+	if err != nil {
+		if p.conn != nil {
+			p.letGo()
+		} else {
+			c.release.Do(func() { close(c.released) })
+		}
+		return nil, err
+	}
+	return w, nil
+}
+
+// answers sees that the process behind the socket is the worker of the attachment.
+func (h *Host) answers(ctx context.Context, p *process, a Attachment) (*Worker, error) {
+	const op = "re-attach worker"
+	if conn, err := (&net.Dialer{}).DialContext(ctx, a.Network, a.Address); err != nil {
+		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: control socket: %w", a.WorkerID, a.Process.PID, err)
+	} else {
+		_ = conn.Close()
+	}
+	if err := p.connect(); err != nil {
+		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: %w", a.WorkerID, a.Process.PID, err)
+	}
+	client := worker.NewClient(p.conn)
+	st, err := client.Status(ctx)
+	if ctx.Err() != nil {
+		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d does not answer within %s", a.WorkerID, a.Process.PID, attachTimeout)
+	}
+	if err != nil {
+		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: %w", a.WorkerID, a.Process.PID, err)
+	}
+	if st.WorkerID != a.WorkerID || st.Nonce != a.Nonce || a.Nonce == "" {
+		return nil, core.Errorf(op, core.Conflict, "process %d answers for worker %q, not for %q as it was started", a.Process.PID, st.WorkerID, a.WorkerID)
+	}
+	info, err := client.Info(ctx)
+	if err != nil {
+		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: %w", a.WorkerID, a.Process.PID, err)
+	}
+	return &Worker{p: p, client: client, info: info, at: a, engine: a.EngineDir, logStart: max(0, fileSize(a.LogFile)-maxTailBytes)}, nil
+}
+
+// sameExecutable sees that the process is the attachment's and runs the executable that was launched.
+func (h *Host) sameExecutable(a Attachment) error {
+	const op = "re-attach worker"
+	if now, err := hostinfo.Identify(a.Process.PID); err != nil || now != a.Process {
+		return core.Errorf(op, core.NotFound, "worker %s is gone: there is no process %d that started when it did", a.WorkerID, a.Process.PID)
+	}
+	path := a.Executable
+	if runtime.GOOS == "linux" {
+		path = "/proc/" + strconv.Itoa(a.Process.PID) + "/exe" // what runs, also when the file was replaced since
+	}
+	got, err := h.digest(path, false)
+	if err != nil {
+		return core.Errorf(op, core.NotFound, "worker %s, process %d: its executable cannot be read: %w", a.WorkerID, a.Process.PID, err)
+	}
+	if "sha256:"+got != a.Digest {
+		return core.Errorf(op, core.NotFound, "process %d runs another executable than worker %s did", a.Process.PID, a.WorkerID)
+	}
+	return nil
+}
+
+// EndAttachment kills the process group of a worker that cannot be taken over, if it is still the same process, and waits until it is gone.
+// It returns whether there was a process to kill. What a dead worker left behind is ended as well. Errors: ctx's, Forbidden.
+func (h *Host) EndAttachment(ctx context.Context, a Attachment) (bool, error) {
+	const op = "end worker"
+	p, err := hostinfo.Open(a.Process)
+	if core.KindOf(err) == core.NotFound {
+		return false, endMarked(a.Nonce)
+	}
+	if err != nil {
+		return false, err
+	}
+	defer p.Close()
+	if err := h.sameExecutable(a); err != nil {
+		if core.KindOf(err) == core.NotFound {
+			return false, nil // another process by now
+		}
+		return false, err
+	}
+	if err := p.KillGroup(); err != nil && core.KindOf(err) != core.NotFound {
+		return false, err
+	}
+	gone := make(chan bool, 1)
+	released := make(chan struct{})
+	go func() { gone <- waitGone(a.Process, released) }()
+	select {
+	case <-gone:
+	case <-ctx.Done():
+		close(released)
+		<-gone
+		return true, core.E(op, core.KindOf(ctx.Err()), ctx.Err())
+	}
+	return true, endMarked(a.Nonce)
+}
+
+func endMarked(nonce string) error {
+	if nonce == "" {
+		return nil
+	}
+	_, err := hostinfo.KillMarked(markName + "=" + nonce)
+	return err
+}
+
+func fileSize(path string) int64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}

@@ -1,0 +1,123 @@
+package pluginhost
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/hashicorp/hcl/v2"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// configure asks a freshly launched plugin who it is, decodes its config block by its own schema, and hands it over.
+// Diagnostics are about the block; an error is the plugin's.
+func (h *Host) configure(ctx context.Context, p *process, plugin sdk.Plugin, s Spec, engineDir string) (sdk.Info, hcl.Diagnostics, error) {
+	info, schema, err := h.introduce(ctx, p, plugin, s)
+	if err != nil {
+		return sdk.Info{}, nil, err
+	}
+	config, diags, err := decodeConfig(s.plugin, schema)
+	if err != nil {
+		return info, nil, core.WithHint(core.Errorf("launch plugin", core.Internal, "%s sent a broken schema: %w", p.name, err), "Report this to the author of the plugin.")
+	}
+	if diags.HasErrors() {
+		return info, diags, nil
+	}
+	var said sdk.Diagnostics
+	err = h.call(ctx, p, "Configure", func(ctx context.Context) (err error) {
+		said, err = plugin.Configure(ctx, sdk.Config{JSON: config, EngineDir: engineDir})
+		return err
+	})
+	if err != nil {
+		return info, diags, err
+	}
+	return info, append(diags, pluginDiagnostics(s.plugin, schema, p.name, said)...), nil
+}
+
+// introduce asks a plugin for its description and its schema.
+func (h *Host) introduce(ctx context.Context, p *process, plugin sdk.Plugin, s Spec) (info sdk.Info, schema sdk.Schema, err error) {
+	err = h.call(ctx, p, "Info", func(ctx context.Context) (err error) {
+		info, err = plugin.Info(ctx)
+		return err
+	})
+	if err != nil {
+		return info, schema, err
+	}
+	if info.Kind != s.Kind {
+		return info, schema, core.WithHint(core.Errorf("launch plugin", core.Invalid, "%s says that it is a %s plugin, but it stands under the name %s", p.name, info.Kind, filepath.Base(s.Executable)),
+			"Rename the file to rbee-%s-%s.", info.Kind, info.Name)
+	}
+	err = h.call(ctx, p, "Schema", func(ctx context.Context) (err error) {
+		schema, err = plugin.Schema(ctx)
+		return err
+	})
+	return info, schema, err
+}
+
+// call bounds one of the short calls of a launch.
+func (h *Host) call(ctx context.Context, p *process, name string, fn func(context.Context) error) error {
+	bounded, cancel := context.WithTimeoutCause(ctx, h.o.CallTimeout, errHung)
+	defer cancel()
+	err := fn(bounded)
+	if err != nil && errors.Is(context.Cause(bounded), errHung) {
+		return core.WithHint(core.Errorf("launch plugin", core.Unavailable, "%s does not answer %s within %s", p.name, name, h.o.CallTimeout), "It hangs, and was ended. See what it logs, and report it to the author of the plugin.")
+	}
+	return p.explain("launch plugin", err)
+}
+
+var errHung = errors.New("the plugin does not answer")
+
+// configError is diagnostics as an error, with their source lines.
+func configError(s Spec, diags hcl.Diagnostics) error {
+	return core.WithHint(s.plugin.Diagnostics(diags).Err(), "\"rbee plugin schema %s %s\" explains what may stand in the block.", s.Kind, s.Name)
+}
+
+// warn logs what is left of diagnostics without errors.
+func (h *Host) warn(s Spec, diags hcl.Diagnostics) {
+	for _, d := range diags {
+		at := ""
+		if d.Subject != nil {
+			at = d.Subject.String()
+		}
+		h.o.Logger.Warn("plugin configuration", "plugin", s.Name, "summary", d.Summary, "detail", d.Detail, "at", at)
+	}
+}
+
+// Describe launches the plugin for a moment and returns who it is and its schema. Errors as LaunchWorker, but for those of the configuration.
+func (h *Host) Describe(ctx context.Context, s Spec) (sdk.Info, sdk.Schema, error) {
+	p, err := h.start(ctx, launch{spec: s, tethered: true})
+	if err != nil {
+		return sdk.Info{}, sdk.Schema{}, err
+	}
+	defer p.end()
+	return h.introduce(ctx, p, sdk.NewClient(p.conn), s)
+}
+
+// end kills the process and waits until it is gone.
+func (p *process) end() {
+	_ = p.conn.Close() // says only that it is closed already
+	_ = p.run.kill()   // a process that cannot be killed is not ours
+	<-p.run.done
+}
+
+// explain classifies the error of a call. A process that ended explains it better than the broken connection does.
+func (p *process) explain(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, sdk.ErrUnavailable) && p.goneSoon() {
+		msg := p.name + " ended"
+		if exit := p.run.exitSaid(); exit != "" {
+			msg += fmt.Sprintf(" (%s)", exit)
+		}
+		return core.E(op, core.WorkerLost, errors.New(msg))
+	}
+	return coreError(op, fmt.Errorf("%s: %w", p.name, err))
+}
+
+// jsonNull says whether raw stands for no value.
+func jsonNull(raw json.RawMessage) bool { return len(raw) == 0 || string(raw) == "null" }

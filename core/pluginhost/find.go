@@ -1,0 +1,173 @@
+package pluginhost
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// Executable is a plugin found in the plugin folder.
+type Executable struct {
+	Kind sdk.Kind `json:"kind"`
+	Name string   `json:"name"` // behind rbee-<kind>-
+	Path string   `json:"path"`
+	// Problem says why it cannot be launched; empty: it can.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Find returns the plugin of that kind and name. Errors: NotFound with the nearest names as hint, Forbidden for a file that others can write,
+// Unsupported for one that is no executable file.
+func (h *Host) Find(kind sdk.Kind, name string) (Executable, error) {
+	return h.findFile(fmt.Sprintf("rbee-%s-%s", kind, name))
+}
+
+// List returns the plugins of the plugin folder, ordered by kind and name; those that cannot be launched have a Problem. A missing folder is an empty one.
+func (h *Host) List() ([]Executable, error) {
+	entries, err := os.ReadDir(h.o.PluginDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, core.Errorf("list plugins", core.Internal, "plugin folder: %w", err)
+	}
+	var out []Executable
+	for _, e := range entries {
+		kind, name, ok := splitName(e.Name())
+		if !ok {
+			continue
+		}
+		x := Executable{Kind: kind, Name: name, Path: filepath.Join(h.o.PluginDir, e.Name())}
+		if err := checkExecutable(x.Path); err != nil {
+			x.Problem = err.Error()
+			if hint := core.HintOf(err); hint != "" {
+				x.Problem += ". " + hint
+			}
+		}
+		out = append(out, x)
+	}
+	slices.SortFunc(out, func(a, b Executable) int {
+		return strings.Compare(string(a.Kind)+" "+a.Name, string(b.Kind)+" "+b.Name)
+	})
+	return out, nil
+}
+
+func splitName(file string) (sdk.Kind, string, bool) {
+	for _, kind := range []sdk.Kind{sdk.KindWorker, sdk.KindCatalog} {
+		if name, ok := strings.CutPrefix(file, fmt.Sprintf("rbee-%s-", kind)); ok {
+			return kind, name, config.ValidPluginName(name)
+		}
+	}
+	return "", "", false
+}
+
+func (h *Host) findFile(file string) (Executable, error) {
+	const op = "find plugin"
+	kind, name, ok := splitName(file)
+	if !ok {
+		return Executable{}, core.Errorf(op, core.Invalid, "%q is no plugin's file name: it is rbee-worker-NAME or rbee-catalog-NAME with a name of lower-case letters, digits, dashes and underscores", file)
+	}
+	path, err := filepath.Abs(filepath.Join(h.o.PluginDir, file))
+	if err != nil {
+		return Executable{}, core.E(op, core.Internal, err)
+	}
+	err = checkExecutable(path)
+	if core.KindOf(err) == core.NotFound {
+		return Executable{}, core.WithHint(core.Errorf(op, core.NotFound, "there is no %s in %s", file, h.o.PluginDir), "%s", h.namesHint(kind, name))
+	}
+	if err != nil {
+		return Executable{}, err
+	}
+	return Executable{Kind: kind, Name: name, Path: path}, nil
+}
+
+func (h *Host) namesHint(kind sdk.Kind, name string) string {
+	found, err := h.List()
+	var names []string
+	for _, e := range found {
+		if e.Kind == kind {
+			names = append(names, e.Name)
+		}
+	}
+	switch {
+	case err != nil || len(names) == 0:
+		return fmt.Sprintf("There is no %s plugin at all: set plugin_dir to the folder where the plugins are.", kind)
+	case config.Nearest(name, names) != "":
+		return fmt.Sprintf("Did you mean %q? There are: %s.", config.Nearest(name, names), strings.Join(names, ", "))
+	}
+	return fmt.Sprintf("There are: %s.", strings.Join(names, ", "))
+}
+
+// checkExecutable says whether the file may be launched.
+func checkExecutable(path string) error {
+	const op = "find plugin"
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return core.Errorf(op, core.NotFound, "there is no %s", path)
+	case err != nil:
+		return core.E(op, core.Forbidden, err)
+	case !info.Mode().IsRegular():
+		return core.WithHint(core.Errorf(op, core.Unsupported, "%s is not a regular file", path), "Put the executable itself there, not a link to it.")
+	case info.Mode().Perm()&0o022 != 0:
+		return core.WithHint(core.Errorf(op, core.Forbidden, "%s has mode %s: other users could replace what runs here", path, info.Mode()), "Run: chmod go-w %s", path)
+	case info.Mode().Perm()&0o111 == 0:
+		return core.WithHint(core.Errorf(op, core.Unsupported, "%s is not executable", path), "Run: chmod u+x %s", path)
+	}
+	return nil
+}
+
+// fileKey changes whenever a file's content does, as far as the file system can tell.
+type fileKey struct {
+	path    string
+	size    int64
+	changed time.Time
+	inode   any
+}
+
+// digest is the SHA-256 of the file in lower-case hex. It is remembered as long as the file does not change, unless fresh is asked for.
+func (h *Host) digest(path string, fresh bool) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	key := fileKey{path: path, size: info.Size(), changed: info.ModTime(), inode: inodeOf(info)}
+	h.mu.Lock()
+	known := h.digests[key]
+	h.mu.Unlock()
+	if known != "" && !fresh {
+		return known, nil
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", err
+	}
+	hexSum := hex.EncodeToString(sum.Sum(nil))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.digests[key] = hexSum
+	return hexSum, nil
+}
+
+func sortIn(s Spec, workers, catalogs []Spec) (w, c []Spec) {
+	into := &workers
+	if s.Kind == sdk.KindCatalog {
+		into = &catalogs
+	}
+	i, _ := slices.BinarySearchFunc(*into, s.Name, func(x Spec, name string) int { return strings.Compare(x.Name, name) })
+	*into = slices.Insert(*into, i, s)
+	return workers, catalogs
+}

@@ -1,0 +1,171 @@
+package pluginhost_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// built is the folder of the plugins that TestMain builds.
+var built string
+
+func TestMain(m *testing.M) {
+	if os.Getenv("RBEE_TEST_HELPER") != "" {
+		helper()
+		return
+	}
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (int, error) {
+	dir, err := os.MkdirTemp("", "rbee-pluginhost")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	built = dir
+	for name, pkg := range map[string]string{
+		"rbee-worker-fake":  "github.com/rbee-project/rbee/plugins/sdk/sdktest/fakeworker",
+		"rbee-catalog-fake": "github.com/rbee-project/rbee/plugins/sdk/sdktest/fakecatalog",
+		"rbee-worker-probe": "github.com/rbee-project/rbee/core/pluginhost/testdata/probe",
+	} {
+		out, err := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg).CombinedOutput()
+		if err != nil {
+			return 1, fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+		}
+		if err := os.Chmod(filepath.Join(dir, name), 0o755); err != nil {
+			return 1, err
+		}
+	}
+	return m.Run(), nil
+}
+
+// shortDir is a temporary folder with a path short enough for sockets; t.TempDir has the test's name in it.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ph")
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func newHost(t testing.TB, change ...func(*pluginhost.Options)) *pluginhost.Host {
+	t.Helper()
+	o := pluginhost.Options{PluginDir: built, RunDir: shortDir(t), Logger: coretest.Logger(t)}
+	for _, c := range change {
+		c(&o)
+	}
+	return pluginhost.New(o)
+}
+
+// load parses a configuration; both roles are added.
+func load(t testing.TB, src string) *config.Config {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "rbee.hcl")
+	must.NoError(t, os.WriteFile(file, []byte(src+"\nqueen { enabled = true }\nhive { enabled = true }\n"), 0o600))
+	c, diags := config.Load([]string{file}, func(name string) (string, bool) { return os.LookupEnv(name) })
+	must.NoError(t, diags.Err())
+	return c
+}
+
+// fakeSpec is the fake worker with the lines in its config block.
+func fakeSpec(t testing.TB, h *pluginhost.Host, lines string) pluginhost.Spec {
+	t.Helper()
+	s, err := h.Spec(load(t, fmt.Sprintf("worker \"fake\" {\n  config {\n%s\n  }\n}", lines)).Workers[0])
+	must.NoError(t, err)
+	return s
+}
+
+// launched is a running fake worker and its folders, ended with the test.
+func launched(t testing.TB, h *pluginhost.Host, lines string, change ...func(*pluginhost.WorkerLaunch)) *pluginhost.Worker {
+	t.Helper()
+	dir := shortDir(t)
+	l := pluginhost.WorkerLaunch{
+		Spec: fakeSpec(t, h, lines), WorkerID: "w1", Nonce: fmt.Sprintf("nonce-%d", time.Now().UnixNano()), RunDir: filepath.Join(dir, "run"), LogFile: filepath.Join(dir, "log"),
+	}
+	for _, c := range change {
+		c(&l)
+	}
+	w, err := h.LaunchWorker(t.Context(), l)
+	must.NoError(t, err)
+	t.Cleanup(func() { end(t, w) })
+	return w
+}
+
+func end(t testing.TB, w *pluginhost.Worker) {
+	t.Helper()
+	_ = w.Kill()
+	select {
+	case <-w.Done():
+	case <-time.After(5 * time.Second):
+		t.Errorf("worker process %d is still there 5 s after it was killed", w.PID())
+	}
+	_ = w.Close()
+}
+
+func startSpec(t testing.TB) worker.StartSpec {
+	t.Helper()
+	model := filepath.Join(t.TempDir(), "m.gguf")
+	must.NoError(t, os.WriteFile(model, []byte("GGUF"), 0o600))
+	return worker.StartSpec{ModelPath: model, ModelID: "m", Device: "fake:0", Slots: 2}
+}
+
+// ask sends a chat message over the worker's data socket and returns the answer's body.
+func ask(ctx context.Context, socket, prompt string) (string, error) {
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://worker/v1/chat/completions",
+		strings.NewReader(fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":%q}]}`, prompt)))
+	if err != nil {
+		return "", err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		return "", errors.Join(err, fmt.Errorf("%s: %s", resp.Status, body))
+	}
+	return string(body), err
+}
+
+func gone(t testing.TB, pid int) {
+	t.Helper()
+	coretest.Eventually(t, 5*time.Second, func() error {
+		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return nil
+		}
+		if _, rest, ok := strings.Cut(string(state), ") "); ok && strings.HasPrefix(rest, "Z") {
+			return nil // dead; collecting it is its parent's
+		}
+		return fmt.Errorf("process %d is there", pid)
+	})
+}

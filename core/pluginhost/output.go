@@ -1,0 +1,207 @@
+package pluginhost
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+const (
+	maxFirstBytes = 4 << 10  // of standard output, to say what a non-plugin printed
+	maxTailLines  = 10       // of standard error, in the message of a failed launch
+	maxTailBytes  = 16 << 10 // read from the end of a log file
+	maxLineBytes  = 64 << 10 // longer log lines are cut
+)
+
+// firstBytes is a reader that remembers what came first.
+type firstBytes struct {
+	f *os.File
+
+	mu    sync.Mutex // guards below
+	first []byte
+}
+
+func (r *firstBytes) Read(b []byte) (int, error) {
+	n, err := r.f.Read(b)
+	r.mu.Lock()
+	r.first = append(r.first, b[:min(n, maxFirstBytes-len(r.first))]...)
+	r.mu.Unlock()
+	if err != nil {
+		_ = r.f.Close() // nobody reads on
+	}
+	return n, err
+}
+
+func (r *firstBytes) Close() error { return r.f.Close() }
+
+// firstLine is the first line, without its end.
+func (r *firstBytes) firstLine() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	line, _, _ := bytes.Cut(r.first, []byte("\n"))
+	return strings.TrimSpace(strings.ToValidUTF8(string(line), "?"))
+}
+
+// logPump passes a plugin's log lines on to the host's logger and remembers the last ones.
+type logPump struct {
+	r    *os.File
+	log  hclog.Logger
+	done chan struct{}
+
+	mu   sync.Mutex // guards below
+	tail []string
+}
+
+func newLogPump(r *os.File, log hclog.Logger) *logPump {
+	return &logPump{r: r, log: log, done: make(chan struct{})}
+}
+
+func (p *logPump) run() {
+	defer close(p.done)
+	defer p.r.Close()
+	br := bufio.NewReaderSize(p.r, maxLineBytes)
+	for {
+		line, err := br.ReadSlice('\n')
+		if len(bytes.TrimSpace(line)) > 0 {
+			p.line(bytes.TrimRight(line, "\r\n"))
+		}
+		for errors.Is(err, bufio.ErrBufferFull) { // the rest of a line that is too long
+			_, err = br.ReadSlice('\n')
+		}
+		if err != nil {
+			return // the process ended, or finish gave up
+		}
+	}
+}
+
+// finish waits for the last lines; a stranger may hold the other end of the pipe.
+func (p *logPump) finish(patience time.Duration) {
+	_ = p.r.SetReadDeadline(time.Now().Add(patience))
+	<-p.done
+}
+
+func (p *logPump) line(b []byte) {
+	l := parseLogLine(b)
+	p.mu.Lock()
+	p.tail = append(p.tail, l.text())
+	if len(p.tail) > maxTailLines {
+		p.tail = p.tail[1:]
+	}
+	p.mu.Unlock()
+	log := p.log
+	if l.module != "" {
+		log = log.With("module", l.module)
+	}
+	log.Log(l.level, l.message, l.pairs...)
+}
+
+func (p *logPump) last() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.tail)
+}
+
+// logLine is one line that a plugin wrote.
+type logLine struct {
+	level   hclog.Level
+	message string
+	module  string
+	pairs   []any
+}
+
+// parseLogLine reads a line of hclog's JSON. Anything else is a message of level info, such as what a C library prints.
+func parseLogLine(b []byte) logLine {
+	plain := logLine{level: hclog.Info, message: strings.ToValidUTF8(string(b), "?")}
+	if len(b) == 0 || b[0] != '{' {
+		return plain
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.UseNumber() // as a float 8589934592 would read 8.589934592e+09
+	var fields map[string]any
+	if dec.Decode(&fields) != nil {
+		return plain
+	}
+	message, ok := fields["@message"].(string)
+	if !ok {
+		return plain
+	}
+	l := logLine{message: message, level: hclog.Info}
+	if text, ok := fields["@level"].(string); ok {
+		if level := hclog.LevelFromString(text); level != hclog.NoLevel {
+			l.level = level
+		}
+	}
+	l.module, _ = fields["@module"].(string)
+	keys := make([]string, 0, len(fields))
+	for k := range fields {
+		if !strings.HasPrefix(k, "@") {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		v := fields[k]
+		if n, ok := v.(json.Number); ok {
+			v = n.String()
+		}
+		l.pairs = append(l.pairs, k, v)
+	}
+	return l
+}
+
+// text is the line for people.
+func (l logLine) text() string {
+	out := l.message
+	for i := 0; i+1 < len(l.pairs); i += 2 {
+		value, ok := l.pairs[i+1].(string)
+		if !ok {
+			b, err := json.Marshal(l.pairs[i+1])
+			if err != nil {
+				continue
+			}
+			value = string(b)
+		}
+		if key, _ := l.pairs[i].(string); key == "stack" {
+			continue // many lines
+		}
+		out += " " + l.pairs[i].(string) + "=" + value
+	}
+	return out
+}
+
+// logTail is the last lines of a log file from an offset on, readable.
+func logTail(path string, from int64) []string {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() <= from {
+		return nil
+	}
+	start := max(from, info.Size()-maxTailBytes)
+	b, err := io.ReadAll(io.NewSectionReader(f, start, maxTailBytes))
+	if err != nil {
+		return nil
+	}
+	if start > from { // in the middle of a line
+		_, b, _ = bytes.Cut(b, []byte("\n"))
+	}
+	var lines []string
+	for line := range bytes.SplitSeq(b, []byte("\n")) {
+		if len(bytes.TrimSpace(line)) > 0 {
+			lines = append(lines, parseLogLine(line).text())
+		}
+	}
+	return lines[max(0, len(lines)-maxTailLines):]
+}

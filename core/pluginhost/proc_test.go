@@ -1,0 +1,25 @@
+package pluginhost_test
+
+import (
+	"syscall"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+func kill9(t testing.TB, pid int) {
+	t.Helper()
+	must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+}
+
+// probeSpec is the plugin that misbehaves as the environment says.
+func probeSpec(t testing.TB, h *pluginhost.Host) pluginhost.Spec {
+	t.Helper()
+	s, err := h.DefaultSpec(sdk.KindWorker, "probe")
+	must.NoError(t, err)
+	s.Env = []string{"PROBE"}
+	return s
+}

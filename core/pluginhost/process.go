@@ -1,0 +1,424 @@
+package pluginhost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"github.com/hashicorp/go-plugin/runner"
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/hostinfo"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// markName names the environment variable by which what a worker left behind is recognised.
+const markName = "RBEE_WORKER_NONCE"
+
+// maxSocketPath is what a socket address holds on the strictest system, macOS.
+const maxSocketPath = 103
+
+// controlSocketName is as long as the longest name that go-plugin gives its socket.
+const controlSocketName = "plugin1234567890"
+
+// launch says how to start one plugin process.
+type launch struct {
+	spec     Spec
+	runDir   string // empty: a temporary one
+	logFile  string // empty: lines go to the logger
+	nonce    string // marks the process and its children; empty: no mark
+	tethered bool
+}
+
+// process is a plugin process and the connection to it. Whoever made it ends it or lets it go.
+type process struct {
+	name    string // for messages: worker plugin "cpu"
+	client  *goplugin.Client
+	conn    *grpc.ClientConn
+	run     *child
+	address net.Addr
+	runDir  string
+}
+
+// child is a process as go-plugin's runner sees it, launched or found again.
+type child struct {
+	id       hostinfo.Identity
+	cmd      *exec.Cmd // nil for one that was found again
+	nonce    string
+	tether   *os.File // write end of the child's standard input; nil: not tethered
+	stdout   *firstBytes
+	logs     *logPump // nil: the child writes to a file
+	out      *outputs
+	cleanup  func()
+	started  bool  // set by Start, and read after go-plugin's Start returned
+	startErr error // with its type, which go-plugin may hide
+	released chan struct{}
+	release  sync.Once
+	done     chan struct{}
+
+	mu   sync.Mutex // guards below
+	exit string
+}
+
+var _ runner.Runner = (*child)(nil)
+
+// start launches the process and returns when go-plugin has connected to it.
+func (h *Host) start(ctx context.Context, l launch) (*process, error) {
+	const op = "launch plugin"
+	name := fmt.Sprintf("%s plugin %q", l.spec.Kind, l.spec.Name)
+	if err := checkExecutable(l.spec.Executable); err != nil {
+		return nil, err
+	}
+	if l.spec.SHA256 != "" {
+		got, err := h.digest(l.spec.Executable, true)
+		if err != nil {
+			return nil, core.E(op, core.Internal, err)
+		}
+		if got != l.spec.SHA256 {
+			return nil, core.WithHint(core.Errorf(op, core.Integrity, "%s: %s has the SHA-256 %s, and the configuration wants %s", name, l.spec.Executable, got, l.spec.SHA256),
+				"If you replaced the executable yourself, put its new sha256 into the block %s %q.", l.spec.Kind, l.spec.Name)
+		}
+	}
+	runDir, cleanup, err := h.runDir(l.runDir)
+	if err != nil {
+		return nil, err
+	}
+	c := &child{nonce: l.nonce, cleanup: cleanup, released: make(chan struct{}), done: make(chan struct{})}
+	cmd := exec.Command(l.spec.Executable) //nolint:noctx // the process may outlive every context
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Env = pickEnv(l.spec.Kind, l.spec.Env, h.o.Environ())
+	cmd.Env = append(cmd.Env, sdk.EnvLogLevel+"="+h.o.Logger.GetLevel().String())
+	if l.nonce != "" {
+		cmd.Env = append(cmd.Env, markName+"="+l.nonce)
+	}
+	if l.tethered {
+		cmd.Env = append(cmd.Env, sdk.EnvTether+"=1")
+	}
+	c.cmd = cmd
+	out := &outputs{logFile: l.logFile, tethered: l.tethered, log: h.o.Logger.Named(filepath.Base(l.spec.Executable))}
+	client := goplugin.NewClient(&goplugin.ClientConfig{
+		HandshakeConfig:  sdk.Handshake(),
+		VersionedPlugins: versions(l.spec.Kind),
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		RunnerFunc: func(_ hclog.Logger, set *exec.Cmd, tempDir string) (runner.Runner, error) {
+			// go-plugin made a folder of its own for the socket. The private one is ours, and its path is shorter.
+			_ = os.Remove(tempDir)
+			cmd.Env = append(append(cmd.Env, set.Env...), goplugin.EnvUnixSocketDir+"="+runDir)
+			return c, nil
+		},
+		SkipHostEnv:      true,
+		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: runDir},
+		StartTimeout:     h.o.StartTimeout,
+		AutoMTLS:         l.spec.Kind != sdk.KindWorker, // excludes re-attaching
+		Logger:           hclog.NewNullLogger(),         // what it has to say comes back as errors
+	})
+	p := &process{name: name, client: client, run: c, runDir: runDir}
+	c.out = out
+	// A caller that gives up ends the launch.
+	stopWatch := context.AfterFunc(ctx, func() { _ = c.kill() })
+	began := time.Now()
+	p.address, err = client.Start()
+	if !c.started {
+		stopWatch()
+		cleanup()
+		return nil, launchError(name, l.spec.Executable, errors.Join(c.startErr, err))
+	}
+	if err == nil {
+		err = p.connect()
+	}
+	if !stopWatch() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		late := time.Since(began) >= h.o.StartTimeout
+		_ = c.kill()
+		<-c.done
+		if ctx.Err() != nil {
+			return nil, core.Errorf(op, core.KindOf(context.Cause(ctx)), "%s: %w", name, context.Cause(ctx))
+		}
+		return nil, h.startError(p, err, late, out)
+	}
+	return p, nil
+}
+
+// versions are the protocols that this host speaks, for go-plugin to negotiate.
+func versions(kind sdk.Kind) map[int]goplugin.PluginSet {
+	return map[int]goplugin.PluginSet{sdk.ProtocolVersion: {string(kind): &clientPlugin{}}}
+}
+
+// clientPlugin satisfies go-plugin; the clients of the SDK are made from the connection itself.
+type clientPlugin struct {
+	goplugin.NetRPCUnsupportedPlugin
+}
+
+func (*clientPlugin) GRPCServer(*goplugin.GRPCBroker, *grpc.Server) error { return sdk.ErrUnsupported }
+
+func (*clientPlugin) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientConn) (any, error) {
+	return nil, sdk.ErrUnsupported
+}
+
+func (p *process) connect() error {
+	protocol, err := p.client.Client()
+	if err != nil {
+		return err
+	}
+	grpcClient, ok := protocol.(*goplugin.GRPCClient)
+	if !ok {
+		return fmt.Errorf("go-plugin gave a %T: %w", protocol, sdk.ErrUnsupported)
+	}
+	p.conn = grpcClient.Conn
+	return nil
+}
+
+// runDir makes the private folder of the sockets.
+func (h *Host) runDir(dir string) (path string, cleanup func(), err error) {
+	const op = "run folder"
+	if dir == "" {
+		if h.o.RunDir != "" {
+			if err := os.MkdirAll(h.o.RunDir, 0o700); err != nil {
+				return "", nil, core.E(op, core.Internal, err)
+			}
+		}
+		dir, err = os.MkdirTemp(h.o.RunDir, "p")
+		if err != nil {
+			return "", nil, core.E(op, core.Internal, err)
+		}
+		path, cleanup = dir, func() { _ = os.RemoveAll(dir) }
+	} else {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return "", nil, core.E(op, core.Internal, err)
+		}
+		path, cleanup = dir, func() {}
+	}
+	info, err := os.Lstat(path)
+	switch {
+	case err != nil:
+		err = core.E(op, core.Internal, err)
+	case !info.IsDir() || info.Mode().Perm()&0o077 != 0:
+		err = core.WithHint(core.Errorf(op, core.Forbidden, "%s is not a folder that only its owner can enter (its mode is %s)", path, info.Mode()), "Run: chmod 700 %s", path)
+	case len(filepath.Join(path, controlSocketName)) > maxSocketPath:
+		err = core.WithHint(core.Errorf(op, core.Invalid, "%s is too long a path for sockets: %d bytes, at most %d fit", path, len(path), maxSocketPath-len(controlSocketName)-1), "Set data_dir to a shorter path.")
+	}
+	if err != nil {
+		cleanup()
+		return "", nil, err
+	}
+	return path, cleanup, nil
+}
+
+// outputs says where the standard files of a child go.
+type outputs struct {
+	logFile  string
+	tethered bool
+	log      hclog.Logger
+
+	logStart int64 // size of the log file before the launch
+}
+
+// launch starts the process, with go-plugin's variables in its environment.
+func (c *child) launch(o *outputs) error {
+	var childEnds []*os.File
+	defer func() {
+		for _, f := range childEnds {
+			_ = f.Close()
+		}
+	}()
+	outR, outW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	childEnds = append(childEnds, outW)
+	c.cmd.Stdout, c.stdout = outW, &firstBytes{f: outR}
+	var ours []*os.File // to be closed when nothing starts
+	ours = append(ours, outR)
+	fail := func(err error) error {
+		for _, f := range ours {
+			_ = f.Close()
+		}
+		return err
+	}
+	if o.logFile != "" {
+		// The file itself and no pipe: the process writes on when this one is gone, and so do the C libraries in it.
+		f, err := os.OpenFile(o.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return fail(err)
+		}
+		childEnds = append(childEnds, f)
+		if info, err := f.Stat(); err == nil {
+			o.logStart = info.Size()
+		}
+		c.cmd.Stderr = f
+	} else {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return fail(err)
+		}
+		childEnds, ours = append(childEnds, w), append(ours, r)
+		c.cmd.Stderr, c.logs = w, newLogPump(r, o.log)
+	}
+	if o.tethered {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return fail(err)
+		}
+		childEnds, ours = append(childEnds, r), append(ours, w)
+		c.cmd.Stdin, c.tether = r, w
+	}
+	if err := c.cmd.Start(); err != nil {
+		return fail(err)
+	}
+	// Its number cannot be another process's before it is collected, which only watch does.
+	c.id, err = hostinfo.Identify(c.cmd.Process.Pid)
+	if err != nil {
+		c.id = hostinfo.Identity{PID: c.cmd.Process.Pid} // it ended at once
+	}
+	if c.logs != nil {
+		go c.logs.run()
+	}
+	go c.watch()
+	return nil
+}
+
+// watch waits for the end of the process, ends what it left behind, collects it and tells.
+func (c *child) watch() {
+	if !waitGone(c.id, c.released) && c.cmd == nil {
+		return // let go: somebody else's from now on
+	}
+	if c.cmd != nil {
+		if c.id.BootID != "" || c.id.Start != 0 {
+			waitGone(c.id, nil)
+		}
+		// Not collected yet, so its number, and that of its group, is still its own.
+		_ = syscall.Kill(-c.id.PID, syscall.SIGKILL)
+		err := c.cmd.Wait()
+		c.mu.Lock()
+		c.exit = exitText(c.cmd.ProcessState, err)
+		c.mu.Unlock()
+		_ = c.stdout.f.SetReadDeadline(time.Now().Add(time.Second)) // a stranger may hold the other end
+		if c.logs != nil {
+			c.logs.finish(time.Second)
+		}
+		if c.tether != nil {
+			_ = c.tether.Close()
+		}
+	}
+	if c.nonce != "" {
+		_, _ = hostinfo.KillMarked(markName + "=" + c.nonce) // what changed its group
+	}
+	if c.cleanup != nil {
+		c.cleanup()
+	}
+	close(c.done)
+}
+
+func exitText(state *os.ProcessState, err error) string {
+	if state == nil {
+		return fmt.Sprint(err)
+	}
+	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return "signal " + ws.Signal().String()
+	}
+	return fmt.Sprintf("exit code %d", state.ExitCode())
+}
+
+// exitSaid says how the process ended, as far as it is known.
+func (c *child) exitSaid() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.exit
+}
+
+func (c *child) gone() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// kill kills the process and its group, if it is still the same process.
+func (c *child) kill() error {
+	if c.gone() {
+		return nil
+	}
+	p, err := hostinfo.Open(c.id)
+	if err == nil {
+		err = p.KillGroup()
+		_ = p.Close()
+	}
+	if core.KindOf(err) == core.NotFound {
+		return nil
+	}
+	return err
+}
+
+// Start, Wait, Kill and the rest are go-plugin's view of the process.
+
+// Start starts the process.
+func (c *child) Start(context.Context) error {
+	c.startErr = c.launch(c.out)
+	c.started = c.startErr == nil
+	return c.startErr
+}
+
+// Wait returns when the process is gone.
+func (c *child) Wait(ctx context.Context) error {
+	select {
+	case <-c.done:
+	case <-c.released:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// Kill ends the process and its group.
+func (c *child) Kill(context.Context) error { return c.kill() }
+
+// Stdout is where the handshake comes from.
+func (c *child) Stdout() io.ReadCloser { return c.stdout }
+
+// Stderr is empty for go-plugin: log lines are read by the pump, or go to a file.
+func (c *child) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
+
+// Name is for messages.
+func (c *child) Name() string { return "plugin" }
+
+// ID is the process id.
+func (c *child) ID() string { return fmt.Sprint(c.id.PID) }
+
+// Diagnose has nothing to add: startError does.
+func (c *child) Diagnose(context.Context) string { return "" }
+
+// PluginToHost is the identity: host and plugin see the same files.
+func (c *child) PluginToHost(network, address string) (hostNetwork, hostAddress string, err error) {
+	return network, address, nil
+}
+
+// HostToPlugin is the identity.
+func (c *child) HostToPlugin(network, address string) (pluginNetwork, pluginAddress string, err error) {
+	return network, address, nil
+}
+
+// letGo forgets the process, which goes on unless it is tethered. It is idempotent.
+func (p *process) letGo() {
+	p.run.release.Do(func() {
+		close(p.run.released)
+		_ = p.conn.Close() // says only that it is closed already
+		if p.run.tether != nil {
+			_ = p.run.tether.Close()
+		}
+	})
+}

@@ -1,0 +1,132 @@
+// Command probe is a plugin that misbehaves as the environment variable PROBE says. It is built and used by the tests of pluginhost.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	goplugin "github.com/hashicorp/go-plugin"
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+func main() {
+	mode, arg, _ := strings.Cut(os.Getenv("PROBE"), ":")
+	switch mode {
+	case "silent-exit":
+		os.Exit(7)
+	case "complain":
+		fmt.Fprintln(os.Stderr, "error while loading shared libraries: libfoo.so.1")
+		os.Exit(127)
+	case "hang":
+		fmt.Fprintln(os.Stderr, "waiting for something")
+		time.Sleep(time.Hour)
+	case "chatter":
+		fmt.Println("hello, I am no plugin")
+		time.Sleep(time.Hour)
+	case "cookie":
+		_ = os.Setenv(sdk.EnvCookie, "another")
+	case "protocol":
+		goplugin.Serve(&goplugin.ServeConfig{
+			HandshakeConfig:  sdk.Handshake(),
+			VersionedPlugins: map[int]goplugin.PluginSet{7: {"worker": &nothing{}}},
+			GRPCServer:       goplugin.DefaultGRPCServer,
+		})
+		return
+	case "escape":
+		// A child in a session of its own: its group cannot be reached by the parent's.
+		child := exec.Command("sleep", "600")
+		child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := child.Start(); err != nil {
+			panic(err)
+		}
+		if err := os.WriteFile(arg, []byte(fmt.Sprint(child.Process.Pid)), 0o600); err != nil {
+			panic(err)
+		}
+	case "env":
+		if err := os.WriteFile(arg, []byte(strings.Join(os.Environ(), "\n")), 0o600); err != nil {
+			panic(err)
+		}
+	}
+	worker.Serve(&plugin{mode: mode})
+}
+
+type nothing struct {
+	goplugin.NetRPCUnsupportedPlugin
+}
+
+func (*nothing) GRPCServer(*goplugin.GRPCBroker, *grpc.Server) error { return nil }
+
+func (*nothing) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientConn) (any, error) {
+	return nil, errors.New("no client")
+}
+
+type plugin struct{ mode string }
+
+func (p *plugin) Info(ctx context.Context) (sdk.Info, error) {
+	switch p.mode {
+	case "info-hang":
+		<-ctx.Done()
+		return sdk.Info{}, ctx.Err()
+	case "info-panic":
+		panic("out of honey")
+	case "kind":
+		return sdk.Info{Name: "probe", Kind: sdk.KindCatalog}, nil
+	}
+	return sdk.Info{Name: "probe", Kind: sdk.KindWorker, Version: "1"}, nil
+}
+
+func (p *plugin) Schema(context.Context) (sdk.Schema, error) {
+	if p.mode == "schema" {
+		return sdk.Schema{Attributes: []sdk.Attribute{{Name: "x", Type: "strnig"}}}, nil
+	}
+	return sdk.Schema{Attributes: []sdk.Attribute{{Name: "tags", Type: "map(string)", Default: json.RawMessage("{}")}}}, nil
+}
+
+func (p *plugin) Configure(context.Context, sdk.Config) (sdk.Diagnostics, error) { return nil, nil }
+
+func (p *plugin) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
+	if p.mode == "mute" {
+		return nil
+	}
+	if err := emit(worker.Fingerprint{}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (p *plugin) Start(_ context.Context, _ worker.StartSpec, progress func(worker.Progress) error) (http.Handler, error) {
+	switch p.mode {
+	case "start-crash":
+		fmt.Fprintln(os.Stderr, "the engine fell over")
+		_ = syscall.Kill(os.Getpid(), syscall.SIGABRT)
+		time.Sleep(time.Hour)
+	case "start-nil":
+		return nil, nil
+	case "start-too-large":
+		return nil, sdk.WithHint(fmt.Errorf("model needs 12 GiB, 8 GiB are free: %w", sdk.ErrTooLarge), "Use fewer slots.")
+	}
+	return http.NotFoundHandler(), nil
+}
+
+func (p *plugin) Status(context.Context) (worker.Status, error) { return worker.Status{}, nil }
+func (p *plugin) Drain(context.Context) error                   { return nil }
+
+func (p *plugin) Stop(ctx context.Context, _ time.Duration) error {
+	if p.mode == "stop-hang" {
+		<-ctx.Done()
+		time.Sleep(time.Hour)
+	}
+	return nil
+}

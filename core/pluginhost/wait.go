@@ -1,0 +1,32 @@
+package pluginhost
+
+import (
+	"io/fs"
+	"syscall"
+	"time"
+
+	"github.com/rbee-project/rbee/core/hostinfo"
+)
+
+const pollInterval = 100 * time.Millisecond
+
+// pollGone is waitGone where the operating system has no better way.
+func pollGone(id hostinfo.Identity, released <-chan struct{}) bool {
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for id.Alive() {
+		select {
+		case <-released:
+			return false
+		case <-tick.C:
+		}
+	}
+	return true
+}
+
+func inodeOf(info fs.FileInfo) any {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return [2]uint64{uint64(st.Dev), st.Ino}
+	}
+	return nil
+}

@@ -1,0 +1,231 @@
+package pluginhost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// dataSocketName is the data socket in a worker's run folder.
+const dataSocketName = "data.sock"
+
+// stopMargin is how long after its grace a worker may take to end before it is killed.
+const stopMargin = 5 * time.Second
+
+// WorkerLaunch says how to launch a worker plugin.
+type WorkerLaunch struct {
+	Spec       Spec
+	Executable string // overrides Spec.Executable: the installed worker binary's. It must be what the Spec's sha256 says as well, if that says anything
+	EngineDir  string // unpacked engine; empty: none
+	WorkerID   string // empty for a probe
+	Nonce      string // random per start; empty for a probe
+	RunDir     string // private folder of the sockets, made where it is missing; empty: a temporary one, removed when the process has ended
+	LogFile    string // takes everything the process writes to its standard error, appended; empty: lines go to the host's logger
+	// Tethered makes the process end with this one. Probes, and workers of an agent that keeps nothing, are tethered.
+	Tethered bool
+}
+
+// Worker is a running worker plugin process. It is safe for concurrent use.
+type Worker struct {
+	p        *process
+	client   *worker.Client
+	info     sdk.Info
+	at       Attachment
+	engine   string
+	logStart int64 // size of the log file before the launch
+}
+
+// LaunchWorker starts the plugin, decodes its configuration by its own schema and configures it. Afterwards Fingerprint or Start may be called.
+// ctx bounds the launch only. The process runs on until Stop, Kill, or its own end. Errors: Invalid for the configuration (with source lines), Unavailable for a plugin
+// that does not start or answer, Unsupported for one that is not for this machine or this rbee, Forbidden, NotFound, Integrity for a wrong digest.
+func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error) {
+	const op = "launch plugin"
+	if l.Spec.Kind != sdk.KindWorker {
+		return nil, core.Errorf(op, core.Invalid, "%q is a %s plugin, not a worker", l.Spec.Name, l.Spec.Kind)
+	}
+	if l.Executable != "" {
+		l.Spec.Executable = l.Executable
+	}
+	digest, err := h.digest(l.Spec.Executable, false)
+	if err != nil {
+		return nil, core.E(op, core.NotFound, err)
+	}
+	logStart := fileSize(l.LogFile)
+	p, err := h.start(ctx, launch{spec: l.Spec, runDir: l.RunDir, logFile: l.LogFile, nonce: l.Nonce, tethered: l.Tethered})
+	if err != nil {
+		return nil, err
+	}
+	client := worker.NewClient(p.conn)
+	info, diags, err := h.configure(ctx, p, client, l.Spec, l.EngineDir)
+	if err == nil && diags.HasErrors() {
+		err = configError(l.Spec, diags)
+	}
+	if err != nil {
+		p.end()
+		return nil, err
+	}
+	h.warn(l.Spec, diags)
+	return &Worker{
+		p: p, client: client, info: info, engine: l.EngineDir, logStart: logStart,
+		at: Attachment{
+			Process: p.run.id, Executable: l.Spec.Executable, Digest: "sha256:" + digest, Network: p.address.Network(), Address: p.address.String(),
+			Protocol: p.client.NegotiatedVersion(), Type: l.Spec.Name, WorkerID: l.WorkerID, Nonce: l.Nonce,
+			RunDir: p.runDir, DataSocket: filepath.Join(p.runDir, dataSocketName), EngineDir: l.EngineDir, LogFile: l.LogFile,
+		},
+	}, nil
+}
+
+// Info is what the plugin said of itself at launch.
+func (w *Worker) Info() sdk.Info { return w.info }
+
+// Fingerprint calls emit with every report until ctx ends or emit fails, and returns that error.
+func (w *Worker) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {
+	var ours error // emit's own, passed on as it is
+	err := w.client.Fingerprint(ctx, func(f worker.Fingerprint) error {
+		ours = emit(f)
+		return ours
+	})
+	if ours != nil {
+		return ours
+	}
+	return w.p.explain("fingerprint", err)
+}
+
+var errEnough = errors.New("enough")
+
+// FingerprintOnce returns the first report.
+func (w *Worker) FingerprintOnce(ctx context.Context) (worker.Fingerprint, error) {
+	var first *worker.Fingerprint
+	err := w.Fingerprint(ctx, func(f worker.Fingerprint) error {
+		first = &f
+		return errEnough
+	})
+	switch {
+	case first != nil:
+		return *first, nil
+	case err != nil:
+		return worker.Fingerprint{}, err
+	}
+	return worker.Fingerprint{}, core.WithHint(core.Errorf("fingerprint", core.Internal, "%s reported nothing", w.p.name), "Report this to the author of the plugin.")
+}
+
+// Start loads the model and returns when the worker serves on DataSocket. WorkerID, Nonce and EngineDir of spec are those of the launch and need not be set.
+// progress may be nil; its error ends the start and is returned. After an error, also ctx's, the process is of no more use: Kill it.
+// Errors: the backend's kind; WorkerLost when the process ended, with its last log lines.
+func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func(worker.Progress) error) error {
+	const op = "start worker"
+	if w.at.WorkerID == "" || w.at.Nonce == "" {
+		return core.Errorf(op, core.Conflict, "%s was launched as a probe, without worker id and nonce", w.p.name)
+	}
+	spec.WorkerID, spec.Nonce, spec.EngineDir = w.at.WorkerID, w.at.Nonce, w.engine
+	var ours error
+	err := w.client.Start(ctx, spec, w.at.DataSocket, func(p worker.Progress) error {
+		if progress != nil {
+			ours = progress(p)
+		}
+		return ours
+	})
+	if ours != nil {
+		return ours
+	}
+	err = w.p.explain(op, err)
+	if core.KindOf(err) == core.WorkerLost {
+		if tail := w.Tail(); len(tail) > 0 {
+			err = core.Errorf("", core.WorkerLost, "%w; its last words:\n  %s", err, strings.Join(tail, "\n  "))
+		}
+	}
+	return err
+}
+
+// Tail is the last that the process logged since its launch, one readable line each, oldest first.
+func (w *Worker) Tail() []string { return slices.Clone(w.p.tail(w.at.LogFile, w.logStart)) }
+
+// Status asks for the worker's state and load.
+func (w *Worker) Status(ctx context.Context) (worker.Status, error) {
+	st, err := w.client.Status(ctx)
+	return st, w.p.explain("worker status", err)
+}
+
+// Drain makes the worker refuse new work and returns when the last running request is finished.
+func (w *Worker) Drain(ctx context.Context) error {
+	return w.p.explain("drain worker", w.client.Drain(ctx))
+}
+
+// Stop ends the work within grace, waits for the process to go, and kills its group when it does not go within grace and 5 s more, or when ctx ends.
+// forced says that it was killed. It is idempotent; a process that is gone already is no error.
+func (w *Worker) Stop(ctx context.Context, grace time.Duration) (forced bool, err error) {
+	if w.p.run.gone() {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, grace+stopMargin)
+	defer cancel()
+	asked := make(chan error, 1)
+	go func() { asked <- w.client.Stop(ctx, grace) }() // ends with ctx, or with the process
+	select {
+	case <-w.Done():
+		<-asked
+		return false, nil
+	case err = <-asked:
+	}
+	// Whatever it answered, what counts is that it ends.
+	if err == nil || errors.Is(err, sdk.ErrUnavailable) {
+		select {
+		case <-w.Done():
+			return false, nil
+		case <-ctx.Done():
+		case <-time.After(stopMargin):
+		}
+	}
+	if w.p.run.gone() {
+		return false, nil
+	}
+	if err := w.Kill(); err != nil {
+		return false, err
+	}
+	<-w.Done()
+	return true, nil
+}
+
+// PID is the process's id.
+func (w *Worker) PID() int { return w.at.Process.PID }
+
+// DataSocket is the path of the unix socket that the worker serves HTTP on, once started.
+func (w *Worker) DataSocket() string { return w.at.DataSocket }
+
+// Attachment is what Reattach needs. Write it to disk before Start.
+func (w *Worker) Attachment() Attachment { return w.at }
+
+// Done is closed when the process is gone; one that this host launched is then collected, and what it left behind in its group is ended.
+func (w *Worker) Done() <-chan struct{} { return w.p.run.done }
+
+// Exit says how the process ended: "exit code 0", "signal killed"; empty while it runs and where it cannot be known, which is so after Reattach.
+func (w *Worker) Exit() string { return w.p.run.exitSaid() }
+
+// Kill kills the process and its group at once; one that is gone already is no error. It does not wait: Done does.
+func (w *Worker) Kill() error { return w.p.run.kill() }
+
+// Close lets go of the process, which goes on unless it is tethered. Done is not closed any more for one that was re-attached. It is idempotent.
+func (w *Worker) Close() error {
+	w.p.letGo()
+	return nil
+}
+
+// goneSoon waits a moment for the end of a process whose connection broke.
+func (p *process) goneSoon() bool {
+	select {
+	case <-p.run.done:
+		return true
+	case <-time.After(300 * time.Millisecond):
+		return false
+	}
+}
+
+func (w *Worker) String() string { return fmt.Sprintf("%s, process %d", w.p.name, w.PID()) }
