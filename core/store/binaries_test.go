@@ -505,31 +505,38 @@ func TestOpenUnusable(t *testing.T) {
 	must.StrContains(t, core.HintOf(err), "store_dir")
 }
 
+// Whatever an archive holds, only harmless names get through, each once, and never more bytes than allowed.
 func FuzzArchive(f *testing.F) {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	_ = w.WriteHeader(&tar.Header{Name: "p/a", Typeflag: tar.TypeReg, Size: 1, Mode: 0o644})
-	_, _ = w.Write([]byte("x"))
-	_ = w.WriteHeader(&tar.Header{Name: "p/../../../x", Typeflag: tar.TypeReg, Mode: 0o644})
-	_ = w.Close()
-	f.Add(b.Bytes())
-	dir := f.TempDir()
-	s, err := store.Open(filepath.Join(dir, "store"), nil)
-	must.NoError(f, err)
-	exe := filepath.Join(dir, "exe")
-	must.NoError(f, os.WriteFile(exe, []byte("x"), 0o700))
+	add := func(headers ...tar.Header) {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for _, h := range headers {
+			h.Mode = 0o644
+			must.NoError(f, w.WriteHeader(&h))
+			_, err := w.Write(make([]byte, h.Size))
+			must.NoError(f, err)
+		}
+		must.NoError(f, w.Close())
+		f.Add(b.Bytes())
+	}
+	add(tar.Header{Name: "p/a", Typeflag: tar.TypeReg, Size: 1}, tar.Header{Name: "p/b/c", Typeflag: tar.TypeReg, Size: 600})
+	add(tar.Header{Name: "p/", Typeflag: tar.TypeDir}, tar.Header{Name: "p/../../../x", Typeflag: tar.TypeReg})
+	add(tar.Header{Name: "p/l", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}, tar.Header{Name: "p/l/x", Typeflag: tar.TypeReg})
+	add(tar.Header{Name: "p/" + strings.Repeat("long", 60), Typeflag: tar.TypeReg})
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		var z bytes.Buffer
-		w := gzip.NewWriter(&z)
-		_, _ = w.Write(raw)
-		_ = w.Close()
-		_, _ = s.PutBinary(t.Context(), store.BinarySpec{
-			Type: "cpu", Version: "1", Executable: exe, Prefix: "p/", EngineName: "e", EngineVersion: "1",
-			Engine: &store.FileSpec{Path: "a.tgz", SizeBytes: int64(z.Len()), Digest: sha256Of(z.Bytes())},
-		}, (&origin{body: z.Bytes()}).fetch, nil)
-		beside, err := os.ReadDir(dir)
-		must.NoError(t, err)
-		must.SliceLen(t, 2, beside)
-		must.NoError(t, s.RemoveSuperseded(func(string) bool { return false }))
+		names, total, err := store.WalkArchive(t.Context(), raw, "p/", 1<<20)
+		if err != nil && core.KindOf(err) == core.Internal {
+			t.Fatalf("unclassified: %v", err)
+		}
+		seen := map[string]bool{}
+		for _, n := range names {
+			if !filepath.IsLocal(n) || filepath.Clean(n) != n || seen[strings.ToLower(n)] {
+				t.Fatalf("%q got through", n)
+			}
+			seen[strings.ToLower(n)] = true
+		}
+		if total > 1<<20 {
+			t.Fatalf("%d bytes got through", total)
+		}
 	})
 }
