@@ -73,8 +73,8 @@ func TestCheckRequest(t *testing.T) {
 		}
 	}
 	// Every field of a request belongs to some operation: a new one cannot be forgotten here.
-	for i := range reflect.TypeFor[core.Request]().NumField() {
-		name, _, _ := strings.Cut(reflect.TypeFor[core.Request]().Field(i).Tag.Get("json"), ",")
+	for f := range reflect.TypeFor[core.Request]().Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		must.True(t, known[name], must.Sprint(name))
 	}
 

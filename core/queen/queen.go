@@ -94,18 +94,6 @@ func (q *Queen) Run(ctx context.Context) error {
 	return err
 }
 
-// watch returns a channel that is closed at the next change of what requests wait for. Take it before reading what may change.
-func (q *Queen) watch() <-chan struct{} {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.changed
-}
-
-func (q *Queen) changedLocked() {
-	close(q.changed)
-	q.changed = make(chan struct{})
-}
-
 // lock waits for the lock with the given name and returns its release. Names are of hives and models, so their number is bounded.
 func (q *Queen) lock(ctx context.Context, name string) (unlock func(), err error) {
 	q.mu.Lock()

@@ -3,9 +3,9 @@ package queen
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
-
-	"github.com/hashicorp/go-memdb"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/sched"
@@ -39,10 +39,9 @@ func (q *Queen) Pick(ctx context.Context, r core.RouteRequest, progress func(cor
 		progress = func(core.Progress) {}
 	}
 	id := r.Model
-	var patience context.Context // for avoided workers; nil: there was no need yet
+	var patientUntil time.Time // with avoided workers; zero: there was no need yet
 	for starts := 0; ; {
-		ws := memdb.NewWatchSet()
-		ws.Add(q.watch())
+		ws := watchSet{q.watch(): {}}
 		found, refused, waitFor := q.candidates(ws, id)
 		if len(found) > 0 {
 			return found, nil
@@ -62,18 +61,16 @@ func (q *Queen) Pick(ctx context.Context, r core.RouteRequest, progress func(cor
 			continue
 		case waitFor == waitLoading:
 			progress(core.Progress{Phase: "wait for a worker with " + id + " that is loading"})
-			if err := ws.WatchCtx(ctx); err != nil {
+			if err := wait(ctx, ws); err != nil {
 				return nil, ctxError(ctx, refused)
 			}
 			continue
-		case waitFor == waitSuspect && (patience == nil || patience.Err() == nil):
-			if patience == nil {
-				var cancel context.CancelFunc
-				patience, cancel = context.WithTimeout(ctx, suspectPatience)
-				defer cancel()
+		case waitFor == waitSuspect && (patientUntil.IsZero() || time.Now().Before(patientUntil)):
+			if patientUntil.IsZero() {
+				patientUntil = time.Now().Add(suspectPatience)
 				progress(core.Progress{Phase: "wait for news of the workers with " + id})
 			}
-			_ = ws.WatchCtx(patience) // when it ends, the next turn sees it
+			_ = waitUntil(ctx, ws, patientUntil) // the next turn sees what it was
 			if ctx.Err() != nil {
 				return nil, ctxError(ctx, refused)
 			}
@@ -112,7 +109,7 @@ const (
 )
 
 // candidates picks among the workers of exactly this model. ws fires when the answer may change.
-func (q *Queen) candidates(ws memdb.WatchSet, id string) ([]core.Candidate, []sched.Refusal, waitReason) {
+func (q *Queen) candidates(ws watchSet, id string) ([]core.Candidate, []sched.Refusal, waitReason) {
 	registry := q.registry()
 	workers := registry.WorkersOfModel(ws, id)
 	if len(workers) == 0 {
@@ -195,12 +192,9 @@ func workerReasons(refused []sched.Refusal) string {
 	if len(refused) == 0 {
 		return "no worker is left"
 	}
-	text := ""
-	for i, r := range refused {
-		if i > 0 {
-			text += ", "
-		}
-		text += "worker " + r.String()
+	texts := make([]string, 0, len(refused))
+	for _, r := range refused {
+		texts = append(texts, "worker "+r.String())
 	}
-	return text
+	return strings.Join(texts, ", ")
 }

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/hashicorp/go-memdb"
-
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/sched"
 )
@@ -124,14 +122,13 @@ func (q *Queen) follow(ctx context.Context, id string, progress func(core.Progre
 
 // registered waits until the registry has had the worker.
 func (q *Queen) registered(ctx context.Context, w core.Worker) error {
-	limited, cancel := context.WithTimeout(ctx, registrationPatience)
-	defer cancel()
+	until := time.Now().Add(registrationPatience)
 	for {
-		ws := memdb.NewWatchSet()
+		ws := watchSet{}
 		if now, ok := q.registry().Worker(ws, w.ID); ok && now.State != core.WorkerLoading {
 			return nil
 		}
-		if err := ws.WatchCtx(limited); err == nil {
+		if err := waitUntil(ctx, ws, until); err == nil {
 			continue
 		}
 		if ctx.Err() != nil {

@@ -46,8 +46,8 @@ func fill(t *testing.T, v reflect.Value, n *int) {
 		v.Set(reflect.New(v.Type().Elem()))
 		fill(t, v.Elem(), n)
 	case reflect.Struct:
-		for i := range v.NumField() {
-			fill(t, v.Field(i), n)
+		for _, f := range v.Fields() {
+			fill(t, f, n)
 		}
 	default:
 		t.Fatalf("fill does not know %s", v.Type())

@@ -1,0 +1,45 @@
+package queen
+
+import (
+	"context"
+	"reflect"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// watchSet is what the registry's queries add their channels to: each is closed when the answer may have changed. It is memdb's WatchSet by
+// structure, so that this package need not know the database.
+type watchSet = map[<-chan struct{}]struct{}
+
+// wait returns nil at the next change, or the error of ctx.
+func wait(ctx context.Context, ws watchSet) error {
+	cases := make([]reflect.SelectCase, 1, len(ws)+1)
+	cases[0] = reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())}
+	for ch := range ws {
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ch)})
+	}
+	if chosen, _, _ := reflect.Select(cases); chosen == 0 {
+		return core.E("", core.KindOf(ctx.Err()), ctx.Err())
+	}
+	return nil
+}
+
+// waitUntil is wait with a deadline.
+func waitUntil(ctx context.Context, ws watchSet, deadline time.Time) error {
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	return wait(ctx, ws)
+}
+
+// watch returns a channel that is closed at the next change of what requests wait for, beyond the registry. Take it before reading what may change.
+func (q *Queen) watch() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.changed
+}
+
+func (q *Queen) changedLocked() {
+	close(q.changed)
+	q.changed = make(chan struct{})
+}
