@@ -12,8 +12,8 @@ import (
 	"github.com/ardanlabs/jinja"
 )
 
-// The template library differs from the one that models are trained with in three things, all mended here: it keeps the template's last line break,
-// it does not trim blocks, and its tojson escapes HTML and sorts keys.
+// The template library differs from the one that models are trained with in some things, all mended here: it keeps the template's last line break,
+// it does not trim blocks, and its tojson escapes HTML and sorts keys. Besides, it takes two closing braces of nested dicts for the end of the tag.
 
 // filterToJSON is the name that tojson gets: the library looks up its own filters first.
 const filterToJSON = "rbee_tojson"
@@ -68,7 +68,7 @@ func rewrite(src string) string {
 			// A comment leaves nothing behind but the whitespace control of its marks, which the library knows how to do.
 			body = keepMarks(body)
 		} else {
-			body = toJSONUse.ReplaceAllString(body, "|${1}"+filterToJSON)
+			body = toJSONUse.ReplaceAllString(spaceBraces(body), "|${1}"+filterToJSON)
 		}
 		out.WriteByte('{')
 		out.WriteByte(kind)
@@ -131,6 +131,38 @@ func tagEnd(s string, kind byte, closer string) int {
 		}
 	}
 	return -1
+}
+
+// spaceBraces parts closing braces that follow each other inside a tag.
+func spaceBraces(body string) string {
+	if !strings.Contains(body, "}}") {
+		return body
+	}
+	var out strings.Builder
+	quote, last := byte(0), byte(0)
+	for i := 0; i < len(body); i++ {
+		c := body[i]
+		switch {
+		case quote != 0 && c == '\\' && i+1 < len(body):
+			out.WriteByte(c)
+			i++
+			c = body[i]
+		case quote != 0:
+			if c == quote {
+				quote = 0
+			}
+		case c == '\'' || c == '"':
+			quote = c
+		case c == '}' && last == '}':
+			out.WriteByte(' ')
+		}
+		out.WriteByte(c)
+		last = c
+		if quote != 0 {
+			last = 0
+		}
+	}
+	return out.String()
 }
 
 // toJSON is tojson as models know it: Python's json.dumps with ensure_ascii off.
