@@ -48,9 +48,9 @@ func check(t *testing.T, s *Store, first, last uint64) {
 	must.Eq(t, []uint64{first, last}, []uint64{f, l})
 	for i := first; i > 0 && i <= last; i++ {
 		var got raft.Log
-		must.NoError(t, s.GetLog(i, &got))
-		must.Eq(t, fmt.Appendf(nil, "entry %d", i), got.Data)
-		must.Eq(t, i, got.Index)
+		if err := s.GetLog(i, &got); err != nil || got.Index != i || string(got.Data) != fmt.Sprint("entry ", i) {
+			t.Fatalf("entry %d: %v, %v", i, got, err)
+		}
 	}
 	var none raft.Log
 	must.ErrorIs(t, s.GetLog(last+1, &none), raft.ErrLogNotFound)
@@ -103,7 +103,7 @@ func TestLikeInmemStore(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
 	s, want := open(t, path(t)), raft.NewInmemStore()
 	next := uint64(1)
-	for range 200 {
+	for range 60 {
 		switch r.IntN(3) {
 		case 0, 1:
 			n := uint64(r.IntN(5))
@@ -126,8 +126,9 @@ func TestLikeInmemStore(t *testing.T) {
 		for i := uint64(1); i <= next; i++ {
 			var a, b raft.Log
 			errA, errB := s.GetLog(i, &a), want.GetLog(i, &b)
-			must.Eq(t, errB == nil, errA == nil, must.Sprint(errA))
-			must.Eq(t, b, a)
+			if (errA == nil) != (errB == nil) || !bytes.Equal(encode(&a), encode(&b)) {
+				t.Fatalf("entry %d: %v %v, want %v %v", i, a, errA, b, errB)
+			}
 		}
 	}
 }
@@ -204,7 +205,7 @@ func TestEncode(t *testing.T) {
 		{Index: 1, Term: 2, Type: raft.LogConfiguration, Data: []byte("data"), Extensions: []byte("ext"), AppendedAt: time.Unix(3, 4)},
 		{Index: 1<<64 - 1, Term: 1<<64 - 1, Type: 255},
 		{Index: 5, Extensions: []byte("only")},
-		{Index: 6, Data: bytes.Repeat([]byte{1}, 1<<20)},
+		{Index: 6, Data: bytes.Repeat([]byte{1}, 1<<16)},
 		{Index: 7, AppendedAt: time.Unix(-3, 0)},
 	} {
 		var got raft.Log

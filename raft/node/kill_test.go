@@ -22,12 +22,14 @@ import (
 const writerDir = "RBEE_TEST_RAFT_DIR"
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(writerDir); dir != "" {
-		if err := write(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+	for env, do := range map[string]func(string) error{writerDir: write, fullDir: fill} {
+		if dir := os.Getenv(env); dir != "" {
+			if err := do(dir); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
 	}
 	os.Exit(m.Run())
 }

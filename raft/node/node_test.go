@@ -277,3 +277,33 @@ type discard struct{}
 func (discard) Apply(*raft.Log) any                 { return nil }
 func (discard) Snapshot() (raft.FSMSnapshot, error) { return nil, errors.New("none") }
 func (discard) Restore(r io.ReadCloser) error       { return r.Close() }
+
+// From Open to lead: part of what an agent may take to be ready.
+func BenchmarkStart(b *testing.B) {
+	for _, tt := range []struct{ name, dir string }{{"memory", ""}, {"disk", b.TempDir()}} {
+		b.Run(tt.name, func(b *testing.B) {
+			for b.Loop() {
+				n, err := node.Open(node.Options{ID: "queen-a", Dir: tt.dir})
+				must.NoError(b, err)
+				run(b, n)()
+				must.NoError(b, n.Shutdown())
+			}
+		})
+	}
+}
+
+func BenchmarkApply(b *testing.B) {
+	for _, tt := range []struct{ name, dir string }{{"memory", ""}, {"disk", b.TempDir()}} {
+		b.Run(tt.name, func(b *testing.B) {
+			n, err := node.Open(node.Options{ID: "queen-a", Dir: tt.dir})
+			must.NoError(b, err)
+			defer run(b, n)()
+			cmd := fsm.SyncHive(hive("h1", 1), nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				_, err := n.Apply(b.Context(), cmd)
+				must.NoError(b, err)
+			}
+		})
+	}
+}
