@@ -118,9 +118,9 @@ func (v *validator) oneOf(what, s string, allowed ...core.HiveStatus) {
 func (v *validator) syncHive(op *raftv1.SyncHive) {
 	h := op.GetHive()
 	v.id("hive id", h.GetId())
-	for what, s := range map[string]string{"hive version": h.GetVersion(), "hive os": h.GetOs(), "hive arch": h.GetArch()} {
-		v.text(what, s, MaxIDBytes)
-	}
+	v.text("hive version", h.GetVersion(), MaxIDBytes)
+	v.text("hive os", h.GetOs(), MaxIDBytes)
+	v.text("hive arch", h.GetArch(), MaxIDBytes)
 	v.text("hive name", h.GetName(), MaxTextBytes)
 	v.oneOf("hive status", h.GetStatus(), "", core.HiveReady, core.HiveSuspect)
 	if n := len(h.GetDevices()); n > MaxDevices {

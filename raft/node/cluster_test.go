@@ -79,7 +79,7 @@ func TestThreeQueens(t *testing.T) {
 				third = m
 			}
 		}
-		must.NoError(t, second.LeadershipTransfer())
+		must.NoError(t, second.LeadershipTransfer(t.Context()))
 		time.Sleep(5 * time.Second)
 		must.True(t, third.lead.Load())
 		must.False(t, second.lead.Load())

@@ -162,6 +162,46 @@ func TestRestartWithManyEntries(t *testing.T) {
 	stop()
 }
 
+// A snapshot that the disk damaged is passed over: the one before and the log behind it have everything.
+func TestDamagedSnapshot(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	n := open(t, node.Options{ID: "queen-a", Dir: dir})
+	stop := run(t, n)
+	for i := range 3 {
+		_, err := n.Apply(t.Context(), fsm.SyncHive(hive(fmt.Sprint("h", i), 1), nil))
+		must.NoError(t, err)
+		if i < 2 {
+			must.NoError(t, n.Snapshot(t.Context()))
+			must.NoError(t, n.Snapshot(t.Context())) // nothing new is no error
+		}
+	}
+	must.Eq(t, core.Unavailable, core.KindOf(n.LeadershipTransfer(t.Context()))) // to whom?
+	stop()
+	must.NoError(t, n.Shutdown())
+	files, err := filepath.Glob(filepath.Join(dir, "snapshots", "*", "state.bin"))
+	must.NoError(t, err)
+	must.Len(t, 2, files)
+	for damaged := range 2 { // the newest, then both
+		file := files[len(files)-1-damaged]
+		data, err := os.ReadFile(file)
+		must.NoError(t, err)
+		data[len(data)-1] ^= 1
+		must.NoError(t, os.WriteFile(file, data, 0o600))
+		n = open(t, node.Options{ID: "queen-a", Dir: dir})
+		stop = run(t, n)
+		must.Len(t, 3, n.State().Hives(nil))
+		stop()
+		must.NoError(t, n.Shutdown())
+	}
+
+	// Without the log either there is nothing to start from, and it says so instead of starting with less.
+	must.NoError(t, os.Remove(filepath.Join(dir, "log.db")))
+	_, err = node.Open(node.Options{ID: "queen-a", Dir: dir})
+	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
+	must.StrContains(t, core.HintOf(err), "raft folder")
+}
+
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	t.Run("a folder in use", func(t *testing.T) {

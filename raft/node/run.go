@@ -106,10 +106,15 @@ func (n *Node) handOver(ctx context.Context) bool {
 			voters++
 		}
 	}
-	return voters > 1 && n.wait(ctx, "hand over the leadership", func() error { return n.raft.LeadershipTransfer().Error() }) == nil
+	return voters > 1 && n.LeadershipTransfer(ctx) == nil
 }
 
-// LeadershipTransfer asks the voter that is most up to date to take the leadership over. Errors: Unavailable when none did.
-func (n *Node) LeadershipTransfer() error {
-	return n.classify("hand over the leadership", n.raft.LeadershipTransfer().Error())
+// LeadershipTransfer asks the voter that is most up to date to take the leadership over, and waits until it stands for it.
+// Errors: Unavailable when none did, or this node is not the leader; ctx's.
+func (n *Node) LeadershipTransfer(ctx context.Context) error {
+	err := n.wait(ctx, "hand over the leadership", func() error { return n.raft.LeadershipTransfer().Error() })
+	if core.KindOf(err) == core.Internal {
+		return core.E("", core.Unavailable, err) // raft's own words for nobody to take it
+	}
+	return err
 }
