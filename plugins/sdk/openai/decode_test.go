@@ -1,0 +1,234 @@
+package openai
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+func TestDecodeChat(t *testing.T) {
+	t.Parallel()
+	r, err := DecodeChat([]byte(`{
+		"model":"m","messages":[
+			{"role":"system","content":"s"},
+			{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
+			{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]},
+			{"role":"tool","tool_call_id":"1","content":"r"}],
+		"temperature":0,"top_p":0.9,"top_k":40,"min_p":0.1,"seed":-5,"max_tokens":5,"max_completion_tokens":6,"stop":"x","stream":true,
+		"stream_options":{"include_usage":true},"n":2,"logit_bias":{"5":-100},"frequency_penalty":-2,"presence_penalty":2,"repeat_penalty":1.1,
+		"logprobs":true,"top_logprobs":3,"ignore_eos":true,"response_format":{"type":"json_schema","json_schema":{}},"tools":[{}],"a_field_of_tomorrow":[1]}`))
+	must.NoError(t, err)
+	must.Eq(t, 4, len(r.Messages))
+	text, other := r.Messages[1].Content.PlainText()
+	must.Eq(t, "ab", text)
+	must.Eq(t, "", other)
+	must.Eq(t, 0.0, *r.Temperature)
+	must.Eq(t, 6, r.MaxOutput())
+	must.Eq(t, Stop{"x"}, r.Stop)
+	must.True(t, r.IncludeUsage())
+	must.Eq(t, -5, *r.Seed)
+	must.Eq(t, "f", r.Messages[2].ToolCalls[0].Function.Name)
+
+	r, err = DecodeChat([]byte(`{"messages":[{"role":"user"}],"stop":["a","b"],"temperature":null,"max_tokens":null,"stop_sequences":1}`))
+	must.NoError(t, err)
+	must.Eq(t, Stop{"a", "b"}, r.Stop)
+	must.Nil(t, r.Temperature)
+	must.Eq(t, 0, r.MaxOutput())
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	t.Parallel()
+	many := make([]string, MaxStops+1)
+	for i := range many {
+		many[i] = `"x"`
+	}
+	for body, c := range map[string]struct{ param, says string }{
+		``:                               {"", "is empty"},
+		"  \n":                           {"", "is empty"},
+		`[]`:                             {"", "must be a JSON object"},
+		`"x"`:                            {"", "must be a JSON object"},
+		`{`:                              {"", "not valid JSON"},
+		`{"a":}`:                         {"", "not valid JSON at byte 6"},
+		`{} {}`:                          {"", "not valid JSON"},
+		`{"messages":[]}`:                {"messages", "at least one"},
+		`{"messages":5}`:                 {"messages", "messages must be an array, not a number"},
+		`{"messages":["x"]}`:             {"messages", "messages must be an object, not a string"},
+		`{"messages":[{"content":"x"}]}`: {"messages[0].role", "missing"},
+		`{"messages":[{"role":"king"}]}`: {"messages[0].role", `"king" is unknown`},
+		`{"messages":[{"role":"user","content":7}]}`:                      {"messages.content", "a string or an array of parts, not a number"},
+		`{"messages":[{"role":"user","content":{"a":1}}]}`:                {"messages.content", "a string or an array of parts, not an object"},
+		`{"messages":[{"role":"user","content":[1]}]}`:                    {"messages.content", "array of objects"},
+		msg(`"temperature":"hot"`):                                        {"temperature", "temperature must be a number, not a string"},
+		msg(`"temperature":2.1`):                                          {"temperature", "between 0 and 2"},
+		msg(`"top_p":-0.1`):                                               {"top_p", "between 0 and 1"},
+		msg(`"min_p":1.5`):                                                {"min_p", "between 0 and 1"},
+		msg(`"top_k":-2`):                                                 {"top_k", "-1 or more"},
+		msg(`"top_k":1.5`):                                                {"top_k", "top_k must be an integer, not 1.5"},
+		msg(`"seed":1e30`):                                                {"seed", "an integer"},
+		msg(`"max_tokens":0`):                                             {"max_tokens", "1 or more"},
+		msg(`"max_completion_tokens":-1`):                                 {"max_completion_tokens", "1 or more"},
+		msg(`"stop":""`):                                                  {"stop", "empty string"},
+		msg(`"stop":[1]`):                                                 {"stop", "a string or an array of strings"},
+		msg(`"stop":{}`):                                                  {"stop", "a string or an array of strings, not an object"},
+		msg(`"stop":[` + strings.Join(many, ",") + `]`):                   {"stop", "at most 16"},
+		msg(`"stop":"` + strings.Repeat("x", 600) + `"`):                  {"stop", "600 bytes"},
+		msg(`"stream":"yes"`):                                             {"stream", "true or false"},
+		msg(`"stream_options":{"include_usage":true}`):                    {"stream_options", "needs stream"},
+		msg(`"stream":true,"stream_options":{"include_usage":1}`):         {"stream_options.include_usage", "true or false"},
+		msg(`"n":0`):                                                      {"n", "between 1 and 128"},
+		msg(`"logit_bias":{"x":1}`):                                       {"logit_bias", "token ids"},
+		msg(`"logit_bias":{"-1":1}`):                                      {"logit_bias", "token ids"},
+		msg(`"logit_bias":{"5":101}`):                                     {"logit_bias", "between -100 and 100"},
+		msg(`"frequency_penalty":3`):                                      {"frequency_penalty", "between -2 and 2"},
+		msg(`"presence_penalty":-3`):                                      {"presence_penalty", "between -2 and 2"},
+		msg(`"repeat_penalty":0`):                                         {"repeat_penalty", "between"},
+		msg(`"top_logprobs":3`):                                           {"top_logprobs", "needs logprobs"},
+		msg(`"logprobs":true,"top_logprobs":21`):                          {"top_logprobs", "between 0 and 20"},
+		msg(`"response_format":{"type":"xml"}`):                           {"response_format.type", `"xml" is unknown`},
+		msg(`"x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100)): {"", "deeper than 64"},
+	} {
+		t.Run(body[:min(len(body), 60)], func(t *testing.T) {
+			t.Parallel()
+			_, err := DecodeChat([]byte(body))
+			e, ok := errors.AsType[*Error](err)
+			must.True(t, ok, must.Sprint(err))
+			must.Eq(t, http.StatusBadRequest, e.Status)
+			must.Eq(t, TypeInvalidRequest, e.Type)
+			must.StrContains(t, e.Message, c.says)
+			if c.param == "" {
+				must.Nil(t, e.Param)
+			} else {
+				must.NotNil(t, e.Param, must.Sprint(e.Message))
+				must.Eq(t, c.param, *e.Param)
+			}
+		})
+	}
+}
+
+func msg(more string) string {
+	return `{"messages":[{"role":"user","content":"x"}],` + more + `}`
+}
+
+func TestDecodeCompletion(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]Prompt{
+		`{"prompt":"a"}`:            {Texts: []string{"a"}},
+		`{"prompt":["a","b"]}`:      {Texts: []string{"a", "b"}},
+		`{"prompt":[1,2]}`:          {Tokens: [][]int32{{1, 2}}},
+		`{"prompt":[[1],[2,3]]}`:    {Tokens: [][]int32{{1}, {2, 3}}},
+		`{"prompt":"","suffix":""}`: {Texts: []string{""}},
+	} {
+		r, err := DecodeCompletion([]byte(body))
+		must.NoError(t, err)
+		must.Eq(t, want, r.Prompt)
+		must.Eq(t, DefaultCompletionTokens, r.MaxOutput())
+	}
+	for _, body := range []string{`{}`, `{"prompt":null}`, `{"prompt":5}`, `{"prompt":{}}`, `{"prompt":["a",1]}`, `{"prompt":[99999999999]}`, `{"prompt":"a","logprobs":6}`, `{"prompt":"a","best_of":0}`} {
+		_, err := DecodeCompletion([]byte(body))
+		must.Error(t, err, must.Sprint(body))
+	}
+}
+
+// What a client writes, a server reads.
+func TestRequestRoundTrip(t *testing.T) {
+	t.Parallel()
+	in := ChatRequest{
+		Model:    "m",
+		Messages: []Message{{Role: "user", Content: TextContent("hi")}, {Role: "user", Content: Content{Parts: []Part{{Type: "text", Text: "x"}}}}},
+		Sampling: Sampling{Temperature: new(0.0), Stop: Stop{"a"}, MaxTokens: new(3), Stream: true, StreamOptions: &StreamOptions{IncludeUsage: true}},
+	}
+	b, err := json.Marshal(in)
+	must.NoError(t, err)
+	out, err := DecodeChat(b)
+	must.NoError(t, err)
+	must.Eq(t, in, *out)
+	for _, p := range []Prompt{TextPrompt("x"), {Texts: []string{"a", "b"}}, {Tokens: [][]int32{{1, 2}}}, {Tokens: [][]int32{{1}, {2}}}} {
+		b, err := json.Marshal(CompletionRequest{Prompt: p})
+		must.NoError(t, err)
+		out, err := DecodeCompletion(b)
+		must.NoError(t, err)
+		must.Eq(t, p, out.Prompt)
+	}
+}
+
+func TestContentWithPictures(t *testing.T) {
+	t.Parallel()
+	r, err := DecodeChat([]byte(`{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":{"url":"x"}}]}]}`))
+	must.NoError(t, err)
+	_, other := r.Messages[0].Content.PlainText()
+	must.Eq(t, "image_url", other)
+}
+
+func TestPeekHead(t *testing.T) {
+	t.Parallel()
+	h, err := PeekHead([]byte(msg(`"model":"m","stream":true,"stream_options":{"include_usage":true},"temperature":99`)), 7)
+	must.NoError(t, err)
+	must.Eq(t, Head{Model: "m", Stream: true, IncludeUsage: true, Text: []byte("user\nx\n")}, h)
+	h, err = PeekHead([]byte(`{"prompt":["abc","def"]}`), 6)
+	must.NoError(t, err)
+	must.Eq(t, "abc\nde", string(h.Text))
+	h, err = PeekHead([]byte(`{"prompt":"abc"}`), 0)
+	must.NoError(t, err)
+	must.Len(t, 0, h.Text)
+	_, err = PeekHead([]byte(`{"model":5}`), 0)
+	e, ok := errors.AsType[*Error](err)
+	must.True(t, ok)
+	must.Eq(t, "model", *e.Param)
+}
+
+func TestReadBody(t *testing.T) {
+	t.Parallel()
+	b, err := ReadBody(strings.NewReader("12345"), 5)
+	must.NoError(t, err)
+	must.Eq(t, "12345", string(b))
+	_, err = ReadBody(strings.NewReader("123456"), 5)
+	e, ok := errors.AsType[*Error](err)
+	must.True(t, ok)
+	must.Eq(t, http.StatusRequestEntityTooLarge, e.Status)
+	_, err = ReadBody(http.MaxBytesReader(httptest.NewRecorder(), http.NoBody, 5), math.MaxInt64-1)
+	must.NoError(t, err)
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(msg(`"stop":["a"],"temperature":1`)))
+	f.Add([]byte(`{"prompt":[[1,2],[3]],"logit_bias":{"1":2}}`))
+	f.Add([]byte(`{"messages":[{"role":"user","content":[{"type":"text"}]}]}`))
+	f.Add([]byte(strings.Repeat("[", 100)))
+	f.Add([]byte(`{"messages":null,"prompt":null,"stop":null}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		check := func(err error) {
+			if err == nil {
+				return
+			}
+			e, ok := errors.AsType[*Error](err)
+			if !ok || e.Status != http.StatusBadRequest || e.Message == "" {
+				t.Fatalf("%v is no error for a client", err)
+			}
+		}
+		r, err := DecodeChat(body)
+		check(err)
+		if err == nil { // what was taken can be written and is taken again
+			b, err := json.Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := DecodeChat(b); err != nil {
+				t.Fatalf("%s: %v", b, err)
+			}
+		}
+		_, err = DecodeCompletion(body)
+		check(err)
+		h, err := PeekHead(body, 10)
+		check(err)
+		if len(h.Text) > 10 {
+			t.Fatal(fmt.Sprint("too much text: ", len(h.Text)))
+		}
+	})
+}
