@@ -295,7 +295,7 @@ func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers
 		}
 	}
 	for _, p := range slices.Concat(cfg.Workers, cfg.Catalogs) {
-		s, err := host.Spec(cfg, p)
+		s, err := host.Spec(p)
 		if err != nil {
 			return nil, nil, err
 		}
