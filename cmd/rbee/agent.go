@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/agent"
 	"github.com/rbee-project/rbee/core/config"
 )
 
@@ -110,16 +111,18 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 	if diags.HasErrors() {
 		return errShown
 	}
-	err = startAgent(ctx, cfg, a.agentLogger(cfg), func(address string) {
-		if source.dev && record == "" {
+	log := a.agentLogger(cfg)
+	ready := func(address string) {
+		switch {
+		case record != "":
+			if err := writeRecord(record, address, thisBuild().Version, a.now()); err != nil {
+				log.Error("cannot remember this agent as the one in the background", "error", err)
+			}
+		case source.dev:
 			a.banner(address)
 		}
-		if record != "" {
-			if err := writeRecord(record, address, thisBuild().Version, a.now()); err != nil {
-				fmt.Fprintf(a.stderr, "rbee: cannot remember this agent: %v\n", err)
-			}
-		}
-	})
+	}
+	err = agent.Run(ctx, cfg, agent.Options{Version: thisBuild().Version, Logger: log, Ready: ready})
 	if ctx.Err() != nil && (err == nil || core.KindOf(err) == core.Cancelled) {
 		if source.dev && record == "" {
 			fmt.Fprintln(a.stderr, "The agent has ended.")
