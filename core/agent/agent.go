@@ -103,7 +103,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 	if cfg.Dev {
 		raftDir = "" // in memory
 	}
-	registry, err := node.Open(node.Options{ID: id, Dir: raftDir, Logger: log.Named("raft")})
+	registry, err := node.Open(node.Options{ID: id, Dir: raftDir, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 	}
 	bees, err := hive.New(hive.Options{
 		ID: id, Name: cfg.Hive.Name, Version: o.Version, DataDir: cfg.DataDir,
-		Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Queen: conn, Logger: log.Named("hive"),
+		Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Queen: conn, Logger: log,
 		StopWorkersOnExit: !cfg.Hive.KeepWorkers,
 		Slots:             cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace,
 	})
@@ -132,7 +132,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 		return err
 	}
 	q := queen.New(queen.Options{
-		Node: registry, ID: id, Version: o.Version, Logger: log.Named("queen"),
+		Node: registry, ID: id, Version: o.Version, Logger: log,
 		LocalHive: bees.ID,
 		HiveConn: func(h string) (grpc.ClientConnInterface, error) {
 			if h == bees.ID() {
