@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/wire"
@@ -78,14 +79,23 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	if len(s.Hives) == 0 {
 		problems = append(problems, "no hive has joined the cluster yet")
 	} else {
-		models, silent, err := q.allModels(ctx)
-		if err == nil {
-			s.Models = models
-		}
-		jobs, alsoSilent, err := q.allJobs(ctx)
-		if err == nil {
-			s.Jobs = latest(jobs)
-		}
+		var silent, alsoSilent []string
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			var models []core.Model
+			var err error
+			if models, silent, err = q.allModels(ctx); err == nil {
+				s.Models = models
+			}
+		})
+		wg.Go(func() {
+			var jobs []core.Job
+			var err error
+			if jobs, alsoSilent, err = q.allJobs(ctx); err == nil {
+				s.Jobs = latest(jobs)
+			}
+		})
+		wg.Wait()
 		if ctx.Err() != nil {
 			return core.Status{}, core.E("", core.KindOf(ctx.Err()), ctx.Err())
 		}

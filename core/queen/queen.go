@@ -18,10 +18,10 @@ import (
 
 // Options say what a Queen works with. Node, ID and HiveConn are required.
 type Options struct {
-	Node    *node.Node // the replicated registry; the caller opens it, and shuts it down after Run has returned
-	ID      string     // of this queen, as in the raft configuration
-	Version string     // of the program
-	Logger  hclog.Logger
+	Node    *node.Node   // the replicated registry; the caller opens it, and shuts it down after Run has returned
+	ID      string       // of this queen, as in the raft configuration
+	Version string       // of the program
+	Logger  hclog.Logger // named by the caller; nil: no log
 	// HiveConn gives the connection to the hive with this id. Its errors must be classified, as those of rpc.Client are.
 	// The connection is the caller's to close.
 	HiveConn func(hive string) (grpc.ClientConnInterface, error)
@@ -67,7 +67,7 @@ func New(o Options) *Queen {
 	}
 	return &Queen{
 		opts:     o,
-		log:      o.Logger.Named("queen"),
+		log:      o.Logger,
 		started:  o.Now(),
 		wake:     make(chan struct{}, 1),
 		pulses:   map[string]*pulse{},

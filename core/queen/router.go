@@ -35,6 +35,9 @@ func (q *Queen) Pick(ctx context.Context, r core.RouteRequest, progress func(cor
 	if r.Model == "" {
 		return nil, core.WithHint(core.Errorf("", core.Invalid, "the request names no model"), `Set "model" to one of those that GET /v1/models lists.`)
 	}
+	if found, _, _ := q.candidates(nil, r.Model); len(found) > 0 {
+		return found, nil // what nearly every request finds, without watching anything
+	}
 	if progress == nil {
 		progress = func(core.Progress) {}
 	}
@@ -108,7 +111,7 @@ const (
 	waitSuspect            // workers that are avoided and may come back
 )
 
-// candidates picks among the workers of exactly this model. ws fires when the answer may change.
+// candidates picks among the workers of exactly this model. ws, unless it is nil, is told what is closed when the answer may change.
 func (q *Queen) candidates(ws watchSet, id string) ([]core.Candidate, []sched.Refusal, waitReason) {
 	registry := q.registry()
 	workers := registry.WorkersOfModel(ws, id)
@@ -117,10 +120,14 @@ func (q *Queen) candidates(ws watchSet, id string) ([]core.Candidate, []sched.Re
 	}
 	wait := waitNothing
 	prospects := make([]sched.Prospect, 0, len(workers))
+	up := make(map[string]bool, len(workers))
 	for _, w := range workers {
-		h, ok := registry.Hive(ws, w.Hive)
+		if _, asked := up[w.Hive]; !asked {
+			h, ok := registry.Hive(ws, w.Hive)
+			up[w.Hive] = ok && h.Status != core.HiveDown
+		}
 		p := q.prospect(w)
-		if p.Suspect == "" && (!ok || h.Status == core.HiveDown) {
+		if p.Suspect == "" && !up[w.Hive] {
 			p.Suspect = "its hive is down"
 		}
 		switch {

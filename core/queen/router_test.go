@@ -12,7 +12,10 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/node"
 )
 
 func (c *cluster) pick(model string) ([]core.Candidate, error) {
@@ -355,6 +358,11 @@ func TestPickWaitsForSuspects(t *testing.T) {
 				must.Eq(t, tc.want, c.mustPick("m")[0])
 				must.Eq(t, tc.ran, h.ran.Load()+other.ran.Load())
 				must.LessEq(t, tc.after, time.Since(start))
+				if tc.name != "no word of it" {
+					wg.Wait()
+					other.mustBeat()
+					must.MapLen(t, 0, c.q.suspects) // nothing is kept of workers that are gone
+				}
 			})
 		})
 	}
@@ -444,4 +452,28 @@ func TestPickGivesUp(t *testing.T) {
 		mustFail(t, err, core.Unavailable, "ghost")
 		must.LessEq(t, registrationPatience+time.Second, time.Since(start))
 	})
+}
+
+// BenchmarkPick is the whole price of a choice among 4 workers of a model in a registry of 64.
+func BenchmarkPick(b *testing.B) {
+	n, err := node.Open(node.Options{ID: "q1"})
+	must.NoError(b, err)
+	defer func() { must.NoError(b, n.Shutdown()) }()
+	coretest.Eventually(b, 5*time.Second, func() error { return n.Barrier(b.Context()) })
+	var workers []core.Worker
+	for i := range 64 {
+		workers = append(workers, core.Worker{
+			ID: fmt.Sprintf("w%d", i), Hive: "h1", Type: "cpu", Model: fmt.Sprintf("m%d", i%16), Slots: 4, State: core.WorkerReady, Nonce: fmt.Sprint(i),
+		})
+	}
+	_, err = n.Apply(b.Context(), fsm.SyncHive(core.Hive{ID: "h1", Incarnation: 1}, workers))
+	must.NoError(b, err)
+	q := New(Options{Node: n, ID: "q1"})
+	b.ReportAllocs()
+	for b.Loop() {
+		found, err := q.Pick(b.Context(), core.RouteRequest{Model: "m3"}, nil)
+		if err != nil || len(found) != 4 {
+			b.Fatal(len(found), err)
+		}
+	}
 }
