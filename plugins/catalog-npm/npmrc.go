@@ -1,0 +1,396 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// defaultRegistry is npm's own default of its setting registry.
+const defaultRegistry = "https://registry.npmjs.org/"
+
+const maxNpmrcBytes = 1 << 20
+
+// settings are npm's settings as npm itself would find them: environment, then the user's npmrc, then the machine's.
+type settings struct {
+	values map[string]string
+	lists  map[string][]string
+	user   string   // path of the user's npmrc
+	files  []string // that were read, most important first
+	unset  []string // names of environment variables that a value asks for and that are not set
+}
+
+// loadSettings reads the environment and the npmrc files that it leads to. userconfig and registry, where not empty, replace the user's
+// npmrc and what all of them say of the setting registry. The settings are not changed afterwards.
+func loadSettings(environ []string, userconfig, registry string) (*settings, error) {
+	env := map[string]string{}
+	for _, e := range environ {
+		if k, v, ok := strings.Cut(e, "="); ok {
+			env[k] = v
+		}
+	}
+	s := &settings{values: map[string]string{}, lists: map[string][]string{}}
+	for _, k := range slices.Sorted(maps.Keys(env)) { // upper case before lower case, which therefore wins
+		if key, ok := envKey(k); ok && env[k] != "" {
+			s.values[key] = env[k]
+		}
+	}
+	if userconfig == "" {
+		userconfig = s.values["userconfig"]
+	}
+	if userconfig == "" && env["HOME"] != "" {
+		userconfig = filepath.Join(env["HOME"], ".npmrc")
+	}
+	s.user = userconfig
+	if err := s.read(userconfig, env); err != nil {
+		return nil, err
+	}
+	for _, global := range s.globalFiles() {
+		if err := s.read(global, env); err != nil {
+			return nil, err
+		}
+	}
+	s.environmentProxies(env)
+	if registry != "" {
+		s.values["registry"] = registry
+	}
+	s.credentialsInRegistries()
+	return s, nil
+}
+
+// envKey is the setting that an environment variable npm_config_… means, as npm derives it.
+func envKey(name string) (string, bool) {
+	const prefix = "npm_config_"
+	if len(name) <= len(prefix) || !strings.EqualFold(name[:len(prefix)], prefix) {
+		return "", false
+	}
+	key := name[len(prefix):]
+	if strings.HasPrefix(key, "//") {
+		return key, true
+	}
+	return strings.ToLower(key[:1] + strings.ReplaceAll(key[1:], "_", "-")), true
+}
+
+// globalFiles are the places of the machine's npmrc.
+func (s *settings) globalFiles() []string {
+	if g := s.values["globalconfig"]; g != "" {
+		return []string{g}
+	}
+	if p := s.values["prefix"]; p != "" {
+		return []string{filepath.Join(p, "etc", "npmrc"), "/etc/npmrc"}
+	}
+	return []string{"/usr/local/etc/npmrc", "/usr/etc/npmrc", "/etc/npmrc"}
+}
+
+// environmentProxies takes over the variables that npm and others agree on, where npm's own settings say nothing.
+func (s *settings) environmentProxies(env map[string]string) {
+	fill := func(key string, names ...string) {
+		for _, n := range names {
+			if v := env[n]; v != "" && s.values[key] == "" {
+				s.values[key] = v
+			}
+		}
+	}
+	fill("noproxy", "NO_PROXY", "no_proxy")
+	if s.values["proxy"] == "" { // an explicit proxy of npm's stands for https too
+		fill("https-proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
+	}
+	fill("proxy", "HTTP_PROXY", "http_proxy")
+	fill("extra-ca", "NODE_EXTRA_CA_CERTS")
+}
+
+// read takes what an npmrc says and nothing more important has said. A file that is not there says nothing.
+func (s *settings) read(name string, env map[string]string) error {
+	if name == "" || slices.Contains(s.files, name) {
+		return nil
+	}
+	info, err := os.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && info.Size() > maxNpmrcBytes {
+		return fmt.Errorf("%s has %d bytes, more than an npmrc may have", name, info.Size())
+	}
+	if err == nil && !info.Mode().IsRegular() {
+		return nil // npm takes /dev/null as "none"
+	}
+	var b []byte
+	if err == nil {
+		b, err = os.ReadFile(name)
+	}
+	if err != nil {
+		return err
+	}
+	s.files = append(s.files, name)
+	lists := map[string][]string{}
+	values := map[string]string{}
+	parseNpmrc(string(b), func(key, value string) {
+		key, value = s.expand(key, env), s.expand(value, env)
+		if list, ok := strings.CutSuffix(key, "[]"); ok {
+			lists[list] = append(lists[list], value)
+			return
+		}
+		values[key] = value
+	})
+	for k, v := range values {
+		if _, said := s.values[k]; !said && s.lists[k] == nil {
+			s.values[k] = v
+		}
+	}
+	for k, v := range lists {
+		if _, said := s.values[k]; !said && s.lists[k] == nil {
+			s.lists[k] = v
+		}
+	}
+	return nil
+}
+
+// parseNpmrc calls set with every key and value of an npmrc, in the dialect of npm's ini format. Sections are not npm's and are skipped.
+func parseNpmrc(text string, set func(key, value string)) {
+	section := false
+	for line := range strings.Lines(strings.TrimPrefix(text, "\ufeff")) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || line[0] == ';' || line[0] == '#':
+			continue
+		case line[0] == '[' && strings.HasSuffix(line, "]"):
+			section = true
+			continue
+		case section:
+			continue
+		}
+		key, value, found := strings.Cut(line, "=")
+		if !found {
+			value = "true"
+		}
+		if key = unquote(key); key != "" {
+			set(key, unquote(value))
+		}
+	}
+}
+
+// unquote gives the text that a key or value of an npmrc stands for.
+func unquote(s string) string {
+	s = strings.TrimSpace(s)
+	if len(s) >= 2 && s[0] == s[len(s)-1] && (s[0] == '"' || s[0] == '\'') {
+		inner := s[1 : len(s)-1]
+		var out string
+		if json.Unmarshal([]byte(`"`+inner+`"`), &out) == nil {
+			return out
+		}
+		return inner
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '\\' && i+1 < len(s) && strings.IndexByte(`\;#`, s[i+1]) >= 0:
+			i++
+			b.WriteByte(s[i])
+		case c == ';' || c == '#':
+			return strings.TrimSpace(b.String())
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return strings.TrimSpace(b.String())
+}
+
+var variable = regexp.MustCompile(`(\\*)\$\{([^${}?]+)(\?)?\}`)
+
+// expand replaces ${NAME} by the environment variable's value. Where it is not set, ${NAME?} is empty and ${NAME} stays as it is.
+func (s *settings) expand(text string, env map[string]string) string {
+	return variable.ReplaceAllStringFunc(text, func(m string) string {
+		parts := variable.FindStringSubmatch(m)
+		if len(parts[1])%2 == 1 {
+			return m[1:] // escaped
+		}
+		v, ok := env[parts[2]]
+		switch {
+		case ok:
+			return parts[1] + v
+		case parts[3] == "?":
+			return parts[1]
+		}
+		if !slices.Contains(s.unset, parts[2]) {
+			s.unset = append(s.unset, parts[2])
+		}
+		return m
+	})
+}
+
+// set gives a setting, without the words by which npm means none.
+func (s *settings) set(key string) string {
+	switch v := s.values[key]; v {
+	case "null", "undefined", "false":
+		return ""
+	default:
+		return v
+	}
+}
+
+// registry is the registry of a package's scope ("" or "@name"), with a slash at its end and without credentials.
+func (s *settings) registry(scope string) (*url.URL, error) {
+	text := ""
+	if scope != "" {
+		text = s.set(strings.ToLower(scope) + ":registry")
+	}
+	for _, more := range []string{s.set("registry"), defaultRegistry} {
+		if text == "" {
+			text = more
+		}
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return nil, fmt.Errorf("the registry %q is not an http or https address", redacted(text))
+	}
+	u.RawQuery, u.Fragment = "", ""
+	if !strings.HasSuffix(u.Path, "/") {
+		u.Path += "/"
+	}
+	u.User = nil
+	return u, nil
+}
+
+// credentialsInRegistries makes settings of their own out of the user names and passwords that stand in addresses of registries.
+func (s *settings) credentialsInRegistries() {
+	for _, k := range slices.Sorted(maps.Keys(s.values)) {
+		if k != "registry" && !strings.HasSuffix(k, ":registry") {
+			continue
+		}
+		u, err := url.Parse(s.values[k])
+		if err != nil || u.User == nil {
+			continue
+		}
+		if !strings.HasSuffix(u.Path, "/") {
+			u.Path += "/"
+		}
+		if key := nerf(u); s.credentialsAt(key) == "" {
+			password, _ := u.User.Password()
+			s.values[key+":_auth"] = base64.StdEncoding.EncodeToString([]byte(u.User.Username() + ":" + password))
+		}
+	}
+}
+
+// redacted is an address without its password, also if it is none.
+func redacted(text string) string {
+	if u, err := url.Parse(text); err == nil {
+		return u.Redacted()
+	}
+	return "(unreadable)"
+}
+
+// nerf is how npm names an address in its settings: without scheme, credentials and query.
+func nerf(u *url.URL) string {
+	path := u.EscapedPath()
+	return "//" + u.Host + path[:strings.LastIndex(path, "/")+1]
+}
+
+// authorization is the header for a request to u: that of the longest configured address that u lies under. Empty: none.
+// So nothing is ever sent to a host that has no credentials of its own in the settings.
+func (s *settings) authorization(u *url.URL) string {
+	key := nerf(u)
+	for {
+		for _, k := range []string{key, strings.TrimSuffix(key, "/")} {
+			if a := s.credentialsAt(k); a != "" {
+				return a
+			}
+		}
+		rest := strings.TrimSuffix(key, "/")
+		i := strings.LastIndex(rest, "/")
+		if i < len("//") {
+			return ""
+		}
+		key = rest[:i+1]
+	}
+}
+
+// credentialsAt is the header that the settings of exactly one address make.
+func (s *settings) credentialsAt(key string) string {
+	if t := s.values[key+":_authToken"]; t != "" {
+		return "Bearer " + t
+	}
+	if a := s.values[key+":_auth"]; a != "" {
+		return "Basic " + a
+	}
+	user, password := s.values[key+":username"], s.values[key+":_password"]
+	if user == "" || password == "" {
+		return ""
+	}
+	plain, err := base64.StdEncoding.DecodeString(password)
+	if err != nil {
+		return ""
+	}
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+string(plain)))
+}
+
+// known says whether the settings speak of this host: as a registry, or with credentials.
+func (s *settings) known(host string) bool {
+	for k, v := range s.values {
+		if k == "registry" || strings.HasSuffix(k, ":registry") {
+			if u, err := url.Parse(v); err == nil && strings.EqualFold(u.Host, host) {
+				return true
+			}
+		}
+		if strings.HasPrefix(k, "//"+host+"/") || strings.HasPrefix(k, "//"+host+":_") || strings.HasPrefix(k, "//"+host+":username") {
+			return true
+		}
+	}
+	u, err := url.Parse(defaultRegistry)
+	return err == nil && strings.EqualFold(u.Host, host)
+}
+
+// proxy is the proxy for a request to u; nil for none.
+func (s *settings) proxy(u *url.URL) (*url.URL, error) {
+	if s.noProxy(u) {
+		return nil, nil
+	}
+	text := s.set("proxy")
+	if u.Scheme == "https" && s.set("https-proxy") != "" {
+		text = s.set("https-proxy")
+	}
+	if text == "" {
+		return nil, nil
+	}
+	if !strings.Contains(text, "://") {
+		text = "http://" + text
+	}
+	p, err := url.Parse(text)
+	if err != nil || p.Host == "" {
+		return nil, fmt.Errorf("the proxy %q is not an address", redacted(text))
+	}
+	return p, nil
+}
+
+// noProxy says whether the setting noproxy names u's host or a domain that it belongs to.
+func (s *settings) noProxy(u *url.URL) bool {
+	host := strings.ToLower(u.Hostname())
+	for entry := range strings.SplitSeq(s.set("noproxy"), ",") {
+		entry = strings.ToLower(strings.TrimSpace(entry))
+		if entry == "*" {
+			return true
+		}
+		if name, port, ok := strings.Cut(entry, ":"); ok && !strings.Contains(port, ":") {
+			if port != u.Port() {
+				continue
+			}
+			entry = name
+		}
+		entry = strings.TrimPrefix(strings.TrimPrefix(entry, "*"), ".")
+		if entry == "" {
+			continue
+		}
+		if host == entry || strings.HasSuffix(host, "."+entry) {
+			return true
+		}
+	}
+	return false
+}
