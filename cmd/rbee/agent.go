@@ -111,6 +111,10 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 	if diags.HasErrors() {
 		return errShown
 	}
+	if source.dev && record == "" {
+		told := context.AfterFunc(ctx, func() { fmt.Fprintln(a.stderr, "Stopping; once more ends it at once.") })
+		defer told()
+	}
 	log := a.agentLogger(cfg)
 	ready := func(address string) {
 		switch {

@@ -46,8 +46,12 @@ func (a *app) lsCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		hives, err := c.Hives(ctx)
+		if err != nil {
+			return err
+		}
 		sortModels(models)
-		return a.show(list(models), modelTable(models).write)
+		return a.show(list(models), modelTable(models, hives).write)
 	})
 	a.hiveFlag(cmd, &hive, "", "only those of this `HIVE`")
 	return cmd
@@ -57,7 +61,7 @@ func sortModels(models []core.Model) {
 	slices.SortFunc(models, func(x, y core.Model) int { return strings.Compare(x.ID, y.ID) })
 }
 
-func modelTable(models []core.Model) *table {
+func modelTable(models []core.Model, hives []core.Hive) *table {
 	t := newTable("No models yet. \"rbee pull REF\" fetches one, \"rbee catalog search\" lists what there is; rbee-tiny is always there.",
 		"ID", "ALIASES", "SIZE", "QUANT", "PARAMETERS", "CONTEXT", "LOADED BY", "HIVES", "STATUS")
 	for _, m := range models {
@@ -66,9 +70,22 @@ func modelTable(models []core.Model) *table {
 			status = "damaged"
 		}
 		t.add(m.ID, strings.Join(m.Aliases, ","), bytesText(m.SizeBytes), m.Quantization, countText(m.Parameters), numberText(m.ContextTokens),
-			strings.Join(m.LoadedBy, ","), strings.Join(m.Hives, ","), status)
+			strings.Join(m.LoadedBy, ","), strings.Join(hiveNamesOf(m.Hives, hives), ","), status)
 	}
 	return t
+}
+
+// hiveNamesOf turns ids of hives into their names, as far as they are known.
+func hiveNamesOf(ids []string, hives []core.Hive) []string {
+	names := slices.Clone(ids)
+	for i, id := range ids {
+		for _, h := range hives {
+			if h.ID == id {
+				names[i] = h.Name
+			}
+		}
+	}
+	return names
 }
 
 func (a *app) modelGetCommand() *cobra.Command {

@@ -89,7 +89,7 @@ func (a *app) writeStatus(w io.Writer, s core.Status, address string) error {
 		func() error { return heading(w, "Workers") },
 		func() error { return a.workerTable(s.Workers, s.Hives).write(w) },
 		func() error { return heading(w, "Models") },
-		func() error { return modelTable(models).write(w) },
+		func() error { return modelTable(models, s.Hives).write(w) },
 		func() error { return moreLine(w, moreModels) },
 		func() error { return heading(w, "Jobs") },
 		func() error { return a.jobTable(jobs).write(w) },

@@ -131,7 +131,7 @@ func TestProgressAndQuestionsOnATerminal(t *testing.T) {
 	_, err := keys.WriteString("\r")
 	must.NoError(t, err)
 	must.Eq(t, 1, r.code(t))
-	must.StrContains(t, screen.String(), "nothing was done")
+	eventually(t, contains(screen.String, "nothing was done"))
 	must.Len(t, 1, q.workers)
 
 	r, keys, screen = onTerminal(t, q.http.URL, "stop", "w1")
@@ -139,7 +139,7 @@ func TestProgressAndQuestionsOnATerminal(t *testing.T) {
 	_, err = keys.WriteString("y\r")
 	must.NoError(t, err)
 	must.Eq(t, 0, r.code(t))
-	must.StrContains(t, screen.String(), "Worker w1 ended")
+	eventually(t, contains(screen.String, "Worker w1 ended"))
 
 	// ^C at the question.
 	q.addWorker(fakeWorker("w2", "rbee-tiny"))
