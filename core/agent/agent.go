@@ -132,7 +132,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 		return err
 	}
 	q := queen.New(queen.Options{
-		Node: registry, ID: id, Version: o.Version, Logger: log,
+		Node: registry, ID: id, Version: o.Version, Logger: log.Named("queen"),
 		LocalHive: bees.ID,
 		HiveConn: func(h string) (grpc.ClientConnInterface, error) {
 			if h == bees.ID() {
