@@ -14,6 +14,9 @@ import (
 // adoptTimeout bounds the answer of a worker that an earlier agent left.
 const adoptTimeout = 2 * time.Second
 
+// adoptMargin is how much later an answer that should have come in time is not waited for any more.
+const adoptMargin = 200 * time.Millisecond
+
 // takeOver walks the handles that an earlier agent left: workers that still serve become this hive's, all others are ended and forgotten.
 // Nothing that is damaged stops it. Errors: Internal for folders that cannot be read or written.
 func (h *Hive) takeOver(ctx context.Context) ([]*worker, error) {
@@ -44,14 +47,37 @@ func (h *Hive) takeOver(ctx context.Context) ([]*worker, error) {
 
 // adopt takes over one worker, or ends it and returns nil.
 func (h *Hive) adopt(ctx context.Context, a handle) *worker {
-	w, err := h.reattach(ctx, a)
-	if err == nil {
-		h.log.Info("took over a worker", "worker", a.id(), "model", a.Model, "pid", a.Attachment.Process.PID, "state", w.stateNow())
-		return w
+	type answer struct {
+		w   *worker
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		w, err := h.reattach(ctx, a)
+		answers <- answer{w, err}
+	}()
+	timer := time.NewTimer(adoptTimeout + adoptMargin)
+	defer timer.Stop()
+	var err error
+	answered := true
+	select {
+	case got := <-answers:
+		if err = got.err; err == nil {
+			h.log.Info("took over a worker", "worker", a.id(), "model", a.Model, "pid", a.Attachment.Process.PID, "state", got.w.stateNow())
+			return got.w
+		}
+	case <-timer.C:
+		answered = false
+		err = core.Errorf("ask for its state", core.Unavailable, "it does not answer within %s", adoptTimeout)
 	}
 	killed, endErr := h.plugins.EndAttachment(ctx, a.Attachment)
 	if endErr != nil {
 		h.log.Error("end a worker that cannot be taken over", "worker", a.id(), "error", endErr)
+	}
+	if !answered { // with the process its connection ended as well
+		if got := <-answers; got.err == nil {
+			h.letGo(a.id(), got.w.proc)
+		}
 	}
 	e := exit{WorkerID: a.id(), Process: a.Attachment.Process, At: h.now(), Problem: "lost: " + err.Error()}
 	var logErr error
@@ -87,9 +113,7 @@ func (h *Hive) reattach(ctx context.Context, a handle) (*worker, error) {
 		err = core.Errorf("ask for its state", core.Conflict, "it is %s", s.State)
 	}
 	if err != nil {
-		if closeErr := p.Close(); closeErr != nil {
-			h.log.Warn("let go of a worker", "worker", a.id(), "error", closeErr)
-		}
+		h.letGo(a.id(), p)
 		return nil, err
 	}
 	w := newWorker(a, p, state)

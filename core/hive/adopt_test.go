@@ -157,7 +157,7 @@ func TestDamagedAndForeignHandles(t *testing.T) {
 	sound := handles(t, a.dir)[0]
 	write := func(id string, change func(*handle)) {
 		h := sound
-		h.Attachment.WorkerID = id
+		h.Attachment.WorkerID, h.Attachment.Nonce = id, randomHex(16)
 		change(&h)
 		must.NoError(t, writeJSON(filepath.Join(dir, id+".json"), h))
 		must.NoError(t, os.MkdirAll(filepath.Join(a.dir, "run", id), 0o700))

@@ -108,7 +108,7 @@ func (c *catalogs) runningLocked(ctx context.Context, s *source) (catalogProcess
 		select {
 		case <-s.proc.Done():
 			c.log.Warn("a catalog plugin ended by itself, starting it again", "plugin", s.spec.Name)
-			s.proc = nil
+			c.closeLocked(s)
 		default:
 		}
 	}
@@ -229,11 +229,15 @@ func (c *catalogs) sweep(all bool) {
 		s.gate <- struct{}{} // held for a start at the longest
 		s.closed = s.closed || all
 		if s.proc != nil && (all || s.users == 0 && time.Since(s.idleSince) >= catalogIdle) {
-			if err := s.proc.Close(); err != nil {
-				c.log.Warn("end a catalog plugin", "plugin", s.spec.Name, "error", err)
-			}
-			s.proc = nil
+			c.closeLocked(s)
 		}
 		s.unlock()
 	}
+}
+
+func (c *catalogs) closeLocked(s *source) {
+	if err := s.proc.Close(); err != nil {
+		c.log.Warn("end a catalog plugin", "plugin", s.spec.Name, "error", err)
+	}
+	s.proc = nil
 }

@@ -18,6 +18,8 @@ const (
 	defaultRetireGrace = 10 * time.Minute
 	// lastWait is what each of the last means gets when a worker does not end: Stop, SIGTERM, SIGKILL.
 	lastWait = 300 * time.Millisecond
+	// lastBytes is how long a response that is finished may travel before the worker stops.
+	lastBytes = 50 * time.Millisecond
 	// tellTimeout is how long the result of an operation waits for a queen to know it.
 	tellTimeout = 2 * time.Second
 )
@@ -115,8 +117,14 @@ func (h *Hive) drain(ctx context.Context, w *worker) error {
 		case err := <-drained:
 			if err != nil && !isDone(w.proc.Done()) {
 				h.log.Warn("a worker does not drain", "worker", w.id(), "error", err)
+				return nil
 			}
-			return nil
+			select {
+			case <-time.After(lastBytes):
+			case <-w.proc.Done():
+			case <-ctx.Done():
+			}
+			return ctx.Err()
 		case <-w.sooner:
 			timer.Reset(time.Until(w.deadline()))
 		case <-timer.C:

@@ -31,6 +31,7 @@ import (
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/core/wire"
+	"github.com/rbee-project/rbee/plugins/sdk"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
@@ -165,7 +166,7 @@ func options(dir, workers string, log hclog.Logger) (Options, *store.Store, erro
 		return Options{}, nil, err
 	}
 	file := filepath.Join(dir, "config.hcl")
-	text := fmt.Sprintf("data_dir = %q\nplugin_dir = %q\ncatalog \"fake\" {\n  config {\n    dir = %q\n  }\n}\n%s\n", dir, pluginDir, models, workers)
+	text := fmt.Sprintf("data_dir = %q\nplugin_dir = %q\nqueen {\n  enabled = true\n}\nhive {\n  enabled = true\n}\ncatalog \"fake\" {\n  config {\n    dir = %q\n  }\n}\n%s\n", dir, pluginDir, models, workers)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return Options{}, nil, err
 	}
@@ -174,9 +175,24 @@ func options(dir, workers string, log hclog.Logger) (Options, *store.Store, erro
 		return Options{}, nil, err
 	}
 	host := pluginhost.New(pluginhost.Options{PluginDir: pluginDir, RunDir: filepath.Join(dir, "run"), Logger: log})
-	workerSpecs, catalogSpecs, err := host.Specs(c)
-	if err != nil {
-		return Options{}, nil, err
+	var workerSpecs, catalogSpecs []pluginhost.Spec
+	for _, p := range append(slices.Clone(c.Workers), c.Catalogs...) {
+		spec, err := host.Spec(p)
+		if err != nil {
+			return Options{}, nil, err
+		}
+		if spec.Kind == sdk.KindWorker {
+			workerSpecs = append(workerSpecs, spec)
+		} else {
+			catalogSpecs = append(catalogSpecs, spec)
+		}
+	}
+	if len(workerSpecs) == 0 {
+		spec, err := host.DefaultSpec(sdk.KindWorker, "fake")
+		if err != nil {
+			return Options{}, nil, err
+		}
+		workerSpecs = append(workerSpecs, spec)
 	}
 	s, err := store.Open(filepath.Join(dir, "store"), log)
 	if err != nil {

@@ -177,6 +177,7 @@ func (h *Hive) discard(p workerProcess, id string) {
 		return
 	}
 	<-p.Done()
+	h.letGo(id, p)
 	h.clean(id)
 }
 

@@ -117,6 +117,7 @@ func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDi
 			err = core.E("end the probe of "+s.Name, core.Internal, killErr)
 		}
 		<-p.Done()
+		h.letGo("", p)
 	}()
 	info = p.Info()
 	f, err = p.FingerprintOnce(ctx)

@@ -142,9 +142,7 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 			h.bury(w)
 			return
 		case <-ctx.Done():
-			if err := w.proc.Close(); err != nil {
-				h.log.Warn("let go of a worker", "worker", w.id(), "error", err)
-			}
+			h.letGo(w.id(), w.proc)
 			close(w.gone)
 			return
 		case <-timer.C:
@@ -214,8 +212,16 @@ func (h *Hive) bury(w *worker) {
 	case !loading: // a failed load is the job's to tell
 		h.log.Error("worker ended by itself", "worker", w.id(), "model", w.handle.Model, "pid", w.pid(), "exit", e.How)
 	}
+	h.letGo(w.id(), w.proc)
 	h.clean(w.id())
 	close(w.gone)
+}
+
+// letGo frees what the hive holds of a process: its connection.
+func (h *Hive) letGo(id string, p workerProcess) {
+	if err := p.Close(); err != nil {
+		h.log.Warn("let go of a worker process", "worker", id, "error", err)
+	}
 }
 
 // clean ends the processes that a dead worker left behind and removes its files.
