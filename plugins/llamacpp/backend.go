@@ -359,7 +359,11 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 		return nil
 	}
 	s.engine.stop()
-	<-s.engine.done
+	select {
+	case <-s.engine.done: // after the step that is running
+	case <-ctx.Done():
+		return fmt.Errorf("stop: the engine is still busy: %w", ctx.Err())
+	}
 	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
 	if err := b.gate.wait(settle); err != nil {

@@ -62,7 +62,8 @@ type realCUDA struct {
 	nvmlMemory func(device uintptr, info *nvmlMemory) int32
 }
 
-type nvmlMemory struct{ total, free, used uint64 }
+// nvmlMemory is nvmlMemory_t: total, free and used bytes.
+type nvmlMemory [3]uint64
 
 func openCUDA() (cudaDriver, error) {
 	lib, err := purego.Dlopen("libcuda.so.1", purego.RTLD_NOW|purego.RTLD_LOCAL)
@@ -170,5 +171,5 @@ func (r *realCUDA) free(i int) (int64, bool) {
 	if r.devicePCI(&id[0], int32(len(id)), d) != 0 || r.nvmlByPCI(&id[0], &device) != 0 || r.nvmlMemory(device, &info) != 0 {
 		return 0, false
 	}
-	return int64(info.free), true
+	return int64(info[1]), true
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -205,7 +206,7 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body [
 }
 
 func writeError(w http.ResponseWriter, err error) {
-	e, ok := err.(*openai.Error)
+	e, ok := errors.AsType[*openai.Error](err)
 	if !ok {
 		e = openai.NewError(http.StatusInternalServerError, openai.TypeServer, "", "", "%v", err)
 	}

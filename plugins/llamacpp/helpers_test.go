@@ -76,7 +76,9 @@ func startWorker(t testing.TB, slots, contextTokens int, config string) *testWor
 }
 
 func newTestBackend(t testing.TB, f Flavour) *Backend {
-	b, ok := New(f, WithLogger(hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Debug}))).(*Backend)
+	t.Helper()
+	// Not to t.Output: the engine's log belongs to the process and outlives the test that loads it.
+	b, ok := New(f, WithLogger(hclog.New(&hclog.LoggerOptions{Output: os.Stderr, Level: hclog.Error}))).(*Backend)
 	must.True(t, ok)
 	return b
 }

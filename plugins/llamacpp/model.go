@@ -150,7 +150,11 @@ func (m *model) textPrompt(p openai.Prompt, limit int) ([]llama.Token, error) {
 	if err := m.checkLength(len(text), limit); err != nil {
 		return nil, err
 	}
-	return llama.Tokenize(m.vocab, text, true, true), nil
+	tokens := llama.Tokenize(m.vocab, text, true, true)
+	if m.addBOS && len(tokens) > 1 && tokens[0] == m.bos && tokens[1] == m.bos { // the client wrote it and the engine added it
+		tokens = tokens[1:]
+	}
+	return tokens, nil
 }
 
 // checkLength refuses a text that cannot fit whatever its tokens are.

@@ -100,9 +100,9 @@ func DecodeError(status int, body []byte) *Error {
 	if len(body) > maxErrorBody {
 		body = body[:maxErrorBody]
 	}
-	if e := decodeEnvelope(body); e != nil {
+	if e, ok := decodeEnvelope(body); ok {
 		e.Status = status
-		return e
+		return &e
 	}
 	msg := strings.TrimSpace(strings.ToValidUTF8(string(body), "�"))
 	if r := []rune(msg); len(r) > 500 {
@@ -128,19 +128,26 @@ func ErrorIn(data []byte) *Error {
 	if len(s) < 7 || string(s[:7]) != `"error"` {
 		return nil
 	}
-	return decodeEnvelope(data)
+	if e, ok := decodeEnvelope(data); ok {
+		return &e
+	}
+	return nil
 }
 
-func decodeEnvelope(body []byte) *Error {
+// decodeEnvelope returns the error in an envelope, and whether body is one.
+func decodeEnvelope(body []byte) (e Error, ok bool) {
 	var env struct {
 		Error json.RawMessage `json:"error"`
 	}
 	if json.Unmarshal(body, &env) != nil || len(env.Error) == 0 || string(env.Error) == "null" {
-		return nil
+		return Error{}, false
 	}
-	var text string
-	if json.Unmarshal(env.Error, &text) == nil {
-		return &Error{Message: text, Type: TypeServer}
+	if env.Error[0] == '"' {
+		var text string
+		if json.Unmarshal(env.Error, &text) != nil {
+			return Error{}, false
+		}
+		return Error{Message: text, Type: TypeServer}, true
 	}
 	var obj struct {
 		Message string          `json:"message"`
@@ -151,11 +158,11 @@ func decodeEnvelope(body []byte) *Error {
 		Hint    string          `json:"hint"`
 	}
 	if json.Unmarshal(env.Error, &obj) != nil || obj.Message == "" && obj.Type == "" {
-		return nil
+		return Error{}, false
 	}
-	e := &Error{Message: obj.Message, Type: obj.Type, Param: obj.Param, Kind: obj.Kind, Hint: obj.Hint}
+	e = Error{Message: obj.Message, Type: obj.Type, Param: obj.Param, Kind: obj.Kind, Hint: obj.Hint}
 	if c := strings.Trim(string(obj.Code), `"`); c != "" && c != "null" {
 		e.Code = &c
 	}
-	return e
+	return e, true
 }

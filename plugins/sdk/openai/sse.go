@@ -135,7 +135,7 @@ func (e *EventReader) Next() (Event, error) {
 	for {
 		start := len(e.raw)
 		if err := e.line(); err != nil {
-			if err == io.EOF && len(e.raw) > 0 {
+			if errors.Is(err, io.EOF) && len(e.raw) > 0 {
 				err = io.ErrUnexpectedEOF
 			}
 			return Event{}, err
@@ -185,12 +185,8 @@ func (e *EventReader) line() error {
 		if len(e.raw)-start > MaxLineBytes || len(e.raw) > MaxEventBytes {
 			return ErrEventTooLarge
 		}
-		switch err {
-		case nil:
-			return nil
-		case bufio.ErrBufferFull:
-		default:
-			return err
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return err // nil: the line is whole
 		}
 	}
 }
