@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -123,25 +124,36 @@ func (a *app) confirm(ctx context.Context, yes bool, question string) error {
 	return core.Errorf("", core.Cancelled, "nothing was done")
 }
 
-// readLine reads a line of stdin. A read cannot be interrupted: when ctx ends first, its goroutine ends with the program.
+// readLine reads a line of stdin.
 func (a *app) readLine(ctx context.Context) (string, error) {
+	line, err := a.reading(ctx, func() (string, error) {
+		line, err := bufio.NewReader(a.stdin).ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		return line, err
+	})
+	if ctx.Err() != nil {
+		fmt.Fprintln(a.stderr)
+	}
+	return line, err
+}
+
+// reading does a read of stdin, which cannot be interrupted: when ctx ends first, its goroutine ends with the program.
+func (a *app) reading(ctx context.Context, read func() (string, error)) (string, error) {
 	type answer struct {
-		line string
+		text string
 		err  error
 	}
 	answers := make(chan answer, 1)
 	go func() {
-		line, err := bufio.NewReader(a.stdin).ReadString('\n')
-		if err == io.EOF { //nolint:errorlint // bufio returns it as it is
-			err = nil
-		}
-		answers <- answer{line, err}
+		text, err := read()
+		answers <- answer{text, err}
 	}()
 	select {
 	case got := <-answers:
-		return got.line, got.err
+		return got.text, got.err
 	case <-ctx.Done():
-		fmt.Fprintln(a.stderr)
 		return "", ctx.Err()
 	}
 }

@@ -110,11 +110,11 @@ Exit code 1 when the answer could not be completed, 130 when ^C stopped it.`,
 				if a.stdinTerminal && prompt == "" {
 					return usageHint("Say --prompt TEXT, or pipe it in; \"rbee chat "+model+"\" is for conversations.", "no prompt")
 				}
-				text, err := io.ReadAll(a.stdin)
+				text, err := a.readPrompt(ctx)
 				if err != nil {
-					return fmt.Errorf("read the prompt from stdin: %w", err)
+					return err
 				}
-				if prompt = strings.TrimRight(string(text), "\n"); prompt == "" {
+				if prompt = strings.TrimRight(text, "\n"); prompt == "" {
 					return usageHint("Say --prompt TEXT, or pipe it in.", "the prompt on stdin is empty")
 				}
 			}
@@ -155,11 +155,11 @@ loaded ("rbee ps" shows it, "rbee stop MODEL" ends it).`,
 			}
 			model, prompt := args[0], strings.Join(args[1:], " ")
 			if !a.stdinTerminal && (prompt == "" || isPiped(a.stdin)) {
-				text, err := io.ReadAll(a.stdin)
+				text, err := a.readPrompt(cmd.Context())
 				if err != nil {
-					return fmt.Errorf("read the prompt from stdin: %w", err)
+					return err
 				}
-				prompt = strings.TrimSpace(strings.TrimRight(string(text), "\n") + "\n\n" + prompt)
+				prompt = strings.TrimSpace(strings.TrimRight(text, "\n") + "\n\n" + prompt)
 			}
 			if prompt == "" {
 				if !a.stdinTerminal {
@@ -174,6 +174,24 @@ loaded ("rbee ps" shows it, "rbee stop MODEL" ends it).`,
 	}
 	g.flags(cmd)
 	return cmd
+}
+
+// maxPromptBytes is what an agent takes in one request.
+const maxPromptBytes = 32 << 20
+
+// readPrompt reads stdin to its end.
+func (a *app) readPrompt(ctx context.Context) (string, error) {
+	text, err := a.reading(ctx, func() (string, error) {
+		b, err := io.ReadAll(io.LimitReader(a.stdin, maxPromptBytes+1))
+		return string(b), err
+	})
+	switch {
+	case err != nil && ctx.Err() == nil:
+		return "", fmt.Errorf("read the prompt from stdin: %w", err)
+	case len(text) > maxPromptBytes:
+		return "", core.WithHint(core.Errorf("", core.TooLarge, "the prompt on stdin is larger than %s", sizeText(maxPromptBytes)), "No model reads that much at once: split it.")
+	}
+	return text, err
 }
 
 // isPiped says whether stdin is a pipe or a file that somebody meant to be read, and not, for example, /dev/null.
