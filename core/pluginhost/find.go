@@ -161,13 +161,3 @@ func (h *Host) digest(path string, fresh bool) (string, error) {
 	h.digests[key] = hexSum
 	return hexSum, nil
 }
-
-func sortIn(s Spec, workers, catalogs []Spec) (w, c []Spec) {
-	into := &workers
-	if s.Kind == sdk.KindCatalog {
-		into = &catalogs
-	}
-	i, _ := slices.BinarySearchFunc(*into, s.Name, func(x Spec, name string) int { return strings.Compare(x.Name, name) })
-	*into = slices.Insert(*into, i, s)
-	return workers, catalogs
-}

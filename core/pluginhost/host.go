@@ -83,35 +83,3 @@ func (h *Host) DefaultSpec(kind sdk.Kind, name string) (Spec, error) {
 		plugin: config.Plugin{Kind: string(kind), Label: name, Executable: filepath.Base(exe.Path), Body: hcl.EmptyBody()},
 	}, nil
 }
-
-// Specs returns what a configuration launches, and what lies in the plugin folder without standing in it, ordered by kind and name: everything this machine can use.
-// Executables that cannot be launched are left out and logged; a block whose executable cannot be launched is an error. Errors as Find.
-func (h *Host) Specs(c *config.Config) (workers, catalogs []Spec, err error) {
-	named := map[string]bool{}
-	for _, p := range append(append([]config.Plugin{}, c.Workers...), c.Catalogs...) {
-		s, err := h.Spec(p)
-		if err != nil {
-			return nil, nil, err
-		}
-		named[string(s.Kind)+" "+s.Name] = true
-		workers, catalogs = sortIn(s, workers, catalogs)
-	}
-	found, err := h.List()
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, e := range found {
-		switch {
-		case named[string(e.Kind)+" "+e.Name]:
-		case e.Problem != "":
-			h.o.Logger.Warn("plugin left out", "plugin", e.Path, "problem", e.Problem)
-		default:
-			s, err := h.DefaultSpec(e.Kind, e.Name)
-			if err != nil {
-				return nil, nil, err
-			}
-			workers, catalogs = sortIn(s, workers, catalogs)
-		}
-	}
-	return workers, catalogs, nil
-}

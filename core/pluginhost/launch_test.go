@@ -213,21 +213,6 @@ func TestFindAndList(t *testing.T) {
 	must.Eq(t, core.Unsupported, core.KindOf(err), must.Sprintf("%v", err))
 }
 
-func TestSpecsAreBlocksAndFoundPlugins(t *testing.T) {
-	t.Parallel()
-	h := newHost(t)
-	c := load(t, "worker \"other\" {\n  plugin = \"rbee-worker-fake\"\n}\nworker \"fake\" {}")
-	workers, catalogs, err := h.Specs(c)
-	must.NoError(t, err)
-	var got []string
-	for _, s := range append(workers, catalogs...) {
-		got = append(got, fmt.Sprintf("%s %s %s", s.Kind, s.Name, filepath.Base(s.Executable)))
-	}
-	must.Eq(t, []string{"worker fake rbee-worker-fake", "worker other rbee-worker-fake", "worker probe rbee-worker-probe", "catalog fake rbee-catalog-fake"}, got)
-	_, _, err = h.Specs(load(t, "worker \"fak\" {}"))
-	must.Eq(t, core.NotFound, core.KindOf(err))
-}
-
 func BenchmarkLaunch(b *testing.B) {
 	h := newHost(b, func(o *pluginhost.Options) { o.Logger = nil })
 	spec := fakeSpec(b, h, "")

@@ -16,10 +16,11 @@ import (
 )
 
 const (
-	maxFirstBytes = 4 << 10  // of standard output, to say what a non-plugin printed
-	maxTailLines  = 10       // of standard error, in the message of a failed launch
-	maxTailBytes  = 16 << 10 // read from the end of a log file
-	maxLineBytes  = 64 << 10 // longer log lines are cut
+	maxFirstBytes = 4 << 10   // of standard output, to say what a non-plugin printed
+	maxTailLines  = 10        // of standard error, in the message of a failed launch
+	maxTailBytes  = 256 << 10 // read from the end of a log file; the dump of a crash is long
+	maxKeptLines  = 400       // that a pump remembers, for the same reason
+	maxLineBytes  = 64 << 10  // longer log lines are cut
 )
 
 // firstBytes is a reader that remembers what came first.
@@ -93,7 +94,7 @@ func (p *logPump) line(b []byte) {
 	l := parseLogLine(b)
 	p.mu.Lock()
 	p.tail = append(p.tail, l.text())
-	if len(p.tail) > maxTailLines {
+	if len(p.tail) > maxKeptLines {
 		p.tail = p.tail[1:]
 	}
 	p.mu.Unlock()
@@ -107,7 +108,7 @@ func (p *logPump) line(b []byte) {
 func (p *logPump) last() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Clone(p.tail)
+	return lastWords(p.tail)
 }
 
 // logLine is one line that a plugin wrote.
@@ -203,5 +204,17 @@ func logTail(path string, from int64) []string {
 			lines = append(lines, parseLogLine(line).text())
 		}
 	}
-	return lines[max(0, len(lines)-maxTailLines):]
+	return lastWords(lines)
+}
+
+// lastWords is the end of what a process said. Of a crash it is what came before the dump, and the dump's first lines: the rest says nothing to most people.
+func lastWords(lines []string) []string {
+	end := len(lines)
+	for i, line := range lines {
+		if strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") || (strings.HasPrefix(line, "SIG") && strings.Contains(line, ": ")) {
+			end = min(i+2, len(lines))
+			break
+		}
+	}
+	return slices.Clone(lines[max(0, end-maxTailLines):end])
 }

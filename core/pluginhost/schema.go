@@ -1,10 +1,12 @@
 package pluginhost
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/ext/typeexpr"
@@ -65,7 +67,26 @@ func place(p config.Plugin, schema sdk.Schema, diags hcl.Diagnostics) hcl.Diagno
 			d.Subject, d.Context, d.Expression, d.EvalContext = nil, nil, nil, nil
 		}
 	}
+	// hcldec walks a map.
+	slices.SortStableFunc(diags, func(a, b *hcl.Diagnostic) int {
+		switch {
+		case a.Subject == nil || b.Subject == nil:
+			return cmp.Or(boolCompare(a.Subject == nil, b.Subject == nil), strings.Compare(a.Detail, b.Detail))
+		default:
+			return cmp.Or(cmp.Compare(a.Severity, b.Severity), cmp.Compare(a.Subject.Start.Byte, b.Subject.Start.Byte), strings.Compare(a.Detail, b.Detail))
+		}
+	})
 	return diags
+}
+
+func boolCompare(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
 }
 
 func overlaps(a, b hcl.Range) bool {

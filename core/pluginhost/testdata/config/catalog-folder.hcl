@@ -1,0 +1,5 @@
+catalog "fake" {
+  config {
+    dir = "/no/such/folder"
+  }
+}

@@ -1,0 +1,5 @@
+worker "fake" {
+  config {
+    problem = env.RBEE_NO_SUCH
+  }
+}

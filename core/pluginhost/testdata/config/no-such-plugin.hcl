@@ -1,0 +1,4 @@
+worker "fakee" {}
+catalog "mine" {
+  plugin = "rbee-catalog-fakes"
+}

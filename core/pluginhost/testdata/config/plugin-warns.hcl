@@ -1,0 +1,5 @@
+worker "fake" {
+  config {
+    tokens = 2000
+  }
+}

@@ -1,0 +1,5 @@
+worker "fake" {
+  config {
+    secret = ["do-not-show"]
+  }
+}

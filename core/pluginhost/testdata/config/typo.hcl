@@ -1,0 +1,5 @@
+worker "fake" {
+  config {
+    token_dely = "1ms"
+  }
+}

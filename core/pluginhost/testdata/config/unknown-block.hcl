@@ -1,0 +1,5 @@
+worker "fake" {
+  config {
+    devise { id = "x" }
+  }
+}

@@ -1,0 +1,7 @@
+worker "fake" {
+  config {
+    tokens = "many"
+    hang   = { a = 1 }
+    device {}
+  }
+}
