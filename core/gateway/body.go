@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
@@ -286,6 +287,12 @@ func (s *scanner) str() bool {
 	}
 	b := s.b
 	for i := s.i; i < len(b); i++ {
+		for i+8 <= len(b) && plain(binary.LittleEndian.Uint64(b[i:])) {
+			i += 8
+		}
+		if i == len(b) {
+			break
+		}
 		switch c := b[i]; {
 		case c == '"':
 			s.i = i + 1
@@ -316,6 +323,13 @@ func (s *scanner) str() bool {
 	}
 	s.i = len(b)
 	return false
+}
+
+// plain says whether none of eight bytes is a quote, a backslash or a control character: prompts are long, so this is what a body's check costs.
+func plain(x uint64) bool {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	quote, slash := x^ones*'"', x^ones*'\\'
+	return ((x-ones*0x20)&^x|(quote-ones)&^quote|(slash-ones)&^slash)&high == 0
 }
 
 func isHex(c byte) bool {

@@ -1,0 +1,274 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"go.uber.org/goleak"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestAddresses(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"http://127.0.0.1:7833":  "http://127.0.0.1:7833",
+		"https://queen:7833/":    "https://queen:7833",
+		"queen:7833":             "http://queen:7833",
+		"127.0.0.1":              "http://127.0.0.1",
+		"[::1]:7833":             "http://[::1]:7833",
+		" localhost:1 ":          "http://localhost:1",
+		"":                       "",
+		"ftp://queen":            "",
+		"http://":                "",
+		"http://a/b":             "",
+		"http://user:secret@a/":  "",
+		"http://a?x=1":           "",
+		"http://a b":             "",
+		"unix:///run/rbee.sock":  "",
+		"http://[::1":            "",
+		"http://queen:notaport/": "",
+	} {
+		c, err := New(Options{Addresses: []string{in}})
+		if want == "" {
+			must.Eq(t, core.Invalid, core.KindOf(err), must.Sprint(in))
+			must.NotEq(t, "", core.HintOf(err))
+			continue
+		}
+		must.NoError(t, err, must.Sprint(in))
+		must.Eq(t, want, c.Address())
+	}
+	c, err := New(Options{})
+	must.NoError(t, err)
+	must.Eq(t, DefaultAddress, c.Address())
+}
+
+// serve is a client of a handler.
+func serve(t *testing.T, h http.HandlerFunc) *Client {
+	t.Helper()
+	srv := httptest.NewServer(h)
+	t.Cleanup(srv.Close)
+	c, err := New(Options{Addresses: []string{srv.URL}, Token: "secret", UserAgent: "test"})
+	must.NoError(t, err)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func TestTokenAndAgentAreSent(t *testing.T) {
+	t.Parallel()
+	got := make(chan http.Header, 1)
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		got <- r.Header
+		_, _ = io.WriteString(w, `{}`)
+	})
+	_, err := c.Status(t.Context())
+	must.NoError(t, err)
+	h := <-got
+	must.Eq(t, "Bearer secret", h.Get("Authorization"))
+	must.Eq(t, "test", h.Get("User-Agent"))
+}
+
+func TestErrorsOfOthers(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		status int
+		body   string
+		kind   core.Kind
+		text   string
+	}{
+		{404, `{"error":{"message":"gone","type":"x","kind":"not_found","hint":"h"}}`, core.NotFound, "gone"},
+		{400, `{"error":{"message":"no","type":"x","code":400}}`, core.Invalid, "no"},
+		{401, ``, core.Unauthenticated, "401"},
+		{429, `slow down`, core.Overloaded, "slow down"},
+		{502, `<html>Bad Gateway</html>`, core.WorkerLost, "Bad Gateway"},
+		{503, `{"error":{"message":"later","type":"x"}}`, core.Unavailable, "later"},
+		{500, `{"error":{"message":"new","type":"x","kind":"kind_of_tomorrow"}}`, "kind_of_tomorrow", "new"},
+		{418, `{}`, core.Invalid, "{}"},
+	} {
+		client := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(c.status)
+			_, _ = io.WriteString(w, c.body)
+		})
+		_, err := client.Status(t.Context())
+		must.Eq(t, c.kind, core.KindOf(err))
+		must.StrContains(t, err.Error(), c.text)
+	}
+}
+
+// A stream that ends without [DONE] is never a whole answer, also where no gateway says so.
+func TestStreamsThatEndEarly(t *testing.T) {
+	t.Parallel()
+	const chunk = `data: {"choices":[{"index":0,"delta":{"content":"a"}}]}` + "\n\n"
+	for name, s := range map[string]struct {
+		body string
+		cut  bool
+		kind core.Kind
+	}{
+		"nothing":      {"", false, core.WorkerLost},
+		"no [DONE]":    {chunk, false, core.WorkerLost},
+		"within":       {chunk + "data: {", false, core.WorkerLost},
+		"cut":          {chunk, true, core.WorkerLost},
+		"error":        {chunk + `data: {"error":{"message":"m","type":"t","kind":"unavailable"}}` + "\n\ndata: [DONE]\n\n", false, core.Unavailable},
+		"foreign":      {chunk + `data: {"error":"m"}` + "\n\n", false, core.Internal},
+		"no JSON":      {"data: <html>\n\n", false, core.Internal},
+		"line too big": {"data: " + strings.Repeat("a", 2<<20), false, core.Internal},
+		"whole":        {chunk + "data: [DONE]\n\n", false, ""},
+	} {
+		c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = io.WriteString(w, s.body)
+			if s.cut {
+				_ = http.NewResponseController(w).Flush()
+				panic(http.ErrAbortHandler)
+			}
+		})
+		err := c.ChatStream(t.Context(), openai.ChatRequest{Model: "m"}, func(openai.ChatChunk) error { return nil })
+		must.Eq(t, s.kind, core.KindOf(err), must.Sprint(name))
+	}
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{}`) })
+	must.Error(t, c.ChatStream(t.Context(), openai.ChatRequest{Model: "m"}, nil))
+}
+
+// A request that may have been carried out is sent again only under the same id.
+func TestSubmitAgainIsOneJob(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	ids := []string{}
+	handler := func(drop bool) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			var q core.Request
+			_ = json.NewDecoder(r.Body).Decode(&q)
+			mu.Lock()
+			ids = append(ids, q.RequestID)
+			mu.Unlock()
+			if drop {
+				panic(http.ErrAbortHandler)
+			}
+			_, _ = io.WriteString(w, `{"id":"j1"}`)
+		}
+	}
+	one, two := httptest.NewServer(handler(true)), httptest.NewServer(handler(false))
+	defer one.Close()
+	defer two.Close()
+	c, err := New(Options{Addresses: []string{one.URL, two.URL}})
+	must.NoError(t, err)
+	defer c.Close()
+	job, err := c.Submit(t.Context(), core.Request{Operation: core.OpModelDownload})
+	must.NoError(t, err)
+	must.Eq(t, "j1", job.ID)
+	must.Eq(t, 2, len(ids))
+	must.NotEq(t, "", ids[0])
+	must.Eq(t, ids[0], ids[1])
+}
+
+// roundTrip is an http.RoundTripper without a network, for fake time.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func fakeClient(t *testing.T, f roundTrip) *Client {
+	t.Helper()
+	c, err := New(Options{HTTPClient: &http.Client{Transport: f}})
+	must.NoError(t, err)
+	return c
+}
+
+func eventStream(body io.Reader) *http.Response {
+	return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: io.NopCloser(body)}
+}
+
+func TestFollowReconnects(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		asked := []string{}
+		c := fakeClient(t, func(r *http.Request) (*http.Response, error) {
+			n++
+			asked = append(asked, r.Header.Get("Last-Event-ID"))
+			switch n {
+			case 1: // cut within an event
+				return eventStream(strings.NewReader("id: 1\nevent: log\ndata: {\"seq\":1,\"kind\":\"log\"}\n\nid: 2\nevent: log\ndata: {\"se")), nil
+			case 2:
+				return nil, errors.New("connection refused")
+			case 3:
+				return &http.Response{StatusCode: 503, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"error":{"message":"m","type":"t","kind":"unavailable"}}`))}, nil
+			case 4: // silent for ever
+				pr, pw := io.Pipe()
+				context.AfterFunc(r.Context(), func() { pw.CloseWithError(r.Context().Err()) })
+				return eventStream(pr), nil
+			case 5:
+				return eventStream(strings.NewReader("event: error\ndata: {\"error\":{\"message\":\"m\",\"type\":\"t\",\"kind\":\"unavailable\"}}\n\n")), nil
+			}
+			return eventStream(strings.NewReader(": hi\n\ndata: {\"seq\":1,\"kind\":\"log\"}\n\ndata: {\"seq\":2,\"kind\":\"log\"}\n\ndata: {\"seq\":3,\"kind\":\"end\",\"state\":\"succeeded\"}\n\n")), nil
+		})
+		var seen []int64
+		must.NoError(t, c.FollowJob(t.Context(), "j", 0, func(e core.Event) error {
+			seen = append(seen, e.Seq)
+			return nil
+		}))
+		must.Eq(t, []int64{1, 2, 3}, seen)
+		must.Eq(t, []string{"0", "1", "1", "1", "1", "1"}, asked)
+	})
+}
+
+func TestFollowGivesUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		c := fakeClient(t, func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") })
+		err := c.FollowJob(t.Context(), "j", 0, nil)
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+		must.Between(t, followPatience, time.Since(start), followPatience+5*time.Second)
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		must.Eq(t, core.DeadlineExceeded, core.KindOf(c.FollowJob(ctx, "j", 0, nil)))
+	})
+}
+
+func TestRun(t *testing.T) {
+	t.Parallel()
+	for end, want := range map[string]core.Kind{
+		`{"id":"j1","state":"succeeded","result":{"pid":7,"worker":{"id":"w1"}}}`:                     "",
+		`{"id":"j1","state":"failed","error":{"kind":"too_large","message":"no room","hint":"h"}}`:    core.TooLarge,
+		`{"id":"j1","state":"cancelled","error":{"kind":"cancelled","message":"asked to","hint":""}}`: core.Cancelled,
+		`{"id":"j1","state":"failed"}`: core.Internal,
+	} {
+		c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.Method == http.MethodPost:
+				w.WriteHeader(202)
+				_, _ = io.WriteString(w, `{"id":"j1","state":"running"}`)
+			case strings.HasSuffix(r.URL.Path, "/stream"):
+				w.Header().Set("Content-Type", "text/event-stream")
+				_, _ = io.WriteString(w, "data: {\"seq\":1,\"kind\":\"end\"}\n\n")
+			default:
+				_, _ = io.WriteString(w, end)
+			}
+		})
+		job, err := c.Run(t.Context(), core.Request{Operation: core.OpWorkerSpawn}, nil)
+		must.Eq(t, want, core.KindOf(err))
+		must.Eq(t, "j1", job.ID)
+		spawned, err := Result[core.SpawnResult](job)
+		if want == "" {
+			must.NoError(t, err)
+			must.Eq(t, 7, spawned.PID)
+			must.Eq(t, "w1", spawned.Worker.ID)
+		} else {
+			must.Eq(t, core.Invalid, core.KindOf(err))
+		}
+	}
+}
