@@ -1,0 +1,153 @@
+package sdktest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"github.com/hashicorp/go-plugin/runner"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// process runs an executable for go-plugin, with a private folder and a standard error that can be broken.
+type process struct {
+	t    testing.TB
+	cmd  *exec.Cmd
+	dir  string
+	done chan struct{}
+
+	stdout, stderr *os.File // our ends
+	tether         *os.File
+	logs           sync.WaitGroup
+}
+
+var _ runner.Runner = (*process)(nil)
+
+func newProcess(t testing.TB, path string, env []string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: exec.Command(path), dir: privateDir(t), done: make(chan struct{})}
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH"} {
+		if v, ok := os.LookupEnv(name); ok {
+			p.cmd.Env = append(p.cmd.Env, name+"="+v)
+		}
+	}
+	p.cmd.Env = append(p.cmd.Env, sdk.EnvTether+"=1", sdk.EnvLogLevel+"=debug")
+	p.cmd.Env = append(p.cmd.Env, env...)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return p
+}
+
+func (p *process) runner(_ hclog.Logger, set *exec.Cmd, tempDir string) (runner.Runner, error) {
+	_ = os.Remove(tempDir) // go-plugin's own; ours is private and its path shorter
+	p.cmd.Env = append(append(p.cmd.Env, set.Env...), goplugin.EnvUnixSocketDir+"="+p.dir)
+	return p, nil
+}
+
+// Start starts the process.
+func (p *process) Start(context.Context) error {
+	var ends [3]*os.File // the child's
+	defer func() {
+		for _, f := range ends {
+			if f != nil {
+				_ = f.Close()
+			}
+		}
+	}()
+	var err error
+	if ends[0], p.tether, err = os.Pipe(); err != nil {
+		return err
+	}
+	if p.stdout, ends[1], err = os.Pipe(); err != nil {
+		return err
+	}
+	if p.stderr, ends[2], err = os.Pipe(); err != nil {
+		return err
+	}
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = ends[0], ends[1], ends[2]
+	if err := p.cmd.Start(); err != nil {
+		close(p.done)
+		return err
+	}
+	p.logs.Go(func() {
+		lines := bufio.NewScanner(p.stderr)
+		for lines.Scan() {
+			fmt.Fprintln(p.t.Output(), lines.Text())
+		}
+	})
+	go func() {
+		_ = p.cmd.Wait() // how it ended is checked by its effects
+		_ = p.stderr.SetReadDeadline(time.Now().Add(time.Second))
+		p.logs.Wait()
+		close(p.done)
+	}()
+	return nil
+}
+
+// breakStderr closes the host's end of the plugin's standard error, as the death of the host would.
+func (p *process) breakStderr() {
+	_ = p.stderr.Close()
+	p.logs.Wait()
+}
+
+// end kills the process group and waits.
+func (p *process) end() {
+	if p.cmd.Process == nil {
+		return
+	}
+	select {
+	case <-p.done:
+	default:
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		<-p.done
+	}
+	_ = p.tether.Close()
+	_ = p.stdout.Close()
+}
+
+// Wait returns when the process is gone.
+func (p *process) Wait(context.Context) error {
+	<-p.done
+	return nil
+}
+
+// Kill ends the process.
+func (p *process) Kill(context.Context) error {
+	p.end()
+	return nil
+}
+
+// Stdout carries the handshake.
+func (p *process) Stdout() io.ReadCloser { return p.stdout }
+
+// Stderr is empty for go-plugin: the test's log has it.
+func (p *process) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
+
+// Name is for messages.
+func (p *process) Name() string { return p.cmd.Path }
+
+// ID is the process id.
+func (p *process) ID() string { return fmt.Sprint(p.cmd.Process.Pid) }
+
+// Diagnose has nothing to add: the test's log has the plugin's words.
+func (p *process) Diagnose(context.Context) string { return "what it said is in the log above" }
+
+// PluginToHost is the identity.
+func (p *process) PluginToHost(network, address string) (hostNetwork, hostAddress string, err error) {
+	return network, address, nil
+}
+
+// HostToPlugin is the identity.
+func (p *process) HostToPlugin(network, address string) (pluginNetwork, pluginAddress string, err error) {
+	return network, address, nil
+}

@@ -1,0 +1,401 @@
+// Package sdktest is the conformance suite of plugins: what a host relies on, checked against an implementation in this process or against an executable.
+//
+// A worker's test is a few lines:
+//
+//	func TestWorker(t *testing.T) {
+//		target := sdktest.WorkerInProcess(func() worker.Backend { return mine.New() })
+//		sdktest.Worker(t, target, sdktest.WorkerOptions{ModelPath: "testdata/tiny.gguf", Device: "cpu"})
+//	}
+package sdktest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+)
+
+// patience is how long a plugin may take for what should be immediate.
+const patience = 10 * time.Second
+
+// inProcess serves register over a connection in memory.
+func inProcess(t testing.TB, register func(*grpc.Server)) *grpc.ClientConn {
+	t.Helper()
+	l := bufconn.Listen(1 << 20)
+	s := grpc.NewServer()
+	register(s)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = s.Serve(l) // ends with Stop
+	}()
+	conn, err := grpc.NewClient("passthrough:plugin", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	t.Cleanup(func() {
+		_ = conn.Close()
+		s.Stop()
+		<-served
+	})
+	return conn
+}
+
+// privateDir is a folder only its owner can enter, with a path short enough for sockets.
+func privateDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sdk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func logger(t testing.TB) hclog.Logger {
+	return hclog.New(&hclog.LoggerOptions{Name: "plugin", Level: hclog.Debug, Output: t.Output()})
+}
+
+// plugin checks what every plugin must do. fresh makes one that is not configured.
+func plugin(t *testing.T, kind sdk.Kind, fresh func(t testing.TB) sdk.Plugin, good, bad json.RawMessage) {
+	t.Run("info", func(t *testing.T) {
+		p := fresh(t)
+		first, err := p.Info(t.Context())
+		if err != nil {
+			t.Fatalf("Info: %v", err)
+		}
+		second, err := p.Info(t.Context())
+		if err != nil || !reflect.DeepEqual(first, second) {
+			t.Errorf("Info answers differently the second time: %+v, then %+v (%v)", first, second, err)
+		}
+		if first.Kind != kind {
+			t.Errorf("Info.Kind is %q, want %q", first.Kind, kind)
+		}
+		if !regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`).MatchString(first.Name) {
+			t.Errorf("Info.Name is %q: lower-case letters, digits, dashes and underscores, at most 64", first.Name)
+		}
+		if first.Version == "" || strings.HasPrefix(first.Version, "v") {
+			t.Errorf("Info.Version is %q: it must be there, without a leading v", first.Version)
+		}
+		if first.Summary == "" || strings.Contains(first.Summary, "\n") {
+			t.Errorf("Info.Summary is %q: it must be one line", first.Summary)
+		}
+		if !slices.IsSorted(first.Capabilities) {
+			t.Errorf("Info.Capabilities %q are not sorted", first.Capabilities)
+		}
+		if e := first.Engine; e.Name != "" && (e.Ref == "" || e.Version == "") {
+			t.Errorf("Info.Engine %+v names an engine without reference or version", e)
+		}
+	})
+	t.Run("schema", func(t *testing.T) {
+		p := fresh(t)
+		first, err := p.Schema(t.Context())
+		if err != nil {
+			t.Fatalf("Schema: %v", err)
+		}
+		second, err := p.Schema(t.Context())
+		if err != nil || !reflect.DeepEqual(first, second) {
+			t.Errorf("Schema answers differently the second time (%v)", err)
+		}
+		checkSchema(t, "", first)
+		defaults, complete := defaultConfig(first)
+		if !complete {
+			return // something is required: the defaults alone are no configuration
+		}
+		diags, err := p.Configure(t.Context(), sdk.Config{JSON: defaults})
+		if err != nil || diags.HasErrors() {
+			t.Errorf("Configure refuses the schema's own defaults %s: %v %v", defaults, diags, err)
+		}
+	})
+	t.Run("configure", func(t *testing.T) {
+		p := fresh(t)
+		diags, err := p.Configure(t.Context(), sdk.Config{JSON: good})
+		if err != nil || diags.HasErrors() {
+			t.Errorf("Configure refuses %s: %v %v", good, diags, err)
+		}
+		if bad == nil {
+			return
+		}
+		p = fresh(t)
+		diags, err = p.Configure(t.Context(), sdk.Config{JSON: bad})
+		if err != nil {
+			t.Errorf("Configure of %s: error %v: what the user did wrong is a diagnostic", bad, err)
+		}
+		if !diags.HasErrors() {
+			t.Errorf("Configure takes %s", bad)
+		}
+		for _, d := range diags {
+			if d.Summary == "" || d.Detail == "" {
+				t.Errorf("diagnostic %+v has no summary or no detail", d)
+			}
+			if len(d.Path) == 0 {
+				t.Errorf("diagnostic %q has no path: the user is not shown which line is meant", d.Summary)
+			}
+		}
+	})
+}
+
+func checkSchema(t *testing.T, at string, s sdk.Schema) {
+	t.Helper()
+	seen := map[string]bool{}
+	name := func(n string) {
+		if !regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`).MatchString(n) {
+			t.Errorf("schema: %q is no name", at+n)
+		}
+		if seen[n] {
+			t.Errorf("schema: %s is there twice", at+n)
+		}
+		seen[n] = true
+	}
+	for _, a := range s.Attributes {
+		name(a.Name)
+		if a.Type == "" {
+			t.Errorf("schema: %s has no type", at+a.Name)
+		}
+		if a.Doc == "" {
+			t.Errorf("schema: %s has no documentation", at+a.Name)
+		}
+		if len(a.Default) > 0 && !json.Valid(a.Default) {
+			t.Errorf("schema: the default of %s is no JSON: %s", at+a.Name, a.Default)
+		}
+		if len(a.Default) > 0 && a.Required {
+			t.Errorf("schema: %s is required and has a default", at+a.Name)
+		}
+	}
+	for _, b := range s.Blocks {
+		name(b.Name)
+		if b.Doc == "" {
+			t.Errorf("schema: the block %s has no documentation", at+b.Name)
+		}
+		checkSchema(t, at+b.Name+".", b.Schema)
+	}
+}
+
+// defaultConfig is what a host hands over for an empty config block; complete is false where something is required.
+func defaultConfig(s sdk.Schema) (config json.RawMessage, complete bool) {
+	out := map[string]any{}
+	complete = true
+	for _, a := range s.Attributes {
+		complete = complete && !a.Required
+		out[a.Name] = nil
+		if len(a.Default) > 0 {
+			out[a.Name] = a.Default
+		}
+	}
+	for _, b := range s.Blocks {
+		complete = complete && !b.Required
+		out[b.Name] = nil
+		if b.Repeated {
+			out[b.Name] = []any{}
+		}
+	}
+	text, err := json.Marshal(out)
+	return text, complete && err == nil
+}
+
+// CatalogTarget is a catalog source to test. Each call of Launch gives one that nobody configured.
+type CatalogTarget struct {
+	Launch func(t testing.TB) catalog.Source
+}
+
+// CatalogInProcess tests an implementation in this process, through the wire.
+func CatalogInProcess(source func() catalog.Source) CatalogTarget {
+	return CatalogTarget{Launch: func(t testing.TB) catalog.Source {
+		return catalog.NewClient(inProcess(t, func(s *grpc.Server) { catalog.Register(s, source()) }))
+	}}
+}
+
+// CatalogBinary tests an executable. env is added to a small environment: NAME=value.
+func CatalogBinary(path string, env ...string) CatalogTarget {
+	return CatalogTarget{Launch: func(t testing.TB) catalog.Source { return catalog.NewClient(start(t, sdk.KindCatalog, path, env).conn) }}
+}
+
+// CatalogOptions say what the source under test knows.
+type CatalogOptions struct {
+	Config    json.RawMessage // what Configure is given; nil: an empty object
+	BadConfig json.RawMessage // must be refused with a path; nil: not tested
+	Ref       string          // exists, and is small enough to be fetched several times; empty: resolving and fetching are not tested
+	NoRef     string          // well-formed, and does not exist; empty: not tested
+	Query     string          // finds at least one item; empty: everything
+	// Unsearchable says that Search finds nothing by itself.
+	Unsearchable bool
+}
+
+// Catalog runs the suite.
+func Catalog(t *testing.T, target CatalogTarget, o CatalogOptions) {
+	if o.Config == nil {
+		o.Config = json.RawMessage("{}")
+	}
+	plugin(t, sdk.KindCatalog, func(t testing.TB) sdk.Plugin { return target.Launch(t) }, o.Config, o.BadConfig)
+	ready := func(t testing.TB) catalog.Source {
+		t.Helper()
+		s := target.Launch(t)
+		diags, err := s.Configure(t.Context(), sdk.Config{JSON: o.Config})
+		if err != nil || diags.HasErrors() {
+			t.Fatalf("Configure: %v %v", diags, err)
+		}
+		return s
+	}
+	t.Run("search", func(t *testing.T) { catalogSearch(t, ready(t), o) })
+	if o.NoRef != "" {
+		t.Run("not found", func(t *testing.T) {
+			if _, err := ready(t).Resolve(t.Context(), o.NoRef); !errors.Is(err, catalog.ErrNotFound) {
+				t.Errorf("Resolve(%q): %v, want ErrNotFound", o.NoRef, err)
+			}
+		})
+	}
+	if o.Ref != "" {
+		t.Run("resolve", func(t *testing.T) { catalogResolve(t, ready(t), o) })
+		t.Run("fetch", func(t *testing.T) { catalogFetch(t, ready(t), o) })
+	}
+}
+
+func catalogSearch(t *testing.T, s catalog.Source, o CatalogOptions) {
+	var items []catalog.Item
+	collect := func(i catalog.Item) error {
+		items = append(items, i)
+		return nil
+	}
+	if err := s.Search(t.Context(), catalog.Query{Text: o.Query}, collect); err != nil {
+		t.Fatalf("Search: %v", err)
+	}
+	if len(items) == 0 && !o.Unsearchable {
+		t.Fatalf("Search(%q) finds nothing", o.Query)
+	}
+	for _, i := range items {
+		if i.Ref == "" || i.Name == "" || (i.Kind != catalog.KindModel && i.Kind != catalog.KindEngine) || i.SizeBytes < 0 {
+			t.Errorf("Search gives the item %+v: reference, name and kind must be there", i)
+		}
+	}
+	items = nil
+	if err := s.Search(t.Context(), catalog.Query{Text: o.Query, Limit: 1}, collect); err != nil || len(items) > 1 {
+		t.Errorf("Search with limit 1 gives %d items (%v)", len(items), err)
+	}
+	items = nil
+	if err := s.Search(t.Context(), catalog.Query{Text: "no such thing, surely"}, collect); err != nil || len(items) > 0 {
+		t.Errorf("Search for nonsense gives %d items (%v)", len(items), err)
+	}
+	if o.Unsearchable {
+		return
+	}
+	enough := errors.New("enough")
+	if err := s.Search(t.Context(), catalog.Query{Text: o.Query}, func(catalog.Item) error { return enough }); !errors.Is(err, enough) {
+		t.Errorf("Search goes on after emit failed: %v", err)
+	}
+}
+
+func catalogResolve(t *testing.T, s catalog.Source, o CatalogOptions) {
+	m, err := s.Resolve(t.Context(), o.Ref)
+	if err != nil {
+		t.Fatalf("Resolve(%q): %v", o.Ref, err)
+	}
+	if m.Ref == "" || m.Name == "" || (m.Kind != catalog.KindModel && m.Kind != catalog.KindEngine) || len(m.Files) == 0 {
+		t.Fatalf("Resolve(%q) gives %+v: reference, name, kind and files must be there", o.Ref, m)
+	}
+	for _, f := range m.Files {
+		if !filepath.IsLocal(filepath.FromSlash(f.Path)) || strings.Contains(f.Path, `\`) {
+			t.Errorf("path %q is not relative and slash-separated, or leads outside", f.Path)
+		}
+		if f.Digest != "" && !regexp.MustCompile(`^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$`).MatchString(f.Digest) {
+			t.Errorf("digest %q is not sha256:<hex> or sha512:<hex>", f.Digest)
+		}
+		if f.SizeBytes < 0 {
+			t.Errorf("size %d of %s", f.SizeBytes, f.Path)
+		}
+	}
+	again, err := s.Resolve(t.Context(), m.Ref)
+	if err != nil || !reflect.DeepEqual(m, again) {
+		t.Errorf("the exact reference %q gives %+v, then %+v (%v)", m.Ref, m, again, err)
+	}
+}
+
+// start launches an executable the way a host does.
+func start(t testing.TB, kind sdk.Kind, path string, env []string) *started {
+	t.Helper()
+	run := newProcess(t, path, env)
+	client := goplugin.NewClient(&goplugin.ClientConfig{
+		HandshakeConfig:  sdk.Handshake(),
+		VersionedPlugins: map[int]goplugin.PluginSet{sdk.ProtocolVersion: {string(kind): noClient{}}},
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		RunnerFunc:       run.runner,
+		SkipHostEnv:      true,
+		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: run.dir},
+		StartTimeout:     patience,
+		AutoMTLS:         kind != sdk.KindWorker,
+		Logger:           hclog.NewNullLogger(),
+	})
+	t.Cleanup(run.end)
+	protocol, err := client.Client()
+	if err != nil {
+		t.Fatalf("%s is no plugin that can be used: %v", path, err)
+	}
+	conn := protocol.(*goplugin.GRPCClient).Conn
+	t.Cleanup(func() { _ = conn.Close() })
+	return &started{process: run, conn: conn}
+}
+
+type started struct {
+	*process
+	conn *grpc.ClientConn
+}
+
+type noClient struct {
+	goplugin.NetRPCUnsupportedPlugin
+}
+
+func (noClient) GRPCServer(*goplugin.GRPCBroker, *grpc.Server) error { return sdk.ErrUnsupported }
+
+func (noClient) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientConn) (any, error) {
+	return nil, sdk.ErrUnsupported
+}
+
+// within fails when fn takes longer than the limit.
+func within(t testing.TB, limit time.Duration, what string, fn func() error) error {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- fn() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(limit):
+		t.Fatalf("%s takes longer than %s", what, limit)
+		return nil
+	}
+}
+
+// eventually waits for check.
+func eventually(t testing.TB, limit time.Duration, check func() error) {
+	t.Helper()
+	deadline := time.After(limit)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("still not so after %s: %v", limit, err)
+		case <-tick.C:
+		}
+	}
+}
