@@ -9,7 +9,7 @@ import (
 
 // normalizeArgs rewrites long flags with a single dash, such as -dev and -config=FILE, to the form with two that the flag
 // parser knows. What stands behind "--", and the value of a flag, are left alone. More than one letter behind a single dash is always a
-// long flag: a misspelt -modle would otherwise be -m with the value "odle".
+// long flag: -mod would otherwise be -m with the value "od".
 func normalizeArgs(root *cobra.Command, args []string) []string {
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
 		return args

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -100,11 +99,11 @@ func (a *app) lockModel(ctx context.Context, c *client.Client, model string) (un
 	sum := sha256.Sum256([]byte(c.Address() + "\x00" + model))
 	path := filepath.Join(dir, "model-"+hex.EncodeToString(sum[:8])+".lock")
 	unlock, err = lockFile(ctx, path)
-	if errors.Is(err, context.Canceled) {
-		return nil, err
+	switch {
+	case err == nil:
+		return unlock, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
 	}
-	if err != nil {
-		return func() {}, nil
-	}
-	return unlock, nil
+	return func() {}, nil
 }

@@ -7,9 +7,10 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/rbee-project/rbee/core"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 // The exit codes.

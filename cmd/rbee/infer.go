@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -53,10 +54,8 @@ func (g *generation) read(cmd *cobra.Command) error {
 	if f.Changed("seed") {
 		g.sampling.Seed = &g.seed
 	}
-	for _, s := range g.stop {
-		if s == "" {
-			return usagef("--stop must not be empty")
-		}
+	if slices.Contains(g.stop, "") {
+		return usagef("--stop must not be empty")
 	}
 	g.sampling.Stop = g.stop
 	return nil

@@ -49,8 +49,10 @@ func newFakeQueen(tb testing.TB) *fakeQueen {
 	tb.Helper()
 	q := &fakeQueen{jobs: job.New(job.Options{Hive: "h1"})}
 	q.models = []core.Model{
-		{ID: "rbee-tiny", Aliases: []string{"tiny"}, Ref: "builtin:rbee-tiny", Digest: "sha256:" + strings.Repeat("ab", 32), SizeBytes: 2983680, License: "apache-2.0",
-			Architecture: "llama", Quantization: "Q8_0", Parameters: 2755008, ContextTokens: 1024, CreatedAt: fakeStart, Hives: []string{"h1"}, LoadedBy: []string{}, EstimateBytes: 9 << 20},
+		{
+			ID: "rbee-tiny", Aliases: []string{"tiny"}, Ref: "builtin:rbee-tiny", Digest: "sha256:" + strings.Repeat("ab", 32), SizeBytes: 2983680, License: "apache-2.0",
+			Architecture: "llama", Quantization: "Q8_0", Parameters: 2755008, ContextTokens: 1024, CreatedAt: fakeStart, Hives: []string{"h1"}, LoadedBy: []string{}, EstimateBytes: 9 << 20,
+		},
 		{ID: "slow", Aliases: []string{}, Ref: "file:/slow.gguf", SizeBytes: 7 << 30, Quantization: "Q4_K_M", Parameters: 7_241_732_096, Hives: []string{"h1"}, LoadedBy: []string{}},
 		{ID: "broken", Aliases: []string{}, Ref: "file:/broken.gguf", Hives: []string{"h1"}, LoadedBy: []string{}, Damaged: "the file is shorter than its header says"},
 	}
@@ -73,9 +75,11 @@ func newFakeQueen(tb testing.TB) *fakeQueen {
 }
 
 func fakeWorker(id, model string) core.Worker {
-	return core.Worker{ID: id, Hive: "h1", Type: "cpu", Version: "0.1.0-llama.cpp-v0.5.0", Model: model, ModelDigest: "sha256:" + strings.Repeat("ab", 32), Device: "cpu", Slots: 4,
+	return core.Worker{
+		ID: id, Hive: "h1", Type: "cpu", Version: "0.1.0-llama.cpp-v0.5.0", Model: model, ModelDigest: "sha256:" + strings.Repeat("ab", 32), Device: "cpu", Slots: 4,
 		ContextTokens: 1024, State: core.WorkerReady, Nonce: "n", CreateIndex: 7, ModifyIndex: 9,
-		Load: core.Load{At: fakeStart.Add(80 * time.Second), Active: 1, Queued: 2, TokensPerSecond: 123.4, TokensTotal: 99, KVUsedTokens: 17}}
+		Load: core.Load{At: fakeStart.Add(80 * time.Second), Active: 1, Queued: 2, TokensPerSecond: 123.4, TokensTotal: 99, KVUsedTokens: 17},
+	}
 }
 
 func (q *fakeQueen) addWorker(w core.Worker) {
@@ -110,9 +114,11 @@ func (q *fakeQueen) serveWorker(w http.ResponseWriter, r *http.Request) {
 		}
 		content := answer
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(openai.ChatResponse{ID: "chatcmpl-1", Object: openai.ObjectChat, Model: c.Model,
+		_ = json.NewEncoder(w).Encode(openai.ChatResponse{
+			ID: "chatcmpl-1", Object: openai.ObjectChat, Model: c.Model,
 			Choices: []openai.ChatChoice{{Message: openai.AnswerMessage{Role: "assistant", Content: &content}, FinishReason: openai.FinishStop}},
-			Usage:   &openai.Usage{PromptTokens: 3, CompletionTokens: 4, TotalTokens: 7}})
+			Usage:   &openai.Usage{PromptTokens: 3, CompletionTokens: 4, TotalTokens: 7},
+		})
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
@@ -178,8 +184,10 @@ func (q *fakeQueen) Status(ctx context.Context) (core.Status, error) {
 	hives, _ := q.Hives(ctx)
 	workers, _ := q.Workers(ctx)
 	models, _ := q.Models(ctx)
-	s := core.Status{Version: "1.2.3", Node: "h1", StartedAt: fakeStart, Leader: "h1", Index: 42, Queens: []core.Queen{{ID: "h1", Address: "local", Leader: true, Voter: true}},
-		Hives: hives, Workers: workers, Models: models, Jobs: q.jobs.List(), Problems: []string{}}
+	s := core.Status{
+		Version: "1.2.3", Node: "h1", StartedAt: fakeStart, Leader: "h1", Index: 42, Queens: []core.Queen{{ID: "h1", Address: "local", Leader: true, Voter: true}},
+		Hives: hives, Workers: workers, Models: models, Jobs: q.jobs.List(), Problems: []string{},
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.down {
@@ -189,9 +197,11 @@ func (q *fakeQueen) Status(ctx context.Context) (core.Status, error) {
 }
 
 func (q *fakeQueen) Hives(context.Context) ([]core.Hive, error) {
-	return []core.Hive{{ID: "h1", Name: "desk", Version: "1.2.3", OS: "linux", Arch: "amd64", Incarnation: 3, Status: core.HiveReady,
+	return []core.Hive{{
+		ID: "h1", Name: "desk", Version: "1.2.3", OS: "linux", Arch: "amd64", Incarnation: 3, Status: core.HiveReady,
 		Devices: []core.Device{{ID: "cpu", Kind: "cpu", Name: "Some CPU", TotalBytes: 8 << 30, FreeBytes: 6 << 30}}, WorkerTypes: []string{"cpu", "cuda"},
-		LastBeat: fakeStart.Add(88 * time.Second), CreateIndex: 2, ModifyIndex: 5}}, nil
+		LastBeat: fakeStart.Add(88 * time.Second), CreateIndex: 2, ModifyIndex: 5,
+	}}, nil
 }
 
 func (q *fakeQueen) Hive(ctx context.Context, hive string) (core.Hive, error) {
@@ -277,10 +287,14 @@ func (q *fakeQueen) Binaries(ctx context.Context, hive string) ([]core.WorkerBin
 		return nil, err
 	}
 	return []core.WorkerBinary{
-		{ID: "cuda@0.1.0", Type: "cuda", Version: "0.1.0", Source: "local", Digest: "sha256:" + strings.Repeat("cd", 32), SizeBytes: 1 << 20, Path: "/store/workers/cuda/0.1.0", Devices: []core.Device{}, InUseBy: []string{},
-			Problem: "no CUDA device"},
-		{ID: "cpu@0.1.0", Type: "cpu", Version: "0.1.0", EngineName: "llama.cpp", EngineVersion: "v0.5.0", Source: "npm:x@1", Digest: "sha256:" + strings.Repeat("ef", 32), SizeBytes: 30 << 20,
-			Path: "/store/workers/cpu/0.1.0", Devices: []core.Device{{ID: "cpu", Kind: "cpu", Name: "Some CPU"}}, InUseBy: []string{"w1"}},
+		{
+			ID: "cuda@0.1.0", Type: "cuda", Version: "0.1.0", Source: "local", Digest: "sha256:" + strings.Repeat("cd", 32), SizeBytes: 1 << 20, Path: "/store/workers/cuda/0.1.0", Devices: []core.Device{}, InUseBy: []string{},
+			Problem: "no CUDA device",
+		},
+		{
+			ID: "cpu@0.1.0", Type: "cpu", Version: "0.1.0", EngineName: "llama.cpp", EngineVersion: "v0.5.0", Source: "npm:x@1", Digest: "sha256:" + strings.Repeat("ef", 32), SizeBytes: 30 << 20,
+			Path: "/store/workers/cpu/0.1.0", Devices: []core.Device{{ID: "cpu", Kind: "cpu", Name: "Some CPU"}}, InUseBy: []string{"w1"},
+		},
 	}, nil
 }
 
@@ -365,9 +379,11 @@ func (q *fakeQueen) end(r core.Request) (any, error) {
 	return nil, core.Errorf("", core.NotFound, "process %d is no worker of this hive", r.PID)
 }
 
-func (q *fakeQueen) Job(_ context.Context, id string) (core.Job, error)    { return q.jobs.Get(id) }
-func (q *fakeQueen) Jobs(context.Context) ([]core.Job, error)              { return q.jobs.List(), nil }
+func (q *fakeQueen) Job(_ context.Context, id string) (core.Job, error) { return q.jobs.Get(id) }
+func (q *fakeQueen) Jobs(context.Context) ([]core.Job, error)           { return q.jobs.List(), nil }
+
 func (q *fakeQueen) Cancel(_ context.Context, id string) (core.Job, error) { return q.jobs.Cancel(id) }
+
 func (q *fakeQueen) Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
 	return q.jobs.Events(ctx, id, after, emit)
 }
