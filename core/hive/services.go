@@ -101,6 +101,9 @@ func (s hiveService) GetModel(ctx context.Context, req *hivev1.GetModelRequest) 
 }
 
 func (s hiveService) SearchCatalog(ctx context.Context, req *hivev1.SearchCatalogRequest) (*hivev1.SearchCatalogResponse, error) {
+	if err := s.h.settled(ctx); err != nil { // until then leftover folders are removed, and a plugin's may not be among them
+		return nil, err
+	}
 	items, err := s.h.catalogs.search(ctx, catalog.Query{Text: req.GetText(), Kind: catalog.ItemKind(req.GetKind()), Limit: int(req.GetLimit())})
 	if err != nil {
 		return nil, err

@@ -1,0 +1,202 @@
+package hive
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+)
+
+// shop is a catalog plugin without a process.
+type shop struct {
+	sdk.Plugin
+	items []catalog.Item
+	err   error
+	wait  time.Duration
+	done  chan struct{}
+	once  sync.Once
+}
+
+func (s *shop) Search(ctx context.Context, _ catalog.Query, emit func(catalog.Item) error) error {
+	select {
+	case <-time.After(s.wait):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	for _, it := range s.items {
+		if err := emit(it); err != nil {
+			return err
+		}
+	}
+	return s.err
+}
+
+func (s *shop) Resolve(context.Context, string) (catalog.Manifest, error) {
+	return catalog.Manifest{}, s.err
+}
+
+func (s *shop) Fetch(context.Context, catalog.File, int64, io.Writer) error { return s.err }
+func (s *shop) Done() <-chan struct{}                                       { return s.done }
+func (s *shop) Close() error                                                { s.once.Do(func() { close(s.done) }); return nil }
+
+// shops launches shops and counts.
+type shops struct {
+	mu       sync.Mutex
+	offers   map[string]*shop // what a launch of that name gives
+	launched map[string][]*shop
+	err      error
+}
+
+func (s *shops) launch(_ context.Context, spec pluginhost.Spec) (catalogProcess, error) {
+	time.Sleep(100 * time.Millisecond) // fake time
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return nil, s.err
+	}
+	o := s.offers[spec.Name]
+	p := &shop{items: o.items, err: o.err, wait: o.wait, done: make(chan struct{})}
+	s.launched[spec.Name] = append(s.launched[spec.Name], p)
+	return p, nil
+}
+
+func selling(t *testing.T, offers map[string]*shop, names []string, test func(t *testing.T, c *catalogs, s *shops)) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &shops{offers: offers, launched: map[string][]*shop{}}
+		var specs []pluginhost.Spec
+		for _, n := range names {
+			specs = append(specs, pluginhost.Spec{Kind: sdk.KindCatalog, Name: n})
+		}
+		c := newCatalogs(specs, s.launch, hclog.NewNullLogger())
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { c.run(ctx) })
+		test(t, c, s)
+		cancel()
+		wg.Wait()
+		for _, list := range s.launched {
+			for _, p := range list {
+				must.True(t, isDone(p.done), must.Sprint("a plugin goes on"))
+			}
+		}
+		_, err := c.search(t.Context(), catalog.Query{})
+		if len(names) > 0 {
+			must.Eq(t, core.Unavailable, core.KindOf(err))
+		}
+	})
+}
+
+func TestCatalogIsLaunchedOnceAndClosedWhenIdle(t *testing.T) {
+	t.Parallel()
+	selling(t, map[string]*shop{"a": {}}, []string{"a"}, func(t *testing.T, c *catalogs, s *shops) {
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				_, err := c.search(t.Context(), catalog.Query{})
+				must.NoError(t, err)
+			})
+		}
+		wg.Wait()
+		must.Len(t, 1, s.launched["a"])
+		// In use it is never closed, however long that takes.
+		must.NoError(t, c.use(t.Context(), c.list[0], func(catalogProcess) error { time.Sleep(10 * time.Minute); return nil }))
+		must.False(t, isDone(s.launched["a"][0].done))
+		time.Sleep(50 * time.Second)
+		must.False(t, isDone(s.launched["a"][0].done))
+		time.Sleep(30 * time.Second)
+		must.True(t, isDone(s.launched["a"][0].done))
+		_, err := c.search(t.Context(), catalog.Query{})
+		must.NoError(t, err)
+		must.Len(t, 2, s.launched["a"])
+	})
+}
+
+func TestCrashedCatalogIsLaunchedAgain(t *testing.T) {
+	t.Parallel()
+	selling(t, map[string]*shop{"a": {}}, []string{"a"}, func(t *testing.T, c *catalogs, s *shops) {
+		for range 2 {
+			_, err := c.search(t.Context(), catalog.Query{})
+			must.NoError(t, err)
+			must.NoError(t, s.launched["a"][len(s.launched["a"])-1].Close())
+		}
+		must.Len(t, 2, s.launched["a"])
+		s.err = core.Errorf("", core.Unavailable, "no such file")
+		_, err := c.resolve(t.Context(), "a:x")
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+		must.ErrorContains(t, err, "no such file")
+		s.err = nil
+		_, err = c.search(t.Context(), catalog.Query{})
+		must.NoError(t, err)
+	})
+}
+
+func TestSearchOfSeveralSources(t *testing.T) {
+	t.Parallel()
+	offers := map[string]*shop{
+		"a": {items: []catalog.Item{{Ref: "big", Name: "big"}}, wait: time.Second},
+		"b": {err: errors.New("origin away")},
+		"c": {items: []catalog.Item{{Ref: "x/big", Name: "big"}, {Ref: "small", Name: "small"}}},
+		"d": {wait: time.Hour, items: []catalog.Item{{Ref: "late", Name: "late"}}},
+	}
+	selling(t, offers, []string{"a", "b", "c", "d"}, func(t *testing.T, c *catalogs, _ *shops) {
+		start := time.Now()
+		items, err := c.search(t.Context(), catalog.Query{})
+		must.NoError(t, err)
+		must.LessEq(t, searchTimeout+time.Second, time.Since(start))
+		var refs []string
+		for _, it := range items {
+			refs = append(refs, it.Ref)
+		}
+		must.Eq(t, []string{"a:big", "c:x/big", "c:small"}, refs)
+		items, err = c.search(t.Context(), catalog.Query{Limit: 2})
+		must.NoError(t, err)
+		must.Len(t, 2, items)
+		ref, _, err := c.findModel(t.Context(), "big")
+		must.NoError(t, err)
+		must.Eq(t, "a:big", ref) // the first source wins
+		ref, near, err := c.findModel(t.Context(), "bi")
+		must.NoError(t, err)
+		must.Eq(t, "", ref)
+		must.SliceContains(t, near, "small")
+	})
+	selling(t, offers, []string{"b"}, func(t *testing.T, c *catalogs, _ *shops) {
+		_, err := c.search(t.Context(), catalog.Query{})
+		must.ErrorContains(t, err, "origin away")
+	})
+}
+
+func TestSplitReference(t *testing.T) {
+	t.Parallel()
+	c := newCatalogs([]pluginhost.Spec{{Name: "npm"}, {Name: "file"}}, nil, hclog.NewNullLogger())
+	s, rest, err := c.split("npm:@scope/pkg@1.0:0")
+	must.NoError(t, err)
+	must.Eq(t, "npm", s.spec.Name)
+	must.Eq(t, "@scope/pkg@1.0:0", rest)
+	for ref, kind := range map[string]core.Kind{"": core.Invalid, "bare": core.Invalid, "npm:": core.Invalid, ":x": core.NotFound, "hf:org/repo": core.NotFound} {
+		_, _, err := c.split(ref)
+		must.Eq(t, kind, core.KindOf(err), must.Sprint(ref))
+		must.StrContains(t, core.HintOf(err), "npm, file")
+	}
+}
+
+func TestModelID(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"rbee-tiny": "rbee-tiny", "org/repo": "org-repo", "../../etc": "etc", "": "model", "...": "model", "Ünï": "n-",
+	} {
+		must.Eq(t, want, modelID(in), must.Sprint(in))
+	}
+	must.Eq(t, strings.Repeat("a", 128), modelID(strings.Repeat("a", 200)))
+}

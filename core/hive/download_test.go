@@ -1,0 +1,177 @@
+package hive
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/wire"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+)
+
+func logs(events []core.Event) string {
+	var b strings.Builder
+	for _, e := range events {
+		b.WriteString(e.Message + "\n")
+	}
+	return b.String()
+}
+
+func TestModelDownload(t *testing.T) {
+	t.Parallel()
+	r := run(t, setup{})
+	byName := result1[core.Model](r, core.Request{Operation: core.OpModelDownload, Model: "tiny"})
+	must.Eq(t, "tiny", byName.ID)
+	must.Eq(t, "fake:tiny.gguf", byName.Ref)
+	must.Positive(t, byName.EstimateBytes)
+	for _, ref := range []string{"fake:tiny.gguf", "tiny"} {
+		j, events := r.follow(r.submit(core.Request{Operation: core.OpModelDownload, Model: ref}).ID)
+		must.Eq(t, core.JobSucceeded, j.State)
+		must.StrContains(t, logs(events), "there already")
+	}
+	resp, err := r.hives.GetModel(t.Context(), &hivev1.GetModelRequest{Id: "tiny"})
+	must.NoError(t, err)
+	m := wire.ModelFromProto(resp.GetModel())
+	must.Len(t, 1, m.Files)
+	must.Eq(t, byName.Digest, m.Digest)
+
+	// A damaged one is shown, cannot be spawned, and is repaired by another download.
+	blob := filepath.Join(r.dir, "store", "blobs", strings.Replace(m.Digest, ":", "-", 1))
+	must.NoError(t, os.Chmod(blob, 0o600))
+	must.NoError(t, os.Truncate(blob, 100))
+	resp, err = r.hives.GetModel(t.Context(), &hivev1.GetModelRequest{Id: "tiny"})
+	must.NoError(t, err)
+	must.NotEq(t, "", resp.GetModel().GetDamaged())
+	f := r.failure(core.Request{Operation: core.OpWorkerSpawn, Model: "tiny"})
+	must.Eq(t, core.Integrity, f.Kind)
+	must.NotEq(t, "", f.Hint)
+	again := result1[core.Model](r, core.Request{Operation: core.OpModelDownload, Model: "tiny"})
+	must.Eq(t, byName.Digest, again.Digest)
+	must.Eq(t, "", again.Damaged)
+}
+
+func TestModelsThatCannotBeHad(t *testing.T) {
+	t.Parallel()
+	r := run(t, setup{})
+	must.NoError(t, os.WriteFile(filepath.Join(r.dir, "catalog", "junk.gguf"), []byte("not a model"), 0o600))
+	for name, c := range map[string]struct {
+		model string
+		kind  core.Kind
+		hint  string
+	}{
+		"unknown name":      {"nothing", core.NotFound, ""},
+		"part of a name":    {"tin", core.NotFound, "tiny"},
+		"unknown reference": {"fake:nothing.gguf", core.NotFound, ""},
+		"unknown source":    {"hf:org/repo", core.NotFound, "fake"},
+		"out of the folder": {"fake:../config.hcl", core.Invalid, ""},
+		"credentials":       {"fake:refused", core.Unauthenticated, "token"},
+		"origin away":       {"fake:away", core.Unavailable, ""},
+		"no model":          {"fake:junk.gguf", core.Integrity, ""},
+	} {
+		for _, op := range []core.Operation{core.OpModelDownload, core.OpWorkerSpawn} {
+			f := r.failure(core.Request{Operation: op, Model: c.model})
+			must.Eq(t, c.kind, f.Kind, must.Sprintf("%s: %s: %s", name, op, f.Message))
+			must.StrContains(t, f.Hint, c.hint, must.Sprint(name))
+		}
+	}
+	models, err := r.hives.ListModels(t.Context(), &hivev1.ListModelsRequest{})
+	must.NoError(t, err)
+	must.Len(t, 0, models.GetModels())
+	r.nothingLeft()
+}
+
+func TestSearchCatalog(t *testing.T) {
+	t.Parallel()
+	r := run(t, setup{})
+	resp, err := r.hives.SearchCatalog(t.Context(), &hivev1.SearchCatalogRequest{Text: "tin", Kind: "model", Limit: 5})
+	must.NoError(t, err)
+	must.Len(t, 1, resp.GetItems())
+	must.Eq(t, "fake:tiny.gguf", resp.GetItems()[0].GetRef())
+}
+
+func TestWorkerDownload(t *testing.T) {
+	t.Parallel()
+	r := run(t, setup{workers: `
+worker "fake" {
+  config {}
+}
+worker "other" {
+  plugin = "rbee-worker-fake"
+  config {
+    problem = "There is no such device."
+  }
+}`})
+	must.Eq(t, []string{"fake"}, r.queen.hive().WorkerTypes)
+	b := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "fake"})
+	must.Eq(t, "fake@1.2.3", b.ID)
+	must.Eq(t, "local", b.Source)
+	must.Eq(t, "fake:0", b.Devices[0].ID)
+	must.Eq(t, "", b.Problem)
+	j, events := r.follow(r.submit(core.Request{Operation: core.OpWorkerDownload, Type: "fake"}).ID)
+	must.Eq(t, core.JobSucceeded, j.State)
+	must.StrContains(t, logs(events), "there already")
+	j, events = r.follow(r.submit(core.Request{Operation: core.OpWorkerDownload, Type: "fake", Force: true}).ID)
+	must.Eq(t, core.JobSucceeded, j.State)
+	must.StrNotContains(t, logs(events), "there already")
+
+	f := r.failure(core.Request{Operation: core.OpWorkerDownload, Type: "other"})
+	must.Eq(t, core.Unsupported, f.Kind)
+	must.StrContains(t, f.Message, "There is no such device.")
+	f = r.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "other", Model: "tiny"})
+	must.Eq(t, core.Unsupported, f.Kind)
+	must.StrContains(t, f.Message, "There is no such device.")
+	f = r.failure(core.Request{Operation: core.OpWorkerDownload, Type: "cuda"})
+	must.Eq(t, core.NotFound, f.Kind)
+	must.StrContains(t, f.Hint, "fake, other")
+	f = r.failure(core.Request{Operation: core.OpWorkerDownload, Type: "fake", From: "fake:engine.tgz"})
+	must.Eq(t, core.Invalid, f.Kind)
+
+	resp, err := r.hives.GetBinary(t.Context(), &hivev1.GetBinaryRequest{Id: "fake"})
+	must.NoError(t, err)
+	must.Eq(t, "fake@1.2.3", resp.GetBinary().GetId())
+	_, err = r.hives.GetBinary(t.Context(), &hivev1.GetBinaryRequest{Id: "cuda"})
+	must.Eq(t, core.NotFound, core.KindOf(err))
+	r.spawn("") // takes the type that works
+	must.Eq(t, "fake", r.queen.workers()[0].Type)
+}
+
+func TestReplacedPluginIsInstalledAnew(t *testing.T) {
+	t.Parallel()
+	own := shortDir(t)
+	exe := filepath.Join(own, "rbee-worker-fake")
+	must.NoError(t, copyFile(filepath.Join(pluginDir, "rbee-worker-fake"), exe))
+	must.NoError(t, os.Chmod(exe, 0o700))
+	r := run(t, setup{change: func(o *Options) {
+		for i := range o.WorkerSpecs {
+			o.WorkerSpecs[i].Executable = exe
+		}
+	}})
+	old := r.spawn("fake")
+	before := r.binary()
+	// A newer build of the same version: what a developer does all day.
+	f, err := os.ReadFile(exe)
+	must.NoError(t, err)
+	must.NoError(t, os.Remove(exe))
+	must.NoError(t, os.WriteFile(exe, append(f, 0), 0o700))
+	r.spawn("fake")
+	after := r.binary()
+	must.NotEq(t, before.Digest, after.Digest)
+	must.NotEq(t, before.Path, after.Path)
+	// The first worker still runs from its own files.
+	_, err = os.Stat(before.Path)
+	must.NoError(t, err)
+	text, err := r.ask(t.Context(), old.Worker.ID, "still here")
+	must.NoError(t, err)
+	must.StrContains(t, text, "still here")
+}
+
+func (r *rig) binary() core.WorkerBinary {
+	r.t.Helper()
+	b, err := r.hive.store.Binary("fake")
+	must.NoError(r.t, err)
+	return b
+}
