@@ -93,7 +93,7 @@ func (a *app) connectOrStart(ctx context.Context) (*client.Client, error) {
 	err = c.Healthy(probe)
 	cancel()
 	if err == nil {
-		return c, nil
+		return c, a.awaitServing(ctx, c)
 	}
 	if named || ctx.Err() != nil || core.KindOf(err) != core.Unavailable {
 		return nil, a.explainUnreachable(ctx, c, err)
@@ -113,6 +113,26 @@ func (a *app) connectOrStart(ctx context.Context) (*client.Client, error) {
 	}
 	fmt.Fprintf(a.stderr, "It listens on %s. \"rbee agent stop\" ends it and its workers.\n", addr)
 	return a.connectTo([]string{addr})
+}
+
+// serveTimeout is what is waited for an agent that answers but cannot serve yet, since it is just starting or electing a leader.
+const serveTimeout = 10 * time.Second
+
+func (a *app) awaitServing(ctx context.Context, c *client.Client) error {
+	deadline := a.now().Add(serveTimeout)
+	for told := false; ; {
+		err := c.Ready(ctx)
+		if err == nil || ctx.Err() != nil || core.KindOf(err) != core.Unavailable || a.now().After(deadline) {
+			return err
+		}
+		if !told {
+			fmt.Fprintf(a.stderr, "The agent is not ready yet (%s): waiting.\n", cleanLine(err.Error()))
+			told = true
+		}
+		if err := sleep(ctx, loadPoll); err != nil {
+			return err
+		}
+	}
 }
 
 // completeTimeout bounds what a person waits for after the tab key.

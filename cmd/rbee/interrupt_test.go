@@ -145,6 +145,25 @@ func TestCommandsAtOnceStartOneWorker(t *testing.T) {
 	must.Len(t, 1, q.requests)
 }
 
+// An agent that is just starting is waited for.
+func TestAgentThatIsNotReadyYet(t *testing.T) {
+	t.Parallel()
+	q := newFakeQueen(t)
+	q.addWorker(fakeWorker("w1", "rbee-tiny"))
+	ready := func(yes bool) {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.down = !yes
+	}
+	ready(false)
+	r := start(t, q.http.URL, t.TempDir(), "infer", "--model", "rbee-tiny", "--prompt", "hello")
+	eventually(t, contains(r.err.String, "The agent is not ready yet (no leader): waiting."))
+	must.Eq(t, "", r.out.String())
+	ready(true)
+	must.Eq(t, 0, r.code(t), must.Sprint(r.err.String()))
+	must.Eq(t, "1: hello\n", r.out.String())
+}
+
 // noDefaultAgent skips a test that needs the default port free, since it is where the command line looks.
 func noDefaultAgent(t *testing.T) {
 	t.Helper()
