@@ -137,11 +137,8 @@ func (c *client) size(ctx context.Context, u *url.URL) int64 {
 // tarball is where a release's archive is fetched from. Mirrors often pass on npm's own addresses unchanged; npm's setting
 // replace-registry-host says which are replaced by the registry's, by default only those of npm's own registry.
 func (c *client) tarball(r release, registry *url.URL) (*url.URL, error) {
-	u, err := url.Parse(r.Dist.Tarball)
-	if err == nil {
-		u, err = registry.Parse(r.Dist.Tarball)
-	}
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+	u, err := registry.Parse(r.Dist.Tarball)
+	if r.Dist.Tarball == "" || err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
 		return nil, fmt.Errorf("the registry names no usable address of the archive: %w", catalog.ErrIntegrity)
 	}
 	u.User, u.Fragment = nil, ""

@@ -100,6 +100,9 @@ func (t *transfer) attempt(ctx context.Context) error {
 	if total >= 0 && t.size > 0 && total != t.size {
 		return t.changed()
 	}
+	if total < 0 && t.size > 0 {
+		total = t.size
+	}
 	t.etag = strongETag(resp)
 	if skip > 0 {
 		if _, err := io.CopyN(io.Discard, r, skip); err != nil {

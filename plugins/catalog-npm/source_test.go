@@ -1,0 +1,711 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha512"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+)
+
+const llama = "@node-llama-cpp/linux-x64@3.22.1"
+
+func TestResolveAndFetch(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, httptest.NewServer)
+	s := configured(t, "registry="+r.URL)
+	for _, ref := range []string{llama, "@node-llama-cpp/linux-x64@latest", "@node-llama-cpp/linux-x64"} {
+		m, err := s.Resolve(t.Context(), ref)
+		must.NoError(t, err)
+		must.Eq(t, catalog.Manifest{
+			Ref: llama, Name: "linux-x64", Kind: catalog.KindEngine, Version: "3.22.1", License: "MIT",
+			Files: []catalog.File{{
+				Ref: llama, Path: "linux-x64-3.22.1.tgz", SizeBytes: int64(len(r.archive)), Digest: r.digest(),
+				Locator: r.URL + "/@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz",
+			}},
+		}, m)
+		for _, offset := range []int64{0, 1, 300_000, int64(len(r.archive))} {
+			var b bytes.Buffer
+			must.NoError(t, s.Fetch(t.Context(), m.Files[0], offset, &b))
+			must.True(t, bytes.Equal(r.archive[offset:], b.Bytes()))
+		}
+	}
+	m, err := s.Resolve(t.Context(), "@node-llama-cpp/linux-x64@beta")
+	must.NoError(t, err)
+	must.Eq(t, "@node-llama-cpp/linux-x64@4.0.0-beta.1", m.Ref)
+	must.StrHasPrefix(t, "application/vnd.npm.install-v1+json", r.requests[0].Header.Get("Accept"))
+	must.Eq(t, "rbee-catalog-npm/1.0.0", r.requests[0].UserAgent())
+}
+
+func TestResolveRefusals(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, httptest.NewServer)
+	s := configured(t, "registry="+r.URL)
+	for ref, want := range map[string]struct {
+		is   error
+		hint string
+	}{
+		"":                                  {catalog.ErrInvalid, "npm:@scope/package@1.2.3"},
+		"../x@1.0.0":                        {catalog.ErrInvalid, "npm:@scope"},
+		"@a/b/c@1.0.0":                      {catalog.ErrInvalid, "npm:@scope"},
+		"@a/..@1.0.0":                       {catalog.ErrInvalid, "npm:@scope"},
+		"x?y@1":                             {catalog.ErrInvalid, "npm:@scope"},
+		"x@^1.2":                            {catalog.ErrInvalid, "Ranges"},
+		"x@1/../2":                          {catalog.ErrInvalid, "Ranges"},
+		"x@":                                {catalog.ErrInvalid, "Ranges"},
+		"@node-llama-cpp/linux-x65@3.22.1":  {catalog.ErrNotFound, "If the package is private, set //" + r.host() + "/:_authToken"},
+		"linux-x65":                         {catalog.ErrNotFound, "Check the spelling"},
+		"@node-llama-cpp/linux-x64@3.22.0":  {catalog.ErrNotFound, "There are 3.21.1, 3.22.1."},
+		"@node-llama-cpp/linux-x64@2.0.0":   {catalog.ErrNotFound, "There are 3.9.0, 3.22.1."},
+		"@node-llama-cpp/linux-x64@9.0.0":   {catalog.ErrNotFound, "There are 4.0.0-beta.1, 3.22.1."},
+		"@node-llama-cpp/linux-x64@nightly": {catalog.ErrNotFound, "3.22.1"},
+	} {
+		_, err := s.Resolve(t.Context(), ref)
+		must.ErrorIs(t, err, want.is, must.Sprint(ref))
+		must.StrContains(t, sdk.HintOf(err), want.hint, must.Sprint(ref))
+	}
+	_, err := newSource("1", nil).Resolve(t.Context(), llama)
+	must.ErrorContains(t, err, "not configured")
+}
+
+func TestDocuments(t *testing.T) {
+	t.Parallel()
+	dist := func(key string, value any) func(map[string]any) {
+		return editDist(func(d map[string]any) { d[key] = value })
+	}
+	sha256 := base64.StdEncoding.EncodeToString(make([]byte, 32))
+	for name, tc := range map[string]struct {
+		edit   func(map[string]any)
+		is     error
+		digest string
+	}{
+		"sha256 only":         {dist("integrity", "sha256-"+sha256), nil, "sha256:" + strings.Repeat("0", 64)},
+		"with options":        {dist("integrity", "sha256-"+sha256+"?x=y"), nil, "sha256:" + strings.Repeat("0", 64)},
+		"sha1 only":           {dist("integrity", "sha1-2jmj7l5rSw0yVb/vlWAYkK/YBwk="), catalog.ErrIntegrity, ""},
+		"no integrity":        {dist("integrity", ""), catalog.ErrIntegrity, ""},
+		"short integrity":     {dist("integrity", "sha512-"+sha256), catalog.ErrIntegrity, ""},
+		"integrity no base64": {dist("integrity", "sha512-!!!"), catalog.ErrIntegrity, ""},
+		"no tarball":          {dist("tarball", ""), catalog.ErrIntegrity, ""},
+		"tarball as file":     {dist("tarball", "file:///etc/passwd"), catalog.ErrIntegrity, ""},
+		"tarball as gopher":   {dist("tarball", "gopher://x/y"), catalog.ErrIntegrity, ""},
+		"old licence": {func(d map[string]any) {
+			d["versions"].(map[string]any)["3.22.1"].(map[string]any)["license"] = map[string]any{"type": "MIT"}
+		}, nil, "*"},
+		"no licence":  {func(d map[string]any) { delete(d["versions"].(map[string]any)["3.22.1"].(map[string]any), "license") }, nil, "*"},
+		"no versions": {func(d map[string]any) { delete(d, "versions") }, catalog.ErrNotFound, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRegistry(t, httptest.NewServer)
+			r.edit = tc.edit
+			m, err := configured(t, "registry="+r.URL).Resolve(t.Context(), llama)
+			if tc.is != nil {
+				must.ErrorIs(t, err, tc.is)
+				return
+			}
+			must.NoError(t, err)
+			if tc.digest != "*" {
+				must.Eq(t, tc.digest, m.Files[0].Digest)
+			}
+		})
+	}
+}
+
+func TestBadReplies(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		answer func(w http.ResponseWriter)
+		is     error
+		hint   string
+	}{
+		"a login page": {func(w http.ResponseWriter) { _, _ = io.WriteString(w, "<html>Welcome to the hotel</html>") }, catalog.ErrUnavailable, "portal"},
+		"cut JSON":     {func(w http.ResponseWriter) { _, _ = io.WriteString(w, `{"versions":{"1.0.0":`) }, catalog.ErrUnavailable, "portal"},
+		"too much":     {func(w http.ResponseWriter) { _, _ = w.Write(bytes.Repeat([]byte(" "), maxReplyBytes+1)) }, catalog.ErrUnsupported, ""},
+		"a bomb": {func(w http.ResponseWriter) {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			for range 64 {
+				_, _ = z.Write(make([]byte, 1<<20))
+			}
+			_ = z.Close()
+		}, catalog.ErrUnsupported, ""},
+		"teapot":    {func(w http.ResponseWriter) { w.WriteHeader(http.StatusTeapot) }, catalog.ErrUnavailable, "Is "},
+		"forbidden": {func(w http.ResponseWriter) { w.WriteHeader(http.StatusForbidden) }, catalog.ErrUnauthenticated, ":_authToken in "},
+		"trouble":   {func(w http.ResponseWriter) { w.WriteHeader(http.StatusBadGateway) }, catalog.ErrUnavailable, "Try again later"},
+		"busy":      {func(w http.ResponseWriter) { w.WriteHeader(http.StatusTooManyRequests) }, catalog.ErrUnavailable, "Try again later"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRegistry(t, httptest.NewServer)
+			r.before = func(w http.ResponseWriter, _ *http.Request) bool { tc.answer(w); return true }
+			_, err := configured(t, "registry="+r.URL).Resolve(t.Context(), llama)
+			must.ErrorIs(t, err, tc.is)
+			must.StrContains(t, sdk.HintOf(err), tc.hint)
+			attempts := 1
+			if name == "trouble" || name == "busy" {
+				attempts = maxAttempts
+			}
+			must.Eq(t, attempts, r.count("GET", "linux-x64"))
+		})
+	}
+}
+
+func TestRetriesAndRecovers(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, httptest.NewServer)
+	n := 0
+	r.before = func(w http.ResponseWriter, _ *http.Request) bool {
+		n++
+		switch n {
+		case 1:
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		case 2:
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	}
+	_, err := configured(t, "registry="+r.URL).Resolve(t.Context(), llama)
+	must.NoError(t, err)
+}
+
+func TestUnreachable(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	gone := l.Addr().String()
+	must.NoError(t, l.Close())
+	s := configured(t, "registry=http://"+gone)
+	_, err = s.Resolve(t.Context(), llama)
+	must.ErrorIs(t, err, catalog.ErrUnavailable)
+	must.ErrorContains(t, err, gone+" cannot be reached: ")
+	must.StrContains(t, sdk.HintOf(err), "NPM_CONFIG_HTTPS_PROXY")
+	must.StrContains(t, sdk.HintOf(err), ".npmrc")
+
+	s = configured(t, "registry=https://registry.invalid\nhttps-proxy=http://me:secret@"+gone)
+	_, err = s.Resolve(t.Context(), llama)
+	must.ErrorContains(t, err, "registry.invalid cannot be reached through the proxy "+gone)
+	must.StrNotContains(t, err.Error(), "secret")
+}
+
+// A connection that breaks again and again is mended by asking for the rest, of the same file.
+func TestFetchMends(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, httptest.NewServer)
+	var ranges, ifRanges []string
+	r.before = func(w http.ResponseWriter, q *http.Request) bool {
+		if q.Method != http.MethodGet || !strings.HasSuffix(q.URL.Path, ".tgz") {
+			return false
+		}
+		ranges, ifRanges = append(ranges, q.Header.Get("Range")), append(ifRanges, q.Header.Get("If-Range"))
+		must.Eq(t, "identity", q.Header.Get("Accept-Encoding"))
+		flaky(w, q, r.archive, 100_000)
+		return true
+	}
+	s := configured(t, "registry="+r.URL)
+	m, err := s.Resolve(t.Context(), llama)
+	must.NoError(t, err)
+	var b bytes.Buffer
+	must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, &b))
+	must.True(t, bytes.Equal(r.archive, b.Bytes()))
+	must.Eq(t, []string{"", "bytes=100000-", "bytes=200000-", "bytes=300000-", "bytes=400000-", "bytes=500000-"}, ranges)
+	must.Eq(t, []string{"", `"one"`, `"one"`, `"one"`, `"one"`, `"one"`}, ifRanges)
+}
+
+func TestFetchFaults(t *testing.T) {
+	t.Parallel()
+	type answer func(w http.ResponseWriter, q *http.Request, archive []byte, n int)
+	whole := func(w http.ResponseWriter, etag string, archive []byte) {
+		w.Header().Set("ETag", etag)
+		w.Header().Set("Content-Length", fmt.Sprint(len(archive)))
+		_, _ = w.Write(archive)
+	}
+	for name, tc := range map[string]struct {
+		offset int64
+		answer answer // of the n-th request
+		is     error  // nil: the bytes from the offset come whole
+	}{
+		"ranges ignored": {offset: 1000, answer: func(w http.ResponseWriter, _ *http.Request, a []byte, _ int) { whole(w, "", a) }},
+		"ranges ignored after a break": {answer: func(w http.ResponseWriter, q *http.Request, a []byte, n int) {
+			if n == 1 {
+				flaky(w, q, a, 5000)
+			}
+			whole(w, `"one"`, a)
+		}},
+		"changed after a break": {answer: func(w http.ResponseWriter, q *http.Request, a []byte, n int) {
+			if n == 1 {
+				flaky(w, q, a, 5000)
+			}
+			whole(w, `"two"`, a)
+		}, is: catalog.ErrIntegrity},
+		"another size": {answer: func(w http.ResponseWriter, _ *http.Request, a []byte, _ int) { whole(w, "", a[1:]) }, is: catalog.ErrIntegrity},
+		"another range": {offset: 1000, answer: func(w http.ResponseWriter, _ *http.Request, a []byte, _ int) {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", len(a)-1, len(a)))
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = w.Write(a)
+		}, is: catalog.ErrIntegrity},
+		"no range": {offset: 1000, answer: func(w http.ResponseWriter, _ *http.Request, a []byte, _ int) {
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = w.Write(a)
+		}, is: catalog.ErrIntegrity},
+		"range of another file": {offset: 1000, answer: func(w http.ResponseWriter, _ *http.Request, a []byte, _ int) {
+			w.Header().Set("Content-Range", "bytes 1000-1999/2000")
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = w.Write(a[:1000])
+		}, is: catalog.ErrIntegrity},
+		"too many bytes in a range": {offset: 1000, answer: func(w http.ResponseWriter, _ *http.Request, a []byte, _ int) {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes 1000-%d/%d", len(a)-1, len(a)))
+			w.WriteHeader(http.StatusPartialContent)
+			_ = http.NewResponseController(w).Flush()
+			_, _ = w.Write(append(a[1000:len(a):len(a)], "more"...))
+		}, is: catalog.ErrIntegrity},
+		"too few, without a length": {answer: func(w http.ResponseWriter, q *http.Request, a []byte, n int) {
+			start := 0
+			if _, err := fmt.Sscanf(q.Header.Get("Range"), "bytes=%d-", &start); err == nil {
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", start, len(a)-1, len(a)))
+				w.WriteHeader(http.StatusPartialContent)
+			}
+			_ = http.NewResponseController(w).Flush()
+			_, _ = w.Write(a[start:min(len(a), start+250_000)])
+		}},
+		"not satisfiable": {offset: 1000, answer: func(w http.ResponseWriter, _ *http.Request, _ []byte, _ int) {
+			w.Header().Set("Content-Range", "bytes */900")
+			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+		}, is: catalog.ErrIntegrity},
+		"gone": {answer: func(w http.ResponseWriter, _ *http.Request, _ []byte, _ int) { w.WriteHeader(http.StatusNotFound) }, is: catalog.ErrNotFound},
+		"always fails": {answer: func(w http.ResponseWriter, _ *http.Request, _ []byte, _ int) {
+			w.WriteHeader(http.StatusInternalServerError)
+		}, is: catalog.ErrUnavailable},
+		"breaks without a byte": {answer: func(http.ResponseWriter, *http.Request, []byte, int) { panic(http.ErrAbortHandler) }, is: catalog.ErrUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRegistry(t, httptest.NewServer)
+			s := configured(t, "registry="+r.URL)
+			m, err := s.Resolve(t.Context(), llama)
+			must.NoError(t, err)
+			n := 0
+			r.before = func(w http.ResponseWriter, q *http.Request) bool { n++; tc.answer(w, q, r.archive, n); return true }
+			var b bytes.Buffer
+			err = s.Fetch(t.Context(), m.Files[0], tc.offset, &b)
+			if tc.is == nil {
+				must.NoError(t, err)
+				must.True(t, bytes.Equal(r.archive[tc.offset:], b.Bytes()))
+				return
+			}
+			must.ErrorIs(t, err, tc.is)
+			must.True(t, bytes.HasPrefix(r.archive[tc.offset:], b.Bytes()), must.Sprint("what was written is the file's"))
+		})
+	}
+}
+
+func TestFetchStall(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, httptest.NewServer)
+	s := configured(t, "registry="+r.URL)
+	m, err := s.Resolve(t.Context(), llama)
+	must.NoError(t, err)
+	s.client.stall = 50 * time.Millisecond
+	n := 0
+	r.before = func(w http.ResponseWriter, q *http.Request) bool {
+		if n++; n > 1 {
+			return false
+		}
+		w.Header().Set("ETag", `"one"`)
+		w.Header().Set("Content-Length", fmt.Sprint(len(r.archive)))
+		_, _ = w.Write(r.archive[:1000])
+		_ = http.NewResponseController(w).Flush()
+		<-q.Context().Done() // says nothing more
+		return true
+	}
+	var b bytes.Buffer
+	must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, &b))
+	must.True(t, bytes.Equal(r.archive, b.Bytes()))
+	must.Eq(t, 2, n)
+
+	r.before = func(_ http.ResponseWriter, q *http.Request) bool { <-q.Context().Done(); return true }
+	s.client.stall = 5 * time.Millisecond
+	err = s.Fetch(t.Context(), m.Files[0], 0, &b)
+	must.ErrorIs(t, err, catalog.ErrUnavailable)
+	must.ErrorContains(t, err, "nothing has come for too long")
+}
+
+func TestFetchCancel(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, httptest.NewServer)
+	s := configured(t, "registry="+r.URL)
+	m, err := s.Resolve(t.Context(), llama)
+	must.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	r.before = func(w http.ResponseWriter, q *http.Request) bool {
+		cancel()
+		<-q.Context().Done()
+		return true
+	}
+	must.ErrorIs(t, s.Fetch(ctx, m.Files[0], 0, io.Discard), context.Canceled)
+
+	r.before = nil
+	failing := writer(func([]byte) (int, error) { return 0, io.ErrShortWrite })
+	must.ErrorIs(t, s.Fetch(t.Context(), m.Files[0], 0, failing), io.ErrShortWrite, must.Sprint("not repeated"))
+	for _, locator := range []string{"", "file:///etc/passwd", "http://me:secret@host/x", "::"} {
+		f := m.Files[0]
+		f.Locator = locator
+		err := s.Fetch(t.Context(), f, 0, io.Discard)
+		must.ErrorIs(t, err, catalog.ErrInvalid)
+		must.StrNotContains(t, err.Error(), "secret")
+	}
+	must.ErrorIs(t, s.Fetch(t.Context(), m.Files[0], int64(len(r.archive))+1, io.Discard), catalog.ErrInvalid)
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(b []byte) (int, error) { return w(b) }
+
+func TestCredentials(t *testing.T) {
+	t.Parallel()
+	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("me:pässword"))
+	for name, tc := range map[string]struct {
+		want  string
+		npmrc string // %[1]s is the host
+		env   []string
+	}{
+		"token":             {"Bearer t0ken", "//%[1]s/:_authToken=t0ken", nil},
+		"token by variable": {"Bearer t0ken", "//%[1]s/:_authToken=${MY_TOKEN}", []string{"MY_TOKEN=t0ken"}},
+		"token quoted":      {"Bearer t0#ken", `//%[1]s/:_authToken="t0#ken"`, nil},
+		"basic":             {basic, "//%[1]s/:_auth=" + strings.TrimPrefix(basic, "Basic "), nil},
+		"user and password": {basic, "//%[1]s/:username=me\n//%[1]s/:_password=" + base64.StdEncoding.EncodeToString([]byte("pässword")), nil},
+		"in the address":    {basic, "registry=http://me:p%%C3%%A4ssword@%[1]s/", nil},
+		"without a slash":   {"Bearer t0ken", "//%[1]s:_authToken=t0ken", nil},
+		"by environment":    {"Bearer t0ken", "", []string{"npm_config_//%[1]s/:_authToken=t0ken"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRegistry(t, httptest.NewServer)
+			r.token = tc.want
+			npmrc := "registry=" + r.URL + "\n"
+			if tc.npmrc != "" {
+				npmrc += fmt.Sprintf(tc.npmrc, r.host())
+			}
+			var env []string
+			for _, e := range tc.env {
+				env = append(env, strings.ReplaceAll(e, "%[1]s", r.host()))
+			}
+			s := configured(t, npmrc, env...)
+			m, err := s.Resolve(t.Context(), llama)
+			must.NoError(t, err)
+			must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, io.Discard))
+		})
+	}
+	t.Run("refused", func(t *testing.T) {
+		t.Parallel()
+		r := newRegistry(t, httptest.NewServer)
+		r.token = "Bearer right"
+		_, err := configured(t, "registry="+r.URL+"\n//"+r.host()+"/:_authToken=wr0ng").Resolve(t.Context(), llama)
+		must.ErrorIs(t, err, catalog.ErrUnauthenticated)
+		must.StrContains(t, sdk.HintOf(err), "renew //"+r.host()+"/:_authToken")
+		must.StrNotContains(t, err.Error()+sdk.HintOf(err), "wr0ng")
+		_, err = configured(t, "registry="+r.URL+"\n//"+r.host()+"/:_authToken=${UNKNOWN_TOKEN}").Resolve(t.Context(), llama)
+		must.StrContains(t, sdk.HintOf(err), "UNKNOWN_TOKEN")
+		_, err = configured(t, "registry="+r.URL+"\n//"+r.host()+"/private/:_authToken=right").Resolve(t.Context(), llama)
+		must.ErrorIs(t, err, catalog.ErrUnauthenticated, must.Sprint("credentials of a path are for that path"))
+		must.StrContains(t, sdk.HintOf(err), "wants credentials")
+	})
+}
+
+// Whoever a registry sends us to does not get the registry's credentials.
+func TestCredentialsStayHome(t *testing.T) {
+	t.Parallel()
+	home, other := newRegistry(t, httptest.NewServer), newRegistry(t, httptest.NewServer)
+	home.token, home.archive = "Bearer t0ken", other.archive
+	npmrc := "registry=" + home.URL + "\n//" + home.host() + "/:_authToken=t0ken"
+	silent := func(t *testing.T) {
+		t.Helper()
+		other.mu.Lock()
+		defer other.mu.Unlock()
+		must.SliceNotEmpty(t, other.requests)
+		for _, q := range other.requests {
+			must.Eq(t, "", q.Header.Get("Authorization"))
+		}
+	}
+	home.tarball = other.URL + "/@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz"
+	s := configured(t, npmrc)
+	m, err := s.Resolve(t.Context(), llama)
+	must.NoError(t, err)
+	must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, io.Discard))
+	silent(t)
+
+	home.tarball = ""
+	m, err = s.Resolve(t.Context(), llama)
+	must.NoError(t, err)
+	home.before = func(w http.ResponseWriter, q *http.Request) bool {
+		http.Redirect(w, q, other.URL+q.URL.Path, http.StatusFound)
+		return true
+	}
+	var b bytes.Buffer
+	must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, &b))
+	must.True(t, bytes.Equal(other.archive, b.Bytes()))
+	silent(t)
+}
+
+func TestRedirects(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, httptest.NewServer)
+	n := 0
+	r.before = func(w http.ResponseWriter, q *http.Request) bool {
+		n++
+		http.Redirect(w, q, q.URL.Path, http.StatusFound)
+		return true
+	}
+	_, err := configured(t, "registry="+r.URL).Resolve(t.Context(), llama)
+	must.ErrorContains(t, err, "redirects more than 5 times")
+	must.Eq(t, maxRedirects+1, n)
+
+	secure := newRegistry(t, tlsServer)
+	secure.before = func(w http.ResponseWriter, q *http.Request) bool {
+		http.Redirect(w, q, r.URL+q.URL.Path, http.StatusFound)
+		return true
+	}
+	_, err = configured(t, "registry="+secure.URL+"\nstrict-ssl=false").Resolve(t.Context(), llama)
+	must.ErrorContains(t, err, "less secure")
+	r.before = func(w http.ResponseWriter, q *http.Request) bool {
+		http.Redirect(w, q, "file:///etc/passwd", http.StatusFound)
+		return true
+	}
+	_, err = configured(t, "registry="+r.URL).Resolve(t.Context(), llama)
+	must.ErrorContains(t, err, "less secure")
+}
+
+// A registry must not make this machine ask its neighbours.
+func TestNoNeighbours(t *testing.T) {
+	t.Parallel()
+	home, other := newRegistry(t, httptest.NewServer), newRegistry(t, httptest.NewServer)
+	for _, target := range []string{other.URL, strings.Replace(other.URL, "127.0.0.1", "localhost", 1), strings.Replace(other.URL, "127.0.0.1", "[::ffff:127.0.0.1]", 1)} {
+		s := configured(t, "registry="+home.URL)
+		c, err := newClient(s.client.settings, "x", time.Second, time.Millisecond, false)
+		must.NoError(t, err)
+		s.client = c
+		home.tarball = target + "/x.tgz"
+		m, err := s.Resolve(t.Context(), llama)
+		must.NoError(t, err, must.Sprint("the registry itself may be here: the settings name it"))
+		err = s.Fetch(t.Context(), m.Files[0], 0, io.Discard)
+		must.ErrorIs(t, err, catalog.ErrForbidden)
+		must.StrContains(t, sdk.HintOf(err), "inside this network")
+	}
+	must.SliceEmpty(t, other.requests)
+}
+
+func TestScopes(t *testing.T) {
+	t.Parallel()
+	own, common := newRegistry(t, httptest.NewServer), newRegistry(t, httptest.NewServer)
+	s := configured(t, "registry="+common.URL+"\n@node-llama-cpp:registry="+own.URL)
+	m, err := s.Resolve(t.Context(), llama)
+	must.NoError(t, err)
+	must.StrHasPrefix(t, own.URL, m.Files[0].Locator)
+	must.Eq(t, 0, common.count("GET", ""))
+	_, err = s.Resolve(t.Context(), "plain@3.22.1")
+	must.NoError(t, err)
+	must.Eq(t, 1, common.count("GET", "/plain"))
+}
+
+// Mirrors often pass on npm's own addresses.
+func TestTarballHosts(t *testing.T) {
+	t.Parallel()
+	const public = "https://registry.npmjs.org/@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz"
+	for name, tc := range map[string]struct{ registry, setting, tarball, want string }{
+		"npm's own is replaced":      {"", "", public, "%s/@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz"},
+		"below the registry's path":  {"/npm/", "", public, "%s/npm/@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz"},
+		"not if that is forbidden":   {"", "never", public, public},
+		"another's is left alone":    {"", "", "https://cdn.example.org/x.tgz", "https://cdn.example.org/x.tgz"},
+		"another's if that is asked": {"", "always", "https://cdn.example.org/a/x.tgz", "%s/a/x.tgz"},
+		"relative":                   {"", "", "/a/x.tgz", "%s/a/x.tgz"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRegistry(t, httptest.NewServer)
+			r.tarball = tc.tarball
+			s := configured(t, "registry="+r.URL+tc.registry+"\nreplace-registry-host="+tc.setting+"\nproxy=http://127.0.0.1:1\nnoproxy=127.0.0.1")
+			s.client.backoff = 1
+			m, err := s.Resolve(t.Context(), llama)
+			must.NoError(t, err)
+			want := tc.want
+			if strings.Contains(want, "%s") {
+				want = fmt.Sprintf(want, r.URL)
+			}
+			must.Eq(t, want, m.Files[0].Locator)
+		})
+	}
+}
+
+func TestProxies(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		npmrc string
+		env   []string
+		used  bool
+	}{
+		"proxy":            {"proxy=http://me:pw@PROXY", nil, true},
+		"without a scheme": {"proxy=PROXY", nil, true},
+		"by environment":   {"", []string{"http_proxy=http://PROXY"}, true},
+		"npm's variable":   {"", []string{"NPM_CONFIG_PROXY=http://PROXY"}, true},
+		"not for this":     {"proxy=http://PROXY\nnoproxy=example.org,127.0.0.1", nil, false},
+		"not for any":      {"proxy=http://PROXY\nnoproxy=*", nil, false},
+		"noproxy variable": {"proxy=http://PROXY", []string{"NO_PROXY=127.0.0.1"}, false},
+		"another's port":   {"proxy=http://PROXY\nnoproxy=127.0.0.1:1", nil, true},
+		"switched off":     {"proxy=null", nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRegistry(t, httptest.NewServer)
+			addr, hosts := connectProxy(t)
+			var env []string
+			for _, e := range tc.env {
+				env = append(env, strings.ReplaceAll(e, "PROXY", addr))
+			}
+			for i, e := range env { // the names of variables hold the word as well
+				if strings.HasPrefix(e, "NPM_CONFIG_"+addr) {
+					env[i] = strings.Replace(e, "NPM_CONFIG_"+addr, "NPM_CONFIG_PROXY", 1)
+				}
+				if strings.HasPrefix(e, "NO_"+addr) {
+					env[i] = strings.Replace(e, "NO_"+addr, "NO_PROXY", 1)
+				}
+			}
+			s := configured(t, "registry="+r.URL+"\n"+strings.ReplaceAll(tc.npmrc, "PROXY", addr), env...)
+			m, err := s.Resolve(t.Context(), llama)
+			must.NoError(t, err)
+			must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, io.Discard))
+			must.Eq(t, tc.used, len(hosts()) > 0)
+			if name == "proxy" {
+				must.StrContains(t, hosts()[0], base64.StdEncoding.EncodeToString([]byte("me:pw")))
+			}
+		})
+	}
+	t.Run("https", func(t *testing.T) {
+		t.Parallel()
+		addr, hosts := connectProxy(t)
+		s := configured(t, "registry=https://registry.invalid\nproxy=http://127.0.0.1:1\nhttps-proxy=http://"+addr)
+		_, err := s.Resolve(t.Context(), llama)
+		must.ErrorIs(t, err, catalog.ErrUnavailable)
+		must.SliceContains(t, hosts(), "registry.invalid:443 ")
+	})
+}
+
+func TestCertificates(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, tlsServer)
+	cert := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.Certificate().Raw}))
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	must.NoError(t, os.WriteFile(file, []byte(cert), 0o600))
+	for name, tc := range map[string]struct {
+		npmrc string
+		env   []string
+	}{
+		"cafile":              {"cafile=" + file, nil},
+		"ca":                  {`ca="` + strings.ReplaceAll(cert, "\n", `\n`) + `"`, nil},
+		"ca list":             {`ca[]="` + strings.ReplaceAll(cert, "\n", `\n`) + `"`, nil},
+		"NODE_EXTRA_CA_CERTS": {"", []string{"NODE_EXTRA_CA_CERTS=" + file}},
+		"not checked":         {"strict-ssl=false", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := configured(t, "registry="+r.URL+"\n"+tc.npmrc, tc.env...).Resolve(t.Context(), llama)
+			must.NoError(t, err)
+		})
+	}
+	t.Run("unknown", func(t *testing.T) {
+		t.Parallel()
+		r := newRegistry(t, tlsServer)
+		_, err := configured(t, "registry="+r.URL).Resolve(t.Context(), llama)
+		must.ErrorIs(t, err, catalog.ErrUnavailable)
+		must.StrContains(t, sdk.HintOf(err), "set cafile")
+		must.SliceEmpty(t, r.requests)
+	})
+}
+
+func TestSearch(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, httptest.NewServer)
+	s := configured(t, "registry="+r.URL)
+	var items []catalog.Item
+	emit := func(i catalog.Item) error { items = append(items, i); return nil }
+	must.NoError(t, s.Search(t.Context(), catalog.Query{Text: "llama", Kind: catalog.KindEngine}, emit))
+	must.Eq(t, []catalog.Item{{Ref: llama, Kind: catalog.KindEngine, Name: "@node-llama-cpp/linux-x64", Summary: "for Linux", License: "MIT"}}, items)
+	before := r.count("GET", "search")
+	must.NoError(t, s.Search(t.Context(), catalog.Query{Text: "llama", Kind: catalog.KindModel}, emit))
+	must.NoError(t, s.Search(t.Context(), catalog.Query{}, emit))
+	must.Eq(t, before, r.count("GET", "search"), must.Sprint("nobody is asked"))
+}
+
+func TestConfigure(t *testing.T) {
+	t.Parallel()
+	empty := home(t, "")
+	unreadable := filepath.Join(t.TempDir(), "ca.pem")
+	must.NoError(t, os.WriteFile(unreadable, []byte("no certificate"), 0o600))
+	for name, tc := range map[string]struct {
+		json    string
+		npmrc   string
+		summary string
+		at      string
+		warning bool
+	}{
+		"relative userconfig": {`{"userconfig":"x"}`, "", "Not a whole path", "userconfig", false},
+		"missing userconfig":  {`{"userconfig":"` + empty + `/none"}`, "", "No such file", "userconfig", false},
+		"registry":            {`{"registry":"ftp://x"}`, "", "Unusable registry", "registry", false},
+		"registry in npmrc":   {`{}`, "registry=nonsense", "Unusable registry", "", false},
+		"proxy":               {`{}`, "proxy=http://", "Unusable proxy", "", false},
+		"cafile missing":      {`{}`, "cafile=/none", "Unusable certificates", "", false},
+		"cafile empty":        {`{}`, "cafile=" + unreadable, "Unusable certificates", "", false},
+		"no check":            {`{}`, "strict-ssl=false", "Certificates are not checked", "", true},
+		"variable":            {`{}`, "//x/:_authToken=${NOT_THERE}", "Variable not set", "", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSource("1", []string{"HOME=" + home(t, tc.npmrc), "npm_config_globalconfig=/dev/null"})
+			d, err := s.Configure(t.Context(), sdk.Config{JSON: json.RawMessage(tc.json)})
+			must.NoError(t, err)
+			must.SliceLen(t, 1, d, must.Sprint(d))
+			must.Eq(t, tc.summary, d[0].Summary)
+			must.Eq(t, tc.warning, !d.HasErrors())
+			must.StrHasSuffix(t, ".", d[0].Detail)
+			if tc.at != "" {
+				must.Eq(t, []any{tc.at}, d[0].Path)
+			}
+		})
+	}
+}
+
+// The real registry, as this machine's npm is set up.
+func TestLive(t *testing.T) {
+	if os.Getenv("RBEE_TEST_LIVE_NPM") != "1" {
+		t.Skip("set RBEE_TEST_LIVE_NPM=1 to ask the real registry")
+	}
+	s := newSource("0.0.0-test", os.Environ())
+	d, err := s.Configure(t.Context(), sdk.Config{})
+	must.NoError(t, err)
+	must.False(t, d.HasErrors(), must.Sprint(d))
+	m, err := s.Resolve(t.Context(), llama)
+	must.NoError(t, err)
+	must.Eq(t, llama, m.Ref)
+	must.StrHasPrefix(t, "sha512:", m.Files[0].Digest)
+	h := sha512.New()
+	must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, h))
+	must.Eq(t, m.Files[0].Digest, "sha512:"+hex.EncodeToString(h.Sum(nil)))
+	t.Logf("%+v", m)
+}
