@@ -1,0 +1,44 @@
+package llamacpp_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/llamacpp"
+	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+// options are what the conformance suite needs to know of the worker type cpu.
+func options(t *testing.T) sdktest.WorkerOptions {
+	t.Helper()
+	dir := os.Getenv("RBEE_TEST_ENGINE_DIR")
+	if dir == "" {
+		t.Skip("RBEE_TEST_ENGINE_DIR is not set: `make test` fetches the engine and sets it")
+	}
+	model, err := filepath.Abs("../catalog-builtin/rbee-tiny.gguf")
+	must.NoError(t, err)
+	return sdktest.WorkerOptions{
+		BadConfig: json.RawMessage(`{"kv_cache_type":"q1"}`), EngineDir: dir, ModelPath: model, Threads: 1,
+		Prompt: "What is a queen?", LongPrompt: "Tell me a short story about a bee named Pip.",
+	}
+}
+
+func TestConformance(t *testing.T) {
+	sdktest.Worker(t, sdktest.WorkerInProcess(func() worker.Backend { return llamacpp.New(llamacpp.CPU) }), options(t))
+}
+
+func TestConformanceOfTheBinary(t *testing.T) {
+	o := options(t)
+	exe := filepath.Join(t.TempDir(), "rbee-worker-cpu")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", exe, "../worker-cpu")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	must.NoError(t, err, must.Sprintf("%s", out))
+	sdktest.Worker(t, sdktest.WorkerBinary(exe), o)
+}
