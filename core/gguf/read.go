@@ -25,7 +25,6 @@ type parser struct {
 	alignment uint64
 	keys      map[string]struct{}
 	out       File
-	fileType  string
 	numbers   map[string]uint64 // architecture-dependent numbers by full key
 	lists     map[string][]int  // the same, one per layer
 }

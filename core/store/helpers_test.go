@@ -89,7 +89,6 @@ type item struct {
 	typ  byte // 0: a file
 	link string
 	mode int64
-	size int64 // in the header, if it shall lie
 }
 
 func targz(t *testing.T, items ...item) []byte {

@@ -15,6 +15,6 @@ func freeBytes(dir string) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		return int64(st.Bavail) * int64(st.Bsize), nil
+		return int64(st.Bavail) * int64(st.Bsize), nil //nolint:unconvert // of another type on darwin
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
 // The digest that rbee-tiny.md names; whoever changes the model changes both.
@@ -96,4 +97,11 @@ func TestTextNamesThisFile(t *testing.T) {
 	text, err := os.ReadFile("rbee-tiny.md")
 	must.NoError(t, err)
 	must.StrContains(t, string(text), strings.TrimPrefix(tinyDigest, "sha256:"))
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	sdktest.Catalog(t, sdktest.CatalogInProcess(func() catalog.Source { return newSource("1.2.3", tiny) }), sdktest.CatalogOptions{
+		BadConfig: json.RawMessage(`{"model":"x"}`), Ref: "rbee-tiny", NoRef: "rbee-huge", Query: "rbee-tiny",
+	})
 }

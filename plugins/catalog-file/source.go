@@ -148,8 +148,10 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 				return ctx.Err()
 			case visited > maxVisited:
 				return fs.SkipAll
+			case d == nil || err != nil && !d.IsDir():
+				return nil
 			case err != nil:
-				return nil // a folder that cannot be read has nothing to offer
+				return fs.SkipDir // a folder that cannot be read has nothing to offer
 			case d.IsDir():
 				if name != "." && strings.HasPrefix(d.Name(), ".") || strings.Count(name, "/") >= maxDepth {
 					return fs.SkipDir
@@ -158,12 +160,12 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 			case !strings.EqualFold(filepath.Ext(name), ".gguf") || part.MatchString(d.Name()):
 				return nil
 			}
-			info, err := root.Stat(filepath.FromSlash(name)) // also through a link that stays inside
-			if err != nil || !info.Mode().IsRegular() {
+			whole := filepath.Join(folder, filepath.FromSlash(name))
+			if !strings.Contains(strings.ToLower(whole), text) {
 				return nil
 			}
-			whole := filepath.Join(folder, filepath.FromSlash(name))
-			if strings.Contains(strings.ToLower(whole), text) {
+			// Also through a link that stays inside.
+			if info, err := root.Stat(filepath.FromSlash(name)); err == nil && info.Mode().IsRegular() {
 				found = append(found, catalog.Item{Ref: whole, Kind: catalog.KindModel, Name: nameOf(whole), Summary: whole, SizeBytes: info.Size()})
 			}
 			return nil

@@ -16,6 +16,7 @@ import (
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
 func configured(t *testing.T, allowAny bool, paths ...string) *source {
@@ -195,4 +196,15 @@ func TestConfigure(t *testing.T) {
 	d, err := newSource("1").Configure(t.Context(), sdk.Config{})
 	must.NoError(t, err)
 	must.SliceEmpty(t, d)
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := write(t, filepath.Join(dir, "m.gguf"), "GGUF and the rest")
+	config, err := json.Marshal(map[string]any{"paths": []string{dir}})
+	must.NoError(t, err)
+	sdktest.Catalog(t, sdktest.CatalogInProcess(func() catalog.Source { return newSource("1.2.3") }), sdktest.CatalogOptions{
+		Config: config, BadConfig: json.RawMessage(`{"paths":["models"]}`), Ref: path, NoRef: filepath.Join(dir, "none.gguf"), Query: "m",
+	})
 }

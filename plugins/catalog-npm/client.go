@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -77,7 +79,7 @@ func (s *settings) roots() (*x509.CertPool, error) {
 	}
 	inline := s.lists["ca"]
 	if v := s.set("ca"); v != "" {
-		inline = append(inline[:len(inline):len(inline)], v)
+		inline = append(slices.Clip(inline), v)
 	}
 	if len(inline) > 0 || s.set("cafile") != "" {
 		pool = x509.NewCertPool() // npm's own meaning: these and no others
@@ -174,9 +176,7 @@ func (c *client) do(ctx context.Context, method string, u *url.URL, header http.
 		if err != nil {
 			return nil, err
 		}
-		for k, v := range header {
-			req.Header[k] = v
-		}
+		maps.Copy(req.Header, header)
 		req.Header.Set("User-Agent", c.userAgent)
 		if a := c.settings.authorization(u); a != "" {
 			req.Header.Set("Authorization", a)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -74,6 +75,10 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Type", "application/octet-stream")
 		http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(r.archive))
 	case "/-/v1/search":
+		if !strings.Contains("node-llama-cpp", req.URL.Query().Get("text")) {
+			_, _ = io.WriteString(w, `{"objects":[],"total":0}`)
+			return
+		}
 		_, _ = fmt.Fprint(w, `{"objects":[{"package":{"name":"@node-llama-cpp/linux-x64","version":"3.22.1","description":"for Linux\nmore","license":"MIT"}},{"package":{"name":"../bad","version":"1"}}]}`)
 	default:
 		http.NotFound(w, req)
@@ -175,9 +180,7 @@ func connectProxy(t *testing.T) (addr string, hosts func() []string) {
 			return
 		}
 		defer resp.Body.Close()
-		for k, v := range resp.Header {
-			w.Header()[k] = v
-		}
+		maps.Copy(w.Header(), resp.Header)
 		w.WriteHeader(resp.StatusCode)
 		var b bytes.Buffer
 		_, _ = b.ReadFrom(resp.Body)

@@ -24,6 +24,7 @@ import (
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
 const llama = "@node-llama-cpp/linux-x64@3.22.1"
@@ -708,4 +709,14 @@ func TestLive(t *testing.T) {
 	must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, h))
 	must.Eq(t, m.Files[0].Digest, "sha512:"+hex.EncodeToString(h.Sum(nil)))
 	t.Logf("%+v", m)
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	r := newRegistry(t, httptest.NewServer)
+	dir := home(t, "registry="+r.URL)
+	target := sdktest.CatalogInProcess(func() catalog.Source {
+		return newSource("1.2.3", []string{"HOME=" + dir, "npm_config_globalconfig=/dev/null"})
+	})
+	sdktest.Catalog(t, target, sdktest.CatalogOptions{BadConfig: json.RawMessage(`{"registry":"ftp://x"}`), Ref: llama, NoRef: "@node-llama-cpp/linux-x64@1.0.0", Query: "llama"})
 }
