@@ -197,6 +197,62 @@ func TestDamagedAndForeignHandles(t *testing.T) {
 	must.Eq(t, "signal", lines.Text())
 }
 
+func TestRetirementGoesOnUnderTheNextAgent(t *testing.T) {
+	t.Parallel()
+	const slow = `
+worker "slow" {
+  plugin = "rbee-worker-fake"
+  config {
+    token_delay = "300ms"
+  }
+}`
+	a := run(t, setup{workers: slow, keep: true})
+	w := a.spawn("slow")
+	type answer struct {
+		text string
+		err  error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		text, err := a.ask(t.Context(), w.Worker.ID, strings.Repeat("word ", 10))
+		answers <- answer{text, err}
+	}()
+	a.told(patience, func(list []core.Worker) error {
+		if len(list) != 1 || list[0].Load.Active != 1 {
+			return fmt.Errorf("told of %+v", list)
+		}
+		return nil
+	})
+	a.submit(core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.Worker.ID})
+	a.told(patience, func(list []core.Worker) error {
+		if len(list) != 1 || list[0].State != core.WorkerRetiring {
+			return fmt.Errorf("told of %+v", list)
+		}
+		return nil
+	})
+	coretest.Eventually(t, patience, func() error { // the drain has reached the worker
+		h, _ := a.hive.worker(w.Worker.ID)
+		if s, err := h.proc.Status(t.Context()); err != nil || s.State != "draining" {
+			return fmt.Errorf("%v %v", s, err)
+		}
+		return nil
+	})
+	a.stop()
+	b := run(t, setup{workers: slow, dir: a.dir})
+	must.Eq(t, core.WorkerRetiring, b.queen.workers()[0].State)
+	got := <-answers
+	must.NoError(t, got.err)
+	must.Eq(t, 10, len(strings.Fields(got.text)))
+	b.told(patience, count(0))
+	coretest.Eventually(t, patience, func() error {
+		if n := len(entries(t, filepath.Join(b.dir, "hive", "workers"))); n > 0 {
+			return fmt.Errorf("%d handles are left", n)
+		}
+		return nil
+	})
+	b.nothingLeft()
+}
+
 func TestReplacedExecutableIsNotTakenOver(t *testing.T) {
 	t.Parallel()
 	a := run(t, setup{keep: true})

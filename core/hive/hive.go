@@ -72,6 +72,7 @@ type Hive struct {
 
 	tasks   chan func(ctx context.Context) // run by Run, which waits for them
 	adopted chan struct{}                  // closed when the workers of an earlier agent are taken over
+	ending  chan struct{}                  // closed when Run is told to end
 	over    chan struct{}                  // closed when Run takes no more tasks
 
 	mu       sync.Mutex // guards below
@@ -112,7 +113,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	opts.StopGrace = cmp.Or(opts.StopGrace, defaultStopGrace)
 	h := &Hive{
 		opts: opts, log: opts.Logger.Named("hive"), now: opts.Now, disk: disk, store: s, plugins: p, types: newTypes(opts.WorkerSpecs),
-		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), over: make(chan struct{}),
+		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), ending: make(chan struct{}), over: make(chan struct{}),
 		workers: map[string]*worker{}, reserved: map[string]int64{}, launches: map[string]int{},
 	}
 	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
@@ -154,6 +155,15 @@ func (h *Hive) Run(ctx context.Context) error {
 		wg.Go(func() { h.supervise(life, w) })
 	}
 	close(h.adopted)
+	for _, w := range found {
+		if w.stateNow() == core.WorkerRetiring { // what the earlier agent began is brought to its end
+			wg.Go(func() {
+				if err := h.endWorker(w, defaultRetireGrace); err != nil {
+					h.log.Warn("go on with a retirement", "worker", w.id(), "error", err)
+				}
+			})
+		}
+	}
 
 	wg.Go(func() { h.catalogs.run(life) })
 	wg.Go(func() {
@@ -176,13 +186,14 @@ func (h *Hive) Run(ctx context.Context) error {
 	})
 
 	ended := make(chan error, 1)
-	ending := ctx.Done()
+	told := ctx.Done()
 	for {
 		select {
 		case task := <-h.tasks:
 			wg.Go(func() { task(life) })
-		case <-ending:
-			ending = nil
+		case <-told:
+			told = nil
+			close(h.ending)
 			wg.Go(func() { ended <- h.end(life) }) // meanwhile tasks are still taken: ending jobs need their workers supervised
 		case err := <-ended:
 			close(h.over)
@@ -195,11 +206,9 @@ func (h *Hive) Run(ctx context.Context) error {
 func (h *Hive) end(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, exitGrace)
 	defer cancel()
-	if err := h.jobs.Close(ctx); err != nil {
-		return err
-	}
+	err := h.jobs.Close(ctx)
 	if !h.opts.StopWorkersOnExit {
-		return nil
+		return err
 	}
 	var wg sync.WaitGroup
 	for _, w := range h.all() {
@@ -217,7 +226,7 @@ func (h *Hive) end(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	return nil
+	return err
 }
 
 // task has Run run f and wait for it. Errors: Unavailable when Run ends.

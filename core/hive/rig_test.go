@@ -150,7 +150,7 @@ type setup struct {
 // shortDir is a folder whose path leaves room for sockets.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "rh")
+	dir, err := os.MkdirTemp("", "rh") //nolint:usetesting // t.TempDir holds the test's name and is too long for sockets
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
 	return dir

@@ -122,6 +122,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	if err != nil {
 		return nil, h.failedLoad(ctx, w, model, err)
 	}
+	h.refresh(ctx, w)
 	h.beat.bump()
 	h.log.Info("worker is ready", "worker", id, "model", model.ID, "device", hd.Device, "pid", w.pid())
 	return w, nil

@@ -16,6 +16,9 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
+// probeTimeout bounds a probe that nobody waits for but the end of the agent.
+const probeTimeout = 3 * time.Second
+
 // workerType is one worker type of the hive and what its probe found.
 type workerType struct {
 	spec pluginhost.Spec
@@ -122,6 +125,52 @@ func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDi
 	info = p.Info()
 	f, err = p.FingerprintOnce(ctx)
 	return info, f, said("probe "+s.Name, err)
+}
+
+// refresh asks a worker what is free on its devices now. What it does not answer stays as it was.
+func (h *Hive) refresh(ctx context.Context, w *worker) {
+	t, err := h.workerType(w.handle.Attachment.Type)
+	if err != nil {
+		return // of a type that is not configured any more
+	}
+	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
+	defer cancel()
+	if f, err := w.proc.FingerprintOnce(ctx); err == nil && f.Problem == "" {
+		t.note(w.proc.Info(), f)
+		h.beat.bump()
+	}
+}
+
+// refreshAfter looks at the devices again once the last worker of a type has ended and nobody else can tell what became free.
+func (h *Hive) refreshAfter(ctx context.Context, w *worker) {
+	t, err := h.workerType(w.handle.Attachment.Type)
+	if err != nil || isDone(h.ending) {
+		return
+	}
+	if _, f, found := t.known(); !found || (typeView{Devices: devicesOf(f)}).onlyCPU() {
+		return // main memory is read with every heartbeat
+	}
+	for _, other := range h.all() {
+		if other.handle.Attachment.Type == t.name() {
+			h.refresh(ctx, other)
+			return
+		}
+	}
+	// A probe is short: it is not cut in the middle of its launch when the agent ends.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
+	defer cancel()
+	exe, engine, err := h.store.BinaryPaths(w.handle.Binary)
+	if err != nil {
+		return // removed meanwhile
+	}
+	defer h.hold(exe)()
+	info, f, err := h.fingerprint(ctx, t.spec, exe, engine)
+	if err != nil {
+		h.log.Warn("look at the devices of an ended worker", "plugin", t.name(), "error", err)
+		return
+	}
+	t.note(info, f)
+	h.beat.bump()
 }
 
 // workerType finds a worker type by name. Errors: NotFound naming those there are.

@@ -18,6 +18,8 @@ const (
 	pollActive  = 250 * time.Millisecond // between looks at a worker that has requests
 	pollIdle    = time.Second            // between looks at one that has none
 	pollTimeout = 2 * time.Second
+	// refreshEvery is between looks at the free memory of the devices of a worker.
+	refreshEvery = 30 * time.Second
 )
 
 // worker is one worker process and what is known of it.
@@ -136,10 +138,12 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	failing := false
+	refreshed := time.Now()
 	for {
 		select {
 		case <-w.proc.Done():
 			h.bury(w)
+			h.refreshAfter(ctx, w)
 			return
 		case <-ctx.Done():
 			h.letGo(w.id(), w.proc)
@@ -156,6 +160,10 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 			h.log.Warn("a worker does not tell its state", "worker", w.id(), "error", err)
 		}
 		failing = err != nil
+		if err == nil && time.Since(refreshed) >= refreshEvery {
+			refreshed = time.Now()
+			h.refresh(ctx, w)
+		}
 		w.mu.Lock()
 		active := w.status.Active+w.status.Queued > 0
 		w.mu.Unlock()
