@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"path"
 	"slices"
@@ -171,6 +172,9 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 		} `json:"objects"`
 	}
 	if err := c.get(ctx, u, "application/json", &found); err != nil {
+		if f, ok := errors.AsType[*failure](err); ok && (f.status == http.StatusNotFound || f.status == http.StatusMethodNotAllowed || f.status == http.StatusNotImplemented) {
+			return nil // many mirrors cannot be searched
+		}
 		return err
 	}
 	for _, o := range found.Objects[:min(limit, len(found.Objects))] {
