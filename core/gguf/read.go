@@ -244,7 +244,7 @@ func (p *parser) tensors(count int) error {
 		size := mul(elements/typ.elements, typ.bytes)
 		end, carry := bits.Add64(offset, size, 0)
 		if carry != 0 || end > p.size {
-			return bad("the tensor %s lies beyond the file's end", shown(name))
+			return bad("the tensor %s lies beyond the end of the file", shown(name))
 		}
 		ofType[t] += size // at most count × the file's size, which cannot overflow
 		parameters, total = add(parameters, elements), add(total, size)
@@ -259,7 +259,7 @@ func (p *parser) tensors(count int) error {
 	})
 	for i, s := range spans {
 		if data > p.size || s.end > p.size-data {
-			return bad("the tensor %s lies beyond the file's end", shown(s.name))
+			return bad("the tensor %s lies beyond the end of the file", shown(s.name))
 		}
 		if i > 0 && s.start < spans[i-1].end {
 			return bad("the tensors %s and %s overlap", shown(spans[i-1].name), shown(s.name))

@@ -95,7 +95,7 @@ func TestPutModelRefuses(t *testing.T) {
 		"right digest, size bigger": {announced: good, served: good, size: int64(len(good)) + 1, kind: core.Integrity, says: "ended after"},
 		"right digest, size less":   {announced: good, served: good, size: int64(len(good)) - 1, kind: core.Integrity, says: "longer than"},
 		"no GGUF":                   {announced: []byte("hello, world"), served: []byte("hello, world"), kind: core.Integrity, says: "does not start with GGUF"},
-		"a GGUF cut by its maker":   {announced: cut, served: cut, kind: core.Integrity, says: "beyond the file's end"},
+		"a GGUF cut by its maker":   {announced: cut, served: cut, kind: core.Integrity, says: "beyond the end of the file"},
 		"a lying header":            {announced: lying, served: lying, kind: core.Integrity, says: "more than fit"},
 		"digest too short":          {announced: good, served: good, digest: "sha256:abcd", kind: core.Invalid, says: "not a digest"},
 		"digest that is a path":     {announced: good, served: good, digest: "sha256:../../../../../../../../../../../../etc/passwd", kind: core.Invalid, says: "not a digest"},
