@@ -216,7 +216,7 @@ func TestFetchStall(t *testing.T) {
 	s := configured(t, "registry="+r.URL)
 	m, err := s.Resolve(t.Context(), llama)
 	must.NoError(t, err)
-	s.client.stall = 50 * time.Millisecond
+	s.client.stall = 300 * time.Millisecond
 	n := 0
 	r.before = func(w http.ResponseWriter, q *http.Request) bool {
 		if n++; n > 1 {
@@ -232,7 +232,7 @@ func TestFetchStall(t *testing.T) {
 	var b bytes.Buffer
 	must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, &b))
 	must.True(t, bytes.Equal(r.archive, b.Bytes()))
-	must.Eq(t, 2, n)
+	must.GreaterEq(t, 2, n)
 
 	r.before = func(_ http.ResponseWriter, q *http.Request) bool { <-q.Context().Done(); return true }
 	s.client.stall = 5 * time.Millisecond
