@@ -221,8 +221,9 @@ func (h *Hive) probeBinary(ctx context.Context, t *workerType, b core.WorkerBina
 		return core.WorkerBinary{}, err
 	}
 	info, f, err := h.fingerprint(ctx, t.spec, exe, engine)
-	if ctx.Err() != nil {
-		return core.WorkerBinary{}, core.E("probe "+b.ID, core.KindOf(ctx.Err()), ctx.Err())
+	switch core.KindOf(err) {
+	case core.Cancelled, core.DeadlineExceeded, core.Unavailable:
+		return core.WorkerBinary{}, err // says nothing about the binary
 	}
 	problem := f.Problem
 	if err != nil {

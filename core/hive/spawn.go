@@ -67,7 +67,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	}
 	defer h.hold(exe)()
 	id := newID()
-	p, err := h.plugins.LaunchWorker(ctx, pluginhost.WorkerLaunch{
+	p, err := h.launch(ctx, pluginhost.WorkerLaunch{
 		Spec: t.spec, Executable: exe, EngineDir: engine, WorkerID: id, Nonce: randomHex(16),
 		RunDir: h.disk.runDir(id), LogFile: h.disk.logFile(id), Tethered: h.opts.StopWorkersOnExit,
 	})

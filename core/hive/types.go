@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -18,6 +20,12 @@ import (
 
 // probeTimeout bounds a probe that nobody waits for but the end of the agent.
 const probeTimeout = 3 * time.Second
+
+// An executable that is open for writing is tried again so often, with so much time between.
+const (
+	busyTries = 50
+	busyWait  = 20 * time.Millisecond
+)
 
 // workerType is one worker type of the hive and what its probe found.
 type workerType struct {
@@ -111,7 +119,7 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 
 // fingerprint runs a worker plugin as a probe. exe and engineDir are the installed binary's, or empty.
 func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDir string) (info sdk.Info, f sdkworker.Fingerprint, err error) {
-	p, err := h.plugins.LaunchWorker(ctx, pluginhost.WorkerLaunch{Spec: s, Executable: exe, EngineDir: engineDir, Tethered: true})
+	p, err := h.launch(ctx, pluginhost.WorkerLaunch{Spec: s, Executable: exe, EngineDir: engineDir, Tethered: true})
 	if err != nil {
 		return info, f, said("launch "+s.Name, err)
 	}
@@ -125,6 +133,22 @@ func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDi
 	info = p.Info()
 	f, err = p.FingerprintOnce(ctx)
 	return info, f, said("probe "+s.Name, err)
+}
+
+// launch launches a worker plugin. A fresh executable may still be open for writing in a process that is just being forked off to
+// run something else; that is over in a moment.
+func (h *Hive) launch(ctx context.Context, l pluginhost.WorkerLaunch) (workerProcess, error) {
+	for tries := 1; ; tries++ {
+		p, err := h.plugins.LaunchWorker(ctx, l)
+		if !errors.Is(err, syscall.ETXTBSY) || tries == busyTries {
+			return p, err
+		}
+		select {
+		case <-time.After(busyWait):
+		case <-ctx.Done():
+			return nil, core.E("launch "+l.Spec.Name, core.KindOf(ctx.Err()), ctx.Err())
+		}
+	}
 }
 
 // refresh asks a worker what is free on its devices now. What it does not answer stays as it was.
