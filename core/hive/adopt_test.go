@@ -24,7 +24,6 @@ import (
 
 // agentMain is an agent whose end is to be killed: it spawns as many workers as its environment says and tells when it has.
 func agentMain(dir string) {
-	pluginDir = os.Getenv(agentVariable + "_PLUGINS")
 	opts, _, err := options(dir, "", hclog.NewNullLogger())
 	if err != nil {
 		fmt.Println(err)
@@ -54,8 +53,10 @@ func agentMain(dir string) {
 func TestAgentIsKilled(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
+	plugins, err := pluginDir()
+	must.NoError(t, err)
 	agent := exec.Command(os.Args[0])
-	agent.Env = append(os.Environ(), agentVariable+"="+dir, agentVariable+"_PLUGINS="+pluginDir)
+	agent.Env = append(os.Environ(), agentVariable+"="+dir, agentVariable+"_PLUGINS="+plugins)
 	out, err := agent.StdoutPipe()
 	must.NoError(t, err)
 	must.NoError(t, agent.Start())
@@ -233,7 +234,7 @@ worker "slow" {
 	coretest.Eventually(t, patience, func() error { // the drain has reached the worker
 		h, _ := a.hive.worker(w.Worker.ID)
 		if s, err := h.proc.Status(t.Context()); err != nil || s.State != "draining" {
-			return fmt.Errorf("%v %v", s, err)
+			return fmt.Errorf("it is %s: %w", s.State, err)
 		}
 		return nil
 	})

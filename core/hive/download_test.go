@@ -143,7 +143,9 @@ func TestReplacedPluginIsInstalledAnew(t *testing.T) {
 	t.Parallel()
 	own := shortDir(t)
 	exe := filepath.Join(own, "rbee-worker-fake")
-	must.NoError(t, copyFile(filepath.Join(pluginDir, "rbee-worker-fake"), exe))
+	plugins, err := pluginDir()
+	must.NoError(t, err)
+	must.NoError(t, copyFile(filepath.Join(plugins, "rbee-worker-fake"), exe))
 	must.NoError(t, os.Chmod(exe, 0o700))
 	r := run(t, setup{change: func(o *Options) {
 		for i := range o.WorkerSpecs {

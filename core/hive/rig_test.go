@@ -46,45 +46,45 @@ const (
 	agentVariable = "RBEE_TEST_HIVE"
 )
 
-// pluginDir is where TestMain builds the fake plugins.
-var pluginDir string
-
-func TestMain(m *testing.M) {
-	if dir := os.Getenv(agentVariable); dir != "" {
-		agentMain(dir)
-		return
+// pluginDir is where the fake plugins are; built by the first test that needs them.
+var pluginDir = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv(agentVariable + "_PLUGINS"); dir != "" {
+		return dir, nil
 	}
-	code, err := buildAndRun(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
-
-func buildAndRun(m *testing.M) (int, error) {
 	dir, err := os.MkdirTemp("", "rbee-hive")
 	if err != nil {
-		return 0, err
+		return "", err
 	}
-	defer os.RemoveAll(dir)
+	built = dir
 	for name, pkg := range map[string]string{
 		"rbee-worker-fake":  "../../plugins/sdk/sdktest/fakeworker",
 		"rbee-catalog-fake": "../../plugins/sdk/sdktest/fakecatalog",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return 0, fmt.Errorf("build %s: %w\n%s", name, err, out)
+			return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
 		}
 	}
-	pluginDir = dir
-	return m.Run(), nil
+	return dir, nil
+})
+
+// built is the folder to remove at the end; empty: none.
+var built string
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(agentVariable); dir != "" {
+		agentMain(dir)
+		return
+	}
+	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(built)
+		if err := goleak.Find(); err != nil && code == 0 {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
 
 // queen is a queen's end of heartbeats.
@@ -158,6 +158,10 @@ func shortDir(t *testing.T) string {
 
 // options builds what a hive in dir needs, without a queen.
 func options(dir, workers string, log hclog.Logger) (Options, *store.Store, error) {
+	plugins, err := pluginDir()
+	if err != nil {
+		return Options{}, nil, err
+	}
 	models := filepath.Join(dir, "catalog")
 	if err := os.MkdirAll(models, 0o700); err != nil {
 		return Options{}, nil, err
@@ -166,7 +170,7 @@ func options(dir, workers string, log hclog.Logger) (Options, *store.Store, erro
 		return Options{}, nil, err
 	}
 	file := filepath.Join(dir, "config.hcl")
-	text := fmt.Sprintf("data_dir = %q\nplugin_dir = %q\nqueen {\n  enabled = true\n}\nhive {\n  enabled = true\n}\ncatalog \"fake\" {\n  config {\n    dir = %q\n  }\n}\n%s\n", dir, pluginDir, models, workers)
+	text := fmt.Sprintf("data_dir = %q\nplugin_dir = %q\nqueen {\n  enabled = true\n}\nhive {\n  enabled = true\n}\ncatalog \"fake\" {\n  config {\n    dir = %q\n  }\n}\n%s\n", dir, plugins, models, workers)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return Options{}, nil, err
 	}
@@ -174,7 +178,7 @@ func options(dir, workers string, log hclog.Logger) (Options, *store.Store, erro
 	if err := diags.Err(); err != nil {
 		return Options{}, nil, err
 	}
-	host := pluginhost.New(pluginhost.Options{PluginDir: pluginDir, RunDir: filepath.Join(dir, "run"), Logger: log})
+	host := pluginhost.New(pluginhost.Options{PluginDir: plugins, RunDir: filepath.Join(dir, "run"), Logger: log})
 	var workerSpecs, catalogSpecs []pluginhost.Spec
 	for _, p := range append(slices.Clone(c.Workers), c.Catalogs...) {
 		spec, err := host.Spec(p)
