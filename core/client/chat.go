@@ -105,7 +105,7 @@ func stream[T any](ctx context.Context, c *Client, path string, r any, emit func
 			return core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
 		case errors.Is(err, openai.ErrEventTooLarge):
 			return core.E("", core.Internal, err)
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return lost("the answer ended before it was whole")
 		default:
 			return lost("the answer was cut before it was whole: " + err.Error())

@@ -187,7 +187,7 @@ func fakeClient(t *testing.T, f roundTrip) *Client {
 }
 
 func eventStream(body io.Reader) *http.Response {
-	return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: io.NopCloser(body)}
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: io.NopCloser(body)}
 }
 
 func TestFollowReconnects(t *testing.T) {
@@ -204,7 +204,7 @@ func TestFollowReconnects(t *testing.T) {
 			case 2:
 				return nil, errors.New("connection refused")
 			case 3:
-				return &http.Response{StatusCode: 503, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"error":{"message":"m","type":"t","kind":"unavailable"}}`))}, nil
+				return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"error":{"message":"m","type":"t","kind":"unavailable"}}`))}, nil
 			case 4: // silent for ever
 				pr, pw := io.Pipe()
 				context.AfterFunc(r.Context(), func() { pw.CloseWithError(r.Context().Err()) })
@@ -250,7 +250,7 @@ func TestRun(t *testing.T) {
 		c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 			switch {
 			case r.Method == http.MethodPost:
-				w.WriteHeader(202)
+				w.WriteHeader(http.StatusAccepted)
 				_, _ = io.WriteString(w, `{"id":"j1","state":"running"}`)
 			case strings.HasSuffix(r.URL.Path, "/stream"):
 				w.Header().Set("Content-Type", "text/event-stream")

@@ -114,7 +114,7 @@ type rig struct {
 
 func newRig(t testing.TB, change func(*Options)) *rig {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "gw") // t.TempDir is too long a path for a socket
+	dir, err := os.MkdirTemp("", "gw") //nolint:usetesting // the path of t.TempDir is too long for a socket
 	must.NoError(t, err)
 	r := &rig{t: t, router: &fakeRouter{}, cluster: &fakeCluster{}, jobs: &fakeJobs{}, dir: dir, sockets: map[string]string{}}
 	o := Options{Router: r.router, Cluster: r.cluster, Jobs: r.jobs, Version: "1.2.3", Dial: r.dialWorker}
@@ -341,9 +341,11 @@ func (f *fakeCluster) Hive(_ context.Context, hive string) (core.Hive, error) {
 	}
 	return core.Hive{ID: "h1", Name: "desk"}, nil
 }
+
 func (f *fakeCluster) Workers(context.Context) ([]core.Worker, error) {
 	return []core.Worker{{ID: "w1"}}, nil
 }
+
 func (f *fakeCluster) Worker(_ context.Context, id string) (core.Worker, error) {
 	return core.Worker{ID: id}, nil
 }
@@ -351,6 +353,7 @@ func (f *fakeCluster) Models(context.Context) ([]core.Model, error) { return f.m
 func (f *fakeCluster) HiveModels(context.Context, string) ([]core.Model, error) {
 	return f.models, nil
 }
+
 func (f *fakeCluster) HiveModel(_ context.Context, _, id string) (core.Model, error) {
 	return core.Model{ID: id}, nil
 }
@@ -358,12 +361,15 @@ func (f *fakeCluster) Processes(context.Context, string) ([]core.Process, error)
 func (f *fakeCluster) Process(_ context.Context, _ string, pid int) (core.Process, error) {
 	return core.Process{PID: pid}, nil
 }
+
 func (f *fakeCluster) Binaries(context.Context, string) ([]core.WorkerBinary, error) {
 	return []core.WorkerBinary{{ID: "cpu@1"}}, nil
 }
+
 func (f *fakeCluster) Binary(_ context.Context, _, id string) (core.WorkerBinary, error) {
 	return core.WorkerBinary{ID: id}, nil
 }
+
 func (f *fakeCluster) Catalog(_ context.Context, _, text, kind string, limit int) ([]core.CatalogItem, error) {
 	return []core.CatalogItem{{Ref: "builtin:" + text, Kind: kind, SizeBytes: int64(limit)}}, nil
 }

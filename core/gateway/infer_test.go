@@ -199,7 +199,7 @@ func TestRefusalsOfAWorkerArePassedOn(t *testing.T) {
 			body, _ := io.ReadAll(req.Body)
 			switch {
 			case bytes.Contains(body, []byte("plain")):
-				http.Error(w, "no", 400)
+				http.Error(w, "no", http.StatusBadRequest)
 			case bytes.Contains(body, []byte("busy")):
 				w.Header().Set("Retry-After", "7")
 				answerJSON(429, `{"error":{"message":"busy","type":"rate_limit_error","param":null,"code":null}}`)(w, req)

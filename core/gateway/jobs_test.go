@@ -29,7 +29,7 @@ func TestSubmit(t *testing.T) {
 	for name, bad := range map[string]string{
 		"empty":          ``,
 		"no operation":   `{}`,
-		"unknown field":  `{"operation":"worker_spawn","modle":"x"}`,
+		"unknown field":  `{"operation":"worker_spawn","mdl":"x"}`,
 		"wrong type":     `{"operation":"worker_spawn","slots":"2"}`,
 		"bad duration":   `{"operation":"worker_spawn","grace":"soon"}`,
 		"two objects":    `{"operation":"worker_spawn"}{}`,

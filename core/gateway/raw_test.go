@@ -2,11 +2,13 @@ package gateway
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,7 +34,7 @@ func rawAsk(t *testing.T, addr, request string) (*http.Response, string, bool) {
 }
 
 func isTimeout(err error) bool {
-	ne, ok := err.(net.Error)
+	ne, ok := errors.AsType[net.Error](err)
 	return ok && ne.Timeout()
 }
 
@@ -60,6 +62,47 @@ func TestBodyLimits(t *testing.T) {
 			errorIn(t, body)
 			must.True(t, closed)
 		})
+	}
+}
+
+// countingListener counts what its connections read.
+type countingListener struct {
+	net.Listener
+	n atomic.Int64
+}
+
+func (l *countingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return &countingConn{c, &l.n}, err
+}
+
+type countingConn struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c *countingConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// FAULTS G-11: beyond the limit next to nothing is read.
+func TestTooLongIsNotReadToItsEnd(t *testing.T) {
+	t.Parallel()
+	for name, framing := range map[string]string{"stated": "Content-Length: 10000000\r\n\r\n", "chunked": "Transfer-Encoding: chunked\r\n\r\n989680\r\n"} {
+		tcp, err := net.Listen("tcp", "127.0.0.1:0")
+		must.NoError(t, err)
+		l := &countingListener{Listener: tcp}
+		srv := New(Options{MaxBodyBytes: 1 << 10}).Server()
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = srv.Serve(l) })
+		resp, _, closed := rawAsk(t, tcp.Addr().String(), "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"+framing+strings.Repeat("a", 200<<10))
+		must.Eq(t, 413, resp.StatusCode, must.Sprint(name))
+		must.True(t, closed)
+		must.Less(t, 65<<10, l.n.Load(), must.Sprint(name))
+		must.NoError(t, srv.Close())
+		wg.Wait()
 	}
 }
 

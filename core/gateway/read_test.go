@@ -153,7 +153,7 @@ func TestPanicIsAnswered(t *testing.T) {
 		g := New(Options{Logger: hclog.New(&hclog.LoggerOptions{Output: &log})})
 		g.mux = g.buildMux([]route{{"GET", "/boom", scopeRead, func(_ *Gateway, w *response, _ *http.Request) error {
 			if begun {
-				w.WriteHeader(200)
+				w.WriteHeader(http.StatusOK)
 			}
 			panic("boom")
 		}}})

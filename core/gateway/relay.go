@@ -58,7 +58,7 @@ func (in *inference) relay(body io.Reader, cancel context.CancelFunc) error {
 			return in.fail(in.ended())
 		case errors.Is(readErr, errEventTooLarge):
 			return in.fail(core.WithHint(core.E("", core.Internal, readErr), "The worker's engine sends what is no event stream: see its log."))
-		case readErr == io.EOF:
+		case errors.Is(readErr, io.EOF):
 			if end := sp.rest(); end != nil {
 				in.beginStream()
 				_ = in.send(end) // where the client is gone there is nobody to tell
@@ -101,12 +101,9 @@ func (in *inference) count(sp *splitter, events int, last time.Time) time.Time {
 	return now
 }
 
-// drain reads what comes after [DONE], which must be nothing: then the connection can be used again. Otherwise it is closed.
+// drain reads what comes after [DONE], which must be nothing: then the connection can be used again. Otherwise the caller closes it unread.
 func drain(body io.Reader, cancel context.CancelFunc) {
 	timer := time.AfterFunc(drainTime, cancel)
 	defer timer.Stop()
-	var b [1]byte
-	if n, err := body.Read(b[:]); n > 0 || err != io.EOF {
-		cancel()
-	}
+	_, _ = body.Read(make([]byte, 1))
 }

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -25,7 +26,7 @@ func splitAll(r io.Reader) (string, int, ending, error) {
 		switch {
 		case s.ending != notYet:
 			return out.String(), n, s.ending, nil
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			out.Write(s.rest())
 			return out.String(), n, s.ending, nil
 		case err != nil:
@@ -88,8 +89,10 @@ func TestNoAllocationPerEvent(t *testing.T) {
 }
 
 func FuzzSplitter(f *testing.F) {
-	for _, s := range []string{roleEvent + tokenEvent(1) + doneEvent, "data: {}\r\n\r\ndata: [DONE]\r\n\r\n", "data:x\r\r:c\r\rdata:[DONE]\r\r", "\ufeffdata: 1\n\n", "data: {\"error\":{\"message\":\"m\"}}\n\n",
-		": c\n\nid: 1\nevent: e\ndata\ndata:\n\n", "data: [DONE]", "\n\n\n", "\r", "\xef\xbb"} {
+	for _, s := range []string{
+		roleEvent + tokenEvent(1) + doneEvent, "data: {}\r\n\r\ndata: [DONE]\r\n\r\n", "data:x\r\r:c\r\rdata:[DONE]\r\r", "\ufeffdata: 1\n\n", "data: {\"error\":{\"message\":\"m\"}}\n\n",
+		": c\n\nid: 1\nevent: e\ndata\ndata:\n\n", "data: [DONE]", "\n\n\n", "\r", "\xef\xbb",
+	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, stream []byte) {
@@ -112,7 +115,7 @@ func FuzzSplitter(f *testing.F) {
 		events, done := openai.NewEventReader(strings.NewReader(out)), false
 		for {
 			ev, err := events.Next()
-			if err == io.ErrUnexpectedEOF && !strings.Contains(out, "\n:") && !strings.HasPrefix(out, ":") {
+			if errors.Is(err, io.ErrUnexpectedEOF) && !strings.Contains(out, "\n:") && !strings.HasPrefix(out, ":") {
 				t.Fatalf("a part of an event was passed on: %q", out)
 			}
 			if err != nil {

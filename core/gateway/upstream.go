@@ -3,7 +3,6 @@ package gateway
 import (
 	"bytes"
 	"context"
-	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -109,10 +108,4 @@ func (u *workersUp) post(ctx context.Context, w core.Worker, path string, body [
 		"X-Idempotency-Key": {},
 	}
 	return u.transport(w).RoundTrip(req)
-}
-
-// discard ends a response that nobody wants.
-func discard(resp *http.Response) {
-	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // little is read so that the connection can be used again
-	_ = resp.Body.Close()
 }
