@@ -20,7 +20,15 @@ stop() {
 }
 trap stop EXIT
 say() { printf '\n\033[1m$ %s\033[0m\n' "$*" | if [ -n "${NO_COLOR:-}" ] || [ ! -t 1 ]; then sed 's/\x1b\[[0-9]*m//g'; else cat; fi; }
-run() { say "rbee $(printf '%q ' "$@" | sed "s/\\\\ / /g")"; "$rbee" "$@"; }
+run() {
+  local shown=rbee word
+  for word in "$@"; do
+    case $word in *[!a-zA-Z0-9:/._-]*) word="\"$word\"" ;; esac
+    shown="$shown $word"
+  done
+  say "$shown"
+  "$rbee" "$@"
+}
 
 say "rbee agent -dev &"
 "$rbee" agent -dev -data-dir "$data/agent" -http-port 0 >"$data/agent.log" 2>&1 &
@@ -34,9 +42,9 @@ RBEE_ADDR=$(sed -n 's/.*"http_address": *"\([^"]*\)".*/\1/p' "$data/agent/agent.
 export RBEE_ADDR
 echo "ready on $RBEE_ADDR, data in a temporary folder"
 
-run infer --model rbee-tiny --prompt "Tell me a short story about a bee named Pip."
-run infer --model rbee-tiny --prompt "What is a queen?"
-run infer --model rbee-tiny --prompt "What is 7 + 5?"
+run infer --model rbee-tiny --temperature 0 --prompt "Tell me a short story about a bee named Pip."
+run infer --model rbee-tiny --temperature 0 --prompt "What is a queen?"
+run infer --model rbee-tiny --temperature 0 --prompt "What is 7 + 5?"
 run status
 run ps
 run worker process list --hive localhost

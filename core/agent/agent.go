@@ -93,6 +93,15 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	plugins := pluginhost.New(pluginhost.Options{PluginDir: cfg.PluginDir, RunDir: filepath.Join(cfg.DataDir, "run"), Logger: log.Named("plugin")})
+	// Wrong plugin settings end the agent now, at their line of the file, rather than the first worker later.
+	if err := cfg.Diagnostics(plugins.Validate(ctx, cfg)).Err(); err != nil {
+		return core.WithHint(err, "\"rbee config validate\" checks a configuration without starting anything.")
+	}
+	workers, catalogs, err := specs(plugins, cfg, log)
+	if err != nil {
+		return err
+	}
 	blobs, err := store.Open(cfg.StoreDir, log.Named("store"))
 	if err != nil {
 		return err
@@ -117,11 +126,6 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 	}
 	defer conn.Close()
 
-	plugins := pluginhost.New(pluginhost.Options{PluginDir: cfg.PluginDir, RunDir: filepath.Join(cfg.DataDir, "run"), Logger: log.Named("plugin")})
-	workers, catalogs, err := specs(plugins, cfg, log)
-	if err != nil {
-		return err
-	}
 	bees, err := hive.New(hive.Options{
 		ID: id, Name: cfg.Hive.Name, Version: o.Version, DataDir: cfg.DataDir,
 		Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Queen: conn, Logger: log,

@@ -121,8 +121,8 @@ func (p *putting) run(ctx context.Context, fetch Fetch) (core.WorkerBinary, erro
 	if p.spec.Engine != nil {
 		m.Engine = &binaryEngine{Ref: p.spec.Engine.Ref, Digest: p.spec.Engine.Digest, Prefix: p.spec.Prefix, Links: p.spec.Links}
 		var files []core.File
-		if found && !p.spec.Force && there.damaged == "" && p.sameEngine(there) {
-			files, err = p.copyEngine(ctx, stage, there)
+		if from, ok := p.engineSource(); ok && !p.spec.Force {
+			files, err = p.copyEngine(ctx, stage, from)
 		} else {
 			if archived, err = p.s.bring(ctx, *p.spec.Engine, fetch, p.report, func() bool { return false }); err != nil {
 				return core.WorkerBinary{}, err
@@ -175,6 +175,20 @@ func (p *putting) find() (revision, bool) {
 	return all[i], true
 }
 
+// engineSource gives a sound revision, of whatever type and version, that has the spec's engine already: a new release of a plugin need not
+// fetch it again.
+func (p *putting) engineSource() (revision, bool) {
+	all, err := p.s.current()
+	if err != nil {
+		return revision{}, false
+	}
+	i := slices.IndexFunc(all, func(r revision) bool { return r.damaged == "" && p.sameEngine(r) })
+	if i < 0 {
+		return revision{}, false
+	}
+	return all[i], true
+}
+
 // matches says whether r is exactly what the spec asks for.
 func (p *putting) matches(r revision) bool {
 	return r.manifest.Binary.Digest == p.exeDigest && (p.spec.Engine == nil) == (r.manifest.Engine == nil) && (p.spec.Engine == nil || p.sameEngine(r))
@@ -214,7 +228,7 @@ func (p *putting) unpack(ctx context.Context, stage *stage, archived *arrival) (
 	return below(engineDir, files), nil
 }
 
-// copyEngine takes the engine's files over from an earlier revision, if they are what its manifest says.
+// copyEngine takes the engine's files over from another revision, if they are what its manifest says.
 func (p *putting) copyEngine(ctx context.Context, stage *stage, from revision) ([]core.File, error) {
 	source, err := p.s.root.OpenRoot(path.Join(from.folder, engineDir))
 	if err != nil {

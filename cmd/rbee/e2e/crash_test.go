@@ -19,13 +19,13 @@ import (
 
 // configured is an agent with a registry on disk, whose workers outlive it, and which may load the slow model.
 func configured(t testing.TB) string {
-	return fmt.Sprintf("catalog \"file\" {\n  config {\n    paths = [%q]\n  }\n}\n", slowDir(t))
+	return oneMachine + fileCatalog(slowDir(t))
 }
 
-// stream asks for a long answer and returns the lines of the event stream as they come.
-func (a *agent) stream(model string) (*http.Response, *bufio.Reader) {
+// stream asks for an answer of so many tokens and returns the lines of the event stream as they come.
+func (a *agent) stream(model string, tokens int) (*http.Response, *bufio.Reader) {
 	a.t.Helper()
-	body := fmt.Sprintf(`{"model":%q,"stream":true,"ignore_eos":true,"max_tokens":100000,"temperature":0,"messages":[{"role":"user","content":"Tell me a story."}]}`, model)
+	body := fmt.Sprintf(`{"model":%q,"stream":true,"ignore_eos":true,"max_tokens":%d,"temperature":0,"messages":[{"role":"user","content":"Tell me a story."}]}`, model, tokens)
 	req, err := http.NewRequestWithContext(patient(a.t), http.MethodPost, "http://"+a.addr+"/v1/chat/completions", strings.NewReader(body))
 	must.NoError(a.t, err)
 	resp, err := http.DefaultClient.Do(req)
@@ -51,7 +51,7 @@ func TestKilledWorker(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{config: configured(t)})
 	spawned := a.spawnModel("file:" + slowModel(t))
-	_, r := a.stream(spawned.Worker.Model)
+	_, r := a.stream(spawned.Worker.Model, 100_000)
 	events(t, r, 5)
 
 	must.NoError(t, syscall.Kill(spawned.PID, syscall.SIGKILL))
@@ -88,7 +88,7 @@ func TestKilledWorker(t *testing.T) {
 	must.Len(t, 0, jsonOf[[]core.Process](a, "worker", "process", "list", "--hive", "localhost"))
 
 	// The next request just works: a new worker is started for it.
-	must.StrContains(t, a.must("infer", "--model", "rbee-tiny", "--prompt", "What is a queen?"), "raft")
+	must.StrContains(t, a.must("infer", "--model", "rbee-tiny", "--prompt", "What is a queen?"), "queen")
 	again := a.spawnModel(spawned.Worker.Model)
 	must.NotEq(t, spawned.PID, again.PID)
 }
@@ -100,7 +100,7 @@ func TestKilledAgentFindsItsWorkerAgain(t *testing.T) {
 	a := startAgent(t, agentOptions{config: config, dir: dir})
 	spawned := a.spawnModel("file:" + slowModel(t))
 	answer := a.must("infer", "--model", spawned.Worker.Model, "--temperature", "0", "--max-tokens", "8", "--prompt", "hello")
-	_, r := a.stream(spawned.Worker.Model)
+	_, r := a.stream(spawned.Worker.Model, 100_000)
 	events(t, r, 5)
 	a.stop(syscall.SIGKILL)
 	_, err := io.ReadAll(r)
@@ -150,7 +150,7 @@ func TestRetire(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{config: configured(t)})
 	spawned := a.spawnModel("file:" + slowModel(t))
-	_, r := a.stream(spawned.Worker.Model)
+	_, r := a.stream(spawned.Worker.Model, 200)
 	events(t, r, 2)
 	job, err := a.client().Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: spawned.Worker.ID})
 	must.NoError(t, err)
@@ -185,4 +185,3 @@ func (a *agent) spawnModel(model string) core.SpawnResult {
 	must.NoError(a.t, json.Unmarshal([]byte(out), &r), must.Sprint(out))
 	return r
 }
-

@@ -41,6 +41,14 @@ func binDir(t testing.TB) string {
 // sharedStore is a store folder that has the engine already, so that only the tests of the download download.
 func sharedStore(t testing.TB) string { return filepath.Join(binDir(t), "test-store") }
 
+// oneMachine is the configuration of queen and hive in one process.
+const oneMachine = "queen {\n  enabled = true\n}\nhive {\n  enabled = true\n}\n"
+
+// fileCatalog allows the models of a folder.
+func fileCatalog(dir string) string {
+	return fmt.Sprintf("catalog \"file\" {\n  config {\n    paths = [%q]\n  }\n}\n", dir)
+}
+
 // agent is a running `rbee agent`.
 type agent struct {
 	t    testing.TB

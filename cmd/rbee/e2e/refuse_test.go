@@ -59,7 +59,7 @@ func TestBadModels(t *testing.T) {
 		must.NoError(t, os.WriteFile(filepath.Join(dir, name+".gguf"), data, 0o600))
 	}
 	store := t.TempDir()
-	a := startAgent(t, agentOptions{store: store, config: fmt.Sprintf("catalog \"file\" {\n  config {\n    paths = [%q]\n  }\n}\n", dir)})
+	a := startAgent(t, agentOptions{store: store, config: oneMachine + fileCatalog(dir)})
 	for _, c := range []struct {
 		name, model string
 		says        []string
@@ -186,7 +186,7 @@ func TestMissingDevices(t *testing.T) {
 // stray runs the binary without any agent.
 func stray(t testing.TB, env []string, args ...string) result {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(binDir(t), "rbee"), args...)
+	cmd := exec.CommandContext(patient(t), filepath.Join(binDir(t), "rbee"), args...)
 	home := t.TempDir()
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home}, env...)
 	return run(t, cmd)
@@ -210,9 +210,9 @@ func TestBadConfigurations(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			file := filepath.Join(dir, "rbee.hcl")
-			must.NoError(t, os.WriteFile(file, []byte(c.config), 0o600))
+			must.NoError(t, os.WriteFile(file, []byte(c.config+oneMachine), 0o600))
 			refused(t, stray(t, nil, "config", "validate", "-config", file), 1, c.says...)
-			refused(t, stray(t, nil, "agent", "-config", file, "-data-dir", filepath.Join(dir, "data"), "-http-port", "0"), 1, c.says...)
+			refused(t, stray(t, nil, "agent", "-config", file, "-data-dir", filepath.Join(shortDir(t), "data"), "-http-port", "0"), 1, c.says...)
 		})
 	}
 }
