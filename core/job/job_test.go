@@ -474,3 +474,30 @@ func FuzzOwner(f *testing.F) {
 		}
 	})
 }
+
+func TestProgressIsToldBeforeWhatFollowsIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := job.New(job.Options{Hive: "h"})
+		j := m.Start("op", "", func(_ context.Context, r *job.Run) (any, error) {
+			for i := range int64(101) {
+				r.Progress(core.Progress{Phase: "read", Done: i, Total: 100})
+			}
+			r.Progress(core.Progress{Phase: "prepare"})
+			r.Progress(core.Progress{Phase: "prepare", Done: 1})
+			r.Log("loaded")
+			return nil, nil
+		})
+		var told []string
+		must.NoError(t, m.Events(t.Context(), j.ID, 0, func(e core.Event) error {
+			if e.Progress != nil {
+				told = append(told, fmt.Sprint(e.Progress.Phase, " ", e.Progress.Done))
+			} else {
+				told = append(told, string(e.Kind))
+			}
+			return nil
+		}))
+		must.Eq(t, []string{"read 0", "read 100", "prepare 0", "prepare 1", "log", "end"}, told)
+		must.NoError(t, m.Close(t.Context()))
+	})
+}

@@ -27,12 +27,15 @@ type Run struct {
 func (r *Run) ID() string { return r.id }
 
 // Progress tells how far a phase is. It may be called as often as one likes: at most ten events a second come of one phase, and the last
-// state of a phase always becomes an event. What did not change makes no event.
+// state of a phase always becomes an event, before a log line or another phase that follows it. What did not change makes no event.
 func (r *Run) Progress(p core.Progress) {
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
 	if r.j.view.State != core.JobRunning {
 		return
+	}
+	if !r.j.phases.has(p.Phase) {
+		r.m.flushLocked(r.j, true) // what was before is told before
 	}
 	r.j.phases.set(p)
 	r.m.flushLocked(r.j, false)
@@ -47,11 +50,12 @@ func (r *Run) Log(format string, args ...any) {
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
 	if r.j.view.State == core.JobRunning {
+		r.m.flushLocked(r.j, true) // what was before is told before
 		r.m.emitLocked(r.j, core.Event{Kind: core.EventLog, Message: msg})
 	}
 }
 
-// flushLocked makes events of the progress that is due, or of all when the job ends, and sees to it that the rest follows in time.
+// flushLocked makes events of the progress that is due, or of all, and sees to it that the rest follows in time.
 func (m *Manager) flushLocked(j *job, all bool) {
 	ps := &j.phases
 	if ps.timer != nil {
@@ -97,6 +101,10 @@ type phase struct {
 	value   core.Progress
 	pending bool      // value has not become an event
 	next    time.Time // no event before
+}
+
+func (ps *phases) has(name string) bool {
+	return slices.ContainsFunc(ps.list, func(x *phase) bool { return x.value.Phase == name })
 }
 
 func (ps *phases) set(p core.Progress) {
