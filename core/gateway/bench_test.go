@@ -80,6 +80,7 @@ func BenchmarkStream(b *testing.B) {
 		{"5000-per-second", 200 * time.Microsecond, 500},
 		{"1000-per-second", time.Millisecond, 200},
 		{"no-pace", 0, 2000},
+		{"one-token", 0, 1}, // its added-ttft is without the wait of idle processors that a paced stream leaves
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			event := []byte(tokenEvent(1))

@@ -132,42 +132,45 @@ func (in *inference) pick() ([]core.Candidate, error) {
 	return candidates, err
 }
 
+// pickWithProgress asks the router and sends comments from a timer, not the other way round: a request that need not wait pays for no handover between goroutines.
 func (in *inference) pickWithProgress(ctx context.Context, request core.RouteRequest) ([]core.Candidate, error) {
-	type result struct {
-		candidates []core.Candidate
-		err        error
-	}
-	var mu sync.Mutex // guards latest
-	var latest core.Progress
-	picked := make(chan result, 1)
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	wg.Go(func() {
-		c, err := in.g.o.Router.Pick(ctx, request, func(p core.Progress) {
-			mu.Lock()
-			defer mu.Unlock()
-			latest = p
-		})
-		picked <- result{c, err}
-	})
-	silence := time.NewTimer(in.g.o.ProgressAfter)
-	defer silence.Stop()
-	for {
-		select {
-		case p := <-picked:
-			return p.candidates, p.err
-		case <-silence.C:
-			mu.Lock()
-			text := progressText(latest)
-			mu.Unlock()
-			if err := in.comment(text); err != nil {
-				return nil, core.E("", core.Cancelled, err)
-			}
-			silence.Reset(in.g.o.ProgressInterval)
+	var (
+		mu      sync.Mutex // guards latest
+		latest  core.Progress
+		writing sync.Mutex // held by the one that writes the answer: the timer until over, then the caller; guards below
+		over    bool
+		silence *time.Timer
+	)
+	writing.Lock()
+	silence = time.AfterFunc(in.g.o.ProgressAfter, func() {
+		writing.Lock()
+		defer writing.Unlock()
+		if over {
+			return
 		}
-	}
+		mu.Lock()
+		text := progressText(latest)
+		mu.Unlock()
+		if err := in.comment(text); err != nil {
+			cancel()
+			return
+		}
+		silence.Reset(in.g.o.ProgressInterval)
+	})
+	writing.Unlock()
+	defer func() {
+		writing.Lock() // waits for a comment that is being written
+		defer writing.Unlock()
+		over = true
+		silence.Stop()
+	}()
+	return in.g.o.Router.Pick(ctx, request, func(p core.Progress) {
+		mu.Lock()
+		defer mu.Unlock()
+		latest = p
+	})
 }
 
 // comment sends a line that clients ignore; the first one begins the stream.
