@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/rbee-project/rbee/core"
@@ -44,9 +45,9 @@ func runStages(ctx context.Context, stages []stage) error {
 		})
 	}
 	<-ctx.Done()
-	for i := len(started) - 1; i >= 0; i-- {
-		started[i].cancel()
-		<-started[i].done
+	for _, r := range slices.Backward(started) {
+		r.cancel()
+		<-r.done
 	}
 	wg.Wait()
 	if cause := context.Cause(ctx); core.KindOf(cause) != core.Cancelled {

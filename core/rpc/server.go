@@ -88,7 +88,7 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, grace time.Durat
 		s.Stop()
 		<-stopped
 	}
-	<-served
+	<-served //nolint:errcheck // the listener was closed on purpose
 	return nil
 }
 

@@ -73,12 +73,12 @@ func fill(dir string) error {
 		for {
 			h.Incarnation++
 			if _, err := n.Apply(ctx, fsm.SyncHive(h, nil)); err != nil {
-				break
+				break // the disk is full: that is the end which the parent waits for
 			}
 			fmt.Println(h.Incarnation)
 		}
 		<-ctx.Done()
-		return nil
+		return ctx.Err()
 	})
 	limit.Cur = limit.Max
 	if limitErr := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); limitErr != nil {

@@ -138,7 +138,7 @@ func startAgent(t testing.TB, o agentOptions) *agent {
 // shortDir is a temporary folder with a short path: the path of a unix socket may have about 100 bytes.
 func shortDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "rb")
+	dir, err := os.MkdirTemp("", "rb") //nolint:usetesting // t.TempDir has the name of the test in its path
 	must.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir

@@ -238,7 +238,7 @@ func TestUsageErrors(t *testing.T) {
 	}{
 		{[]string{"infre"}, "infer"},
 		{[]string{"infer", "--model"}, "--model"},
-		{[]string{"infer", "--modle", "x"}, "--model"},
+		{[]string{"infer", "--mode", "x"}, "--model"},
 		{[]string{"worker", "process", "get", "abc"}, "abc"},
 		{[]string{"status", "--format", "xml"}, "json"},
 	} {

@@ -76,7 +76,7 @@ var slow struct {
 func slowModel(t testing.TB) string {
 	t.Helper()
 	slow.once.Do(func() {
-		if slow.dir, slow.err = os.MkdirTemp("", "rbee-slow"); slow.err != nil {
+		if slow.dir, slow.err = os.MkdirTemp("", "rbee-slow"); slow.err != nil { //nolint:usetesting // several tests share it
 			return
 		}
 		// A test that asks for it waits for it; the folder is removed in TestMain.

@@ -27,8 +27,8 @@ func main() {
 	workerType := flag.String("type", "cpu", "worker type")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
 	engine, err := install(ctx, *plugins, *dir, *workerType)
+	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "enginedir: %v\n%s\n", err, core.HintOf(err))
 		os.Exit(1)
