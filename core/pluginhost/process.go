@@ -54,8 +54,8 @@ type process struct {
 
 // child is a process as go-plugin's runner sees it, launched or found again.
 type child struct {
-	id       hostinfo.Identity
-	cmd      *exec.Cmd // nil for one that was found again
+	id       hostinfo.Identity // written under mu, at the launch; whoever comes after the launch reads it without
+	cmd      *exec.Cmd         // nil for one that was found again
 	nonce    string
 	tether   *os.File // write end of the child's standard input; nil: not tethered
 	stdout   *firstBytes
@@ -145,6 +145,9 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 		late := time.Since(began) >= h.o.StartTimeout
 		_ = c.kill()
 		<-c.done
+		if p.conn != nil {
+			_ = p.conn.Close()
+		}
 		if ctx.Err() != nil {
 			return nil, core.Errorf(op, core.KindOf(context.Cause(ctx)), "%s: %w", name, context.Cause(ctx))
 		}
@@ -280,10 +283,13 @@ func (c *child) launch(o *outputs) error {
 		return fail(err)
 	}
 	// Its number cannot be another process's before it is collected, which only watch does.
-	c.id, err = hostinfo.Identify(c.cmd.Process.Pid)
+	id, err := hostinfo.Identify(c.cmd.Process.Pid)
 	if err != nil {
-		c.id = hostinfo.Identity{PID: c.cmd.Process.Pid} // it ended at once
+		id = hostinfo.Identity{PID: c.cmd.Process.Pid} // it ended at once
 	}
+	c.mu.Lock()
+	c.id = id
+	c.mu.Unlock()
 	if c.logs != nil {
 		go c.logs.run()
 	}
@@ -354,7 +360,14 @@ func (c *child) kill() error {
 	if c.gone() {
 		return nil
 	}
-	p, err := hostinfo.Open(c.id)
+	// A caller may give up while the launch is still under way.
+	c.mu.Lock()
+	id := c.id
+	c.mu.Unlock()
+	if id.PID == 0 {
+		return nil
+	}
+	p, err := hostinfo.Open(id)
 	if err == nil {
 		err = p.KillGroup()
 		_ = p.Close()

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"net"
@@ -70,8 +71,15 @@ func (d *dataServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(`{"error":{"message":"the model is still loading","type":"server_error","param":null,"code":"loading"}}` + "\n"))
 }
 
-// close ends every connection and removes the socket.
+// flushTime is how long an answer whose handler has returned may take to reach its reader when the server closes.
+const flushTime = 500 * time.Millisecond
+
+// close ends every connection, those of finished answers once they are flushed, and removes the socket.
 func (d *dataServer) close() {
+	// The backend has stopped: what still runs is on its way out, and nobody's context is left to wait on.
+	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	defer cancel()
+	_ = d.http.Shutdown(ctx)
 	_ = d.http.Close()
 	d.done.Wait()
 }
