@@ -393,9 +393,13 @@ func (s *workerSuite) answers(t *testing.T) {
 			}
 		}
 	})
-	if st, err := w.Client.Status(t.Context()); err != nil || st.Active != 0 || st.TokensTotal <= 0 {
-		t.Errorf("after the answers the status is %+v (%v)", st, err)
-	}
+	eventually(t, time.Second, func() error {
+		st, err := w.Client.Status(t.Context())
+		if err == nil && (st.Active != 0 || st.TokensTotal <= 0) {
+			err = fmt.Errorf("after the answers the status is %+v", st)
+		}
+		return err
+	})
 }
 
 // ask gets a whole answer of a few tokens.
@@ -538,9 +542,11 @@ func (s *workerSuite) drain(t *testing.T) {
 		}
 		return err
 	})
-	refused, err := post(t.Context(), c, "/v1/chat/completions", s.body(false, s.o.Prompt, 1))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	refused, err := post(ctx, c, "/v1/chat/completions", s.body(false, s.o.Prompt, 1))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("a new request while it drains: %v, want 503 at once", err)
 	}
 	_ = refused.Body.Close()
 	if refused.StatusCode != http.StatusServiceUnavailable {
