@@ -1,0 +1,51 @@
+package worker
+
+import (
+	"reflect"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+// filled is a T whose every field, also of nested structs, has a value that is not zero.
+func filled[T any](t *testing.T) T {
+	t.Helper()
+	var v T
+	fill(t, reflect.ValueOf(&v).Elem())
+	return v
+}
+
+func fill(t *testing.T, v reflect.Value) {
+	t.Helper()
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString("text")
+	case reflect.Int, reflect.Int64:
+		v.SetInt(7)
+	case reflect.Float64:
+		v.SetFloat(1.5)
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+		for i := range 2 {
+			fill(t, v.Index(i))
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			fill(t, v.Field(i))
+		}
+	default:
+		t.Fatalf("no value for a %s", v.Type())
+	}
+}
+
+func TestEveryFieldSurvivesTheWire(t *testing.T) {
+	t.Parallel()
+	f := filled[Fingerprint](t)
+	must.Eq(t, f, fingerprintFromProto(fingerprintToProto(f)))
+	s := filled[StartSpec](t)
+	must.Eq(t, s, startSpecFromProto(startSpecToProto(s)))
+	p := filled[Progress](t)
+	must.Eq(t, p, progressFromProto(progressToProto(p)))
+	st := filled[Status](t)
+	must.Eq(t, st, statusFromProto(statusToProto(st)))
+}
