@@ -1,0 +1,62 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+// A module outside the repository that imports only plugins/sdk/… makes a worker type that the real agent runs.
+func TestWorkerTypeOfAThirdParty(t *testing.T) {
+	t.Parallel()
+	root, err := filepath.Abs(filepath.Join("..", "..", ".."))
+	must.NoError(t, err)
+	dir := t.TempDir()
+	source, err := os.ReadFile(filepath.Join("testdata", "parrot", "main.go"))
+	must.NoError(t, err)
+	lines := strings.Count(string(source), "\n")
+	must.LessEq(t, 80, lines)
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), source, 0o600))
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module example.org/parrot\n\ngo 1.26.0\n\nrequire github.com/rbee-project/rbee v0.0.0\n\nreplace github.com/rbee-project/rbee => "+root+"\n"), 0o600))
+	sums, err := os.ReadFile(filepath.Join(root, "go.sum"))
+	must.NoError(t, err)
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "go.sum"), sums, 0o600))
+	goTool := func(args ...string) string {
+		cmd := exec.CommandContext(patient(t), "go", args...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "GOWORK=off", "CGO_ENABLED=0")
+		r := run(t, cmd)
+		must.Eq(t, 0, r.code, must.Sprint(r.stderr))
+		return r.stdout
+	}
+
+	plugins := t.TempDir()
+	goTool("build", "-o", filepath.Join(plugins, "rbee-worker-parrot"), ".")
+	modules := strings.Fields(goTool("list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", "."))
+	slices.Sort(modules)
+	modules = slices.Compact(modules)
+	t.Logf("%d lines, %d modules: %s", lines, len(modules), strings.Join(modules, " "))
+	for _, m := range modules {
+		for _, heavy := range []string{"hashicorp/hcl", "hashicorp/raft", "hashicorp/memberlist", "zclconf", "bbolt", "memdb", "gopsutil", "yzma", "prometheus", "cobra"} {
+			must.StrNotContains(t, m, heavy)
+		}
+	}
+	must.LessEq(t, 20, len(modules))
+
+	// Beside the plugins that are there anyway, it is used like any of them.
+	own, err := filepath.Glob(filepath.Join(binDir(t), "plugins", "rbee-*"))
+	must.NoError(t, err)
+	for _, p := range own {
+		data, err := os.ReadFile(p)
+		must.NoError(t, err)
+		must.NoError(t, os.WriteFile(filepath.Join(plugins, filepath.Base(p)), data, 0o700))
+	}
+	a := startAgent(t, agentOptions{store: t.TempDir(), args: []string{"-plugin-dir", plugins}})
+	a.spawn("--type", "parrot")
+	must.Eq(t, "HELLO PARROT\n", a.must("infer", "--no-stream", "--model", "rbee-tiny", "--prompt", "hello parrot"))
+}
