@@ -100,8 +100,8 @@ func (h *Host) namesHint(kind sdk.Kind, name string) string {
 	switch {
 	case err != nil || len(names) == 0:
 		return fmt.Sprintf("There is no %s plugin at all: set plugin_dir to the folder where the plugins are.", kind)
-	case config.Nearest(name, names) != "":
-		return fmt.Sprintf("Did you mean %q? There are: %s.", config.Nearest(name, names), strings.Join(names, ", "))
+	case len(core.Nearest(name, names)) > 0:
+		return fmt.Sprintf("Did you mean %q? There are: %s.", core.Nearest(name, names)[0], strings.Join(names, ", "))
 	}
 	return fmt.Sprintf("There are: %s.", strings.Join(names, ", "))
 }

@@ -68,8 +68,9 @@ type child struct {
 	release  sync.Once
 	done     chan struct{}
 
-	mu   sync.Mutex // guards below
-	exit string
+	mu     sync.Mutex // guards below
+	exit   string
+	doomed bool // kill was called, maybe before there was a process
 }
 
 var _ runner.Runner = (*child)(nil)
@@ -289,11 +290,15 @@ func (c *child) launch(o *outputs) error {
 	}
 	c.mu.Lock()
 	c.id = id
+	doomed := c.doomed
 	c.mu.Unlock()
 	if c.logs != nil {
 		go c.logs.run()
 	}
 	go c.watch()
+	if doomed {
+		return c.kill()
+	}
 	return nil
 }
 
@@ -363,9 +368,10 @@ func (c *child) kill() error {
 	// A caller may give up while the launch is still under way.
 	c.mu.Lock()
 	id := c.id
+	c.doomed = true
 	c.mu.Unlock()
 	if id.PID == 0 {
-		return nil
+		return nil // launch sees to it
 	}
 	p, err := hostinfo.Open(id)
 	if err == nil {

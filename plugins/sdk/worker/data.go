@@ -65,10 +65,7 @@ func (d *dataServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		(*h).ServeHTTP(w, r)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Retry-After", "1")
-	w.WriteHeader(http.StatusServiceUnavailable)
-	_, _ = w.Write([]byte(`{"error":{"message":"the model is still loading","type":"server_error","param":null,"code":"loading"}}` + "\n"))
+	refuseUnavailable(w, "the model is still loading", "loading")
 }
 
 // flushTime is how long an answer whose handler has returned may take to reach its reader when the server closes.

@@ -1,0 +1,157 @@
+package worker
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Gate admits a worker's requests to its slots, counts them, drains and cuts them: what Status, Drain and Stop of a Backend need and what is the same everywhere.
+// It is for backends that have no queue of their own. Create it with NewGate when Start knows the slots. It is safe for concurrent use.
+type Gate struct {
+	slots chan struct{}
+	open  context.Context // ends with Stop
+	close context.CancelFunc
+
+	mu       sync.Mutex // guards below
+	draining bool
+	active   int
+	queued   int
+	tokens   int64
+	quiet    chan struct{} // closed when nothing is active or queued; nil when nobody waits
+}
+
+// NewGate makes a Gate for that many requests at once, 1 or more.
+func NewGate(slots int) *Gate {
+	open, closeGate := context.WithCancel(context.Background()) // the life of the worker, not of a call
+	return &Gate{slots: make(chan struct{}, max(slots, 1)), open: open, close: closeGate}
+}
+
+// Handler lets POST requests through to next as slots become free, first come, first served, and refuses them with 503 while it drains. Other methods pass at once.
+// The context of an admitted request ends when its client goes away or the Gate is stopped.
+func (g *Gate) Handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if !g.enter(r.Context()) {
+			refuseUnavailable(w, "this worker takes no new requests; send it again", "draining")
+			return
+		}
+		defer g.leave()
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(g.open, cancel)()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+func (g *Gate) enter(ctx context.Context) bool {
+	g.mu.Lock()
+	if g.draining {
+		g.mu.Unlock()
+		return false
+	}
+	g.queued++
+	g.mu.Unlock()
+	admitted := false
+	select {
+	case g.slots <- struct{}{}:
+		admitted = true
+	case <-g.open.Done():
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.queued--
+	if admitted {
+		g.active++
+	}
+	g.quietLocked()
+	return admitted
+}
+
+func (g *Gate) leave() {
+	<-g.slots
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.active--
+	g.quietLocked()
+}
+
+func (g *Gate) quietLocked() {
+	if g.active+g.queued == 0 && g.quiet != nil {
+		close(g.quiet)
+		g.quiet = nil
+	}
+}
+
+// AddTokens counts generated tokens.
+func (g *Gate) AddTokens(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.tokens += int64(n)
+}
+
+// Fill sets what the Gate knows in st: slots, active, queued, tokens, and the state when it is draining. A nil Gate, before Start, knows nothing.
+func (g *Gate) Fill(st *Status) {
+	if g == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	st.Slots, st.Active, st.Queued, st.TokensTotal = cap(g.slots), g.active, g.queued, g.tokens
+	if g.draining {
+		st.State = StateDraining
+	}
+}
+
+// Drain refuses new requests and returns when the last admitted one, waiting ones included, is finished, or with ctx. A nil Gate is drained.
+func (g *Gate) Drain(ctx context.Context) error {
+	if g == nil {
+		return nil
+	}
+	g.mu.Lock()
+	g.draining = true
+	if g.active+g.queued == 0 {
+		g.mu.Unlock()
+		return nil
+	}
+	if g.quiet == nil {
+		g.quiet = make(chan struct{})
+	}
+	quiet := g.quiet
+	g.mu.Unlock()
+	select {
+	case <-quiet:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Stop drains for the grace, then ends the contexts of the requests that are left, and waits for them as long as ctx allows. It is idempotent.
+func (g *Gate) Stop(ctx context.Context, grace time.Duration) error {
+	if g == nil {
+		return nil
+	}
+	graceful, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	if g.Drain(graceful) == nil {
+		g.close()
+		return nil
+	}
+	g.close()
+	return g.Drain(ctx)
+}
+
+// refuseUnavailable answers 503 in OpenAI's envelope.
+func refuseUnavailable(w http.ResponseWriter, message, code string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Retry-After", "1")
+	w.WriteHeader(http.StatusServiceUnavailable)
+	_, _ = w.Write([]byte(`{"error":{"message":` + strconv.Quote(message) + `,"type":"unavailable_error","param":null,"code":` + strconv.Quote(code) + "}}\n")) // the client may be gone
+}
