@@ -3,7 +3,6 @@ module github.com/rbee-project/rbee
 go 1.26.0
 
 require (
-	github.com/agext/levenshtein v1.2.1
 	github.com/ardanlabs/jinja v1.1.0
 	github.com/ebitengine/purego v0.10.0
 	github.com/hashicorp/go-hclog v1.6.3
@@ -34,6 +33,7 @@ require (
 )
 
 require (
+	github.com/agext/levenshtein v1.2.1 // indirect
 	github.com/apparentlymart/go-textseg/v15 v15.0.0 // indirect
 	github.com/apparentlymart/go-textseg/v17 v17.0.1 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect

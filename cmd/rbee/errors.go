@@ -147,36 +147,8 @@ func flagError(cmd *cobra.Command, err error) error {
 
 // nearest is the candidate that name is most likely a misspelling of, or the empty string.
 func nearest(name string, candidates []string) string {
-	best, bestDistance := "", max(2, len(name)/3)+1
-	for _, c := range candidates {
-		d := distance(strings.ToLower(name), strings.ToLower(c))
-		if len(name) >= 3 && strings.HasPrefix(c, name) {
-			d = min(d, 1)
-		}
-		if d < bestDistance && d < max(len(name), len(c)) {
-			best, bestDistance = c, d
-		}
+	if near := core.Nearest(name, candidates); len(near) > 0 {
+		return near[0]
 	}
-	return best
-}
-
-// distance is the number of single-character edits between two short strings (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
+	return ""
 }

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/agext/levenshtein"
 	"github.com/hashicorp/hcl/v2"
 	"github.com/zclconf/go-cty/cty"
 
@@ -215,20 +214,9 @@ func checkHiveName(c *Config) string {
 	return ""
 }
 
-// Nearest returns the name that is most like the wanted one, or the empty string when none is alike.
-func Nearest(wanted string, names []string) string {
-	best, bestDistance := "", 3 // the same patience as hcl's own suggestions
-	for _, n := range names {
-		if d := levenshtein.Distance(wanted, n, nil); d < bestDistance {
-			best, bestDistance = n, d
-		}
-	}
-	return best
-}
-
 func didYouMean(wanted string, names []string) string {
-	if n := Nearest(wanted, names); n != "" {
-		return fmt.Sprintf(" Did you mean %q?", n)
+	if near := core.Nearest(wanted, names); len(near) > 0 {
+		return fmt.Sprintf(" Did you mean %q?", near[0])
 	}
 	return ""
 }

@@ -64,52 +64,11 @@ func (g *Gateway) model(w *response, r *http.Request) error {
 
 // nearest are at most three names of models that are like name.
 func nearest(name string, models []core.Model) []string {
-	type near struct {
-		id   string
-		away int
-	}
-	var found []near
-	name = strings.ToLower(clip(name, 100))
+	var names []string
 	for _, m := range models {
-		for _, n := range append([]string{m.ID}, m.Aliases...) {
-			n = strings.ToLower(n)
-			away := distance(name, clip(n, 100))
-			if strings.Contains(n, name) || strings.Contains(name, n) {
-				away = 0
-			}
-			if away <= max(2, len(name)/3) {
-				found = append(found, near{m.ID, away})
-				break
-			}
-		}
+		names = append(append(names, m.ID), m.Aliases...)
 	}
-	slices.SortFunc(found, func(a, b near) int { return cmp.Or(cmp.Compare(a.away, b.away), cmp.Compare(a.id, b.id)) })
-	var ids []string
-	for _, f := range found[:min(3, len(found))] {
-		ids = append(ids, f.id)
-	}
-	return ids
-}
-
-// distance is Levenshtein's, in bytes.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
+	return core.Nearest(name, names)
 }
 
 // answerOne answers with what a question about the cluster gives, answerList with a list of it.

@@ -168,7 +168,7 @@ func (s *Store) binary(id string) (revision, error) {
 	}
 	err = core.Errorf("", core.NotFound, "no worker binary %q in the store", id)
 	slices.Sort(names)
-	if near := nearest(id, slices.Compact(names)); len(near) > 0 {
+	if near := core.Nearest(id, slices.Compact(names)); len(near) > 0 {
 		return revision{}, core.WithHint(err, "Did you mean %s?", strings.Join(near, " or "))
 	}
 	typ, _, _ := strings.Cut(id, "@")

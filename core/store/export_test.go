@@ -23,8 +23,6 @@ func (s *Store) FailAt(fail func(step string) error) { s.fail = fail }
 // Clean does what Open does with leftovers, at another time.
 func (s *Store) Clean(now time.Time) error { return s.cleanPartial(now) }
 
-// Nearest is for tests.
-func Nearest(name string, names []string) []string { return nearest(name, names) }
 
 // ParseDigest is for tests.
 func ParseDigest(text string) (string, error) {

@@ -174,7 +174,7 @@ func (s *Store) findModel(name string) (modelRecord, error) {
 		names = append(append(names, r.Model.ID), r.Model.Aliases...)
 	}
 	err = core.Errorf("", core.NotFound, "no model %q in the store", name)
-	if near := nearest(name, names); len(near) > 0 {
+	if near := core.Nearest(name, names); len(near) > 0 {
 		return modelRecord{}, core.WithHint(err, "Did you mean %s?", strings.Join(near, " or "))
 	}
 	return modelRecord{}, core.WithHint(err, "`rbee model list` shows what is there; builtin:rbee-tiny is always to be had.")

@@ -541,6 +541,6 @@ func FuzzNames(f *testing.F) {
 		if d, err := store.ParseDigest(s); err == nil && d != s {
 			t.Fatalf("%q became %q", s, d)
 		}
-		store.Nearest(s, []string{"rbee-tiny", s})
+		core.Nearest(s, []string{"rbee-tiny", s})
 	})
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
@@ -107,58 +106,6 @@ func parseDigest(text string) (digest, error) {
 	d := digest{algorithm: algorithm}
 	copy(d.sum[:], sum)
 	return d, nil
-}
-
-// nearest gives up to three of names that look like name, nearest first.
-func nearest(name string, names []string) []string {
-	type candidate struct {
-		name     string
-		distance int
-	}
-	var found []candidate
-	low := strings.ToLower(name)
-	for _, n := range names {
-		d := distance(low, strings.ToLower(n))
-		if len(low) >= 3 && (strings.Contains(strings.ToLower(n), low) || strings.Contains(low, strings.ToLower(n))) {
-			d = min(d, 1)
-		}
-		if d <= max(2, len(name)/3) {
-			found = append(found, candidate{n, d})
-		}
-	}
-	slices.SortFunc(found, func(a, b candidate) int {
-		if a.distance != b.distance {
-			return a.distance - b.distance
-		}
-		return strings.Compare(a.name, b.name)
-	})
-	var out []string
-	for _, c := range found[:min(3, len(found))] {
-		out = append(out, c.name)
-	}
-	return out
-}
-
-// distance is how many single characters have to be changed, added or removed to make a into b. Long texts are compared by their beginning.
-func distance(a, b string) int {
-	a, b = a[:min(len(a), 128)], b[:min(len(b), 128)]
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // humanBytes is n for people: "1.5 GiB".

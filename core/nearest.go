@@ -1,0 +1,62 @@
+package core
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// Nearest returns at most three of names that want is most likely a misspelling or a part of, nearest first; it is empty when nothing is alike.
+// Case does not count; what is longer than 128 runes is compared by its beginning.
+func Nearest(want string, names []string) []string {
+	type near struct {
+		name  string
+		edits int
+	}
+	lower := clipRunes(strings.ToLower(want))
+	var found []near
+	for _, n := range names {
+		name := clipRunes(strings.ToLower(n))
+		d := edits(lower, name)
+		if len(lower) >= 3 && len(name) >= 3 && (strings.Contains(string(name), string(lower)) || strings.Contains(string(lower), string(name))) {
+			d = min(d, 1)
+		}
+		// Not more than a third of it wrong, and never all of it.
+		if d <= max(2, len(lower)/3) && d < max(len(lower), len(name)) {
+			found = append(found, near{n, d})
+		}
+	}
+	slices.SortFunc(found, func(a, b near) int { return cmp.Or(cmp.Compare(a.edits, b.edits), cmp.Compare(a.name, b.name)) })
+	var out []string
+	for _, f := range slices.Compact(found) {
+		if len(out) < 3 {
+			out = append(out, f.name)
+		}
+	}
+	return out
+}
+
+func clipRunes(s string) []rune {
+	r := []rune(s)
+	return r[:min(len(r), 128)]
+}
+
+// edits is the number of single runes to insert, delete or replace to make a into b (Levenshtein).
+func edits(a, b []rune) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range a {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range b {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal, row[j+1] = row[j+1], min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
