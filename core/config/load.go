@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/hashicorp/hcl/v2"
@@ -175,11 +176,11 @@ func (l *loader) once(key string, b *hcl.Block) bool {
 }
 
 func header(b *hcl.Block) string {
-	out := b.Type
+	out := []string{b.Type}
 	for _, label := range b.Labels {
-		out += fmt.Sprintf(" %q", label)
+		out = append(out, strconv.Quote(label))
 	}
-	return out
+	return strings.Join(out, " ")
 }
 
 func (l *loader) group(b *hcl.Block) {

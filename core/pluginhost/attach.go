@@ -85,11 +85,11 @@ func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
 // answers sees that the process behind the socket is the worker of the attachment.
 func (h *Host) answers(ctx context.Context, p *process, a Attachment) (*Worker, error) {
 	const op = "re-attach worker"
-	if conn, err := (&net.Dialer{}).DialContext(ctx, a.Network, a.Address); err != nil {
+	conn, err := (&net.Dialer{}).DialContext(ctx, a.Network, a.Address)
+	if err != nil {
 		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: control socket: %w", a.WorkerID, a.Process.PID, err)
-	} else {
-		_ = conn.Close()
 	}
+	_ = conn.Close()
 	if err := p.connect(); err != nil {
 		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: %w", a.WorkerID, a.Process.PID, err)
 	}

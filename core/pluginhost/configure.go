@@ -60,16 +60,15 @@ func (h *Host) introduce(ctx context.Context, p *process, plugin sdk.Plugin, s S
 
 // call bounds one of the short calls of a launch.
 func (h *Host) call(ctx context.Context, p *process, name string, fn func(context.Context) error) error {
-	bounded, cancel := context.WithTimeoutCause(ctx, h.o.CallTimeout, errHung)
+	bounded, cancel := context.WithTimeout(ctx, h.o.CallTimeout)
 	defer cancel()
 	err := fn(bounded)
-	if err != nil && errors.Is(context.Cause(bounded), errHung) {
+	// The deadline travels with the call, so that the plugin's side may see it a moment before this one.
+	if ctx.Err() == nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) {
 		return core.WithHint(core.Errorf("launch plugin", core.Unavailable, "%s does not answer %s within %s", p.name, name, h.o.CallTimeout), "It hangs, and was ended. See what it logs, and report it to the author of the plugin.")
 	}
 	return p.explain("launch plugin", err)
 }
-
-var errHung = errors.New("the plugin does not answer")
 
 // configError is diagnostics as an error, with their source lines.
 func configError(s Spec, diags hcl.Diagnostics) error {

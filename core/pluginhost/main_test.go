@@ -16,8 +16,10 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/hostinfo"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
@@ -64,7 +66,7 @@ func run(m *testing.M) (int, error) {
 // shortDir is a temporary folder with a path short enough for sockets; t.TempDir has the test's name in it.
 func shortDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ph")
+	dir, err := os.MkdirTemp("", "ph") //nolint:usetesting // see above
 	must.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
@@ -159,12 +161,9 @@ func ask(ctx context.Context, socket, prompt string) (string, error) {
 func gone(t testing.TB, pid int) {
 	t.Helper()
 	coretest.Eventually(t, 5*time.Second, func() error {
-		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
+		// Dead but not collected is gone: collecting is its parent's.
+		if _, err := hostinfo.Identify(pid); core.KindOf(err) == core.NotFound {
 			return nil
-		}
-		if _, rest, ok := strings.Cut(string(state), ") "); ok && strings.HasPrefix(rest, "Z") {
-			return nil // dead; collecting it is its parent's
 		}
 		return fmt.Errorf("process %d is there", pid)
 	})

@@ -161,7 +161,8 @@ func parseLogLine(b []byte) logLine {
 
 // text is the line for people.
 func (l logLine) text() string {
-	out := l.message
+	var out strings.Builder
+	out.WriteString(l.message)
 	for i := 0; i+1 < len(l.pairs); i += 2 {
 		value, ok := l.pairs[i+1].(string)
 		if !ok {
@@ -171,12 +172,13 @@ func (l logLine) text() string {
 			}
 			value = string(b)
 		}
-		if key, _ := l.pairs[i].(string); key == "stack" {
+		key, _ := l.pairs[i].(string)
+		if key == "stack" {
 			continue // many lines
 		}
-		out += " " + l.pairs[i].(string) + "=" + value
+		out.WriteString(" " + key + "=" + value)
 	}
-	return out
+	return out.String()
 }
 
 // logTail is the last lines of a log file from an offset on, readable.

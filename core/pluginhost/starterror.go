@@ -37,7 +37,8 @@ func (h *Host) startError(p *process, err error, late bool, out *outputs) error 
 	first := p.run.stdout.firstLine()
 	tail := p.tail(out.logFile, out.logStart)
 	version, isPlugin := handshakeVersion(first)
-	wrong, hint, kind := "", "", core.Unavailable
+	var wrong, hint string
+	kind := core.Unavailable
 	switch {
 	case isPlugin && version != sdk.ProtocolVersion:
 		kind = core.Unsupported

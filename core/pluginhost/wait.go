@@ -26,7 +26,7 @@ func pollGone(id hostinfo.Identity, released <-chan struct{}) bool {
 
 func inodeOf(info fs.FileInfo) any {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return [2]uint64{uint64(st.Dev), st.Ino}
+		return [2]any{st.Dev, st.Ino}
 	}
 	return nil
 }

@@ -167,14 +167,7 @@ func (w *Worker) Stop(ctx context.Context, grace time.Duration) (forced bool, er
 	}
 	ctx, cancel := context.WithTimeout(ctx, grace+stopMargin)
 	defer cancel()
-	asked := make(chan error, 1)
-	go func() { asked <- w.client.Stop(ctx, grace) }() // ends with ctx, or with the process
-	select {
-	case <-w.Done():
-		<-asked
-		return false, nil
-	case err = <-asked:
-	}
+	err = w.client.Stop(ctx, grace) // ends with ctx, or with the process
 	// Whatever it answered, what counts is that it ends.
 	if err == nil || errors.Is(err, sdk.ErrUnavailable) {
 		select {

@@ -7,7 +7,6 @@ import (
 	"crypto/sha512"
 	"encoding/hex"
 	"errors"
-	"hash"
 	"strings"
 	"testing"
 
@@ -64,10 +63,11 @@ func (f failing) Write([]byte) (int, error) { return 0, f.err }
 // digest is the digest of b with the algorithm of like.
 func digest(like string, b []byte) string {
 	name, _, _ := strings.Cut(like, ":")
-	var h hash.Hash = sha256.New()
+	newHash := sha256.New
 	if name == "sha512" {
-		h = sha512.New()
+		newHash = sha512.New
 	}
+	h := newHash()
 	h.Write(b)
 	return name + ":" + hex.EncodeToString(h.Sum(nil))
 }

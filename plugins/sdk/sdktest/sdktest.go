@@ -62,7 +62,7 @@ func inProcess(t testing.TB, register func(*grpc.Server)) *grpc.ClientConn {
 // privateDir is a folder only its owner can enter, with a path short enough for sockets.
 func privateDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "sdk")
+	dir, err := os.MkdirTemp("", "sdk") //nolint:usetesting // t.TempDir has the test's name in its path
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -31,7 +30,7 @@ func listenData(socket string, log hclog.Logger) (*dataServer, error) {
 		return nil, fmt.Errorf("folder of the data socket: %w: %w", err, sdk.ErrInvalid)
 	}
 	if !dir.IsDir() || dir.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("folder of the data socket %s has mode %s: only its owner may enter it (0700): %w", filepath.Dir(socket), fs.FileMode(dir.Mode()), sdk.ErrInvalid)
+		return nil, fmt.Errorf("folder of the data socket %s has mode %s: only its owner may enter it (0700): %w", filepath.Dir(socket), dir.Mode(), sdk.ErrInvalid)
 	}
 	l, err := net.Listen("unix", socket)
 	if err != nil {

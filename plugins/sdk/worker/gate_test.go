@@ -13,7 +13,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-func post(h http.Handler, ctx context.Context) *httptest.ResponseRecorder { //nolint:revive // the handler is the subject
+func post(ctx context.Context, h http.Handler) *httptest.ResponseRecorder {
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, httptest.NewRequestWithContext(ctx, http.MethodPost, "/", nil))
 	return rec
@@ -38,10 +38,11 @@ func TestGateAdmitsAsManyAsThereAreSlots(t *testing.T) {
 		}))
 		var wg sync.WaitGroup
 		for range 5 {
-			wg.Go(func() { must.Eq(t, http.StatusOK, post(h, t.Context()).Code) })
+			wg.Go(func() { must.Eq(t, http.StatusOK, post(t.Context(), h).Code) })
 		}
+		synctest.Wait() // the next one comes last
 		ctx, cancel := context.WithCancel(t.Context())
-		wg.Go(func() { must.Eq(t, http.StatusServiceUnavailable, post(h, ctx).Code) }) // gives up in the queue
+		wg.Go(func() { must.Eq(t, http.StatusServiceUnavailable, post(ctx, h).Code) }) // gives up in the queue
 		synctest.Wait()
 		must.Eq(t, Status{State: StateReady, Slots: 2, Active: 2, Queued: 4}, status(g))
 		cancel()
@@ -52,7 +53,7 @@ func TestGateAdmitsAsManyAsThereAreSlots(t *testing.T) {
 		go func() { drained <- g.Drain(t.Context()) }()
 		synctest.Wait()
 		must.Eq(t, StateDraining, status(g).State)
-		rec := post(h, t.Context())
+		rec := post(t.Context(), h)
 		must.Eq(t, http.StatusServiceUnavailable, rec.Code)
 		must.True(t, json.Valid(rec.Body.Bytes()))
 		must.Eq(t, "1", rec.Header().Get("Retry-After"))
@@ -69,8 +70,8 @@ func TestGateCutsWhatIsLeftAfterTheGrace(t *testing.T) {
 		g := NewGate(1)
 		h := g.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 		var wg sync.WaitGroup
-		wg.Go(func() { post(h, t.Context()) })
-		wg.Go(func() { post(h, t.Context()) })
+		wg.Go(func() { post(t.Context(), h) })
+		wg.Go(func() { post(t.Context(), h) })
 		synctest.Wait()
 		began := time.Now()
 		must.NoError(t, g.Stop(t.Context(), 3*time.Second))

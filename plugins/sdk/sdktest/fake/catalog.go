@@ -47,7 +47,8 @@ func (c *Catalog) Configure(_ context.Context, config sdk.Config) (sdk.Diagnosti
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	if v.Dir != "" {
-		if info, err := os.Stat(v.Dir); err != nil || !info.IsDir() {
+		info, err := os.Stat(v.Dir)
+		if found := err == nil && info.IsDir(); !found {
 			return sdk.Diagnostics{{Summary: "No such folder", Detail: fmt.Sprintf("%q is not a folder. Make it, or name another.", v.Dir), Path: []any{"dir"}}}, nil
 		}
 	}
