@@ -108,7 +108,8 @@ func (p *process) explain(op string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, sdk.ErrUnavailable) && p.goneSoon() {
+	// With the process its connection is closed, which reads as cancelled.
+	if errors.Is(err, sdk.ErrUnavailable) && p.goneSoon() || errors.Is(err, context.Canceled) && p.run.gone() {
 		msg := p.name + " ended"
 		if exit := p.run.exitSaid(); exit != "" {
 			msg += fmt.Sprintf(" (%s)", exit)

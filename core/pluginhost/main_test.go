@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/shoenig/test/must"
+	"go.uber.org/goleak"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
@@ -60,7 +61,12 @@ func run(m *testing.M) (int, error) {
 			return 1, err
 		}
 	}
-	return m.Run(), nil
+	code := m.Run()
+	// Whatever was launched is ended by now, and so is everything that watched it.
+	if err := goleak.Find(); err != nil && code == 0 {
+		return 1, err
+	}
+	return code, nil
 }
 
 // shortDir is a temporary folder with a path short enough for sockets; t.TempDir has the test's name in it.

@@ -71,6 +71,8 @@ type child struct {
 	mu     sync.Mutex // guards below
 	exit   string
 	doomed bool // kill was called, maybe before there was a process
+	ended  bool
+	onGone func() // called when the process is gone
 }
 
 var _ runner.Runner = (*child)(nil)
@@ -183,6 +185,12 @@ func (p *process) connect() error {
 		return fmt.Errorf("go-plugin gave a %T: %w", protocol, sdk.ErrUnsupported)
 	}
 	p.conn = grpcClient.Conn
+	p.run.mu.Lock()
+	defer p.run.mu.Unlock()
+	p.run.onGone = func() { _ = p.conn.Close() } // says only that it is closed already
+	if p.run.ended {
+		p.run.onGone()
+	}
 	return nil
 }
 
@@ -330,6 +338,13 @@ func (c *child) watch() {
 	}
 	if c.cleanup != nil {
 		c.cleanup()
+	}
+	c.mu.Lock()
+	c.ended = true
+	onGone := c.onGone
+	c.mu.Unlock()
+	if onGone != nil {
+		onGone()
 	}
 	close(c.done)
 }
