@@ -208,24 +208,3 @@ func TestExample(t *testing.T) {
 		must.StrContains(t, string(src), name+" ", must.Sprintf("setting %s is not explained", s.Name))
 	}
 }
-
-func FuzzLoad(f *testing.F) {
-	names, err := filepath.Glob("testdata/*.hcl")
-	must.NoError(f, err)
-	for _, n := range names {
-		src, err := os.ReadFile(n)
-		must.NoError(f, err)
-		f.Add(src, false)
-	}
-	f.Add([]byte(`{"queen":{"enabled":true},"worker":{"a":[{"config":{}},{"env":[null]}]}}`), true)
-	f.Fuzz(func(t *testing.T, src []byte, json bool) {
-		file := filepath.Join(t.TempDir(), "x.hcl")
-		if json {
-			file = filepath.Join(t.TempDir(), "x.json")
-		}
-		must.NoError(t, os.WriteFile(file, src, 0o600))
-		c, diags := config.Load([]string{file}, environment())
-		must.Eq(t, diags.HasErrors(), c == nil)
-		must.NoError(t, diags.Write(&bytes.Buffer{}, 80, false))
-	})
-}

@@ -19,7 +19,7 @@ import (
 // Without any path it gives the defaults, with both roles enabled. The Config is nil when the diagnostics have errors.
 func Load(paths []string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	c := defaults(env)
-	l := &loader{c: c, parser: hclparse.NewParser(), blocks: map[string]hcl.Range{}, attributes: map[string]hcl.Range{}}
+	l := newLoader(c)
 	if len(paths) == 0 {
 		c.Queen.Enabled, c.Hive.Enabled = true, true
 	}
@@ -75,6 +75,10 @@ type loader struct {
 	attributes map[string]hcl.Range // where a setting was given
 	diags      hcl.Diagnostics
 	broken     bool // a file could not be read: what it says is not known
+}
+
+func newLoader(c *Config) *loader {
+	return &loader{c: c, parser: hclparse.NewParser(), blocks: map[string]hcl.Range{}, attributes: map[string]hcl.Range{}}
 }
 
 func (l *loader) add(d hcl.Diagnostics) { l.diags = append(l.diags, d...) }
@@ -142,6 +146,11 @@ func (l *loader) file(name string) {
 		l.add(errorf(nil, "No such configuration", "%s cannot be read: %s.", name, reason(err)))
 		return
 	}
+	l.source(src, name)
+}
+
+// source adds what a file says.
+func (l *loader) source(src []byte, name string) {
 	parse := l.parser.ParseHCL
 	if filepath.Ext(name) == ".json" {
 		parse = l.parser.ParseJSON

@@ -160,3 +160,26 @@ func TestPickEnv(t *testing.T) {
 	must.Eq(t, []string{"PATH=a", "LC_ALL=b", "CUDA_X=g"}, pickEnv(sdk.KindWorker, nil, environ))
 	must.Eq(t, []string{"PATH=a", "LC_ALL=b", "npm_config_registry=d", "https_proxy=e", "TOKEN=f", "USER=h"}, pickEnv(sdk.KindCatalog, []string{"TOKEN"}, environ))
 }
+
+// A plugin's schema and the block it describes may be anything: what comes out is JSON, diagnostics, or an error, and the rendered schema never breaks.
+func FuzzDecodeConfig(f *testing.F) {
+	f.Add("list(object({x = number}))", []byte(`[]`), "a = [{ x = 1 }]", false)
+	f.Add("any", []byte(`{"k":[1,null]}`), "a = env.X", true)
+	f.Add("map(set(string))", []byte(`{"k":["x"]}`), "b {\n a = 1\n}", false)
+	f.Add("tuple([bool])", []byte("1e999"), "a = upper(null)", true)
+	f.Fuzz(func(t *testing.T, typ string, def []byte, src string, sensitive bool) {
+		parsed, diags := hclparse.NewParser().ParseHCL([]byte(src), "x.hcl")
+		if diags.HasErrors() {
+			t.Skip()
+		}
+		attr := sdk.Attribute{Name: "a", Type: typ, Default: def, Sensitive: sensitive}
+		schema := sdk.Schema{Attributes: []sdk.Attribute{attr}, Blocks: []sdk.Block{{Name: "b", Repeated: true, Schema: sdk.Schema{Attributes: []sdk.Attribute{attr}}}}}
+		out, diags, err := decodeConfig(config.Plugin{Kind: "worker", Label: "x", Body: parsed.Body}, schema)
+		if err == nil && !diags.HasErrors() {
+			must.True(t, json.Valid(out))
+		}
+		text := SchemaHCL(sdk.Info{Name: "x", Kind: sdk.KindWorker}, schema)
+		_, diags = hclparse.NewParser().ParseHCL([]byte(text), "schema.hcl")
+		must.False(t, diags.HasErrors(), must.Sprintf("%v\n%s", diags, text))
+	})
+}

@@ -1,0 +1,35 @@
+package config
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+// Whatever stands in a file, loading it ends with a Config or with errors that can be printed, and never with both or neither.
+func FuzzSource(f *testing.F) {
+	names, err := filepath.Glob("testdata/*.hcl")
+	must.NoError(f, err)
+	for _, n := range names {
+		src, err := os.ReadFile(n)
+		must.NoError(f, err)
+		f.Add(src, false)
+	}
+	f.Add([]byte(`{"queen":{"enabled":true},"worker":{"a":[{"config":{}},{"env":[null]}]}}`), true)
+	f.Fuzz(func(t *testing.T, src []byte, json bool) {
+		env := func(name string) (string, bool) { return "/home/me", name == "HOME" }
+		name := "x.hcl"
+		if json {
+			name = "x.json"
+		}
+		l := newLoader(defaults(env))
+		l.source(src, name)
+		l.c.files = l.parser.Files()
+		c, diags := l.finish(env)
+		must.Eq(t, diags.HasErrors(), c == nil)
+		must.NoError(t, diags.Write(io.Discard, 80, false))
+	})
+}
