@@ -160,9 +160,10 @@ func (c *catalogs) search(ctx context.Context, q catalog.Query) ([]core.CatalogI
 	var wg sync.WaitGroup
 	for i, s := range c.list {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, searchTimeout)
-			defer cancel()
+			// The launch has its own limit: a busy machine is no reason to do without a source.
 			errs[i] = c.use(ctx, s, func(p catalogProcess) error {
+				ctx, cancel := context.WithTimeout(ctx, searchTimeout)
+				defer cancel()
 				err := p.Search(ctx, q, func(it catalog.Item) error {
 					found[i] = append(found[i], core.CatalogItem{
 						Ref: s.spec.Name + ":" + it.Ref, Kind: string(it.Kind), Name: it.Name, Summary: it.Summary, SizeBytes: it.SizeBytes, License: it.License,
