@@ -30,4 +30,3 @@ func unique(names []string) []string {
 	slices.Sort(names)
 	return slices.Compact(names)
 }
-

@@ -23,7 +23,6 @@ func (s *Store) FailAt(fail func(step string) error) { s.fail = fail }
 // Clean does what Open does with leftovers, at another time.
 func (s *Store) Clean(now time.Time) error { return s.cleanPartial(now) }
 
-
 // ParseDigest is for tests.
 func ParseDigest(text string) (string, error) {
 	d, err := parseDigest(text)
