@@ -3,7 +3,6 @@ package gateway
 import (
 	"bytes"
 	"context"
-	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -14,18 +13,13 @@ import (
 // upstreamIdle is after how long without a request the connections to a worker are forgotten.
 const upstreamIdle = 5 * time.Minute
 
-// workersUp has an HTTP transport for each worker, made when it is first asked.
+// workersUp has the connections to each worker, made when it is first asked.
 type workersUp struct {
 	dial    Dial
 	timeout time.Duration
 
-	mu sync.Mutex           // guards below
-	m  map[string]*upstream // by id and nonce: a worker that was started again is another one
-}
-
-type upstream struct {
-	t    *http.Transport
-	used time.Time
+	mu sync.Mutex       // guards below
+	m  map[string]*pool // by id and nonce: a worker that was started again is another one
 }
 
 // dialError tells that nothing was sent, since there was no connection.
@@ -34,42 +28,34 @@ type dialError struct{ err error }
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-func (u *workersUp) transport(w core.Worker) *http.Transport {
+func (u *workersUp) pool(w core.Worker) *pool {
 	key, now := w.ID+" "+w.Nonce, time.Now()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if up, ok := u.m[key]; ok {
-		up.used = now
-		return up.t
+	if p, ok := u.m[key]; ok {
+		p.asked = now
+		return p
 	}
 	if u.m == nil {
-		u.m = map[string]*upstream{}
+		u.m = map[string]*pool{}
 	}
-	for k, up := range u.m { // workers that are gone are not announced here
-		if now.Sub(up.used) > upstreamIdle {
+	for k, p := range u.m { // workers that are gone are not announced here
+		if now.Sub(p.asked) > upstreamIdle {
 			delete(u.m, k)
-			up.t.CloseIdleConnections()
+			p.close()
 		}
 	}
-	t := &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, u.timeout)
-			defer cancel()
-			conn, err := u.dial(ctx, w)
-			if err != nil {
-				return nil, &dialError{err}
-			}
-			return conn, nil
-		},
-		DisableCompression:     true,
-		MaxIdleConnsPerHost:    64,
-		IdleConnTimeout:        time.Minute,
-		MaxResponseHeaderBytes: 64 << 10,
-		ReadBufferSize:         8 << 10,
-		WriteBufferSize:        8 << 10,
-	}
-	u.m[key] = &upstream{t: t, used: now}
-	return t
+	p := &pool{asked: now, dial: func(ctx context.Context) (*workerConn, error) {
+		ctx, cancel := context.WithTimeout(ctx, u.timeout)
+		defer cancel()
+		conn, err := u.dial(ctx, w)
+		if err != nil {
+			return nil, &dialError{err}
+		}
+		return newWorkerConn(conn), nil
+	}}
+	u.m[key] = p
+	return p
 }
 
 // drop forgets a worker that failed; requests that still run on it are not touched.
@@ -77,18 +63,18 @@ func (u *workersUp) drop(w core.Worker) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	key := w.ID + " " + w.Nonce
-	if up, ok := u.m[key]; ok {
+	if p, ok := u.m[key]; ok {
 		delete(u.m, key)
-		up.t.CloseIdleConnections()
+		p.close()
 	}
 }
 
 func (u *workersUp) close() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for k, up := range u.m {
+	for k, p := range u.m {
 		delete(u.m, k)
-		up.t.CloseIdleConnections()
+		p.close()
 	}
 }
 
@@ -103,9 +89,6 @@ func (u *workersUp) post(ctx context.Context, w core.Worker, path string, body [
 		"Accept":       {accept},
 		"X-Request-Id": {id},
 		"User-Agent":   {"rbee"},
-		// A worker may close an idle connection just as a request is written to it. The empty value is never sent; it tells the transport that this
-		// POST may be repeated on a fresh connection when a used one was closed before the first byte of an answer. A fresh one is never repeated.
-		"X-Idempotency-Key": {},
 	}
-	return u.transport(w).RoundTrip(req)
+	return u.pool(w).roundTrip(req)
 }

@@ -1,0 +1,219 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// connIdle is how long an unused connection is kept. Workers keep theirs longer.
+	connIdle = time.Minute
+	// maxIdleConns bounds the unused connections to one worker.
+	maxIdleConns = 64
+	// maxAnswerHeader bounds the header of a worker's answer, in bytes.
+	maxAnswerHeader = 64 << 10
+	// lateAnswer is how long an answer may take to arrive from a worker that stopped reading the request.
+	lateAnswer = time.Second
+)
+
+// pool is the HTTP/1.1 connections to one worker. A request and its answer stay on the goroutine that asks: net/http's transport hands both
+// over to goroutines of its own, and each hand-over costs a wake-up between the client and its first token. BenchmarkRelay measures it.
+type pool struct {
+	dial  func(ctx context.Context) (*workerConn, error)
+	asked time.Time // of the last request; workersUp.mu guards it
+
+	mu     sync.Mutex    // guards below
+	idle   []*workerConn // the longest unused first
+	closed bool
+}
+
+// workerConn is a connection that carries one request at a time.
+type workerConn struct {
+	net.Conn
+	r     *bufio.Reader
+	w     *bufio.Writer
+	left  int64     // bytes that may still be read
+	since time.Time // unused since
+}
+
+func newWorkerConn(c net.Conn) *workerConn {
+	wc := &workerConn{Conn: c}
+	wc.r, wc.w = bufio.NewReaderSize(boundedReader{wc}, 8<<10), bufio.NewWriterSize(c, 8<<10)
+	return wc
+}
+
+// boundedReader reads at most left bytes of its connection.
+type boundedReader struct{ c *workerConn }
+
+var errAnswerHeader = fmt.Errorf("the header of the answer is longer than %d bytes", maxAnswerHeader)
+
+func (b boundedReader) Read(p []byte) (int, error) {
+	if b.c.left <= 0 {
+		return 0, errAnswerHeader
+	}
+	n, err := b.c.Conn.Read(p[:min(int64(len(p)), b.c.left)])
+	b.c.left -= int64(n)
+	return n, err
+}
+
+// take gives the most recently used connection, or nil.
+func (p *pool) take() *workerConn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.idle) > 0 {
+		c := p.idle[len(p.idle)-1]
+		p.idle = p.idle[:len(p.idle)-1]
+		if time.Since(c.since) < connIdle {
+			return c
+		}
+		_ = c.Close()
+	}
+	return nil
+}
+
+func (p *pool) put(c *workerConn) {
+	c.since = time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || len(p.idle) >= maxIdleConns {
+		_ = c.Close()
+		return
+	}
+	p.idle = append(p.idle, c)
+}
+
+// close forgets the unused connections; those in use are closed after their answers.
+func (p *pool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, c := range p.idle {
+		_ = c.Close()
+	}
+	p.idle = nil
+}
+
+// roundTrip sends a request whose body can be read again and returns the answer as soon as its header is there. When the request's context
+// ends the connection is closed, whatever it does. A used connection that the worker closed before the first byte of an answer, as it may do
+// with one that was idle, is replaced by another; a fresh one never is.
+func (p *pool) roundTrip(req *http.Request) (*http.Response, error) {
+	ctx := req.Context()
+	for {
+		c, used := p.take(), true
+		if c == nil {
+			var err error
+			if c, err = p.dial(ctx); err != nil {
+				return nil, err
+			}
+			used = false
+		}
+		resp, answered, err := p.exchange(c, req)
+		if err == nil {
+			return resp, nil
+		}
+		_ = c.Close()
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if answered || !used {
+			return nil, err
+		}
+		if req.Body, err = req.GetBody(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// exchange sends the request and reads the header of the answer. answered says that at least one byte of it came.
+func (p *pool) exchange(c *workerConn, req *http.Request) (resp *http.Response, answered bool, err error) {
+	// The connection carries nothing else, so closing it is how the worker learns that nobody waits any more.
+	stop := context.AfterFunc(req.Context(), func() { _ = c.Close() })
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
+	c.left = maxAnswerHeader
+	err = req.Write(c.w)
+	if err == nil {
+		err = c.w.Flush()
+	}
+	sent := err == nil
+	if !sent {
+		// It may have refused the request without reading all of it, and said why.
+		_ = c.SetReadDeadline(time.Now().Add(lateAnswer))
+	}
+	if _, peekErr := c.r.Peek(1); peekErr != nil {
+		return nil, false, errors.Join(err, unexpected(peekErr))
+	}
+	for {
+		if resp, err = http.ReadResponse(c.r, req); err != nil {
+			return nil, true, unexpected(err)
+		}
+		if resp.StatusCode >= http.StatusOK {
+			break // what comes before is informational
+		}
+	}
+	c.left = math.MaxInt64
+	resp.Body = &answerBody{body: resp.Body, ctx: req.Context(), conn: c, pool: p, stop: stop, keep: !resp.Close && sent}
+	return resp, true, nil
+}
+
+// unexpected is err, where the end of the connection is nothing to be expected.
+func unexpected(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// answerBody is the body of an answer. Read to its end it gives the connection back; closed before, it closes the connection.
+type answerBody struct {
+	body io.ReadCloser
+	ctx  context.Context // the request's
+	conn *workerConn
+	pool *pool
+	stop func() bool
+	keep bool
+	done bool
+}
+
+func (b *answerBody) Read(p []byte) (int, error) {
+	n, err := b.body.Read(p)
+	switch {
+	case err == nil || b.done:
+	case errors.Is(err, io.EOF):
+		b.end(b.keep && b.conn.r.Buffered() == 0) // bytes behind the answer are nobody's answer
+	default:
+		b.end(false)
+		if b.ctx.Err() != nil {
+			err = context.Cause(b.ctx)
+		}
+	}
+	return n, err
+}
+
+func (b *answerBody) Close() error {
+	if !b.done {
+		b.end(false)
+	}
+	return nil
+}
+
+func (b *answerBody) end(keep bool) {
+	b.done = true
+	// Once the context has ended, its function closes the connection at any moment.
+	if b.stop() && keep {
+		b.pool.put(b.conn)
+		return
+	}
+	_ = b.conn.Close()
+}

@@ -1,0 +1,162 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+// worker answers connections on a unix socket by hand and counts them.
+func worker(t *testing.T, serve func(n int, c net.Conn, r *bufio.Reader)) (p *pool, dials *atomic.Int64) {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	must.NoError(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := 0; ; n++ {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serve(n, c, bufio.NewReader(c))
+			_ = c.Close()
+		}
+	}()
+	dials = new(atomic.Int64)
+	p = &pool{dial: func(ctx context.Context) (*workerConn, error) {
+		dials.Add(1)
+		c, err := new(net.Dialer).DialContext(ctx, "unix", l.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		return newWorkerConn(c), nil
+	}}
+	t.Cleanup(func() { p.close(); _ = l.Close(); <-done })
+	return p, dials
+}
+
+func post(t *testing.T, ctx context.Context, p *pool, body string) (string, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://worker/", strings.NewReader(body))
+	must.NoError(t, err)
+	resp, err := p.roundTrip(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return string(b), err
+}
+
+// read takes one request off the connection.
+func read(r *bufio.Reader) bool {
+	req, err := http.ReadRequest(r)
+	if err != nil {
+		return false
+	}
+	_, err = io.Copy(io.Discard, req.Body)
+	return err == nil
+}
+
+const fine = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine"
+
+func TestPoolKeepsAConnection(t *testing.T) {
+	t.Parallel()
+	p, dials := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
+		for read(r) {
+			_, _ = c.Write([]byte(fine))
+		}
+	})
+	for range 5 {
+		got, err := post(t, t.Context(), p, "hello")
+		must.NoError(t, err)
+		must.Eq(t, "fine", got)
+	}
+	must.Eq(t, 1, dials.Load())
+}
+
+func TestPoolReplacesAConnectionThatWasClosedWhileIdle(t *testing.T) {
+	t.Parallel()
+	p, dials := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
+		if read(r) { // and then closes, though it did not say so
+			_, _ = c.Write([]byte(fine))
+		}
+	})
+	for range 3 {
+		got, err := post(t, t.Context(), p, strings.Repeat("long ", 100_000))
+		must.NoError(t, err)
+		must.Eq(t, "fine", got)
+	}
+	must.Eq(t, 3, dials.Load())
+}
+
+func TestPoolRepeatsNothingThatMayHaveBeenHeard(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]string{"silent": "", "half a header": "HTTP/1.1 200 O", "no HTTP": "hello\r\n\r\n"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, dials := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
+				read(r)
+				_, _ = c.Write([]byte(answer))
+			})
+			_, err := post(t, t.Context(), p, "hello")
+			must.Error(t, err)
+			must.Eq(t, 1, dials.Load())
+		})
+	}
+}
+
+func TestPoolBounds(t *testing.T) {
+	t.Parallel()
+	p, _ := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
+		read(r)
+		_, _ = c.Write([]byte("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 2*maxAnswerHeader) + "\r\nContent-Length: 0\r\n\r\n"))
+	})
+	_, err := post(t, t.Context(), p, "hello")
+	must.ErrorIs(t, err, errAnswerHeader)
+}
+
+func TestPoolHearsARefusalBeforeTheRequestIsRead(t *testing.T) {
+	t.Parallel()
+	p, dials := worker(t, func(_ int, c net.Conn, _ *bufio.Reader) {
+		_, _ = c.Write([]byte("HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlong"))
+	})
+	got, err := post(t, t.Context(), p, "hello")
+	must.NoError(t, err)
+	must.Eq(t, "long", got)
+	must.Eq(t, 1, dials.Load())
+}
+
+func TestPoolEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	gone := make(chan struct{})
+	p, _ := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
+		read(r)
+		_, _ = c.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf"))
+		_, err := r.ReadByte() // until the other end closes
+		if errors.Is(err, io.EOF) {
+			close(gone)
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://worker/", strings.NewReader("hello"))
+	must.NoError(t, err)
+	resp, err := p.roundTrip(req)
+	must.NoError(t, err)
+	defer resp.Body.Close()
+	cancel()
+	_, err = io.ReadAll(resp.Body)
+	must.ErrorIs(t, err, context.Canceled)
+	<-gone
+	must.Nil(t, p.take())
+}
