@@ -229,7 +229,7 @@ func TestScopes(t *testing.T) {
 // Mirrors often pass on npm's own addresses.
 func TestTarballHosts(t *testing.T) {
 	t.Parallel()
-	const public = "https://registry.npmjs.org/@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz"
+	const public = defaultRegistry + "@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz"
 	for name, tc := range map[string]struct{ registry, setting, tarball, want string }{
 		"npm's own is replaced":      {"", "", public, "%s/@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz"},
 		"below the registry's path":  {"/npm/", "", public, "%s/npm/@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz"},
