@@ -95,6 +95,12 @@ func slowDir(t testing.TB) string {
 }
 
 func TestMain(m *testing.M) {
+	if socket := os.Getenv(echoSocket); socket != "" {
+		if err := echo(socket); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	if slow.dir != "" {
 		_ = os.RemoveAll(slow.dir)
