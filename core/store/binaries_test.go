@@ -307,6 +307,36 @@ func TestNewExecutableOldEngine(t *testing.T) {
 	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint("a changed file of the same size is not taken over"))
 }
 
+func TestNewReleaseTakesTheEngineOver(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	archive := goodArchive(t)
+	o := &origin{body: archive}
+	in := binarySpec(t, archive)
+	old, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+	must.NoError(t, err)
+	in.Version = "1.1.0"
+	in.Executable = pluginExecutable(t, "#!plugin, next release")
+	b, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+	must.NoError(t, err)
+	must.NotEq(t, old.ID, b.ID)
+	must.Eq(t, 1, o.fetches.Load())
+	must.NoError(t, s.VerifyBinary(t.Context(), b.ID))
+	must.NoError(t, s.VerifyBinary(t.Context(), old.ID)) // which stays as it was
+
+	// Another engine is another thing, and so is a renewal.
+	other := targz(t, item{name: "package/bins/x/libllama.v0.5.0.so", body: "other"})
+	in = binarySpec(t, other)
+	in.Version = "1.2.0"
+	_, err = s.PutBinary(t.Context(), in, (&origin{body: other}).fetch, nil)
+	must.NoError(t, err)
+	in = binarySpec(t, archive)
+	in.Force = true
+	_, err = s.PutBinary(t.Context(), in, o.fetch, nil)
+	must.NoError(t, err)
+	must.Eq(t, 2, o.fetches.Load())
+}
+
 func TestDamagedBinaries(t *testing.T) {
 	t.Parallel()
 	archive := goodArchive(t)
