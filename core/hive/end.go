@@ -18,8 +18,6 @@ const (
 	defaultRetireGrace = 10 * time.Minute
 	// lastWait is what each of the last means gets when a worker does not end: Stop, SIGTERM, SIGKILL.
 	lastWait = 300 * time.Millisecond
-	// lastBytes is how long a response that is finished may travel before the worker stops.
-	lastBytes = 50 * time.Millisecond
 	// tellTimeout is how long the result of an operation waits for a queen to know it.
 	tellTimeout = 2 * time.Second
 )
@@ -119,12 +117,7 @@ func (h *Hive) drain(ctx context.Context, w *worker) error {
 				h.log.Warn("a worker does not drain", "worker", w.id(), "error", err)
 				return nil
 			}
-			select {
-			case <-time.After(lastBytes):
-			case <-w.proc.Done():
-			case <-ctx.Done():
-			}
-			return ctx.Err()
+			return ctx.Err() // the worker's data socket closes only when finished responses are flushed
 		case <-w.sooner:
 			timer.Reset(time.Until(w.deadline()))
 		case <-timer.C:
