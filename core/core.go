@@ -40,8 +40,10 @@ type Hive struct {
 	Devices     []Device   `json:"devices"`
 	WorkerTypes []string   `json:"worker_types"` // worker types that the hive can run, installed or not
 	LastBeat    time.Time  `json:"last_beat,omitzero"`
-	CreateIndex uint64     `json:"create_index"` // raft index of its first appearance
-	ModifyIndex uint64     `json:"modify_index"` // raft index of its last change
+	RPCAddress  string     `json:"rpc_address,omitempty"` // host:port; empty: only reachable in its own process
+	Draining    bool       `json:"draining"`              // gets no new worker, and its workers no new request
+	CreateIndex uint64     `json:"create_index"`          // raft index of its first appearance
+	ModifyIndex uint64     `json:"modify_index"`          // raft index of its last change
 }
 
 // WorkerState is where a worker is in its life.
@@ -159,10 +161,15 @@ type CatalogItem struct {
 
 // Queen is a member of the raft cluster.
 type Queen struct {
-	ID      string `json:"id"`
-	Address string `json:"address"`
-	Leader  bool   `json:"leader"`
-	Voter   bool   `json:"voter"`
+	ID          string `json:"id"`                // Node.ID
+	RaftID      string `json:"raft_id,omitempty"` // another one each time a queen starts with an empty raft folder
+	Name        string `json:"name,omitempty"`
+	Address     string `json:"address"` // host:port that raft dials
+	HTTPAddress string `json:"http_address,omitempty"`
+	Version     string `json:"version,omitempty"`
+	Leader      bool   `json:"leader"`
+	Voter       bool   `json:"voter"`
+	Gossip      string `json:"gossip,omitempty"` // "alive", "failed", "left", "unknown"; empty: there is no gossip
 }
 
 // Status is the whole cluster on one screen.
@@ -172,6 +179,8 @@ type Status struct {
 	StartedAt time.Time `json:"started_at"`
 	Leader    string    `json:"leader"` // empty: none known
 	Index     uint64    `json:"index"`  // last applied raft index
+	Read      ReadInfo  `json:"read"`   // how new the registry part is
+	Cluster   *Cluster  `json:"cluster,omitempty"`
 	Queens    []Queen   `json:"queens"`
 	Hives     []Hive    `json:"hives"`
 	Workers   []Worker  `json:"workers"`

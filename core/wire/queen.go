@@ -7,7 +7,7 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// HiveToProto is for heartbeats. Status, LastBeat and the raft indexes are not carried: they are the queen's to say.
+// HiveToProto is for heartbeats. Status, Draining, LastBeat and the raft indexes are not carried: they are the queen's to say.
 func HiveToProto(h core.Hive) *queenv1.Hive {
 	return &queenv1.Hive{
 		Id:          h.ID,
@@ -18,6 +18,7 @@ func HiveToProto(h core.Hive) *queenv1.Hive {
 		Incarnation: h.Incarnation,
 		Devices:     All(h.Devices, DeviceToProto),
 		WorkerTypes: filled(h.WorkerTypes),
+		RpcAddress:  h.RPCAddress,
 	}
 }
 
@@ -32,6 +33,7 @@ func HiveFromProto(h *queenv1.Hive) core.Hive {
 		Incarnation: h.GetIncarnation(),
 		Devices:     All(h.GetDevices(), DeviceFromProto),
 		WorkerTypes: filled(h.GetWorkerTypes()),
+		RPCAddress:  h.GetRpcAddress(),
 	}
 }
 

@@ -11,6 +11,7 @@ func hiveToProto(h core.Hive) *raftv1.Hive {
 	p := &raftv1.Hive{
 		Id: h.ID, Name: h.Name, Version: h.Version, Os: h.OS, Arch: h.Arch, Incarnation: h.Incarnation, Status: string(h.Status),
 		WorkerTypes: append([]string(nil), h.WorkerTypes...), CreateIndex: h.CreateIndex, ModifyIndex: h.ModifyIndex,
+		RpcAddress: h.RPCAddress, Draining: h.Draining,
 	}
 	for _, d := range h.Devices {
 		p.Devices = append(p.Devices, &raftv1.Device{Id: d.ID, Kind: d.Kind, Name: d.Name, TotalBytes: d.TotalBytes, Problem: d.Problem})
@@ -23,6 +24,7 @@ func hiveFromProto(p *raftv1.Hive) core.Hive {
 		ID: p.GetId(), Name: p.GetName(), Version: p.GetVersion(), OS: p.GetOs(), Arch: p.GetArch(), Incarnation: p.GetIncarnation(),
 		Status: core.HiveStatus(p.GetStatus()), WorkerTypes: append([]string{}, p.GetWorkerTypes()...), Devices: []core.Device{},
 		CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
+		RPCAddress: p.GetRpcAddress(), Draining: p.GetDraining(),
 	}
 	for _, d := range p.GetDevices() {
 		h.Devices = append(h.Devices, core.Device{

@@ -287,6 +287,8 @@ func TestEveryFieldSurvives(t *testing.T) {
 func fill(t *testing.T, v reflect.Value, except ...string) {
 	t.Helper()
 	switch v.Kind() {
+	case reflect.Bool:
+		v.SetBool(true)
 	case reflect.String:
 		v.SetString("x" + v.Type().Name())
 	case reflect.Int, reflect.Int64, reflect.Int32:

@@ -9,6 +9,7 @@
 package hivev1
 
 import (
+	_ "github.com/rbee-project/rbee/proto/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -24,6 +25,183 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type LeaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveRequest) Reset() {
+	*x = LeaveRequest{}
+	mi := &file_hive_v1_hive_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveRequest) ProtoMessage() {}
+
+func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hive_v1_hive_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
+func (*LeaveRequest) Descriptor() ([]byte, []int) {
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{0}
+}
+
+type LeaveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveResponse) Reset() {
+	*x = LeaveResponse{}
+	mi := &file_hive_v1_hive_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveResponse) ProtoMessage() {}
+
+func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hive_v1_hive_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
+func (*LeaveResponse) Descriptor() ([]byte, []int) {
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{1}
+}
+
+type RefreshRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshRequest) Reset() {
+	*x = RefreshRequest{}
+	mi := &file_hive_v1_hive_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshRequest) ProtoMessage() {}
+
+func (x *RefreshRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hive_v1_hive_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshRequest.ProtoReflect.Descriptor instead.
+func (*RefreshRequest) Descriptor() ([]byte, []int) {
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{2}
+}
+
+type RefreshResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the fingerprint found before and finds now.
+	Before            []*Device `protobuf:"bytes,1,rep,name=before,proto3" json:"before,omitempty"`
+	After             []*Device `protobuf:"bytes,2,rep,name=after,proto3" json:"after,omitempty"`
+	WorkerTypesBefore []string  `protobuf:"bytes,3,rep,name=worker_types_before,json=workerTypesBefore,proto3" json:"worker_types_before,omitempty"`
+	WorkerTypesAfter  []string  `protobuf:"bytes,4,rep,name=worker_types_after,json=workerTypesAfter,proto3" json:"worker_types_after,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RefreshResponse) Reset() {
+	*x = RefreshResponse{}
+	mi := &file_hive_v1_hive_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshResponse) ProtoMessage() {}
+
+func (x *RefreshResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hive_v1_hive_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshResponse.ProtoReflect.Descriptor instead.
+func (*RefreshResponse) Descriptor() ([]byte, []int) {
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RefreshResponse) GetBefore() []*Device {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *RefreshResponse) GetAfter() []*Device {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *RefreshResponse) GetWorkerTypesBefore() []string {
+	if x != nil {
+		return x.WorkerTypesBefore
+	}
+	return nil
+}
+
+func (x *RefreshResponse) GetWorkerTypesAfter() []string {
+	if x != nil {
+		return x.WorkerTypesAfter
+	}
+	return nil
+}
+
 type Device struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -38,7 +216,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_hive_v1_hive_proto_msgTypes[0]
+	mi := &file_hive_v1_hive_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -50,7 +228,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[0]
+	mi := &file_hive_v1_hive_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -63,7 +241,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{0}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Device) GetId() string {
@@ -119,7 +297,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_hive_v1_hive_proto_msgTypes[1]
+	mi := &file_hive_v1_hive_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -131,7 +309,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[1]
+	mi := &file_hive_v1_hive_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -144,7 +322,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{1}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *File) GetPath() string {
@@ -189,7 +367,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_hive_v1_hive_proto_msgTypes[2]
+	mi := &file_hive_v1_hive_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -201,7 +379,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[2]
+	mi := &file_hive_v1_hive_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -214,7 +392,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{2}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Process) GetPid() int64 {
@@ -331,7 +509,7 @@ type Binary struct {
 
 func (x *Binary) Reset() {
 	*x = Binary{}
-	mi := &file_hive_v1_hive_proto_msgTypes[3]
+	mi := &file_hive_v1_hive_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +521,7 @@ func (x *Binary) String() string {
 func (*Binary) ProtoMessage() {}
 
 func (x *Binary) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[3]
+	mi := &file_hive_v1_hive_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +534,7 @@ func (x *Binary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Binary.ProtoReflect.Descriptor instead.
 func (*Binary) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{3}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Binary) GetId() string {
@@ -487,7 +665,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_hive_v1_hive_proto_msgTypes[4]
+	mi := &file_hive_v1_hive_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +677,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[4]
+	mi := &file_hive_v1_hive_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +690,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{4}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Model) GetId() string {
@@ -634,7 +812,7 @@ type CatalogItem struct {
 
 func (x *CatalogItem) Reset() {
 	*x = CatalogItem{}
-	mi := &file_hive_v1_hive_proto_msgTypes[5]
+	mi := &file_hive_v1_hive_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +824,7 @@ func (x *CatalogItem) String() string {
 func (*CatalogItem) ProtoMessage() {}
 
 func (x *CatalogItem) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[5]
+	mi := &file_hive_v1_hive_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +837,7 @@ func (x *CatalogItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogItem.ProtoReflect.Descriptor instead.
 func (*CatalogItem) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{5}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CatalogItem) GetRef() string {
@@ -712,7 +890,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[6]
+	mi := &file_hive_v1_hive_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +902,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[6]
+	mi := &file_hive_v1_hive_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +915,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{6}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{10}
 }
 
 type ListProcessesResponse struct {
@@ -749,7 +927,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[7]
+	mi := &file_hive_v1_hive_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +939,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[7]
+	mi := &file_hive_v1_hive_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +952,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{7}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -793,7 +971,7 @@ type GetProcessRequest struct {
 
 func (x *GetProcessRequest) Reset() {
 	*x = GetProcessRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[8]
+	mi := &file_hive_v1_hive_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +983,7 @@ func (x *GetProcessRequest) String() string {
 func (*GetProcessRequest) ProtoMessage() {}
 
 func (x *GetProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[8]
+	mi := &file_hive_v1_hive_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +996,7 @@ func (x *GetProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProcessRequest.ProtoReflect.Descriptor instead.
 func (*GetProcessRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{8}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetProcessRequest) GetPid() int64 {
@@ -837,7 +1015,7 @@ type GetProcessResponse struct {
 
 func (x *GetProcessResponse) Reset() {
 	*x = GetProcessResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[9]
+	mi := &file_hive_v1_hive_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +1027,7 @@ func (x *GetProcessResponse) String() string {
 func (*GetProcessResponse) ProtoMessage() {}
 
 func (x *GetProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[9]
+	mi := &file_hive_v1_hive_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +1040,7 @@ func (x *GetProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProcessResponse.ProtoReflect.Descriptor instead.
 func (*GetProcessResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{9}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetProcessResponse) GetProcess() *Process {
@@ -880,7 +1058,7 @@ type ListBinariesRequest struct {
 
 func (x *ListBinariesRequest) Reset() {
 	*x = ListBinariesRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[10]
+	mi := &file_hive_v1_hive_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +1070,7 @@ func (x *ListBinariesRequest) String() string {
 func (*ListBinariesRequest) ProtoMessage() {}
 
 func (x *ListBinariesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[10]
+	mi := &file_hive_v1_hive_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1083,7 @@ func (x *ListBinariesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBinariesRequest.ProtoReflect.Descriptor instead.
 func (*ListBinariesRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{10}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{14}
 }
 
 type ListBinariesResponse struct {
@@ -917,7 +1095,7 @@ type ListBinariesResponse struct {
 
 func (x *ListBinariesResponse) Reset() {
 	*x = ListBinariesResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[11]
+	mi := &file_hive_v1_hive_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1107,7 @@ func (x *ListBinariesResponse) String() string {
 func (*ListBinariesResponse) ProtoMessage() {}
 
 func (x *ListBinariesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[11]
+	mi := &file_hive_v1_hive_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1120,7 @@ func (x *ListBinariesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBinariesResponse.ProtoReflect.Descriptor instead.
 func (*ListBinariesResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{11}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListBinariesResponse) GetBinaries() []*Binary {
@@ -962,7 +1140,7 @@ type GetBinaryRequest struct {
 
 func (x *GetBinaryRequest) Reset() {
 	*x = GetBinaryRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[12]
+	mi := &file_hive_v1_hive_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1152,7 @@ func (x *GetBinaryRequest) String() string {
 func (*GetBinaryRequest) ProtoMessage() {}
 
 func (x *GetBinaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[12]
+	mi := &file_hive_v1_hive_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1165,7 @@ func (x *GetBinaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBinaryRequest.ProtoReflect.Descriptor instead.
 func (*GetBinaryRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{12}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetBinaryRequest) GetId() string {
@@ -1006,7 +1184,7 @@ type GetBinaryResponse struct {
 
 func (x *GetBinaryResponse) Reset() {
 	*x = GetBinaryResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[13]
+	mi := &file_hive_v1_hive_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1196,7 @@ func (x *GetBinaryResponse) String() string {
 func (*GetBinaryResponse) ProtoMessage() {}
 
 func (x *GetBinaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[13]
+	mi := &file_hive_v1_hive_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1209,7 @@ func (x *GetBinaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBinaryResponse.ProtoReflect.Descriptor instead.
 func (*GetBinaryResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{13}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetBinaryResponse) GetBinary() *Binary {
@@ -1049,7 +1227,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[14]
+	mi := &file_hive_v1_hive_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1239,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[14]
+	mi := &file_hive_v1_hive_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1252,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{14}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{18}
 }
 
 type ListModelsResponse struct {
@@ -1086,7 +1264,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[15]
+	mi := &file_hive_v1_hive_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1276,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[15]
+	mi := &file_hive_v1_hive_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1289,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{15}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1131,7 +1309,7 @@ type GetModelRequest struct {
 
 func (x *GetModelRequest) Reset() {
 	*x = GetModelRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[16]
+	mi := &file_hive_v1_hive_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1321,7 @@ func (x *GetModelRequest) String() string {
 func (*GetModelRequest) ProtoMessage() {}
 
 func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[16]
+	mi := &file_hive_v1_hive_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1334,7 @@ func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelRequest.ProtoReflect.Descriptor instead.
 func (*GetModelRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{16}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetModelRequest) GetId() string {
@@ -1175,7 +1353,7 @@ type GetModelResponse struct {
 
 func (x *GetModelResponse) Reset() {
 	*x = GetModelResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[17]
+	mi := &file_hive_v1_hive_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1365,7 @@ func (x *GetModelResponse) String() string {
 func (*GetModelResponse) ProtoMessage() {}
 
 func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[17]
+	mi := &file_hive_v1_hive_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1378,7 @@ func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelResponse.ProtoReflect.Descriptor instead.
 func (*GetModelResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{17}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetModelResponse) GetModel() *Model {
@@ -1221,7 +1399,7 @@ type SearchCatalogRequest struct {
 
 func (x *SearchCatalogRequest) Reset() {
 	*x = SearchCatalogRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[18]
+	mi := &file_hive_v1_hive_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1233,7 +1411,7 @@ func (x *SearchCatalogRequest) String() string {
 func (*SearchCatalogRequest) ProtoMessage() {}
 
 func (x *SearchCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[18]
+	mi := &file_hive_v1_hive_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1246,7 +1424,7 @@ func (x *SearchCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchCatalogRequest.ProtoReflect.Descriptor instead.
 func (*SearchCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{18}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SearchCatalogRequest) GetText() string {
@@ -1279,7 +1457,7 @@ type SearchCatalogResponse struct {
 
 func (x *SearchCatalogResponse) Reset() {
 	*x = SearchCatalogResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[19]
+	mi := &file_hive_v1_hive_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1469,7 @@ func (x *SearchCatalogResponse) String() string {
 func (*SearchCatalogResponse) ProtoMessage() {}
 
 func (x *SearchCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[19]
+	mi := &file_hive_v1_hive_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1482,7 @@ func (x *SearchCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchCatalogResponse.ProtoReflect.Descriptor instead.
 func (*SearchCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{19}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SearchCatalogResponse) GetItems() []*CatalogItem {
@@ -1318,7 +1496,15 @@ var File_hive_v1_hive_proto protoreflect.FileDescriptor
 
 const file_hive_v1_hive_proto_rawDesc = "" +
 	"\n" +
-	"\x12hive/v1/hive.proto\x12\frbee.hive.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x01\n" +
+	"\x12hive/v1/hive.proto\x12\frbee.hive.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18options/v1/options.proto\"\x0e\n" +
+	"\fLeaveRequest\"\x0f\n" +
+	"\rLeaveResponse\"\x10\n" +
+	"\x0eRefreshRequest\"\xc9\x01\n" +
+	"\x0fRefreshResponse\x12,\n" +
+	"\x06before\x18\x01 \x03(\v2\x14.rbee.hive.v1.DeviceR\x06before\x12*\n" +
+	"\x05after\x18\x02 \x03(\v2\x14.rbee.hive.v1.DeviceR\x05after\x12.\n" +
+	"\x13worker_types_before\x18\x03 \x03(\tR\x11workerTypesBefore\x12,\n" +
+	"\x12worker_types_after\x18\x04 \x03(\tR\x10workerTypesAfter\"\x9a\x01\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -1424,17 +1610,29 @@ const file_hive_v1_hive_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05limit\x18\x03 \x01(\x05R\x05limit\"H\n" +
 	"\x15SearchCatalogResponse\x12/\n" +
-	"\x05items\x18\x01 \x03(\v2\x19.rbee.hive.v1.CatalogItemR\x05items2\xd3\x04\n" +
-	"\vHiveService\x12X\n" +
-	"\rListProcesses\x12\".rbee.hive.v1.ListProcessesRequest\x1a#.rbee.hive.v1.ListProcessesResponse\x12O\n" +
+	"\x05items\x18\x01 \x03(\v2\x19.rbee.hive.v1.CatalogItemR\x05items2\xe3\x05\n" +
+	"\vHiveService\x12a\n" +
+	"\rListProcesses\x12\".rbee.hive.v1.ListProcessesRequest\x1a#.rbee.hive.v1.ListProcessesResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12X\n" +
 	"\n" +
-	"GetProcess\x12\x1f.rbee.hive.v1.GetProcessRequest\x1a .rbee.hive.v1.GetProcessResponse\x12U\n" +
-	"\fListBinaries\x12!.rbee.hive.v1.ListBinariesRequest\x1a\".rbee.hive.v1.ListBinariesResponse\x12L\n" +
-	"\tGetBinary\x12\x1e.rbee.hive.v1.GetBinaryRequest\x1a\x1f.rbee.hive.v1.GetBinaryResponse\x12O\n" +
+	"GetProcess\x12\x1f.rbee.hive.v1.GetProcessRequest\x1a .rbee.hive.v1.GetProcessResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12^\n" +
+	"\fListBinaries\x12!.rbee.hive.v1.ListBinariesRequest\x1a\".rbee.hive.v1.ListBinariesResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12U\n" +
+	"\tGetBinary\x12\x1e.rbee.hive.v1.GetBinaryRequest\x1a\x1f.rbee.hive.v1.GetBinaryResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12X\n" +
 	"\n" +
-	"ListModels\x12\x1f.rbee.hive.v1.ListModelsRequest\x1a .rbee.hive.v1.ListModelsResponse\x12I\n" +
-	"\bGetModel\x12\x1d.rbee.hive.v1.GetModelRequest\x1a\x1e.rbee.hive.v1.GetModelResponse\x12X\n" +
-	"\rSearchCatalog\x12\".rbee.hive.v1.SearchCatalogRequest\x1a#.rbee.hive.v1.SearchCatalogResponseB3Z1github.com/rbee-project/rbee/proto/hive/v1;hivev1b\x06proto3"
+	"ListModels\x12\x1f.rbee.hive.v1.ListModelsRequest\x1a .rbee.hive.v1.ListModelsResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12R\n" +
+	"\bGetModel\x12\x1d.rbee.hive.v1.GetModelRequest\x1a\x1e.rbee.hive.v1.GetModelResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12O\n" +
+	"\aRefresh\x12\x1c.rbee.hive.v1.RefreshRequest\x1a\x1d.rbee.hive.v1.RefreshResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12a\n" +
+	"\rSearchCatalog\x12\".rbee.hive.v1.SearchCatalogRequest\x1a#.rbee.hive.v1.SearchCatalogResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x032Y\n" +
+	"\fAgentService\x12I\n" +
+	"\x05Leave\x12\x1a.rbee.hive.v1.LeaveRequest\x1a\x1b.rbee.hive.v1.LeaveResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03B3Z1github.com/rbee-project/rbee/proto/hive/v1;hivev1b\x06proto3"
 
 var (
 	file_hive_v1_hive_proto_rawDescOnce sync.Once
@@ -1448,63 +1646,73 @@ func file_hive_v1_hive_proto_rawDescGZIP() []byte {
 	return file_hive_v1_hive_proto_rawDescData
 }
 
-var file_hive_v1_hive_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_hive_v1_hive_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_hive_v1_hive_proto_goTypes = []any{
-	(*Device)(nil),                // 0: rbee.hive.v1.Device
-	(*File)(nil),                  // 1: rbee.hive.v1.File
-	(*Process)(nil),               // 2: rbee.hive.v1.Process
-	(*Binary)(nil),                // 3: rbee.hive.v1.Binary
-	(*Model)(nil),                 // 4: rbee.hive.v1.Model
-	(*CatalogItem)(nil),           // 5: rbee.hive.v1.CatalogItem
-	(*ListProcessesRequest)(nil),  // 6: rbee.hive.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil), // 7: rbee.hive.v1.ListProcessesResponse
-	(*GetProcessRequest)(nil),     // 8: rbee.hive.v1.GetProcessRequest
-	(*GetProcessResponse)(nil),    // 9: rbee.hive.v1.GetProcessResponse
-	(*ListBinariesRequest)(nil),   // 10: rbee.hive.v1.ListBinariesRequest
-	(*ListBinariesResponse)(nil),  // 11: rbee.hive.v1.ListBinariesResponse
-	(*GetBinaryRequest)(nil),      // 12: rbee.hive.v1.GetBinaryRequest
-	(*GetBinaryResponse)(nil),     // 13: rbee.hive.v1.GetBinaryResponse
-	(*ListModelsRequest)(nil),     // 14: rbee.hive.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),    // 15: rbee.hive.v1.ListModelsResponse
-	(*GetModelRequest)(nil),       // 16: rbee.hive.v1.GetModelRequest
-	(*GetModelResponse)(nil),      // 17: rbee.hive.v1.GetModelResponse
-	(*SearchCatalogRequest)(nil),  // 18: rbee.hive.v1.SearchCatalogRequest
-	(*SearchCatalogResponse)(nil), // 19: rbee.hive.v1.SearchCatalogResponse
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*LeaveRequest)(nil),          // 0: rbee.hive.v1.LeaveRequest
+	(*LeaveResponse)(nil),         // 1: rbee.hive.v1.LeaveResponse
+	(*RefreshRequest)(nil),        // 2: rbee.hive.v1.RefreshRequest
+	(*RefreshResponse)(nil),       // 3: rbee.hive.v1.RefreshResponse
+	(*Device)(nil),                // 4: rbee.hive.v1.Device
+	(*File)(nil),                  // 5: rbee.hive.v1.File
+	(*Process)(nil),               // 6: rbee.hive.v1.Process
+	(*Binary)(nil),                // 7: rbee.hive.v1.Binary
+	(*Model)(nil),                 // 8: rbee.hive.v1.Model
+	(*CatalogItem)(nil),           // 9: rbee.hive.v1.CatalogItem
+	(*ListProcessesRequest)(nil),  // 10: rbee.hive.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil), // 11: rbee.hive.v1.ListProcessesResponse
+	(*GetProcessRequest)(nil),     // 12: rbee.hive.v1.GetProcessRequest
+	(*GetProcessResponse)(nil),    // 13: rbee.hive.v1.GetProcessResponse
+	(*ListBinariesRequest)(nil),   // 14: rbee.hive.v1.ListBinariesRequest
+	(*ListBinariesResponse)(nil),  // 15: rbee.hive.v1.ListBinariesResponse
+	(*GetBinaryRequest)(nil),      // 16: rbee.hive.v1.GetBinaryRequest
+	(*GetBinaryResponse)(nil),     // 17: rbee.hive.v1.GetBinaryResponse
+	(*ListModelsRequest)(nil),     // 18: rbee.hive.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),    // 19: rbee.hive.v1.ListModelsResponse
+	(*GetModelRequest)(nil),       // 20: rbee.hive.v1.GetModelRequest
+	(*GetModelResponse)(nil),      // 21: rbee.hive.v1.GetModelResponse
+	(*SearchCatalogRequest)(nil),  // 22: rbee.hive.v1.SearchCatalogRequest
+	(*SearchCatalogResponse)(nil), // 23: rbee.hive.v1.SearchCatalogResponse
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_hive_v1_hive_proto_depIdxs = []int32{
-	20, // 0: rbee.hive.v1.Process.started_at:type_name -> google.protobuf.Timestamp
-	20, // 1: rbee.hive.v1.Binary.installed_at:type_name -> google.protobuf.Timestamp
-	0,  // 2: rbee.hive.v1.Binary.devices:type_name -> rbee.hive.v1.Device
-	1,  // 3: rbee.hive.v1.Binary.files:type_name -> rbee.hive.v1.File
-	20, // 4: rbee.hive.v1.Model.created_at:type_name -> google.protobuf.Timestamp
-	1,  // 5: rbee.hive.v1.Model.files:type_name -> rbee.hive.v1.File
-	2,  // 6: rbee.hive.v1.ListProcessesResponse.processes:type_name -> rbee.hive.v1.Process
-	2,  // 7: rbee.hive.v1.GetProcessResponse.process:type_name -> rbee.hive.v1.Process
-	3,  // 8: rbee.hive.v1.ListBinariesResponse.binaries:type_name -> rbee.hive.v1.Binary
-	3,  // 9: rbee.hive.v1.GetBinaryResponse.binary:type_name -> rbee.hive.v1.Binary
-	4,  // 10: rbee.hive.v1.ListModelsResponse.models:type_name -> rbee.hive.v1.Model
-	4,  // 11: rbee.hive.v1.GetModelResponse.model:type_name -> rbee.hive.v1.Model
-	5,  // 12: rbee.hive.v1.SearchCatalogResponse.items:type_name -> rbee.hive.v1.CatalogItem
-	6,  // 13: rbee.hive.v1.HiveService.ListProcesses:input_type -> rbee.hive.v1.ListProcessesRequest
-	8,  // 14: rbee.hive.v1.HiveService.GetProcess:input_type -> rbee.hive.v1.GetProcessRequest
-	10, // 15: rbee.hive.v1.HiveService.ListBinaries:input_type -> rbee.hive.v1.ListBinariesRequest
-	12, // 16: rbee.hive.v1.HiveService.GetBinary:input_type -> rbee.hive.v1.GetBinaryRequest
-	14, // 17: rbee.hive.v1.HiveService.ListModels:input_type -> rbee.hive.v1.ListModelsRequest
-	16, // 18: rbee.hive.v1.HiveService.GetModel:input_type -> rbee.hive.v1.GetModelRequest
-	18, // 19: rbee.hive.v1.HiveService.SearchCatalog:input_type -> rbee.hive.v1.SearchCatalogRequest
-	7,  // 20: rbee.hive.v1.HiveService.ListProcesses:output_type -> rbee.hive.v1.ListProcessesResponse
-	9,  // 21: rbee.hive.v1.HiveService.GetProcess:output_type -> rbee.hive.v1.GetProcessResponse
-	11, // 22: rbee.hive.v1.HiveService.ListBinaries:output_type -> rbee.hive.v1.ListBinariesResponse
-	13, // 23: rbee.hive.v1.HiveService.GetBinary:output_type -> rbee.hive.v1.GetBinaryResponse
-	15, // 24: rbee.hive.v1.HiveService.ListModels:output_type -> rbee.hive.v1.ListModelsResponse
-	17, // 25: rbee.hive.v1.HiveService.GetModel:output_type -> rbee.hive.v1.GetModelResponse
-	19, // 26: rbee.hive.v1.HiveService.SearchCatalog:output_type -> rbee.hive.v1.SearchCatalogResponse
-	20, // [20:27] is the sub-list for method output_type
-	13, // [13:20] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	4,  // 0: rbee.hive.v1.RefreshResponse.before:type_name -> rbee.hive.v1.Device
+	4,  // 1: rbee.hive.v1.RefreshResponse.after:type_name -> rbee.hive.v1.Device
+	24, // 2: rbee.hive.v1.Process.started_at:type_name -> google.protobuf.Timestamp
+	24, // 3: rbee.hive.v1.Binary.installed_at:type_name -> google.protobuf.Timestamp
+	4,  // 4: rbee.hive.v1.Binary.devices:type_name -> rbee.hive.v1.Device
+	5,  // 5: rbee.hive.v1.Binary.files:type_name -> rbee.hive.v1.File
+	24, // 6: rbee.hive.v1.Model.created_at:type_name -> google.protobuf.Timestamp
+	5,  // 7: rbee.hive.v1.Model.files:type_name -> rbee.hive.v1.File
+	6,  // 8: rbee.hive.v1.ListProcessesResponse.processes:type_name -> rbee.hive.v1.Process
+	6,  // 9: rbee.hive.v1.GetProcessResponse.process:type_name -> rbee.hive.v1.Process
+	7,  // 10: rbee.hive.v1.ListBinariesResponse.binaries:type_name -> rbee.hive.v1.Binary
+	7,  // 11: rbee.hive.v1.GetBinaryResponse.binary:type_name -> rbee.hive.v1.Binary
+	8,  // 12: rbee.hive.v1.ListModelsResponse.models:type_name -> rbee.hive.v1.Model
+	8,  // 13: rbee.hive.v1.GetModelResponse.model:type_name -> rbee.hive.v1.Model
+	9,  // 14: rbee.hive.v1.SearchCatalogResponse.items:type_name -> rbee.hive.v1.CatalogItem
+	10, // 15: rbee.hive.v1.HiveService.ListProcesses:input_type -> rbee.hive.v1.ListProcessesRequest
+	12, // 16: rbee.hive.v1.HiveService.GetProcess:input_type -> rbee.hive.v1.GetProcessRequest
+	14, // 17: rbee.hive.v1.HiveService.ListBinaries:input_type -> rbee.hive.v1.ListBinariesRequest
+	16, // 18: rbee.hive.v1.HiveService.GetBinary:input_type -> rbee.hive.v1.GetBinaryRequest
+	18, // 19: rbee.hive.v1.HiveService.ListModels:input_type -> rbee.hive.v1.ListModelsRequest
+	20, // 20: rbee.hive.v1.HiveService.GetModel:input_type -> rbee.hive.v1.GetModelRequest
+	2,  // 21: rbee.hive.v1.HiveService.Refresh:input_type -> rbee.hive.v1.RefreshRequest
+	22, // 22: rbee.hive.v1.HiveService.SearchCatalog:input_type -> rbee.hive.v1.SearchCatalogRequest
+	0,  // 23: rbee.hive.v1.AgentService.Leave:input_type -> rbee.hive.v1.LeaveRequest
+	11, // 24: rbee.hive.v1.HiveService.ListProcesses:output_type -> rbee.hive.v1.ListProcessesResponse
+	13, // 25: rbee.hive.v1.HiveService.GetProcess:output_type -> rbee.hive.v1.GetProcessResponse
+	15, // 26: rbee.hive.v1.HiveService.ListBinaries:output_type -> rbee.hive.v1.ListBinariesResponse
+	17, // 27: rbee.hive.v1.HiveService.GetBinary:output_type -> rbee.hive.v1.GetBinaryResponse
+	19, // 28: rbee.hive.v1.HiveService.ListModels:output_type -> rbee.hive.v1.ListModelsResponse
+	21, // 29: rbee.hive.v1.HiveService.GetModel:output_type -> rbee.hive.v1.GetModelResponse
+	3,  // 30: rbee.hive.v1.HiveService.Refresh:output_type -> rbee.hive.v1.RefreshResponse
+	23, // 31: rbee.hive.v1.HiveService.SearchCatalog:output_type -> rbee.hive.v1.SearchCatalogResponse
+	1,  // 32: rbee.hive.v1.AgentService.Leave:output_type -> rbee.hive.v1.LeaveResponse
+	24, // [24:33] is the sub-list for method output_type
+	15, // [15:24] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_hive_v1_hive_proto_init() }
@@ -1518,9 +1726,9 @@ func file_hive_v1_hive_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hive_v1_hive_proto_rawDesc), len(file_hive_v1_hive_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   24,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_hive_v1_hive_proto_goTypes,
 		DependencyIndexes: file_hive_v1_hive_proto_depIdxs,

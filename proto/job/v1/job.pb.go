@@ -10,6 +10,7 @@
 package jobv1
 
 import (
+	_ "github.com/rbee-project/rbee/proto/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -816,7 +817,7 @@ var File_job_v1_job_proto protoreflect.FileDescriptor
 
 const file_job_v1_job_proto_rawDesc = "" +
 	"\n" +
-	"\x10job/v1/job.proto\x12\vrbee.job.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"P\n" +
+	"\x10job/v1/job.proto\x12\vrbee.job.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18options/v1/options.proto\"P\n" +
 	"\rSubmitRequest\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\tR\toperation\x12!\n" +
 	"\frequest_json\x18\x02 \x01(\fR\vrequestJson\"4\n" +
@@ -869,14 +870,19 @@ const file_job_v1_job_proto_rawDesc = "" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\x12\x12\n" +
-	"\x04unit\x18\x04 \x01(\tR\x04unit2\xce\x02\n" +
+	"\x04unit\x18\x04 \x01(\tR\x04unit2\xfb\x02\n" +
 	"\n" +
-	"JobService\x12A\n" +
-	"\x06Submit\x12\x1a.rbee.job.v1.SubmitRequest\x1a\x1b.rbee.job.v1.SubmitResponse\x128\n" +
-	"\x03Get\x12\x17.rbee.job.v1.GetRequest\x1a\x18.rbee.job.v1.GetResponse\x12;\n" +
-	"\x04List\x12\x18.rbee.job.v1.ListRequest\x1a\x19.rbee.job.v1.ListResponse\x12A\n" +
-	"\x06Cancel\x12\x1a.rbee.job.v1.CancelRequest\x1a\x1b.rbee.job.v1.CancelResponse\x12C\n" +
-	"\x06Events\x12\x1a.rbee.job.v1.EventsRequest\x1a\x1b.rbee.job.v1.EventsResponse0\x01B1Z/github.com/rbee-project/rbee/proto/job/v1;jobv1b\x06proto3"
+	"JobService\x12J\n" +
+	"\x06Submit\x12\x1a.rbee.job.v1.SubmitRequest\x1a\x1b.rbee.job.v1.SubmitResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12A\n" +
+	"\x03Get\x12\x17.rbee.job.v1.GetRequest\x1a\x18.rbee.job.v1.GetResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12D\n" +
+	"\x04List\x12\x18.rbee.job.v1.ListRequest\x1a\x19.rbee.job.v1.ListResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12J\n" +
+	"\x06Cancel\x12\x1a.rbee.job.v1.CancelRequest\x1a\x1b.rbee.job.v1.CancelResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12L\n" +
+	"\x06Events\x12\x1a.rbee.job.v1.EventsRequest\x1a\x1b.rbee.job.v1.EventsResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x030\x01B1Z/github.com/rbee-project/rbee/proto/job/v1;jobv1b\x06proto3"
 
 var (
 	file_job_v1_job_proto_rawDescOnce sync.Once

@@ -4,12 +4,14 @@
 // 	protoc        (unknown)
 // source: queen/v1/queen.proto
 
-// Served by queens to hives. Errors: Unavailable when there is no leader, FailedPrecondition for an incarnation older than the registered one.
+// Served by queens, to hives, to other queens and to machines that join. Errors: Unavailable when there is no leader, FailedPrecondition for an
+// incarnation older than the registered one, PermissionDenied for a revoked node, Unauthenticated for a token that is not valid.
 
 package queenv1
 
 import (
 	v1 "github.com/rbee-project/rbee/proto/hive/v1"
+	_ "github.com/rbee-project/rbee/proto/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -25,6 +27,1258 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type LinkRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counts the reports of this line: 1, 2, 3, …
+	Seq  uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Hive *Hive  `protobuf:"bytes,2,opt,name=hive,proto3" json:"hive,omitempty"`
+	// All workers of the hive; one that is missing is gone.
+	Workers []*Worker `protobuf:"bytes,3,rep,name=workers,proto3" json:"workers,omitempty"`
+	// The agent ends on purpose: its workers are not to be used until it reports again.
+	Ending        bool `protobuf:"varint,4,opt,name=ending,proto3" json:"ending,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinkRequest) Reset() {
+	*x = LinkRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinkRequest) ProtoMessage() {}
+
+func (x *LinkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinkRequest.ProtoReflect.Descriptor instead.
+func (*LinkRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *LinkRequest) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *LinkRequest) GetHive() *Hive {
+	if x != nil {
+		return x.Hive
+	}
+	return nil
+}
+
+func (x *LinkRequest) GetWorkers() []*Worker {
+	if x != nil {
+		return x.Workers
+	}
+	return nil
+}
+
+func (x *LinkRequest) GetEnding() bool {
+	if x != nil {
+		return x.Ending
+	}
+	return false
+}
+
+type LinkResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest report that was taken in.
+	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// This queen leads and the registry has what that report said.
+	Registered bool `protobuf:"varint,2,opt,name=registered,proto3" json:"registered,omitempty"`
+	// When to report next, at the latest.
+	Next *durationpb.Duration `protobuf:"bytes,3,opt,name=next,proto3" json:"next,omitempty"`
+	// Workers of this hive that shall be retired.
+	Retire []string `protobuf:"bytes,4,rep,name=retire,proto3" json:"retire,omitempty"`
+	// In the first answer of a line, and whenever it changed.
+	Cluster       *ClusterView `protobuf:"bytes,5,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinkResponse) Reset() {
+	*x = LinkResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinkResponse) ProtoMessage() {}
+
+func (x *LinkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinkResponse.ProtoReflect.Descriptor instead.
+func (*LinkResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *LinkResponse) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *LinkResponse) GetRegistered() bool {
+	if x != nil {
+		return x.Registered
+	}
+	return false
+}
+
+func (x *LinkResponse) GetNext() *durationpb.Duration {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *LinkResponse) GetRetire() []string {
+	if x != nil {
+		return x.Retire
+	}
+	return nil
+}
+
+func (x *LinkResponse) GetCluster() *ClusterView {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+// ClusterView is what every node must know of the cluster.
+type ClusterView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All queens, to have a line to each.
+	Queens []*QueenAddress `protobuf:"bytes,1,rep,name=queens,proto3" json:"queens,omitempty"`
+	// Ids of nodes whose certificates are refused.
+	Revoked []string `protobuf:"bytes,2,rep,name=revoked,proto3" json:"revoked,omitempty"`
+	// The keys of the gossip pool, the primary first.
+	GossipKeys    [][]byte `protobuf:"bytes,3,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterView) Reset() {
+	*x = ClusterView{}
+	mi := &file_queen_v1_queen_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterView) ProtoMessage() {}
+
+func (x *ClusterView) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterView.ProtoReflect.Descriptor instead.
+func (*ClusterView) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ClusterView) GetQueens() []*QueenAddress {
+	if x != nil {
+		return x.Queens
+	}
+	return nil
+}
+
+func (x *ClusterView) GetRevoked() []string {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *ClusterView) GetGossipKeys() [][]byte {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
+}
+
+type QueenAddress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// host:port of its RPC port.
+	RpcAddress    string `protobuf:"bytes,2,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueenAddress) Reset() {
+	*x = QueenAddress{}
+	mi := &file_queen_v1_queen_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueenAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueenAddress) ProtoMessage() {}
+
+func (x *QueenAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueenAddress.ProtoReflect.Descriptor instead.
+func (*QueenAddress) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *QueenAddress) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *QueenAddress) GetRpcAddress() string {
+	if x != nil {
+		return x.RpcAddress
+	}
+	return ""
+}
+
+type ApplyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A raft.v1.Command.
+	Command       []byte `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyRequest) Reset() {
+	*x = ApplyRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyRequest) ProtoMessage() {}
+
+func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
+func (*ApplyRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ApplyRequest) GetCommand() []byte {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+type ApplyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyResponse) Reset() {
+	*x = ApplyResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyResponse) ProtoMessage() {}
+
+func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
+func (*ApplyResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ApplyResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type ReadIndexRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A majority must confirm that the answering queen still leads.
+	Verify        bool `protobuf:"varint,1,opt,name=verify,proto3" json:"verify,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadIndexRequest) Reset() {
+	*x = ReadIndexRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadIndexRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadIndexRequest) ProtoMessage() {}
+
+func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
+func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ReadIndexRequest) GetVerify() bool {
+	if x != nil {
+		return x.Verify
+	}
+	return false
+}
+
+type ReadIndexResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// Node id.
+	Leader        string `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadIndexResponse) Reset() {
+	*x = ReadIndexResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadIndexResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadIndexResponse) ProtoMessage() {}
+
+func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
+func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ReadIndexResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *ReadIndexResponse) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+type TransferLeadershipRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node id; empty: whoever is most up to date.
+	To            string `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeadershipRequest) Reset() {
+	*x = TransferLeadershipRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeadershipRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeadershipRequest) ProtoMessage() {}
+
+func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
+func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *TransferLeadershipRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type TransferLeadershipResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeadershipResponse) Reset() {
+	*x = TransferLeadershipResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeadershipResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeadershipResponse) ProtoMessage() {}
+
+func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
+func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{9}
+}
+
+type RemoveQueenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node id or raft server id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveQueenRequest) Reset() {
+	*x = RemoveQueenRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveQueenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveQueenRequest) ProtoMessage() {}
+
+func (x *RemoveQueenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveQueenRequest.ProtoReflect.Descriptor instead.
+func (*RemoveQueenRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RemoveQueenRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RemoveQueenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveQueenResponse) Reset() {
+	*x = RemoveQueenResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveQueenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveQueenResponse) ProtoMessage() {}
+
+func (x *RemoveQueenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveQueenResponse.ProtoReflect.Descriptor instead.
+func (*RemoveQueenResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{11}
+}
+
+type SightRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hive id; empty: all.
+	Hive          string `protobuf:"bytes,1,opt,name=hive,proto3" json:"hive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SightRequest) Reset() {
+	*x = SightRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SightRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SightRequest) ProtoMessage() {}
+
+func (x *SightRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SightRequest.ProtoReflect.Descriptor instead.
+func (*SightRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SightRequest) GetHive() string {
+	if x != nil {
+		return x.Hive
+	}
+	return ""
+}
+
+type SightResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node id of the answering queen.
+	Queen         string       `protobuf:"bytes,1,opt,name=queen,proto3" json:"queen,omitempty"`
+	Hives         []*HiveSight `protobuf:"bytes,2,rep,name=hives,proto3" json:"hives,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SightResponse) Reset() {
+	*x = SightResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SightResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SightResponse) ProtoMessage() {}
+
+func (x *SightResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SightResponse.ProtoReflect.Descriptor instead.
+func (*SightResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SightResponse) GetQueen() string {
+	if x != nil {
+		return x.Queen
+	}
+	return ""
+}
+
+func (x *SightResponse) GetHives() []*HiveSight {
+	if x != nil {
+		return x.Hives
+	}
+	return nil
+}
+
+type HiveSight struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Hive  string                 `protobuf:"bytes,1,opt,name=hive,proto3" json:"hive,omitempty"`
+	// It has a line to this queen.
+	Linked bool `protobuf:"varint,2,opt,name=linked,proto3" json:"linked,omitempty"`
+	// Since its last report; not set: none yet.
+	Silence *durationpb.Duration `protobuf:"bytes,3,opt,name=silence,proto3" json:"silence,omitempty"`
+	// What gossip says: "alive", "failed", "left", "unknown".
+	Gossip        string `protobuf:"bytes,4,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HiveSight) Reset() {
+	*x = HiveSight{}
+	mi := &file_queen_v1_queen_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HiveSight) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HiveSight) ProtoMessage() {}
+
+func (x *HiveSight) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HiveSight.ProtoReflect.Descriptor instead.
+func (*HiveSight) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *HiveSight) GetHive() string {
+	if x != nil {
+		return x.Hive
+	}
+	return ""
+}
+
+func (x *HiveSight) GetLinked() bool {
+	if x != nil {
+		return x.Linked
+	}
+	return false
+}
+
+func (x *HiveSight) GetSilence() *durationpb.Duration {
+	if x != nil {
+		return x.Silence
+	}
+	return nil
+}
+
+func (x *HiveSight) GetGossip() string {
+	if x != nil {
+		return x.Gossip
+	}
+	return ""
+}
+
+type SaveSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveSnapshotRequest) Reset() {
+	*x = SaveSnapshotRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveSnapshotRequest) ProtoMessage() {}
+
+func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{15}
+}
+
+type SaveSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveSnapshotResponse) Reset() {
+	*x = SaveSnapshotResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveSnapshotResponse) ProtoMessage() {}
+
+func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SaveSnapshotResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RestoreSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreSnapshotRequest) Reset() {
+	*x = RestoreSnapshotRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreSnapshotRequest) ProtoMessage() {}
+
+func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RestoreSnapshotRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RestoreSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreSnapshotResponse) Reset() {
+	*x = RestoreSnapshotResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreSnapshotResponse) ProtoMessage() {}
+
+func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RestoreSnapshotResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type JoinRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The join token, as a person was given it.
+	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// Chosen by the joining machine and kept on its disk.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// "queen", "hive".
+	Roles []string `protobuf:"bytes,4,rep,name=roles,proto3" json:"roles,omitempty"`
+	// host:port that others reach its RPC port at; a host that is empty or unspecified is replaced by the one the call comes from.
+	RpcAddress string `protobuf:"bytes,5,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	// PKCS #10, DER.
+	CertificateRequest []byte `protobuf:"bytes,6,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
+	// Host names and addresses, beside that of rpc_address, that the certificate shall be valid for.
+	Hosts         []string `protobuf:"bytes,7,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinRequest) Reset() {
+	*x = JoinRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinRequest) ProtoMessage() {}
+
+func (x *JoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
+func (*JoinRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *JoinRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetRoles() []string {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetRpcAddress() string {
+	if x != nil {
+		return x.RpcAddress
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetCertificateRequest() []byte {
+	if x != nil {
+		return x.CertificateRequest
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+type JoinResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Cluster     string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ClusterName string                 `protobuf:"bytes,2,opt,name=cluster_name,json=clusterName,proto3" json:"cluster_name,omitempty"`
+	// PEM.
+	CaCertificates []byte `protobuf:"bytes,3,opt,name=ca_certificates,json=caCertificates,proto3" json:"ca_certificates,omitempty"`
+	Certificate    []byte `protobuf:"bytes,4,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// The key that opens sealed settings of the registry; for queens only.
+	SealKey       []byte       `protobuf:"bytes,5,opt,name=seal_key,json=sealKey,proto3" json:"seal_key,omitempty"`
+	View          *ClusterView `protobuf:"bytes,6,opt,name=view,proto3" json:"view,omitempty"`
+	RpcAddress    string       `protobuf:"bytes,7,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinResponse) Reset() {
+	*x = JoinResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinResponse) ProtoMessage() {}
+
+func (x *JoinResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
+func (*JoinResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *JoinResponse) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *JoinResponse) GetClusterName() string {
+	if x != nil {
+		return x.ClusterName
+	}
+	return ""
+}
+
+func (x *JoinResponse) GetCaCertificates() []byte {
+	if x != nil {
+		return x.CaCertificates
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetSealKey() []byte {
+	if x != nil {
+		return x.SealKey
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetView() *ClusterView {
+	if x != nil {
+		return x.View
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetRpcAddress() string {
+	if x != nil {
+		return x.RpcAddress
+	}
+	return ""
+}
+
+type RenewRequest struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	CertificateRequest []byte                 `protobuf:"bytes,1,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
+	Hosts              []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RenewRequest) GetCertificateRequest() []byte {
+	if x != nil {
+		return x.CertificateRequest
+	}
+	return nil
+}
+
+func (x *RenewRequest) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+type RenewResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	CaCertificates []byte                 `protobuf:"bytes,1,opt,name=ca_certificates,json=caCertificates,proto3" json:"ca_certificates,omitempty"`
+	Certificate    []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RenewResponse) GetCaCertificates() []byte {
+	if x != nil {
+		return x.CaCertificates
+	}
+	return nil
+}
+
+func (x *RenewResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
 type HeartbeatRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Hive  *Hive                  `protobuf:"bytes,1,opt,name=hive,proto3" json:"hive,omitempty"`
@@ -36,7 +1290,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[0]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -48,7 +1302,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[0]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -61,7 +1315,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{0}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HeartbeatRequest) GetHive() *Hive {
@@ -79,22 +1333,24 @@ func (x *HeartbeatRequest) GetWorkers() []*Worker {
 }
 
 type Hive struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	Os            string                 `protobuf:"bytes,4,opt,name=os,proto3" json:"os,omitempty"`
-	Arch          string                 `protobuf:"bytes,5,opt,name=arch,proto3" json:"arch,omitempty"`
-	Incarnation   uint64                 `protobuf:"varint,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Devices       []*v1.Device           `protobuf:"bytes,7,rep,name=devices,proto3" json:"devices,omitempty"`
-	WorkerTypes   []string               `protobuf:"bytes,8,rep,name=worker_types,json=workerTypes,proto3" json:"worker_types,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name        string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Version     string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Os          string                 `protobuf:"bytes,4,opt,name=os,proto3" json:"os,omitempty"`
+	Arch        string                 `protobuf:"bytes,5,opt,name=arch,proto3" json:"arch,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Devices     []*v1.Device           `protobuf:"bytes,7,rep,name=devices,proto3" json:"devices,omitempty"`
+	WorkerTypes []string               `protobuf:"bytes,8,rep,name=worker_types,json=workerTypes,proto3" json:"worker_types,omitempty"`
+	// host:port of its RPC port; empty: only reachable in its own process.
+	RpcAddress    string `protobuf:"bytes,9,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_queen_v1_queen_proto_msgTypes[1]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -106,7 +1362,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[1]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -119,7 +1375,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{1}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Hive) GetId() string {
@@ -178,6 +1434,13 @@ func (x *Hive) GetWorkerTypes() []string {
 	return nil
 }
 
+func (x *Hive) GetRpcAddress() string {
+	if x != nil {
+		return x.RpcAddress
+	}
+	return ""
+}
+
 type Worker struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -197,7 +1460,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_queen_v1_queen_proto_msgTypes[2]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -209,7 +1472,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[2]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -222,7 +1485,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{2}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Worker) GetId() string {
@@ -315,7 +1578,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_queen_v1_queen_proto_msgTypes[3]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +1590,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[3]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +1603,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{3}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Load) GetActive() int32 {
@@ -390,7 +1653,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[4]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -402,7 +1665,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[4]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -415,7 +1678,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{4}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *HeartbeatResponse) GetNext() *durationpb.Duration {
@@ -436,10 +1699,88 @@ var File_queen_v1_queen_proto protoreflect.FileDescriptor
 
 const file_queen_v1_queen_proto_rawDesc = "" +
 	"\n" +
-	"\x14queen/v1/queen.proto\x12\rrbee.queen.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x12hive/v1/hive.proto\"l\n" +
+	"\x14queen/v1/queen.proto\x12\rrbee.queen.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x12hive/v1/hive.proto\x1a\x18options/v1/options.proto\"\x91\x01\n" +
+	"\vLinkRequest\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12'\n" +
+	"\x04hive\x18\x02 \x01(\v2\x13.rbee.queen.v1.HiveR\x04hive\x12/\n" +
+	"\aworkers\x18\x03 \x03(\v2\x15.rbee.queen.v1.WorkerR\aworkers\x12\x16\n" +
+	"\x06ending\x18\x04 \x01(\bR\x06ending\"\xbd\x01\n" +
+	"\fLinkResponse\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1e\n" +
+	"\n" +
+	"registered\x18\x02 \x01(\bR\n" +
+	"registered\x12-\n" +
+	"\x04next\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04next\x12\x16\n" +
+	"\x06retire\x18\x04 \x03(\tR\x06retire\x124\n" +
+	"\acluster\x18\x05 \x01(\v2\x1a.rbee.queen.v1.ClusterViewR\acluster\"}\n" +
+	"\vClusterView\x123\n" +
+	"\x06queens\x18\x01 \x03(\v2\x1b.rbee.queen.v1.QueenAddressR\x06queens\x12\x18\n" +
+	"\arevoked\x18\x02 \x03(\tR\arevoked\x12\x1f\n" +
+	"\vgossip_keys\x18\x03 \x03(\fR\n" +
+	"gossipKeys\"?\n" +
+	"\fQueenAddress\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
+	"\vrpc_address\x18\x02 \x01(\tR\n" +
+	"rpcAddress\"(\n" +
+	"\fApplyRequest\x12\x18\n" +
+	"\acommand\x18\x01 \x01(\fR\acommand\"%\n" +
+	"\rApplyResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"*\n" +
+	"\x10ReadIndexRequest\x12\x16\n" +
+	"\x06verify\x18\x01 \x01(\bR\x06verify\"A\n" +
+	"\x11ReadIndexResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
+	"\x06leader\x18\x02 \x01(\tR\x06leader\"+\n" +
+	"\x19TransferLeadershipRequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\"\x1c\n" +
+	"\x1aTransferLeadershipResponse\"$\n" +
+	"\x12RemoveQueenRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
+	"\x13RemoveQueenResponse\"\"\n" +
+	"\fSightRequest\x12\x12\n" +
+	"\x04hive\x18\x01 \x01(\tR\x04hive\"U\n" +
+	"\rSightResponse\x12\x14\n" +
+	"\x05queen\x18\x01 \x01(\tR\x05queen\x12.\n" +
+	"\x05hives\x18\x02 \x03(\v2\x18.rbee.queen.v1.HiveSightR\x05hives\"\x84\x01\n" +
+	"\tHiveSight\x12\x12\n" +
+	"\x04hive\x18\x01 \x01(\tR\x04hive\x12\x16\n" +
+	"\x06linked\x18\x02 \x01(\bR\x06linked\x123\n" +
+	"\asilence\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\asilence\x12\x16\n" +
+	"\x06gossip\x18\x04 \x01(\tR\x06gossip\"\x15\n" +
+	"\x13SaveSnapshotRequest\"*\n" +
+	"\x14SaveSnapshotResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\",\n" +
+	"\x16RestoreSnapshotRequest\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"/\n" +
+	"\x17RestoreSnapshotResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\xc9\x01\n" +
+	"\vJoinRequest\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05roles\x18\x04 \x03(\tR\x05roles\x12\x1f\n" +
+	"\vrpc_address\x18\x05 \x01(\tR\n" +
+	"rpcAddress\x12/\n" +
+	"\x13certificate_request\x18\x06 \x01(\fR\x12certificateRequest\x12\x14\n" +
+	"\x05hosts\x18\a \x03(\tR\x05hosts\"\x82\x02\n" +
+	"\fJoinResponse\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12!\n" +
+	"\fcluster_name\x18\x02 \x01(\tR\vclusterName\x12'\n" +
+	"\x0fca_certificates\x18\x03 \x01(\fR\x0ecaCertificates\x12 \n" +
+	"\vcertificate\x18\x04 \x01(\fR\vcertificate\x12\x19\n" +
+	"\bseal_key\x18\x05 \x01(\fR\asealKey\x12.\n" +
+	"\x04view\x18\x06 \x01(\v2\x1a.rbee.queen.v1.ClusterViewR\x04view\x12\x1f\n" +
+	"\vrpc_address\x18\a \x01(\tR\n" +
+	"rpcAddress\"U\n" +
+	"\fRenewRequest\x12/\n" +
+	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\x12\x14\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\"Z\n" +
+	"\rRenewResponse\x12'\n" +
+	"\x0fca_certificates\x18\x01 \x01(\fR\x0ecaCertificates\x12 \n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"l\n" +
 	"\x10HeartbeatRequest\x12'\n" +
 	"\x04hive\x18\x01 \x01(\v2\x13.rbee.queen.v1.HiveR\x04hive\x12/\n" +
-	"\aworkers\x18\x02 \x03(\v2\x15.rbee.queen.v1.WorkerR\aworkers\"\xdd\x01\n" +
+	"\aworkers\x18\x02 \x03(\v2\x15.rbee.queen.v1.WorkerR\aworkers\"\xfe\x01\n" +
 	"\x04Hive\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -448,7 +1789,9 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x04arch\x18\x05 \x01(\tR\x04arch\x12 \n" +
 	"\vincarnation\x18\x06 \x01(\x04R\vincarnation\x12.\n" +
 	"\adevices\x18\a \x03(\v2\x14.rbee.hive.v1.DeviceR\adevices\x12!\n" +
-	"\fworker_types\x18\b \x03(\tR\vworkerTypes\"\xa9\x02\n" +
+	"\fworker_types\x18\b \x03(\tR\vworkerTypes\x12\x1f\n" +
+	"\vrpc_address\x18\t \x01(\tR\n" +
+	"rpcAddress\"\xa9\x02\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -470,9 +1813,33 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x0ekv_used_tokens\x18\x05 \x01(\x03R\fkvUsedTokens\"Z\n" +
 	"\x11HeartbeatResponse\x12-\n" +
 	"\x04next\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x04next\x12\x16\n" +
-	"\x06retire\x18\x02 \x03(\tR\x06retire2a\n" +
-	"\x0fRegistryService\x12N\n" +
-	"\tHeartbeat\x12\x1f.rbee.queen.v1.HeartbeatRequest\x1a .rbee.queen.v1.HeartbeatResponseB5Z3github.com/rbee-project/rbee/proto/queen/v1;queenv1b\x06proto3"
+	"\x06retire\x18\x02 \x03(\tR\x06retire2\xb8\x01\n" +
+	"\x0fRegistryService\x12W\n" +
+	"\tHeartbeat\x12\x1f.rbee.queen.v1.HeartbeatRequest\x1a .rbee.queen.v1.HeartbeatResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x02\x12L\n" +
+	"\x04Link\x12\x1a.rbee.queen.v1.LinkRequest\x1a\x1b.rbee.queen.v1.LinkResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x02(\x010\x012\xb3\x05\n" +
+	"\x0eClusterService\x12M\n" +
+	"\x05Apply\x12\x1b.rbee.queen.v1.ApplyRequest\x1a\x1c.rbee.queen.v1.ApplyResponse\"\t\xfa\xe5\x18\x05\n" +
+	"\x01\x03\x10\x01\x12Y\n" +
+	"\tReadIndex\x12\x1f.rbee.queen.v1.ReadIndexRequest\x1a .rbee.queen.v1.ReadIndexResponse\"\t\xfa\xe5\x18\x05\n" +
+	"\x01\x03\x10\x01\x12t\n" +
+	"\x12TransferLeadership\x12(.rbee.queen.v1.TransferLeadershipRequest\x1a).rbee.queen.v1.TransferLeadershipResponse\"\t\xfa\xe5\x18\x05\n" +
+	"\x01\x03\x10\x01\x12_\n" +
+	"\vRemoveQueen\x12!.rbee.queen.v1.RemoveQueenRequest\x1a\".rbee.queen.v1.RemoveQueenResponse\"\t\xfa\xe5\x18\x05\n" +
+	"\x01\x03\x10\x01\x12K\n" +
+	"\x05Sight\x12\x1b.rbee.queen.v1.SightRequest\x1a\x1c.rbee.queen.v1.SightResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12d\n" +
+	"\fSaveSnapshot\x12\".rbee.queen.v1.SaveSnapshotRequest\x1a#.rbee.queen.v1.SaveSnapshotResponse\"\t\xfa\xe5\x18\x05\n" +
+	"\x01\x03\x10\x010\x01\x12m\n" +
+	"\x0fRestoreSnapshot\x12%.rbee.queen.v1.RestoreSnapshotRequest\x1a&.rbee.queen.v1.RestoreSnapshotResponse\"\t\xfa\xe5\x18\x05\n" +
+	"\x01\x03\x10\x01(\x012\xa9\x01\n" +
+	"\vJoinService\x12J\n" +
+	"\x04Join\x12\x1a.rbee.queen.v1.JoinRequest\x1a\x1b.rbee.queen.v1.JoinResponse\"\t\xfa\xe5\x18\x05\n" +
+	"\x01\x01\x10\x01\x12N\n" +
+	"\x05Renew\x12\x1b.rbee.queen.v1.RenewRequest\x1a\x1c.rbee.queen.v1.RenewResponse\"\n" +
+	"\xfa\xe5\x18\x06\n" +
+	"\x02\x02\x03\x10\x01B5Z3github.com/rbee-project/rbee/proto/queen/v1;queenv1b\x06proto3"
 
 var (
 	file_queen_v1_queen_proto_rawDescOnce sync.Once
@@ -486,29 +1853,80 @@ func file_queen_v1_queen_proto_rawDescGZIP() []byte {
 	return file_queen_v1_queen_proto_rawDescData
 }
 
-var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_queen_v1_queen_proto_goTypes = []any{
-	(*HeartbeatRequest)(nil),    // 0: rbee.queen.v1.HeartbeatRequest
-	(*Hive)(nil),                // 1: rbee.queen.v1.Hive
-	(*Worker)(nil),              // 2: rbee.queen.v1.Worker
-	(*Load)(nil),                // 3: rbee.queen.v1.Load
-	(*HeartbeatResponse)(nil),   // 4: rbee.queen.v1.HeartbeatResponse
-	(*v1.Device)(nil),           // 5: rbee.hive.v1.Device
-	(*durationpb.Duration)(nil), // 6: google.protobuf.Duration
+	(*LinkRequest)(nil),                // 0: rbee.queen.v1.LinkRequest
+	(*LinkResponse)(nil),               // 1: rbee.queen.v1.LinkResponse
+	(*ClusterView)(nil),                // 2: rbee.queen.v1.ClusterView
+	(*QueenAddress)(nil),               // 3: rbee.queen.v1.QueenAddress
+	(*ApplyRequest)(nil),               // 4: rbee.queen.v1.ApplyRequest
+	(*ApplyResponse)(nil),              // 5: rbee.queen.v1.ApplyResponse
+	(*ReadIndexRequest)(nil),           // 6: rbee.queen.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),          // 7: rbee.queen.v1.ReadIndexResponse
+	(*TransferLeadershipRequest)(nil),  // 8: rbee.queen.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 9: rbee.queen.v1.TransferLeadershipResponse
+	(*RemoveQueenRequest)(nil),         // 10: rbee.queen.v1.RemoveQueenRequest
+	(*RemoveQueenResponse)(nil),        // 11: rbee.queen.v1.RemoveQueenResponse
+	(*SightRequest)(nil),               // 12: rbee.queen.v1.SightRequest
+	(*SightResponse)(nil),              // 13: rbee.queen.v1.SightResponse
+	(*HiveSight)(nil),                  // 14: rbee.queen.v1.HiveSight
+	(*SaveSnapshotRequest)(nil),        // 15: rbee.queen.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 16: rbee.queen.v1.SaveSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),     // 17: rbee.queen.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 18: rbee.queen.v1.RestoreSnapshotResponse
+	(*JoinRequest)(nil),                // 19: rbee.queen.v1.JoinRequest
+	(*JoinResponse)(nil),               // 20: rbee.queen.v1.JoinResponse
+	(*RenewRequest)(nil),               // 21: rbee.queen.v1.RenewRequest
+	(*RenewResponse)(nil),              // 22: rbee.queen.v1.RenewResponse
+	(*HeartbeatRequest)(nil),           // 23: rbee.queen.v1.HeartbeatRequest
+	(*Hive)(nil),                       // 24: rbee.queen.v1.Hive
+	(*Worker)(nil),                     // 25: rbee.queen.v1.Worker
+	(*Load)(nil),                       // 26: rbee.queen.v1.Load
+	(*HeartbeatResponse)(nil),          // 27: rbee.queen.v1.HeartbeatResponse
+	(*durationpb.Duration)(nil),        // 28: google.protobuf.Duration
+	(*v1.Device)(nil),                  // 29: rbee.hive.v1.Device
 }
 var file_queen_v1_queen_proto_depIdxs = []int32{
-	1, // 0: rbee.queen.v1.HeartbeatRequest.hive:type_name -> rbee.queen.v1.Hive
-	2, // 1: rbee.queen.v1.HeartbeatRequest.workers:type_name -> rbee.queen.v1.Worker
-	5, // 2: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	3, // 3: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	6, // 4: rbee.queen.v1.HeartbeatResponse.next:type_name -> google.protobuf.Duration
-	0, // 5: rbee.queen.v1.RegistryService.Heartbeat:input_type -> rbee.queen.v1.HeartbeatRequest
-	4, // 6: rbee.queen.v1.RegistryService.Heartbeat:output_type -> rbee.queen.v1.HeartbeatResponse
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	24, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
+	25, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
+	28, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
+	2,  // 3: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
+	3,  // 4: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
+	14, // 5: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
+	28, // 6: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	2,  // 7: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
+	24, // 8: rbee.queen.v1.HeartbeatRequest.hive:type_name -> rbee.queen.v1.Hive
+	25, // 9: rbee.queen.v1.HeartbeatRequest.workers:type_name -> rbee.queen.v1.Worker
+	29, // 10: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	26, // 11: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	28, // 12: rbee.queen.v1.HeartbeatResponse.next:type_name -> google.protobuf.Duration
+	23, // 13: rbee.queen.v1.RegistryService.Heartbeat:input_type -> rbee.queen.v1.HeartbeatRequest
+	0,  // 14: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	4,  // 15: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	6,  // 16: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	8,  // 17: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	10, // 18: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	12, // 19: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	15, // 20: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	17, // 21: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	19, // 22: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	21, // 23: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	27, // 24: rbee.queen.v1.RegistryService.Heartbeat:output_type -> rbee.queen.v1.HeartbeatResponse
+	1,  // 25: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	5,  // 26: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	7,  // 27: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	9,  // 28: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	11, // 29: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	13, // 30: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	16, // 31: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	18, // 32: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	20, // 33: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	22, // 34: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	24, // [24:35] is the sub-list for method output_type
+	13, // [13:24] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }
@@ -522,9 +1940,9 @@ func file_queen_v1_queen_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queen_v1_queen_proto_rawDesc), len(file_queen_v1_queen_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   28,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   3,
 		},
 		GoTypes:           file_queen_v1_queen_proto_goTypes,
 		DependencyIndexes: file_queen_v1_queen_proto_depIdxs,

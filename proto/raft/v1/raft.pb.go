@@ -40,6 +40,15 @@ type Command struct {
 	//	*Command_SetHiveStatus
 	//	*Command_RetireWorker
 	//	*Command_RemoveHive
+	//	*Command_SyncHives
+	//	*Command_SetHiveDraining
+	//	*Command_InitCluster
+	//	*Command_PutNode
+	//	*Command_RevokeNode
+	//	*Command_RemoveNode
+	//	*Command_PutToken
+	//	*Command_DeleteToken
+	//	*Command_SetKeyring
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -146,6 +155,87 @@ func (x *Command) GetRemoveHive() *RemoveHive {
 	return nil
 }
 
+func (x *Command) GetSyncHives() *SyncHives {
+	if x != nil {
+		if x, ok := x.Op.(*Command_SyncHives); ok {
+			return x.SyncHives
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetHiveDraining() *SetHiveDraining {
+	if x != nil {
+		if x, ok := x.Op.(*Command_SetHiveDraining); ok {
+			return x.SetHiveDraining
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetInitCluster() *InitCluster {
+	if x != nil {
+		if x, ok := x.Op.(*Command_InitCluster); ok {
+			return x.InitCluster
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPutNode() *PutNode {
+	if x != nil {
+		if x, ok := x.Op.(*Command_PutNode); ok {
+			return x.PutNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRevokeNode() *RevokeNode {
+	if x != nil {
+		if x, ok := x.Op.(*Command_RevokeNode); ok {
+			return x.RevokeNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveNode() *RemoveNode {
+	if x != nil {
+		if x, ok := x.Op.(*Command_RemoveNode); ok {
+			return x.RemoveNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPutToken() *PutToken {
+	if x != nil {
+		if x, ok := x.Op.(*Command_PutToken); ok {
+			return x.PutToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteToken() *DeleteToken {
+	if x != nil {
+		if x, ok := x.Op.(*Command_DeleteToken); ok {
+			return x.DeleteToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetKeyring() *SetKeyring {
+	if x != nil {
+		if x, ok := x.Op.(*Command_SetKeyring); ok {
+			return x.SetKeyring
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -166,6 +256,42 @@ type Command_RemoveHive struct {
 	RemoveHive *RemoveHive `protobuf:"bytes,13,opt,name=remove_hive,json=removeHive,proto3,oneof"`
 }
 
+type Command_SyncHives struct {
+	SyncHives *SyncHives `protobuf:"bytes,14,opt,name=sync_hives,json=syncHives,proto3,oneof"`
+}
+
+type Command_SetHiveDraining struct {
+	SetHiveDraining *SetHiveDraining `protobuf:"bytes,15,opt,name=set_hive_draining,json=setHiveDraining,proto3,oneof"`
+}
+
+type Command_InitCluster struct {
+	InitCluster *InitCluster `protobuf:"bytes,16,opt,name=init_cluster,json=initCluster,proto3,oneof"`
+}
+
+type Command_PutNode struct {
+	PutNode *PutNode `protobuf:"bytes,17,opt,name=put_node,json=putNode,proto3,oneof"`
+}
+
+type Command_RevokeNode struct {
+	RevokeNode *RevokeNode `protobuf:"bytes,18,opt,name=revoke_node,json=revokeNode,proto3,oneof"`
+}
+
+type Command_RemoveNode struct {
+	RemoveNode *RemoveNode `protobuf:"bytes,19,opt,name=remove_node,json=removeNode,proto3,oneof"`
+}
+
+type Command_PutToken struct {
+	PutToken *PutToken `protobuf:"bytes,20,opt,name=put_token,json=putToken,proto3,oneof"`
+}
+
+type Command_DeleteToken struct {
+	DeleteToken *DeleteToken `protobuf:"bytes,21,opt,name=delete_token,json=deleteToken,proto3,oneof"`
+}
+
+type Command_SetKeyring struct {
+	SetKeyring *SetKeyring `protobuf:"bytes,22,opt,name=set_keyring,json=setKeyring,proto3,oneof"`
+}
+
 func (*Command_SyncHive) isCommand_Op() {}
 
 func (*Command_SetHiveStatus) isCommand_Op() {}
@@ -173,6 +299,24 @@ func (*Command_SetHiveStatus) isCommand_Op() {}
 func (*Command_RetireWorker) isCommand_Op() {}
 
 func (*Command_RemoveHive) isCommand_Op() {}
+
+func (*Command_SyncHives) isCommand_Op() {}
+
+func (*Command_SetHiveDraining) isCommand_Op() {}
+
+func (*Command_InitCluster) isCommand_Op() {}
+
+func (*Command_PutNode) isCommand_Op() {}
+
+func (*Command_RevokeNode) isCommand_Op() {}
+
+func (*Command_RemoveNode) isCommand_Op() {}
+
+func (*Command_PutToken) isCommand_Op() {}
+
+func (*Command_DeleteToken) isCommand_Op() {}
+
+func (*Command_SetKeyring) isCommand_Op() {}
 
 // SyncHive registers or renews a hive and makes its workers exactly those given. An incarnation older than the registered one is a conflict.
 type SyncHive struct {
@@ -334,7 +478,8 @@ func (x *RetireWorker) GetWorker() string {
 	return ""
 }
 
-// RemoveHive forgets a hive and its workers. Removing one that is not there changes nothing.
+// RemoveHive forgets a hive and its workers, all but its incarnation: an agent that was started no later never comes back. Removing one that is
+// not there changes nothing.
 type RemoveHive struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hive          string                 `protobuf:"bytes,1,opt,name=hive,proto3" json:"hive,omitempty"`
@@ -379,6 +524,917 @@ func (x *RemoveHive) GetHive() string {
 	return ""
 }
 
+// SyncHives is several SyncHive in one entry of the log; each has a result of its own, in the same order.
+type SyncHives struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hives         []*SyncHive            `protobuf:"bytes,1,rep,name=hives,proto3" json:"hives,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncHives) Reset() {
+	*x = SyncHives{}
+	mi := &file_raft_v1_raft_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncHives) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncHives) ProtoMessage() {}
+
+func (x *SyncHives) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncHives.ProtoReflect.Descriptor instead.
+func (*SyncHives) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SyncHives) GetHives() []*SyncHive {
+	if x != nil {
+		return x.Hives
+	}
+	return nil
+}
+
+// SetHiveDraining: a hive that drains gets no new worker, and its workers no new request.
+type SetHiveDraining struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hive          string                 `protobuf:"bytes,1,opt,name=hive,proto3" json:"hive,omitempty"`
+	Draining      bool                   `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetHiveDraining) Reset() {
+	*x = SetHiveDraining{}
+	mi := &file_raft_v1_raft_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetHiveDraining) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetHiveDraining) ProtoMessage() {}
+
+func (x *SetHiveDraining) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetHiveDraining.ProtoReflect.Descriptor instead.
+func (*SetHiveDraining) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SetHiveDraining) GetHive() string {
+	if x != nil {
+		return x.Hive
+	}
+	return ""
+}
+
+func (x *SetHiveDraining) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+// InitCluster makes a registry that of a cluster with certificates and tokens. It is in force once: repeating the same changes nothing,
+// another cluster's is a conflict.
+type InitCluster struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster *Cluster               `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Token   *Token                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// The first node, whose certificate was signed when the cluster was made.
+	Node          *Node `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InitCluster) Reset() {
+	*x = InitCluster{}
+	mi := &file_raft_v1_raft_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InitCluster) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InitCluster) ProtoMessage() {}
+
+func (x *InitCluster) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InitCluster.ProtoReflect.Descriptor instead.
+func (*InitCluster) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *InitCluster) GetCluster() *Cluster {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *InitCluster) GetToken() *Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *InitCluster) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+// PutNode takes a node into the cluster or renews what is known of it. A name that another node has, an id that has another key, and a revoked
+// node are conflicts.
+type PutNode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// The join token that is used up by it, if any: it must exist and be unused, or have been used by this very node and key.
+	JoinToken     string `protobuf:"bytes,2,opt,name=join_token,json=joinToken,proto3" json:"join_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutNode) Reset() {
+	*x = PutNode{}
+	mi := &file_raft_v1_raft_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutNode) ProtoMessage() {}
+
+func (x *PutNode) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutNode.ProtoReflect.Descriptor instead.
+func (*PutNode) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PutNode) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *PutNode) GetJoinToken() string {
+	if x != nil {
+		return x.JoinToken
+	}
+	return ""
+}
+
+// RevokeNode has the node's certificates refused for ever, and removes its hive.
+type RevokeNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeNode) Reset() {
+	*x = RevokeNode{}
+	mi := &file_raft_v1_raft_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeNode) ProtoMessage() {}
+
+func (x *RevokeNode) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeNode.ProtoReflect.Descriptor instead.
+func (*RevokeNode) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RevokeNode) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+// RemoveNode forgets a node that left.
+type RemoveNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNode) Reset() {
+	*x = RemoveNode{}
+	mi := &file_raft_v1_raft_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNode) ProtoMessage() {}
+
+func (x *RemoveNode) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNode.ProtoReflect.Descriptor instead.
+func (*RemoveNode) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RemoveNode) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+// PutToken adds a token. An id that is there is a conflict, unless the token is the same.
+type PutToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutToken) Reset() {
+	*x = PutToken{}
+	mi := &file_raft_v1_raft_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutToken) ProtoMessage() {}
+
+func (x *PutToken) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutToken.ProtoReflect.Descriptor instead.
+func (*PutToken) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PutToken) GetToken() *Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+// DeleteToken revokes or expires a token. Deleting one that is not there changes nothing.
+type DeleteToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteToken) Reset() {
+	*x = DeleteToken{}
+	mi := &file_raft_v1_raft_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteToken) ProtoMessage() {}
+
+func (x *DeleteToken) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteToken.ProtoReflect.Descriptor instead.
+func (*DeleteToken) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DeleteToken) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+// SetKeyring replaces the sealed gossip keys if they are at the version; otherwise it is a conflict.
+type SetKeyring struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	SealedKeys      []byte                 `protobuf:"bytes,1,opt,name=sealed_keys,json=sealedKeys,proto3" json:"sealed_keys,omitempty"`
+	ExpectedVersion uint64                 `protobuf:"varint,2,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *SetKeyring) Reset() {
+	*x = SetKeyring{}
+	mi := &file_raft_v1_raft_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetKeyring) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetKeyring) ProtoMessage() {}
+
+func (x *SetKeyring) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetKeyring.ProtoReflect.Descriptor instead.
+func (*SetKeyring) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SetKeyring) GetSealedKeys() []byte {
+	if x != nil {
+		return x.SealedKeys
+	}
+	return nil
+}
+
+func (x *SetKeyring) GetExpectedVersion() uint64 {
+	if x != nil {
+		return x.ExpectedVersion
+	}
+	return 0
+}
+
+// Cluster is what all nodes share. Key material is sealed with a key that is not in the registry.
+type Cluster struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name             string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	CaCertificates   []byte                 `protobuf:"bytes,3,opt,name=ca_certificates,json=caCertificates,proto3" json:"ca_certificates,omitempty"`
+	SealedCaKey      []byte                 `protobuf:"bytes,4,opt,name=sealed_ca_key,json=sealedCaKey,proto3" json:"sealed_ca_key,omitempty"`
+	SealedGossipKeys []byte                 `protobuf:"bytes,5,opt,name=sealed_gossip_keys,json=sealedGossipKeys,proto3" json:"sealed_gossip_keys,omitempty"`
+	GossipVersion    uint64                 `protobuf:"varint,6,opt,name=gossip_version,json=gossipVersion,proto3" json:"gossip_version,omitempty"`
+	CreateIndex      uint64                 `protobuf:"varint,7,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
+	ModifyIndex      uint64                 `protobuf:"varint,8,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Cluster) Reset() {
+	*x = Cluster{}
+	mi := &file_raft_v1_raft_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cluster) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cluster) ProtoMessage() {}
+
+func (x *Cluster) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
+func (*Cluster) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Cluster) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Cluster) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Cluster) GetCaCertificates() []byte {
+	if x != nil {
+		return x.CaCertificates
+	}
+	return nil
+}
+
+func (x *Cluster) GetSealedCaKey() []byte {
+	if x != nil {
+		return x.SealedCaKey
+	}
+	return nil
+}
+
+func (x *Cluster) GetSealedGossipKeys() []byte {
+	if x != nil {
+		return x.SealedGossipKeys
+	}
+	return nil
+}
+
+func (x *Cluster) GetGossipVersion() uint64 {
+	if x != nil {
+		return x.GossipVersion
+	}
+	return 0
+}
+
+func (x *Cluster) GetCreateIndex() uint64 {
+	if x != nil {
+		return x.CreateIndex
+	}
+	return 0
+}
+
+func (x *Cluster) GetModifyIndex() uint64 {
+	if x != nil {
+		return x.ModifyIndex
+	}
+	return 0
+}
+
+type Node struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Id         string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name       string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Roles      []string               `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
+	RpcAddress string                 `protobuf:"bytes,4,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	// SHA-256 of its public key (PKIX).
+	KeyHash                []byte `protobuf:"bytes,5,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
+	CertificateExpiresUnix int64  `protobuf:"varint,6,opt,name=certificate_expires_unix,json=certificateExpiresUnix,proto3" json:"certificate_expires_unix,omitempty"`
+	Revoked                bool   `protobuf:"varint,7,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	CreateIndex            uint64 `protobuf:"varint,8,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
+	ModifyIndex            uint64 `protobuf:"varint,9,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *Node) Reset() {
+	*x = Node{}
+	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Node) ProtoMessage() {}
+
+func (x *Node) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Node.ProtoReflect.Descriptor instead.
+func (*Node) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Node) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Node) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Node) GetRoles() []string {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *Node) GetRpcAddress() string {
+	if x != nil {
+		return x.RpcAddress
+	}
+	return ""
+}
+
+func (x *Node) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Node) GetCertificateExpiresUnix() int64 {
+	if x != nil {
+		return x.CertificateExpiresUnix
+	}
+	return 0
+}
+
+func (x *Node) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
+}
+
+func (x *Node) GetCreateIndex() uint64 {
+	if x != nil {
+		return x.CreateIndex
+	}
+	return 0
+}
+
+func (x *Node) GetModifyIndex() uint64 {
+	if x != nil {
+		return x.ModifyIndex
+	}
+	return 0
+}
+
+type Token struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// "api" or "join".
+	Kind string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	// SHA-256 of the secret part.
+	SecretHash []byte `protobuf:"bytes,4,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	// Of an api token.
+	Scopes []string `protobuf:"bytes,5,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// Of a join token: what a machine may join as.
+	Roles       []string `protobuf:"bytes,6,rep,name=roles,proto3" json:"roles,omitempty"`
+	CreatedUnix int64    `protobuf:"varint,7,opt,name=created_unix,json=createdUnix,proto3" json:"created_unix,omitempty"`
+	// 0: for ever. The leader deletes it then; nobody else looks at a clock.
+	TtlSeconds int64 `protobuf:"varint,8,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	// The node that used a join token, and its key.
+	UsedBy        string `protobuf:"bytes,9,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	UsedKeyHash   []byte `protobuf:"bytes,10,opt,name=used_key_hash,json=usedKeyHash,proto3" json:"used_key_hash,omitempty"`
+	CreateIndex   uint64 `protobuf:"varint,11,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
+	ModifyIndex   uint64 `protobuf:"varint,12,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Token) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Token) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Token) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Token) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *Token) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *Token) GetRoles() []string {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *Token) GetCreatedUnix() int64 {
+	if x != nil {
+		return x.CreatedUnix
+	}
+	return 0
+}
+
+func (x *Token) GetTtlSeconds() int64 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+func (x *Token) GetUsedBy() string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return ""
+}
+
+func (x *Token) GetUsedKeyHash() []byte {
+	if x != nil {
+		return x.UsedKeyHash
+	}
+	return nil
+}
+
+func (x *Token) GetCreateIndex() uint64 {
+	if x != nil {
+		return x.CreateIndex
+	}
+	return 0
+}
+
+func (x *Token) GetModifyIndex() uint64 {
+	if x != nil {
+		return x.ModifyIndex
+	}
+	return 0
+}
+
+// Tombstone keeps the incarnation of a hive that was removed.
+type Tombstone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hive          string                 `protobuf:"bytes,1,opt,name=hive,proto3" json:"hive,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tombstone) Reset() {
+	*x = Tombstone{}
+	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tombstone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tombstone) ProtoMessage() {}
+
+func (x *Tombstone) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
+func (*Tombstone) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Tombstone) GetHive() string {
+	if x != nil {
+		return x.Hive
+	}
+	return ""
+}
+
+func (x *Tombstone) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *Tombstone) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// RetireIntent outlives the worker's entry while its hive is down.
+type RetireIntent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         string                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Hive          string                 `protobuf:"bytes,2,opt,name=hive,proto3" json:"hive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireIntent) Reset() {
+	*x = RetireIntent{}
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireIntent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireIntent) ProtoMessage() {}
+
+func (x *RetireIntent) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireIntent.ProtoReflect.Descriptor instead.
+func (*RetireIntent) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RetireIntent) GetNonce() string {
+	if x != nil {
+		return x.Nonce
+	}
+	return ""
+}
+
+func (x *RetireIntent) GetHive() string {
+	if x != nil {
+		return x.Hive
+	}
+	return ""
+}
+
 type Device struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -392,7 +1448,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_raft_v1_raft_proto_msgTypes[5]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -404,7 +1460,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[5]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -417,7 +1473,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{5}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Device) GetId() string {
@@ -468,13 +1524,15 @@ type Hive struct {
 	WorkerTypes   []string               `protobuf:"bytes,9,rep,name=worker_types,json=workerTypes,proto3" json:"worker_types,omitempty"`
 	CreateIndex   uint64                 `protobuf:"varint,10,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
 	ModifyIndex   uint64                 `protobuf:"varint,11,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	RpcAddress    string                 `protobuf:"bytes,12,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	Draining      bool                   `protobuf:"varint,13,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_raft_v1_raft_proto_msgTypes[6]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +1544,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[6]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +1557,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{6}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Hive) GetId() string {
@@ -579,6 +1637,20 @@ func (x *Hive) GetModifyIndex() uint64 {
 	return 0
 }
 
+func (x *Hive) GetRpcAddress() string {
+	if x != nil {
+		return x.RpcAddress
+	}
+	return ""
+}
+
+func (x *Hive) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
 type Worker struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -600,7 +1672,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_raft_v1_raft_proto_msgTypes[7]
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +1684,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[7]
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +1697,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{7}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Worker) GetId() string {
@@ -730,7 +1802,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raft_v1_raft_proto_msgTypes[8]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +1814,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[8]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +1827,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{8}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -785,6 +1857,11 @@ type SnapshotRecord struct {
 	//
 	//	*SnapshotRecord_Hive
 	//	*SnapshotRecord_Worker
+	//	*SnapshotRecord_Cluster
+	//	*SnapshotRecord_Node
+	//	*SnapshotRecord_Token
+	//	*SnapshotRecord_Tombstone
+	//	*SnapshotRecord_RetireIntent
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -792,7 +1869,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_raft_v1_raft_proto_msgTypes[9]
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -804,7 +1881,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[9]
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -817,7 +1894,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{9}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -845,6 +1922,51 @@ func (x *SnapshotRecord) GetWorker() *Worker {
 	return nil
 }
 
+func (x *SnapshotRecord) GetCluster() *Cluster {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Cluster); ok {
+			return x.Cluster
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetNode() *Node {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Node); ok {
+			return x.Node
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetToken() *Token {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Token); ok {
+			return x.Token
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetTombstone() *Tombstone {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Tombstone); ok {
+			return x.Tombstone
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotRecord) GetRetireIntent() *RetireIntent {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_RetireIntent); ok {
+			return x.RetireIntent
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -857,15 +1979,45 @@ type SnapshotRecord_Worker struct {
 	Worker *Worker `protobuf:"bytes,2,opt,name=worker,proto3,oneof"`
 }
 
+type SnapshotRecord_Cluster struct {
+	Cluster *Cluster `protobuf:"bytes,3,opt,name=cluster,proto3,oneof"`
+}
+
+type SnapshotRecord_Node struct {
+	Node *Node `protobuf:"bytes,4,opt,name=node,proto3,oneof"`
+}
+
+type SnapshotRecord_Token struct {
+	Token *Token `protobuf:"bytes,5,opt,name=token,proto3,oneof"`
+}
+
+type SnapshotRecord_Tombstone struct {
+	Tombstone *Tombstone `protobuf:"bytes,6,opt,name=tombstone,proto3,oneof"`
+}
+
+type SnapshotRecord_RetireIntent struct {
+	RetireIntent *RetireIntent `protobuf:"bytes,7,opt,name=retire_intent,json=retireIntent,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Hive) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Worker) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Cluster) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Node) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Token) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_Tombstone) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_RetireIntent) isSnapshotRecord_Record() {}
 
 var File_raft_v1_raft_proto protoreflect.FileDescriptor
 
 const file_raft_v1_raft_proto_rawDesc = "" +
 	"\n" +
-	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\x85\x03\n" +
+	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\xae\a\n" +
 	"\aCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12 \n" +
@@ -878,7 +2030,20 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x0fset_hive_status\x18\v \x01(\v2\x1b.rbee.raft.v1.SetHiveStatusH\x00R\rsetHiveStatus\x12A\n" +
 	"\rretire_worker\x18\f \x01(\v2\x1a.rbee.raft.v1.RetireWorkerH\x00R\fretireWorker\x12;\n" +
 	"\vremove_hive\x18\r \x01(\v2\x18.rbee.raft.v1.RemoveHiveH\x00R\n" +
-	"removeHiveB\x04\n" +
+	"removeHive\x128\n" +
+	"\n" +
+	"sync_hives\x18\x0e \x01(\v2\x17.rbee.raft.v1.SyncHivesH\x00R\tsyncHives\x12K\n" +
+	"\x11set_hive_draining\x18\x0f \x01(\v2\x1d.rbee.raft.v1.SetHiveDrainingH\x00R\x0fsetHiveDraining\x12>\n" +
+	"\finit_cluster\x18\x10 \x01(\v2\x19.rbee.raft.v1.InitClusterH\x00R\vinitCluster\x122\n" +
+	"\bput_node\x18\x11 \x01(\v2\x15.rbee.raft.v1.PutNodeH\x00R\aputNode\x12;\n" +
+	"\vrevoke_node\x18\x12 \x01(\v2\x18.rbee.raft.v1.RevokeNodeH\x00R\n" +
+	"revokeNode\x12;\n" +
+	"\vremove_node\x18\x13 \x01(\v2\x18.rbee.raft.v1.RemoveNodeH\x00R\n" +
+	"removeNode\x125\n" +
+	"\tput_token\x18\x14 \x01(\v2\x16.rbee.raft.v1.PutTokenH\x00R\bputToken\x12>\n" +
+	"\fdelete_token\x18\x15 \x01(\v2\x19.rbee.raft.v1.DeleteTokenH\x00R\vdeleteToken\x12;\n" +
+	"\vset_keyring\x18\x16 \x01(\v2\x18.rbee.raft.v1.SetKeyringH\x00R\n" +
+	"setKeyringB\x04\n" +
 	"\x02op\"b\n" +
 	"\bSyncHive\x12&\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveR\x04hive\x12.\n" +
@@ -891,14 +2056,85 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\" \n" +
 	"\n" +
 	"RemoveHive\x12\x12\n" +
-	"\x04hive\x18\x01 \x01(\tR\x04hive\"{\n" +
+	"\x04hive\x18\x01 \x01(\tR\x04hive\"9\n" +
+	"\tSyncHives\x12,\n" +
+	"\x05hives\x18\x01 \x03(\v2\x16.rbee.raft.v1.SyncHiveR\x05hives\"A\n" +
+	"\x0fSetHiveDraining\x12\x12\n" +
+	"\x04hive\x18\x01 \x01(\tR\x04hive\x12\x1a\n" +
+	"\bdraining\x18\x02 \x01(\bR\bdraining\"\x91\x01\n" +
+	"\vInitCluster\x12/\n" +
+	"\acluster\x18\x01 \x01(\v2\x15.rbee.raft.v1.ClusterR\acluster\x12)\n" +
+	"\x05token\x18\x02 \x01(\v2\x13.rbee.raft.v1.TokenR\x05token\x12&\n" +
+	"\x04node\x18\x03 \x01(\v2\x12.rbee.raft.v1.NodeR\x04node\"P\n" +
+	"\aPutNode\x12&\n" +
+	"\x04node\x18\x01 \x01(\v2\x12.rbee.raft.v1.NodeR\x04node\x12\x1d\n" +
+	"\n" +
+	"join_token\x18\x02 \x01(\tR\tjoinToken\" \n" +
+	"\n" +
+	"RevokeNode\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\" \n" +
+	"\n" +
+	"RemoveNode\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"5\n" +
+	"\bPutToken\x12)\n" +
+	"\x05token\x18\x01 \x01(\v2\x13.rbee.raft.v1.TokenR\x05token\"#\n" +
+	"\vDeleteToken\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\"X\n" +
+	"\n" +
+	"SetKeyring\x12\x1f\n" +
+	"\vsealed_keys\x18\x01 \x01(\fR\n" +
+	"sealedKeys\x12)\n" +
+	"\x10expected_version\x18\x02 \x01(\x04R\x0fexpectedVersion\"\x95\x02\n" +
+	"\aCluster\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12'\n" +
+	"\x0fca_certificates\x18\x03 \x01(\fR\x0ecaCertificates\x12\"\n" +
+	"\rsealed_ca_key\x18\x04 \x01(\fR\vsealedCaKey\x12,\n" +
+	"\x12sealed_gossip_keys\x18\x05 \x01(\fR\x10sealedGossipKeys\x12%\n" +
+	"\x0egossip_version\x18\x06 \x01(\x04R\rgossipVersion\x12!\n" +
+	"\fcreate_index\x18\a \x01(\x04R\vcreateIndex\x12!\n" +
+	"\fmodify_index\x18\b \x01(\x04R\vmodifyIndex\"\x96\x02\n" +
+	"\x04Node\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05roles\x18\x03 \x03(\tR\x05roles\x12\x1f\n" +
+	"\vrpc_address\x18\x04 \x01(\tR\n" +
+	"rpcAddress\x12\x19\n" +
+	"\bkey_hash\x18\x05 \x01(\fR\akeyHash\x128\n" +
+	"\x18certificate_expires_unix\x18\x06 \x01(\x03R\x16certificateExpiresUnix\x12\x18\n" +
+	"\arevoked\x18\a \x01(\bR\arevoked\x12!\n" +
+	"\fcreate_index\x18\b \x01(\x04R\vcreateIndex\x12!\n" +
+	"\fmodify_index\x18\t \x01(\x04R\vmodifyIndex\"\xd5\x02\n" +
+	"\x05Token\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x1f\n" +
+	"\vsecret_hash\x18\x04 \x01(\fR\n" +
+	"secretHash\x12\x16\n" +
+	"\x06scopes\x18\x05 \x03(\tR\x06scopes\x12\x14\n" +
+	"\x05roles\x18\x06 \x03(\tR\x05roles\x12!\n" +
+	"\fcreated_unix\x18\a \x01(\x03R\vcreatedUnix\x12\x1f\n" +
+	"\vttl_seconds\x18\b \x01(\x03R\n" +
+	"ttlSeconds\x12\x17\n" +
+	"\aused_by\x18\t \x01(\tR\x06usedBy\x12\"\n" +
+	"\rused_key_hash\x18\n" +
+	" \x01(\fR\vusedKeyHash\x12!\n" +
+	"\fcreate_index\x18\v \x01(\x04R\vcreateIndex\x12!\n" +
+	"\fmodify_index\x18\f \x01(\x04R\vmodifyIndex\"W\n" +
+	"\tTombstone\x12\x12\n" +
+	"\x04hive\x18\x01 \x01(\tR\x04hive\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"8\n" +
+	"\fRetireIntent\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\tR\x05nonce\x12\x12\n" +
+	"\x04hive\x18\x02 \x01(\tR\x04hive\"{\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1f\n" +
 	"\vtotal_bytes\x18\x04 \x01(\x03R\n" +
 	"totalBytes\x12\x18\n" +
-	"\aproblem\x18\x05 \x01(\tR\aproblem\"\xbb\x02\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"\xf8\x02\n" +
 	"\x04Hive\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -911,7 +2147,10 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\fworker_types\x18\t \x03(\tR\vworkerTypes\x12!\n" +
 	"\fcreate_index\x18\n" +
 	" \x01(\x04R\vcreateIndex\x12!\n" +
-	"\fmodify_index\x18\v \x01(\x04R\vmodifyIndex\"\xda\x02\n" +
+	"\fmodify_index\x18\v \x01(\x04R\vmodifyIndex\x12\x1f\n" +
+	"\vrpc_address\x18\f \x01(\tR\n" +
+	"rpcAddress\x12\x1a\n" +
+	"\bdraining\x18\r \x01(\bR\bdraining\"\xda\x02\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04hive\x18\x02 \x01(\tR\x04hive\x12\x12\n" +
@@ -930,10 +2169,15 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x10\n" +
 	"\x03fsm\x18\x02 \x01(\rR\x03fsm\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"t\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\xfa\x02\n" +
 	"\x0eSnapshotRecord\x12(\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveH\x00R\x04hive\x12.\n" +
-	"\x06worker\x18\x02 \x01(\v2\x14.rbee.raft.v1.WorkerH\x00R\x06workerB\b\n" +
+	"\x06worker\x18\x02 \x01(\v2\x14.rbee.raft.v1.WorkerH\x00R\x06worker\x121\n" +
+	"\acluster\x18\x03 \x01(\v2\x15.rbee.raft.v1.ClusterH\x00R\acluster\x12(\n" +
+	"\x04node\x18\x04 \x01(\v2\x12.rbee.raft.v1.NodeH\x00R\x04node\x12+\n" +
+	"\x05token\x18\x05 \x01(\v2\x13.rbee.raft.v1.TokenH\x00R\x05token\x127\n" +
+	"\ttombstone\x18\x06 \x01(\v2\x17.rbee.raft.v1.TombstoneH\x00R\ttombstone\x12A\n" +
+	"\rretire_intent\x18\a \x01(\v2\x1a.rbee.raft.v1.RetireIntentH\x00R\fretireIntentB\b\n" +
 	"\x06recordB3Z1github.com/rbee-project/rbee/proto/raft/v1;raftv1b\x06proto3"
 
 var (
@@ -948,34 +2192,68 @@ func file_raft_v1_raft_proto_rawDescGZIP() []byte {
 	return file_raft_v1_raft_proto_rawDescData
 }
 
-var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_raft_v1_raft_proto_goTypes = []any{
-	(*Command)(nil),        // 0: rbee.raft.v1.Command
-	(*SyncHive)(nil),       // 1: rbee.raft.v1.SyncHive
-	(*SetHiveStatus)(nil),  // 2: rbee.raft.v1.SetHiveStatus
-	(*RetireWorker)(nil),   // 3: rbee.raft.v1.RetireWorker
-	(*RemoveHive)(nil),     // 4: rbee.raft.v1.RemoveHive
-	(*Device)(nil),         // 5: rbee.raft.v1.Device
-	(*Hive)(nil),           // 6: rbee.raft.v1.Hive
-	(*Worker)(nil),         // 7: rbee.raft.v1.Worker
-	(*SnapshotHeader)(nil), // 8: rbee.raft.v1.SnapshotHeader
-	(*SnapshotRecord)(nil), // 9: rbee.raft.v1.SnapshotRecord
+	(*Command)(nil),         // 0: rbee.raft.v1.Command
+	(*SyncHive)(nil),        // 1: rbee.raft.v1.SyncHive
+	(*SetHiveStatus)(nil),   // 2: rbee.raft.v1.SetHiveStatus
+	(*RetireWorker)(nil),    // 3: rbee.raft.v1.RetireWorker
+	(*RemoveHive)(nil),      // 4: rbee.raft.v1.RemoveHive
+	(*SyncHives)(nil),       // 5: rbee.raft.v1.SyncHives
+	(*SetHiveDraining)(nil), // 6: rbee.raft.v1.SetHiveDraining
+	(*InitCluster)(nil),     // 7: rbee.raft.v1.InitCluster
+	(*PutNode)(nil),         // 8: rbee.raft.v1.PutNode
+	(*RevokeNode)(nil),      // 9: rbee.raft.v1.RevokeNode
+	(*RemoveNode)(nil),      // 10: rbee.raft.v1.RemoveNode
+	(*PutToken)(nil),        // 11: rbee.raft.v1.PutToken
+	(*DeleteToken)(nil),     // 12: rbee.raft.v1.DeleteToken
+	(*SetKeyring)(nil),      // 13: rbee.raft.v1.SetKeyring
+	(*Cluster)(nil),         // 14: rbee.raft.v1.Cluster
+	(*Node)(nil),            // 15: rbee.raft.v1.Node
+	(*Token)(nil),           // 16: rbee.raft.v1.Token
+	(*Tombstone)(nil),       // 17: rbee.raft.v1.Tombstone
+	(*RetireIntent)(nil),    // 18: rbee.raft.v1.RetireIntent
+	(*Device)(nil),          // 19: rbee.raft.v1.Device
+	(*Hive)(nil),            // 20: rbee.raft.v1.Hive
+	(*Worker)(nil),          // 21: rbee.raft.v1.Worker
+	(*SnapshotHeader)(nil),  // 22: rbee.raft.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),  // 23: rbee.raft.v1.SnapshotRecord
 }
 var file_raft_v1_raft_proto_depIdxs = []int32{
-	1, // 0: rbee.raft.v1.Command.sync_hive:type_name -> rbee.raft.v1.SyncHive
-	2, // 1: rbee.raft.v1.Command.set_hive_status:type_name -> rbee.raft.v1.SetHiveStatus
-	3, // 2: rbee.raft.v1.Command.retire_worker:type_name -> rbee.raft.v1.RetireWorker
-	4, // 3: rbee.raft.v1.Command.remove_hive:type_name -> rbee.raft.v1.RemoveHive
-	6, // 4: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
-	7, // 5: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
-	5, // 6: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
-	6, // 7: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
-	7, // 8: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	1,  // 0: rbee.raft.v1.Command.sync_hive:type_name -> rbee.raft.v1.SyncHive
+	2,  // 1: rbee.raft.v1.Command.set_hive_status:type_name -> rbee.raft.v1.SetHiveStatus
+	3,  // 2: rbee.raft.v1.Command.retire_worker:type_name -> rbee.raft.v1.RetireWorker
+	4,  // 3: rbee.raft.v1.Command.remove_hive:type_name -> rbee.raft.v1.RemoveHive
+	5,  // 4: rbee.raft.v1.Command.sync_hives:type_name -> rbee.raft.v1.SyncHives
+	6,  // 5: rbee.raft.v1.Command.set_hive_draining:type_name -> rbee.raft.v1.SetHiveDraining
+	7,  // 6: rbee.raft.v1.Command.init_cluster:type_name -> rbee.raft.v1.InitCluster
+	8,  // 7: rbee.raft.v1.Command.put_node:type_name -> rbee.raft.v1.PutNode
+	9,  // 8: rbee.raft.v1.Command.revoke_node:type_name -> rbee.raft.v1.RevokeNode
+	10, // 9: rbee.raft.v1.Command.remove_node:type_name -> rbee.raft.v1.RemoveNode
+	11, // 10: rbee.raft.v1.Command.put_token:type_name -> rbee.raft.v1.PutToken
+	12, // 11: rbee.raft.v1.Command.delete_token:type_name -> rbee.raft.v1.DeleteToken
+	13, // 12: rbee.raft.v1.Command.set_keyring:type_name -> rbee.raft.v1.SetKeyring
+	20, // 13: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
+	21, // 14: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
+	1,  // 15: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
+	14, // 16: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
+	16, // 17: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
+	15, // 18: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
+	15, // 19: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
+	16, // 20: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
+	19, // 21: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
+	20, // 22: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
+	21, // 23: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
+	14, // 24: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
+	15, // 25: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
+	16, // 26: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
+	17, // 27: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
+	18, // 28: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_raft_v1_raft_proto_init() }
@@ -988,10 +2266,24 @@ func file_raft_v1_raft_proto_init() {
 		(*Command_SetHiveStatus)(nil),
 		(*Command_RetireWorker)(nil),
 		(*Command_RemoveHive)(nil),
+		(*Command_SyncHives)(nil),
+		(*Command_SetHiveDraining)(nil),
+		(*Command_InitCluster)(nil),
+		(*Command_PutNode)(nil),
+		(*Command_RevokeNode)(nil),
+		(*Command_RemoveNode)(nil),
+		(*Command_PutToken)(nil),
+		(*Command_DeleteToken)(nil),
+		(*Command_SetKeyring)(nil),
 	}
-	file_raft_v1_raft_proto_msgTypes[9].OneofWrappers = []any{
+	file_raft_v1_raft_proto_msgTypes[23].OneofWrappers = []any{
 		(*SnapshotRecord_Hive)(nil),
 		(*SnapshotRecord_Worker)(nil),
+		(*SnapshotRecord_Cluster)(nil),
+		(*SnapshotRecord_Node)(nil),
+		(*SnapshotRecord_Token)(nil),
+		(*SnapshotRecord_Tombstone)(nil),
+		(*SnapshotRecord_RetireIntent)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -999,7 +2291,7 @@ func file_raft_v1_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_v1_raft_proto_rawDesc), len(file_raft_v1_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
