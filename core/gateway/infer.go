@@ -106,8 +106,19 @@ func (in *inference) ended() error {
 	return core.Errorf("", core.Cancelled, "the client is gone")
 }
 
+// readyPicker is a Router that can say which workers can answer at this moment, best first, where Pick might wait. What waits needs contexts and
+// timers; nearly no request does.
+type readyPicker interface {
+	PickReady(model string) []core.Candidate
+}
+
 // pick asks the router for workers. While one is being started, a stream is told how far that is.
 func (in *inference) pick() ([]core.Candidate, error) {
+	if ready, ok := in.g.o.Router.(readyPicker); ok {
+		if candidates := ready.PickReady(in.facts.model); len(candidates) > 0 {
+			return candidates, nil
+		}
+	}
 	ctx, cancel := context.WithTimeout(in.ctx, in.g.o.StartTimeout)
 	defer cancel()
 	request := core.RouteRequest{RequestID: in.w.id, Model: in.facts.model}
@@ -267,7 +278,7 @@ func (in *inference) askOne(c core.Candidate) error {
 	if in.facts.stream {
 		accept = "text/event-stream, application/json"
 	}
-	resp, err := in.g.workersUp.post(ctx, c.Worker, in.path, in.body, in.w.id, accept)
+	resp, err := in.g.workersUp.post(ctx, c.Worker, question{path: in.path, accept: accept, id: in.w.id, body: in.body})
 	if err != nil {
 		return in.noAnswer(err)
 	}

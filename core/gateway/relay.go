@@ -31,17 +31,17 @@ func (in *inference) relay(body io.Reader, cancel context.CancelFunc) error {
 		_, readErr := sp.fill(body)
 		block, events := sp.next()
 		if len(block) > 0 {
-			if events > 0 && !sent {
-				sent = true
-				m.streams.WithLabelValues(in.label).Inc()
-			}
 			in.beginStream()
 			in.begun = true
 			if err := in.send(block); err != nil {
 				cancel()
 				return in.fail(core.Errorf("", core.Cancelled, "the client is gone"))
 			}
-			if events > 0 {
+			if events > 0 { // counted after it is on its way
+				if !sent {
+					sent = true
+					m.streams.WithLabelValues(in.label).Inc()
+				}
 				last = in.count(&sp, events, last)
 			}
 		}

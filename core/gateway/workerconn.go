@@ -101,11 +101,9 @@ func (p *pool) close() {
 	p.idle = nil
 }
 
-// roundTrip sends a request whose body can be read again and returns the answer as soon as its header is there. When the request's context
-// ends the connection is closed, whatever it does. A used connection that the worker closed before the first byte of an answer, as it may do
+// roundTrip sends a request and returns the answer as soon as its header is there. When ctx ends the connection is closed, whatever it does. A used connection that the worker closed before the first byte of an answer, as it may do
 // with one that was idle, is replaced by another; a fresh one never is.
-func (p *pool) roundTrip(req *http.Request) (*http.Response, error) {
-	ctx := req.Context()
+func (p *pool) roundTrip(ctx context.Context, q question) (*http.Response, error) {
 	for {
 		c, used := p.take(), true
 		if c == nil {
@@ -115,7 +113,7 @@ func (p *pool) roundTrip(req *http.Request) (*http.Response, error) {
 			}
 			used = false
 		}
-		resp, answered, err := p.exchange(c, req)
+		resp, answered, err := p.exchange(ctx, c, q)
 		if err == nil {
 			return resp, nil
 		}
@@ -126,26 +124,20 @@ func (p *pool) roundTrip(req *http.Request) (*http.Response, error) {
 		if answered || !used {
 			return nil, err
 		}
-		if req.Body, err = req.GetBody(); err != nil {
-			return nil, err
-		}
 	}
 }
 
 // exchange sends the request and reads the header of the answer. answered says that at least one byte of it came.
-func (p *pool) exchange(c *workerConn, req *http.Request) (resp *http.Response, answered bool, err error) {
+func (p *pool) exchange(ctx context.Context, c *workerConn, q question) (resp *http.Response, answered bool, err error) {
 	// The connection carries nothing else, so closing it is how the worker learns that nobody waits any more.
-	stop := context.AfterFunc(req.Context(), func() { _ = c.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer func() {
 		if err != nil {
 			stop()
 		}
 	}()
 	c.left = maxAnswerHeader
-	err = req.Write(c.w)
-	if err == nil {
-		err = c.w.Flush()
-	}
+	err = q.write(c.w)
 	sent := err == nil
 	if !sent {
 		// It may have refused the request without reading all of it, and said why.
@@ -155,7 +147,7 @@ func (p *pool) exchange(c *workerConn, req *http.Request) (resp *http.Response, 
 		return nil, false, errors.Join(err, unexpected(peekErr))
 	}
 	for {
-		if resp, err = http.ReadResponse(c.r, req); err != nil {
+		if resp, err = http.ReadResponse(c.r, nil); err != nil {
 			return nil, true, unexpected(err)
 		}
 		if resp.StatusCode >= http.StatusOK {
@@ -163,7 +155,7 @@ func (p *pool) exchange(c *workerConn, req *http.Request) (resp *http.Response, 
 		}
 	}
 	c.left = math.MaxInt64
-	resp.Body = &answerBody{body: resp.Body, ctx: req.Context(), conn: c, pool: p, stop: stop, keep: !resp.Close && sent}
+	resp.Body = &answerBody{body: resp.Body, ctx: ctx, conn: c, pool: p, stop: stop, keep: !resp.Close && sent}
 	return resp, true, nil
 }
 

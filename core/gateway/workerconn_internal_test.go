@@ -47,9 +47,7 @@ func worker(t *testing.T, serve func(n int, c net.Conn, r *bufio.Reader)) (p *po
 
 func post(t *testing.T, ctx context.Context, p *pool, body string) (string, error) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://worker/", strings.NewReader(body))
-	must.NoError(t, err)
-	resp, err := p.roundTrip(req)
+	resp, err := p.roundTrip(ctx, question{path: "/", body: []byte(body)})
 	if err != nil {
 		return "", err
 	}
@@ -149,9 +147,7 @@ func TestPoolEndsWithItsContext(t *testing.T) {
 		}
 	})
 	ctx, cancel := context.WithCancel(t.Context())
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://worker/", strings.NewReader("hello"))
-	must.NoError(t, err)
-	resp, err := p.roundTrip(req)
+	resp, err := p.roundTrip(ctx, question{path: "/", body: []byte("hello")})
 	must.NoError(t, err)
 	defer resp.Body.Close()
 	cancel()

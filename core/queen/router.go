@@ -35,7 +35,7 @@ func (q *Queen) Pick(ctx context.Context, r core.RouteRequest, progress func(cor
 	if r.Model == "" {
 		return nil, core.WithHint(core.Errorf("", core.Invalid, "the request names no model"), `Set "model" to one of those that GET /v1/models lists.`)
 	}
-	if found, _, _ := q.candidates(nil, r.Model); len(found) > 0 {
+	if found := q.PickReady(r.Model); len(found) > 0 {
 		return found, nil // what nearly every request finds, without watching anything
 	}
 	if progress == nil {
@@ -100,6 +100,12 @@ func (q *Queen) Pick(ctx context.Context, r core.RouteRequest, progress func(cor
 			starts++
 		}
 	}
+}
+
+// PickReady returns what Pick finds without waiting or starting anything: the workers of exactly this model that can answer, best first; none: ask Pick.
+func (q *Queen) PickReady(model string) []core.Candidate {
+	found, _, _ := q.candidates(nil, model)
+	return found
 }
 
 // waitReason says what is worth waiting for where no worker can be used.
