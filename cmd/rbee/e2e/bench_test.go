@@ -120,13 +120,13 @@ func bareHop(b *testing.B) time.Duration {
 }
 
 // reverseProxy starts testdata/reverseproxy in front of a worker's socket and gives its base URL.
-func reverseProxy(b *testing.B, socket string) string {
+func reverseProxy(b *testing.B, socket string, mode ...string) string {
 	b.Helper()
 	dir := shortDir(b)
 	exe := filepath.Join(dir, "reverseproxy")
 	out, err := exec.Command("go", "build", "-trimpath", "-o", exe, "./testdata/reverseproxy").CombinedOutput()
 	must.NoError(b, err, must.Sprintf("%s", out))
-	cmd := exec.Command(exe, socket)
+	cmd := exec.Command(exe, append([]string{socket}, mode...)...)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe() // it ends with its input
 	must.NoError(b, err)
@@ -144,7 +144,8 @@ func reverseProxy(b *testing.B, socket string) string {
 
 // BenchmarkRelay compares a stream through the queen with the same stream from the worker's own socket, in turn, on the same worker.
 // Goals: ratio of tokens/s at least 0.99, added time to the first token at most 200 µs (medians). What of it is the machine's say two others
-// in the same rounds: a bare net/http/httputil.ReverseProxy in a process of its own (peer_), and a process that echoes a byte (bare_hop).
+// in the same rounds, each in a process of its own: a bare net/http/httputil.ReverseProxy (peer_), and one that copies bytes between the two
+// connections and knows no HTTP (copy_); and, on an idle machine, a process that echoes a byte (bare_hop_).
 func BenchmarkRelay(b *testing.B) {
 	a := startAgent(b, agentOptions{})
 	a.spawn("--threads", "1")
@@ -157,12 +158,13 @@ func BenchmarkRelay(b *testing.B) {
 		{&http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) }}}, "http://worker"},
 		{&http.Client{Transport: &http.Transport{}}, "http://" + a.addr},
 		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, socket)},
+		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, socket, "copy")},
 	}
-	const direct, through, peer = 0, 1, 2
-	orders := [][]int{{0, 1, 2}, {2, 1, 0}, {1, 2, 0}, {0, 2, 1}, {2, 0, 1}, {1, 0, 2}} // none always follows another
-	const tokens, rounds, short, shortRounds = 400, 42, 4, 402
-	measure := func(tokens, rounds int) [3][]timing {
-		var all [3][]timing
+	const direct, through, peer, bare, n = 0, 1, 2, 3, 4
+	orders := [][n]int{{0, 1, 2, 3}, {1, 3, 0, 2}, {2, 0, 3, 1}, {3, 2, 1, 0}} // each once in each place, none always behind the same
+	const tokens, rounds, short, shortRounds = 400, 40, 4, 400
+	measure := func(tokens, rounds int) [n][]timing {
+		var all [n][]timing
 		for i := range rounds + len(orders) {
 			for _, arm := range orders[i%len(orders)] {
 				t, err := ask(b.Context(), arms[arm].client, arms[arm].base, tokens)
@@ -176,8 +178,8 @@ func BenchmarkRelay(b *testing.B) {
 	}
 	for b.Loop() {
 		all := measure(tokens, rounds)
-		var rates [3][]float64
-		var ratios [3][]float64
+		var rates [n][]float64
+		var ratios [n][]float64
 		for i := range all[direct] {
 			for arm := range arms {
 				rate := float64(all[arm][i].tokens) / all[arm][i].total.Seconds()
@@ -188,8 +190,9 @@ func BenchmarkRelay(b *testing.B) {
 		b.ReportMetric(median(rates[through]), "tokens/s")
 		b.ReportMetric(median(ratios[through]), "ratio_to_direct")
 		b.ReportMetric(median(ratios[peer]), "peer_ratio_to_direct")
+		b.ReportMetric(median(ratios[bare]), "copy_ratio_to_direct")
 		all = measure(short, shortRounds)
-		var first, added [3][]time.Duration
+		var first, added [n][]time.Duration
 		for i := range all[direct] {
 			for arm := range arms {
 				first[arm] = append(first[arm], all[arm][i].first)
@@ -200,6 +203,7 @@ func BenchmarkRelay(b *testing.B) {
 		b.ReportMetric(float64(median(first[through]).Microseconds()), "first_token_µs")
 		b.ReportMetric(float64(median(added[through]).Microseconds()), "added_first_token_µs")
 		b.ReportMetric(float64(median(added[peer]).Microseconds()), "peer_added_first_token_µs")
+		b.ReportMetric(float64(median(added[bare]).Microseconds()), "copy_added_first_token_µs")
 		b.ReportMetric(float64(bareHop(b).Microseconds()), "bare_hop_µs")
 	}
 	b.ReportMetric(0, "ns/op")

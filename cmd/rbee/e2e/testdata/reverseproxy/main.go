@@ -1,4 +1,5 @@
-// Command reverseproxy is what BenchmarkRelay compares rbee with: a bare httputil.ReverseProxy in front of the unix socket that is its argument.
+// Command reverseproxy is what BenchmarkRelay compares rbee with: in front of the unix socket that is its first argument, a bare
+// httputil.ReverseProxy, or, with "copy" as second argument, no HTTP at all: bytes are passed on as they come.
 // It prints the address where it listens, and ends when its input does.
 package main
 
@@ -20,6 +21,11 @@ func main() {
 		log.Fatal(err)
 	}
 	fmt.Println(l.Addr())
+	if len(os.Args) > 2 && os.Args[2] == "copy" {
+		go copyBytes(l, os.Args[1])
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		return
+	}
 	var d net.Dialer
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -44,4 +50,24 @@ func main() {
 		_ = srv.Close()
 	}()
 	_ = srv.Serve(l) // its end is asked for
+}
+
+// copyBytes joins each connection of l with one to the socket.
+func copyBytes(l net.Listener, socket string) {
+	for {
+		client, err := l.Accept()
+		if err != nil {
+			return
+		}
+		worker, err := net.Dial("unix", socket)
+		if err != nil {
+			log.Fatal(err)
+		}
+		pass := func(to, from net.Conn) {
+			_, _ = io.Copy(struct{ io.Writer }{to}, struct{ io.Reader }{from}) // a read and a write each time, as a relay does
+			_ = to.Close()
+		}
+		go pass(worker, client)
+		go pass(client, worker)
+	}
 }
