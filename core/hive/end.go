@@ -189,7 +189,7 @@ func (h *Hive) signal(w *worker, sig syscall.Signal) error {
 
 // tell waits until a queen knows the state, not long: an operation on a hive succeeds without any queen.
 func (h *Hive) tell(ctx context.Context) {
-	if h.opts.Queen == nil {
+	if h.opts.Queens == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, tellTimeout)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/hostinfo"
@@ -45,8 +44,9 @@ type Options struct {
 	// WorkerSpecs are the worker types of this hive, CatalogSpecs its catalog sources; the first that has a name of an item wins.
 	WorkerSpecs  []pluginhost.Spec
 	CatalogSpecs []pluginhost.Spec
-	Queen        grpc.ClientConnInterface // where heartbeats go; nil: nowhere
-	Logger       hclog.Logger             // nil: none
+	Queens       Queens       // where reports go; nil: nowhere
+	RPCAddress   string       // host:port at which queens reach this hive; empty: only within the process
+	Logger       hclog.Logger // nil: none
 	// StopWorkersOnExit ends all workers when Run ends; otherwise they go on and the next Run takes them over.
 	StopWorkersOnExit bool
 	Slots             int              // of a worker, where a spawn does not say; 0: 4
@@ -180,7 +180,7 @@ func (h *Hive) Run(ctx context.Context) error {
 		case <-done:
 		case <-probing.Done():
 		}
-		if h.opts.Queen != nil {
+		if h.opts.Queens != nil {
 			h.beat.run(life)
 		}
 	})
@@ -291,12 +291,16 @@ func (h *Hive) heartbeat(ctx context.Context) (time.Duration, error) {
 	devices, types := h.devices(free)
 	req := &queenv1.HeartbeatRequest{Hive: wire.HiveToProto(core.Hive{
 		ID: h.opts.ID, Name: h.opts.Name, Version: h.opts.Version, OS: runtime.GOOS, Arch: runtime.GOARCH, Incarnation: h.incarnation,
-		Devices: devices, WorkerTypes: types,
+		Devices: devices, WorkerTypes: types, RPCAddress: h.opts.RPCAddress,
 	})}
 	for _, w := range h.all() {
 		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID)))
 	}
-	resp, err := queenv1.NewRegistryServiceClient(h.opts.Queen).Heartbeat(ctx, req)
+	conn, err := h.opts.Queens.Conn(h.opts.Queens.List()[0])
+	if err != nil {
+		return 0, err
+	}
+	resp, err := queenv1.NewRegistryServiceClient(conn).Heartbeat(ctx, req)
 	if err != nil {
 		return 0, err
 	}

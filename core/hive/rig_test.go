@@ -229,7 +229,7 @@ func run(t *testing.T, s setup) *rig {
 	var closers []func()
 	if !s.alone {
 		conn, end := serve(t, log, func(g *grpc.Server) { queenv1.RegisterRegistryServiceServer(g, r.queen) })
-		opts.Queen = conn
+		opts.Queens = OneQueen(conn)
 		closers = append(closers, end)
 	}
 	if s.change != nil {

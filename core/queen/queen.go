@@ -27,8 +27,16 @@ type Options struct {
 	HiveConn func(hive string) (grpc.ClientConnInterface, error)
 	// LocalHive is the id of the hive in this process, or empty; nil: there never is one.
 	LocalHive func() string
-	Now       func() time.Time // stamps beats and reports; nil: time.Now
-	Rand      func(n int) int  // a number in [0, n); nil: math/rand
+	// Pinger asks hives that went silent for a sign of life; nil: there is no other way to a hive than its line, and it is given more time.
+	Pinger Pinger
+	Now    func() time.Time // stamps beats and reports; nil: time.Now
+	Rand   func(n int) int  // a number in [0, n); nil: math/rand
+}
+
+// Pinger is another way to a hive than its line, such as gossip. It may be called concurrently.
+type Pinger interface {
+	// Ping returns nil as soon as the hive has answered, and an error when it has not until ctx ends, or earlier.
+	Ping(ctx context.Context, hive string) error
 }
 
 // Queen is one queen. It implements the gateway's Router, Counter, Cluster and Jobs. Methods may be called concurrently; those that need
