@@ -31,6 +31,11 @@ type Options struct {
 	// A call goes to the one that answered last, then to the others in turn.
 	Addresses []string
 	Token     string // sent as bearer token; empty: none
+	// CACert are the PEM certificates that queens' certificates must be signed by; empty: the system's. With them, an address without a scheme is https.
+	CACert []byte
+	// ServerName is the name that queens' certificates must be for; empty: that of the address. Every node's certificate is for "localhost", so that
+	// name reaches a queen whatever it is called on the way.
+	ServerName string
 	// HTTPClient makes the requests; nil: one without a time limit, since streams last. The client never closes one that is given.
 	HTTPClient *http.Client
 	UserAgent  string // empty: "rbee"
@@ -261,11 +266,16 @@ type list[T any] struct {
 	Data []T `json:"data"`
 }
 
-func fetchList[T any](ctx context.Context, c *Client, path string) ([]T, error) {
-	l, err := fetch[list[T]](ctx, c, call{method: http.MethodGet, path: path})
+func fetchList[T any](ctx context.Context, c *Client, path string, opts ...ReadOption) ([]T, error) {
+	l, err := fetchOne[list[T]](ctx, c, path, opts...)
 	return l.Data, err
 }
 
-func fetchOne[T any](ctx context.Context, c *Client, path string) (T, error) {
-	return fetch[T](ctx, c, call{method: http.MethodGet, path: path})
+func fetchOne[T any](ctx context.Context, c *Client, path string, opts ...ReadOption) (T, error) {
+	r := readingOf(opts)
+	v, header, err := fetchWithHeader[T](ctx, c, call{method: http.MethodGet, path: r.path(path)})
+	if err == nil {
+		r.report(header)
+	}
+	return v, err
 }

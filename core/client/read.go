@@ -54,28 +54,28 @@ func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
 }
 
 // Status returns the whole cluster on one screen.
-func (c *Client) Status(ctx context.Context) (core.Status, error) {
-	return fetchOne[core.Status](ctx, c, "/v1/status")
+func (c *Client) Status(ctx context.Context, opts ...ReadOption) (core.Status, error) {
+	return fetchOne[core.Status](ctx, c, "/v1/status", opts...)
 }
 
 // Hives lists the hives of the cluster.
-func (c *Client) Hives(ctx context.Context) ([]core.Hive, error) {
-	return fetchList[core.Hive](ctx, c, "/v1/hives")
+func (c *Client) Hives(ctx context.Context, opts ...ReadOption) ([]core.Hive, error) {
+	return fetchList[core.Hive](ctx, c, "/v1/hives", opts...)
 }
 
 // Hive returns one hive by id, name or core.LocalHive.
-func (c *Client) Hive(ctx context.Context, hive string) (core.Hive, error) {
-	return fetchOne[core.Hive](ctx, c, hivePath(hive))
+func (c *Client) Hive(ctx context.Context, hive string, opts ...ReadOption) (core.Hive, error) {
+	return fetchOne[core.Hive](ctx, c, hivePath(hive), opts...)
 }
 
 // Workers lists the active workers.
-func (c *Client) Workers(ctx context.Context) ([]core.Worker, error) {
-	return fetchList[core.Worker](ctx, c, "/v1/workers")
+func (c *Client) Workers(ctx context.Context, opts ...ReadOption) ([]core.Worker, error) {
+	return fetchList[core.Worker](ctx, c, "/v1/workers", opts...)
 }
 
 // Worker returns one active worker by its id or a unique prefix of it.
-func (c *Client) Worker(ctx context.Context, id string) (core.Worker, error) {
-	return fetchOne[core.Worker](ctx, c, "/v1/workers/"+segment(id))
+func (c *Client) Worker(ctx context.Context, id string, opts ...ReadOption) (core.Worker, error) {
+	return fetchOne[core.Worker](ctx, c, "/v1/workers/"+segment(id), opts...)
 }
 
 // Models lists the models of the whole cluster.

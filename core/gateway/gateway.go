@@ -23,11 +23,19 @@ type Options struct {
 	Logger  hclog.Logger // nil: no log
 	Version string       // of the program, for GET /version
 
+	// Auth knows tokens; nil: everything is allowed, which is for an agent alone on loopback.
+	Auth Authorizer
+	// Reader makes reads of the registry as new as the client wants; nil: they are as new as the replica is.
+	Reader Reader
+	// Admin does what people who look after a cluster do; nil: its routes answer Unsupported.
+	Admin Admin
+
 	// Hosts are the names, without port, that a request's Host header may have beside the loopback ones
 	// when it arrives on a loopback address. Requests that arrive on other addresses are not checked.
 	Hosts []string
 
 	MaxBodyBytes     int64         // of an inference request; 0: 32 MiB
+	MaxSnapshotBytes int64         // of a snapshot that is restored; 0: 4 GiB
 	BodyTimeout      time.Duration // for a request's body to arrive; 0: 1 minute
 	WriteTimeout     time.Duration // for one write to a client that reads slowly; 0: 1 minute
 	DialTimeout      time.Duration // for the connection to a worker; 0: 5 seconds
@@ -35,6 +43,7 @@ type Options struct {
 	ProgressAfter    time.Duration // silence before a waiting stream gets progress comments; 0: 5 seconds
 	ProgressInterval time.Duration // between progress comments; 0: 2 seconds
 	KeepAlive        time.Duration // between comments of a silent job stream; 0: 15 seconds
+	LameDuck         time.Duration // quiet after the last request before a server that stops closes kept-alive connections; 0: 1 second
 }
 
 // Gateway is the public HTTP API. It is safe for concurrent use.
@@ -62,6 +71,7 @@ func New(o Options) *Gateway {
 		{&o.ProgressAfter, 5 * time.Second},
 		{&o.ProgressInterval, 2 * time.Second},
 		{&o.KeepAlive, 15 * time.Second},
+		{&o.LameDuck, time.Second},
 	} {
 		if *d.v == 0 {
 			*d.v = d.d
@@ -69,6 +79,9 @@ func New(o Options) *Gateway {
 	}
 	if o.MaxBodyBytes == 0 {
 		o.MaxBodyBytes = 32 << 20
+	}
+	if o.MaxSnapshotBytes == 0 {
+		o.MaxSnapshotBytes = 4 << 30
 	}
 	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, metrics: newMetrics()}
 	if g.log == nil {
