@@ -22,7 +22,7 @@ var settingFlags = [...]struct{ flag, setting, usage string }{
 	{"plugin-dir", "plugin_dir", "`FOLDER` with the plugins (default: plugins, beside this program)"},
 	{"bind", "bind.address", "`ADDRESS` to listen on (default: 127.0.0.1)"},
 	{"http-port", "bind.http_port", "`PORT` of the HTTP API (default: 7833; 0: any free one)"},
-	{"name", "hive.name", "`NAME` of this machine's hive (default: the host's)"},
+	{"name", "name", "`NAME` of this machine (default: the host's)"},
 	{"log-level", "log_level", "`LEVEL` of the log: trace, debug, info, warn or error"},
 	{"log-json", "log_json", "`true|false`: log lines as JSON"},
 }

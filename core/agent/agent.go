@@ -127,7 +127,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 	defer conn.Close()
 
 	bees, err := hive.New(hive.Options{
-		ID: id, Name: cfg.Hive.Name, Version: o.Version, DataDir: cfg.DataDir,
+		ID: id, Name: cfg.Name, Version: o.Version, DataDir: cfg.DataDir,
 		Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Queens: hive.OneQueen(conn), Logger: log,
 		StopWorkersOnExit: !cfg.Hive.KeepWorkers,
 		Slots:             cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace,

@@ -7,20 +7,27 @@ import (
 	"github.com/hashicorp/hcl/v2"
 )
 
-// DefaultHTTPPort is the port of the HTTP API.
-const DefaultHTTPPort = 7833
+// The ports of an agent.
+const (
+	DefaultHTTPPort   = 7833 // HTTP API
+	DefaultRPCPort    = 7834 // raft, gRPC and inference data between the machines of a cluster
+	DefaultGossipPort = 7835 // gossip, TCP and UDP
+)
 
 // Config is the configuration of one agent: complete, defaults filled in, paths absolute. It is not changed after Load.
 type Config struct {
-	DataDir   string // state of this machine's agent: raft, hive, run
+	DataDir   string // state of this machine's agent: cluster, raft, hive, run
 	StoreDir  string // models and worker binaries
 	PluginDir string // where plugin executables are
 	LogLevel  string // trace, debug, info, warn, error
 	LogJSON   bool   // log lines as JSON
-	Insecure  bool   // allow an address beyond loopback without TLS and tokens
+	Name      string // of this machine, shown to people and unique in a cluster; empty: the host name
+	Insecure  bool   // allow an address beyond loopback without TLS and tokens to an agent that is in no cluster
 	Bind      Bind
 	Queen     Queen
 	Hive      Hive
+	Gossip    Gossip
+	TLS       TLS
 	Workers   []Plugin // in the order of their names
 	Catalogs  []Plugin // in the order of their names
 	Dev       bool     // everything in a temporary folder, nothing survives
@@ -32,19 +39,40 @@ type Config struct {
 
 // Bind says where the agent listens.
 type Bind struct {
-	Address  string // an IP address, or "localhost"
-	HTTPPort int    // 0: any free port
+	Address    string // an IP address, or "localhost"; see ListenAddress for an agent that was told none
+	HTTPPort   int    // 0: any free port
+	RPCPort    int    // in a cluster only; 0: any free port
+	GossipPort int    // in a cluster only; 0: any free port
+	Advertise  string // IP address or host name at which the others reach this machine; empty: see AdvertiseHost
 }
 
 // Queen is the queen role.
 type Queen struct {
-	Enabled bool
+	Enabled         bool
+	BootstrapExpect int           // queens that must have found each other before the first election: 1, 3, 5, 7 or 9; 1: none waits
+	ElectionTimeout time.Duration // how long a silent leader is believed in
+	CertificateTTL  time.Duration // life of the certificates that this queen signs
 }
+
+// Gossip is how the machines of a cluster find each other.
+type Gossip struct {
+	RetryJoin []string // addresses or host names, with or without a port, that are tried until somebody answers
+	KeyFile   string   // a gossip key in base64, for clusters whose files were made elsewhere; empty: the registry's
+}
+
+// TLS names the files of a node whose certificates were made elsewhere: all three, or none.
+type TLS struct {
+	CAFile   string // certificates of the CA, PEM
+	CertFile string // this node's certificate, PEM
+	KeyFile  string // its key, PEM
+}
+
+// Given says whether the certificates come from files.
+func (t TLS) Given() bool { return t.CAFile != "" }
 
 // Hive is the hive role.
 type Hive struct {
 	Enabled       bool
-	Name          string        // shown to people; empty: the host name
 	Slots         int           // requests that a worker serves at once, where a spawn does not say; 1 or more
 	ContextTokens int           // positions per slot where a spawn does not say; 0: what the model was trained for, as far as memory allows
 	Threads       int           // CPU threads of a worker, where a spawn does not say; 0: the worker's choice
@@ -86,14 +114,14 @@ type Origin struct {
 // Setting is one value of a Config, for showing.
 type Setting struct {
 	Name   string // "bind.http_port"
-	Value  any    // string, int, bool or time.Duration
+	Value  any    // string, []string, int, bool or time.Duration
 	Origin Origin
 }
 
 // Flag is a value from the command line. It wins over everything else.
 type Flag struct {
 	Name  string // of the setting: "bind.http_port"
-	Value string
+	Value string // a list: its elements with commas between them
 }
 
 // Env looks up an environment variable, as os.LookupEnv does.

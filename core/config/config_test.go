@@ -75,7 +75,7 @@ func TestFolderIsMerged(t *testing.T) {
 	must.Eq(t, filepath.Join(here, "state"), c.DataDir) // relative to its file
 	must.Eq(t, "/home/me/.cache/rbee", c.StoreDir)
 	must.Eq(t, 90*time.Second, c.Hive.StopGrace)
-	must.Eq(t, "DESK", c.Hive.Name)
+	must.Eq(t, "DESK", c.Name)
 	must.Len(t, 2, c.Workers)
 	must.Eq(t, "cpu", c.Workers[0].Label)
 	must.Eq(t, "rbee-worker-cpu", c.Workers[0].Executable)
@@ -144,10 +144,19 @@ func TestRefusedOverrides(t *testing.T) {
 		"variable":      {environment("RBEE_HIVE_SLOTS=many"), nil, "RBEE_HIVE_SLOTS"},
 		"flag":          {environment(), []config.Flag{{Name: "bind.http_port", Value: "x"}}, "bind.http_port"},
 		"unknown flag":  {environment(), []config.Flag{{Name: "bind.http_prt", Value: "1"}}, `Did you mean "bind.http_port"`},
-		"open address":  {environment("RBEE_BIND_ADDRESS=0.0.0.0"), nil, "RBEE_BIND_ADDRESS"},
-		"open IPv6":     {environment("RBEE_BIND_ADDRESS=::"), nil, "insecure = true"},
-		"mapped IPv4":   {environment("RBEE_BIND_ADDRESS=::ffff:192.0.2.1"), nil, "insecure = true"},
-		"role disabled": {environment("RBEE_QUEEN_ENABLED=false"), nil, "several machines"},
+		"moved":         {environment("RBEE_HIVE_NAME=desk"), nil, "RBEE_NAME"},
+		"no role":       {environment("RBEE_QUEEN_ENABLED=false", "RBEE_HIVE_ENABLED=false"), nil, "RBEE_QUEEN_ENABLED"},
+		"even queens":   {environment("RBEE_QUEEN_BOOTSTRAP_EXPECT=4"), nil, "no more queens than 3"},
+		"no queens":     {environment("RBEE_QUEEN_BOOTSTRAP_EXPECT=0"), nil, "1, 3, 5, 7 or 9"},
+		"hasty":         {environment("RBEE_QUEEN_ELECTION_TIMEOUT=99ms"), nil, "between 100ms and 10s"},
+		"short life":    {environment("RBEE_QUEEN_CERTIFICATE_TTL=9m"), nil, "between 10m"},
+		"long life":     {environment("RBEE_QUEEN_CERTIFICATE_TTL=100000h"), nil, "ten years"},
+		"not to reach":  {environment("RBEE_BIND_ADVERTISE=0.0.0.0"), nil, "every machine's address"},
+		"with a port":   {environment("RBEE_BIND_ADVERTISE=10.0.0.1:7834"), nil, `write "10.0.0.1" alone`},
+		"mistyped":      {environment("RBEE_BIND_ADVERTISE=10.0.0.256"), nil, "neither an IP address nor a host name"},
+		"bad peer":      {environment("RBEE_GOSSIP_RETRY_JOIN=10.0.0.1,ho st"), nil, `"ho st"`},
+		"bad peer port": {environment("RBEE_GOSSIP_RETRY_JOIN=10.0.0.1:0"), nil, "port"},
+		"half TLS":      {environment("RBEE_TLS_CA_FILE=ca.pem"), nil, "tls.cert_file and tls.key_file"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -160,6 +169,95 @@ func TestRefusedOverrides(t *testing.T) {
 	for _, address := range []string{"localhost", "127.0.0.9", "::1"} {
 		_, diags := config.Load(nil, environment("RBEE_BIND_ADDRESS="+address))
 		must.NoError(t, diags.Err())
+	}
+}
+
+// Whether an open address is safe is known when the agent starts.
+func TestOpenWithoutTLS(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		env       config.Env
+		inCluster bool
+		want      string // in the error; empty: none
+	}{
+		"loopback":            {environment(), false, ""},
+		"loopback in cluster": {environment(), true, ""},
+		"alone":               {environment("RBEE_BIND_ADDRESS=0.0.0.0"), false, "RBEE_BIND_ADDRESS"},
+		"what to do":          {environment("RBEE_BIND_ADDRESS=0.0.0.0"), false, "rbee cluster init"},
+		"IPv6":                {environment("RBEE_BIND_ADDRESS=::"), false, "insecure = true"},
+		"mapped IPv4":         {environment("RBEE_BIND_ADDRESS=::ffff:192.0.2.1"), false, "insecure = true"},
+		"in a cluster":        {environment("RBEE_BIND_ADDRESS=0.0.0.0"), true, ""},
+		"insecure":            {environment("RBEE_BIND_ADDRESS=0.0.0.0", "RBEE_INSECURE=true"), false, ""},
+		"own files":           {environment("RBEE_BIND_ADDRESS=0.0.0.0", "RBEE_TLS_CA_FILE=a", "RBEE_TLS_CERT_FILE=b", "RBEE_TLS_KEY_FILE=c"), false, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, diags := config.Load(nil, tc.env)
+			must.NoError(t, diags.Err())
+			err := c.OpenWithoutTLS(tc.inCluster)
+			if tc.want == "" {
+				must.NoError(t, err)
+				return
+			}
+			must.Eq(t, core.Invalid, core.KindOf(err))
+			must.StrContains(t, err.Error(), tc.want)
+		})
+	}
+	// An agent that keeps nothing is in no cluster: no need to wait for its start.
+	c, diags := config.Dev("/tmp/x", environment("RBEE_BIND_ADDRESS=0.0.0.0"))
+	must.Nil(t, c)
+	must.StrContains(t, diags.Err().Error(), "insecure = true")
+}
+
+func TestAddresses(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		env                       config.Env
+		alone, cluster, advertise string
+	}{
+		"told none":      {environment(), "127.0.0.1", "0.0.0.0", "?"},
+		"told loopback":  {environment("RBEE_BIND_ADDRESS=127.0.0.1"), "127.0.0.1", "127.0.0.1", "127.0.0.1"},
+		"told localhost": {environment("RBEE_BIND_ADDRESS=localhost"), "localhost", "localhost", "127.0.0.1"},
+		"told one":       {environment("RBEE_BIND_ADDRESS=10.1.2.3"), "10.1.2.3", "10.1.2.3", "10.1.2.3"},
+		"told a name":    {environment("RBEE_BIND_ADVERTISE=a.example.org"), "127.0.0.1", "0.0.0.0", "a.example.org"},
+		"told both":      {environment("RBEE_BIND_ADDRESS=0.0.0.0", "RBEE_BIND_ADVERTISE=10.0.0.9"), "0.0.0.0", "0.0.0.0", "10.0.0.9"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, diags := config.Load(nil, tc.env)
+			must.NoError(t, diags.Err())
+			must.Eq(t, tc.alone, c.ListenAddress(false))
+			must.Eq(t, tc.cluster, c.ListenAddress(true))
+			got, err := c.AdvertiseHost(t.Context())
+			if tc.advertise != "?" {
+				must.NoError(t, err)
+				must.Eq(t, tc.advertise, got)
+			} else if err == nil { // depends on the machine
+				must.NotEq(t, "", got)
+				must.NotEq(t, "0.0.0.0", got)
+			}
+		})
+	}
+}
+
+func TestLists(t *testing.T) {
+	t.Parallel()
+	c, diags := config.Load([]string{"testdata/cluster.hcl"}, environment())
+	must.NoError(t, diags.Err())
+	must.Eq(t, []string{"10.0.0.1", "queens.example.org:7000"}, c.Gossip.RetryJoin)
+	must.Eq(t, 3, c.Queen.BootstrapExpect)
+	must.False(t, c.Hive.Enabled) // a queen alone
+	must.True(t, c.TLS.Given())
+	must.True(t, filepath.IsAbs(c.TLS.KeyFile))
+	c, diags = config.Load([]string{"testdata/cluster.hcl"}, environment("RBEE_GOSSIP_RETRY_JOIN=a, [::1]:9 ,"))
+	must.NoError(t, diags.Err())
+	must.Eq(t, []string{"a", "[::1]:9"}, c.Gossip.RetryJoin)
+	c, diags = config.Load(nil, environment())
+	must.NoError(t, diags.Err())
+	for _, s := range c.Settings() {
+		if s.Name == "gossip.retry_join" {
+			must.Eq(t, any([]string{}), s.Value)
+		}
 	}
 }
 

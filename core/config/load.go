@@ -202,8 +202,18 @@ func (l *loader) group(b *hcl.Block) {
 			schema.Attributes = append(schema.Attributes, hcl.AttributeSchema{Name: attribute})
 		}
 	}
+	for old := range moved() {
+		if block, attribute, ok := strings.Cut(old, "."); ok && block == b.Type {
+			schema.Attributes = append(schema.Attributes, hcl.AttributeSchema{Name: attribute})
+		}
+	}
 	content, diags := b.Body.Content(schema)
 	l.add(diags)
+	for old, now := range moved() {
+		if a := content.Attributes[strings.TrimPrefix(old, b.Type+".")]; a != nil && strings.HasPrefix(old, b.Type+".") {
+			l.add(errorf(&a.NameRange, "Setting moved", "%s is %s now: %s.", old, now.name, now.how))
+		}
+	}
 	l.settings(b.Type+".", content.Attributes)
 }
 
@@ -236,7 +246,15 @@ func (l *loader) settings(prefix string, attributes hcl.Attributes) {
 	}
 }
 
-// eval returns the attribute's value as text.
+// place is where a setting went.
+type place struct{ name, how string }
+
+// moved are the settings that have another name now.
+func moved() map[string]place {
+	return map[string]place{"hive.name": {"name", "a machine has one name, whether it is a hive or a queen. Write name = … outside of all blocks"}}
+}
+
+// eval returns the attribute's value as text, a list with commas between its elements.
 func (l *loader) eval(a *hcl.Attribute, want cty.Type, words string) (string, bool) {
 	v, ok := l.value(a)
 	if !ok {
@@ -246,6 +264,17 @@ func (l *loader) eval(a *hcl.Attribute, want cty.Type, words string) (string, bo
 	if err != nil || v.IsNull() {
 		l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "%s must be %s.", a.Name, words))
 		return "", false
+	}
+	if want.IsListType() {
+		var list []string
+		for _, x := range v.AsValueSlice() {
+			if x.IsNull() || !x.IsKnown() || x.AsString() == "" || strings.Contains(x.AsString(), ",") {
+				l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "%s must be %s.", a.Name, words))
+				return "", false
+			}
+			list = append(list, x.AsString())
+		}
+		return strings.Join(list, ","), true
 	}
 	text, err := convert.Convert(v, cty.String)
 	if err != nil {
@@ -287,6 +316,11 @@ func (l *loader) overrides(env Env, flags []Flag) {
 	for _, s := range settings() {
 		if v, ok := env(s.env()); ok && v != "" {
 			l.override(s, v, Origin{Source: SourceEnv, Name: s.env()})
+		}
+	}
+	for old, now := range moved() {
+		if v, ok := env((setting{name: old}).env()); ok && v != "" {
+			l.add(errorf(nil, "Setting moved", "The variable %s is %s now: %s.", (setting{name: old}).env(), (setting{name: now.name}).env(), now.how))
 		}
 	}
 	for _, f := range flags {
@@ -334,8 +368,9 @@ func (l *loader) finish(env Env) (*Config, *Diagnostics) {
 		}
 	}
 	l.roles()
-	if loopback, ok := isLoopback(c.Bind.Address); ok && !loopback && c.Insecure {
-		d := c.blame("insecure", "Insecure", fmt.Sprintf("Everybody who can reach %s port %d can use and control this machine's rbee: there is no TLS and there are no access tokens yet.", c.Bind.Address, c.Bind.HTTPPort))
+	l.tls()
+	if loopback, ok := isLoopback(c.Bind.Address); ok && !loopback && c.Insecure && !c.TLS.Given() {
+		d := c.blame("insecure", "Insecure", fmt.Sprintf("As long as this machine is in no cluster, everybody who can reach %s port %d can use and control its rbee: there is no TLS, and there are no access tokens.", c.Bind.Address, c.Bind.HTTPPort))
 		d[0].Severity = hcl.DiagWarning
 		l.add(d)
 	}
@@ -366,31 +401,41 @@ func (c *Config) blame(name, summary, problem string) hcl.Diagnostics {
 	return errorf(nil, summary, "%s (from %s %s): %s", name, o.Source, o.Name, problem)
 }
 
-// roles insists on queen and hive in one agent: clusters of several machines come later.
+// roles insists on something to do.
 func (l *loader) roles() {
 	c := l.c
-	if c.Queen.Enabled && c.Hive.Enabled {
+	if c.Queen.Enabled || c.Hive.Enabled {
 		return
 	}
-	const not = "Clusters of several machines are not supported yet, so the agent must be queen and hive at once: "
-	for _, role := range []struct {
-		name    string
-		enabled bool
-	}{{"queen", c.Queen.Enabled}, {"hive", c.Hive.Enabled}} {
-		if role.enabled {
-			continue
+	const summary, what = "Nothing to do", "An agent is a queen, a hive, or both: "
+	for _, role := range []string{"queen", "hive"} {
+		if name := role + ".enabled"; c.origins[name].Source != SourceDefault {
+			l.add(c.blame(name, summary, what+"set enabled = true in the block queen, in the block hive, or in both."))
+			return
 		}
-		setting := role.name + ".enabled"
-		summary := fmt.Sprintf("The %s is not enabled", role.name)
-		if c.origins[setting].Source != SourceDefault {
-			l.add(c.blame(setting, summary, fmt.Sprintf("%sset enabled = true in the block %s.", not, role.name)))
-			continue
-		}
-		var subject *hcl.Range
-		detail := fmt.Sprintf("%sadd the block %s { enabled = true }.", not, role.name)
-		if r, ok := l.blocks[role.name]; ok {
-			subject, detail = &r, fmt.Sprintf("%sadd enabled = true to the block %s.", not, role.name)
-		}
-		l.add(errorf(subject, summary, "%s", detail))
 	}
+	for _, role := range []string{"queen", "hive"} {
+		if r, ok := l.blocks[role]; ok {
+			l.add(errorf(&r, summary, "%sadd enabled = true to the block %s.", what, role))
+			return
+		}
+	}
+	l.add(errorf(nil, summary, "%sadd the block queen { enabled = true }, the block hive { enabled = true }, or both.", what))
+}
+
+// tls insists on all of the files that certificates come from, or none.
+func (l *loader) tls() {
+	c := l.c
+	var given, missing []string
+	for _, x := range []struct{ name, path string }{{"tls.ca_file", c.TLS.CAFile}, {"tls.cert_file", c.TLS.CertFile}, {"tls.key_file", c.TLS.KeyFile}} {
+		if x.path == "" {
+			missing = append(missing, x.name)
+		} else {
+			given = append(given, x.name)
+		}
+	}
+	if len(given) == 0 || len(missing) == 0 {
+		return
+	}
+	l.add(c.blame(given[0], "Incomplete", fmt.Sprintf("needs %s as well. \"rbee tls cert create\" makes all three; without any of them the certificates come with \"rbee cluster init\" or \"rbee cluster join\".", strings.Join(missing, " and "))))
 }

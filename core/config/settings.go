@@ -2,10 +2,8 @@ package config
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,7 +18,7 @@ import (
 // setting is one value of a Config. Where it stands in a file, what its variable is called and how it is shown all follow from its name.
 type setting struct {
 	name  string                 // "data_dir", or "bind.http_port" for one in a block
-	field func(*Config) any      // *string, *int, *bool or *time.Duration
+	field func(*Config) any      // *string, *[]string, *int, *bool or *time.Duration
 	path  bool                   // a path: relative ones are resolved
 	check func(c *Config) string // what is wrong, a full sentence that says what to do; empty: nothing
 }
@@ -37,24 +35,40 @@ func settings() []setting {
 		{name: "plugin_dir", field: func(c *Config) any { return &c.PluginDir }, path: true},
 		{name: "log_level", field: func(c *Config) any { return &c.LogLevel }, check: checkLogLevel},
 		{name: "log_json", field: func(c *Config) any { return &c.LogJSON }},
+		{name: "name", field: func(c *Config) any { return &c.Name }, check: checkName},
 		{name: "insecure", field: func(c *Config) any { return &c.Insecure }},
 		{name: "bind.address", field: func(c *Config) any { return &c.Bind.Address }, check: checkAddress},
-		{name: "bind.http_port", field: func(c *Config) any { return &c.Bind.HTTPPort }, check: checkPort},
+		{name: "bind.http_port", field: func(c *Config) any { return &c.Bind.HTTPPort }, check: func(c *Config) string { return checkRange(c.Bind.HTTPPort, 0, 65535) }},
+		{name: "bind.rpc_port", field: func(c *Config) any { return &c.Bind.RPCPort }, check: func(c *Config) string { return checkRange(c.Bind.RPCPort, 0, 65535) }},
+		{name: "bind.gossip_port", field: func(c *Config) any { return &c.Bind.GossipPort }, check: func(c *Config) string { return checkRange(c.Bind.GossipPort, 0, 65535) }},
+		{name: "bind.advertise", field: func(c *Config) any { return &c.Bind.Advertise }, check: checkAdvertise},
 		{name: "queen.enabled", field: func(c *Config) any { return &c.Queen.Enabled }},
+		{name: "queen.bootstrap_expect", field: func(c *Config) any { return &c.Queen.BootstrapExpect }, check: checkBootstrapExpect},
+		{name: "queen.election_timeout", field: func(c *Config) any { return &c.Queen.ElectionTimeout }, check: func(c *Config) string {
+			return checkDuration(c.Queen.ElectionTimeout, 100*time.Millisecond, 10*time.Second, "100ms", "10s")
+		}},
+		{name: "queen.certificate_ttl", field: func(c *Config) any { return &c.Queen.CertificateTTL }, check: func(c *Config) string {
+			return checkDuration(c.Queen.CertificateTTL, 10*time.Minute, maxCertificateTTL, "10m", "87600h (ten years)")
+		}},
 		{name: "hive.enabled", field: func(c *Config) any { return &c.Hive.Enabled }},
-		{name: "hive.name", field: func(c *Config) any { return &c.Hive.Name }, check: checkHiveName},
 		{name: "hive.slots", field: func(c *Config) any { return &c.Hive.Slots }, check: func(c *Config) string { return checkRange(c.Hive.Slots, 1, 1024) }},
 		{name: "hive.context_tokens", field: func(c *Config) any { return &c.Hive.ContextTokens }, check: func(c *Config) string { return checkRange(c.Hive.ContextTokens, 0, 1<<24) }},
 		{name: "hive.threads", field: func(c *Config) any { return &c.Hive.Threads }, check: func(c *Config) string { return checkRange(c.Hive.Threads, 0, 4096) }},
-		{name: "hive.stop_grace", field: func(c *Config) any { return &c.Hive.StopGrace }, check: checkGrace},
+		{name: "hive.stop_grace", field: func(c *Config) any { return &c.Hive.StopGrace }, check: func(c *Config) string { return checkDuration(c.Hive.StopGrace, 0, time.Hour, "0s", "1h") }},
 		{name: "hive.keep_workers", field: func(c *Config) any { return &c.Hive.KeepWorkers }},
+		{name: "gossip.retry_join", field: func(c *Config) any { return &c.Gossip.RetryJoin }, check: checkRetryJoin},
+		{name: "gossip.key_file", field: func(c *Config) any { return &c.Gossip.KeyFile }, path: true},
+		{name: "tls.ca_file", field: func(c *Config) any { return &c.TLS.CAFile }, path: true},
+		{name: "tls.cert_file", field: func(c *Config) any { return &c.TLS.CertFile }, path: true},
+		{name: "tls.key_file", field: func(c *Config) any { return &c.TLS.KeyFile }, path: true},
 	}
 }
 
 func defaults(env Env) *Config {
 	c := &Config{
 		LogLevel: "info",
-		Bind:     Bind{Address: "127.0.0.1", HTTPPort: DefaultHTTPPort},
+		Bind:     Bind{Address: "127.0.0.1", HTTPPort: DefaultHTTPPort, RPCPort: DefaultRPCPort, GossipPort: DefaultGossipPort},
+		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour},
 		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, KeepWorkers: true},
 		origins:  map[string]Origin{},
 		env:      env,
@@ -105,6 +119,13 @@ func (s setting) assign(c *Config, text string) error {
 	switch p := s.field(c).(type) {
 	case *string:
 		*p = text
+	case *[]string:
+		*p = nil
+		for x := range strings.SplitSeq(text, ",") {
+			if x = strings.TrimSpace(x); x != "" {
+				*p = append(*p, x)
+			}
+		}
 	case *int:
 		v, err := strconv.Atoi(text)
 		if err != nil {
@@ -136,6 +157,8 @@ func (s setting) want(c *Config) (cty.Type, string) {
 		return cty.Bool, "true or false"
 	case *time.Duration:
 		return cty.String, "a duration in quotes, such as \"30s\""
+	case *[]string:
+		return cty.List(cty.String), "a list of strings, such as [\"10.0.0.1\", \"10.0.0.2\"]"
 	}
 	return cty.String, "a string"
 }
@@ -150,6 +173,8 @@ func (s setting) value(c *Config) any {
 		return *p
 	case *string:
 		return *p
+	case *[]string:
+		return append([]string{}, *p...) // never nil: it is shown as JSON
 	}
 	return nil
 }
@@ -163,8 +188,6 @@ func checkLogLevel(c *Config) string {
 	return fmt.Sprintf("%q is no log level: it is one of %s.%s", c.LogLevel, strings.Join(levels(), ", "), didYouMean(c.LogLevel, levels()))
 }
 
-func checkPort(c *Config) string { return checkRange(c.Bind.HTTPPort, 0, 65535) }
-
 func checkRange(v, low, high int) string {
 	if v < low || v > high {
 		return fmt.Sprintf("%d is out of range: it must be between %d and %d.", v, low, high)
@@ -172,44 +195,9 @@ func checkRange(v, low, high int) string {
 	return ""
 }
 
-func checkGrace(c *Config) string {
-	if c.Hive.StopGrace < 0 || c.Hive.StopGrace > time.Hour {
-		return fmt.Sprintf("%s is out of range: it must be between 0s and 1h.", c.Hive.StopGrace)
-	}
-	return ""
-}
-
-func checkAddress(c *Config) string {
-	loopback, ok := isLoopback(c.Bind.Address)
-	switch {
-	case !ok:
-		return fmt.Sprintf("%q is not an IP address. Write an address of this machine, such as \"127.0.0.1\", or \"localhost\".", c.Bind.Address)
-	case !loopback && !c.Insecure:
-		return fmt.Sprintf("%s can be reached from other machines, and rbee has no TLS and no access tokens yet: everybody on that network could use this machine. "+
-			"Leave bind.address at 127.0.0.1 and come in through an SSH tunnel (ssh -L 7833:127.0.0.1:7833 HOST), or set insecure = true if you trust everybody on that network.", c.Bind.Address)
-	}
-	return ""
-}
-
-func isLoopback(address string) (loopback, ok bool) {
-	if address == "localhost" {
-		return true, true
-	}
-	ip, err := netip.ParseAddr(address)
-	if err != nil {
-		return false, false
-	}
-	return ip.Unmap().IsLoopback(), true
-}
-
-func checkHiveName(c *Config) string {
-	switch {
-	case c.Hive.Name == "":
-		return ""
-	case c.Hive.Name == core.LocalHive:
-		return fmt.Sprintf("%q always means the hive of the machine that is asked. Choose another name.", core.LocalHive)
-	case !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`).MatchString(c.Hive.Name):
-		return fmt.Sprintf("%q is no hive name: use up to 63 letters, digits, dots, dashes and underscores, and begin with a letter or a digit.", c.Hive.Name)
+func checkDuration(v, low, high time.Duration, lowText, highText string) string {
+	if v < low || v > high {
+		return fmt.Sprintf("%s is out of range: it must be between %s and %s.", v, lowText, highText)
 	}
 	return ""
 }

@@ -1,5 +1,5 @@
 queen { enabled = true }
 hive { enabled = true }
-gossip {
-  retry_join = ["10.0.0.1"]
+console {
+  enabled = true
 }

@@ -3,5 +3,5 @@ queen { enabled = true }
 hive {
   enabled    = true
   stop_grace = "1m30s"
-  name       = upper(env.NAME)
 }
+name = upper(env.NAME)

@@ -1,0 +1,178 @@
+package config
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// maxCertificateTTL is the life of the CA: no certificate outlives it.
+const maxCertificateTTL = 10 * 365 * 24 * time.Hour
+
+// ListenAddress is the IP address that the agent's ports listen on, or "localhost". An agent that was told none listens on loopback while it
+// is in no cluster, and on all addresses in one, where nothing is served without TLS and tokens.
+func (c *Config) ListenAddress(inCluster bool) string {
+	if inCluster && !c.Dev && c.origins["bind.address"].Source == SourceDefault {
+		return "0.0.0.0"
+	}
+	return c.Bind.Address
+}
+
+// OpenWithoutTLS is the reason not to start an agent whose HTTP API would be open to other machines without TLS and tokens: of kind Invalid,
+// nil where there is none. Only the agent knows at its start whether it is in a cluster.
+func (c *Config) OpenWithoutTLS(inCluster bool) error {
+	loopback, ok := isLoopback(c.Bind.Address)
+	if !ok || loopback || c.Insecure || c.TLS.Given() || inCluster {
+		return nil
+	}
+	d := &Diagnostics{List: c.blame("bind.address", "Open without TLS", c.openWithoutTLS()), files: c.files}
+	return d.Err()
+}
+
+func (c *Config) openWithoutTLS() string {
+	return fmt.Sprintf("%s can be reached from other machines, and this agent is in no cluster, so that it has no TLS and no access tokens: everybody on that network could use this machine. "+
+		"Make a cluster of this machine with \"rbee cluster init\", or join one with \"rbee cluster join\"; or leave bind.address at 127.0.0.1 and come in through an SSH tunnel "+
+		"(ssh -L 7833:127.0.0.1:7833 HOST); or set insecure = true if you trust everybody on that network.", c.Bind.Address)
+}
+
+// AdvertiseHost is the IP address or host name at which the other machines of a cluster reach this one: bind.advertise; else bind.address where
+// it is one address; else the address of the interface with the default route. Errors: Invalid when none is to be found.
+func (c *Config) AdvertiseHost(ctx context.Context) (string, error) {
+	if c.Bind.Advertise != "" {
+		return c.Bind.Advertise, nil
+	}
+	address := c.ListenAddress(true)
+	if address == "localhost" {
+		return "127.0.0.1", nil
+	}
+	if ip, err := netip.ParseAddr(address); err == nil && !ip.IsUnspecified() {
+		return ip.Unmap().String(), nil
+	}
+	// Connecting a UDP socket sends nothing, and tells which address packets would leave from. The addresses are those of documentation.
+	for _, target := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
+		if ip, ok := sourceAddress(ctx, target); ok {
+			return ip, nil
+		}
+	}
+	list, _ := net.InterfaceAddrs()
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsGlobalUnicast() {
+			return p.Addr().Unmap().String(), nil
+		}
+	}
+	return "", core.WithHint(core.Errorf("", core.Invalid, "this machine has no address that others could reach it at"),
+		"Say it with --advertise HOST, or bind { advertise = … } in the configuration; 127.0.0.1 will do for a cluster on this machine alone.")
+}
+
+func sourceAddress(ctx context.Context, target string) (string, bool) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "udp", target)
+	if err != nil {
+		return "", false
+	}
+	defer conn.Close()
+	a, ok := conn.LocalAddr().(*net.UDPAddr)
+	if !ok || !a.IP.IsGlobalUnicast() {
+		return "", false
+	}
+	return a.AddrPort().Addr().Unmap().String(), true
+}
+
+func checkAddress(c *Config) string {
+	loopback, ok := isLoopback(c.Bind.Address)
+	switch {
+	case !ok:
+		return fmt.Sprintf("%q is not an IP address. Write an address of this machine, such as \"127.0.0.1\", or \"localhost\".", c.Bind.Address)
+	case c.Dev && !loopback && !c.Insecure: // is never in a cluster
+		return c.openWithoutTLS()
+	}
+	return ""
+}
+
+func isLoopback(address string) (loopback, ok bool) {
+	if address == "localhost" {
+		return true, true
+	}
+	ip, err := netip.ParseAddr(address)
+	if err != nil {
+		return false, false
+	}
+	return ip.Unmap().IsLoopback(), true
+}
+
+var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*\.?$`)
+
+func isHostName(s string) bool { return len(s) <= 253 && hostName.MatchString(s) }
+
+func checkAdvertise(c *Config) string {
+	v := c.Bind.Advertise
+	if v == "" {
+		return ""
+	}
+	if ip, err := netip.ParseAddr(v); err == nil {
+		if ip.IsUnspecified() {
+			return fmt.Sprintf("%s is every machine's address: others cannot reach this one there. Write one address of this machine, or its host name.", v)
+		}
+		return ""
+	}
+	if host, _, err := net.SplitHostPort(v); err == nil {
+		return fmt.Sprintf("%q has a port: write %q alone. The ports are bind.rpc_port and bind.gossip_port.", v, host)
+	}
+	if !isHostName(v) || numericHost(v) {
+		return fmt.Sprintf("%q is neither an IP address nor a host name. Write what the other machines reach this one at, such as \"10.0.0.1\".", v)
+	}
+	return ""
+}
+
+// numericHost says whether a name looks like a mistyped IPv4 address: the last label of a host name has a letter.
+func numericHost(v string) bool {
+	v = strings.TrimSuffix(v, ".")
+	_, err := strconv.ParseUint(v[strings.LastIndex(v, ".")+1:], 10, 64)
+	return err == nil
+}
+
+func checkRetryJoin(c *Config) string {
+	for _, v := range c.Gossip.RetryJoin {
+		host := v
+		if h, port, err := net.SplitHostPort(v); err == nil {
+			if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+				return fmt.Sprintf("%q has no usable port: it must be between 1 and 65535.", v)
+			}
+			host = h
+		}
+		if _, err := netip.ParseAddr(host); err != nil && (!isHostName(host) || numericHost(host)) {
+			return fmt.Sprintf("%q is neither an IP address nor a host name, with or without a port. Write it as \"10.0.0.1\", \"queens.example.org\" or \"10.0.0.1:%d\".", v, DefaultGossipPort)
+		}
+	}
+	return ""
+}
+
+func checkBootstrapExpect(c *Config) string {
+	n := c.Queen.BootstrapExpect
+	switch {
+	case n < 1 || n > 9:
+		return fmt.Sprintf("%d is out of range: it is the number of queens that the cluster begins with, 1, 3, 5, 7 or 9.", n)
+	case n%2 == 0:
+		return fmt.Sprintf("%d is even: it needs a majority of %d, so it survives the loss of no more queens than %d would. Choose 1, 3, 5, 7 or 9.", n, n/2+1, n-1)
+	}
+	return ""
+}
+
+func checkName(c *Config) string {
+	switch {
+	case c.Name == "":
+		return ""
+	case c.Name == core.LocalHive:
+		return fmt.Sprintf("%q always means the hive of the machine that is asked. Choose another name.", core.LocalHive)
+	case !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`).MatchString(c.Name):
+		return fmt.Sprintf("%q is no name for a machine: use up to 63 letters, digits, dots, dashes and underscores, and begin with a letter or a digit.", c.Name)
+	}
+	return ""
+}
