@@ -1,8 +1,7 @@
 package fsm
 
 import (
-	"unicode"
-	"unicode/utf8"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -10,170 +9,158 @@ import (
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 )
 
-// The limits of a command; Validate holds them before the command is logged. They bound one entry of the log, not the registry.
-const (
-	MaxIDBytes      = 128     // of an id, a state or another name
-	MaxTextBytes    = 1 << 10 // of a model, a digest, a device's name or problem
-	MaxWorkers      = 4096    // of one hive
-	MaxDevices      = 256     // of one hive
-	MaxWorkerTypes  = 256     // of one hive
-	MaxCommandBytes = 4 << 20 // encoded
-)
+// HiveState is the whole state of a hive, for SyncHives.
+type HiveState struct {
+	Hive    core.Hive
+	Workers []core.Worker
+}
 
 // SyncHive makes the command that registers or renews a hive and makes its workers exactly those given. An empty status is ready.
-// Load, LastBeat, FreeBytes and the indexes do not go along.
+// Load, LastBeat, FreeBytes, Draining and the indexes do not go along: draining is said by SetHiveDraining alone.
+//
+// Result: Conflict for an incarnation older than the registered one, for one that was removed (that or a newer start of the hive), and for another
+// hive's worker; Forbidden for the hive of a revoked node.
 func SyncHive(h core.Hive, workers []core.Worker) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_SyncHive{SyncHive: syncHiveOp(h, workers)}}
+}
+
+// SyncHives makes the command that is SyncHive for several hives at once, at most as many as FitSyncHives says. Result.Errs has what SyncHive would
+// have given for each; one that is refused leaves the others alone. Validate refuses all of them for one that is wrong: check each as a SyncHive first.
+func SyncHives(hives []HiveState) *raftv1.Command {
+	op := &raftv1.SyncHives{}
+	for _, h := range hives {
+		op.Hives = append(op.Hives, syncHiveOp(h.Hive, h.Workers))
+	}
+	return &raftv1.Command{Op: &raftv1.Command_SyncHives{SyncHives: op}}
+}
+
+// FitSyncHives says how many of the first hives fit into one SyncHives; at least one of one or more.
+func FitSyncHives(hives []HiveState) int {
+	left := MaxCommandBytes - commandOverhead
+	for i, h := range hives {
+		left -= proto.Size(syncHiveOp(h.Hive, h.Workers)) + 8 // its tag and length
+		if i == MaxHivesPerCommand || i > 0 && left < 0 {
+			return i
+		}
+	}
+	return len(hives)
+}
+
+func syncHiveOp(h core.Hive, workers []core.Worker) *raftv1.SyncHive {
 	op := &raftv1.SyncHive{Hive: hiveToProto(h)}
-	op.Hive.CreateIndex, op.Hive.ModifyIndex = 0, 0
+	op.Hive.CreateIndex, op.Hive.ModifyIndex, op.Hive.Draining = 0, 0, false
 	for _, w := range workers {
 		p := workerToProto(w)
 		p.Hive, p.CreateIndex, p.ModifyIndex = h.ID, 0, 0
 		op.Workers = append(op.Workers, p)
 	}
-	return &raftv1.Command{Op: &raftv1.Command_SyncHive{SyncHive: op}}
+	return op
 }
 
 // SetHiveStatus makes the command that changes a hive's status if it has this incarnation; 0: whatever it has. A hive that is down
-// loses its workers. Result: NotFound, Conflict.
+// loses its workers, not what is known of their retirement. Result: NotFound, Conflict.
 func SetHiveStatus(hive string, status core.HiveStatus, incarnation uint64) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetHiveStatus{SetHiveStatus: &raftv1.SetHiveStatus{
 		Hive: hive, Status: string(status), Incarnation: incarnation,
 	}}}
 }
 
-// RetireWorker makes the command that marks a worker as retiring for ever. Result: NotFound.
+// SetHiveDraining makes the command that has a hive drain, or no longer. Result: NotFound.
+func SetHiveDraining(hive string, draining bool) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_SetHiveDraining{SetHiveDraining: &raftv1.SetHiveDraining{Hive: hive, Draining: draining}}}
+}
+
+// RetireWorker makes the command that marks a worker as retiring for ever, also when it is registered again after its hive was down. Result: NotFound.
 func RetireWorker(worker string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RetireWorker{RetireWorker: &raftv1.RetireWorker{Worker: worker}}}
 }
 
-// RemoveHive makes the command that forgets a hive and its workers.
+// RemoveHive makes the command that forgets a hive and its workers. A start of the hive that is not newer than the removed one is refused from then on.
 func RemoveHive(hive string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RemoveHive{RemoveHive: &raftv1.RemoveHive{Hive: hive}}}
 }
 
-// Validate says whether a command may be logged. What it lets pass, Apply of this version never panics at. Errors: Invalid, TooLarge.
-func Validate(c *raftv1.Command) error {
-	v := &validator{}
-	v.text("request id", c.GetRequestId(), MaxIDBytes)
+// InitCluster makes the command that makes the registry that of a cluster. token and node may be nil. A GossipVersion of 0 becomes 1.
+// Repeating it changes nothing, whatever became of its parts meanwhile. Result: Conflict when the registry is another cluster's.
+func InitCluster(c core.Cluster, token *core.Token, node *core.Node) *raftv1.Command {
+	c.GossipVersion = max(c.GossipVersion, 1)
+	op := &raftv1.InitCluster{Cluster: clusterToProto(c)}
+	op.Cluster.CreateIndex, op.Cluster.ModifyIndex = 0, 0
+	if token != nil {
+		op.Token = newToken(*token)
+	}
+	if node != nil {
+		op.Node = newNode(*node)
+	}
+	return &raftv1.Command{Op: &raftv1.Command_InitCluster{InitCluster: op}}
+}
+
+// PutNode makes the command that takes a node into the cluster or renews what is known of it, and uses up the join token with the id, if there is one.
+// Revoked and the indexes do not go along.
+//
+// Result: Conflict for a name that another node has (revoked ones aside), an id that has another key, and a revoked node; Unauthenticated for a join
+// token that is not there, is none, or was used by another node or key; Forbidden for a role that the token does not give.
+func PutNode(n core.Node, joinToken string) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_PutNode{PutNode: &raftv1.PutNode{Node: newNode(n), JoinToken: joinToken}}}
+}
+
+// RevokeNode makes the command that has a node's certificates refused for ever, and removes its hive as RemoveHive does. Result: NotFound.
+func RevokeNode(node string) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_RevokeNode{RevokeNode: &raftv1.RevokeNode{Node: node}}}
+}
+
+// RemoveNode makes the command that forgets a node that left, the join token that it used, and its hive as RemoveHive does. Removing one that is not
+// there changes nothing. Result: Conflict for a revoked node, which would be let in again.
+func RemoveNode(node string) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_RemoveNode{RemoveNode: &raftv1.RemoveNode{Node: node}}}
+}
+
+// PutToken makes the command that adds a token. A TTL is rounded up to seconds; UsedBy and the indexes do not go along. Result: Conflict for an id that
+// is there, unless the token is the same.
+func PutToken(t core.Token) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_PutToken{PutToken: &raftv1.PutToken{Token: newToken(t)}}}
+}
+
+// DeleteToken makes the command that revokes or expires a token. Deleting one that is not there changes nothing.
+func DeleteToken(id string) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_DeleteToken{DeleteToken: &raftv1.DeleteToken{Token: id}}}
+}
+
+// SetKeyring makes the command that replaces the sealed gossip keys if they are at the expected version, which becomes one more. Repeating the very
+// same change is no conflict. Result: Conflict; NotFound when the registry is of no cluster.
+func SetKeyring(sealed []byte, expected uint64) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_SetKeyring{SetKeyring: &raftv1.SetKeyring{SealedKeys: sealed, ExpectedVersion: expected}}}
+}
+
+func newNode(n core.Node) *raftv1.Node {
+	p := nodeToProto(n)
+	p.Revoked, p.CreateIndex, p.ModifyIndex = false, 0, 0
+	return p
+}
+
+func newToken(t core.Token) *raftv1.Token {
+	p := tokenToProto(t)
+	p.UsedBy, p.UsedKeyHash, p.CreateIndex, p.ModifyIndex = "", nil, 0, 0
+	return p
+}
+
+// Required is the state machine version that a command needs; it is stamped as min_fsm, and says by which version's rules it is applied: an entry of
+// the log that was applied by an older version is applied the same by this one.
+func Required(c *raftv1.Command) uint32 {
 	switch op := c.GetOp().(type) {
 	case *raftv1.Command_SyncHive:
-		v.syncHive(op.SyncHive)
+		if op.SyncHive.GetHive().GetRpcAddress() == "" {
+			return 1
+		}
 	case *raftv1.Command_SetHiveStatus:
-		v.id("hive id", op.SetHiveStatus.GetHive())
-		v.oneOf("hive status", op.SetHiveStatus.GetStatus(), core.HiveReady, core.HiveSuspect, core.HiveDown)
-	case *raftv1.Command_RetireWorker:
-		v.id("worker id", op.RetireWorker.GetWorker())
-	case *raftv1.Command_RemoveHive:
-		v.id("hive id", op.RemoveHive.GetHive())
-	default:
-		v.fail(core.Invalid, "the command says nothing to do")
+		return 1
 	}
-	if size := proto.Size(c); size > MaxCommandBytes {
-		v.fail(core.TooLarge, "the command has %d bytes, at most %d are allowed", size, MaxCommandBytes)
-	}
-	return v.err
+	return 2 // RetireWorker and RemoveHive are older, but leave more behind since
 }
 
-// validator keeps the first complaint.
-type validator struct{ err error }
+const (
+	second     = int64(time.Second)
+	maxSeconds = 253402300799 // of a time: the end of the year 9999
 
-func (v *validator) fail(kind core.Kind, format string, args ...any) {
-	if v.err == nil {
-		v.err = core.Errorf("check raft command", kind, format, args...)
-	}
-}
-
-func (v *validator) text(what, s string, limit int) {
-	switch {
-	case len(s) > limit:
-		v.fail(core.Invalid, "%s has %d bytes, at most %d are allowed", what, len(s), limit)
-	case !utf8.ValidString(s):
-		v.fail(core.Invalid, "%s is not valid UTF-8", what)
-	default:
-		for _, r := range s {
-			if unicode.IsControl(r) {
-				v.fail(core.Invalid, "%s %q has a control character", what, s)
-				return
-			}
-		}
-	}
-}
-
-func (v *validator) id(what, s string) {
-	if s == "" {
-		v.fail(core.Invalid, "%s is empty", what)
-	}
-	v.text(what, s, MaxIDBytes)
-}
-
-func (v *validator) oneOf(what, s string, allowed ...core.HiveStatus) {
-	for _, a := range allowed {
-		if s == string(a) {
-			return
-		}
-	}
-	v.fail(core.Invalid, "%s %q is none of %q", what, s, allowed)
-}
-
-func (v *validator) syncHive(op *raftv1.SyncHive) {
-	h := op.GetHive()
-	v.id("hive id", h.GetId())
-	v.text("hive version", h.GetVersion(), MaxIDBytes)
-	v.text("hive os", h.GetOs(), MaxIDBytes)
-	v.text("hive arch", h.GetArch(), MaxIDBytes)
-	v.text("hive name", h.GetName(), MaxTextBytes)
-	v.oneOf("hive status", h.GetStatus(), "", core.HiveReady, core.HiveSuspect)
-	if n := len(h.GetDevices()); n > MaxDevices {
-		v.fail(core.TooLarge, "hive %s has %d devices, at most %d are allowed", h.GetId(), n, MaxDevices)
-	}
-	for _, d := range h.GetDevices() {
-		v.id("device id", d.GetId())
-		v.text("device kind", d.GetKind(), MaxIDBytes)
-		v.text("device name", d.GetName(), MaxTextBytes)
-		v.text("device problem", d.GetProblem(), MaxTextBytes)
-		if d.GetTotalBytes() < 0 {
-			v.fail(core.Invalid, "device %s has %d bytes of memory", d.GetId(), d.GetTotalBytes())
-		}
-	}
-	if n := len(h.GetWorkerTypes()); n > MaxWorkerTypes {
-		v.fail(core.TooLarge, "hive %s has %d worker types, at most %d are allowed", h.GetId(), n, MaxWorkerTypes)
-	}
-	for _, t := range h.GetWorkerTypes() {
-		v.id("worker type", t)
-	}
-	if n := len(op.GetWorkers()); n > MaxWorkers {
-		v.fail(core.TooLarge, "hive %s has %d workers, at most %d are allowed", h.GetId(), n, MaxWorkers)
-	}
-	seen := make(map[string]bool, len(op.GetWorkers()))
-	for _, w := range op.GetWorkers() {
-		if seen[w.GetId()] {
-			v.fail(core.Invalid, "worker %s is there twice", w.GetId())
-		}
-		seen[w.GetId()] = true
-		v.worker(h.GetId(), w)
-	}
-}
-
-func (v *validator) worker(hive string, w *raftv1.Worker) {
-	v.id("worker id", w.GetId())
-	if w.GetHive() != hive {
-		v.fail(core.Invalid, "worker %s is of hive %q, not of %q", w.GetId(), w.GetHive(), hive)
-	}
-	v.id("worker type", w.GetType())
-	v.text("worker version", w.GetVersion(), MaxTextBytes)
-	v.text("worker model", w.GetModel(), MaxTextBytes)
-	v.text("worker model digest", w.GetModelDigest(), MaxTextBytes)
-	v.text("worker device", w.GetDevice(), MaxIDBytes)
-	v.text("worker nonce", w.GetNonce(), MaxIDBytes)
-	if w.GetSlots() < 0 || w.GetContextTokens() < 0 {
-		v.fail(core.Invalid, "worker %s has %d slots of %d tokens", w.GetId(), w.GetSlots(), w.GetContextTokens())
-	}
-	switch core.WorkerState(w.GetState()) {
-	case core.WorkerLoading, core.WorkerReady, core.WorkerRetiring, core.WorkerFailed:
-	default:
-		v.fail(core.Invalid, "worker %s has the unknown state %q", w.GetId(), w.GetState())
-	}
-}
-
-// Required is the state machine version that a command needs; it is stamped as min_fsm.
-func Required(*raftv1.Command) uint32 { return 1 } // every command is as old as the state machine
+	maxTTLSeconds = 100 * 366 * 24 * 60 * 60
+)

@@ -1,7 +1,9 @@
 package fsm
 
 import (
+	"bytes"
 	"math"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
@@ -53,4 +55,77 @@ func workerFromProto(p *raftv1.Worker) core.Worker {
 // int32Of saturates: a number that does not fit is out of every sensible range anyway.
 func int32Of(n int) int32 {
 	return int32(min(max(n, math.MinInt32), math.MaxInt32)) //nolint:gosec // just bounded
+}
+
+func clusterToProto(c core.Cluster) *raftv1.Cluster {
+	return &raftv1.Cluster{
+		Id: c.ID, Name: c.Name, CaCertificates: c.CACertificates, SealedCaKey: c.SealedCAKey, SealedGossipKeys: c.SealedGossipKeys,
+		GossipVersion: c.GossipVersion, CreateIndex: c.CreateIndex, ModifyIndex: c.ModifyIndex,
+	}
+}
+
+func clusterFromProto(p *raftv1.Cluster) core.Cluster {
+	return core.Cluster{
+		ID: p.GetId(), Name: p.GetName(), CACertificates: bytes.Clone(p.GetCaCertificates()), SealedCAKey: bytes.Clone(p.GetSealedCaKey()),
+		SealedGossipKeys: bytes.Clone(p.GetSealedGossipKeys()), GossipVersion: p.GetGossipVersion(),
+		CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
+	}
+}
+
+func nodeToProto(n core.Node) *raftv1.Node {
+	return &raftv1.Node{
+		Id: n.ID, Name: n.Name, Roles: texts[string](n.Roles), RpcAddress: n.RPCAddress, KeyHash: n.KeyHash,
+		CertificateExpiresUnix: unixOf(n.CertificateExpiresAt), Revoked: n.Revoked, CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
+	}
+}
+
+func nodeFromProto(p *raftv1.Node) core.Node {
+	return core.Node{
+		ID: p.GetId(), Name: p.GetName(), Roles: texts[core.Role](p.GetRoles()), RPCAddress: p.GetRpcAddress(), KeyHash: bytes.Clone(p.GetKeyHash()),
+		CertificateExpiresAt: timeOf(p.GetCertificateExpiresUnix()), Revoked: p.GetRevoked(), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
+	}
+}
+
+func tokenToProto(t core.Token) *raftv1.Token {
+	ttl := int64(t.TTL) / second
+	if int64(t.TTL)%second > 0 {
+		ttl++ // a short life is not an eternal one
+	}
+	return &raftv1.Token{
+		Id: t.ID, Name: t.Name, Kind: string(t.Kind), SecretHash: t.SecretHash, Scopes: texts[string](t.Scopes), Roles: texts[string](t.Roles),
+		CreatedUnix: unixOf(t.CreatedAt), TtlSeconds: ttl, UsedBy: t.UsedBy, UsedKeyHash: t.UsedKeyHash,
+		CreateIndex: t.CreateIndex, ModifyIndex: t.ModifyIndex,
+	}
+}
+
+func tokenFromProto(p *raftv1.Token) core.Token {
+	return core.Token{
+		ID: p.GetId(), Name: p.GetName(), Kind: core.TokenKind(p.GetKind()), SecretHash: bytes.Clone(p.GetSecretHash()),
+		Scopes: texts[core.Scope](p.GetScopes()), Roles: texts[core.Role](p.GetRoles()),
+		CreatedAt: timeOf(p.GetCreatedUnix()), TTL: core.Duration(max(0, min(p.GetTtlSeconds(), maxTTLSeconds)) * second),
+		UsedBy: p.GetUsedBy(), UsedKeyHash: bytes.Clone(p.GetUsedKeyHash()), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
+	}
+}
+
+func texts[To, From ~string](list []From) []To {
+	var out []To
+	for _, s := range list {
+		out = append(out, To(s))
+	}
+	return out
+}
+
+// unixOf is a time in seconds; 0 for none.
+func unixOf(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+func timeOf(unix int64) time.Time {
+	if unix == 0 {
+		return time.Time{}
+	}
+	return time.Unix(max(0, min(unix, maxSeconds)), 0).UTC()
 }

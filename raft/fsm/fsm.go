@@ -16,12 +16,14 @@ import (
 
 // Version is the state machine version of this build: it applies commands whose min_fsm is at most this. It grows with every change
 // after which the same command gives another state, a new field of a known command included.
-const Version = 1
+const Version = 2
 
 // Result is what applying a command gave. It depends on the state and the command alone, so it is the same on every queen.
 type Result struct {
 	Index uint64 // of the command in the log
-	Err   error  // why the command changed nothing: NotFound, Conflict, Invalid; nil: it is in force
+	Err   error  // why the command changed nothing: see its constructor; nil: it is in force
+	// Errs is for SyncHives alone: why each hive was refused, in the order of the command; nil where it is in force.
+	Errs []error
 }
 
 // FSM is the state machine that raft drives. State may be called at any time, the other methods are raft's.

@@ -204,7 +204,7 @@ func TestApplyStopsRatherThanDiverge(t *testing.T) {
 		data       []byte
 	}{
 		{"undecodable", "damaged at index 7", []byte{0xff}},
-		{"nothing known in it", "index 7 a command that state machine version 1 does not know", protowire.AppendTag(nil, 99, protowire.VarintType)},
+		{"nothing known in it", "index 7 a command that state machine version 2 does not know", protowire.AppendTag(nil, 99, protowire.VarintType)},
 		{"a newer version's", "(it needs 3)", protowire.AppendVarint(protowire.AppendTag(newer, 3, protowire.VarintType), 3)},
 	} {
 		if tt.name == "nothing known in it" {
@@ -270,7 +270,7 @@ func TestDeterminism(t *testing.T) {
 func TestEveryFieldSurvives(t *testing.T) {
 	t.Parallel()
 	h := core.Hive{}
-	fill(t, reflect.ValueOf(&h).Elem(), "LastBeat", "FreeBytes", "CreateIndex", "ModifyIndex")
+	fill(t, reflect.ValueOf(&h).Elem(), "LastBeat", "FreeBytes", "Draining", "CreateIndex", "ModifyIndex")
 	h.Status = core.HiveSuspect
 	w := core.Worker{}
 	fill(t, reflect.ValueOf(&w).Elem(), "Load", "CreateIndex", "ModifyIndex")

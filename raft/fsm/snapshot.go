@@ -127,3 +127,8 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 func damaged(format string, args ...any) error {
 	return core.WithHint(core.Errorf("read snapshot", core.Integrity, format, args...), "The snapshot is damaged: use an older one, or let this queen join again with an empty raft folder.")
 }
+
+// Inspect reads a snapshot and says what it holds. Errors: as ReadSnapshot.
+func Inspect(r io.Reader) (core.SnapshotInfo, error) {
+	return core.SnapshotInfo{}, core.Errorf("read snapshot", core.Unsupported, "not there yet")
+}

@@ -1,7 +1,7 @@
-// Package state is the replicated registry in memory: tables and queries of hives and workers.
+// Package state is the replicated registry in memory: tables and queries of the cluster, its nodes and tokens, hives and workers.
 //
-// A Store is read by anybody and written by raft/fsm alone. What a query returns belongs to the caller. Time, randomness and map order
-// have no part in it: the same updates give the same contents and the same order everywhere.
+// A Store is read by anybody and written by raft/fsm alone. What a query returns belongs to the caller, unless it says otherwise. Time, randomness
+// and map order have no part in it: the same updates give the same contents and the same order everywhere.
 package state
 
 import (
@@ -12,30 +12,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-const (
-	tableMeta    = "meta"
-	tableHives   = "hives"
-	tableWorkers = "workers"
-
-	indexID     = "id"
-	indexPrefix = "id_prefix"
-	indexHive   = "hive"
-	indexModel  = "model"
-
-	keyApplied = "applied"
-)
-
 // Store is one version line of the registry. A restore from a snapshot makes a new Store; the old one is then abandoned.
 // Methods may be called concurrently.
 type Store struct {
 	db        *memdb.MemDB
 	abandoned chan struct{}
-}
-
-// meta is a row of the meta table.
-type meta struct {
-	Key   string
-	Index uint64
 }
 
 // New returns an empty store.
@@ -45,22 +26,6 @@ func New() *Store {
 		panic(fmt.Sprintf("registry schema: %v", err))
 	}
 	return &Store{db: db, abandoned: make(chan struct{})}
-}
-
-func schema() *memdb.DBSchema {
-	id := func(field string) *memdb.IndexSchema {
-		return &memdb.IndexSchema{Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: field}}
-	}
-	by := func(name, field string) *memdb.IndexSchema {
-		return &memdb.IndexSchema{Name: name, AllowMissing: true, Indexer: &memdb.StringFieldIndex{Field: field}}
-	}
-	return &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
-		tableMeta:  {Name: tableMeta, Indexes: map[string]*memdb.IndexSchema{indexID: id("Key")}},
-		tableHives: {Name: tableHives, Indexes: map[string]*memdb.IndexSchema{indexID: id("ID")}},
-		tableWorkers: {Name: tableWorkers, Indexes: map[string]*memdb.IndexSchema{
-			indexID: id("ID"), indexHive: by(indexHive, "Hive"), indexModel: by(indexModel, "Model"),
-		}},
-	}}
 }
 
 // Abandoned is closed when the store was replaced by a restored one: ask for the current store again.
@@ -118,50 +83,75 @@ type Snapshot struct {
 }
 
 // AppliedIndex is the raft index of the last command in the snapshot; 0: none.
-func (s *Snapshot) AppliedIndex() uint64 {
-	if m, ok := first[*meta](s.txn, nil, tableMeta, indexID, keyApplied); ok {
-		return m.Index
-	}
-	return 0
-}
+func (s *Snapshot) AppliedIndex() uint64 { return number64(s.txn, keyApplied) }
 
 // Hives returns all hives.
 func (s *Snapshot) Hives(ws memdb.WatchSet) []core.Hive {
 	s.watch(ws)
-	return list(s.txn, ws, cloneHive, tableHives, indexID)
+	return list(s.txn, ws, cloneHive, tableHives, indexPrefix, nil)
 }
 
 // Hive returns the hive with the id.
 func (s *Snapshot) Hive(ws memdb.WatchSet, id string) (core.Hive, bool) {
-	s.watch(ws)
-	if h, ok := first[*core.Hive](s.txn, ws, tableHives, indexID, id); ok {
+	if h := s.PeekHive(ws, id); h != nil {
 		return cloneHive(*h), true
 	}
 	return core.Hive{}, false
 }
 
+// PeekHive returns the registry's own entry of a hive, which must not be changed; nil: there is none. It allocates nothing to speak of.
+func (s *Snapshot) PeekHive(ws memdb.WatchSet, id string) *core.Hive {
+	s.watch(ws)
+	return first[core.Hive](s.txn, ws, tableHives, text(id))
+}
+
+// EachHive calls yield with the registry's own entry of each hive, which must not be changed, until it returns false.
+func (s *Snapshot) EachHive(ws memdb.WatchSet, yield func(*core.Hive) bool) {
+	s.watch(ws)
+	each(s.txn, ws, tableHives, indexPrefix, nil, yield)
+}
+
 // Workers returns all active workers.
 func (s *Snapshot) Workers(ws memdb.WatchSet) []core.Worker {
 	s.watch(ws)
-	return list(s.txn, ws, cloneWorker, tableWorkers, indexID)
+	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, nil)
+}
+
+// EachWorker calls yield with the registry's own entry of each worker, which must not be changed, until it returns false.
+func (s *Snapshot) EachWorker(ws memdb.WatchSet, yield func(*core.Worker) bool) {
+	s.watch(ws)
+	each(s.txn, ws, tableWorkers, indexPrefix, nil, yield)
 }
 
 // WorkersOfHive returns the workers of a hive.
 func (s *Snapshot) WorkersOfHive(ws memdb.WatchSet, hive string) []core.Worker {
 	s.watch(ws)
-	return list(s.txn, ws, cloneWorker, tableWorkers, indexHive, hive)
+	return list(s.txn, ws, cloneWorker, tableWorkers, indexHive, text(hive))
+}
+
+// EachWorkerOfHive calls yield with the registry's own entry of each worker of a hive, which must not be changed, until it returns false.
+func (s *Snapshot) EachWorkerOfHive(ws memdb.WatchSet, hive string, yield func(*core.Worker) bool) {
+	s.watch(ws)
+	each(s.txn, ws, tableWorkers, indexHive, text(hive), yield)
 }
 
 // WorkersOfModel returns the workers that serve exactly the model.
 func (s *Snapshot) WorkersOfModel(ws memdb.WatchSet, model string) []core.Worker {
 	s.watch(ws)
-	return list(s.txn, ws, cloneWorker, tableWorkers, indexModel, model)
+	return list(s.txn, ws, cloneWorker, tableWorkers, indexModel, text(model))
+}
+
+// EachWorkerOfModel calls yield with the registry's own entry of each worker that serves exactly the model, which must not be changed, until it
+// returns false. It copies nothing: routing asks it for every request.
+func (s *Snapshot) EachWorkerOfModel(ws memdb.WatchSet, model string, yield func(*core.Worker) bool) {
+	s.watch(ws)
+	each(s.txn, ws, tableWorkers, indexModel, text(model), yield)
 }
 
 // Worker returns the worker with the id.
 func (s *Snapshot) Worker(ws memdb.WatchSet, id string) (core.Worker, bool) {
 	s.watch(ws)
-	if w, ok := first[*core.Worker](s.txn, ws, tableWorkers, indexID, id); ok {
+	if w := first[core.Worker](s.txn, ws, tableWorkers, text(id)); w != nil {
 		return cloneWorker(*w), true
 	}
 	return core.Worker{}, false
@@ -170,33 +160,57 @@ func (s *Snapshot) Worker(ws memdb.WatchSet, id string) (core.Worker, bool) {
 // WorkersWithPrefix returns the workers whose id begins with prefix; an empty one is every worker's.
 func (s *Snapshot) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Worker {
 	s.watch(ws)
-	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, prefix)
+	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, key(prefix))
 }
 
 func (s *Snapshot) watch(ws memdb.WatchSet) { ws.Add(s.store.abandoned) }
 
-// first returns one row. The row is the table's own: constant.
-func first[T any](txn *memdb.Txn, ws memdb.WatchSet, table, index string, args ...any) (row T, ok bool) {
-	watch, raw, err := txn.FirstWatch(table, index, args...)
+// first returns the row with the id; nil: there is none. It is the table's own: constant.
+func first[T any](txn *memdb.Txn, ws memdb.WatchSet, table string, id key) *T {
+	if len(id) == 0 {
+		return nil
+	}
+	watch, raw, err := txn.FirstWatch(table, indexID, id)
 	if err != nil {
-		panic(fmt.Sprintf("registry query %s.%s: %v", table, index, err)) // the schema and the query are both ours
+		panic(fmt.Sprintf("registry query %s: %v", table, err)) // the schema and the query are both ours
 	}
 	ws.Add(watch)
-	row, ok = raw.(T)
-	return row, ok
+	row, _ := raw.(*T)
+	return row
 }
 
-func list[T any](txn *memdb.Txn, ws memdb.WatchSet, clone func(T) T, table, index string, args ...any) []T {
-	rows := []T{}
-	it, err := txn.Get(table, index, args...)
+// each goes through rows, which are the table's own: constant. An empty key finds nothing, but all in an index of prefixes.
+func each[T any](txn *memdb.Txn, ws memdb.WatchSet, table, index string, k key, yield func(*T) bool) {
+	if len(k) == 0 && index != indexPrefix {
+		return
+	}
+	it, err := txn.Get(table, index, k)
 	if err != nil {
 		panic(fmt.Sprintf("registry query %s.%s: %v", table, index, err)) // the schema and the query are both ours
 	}
 	ws.Add(it.WatchCh())
 	for raw := it.Next(); raw != nil; raw = it.Next() {
-		rows = append(rows, clone(*raw.(*T)))
+		if row, ok := raw.(*T); !ok || !yield(row) {
+			return
+		}
 	}
+}
+
+func list[T any](txn *memdb.Txn, ws memdb.WatchSet, clone func(T) T, table, index string, k key) []T {
+	rows := []T{}
+	each(txn, ws, table, index, k, func(row *T) bool {
+		rows = append(rows, clone(*row))
+		return true
+	})
 	return rows
+}
+
+// number64 is a number of the meta table; 0 before it is set.
+func number64(txn *memdb.Txn, name string) uint64 {
+	if m := first[meta](txn, nil, tableMeta, text(name)); m != nil {
+		return m.Value
+	}
+	return 0
 }
 
 func cloneHive(h core.Hive) core.Hive {

@@ -8,7 +8,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Txn changes a Store: all of it or, when fn of Update fails, nothing. Ids must not be empty.
+// MaxTombstones is how many tombstones are kept; the oldest go first.
+const MaxTombstones = 10_000
+
+// Txn changes a Store: all of it or, when fn of Update fails, nothing. Ids must not be empty. What it returns is the tables' own where it has
+// slices: constant; what it is given must not be changed afterwards.
 type Txn struct {
 	txn *memdb.Txn
 }
@@ -22,43 +26,127 @@ func (s *Store) Update(index uint64, fn func(*Txn) error) error {
 		t.txn.Abort()
 		t = &Txn{txn: s.db.Txn(true)}
 	}
-	t.insert(tableMeta, &meta{Key: keyApplied, Index: index})
+	t.insert(tableMeta, &meta{Key: keyApplied, Value: index})
 	t.txn.Commit()
 	return err
 }
 
-// Hive returns the hive with the id. Its slices are the table's own: constant.
-func (t *Txn) Hive(id string) (core.Hive, bool) {
-	if h, ok := first[*core.Hive](t.txn, nil, tableHives, indexID, id); ok {
-		return *h, true
-	}
-	return core.Hive{}, false
+// Cluster returns the cluster's row.
+func (t *Txn) Cluster() (core.Cluster, bool) {
+	return row[core.Cluster](t, tableCluster, tableCluster)
 }
 
-// PutHive stores a hive. Its slices must not be changed afterwards.
+// PutCluster stores the cluster's row.
+func (t *Txn) PutCluster(c core.Cluster) { t.insert(tableCluster, &c) }
+
+// Node returns the node with the id.
+func (t *Txn) Node(id string) (core.Node, bool) { return row[core.Node](t, tableNodes, id) }
+
+// NodeNamed is Snapshot.NodeNamed.
+func (t *Txn) NodeNamed(name string) (core.Node, bool) {
+	if n := nodeNamed(t.txn, nil, name); n != nil {
+		return *n, true
+	}
+	return core.Node{}, false
+}
+
+// PutNode stores a node.
+func (t *Txn) PutNode(n core.Node) { t.insert(tableNodes, &n) }
+
+// DeleteNode removes a node, if it is there.
+func (t *Txn) DeleteNode(id string) { t.delete(tableNodes, text(id)) }
+
+// Token returns the token with the id.
+func (t *Txn) Token(id string) (core.Token, bool) { return row[core.Token](t, tableTokens, id) }
+
+// TokensUsedBy returns the join tokens that a node used, sorted by id.
+func (t *Txn) TokensUsedBy(node string) []core.Token {
+	return list(t.txn, nil, same[core.Token], tableTokens, indexNode, text(node))
+}
+
+// PutToken stores a token.
+func (t *Txn) PutToken(token core.Token) { t.insert(tableTokens, &token) }
+
+// DeleteToken removes a token, if it is there.
+func (t *Txn) DeleteToken(id string) { t.delete(tableTokens, text(id)) }
+
+// Tombstone returns what is kept of a removed hive.
+func (t *Txn) Tombstone(hive string) (Tombstone, bool) {
+	return row[Tombstone](t, tableTombstones, hive)
+}
+
+// PutTombstone stores a tombstone, and forgets the oldest when there are too many.
+func (t *Txn) PutTombstone(stone Tombstone) {
+	t.DeleteTombstone(stone.Hive)
+	t.insert(tableTombstones, &stone)
+	n := number64(t.txn, keyTombstones) + 1
+	if n > MaxTombstones {
+		if _, oldest, err := t.txn.FirstWatch(tableTombstones, indexAge+"_prefix", key(nil)); err != nil {
+			panic(fmt.Sprintf("registry query %s: %v", tableTombstones, err)) // the schema and the query are both ours
+		} else if old, ok := oldest.(*Tombstone); ok {
+			t.delete(tableTombstones, text(old.Hive))
+			n--
+		}
+	}
+	t.insert(tableMeta, &meta{Key: keyTombstones, Value: n})
+}
+
+// DeleteTombstone forgets a tombstone, if it is there.
+func (t *Txn) DeleteTombstone(hive string) {
+	if _, ok := t.Tombstone(hive); ok {
+		t.delete(tableTombstones, text(hive))
+		t.insert(tableMeta, &meta{Key: keyTombstones, Value: number64(t.txn, keyTombstones) - 1})
+	}
+}
+
+// RetireIntent says whether a worker is to retire.
+func (t *Txn) RetireIntent(hive, nonce string) bool {
+	return first[RetireIntent](t.txn, nil, tableIntents, intentKey(hive, nonce)) != nil
+}
+
+// RetireIntentsOfHive returns the intents for workers of a hive, sorted by nonce.
+func (t *Txn) RetireIntentsOfHive(hive string) []RetireIntent {
+	return list(t.txn, nil, same[RetireIntent], tableIntents, indexPrefix, text(hive))
+}
+
+// PutRetireIntent stores a retire intent. Its nonce must not be empty.
+func (t *Txn) PutRetireIntent(i RetireIntent) { t.insert(tableIntents, &i) }
+
+// DeleteRetireIntent removes a retire intent, if it is there.
+func (t *Txn) DeleteRetireIntent(i RetireIntent) {
+	t.delete(tableIntents, intentKey(i.Hive, i.Nonce))
+}
+
+// Hive returns the hive with the id.
+func (t *Txn) Hive(id string) (core.Hive, bool) { return row[core.Hive](t, tableHives, id) }
+
+// PutHive stores a hive.
 func (t *Txn) PutHive(h core.Hive) { t.insert(tableHives, &h) }
 
 // DeleteHive removes a hive, if it is there. Its workers stay.
-func (t *Txn) DeleteHive(id string) { t.delete(tableHives, id) }
+func (t *Txn) DeleteHive(id string) { t.delete(tableHives, text(id)) }
 
 // Worker returns the worker with the id.
-func (t *Txn) Worker(id string) (core.Worker, bool) {
-	if w, ok := first[*core.Worker](t.txn, nil, tableWorkers, indexID, id); ok {
-		return *w, true
-	}
-	return core.Worker{}, false
-}
+func (t *Txn) Worker(id string) (core.Worker, bool) { return row[core.Worker](t, tableWorkers, id) }
 
 // WorkersOfHive returns the workers of a hive, sorted by id.
 func (t *Txn) WorkersOfHive(hive string) []core.Worker {
-	return list(t.txn, nil, cloneWorker, tableWorkers, indexHive, hive)
+	return list(t.txn, nil, cloneWorker, tableWorkers, indexHive, text(hive))
 }
 
 // PutWorker stores a worker.
 func (t *Txn) PutWorker(w core.Worker) { t.insert(tableWorkers, &w) }
 
 // DeleteWorker removes a worker, if it is there.
-func (t *Txn) DeleteWorker(id string) { t.delete(tableWorkers, id) }
+func (t *Txn) DeleteWorker(id string) { t.delete(tableWorkers, text(id)) }
+
+func row[T any](t *Txn, table, id string) (T, bool) {
+	if r := first[T](t.txn, nil, table, text(id)); r != nil {
+		return *r, true
+	}
+	var zero T
+	return zero, false
+}
 
 func (t *Txn) insert(table string, row any) {
 	if err := t.txn.Insert(table, row); err != nil {
@@ -66,7 +154,10 @@ func (t *Txn) insert(table string, row any) {
 	}
 }
 
-func (t *Txn) delete(table, id string) {
+func (t *Txn) delete(table string, id key) {
+	if len(id) == 0 {
+		return
+	}
 	if _, err := t.txn.DeleteAll(table, indexID, id); err != nil {
 		panic(fmt.Sprintf("registry delete from %s: %v", table, err))
 	}

@@ -1,0 +1,130 @@
+package state
+
+import (
+	"bytes"
+	"slices"
+
+	"github.com/hashicorp/go-memdb"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Cluster is Snapshot.Cluster of now.
+func (s *Store) Cluster(ws memdb.WatchSet) (core.Cluster, bool) { return s.Snapshot().Cluster(ws) }
+
+// Node is Snapshot.Node of now.
+func (s *Store) Node(ws memdb.WatchSet, id string) (core.Node, bool) {
+	return s.Snapshot().Node(ws, id)
+}
+
+// Nodes is Snapshot.Nodes of now.
+func (s *Store) Nodes(ws memdb.WatchSet) []core.Node { return s.Snapshot().Nodes(ws) }
+
+// Token is Snapshot.Token of now.
+func (s *Store) Token(ws memdb.WatchSet, id string) (core.Token, bool) {
+	return s.Snapshot().Token(ws, id)
+}
+
+// Tokens is Snapshot.Tokens of now.
+func (s *Store) Tokens(ws memdb.WatchSet) []core.Token { return s.Snapshot().Tokens(ws) }
+
+// Cluster returns what the nodes share; false: the registry is of no cluster.
+func (s *Snapshot) Cluster(ws memdb.WatchSet) (core.Cluster, bool) {
+	s.watch(ws)
+	if c := first[core.Cluster](s.txn, ws, tableCluster, text(tableCluster)); c != nil {
+		return cloneCluster(*c), true
+	}
+	return core.Cluster{}, false
+}
+
+// Node returns the node with the id.
+func (s *Snapshot) Node(ws memdb.WatchSet, id string) (core.Node, bool) {
+	s.watch(ws)
+	if n := first[core.Node](s.txn, ws, tableNodes, text(id)); n != nil {
+		return cloneNode(*n), true
+	}
+	return core.Node{}, false
+}
+
+// Revoked says whether the node's certificates are refused. A node that is not known is not revoked.
+func (s *Snapshot) Revoked(ws memdb.WatchSet, node string) bool {
+	s.watch(ws)
+	n := first[core.Node](s.txn, ws, tableNodes, text(node))
+	return n != nil && n.Revoked
+}
+
+// NodeNamed returns the node with the name, however its ASCII letters are written. A revoked node is found only where no other has its name.
+func (s *Snapshot) NodeNamed(ws memdb.WatchSet, name string) (core.Node, bool) {
+	s.watch(ws)
+	if n := nodeNamed(s.txn, ws, name); n != nil {
+		return cloneNode(*n), true
+	}
+	return core.Node{}, false
+}
+
+// Nodes returns all nodes, revoked ones as well.
+func (s *Snapshot) Nodes(ws memdb.WatchSet) []core.Node {
+	s.watch(ws)
+	return list(s.txn, ws, cloneNode, tableNodes, indexPrefix, nil)
+}
+
+// Token returns the token with the id.
+func (s *Snapshot) Token(ws memdb.WatchSet, id string) (core.Token, bool) {
+	s.watch(ws)
+	if t := first[core.Token](s.txn, ws, tableTokens, text(id)); t != nil {
+		return cloneToken(*t), true
+	}
+	return core.Token{}, false
+}
+
+// Tokens returns all tokens, used join tokens as well.
+func (s *Snapshot) Tokens(ws memdb.WatchSet) []core.Token {
+	s.watch(ws)
+	return list(s.txn, ws, cloneToken, tableTokens, indexPrefix, nil)
+}
+
+// Tombstones returns what is kept of removed hives, sorted by hive.
+func (s *Snapshot) Tombstones(ws memdb.WatchSet) []Tombstone {
+	s.watch(ws)
+	return list(s.txn, ws, same[Tombstone], tableTombstones, indexPrefix, nil)
+}
+
+// RetireIntents returns all retire intents, sorted by hive and nonce.
+func (s *Snapshot) RetireIntents(ws memdb.WatchSet) []RetireIntent {
+	s.watch(ws)
+	return list(s.txn, ws, same[RetireIntent], tableIntents, indexPrefix, nil)
+}
+
+func nodeNamed(txn *memdb.Txn, ws memdb.WatchSet, name string) *core.Node {
+	var found *core.Node
+	each(txn, ws, tableNodes, indexName, text(foldName(name)), func(n *core.Node) bool {
+		if found == nil || !n.Revoked {
+			found = n
+		}
+		return found.Revoked
+	})
+	return found
+}
+
+func cloneCluster(c core.Cluster) core.Cluster {
+	c.CACertificates = bytes.Clone(c.CACertificates)
+	c.SealedCAKey = bytes.Clone(c.SealedCAKey)
+	c.SealedGossipKeys = bytes.Clone(c.SealedGossipKeys)
+	return c
+}
+
+func cloneNode(n core.Node) core.Node {
+	n.Roles = append([]core.Role{}, n.Roles...) // never nil
+	n.KeyHash = bytes.Clone(n.KeyHash)
+	return n
+}
+
+func cloneToken(t core.Token) core.Token {
+	t.SecretHash = bytes.Clone(t.SecretHash)
+	t.Scopes = slices.Clone(t.Scopes)
+	t.Roles = slices.Clone(t.Roles)
+	t.UsedKeyHash = bytes.Clone(t.UsedKeyHash)
+	return t
+}
+
+func same[T any](row T) T { return row }

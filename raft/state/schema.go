@@ -1,0 +1,156 @@
+package state
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/hashicorp/go-memdb"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	tableMeta       = "meta"
+	tableCluster    = "cluster"
+	tableNodes      = "nodes"
+	tableTokens     = "tokens"
+	tableTombstones = "tombstones"
+	tableIntents    = "intents"
+	tableHives      = "hives"
+	tableWorkers    = "workers"
+
+	indexID     = "id"
+	indexPrefix = "id_prefix"
+	indexHive   = "hive"
+	indexModel  = "model"
+	indexName   = "name"
+	indexAge    = "age"
+	indexNode   = "node"
+
+	keyApplied    = "applied"
+	keyTombstones = "tombstones"
+)
+
+// meta is a row of the meta table: a number with a name.
+type meta struct {
+	Key   string
+	Value uint64
+}
+
+// Tombstone keeps the incarnation of a hive that was removed, so that the same start of it never comes back.
+type Tombstone struct {
+	Hive        string // Hive.ID
+	Incarnation uint64
+	Index       uint64 // raft index of the removal
+}
+
+// RetireIntent says that a worker is retiring for ever. It outlives the worker's entry while its hive is down.
+type RetireIntent struct {
+	Hive  string // Hive.ID
+	Nonce string // Worker.Nonce
+}
+
+func schema() *memdb.DBSchema {
+	table := func(name string, indexes ...*memdb.IndexSchema) *memdb.TableSchema {
+		t := &memdb.TableSchema{Name: name, Indexes: map[string]*memdb.IndexSchema{}}
+		for _, i := range indexes {
+			t.Indexes[i.Name] = i
+		}
+		return t
+	}
+	tables := []*memdb.TableSchema{
+		table(tableMeta, unique(func(m *meta) key { return text(m.Key) })),
+		table(tableCluster, unique(func(*core.Cluster) key { return text(tableCluster) })), // one row
+		table(tableNodes, unique(func(n *core.Node) key { return text(n.ID) }),
+			many(indexName, func(n *core.Node) key { return text(foldName(n.Name)) })),
+		table(tableTokens, unique(func(t *core.Token) key { return text(t.ID) }),
+			many(indexNode, func(t *core.Token) key { return text(t.UsedBy) })),
+		table(tableTombstones, unique(func(t *Tombstone) key { return text(t.Hive) }),
+			many(indexAge, func(t *Tombstone) key { return number(t.Index) })),
+		table(tableIntents, unique(func(i *RetireIntent) key { return intentKey(i.Hive, i.Nonce) })),
+		table(tableHives, unique(func(h *core.Hive) key { return text(h.ID) })),
+		table(tableWorkers, unique(func(w *core.Worker) key { return text(w.ID) }),
+			many(indexHive, func(w *core.Worker) key { return text(w.Hive) }),
+			many(indexModel, func(w *core.Worker) key { return text(w.Model) })),
+	}
+	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
+	for _, t := range tables {
+		s.Tables[t.Name] = t
+	}
+	return s
+}
+
+// key is where a row stands in an index. An empty one is nowhere.
+type key []byte
+
+// text is the key of a text, which holds no NUL; nothing for an empty one.
+func text(s string) key {
+	if s == "" {
+		return nil
+	}
+	return append(append(make(key, 0, len(s)+1), s...), 0)
+}
+
+// intentKey sorts by hive: the prefix of a hive's intents is its text.
+func intentKey(hive, nonce string) key {
+	if hive == "" || nonce == "" {
+		return nil
+	}
+	return append(text(hive), text(nonce)...)
+}
+
+// number is the key of a number: they sort as the numbers do.
+func number(n uint64) key { return binary.BigEndian.AppendUint64(nil, n) }
+
+// foldName is a name without the case of ASCII letters. The Unicode tables are left alone: they are not the same in every build.
+func foldName(s string) string {
+	folded := []byte(s)
+	for i, c := range folded {
+		if 'A' <= c && c <= 'Z' {
+			folded[i] = c - 'A' + 'a'
+		}
+	}
+	return string(folded)
+}
+
+// indexer computes keys without reflection: rows are written by the thousand after a power cut.
+type indexer[T any] struct{ of func(*T) key }
+
+func unique[T any](of func(*T) key) *memdb.IndexSchema {
+	return &memdb.IndexSchema{Name: indexID, Unique: true, Indexer: &indexer[T]{of}}
+}
+
+func many[T any](name string, of func(*T) key) *memdb.IndexSchema {
+	return &memdb.IndexSchema{Name: name, AllowMissing: true, Indexer: &indexer[T]{of}}
+}
+
+// FromObject is memdb's way to ask for the key of a row.
+func (i *indexer[T]) FromObject(row any) (bool, []byte, error) {
+	r, ok := row.(*T)
+	if !ok {
+		return false, nil, fmt.Errorf("a %T in a table of %T", row, r)
+	}
+	k := i.of(r)
+	return len(k) > 0, k, nil
+}
+
+// FromArgs is memdb's way to ask for the key of a query: queries are keys already.
+func (i *indexer[T]) FromArgs(args ...any) ([]byte, error) {
+	if len(args) == 1 {
+		if k, ok := args[0].(key); ok && len(k) > 0 {
+			return k, nil
+		}
+	}
+	return nil, errors.New("a query takes one key")
+}
+
+// PrefixFromArgs is memdb's way to ask for all rows with a prefix.
+func (i *indexer[T]) PrefixFromArgs(args ...any) ([]byte, error) {
+	if len(args) == 1 {
+		if k, ok := args[0].(key); ok {
+			return k, nil
+		}
+	}
+	return nil, errors.New("a query takes one prefix")
+}
