@@ -45,6 +45,8 @@ type apiError struct {
 	status int   // 0: the kind's
 	code   string
 	param  string
+
+	retryAfter int // seconds; 0: the kind's
 }
 
 func (e *apiError) Error() string { return e.err.Error() }
@@ -66,6 +68,9 @@ func envelope(err error) (*openai.Error, answer) {
 			code = special.code
 		}
 		param = special.param
+		if special.retryAfter != 0 {
+			a.retryAfter = special.retryAfter
+		}
 	}
 	e := openai.NewError(a.status, a.typ, param, code, "%s", err.Error())
 	e.Kind, e.Hint = string(kind), core.HintOf(err)

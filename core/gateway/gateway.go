@@ -55,6 +55,7 @@ type Gateway struct {
 	metrics *metrics
 	workersUp
 	streams streams
+	guesses *guesses
 	buffers sync.Pool // *[]byte, for relayed events
 }
 
@@ -83,7 +84,7 @@ func New(o Options) *Gateway {
 	if o.MaxSnapshotBytes == 0 {
 		o.MaxSnapshotBytes = 4 << 30
 	}
-	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, metrics: newMetrics()}
+	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, metrics: newMetrics(), guesses: newGuesses()}
 	if g.log == nil {
 		g.log = hclog.NewNullLogger()
 	}

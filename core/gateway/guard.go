@@ -32,6 +32,7 @@ func requestID(r *http.Request) string {
 // (DNS rebinding), and writes from another origin.
 func (g *Gateway) guard(r *http.Request) error {
 	if onLoopback(r) && !g.hostAllowed(r.Host) {
+		g.metrics.refused.WithLabelValues(refusedHost).Inc()
 		return core.WithHint(core.Errorf("", core.Forbidden, "the host name %q is not one of this server's", clip(r.Host, 100)),
 			"Use localhost or 127.0.0.1, or add the name to the configuration.")
 	}
@@ -41,6 +42,7 @@ func (g *Gateway) guard(r *http.Request) error {
 	if origin := r.Header.Get("Origin"); origin != "" || r.Header.Get("Sec-Fetch-Site") == "cross-site" {
 		u, err := url.Parse(origin)
 		if err != nil || u.Host == "" || !strings.EqualFold(u.Host, r.Host) || len(r.Header.Values("Origin")) != 1 || r.Header.Get("Sec-Fetch-Site") == "cross-site" {
+			g.metrics.refused.WithLabelValues(refusedOrigin).Inc()
 			return core.WithHint(core.Errorf("", core.Forbidden, "requests from web pages of another origin are refused"),
 				"Call the API from a program, or from a page that this server's own address serves.")
 		}

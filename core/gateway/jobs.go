@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -41,23 +40,10 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusAccepted, job)
 }
 
-// readJobRequest is strict: a field that is misspelt would silently do something else than was asked.
 func readJobRequest(body []byte) (core.Request, error) {
 	var request core.Request
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&request); err != nil {
-		if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && te.Field != "" {
-			return request, badBody(te.Field, "%s cannot be a %s", te.Field, te.Value)
-		}
-		if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-			return request, &apiError{param: strings.Trim(clip(field, 60), `"`), err: core.WithHint(
-				core.Errorf("", core.Invalid, "there is no field %s", clip(field, 60)), "See the operations in the documentation for the fields of each.")}
-		}
-		return request, badBody("", "the request's body is not valid JSON of a job: %v", err)
-	}
-	if s := (scanner{b: body}); !s.whole() {
-		return request, badBody("", "the request's body has something after the JSON object")
+	if err := decodeObject(body, &request, "a job"); err != nil {
+		return request, err
 	}
 	if request.Operation == "" {
 		return request, &apiError{param: "operation", err: core.WithHint(core.Errorf("", core.Invalid, "operation is missing"),

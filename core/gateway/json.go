@@ -1,11 +1,14 @@
 package gateway
 
 import (
+	"bytes"
 	"encoding"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"reflect"
 	"strconv"
+	"strings"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -31,6 +34,26 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
 	_, _ = w.Write(append(body, '\n')) // where the client is gone there is nobody to tell
+	return nil
+}
+
+// decodeObject reads a request's body into v. It is strict: a field that is misspelt would silently do something else than was asked.
+func decodeObject(body []byte, v any, what string) error {
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && te.Field != "" {
+			return badBody(te.Field, "%s cannot be a %s", te.Field, te.Value)
+		}
+		if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+			return &apiError{param: strings.Trim(clip(field, 60), `"`), err: core.WithHint(
+				core.Errorf("", core.Invalid, "there is no field %s", clip(field, 60)), "See the documentation for the fields of %s.", what)}
+		}
+		return badBody("", "the request's body is not valid JSON of %s: %v", what, err)
+	}
+	if s := (scanner{b: body}); !s.whole() {
+		return badBody("", "the request's body has something after the JSON object")
+	}
 	return nil
 }
 

@@ -27,6 +27,7 @@ type metrics struct {
 	streams    *prometheus.CounterVec // by model
 	broken     *prometheus.CounterVec // by reason
 	failovers  prometheus.Counter
+	refused    *prometheus.CounterVec // by reason
 
 	mu     sync.Mutex // guards below
 	models map[string]bool
@@ -47,9 +48,10 @@ func newMetrics() *metrics {
 		streams:    prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "streams_total", Help: "Inference streams that began, by model."}, []string{"model"}),
 		broken:     prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "broken_streams_total", Help: "Inference streams that ended before the answer was whole, by reason."}, []string{"reason"}),
 		failovers:  prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "failovers_total", Help: "Requests that were given to another worker before the first byte."}),
+		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "refused_requests_total", Help: "Requests that were refused for who sent them, by reason."}, []string{"reason"}),
 		models:     map[string]bool{},
 	}
-	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers,
+	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers, m.refused,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

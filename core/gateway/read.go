@@ -83,11 +83,6 @@ func answerList[T any](w *response, items []T, err error) error {
 	return answerOne(w, listOf(items), err)
 }
 
-func (g *Gateway) status(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.Status(r.Context())
-	return answerOne(w, v, err)
-}
-
 func (g *Gateway) hiveList(w *response, r *http.Request) error {
 	v, err := g.o.Cluster.Hives(r.Context())
 	return answerList(w, v, err)

@@ -24,11 +24,11 @@ func TestEveryRouteDeclaresItsScope(t *testing.T) {
 	for _, rt := range routes() {
 		name := rt.method + " " + rt.pattern
 		switch rt.scope {
-		case scopeOpen, scopeInfer, scopeRead, scopeOperate, scopeAdmin:
+		case scopeOpen, core.ScopeInfer, core.ScopeRead, core.ScopeOperate, core.ScopeAdmin:
 		default:
 			t.Errorf("%s declares the scope %q", name, rt.scope)
 		}
-		if rt.method != http.MethodGet && (rt.scope == scopeOpen || rt.scope == scopeRead) {
+		if rt.method != http.MethodGet && (rt.scope == scopeOpen || rt.scope == core.ScopeRead) {
 			t.Errorf("%s changes something but needs only the scope %q", name, rt.scope)
 		}
 		must.NotNil(t, rt.handle)
@@ -151,7 +151,7 @@ func TestPanicIsAnswered(t *testing.T) {
 	for begun, want := range map[bool]int{false: 500, true: 200} {
 		var log bytes.Buffer
 		g := New(Options{Logger: hclog.New(&hclog.LoggerOptions{Output: &log})})
-		g.mux = g.buildMux([]route{{"GET", "/boom", scopeRead, func(_ *Gateway, w *response, _ *http.Request) error {
+		g.mux = g.buildMux([]route{{"GET", "/boom", core.ScopeRead, func(_ *Gateway, w *response, _ *http.Request) error {
 			if begun {
 				w.WriteHeader(http.StatusOK)
 			}

@@ -8,65 +8,53 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// scope is what a token must allow for a route. Nothing enforces it before there are tokens; the table below is where that will look.
-type scope string
-
-// The scopes. The empty one is a mistake that a test finds.
-const (
-	scopeOpen    scope = "open"    // nothing: probes of load balancers have no token
-	scopeInfer   scope = "infer"   // ask models
-	scopeRead    scope = "read"    // look
-	scopeOperate scope = "operate" // change what runs and what is stored
-	scopeAdmin   scope = "admin"   // change who may do what
-)
-
-// route is one method of one path. An error that handle returns is answered in OpenAI's envelope, unless the answer has begun: then it is cut.
+// route is one method of one path, for tokens with a scope. An error that handle returns is answered in OpenAI's envelope, unless the answer has begun: then it is cut.
 type route struct {
 	method  string
 	pattern string // of http.ServeMux, without method
-	scope   scope
-	handle  func(*Gateway, *response, *http.Request) error
+	scope   core.Scope
+	handle  handler
 }
 
 // routes is the whole API. HEAD goes where GET goes.
 func routes() []route {
-	return []route{
-		{"POST", "/v1/chat/completions", scopeInfer, (*Gateway).chat},
-		{"POST", "/chat/completions", scopeInfer, (*Gateway).chat},
-		{"POST", "/v1/completions", scopeInfer, (*Gateway).completion},
-		{"POST", "/completions", scopeInfer, (*Gateway).completion},
-		{"POST", "/v1/embeddings", scopeInfer, (*Gateway).embeddings},
-		{"POST", "/embeddings", scopeInfer, (*Gateway).embeddings},
-		{"GET", "/v1/models", scopeInfer, (*Gateway).models},
-		{"GET", "/models", scopeInfer, (*Gateway).models},
-		{"GET", "/v1/models/{id...}", scopeInfer, (*Gateway).model},
-		{"GET", "/models/{id...}", scopeInfer, (*Gateway).model},
+	return append(adminRoutes(), []route{
+		{"POST", "/v1/chat/completions", core.ScopeInfer, local((*Gateway).chat)},
+		{"POST", "/chat/completions", core.ScopeInfer, local((*Gateway).chat)},
+		{"POST", "/v1/completions", core.ScopeInfer, local((*Gateway).completion)},
+		{"POST", "/completions", core.ScopeInfer, local((*Gateway).completion)},
+		{"POST", "/v1/embeddings", core.ScopeInfer, (*Gateway).embeddings},
+		{"POST", "/embeddings", core.ScopeInfer, (*Gateway).embeddings},
+		{"GET", "/v1/models", core.ScopeInfer, local((*Gateway).models)},
+		{"GET", "/models", core.ScopeInfer, local((*Gateway).models)},
+		{"GET", "/v1/models/{id...}", core.ScopeInfer, local((*Gateway).model)},
+		{"GET", "/models/{id...}", core.ScopeInfer, local((*Gateway).model)},
 
-		{"POST", "/v1/jobs", scopeOperate, (*Gateway).submit},
-		{"GET", "/v1/jobs", scopeRead, (*Gateway).jobs},
-		{"GET", "/v1/jobs/{id}", scopeRead, (*Gateway).job},
-		{"DELETE", "/v1/jobs/{id}", scopeOperate, (*Gateway).cancelJob},
-		{"GET", "/v1/jobs/{id}/stream", scopeRead, (*Gateway).jobStream},
+		{"POST", "/v1/jobs", core.ScopeOperate, (*Gateway).submit},
+		{"GET", "/v1/jobs", core.ScopeRead, (*Gateway).jobs},
+		{"GET", "/v1/jobs/{id}", core.ScopeRead, (*Gateway).job},
+		{"DELETE", "/v1/jobs/{id}", core.ScopeOperate, (*Gateway).cancelJob},
+		{"GET", "/v1/jobs/{id}/stream", core.ScopeRead, (*Gateway).jobStream},
 
-		{"GET", "/v1/status", scopeRead, (*Gateway).status},
-		{"GET", "/v1/hives", scopeRead, (*Gateway).hiveList},
-		{"GET", "/v1/hives/{hive}", scopeRead, (*Gateway).hive},
-		{"GET", "/v1/hives/{hive}/processes", scopeRead, (*Gateway).processes},
-		{"GET", "/v1/hives/{hive}/processes/{pid}", scopeRead, (*Gateway).process},
-		{"GET", "/v1/hives/{hive}/binaries", scopeRead, (*Gateway).binaries},
-		{"GET", "/v1/hives/{hive}/binaries/{id...}", scopeRead, (*Gateway).binary},
-		{"GET", "/v1/hives/{hive}/models", scopeRead, (*Gateway).hiveModels},
-		{"GET", "/v1/hives/{hive}/models/{id...}", scopeRead, (*Gateway).hiveModel},
-		{"GET", "/v1/hives/{hive}/catalog", scopeRead, (*Gateway).catalog},
-		{"GET", "/v1/workers", scopeRead, (*Gateway).workers},
-		{"GET", "/v1/workers/{id}", scopeRead, (*Gateway).worker},
+		{"GET", "/v1/status", core.ScopeRead, (*Gateway).status},
+		{"GET", "/v1/hives", core.ScopeRead, fresh((*Gateway).hiveList)},
+		{"GET", "/v1/hives/{hive}", core.ScopeRead, fresh((*Gateway).hive)},
+		{"GET", "/v1/hives/{hive}/processes", core.ScopeRead, (*Gateway).processes},
+		{"GET", "/v1/hives/{hive}/processes/{pid}", core.ScopeRead, (*Gateway).process},
+		{"GET", "/v1/hives/{hive}/binaries", core.ScopeRead, (*Gateway).binaries},
+		{"GET", "/v1/hives/{hive}/binaries/{id...}", core.ScopeRead, (*Gateway).binary},
+		{"GET", "/v1/hives/{hive}/models", core.ScopeRead, (*Gateway).hiveModels},
+		{"GET", "/v1/hives/{hive}/models/{id...}", core.ScopeRead, (*Gateway).hiveModel},
+		{"GET", "/v1/hives/{hive}/catalog", core.ScopeRead, (*Gateway).catalog},
+		{"GET", "/v1/workers", core.ScopeRead, fresh((*Gateway).workers)},
+		{"GET", "/v1/workers/{id}", core.ScopeRead, fresh((*Gateway).worker)},
 
 		{"GET", "/healthz", scopeOpen, (*Gateway).healthy},
 		{"GET", "/health", scopeOpen, (*Gateway).healthy},
 		{"GET", "/readyz", scopeOpen, (*Gateway).ready},
 		{"GET", "/version", scopeOpen, (*Gateway).version},
-		{"GET", "/metrics", scopeRead, (*Gateway).metricsPage},
-	}
+		{"GET", "/metrics", core.ScopeRead, (*Gateway).metricsPage},
+	}...)
 }
 
 // buildMux turns the table into a handler. Methods are told apart here and not by http.ServeMux, whose own 404 and 405 are plain text.
@@ -116,6 +104,10 @@ func (d dispatch) ServeHTTP(hw http.ResponseWriter, r *http.Request) {
 	switch {
 	case ok:
 		w.route = rt.method + " " + rt.pattern
+		if err := d.g.authorize(w, r, rt.scope); err != nil {
+			fail(w, err)
+			return
+		}
 		d.g.answer(w, r, rt.handle)
 	case d.methods == nil:
 		fail(w, noRoute(r))
@@ -127,7 +119,7 @@ func (d dispatch) ServeHTTP(hw http.ResponseWriter, r *http.Request) {
 }
 
 // answer runs a handler and answers with its error.
-func (g *Gateway) answer(w *response, r *http.Request, handle func(*Gateway, *response, *http.Request) error) {
+func (g *Gateway) answer(w *response, r *http.Request, handle handler) {
 	err := handle(g, w, r)
 	if err == nil {
 		return

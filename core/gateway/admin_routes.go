@@ -1,0 +1,151 @@
+package gateway
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// maxAdminBody bounds the request of an administrator, snapshots excluded, in bytes.
+const maxAdminBody = 64 << 10
+
+// done is the answer to what has nothing else to tell.
+var done = struct {
+	Status string `json:"status"`
+}{"done"}
+
+// admin is a route of those who look after a cluster.
+func admin(handle func(*Gateway, Admin, *response, *http.Request) error) handler {
+	return func(g *Gateway, w *response, r *http.Request) error {
+		if g.o.Admin == nil {
+			return noCluster()
+		}
+		return handle(g, g.o.Admin, w, r)
+	}
+}
+
+func noCluster() error {
+	return core.WithHint(core.Errorf("", core.Unsupported, "this agent is in no cluster"), "`rbee cluster init` makes one, `rbee cluster join` has this machine join one.")
+}
+
+// ask is a route that only asks, by the values of its path.
+func ask[T any](f func(ctx context.Context, a Admin, r *http.Request) (T, error)) handler {
+	return admin(func(_ *Gateway, a Admin, w *response, r *http.Request) error {
+		v, err := f(r.Context(), a, r)
+		return answerOne(w, v, err)
+	})
+}
+
+// askList is ask for a list.
+func askList[T any](f func(ctx context.Context, a Admin) ([]T, error)) handler {
+	return admin(func(_ *Gateway, a Admin, w *response, r *http.Request) error {
+		v, err := f(r.Context(), a)
+		return answerList(w, v, err)
+	})
+}
+
+// adminRoutes are the routes of Admin.
+func adminRoutes() []route {
+	queens := fresh(askList(func(ctx context.Context, a Admin) ([]core.Queen, error) { return a.Queens(ctx) }))
+	return []route{
+		{"GET", "/v1/cluster", core.ScopeRead, fresh((*Gateway).clusterInfo)},
+		{"GET", "/v1/queens", core.ScopeRead, queens},
+		{"GET", "/v1/nodes", core.ScopeRead, fresh(askList(func(ctx context.Context, a Admin) ([]core.Node, error) { return a.Nodes(ctx) }))},
+		{"DELETE", "/v1/nodes/{id}", core.ScopeAdmin, ask(func(ctx context.Context, a Admin, r *http.Request) (core.Node, error) {
+			return a.RevokeNode(ctx, r.PathValue("id"))
+		})},
+		{"POST", "/v1/nodes/{id}/leave", core.ScopeAdmin, ask(func(ctx context.Context, a Admin, r *http.Request) (core.Node, error) {
+			return a.LeaveNode(ctx, r.PathValue("id"))
+		})},
+		{"GET", "/v1/tokens", core.ScopeAdmin, fresh(askList(func(ctx context.Context, a Admin) ([]core.Token, error) { return a.Tokens(ctx) }))},
+		{"POST", "/v1/tokens", core.ScopeAdmin, admin((*Gateway).createToken)},
+		{"DELETE", "/v1/tokens/{id}", core.ScopeAdmin, ask(func(ctx context.Context, a Admin, r *http.Request) (core.Token, error) {
+			return a.RevokeToken(ctx, r.PathValue("id"))
+		})},
+		{"POST", "/v1/hives/{hive}/drain", core.ScopeOperate, admin((*Gateway).drainHive)},
+		{"POST", "/v1/hives/{hive}/refresh", core.ScopeOperate, ask(func(ctx context.Context, a Admin, r *http.Request) (core.RefreshResult, error) {
+			return a.RefreshHive(ctx, r.PathValue("hive"))
+		})},
+		{"GET", "/v1/hives/{hive}/status", core.ScopeRead, fresh(ask(func(ctx context.Context, a Admin, r *http.Request) (core.HiveHealth, error) {
+			return a.HiveHealth(ctx, r.PathValue("hive"))
+		}))},
+		{"GET", "/v1/operator/raft", core.ScopeRead, queens},
+		{"DELETE", "/v1/operator/raft/{id}", core.ScopeAdmin, admin((*Gateway).removeQueen)},
+		{"POST", "/v1/operator/raft/transfer", core.ScopeAdmin, admin((*Gateway).transferLeadership)},
+		{"GET", "/v1/operator/snapshot", core.ScopeAdmin, admin((*Gateway).saveSnapshot)},
+		{"POST", "/v1/operator/snapshot", core.ScopeAdmin, admin((*Gateway).restoreSnapshot)},
+		{"GET", "/v1/operator/keyring", core.ScopeAdmin, ask(func(ctx context.Context, a Admin, _ *http.Request) (core.Keyring, error) {
+			return a.Keyring(ctx)
+		})},
+		{"POST", "/v1/operator/keyring", core.ScopeAdmin, admin((*Gateway).changeKeyring)},
+	}
+}
+
+// clusterInfo tells what all nodes share.
+func (g *Gateway) clusterInfo(w *response, r *http.Request) error {
+	v, err := g.o.Cluster.Status(r.Context())
+	if err == nil && v.Cluster == nil {
+		err = noCluster()
+	}
+	return answerOne(w, v.Cluster, err)
+}
+
+func (g *Gateway) createToken(a Admin, w *response, r *http.Request) error {
+	var request core.TokenRequest
+	if err := g.readObject(w, r, &request, "a token"); err != nil {
+		return err
+	}
+	v, err := a.CreateToken(r.Context(), request)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	return writeJSON(w, http.StatusCreated, v)
+}
+
+func (g *Gateway) drainHive(a Admin, w *response, r *http.Request) error {
+	var request struct {
+		Drain *bool `json:"drain"`
+	}
+	if err := g.readObject(w, r, &request, "a drain"); err != nil {
+		return err
+	}
+	if request.Drain == nil {
+		return &apiError{param: "drain", err: core.WithHint(core.Errorf("", core.Invalid, "drain is missing"), `Send {"drain":true} or {"drain":false}.`)}
+	}
+	v, err := a.DrainHive(r.Context(), r.PathValue("hive"), *request.Drain)
+	return answerOne(w, v, err)
+}
+
+func (g *Gateway) removeQueen(a Admin, w *response, r *http.Request) error {
+	return answerOne(w, done, a.RemoveQueen(r.Context(), r.PathValue("id")))
+}
+
+func (g *Gateway) transferLeadership(a Admin, w *response, r *http.Request) error {
+	var request struct {
+		To string `json:"to"`
+	}
+	if err := g.readObject(w, r, &request, "a transfer"); err != nil {
+		return err
+	}
+	return answerOne(w, done, a.TransferLeadership(r.Context(), request.To))
+}
+
+func (g *Gateway) changeKeyring(a Admin, w *response, r *http.Request) error {
+	var request core.KeyringChange
+	if err := g.readObject(w, r, &request, "a keyring change"); err != nil {
+		return err
+	}
+	v, err := a.ChangeKeyring(r.Context(), request)
+	return answerOne(w, v, err)
+}
+
+// readObject reads the body of an administrator's request into v.
+func (g *Gateway) readObject(w *response, r *http.Request, v any, what string) error {
+	body, err := g.readBody(w, r, maxAdminBody)
+	if err != nil {
+		return err
+	}
+	return decodeObject(body, v, what)
+}
