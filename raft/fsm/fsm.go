@@ -3,7 +3,6 @@ package fsm
 
 import (
 	"fmt"
-	"slices"
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
@@ -69,143 +68,59 @@ func (f *FSM) Apply(l *raft.Log) any {
 		panic(fmt.Sprintf("the replicated log holds at index %d a command that state machine version %d does not know (it needs %d): "+
 			"install on this queen the version of rbee that its leader runs", l.Index, Version, max(c.GetMinFsm(), Version+1)))
 	}
+	var errs []error
 	err := store.Update(l.Index, func(t *state.Txn) error {
 		if op == nil {
 			return nil
 		}
-		return op(t, l.Index)
+		e := &entry{Txn: t, index: l.Index, rules: c.GetMinFsm()}
+		err := op(e)
+		errs = e.errs
+		return err
 	})
-	return Result{Index: l.Index, Err: err}
+	return Result{Index: l.Index, Err: err, Errs: errs}
+}
+
+// entry is a command on its way into the state.
+type entry struct {
+	*state.Txn
+	index uint64
+	rules uint32  // the state machine version that the command was made for
+	errs  []error // Result.Errs
 }
 
 // operation is what the command does; nil: this version does not know.
-func operation(c *raftv1.Command) func(t *state.Txn, index uint64) error {
+func operation(c *raftv1.Command) func(*entry) error {
 	if c.GetMinFsm() > Version {
 		return nil
 	}
 	switch op := c.GetOp().(type) {
 	case *raftv1.Command_SyncHive:
-		return func(t *state.Txn, index uint64) error { return syncHive(t, index, op.SyncHive) }
+		return func(e *entry) error { return e.syncHive(op.SyncHive) }
+	case *raftv1.Command_SyncHives:
+		return func(e *entry) error { e.syncHives(op.SyncHives); return nil }
 	case *raftv1.Command_SetHiveStatus:
-		return func(t *state.Txn, index uint64) error { return setHiveStatus(t, index, op.SetHiveStatus) }
+		return func(e *entry) error { return e.setHiveStatus(op.SetHiveStatus) }
+	case *raftv1.Command_SetHiveDraining:
+		return func(e *entry) error { return e.setHiveDraining(op.SetHiveDraining) }
 	case *raftv1.Command_RetireWorker:
-		return func(t *state.Txn, index uint64) error { return retireWorker(t, index, op.RetireWorker) }
+		return func(e *entry) error { return e.retireWorker(op.RetireWorker) }
 	case *raftv1.Command_RemoveHive:
-		return func(t *state.Txn, _ uint64) error { return removeHive(t, op.RemoveHive.GetHive()) }
+		return func(e *entry) error { e.removeHive(op.RemoveHive.GetHive()); return nil }
+	case *raftv1.Command_InitCluster:
+		return func(e *entry) error { return e.initCluster(op.InitCluster) }
+	case *raftv1.Command_PutNode:
+		return func(e *entry) error { return e.putNode(op.PutNode) }
+	case *raftv1.Command_RevokeNode:
+		return func(e *entry) error { return e.revokeNode(op.RevokeNode.GetNode()) }
+	case *raftv1.Command_RemoveNode:
+		return func(e *entry) error { return e.removeNode(op.RemoveNode.GetNode()) }
+	case *raftv1.Command_PutToken:
+		return func(e *entry) error { return e.putToken(op.PutToken.GetToken()) }
+	case *raftv1.Command_DeleteToken:
+		return func(e *entry) error { e.DeleteToken(op.DeleteToken.GetToken()); return nil }
+	case *raftv1.Command_SetKeyring:
+		return func(e *entry) error { return e.setKeyring(op.SetKeyring) }
 	}
 	return nil
-}
-
-func syncHive(t *state.Txn, index uint64, op *raftv1.SyncHive) error {
-	hive := hiveFromProto(op.GetHive())
-	if hive.ID == "" {
-		return core.Errorf("sync hive", core.Invalid, "the hive has no id")
-	}
-	if hive.Status == "" {
-		hive.Status = core.HiveReady
-	}
-	old, known := t.Hive(hive.ID)
-	if known && hive.Incarnation < old.Incarnation {
-		return core.WithHint(core.Errorf("sync hive", core.Conflict, "hive %s has incarnation %d, this is the older %d",
-			hive.ID, old.Incarnation, hive.Incarnation), "Another agent runs with this hive's id: give each its own data_dir, or restart this one if it is the right one.")
-	}
-	hive.CreateIndex, hive.ModifyIndex = index, index
-	if known {
-		hive.CreateIndex, hive.ModifyIndex = old.CreateIndex, old.ModifyIndex
-		if !sameHive(hive, old) {
-			hive.ModifyIndex = index
-		}
-	}
-	if !known || hive.ModifyIndex == index {
-		t.PutHive(hive)
-	}
-
-	given := make(map[string]bool, len(op.GetWorkers()))
-	for _, p := range op.GetWorkers() {
-		w := workerFromProto(p)
-		w.Hive = hive.ID
-		if w.ID == "" {
-			return core.Errorf("sync hive", core.Invalid, "a worker of hive %s has no id", hive.ID)
-		}
-		given[w.ID] = true
-		if err := syncWorker(t, index, w); err != nil {
-			return err
-		}
-	}
-	for _, w := range t.WorkersOfHive(hive.ID) {
-		if !given[w.ID] {
-			t.DeleteWorker(w.ID)
-		}
-	}
-	return nil
-}
-
-func syncWorker(t *state.Txn, index uint64, w core.Worker) error {
-	old, known := t.Worker(w.ID)
-	if known && old.Hive != w.Hive {
-		return core.WithHint(core.Errorf("sync hive", core.Conflict, "worker %s belongs to hive %s, not to %s", w.ID, old.Hive, w.Hive),
-			"Stop the worker on one of the two hives.")
-	}
-	w.CreateIndex, w.ModifyIndex = index, index
-	if known && old.Nonce == w.Nonce {
-		w.CreateIndex, w.ModifyIndex = old.CreateIndex, old.ModifyIndex
-		if old.State == core.WorkerRetiring {
-			// Retiring is for ever: what the hive says may be older than the intent.
-			w.State = core.WorkerRetiring
-		}
-		if w == old {
-			return nil
-		}
-		w.ModifyIndex = index
-	}
-	t.PutWorker(w)
-	return nil
-}
-
-func sameHive(a, b core.Hive) bool {
-	return a.ID == b.ID && a.Name == b.Name && a.Version == b.Version && a.OS == b.OS && a.Arch == b.Arch && a.Incarnation == b.Incarnation &&
-		a.Status == b.Status && slices.Equal(a.Devices, b.Devices) && slices.Equal(a.WorkerTypes, b.WorkerTypes)
-}
-
-func setHiveStatus(t *state.Txn, index uint64, op *raftv1.SetHiveStatus) error {
-	h, ok := t.Hive(op.GetHive())
-	if !ok {
-		return core.WithHint(core.Errorf("set hive status", core.NotFound, "there is no hive %q", op.GetHive()), "List the hives to see their ids.")
-	}
-	if op.GetIncarnation() != 0 && op.GetIncarnation() != h.Incarnation {
-		return core.Errorf("set hive status", core.Conflict, "hive %s has incarnation %d, not %d", h.ID, h.Incarnation, op.GetIncarnation())
-	}
-	status := core.HiveStatus(op.GetStatus())
-	if h.Status != status {
-		h.Status, h.ModifyIndex = status, index
-		t.PutHive(h)
-	}
-	if status == core.HiveDown {
-		deleteWorkers(t, h.ID)
-	}
-	return nil
-}
-
-func retireWorker(t *state.Txn, index uint64, op *raftv1.RetireWorker) error {
-	w, ok := t.Worker(op.GetWorker())
-	if !ok {
-		return core.WithHint(core.Errorf("retire worker", core.NotFound, "there is no active worker %q", op.GetWorker()), "List the workers to see their ids.")
-	}
-	if w.State != core.WorkerRetiring {
-		w.State, w.ModifyIndex = core.WorkerRetiring, index
-		t.PutWorker(w)
-	}
-	return nil
-}
-
-func removeHive(t *state.Txn, hive string) error {
-	t.DeleteHive(hive)
-	deleteWorkers(t, hive)
-	return nil
-}
-
-func deleteWorkers(t *state.Txn, hive string) {
-	for _, w := range t.WorkersOfHive(hive) {
-		t.DeleteWorker(w.ID)
-	}
 }

@@ -271,7 +271,7 @@ func TestEveryFieldSurvives(t *testing.T) {
 	t.Parallel()
 	h := core.Hive{}
 	fill(t, reflect.ValueOf(&h).Elem(), "LastBeat", "FreeBytes", "Draining", "CreateIndex", "ModifyIndex")
-	h.Status = core.HiveSuspect
+	h.Status, h.RPCAddress = core.HiveSuspect, "h:1"
 	w := core.Worker{}
 	fill(t, reflect.ValueOf(&w).Elem(), "Load", "CreateIndex", "ModifyIndex")
 	w.Hive, w.State = h.ID, core.WorkerReady

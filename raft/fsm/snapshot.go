@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"strings"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/encoding/protodelim"
@@ -14,9 +15,10 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// SnapshotFormat is the format of the snapshots that this build writes, and the newest it reads: a SnapshotHeader, then SnapshotRecords,
-// each behind its length as a varint; hives first, sorted by id.
-const SnapshotFormat = 1
+// SnapshotFormat is the newest format of snapshots that this build reads and writes: a SnapshotHeader, then SnapshotRecords, each behind its length as
+// a varint: the cluster, nodes, tokens, tombstones, hives, workers, retire intents, each sorted by id. Format 1 has hives and workers alone; a state
+// that fits into it is still written so, and a queen that was not upgraded yet, or is taken back, can read it.
+const SnapshotFormat = 2
 
 // Snapshot takes the state as it is now, without copying it.
 func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
@@ -46,40 +48,106 @@ func (s *snapshot) Release() {}
 
 // WriteSnapshot writes s; the same state gives the same bytes.
 func WriteSnapshot(w io.Writer, s *state.Snapshot) error {
-	buf := bufio.NewWriter(w)
-	opts := protodelim.MarshalOptions{MarshalOptions: proto.MarshalOptions{Deterministic: true}}
-	put := func(m proto.Message) error {
-		_, err := opts.MarshalTo(buf, m)
-		return err
+	out := &writer{buf: bufio.NewWriter(w)}
+	header := &raftv1.SnapshotHeader{Format: 1, Fsm: 1, Index: s.AppliedIndex()}
+	if needsFormat2(s) {
+		header.Format, header.Fsm = SnapshotFormat, Version
 	}
-	err := put(&raftv1.SnapshotHeader{Format: SnapshotFormat, Fsm: Version, Index: s.AppliedIndex()})
-	for _, h := range s.Hives(nil) {
-		if err == nil {
-			err = put(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: hiveToProto(h)}})
-		}
+	out.put(header)
+	if c, ok := s.Cluster(nil); ok {
+		out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Cluster{Cluster: clusterToProto(c)}})
 	}
-	for _, worker := range s.Workers(nil) {
-		if err == nil {
-			err = put(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Worker{Worker: workerToProto(worker)}})
-		}
+	for _, n := range s.Nodes(nil) {
+		out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Node{Node: nodeToProto(n)}})
 	}
-	if err == nil {
-		err = buf.Flush()
+	for _, t := range s.Tokens(nil) {
+		out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Token{Token: tokenToProto(t)}})
 	}
-	return core.E("write snapshot", core.Unavailable, err)
+	for _, t := range s.Tombstones(nil) {
+		out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Tombstone{Tombstone: &raftv1.Tombstone{
+			Hive: t.Hive, Incarnation: t.Incarnation, Index: t.Index,
+		}}})
+	}
+	s.EachHive(nil, func(h *core.Hive) bool {
+		return out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: hiveToProto(*h)}})
+	})
+	s.EachWorker(nil, func(w *core.Worker) bool {
+		return out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Worker{Worker: workerToProto(*w)}})
+	})
+	for _, i := range s.RetireIntents(nil) {
+		out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RetireIntent{RetireIntent: &raftv1.RetireIntent{Hive: i.Hive, Nonce: i.Nonce}}})
+	}
+	if out.err == nil {
+		out.err = out.buf.Flush()
+	}
+	return core.E("write snapshot", core.Unavailable, out.err)
+}
+
+// needsFormat2 says whether there is something that format 1 has no place for.
+func needsFormat2(s *state.Snapshot) bool {
+	if _, ok := s.Cluster(nil); ok || len(s.Nodes(nil))+len(s.Tokens(nil))+len(s.Tombstones(nil))+len(s.RetireIntents(nil)) > 0 {
+		return true
+	}
+	found := false
+	s.EachHive(nil, func(h *core.Hive) bool {
+		found = h.RPCAddress != "" || h.Draining
+		return !found
+	})
+	return found
+}
+
+// writer keeps the first error.
+type writer struct {
+	buf *bufio.Writer
+	err error
+}
+
+func (w *writer) put(m proto.Message) {
+	if w.err == nil {
+		_, w.err = protodelim.MarshalOptions{MarshalOptions: proto.MarshalOptions{Deterministic: true}}.MarshalTo(w.buf, m)
+	}
+}
+
+// record says whether to go on.
+func (w *writer) record(r *raftv1.SnapshotRecord) bool {
+	w.put(r)
+	return w.err == nil
 }
 
 // ReadSnapshot reads a snapshot into a new store. Errors: Integrity, and Unsupported for one of a newer version.
 func ReadSnapshot(r io.Reader) (*state.Store, error) {
+	store, _, err := readSnapshot(r)
+	return store, err
+}
+
+// Inspect reads a whole snapshot and says what it holds. Errors: as ReadSnapshot.
+func Inspect(r io.Reader) (core.SnapshotInfo, error) {
+	store, header, err := readSnapshot(r)
+	if err != nil {
+		return core.SnapshotInfo{}, err
+	}
+	s := store.Snapshot()
+	cluster, _ := s.Cluster(nil)
+	return core.SnapshotInfo{
+		Format: header.GetFormat(), FSM: header.GetFsm(), Index: header.GetIndex(), Cluster: cluster.ID,
+		Hives: len(s.Hives(nil)), Workers: len(s.Workers(nil)), Nodes: len(s.Nodes(nil)), Tokens: len(s.Tokens(nil)),
+	}, nil
+}
+
+func readSnapshot(r io.Reader) (*state.Store, *raftv1.SnapshotHeader, error) {
 	buf := bufio.NewReader(r)
 	opts := protodelim.UnmarshalOptions{MaxSize: MaxCommandBytes}
-	var header raftv1.SnapshotHeader
-	if err := opts.UnmarshalFrom(buf, &header); err != nil {
-		return nil, damaged("the header: %w", err)
+	header := &raftv1.SnapshotHeader{}
+	if err := opts.UnmarshalFrom(buf, header); err != nil {
+		return nil, nil, damaged("the header: %w", err)
 	}
-	if header.GetFormat() != SnapshotFormat || header.GetFsm() > Version {
-		return nil, core.WithHint(core.Errorf("read snapshot", core.Unsupported, "it has format %d and state machine version %d, this build reads %d and %d",
-			header.GetFormat(), header.GetFsm(), SnapshotFormat, Version), "Install the version of rbee that wrote the snapshot, or a newer one.")
+	if header.GetFormat() == 0 {
+		return nil, nil, damaged("the header: no format")
+	}
+	if header.GetFormat() > SnapshotFormat || header.GetFsm() > Version {
+		return nil, nil, core.WithHint(core.Errorf("read snapshot", core.Unsupported,
+			"it has format %d and state machine version %d, this build reads them up to %d and %d", header.GetFormat(), header.GetFsm(), SnapshotFormat, Version),
+			"Install the version of rbee that wrote the snapshot, or a newer one.")
 	}
 	store := state.New()
 	err := store.Update(header.GetIndex(), func(t *state.Txn) error {
@@ -96,39 +164,70 @@ func ReadSnapshot(r io.Reader) (*state.Store, error) {
 		}
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return store, nil
+	return store, header, nil
 }
 
 func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 	switch r := record.GetRecord().(type) {
+	case *raftv1.SnapshotRecord_Cluster:
+		c := clusterFromProto(r.Cluster)
+		if _, twice := t.Cluster(); twice || !isID(c.ID) {
+			return errors.New("a cluster without an id, or a second one")
+		}
+		t.PutCluster(c)
+	case *raftv1.SnapshotRecord_Node:
+		n := nodeFromProto(r.Node)
+		if _, twice := t.Node(n.ID); twice || !isID(n.ID) {
+			return errors.New("a node without an id, or there twice")
+		}
+		t.PutNode(n)
+	case *raftv1.SnapshotRecord_Token:
+		token := tokenFromProto(r.Token)
+		if _, twice := t.Token(token.ID); twice || !isID(token.ID) {
+			return errors.New("a token without an id, or there twice")
+		}
+		t.PutToken(token)
+	case *raftv1.SnapshotRecord_Tombstone:
+		stone := state.Tombstone{Hive: r.Tombstone.GetHive(), Incarnation: r.Tombstone.GetIncarnation(), Index: r.Tombstone.GetIndex()}
+		if _, twice := t.Tombstone(stone.Hive); twice || !isID(stone.Hive) {
+			return errors.New("a tombstone without a hive, or there twice")
+		}
+		t.PutTombstone(stone)
 	case *raftv1.SnapshotRecord_Hive:
 		h := hiveFromProto(r.Hive)
-		if _, twice := t.Hive(h.ID); h.ID == "" || twice {
+		if _, twice := t.Hive(h.ID); twice || !isID(h.ID) {
 			return errors.New("a hive without an id, or there twice")
 		}
 		t.PutHive(h)
 	case *raftv1.SnapshotRecord_Worker:
 		w := workerFromProto(r.Worker)
-		if _, twice := t.Worker(w.ID); w.ID == "" || twice {
+		if _, twice := t.Worker(w.ID); twice || !isID(w.ID) {
 			return errors.New("a worker without an id, or there twice")
 		}
 		if _, ok := t.Hive(w.Hive); !ok {
 			return errors.New("a worker without its hive")
 		}
 		t.PutWorker(w)
+	case *raftv1.SnapshotRecord_RetireIntent:
+		i := state.RetireIntent{Hive: r.RetireIntent.GetHive(), Nonce: r.RetireIntent.GetNonce()}
+		if !isID(i.Nonce) || t.RetireIntent(i.Hive, i.Nonce) {
+			return errors.New("a retire intent without a nonce, or there twice")
+		}
+		if _, ok := t.Hive(i.Hive); !ok {
+			return errors.New("a retire intent without its hive")
+		}
+		t.PutRetireIntent(i)
 	default:
 		return errors.New("of an unknown type")
 	}
 	return nil
 }
 
+// isID says whether the registry can have a row under s. A NUL separates the parts of its keys.
+func isID(s string) bool { return s != "" && !strings.Contains(s, "\x00") }
+
 func damaged(format string, args ...any) error {
 	return core.WithHint(core.Errorf("read snapshot", core.Integrity, format, args...), "The snapshot is damaged: use an older one, or let this queen join again with an empty raft folder.")
-}
-
-// Inspect reads a snapshot and says what it holds. Errors: as ReadSnapshot.
-func Inspect(r io.Reader) (core.SnapshotInfo, error) {
-	return core.SnapshotInfo{}, core.Errorf("read snapshot", core.Unsupported, "not there yet")
 }

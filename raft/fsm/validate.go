@@ -1,6 +1,10 @@
 package fsm
 
 import (
+	"crypto/sha256"
+	"net"
+	"slices"
+	"strconv"
 	"unicode"
 	"unicode/utf8"
 
@@ -13,12 +17,14 @@ import (
 // The limits of a command; Validate holds them before the command is logged. They bound one entry of the log, not the registry.
 const (
 	MaxIDBytes         = 128     // of an id, a state or another name
+	MaxNameBytes       = 255     // of a node, a token or a cluster
 	MaxTextBytes       = 1 << 10 // of a model, a digest, a device's name or problem
 	MaxWorkers         = 4096    // of one hive
 	MaxDevices         = 256     // of one hive
 	MaxWorkerTypes     = 256     // of one hive
 	MaxHivesPerCommand = 512
-	MaxCommandBytes    = 4 << 20 // encoded
+	MaxBlobBytes       = 64 << 10 // of certificates and of sealed keys
+	MaxCommandBytes    = 4 << 20  // encoded
 
 	// commandOverhead is what a command may have around the state of one hive.
 	commandOverhead = 4 << 10
@@ -31,13 +37,32 @@ func Validate(c *raftv1.Command) error {
 	switch op := c.GetOp().(type) {
 	case *raftv1.Command_SyncHive:
 		v.syncHive(op.SyncHive)
+	case *raftv1.Command_SyncHives:
+		v.syncHives(op.SyncHives)
 	case *raftv1.Command_SetHiveStatus:
 		v.id("hive id", op.SetHiveStatus.GetHive())
-		v.oneOf("hive status", op.SetHiveStatus.GetStatus(), core.HiveReady, core.HiveSuspect, core.HiveDown)
+		oneOf(v, "hive status", op.SetHiveStatus.GetStatus(), core.HiveReady, core.HiveSuspect, core.HiveDown)
+	case *raftv1.Command_SetHiveDraining:
+		v.id("hive id", op.SetHiveDraining.GetHive())
 	case *raftv1.Command_RetireWorker:
 		v.id("worker id", op.RetireWorker.GetWorker())
 	case *raftv1.Command_RemoveHive:
 		v.id("hive id", op.RemoveHive.GetHive())
+	case *raftv1.Command_InitCluster:
+		v.initCluster(op.InitCluster)
+	case *raftv1.Command_PutNode:
+		v.node(op.PutNode.GetNode())
+		v.text("join token id", op.PutNode.GetJoinToken(), MaxIDBytes)
+	case *raftv1.Command_RevokeNode:
+		v.id("node id", op.RevokeNode.GetNode())
+	case *raftv1.Command_RemoveNode:
+		v.id("node id", op.RemoveNode.GetNode())
+	case *raftv1.Command_PutToken:
+		v.token(op.PutToken.GetToken())
+	case *raftv1.Command_DeleteToken:
+		v.id("token id", op.DeleteToken.GetToken())
+	case *raftv1.Command_SetKeyring:
+		v.blob("sealed gossip keys", op.SetKeyring.GetSealedKeys(), 1, MaxBlobBytes)
 	default:
 		v.fail(core.Invalid, "the command says nothing to do")
 	}
@@ -72,30 +97,147 @@ func (v *validator) text(what, s string, limit int) {
 	}
 }
 
-func (v *validator) id(what, s string) {
+func (v *validator) id(what, s string) { v.some(what, s, MaxIDBytes) }
+
+func (v *validator) some(what, s string, limit int) {
 	if s == "" {
 		v.fail(core.Invalid, "%s is empty", what)
 	}
-	v.text(what, s, MaxIDBytes)
+	v.text(what, s, limit)
 }
 
-func (v *validator) oneOf(what, s string, allowed ...core.HiveStatus) {
-	for _, a := range allowed {
-		if s == string(a) {
+func oneOf[T ~string](v *validator, what, s string, allowed ...T) {
+	if !slices.Contains(allowed, T(s)) {
+		v.fail(core.Invalid, "%s %q is none of %q", what, s, allowed)
+	}
+}
+
+// set is a list of known names, each once.
+func set[T ~string](v *validator, what string, list []string, atLeast int, allowed ...T) {
+	if len(list) < atLeast {
+		v.fail(core.Invalid, "%s is missing", what)
+	}
+	for i, s := range list {
+		oneOf(v, what, s, allowed...)
+		if slices.Contains(list[:i], s) {
+			v.fail(core.Invalid, "%s %q is there twice", what, s)
+		}
+		if v.err != nil {
 			return
 		}
 	}
-	v.fail(core.Invalid, "%s %q is none of %q", what, s, allowed)
+}
+
+func (v *validator) blob(what string, data []byte, atLeast, atMost int) {
+	switch n := len(data); {
+	case n < atLeast:
+		v.fail(core.Invalid, "%s: %d bytes are too few", what, n)
+	case n > atMost:
+		v.fail(core.TooLarge, "%s: %d bytes, at most %d are allowed", what, n, atMost)
+	}
+}
+
+func (v *validator) hash(what string, data []byte) {
+	if len(data) != sha256.Size {
+		v.fail(core.Invalid, "%s has %d bytes, not %d", what, len(data), sha256.Size)
+	}
+}
+
+func (v *validator) number(what string, n, limit int64) {
+	if n < 0 || n > limit {
+		v.fail(core.Invalid, "%s is %d, not within 0 to %d", what, n, limit)
+	}
+}
+
+// address is host:port, or empty where there is none.
+func (v *validator) address(what, s string) {
+	v.text(what, s, MaxTextBytes)
+	if s == "" || v.err != nil {
+		return
+	}
+	host, port, err := net.SplitHostPort(s)
+	if n, e := strconv.ParseUint(port, 10, 16); err != nil || e != nil || host == "" || n == 0 {
+		v.fail(core.Invalid, "%s %q is no host:port", what, s)
+	}
+}
+
+func (v *validator) initCluster(op *raftv1.InitCluster) {
+	c := op.GetCluster()
+	v.id("cluster id", c.GetId())
+	v.text("cluster name", c.GetName(), MaxNameBytes)
+	v.blob("CA certificates", c.GetCaCertificates(), 0, MaxBlobBytes)
+	v.blob("sealed CA key", c.GetSealedCaKey(), 0, MaxBlobBytes)
+	v.blob("sealed gossip keys", c.GetSealedGossipKeys(), 0, MaxBlobBytes)
+	if op.GetToken() != nil {
+		v.token(op.GetToken())
+	}
+	if op.GetNode() != nil {
+		v.node(op.GetNode())
+	}
+}
+
+func (v *validator) node(n *raftv1.Node) {
+	v.id("node id", n.GetId())
+	v.some("node name", n.GetName(), MaxNameBytes)
+	set(v, "node role", n.GetRoles(), 1, core.RoleQueen, core.RoleHive)
+	v.address("node address", n.GetRpcAddress())
+	v.hash("node key hash", n.GetKeyHash())
+	v.number("end of the node's certificate", n.GetCertificateExpiresUnix(), maxSeconds)
+	if n.GetRevoked() {
+		v.fail(core.Invalid, "node %s is revoked: there is another command for that", n.GetId())
+	}
+}
+
+func (v *validator) token(t *raftv1.Token) {
+	v.id("token id", t.GetId())
+	v.text("token name", t.GetName(), MaxNameBytes)
+	oneOf(v, "token kind", t.GetKind(), core.TokenAPI, core.TokenJoin)
+	v.hash("token secret hash", t.GetSecretHash())
+	v.number("birth of the token", t.GetCreatedUnix(), maxSeconds)
+	v.number("life of the token in seconds", t.GetTtlSeconds(), maxTTLSeconds)
+	if t.GetUsedBy() != "" || len(t.GetUsedKeyHash()) > 0 {
+		v.fail(core.Invalid, "token %s is used already", t.GetId())
+	}
+	switch core.TokenKind(t.GetKind()) {
+	case core.TokenAPI:
+		set(v, "token scope", t.GetScopes(), 1, core.Scopes()...)
+		set[core.Role](v, "role of an API token", t.GetRoles(), 0)
+	case core.TokenJoin:
+		set(v, "token role", t.GetRoles(), 1, core.RoleQueen, core.RoleHive)
+		set[core.Scope](v, "scope of a join token", t.GetScopes(), 0)
+	}
+}
+
+func (v *validator) syncHives(op *raftv1.SyncHives) {
+	switch n := len(op.GetHives()); {
+	case n == 0:
+		v.fail(core.Invalid, "the command has no hives")
+	case n > MaxHivesPerCommand:
+		v.fail(core.TooLarge, "the command has %d hives, at most %d are allowed", n, MaxHivesPerCommand)
+	}
+	for _, h := range op.GetHives() {
+		if v.err != nil {
+			return
+		}
+		v.syncHive(h)
+	}
 }
 
 func (v *validator) syncHive(op *raftv1.SyncHive) {
 	h := op.GetHive()
+	if size := proto.Size(op); size > MaxCommandBytes-commandOverhead {
+		v.fail(core.TooLarge, "hive %s has %d bytes, at most %d are allowed", h.GetId(), size, MaxCommandBytes-commandOverhead)
+	}
 	v.id("hive id", h.GetId())
 	v.text("hive version", h.GetVersion(), MaxIDBytes)
 	v.text("hive os", h.GetOs(), MaxIDBytes)
 	v.text("hive arch", h.GetArch(), MaxIDBytes)
 	v.text("hive name", h.GetName(), MaxTextBytes)
-	v.oneOf("hive status", h.GetStatus(), "", core.HiveReady, core.HiveSuspect)
+	oneOf(v, "hive status", h.GetStatus(), "", core.HiveReady, core.HiveSuspect)
+	v.address("hive address", h.GetRpcAddress())
+	if h.GetDraining() {
+		v.fail(core.Invalid, "hive %s drains: there is another command for that", h.GetId())
+	}
 	if n := len(h.GetDevices()); n > MaxDevices {
 		v.fail(core.TooLarge, "hive %s has %d devices, at most %d are allowed", h.GetId(), n, MaxDevices)
 	}
@@ -141,9 +283,5 @@ func (v *validator) worker(hive string, w *raftv1.Worker) {
 	if w.GetSlots() < 0 || w.GetContextTokens() < 0 {
 		v.fail(core.Invalid, "worker %s has %d slots of %d tokens", w.GetId(), w.GetSlots(), w.GetContextTokens())
 	}
-	switch core.WorkerState(w.GetState()) {
-	case core.WorkerLoading, core.WorkerReady, core.WorkerRetiring, core.WorkerFailed:
-	default:
-		v.fail(core.Invalid, "worker %s has the unknown state %q", w.GetId(), w.GetState())
-	}
+	oneOf(v, "worker state", w.GetState(), core.WorkerLoading, core.WorkerReady, core.WorkerRetiring, core.WorkerFailed)
 }

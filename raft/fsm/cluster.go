@@ -1,0 +1,172 @@
+package fsm
+
+import (
+	"bytes"
+	"slices"
+
+	"github.com/rbee-project/rbee/core"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+)
+
+func (e *entry) initCluster(op *raftv1.InitCluster) error {
+	c := clusterFromProto(op.GetCluster())
+	if c.ID == "" {
+		return core.Errorf("init cluster", core.Invalid, "the cluster has no id")
+	}
+	if old, ok := e.Cluster(); ok {
+		if old.ID == c.ID {
+			return nil // its keys and tokens may be others by now
+		}
+		return core.WithHint(core.Errorf("init cluster", core.Conflict, "this registry is that of cluster %s (%s), not of %s (%s)", old.ID, old.Name, c.ID, c.Name),
+			"A queen of another cluster starts with an empty data_dir.")
+	}
+	c.CreateIndex, c.ModifyIndex = e.index, e.index
+	e.PutCluster(c)
+	if op.GetToken() != nil {
+		if err := e.putToken(op.GetToken()); err != nil {
+			return err
+		}
+	}
+	if op.GetNode() != nil {
+		return e.putNode(&raftv1.PutNode{Node: op.GetNode()})
+	}
+	return nil
+}
+
+func (e *entry) putNode(op *raftv1.PutNode) error {
+	n := nodeFromProto(op.GetNode())
+	n.Revoked = false
+	if n.ID == "" {
+		return core.Errorf("put node", core.Invalid, "the node has no id")
+	}
+	token, err := e.joinToken(op.GetJoinToken(), n)
+	if err != nil {
+		return err
+	}
+	old, known := e.Node(n.ID)
+	switch {
+	case known && old.Revoked:
+		return core.WithHint(core.Errorf("put node", core.Conflict, "node %s (%s) is revoked", old.ID, old.Name),
+			"It never comes back under this id: remove the data_dir/node-id of the machine's agent and let it join with a new token.")
+	case known && !bytes.Equal(old.KeyHash, n.KeyHash):
+		return core.WithHint(core.Errorf("put node", core.Conflict, "node %s (%s) is in the cluster with another key", old.ID, old.Name),
+			"Two machines have one node id, or this one lost its key: remove the data_dir/node-id of its agent and let it join with a new token.")
+	}
+	if other, ok := e.NodeNamed(n.Name); ok && other.ID != n.ID && !other.Revoked {
+		return core.WithHint(core.Errorf("put node", core.Conflict, "node %s has the name %q already", other.ID, other.Name), "Give this node another name.")
+	}
+	n.CreateIndex, n.ModifyIndex = e.index, e.index
+	if known {
+		n.CreateIndex, n.ModifyIndex = old.CreateIndex, old.ModifyIndex
+	}
+	if !known || !sameNode(n, old) {
+		n.ModifyIndex = e.index
+		e.PutNode(n)
+	}
+	if token.ID != "" && token.UsedBy == "" {
+		token.UsedBy, token.UsedKeyHash, token.ModifyIndex = n.ID, n.KeyHash, e.index
+		e.PutToken(token)
+	}
+	return nil
+}
+
+// joinToken is the token that takes the node in; the zero one where none is named.
+func (e *entry) joinToken(id string, n core.Node) (core.Token, error) {
+	if id == "" {
+		return core.Token{}, nil
+	}
+	token, ok := e.Token(id)
+	switch {
+	case !ok || token.Kind != core.TokenJoin:
+		return core.Token{}, badToken("there is no join token %q, or no longer", id)
+	case token.UsedBy != "" && (token.UsedBy != n.ID || !bytes.Equal(token.UsedKeyHash, n.KeyHash)):
+		return core.Token{}, badToken("join token %s was used by another machine", id)
+	}
+	for _, r := range n.Roles {
+		if len(token.Roles) > 0 && !slices.Contains(token.Roles, r) {
+			return core.Token{}, core.WithHint(core.Errorf("put node", core.Forbidden, "join token %s does not allow the role %s", id, r),
+				"Make a join token with the roles that the machine shall have.")
+		}
+	}
+	return token, nil
+}
+
+func badToken(format string, args ...any) error {
+	return core.WithHint(core.Errorf("put node", core.Unauthenticated, format, args...), "Make a new one: a join token takes in one machine, for a limited time.")
+}
+
+func sameNode(a, b core.Node) bool {
+	return a.ID == b.ID && a.Name == b.Name && slices.Equal(a.Roles, b.Roles) && a.RPCAddress == b.RPCAddress && bytes.Equal(a.KeyHash, b.KeyHash) &&
+		a.CertificateExpiresAt.Equal(b.CertificateExpiresAt) && a.Revoked == b.Revoked
+}
+
+func (e *entry) revokeNode(id string) error {
+	n, ok := e.Node(id)
+	if !ok {
+		return core.WithHint(core.Errorf("revoke node", core.NotFound, "there is no node %q", id), "List the nodes to see their ids.")
+	}
+	if !n.Revoked {
+		n.Revoked, n.ModifyIndex = true, e.index
+		e.PutNode(n)
+	}
+	e.removeHive(n.ID)
+	return nil
+}
+
+func (e *entry) removeNode(id string) error {
+	n, ok := e.Node(id)
+	if !ok {
+		return nil
+	}
+	if n.Revoked {
+		return core.WithHint(core.Errorf("remove node", core.Conflict, "node %s (%s) is revoked: forgetting that would let it in again", n.ID, n.Name),
+			"Leave it listed: a revoked node blocks neither its name nor anything else.")
+	}
+	for _, t := range e.TokensUsedBy(n.ID) {
+		e.DeleteToken(t.ID)
+	}
+	e.DeleteNode(n.ID)
+	e.removeHive(n.ID)
+	return nil
+}
+
+func (e *entry) putToken(p *raftv1.Token) error {
+	t := tokenFromProto(p)
+	t.UsedBy, t.UsedKeyHash = "", nil
+	if t.ID == "" {
+		return core.Errorf("put token", core.Invalid, "the token has no id")
+	}
+	if old, ok := e.Token(t.ID); ok {
+		if sameToken(t, old) {
+			return nil
+		}
+		return core.WithHint(core.Errorf("put token", core.Conflict, "there is another token %s", t.ID), "Make the token again: its id is random.")
+	}
+	t.CreateIndex, t.ModifyIndex = e.index, e.index
+	e.PutToken(t)
+	return nil
+}
+
+// sameToken compares tokens as they were made.
+func sameToken(a, b core.Token) bool {
+	return a.ID == b.ID && a.Name == b.Name && a.Kind == b.Kind && bytes.Equal(a.SecretHash, b.SecretHash) && slices.Equal(a.Scopes, b.Scopes) &&
+		slices.Equal(a.Roles, b.Roles) && a.CreatedAt.Equal(b.CreatedAt) && a.TTL == b.TTL
+}
+
+func (e *entry) setKeyring(op *raftv1.SetKeyring) error {
+	c, ok := e.Cluster()
+	if !ok {
+		return core.Errorf("set keyring", core.NotFound, "the registry is of no cluster, so it has no keys")
+	}
+	// Not expected+1: that may be 0.
+	if c.GossipVersion != 0 && c.GossipVersion-1 == op.GetExpectedVersion() && bytes.Equal(c.SealedGossipKeys, op.GetSealedKeys()) {
+		return nil // this very change, repeated
+	}
+	if c.GossipVersion != op.GetExpectedVersion() {
+		return core.WithHint(core.Errorf("set keyring", core.Conflict, "the gossip keys are at version %d, not %d", c.GossipVersion, op.GetExpectedVersion()),
+			"Somebody else changed them meanwhile: look at them and try again.")
+	}
+	c.SealedGossipKeys, c.GossipVersion, c.ModifyIndex = bytes.Clone(op.GetSealedKeys()), c.GossipVersion+1, e.index
+	e.PutCluster(c)
+	return nil
+}

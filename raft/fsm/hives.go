@@ -1,0 +1,187 @@
+package fsm
+
+import (
+	"slices"
+
+	"github.com/rbee-project/rbee/core"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+// syncHives gives each hive a result of its own.
+func (e *entry) syncHives(op *raftv1.SyncHives) {
+	e.errs = make([]error, len(op.GetHives()))
+	for i, hive := range op.GetHives() {
+		e.errs[i] = e.syncHive(hive)
+	}
+}
+
+// syncHive changes nothing where it fails: in a batch the other hives' changes stay.
+func (e *entry) syncHive(op *raftv1.SyncHive) error {
+	hive := hiveFromProto(op.GetHive())
+	if hive.Status == "" {
+		hive.Status = core.HiveReady
+	}
+	old, known := e.Hive(hive.ID)
+	hive.Draining = old.Draining // a fact of the registry, not of the hive's report
+	stone, removed := e.Tombstone(hive.ID)
+	if err := e.mayRegister(hive, old.Incarnation, stone.Incarnation, removed); err != nil {
+		return err
+	}
+	workers := make([]core.Worker, 0, len(op.GetWorkers()))
+	for _, p := range op.GetWorkers() {
+		w := workerFromProto(p)
+		w.Hive = hive.ID
+		if w.ID == "" {
+			return core.Errorf("sync hive", core.Invalid, "a worker of hive %s has no id", hive.ID)
+		}
+		if old, ok := e.Worker(w.ID); ok && old.Hive != w.Hive {
+			return core.WithHint(core.Errorf("sync hive", core.Conflict, "worker %s belongs to hive %s, not to %s", w.ID, old.Hive, w.Hive),
+				"Stop the worker on one of the two hives.")
+		}
+		workers = append(workers, w)
+	}
+
+	if removed {
+		e.DeleteTombstone(hive.ID)
+	}
+	hive.CreateIndex, hive.ModifyIndex = e.index, e.index
+	if known {
+		hive.CreateIndex, hive.ModifyIndex = old.CreateIndex, old.ModifyIndex
+		if !sameHive(hive, old) {
+			hive.ModifyIndex = e.index
+		}
+	}
+	if hive.ModifyIndex == e.index {
+		e.PutHive(hive)
+	}
+	given, nonces := make(map[string]bool, len(workers)), make(map[string]bool, len(workers))
+	for _, w := range workers {
+		given[w.ID], nonces[w.Nonce] = true, true
+		e.syncWorker(w)
+	}
+	for _, w := range e.WorkersOfHive(hive.ID) {
+		if !given[w.ID] {
+			e.DeleteWorker(w.ID)
+		}
+	}
+	for _, i := range e.RetireIntentsOfHive(hive.ID) {
+		if !nonces[i.Nonce] {
+			e.DeleteRetireIntent(i) // the hive is there and the worker is not: it is gone for good
+		}
+	}
+	return nil
+}
+
+// mayRegister says whether this start of the hive may be in the registry.
+func (e *entry) mayRegister(hive core.Hive, registered, buried uint64, removed bool) error {
+	if hive.ID == "" {
+		return core.Errorf("sync hive", core.Invalid, "the hive has no id")
+	}
+	if n, ok := e.Node(hive.ID); ok && n.Revoked {
+		return core.WithHint(core.Errorf("sync hive", core.Forbidden, "node %s (%s) is revoked", n.ID, n.Name),
+			"If the machine may be in the cluster after all: remove the data_dir/cluster and data_dir/node-id of its agent and let it join with a new token.")
+	}
+	if hive.Incarnation < registered {
+		return core.WithHint(core.Errorf("sync hive", core.Conflict, "hive %s has incarnation %d, this is the older %d", hive.ID, registered, hive.Incarnation),
+			"Another agent runs with this hive's id: give each its own data_dir, or restart this one if it is the right one.")
+	}
+	if removed && hive.Incarnation <= buried {
+		return core.WithHint(core.Errorf("sync hive", core.Conflict, "hive %s was removed at incarnation %d, this is %d", hive.ID, buried, hive.Incarnation),
+			"Restart the hive's agent to have it back in the cluster.")
+	}
+	return nil
+}
+
+func (e *entry) syncWorker(w core.Worker) {
+	if e.RetireIntent(w.Hive, w.Nonce) {
+		w.State = core.WorkerRetiring
+	}
+	w.CreateIndex, w.ModifyIndex = e.index, e.index
+	if old, known := e.Worker(w.ID); known && old.Nonce == w.Nonce {
+		w.CreateIndex, w.ModifyIndex = old.CreateIndex, old.ModifyIndex
+		if old.State == core.WorkerRetiring {
+			// Retiring is for ever: what the hive says may be older than the intent.
+			w.State = core.WorkerRetiring
+		}
+		if w == old {
+			return
+		}
+		w.ModifyIndex = e.index
+	}
+	e.PutWorker(w)
+}
+
+func sameHive(a, b core.Hive) bool {
+	return a.ID == b.ID && a.Name == b.Name && a.Version == b.Version && a.OS == b.OS && a.Arch == b.Arch && a.Incarnation == b.Incarnation &&
+		a.Status == b.Status && a.RPCAddress == b.RPCAddress && a.Draining == b.Draining &&
+		slices.Equal(a.Devices, b.Devices) && slices.Equal(a.WorkerTypes, b.WorkerTypes)
+}
+
+func (e *entry) setHiveStatus(op *raftv1.SetHiveStatus) error {
+	h, ok := e.Hive(op.GetHive())
+	if !ok {
+		return noHive("set hive status", op.GetHive())
+	}
+	if op.GetIncarnation() != 0 && op.GetIncarnation() != h.Incarnation {
+		return core.Errorf("set hive status", core.Conflict, "hive %s has incarnation %d, not %d", h.ID, h.Incarnation, op.GetIncarnation())
+	}
+	status := core.HiveStatus(op.GetStatus())
+	if h.Status != status {
+		h.Status, h.ModifyIndex = status, e.index
+		e.PutHive(h)
+	}
+	if status == core.HiveDown {
+		e.deleteWorkers(h.ID)
+	}
+	return nil
+}
+
+func (e *entry) setHiveDraining(op *raftv1.SetHiveDraining) error {
+	h, ok := e.Hive(op.GetHive())
+	if !ok {
+		return noHive("drain hive", op.GetHive())
+	}
+	if h.Draining != op.GetDraining() {
+		h.Draining, h.ModifyIndex = op.GetDraining(), e.index
+		e.PutHive(h)
+	}
+	return nil
+}
+
+func noHive(op, id string) error {
+	return core.WithHint(core.Errorf(op, core.NotFound, "there is no hive %q", id), "List the hives to see their ids.")
+}
+
+func (e *entry) retireWorker(op *raftv1.RetireWorker) error {
+	w, ok := e.Worker(op.GetWorker())
+	if !ok {
+		return core.WithHint(core.Errorf("retire worker", core.NotFound, "there is no active worker %q", op.GetWorker()), "List the workers to see their ids.")
+	}
+	if e.rules >= 2 && w.Nonce != "" && !e.RetireIntent(w.Hive, w.Nonce) {
+		e.PutRetireIntent(state.RetireIntent{Hive: w.Hive, Nonce: w.Nonce})
+	}
+	if w.State != core.WorkerRetiring {
+		w.State, w.ModifyIndex = core.WorkerRetiring, e.index
+		e.PutWorker(w)
+	}
+	return nil
+}
+
+func (e *entry) removeHive(hive string) {
+	h, ok := e.Hive(hive)
+	if ok && e.rules >= 2 {
+		e.PutTombstone(state.Tombstone{Hive: h.ID, Incarnation: h.Incarnation, Index: e.index})
+	}
+	e.DeleteHive(hive)
+	e.deleteWorkers(hive)
+	for _, i := range e.RetireIntentsOfHive(hive) {
+		e.DeleteRetireIntent(i)
+	}
+}
+
+func (e *entry) deleteWorkers(hive string) {
+	for _, w := range e.WorkersOfHive(hive) {
+		e.DeleteWorker(w.ID)
+	}
+}
