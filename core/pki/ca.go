@@ -1,0 +1,403 @@
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base32"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// How long certificates live.
+const (
+	CATTL      = 10 * 365 * 24 * time.Hour // of a CA certificate
+	DefaultTTL = 90 * 24 * time.Hour       // of a node's, when nothing else is said
+	backdate   = time.Hour                 // certificates are valid this long before they are made: clocks differ
+)
+
+const (
+	maxPEMBytes     = 1 << 20
+	maxRequestBytes = 16 << 10
+	maxHosts        = 64
+	maxNameBytes    = 64 // of an organizational unit, X.520
+)
+
+// CA signs the certificates of a cluster's nodes. It is immutable, safe for concurrent use, and does not show its key when formatted.
+type CA struct {
+	cluster string
+	cert    *x509.Certificate
+	certPEM []byte
+	key     *ecdsa.PrivateKey
+}
+
+// NewCA makes the CA of a new cluster. The name is for people. Errors: Invalid for an id that is not 8 to 32 hex digits or a name over 64 bytes.
+func NewCA(clusterID, name string, now time.Time) (*CA, error) {
+	if !isClusterID(clusterID) {
+		return nil, core.WithHint(core.Errorf("make a CA", core.Invalid, "%q is not a cluster id", clusterID), "A cluster id is 8 to 32 lower-case hex digits.")
+	}
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, core.E("make a CA", core.Internal, err)
+	}
+	subject := pkix.Name{Organization: []string{"rbee"}, CommonName: "rbee CA " + clusterID}
+	if name != "" {
+		subject.OrganizationalUnit = []string{name}
+	}
+	template := &x509.Certificate{
+		Subject:               subject,
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(CATTL),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		MaxPathLenZero:        true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		URIs:                  []*url.URL{{Scheme: "rbee", Host: clusterID}},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return nil, core.E("make a CA", core.Internal, err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	return &CA{cluster: clusterID, cert: cert, certPEM: encodePEM(blockCertificate, der), key: key}, core.E("make a CA", core.Internal, err)
+}
+
+// ParseCA reads a CA's certificate and key, both PEM. Of several certificates the first is the CA's. Errors: Integrity.
+func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
+	certs, err := parseCertificates(certPEM)
+	if err != nil {
+		return nil, err
+	}
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		return nil, err
+	}
+	cert := certs[0]
+	if err := checkCA(cert); err != nil {
+		return nil, err
+	}
+	if !key.PublicKey.Equal(cert.PublicKey) {
+		return nil, damaged("the CA's key belongs to another certificate")
+	}
+	if len(cert.URIs) != 1 || cert.URIs[0].Scheme != "rbee" || !isClusterID(cert.URIs[0].Host) {
+		return nil, damaged("the CA's certificate names no cluster of rbee")
+	}
+	return &CA{cluster: cert.URIs[0].Host, cert: cert, certPEM: encodePEM(blockCertificate, cert.Raw), key: key}, nil
+}
+
+// Cluster is the id of the CA's cluster.
+func (c *CA) Cluster() string { return c.cluster }
+
+// NotAfter is when the CA's certificate, and with it every certificate that it signed, ends.
+func (c *CA) NotAfter() time.Time { return c.cert.NotAfter }
+
+// CertPEM is the CA's certificate, PEM.
+func (c *CA) CertPEM() []byte { return slices.Clone(c.certPEM) }
+
+// KeyPEM is the CA's private key, PEM: it is to be sealed, or kept with mode 0600.
+func (c *CA) KeyPEM() Secret { return encodeKey(c.key) }
+
+// Fingerprint is that of the CA's certificate, as join tokens have it.
+func (c *CA) Fingerprint() string { return fingerprint(c.cert) }
+
+// Format shows which CA it is, and never its key.
+func (c *CA) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "CA of cluster %s", c.cluster) }
+
+// Sign signs the certificate of node n (its Cluster, ID, Roles and Name) for the key of a PKCS #10 request (DER). Of the request only the key and
+// the common name, which must be the node id, count. The certificate is also valid for localhost, the loopback addresses and the hosts (DNS names,
+// addresses). A ttl of 0 is DefaultTTL; no certificate outlives the CA's. The returned node is that of the new certificate.
+// Errors: Invalid for a request, node or host that cannot be; Unavailable when the CA's certificate has ended.
+func (c *CA) Sign(csrDER []byte, n Node, hosts []string, ttl time.Duration, now time.Time) (certPEM []byte, node Node, err error) {
+	key, err := requestKey(csrDER, n.ID)
+	if err != nil {
+		return nil, Node{}, err
+	}
+	template, err := c.template(n, hosts)
+	if err != nil {
+		return nil, Node{}, err
+	}
+	if ttl == 0 {
+		ttl = DefaultTTL
+	}
+	if ttl < 0 {
+		return nil, Node{}, core.WithHint(core.Errorf("sign a certificate", core.Invalid, "it would have ended before it began"), "The time to live must be positive.")
+	}
+	template.NotBefore, template.NotAfter = now.Add(-backdate), now.Add(ttl)
+	if template.NotAfter.After(c.cert.NotAfter) {
+		template.NotAfter = c.cert.NotAfter
+	}
+	if !now.Before(c.cert.NotAfter) {
+		return nil, Node{}, core.WithHint(core.Errorf("sign a certificate", core.Unavailable, "the CA's certificate ended on %s", c.cert.NotAfter.Format(time.DateOnly)),
+			"The cluster needs a new CA.")
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, c.cert, key, c.key)
+	if err != nil {
+		return nil, Node{}, core.E("sign a certificate", core.Internal, err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, Node{}, core.E("sign a certificate", core.Internal, err)
+	}
+	node, err = NodeOf(cert)
+	return encodePEM(blockCertificate, der), node, err
+}
+
+// template is the certificate of a node, without its times and key.
+func (c *CA) template(n Node, hosts []string) (*x509.Certificate, error) {
+	const op = "sign a certificate"
+	switch {
+	case n.Cluster != c.cluster:
+		return nil, core.WithHint(core.Errorf(op, core.Invalid, "the node is of cluster %q, the CA of %s", n.Cluster, c.cluster), "A node belongs to one cluster: join it with a token of this one.")
+	case !IsNodeID(n.ID):
+		return nil, core.WithHint(core.Errorf(op, core.Invalid, "%q is not a node id", n.ID), "A node id is 8 lower-case hex digits.")
+	case len(n.Roles) == 0:
+		return nil, core.WithHint(core.Errorf(op, core.Invalid, "the node has no role"), "A node is a queen, a hive or both.")
+	case len(hosts) > maxHosts:
+		return nil, core.WithHint(core.Errorf(op, core.Invalid, "%d host names are too many", len(hosts)), "A certificate can have %d.", maxHosts)
+	}
+	if err := checkName(n.Name); err != nil {
+		return nil, err
+	}
+	t := &x509.Certificate{
+		Subject:               pkix.Name{Organization: []string{"rbee"}, CommonName: n.ID},
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true,
+		URIs:                  []*url.URL{nodeURI(c.cluster, n.ID)},
+	}
+	if n.Name != "" {
+		t.Subject.OrganizationalUnit = []string{n.Name}
+	}
+	for _, r := range n.Roles {
+		if r != core.RoleQueen && r != core.RoleHive {
+			return nil, core.WithHint(core.Errorf(op, core.Invalid, "there is no role %q", r), "A node is a queen, a hive or both.")
+		}
+		t.DNSNames = appendNew(t.DNSNames, ServerName(r, c.cluster))
+	}
+	t.DNSNames = appendNew(t.DNSNames, "localhost")
+	ips := []string{"127.0.0.1", "::1"}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			ips = appendNew(ips, ip.String())
+			continue
+		}
+		if err := checkHost(h); err != nil {
+			return nil, err
+		}
+		t.DNSNames = appendNew(t.DNSNames, strings.ToLower(h))
+	}
+	for _, ip := range ips {
+		t.IPAddresses = append(t.IPAddresses, net.ParseIP(ip))
+	}
+	return t, nil
+}
+
+// checkHost refuses what is no DNS name, and names that would be a role.
+func checkHost(h string) error {
+	bad := core.WithHint(core.Errorf("sign a certificate", core.Invalid, "%q is not a host name", h), "A host is a DNS name or an IP address, without a port.")
+	if h == "" || len(h) > 253 {
+		return bad
+	}
+	labels := strings.Split(strings.ToLower(h), ".")
+	for _, l := range labels {
+		if l == "" || len(l) > 63 || strings.Trim(l, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return bad
+		}
+	}
+	if labels[len(labels)-1] == "rbee" {
+		return core.WithHint(core.Errorf("sign a certificate", core.Invalid, "%q is a name that says a role", h), "Host names must not end in .rbee.")
+	}
+	return nil
+}
+
+func checkName(name string) error {
+	if len(name) <= maxNameBytes && !strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f || r == 0xfffd }) {
+		return nil
+	}
+	return core.WithHint(core.Errorf("", core.Invalid, "%q is not a name", name), "A name has at most %d bytes and no control characters.", maxNameBytes)
+}
+
+// requestKey checks a certificate request and returns its key.
+func requestKey(csrDER []byte, nodeID string) (*ecdsa.PublicKey, error) {
+	bad := func(why string) error {
+		return core.WithHint(core.Errorf("check the certificate request", core.Invalid, "%s", why), "The node makes its own request when it joins: try again with the same version of rbee.")
+	}
+	if len(csrDER) > maxRequestBytes {
+		return nil, bad("it is too large")
+	}
+	r, err := x509.ParseCertificateRequest(csrDER)
+	if err != nil {
+		return nil, bad("it is not a PKCS #10 request")
+	}
+	key, ok := r.PublicKey.(*ecdsa.PublicKey)
+	if !ok || key.Curve != elliptic.P256() {
+		return nil, bad("its key is not one of ECDSA P-256")
+	}
+	if err := r.CheckSignature(); err != nil {
+		return nil, bad("it is not signed by its own key")
+	}
+	if r.Subject.CommonName != nodeID {
+		return nil, bad("it is for another node")
+	}
+	return key, nil
+}
+
+// NewKey makes the private key of a node: ECDSA P-256, PEM.
+func NewKey() (Secret, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, core.E("make a key", core.Internal, err)
+	}
+	return encodeKey(key), nil
+}
+
+// NewRequest makes the certificate request of a node: PKCS #10, DER. Errors: Integrity for a key that is not one of NewKey.
+func NewRequest(keyPEM []byte, nodeID string) (csrDER []byte, err error) {
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: nodeID}}, key)
+	return der, core.E("make a certificate request", core.Internal, err)
+}
+
+// Fingerprint is that of the first certificate, as join tokens have it: SHA-256 of the DER, lower-case base32 without padding. Errors: Integrity.
+func Fingerprint(certPEM []byte) (string, error) {
+	certs, err := parseCertificates(certPEM)
+	if err != nil {
+		return "", err
+	}
+	return fingerprint(certs[0]), nil
+}
+
+func fingerprint(cert *x509.Certificate) string {
+	h := sha256.Sum256(cert.Raw)
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(h[:]))
+}
+
+// Roots are the CA certificates of a PEM bundle. Errors: Integrity.
+func Roots(caPEM []byte) (*x509.CertPool, error) {
+	certs, err := parseCertificates(caPEM)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	for _, c := range certs {
+		if err := checkCA(c); err != nil {
+			return nil, err
+		}
+		pool.AddCert(c)
+	}
+	return pool, nil
+}
+
+const (
+	blockCertificate = "CERTIFICATE"
+	blockKey         = "PRIVATE KEY" // PKCS #8
+)
+
+func encodePEM(block string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: block, Bytes: der})
+}
+
+func encodeKey(key *ecdsa.PrivateKey) Secret {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		panic(err) // a key on a known curve can always be encoded
+	}
+	return encodePEM(blockKey, der)
+}
+
+func parseKey(keyPEM []byte) (*ecdsa.PrivateKey, error) {
+	block, _ := pem.Decode(keyPEM[:min(len(keyPEM), maxPEMBytes)])
+	if block == nil {
+		return nil, damaged("there is no private key in PEM")
+	}
+	var key any
+	var err error
+	switch block.Type {
+	case blockKey:
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	default:
+		return nil, damaged("there is no private key in PEM")
+	}
+	ec, ok := key.(*ecdsa.PrivateKey)
+	if err != nil || !ok || ec.Curve != elliptic.P256() {
+		return nil, damaged("the private key is not one of ECDSA P-256")
+	}
+	return ec, nil
+}
+
+// parseCertificates reads one or more certificates.
+func parseCertificates(certPEM []byte) ([]*x509.Certificate, error) {
+	if len(certPEM) > maxPEMBytes {
+		return nil, damaged("the certificates are too large")
+	}
+	var certs []*x509.Certificate
+	for rest := certPEM; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != blockCertificate {
+			return nil, damaged("there is something else among the certificates")
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, damaged("a certificate cannot be read")
+		}
+		certs = append(certs, c)
+	}
+	if len(certs) == 0 {
+		return nil, damaged("there is no certificate in PEM")
+	}
+	return certs, nil
+}
+
+func checkCA(c *x509.Certificate) error {
+	if c.IsCA && c.BasicConstraintsValid && c.KeyUsage&x509.KeyUsageCertSign != 0 {
+		return nil
+	}
+	return damaged("a certificate that should be a CA's is not")
+}
+
+func damaged(why string) error {
+	return core.WithHint(core.E("", core.Integrity, stringError(why)), "Restore the files from a backup, or join the node again.")
+}
+
+func appendNew(list []string, s string) []string {
+	if slices.Contains(list, s) {
+		return list
+	}
+	return append(list, s)
+}
+
+// withHostOf adds the host of an address to hosts.
+func withHostOf(address string, hosts []string) ([]string, error) {
+	if address == "" {
+		return hosts, nil
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, core.WithHint(core.Errorf("", core.Invalid, "%q is not host:port", address), "Say the address that other machines reach this one at, as in 10.0.0.1:7834.")
+	}
+	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		return hosts, nil
+	}
+	return appendNew(slices.Clone(hosts), host), nil
+}

@@ -1,0 +1,435 @@
+package pki
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Folder is the folder of an identity within the data folder. It has mode 0700, its files 0600.
+const Folder = "cluster"
+
+const (
+	fileInfo   = "identity.json"
+	fileCA     = "ca.pem"
+	fileNode   = "node.pem"
+	fileKey    = "node.key"
+	fileSeal   = "seal.key"
+	fileGossip = "gossip.key"
+	fileSeed   = "init.json"
+
+	maxFileBytes = 1 << 20
+)
+
+// Files name an identity that is not kept in the data folder, as the tls block of a configuration does.
+type Files struct {
+	CA, Certificate, Key string // paths; PEM
+	Name                 string // of the node; empty: what the certificate says
+	RPCAddress           string // host:port
+}
+
+// Load reads the identity in a data folder. Errors: NotFound when the node is in no cluster, Forbidden when other users could read its keys,
+// Integrity when parts are damaged, missing or do not belong together.
+func Load(dataDir string) (*Identity, error) {
+	dir := filepath.Join(dataDir, Folder)
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notInCluster()
+	}
+	if err != nil {
+		return nil, core.E("open the identity", core.Internal, err)
+	}
+	defer root.Close()
+	b, err := readFile(root, fileInfo)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notInCluster()
+	}
+	if err != nil {
+		return nil, err
+	}
+	var in info
+	if err := json.Unmarshal(b, &in); err != nil {
+		return nil, damaged("identity.json is not what it should be")
+	}
+	if !isClusterID(in.Cluster) || !IsNodeID(in.Node) {
+		return nil, damaged("identity.json names no node and cluster")
+	}
+	var parts [4][]byte
+	for n, name := range []string{fileCA, fileNode, fileKey, fileSeal} {
+		parts[n], err = readFile(root, name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && name == fileSeal: // a hive has none
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, damaged(name + " is missing")
+		case err != nil:
+			return nil, err
+		}
+	}
+	s, err := build(in, parts[0], parts[1], parts[2], parts[3])
+	if err != nil {
+		return nil, fmt.Errorf("load the identity in %s: %w", dir, err)
+	}
+	i := &Identity{dir: dir}
+	i.state.Store(s)
+	return i, nil
+}
+
+// LoadFiles reads an identity whose files the configuration names. It has no seal key, and nothing of it is ever written; Reload reads it again.
+// Errors: NotFound for a file that is not there, Forbidden when everybody could read the key, Integrity.
+func LoadFiles(f Files) (*Identity, error) {
+	var parts [3][]byte
+	for n, path := range []string{f.CA, f.Certificate, f.Key} {
+		dir, name := filepath.Split(path)
+		root, err := os.OpenRoot(filepath.Clean(dir))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, noFile(path)
+		}
+		if err != nil {
+			return nil, core.E("open "+path, core.Internal, err)
+		}
+		secret := fs.FileMode(0)
+		if n == 2 {
+			secret = 0o007
+		}
+		parts[n], err = readMode(root, name, secret)
+		root.Close()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, noFile(path)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	s, err := build(info{Name: f.Name, RPCAddress: f.RPCAddress}, parts[0], parts[1], parts[2], nil)
+	if err != nil {
+		return nil, err
+	}
+	i := &Identity{}
+	i.state.Store(s)
+	return i, nil
+}
+
+// Reload makes what LoadFiles read that of the files now, if they are in order and of the same node. Errors: as LoadFiles, Conflict for another node.
+func (i *Identity) Reload(f Files) error {
+	i.write.Lock()
+	defer i.write.Unlock()
+	fresh, err := LoadFiles(f)
+	if err != nil {
+		return err
+	}
+	s, old := fresh.state.Load(), i.state.Load()
+	if s.node.ID != old.node.ID || s.node.Cluster != old.node.Cluster {
+		return otherNode()
+	}
+	i.state.Store(s)
+	return nil
+}
+
+// Create writes a new identity into a data folder, whole or not at all, and returns it. Errors: Conflict when there is one, Integrity when the parts
+// do not belong together, Invalid for a seal key on a node that is no queen.
+func Create(dataDir string, m Material) (*Identity, error) {
+	s, err := build(info{ClusterName: m.ClusterName, Name: m.Name, RPCAddress: m.RPCAddress}, slices.Clone(m.CAPEM), slices.Clone(m.NodePEM), slices.Clone(m.Key), slices.Clone(m.SealKey))
+	if err != nil {
+		return nil, err
+	}
+	if len(m.SealKey) > 0 && !s.node.Has(core.RoleQueen) {
+		return nil, core.WithHint(core.Errorf("write the identity", core.Invalid, "a hive must not have the seal key"), "Join it as a queen.")
+	}
+	files := map[string][]byte{fileCA: s.caPEM, fileNode: s.nodePEM, fileKey: s.key}
+	if files[fileInfo], err = encodeJSON(s.info); err != nil {
+		return nil, err
+	}
+	if len(s.sealKey) > 0 {
+		files[fileSeal] = s.sealKey
+	}
+	if len(m.GossipKeys) > 0 {
+		if files[fileGossip], err = encodeGossipKeys(m.GossipKeys); err != nil {
+			return nil, err
+		}
+	}
+	if m.Seed != nil {
+		if files[fileSeed], err = encodeJSON(m.Seed.file()); err != nil {
+			return nil, err
+		}
+	}
+	dir := filepath.Join(dataDir, Folder)
+	if err := writeFolder(dataDir, dir, files); err != nil {
+		return nil, err
+	}
+	i := &Identity{dir: dir}
+	i.state.Store(s)
+	return i, nil
+}
+
+// Replace takes a renewed certificate and the CA's certificates of now into use, on disk and in memory. Connections that stand, and handshakes that
+// are under way, are not touched. The key stays. Errors: Conflict for a certificate of another node, Integrity when it is not for this node's key
+// or not signed by one of the CAs, Unsupported when the files are the configuration's.
+func (i *Identity) Replace(certPEM, caPEM []byte) error {
+	i.write.Lock()
+	defer i.write.Unlock()
+	if i.dir == "" {
+		return core.WithHint(core.Errorf("renew the certificate", core.Unsupported, "its files are named by the configuration"), "Make a new one with \"rbee tls cert create\" in their place.")
+	}
+	old := i.state.Load()
+	in := old.info
+	in.Cluster, in.Node = "", "" // told apart from damage below
+	s, err := build(in, slices.Clone(caPEM), slices.Clone(certPEM), old.key, old.sealKey)
+	if err != nil {
+		return err
+	}
+	if s.node.ID != old.node.ID || s.node.Cluster != old.node.Cluster {
+		return otherNode()
+	}
+	// At no moment may the disk have a certificate without its CA: first all CAs, then the certificate, then the CAs that stay.
+	both, err := union(s.caPEM, old.caPEM)
+	if err != nil {
+		return err
+	}
+	steps := []struct {
+		name string
+		data []byte
+	}{{fileCA, both}, {fileNode, s.nodePEM}, {fileCA, s.caPEM}}
+	for _, step := range steps {
+		if err := i.put(step.name, step.data); err != nil {
+			return err
+		}
+	}
+	if !slices.Equal(s.info.Roles, old.info.Roles) {
+		if err := i.putInfo(s.info); err != nil {
+			return err
+		}
+	}
+	i.state.Store(s)
+	return nil
+}
+
+// SetRPCAddress keeps a new address at which others reach the node's RPC port: host:port.
+func (i *Identity) SetRPCAddress(address string) error {
+	i.write.Lock()
+	defer i.write.Unlock()
+	s := *i.state.Load()
+	if s.info.RPCAddress == address {
+		return nil
+	}
+	s.info.RPCAddress = address
+	if i.dir != "" {
+		if err := i.putInfo(s.info); err != nil {
+			return err
+		}
+	}
+	i.state.Store(&s)
+	return nil
+}
+
+// GossipKeys are the keys of the gossip pool that were last kept with SetGossipKeys: with them a node finds the others before anybody told it the
+// newest. Errors: NotFound when there are none, Integrity.
+func (i *Identity) GossipKeys() (Secrets, error) {
+	b, err := i.get(fileGossip)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, core.WithHint(core.Errorf("read the gossip keys", core.NotFound, "the node has none yet"), "It gets them from the first queen that it reaches.")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return decodeGossipKeys(b)
+}
+
+// SetGossipKeys keeps the keys of the gossip pool, the one in use first. Errors: Invalid, Unsupported when the files are the configuration's.
+func (i *Identity) SetGossipKeys(keys Secrets) error {
+	b, err := encodeGossipKeys(keys)
+	if err != nil {
+		return err
+	}
+	i.write.Lock()
+	defer i.write.Unlock()
+	return i.put(fileGossip, b)
+}
+
+// Remove forgets the identity in a data folder: the node is in no cluster then. Removing none changes nothing.
+func Remove(dataDir string) error {
+	dir := filepath.Join(dataDir, Folder)
+	gone, err := os.MkdirTemp(dataDir, "."+Folder+"-*")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return core.E("remove the identity", core.Internal, err)
+	}
+	defer os.RemoveAll(gone)
+	if err := os.Rename(dir, filepath.Join(gone, Folder)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return core.E("remove the identity", core.Internal, err)
+	}
+	return syncDir(dataDir)
+}
+
+func (i *Identity) putInfo(in info) error {
+	b, err := encodeJSON(in)
+	if err != nil {
+		return err
+	}
+	return i.put(fileInfo, b)
+}
+
+// put publishes one file, whole or not at all. The caller holds i.write.
+func (i *Identity) put(name string, data []byte) error {
+	if i.dir == "" {
+		return core.WithHint(core.Errorf("write "+name, core.Unsupported, "the identity's files are named by the configuration"), "Join the node with a token to have its identity kept for it.")
+	}
+	root, err := os.OpenRoot(i.dir)
+	if err != nil {
+		return core.E("write "+name, core.Internal, err)
+	}
+	defer root.Close()
+	tmp := "." + name + ".new"
+	_ = root.Remove(tmp) // left by a crash
+	if err := createFile(root, tmp, data); err != nil {
+		return err
+	}
+	if err := root.Rename(tmp, name); err != nil {
+		return core.E("write "+name, core.Internal, err)
+	}
+	return syncDir(i.dir)
+}
+
+func (i *Identity) get(name string) ([]byte, error) {
+	if i.dir == "" {
+		return nil, fs.ErrNotExist
+	}
+	root, err := os.OpenRoot(i.dir)
+	if err != nil {
+		return nil, core.E("read "+name, core.Internal, err)
+	}
+	defer root.Close()
+	return readFile(root, name)
+}
+
+// writeFolder publishes a folder of files, whole or not at all.
+func writeFolder(dataDir, dir string, files map[string][]byte) error {
+	const op = "write the identity"
+	if err := os.MkdirAll(dataDir, 0o700); err != nil {
+		return core.WithHint(core.E(op, core.Internal, err), "Choose another folder with -data-dir or data_dir = ….")
+	}
+	// Left empty by somebody: a rename replaces nothing that is there.
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return core.WithHint(core.Errorf(op, core.Conflict, "%s is there already: this node is in a cluster", dir),
+			"Use it as it is; or leave that cluster first with \"rbee cluster leave\".")
+	}
+	tmp, err := os.MkdirTemp(dataDir, "."+Folder+"-*") // 0700
+	if err != nil {
+		return core.E(op, core.Internal, err)
+	}
+	defer os.RemoveAll(tmp)
+	root, err := os.OpenRoot(tmp)
+	if err != nil {
+		return core.E(op, core.Internal, err)
+	}
+	defer root.Close()
+	for name, data := range files {
+		if err := createFile(root, name, data); err != nil {
+			return err
+		}
+	}
+	if err := syncDir(tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		if _, statErr := os.Lstat(dir); statErr == nil {
+			return core.WithHint(core.Errorf(op, core.Conflict, "%s is there already: this node is in a cluster", dir),
+				"Use it as it is; or leave that cluster first with \"rbee cluster leave\".")
+		}
+		return core.E(op, core.Internal, err)
+	}
+	return syncDir(dataDir)
+}
+
+func createFile(root *os.Root, name string, data []byte) error {
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return core.E("write "+name, core.Internal, err)
+	}
+	_, err = f.Write(data)
+	return core.E("write "+name, core.Internal, errors.Join(err, f.Sync(), f.Close()))
+}
+
+func readFile(root *os.Root, name string) ([]byte, error) { return readMode(root, name, 0o077) }
+
+// readMode reads a file that none of the forbidden permissions may be given on.
+func readMode(root *os.Root, name string, forbidden fs.FileMode) ([]byte, error) {
+	f, err := root.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, core.WithHint(core.E("open "+name, core.Internal, err), "The file must belong to the user who runs the agent.")
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, core.E("read "+name, core.Internal, err)
+	}
+	if !st.Mode().IsRegular() {
+		return nil, damaged(name + " is not a file")
+	}
+	if st.Mode().Perm()&forbidden != 0 {
+		return nil, core.WithHint(core.Errorf("", core.Forbidden, "other users may read %s", filepath.Join(root.Name(), name)), "chmod 600 %s", filepath.Join(root.Name(), name))
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
+	if err != nil {
+		return nil, core.E("read "+name, core.Internal, err)
+	}
+	if len(b) > maxFileBytes {
+		return nil, damaged(name + " is too large")
+	}
+	return b, nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return core.E("write to disk", core.Internal, err)
+	}
+	defer d.Close()
+	return core.E("write to disk", core.Internal, d.Sync())
+}
+
+func encodeJSON(v any) ([]byte, error) {
+	b, err := json.MarshalIndent(v, "", "  ")
+	return append(b, '\n'), core.E("write the identity", core.Internal, err)
+}
+
+// union is all certificates of both bundles, those of the first first.
+func union(a, b []byte) ([]byte, error) {
+	seen, out := map[string]bool{}, []byte{}
+	for _, bundle := range [][]byte{a, b} {
+		certs, err := parseCertificates(bundle)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range certs {
+			if !seen[string(c.Raw)] {
+				seen[string(c.Raw)] = true
+				out = append(out, encodePEM(blockCertificate, c.Raw)...)
+			}
+		}
+	}
+	return out, nil
+}
+
+func notInCluster() error {
+	return core.WithHint(core.Errorf("", core.NotFound, "this node is in no cluster"), "Start one with \"rbee cluster init\", or join one with \"rbee cluster join TOKEN@host\".")
+}
+
+func noFile(path string) error {
+	return core.WithHint(core.Errorf("", core.NotFound, "there is no file %s", path), "Correct the path in the configuration, or make the file with \"rbee tls cert create\".")
+}
+
+func otherNode() error {
+	return core.WithHint(core.Errorf("renew the certificate", core.Conflict, "it is for another node"), "Use a certificate of this node, or join this node again.")
+}

@@ -1,0 +1,250 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Identity is who this node is in its cluster: its certificate and key, the CA's certificates, and for queens the key that opens sealed settings.
+// It is safe for concurrent use: what it hands out for TLS always follows the newest certificate. It does not show its keys when formatted.
+type Identity struct {
+	dir string // the cluster folder; empty: files named by the configuration, nothing is ever written
+
+	write sync.Mutex // serialises what changes the files
+	state atomic.Pointer[state]
+}
+
+// state is one consistent view of an identity. It is never changed, only replaced.
+type state struct {
+	info     info
+	node     Node
+	caPEM    []byte
+	nodePEM  []byte
+	key      Secret // PEM
+	sealKey  Secret
+	tls      *tls.Certificate
+	roots    *x509.CertPool
+	began    time.Time // NotBefore of the node's certificate
+}
+
+// info is identity.json: what no certificate says.
+type info struct {
+	Cluster     string      `json:"cluster"`
+	ClusterName string      `json:"cluster_name"`
+	Node        string      `json:"node"`
+	Name        string      `json:"name"`
+	Roles       []core.Role `json:"roles"`
+	RPCAddress  string      `json:"rpc_address"`
+}
+
+// Material is what an identity is made of. Formatted, it does not show its keys.
+type Material struct {
+	ClusterName string
+	Name        string // of the node
+	RPCAddress  string // host:port that others reach the node's RPC port at
+	CAPEM       []byte // one or more CA certificates, the one that signs first
+	NodePEM     []byte // the node's certificate; it says the cluster, the node's id and its roles
+	Key         Secret // PEM
+	SealKey     Secret // of a queen; empty: none
+	GossipKeys  Secrets
+	Seed        *Seed // of the first queen
+}
+
+// Format shows whose identity it would be, and no key.
+func (m Material) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "identity of %s in %s", m.Name, m.ClusterName)
+}
+
+// build checks that all parts belong together. It looks at no clock: a certificate that has ended is one that has to be renewed, not a broken file.
+func build(i info, caPEM, nodePEM []byte, key, sealKey Secret) (*state, error) {
+	cas, err := parseCertificates(caPEM)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := Roots(caPEM)
+	if err != nil {
+		return nil, err
+	}
+	certs, err := parseCertificates(nodePEM)
+	if err != nil {
+		return nil, err
+	}
+	leaf := certs[0]
+	node, err := NodeOf(leaf)
+	if err != nil {
+		return nil, err
+	}
+	k, err := parseKey(key)
+	if err != nil {
+		return nil, err
+	}
+	if !k.PublicKey.Equal(leaf.PublicKey) {
+		return nil, damaged("the node's key belongs to another certificate")
+	}
+	if len(sealKey) != 0 && len(sealKey) != sealKeyBytes {
+		return nil, damaged("the seal key is damaged")
+	}
+	intermediates := x509.NewCertPool()
+	for _, c := range certs[1:] {
+		intermediates.AddCert(c)
+	}
+	chains, err := leaf.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: intermediates, CurrentTime: leaf.NotBefore.Add(backdate), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		return nil, damaged("the node's certificate is not signed by the cluster's CA")
+	}
+	if (i.Cluster != "" && i.Cluster != node.Cluster) || (i.Node != "" && i.Node != node.ID) {
+		return nil, damaged("the node's certificate is for another node")
+	}
+	i.Cluster, i.Node, i.Roles = node.Cluster, node.ID, node.Roles
+	if i.Name == "" {
+		i.Name = node.Name
+	}
+	if i.ClusterName == "" && len(cas[0].Subject.OrganizationalUnit) == 1 {
+		i.ClusterName = cas[0].Subject.OrganizationalUnit[0]
+	}
+	// The CA's certificate goes along, so that a machine which joins can compare it with the fingerprint in its token.
+	chain := [][]byte{}
+	for _, c := range chains[0] {
+		chain = append(chain, c.Raw)
+	}
+	for _, c := range cas {
+		if !slices.ContainsFunc(chain, func(der []byte) bool { return bytes.Equal(der, c.Raw) }) {
+			chain = append(chain, c.Raw)
+		}
+	}
+	return &state{
+		info: i, node: node, caPEM: caPEM, nodePEM: nodePEM, key: key, sealKey: sealKey,
+		tls:   &tls.Certificate{Certificate: chain, PrivateKey: k, Leaf: leaf},
+		roots: roots, began: leaf.NotBefore,
+	}, nil
+}
+
+// Format shows whose identity it is, and no key.
+func (i *Identity) Format(f fmt.State, _ rune) {
+	s := i.state.Load()
+	fmt.Fprintf(f, "node %s of cluster %s", s.node.ID, s.node.Cluster)
+}
+
+// MarshalJSON shows what Format shows.
+func (i *Identity) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(i)) }
+
+// Cluster is the cluster's id.
+func (i *Identity) Cluster() string { return i.state.Load().info.Cluster }
+
+// ClusterName is the cluster's name, for people; it may be empty.
+func (i *Identity) ClusterName() string { return i.state.Load().info.ClusterName }
+
+// Node is what the node's certificate says, with the node's name.
+func (i *Identity) Node() Node {
+	s := i.state.Load()
+	n := s.node
+	n.Name = s.info.Name
+	n.Roles = slices.Clone(n.Roles)
+	return n
+}
+
+// Has says whether the node has the role.
+func (i *Identity) Has(r core.Role) bool { return i.state.Load().node.Has(r) }
+
+// RPCAddress is where others reach the node's RPC port: host:port.
+func (i *Identity) RPCAddress() string { return i.state.Load().info.RPCAddress }
+
+// CAPEM are the CA's certificates, the one that signs first.
+func (i *Identity) CAPEM() []byte { return slices.Clone(i.state.Load().caPEM) }
+
+// SealKey opens sealed settings of the registry. It is nil on a hive, and in a cluster whose certificates are made elsewhere.
+func (i *Identity) SealKey() Secret { return slices.Clone(i.state.Load().sealKey) }
+
+// Certificate is the node's, with its key and the chain up to and including the CA's. It is not to be changed.
+func (i *Identity) Certificate() *tls.Certificate { return i.state.Load().tls }
+
+// Roots are the CA's certificates. They are not to be changed.
+func (i *Identity) Roots() *x509.CertPool { return i.state.Load().roots }
+
+// RenewAt is when the certificate should be replaced: at a third of its life left.
+func (i *Identity) RenewAt() time.Time {
+	s := i.state.Load()
+	return s.node.NotAfter.Add(-s.node.NotAfter.Sub(s.began) / 3)
+}
+
+// Check says whether the certificate is valid at a time. Errors: Forbidden.
+func (i *Identity) Check(now time.Time) error {
+	s := i.state.Load()
+	switch {
+	case now.After(s.node.NotAfter):
+		return core.WithHint(core.Errorf("check this node's certificate", core.Forbidden, "it ended on %s", s.node.NotAfter.UTC().Format(time.RFC3339)),
+			"The node was away for too long to renew it. Join it again: \"rbee cluster join\" with a new token.")
+	case now.Before(s.began):
+		return core.WithHint(core.Errorf("check this node's certificate", core.Forbidden, "it begins on %s, which this machine's clock has not reached", s.began.UTC().Format(time.RFC3339)),
+			"Set the clock of this machine.")
+	}
+	return nil
+}
+
+// Request makes the request for a new certificate: PKCS #10, DER, for the key that the node has.
+func (i *Identity) Request() ([]byte, error) {
+	s := i.state.Load()
+	return NewRequest(s.key, s.node.ID)
+}
+
+// CA is the cluster's CA, from its sealed key in the registry. The CA's certificates are the registry's; its first one signs.
+// Errors: Unsupported when this node cannot open it or there is none, Integrity.
+func (i *Identity) CA(caPEM, sealedKey []byte) (*CA, error) {
+	s := i.state.Load()
+	if len(s.sealKey) == 0 || len(sealedKey) == 0 {
+		return nil, core.WithHint(core.Errorf("sign certificates", core.Unsupported, "this cluster's certificates are made elsewhere"),
+			"Make the node's certificate with \"rbee tls cert create\", copy it to the machine and name it in its configuration: tls { … }.")
+	}
+	key, err := Open(s.sealKey, sealedKey, caKeyLabel(s.info.Cluster))
+	if err != nil {
+		return nil, err
+	}
+	ca, err := ParseCA(caPEM, key)
+	if err != nil {
+		return nil, err
+	}
+	if ca.cluster != s.info.Cluster {
+		return nil, damaged("the CA is of another cluster")
+	}
+	return ca, nil
+}
+
+// SealGossipKeys seals the keys of the gossip pool for the registry, the one in use first. Errors: Invalid, Unsupported without a seal key.
+func (i *Identity) SealGossipKeys(keys Secrets) ([]byte, error) {
+	s := i.state.Load()
+	if len(s.sealKey) == 0 {
+		return nil, noSealKey()
+	}
+	return sealGossipKeys(s.sealKey, s.info.Cluster, keys)
+}
+
+// OpenGossipKeys opens what SealGossipKeys sealed. Errors: Unsupported without a seal key, Integrity.
+func (i *Identity) OpenGossipKeys(sealed []byte) (Secrets, error) {
+	s := i.state.Load()
+	if len(s.sealKey) == 0 {
+		return nil, noSealKey()
+	}
+	return openGossipKeys(s.sealKey, s.info.Cluster, sealed)
+}
+
+// KeyFingerprint is how a gossip key is shown to people: the first 8 bytes of its SHA-256, in hex.
+func KeyFingerprint(key []byte) string {
+	h := sha256.Sum256(key)
+	return fmt.Sprintf("%x", h[:8])
+}
+
+func noSealKey() error {
+	return core.WithHint(core.Errorf("use the seal key", core.Unsupported, "this node has none"), "Only queens that joined with a token have it.")
+}

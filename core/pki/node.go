@@ -1,0 +1,90 @@
+// Package pki is the cluster's certificates: its CA, the identity of a node on its disk, the roles that a certificate gives, and the sealing
+// of what the registry must keep but not show.
+//
+// Every node has one ECDSA P-256 certificate from the cluster's CA. Its common name is the node id, its URI name is
+// rbee://<cluster id>/node/<node id>, and each of its roles is a DNS name: queen.<cluster id>.rbee, hive.<cluster id>.rbee. That makes the role
+// something that TLS itself checks: who dials a queen asks for the server name of a queen.
+package pki
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Node is what a certificate says about its holder.
+type Node struct {
+	Cluster  string // cluster id
+	ID       string // 8 hex digits
+	Name     string // when the certificate was signed; for people
+	Roles    []core.Role
+	KeyHash  []byte // SHA-256 of the public key (PKIX)
+	NotAfter time.Time
+}
+
+// Has says whether the certificate gives the role.
+func (n Node) Has(r core.Role) bool { return slices.Contains(n.Roles, r) }
+
+// ServerName is the DNS name that the certificates of a cluster's nodes with the role have.
+func ServerName(role core.Role, cluster string) string { return string(role) + "." + cluster + ".rbee" }
+
+// IsNodeID says whether the text can be a node id: 8 lower-case hex digits.
+func IsNodeID(id string) bool { return len(id) == 8 && strings.Trim(id, "0123456789abcdef") == "" }
+
+// isClusterID says whether the text can be a cluster id: 8 to 32 lower-case hex digits.
+func isClusterID(id string) bool {
+	return len(id) >= 8 && len(id) <= 32 && strings.Trim(id, "0123456789abcdef") == ""
+}
+
+// NodeOf says whose certificate it is. It does not verify the certificate; TLS did. Errors: Unauthenticated for a certificate that is not a node's.
+func NodeOf(cert *x509.Certificate) (Node, error) {
+	if cert == nil {
+		return Node{}, notNode("there is no certificate")
+	}
+	if cert.IsCA || len(cert.URIs) != 1 {
+		return Node{}, notNode("the certificate is not one of a node")
+	}
+	u := cert.URIs[0]
+	id, ok := strings.CutPrefix(u.Path, "/node/")
+	if u.Scheme != "rbee" || !ok || !IsNodeID(id) || !isClusterID(u.Host) || *u != *nodeURI(u.Host, id) {
+		return Node{}, notNode("the certificate names no node")
+	}
+	if cert.Subject.CommonName != id {
+		return Node{}, notNode("the certificate names two nodes")
+	}
+	n := Node{Cluster: u.Host, ID: id, KeyHash: keyHash(cert.RawSubjectPublicKeyInfo), NotAfter: cert.NotAfter}
+	if len(cert.Subject.OrganizationalUnit) == 1 {
+		n.Name = cert.Subject.OrganizationalUnit[0]
+	}
+	for _, r := range []core.Role{core.RoleQueen, core.RoleHive} {
+		if slices.Contains(cert.DNSNames, ServerName(r, n.Cluster)) {
+			n.Roles = append(n.Roles, r)
+		}
+	}
+	if len(n.Roles) == 0 {
+		return Node{}, notNode("the certificate gives no role")
+	}
+	return n, nil
+}
+
+func nodeURI(cluster, id string) *url.URL {
+	return &url.URL{Scheme: "rbee", Host: cluster, Path: "/node/" + id}
+}
+
+func keyHash(spki []byte) []byte {
+	h := sha256.Sum256(spki)
+	return h[:]
+}
+
+func notNode(why string) error {
+	return core.WithHint(core.E("", core.Unauthenticated, stringError(why)), "Use the certificate that the node got when it joined the cluster.")
+}
+
+type stringError string
+
+func (e stringError) Error() string { return string(e) }

@@ -1,0 +1,129 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/json"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	sealKeyBytes   = 32
+	gossipKeyBytes = 32
+	sealVersion    = 1 // first byte of what is sealed: AES-256-GCM, random nonce of 12 bytes in front, the label as additional data
+	maxGossipKeys  = 16
+)
+
+// NewSealKey makes a key for Seal and Open: 32 random bytes.
+func NewSealKey() Secret { return random(sealKeyBytes) }
+
+// NewGossipKey makes a key for the gossip pool: 32 random bytes.
+func NewGossipKey() Secret { return random(gossipKeyBytes) }
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return b
+}
+
+// Seal encrypts plain so that only Open with the same key and label gives it back. The label says what it is, so that one sealed thing cannot be
+// put in the place of another. Errors: Invalid when the key is not one of NewSealKey.
+func Seal(key, plain []byte, label string) ([]byte, error) {
+	a, err := aead(key)
+	if err != nil {
+		return nil, err
+	}
+	return a.Seal([]byte{sealVersion}, nil, plain, []byte(label)), nil
+}
+
+// Open decrypts what Seal made. Errors: Invalid when the key is not one of NewSealKey; Integrity when the key or the label is another, or the
+// bytes were changed.
+func Open(key, sealed []byte, label string) (Secret, error) {
+	a, err := aead(key)
+	if err != nil {
+		return nil, err
+	}
+	if len(sealed) == 0 || sealed[0] != sealVersion {
+		return nil, unopened(label, "it is not sealed in a way that this version knows")
+	}
+	plain, err := a.Open(nil, nil, sealed[1:], []byte(label))
+	if err != nil {
+		return nil, unopened(label, "the seal key is another, or it was changed")
+	}
+	return plain, nil
+}
+
+func aead(key []byte) (cipher.AEAD, error) {
+	if len(key) != sealKeyBytes {
+		return nil, core.WithHint(core.Errorf("", core.Invalid, "the seal key has %d bytes, not %d", len(key), sealKeyBytes),
+			"A queen gets the seal key when it joins; join it again.")
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, core.E("use the seal key", core.Internal, err)
+	}
+	a, err := cipher.NewGCMWithRandomNonce(block)
+	return a, core.E("use the seal key", core.Internal, err)
+}
+
+func unopened(label, why string) error {
+	return core.WithHint(core.Errorf("open the sealed "+label, core.Integrity, "%s", why),
+		"Queens of one cluster share one seal key: if this queen's is lost or from another cluster, join it again.")
+}
+
+// The labels of what a registry keeps sealed. They have the cluster's id, so that nothing can be brought over from another cluster.
+func caKeyLabel(cluster string) string      { return "CA key of cluster " + cluster }
+func gossipKeysLabel(cluster string) string { return "gossip keys of cluster " + cluster }
+
+// sealGossipKeys seals the keys of a cluster's pool, the one in use first.
+func sealGossipKeys(sealKey []byte, cluster string, keys Secrets) ([]byte, error) {
+	plain, err := encodeGossipKeys(keys)
+	if err != nil {
+		return nil, err
+	}
+	return Seal(sealKey, plain, gossipKeysLabel(cluster))
+}
+
+func openGossipKeys(sealKey []byte, cluster string, sealed []byte) (Secrets, error) {
+	plain, err := Open(sealKey, sealed, gossipKeysLabel(cluster))
+	if err != nil {
+		return nil, err
+	}
+	return decodeGossipKeys(plain)
+}
+
+func encodeGossipKeys(keys Secrets) ([]byte, error) {
+	if err := checkGossipKeys(keys); err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal([][]byte(keys))
+	return b, core.E("encode the gossip keys", core.Internal, err)
+}
+
+func decodeGossipKeys(b []byte) (Secrets, error) {
+	var keys [][]byte
+	if err := json.Unmarshal(b, &keys); err != nil {
+		return nil, core.WithHint(core.Errorf("read the gossip keys", core.Integrity, "they are not a list of keys"), "Join the node again.")
+	}
+	return keys, checkGossipKeys(keys)
+}
+
+func checkGossipKeys(keys Secrets) error {
+	if len(keys) == 0 || len(keys) > maxGossipKeys {
+		return core.WithHint(core.Errorf("", core.Invalid, "there are %d gossip keys, not 1 to %d", len(keys), maxGossipKeys), "Remove keys that are no longer used.")
+	}
+	for i, k := range keys {
+		if len(k) != gossipKeyBytes {
+			return core.WithHint(core.Errorf("", core.Invalid, "gossip key %d has %d bytes, not %d", i+1, len(k), gossipKeyBytes), "A key is 32 random bytes.")
+		}
+		for _, other := range keys[:i] {
+			if bytes.Equal(k, other) {
+				return core.WithHint(core.Errorf("", core.Invalid, "gossip key %d is there twice", i+1), "Name every key once.")
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,29 @@
+package pki
+
+import "fmt"
+
+// Secret is key material. It shows itself to no format verb, no JSON and no logger; it is a []byte for whoever needs the bytes.
+type Secret []byte
+
+// Secrets are several keys, the one in use first. They hide themselves as Secret does.
+type Secrets [][]byte
+
+const hidden = "[secret]"
+
+// Format hides the secret from every verb.
+func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(hidden)) }
+
+// String hides the secret.
+func (Secret) String() string { return hidden }
+
+// MarshalText hides the secret, in JSON too.
+func (Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
+
+// Format hides the secrets from every verb.
+func (Secrets) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(hidden)) }
+
+// String hides the secrets.
+func (Secrets) String() string { return hidden }
+
+// MarshalText hides the secrets, in JSON too.
+func (Secrets) MarshalText() ([]byte, error) { return []byte(hidden), nil }

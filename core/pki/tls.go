@@ -1,0 +1,140 @@
+package pki
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// ServerConfig is TLS 1.3 for the RPC port. A client may show a certificate; one that it shows must be of a node of this cluster. Whether a call
+// needs one is for the caller to say. Without any alpn, none is chosen; otherwise a client must ask for one of them.
+func (i *Identity) ServerConfig(alpn ...string) *tls.Config {
+	current := func() *tls.Config {
+		return &tls.Config{
+			MinVersion:     tls.VersionTLS13,
+			NextProtos:     alpn,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.Certificate(), nil },
+			ClientAuth:     tls.VerifyClientCertIfGiven,
+			ClientCAs:      i.Roots(),
+			// A resumed session would not be looked at again: neither whether the certificate has ended, nor whether it was revoked.
+			SessionTicketsDisabled: true,
+			VerifyConnection: func(cs tls.ConnectionState) error {
+				if len(alpn) > 0 && !slices.Contains(alpn, cs.NegotiatedProtocol) {
+					return refused("it did not say what it wants to speak")
+				}
+				if len(cs.PeerCertificates) == 0 {
+					return nil
+				}
+				n, err := NodeOf(cs.PeerCertificates[0])
+				if err == nil && n.Cluster != i.Cluster() {
+					err = refused("it is of another cluster")
+				}
+				return err
+			},
+		}
+	}
+	c := current()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return current(), nil }
+	return c
+}
+
+// ClientConfig is TLS 1.3 to a node of this cluster that must have the role, and the id unless it is empty. A handshake fails with Unauthenticated
+// or with what crypto/x509 says. A renewed certificate and new CAs count from the next handshake on.
+func (i *Identity) ClientConfig(alpn string, role core.Role, nodeID string) *tls.Config {
+	name := ServerName(role, i.Cluster())
+	return &tls.Config{
+		MinVersion:           tls.VersionTLS13,
+		NextProtos:           []string{alpn},
+		ServerName:           name,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return i.Certificate(), nil },
+		InsecureSkipVerify:   true, // VerifyConnection does all of it, with the CAs of now
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			n, err := verifyServer(cs, i.Roots(), name)
+			switch {
+			case err != nil:
+				return err
+			case n.Cluster != i.Cluster():
+				return refused("it is of another cluster")
+			case nodeID != "" && n.ID != nodeID:
+				return core.WithHint(core.Errorf("check the other side's certificate", core.Unauthenticated, "this is node %s, not %s", n.ID, nodeID),
+					"The address belongs to another node now: \"rbee status\" shows where the nodes are.")
+			case alpn != "" && cs.NegotiatedProtocol != alpn:
+				return refused("it does not speak " + alpn)
+			}
+			return nil
+		},
+	}
+}
+
+// JoinConfig is TLS 1.3 to a queen of a cluster of which only the fingerprint of the CA's certificate is known, from a join token. It shows no
+// certificate. A handshake fails with Unauthenticated, or with what crypto/x509 says.
+func JoinConfig(alpn, fingerprintOfCA string) *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		NextProtos:         []string{alpn},
+		InsecureSkipVerify: true, // VerifyConnection does all of it
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			for _, c := range cs.PeerCertificates[min(1, len(cs.PeerCertificates)):] {
+				if fingerprint(c) != fingerprintOfCA || checkCA(c) != nil {
+					continue
+				}
+				roots := x509.NewCertPool()
+				roots.AddCert(c)
+				n, err := verifyServer(cs, roots, "")
+				if err == nil && !n.Has(core.RoleQueen) {
+					err = refused("it is not a queen")
+				}
+				return err
+			}
+			return core.WithHint(core.Errorf("check the queen's certificate", core.Unauthenticated, "it is not of the cluster that the token is for"),
+				"Make sure that the address is that of a queen, and that the token is from the same cluster. If both are so, somebody is in between.")
+		},
+	}
+}
+
+// HTTPConfig is TLS 1.3 for the HTTP port: the node's certificate, no client certificates.
+func (i *Identity) HTTPConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		NextProtos:     []string{"h2", "http/1.1"},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.Certificate(), nil },
+	}
+}
+
+// verifyServer checks a server's chain as crypto/tls would. An empty name is not checked.
+func verifyServer(cs tls.ConnectionState, roots *x509.CertPool, name string) (Node, error) {
+	if len(cs.PeerCertificates) == 0 {
+		return Node{}, refused("it showed no certificate")
+	}
+	leaf, intermediates := cs.PeerCertificates[0], x509.NewCertPool()
+	for _, c := range cs.PeerCertificates[1:] {
+		intermediates.AddCert(c)
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, DNSName: name, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	if err != nil {
+		return Node{}, &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: classify(err)}
+	}
+	return NodeOf(leaf)
+}
+
+// classify gives what crypto/x509 says a kind and a hint; errors.As still finds it.
+func classify(err error) error {
+	var invalid x509.CertificateInvalidError
+	var name x509.HostnameError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return core.WithHint(core.E("check the other side's certificate", core.Unauthenticated, err),
+			"Compare the clocks of both machines (here it is %s); a node that was away for too long has to join again.", time.Now().UTC().Format(time.RFC3339))
+	case errors.As(err, &name):
+		return core.WithHint(core.E("check the other side's certificate", core.Unauthenticated, err), "That node does not have the role that is needed here.")
+	}
+	return core.WithHint(core.E("check the other side's certificate", core.Unauthenticated, err), "The two nodes are not of one cluster.")
+}
+
+func refused(why string) error {
+	return core.WithHint(core.Errorf("check the other side", core.Unauthenticated, "%s", why), "Both sides must be nodes of one cluster: \"rbee cluster join\" takes a machine in.")
+}
