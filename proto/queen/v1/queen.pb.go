@@ -187,7 +187,9 @@ type ClusterView struct {
 	// Ids of nodes whose certificates are refused.
 	Revoked []string `protobuf:"bytes,2,rep,name=revoked,proto3" json:"revoked,omitempty"`
 	// The keys of the gossip pool, the primary first.
-	GossipKeys    [][]byte `protobuf:"bytes,3,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	GossipKeys [][]byte `protobuf:"bytes,3,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
+	// The registry's raft index that it was taken at: an older view never replaces a newer one.
+	Index         uint64 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -241,6 +243,13 @@ func (x *ClusterView) GetGossipKeys() [][]byte {
 		return x.GossipKeys
 	}
 	return nil
+}
+
+func (x *ClusterView) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
 }
 
 type QueenAddress struct {
@@ -646,6 +655,87 @@ func (*RemoveQueenResponse) Descriptor() ([]byte, []int) {
 	return file_queen_v1_queen_proto_rawDescGZIP(), []int{11}
 }
 
+type LeaveNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node id.
+	Node          string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveNodeRequest) Reset() {
+	*x = LeaveNodeRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveNodeRequest) ProtoMessage() {}
+
+func (x *LeaveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveNodeRequest.ProtoReflect.Descriptor instead.
+func (*LeaveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *LeaveNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type LeaveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveNodeResponse) Reset() {
+	*x = LeaveNodeResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveNodeResponse) ProtoMessage() {}
+
+func (x *LeaveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveNodeResponse.ProtoReflect.Descriptor instead.
+func (*LeaveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{13}
+}
+
 type SightRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Hive id; empty: all.
@@ -656,7 +746,7 @@ type SightRequest struct {
 
 func (x *SightRequest) Reset() {
 	*x = SightRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	mi := &file_queen_v1_queen_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +758,7 @@ func (x *SightRequest) String() string {
 func (*SightRequest) ProtoMessage() {}
 
 func (x *SightRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	mi := &file_queen_v1_queen_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +771,7 @@ func (x *SightRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SightRequest.ProtoReflect.Descriptor instead.
 func (*SightRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{12}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SightRequest) GetHive() string {
@@ -702,7 +792,7 @@ type SightResponse struct {
 
 func (x *SightResponse) Reset() {
 	*x = SightResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	mi := &file_queen_v1_queen_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -714,7 +804,7 @@ func (x *SightResponse) String() string {
 func (*SightResponse) ProtoMessage() {}
 
 func (x *SightResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	mi := &file_queen_v1_queen_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -727,7 +817,7 @@ func (x *SightResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SightResponse.ProtoReflect.Descriptor instead.
 func (*SightResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{13}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SightResponse) GetQueen() string {
@@ -752,14 +842,16 @@ type HiveSight struct {
 	// Since its last report; not set: none yet.
 	Silence *durationpb.Duration `protobuf:"bytes,3,opt,name=silence,proto3" json:"silence,omitempty"`
 	// What gossip says: "alive", "failed", "left", "unknown".
-	Gossip        string `protobuf:"bytes,4,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	Gossip string `protobuf:"bytes,4,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	// Why this queen gives its workers no request; empty: it does.
+	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HiveSight) Reset() {
 	*x = HiveSight{}
-	mi := &file_queen_v1_queen_proto_msgTypes[14]
+	mi := &file_queen_v1_queen_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +863,7 @@ func (x *HiveSight) String() string {
 func (*HiveSight) ProtoMessage() {}
 
 func (x *HiveSight) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[14]
+	mi := &file_queen_v1_queen_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +876,7 @@ func (x *HiveSight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HiveSight.ProtoReflect.Descriptor instead.
 func (*HiveSight) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{14}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HiveSight) GetHive() string {
@@ -815,6 +907,13 @@ func (x *HiveSight) GetGossip() string {
 	return ""
 }
 
+func (x *HiveSight) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type SaveSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -823,7 +922,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[15]
+	mi := &file_queen_v1_queen_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +934,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[15]
+	mi := &file_queen_v1_queen_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +947,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{15}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{17}
 }
 
 type SaveSnapshotResponse struct {
@@ -860,7 +959,7 @@ type SaveSnapshotResponse struct {
 
 func (x *SaveSnapshotResponse) Reset() {
 	*x = SaveSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[16]
+	mi := &file_queen_v1_queen_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +971,7 @@ func (x *SaveSnapshotResponse) String() string {
 func (*SaveSnapshotResponse) ProtoMessage() {}
 
 func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[16]
+	mi := &file_queen_v1_queen_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +984,7 @@ func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{16}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SaveSnapshotResponse) GetData() []byte {
@@ -904,7 +1003,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[17]
+	mi := &file_queen_v1_queen_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +1015,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[17]
+	mi := &file_queen_v1_queen_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +1028,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{17}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RestoreSnapshotRequest) GetData() []byte {
@@ -948,7 +1047,7 @@ type RestoreSnapshotResponse struct {
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[18]
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1059,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[18]
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1072,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{18}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RestoreSnapshotResponse) GetIndex() uint64 {
@@ -1004,7 +1103,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[19]
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1115,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[19]
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1128,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{19}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1098,7 +1197,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1209,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1222,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JoinResponse) GetCluster() string {
@@ -1185,7 +1284,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1296,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1309,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -1237,7 +1336,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1348,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1361,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RenewResponse) GetCaCertificates() []byte {
@@ -1290,7 +1389,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[23]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1401,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[23]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1414,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HeartbeatRequest) GetHive() *Hive {
@@ -1350,7 +1449,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_queen_v1_queen_proto_msgTypes[24]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1461,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[24]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1474,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Hive) GetId() string {
@@ -1460,7 +1559,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1571,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1584,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Worker) GetId() string {
@@ -1578,7 +1677,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1689,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1702,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Load) GetActive() int32 {
@@ -1653,7 +1752,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +1764,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +1777,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HeartbeatResponse) GetNext() *durationpb.Duration {
@@ -1712,12 +1811,13 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"registered\x12-\n" +
 	"\x04next\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04next\x12\x16\n" +
 	"\x06retire\x18\x04 \x03(\tR\x06retire\x124\n" +
-	"\acluster\x18\x05 \x01(\v2\x1a.rbee.queen.v1.ClusterViewR\acluster\"}\n" +
+	"\acluster\x18\x05 \x01(\v2\x1a.rbee.queen.v1.ClusterViewR\acluster\"\x93\x01\n" +
 	"\vClusterView\x123\n" +
 	"\x06queens\x18\x01 \x03(\v2\x1b.rbee.queen.v1.QueenAddressR\x06queens\x12\x18\n" +
 	"\arevoked\x18\x02 \x03(\tR\arevoked\x12\x1f\n" +
 	"\vgossip_keys\x18\x03 \x03(\fR\n" +
-	"gossipKeys\"?\n" +
+	"gossipKeys\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\"?\n" +
 	"\fQueenAddress\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vrpc_address\x18\x02 \x01(\tR\n" +
@@ -1736,17 +1836,21 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x1aTransferLeadershipResponse\"$\n" +
 	"\x12RemoveQueenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RemoveQueenResponse\"\"\n" +
+	"\x13RemoveQueenResponse\"&\n" +
+	"\x10LeaveNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\x13\n" +
+	"\x11LeaveNodeResponse\"\"\n" +
 	"\fSightRequest\x12\x12\n" +
 	"\x04hive\x18\x01 \x01(\tR\x04hive\"U\n" +
 	"\rSightResponse\x12\x14\n" +
 	"\x05queen\x18\x01 \x01(\tR\x05queen\x12.\n" +
-	"\x05hives\x18\x02 \x03(\v2\x18.rbee.queen.v1.HiveSightR\x05hives\"\x84\x01\n" +
+	"\x05hives\x18\x02 \x03(\v2\x18.rbee.queen.v1.HiveSightR\x05hives\"\x9e\x01\n" +
 	"\tHiveSight\x12\x12\n" +
 	"\x04hive\x18\x01 \x01(\tR\x04hive\x12\x16\n" +
 	"\x06linked\x18\x02 \x01(\bR\x06linked\x123\n" +
 	"\asilence\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\asilence\x12\x16\n" +
-	"\x06gossip\x18\x04 \x01(\tR\x06gossip\"\x15\n" +
+	"\x06gossip\x18\x04 \x01(\tR\x06gossip\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"\x15\n" +
 	"\x13SaveSnapshotRequest\"*\n" +
 	"\x14SaveSnapshotResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\",\n" +
@@ -1818,7 +1922,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\tHeartbeat\x12\x1f.rbee.queen.v1.HeartbeatRequest\x1a .rbee.queen.v1.HeartbeatResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x02\x12L\n" +
 	"\x04Link\x12\x1a.rbee.queen.v1.LinkRequest\x1a\x1b.rbee.queen.v1.LinkResponse\"\a\xfa\xe5\x18\x03\n" +
-	"\x01\x02(\x010\x012\xb3\x05\n" +
+	"\x01\x02(\x010\x012\x8c\x06\n" +
 	"\x0eClusterService\x12M\n" +
 	"\x05Apply\x12\x1b.rbee.queen.v1.ApplyRequest\x1a\x1c.rbee.queen.v1.ApplyResponse\"\t\xfa\xe5\x18\x05\n" +
 	"\x01\x03\x10\x01\x12Y\n" +
@@ -1827,7 +1931,9 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x12TransferLeadership\x12(.rbee.queen.v1.TransferLeadershipRequest\x1a).rbee.queen.v1.TransferLeadershipResponse\"\t\xfa\xe5\x18\x05\n" +
 	"\x01\x03\x10\x01\x12_\n" +
 	"\vRemoveQueen\x12!.rbee.queen.v1.RemoveQueenRequest\x1a\".rbee.queen.v1.RemoveQueenResponse\"\t\xfa\xe5\x18\x05\n" +
-	"\x01\x03\x10\x01\x12K\n" +
+	"\x01\x03\x10\x01\x12W\n" +
+	"\tLeaveNode\x12\x1f.rbee.queen.v1.LeaveNodeRequest\x1a .rbee.queen.v1.LeaveNodeResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12K\n" +
 	"\x05Sight\x12\x1b.rbee.queen.v1.SightRequest\x1a\x1c.rbee.queen.v1.SightResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x03\x12d\n" +
 	"\fSaveSnapshot\x12\".rbee.queen.v1.SaveSnapshotRequest\x1a#.rbee.queen.v1.SaveSnapshotResponse\"\t\xfa\xe5\x18\x05\n" +
@@ -1853,7 +1959,7 @@ func file_queen_v1_queen_proto_rawDescGZIP() []byte {
 	return file_queen_v1_queen_proto_rawDescData
 }
 
-var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_queen_v1_queen_proto_goTypes = []any{
 	(*LinkRequest)(nil),                // 0: rbee.queen.v1.LinkRequest
 	(*LinkResponse)(nil),               // 1: rbee.queen.v1.LinkResponse
@@ -1867,63 +1973,67 @@ var file_queen_v1_queen_proto_goTypes = []any{
 	(*TransferLeadershipResponse)(nil), // 9: rbee.queen.v1.TransferLeadershipResponse
 	(*RemoveQueenRequest)(nil),         // 10: rbee.queen.v1.RemoveQueenRequest
 	(*RemoveQueenResponse)(nil),        // 11: rbee.queen.v1.RemoveQueenResponse
-	(*SightRequest)(nil),               // 12: rbee.queen.v1.SightRequest
-	(*SightResponse)(nil),              // 13: rbee.queen.v1.SightResponse
-	(*HiveSight)(nil),                  // 14: rbee.queen.v1.HiveSight
-	(*SaveSnapshotRequest)(nil),        // 15: rbee.queen.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),       // 16: rbee.queen.v1.SaveSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),     // 17: rbee.queen.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),    // 18: rbee.queen.v1.RestoreSnapshotResponse
-	(*JoinRequest)(nil),                // 19: rbee.queen.v1.JoinRequest
-	(*JoinResponse)(nil),               // 20: rbee.queen.v1.JoinResponse
-	(*RenewRequest)(nil),               // 21: rbee.queen.v1.RenewRequest
-	(*RenewResponse)(nil),              // 22: rbee.queen.v1.RenewResponse
-	(*HeartbeatRequest)(nil),           // 23: rbee.queen.v1.HeartbeatRequest
-	(*Hive)(nil),                       // 24: rbee.queen.v1.Hive
-	(*Worker)(nil),                     // 25: rbee.queen.v1.Worker
-	(*Load)(nil),                       // 26: rbee.queen.v1.Load
-	(*HeartbeatResponse)(nil),          // 27: rbee.queen.v1.HeartbeatResponse
-	(*durationpb.Duration)(nil),        // 28: google.protobuf.Duration
-	(*v1.Device)(nil),                  // 29: rbee.hive.v1.Device
+	(*LeaveNodeRequest)(nil),           // 12: rbee.queen.v1.LeaveNodeRequest
+	(*LeaveNodeResponse)(nil),          // 13: rbee.queen.v1.LeaveNodeResponse
+	(*SightRequest)(nil),               // 14: rbee.queen.v1.SightRequest
+	(*SightResponse)(nil),              // 15: rbee.queen.v1.SightResponse
+	(*HiveSight)(nil),                  // 16: rbee.queen.v1.HiveSight
+	(*SaveSnapshotRequest)(nil),        // 17: rbee.queen.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 18: rbee.queen.v1.SaveSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),     // 19: rbee.queen.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 20: rbee.queen.v1.RestoreSnapshotResponse
+	(*JoinRequest)(nil),                // 21: rbee.queen.v1.JoinRequest
+	(*JoinResponse)(nil),               // 22: rbee.queen.v1.JoinResponse
+	(*RenewRequest)(nil),               // 23: rbee.queen.v1.RenewRequest
+	(*RenewResponse)(nil),              // 24: rbee.queen.v1.RenewResponse
+	(*HeartbeatRequest)(nil),           // 25: rbee.queen.v1.HeartbeatRequest
+	(*Hive)(nil),                       // 26: rbee.queen.v1.Hive
+	(*Worker)(nil),                     // 27: rbee.queen.v1.Worker
+	(*Load)(nil),                       // 28: rbee.queen.v1.Load
+	(*HeartbeatResponse)(nil),          // 29: rbee.queen.v1.HeartbeatResponse
+	(*durationpb.Duration)(nil),        // 30: google.protobuf.Duration
+	(*v1.Device)(nil),                  // 31: rbee.hive.v1.Device
 }
 var file_queen_v1_queen_proto_depIdxs = []int32{
-	24, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
-	25, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
-	28, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
+	26, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
+	27, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
+	30, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
 	2,  // 3: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
 	3,  // 4: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
-	14, // 5: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
-	28, // 6: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	16, // 5: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
+	30, // 6: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
 	2,  // 7: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
-	24, // 8: rbee.queen.v1.HeartbeatRequest.hive:type_name -> rbee.queen.v1.Hive
-	25, // 9: rbee.queen.v1.HeartbeatRequest.workers:type_name -> rbee.queen.v1.Worker
-	29, // 10: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	26, // 11: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	28, // 12: rbee.queen.v1.HeartbeatResponse.next:type_name -> google.protobuf.Duration
-	23, // 13: rbee.queen.v1.RegistryService.Heartbeat:input_type -> rbee.queen.v1.HeartbeatRequest
+	26, // 8: rbee.queen.v1.HeartbeatRequest.hive:type_name -> rbee.queen.v1.Hive
+	27, // 9: rbee.queen.v1.HeartbeatRequest.workers:type_name -> rbee.queen.v1.Worker
+	31, // 10: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	28, // 11: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	30, // 12: rbee.queen.v1.HeartbeatResponse.next:type_name -> google.protobuf.Duration
+	25, // 13: rbee.queen.v1.RegistryService.Heartbeat:input_type -> rbee.queen.v1.HeartbeatRequest
 	0,  // 14: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
 	4,  // 15: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
 	6,  // 16: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
 	8,  // 17: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
 	10, // 18: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	12, // 19: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	15, // 20: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	17, // 21: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	19, // 22: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	21, // 23: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	27, // 24: rbee.queen.v1.RegistryService.Heartbeat:output_type -> rbee.queen.v1.HeartbeatResponse
-	1,  // 25: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	5,  // 26: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	7,  // 27: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	9,  // 28: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	11, // 29: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	13, // 30: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	16, // 31: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	18, // 32: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	20, // 33: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	22, // 34: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	24, // [24:35] is the sub-list for method output_type
-	13, // [13:24] is the sub-list for method input_type
+	12, // 19: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	14, // 20: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	17, // 21: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	19, // 22: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	21, // 23: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	23, // 24: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	29, // 25: rbee.queen.v1.RegistryService.Heartbeat:output_type -> rbee.queen.v1.HeartbeatResponse
+	1,  // 26: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	5,  // 27: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	7,  // 28: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	9,  // 29: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	11, // 30: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	13, // 31: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	15, // 32: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	18, // 33: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	20, // 34: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	22, // 35: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	24, // 36: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -1940,7 +2050,7 @@ func file_queen_v1_queen_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queen_v1_queen_proto_rawDesc), len(file_queen_v1_queen_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -167,6 +167,7 @@ const (
 	ClusterService_ReadIndex_FullMethodName          = "/rbee.queen.v1.ClusterService/ReadIndex"
 	ClusterService_TransferLeadership_FullMethodName = "/rbee.queen.v1.ClusterService/TransferLeadership"
 	ClusterService_RemoveQueen_FullMethodName        = "/rbee.queen.v1.ClusterService/RemoveQueen"
+	ClusterService_LeaveNode_FullMethodName          = "/rbee.queen.v1.ClusterService/LeaveNode"
 	ClusterService_Sight_FullMethodName              = "/rbee.queen.v1.ClusterService/Sight"
 	ClusterService_SaveSnapshot_FullMethodName       = "/rbee.queen.v1.ClusterService/SaveSnapshot"
 	ClusterService_RestoreSnapshot_FullMethodName    = "/rbee.queen.v1.ClusterService/RestoreSnapshot"
@@ -186,6 +187,8 @@ type ClusterServiceClient interface {
 	TransferLeadership(ctx context.Context, in *TransferLeadershipRequest, opts ...grpc.CallOption) (*TransferLeadershipResponse, error)
 	// Takes a queen out of the raft configuration.
 	RemoveQueen(ctx context.Context, in *RemoveQueenRequest, opts ...grpc.CallOption) (*RemoveQueenResponse, error)
+	// Has a node leave for good. It is asked of another queen than the leaving one, which could not answer to the end.
+	LeaveNode(ctx context.Context, in *LeaveNodeRequest, opts ...grpc.CallOption) (*LeaveNodeResponse, error)
 	// How the answering queen sees the hives: whether each has a line, and when it last reported.
 	Sight(ctx context.Context, in *SightRequest, opts ...grpc.CallOption) (*SightResponse, error)
 	// The leader's registry as a snapshot, in parts.
@@ -236,6 +239,16 @@ func (c *clusterServiceClient) RemoveQueen(ctx context.Context, in *RemoveQueenR
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RemoveQueenResponse)
 	err := c.cc.Invoke(ctx, ClusterService_RemoveQueen_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) LeaveNode(ctx context.Context, in *LeaveNodeRequest, opts ...grpc.CallOption) (*LeaveNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LeaveNodeResponse)
+	err := c.cc.Invoke(ctx, ClusterService_LeaveNode_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -298,6 +311,8 @@ type ClusterServiceServer interface {
 	TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error)
 	// Takes a queen out of the raft configuration.
 	RemoveQueen(context.Context, *RemoveQueenRequest) (*RemoveQueenResponse, error)
+	// Has a node leave for good. It is asked of another queen than the leaving one, which could not answer to the end.
+	LeaveNode(context.Context, *LeaveNodeRequest) (*LeaveNodeResponse, error)
 	// How the answering queen sees the hives: whether each has a line, and when it last reported.
 	Sight(context.Context, *SightRequest) (*SightResponse, error)
 	// The leader's registry as a snapshot, in parts.
@@ -325,6 +340,9 @@ func (UnimplementedClusterServiceServer) TransferLeadership(context.Context, *Tr
 }
 func (UnimplementedClusterServiceServer) RemoveQueen(context.Context, *RemoveQueenRequest) (*RemoveQueenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveQueen not implemented")
+}
+func (UnimplementedClusterServiceServer) LeaveNode(context.Context, *LeaveNodeRequest) (*LeaveNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LeaveNode not implemented")
 }
 func (UnimplementedClusterServiceServer) Sight(context.Context, *SightRequest) (*SightResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sight not implemented")
@@ -428,6 +446,24 @@ func _ClusterService_RemoveQueen_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_LeaveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LeaveNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).LeaveNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_LeaveNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).LeaveNode(ctx, req.(*LeaveNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_Sight_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SightRequest)
 	if err := dec(in); err != nil {
@@ -486,6 +522,10 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveQueen",
 			Handler:    _ClusterService_RemoveQueen_Handler,
+		},
+		{
+			MethodName: "LeaveNode",
+			Handler:    _ClusterService_LeaveNode_Handler,
 		},
 		{
 			MethodName: "Sight",
