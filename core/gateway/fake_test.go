@@ -328,11 +328,12 @@ func eventually(t testing.TB, what string, ok func() bool) {
 type fakeCluster struct {
 	notReady error
 	models   []core.Model
+	cluster  *core.Cluster
 }
 
 func (f *fakeCluster) Ready(context.Context) error { return f.notReady }
 func (f *fakeCluster) Status(context.Context) (core.Status, error) {
-	return core.Status{Version: "1.2.3", Hives: []core.Hive{{ID: "h1"}}}, nil
+	return core.Status{Version: "1.2.3", Cluster: f.cluster, Hives: []core.Hive{{ID: "h1"}}}, nil
 }
 func (f *fakeCluster) Hives(context.Context) ([]core.Hive, error) { return nil, nil }
 func (f *fakeCluster) Hive(_ context.Context, hive string) (core.Hive, error) {

@@ -1,0 +1,285 @@
+package gateway
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/openai/openai-go/v3"
+	"github.com/openai/openai-go/v3/option"
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// guarded is a gateway with tokens: for each scope "only-<scope>" and "all-but-<scope>", and "join".
+func guarded(log io.Writer) (*Gateway, *fakeAuth) {
+	auth := &fakeAuth{tokens: map[string]core.Token{"rbee_join_secret": {Kind: core.TokenJoin, Scopes: core.Scopes()}}}
+	for _, s := range core.Scopes() {
+		auth.tokens["rbee_only-"+string(s)+"_secret"] = core.Token{Kind: core.TokenAPI, Scopes: []core.Scope{s}}
+		rest := slices.DeleteFunc(core.Scopes(), func(other core.Scope) bool { return other == s })
+		auth.tokens["rbee_all-but-"+string(s)+"_secret"] = core.Token{Kind: core.TokenAPI, Scopes: rest}
+	}
+	jobs := &fakeJobs{}
+	jobs.add(core.Event{Kind: core.EventEnd})
+	return New(Options{
+		Router: &fakeRouter{}, Cluster: &fakeCluster{}, Jobs: jobs, Auth: auth, Reader: &fakeReader{}, Admin: &fakeAdmin{},
+		Logger: hclog.New(&hclog.LoggerOptions{Output: log, Level: hclog.Trace}),
+	}), auth
+}
+
+var wildcard = regexp.MustCompile(`\{[^}]*\}`)
+
+// askFrom makes a request for a route from an address of its own.
+func askFrom(g *Gateway, n int, rt route, header, value string) *httptest.ResponseRecorder {
+	path := wildcard.ReplaceAllString(strings.ReplaceAll(rt.pattern, "{pid}", "12"), "h1")
+	r := httptest.NewRequest(rt.method, path, strings.NewReader("{}"))
+	r.Host = "localhost"
+	r.RemoteAddr = fmt.Sprintf("10.%d.%d.%d:1", n>>16, n>>8&255, n&255)
+	if header != "" {
+		r.Header.Set(header, value)
+	}
+	w := httptest.NewRecorder()
+	func() {
+		defer func() { _ = recover() }() // answers that are cut
+		g.Handler().ServeHTTP(w, r)
+	}()
+	return w
+}
+
+// Every route is asked with every kind of token that there is.
+func TestScopesOfEveryRoute(t *testing.T) {
+	t.Parallel()
+	var log syncBuffer
+	g, auth := guarded(&log)
+	n, answers := 0, &bytes.Buffer{}
+	for _, rt := range routes() {
+		open := rt.scope == scopeOpen
+		type ask struct {
+			name, header, value string
+			status              int // 0: anything but a refusal
+			code                string
+		}
+		asks := []ask{
+			{"no token", "", "", 401, "invalid_api_key"},
+			{"empty token", "Authorization", "Bearer ", 401, "invalid_api_key"},
+			{"another scheme", "Authorization", "Basic cmJlZTpyYmVl", 401, "invalid_api_key"},
+			{"unknown token", "Authorization", "Bearer rbee_who_secret", 401, "invalid_api_key"},
+			{"deleted token", "Authorization", "Bearer rbee_gone_secret", 401, "invalid_api_key"},
+			{"very long token", "Authorization", "Bearer rbee_only-" + string(rt.scope) + "_secret" + strings.Repeat("a", 5000), 401, "invalid_api_key"},
+			{"wrong kind", "Authorization", "Bearer rbee_join_secret", 401, "invalid_api_key"},
+			{"wrong scopes", "Authorization", "Bearer rbee_all-but-" + string(rt.scope) + "_secret", 403, "forbidden"},
+			{"wrong scopes as a key", "X-Api-Key", "rbee_all-but-" + string(rt.scope) + "_secret", 403, "forbidden"},
+			{"right scope", "Authorization", "Bearer rbee_only-" + string(rt.scope) + "_secret", 0, ""},
+			{"right scope, lower case", "Authorization", "bearer  rbee_only-" + string(rt.scope) + "_secret ", 0, ""},
+			{"right scope as a key", "X-Api-Key", "rbee_only-" + string(rt.scope) + "_secret", 0, ""},
+		}
+		for _, a := range asks {
+			n++
+			what := must.Sprintf("%s %s, %s", rt.method, rt.pattern, a.name)
+			auth.tokens["rbee_gone_secret"] = core.Token{Kind: core.TokenAPI, Scopes: core.Scopes()}
+			delete(auth.tokens, "rbee_gone_secret")
+			w := askFrom(g, n, rt, a.header, a.value)
+			refused := w.Code == 401 || w.Code == 403 || w.Code == 429
+			if open || a.status == 0 {
+				must.False(t, refused, what)
+				continue
+			}
+			must.Eq(t, a.status, w.Code, what)
+			e := errorIn(t, w.Body.String())
+			must.Eq(t, a.code, code(e), what)
+			must.NotEq(t, "", e.Hint)
+			challenge := w.Header().Get("WWW-Authenticate")
+			must.StrHasPrefix(t, "Bearer ", challenge, what)
+			if a.status == 403 {
+				must.StrContains(t, e.Message, strconv.Quote(string(rt.scope)))
+				must.StrContains(t, challenge, `scope="`+string(rt.scope)+`"`)
+			}
+			_ = w.Header().Write(answers)
+			answers.Write(w.Body.Bytes())
+		}
+	}
+	must.StrNotContains(t, answers.String(), "secret")
+	must.StrNotContains(t, log.String(), "secret")
+	refused := func(reason string) int { return refusals(t, g, reason) }
+	closed := 0
+	for _, rt := range routes() {
+		if rt.scope != scopeOpen {
+			closed++
+		}
+	}
+	must.Eq(t, 2*closed, refused(refusedNoToken))
+	must.Eq(t, 5*closed, refused(refusedToken))
+	must.Eq(t, 2*closed, refused(refusedScope))
+}
+
+// refusals is what the metrics say of a reason.
+func refusals(t *testing.T, g *Gateway, reason string) int {
+	t.Helper()
+	families, err := g.Registry().Gather()
+	must.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() != "rbee_gateway_refused_requests_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if m.GetLabel()[0].GetValue() == reason {
+				return int(m.GetCounter().GetValue())
+			}
+		}
+	}
+	return 0
+}
+
+// A token in an address, and two at once, are none.
+func TestTokensElsewhere(t *testing.T) {
+	t.Parallel()
+	g, auth := guarded(io.Discard)
+	for name, change := range map[string]func(r *http.Request){
+		"query": func(r *http.Request) {
+			r.URL.RawQuery = "token=rbee_only-read_secret&api_key=rbee_only-read_secret&access_token=rbee_only-read_secret"
+		},
+		"user":   func(r *http.Request) { r.SetBasicAuth("rbee_only-read_secret", "rbee_only-read_secret") },
+		"cookie": func(r *http.Request) { r.AddCookie(&http.Cookie{Name: "token", Value: "rbee_only-read_secret"}) },
+		"twice": func(r *http.Request) {
+			r.Header["Authorization"] = []string{"Bearer rbee_only-read_secret", "Bearer x"}
+		},
+		"key twice": func(r *http.Request) { r.Header["X-Api-Key"] = []string{"rbee_only-read_secret", "x"} },
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/v1/hives", nil)
+		r.Host = "localhost"
+		change(r)
+		w := httptest.NewRecorder()
+		g.Handler().ServeHTTP(w, r)
+		must.Eq(t, 401, w.Code, must.Sprint(name))
+	}
+	must.LessEq(t, 3, auth.looks())
+}
+
+// Whoever sends wrong tokens is soon not looked at any more, others behind its address are.
+func TestWrongTokensAreBounded(t *testing.T) {
+	t.Parallel()
+	g, auth := guarded(io.Discard)
+	rt := route{method: "GET", pattern: "/v1/hives", scope: core.ScopeRead}
+	ask := func(address int, token string) *httptest.ResponseRecorder {
+		return askFrom(g, address, rt, "Authorization", "Bearer "+token)
+	}
+	must.Eq(t, 200, ask(1, "rbee_only-read_secret").Code)
+	for i := range maxWrong {
+		must.Eq(t, 401, ask(1, fmt.Sprint("rbee_guess_", i)).Code)
+	}
+	looks := auth.looks()
+	for range 100 {
+		w := ask(1, "rbee_guess_x")
+		must.Eq(t, 429, w.Code)
+		wait, err := strconv.Atoi(w.Header().Get("Retry-After"))
+		must.NoError(t, err)
+		must.Between(t, 50, wait, 61)
+		must.Eq(t, "too_many_bad_tokens", code(errorIn(t, w.Body.String())))
+	}
+	must.Eq(t, 429, ask(1, "rbee_all-but-infer_secret").Code) // else 429 and 200 would tell a right guess
+	must.Eq(t, looks, auth.looks())
+	must.Eq(t, 200, ask(1, "rbee_only-read_secret").Code) // was right before
+	must.Eq(t, 200, ask(2, "rbee_all-but-infer_secret").Code)
+	must.Eq(t, 401, askFrom(g, 1, rt, "", "").Code)
+	must.Eq(t, 101, refusals(t, g, refusedGuesses))
+	delete(auth.tokens, "rbee_only-read_secret")
+	must.Eq(t, 401, ask(1, "rbee_only-read_secret").Code)
+	must.Eq(t, 429, ask(1, "rbee_only-read_secret").Code) // revoked, it is a guess like others
+}
+
+func TestGuesses(t *testing.T) {
+	t.Parallel()
+	g, start := newGuesses(), time.Unix(1000, 0)
+	from := func(a string) (r *http.Request) { return &http.Request{RemoteAddr: a} }
+	one := clientOf(from("[2001:db8::1]:5"))
+	for i := range maxWrong {
+		must.Eq(t, 0, g.wait(one, "x", start))
+		g.wrong(one, "x", start.Add(time.Duration(i)*time.Second))
+	}
+	must.Eq(t, wrongWindow-30*time.Second, g.wait(one, "x", start.Add(30*time.Second)))
+	must.Eq(t, one, clientOf(from("[2001:db8::ffff:1:2]:6"))) // one customer has all of them
+	must.NotEq(t, one, clientOf(from("[2001:db8:0:1::1]:5")))
+	must.Eq(t, clientOf(from("10.0.0.1:1")), clientOf(from("[::ffff:10.0.0.1]:2")))
+	must.NotEq(t, clientOf(from("10.0.0.1:1")), clientOf(from("10.0.0.2:1")))
+	must.Eq(t, clientOf(from("@")), clientOf(from("")))
+	must.Eq(t, 0, g.wait(one, "x", start.Add(wrongWindow)))
+	must.MapLen(t, 0, g.wrongs)
+
+	for i := range 3 * maxGuessers {
+		g.wrong(clientOf(from(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255))), "x", start)
+		g.right(fmt.Sprint(i))
+	}
+	must.LessEq(t, maxGuessers, len(g.wrongs))
+	must.LessEq(t, maxRight, len(g.rights))
+	g.wrong(one, "x", start.Add(2*wrongWindow)) // the others' windows are over
+	must.MapLen(t, 1, g.wrongs)
+}
+
+// Without an Authorizer everything is allowed, whatever is sent.
+func TestNoTokensWithoutAuthorizer(t *testing.T) {
+	t.Parallel()
+	g := New(Options{Cluster: &fakeCluster{}})
+	for _, value := range []string{"", "Bearer any", "Basic x"} {
+		must.Eq(t, 200, askFrom(g, 1, route{method: "GET", pattern: "/v1/hives"}, "Authorization", value).Code)
+	}
+}
+
+// An Authorizer that cannot tell is no refusal, and no leak.
+func TestAuthorizerFails(t *testing.T) {
+	t.Parallel()
+	g := New(Options{Cluster: &fakeCluster{}, Auth: brokenAuth{}})
+	w := askFrom(g, 1, route{method: "GET", pattern: "/v1/hives"}, "Authorization", "Bearer rbee_a_secret")
+	must.Eq(t, 503, w.Code)
+	must.StrNotContains(t, w.Body.String(), "secret")
+}
+
+func TestOpenAISDKWithToken(t *testing.T) {
+	t.Parallel()
+	_, auth := guarded(io.Discard)
+	r := newRig(t, func(o *Options) { o.Auth = auth })
+	r.cluster.models = []core.Model{{ID: "tiny"}}
+	r.serve("w1", func(w http.ResponseWriter, q *http.Request) {
+		if q.Header.Get("Authorization") != "" || q.Header.Get("X-Api-Key") != "" {
+			t.Error("the worker was shown the token")
+		}
+		streamOf(roleEvent, tokenEvent(1), doneEvent)(w, q)
+	})
+	as := func(key string) openai.Client {
+		return openai.NewClient(option.WithBaseURL(r.url+"/v1"), option.WithAPIKey(key), option.WithHTTPClient(r.client), option.WithMaxRetries(0))
+	}
+	c := as("rbee_only-infer_secret")
+	page, err := c.Models.List(t.Context())
+	must.NoError(t, err)
+	must.Len(t, 1, page.Data)
+	stream := c.Chat.Completions.NewStreaming(t.Context(), chatParams())
+	defer stream.Close()
+	text := ""
+	for stream.Next() {
+		text += stream.Current().Choices[0].Delta.Content
+	}
+	must.NoError(t, stream.Err())
+	must.Eq(t, "t1", text)
+	for key, want := range map[string]int{"rbee_who_secret": 401, "rbee_all-but-infer_secret": 403, "rbee_join_secret": 401} {
+		c := as(key)
+		_, err := c.Chat.Completions.New(t.Context(), chatParams())
+		var api *openai.Error
+		must.True(t, errors.As(err, &api))
+		must.Eq(t, want, api.StatusCode)
+		must.NotEq(t, "", api.Code)
+		failed := c.Chat.Completions.NewStreaming(t.Context(), chatParams())
+		must.False(t, failed.Next())
+		must.True(t, errors.As(failed.Err(), &api))
+		must.Eq(t, want, api.StatusCode)
+	}
+}
