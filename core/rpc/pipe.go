@@ -47,5 +47,8 @@ func (l pipeListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, net.ErrClosed // its only error
 	}
-	return c, nil
+	return pipeConn{c}, nil
 }
+
+// pipeConn marks a connection from within the process.
+type pipeConn struct{ net.Conn }

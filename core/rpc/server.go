@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pki"
 )
 
 // MaxMessageBytes bounds a message in either direction; a larger one is refused by its sender or receiver.
@@ -26,10 +27,47 @@ const (
 	pingTimeout  = 5 * time.Second
 )
 
+// serverStart is how long a client may take to begin to speak.
+const serverStart = 5 * time.Second
+
+// ServerOptions say what a node's server knows of its callers.
+type ServerOptions struct {
+	Logger hclog.Logger // nil: none
+	// Self is what callers in this process count as. Without roles it has all: an agent alone.
+	Self pki.Node
+	// Revoked says whether a node's calls are refused; nil: none are.
+	Revoked func(nodeID string) bool
+	// Refused is told of each call that was refused; nil: nobody.
+	Refused func(Reason)
+	// Forward passes on calls that only the leader answers; nil: they are answered here.
+	Forward *Forwarder
+}
+
+// NewNodeServer returns a server that lets only those call a method whom its rule (rbee.options.v1.rule) names; a method without one is
+// refused. It serves a Pipe, whose callers count as this node, and a Mux's GRPC. For the rest see NewServer.
+func NewNodeServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
+	if o.Logger == nil {
+		o.Logger = hclog.NewNullLogger()
+	}
+	if len(o.Self.Roles) == 0 {
+		o.Self.Roles = []core.Role{core.RoleQueen, core.RoleHive}
+	}
+	g := &gate{self: o.Self, revoked: o.Revoked, refused: newRefusals(o.Logger, o.Refused)}
+	unary, stream := []grpc.UnaryServerInterceptor{g.unary}, []grpc.StreamServerInterceptor{g.stream}
+	if f := o.Forward; f != nil {
+		unary, stream = append(unary, f.unary), append(stream, f.stream)
+	}
+	return NewServer(o.Logger, append([]grpc.ServerOption{
+		grpc.ConnectionTimeout(serverStart), grpc.ChainUnaryInterceptor(unary...), grpc.ChainStreamInterceptor(stream...),
+	}, opts...)...)
+}
+
 // NewServer returns a server whose handlers' errors reach the client with their kind and hint (see ToStatus), and whose handlers' panics
-// become Internal errors, logged with their stack. Errors that a handler gets from its stream are classified too.
+// become Internal errors, logged with their stack. Errors that a handler gets from its stream are classified too. It serves a Pipe or a Mux's
+// GRPC, and lets everybody call everything: see NewNodeServer.
 func NewServer(log hclog.Logger, opts ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append([]grpc.ServerOption{
+		grpc.Creds(shaken{}),
 		grpc.MaxRecvMsgSize(MaxMessageBytes),
 		grpc.MaxSendMsgSize(MaxMessageBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingInterval, Timeout: pingTimeout}),

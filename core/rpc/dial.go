@@ -1,0 +1,64 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// connectTimeout bounds TCP and TLS of one attempt.
+const connectTimeout = 3 * time.Second
+
+// dialer makes connections to other nodes of the cluster.
+type dialer struct {
+	identity Identity
+	revoked  func(string) bool
+	dial     func(ctx context.Context, address string) (net.Conn, error)
+}
+
+// tcp is a dial function whose connections notice a dead peer, when nothing is under way, about deadAfter later.
+func tcp(deadAfter time.Duration) func(ctx context.Context, address string) (net.Conn, error) {
+	third := max(deadAfter/3, time.Second)
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: third, Interval: third, Count: 2}}
+	return func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
+}
+
+// config is how this node shakes hands with another one. nodeID may be empty: any.
+func (d *dialer) config(protocol string, role core.Role, nodeID string) *tls.Config {
+	return strict(d.identity.ClientConfig(protocol, role, nodeID), func(s tls.ConnectionState) error {
+		_, _, err := verify(&s, role, nodeID, d.revoked)
+		return err
+	})
+}
+
+// connect dials and shakes hands. Errors: Unavailable, Forbidden, DeadlineExceeded, Cancelled.
+func (d *dialer) connect(ctx context.Context, address string, config *tls.Config) (*Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	raw, err := d.dial(ctx, address)
+	if err != nil {
+		return nil, dialError("connect", address, err)
+	}
+	c, err := shake(ctx, raw, config)
+	if err != nil {
+		_ = raw.Close()
+		return nil, dialError("connect", address, err)
+	}
+	return c, nil
+}
+
+// shake shakes hands as a client. It does not close raw.
+func shake(ctx context.Context, raw net.Conn, config *tls.Config) (*Conn, error) {
+	c := &Conn{Conn: tls.Client(raw, config), since: time.Now()}
+	if err := c.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	c.state = c.ConnectionState()
+	c.protocol = c.state.NegotiatedProtocol
+	var err error
+	c.node, c.known, err = verify(&c.state, "", "", nil)
+	return c, err
+}

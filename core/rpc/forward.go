@@ -1,0 +1,337 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	// leaderWait is how long a call waits for a leader, in all.
+	leaderWait = 5 * time.Second
+	// leaderLook is between looks for a leader.
+	leaderLook = 20 * time.Millisecond
+	// leaderWatch is between looks whether a call still waits for the right queen.
+	leaderWatch = 100 * time.Millisecond
+	// answeredKey is in the trailer of what the leader itself has answered.
+	answeredKey = "rbee-answered"
+	// notLeaderKey is in the trailer of an answer by which a queen says that it does not lead and has done nothing.
+	notLeaderKey = "rbee-not-leader"
+)
+
+// Forwarder says where calls go that only the leader answers.
+type Forwarder struct {
+	// Leader is the queen that leads, as far as is known now; it does not wait. local: it is this one. Errors: Unavailable.
+	Leader func(ctx context.Context) (nodeID, address string, local bool, err error)
+	// Conn is a connection to another queen.
+	Conn func(nodeID, address string) (grpc.ClientConnInterface, error)
+}
+
+var (
+	errNoLeader      = errors.New("there is no leader")
+	errLeaderChanged = errors.New("another queen leads now")
+)
+
+func noLeader() error {
+	return core.WithHint(core.E("", core.Unavailable, errNoLeader),
+		"Try again shortly. If it stays so, most queens are down or cut off: \"rbee status\" says which.")
+}
+
+// route decides where a call is answered: here, or on the connection.
+func (f *Forwarder) route(ctx context.Context, c *call, until time.Time) (leader string, conn grpc.ClientConnInterface, err error) {
+	for {
+		id, address, local, err := f.Leader(ctx)
+		switch {
+		case err == nil && local:
+			return id, nil, nil
+		case c.forwarded:
+			// The queen that passed it on looks again; passing it on once more could go round in circles.
+			return "", nil, noLeader()
+		case err == nil:
+			if conn, err = f.Conn(id, address); err == nil {
+				return id, conn, nil
+			}
+		case core.KindOf(err) != core.Unavailable:
+			return "", nil, err
+		}
+		if !wait(ctx, until) {
+			return "", nil, noLeader()
+		}
+	}
+}
+
+// follow is a context that ends when another queen than the one that was asked is known to lead: one that was stopped or cut off never answers.
+func (f *Forwarder) follow(ctx context.Context, leader string) (following context.Context, cancel func()) {
+	following, end := context.WithCancelCause(ctx)
+	looking := make(chan struct{}, 1) // holds one while nobody looks
+	var timer *time.Timer
+	timer = time.AfterFunc(leaderWatch, func() {
+		<-looking
+		defer func() { looking <- struct{}{} }()
+		if following.Err() != nil {
+			return
+		}
+		if id, _, _, err := f.Leader(following); err == nil && id != leader {
+			end(errLeaderChanged)
+			return
+		}
+		timer.Reset(leaderWatch)
+	})
+	looking <- struct{}{}
+	return following, func() {
+		end(context.Canceled)
+		timer.Stop()
+		<-looking
+	}
+}
+
+// wait waits for the next look; false when it is too late for one.
+func wait(ctx context.Context, until time.Time) bool {
+	if time.Until(until) <= 0 {
+		return false
+	}
+	timer := time.NewTimer(leaderLook)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// outgoing is the context of a call that is passed on.
+func (c *call) outgoing(ctx context.Context) context.Context {
+	return metadata.NewOutgoingContext(ctx, metadata.Pairs(forwardedKey, "1", callerKey, c.caller, callerAddressKey, c.host))
+}
+
+// attempt sees what became of a call that was passed on.
+type attempt struct {
+	trailer metadata.MD
+	peer    peer.Peer
+}
+
+func (a *attempt) options() []grpc.CallOption {
+	return []grpc.CallOption{grpc.Trailer(&a.trailer), grpc.Peer(&a.peer)}
+}
+
+// untouched says that nobody has done anything about the call: it did not get there, or that queen does not lead.
+func (a *attempt) untouched(ctx context.Context, err error) bool {
+	if core.KindOf(FromStatus(err)) != core.Unavailable && !errors.Is(context.Cause(ctx), errLeaderChanged) {
+		return false
+	}
+	return a.peer.Addr == nil || first(a.trailer, notLeaderKey) != ""
+}
+
+// lost is what went wrong, with what a person must know when the leader went away with the call.
+func (a *attempt) lost(ctx context.Context, err error) error {
+	err = FromStatus(err)
+	switch {
+	case first(a.trailer, answeredKey) != "":
+		return err
+	case errors.Is(context.Cause(ctx), errLeaderChanged):
+		err = errLeaderChanged
+	case core.KindOf(err) != core.Unavailable:
+		return err
+	}
+	return core.WithHint(core.Errorf("", core.Unavailable, "the leader was lost before it answered: %w", err),
+		"Whether it was done is not known: look before you repeat it.")
+}
+
+func (f *Forwarder) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	c, _ := ctx.Value(callKey{}).(*call)
+	if c == nil || !c.rule.GetLeader() {
+		return next(ctx, req)
+	}
+	until := time.Now().Add(leaderWait)
+	for {
+		leader, conn, err := f.route(ctx, c, until)
+		if err != nil {
+			if c.forwarded {
+				grpc.SetTrailer(ctx, metadata.Pairs(notLeaderKey, "1")) //nolint:errcheck // without it the caller does not try again
+			}
+			return nil, err
+		}
+		if conn == nil {
+			if c.forwarded {
+				grpc.SetTrailer(ctx, metadata.Pairs(answeredKey, "1")) //nolint:errcheck // only makes an error's text better
+			}
+			return next(ctx, req)
+		}
+		reply, err := newMessage(c.method.Output())
+		if err != nil {
+			return nil, err
+		}
+		var a attempt
+		following, cancel := f.follow(ctx, leader)
+		err = conn.Invoke(c.outgoing(following), info.FullMethod, req, reply, a.options()...)
+		untouched := err != nil && a.untouched(following, err)
+		if err != nil && !untouched {
+			err = a.lost(following, err)
+		}
+		cancel()
+		switch {
+		case err == nil:
+			return reply, nil
+		case !untouched:
+			return nil, err
+		case !wait(ctx, until):
+			return nil, noLeader()
+		}
+	}
+}
+
+func (f *Forwarder) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	ctx := ss.Context()
+	c, _ := ctx.Value(callKey{}).(*call)
+	if c == nil || !c.rule.GetLeader() {
+		return next(srv, ss)
+	}
+	var request proto.Message // of a call with a single one
+	until := time.Now().Add(leaderWait)
+	for {
+		leader, conn, err := f.route(ctx, c, until)
+		if err != nil {
+			if c.forwarded {
+				ss.SetTrailer(metadata.Pairs(notLeaderKey, "1"))
+			}
+			return err
+		}
+		if conn == nil && c.forwarded {
+			ss.SetTrailer(metadata.Pairs(answeredKey, "1"))
+		}
+		if conn == nil && request != nil {
+			return next(srv, &replay{streamOf: streamOf{ss, ctx}, first: request})
+		}
+		if conn == nil {
+			return next(srv, ss)
+		}
+		if info.IsClientStream {
+			if info.IsServerStream {
+				return core.Errorf("", core.Unsupported, "%s talks in both directions and cannot be passed on to the leader", info.FullMethod)
+			}
+			following, cancel := f.follow(ctx, leader)
+			defer cancel()
+			return f.upload(following, c, conn, ss, info)
+		}
+		if request == nil {
+			if request, err = newMessage(c.method.Input()); err != nil {
+				return err
+			}
+			if err := ss.RecvMsg(request); err != nil {
+				return err
+			}
+		}
+		following, cancel := f.follow(ctx, leader)
+		again, err := f.download(following, c, conn, request, ss, info)
+		cancel()
+		switch {
+		case !again:
+			return err
+		case !wait(ctx, until):
+			return noLeader()
+		}
+	}
+}
+
+// download passes on a call with one request and many answers. again: nobody has done anything yet.
+func (f *Forwarder) download(ctx context.Context, c *call, conn grpc.ClientConnInterface, request proto.Message, ss grpc.ServerStream, info *grpc.StreamServerInfo) (again bool, err error) {
+	var a attempt
+	cs, err := conn.NewStream(c.outgoing(ctx), &grpc.StreamDesc{ServerStreams: true}, info.FullMethod, a.options()...)
+	if err != nil {
+		return a.untouched(ctx, err), a.lost(ctx, err)
+	}
+	if err := cs.SendMsg(request); err != nil && !errors.Is(err, io.EOF) { // the end of the stream: RecvMsg says why
+		return false, a.lost(ctx, err)
+	}
+	if err := cs.CloseSend(); err != nil {
+		return false, a.lost(ctx, err)
+	}
+	for sent := false; ; sent = true {
+		answer, err := newMessage(c.method.Output())
+		if err != nil {
+			return false, err
+		}
+		switch err := cs.RecvMsg(answer); {
+		case errors.Is(err, io.EOF):
+			return false, nil
+		case err != nil:
+			return !sent && a.untouched(ctx, err), a.lost(ctx, err)
+		}
+		if err := ss.SendMsg(answer); err != nil {
+			return false, err
+		}
+	}
+}
+
+// upload passes on a call with many requests and one answer. It is not tried twice: the requests are gone.
+func (f *Forwarder) upload(ctx context.Context, c *call, conn grpc.ClientConnInterface, ss grpc.ServerStream, info *grpc.StreamServerInfo) error {
+	var a attempt
+	cs, err := conn.NewStream(c.outgoing(ctx), &grpc.StreamDesc{ClientStreams: true}, info.FullMethod, a.options()...)
+	if err != nil {
+		return a.lost(ctx, err)
+	}
+	for {
+		request, err := newMessage(c.method.Input())
+		if err != nil {
+			return err
+		}
+		if err := ss.RecvMsg(request); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return err
+		}
+		if err := cs.SendMsg(request); errors.Is(err, io.EOF) { // the leader has answered already
+			break
+		} else if err != nil {
+			return a.lost(ctx, err)
+		}
+	}
+	if err := cs.CloseSend(); err != nil {
+		return a.lost(ctx, err)
+	}
+	answer, err := newMessage(c.method.Output())
+	if err != nil {
+		return err
+	}
+	if err := cs.RecvMsg(answer); err != nil {
+		return a.lost(ctx, err)
+	}
+	return ss.SendMsg(answer)
+}
+
+// replay is a stream whose only request was read already.
+type replay struct {
+	streamOf
+	first proto.Message
+}
+
+// RecvMsg gives the request, then the stream's end.
+func (r *replay) RecvMsg(m any) error {
+	to, ok := m.(proto.Message)
+	if r.first == nil || !ok {
+		return r.ServerStream.RecvMsg(m)
+	}
+	proto.Merge(to, r.first)
+	r.first = nil
+	return nil
+}
+
+// newMessage is an empty message of the type.
+func newMessage(d protoreflect.MessageDescriptor) (proto.Message, error) {
+	t, err := protoregistry.GlobalTypes.FindMessageByName(d.FullName())
+	if err != nil {
+		return nil, core.E("pass on a call", core.Internal, err)
+	}
+	return t.New().Interface(), nil
+}

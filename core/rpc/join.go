@@ -1,0 +1,55 @@
+package rpc
+
+import (
+	"context"
+	"net"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pki"
+)
+
+// JoinConn connects a machine that has no certificate yet to a queen whose cluster's CA certificate has the fingerprint. It may call what anyone
+// may. The caller closes it. Errors: Unauthenticated when somebody else answers there, Unavailable, DeadlineExceeded, Cancelled.
+func JoinConn(ctx context.Context, address, fingerprint string) (*grpc.ClientConn, error) {
+	d := dialer{dial: tcp(hiveDeadAfter)}
+	config := pki.JoinConfig(ProtocolGRPC, fingerprint)
+	// The first connection is made here, since its error says more than grpc's.
+	first, err := d.connect(ctx, address, config)
+	if err != nil {
+		return nil, core.WithHint(err, "%s", joinHint(err))
+	}
+	var mu sync.Mutex
+	cc, err := grpc.NewClient("passthrough:///"+address, append(RemoteOptions(),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			mu.Lock()
+			c := first
+			first = nil
+			mu.Unlock()
+			if c != nil {
+				return c, nil
+			}
+			return d.dial(ctx, address)
+		}),
+		grpc.WithTransportCredentials(shaking{shake: func(ctx context.Context, raw net.Conn) (*Conn, error) {
+			if c, ok := raw.(*Conn); ok {
+				return c, nil
+			}
+			return shake(ctx, raw, config)
+		}}))...)
+	if err != nil {
+		_ = first.Close()
+		return nil, core.E("connect", core.Invalid, err)
+	}
+	cc.Connect()
+	return cc, nil
+}
+
+func joinHint(err error) string {
+	if hint := core.HintOf(err); hint != "" {
+		return hint
+	}
+	return "Check that a queen runs at that address and that its RPC port (7834 unless configured otherwise) can be reached from here."
+}

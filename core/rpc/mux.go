@@ -1,0 +1,386 @@
+package rpc
+
+import (
+	"container/list"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pki"
+)
+
+// The protocols of the RPC port, told apart by ALPN.
+const (
+	ProtocolRaft = "rbee-raft/1" // queens only
+	ProtocolGRPC = "h2"          // the rule of each method says who
+	ProtocolData = "rbee-data/1" // from queens only: CONNECT to a worker, then its bytes
+)
+
+const (
+	handshakeTimeout   = 5 * time.Second
+	defaultHandshakes  = 256
+	maxAcceptPause     = time.Second
+	acceptKeepAlive    = 10 * time.Second
+	acceptKeepInterval = 2 * time.Second
+	acceptKeepCount    = 3
+)
+
+// Identity is what a node shows of itself, and what it asks of others. *pki.Identity is one. The configurations follow renewals.
+type Identity interface {
+	Node() pki.Node
+	RPCAddress() string
+	ServerConfig(alpn ...string) *tls.Config
+	ClientConfig(alpn string, role core.Role, nodeID string) *tls.Config
+}
+
+// MuxOptions are what a Mux needs.
+type MuxOptions struct {
+	Identity Identity
+	// Revoked says whether the certificates of a node are refused; nil: none are. It is asked at each handshake and by CloseRevoked.
+	Revoked func(nodeID string) bool
+	// Refused is told of each connection that was refused; nil: nobody.
+	Refused func(Reason)
+	Logger  hclog.Logger // nil: none
+	// MaxHandshakes bounds the connections that have not said who they are; the oldest makes room for a new one. 0: 256.
+	MaxHandshakes int
+}
+
+// Mux splits one TLS 1.3 port into raft, gRPC and inference data. Connections are handed out after their handshake, each as a *Conn.
+type Mux struct {
+	opts    MuxOptions
+	l       net.Listener
+	config  *tls.Config
+	tickets tickets
+	ports   map[string]*port
+	refused *refusals
+
+	mu     sync.Mutex // guards below
+	closed bool
+	half   *list.List         // of *guest, the oldest first
+	open   map[*Conn]struct{} // who has said who it is, until it is closed
+}
+
+// NewMux splits l, which Run accepts from and closes. The connections of l are TCP.
+func NewMux(l net.Listener, o MuxOptions) *Mux {
+	if o.Logger == nil {
+		o.Logger = hclog.NewNullLogger()
+	}
+	if o.MaxHandshakes <= 0 {
+		o.MaxHandshakes = defaultHandshakes
+	}
+	m := &Mux{opts: o, l: l, ports: map[string]*port{}, refused: newRefusals(o.Logger, o.Refused), half: list.New(), open: map[*Conn]struct{}{}}
+	// A node offers what it has a use for.
+	self := o.Identity.Node()
+	offer := []string{ProtocolGRPC}
+	if self.Has(core.RoleQueen) {
+		offer = append(offer, ProtocolRaft)
+	}
+	if self.Has(core.RoleHive) {
+		offer = append(offer, ProtocolData)
+	}
+	for _, p := range []string{ProtocolRaft, ProtocolGRPC, ProtocolData} {
+		m.ports[p] = &port{m: m, conns: make(chan *Conn), over: make(chan struct{})}
+	}
+	m.config = m.serverConfig(o.Identity.ServerConfig(offer...))
+	return m
+}
+
+// guest is a connection that shakes hands or waits to be accepted.
+type guest struct {
+	raw net.Conn
+	out chan struct{} // closed when it must go
+}
+
+// strict is c with one more check before those that it has, of new and of resumed connections.
+func strict(c *tls.Config, check func(tls.ConnectionState) error) *tls.Config {
+	c = c.Clone()
+	before := c.VerifyConnection
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		if err := check(s); err != nil || before == nil {
+			return err
+		}
+		return before(s)
+	}
+	return c
+}
+
+// serverConfig is c with the checks of the Mux. Data connections may be resumed: they are made for single requests. The checks are then made
+// again, and crypto/tls looks at the certificate's time and CA again.
+func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
+	strictly := strict(c, m.check)
+	strictly.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		now := c
+		if c.GetConfigForClient != nil {
+			chosen, err := c.GetConfigForClient(h)
+			if err != nil {
+				return nil, err
+			}
+			if chosen != nil {
+				now = chosen
+			}
+		}
+		now = strict(now, m.check)
+		now.GetConfigForClient = nil
+		if slices.Equal(h.SupportedProtos, []string{ProtocolData}) {
+			now.SessionTicketsDisabled = false
+			now.SetSessionTicketKeys(m.tickets.keys(time.Now()))
+		}
+		return now, nil
+	}
+	return strictly
+}
+
+// tickets are the keys that sessions of data connections are sealed with. They never leave the process.
+type tickets struct {
+	mu    sync.Mutex // guards below
+	all   [][32]byte // the newest first
+	since time.Time
+}
+
+// ticketLife is how long a key seals; it opens for as long again.
+const ticketLife = 6 * time.Hour
+
+func (t *tickets) keys(now time.Time) [][32]byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.all) == 0 || now.Sub(t.since) >= ticketLife {
+		var key [32]byte
+		_, _ = rand.Read(key[:]) // never fails
+		t.all = append([][32]byte{key}, t.all[:min(len(t.all), 1)]...)
+		t.since = now
+	}
+	return t.all
+}
+
+// check runs within the handshake, so that who is refused is told.
+func (m *Mux) check(s tls.ConnectionState) error {
+	var role core.Role
+	switch s.NegotiatedProtocol {
+	case ProtocolGRPC:
+	case ProtocolRaft, ProtocolData:
+		role = core.RoleQueen
+	default:
+		return refuse(ReasonHandshake, "no protocol was asked for")
+	}
+	_, _, err := verify(&s, role, "", m.opts.Revoked)
+	return err
+}
+
+// Raft is the connections of other queens' raft. It is the same for every call, as those of GRPC and Data are.
+func (m *Mux) Raft() net.Listener { return m.ports[ProtocolRaft] }
+
+// GRPC is the connections for a server that NewServer or NewNodeServer made.
+func (m *Mux) GRPC() net.Listener { return m.ports[ProtocolGRPC] }
+
+// Data is the connections that queens ask workers over.
+func (m *Mux) Data() net.Listener { return m.ports[ProtocolData] }
+
+// Addr is the address that the port listens on.
+func (m *Mux) Addr() net.Addr { return m.l.Addr() }
+
+// Run accepts connections until ctx ends. Those that were handed out are their owners' then; all others are closed. The error is nil when
+// ctx ended it.
+func (m *Mux) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	stop := context.AfterFunc(ctx, m.shut)
+	defer stop()
+	defer m.shut()
+	pause := time.Duration(0)
+	for {
+		c, err := m.l.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			wg.Go(func() { m.admit(c) })
+			continue
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return core.E("accept rpc connections", core.Unavailable, err)
+		}
+		// Such as no more files: what is open goes on, and some of it will end.
+		pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)
+		m.opts.Logger.Warn("accept a connection", "error", err, "again_in", pause)
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+	}
+}
+
+// shut ends accepting, and closes what has not been handed out.
+func (m *Mux) shut() {
+	m.mu.Lock()
+	m.closed = true
+	for m.half.Len() > 0 {
+		m.evict()
+	}
+	m.mu.Unlock()
+	_ = m.l.Close()
+	for _, p := range m.ports {
+		_ = p.Close()
+	}
+}
+
+// evict sends the oldest guest away. m.mu is held.
+func (m *Mux) evict() {
+	if g, ok := m.half.Remove(m.half.Front()).(*guest); ok {
+		close(g.out)
+		_ = g.raw.Close()
+	}
+}
+
+// admit shakes hands and hands the connection out.
+func (m *Mux) admit(raw net.Conn) {
+	g := &guest{raw: raw, out: make(chan struct{})}
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		_ = raw.Close()
+		return
+	}
+	for m.half.Len() >= m.opts.MaxHandshakes { // somebody who keeps silent must not keep others out
+		m.evict()
+	}
+	place := m.half.PushBack(g)
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		m.half.Remove(place)
+		m.mu.Unlock()
+	}()
+
+	c, err := m.shake(raw)
+	if err != nil {
+		_ = raw.Close()
+		select {
+		case <-g.out:
+			err = errors.New("it said nothing, and others came")
+		default:
+		}
+		m.mu.Lock()
+		ended := m.closed
+		m.mu.Unlock()
+		if !ended {
+			m.refused.note(reasonOf(err), raw.RemoteAddr().String(), c.node.ID, err)
+		}
+		return
+	}
+	m.mu.Lock()
+	m.open[c] = struct{}{}
+	m.mu.Unlock()
+	if c.known && m.opts.Revoked != nil && m.opts.Revoked(c.node.ID) { // since the handshake: CloseRevoked may have been too early to see it
+		c.Abort()
+		return
+	}
+	p := m.ports[c.protocol]
+	select {
+	case p.conns <- c:
+	case <-p.over:
+		c.Abort()
+	case <-g.out:
+		c.Abort()
+	}
+}
+
+// shake shakes hands. The connection is never nil; with an error, it may know who was there.
+func (m *Mux) shake(raw net.Conn) (*Conn, error) {
+	if t, ok := raw.(*net.TCPConn); ok {
+		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: acceptKeepAlive, Interval: acceptKeepInterval, Count: acceptKeepCount})
+	}
+	c := &Conn{Conn: tls.Server(raw, m.config), forget: m.forget}
+	if err := raw.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+		return c, err
+	}
+	if err := c.Handshake(); err != nil {
+		return c, err
+	}
+	if err := raw.SetDeadline(time.Time{}); err != nil {
+		return c, err
+	}
+	c.state = c.ConnectionState()
+	c.protocol = c.state.NegotiatedProtocol
+	var err error
+	c.node, c.known, err = verify(&c.state, "", "", nil)
+	return c, err
+}
+
+func (m *Mux) forget(c *Conn) {
+	m.mu.Lock()
+	delete(m.open, c)
+	m.mu.Unlock()
+}
+
+// CloseNode cuts every connection that the node made.
+func (m *Mux) CloseNode(nodeID string) {
+	m.closeIf(func(c *Conn) bool { return c.known && c.node.ID == nodeID })
+}
+
+// CloseRevoked cuts the connections of all nodes that are revoked. It is to be called whenever there is one more.
+func (m *Mux) CloseRevoked() {
+	if revoked := m.opts.Revoked; revoked != nil {
+		m.closeIf(func(c *Conn) bool { return c.known && revoked(c.node.ID) })
+	}
+}
+
+func (m *Mux) closeProtocol(protocol string) {
+	m.closeIf(func(c *Conn) bool { return c.protocol == protocol })
+}
+
+func (m *Mux) closeIf(condition func(*Conn) bool) {
+	m.mu.Lock()
+	all := make([]*Conn, 0, len(m.open))
+	for c := range m.open {
+		all = append(all, c)
+	}
+	m.mu.Unlock()
+	for _, c := range all {
+		if condition(c) {
+			c.Abort()
+		}
+	}
+}
+
+// port is the listener for one protocol.
+type port struct {
+	m     *Mux
+	conns chan *Conn
+	over  chan struct{}
+	once  sync.Once
+}
+
+// Accept waits for a connection, a *Conn. It fails with net.ErrClosed.
+func (p *port) Accept() (net.Conn, error) {
+	select {
+	case <-p.over: // first, so that nothing is taken after a Close
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.over:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close has connections for this protocol closed from now on. The others are not touched.
+func (p *port) Close() error {
+	p.once.Do(func() { close(p.over) })
+	return nil
+}
+
+// Addr is the address of the whole RPC port.
+func (p *port) Addr() net.Addr { return p.m.Addr() }

@@ -1,0 +1,139 @@
+package rpc
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// RaftOptions are what a RaftStream needs.
+type RaftOptions struct {
+	Mux      *Mux
+	Identity Identity
+	Revoked  func(nodeID string) bool // nil: none
+	// Broken is told that a connection broke that this side did not close: one that this queen dialled, with its address, or one that the
+	// other queen dialled, with an empty one. It is the first sign of a queen's death, and may be a false one. It must not block. nil: nobody.
+	Broken func(nodeID, address string)
+	// Dial makes connections; nil: TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+}
+
+// RaftStream carries raft between queens over the RPC port: both ends show the certificate of a queen. It has the methods of raft's StreamLayer,
+// with the address as a string. It is safe for concurrent use.
+type RaftStream struct {
+	opts   RaftOptions
+	dialer dialer
+
+	mu     sync.Mutex // guards below
+	closed bool
+	open   map[*Conn]struct{} // dialled and not closed yet
+}
+
+// NewRaftStream returns the raft connections of a Mux.
+func NewRaftStream(o RaftOptions) *RaftStream {
+	if o.Dial == nil {
+		o.Dial = tcp(queenDeadAfter)
+	}
+	return &RaftStream{opts: o, dialer: dialer{identity: o.Identity, revoked: o.Revoked, dial: o.Dial}, open: map[*Conn]struct{}{}}
+}
+
+// Accept waits for another queen. It fails with net.ErrClosed.
+func (s *RaftStream) Accept() (net.Conn, error) {
+	conn, err := s.opts.Mux.Raft().Accept()
+	if err != nil {
+		return nil, err
+	}
+	if c, ok := conn.(*Conn); ok {
+		c.onBreak(func() { s.broken(c.node.ID, "") })
+	}
+	return conn, nil
+}
+
+// Dial connects to the queen at an RPC address. Errors: Unavailable, Unauthenticated or Forbidden when somebody else is there, DeadlineExceeded.
+func (s *RaftStream) Dial(address string, timeout time.Duration) (net.Conn, error) {
+	if timeout <= 0 {
+		timeout = connectTimeout
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout) //nolint:forbidigo // raft gives none, but a timeout
+	defer cancel()
+	c, err := s.dialer.connect(ctx, address, s.dialer.config(ProtocolRaft, core.RoleQueen, ""))
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		c.Abort()
+		return nil, core.E("connect", core.Unavailable, net.ErrClosed)
+	}
+	s.open[c] = struct{}{}
+	c.forget = s.forget
+	c.onBreak(func() { s.broken(c.node.ID, address) })
+	return c, nil
+}
+
+func (s *RaftStream) broken(node, address string) {
+	s.mu.Lock()
+	closed := s.closed
+	s.mu.Unlock()
+	if s.opts.Broken != nil && !closed {
+		s.opts.Broken(node, address)
+	}
+}
+
+func (s *RaftStream) forget(c *Conn) {
+	s.mu.Lock()
+	delete(s.open, c)
+	s.mu.Unlock()
+}
+
+// Addr is the RPC address that other queens reach this one at, which raft takes for its own.
+func (s *RaftStream) Addr() net.Addr { return advertised(s.opts.Identity.RPCAddress()) }
+
+// CloseNode closes the connections to a node, and those that it made.
+func (s *RaftStream) CloseNode(nodeID string) {
+	s.opts.Mux.CloseNode(nodeID)
+	s.closeIf(func(c *Conn) bool { return c.node.ID == nodeID })
+}
+
+// CloseRevoked closes the connections to all nodes that are revoked; for those that they made see Mux.CloseRevoked.
+func (s *RaftStream) CloseRevoked() {
+	if s.opts.Revoked != nil {
+		s.closeIf(func(c *Conn) bool { return s.opts.Revoked(c.node.ID) })
+	}
+}
+
+func (s *RaftStream) closeIf(condition func(*Conn) bool) {
+	s.mu.Lock()
+	var all []*Conn
+	for c := range s.open {
+		if condition(c) {
+			all = append(all, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		c.Abort()
+	}
+}
+
+// Close ends Accept and closes all raft connections: raft itself leaves those that it waits on.
+func (s *RaftStream) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	err := s.opts.Mux.Raft().Close()
+	s.opts.Mux.closeProtocol(ProtocolRaft)
+	s.closeIf(func(*Conn) bool { return true })
+	return err
+}
+
+// advertised is an address as others know it.
+type advertised string
+
+// Network is part of net.Addr.
+func (advertised) Network() string  { return "tcp" }
+func (a advertised) String() string { return string(a) }

@@ -1,0 +1,233 @@
+package rpc
+
+import (
+	"context"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pki"
+	optionsv1 "github.com/rbee-project/rbee/proto/options/v1"
+)
+
+// The metadata of a call that one queen passes on to another.
+const (
+	forwardedKey     = "rbee-forwarded"
+	callerKey        = "rbee-caller"         // node id of who called first; empty: somebody without a certificate
+	callerAddressKey = "rbee-caller-address" // host that the first call came from; empty: this process
+)
+
+// RuleOf is the rule of a method, such as "/rbee.queen.v1.JoinService/Join". Without one nobody may call it.
+func RuleOf(method string) (*optionsv1.Rule, bool) {
+	d, ok := methodOf(method)
+	if !ok {
+		return nil, false
+	}
+	return ruleOf(d)
+}
+
+func ruleOf(d protoreflect.MethodDescriptor) (*optionsv1.Rule, bool) {
+	if d.Options() == nil || !proto.HasExtension(d.Options(), optionsv1.E_Rule) {
+		return nil, false
+	}
+	rule, ok := proto.GetExtension(d.Options(), optionsv1.E_Rule).(*optionsv1.Rule)
+	return rule, ok && len(rule.GetCallers()) > 0
+}
+
+func methodOf(method string) (protoreflect.MethodDescriptor, bool) {
+	service, name, ok := strings.Cut(strings.TrimPrefix(method, "/"), "/")
+	if !ok {
+		return nil, false
+	}
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service).Append(protoreflect.Name(name)))
+	if err != nil {
+		return nil, false
+	}
+	m, ok := d.(protoreflect.MethodDescriptor)
+	return m, ok
+}
+
+// Peer is the node at the other end of the connection that a call came over; a call from this process counts as this node. False without a
+// certificate. It is known in handlers of a server that NewNodeServer made. A call that another queen passed on has that queen as its peer:
+// see Caller.
+func Peer(ctx context.Context) (pki.Node, bool) {
+	c, _ := ctx.Value(callKey{}).(*call)
+	if c == nil {
+		return pki.Node{}, false
+	}
+	return c.peer, c.known
+}
+
+// Caller is the id of the node that made the call, also when another queen passed it on; empty without a certificate.
+func Caller(ctx context.Context) string {
+	c, _ := ctx.Value(callKey{}).(*call)
+	if c == nil {
+		return ""
+	}
+	return c.caller
+}
+
+// CallerHost is the address, without a port, that the call came from, also when another queen passed it on; empty for a call from the
+// process that took it first.
+func CallerHost(ctx context.Context) string {
+	c, _ := ctx.Value(callKey{}).(*call)
+	if c == nil {
+		return ""
+	}
+	return c.host
+}
+
+type callKey struct{}
+
+// call is what is known of a call.
+type call struct {
+	method    protoreflect.MethodDescriptor
+	rule      *optionsv1.Rule
+	peer      pki.Node
+	known     bool
+	forwarded bool // by a queen
+	caller    string
+	host      string
+}
+
+// gate decides who may call what.
+type gate struct {
+	self    pki.Node
+	revoked func(string) bool
+	refused *refusals
+	methods sync.Map // full method → *call with method and rule only
+}
+
+// admit finds out who calls, and whether that is allowed. Errors: Unauthenticated, Forbidden.
+func (g *gate) admit(ctx context.Context, method string) (context.Context, *call, error) {
+	known, err := g.method(method)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := *known
+	from, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil, nil, core.Errorf("", core.Internal, "a call without a peer")
+	}
+	switch info := from.AuthInfo.(type) {
+	case inProcess:
+		c.peer, c.known = g.self, true
+	case fromNode:
+		c.peer, c.known = info.conn.Peer()
+		if from.Addr != nil {
+			if c.host, _, err = net.SplitHostPort(from.Addr.String()); err != nil {
+				c.host = from.Addr.String()
+			}
+		}
+	}
+	if c.known {
+		c.caller = c.peer.ID
+	}
+	if c.known && g.revoked != nil && g.revoked(c.peer.ID) {
+		err = refuse(ReasonRevoked, "node %s was revoked", c.peer.ID)
+		g.refused.note(ReasonRevoked, c.host, c.peer.ID, err)
+		return nil, nil, core.E("", core.Forbidden, err)
+	}
+	if md, ok := metadata.FromIncomingContext(ctx); ok && first(md, forwardedKey) != "" && c.known && c.peer.Has(core.RoleQueen) {
+		// The queen has asked who it is; nobody else is believed.
+		c.forwarded, c.caller, c.host = true, first(md, callerKey), first(md, callerAddressKey)
+	}
+	if err := g.allow(&c, method); err != nil {
+		return nil, nil, err
+	}
+	return context.WithValue(ctx, callKey{}, &c), &c, nil
+}
+
+func first(md metadata.MD, key string) string {
+	if v := md.Get(key); len(v) > 0 {
+		return v[0]
+	}
+	return ""
+}
+
+func (g *gate) method(method string) (*call, error) {
+	if known, ok := g.methods.Load(method); ok {
+		if c, ok := known.(*call); ok {
+			return c, nil
+		}
+	}
+	d, ok := methodOf(method)
+	if !ok {
+		return nil, core.Errorf("", core.Forbidden, "%s has no rule, so nobody may call it", method)
+	}
+	rule, ok := ruleOf(d)
+	if !ok {
+		return nil, core.Errorf("", core.Forbidden, "%s has no rule, so nobody may call it", method)
+	}
+	c := &call{method: d, rule: rule}
+	g.methods.Store(method, c) // bounded: only registered methods get here
+	return c, nil
+}
+
+// allow applies the rule of the method.
+func (g *gate) allow(c *call, method string) error {
+	if c.forwarded && c.rule.GetLeader() {
+		return nil
+	}
+	var wanted []string
+	for _, r := range c.rule.GetCallers() {
+		switch r {
+		case optionsv1.Role_ROLE_ANYONE:
+			return nil
+		case optionsv1.Role_ROLE_HIVE:
+			if c.known && c.peer.Has(core.RoleHive) {
+				return nil
+			}
+			wanted = append(wanted, string(core.RoleHive))
+		case optionsv1.Role_ROLE_QUEEN:
+			if c.known && c.peer.Has(core.RoleQueen) {
+				return nil
+			}
+			wanted = append(wanted, string(core.RoleQueen))
+		}
+	}
+	slices.Sort(wanted)
+	who := strings.Join(wanted, " or ")
+	if !c.known {
+		err := refuse(ReasonNoCertificate, "%s needs the certificate of a %s", method, who)
+		g.refused.note(ReasonNoCertificate, c.host, "", err)
+		return core.WithHint(core.E("", core.Unauthenticated, err), "Join the cluster first: \"rbee cluster join\".")
+	}
+	err := refuse(ReasonWrongRole, "%s is for a %s, and node %s is none", method, who, c.peer.ID)
+	g.refused.note(ReasonWrongRole, c.host, c.peer.ID, err)
+	return core.WithHint(core.E("", core.Forbidden, err), "A node has the roles that its join token allowed; join again with another token to change them.")
+}
+
+func (g *gate) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	ctx, _, err := g.admit(ctx, info.FullMethod)
+	if err != nil {
+		return nil, err
+	}
+	return next(ctx, req)
+}
+
+func (g *gate) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	ctx, _, err := g.admit(ss.Context(), info.FullMethod)
+	if err != nil {
+		return err
+	}
+	return next(srv, streamOf{ss, ctx})
+}
+
+// streamOf is a stream with a context that knows more.
+type streamOf struct {
+	grpc.ServerStream
+	ctx context.Context //nolint:containedctx // what grpc asks for
+}
+
+// Context is the stream's context.
+func (s streamOf) Context() context.Context { return s.ctx }
