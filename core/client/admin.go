@@ -91,14 +91,46 @@ func (c *Client) ChangeKeyring(ctx context.Context, k core.KeyringChange) (core.
 	return change[core.Keyring](ctx, c, http.MethodPost, "/v1/operator/keyring", k, k.Action == "install" && k.Key == "")
 }
 
-// SaveSnapshot writes the leader's registry to w. After an error w may have a part of it, which is of no use.
+// SaveSnapshot writes the leader's registry to w. After an error w may have a part of it, which is of no use. An error of w is returned as it is.
 func (c *Client) SaveSnapshot(ctx context.Context, w io.Writer) error {
-	return core.Errorf("save snapshot", core.Unsupported, "not there yet")
+	resp, _, err := c.do(ctx, call{method: http.MethodGet, path: "/v1/operator/snapshot", accept: "application/octet-stream", slow: true})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if t := resp.Header.Get("Content-Type"); t != "application/octet-stream" {
+		return notRbee("a snapshot of type " + t)
+	}
+	to := &writing{w: w}
+	_, err = io.Copy(to, resp.Body)
+	switch {
+	case to.err != nil:
+		return to.err
+	case ctx.Err() != nil:
+		return core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
+	case err != nil:
+		return core.WithHint(core.Errorf("", core.Unavailable, "the snapshot was cut: %w", err), "Ask again; what came is of no use.")
+	}
+	return nil
 }
 
-// RestoreSnapshot replaces the registry by a snapshot of the same cluster, which is read to its end.
+// writing remembers the error of its writer.
+type writing struct {
+	w   io.Writer
+	err error
+}
+
+func (w *writing) Write(b []byte) (int, error) {
+	n, err := w.w.Write(b)
+	if err != nil {
+		w.err = err
+	}
+	return n, err
+}
+
+// RestoreSnapshot replaces the registry by a snapshot of the same cluster, which is read to its end. It is sent to one queen only.
 func (c *Client) RestoreSnapshot(ctx context.Context, r io.Reader) (core.SnapshotInfo, error) {
-	return core.SnapshotInfo{}, core.Errorf("restore snapshot", core.Unsupported, "not there yet")
+	return fetch[core.SnapshotInfo](ctx, c, call{method: http.MethodPost, path: "/v1/operator/snapshot", upload: r, once: true})
 }
 
 // change makes a request that changes something. once: it must not be carried out twice.

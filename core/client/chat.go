@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
@@ -74,7 +75,7 @@ func ask[T any](ctx context.Context, c *Client, path string, r any) (T, Answer, 
 	if err != nil {
 		return zero, Answer{}, core.E("", core.Invalid, err)
 	}
-	v, h, err := fetchWithHeader[T](ctx, c, call{method: http.MethodPost, path: path, body: body})
+	v, h, err := fetchWithHeader[T](ctx, c, call{method: http.MethodPost, path: path, body: body, model: true, requestID: rand.Text()})
 	return v, answerOf(h), err
 }
 
@@ -87,7 +88,7 @@ func stream[T any](ctx context.Context, c *Client, path string, r any, emit func
 	if err != nil {
 		return core.E("", core.Invalid, err)
 	}
-	resp, err := c.do(ctx, call{method: http.MethodPost, path: path, body: body, accept: "text/event-stream"})
+	resp, _, err := c.do(ctx, call{method: http.MethodPost, path: path, body: body, model: true, requestID: rand.Text(), accept: "text/event-stream"})
 	if err != nil {
 		return err
 	}

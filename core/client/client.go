@@ -2,18 +2,14 @@
 package client
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
-	"sync/atomic"
-	"time"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -28,7 +24,8 @@ const maxAnswer = 64 << 20
 // Options says which queens to ask and how.
 type Options struct {
 	// Addresses of queens, such as "http://127.0.0.1:7833" or "host:7833"; empty: DefaultAddress.
-	// A call goes to the one that answered last, then to the others in turn.
+	// A call goes to the one that answered last, then to the others in turn: when it cannot be reached or stops; and, if nothing is done twice by that, also
+	// when the connection breaks or the queen cannot help at this moment, as for want of a leader.
 	Addresses []string
 	Token     string // sent as bearer token; empty: none
 	// CACert are the PEM certificates that queens' certificates must be signed by; empty: the system's. With them, an address without a scheme is https.
@@ -44,42 +41,44 @@ type Options struct {
 // Client asks queens. It is safe for concurrent use. Every error is a core.Error with the kind and the hint that the queen gave;
 // Unavailable when no queen can be reached.
 type Client struct {
-	addresses []string // without a slash at the end
-	current   atomic.Int32
-	token     string
-	agent     string
-	http      *http.Client
-	own       *http.Transport // nil: the caller's
+	queens []string // their addresses, without a slash at the end
+	health *health
+	token  string
+	agent  string
+	http   *http.Client
+	own    *http.Transport // nil: the caller's
 }
 
-// New returns a client. It connects to nothing yet. Errors: Invalid for an address that cannot be read.
+// New returns a client. It connects to nothing yet. Errors: Invalid for an address or a certificate that cannot be read.
 func New(o Options) (*Client, error) {
 	c := &Client{token: o.Token, agent: o.UserAgent, http: o.HTTPClient}
 	if len(o.Addresses) == 0 {
 		o.Addresses = []string{DefaultAddress}
 	}
+	scheme := "http"
+	if len(o.CACert) > 0 || o.ServerName != "" {
+		scheme = "https"
+	}
 	for _, a := range o.Addresses {
-		address, err := parseAddress(a)
+		address, err := parseAddress(a, scheme)
 		if err != nil {
 			return nil, err
 		}
-		c.addresses = append(c.addresses, address)
+		c.queens = append(c.queens, address)
 	}
+	c.health = newHealth(len(c.queens))
 	if c.agent == "" {
 		c.agent = "rbee"
 	}
 	if c.http == nil {
-		c.own = &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-			ForceAttemptHTTP2:     true,
-			MaxIdleConnsPerHost:   16,
-			IdleConnTimeout:       90 * time.Second,
-			TLSHandshakeTimeout:   10 * time.Second,
-			ExpectContinueTimeout: time.Second,
+		var err error
+		if c.own, err = newTransport(o, len(c.queens) > 1); err != nil {
+			return nil, err
 		}
 		// A redirect could lead the token to a stranger; the API has none.
 		c.http = &http.Client{Transport: c.own, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	} else if len(o.CACert) > 0 || o.ServerName != "" {
+		return nil, core.Errorf("", core.Invalid, "an HTTP client has its own certificates and server name")
 	}
 	return c, nil
 }
@@ -91,91 +90,20 @@ func (c *Client) Close() {
 	}
 }
 
-func parseAddress(s string) (string, error) {
+func parseAddress(s, scheme string) (string, error) {
 	full := strings.TrimSpace(s)
 	if !strings.Contains(full, "://") {
-		full = "http://" + full
+		full = scheme + "://" + full
 	}
 	u, err := url.Parse(full)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
-		return "", core.WithHint(core.Errorf("", core.Invalid, "%q is not the address of a queen", s), "Write it as http://host:7833.")
+		return "", core.WithHint(core.Errorf("", core.Invalid, "%q is not the address of a queen", s), "Write it as http://host:7833, or https://host:7833 in a cluster.")
 	}
 	return u.Scheme + "://" + u.Host, nil
 }
 
 // Address is the queen that answered last, or the first configured one.
-func (c *Client) Address() string { return c.addresses[c.current.Load()] }
-
-// call is one request.
-type call struct {
-	method, path string
-	body         []byte // nil: none
-	accept       string // empty: application/json
-	lastEvent    string
-	once         bool // must not be sent twice: only a connection that was refused is tried elsewhere
-}
-
-// do makes a request to the queens in turn until one answers, and returns its answer, whose body the caller closes. An answer of status 400 or above is an error.
-func (c *Client) do(ctx context.Context, r call) (*http.Response, error) {
-	first := int(c.current.Load())
-	var last error
-	for i := range c.addresses {
-		n := (first + i) % len(c.addresses)
-		resp, err := c.try(ctx, c.addresses[n], r)
-		if err == nil {
-			c.current.Store(int32(n)) //nolint:gosec // a handful of addresses
-			return resp, statusError(resp)
-		}
-		if ctx.Err() != nil {
-			return nil, core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
-		}
-		last = err
-		if op, ok := errors.AsType[*net.OpError](err); r.once && (!ok || op.Op != "dial") {
-			return nil, core.WithHint(core.Errorf("", core.Unavailable, "the connection to %s broke: %w", c.addresses[n], unwrapURL(err)), "It is not known whether the request was carried out: look before you repeat it.")
-		}
-	}
-	return nil, c.unreachable(last)
-}
-
-func (c *Client) try(ctx context.Context, address string, r call) (*http.Response, error) {
-	var body io.Reader
-	if r.body != nil {
-		body = bytes.NewReader(r.body)
-	}
-	req, err := http.NewRequestWithContext(ctx, r.method, address+r.path, body)
-	if err != nil {
-		return nil, err
-	}
-	h := req.Header
-	h.Set("User-Agent", c.agent)
-	h.Set("Accept", "application/json")
-	if r.accept != "" {
-		h.Set("Accept", r.accept)
-	}
-	if r.body != nil {
-		h.Set("Content-Type", "application/json")
-	}
-	if c.token != "" {
-		h.Set("Authorization", "Bearer "+c.token)
-	}
-	if r.lastEvent != "" {
-		h.Set("Last-Event-ID", r.lastEvent)
-	}
-	return c.http.Do(req)
-}
-
-func (c *Client) unreachable(err error) error {
-	return core.WithHint(core.Errorf("", core.Unavailable, "no agent answers at %s: %w", strings.Join(c.addresses, ", "), unwrapURL(err)),
-		"Start one with `rbee agent -dev`, or say where one runs with RBEE_ADDR.")
-}
-
-// unwrapURL takes off net/http's repetition of method and address.
-func unwrapURL(err error) error {
-	if ue, ok := errors.AsType[*url.Error](err); ok {
-		return ue.Err
-	}
-	return err
-}
+func (c *Client) Address() string { return c.queens[c.health.best()] }
 
 // statusError is nil for an answer of success; otherwise the error that the answer tells, and the answer is closed.
 func statusError(resp *http.Response) error {
@@ -187,6 +115,9 @@ func statusError(resp *http.Response) error {
 	if resp.StatusCode < 400 {
 		return notRbee(fmt.Sprintf("status %d", resp.StatusCode))
 	}
+	if resp.StatusCode == http.StatusBadRequest && strings.HasPrefix(string(body), "Client sent an HTTP request to an HTTPS server") { // net/http's words
+		return core.WithHint(core.Errorf("", core.Invalid, "the server takes only TLS"), "Write the address with https://.")
+	}
 	return errorOf(openai.DecodeError(resp.StatusCode, body))
 }
 
@@ -196,7 +127,11 @@ func errorOf(e *openai.Error) error {
 	if kind == "" {
 		kind = kindOfStatus(e.Status)
 	}
-	return &core.Error{Kind: kind, Hint: e.Hint, Err: errors.New(e.Error())}
+	err := &core.Error{Kind: kind, Hint: e.Hint, Err: errors.New(e.Error())}
+	if e.Code != nil && *e.Code == codeStopping {
+		return &stoppingError{err}
+	}
+	return err
 }
 
 // kindOfStatus is for answers that name no kind, such as those of workers and of proxies in between.
@@ -241,7 +176,7 @@ func fetch[T any](ctx context.Context, c *Client, r call) (T, error) {
 
 func fetchWithHeader[T any](ctx context.Context, c *Client, r call) (T, http.Header, error) {
 	var v T
-	resp, err := c.do(ctx, r)
+	resp, _, err := c.do(ctx, r)
 	if err != nil {
 		return v, nil, err
 	}

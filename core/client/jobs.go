@@ -110,13 +110,18 @@ func (f *follower) once(ctx context.Context) error {
 	defer cancel()
 	silence := time.AfterFunc(followSilence, cancel)
 	defer silence.Stop()
-	resp, err := f.c.do(ctx, call{method: http.MethodGet, path: "/v1/jobs/" + segment(f.id) + "/stream", accept: "text/event-stream", lastEvent: strconv.FormatInt(f.after, 10)})
+	resp, queen, err := f.c.do(ctx, call{method: http.MethodGet, path: "/v1/jobs/" + segment(f.id) + "/stream", accept: "text/event-stream", lastEvent: strconv.FormatInt(f.after, 10)})
 	if err != nil {
 		f.connected = core.KindOf(err) != core.Unavailable
 		return err
 	}
 	defer resp.Body.Close()
 	f.connected = true
+	defer func() {
+		if !f.ended && f.refused == nil { // another one can go on
+			f.c.health.fails(queen, time.Now())
+		}
+	}()
 	events := openai.NewEventReader(resp.Body)
 	for {
 		ev, err := events.Next()

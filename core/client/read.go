@@ -44,7 +44,7 @@ func (c *Client) Version(ctx context.Context) (Version, error) {
 
 // Metrics returns the queen's metrics in Prometheus' text format.
 func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
-	resp, err := c.do(ctx, call{method: http.MethodGet, path: "/metrics", accept: "text/plain"})
+	resp, _, err := c.do(ctx, call{method: http.MethodGet, path: "/metrics", accept: "text/plain"})
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,8 @@ func (c *Client) Catalog(ctx context.Context, hive string, q CatalogQuery) ([]co
 	if len(v) > 0 {
 		path += "?" + v.Encode()
 	}
-	return fetchList[core.CatalogItem](ctx, c, path)
+	l, err := fetch[list[core.CatalogItem]](ctx, c, call{method: http.MethodGet, path: path, slow: true})
+	return l.Data, err
 }
 
 func hivePath(hive string) string {
