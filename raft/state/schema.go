@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	tableMeta       = "meta"
+	tableCount      = "count"
 	tableCluster    = "cluster"
 	tableNodes      = "nodes"
 	tableTokens     = "tokens"
@@ -19,24 +19,18 @@ const (
 	tableIntents    = "intents"
 	tableHives      = "hives"
 	tableWorkers    = "workers"
+	tableRoutes     = "routes"
 
 	indexID     = "id"
 	indexPrefix = "id_prefix"
 	indexHive   = "hive"
-	indexModel  = "model"
 	indexName   = "name"
 	indexAge    = "age"
 	indexNode   = "node"
-
-	keyApplied    = "applied"
-	keyTombstones = "tombstones"
 )
 
-// meta is a row of the meta table: a number with a name.
-type meta struct {
-	Key   string
-	Value uint64
-}
+// count is the one row of its table: how many tombstones there are.
+type count struct{ Tombstones int }
 
 // Tombstone keeps the incarnation of a hive that was removed, so that the same start of it never comes back.
 type Tombstone struct {
@@ -60,7 +54,7 @@ func schema() *memdb.DBSchema {
 		return t
 	}
 	tables := []*memdb.TableSchema{
-		table(tableMeta, unique(func(m *meta) key { return text(m.Key) })),
+		table(tableCount, unique(func(*count) key { return text(tableCount) })),
 		table(tableCluster, unique(func(*core.Cluster) key { return text(tableCluster) })), // one row
 		table(tableNodes, unique(func(n *core.Node) key { return text(n.ID) }),
 			many(indexName, func(n *core.Node) key { return text(foldName(n.Name)) })),
@@ -71,8 +65,8 @@ func schema() *memdb.DBSchema {
 		table(tableIntents, unique(func(i *RetireIntent) key { return intentKey(i.Hive, i.Nonce) })),
 		table(tableHives, unique(func(h *core.Hive) key { return text(h.ID) })),
 		table(tableWorkers, unique(func(w *core.Worker) key { return text(w.ID) }),
-			many(indexHive, func(w *core.Worker) key { return text(w.Hive) }),
-			many(indexModel, func(w *core.Worker) key { return text(w.Model) })),
+			many(indexHive, func(w *core.Worker) key { return text(w.Hive) })),
+		table(tableRoutes, unique(func(r *routes) key { return text(r.Model) })),
 	}
 	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
 	for _, t := range tables {

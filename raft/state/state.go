@@ -6,6 +6,7 @@ package state
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -17,6 +18,7 @@ import (
 type Store struct {
 	db        *memdb.MemDB
 	abandoned chan struct{}
+	current   atomic.Pointer[Snapshot]
 }
 
 // New returns an empty store.
@@ -25,7 +27,9 @@ func New() *Store {
 	if err != nil {
 		panic(fmt.Sprintf("registry schema: %v", err))
 	}
-	return &Store{db: db, abandoned: make(chan struct{})}
+	s := &Store{db: db, abandoned: make(chan struct{})}
+	s.current.Store(&Snapshot{abandoned: s.abandoned, txn: db.Txn(false), routes: newRouteIndex()})
+	return s
 }
 
 // Abandoned is closed when the store was replaced by a restored one: ask for the current store again.
@@ -34,10 +38,8 @@ func (s *Store) Abandoned() <-chan struct{} { return s.abandoned }
 // Abandon closes Abandoned. raft/fsm calls it, once.
 func (s *Store) Abandon() { close(s.abandoned) }
 
-// Snapshot returns the store as it is now, for several queries that must agree. It costs next to nothing and needs no release.
-func (s *Store) Snapshot() *Snapshot {
-	return &Snapshot{store: s, txn: s.db.Txn(false)}
-}
+// Snapshot returns the store as it is now, for several queries that must agree. It costs nothing and needs no release.
+func (s *Store) Snapshot() *Snapshot { return s.current.Load() }
 
 // AppliedIndex is the raft index of the last applied command; 0 before the first.
 func (s *Store) AppliedIndex() uint64 { return s.Snapshot().AppliedIndex() }
@@ -74,16 +76,18 @@ func (s *Store) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Worke
 }
 
 // Snapshot is the registry at one moment. Lists are sorted by id and never nil. A non-nil WatchSet fires when the answer may have changed,
-// and when the store is abandoned; a nil one is allowed. One snapshot is for one goroutine.
+// and when the store is abandoned; a nil one is allowed. Methods may be called concurrently.
 //
 // What raft does not hold is zero: Hive.LastBeat, Device.FreeBytes, Worker.Load.
 type Snapshot struct {
-	store *Store
-	txn   *memdb.Txn
+	abandoned <-chan struct{}
+	txn       *memdb.Txn // for reading: it never changes
+	routes    *routeIndex
+	index     uint64
 }
 
 // AppliedIndex is the raft index of the last command in the snapshot; 0: none.
-func (s *Snapshot) AppliedIndex() uint64 { return number64(s.txn, keyApplied) }
+func (s *Snapshot) AppliedIndex() uint64 { return s.index }
 
 // Hives returns all hives.
 func (s *Snapshot) Hives(ws memdb.WatchSet) []core.Hive {
@@ -135,19 +139,6 @@ func (s *Snapshot) EachWorkerOfHive(ws memdb.WatchSet, hive string, yield func(*
 	each(s.txn, ws, tableWorkers, indexHive, text(hive), yield)
 }
 
-// WorkersOfModel returns the workers that serve exactly the model.
-func (s *Snapshot) WorkersOfModel(ws memdb.WatchSet, model string) []core.Worker {
-	s.watch(ws)
-	return list(s.txn, ws, cloneWorker, tableWorkers, indexModel, text(model))
-}
-
-// EachWorkerOfModel calls yield with the registry's own entry of each worker that serves exactly the model, which must not be changed, until it
-// returns false. It copies nothing: routing asks it for every request.
-func (s *Snapshot) EachWorkerOfModel(ws memdb.WatchSet, model string, yield func(*core.Worker) bool) {
-	s.watch(ws)
-	each(s.txn, ws, tableWorkers, indexModel, text(model), yield)
-}
-
 // Worker returns the worker with the id.
 func (s *Snapshot) Worker(ws memdb.WatchSet, id string) (core.Worker, bool) {
 	s.watch(ws)
@@ -163,7 +154,7 @@ func (s *Snapshot) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Wo
 	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, key(prefix))
 }
 
-func (s *Snapshot) watch(ws memdb.WatchSet) { ws.Add(s.store.abandoned) }
+func (s *Snapshot) watch(ws memdb.WatchSet) { ws.Add(s.abandoned) }
 
 // first returns the row with the id; nil: there is none. It is the table's own: constant.
 func first[T any](txn *memdb.Txn, ws memdb.WatchSet, table string, id key) *T {
@@ -203,14 +194,6 @@ func list[T any](txn *memdb.Txn, ws memdb.WatchSet, clone func(T) T, table, inde
 		return true
 	})
 	return rows
-}
-
-// number64 is a number of the meta table; 0 before it is set.
-func number64(txn *memdb.Txn, name string) uint64 {
-	if m := first[meta](txn, nil, tableMeta, text(name)); m != nil {
-		return m.Value
-	}
-	return 0
 }
 
 func cloneHive(h core.Hive) core.Hive {

@@ -3,7 +3,6 @@ package state_test
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"testing"
 	"time"
 
@@ -135,6 +134,14 @@ func TestWatch(t *testing.T) {
 		{"hives by a worker", func(s *state.Store, ws memdb.WatchSet) { s.Hives(ws) }, func(tx *state.Txn) { tx.DeleteWorker("w1") }, false},
 		{"one that is not there, when it comes", func(s *state.Store, ws memdb.WatchSet) { s.Worker(ws, "w9") }, func(tx *state.Txn) { tx.PutWorker(core.Worker{ID: "w9"}) }, true},
 		{"a model by its worker", func(s *state.Store, ws memdb.WatchSet) { s.WorkersOfModel(ws, "tiny") }, func(tx *state.Txn) { tx.DeleteWorker("w2") }, true},
+		{"a model by its hive", func(s *state.Store, ws memdb.WatchSet) { s.WorkersOfModel(ws, "tiny") }, func(tx *state.Txn) { tx.PutHive(core.Hive{ID: "h1", Draining: true}) }, true},
+		{"a model by another's worker", func(s *state.Store, ws memdb.WatchSet) { s.WorkersOfModel(ws, "tiny") }, func(tx *state.Txn) { tx.DeleteWorker("w1") }, false},
+		{"a model that nobody serves, when somebody does", func(s *state.Store, ws memdb.WatchSet) { s.WorkersOfModel(ws, "big") }, func(tx *state.Txn) { tx.PutWorker(core.Worker{ID: "w9", Model: "big"}) }, true},
+		{"the cluster, when it is made", func(s *state.Store, ws memdb.WatchSet) { s.Cluster(ws) }, func(tx *state.Txn) { tx.PutCluster(core.Cluster{ID: "c"}) }, true},
+		{"a node's revocation", func(s *state.Store, ws memdb.WatchSet) { s.Snapshot().Revoked(ws, "n1") }, func(tx *state.Txn) { tx.PutNode(core.Node{ID: "n1", Name: "n"}) }, true},
+		{"nodes", func(s *state.Store, ws memdb.WatchSet) { s.Nodes(ws) }, func(tx *state.Txn) { tx.PutNode(core.Node{ID: "n1", Name: "n"}) }, true},
+		{"tokens by a token", func(s *state.Store, ws memdb.WatchSet) { s.Tokens(ws) }, func(tx *state.Txn) { tx.PutToken(core.Token{ID: "t1"}) }, true},
+		{"tokens by a node", func(s *state.Store, ws memdb.WatchSet) { s.Tokens(ws) }, func(tx *state.Txn) { tx.PutNode(core.Node{ID: "n1", Name: "n"}) }, false},
 		{"nothing by nothing", func(s *state.Store, ws memdb.WatchSet) { s.Workers(ws); s.Hives(ws) }, func(*state.Txn) {}, false},
 	} {
 		s := filled(t)
@@ -148,21 +155,4 @@ func TestWatch(t *testing.T) {
 	s.WorkersWithPrefix(ws, "none")
 	s.Abandon()
 	must.False(t, ws.Watch(time.After(10*time.Second)))
-}
-
-// Routing reads this for every request.
-func BenchmarkWorkersOfModel(b *testing.B) {
-	s := state.New()
-	must.NoError(b, s.Update(1, func(tx *state.Txn) error {
-		for i := range 1000 {
-			tx.PutWorker(core.Worker{ID: fmt.Sprint("w", i), Hive: fmt.Sprint("h", i%100), Model: fmt.Sprint("m", i%250)})
-		}
-		return nil
-	}))
-	b.ReportAllocs()
-	for b.Loop() {
-		if len(s.WorkersOfModel(nil, "m7")) != 4 {
-			b.Fatal("wrong")
-		}
-	}
 }

@@ -14,21 +14,27 @@ const MaxTombstones = 10_000
 // Txn changes a Store: all of it or, when fn of Update fails, nothing. Ids must not be empty. What it returns is the tables' own where it has
 // slices: constant; what it is given must not be changed afterwards.
 type Txn struct {
-	txn *memdb.Txn
+	txn     *memdb.Txn
+	touched touched
 }
 
 // Update runs fn as the only writer and stores index as the applied one. An error of fn undoes what it changed, but not the index:
 // a refused command is an applied one.
 func (s *Store) Update(index uint64, fn func(*Txn) error) error {
 	t := &Txn{txn: s.db.Txn(true)}
-	err := fn(t)
-	if err != nil {
-		t.txn.Abort()
-		t = &Txn{txn: s.db.Txn(true)}
+	defer t.txn.Abort() // if fn panics
+	now := s.current.Load()
+	if err := fn(t); err != nil {
+		next := *now
+		next.index = index
+		s.current.Store(&next)
+		return err
 	}
-	t.insert(tableMeta, &meta{Key: keyApplied, Value: index})
+	routes := t.putRoutes(now.routes)
+	// Who is woken by the commit finds the new state.
+	s.current.Store(&Snapshot{abandoned: s.abandoned, txn: t.txn.Snapshot(), routes: routes, index: index})
 	t.txn.Commit()
-	return err
+	return nil
 }
 
 // Cluster returns the cluster's row.
@@ -79,7 +85,7 @@ func (t *Txn) Tombstone(hive string) (Tombstone, bool) {
 func (t *Txn) PutTombstone(stone Tombstone) {
 	t.DeleteTombstone(stone.Hive)
 	t.insert(tableTombstones, &stone)
-	n := number64(t.txn, keyTombstones) + 1
+	n := t.tombstones() + 1
 	if n > MaxTombstones {
 		if _, oldest, err := t.txn.FirstWatch(tableTombstones, indexAge+"_prefix", key(nil)); err != nil {
 			panic(fmt.Sprintf("registry query %s: %v", tableTombstones, err)) // the schema and the query are both ours
@@ -88,15 +94,22 @@ func (t *Txn) PutTombstone(stone Tombstone) {
 			n--
 		}
 	}
-	t.insert(tableMeta, &meta{Key: keyTombstones, Value: n})
+	t.insert(tableCount, &count{Tombstones: n})
 }
 
 // DeleteTombstone forgets a tombstone, if it is there.
 func (t *Txn) DeleteTombstone(hive string) {
 	if _, ok := t.Tombstone(hive); ok {
 		t.delete(tableTombstones, text(hive))
-		t.insert(tableMeta, &meta{Key: keyTombstones, Value: number64(t.txn, keyTombstones) - 1})
+		t.insert(tableCount, &count{Tombstones: t.tombstones() - 1})
 	}
+}
+
+func (t *Txn) tombstones() int {
+	if n := first[count](t.txn, nil, tableCount, text(tableCount)); n != nil {
+		return n.Tombstones
+	}
+	return 0
 }
 
 // RetireIntent says whether a worker is to retire.
@@ -121,10 +134,16 @@ func (t *Txn) DeleteRetireIntent(i RetireIntent) {
 func (t *Txn) Hive(id string) (core.Hive, bool) { return row[core.Hive](t, tableHives, id) }
 
 // PutHive stores a hive.
-func (t *Txn) PutHive(h core.Hive) { t.insert(tableHives, &h) }
+func (t *Txn) PutHive(h core.Hive) {
+	t.touched.hive(h.ID)
+	t.insert(tableHives, &h)
+}
 
 // DeleteHive removes a hive, if it is there. Its workers stay.
-func (t *Txn) DeleteHive(id string) { t.delete(tableHives, text(id)) }
+func (t *Txn) DeleteHive(id string) {
+	t.touched.hive(id)
+	t.delete(tableHives, text(id))
+}
 
 // Worker returns the worker with the id.
 func (t *Txn) Worker(id string) (core.Worker, bool) { return row[core.Worker](t, tableWorkers, id) }
@@ -135,10 +154,17 @@ func (t *Txn) WorkersOfHive(hive string) []core.Worker {
 }
 
 // PutWorker stores a worker.
-func (t *Txn) PutWorker(w core.Worker) { t.insert(tableWorkers, &w) }
+func (t *Txn) PutWorker(w core.Worker) {
+	t.touched.worker(first[core.Worker](t.txn, nil, tableWorkers, text(w.ID)))
+	t.touched.worker(&w)
+	t.insert(tableWorkers, &w)
+}
 
 // DeleteWorker removes a worker, if it is there.
-func (t *Txn) DeleteWorker(id string) { t.delete(tableWorkers, text(id)) }
+func (t *Txn) DeleteWorker(id string) {
+	t.touched.worker(first[core.Worker](t.txn, nil, tableWorkers, text(id)))
+	t.delete(tableWorkers, text(id))
+}
 
 func row[T any](t *Txn, table, id string) (T, bool) {
 	if r := first[T](t.txn, nil, table, text(id)); r != nil {

@@ -1,0 +1,169 @@
+package state
+
+import (
+	"hash/maphash"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/go-memdb"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// routes is a row of the routes table: the workers of one model, sorted by id, with their hives. It is derived from the other tables at the end of each
+// Update, so that routing finds in one place all that it asks for each request. Model is not empty, nor is list.
+type routes struct {
+	Model string
+	list  []route
+}
+
+type route struct {
+	worker *core.Worker
+	hive   *core.Hive // nil: not registered
+}
+
+// EachRoute calls yield with the registry's own entries of each worker that serves exactly the model and of its hive, sorted by worker id, until it
+// returns false. They must not be changed. hive is nil if it is not registered. It copies nothing: routing asks it for every request. The WatchSet
+// fires when a worker of the model or its hive changes.
+func (s *Snapshot) EachRoute(ws memdb.WatchSet, model string, yield func(worker *core.Worker, hive *core.Hive) bool) {
+	for _, r := range s.routesOf(ws, model) {
+		if !yield(r.worker, r.hive) {
+			return
+		}
+	}
+}
+
+// EachWorkerOfModel is EachRoute without the hives.
+func (s *Snapshot) EachWorkerOfModel(ws memdb.WatchSet, model string, yield func(*core.Worker) bool) {
+	for _, r := range s.routesOf(ws, model) {
+		if !yield(r.worker) {
+			return
+		}
+	}
+}
+
+// WorkersOfModel returns the workers that serve exactly the model.
+func (s *Snapshot) WorkersOfModel(ws memdb.WatchSet, model string) []core.Worker {
+	found := s.routesOf(ws, model)
+	workers := make([]core.Worker, 0, len(found))
+	for _, r := range found {
+		workers = append(workers, cloneWorker(*r.worker))
+	}
+	return workers
+}
+
+func (s *Snapshot) routesOf(ws memdb.WatchSet, model string) []route {
+	var r *routes
+	if ws == nil {
+		r = s.routes.get(model)
+	} else {
+		s.watch(ws)
+		r = first[routes](s.txn, ws, tableRoutes, text(model))
+	}
+	if r == nil {
+		return nil
+	}
+	return r.list
+}
+
+// routeIndex finds the rows of the routes table in one step, for who does not watch them: the table's own index takes a dozen steps through cold memory.
+// It is constant; an update makes a new one that has all but the changed parts in common with the old.
+type routeIndex struct {
+	seed  maphash.Seed // has no part in any answer
+	parts [256]map[string]*routes
+}
+
+func newRouteIndex() *routeIndex { return &routeIndex{seed: maphash.MakeSeed()} }
+
+func (x *routeIndex) part(model string) int {
+	return int(maphash.String(x.seed, model) % uint64(len(x.parts))) //nolint:gosec // below 256
+}
+
+func (x *routeIndex) get(model string) *routes { return x.parts[x.part(model)][model] }
+
+// with returns the index with the changed rows; nil ones are gone.
+func (x *routeIndex) with(changed map[string]*routes) *routeIndex {
+	if len(changed) == 0 {
+		return x
+	}
+	next := *x
+	var own [len(x.parts)]bool
+	for model, r := range changed {
+		i := x.part(model)
+		if !own[i] {
+			own[i] = true
+			next.parts[i] = make(map[string]*routes, len(x.parts[i])+1)
+			maps.Copy(next.parts[i], x.parts[i])
+		}
+		if r == nil {
+			delete(next.parts[i], model)
+		} else {
+			next.parts[i][model] = r
+		}
+	}
+	return &next
+}
+
+// touched is what an update changed of the routes.
+type touched struct {
+	hives   map[string]bool     // ids
+	workers map[string][]string // ids by model
+}
+
+func (t *touched) hive(id string) {
+	if t.hives == nil {
+		t.hives = map[string]bool{}
+	}
+	t.hives[id] = true
+}
+
+func (t *touched) worker(w *core.Worker) {
+	if w == nil || w.Model == "" {
+		return
+	}
+	if t.workers == nil {
+		t.workers = map[string][]string{}
+	}
+	t.workers[w.Model] = append(t.workers[w.Model], w.ID)
+}
+
+// putRoutes brings the routes of what was touched up to date, and their index.
+func (t *Txn) putRoutes(index *routeIndex) *routeIndex {
+	changed := map[string]*routes{}
+	for _, hive := range slices.Sorted(maps.Keys(t.touched.hives)) {
+		each(t.txn, nil, tableWorkers, indexHive, text(hive), func(w *core.Worker) bool {
+			t.touched.worker(w)
+			return true
+		})
+	}
+	for _, model := range slices.Sorted(maps.Keys(t.touched.workers)) {
+		ids := t.touched.workers[model]
+		slices.Sort(ids)
+		ids = slices.Compact(ids)
+		var old []route
+		if r := index.get(model); r != nil {
+			old = r.list
+		}
+		list := make([]route, 0, len(old)+len(ids))
+		for _, id := range ids {
+			i, found := slices.BinarySearchFunc(old, id, func(r route, id string) int { return strings.Compare(r.worker.ID, id) })
+			list = append(list, old[:i]...)
+			if old = old[i:]; found {
+				old = old[1:]
+			}
+			if w := first[core.Worker](t.txn, nil, tableWorkers, text(id)); w != nil && w.Model == model {
+				list = append(list, route{worker: w, hive: first[core.Hive](t.txn, nil, tableHives, text(w.Hive))})
+			}
+		}
+		list = append(list, old...)
+		if len(list) == 0 {
+			t.delete(tableRoutes, text(model))
+			changed[model] = nil
+			continue
+		}
+		changed[model] = &routes{Model: model, list: list}
+		t.insert(tableRoutes, changed[model])
+	}
+	return index.with(changed)
+}
