@@ -1,0 +1,257 @@
+package hive
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/rpc"
+)
+
+const (
+	// maxDataConns bounds the connections of queens to workers. A queen keeps up to 64 unused ones to each worker.
+	maxDataConns = 4096
+	// dataSpare are those that are told that there are too many.
+	dataSpare = 64
+	// dataStart is how long a queen may take to say which worker it wants.
+	dataStart = 5 * time.Second
+	// dataStuck is how long a worker may take not to read what a queen sends.
+	dataStuck = 30 * time.Second
+	// dataLinger is how long a queen may take to read what a worker wrote before it went.
+	dataLinger = 2 * time.Second
+	// dataRecord is how much is passed on at once: the most that a TLS record holds.
+	dataRecord = 16 << 10
+)
+
+// ServeData joins the connections that queens make with the data sockets of this hive's workers, until ctx ends or l is closed, then cuts those
+// that are left and returns. The connections of l are those of rpc.Mux.Data. Errors: what l says, but nil when it was closed.
+func (h *Hive) ServeData(ctx context.Context, l net.Listener) error {
+	return (&dataServer{socket: h.DataSocket, max: maxDataConns}).serve(ctx, l)
+}
+
+// dataServer passes bytes between queens and workers.
+type dataServer struct {
+	socket func(workerID string) (string, error)
+	max    int64
+	active atomic.Int64
+}
+
+func (s *dataServer) serve(ctx context.Context, l net.Listener) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	places := make(chan struct{}, s.max+dataSpare)
+	for {
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
+		c, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				abort(c)
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case err != nil:
+			return core.E("accept data connections", core.Unavailable, err)
+		}
+		wg.Go(func() {
+			defer func() { <-places }()
+			s.join(ctx, c)
+		})
+	}
+}
+
+// abort closes c so that the other end sees a cut, not an end.
+func abort(c net.Conn) {
+	if t, ok := c.(interface{ Abort() }); ok {
+		t.Abort()
+		return
+	}
+	_ = c.Close()
+}
+
+// join passes bytes between a queen and the worker that it asks for, until one of them goes.
+func (s *dataServer) join(ctx context.Context, queen net.Conn) {
+	defer abort(queen)
+	stop := context.AfterFunc(ctx, func() { abort(queen) })
+	defer stop()
+	worker, first, err := s.connect(ctx, queen)
+	defer s.active.Add(-1)
+	if err != nil {
+		return
+	}
+	defer worker.Close()
+	p := &pair{queen: queen, worker: worker}
+	defer context.AfterFunc(ctx, p.cut)()
+
+	// This goroutine waits for the queen, another one for the worker. Each blocks in a read and writes what it got: no other hand-over.
+	var wg sync.WaitGroup
+	wg.Go(p.fromWorker)
+	p.fromQueen(first)
+	wg.Wait()
+}
+
+// connect reads which worker the queen wants, connects to it, and answers. first is what the queen has already sent for the worker.
+func (s *dataServer) connect(ctx context.Context, queen net.Conn) (worker *net.UnixConn, first []byte, err error) {
+	n := s.active.Add(1)
+	if err := queen.SetDeadline(time.Now().Add(dataStart)); err != nil {
+		return nil, nil, err
+	}
+	id, first, err := rpc.ReadConnect(queen)
+	if err != nil && core.KindOf(err) != core.Invalid {
+		return nil, nil, err // the connection's: there is nobody to answer
+	}
+	if err == nil && n > s.max {
+		err = core.WithHint(core.Errorf("connect to worker", core.Overloaded, "the hive has %d connections to its workers", s.max), "Ask again shortly, or spread the workers over more hives.")
+	}
+	if err == nil {
+		worker, err = s.dial(ctx, id)
+	}
+	if err != nil {
+		if rpc.AnswerConnect(queen, err) == nil {
+			_ = queen.Close() // in order: the answer is to arrive
+		}
+		return nil, nil, err
+	}
+	if err = rpc.AnswerConnect(queen, nil); err == nil {
+		err = queen.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		_ = worker.Close()
+		return nil, nil, err
+	}
+	return worker, first, nil
+}
+
+func (s *dataServer) dial(ctx context.Context, workerID string) (*net.UnixConn, error) {
+	path, err := s.socket(workerID)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dataStart)
+	defer cancel()
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, core.WithHint(core.Errorf("connect to worker", core.Unavailable, "worker %s does not take connections", workerID),
+			"It may have just ended; \"rbee worker process list\" shows what runs.")
+	}
+	w, ok := c.(*net.UnixConn)
+	if !ok {
+		_ = c.Close()
+		return nil, core.Errorf("connect to worker", core.Internal, "not a unix socket: %T", c)
+	}
+	return w, nil
+}
+
+// pair is a queen's connection and a worker's.
+type pair struct {
+	queen  net.Conn
+	worker *net.UnixConn
+}
+
+// cut ends both at once.
+func (p *pair) cut() {
+	_ = p.worker.Close()
+	abort(p.queen)
+}
+
+// fromQueen passes on what the queen sends. It returns when the queen is gone, and the worker's connection is closed then: a request that
+// nobody waits for any more ends.
+func (p *pair) fromQueen(first []byte) {
+	defer p.worker.Close()
+	deaf := !p.toWorker(first)
+	buf := make([]byte, dataRecord/2)
+	for {
+		n, err := p.queen.Read(buf)
+		if n > 0 && !deaf { // what a worker left behind is still to reach the queen, so it is listened to
+			deaf = !p.toWorker(buf[:n])
+		}
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, io.EOF):
+			// The queen says no more. Whether it still listens, only the connection below knows: that has ended too if the queen closed.
+			_ = p.worker.CloseWrite()
+			_, _ = below(p.queen).Read(buf[:1])
+		}
+		return
+	}
+}
+
+// toWorker says false when the worker takes nothing more.
+func (p *pair) toWorker(data []byte) bool {
+	if len(data) == 0 {
+		return true
+	}
+	err := p.worker.SetWriteDeadline(time.Now().Add(dataStuck))
+	if err == nil {
+		_, err = p.worker.Write(data)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		p.cut()
+	}
+	return err == nil
+}
+
+// fromWorker passes on what the worker sends.
+func (p *pair) fromWorker() {
+	buf := make([]byte, dataRecord)
+	for {
+		n, err := p.worker.Read(buf)
+		if n > 0 {
+			if _, err := p.queen.Write(buf[:n]); err != nil {
+				p.cut()
+				return
+			}
+		}
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, io.EOF) && p.listens():
+			if q, ok := p.queen.(interface{ CloseWrite() error }); !ok || q.CloseWrite() != nil {
+				p.cut()
+			}
+		default:
+			p.workerGone()
+		}
+		return
+	}
+}
+
+// listens says whether a worker that says no more still reads. A socket that nobody has open takes not even nothing.
+func (p *pair) listens() bool {
+	_, err := p.worker.Write(nil)
+	return err == nil
+}
+
+// workerGone has the queen see a cut after the worker's last byte. The connection is not closed at once: what the queen has sent and nobody read
+// would have the rest of the answer thrown away.
+func (p *pair) workerGone() {
+	if t, ok := below(p.queen).(interface{ CloseWrite() error }); !ok || t.CloseWrite() != nil {
+		p.cut()
+		return
+	}
+	_ = p.queen.SetReadDeadline(time.Now().Add(dataLinger))
+}
+
+// below is the connection that carries c.
+func below(c net.Conn) net.Conn {
+	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
+		return t.NetConn()
+	}
+	return c
+}
