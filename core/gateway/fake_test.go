@@ -117,7 +117,7 @@ func newRig(t testing.TB, change func(*Options)) *rig {
 	dir, err := os.MkdirTemp("", "gw") //nolint:usetesting // the path of t.TempDir is too long for a socket
 	must.NoError(t, err)
 	r := &rig{t: t, router: &fakeRouter{}, cluster: &fakeCluster{}, jobs: &fakeJobs{}, dir: dir, sockets: map[string]string{}}
-	o := Options{Router: r.router, Cluster: r.cluster, Jobs: r.jobs, Version: "1.2.3", Dial: r.dialWorker}
+	o := Options{Router: r.router, Cluster: r.cluster, Jobs: r.jobs, Version: "1.2.3", Dial: r.dialWorker, LameDuck: 20 * time.Millisecond}
 	if change != nil {
 		change(&o)
 	}

@@ -110,14 +110,16 @@ func (g *Gateway) Close() { g.workersUp.close() }
 // and what a client calls a model are never logged.
 func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	w := &response{inner: inner, c: http.NewResponseController(inner), limit: g.o.WriteTimeout, id: requestID(r), route: "unknown"}
+	w := &response{inner: inner, c: http.NewResponseController(inner), limit: g.o.WriteTimeout, id: requestID(r), route: "unknown", lame: &g.streams.lame}
 	w.arm(start)
 	w.Header().Set("X-Request-Id", w.id)
 	if r.ContentLength != 0 {
 		_ = w.c.SetReadDeadline(start.Add(g.o.BodyTimeout)) // a recorder in a test has none
 	}
 	g.metrics.inFlight.Inc()
+	g.streams.enter()
 	cut := g.run(w, r)
+	g.streams.leave()
 	g.metrics.inFlight.Dec()
 	took := time.Since(start)
 	g.metrics.request(w.route, w.status, took)

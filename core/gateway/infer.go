@@ -62,7 +62,7 @@ func (g *Gateway) infer(w *response, r *http.Request, path string) error {
 	defer cancel(nil)
 	done, ok := g.streams.add(false, cancel)
 	if !ok {
-		return errStopping
+		return errRefused
 	}
 	defer done()
 	in := &inference{g: g, w: w, r: r, ctx: ctx, path: path, body: body, facts: facts, start: start}

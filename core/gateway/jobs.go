@@ -84,7 +84,7 @@ func (g *Gateway) jobStream(w *response, r *http.Request) error {
 	defer cancel(nil)
 	done, ok := g.streams.add(true, cancel)
 	if !ok {
-		return errStopping
+		return errRefused
 	}
 	defer done()
 

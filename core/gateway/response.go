@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -11,6 +12,7 @@ type response struct {
 	c     *http.ResponseController
 	limit time.Duration // of one write
 	armed time.Time     // when the limit was set last
+	lame  *atomic.Bool  // the connection is to be closed after the answer; nil: never
 
 	id     string // of the request
 	route  string // its name for metrics and logs
@@ -29,6 +31,9 @@ func (w *response) WriteHeader(status int) {
 		return
 	}
 	w.status = status
+	if w.lame != nil && w.lame.Load() {
+		w.Header().Set("Connection", "close")
+	}
 	w.arm(time.Now())
 	w.inner.WriteHeader(status)
 }

@@ -29,11 +29,13 @@ func (g *Gateway) Server() *http.Server {
 	}
 }
 
-// Serve answers connections of l until ctx ends, then takes no new one and lets running requests finish within grace.
-// Inference streams that still run then get an error event; job streams end at once, since they can be resumed elsewhere.
+// Serve answers connections of l until ctx ends. Then it takes no new one, so that clients go elsewhere; requests that come on open connections are
+// answered, and the connection is closed with the answer; a connection on which nothing comes is closed after a while. What runs may go on until the end of
+// grace. Inference streams that still run then get an error event; job streams end at once, since they can be resumed elsewhere.
 // It closes l and returns nil after an orderly end. It is called once.
 func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration) error {
-	srv := g.Server()
+	srv, open := g.Server(), &conns{}
+	srv.ConnState = open.changed
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -41,13 +43,21 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 	defer g.Close()
 	select {
 	case err := <-ended:
+		_ = srv.Close()
 		return core.E("serve http", core.Internal, err)
 	case <-ctx.Done():
 	}
-	finished := g.streams.drain()
 	g.log.Info("http server stops", "grace", grace)
+	deadline := time.Now().Add(grace)
+	end := time.NewTimer(grace)
+	defer end.Stop()
+	g.streams.drain()
+	_ = l.Close() // the server's own way to stop would close connections under requests that are on their way
+	<-ended
+	g.lameDuck(open, end.C)
+	open.closeUnused()
 	// The deadlines of a shutdown must outlive the context that asks for it.
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	stop, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	defer cancel()
 	err := srv.Shutdown(stop)
 	if err != nil {
@@ -55,14 +65,10 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
 		defer cancel()
 		err = srv.Shutdown(last)
-		select {
-		case <-finished:
-		case <-last.Done():
-		}
 	}
 	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		g.log.Warn("http server did not stop in order", "error", err)
 	}
-	_ = srv.Close() // what Shutdown left is cut; the listener is closed already
+	_ = srv.Close() // what Shutdown left is cut
 	return nil
 }

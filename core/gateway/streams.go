@@ -3,19 +3,31 @@ package gateway
 import (
 	"context"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
 )
 
-// errStopping is why answers are refused and streams are ended while the server stops.
-var errStopping = core.WithHint(core.Errorf("", core.Unavailable, "this server is stopping"), "Ask again in a moment, or ask another queen.")
+// codeStopping is the code of an answer that refuses a request before anything was done for it: it can be sent elsewhere, whatever it asks.
+const codeStopping = "stopping"
 
-// streams knows what runs, so that a stop can end it with a reason instead of a silent cut. The zero value is ready.
+var (
+	// errStopping is why what runs is ended when the server stops.
+	errStopping = core.WithHint(core.Errorf("", core.Unavailable, "this server is stopping"), "Ask again in a moment, or ask another queen.")
+	// errRefused is errStopping for what has not begun.
+	errRefused = &apiError{err: errStopping, code: codeStopping}
+)
+
+// streams knows what runs, so that a stop can wait for it, and end it with a reason instead of a silent cut. The zero value is ready.
 type streams struct {
-	mu       sync.Mutex // guards below
-	stop     bool       // no new ones
-	running  map[*stream]struct{}
-	finished chan struct{} // closed when the last one is done after stop; nil before stop
+	lame   atomic.Bool  // the server stops: whoever gets an answer is told to connect to another one
+	active atomic.Int64 // requests of all kinds that are being answered
+	last   atomic.Int64 // when the last request began or ended, in nanoseconds since 1970; kept only while lame
+
+	mu      sync.Mutex // guards below
+	stop    bool       // no new ones
+	running map[*stream]struct{}
 }
 
 // stream is one inference request or one job stream that runs.
@@ -24,11 +36,36 @@ type stream struct {
 	cancel context.CancelCauseFunc
 }
 
-// add registers what is cancelled by cancel; false while the server stops. done must be called at its end.
+// enter and leave are called around every request.
+func (s *streams) enter() {
+	s.active.Add(1)
+	s.touch()
+}
+
+func (s *streams) leave() {
+	s.touch()
+	s.active.Add(-1)
+}
+
+func (s *streams) touch() {
+	if s.lame.Load() {
+		s.last.Store(time.Now().UnixNano())
+	}
+}
+
+// quiet says for how long there has been no request; 0 while there is one.
+func (s *streams) quiet(now time.Time) time.Duration {
+	if s.active.Load() > 0 {
+		return 0
+	}
+	return now.Sub(time.Unix(0, s.last.Load()))
+}
+
+// add registers what is cancelled by cancel; false where it must not begin any more. done must be called at its end.
 func (s *streams) add(job bool, cancel context.CancelCauseFunc) (done func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stop {
+	if s.stop || job && s.lame.Load() {
 		return nil, false
 	}
 	if s.running == nil {
@@ -40,42 +77,29 @@ func (s *streams) add(job bool, cancel context.CancelCauseFunc) (done func(), ok
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.running, st)
-		if s.stop && len(s.running) == 0 && s.finished != nil {
-			close(s.finished)
-			s.finished = nil
-		}
 	}, true
 }
 
-func (s *streams) stopping() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stop
-}
+func (s *streams) stopping() bool { return s.lame.Load() }
 
-// drain refuses new ones, ends job streams, and returns a channel that is closed when none runs.
-func (s *streams) drain() <-chan struct{} {
+// drain ends job streams, which go on elsewhere, and refuses new ones. Everything else is answered as before.
+func (s *streams) drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stop = true
-	finished := make(chan struct{})
-	if len(s.running) == 0 {
-		close(finished)
-	} else {
-		s.finished = finished
-	}
+	s.last.Store(time.Now().UnixNano())
+	s.lame.Store(true)
 	for st := range s.running {
 		if st.job {
 			st.cancel(errStopping)
 		}
 	}
-	return finished
 }
 
-// cut ends all that still run.
+// cut refuses new ones and ends all that still run.
 func (s *streams) cut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.stop = true
 	for st := range s.running {
 		st.cancel(errStopping)
 	}

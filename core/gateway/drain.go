@@ -1,0 +1,67 @@
+package gateway
+
+import (
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// conns knows the connections of a server.
+type conns struct {
+	mu   sync.Mutex        // guards below
+	open map[net.Conn]bool // true: at least one request came
+}
+
+// changed is called by the server at every step of a connection's life.
+func (c *conns) changed(conn net.Conn, state http.ConnState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		if c.open == nil {
+			c.open = map[net.Conn]bool{}
+		}
+		c.open[conn] = false
+	case http.StateActive:
+		c.open[conn] = true
+	case http.StateHijacked, http.StateClosed:
+		delete(c.open, conn)
+	case http.StateIdle:
+	}
+}
+
+func (c *conns) none() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.open) == 0
+}
+
+// closeUnused closes the connections that no request came on. Others that have none at the moment are the server's to close.
+func (c *conns) closeUnused() {
+	c.mu.Lock()
+	var unused []net.Conn
+	for conn, used := range c.open {
+		if !used {
+			unused = append(unused, conn)
+		}
+	}
+	c.mu.Unlock()
+	for _, conn := range unused {
+		_ = conn.Close()
+	}
+}
+
+// lameDuck goes on to answer what comes on open connections, each answer with the word that the connection is closed after it, until nothing has come
+// for a while: then whoever still has a connection does not use it, and closing it fails no request. It returns at end at the latest.
+func (g *Gateway) lameDuck(c *conns, end <-chan time.Time) {
+	tick := time.NewTicker(max(g.o.LameDuck/20, time.Millisecond))
+	defer tick.Stop()
+	for !c.none() && g.streams.quiet(time.Now()) < g.o.LameDuck {
+		select {
+		case <-tick.C:
+		case <-end:
+			return
+		}
+	}
+}
