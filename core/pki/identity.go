@@ -26,15 +26,15 @@ type Identity struct {
 
 // state is one consistent view of an identity. It is never changed, only replaced.
 type state struct {
-	info     info
-	node     Node
-	caPEM    []byte
-	nodePEM  []byte
-	key      Secret // PEM
-	sealKey  Secret
-	tls      *tls.Certificate
-	roots    *x509.CertPool
-	began    time.Time // NotBefore of the node's certificate
+	info    info
+	node    Node
+	caPEM   []byte
+	nodePEM []byte
+	key     Secret // PEM
+	sealKey Secret
+	tls     *tls.Certificate
+	roots   *x509.CertPool
+	began   time.Time // NotBefore of the node's certificate
 }
 
 // info is identity.json: what no certificate says.

@@ -160,6 +160,105 @@ func (x *Meta) GetIncarnation() uint64 {
 	return 0
 }
 
+// Leave says that a node left on purpose: its silence is no failure. Passed on by everybody who hears it for the first time.
+type Leave struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Of the node's run that left.
+	Incarnation   uint64 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Leave) Reset() {
+	*x = Leave{}
+	mi := &file_gossip_v1_gossip_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Leave) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Leave) ProtoMessage() {}
+
+func (x *Leave) ProtoReflect() protoreflect.Message {
+	mi := &file_gossip_v1_gossip_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Leave.ProtoReflect.Descriptor instead.
+func (*Leave) Descriptor() ([]byte, []int) {
+	return file_gossip_v1_gossip_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Leave) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Leave) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+// State is what two nodes tell each other, beside their members, when they compare all that they know.
+type State struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Left          []*Leave               `protobuf:"bytes,1,rep,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *State) Reset() {
+	*x = State{}
+	mi := &file_gossip_v1_gossip_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *State) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*State) ProtoMessage() {}
+
+func (x *State) ProtoReflect() protoreflect.Message {
+	mi := &file_gossip_v1_gossip_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use State.ProtoReflect.Descriptor instead.
+func (*State) Descriptor() ([]byte, []int) {
+	return file_gossip_v1_gossip_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *State) GetLeft() []*Leave {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
 var File_gossip_v1_gossip_proto protoreflect.FileDescriptor
 
 const file_gossip_v1_gossip_proto_rawDesc = "" +
@@ -179,7 +278,12 @@ const file_gossip_v1_gossip_proto_rawDesc = "" +
 	"\araft_id\x18\n" +
 	" \x01(\tR\x06raftId\x12\x1b\n" +
 	"\thas_state\x18\v \x01(\bR\bhasState\x12 \n" +
-	"\vincarnation\x18\f \x01(\x04R\vincarnationB7Z5github.com/rbee-project/rbee/proto/gossip/v1;gossipv1b\x06proto3"
+	"\vincarnation\x18\f \x01(\x04R\vincarnation\"9\n" +
+	"\x05Leave\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"2\n" +
+	"\x05State\x12)\n" +
+	"\x04left\x18\x01 \x03(\v2\x15.rbee.gossip.v1.LeaveR\x04leftB7Z5github.com/rbee-project/rbee/proto/gossip/v1;gossipv1b\x06proto3"
 
 var (
 	file_gossip_v1_gossip_proto_rawDescOnce sync.Once
@@ -193,16 +297,19 @@ func file_gossip_v1_gossip_proto_rawDescGZIP() []byte {
 	return file_gossip_v1_gossip_proto_rawDescData
 }
 
-var file_gossip_v1_gossip_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_gossip_v1_gossip_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_gossip_v1_gossip_proto_goTypes = []any{
-	(*Meta)(nil), // 0: rbee.gossip.v1.Meta
+	(*Meta)(nil),  // 0: rbee.gossip.v1.Meta
+	(*Leave)(nil), // 1: rbee.gossip.v1.Leave
+	(*State)(nil), // 2: rbee.gossip.v1.State
 }
 var file_gossip_v1_gossip_proto_depIdxs = []int32{
-	0, // [0:0] is the sub-list for method output_type
-	0, // [0:0] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	1, // 0: rbee.gossip.v1.State.left:type_name -> rbee.gossip.v1.Leave
+	1, // [1:1] is the sub-list for method output_type
+	1, // [1:1] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_gossip_v1_gossip_proto_init() }
@@ -216,7 +323,7 @@ func file_gossip_v1_gossip_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gossip_v1_gossip_proto_rawDesc), len(file_gossip_v1_gossip_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   1,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
