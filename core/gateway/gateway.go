@@ -103,6 +103,9 @@ func (g *Gateway) Handler() http.Handler { return http.HandlerFunc(g.serve) }
 // Registry holds the gateway's metrics, which GET /metrics shows; others may add theirs, named rbee_….
 func (g *Gateway) Registry() *prometheus.Registry { return g.metrics.registry }
 
+// DropIdle closes the idle connections to the workers of a hive, by its id: where the hive is suspect, they may lead nowhere. Requests that run are not touched.
+func (g *Gateway) DropIdle(hive string) { g.workersUp.dropIdle(hive) }
+
 // Close drops the idle connections to workers. Serve does it at its end.
 func (g *Gateway) Close() { g.workersUp.close() }
 

@@ -15,6 +15,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
+// otherPatience is how long the connection to a worker may take while another worker can be asked.
+const otherPatience = 250 * time.Millisecond
+
 // maxAnswer bounds an answer that is not streamed, in bytes.
 const maxAnswer = 64 << 20
 
@@ -250,7 +253,11 @@ func (in *inference) ask(candidates []core.Candidate) error {
 			c.Reason += "; attempt " + strconv.Itoa(i+1)
 		}
 		in.worker, in.w.worker = c.Worker, c.Worker.ID
-		err := in.askOne(c)
+		var patience time.Duration
+		if i < len(candidates)-1 {
+			patience = otherPatience
+		}
+		err := in.askOne(c, patience)
 		if _, again := errors.AsType[*unanswered](err); !again {
 			return err
 		}
@@ -267,7 +274,7 @@ func (in *inference) ask(candidates []core.Candidate) error {
 	return last
 }
 
-func (in *inference) askOne(c core.Candidate) error {
+func (in *inference) askOne(c core.Candidate, patience time.Duration) error {
 	if counter, ok := in.g.o.Router.(Counter); ok {
 		defer counter.Begin(c.Worker)()
 	}
@@ -278,7 +285,7 @@ func (in *inference) askOne(c core.Candidate) error {
 	if in.facts.stream {
 		accept = "text/event-stream, application/json"
 	}
-	resp, err := in.g.workersUp.post(ctx, c.Worker, question{path: in.path, accept: accept, id: in.w.id, body: in.body})
+	resp, err := in.g.workersUp.post(ctx, c.Worker, question{path: in.path, accept: accept, id: in.w.id, body: in.body, patience: patience})
 	if err != nil {
 		return in.noAnswer(err)
 	}

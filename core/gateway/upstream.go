@@ -46,8 +46,11 @@ func (u *workersUp) pool(w core.Worker) *pool {
 			p.close()
 		}
 	}
-	p := &pool{asked: now, dial: func(ctx context.Context) (*workerConn, error) {
-		ctx, cancel := context.WithTimeout(ctx, u.timeout)
+	p := &pool{hive: w.Hive, asked: now, dial: func(ctx context.Context, patience time.Duration) (*workerConn, error) {
+		if patience == 0 || patience > u.timeout {
+			patience = u.timeout
+		}
+		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		conn, err := u.dial(ctx, w)
 		if err != nil {
@@ -70,6 +73,18 @@ func (u *workersUp) drop(w core.Worker) {
 	}
 }
 
+// dropIdle closes the unused connections to the workers of a hive.
+func (u *workersUp) dropIdle(hive string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for k, p := range u.m {
+		if p.hive == hive {
+			delete(u.m, k)
+			p.close()
+		}
+	}
+}
+
 func (u *workersUp) close() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -83,6 +98,7 @@ func (u *workersUp) close() {
 type question struct {
 	path, accept, id string // without line ends: they are written as they are
 	body             []byte
+	patience         time.Duration // for a connection to be made, where another worker can be asked; 0: the longest
 }
 
 // write is the request in HTTP/1.1. net/http's own writer takes several times as long, all of it before the first token.

@@ -27,7 +27,8 @@ const (
 // pool is the HTTP/1.1 connections to one worker. A request and its answer stay on the goroutine that asks: net/http's transport hands both
 // over to goroutines of its own, and each hand-over costs a wake-up between the client and its first token. BenchmarkRelay measures it.
 type pool struct {
-	dial  func(ctx context.Context) (*workerConn, error)
+	dial  func(ctx context.Context, patience time.Duration) (*workerConn, error)
+	hive  string
 	asked time.Time // of the last request; workersUp.mu guards it
 
 	mu     sync.Mutex    // guards below
@@ -108,7 +109,7 @@ func (p *pool) roundTrip(ctx context.Context, q question) (*http.Response, error
 		c, used := p.take(), true
 		if c == nil {
 			var err error
-			if c, err = p.dial(ctx); err != nil {
+			if c, err = p.dial(ctx, q.patience); err != nil {
 				return nil, err
 			}
 			used = false

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 )
@@ -33,7 +34,7 @@ func worker(t *testing.T, serve func(n int, c net.Conn, r *bufio.Reader)) (p *po
 		}
 	}()
 	dials = new(atomic.Int64)
-	p = &pool{dial: func(ctx context.Context) (*workerConn, error) {
+	p = &pool{dial: func(ctx context.Context, _ time.Duration) (*workerConn, error) {
 		dials.Add(1)
 		c, err := new(net.Dialer).DialContext(ctx, "unix", l.Addr().String())
 		if err != nil {
