@@ -1,0 +1,60 @@
+package gossip
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+const conflictPings = 3
+
+// examine finds out whether two nodes really use one id, and then raises the alarm, once in a while. A node that was started again at another
+// address looks the same until the pool has noticed that the old one is gone: then nobody answers at the address that was known.
+func (p *Pool) examine(ctx context.Context, list *memberlist.Memberlist, c Conflict) {
+	now := time.Now()
+	p.mu.Lock()
+	maps.DeleteFunc(p.reported, func(_ string, t time.Time) bool { return now.Sub(t) >= logPeriod })
+	_, done := p.reported[c.Refused]
+	p.reported[c.Refused] = now
+	p.mu.Unlock()
+	if done {
+		return
+	}
+	here := p.Address()
+	ask := c.Known
+	if c.Self && c.Known == here {
+		ask = c.Refused
+	}
+	answered := false
+	for range conflictPings {
+		if _, err := list.Ping(c.ID, stringAddr(ask)); err == nil {
+			answered = true
+			break
+		}
+		if ctx.Err() != nil {
+			return
+		}
+	}
+	switch {
+	case !answered && c.Self && ask == c.Known:
+		// It was this node, at another address, before it was started again: have it known as soon as the others have noticed.
+		p.mu.Lock()
+		p.moved = true
+		p.mu.Unlock()
+		p.log.Debug("the pool still has this node at its former address", "address", ask)
+	case !answered:
+		p.log.Debug("a node comes from another address than the pool has for it, where nobody answers", "node", c.ID, "known", c.Known, "now", c.Refused)
+	default:
+		p.conflicts.Add(1)
+		if c.Self {
+			p.log.Error("another machine uses this node's id: one of the two was copied from the other", "node", c.ID, "here", here, "there", ask, "came_second", c.SelfLate)
+		} else {
+			p.log.Error("a node was refused: its id belongs to another that is alive", "node", c.ID, "alive", c.Known, "refused", c.Refused)
+		}
+		if p.opts.OnConflict != nil {
+			p.opts.OnConflict(c)
+		}
+	}
+}

@@ -1,0 +1,506 @@
+// Package gossip is the pool in which all nodes of a cluster, queens and hives, know of each other: who is there, what they say about themselves,
+// who fell silent and who left. It wraps memberlist: events, metadata, rejoining, keys. Gossip is a hint and never the truth.
+//
+// # Numbers
+//
+// They start from memberlist's settings for a LAN (memberlist.DefaultLANConfig, the same as Consul's and Nomad's): a probe every second, 0.5 s for
+// its answer, three helpers, gossip every 200 ms to three nodes, a comparison of everything every 30 s. Those take a node for dead 4 s after the
+// first missed probe and repeat a rumour 4 times in a small pool, so that with 30 % of all packets lost an accusation or its denial gets lost every
+// few minutes. Here an accused node has 10 s (SuspicionMult 10, more in pools above ten nodes: times log10 n) and a rumour is told 8 times
+// (RetransmitMult 8); the chance that all are lost is about 0.3^4 per node instead of 0.3^2, and each of the ten probes of that time carries the
+// accusation to the accused again. The price, a dead node being noticed after about 12 s instead of 6, is one that nobody pays: a broken connection
+// and a missing report are noticed in milliseconds and seconds, by the queens themselves.
+package gossip
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/memberlist"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// See the package comment.
+const (
+	suspicionMult  = 10
+	retransmitMult = 8
+	probeInterval  = time.Second
+	probeTimeout   = 500 * time.Millisecond
+	streamTimeout  = 5 * time.Second
+	reclaimAfter   = time.Second // a dead node's id may then come back from another address
+
+	protocolVersion = 1 // of Meta, Leave and State
+
+	keepFailed = 24 * time.Hour // how long the pool remembers who is away
+	keepLeft   = time.Hour
+	maxMembers = 50_000
+)
+
+// Options say which pool to join and as whom. Formatted, they do not show the keys.
+type Options struct {
+	Self      Member   // of Incarnation 0: the pool counts the starts itself, in Dir
+	Bind      string   // host:port to listen on, UDP and TCP; port 0: a free one. An empty or unspecified host is all addresses.
+	Advertise string   // host or host:port that others reach this node at; empty: the bound address, or a private one of this machine
+	Keys      Keys     // the one that encrypts first
+	ClusterID string   // nodes of another cluster are not heard
+	RetryJoin []string // host, host:port or DNS name of nodes to find the pool through; without a port DefaultPort
+	Dir       string   // folder of peers.json; empty: nothing is remembered
+	Logger    hclog.Logger
+
+	// OnConflict is told when two nodes use one id, at most once in 10 seconds per address. It is called from Run and must not wait for it. May be nil.
+	OnConflict func(Conflict)
+	// Transport takes the place of UDP and TCP; Bind and Advertise are then not used. For tests. The pool shuts it down.
+	Transport memberlist.Transport
+}
+
+// Conflict is two nodes that use one id.
+type Conflict struct {
+	ID       string
+	Known    string // gossip address of the one that was there first; it goes on undisturbed
+	Refused  string // gossip address of the other
+	Self     bool   // this node is one of the two
+	SelfLate bool   // this node is the one that came second, going by the incarnations
+}
+
+// Stats count since New.
+type Stats struct {
+	Conflicts uint64 // that an id was claimed from another address
+	Foreign   uint64 // packets and streams without this cluster's label
+	Refused   uint64 // what a node said about itself and was not believed
+	Rejoins   uint64 // times that a node was asked to let this one in
+}
+
+// DefaultPort is where the pool listens when nothing else is said.
+const DefaultPort = 7835
+
+// Pool is this node's view of the pool. It is safe for concurrent use.
+type Pool struct {
+	opts  Options
+	log   hclog.Logger
+	net   memberlist.Transport
+	own   *transport // net, unless Options.Transport is set
+	ring  *memberlist.Keyring
+	wake  chan struct{} // there are events for Run
+	wg    sync.WaitGroup
+	peers *peerFile
+
+	conflicts, refused, rejoins atomic.Uint64
+
+	mu       sync.Mutex // never held while memberlist is called
+	self     Member
+	meta     []byte
+	members  map[string]*entry // others, by id
+	left     map[string]uint64 // incarnation in which a node said that it leaves
+	changed  chan struct{}
+	list     *memberlist.Memberlist // nil before and after Run
+	leaving  bool
+	extra    []string // addresses of RejoinNow
+	rejoin   bool
+	update   bool // self changed and was not told yet
+	pending  []Conflict
+	leaves   *memberlist.TransmitLimitedQueue
+	reported map[string]time.Time
+	moved    bool // the others have an old address of this node
+}
+
+type entry struct {
+	Member
+	dead  bool
+	since time.Time // of the status
+}
+
+// New prepares a pool and binds its port; Run starts it. Errors: Invalid for options that cannot be, TooLarge when Self does not fit, Unavailable when
+// the port is taken.
+func New(o Options) (*Pool, error) {
+	if o.Logger == nil {
+		o.Logger = hclog.NewNullLogger()
+	}
+	if err := o.Keys.check(); err != nil {
+		return nil, err
+	}
+	if o.ClusterID == "" || len(o.ClusterID) > memberlist.LabelMaxSize {
+		return nil, core.WithHint(core.Errorf("join the gossip pool", core.Invalid, "there is no cluster id"), "Start a cluster with \"rbee cluster init\" or join one.")
+	}
+	for _, a := range o.RetryJoin {
+		if _, _, err := splitAddress(a); err != nil {
+			return nil, err
+		}
+	}
+	peers, err := openPeers(o.Dir, o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	if o.Self.Incarnation == 0 {
+		if o.Self.Incarnation, err = peers.start(); err != nil {
+			return nil, err
+		}
+	}
+	o.Self.Status, o.Self.GossipAddress = Alive, ""
+	meta, err := o.Self.encode()
+	if err != nil {
+		return nil, err
+	}
+	o.Keys = o.Keys.clone()
+	ring, err := memberlist.NewKeyring(o.Keys, o.Keys[0])
+	if err != nil {
+		return nil, core.E("use the gossip keys", core.Invalid, err)
+	}
+	p := &Pool{
+		opts: o, log: o.Logger, net: o.Transport, ring: ring, wake: make(chan struct{}, 1), peers: peers,
+		self: o.Self, meta: meta, members: map[string]*entry{}, left: map[string]uint64{}, changed: make(chan struct{}), reported: map[string]time.Time{},
+	}
+	p.leaves = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmitMult, NumNodes: p.size}
+	if p.net == nil {
+		if p.own, err = listen(o.Bind, o.Advertise, o.ClusterID, o.Logger); err != nil {
+			return nil, err
+		}
+		p.net = p.own
+	}
+	return p, nil
+}
+
+// Close gives the port of a pool back that was never run.
+func (p *Pool) Close() error { return p.net.Shutdown() }
+
+// Run is the pool until ctx ends; then it is silent, which others take for a failure unless Leave was called before. It can be run once.
+func (p *Pool) Run(ctx context.Context) error {
+	defer p.net.Shutdown() //nolint:errcheck // it cannot fail
+	if p.own != nil {
+		if err := p.own.run(ctx); err != nil {
+			return err
+		}
+	}
+	list, err := memberlist.Create(p.config())
+	if err != nil {
+		return core.WithHint(core.E("join the gossip pool", core.Unavailable, err), "Check gossip and advertise in the configuration.")
+	}
+	p.mu.Lock()
+	p.list = list
+	p.self.GossipAddress = list.LocalNode().Address()
+	p.update = true // what Update said meanwhile
+	p.mu.Unlock()
+	p.log.Info("gossip runs", "address", p.Address())
+	var rejoiner sync.WaitGroup
+	kick := make(chan struct{}, 1)
+	rejoiner.Go(func() { p.rejoinLoop(ctx, list, kick) })
+	p.work(ctx, list, kick)
+	p.mu.Lock()
+	p.list = nil
+	p.mu.Unlock()
+	p.wg.Wait() // pings end within half a second; Leave must not meet a list that is shut down
+	err = list.Shutdown()
+	rejoiner.Wait()
+	p.peers.save(p.remember())
+	return core.E("leave the gossip pool", core.Internal, err)
+}
+
+func (p *Pool) config() *memberlist.Config {
+	c := memberlist.DefaultLANConfig()
+	c.Name = p.opts.Self.ID
+	c.Transport = p.net
+	c.Label = p.opts.ClusterID
+	c.Keyring = p.ring
+	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
+	c.SuspicionMult, c.RetransmitMult = suspicionMult, retransmitMult
+	c.ProbeInterval, c.ProbeTimeout, c.TCPTimeout = probeInterval, probeTimeout, streamTimeout
+	c.DeadNodeReclaimTime = reclaimAfter
+	c.EnableCompression = false // what is told is small
+	c.MsgpackUseNewTimeFormat = true
+	c.DelegateProtocolMin, c.DelegateProtocolMax, c.DelegateProtocolVersion = protocolVersion, protocolVersion, protocolVersion
+	d := delegate{p}
+	c.Delegate, c.Events, c.Conflict, c.Merge, c.Alive = d, d, d, d, d
+	c.Logger = libraryLog(p.log)
+	return c
+}
+
+// work does what callbacks must not and what has its time.
+func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<- struct{}) {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		p.mu.Lock()
+		update, pending, rejoin := p.update && !p.leaving, p.pending, p.rejoin
+		p.update, p.pending, p.rejoin = false, nil, false
+		p.mu.Unlock()
+		for _, c := range pending {
+			p.wg.Go(func() { p.examine(ctx, list, c) })
+		}
+		if rejoin {
+			select {
+			case kick <- struct{}{}:
+			default: // one is waiting already
+			}
+		}
+		if update {
+			// It fails when nobody hears it within the time; they will, when they next compare everything.
+			_ = list.UpdateNode(probeInterval)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wake:
+		case <-tick.C:
+			p.forget()
+			p.peers.save(p.remember())
+		}
+	}
+}
+
+// Address is where this node listens: IP:port. Before Run the IP may be unspecified.
+func (p *Pool) Address() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.self.GossipAddress == "" && p.own != nil {
+		return p.own.address()
+	}
+	return p.self.GossipAddress
+}
+
+// Self is this node, as it tells about itself.
+func (p *Pool) Self() Member {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.self
+}
+
+// Members are all nodes that are known, this one too, sorted by id: alive, failed (for 24 hours) and left (for one hour).
+func (p *Pool) Members() []Member {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]Member, 0, len(p.members)+1)
+	out = append(out, p.self)
+	for _, e := range p.members {
+		out = append(out, e.Member)
+	}
+	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+// Member is one node. The second result says whether it is known.
+func (p *Pool) Member(id string) (Member, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if id == p.self.ID {
+		return p.self, true
+	}
+	if e, ok := p.members[id]; ok {
+		return e.Member, true
+	}
+	return Member{}, false
+}
+
+// Changed is closed at the next change of what Members returns. Take it before Members to miss none.
+func (p *Pool) Changed() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.changed
+}
+
+// Update changes what this node tells about itself: everything but its id, status and gossip address. It does not wait until others know.
+// Errors: TooLarge, Invalid; nothing is changed then.
+func (p *Pool) Update(change func(*Member)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.self
+	change(&m)
+	m.ID, m.Status, m.GossipAddress = p.self.ID, p.self.Status, p.self.GossipAddress
+	if m == p.self {
+		return nil
+	}
+	meta, err := m.encode()
+	if err != nil {
+		return err
+	}
+	p.self, p.meta, p.update = m, meta, true
+	p.notify()
+	p.signal()
+	return nil
+}
+
+// Ping asks a member by one UDP packet whether it is there, and waits for the answer until ctx ends, half a second at most. It is not sent again.
+// Errors: NotFound for a node that the pool does not know, Unavailable when there is no answer in half a second or the pool does not run, Cancelled,
+// DeadlineExceeded.
+func (p *Pool) Ping(ctx context.Context, id string) error {
+	p.mu.Lock()
+	list, e := p.list, p.members[id]
+	switch {
+	case list == nil:
+		p.mu.Unlock()
+		return core.WithHint(core.Errorf("ping "+id, core.Unavailable, "gossip does not run"), "Try again when the agent has started.")
+	case id == p.self.ID:
+		p.mu.Unlock()
+		return nil
+	case e == nil:
+		p.mu.Unlock()
+		return core.WithHint(core.Errorf("ping "+id, core.NotFound, "gossip knows no such node"), "\"rbee status\" shows the nodes.")
+	}
+	address := e.GossipAddress
+	p.wg.Add(1) // under the lock: Run waits only after it took the list away
+	p.mu.Unlock()
+	done := make(chan error, 1)
+	go func() {
+		defer p.wg.Done()
+		_, err := list.Ping(id, udpAddress(address))
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return core.WithHint(core.E("ping "+id, core.Unavailable, err), "The node may be down, or UDP between the two may be blocked.")
+	case <-ctx.Done():
+		return core.WithHint(core.E("ping "+id, core.KindOf(ctx.Err()), ctx.Err()), "The node may be down, or UDP between the two may be blocked.")
+	}
+}
+
+// SetKeys makes the pool's keys exactly these, the one that encrypts first. All nodes should know a key before any encrypts with it, and all should
+// encrypt with another before any removes it. Errors: Invalid.
+func (p *Pool) SetKeys(keys Keys) error {
+	if err := keys.check(); err != nil {
+		return err
+	}
+	keys = keys.clone()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if slices.EqualFunc(keys, p.opts.Keys, slices.Equal[[]byte]) {
+		return nil
+	}
+	if err := changeRing(p.ring, keys); err != nil {
+		return core.E("change the gossip keys", core.Internal, err)
+	}
+	p.opts.Keys = keys
+	return nil
+}
+
+// Keys are the pool's keys, the one that encrypts first.
+func (p *Pool) Keys() Keys {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.opts.Keys.clone()
+}
+
+// Leave tells the others that this node leaves, so that its silence is no failure, and waits until some have heard it or ctx ends. Run goes on until
+// its own context ends, but joins nobody any more. Errors: Unavailable when nobody heard it, Cancelled, DeadlineExceeded.
+func (p *Pool) Leave(ctx context.Context) error {
+	p.mu.Lock()
+	list := p.list
+	if list == nil {
+		p.mu.Unlock()
+		return nil
+	}
+	p.leaving = true
+	p.wg.Add(1) // under the lock: Run waits only after it took the list away
+	p.mu.Unlock()
+	timeout := 5 * time.Second
+	if d, ok := ctx.Deadline(); ok {
+		timeout = max(time.Millisecond, min(timeout, time.Until(d)))
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer p.wg.Done()
+		p.peers.forgetAll()
+		p.tellLeave(list)
+		done <- list.Leave(timeout)
+	}()
+	select {
+	case err := <-done:
+		return core.WithHint(core.E("leave the gossip pool", core.Unavailable, err), "The others will take this node for failed for a while.")
+	case <-ctx.Done():
+		return core.E("leave the gossip pool", core.KindOf(ctx.Err()), ctx.Err())
+	}
+}
+
+// RejoinNow looks for the pool at once, also at these addresses (host:port, or DNS names), which are kept in mind from now on.
+func (p *Pool) RejoinNow(addresses ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, a := range addresses {
+		if _, _, err := splitAddress(a); err == nil && !slices.Contains(p.extra, a) && len(p.extra) < maxExtra {
+			p.extra = append(p.extra, a)
+		}
+	}
+	p.rejoin = true
+	p.signal()
+}
+
+// Forget drops what is known of a node that is not alive, as when it was removed from the cluster.
+func (p *Pool) Forget(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e, ok := p.members[id]; ok && e.Status != Alive {
+		delete(p.members, id)
+		p.notify()
+	}
+	p.peers.forget(id)
+}
+
+// Stats count what went on.
+func (p *Pool) Stats() Stats {
+	s := Stats{Conflicts: p.conflicts.Load(), Refused: p.refused.Load(), Rejoins: p.rejoins.Load()}
+	if p.own != nil {
+		s.Foreign = p.own.foreign.Load()
+	}
+	return s
+}
+
+// Format shows which pool it would be, and no key.
+func (o Options) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "gossip of node %s in cluster %s", o.Self.ID, o.ClusterID)
+}
+
+// notify tells waiters that Members changed. The caller holds p.mu.
+func (p *Pool) notify() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// signal wakes Run. It never blocks.
+func (p *Pool) signal() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// size is how many nodes are alive, this one too.
+func (p *Pool) size() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 1
+	for _, e := range p.members {
+		if e.Status == Alive {
+			n++
+		}
+	}
+	return n
+}
+
+// forget drops who is away for too long.
+func (p *Pool) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.members)
+	maps.DeleteFunc(p.members, func(_ string, e *entry) bool {
+		away := time.Since(e.since)
+		return (e.Status == Failed && away > keepFailed) || (e.Status == Left && away > keepLeft)
+	})
+	maps.DeleteFunc(p.left, func(id string, _ uint64) bool { _, known := p.members[id]; return !known })
+	if n != len(p.members) {
+		p.notify()
+	}
+}
+
+func udpAddress(address string) net.Addr { return stringAddr(address) }
+
+// stringAddr is an address that is known as text.
+type stringAddr string
+
+func (stringAddr) Network() string  { return "udp" }
+func (a stringAddr) String() string { return string(a) }

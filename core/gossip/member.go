@@ -1,0 +1,99 @@
+package gossip
+
+import (
+	"fmt"
+	"net"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rbee-project/rbee/core"
+	gossipv1 "github.com/rbee-project/rbee/proto/gossip/v1"
+)
+
+// Status is what the pool believes of a member.
+type Status string
+
+// The statuses.
+const (
+	Alive  Status = "alive"
+	Failed Status = "failed" // it went silent
+	Left   Status = "left"   // it said that it leaves
+)
+
+// Member is a node of the pool, as it told about itself.
+type Member struct {
+	ID              string // node id
+	Name            string // for people; at most 64 bytes
+	Queen, Hive     bool
+	RPCAddress      string // host:port
+	HTTPAddress     string // host:port; empty: it serves none
+	GossipAddress   string // IP:port; the pool knows it best, it is ignored in Options.Self and Update
+	Version         string // of rbee
+	FSM             uint32 // the newest state machine version that a queen can apply
+	BootstrapExpect uint32 // of a queen that waits to form a cluster; 0: it does not
+	RaftID          string // raft server id of a queen
+	HasState        bool   // a queen has raft state: a cluster exists
+	Incarnation     uint64 // grows with every start of the node
+	Status          Status
+}
+
+// maxMetaBytes is what memberlist can carry (memberlist.MetaMaxSize).
+const (
+	maxMetaBytes = 512
+	maxIDBytes   = 64
+	maxNameBytes = 64
+)
+
+// encode makes the metadata that is gossiped.
+func (m Member) encode() ([]byte, error) {
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&gossipv1.Meta{
+		Id: m.ID, Name: m.Name, Queen: m.Queen, Hive: m.Hive, RpcAddress: m.RPCAddress, HttpAddress: m.HTTPAddress, Version: m.Version,
+		Fsm: m.FSM, BootstrapExpect: m.BootstrapExpect, RaftId: m.RaftID, HasState: m.HasState, Incarnation: m.Incarnation,
+	})
+	if err != nil {
+		return nil, core.E("encode what gossip tells", core.Internal, err)
+	}
+	if len(b) > maxMetaBytes {
+		return nil, core.WithHint(core.Errorf("encode what gossip tells", core.TooLarge, "this node's name and addresses take %d bytes, %d at most", len(b), maxMetaBytes),
+			"Use a shorter name, or addresses instead of long host names.")
+	}
+	return b, nil
+}
+
+func (m Member) check() error {
+	switch {
+	case m.ID == "" || len(m.ID) > maxIDBytes:
+		return core.WithHint(core.Errorf("", core.Invalid, "a node id of %d bytes", len(m.ID)), "A node id has 1 to %d bytes.", maxIDBytes)
+	case len(m.Name) > maxNameBytes || !utf8.ValidString(m.Name):
+		return core.WithHint(core.Errorf("", core.Invalid, "a node name of %d bytes", len(m.Name)), "A name is text of at most %d bytes.", maxNameBytes)
+	case !m.Queen && !m.Hive:
+		return core.WithHint(core.Errorf("", core.Invalid, "a node without a role"), "A node is a queen, a hive or both.")
+	}
+	return nil
+}
+
+// decodeMember reads the metadata of the node that memberlist calls name. It trusts nothing: whoever has the key can send anything.
+func decodeMember(name string, meta []byte) (Member, error) {
+	if len(meta) > maxMetaBytes {
+		return Member{}, fmt.Errorf("its metadata has %d bytes", len(meta))
+	}
+	var p gossipv1.Meta
+	if err := proto.Unmarshal(meta, &p); err != nil {
+		return Member{}, fmt.Errorf("its metadata cannot be read: %w", err)
+	}
+	m := Member{
+		ID: p.GetId(), Name: p.GetName(), Queen: p.GetQueen(), Hive: p.GetHive(), RPCAddress: p.GetRpcAddress(), HTTPAddress: p.GetHttpAddress(),
+		Version: p.GetVersion(), FSM: p.GetFsm(), BootstrapExpect: p.GetBootstrapExpect(), RaftID: p.GetRaftId(), HasState: p.GetHasState(),
+		Incarnation: p.GetIncarnation(),
+	}
+	if m.ID != name {
+		return Member{}, fmt.Errorf("it calls itself %q in its metadata", m.ID)
+	}
+	return m, m.check()
+}
+
+func joinIP(ip net.IP, port uint16) string { return net.JoinHostPort(ip.String(), fmt.Sprint(port)) }

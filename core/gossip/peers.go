@@ -1,0 +1,223 @@
+package gossip
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	peersName     = "peers.json"
+	maxPeers      = 256
+	maxPeersBytes = 1 << 20
+)
+
+// peer is a node to find the pool through after a restart.
+type peer struct {
+	ID      string `json:"id"`
+	Address string `json:"address"` // IP:port
+	Queen   bool   `json:"queen,omitempty"`
+}
+
+// peersFile is peers.json.
+type peersFile struct {
+	Starts uint64 `json:"starts,omitempty"` // of the pool, when it counts them
+	Peers  []peer `json:"peers"`
+}
+
+// peerFile remembers peers on disk. All of it is a hint: what cannot be read is forgotten, what cannot be written is a warning.
+type peerFile struct {
+	dir string // empty: in memory
+	log hclog.Logger
+
+	mu    sync.Mutex
+	now   peersFile
+	saved []byte
+	bad   bool // the last write failed, and that was said
+}
+
+func openPeers(dir string, log hclog.Logger) (*peerFile, error) {
+	f := &peerFile{dir: dir, log: log}
+	if dir == "" {
+		return f, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, core.WithHint(core.E("make the gossip folder", core.Internal, err), "Choose another folder with -data-dir or data_dir = ….")
+	}
+	b, err := f.read()
+	if err == nil {
+		err = json.Unmarshal(b, &f.now)
+	}
+	if err != nil {
+		f.now = peersFile{}
+		if !errors.Is(err, fs.ErrNotExist) {
+			log.Warn("the remembered nodes cannot be read and are forgotten", "error", err)
+		}
+	}
+	f.now.Peers = slices.DeleteFunc(f.now.Peers, func(p peer) bool {
+		_, err := netip.ParseAddrPort(p.Address)
+		return err != nil || p.ID == ""
+	})
+	return f, nil
+}
+
+func (f *peerFile) read() ([]byte, error) {
+	root, err := os.OpenRoot(f.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	file, err := root.Open(peersName)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(io.LimitReader(file, maxPeersBytes))
+}
+
+// start counts a start of the pool. Where the count was lost it goes on from the time, which is higher than any count.
+func (f *peerFile) start() (uint64, error) {
+	if f.dir == "" {
+		return uint64(time.Now().UnixNano()), nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.now.Starts == 0 {
+		f.now.Starts = uint64(time.Now().Unix())
+	} else {
+		f.now.Starts++
+	}
+	if err := f.write(); err != nil {
+		return 0, core.WithHint(core.E("count the starts of gossip", core.Internal, err), "The folder %s must be writable and not full.", f.dir)
+	}
+	return f.now.Starts, nil
+}
+
+// addresses are those of all remembered peers, queens first, otherwise in random order.
+func (f *peerFile) addresses() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ps := slices.Clone(f.now.Peers)
+	rand.Shuffle(len(ps), func(i, j int) { ps[i], ps[j] = ps[j], ps[i] })
+	slices.SortStableFunc(ps, queensFirst)
+	out := make([]string, len(ps))
+	for i, p := range ps {
+		out[i] = p.Address
+	}
+	return out
+}
+
+// save makes the remembered peers these and those that were remembered before, and writes them if that changes anything.
+func (f *peerFile) save(fresh []peer) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	slices.SortFunc(fresh, func(a, b peer) int { return strings.Compare(a.ID, b.ID) })
+	all := fresh
+	for _, p := range f.now.Peers {
+		if _, known := slices.BinarySearchFunc(fresh, p.ID, func(a peer, id string) int { return strings.Compare(a.ID, id) }); !known {
+			all = append(all, p)
+		}
+	}
+	slices.SortStableFunc(all, queensFirst)
+	f.now.Peers = all[:min(len(all), maxPeers)]
+	slices.SortFunc(f.now.Peers, func(a, b peer) int { return strings.Compare(a.ID, b.ID) })
+	f.keep()
+}
+
+// forget drops a peer, of the file with the next save.
+func (f *peerFile) forget(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.now.Peers = slices.DeleteFunc(f.now.Peers, func(p peer) bool { return p.ID == id })
+}
+
+// forgetAll drops all peers.
+func (f *peerFile) forgetAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.now.Peers = nil
+	f.keep()
+}
+
+// keep writes and warns. The caller holds f.mu.
+func (f *peerFile) keep() {
+	err := f.write()
+	if err != nil && !f.bad {
+		f.log.Warn("the nodes of the pool cannot be remembered", "error", err)
+	}
+	f.bad = err != nil
+}
+
+// write publishes the file, whole or not at all, if it would change. The caller holds f.mu.
+func (f *peerFile) write() error {
+	if f.dir == "" {
+		return nil
+	}
+	b, err := json.MarshalIndent(f.now, "", "  ")
+	if err != nil || string(b) == string(f.saved) {
+		return err
+	}
+	root, err := os.OpenRoot(f.dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	tmp := "." + peersName + ".new"
+	_ = root.Remove(tmp) // left by a crash
+	file, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(append(b, '\n'))
+	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return err
+	}
+	if err := root.Rename(tmp, peersName); err != nil {
+		return err
+	}
+	d, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	f.saved = b
+	return d.Sync()
+}
+
+func queensFirst(a, b peer) int {
+	switch {
+	case a.Queen == b.Queen:
+		return 0
+	case a.Queen:
+		return -1
+	}
+	return 1
+}
+
+// remember is whom to find the pool through: everybody who did not leave.
+func (p *Pool) remember() []peer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.leaving {
+		return nil
+	}
+	out := make([]peer, 0, min(len(p.members), maxPeers))
+	for _, e := range p.members {
+		if e.Status != Left && (len(out) < maxPeers || e.Queen) {
+			out = append(out, peer{ID: e.ID, Address: e.GossipAddress, Queen: e.Queen})
+		}
+	}
+	return out
+}

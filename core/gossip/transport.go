@@ -1,0 +1,372 @@
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/memberlist"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	packetBytes   = 64 << 10 // the largest packet that UDP has
+	receiveBytes  = 2 << 20  // of the socket's buffer
+	maxStreams    = 128      // that others may have open at a time
+	headerTimeout = 5 * time.Second
+	hasLabel      = 244 // first byte of whatever has a label, of memberlist's protocol
+	bindTries     = 10
+)
+
+// transport is UDP and TCP on one port. Unlike memberlist's own it binds before it runs, looks at the label before it does anything else for a packet
+// or a connection (without one it costs neither memory nor a line in the log), and lets nobody open connections without end.
+type transport struct {
+	log       hclog.Logger
+	header    []byte // what everything must begin with
+	advertise string // as configured
+	tcp       *net.TCPListener
+	udp       *net.UDPConn
+	packets   chan *memberlist.Packet
+	streams   chan net.Conn
+	foreign   atomic.Uint64
+	done      chan struct{}
+	close     sync.Once
+	wg        sync.WaitGroup
+	dial      func(address string, timeout time.Duration) (net.Conn, error) // set by run
+
+	mu     sync.Mutex
+	conns  map[net.Conn]struct{}
+	ip     netip.Addr // advertised
+	port   uint16
+	closed bool
+}
+
+// listen binds a port. Errors: Invalid, Unavailable.
+func listen(bind, advertise, label string, log hclog.Logger) (*transport, error) {
+	host, port, err := net.SplitHostPort(bind)
+	if err != nil {
+		return nil, core.WithHint(core.Errorf("", core.Invalid, "%q is not an address to listen on", bind), "Say address:port, as in 0.0.0.0:%d.", DefaultPort)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return nil, core.WithHint(core.Errorf("", core.Invalid, "%q is not an address to listen on", bind), "The port is a number up to 65535.")
+	}
+	var ip netip.Addr
+	if host != "" {
+		if host == "localhost" {
+			host = "127.0.0.1"
+		}
+		if ip, err = netip.ParseAddr(host); err != nil {
+			return nil, core.WithHint(core.Errorf("", core.Invalid, "%q is not an address to listen on", bind), "Say an IP address of this machine, or 0.0.0.0 for all.")
+		}
+	}
+	t := &transport{
+		log: log, advertise: advertise, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn), done: make(chan struct{}),
+		conns: map[net.Conn]struct{}{}, header: append([]byte{hasLabel, byte(len(label))}, label...),
+	}
+	for try := 1; ; try++ {
+		err := t.bind(ip, int(n))
+		if err == nil {
+			break
+		}
+		// A free port for TCP may be taken for UDP.
+		if n != 0 || try == bindTries {
+			return nil, core.WithHint(core.E("listen for gossip", core.Unavailable, err), "Another program may use the port: choose another with gossip_port, or stop it.")
+		}
+	}
+	_ = t.udp.SetReadBuffer(receiveBytes) // as much as the system allows
+	return t, nil
+}
+
+func (t *transport) bind(ip netip.Addr, port int) error {
+	var netIP net.IP
+	if ip.IsValid() {
+		netIP = ip.AsSlice()
+	}
+	tcp, err := net.ListenTCP("tcp", &net.TCPAddr{IP: netIP, Port: port, Zone: ip.Zone()})
+	if err != nil {
+		return err
+	}
+	udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: netIP, Port: tcp.Addr().(*net.TCPAddr).Port, Zone: ip.Zone()})
+	if err != nil {
+		tcp.Close()
+		return err
+	}
+	t.tcp, t.udp = tcp, udp
+	return nil
+}
+
+// address is what the transport is bound to.
+func (t *transport) address() string { return t.tcp.Addr().String() }
+
+// run finds out what to advertise and begins to listen. Errors: those of ctx; Invalid when there is nothing to advertise.
+func (t *transport) run(ctx context.Context) error {
+	if err := t.choose(ctx); err != nil {
+		return err
+	}
+	t.dial = func(address string, timeout time.Duration) (net.Conn, error) {
+		d := net.Dialer{Timeout: timeout}
+		c, err := d.DialContext(ctx, "tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		return t.track(c, nil)
+	}
+	t.wg.Go(t.readPackets)
+	t.wg.Go(t.accept)
+	return nil
+}
+
+// choose decides which address others are told.
+func (t *transport) choose(ctx context.Context) error {
+	bound := t.tcp.Addr().(*net.TCPAddr).AddrPort()
+	t.port = bound.Port()
+	host := t.advertise
+	if h, p, err := net.SplitHostPort(t.advertise); err == nil {
+		n, err := strconv.ParseUint(p, 10, 16)
+		if err != nil {
+			return core.WithHint(core.Errorf("", core.Invalid, "%q is not an address to advertise", t.advertise), "Say host or host:port.")
+		}
+		if host = h; n != 0 {
+			t.port = uint16(n)
+		}
+	}
+	switch {
+	case host == "" && !bound.Addr().IsUnspecified():
+		t.ip = bound.Addr().Unmap()
+		return nil
+	case host == "":
+		ip, err := privateAddress()
+		t.ip = ip
+		return err
+	}
+	for wait := time.Second; ; wait = min(2*wait, rejoinInterval) {
+		if ip, err := netip.ParseAddr(host); err == nil {
+			if ip.IsUnspecified() {
+				return core.WithHint(core.Errorf("", core.Invalid, "%q is no address that others could reach", t.advertise), "Say an address of this machine in advertise.")
+			}
+			t.ip = ip.Unmap()
+			return nil
+		}
+		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		if err == nil && len(ips) > 0 {
+			t.ip = ips[0].Unmap()
+			return nil
+		}
+		if ctx.Err() != nil {
+			return core.E("look up the advertised address", core.KindOf(ctx.Err()), ctx.Err())
+		}
+		t.log.Warn("the advertised address cannot be looked up: gossip waits", "host", host, "error", err)
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// privateAddress is an address of this machine that its network would reach it at, private ones first.
+func privateAddress() (netip.Addr, error) {
+	var found []netip.Addr
+	addrs, err := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.Unmap().IsGlobalUnicast() {
+				found = append(found, ip.Unmap())
+			}
+		}
+	}
+	if len(found) == 0 {
+		return netip.Addr{}, core.WithHint(core.Errorf("choose an address to advertise", core.Invalid, "this machine has none that others could reach (%v)", err), "Say one in advertise.")
+	}
+	rank := func(a netip.Addr) int {
+		switch {
+		case a.Is4() && a.IsPrivate():
+			return 0
+		case a.IsPrivate():
+			return 1
+		case a.Is4():
+			return 2
+		}
+		return 3
+	}
+	slices.SortStableFunc(found, func(a, b netip.Addr) int { return rank(a) - rank(b) })
+	return found[0], nil
+}
+
+// FinalAdvertiseAddr is what others are told.
+func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
+	return t.ip.AsSlice(), int(t.port), nil
+}
+
+// WriteTo sends a packet.
+func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return time.Time{}, err
+	}
+	_, err = t.udp.WriteToUDPAddrPort(b, netip.AddrPortFrom(to.Addr().Unmap(), to.Port()))
+	return time.Now(), err
+}
+
+// PacketCh gives what came in.
+func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
+
+// StreamCh gives who called.
+func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
+
+// DialTimeout calls somebody.
+func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	return t.dial(addr, timeout)
+}
+
+// Shutdown closes everything and waits for it. It may be repeated.
+func (t *transport) Shutdown() error {
+	t.close.Do(func() {
+		close(t.done)
+		t.tcp.Close()
+		t.udp.Close()
+		t.mu.Lock()
+		t.closed = true
+		for c := range t.conns {
+			c.Close()
+		}
+		t.mu.Unlock()
+	})
+	t.wg.Wait()
+	return nil
+}
+
+func (t *transport) readPackets() {
+	buf := make([]byte, packetBytes)
+	for {
+		n, from, err := t.udp.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) || !t.pause() {
+				return
+			}
+			continue
+		}
+		if !bytes.HasPrefix(buf[:n], t.header) {
+			t.foreign.Add(1)
+			continue
+		}
+		p := &memberlist.Packet{
+			Buf:       bytes.Clone(buf[:n]),
+			From:      net.UDPAddrFromAddrPort(netip.AddrPortFrom(from.Addr().Unmap(), from.Port())),
+			Timestamp: time.Now(),
+		}
+		select {
+		case t.packets <- p:
+		case <-t.done:
+			return
+		}
+	}
+}
+
+func (t *transport) accept() {
+	slots := make(chan struct{}, maxStreams)
+	for {
+		c, err := t.tcp.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) || !t.pause() {
+				return
+			}
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			t.foreign.Add(1)
+			c.Close()
+			continue
+		}
+		tracked, err := t.track(c, func() { <-slots })
+		if err != nil {
+			return
+		}
+		t.wg.Go(func() { t.greet(tracked) })
+	}
+}
+
+// greet passes a connection on if it is of this cluster.
+func (t *transport) greet(c *trackedConn) {
+	got := make([]byte, len(t.header))
+	_ = c.SetDeadline(time.Now().Add(headerTimeout))
+	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, t.header) {
+		t.foreign.Add(1)
+		c.Close()
+		return
+	}
+	c.first = got
+	select {
+	case t.streams <- c:
+	case <-t.done:
+		c.Close()
+	}
+}
+
+// pause waits a moment after an error that may pass. It says whether to go on.
+func (t *transport) pause() bool {
+	timer := time.NewTimer(10 * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-t.done:
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// track has a connection closed by Shutdown.
+func (t *transport) track(c net.Conn, closed func()) (*trackedConn, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		c.Close()
+		return nil, net.ErrClosed
+	}
+	t.conns[c] = struct{}{}
+	return &trackedConn{Conn: c, t: t, closed: closed}, nil
+}
+
+// trackedConn is a connection that the transport knows of.
+type trackedConn struct {
+	net.Conn
+	t      *transport
+	first  []byte // read already
+	once   sync.Once
+	closed func()
+}
+
+func (c *trackedConn) Read(b []byte) (int, error) {
+	if len(c.first) > 0 {
+		n := copy(b, c.first)
+		c.first = c.first[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
+}
+
+func (c *trackedConn) Close() error {
+	c.once.Do(func() {
+		c.t.mu.Lock()
+		delete(c.t.conns, c.Conn)
+		c.t.mu.Unlock()
+		if c.closed != nil {
+			c.closed()
+		}
+	})
+	return c.Conn.Close()
+}
