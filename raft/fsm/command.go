@@ -25,7 +25,8 @@ func SyncHive(h core.Hive, workers []core.Worker) *raftv1.Command {
 }
 
 // SyncHives makes the command that is SyncHive for several hives at once, at most as many as FitSyncHives says. Result.Errs has what SyncHive would
-// have given for each; one that is refused leaves the others alone. Validate refuses all of them for one that is wrong: check each as a SyncHive first.
+// have given for each; one that is refused leaves the others alone. Validate refuses all of them for one that is wrong, and a hive that is there twice:
+// check each as a SyncHive first.
 func SyncHives(hives []HiveState) *raftv1.Command {
 	op := &raftv1.SyncHives{}
 	for _, h := range hives {

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -48,9 +46,13 @@ func at[T core.Hive | core.Worker](v T, create, modify uint64) T {
 	return v
 }
 
-// apply applies a command as raft does.
+// apply applies a command as raft does, stamped as raft/node does unless it is already.
 func apply(t testing.TB, f *fsm.FSM, index uint64, c *raftv1.Command) fsm.Result {
 	t.Helper()
+	if c.GetMinFsm() == 0 {
+		c = proto.CloneOf(c)
+		c.MinFsm = fsm.Required(c)
+	}
 	data, err := fsm.Encode(c)
 	must.NoError(t, err)
 	r, ok := f.Apply(&raft.Log{Index: index, Term: 1, Type: raft.LogCommand, Data: data}).(fsm.Result)
@@ -80,6 +82,7 @@ func TestApply(t *testing.T) {
 		kind    core.Kind
 		hives   []core.Hive
 		workers workers
+		errs    []core.Kind
 	}{
 		{
 			name: "a hive registers", cmd: sync(hive("h1", 5, ""), w1, w2),
@@ -145,6 +148,38 @@ func TestApply(t *testing.T) {
 			hives: []core.Hive{at(h1, 1, 10)}, workers: workers{at(w1, 10, 10)},
 		},
 		{
+			name: "a batch", before: []*raftv1.Command{sync(h1, w1)},
+			cmd: fsm.SyncHives([]fsm.HiveState{
+				{Hive: h2, Workers: workers{worker("h2", "w3", wReady, "n3")}},
+				{Hive: hive("h1", 4, ready)}, // older
+				{Hive: hive("h3", 1, ready), Workers: workers{worker("h3", "a", wReady, ""), worker("h3", "w1", wReady, "n1")}}, // h1's
+				{Hive: hive("h4", 1, ready)},
+			}),
+			hives: []core.Hive{at(h1, 1, 1), at(h2, 10, 10), at(hive("h4", 1, ready), 10, 10)}, workers: workers{at(w1, 1, 1), at(worker("h2", "w3", wReady, "n3"), 10, 10)},
+			errs: []core.Kind{"", core.Conflict, core.Conflict, ""},
+		},
+		{
+			name: "draining", before: []*raftv1.Command{sync(h1, w1)}, cmd: fsm.SetHiveDraining("h1", true),
+			hives: []core.Hive{at(drains(h1), 1, 10)}, workers: workers{at(w1, 1, 1)},
+		},
+		{
+			name: "draining again", before: []*raftv1.Command{sync(h1), fsm.SetHiveDraining("h1", true)}, cmd: fsm.SetHiveDraining("h1", true),
+			hives: []core.Hive{at(drains(h1), 1, 2)},
+		},
+		{
+			name: "no longer draining", before: []*raftv1.Command{sync(h1), fsm.SetHiveDraining("h1", true)}, cmd: fsm.SetHiveDraining("h1", false),
+			hives: []core.Hive{at(h1, 1, 10)},
+		},
+		{
+			name: "a hive that drains goes on so when it is down and back", before: []*raftv1.Command{sync(h1), fsm.SetHiveDraining("h1", true), fsm.SetHiveStatus("h1", down, 0)},
+			cmd: sync(hive("h1", 6, ready)), hives: []core.Hive{at(drains(hive("h1", 6, ready)), 1, 10)},
+		},
+		{name: "draining nobody", cmd: fsm.SetHiveDraining("h1", true), kind: core.NotFound},
+		{
+			name: "another address", before: []*raftv1.Command{sync(h1)}, cmd: sync(addressed(h1, "10.0.0.1:7834")),
+			hives: []core.Hive{at(addressed(h1, "10.0.0.1:7834"), 1, 10)},
+		},
+		{
 			name: "a removed hive takes its workers along", before: []*raftv1.Command{sync(h1, w1, w2), sync(h2)}, cmd: fsm.RemoveHive("h1"),
 			hives: []core.Hive{at(h2, 2, 2)},
 		},
@@ -167,6 +202,7 @@ func TestApply(t *testing.T) {
 			}
 			r := apply(t, f, 10, tt.cmd)
 			must.Eq(t, tt.kind, core.KindOf(r.Err), must.Sprint(r.Err))
+			must.Eq(t, tt.errs, kinds(r.Errs), must.Sprint(r.Errs))
 			check := func(s *state.Store) {
 				must.Eq(t, append([]core.Hive{}, tt.hives...), s.Hives(nil))
 				must.Eq(t, append([]core.Worker{}, tt.workers...), s.Workers(nil))
@@ -186,6 +222,17 @@ func TestApply(t *testing.T) {
 			check(g.State())
 		})
 	}
+}
+
+func drains(h core.Hive) core.Hive { h.Draining = true; return h }
+
+func addressed(h core.Hive, address string) core.Hive { h.RPCAddress = address; return h }
+
+func kinds(errs []error) (list []core.Kind) {
+	for _, err := range errs {
+		list = append(list, core.KindOf(err))
+	}
+	return list
 }
 
 func snapshot(t testing.TB, f *fsm.FSM) []byte {
@@ -218,98 +265,6 @@ func TestApplyStopsRatherThanDiverge(t *testing.T) {
 			}()
 			f.Apply(&raft.Log{Index: 7, Data: tt.data})
 		}()
-	}
-}
-
-// random makes a command out of few names, so that they meet.
-func random(r *rand.Rand) *raftv1.Command {
-	h := func() string { return fmt.Sprintf("h%d", r.IntN(4)) }
-	w := func() string { return fmt.Sprintf("w%d", r.IntN(12)) }
-	switch r.IntN(8) {
-	case 0:
-		return fsm.RemoveHive(h())
-	case 1:
-		return fsm.SetHiveStatus(h(), []core.HiveStatus{core.HiveReady, core.HiveSuspect, core.HiveDown}[r.IntN(3)], uint64(r.IntN(3)))
-	case 2, 3:
-		return fsm.RetireWorker(w())
-	}
-	id, ws := h(), []core.Worker{}
-	for _, n := range r.Perm(12)[:r.IntN(5)] {
-		ws = append(ws, worker(id, fmt.Sprintf("w%d", n), []core.WorkerState{loading, wReady, retiring, core.WorkerFailed}[r.IntN(4)], fmt.Sprint(r.IntN(2))))
-	}
-	return fsm.SyncHive(hive(id, uint64(1+r.IntN(3)), ""), ws)
-}
-
-// Two state machines that get the same commands, one of them with a restore in the middle, have the same snapshot to the byte.
-func TestDeterminism(t *testing.T) {
-	t.Parallel()
-	for seed := range uint64(10) {
-		r := rand.New(rand.NewPCG(seed, 1))
-		a, b := fsm.New(), fsm.New()
-		refused := 0
-		for i := range uint64(200) {
-			c := random(r)
-			c.AtUnixNano = int64(i)
-			must.NoError(t, fsm.Validate(c))
-			ra, rb := apply(t, a, i+1, c), apply(t, b, i+1, proto.CloneOf(c))
-			must.Eq(t, fmt.Sprint(ra.Err), fmt.Sprint(rb.Err))
-			must.Eq(t, core.KindOf(ra.Err), core.KindOf(rb.Err))
-			if ra.Err != nil {
-				refused++
-			}
-			if i == 100 {
-				must.NoError(t, b.Restore(io.NopCloser(bytes.NewReader(snapshot(t, b)))))
-			}
-		}
-		must.Between(t, 1, refused, 199) // the commands met, and not only in conflict
-		must.True(t, bytes.Equal(snapshot(t, a), snapshot(t, b)), must.Sprintf("seed %d", seed))
-	}
-}
-
-// Everything of a hive and a worker that raft holds survives command and snapshot; found by reflection, so that a new field is not forgotten.
-func TestEveryFieldSurvives(t *testing.T) {
-	t.Parallel()
-	h := core.Hive{}
-	fill(t, reflect.ValueOf(&h).Elem(), "LastBeat", "FreeBytes", "Draining", "CreateIndex", "ModifyIndex")
-	h.Status, h.RPCAddress = core.HiveSuspect, "h:1"
-	w := core.Worker{}
-	fill(t, reflect.ValueOf(&w).Elem(), "Load", "CreateIndex", "ModifyIndex")
-	w.Hive, w.State = h.ID, core.WorkerReady
-	cmd := fsm.SyncHive(h, []core.Worker{w})
-	must.NoError(t, fsm.Validate(cmd))
-	f := fsm.New()
-	must.NoError(t, apply(t, f, 3, cmd).Err)
-	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(snapshot(t, f)))))
-	must.Eq(t, []core.Hive{at(h, 3, 3)}, f.State().Hives(nil))
-	must.Eq(t, []core.Worker{at(w, 3, 3)}, f.State().Workers(nil))
-}
-
-func fill(t *testing.T, v reflect.Value, except ...string) {
-	t.Helper()
-	switch v.Kind() {
-	case reflect.Bool:
-		v.SetBool(true)
-	case reflect.String:
-		v.SetString("x" + v.Type().Name())
-	case reflect.Int, reflect.Int64, reflect.Int32:
-		v.SetInt(7)
-	case reflect.Uint64:
-		v.SetUint(8)
-	case reflect.Slice:
-		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
-		fill(t, v.Index(0), except...)
-	case reflect.Struct:
-	fields:
-		for i := range v.NumField() {
-			for _, name := range except {
-				if v.Type().Field(i).Name == name {
-					continue fields
-				}
-			}
-			fill(t, v.Field(i), except...)
-		}
-	default:
-		t.Fatalf("cannot fill %s", v.Type())
 	}
 }
 
@@ -413,61 +368,4 @@ func TestRestoreAbandons(t *testing.T) {
 		t.Fatal("not abandoned")
 	}
 	must.True(t, old != f.State())
-}
-
-// A command that was checked before it was logged never stops a queen, and what was applied can be saved and restored.
-func FuzzCommand(f *testing.F) {
-	r := rand.New(rand.NewPCG(1, 1))
-	for range 20 {
-		data, err := fsm.Encode(random(r))
-		must.NoError(f, err)
-		f.Add(data)
-	}
-	f.Add([]byte{0xff})
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var c raftv1.Command
-		if proto.Unmarshal(data, &c) != nil || fsm.Validate(&c) != nil || c.GetMinFsm() > fsm.Version {
-			return
-		}
-		m := fsm.New()
-		must.NoError(t, apply(t, m, 1, fsm.SyncHive(hive("h1", 1, ""), []core.Worker{worker("h1", "w1", wReady, "")})).Err)
-		apply(t, m, 2, &c)
-		saved := snapshot(t, m)
-		must.NoError(t, m.Restore(io.NopCloser(bytes.NewReader(saved))))
-		must.True(t, bytes.Equal(saved, snapshot(t, m)))
-	})
-}
-
-// Any bytes as an entry of the log: applied, or a panic that says what to do; nothing in between.
-func FuzzApply(f *testing.F) {
-	f.Add([]byte{0xff})
-	data, err := fsm.Encode(fsm.SyncHive(hive("h1", 1, ""), nil))
-	must.NoError(f, err)
-	f.Add(data)
-	f.Fuzz(func(t *testing.T, data []byte) {
-		defer func() {
-			if value := recover(); value != nil {
-				must.StrContains(t, fmt.Sprint(value), "the replicated log")
-			}
-		}()
-		fsm.New().Apply(&raft.Log{Index: 1, Data: data})
-	})
-}
-
-// Any bytes as a snapshot: refused, or a state that is saved and restored the same.
-func FuzzSnapshot(f *testing.F) {
-	m := fsm.New()
-	apply(f, m, 1, fsm.SyncHive(hive("h1", 1, ""), []core.Worker{worker("h1", "w1", wReady, "n")}))
-	f.Add(snapshot(f, m))
-	f.Add(snapshot(f, fsm.New()))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		m := fsm.New()
-		if err := m.Restore(io.NopCloser(bytes.NewReader(data))); err != nil {
-			must.NotEq(t, core.Internal, core.KindOf(err), must.Sprint(err))
-			return
-		}
-		saved := snapshot(t, m)
-		must.NoError(t, m.Restore(io.NopCloser(bytes.NewReader(saved))))
-		must.True(t, bytes.Equal(saved, snapshot(t, m)))
-	})
 }

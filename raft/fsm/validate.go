@@ -215,9 +215,15 @@ func (v *validator) syncHives(op *raftv1.SyncHives) {
 	case n > MaxHivesPerCommand:
 		v.fail(core.TooLarge, "the command has %d hives, at most %d are allowed", n, MaxHivesPerCommand)
 	}
+	seen := make(map[string]bool, len(op.GetHives()))
 	for _, h := range op.GetHives() {
 		if v.err != nil {
 			return
+		}
+		if id := h.GetHive().GetId(); seen[id] {
+			v.fail(core.Invalid, "hive %s is there twice", id) // a repeated command would change it twice more
+		} else {
+			seen[id] = true
 		}
 		v.syncHive(h)
 	}

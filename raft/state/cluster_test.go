@@ -142,18 +142,18 @@ func TestRetireIntents(t *testing.T) {
 	t.Parallel()
 	s := state.New()
 	update(t, s, func(tx *state.Txn) {
-		for _, i := range []state.RetireIntent{{"h1", "b"}, {"h1", "a"}, {"h10", "a"}, {"h1", "a"}} {
+		for _, i := range []state.RetireIntent{{Hive: "h1", Nonce: "b"}, {Hive: "h1", Nonce: "a"}, {Hive: "h10", Nonce: "a"}, {Hive: "h1", Nonce: "a"}} {
 			tx.PutRetireIntent(i)
 		}
-		must.Eq(t, []state.RetireIntent{{"h1", "a"}, {"h1", "b"}}, tx.RetireIntentsOfHive("h1"))
+		must.Eq(t, []state.RetireIntent{{Hive: "h1", Nonce: "a"}, {Hive: "h1", Nonce: "b"}}, tx.RetireIntentsOfHive("h1"))
 		must.True(t, tx.RetireIntent("h1", "a"))
-		for _, no := range []state.RetireIntent{{"h10", "b"}, {"h1", ""}, {"", "a"}, {"", ""}} {
+		for _, no := range []state.RetireIntent{{Hive: "h10", Nonce: "b"}, {Hive: "h1", Nonce: ""}, {Hive: "", Nonce: "a"}, {Hive: "", Nonce: ""}} {
 			must.False(t, tx.RetireIntent(no.Hive, no.Nonce))
 			tx.DeleteRetireIntent(no)
 		}
 		tx.DeleteRetireIntent(state.RetireIntent{Hive: "h1", Nonce: "a"})
 	})
-	must.Eq(t, []state.RetireIntent{{"h1", "b"}, {"h10", "a"}}, s.Snapshot().RetireIntents(nil))
+	must.Eq(t, []state.RetireIntent{{Hive: "h1", Nonce: "b"}, {Hive: "h10", Nonce: "a"}}, s.Snapshot().RetireIntents(nil))
 }
 
 // routesOf is EachRoute as a text, and the same found the long way.
