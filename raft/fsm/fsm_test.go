@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"strings"
 	"testing"
 	"time"
 
@@ -265,90 +264,6 @@ func TestApplyStopsRatherThanDiverge(t *testing.T) {
 			}()
 			f.Apply(&raft.Log{Index: 7, Data: tt.data})
 		}()
-	}
-}
-
-func TestSnapshotRefused(t *testing.T) {
-	t.Parallel()
-	f := fsm.New()
-	must.NoError(t, apply(t, f, 1, fsm.SyncHive(hive("h1", 1, ""), []core.Worker{worker("h1", "w1", wReady, "")})).Err)
-	good := snapshot(t, f)
-	delimited := func(ms ...proto.Message) []byte {
-		var b []byte
-		for _, m := range ms {
-			data, err := proto.Marshal(m)
-			must.NoError(t, err)
-			b = append(protowire.AppendVarint(b, uint64(len(data))), data...)
-		}
-		return b
-	}
-	header := &raftv1.SnapshotHeader{Format: fsm.SnapshotFormat, Fsm: fsm.Version, Index: 1}
-	hiveRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: &raftv1.Hive{Id: "h1"}}}
-	workerRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Worker{Worker: &raftv1.Worker{Id: "w1", Hive: "h1"}}}
-	for _, tt := range []struct {
-		name string
-		data []byte
-		kind core.Kind
-	}{
-		{"empty", nil, core.Integrity},
-		{"cut", good[:len(good)-1], core.Integrity},
-		{"garbage", []byte("not a snapshot"), core.Integrity},
-		{"a newer format", delimited(&raftv1.SnapshotHeader{Format: fsm.SnapshotFormat + 1, Fsm: 1}), core.Unsupported},
-		{"a newer state machine", delimited(&raftv1.SnapshotHeader{Format: fsm.SnapshotFormat, Fsm: fsm.Version + 1}), core.Unsupported},
-		{"a record of an unknown type", delimited(header, &raftv1.SnapshotRecord{}), core.Integrity},
-		{"a hive twice", delimited(header, hiveRecord, hiveRecord), core.Integrity},
-		{"a worker before its hive", delimited(header, workerRecord, hiveRecord), core.Integrity},
-		{"a hive without an id", delimited(header, &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{}}), core.Integrity},
-		{"a record that is too long", append(delimited(header), protowire.AppendVarint(nil, 1<<40)...), core.Integrity},
-	} {
-		before := f.State()
-		err := f.Restore(io.NopCloser(bytes.NewReader(tt.data)))
-		must.Eq(t, tt.kind, core.KindOf(err), must.Sprintf("%s: %v", tt.name, err))
-		must.NotEq(t, "", core.HintOf(err))
-		must.True(t, before == f.State(), must.Sprint(tt.name)) // untouched
-	}
-	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(good))))
-}
-
-func TestValidate(t *testing.T) {
-	t.Parallel()
-	long := strings.Repeat("x", fsm.MaxIDBytes+1)
-	with := func(change func(*raftv1.SyncHive)) *raftv1.Command {
-		c := fsm.SyncHive(hive("h1", 1, ""), []core.Worker{worker("h1", "w1", wReady, "n")})
-		change(c.GetSyncHive())
-		return c
-	}
-	must.NoError(t, fsm.Validate(with(func(*raftv1.SyncHive) {})))
-	for name, tt := range map[string]struct {
-		cmd  *raftv1.Command
-		kind core.Kind
-	}{
-		"nothing":               {&raftv1.Command{}, core.Invalid},
-		"a long request id":     {&raftv1.Command{RequestId: long, Op: fsm.RemoveHive("h").GetOp()}, core.Invalid},
-		"no hive":               {with(func(s *raftv1.SyncHive) { s.Hive = nil }), core.Invalid},
-		"a long hive id":        {fsm.RemoveHive(long), core.Invalid},
-		"a control character":   {fsm.RetireWorker("a\x00b"), core.Invalid},
-		"no UTF-8":              {fsm.RetireWorker("a\xff"), core.Invalid},
-		"an unknown status":     {fsm.SetHiveStatus("h", "odd", 0), core.Invalid},
-		"a hive says it's down": {with(func(s *raftv1.SyncHive) { s.Hive.Status = "down" }), core.Invalid},
-		"another hive's worker": {with(func(s *raftv1.SyncHive) { s.Workers[0].Hive = "h2" }), core.Invalid},
-		"a worker twice":        {with(func(s *raftv1.SyncHive) { s.Workers = append(s.Workers, s.Workers[0]) }), core.Invalid},
-		"an unknown state":      {with(func(s *raftv1.SyncHive) { s.Workers[0].State = "" }), core.Invalid},
-		"negative slots":        {with(func(s *raftv1.SyncHive) { s.Workers[0].Slots = -1 }), core.Invalid},
-		"a long device problem": {with(func(s *raftv1.SyncHive) { s.Hive.Devices[0].Problem = strings.Repeat("x", 2000) }), core.Invalid},
-		"too many workers": {with(func(s *raftv1.SyncHive) {
-			for i := range fsm.MaxWorkers {
-				s.Workers = append(s.Workers, &raftv1.Worker{Id: fmt.Sprint(i), Hive: "h1", Type: "cpu", State: "ready"})
-			}
-		}), core.TooLarge},
-		"too many devices": {with(func(s *raftv1.SyncHive) {
-			for i := range fsm.MaxDevices {
-				s.Hive.Devices = append(s.Hive.Devices, &raftv1.Device{Id: fmt.Sprint(i)})
-			}
-		}), core.TooLarge},
-	} {
-		err := fsm.Validate(tt.cmd)
-		must.Eq(t, tt.kind, core.KindOf(err), must.Sprintf("%s: %v", name, err))
 	}
 }
 
