@@ -2,62 +2,92 @@ package hive
 
 import (
 	"context"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
 const (
-	beatTimeout   = 5 * time.Second
-	beatRetry     = 25 * time.Millisecond // doubles with every failure
-	beatRetryMost = 5 * time.Second
-	beatNextLeast = 50 * time.Millisecond
-	beatNextMost  = time.Minute
+	// loadSpacing is the least time between reports that only tell of load, as a part of the interval that the queen asks for, within the two
+	// bounds: what is worth telling of a large cluster's load is told less often, or its queens would do nothing else.
+	loadSpacing      = 4
+	loadSpacingLeast = 250 * time.Millisecond
+	loadSpacingMost  = 5 * time.Second
+	// endPatience is how long the end of the agent waits for the queens to know of it.
+	endPatience = 500 * time.Millisecond
 )
 
-// beater sends the state of the hive: at once when it changed, otherwise when the queen said. Changes while a beat is on its way go into the next.
+// beater keeps a line to every queen and knows which state of the hive they have been told.
 type beater struct {
-	// send tells the whole state as it is now and returns when to tell it again at the latest.
-	send func(ctx context.Context) (next time.Duration, err error)
-	log  hclog.Logger
+	// report is the whole state as it is now, without Seq and Ending.
+	report func(ctx context.Context) *queenv1.LinkRequest
+	// retire begins the end of a worker. Repeating it does nothing.
+	retire func(worker string)
+	queens Queens
+	log    hclog.Logger
 
-	wake  chan struct{} // holds one
-	ready chan struct{} // closed with the first accepted beat
+	ready chan struct{} // closed with the first report that is registered
 
-	mu       sync.Mutex    // guards below
-	changed  uint64        // counts changes
-	accepted uint64        // the count that the newest accepted beat told
-	news     chan struct{} // closed and replaced at every accepted beat
+	mu         sync.Mutex // guards below
+	changed    uint64     // counts changes
+	registered uint64     // the count that the newest registered report told
+	news       chan struct{}
+	lines      map[string]*line // by id of the queen
+	view       uint64           // index of the newest view
+	isReady    bool
 }
 
-func newBeater(log hclog.Logger, send func(context.Context) (time.Duration, error)) *beater {
+func newBeater(log hclog.Logger, queens Queens, report func(context.Context) *queenv1.LinkRequest, retire func(string)) *beater {
 	return &beater{
-		send: send, log: log, wake: make(chan struct{}, 1), ready: make(chan struct{}), news: make(chan struct{}),
-		changed: 1, // so that flush before the first beat waits for it
+		report: report, retire: retire, queens: queens, log: log,
+		ready: make(chan struct{}), news: make(chan struct{}), lines: map[string]*line{},
+		changed: 1, // so that flush before the first report waits for it
 	}
 }
 
 // bump says that the state has changed. It never blocks.
 func (b *beater) bump() {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.changed++
-	b.mu.Unlock()
+	for _, l := range b.lines {
+		wake(l.changed)
+	}
+}
+
+// bumpLoad says that the load has changed, which can wait a little. It never blocks.
+func (b *beater) bumpLoad() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.changed++
+	for _, l := range b.lines {
+		wake(l.loaded)
+	}
+}
+
+// wake fills a channel that holds one.
+func wake(c chan struct{}) {
 	select {
-	case b.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
-// flush waits until the state as it is now was accepted. The error is ctx's.
+// flush waits until the leader has said that the state as it is now is registered. The error is ctx's.
 func (b *beater) flush(ctx context.Context) error {
 	b.mu.Lock()
 	want := b.changed
-	for b.accepted < want {
+	for b.registered < want {
 		news := b.news
+		for _, l := range b.lines {
+			if l.told < want {
+				wake(l.changed) // a change of load may have waited
+			}
+		}
 		b.mu.Unlock()
 		select {
 		case <-news:
@@ -70,66 +100,107 @@ func (b *beater) flush(ctx context.Context) error {
 	return nil
 }
 
-// run beats until ctx ends.
+// telling notes that a line is about to tell the state as it is now, and gives the count of it.
+func (b *beater) telling(l *line) uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l.told = b.changed
+	return b.changed
+}
+
+// accepted notes that the leader has registered a report that told the state with this count.
+func (b *beater) accepted(count uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.registered = max(b.registered, count)
+	close(b.news)
+	b.news = make(chan struct{})
+	if !b.isReady {
+		b.isReady = true
+		close(b.ready)
+	}
+}
+
+// viewed passes on what a queen says of the cluster, unless another one has said something newer.
+func (b *beater) viewed(v *queenv1.ClusterView) {
+	b.mu.Lock()
+	newer := v.GetIndex() >= b.view
+	if newer {
+		b.view = v.GetIndex()
+	}
+	b.mu.Unlock()
+	if newer {
+		b.queens.SetView(v)
+	}
+}
+
+// run keeps a line to every queen until ctx ends, tells them then that the hive ends, and returns when all lines have.
 func (b *beater) run(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	failures := 0
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
 	for {
+		changed := b.queens.Changed()
+		b.keep(life, &wg, b.queens.List())
 		select {
+		case <-changed:
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	b.end(life)
+}
+
+// keep starts lines to queens that are new and ends those to queens that are no longer there, or elsewhere.
+func (b *beater) keep(ctx context.Context, wg *sync.WaitGroup, queens []QueenAddress) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	there := map[string]bool{}
+	for _, q := range queens {
+		there[q.ID] = true
+		old, ok := b.lines[q.ID]
+		if ok && old.queen == q {
+			continue
+		}
+		if ok {
+			old.cancel()
+		}
+		life, cancel := context.WithCancel(ctx)
+		l := newLine(b, q, cancel)
+		b.lines[q.ID] = l
+		wg.Go(func() {
+			defer cancel()
+			l.run(life)
+		})
+	}
+	for id, l := range b.lines {
+		if !there[id] {
+			l.cancel()
+			delete(b.lines, id)
+		}
+	}
+}
+
+// end tells every queen that the hive ends, and waits for the lines that stand, not long.
+func (b *beater) end(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, endPatience)
+	defer cancel()
+	b.mu.Lock()
+	lines := make([]*line, 0, len(b.lines))
+	for _, l := range b.lines {
+		lines = append(lines, l)
+	}
+	b.mu.Unlock()
+	for _, l := range lines {
+		close(l.ending)
+	}
+	for _, l := range lines {
+		select {
+		case <-l.ended:
 		case <-ctx.Done():
 			return
-		case <-timer.C:
-		case <-b.wake:
-			if failures > 0 {
-				continue // the retry is due soon and will tell it
-			}
-		}
-		b.mu.Lock()
-		telling := b.changed
-		b.mu.Unlock()
-		next, err := b.beat(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil:
-			failures++
-			if failures == 1 {
-				b.log.Debug("heartbeat not accepted, trying again", "error", err)
-			}
-			if failures == 10 {
-				b.log.Warn("heartbeats are not accepted; workers go on and the hive keeps trying", "error", err)
-			}
-			timer.Reset(retryAfter(failures))
-			continue
-		case failures >= 10:
-			b.log.Info("heartbeats are accepted again")
-		}
-		failures = 0
-		timer.Reset(min(max(next, beatNextLeast), beatNextMost))
-		b.mu.Lock()
-		first := b.accepted == 0
-		b.accepted = telling
-		close(b.news)
-		b.news = make(chan struct{})
-		b.mu.Unlock()
-		if first {
-			close(b.ready)
 		}
 	}
-}
-
-func (b *beater) beat(ctx context.Context) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
-	defer cancel()
-	return b.send(ctx)
-}
-
-// retryAfter grows with the failures and is spread by a quarter, so that many hives do not come back at once.
-func retryAfter(failures int) time.Duration {
-	d := beatRetryMost
-	if failures < 9 {
-		d = min(beatRetry<<(failures-1), beatRetryMost)
-	}
-	return time.Duration(float64(d) * (0.75 + rand.Float64()/2))
 }

@@ -2,134 +2,356 @@ package hive
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test"
 	"github.com/shoenig/test/must"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/rpc"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// recorder is a queen's end of heartbeats that notes when they come.
+// recorder is a queen's end of lines that notes when reports come.
 type recorder struct {
-	mu    sync.Mutex
+	queenv1.UnimplementedRegistryServiceServer
 	start time.Time
-	at    []time.Duration
-	next  time.Duration
-	err   error
-	delay time.Duration
+	conn  *grpc.ClientConn
+
+	mu       sync.Mutex // guards below
+	at       []time.Duration
+	reports  []*queenv1.LinkRequest
+	next     time.Duration
+	err      error // of every line
+	delay    time.Duration
+	follower bool
+	late     time.Duration // until a report is registered, after it was answered
+	view     *queenv1.ClusterView
+	retire   []string
+	opened   int
+	standing int
 }
 
-func (r *recorder) send(ctx context.Context) (time.Duration, error) {
-	r.mu.Lock()
-	r.at = append(r.at, time.Since(r.start))
-	next, err, delay := r.next, r.err, r.delay
-	r.mu.Unlock()
-	select {
-	case <-time.After(delay):
-	case <-ctx.Done():
-		return 0, ctx.Err()
+func (r *recorder) Link(s grpc.BidiStreamingServer[queenv1.LinkRequest, queenv1.LinkResponse]) error {
+	r.set(func(r *recorder) { r.opened++; r.standing++ })
+	defer r.set(func(r *recorder) { r.standing-- })
+	for {
+		req, err := s.Recv()
+		if err != nil {
+			return nil //nolint:nilerr // the hive hung up
+		}
+		r.mu.Lock()
+		r.at = append(r.at, time.Since(r.start))
+		r.reports = append(r.reports, req)
+		err, delay, late := r.err, r.delay, r.late
+		resp := &queenv1.LinkResponse{Seq: req.GetSeq(), Registered: !r.follower && late == 0, Next: durationpb.New(r.next), Cluster: r.view, Retire: r.retire}
+		r.mu.Unlock()
+		select {
+		case <-time.After(delay):
+		case <-s.Context().Done():
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.Send(resp); err != nil {
+			return err
+		}
+		if late > 0 {
+			time.Sleep(late)
+			resp.Registered = true
+			if err := s.Send(resp); err != nil {
+				return err
+			}
+		}
 	}
-	return next, err
 }
 
 func (r *recorder) set(f func(*recorder)) { r.mu.Lock(); defer r.mu.Unlock(); f(r) }
 
-func (r *recorder) beats() []time.Duration {
+func (r *recorder) times() []time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]time.Duration(nil), r.at...)
 }
 
-func beating(t *testing.T, r *recorder, test func(t *testing.T, b *beater)) {
+func (r *recorder) count() int { return len(r.times()) }
+
+func (r *recorder) last() *queenv1.LinkRequest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reports[len(r.reports)-1]
+}
+
+// fleet is the Queens of a test.
+type fleet struct {
+	mu      sync.Mutex // guards below
+	queens  map[QueenAddress]*recorder
+	list    []QueenAddress
+	changed chan struct{}
+	resets  int
+	views   []*queenv1.ClusterView
+}
+
+func (f *fleet) List() []QueenAddress { f.mu.Lock(); defer f.mu.Unlock(); return f.list }
+
+func (f *fleet) Changed() <-chan struct{} { f.mu.Lock(); defer f.mu.Unlock(); return f.changed }
+
+func (f *fleet) Conn(q QueenAddress) (grpc.ClientConnInterface, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r, ok := f.queens[q]; ok {
+		return r.conn, nil
+	}
+	return nil, core.Errorf("", core.Unavailable, "no way to %s", q.ID)
+}
+
+func (f *fleet) Reset(QueenAddress) { f.mu.Lock(); defer f.mu.Unlock(); f.resets++ }
+
+func (f *fleet) SetView(v *queenv1.ClusterView) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.views = append(f.views, v)
+}
+
+func (f *fleet) setList(list ...QueenAddress) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.list = list
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// beating runs a beater with lines to the recorders, which are queens q0, q1, …, in a bubble.
+func beating(t *testing.T, run func(t *testing.T, b *beater, f *fleet), recorders ...*recorder) {
+	t.Helper()
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		r.start = time.Now()
-		b := newBeater(hclog.NewNullLogger(), r.send)
-		ctx, cancel := context.WithCancel(t.Context())
+		f := &fleet{queens: map[QueenAddress]*recorder{}, changed: make(chan struct{})}
 		var wg sync.WaitGroup
-		wg.Go(func() { b.run(ctx) })
-		test(t, b)
-		cancel()
-		wg.Wait()
+		var ends []func()
+		for i, r := range recorders {
+			pipe := rpc.NewPipe()
+			server := rpc.NewServer(hclog.NewNullLogger())
+			queenv1.RegisterRegistryServiceServer(server, r)
+			conn, err := rpc.Client(pipe)
+			must.NoError(t, err)
+			r.conn, r.start = conn, time.Now()
+			wg.Go(func() { _ = server.Serve(pipe.Listener()) })
+			ends = append(ends, func() { _ = conn.Close(); server.Stop() })
+			a := QueenAddress{ID: fmt.Sprintf("q%d", i), RPCAddress: "there"}
+			f.queens[a] = r
+			f.list = append(f.list, a)
+		}
+		b := newBeater(hclog.NewNullLogger(), f, func(context.Context) *queenv1.LinkRequest { return &queenv1.LinkRequest{} }, func(string) {})
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan struct{})
+		wg.Go(func() { defer close(ran); b.run(ctx) })
+		defer func() {
+			told := time.Now()
+			cancel()
+			<-ran
+			test.LessEq(t, endPatience, time.Since(told))
+			for _, end := range ends {
+				end()
+			}
+			wg.Wait()
+			time.Sleep(2 * time.Second) // handlers that sleep
+		}()
+		run(t, b, f)
 	})
 }
 
-func TestBeatKeepsTheQueensPace(t *testing.T) {
-	t.Parallel()
-	r := &recorder{next: 10 * time.Second}
-	beating(t, r, func(t *testing.T, _ *beater) {
-		time.Sleep(25 * time.Second)
-		must.Eq(t, []time.Duration{0, 10 * time.Second, 20 * time.Second}, r.beats())
-	})
+func ready(b *beater) bool { return isDone(b.ready) }
+
+func TestReportsKeepTheQueensPace(t *testing.T) {
+	r := &recorder{next: time.Second}
+	beating(t, func(t *testing.T, _ *beater, _ *fleet) {
+		time.Sleep(2500 * time.Millisecond)
+		must.Eq(t, []time.Duration{0, time.Second, 2 * time.Second}, r.times())
+		must.Eq(t, 3, r.last().GetSeq())
+
+		// A long interval is never exceeded, and those who came together do not stay together.
+		r.set(func(r *recorder) { r.next, r.at = 100*time.Second, nil })
+		time.Sleep(1000 * time.Second)
+		must.Between(t, 10, r.count(), 13)
+		at := r.times()
+		for i := 1; i < len(at); i++ {
+			must.LessEq(t, 100*time.Second, at[i]-at[i-1])
+		}
+	}, r)
 }
 
 func TestChangesAreToldAtOnceAndTogether(t *testing.T) {
-	t.Parallel()
-	r := &recorder{next: time.Minute, delay: time.Second}
-	beating(t, r, func(t *testing.T, b *beater) {
-		time.Sleep(5 * time.Second)
+	r := &recorder{next: time.Second, delay: 400 * time.Millisecond}
+	beating(t, func(t *testing.T, b *beater, _ *fleet) {
+		time.Sleep(5500 * time.Millisecond)
+		before := r.count()
 		for range 100 {
 			b.bump()
 		}
-		time.Sleep(500 * time.Millisecond) // one is on its way: these go into the next
+		time.Sleep(200 * time.Millisecond) // one is on its way: these go into the next
 		for range 100 {
 			b.bump()
 		}
 		must.NoError(t, b.flush(t.Context()))
-		must.Eq(t, []time.Duration{0, 5 * time.Second, 6 * time.Second}, r.beats())
-		must.Eq(t, 7*time.Second, time.Since(r.start))
-		time.Sleep(30 * time.Second)
-		must.Len(t, 3, r.beats())
-	})
+		at := r.times()[before:]
+		must.Eq(t, []time.Duration{5500 * time.Millisecond, 5900 * time.Millisecond}, at)
+		must.Eq(t, 6300*time.Millisecond, time.Since(r.start))
+		time.Sleep(300 * time.Millisecond)
+		must.Len(t, before+2, r.times())
+	}, r)
 }
 
-func TestReadyWithTheFirstAcceptedBeat(t *testing.T) {
-	t.Parallel()
-	r := &recorder{next: time.Minute, err: errors.New("no leader")}
-	beating(t, r, func(t *testing.T, b *beater) {
-		time.Sleep(10 * time.Second)
-		select {
-		case <-b.ready:
-			t.Fatal("ready though nothing was accepted")
-		default:
+// A change of load is told soon, but a busy hive of a large cluster does not report all the time.
+func TestLoadIsToldSoon(t *testing.T) {
+	r := &recorder{next: time.Second}
+	beating(t, func(t *testing.T, b *beater, _ *fleet) {
+		time.Sleep(600 * time.Millisecond)
+		b.bumpLoad()
+		synctest.Wait()
+		must.Eq(t, []time.Duration{0, 600 * time.Millisecond}, r.times())
+		for range 100 {
+			b.bumpLoad()
+			time.Sleep(10 * time.Millisecond)
 		}
+		must.Eq(t, []time.Duration{0, 600 * time.Millisecond, 850 * time.Millisecond, 1100 * time.Millisecond, 1350 * time.Millisecond}, r.times())
+		// Whoever waits for it does not wait for that.
+		now := time.Now()
+		b.bumpLoad()
+		must.NoError(t, b.flush(t.Context()))
+		must.Eq(t, 0, time.Since(now))
+
+		r.set(func(r *recorder) { r.next = 200 * time.Second })
+		time.Sleep(time.Minute)
+		before := r.count()
+		for range 6000 {
+			b.bumpLoad()
+			time.Sleep(10 * time.Millisecond)
+		}
+		must.Between(t, 12, r.count()-before, 13)
+	}, r)
+}
+
+func TestReadyWithTheFirstRegisteredReport(t *testing.T) {
+	r := &recorder{next: time.Minute, err: core.Errorf("", core.Unavailable, "no")}
+	beating(t, func(t *testing.T, b *beater, _ *fleet) {
+		time.Sleep(10 * time.Second)
+		must.False(t, ready(b))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(b.flush(ctx)))
-		r.set(func(r *recorder) { r.err = nil })
-		<-b.ready
+		r.set(func(r *recorder) { r.err, r.follower = nil, true })
+		time.Sleep(2 * time.Second)
+		must.False(t, ready(b)) // taken in, but by no leader
+		r.set(func(r *recorder) { r.follower, r.late = false, time.Second })
+		b.bump()
+		time.Sleep(500 * time.Millisecond)
+		must.False(t, ready(b))
 		must.NoError(t, b.flush(t.Context()))
-	})
+		must.True(t, ready(b))
+	}, r)
 }
 
-func TestRetriesGrowAndAreNotHurriedByChanges(t *testing.T) {
-	t.Parallel()
-	r := &recorder{err: errors.New("no leader")}
-	beating(t, r, func(t *testing.T, b *beater) {
+// Every queen has a line of its own: one that is gone disturbs no other.
+func TestALineToEveryQueen(t *testing.T) {
+	leader, follower, dead := &recorder{next: time.Second}, &recorder{next: 2 * time.Second, follower: true}, &recorder{err: core.Errorf("", core.Unavailable, "no")}
+	beating(t, func(t *testing.T, b *beater, f *fleet) {
+		synctest.Wait()
+		must.True(t, ready(b))
+		b.bump()
+		must.NoError(t, b.flush(t.Context()))
+		synctest.Wait()
+		must.Eq(t, 2, leader.count())
+		must.Eq(t, 2, follower.count())
+
+		// Retries begin at once and grow to a second, whatever changes meanwhile.
 		for range 600 {
 			time.Sleep(100 * time.Millisecond)
 			b.bump()
 		}
-		beats := r.beats()
-		must.Between(t, 12, len(beats), 30) // one minute
-		must.Less(t, 50*time.Millisecond, beats[1])
-		for i := len(beats) - 3; i < len(beats); i++ {
-			must.Between(t, 3700*time.Millisecond, beats[i]-beats[i-1], 6300*time.Millisecond)
+		at := dead.times()
+		must.Less(t, 40*time.Millisecond, at[1])
+		must.Between(t, 50, len(at), 85) // one minute
+		for i := len(at) - 3; i < len(at); i++ {
+			must.Between(t, 750*time.Millisecond, at[i]-at[i-1], 1250*time.Millisecond)
 		}
-	})
+
+		// Another one leads.
+		leader.set(func(r *recorder) { r.follower = true })
+		follower.set(func(r *recorder) { r.follower = false })
+		b.bump()
+		must.NoError(t, b.flush(t.Context()))
+
+		// One that leaves the list loses its line, one that comes gets one at once.
+		must.Eq(t, 1, leader.standing)
+		f.setList(QueenAddress{ID: "q1", RPCAddress: "there"})
+		synctest.Wait()
+		must.Eq(t, 0, leader.standing)
+		must.Eq(t, 1, follower.standing)
+		must.Eq(t, 1, follower.opened)
+		before := leader.count()
+		f.setList(QueenAddress{ID: "q1", RPCAddress: "there"}, QueenAddress{ID: "q0", RPCAddress: "there"})
+		synctest.Wait()
+		must.Eq(t, before+1, leader.count())
+		must.Eq(t, 1, leader.last().GetSeq())
+		must.Eq(t, 1, follower.opened)
+	}, leader, follower, dead)
 }
 
-func TestASilentQueenDoesNotStopTheBeat(t *testing.T) {
-	t.Parallel()
-	r := &recorder{next: time.Minute, delay: time.Hour}
-	beating(t, r, func(t *testing.T, b *beater) {
-		time.Sleep(beatTimeout + time.Second)
-		must.GreaterEq(t, 2, len(r.beats()))
+func TestASilentQueenIsDialledAnew(t *testing.T) {
+	r := &recorder{next: time.Second, delay: time.Hour}
+	beating(t, func(t *testing.T, b *beater, f *fleet) {
+		time.Sleep(answerTimeout + 100*time.Millisecond)
+		must.GreaterEq(t, 2, r.count())
+		must.Eq(t, 1, f.resets)
 		r.set(func(r *recorder) { r.delay = 0 })
 		<-b.ready
+	}, r)
+}
+
+func TestTheEndIsTold(t *testing.T) {
+	leader, follower, mute := &recorder{next: time.Minute, late: 100 * time.Millisecond}, &recorder{next: time.Minute, follower: true}, &recorder{delay: time.Hour}
+	t.Cleanup(func() {
+		for _, r := range []*recorder{leader, follower} {
+			must.True(t, r.last().GetEnding())
+			must.False(t, r.reports[0].GetEnding())
+			must.Eq(t, 0, r.standing)
+		}
 	})
+	beating(t, func(t *testing.T, b *beater, _ *fleet) {
+		<-b.ready
+		time.Sleep(time.Second)
+		b.bump() // and at once the end: it is told all the same
+	}, leader, follower, mute)
+}
+
+// What queens say of the cluster is passed on, unless it is older than what was passed on already.
+func TestViewsAreInOrder(t *testing.T) {
+	view := func(index uint64) *queenv1.ClusterView { return &queenv1.ClusterView{Index: index} }
+	r, late := &recorder{next: time.Second, view: view(10)}, &recorder{next: time.Second, follower: true}
+	beating(t, func(t *testing.T, _ *beater, f *fleet) {
+		synctest.Wait()
+		r.set(func(r *recorder) { r.view = nil })
+		late.set(func(r *recorder) { r.view = view(9) })
+		time.Sleep(time.Second)
+		late.set(func(r *recorder) { r.view = view(10) })
+		time.Sleep(time.Second)
+		late.set(func(r *recorder) { r.view = view(11) })
+		time.Sleep(time.Second)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		var got []uint64
+		for _, v := range f.views {
+			got = append(got, v.GetIndex())
+		}
+		must.Eq(t, []uint64{10, 10, 11}, got)
+	}, r, late)
 }

@@ -25,7 +25,7 @@ import (
 const (
 	defaultSlots     = 4
 	defaultStopGrace = 10 * time.Second
-	// firstProbe is how long the first heartbeat waits for the worker types, so that a queen does not learn of a hive without any.
+	// firstProbe is how long the first report waits for the worker types, so that a queen does not learn of a hive without any.
 	firstProbe = time.Second
 	// exitGrace bounds the end of Run: jobs, then workers that are stopped.
 	exitGrace = 10 * time.Second
@@ -123,7 +123,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 		h.log.Error("an operation crashed", "job", id, "operation", op, "panic", value, "stack", string(stack))
 	}})
 	h.catalogs = newCatalogs(opts.CatalogSpecs, p.LaunchCatalog, h.log.Named("catalog"))
-	h.beat = newBeater(h.log, h.heartbeat)
+	h.beat = newBeater(h.log, opts.Queens, h.report, h.retire)
 	return h, nil
 }
 
@@ -133,10 +133,10 @@ func (h *Hive) ID() string { return h.opts.ID }
 // Name is the hive's name for people.
 func (h *Hive) Name() string { return h.opts.Name }
 
-// Ready is closed when a queen has accepted the first heartbeat.
+// Ready is closed when the leader has said that the hive is registered.
 func (h *Hive) Ready() <-chan struct{} { return h.beat.ready }
 
-// Run takes over the workers that an earlier agent left, then supervises workers and sends heartbeats until ctx ends, and returns
+// Run takes over the workers that an earlier agent left, then supervises workers and reports to the queens until ctx ends, and returns
 // when everything it started is gone: jobs are cancelled, workers stopped or left running as Options say. It is called once.
 func (h *Hive) Run(ctx context.Context) error {
 	// What Run starts lives on through the orderly end, in which workers are stopped and the queens are told.
@@ -282,34 +282,30 @@ func (h *Hive) DataSocket(workerID string) (string, error) {
 	return w.proc.DataSocket(), nil
 }
 
-// heartbeat tells a queen the whole state and retires what the queen wants retired.
-func (h *Hive) heartbeat(ctx context.Context) (time.Duration, error) {
+// report is the whole state as it is now, for the queens.
+func (h *Hive) report(ctx context.Context) *queenv1.LinkRequest {
 	var free int64
 	if m, err := hostinfo.ReadMemory(ctx); err == nil {
 		free = m.AvailableBytes
 	}
 	devices, types := h.devices(free)
-	req := &queenv1.HeartbeatRequest{Hive: wire.HiveToProto(core.Hive{
+	req := &queenv1.LinkRequest{Hive: wire.HiveToProto(core.Hive{
 		ID: h.opts.ID, Name: h.opts.Name, Version: h.opts.Version, OS: runtime.GOOS, Arch: runtime.GOARCH, Incarnation: h.incarnation,
 		Devices: devices, WorkerTypes: types, RPCAddress: h.opts.RPCAddress,
 	})}
 	for _, w := range h.all() {
 		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID)))
 	}
-	conn, err := h.opts.Queens.Conn(h.opts.Queens.List()[0])
-	if err != nil {
-		return 0, err
+	return req
+}
+
+// retire begins the end of a worker that the queens want retired, as often as they say so.
+func (h *Hive) retire(id string) {
+	w, ok := h.worker(id)
+	if !ok {
+		return
 	}
-	resp, err := queenv1.NewRegistryServiceClient(conn).Heartbeat(ctx, req)
-	if err != nil {
-		return 0, err
+	if err := h.endWorker(w, defaultRetireGrace); err != nil {
+		h.log.Debug("retire a worker", "worker", id, "error", err) // the hive ends: the next agent is told again
 	}
-	for _, id := range resp.GetRetire() {
-		if w, ok := h.worker(id); ok {
-			if err := h.endWorker(w, defaultRetireGrace); err != nil {
-				return 0, err
-			}
-		}
-	}
-	return resp.GetNext().AsDuration(), nil
 }

@@ -1,9 +1,28 @@
 package hive
 
 import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+
 	"google.golang.org/grpc"
 
+	"github.com/rbee-project/rbee/core"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+const (
+	// answerTimeout is how long a queen may take to answer a report before its connection is taken to be stuck. A queen answers without waiting
+	// for anything.
+	answerTimeout = 4 * time.Second
+	lineRetry     = 25 * time.Millisecond // doubles with every failure
+	lineRetryMost = time.Second
+	reportLeast   = 50 * time.Millisecond // between two reports, whatever the queen says
+	reportMost    = time.Hour
+	reportDefault = time.Second // where the queen says nothing
 )
 
 // QueenAddress is a queen that the hive keeps a line to.
@@ -37,3 +56,261 @@ func (o oneQueen) Changed() <-chan struct{}                            { return 
 func (o oneQueen) Conn(QueenAddress) (grpc.ClientConnInterface, error) { return o.conn, nil }
 func (o oneQueen) Reset(QueenAddress)                                  {}
 func (o oneQueen) SetView(*queenv1.ClusterView)                        {}
+
+// line is the hive's line to one queen. It reports at once when something changed and otherwise when the queen said, one report at a time: what
+// changes before the answer goes into the next.
+type line struct {
+	b       *beater
+	queen   QueenAddress
+	cancel  context.CancelFunc
+	changed chan struct{} // holds one
+	loaded  chan struct{} // holds one
+	ending  chan struct{} // closed when the hive ends
+	ended   chan struct{} // closed when nothing more will be told
+	told    uint64        // the count of the state that was told last; guarded by beater.mu
+}
+
+func newLine(b *beater, q QueenAddress, cancel context.CancelFunc) *line {
+	return &line{
+		b: b, queen: q, cancel: cancel,
+		changed: make(chan struct{}, 1), loaded: make(chan struct{}, 1), ending: make(chan struct{}), ended: make(chan struct{}),
+	}
+}
+
+var (
+	errStuck = errors.New("the queen does not answer")
+	errEnded = errors.New("the hive has ended")
+)
+
+// run opens the line, and opens it again whenever it breaks, until ctx ends or the hive does.
+func (l *line) run(ctx context.Context) {
+	defer close(l.ended)
+	log := l.b.log.With("queen", l.queen.ID)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	<-timer.C
+	for failures := 0; ; {
+		answered, err := l.talk(ctx)
+		if ctx.Err() != nil || errors.Is(err, errEnded) {
+			return
+		}
+		if errors.Is(err, errStuck) {
+			l.b.queens.Reset(l.queen)
+		}
+		if answered {
+			if failures >= loudFailures {
+				log.Info("a queen was reached again")
+			}
+			failures = 0
+		}
+		failures++
+		switch {
+		case failures == 1:
+			log.Debug("the line to a queen broke", "error", err)
+		case failures == loudFailures && core.KindOf(err) == core.Conflict:
+			log.Error("a queen refuses this hive; workers go on and the hive keeps trying", "error", err)
+		case failures == loudFailures:
+			log.Warn("a queen cannot be reached; workers go on and the hive keeps trying", "error", err)
+		}
+		timer.Reset(retryAfter(failures))
+		select {
+		case <-timer.C:
+		case <-l.ending:
+			return // a queen that cannot be reached is not told
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// loudFailures is after how many failed attempts it is said aloud: about two seconds.
+const loudFailures = 7
+
+// retryAfter grows with the failures and is spread by a quarter, so that many hives do not come back at once.
+func retryAfter(failures int) time.Duration {
+	d := lineRetryMost
+	if failures < 6 {
+		d = min(lineRetry<<(failures-1), lineRetryMost)
+	}
+	return time.Duration(float64(d) * (0.75 + rand.Float64()/2))
+}
+
+// talk reports over one stream until it breaks. answered says whether the queen has taken a report in.
+func (l *line) talk(ctx context.Context) (answered bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+
+	// An unanswered report ends everything, also a Send that hangs.
+	stuck := time.AfterFunc(answerTimeout, func() { cancel(errStuck) })
+	defer stuck.Stop()
+	conn, err := l.b.queens.Conn(l.queen)
+	if err != nil {
+		return false, err
+	}
+	if c, ok := conn.(interface{ ResetConnectBackoff() }); ok {
+		c.ResetConnectBackoff() // the pause between attempts is ours
+	}
+	stream, err := queenv1.NewRegistryServiceClient(conn).Link(ctx)
+	if err != nil {
+		return false, because(ctx, err)
+	}
+	answers := make(chan *queenv1.LinkResponse)
+	broken := make(chan error, 1)
+	wg.Go(func() {
+		for {
+			resp, err := stream.Recv()
+			if err != nil {
+				broken <- err
+				return
+			}
+			select {
+			case answers <- resp:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+
+	t := teller{line: l, stream: stream, stuck: stuck}
+	t.timer = time.NewTimer(reportMost)
+	defer t.timer.Stop()
+	ending := l.ending
+	t.tell(ctx)
+	for {
+		select {
+		case resp := <-answers:
+			answered = true
+			t.answered(resp)
+			if t.said && t.waiting == 0 && (resp.GetRegistered() || !t.leader) {
+				return true, errEnded
+			}
+		case <-t.timer.C:
+			t.due(ctx)
+		case <-l.changed:
+			t.due(ctx)
+		case <-l.loaded:
+			t.hurry()
+		case <-ending:
+			ending = nil
+			t.final = true
+			t.due(ctx)
+		case err := <-broken:
+			if errors.Is(err, io.EOF) {
+				err = core.Errorf("", core.Unavailable, "queen %s hung up", l.queen.ID)
+			}
+			return answered, because(ctx, err)
+		case <-ctx.Done():
+			return answered, because(ctx, ctx.Err())
+		}
+	}
+}
+
+// because is what ended ctx, if it has ended, and otherwise err.
+func because(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errStuck) {
+		return core.E("", core.Unavailable, errStuck)
+	}
+	return err
+}
+
+// teller is the reporting side of one stream.
+type teller struct {
+	*line
+	stream grpc.BidiStreamingClient[queenv1.LinkRequest, queenv1.LinkResponse]
+	stuck  *time.Timer
+	timer  *time.Timer // when to report next
+
+	seq     uint64    // of the last report
+	counts  [2]uint64 // of the state that the last report told, and the one before
+	waiting uint64    // the report whose answer is outstanding; 0: none
+	missed  bool      // something changed meanwhile
+	busier  bool      // the load changed meanwhile
+	sent    time.Time
+	next    time.Duration // as the queen said
+	spread  bool          // the reports of many hives are spread over the interval by now
+	leader  bool          // the queen has said that something is registered
+	final   bool          // the hive ends
+	said    bool          // and the last report says so
+}
+
+// due reports, or notes that it must as soon as the queen has answered.
+func (t *teller) due(ctx context.Context) {
+	if t.waiting != 0 {
+		t.missed = true
+		return
+	}
+	t.tell(ctx)
+}
+
+// hurry has the next report tell of the load, not sooner than need be.
+func (t *teller) hurry() {
+	if t.waiting != 0 {
+		t.busier = true
+		return
+	}
+	spacing := min(max(t.next/loadSpacing, loadSpacingLeast), loadSpacingMost)
+	if wait := time.Until(t.sent.Add(spacing)); wait < time.Until(t.sent.Add(t.next)) {
+		t.timer.Reset(max(wait, 0))
+	}
+}
+
+func (t *teller) tell(ctx context.Context) {
+	// What changes from here on is told again.
+	for _, c := range []chan struct{}{t.changed, t.loaded} {
+		select {
+		case <-c:
+		default:
+		}
+	}
+	t.seq++
+	t.counts[t.seq%2] = t.b.telling(t.line)
+	req := t.b.report(ctx)
+	req.Seq, req.Ending = t.seq, t.final
+	t.waiting, t.missed, t.busier, t.said, t.sent = t.seq, false, false, t.final, time.Now()
+	t.timer.Reset(reportMost)
+	t.stuck.Reset(answerTimeout)
+	_ = t.stream.Send(req) //nolint:errcheck // Recv tells why it failed
+}
+
+func (t *teller) answered(resp *queenv1.LinkResponse) {
+	if resp.GetSeq() >= t.waiting {
+		t.waiting = 0
+		t.stuck.Stop()
+	}
+	if seq := resp.GetSeq(); resp.GetRegistered() && (seq == t.seq || seq+1 == t.seq) {
+		t.leader = true
+		t.b.accepted(t.counts[seq%2])
+	}
+	for _, id := range resp.GetRetire() {
+		t.b.retire(id)
+	}
+	if v := resp.GetCluster(); v != nil {
+		t.b.viewed(v)
+	}
+	if t.waiting != 0 {
+		return
+	}
+	t.next = reportDefault
+	if resp.GetNext() != nil {
+		t.next = min(max(resp.GetNext().AsDuration(), reportLeast), reportMost)
+	}
+	at := t.next
+	if t.next > reportDefault {
+		// Many hives that came at once shall not come at once for ever.
+		part := 0.9 + 0.1*rand.Float64()
+		if !t.spread {
+			part, t.spread = 0.05+0.95*rand.Float64(), true
+		}
+		at = time.Duration(float64(t.next) * part)
+	}
+	if t.missed {
+		at = 0
+	}
+	t.timer.Reset(max(time.Until(t.sent.Add(at)), 0))
+	if t.busier && !t.missed {
+		t.busier = false
+		t.hurry()
+	}
+}

@@ -87,29 +87,41 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// queen is a queen's end of heartbeats.
+// queen is a queen's end of the line.
 type queen struct {
 	queenv1.UnimplementedRegistryServiceServer
 
 	mu     sync.Mutex
-	last   *queenv1.HeartbeatRequest
-	beats  int
+	last   *queenv1.LinkRequest
 	retire []string
 	err    error
 }
 
-func (q *queen) Heartbeat(_ context.Context, r *queenv1.HeartbeatRequest) (*queenv1.HeartbeatResponse, error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.err != nil {
-		return nil, q.err
+func (q *queen) Link(s grpc.BidiStreamingServer[queenv1.LinkRequest, queenv1.LinkResponse]) error {
+	for {
+		r, err := s.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		q.mu.Lock()
+		if err = q.err; err == nil {
+			q.last = r
+		}
+		resp := &queenv1.LinkResponse{Seq: r.GetSeq(), Registered: true, Next: durationpb.New(time.Second), Retire: q.retire}
+		q.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		if err := s.Send(resp); err != nil {
+			return err
+		}
 	}
-	q.last = r
-	q.beats++
-	return &queenv1.HeartbeatResponse{Next: durationpb.New(time.Minute), Retire: q.retire}, nil
 }
 
-// workers is what the last heartbeat told.
+// workers is what the last report told.
 func (q *queen) workers() []core.Worker {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -420,7 +432,7 @@ func marked(t *testing.T, prefix string) []string {
 	return out
 }
 
-// told waits until the last heartbeat satisfies check.
+// told waits until the last report satisfies check.
 func (r *rig) told(within time.Duration, check func([]core.Worker) error) {
 	r.t.Helper()
 	coretest.Eventually(r.t, within, func() error { return check(r.queen.workers()) })

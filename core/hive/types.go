@@ -172,7 +172,7 @@ func (h *Hive) refreshAfter(ctx context.Context, w *worker) {
 		return
 	}
 	if _, f, found := t.known(); !found || (typeView{Devices: devicesOf(f)}).onlyCPU() {
-		return // main memory is read with every heartbeat
+		return // main memory is read with every report
 	}
 	for _, other := range h.all() {
 		if other.handle.Attachment.Type == t.name() {

@@ -184,7 +184,7 @@ func (h *Hive) poll(ctx context.Context, w *worker) error {
 		return err
 	}
 	if w.noteStatus(s, h.now()) {
-		h.beat.bump()
+		h.beat.bumpLoad()
 	}
 	if s.State == sdkworker.StateFailed && w.setState(core.WorkerFailed) {
 		w.mu.Lock()

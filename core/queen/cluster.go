@@ -30,7 +30,7 @@ func (q *Queen) Ready(context.Context) error {
 	q.mu.Lock()
 	beaten := map[string]bool{}
 	for id, p := range q.pulses {
-		beaten[id] = !p.at.IsZero()
+		beaten[id] = p.report != nil
 	}
 	q.mu.Unlock()
 	live, refused := q.liveHives()
@@ -38,7 +38,7 @@ func (q *Queen) Ready(context.Context) error {
 		return noHive(refused)
 	}
 	if leading && !slices.ContainsFunc(live, func(h core.Hive) bool { return beaten[h.ID] }) {
-		return core.WithHint(core.Errorf("", core.Unavailable, "no hive has beaten yet"), "Wait a moment, or look at the log of the hives.")
+		return core.WithHint(core.Errorf("", core.Unavailable, "no hive has reported yet"), "Wait a moment, or look at the log of the hives.")
 	}
 	return nil
 }
@@ -142,18 +142,24 @@ func (q *Queen) hives() []core.Hive {
 	return hives
 }
 
-// addPulseLocked adds to a registered hive what only the leader knows.
+// addPulseLocked adds to a registered hive what this queen has heard of it.
 func (q *Queen) addPulseLocked(h *core.Hive) {
 	p, ok := q.pulses[h.ID]
 	if !ok {
 		return
 	}
-	h.LastBeat = p.at
-	if p.suspect && h.Status == core.HiveReady {
+	if p.suspect != "" && h.Status == core.HiveReady {
 		h.Status = core.HiveSuspect
 	}
+	if p.report == nil {
+		return
+	}
+	h.LastBeat = p.report.at
 	for i := range h.Devices {
-		h.Devices[i].FreeBytes = p.free[h.Devices[i].ID]
+		d := &h.Devices[i]
+		if at := slices.IndexFunc(p.report.hive.Devices, func(told core.Device) bool { return told.ID == d.ID }); at >= 0 {
+			d.FreeBytes = p.report.hive.Devices[at].FreeBytes
+		}
 	}
 }
 

@@ -31,7 +31,7 @@ func TestReady(t *testing.T) {
 		// After a restart the registry is there, but the hive must be heard of first.
 		c = newCluster(t, dir)
 		must.Len(t, 1, c.q.workers())
-		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "no hive has beaten yet")
+		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "no hive has reported yet")
 		h = c.newHive("h1")
 		h.change(func(h *fakeHive) { h.hive.Incarnation = 2 })
 		h.mustBeat()

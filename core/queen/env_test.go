@@ -72,6 +72,9 @@ func newCluster(t *testing.T, dir string) *cluster {
 	c.server, err = rpc.Client(pipe)
 	must.NoError(t, err)
 	c.stop = sync.OnceFunc(func() {
+		for _, h := range c.hives {
+			h.hangUp()
+		}
 		must.NoError(t, c.server.Close())
 		cancel()
 		wg.Wait()
@@ -120,7 +123,8 @@ type fakeHive struct {
 	// run does what a job does; nil: spawn of a worker after a second.
 	run func(ctx context.Context, r core.Request, run *job.Run) (any, error)
 
-	beating chan struct{} // holds one
+	beating chan struct{} // holds one: whoever reports
+	line    *fakeLine     // nil: none
 	submits atomic.Int32
 	ran     atomic.Int32
 }
@@ -151,6 +155,7 @@ func (c *cluster) newHive(id string) *fakeHive {
 }
 
 func (h *fakeHive) close() {
+	h.hangUp()
 	for _, f := range h.ends {
 		f()
 	}
@@ -163,21 +168,143 @@ func (h *fakeHive) change(f func(h *fakeHive)) {
 	f(h)
 }
 
-// beat sends the state as it is, one beat at a time as every hive must: a late one would undo a newer one.
-func (h *fakeHive) beat(ctx context.Context) (*queenv1.HeartbeatResponse, error) {
+// fakeLine is a hive's end of its line.
+type fakeLine struct {
+	stream grpc.BidiStreamingClient[queenv1.LinkRequest, queenv1.LinkResponse]
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when err is set
+
+	incarnation uint64
+
+	mu     sync.Mutex // guards below
+	seq    uint64
+	answer *queenv1.LinkResponse
+	news   chan struct{} // closed and replaced with every answer
+	err    error
+}
+
+func openLine(server grpc.ClientConnInterface) (*fakeLine, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	stream, err := queenv1.NewRegistryServiceClient(server).Link(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	l := &fakeLine{stream: stream, cancel: cancel, ended: make(chan struct{}), news: make(chan struct{})}
+	go func() {
+		for {
+			resp, err := stream.Recv()
+			l.mu.Lock()
+			close(l.news)
+			l.news = make(chan struct{})
+			if err != nil {
+				l.err = err
+				l.mu.Unlock()
+				close(l.ended)
+				return
+			}
+			l.answer = resp
+			l.mu.Unlock()
+		}
+	}()
+	return l, nil
+}
+
+// send sends a report and returns its number.
+func (l *fakeLine) send(req *queenv1.LinkRequest) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seq++
+	req.Seq = l.seq
+	_ = l.stream.Send(req) // Recv tells why it failed
+	return req.GetSeq()
+}
+
+// await waits for an answer to the report, one that says that it is registered unless that takes more than 100 ms.
+func (l *fakeLine) await(ctx context.Context, seq uint64) (*queenv1.LinkResponse, error) {
+	limit := time.After(100 * time.Millisecond)
+	for {
+		l.mu.Lock()
+		answer, news, err := l.answer, l.news, l.err
+		l.mu.Unlock()
+		switch {
+		case answer.GetSeq() >= seq && answer.GetRegistered():
+			return answer, nil
+		case err != nil:
+			return nil, err
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-limit:
+			if answer.GetSeq() >= seq {
+				return answer, nil
+			}
+		}
+	}
+}
+
+func (l *fakeLine) close() {
+	l.cancel()
+	<-l.ended
+}
+
+// beat reports the state as it is, and waits until the registry has it or, where the queen does not lead, until it was taken in.
+func (h *fakeHive) beat(ctx context.Context) (*queenv1.LinkResponse, error) {
 	h.beating <- struct{}{}
 	defer func() { <-h.beating }()
 	h.mu.Lock()
-	req := &queenv1.HeartbeatRequest{Hive: wire.HiveToProto(h.hive), Workers: wire.All(h.workers, wire.WorkerToProto)}
+	incarnation := h.hive.Incarnation
 	h.mu.Unlock()
-	resp, err := queenv1.NewRegistryServiceClient(h.c.server).Heartbeat(ctx, req)
-	if err == nil {
-		h.change(func(h *fakeHive) { h.retire = resp.GetRetire() })
+	if h.line != nil && (isClosed(h.line.ended) || h.line.incarnation != incarnation) { // the queen gave it up, or the agent started again
+		h.line.close()
+		h.line = nil
 	}
-	return resp, err
+	if h.line == nil {
+		l, err := openLine(h.c.server)
+		if err != nil {
+			return nil, err
+		}
+		h.line, l.incarnation = l, incarnation
+	}
+	h.mu.Lock()
+	req := h.reportLocked()
+	h.mu.Unlock()
+	resp, err := h.line.await(ctx, h.line.send(req))
+	if err != nil {
+		h.line.close()
+		h.line = nil
+		return nil, err
+	}
+	h.change(func(h *fakeHive) { h.retire = resp.GetRetire() })
+	return resp, nil
 }
 
-func (h *fakeHive) mustBeat() *queenv1.HeartbeatResponse {
+func (h *fakeHive) reportLocked() *queenv1.LinkRequest {
+	return &queenv1.LinkRequest{Hive: wire.HiveToProto(h.hive), Workers: wire.All(h.workers, wire.WorkerToProto)}
+}
+
+func isClosed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// hangUp breaks the line.
+func (h *fakeHive) hangUp() {
+	h.beating <- struct{}{}
+	defer func() { <-h.beating }()
+	if h.line != nil {
+		h.line.close()
+		h.line = nil
+	}
+}
+
+func (h *fakeHive) mustBeat() *queenv1.LinkResponse {
 	h.c.t.Helper()
 	resp, err := h.beat(h.c.t.Context())
 	must.NoError(h.c.t, err)

@@ -1,6 +1,7 @@
 package queen
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -90,7 +91,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 	})
 }
 
-func TestBeatIsRefused(t *testing.T) {
+func TestReportIsRefused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
@@ -101,26 +102,40 @@ func TestBeatIsRefused(t *testing.T) {
 		index := c.node.AppliedIndex()
 		for _, tc := range []struct {
 			name   string
-			change func(r *queenv1.HeartbeatRequest)
+			change func(r *queenv1.LinkRequest)
 			kind   core.Kind
 			says   string
 		}{
-			{"an older start", func(r *queenv1.HeartbeatRequest) { r.Hive.Incarnation = 6 }, core.Conflict, "start 7 is registered"},
-			{"nothing", func(r *queenv1.HeartbeatRequest) { r.Reset() }, core.Invalid, "hive id is empty"},
-			{"no id", func(r *queenv1.HeartbeatRequest) { r.Hive.Id = "" }, core.Invalid, "hive id is empty"},
-			{"a long id", func(r *queenv1.HeartbeatRequest) { r.Hive.Id = strings.Repeat("x", 200) }, core.Invalid, "hive id"},
-			{"an id with a line break", func(r *queenv1.HeartbeatRequest) { r.Hive.Id = "a\nb" }, core.Invalid, "control"},
-			{"no worker id", func(r *queenv1.HeartbeatRequest) { r.Workers[0].Id = "" }, core.Invalid, "worker id"},
-			{"no nonce", func(r *queenv1.HeartbeatRequest) { r.Workers[0].Nonce = "" }, core.Invalid, "nonce"},
-			{"a worker twice", func(r *queenv1.HeartbeatRequest) { r.Workers = append(r.Workers, r.Workers[0]) }, core.Invalid, "nonce"},
-			{"an unknown state", func(r *queenv1.HeartbeatRequest) { r.Workers[0].State = "asleep" }, core.Invalid, "asleep"},
-			{"negative slots", func(r *queenv1.HeartbeatRequest) { r.Workers[0].Slots = -1 }, core.Invalid, "slots"},
-			{"negative load", func(r *queenv1.HeartbeatRequest) { r.Workers[0].Load.Active = -1 }, core.Invalid, "-1"},
+			{"an older start", func(r *queenv1.LinkRequest) { r.Hive.Incarnation = 6 }, core.Conflict, "start 7 is registered"},
+			{"nothing", func(r *queenv1.LinkRequest) { r.Reset() }, core.Invalid, "hive id is empty"},
+			{"no id", func(r *queenv1.LinkRequest) { r.Hive.Id = "" }, core.Invalid, "hive id is empty"},
+			{"a long id", func(r *queenv1.LinkRequest) { r.Hive.Id = strings.Repeat("x", 200) }, core.Invalid, "hive id"},
+			{"an id with a line break", func(r *queenv1.LinkRequest) { r.Hive.Id = "a\nb" }, core.Invalid, "control"},
+			{"no worker id", func(r *queenv1.LinkRequest) { r.Workers[0].Id = "" }, core.Invalid, "worker id"},
+			{"no nonce", func(r *queenv1.LinkRequest) { r.Workers[0].Nonce = "" }, core.Invalid, "nonce"},
+			{"a worker twice", func(r *queenv1.LinkRequest) { r.Workers = append(r.Workers, r.Workers[0]) }, core.Invalid, "nonce"},
+			{"an unknown state", func(r *queenv1.LinkRequest) { r.Workers[0].State = "asleep" }, core.Invalid, "asleep"},
+			{"negative slots", func(r *queenv1.LinkRequest) { r.Workers[0].Slots = -1 }, core.Invalid, "slots"},
+			{"negative load", func(r *queenv1.LinkRequest) { r.Workers[0].Load.Active = -1 }, core.Invalid, "-1"},
 		} {
-			r := &queenv1.HeartbeatRequest{Hive: wire.HiveToProto(h.hive), Workers: wire.All(h.workers, wire.WorkerToProto)}
-			tc.change(r)
-			_, err := queenv1.NewRegistryServiceClient(c.server).Heartbeat(t.Context(), r)
-			mustFail(t, err, tc.kind, tc.says)
+			h.hangUp()
+			for _, second := range []bool{false, true} { // as the first report of a line, and as a later one
+				l, err := openLine(c.server)
+				must.NoError(t, err, must.Sprint(tc.name))
+				if second {
+					_, err = l.await(t.Context(), l.send(h.reportLocked()))
+					must.NoError(t, err, must.Sprint(tc.name))
+				}
+				r := h.reportLocked()
+				tc.change(r)
+				_, err = l.await(t.Context(), l.send(r))
+				if id := r.GetHive().GetId(); second && id != "" && (id != "h1" || r.GetHive().GetIncarnation() != 7) {
+					mustFail(t, err, core.Invalid, "the line of hive h1, start 7, tells of") // and of no other
+				} else {
+					mustFail(t, err, tc.kind, tc.says)
+				}
+				l.close()
+			}
 		}
 		must.Eq(t, index, c.node.AppliedIndex())
 
@@ -139,6 +154,8 @@ func TestSilentHive(t *testing.T) {
 		h.addWorker("w1", "m", core.WorkerReady)
 		other.addWorker("w2", "other", core.WorkerReady)
 		stop := other.keepBeating()
+		h.mustBeat()
+		time.Sleep(2 * writeInterval)
 		h.mustBeat()
 		status := func() core.HiveStatus {
 			got, err := c.q.Hive(t.Context(), "h1")
@@ -162,7 +179,7 @@ func TestSilentHive(t *testing.T) {
 		must.Eq(t, index, c.node.AppliedIndex())
 
 		// The TTL and its grace: down, and the workers gone.
-		time.Sleep(MinTTL + TTLGrace - time.Millisecond)
+		time.Sleep(DownAlone - time.Millisecond)
 		must.Eq(t, core.HiveSuspect, status())
 		must.Len(t, 2, c.q.workers())
 		time.Sleep(2 * time.Millisecond)
@@ -171,9 +188,10 @@ func TestSilentHive(t *testing.T) {
 		must.Eq(t, index+1, c.node.AppliedIndex())
 		got, err := c.q.Hive(t.Context(), "h1")
 		must.NoError(t, err)
-		must.Eq(t, MinTTL+TTLGrace+time.Millisecond, time.Since(got.LastBeat))
+		must.Eq(t, DownAlone+time.Millisecond, time.Since(got.LastBeat))
 
 		// It comes back whole.
+		time.Sleep(2 * writeInterval)
 		h.mustBeat()
 		must.Eq(t, core.HiveReady, status())
 		must.Len(t, 2, c.q.workers())
@@ -184,7 +202,7 @@ func TestSilentHive(t *testing.T) {
 		time.Sleep(ForgetAfter)
 		must.Len(t, 2, c.q.hives())
 		other.mustBeat()
-		time.Sleep(MinTTL + TTLGrace + time.Second)
+		time.Sleep(DownAlone + time.Second)
 		_, err = c.q.Hive(t.Context(), "h1")
 		mustFail(t, err, core.NotFound)
 		must.Len(t, 1, c.q.hives())
@@ -194,8 +212,8 @@ func TestSilentHive(t *testing.T) {
 	})
 }
 
-// A new leader has heard of no beat: every hive gets time to find it.
-func TestFailoverTTL(t *testing.T) {
+// A new leader that was not there before has heard of nobody: every hive gets time to find it.
+func TestLinkGrace(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
@@ -216,46 +234,72 @@ func TestFailoverTTL(t *testing.T) {
 			must.NoError(t, err)
 			return got.Status
 		}
-		time.Sleep(FailoverTTL - time.Second)
+		time.Sleep(LinkGrace - time.Second)
 		must.Eq(t, core.HiveReady, status())
-		must.Len(t, 1, c.q.workers())
-		time.Sleep(time.Until(started.Add(FailoverTTL + time.Second)))
+		must.Eq(t, []string{"w1"}, c.mustPick("m"))
+		time.Sleep(time.Until(started.Add(LinkGrace + 100*time.Millisecond)))
 		must.Eq(t, core.HiveDown, status())
 		must.Len(t, 0, c.q.workers())
 	})
 }
 
-func TestBeatNotLeading(t *testing.T) {
+// Every queen takes reports in; only the leader says that the registry has them.
+func TestReportNotLeading(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
 		h := c.newHive("h1")
-		h.mustBeat()
+		h.addWorker("w1", "m", core.WorkerReady)
+		must.True(t, h.mustBeat().GetRegistered())
 		c.q.stepDown()
-		_, err := h.beat(t.Context())
-		mustFail(t, err, core.Unavailable, "does not lead")
-		must.MapLen(t, 0, c.q.pulses)
+		index := c.node.AppliedIndex()
+		h.change(func(h *fakeHive) {
+			h.workers[0].Load.Active = 3
+			h.workers[0].Slots = 8
+		})
+		must.False(t, h.mustBeat().GetRegistered())
+		w, err := c.q.Worker(t.Context(), "w1")
+		must.NoError(t, err)
+		must.Eq(t, 3, w.Load.Active)
+		must.Eq(t, 4, w.Slots)
+		must.Eq(t, index, c.node.AppliedIndex())
+
+		// When it leads again the pulse is there already: nobody has to report first.
+		c.q.takeOver()
+		resp, err := h.line.await(t.Context(), h.line.seq)
+		must.NoError(t, err)
+		must.True(t, resp.GetRegistered())
+		must.Eq(t, index+1, c.node.AppliedIndex())
+		w, err = c.q.Worker(t.Context(), "w1")
+		must.NoError(t, err)
+		must.Eq(t, 8, w.Slots)
 	})
 }
 
-func TestManyHivesBeatLessOften(t *testing.T) {
+func TestManyHivesReportLessOften(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
 		var last time.Duration
 		for i := range 100 {
-			b, err := beatOf(&queenv1.HeartbeatRequest{Hive: &queenv1.Hive{Id: string(rune('a'+i%26)) + strings.Repeat("x", i/26)}}, time.Now())
+			id := string(rune('a'+i%26)) + strings.Repeat("x", i/26)
+			l, err := c.q.openLine(t.Context(), core.Hive{ID: id})
 			must.NoError(t, err)
-			last, err = c.q.beaten(b, c.q.registry())
+			r, err := reportOf(&queenv1.LinkRequest{Hive: &queenv1.Hive{Id: id, Os: "linux", Arch: "amd64"}}, time.Now())
 			must.NoError(t, err)
+			must.NoError(t, c.q.take(l, 1, r, false))
+			resp, err := c.q.answer(l)
+			must.NoError(t, err)
+			last = resp.GetNext().AsDuration()
+			must.Eq(t, max(time.Second, time.Duration(i+1)*time.Second/50), last)
 		}
 		must.Eq(t, 2*time.Second, last)
 	})
 }
 
-// FuzzBeat: no heartbeat makes the queen panic, and one that was accepted is, repeated, no news for the registry.
-func FuzzBeat(f *testing.F) {
-	for _, r := range []*queenv1.HeartbeatRequest{
+// FuzzReport: no report makes the queen panic, and one that was accepted is, repeated, no news for the registry.
+func FuzzReport(f *testing.F) {
+	for _, r := range []*queenv1.LinkRequest{
 		{},
 		{Hive: &queenv1.Hive{Id: "h", Name: "n", Incarnation: 1, WorkerTypes: []string{"b", "a", "b"}}},
 		{
@@ -269,11 +313,14 @@ func FuzzBeat(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		var r queenv1.HeartbeatRequest
+		var r queenv1.LinkRequest
 		if proto.Unmarshal(data, &r) != nil {
 			return
 		}
-		b, err := beatOf(&r, time.Unix(1, 0))
+		b, err := reportOf(&r, time.Unix(1, 0))
+		if err == nil {
+			err = b.check()
+		}
 		if err != nil {
 			must.NotEq(t, "", core.HintOf(err))
 			return
@@ -284,8 +331,17 @@ func FuzzBeat(f *testing.F) {
 		result, ok := m.Apply(&raft.Log{Index: 1, Data: entry}).(fsm.Result)
 		must.True(t, ok)
 		must.NoError(t, result.Err)
-		hive, ok := m.State().Hive(nil, b.hive.ID)
-		must.True(t, ok)
-		must.False(t, differs(hive, m.State().WorkersOfHive(nil, b.hive.ID), b))
+		snapshot := m.State().Snapshot()
+		same, old := b.registered(snapshot)
+		must.True(t, same)
+		told := *b
+		told.workers = slices.Clone(b.workers)
+		b.share(snapshot, old)
+		must.Eq(t, told.hive.Devices, b.hive.Devices)
+		for i := range told.workers {
+			must.Eq(t, told.workers[i].Load, b.workers[i].Load)
+			must.Eq(t, told.workers[i].Load, b.load(told.workers[i].ID, told.workers[i].Nonce))
+			must.Eq(t, core.Load{}, b.load(told.workers[i].ID, "another start"))
+		}
 	})
 }

@@ -298,7 +298,7 @@ func TestRetire(t *testing.T) {
 		must.NotEq(t, j.ID, third.ID)
 		must.Eq(t, core.JobRunning, third.State)
 		finish <- nil
-		synctest.Wait()
+		time.Sleep(2 * writeInterval)
 		_, err = retire("w-abc")
 		mustFail(t, err, core.NotFound)
 

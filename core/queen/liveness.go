@@ -1,49 +1,71 @@
 package queen
 
 import (
+	"container/heap"
 	"context"
+	"sync"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/raft/fsm"
-	"github.com/rbee-project/rbee/raft/state"
 )
 
-// The timing of heartbeats, for queens and hives on one local network. A hive beats early when its workers change.
+// The timing of reports and of what follows from silence, for queens and hives on one local network. A hive reports early when something changes.
 //
-// A hive that is silent for its announced interval and SuspectGrace is suspect: it gets no new request, in the leader's memory only. One that is silent
-// for its TTL (MinTTL, or twice the interval if that is longer) and TTLGrace is down, in the registry: its workers are gone. Busy is not dead: every
-// beat, however late, undoes both.
+// Every queen for itself avoids the workers of a hive whose line to it broke, that said it ends, or that is silent for its interval and SuspectGrace.
+// That is nowhere but in its memory, and the next report undoes it. The leader then asks the hive for a sign of life by another way (Options.Pinger)
+// and writes that it is down, which takes its workers out of the registry, when there is neither a report nor a sign for DownAfter, or no report for
+// SilentAlive in spite of signs. Busy is not dead: a report, however late, undoes that as well.
+//
+// All of it is measured with the monotonic clock: the wall clock may jump as it likes.
 const (
-	BeatInterval      = time.Second      // between beats, as long as MaxBeatsPerSecond allows
-	MaxBeatsPerSecond = 50               // of all hives together; above it the interval grows with the number of hives
-	SuspectGrace      = 2 * time.Second  // beyond the announced interval
-	MinTTL            = 5 * time.Second  // of a beat
-	TTLGrace          = 5 * time.Second  // beyond the TTL
-	FailoverTTL       = 60 * time.Second // for every hive, from the moment a queen becomes leader
-	ForgetAfter       = 24 * time.Hour   // a hive that is down is removed from the registry
+	BeatInterval      = time.Second             // between reports, as long as MaxBeatsPerSecond allows
+	MaxBeatsPerSecond = 50                      // to one queen, of all hives together; above it the interval grows with the number of hives
+	SuspectGrace      = 300 * time.Millisecond  // beyond the announced interval
+	DownAfter         = 2800 * time.Millisecond // since the last report, and what the interval is above BeatInterval; or since the last sign of life
+	SilentAlive       = 10 * time.Second        // for a hive that gives signs of life but does not report
+	DownAlone         = 10 * time.Second        // since the last report, where there is no Pinger; or twice the interval and 5 s, if that is longer
+	LinkGrace         = 10 * time.Second        // for hives without a line, from the moment a queen leads; for routing, from its start
+	ForgetAfter       = 24 * time.Hour          // a hive that is down is removed from the registry
+	PingInterval      = 50 * time.Millisecond   // between two pings to one suspect hive
 )
 
 const (
-	retryExpiry   = time.Second            // after a failed write of an expiry
-	maxExpiryWait = 365 * 24 * time.Hour   // where nothing can expire
-	minExpiryWait = 100 * time.Microsecond // keeps a deadline that is now from becoming a busy loop
+	pingTimeout   = 500 * time.Millisecond
+	maxPings      = 1024 // that wait for an answer at once
+	leastPings    = 8    // that must have failed in a row before silence counts
+	retryExpiry   = 200 * time.Millisecond
+	maxExpiryWait = 365 * 24 * time.Hour // where nothing can expire
 )
 
-// pulse is what the leader knows of one hive beyond the registry. Zero times do not expire.
+// pulse is what this queen knows of a hive beyond the registry. Its fields are guarded by Queen.mu. Zero times do not come.
 type pulse struct {
-	incarnation uint64
-	at          time.Time // of the last beat to this leader; zero: none yet
-	suspectAt   time.Time
-	downAt      time.Time
-	forgetAt    time.Time
-	suspect     bool
-	free        map[string]int64     // free bytes by device id
-	loads       map[string]core.Load // by worker nonce
+	id     string
+	line   *line   // nil: none
+	report *report // the last one; nil: none yet
+	heard  time.Time
+	next   time.Duration // when it was told to report next
+	// suspect is why the hive's workers are avoided; empty: they are not.
+	suspect      string
+	suspectSince time.Time
+	suspectAt    time.Time
+	forgetAt     time.Time
+
+	// Only while leading.
+	downAt     time.Time
+	graceUntil time.Time // not down before
+	answered   time.Time // the last ping
+	unanswered int       // pings since
+	dirty      bool      // its report waits for being written
+	writing    bool      // something of it is being written
+	gone       bool      // it waits for being written as down or, with forget, removed
+	forget     bool
+
+	wakeAt time.Time // when the heap has it looked at; not after due
+	place  int       // in the heap; -1: not in it
 }
 
-// next is the earliest time at which something happens to the pulse; zero: never.
-func (p *pulse) next() time.Time {
+// due is the earliest time at which something happens to the pulse; zero: never.
+func (p *pulse) due() time.Time {
 	var next time.Time
 	for _, at := range []time.Time{p.suspectAt, p.downAt, p.forgetAt} {
 		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
@@ -53,50 +75,348 @@ func (p *pulse) next() time.Time {
 	return next
 }
 
-// lead does the leader's duties until ctx ends. node.Run calls it when the registry holds everything that was committed before.
-func (q *Queen) lead(ctx context.Context) error {
-	q.takeOver()
-	defer q.stepDown()
+// alarms is a heap of pulses by wakeAt. A due time that moves away leaves the heap as it is: the pulse is looked at in vain once, and put back.
+type alarms []*pulse
+
+func (a alarms) Len() int           { return len(a) }
+func (a alarms) Less(i, j int) bool { return a[i].wakeAt.Before(a[j].wakeAt) }
+func (a alarms) Swap(i, j int) {
+	a[i], a[j] = a[j], a[i]
+	a[i].place, a[j].place = i, j
+}
+
+func (a *alarms) Push(x any) {
+	p, _ := x.(*pulse)
+	p.place = len(*a)
+	*a = append(*a, p)
+}
+
+func (a *alarms) Pop() any {
+	last := len(*a) - 1
+	p := (*a)[last]
+	(*a)[last] = nil
+	*a = (*a)[:last]
+	p.place = -1
+	return p
+}
+
+// pulseLocked gives the pulse of a hive.
+func (q *Queen) pulseLocked(id string) *pulse {
+	p, ok := q.pulses[id]
+	if !ok {
+		p = &pulse{id: id, place: -1}
+		q.pulses[id] = p
+	}
+	return p
+}
+
+// dropLocked forgets a pulse that has no line.
+func (q *Queen) dropLocked(p *pulse) {
+	if p.place >= 0 {
+		heap.Remove(&q.alarms, p.place)
+	}
+	delete(q.pulses, p.id)
+	delete(q.silent, p.id)
+	q.confirmLocked(p.id)
+}
+
+// scheduleLocked sees to it that a pulse is looked at when it is due.
+func (q *Queen) scheduleLocked(p *pulse) {
+	due := p.due()
+	switch {
+	case due.IsZero():
+		return
+	case p.place < 0:
+		p.wakeAt = due
+		heap.Push(&q.alarms, p)
+	case due.Before(p.wakeAt):
+		p.wakeAt = due
+		heap.Fix(&q.alarms, p.place)
+	default:
+		return
+	}
+	if p.place == 0 {
+		wake(q.alarm)
+	}
+}
+
+// wake fills a channel that holds one.
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// watchPulses acts on due pulses until ctx ends.
+func (q *Queen) watchPulses(ctx context.Context) {
 	timer := time.NewTimer(maxExpiryWait)
 	defer timer.Stop()
 	for {
-		timer.Reset(max(q.expire(ctx), minExpiryWait))
+		timer.Reset(q.expire())
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-timer.C:
-		case <-q.wake:
+		case <-q.alarm:
 		}
 	}
 }
 
-// takeOver starts with the hives of the registry. The former leader's deadlines are not known, so each gets a long one.
-func (q *Queen) takeOver() {
-	now := time.Now()
-	hives := q.registry().Hives(nil)
+// expire acts on every pulse that is due and says how long until the next.
+func (q *Queen) expire() time.Duration {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.pulses = make(map[string]*pulse, len(hives))
-	for _, h := range hives {
-		p := &pulse{incarnation: h.Incarnation}
-		if h.Status == core.HiveDown {
-			p.forgetAt = now.Add(ForgetAfter)
-		} else {
-			p.downAt = now.Add(FailoverTTL)
+	now := time.Now()
+	for len(q.alarms) > 0 {
+		p := q.alarms[0]
+		if p.wakeAt.After(now) {
+			return p.wakeAt.Sub(now)
 		}
-		q.pulses[h.ID] = p
+		q.expireLocked(p, now)
+		if p.place < 0 {
+			continue // dropped
+		}
+		if due := p.due(); due.IsZero() {
+			heap.Remove(&q.alarms, p.place)
+		} else {
+			p.wakeAt = due
+			heap.Fix(&q.alarms, p.place)
+		}
 	}
-	q.leading = true
-	q.changedLocked()
-	q.log.Info("leading the cluster", "hives", len(hives))
+	return maxExpiryWait
 }
 
-// stepDown forgets what only a leader hears of.
+func (q *Queen) expireLocked(p *pulse, now time.Time) {
+	if passed(p.suspectAt, now) {
+		p.suspectAt = time.Time{}
+		q.suspectLocked(p, "its hive is silent")
+	}
+	if passed(p.downAt, now) {
+		p.downAt = q.downAtLocked(p)
+		switch {
+		case !passed(p.downAt, now):
+		case q.opts.Pinger != nil && p.graceUntil.IsZero() && p.answered.IsZero() && p.unanswered < leastPings:
+			p.downAt = now.Add(retryExpiry) // many are silent at once, and it has not been asked often enough
+		default:
+			p.downAt = time.Time{}
+			q.goneLocked(p, false)
+		}
+	}
+	if passed(p.forgetAt, now) {
+		p.forgetAt = time.Time{}
+		if q.leading {
+			q.goneLocked(p, true)
+		} else if p.line == nil {
+			q.dropLocked(p)
+		}
+	}
+}
+
+func passed(deadline, now time.Time) bool { return !deadline.IsZero() && !deadline.After(now) }
+
+// suspectLocked has the workers of a hive avoided from now on.
+func (q *Queen) suspectLocked(p *pulse, why string) {
+	if p.suspect != "" {
+		return
+	}
+	p.suspect, p.suspectSince = why, time.Now()
+	q.log.Warn("the workers of a hive are avoided", "hive", p.id, "because", why)
+	q.changedLocked()
+	if q.leading {
+		q.doubtLocked(p)
+	}
+}
+
+// doubtLocked has the leader find out whether a suspect hive is down.
+func (q *Queen) doubtLocked(p *pulse) {
+	p.answered, p.unanswered = time.Time{}, 0
+	p.downAt = q.downAtLocked(p)
+	if q.opts.Pinger != nil && p.graceUntil.IsZero() {
+		q.silent[p.id] = p
+		wake(q.doubt)
+	}
+	q.scheduleLocked(p)
+}
+
+// trustLocked undoes suspectLocked and says whether there was something to undo.
+func (q *Queen) trustLocked(p *pulse) bool {
+	delete(q.silent, p.id)
+	if p.suspect == "" {
+		return false
+	}
+	q.log.Info("a hive reports again", "hive", p.id, "after", time.Since(p.suspectSince), "was", p.suspect)
+	p.suspect, p.suspectSince = "", time.Time{}
+	return true
+}
+
+// confirmLocked ends the avoidance of the workers of a hive that failed requests, and says whether there were any: a report tells which are alive.
+func (q *Queen) confirmLocked(hive string) bool {
+	found := false
+	for nonce, s := range q.suspects {
+		if s.hive == hive {
+			delete(q.suspects, nonce)
+			found = true
+		}
+	}
+	return found
+}
+
+// downAtLocked is when a hive is down if nothing more is heard of it.
+func (q *Queen) downAtLocked(p *pulse) time.Time {
+	var at time.Time
+	switch {
+	case p.heard.IsZero():
+	case q.opts.Pinger == nil:
+		at = p.heard.Add(max(DownAlone, 2*p.next+DownAlone/2))
+	default:
+		at = earlier(p.heard.Add(DownAfter+max(p.next-BeatInterval, 0)), p.suspectSince.Add(DownAfter))
+		if !p.answered.IsZero() {
+			at = earlier(later(at, p.answered.Add(DownAfter)), p.suspectSince.Add(SilentAlive))
+		}
+	}
+	return later(at, p.graceUntil)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// pingSilent asks the hives that the leader doubts for signs of life until ctx ends.
+func (q *Queen) pingSilent(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	slots := make(chan struct{}, maxPings)
+	timer := time.NewTimer(PingInterval)
+	defer timer.Stop()
+	for {
+		q.mu.Lock()
+		ids := make([]string, 0, len(q.silent))
+		for id := range q.silent { // in another order each time, so that all get their turn when there are many
+			ids = append(ids, id)
+		}
+		q.mu.Unlock()
+		if len(ids) == 0 {
+			select {
+			case <-q.doubt:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+	round:
+		for _, id := range ids {
+			select {
+			case slots <- struct{}{}:
+				wg.Go(func() {
+					defer func() { <-slots }()
+					q.ping(ctx, id)
+				})
+			default:
+				break round
+			}
+		}
+		timer.Reset(PingInterval)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// ping asks one hive for a sign of life and notes the outcome.
+func (q *Queen) ping(ctx context.Context, hive string) {
+	limited, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	err := q.opts.Pinger.Ping(limited, hive)
+	if ctx.Err() != nil {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	p, ok := q.silent[hive]
+	if !ok {
+		return // it has reported meanwhile, or is down
+	}
+	if err != nil {
+		p.unanswered++
+		return
+	}
+	p.answered, p.unanswered = time.Now(), 0
+	if !p.downAt.IsZero() {
+		p.downAt = q.downAtLocked(p)
+	}
+}
+
+// takeOver starts with the hives of the registry and with what this queen heard of them before it led. Hives that have no line to it get LinkGrace.
+func (q *Queen) takeOver() {
+	now := time.Now()
+	registry := q.registry()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.leading = true
+	hives := 0
+	registry.EachHive(nil, func(h *core.Hive) bool {
+		hives++
+		p := q.pulseLocked(h.ID)
+		switch {
+		case p.line != nil:
+		case h.Status == core.HiveDown:
+			p.forgetAt = now.Add(ForgetAfter)
+		default:
+			p.graceUntil, p.forgetAt = now.Add(LinkGrace), time.Time{}
+			q.doubtLocked(p)
+		}
+		q.scheduleLocked(p)
+		return true
+	})
+	behind := 0
+	for _, p := range q.pulses {
+		if p.line == nil || p.report == nil {
+			continue // an older report is no news
+		}
+		if same, _ := p.report.registered(registry); same {
+			p.registeredLocked()
+		} else {
+			behind++
+			q.dirtyLocked(p)
+		}
+		if p.suspect != "" {
+			q.doubtLocked(p)
+		} else if q.opts.Pinger == nil {
+			p.downAt = q.downAtLocked(p)
+		}
+		q.scheduleLocked(p)
+	}
+	q.changedLocked()
+	q.log.Info("leading the cluster", "hives", hives, "lines", q.lines, "behind", behind)
+}
+
+// stepDown forgets what only a leader has to see to.
 func (q *Queen) stepDown() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.leading = false
-	q.pulses = map[string]*pulse{}
+	for _, p := range q.pulses {
+		p.downAt, p.graceUntil, p.answered, p.unanswered = time.Time{}, time.Time{}, time.Time{}, 0
+		p.dirty, p.writing, p.gone, p.forget = false, false, false, false
+		if p.line == nil && p.report == nil {
+			q.dropLocked(p)
+		}
+	}
+	q.dirty, q.gone = nil, nil
+	clear(q.silent)
 	q.changedLocked()
 	q.log.Info("no longer leading the cluster")
 }
@@ -107,158 +427,28 @@ func (q *Queen) leads() bool {
 	return q.leading
 }
 
-// beaten notes a beat that is in the registry and says when the next is due. The caller holds the hive's lock.
-func (q *Queen) beaten(b beat, registry *state.Snapshot) (next time.Duration, err error) {
-	now := time.Now()
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if !q.leading {
-		// Leadership was lost while the beat was written: no deadline may start here. The new leader hears the next beat.
-		return 0, q.notLeader()
-	}
-	old, known := q.pulses[b.hive.ID]
-	if !known {
-		old = &pulse{}
-	}
-	live := 0
-	for id, p := range q.pulses {
-		if id != b.hive.ID && p.forgetAt.IsZero() {
-			live++
-		}
-	}
-	next = max(BeatInterval, time.Duration(live+1)*time.Second/MaxBeatsPerSecond)
-	p := &pulse{
-		incarnation: b.hive.Incarnation,
-		at:          b.at,
-		suspectAt:   now.Add(next + SuspectGrace),
-		downAt:      now.Add(max(MinTTL, 2*next) + TTLGrace),
-		free:        make(map[string]int64, len(b.hive.Devices)),
-		loads:       make(map[string]core.Load, len(b.workers)),
-	}
-	for _, d := range b.hive.Devices {
-		p.free[d.ID] = d.FreeBytes
-	}
-	cleared := false
-	for _, w := range b.workers {
-		p.loads[w.Nonce] = w.Load
-		if _, ok := q.suspects[w.Nonce]; ok {
-			delete(q.suspects, w.Nonce)
-			cleared = true
-		}
-	}
+// avoidLocked says why this queen gives a worker no request; empty: nothing speaks against it.
+func (q *Queen) avoidLocked(hive, nonce string, p *pulse) string {
 	if len(q.suspects) > 0 {
-		q.pruneSuspectsLocked(registry)
-	}
-	q.pulses[b.hive.ID] = p
-	if old.at.IsZero() || old.suspect || cleared {
-		q.changedLocked()
-	}
-	if old.suspect {
-		q.log.Info("hive beats again", "hive", b.hive.ID)
-	}
-	if !known || !old.forgetAt.IsZero() {
-		select { // the loop may be waiting for later deadlines than the new ones
-		case q.wake <- struct{}{}:
-		default:
+		if s, ok := q.suspects[nonce]; ok {
+			return s.why
 		}
 	}
-	return next, nil
+	switch {
+	case p != nil && p.suspect != "":
+		return p.suspect
+	case (p == nil || p.report == nil) && time.Since(q.since) > LinkGrace:
+		return "its hive has no line to this queen"
+	}
+	return ""
 }
 
-// pruneSuspectsLocked forgets avoided workers that are gone.
-func (q *Queen) pruneSuspectsLocked(registry *state.Snapshot) {
-	there := map[string]bool{}
-	for _, w := range registry.Workers(nil) {
-		there[w.Nonce] = true
-	}
-	for nonce := range q.suspects {
-		if !there[nonce] {
-			delete(q.suspects, nonce)
-		}
-	}
-}
-
-// expire acts on every deadline that has passed and says how long until the next.
-func (q *Queen) expire(ctx context.Context) time.Duration {
-	var due []string
-	now := time.Now()
-	q.mu.Lock()
-	for id, p := range q.pulses {
-		if passed(p.suspectAt, now) {
-			p.suspect, p.suspectAt = true, time.Time{}
-			q.changedLocked()
-			q.log.Warn("hive is silent, its workers are avoided", "hive", id, "last_beat", p.at)
-		}
-		if passed(p.downAt, now) || passed(p.forgetAt, now) {
-			due = append(due, id)
-		}
-	}
-	q.mu.Unlock()
-
-	for _, id := range due {
-		if err := q.giveUp(ctx, id); err != nil && ctx.Err() == nil {
-			q.log.Error("cannot write that a hive is gone, trying again", "hive", id, "error", err)
-		}
-	}
-
-	wait := maxExpiryWait
+// pulseOf says whether a hive has a line to this queen, and when it last reported; zero: not since this queen started.
+func (q *Queen) pulseOf(hive string) (linked bool, last time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for _, p := range q.pulses {
-		if next := p.next(); !next.IsZero() {
-			wait = min(wait, time.Until(next))
-		}
+	if p, ok := q.pulses[hive]; ok {
+		return p.line != nil, p.heard
 	}
-	return wait
+	return false, time.Time{}
 }
-
-// giveUp writes that a silent hive is down, or removes one that was down for long, unless it has beaten meanwhile.
-func (q *Queen) giveUp(ctx context.Context, id string) error {
-	unlock, err := q.lock(ctx, "hive/"+id) // no beat is half-way
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	q.mu.Lock()
-	p, ok := q.pulses[id]
-	var down, forget bool
-	var incarnation uint64
-	if ok {
-		down, forget, incarnation = passed(p.downAt, time.Now()), passed(p.forgetAt, time.Now()), p.incarnation
-	}
-	q.mu.Unlock()
-	switch {
-	case down:
-		err = q.apply(ctx, "silent "+id, fsm.SetHiveStatus(id, core.HiveDown, incarnation))
-	case forget:
-		err = q.apply(ctx, "forget "+id, fsm.RemoveHive(id))
-	default:
-		return nil
-	}
-
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.pulses[id] != p {
-		return nil // leadership changed; the hive's lock keeps beats away
-	}
-	now := time.Now()
-	switch {
-	case err != nil && core.KindOf(err) == core.NotFound:
-		delete(q.pulses, id)
-		err = nil
-	case err != nil && down:
-		p.downAt = now.Add(retryExpiry)
-	case err != nil:
-		p.forgetAt = now.Add(retryExpiry)
-	case down:
-		q.pulses[id] = &pulse{incarnation: incarnation, at: p.at, forgetAt: now.Add(ForgetAfter)}
-		q.log.Warn("hive is down, its workers are gone", "hive", id, "last_beat", p.at)
-	default:
-		delete(q.pulses, id)
-		q.log.Info("hive is forgotten", "hive", id)
-	}
-	q.changedLocked()
-	return err
-}
-
-func passed(deadline, now time.Time) bool { return !deadline.IsZero() && !deadline.After(now) }

@@ -45,12 +45,23 @@ type Queen struct {
 	opts    Options
 	log     hclog.Logger
 	started time.Time
-	wake    chan struct{} // tells the leader's loop of a new hive; holds one
+	since   time.Time     // when it was made, by the monotonic clock
+	alarm   chan struct{} // an earlier pulse is due; as all of these it holds one
+	wake    chan struct{} // there is something to write
+	doubt   chan struct{} // there is a silent hive
+	ended   chan struct{} // closed when Run ends
+	readers sync.WaitGroup
 
 	mu       sync.Mutex // guards below
 	leading  bool
-	pulses   map[string]*pulse        // by hive id; only while leading
-	suspects map[string]string        // nonces of avoided workers → why
+	pulses   map[string]*pulse // by hive id
+	alarms   alarms
+	lines    int                      // that stand
+	dirty    []*pulse                 // to be written; only while leading, as the next two
+	gone     []*pulse                 // to be written as down, or removed
+	silent   map[string]*pulse        // to be asked for a sign of life
+	told     *queenv1.ClusterView     // what hives are to know; nil: nothing
+	suspects map[string]suspicion     // avoided workers, by nonce
 	inFlight map[string]int           // by nonce
 	aliases  map[string]alias         // learned from the hives' stores
 	starts   map[string]core.Job      // by model id: the worker_spawn that requests wait for
@@ -58,6 +69,9 @@ type Queen struct {
 	locks    map[string]chan struct{} // see lock
 	changed  chan struct{}            // closed and replaced when something that a waiting request needs has changed
 }
+
+// suspicion is why a worker is avoided until its hive's next report.
+type suspicion struct{ hive, why string }
 
 // New returns a queen. It starts nothing.
 func New(o Options) *Queen {
@@ -77,9 +91,14 @@ func New(o Options) *Queen {
 		opts:     o,
 		log:      o.Logger,
 		started:  o.Now(),
+		since:    time.Now(),
+		alarm:    make(chan struct{}, 1),
 		wake:     make(chan struct{}, 1),
+		doubt:    make(chan struct{}, 1),
+		ended:    make(chan struct{}),
 		pulses:   map[string]*pulse{},
-		suspects: map[string]string{},
+		silent:   map[string]*pulse{},
+		suspects: map[string]suspicion{},
 		inFlight: map[string]int{},
 		aliases:  map[string]alias{},
 		starts:   map[string]core.Job{},
@@ -88,15 +107,27 @@ func New(o Options) *Queen {
 	}
 }
 
-// Register adds the RegistryService, which hives beat to, to a gRPC server whose errors keep their kind, as those of rpc.NewServer do.
+// Register adds the RegistryService, which hives have their lines to, to a gRPC server whose errors keep their kind, as those of rpc.NewServer do.
 func (q *Queen) Register(s grpc.ServiceRegistrar) {
 	queenv1.RegisterRegistryServiceServer(s, &registryService{q: q})
 }
 
-// Run runs the raft node, and the leader's duties whenever this queen leads, until ctx ends. It is called once.
+// Run runs the raft node, the watch over hives, and the leader's duties whenever this queen leads, until ctx ends. All lines have ended when it
+// returns. It is called once.
 func (q *Queen) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { q.watchPulses(ctx) })
+	wg.Go(func() { q.watchView(ctx) })
 	err := q.opts.Node.Run(ctx, q.lead)
-	if ctx.Err() != nil && (err == nil || errors.Is(err, ctx.Err())) {
+	ended := ctx.Err()
+	cancel()
+	wg.Wait()
+	q.mu.Lock()
+	close(q.ended)
+	q.mu.Unlock()
+	q.readers.Wait()
+	if ended != nil && (err == nil || errors.Is(err, ended)) {
 		return nil
 	}
 	return err

@@ -13,8 +13,8 @@ import (
 
 const (
 	// suspectPatience is how long a request waits for the hive of the only, avoided, workers to confirm them or to tell that they are gone, before another
-	// worker is started. It covers a missed beat.
-	suspectPatience = BeatInterval + SuspectGrace
+	// worker is started. It covers a line that broke and the time until a hive is known to be down.
+	suspectPatience = 3 * time.Second
 	// maxStarts bounds how often one request has a worker started that is gone again before it can be used.
 	maxStarts = 2
 )
@@ -152,12 +152,10 @@ func (q *Queen) candidates(ws watchSet, id string) ([]core.Candidate, []sched.Re
 func (q *Queen) prospect(w core.Worker) sched.Prospect {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	p := sched.Prospect{Worker: w, Suspect: q.suspects[w.Nonce], InFlight: q.inFlight[w.Nonce]}
-	if pulse, ok := q.pulses[w.Hive]; ok {
-		p.Worker.Load = pulse.loads[w.Nonce]
-		if p.Suspect == "" && pulse.suspect {
-			p.Suspect = "its hive is silent"
-		}
+	pulse := q.pulses[w.Hive]
+	p := sched.Prospect{Worker: w, Suspect: q.avoidLocked(w.Hive, w.Nonce, pulse), InFlight: q.inFlight[w.Nonce]}
+	if pulse != nil && pulse.report != nil {
+		p.Worker.Load = pulse.report.load(w.ID, w.Nonce)
 	}
 	return p
 }
@@ -173,7 +171,11 @@ func (q *Queen) Failed(w core.Worker) {
 	if _, ok := q.suspects[w.Nonce]; ok {
 		return
 	}
-	q.suspects[w.Nonce] = "it failed a request a moment ago"
+	q.suspects[w.Nonce] = suspicion{hive: w.Hive, why: "it failed a request a moment ago"}
+	if p, ok := q.pulses[w.Hive]; ok && p.line != nil { // what its hive says of it is wanted now
+		p.line.hurry = true
+		p.line.wakeUp()
+	}
 	q.changedLocked()
 	q.log.Warn("worker failed a request, it is avoided until its hive confirms it", "worker", w.ID, "hive", w.Hive, "model", w.Model)
 }

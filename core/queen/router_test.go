@@ -333,7 +333,7 @@ func TestPickWaitsForSuspects(t *testing.T) {
 		after time.Duration // at the latest
 	}{
 		{"confirmed", func(h *fakeHive) { h.mustBeat() }, "a", 0, 501 * time.Millisecond},
-		{"dead", func(h *fakeHive) { h.removeWorker("a"); h.mustBeat() }, "w1", 1, 1501 * time.Millisecond},
+		{"dead", func(h *fakeHive) { h.removeWorker("a"); h.mustBeat() }, "w1", 1, 1501*time.Millisecond + writeInterval},
 		{"no word of it", func(*fakeHive) {}, "w1", 1, suspectPatience + 1001*time.Millisecond},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

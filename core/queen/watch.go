@@ -6,7 +6,11 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
+
+// viewInterval is between two looks at what the registry does not tell: the members of the raft cluster.
+const viewInterval = time.Second
 
 // watchSet is what the registry's queries add their channels to: each is closed when the answer may have changed. It is memdb's WatchSet by
 // structure, so that this package need not know the database.
@@ -37,6 +41,39 @@ func (q *Queen) watch() <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.changed
+}
+
+// watchView tells the hives what they must know of the cluster, now and whenever it changes, until ctx ends.
+func (q *Queen) watchView(ctx context.Context) {
+	for ctx.Err() == nil {
+		ws := watchSet{}
+		if v := q.clusterView(ws); v != nil {
+			q.setView(v)
+		}
+		_ = waitUntil(ctx, ws, time.Now().Add(viewInterval)) // the next turn sees what it was
+	}
+}
+
+// clusterView is what hives must know of the cluster; nil: there is none.
+func (q *Queen) clusterView(ws watchSet) *queenv1.ClusterView {
+	registry := q.registry()
+	if _, ok := registry.Cluster(ws); !ok {
+		return nil
+	}
+	queens, err := q.opts.Node.Queens()
+	if err != nil {
+		return nil // it is shutting down
+	}
+	v := &queenv1.ClusterView{Index: registry.AppliedIndex()}
+	for _, o := range queens {
+		v.Queens = append(v.Queens, &queenv1.QueenAddress{Id: o.ID, RpcAddress: o.Address})
+	}
+	for _, n := range registry.Nodes(ws) {
+		if n.Revoked {
+			v.Revoked = append(v.Revoked, n.ID)
+		}
+	}
+	return v
 }
 
 func (q *Queen) changedLocked() {
