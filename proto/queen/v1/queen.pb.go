@@ -1378,59 +1378,6 @@ func (x *RenewResponse) GetCertificate() []byte {
 	return nil
 }
 
-type HeartbeatRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Hive  *Hive                  `protobuf:"bytes,1,opt,name=hive,proto3" json:"hive,omitempty"`
-	// All workers of the hive; one that is missing is gone.
-	Workers       []*Worker `protobuf:"bytes,2,rep,name=workers,proto3" json:"workers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *HeartbeatRequest) Reset() {
-	*x = HeartbeatRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *HeartbeatRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*HeartbeatRequest) ProtoMessage() {}
-
-func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
-func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
-}
-
-func (x *HeartbeatRequest) GetHive() *Hive {
-	if x != nil {
-		return x.Hive
-	}
-	return nil
-}
-
-func (x *HeartbeatRequest) GetWorkers() []*Worker {
-	if x != nil {
-		return x.Workers
-	}
-	return nil
-}
-
 type Hive struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1449,7 +1396,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1408,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1421,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Hive) GetId() string {
@@ -1559,7 +1506,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1518,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1531,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Worker) GetId() string {
@@ -1677,7 +1624,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1636,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1649,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Load) GetActive() int32 {
@@ -1738,60 +1685,6 @@ func (x *Load) GetKvUsedTokens() int64 {
 		return x.KvUsedTokens
 	}
 	return 0
-}
-
-type HeartbeatResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// When to beat next, at the latest.
-	Next *durationpb.Duration `protobuf:"bytes,1,opt,name=next,proto3" json:"next,omitempty"`
-	// Workers of this hive that shall be retired.
-	Retire        []string `protobuf:"bytes,2,rep,name=retire,proto3" json:"retire,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *HeartbeatResponse) Reset() {
-	*x = HeartbeatResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *HeartbeatResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*HeartbeatResponse) ProtoMessage() {}
-
-func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
-func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
-}
-
-func (x *HeartbeatResponse) GetNext() *durationpb.Duration {
-	if x != nil {
-		return x.Next
-	}
-	return nil
-}
-
-func (x *HeartbeatResponse) GetRetire() []string {
-	if x != nil {
-		return x.Retire
-	}
-	return nil
 }
 
 var File_queen_v1_queen_proto protoreflect.FileDescriptor
@@ -1881,10 +1774,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x05hosts\x18\x02 \x03(\tR\x05hosts\"Z\n" +
 	"\rRenewResponse\x12'\n" +
 	"\x0fca_certificates\x18\x01 \x01(\fR\x0ecaCertificates\x12 \n" +
-	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"l\n" +
-	"\x10HeartbeatRequest\x12'\n" +
-	"\x04hive\x18\x01 \x01(\v2\x13.rbee.queen.v1.HiveR\x04hive\x12/\n" +
-	"\aworkers\x18\x02 \x03(\v2\x15.rbee.queen.v1.WorkerR\aworkers\"\xfe\x01\n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"\xfe\x01\n" +
 	"\x04Hive\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1914,13 +1804,8 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x06queued\x18\x02 \x01(\x05R\x06queued\x12*\n" +
 	"\x11tokens_per_second\x18\x03 \x01(\x01R\x0ftokensPerSecond\x12!\n" +
 	"\ftokens_total\x18\x04 \x01(\x03R\vtokensTotal\x12$\n" +
-	"\x0ekv_used_tokens\x18\x05 \x01(\x03R\fkvUsedTokens\"Z\n" +
-	"\x11HeartbeatResponse\x12-\n" +
-	"\x04next\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x04next\x12\x16\n" +
-	"\x06retire\x18\x02 \x03(\tR\x06retire2\xb8\x01\n" +
-	"\x0fRegistryService\x12W\n" +
-	"\tHeartbeat\x12\x1f.rbee.queen.v1.HeartbeatRequest\x1a .rbee.queen.v1.HeartbeatResponse\"\a\xfa\xe5\x18\x03\n" +
-	"\x01\x02\x12L\n" +
+	"\x0ekv_used_tokens\x18\x05 \x01(\x03R\fkvUsedTokens2_\n" +
+	"\x0fRegistryService\x12L\n" +
 	"\x04Link\x12\x1a.rbee.queen.v1.LinkRequest\x1a\x1b.rbee.queen.v1.LinkResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x02(\x010\x012\x8c\x06\n" +
 	"\x0eClusterService\x12M\n" +
@@ -1959,7 +1844,7 @@ func file_queen_v1_queen_proto_rawDescGZIP() []byte {
 	return file_queen_v1_queen_proto_rawDescData
 }
 
-var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_queen_v1_queen_proto_goTypes = []any{
 	(*LinkRequest)(nil),                // 0: rbee.queen.v1.LinkRequest
 	(*LinkResponse)(nil),               // 1: rbee.queen.v1.LinkResponse
@@ -1986,57 +1871,50 @@ var file_queen_v1_queen_proto_goTypes = []any{
 	(*JoinResponse)(nil),               // 22: rbee.queen.v1.JoinResponse
 	(*RenewRequest)(nil),               // 23: rbee.queen.v1.RenewRequest
 	(*RenewResponse)(nil),              // 24: rbee.queen.v1.RenewResponse
-	(*HeartbeatRequest)(nil),           // 25: rbee.queen.v1.HeartbeatRequest
-	(*Hive)(nil),                       // 26: rbee.queen.v1.Hive
-	(*Worker)(nil),                     // 27: rbee.queen.v1.Worker
-	(*Load)(nil),                       // 28: rbee.queen.v1.Load
-	(*HeartbeatResponse)(nil),          // 29: rbee.queen.v1.HeartbeatResponse
-	(*durationpb.Duration)(nil),        // 30: google.protobuf.Duration
-	(*v1.Device)(nil),                  // 31: rbee.hive.v1.Device
+	(*Hive)(nil),                       // 25: rbee.queen.v1.Hive
+	(*Worker)(nil),                     // 26: rbee.queen.v1.Worker
+	(*Load)(nil),                       // 27: rbee.queen.v1.Load
+	(*durationpb.Duration)(nil),        // 28: google.protobuf.Duration
+	(*v1.Device)(nil),                  // 29: rbee.hive.v1.Device
 }
 var file_queen_v1_queen_proto_depIdxs = []int32{
-	26, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
-	27, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
-	30, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
+	25, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
+	26, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
+	28, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
 	2,  // 3: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
 	3,  // 4: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
 	16, // 5: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
-	30, // 6: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	28, // 6: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
 	2,  // 7: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
-	26, // 8: rbee.queen.v1.HeartbeatRequest.hive:type_name -> rbee.queen.v1.Hive
-	27, // 9: rbee.queen.v1.HeartbeatRequest.workers:type_name -> rbee.queen.v1.Worker
-	31, // 10: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	28, // 11: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	30, // 12: rbee.queen.v1.HeartbeatResponse.next:type_name -> google.protobuf.Duration
-	25, // 13: rbee.queen.v1.RegistryService.Heartbeat:input_type -> rbee.queen.v1.HeartbeatRequest
-	0,  // 14: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
-	4,  // 15: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
-	6,  // 16: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
-	8,  // 17: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
-	10, // 18: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	12, // 19: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
-	14, // 20: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	17, // 21: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	19, // 22: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	21, // 23: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	23, // 24: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	29, // 25: rbee.queen.v1.RegistryService.Heartbeat:output_type -> rbee.queen.v1.HeartbeatResponse
-	1,  // 26: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	5,  // 27: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	7,  // 28: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	9,  // 29: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	11, // 30: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	13, // 31: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
-	15, // 32: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	18, // 33: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	20, // 34: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	22, // 35: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	24, // 36: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	25, // [25:37] is the sub-list for method output_type
-	13, // [13:25] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	29, // 8: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	27, // 9: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	0,  // 10: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	4,  // 11: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	6,  // 12: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	8,  // 13: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	10, // 14: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	12, // 15: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	14, // 16: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	17, // 17: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	19, // 18: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	21, // 19: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	23, // 20: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	1,  // 21: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	5,  // 22: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	7,  // 23: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	9,  // 24: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	11, // 25: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	13, // 26: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	15, // 27: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	18, // 28: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	20, // 29: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	22, // 30: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	24, // 31: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	21, // [21:32] is the sub-list for method output_type
+	10, // [10:21] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }
@@ -2050,7 +1928,7 @@ func file_queen_v1_queen_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queen_v1_queen_proto_rawDesc), len(file_queen_v1_queen_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -22,16 +22,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RegistryService_Heartbeat_FullMethodName = "/rbee.queen.v1.RegistryService/Heartbeat"
-	RegistryService_Link_FullMethodName      = "/rbee.queen.v1.RegistryService/Link"
+	RegistryService_Link_FullMethodName = "/rbee.queen.v1.RegistryService/Link"
 )
 
 // RegistryServiceClient is the client API for RegistryService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type RegistryServiceClient interface {
-	// Tells the whole state of a hive. The first one registers it; only what changed is written to raft.
-	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error)
 	// The standing line of a hive to one queen; a hive has one to every queen. Every report tells the whole state; a line that breaks makes the
 	// hive suspect at once. Only the leader writes to raft, and only what changed.
 	Link(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkRequest, LinkResponse], error)
@@ -43,16 +40,6 @@ type registryServiceClient struct {
 
 func NewRegistryServiceClient(cc grpc.ClientConnInterface) RegistryServiceClient {
 	return &registryServiceClient{cc}
-}
-
-func (c *registryServiceClient) Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(HeartbeatResponse)
-	err := c.cc.Invoke(ctx, RegistryService_Heartbeat_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 func (c *registryServiceClient) Link(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LinkRequest, LinkResponse], error) {
@@ -72,8 +59,6 @@ type RegistryService_LinkClient = grpc.BidiStreamingClient[LinkRequest, LinkResp
 // All implementations must embed UnimplementedRegistryServiceServer
 // for forward compatibility.
 type RegistryServiceServer interface {
-	// Tells the whole state of a hive. The first one registers it; only what changed is written to raft.
-	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error)
 	// The standing line of a hive to one queen; a hive has one to every queen. Every report tells the whole state; a line that breaks makes the
 	// hive suspect at once. Only the leader writes to raft, and only what changed.
 	Link(grpc.BidiStreamingServer[LinkRequest, LinkResponse]) error
@@ -87,9 +72,6 @@ type RegistryServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedRegistryServiceServer struct{}
 
-func (UnimplementedRegistryServiceServer) Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Heartbeat not implemented")
-}
 func (UnimplementedRegistryServiceServer) Link(grpc.BidiStreamingServer[LinkRequest, LinkResponse]) error {
 	return status.Error(codes.Unimplemented, "method Link not implemented")
 }
@@ -114,24 +96,6 @@ func RegisterRegistryServiceServer(s grpc.ServiceRegistrar, srv RegistryServiceS
 	s.RegisterService(&RegistryService_ServiceDesc, srv)
 }
 
-func _RegistryService_Heartbeat_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(HeartbeatRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(RegistryServiceServer).Heartbeat(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: RegistryService_Heartbeat_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(RegistryServiceServer).Heartbeat(ctx, req.(*HeartbeatRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _RegistryService_Link_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(RegistryServiceServer).Link(&grpc.GenericServerStream[LinkRequest, LinkResponse]{ServerStream: stream})
 }
@@ -145,12 +109,7 @@ type RegistryService_LinkServer = grpc.BidiStreamingServer[LinkRequest, LinkResp
 var RegistryService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "rbee.queen.v1.RegistryService",
 	HandlerType: (*RegistryServiceServer)(nil),
-	Methods: []grpc.MethodDesc{
-		{
-			MethodName: "Heartbeat",
-			Handler:    _RegistryService_Heartbeat_Handler,
-		},
-	},
+	Methods:     []grpc.MethodDesc{},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Link",
