@@ -38,9 +38,22 @@ type Options struct {
 	Logger hclog.Logger
 	// Transport carries raft between queens; the node closes it. nil: within the process, for a single queen.
 	Transport raft.Transport
+	// Stream carries raft between queens where Transport is nil; the node closes it. Its Addr is what other nodes dial.
+	Stream raft.StreamLayer
 	// Voters form a new cluster; every one of them opens with the same list. It is ignored where state exists. Empty: this node alone.
 	Voters []Voter
 	Now    func() time.Time // stamps commands; nil: time.Now
+
+	// Bootstrap says what the node does where there is no state; the zero value is Alone.
+	Bootstrap Bootstrap
+	// ElectionTimeout is after how long without a sign of the leader a node stands for election, and the leader's lease; 0: 250 ms.
+	ElectionTimeout time.Duration
+	// MinFSM is the lowest state machine version among the queens that live, 0: not known. A command that needs a higher one is refused. nil: not known.
+	MinFSM func() uint32
+	// Stabilization is how long a new queen must be well before it gets a vote; 0: 10 s.
+	Stabilization time.Duration
+	// MinVoters is the number of voters below which no dead one is removed; 0: 3.
+	MinVoters int
 }
 
 // Node is one member of the raft cluster. Methods may be called concurrently.
