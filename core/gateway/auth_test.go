@@ -220,10 +220,10 @@ func TestGuesses(t *testing.T) {
 		g.wrong(clientOf(from(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255))), "x", start)
 		g.right(fmt.Sprint(i))
 	}
-	must.LessEq(t, maxGuessers, len(g.wrongs))
+	must.Eq(t, maxGuessers, len(g.wrongs))
 	must.LessEq(t, maxRight, len(g.rights))
 	g.wrong(one, "x", start.Add(2*wrongWindow)) // the others' windows are over
-	must.MapLen(t, 1, g.wrongs)
+	must.Less(t, maxGuessers, len(g.wrongs))
 }
 
 // Without an Authorizer everything is allowed, whatever is sent.

@@ -166,7 +166,7 @@ func TestDrainFailsNoRequest(t *testing.T) {
 				}
 				body, err := io.ReadAll(resp.Body)
 				resp.Body.Close()
-				if err != nil || resp.StatusCode != 200 || string(body) != wholeAnswer {
+				if err != nil || resp.StatusCode != http.StatusOK || string(body) != wholeAnswer {
 					failed.Add(1)
 					t.Error(resp.StatusCode, err)
 				}

@@ -95,28 +95,37 @@ func (f *fakeAdmin) log() []string {
 func (f *fakeAdmin) Queens(context.Context) ([]core.Queen, error) {
 	return []core.Queen{{ID: "q1", Leader: true}}, f.note("queens")
 }
+
 func (f *fakeAdmin) RemoveQueen(_ context.Context, id string) error { return f.note("remove " + id) }
+
 func (f *fakeAdmin) TransferLeadership(_ context.Context, to string) error {
 	return f.note("transfer " + to)
 }
+
 func (f *fakeAdmin) Nodes(context.Context) ([]core.Node, error) {
 	return []core.Node{{ID: "n1", KeyHash: []byte("hidden")}}, f.note("nodes")
 }
+
 func (f *fakeAdmin) RevokeNode(_ context.Context, id string) (core.Node, error) {
 	return core.Node{ID: id, Revoked: true}, f.note("revoke node " + id)
 }
+
 func (f *fakeAdmin) LeaveNode(_ context.Context, id string) (core.Node, error) {
 	return core.Node{ID: id}, f.note("leave " + id)
 }
+
 func (f *fakeAdmin) Tokens(context.Context) ([]core.Token, error) {
 	return []core.Token{{ID: "t1", SecretHash: []byte("hidden")}}, f.note("tokens")
 }
+
 func (f *fakeAdmin) CreateToken(_ context.Context, r core.TokenRequest) (core.NewToken, error) {
 	return core.NewToken{Token: core.Token{ID: "t2", Kind: r.Kind, Scopes: r.Scopes, TTL: r.TTL}, Secret: "rbee_t2_secret"}, f.note("create " + r.Name)
 }
+
 func (f *fakeAdmin) RevokeToken(_ context.Context, id string) (core.Token, error) {
 	return core.Token{ID: id}, f.note("revoke token " + id)
 }
+
 func (f *fakeAdmin) DrainHive(_ context.Context, hive string, drain bool) (core.Hive, error) {
 	what := "fill "
 	if drain {
@@ -124,12 +133,15 @@ func (f *fakeAdmin) DrainHive(_ context.Context, hive string, drain bool) (core.
 	}
 	return core.Hive{ID: hive, Draining: drain}, f.note(what + hive)
 }
+
 func (f *fakeAdmin) RefreshHive(_ context.Context, hive string) (core.RefreshResult, error) {
 	return core.RefreshResult{After: []core.Device{{ID: "cpu"}}}, f.note("refresh " + hive)
 }
+
 func (f *fakeAdmin) HiveHealth(_ context.Context, hive string) (core.HiveHealth, error) {
 	return core.HiveHealth{Hive: core.Hive{ID: hive}, Reachable: true, Queens: []core.HiveSight{{Queen: "q1"}}}, f.note("health " + hive)
 }
+
 func (f *fakeAdmin) SaveSnapshot(_ context.Context, w io.Writer) error {
 	if err := f.note("save"); err != nil {
 		return err
@@ -140,6 +152,7 @@ func (f *fakeAdmin) SaveSnapshot(_ context.Context, w io.Writer) error {
 	_, err := io.WriteString(w, "snapshot")
 	return err
 }
+
 func (f *fakeAdmin) RestoreSnapshot(_ context.Context, r io.Reader) (core.SnapshotInfo, error) {
 	if err := f.note("restore"); err != nil {
 		return core.SnapshotInfo{}, err
@@ -150,9 +163,11 @@ func (f *fakeAdmin) RestoreSnapshot(_ context.Context, r io.Reader) (core.Snapsh
 	f.restored = b
 	return core.SnapshotInfo{Format: 2, Index: uint64(len(b))}, core.E("", core.Integrity, err)
 }
+
 func (f *fakeAdmin) Keyring(context.Context) (core.Keyring, error) {
 	return core.Keyring{Primary: "k1", Keys: []string{"k1", "k2"}}, f.note("keyring")
 }
+
 func (f *fakeAdmin) ChangeKeyring(_ context.Context, c core.KeyringChange) (core.Keyring, error) {
 	return core.Keyring{Primary: c.Fingerprint}, f.note(c.Action + " " + c.Fingerprint)
 }

@@ -70,16 +70,24 @@ func (g *guesses) wrong(from netip.Prefix, token string, now time.Time) {
 	g.wrongs[from] = w
 }
 
-// makeRoomLocked forgets the addresses whose window is over, or any one where there is none.
+// makeRoomLocked looks at a few addresses, whichever they are, and forgets those whose window is over, or else the one with the fewest wrong tokens.
 func (g *guesses) makeRoomLocked(now time.Time) {
-	var any netip.Prefix
+	looked, forgot := 0, false
+	var least netip.Prefix
+	fewest := 0
 	for from, w := range g.wrongs {
-		if any = from; now.Sub(w.first) >= wrongWindow {
+		if now.Sub(w.first) >= wrongWindow {
 			delete(g.wrongs, from)
+			forgot = true
+		} else if fewest == 0 || w.n < fewest {
+			least, fewest = from, w.n
+		}
+		if looked++; looked == 8 {
+			break
 		}
 	}
-	if len(g.wrongs) >= maxGuessers {
-		delete(g.wrongs, any)
+	if !forgot {
+		delete(g.wrongs, least)
 	}
 }
 

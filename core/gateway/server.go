@@ -53,7 +53,9 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 	defer end.Stop()
 	g.streams.drain()
 	_ = l.Close() // the server's own way to stop would close connections under requests that are on their way
-	<-ended
+	if err := <-ended; !errors.Is(err, net.ErrClosed) {
+		g.log.Warn("http server stopped taking connections", "error", err)
+	}
 	g.lameDuck(open, end.C)
 	open.closeUnused()
 	// The deadlines of a shutdown must outlive the context that asks for it.
