@@ -3,6 +3,8 @@ package rpc
 import (
 	"crypto/tls"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -11,9 +13,33 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// Conn is a connection after its handshake. CloseWrite says goodbye in one direction, NetConn is what is below TLS.
+// wire is what is below TLS. It notes that the other end closed it: crypto/tls takes that for a regular end, as it does a goodbye.
+type wire struct {
+	net.Conn
+	over atomic.Bool
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if errors.Is(err, io.EOF) {
+		w.over.Store(true)
+	}
+	return n, err
+}
+
+// CloseWrite ends one direction without a goodbye.
+func (w *wire) CloseWrite() error {
+	if c, ok := w.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// Conn is a connection after its handshake. CloseWrite says goodbye in one direction, NetConn is what is below TLS. The end of a data connection
+// without a goodbye is io.ErrUnexpectedEOF.
 type Conn struct {
 	*tls.Conn
+	wire     *wire
 	state    tls.ConnectionState
 	protocol string
 	node     pki.Node
@@ -36,6 +62,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.heard.Store(int64(time.Since(c.since)))
 	}
 	if err != nil {
+		if c.protocol == ProtocolData && errors.Is(err, io.EOF) && c.wire.over.Load() {
+			err = io.ErrUnexpectedEOF
+		}
 		c.failed(err)
 	}
 	return n, err

@@ -114,7 +114,7 @@ func (e *early) Read(p []byte) (int, error) {
 }
 
 // connectWorker asks a hive for a worker. The rest is what came after the answer.
-func connectWorker(c net.Conn, workerID string) (rest []byte, err error) {
+func connectWorker(c io.ReadWriter, workerID string) (rest []byte, err error) {
 	if _, err := io.WriteString(c, "CONNECT "+workerID+" HTTP/1.1\r\nHost: "+workerID+"\r\n\r\n"); err != nil {
 		return nil, err
 	}

@@ -28,10 +28,17 @@ func tcp(deadAfter time.Duration) func(ctx context.Context, address string) (net
 
 // config is how this node shakes hands with another one. nodeID may be empty: any.
 func (d *dialer) config(protocol string, role core.Role, nodeID string) *tls.Config {
-	return strict(d.identity.ClientConfig(protocol, role, nodeID), func(s tls.ConnectionState) error {
+	c := d.identity.ClientConfig(protocol, role, nodeID).Clone()
+	// The identity's own checks come first: they are the ones that find out whether the certificate is of the cluster at all.
+	own := c.VerifyConnection
+	if own == nil {
+		own = func(tls.ConnectionState) error { return nil }
+	}
+	c.VerifyConnection = both(own, func(s tls.ConnectionState) error {
 		_, _, err := verify(&s, role, nodeID, d.revoked)
 		return err
 	})
+	return c
 }
 
 // connect dials and shakes hands. Errors: Unavailable, Forbidden, DeadlineExceeded, Cancelled.
@@ -52,7 +59,8 @@ func (d *dialer) connect(ctx context.Context, address string, config *tls.Config
 
 // shake shakes hands as a client. It does not close raw.
 func shake(ctx context.Context, raw net.Conn, config *tls.Config) (*Conn, error) {
-	c := &Conn{Conn: tls.Client(raw, config), since: time.Now()}
+	w := &wire{Conn: raw}
+	c := &Conn{Conn: tls.Client(w, config), wire: w, since: time.Now()}
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}

@@ -169,18 +169,18 @@ func (k *kept) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Clien
 		end()
 		return nil, k.explain(ctx, err)
 	}
-	return &keptStream{s, k}, nil
+	return &keptStream{s, func(err error) error { return k.explain(ctx, err) }}, nil
 }
 
 type keptStream struct {
 	grpc.ClientStream
-	k *kept
+	explain func(error) error // with the caller's context: the stream's own ends with the connection
 }
 
 func (s *keptStream) SendMsg(m any) error {
-	return s.k.explain(s.Context(), s.ClientStream.SendMsg(m))
+	return s.explain(s.ClientStream.SendMsg(m))
 }
 
 func (s *keptStream) RecvMsg(m any) error {
-	return s.k.explain(s.Context(), s.ClientStream.RecvMsg(m))
+	return s.explain(s.ClientStream.RecvMsg(m))
 }

@@ -99,23 +99,21 @@ type guest struct {
 	out chan struct{} // closed when it must go
 }
 
-// strict is c with one more check before those that it has, of new and of resumed connections.
-func strict(c *tls.Config, check func(tls.ConnectionState) error) *tls.Config {
-	c = c.Clone()
-	before := c.VerifyConnection
-	c.VerifyConnection = func(s tls.ConnectionState) error {
-		if err := check(s); err != nil || before == nil {
+// both is two checks of a connection, new or resumed. The second may be nil.
+func both(first, second func(tls.ConnectionState) error) func(tls.ConnectionState) error {
+	return func(s tls.ConnectionState) error {
+		if err := first(s); err != nil || second == nil {
 			return err
 		}
-		return before(s)
+		return second(s)
 	}
-	return c
 }
 
 // serverConfig is c with the checks of the Mux. Data connections may be resumed: they are made for single requests. The checks are then made
 // again, and crypto/tls looks at the certificate's time and CA again.
 func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
-	strictly := strict(c, m.check)
+	strictly := c.Clone()
+	strictly.VerifyConnection = both(m.check, c.VerifyConnection)
 	strictly.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		now := c
 		if c.GetConfigForClient != nil {
@@ -127,7 +125,9 @@ func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
 				now = chosen
 			}
 		}
-		now = strict(now, m.check)
+		now, own := now.Clone(), now.VerifyConnection
+		// By now crypto/tls has found that a certificate is of this cluster and valid. The Mux's checks come first: they know their reasons.
+		now.VerifyConnection = both(m.check, own)
 		now.GetConfigForClient = nil
 		if slices.Equal(h.SupportedProtos, []string{ProtocolData}) {
 			now.SessionTicketsDisabled = false
@@ -300,7 +300,8 @@ func (m *Mux) shake(raw net.Conn) (*Conn, error) {
 	if t, ok := raw.(*net.TCPConn); ok {
 		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: acceptKeepAlive, Interval: acceptKeepInterval, Count: acceptKeepCount})
 	}
-	c := &Conn{Conn: tls.Server(raw, m.config), forget: m.forget}
+	w := &wire{Conn: raw}
+	c := &Conn{Conn: tls.Server(w, m.config), wire: w, forget: m.forget}
 	if err := raw.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return c, err
 	}

@@ -152,6 +152,8 @@ func dialError(op, address string, err error) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return core.E(op, core.DeadlineExceeded, wrapped)
+	case strings.Contains(err.Error(), "no application protocol"):
+		return core.WithHint(core.E(op, core.Unavailable, wrapped), "That machine has not the role that is needed: raft is spoken by queens, workers are asked of hives.")
 	case strings.Contains(err.Error(), "remote error: tls:"):
 		// Only the other side knows why, and its log says so.
 		return core.WithHint(core.E(op, core.Forbidden, wrapped),

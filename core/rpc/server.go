@@ -112,8 +112,11 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, grace time.Durat
 	go func() { served <- s.Serve(l) }()
 	select {
 	case err := <-served:
-		s.Stop()
-		return core.E("serve rpc", core.Unavailable, err)
+		if ctx.Err() == nil {
+			s.Stop()
+			return core.E("serve rpc", core.Unavailable, err)
+		}
+		served <- err // a Mux closes its listeners with ctx
 	case <-ctx.Done():
 	}
 	stopped := make(chan struct{})

@@ -1,0 +1,236 @@
+package rpc_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/rpc"
+)
+
+const connect = "CONNECT w-1 HTTP/1.1\r\nHost: w-1\r\n\r\n"
+
+// workerPattern is what a worker id can be.
+var workerPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`) //nolint:gochecknoglobals // constant
+
+func TestReadConnect(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		in, worker, rest string
+		kind             core.Kind
+	}{
+		{in: connect, worker: "w-1"},
+		{in: connect + "POST / HTTP/1.1\r\n\r\n", worker: "w-1", rest: "POST / HTTP/1.1\r\n\r\n"},
+		{in: "CONNECT w-1 HTTP/1.1\r\n\r\n", worker: "w-1"},
+		{in: "CONNECT w-1 HTTP/1.1\r\nX: y\r\nhost:w-1 \r\n\r\n", worker: "w-1"},
+		{in: "CONNECT w-1 HTTP/1.1\r\nHost: w-2\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT ../../x HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT w\x00 HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT  HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT w-1 w-2 HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT w-1 HTTP/1.0\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT " + strings.Repeat("w", 129) + " HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "GET w-1 HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "connect w-1 HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT w-1 HTTP/1.1\n\n\r\n\r\n", kind: core.Invalid},
+		{in: strings.Repeat("x", 2000), kind: core.Invalid},
+		{in: "\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT w-1 HTTP/1.1\r\n", kind: core.Internal}, // io.ErrUnexpectedEOF: there is nobody to answer
+		{in: "", kind: core.Internal},
+	} {
+		for name, r := range map[string]io.Reader{
+			"at once": strings.NewReader(tt.in), "in bytes": iotest.OneByteReader(strings.NewReader(tt.in)), "with the end": iotest.DataErrReader(strings.NewReader(tt.in)),
+		} {
+			worker, rest, err := rpc.ReadConnect(r)
+			must.Eq(t, tt.kind, core.KindOf(err), must.Sprintf("%s %.60q: %v", name, tt.in, err))
+			must.Eq(t, tt.worker, worker)
+			if err == nil {
+				after, err := io.ReadAll(r)
+				must.NoError(t, err)
+				must.Eq(t, tt.rest, string(rest)+string(after))
+			}
+		}
+	}
+}
+
+// Whatever comes, a worker's id is one, and no byte after the head is lost.
+func FuzzConnect(f *testing.F) {
+	f.Add([]byte(connect+"rest"), 3)
+	f.Add([]byte("CONNECT w-1 HTTP/1.1\r\nHost: w-2\r\n\r\n"), 1)
+	f.Add([]byte("CONNECT a\r\n\r\nb HTTP/1.1\r\n\r\n"), 100)
+	f.Add(bytes.Repeat([]byte("\r\n\r"), 500), 7)
+	f.Add([]byte{}, 0)
+	f.Fuzz(func(t *testing.T, data []byte, step int) {
+		r := io.Reader(bytes.NewReader(data))
+		if step > 0 {
+			r = &steps{data, step}
+		}
+		worker, rest, err := rpc.ReadConnect(r)
+		if err != nil {
+			must.Eq(t, "", worker)
+			return
+		}
+		must.RegexMatch(t, workerPattern, worker)
+		must.True(t, bytes.HasPrefix(data, []byte("CONNECT "+worker+" HTTP/1.1\r\n")))
+		after, err := io.ReadAll(r)
+		must.NoError(t, err)
+		_, want, ok := bytes.Cut(data, []byte("\r\n\r\n"))
+		must.True(t, ok)
+		must.Eq(t, string(want), string(rest)+string(after))
+	})
+}
+
+// What a hive answers is either an answer or an error with a kind.
+func FuzzConnectAnswer(f *testing.F) {
+	f.Add([]byte("HTTP/1.1 200 OK\r\n\r\nbytes"))
+	f.Add([]byte("HTTP/1.1 404 Not Found\r\nContent-Length: 38\r\n\r\n{\"kind\":\"not_found\",\"message\":\"gone\"}"))
+	f.Add([]byte("HTTP/1.1 404 Not Found\r\nContent-Length: -1\r\n\r\n"))
+	f.Add([]byte("HTTP/1.1 503 X\r\nContent-Length: 99999999999999999999\r\n\r\n{}"))
+	f.Add([]byte("HTTP/1.1 200\r\n\r\n"))
+	f.Add([]byte("\r\n\r\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		rest, err := rpc.ConnectWorker(struct {
+			io.Reader
+			io.Writer
+		}{bytes.NewReader(data), io.Discard}, "w-1")
+		if err == nil {
+			must.True(t, bytes.HasPrefix(data, []byte("HTTP/1.1 200")))
+			must.True(t, bytes.HasSuffix(data, rest) || len(data) > 1<<10)
+			return
+		}
+		must.NotEq(t, "", err.Error())
+	})
+}
+
+// steps gives its bytes a few at a time.
+type steps struct {
+	data []byte
+	n    int
+}
+
+func (s *steps) Read(p []byte) (int, error) {
+	if len(s.data) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p[:min(len(p), s.n)], s.data)
+	s.data = s.data[n:]
+	return n, nil
+}
+
+// dataNode is one whose data connections are answered by a function.
+func dataNode(t *testing.T, answer func(c net.Conn)) (*rpc.Pool, *node) {
+	t.Helper()
+	ca := newCA(t)
+	n := listen(t, identity(t, ca, "00000001", core.RoleHive))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := n.mux.Data().Accept()
+			if err != nil {
+				return
+			}
+			answer(c)
+		}
+	}()
+	t.Cleanup(func() { n.stop(); <-done })
+	return newPool(t, ca), n
+}
+
+func TestDialData(t *testing.T) {
+	t.Parallel()
+	failure := core.WithHint(core.Errorf("", core.NotFound, "hive x has no worker %q", "gone"), "Look again.")
+	p, n := dataNode(t, func(c net.Conn) {
+		id, _, err := rpc.ReadConnect(c)
+		must.NoError(t, err)
+		switch id {
+		case "gone":
+			must.NoError(t, rpc.AnswerConnect(c, failure))
+			must.NoError(t, c.Close())
+		case "cut":
+			must.NoError(t, rpc.AnswerConnect(c, nil))
+			_, err := c.Write([]byte("half"))
+			must.NoError(t, err)
+			c.(*rpc.Conn).Abort()
+		case "mute":
+			_, _ = c.Read(make([]byte, 1)) // until the other side goes
+			_ = c.Close()
+		case "odd":
+			_, err := io.WriteString(c, "SSH-2.0-x\r\n\r\n")
+			must.NoError(t, err)
+			must.NoError(t, c.Close())
+		case "early":
+			_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nearly")
+			must.NoError(t, err)
+			must.NoError(t, c.Close())
+		}
+	})
+	dial := func(ctx context.Context, worker string) (net.Conn, error) {
+		return p.DialData(ctx, "00000001", n.addr, worker)
+	}
+
+	_, err := dial(t.Context(), "gone")
+	must.Eq(t, core.FailureOf(failure), core.FailureOf(err)) // as the hive said it
+	c, err := dial(t.Context(), "cut")
+	must.NoError(t, err)
+	data, err := io.ReadAll(c)
+	must.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	must.Eq(t, "half", string(data))
+	c, err = dial(t.Context(), "early")
+	must.NoError(t, err)
+	data, err = io.ReadAll(c)
+	must.NoError(t, err)
+	must.Eq(t, "early", string(data))
+	_, err = dial(t.Context(), "odd")
+	must.Eq(t, core.Unavailable, core.KindOf(err))
+	_, err = dial(t.Context(), "a b")
+	must.Eq(t, core.Invalid, core.KindOf(err))
+
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := dial(ctx, "mute")
+		ended <- err
+	}()
+	timer := time.NewTimer(50 * time.Millisecond)
+	<-timer.C
+	cancel()
+	must.Eq(t, core.Cancelled, core.KindOf(<-ended))
+	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = dial(ctx, "mute")
+	must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
+
+	_, err = p.DialData(t.Context(), "00000001", "127.0.0.1:1", "w")
+	must.Eq(t, core.Unavailable, core.KindOf(err))
+	must.False(t, errors.Is(err, io.EOF))
+}
+
+// The connections that are open to a node that is thrown out are cut.
+func TestDialDataRevoked(t *testing.T) {
+	t.Parallel()
+	p, n := dataNode(t, func(c net.Conn) {
+		_, _, err := rpc.ReadConnect(c)
+		must.NoError(t, err)
+		must.NoError(t, rpc.AnswerConnect(c, nil))
+	})
+	c, err := p.DialData(t.Context(), "00000001", n.addr, "w")
+	must.NoError(t, err)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		ended <- err
+	}()
+	p.Forget("00000001")
+	must.Error(t, <-ended)
+}
