@@ -69,7 +69,7 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 		}
 	}
 	for _, w := range s.Workers {
-		if p := q.prospect(w); p.Suspect != "" {
+		if p := q.prospect(&w); p.Suspect != "" {
 			problems = append(problems, fmt.Sprintf("worker %s is avoided: %s", w.ID, p.Suspect))
 		}
 		if w.State == core.WorkerFailed {
@@ -220,7 +220,7 @@ func (q *Queen) Workers(context.Context) ([]core.Worker, error) { return q.worke
 func (q *Queen) workers() []core.Worker {
 	workers := q.registry().Workers(nil)
 	for i := range workers {
-		workers[i] = q.prospect(workers[i]).Worker
+		workers[i] = q.loaded(workers[i])
 	}
 	return workers
 }
@@ -229,7 +229,7 @@ func (q *Queen) workers() []core.Worker {
 func (q *Queen) Worker(_ context.Context, id string) (core.Worker, error) {
 	registry := q.registry()
 	if w, ok := registry.Worker(nil, id); ok && id != "" {
-		return q.prospect(w).Worker, nil
+		return q.loaded(w), nil
 	}
 	var found []core.Worker
 	if id != "" {
@@ -237,7 +237,7 @@ func (q *Queen) Worker(_ context.Context, id string) (core.Worker, error) {
 	}
 	switch len(found) {
 	case 1:
-		return q.prospect(found[0]).Worker, nil
+		return q.loaded(found[0]), nil
 	case 0:
 		var ids []string
 		for _, w := range registry.Workers(nil) {

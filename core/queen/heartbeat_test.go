@@ -171,7 +171,7 @@ func TestSilentHive(t *testing.T) {
 		must.Eq(t, index, c.node.AppliedIndex())
 		ws := c.q.registry().WorkersOfModel(nil, "m")
 		must.Len(t, 1, ws)
-		must.Eq(t, "its hive is silent", c.q.prospect(ws[0]).Suspect)
+		must.Eq(t, "its hive is silent", c.q.prospect(&ws[0]).Suspect)
 
 		// A beat makes it as if nothing had been.
 		h.mustBeat()

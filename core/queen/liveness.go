@@ -428,7 +428,7 @@ func (q *Queen) leads() bool {
 }
 
 // avoidLocked says why this queen gives a worker no request; empty: nothing speaks against it.
-func (q *Queen) avoidLocked(hive, nonce string, p *pulse) string {
+func (q *Queen) avoidLocked(nonce string, p *pulse) string {
 	if len(q.suspects) > 0 {
 		if s, ok := q.suspects[nonce]; ok {
 			return s.why

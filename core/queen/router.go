@@ -1,6 +1,7 @@
 package queen
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -119,45 +120,60 @@ const (
 
 // candidates picks among the workers of exactly this model. ws, unless it is nil, is told what is closed when the answer may change.
 func (q *Queen) candidates(ws watchSet, id string) ([]core.Candidate, []sched.Refusal, waitReason) {
-	registry := q.registry()
-	workers := registry.WorkersOfModel(ws, id)
-	if len(workers) == 0 {
-		return nil, nil, waitNothing
-	}
 	wait := waitNothing
-	prospects := make([]sched.Prospect, 0, len(workers))
-	up := make(map[string]bool, len(workers))
-	for _, w := range workers {
-		if _, asked := up[w.Hive]; !asked {
-			h, ok := registry.Hive(ws, w.Hive)
-			up[w.Hive] = ok && h.Status != core.HiveDown
-		}
-		p := q.prospect(w)
-		if p.Suspect == "" && !up[w.Hive] {
-			p.Suspect = "its hive is down"
+	var few [8]sched.Prospect // most models have no more workers
+	prospects := few[:0]
+	registry := q.registry()
+	q.mu.Lock()
+	registry.EachRoute(ws, id, func(w *core.Worker, h *core.Hive) bool {
+		p := q.prospectLocked(w)
+		switch {
+		case h == nil || h.Status == core.HiveDown:
+			p.Suspect = cmp.Or(p.Suspect, "its hive is down")
+		case h.Draining:
+			p.Draining = true
 		}
 		switch {
+		case p.Draining:
 		case w.State == core.WorkerLoading && p.Suspect == "":
 			wait = waitLoading
 		case w.State == core.WorkerReady && p.Suspect != "" && wait == waitNothing:
 			wait = waitSuspect
 		}
 		prospects = append(prospects, p)
+		return true
+	})
+	q.mu.Unlock()
+	if len(prospects) == 0 {
+		return nil, nil, waitNothing
 	}
 	found, refused := sched.PickWorker(id, prospects, q.opts.Rand)
 	return found, refused, wait
 }
 
 // prospect adds to a registered worker what this queen alone knows.
-func (q *Queen) prospect(w core.Worker) sched.Prospect {
+func (q *Queen) prospect(w *core.Worker) sched.Prospect {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.prospectLocked(w)
+}
+
+func (q *Queen) prospectLocked(w *core.Worker) sched.Prospect {
 	pulse := q.pulses[w.Hive]
-	p := sched.Prospect{Worker: w, Suspect: q.avoidLocked(w.Hive, w.Nonce, pulse), InFlight: q.inFlight[w.Nonce]}
+	p := sched.Prospect{Worker: w, Suspect: q.avoidLocked(w.Nonce, pulse)}
+	if len(q.inFlight) > 0 {
+		p.InFlight = q.inFlight[w.Nonce]
+	}
 	if pulse != nil && pulse.report != nil {
-		p.Worker.Load = pulse.report.load(w.ID, w.Nonce)
+		p.Load = pulse.report.load(w.ID, w.Nonce)
 	}
 	return p
+}
+
+// loaded adds to a registered worker the load that this queen has heard of.
+func (q *Queen) loaded(w core.Worker) core.Worker {
+	w.Load = q.prospect(&w).Load
+	return w
 }
 
 // Failed avoids a worker that could not be reached or died under a request, until its hive's next beat still lists this very start of it. A process

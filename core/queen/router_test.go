@@ -417,6 +417,7 @@ func TestPickBesideRetiring(t *testing.T) {
 		h.keepBeating()
 		_, err := c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "a"})
 		must.NoError(t, err)
+		synctest.Wait() // that job is the first
 		must.Eq(t, []string{"w2"}, c.mustPick("m"))
 	})
 }

@@ -57,8 +57,12 @@ func (q *Queen) startJob(ctx context.Context, m knownModel) (core.Job, error) {
 	}
 	if ws := q.registry().WorkersOfModel(nil, m.id); len(ws) > 0 {
 		// While this request waited for the lock, another one's worker came.
+		drains := map[string]bool{}
+		for _, h := range q.registry().Hives(nil) {
+			drains[h.ID] = h.Draining
+		}
 		for _, w := range ws {
-			if p := q.prospect(w); p.Suspect == "" && (w.State == core.WorkerReady || w.State == core.WorkerLoading) {
+			if p := q.prospect(&w); p.Suspect == "" && !drains[w.Hive] && (w.State == core.WorkerReady || w.State == core.WorkerLoading) {
 				return core.Job{}, errAlreadyThere
 			}
 		}

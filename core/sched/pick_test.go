@@ -1,7 +1,9 @@
 package sched
 
 import (
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -10,7 +12,7 @@ import (
 )
 
 func worker(id string, change ...func(*Prospect)) Prospect {
-	p := Prospect{Worker: core.Worker{ID: id, Hive: "h1", Model: "m", Slots: 4, State: core.WorkerReady}}
+	p := Prospect{Worker: &core.Worker{ID: id, Hive: "h1", Model: "m", Slots: 4, State: core.WorkerReady}}
 	for _, f := range change {
 		f(&p)
 	}
@@ -24,8 +26,9 @@ func state(s core.WorkerState) func(*Prospect) {
 }
 func suspect(why string) func(*Prospect) { return func(p *Prospect) { p.Suspect = why } }
 func model(m string) func(*Prospect)     { return func(p *Prospect) { p.Worker.Model = m } }
+func draining(p *Prospect)               { p.Draining = true }
 func load(active, queued int) func(*Prospect) {
-	return func(p *Prospect) { p.Worker.Load = core.Load{Active: active, Queued: queued} }
+	return func(p *Prospect) { p.Load = core.Load{Active: active, Queued: queued} }
 }
 
 func TestPickWorker(t *testing.T) {
@@ -50,8 +53,8 @@ func TestPickWorker(t *testing.T) {
 		},
 		{
 			name:      "refusals",
-			prospects: []Prospect{worker("e", state("odd")), worker("d", suspect("did not answer")), worker("c", state(core.WorkerFailed)), worker("b", state(core.WorkerRetiring)), worker("a", state(core.WorkerLoading))},
-			refused:   []string{"a is still loading", "b is retiring", "c failed to load", "d is avoided: did not answer", `e is in the unknown state "odd"`},
+			prospects: []Prospect{worker("e", state("odd")), worker("d", suspect("did not answer")), worker("c", state(core.WorkerFailed)), worker("b", state(core.WorkerRetiring)), worker("a", state(core.WorkerLoading)), worker("f", draining), worker("g", draining, suspect("gone"))},
+			refused:   []string{"a is still loading", "b is retiring", "c failed to load", "d is avoided: did not answer", `e is in the unknown state "odd"`, "f is on a hive that drains", "g is avoided: gone"},
 		},
 		{
 			name: "less busy of two, whatever is drawn first", prospects: []Prospect{worker("a", inFlight(2)), worker("b", inFlight(1))}, draws: []int{1, 0},
@@ -155,4 +158,66 @@ func TestPickWorkerSpreads(t *testing.T) {
 		must.Between(t, 95, p.InFlight, 105, must.Sprint(p.Worker.ID))
 	}
 	must.Eq(t, 0, prospects[4].InFlight)
+}
+
+// Many workers are not sorted, but the rules are the same: the first is drawn among those with a free slot, the next ones are the least busy.
+func TestPickWorkerOfMany(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, full := range []int{0, 30, 199, 200} {
+		var prospects []Prospect
+		for i := range 200 {
+			busy := 4
+			if i >= full {
+				busy = i % 4
+			}
+			prospects = append(prospects, worker(fmt.Sprintf("w%03d", i), inFlight(busy)))
+		}
+		first := map[string]int{}
+		for range 2000 {
+			got, refused := PickWorker("m", slices.Clone(prospects), rng.IntN)
+			must.SliceEmpty(t, refused)
+			must.Len(t, MaxCandidates, got)
+			first[got[0].Worker.ID]++
+			seen := map[string]bool{}
+			for i, c := range got {
+				must.False(t, seen[c.Worker.ID])
+				must.NotEq(t, "", c.Reason)
+				seen[c.Worker.ID] = true
+				if i > 1 {
+					must.StrContains(t, c.Reason, "next: ")
+				}
+			}
+			// The others are those that sorting would have put first.
+			rest := slices.DeleteFunc(slices.Clone(prospects), func(p Prospect) bool { return p.Worker.ID == got[0].Worker.ID })
+			slices.SortFunc(rest, byLoad)
+			for i, c := range got[1:] {
+				must.Eq(t, rest[i].Worker.ID, c.Worker.ID)
+			}
+		}
+		for id, n := range first {
+			if full < 200 {
+				must.GreaterEq(t, fmt.Sprintf("w%03d", full), id, must.Sprint(n)) // one with a free slot
+			}
+		}
+		must.GreaterEq(t, min(max(200-full, 1), 20), len(first))
+	}
+}
+
+func BenchmarkPickWorker(b *testing.B) {
+	for _, n := range []int{4, 80, 400} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			rng := rand.New(rand.NewPCG(1, 2))
+			var prospects []Prospect
+			for i := range n {
+				prospects = append(prospects, worker(fmt.Sprintf("w%03d", i), inFlight(i%4)))
+			}
+			given := make([]Prospect, n)
+			b.ReportAllocs()
+			for b.Loop() {
+				copy(given, prospects)
+				_, _ = PickWorker("m", given, rng.IntN)
+			}
+		})
+	}
 }

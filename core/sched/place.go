@@ -99,6 +99,8 @@ func judge(d Demand, r Room) verdict {
 		return verdict{reason: "is down"}
 	case r.Suspect || r.Hive.Status == core.HiveSuspect:
 		return verdict{reason: "is silent"}
+	case r.Hive.Draining:
+		return verdict{reason: "drains"}
 	case d.Type != "" && !runs(r, d.Type):
 		if len(r.Hive.WorkerTypes) == 0 {
 			return verdict{reason: fmt.Sprintf("has no worker type %q", d.Type)}

@@ -55,8 +55,9 @@ func TestPlace(t *testing.T) {
 				room("b", func(r *Room) { r.Suspect = true }),
 				room("c", func(r *Room) { r.Hive.WorkerTypes = nil }),
 				room("d", func(r *Room) { r.Hive.Status = core.HiveSuspect }),
+				room("e", func(r *Room) { r.Hive.Draining = true }),
 			},
-			refused: []string{"name-a is down", "name-b is silent", "name-c has no worker type", "name-d is silent"},
+			refused: []string{"name-a is down", "name-b is silent", "name-c has no worker type", "name-d is silent", "name-e drains"},
 		},
 		{
 			name: "worker type", demand: Demand{Type: "cuda", MinBytes: 700}, rooms: []Room{room("a"), room("b", gpu(700, ""))},
@@ -97,6 +98,10 @@ func TestPlace(t *testing.T) {
 		{
 			name: "size unknown", demand: Demand{MinBytes: 1 << 60},
 			rooms: []Room{room("a", func(r *Room) { r.Hive.Devices[0].TotalBytes = 0 })}, want: "a", reason: "only hive",
+		},
+		{
+			name: "a hive that drains gets nothing", rooms: []Room{room("a", has, free(900), func(r *Room) { r.Hive.Draining = true }), room("b")},
+			want: "b", reason: "only one of 2 hives that can", refused: []string{"name-a drains"},
 		},
 		{name: "the model is there", rooms: []Room{room("a", free(900)), room("b", has)}, want: "b", reason: "has the model"},
 		{name: "most free", rooms: []Room{room("a"), room("b", free(601))}, want: "b", reason: "most free memory"},

@@ -7,21 +7,24 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 
 	"github.com/rbee-project/rbee/core"
 )
 
 // Prospect is a worker together with what the asking queen alone knows of it.
 type Prospect struct {
-	Worker  core.Worker // Load as last reported by its hive; zero: no report yet
-	Suspect string      // why it is avoided for now; empty: it is not
+	Worker   *core.Worker // as the registry has it; it is only read
+	Load     core.Load    // as last reported by its hive; zero: no report yet
+	Suspect  string       // why it is avoided for now; empty: it is not
+	Draining bool         // its hive gets no new request
 	// InFlight is the number of requests that this queen has given it and that have not ended. Reports of the hive lag behind; this does not.
 	InFlight int
 }
 
 // busy is the number of requests the worker has, as far as is known: what the hive reported (which counts other queens' requests too)
 // or what this queen knows better.
-func (p Prospect) busy() int { return max(p.InFlight, p.Worker.Load.Active+p.Worker.Load.Queued, 0) }
+func (p Prospect) busy() int { return max(p.InFlight, p.Load.Active+p.Load.Queued, 0) }
 
 // slots is at least one: a worker that says 0 is not trusted with a division.
 func (p Prospect) slots() int { return max(p.Worker.Slots, 1) }
@@ -47,14 +50,15 @@ type Refusal struct {
 func (r Refusal) String() string { return r.Name + " " + r.Reason }
 
 // PickWorker ranks the workers that serve the model (an exact core.Model.ID), best first, each with the reason for its place, and says
-// for each of the model's other workers why it cannot be used. Workers of other models are in neither list.
+// for each of the model's other workers why it cannot be used. Workers of other models are in neither list. Of many workers only MaxCandidates
+// are ranked: nobody tries more.
 //
 // The first is the less busy, in requests per slot, of two that are drawn among those with a free slot (among all where no slot is free): the
 // power of two choices, which keeps several queens with reports of the same age from all choosing the same worker. The rest follow by load.
 //
 // rnd(n) gives a number in [0, n); it is called only where there is something to draw.
 func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core.Candidate, []Refusal) {
-	var able []Prospect
+	able := make([]Prospect, 0, len(prospects))
 	var refused []Refusal
 	for _, p := range prospects {
 		if p.Worker.Model != model {
@@ -69,6 +73,9 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 	slices.SortFunc(refused, func(a, b Refusal) int { return cmp.Compare(a.Name, b.Name) })
 	if len(able) == 0 {
 		return nil, refused
+	}
+	if len(able) > MaxCandidates {
+		return fewOf(able, rnd), refused
 	}
 	slices.SortFunc(able, byLoad)
 
@@ -87,16 +94,59 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 		best, reason = draw(able[:pool], rnd), fmt.Sprintf("less busy of 2 drawn from %d", pool)
 	}
 	first := able[best]
-	able = append([]Prospect{first}, slices.Delete(able, best, best+1)...)
+	copy(able[1:], able[:best])
+	able[0] = first
+	return candidates(able[:min(len(able), MaxCandidates)], reason), refused
+}
 
+// MaxCandidates is how many workers PickWorker gives at most.
+const MaxCandidates = 16
+
+// fewOf is PickWorker for so many workers that sorting them would take longer than it helps. The draw is the same; it is among the workers in the order
+// in which they came.
+func fewOf(able []Prospect, rnd func(n int) int) []core.Candidate {
+	// The free ones first.
+	pool := 0
+	for i := range able {
+		if able[i].free() {
+			able[pool], able[i] = able[i], able[pool]
+			pool++
+		}
+	}
+	best, reason := 0, fmt.Sprintf("only one of %d with a free slot", len(able))
+	if pool == 0 {
+		pool = len(able)
+	}
+	if pool > 1 {
+		best, reason = draw(able[:pool], rnd), fmt.Sprintf("less busy of 2 drawn from %d", pool)
+	}
+	able[0], able[best] = able[best], able[0]
+	// The next ones: the least busy, found in one pass.
+	few := append(make([]Prospect, 0, MaxCandidates), able[0])
+	for _, p := range able[1:] {
+		if len(few) == MaxCandidates && byLoad(p, few[MaxCandidates-1]) >= 0 {
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(few[1:], p, byLoad)
+		if len(few) == MaxCandidates {
+			few = few[:MaxCandidates-1]
+		}
+		few = slices.Insert(few, 1+at, p)
+	}
+	return candidates(few, reason)
+}
+
+// candidates are the ranked ones, the first for the reason.
+func candidates(able []Prospect, reason string) []core.Candidate {
 	out := make([]core.Candidate, len(able))
 	for i, p := range able {
 		if i > 0 {
-			reason = fmt.Sprintf("next: %d of %d slots busy", p.busy(), p.slots())
+			reason = "next: " + strconv.Itoa(p.busy()) + " of " + strconv.Itoa(p.slots()) + " slots busy"
 		}
-		out[i] = core.Candidate{Worker: p.Worker, Reason: reason}
+		out[i] = core.Candidate{Worker: *p.Worker, Reason: reason}
+		out[i].Worker.Load = p.Load
 	}
-	return out, refused
+	return out
 }
 
 // draw takes two different members of the pool, which is sorted by load and has at least two, and returns the index of the less busy;
@@ -126,8 +176,11 @@ func unfit(p Prospect) string {
 	default:
 		return fmt.Sprintf("is in the unknown state %q", p.Worker.State)
 	}
-	if p.Suspect != "" {
+	switch {
+	case p.Suspect != "":
 		return "is avoided: " + p.Suspect
+	case p.Draining:
+		return "is on a hive that drains"
 	}
 	return ""
 }

@@ -7,7 +7,7 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// HiveToProto is for heartbeats. Status, Draining, LastBeat and the raft indexes are not carried: they are the queen's to say.
+// HiveToProto is for reports. Status, Draining, LastBeat and the raft indexes are not carried: they are the queen's to say.
 func HiveToProto(h core.Hive) *queenv1.Hive {
 	return &queenv1.Hive{
 		Id:          h.ID,
@@ -37,7 +37,7 @@ func HiveFromProto(h *queenv1.Hive) core.Hive {
 	}
 }
 
-// WorkerToProto is for heartbeats. Hive is not carried, it is the sender; nor are the raft indexes and the time of the load report.
+// WorkerToProto is for reports. Hive is not carried, it is the sender; nor are the raft indexes and the time of the load report.
 func WorkerToProto(w core.Worker) *queenv1.Worker {
 	return &queenv1.Worker{
 		Id:            w.ID,
@@ -72,7 +72,7 @@ func WorkerFromProto(w *queenv1.Worker, hive string, at time.Time) core.Worker {
 	}
 }
 
-// LoadToProto is for heartbeats. At is not carried: clocks differ, the receiver sets its own.
+// LoadToProto is for reports. At is not carried: clocks differ, the receiver sets its own.
 func LoadToProto(l core.Load) *queenv1.Load {
 	return &queenv1.Load{
 		Active:          int32Of(l.Active),

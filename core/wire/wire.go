@@ -74,7 +74,7 @@ func timeFromProto(t *timestamppb.Timestamp) time.Time {
 	return t.AsTime()
 }
 
-// DeviceToProto is for heartbeats and for a hive's answers.
+// DeviceToProto is for reports and for a hive's answers.
 func DeviceToProto(d core.Device) *hivev1.Device {
 	return &hivev1.Device{
 		Id: d.ID, Kind: d.Kind, Name: d.Name, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes, Problem: d.Problem,
