@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,11 +25,13 @@ import (
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/gateway"
 	"github.com/rbee-project/rbee/core/hive"
+	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/queen"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/plugins/sdk"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 	"github.com/rbee-project/rbee/raft/node"
 )
 
@@ -37,6 +40,8 @@ const (
 	drainGrace = 10 * time.Second
 	// rpcGrace is how long calls between queen and hive may go on after both have ended their work.
 	rpcGrace = time.Second
+	// handOverGrace is how long the agent tries to give its leadership to another queen before it ends.
+	handOverGrace = 3 * time.Second
 )
 
 // The gateway is given the queen; say here that it fits.
@@ -44,32 +49,40 @@ var (
 	_ gateway.Router  = (*queen.Queen)(nil)
 	_ gateway.Cluster = (*queen.Queen)(nil)
 	_ gateway.Jobs    = (*queen.Queen)(nil)
+
+	_ gateway.Reader     = (*queen.Queen)(nil)
+	_ gateway.Authorizer = (*queen.Queen)(nil)
+	_ gateway.Admin      = (*queen.Queen)(nil)
 )
 
 // Options say how Run runs an agent, beside its configuration.
 type Options struct {
 	Version string       // of the program
 	Logger  hclog.Logger // nil: none
-	// Ready is called once, when the agent can serve, with the host:port of its HTTP API.
+	// Join is a join token and a queen, "TOKEN@host", for a machine that is in no cluster yet; one that is in a cluster ignores it. Empty: none.
+	Join string
+	// Ready is called once, when the agent serves, with the host:port of its HTTP API; empty: it has none, being a hive alone. A queen of a
+	// cluster is ready as soon as it answers, also while there is no leader.
 	Ready func(address string)
 }
 
 // Record is what a running agent writes to agent.json in its data folder, so that scripts find it.
 type Record struct {
 	PID         int       `json:"pid"`
-	HTTPAddress string    `json:"http_address"` // host:port
+	HTTPAddress string    `json:"http_address,omitempty"` // host:port; empty: a hive alone
+	Scheme      string    `json:"scheme,omitempty"`       // "http" or "https"
+	RPCAddress  string    `json:"rpc_address,omitempty"`  // host:port; empty: in no cluster
 	Version     string    `json:"version"`
 	StartedAt   time.Time `json:"started_at"`
 }
 
 // Run runs an agent until ctx ends. Errors: Invalid for a configuration that cannot work, InUse for an address or a data folder that
-// another process has, Internal.
+// another process has, those of Join, Internal.
 func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 	log := o.Logger
 	if log == nil {
 		log = hclog.NewNullLogger()
 	}
-	started := time.Now()
 	if cfg.DataDir == "" {
 		if cfg.DataDir, err = os.MkdirTemp("", "rbee-"); err != nil {
 			return core.E("make a temporary data folder", core.Internal, err)
@@ -81,101 +94,375 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 		return err
 	}
 	defer unlock()
+	p := &process{cfg: cfg, opts: o, log: log, started: time.Now()}
+	defer func() {
+		for _, closer := range slices.Backward(p.closers) {
+			err = errors.Join(err, closer())
+		}
+		if err == nil && p.leaving != nil && p.leaving.left() {
+			err = forget(cfg.DataDir)
+		}
+	}()
+	if err := p.build(ctx); err != nil {
+		return err
+	}
+	return runStages(ctx, p.stages())
+}
 
-	// The address first: when it is taken nothing else has happened yet.
-	listener, err := listen(ctx, cfg.Bind)
+// process is the parts of a running agent, each nil where the agent has none.
+type process struct {
+	cfg     *config.Config
+	opts    Options
+	log     hclog.Logger
+	started time.Time
+	closers []func() error // in the order of opening
+
+	id       string // of the node
+	net      *network
+	pipe     *rpc.Pipe // between the queen and the hive of this process
+	conn     *grpc.ClientConn
+	servers  []*grpc.Server // for the pipe, and for other nodes
+	bees     *hive.Hive
+	registry *node.Node
+	queen    *queen.Queen
+	listener net.Listener
+	api      *gateway.Gateway
+	leaving  *leaver
+}
+
+// defers has something closed at the end.
+func (p *process) defers(closer func() error) { p.closers = append(p.closers, closer) }
+
+// build opens everything and starts nothing. What it has opened when it fails is closed by the caller as well.
+func (p *process) build(ctx context.Context) error {
+	identity, err := p.identity(ctx)
 	if err != nil {
 		return err
 	}
-	defer listener.Close()
-
-	id, err := nodeID(cfg.DataDir)
-	if err != nil {
+	if err := p.cfg.OpenWithoutTLS(identity != nil); err != nil {
 		return err
 	}
-	plugins := pluginhost.New(pluginhost.Options{PluginDir: cfg.PluginDir, RunDir: filepath.Join(cfg.DataDir, "run"), Logger: log.Named("plugin")})
+	// The addresses first: when one is taken nothing else has happened yet.
+	if p.cfg.Queen.Enabled {
+		if p.listener, err = listen(ctx, p.cfg.ListenAddress(identity != nil), p.cfg.Bind.HTTPPort, "http_port"); err != nil {
+			return err
+		}
+		p.defers(func() error { p.listener.Close(); return nil })
+	}
+	if identity == nil {
+		if p.id, err = nodeID(p.cfg.DataDir); err != nil {
+			return err
+		}
+		if !p.cfg.Queen.Enabled || !p.cfg.Hive.Enabled {
+			return core.WithHint(core.Errorf("", core.Invalid, "an agent in no cluster is queen and hive in one"),
+				"Enable both, or make this machine part of a cluster: \"rbee cluster init\" on the first, \"rbee agent -join TOKEN@host\" on the others.")
+		}
+	} else {
+		p.id = identity.Node().ID
+		if p.net, err = newNetwork(ctx, p.cfg, identity, p.opts, p.log); err != nil {
+			return err
+		}
+		p.defers(p.net.close)
+		if p.listener != nil {
+			p.listener = tls.NewListener(p.listener, identity.HTTPConfig())
+		}
+	}
+	p.pipe = rpc.NewPipe()
+	p.defers(p.pipe.Close)
+	if p.conn, err = rpc.Client(p.pipe); err != nil {
+		return err
+	}
+	p.defers(p.conn.Close)
+	if p.cfg.Hive.Enabled {
+		if err := p.buildHive(ctx); err != nil {
+			return err
+		}
+	}
+	if p.cfg.Queen.Enabled {
+		if err := p.buildQueen(identity); err != nil {
+			return err
+		}
+	}
+	p.buildServers()
+	return nil
+}
+
+// identity is who this machine is in its cluster, which it may join now; nil: it is in none.
+func (p *process) identity(ctx context.Context) (*pki.Identity, error) {
+	id, err := identityOf(ctx, p.cfg)
+	if err != nil || p.opts.Join == "" {
+		return id, err
+	}
+	if id != nil {
+		p.log.Info("this machine is in a cluster already: the join token is not used", "cluster", id.Cluster())
+		return id, nil
+	}
+	if err := join(ctx, p.cfg, p.opts.Join); err != nil {
+		return nil, err
+	}
+	id, err = identityOf(ctx, p.cfg)
+	if err == nil {
+		p.log.Info("joined the cluster", "cluster", id.Cluster(), "node", id.Node().ID, "name", id.Node().Name)
+	}
+	return id, err
+}
+
+func (p *process) buildHive(ctx context.Context) error {
+	cfg := p.cfg
+	plugins := pluginhost.New(pluginhost.Options{PluginDir: cfg.PluginDir, RunDir: filepath.Join(cfg.DataDir, "run"), Logger: p.log.Named("plugin")})
 	// Wrong plugin settings end the agent now, at their line of the file, rather than the first worker later.
 	if err := cfg.Diagnostics(plugins.Validate(ctx, cfg)).Err(); err != nil {
 		return core.WithHint(err, "\"rbee config validate\" checks a configuration without starting anything.")
 	}
-	workers, catalogs, err := specs(plugins, cfg, log)
+	workers, catalogs, err := specs(plugins, cfg, p.log)
 	if err != nil {
 		return err
 	}
-	blobs, err := store.Open(cfg.StoreDir, log.Named("store"))
+	blobs, err := store.Open(cfg.StoreDir, p.log.Named("store"))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, blobs.Close()) }()
-
-	raftDir := filepath.Join(cfg.DataDir, "raft")
-	if cfg.Dev {
-		raftDir = "" // in memory
+	p.defers(blobs.Close)
+	queens, rpcAddress := hive.OneQueen(p.conn), ""
+	if p.net != nil {
+		queens, rpcAddress = p.net.queens, p.net.identity.RPCAddress()
+		if cfg.Queen.Enabled {
+			p.net.queens.pipe = p.conn
+		}
 	}
-	registry, err := node.Open(node.Options{ID: id, Dir: raftDir, Logger: log})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, registry.Shutdown()) }()
-
-	pipe := rpc.NewPipe()
-	defer pipe.Close()
-	conn, err := rpc.Client(pipe)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-
-	bees, err := hive.New(hive.Options{
-		ID: id, Name: cfg.Name, Version: o.Version, DataDir: cfg.DataDir,
-		Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Queens: hive.OneQueen(conn), Logger: log,
+	p.bees, err = hive.New(hive.Options{
+		ID: p.id, Name: nodeName(cfg), Version: p.opts.Version, DataDir: cfg.DataDir, RPCAddress: rpcAddress,
+		Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Queens: queens, Logger: p.log,
 		StopWorkersOnExit: !cfg.Hive.KeepWorkers,
 		Slots:             cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace,
 	})
+	return err
+}
+
+func (p *process) buildQueen(identity *pki.Identity) error {
+	cfg := p.cfg
+	opts := node.Options{ID: p.id, Dir: filepath.Join(cfg.DataDir, "raft"), Logger: p.log, ElectionTimeout: cfg.Queen.ElectionTimeout}
+	if cfg.Dev {
+		opts.Dir = "" // in memory
+	}
+	var seed *pki.Seed
+	if p.net != nil {
+		var err error
+		if seed, err = identity.Seed(); err != nil {
+			return err
+		}
+		opts.Stream = raftStream{p.net.stream}
+		opts.MinFSM = func() uint32 { return queen.MinFSM(p.net.Members()) }
+		switch {
+		case seed != nil, cfg.TLS.Given() && cfg.Queen.BootstrapExpect <= 1:
+			opts.Bootstrap = node.Alone
+		case cfg.TLS.Given():
+			opts.Bootstrap = node.Later
+		default:
+			opts.Bootstrap = node.Never
+		}
+	}
+	registry, err := node.Open(opts)
 	if err != nil {
 		return err
 	}
-	q := queen.New(queen.Options{
-		Node: registry, ID: id, Version: o.Version, Logger: log.Named("queen"),
-		LocalHive: bees.ID,
-		HiveConn: func(h string) (grpc.ClientConnInterface, error) {
-			if h == bees.ID() {
-				return conn, nil
+	p.registry = registry
+	p.defers(registry.Shutdown)
+	o := queen.Options{
+		Node: registry, ID: p.id, Version: p.opts.Version, Logger: p.log.Named("queen"),
+		LocalHive: func() string {
+			if p.bees == nil {
+				return ""
 			}
-			return nil, core.WithHint(core.Errorf("", core.Unavailable, "hive %s is not on this machine", h), "Hives on other machines are not supported yet.")
+			return p.bees.ID()
 		},
-	})
-	api := gateway.New(gateway.Options{
-		Router: q, Cluster: q, Jobs: q, Version: o.Version, Logger: log.Named("gateway"),
-		Dial: dialLocal(bees),
-	})
-	server := rpc.NewServer(log.Named("rpc"))
-	q.Register(server)
-	bees.Register(server)
-
-	// Started in this order, stopped in the opposite one.
-	stages := []stage{
-		{"rpc", func(ctx context.Context) error { return rpc.Serve(ctx, server, pipe.Listener(), rpcGrace) }},
-		{"queen", q.Run},
-		{"hive", bees.Run},
-		{"gateway", func(ctx context.Context) error { return api.Serve(ctx, listener, drainGrace) }},
-		{"ready", func(ctx context.Context) error {
-			address := listener.Addr().String()
-			if err := awaitReady(ctx, q, bees); err != nil {
-				return err
-			}
-			if err := writeRecord(cfg.DataDir, Record{PID: os.Getpid(), HTTPAddress: address, Version: o.Version, StartedAt: started}); err != nil {
-				return err
-			}
-			log.Info("ready", "address", address, "data", cfg.DataDir, "took", time.Since(started).Round(time.Millisecond))
-			if o.Ready != nil {
-				o.Ready(address)
-			}
-			<-ctx.Done()
-			return ctx.Err()
-		}},
+		HiveConn: p.hiveConn,
 	}
-	return runStages(ctx, stages)
+	if p.net != nil {
+		if err := p.net.serve(registry); err != nil {
+			return err
+		}
+		o.Pinger = p.net
+		o.Membership = &queen.Membership{
+			Identity: identity, Gossip: p.net, Self: p.conn, Conn: p.net.conn, CertificateTTL: cfg.Queen.CertificateTTL, NodesChanged: p.net.membersChanged,
+		}
+		if seed != nil {
+			o.Membership.Seed = seedOf(identity, seed)
+		}
+	}
+	p.queen = queen.New(o)
+	g := gateway.Options{
+		Router: p.queen, Cluster: p.queen, Jobs: p.queen, Reader: p.queen, Admin: p.queen, Version: p.opts.Version, Logger: p.log.Named("gateway"), Dial: p.dial,
+	}
+	if p.net != nil {
+		g.Auth = p.queen
+	}
+	p.api = gateway.New(g)
+	if p.net != nil {
+		p.net.countRefusals(p.api.RPCRefused)
+	}
+	return nil
+}
+
+// seedOf is the beginning of the cluster as the registry has it.
+func seedOf(id *pki.Identity, s *pki.Seed) *queen.Seed {
+	n := id.Node()
+	return &queen.Seed{
+		Cluster: core.Cluster{ID: id.Cluster(), Name: id.ClusterName(), CACertificates: s.CAPEM, SealedCAKey: s.SealedCAKey, SealedGossipKeys: s.SealedGossipKeys},
+		Token:   s.Token,
+		Node: core.Node{
+			ID: n.ID, Name: n.Name, Roles: n.Roles, RPCAddress: id.RPCAddress(), KeyHash: n.KeyHash, CertificateExpiresAt: n.NotAfter.UTC().Truncate(time.Second),
+		},
+		Planted: id.DropSeed,
+	}
+}
+
+// hiveConn is the connection of the queen to a hive.
+func (p *process) hiveConn(h string) (grpc.ClientConnInterface, error) {
+	if p.bees != nil && h == p.bees.ID() {
+		return p.conn, nil
+	}
+	address, err := p.hiveAddress(h)
+	if err != nil {
+		return nil, err
+	}
+	return p.net.conn(h, address, core.RoleHive)
+}
+
+// hiveAddress is where the RPC port of a hive on another machine is.
+func (p *process) hiveAddress(h string) (string, error) {
+	known, ok := p.registry.State().Hive(nil, h)
+	if p.net == nil || !ok || known.RPCAddress == "" {
+		return "", core.WithHint(core.Errorf("", core.Unavailable, "hive %s is not on this machine, and no address of it is known", h), "Look at `rbee status`.")
+	}
+	return known.RPCAddress, nil
+}
+
+// dial connects to the data socket of a worker: of this process's hive directly, of another one by way of its agent.
+func (p *process) dial(ctx context.Context, w core.Worker) (net.Conn, error) {
+	if p.bees != nil && w.Hive == p.bees.ID() {
+		path, err := p.bees.DataSocket(w.ID)
+		if err != nil {
+			return nil, err
+		}
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	address, err := p.hiveAddress(w.Hive)
+	if err != nil {
+		return nil, err
+	}
+	return p.net.pool.DialData(ctx, w.Hive, address, w.ID)
+}
+
+// buildServers makes the gRPC servers: one for calls within the process, in a cluster another one for calls from other nodes.
+func (p *process) buildServers() {
+	o := rpc.ServerOptions{Logger: p.log.Named("rpc")}
+	p.leaving = newLeaver(p.bees, p.log)
+	count := 1
+	if p.net != nil {
+		o.Self, o.Revoked, o.Refused = p.net.identity.Node(), p.net.isRevoked, p.net.refuse
+		count = 2
+	}
+	if p.queen != nil && p.net != nil {
+		o.Forward = &rpc.Forwarder{
+			Leader: p.queen.Leader,
+			Conn: func(id, address string) (grpc.ClientConnInterface, error) {
+				return p.net.conn(id, address, core.RoleQueen)
+			},
+		}
+	}
+	for range count {
+		s := rpc.NewNodeServer(o)
+		if p.queen != nil {
+			p.queen.Register(s)
+		}
+		if p.bees != nil {
+			p.bees.Register(s)
+		}
+		if p.net != nil {
+			hivev1.RegisterAgentServiceServer(s, p.leaving)
+		}
+		p.servers = append(p.servers, s)
+	}
+}
+
+// stages are the parts in the order in which they start; they stop in the opposite one.
+func (p *process) stages() []stage {
+	list := []stage{{"rpc", func(ctx context.Context) error { return rpc.Serve(ctx, p.servers[0], p.pipe.Listener(), rpcGrace) }}}
+	if p.net != nil {
+		list = append(list,
+			stage{"mux", p.net.mux.Run},
+			stage{"nodes", func(ctx context.Context) error { return rpc.Serve(ctx, p.servers[1], p.net.mux.GRPC(), rpcGrace) }},
+			stage{"gossip", p.net.gossip.Run},
+			stage{"queens", p.net.queens.follow},
+		)
+	}
+	if p.queen != nil {
+		list = append(list, stage{"queen", p.queen.Run})
+		if p.net != nil && p.cfg.TLS.Given() && p.cfg.Queen.BootstrapExpect > 1 {
+			list = append(list, stage{"bootstrap", p.bootstrap})
+		}
+	}
+	if p.bees != nil {
+		list = append(list, stage{"hive", p.bees.Run})
+		if p.net != nil {
+			list = append(list, stage{"data", func(ctx context.Context) error { return p.bees.ServeData(ctx, p.net.mux.Data()) }})
+		}
+	}
+	if p.net != nil {
+		list = append(list, stage{"renew", func(ctx context.Context) error { return p.net.renew(ctx, hostNames(p.cfg)) }})
+	}
+	if p.api != nil {
+		list = append(list, stage{"gateway", func(ctx context.Context) error { return p.api.Serve(ctx, p.listener, drainGrace) }})
+	}
+	if p.net != nil {
+		list = append(list, stage{"leave", p.leaving.run})
+	}
+	if p.registry != nil && p.net != nil {
+		list = append(list, stage{"leadership", p.handOver})
+	}
+	return append(list, stage{"ready", p.ready})
+}
+
+// handOver gives the leadership to another queen before anything else ends, so that no write waits for an election.
+func (p *process) handOver(ctx context.Context) error {
+	<-ctx.Done()
+	if p.registry.IsLeader() {
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOverGrace)
+		defer cancel()
+		if err := p.registry.LeadershipTransfer(limited); err != nil {
+			p.log.Info("the leadership is not handed over", "reason", err)
+		}
+	}
+	return ctx.Err()
+}
+
+// ready tells the world.
+func (p *process) ready(ctx context.Context) error {
+	record := Record{PID: os.Getpid(), Version: p.opts.Version, StartedAt: p.started}
+	if p.listener != nil {
+		record.HTTPAddress, record.Scheme = p.listener.Addr().String(), "http"
+	}
+	if p.net == nil {
+		if err := awaitReady(ctx, p.queen, p.bees); err != nil {
+			return err
+		}
+	} else {
+		record.RPCAddress = p.net.identity.RPCAddress()
+		if p.listener != nil {
+			record.Scheme = "https"
+		}
+	}
+	if err := writeRecord(p.cfg.DataDir, record); err != nil {
+		return err
+	}
+	p.log.Info("ready", "address", record.HTTPAddress, "data", p.cfg.DataDir, "took", time.Since(p.started).Round(time.Millisecond))
+	if p.opts.Ready != nil {
+		p.opts.Ready(record.HTTPAddress)
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 // awaitReady waits until the hive is known to the queen and the queen can serve.
@@ -197,30 +484,15 @@ func awaitReady(ctx context.Context, q *queen.Queen, h *hive.Hive) error {
 	return nil
 }
 
-// dialLocal connects to the data socket of a worker of this process's hive.
-func dialLocal(h *hive.Hive) gateway.Dial {
-	var d net.Dialer
-	return func(ctx context.Context, w core.Worker) (net.Conn, error) {
-		if w.Hive != h.ID() {
-			return nil, core.Errorf("", core.Unavailable, "the hive of worker %s is not on this machine", w.ID)
-		}
-		path, err := h.DataSocket(w.ID)
-		if err != nil {
-			return nil, err
-		}
-		return d.DialContext(ctx, "unix", path)
-	}
-}
-
-// listen opens the HTTP port. Errors: InUse, Invalid.
-func listen(ctx context.Context, b config.Bind) (net.Listener, error) {
-	address := net.JoinHostPort(b.Address, strconv.Itoa(b.HTTPPort))
+// listen opens a port. setting is its name in bind { … }. Errors: InUse, Forbidden, Invalid.
+func listen(ctx context.Context, address string, port int, setting string) (net.Listener, error) {
+	address = net.JoinHostPort(address, strconv.Itoa(port))
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, core.WithHint(core.Errorf("", core.InUse, "the address %s is taken by another process", address),
-			"If it is an rbee agent, use it as it is (\"rbee status\"); otherwise choose another port with -http-port or bind { http_port = … }.")
+			"If it is an rbee agent, use it as it is (\"rbee status\"); otherwise choose another port with bind { %s = … }.", setting)
 	case errors.Is(err, syscall.EACCES):
 		return nil, core.WithHint(core.Errorf("", core.Forbidden, "may not listen on %s", address), "Choose a port above 1023.")
 	case err != nil:

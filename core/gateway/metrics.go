@@ -28,6 +28,7 @@ type metrics struct {
 	broken     *prometheus.CounterVec // by reason
 	failovers  prometheus.Counter
 	refused    *prometheus.CounterVec // by reason
+	rpcRefused *prometheus.CounterVec // by reason
 
 	mu     sync.Mutex // guards below
 	models map[string]bool
@@ -49,9 +50,10 @@ func newMetrics() *metrics {
 		broken:     prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "broken_streams_total", Help: "Inference streams that ended before the answer was whole, by reason."}, []string{"reason"}),
 		failovers:  prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "failovers_total", Help: "Requests that were given to another worker before the first byte."}),
 		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "refused_requests_total", Help: "Requests that were refused for who sent them, by reason."}, []string{"reason"}),
+		rpcRefused: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "rbee_rpc", Name: "refused_total", Help: "Connections and calls of other machines that were refused, by reason."}, []string{"reason"}),
 		models:     map[string]bool{},
 	}
-	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers, m.refused,
+	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers, m.refused, m.rpcRefused,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -64,6 +66,9 @@ func (m *metrics) request(route string, status int, took time.Duration) {
 	m.requests.WithLabelValues(route, class).Inc()
 	m.duration.WithLabelValues(route).Observe(took.Seconds())
 }
+
+// RPCRefused counts a connection or a call on the RPC port that was refused. The reason is the program's, never text of a client.
+func (g *Gateway) RPCRefused(reason string) { g.metrics.rpcRefused.WithLabelValues(reason).Inc() }
 
 // model is the label of a model.
 func (m *metrics) model(id string) string {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -74,6 +75,8 @@ type Hive struct {
 	adopted chan struct{}                  // closed when the workers of an earlier agent are taken over
 	ending  chan struct{}                  // closed when Run is told to end
 	over    chan struct{}                  // closed when Run takes no more tasks
+
+	takeAlong atomic.Bool // workers end with Run, whatever the options say
 
 	mu       sync.Mutex // guards below
 	workers  map[string]*worker
@@ -207,7 +210,7 @@ func (h *Hive) end(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, exitGrace)
 	defer cancel()
 	err := h.jobs.Close(ctx)
-	if !h.opts.StopWorkersOnExit {
+	if !h.opts.StopWorkersOnExit && !h.takeAlong.Load() {
 		return err
 	}
 	var wg sync.WaitGroup

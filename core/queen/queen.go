@@ -27,6 +27,8 @@ type Options struct {
 	HiveConn func(hive string) (grpc.ClientConnInterface, error)
 	// LocalHive is the id of the hive in this process, or empty; nil: there never is one.
 	LocalHive func() string
+	// Membership makes this queen one of several nodes; nil: it is alone.
+	Membership *Membership
 	// Pinger asks hives that went silent for a sign of life; nil: there is no other way to a hive than its line, and it is given more time.
 	Pinger Pinger
 	Now    func() time.Time // stamps beats and reports; nil: time.Now
@@ -51,6 +53,7 @@ type Queen struct {
 	doubt   chan struct{} // there is a silent hive
 	ended   chan struct{} // closed when Run ends
 	readers sync.WaitGroup
+	later   chan func(context.Context) // what Run does and waits for, beside its other work
 
 	mu       sync.Mutex // guards below
 	leading  bool
@@ -96,6 +99,7 @@ func New(o Options) *Queen {
 		wake:     make(chan struct{}, 1),
 		doubt:    make(chan struct{}, 1),
 		ended:    make(chan struct{}),
+		later:    make(chan func(context.Context)),
 		pulses:   map[string]*pulse{},
 		silent:   map[string]*pulse{},
 		suspects: map[string]suspicion{},
@@ -107,9 +111,11 @@ func New(o Options) *Queen {
 	}
 }
 
-// Register adds the RegistryService, which hives have their lines to, to a gRPC server whose errors keep their kind, as those of rpc.NewServer do.
+// Register adds the services of a queen, for hives, other queens and machines that join, to a gRPC server whose errors keep their kind, as those of rpc.NewServer do.
 func (q *Queen) Register(s grpc.ServiceRegistrar) {
 	queenv1.RegisterRegistryServiceServer(s, &registryService{q: q})
+	queenv1.RegisterClusterServiceServer(s, &clusterService{q: q})
+	queenv1.RegisterJoinServiceServer(s, &joinService{q: q})
 }
 
 // Run runs the raft node, the watch over hives, and the leader's duties whenever this queen leads, until ctx ends. All lines have ended when it
@@ -119,7 +125,10 @@ func (q *Queen) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { q.watchPulses(ctx) })
 	wg.Go(func() { q.watchView(ctx) })
-	err := q.opts.Node.Run(ctx, q.lead)
+	if q.opts.Membership != nil {
+		wg.Go(func() { q.watchCluster(ctx) })
+	}
+	err := q.opts.Node.Run(ctx, q.duties)
 	ended := ctx.Err()
 	cancel()
 	wg.Wait()

@@ -57,7 +57,8 @@ func (q *Queen) watchView(ctx context.Context) {
 // clusterView is what hives must know of the cluster; nil: there is none.
 func (q *Queen) clusterView(ws watchSet) *queenv1.ClusterView {
 	registry := q.registry()
-	if _, ok := registry.Cluster(ws); !ok {
+	c, ok := registry.Cluster(ws)
+	if !ok || q.opts.Membership == nil {
 		return nil
 	}
 	queens, err := q.opts.Node.Queens()
@@ -67,6 +68,9 @@ func (q *Queen) clusterView(ws watchSet) *queenv1.ClusterView {
 	v := &queenv1.ClusterView{Index: registry.AppliedIndex()}
 	for _, o := range queens {
 		v.Queens = append(v.Queens, &queenv1.QueenAddress{Id: o.ID, RpcAddress: o.Address})
+	}
+	if v.GossipKeys, err = q.gossipKeys(c); err != nil {
+		q.log.Error("cannot open the gossip keys of the registry", "error", err)
 	}
 	for _, n := range registry.Nodes(ws) {
 		if n.Revoked {

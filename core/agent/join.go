@@ -1,0 +1,182 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/hive"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/rpc"
+	"github.com/rbee-project/rbee/core/token"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+// joinTimeout bounds the whole of joining. It covers an election.
+const joinTimeout = 30 * time.Second
+
+// Join takes this machine into a cluster: it redeems tokenAtHost, "TOKEN@host" or "TOKEN@host:port", at a queen and writes the identity that
+// it gets to the data folder. It does not start anything. Errors: Invalid for a token that cannot be read or an address that others cannot
+// reach, Conflict when the machine is in a cluster already or its name is taken, InUse when an agent uses the data folder, Unauthenticated for
+// a token that was used, revoked or is too old, or a queen of another cluster; Forbidden for a role that the token does not allow, Unavailable
+// when no queen answers.
+func Join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
+	unlock, err := lockDataDir(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return join(ctx, cfg, tokenAtHost)
+}
+
+// join is Join for whoever holds the lock of the data folder.
+func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
+	const op = "join the cluster"
+	if cfg.TLS.Given() {
+		return core.WithHint(core.Errorf(op, core.Invalid, "the configuration names certificates that were made elsewhere"),
+			"With those a machine needs no token: start the agent. Take the block tls out of the configuration to get a certificate by token.")
+	}
+	parsed, address, err := token.ParseJoin(tokenAtHost)
+	if err != nil {
+		return err
+	}
+	if _, err := pki.Load(cfg.DataDir); core.KindOf(err) != core.NotFound {
+		if err == nil {
+			err = core.Errorf(op, core.Conflict, "this machine is in a cluster already")
+		}
+		return core.WithHint(err, "To give up that cluster, run \"rbee cluster leave\" first.")
+	}
+	id, err := nodeID(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	host, err := hostTowards(ctx, cfg, address)
+	if err != nil {
+		return err
+	}
+	key, err := pki.NewKey()
+	if err != nil {
+		return err
+	}
+	request, err := pki.NewRequest(key, id)
+	if err != nil {
+		return err
+	}
+	conn, err := rpc.JoinConn(ctx, address, parsed.Fingerprint)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	req := &queenv1.JoinRequest{
+		Token: parsed.Text(), Node: id, Name: nodeName(cfg), RpcAddress: net.JoinHostPort(host, strconv.Itoa(cfg.Bind.RPCPort)),
+		CertificateRequest: request, Hosts: hostNames(cfg),
+	}
+	for _, r := range roles(cfg) {
+		req.Roles = append(req.Roles, string(r))
+	}
+	resp, err := queenv1.NewJoinServiceClient(conn).Join(ctx, req)
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	view := resp.GetView()
+	_, err = pki.Create(cfg.DataDir, pki.Material{
+		ClusterName: resp.GetClusterName(), Name: req.GetName(), RPCAddress: req.GetRpcAddress(), CAPEM: resp.GetCaCertificates(),
+		NodePEM: resp.GetCertificate(), Key: key, SealKey: resp.GetSealKey(), GossipKeys: view.GetGossipKeys(),
+	})
+	if err != nil {
+		return err
+	}
+	var queens []hive.QueenAddress
+	for _, q := range view.GetQueens() {
+		queens = append(queens, hive.QueenAddress{ID: q.GetId(), RPCAddress: q.GetRpcAddress()})
+	}
+	return storeQueens(filepath.Join(cfg.DataDir, queensFile), queens)
+}
+
+// hostTowards is the address at which the machines of the cluster reach this one: what the configuration says, else the address that it
+// speaks to the queen from.
+func hostTowards(ctx context.Context, cfg *config.Config, queen string) (string, error) {
+	if cfg.Bind.Advertise != "" || cfg.Bind.Address != "" && !unspecified(cfg.ListenAddress(true)) {
+		return cfg.AdvertiseHost(ctx)
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "udp", queen) // sends nothing
+	if err != nil {
+		return "", core.WithHint(core.E("find the address of this machine", core.Unavailable, err), "Check the address of the queen, or set bind { advertise = … }.")
+	}
+	defer conn.Close()
+	a, ok := conn.LocalAddr().(*net.UDPAddr)
+	if !ok {
+		return cfg.AdvertiseHost(ctx)
+	}
+	return a.AddrPort().Addr().Unmap().String(), nil
+}
+
+func unspecified(address string) bool {
+	ip := net.ParseIP(address)
+	return ip != nil && ip.IsUnspecified()
+}
+
+// renewRetry is the pause after a renewal that failed: there is a third of the certificate's life for it.
+const renewRetry = time.Minute
+
+// renew has the node's certificate renewed in time, until ctx ends.
+func (n *network) renew(ctx context.Context, hosts []string) error {
+	for {
+		wait := time.Until(n.identity.RenewAt())
+		if wait <= 0 {
+			err := n.renewNow(ctx, hosts)
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case core.KindOf(err) == core.Unsupported:
+				n.log.Warn("the certificate ends soon and cannot be renewed by the cluster", "expires", n.identity.Node().NotAfter, "error", err)
+				wait = renewRetry * 60
+			case err != nil:
+				n.log.Error("cannot renew the certificate, trying again", "expires", n.identity.Node().NotAfter, "error", err)
+				wait = renewRetry
+			default:
+				n.log.Info("certificate renewed", "expires", n.identity.Node().NotAfter)
+				continue
+			}
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+// renewNow asks the queens in turn.
+func (n *network) renewNow(ctx context.Context, hosts []string) error {
+	request, err := n.identity.Request()
+	if err != nil {
+		return err
+	}
+	err = core.Errorf("renew the certificate", core.Unavailable, "no queen is known")
+	for _, q := range n.queens.List() {
+		conn, connErr := n.queens.Conn(q)
+		if connErr != nil {
+			err = errors.Join(err, connErr)
+			continue
+		}
+		limited, cancel := context.WithTimeout(ctx, joinTimeout)
+		resp, callErr := queenv1.NewJoinServiceClient(conn).Renew(limited, &queenv1.RenewRequest{CertificateRequest: request, Hosts: hosts})
+		cancel()
+		if callErr == nil {
+			return n.identity.Replace(resp.GetCertificate(), resp.GetCaCertificates())
+		}
+		err = rpc.FromStatus(callErr)
+	}
+	return err
+}

@@ -1,0 +1,73 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/hive"
+	"github.com/rbee-project/rbee/core/pki"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+)
+
+// leaver has the agent leave its cluster when a queen says so: it ends like at a signal, takes its workers along, and forgets the cluster.
+type leaver struct {
+	hivev1.UnimplementedAgentServiceServer
+	bees *hive.Hive // nil: none
+	log  hclog.Logger
+	once sync.Once
+	told chan struct{} // closed when the agent shall end
+}
+
+func newLeaver(bees *hive.Hive, log hclog.Logger) *leaver {
+	return &leaver{bees: bees, log: log, told: make(chan struct{})}
+}
+
+// Leave is hive.v1.AgentService.Leave. The agent ends after it has answered.
+func (l *leaver) Leave(context.Context, *hivev1.LeaveRequest) (*hivev1.LeaveResponse, error) {
+	l.once.Do(func() {
+		l.log.Warn("this node leaves the cluster")
+		if l.bees != nil {
+			l.bees.TakeWorkersAlong()
+		}
+		close(l.told)
+	})
+	return &hivev1.LeaveResponse{}, nil
+}
+
+// errLeft ends the agent after Leave.
+var errLeft = core.Errorf("", core.Cancelled, "this node has left the cluster")
+
+// run ends when the node is told to leave.
+func (l *leaver) run(ctx context.Context) error {
+	select {
+	case <-l.told:
+		return errLeft
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// left says whether the node was told to leave.
+func (l *leaver) left() bool {
+	select {
+	case <-l.told:
+		return true
+	default:
+		return false
+	}
+}
+
+// forget removes what makes this machine a node of the cluster. Its models and worker binaries stay.
+func forget(dataDir string) error {
+	err := pki.Remove(dataDir)
+	for _, name := range []string{"raft", "gossip", "node-id"} {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dataDir, name)))
+	}
+	return core.E("forget the cluster", core.Internal, err)
+}

@@ -1,0 +1,251 @@
+package agent
+
+import (
+	"context"
+	"encoding/base64"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/gossip"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/rpc"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	"github.com/rbee-project/rbee/raft/node"
+)
+
+// queensFile is the list of queens, in the data folder.
+const queensFile = pki.Folder + "/queens.json"
+
+// network is how an agent in a cluster reaches the other nodes, and they it.
+type network struct {
+	log      hclog.Logger
+	identity *pki.Identity
+	mux      *rpc.Mux
+	stream   *rpc.RaftStream
+	pool     *rpc.Pool
+	gossip   *gossip.Pool
+	queens   *queenList
+	refused  func(rpc.Reason) // counts; nil before there is a gateway
+
+	mu       sync.Mutex      // guards below
+	registry *node.Node      // of a queen; nil: a hive alone goes by what queens say
+	revoked  map[string]bool // as queens said last
+}
+
+// identityOf is who this machine is in its cluster; nil: it is in none.
+func identityOf(ctx context.Context, cfg *config.Config) (*pki.Identity, error) {
+	if cfg.Dev {
+		return nil, nil //nolint:nilnil // alone
+	}
+	if cfg.TLS.Given() {
+		host, err := cfg.AdvertiseHost(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return pki.LoadFiles(pki.Files{
+			CA: cfg.TLS.CAFile, Certificate: cfg.TLS.CertFile, Key: cfg.TLS.KeyFile, Name: nodeName(cfg),
+			RPCAddress: net.JoinHostPort(host, strconv.Itoa(cfg.Bind.RPCPort)),
+		})
+	}
+	id, err := pki.Load(cfg.DataDir)
+	if core.KindOf(err) == core.NotFound {
+		return nil, nil //nolint:nilnil // alone
+	}
+	return id, err
+}
+
+// newNetwork opens the RPC and the gossip port. The caller closes it.
+func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Options, log hclog.Logger) (n *network, err error) {
+	n = &network{log: log.Named("net"), identity: id, revoked: map[string]bool{}}
+	address := cfg.ListenAddress(true)
+	l, err := listen(ctx, address, cfg.Bind.RPCPort, "rpc_port")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			l.Close()
+		}
+	}()
+	n.mux = rpc.NewMux(l, rpc.MuxOptions{Identity: id, Revoked: n.isRevoked, Refused: n.refuse, Logger: n.log})
+	n.pool = rpc.NewPool(rpc.PoolOptions{Identity: id, Revoked: n.isRevoked, Broken: n.broken, Logger: n.log})
+	n.stream = rpc.NewRaftStream(rpc.RaftOptions{Mux: n.mux, Identity: id, Revoked: n.isRevoked, Broken: n.broken})
+
+	keys, err := gossipKeys(cfg, id)
+	if err != nil {
+		return nil, err
+	}
+	self := id.Node()
+	host, _, err := net.SplitHostPort(id.RPCAddress())
+	if err != nil {
+		return nil, core.E("read the address of this node", core.Integrity, err)
+	}
+	n.queens, err = openQueenList(filepath.Join(cfg.DataDir, queensFile), self.ID, n.pool, n.log)
+	if err != nil {
+		return nil, err
+	}
+	member := gossip.Member{
+		ID: self.ID, Name: self.Name, Queen: self.Has(core.RoleQueen) && cfg.Queen.Enabled, Hive: self.Has(core.RoleHive) && cfg.Hive.Enabled,
+		RPCAddress: id.RPCAddress(), Version: o.Version,
+	}
+	if member.Queen {
+		member.HTTPAddress, member.FSM = net.JoinHostPort(host, strconv.Itoa(cfg.Bind.HTTPPort)), queen.FSMVersion
+		if cfg.Queen.BootstrapExpect > 1 && cfg.TLS.Given() {
+			member.BootstrapExpect = uint32(cfg.Queen.BootstrapExpect) //nolint:gosec // at most 9
+		}
+	}
+	n.gossip, err = gossip.New(gossip.Options{
+		Self: member, Bind: net.JoinHostPort(address, strconv.Itoa(cfg.Bind.GossipPort)), Advertise: host, Keys: keys, ClusterID: id.Cluster(),
+		RetryJoin: append(slices.Clone(cfg.Gossip.RetryJoin), n.queens.gossipHosts(cfg.Bind.GossipPort)...),
+		Dir:       filepath.Join(cfg.DataDir, "gossip"), Logger: log.Named("gossip"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.queens.gossip, n.queens.onView = n.gossip, n.takeView
+	return n, nil
+}
+
+// gossipKeys are the keys to begin with: those that were kept, or of the configuration's file.
+func gossipKeys(cfg *config.Config, id *pki.Identity) (gossip.Keys, error) {
+	if cfg.Gossip.KeyFile != "" {
+		return readKeyFile(cfg.Gossip.KeyFile)
+	}
+	keys, err := id.GossipKeys()
+	if core.KindOf(err) == core.NotFound && cfg.TLS.Given() {
+		return nil, core.WithHint(core.Errorf("", core.Invalid, "there is no gossip key"), "Set gossip { key_file = … }: a file with the same 32 random bytes, in base64, on all nodes: head -c 32 /dev/urandom | base64.")
+	}
+	return gossip.Keys(keys), err
+}
+
+// readKeyFile reads a gossip key in base64. Errors: Invalid.
+func readKeyFile(path string) (gossip.Keys, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, core.WithHint(core.E("read the gossip key", core.Invalid, err), "Check gossip { key_file = … }.")
+	}
+	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(b)))
+	if err != nil || len(key) != 32 {
+		return nil, core.WithHint(core.Errorf("read the gossip key", core.Invalid, "%s does not hold 32 bytes in base64", path), "Make one: head -c 32 /dev/urandom | base64.")
+	}
+	return gossip.Keys{key}, nil
+}
+
+// broken is told of connections that broke: one to the leader is the first sign of its death.
+func (n *network) broken(nodeID, _ string) {
+	n.mu.Lock()
+	registry := n.registry
+	n.mu.Unlock()
+	if registry != nil {
+		registry.Lost(nodeID)
+	}
+}
+
+func (n *network) refuse(r rpc.Reason) {
+	n.mu.Lock()
+	count := n.refused
+	n.mu.Unlock()
+	if count != nil {
+		count(r)
+	}
+}
+
+func (n *network) isRevoked(id string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.registry != nil {
+		return n.registry.State().Snapshot().Revoked(nil, id)
+	}
+	return n.revoked[id]
+}
+
+// serve has the network go by a queen's registry.
+func (n *network) serve(registry *node.Node) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.registry = registry
+	return n.gossip.Update(func(m *gossip.Member) { m.RaftID, m.HasState = registry.ID(), registry.HasState() })
+}
+
+// countRefusals has refused connections counted.
+func (n *network) countRefusals(count func(reason string)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.refused = func(r rpc.Reason) { count(string(r)) }
+}
+
+// close ends what newNetwork opened and Run does not.
+func (n *network) close() error { return n.pool.Close() }
+
+// takeView goes by what a queen says of the cluster, where there is no registry to look it up.
+func (n *network) takeView(v *queenv1.ClusterView) {
+	n.mu.Lock()
+	if n.registry != nil {
+		n.mu.Unlock()
+		return
+	}
+	n.revoked = map[string]bool{}
+	for _, id := range v.GetRevoked() {
+		n.revoked[id] = true
+	}
+	n.mu.Unlock()
+	n.membersChanged()
+	if keys := v.GetGossipKeys(); len(keys) > 0 {
+		if err := n.SetKeys(keys); err != nil {
+			n.log.Error("cannot take over the gossip keys", "error", err)
+		}
+	}
+}
+
+// membersChanged closes what nodes have open that were revoked.
+func (n *network) membersChanged() {
+	n.mux.CloseRevoked()
+	n.pool.CloseRevoked()
+}
+
+// SetKeys gives gossip its keys, and keeps them for the next start.
+func (n *network) SetKeys(keys [][]byte) error {
+	if err := n.gossip.SetKeys(gossip.Keys(keys)); err != nil {
+		return err
+	}
+	if err := n.identity.SetGossipKeys(keys); err != nil && core.KindOf(err) != core.Unsupported {
+		return err
+	}
+	return nil
+}
+
+// Members and Changed are gossip's.
+func (n *network) Members() []gossip.Member { return n.gossip.Members() }
+func (n *network) Changed() <-chan struct{} { return n.gossip.Changed() }
+
+// Ping asks a node for a sign of life, over gossip's own way.
+func (n *network) Ping(ctx context.Context, id string) error { return n.gossip.Ping(ctx, id) }
+
+// conn is the connection to another node.
+func (n *network) conn(id, address string, role core.Role) (grpc.ClientConnInterface, error) {
+	c, err := n.pool.Conn(id, address, role)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// raftStream is rpc.RaftStream with the types of raft.
+type raftStream struct{ *rpc.RaftStream }
+
+func (s raftStream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	return s.RaftStream.Dial(string(address), timeout)
+}

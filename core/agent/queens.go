@@ -1,0 +1,188 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gossip"
+	"github.com/rbee-project/rbee/core/hive"
+	"github.com/rbee-project/rbee/core/rpc"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+// queenList is the queens that a hive keeps its lines to: those that a queen named last, and those that gossip knows. It is kept on disk, so that
+// a machine that starts finds them. It is the hive's Queens.
+type queenList struct {
+	path string
+	self string // node id
+	pool *rpc.Pool
+	log  hclog.Logger
+	// These are set before anybody asks.
+	pipe   grpc.ClientConnInterface   // to the queen in this process; nil: none
+	gossip *gossip.Pool               // nil: not yet
+	onView func(*queenv1.ClusterView) // nil: nobody
+
+	mu      sync.Mutex // guards below
+	index   uint64     // of the newest view
+	queens  []hive.QueenAddress
+	changed chan struct{} // closed and replaced
+}
+
+// storedQueens is queens.json.
+type storedQueens struct {
+	Queens []storedQueen `json:"queens"`
+}
+
+type storedQueen struct {
+	ID         string `json:"id"`
+	RPCAddress string `json:"rpc_address"`
+}
+
+func openQueenList(path, self string, pool *rpc.Pool, log hclog.Logger) (*queenList, error) {
+	l := &queenList{path: path, self: self, pool: pool, log: log, changed: make(chan struct{})}
+	b, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return l, nil
+	case err != nil:
+		return nil, core.E("read the list of queens", core.Internal, err)
+	}
+	var stored storedQueens
+	if err := json.Unmarshal(b, &stored); err != nil {
+		log.Warn("the list of queens is not readable, gossip has to find them", "error", err)
+		return l, nil
+	}
+	for _, q := range stored.Queens {
+		l.queens = append(l.queens, hive.QueenAddress{ID: q.ID, RPCAddress: q.RPCAddress})
+	}
+	return l, nil
+}
+
+func storeQueens(path string, queens []hive.QueenAddress) error {
+	var stored storedQueens
+	for _, q := range queens {
+		stored.Queens = append(stored.Queens, storedQueen(q))
+	}
+	b, err := json.MarshalIndent(stored, "", "  ")
+	if err != nil {
+		return core.E("keep the list of queens", core.Internal, err)
+	}
+	return writeFile(path, append(b, '\n'))
+}
+
+// List gives the queens to keep a line to.
+func (l *queenList) List() []hive.QueenAddress {
+	l.mu.Lock()
+	list := slices.Clone(l.queens)
+	l.mu.Unlock()
+	known := func(id string) bool {
+		return slices.ContainsFunc(list, func(q hive.QueenAddress) bool { return q.ID == id })
+	}
+	if l.gossip != nil {
+		for _, m := range l.gossip.Members() {
+			if m.Queen && m.Status == gossip.Alive && !known(m.ID) {
+				list = append(list, hive.QueenAddress{ID: m.ID, RPCAddress: m.RPCAddress})
+			}
+		}
+	}
+	if l.pipe != nil && !known(l.self) {
+		list = append(list, hive.QueenAddress{ID: l.self})
+	}
+	return list
+}
+
+// Changed is closed when List has a new answer.
+func (l *queenList) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed
+}
+
+func (l *queenList) news() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// follow tells of changes that gossip sees, until ctx ends.
+func (l *queenList) follow(ctx context.Context) error {
+	for {
+		changed := l.gossip.Changed()
+		l.news()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Conn gives the connection to a queen.
+func (l *queenList) Conn(q hive.QueenAddress) (grpc.ClientConnInterface, error) {
+	if q.ID == l.self && l.pipe != nil {
+		return l.pipe, nil
+	}
+	c, err := l.pool.Conn(q.ID, q.RPCAddress, core.RoleQueen)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Reset has the next Conn dial anew.
+func (l *queenList) Reset(q hive.QueenAddress) {
+	if q.ID != l.self || l.pipe == nil {
+		l.pool.Forget(q.ID)
+	}
+}
+
+// SetView takes in what a queen says of the cluster.
+func (l *queenList) SetView(v *queenv1.ClusterView) {
+	l.mu.Lock()
+	if v.GetIndex() < l.index {
+		l.mu.Unlock()
+		return
+	}
+	l.index = v.GetIndex()
+	var queens []hive.QueenAddress
+	for _, q := range v.GetQueens() {
+		queens = append(queens, hive.QueenAddress{ID: q.GetId(), RPCAddress: q.GetRpcAddress()})
+	}
+	same := slices.Equal(queens, l.queens) || len(queens) == 0 // a queen that has just lost its state knows none
+	if !same {
+		l.queens = queens
+		if err := storeQueens(l.path, queens); err != nil {
+			l.log.Error("cannot keep the list of queens", "error", err)
+		}
+	}
+	l.mu.Unlock()
+	if !same {
+		l.news()
+	}
+	if l.onView != nil {
+		l.onView(v)
+	}
+}
+
+// gossipHosts are where gossip may find the queens: their hosts, with the gossip port that this node has.
+func (l *queenList) gossipHosts(port int) []string {
+	var out []string
+	for _, q := range l.List() {
+		if host, _, err := net.SplitHostPort(q.RPCAddress); err == nil && q.ID != l.self {
+			out = append(out, net.JoinHostPort(host, strconv.Itoa(port)))
+		}
+	}
+	return out
+}

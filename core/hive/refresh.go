@@ -1,0 +1,83 @@
+package hive
+
+import (
+	"context"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/hostinfo"
+	"github.com/rbee-project/rbee/core/wire"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+)
+
+// refreshFlush is how long an answer waits for the queens to have what was found.
+const refreshFlush = 3 * time.Second
+
+// Refresh looks again at the devices of every worker type, and answers when the queens know, or have not heard in time.
+func (s hiveService) Refresh(ctx context.Context, _ *hivev1.RefreshRequest) (*hivev1.RefreshResponse, error) {
+	h := s.h
+	if err := h.settled(ctx); err != nil {
+		return nil, err
+	}
+	resp := &hivev1.RefreshResponse{}
+	before, typesBefore := h.devicesNow(ctx)
+	for _, t := range h.types {
+		if err := h.lookAgain(ctx, t); err != nil {
+			return nil, err
+		}
+	}
+	after, typesAfter := h.devicesNow(ctx)
+	resp.Before, resp.WorkerTypesBefore = wire.All(before, wire.DeviceToProto), typesBefore
+	resp.After, resp.WorkerTypesAfter = wire.All(after, wire.DeviceToProto), typesAfter
+	h.beat.bump()
+	limited, cancel := context.WithTimeout(ctx, refreshFlush)
+	defer cancel()
+	if err := h.beat.flush(limited); err != nil && ctx.Err() == nil {
+		h.log.Warn("the queens do not know yet what the refresh found", "error", err)
+	}
+	return resp, nil
+}
+
+func (h *Hive) devicesNow(ctx context.Context) ([]core.Device, []string) {
+	var free int64
+	if m, err := hostinfo.ReadMemory(ctx); err == nil {
+		free = m.AvailableBytes
+	}
+	return h.devices(free)
+}
+
+// lookAgain probes a worker type anew: by one of its workers, which sees what is free, else by a short-lived process, with the engine if one is
+// installed. Errors: only ctx's.
+func (h *Hive) lookAgain(ctx context.Context, t *workerType) error {
+	for _, w := range h.all() {
+		if w.handle.Attachment.Type == t.name() {
+			h.refresh(ctx, w)
+			return ctx.Err()
+		}
+	}
+	select {
+	case t.gate <- struct{}{}:
+		defer func() { <-t.gate }()
+	case <-ctx.Done():
+		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
+	}
+	var exe, engine string
+	if b, err := h.store.Binary(t.name()); err == nil && b.Damaged == "" {
+		if exe, engine, err = h.store.BinaryPaths(b.ID); err == nil {
+			defer h.hold(exe)()
+		}
+	}
+	info, f, err := h.fingerprint(ctx, t.spec, exe, engine)
+	if ctx.Err() != nil {
+		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
+	}
+	if err != nil {
+		h.log.Warn("a worker type cannot be probed", "plugin", t.name(), "error", err)
+		f.Problem = err.Error()
+	}
+	t.note(info, f)
+	return nil
+}
+
+// TakeWorkersAlong has the workers end with Run, whatever the options say: the machine leaves its cluster.
+func (h *Hive) TakeWorkersAlong() { h.takeAlong.Store(true) }

@@ -1,0 +1,225 @@
+package queen
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/rpc"
+	"github.com/rbee-project/rbee/core/token"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+// maxHosts bounds the names that a node may have in its certificate beside its address.
+const maxHosts = 16
+
+var (
+	nodeNameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	hostNameForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*\.?$`)
+)
+
+// joinService takes machines into the cluster. The leader answers; the other queens pass calls on.
+type joinService struct {
+	queenv1.UnimplementedJoinServiceServer
+	q *Queen
+}
+
+func errNoCAKey() error {
+	return core.WithHint(core.Errorf("", core.Unsupported, "the key of this cluster's CA is not in its registry, so that no machine can join by token"),
+		"Make the certificate of the machine where the CA's key is, with `rbee tls cert create`, and name its files in tls { … }.")
+}
+
+// Join checks the token, signs the certificate, and writes the node to the registry, which uses the token up. Errors: Unauthenticated for a token
+// that is not valid; Forbidden for a role that it does not give; Conflict for a name or an id that is taken; Invalid; Unsupported; Unavailable.
+func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*queenv1.JoinResponse, error) {
+	q := s.q
+	if q.opts.Membership == nil {
+		return nil, errAlone()
+	}
+	if !q.leads() {
+		return nil, q.notLeader()
+	}
+	registry := q.registry()
+	c, err := clusterOf(registry)
+	if err != nil {
+		return nil, err
+	}
+	p, err := token.Parse(req.GetToken())
+	if err != nil || p.Kind != core.TokenJoin {
+		return nil, errJoinToken("this is not a join token")
+	}
+	t, ok := registry.Token(nil, p.ID)
+	if !ok || t.Kind != core.TokenJoin || !p.Matches(t.SecretHash) {
+		return nil, errJoinToken("the join token is not valid: it is unknown, was revoked, or has expired")
+	}
+	n, hosts, err := nodeOf(req)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range n.Roles {
+		if !slices.Contains(t.Roles, r) {
+			return nil, core.WithHint(core.Errorf("", core.Forbidden, "the join token is not for a %s", r), "Make one that is: `rbee token create --type join --role %s`, or join in another role.", r)
+		}
+	}
+	if n.KeyHash, err = requestKey(req.GetCertificateRequest()); err != nil {
+		return nil, err
+	}
+	if t.UsedBy != "" && (t.UsedBy != n.ID || string(t.UsedKeyHash) != string(n.KeyHash)) {
+		return nil, errJoinToken("the join token was used already, by node " + t.UsedBy)
+	}
+	certificate, err := q.sign(c, req.GetCertificateRequest(), &n, hosts)
+	if err != nil {
+		return nil, err
+	}
+	if err := q.apply(ctx, "join "+n.ID, fsm.PutNode(n, t.ID)); err != nil {
+		return nil, err
+	}
+	q.log.Info("node joined", "node", n.ID, "name", n.Name, "roles", n.Roles, "address", n.RPCAddress, "token", t.ID)
+	resp := &queenv1.JoinResponse{
+		Cluster: c.ID, ClusterName: c.Name, CaCertificates: c.CACertificates, Certificate: certificate, View: q.clusterView(watchSet{}), RpcAddress: n.RPCAddress,
+	}
+	if n.Has(core.RoleQueen) {
+		resp.SealKey = q.opts.Membership.Identity.SealKey()
+	}
+	return resp, nil
+}
+
+func errJoinToken(why string) error {
+	return core.WithHint(core.Errorf("", core.Unauthenticated, "%s", why), "Make a new one on a machine of the cluster: `rbee token create --type join`. Each takes one machine in.")
+}
+
+// Renew signs a new certificate for the calling node, with the key that it has had from the beginning. Errors: Forbidden, Invalid, Unavailable, Unsupported.
+func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*queenv1.RenewResponse, error) {
+	q := s.q
+	if q.opts.Membership == nil {
+		return nil, errAlone()
+	}
+	if !q.leads() {
+		return nil, q.notLeader()
+	}
+	registry := q.registry()
+	c, err := clusterOf(registry)
+	if err != nil {
+		return nil, err
+	}
+	id := rpc.Caller(ctx)
+	n, ok := registry.Node(nil, id)
+	if !ok || n.Revoked {
+		return nil, core.WithHint(core.Errorf("", core.Forbidden, "node %q is not part of the cluster", id), "Have it join again, with a new join token and an empty cluster folder.")
+	}
+	key, err := requestKey(req.GetCertificateRequest())
+	if err != nil {
+		return nil, err
+	}
+	if !sameKey(n, key) {
+		return nil, core.WithHint(core.Errorf("", core.Forbidden, "node %s (%s) asks with another key than it joined with", n.ID, n.Name), "If that is right, revoke the node and have it join again.")
+	}
+	hosts, err := checkHosts(req.GetHosts(), n.RPCAddress)
+	if err != nil {
+		return nil, err
+	}
+	certificate, err := q.sign(c, req.GetCertificateRequest(), &n, hosts)
+	if err != nil {
+		return nil, err
+	}
+	if err := q.apply(ctx, "renew "+n.ID, fsm.PutNode(n, "")); err != nil {
+		return nil, err
+	}
+	q.log.Info("certificate renewed", "node", n.ID, "name", n.Name, "expires", n.CertificateExpiresAt)
+	return &queenv1.RenewResponse{CaCertificates: c.CACertificates, Certificate: certificate}, nil
+}
+
+// sign makes the node's certificate with the cluster's CA and notes in n when it expires.
+func (q *Queen) sign(c core.Cluster, request []byte, n *core.Node, hosts []string) ([]byte, error) {
+	if len(c.SealedCAKey) == 0 {
+		return nil, errNoCAKey()
+	}
+	ca, err := q.opts.Membership.Identity.CA(c.CACertificates, c.SealedCAKey)
+	if err != nil {
+		return nil, err
+	}
+	certificate, signed, err := ca.Sign(request, pki.Node{Cluster: c.ID, ID: n.ID, Name: n.Name, Roles: n.Roles}, hosts, q.opts.Membership.CertificateTTL, q.opts.Now())
+	if err != nil {
+		return nil, err
+	}
+	n.KeyHash, n.CertificateExpiresAt = signed.KeyHash, signed.NotAfter.UTC().Truncate(time.Second)
+	return certificate, nil
+}
+
+// nodeOf checks what a joining machine says of itself.
+func nodeOf(req *queenv1.JoinRequest) (n core.Node, hosts []string, err error) {
+	invalid := func(hint, format string, args ...any) (core.Node, []string, error) {
+		return core.Node{}, nil, core.WithHint(core.Errorf("", core.Invalid, format, args...), "%s", hint)
+	}
+	n = core.Node{ID: req.GetNode(), Name: req.GetName(), RPCAddress: req.GetRpcAddress()}
+	switch {
+	case !pki.IsNodeID(n.ID):
+		return invalid("This is a defect of the joining agent: please report it.", "the node id is not 8 hex digits")
+	case !nodeNameForm.MatchString(n.Name):
+		return invalid("Set name = … in its configuration: up to 63 letters, digits, dots, dashes and underscores, beginning with a letter or a digit.", "the machine has no proper name")
+	}
+	for _, r := range req.GetRoles() {
+		role := core.Role(r)
+		if role != core.RoleQueen && role != core.RoleHive {
+			return invalid("The roles are queen and hive.", "there is no role %q", r[:min(len(r), 40)])
+		}
+		if !n.Has(role) {
+			n.Roles = append(n.Roles, role)
+		}
+	}
+	if len(n.Roles) == 0 {
+		return invalid("Enable its queen, its hive, or both.", "the machine joins as nothing")
+	}
+	slices.Sort(n.Roles)
+	host, port, err := net.SplitHostPort(n.RPCAddress)
+	number, portErr := strconv.Atoi(port)
+	ip, ipErr := netip.ParseAddr(host)
+	if err != nil || portErr != nil || number < 1 || number > 65535 || ipErr == nil && ip.IsUnspecified() || ipErr != nil && !hostNameForm.MatchString(host) {
+		return invalid("Set bind { advertise = … } to the address that the other machines reach this one at.", "%q is not an address that other machines can reach", n.RPCAddress[:min(len(n.RPCAddress), 100)])
+	}
+	hosts, err = checkHosts(req.GetHosts(), n.RPCAddress)
+	return n, hosts, err
+}
+
+// checkHosts are the names that a node asks to have in its certificate, with the host of its address.
+func checkHosts(asked []string, rpcAddress string) ([]string, error) {
+	host, _, err := net.SplitHostPort(rpcAddress)
+	if err != nil {
+		return nil, core.Errorf("", core.Invalid, "the node's address: %w", err)
+	}
+	hosts := []string{host}
+	if len(asked) > maxHosts {
+		return nil, core.WithHint(core.Errorf("", core.Invalid, "a certificate for %d host names", len(asked)), "At most %d.", maxHosts)
+	}
+	for _, h := range asked {
+		if _, err := netip.ParseAddr(h); err != nil && (len(h) > 253 || !hostNameForm.MatchString(h)) {
+			return nil, core.WithHint(core.Errorf("", core.Invalid, "%q is neither a host name nor an IP address", h[:min(len(h), 100)]), "Check the host name of the machine.")
+		}
+		if !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	return hosts, nil
+}
+
+// requestKey is the hash of the key of a certificate request, whose signature shows that the sender has it.
+func requestKey(der []byte) ([]byte, error) {
+	r, err := x509.ParseCertificateRequest(der)
+	if err == nil {
+		err = r.CheckSignature()
+	}
+	if err != nil {
+		return nil, core.WithHint(core.Errorf("", core.Invalid, "the certificate request is not valid: %w", err), "This is a defect of the joining agent: please report it.")
+	}
+	sum := sha256.Sum256(r.RawSubjectPublicKeyInfo)
+	return sum[:], nil
+}

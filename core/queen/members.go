@@ -1,0 +1,328 @@
+package queen
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gossip"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/rpc"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+// Membership is what a queen needs to be one of several nodes. All fields but Seed are required.
+type Membership struct {
+	Identity *pki.Identity
+	Gossip   Gossip
+	// Self is the connection to this process's own services. Methods that the leader answers are passed on from there.
+	Self grpc.ClientConnInterface
+	// Conn gives the connection to another node. Its errors are classified; the connection is not the queen's to close.
+	Conn func(node, address string, role core.Role) (grpc.ClientConnInterface, error)
+	// CertificateTTL is the life of the certificates that this queen signs while it leads.
+	CertificateTTL time.Duration
+	// NodesChanged is called when a node came, changed or was revoked. It must not block for long.
+	NodesChanged func()
+	// Seed is what the first queen of a new cluster writes to the registry; nil on every other.
+	Seed *Seed
+}
+
+// Seed is the beginning of a cluster.
+type Seed struct {
+	Cluster core.Cluster
+	Token   core.Token // the first operator's
+	Node    core.Node  // the first node
+	// Planted is called when the registry has it.
+	Planted func() error
+}
+
+// Gossip is the pool of nodes, as far as a queen uses it.
+type Gossip interface {
+	// Members are all nodes that gossip knows, dead ones and this one included.
+	Members() []gossip.Member
+	// Changed is closed at the next change of Members. It is taken before Members is asked.
+	Changed() <-chan struct{}
+	// SetKeys replaces the keys, the primary first.
+	SetKeys(keys [][]byte) error
+}
+
+// errAlone is the answer of an agent that is in no cluster.
+func errAlone() error {
+	return core.WithHint(core.Errorf("", core.Unsupported, "this agent is in no cluster"),
+		"Stop it, make a cluster with `rbee cluster init`, and start it again; its models and its registry stay.")
+}
+
+// duties are the leader's, until ctx ends or one of them fails.
+func (q *Queen) duties(ctx context.Context) error {
+	m := q.opts.Membership
+	if m == nil {
+		return q.lead(ctx)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, duty := range []func(context.Context) error{q.lead, q.expireTokens, q.keepQueens} {
+		wg.Go(func() {
+			if err := duty(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	<-ctx.Done()
+	wg.Wait()
+	if err := context.Cause(ctx); core.KindOf(err) != core.Cancelled {
+		return err
+	}
+	return nil
+}
+
+// watchCluster does what every queen does beside raft: it plants the seed of a new cluster, and gives gossip the keys of the registry.
+func (q *Queen) watchCluster(ctx context.Context) {
+	m := q.opts.Membership
+	var wg sync.WaitGroup
+	if m.Seed != nil {
+		wg.Go(func() { q.plant(ctx, m.Seed) })
+	}
+	wg.Go(func() {
+		for {
+			select {
+			case f := <-q.later:
+				wg.Go(func() { f(ctx) })
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	var version uint64
+	for ctx.Err() == nil {
+		ws := watchSet{}
+		s := q.registry()
+		s.Nodes(ws)
+		m.NodesChanged()
+		c, ok := s.Cluster(ws)
+		if ok && c.GossipVersion != version {
+			if err := q.setGossipKeys(c); err != nil {
+				q.log.Error("cannot take over the gossip keys of the registry", "error", err)
+			} else {
+				version = c.GossipVersion
+			}
+		}
+		_ = wait(ctx, ws)
+	}
+	wg.Wait()
+}
+
+// seedRetry is the pause between attempts to write the seed, while there is no leader.
+const seedRetry = 200 * time.Millisecond
+
+func (q *Queen) plant(ctx context.Context, s *Seed) {
+	for ctx.Err() == nil {
+		err := q.command(ctx, "init "+s.Cluster.ID, fsm.InitCluster(s.Cluster, &s.Token, &s.Node))
+		if err == nil {
+			err = s.Planted()
+			if err == nil {
+				q.log.Info("the cluster is in the registry", "cluster", s.Cluster.ID)
+				return
+			}
+		}
+		if core.KindOf(err) != core.Unavailable && ctx.Err() == nil {
+			q.log.Error("cannot write the beginning of the cluster to the registry", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(seedRetry):
+		}
+	}
+}
+
+// command writes to the registry through the leader, whoever that is, and returns when this queen's replica has it.
+func (q *Queen) command(ctx context.Context, requestID string, c *raftv1.Command) error {
+	m := q.opts.Membership
+	if m == nil || q.leads() {
+		return q.apply(ctx, requestID, c)
+	}
+	if len(requestID) <= fsm.MaxIDBytes {
+		c.RequestId = requestID
+	}
+	data, err := fsm.Encode(c)
+	if err != nil {
+		return err
+	}
+	resp, err := queenv1.NewClusterServiceClient(m.Self).Apply(ctx, &queenv1.ApplyRequest{Command: data})
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	return q.opts.Node.WaitApplied(ctx, resp.GetIndex())
+}
+
+// clusterOf is the registry's cluster. Errors: Unsupported for an agent alone; Unavailable before the registry has it.
+func clusterOf(s *state.Snapshot) (core.Cluster, error) {
+	c, ok := s.Cluster(nil)
+	if !ok {
+		return c, core.WithHint(core.Errorf("", core.Unavailable, "the registry of this cluster is not there yet"), "Try again in a moment; if it stays so, look at the log of the first queen.")
+	}
+	return c, nil
+}
+
+// gossipKeys opens the registry's gossip keys, the primary first.
+func (q *Queen) gossipKeys(c core.Cluster) (pki.Secrets, error) {
+	if len(c.SealedGossipKeys) == 0 {
+		return nil, nil
+	}
+	return q.opts.Membership.Identity.OpenGossipKeys(c.SealedGossipKeys)
+}
+
+func (q *Queen) setGossipKeys(c core.Cluster) error {
+	keys, err := q.gossipKeys(c)
+	if err != nil || len(keys) == 0 {
+		return err
+	}
+	return q.opts.Membership.Gossip.SetKeys(keys)
+}
+
+// nodeNamed finds a node by id, name or unique prefix of the id. Errors: NotFound, Conflict.
+func nodeNamed(s *state.Snapshot, name string) (core.Node, error) {
+	if n, ok := s.Node(nil, name); ok && name != "" {
+		return n, nil
+	}
+	if n, ok := s.NodeNamed(nil, name); ok && name != "" {
+		return n, nil
+	}
+	var found []core.Node
+	var names []string
+	for _, n := range s.Nodes(nil) {
+		names = append(names, n.ID, n.Name)
+		if name != "" && strings.HasPrefix(n.ID, name) {
+			found = append(found, n)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return core.Node{}, core.WithHint(core.Errorf("", core.NotFound, "there is no node %q", name), "%sSee all with `rbee tls list`.", nearest(name, names))
+	}
+	return core.Node{}, core.WithHint(core.Errorf("", core.Conflict, "%d nodes have an id that begins with %q", len(found), name), "Write more of the id.")
+}
+
+// Nodes lists the nodes of the cluster, revoked ones included.
+func (q *Queen) Nodes(context.Context) ([]core.Node, error) {
+	if q.opts.Membership == nil {
+		return nil, errAlone()
+	}
+	return q.registry().Nodes(nil), nil
+}
+
+// Cluster is what the registry says of the cluster. Errors: Unsupported, Unavailable.
+func (q *Queen) Cluster(context.Context) (core.Cluster, error) {
+	if q.opts.Membership == nil {
+		return core.Cluster{}, errAlone()
+	}
+	return clusterOf(q.registry())
+}
+
+// Queens lists the queens that raft knows, and those that gossip knows and raft does not (yet).
+func (q *Queen) Queens(context.Context) ([]core.Queen, error) {
+	servers, err := q.opts.Node.Queens()
+	if err != nil || q.opts.Membership == nil {
+		return servers, err
+	}
+	members := map[string]gossip.Member{}
+	for _, m := range q.opts.Membership.Gossip.Members() {
+		if m.Queen {
+			members[m.ID] = m
+		}
+	}
+	names := map[string]string{}
+	for _, n := range q.registry().Nodes(nil) {
+		names[n.ID] = n.Name
+	}
+	known := map[string]bool{}
+	for i := range servers {
+		s := &servers[i]
+		m, ok := members[s.ID]
+		s.Gossip = "unknown"
+		if ok {
+			s.Gossip, s.HTTPAddress, s.Version = string(m.Status), m.HTTPAddress, m.Version
+		}
+		s.Name = cmp.Or(names[s.ID], m.Name)
+		known[s.ID] = true
+	}
+	for _, m := range members {
+		if !known[m.ID] && m.Status == gossip.Alive {
+			servers = append(servers, core.Queen{
+				ID: m.ID, RaftID: m.RaftID, Name: cmp.Or(names[m.ID], m.Name), Address: m.RPCAddress, HTTPAddress: m.HTTPAddress, Version: m.Version, Gossip: string(m.Status),
+			})
+		}
+	}
+	slices.SortFunc(servers, func(a, b core.Queen) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
+	return servers, nil
+}
+
+// queenNamed finds a queen by node id, name or raft id.
+func (q *Queen) queenNamed(ctx context.Context, name string) (core.Queen, error) {
+	queens, err := q.Queens(ctx)
+	if err != nil {
+		return core.Queen{}, err
+	}
+	var names []string
+	for _, s := range queens {
+		if name != "" && (s.ID == name || s.RaftID == name || s.Name == name) {
+			return s, nil
+		}
+		names = append(names, s.ID, s.Name)
+	}
+	return core.Queen{}, core.WithHint(core.Errorf("", core.NotFound, "there is no queen %q", name), "%sSee all with `rbee queen list`.", nearest(name, names))
+}
+
+// FSMVersion is the state machine version of this build; see MinFSM.
+const FSMVersion uint32 = fsm.Version
+
+// Leader is the queen that leads, as far as this one knows now; it does not wait. local: it is this one, and it has taken over. Errors: Unavailable.
+func (q *Queen) Leader(context.Context) (nodeID, address string, local bool, err error) {
+	if q.leads() {
+		return q.opts.ID, "", true, nil
+	}
+	queens, err := q.opts.Node.Queens()
+	if err != nil {
+		return "", "", false, err
+	}
+	for _, s := range queens {
+		if s.Leader && s.ID != q.opts.ID {
+			return s.ID, s.Address, false, nil
+		}
+	}
+	return "", "", false, q.notLeader()
+}
+
+// keepQueens has raft's configuration follow the queens that are there: new ones are added and promoted, dead ones removed as long as a
+// majority stays.
+func (q *Queen) keepQueens(ctx context.Context) error {
+	return q.opts.Node.Autopilot(ctx, raftMembers{q})
+}
+
+// MinFSM is the lowest state machine version among the queens that gossip knows; 0: not known.
+func MinFSM(members []gossip.Member) uint32 {
+	lowest := uint32(0)
+	for _, m := range members {
+		if m.Queen && m.FSM > 0 && m.Status == gossip.Alive && (lowest == 0 || m.FSM < lowest) {
+			lowest = m.FSM
+		}
+	}
+	return lowest
+}
+
+// sameKey says whether a certificate request has the key that the node is known by.
+func sameKey(n core.Node, keyHash []byte) bool {
+	return len(n.KeyHash) > 0 && bytes.Equal(n.KeyHash, keyHash)
+}

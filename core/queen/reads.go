@@ -1,0 +1,63 @@
+package queen
+
+import (
+	"context"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/rpc"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+// syncTimeout bounds the wait for a leader, and for this queen to catch up with it.
+const syncTimeout = 5 * time.Second
+
+// Sync returns when this queen's replica is as new as c asks: after it, what this queen reads from its registry is. Errors: Unavailable when there is no
+// leader, or for a linearizable read no majority; Invalid for an unknown consistency; ctx's.
+func (q *Queen) Sync(ctx context.Context, c core.Consistency) (core.ReadInfo, error) {
+	n := q.opts.Node
+	switch c {
+	case core.ConsistencyStale:
+		return core.ReadInfo{Index: n.AppliedIndex(), Leader: n.Leader(), LastContact: core.Duration(n.LastContact()), Stale: !q.leads()}, nil
+	case "", core.ConsistencyDefault, core.ConsistencyLinearizable:
+	default:
+		return core.ReadInfo{}, core.WithHint(core.Errorf("", core.Invalid, "there is no consistency %q", clipped(string(c))), "It is default, stale or linearizable.")
+	}
+	limited, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	info, err := q.sync(limited, c == core.ConsistencyLinearizable)
+	switch {
+	case err == nil:
+		return info, nil
+	case ctx.Err() == nil && limited.Err() != nil:
+		err = core.Errorf("", core.Unavailable, "the leader did not answer within %s", syncTimeout)
+	}
+	if core.KindOf(err) == core.Unavailable {
+		err = core.WithHint(err, "Ask again in a moment, or ask for what this queen knows: ?consistency=stale, --stale.")
+	}
+	return core.ReadInfo{}, err
+}
+
+func (q *Queen) sync(ctx context.Context, verify bool) (core.ReadInfo, error) {
+	n := q.opts.Node
+	switch {
+	case q.opts.Membership == nil && !q.leads():
+		return core.ReadInfo{}, q.notLeader()
+	case q.opts.Membership == nil: // what it has acknowledged it has applied, and there is nobody else
+		return core.ReadInfo{Index: n.AppliedIndex(), Leader: q.opts.ID}, nil
+	case q.leads():
+		index, err := n.ReadIndex(ctx, verify)
+		if err == nil {
+			err = n.WaitApplied(ctx, index)
+		}
+		return core.ReadInfo{Index: n.AppliedIndex(), Leader: q.opts.ID}, err
+	}
+	resp, err := queenv1.NewClusterServiceClient(q.opts.Membership.Self).ReadIndex(ctx, &queenv1.ReadIndexRequest{Verify: verify})
+	if err != nil {
+		return core.ReadInfo{}, rpc.FromStatus(err)
+	}
+	if err := n.WaitApplied(ctx, resp.GetIndex()); err != nil {
+		return core.ReadInfo{}, err
+	}
+	return core.ReadInfo{Index: n.AppliedIndex(), Leader: resp.GetLeader(), LastContact: core.Duration(n.LastContact())}, nil
+}
