@@ -55,18 +55,20 @@ func (e *entry) syncHive(op *raftv1.SyncHive) error {
 	if hive.ModifyIndex == e.index {
 		e.PutHive(hive)
 	}
-	given, nonces := make(map[string]bool, len(workers)), make(map[string]bool, len(workers))
+	// All reading before the writing, which is the faster for it.
+	registered, intents := e.WorkersOfHive(hive.ID), e.RetireIntentsOfHive(hive.ID)
+	given := make(map[string]bool, len(workers))
 	for _, w := range workers {
-		given[w.ID], nonces[w.Nonce] = true, true
-		e.syncWorker(w)
+		given[w.ID] = true
+		e.syncWorker(w, slices.Contains(intents, state.RetireIntent{Hive: w.Hive, Nonce: w.Nonce}))
 	}
-	for _, w := range e.WorkersOfHive(hive.ID) {
+	for _, w := range registered {
 		if !given[w.ID] {
 			e.DeleteWorker(w.ID)
 		}
 	}
-	for _, i := range e.RetireIntentsOfHive(hive.ID) {
-		if !nonces[i.Nonce] {
+	for _, i := range intents {
+		if !slices.ContainsFunc(workers, func(w core.Worker) bool { return w.Nonce == i.Nonce }) {
 			e.DeleteRetireIntent(i) // the hive is there and the worker is not: it is gone for good
 		}
 	}
@@ -93,8 +95,8 @@ func (e *entry) mayRegister(hive core.Hive, registered, buried uint64, removed b
 	return nil
 }
 
-func (e *entry) syncWorker(w core.Worker) {
-	if e.RetireIntent(w.Hive, w.Nonce) {
+func (e *entry) syncWorker(w core.Worker, retire bool) {
+	if retire {
 		w.State = core.WorkerRetiring
 	}
 	w.CreateIndex, w.ModifyIndex = e.index, e.index

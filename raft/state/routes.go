@@ -105,55 +105,64 @@ func (x *routeIndex) with(changed map[string]*routes) *routeIndex {
 	return &next
 }
 
-// touched is what an update changed of the routes.
+// touched is what an update changed of the routes: rows by id, nil where there is none any more.
 type touched struct {
-	hives   map[string]bool     // ids
-	workers map[string][]string // ids by model
+	hives   map[string]*core.Hive
+	workers map[string]map[string]*core.Worker // by model
 }
 
-func (t *touched) hive(id string) {
+func (t *touched) hive(id string, h *core.Hive) {
 	if t.hives == nil {
-		t.hives = map[string]bool{}
+		t.hives = map[string]*core.Hive{}
 	}
-	t.hives[id] = true
+	t.hives[id] = h
 }
 
-func (t *touched) worker(w *core.Worker) {
-	if w == nil || w.Model == "" {
-		return
+func (t *touched) worker(id string, old, now *core.Worker) {
+	put := func(model string, w *core.Worker) {
+		if model == "" {
+			return
+		}
+		if t.workers == nil {
+			t.workers = map[string]map[string]*core.Worker{}
+		}
+		if t.workers[model] == nil {
+			t.workers[model] = map[string]*core.Worker{}
+		}
+		t.workers[model][id] = w
 	}
-	if t.workers == nil {
-		t.workers = map[string][]string{}
+	if old != nil {
+		put(old.Model, nil)
 	}
-	t.workers[w.Model] = append(t.workers[w.Model], w.ID)
+	if now != nil {
+		put(now.Model, now)
+	}
 }
 
 // putRoutes brings the routes of what was touched up to date, and their index.
 func (t *Txn) putRoutes(index *routeIndex) *routeIndex {
-	changed := map[string]*routes{}
 	for _, hive := range slices.Sorted(maps.Keys(t.touched.hives)) {
 		each(t.txn, nil, tableWorkers, indexHive, text(hive), func(w *core.Worker) bool {
-			t.touched.worker(w)
+			t.touched.worker(w.ID, nil, w)
 			return true
 		})
 	}
+	changed := map[string]*routes{}
 	for _, model := range slices.Sorted(maps.Keys(t.touched.workers)) {
-		ids := t.touched.workers[model]
-		slices.Sort(ids)
-		ids = slices.Compact(ids)
 		var old []route
 		if r := index.get(model); r != nil {
 			old = r.list
 		}
-		list := make([]route, 0, len(old)+len(ids))
-		for _, id := range ids {
+		rows := t.touched.workers[model]
+		list := make([]route, 0, len(old)+len(rows))
+		for _, id := range slices.Sorted(maps.Keys(rows)) {
 			i, found := slices.BinarySearchFunc(old, id, func(r route, id string) int { return strings.Compare(r.worker.ID, id) })
 			list = append(list, old[:i]...)
 			if old = old[i:]; found {
 				old = old[1:]
 			}
-			if w := first[core.Worker](t.txn, nil, tableWorkers, text(id)); w != nil && w.Model == model {
-				list = append(list, route{worker: w, hive: first[core.Hive](t.txn, nil, tableHives, text(w.Hive))})
+			if w := rows[id]; w != nil {
+				list = append(list, route{worker: w, hive: t.hiveRow(w.Hive)})
 			}
 		}
 		list = append(list, old...)

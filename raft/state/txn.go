@@ -16,6 +16,7 @@ const MaxTombstones = 10_000
 type Txn struct {
 	txn     *memdb.Txn
 	touched touched
+	workers map[string]*core.Worker // rows that were read or written, nil where there is none: memdb writes the slower the more is read in between
 }
 
 // Update runs fn as the only writer and stores index as the applied one. An error of fn undoes what it changed, but not the index:
@@ -131,22 +132,55 @@ func (t *Txn) DeleteRetireIntent(i RetireIntent) {
 }
 
 // Hive returns the hive with the id.
-func (t *Txn) Hive(id string) (core.Hive, bool) { return row[core.Hive](t, tableHives, id) }
+func (t *Txn) Hive(id string) (core.Hive, bool) {
+	if h := t.hiveRow(id); h != nil {
+		return *h, true
+	}
+	return core.Hive{}, false
+}
+
+func (t *Txn) hiveRow(id string) *core.Hive {
+	if h, ok := t.touched.hives[id]; ok {
+		return h
+	}
+	return first[core.Hive](t.txn, nil, tableHives, text(id))
+}
 
 // PutHive stores a hive.
 func (t *Txn) PutHive(h core.Hive) {
-	t.touched.hive(h.ID)
 	t.insert(tableHives, &h)
+	t.touched.hive(h.ID, &h)
 }
 
 // DeleteHive removes a hive, if it is there. Its workers stay.
 func (t *Txn) DeleteHive(id string) {
-	t.touched.hive(id)
 	t.delete(tableHives, text(id))
+	t.touched.hive(id, nil)
 }
 
 // Worker returns the worker with the id.
-func (t *Txn) Worker(id string) (core.Worker, bool) { return row[core.Worker](t, tableWorkers, id) }
+func (t *Txn) Worker(id string) (core.Worker, bool) {
+	if w := t.workerRow(id); w != nil {
+		return *w, true
+	}
+	return core.Worker{}, false
+}
+
+func (t *Txn) workerRow(id string) *core.Worker {
+	w, ok := t.workers[id]
+	if !ok {
+		w = first[core.Worker](t.txn, nil, tableWorkers, text(id))
+		t.setWorkerRow(id, w)
+	}
+	return w
+}
+
+func (t *Txn) setWorkerRow(id string, w *core.Worker) {
+	if t.workers == nil {
+		t.workers = map[string]*core.Worker{}
+	}
+	t.workers[id] = w
+}
 
 // WorkersOfHive returns the workers of a hive, sorted by id.
 func (t *Txn) WorkersOfHive(hive string) []core.Worker {
@@ -155,15 +189,16 @@ func (t *Txn) WorkersOfHive(hive string) []core.Worker {
 
 // PutWorker stores a worker.
 func (t *Txn) PutWorker(w core.Worker) {
-	t.touched.worker(first[core.Worker](t.txn, nil, tableWorkers, text(w.ID)))
-	t.touched.worker(&w)
+	t.touched.worker(w.ID, t.workerRow(w.ID), &w)
 	t.insert(tableWorkers, &w)
+	t.setWorkerRow(w.ID, &w)
 }
 
 // DeleteWorker removes a worker, if it is there.
 func (t *Txn) DeleteWorker(id string) {
-	t.touched.worker(first[core.Worker](t.txn, nil, tableWorkers, text(id)))
+	t.touched.worker(id, t.workerRow(id), nil)
 	t.delete(tableWorkers, text(id))
+	t.setWorkerRow(id, nil)
 }
 
 func row[T any](t *Txn, table, id string) (T, bool) {

@@ -30,7 +30,7 @@ type Command struct {
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The leader's clock when the command was made, in nanoseconds since 1970.
 	AtUnixNano int64 `protobuf:"varint,2,opt,name=at_unix_nano,json=atUnixNano,proto3" json:"at_unix_nano,omitempty"`
-	// The lowest state machine version that can apply the command.
+	// The lowest state machine version that can apply the command, and the one by whose rules it is applied.
 	MinFsm uint32 `protobuf:"varint,3,opt,name=min_fsm,json=minFsm,proto3" json:"min_fsm,omitempty"`
 	// A queen that does not know the command may pass over it; otherwise it stops.
 	Ignorable bool `protobuf:"varint,4,opt,name=ignorable,proto3" json:"ignorable,omitempty"`
@@ -524,7 +524,7 @@ func (x *RemoveHive) GetHive() string {
 	return ""
 }
 
-// SyncHives is several SyncHive in one entry of the log; each has a result of its own, in the same order.
+// SyncHives is several SyncHive, of different hives, in one entry of the log; each has a result of its own, in the same order.
 type SyncHives struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hives         []*SyncHive            `protobuf:"bytes,1,rep,name=hives,proto3" json:"hives,omitempty"`
@@ -685,8 +685,8 @@ func (x *InitCluster) GetNode() *Node {
 	return nil
 }
 
-// PutNode takes a node into the cluster or renews what is known of it. A name that another node has, an id that has another key, and a revoked
-// node are conflicts.
+// PutNode takes a node into the cluster or renews what is known of it. A name that another node has that is not revoked (ASCII letters are the same
+// in either case), an id that has another key, and a revoked node are conflicts.
 type PutNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -740,7 +740,7 @@ func (x *PutNode) GetJoinToken() string {
 	return ""
 }
 
-// RevokeNode has the node's certificates refused for ever, and removes its hive.
+// RevokeNode has the node's certificates refused for ever, and removes its hive as RemoveHive does.
 type RevokeNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -785,7 +785,8 @@ func (x *RevokeNode) GetNode() string {
 	return ""
 }
 
-// RemoveNode forgets a node that left.
+// RemoveNode forgets a node that left, the join token that it used, and its hive as RemoveHive does. A revoked node is a conflict: it would be let
+// in again.
 type RemoveNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -920,7 +921,7 @@ func (x *DeleteToken) GetToken() string {
 	return ""
 }
 
-// SetKeyring replaces the sealed gossip keys if they are at the version; otherwise it is a conflict.
+// SetKeyring replaces the sealed gossip keys if they are at the version; otherwise it is a conflict, unless it is this very change repeated.
 type SetKeyring struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	SealedKeys      []byte                 `protobuf:"bytes,1,opt,name=sealed_keys,json=sealedKeys,proto3" json:"sealed_keys,omitempty"`
