@@ -161,6 +161,7 @@ func (s *dataServer) dial(ctx context.Context, workerID string) (*net.UnixConn, 
 type pair struct {
 	queen  net.Conn
 	worker *net.UnixConn
+	said   atomic.Bool // the worker was told that the queen says no more
 }
 
 // cut ends both at once.
@@ -185,6 +186,7 @@ func (p *pair) fromQueen(first []byte) {
 			continue
 		case errors.Is(err, io.EOF):
 			// The queen says no more. Whether it still listens, only the connection below knows: that has ended too if the queen closed.
+			p.said.Store(true)
 			_ = p.worker.CloseWrite()
 			_, _ = below(p.queen).Read(buf[:1])
 		}
@@ -232,8 +234,12 @@ func (p *pair) fromWorker() {
 	}
 }
 
-// listens says whether a worker that says no more still reads. A socket that nobody has open takes not even nothing.
+// listens says whether a worker that says no more is still there. A socket that nobody has open takes not even nothing. One that was told of the
+// queen's end takes nothing either way: there the worker's end is taken for one that it meant.
 func (p *pair) listens() bool {
+	if p.said.Load() {
+		return true
+	}
 	_, err := p.worker.Write(nil)
 	return err == nil
 }

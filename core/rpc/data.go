@@ -221,7 +221,7 @@ func AnswerConnect(c net.Conn, failure error) error {
 	}
 	body, err := json.Marshal(core.FailureOf(failure))
 	if err != nil || len(body) > maxFailureBytes {
-		body, _ = json.Marshal(core.Failure{Kind: core.KindOf(failure), Message: "the hive cannot say why"}) //nolint:errchkjson // strings only
+		body, _ = json.Marshal(core.Failure{Kind: core.KindOf(failure), Message: "the hive cannot say why"}) // strings only
 	}
 	_, err = fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", statusOf(core.KindOf(failure)), len(body), body)
 	return err

@@ -21,7 +21,7 @@ import (
 const connect = "CONNECT w-1 HTTP/1.1\r\nHost: w-1\r\n\r\n"
 
 // workerPattern is what a worker id can be.
-var workerPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`) //nolint:gochecknoglobals // constant
+var workerPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`) // constant
 
 func TestReadConnect(t *testing.T) {
 	t.Parallel()

@@ -179,7 +179,7 @@ func TestMuxGarbage(t *testing.T) {
 	for i, garbage := range []string{"GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\xff\xff", strings.Repeat("\x00", 1<<16), "\x15\x03\x03\x00\x02\x02\x28"} {
 		c, err := net.Dial("tcp", n.addr)
 		must.NoError(t, err)
-		_, _ = io.WriteString(c, garbage) //nolint:errcheck // it may be refused before the end
+		_, _ = io.WriteString(c, garbage) // it may be refused before the end
 		if tcp, ok := c.(*net.TCPConn); ok {
 			_ = tcp.CloseWrite()
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -126,6 +127,11 @@ func (p *Pool) drop(condition func(nodeID string) bool) {
 		if condition(key.node) {
 			delete(p.kept, key)
 			gone = append(gone, k)
+		}
+	}
+	for key := range p.sessions {
+		if node, _, _ := strings.Cut(key, " "); condition(node) {
+			delete(p.sessions, key)
 		}
 	}
 	for c := range p.data {

@@ -57,7 +57,7 @@ func (s *RaftStream) Dial(address string, timeout time.Duration) (net.Conn, erro
 	if timeout <= 0 {
 		timeout = connectTimeout
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout) //nolint:forbidigo // raft gives none, but a timeout
+	ctx, cancel := context.WithTimeout(context.Background(), timeout) // raft gives none, but a timeout
 	defer cancel()
 	c, err := s.dialer.connect(ctx, address, s.dialer.config(ProtocolRaft, core.RoleQueen, ""))
 	if err != nil {

@@ -3,6 +3,7 @@ package rpc_test
 import (
 	"context"
 	"crypto/tls"
+	"maps"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -20,7 +21,7 @@ import (
 
 const clusterID = "00c0ffee00c0ffee"
 
-var both = []core.Role{core.RoleQueen, core.RoleHive} //nolint:gochecknoglobals // constant
+var both = []core.Role{core.RoleQueen, core.RoleHive} // constant
 
 func newCA(t testing.TB) *pki.CA {
 	t.Helper()
@@ -73,9 +74,7 @@ func (c *counter) all() map[rpc.Reason]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out := map[rpc.Reason]int{}
-	for k, v := range c.n {
-		out[k] = v
-	}
+	maps.Copy(out, c.n)
 	return out
 }
 

@@ -226,7 +226,7 @@ func (g *gate) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 // streamOf is a stream with a context that knows more.
 type streamOf struct {
 	grpc.ServerStream
-	ctx context.Context //nolint:containedctx // what grpc asks for
+	ctx context.Context // what grpc asks for
 }
 
 // Context is the stream's context.

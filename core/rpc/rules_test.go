@@ -28,10 +28,10 @@ import (
 )
 
 // served are the packages whose services queens or hives serve.
-var served = []protoreflect.FullName{"rbee.queen.v1", "rbee.hive.v1", "rbee.job.v1"} //nolint:gochecknoglobals // constant
+var served = []protoreflect.FullName{"rbee.queen.v1", "rbee.hive.v1", "rbee.job.v1"} // constant
 
 // mayCall is who may call what: a for anyone, h for hives, q for queens. It is written here a second time so that a change of a rule is seen.
-var mayCall = map[string]string{ //nolint:gochecknoglobals // constant
+var mayCall = map[string]string{ // constant
 	"/rbee.queen.v1.RegistryService/Link":              "h",
 	"/rbee.queen.v1.ClusterService/Apply":              "q",
 	"/rbee.queen.v1.ClusterService/ReadIndex":          "q",
@@ -114,8 +114,8 @@ func call(ctx context.Context, c grpc.ClientConnInterface, method string, d prot
 	if err != nil {
 		return err
 	}
-	_ = s.SendMsg(&emptypb.Empty{}) //nolint:errcheck // RecvMsg says why
-	_ = s.CloseSend()               //nolint:errcheck // as above
+	_ = s.SendMsg(&emptypb.Empty{}) // RecvMsg says why
+	_ = s.CloseSend()               // as above
 	return s.RecvMsg(&emptypb.Empty{})
 }
 
