@@ -38,14 +38,14 @@ type cluster struct {
 	local string
 }
 
-func newCluster(t *testing.T, dir string) *cluster {
+func newCluster(t *testing.T, dir string, change ...func(*Options)) *cluster {
 	t.Helper()
 	c := &cluster{t: t, hives: map[string]*fakeHive{}}
 	log := coretest.Logger(t)
 	n, err := node.Open(node.Options{ID: "q1", Dir: dir, Logger: log})
 	must.NoError(t, err)
 	c.node = n
-	c.q = New(Options{
+	opts := Options{
 		Node: n, ID: "q1", Version: "1.2.3", Logger: log,
 		HiveConn: func(hive string) (grpc.ClientConnInterface, error) {
 			c.mu.Lock()
@@ -61,7 +61,11 @@ func newCluster(t *testing.T, dir string) *cluster {
 			return c.local
 		},
 		Rand: func(int) int { return 0 },
-	})
+	}
+	for _, f := range change {
+		f(&opts)
+	}
+	c.q = New(opts)
 	pipe := rpc.NewPipe()
 	s := rpc.NewServer(log)
 	c.q.Register(s)

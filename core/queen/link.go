@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/rpc"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
@@ -63,6 +64,9 @@ func (s *registryService) Link(stream grpc.BidiStreamingServer[queenv1.LinkReque
 	r, err := reportOf(first, q.opts.Now())
 	if err != nil {
 		return err
+	}
+	if peer, ok := rpc.Peer(stream.Context()); ok && peer.ID != r.hive.ID {
+		return core.WithHint(core.Errorf("", core.Forbidden, "node %s tells of hive %s", peer.ID, r.hive.ID), "A hive's id is that of its node: remove node-id from its data_dir, or let it join again.")
 	}
 	l, err := q.openLine(stream.Context(), r.hive)
 	if err != nil {

@@ -214,7 +214,7 @@ func (q *Queen) place(d sched.Demand, m knownModel, hives []core.Hive, refused [
 
 // placeSpawn chooses the hive for a worker_spawn that names none. Only the hive can judge what the request asks beyond the model's own size.
 func (q *Queen) placeSpawn(ctx context.Context, r core.Request, live []core.Hive) (string, error) {
-	if len(live) == 1 {
+	if len(live) == 1 && !live[0].Draining {
 		return live[0].ID, nil // it says better itself why it cannot
 	}
 	lists, _, err := q.modelsOf(ctx)
