@@ -37,11 +37,17 @@ func (p *Pool) examine(ctx context.Context, list *memberlist.Memberlist, c Confl
 			return
 		}
 	}
+	if !answered {
+		p.mu.Lock()
+		delete(p.reported, c.Refused)
+		p.mu.Unlock()
+	}
 	switch {
 	case !answered && c.Self && ask == c.Known:
-		// It was this node, at another address, before it was started again: have it known as soon as the others have noticed.
+		// It was this node, at another address, before it was started again: have the new one known as soon as the others take the old one for dead.
 		p.mu.Lock()
-		p.moved = true
+		p.moved, p.rejoin = now.Add(movedFor), true
+		p.signal()
 		p.mu.Unlock()
 		p.log.Debug("the pool still has this node at its former address", "address", ask)
 	case !answered:

@@ -91,12 +91,18 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	if e == nil {
 		return
 	}
-	e.since, e.Status = time.Now(), Failed
 	if inc, ok := p.left[e.ID]; ok && inc >= e.Incarnation {
-		e.Status = Left
-		p.peers.forget(e.ID)
+		p.end(e, Left)
+		return
 	}
-	p.notify()
+	e.doubt++
+	if p.looking >= maxLooking {
+		p.end(e, Failed) // so many are not lost by chance
+		return
+	}
+	p.looking++
+	p.deaths = append(p.deaths, death{id: e.ID, address: e.GossipAddress, doubt: e.doubt})
+	p.signal()
 }
 
 // NotifyConflict is told of an id that is claimed from a second address.
@@ -169,17 +175,17 @@ func (p *Pool) seen(n *memberlist.Node) {
 		e = &entry{}
 		p.members[m.ID] = e
 	}
-	if e.Member == m {
-		return
-	}
 	if e.Status != Alive {
 		e.since = time.Now()
 	}
-	e.Member = m
+	changed := e.Member != m
+	e.Member, e.doubt = m, 0
 	if inc, ok := p.left[m.ID]; ok && inc < m.Incarnation {
 		delete(p.left, m.ID)
 	}
-	p.notify()
+	if changed {
+		p.notify()
+	}
 }
 
 // noteLeave keeps that a node says it leaves. It says whether that is news.
@@ -191,10 +197,8 @@ func (p *Pool) noteLeave(l *gossipv1.Leave) bool {
 		return false
 	}
 	p.left[e.ID] = l.GetIncarnation()
-	if e.Status == Failed {
-		e.Status = Left
-		p.peers.forget(e.ID)
-		p.notify()
+	if e.Status == Failed || e.doubt > 0 {
+		p.end(e, Left)
 	}
 	return true
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // Keys encrypt the pool: 16, 24 or 32 bytes each (32 is AES-256), the one that encrypts first; all decrypt. They show themselves to no format verb
-// and no JSON.
+// and no JSON; but hclog takes slices apart by itself, so never hand it one.
 type Keys [][]byte
 
 const hidden = "[secret]"

@@ -19,7 +19,8 @@ import (
 const (
 	rejoinInterval = 30 * time.Second // when there are others
 	rejoinFirst    = time.Second      // while there is nobody: doubled up to rejoinInterval
-	rejoinMoved    = 2 * time.Second  // while the others have an old address of this node
+	rejoinMoved    = 2 * time.Second  // while the others may have an old address of this node
+	movedFor       = 30 * time.Second // that is, after they last said so
 	rejoinAtOnce   = 8                // nodes asked at a time
 	rejoinRound    = 64               // nodes asked in a round
 	resolveTimeout = 5 * time.Second
@@ -34,7 +35,7 @@ func (p *Pool) rejoinLoop(ctx context.Context, list *memberlist.Memberlist, kick
 		p.rejoinOnce(ctx, list)
 		wait := rejoinInterval
 		p.mu.Lock()
-		moved := p.moved
+		moved := time.Now().Before(p.moved)
 		p.mu.Unlock()
 		switch {
 		case moved:
@@ -70,8 +71,7 @@ func (p *Pool) rejoinOnce(ctx context.Context, list *memberlist.Memberlist) {
 			someone = e.GossipAddress
 		}
 	}
-	moved, leaving := p.moved, p.leaving
-	p.moved = false
+	moved, leaving := time.Now().Before(p.moved), p.leaving
 	p.mu.Unlock()
 	if leaving {
 		return
