@@ -135,6 +135,10 @@ func TestFiveHoursWriteNothing(t *testing.T) {
 		}
 		must.Eq(t, index, c.node.AppliedIndex())
 		must.Eq(t, core.HiveReady, c.status("h0"))
+		// The next entry follows right upon the last: there was none of raft's own either.
+		_, err := c.node.Apply(t.Context(), fsm.RemoveHive("nobody"))
+		must.NoError(t, err)
+		must.Eq(t, index+1, c.node.AppliedIndex())
 		w, err := c.q.Worker(t.Context(), "w-h0-1")
 		must.NoError(t, err)
 		must.Positive(t, w.Load.TokensTotal)

@@ -1,0 +1,229 @@
+package queen
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/raft/node"
+)
+
+// member is one of several queens.
+type member struct {
+	q     *Queen
+	node  *node.Node
+	trans *raft.InmemTransport
+	kill  func() // as a crash does
+}
+
+// newQueens runs queens that form one cluster, in a bubble.
+func newQueens(t *testing.T, size int, change func(*Options)) []*member {
+	t.Helper()
+	var voters []node.Voter
+	var members []*member
+	for i := range size {
+		id := fmt.Sprintf("q%d", i)
+		addr, trans := raft.NewInmemTransport(raft.ServerAddress("addr-" + id))
+		voters = append(voters, node.Voter{ID: id, Address: string(addr)})
+		members = append(members, &member{trans: trans})
+	}
+	for i, m := range members {
+		for _, other := range members {
+			m.trans.Connect(other.trans.LocalAddr(), other.trans)
+		}
+		n, err := node.Open(node.Options{ID: voters[i].ID, Logger: coretest.Logger(t), Transport: m.trans, Voters: voters})
+		must.NoError(t, err)
+		o := Options{Node: n, ID: voters[i].ID, Logger: coretest.Logger(t)}
+		change(&o)
+		m.node, m.q = n, New(o)
+		ctx, cancel := context.WithCancel(context.Background())
+		ran := make(chan struct{})
+		go func() {
+			defer close(ran)
+			must.NoError(t, m.q.Run(ctx))
+		}()
+		killed := false
+		m.kill = func() {
+			if killed {
+				return
+			}
+			killed = true
+			for _, other := range members {
+				other.trans.Disconnect(m.trans.LocalAddr())
+			}
+			m.trans.DisconnectAll()
+			cancel()
+			<-ran
+			must.NoError(t, n.Shutdown())
+		}
+	}
+	return members
+}
+
+func leaderOf(t *testing.T, members []*member) *member {
+	t.Helper()
+	for range 10_000 {
+		for _, m := range members {
+			if m.q.leads() {
+				return m
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("no leader")
+	return nil
+}
+
+// A new leader knows already what hives told it: nothing is written but what changed meanwhile, at once, and nobody is lost. Every queen routes all the time.
+func TestTakeOver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		members := newQueens(t, 3, func(o *Options) { o.Pinger = fakePinger(noSign) })
+		defer func() {
+			for _, m := range members {
+				m.kill()
+			}
+			time.Sleep(time.Minute)
+		}()
+		var hives []*simHive
+		for i := range 10 {
+			hives = append(hives, newSimHive(fmt.Sprintf("h%d", i), 2))
+		}
+		first := leaderOf(t, members)
+		living := members
+		tellAll := func(hives []*simHive) {
+			for _, h := range hives {
+				for _, m := range living {
+					h.mustTell(t, m.q)
+				}
+			}
+		}
+		tellAll(hives)
+		time.Sleep(time.Second)
+		tellAll(hives)
+		for _, m := range members {
+			must.Len(t, 20, m.q.registry().Workers(nil))
+			must.Len(t, 10, m.q.PickReady("m0"))
+		}
+		index := first.node.AppliedIndex()
+
+		// The leader is gone, and with it one hive; the load of all and the workers of another change before there is a new one.
+		first.kill()
+		living = nil
+		for _, m := range members {
+			if m != first {
+				living = append(living, m)
+			}
+		}
+		dead, rest := hives[9], hives[:9]
+		for _, m := range living {
+			dead.hangUp(m.q)
+		}
+		hives[0].workers = hives[0].workers[1:]
+		for _, h := range rest {
+			h.workers[0].Load.Active = 3
+		}
+		tellAll(rest)
+		for _, m := range living {
+			must.Len(t, 9, m.q.PickReady("m0"))
+			w, err := m.q.Worker(t.Context(), "w-h5-0")
+			must.NoError(t, err)
+			must.Eq(t, 3, w.Load.Active)
+		}
+
+		second := leaderOf(t, living)
+		led := time.Now()
+		time.Sleep(20 * time.Millisecond)
+		index += 3 // raft's own two entries of a new leader, and what changed
+		must.Eq(t, index, second.node.AppliedIndex())
+		time.Sleep(300 * time.Millisecond) // followers hear of it with the next sign of the leader
+		for _, m := range living {
+			must.Eq(t, index, m.node.AppliedIndex())
+			must.Len(t, 1, m.q.registry().WorkersOfHive(nil, "h0"))
+		}
+		// Who reported while nobody led is told now that it is registered.
+		for _, h := range rest {
+			resp, err := second.q.answer(h.lines[second.q].line)
+			must.NoError(t, err)
+			must.True(t, resp.GetRegistered(), must.Sprint(h.hive.ID))
+		}
+
+		// The lost hive has its time to find the new leader.
+		for time.Since(led) < LinkGrace-200*time.Millisecond {
+			tellAll(rest)
+			time.Sleep(100 * time.Millisecond)
+			must.Eq(t, core.HiveReady, second.q.registry().PeekHive(nil, "h9").Status)
+		}
+		for time.Since(led) < LinkGrace+200*time.Millisecond {
+			tellAll(rest)
+			time.Sleep(100 * time.Millisecond)
+		}
+		for _, m := range living {
+			must.Eq(t, core.HiveDown, m.q.registry().PeekHive(nil, "h9").Status)
+		}
+		for range 60 {
+			tellAll(rest)
+			time.Sleep(time.Second)
+		}
+		for _, m := range living {
+			must.Eq(t, index+1, m.node.AppliedIndex())
+			for _, h := range m.q.hives() {
+				must.Eq(t, h.ID != "h9", h.Status == core.HiveReady)
+			}
+		}
+	})
+}
+
+// A queen that is cut off from the others routes on with what hives tell it, and writes nothing.
+func TestMinorityRoutesOn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		members := newQueens(t, 3, func(o *Options) { o.Pinger = fakePinger(noSign) })
+		defer func() {
+			for _, m := range members {
+				m.kill()
+			}
+			time.Sleep(time.Minute)
+		}()
+		leader := leaderOf(t, members)
+		a, b := newSimHive("a", 1), newSimHive("b", 1)
+		for range 3 {
+			for _, m := range members {
+				a.mustTell(t, m.q)
+				b.mustTell(t, m.q)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		var cut *member
+		for _, m := range members {
+			if m != leader {
+				cut = m
+			}
+		}
+		cut.trans.DisconnectAll()
+		for _, m := range members {
+			m.trans.Disconnect(cut.trans.LocalAddr())
+		}
+		index := cut.node.AppliedIndex()
+		for second := range 30 {
+			for _, m := range members {
+				a.mustTell(t, m.q)
+				if second < 10 {
+					b.mustTell(t, m.q)
+				}
+			}
+			time.Sleep(time.Second)
+		}
+		must.Eq(t, index, cut.node.AppliedIndex())
+		must.Len(t, 1, cut.q.PickReady("m0")) // a; b is suspect here
+		must.Eq(t, core.HiveReady, cut.q.registry().PeekHive(nil, "b").Status)
+		must.Eq(t, core.HiveDown, leaderOf(t, members).q.registry().PeekHive(nil, "b").Status)
+	})
+}
