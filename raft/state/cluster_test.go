@@ -3,6 +3,7 @@ package state_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -255,20 +256,33 @@ func TestConcurrentReads(t *testing.T) {
 	readers.Wait()
 }
 
-// Who is woken by a change finds it.
+// Who is woken by a change finds it, however fast.
 func TestWokenFindsTheChange(t *testing.T) {
 	t.Parallel()
 	s := filled(t)
-	for i := range 200 {
+	for i := range 500 {
 		ws := watchSet()
 		must.Len(t, 2+i, s.WorkersOfModel(ws, "tiny"))
-		done := make(chan int)
+		looking, found := make(chan bool), make(chan int)
 		go func() {
-			_ = ws.WatchCtx(t.Context())
-			done <- len(s.WorkersOfModel(nil, "tiny"))
+			close(looking)
+			for {
+				for c := range ws {
+					select {
+					case <-c:
+						n := 0
+						s.Snapshot().EachWorkerOfModel(nil, "tiny", func(*core.Worker) bool { n++; return true })
+						found <- n
+						return
+					default:
+					}
+				}
+				runtime.Gosched()
+			}
 		}()
+		<-looking
 		update(t, s, func(tx *state.Txn) { tx.PutWorker(core.Worker{ID: fmt.Sprint("z", i), Hive: "h1", Model: "tiny"}) })
-		must.Eq(t, 3+i, <-done)
+		must.Eq(t, 3+i, <-found)
 	}
 }
 
