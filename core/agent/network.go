@@ -19,6 +19,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/gossip"
+	"github.com/rbee-project/rbee/core/hive"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/queen"
 	"github.com/rbee-project/rbee/core/rpc"
@@ -93,7 +94,7 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 	if err != nil {
 		return nil, core.E("read the address of this node", core.Integrity, err)
 	}
-	n.queens, err = openQueenList(filepath.Join(cfg.DataDir, queensFile), self.ID, n.pool, n.log)
+	n.queens, err = openQueenList(filepath.Join(cfg.DataDir, queensFile), hive.QueenAddress{ID: self.ID, RPCAddress: id.RPCAddress()}, n.pool, n.log)
 	if err != nil {
 		return nil, err
 	}

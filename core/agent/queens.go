@@ -25,7 +25,7 @@ import (
 // a machine that starts finds them. It is the hive's Queens.
 type queenList struct {
 	path string
-	self string // node id
+	self hive.QueenAddress // this node's
 	pool *rpc.Pool
 	log  hclog.Logger
 	// These are set before anybody asks.
@@ -49,7 +49,7 @@ type storedQueen struct {
 	RPCAddress string `json:"rpc_address"`
 }
 
-func openQueenList(path, self string, pool *rpc.Pool, log hclog.Logger) (*queenList, error) {
+func openQueenList(path string, self hive.QueenAddress, pool *rpc.Pool, log hclog.Logger) (*queenList, error) {
 	l := &queenList{path: path, self: self, pool: pool, log: log, changed: make(chan struct{})}
 	b, err := os.ReadFile(path)
 	switch {
@@ -96,8 +96,8 @@ func (l *queenList) List() []hive.QueenAddress {
 			}
 		}
 	}
-	if l.pipe != nil && !known(l.self) {
-		list = append(list, hive.QueenAddress{ID: l.self})
+	if l.pipe != nil && !known(l.self.ID) {
+		list = append(list, l.self)
 	}
 	return list
 }
@@ -131,7 +131,7 @@ func (l *queenList) follow(ctx context.Context) error {
 
 // Conn gives the connection to a queen.
 func (l *queenList) Conn(q hive.QueenAddress) (grpc.ClientConnInterface, error) {
-	if q.ID == l.self && l.pipe != nil {
+	if q.ID == l.self.ID && l.pipe != nil {
 		return l.pipe, nil
 	}
 	c, err := l.pool.Conn(q.ID, q.RPCAddress, core.RoleQueen)
@@ -143,7 +143,7 @@ func (l *queenList) Conn(q hive.QueenAddress) (grpc.ClientConnInterface, error) 
 
 // Reset has the next Conn dial anew.
 func (l *queenList) Reset(q hive.QueenAddress) {
-	if q.ID != l.self || l.pipe == nil {
+	if q.ID != l.self.ID || l.pipe == nil {
 		l.pool.Forget(q.ID)
 	}
 }
@@ -180,7 +180,7 @@ func (l *queenList) SetView(v *queenv1.ClusterView) {
 func (l *queenList) gossipHosts(port int) []string {
 	var out []string
 	for _, q := range l.List() {
-		if host, _, err := net.SplitHostPort(q.RPCAddress); err == nil && q.ID != l.self {
+		if host, _, err := net.SplitHostPort(q.RPCAddress); err == nil && q.ID != l.self.ID {
 			out = append(out, net.JoinHostPort(host, strconv.Itoa(port)))
 		}
 	}

@@ -1,0 +1,455 @@
+package queen
+
+import (
+	"context"
+	"encoding/base64"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gossip"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/rpc"
+	"github.com/rbee-project/rbee/core/token"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+// fakeGossip is a pool whose members are what the test says.
+type fakeGossip struct {
+	mu      sync.Mutex // guards below
+	members []gossip.Member
+	keys    [][]byte
+	sets    int
+}
+
+func (g *fakeGossip) Members() []gossip.Member {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.members)
+}
+func (g *fakeGossip) Changed() <-chan struct{} { return nil }
+func (g *fakeGossip) SetKeys(keys [][]byte) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.keys, g.sets = keys, g.sets+1
+	return nil
+}
+
+func (g *fakeGossip) primary() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.keys) == 0 {
+		return ""
+	}
+	return pki.KeyFingerprint(g.keys[0])
+}
+
+// secured is a cluster whose queen is its first node.
+type secured struct {
+	*cluster
+	gossip   *fakeGossip
+	identity *pki.Identity
+	operator string // token
+	join     queenv1.JoinServiceClient
+	changes  int // calls of NodesChanged
+	left     []string
+}
+
+// laterConn is a connection that is made after it is handed out.
+type laterConn struct {
+	made chan struct{} // closed when conn is there
+	conn grpc.ClientConnInterface
+}
+
+func (l *laterConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	<-l.made
+	return l.conn.Invoke(ctx, method, args, reply, opts...)
+}
+
+func (l *laterConn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	<-l.made
+	return l.conn.NewStream(ctx, desc, method, opts...)
+}
+
+// agents answers AgentService for nodes that are told to leave.
+type agents struct {
+	grpc.ClientConnInterface
+	left func(node string)
+	node string
+}
+
+func (a agents) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
+	if method != hivev1.AgentService_Leave_FullMethodName {
+		return core.Errorf("", core.Unavailable, "nobody serves %s", method)
+	}
+	a.left(a.node)
+	return nil
+}
+
+func newSecured(t *testing.T, change ...func(*Options)) *secured {
+	t.Helper()
+	s := &secured{gossip: &fakeGossip{}}
+	id, hash, text := token.New()
+	s.operator = text
+	now := time.Now()
+	made, err := pki.Init(t.TempDir(), pki.InitOptions{
+		Name: "desk", NodeID: "aaaaaaaa", NodeName: "alpha", RPCAddress: "10.0.0.1:7834", Roles: []core.Role{core.RoleQueen, core.RoleHive}, Now: now,
+		Token: core.Token{ID: id, Name: "operator", Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: now.UTC().Truncate(time.Second)},
+	})
+	must.NoError(t, err)
+	s.identity = made.Identity
+	seed, err := s.identity.Seed()
+	must.NoError(t, err)
+	planted := make(chan struct{})
+	self := &laterConn{made: make(chan struct{})}
+	s.cluster = newCluster(t, "", append([]func(*Options){func(o *Options) {
+		o.Membership = &Membership{
+			Identity: s.identity, Gossip: s.gossip, Self: self, CertificateTTL: 90 * 24 * time.Hour,
+			NodesChanged: func() { s.changes++ },
+			Conn: func(node, _ string, _ core.Role) (grpc.ClientConnInterface, error) {
+				return agents{node: node, left: func(n string) { s.left = append(s.left, n) }}, nil
+			},
+			Seed: &Seed{
+				Cluster: core.Cluster{ID: s.identity.Cluster(), Name: "desk", CACertificates: seed.CAPEM, SealedCAKey: seed.SealedCAKey, SealedGossipKeys: seed.SealedGossipKeys},
+				Token:   seed.Token,
+				Node:    core.Node{ID: "aaaaaaaa", Name: "alpha", Roles: []core.Role{core.RoleHive, core.RoleQueen}, RPCAddress: "10.0.0.1:7834", KeyHash: s.identity.Node().KeyHash},
+				Planted: func() error { close(planted); return s.identity.DropSeed() },
+			},
+		}
+	}}, change...)...)
+	self.conn = s.server
+	close(self.made)
+	<-planted
+	s.join = queenv1.NewJoinServiceClient(s.server)
+	return s
+}
+
+// machine is a machine that wants to join.
+type machine struct {
+	key pki.Secret
+	req *queenv1.JoinRequest
+}
+
+func newMachine(t *testing.T, id, name, joinToken string, roles ...string) *machine {
+	t.Helper()
+	key, err := pki.NewKey()
+	must.NoError(t, err)
+	csr, err := pki.NewRequest(key, id)
+	must.NoError(t, err)
+	return &machine{key: key, req: &queenv1.JoinRequest{Token: joinToken, Node: id, Name: name, Roles: roles, RpcAddress: "10.0.0.9:7834", CertificateRequest: csr}}
+}
+
+func (s *secured) joinToken(roles ...core.Role) string {
+	s.t.Helper()
+	made, err := s.q.CreateToken(s.t.Context(), core.TokenRequest{Kind: core.TokenJoin, Roles: roles})
+	must.NoError(s.t, err)
+	return made.Secret
+}
+
+func (s *secured) tryJoin(m *machine) (*queenv1.JoinResponse, error) {
+	resp, err := s.join.Join(s.t.Context(), m.req)
+	return resp, rpc.FromStatus(err)
+}
+
+func TestTheSeedIsPlantedOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		c, err := s.q.Cluster(t.Context())
+		must.NoError(t, err)
+		must.Eq(t, s.identity.Cluster(), c.ID)
+		must.Eq(t, "desk", c.Name)
+		nodes, err := s.q.Nodes(t.Context())
+		must.NoError(t, err)
+		must.Len(t, 1, nodes)
+		must.Eq(t, "alpha", nodes[0].Name)
+		seed, err := s.identity.Seed()
+		must.NoError(t, err)
+		must.Nil(t, seed)
+		s.eventually("gossip has the registry's key", func() bool { return s.gossip.primary() != "" })
+		got, err := s.q.Authorize(t.Context(), s.operator, core.ScopeAdmin)
+		must.NoError(t, err)
+		must.Eq(t, "operator", got.Name)
+	})
+}
+
+func TestAuthorize(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		reader, err := s.q.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Name: "ci", Scopes: []core.Scope{core.ScopeRead, core.ScopeInfer, core.ScopeRead}})
+		must.NoError(t, err)
+		must.Eq(t, []core.Scope{core.ScopeInfer, core.ScopeRead}, reader.Scopes)
+		for _, scope := range core.Scopes() {
+			_, err := s.q.Authorize(t.Context(), reader.Secret, scope)
+			if scope == core.ScopeInfer || scope == core.ScopeRead {
+				must.NoError(t, err)
+				continue
+			}
+			mustFail(t, err, core.Forbidden, "lacks the scope")
+		}
+		other, _, _ := strings.Cut(reader.Secret[len("rbee_"):], "_")
+		_, _, wrong := token.New()
+		forged := "rbee_" + other + "_" + wrong[strings.LastIndex(wrong, "_")+1:]
+		for _, text := range []string{"", "x", wrong, forged, s.joinToken(), strings.ToUpper(reader.Secret)} {
+			_, err := s.q.Authorize(t.Context(), text, core.ScopeRead)
+			mustFail(t, err, core.Unauthenticated)
+			if text != "" && text != "x" {
+				must.StrNotContains(t, err.Error()+core.HintOf(err), text)
+			}
+		}
+		gone, err := s.q.RevokeToken(t.Context(), reader.ID[:6])
+		must.NoError(t, err)
+		must.Eq(t, reader.ID, gone.ID)
+		_, err = s.q.Authorize(t.Context(), reader.Secret, core.ScopeRead)
+		mustFail(t, err, core.Unauthenticated, "revoked")
+		_, err = s.q.RevokeToken(t.Context(), reader.Secret)
+		mustFail(t, err, core.NotFound)
+		must.StrNotContains(t, err.Error(), reader.Secret)
+
+		// The registry has no secret.
+		list, err := s.q.Tokens(t.Context())
+		must.NoError(t, err)
+		must.Len(t, 2, list) // the operator's and the join token
+		for _, tok := range list {
+			must.Len(t, 32, tok.SecretHash)
+		}
+	})
+}
+
+func TestTokenRequestsAreChecked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		for name, r := range map[string]core.TokenRequest{
+			"no kind":          {},
+			"no scope":         {Kind: core.TokenAPI},
+			"unknown scope":    {Kind: core.TokenAPI, Scopes: []core.Scope{"root"}},
+			"api with roles":   {Kind: core.TokenAPI, Scopes: core.Scopes(), Roles: []core.Role{core.RoleHive}},
+			"join with scopes": {Kind: core.TokenJoin, Scopes: core.Scopes()},
+			"unknown role":     {Kind: core.TokenJoin, Roles: []core.Role{"king"}},
+			"long life":        {Kind: core.TokenJoin, TTL: core.Duration(25 * time.Hour)},
+			"negative life":    {Kind: core.TokenAPI, Scopes: core.Scopes(), TTL: core.Duration(-time.Hour)},
+			"half a second":    {Kind: core.TokenAPI, Scopes: core.Scopes(), TTL: core.Duration(time.Second / 2)},
+			"long name":        {Kind: core.TokenAPI, Scopes: core.Scopes(), Name: strings.Repeat("x", 101)},
+			"control":          {Kind: core.TokenAPI, Scopes: core.Scopes(), Name: "a\nb"},
+		} {
+			_, err := s.q.CreateToken(t.Context(), r)
+			mustFail(t, err, core.Invalid)
+			must.NotEq(t, "", core.HintOf(err), must.Sprint(name))
+		}
+	})
+}
+
+// A token lives by the leader's monotonic clock: a wall clock that jumps by an hour or a day ends none, nor makes one live longer.
+func TestTokensExpire(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var wall time.Duration // the wall clock is wrong by it
+		var mu sync.Mutex
+		s := newSecured(t, func(o *Options) {
+			o.Now = func() time.Time { mu.Lock(); defer mu.Unlock(); return time.Now().Add(wall) }
+		})
+		jump := func(d time.Duration) { mu.Lock(); wall = d; mu.Unlock() }
+		short, err := s.q.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Scopes: core.Scopes(), TTL: core.Duration(time.Hour)})
+		must.NoError(t, err)
+		valid := func() bool {
+			_, err := s.q.Authorize(t.Context(), short.Secret, core.ScopeRead)
+			return err == nil
+		}
+		jump(25 * time.Hour)
+		time.Sleep(59 * time.Minute)
+		must.True(t, valid())
+		jump(-25 * time.Hour)
+		time.Sleep(2 * time.Minute)
+		must.False(t, valid())
+		_, err = s.q.Authorize(t.Context(), s.operator, core.ScopeAdmin)
+		must.NoError(t, err) // it is for ever
+	})
+}
+
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		text := s.joinToken()
+		m := newMachine(t, "bbbbbbbb", "beta", text, "queen", "hive")
+		resp, err := s.tryJoin(m)
+		must.NoError(t, err)
+		must.Eq(t, s.identity.Cluster(), resp.GetCluster())
+		must.Eq(t, []byte(s.identity.SealKey()), resp.GetSealKey())
+		must.Eq(t, 1, len(resp.GetView().GetGossipKeys()))
+
+		// What it got is an identity, which shakes hands with the first node.
+		dir := t.TempDir()
+		id, err := pki.Create(dir, pki.Material{
+			ClusterName: resp.GetClusterName(), Name: "beta", RPCAddress: resp.GetRpcAddress(), CAPEM: resp.GetCaCertificates(), NodePEM: resp.GetCertificate(),
+			Key: m.key, SealKey: resp.GetSealKey(), GossipKeys: resp.GetView().GetGossipKeys(),
+		})
+		must.NoError(t, err)
+		must.True(t, id.Has(core.RoleQueen))
+		must.Eq(t, "bbbbbbbb", id.Node().ID)
+		n, ok := s.q.registry().Node(nil, "bbbbbbbb")
+		must.True(t, ok)
+		must.Eq(t, id.Node().KeyHash, n.KeyHash)
+
+		// The answer may have been lost: the same machine may ask again, no other may.
+		_, err = s.tryJoin(m)
+		must.NoError(t, err)
+		_, err = s.tryJoin(newMachine(t, "cccccccc", "gamma", text, "hive"))
+		mustFail(t, err, core.Unauthenticated, "used already")
+		_, err = s.tryJoin(newMachine(t, "bbbbbbbb", "beta", text, "hive")) // another key
+		mustFail(t, err, core.Unauthenticated, "used already")
+
+		// A hive gets no seal key.
+		hive, err := s.tryJoin(newMachine(t, "cccccccc", "gamma", s.joinToken(core.RoleHive), "hive"))
+		must.NoError(t, err)
+		must.Eq(t, 0, len(hive.GetSealKey()))
+
+		s.eventually("everybody is told of the nodes", func() bool { return s.changes >= 3 })
+	})
+}
+
+func TestJoinIsRefused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		good := s.joinToken()
+		expired := s.joinToken()
+		parsed, err := token.Parse(expired)
+		must.NoError(t, err)
+		_, err = s.q.RevokeToken(t.Context(), parsed.ID)
+		must.NoError(t, err)
+		ca, err := pki.NewCA("0123456789abcdef", "other", time.Now())
+		must.NoError(t, err)
+		_, _, foreign := token.NewJoin(ca.Fingerprint())
+		joined, err := s.tryJoin(newMachine(t, "dddddddd", "delta", s.joinToken(), "hive"))
+		must.NoError(t, err)
+		must.NotNil(t, joined)
+
+		with := func(change func(*queenv1.JoinRequest)) *machine {
+			m := newMachine(t, "bbbbbbbb", "beta", good, "hive")
+			change(m.req)
+			return m
+		}
+		for name, tt := range map[string]struct {
+			m    *machine
+			kind core.Kind
+		}{
+			"an API token":            {newMachine(t, "bbbbbbbb", "beta", s.operator, "hive"), core.Unauthenticated},
+			"no token":                {newMachine(t, "bbbbbbbb", "beta", "", "hive"), core.Unauthenticated},
+			"a revoked token":         {newMachine(t, "bbbbbbbb", "beta", expired, "hive"), core.Unauthenticated},
+			"another cluster's token": {newMachine(t, "bbbbbbbb", "beta", foreign, "hive"), core.Unauthenticated},
+			"a role not given":        {newMachine(t, "bbbbbbbb", "beta", s.joinToken(core.RoleHive), "queen"), core.Forbidden},
+			"no role":                 {newMachine(t, "bbbbbbbb", "beta", good), core.Invalid},
+			"an unknown role":         {newMachine(t, "bbbbbbbb", "beta", good, "king"), core.Invalid},
+			"a name that is taken":    {newMachine(t, "bbbbbbbb", "ALPHA", good, "hive"), core.Conflict},
+			"an id that is taken":     {newMachine(t, "dddddddd", "delta2", good, "hive"), core.Conflict},
+			"a bad id":                {with(func(r *queenv1.JoinRequest) { r.Node = "../../x" }), core.Invalid},
+			"a bad name":              {with(func(r *queenv1.JoinRequest) { r.Name = "a b" }), core.Invalid},
+			"no address":              {with(func(r *queenv1.JoinRequest) { r.RpcAddress = "" }), core.Invalid},
+			"an unspecified address":  {with(func(r *queenv1.JoinRequest) { r.RpcAddress = "0.0.0.0:7834" }), core.Invalid},
+			"no port":                 {with(func(r *queenv1.JoinRequest) { r.RpcAddress = "10.0.0.9:0" }), core.Invalid},
+			"a bad host":              {with(func(r *queenv1.JoinRequest) { r.Hosts = []string{"a b"} }), core.Invalid},
+			"too many hosts":          {with(func(r *queenv1.JoinRequest) { r.Hosts = make([]string, maxHosts+1) }), core.Invalid},
+			"no certificate request":  {with(func(r *queenv1.JoinRequest) { r.CertificateRequest = nil }), core.Invalid},
+			"a damaged request":       {with(func(r *queenv1.JoinRequest) { r.CertificateRequest[len(r.CertificateRequest)-1] ^= 1 }), core.Invalid},
+		} {
+			_, err := s.tryJoin(tt.m)
+			must.Eq(t, tt.kind, core.KindOf(err), must.Sprint(name, err))
+			must.NotEq(t, "", core.HintOf(err), must.Sprint(name))
+			if secret := tt.m.req.GetToken(); secret != "" {
+				must.StrNotContains(t, err.Error(), secret)
+			}
+		}
+		// After all that the token is still good for one machine.
+		_, err = s.tryJoin(newMachine(t, "bbbbbbbb", "beta", good, "hive"))
+		must.NoError(t, err)
+	})
+}
+
+func TestRevokedNodeAndLeaving(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		for id, name := range map[string]string{"bbbbbbbb": "beta", "cccccccc": "gamma"} {
+			_, err := s.tryJoin(newMachine(t, id, name, s.joinToken(), "hive"))
+			must.NoError(t, err)
+		}
+		n, err := s.q.RevokeNode(t.Context(), "BETA")
+		must.NoError(t, err)
+		must.True(t, n.Revoked)
+		must.True(t, s.q.registry().Revoked(nil, "bbbbbbbb"))
+		s.eventually("the view tells of it", func() bool { return slices.Contains(s.q.clusterView(watchSet{}).GetRevoked(), "bbbbbbbb") })
+		_, err = s.tryJoin(newMachine(t, "bbbbbbbb", "beta2", s.joinToken(), "hive"))
+		mustFail(t, err, core.Conflict)
+
+		left, err := s.q.LeaveNode(t.Context(), "gamma")
+		must.NoError(t, err)
+		must.Eq(t, "cccccccc", left.ID)
+		must.Eq(t, []string{"cccccccc"}, s.left)
+		must.False(t, s.q.registry().Revoked(nil, "cccccccc")) // it still speaks
+		time.Sleep(2 * leaveGrace)
+		must.True(t, s.q.registry().Revoked(nil, "cccccccc"))
+
+		// The only voting queen stays.
+		_, err = s.q.RevokeNode(t.Context(), "nobody")
+		mustFail(t, err, core.NotFound)
+	})
+}
+
+func TestKeyRotation(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		s.eventually("the first key", func() bool { return s.gossip.primary() != "" })
+		before, err := s.q.Keyring(t.Context())
+		must.NoError(t, err)
+		must.Len(t, 1, before.Keys)
+		_, err = s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "remove", Fingerprint: before.Primary})
+		mustFail(t, err, core.Conflict)
+		_, err = s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "install", Key: base64.StdEncoding.EncodeToString([]byte("short"))})
+		mustFail(t, err, core.Invalid)
+		_, err = s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "shred", Fingerprint: before.Primary})
+		mustFail(t, err, core.Invalid)
+
+		both, err := s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "install"})
+		must.NoError(t, err)
+		must.Len(t, 2, both.Keys)
+		must.Eq(t, before.Primary, both.Primary)
+		used, err := s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "use", Fingerprint: both.Keys[1]})
+		must.NoError(t, err)
+		must.Eq(t, both.Keys[1], used.Primary)
+		s.eventually("gossip uses it", func() bool { return s.gossip.primary() == used.Primary })
+		after, err := s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "remove", Fingerprint: before.Primary})
+		must.NoError(t, err)
+		must.Eq(t, []string{used.Primary}, after.Keys)
+		_, err = s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "use", Fingerprint: before.Primary})
+		mustFail(t, err, core.NotFound)
+	})
+}
+
+func TestAloneHasNoCluster(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		_, err := c.q.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Scopes: core.Scopes()})
+		mustFail(t, err, core.Unsupported)
+		must.StrContains(t, core.HintOf(err), "cluster init")
+		_, err = c.q.Nodes(t.Context())
+		mustFail(t, err, core.Unsupported)
+		info, err := c.q.Sync(t.Context(), core.ConsistencyLinearizable)
+		must.NoError(t, err)
+		must.False(t, info.Stale)
+		_, err = c.q.Sync(t.Context(), "eventual")
+		mustFail(t, err, core.Invalid)
+	})
+}
