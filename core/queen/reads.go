@@ -45,6 +45,8 @@ func (q *Queen) sync(ctx context.Context, verify bool) (core.ReadInfo, error) {
 		return core.ReadInfo{}, q.notLeader()
 	case q.opts.Membership == nil: // what it has acknowledged it has applied, and there is nobody else
 		return core.ReadInfo{Index: n.AppliedIndex(), Leader: q.opts.ID}, nil
+	case q.leads() && staleReads:
+		return core.ReadInfo{Index: n.AppliedIndex(), Leader: q.opts.ID}, nil
 	case q.leads():
 		index, err := n.ReadIndex(ctx, verify)
 		if err == nil {

@@ -1,0 +1,6 @@
+//go:build !rbee_fault_stale_reads
+
+package queen
+
+// staleReads is off in every build that is meant to be used.
+const staleReads = false
