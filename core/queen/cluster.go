@@ -53,7 +53,7 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	if s.Leader == "" {
 		problems = append(problems, "the cluster has no leader: nothing in the registry can change")
 	}
-	if queens, err := q.opts.Node.Queens(); err == nil {
+	if queens, err := q.Queens(ctx); err == nil {
 		s.Queens = queens
 	} else {
 		problems = append(problems, fmt.Sprintf("the queens are not known: %v", err))
