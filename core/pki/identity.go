@@ -98,8 +98,17 @@ func build(i info, caPEM, nodePEM []byte, key, sealKey Secret) (*state, error) {
 	for _, c := range certs[1:] {
 		intermediates.AddCert(c)
 	}
+	when := leaf.NotBefore // a moment at which all of them are valid, if there is one
+	for _, c := range certs[1:] {
+		when = later(when, c.NotBefore)
+	}
+	for _, c := range cas {
+		if c.NotBefore.Before(leaf.NotAfter) {
+			when = later(when, c.NotBefore)
+		}
+	}
 	chains, err := leaf.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: intermediates, CurrentTime: leaf.NotBefore.Add(backdate), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		Roots: roots, Intermediates: intermediates, CurrentTime: when, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if err != nil {
 		return nil, damaged("the node's certificate is not signed by the cluster's CA")
@@ -247,4 +256,11 @@ func KeyFingerprint(key []byte) string {
 
 func noSealKey() error {
 	return core.WithHint(core.Errorf("use the seal key", core.Unsupported, "this node has none"), "Only queens that joined with a token have it.")
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

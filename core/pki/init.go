@@ -40,7 +40,7 @@ type Seed struct {
 }
 
 // Format shows nothing of the seed.
-func (*Seed) Format(f fmt.State, _ rune) { fmt.Fprint(f, "seed of a cluster") }
+func (Seed) Format(f fmt.State, _ rune) { fmt.Fprint(f, "seed of a cluster") }
 
 // seedFile is init.json.
 type seedFile struct {

@@ -57,7 +57,7 @@ func NodeOf(cert *x509.Certificate) (Node, error) {
 	if cert.Subject.CommonName != id {
 		return Node{}, notNode("the certificate names two nodes")
 	}
-	n := Node{Cluster: u.Host, ID: id, KeyHash: keyHash(cert.RawSubjectPublicKeyInfo), NotAfter: cert.NotAfter}
+	n := Node{Cluster: u.Host, ID: id, KeyHash: KeyHash(cert.RawSubjectPublicKeyInfo), NotAfter: cert.NotAfter}
 	if len(cert.Subject.OrganizationalUnit) == 1 {
 		n.Name = cert.Subject.OrganizationalUnit[0]
 	}
@@ -76,7 +76,8 @@ func nodeURI(cluster, id string) *url.URL {
 	return &url.URL{Scheme: "rbee", Host: cluster, Path: "/node/" + id}
 }
 
-func keyHash(spki []byte) []byte {
+// KeyHash is how a public key (PKIX, DER) is known: its SHA-256.
+func KeyHash(spki []byte) []byte {
 	h := sha256.Sum256(spki)
 	return h[:]
 }

@@ -114,7 +114,10 @@ func verifyServer(cs tls.ConnectionState, roots *x509.CertPool, name string) (No
 	for _, c := range cs.PeerCertificates[1:] {
 		intermediates.AddCert(c)
 	}
-	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, DNSName: name, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	if err == nil && name != "" { // after the chain: of a foreign node it is not the role that is wrong
+		err = leaf.VerifyHostname(name)
+	}
 	if err != nil {
 		return Node{}, &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: classify(err)}
 	}
