@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/wire"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
@@ -16,13 +17,13 @@ import (
 // statusJobs is how many ended jobs Status shows.
 const statusJobs = 10
 
-// Ready is nil when a leader is known, this queen's registry is up to date with its term, and a hive is ready, which on the leader means that it has beaten
-// since this queen leads.
+// Ready is nil when requests can be served: the registry is read, and a hive is ready, which on the leader means that it has reported. Among several queens
+// one that has lost the leader goes on with what it knows.
 func (q *Queen) Ready(context.Context) error {
 	n := q.opts.Node
 	leading := q.leads()
 	switch {
-	case n.Leader() == "":
+	case n.Leader() == "" && q.opts.Membership == nil:
 		return core.WithHint(core.Errorf("", core.Unavailable, "the cluster has no leader"), "Wait for the election, or look at `rbee status` if it lasts.")
 	case n.IsLeader() && !leading:
 		return core.WithHint(core.Errorf("", core.Unavailable, "the registry is being read"), "Try again in a moment.")
@@ -55,6 +56,11 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	}
 	if queens, err := q.Queens(ctx); err == nil {
 		s.Queens = queens
+		for _, o := range queens {
+			if o.Gossip == string(gossip.Failed) || o.Gossip == string(gossip.Left) {
+				problems = append(problems, fmt.Sprintf("queen %s (%s) has %s", cmp.Or(o.Name, o.ID), o.Address, o.Gossip))
+			}
+		}
 	} else {
 		problems = append(problems, fmt.Sprintf("the queens are not known: %v", err))
 	}

@@ -174,6 +174,7 @@ func clipped(s string) string {
 // token lives by the monotonic clock, so that a wall clock that jumps expires nothing.
 func (q *Queen) expireTokens(ctx context.Context) error {
 	deadlines := map[string]time.Time{}
+	before := q.registry().AppliedIndex()
 	timer := time.NewTimer(maxTokenTimeout)
 	defer timer.Stop()
 	for ctx.Err() == nil {
@@ -192,7 +193,10 @@ func (q *Queen) expireTokens(ctx context.Context) error {
 			there[key] = true
 			at, ok := deadlines[key]
 			if !ok {
-				left := min(max(ttl-q.opts.Now().Sub(t.CreatedAt), 0), ttl)
+				left := ttl
+				if t.CreateIndex <= before { // it was there before this queen led: nothing but the wall clock tells for how long
+					left = min(max(ttl-q.opts.Now().Sub(t.CreatedAt), 0), ttl)
+				}
 				at = time.Now().Add(left)
 				deadlines[key] = at
 			}
