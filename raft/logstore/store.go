@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"syscall"
@@ -75,11 +76,26 @@ func Open(path string, opts Options) (s *Store, err error) {
 		}
 		return nil
 	})
+	if err == nil {
+		err = syncFolder(filepath.Dir(path)) // a file whose folder forgets it is lost with all that was promised
+	}
 	if err != nil {
 		_ = db.Close() // the first error says more
 		return nil, err
 	}
 	return s, nil
+}
+
+func syncFolder(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return core.E("open raft log", core.Unavailable, err)
+	}
+	defer d.Close()
+	if runtime.GOOS == "windows" {
+		return nil // it has no such thing
+	}
+	return core.E("open raft log", core.Unavailable, d.Sync())
 }
 
 // verify reads the file, if it is there, before bbolt does in goroutines of its own, where a damaged page ends the process.
@@ -246,19 +262,40 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 // DeleteRange deletes the entries from minIndex to maxIndex, both included.
 func (s *Store) DeleteRange(minIndex, maxIndex uint64) error {
 	return s.update("truncate raft log", func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketLog)
-		first, last := edge(tx, (*bbolt.Cursor).First), edge(tx, (*bbolt.Cursor).Last)
-		if first == 0 {
-			return nil
-		}
-		for i := max(minIndex, first); i <= min(maxIndex, last); i++ {
-			if err := b.Delete(key(i)); err != nil {
-				return err
-			}
+		if err := deleteRange(tx.Bucket(bucketLog), minIndex, maxIndex); err != nil {
+			return err
 		}
 		// A commit index beyond the end would call later entries, which are others, committed.
 		return lowerCommit(tx, edge(tx, (*bbolt.Cursor).Last))
 	})
+}
+
+// StartAt makes l the oldest entry: it replaces the one at its index, those before it are deleted, those after it stay.
+func (s *Store) StartAt(l *raft.Log) error {
+	return s.update("begin raft log anew", func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketLog)
+		if l.Index > 0 {
+			if err := deleteRange(b, 0, l.Index-1); err != nil {
+				return err
+			}
+		}
+		return b.Put(key(l.Index), encode(l))
+	})
+}
+
+// deleteRange goes by the entries that are there: a log may have gaps, and wide ones.
+func deleteRange(b *bbolt.Bucket, minIndex, maxIndex uint64) error {
+	var keys [][]byte // a cursor passes over entries when they are deleted under it
+	c := b.Cursor()
+	for k, _ := c.Seek(key(minIndex)); k != nil && number(k) <= maxIndex; k, _ = c.Next() {
+		keys = append(keys, bytes.Clone(k))
+	}
+	for _, k := range keys {
+		if err := b.Delete(k); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // StageCommitIndex keeps a commit index for the next StoreLogs, which writes it.

@@ -133,6 +133,61 @@ func TestLikeInmemStore(t *testing.T) {
 	}
 }
 
+// A gap is passed over in one step: counting through it would take hours.
+func TestWideGap(t *testing.T) {
+	t.Parallel()
+	s := open(t, path(t))
+	must.NoError(t, s.StoreLogs(append(entries(1, 10, 1), entry(1<<40, 2), entry(1<<40+1, 2))))
+	must.NoError(t, s.DeleteRange(5, 1<<40))
+	first, err := s.FirstIndex()
+	must.NoError(t, err)
+	must.Eq(t, 1, first)
+	var l raft.Log
+	must.ErrorIs(t, s.GetLog(1<<40, &l), raft.ErrLogNotFound)
+	must.NoError(t, s.GetLog(1<<40+1, &l))
+	must.NoError(t, s.DeleteRange(0, 1<<63))
+	check(t, s, 0, 0)
+}
+
+func TestStartAt(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name        string
+		from, to    uint64 // entries before; 0: none
+		at          uint64
+		first, last uint64
+	}{
+		{"an empty log", 0, 0, 7, 7, 7},
+		{"among the entries", 1, 20, 7, 7, 20},
+		{"at the first", 7, 20, 7, 7, 20},
+		{"at the last", 1, 7, 7, 7, 7},
+		{"beyond the last", 1, 5, 7, 7, 7},
+		{"before the first", 9, 20, 7, 7, 20},
+	} {
+		p := path(t)
+		s := open(t, p)
+		if tt.from > 0 {
+			must.NoError(t, s.StageCommitIndex(tt.from))
+			must.NoError(t, s.StoreLogs(entries(tt.from, tt.to, 1)))
+		}
+		must.NoError(t, s.StartAt(entry(tt.at, 9)))
+		must.NoError(t, s.Close())
+		s = open(t, p)
+		first, err := s.FirstIndex()
+		must.NoError(t, err)
+		last, err := s.LastIndex()
+		must.NoError(t, err)
+		must.Eq(t, []uint64{tt.first, tt.last}, []uint64{first, last}, must.Sprint(tt.name))
+		var l raft.Log
+		must.NoError(t, s.GetLog(tt.at, &l))
+		must.Eq(t, 9, l.Term)
+		for i := max(tt.from, tt.at+1); i <= tt.to; i++ {
+			must.NoError(t, s.GetLog(i, &l))
+			must.Eq(t, 1, l.Term)
+		}
+	}
+}
+
 func TestStable(t *testing.T) {
 	t.Parallel()
 	p := path(t)

@@ -28,6 +28,13 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 	if err := fsm.Validate(c); err != nil {
 		return fsm.Result{}, err
 	}
+	if n.opts.MinFSM != nil {
+		if lowest := n.opts.MinFSM(); lowest != 0 && c.GetMinFsm() > lowest {
+			// A queen that does not know it would stop when it comes to it.
+			return fsm.Result{}, core.WithHint(core.Errorf("change the registry", core.Unavailable,
+				"the change needs state machine version %d, and a queen that lives has %d", c.GetMinFsm(), lowest), "Finish the upgrade: all queens need the version of rbee that this one runs.")
+		}
+	}
 	data, err := fsm.Encode(c)
 	if err != nil {
 		return fsm.Result{}, err
@@ -55,7 +62,12 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 // Barrier returns when everything that was committed before the call is in State, and this node was still the leader then: what State says
 // afterwards is linearizable. It costs one entry of the log. Errors: Unavailable, and ctx's.
 func (n *Node) Barrier(ctx context.Context) error {
-	return n.wait(ctx, "wait for the registry", func() error { return n.raft.Barrier(0).Error() })
+	term := n.raft.CurrentTerm()
+	err := n.wait(ctx, "wait for the registry", func() error { return n.raft.Barrier(0).Error() })
+	if err == nil && n.raft.CurrentTerm() == term {
+		n.confirmed.Store(term)
+	}
+	return err
 }
 
 // wait waits for a future of raft, which knows no context. A future that is given up on is answered when raft gets to it.

@@ -1,12 +1,26 @@
 package node
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
 )
+
+// changeTimeout is how long a change of the cluster waits for the one before it.
+const changeTimeout = 10 * time.Second
+
+// maxSnapshotBytes bounds what RestoreSnapshot reads.
+const maxSnapshotBytes = 1 << 30
 
 // Bootstrap says what a node without state does.
 type Bootstrap int
@@ -30,85 +44,117 @@ type Server struct {
 	Leader  bool // this node believes so
 }
 
-// Member is a queen as gossip knows it.
-type Member struct {
-	NodeID  string
-	RaftID  string // empty: not known, and then nothing is done with it
-	Name    string // for the log
-	Address string // as the transport dials it
-	Version string // for the log
-	Alive   bool
-	Left    bool // it said goodbye; otherwise one that is not alive failed
-}
-
-// Membership is what Autopilot knows of the queens from elsewhere.
-type Membership interface {
-	// Members are the queens, this node included. It does not block.
-	Members() []Member
-}
-
 // Bootstrap begins a cluster of these voters, this node among them, with ids as ID gives them. All of them call it with the same list, in any order;
 // it is harmless where a cluster begins meanwhile. Errors: Conflict where there is state already, Invalid, Unavailable.
-func (n *Node) Bootstrap(voters []Voter) error { return notYet() }
-
-// ID is the node's raft id.
-func (n *Node) ID() string { return n.opts.ID }
-
-// NodeID is the id that the node was opened with.
-func (n *Node) NodeID() string { return n.opts.ID }
-
-// HasState says whether the node is, or once was, part of a cluster.
-func (n *Node) HasState() bool { return true }
-
-// Servers are the members of the raft cluster, in the order of its configuration.
-func (n *Node) Servers() []Server { return nil }
-
-// LeaderServer is the leader that this node knows.
-func (n *Node) LeaderServer() (Server, bool) { return Server{}, false }
-
-// ReadIndex is the index that a node must have applied for its State to hold everything that was acknowledged before the call; see WaitApplied.
-// Only the leader knows it. With verify it asks a majority whether it still leads; without, it believes so for as long as its lease.
-// Errors: Unavailable; ctx's.
-func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) { return 0, notYet() }
-
-// WaitApplied returns when State has everything up to the raft index. Errors: Unavailable when the node shuts down; ctx's.
-func (n *Node) WaitApplied(ctx context.Context, index uint64) error { return notYet() }
-
-// LastContact is how long ago this node heard of its leader, or was it: 0 on the leader. A node that never did counts from Open.
-func (n *Node) LastContact() time.Duration { return 0 }
+func (n *Node) Bootstrap(voters []Voter) error {
+	const op = "bootstrap raft cluster"
+	if n.opts.Bootstrap == Never {
+		return core.Errorf(op, core.Conflict, "this queen belongs to a cluster, and begins no other one")
+	}
+	voters = slices.Clone(voters)
+	slices.SortFunc(voters, func(a, b Voter) int { return strings.Compare(a.ID, b.ID) })
+	var c raft.Configuration
+	for _, v := range voters {
+		c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(v.ID), Address: raft.ServerAddress(v.Address)})
+	}
+	switch err := n.raft.BootstrapCluster(c).Error(); {
+	case errors.Is(err, raft.ErrCantBootstrap):
+		return core.Errorf(op, core.Conflict, "this queen is part of a cluster already")
+	case errors.Is(err, raft.ErrNotVoter):
+		return core.Errorf(op, core.Invalid, "this queen, %s, is not among the voters", n.id)
+	case errors.Is(err, raft.ErrRaftShutdown):
+		return n.classify(op, err)
+	case err != nil:
+		return core.E(op, core.Invalid, err)
+	}
+	if len(voters) == 1 {
+		n.standNow()
+	}
+	return nil
+}
 
 // AddNonvoter adds a server that gets the log and has no vote, or changes a nonvoter's address. Errors: as Apply.
-func (n *Node) AddNonvoter(ctx context.Context, raftID, address string) error { return notYet() }
+func (n *Node) AddNonvoter(ctx context.Context, raftID, address string) error {
+	return n.change(ctx, "add queen", func() raft.Future {
+		return n.raft.AddNonvoter(raft.ServerID(raftID), raft.ServerAddress(address), 0, changeTimeout)
+	})
+}
 
 // AddVoter gives a server a vote, or changes a voter's address. Errors: as Apply.
-func (n *Node) AddVoter(ctx context.Context, raftID, address string) error { return notYet() }
+func (n *Node) AddVoter(ctx context.Context, raftID, address string) error {
+	return n.change(ctx, "add queen", func() raft.Future {
+		return n.raft.AddVoter(raft.ServerID(raftID), raft.ServerAddress(address), 0, changeTimeout)
+	})
+}
 
-// RemoveServer takes a server out of the cluster; one that is not there is no error. Errors: as Apply.
-func (n *Node) RemoveServer(ctx context.Context, raftID string) error { return notYet() }
+// RemoveServer takes a server out of the cluster; one that is not there is no error. Errors: Conflict for the only voter, and as Apply.
+func (n *Node) RemoveServer(ctx context.Context, raftID string) error {
+	if v := n.voterIDs(); len(v) == 1 && v[0] == raft.ServerID(raftID) {
+		return core.WithHint(core.Errorf("remove queen", core.Conflict, "queen %s is the only one with a vote", raftID), "Have another queen join first.")
+	}
+	return n.change(ctx, "remove queen", func() raft.Future { return n.raft.RemoveServer(raft.ServerID(raftID), 0, changeTimeout) })
+}
 
-// LeadershipTransferTo asks a voter to take the leadership over, and waits until it stands for it. Errors: as LeadershipTransfer.
-func (n *Node) LeadershipTransferTo(ctx context.Context, raftID, address string) error {
-	return notYet()
+// change changes the cluster. Raft does one change at a time.
+func (n *Node) change(ctx context.Context, op string, begin func() raft.Future) error {
+	err := n.wait(ctx, op, func() error { return begin().Error() })
+	switch {
+	case errors.Is(err, raft.ErrEnqueueTimeout):
+		return core.WithHint(core.Errorf(op, core.Unavailable, "another change of the cluster is under way"), "Try again; it needs a majority of the queens.")
+	case err != nil && core.KindOf(err) == core.Internal:
+		return core.E("", core.Conflict, err) // raft's own words
+	}
+	return err
 }
 
 // SaveSnapshot writes the state as a snapshot that RestoreSnapshot takes: on the leader, everything that was acknowledged before the call; on another
 // node, what it has. Errors: w's, Unavailable; ctx's.
-func (n *Node) SaveSnapshot(ctx context.Context, w io.Writer) error { return notYet() }
-
-// RestoreSnapshot replaces the state of the whole cluster by a snapshot's. Only the leader can. Nothing changes before the snapshot was read and checked.
-// Errors: Integrity, Unsupported, TooLarge; Conflict for another cluster's; Unavailable; ctx's.
-func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error { return notYet() }
-
-// Autopilot keeps the raft cluster as the membership says, until ctx ends; run it while leading, within lead. It adds queens as nonvoters and gives them
-// a vote when they were well for Options.Stabilization; removes those that are dead for a while, as long as Options.MinVoters stay, and at once an
-// identity that its machine has lost; and follows addresses. Errors: those of ending it.
-func (n *Node) Autopilot(ctx context.Context, m Membership) error {
-	<-ctx.Done()
-	return nil
+func (n *Node) SaveSnapshot(ctx context.Context, w io.Writer) error {
+	if n.IsLeader() {
+		if _, err := n.ReadIndex(ctx, true); err != nil {
+			return err
+		}
+	}
+	return fsm.WriteSnapshot(w, n.State().Snapshot())
 }
 
-// Lost says that a connection to a queen broke, named by its node id, raft id or address. If it is the leader, and its address refuses connections,
-// this node does not wait for the election timeout. It does not block, and a wrong hint does no harm.
-func (n *Node) Lost(hint string) {}
-
-func notYet() error { return core.Errorf("", core.Unsupported, "not there yet") }
+// RestoreSnapshot replaces the state of the whole cluster by a snapshot's. Only the leader can. Nothing changes before the snapshot was read and checked.
+// The index of the state grows. Errors: Integrity, Unsupported, TooLarge; Conflict for another cluster's; Unavailable; ctx's.
+func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
+	const op = "restore snapshot"
+	if n.raft.State() != raft.Leader {
+		return n.classify(op, raft.ErrNotLeader)
+	}
+	data, err := io.ReadAll(io.LimitReader(r, maxSnapshotBytes+1))
+	if err != nil {
+		return core.E(op, core.KindOf(err), err)
+	}
+	if len(data) > maxSnapshotBytes {
+		return core.Errorf(op, core.TooLarge, "the snapshot has more than %d MiB", maxSnapshotBytes>>20)
+	}
+	store, err := fsm.ReadSnapshot(bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	theirs, _ := store.Snapshot().Cluster(nil)
+	if ours, ok := n.State().Snapshot().Cluster(nil); ok && ours.ID != theirs.ID {
+		return core.WithHint(core.Errorf(op, core.Conflict, "the snapshot is of cluster %q, this is cluster %q", theirs.ID, ours.ID),
+			"A snapshot goes back only into the cluster that it was taken of: its keys and certificates are that cluster's.")
+	}
+	// Whoever waits for an index must not find an older one after it. Raft takes the next index that is free, and there may be more by then.
+	index := max(store.AppliedIndex(), n.raft.LastIndex())
+	if err := store.Update(index, func(*state.Txn) error { return nil }); err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	if err := fsm.WriteSnapshot(&out, store.Snapshot()); err != nil {
+		return err
+	}
+	n.log.Warn("restoring the registry from a snapshot", "index", index)
+	meta := &raft.SnapshotMeta{Version: 1, Index: index, Term: n.raft.CurrentTerm(), Size: int64(out.Len())}
+	err = n.wait(ctx, op, func() error { return n.raft.Restore(meta, &out, changeTimeout) })
+	if errors.Is(err, raft.ErrEnqueueTimeout) {
+		return core.Errorf(op, core.Unavailable, "there is no leader")
+	}
+	return err
+}

@@ -2,11 +2,15 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -23,48 +27,81 @@ const (
 	// snapshotThreshold is how many entries make a new snapshot worth while. A restart applies at most about as many; they are what it
 	// waits for. Raft's default is 8192.
 	snapshotThreshold = 1024
+	// rpcTimeout is how long raft waits for an answer: a follower writes to its disk before it gives one, and a connection whose other end is gone is
+	// given up after that long.
+	rpcTimeout = 3 * time.Second
+
+	minElectionTimeout = 50 * time.Millisecond
 )
 
 // Voter is a member of a cluster that is bootstrapped.
 type Voter struct {
-	ID      string
+	ID      string // as Node.ID gives it
 	Address string // as the transport dials it
 }
 
 // Options say what node to open.
 type Options struct {
-	ID     string // unique in the cluster and kept for ever; it is no address
+	ID     string // the machine's, unique in the cluster and kept for ever; it is no address
 	Dir    string // folder of log, votes and snapshots, created 0700; empty: everything in memory
 	Logger hclog.Logger
-	// Transport carries raft between queens; the node closes it. nil: within the process, for a single queen.
+	// Transport carries raft between queens; the node closes it. nil: Stream does.
 	Transport raft.Transport
-	// Stream carries raft between queens where Transport is nil; the node closes it. Its Addr is what other nodes dial.
+	// Stream carries raft between queens where Transport is nil; the node closes it. Its Addr is what other nodes dial. nil: a single queen,
+	// within the process.
 	Stream raft.StreamLayer
-	// Voters form a new cluster; every one of them opens with the same list. It is ignored where state exists. Empty: this node alone.
-	Voters []Voter
 	Now    func() time.Time // stamps commands; nil: time.Now
 
 	// Bootstrap says what the node does where there is no state; the zero value is Alone.
 	Bootstrap Bootstrap
-	// ElectionTimeout is after how long without a sign of the leader a node stands for election, and the leader's lease; 0: 250 ms.
+	// ElectionTimeout is after how long without a sign of the leader a node stands for election, and the leader's lease; 0: 250 ms, at least 50 ms.
 	ElectionTimeout time.Duration
+	// Probe connects to an address and hangs up: see Lost. Its error has syscall.ECONNREFUSED in its chain where nobody listens.
+	// nil: through Stream; without it, Lost does nothing.
+	Probe func(ctx context.Context, address string) error
 	// MinFSM is the lowest state machine version among the queens that live, 0: not known. A command that needs a higher one is refused. nil: not known.
 	MinFSM func() uint32
 	// Stabilization is how long a new queen must be well before it gets a vote; 0: 10 s.
 	Stabilization time.Duration
+	// DeadAfter is for how long a queen must not have been heard of, by gossip and raft, before it is removed; 0: 1 min.
+	DeadAfter time.Duration
 	// MinVoters is the number of voters below which no dead one is removed; 0: 3.
 	MinVoters int
+	// FreeBytes is how much may still be written to the disk of Dir; nil: asks the file system.
+	FreeBytes func() (uint64, error)
+
+	memory     *memory // tests: kept over restarts
+	delay      func(op string) error
+	trailing   uint64 // raft's TrailingLogs
+	noAlign    bool
+	noIdentity bool
 }
 
 // Node is one member of the raft cluster. Methods may be called concurrently.
 type Node struct {
-	opts   Options
-	log    hclog.Logger
-	fsm    *fsm.FSM
-	raft   *raft.Raft
-	store  *logstore.Store // nil: in memory
-	trans  raft.Transport
-	closed chan struct{} // closed when Shutdown begins
+	opts    Options
+	id      string // raft id
+	log     hclog.Logger
+	fsm     *fsm.FSM
+	raft    *raft.Raft
+	store   *logstore.Store // nil: in memory
+	memory  *memory         // nil: on disk
+	disk    *disk
+	trans   *transport
+	opened  time.Time
+	existed bool          // there was state when it was opened
+	closed  chan struct{} // closed when Shutdown begins
+
+	applied    signal
+	empty      atomic.Uint64 // an index up to which the log has no command that is not in the state
+	confirmed  atomic.Uint64 // the term in which something of this leader was committed
+	confirming chan struct{} // held while that is being done
+	probing    atomic.Bool
+	moves      moves
+
+	mu     sync.Mutex // guards below
+	ending bool       // nothing is added to wg any more
+	wg     sync.WaitGroup
 
 	shutdown sync.Once
 	err      error // of Shutdown
@@ -73,129 +110,185 @@ type Node struct {
 // NetworkTransport is raft over a stream layer, with the settings that all queens must share.
 func NetworkTransport(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: stream, MaxPool: 3, Timeout: 10 * time.Second, Logger: log.Named("raft"), MsgpackUseNewTimeFormat: true,
+		Stream: stream, MaxPool: 3, Timeout: rpcTimeout, Logger: log.Named("raft"), MsgpackUseNewTimeFormat: true,
 	})
 }
 
-// Open opens or creates the node's state, bootstraps the cluster where there is none, and starts to take part in it. A node that is its
+// Open opens or creates the node's state, bootstraps the cluster where it should, and starts to take part in it. A node that is its
 // cluster's only voter is its leader a few milliseconds later. State is restored, up to what is known to be committed, when Open returns.
 // The caller ends it with Shutdown. Errors: InUse when another process has Dir open, Conflict when Dir is another node's,
 // Integrity, Unavailable, Invalid.
+//
+// A file peers.json in Dir makes the cluster one of the queens that it lists, with what this node has: for a majority that is lost.
 func Open(opts Options) (*Node, error) {
 	if opts.ID == "" {
 		return nil, core.Errorf("open raft node", core.Invalid, "the node has no id")
 	}
+	if opts.ElectionTimeout != 0 && opts.ElectionTimeout < minElectionTimeout {
+		return nil, core.Errorf("open raft node", core.Invalid, "an election timeout of %s is too short, it is %s or more", opts.ElectionTimeout, minElectionTimeout)
+	}
+	opts.ElectionTimeout = cmp.Or(opts.ElectionTimeout, 250*time.Millisecond)
+	opts.Stabilization = cmp.Or(opts.Stabilization, 10*time.Second)
+	opts.DeadAfter = cmp.Or(opts.DeadAfter, time.Minute)
+	opts.MinVoters = cmp.Or(opts.MinVoters, 3)
 	if opts.Logger == nil {
 		opts.Logger = hclog.NewNullLogger()
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	n := &Node{opts: opts, log: opts.Logger, fsm: fsm.New(), trans: opts.Transport, closed: make(chan struct{})}
-	alone := false
-	if n.trans == nil {
-		addr, t := raft.NewInmemTransport(raft.ServerAddress("in-process/" + opts.ID))
-		t.Connect(addr, t)
-		n.trans, alone = t, true
+	n := &Node{
+		opts: opts, log: opts.Logger, fsm: fsm.New(), opened: time.Now(), closed: make(chan struct{}), confirming: make(chan struct{}, 1),
 	}
 	if err := n.open(); err != nil {
 		return nil, errors.Join(err, n.Shutdown())
 	}
-	if alone {
+	if v := n.voterIDs(); len(v) == 1 && v[0] == raft.ServerID(n.id) {
 		n.standNow()
 	}
 	return n, nil
 }
 
 func (n *Node) open() error {
-	logs, stable, snaps, err := n.stores()
+	if err := n.connect(); err != nil {
+		return err
+	}
+	snaps, err := n.stores()
 	if err != nil {
 		return err
 	}
-	conf := raft.DefaultConfig()
-	conf.LocalID = raft.ServerID(n.opts.ID)
-	conf.Logger = n.log.Named("raft")
-	conf.NoLegacyTelemetry = true
-	conf.SnapshotThreshold = snapshotThreshold
-
-	exists, err := raft.HasExistingState(logs, stable, snaps)
+	exists, err := n.identify(n.disk, n.disk, snaps)
 	if err != nil {
-		return core.E("open raft node", core.Unavailable, err)
-	}
-	if !exists {
-		if err := raft.BootstrapCluster(conf, logs, stable, snaps, n.trans, n.bootstrap()); err != nil {
-			return core.E("bootstrap raft cluster", core.Unavailable, err)
-		}
-	} else if err := n.replay(logs, snaps); err != nil {
 		return err
 	}
-	conf.NoSnapshotRestoreOnStart = exists // replay has restored it
-	tracked := &commitTracker{LogStore: logs, stage: func(uint64) {}}
-	if n.store != nil {
-		tracked.stage = func(index uint64) { _ = n.store.StageCommitIndex(index) } // only remembers it
+	n.existed = exists
+	conf := n.config()
+	if err := n.recoverPeers(conf, exists, n.disk, snaps); err != nil {
+		return err
 	}
-	n.raft, err = raft.NewRaft(conf, n.fsm, tracked, stable, snaps, n.trans)
+	if exists {
+		err = n.resume(snaps)
+	} else if n.opts.Bootstrap == Alone {
+		alone := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(n.id), Address: n.trans.LocalAddr()}}}
+		err = core.E("bootstrap raft cluster", core.Unavailable, raft.BootstrapCluster(conf, n.disk, n.disk, snaps, n.trans, alone))
+	}
+	if err != nil {
+		return err
+	}
+	conf.NoSnapshotRestoreOnStart = exists // resume has restored it
+	m := machine{FSM: n.fsm, applied: &n.applied, restored: func() { n.disk.restoring.Store(false) }}
+	n.raft, err = raft.NewRaft(conf, m, n.disk, n.disk, snaps, n.trans)
 	if err != nil {
 		return core.E("start raft", core.KindOf(err), err)
 	}
-	tracked.raft.Store(n.raft)
+	n.disk.raft.Store(n.raft)
 	return n.checkMembership()
 }
 
+// connect makes the transport.
+func (n *Node) connect() error {
+	inner := n.opts.Transport
+	switch {
+	case inner != nil:
+	case n.opts.Stream != nil:
+		if n.opts.Probe == nil {
+			n.opts.Probe = dial(n.opts.Stream)
+		}
+		inner = NetworkTransport(watchedStream{StreamLayer: n.opts.Stream, broken: func() { n.Lost("") }}, n.log)
+	default:
+		_, inner = raft.NewInmemTransport(raft.ServerAddress("in-process/" + n.opts.ID))
+	}
+	mute := func() error { return n.disk.stalled() }
+	abstain := func() error { return cmp.Or(n.disk.stalled(), n.disk.room()) }
+	var err error
+	n.trans, err = newTransport(inner, mute, abstain, n.log)
+	if n.trans != nil {
+		n.trans.anybody, n.trans.leads = n.opts.noIdentity, n.leads
+	}
+	return err
+}
+
+// leads says whether this node leads in the term, and has the server among its followers. The transport asks when raft runs.
+func (n *Node) leads(id raft.ServerID, term uint64) bool {
+	r := n.disk.raft.Load()
+	return r != nil && r.State() == raft.Leader && r.CurrentTerm() == term &&
+		slices.ContainsFunc(r.GetConfiguration().Configuration().Servers, func(s raft.Server) bool { return s.ID == id })
+}
+
+func (n *Node) config() *raft.Config {
+	conf := raft.DefaultConfig()
+	conf.LocalID = raft.ServerID(n.id)
+	conf.Logger = n.log.Named("raft")
+	conf.NoLegacyTelemetry = true
+	conf.SnapshotThreshold = snapshotThreshold
+	conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = n.opts.ElectionTimeout, n.opts.ElectionTimeout, n.opts.ElectionTimeout
+	conf.ShutdownOnRemove = false // it may be added again
+	if n.opts.trailing > 0 {
+		conf.TrailingLogs = n.opts.trailing
+	}
+	return conf
+}
+
 // stores opens the stores, in memory or below Dir.
-func (n *Node) stores() (raft.LogStore, raft.StableStore, raft.SnapshotStore, error) {
+func (n *Node) stores() (*snapshots, error) {
+	free := n.opts.FreeBytes
 	if n.opts.Dir == "" {
-		mem := raft.NewInmemStore()
-		return mem, mem, raft.NewDiscardSnapshotStore(), nil
+		n.memory = cmp.Or(n.opts.memory, newMemory())
+		if free == nil {
+			free = func() (uint64, error) { return math.MaxUint64, nil }
+		}
+		n.disk = newDisk(n.memory.logs, free, func(uint64) {})
+		n.disk.delay = n.opts.delay
+		return &snapshots{SnapshotStore: n.memory.snaps, disk: n.disk, off: n.opts.noAlign}, nil
 	}
 	if err := os.MkdirAll(n.opts.Dir, 0o700); err != nil {
-		return nil, nil, nil, core.WithHint(core.E("open raft node", core.Unavailable, err), "Choose a data_dir that this user may write to.")
+		return nil, core.WithHint(core.E("open raft node", core.Unavailable, err), "Choose a data_dir that this user may write to.")
 	}
 	store, err := logstore.Open(filepath.Join(n.opts.Dir, "log.db"), logstore.Options{})
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	n.store = store
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(n.opts.Dir, retainedSnapshots, n.log.Named("raft"))
 	if err != nil {
-		return nil, nil, nil, core.E("open raft snapshots", core.Unavailable, err)
+		return nil, core.E("open raft snapshots", core.Unavailable, err)
 	}
-	return store, store, snaps, nil
+	if free == nil {
+		free = func() (uint64, error) { return freeBytes(n.opts.Dir) }
+	}
+	n.disk = newDisk(store, free, func(index uint64) { _ = store.StageCommitIndex(index) }) // only remembers it
+	n.disk.delay = n.opts.delay
+	return &snapshots{SnapshotStore: snaps, disk: n.disk, off: n.opts.noAlign}, nil
 }
 
-func (n *Node) bootstrap() raft.Configuration {
-	voters := n.opts.Voters
-	if len(voters) == 0 {
-		voters = []Voter{{ID: n.opts.ID, Address: string(n.trans.LocalAddr())}}
+// resume makes state of what is on disk.
+func (n *Node) resume(snaps *snapshots) error {
+	if err := n.replay(n.disk, snaps); err != nil {
+		return err
 	}
-	var c raft.Configuration
-	for _, v := range voters {
-		c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(v.ID), Address: raft.ServerAddress(v.Address)})
+	list, err := snaps.List()
+	if err != nil || len(list) == 0 {
+		return core.E("list raft snapshots", core.Unavailable, err)
 	}
-	return c
+	return snaps.align(list[0].Index, list[0].Term, false)
 }
 
 // checkMembership refuses to wait for ever for the leader of a cluster that this node alone could be, and is not in.
 func (n *Node) checkMembership() error {
-	f := n.raft.GetConfiguration()
-	if err := f.Error(); err != nil {
-		return core.E("read raft configuration", core.Unavailable, err)
+	servers := n.Servers()
+	if len(servers) == 0 {
+		return nil
 	}
-	if servers := f.Configuration().Servers; len(servers) == 1 && string(servers[0].ID) != n.opts.ID {
-		return core.WithHint(core.Errorf("open raft node", core.Conflict, "the raft folder %s belongs to queen %s, this is %s", n.opts.Dir, servers[0].ID, n.opts.ID),
-			"Use the data_dir that belongs to this queen, or move the raft folder away to start with an empty registry.")
+	for _, s := range servers {
+		if s.RaftID == n.id {
+			return nil
+		}
 	}
+	if len(servers) == 1 {
+		return n.notMine(servers[0].RaftID)
+	}
+	n.log.Warn("this queen is not a member of its raft cluster, as far as it knows, until its leader adds it", "queen", n.id)
 	return nil
-}
-
-// standNow makes the only voter stand for election at once instead of after the timeouts, which exist to hear from a leader that cannot be.
-// When it fails, the timeouts do it.
-func (n *Node) standNow() {
-	self := raft.Server{ID: raft.ServerID(n.opts.ID), Address: n.trans.LocalAddr()}
-	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self.ID), Addr: n.trans.EncodePeer(self.ID, self.Address)}
-	if err := n.trans.TimeoutNow(self.ID, self.Address, &raft.TimeoutNowRequest{RPCHeader: header}, &raft.TimeoutNowResponse{}); err != nil {
-		n.log.Debug("no early election", "error", err)
-	}
 }
 
 // State is the registry as this node has it now: the leader's has every command that Apply returned. After a restore from a snapshot it
@@ -205,27 +298,50 @@ func (n *Node) State() *state.Store { return n.fsm.State() }
 // AppliedIndex is the raft index of the newest command in State; 0: none yet.
 func (n *Node) AppliedIndex() uint64 { return n.State().AppliedIndex() }
 
-// Leader is the id of the leader that this node knows; empty: none.
+// ID is the node's raft id: Options.ID and, except in state of the time before, eight random hex digits of its own state.
+func (n *Node) ID() string { return n.id }
+
+// NodeID is Options.ID.
+func (n *Node) NodeID() string { return n.opts.ID }
+
+// HasState says whether the node is, or once was, part of a cluster.
+func (n *Node) HasState() bool { return n.existed || len(n.Servers()) > 0 }
+
+// Leader is the node id of the leader that this node knows; empty: none.
 func (n *Node) Leader() string {
-	_, id := n.raft.LeaderWithID()
-	return string(id)
+	s, _ := n.LeaderServer()
+	return s.NodeID
 }
 
-// IsLeader says whether this node believes to be the leader. Only Apply and Barrier are sure of it.
-func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader }
+// LeaderServer is the leader that this node knows.
+func (n *Node) LeaderServer() (Server, bool) {
+	address, id := n.raft.LeaderWithID()
+	if id == "" || string(id) == n.id && n.disk.stalled() != nil {
+		return Server{}, false
+	}
+	return Server{NodeID: nodeOf(string(id)), RaftID: string(id), Address: string(address), Voter: true, Leader: true}, true
+}
+
+// IsLeader says whether this node believes to be the leader. Only Apply, Barrier and ReadIndex are sure of it.
+func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader && n.disk.stalled() == nil }
+
+// Servers are the members of the raft cluster, in the order of its configuration; none where there is no state yet.
+func (n *Node) Servers() []Server {
+	leader, _ := n.LeaderServer()
+	var servers []Server
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers { // a copy that raft keeps, so it does not fail
+		servers = append(servers, Server{
+			NodeID: nodeOf(string(s.ID)), RaftID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader.RaftID,
+		})
+	}
+	return servers
+}
 
 // Queens are the members of the cluster, in the order of its configuration.
 func (n *Node) Queens() ([]core.Queen, error) {
-	f := n.raft.GetConfiguration()
-	if err := f.Error(); err != nil {
-		return nil, n.classify("read raft configuration", err)
-	}
-	leader := n.Leader()
 	queens := []core.Queen{}
-	for _, s := range f.Configuration().Servers {
-		queens = append(queens, core.Queen{
-			ID: string(s.ID), Address: string(s.Address), Leader: string(s.ID) == leader, Voter: s.Suffrage == raft.Voter,
-		})
+	for _, s := range n.Servers() {
+		queens = append(queens, core.Queen{ID: s.NodeID, RaftID: s.RaftID, Address: s.Address, Leader: s.Leader, Voter: s.Voter})
 	}
 	return queens, nil
 }
@@ -243,13 +359,21 @@ func (n *Node) Snapshot(ctx context.Context) error {
 // Shutdown leaves the cluster without a word, as a crash does, and closes the stores. It ends Run, and may be repeated.
 func (n *Node) Shutdown() error {
 	n.shutdown.Do(func() {
+		n.mu.Lock()
+		n.ending = true
+		n.mu.Unlock()
 		close(n.closed)
+		var raftDone func() error
 		if n.raft != nil {
-			n.err = n.raft.Shutdown().Error()
+			raftDone = n.raft.Shutdown().Error // raft ends what it began when the transport is closed
 		}
-		if c, ok := n.trans.(raft.WithClose); ok {
-			n.err = errors.Join(n.err, c.Close())
+		if n.trans != nil {
+			n.err = n.trans.Close()
 		}
+		if raftDone != nil {
+			n.err = errors.Join(n.err, raftDone())
+		}
+		n.wg.Wait()
 		if n.store != nil {
 			n.err = errors.Join(n.err, n.store.Close())
 		}

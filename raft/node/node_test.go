@@ -88,7 +88,7 @@ func TestStartToLeader(t *testing.T) {
 			must.Eq(t, "queen-a", n.Leader())
 			queens, err := n.Queens()
 			must.NoError(t, err)
-			must.Eq(t, []core.Queen{{ID: "queen-a", Address: "in-process/queen-a", Leader: true, Voter: true}}, queens)
+			must.Eq(t, []core.Queen{{ID: "queen-a", RaftID: n.ID(), Address: "in-process/queen-a", Leader: true, Voter: true}}, queens)
 			stop()
 			must.NoError(t, n.Shutdown())
 		})

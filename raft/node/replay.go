@@ -1,7 +1,7 @@
 package node
 
 import (
-	"sync/atomic"
+	"errors"
 
 	"github.com/hashicorp/raft"
 
@@ -9,25 +9,9 @@ import (
 )
 
 // Raft 1.8 can apply at start what is known to be committed (Config.RestoreCommittedLogs), but skips the membership entries among it, so
-// that a restarted only voter never elects itself, and blocks for ever on more than 128 batches. So the node does it: commitTracker
+// that a restarted only voter never elects itself, and blocks for ever on more than 128 batches. So the node does it: disk
 // persists the commit index together with the entries, replay applies up to it before raft starts, and the state machine passes over
 // what raft then applies again.
-
-// commitTracker stages raft's commit index with every append.
-type commitTracker struct {
-	raft.LogStore
-	raft  atomic.Pointer[raft.Raft] // nil until raft runs
-	stage func(index uint64)
-}
-
-func (t *commitTracker) StoreLog(l *raft.Log) error { return t.StoreLogs([]*raft.Log{l}) }
-
-func (t *commitTracker) StoreLogs(logs []*raft.Log) error {
-	if r := t.raft.Load(); r != nil {
-		t.stage(r.CommitIndex())
-	}
-	return t.LogStore.StoreLogs(logs)
-}
 
 // replay restores the newest snapshot that is readable and applies the entries after it that are known to be committed.
 func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
@@ -48,8 +32,8 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 		}
 		n.log.Warn("raft snapshot is not readable", "snapshot", meta.ID, "left", len(list)-1-i, "error", err)
 	}
-	if tracking, ok := logs.(raft.CommitTrackingLogStore); ok {
-		committed, err := tracking.GetCommitIndex()
+	if n.store != nil {
+		committed, err := n.store.GetCommitIndex()
 		if err != nil {
 			return err
 		}
@@ -57,9 +41,12 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 	}
 	for i := restored + 1; i <= needed; i++ {
 		var l raft.Log
-		if err := logs.GetLog(i, &l); err != nil {
-			return core.WithHint(core.Errorf("restore raft state", core.Integrity, "the snapshots reach to index %d and entry %d is not readable: %w", restored, i, err),
-				"Move the raft folder away. Other queens bring this one up to date when it joins again; the only queen starts with an empty registry, which its hives fill.")
+		err := logs.GetLog(i, &l)
+		if err == nil && isStandIn(&l) {
+			err = errors.New("it is in a snapshot that is damaged")
+		}
+		if err != nil {
+			return core.WithHint(core.Errorf("restore raft state", core.Integrity, "the snapshots reach to index %d and entry %d is not readable: %w", restored, i, err), moveAway)
 		}
 		if l.Type == raft.LogCommand {
 			n.fsm.Apply(&l)

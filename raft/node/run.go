@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -65,8 +66,15 @@ func (n *Node) startLead(ctx context.Context, lead func(context.Context) error) 
 	l := leadership{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(l.done)
+		var wg sync.WaitGroup
+		defer wg.Wait()
 		defer cancel()
+		wg.Go(func() { n.watchDisk(ctx) })
+		wg.Go(func() { n.correctAddress(ctx) })
 		n.leadUntil(ctx, lead)
+		if ctx.Err() == nil && n.raft.State() == raft.Leader {
+			<-ctx.Done() // lead is done, the disk is watched for as long as the leadership lasts
+		}
 	}()
 	return l
 }
@@ -94,25 +102,24 @@ func (n *Node) leadUntil(ctx context.Context, lead func(context.Context) error) 
 	}
 }
 
-// handOver gives the leadership to another voter, and says whether one took it.
-func (n *Node) handOver(ctx context.Context) bool {
-	f := n.raft.GetConfiguration()
-	if f.Error() != nil {
-		return false
-	}
-	voters := 0
-	for _, s := range f.Configuration().Servers {
-		if s.Suffrage == raft.Voter {
-			voters++
-		}
-	}
-	return voters > 1 && n.LeadershipTransfer(ctx) == nil
-}
-
 // LeadershipTransfer asks the voter that is most up to date to take the leadership over, and waits until it stands for it.
 // Errors: Unavailable when none did, or this node is not the leader; ctx's.
 func (n *Node) LeadershipTransfer(ctx context.Context) error {
-	err := n.wait(ctx, "hand over the leadership", func() error { return n.raft.LeadershipTransfer().Error() })
+	return n.transfer(ctx, func() raft.Future { return n.raft.LeadershipTransfer() })
+}
+
+// LeadershipTransferTo asks a voter to take the leadership over, and waits until it stands for it. Errors: as LeadershipTransfer.
+func (n *Node) LeadershipTransferTo(ctx context.Context, raftID, address string) error {
+	if raftID == n.id {
+		return core.Errorf("hand over the leadership", core.Conflict, "queen %s is the leader, or wants to be", raftID)
+	}
+	return n.transfer(ctx, func() raft.Future {
+		return n.raft.LeadershipTransferToServer(raft.ServerID(raftID), raft.ServerAddress(address))
+	})
+}
+
+func (n *Node) transfer(ctx context.Context, begin func() raft.Future) error {
+	err := n.wait(ctx, "hand over the leadership", func() error { return begin().Error() })
 	if core.KindOf(err) == core.Internal {
 		return core.E("", core.Unavailable, err) // raft's own words for nobody to take it
 	}

@@ -1,0 +1,197 @@
+package node
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	// minFree is kept on the disk for votes: without it entries of the log are refused. It is also enough for one append that must not be refused.
+	minFree = 16 << 20
+	// stallAfter is how long a write may take before this node is silent towards the others, so that they go on without it.
+	stallAfter = 2 * time.Second
+	// A disk is slow when the median of the writes of slowWindow, slowCount or more of them, is above slowWrite.
+	slowWrite  = 100 * time.Millisecond
+	slowWindow = 10 * time.Second
+	slowCount  = 3
+)
+
+// errFull is in the chain of the error for an entry that is refused because there is little room.
+var errFull = errors.New("the disk is almost full")
+
+// logs is what disk needs of a log store.
+type logs interface {
+	raft.LogStore
+	raft.StableStore
+	// StartAt makes l the oldest entry: it replaces the one at its index, those before it are deleted, those after it stay.
+	StartAt(l *raft.Log) error
+}
+
+// disk is the log and the votes on their way to the store. It notes how long writes take, persists the commit index together with the entries (see
+// replay.go), and refuses entries while there is little room, which unlike a failed write is not for ever.
+type disk struct {
+	logs
+	free  func() (uint64, error)    // bytes that may still be written
+	stage func(index uint64)        // keeps raft's commit index for the next append
+	delay func(op string) error     // tests: what a write waits for, or fails with
+	raft  atomic.Pointer[raft.Raft] // nil until it runs
+
+	// owed says that the end of the log was deleted for the entries that follow. They must not be refused: raft believes the deleted ones to be there
+	// still, and would never get over it.
+	owed atomic.Bool
+	// restoring says that the log was begun anew for a snapshot that is not in the state yet.
+	restoring atomic.Bool
+
+	mu       sync.Mutex // guards below
+	writes   int
+	inFlight map[int]time.Time // since when
+	took     []sample          // of slowWindow, the oldest first
+}
+
+type sample struct {
+	at   time.Time
+	took time.Duration
+}
+
+func newDisk(l logs, free func() (uint64, error), stage func(uint64)) *disk {
+	return &disk{logs: l, free: free, stage: stage, inFlight: map[int]time.Time{}}
+}
+
+func (d *disk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) }
+
+func (d *disk) StoreLogs(l []*raft.Log) error {
+	if r := d.raft.Load(); r != nil {
+		d.stage(r.CommitIndex())
+	}
+	return d.write("append", func() error {
+		if !d.owed.Load() {
+			if err := d.room(); err != nil {
+				return err
+			}
+		}
+		if err := d.logs.StoreLogs(l); err != nil {
+			return err
+		}
+		d.owed.Store(false)
+		return nil
+	})
+}
+
+func (d *disk) DeleteRange(minIndex, maxIndex uint64) error {
+	last, err := d.LastIndex()
+	if err != nil {
+		return err
+	}
+	end := maxIndex >= last
+	if end && !d.owed.Load() {
+		if err := d.room(); err != nil {
+			return err // neither that nor the entries that would follow
+		}
+	}
+	if err := d.write("delete", func() error { return d.logs.DeleteRange(minIndex, maxIndex) }); err != nil {
+		return err
+	}
+	if end {
+		d.owed.Store(true)
+	}
+	return nil
+}
+
+func (d *disk) Set(k, v []byte) error {
+	return d.write("vote", func() error { return d.logs.Set(k, v) })
+}
+
+func (d *disk) SetUint64(k []byte, v uint64) error {
+	return d.write("vote", func() error { return d.logs.SetUint64(k, v) })
+}
+
+func (d *disk) write(op string, fn func() error) error {
+	start := time.Now()
+	d.mu.Lock()
+	d.writes++
+	id := d.writes
+	d.inFlight[id] = start
+	d.mu.Unlock()
+	var err error
+	if d.delay != nil {
+		err = d.delay(op)
+	}
+	if err == nil {
+		err = fn()
+	}
+	now := time.Now()
+	d.mu.Lock()
+	delete(d.inFlight, id)
+	if op != "delete" { // many entries at once take their time
+		d.took = append(d.took, sample{now, now.Sub(start)})
+		d.forget(now)
+	}
+	d.mu.Unlock()
+	return err
+}
+
+// forget drops the samples that are too old. The caller holds mu.
+func (d *disk) forget(now time.Time) {
+	old := slices.IndexFunc(d.took, func(s sample) bool { return now.Sub(s.at) < slowWindow })
+	if old < 0 {
+		old = len(d.took)
+	}
+	d.took = append(d.took[:0], d.took[old:]...)
+	if more := len(d.took) - 1024; more > 0 {
+		d.took = append(d.took[:0], d.took[more:]...)
+	}
+}
+
+// room says why there is none for entries; nil: there is.
+func (d *disk) room() error {
+	free, err := d.free()
+	if err != nil || free >= minFree {
+		return nil //nolint:nilerr // what is not known is found out by writing
+	}
+	return core.WithHint(core.Errorf("write raft log", core.Unavailable, "%w: %d MiB are free, and %d MiB are kept for elections", errFull, free>>20, minFree>>20),
+		"Free space on the disk of data_dir; nothing needs a restart.")
+}
+
+// stalled says which write does not come back; nil: none.
+func (d *disk) stalled() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	for _, since := range d.inFlight {
+		if took := now.Sub(since); took > stallAfter {
+			return core.WithHint(core.Errorf("write raft log", core.Unavailable, "the disk of this queen has not answered for %s", took.Round(time.Millisecond)),
+				"Other queens take over meanwhile: check the disk of data_dir.")
+		}
+	}
+	return nil
+}
+
+// slow says how long writes take, if that is too long.
+func (d *disk) slow() (time.Duration, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	d.forget(now)
+	all := make([]time.Duration, 0, len(d.took)+1)
+	for _, s := range d.took {
+		all = append(all, s.took)
+	}
+	for _, since := range d.inFlight {
+		if took := now.Sub(since); took > slowWrite {
+			all = append(all, took)
+		}
+	}
+	if len(all) < slowCount {
+		return 0, false
+	}
+	slices.Sort(all)
+	median := all[len(all)/2]
+	return median, median > slowWrite
+}

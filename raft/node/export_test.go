@@ -1,0 +1,26 @@
+package node
+
+import "github.com/hashicorp/raft"
+
+// What tests may change.
+type (
+	Memory = memory
+	Moves  = moves
+)
+
+var NewMemory = newMemory
+
+const (
+	MinFree    = minFree
+	SlowWindow = slowWindow
+)
+
+func (o Options) WithMemory(m *Memory) Options           { o.memory = m; return o }
+func (o Options) WithDelay(d func(string) error) Options { o.delay = d; return o }
+func (o Options) WithTrailing(n uint64) Options          { o.trailing = n; return o }
+func (o Options) WithoutAlign(off bool) Options          { o.noAlign = off; return o }
+func (o Options) WithoutIdentity(off bool) Options       { o.noIdentity = off; return o }
+func (n *Node) Raft() *raft.Raft                         { return n.raft }
+func (m *Memory) Logs() raft.LogStore                    { return m.logs }
+func (m *Memory) Stable() raft.StableStore               { return m.logs }
+func (n *Node) Inject(command any) (any, error)          { return n.trans.inject(command, nil) }

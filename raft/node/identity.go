@@ -1,0 +1,238 @@
+package node
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+const (
+	idFile    = "server-id"
+	peersFile = "peers.json"
+	usedFile  = "peers.json.used"
+)
+
+// A raft id is the node's id and eight random hex digits, made anew with every new state: votes and acknowledgements that were lost with the
+// old state were given under another name. State of the time before has the node's id alone.
+var raftID = regexp.MustCompile(`^(.+)\.[0-9a-f]{8}$`)
+
+// nodeOf is the node id within a raft id.
+func nodeOf(id string) string {
+	if m := raftID.FindStringSubmatch(id); m != nil {
+		return m[1]
+	}
+	return id
+}
+
+func newRaftID(node string) string {
+	b := make([]byte, 4)
+	_, _ = rand.Read(b) // it never fails
+	return node + "." + hex.EncodeToString(b)
+}
+
+// identify finds out who this node is in raft, and whether it has state.
+func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.SnapshotStore) (exists bool, err error) {
+	exists, err = raft.HasExistingState(logs, stable, raft.NewDiscardSnapshotStore())
+	if err != nil {
+		return false, core.E("open raft node", core.Unavailable, err)
+	}
+	list, err := snaps.List()
+	if err != nil {
+		return false, core.E("list raft snapshots", core.Unavailable, err)
+	}
+	if !exists && len(list) > 0 {
+		// To go on from there would take back what was acknowledged since, and raft would throw away newer snapshots of a lower term.
+		return false, core.WithHint(core.Errorf("open raft node", core.Integrity, "there are snapshots in %s, but the log is gone", n.opts.Dir), moveAway)
+	}
+	if !exists {
+		n.id = newRaftID(n.opts.ID)
+		return false, n.saveID()
+	}
+	if n.id, err = n.loadID(); err != nil {
+		return true, err
+	}
+	if nodeOf(n.id) != n.opts.ID {
+		return true, n.notMine(n.id)
+	}
+	return true, nil
+}
+
+const moveAway = "Move the raft folder away. Other queens bring this one up to date when it joins again; the only queen starts with an empty registry, which its hives fill."
+
+func (n *Node) notMine(owner string) error {
+	return core.WithHint(core.Errorf("open raft node", core.Conflict, "the raft folder %s belongs to queen %s, this is %s", n.opts.Dir, owner, n.opts.ID),
+		"Use the data_dir that belongs to this queen, or move the raft folder away to start with an empty registry.")
+}
+
+func (n *Node) loadID() (string, error) {
+	if n.opts.Dir == "" {
+		return n.memory.id, nil
+	}
+	b, err := os.ReadFile(filepath.Join(n.opts.Dir, idFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return n.opts.ID, nil
+	case err != nil:
+		return "", core.E("read raft id", core.Unavailable, err)
+	}
+	id := strings.TrimSpace(string(b))
+	if !raftID.MatchString(id) {
+		return "", core.WithHint(core.Errorf("read raft id", core.Integrity, "%s does not hold a raft id", filepath.Join(n.opts.Dir, idFile)), moveAway)
+	}
+	return id, nil
+}
+
+func (n *Node) saveID() error {
+	if n.opts.Dir == "" {
+		n.memory.id = n.id
+		return nil
+	}
+	root, err := os.OpenRoot(n.opts.Dir)
+	if err != nil {
+		return core.E("write raft id", core.Unavailable, err)
+	}
+	defer root.Close()
+	return core.E("write raft id", core.Unavailable, errors.Join(writeFile(root, idFile+".tmp", n.id+"\n"), root.Rename(idFile+".tmp", idFile), syncRoot(root)))
+}
+
+func writeFile(root *os.Root, name, text string) error {
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(f, text)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncRoot(root *os.Root) error {
+	if runtime.GOOS == "windows" {
+		return nil // it has no such thing
+	}
+	d, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// peer is a line of the peers file.
+type peer struct {
+	ID       string `json:"id"`      // raft id, or the node id of a member
+	Address  string `json:"address"` // empty: as it was
+	NonVoter bool   `json:"non_voter"`
+}
+
+// recoverPeers makes the cluster one of the servers in the peers file, if there is one: for a majority that is gone for ever.
+func (n *Node) recoverPeers(conf *raft.Config, exists bool, d *disk, snaps raft.SnapshotStore) error {
+	if n.opts.Dir == "" {
+		return nil
+	}
+	root, err := os.OpenRoot(n.opts.Dir)
+	if err != nil {
+		return core.E("open raft node", core.Unavailable, err)
+	}
+	defer root.Close()
+	data, err := root.ReadFile(peersFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return core.E("recover raft cluster", core.Unavailable, err)
+	}
+	if !exists {
+		return core.WithHint(core.Errorf("recover raft cluster", core.Invalid, "there is a %s, but no state to recover", peersFile),
+			"Put the file into the raft folder of a queen that has the registry, and remove it here: this queen joins that one.")
+	}
+	current, err := n.knownServers(conf, d, snaps)
+	if err != nil {
+		return err
+	}
+	want, err := n.parsePeers(data, current)
+	if err != nil {
+		return core.WithHint(core.Errorf("recover raft cluster", core.Invalid, "%s: %w", filepath.Join(n.opts.Dir, peersFile), err),
+			`It is a list of the queens that are left, the same on all of them: [{"id": "0123abcd", "address": "10.0.0.1:7834"}, …]. Or remove it.`)
+	}
+	n.log.Warn("recovering the raft cluster from the peers file: what only the lost queens had is lost", "servers", want.Servers)
+	if err := raft.RecoverCluster(conf, fsm.New(), d, d, snaps, n.trans, want); err != nil {
+		return core.E("recover raft cluster", core.KindOf(err), err)
+	}
+	d.owed.Store(false)
+	return core.E("recover raft cluster", core.Unavailable, errors.Join(root.Rename(peersFile, usedFile), syncRoot(root)))
+}
+
+// parsePeers completes the list by what is known of its servers.
+func (n *Node) parsePeers(data []byte, current []raft.Server) (raft.Configuration, error) {
+	var peers []peer
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&peers); err != nil {
+		return raft.Configuration{}, err
+	}
+	var c raft.Configuration
+	voters, self := 0, false
+	for _, p := range peers {
+		s := raft.Server{ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.Address)}
+		for _, known := range current {
+			if known.ID != s.ID && nodeOf(string(known.ID)) != p.ID {
+				continue
+			}
+			s.ID = known.ID
+			if s.Address == "" {
+				s.Address = known.Address
+			}
+		}
+		if p.ID == n.opts.ID || p.ID == n.id {
+			s.ID, self = raft.ServerID(n.id), true
+		}
+		if p.NonVoter {
+			s.Suffrage = raft.Nonvoter
+		} else {
+			voters++
+		}
+		switch {
+		case p.ID == "":
+			return c, errors.New("a queen has no id")
+		case s.Address == "":
+			return c, errors.New("queen " + p.ID + " has no address, and is none of the cluster's")
+		}
+		for _, other := range c.Servers {
+			if other.ID == s.ID || other.Address == s.Address {
+				return c, errors.New("queens " + string(other.ID) + " and " + string(s.ID) + " have one id or address")
+			}
+		}
+		c.Servers = append(c.Servers, s)
+	}
+	switch {
+	case voters == 0:
+		return c, errors.New("it has no queen with a vote")
+	case !self:
+		return c, errors.New("this queen, " + n.opts.ID + ", is not among them")
+	}
+	return c, nil
+}
+
+// knownServers are the members as the state on disk has them.
+func (n *Node) knownServers(conf *raft.Config, d *disk, snaps raft.SnapshotStore) ([]raft.Server, error) {
+	quiet := *conf
+	quiet.NoSnapshotRestoreOnStart = true
+	_, nowhere := raft.NewInmemTransport("")
+	c, err := raft.GetConfiguration(&quiet, fsm.New(), d, d, snaps, nowhere)
+	if err != nil {
+		return nil, core.E("read raft configuration", core.Unavailable, err)
+	}
+	return c.Servers, nil
+}

@@ -1,0 +1,93 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// memory keeps a node's state where there is no folder. It outlives the node in tests, as a disk does.
+type memory struct {
+	logs  *memoryLogs
+	snaps *memorySnapshots
+	id    string // as the file server-id
+}
+
+func newMemory() *memory {
+	return &memory{logs: &memoryLogs{InmemStore: raft.NewInmemStore()}, snaps: &memorySnapshots{}}
+}
+
+// memoryLogs is raft's own store with StartAt.
+type memoryLogs struct{ *raft.InmemStore }
+
+// StartAt is logstore.Store.StartAt.
+func (m *memoryLogs) StartAt(l *raft.Log) error {
+	first, err := m.FirstIndex()
+	if err != nil {
+		return err
+	}
+	if first > 0 && first < l.Index {
+		if err := m.DeleteRange(first, l.Index-1); err != nil {
+			return err
+		}
+	}
+	return m.StoreLog(l)
+}
+
+// memorySnapshots keeps the newest snapshot, once it is whole: raft's own in-memory store shows it while it is being written.
+type memorySnapshots struct {
+	mu     sync.Mutex
+	count  int
+	latest *memorySnapshot // nil: none
+}
+
+type memorySnapshot struct {
+	store *memorySnapshots
+	meta  raft.SnapshotMeta
+	data  bytes.Buffer // not written to any more once the snapshot is the latest
+}
+
+func (m *memorySnapshots) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.count++
+	return &memorySnapshot{store: m, meta: raft.SnapshotMeta{
+		Version: version, ID: fmt.Sprintf("%d-%d-%d", term, index, m.count), Index: index, Term: term, Configuration: c, ConfigurationIndex: cIndex,
+	}}, nil
+}
+
+func (m *memorySnapshots) List() ([]*raft.SnapshotMeta, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.latest == nil {
+		return nil, nil
+	}
+	meta := m.latest.meta
+	return []*raft.SnapshotMeta{&meta}, nil
+}
+
+func (m *memorySnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.latest == nil || m.latest.meta.ID != id {
+		return nil, nil, errors.New("there is no such snapshot any more")
+	}
+	meta := m.latest.meta
+	return &meta, io.NopCloser(bytes.NewReader(m.latest.data.Bytes())), nil
+}
+
+func (s *memorySnapshot) Write(p []byte) (int, error) { return s.data.Write(p) }
+func (s *memorySnapshot) ID() string                  { return s.meta.ID }
+func (s *memorySnapshot) Cancel() error               { return nil }
+
+func (s *memorySnapshot) Close() error {
+	s.store.mu.Lock()
+	defer s.store.mu.Unlock()
+	s.meta.Size = int64(s.data.Len())
+	s.store.latest = s
+	return nil
+}

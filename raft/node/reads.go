@@ -1,0 +1,164 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+// appliedEvery is how often it is looked whether raft passed an entry that is no command, of which the state machine does not hear.
+const appliedEvery = 5 * time.Millisecond
+
+// ReadIndex is the index that a node must have applied for its State to hold everything that was acknowledged before the call; see WaitApplied.
+// Only the leader knows it. With verify it asks a majority whether it still leads; without, it believes so for as long as its lease, the
+// election timeout since a majority was heard. Errors: Unavailable; ctx's.
+func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
+	const op = "read the registry"
+	if err := n.disk.stalled(); err != nil {
+		return 0, core.E(op, core.Unavailable, err) // raft hangs with it, and does not notice that it leads no longer
+	}
+	term := n.raft.CurrentTerm()
+	if n.raft.State() != raft.Leader {
+		return 0, n.classify(op, raft.ErrNotLeader)
+	}
+	// What the leader before acknowledged is known to be committed when something of this term is.
+	if n.confirmed.Load() != term {
+		if err := n.confirm(ctx, term); err != nil {
+			return 0, err
+		}
+	}
+	index := n.raft.CommitIndex()
+	if verify || time.Since(n.trans.quorumContact(n.voterIDs(), raft.ServerID(n.id), term)) > n.opts.ElectionTimeout {
+		if err := n.wait(ctx, op, func() error { return n.raft.VerifyLeader().Error() }); err != nil {
+			return 0, err
+		}
+	}
+	if err := n.WaitApplied(ctx, index); err != nil {
+		return 0, err
+	}
+	return n.AppliedIndex(), nil
+}
+
+// confirm writes one entry, however many wait for it.
+func (n *Node) confirm(ctx context.Context, term uint64) error {
+	select {
+	case n.confirming <- struct{}{}:
+		defer func() { <-n.confirming }()
+	case <-ctx.Done():
+		return core.E("read the registry", core.KindOf(ctx.Err()), ctx.Err())
+	}
+	if n.confirmed.Load() == term {
+		return nil
+	}
+	return n.Barrier(ctx)
+}
+
+// WaitApplied returns when State has everything up to the raft index. Errors: Unavailable when the node shuts down; ctx's.
+func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
+	const op = "wait for the registry"
+	for {
+		changed := n.applied.wait()
+		if n.hasApplied(index) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-time.After(appliedEvery):
+		case <-ctx.Done():
+			return core.WithHint(core.E(op, core.KindOf(ctx.Err()), ctx.Err()), "This queen is behind the leader: try again, or ask another one.")
+		case <-n.closed:
+			return core.Errorf(op, core.Unavailable, "this queen is shutting down")
+		}
+	}
+}
+
+// hasApplied says whether State has everything up to index, which it may without having heard of it: only commands reach it.
+func (n *Node) hasApplied(index uint64) bool {
+	if n.AppliedIndex() >= index || n.empty.Load() >= index {
+		return true
+	}
+	if n.raft.AppliedIndex() < index {
+		return false
+	}
+	have := n.AppliedIndex()
+	for i := index; i > have; i-- {
+		var l raft.Log
+		if err := n.disk.GetLog(i, &l); errors.Is(err, raft.ErrLogNotFound) && !n.disk.restoring.Load() {
+			break // a snapshot was made of what was applied
+		} else if err != nil {
+			return false
+		}
+		if l.Type == raft.LogCommand {
+			return n.AppliedIndex() >= i
+		}
+		if isStandIn(&l) {
+			break
+		}
+	}
+	n.empty.Store(index)
+	return true
+}
+
+// LastContact is how long ago this node heard of its leader, or was it: 0 on the leader. A node that never did counts from Open.
+func (n *Node) LastContact() time.Duration {
+	if n.IsLeader() {
+		return 0
+	}
+	last := n.raft.LastContact()
+	if last.IsZero() {
+		last = n.opened
+	}
+	return time.Since(last)
+}
+
+// signal wakes all who wait for it.
+type signal struct {
+	mu sync.Mutex
+	ch chan struct{} // nil: nobody waits
+}
+
+func (s *signal) wait() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch == nil {
+		s.ch = make(chan struct{})
+	}
+	return s.ch
+}
+
+func (s *signal) send() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch != nil {
+		close(s.ch)
+		s.ch = nil
+	}
+}
+
+// machine tells of what was applied.
+type machine struct {
+	*fsm.FSM
+	applied  *signal
+	restored func()
+}
+
+func (m machine) Apply(l *raft.Log) any {
+	defer m.applied.send()
+	return m.FSM.Apply(l)
+}
+
+func (m machine) Restore(r io.ReadCloser) error {
+	defer m.applied.send()
+	err := m.FSM.Restore(r)
+	if err == nil {
+		m.restored()
+	}
+	return err
+}

@@ -1,0 +1,117 @@
+package node
+
+import (
+	"errors"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// A snapshot of index S and term T that a leader installs stands for all entries up to S. Raft leaves the log as it is, and believes it: where the log has
+// another entry at S, or none there but later ones, the leader's next entries never fit, so it sends the snapshot again, for ever (hashicorp/raft issue
+// 697). Where the log has only older ones, they may be others than the snapshot stands for, and this node would give them to others when it leads.
+//
+// So when a snapshot is whole, the log is made to begin at S, with an empty entry that stands for the snapshot; what is after S stays, and raft finds
+// out itself whether it fits. And because raft has the last entry's term in memory, it is given that entry once more after it installed a snapshot
+// (see transport.install).
+
+// roomEvery is after how many bytes of a snapshot it is looked whether there is still room.
+const roomEvery = 1 << 20
+
+// inSnapshot marks the entry that stands for a snapshot.
+const inSnapshot = "rbee: this entry is in the snapshot"
+
+// standIn is the entry that stands for what a snapshot ends with. It is never sent to another node: nothing is before it, so raft sends the snapshot.
+func standIn(index, term uint64) *raft.Log {
+	return &raft.Log{Index: index, Term: term, Type: raft.LogNoop, Extensions: []byte(inSnapshot)}
+}
+
+func isStandIn(l *raft.Log) bool { return l.Type == raft.LogNoop && string(l.Extensions) == inSnapshot }
+
+// snapshots keeps the log in line with the snapshots that are taken, installed or restored.
+type snapshots struct {
+	raft.SnapshotStore
+	disk *disk
+	off  bool // tests: the log stays as raft leaves it
+}
+
+func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, trans raft.Transport) (raft.SnapshotSink, error) {
+	if err := s.disk.room(); err != nil {
+		return nil, err
+	}
+	sink, err := s.SnapshotStore.Create(version, index, term, c, cIndex, trans)
+	if err != nil {
+		return nil, err
+	}
+	return &snapshotSink{SnapshotSink: sink, store: s, index: index, term: term}, nil
+}
+
+type snapshotSink struct {
+	raft.SnapshotSink
+	store       *snapshots
+	index, term uint64
+	unchecked   int
+	done        bool
+}
+
+func (s *snapshotSink) Write(p []byte) (int, error) {
+	if s.unchecked += len(p); s.unchecked >= roomEvery {
+		s.unchecked = 0
+		if err := s.store.disk.room(); err != nil {
+			return 0, err
+		}
+	}
+	return s.SnapshotSink.Write(p)
+}
+
+func (s *snapshotSink) Cancel() error {
+	s.done = true
+	return s.SnapshotSink.Cancel()
+}
+
+func (s *snapshotSink) Close() error {
+	err := s.SnapshotSink.Close()
+	if err != nil || s.done {
+		return err
+	}
+	s.done = true
+	return s.store.align(s.index, s.term, true)
+}
+
+// align makes the log one that a snapshot with this end can be followed by. With running, raft knows the end of the log in memory.
+func (s *snapshots) align(index, term uint64, running bool) error {
+	if s.off {
+		return nil
+	}
+	list, err := s.List()
+	if err != nil {
+		return core.E("list raft snapshots", core.Unavailable, err)
+	}
+	for _, meta := range list {
+		if meta.Index > index && running {
+			return nil // it was overtaken, and the log is in line with that one
+		}
+	}
+	var l raft.Log
+	switch err := s.disk.GetLog(index, &l); {
+	case err == nil && l.Term == term:
+		return nil // then everything before is the same too
+	case err != nil && !errors.Is(err, raft.ErrLogNotFound):
+		return err
+	}
+	last, err := s.disk.LastIndex()
+	if err != nil {
+		return err
+	}
+	s.disk.restoring.Store(running)
+	if running && last == index {
+		// Raft has this entry's term in memory. It replaces the entry itself, when it is given to it.
+		first, err := s.disk.FirstIndex()
+		if err != nil || first >= index {
+			return err
+		}
+		return s.disk.write("delete", func() error { return s.disk.logs.DeleteRange(first, index-1) })
+	}
+	return s.disk.write("align", func() error { return s.disk.StartAt(standIn(index, term)) })
+}

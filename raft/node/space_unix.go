@@ -1,0 +1,14 @@
+//go:build linux || darwin
+
+package node
+
+import "syscall"
+
+// freeBytes is how much may still be written to the file system of a folder.
+func freeBytes(dir string) (uint64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return st.Bavail * uint64(st.Bsize), nil //nolint:gosec // a block is not smaller than nothing
+}

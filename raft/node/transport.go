@@ -1,0 +1,408 @@
+package node
+
+import (
+	"bytes"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// heartbeatPoll is how often it is looked whether a server is back.
+const heartbeatPoll = 10 * time.Millisecond
+
+// transport is between raft and the network. Raft waits for its disk in its only loop, so whatever has to happen meanwhile happens here:
+//   - a node whose disk hangs is silent, so that the others go on without it;
+//   - a node whose disk hangs or is full does not stand for election;
+//   - an answer counts only if it is from the server that was asked: a machine that lost its disk is another one, at the same address;
+//   - raft can be told to stand now, and to look at its log again after a snapshot was installed.
+type transport struct {
+	inner   raft.Transport
+	preVote raft.WithPreVote
+	log     hclog.Logger
+	mute    func() error                             // why nothing may be sent
+	abstain func() error                             // why this node may not stand for election
+	leads   func(id raft.ServerID, term uint64) bool // this node leads in that term, and the server is a member
+	anybody bool                                     // tests: any answer counts
+
+	out  chan raft.RPC
+	done chan struct{}
+	wg   sync.WaitGroup
+	once sync.Once
+	err  error // of Close
+
+	mu        sync.Mutex // guards below
+	ending    bool       // nothing is added to wg any more
+	contacts  map[raft.ServerID]contact
+	strangers map[raft.ServerID]string // the raft id that answered instead
+}
+
+// contact is the last answer of a server that took this node for its leader.
+type contact struct {
+	at      time.Time // when the question was sent
+	term    uint64
+	lastLog uint64 // the server's last entry
+}
+
+var (
+	_ raft.Transport   = (*transport)(nil)
+	_ raft.WithPreVote = (*transport)(nil)
+	_ raft.WithClose   = (*transport)(nil)
+)
+
+func newTransport(inner raft.Transport, mute, abstain func() error, log hclog.Logger) (*transport, error) {
+	preVote, ok := inner.(raft.WithPreVote)
+	if !ok {
+		return nil, core.Errorf("open raft node", core.Invalid, "a %T cannot ask for votes beforehand", inner)
+	}
+	t := &transport{
+		inner: inner, preVote: preVote, log: log, mute: mute, abstain: abstain, out: make(chan raft.RPC), done: make(chan struct{}),
+		contacts: map[raft.ServerID]contact{}, strangers: map[raft.ServerID]string{},
+	}
+	t.spawn(t.relay)
+	return t, nil
+}
+
+func (t *transport) Consumer() <-chan raft.RPC     { return t.out }
+func (t *transport) LocalAddr() raft.ServerAddress { return t.inner.LocalAddr() }
+func (t *transport) EncodePeer(id raft.ServerID, a raft.ServerAddress) []byte {
+	return t.inner.EncodePeer(id, a)
+}
+func (t *transport) DecodePeer(b []byte) raft.ServerAddress { return t.inner.DecodePeer(b) }
+func (t *transport) SetHeartbeatHandler(handle func(rpc raft.RPC)) {
+	t.inner.SetHeartbeatHandler(handle)
+}
+
+// spawn runs fn, which Close waits for, unless that is done already.
+func (t *transport) spawn(fn func()) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.ending {
+		t.wg.Go(fn)
+	}
+	return !t.ending
+}
+
+// Close ends what is under way, and may be repeated.
+func (t *transport) Close() error {
+	t.once.Do(func() {
+		t.mu.Lock()
+		t.ending = true
+		t.mu.Unlock()
+		close(t.done)
+		if c, ok := t.inner.(raft.WithClose); ok {
+			t.err = c.Close()
+		}
+		t.wg.Wait()
+	})
+	return t.err
+}
+
+func (t *transport) closed() error {
+	select {
+	case <-t.done:
+		return raft.ErrTransportShutdown
+	default:
+		return nil
+	}
+}
+
+// relay hands on what other nodes send.
+func (t *transport) relay() {
+	in := t.inner.Consumer()
+	for {
+		select {
+		case rpc := <-in:
+			t.deliver(rpc)
+		case <-t.done:
+			return
+		}
+	}
+}
+
+func (t *transport) deliver(rpc raft.RPC) {
+	switch c := rpc.Command.(type) {
+	case *raft.TimeoutNowRequest:
+		if err := t.abstain(); err != nil {
+			rpc.Respond(&raft.TimeoutNowResponse{}, err)
+			return
+		}
+	case *raft.InstallSnapshotRequest:
+		answer := rpc.RespChan
+		result := make(chan raft.RPCResponse, 1)
+		rpc.RespChan = result
+		t.spawn(func() { t.install(c, result, answer) })
+	}
+	select {
+	case t.out <- rpc:
+	case <-t.done:
+	}
+}
+
+// install has raft look at its log again before the leader hears that its snapshot is installed: see snapshots.go.
+func (t *transport) install(c *raft.InstallSnapshotRequest, result <-chan raft.RPCResponse, answer chan<- raft.RPCResponse) {
+	var r raft.RPCResponse
+	select {
+	case r = <-result:
+	case <-t.done:
+		return
+	}
+	if resp, ok := r.Response.(*raft.InstallSnapshotResponse); ok && r.Error == nil && resp.Success {
+		_, err := t.inject(&raft.AppendEntriesRequest{
+			RPCHeader: c.RPCHeader, Term: c.Term, Entries: []*raft.Log{standIn(c.LastLogIndex, c.LastLogTerm)},
+		}, nil)
+		if err != nil {
+			t.log.Debug("the log was not aligned with the snapshot", "error", err)
+		}
+	}
+	answer <- r // buffered by whoever made it
+}
+
+// inject hands raft a request that nobody sent.
+func (t *transport) inject(command any, data io.Reader) (any, error) {
+	answer := make(chan raft.RPCResponse, 1)
+	select {
+	case t.out <- raft.RPC{Command: command, Reader: data, RespChan: answer}:
+	case <-t.done:
+		return nil, raft.ErrTransportShutdown
+	}
+	select {
+	case r := <-answer:
+		return r.Response, r.Error
+	case <-t.done:
+		return nil, raft.ErrTransportShutdown
+	}
+}
+
+// check says why nothing may be sent to a server.
+func (t *transport) check(refuse func() error) error {
+	if err := t.closed(); err != nil {
+		return err
+	}
+	return refuse()
+}
+
+func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if err := t.check(t.mute); err != nil {
+		return err
+	}
+	start := time.Now()
+	var r raft.AppendEntriesResponse
+	err := t.inner.AppendEntries(id, target, req, &r)
+	if err == nil {
+		err = t.answered(id, target, r.RPCHeader)
+	}
+	if err != nil {
+		if req.PrevLogEntry > 0 || len(req.Entries) > 0 { // no heartbeat
+			t.awaitHeartbeat(id, req.Term, time.Now())
+		}
+		return err
+	}
+	t.note(id, start, req, &r)
+	*resp = r
+	return nil
+}
+
+// awaitHeartbeat returns when a heartbeat of this term was answered after an append failed. Raft waits longer after each failure, up to 10 s, and so much
+// longer than needed when the server is back; heartbeats try more often.
+func (t *transport) awaitHeartbeat(id raft.ServerID, term uint64, since time.Time) {
+	ticks := time.NewTicker(heartbeatPoll)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ticks.C:
+		case <-t.done:
+			return
+		}
+		if c, ok := t.contact(id, term); ok && c.at.After(since) {
+			return
+		}
+		if t.leads == nil || !t.leads(id, term) {
+			return
+		}
+	}
+}
+
+func (t *transport) RequestVote(id raft.ServerID, target raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	if err := t.check(t.abstain); err != nil {
+		return err
+	}
+	var r raft.RequestVoteResponse
+	if err := t.inner.RequestVote(id, target, req, &r); err != nil {
+		return err
+	}
+	if err := t.answered(id, target, r.RPCHeader); err != nil {
+		return err
+	}
+	*resp = r
+	return nil
+}
+
+func (t *transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	if err := t.check(t.abstain); err != nil {
+		return err
+	}
+	var r raft.RequestPreVoteResponse
+	if err := t.preVote.RequestPreVote(id, target, req, &r); err != nil {
+		return err
+	}
+	if err := t.answered(id, target, r.RPCHeader); err != nil {
+		return err
+	}
+	*resp = r
+	return nil
+}
+
+func (t *transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	if err := t.check(t.mute); err != nil {
+		return err
+	}
+	// Its answer does not say who gives it. Raft asks something else before it comes to a snapshot.
+	t.mu.Lock()
+	other := t.strangers[id]
+	t.mu.Unlock()
+	if other != "" {
+		return stranger(id, target, other)
+	}
+	return t.inner.InstallSnapshot(id, target, req, resp, data)
+}
+
+func (t *transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	if err := t.closed(); err != nil {
+		return err
+	}
+	return t.inner.TimeoutNow(id, target, req, resp)
+}
+
+func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	if err := t.check(t.mute); err != nil {
+		return nil, err
+	}
+	inner, err := t.inner.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	p := &pipeline{AppendPipeline: inner, t: t, id: id, target: target, out: make(chan raft.AppendFuture), done: make(chan struct{})}
+	if !t.spawn(p.run) {
+		inner.Close()
+		return nil, raft.ErrTransportShutdown
+	}
+	return p, nil
+}
+
+// pipeline checks who answers.
+type pipeline struct {
+	raft.AppendPipeline
+	t      *transport
+	id     raft.ServerID
+	target raft.ServerAddress
+	out    chan raft.AppendFuture
+	done   chan struct{}
+	once   sync.Once
+}
+
+func (p *pipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if err := p.t.check(p.t.mute); err != nil {
+		return nil, err
+	}
+	return p.AppendPipeline.AppendEntries(req, resp)
+}
+
+func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.out }
+
+func (p *pipeline) Close() error {
+	p.once.Do(func() { close(p.done) })
+	return p.AppendPipeline.Close()
+}
+
+func (p *pipeline) run() {
+	in := p.AppendPipeline.Consumer()
+	for {
+		select {
+		case f := <-in:
+			// A failed one has an empty answer, which raft takes for a refusal, as it does this.
+			if r := f.Response(); len(r.ID) > 0 && p.t.answered(p.id, p.target, r.RPCHeader) != nil {
+				*r = raft.AppendEntriesResponse{}
+			} else if len(r.ID) > 0 {
+				p.t.note(p.id, f.Start(), f.Request(), r)
+			}
+			select {
+			case p.out <- f:
+			case <-p.done:
+				return
+			case <-p.t.done:
+				return
+			}
+		case <-p.done:
+			return
+		case <-p.t.done:
+			return
+		}
+	}
+}
+
+// answered says whether the server that was asked is the one that answered.
+func (t *transport) answered(id raft.ServerID, target raft.ServerAddress, by raft.RPCHeader) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if bytes.Equal(by.ID, []byte(id)) || t.anybody {
+		delete(t.strangers, id)
+		return nil
+	}
+	t.strangers[id] = string(by.ID)
+	return stranger(id, target, string(by.ID))
+}
+
+func stranger(id raft.ServerID, target raft.ServerAddress, other string) error {
+	return core.Errorf("reach queen", core.Conflict, "at %s there is %q, not %s", target, other, id)
+}
+
+func (t *transport) note(id raft.ServerID, start time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
+	if resp.Term != req.Term {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.contacts[id]
+	if req.Term > c.term || start.After(c.at) {
+		c.at = start
+	}
+	// The follower says what it had before the request.
+	last := resp.LastLog
+	if n := len(req.Entries); n > 0 && resp.Success {
+		last = max(last, req.Entries[n-1].Index)
+	}
+	c.term, c.lastLog = req.Term, last
+	t.contacts[id] = c
+}
+
+// contact is the server's last answer in the term.
+func (t *transport) contact(id raft.ServerID, term uint64) (contact, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c, ok := t.contacts[id]
+	return c, ok && c.term == term
+}
+
+// quorumContact is the last time at which a majority of the voters took this node for the leader of the term.
+func (t *transport) quorumContact(voters []raft.ServerID, self raft.ServerID, term uint64) time.Time {
+	var at []time.Time
+	for _, id := range voters {
+		if id == self {
+			at = append(at, time.Now())
+		} else if c, ok := t.contact(id, term); ok {
+			at = append(at, c.at)
+		}
+	}
+	need := len(voters)/2 + 1
+	if len(at) < need {
+		return time.Time{}
+	}
+	slices.SortFunc(at, func(a, b time.Time) int { return b.Compare(a) })
+	return at[need-1]
+}

@@ -1,0 +1,126 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	watchEvery = 250 * time.Millisecond
+	// slowFor is for how long the disk must be slow.
+	slowFor = 2 * time.Second
+	// The pause between two moves of the leadership away from this node: it grows, because where all disks are slow a move helps nobody.
+	firstRest = 30 * time.Second
+	maxRest   = 30 * time.Minute
+	// calmFor is after how long without a move the pause is short again.
+	calmFor = 2 * time.Hour
+)
+
+// moves keeps the leadership from going back and forth. It outlives leaderships.
+type moves struct {
+	mu   sync.Mutex
+	last time.Time
+	rest time.Duration
+}
+
+// allow says whether the leadership may be moved now, and counts it.
+func (m *moves) allow(now time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.last.IsZero() || now.Sub(m.last) > calmFor:
+		m.rest = firstRest
+	case now.Sub(m.last) < m.rest:
+		return false
+	default:
+		m.rest = min(2*m.rest, maxRest)
+	}
+	m.last = now
+	return true
+}
+
+// watchDisk moves the leadership to another queen when this one's disk is full or slow, until ctx ends.
+func (n *Node) watchDisk(ctx context.Context) {
+	var slowSince, triedFull time.Time
+	retry := time.Second
+	ticks := time.NewTicker(watchEvery)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ticks.C:
+		case <-ctx.Done():
+			return
+		}
+		now := time.Now()
+		if err := n.disk.room(); err == nil {
+			retry = time.Second
+		} else if now.Sub(triedFull) >= retry {
+			triedFull, retry = now, min(2*retry, maxPause)
+			n.move(ctx, err)
+		}
+		took, slow := n.disk.slow()
+		switch {
+		case !slow:
+			slowSince = time.Time{}
+		case slowSince.IsZero():
+			slowSince = now
+		case now.Sub(slowSince) >= slowFor && len(n.voterIDs()) > 1 && n.moves.allow(now):
+			slowSince = time.Time{}
+			n.move(ctx, core.Errorf("write raft log", core.Unavailable, "half of the writes take %s or more", took.Round(time.Millisecond)))
+		}
+	}
+}
+
+func (n *Node) move(ctx context.Context, why error) {
+	if len(n.voterIDs()) > 1 {
+		n.log.Warn("giving the leadership to another queen, because of this one's disk", "error", why)
+		n.handOver(ctx)
+	}
+}
+
+// handOver gives the leadership to another voter, and says whether one took it: not every one can, and the first choice is who has most of the log.
+func (n *Node) handOver(ctx context.Context) bool {
+	term := n.raft.CurrentTerm()
+	type candidate struct {
+		Server
+		contact
+	}
+	var candidates []candidate
+	for _, s := range n.Servers() {
+		if c, ok := n.trans.contact(raft.ServerID(s.RaftID), term); ok && s.Voter && s.RaftID != n.id && time.Since(c.at) < n.opts.ElectionTimeout {
+			candidates = append(candidates, candidate{s, c})
+		}
+	}
+	slices.SortFunc(candidates, func(a, b candidate) int { return cmp.Or(cmp.Compare(b.lastLog, a.lastLog), b.at.Compare(a.at)) })
+	for _, c := range candidates {
+		if n.LeadershipTransferTo(ctx, c.RaftID, c.Address) == nil {
+			return true
+		}
+		if ctx.Err() != nil || n.raft.State() != raft.Leader {
+			return n.raft.State() != raft.Leader
+		}
+	}
+	return false
+}
+
+// correctAddress has the cluster know this node by the address that it has now.
+func (n *Node) correctAddress(ctx context.Context) {
+	here := string(n.trans.LocalAddr())
+	for _, s := range n.Servers() {
+		if s.RaftID != n.id || s.Address == here {
+			continue
+		}
+		if err := n.AddVoter(ctx, n.id, here); err != nil && ctx.Err() == nil {
+			n.log.Warn("the cluster does not know this queen's address", "address", here, "error", err)
+		} else if err == nil {
+			n.log.Info("this queen has another address", "address", here, "before", s.Address)
+		}
+	}
+}
