@@ -209,8 +209,7 @@ func TestMuxSilent(t *testing.T) {
 				must.NoError(t, err)
 				defer c.Close()
 				if i%2 == 0 {
-					_, err = c.Write([]byte("\x16\x03\x01")) // slow rather than silent
-					must.NoError(t, err)
+					_, _ = c.Write([]byte("\x16\x03\x01")) // slow rather than silent; it may be gone already
 				}
 				silent = append(silent, c)
 			}
