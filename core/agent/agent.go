@@ -24,6 +24,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/gateway"
+	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/hive"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/pluginhost"
@@ -358,9 +359,10 @@ func (p *process) dial(ctx context.Context, w core.Worker) (net.Conn, error) {
 // buildServers makes the gRPC servers: one for calls within the process, in a cluster another one for calls from other nodes.
 func (p *process) buildServers() {
 	o := rpc.ServerOptions{Logger: p.log.Named("rpc")}
-	p.leaving = newLeaver(p.bees, p.log)
+	var pool *gossip.Pool
 	count := 1
 	if p.net != nil {
+		pool = p.net.gossip
 		o.Self, o.Revoked, o.Refused = p.net.identity.Node(), p.net.isRevoked, p.net.refuse
 		count = 2
 	}
@@ -372,6 +374,7 @@ func (p *process) buildServers() {
 			},
 		}
 	}
+	p.leaving = newLeaver(p.bees, pool, p.log)
 	for range count {
 		s := rpc.NewNodeServer(o)
 		if p.queen != nil {

@@ -6,10 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/hive"
 	"github.com/rbee-project/rbee/core/pki"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
@@ -18,20 +20,31 @@ import (
 // leaver has the agent leave its cluster when a queen says so: it ends like at a signal, takes its workers along, and forgets the cluster.
 type leaver struct {
 	hivev1.UnimplementedAgentServiceServer
-	bees *hive.Hive // nil: none
-	log  hclog.Logger
-	once sync.Once
-	told chan struct{} // closed when the agent shall end
+	bees   *hive.Hive   // nil: none
+	gossip *gossip.Pool // nil: none, and nobody to leave
+	log    hclog.Logger
+	once   sync.Once
+	told   chan struct{} // closed when the agent shall end
 }
 
-func newLeaver(bees *hive.Hive, log hclog.Logger) *leaver {
-	return &leaver{bees: bees, log: log, told: make(chan struct{})}
+func newLeaver(bees *hive.Hive, pool *gossip.Pool, log hclog.Logger) *leaver {
+	return &leaver{bees: bees, gossip: pool, log: log, told: make(chan struct{})}
 }
+
+// goodbye is how long the others may take to hear that the node leaves.
+const goodbye = 3 * time.Second
 
 // Leave is hive.v1.AgentService.Leave. The agent ends after it has answered.
-func (l *leaver) Leave(context.Context, *hivev1.LeaveRequest) (*hivev1.LeaveResponse, error) {
+func (l *leaver) Leave(ctx context.Context, _ *hivev1.LeaveRequest) (*hivev1.LeaveResponse, error) {
 	l.once.Do(func() {
 		l.log.Warn("this node leaves the cluster")
+		if l.gossip != nil {
+			ctx, cancel := context.WithTimeout(ctx, goodbye)
+			defer cancel()
+			if err := l.gossip.Leave(ctx); err != nil {
+				l.log.Warn("cannot tell all that this node leaves", "error", err)
+			}
+		}
 		if l.bees != nil {
 			l.bees.TakeWorkersAlong()
 		}

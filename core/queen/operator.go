@@ -532,19 +532,21 @@ func changeKeys(keys pki.Secrets, change core.KeyringChange) (pki.Secrets, error
 	return nil, core.WithHint(core.Errorf("", core.Invalid, "there is no change %q of the keyring", clipped(change.Action)), "It is install, use or remove.")
 }
 
-// raftMembers is what raft's autopilot knows of the queens: gossip's view.
+// raftMembers is what raft's autopilot knows of the queens: gossip's view, but for those that were revoked, which are gone whatever they say.
 type raftMembers struct{ q *Queen }
 
-// Live are the queens that gossip knows, alive or not.
 func (m raftMembers) Members() []node.Member {
+	registry := m.q.registry()
 	var out []node.Member
 	for _, g := range m.q.opts.Membership.Gossip.Members() {
-		if g.Queen && g.RaftID != "" {
-			out = append(out, node.Member{
-				NodeID: g.ID, RaftID: g.RaftID, Name: g.Name, Address: g.RPCAddress, Version: g.Version,
-				Alive: g.Status == gossip.Alive, Left: g.Status == gossip.Left,
-			})
+		if !g.Queen || g.RaftID == "" {
+			continue
 		}
+		revoked := registry.Revoked(nil, g.ID)
+		out = append(out, node.Member{
+			NodeID: g.ID, RaftID: g.RaftID, Name: g.Name, Address: g.RPCAddress, Version: g.Version,
+			Alive: g.Status == gossip.Alive && !revoked, Left: g.Status == gossip.Left || revoked,
+		})
 	}
 	return out
 }
