@@ -26,9 +26,11 @@ type app struct {
 	stdoutTerminal bool
 	stderrTerminal bool
 
-	addr   string // --addr
-	format string // --format, "table" or "json"
-	json   bool   // --json, the same as --format json
+	addr      string // --addr
+	caCert    string // --cacert
+	tokenFile string // --token-file
+	format    string // --format, "table" or "json"
+	json      bool   // --json, the same as --format json
 }
 
 func newApp() *app {

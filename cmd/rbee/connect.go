@@ -1,8 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -11,37 +16,79 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
+	"github.com/rbee-project/rbee/core/pki"
 )
 
-// addresses are the queens to ask, and whether the user named them.
-func (a *app) addresses() (addrs []string, named bool) {
+// target is which queens to ask, and how to know them.
+type target struct {
+	addresses []string
+	named     bool   // by the user
+	ca        []byte // PEM; empty: the system's
+	caNamed   bool   // by the user
+	local     local
+}
+
+// target finds the queens to ask: those that the user names, else the agent of this machine.
+func (a *app) target() (target, error) {
+	var t target
+	if path := cmp.Or(a.caCert, a.getenv("RBEE_CACERT")); path != "" {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return t, core.WithHint(core.E("read the CA's certificate", core.Invalid, err), "RBEE_CACERT and --cacert name a PEM file: cluster/ca.pem in the data folder of any machine of the cluster.")
+		}
+		if _, err := pki.Fingerprint(b); err != nil {
+			return t, core.WithHint(core.Errorf("read the CA's certificate", core.Invalid, "%s: %w", path, err), "RBEE_CACERT and --cacert name a PEM file: cluster/ca.pem in the data folder of any machine of the cluster.")
+		}
+		t.ca, t.caNamed = b, true
+	}
+	t.local = a.localAgent()
+	if t.local.identity != nil && !t.caNamed {
+		t.ca = t.local.identity.CAPEM()
+	}
 	for _, list := range []string{a.addr, a.getenv("RBEE_ADDR")} {
 		for addr := range strings.SplitSeq(list, ",") {
 			if addr = strings.TrimSpace(addr); addr != "" {
-				addrs = append(addrs, addr)
+				t.addresses = append(t.addresses, addr)
 			}
 		}
-		if len(addrs) > 0 {
-			return addrs, true
+		if len(t.addresses) > 0 {
+			t.named = true
+			return t, nil
 		}
 	}
-	if r := a.backgroundAgent(); r != nil {
-		addrs = append(addrs, "http://"+r.Address)
+	t.addresses = t.local.addresses()
+	if r := a.backgroundAgent(); r != nil && t.local.identity == nil {
+		t.addresses = append([]string{"http://" + r.Address}, t.addresses...)
 	}
-	if !slices.Contains(addrs, client.DefaultAddress) {
-		addrs = append(addrs, client.DefaultAddress)
+	if t.local.identity == nil && !slices.Contains(t.addresses, client.DefaultAddress) {
+		t.addresses = append(t.addresses, client.DefaultAddress)
 	}
-	return addrs, false
+	return t, nil
+}
+
+// bearer is the token that is sent to queens.
+func (a *app) bearer(ctx context.Context) (string, error) {
+	if a.tokenFile == "" {
+		return strings.TrimSpace(a.getenv("RBEE_TOKEN")), nil
+	}
+	return a.secretFile(ctx, a.tokenFile)
 }
 
 // connect returns a client of the named queens. Nothing is sent yet.
-func (a *app) connect() (*client.Client, error) {
-	addrs, _ := a.addresses()
-	return a.connectTo(addrs)
+func (a *app) connect(ctx context.Context) (*client.Client, error) {
+	t, err := a.target()
+	if err != nil {
+		return nil, err
+	}
+	return a.connectTo(ctx, t)
 }
 
-func (a *app) connectTo(addrs []string) (*client.Client, error) {
-	c, err := client.New(client.Options{Addresses: addrs, Token: a.getenv("RBEE_TOKEN"), UserAgent: "rbee/" + thisBuild().Version})
+func (a *app) connectTo(ctx context.Context, t target) (*client.Client, error) {
+	bearer, err := a.bearer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(client.Options{Addresses: t.addresses, Token: bearer, CACert: t.ca, UserAgent: "rbee/" + thisBuild().Version})
 	if err != nil {
 		return nil, core.WithHint(err, "An address looks like 127.0.0.1:7833 or https://queen.example:7833; see --addr and RBEE_ADDR.")
 	}
@@ -54,7 +101,7 @@ type ask func(ctx context.Context, c *client.Client, args []string) error
 // asking makes a command's RunE of an ask.
 func (a *app) asking(f ask) func(*cobra.Command, []string) error {
 	return a.do(func(ctx context.Context, _ *cobra.Command, args []string) error {
-		c, err := a.connect()
+		c, err := a.connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -64,7 +111,17 @@ func (a *app) asking(f ask) func(*cobra.Command, []string) error {
 
 // explainUnreachable says how to get an agent when err is that none answered.
 func (a *app) explainUnreachable(ctx context.Context, c *client.Client, err error) error {
-	if core.KindOf(err) != core.Unavailable || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	t, terr := a.target()
+	if terr != nil {
+		return err
+	}
+	if hint := certificateHint(err, t); hint != "" {
+		return core.WithHint(err, "%s", hint)
+	}
+	if core.KindOf(err) != core.Unavailable {
 		return err
 	}
 	probe, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -72,20 +129,48 @@ func (a *app) explainUnreachable(ctx context.Context, c *client.Client, err erro
 	if c.Healthy(probe) == nil {
 		return err // somebody is there: the error is about something else
 	}
-	addrs, named := a.addresses()
-	if named {
-		return core.WithHint(core.Errorf("", core.Unavailable, "no agent answers at %s", strings.Join(addrs, ", ")),
-			"Start one there with \"rbee agent\", or name another address with --addr or RBEE_ADDR.")
+	return unreachable(t)
+}
+
+func unreachable(t target) error {
+	where := strings.Join(t.addresses, ", ")
+	switch {
+	case t.named:
+		return core.WithHint(core.Errorf("", core.Unavailable, "no agent answers at %s", where),
+			"Start one there with \"rbee agent\", or name another address with --addr or RBEE_ADDR; several may be named, with commas between them.")
+	case t.local.identity != nil:
+		return core.WithHint(core.Errorf("", core.Unavailable, "the agent of this machine does not run (nothing answers at %s)", where),
+			"Start it with \"rbee agent\", or name another queen of the cluster with --addr or RBEE_ADDR.")
 	}
-	return core.WithHint(core.Errorf("", core.Unavailable, "no agent runs on this machine (nothing answers at %s)", strings.Join(addrs, ", ")),
+	return core.WithHint(core.Errorf("", core.Unavailable, "no agent runs on this machine (nothing answers at %s)", where),
 		"Start one with \"rbee agent -dev\", or name one elsewhere with --addr or RBEE_ADDR.")
+}
+
+// certificateHint is what to do about a certificate that cannot be trusted; empty for every other error.
+func certificateHint(err error, t target) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		if len(t.ca) == 0 {
+			return "Name the cluster's CA with RBEE_CACERT or --cacert: cluster/ca.pem in the data folder of any machine of the cluster."
+		}
+		return "That is a queen of another cluster, or the CA is another one: look at RBEE_CACERT and RBEE_ADDR."
+	}
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "Name the queen as its certificate does; \"rbee cluster init\" and \"rbee cluster join\" put the name of --advertise into it."
+	}
+	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
+		return "Look at the clocks of both machines. A queen that was away for too long must join again."
+	}
+	return ""
 }
 
 // connectOrStart returns a client of an agent that can serve. When no address was named and no agent runs on this machine,
 // it starts one in the background and says so on stderr.
 func (a *app) connectOrStart(ctx context.Context) (*client.Client, error) {
-	addrs, named := a.addresses()
-	c, err := a.connectTo(addrs)
+	t, err := a.target()
+	if err != nil {
+		return nil, err
+	}
+	c, err := a.connectTo(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -95,12 +180,13 @@ func (a *app) connectOrStart(ctx context.Context) (*client.Client, error) {
 	if err == nil {
 		return c, a.awaitServing(ctx, c)
 	}
-	if named || ctx.Err() != nil || core.KindOf(err) != core.Unavailable {
+	// A machine of a cluster gets no second agent: its own has to be started.
+	if t.named || t.local.identity != nil || ctx.Err() != nil || core.KindOf(err) != core.Unavailable {
 		return nil, a.explainUnreachable(ctx, c, err)
 	}
 	fmt.Fprintln(a.stderr, "No agent runs on this machine: starting one in the background.")
 	addr, err := a.startBackground(ctx, func(ctx context.Context, addr string) error {
-		c, err := a.connectTo([]string{addr})
+		c, err := a.connectTo(ctx, target{addresses: []string{"http://" + addr}})
 		if err != nil {
 			return err
 		}
@@ -112,7 +198,7 @@ func (a *app) connectOrStart(ctx context.Context) (*client.Client, error) {
 		return nil, err
 	}
 	fmt.Fprintf(a.stderr, "It listens on %s. \"rbee agent stop\" ends it and its workers.\n", addr)
-	return a.connectTo([]string{addr})
+	return a.connectTo(ctx, target{addresses: []string{"http://" + addr}})
 }
 
 // serveTimeout is what is waited for an agent that answers but cannot serve yet, since it is just starting or electing a leader.
@@ -143,7 +229,7 @@ func (a *app) names(f func(ctx context.Context, c *client.Client) ([]string, err
 	return func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completeTimeout)
 		defer cancel()
-		c, err := a.connect()
+		c, err := a.connect(ctx)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
@@ -214,4 +300,33 @@ func modelsToUse(ctx context.Context, c *client.Client) ([]string, error) {
 func (a *app) hiveFlag(cmd *cobra.Command, hive *string, value, usage string) {
 	cmd.Flags().StringVar(hive, "hive", value, usage)
 	_ = cmd.RegisterFlagCompletionFunc("hive", a.names(hiveNames))
+}
+
+// maxSecretBytes bounds a file that is to have one secret in it.
+const maxSecretBytes = 4096
+
+// secretFile reads a file, or stdin for "-", that has one secret in it.
+func (a *app) secretFile(ctx context.Context, path string) (string, error) {
+	var (
+		b   []byte
+		err error
+	)
+	if path == "-" {
+		var text string
+		text, err = a.reading(ctx, func() (string, error) {
+			all, err := io.ReadAll(io.LimitReader(a.stdin, maxSecretBytes+1))
+			return string(all), err
+		})
+		b = []byte(text)
+	} else {
+		b, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return "", core.WithHint(core.E("read the secret", core.Invalid, err), "Name a file that you may read, or - for stdin.")
+	}
+	s := strings.TrimSpace(string(b))
+	if s == "" || len(b) > maxSecretBytes || strings.ContainsAny(s, " \t\r\n") {
+		return "", core.WithHint(core.Errorf("", core.Invalid, "%s has not just one secret in it", path), "Write the secret alone into it, in one line.")
+	}
+	return s, nil
 }

@@ -18,42 +18,45 @@ func (a *app) hiveCommand() *cobra.Command {
 		Aliases: []string{"hives"},
 		Short:   "Hives: the machines that run workers",
 	}
-	cmd.AddCommand(
-		&cobra.Command{
-			Use:     "list",
-			Aliases: []string{"ls"},
-			Short:   "List the hives",
-			Args:    exactly(),
-			RunE: a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
-				hives, err := c.Hives(ctx)
-				if err != nil {
-					return err
-				}
-				workers, err := c.Workers(ctx)
-				if err != nil {
-					return err
-				}
-				sortHives(hives)
-				return a.show(list(hives), a.hiveTable(hives, workers).write)
-			}),
-		},
-		&cobra.Command{
-			Use:               "get HIVE",
-			Aliases:           []string{"show"},
-			Short:             "Show a hive with its devices",
-			Long:              "Show a hive with its devices. \"localhost\" is the hive of the queen that is asked.",
-			Args:              exactly("HIVE"),
-			ValidArgsFunction: first(a.names(hiveNames)),
-			RunE: a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-				h, err := c.Hive(ctx, args[0])
-				if err != nil {
-					return err
-				}
-				return a.show(h, a.hiveFacts(h).write)
-			}),
-		},
-	)
+	cmd.AddCommand(a.hiveListCommand(), a.hiveGetCommand(), a.hiveStatusCommand(), a.hiveDrainCommand(), a.hiveRefreshCommand())
 	return cmd
+}
+
+func (a *app) hiveListCommand() *cobra.Command {
+	return a.reads(&cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the hives",
+		Args:    exactly(),
+	}, func(ctx context.Context, c *client.Client, _ []string, read ...client.ReadOption) error {
+		hives, err := c.Hives(ctx, read...)
+		if err != nil {
+			return err
+		}
+		workers, err := c.Workers(ctx, read...)
+		if err != nil {
+			return err
+		}
+		sortHives(hives)
+		return a.show(list(hives), a.hiveTable(hives, workers).write)
+	})
+}
+
+func (a *app) hiveGetCommand() *cobra.Command {
+	return a.reads(&cobra.Command{
+		Use:               "get HIVE",
+		Aliases:           []string{"show"},
+		Short:             "Show a hive with its devices",
+		Long:              "Show a hive with its devices. \"localhost\" is the hive of the queen that is asked.",
+		Args:              exactly("HIVE"),
+		ValidArgsFunction: first(a.names(hiveNames)),
+	}, func(ctx context.Context, c *client.Client, args []string, read ...client.ReadOption) error {
+		h, err := c.Hive(ctx, args[0], read...)
+		if err != nil {
+			return err
+		}
+		return a.show(h, a.hiveFacts(h).write)
+	})
 }
 
 func sortHives(hives []core.Hive) {
@@ -61,7 +64,7 @@ func sortHives(hives []core.Hive) {
 }
 
 func (a *app) hiveTable(hives []core.Hive, workers []core.Worker) *table {
-	t := newTable("No hives.", "NAME", "STATUS", "DEVICES", "WORKERS", "OS/ARCH", "VERSION", "LAST BEAT", "ID")
+	t := newTable("No hives.", "NAME", "STATUS", "DEVICES", "WORKERS", "OS/ARCH", "VERSION", "LAST BEAT", "ADDRESS", "ID")
 	for _, h := range hives {
 		n := 0
 		for _, w := range workers {
@@ -69,16 +72,25 @@ func (a *app) hiveTable(hives []core.Hive, workers []core.Worker) *table {
 				n++
 			}
 		}
-		t.add(h.Name, string(h.Status), deviceText(h.Devices), fmt.Sprint(n), h.OS+"/"+h.Arch, h.Version, a.ago(h.LastBeat), h.ID)
+		t.add(h.Name, hiveState(h), deviceText(h.Devices), fmt.Sprint(n), h.OS+"/"+h.Arch, h.Version, a.ago(h.LastBeat), h.RPCAddress, h.ID)
 	}
 	return t
+}
+
+// hiveState is the hive's status, and whether it is drained.
+func hiveState(h core.Hive) string {
+	if h.Draining {
+		return string(h.Status) + ", draining"
+	}
+	return string(h.Status)
 }
 
 func (a *app) hiveFacts(h core.Hive) *facts {
 	f := &facts{}
 	f.add("Name", h.Name)
 	f.add("ID", h.ID)
-	f.add("Status", string(h.Status))
+	f.add("Status", hiveState(h))
+	f.add("Address", h.RPCAddress)
 	f.add("Last beat", a.ago(h.LastBeat))
 	f.add("Version", h.Version)
 	f.add("System", h.OS+"/"+h.Arch)
@@ -87,40 +99,4 @@ func (a *app) hiveFacts(h core.Hive) *facts {
 	f.addf("Incarnation", "%d", h.Incarnation)
 	f.addf("Indexes", "created at %d, changed at %d", h.CreateIndex, h.ModifyIndex)
 	return f
-}
-
-func (a *app) catalogCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "catalog", Short: "Catalog sources: what can be fetched"}
-	var (
-		hive string
-		q    client.CatalogQuery
-	)
-	search := &cobra.Command{
-		Use:   "search [TEXT]",
-		Short: "Search the catalog sources of a hive",
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usageHint("Put several words in quotes.", "one argument too many: %q", args[1])
-			}
-			return nil
-		},
-	}
-	search.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		q.Text = strings.Join(args, "")
-		items, err := c.Catalog(ctx, hive, q)
-		if err != nil {
-			return err
-		}
-		slices.SortFunc(items, func(x, y core.CatalogItem) int { return strings.Compare(x.Ref, y.Ref) })
-		t := newTable("Nothing found.", "REF", "KIND", "NAME", "SIZE", "LICENCE", "SUMMARY")
-		for _, i := range items {
-			t.add(i.Ref, i.Kind, i.Name, bytesText(i.SizeBytes), i.License, shorten(i.Summary, 60))
-		}
-		return a.show(list(items), t.write)
-	})
-	search.Flags().StringVar(&q.Kind, "kind", "", "only `model|engine`")
-	search.Flags().IntVar(&q.Limit, "limit", 0, "at most this many of each source (default: the queen's)")
-	a.hiveFlag(search, &hive, core.LocalHive, "`HIVE` whose sources are asked")
-	cmd.AddCommand(search)
-	return cmd
 }

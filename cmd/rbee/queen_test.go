@@ -34,6 +34,7 @@ type fakeQueen struct {
 	raw       []openai.CompletionRequest
 	requests  []core.Request
 	cancelled int // inference requests that the client gave up
+	cluster   fakeCluster
 }
 
 var (
@@ -47,7 +48,7 @@ var fakeStart = time.Now().Add(-90 * time.Second)
 
 func newFakeQueen(tb testing.TB) *fakeQueen {
 	tb.Helper()
-	q := &fakeQueen{jobs: job.New(job.Options{Hive: "h1"})}
+	q := &fakeQueen{jobs: job.New(job.Options{Hive: "h1"}), cluster: newFakeCluster()}
 	q.models = []core.Model{
 		{
 			ID: "rbee-tiny", Aliases: []string{"tiny"}, Ref: "builtin:rbee-tiny", Digest: "sha256:" + strings.Repeat("ab", 32), SizeBytes: 2983680, License: "apache-2.0",
@@ -57,7 +58,7 @@ func newFakeQueen(tb testing.TB) *fakeQueen {
 		{ID: "broken", Aliases: []string{}, Ref: "file:/broken.gguf", Hives: []string{"h1"}, LoadedBy: []string{}, Damaged: "the file is shorter than its header says"},
 	}
 	q.worker = httptest.NewServer(http.HandlerFunc(q.serveWorker))
-	api := gateway.New(gateway.Options{Router: q, Cluster: q, Jobs: q, Version: "1.2.3", Dial: func(ctx context.Context, _ core.Worker) (net.Conn, error) {
+	api := gateway.New(gateway.Options{Router: q, Cluster: q, Jobs: q, Reader: q, Admin: q, Version: "1.2.3", Dial: func(ctx context.Context, _ core.Worker) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", q.worker.Listener.Addr().String())
 	}})
@@ -185,9 +186,10 @@ func (q *fakeQueen) Status(ctx context.Context) (core.Status, error) {
 	workers, _ := q.Workers(ctx)
 	models, _ := q.Models(ctx)
 	s := core.Status{
-		Version: "1.2.3", Node: "h1", StartedAt: fakeStart, Leader: "h1", Index: 42, Queens: []core.Queen{{ID: "h1", Address: "local", Leader: true, Voter: true}},
+		Version: "1.2.3", Node: "aaaaaaaa", StartedAt: fakeStart, Leader: "aaaaaaaa", Index: 42, Cluster: &core.Cluster{ID: "00112233", Name: "hill"},
 		Hives: hives, Workers: workers, Models: models, Jobs: q.jobs.List(), Problems: []string{},
 	}
+	s.Queens, _ = q.Queens(ctx)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.down {
@@ -197,10 +199,12 @@ func (q *fakeQueen) Status(ctx context.Context) (core.Status, error) {
 }
 
 func (q *fakeQueen) Hives(context.Context) ([]core.Hive, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	return []core.Hive{{
 		ID: "h1", Name: "desk", Version: "1.2.3", OS: "linux", Arch: "amd64", Incarnation: 3, Status: core.HiveReady,
 		Devices: []core.Device{{ID: "cpu", Kind: "cpu", Name: "Some CPU", TotalBytes: 8 << 30, FreeBytes: 6 << 30}}, WorkerTypes: []string{"cpu", "cuda"},
-		LastBeat: fakeStart.Add(88 * time.Second), CreateIndex: 2, ModifyIndex: 5,
+		LastBeat: fakeStart.Add(88 * time.Second), RPCAddress: "10.0.0.1:7834", Draining: q.cluster.draining, CreateIndex: 2, ModifyIndex: 5,
 	}}, nil
 }
 

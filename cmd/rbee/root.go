@@ -27,11 +27,13 @@ Start here:
   rbee run rbee-tiny "What is a queen?"     ask a model; an agent is started if none runs
   rbee agent -dev                           an agent in this terminal
   rbee status                               the cluster on one screen
+  rbee cluster init                         begin a cluster of several machines
 
 Environment:
-  RBEE_ADDR     addresses of queens, separated by commas (default ` + client.DefaultAddress + `)
-  RBEE_TOKEN    token that is sent to them
-  RBEE_CACERT   reserved
+  RBEE_ADDR     addresses of queens, separated by commas (default: the agent of this machine, then ` + client.DefaultAddress + `)
+  RBEE_TOKEN    token that is sent to them; a cluster answers nobody without one
+  RBEE_CACERT   file with the CA's certificate that theirs must be signed by (default: that of the cluster that this machine is in)
+  RBEE_JOIN     TOKEN@host for "rbee agent", as -join has it
   NO_COLOR      no colour
 
 Exit codes: 0 it worked, 1 it failed, 2 it was called wrongly, 130 it was interrupted.
@@ -45,7 +47,9 @@ Long flags work with one dash, too: -dev is --dev.`,
 			return cmd.Help()
 		},
 	}
-	root.PersistentFlags().StringVar(&a.addr, "addr", "", "`ADDRESSES` of queens, separated by commas (default: RBEE_ADDR, then "+client.DefaultAddress+")")
+	root.PersistentFlags().StringVar(&a.addr, "addr", "", "`ADDRESSES` of queens, separated by commas (default: RBEE_ADDR, then this machine's agent)")
+	root.PersistentFlags().StringVar(&a.tokenFile, "token-file", "", "`FILE` with the token to send (default: RBEE_TOKEN)")
+	root.PersistentFlags().StringVar(&a.caCert, "cacert", "", "`FILE` with the certificate of the queens' CA (default: RBEE_CACERT, then this machine's cluster)")
 	root.PersistentFlags().StringVar(&a.format, "format", formatTable, "output as `table|json`")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "same as --format json")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
@@ -71,8 +75,9 @@ Long flags work with one dash, too: -dev is --dev.`,
 		}
 	}
 	group(groupUse, a.inferCommand(), a.runCommand(), a.chatCommand(), a.pullCommand(), a.lsCommand())
-	group(groupManage, a.statusCommand(), a.psCommand(), a.stopCommand(), a.workerCommand(), a.modelCommand(), a.jobCommand(), a.hiveCommand(), a.catalogCommand())
-	group(groupAgent, a.agentCommand(), a.pluginCommand(), a.configCommand(), a.versionCommand())
+	group(groupManage, a.statusCommand(), a.psCommand(), a.stopCommand(), a.workerCommand(), a.modelCommand(), a.jobCommand(), a.hiveCommand(), a.queenCommand(),
+		a.catalogCommand(), a.tokenCommand(), a.operatorCommand())
+	group(groupAgent, a.agentCommand(), a.clusterCommand(), a.tlsCommand(), a.pluginCommand(), a.configCommand(), a.versionCommand())
 	_ = root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{formatTable, formatJSON}, cobra.ShellCompDirectiveNoFileComp))
 	_ = root.RegisterFlagCompletionFunc("addr", cobra.NoFileCompletions)
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"strconv"
 	"strings"
@@ -72,6 +73,38 @@ func TestScript(t *testing.T) {
 					all = append(all, oneLine(r))
 				}
 				check(ts, neg, strings.Join(all, "\n"), args[0])
+			},
+			// changed TEXT: an administrator's change was asked for with TEXT in it
+			"changed": func(ts *testscript.TestScript, neg bool, args []string) {
+				q := queenOf(ts)
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				check(ts, neg, strings.Join(q.cluster.changes, "\n"), args[0])
+			},
+			// consistency NAME: the last read asked for it
+			"consistency": func(ts *testscript.TestScript, neg bool, args []string) {
+				q := queenOf(ts)
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				if n := len(q.cluster.reads); n == 0 || (string(q.cluster.reads[n-1]) == args[0]) == neg {
+					ts.Fatalf("reads were %v", q.cluster.reads)
+				}
+			},
+			// secure: the queen serves a cluster whose identity is in the data folder; $SECURE is its address
+			"secure": func(ts *testscript.TestScript, _ bool, _ []string) { queenOf(ts).secure(ts) },
+			// setenv NAME FILE: the variable is what the file (or stdout) has, spaces around it taken off
+			"setenv": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
+			},
+			// tofile FILE NAME: the file has the variable's value
+			"tofile": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(ts.Getenv(args[1])+"\n"), 0o600))
+			},
+			// fingerprint FILE: FINGERPRINT is that of the first certificate that "rbee tls info" wrote to the file (or stdout)
+			"fingerprint": func(ts *testscript.TestScript, _ bool, args []string) {
+				var list []certificateJSON
+				ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &list))
+				ts.Setenv("FINGERPRINT", list[0].Fingerprint)
 			},
 			// exit N COMMAND...: the command ends with that exit code
 			"exit": func(ts *testscript.TestScript, _ bool, args []string) {

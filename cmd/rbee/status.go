@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,17 +27,20 @@ func (a *app) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the cluster on one screen, problems first",
-		Args:  exactly(),
+		Long: `Show the cluster on one screen, problems first: from the leader where there is one, else what the queen that is asked knows by itself, and how
+old that is. Where several addresses are named, each is asked whether it answers.`,
+		Args: exactly(),
 	}
-	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
+	a.reads(cmd, func(ctx context.Context, c *client.Client, _ []string, read ...client.ReadOption) error {
 		for {
-			s, err := c.Status(ctx)
+			s, err := c.Status(ctx, read...)
 			switch {
 			case err == nil:
+				answers := a.whoAnswers(ctx, c)
 				if watch && a.stdoutTerminal && !a.wantJSON() {
 					fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
 				}
-				if err := a.show(s, func(w io.Writer) error { return a.writeStatus(w, s, c.Address()) }); err != nil {
+				if err := a.show(s, func(w io.Writer) error { return a.writeStatus(w, s, c.Address(), answers) }); err != nil {
 					return err
 				}
 			case !watch || ctx.Err() != nil || core.KindOf(err) != core.Unavailable:
@@ -55,7 +60,45 @@ func (a *app) statusCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) writeStatus(w io.Writer, s core.Status, address string) error {
+// answerTimeout is how long "rbee status" waits for each queen that was named.
+const answerTimeout = time.Second
+
+// whoAnswers asks every queen that the user named, where it is more than one, whether it is there: one line for each that is not.
+func (a *app) whoAnswers(ctx context.Context, c *client.Client) (silent []string) {
+	t, err := a.target()
+	if err != nil || !t.named || len(t.addresses) < 2 {
+		return nil
+	}
+	problems := make([]error, len(t.addresses))
+	var wg sync.WaitGroup
+	for i, address := range t.addresses {
+		wg.Go(func() {
+			one := t
+			one.addresses = []string{address}
+			queen, err := a.connectTo(ctx, one)
+			if err != nil {
+				problems[i] = err
+				return
+			}
+			defer queen.Close()
+			if queen.Address() == c.Address() {
+				return // it has just answered
+			}
+			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+			defer cancel()
+			problems[i] = queen.Healthy(ctx)
+		})
+	}
+	wg.Wait()
+	for i, address := range t.addresses {
+		if problems[i] != nil && ctx.Err() == nil {
+			silent = append(silent, address)
+		}
+	}
+	return silent
+}
+
+func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []string) error {
 	for _, p := range s.Problems {
 		if _, err := fmt.Fprintf(w, "PROBLEM: %s\n", cleanLine(p)); err != nil {
 			return err
@@ -64,18 +107,45 @@ func (a *app) writeStatus(w io.Writer, s core.Status, address string) error {
 	if len(s.Problems) > 0 {
 		fmt.Fprintln(w)
 	}
-	voters := 0
+	voters, seen := 0, 0
 	for _, q := range s.Queens {
 		voters += b2i(q.Voter)
+		seen += b2i(q.Voter && (q.Gossip == "alive" || q.Gossip == ""))
+	}
+	leader := s.Leader
+	for _, q := range s.Queens {
+		if q.ID == s.Leader {
+			leader = orElse(q.Name, q.ID)
+		}
 	}
 	f := &facts{}
 	if len(s.Problems) == 0 {
 		f.add("Problems", "none")
 	}
+	if s.Cluster != nil && s.Cluster.ID != "" {
+		f.add("Cluster", named(s.Cluster.Name, s.Cluster.ID))
+	}
 	f.addf("Queen", "%s, rbee %s, at %s, up %s", s.Node, s.Version, address, orElse(a.since(s.StartedAt), "?"))
-	f.addf("Queens", "%d (%s), leader %s, index %d", len(s.Queens), plural(voters, "voter"), orElse(s.Leader, "unknown"), s.Index)
+	f.addf("Queens", "%d (%s), leader %s, index %d", len(s.Queens), plural(voters, "voter"), orElse(leader, "unknown"), s.Index)
+	if seen < voters {
+		f.addf("Majority", "%d of %s seen, %d needed", seen, plural(voters, "voter"), voters/2+1)
+	}
+	f.add("Missing", strings.Join(missing(s), "\n"))
+	f.add("No answer", strings.Join(silent, "\n"))
+	if s.Read.Stale {
+		f.addf("Age", "stale: %s", orElse(contactText("the leader was last heard of %s ago", s.Read.LastContact), "no leader was heard of"))
+	}
 	if err := f.write(w); err != nil {
 		return err
+	}
+	if len(s.Queens) > 1 {
+		sortQueens(s.Queens)
+		if err := heading(w, "Queens"); err != nil {
+			return err
+		}
+		if err := queenTable(s.Queens).write(w); err != nil {
+			return err
+		}
 	}
 	sortHives(s.Hives)
 	sortWorkers(s.Workers)
@@ -95,6 +165,23 @@ func (a *app) writeStatus(w io.Writer, s core.Status, address string) error {
 		func() error { return a.jobTable(jobs).write(w) },
 		func() error { return moreLine(w, moreJobs) },
 	)
+}
+
+// missing are the queens and hives of the registry that are not there: by gossip, and by their own reports.
+func missing(s core.Status) []string {
+	var out []string
+	for _, q := range s.Queens {
+		if q.Gossip != "" && q.Gossip != "alive" {
+			out = append(out, fmt.Sprintf("queen %s (gossip: %s)", orElse(q.Name, q.ID), q.Gossip))
+		}
+	}
+	for _, h := range s.Hives {
+		if h.Status == core.HiveSuspect || h.Status == core.HiveDown {
+			out = append(out, fmt.Sprintf("hive %s (%s)", orElse(h.Name, h.ID), h.Status))
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // cut returns the first n of all and, where there are more, a line that says how to see them.

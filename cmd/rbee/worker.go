@@ -41,17 +41,17 @@ func (a *app) workerListCommand() *cobra.Command {
 		Short: "List the active workers",
 		Args:  exactly(),
 	}
-	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
-		workers, err := c.Workers(ctx)
+	a.reads(cmd, func(ctx context.Context, c *client.Client, _ []string, read ...client.ReadOption) error {
+		workers, err := c.Workers(ctx, read...)
 		if err != nil {
 			return err
 		}
-		hives, err := c.Hives(ctx)
+		hives, err := c.Hives(ctx, read...)
 		if err != nil {
 			return err
 		}
 		if hive != "" {
-			h, err := c.Hive(ctx, hive)
+			h, err := c.Hive(ctx, hive, read...)
 			if err != nil {
 				return err
 			}
@@ -108,21 +108,20 @@ func rateText(perSecond float64) string {
 }
 
 func (a *app) workerGetCommand() *cobra.Command {
-	return &cobra.Command{
+	return a.reads(&cobra.Command{
 		Use:               "get ID",
 		Aliases:           []string{"show"},
 		Short:             "Show an active worker",
 		Long:              "Show an active worker. A unique prefix of its id is enough.",
 		Args:              exactly("ID"),
 		ValidArgsFunction: first(a.names(workerIDs)),
-		RunE: a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-			w, err := c.Worker(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			return a.show(w, a.workerFacts(w).write)
-		}),
-	}
+	}, func(ctx context.Context, c *client.Client, args []string, read ...client.ReadOption) error {
+		w, err := c.Worker(ctx, args[0], read...)
+		if err != nil {
+			return err
+		}
+		return a.show(w, a.workerFacts(w).write)
+	})
 }
 
 func (a *app) workerFacts(w core.Worker) *facts {
