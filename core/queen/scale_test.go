@@ -54,12 +54,12 @@ type scaleQueens struct {
 func (s *scaleQueens) start() {
 	t := s.t
 	t.Helper()
-	var voters []node.Voter
+	var ids []string
 	var transports []*raft.InmemTransport
 	for i := range 3 {
 		id := fmt.Sprintf("q%d", i)
-		addr, trans := raft.NewInmemTransport(raft.ServerAddress("addr-" + id))
-		voters = append(voters, node.Voter{ID: id, Address: string(addr)})
+		_, trans := raft.NewInmemTransport(raft.ServerAddress("addr-" + id))
+		ids = append(ids, id)
 		transports = append(transports, trans)
 	}
 	for _, a := range transports {
@@ -73,14 +73,15 @@ func (s *scaleQueens) start() {
 	nodes := make([]*node.Node, 3)
 	for i := range 3 { // as three machines would, at once
 		opening.Go(func() {
-			n, err := node.Open(node.Options{ID: voters[i].ID, Dir: filepath.Join(s.dir, voters[i].ID), Transport: transports[i], Voters: voters})
+			n, err := node.Open(node.Options{ID: ids[i], Dir: filepath.Join(s.dir, ids[i]), Transport: transports[i], Bootstrap: node.Later})
 			must.NoError(t, err)
 			nodes[i] = n
 		})
 	}
 	opening.Wait()
+	formCluster(t, nodes, transports)
 	for i, n := range nodes {
-		q := New(Options{Node: n, ID: voters[i].ID, Pinger: fakePinger(noSign)})
+		q := New(Options{Node: n, ID: ids[i], Pinger: fakePinger(noSign)})
 		queens[i] = q
 		address := "127.0.0.1:0"
 		if len(s.addresses) > i {
@@ -97,7 +98,7 @@ func (s *scaleQueens) start() {
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
 		// The profile tells queens apart by their label, which goroutines inherit.
-		pprof.Do(ctx, pprof.Labels("queen", voters[i].ID), func(ctx context.Context) {
+		pprof.Do(ctx, pprof.Labels("queen", ids[i]), func(ctx context.Context) {
 			wg.Go(func() { must.NoError(t, q.Run(ctx)) })
 			wg.Go(func() { _ = server.Serve(l) })
 		})

@@ -26,21 +26,23 @@ type member struct {
 // newQueens runs queens that form one cluster, in a bubble.
 func newQueens(t *testing.T, size int, change func(*Options)) []*member {
 	t.Helper()
-	var voters []node.Voter
 	var members []*member
+	var nodes []*node.Node
+	var transports []*raft.InmemTransport
 	for i := range size {
 		id := fmt.Sprintf("q%d", i)
-		addr, trans := raft.NewInmemTransport(raft.ServerAddress("addr-" + id))
-		voters = append(voters, node.Voter{ID: id, Address: string(addr)})
+		_, trans := raft.NewInmemTransport(raft.ServerAddress("addr-" + id))
 		members = append(members, &member{trans: trans})
 	}
 	for i, m := range members {
+		id := fmt.Sprintf("q%d", i)
 		for _, other := range members {
 			m.trans.Connect(other.trans.LocalAddr(), other.trans)
 		}
-		n, err := node.Open(node.Options{ID: voters[i].ID, Logger: coretest.Logger(t), Transport: m.trans, Voters: voters})
+		n, err := node.Open(node.Options{ID: id, Logger: coretest.Logger(t), Transport: m.trans, Bootstrap: node.Later})
 		must.NoError(t, err)
-		o := Options{Node: n, ID: voters[i].ID, Logger: coretest.Logger(t)}
+		nodes, transports = append(nodes, n), append(transports, m.trans)
+		o := Options{Node: n, ID: id, Logger: coretest.Logger(t)}
 		change(&o)
 		m.node, m.q = n, New(o)
 		ctx, cancel := context.WithCancel(context.Background())
@@ -64,7 +66,22 @@ func newQueens(t *testing.T, size int, change func(*Options)) []*member {
 			must.NoError(t, n.Shutdown())
 		}
 	}
+	formCluster(t, nodes, transports)
 	return members
+}
+
+// formCluster makes one raft cluster of nodes; those that have state already stay as they are.
+func formCluster(t *testing.T, nodes []*node.Node, transports []*raft.InmemTransport) {
+	t.Helper()
+	var voters []node.Voter
+	for i, n := range nodes {
+		voters = append(voters, node.Voter{ID: n.ID(), Address: string(transports[i].LocalAddr())})
+	}
+	for _, n := range nodes {
+		if !n.HasState() {
+			must.NoError(t, n.Bootstrap(voters))
+		}
+	}
 }
 
 func leaderOf(t *testing.T, members []*member) *member {
