@@ -19,7 +19,7 @@ import (
 )
 
 // shake does one handshake over TCP and one byte each way, and says what each side makes of it.
-func shake(t testing.TB, server, client *tls.Config) (serverErr, clientErr error, serverState tls.ConnectionState) {
+func shake(t testing.TB, server, client *tls.Config) (serverState tls.ConnectionState, serverErr, clientErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
@@ -50,7 +50,8 @@ func shake(t testing.TB, server, client *tls.Config) (serverErr, clientErr error
 		}
 		c.Close()
 	}
-	return <-done, err, serverState
+	serverErr = <-done
+	return serverState, serverErr, err
 }
 
 func TestNodesOfOneClusterShake(t *testing.T) {
@@ -59,7 +60,7 @@ func TestNodesOfOneClusterShake(t *testing.T) {
 	queen := identity(t, ca, signing{id: "00000001", roles: []core.Role{core.RoleQueen}})
 	hive := identity(t, ca, signing{id: "00000002", roles: []core.Role{core.RoleHive}})
 	for _, node := range []string{"", "00000001"} {
-		serverErr, clientErr, state := shake(t, queen.ServerConfig("rbee-raft/1", "h2"), hive.ClientConfig("h2", core.RoleQueen, node))
+		state, serverErr, clientErr := shake(t, queen.ServerConfig("rbee-raft/1", "h2"), hive.ClientConfig("h2", core.RoleQueen, node))
 		must.NoError(t, serverErr)
 		must.NoError(t, clientErr)
 		must.Eq(t, tls.VersionTLS13, state.Version)
@@ -70,7 +71,7 @@ func TestNodesOfOneClusterShake(t *testing.T) {
 		must.Eq(t, []core.Role{core.RoleHive}, n.Roles)
 	}
 	// Who joins shows none.
-	serverErr, clientErr, state := shake(t, queen.ServerConfig("h2"), pki.JoinConfig("h2", ca.Fingerprint()))
+	state, serverErr, clientErr := shake(t, queen.ServerConfig("h2"), pki.JoinConfig("h2", ca.Fingerprint()))
 	must.NoError(t, serverErr)
 	must.NoError(t, clientErr)
 	must.SliceEmpty(t, state.PeerCertificates)
@@ -148,7 +149,7 @@ func TestHandshakesAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			serverErr, clientErr, _ := shake(t, c.server, c.client)
+			_, serverErr, clientErr := shake(t, c.server, c.client)
 			must.Error(t, serverErr)
 			must.Error(t, clientErr)
 			if c.onServer != nil {
@@ -255,7 +256,7 @@ func TestReplaceDropsNothing(t *testing.T) {
 	stranger := identity(t, ca, signing{id: "00000003", roles: []core.Role{core.RoleHive}})
 	c := stranger.ClientConfig("h2", core.RoleQueen, "")
 	c.VerifyConnection = nil
-	serverErr, _, _ := shake(t, queen.ServerConfig("h2"), c)
+	_, serverErr, _ := shake(t, queen.ServerConfig("h2"), c)
 	must.Error(t, serverErr)
 }
 

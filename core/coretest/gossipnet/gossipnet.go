@@ -114,7 +114,11 @@ func (n *Network) loses() bool {
 // delay is how long TCP needs to get something to the other side and an answer back, when it waits first for an answer and then twice as long.
 func (n *Network) delay(first time.Duration) time.Duration {
 	var d time.Duration
-	for wait := first; n.loses() || n.loses(); wait *= 2 {
+	for wait := first; ; wait *= 2 {
+		there, back := n.loses(), n.loses()
+		if !there && !back {
+			break
+		}
 		if d += wait; d > time.Minute {
 			break
 		}

@@ -1,0 +1,252 @@
+package gossip
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/memberlist"
+	"github.com/shoenig/test/must"
+)
+
+func fullMember() Member {
+	return Member{
+		ID: "0a0b0c0d", Name: "box", Queen: true, Hive: true, RPCAddress: "10.0.0.1:7834", HTTPAddress: "10.0.0.1:7833", Version: "1.2.3", FSM: 2,
+		BootstrapExpect: 3, RaftID: "0a0b0c0d.01020304", HasState: true, Incarnation: 9,
+	}
+}
+
+func TestMetaRoundTrip(t *testing.T) {
+	t.Parallel()
+	b, err := fullMember().encode()
+	must.NoError(t, err)
+	must.LessEq(t, memberlist.MetaMaxSize, len(b))
+	must.Eq(t, memberlist.MetaMaxSize, maxMetaBytes)
+	m, err := decodeMember("0a0b0c0d", b)
+	must.NoError(t, err)
+	must.Eq(t, fullMember(), m)
+	_, err = decodeMember("ffffffff", b)
+	must.Error(t, err)
+	_, err = decodeMember("0a0b0c0d", b[:len(b)-1])
+	must.Error(t, err)
+	_, err = decodeMember("0a0b0c0d", make([]byte, 513))
+	must.Error(t, err)
+}
+
+func FuzzDecodeMember(f *testing.F) {
+	b, err := fullMember().encode()
+	must.NoError(f, err)
+	f.Add("0a0b0c0d", b)
+	f.Add("", []byte{})
+	f.Add("x", bytes.Repeat([]byte{0xff}, 512))
+	f.Fuzz(func(t *testing.T, name string, meta []byte) {
+		m, err := decodeMember(name, meta)
+		if err != nil {
+			return
+		}
+		if m.ID != name || m.check() != nil || len(meta) > maxMetaBytes {
+			t.Fatalf("%+v was taken as %q", m, name)
+		}
+		if again, err := m.encode(); err == nil {
+			if n, err := decodeMember(name, again); err != nil || n != m {
+				t.Fatalf("%+v became %+v, %v", m, n, err)
+			}
+		}
+	})
+}
+
+// The pool takes whatever memberlist hands it, in any order, without harm.
+func FuzzDelegate(f *testing.F) {
+	b, err := fullMember().encode()
+	must.NoError(f, err)
+	f.Add("0a0b0c0d", b, []byte{10, 1, 'x', 16, 3}, []byte{10, 5, 10, 1, 'x', 16, 3})
+	f.Add("x", []byte{}, []byte("garbage"), []byte("garbage"))
+	f.Fuzz(func(t *testing.T, name string, meta, note, state []byte) {
+		p := idlePool()
+		d := delegate{p}
+		n := &memberlist.Node{Name: name, Addr: []byte{10, 0, 0, 1}, Port: 1, Meta: meta}
+		if d.NotifyAlive(n) == nil {
+			d.NotifyJoin(n)
+		}
+		d.NotifyUpdate(n)
+		d.NotifyMsg(note)
+		d.MergeRemoteState(state, true)
+		d.NotifyConflict(n, n)
+		_ = d.NotifyMerge([]*memberlist.Node{n})
+		d.NotifyLeave(n)
+		d.NotifyLeave(n)
+		d.MergeRemoteState(d.LocalState(false), false)
+		d.GetBroadcasts(2, 1000)
+		if len(p.Members()) > 2 || len(p.left) > 1 {
+			t.Fatalf("%d members, %d notes", len(p.Members()), len(p.left))
+		}
+	})
+}
+
+func FuzzPeers(f *testing.F) {
+	f.Add([]byte(`{"starts":3,"peers":[{"id":"a","address":"10.0.0.1:1","queen":true},{"id":"b","address":"nowhere"}]}`))
+	f.Add([]byte("}garbage"))
+	f.Add([]byte(`{"peers":null}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		must.NoError(t, os.WriteFile(filepath.Join(dir, peersName), data, 0o600))
+		p, err := openPeers(dir, hclog.NewNullLogger())
+		must.NoError(t, err)
+		for _, a := range p.addresses() {
+			if _, _, err := splitAddress(a); err != nil && !strings.HasSuffix(a, ":0") {
+				t.Fatalf("remembers %q", a)
+			}
+		}
+		p.save([]peer{{ID: "z", Address: "10.0.0.9:1"}})
+		must.LessEq(t, maxPeers, len(p.addresses()))
+		again, err := openPeers(dir, hclog.NewNullLogger())
+		must.NoError(t, err)
+		must.SliceContains(t, again.addresses(), "10.0.0.9:1")
+	})
+}
+
+func TestPeersAreBoundedQueensFirst(t *testing.T) {
+	t.Parallel()
+	p, err := openPeers("", hclog.NewNullLogger())
+	must.NoError(t, err)
+	var all []peer
+	for i := range 1000 {
+		all = append(all, peer{ID: string(rune('a' + i)), Address: joinIP([]byte{10, 0, byte(i >> 8), byte(i)}, 1), Queen: i >= 997})
+	}
+	p.save(all)
+	got := p.addresses()
+	must.Len(t, maxPeers, got)
+	for _, queen := range []string{"10.0.3.229:1", "10.0.3.230:1", "10.0.3.231:1"} {
+		must.SliceContains(t, got[:3], queen)
+	}
+	p.forgetAll()
+	must.SliceEmpty(t, p.addresses())
+}
+
+func TestSplitAddress(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"10.0.0.1": "10.0.0.1|7835", "10.0.0.1:9": "10.0.0.1|9", "queen": "queen|7835", "queen.lan:9": "queen.lan|9", "fe80::1": "fe80::1|7835",
+		"[fe80::1]": "fe80::1|7835", "[fe80::1]:9": "fe80::1|9", "": "", ":9": "", "a:0": "", "a:b": "", "a:b:c": "", "a b": "", "name/10.0.0.1": "", "a:99999": "",
+	} {
+		host, port, err := splitAddress(in)
+		if want == "" {
+			must.Error(t, err, must.Sprint(in))
+			continue
+		}
+		must.NoError(t, err, must.Sprint(in))
+		must.Eq(t, want, host+"|"+port)
+	}
+}
+
+// While keys change, everybody who decrypts with the slice of a moment ago still has whole keys; the race detector looks on.
+func TestChangeRingWhileOthersRead(t *testing.T) {
+	t.Parallel()
+	k := func(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
+	ring, err := memberlist.NewKeyring(nil, k(1))
+	must.NoError(t, err)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			for _, key := range ring.GetKeys() {
+				if len(key) != 32 || key[0] != key[31] {
+					panic("half a key")
+				}
+			}
+		}
+	}()
+	for range 30 {
+		for _, want := range []Keys{{k(1), k(2), k(3), k(4)}, {k(2), k(1), k(4)}, {k(4), k(2)}, {k(5)}, {k(5), k(6), k(1)}, {k(1)}} {
+			must.NoError(t, changeRing(ring, want))
+			got := slices.Clone(ring.GetKeys())
+			must.Eq(t, want[0], got[0])
+			must.SliceContainsAll(t, [][]byte(want), got)
+		}
+	}
+	close(stop)
+	<-done
+}
+
+func TestLibraryLogIsLevelledAndBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var b bytes.Buffer
+		l := libraryLog(hclog.New(&hclog.LoggerOptions{Output: &b, Level: hclog.Debug}))
+		l.Print("[DEBUG] memberlist: a detail")
+		l.Print("[INFO] memberlist: an event")
+		l.Print("[ERR] memberlist: a packet was bad")
+		l.Print("no level")
+		must.StrContains(t, b.String(), "[DEBUG] memberlist: a detail")
+		must.StrContains(t, b.String(), "[DEBUG] memberlist: an event")
+		must.StrContains(t, b.String(), "[WARN]  memberlist: a packet was bad")
+		must.StrContains(t, b.String(), "[WARN]  no level")
+		must.StrNotContains(t, b.String(), "[ERROR]")
+		for range 100_000 {
+			l.Print("[ERR] memberlist: garbage")
+		}
+		must.LessEq(t, logBurst+2, strings.Count(b.String(), "\n"))
+		time.Sleep(logPeriod)
+		l.Print("[WARN] memberlist: later")
+		must.StrContains(t, b.String(), "left out: count=99982")
+		must.StrContains(t, b.String(), "later")
+	})
+}
+
+// idlePool is a pool that is not run.
+func idlePool() *Pool {
+	p := &Pool{
+		self: Member{ID: "ffffffff"}, members: map[string]*entry{}, left: map[string]uint64{}, changed: make(chan struct{}),
+		wake: make(chan struct{}, 1), log: hclog.NewNullLogger(), peers: &peerFile{},
+	}
+	p.opts.Self = p.self
+	p.leaves = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmitMult, NumNodes: p.size}
+	return p
+}
+
+// When a large part of the pool dies at once, not every death is looked into.
+func TestManyDeathsAreBelieved(t *testing.T) {
+	t.Parallel()
+	p := idlePool()
+	d := delegate{p}
+	var nodes []*memberlist.Node
+	for i := range maxLooking + 10 {
+		m := Member{ID: string(rune('A' + i)), Hive: true, Incarnation: 1}
+		meta, err := m.encode()
+		must.NoError(t, err)
+		n := &memberlist.Node{Name: m.ID, Addr: []byte{10, 0, 0, byte(i)}, Port: 1, Meta: meta}
+		must.NoError(t, d.NotifyAlive(n))
+		d.NotifyJoin(n)
+		nodes = append(nodes, n)
+	}
+	changed := p.Changed()
+	for _, n := range nodes {
+		d.NotifyLeave(n)
+	}
+	failed := 0
+	for _, m := range p.Members() {
+		if m.Status == Failed {
+			failed++
+		}
+	}
+	must.Eq(t, 10, failed)
+	must.Len(t, maxLooking, p.deaths)
+	<-changed
+
+	// A node that is there again has nothing to be looked into: whatever comes of it is not believed.
+	first := p.deaths[0]
+	d.NotifyJoin(nodes[0])
+	must.Eq(t, 0, p.members[first.id].doubt)
+	must.Eq(t, 1, first.doubt)
+}
