@@ -347,6 +347,17 @@ func (s *Store) Get(k []byte) (v []byte, err error) {
 // SetUint64 is Set of a number.
 func (s *Store) SetUint64(k []byte, v uint64) error { return s.Set(k, key(v)) }
 
+// SetBoth is SetUint64 of the first and Set of the second, all or nothing.
+func (s *Store) SetBoth(numberKey []byte, n uint64, k, v []byte) error {
+	return s.update("write raft vote", func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketStable)
+		if err := b.Put(numberKey, key(n)); err != nil {
+			return err
+		}
+		return b.Put(k, v)
+	})
+}
+
 // GetUint64 is Get of a number; 0 when it was never set.
 func (s *Store) GetUint64(k []byte) (uint64, error) {
 	v, err := s.Get(k)

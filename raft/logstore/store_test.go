@@ -209,6 +209,18 @@ func TestStable(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, 1<<63, n)
 
+	must.NoError(t, s.SetBoth([]byte("n"), 7, []byte("k"), []byte("both")))
+	n, err = s.GetUint64([]byte("n"))
+	must.NoError(t, err)
+	must.Eq(t, 7, n)
+	v, err = s.Get([]byte("k"))
+	must.NoError(t, err)
+	must.Eq(t, []byte("both"), v)
+	must.Error(t, s.SetBoth([]byte("n"), 8, nil, nil))
+	n, err = s.GetUint64([]byte("n"))
+	must.NoError(t, err)
+	must.Eq(t, 7, n) // neither of them
+
 	must.Error(t, s.Set(nil, nil)) // refused by bbolt, and no reason to fail for ever
 	must.NoError(t, s.Err())
 	must.NoError(t, s.Set([]byte("k"), nil))

@@ -17,9 +17,10 @@ const (
 	minFree = 16 << 20
 	// stallAfter is how long a write may take before this node is silent towards the others, so that they go on without it.
 	stallAfter = 2 * time.Second
-	// A disk is slow when the median of the writes of slowWindow, slowCount or more of them, is above slowWrite.
+	// A disk is slow when the median of its last writes is above slowWrite: of slowLast, or those of slowWindow, and slowCount or more.
 	slowWrite  = 100 * time.Millisecond
 	slowWindow = 10 * time.Second
+	slowLast   = 15
 	slowCount  = 3
 )
 
@@ -32,7 +33,15 @@ type logs interface {
 	raft.StableStore
 	// StartAt makes l the oldest entry: it replaces the one at its index, those before it are deleted, those after it stay.
 	StartAt(l *raft.Log) error
+	// SetBoth is SetUint64 of the first and Set of the second, all or nothing.
+	SetBoth(numberKey []byte, n uint64, k, v []byte) error
 }
+
+// Raft's own keys for its vote.
+const (
+	keyVoteTerm      = "LastVoteTerm"
+	keyVoteCandidate = "LastVoteCand"
+)
 
 // disk is the log and the votes on their way to the store. It notes how long writes take, persists the commit index together with the entries (see
 // replay.go), and refuses entries while there is little room, which unlike a failed write is not for ever.
@@ -46,13 +55,16 @@ type disk struct {
 	// owed says that the end of the log was deleted for the entries that follow. They must not be refused: raft believes the deleted ones to be there
 	// still, and would never get over it.
 	owed atomic.Bool
+	// keep is the end of the newest snapshot. Its entry stays when the log is shortened: what follows is checked against it.
+	keep atomic.Uint64
 	// restoring says that the log was begun anew for a snapshot that is not in the state yet.
 	restoring atomic.Bool
 
 	mu       sync.Mutex // guards below
+	voteTerm uint64     // of the vote that is being written; 0: none
 	writes   int
 	inFlight map[int]time.Time // since when
-	took     []sample          // of slowWindow, the oldest first
+	took     []sample          // the last ones, the oldest first
 }
 
 type sample struct {
@@ -95,6 +107,11 @@ func (d *disk) DeleteRange(minIndex, maxIndex uint64) error {
 			return err // neither that nor the entries that would follow
 		}
 	}
+	if keep := d.keep.Load(); !end && keep > 0 && minIndex <= keep && keep <= maxIndex {
+		if maxIndex = keep - 1; maxIndex < minIndex {
+			return nil
+		}
+	}
 	if err := d.write("delete", func() error { return d.logs.DeleteRange(minIndex, maxIndex) }); err != nil {
 		return err
 	}
@@ -104,11 +121,31 @@ func (d *disk) DeleteRange(minIndex, maxIndex uint64) error {
 	return nil
 }
 
+// Set stores one of raft's values. Raft writes a vote's term, then its candidate, and gives the vote: the two go to the disk together, which makes
+// elections faster by one write on each side.
 func (d *disk) Set(k, v []byte) error {
-	return d.write("vote", func() error { return d.logs.Set(k, v) })
+	if string(k) != keyVoteCandidate {
+		return d.write("vote", func() error { return d.logs.Set(k, v) })
+	}
+	d.mu.Lock()
+	term := d.voteTerm
+	d.voteTerm = 0
+	d.mu.Unlock()
+	return d.write("vote", func() error {
+		if term == 0 {
+			return d.logs.Set(k, v)
+		}
+		return d.SetBoth([]byte(keyVoteTerm), term, k, v)
+	})
 }
 
 func (d *disk) SetUint64(k []byte, v uint64) error {
+	if string(k) == keyVoteTerm {
+		d.mu.Lock()
+		d.voteTerm = v
+		d.mu.Unlock()
+		return nil
+	}
 	return d.write("vote", func() error { return d.logs.SetUint64(k, v) })
 }
 
@@ -137,14 +174,14 @@ func (d *disk) write(op string, fn func() error) error {
 	return err
 }
 
-// forget drops the samples that are too old. The caller holds mu.
+// forget drops the samples that are too old, or too many. The caller holds mu.
 func (d *disk) forget(now time.Time) {
 	old := slices.IndexFunc(d.took, func(s sample) bool { return now.Sub(s.at) < slowWindow })
 	if old < 0 {
 		old = len(d.took)
 	}
 	d.took = append(d.took[:0], d.took[old:]...)
-	if more := len(d.took) - 1024; more > 0 {
+	if more := len(d.took) - slowLast; more > 0 {
 		d.took = append(d.took[:0], d.took[more:]...)
 	}
 }
@@ -173,8 +210,8 @@ func (d *disk) stalled() error {
 	return nil
 }
 
-// slow says how long writes take, if that is too long.
-func (d *disk) slow() (time.Duration, bool) {
+// median is how long a write takes; false: there were too few to say.
+func (d *disk) median() (time.Duration, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Now()
@@ -192,6 +229,5 @@ func (d *disk) slow() (time.Duration, bool) {
 		return 0, false
 	}
 	slices.Sort(all)
-	median := all[len(all)/2]
-	return median, median > slowWrite
+	return all[len(all)/2], true
 }

@@ -11,8 +11,7 @@ type (
 var NewMemory = newMemory
 
 const (
-	MinFree    = minFree
-	SlowWindow = slowWindow
+	MinFree = minFree
 )
 
 func (o Options) WithMemory(m *Memory) Options           { o.memory = m; return o }
@@ -24,3 +23,6 @@ func (n *Node) Raft() *raft.Raft                         { return n.raft }
 func (m *Memory) Logs() raft.LogStore                    { return m.logs }
 func (m *Memory) Stable() raft.StableStore               { return m.logs }
 func (n *Node) Inject(command any) (any, error)          { return n.trans.inject(command, nil) }
+
+// TakeSnapshot makes another node's newest snapshot this one's.
+func (m *Memory) TakeSnapshot(from *Memory) { m.snaps.latest = from.snaps.latest }

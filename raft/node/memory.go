@@ -35,7 +35,27 @@ func (m *memoryLogs) StartAt(l *raft.Log) error {
 			return err
 		}
 	}
-	return m.StoreLog(l)
+	// The store finds its first index by the first entry that it is given.
+	last, err := m.LastIndex()
+	if err != nil {
+		return err
+	}
+	after := []*raft.Log{l}
+	for i := l.Index + 1; i <= last; i++ {
+		var e raft.Log
+		if err := m.GetLog(i, &e); err == nil {
+			after = append(after, &e)
+		}
+	}
+	if err := m.DeleteRange(min(max(first, 1), l.Index), max(last, l.Index)); err != nil {
+		return err
+	}
+	return m.StoreLogs(after)
+}
+
+// SetBoth is logstore.Store.SetBoth.
+func (m *memoryLogs) SetBoth(numberKey []byte, n uint64, k, v []byte) error {
+	return errors.Join(m.InmemStore.SetUint64(numberKey, n), m.InmemStore.Set(k, v))
 }
 
 // memorySnapshots keeps the newest snapshot, once it is whole: raft's own in-memory store shows it while it is being written.

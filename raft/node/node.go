@@ -203,7 +203,7 @@ func (n *Node) connect() error {
 	var err error
 	n.trans, err = newTransport(inner, mute, abstain, n.log)
 	if n.trans != nil {
-		n.trans.anybody, n.trans.leads = n.opts.noIdentity, n.leads
+		n.trans.anybody, n.trans.noAlign, n.trans.leads = n.opts.noIdentity, n.opts.noAlign, n.leads
 	}
 	return err
 }

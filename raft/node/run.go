@@ -30,8 +30,12 @@ func (n *Node) Run(ctx context.Context, lead func(ctx context.Context) error) er
 	}
 	var current leadership
 	defer current.end()
+	adapt := time.NewTicker(adaptEvery)
+	defer adapt.Stop()
 	for {
 		select {
+		case <-adapt.C:
+			n.adapt()
 		case leader := <-n.raft.LeaderCh():
 			current.end()
 			if leader {

@@ -228,6 +228,7 @@ type sim struct {
 	net   *simNet
 	nodes []*simNode
 	ctx   context.Context
+	loads []*load
 }
 
 type simNode struct {
@@ -251,6 +252,9 @@ func simulate(t *testing.T, size int, opts func(node.Options) node.Options, test
 			s.add(fmt.Sprintf("queen-%d", i), opts)
 		}
 		defer func() {
+			for _, l := range s.loads {
+				l.stop()
+			}
 			for _, n := range s.nodes {
 				s.kill(n)
 			}
@@ -421,6 +425,7 @@ type load struct {
 func (s *sim) load(writers int) *load {
 	ctx, cancel := context.WithCancel(s.ctx)
 	l := &load{s: s, cancel: cancel, done: make(chan struct{}), acked: map[string]uint64{}, last: time.Now()}
+	s.loads = append(s.loads, l)
 	var wg sync.WaitGroup
 	for w := range writers {
 		wg.Go(func() { l.write(ctx, fmt.Sprintf("load-%d", w)) })

@@ -93,6 +93,7 @@ func (s *snapshots) align(index, term uint64, running bool) error {
 			return nil // it was overtaken, and the log is in line with that one
 		}
 	}
+	s.disk.keep.Store(index)
 	var l raft.Log
 	switch err := s.disk.GetLog(index, &l); {
 	case err == nil && l.Term == term:

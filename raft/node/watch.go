@@ -17,10 +17,14 @@ const (
 	// slowFor is for how long the disk must be slow.
 	slowFor = 2 * time.Second
 	// The pause between two moves of the leadership away from this node: it grows, because where all disks are slow a move helps nobody.
-	firstRest = 30 * time.Second
-	maxRest   = 30 * time.Minute
+	firstRest = time.Minute
+	maxRest   = time.Hour
+	// An election takes as long as so many writes, and at most maxElectionTimeout.
+	electionWrites     = 8
+	maxElectionTimeout = 10 * time.Second
+	adaptEvery         = time.Second
 	// calmFor is after how long without a move the pause is short again.
-	calmFor = 2 * time.Hour
+	calmFor = 3 * time.Hour
 )
 
 // moves keeps the leadership from going back and forth. It outlives leaderships.
@@ -40,7 +44,7 @@ func (m *moves) allow(now time.Time) bool {
 	case now.Sub(m.last) < m.rest:
 		return false
 	default:
-		m.rest = min(2*m.rest, maxRest)
+		m.rest = min(4*m.rest, maxRest)
 	}
 	m.last = now
 	return true
@@ -65,9 +69,9 @@ func (n *Node) watchDisk(ctx context.Context) {
 			triedFull, retry = now, min(2*retry, maxPause)
 			n.move(ctx, err)
 		}
-		took, slow := n.disk.slow()
+		took, known := n.disk.median()
 		switch {
-		case !slow:
+		case !known || took <= slowWrite:
 			slowSince = time.Time{}
 		case slowSince.IsZero():
 			slowSince = now
@@ -75,6 +79,24 @@ func (n *Node) watchDisk(ctx context.Context) {
 			slowSince = time.Time{}
 			n.move(ctx, core.Errorf("write raft log", core.Unavailable, "half of the writes take %s or more", took.Round(time.Millisecond)))
 		}
+	}
+}
+
+// adapt gives elections the time that they need on this disk: a vote takes two writes on each side. Where nobody can be elected in time, they all try for
+// ever. It does not change how soon an election begins.
+func (n *Node) adapt() {
+	took, known := n.disk.median()
+	if !known {
+		return
+	}
+	want := min(max(n.opts.ElectionTimeout, (electionWrites*took).Round(50*time.Millisecond)), maxElectionTimeout)
+	conf := n.raft.ReloadableConfig()
+	if conf.ElectionTimeout == want {
+		return
+	}
+	conf.ElectionTimeout = want
+	if err := n.raft.ReloadConfig(conf); err != nil {
+		n.log.Warn("the election timeout does not follow the disk", "timeout", want, "error", err)
 	}
 }
 
