@@ -33,8 +33,14 @@ func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d deat
 			break
 		}
 		p.log.Debug("a node was taken for dead and answers", "node", d.id, "address", d.address)
-		if _, err := list.Join([]string{d.address}); err == nil || ctx.Err() != nil {
-			return // NotifyJoin follows, at the latest when the node has denied it
+		// The first time it hears that it is said to be dead and denies it, the second time it tells so.
+		for range 2 {
+			if _, err := list.Join([]string{d.address}); err != nil || !p.doubts(d) {
+				break
+			}
+		}
+		if ctx.Err() != nil || !p.doubts(d) {
+			return
 		}
 	}
 	if ctx.Err() != nil {
@@ -45,6 +51,14 @@ func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d deat
 	if e := p.members[d.id]; e != nil && e.doubt == d.doubt {
 		p.end(e, Failed)
 	}
+}
+
+// doubts says whether the node was not heard of since it was taken for dead.
+func (p *Pool) doubts(d death) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.members[d.id]
+	return e != nil && e.doubt == d.doubt
 }
 
 // answers says whether one of several pings is answered.

@@ -95,7 +95,8 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 		p.end(e, Left)
 		return
 	}
-	e.doubt++
+	e.ends++
+	e.doubt = e.ends
 	if p.looking >= maxLooking {
 		p.end(e, Failed) // so many are not lost by chance
 		return

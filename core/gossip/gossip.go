@@ -118,7 +118,8 @@ type Pool struct {
 type entry struct {
 	Member
 	since time.Time // of the status
-	doubt int       // counts the deaths that were not believed yet; 0: none is being looked into
+	doubt int       // number of the death that is being looked into; 0: none
+	ends  int       // how many deaths there were
 }
 
 // New prepares a pool and binds its port; Run starts it. Errors: Invalid for options that cannot be, TooLarge when Self does not fit, Unavailable when
