@@ -278,6 +278,8 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 			return p.bees.ID()
 		},
 		HiveConn: p.hiveConn,
+		// What is idle may lead into a dark machine, where a request would wait for nothing.
+		Suspected: func(hive string) { p.api.DropIdle(hive) },
 	}
 	if p.net != nil {
 		if err := p.net.serve(registry); err != nil {
@@ -358,7 +360,7 @@ func (p *process) dial(ctx context.Context, w core.Worker) (net.Conn, error) {
 
 // buildServers makes the gRPC servers: one for calls within the process, in a cluster another one for calls from other nodes.
 func (p *process) buildServers() {
-	o := rpc.ServerOptions{Logger: p.log.Named("rpc")}
+	o := rpc.ServerOptions{Logger: p.log.Named("rpc"), Self: pki.Node{ID: p.id}}
 	var pool *gossip.Pool
 	count := 1
 	if p.net != nil {

@@ -215,6 +215,7 @@ func (n *network) takeView(v *queenv1.ClusterView) {
 func (n *network) membersChanged() {
 	n.mux.CloseRevoked()
 	n.pool.CloseRevoked()
+	n.stream.CloseRevoked()
 }
 
 // SetKeys gives gossip its keys, and keeps them for the next start.

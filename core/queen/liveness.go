@@ -223,6 +223,9 @@ func (q *Queen) suspectLocked(p *pulse, why string) {
 	p.suspect, p.suspectSince = why, time.Now()
 	q.log.Warn("the workers of a hive are avoided", "hive", p.id, "because", why)
 	q.changedLocked()
+	if q.opts.Suspected != nil {
+		q.opts.Suspected(p.id)
+	}
 	if q.leading {
 		q.doubtLocked(p)
 	}

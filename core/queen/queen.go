@@ -29,6 +29,8 @@ type Options struct {
 	LocalHive func() string
 	// Membership makes this queen one of several nodes; nil: it is alone.
 	Membership *Membership
+	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor call the queen. nil: nobody.
+	Suspected func(hive string)
 	// Pinger asks hives that went silent for a sign of life; nil: there is no other way to a hive than its line, and it is given more time.
 	Pinger Pinger
 	Now    func() time.Time // stamps beats and reports; nil: time.Now
