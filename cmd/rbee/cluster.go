@@ -120,12 +120,19 @@ func named(name, id string) string {
 	return name + " (" + id + ")"
 }
 
-func rolesText(roles []core.Role) string {
+// roleList are the names of roles, the queen's first.
+func roleList(roles []core.Role) []string {
 	var names []string
-	for _, r := range roles {
-		names = append(names, string(r))
+	for _, r := range []core.Role{core.RoleQueen, core.RoleHive} {
+		if slices.Contains(roles, r) {
+			names = append(names, string(r))
+		}
 	}
-	return strings.Join(names, " and ")
+	return names
+}
+
+func rolesText(roles []core.Role) string {
+	return strings.Join(roleList(roles), " and ")
 }
 
 // joined says what this machine is in the cluster.

@@ -121,6 +121,9 @@ func (a *app) explainUnreachable(ctx context.Context, c *client.Client, err erro
 	if hint := certificateHint(err, t); hint != "" {
 		return core.WithHint(err, "%s", hint)
 	}
+	if strings.Contains(core.HintOf(err), "?consistency=") { // that is for programs
+		return core.WithHint(err, "Try again in a moment. If it stays so, no majority of the queens is there: \"rbee status\" says who is missing.")
+	}
 	if core.KindOf(err) != core.Unavailable {
 		return err
 	}
@@ -138,6 +141,9 @@ func unreachable(t target) error {
 	case t.named:
 		return core.WithHint(core.Errorf("", core.Unavailable, "no agent answers at %s", where),
 			"Start one there with \"rbee agent\", or name another address with --addr or RBEE_ADDR; several may be named, with commas between them.")
+	case t.local.identity != nil && !t.local.identity.Has(core.RoleQueen):
+		return core.WithHint(core.Errorf("", core.Unavailable, "this machine is a hive, and no queen of its cluster answers at %s", where),
+			"Name one with --addr or RBEE_ADDR; several may be named, with commas between them.")
 	case t.local.identity != nil:
 		return core.WithHint(core.Errorf("", core.Unavailable, "the agent of this machine does not run (nothing answers at %s)", where),
 			"Start it with \"rbee agent\", or name another queen of the cluster with --addr or RBEE_ADDR.")

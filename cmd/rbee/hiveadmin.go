@@ -95,7 +95,7 @@ The hive stays drained, over restarts too, until --undo.`,
 			return err
 		}
 		return a.show(h, func(w io.Writer) error {
-			text := fmt.Sprintf("Hive %s gets no new work. %s still running; \"rbee hive drain %s --undo\" ends it.", h.Name, requestsAre(active), h.Name)
+			text := fmt.Sprintf("Hive %s gets no new work%s. \"rbee hive drain %s --undo\" ends that.", h.Name, stillRunning(active), h.Name)
 			if undo {
 				text = fmt.Sprintf("Hive %s gets work again.", h.Name)
 			}
@@ -107,11 +107,11 @@ The hive stays drained, over restarts too, until --undo.`,
 	return cmd
 }
 
-func requestsAre(n int) string {
-	if n == 1 {
-		return "1 request is"
+func stillRunning(n int) string {
+	if n == 0 {
+		return ", and no request runs there"
 	}
-	return fmt.Sprintf("%d requests are", n)
+	return "; " + plural(n, "request") + " still running"
 }
 
 func (a *app) hiveRefreshCommand() *cobra.Command {

@@ -21,6 +21,7 @@ type local struct {
 	dir      string        // the data folder; empty: none is known
 	identity *pki.Identity // nil: in no cluster, or not to be read
 	port     int           // of its API, unless its configuration says otherwise
+	queens   []string      // host:port of the queens that a hive knows, where machines talk to each other
 	address  string        // where the agent that runs serves its API, with the scheme; empty: none runs
 }
 
@@ -39,6 +40,7 @@ func (a *app) localAgent() local {
 	}
 	l := local{dir: cfg.DataDir, port: cfg.Bind.HTTPPort}
 	l.identity, _ = pki.Load(cfg.DataDir)
+	l.queens = knownQueens(cfg.DataDir)
 	l.address = runningAddress(cfg.DataDir, l.identity != nil)
 	return l
 }
@@ -78,7 +80,7 @@ func runningAddress(dir string, inCluster bool) string {
 	return cmp.Or(r.Scheme, scheme) + "://" + net.JoinHostPort(host, port)
 }
 
-// addresses are those at which the agent of this machine is to be looked for, the best guess first.
+// addresses are those at which the agent of this machine is to be looked for, the best guess first; on a hive, those of the queens.
 func (l local) addresses() []string {
 	var out []string
 	if l.address != "" {
@@ -87,23 +89,39 @@ func (l local) addresses() []string {
 	if l.identity == nil {
 		return out
 	}
-	port := strconv.Itoa(l.port)
-	hosts := []string{"127.0.0.1"}
-	if host, _, err := net.SplitHostPort(l.identity.RPCAddress()); err == nil && host != "" {
-		hosts = append(hosts, host)
+	rpc := l.queens
+	var hosts []string
+	if l.identity.Has(core.RoleQueen) {
+		hosts, rpc = []string{"127.0.0.1"}, []string{l.identity.RPCAddress()}
+	}
+	for _, address := range rpc {
+		if host, _, err := net.SplitHostPort(address); err == nil && host != "" {
+			hosts = append(hosts, host)
+		}
 	}
 	for _, h := range hosts {
-		if u := "https://" + net.JoinHostPort(h, port); !slices.Contains(out, u) {
+		if u := "https://" + net.JoinHostPort(h, strconv.Itoa(l.port)); !slices.Contains(out, u) {
 			out = append(out, u)
 		}
 	}
 	return out
 }
 
-// roles are those that this machine has in its cluster.
-func (l local) roles() []core.Role {
-	if l.identity == nil {
+// knownQueens are the RPC addresses of the queens that this machine's agent remembers.
+func knownQueens(dir string) []string {
+	b, err := os.ReadFile(filepath.Join(dir, pki.Folder, "queens.json"))
+	if err != nil {
 		return nil
 	}
-	return l.identity.Node().Roles
+	var file struct {
+		Queens []struct {
+			RPCAddress string `json:"rpc_address"`
+		} `json:"queens"`
+	}
+	_ = json.Unmarshal(b, &file) // what cannot be read is not there
+	var out []string
+	for _, q := range file.Queens {
+		out = append(out, q.RPCAddress)
+	}
+	return out
 }

@@ -91,7 +91,7 @@ is left; this is for those that are not. A queen that still runs joins again: en
 		ValidArgsFunction: first(a.names(queenNames)),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		servers, err := c.RaftServers(ctx)
+		servers, err := c.RaftServers(ctx, client.Consistency(core.ConsistencyStale)) // there may be no leader
 		if err != nil {
 			return err
 		}
@@ -119,6 +119,9 @@ is left; this is for those that are not. A queen that still runs joins again: en
 			return err
 		}
 		if err := c.RemoveQueen(ctx, orElse(q.RaftID, q.ID)); err != nil {
+			if core.KindOf(err) == core.Unavailable {
+				return core.WithHint(err, "%s", recoverHint(servers, q))
+			}
 			return err
 		}
 		return a.show(map[string]core.Queen{"removed": q}, func(w io.Writer) error {
@@ -128,6 +131,18 @@ is left; this is for those that are not. A queen that still runs joins again: en
 	})
 	destructiveFlags(cmd, &yes, &dryRun)
 	return cmd
+}
+
+// recoverHint is what to do when a queen cannot be removed since there is no majority to agree to it.
+func recoverHint(servers []core.Queen, gone core.Queen) string {
+	var left []string
+	for _, q := range servers {
+		if q.ID != gone.ID && (q.Gossip == "alive" || q.Gossip == "") {
+			left = append(left, fmt.Sprintf("{\"id\": %q}", orElse(q.RaftID, q.ID)))
+		}
+	}
+	return fmt.Sprintf("A majority of the queens must agree to it: have the others back. If they are gone for ever, stop the agents of the queens that are left, "+
+		"write [%s] into the file raft/peers.json in the data folder of each, and start them again. What only the lost queens knew is lost.", strings.Join(left, ", "))
 }
 
 func (a *app) raftTransferCommand() *cobra.Command {

@@ -204,8 +204,8 @@ func (a *app) tokenTable(tokens []core.Token) *table {
 		for _, s := range k.Scopes {
 			allows = append(allows, string(s))
 		}
-		for _, r := range k.Roles {
-			allows = append(allows, "join as "+string(r))
+		if len(k.Roles) > 0 {
+			allows = append(allows, "join as "+strings.Join(roleList(k.Roles), ", "))
 		}
 		expires := "never"
 		if k.TTL > 0 {
