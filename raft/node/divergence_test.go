@@ -108,11 +108,12 @@ func TestRestartBehindSnapshotGap(t *testing.T) {
 					s.kill(n)
 					setTerm(t, n.mem, term+1)
 				}
-				for _, n := range s.nodes {
+				for _, n := range rest {
 					s.start(n)
 				}
-				leader := s.leader(rest...)
+				leader := s.leader()
 				must.NoError(t, write1(t.Context(), leader.Node, "h", 1000))
+				s.start(follower)
 				if alone {
 					time.Sleep(3 * time.Second)
 					must.Less(t, leader.AppliedIndex(), follower.AppliedIndex())
