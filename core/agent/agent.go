@@ -458,6 +458,9 @@ func (p *process) ready(ctx context.Context) error {
 		if p.listener != nil {
 			record.Scheme = "https"
 		}
+		if err := p.awaitRegistry(ctx); err != nil {
+			return err
+		}
 	}
 	if err := writeRecord(p.cfg.DataDir, record); err != nil {
 		return err
@@ -468,6 +471,28 @@ func (p *process) ready(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+// registryPatience is how long a queen that begins a cluster, or has just joined one, is not called ready for want of a registry to look tokens up in.
+const registryPatience = 10 * time.Second
+
+func (p *process) awaitRegistry(ctx context.Context) error {
+	if p.queen == nil {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, registryPatience)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := p.queen.Cluster(ctx); err == nil || limited.Err() != nil {
+			return ctx.Err()
+		}
+		select {
+		case <-tick.C:
+		case <-limited.Done():
+		}
+	}
 }
 
 // awaitReady waits until the hive is known to the queen and the queen can serve.
