@@ -29,3 +29,17 @@ func restoreCommittedLogs(t *testing.T, dir string) []raft.Server {
 	must.NoError(t, r.Shutdown().Error())
 	return servers
 }
+
+// bootstrapPlain makes state as it was before raft ids.
+func bootstrapPlain(t *testing.T, dir, id string) {
+	t.Helper()
+	store, err := logstore.Open(filepath.Join(dir, "log.db"), logstore.Options{})
+	must.NoError(t, err)
+	defer func() { must.NoError(t, store.Close()) }()
+	conf := raft.DefaultConfig()
+	conf.LocalID = raft.ServerID(id)
+	_, trans := raft.NewInmemTransport("")
+	must.NoError(t, raft.BootstrapCluster(conf, store, store, raft.NewDiscardSnapshotStore(), trans, raft.Configuration{
+		Servers: []raft.Server{{ID: raft.ServerID(id), Address: raft.ServerAddress("in-process/" + id)}},
+	}))
+}
