@@ -110,7 +110,7 @@ type Node struct {
 // NetworkTransport is raft over a stream layer, with the settings that all queens must share.
 func NetworkTransport(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: stream, MaxPool: 3, Timeout: rpcTimeout, Logger: log.Named("raft"), MsgpackUseNewTimeFormat: true,
+		Stream: stream, MaxPool: keptConns, Timeout: rpcTimeout, Logger: log.Named("raft"), MsgpackUseNewTimeFormat: true,
 	})
 }
 

@@ -2,9 +2,12 @@ package node
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -15,6 +18,12 @@ import (
 
 // heartbeatPoll is how often it is looked whether a server is back.
 const heartbeatPoll = 10 * time.Millisecond
+
+// keptConns is how many idle connections to a server are kept; anewWithin is how long a question is repeated on others when one is broken.
+const (
+	keptConns  = 3
+	anewWithin = 50 * time.Millisecond
+)
 
 // transport is between raft and the network. Raft waits for its disk in its only loop, so whatever has to happen meanwhile happens here:
 //   - a node whose disk hangs is silent, so that the others go on without it;
@@ -234,7 +243,7 @@ func (t *transport) RequestVote(id raft.ServerID, target raft.ServerAddress, req
 		return err
 	}
 	var r raft.RequestVoteResponse
-	if err := t.inner.RequestVote(id, target, req, &r); err != nil {
+	if err := t.anew(func() error { return t.inner.RequestVote(id, target, req, &r) }); err != nil {
 		return err
 	}
 	if err := t.answered(id, target, r.RPCHeader); err != nil {
@@ -249,7 +258,7 @@ func (t *transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, 
 		return err
 	}
 	var r raft.RequestPreVoteResponse
-	if err := t.preVote.RequestPreVote(id, target, req, &r); err != nil {
+	if err := t.anew(func() error { return t.preVote.RequestPreVote(id, target, req, &r) }); err != nil {
 		return err
 	}
 	if err := t.answered(id, target, r.RPCHeader); err != nil {
@@ -277,7 +286,20 @@ func (t *transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req 
 	if err := t.closed(); err != nil {
 		return err
 	}
-	return t.inner.TimeoutNow(id, target, req, resp)
+	return t.anew(func() error { return t.inner.TimeoutNow(id, target, req, resp) })
+}
+
+// anew repeats a question that failed at once: kept connections to a server that was restarted meanwhile do, one after another, and an election is
+// no time to find that out.
+func (t *transport) anew(ask func() error) error {
+	start := time.Now()
+	for tries := 0; ; tries++ {
+		err := ask()
+		broken := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
+		if !broken || tries == keptConns || time.Since(start) > anewWithin || t.closed() != nil {
+			return err
+		}
+	}
 }
 
 func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
