@@ -73,9 +73,6 @@ func runningAddress(dir string, inCluster bool) string {
 	}
 	if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() { // listens everywhere
 		host = "127.0.0.1"
-		if ip.Is6() && !ip.Is4In6() {
-			host = "::1"
-		}
 	}
 	return cmp.Or(r.Scheme, scheme) + "://" + net.JoinHostPort(host, port)
 }

@@ -204,7 +204,10 @@ func (a *app) tokenTable(tokens []core.Token) *table {
 		for _, s := range k.Scopes {
 			allows = append(allows, string(s))
 		}
-		if len(k.Roles) > 0 {
+		switch {
+		case k.Kind == core.TokenJoin && len(k.Roles) == 0:
+			allows = append(allows, "join as queen, hive")
+		case k.Kind == core.TokenJoin:
 			allows = append(allows, "join as "+strings.Join(roleList(k.Roles), ", "))
 		}
 		expires := "never"
