@@ -45,7 +45,7 @@ func (r *recorder) Link(s grpc.BidiStreamingServer[queenv1.LinkRequest, queenv1.
 	for {
 		req, err := s.Recv()
 		if err != nil {
-			return nil //nolint:nilerr // the hive hung up
+			return nil // the hive hung up
 		}
 		r.mu.Lock()
 		r.at = append(r.at, time.Since(r.start))

@@ -271,7 +271,7 @@ func (t *teller) tell(ctx context.Context) {
 	t.waiting, t.missed, t.busier, t.said, t.sent = t.seq, false, false, t.final, time.Now()
 	t.timer.Reset(reportMost)
 	t.stuck.Reset(answerTimeout)
-	_ = t.stream.Send(req) //nolint:errcheck // Recv tells why it failed
+	_ = t.stream.Send(req) // Recv tells why it failed
 }
 
 func (t *teller) answered(resp *queenv1.LinkResponse) {

@@ -123,18 +123,22 @@ type pending struct {
 func (q *Queen) nextWrite() ([]pending, *pulse) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.dirty) == 0 {
-		for len(q.gone) > 0 {
-			p := q.gone[0]
-			q.gone = q.gone[1:]
-			p.gone = false
-			if q.pulses[p.id] == p && (p.line == nil || p.suspect != "") {
-				p.writing = true
-				return nil, p
-			}
-		}
-		return nil, nil
+	if batch := q.nextReportsLocked(); len(batch) > 0 {
+		return batch, nil
 	}
+	for len(q.gone) > 0 {
+		p := q.gone[0]
+		q.gone = q.gone[1:]
+		p.gone = false
+		if q.pulses[p.id] == p && (p.line == nil || p.suspect != "") {
+			p.writing = true
+			return nil, p
+		}
+	}
+	return nil, nil
+}
+
+func (q *Queen) nextReportsLocked() []pending {
 	registry := q.registry()
 	var batch []pending
 	states := make([]fsm.HiveState, 0, min(len(q.dirty), fsm.MaxHivesPerCommand))
@@ -165,7 +169,7 @@ func (q *Queen) nextWrite() ([]pending, *pulse) {
 	if len(q.dirty) == 0 {
 		q.dirty = nil // lets go of the array
 	}
-	return batch, nil
+	return batch
 }
 
 // writeReports writes reports in one entry of the log, and says whether that worked, whatever became of each of them.
@@ -213,6 +217,7 @@ func (q *Queen) writeReports(ctx context.Context, batch []pending) bool {
 			}
 		case p.report == b.report:
 			p.registeredLocked()
+			q.confirmLocked(p.id, p.report, true)
 		default: // it has reported since
 			q.dirtyLocked(p)
 		}

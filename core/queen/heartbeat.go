@@ -136,11 +136,18 @@ func (r *report) share(s *state.Snapshot, old *core.Hive) {
 	})
 }
 
-// load is what the report says of a worker; zero: nothing.
-func (r *report) load(id, nonce string) core.Load {
-	i, ok := slices.BinarySearchFunc(r.workers, id, func(w core.Worker, id string) int { return cmp.Compare(w.ID, id) })
-	if !ok || r.workers[i].Nonce != nonce {
-		return core.Load{}
+// find gives what the report says of a worker; nil: nothing.
+func (r *report) find(id, nonce string) *core.Worker {
+	low, high := 0, len(r.workers)
+	for low < high {
+		if mid := (low + high) / 2; r.workers[mid].ID < id {
+			low = mid + 1
+		} else {
+			high = mid
+		}
 	}
-	return r.workers[i].Load
+	if low == len(r.workers) || r.workers[low].ID != id || r.workers[low].Nonce != nonce {
+		return nil
+	}
+	return &r.workers[low]
 }

@@ -340,8 +340,8 @@ func FuzzReport(f *testing.F) {
 		must.Eq(t, told.hive.Devices, b.hive.Devices)
 		for i := range told.workers {
 			must.Eq(t, told.workers[i].Load, b.workers[i].Load)
-			must.Eq(t, told.workers[i].Load, b.load(told.workers[i].ID, told.workers[i].Nonce))
-			must.Eq(t, core.Load{}, b.load(told.workers[i].ID, "another start"))
+			must.Eq(t, told.workers[i].Load, b.find(told.workers[i].ID, told.workers[i].Nonce).Load)
+			must.Nil(t, b.find(told.workers[i].ID, "another start"))
 		}
 	})
 }

@@ -254,7 +254,7 @@ func (q *Queen) take(l *line, seq uint64, r *report, ending bool) error {
 		close(l.heard)
 		l.heard = nil
 	}
-	cleared := q.confirmLocked(p.id)
+	cleared := q.confirmLocked(p.id, r, same)
 	p.graceUntil, p.forgetAt, p.downAt = time.Time{}, time.Time{}, time.Time{}
 	cleared = q.trustLocked(p) || cleared
 	p.suspectAt = now.Add(p.next + SuspectGrace)

@@ -3,6 +3,7 @@ package queen
 import (
 	"container/heap"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -117,7 +118,7 @@ func (q *Queen) dropLocked(p *pulse) {
 	}
 	delete(q.pulses, p.id)
 	delete(q.silent, p.id)
-	q.confirmLocked(p.id)
+	q.confirmLocked(p.id, nil, true)
 }
 
 // scheduleLocked sees to it that a pulse is looked at when it is due.
@@ -253,11 +254,12 @@ func (q *Queen) trustLocked(p *pulse) bool {
 	return true
 }
 
-// confirmLocked ends the avoidance of the workers of a hive that failed requests, and says whether there were any: a report tells which are alive.
-func (q *Queen) confirmLocked(hive string) bool {
+// confirmLocked ends the avoidance of the workers of a hive that failed requests and are in its report, and says whether there were any. Those that
+// are not are forgotten when the registry knows no more of them either: all.
+func (q *Queen) confirmLocked(hive string, r *report, all bool) bool {
 	found := false
 	for nonce, s := range q.suspects {
-		if s.hive == hive {
+		if s.hive == hive && (all || slices.ContainsFunc(r.workers, func(w core.Worker) bool { return w.Nonce == nonce })) {
 			delete(q.suspects, nonce)
 			found = true
 		}

@@ -291,7 +291,8 @@ func lossy(t *testing.T, reports, pings float64) (down int) {
 		rng := rand.New(rand.NewPCG(25, 26))
 		lost := func(part float64) bool { mu.Lock(); defer mu.Unlock(); return rng.Float64() < part }
 		c := newCluster(t, "", withPinger(func(ctx context.Context, hive string) error {
-			if lost(pings) || lost(pings) { // there, and back
+			there, back := !lost(pings), !lost(pings)
+			if !there || !back {
 				return noSign(ctx, hive)
 			}
 			time.Sleep(time.Millisecond)
@@ -415,11 +416,11 @@ func TestIncarnations(t *testing.T) {
 // Ten thousand hives within a second, as after a power cut: all are in the registry within ten seconds, in few entries, and none is lost.
 func TestThunderingHerd(t *testing.T) {
 	t.Parallel()
+	hives, workers := 10_000, 4
 	if testing.Short() {
-		t.Skip("takes seconds")
+		hives = 1000
 	}
 	synctest.Test(t, func(t *testing.T) {
-		const hives, workers = 10_000, 4
 		c := newCluster(t, "", withPinger(func(context.Context, string) error { return nil }), func(o *Options) { o.Logger = nil })
 		index := c.node.AppliedIndex()
 		began := time.Now()
@@ -442,7 +443,7 @@ func TestThunderingHerd(t *testing.T) {
 		}
 		took, entries := time.Since(began), c.node.AppliedIndex()-index
 		t.Logf("%d hives are registered after %s, with %d entries of the log", hives, took, entries)
-		must.LessEq(t, uint64(200*took.Seconds()+2), entries)
+		must.LessEq(t, uint64(200*took.Seconds()+5), entries)
 		must.Len(t, hives*workers, c.q.registry().Workers(nil))
 
 		// They report when they were told, and none is given up. A steady cluster writes nothing.

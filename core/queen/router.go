@@ -164,8 +164,13 @@ func (q *Queen) prospectLocked(w *core.Worker) sched.Prospect {
 	if len(q.inFlight) > 0 {
 		p.InFlight = q.inFlight[w.Nonce]
 	}
-	if pulse != nil && pulse.report != nil {
-		p.Load = pulse.report.load(w.ID, w.Nonce)
+	if pulse == nil || pulse.report == nil {
+		return p
+	}
+	if told := pulse.report.find(w.ID, w.Nonce); told != nil {
+		p.Load = told.Load
+	} else if p.Suspect == "" {
+		p.Suspect = "its hive says no longer, or not yet, that it is there" // the registry follows
 	}
 	return p
 }

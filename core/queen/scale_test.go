@@ -125,6 +125,16 @@ func (s *scaleQueens) leader() *Queen {
 	return nil
 }
 
+// mustLeader waits for a leader: on a busy machine the leadership may just have changed.
+func (s *scaleQueens) mustLeader() *Queen {
+	var leader *Queen
+	within(s.t, 30*time.Second, "a leader", func() bool {
+		leader = s.leader()
+		return leader != nil
+	})
+	return leader
+}
+
 // scaleHives are hives that have a line to each of three queens, a hundred of them over one connection.
 type scaleHives struct {
 	conns   [][]*grpc.ClientConn // by queen
@@ -479,13 +489,13 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	time.Sleep(10 * time.Second) // what was told an early, short interval has reported again by now
 
 	load := func(name string, d time.Duration) {
-		index := s.leader().opts.Node.AppliedIndex()
+		index := s.mustLeader().opts.Node.AppliedIndex()
 		var at [3]int64
 		for i := range at {
 			at[i] = h.reports[i].Load()
 		}
 		by, process := measure(t, d)
-		leader := s.leader().opts.ID
+		leader := s.mustLeader().opts.ID
 		var each []string
 		for i := range 3 {
 			id := fmt.Sprintf("q%d", i)
@@ -498,7 +508,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		row(name+": reports to each queen", fmt.Sprintf("%.0f/s", float64(h.reports[0].Load()-at[0])/d.Seconds()))
 		row(name+": CPU of a core", strings.Join(each, ", "))
 		row(name+": CPU of a core, all queens and all hives together", fmt.Sprintf("%.1f %%", 100*process.Seconds()/d.Seconds()))
-		row(name+": entries written to raft", strconv.FormatUint(s.leader().opts.Node.AppliedIndex()-index, 10))
+		row(name+": entries written to raft", strconv.FormatUint(s.mustLeader().opts.Node.AppliedIndex()-index, 10))
 	}
 	load("steady", 30*time.Second)
 	h.spacing.Store(int64(5 * time.Second))
@@ -534,10 +544,33 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	row("until there is a leader", time.Since(began).Round(time.Millisecond).String())
 	within(t, 2*time.Minute, "all lines stand", func() bool { return lines() == size })
 	row("until every hive has its lines again", time.Since(began).Round(time.Millisecond).String())
+	defer func() {
+		if !t.Failed() {
+			return
+		}
+		for _, q := range s.queens {
+			q.mu.Lock()
+			t.Logf("%s: leading %t, %d lines, %d dirty, %d gone, %d silent", q.opts.ID, q.leading, q.lines, len(q.dirty), len(q.gone), len(q.silent))
+			n := 0
+			for i := range h.known {
+				if h.known[i].Load() || n > 5 {
+					continue
+				}
+				n++
+				p := q.pulses[fmt.Sprintf("h%05d", i)]
+				same, old := p.report.registered(q.registry())
+				t.Logf("%s: %s line %t dirty %t writing %t gone %t suspect %q registered %t status %v", q.opts.ID, p.id, p.line != nil, p.dirty, p.writing, p.gone, p.suspect, same, old)
+				if p.line != nil {
+					t.Logf("line: seq %d registered %d wake %d", p.line.seq, p.line.registered, len(p.line.wake))
+				}
+			}
+			q.mu.Unlock()
+		}
+	}()
 	within(t, 2*time.Minute, "all hives are registered", registered)
 	row("until every hive has heard that it is registered", time.Since(began).Round(time.Millisecond).String())
 	down := 0
-	for _, x := range s.leader().hives() {
+	for _, x := range s.mustLeader().hives() {
 		if x.Status == core.HiveDown {
 			down++
 		}
