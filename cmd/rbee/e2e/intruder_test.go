@@ -1,0 +1,223 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/rpc"
+)
+
+// insider has the CA of a cluster, which nobody outside the registry has once the first queen has started.
+type insider struct {
+	t  *testing.T
+	ca *pki.CA
+}
+
+// certificate is a certificate of the cluster's CA, as a node with these roles has it.
+func (i insider) certificate(id string, notAfter time.Duration, roles ...core.Role) tls.Certificate {
+	i.t.Helper()
+	return signed(i.t, i.ca, id, notAfter, roles...)
+}
+
+func signed(t *testing.T, ca *pki.CA, id string, ttl time.Duration, roles ...core.Role) tls.Certificate {
+	t.Helper()
+	key, err := pki.NewKey()
+	must.NoError(t, err)
+	csr, err := pki.NewRequest(key, id)
+	must.NoError(t, err)
+	now := time.Now()
+	if ttl < 0 {
+		now, ttl = now.Add(2*ttl), -ttl
+	}
+	pem, _, err := ca.Sign(csr, pki.Node{Cluster: ca.Cluster(), ID: id, Roles: roles}, []string{"127.0.0.1"}, ttl, now)
+	must.NoError(t, err)
+	pair, err := tls.X509KeyPair(pem, key)
+	must.NoError(t, err)
+	return pair
+}
+
+// knock shakes hands with an RPC port and says how that ended: nil when the port took the connection and waits for more.
+func knock(address, protocol string, version uint16, certificates ...tls.Certificate) error {
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", address, &tls.Config{
+		InsecureSkipVerify: true, NextProtos: []string{protocol}, MinVersion: tls.VersionTLS12, MaxVersion: version, //nolint:gosec // it is the server that is tested
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { // also one that the server did not ask for
+			if len(certificates) == 0 {
+				return &tls.Certificate{}, nil
+			}
+			return &certificates[0], nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	// In TLS 1.3 a client's certificate is refused after the client's own handshake has ended.
+	_ = conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+	_, err = conn.Read(make([]byte, 1))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// refusals are the counters of refused connections and requests by reason, from a queen's metrics.
+func (n *node) refusals() map[string]int {
+	n.c.t.Helper()
+	req, err := http.NewRequestWithContext(n.c.t.Context(), http.MethodGet, n.url()+"/metrics", http.NoBody)
+	must.NoError(n.c.t, err)
+	req.Header.Set("Authorization", "Bearer "+n.c.token)
+	hc := n.c.httpClient()
+	defer hc.CloseIdleConnections()
+	resp, err := hc.Do(req)
+	must.NoError(n.c.t, err)
+	defer resp.Body.Close()
+	page, err := io.ReadAll(resp.Body)
+	must.NoError(n.c.t, err)
+	found := map[string]int{}
+	for _, m := range regexp.MustCompile(`(?m)^rbee_(?:rpc_refused_total|gateway_refused_requests_total)\{reason="(\w+)"\} (\d+)`).FindAllStringSubmatch(string(page), -1) {
+		found[m[1]], _ = strconv.Atoi(m[2])
+	}
+	return found
+}
+
+// Whoever should not come in does not, and is counted: on the RPC port without the right certificate, with the token of another time, after being revoked.
+func TestIntruders(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	first := c.add("queen-1", true, true)
+	out := first.run("cluster", "init", "--config", first.file, "--format", "json")
+	must.Eq(t, 0, out.code, must.Sprint(out.stderr))
+	var made struct{ Token string }
+	must.NoError(t, json.Unmarshal([]byte(out.stdout), &made))
+	c.token = made.Token
+	identity, err := pki.Load(first.dir)
+	must.NoError(t, err)
+	c.ca = identity.CAPEM()
+	seed, err := identity.Seed()
+	must.NoError(t, err)
+	ca, err := identity.CA(seed.CAPEM, seed.SealedCAKey)
+	must.NoError(t, err)
+	in := insider{t, ca}
+	first.start()
+	first.awaitAnswer()
+	c.await(func(s core.Status) error {
+		if len(s.Hives) == 0 {
+			return errors.New("no hive yet")
+		}
+		return nil
+	})
+	_, err = os.Stat(first.dir + "/cluster/init.json")
+	must.ErrorIs(t, err, os.ErrNotExist) // the sealed key is in the registry alone
+
+	rpcPort := first.ip + ":7834"
+	other, err := pki.NewCA("00112233445566ff", "other", time.Now())
+	must.NoError(t, err)
+	queen := in.certificate("eeeeeeee", time.Hour, core.RoleQueen)
+	hive := in.certificate("ffffffff", time.Hour, core.RoleHive)
+	for name, tt := range map[string]struct {
+		err    error
+		reason rpc.Reason // empty: it is let in
+	}{
+		"a queen to raft":             {knock(rpcPort, rpc.ProtocolRaft, tls.VersionTLS13, queen), ""},
+		"a queen to data":             {knock(rpcPort, rpc.ProtocolData, tls.VersionTLS13, queen), ""},
+		"another CA":                  {knock(rpcPort, rpc.ProtocolRaft, tls.VersionTLS13, signed(t, other, "eeeeeeee", time.Hour, core.RoleQueen)), rpc.ReasonWrongCA},
+		"an expired certificate":      {knock(rpcPort, rpc.ProtocolRaft, tls.VersionTLS13, in.certificate("eeeeeeee", -time.Hour, core.RoleQueen)), rpc.ReasonExpired},
+		"a hive to raft":              {knock(rpcPort, rpc.ProtocolRaft, tls.VersionTLS13, hive), rpc.ReasonWrongRole},
+		"a hive to data":              {knock(rpcPort, rpc.ProtocolData, tls.VersionTLS13, hive), rpc.ReasonWrongRole},
+		"no certificate to raft":      {knock(rpcPort, rpc.ProtocolRaft, tls.VersionTLS13), rpc.ReasonNoCertificate},
+		"no certificate to data":      {knock(rpcPort, rpc.ProtocolData, tls.VersionTLS13), rpc.ReasonNoCertificate},
+		"TLS 1.2":                     {knock(rpcPort, rpc.ProtocolRaft, tls.VersionTLS12, queen), rpc.ReasonTLSVersion},
+		"anybody to gRPC, which asks": {knock(rpcPort, rpc.ProtocolGRPC, tls.VersionTLS13), ""},
+	} {
+		if tt.reason == "" {
+			must.NoError(t, tt.err, must.Sprint(name))
+			continue
+		}
+		must.Error(t, tt.err, must.Sprint(name))
+		coretest.Eventually(t, patience, func() error {
+			if first.refusals()[string(tt.reason)] == 0 {
+				return fmt.Errorf("%s is not counted as %s: %v", name, tt.reason, first.refusals())
+			}
+			return nil
+		})
+	}
+
+	// A join token takes one machine in, once.
+	joinToken := first.joinToken()
+	second := c.add("hive-2", false, true)
+	second.start("-join", joinToken+"@"+first.ip)
+	hives := func(want int) func(core.Status) error {
+		return func(s core.Status) error {
+			if len(s.Hives) != want {
+				return fmt.Errorf("%d hives, not %d", len(s.Hives), want)
+			}
+			return nil
+		}
+	}
+	c.await(hives(2))
+	third := c.add("hive-3", false, true)
+	replay := third.run("cluster", "join", joinToken+"@"+first.ip, "--config", third.file)
+	must.Eq(t, 1, replay.code)
+	must.StrContains(t, replay.stderr, "used already")
+	wrong := third.run("cluster", "join", strings.TrimSuffix(joinToken, joinToken[len(joinToken)-4:])+"aaaa@"+first.ip, "--config", third.file)
+	must.Eq(t, 1, wrong.code) // the server's CA is not the token's
+
+	// A token without the scope, none, a wrong one.
+	var reader core.NewToken
+	must.NoError(t, json.Unmarshal([]byte(first.must("token", "create", "--type", "api", "--scope", "read", "--format", "json")), &reader))
+	as := func(tok string, args ...string) result {
+		was := c.token
+		c.token = tok
+		defer func() { c.token = was }()
+		return first.run(args...)
+	}
+	must.Eq(t, 0, as(reader.Secret, "hive", "list").code)
+	for _, r := range []result{as(reader.Secret, "token", "list"), as(reader.Secret, "infer", "--model", "rbee-tiny", "--prompt", "x"), as("", "hive", "list"), as(reader.Secret[:len(reader.Secret)-1]+"7", "hive", "list")} {
+		must.Eq(t, 1, r.code, must.Sprint(r.stdout, r.stderr))
+	}
+	first.must("token", "revoke", reader.ID, "--yes")
+	must.Eq(t, 1, as(reader.Secret, "hive", "list").code) // at once on the queen that was asked
+
+	// A revoked node is out within a second, with what it had open.
+	revoked := time.Now()
+	first.must("tls", "revoke", "hive-2", "--yes")
+	c.await(hives(1))
+	must.Less(t, 2*time.Second, time.Since(revoked)) // the command itself takes its time as well
+	coretest.Eventually(t, patience, func() error {
+		if r := first.refusals(); r[string(rpc.ReasonRevoked)] == 0 {
+			return fmt.Errorf("the revoked node is not counted: %v", r)
+		}
+		return nil
+	})
+	counted := first.refusals()
+	for _, reason := range []string{"no_token", "bad_token", "missing_scope"} {
+		must.Positive(t, counted[reason], must.Sprint(reason, counted))
+	}
+	t.Logf("refused: %v", counted)
+	second.stop(syscall.SIGTERM)
+
+	// Not a word of a secret in the logs.
+	for _, n := range c.nodes {
+		for _, secret := range []string{c.token, joinToken, reader.Secret} {
+			must.StrNotContains(t, n.log.String(), secret[strings.LastIndex(secret, "_")+1:])
+			must.StrNotContains(t, n.log.String(), strings.Split(secret, "_")[2])
+		}
+	}
+}
