@@ -329,6 +329,15 @@ func (n *node) signal(sig syscall.Signal) error {
 	return p.cmd.Process.Signal(sig)
 }
 
+// pid is the agent's process id; 0: it never ran.
+func (n *node) pid() int {
+	p := n.process.Load()
+	if p == nil {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
 // id is the node's, which it has from its first start on.
 func (n *node) id() string {
 	b, err := os.ReadFile(filepath.Join(n.dir, "node-id"))
