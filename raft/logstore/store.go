@@ -262,12 +262,28 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 // DeleteRange deletes the entries from minIndex to maxIndex, both included.
 func (s *Store) DeleteRange(minIndex, maxIndex uint64) error {
 	return s.update("truncate raft log", func(tx *bbolt.Tx) error {
-		if err := deleteRange(tx.Bucket(bucketLog), minIndex, maxIndex); err != nil {
+		b := tx.Bucket(bucketLog)
+		last := lastWithout(b, minIndex, maxIndex)
+		if err := deleteRange(b, minIndex, maxIndex); err != nil {
 			return err
 		}
 		// A commit index beyond the end would call later entries, which are others, committed.
-		return lowerCommit(tx, edge(tx, (*bbolt.Cursor).Last))
+		return lowerCommit(tx, last)
 	})
+}
+
+// lastWithout is the last index when the range is deleted; 0: none. It is asked before: bbolt's cursor never finds the last key of a bucket whose
+// last pages were emptied in the same transaction (go.etcd.io/bbolt 1.5.0, Cursor.Last).
+func lastWithout(b *bbolt.Bucket, minIndex, maxIndex uint64) uint64 {
+	c := b.Cursor()
+	k, _ := c.Last()
+	if k == nil || number(k) < minIndex || number(k) > maxIndex {
+		return number(k)
+	}
+	if k, _ = c.Seek(key(minIndex)); k != nil {
+		k, _ = c.Prev()
+	}
+	return number(k)
 }
 
 // StartAt makes l the oldest entry: it replaces the one at its index, those before it are deleted, those after it stay.
