@@ -299,6 +299,11 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	}
 	if p.net != nil {
 		g.Auth = p.queen
+		// The names in this machine's certificate: it may know itself by one of them at a loopback address.
+		g.Hosts = hostNames(cfg)
+		if host, _, err := net.SplitHostPort(identity.RPCAddress()); err == nil {
+			g.Hosts = append(g.Hosts, host)
+		}
 	}
 	p.api = gateway.New(g)
 	if p.net != nil {

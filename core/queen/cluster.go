@@ -50,6 +50,9 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 		Version: q.opts.Version, Node: q.opts.ID, StartedAt: q.started, Leader: q.opts.Node.Leader(), Index: q.opts.Node.AppliedIndex(),
 		Queens: []core.Queen{}, Hives: q.hives(), Workers: q.workers(), Models: []core.Model{}, Jobs: []core.Job{}, Problems: []string{},
 	}
+	if c, ok := q.registry().Cluster(nil); ok {
+		s.Cluster = &c
+	}
 	var problems []string
 	if s.Leader == "" {
 		problems = append(problems, "the cluster has no leader: nothing in the registry can change")
