@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -405,6 +406,70 @@ func TestDamagedEntry(t *testing.T) {
 	_, err := Open(p, Options{})
 	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
 	must.StrContains(t, err.Error(), "entry 2")
+}
+
+// C-10: the power goes while a batch is written: some of its sectors are on the disk, in any order, and others are not. The file opens with everything up to
+// the batch before, or with the batch, and takes writes. bbolt writes pages where nothing is in use, then one meta page.
+func TestTornLastWrite(t *testing.T) {
+	t.Parallel()
+	const sector = 512
+	p := path(t)
+	s := open(t, p)
+	must.NoError(t, s.StoreLogs(entries(1, 40, 1)))
+	must.NoError(t, s.DeleteRange(1, 5)) // some pages are free
+	must.NoError(t, s.StoreLogs(entries(41, 45, 1)))
+	must.NoError(t, s.Close())
+	before, err := os.ReadFile(p)
+	must.NoError(t, err)
+	s = open(t, p)
+	afterOpen, err := os.ReadFile(p)
+	must.NoError(t, err)
+	must.NoError(t, s.StoreLogs(entries(46, 60, 1)))
+	must.NoError(t, s.Close())
+	after, err := os.ReadFile(p)
+	must.NoError(t, err)
+	before = append(afterOpen, make([]byte, max(0, len(after)-len(before)))...)[:len(after)]
+
+	metas := 2 * os.Getpagesize()
+	var data, meta []int // the sectors that the batch wrote
+	for at := 0; at < len(after); at += sector {
+		if !bytes.Equal(before[at:min(at+sector, len(after))], after[at:min(at+sector, len(after))]) {
+			if at < metas {
+				meta = append(meta, at)
+			} else {
+				data = append(data, at)
+			}
+		}
+	}
+	must.Greater(t, 3, len(data))
+	must.Positive(t, len(meta))
+	try := func(written []int, last uint64) {
+		t.Helper()
+		torn := bytes.Clone(before)
+		for _, at := range written {
+			copy(torn[at:], after[at:min(at+sector, len(after))])
+		}
+		p := path(t)
+		must.NoError(t, os.WriteFile(p, torn, 0o600))
+		s := open(t, p)
+		check(t, s, 6, last)
+		must.NoError(t, s.StoreLogs(entries(last+1, last+3, 2)))
+	}
+	for n := range len(data) + 1 { // cut at each sector
+		try(data[:n], 45)
+		try(data[n:], 45)
+	}
+	r := rand.New(rand.NewPCG(3, 3))
+	for range 50 { // any of them
+		some := []int{}
+		for _, at := range data {
+			if r.IntN(2) == 0 {
+				some = append(some, at)
+			}
+		}
+		try(some, 45)
+	}
+	try(append(slices.Clone(data), meta...), 60)
 }
 
 func FuzzDecode(f *testing.F) {

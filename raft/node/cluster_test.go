@@ -3,6 +3,8 @@ package node_test
 import (
 	"context"
 	"fmt"
+	"io"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -78,16 +80,16 @@ func TestKillLeader(t *testing.T) {
 			simulate(t, size, nil, func(t *testing.T, s *sim) {
 				s.leader()
 				time.Sleep(time.Second)
-				l := s.load(4)
+				l := s.load(2)
 				time.Sleep(time.Second)
-				l.gap = 0
-				for range 6 {
+				l.since()
+				for range 3 {
 					dead := s.leader()
 					s.kill(dead)
 					s.leader()
-					time.Sleep(time.Second)
+					time.Sleep(500 * time.Millisecond)
 					s.start(dead)
-					time.Sleep(2 * time.Second)
+					time.Sleep(time.Second)
 				}
 				count, gap := l.stop()
 				t.Logf("%d writes, the longest gap %s", count, gap)
@@ -158,13 +160,15 @@ func TestPartition(t *testing.T) {
 				must.Less(t, 2*time.Second, time.Since(cut))
 				_, known := old.State().Hive(nil, "before")
 				must.True(t, known)
-				time.Sleep(30 * time.Second)
+				// 30 s, most of them without load.
+				time.Sleep(2 * time.Second)
+				l.stop()
+				time.Sleep(28 * time.Second)
 				must.Greater(t, 25*time.Second, old.LastContact())
 				term := s.terms()
 				s.net.heal()
 				time.Sleep(5 * time.Second)
 				must.Less(t, term+2, s.terms())
-				l.stop()
 				s.converged(5*time.Second, s.nodes...)
 				for _, n := range s.nodes {
 					l.lost(n)
@@ -305,4 +309,55 @@ func TestReadIndex(t *testing.T) {
 		must.Error(t, err)
 		synctest.Wait()
 	})
+}
+
+// A leader that was just elected has entries that the one before acknowledged, and does not know yet that they are committed. It answers no read before it does.
+func TestReadOfNewLeader(t *testing.T) {
+	t.Parallel()
+	simulate(t, 3, nil, func(t *testing.T, s *sim) {
+		for i := range uint64(5) {
+			leader := s.leader()
+			time.Sleep(time.Second)
+			must.NoError(t, write1(t.Context(), leader.Node, "h", i+1))
+			s.kill(leader)
+			var now *simNode
+			for now == nil {
+				time.Sleep(100 * time.Microsecond)
+				for _, n := range s.nodes {
+					if n.up && n.IsLeader() {
+						now = n
+					}
+				}
+			}
+			_, err := now.ReadIndex(t.Context(), false)
+			must.NoError(t, err)
+			h, _ := now.State().Hive(nil, "h")
+			must.Eq(t, i+1, h.Incarnation)
+			s.start(leader)
+			s.converged(5*time.Second, s.nodes...)
+		}
+	})
+}
+
+// Kept connections to a server that was restarted are broken, one after another.
+func TestAskAnew(t *testing.T) {
+	t.Parallel()
+	n := open(t, node.Options{ID: "queen-a"})
+	asked := 0
+	answer := func(errs ...error) func() error {
+		asked = 0
+		return func() error {
+			asked++
+			if asked > len(errs) {
+				return nil
+			}
+			return errs[asked-1]
+		}
+	}
+	must.NoError(t, n.Anew(answer(io.EOF, fmt.Errorf("read: %w", syscall.ECONNRESET), syscall.EPIPE)))
+	must.Eq(t, 4, asked)
+	must.ErrorIs(t, n.Anew(answer(io.EOF, syscall.ECONNREFUSED)), syscall.ECONNREFUSED)
+	must.Eq(t, 2, asked)
+	must.ErrorIs(t, n.Anew(answer(io.EOF, io.EOF, io.EOF, io.EOF, io.EOF)), io.EOF)
+	must.Eq(t, 4, asked)
 }

@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"context"
 	"math"
 	"strings"
 	"sync"
@@ -9,9 +10,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/node"
 )
 
@@ -88,23 +91,26 @@ func TestDiskFull(t *testing.T) {
 		full := s.leader()
 		l := s.load(2)
 		time.Sleep(time.Second)
-		l.gap = 0
+		l.since()
 		start := time.Now()
 		d.setFree(1<<20, full)
 		now := s.leader(s.others(full)...)
 		t.Logf("moved after %s", time.Since(start))
 		must.Less(t, 5*time.Second, time.Since(start))
-		for range 60 {
+		for range 15 {
 			time.Sleep(time.Second)
 			must.False(t, full.IsLeader())
 		}
 		must.Less(t, 2, s.terms()-now.Raft().CurrentTerm())
+		must.Error(t, now.LeadershipTransferTo(t.Context(), full.ID(), full.name))
+		must.ErrorContains(t, full.Snapshot(t.Context()), "almost full")
+		now = s.leader(s.others(full)...)
 		// Also when the other one dies: it does not become the leader, and there is none.
 		s.kill(now)
-		time.Sleep(10 * time.Second)
+		time.Sleep(5 * time.Second)
 		must.False(t, full.IsLeader())
 		term := s.terms()
-		time.Sleep(10 * time.Second)
+		time.Sleep(5 * time.Second)
 		must.Eq(t, term, s.terms())
 		s.start(now)
 		s.leader(s.others(full)...)
@@ -129,7 +135,7 @@ func TestDiskFull(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		must.StrContains(t, refused, "Free space")
-		time.Sleep(time.Minute)
+		time.Sleep(10 * time.Second)
 		d.setFree(math.MaxUint64, s.nodes...)
 		start = time.Now()
 		must.NoError(t, write1(t.Context(), s.leader().Node, "h", 1))
@@ -160,7 +166,7 @@ func TestDiskStalls(t *testing.T) {
 		must.StrContains(t, core.HintOf(err), "disk")
 		must.False(t, stuck.IsLeader())
 		must.Eq(t, "", stuck.Leader())
-		time.Sleep(time.Minute)
+		time.Sleep(10 * time.Second)
 		release()
 		time.Sleep(2 * time.Second)
 		l.stop()
@@ -190,14 +196,14 @@ func TestDiskSlow(t *testing.T) {
 		simulate(t, 3, d.opts, func(t *testing.T, s *sim) {
 			slow := s.leader()
 			l := s.load(2)
-			time.Sleep(20 * time.Second)
+			time.Sleep(5 * time.Second)
 			must.Eq(t, slow, s.leader())
 			start := time.Now()
 			d.setDelay(200*time.Millisecond, slow)
 			now := s.leader(s.others(slow)...)
 			t.Logf("moved after %s", time.Since(start))
 			must.Less(t, 10*time.Second, time.Since(start))
-			time.Sleep(time.Minute)
+			time.Sleep(15 * time.Second)
 			must.Eq(t, now, s.leader())
 			d.setDelay(0, slow)
 			l.stop()
@@ -213,7 +219,7 @@ func TestDiskSlow(t *testing.T) {
 			last := s.leader()
 			d.setDelay(120*time.Millisecond, s.nodes...)
 			l := s.load(1)
-			for range 600 {
+			for range 300 {
 				time.Sleep(time.Second)
 				synctest.Wait()
 				for _, n := range s.nodes {
@@ -225,10 +231,82 @@ func TestDiskSlow(t *testing.T) {
 			}
 			d.setDelay(0, s.nodes...)
 			count, gap := l.stop()
-			t.Logf("%d moves and %d writes in 10 minutes, the longest gap %s", changes.Load(), count, gap)
-			must.Less(t, 12, changes.Load())
-			must.Greater(t, 1000, count)
+			t.Logf("%d moves and %d writes in 5 minutes, the longest gap %s", changes.Load(), count, gap)
+			must.Less(t, 10, changes.Load())
+			must.Greater(t, 500, count)
 			s.converged(15*time.Second, s.nodes...)
 		})
+	})
+}
+
+// The disk fills up between the two halves of an overruled end of the log: what replaces it is written nevertheless, out of what is kept. Otherwise raft
+// believes the deleted entries to be there, and refuses everything that the leader sends until the queen is restarted.
+func TestDiskFullAfterTruncation(t *testing.T) {
+	t.Parallel()
+	free := uint64(math.MaxUint64)
+	d := node.NewDisk(node.NewMemory(), func() (uint64, error) { return free, nil })
+	entry := func(i uint64) *raft.Log { return &raft.Log{Index: i, Term: 1} }
+	must.NoError(t, d.StoreLogs([]*raft.Log{entry(1), entry(2), entry(3)}))
+	must.NoError(t, d.DeleteRange(2, 3))
+	free = 1 << 20
+	must.NoError(t, d.StoreLog(entry(2)))
+	must.Error(t, d.StoreLog(entry(3))) // that is all
+	must.Error(t, d.DeleteRange(2, 2))  // nor is anything deleted that cannot be replaced
+	last, err := d.LastIndex()
+	must.NoError(t, err)
+	must.Eq(t, 2, last)
+	must.NoError(t, d.SetUint64([]byte("CurrentTerm"), 2)) // votes go on
+	must.NoError(t, d.Set([]byte("LastVoteCand"), []byte("x")))
+	must.NoError(t, d.DeleteRange(1, 1)) // and so does making room
+	free = node.MinFree
+	must.NoError(t, d.StoreLog(entry(3)))
+}
+
+// A vote's term and its candidate are there together or not at all.
+func TestVoteIsOneWrite(t *testing.T) {
+	t.Parallel()
+	m := node.NewMemory()
+	d := node.NewDisk(m, func() (uint64, error) { return math.MaxUint64, nil })
+	vote := func() (uint64, string) {
+		term, err := m.Stable().GetUint64([]byte("LastVoteTerm"))
+		must.NoError(t, err)
+		candidate, _ := m.Stable().Get([]byte("LastVoteCand")) // not found is an error there
+		return term, string(candidate)
+	}
+	must.NoError(t, d.SetUint64([]byte("LastVoteTerm"), 7))
+	term, candidate := vote()
+	must.Eq(t, 0, term)
+	must.Eq(t, "", candidate)
+	must.NoError(t, d.Set([]byte("LastVoteCand"), []byte("a")))
+	term, candidate = vote()
+	must.Eq(t, 7, term)
+	must.Eq(t, "a", candidate)
+}
+
+// C-05: the leader's loop hangs for less than what makes it silent, it is cut off, and others lead meanwhile. It takes itself for the leader, and must not answer
+// from its state, which lacks what was acknowledged since. Without the look at its lease it does.
+func TestReadOfDeposedLeader(t *testing.T) {
+	t.Parallel()
+	d := newDisks()
+	simulate(t, 3, d.opts, func(t *testing.T, s *sim) {
+		old := s.leader()
+		must.NoError(t, write1(t.Context(), old.Node, "h", 1))
+		time.Sleep(time.Second)
+		_, err := old.ReadIndex(t.Context(), false)
+		must.NoError(t, err)
+		s.net.split(names(old), names(s.others(old)...))
+		release := d.stall(old)
+		defer release()
+		go func() { _, _ = old.Apply(t.Context(), fsm.RemoveHive("nobody")) }() // has the loop hang
+		now := s.leader(s.others(old)...)
+		must.NoError(t, write1(t.Context(), now.Node, "h", 2))
+		must.True(t, old.IsLeader()) // it believes
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err = old.ReadIndex(ctx, false)
+		must.Eq(t, core.DeadlineExceeded, core.KindOf(err), must.Sprint(err))
+		release()
+		s.net.heal()
+		s.converged(15*time.Second, s.nodes...)
 	})
 }

@@ -52,10 +52,10 @@ func TestSnapshotOntoDivergedLog(t *testing.T) {
 					s.start(follower)
 					leader := s.leader()
 					if alone && tt.stuck {
-						time.Sleep(3 * time.Second)
+						time.Sleep(time.Second)
 						must.Greater(t, 5, s.net.sent(follower.name))
 						must.NoError(t, write1(t.Context(), leader.Node, "h", 1000))
-						time.Sleep(3 * time.Second)
+						time.Sleep(time.Second)
 						must.Less(t, leader.AppliedIndex(), follower.AppliedIndex())
 						return
 					}
@@ -115,7 +115,7 @@ func TestRestartBehindSnapshotGap(t *testing.T) {
 				must.NoError(t, write1(t.Context(), leader.Node, "h", 1000))
 				s.start(follower)
 				if alone {
-					time.Sleep(3 * time.Second)
+					time.Sleep(time.Second)
 					must.Less(t, leader.AppliedIndex(), follower.AppliedIndex())
 					return
 				}

@@ -26,3 +26,14 @@ func (n *Node) Inject(command any) (any, error)          { return n.trans.inject
 
 // TakeSnapshot makes another node's newest snapshot this one's.
 func (m *Memory) TakeSnapshot(from *Memory) { m.snaps.latest = from.snaps.latest }
+
+// Disk is what raft gets for a disk.
+type Disk = disk
+
+// NewDisk is a disk in memory with so much room.
+func NewDisk(m *Memory, free func() (uint64, error)) *Disk {
+	return newDisk(m.logs, free, func(uint64) {})
+}
+
+// Anew asks as an election does.
+func (n *Node) Anew(ask func() error) error { return n.trans.anew(ask) }

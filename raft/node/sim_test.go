@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	"github.com/shoenig/test/must"
 
@@ -226,21 +227,23 @@ func ask[T any](t *simTransport, to raft.ServerAddress, command any, data io.Rea
 type sim struct {
 	t     *testing.T
 	net   *simNet
+	mu    sync.Mutex // guards nodes against those who do not add any
 	nodes []*simNode
 	ctx   context.Context
 	loads []*load
 }
 
 type simNode struct {
-	*node.Node
-	name  string // its node id, and its address
-	mem   *node.Memory
-	trans *simTransport
-	opts  func(node.Options) node.Options // what is special about it
-	ran   chan error
-	up    bool
-	lead  atomic.Bool // its lead runs
-	duty  func(ctx context.Context, n *node.Node) error
+	*node.Node // of the test's own goroutine; others use at
+	at         atomic.Pointer[node.Node]
+	name       string // its node id, and its address
+	mem        *node.Memory
+	trans      *simTransport
+	opts       func(node.Options) node.Options // what is special about it
+	ran        chan error
+	up         bool
+	lead       atomic.Bool // its lead runs
+	duty       func(ctx context.Context, n *node.Node) error
 }
 
 // simulate runs a cluster of some size, and ends it.
@@ -268,8 +271,10 @@ func simulate(t *testing.T, size int, opts func(node.Options) node.Options, test
 // add makes a node that waits for a cluster.
 func (s *sim) add(name string, opts func(node.Options) node.Options) *simNode {
 	n := &simNode{name: name, mem: node.NewMemory(), opts: opts}
-	s.nodes = append(s.nodes, n)
 	s.start(n)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nodes = append(s.nodes, n)
 	return n
 }
 
@@ -277,7 +282,7 @@ func (s *sim) start(n *simNode) {
 	s.t.Helper()
 	n.trans = s.net.attach(n.name)
 	o := node.Options{
-		ID: n.name, Logger: logger(s.t), Transport: n.trans, Bootstrap: node.Later, Probe: s.net.probe(n.name),
+		ID: n.name, Logger: simLogger(s.t), Transport: n.trans, Bootstrap: node.Later, Probe: s.net.probe(n.name),
 	}.WithMemory(n.mem)
 	if n.opts != nil {
 		o = n.opts(o)
@@ -285,6 +290,7 @@ func (s *sim) start(n *simNode) {
 	var err error
 	n.Node, err = node.Open(o)
 	must.NoError(s.t, err)
+	n.at.Store(n.Node)
 	n.ran, n.up = make(chan error, 1), true
 	opened, ran := n.Node, n.ran
 	go func() {
@@ -328,6 +334,14 @@ func (s *sim) bootstrap() {
 	for _, n := range s.nodes {
 		must.NoError(s.t, n.Bootstrap(voters))
 	}
+}
+
+// simLogger is for debugging: raft says much, and formatting it takes most of the time.
+func simLogger(t *testing.T) hclog.Logger {
+	if testing.Verbose() {
+		return logger(t)
+	}
+	return hclog.NewNullLogger()
 }
 
 // leader waits for a node among these that leads; none: all. It is the one with the newest term.
@@ -440,9 +454,11 @@ func (s *sim) load(writers int) *load {
 func (l *load) write(ctx context.Context, id string) {
 	at := 0
 	for i := uint64(1); ctx.Err() == nil; {
+		l.s.mu.Lock()
 		n := l.s.nodes[at%len(l.s.nodes)]
+		l.s.mu.Unlock()
 		try, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-		err := write1(try, n.Node, id, i)
+		err := write1(try, n.at.Load(), id, i)
 		cancel()
 		switch {
 		case err == nil:
@@ -468,6 +484,13 @@ func (l *load) stop() (int, time.Duration) {
 	l.cancel()
 	<-l.done
 	return l.count, l.gap
+}
+
+// since forgets the gaps until now.
+func (l *load) since() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gap = 0
 }
 
 // lost checks that a node has all that was acknowledged.

@@ -229,7 +229,7 @@ func TestPeersFile(t *testing.T) {
 		"text":            "what?",
 		"nobody":          "[]",
 		"another":         `[{"id": "queen-1"}]`,
-		"unknown field":   `[{"id": "queen-0", "adress": "x"}]`,
+		"unknown field":   `[{"id": "queen-0", "addresses": "x"}]`,
 		"no address":      `[{"id": "queen-0"}, {"id": "queen-7"}]`,
 		"no id":           `[{"address": "127.0.0.1:1"}]`,
 		"twice":           `[{"id": "queen-0"}, {"id": "` + left.ID() + `"}]`,
