@@ -368,7 +368,7 @@ func (r *registry) resume(key string, pause time.Duration, readers int) (answere
 	paused := time.Now()
 	must.NoError(t, leader.signal(syscall.SIGSTOP))
 	defer func() { _ = leader.signal(syscall.SIGCONT) }()
-	first := w.await(t, paused.Add(250*time.Millisecond))
+	w.await(t, paused.Add(250*time.Millisecond))
 	after := r.mustWrite(other, key)
 	sleep(pause - time.Since(paused))
 	var mu sync.Mutex
@@ -392,7 +392,6 @@ func (r *registry) resume(key string, pause time.Duration, readers int) (answere
 	wg.Wait()
 	w.await(t, time.Now())
 	w.end()
-	_ = first
 	return answered, old, w.gap(paused)
 }
 
@@ -443,7 +442,7 @@ func TestStaleReadsAreFound(t *testing.T) {
 	r := newRegistry(c)
 	for round := 1; round <= 20; round++ {
 		_, old, _ := r.resume(fmt.Sprintf("reads-%d", round), time.Second, 64)
-		v := r.history.check(time.Minute)
+		v := r.history.check(5 * time.Second)
 		must.SliceEmpty(t, v.undecided)
 		must.Eq(t, old > 0, len(v.violations) > 0)
 		if old > 0 {
