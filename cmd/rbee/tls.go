@@ -22,6 +22,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/token"
 )
 
 func (a *app) tlsCommand() *cobra.Command {
@@ -101,8 +102,9 @@ func (a *app) caCreateCommand() *cobra.Command {
 	var out, clusterName string
 	cmd := &cobra.Command{
 		Use:   "create",
-		Short: "Make a CA and a gossip key: ca.pem, ca.key, gossip.key",
-		Long: `Make a CA and a gossip key: ca.pem and gossip.key are for every machine, ca.key is for nobody but you. Such a cluster knows no join tokens:
+		Short: "Make a CA, a gossip key and an operator token: ca.pem, ca.key, gossip.key, operator.token",
+		Long: `Make a CA, a gossip key and an operator token: ca.pem and gossip.key are for every machine, ca.key is for nobody but you. operator.token is for
+the queens that begin the cluster (queen { operator_token_file = … }), and for you: it has all scopes. Such a cluster knows no join tokens:
 its machines find each other with gossip { retry_join = … }, and have their certificates from "rbee tls cert create".`,
 		Args: exactly(),
 	}
@@ -112,7 +114,10 @@ its machines find each other with gossip { retry_join = … }, and have their ce
 			return err
 		}
 		gossip := base64.StdEncoding.EncodeToString(pki.NewGossipKey()) + "\n"
-		written, err := writeNewFiles(out, []file{{"ca.pem", ca.CertPEM(), 0o644}, {"ca.key", ca.KeyPEM(), 0o600}, {"gossip.key", []byte(gossip), 0o600}})
+		_, _, operator := token.New()
+		written, err := writeNewFiles(out, []file{
+			{"ca.pem", ca.CertPEM(), 0o644}, {"ca.key", ca.KeyPEM(), 0o600}, {"gossip.key", []byte(gossip), 0o600}, {"operator.token", []byte(operator + "\n"), 0o600},
+		})
 		if err != nil {
 			return err
 		}

@@ -246,22 +246,14 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	if cfg.Dev {
 		opts.Dir = "" // in memory
 	}
-	var seed *pki.Seed
+	var seed *queen.Seed
 	if p.net != nil {
 		var err error
-		if seed, err = identity.Seed(); err != nil {
+		if opts.Bootstrap, seed, err = beginning(cfg, identity, p.started); err != nil {
 			return err
 		}
 		opts.Stream = raftStream{p.net.stream}
 		opts.MinFSM = func() uint32 { return queen.MinFSM(p.net.Members()) }
-		switch {
-		case seed != nil, cfg.TLS.Given() && cfg.Queen.BootstrapExpect <= 1:
-			opts.Bootstrap = node.Alone
-		case cfg.TLS.Given():
-			opts.Bootstrap = node.Later
-		default:
-			opts.Bootstrap = node.Never
-		}
 	}
 	registry, err := node.Open(opts)
 	if err != nil {
@@ -287,10 +279,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		}
 		o.Pinger = p.net
 		o.Membership = &queen.Membership{
-			Identity: identity, Gossip: p.net, Self: p.conn, Conn: p.net.conn, CertificateTTL: cfg.Queen.CertificateTTL, NodesChanged: p.net.membersChanged,
-		}
-		if seed != nil {
-			o.Membership.Seed = seedOf(identity, seed)
+			Identity: identity, Gossip: p.net, Self: p.conn, Conn: p.net.conn, CertificateTTL: cfg.Queen.CertificateTTL, NodesChanged: p.net.membersChanged, Seed: seed,
 		}
 	}
 	p.queen = queen.New(o)
@@ -310,19 +299,6 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		p.net.countRefusals(p.api.RPCRefused)
 	}
 	return nil
-}
-
-// seedOf is the beginning of the cluster as the registry has it.
-func seedOf(id *pki.Identity, s *pki.Seed) *queen.Seed {
-	n := id.Node()
-	return &queen.Seed{
-		Cluster: core.Cluster{ID: id.Cluster(), Name: id.ClusterName(), CACertificates: s.CAPEM, SealedCAKey: s.SealedCAKey, SealedGossipKeys: s.SealedGossipKeys},
-		Token:   s.Token,
-		Node: core.Node{
-			ID: n.ID, Name: n.Name, Roles: n.Roles, RPCAddress: id.RPCAddress(), KeyHash: n.KeyHash, CertificateExpiresAt: n.NotAfter.UTC().Truncate(time.Second),
-		},
-		Planted: id.DropSeed,
-	}
 }
 
 // hiveConn is the connection of the queen to a hive.

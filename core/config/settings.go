@@ -43,6 +43,7 @@ func settings() []setting {
 		{name: "bind.gossip_port", field: func(c *Config) any { return &c.Bind.GossipPort }, check: func(c *Config) string { return checkRange(c.Bind.GossipPort, 0, 65535) }},
 		{name: "bind.advertise", field: func(c *Config) any { return &c.Bind.Advertise }, check: checkAdvertise},
 		{name: "queen.enabled", field: func(c *Config) any { return &c.Queen.Enabled }},
+		{name: "queen.operator_token_file", field: func(c *Config) any { return &c.Queen.OperatorTokenFile }, path: true},
 		{name: "queen.bootstrap_expect", field: func(c *Config) any { return &c.Queen.BootstrapExpect }, check: checkBootstrapExpect},
 		{name: "queen.election_timeout", field: func(c *Config) any { return &c.Queen.ElectionTimeout }, check: func(c *Config) string {
 			return checkDuration(c.Queen.ElectionTimeout, 100*time.Millisecond, 10*time.Second, "100ms", "10s")

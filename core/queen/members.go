@@ -33,15 +33,16 @@ type Membership struct {
 	CertificateTTL time.Duration
 	// NodesChanged is called when a node came, changed or was revoked. It must not block for long.
 	NodesChanged func()
-	// Seed is what the first queen of a new cluster writes to the registry; nil on every other.
+	// Seed is what this queen writes to the registry at the beginning; nil: nothing.
 	Seed *Seed
 }
 
-// Seed is the beginning of a cluster.
+// Seed is the beginning of a cluster, or of a queen whose certificate was made elsewhere.
 type Seed struct {
+	// Cluster is written together with Token, where the registry has none. Several queens of one cluster may try.
 	Cluster core.Cluster
-	Token   core.Token // the first operator's
-	Node    core.Node  // the first node
+	Token   core.Token // the first operator's; without an id another queen begins the cluster
+	Node    core.Node  // this one
 	// Planted is called when the registry has it.
 	Planted func() error
 }
@@ -125,24 +126,40 @@ func (q *Queen) watchCluster(ctx context.Context) {
 // seedRetry is the pause between attempts to write the seed, while there is no leader.
 const seedRetry = 200 * time.Millisecond
 
+// plant writes the seed. It ends when that is done, or can never be.
 func (q *Queen) plant(ctx context.Context, s *Seed) {
 	for ctx.Err() == nil {
-		err := q.command(ctx, "init "+s.Cluster.ID, fsm.InitCluster(s.Cluster, &s.Token, &s.Node))
+		err := q.sow(ctx, s)
 		if err == nil {
-			err = s.Planted()
-			if err == nil {
-				q.log.Info("the cluster is in the registry", "cluster", s.Cluster.ID)
-				return
-			}
+			q.log.Info("this queen is in the registry", "cluster", s.Cluster.ID)
+			return
 		}
-		if core.KindOf(err) != core.Unavailable && ctx.Err() == nil {
-			q.log.Error("cannot write the beginning of the cluster to the registry", "error", err)
+		kind := core.KindOf(err)
+		if kind != core.Unavailable && ctx.Err() == nil {
+			q.log.Error("cannot write the beginning of the cluster to the registry", "error", err, "hint", core.HintOf(err))
+		}
+		if kind == core.Conflict || kind == core.Invalid {
+			return
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(seedRetry):
 		}
 	}
+}
+
+func (q *Queen) sow(ctx context.Context, s *Seed) error {
+	if s.Token.ID == "" {
+		if _, err := clusterOf(q.registry()); err != nil {
+			return err
+		}
+	} else if err := q.command(ctx, "init "+s.Cluster.ID, fsm.InitCluster(s.Cluster, &s.Token, &s.Node)); err != nil {
+		return err
+	}
+	if err := q.command(ctx, "node "+s.Node.ID, fsm.PutNode(s.Node, "")); err != nil {
+		return err
+	}
+	return s.Planted()
 }
 
 // command writes to the registry through the leader, whoever that is, and returns when this queen's replica has it.

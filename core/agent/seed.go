@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"os"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/token"
+	"github.com/rbee-project/rbee/raft/node"
+)
+
+// beginning is how a queen's raft begins where it has no state, and what the queen writes to the registry of a cluster that begins; nil: nothing.
+func beginning(cfg *config.Config, id *pki.Identity, now time.Time) (node.Bootstrap, *queen.Seed, error) {
+	if cfg.TLS.Given() {
+		seed, err := seedOfFiles(cfg, id, now)
+		switch {
+		case cfg.Queen.BootstrapExpect > 1:
+			return node.Later, seed, err
+		case len(cfg.Gossip.RetryJoin) > 0: // there are others: one of them adds this queen
+			return node.Never, seed, err
+		}
+		return node.Alone, seed, err
+	}
+	stored, err := id.Seed()
+	if err != nil || stored == nil {
+		return node.Never, nil, err
+	}
+	return node.Alone, &queen.Seed{
+		Cluster: core.Cluster{ID: id.Cluster(), Name: id.ClusterName(), CACertificates: stored.CAPEM, SealedCAKey: stored.SealedCAKey, SealedGossipKeys: stored.SealedGossipKeys},
+		Token:   stored.Token, Node: nodeOf(id), Planted: id.DropSeed,
+	}, nil
+}
+
+// seedOfFiles is what a queen whose certificate was made elsewhere writes to the registry: itself, and as long as there is no cluster in it the
+// cluster, where it was given the first operator's token.
+func seedOfFiles(cfg *config.Config, id *pki.Identity, now time.Time) (*queen.Seed, error) {
+	s := &queen.Seed{
+		Cluster: core.Cluster{ID: id.Cluster(), CACertificates: id.CAPEM()}, Node: nodeOf(id), Planted: func() error { return nil },
+	}
+	path := cfg.Queen.OperatorTokenFile
+	if path == "" {
+		return s, nil
+	}
+	const hint = "\"rbee tls ca create\" makes one: operator.token. Check queen { operator_token_file = … }."
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, core.WithHint(core.E("read the operator token", core.Invalid, err), hint)
+	}
+	p, err := token.Parse(strings.TrimSpace(string(b)))
+	if err != nil || p.Kind != core.TokenAPI {
+		return nil, core.WithHint(core.Errorf("read the operator token", core.Invalid, "%s does not hold an API token", path), hint)
+	}
+	s.Token = core.Token{ID: p.ID, Name: "operator", Kind: core.TokenAPI, SecretHash: token.Hash(p.Secret), Scopes: core.Scopes(), CreatedAt: now.UTC().Truncate(time.Second)}
+	return s, nil
+}
+
+// nodeOf is this machine as the registry has it.
+func nodeOf(id *pki.Identity) core.Node {
+	n := id.Node()
+	return core.Node{
+		ID: n.ID, Name: n.Name, Roles: n.Roles, RPCAddress: id.RPCAddress(), KeyHash: n.KeyHash, CertificateExpiresAt: n.NotAfter.UTC().Truncate(time.Second),
+	}
+}
