@@ -403,18 +403,23 @@ func (a *app) forget(ctx context.Context, cmd *cobra.Command, source *configSour
 	})
 }
 
-// findNode is the machine of the cluster that a person named by id, by a unique beginning of it, or by name.
+// findNode is the machine of the cluster that a person named by id, by a unique beginning of it, or by name. A revoked one is found by its name
+// only where no other machine has it.
 func findNode(ctx context.Context, c *client.Client, wanted string) (core.Node, error) {
 	nodes, err := c.Nodes(ctx)
 	if err != nil {
 		return core.Node{}, err
+	}
+	slices.SortStableFunc(nodes, func(x, y core.Node) int { return b2i(x.Revoked) - b2i(y.Revoked) })
+	if at := slices.IndexFunc(nodes, func(n core.Node) bool { return n.ID == wanted }); at >= 0 {
+		return nodes[at], nil
 	}
 	var (
 		matches []core.Node
 		names   []string
 	)
 	for _, n := range nodes {
-		if n.ID == wanted || n.Name == wanted {
+		if n.Name == wanted {
 			return n, nil
 		}
 		if len(wanted) >= 3 && strings.HasPrefix(n.ID, wanted) {

@@ -56,6 +56,9 @@ func (q *Queen) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	if err != nil {
 		return core.Node{}, err
 	}
+	if n.Revoked {
+		return core.Node{}, core.WithHint(core.Errorf("", core.Conflict, "node %s (%s) is out of the cluster already", n.ID, n.Name), "See all with `rbee tls list`.")
+	}
 	if err := q.checkLast(n, "taken out"); err != nil {
 		return core.Node{}, err
 	}
