@@ -60,14 +60,20 @@ func (n *Node) standFor(ctx context.Context, leader Server) {
 	if voters == 0 {
 		return
 	}
-	begun := time.Now()
-	pause(ctx, time.Duration(rank)*standEvery+rand.N(standJitter))
-	now, ok := n.LeaderServer()
-	if ctx.Err() != nil || ok && now.RaftID != leader.RaftID || !n.isVoter() || n.raft.State() != raft.Follower {
-		return // somebody was faster
-	}
-	if n.raft.LastContact().After(begun) {
-		return // this node gave its vote; it does not when it has more of the log than who stands
+	for {
+		begun := time.Now()
+		pause(ctx, time.Duration(rank)*standEvery+rand.N(standJitter))
+		now, ok := n.LeaderServer()
+		if ctx.Err() != nil || ok && now.RaftID != leader.RaftID || !n.isVoter() || n.raft.State() != raft.Follower {
+			return // somebody was faster
+		}
+		if !n.raft.LastContact().After(begun) {
+			break
+		}
+		if !ok {
+			return // this node gave its vote; it does not when it has more of the log than who stands
+		}
+		// What the leader sent before its end was only stored now: that is a contact as well, but not one with a leader that lives.
 	}
 	n.log.Info("the leader is gone, standing for election", "queen", leader.RaftID)
 	n.standNow()
