@@ -91,10 +91,8 @@ func (p *pilot) reconcile(ctx context.Context) {
 		case !ok && p.replaced(s, live):
 			p.n.log.Info("removing a queen's lost identity: its machine runs under another one", "queen", s.RaftID)
 			p.did(ctx, "remove", s.RaftID, p.n.RemoveServer(ctx, s.RaftID))
-		case ok && m.Address != s.Address && s.Voter:
-			p.did(ctx, "move", s.RaftID, p.n.AddVoter(ctx, s.RaftID, m.Address))
 		case ok && m.Address != s.Address:
-			p.did(ctx, "move", s.RaftID, p.n.AddNonvoter(ctx, s.RaftID, m.Address))
+			p.did(ctx, "move", s.RaftID, p.n.AddNonvoter(ctx, s.RaftID, m.Address)) // one that has a vote keeps it
 		}
 	}
 	for id, m := range live {

@@ -73,14 +73,14 @@ func (n *Node) Bootstrap(voters []Voter) error {
 	return nil
 }
 
-// AddNonvoter adds a server that gets the log and has no vote, or changes a nonvoter's address. Errors: as Apply.
+// AddNonvoter adds a server that gets the log and has no vote, or changes a member's address. Errors: as Apply.
 func (n *Node) AddNonvoter(ctx context.Context, raftID, address string) error {
 	return n.change(ctx, "add queen", func() raft.Future {
 		return n.raft.AddNonvoter(raft.ServerID(raftID), raft.ServerAddress(address), 0, changeTimeout)
 	})
 }
 
-// AddVoter gives a server a vote, or changes a voter's address. Errors: as Apply.
+// AddVoter adds a server with a vote, gives a member one, or changes its address. Errors: as Apply.
 func (n *Node) AddVoter(ctx context.Context, raftID, address string) error {
 	return n.change(ctx, "add queen", func() raft.Future {
 		return n.raft.AddVoter(raft.ServerID(raftID), raft.ServerAddress(address), 0, changeTimeout)

@@ -102,14 +102,17 @@ func TestDiskFull(t *testing.T) {
 			must.False(t, full.IsLeader())
 		}
 		must.Less(t, 2, s.terms()-now.Raft().CurrentTerm())
+		term := s.terms()
 		must.Error(t, now.LeadershipTransferTo(t.Context(), full.ID(), full.name))
+		time.Sleep(time.Second)
+		must.Eq(t, term, s.terms()) // it was not even tried
 		must.ErrorContains(t, full.Snapshot(t.Context()), "almost full")
 		now = s.leader(s.others(full)...)
 		// Also when the other one dies: it does not become the leader, and there is none.
 		s.kill(now)
 		time.Sleep(5 * time.Second)
 		must.False(t, full.IsLeader())
-		term := s.terms()
+		term = s.terms()
 		time.Sleep(5 * time.Second)
 		must.Eq(t, term, s.terms())
 		s.start(now)
@@ -145,6 +148,31 @@ func TestDiskFull(t *testing.T) {
 	})
 }
 
+// A follower whose disk is full has as much of the log as any, and the leader dies. It does not stand, for it could not write its first entry.
+// If it asks for votes it gets them, being the first to ask.
+func TestFullDiskDoesNotStand(t *testing.T) {
+	t.Parallel()
+	d := newDisks()
+	simulate(t, 3, d.opts, func(t *testing.T, s *sim) {
+		full, other, leader := s.nodes[0], s.nodes[1], s.nodes[2] // the first is the first to stand
+		if now := s.leader(); now != leader {
+			must.NoError(t, now.LeadershipTransferTo(t.Context(), leader.ID(), leader.name))
+		}
+		must.Eq(t, leader, s.leader(leader))
+		must.NoError(t, write1(t.Context(), leader.Node, "h", 1))
+		time.Sleep(time.Second)
+		d.setFree(0, full)
+		term := s.terms()
+		must.Error(t, leader.LeadershipTransferTo(t.Context(), full.ID(), full.name))
+		time.Sleep(time.Second)
+		must.Eq(t, term, s.terms()) // nor does it when it is asked to
+		s.kill(leader)
+		time.Sleep(100 * time.Millisecond)
+		must.True(t, other.IsLeader())
+		must.Eq(t, term+1, s.terms())
+	})
+}
+
 // A write to the leader's disk hangs, and raft's loop with it. The others elect another leader; the one that hangs answers no read.
 // Without the silence its heartbeats go on, and nobody writes until the disk answers.
 func TestDiskStalls(t *testing.T) {
@@ -161,7 +189,9 @@ func TestDiskStalls(t *testing.T) {
 		t.Logf("another leader after %s", time.Since(start))
 		must.Less(t, 4*time.Second, time.Since(start))
 		must.NoError(t, write1(t.Context(), now.Node, "h", 1))
-		_, err := stuck.ReadIndex(t.Context(), false)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := stuck.ReadIndex(ctx, false)
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.StrContains(t, core.HintOf(err), "disk")
 		must.False(t, stuck.IsLeader())
@@ -217,7 +247,7 @@ func TestDiskSlow(t *testing.T) {
 		simulate(t, 3, d.opts, func(t *testing.T, s *sim) {
 			var changes atomic.Int32
 			last := s.leader()
-			d.setDelay(120*time.Millisecond, s.nodes...)
+			d.setDelay(180*time.Millisecond, s.nodes...)
 			l := s.load(1)
 			for range 300 {
 				time.Sleep(time.Second)
@@ -233,7 +263,7 @@ func TestDiskSlow(t *testing.T) {
 			count, gap := l.stop()
 			t.Logf("%d moves and %d writes in 5 minutes, the longest gap %s", changes.Load(), count, gap)
 			must.Less(t, 10, changes.Load())
-			must.Greater(t, 500, count)
+			must.Greater(t, 400, count)
 			s.converged(15*time.Second, s.nodes...)
 		})
 	})

@@ -44,7 +44,7 @@ func (n *Node) Lost(hint string) {
 
 // standFor stands for election if the leader is dead.
 func (n *Node) standFor(ctx context.Context, leader Server) {
-	if !n.refuses(ctx, leader.Address) {
+	if n.trans.abstain() != nil || !n.refuses(ctx, leader.Address) {
 		return
 	}
 	rank, voters := 0, 0

@@ -457,7 +457,7 @@ func (l *load) write(ctx context.Context, id string) {
 		l.s.mu.Lock()
 		n := l.s.nodes[at%len(l.s.nodes)]
 		l.s.mu.Unlock()
-		try, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		try, cancel := context.WithTimeout(ctx, time.Second)
 		err := write1(try, n.at.Load(), id, i)
 		cancel()
 		switch {
