@@ -338,3 +338,54 @@ func TestSnapshotsWithoutLog(t *testing.T) {
 		must.NotEq(t, 2000, meta.Index)
 	}
 }
+
+// C-16 with the state of a large cluster: a queen is away while 100,000 workers are registered and the log is shortened, and catches up under load.
+// Its short form is TestFarBehind.
+func TestFarBehindLarge(t *testing.T) {
+	if os.Getenv("RBEE_SOAK") == "" {
+		t.Skip("it takes a minute: set RBEE_SOAK=1, as `make soak` does")
+	}
+	all := queens(t, 3, node.Options{}.WithTrailing(64))
+	leader := writes(t, all, "h", 1)
+	away := all[0]
+	if away == leader {
+		away = all[1]
+	}
+	must.NoError(t, away.stop())
+	const hives, workers = 1000, 100
+	for i := range hives {
+		h := hive(fmt.Sprintf("hive-%04d", i), 1)
+		var ws []core.Worker
+		for j := range workers {
+			ws = append(ws, core.Worker{
+				ID: fmt.Sprintf("w-%04d-%03d", i, j), Hive: h.ID, Type: "llamacpp-cpu", Model: fmt.Sprintf("model-%d", j%20),
+				State: core.WorkerReady, Slots: 4,
+			})
+		}
+		_, err := leader.Apply(t.Context(), fsm.SyncHive(h, ws))
+		must.NoError(t, err)
+	}
+	must.NoError(t, leader.Snapshot(t.Context()))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan int)
+	go func() { // load
+		count := 0
+		for i := uint64(2); ctx.Err() == nil; i++ {
+			if write1(ctx, leader.Node, "h", i) == nil {
+				count++
+			}
+		}
+		done <- count
+	}()
+	start := time.Now()
+	away.start(t, node.Options{Bootstrap: node.Later}.WithTrailing(64))
+	wait, end := context.WithTimeout(t.Context(), 20*time.Second)
+	defer end()
+	must.NoError(t, away.WaitApplied(wait, leader.AppliedIndex()))
+	took := time.Since(start)
+	cancel()
+	t.Logf("%d workers caught up in %s, under %d writes", hives*workers, took, <-done)
+	must.Less(t, 10*time.Second, took)
+	must.Eq(t, hives*workers, len(away.State().Workers(nil)))
+	must.True(t, leader.IsLeader())
+}
