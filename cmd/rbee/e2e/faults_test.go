@@ -270,6 +270,7 @@ func TestFaultC02TwoOfThreeAreKilled(t *testing.T) {
 		}
 		key := fmt.Sprintf("two-%d", round)
 		value := r.mustWrite(left, key)
+		r.mustBe(left, key, value) // its replica has it too
 		var wg sync.WaitGroup
 		wg.Go(leader.kill)
 		wg.Go(other.kill)
@@ -328,8 +329,10 @@ func TestFaultC03AllAreKilled(t *testing.T) {
 		r.mustBe(queens[i%3], key(i), v)
 	}
 	c.await(func(s core.Status) error {
-		if len(s.Problems) > 0 {
-			return fmt.Errorf("problems: %v", s.Problems)
+		for _, h := range s.Hives {
+			if h.ID == c.nodes[3].id() && h.Status != core.HiveReady {
+				return fmt.Errorf("hive %s is %s", h.Name, h.Status)
+			}
 		}
 		return nil
 	})
