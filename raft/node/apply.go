@@ -39,6 +39,9 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 	if err != nil {
 		return fsm.Result{}, err
 	}
+	if err := n.disk.stalled(); err != nil {
+		return fsm.Result{}, core.E("change the registry", core.Unavailable, err) // raft hangs with it, and takes nothing
+	}
 	results := make(chan fsm.Result, 1)
 	err = n.wait(ctx, "change the registry", func() error {
 		f := n.raft.Apply(data, 0)

@@ -89,7 +89,7 @@ func TestDiskFull(t *testing.T) {
 	d := newDisks()
 	simulate(t, 3, d.opts, func(t *testing.T, s *sim) {
 		full := s.leader()
-		l := s.load(2)
+		l := s.load(1)
 		time.Sleep(time.Second)
 		l.since()
 		start := time.Now()
@@ -180,7 +180,7 @@ func TestDiskStalls(t *testing.T) {
 	d := newDisks()
 	simulate(t, 3, d.opts, func(t *testing.T, s *sim) {
 		stuck := s.leader()
-		l := s.load(2)
+		l := s.load(1)
 		time.Sleep(time.Second)
 		start := time.Now()
 		release := d.stall(stuck)
@@ -194,6 +194,9 @@ func TestDiskStalls(t *testing.T) {
 		_, err := stuck.ReadIndex(ctx, false)
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.StrContains(t, core.HintOf(err), "disk")
+		start = time.Now()
+		must.Eq(t, core.Unavailable, core.KindOf(write1(ctx, stuck.Node, "h", 1)))
+		must.Zero(t, time.Since(start)) // it is not waited for
 		must.False(t, stuck.IsLeader())
 		must.Eq(t, "", stuck.Leader())
 		time.Sleep(10 * time.Second)
@@ -225,7 +228,7 @@ func TestDiskSlow(t *testing.T) {
 		d := newDisks()
 		simulate(t, 3, d.opts, func(t *testing.T, s *sim) {
 			slow := s.leader()
-			l := s.load(2)
+			l := s.load(1)
 			time.Sleep(5 * time.Second)
 			must.Eq(t, slow, s.leader())
 			start := time.Now()

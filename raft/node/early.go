@@ -24,8 +24,11 @@ const (
 // Lost says that a connection to a queen broke, named by its node id, raft id or address; empty: it is not known whose. If it is the leader, and its
 // address refuses connections, this node does not wait for the election timeout. It does not block, and a wrong hint does no harm.
 func (n *Node) Lost(hint string) {
+	if n.opts.Probe == nil || n.disk.raft.Load() == nil {
+		return
+	}
 	leader, ok := n.LeaderServer()
-	if !ok || leader.RaftID == n.id || n.opts.Probe == nil {
+	if !ok || leader.RaftID == n.id {
 		return
 	}
 	if hint != "" && hint != leader.NodeID && hint != leader.RaftID && hint != leader.Address {

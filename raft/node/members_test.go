@@ -240,10 +240,11 @@ func TestAmnesia(t *testing.T) {
 // The same with the autopilot: the lost identity goes at once, the new one gets a vote, and nobody does anything.
 func TestAmnesiaHeals(t *testing.T) {
 	t.Parallel()
-	piloted(t, 3, nil, func(t *testing.T, s *sim, g *gossip) {
-		l := s.load(2)
+	opts := func(o node.Options) node.Options { o.Stabilization = 2 * time.Second; return o }
+	piloted(t, 3, opts, func(t *testing.T, s *sim, g *gossip) {
+		l := s.load(1)
 		forgets := s.others(s.leader())[0]
-		time.Sleep(12 * time.Second)
+		time.Sleep(4 * time.Second)
 		old := forgets.ID()
 		s.kill(forgets)
 		forgets.mem = node.NewMemory()
@@ -275,9 +276,9 @@ func TestFarBehind(t *testing.T) {
 		leader := s.leader()
 		follower := s.others(leader)[0]
 		s.kill(follower)
-		l := s.load(8)
-		for range 5 {
-			time.Sleep(2 * time.Second)
+		l := s.load(4)
+		for range 4 {
+			time.Sleep(time.Second)
 			for _, n := range s.others(follower) {
 				must.NoError(t, n.Snapshot(t.Context()))
 			}
@@ -289,7 +290,7 @@ func TestFarBehind(t *testing.T) {
 		t.Logf("caught up with %d after %s and %d snapshots", index, time.Since(start), s.net.sent(follower.name))
 		must.Less(t, 10*time.Second, time.Since(start))
 		must.Between(t, 1, s.net.sent(follower.name), 2)
-		time.Sleep(5 * time.Second)
+		time.Sleep(time.Second)
 		must.Less(t, 3, s.net.sent(follower.name))
 		l.stop()
 		s.converged(5*time.Second, s.nodes...)
@@ -301,7 +302,7 @@ func TestFarBehind(t *testing.T) {
 func TestMembersChangeDuringPartitions(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
-		l := s.load(3)
+		l := s.load(1)
 		for round := range 4 {
 			old := s.leader()
 			// The leader is cut off while it adds somebody.
@@ -323,11 +324,11 @@ func TestMembersChangeDuringPartitions(t *testing.T) {
 			must.Error(t, write1(ctx, old.Node, "minority", 1))
 			cancel()
 			s.net.heal()
-			time.Sleep(5 * time.Second)
+			time.Sleep(2 * time.Second)
 			if round%2 == 1 {
 				// The one that was removed cannot disturb the others, and loses its machine.
 				term := s.terms()
-				time.Sleep(10 * time.Second)
+				time.Sleep(3 * time.Second)
 				must.Eq(t, term, s.leader().Raft().CurrentTerm())
 				s.kill(old)
 			}

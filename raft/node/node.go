@@ -150,11 +150,8 @@ func Open(opts Options) (*Node, error) {
 }
 
 func (n *Node) open() error {
-	if err := n.connect(); err != nil {
-		return err
-	}
 	snaps, err := n.stores()
-	if err != nil {
+	if err = errors.Join(err, n.connect(err == nil)); err != nil {
 		return err
 	}
 	exists, err := n.identify(n.disk, n.disk, snaps)
@@ -185,9 +182,18 @@ func (n *Node) open() error {
 	return n.checkMembership()
 }
 
-// connect makes the transport.
-func (n *Node) connect() error {
+// connect makes the transport, which asks the stores; without them, it closes what it was to be made of.
+func (n *Node) connect(ready bool) error {
 	inner := n.opts.Transport
+	if !ready {
+		if c, ok := inner.(raft.WithClose); ok {
+			return c.Close()
+		}
+		if n.opts.Stream != nil {
+			return n.opts.Stream.Close()
+		}
+		return nil
+	}
 	switch {
 	case inner != nil:
 	case n.opts.Stream != nil:
