@@ -279,7 +279,9 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		}
 		o.Pinger = p.net
 		o.Membership = &queen.Membership{
-			Identity: identity, Gossip: p.net, Self: p.conn, Conn: p.net.conn, CertificateTTL: cfg.Queen.CertificateTTL, NodesChanged: p.net.membersChanged, Seed: seed,
+			Identity: identity, Gossip: p.net, Self: p.conn, Conn: p.net.conn, CertificateTTL: cfg.Queen.CertificateTTL, NodesChanged: p.net.membersChanged,
+			// TCP would wait for a quarter of an hour.
+			HiveDown: p.net.pool.Forget, Seed: seed,
 		}
 	}
 	p.queen = queen.New(o)

@@ -21,7 +21,7 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Membership is what a queen needs to be one of several nodes. All fields but Seed are required.
+// Membership is what a queen needs to be one of several nodes. All fields but Seed and HiveDown are required.
 type Membership struct {
 	Identity *pki.Identity
 	Gossip   Gossip
@@ -33,6 +33,8 @@ type Membership struct {
 	CertificateTTL time.Duration
 	// NodesChanged is called when a node came, changed or was revoked. It must not block for long.
 	NodesChanged func()
+	// HiveDown is called when a hive is down that this queen does not hear of either: no answer will come from there. nil: nobody wants to know.
+	HiveDown func(hive string)
 	// Seed is what this queen writes to the registry at the beginning; nil: nothing.
 	Seed *Seed
 }

@@ -129,6 +129,9 @@ func (q *Queen) Run(ctx context.Context) error {
 	wg.Go(func() { q.watchView(ctx) })
 	if q.opts.Membership != nil {
 		wg.Go(func() { q.watchCluster(ctx) })
+		if tell := q.opts.Membership.HiveDown; tell != nil {
+			wg.Go(func() { q.watchDown(ctx, tell) })
+		}
 	}
 	err := q.opts.Node.Run(ctx, q.duties)
 	ended := ctx.Err()

@@ -54,6 +54,39 @@ func (q *Queen) watchView(ctx context.Context) {
 	}
 }
 
+// watchDown tells of hives that are down, until ctx ends. One that this queen hears of is only out of the leader's sight.
+func (q *Queen) watchDown(ctx context.Context, tell func(hive string)) {
+	told := map[string]bool{}
+	for ctx.Err() == nil {
+		ws, later := watchSet{}, false
+		for _, h := range q.registry().Hives(ws) {
+			switch {
+			case h.Status != core.HiveDown:
+				delete(told, h.ID)
+			case told[h.ID]:
+			case q.hears(h.ID):
+				later = true
+			default:
+				told[h.ID] = true
+				tell(h.ID)
+			}
+		}
+		if later {
+			_ = waitUntil(ctx, ws, time.Now().Add(viewInterval))
+		} else {
+			_ = wait(ctx, ws)
+		}
+	}
+}
+
+// hears says whether a hive has a line to this queen and reports on it.
+func (q *Queen) hears(hive string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	p, ok := q.pulses[hive]
+	return ok && p.line != nil && p.suspect == ""
+}
+
 // clusterView is what hives must know of the cluster; nil: there is none.
 func (q *Queen) clusterView(ws watchSet) *queenv1.ClusterView {
 	registry := q.registry()
