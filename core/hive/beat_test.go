@@ -84,6 +84,13 @@ func (r *recorder) times() []time.Duration {
 
 func (r *recorder) count() int { return len(r.times()) }
 
+// lines gives how many lines stand, and how many have been opened.
+func (r *recorder) lines() (standing, opened int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.standing, r.opened
+}
+
 func (r *recorder) last() *queenv1.LinkRequest {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -291,18 +298,22 @@ func TestALineToEveryQueen(t *testing.T) {
 		must.NoError(t, b.flush(t.Context()))
 
 		// One that leaves the list loses its line, one that comes gets one at once.
-		must.Eq(t, 1, leader.standing)
+		standing, _ := leader.lines()
+		must.Eq(t, 1, standing)
 		f.setList(QueenAddress{ID: "q1", RPCAddress: "there"})
 		synctest.Wait()
-		must.Eq(t, 0, leader.standing)
-		must.Eq(t, 1, follower.standing)
-		must.Eq(t, 1, follower.opened)
+		standing, _ = leader.lines()
+		must.Eq(t, 0, standing)
+		standing, opened := follower.lines()
+		must.Eq(t, 1, standing)
+		must.Eq(t, 1, opened)
 		before := leader.count()
 		f.setList(QueenAddress{ID: "q1", RPCAddress: "there"}, QueenAddress{ID: "q0", RPCAddress: "there"})
 		synctest.Wait()
 		must.Eq(t, before+1, leader.count())
 		must.Eq(t, 1, leader.last().GetSeq())
-		must.Eq(t, 1, follower.opened)
+		_, opened = follower.lines()
+		must.Eq(t, 1, opened)
 	}, leader, follower, dead)
 }
 
@@ -311,7 +322,9 @@ func TestASilentQueenIsDialledAnew(t *testing.T) {
 	beating(t, func(t *testing.T, b *beater, f *fleet) {
 		time.Sleep(answerTimeout + 100*time.Millisecond)
 		must.GreaterEq(t, 2, r.count())
+		f.mu.Lock()
 		must.Eq(t, 1, f.resets)
+		f.mu.Unlock()
 		r.set(func(r *recorder) { r.delay = 0 })
 		<-b.ready
 	}, r)
@@ -323,7 +336,8 @@ func TestTheEndIsTold(t *testing.T) {
 		for _, r := range []*recorder{leader, follower} {
 			must.True(t, r.last().GetEnding())
 			must.False(t, r.reports[0].GetEnding())
-			must.Eq(t, 0, r.standing)
+			standing, _ := r.lines()
+			must.Eq(t, 0, standing)
 		}
 	})
 	beating(t, func(t *testing.T, b *beater, _ *fleet) {

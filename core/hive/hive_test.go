@@ -401,9 +401,12 @@ worker "slow" {
 		}
 		return nil
 	})
-	if _, err := r.ask(t.Context(), w.Worker.ID, "more"); err == nil {
-		t.Error("a retiring worker takes a new request")
-	}
+	coretest.Eventually(t, patience, func() error { // the queens are told first
+		if _, err := r.ask(t.Context(), w.Worker.ID, "more"); err == nil {
+			return errors.New("a retiring worker takes a new request")
+		}
+		return nil
+	})
 	exit := result1[core.ExitResult](r, core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.Worker.ID})
 	must.False(t, exit.Forced)
 	a := <-answers

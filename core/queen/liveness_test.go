@@ -417,7 +417,7 @@ func TestIncarnations(t *testing.T) {
 func TestThunderingHerd(t *testing.T) {
 	t.Parallel()
 	hives, workers := 10_000, 4
-	if testing.Short() {
+	if testing.Short() || raceDetector { // which makes it ten times as slow
 		hives = 1000
 	}
 	synctest.Test(t, func(t *testing.T) {

@@ -1,0 +1,5 @@
+//go:build !race
+
+package queen
+
+const raceDetector = false
