@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"strings"
 	"syscall"
 	"time"
 
@@ -52,6 +51,9 @@ func (n *nemesis) run(r *registry, given []fault, enough func() bool) error {
 		}
 		if err := n.calm(r); err != nil {
 			return err
+		}
+		if i%20 == 19 {
+			fmt.Printf("  %d operations so far: %s\n", r.history.known(), n)
 		}
 	}
 	for deadline := time.Now().Add(10 * time.Minute); !enough(); n.wait(50*time.Millisecond, 51*time.Millisecond) {
@@ -252,13 +254,4 @@ func (n *nemesis) other(than *node) *node {
 			return q
 		}
 	}
-}
-
-// names are those of nodes, for a person.
-func names(list []*node) string {
-	var text []string
-	for _, q := range list {
-		text = append(text, q.name)
-	}
-	return strings.Join(text, ", ")
 }
