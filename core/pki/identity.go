@@ -182,10 +182,14 @@ func (i *Identity) Certificate() *tls.Certificate { return i.state.Load().tls }
 // Roots are the CA's certificates. They are not to be changed.
 func (i *Identity) Roots() *x509.CertPool { return i.state.Load().roots }
 
-// RenewAt is when the certificate should be replaced: at a third of its life left.
+// RenewAt is when the certificate should be replaced: at a third of its life left, which began when it was made.
 func (i *Identity) RenewAt() time.Time {
 	s := i.state.Load()
-	return s.node.NotAfter.Add(-s.node.NotAfter.Sub(s.began) / 3)
+	life := s.node.NotAfter.Sub(s.began.Add(backdate))
+	if life <= 0 { // made elsewhere, where nothing is backdated
+		life = s.node.NotAfter.Sub(s.began)
+	}
+	return s.node.NotAfter.Add(-life / 3)
 }
 
 // Check says whether the certificate is valid at a time. Errors: Forbidden.
