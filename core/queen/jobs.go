@@ -42,6 +42,9 @@ func (q *Queen) Submit(ctx context.Context, r core.Request) (core.Job, error) {
 func (q *Queen) owner(ctx context.Context, r core.Request) (string, error) {
 	if r.Hive != "" {
 		h, err := q.liveHive(r.Hive)
+		if err == nil && h.Draining && r.Operation == core.OpWorkerSpawn {
+			err = core.WithHint(core.Errorf("", core.Conflict, "hive %s is draining: it gets no new worker", h.Name), "Choose another hive, or end that: `rbee hive drain %s --undo`.", h.Name)
+		}
 		return h.ID, err
 	}
 	q.mu.Lock()
@@ -101,7 +104,7 @@ func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
 			return core.Job{}, core.WithHint(core.Errorf("", core.Conflict, "worker %s is on hive %s, not on %s", w.ID, w.Hive, h.ID), `Leave "hive" out.`)
 		}
 	}
-	if err := q.apply(ctx, "retire "+w.ID, fsm.RetireWorker(w.ID)); err != nil {
+	if err := q.command(ctx, "retire "+w.ID, fsm.RetireWorker(w.ID)); err != nil {
 		return core.Job{}, err
 	}
 	own := r.RequestID == ""

@@ -22,6 +22,9 @@ func (q *Queen) RevokeNode(ctx context.Context, id string) (core.Node, error) {
 	if q.opts.Membership == nil {
 		return core.Node{}, errAlone()
 	}
+	if err := q.catchUp(ctx); err != nil {
+		return core.Node{}, err
+	}
 	n, err := nodeNamed(q.registry(), id)
 	if err != nil {
 		return core.Node{}, err
@@ -51,6 +54,9 @@ func (q *Queen) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	}
 	if id == "" || id == core.LocalHive {
 		id = q.opts.ID
+	}
+	if err := q.catchUp(ctx); err != nil {
+		return core.Node{}, err
 	}
 	n, err := nodeNamed(q.registry(), id)
 	if err != nil {

@@ -265,6 +265,14 @@ func (q *Queen) TransferLeadership(ctx context.Context, to string) error {
 
 // SaveSnapshot writes the leader's registry to w. Errors: Unavailable, Unsupported, and w's.
 func (q *Queen) SaveSnapshot(ctx context.Context, w io.Writer) error {
+	s := newSealing(w)
+	if err := q.saveSnapshot(ctx, s); err != nil {
+		return err
+	}
+	return s.seal()
+}
+
+func (q *Queen) saveSnapshot(ctx context.Context, w io.Writer) error {
 	if q.opts.Membership == nil {
 		return q.opts.Node.SaveSnapshot(ctx, w)
 	}
@@ -295,14 +303,7 @@ func (q *Queen) SaveSnapshot(ctx context.Context, w io.Writer) error {
 // RestoreSnapshot replaces the registry by a snapshot. It is read and checked whole before anything changes. Errors: Integrity for what is no snapshot;
 // Conflict for one of another cluster; TooLarge; Unavailable.
 func (q *Queen) RestoreSnapshot(ctx context.Context, r io.Reader) (core.SnapshotInfo, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxSnapshotBytes+1))
-	if err != nil {
-		return core.SnapshotInfo{}, core.E("read the snapshot", core.Invalid, err)
-	}
-	if len(data) > maxSnapshotBytes {
-		return core.SnapshotInfo{}, errSnapshotSize()
-	}
-	info, err := fsm.Inspect(bytes.NewReader(data))
+	data, info, err := readSnapshot(r)
 	if err != nil {
 		return info, err
 	}
@@ -333,11 +334,11 @@ func (q *Queen) RestoreSnapshot(ctx context.Context, r io.Reader) (core.Snapshot
 	return info, q.opts.Node.WaitApplied(ctx, resp.GetIndex())
 }
 
-// InspectSnapshot says what a snapshot holds. Errors: Integrity, Unsupported.
-func InspectSnapshot(r io.Reader) (core.SnapshotInfo, error) { return fsm.Inspect(r) }
-
 // DrainHive sets or ends the draining of a hive: one that drains gets no new worker, and its workers no new request. Errors: NotFound, Unavailable.
 func (q *Queen) DrainHive(ctx context.Context, hive string, drain bool) (core.Hive, error) {
+	if err := q.catchUp(ctx); err != nil {
+		return core.Hive{}, err
+	}
 	h, err := q.hiveNamed(hive)
 	if err != nil {
 		return h, err
@@ -476,6 +477,9 @@ func keyringOf(keys pki.Secrets) core.Keyring {
 func (q *Queen) ChangeKeyring(ctx context.Context, change core.KeyringChange) (core.Keyring, error) {
 	if q.opts.Membership == nil {
 		return core.Keyring{}, errAlone()
+	}
+	if err := q.catchUp(ctx); err != nil {
+		return core.Keyring{}, err
 	}
 	c, err := clusterOf(q.registry())
 	if err != nil {

@@ -38,6 +38,20 @@ func (q *Queen) Sync(ctx context.Context, c core.Consistency) (core.ReadInfo, er
 	return core.ReadInfo{}, err
 }
 
+// catchUp has this queen know what was acknowledged before, so that a change builds on that: the caller may have made the last one at another queen.
+func (q *Queen) catchUp(ctx context.Context) error {
+	if q.opts.Membership == nil || q.leads() {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	_, err := q.sync(limited, false)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		return q.notLeader()
+	}
+	return err
+}
+
 func (q *Queen) sync(ctx context.Context, verify bool) (core.ReadInfo, error) {
 	n := q.opts.Node
 	switch {

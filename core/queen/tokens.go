@@ -130,6 +130,9 @@ func (q *Queen) RevokeToken(ctx context.Context, id string) (core.Token, error) 
 	if q.opts.Membership == nil {
 		return core.Token{}, errAlone()
 	}
+	if err := q.catchUp(ctx); err != nil {
+		return core.Token{}, err
+	}
 	t, err := tokenNamed(q.registry(), id)
 	if err != nil {
 		return core.Token{}, err
