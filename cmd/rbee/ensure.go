@@ -15,7 +15,8 @@ import (
 
 // ensureWorker returns the id of model, and has a worker started for it, with progress on stderr, when none is ready.
 func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) (string, error) {
-	id, ready, _, err := a.workersOf(ctx, c, model)
+	// A queen that hears of no leader answers all the same, and so do the workers that it knows.
+	id, ready, _, err := a.workersOf(ctx, c, model, client.Consistency(core.ConsistencyStale))
 	if err != nil || ready {
 		return id, err
 	}
@@ -65,7 +66,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // workersOf returns the id of model, and whether a worker of it is ready, or loading.
-func (a *app) workersOf(ctx context.Context, c *client.Client, model string) (id string, ready, loading bool, err error) {
+func (a *app) workersOf(ctx context.Context, c *client.Client, model string, read ...client.ReadOption) (id string, ready, loading bool, err error) {
 	id = model
 	m, err := c.Model(ctx, model)
 	switch {
@@ -74,7 +75,7 @@ func (a *app) workersOf(ctx context.Context, c *client.Client, model string) (id
 	case core.KindOf(err) != core.NotFound: // it may still be in a catalog: the hive will know
 		return "", false, false, err
 	}
-	workers, err := c.Workers(ctx)
+	workers, err := c.Workers(ctx, read...)
 	if err != nil {
 		return "", false, false, err
 	}
