@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,7 +60,7 @@ type secured struct {
 	identity *pki.Identity
 	operator string // token
 	join     queenv1.JoinServiceClient
-	changes  int // calls of NodesChanged
+	changes  atomic.Int64 // calls of NodesChanged
 	left     []string
 }
 
@@ -113,7 +114,7 @@ func newSecured(t *testing.T, change ...func(*Options)) *secured {
 	s.cluster = newCluster(t, "", append([]func(*Options){func(o *Options) {
 		o.Membership = &Membership{
 			Identity: s.identity, Gossip: s.gossip, Self: self, CertificateTTL: 90 * 24 * time.Hour,
-			NodesChanged: func() { s.changes++ },
+			NodesChanged: func() { s.changes.Add(1) },
 			Conn: func(node, _ string, _ core.Role) (grpc.ClientConnInterface, error) {
 				return agents{node: node, left: func(n string) { s.left = append(s.left, n) }}, nil
 			},
@@ -314,7 +315,7 @@ func TestJoin(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, 0, len(hive.GetSealKey()))
 
-		s.eventually("everybody is told of the nodes", func() bool { return s.changes >= 3 })
+		s.eventually("everybody is told of the nodes", func() bool { return s.changes.Load() >= 3 })
 	})
 }
 
