@@ -70,6 +70,9 @@ func identityOf(ctx context.Context, cfg *config.Config) (*pki.Identity, error) 
 
 // newNetwork opens the RPC and the gossip port. The caller closes it.
 func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Options, log hclog.Logger) (n *network, err error) {
+	if err := noTwin(ctx, id); err != nil {
+		return nil, err
+	}
 	n = &network{log: log.Named("net"), identity: id, revoked: map[string]bool{}}
 	address := cfg.ListenAddress(true)
 	l, err := listen(ctx, address, cfg.Bind.RPCPort, "rpc_port")

@@ -229,8 +229,12 @@ func (q *Queen) self() (queenv1.ClusterServiceClient, error) {
 	return queenv1.NewClusterServiceClient(q.opts.Membership.Self), nil
 }
 
-// handOverTries is how often a call is repeated whose leader hands over to the one that can do it.
-const handOverTries = 5
+const (
+	// handOverTries is how often a call is repeated whose leader hands over to the one that can do it.
+	handOverTries = 5
+	// handOverPatience is how long a call may have waited for a leader to be repeated.
+	handOverPatience = 3 * time.Second
+)
 
 // RemoveQueen takes a queen out of raft, named by node id, name or raft id. Errors: NotFound; Conflict for the last one; Unavailable; Unsupported.
 func (q *Queen) RemoveQueen(ctx context.Context, id string) error {
@@ -239,11 +243,12 @@ func (q *Queen) RemoveQueen(ctx context.Context, id string) error {
 		return err
 	}
 	for range handOverTries {
+		began := time.Now()
 		if _, err = c.RemoveQueen(ctx, &queenv1.RemoveQueenRequest{Id: id}); err == nil {
 			return nil
 		}
-		if err = rpc.FromStatus(err); core.KindOf(err) != core.Unavailable || ctx.Err() != nil {
-			return err
+		if err = rpc.FromStatus(err); core.KindOf(err) != core.Unavailable || ctx.Err() != nil || time.Since(began) > handOverPatience {
+			return err // there is no leader at all
 		}
 		select {
 		case <-ctx.Done():
