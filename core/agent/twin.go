@@ -25,7 +25,7 @@ func noTwin(ctx context.Context, id *pki.Identity) error {
 	d := tls.Dialer{Config: id.ClientConfig("h2", role, n.ID)}
 	conn, err := d.DialContext(ctx, "tcp", id.RPCAddress())
 	if err != nil {
-		return nil //nolint:nilerr // nobody is there, or somebody else
+		return nil // nobody is there, or somebody else
 	}
 	conn.Close()
 	return core.WithHint(core.Errorf("", core.InUse, "another agent runs with this machine's identity, node %s, at %s", n.ID, id.RPCAddress()),
