@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
@@ -78,8 +79,14 @@ func (n *Node) wait(ctx context.Context, op string, future func() error) error {
 	if err := ctx.Err(); err != nil {
 		return core.E(op, core.KindOf(err), err)
 	}
+	if !n.begin() {
+		return core.Errorf(op, core.Unavailable, "this queen is shutting down")
+	}
 	answer := make(chan error, 1)
-	go func() { answer <- future() }()
+	go func() {
+		answer <- future()
+		n.end()
+	}()
 	select {
 	case err := <-answer:
 		return n.classify(op, err)
@@ -88,6 +95,35 @@ func (n *Node) wait(ctx context.Context, op string, future func() error) error {
 	case <-n.closed:
 		// Raft forgets some futures when it shuts down.
 		return core.Errorf(op, core.Unavailable, "this queen is shutting down; %w", ErrOutcomeUnknown)
+	}
+}
+
+// begin counts a future, unless the node shuts down.
+func (n *Node) begin() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ending {
+		return false
+	}
+	n.pending++
+	return true
+}
+
+func (n *Node) end() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.pending--
+}
+
+// drain waits until all futures are answered, or for so long.
+func (n *Node) drain(within time.Duration) {
+	for until := time.Now().Add(within); time.Now().Before(until); time.Sleep(time.Millisecond) {
+		n.mu.Lock()
+		left := n.pending
+		n.mu.Unlock()
+		if left == 0 {
+			return
+		}
 	}
 }
 

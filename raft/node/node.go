@@ -31,6 +31,9 @@ const (
 	// given up after that long.
 	rpcTimeout = 3 * time.Second
 
+	// drainOpen is how long Shutdown waits for what is under way before it cuts the connections.
+	drainOpen = 50 * time.Millisecond
+
 	minElectionTimeout = 50 * time.Millisecond
 )
 
@@ -99,9 +102,10 @@ type Node struct {
 	probing    atomic.Bool
 	moves      moves
 
-	mu     sync.Mutex // guards below
-	ending bool       // nothing is added to wg any more
-	wg     sync.WaitGroup
+	mu      sync.Mutex // guards below
+	ending  bool       // nothing is added to wg or pending any more
+	wg      sync.WaitGroup
+	pending int // futures of raft that are not answered
 
 	shutdown sync.Once
 	err      error // of Shutdown
@@ -207,7 +211,13 @@ func (n *Node) connect(ready bool) error {
 	mute := func() error { return n.disk.stalled() }
 	abstain := func() error { return cmp.Or(n.disk.stalled(), n.disk.room()) }
 	var err error
-	n.trans, err = newTransport(inner, mute, abstain, n.log)
+	full := func() error {
+		if n.disk.owed.Load() {
+			return nil
+		}
+		return n.disk.room()
+	}
+	n.trans, err = newTransport(inner, mute, abstain, full, n.log)
 	if n.trans != nil {
 		n.trans.anybody, n.trans.noAlign, n.trans.leads = n.opts.noIdentity, n.opts.noAlign, n.leads
 	}
@@ -371,6 +381,11 @@ func (n *Node) Shutdown() error {
 		close(n.closed)
 		var raftDone func() error
 		if n.raft != nil {
+			// Raft forgets futures that are being applied when it ends; those that can be are answered before, the others when it does not lead any more.
+			n.drain(drainOpen)
+			if n.trans.Close() == nil {
+				n.drain(3 * n.opts.ElectionTimeout)
+			}
 			raftDone = n.raft.Shutdown().Error // raft ends what it began when the transport is closed
 		}
 		if n.trans != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -18,6 +19,9 @@ import (
 
 // heartbeatPoll is how often it is looked whether a server is back.
 const heartbeatPoll = 10 * time.Millisecond
+
+// fullPoll is how often a server whose disk is full is asked whether there is room.
+const fullPoll = 200 * time.Millisecond
 
 // keptConns is how many idle connections to a server are kept; anewWithin is how long a question is repeated on others when one is broken.
 const (
@@ -36,6 +40,7 @@ type transport struct {
 	log     hclog.Logger
 	mute    func() error                             // why nothing may be sent
 	abstain func() error                             // why this node may not stand for election
+	full    func() error                             // why this node may not take entries
 	leads   func(id raft.ServerID, term uint64) bool // this node leads in that term, and the server is a member
 	anybody bool                                     // tests: any answer counts
 	noAlign bool                                     // tests: raft does not look at its log again
@@ -65,13 +70,13 @@ var (
 	_ raft.WithClose   = (*transport)(nil)
 )
 
-func newTransport(inner raft.Transport, mute, abstain func() error, log hclog.Logger) (*transport, error) {
+func newTransport(inner raft.Transport, mute, abstain, full func() error, log hclog.Logger) (*transport, error) {
 	preVote, ok := inner.(raft.WithPreVote)
 	if !ok {
 		return nil, core.Errorf("open raft node", core.Invalid, "a %T cannot ask for votes beforehand", inner)
 	}
 	t := &transport{
-		inner: inner, preVote: preVote, log: log, mute: mute, abstain: abstain, out: make(chan raft.RPC), done: make(chan struct{}),
+		inner: inner, preVote: preVote, log: log, mute: mute, abstain: abstain, full: full, out: make(chan raft.RPC), done: make(chan struct{}),
 		contacts: map[raft.ServerID]contact{}, strangers: map[raft.ServerID]string{},
 	}
 	t.spawn(t.relay)
@@ -137,6 +142,12 @@ func (t *transport) relay() {
 
 func (t *transport) deliver(rpc raft.RPC) {
 	switch c := rpc.Command.(type) {
+	case *raft.AppendEntriesRequest:
+		// Raft would refuse without saying why.
+		if err := t.full(); err != nil && len(c.Entries) > 0 {
+			rpc.Respond(&raft.AppendEntriesResponse{}, err)
+			return
+		}
 	case *raft.TimeoutNowRequest:
 		if err := t.abstain(); err != nil {
 			rpc.Respond(&raft.TimeoutNowResponse{}, err)
@@ -201,9 +212,17 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, r
 	if err := t.check(t.mute); err != nil {
 		return err
 	}
-	start := time.Now()
+	var start time.Time
 	var r raft.AppendEntriesResponse
-	err := t.inner.AppendEntries(id, target, req, &r)
+	var err error
+	for {
+		start = time.Now()
+		err = t.inner.AppendEntries(id, target, req, &r)
+		// Raft would wait longer each time, and go back in the log. Errors come as text.
+		if err == nil || !strings.Contains(err.Error(), errFull.Error()) || !t.leadsFor(id, req.Term, fullPoll) {
+			break
+		}
+	}
 	if err == nil {
 		err = t.answered(id, target, r.RPCHeader)
 	}
@@ -221,21 +240,21 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, r
 // awaitHeartbeat returns when a heartbeat of this term was answered after an append failed. Raft waits longer after each failure, up to 10 s, and so much
 // longer than needed when the server is back; heartbeats try more often.
 func (t *transport) awaitHeartbeat(id raft.ServerID, term uint64, since time.Time) {
-	ticks := time.NewTicker(heartbeatPoll)
-	defer ticks.Stop()
-	for {
-		select {
-		case <-ticks.C:
-		case <-t.done:
-			return
-		}
+	for t.leadsFor(id, term, heartbeatPoll) {
 		if c, ok := t.contact(id, term); ok && c.at.After(since) {
 			return
 		}
-		if t.leads == nil || !t.leads(id, term) {
-			return
-		}
 	}
+}
+
+// leadsFor waits, and says whether this node still leads in the term with the server as a follower.
+func (t *transport) leadsFor(id raft.ServerID, term uint64, wait time.Duration) bool {
+	select {
+	case <-time.After(wait):
+	case <-t.done:
+		return false
+	}
+	return t.leads != nil && t.leads(id, term)
 }
 
 func (t *transport) RequestVote(id raft.ServerID, target raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
