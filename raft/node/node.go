@@ -393,6 +393,7 @@ func (n *Node) Shutdown() error {
 		}
 		if raftDone != nil {
 			n.err = errors.Join(n.err, raftDone())
+			n.trans.pipes.Wait()
 		}
 		n.wg.Wait()
 		if n.store != nil {

@@ -45,11 +45,12 @@ type transport struct {
 	anybody bool                                     // tests: any answer counts
 	noAlign bool                                     // tests: raft does not look at its log again
 
-	out  chan raft.RPC
-	done chan struct{}
-	wg   sync.WaitGroup
-	once sync.Once
-	err  error // of Close
+	out   chan raft.RPC
+	done  chan struct{}
+	wg    sync.WaitGroup
+	pipes sync.WaitGroup // pipelines, which raft closes; waited for when it has ended
+	once  sync.Once
+	err   error // of Close
 
 	mu        sync.Mutex // guards below
 	ending    bool       // nothing is added to wg any more
@@ -330,10 +331,12 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 		return nil, err
 	}
 	p := &pipeline{AppendPipeline: inner, t: t, id: id, target: target, out: make(chan raft.AppendFuture), done: make(chan struct{})}
-	if !t.spawn(p.run) {
-		inner.Close()
-		return nil, raft.ErrTransportShutdown
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ending {
+		return nil, errors.Join(raft.ErrTransportShutdown, inner.Close())
 	}
+	t.pipes.Go(p.run)
 	return p, nil
 }
 
@@ -362,9 +365,17 @@ func (p *pipeline) Close() error {
 	return p.AppendPipeline.Close()
 }
 
+// run hands on answers until raft closes the pipeline. It always takes them: raft stops to when it has seen a bad one, may send once more nevertheless,
+// and would then wait for ever for its own transport to take the answers before.
 func (p *pipeline) run() {
 	in := p.AppendPipeline.Consumer()
+	var queue []raft.AppendFuture
 	for {
+		var out chan<- raft.AppendFuture // nil: nothing to hand on
+		var next raft.AppendFuture
+		if len(queue) > 0 {
+			out, next = p.out, queue[0]
+		}
 		select {
 		case f := <-in:
 			// A failed one has an empty answer, which raft takes for a refusal, as it does this.
@@ -373,16 +384,10 @@ func (p *pipeline) run() {
 			} else if len(r.ID) > 0 {
 				p.t.note(p.id, f.Start(), f.Request(), r)
 			}
-			select {
-			case p.out <- f:
-			case <-p.done:
-				return
-			case <-p.t.done:
-				return
-			}
+			queue = append(queue, f)
+		case out <- next:
+			queue = queue[1:]
 		case <-p.done:
-			return
-		case <-p.t.done:
 			return
 		}
 	}
