@@ -242,7 +242,7 @@ func (p *process) buildHive(ctx context.Context) error {
 
 func (p *process) buildQueen(identity *pki.Identity) error {
 	cfg := p.cfg
-	opts := node.Options{ID: p.id, Dir: filepath.Join(cfg.DataDir, "raft"), Logger: p.log, ElectionTimeout: cfg.Queen.ElectionTimeout}
+	opts := node.Options{ID: p.id, Dir: filepath.Join(cfg.DataDir, "raft"), Logger: p.log}
 	if cfg.Dev {
 		opts.Dir = "" // in memory
 	}
@@ -252,7 +252,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		if opts.Bootstrap, seed, err = beginning(cfg, identity, p.started); err != nil {
 			return err
 		}
-		opts.Stream = raftStream{p.net.stream}
+		opts.Stream, opts.ElectionTimeout = raftStream{p.net.stream}, cfg.Queen.ElectionTimeout
 		opts.MinFSM = func() uint32 { return queen.MinFSM(p.net.Members()) }
 	}
 	registry, err := node.Open(opts)
@@ -504,8 +504,12 @@ func listen(ctx context.Context, address string, port int, setting string) (net.
 	l, err := lc.Listen(ctx, "tcp", address)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
+		flag := ""
+		if setting == "http_port" {
+			flag = "-http-port or "
+		}
 		return nil, core.WithHint(core.Errorf("", core.InUse, "the address %s is taken by another process", address),
-			"If it is an rbee agent, use it as it is (\"rbee status\"); otherwise choose another port with bind { %s = … }.", setting)
+			"If it is an rbee agent, use it as it is (\"rbee status\"); otherwise choose another port with %sbind { %s = … }.", flag, setting)
 	case errors.Is(err, syscall.EACCES):
 		return nil, core.WithHint(core.Errorf("", core.Forbidden, "may not listen on %s", address), "Choose a port above 1023.")
 	case err != nil:

@@ -57,7 +57,8 @@ type Options struct {
 
 	// Bootstrap says what the node does where there is no state; the zero value is Alone.
 	Bootstrap Bootstrap
-	// ElectionTimeout is after how long without a sign of the leader a node stands for election, and the leader's lease; 0: 250 ms, at least 50 ms.
+	// ElectionTimeout is after how long without a sign of the leader a node stands for election, and the leader's lease; 0: 250 ms, 1 s within the
+	// process alone; at least 50 ms.
 	ElectionTimeout time.Duration
 	// Probe connects to an address and hangs up: see Lost. Its error has syscall.ECONNREFUSED in its chain where nobody listens.
 	// nil: through Stream; without it, Lost does nothing.
@@ -131,7 +132,11 @@ func Open(opts Options) (*Node, error) {
 	if opts.ElectionTimeout != 0 && opts.ElectionTimeout < minElectionTimeout {
 		return nil, core.Errorf("open raft node", core.Invalid, "an election timeout of %s is too short, it is %s or more", opts.ElectionTimeout, minElectionTimeout)
 	}
-	opts.ElectionTimeout = cmp.Or(opts.ElectionTimeout, 250*time.Millisecond)
+	usual := 250 * time.Millisecond
+	if opts.Stream == nil && opts.Transport == nil {
+		usual = time.Second // there is nobody to wait for, and a node whose disk has failed should end before it stands again, which raft does not survive
+	}
+	opts.ElectionTimeout = cmp.Or(opts.ElectionTimeout, usual)
 	opts.Stabilization = cmp.Or(opts.Stabilization, 10*time.Second)
 	opts.DeadAfter = cmp.Or(opts.DeadAfter, time.Minute)
 	opts.MinVoters = cmp.Or(opts.MinVoters, 3)
