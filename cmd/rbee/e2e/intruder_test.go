@@ -189,7 +189,7 @@ func TestIntruders(t *testing.T) {
 		return first.run(args...)
 	}
 	must.Eq(t, 0, as(reader.Secret, "hive", "list").code)
-	for _, r := range []result{as(reader.Secret, "token", "list"), as(reader.Secret, "infer", "--model", "rbee-tiny", "--prompt", "x"), as("", "hive", "list"), as(reader.Secret[:len(reader.Secret)-1]+"7", "hive", "list")} {
+	for _, r := range []result{as(reader.Secret, "token", "list"), as(reader.Secret, "infer", "--model", "rbee-tiny", "--prompt", "x"), as("", "hive", "list"), as(otherSecret(reader.Secret), "hive", "list")} {
 		must.Eq(t, 1, r.code, must.Sprint(r.stdout, r.stderr))
 	}
 	first.must("token", "revoke", reader.ID, "--yes")
@@ -220,4 +220,13 @@ func TestIntruders(t *testing.T) {
 			must.StrNotContains(t, n.log.String(), strings.Split(secret, "_")[2])
 		}
 	}
+}
+
+// otherSecret is a token with the same id and another secret.
+func otherSecret(token string) string {
+	last := "a"
+	if strings.HasSuffix(token, last) {
+		last = "b"
+	}
+	return token[:len(token)-1] + last
 }
