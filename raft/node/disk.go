@@ -50,6 +50,8 @@ type disk struct {
 	free  func() (uint64, error)    // bytes that may still be written
 	stage func(index uint64)        // keeps raft's commit index for the next append
 	delay func(op string) error     // tests: what a write waits for, or fails with
+	lost  func() error              // why nothing is written any more, for ever
+	ended chan struct{}             // closed when nothing can be sent any more
 	raft  atomic.Pointer[raft.Raft] // nil until it runs
 
 	// owed says that the end of the log was deleted for the entries that follow. They must not be refused: raft believes the deleted ones to be there
@@ -73,7 +75,9 @@ type sample struct {
 }
 
 func newDisk(l logs, free func() (uint64, error), stage func(uint64)) *disk {
-	return &disk{logs: l, free: free, stage: stage, inFlight: map[int]time.Time{}}
+	return &disk{
+		logs: l, free: free, stage: stage, lost: func() error { return nil }, ended: make(chan struct{}), inFlight: map[int]time.Time{},
+	}
 }
 
 func (d *disk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) }
@@ -163,6 +167,11 @@ func (d *disk) write(op string, fn func() error) error {
 	if err == nil {
 		err = fn()
 	}
+	if err != nil && op == "vote" && d.raft.Load() != nil && d.lost() != nil {
+		// Raft would end the process here and now. It waits until nothing can leave this node any more, and then it does not matter.
+		<-d.ended
+		err = nil
+	}
 	now := time.Now()
 	d.mu.Lock()
 	delete(d.inFlight, id)
@@ -196,8 +205,11 @@ func (d *disk) room() error {
 		"Free space on the disk of data_dir; nothing needs a restart.")
 }
 
-// stalled says which write does not come back; nil: none.
+// stalled says which write does not come back, or that none is made any more; nil: all is well.
 func (d *disk) stalled() error {
+	if err := d.lost(); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Now()

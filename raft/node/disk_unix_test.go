@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -84,10 +85,12 @@ func fill(dir string) error {
 	if limitErr := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); limitErr != nil {
 		return limitErr
 	}
+	// Long enough for raft to stand for election, which it cannot write down: it would end the process there, before its owner does.
+	<-time.After(time.Second)
 	h := hive("h1", 1<<40)
 	if _, err := n.Apply(ctx, fsm.SyncHive(h, nil)); err == nil {
 		return fmt.Errorf("acknowledged after a failed write")
 	}
 	fmt.Println("ended", core.KindOf(err), err)
-	return nil
+	return n.Shutdown()
 }

@@ -16,8 +16,10 @@ import (
 const (
 	probeTimeout = 200 * time.Millisecond
 	probeEvery   = 5 * time.Millisecond
-	// Voters stand one after another, so that they do not split the votes.
-	standEvery  = 20 * time.Millisecond
+	// Voters stand one after another, so that they do not split the votes: each after the time that an election takes, which is that of some writes
+	// and of machines that are busy with the end of a leader. The first one does not wait.
+	standEvery  = 75 * time.Millisecond
+	standWrites = 6
 	standJitter = 10 * time.Millisecond
 )
 
@@ -63,9 +65,10 @@ func (n *Node) standFor(ctx context.Context, leader Server) {
 	if voters == 0 {
 		return
 	}
+	took, _ := n.disk.median()
 	for {
 		begun := time.Now()
-		pause(ctx, time.Duration(rank)*standEvery+rand.N(standJitter))
+		pause(ctx, time.Duration(rank)*max(standEvery, standWrites*took)+rand.N(standJitter))
 		now, ok := n.LeaderServer()
 		if ctx.Err() != nil || ok && now.RaftID != leader.RaftID || !n.isVoter() || n.raft.State() != raft.Follower {
 			return // somebody was faster

@@ -278,7 +278,7 @@ func (n *Node) stores() (*snapshots, error) {
 		free = func() (uint64, error) { return freeBytes(n.opts.Dir) }
 	}
 	n.disk = newDisk(store, free, func(index uint64) { _ = store.StageCommitIndex(index) }) // only remembers it
-	n.disk.delay = n.opts.delay
+	n.disk.delay, n.disk.lost = n.opts.delay, store.Err
 	return &snapshots{SnapshotStore: snaps, disk: n.disk, off: n.opts.noAlign}, nil
 }
 
@@ -392,6 +392,7 @@ func (n *Node) Shutdown() error {
 				n.drain(3 * n.opts.ElectionTimeout)
 			}
 			raftDone = n.raft.Shutdown().Error // raft ends what it began when the transport is closed
+			close(n.disk.ended)
 		}
 		if n.trans != nil {
 			n.err = n.trans.Close()
