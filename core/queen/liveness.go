@@ -23,7 +23,7 @@ const (
 	MaxBeatsPerSecond = 50                      // to one queen, of all hives together; above it the interval grows with the number of hives
 	SuspectGrace      = 300 * time.Millisecond  // beyond the announced interval
 	DownAfter         = 2800 * time.Millisecond // since the last report, and what the interval is above BeatInterval; or since the last sign of life
-	SilentAlive       = 10 * time.Second        // for a hive that gives signs of life but does not report
+	SilentAlive       = 30 * time.Second        // for a hive that gives signs of life but does not report: TCP alone may hold reports back for that long
 	DownAlone         = 10 * time.Second        // since the last report, where there is no Pinger; or twice the interval and 5 s, if that is longer
 	LinkGrace         = 10 * time.Second        // for hives without a line, from the moment a queen leads; for routing, from its start
 	ForgetAfter       = 24 * time.Hour          // a hive that is down is removed from the registry

@@ -287,11 +287,14 @@ func TestSilenceAfterASign(t *testing.T) {
 // lossy runs 50 hives for ten minutes, of whose reports and pings a part is lost, and gives how many hives were written as down.
 func lossy(t *testing.T, reports, pings float64) (down int) {
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
+		// Which reports are lost does not depend on the order in which pings are sent.
 		rng := rand.New(rand.NewPCG(25, 26))
-		lost := func(part float64) bool { mu.Lock(); defer mu.Unlock(); return rng.Float64() < part }
+		lost := func(part float64) bool { return rng.Float64() < part }
+		var mu sync.Mutex // guards below
+		pingRNG := rand.New(rand.NewPCG(27, 28))
+		pingLost := func() bool { mu.Lock(); defer mu.Unlock(); return pingRNG.Float64() < pings }
 		c := newCluster(t, "", withPinger(func(ctx context.Context, hive string) error {
-			there, back := !lost(pings), !lost(pings)
+			there, back := !pingLost(), !pingLost()
 			if !there || !back {
 				return noSign(ctx, hive)
 			}
