@@ -29,7 +29,7 @@ func (h *Host) configure(ctx context.Context, p *process, plugin sdk.Plugin, s S
 	}
 	var said sdk.Diagnostics
 	err = h.call(ctx, p, "Configure", func(ctx context.Context) (err error) {
-		said, err = plugin.Configure(ctx, sdk.Config{JSON: config, EngineDir: engineDir})
+		said, err = plugin.Configure(ctx, sdk.Config{JSON: config, EngineDir: engineDir, AllowAddresses: h.o.AllowAddresses})
 		return err
 	})
 	if err != nil {

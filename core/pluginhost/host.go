@@ -25,6 +25,8 @@ type Options struct {
 	StartTimeout time.Duration
 	// CallTimeout bounds each of the short calls of a launch: Info, Schema, Configure; 0: 10 s.
 	CallTimeout time.Duration
+	// AllowAddresses are handed to every plugin: see sdk.Config.
+	AllowAddresses []string
 }
 
 // Host launches plugins. It is safe for concurrent use. It holds nothing that must be closed: the plugins it returns do.

@@ -62,6 +62,9 @@ type Config struct {
 	JSON json.RawMessage
 	// EngineDir is the folder of the unpacked Engine; empty where none is needed or none is there yet.
 	EngineDir string
+	// AllowAddresses are the prefixes of addresses (CIDR, such as "10.0.0.0/8") that may be connected to although they are not public.
+	// Those of this machine and its networks are refused otherwise: see package origin. Empty: none.
+	AllowAddresses []string
 }
 
 // Schema describes a config block: its attributes and nested blocks.

@@ -120,7 +120,7 @@ func TestEveryFieldSurvivesTheWire(t *testing.T) {
 	schema, err := c.Schema(t.Context())
 	must.NoError(t, err)
 	must.Eq(t, p.schema, schema)
-	given := sdk.Config{JSON: json.RawMessage(`{"a":1}`), EngineDir: "/e"}
+	given := sdk.Config{JSON: json.RawMessage(`{"a":1}`), EngineDir: "/e", AllowAddresses: []string{"10.0.0.0/8"}}
 	diags, err := c.Configure(t.Context(), given)
 	must.NoError(t, err)
 	must.Eq(t, p.diags, diags)

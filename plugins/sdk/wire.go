@@ -44,7 +44,7 @@ func (s *pluginServer) Configure(ctx context.Context, req *pluginv1.ConfigureReq
 	if len(config) == 0 {
 		config = json.RawMessage("{}")
 	}
-	diags, err := s.plugin.Configure(ctx, Config{JSON: config, EngineDir: req.GetEngineDir()})
+	diags, err := s.plugin.Configure(ctx, Config{JSON: config, EngineDir: req.GetEngineDir(), AllowAddresses: req.GetAllowAddresses()})
 	if err != nil {
 		return nil, ToStatus(err)
 	}
@@ -95,7 +95,7 @@ func (c *Client) Schema(ctx context.Context) (Schema, error) {
 
 // Configure hands the plugin its configuration.
 func (c *Client) Configure(ctx context.Context, config Config) (Diagnostics, error) {
-	r, err := c.rpc.Configure(ctx, &pluginv1.ConfigureRequest{ConfigJson: config.JSON, EngineDir: config.EngineDir})
+	r, err := c.rpc.Configure(ctx, &pluginv1.ConfigureRequest{ConfigJson: config.JSON, EngineDir: config.EngineDir, AllowAddresses: config.AllowAddresses})
 	if err != nil {
 		return nil, FromStatus(err)
 	}

@@ -66,7 +66,7 @@ func (s *server) Resolve(ctx context.Context, req *catalogv1.ResolveRequest) (*c
 	if err != nil {
 		return nil, sdk.ToStatus(err)
 	}
-	resp := &catalogv1.ResolveResponse{Ref: m.Ref, Name: m.Name, Kind: string(m.Kind), Version: m.Version, License: m.License}
+	resp := &catalogv1.ResolveResponse{Ref: m.Ref, Name: m.Name, Kind: string(m.Kind), Version: m.Version, License: m.License, Notes: m.Notes}
 	for _, f := range m.Files {
 		resp.Files = append(resp.Files, fileToProto(f))
 	}
@@ -142,7 +142,7 @@ func (c *Client) Resolve(ctx context.Context, ref string) (Manifest, error) {
 	if err != nil {
 		return Manifest{}, sdk.FromStatus(err)
 	}
-	m := Manifest{Ref: r.GetRef(), Name: r.GetName(), Kind: ItemKind(r.GetKind()), Version: r.GetVersion(), License: r.GetLicense()}
+	m := Manifest{Ref: r.GetRef(), Name: r.GetName(), Kind: ItemKind(r.GetKind()), Version: r.GetVersion(), License: r.GetLicense(), Notes: r.GetNotes()}
 	for _, f := range r.GetFiles() {
 		m.Files = append(m.Files, fileFromProto(f))
 	}
@@ -180,9 +180,9 @@ func receive[M any](stream grpc.ServerStreamingClient[M], each func(*M) error) e
 }
 
 func fileToProto(f File) *catalogv1.File {
-	return &catalogv1.File{Ref: f.Ref, Path: f.Path, SizeBytes: f.SizeBytes, Digest: f.Digest, Locator: f.Locator}
+	return &catalogv1.File{Ref: f.Ref, Path: f.Path, SizeBytes: f.SizeBytes, Digest: f.Digest, Locator: f.Locator, Url: f.URL, Header: f.Header}
 }
 
 func fileFromProto(p *catalogv1.File) File {
-	return File{Ref: p.GetRef(), Path: p.GetPath(), SizeBytes: p.GetSizeBytes(), Digest: p.GetDigest(), Locator: p.GetLocator()}
+	return File{Ref: p.GetRef(), Path: p.GetPath(), SizeBytes: p.GetSizeBytes(), Digest: p.GetDigest(), Locator: p.GetLocator(), URL: p.GetUrl(), Header: p.GetHeader()}
 }

@@ -21,6 +21,12 @@ type Source interface {
 	Fetch(ctx context.Context, f File, offset int64, w io.Writer) error
 }
 
+// Capabilities of a source, for sdk.Info.
+const (
+	// CapabilityURL says that files of the source may have a URL.
+	CapabilityURL = "url"
+)
+
 // ItemKind says what a catalog item is.
 type ItemKind string
 
@@ -55,6 +61,8 @@ type Manifest struct {
 	Version string // of the thing, where it has one
 	License string
 	Files   []File // at least one; a model's first file is the GGUF to load
+	// Notes are lines for the person who asked, such as which quantisation was chosen and why. The host shows them in the job.
+	Notes []string
 }
 
 // File is one file of a manifest.
@@ -64,6 +72,12 @@ type File struct {
 	SizeBytes int64  // 0: unknown
 	// Digest is "sha256:<hex>", "sha512:<hex>" or empty where the origin publishes none.
 	Digest string
-	// Locator is the source's own way to find the file again in Fetch; opaque to the host.
+	// Locator is the source's own way to find the file again in Fetch; opaque to the host, which may keep it on disk: it holds no credential.
 	Locator string
+	// URL is where the host itself may take the bytes from by HTTP, several ranges at once. Empty: it asks Fetch, which must work in any case.
+	// It holds no credential, since it is shown in messages.
+	URL string
+	// Header goes with requests for URL to its own origin (scheme, host and port), and never to where that redirects. It may hold a credential:
+	// the host writes it nowhere, and asks Resolve for a new one.
+	Header map[string]string
 }

@@ -53,6 +53,9 @@ func broken() map[string]string {
 		"hides not found":      "want ErrNotFound",
 		"ignores limit":        "Search with limit 1",
 		"path outside":         "leads outside",
+		"url with password":    "without credentials",
+		"url not announced":    "do not say \"url\"",
+		"header without url":   "no URL to send them to",
 	}
 }
 
@@ -103,7 +106,7 @@ func TestDefect(t *testing.T) {
 }
 
 func ofCatalogs() []string {
-	return []string{"resolve changes", "wrong digest", "ignores offset", "hides not found", "ignores limit", "path outside"}
+	return []string{"resolve changes", "wrong digest", "ignores offset", "hides not found", "ignores limit", "path outside", "url with password", "url not announced", "header without url"}
 }
 
 func defectiveWorker(t *testing.T, name string) {
@@ -283,6 +286,12 @@ func (b *badCatalog) Resolve(ctx context.Context, ref string) (catalog.Manifest,
 		m.Files[0].Digest = "sha256:" + strings.Repeat("0", 64)
 	case "path outside":
 		m.Files[0].Path = "../a.gguf"
+	case "url with password":
+		m.Files[0].URL = "https://me:secret@origin.example/a.gguf"
+	case "url not announced":
+		m.Files[0].URL = "https://origin.example/a.gguf"
+	case "header without url":
+		m.Files[0].Header = map[string]string{"Authorization": "secret"}
 	}
 	return m, nil
 }

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -320,10 +321,36 @@ func catalogResolve(t *testing.T, s catalog.Source, o CatalogOptions) {
 		if f.SizeBytes < 0 {
 			t.Errorf("size %d of %s", f.SizeBytes, f.Path)
 		}
+		checkURL(t, s, f)
+	}
+	for _, n := range m.Notes {
+		if n == "" || len(n) > 1000 || strings.ContainsAny(n, "\r\n") {
+			t.Errorf("note %q is not one line of at most 1000 bytes", n)
+		}
 	}
 	again, err := s.Resolve(t.Context(), m.Ref)
+	m.Notes, again.Notes = nil, nil // about the reference that was asked for
 	if err != nil || !reflect.DeepEqual(m, again) {
 		t.Errorf("the exact reference %q gives %+v, then %+v (%v)", m.Ref, m, again, err)
+	}
+}
+
+// checkURL checks where the host may take a file from by itself.
+func checkURL(t *testing.T, s catalog.Source, f catalog.File) {
+	t.Helper()
+	if f.URL == "" {
+		if len(f.Header) > 0 {
+			t.Errorf("%s has headers and no URL to send them to", f.Path)
+		}
+		return
+	}
+	u, err := url.Parse(f.URL)
+	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.User != nil {
+		t.Errorf("URL of %s is not one of http or https without credentials", f.Path)
+	}
+	info, err := s.Info(t.Context())
+	if err != nil || !slices.Contains(info.Capabilities, catalog.CapabilityURL) {
+		t.Errorf("%s has a URL, and Info.Capabilities %q do not say %q (%v)", f.Path, info.Capabilities, catalog.CapabilityURL, err)
 	}
 }
 

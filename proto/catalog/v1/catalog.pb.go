@@ -213,13 +213,15 @@ func (x *ResolveRequest) GetRef() string {
 }
 
 type ResolveResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
-	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	License       string                 `protobuf:"bytes,5,opt,name=license,proto3" json:"license,omitempty"`
-	Files         []*File                `protobuf:"bytes,6,rep,name=files,proto3" json:"files,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Ref     string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Kind    string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Version string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	License string                 `protobuf:"bytes,5,opt,name=license,proto3" json:"license,omitempty"`
+	Files   []*File                `protobuf:"bytes,6,rep,name=files,proto3" json:"files,omitempty"`
+	// Lines for the person who asked.
+	Notes         []string `protobuf:"bytes,7,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -296,13 +298,24 @@ func (x *ResolveResponse) GetFiles() []*File {
 	return nil
 }
 
+func (x *ResolveResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 type File struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
-	SizeBytes     int64                  `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
-	Locator       string                 `protobuf:"bytes,5,opt,name=locator,proto3" json:"locator,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Ref       string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Path      string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	SizeBytes int64                  `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Digest    string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	Locator   string                 `protobuf:"bytes,5,opt,name=locator,proto3" json:"locator,omitempty"`
+	// Where the host itself may take the bytes from by HTTP, with ranges. Empty: it asks Fetch.
+	Url string `protobuf:"bytes,6,opt,name=url,proto3" json:"url,omitempty"`
+	// Sent to the URL's own origin only. May hold a credential.
+	Header        map[string]string `protobuf:"bytes,7,rep,name=header,proto3" json:"header,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -370,6 +383,20 @@ func (x *File) GetLocator() string {
 		return x.Locator
 	}
 	return ""
+}
+
+func (x *File) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *File) GetHeader() map[string]string {
+	if x != nil {
+		return x.Header
+	}
+	return nil
 }
 
 type FetchRequest struct {
@@ -486,21 +513,27 @@ const file_catalog_v1_catalog_proto_rawDesc = "" +
 	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12\x18\n" +
 	"\alicense\x18\x06 \x01(\tR\alicense\"\"\n" +
 	"\x0eResolveRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xac\x01\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xc2\x01\n" +
 	"\x0fResolveResponse\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12\x18\n" +
 	"\alicense\x18\x05 \x01(\tR\alicense\x12+\n" +
-	"\x05files\x18\x06 \x03(\v2\x15.rbee.catalog.v1.FileR\x05files\"}\n" +
+	"\x05files\x18\x06 \x03(\v2\x15.rbee.catalog.v1.FileR\x05files\x12\x14\n" +
+	"\x05notes\x18\a \x03(\tR\x05notes\"\x85\x02\n" +
 	"\x04File\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x16\n" +
 	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x18\n" +
-	"\alocator\x18\x05 \x01(\tR\alocator\"Q\n" +
+	"\alocator\x18\x05 \x01(\tR\alocator\x12\x10\n" +
+	"\x03url\x18\x06 \x01(\tR\x03url\x129\n" +
+	"\x06header\x18\a \x03(\v2!.rbee.catalog.v1.File.HeaderEntryR\x06header\x1a9\n" +
+	"\vHeaderEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
 	"\fFetchRequest\x12)\n" +
 	"\x04file\x18\x01 \x01(\v2\x15.rbee.catalog.v1.FileR\x04file\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\"#\n" +
@@ -523,7 +556,7 @@ func file_catalog_v1_catalog_proto_rawDescGZIP() []byte {
 	return file_catalog_v1_catalog_proto_rawDescData
 }
 
-var file_catalog_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_catalog_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_catalog_v1_catalog_proto_goTypes = []any{
 	(*SearchRequest)(nil),   // 0: rbee.catalog.v1.SearchRequest
 	(*SearchResponse)(nil),  // 1: rbee.catalog.v1.SearchResponse
@@ -532,21 +565,23 @@ var file_catalog_v1_catalog_proto_goTypes = []any{
 	(*File)(nil),            // 4: rbee.catalog.v1.File
 	(*FetchRequest)(nil),    // 5: rbee.catalog.v1.FetchRequest
 	(*FetchResponse)(nil),   // 6: rbee.catalog.v1.FetchResponse
+	nil,                     // 7: rbee.catalog.v1.File.HeaderEntry
 }
 var file_catalog_v1_catalog_proto_depIdxs = []int32{
 	4, // 0: rbee.catalog.v1.ResolveResponse.files:type_name -> rbee.catalog.v1.File
-	4, // 1: rbee.catalog.v1.FetchRequest.file:type_name -> rbee.catalog.v1.File
-	0, // 2: rbee.catalog.v1.CatalogService.Search:input_type -> rbee.catalog.v1.SearchRequest
-	2, // 3: rbee.catalog.v1.CatalogService.Resolve:input_type -> rbee.catalog.v1.ResolveRequest
-	5, // 4: rbee.catalog.v1.CatalogService.Fetch:input_type -> rbee.catalog.v1.FetchRequest
-	1, // 5: rbee.catalog.v1.CatalogService.Search:output_type -> rbee.catalog.v1.SearchResponse
-	3, // 6: rbee.catalog.v1.CatalogService.Resolve:output_type -> rbee.catalog.v1.ResolveResponse
-	6, // 7: rbee.catalog.v1.CatalogService.Fetch:output_type -> rbee.catalog.v1.FetchResponse
-	5, // [5:8] is the sub-list for method output_type
-	2, // [2:5] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	7, // 1: rbee.catalog.v1.File.header:type_name -> rbee.catalog.v1.File.HeaderEntry
+	4, // 2: rbee.catalog.v1.FetchRequest.file:type_name -> rbee.catalog.v1.File
+	0, // 3: rbee.catalog.v1.CatalogService.Search:input_type -> rbee.catalog.v1.SearchRequest
+	2, // 4: rbee.catalog.v1.CatalogService.Resolve:input_type -> rbee.catalog.v1.ResolveRequest
+	5, // 5: rbee.catalog.v1.CatalogService.Fetch:input_type -> rbee.catalog.v1.FetchRequest
+	1, // 6: rbee.catalog.v1.CatalogService.Search:output_type -> rbee.catalog.v1.SearchResponse
+	3, // 7: rbee.catalog.v1.CatalogService.Resolve:output_type -> rbee.catalog.v1.ResolveResponse
+	6, // 8: rbee.catalog.v1.CatalogService.Fetch:output_type -> rbee.catalog.v1.FetchResponse
+	6, // [6:9] is the sub-list for method output_type
+	3, // [3:6] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_catalog_v1_catalog_proto_init() }
@@ -560,7 +595,7 @@ func file_catalog_v1_catalog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_catalog_v1_catalog_proto_rawDesc), len(file_catalog_v1_catalog_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

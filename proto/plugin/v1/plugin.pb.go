@@ -564,11 +564,13 @@ func (x *Block) GetDoc() string {
 }
 
 type ConfigureRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ConfigJson    []byte                 `protobuf:"bytes,1,opt,name=config_json,json=configJson,proto3" json:"config_json,omitempty"`
-	EngineDir     string                 `protobuf:"bytes,2,opt,name=engine_dir,json=engineDir,proto3" json:"engine_dir,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	ConfigJson []byte                 `protobuf:"bytes,1,opt,name=config_json,json=configJson,proto3" json:"config_json,omitempty"`
+	EngineDir  string                 `protobuf:"bytes,2,opt,name=engine_dir,json=engineDir,proto3" json:"engine_dir,omitempty"`
+	// Prefixes of addresses (CIDR) that may be dialled although they are private.
+	AllowAddresses []string `protobuf:"bytes,3,rep,name=allow_addresses,json=allowAddresses,proto3" json:"allow_addresses,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ConfigureRequest) Reset() {
@@ -613,6 +615,13 @@ func (x *ConfigureRequest) GetEngineDir() string {
 		return x.EngineDir
 	}
 	return ""
+}
+
+func (x *ConfigureRequest) GetAllowAddresses() []string {
+	if x != nil {
+		return x.AllowAddresses
+	}
+	return nil
 }
 
 type ConfigureResponse struct {
@@ -852,12 +861,13 @@ const file_plugin_v1_plugin_proto_rawDesc = "" +
 	"\x06schema\x18\x02 \x01(\v2\x16.rbee.plugin.v1.SchemaR\x06schema\x12\x1a\n" +
 	"\brepeated\x18\x03 \x01(\bR\brepeated\x12\x1a\n" +
 	"\brequired\x18\x04 \x01(\bR\brequired\x12\x10\n" +
-	"\x03doc\x18\x05 \x01(\tR\x03doc\"R\n" +
+	"\x03doc\x18\x05 \x01(\tR\x03doc\"{\n" +
 	"\x10ConfigureRequest\x12\x1f\n" +
 	"\vconfig_json\x18\x01 \x01(\fR\n" +
 	"configJson\x12\x1d\n" +
 	"\n" +
-	"engine_dir\x18\x02 \x01(\tR\tengineDir\"Q\n" +
+	"engine_dir\x18\x02 \x01(\tR\tengineDir\x12'\n" +
+	"\x0fallow_addresses\x18\x03 \x03(\tR\x0eallowAddresses\"Q\n" +
 	"\x11ConfigureResponse\x12<\n" +
 	"\vdiagnostics\x18\x01 \x03(\v2\x1a.rbee.plugin.v1.DiagnosticR\vdiagnostics\"\xfd\x01\n" +
 	"\n" +

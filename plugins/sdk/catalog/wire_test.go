@@ -1,0 +1,91 @@
+package catalog_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"testing"
+
+	"github.com/shoenig/test/must"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+)
+
+// source answers what it is told to.
+type source struct {
+	manifest catalog.Manifest
+	items    []catalog.Item
+	fetched  catalog.File
+}
+
+func (s *source) Info(context.Context) (sdk.Info, error)     { return sdk.Info{}, nil }
+func (s *source) Schema(context.Context) (sdk.Schema, error) { return sdk.Schema{}, nil }
+func (s *source) Configure(context.Context, sdk.Config) (sdk.Diagnostics, error) {
+	return nil, nil
+}
+
+func (s *source) Search(_ context.Context, _ catalog.Query, emit func(catalog.Item) error) error {
+	for _, i := range s.items {
+		if err := emit(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *source) Resolve(context.Context, string) (catalog.Manifest, error) { return s.manifest, nil }
+
+func (s *source) Fetch(_ context.Context, f catalog.File, _ int64, w io.Writer) error {
+	s.fetched = f
+	_, err := io.WriteString(w, "bytes")
+	return err
+}
+
+func dial(t *testing.T, s catalog.Source) *catalog.Client {
+	t.Helper()
+	l := bufconn.Listen(1 << 16)
+	server := grpc.NewServer()
+	catalog.Register(server, s)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(l)
+	}()
+	conn, err := grpc.NewClient("passthrough:x", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	must.NoError(t, err)
+	t.Cleanup(func() {
+		_ = conn.Close()
+		server.Stop()
+		<-done
+	})
+	return catalog.NewClient(conn)
+}
+
+func TestEveryFieldSurvivesTheWire(t *testing.T) {
+	t.Parallel()
+	f := catalog.File{
+		Ref: "r", Path: "p", SizeBytes: 5, Digest: "sha256:00", Locator: "l",
+		URL: "https://origin.example/p", Header: map[string]string{"Authorization": "Bearer secret"},
+	}
+	s := &source{
+		manifest: catalog.Manifest{Ref: "r", Name: "n", Kind: catalog.KindModel, Version: "1", License: "MIT", Files: []catalog.File{f}, Notes: []string{"first", "second"}},
+		items:    []catalog.Item{{Ref: "r", Kind: catalog.KindEngine, Name: "n", Summary: "s", SizeBytes: 7, License: "MIT"}},
+	}
+	c := dial(t, s)
+	m, err := c.Resolve(t.Context(), "r")
+	must.NoError(t, err)
+	must.Eq(t, s.manifest, m)
+	must.NoError(t, c.Fetch(t.Context(), f, 0, io.Discard))
+	must.Eq(t, f, s.fetched)
+	var items []catalog.Item
+	must.NoError(t, c.Search(t.Context(), catalog.Query{}, func(i catalog.Item) error {
+		items = append(items, i)
+		return nil
+	}))
+	must.Eq(t, s.items, items)
+}
