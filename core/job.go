@@ -8,7 +8,7 @@ import (
 // Operation names what a job does. The names are the public API's.
 type Operation string
 
-// The operations that are jobs today.
+// The operations. What each is, is said by Operations.
 const (
 	OpWorkerDownload      Operation = "worker_download"
 	OpWorkerSpawn         Operation = "worker_spawn"
@@ -17,24 +17,24 @@ const (
 	OpActiveWorkerRetire  Operation = "active_worker_retire"
 )
 
-// Request is the body of POST /v1/jobs: the operation's name, where to run it, and the fields of that operation.
-// Fields that an operation does not know are refused.
+// Request is the body of POST /v1/jobs: the operation's name, where to run it, and the fields of that operation. Which operation knows which
+// field, and what the field means there, is said by Operations; fields that an operation does not know are refused.
 type Request struct {
 	Operation Operation `json:"operation"`
 	Hive      string    `json:"hive,omitempty"`       // id, name or LocalHive; empty: the cluster chooses
-	RequestID string    `json:"request_id,omitempty"` // the same id twice is one job; at most 128 bytes
+	RequestID string    `json:"request_id,omitempty"` // the same id twice is one job; at most MaxRequestIDBytes
 
-	Type          string   `json:"type,omitempty"`           // worker_download, worker_spawn: worker type
-	From          string   `json:"from,omitempty"`           // worker_download: catalog reference of the engine instead of the plugin's own
-	Force         bool     `json:"force,omitempty"`          // worker_download: renew what is there
-	Model         string   `json:"model,omitempty"`          // worker_spawn: id, alias or reference; model_download: reference
-	Device        string   `json:"device,omitempty"`         // worker_spawn
-	Slots         int      `json:"slots,omitempty"`          // worker_spawn: 0: the hive's default
-	ContextTokens int      `json:"context_tokens,omitempty"` // worker_spawn: per slot; 0: the model's own, as far as memory allows
-	Threads       int      `json:"threads,omitempty"`        // worker_spawn: 0: the hive's default
-	PID           int      `json:"pid,omitempty"`            // worker_process_delete
-	Grace         Duration `json:"grace,omitempty"`          // worker_process_delete, active_worker_retire: how long running requests may go on
-	Worker        string   `json:"worker,omitempty"`         // active_worker_retire: id or unique prefix
+	Type          string   `json:"type,omitempty"` // worker type
+	From          string   `json:"from,omitempty"` // catalog reference
+	Force         bool     `json:"force,omitempty"`
+	Model         string   `json:"model,omitempty"` // id, alias or catalog reference
+	Device        string   `json:"device,omitempty"`
+	Slots         int      `json:"slots,omitempty"`
+	ContextTokens int      `json:"context_tokens,omitempty"` // per slot
+	Threads       int      `json:"threads,omitempty"`
+	PID           int      `json:"pid,omitempty"`
+	Grace         Duration `json:"grace,omitzero"`   // how long running requests may go on
+	Worker        string   `json:"worker,omitempty"` // id or unique prefix
 }
 
 // JobState is where a job is in its life.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/hostinfo"
-	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/wire"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
@@ -208,44 +207,18 @@ type jobService struct {
 }
 
 func (s jobService) Submit(ctx context.Context, req *jobv1.SubmitRequest) (*jobv1.SubmitResponse, error) {
-	r, err := decodeRequest(req.GetRequestJson())
+	// Before the request is read: one of an operation that came later may have fields that came later.
+	if err := s.h.knows(core.Operation(req.GetOperation())); err != nil {
+		return nil, err
+	}
+	r, err := core.DecodeRequest(req.GetRequestJson())
 	if err != nil {
 		return nil, err
 	}
-	if op := req.GetOperation(); op != "" && op != string(r.Operation) {
+	if op := req.GetOperation(); op != string(r.Operation) {
 		return nil, core.Errorf("submit job", core.Invalid, "the request is for %q, not for %q", r.Operation, op)
 	}
 	return &jobv1.SubmitResponse{Job: wire.JobToProto(s.h.submit(r))}, nil
-}
-
-// submit starts a judged request as a job.
-func (h *Hive) submit(r core.Request) core.Job {
-	return h.jobs.Start(r.Operation, r.RequestID, func(ctx context.Context, run *job.Run) (any, error) {
-		if err := h.settled(ctx); err != nil {
-			return nil, err
-		}
-		switch r.Operation {
-		case core.OpWorkerDownload:
-			return result(h.workerDownload(ctx, r, run))
-		case core.OpWorkerSpawn:
-			return result(h.spawn(ctx, r, run))
-		case core.OpWorkerProcessDelete:
-			return result(h.processDelete(ctx, r, run))
-		case core.OpModelDownload:
-			return result(h.modelDownload(ctx, r, run))
-		case core.OpActiveWorkerRetire:
-			return result(h.activeRetire(ctx, r, run))
-		}
-		return nil, checkRequest(r)
-	})
-}
-
-// result makes a typed result any, which is nil with an error.
-func result[T any](v T, err error) (any, error) {
-	if err != nil {
-		return nil, err
-	}
-	return v, nil
 }
 
 func (s jobService) Get(_ context.Context, req *jobv1.GetRequest) (*jobv1.GetResponse, error) {

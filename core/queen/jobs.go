@@ -20,7 +20,7 @@ import (
 // Submit checks a request, finds the hive that owns it and starts the job there. A request id that was used before gives the job it started.
 // Errors: Invalid, NotFound, Unavailable, Conflict, TooLarge.
 func (q *Queen) Submit(ctx context.Context, r core.Request) (core.Job, error) {
-	if err := CheckRequest(r); err != nil {
+	if err := core.CheckRequest(r); err != nil {
 		return core.Job{}, err
 	}
 	if r.Operation == core.OpActiveWorkerRetire {
@@ -112,7 +112,7 @@ func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
 	if own {
 		// The nonce is of this start of the worker, so that every queen asks for the same job.
 		r.RequestID = "retire-" + w.Nonce
-		if len(r.RequestID) > MaxRequestIDBytes {
+		if len(r.RequestID) > core.MaxRequestIDBytes {
 			r.RequestID = "retire-" + rand.Text()
 		}
 	}

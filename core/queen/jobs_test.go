@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -16,89 +15,6 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
 )
-
-// requestOf is a valid request of an operation, with every field it knows set.
-func requestOf(op Operation) core.Request {
-	r := core.Request{Operation: op.Name, Hive: "h1", RequestID: "id"}
-	v := reflect.ValueOf(&r).Elem()
-	for i := range v.NumField() {
-		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
-		if slices.ContainsFunc(op.Fields, func(f Field) bool { return f.Name == name }) {
-			setField(v.Field(i))
-		}
-	}
-	return r
-}
-
-func setField(f reflect.Value) {
-	switch f.Kind() {
-	case reflect.String:
-		f.SetString("x")
-	case reflect.Bool:
-		f.SetBool(true)
-	default:
-		f.SetInt(1)
-	}
-}
-
-func TestCheckRequest(t *testing.T) {
-	t.Parallel()
-	known := map[string]bool{"operation": true, "hive": true, "request_id": true}
-	for _, op := range Operations() {
-		full := requestOf(op)
-		must.NoError(t, CheckRequest(full), must.Sprint(op.Name))
-		must.NotEq(t, "", op.Summary)
-		must.NotEq(t, "", op.Result)
-		for _, f := range op.Fields {
-			known[f.Name] = true
-		}
-		v := reflect.ValueOf(&full).Elem()
-		for i := range v.NumField() {
-			name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
-			r := full
-			f := reflect.ValueOf(&r).Elem().Field(i)
-			at := slices.IndexFunc(op.Fields, func(f Field) bool { return f.Name == name })
-			switch {
-			case name == "operation" || name == "hive" || name == "request_id":
-			case at < 0: // a field of another operation
-				setField(f)
-				mustFail(t, CheckRequest(r), core.Invalid, fmt.Sprintf("%s has no field %q", op.Name, name))
-			case op.Fields[at].Required:
-				f.SetZero()
-				mustFail(t, CheckRequest(r), core.Invalid, fmt.Sprintf("%s needs %q", op.Name, name))
-			default:
-				f.SetZero()
-				must.NoError(t, CheckRequest(r))
-			}
-		}
-	}
-	// Every field of a request belongs to some operation: a new one cannot be forgotten here.
-	for f := range reflect.TypeFor[core.Request]().Fields() {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		must.True(t, known[name], must.Sprint(name))
-	}
-
-	spawn := core.Request{Operation: core.OpWorkerSpawn, Model: "m"}
-	for name, change := range map[string]func(r *core.Request){
-		"names no operation":    func(r *core.Request) { *r = core.Request{} },
-		`no operation "reboot"`: func(r *core.Request) { r.Operation = "reboot" },
-		"request_id has 129":    func(r *core.Request) { r.RequestID = strings.Repeat("x", 129) },
-		"model has 1025":        func(r *core.Request) { r.Model = strings.Repeat("x", 1025) },
-		"hive has 1025":         func(r *core.Request) { r.Hive = strings.Repeat("x", 1025) },
-		"slots is -1":           func(r *core.Request) { r.Slots = -1 },
-		"slots is 1025":         func(r *core.Request) { r.Slots = 1025 },
-		"context_tokens is -5":  func(r *core.Request) { r.ContextTokens = -5 },
-		"threads is -1":         func(r *core.Request) { r.Threads = -1 },
-		"pid is -1":             func(r *core.Request) { *r = core.Request{Operation: core.OpWorkerProcessDelete, PID: -1} },
-		"grace is -1s": func(r *core.Request) {
-			*r = core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w", Grace: core.Duration(-time.Second)}
-		},
-	} {
-		r := spawn
-		change(&r)
-		mustFail(t, CheckRequest(r), core.Invalid, name)
-	}
-}
 
 func TestSubmit(t *testing.T) {
 	t.Parallel()

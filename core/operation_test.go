@@ -1,0 +1,272 @@
+package core_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+func jsonName(f reflect.StructField) string {
+	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+	return name
+}
+
+func fieldOf(s core.OperationSpec, name string) (core.FieldSpec, bool) {
+	i := slices.IndexFunc(s.Fields, func(f core.FieldSpec) bool { return f.Name == name })
+	if i < 0 {
+		return core.FieldSpec{}, false
+	}
+	return s.Fields[i], true
+}
+
+// requestOf is a valid request of an operation, with every field it knows set.
+func requestOf(s core.OperationSpec) core.Request {
+	r := core.Request{Operation: s.Name, Hive: "h1", RequestID: "id"}
+	for name, v := range fieldsOf(&r) {
+		if f, ok := fieldOf(s, name); ok {
+			setField(v, f)
+		}
+	}
+	return r
+}
+
+// fieldsOf are the fields of a request by their names in JSON.
+func fieldsOf(r *core.Request) map[string]reflect.Value {
+	out := map[string]reflect.Value{}
+	v := reflect.ValueOf(r).Elem()
+	for i := range v.NumField() {
+		out[jsonName(v.Type().Field(i))] = v.Field(i)
+	}
+	return out
+}
+
+func setField(v reflect.Value, f core.FieldSpec) {
+	text := "x"
+	if f.Enum != nil {
+		text = f.Enum[0]
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(text)
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Slice:
+		v.Set(reflect.ValueOf([]string{text}))
+	default:
+		v.SetInt(1)
+	}
+}
+
+func invalid(t *testing.T, err error, says string) {
+	t.Helper()
+	must.ErrorContains(t, err, says)
+	must.Eq(t, core.Invalid, core.KindOf(err))
+}
+
+// Every operation takes its own fields and no other's, whatever operations there are.
+func TestEveryOperationChecksItsFields(t *testing.T) {
+	t.Parallel()
+	known := map[string]bool{"operation": true, "hive": true, "request_id": true}
+	for _, s := range core.Operations() {
+		t.Run(string(s.Name), func(t *testing.T) {
+			full := requestOf(s)
+			must.NoError(t, core.CheckRequest(full))
+			for _, f := range s.Fields {
+				known[f.Name] = true
+				must.NotEq(t, "", f.Doc, must.Sprint(f.Name))
+				must.MapContainsKey(t, fieldsOf(&full), f.Name)
+			}
+			for name := range fieldsOf(&full) {
+				r := full
+				v := fieldsOf(&r)[name]
+				f, ok := fieldOf(s, name)
+				switch {
+				case name == "operation" || name == "hive" || name == "request_id":
+				case !ok: // a field of another operation
+					setField(v, core.FieldSpec{})
+					invalid(t, core.CheckRequest(r), fmt.Sprintf("%s has no field %q", s.Name, name))
+				case f.Required:
+					v.SetZero()
+					invalid(t, core.CheckRequest(r), fmt.Sprintf("%s needs %q", s.Name, name))
+				default:
+					v.SetZero()
+					must.NoError(t, core.CheckRequest(r))
+				}
+				if !ok {
+					continue
+				}
+				r = full
+				v = fieldsOf(&r)[name]
+				switch { // one more than the field takes
+				case f.Enum != nil:
+					v.SetString("never an allowed word")
+				case v.Kind() == reflect.Int || v.Kind() == reflect.Int64:
+					v.SetInt(-1)
+					invalid(t, core.CheckRequest(r), name+" is -1")
+					v.SetInt(max(f.Max, 1<<31-1, int64(core.MaxGrace)) + 1)
+				case v.Kind() == reflect.String:
+					v.SetString(strings.Repeat("x", int(max(f.Max, core.MaxTextBytes))+1))
+				case v.Kind() == reflect.Slice:
+					v.Set(reflect.ValueOf(make([]string, core.MaxTexts+1)))
+				default:
+					continue
+				}
+				invalid(t, core.CheckRequest(r), name)
+			}
+		})
+	}
+	// Every field of a request belongs to some operation: a new one cannot be forgotten in the table.
+	for f := range reflect.TypeFor[core.Request]().Fields() {
+		must.True(t, known[jsonName(f)], must.Sprint(jsonName(f)))
+	}
+}
+
+func TestOperationsAreDescribed(t *testing.T) {
+	t.Parallel()
+	names, numbers, commands := map[core.Operation]bool{}, map[int]bool{}, map[string]bool{}
+	last := 0
+	for _, s := range core.Operations() {
+		must.False(t, names[s.Name], must.Sprint(s.Name))
+		names[s.Name] = true
+		must.NotEq(t, "", s.Summary, must.Sprint(s.Name))
+		must.NotEq(t, "", s.ResultType(), must.Sprint(s.Name))
+		must.NotEq(t, string(s.Runs), s.Runs.Text(), must.Sprint(s.Name))
+		for _, c := range s.CLI {
+			must.False(t, commands[c], must.Sprint(c))
+			commands[c] = true
+		}
+		if s.Number == 0 {
+			continue
+		}
+		must.False(t, numbers[s.Number], must.Sprint(s.Number))
+		must.Greater(t, last, s.Number, must.Sprintf("%s is not in the order of the contract", s.Name))
+		numbers[s.Number], last = true, s.Number
+		// "worker_download" is "WorkerDownload": one name, written in two ways.
+		must.Eq(t, strings.ReplaceAll(string(s.Name), "_", ""), strings.ToLower(s.Title))
+	}
+}
+
+func TestDecodeRequest(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		in   string
+		want core.Request
+		says string // of the error; empty: none
+	}{
+		"spawn": {
+			in:   `{"operation":"worker_spawn","model":"m","device":"cpu","slots":2,"context_tokens":64,"threads":1,"request_id":"a","hive":"h"}`,
+			want: core.Request{Operation: core.OpWorkerSpawn, Model: "m", Device: "cpu", Slots: 2, ContextTokens: 64, Threads: 1, RequestID: "a", Hive: "h"},
+		},
+		"delete": {
+			in:   `{"operation":"worker_process_delete","pid":7,"grace":"5s"}`,
+			want: core.Request{Operation: core.OpWorkerProcessDelete, PID: 7, Grace: core.Duration(5 * time.Second)},
+		},
+		"download":               {in: `{"operation":"worker_download","type":"cpu","force":true}`, want: core.Request{Operation: core.OpWorkerDownload, Type: "cpu", Force: true}},
+		"model":                  {in: `{"operation":"model_download","model":"file:/x"}`, want: core.Request{Operation: core.OpModelDownload, Model: "file:/x"}},
+		"retire":                 {in: `{"operation":"active_worker_retire","worker":"ab"}`, want: core.Request{Operation: core.OpActiveWorkerRetire, Worker: "ab"}},
+		"empty":                  {in: ``, says: "EOF"},
+		"no JSON":                {in: `{`, says: "unexpected EOF"},
+		"two objects":            {in: `{"operation":"model_download","model":"x"} {}`, says: "follows"},
+		"unknown operation":      {in: `{"operation":"worker_fly"}`, says: `no operation "worker_fly"`},
+		"no operation":           {in: `{}`, says: "no operation"},
+		"unknown field":          {in: `{"operation":"worker_spawn","model":"m","colour":"red"}`, says: "colour"},
+		"another's field":        {in: `{"operation":"worker_spawn","model":"m","pid":7}`, says: `no field "pid"`},
+		"retire with pid":        {in: `{"operation":"active_worker_retire","worker":"a","pid":7}`, says: `no field "pid"`},
+		"spawn without model":    {in: `{"operation":"worker_spawn"}`, says: "model"},
+		"download without type":  {in: `{"operation":"worker_download"}`, says: "type"},
+		"delete without pid":     {in: `{"operation":"worker_process_delete"}`, says: "pid"},
+		"delete of a group":      {in: `{"operation":"worker_process_delete","pid":-7}`, says: "pid"},
+		"retire without worker":  {in: `{"operation":"active_worker_retire"}`, says: "worker"},
+		"negative slots":         {in: `{"operation":"worker_spawn","model":"m","slots":-1}`, says: "slots"},
+		"many slots":             {in: `{"operation":"worker_spawn","model":"m","slots":1025}`, says: "slots"},
+		"negative context":       {in: `{"operation":"worker_spawn","model":"m","context_tokens":-1}`, says: "context_tokens"},
+		"huge context":           {in: `{"operation":"worker_spawn","model":"m","context_tokens":16777217}`, says: "context_tokens"},
+		"negative threads":       {in: `{"operation":"worker_spawn","model":"m","threads":-1}`, says: "threads"},
+		"negative grace":         {in: `{"operation":"worker_process_delete","pid":7,"grace":"-1s"}`, says: "grace"},
+		"long grace":             {in: `{"operation":"worker_process_delete","pid":7,"grace":"25h"}`, says: "grace"},
+		"bad grace":              {in: `{"operation":"worker_process_delete","pid":7,"grace":"soon"}`, says: "soon"},
+		"number out of range":    {in: `{"operation":"worker_spawn","model":"m","slots":1e99}`, says: "slots"},
+		"long request id":        {in: `{"operation":"model_download","model":"m","request_id":"` + strings.Repeat("a", 129) + `"}`, says: "request_id"},
+		"control character":      {in: `{"operation":"model_download","model":"m\n"}`, says: "control"},
+		"wrong type":             {in: `{"operation":"model_download","model":7}`, says: "model"},
+		"more than can be meant": {in: `"` + strings.Repeat("a", core.MaxRequestBytes) + `"`, says: "at most"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := core.DecodeRequest([]byte(c.in))
+			if c.says == "" {
+				must.NoError(t, err)
+				must.Eq(t, c.want, got)
+				return
+			}
+			must.ErrorContains(t, err, c.says)
+			must.Eq(t, core.Invalid, core.KindOf(err))
+		})
+	}
+}
+
+func TestCheckRequestLimits(t *testing.T) {
+	t.Parallel()
+	spawn := core.Request{Operation: core.OpWorkerSpawn, Model: "m"}
+	for says, change := range map[string]func(r *core.Request){
+		"names no operation":    func(r *core.Request) { *r = core.Request{} },
+		`no operation "reboot"`: func(r *core.Request) { r.Operation = "reboot" },
+		"request_id has 129":    func(r *core.Request) { r.RequestID = strings.Repeat("x", 129) },
+		"model has 1025":        func(r *core.Request) { r.Model = strings.Repeat("x", 1025) },
+		"model has control":     func(r *core.Request) { r.Model = "a\nb" },
+		"hive has 1025":         func(r *core.Request) { r.Hive = strings.Repeat("x", 1025) },
+		"hive has control":      func(r *core.Request) { r.Hive = "a\x1b[2J" },
+		"request_id has contr":  func(r *core.Request) { r.RequestID = "\x7f" },
+		"slots is -1":           func(r *core.Request) { r.Slots = -1 },
+		"slots is 1025":         func(r *core.Request) { r.Slots = 1025 },
+		"context_tokens is -5":  func(r *core.Request) { r.ContextTokens = -5 },
+		"threads is -1":         func(r *core.Request) { r.Threads = -1 },
+		"pid is -1":             func(r *core.Request) { *r = core.Request{Operation: core.OpWorkerProcessDelete, PID: -1} },
+		"grace is -1s": func(r *core.Request) {
+			*r = core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w", Grace: core.Duration(-time.Second)}
+		},
+	} {
+		r := spawn
+		change(&r)
+		invalid(t, core.CheckRequest(r), says)
+	}
+}
+
+func TestUnknownOperationIsHelped(t *testing.T) {
+	t.Parallel()
+	err := core.CheckRequest(core.Request{Operation: "worker_spwan"})
+	must.StrContains(t, core.HintOf(err), "Did you mean worker_spawn?")
+	for _, s := range core.Operations() {
+		must.StrContains(t, core.HintOf(err), string(s.Name))
+	}
+	long := core.CheckRequest(core.Request{Operation: core.Operation(strings.Repeat("x", 5000))})
+	must.Less(t, 400, len(long.Error()))
+}
+
+func FuzzDecodeRequest(f *testing.F) {
+	f.Add([]byte(`{"operation":"worker_spawn","model":"m","slots":2}`))
+	f.Add([]byte(`{"operation":"worker_process_delete","pid":7,"grace":"5s"}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		r, err := core.DecodeRequest(body)
+		if err != nil {
+			if core.KindOf(err) != core.Invalid {
+				t.Fatalf("%v is %s", err, core.KindOf(err))
+			}
+			return
+		}
+		// What was taken is still taken when it is written down and read again.
+		b, err := json.Marshal(r)
+		must.NoError(t, err)
+		again, err := core.DecodeRequest(b)
+		must.NoError(t, err)
+		must.Eq(t, r, again)
+	})
+}
