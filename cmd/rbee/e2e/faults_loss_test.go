@@ -1,0 +1,102 @@
+package e2e
+
+import (
+	"fmt"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
+)
+
+// lose loses a share of the packets, in percent, that go to and from a machine, each for itself.
+func (l *lan) lose(t testing.TB, address string, percent int) {
+	t.Helper()
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("lossy networks need the program nft (nftables)")
+	}
+	nft := func(rule string) {
+		must.NoError(t, l.hub.do(func() error {
+			out, err := exec.Command("nft", rule).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("nft %s: %w: %s", rule, err, out)
+			}
+			return nil
+		}))
+	}
+	nft("add table bridge loss")
+	nft("add chain bridge loss forward { type filter hook forward priority 0; }")
+	for _, direction := range []string{"iifname", "oifname"} {
+		nft(fmt.Sprintf("add rule bridge loss forward %s %s ether type ip numgen random mod 100 < %d drop", direction, l.ports[address], percent))
+	}
+}
+
+// busy keeps the processor busy for a share of the time until stop is closed.
+func busy(wg *sync.WaitGroup, stop <-chan struct{}, share float64) {
+	const slice = 50 * time.Millisecond
+	for range runtime.NumCPU() {
+		wg.Go(func() {
+			for {
+				for began := time.Now(); time.Since(began) < time.Duration(share*float64(slice)); {
+				}
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Duration((1 - share) * float64(slice))):
+				}
+			}
+		})
+	}
+}
+
+// C-25: a network that loses 30 % of all packets, each way, and processors that are busy for 80 % of the time, are not the death of a hive.
+func TestFaultC25NetworkLosesPackets(t *testing.T) {
+	slowFault(t)
+	seconds := envOr(t, "RBEE_FAULT_LOSS_SECONDS", 60)
+	c := newLANCluster(t)
+	c.start(3, 3)
+	hives := c.nodes[3:]
+	for _, h := range hives {
+		c.lan.lose(t, h.ip, 30)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	busy(&wg, stop, 0.8)
+	said := func(what string) (n int) {
+		for _, q := range c.queens() {
+			n += strings.Count(q.log.String(), what)
+		}
+		return n
+	}
+	const down, silent = "a hive is down", "the workers of a hive are avoided"
+	before := said(down)
+	suspected := said(silent)
+	sleep(time.Duration(seconds) * time.Second)
+	falsely := said(down) - before
+	suspected = said(silent) - suspected
+	close(stop)
+	wg.Wait()
+	fmt.Printf("C-25: 30 %% of the packets from and to %d hives are lost for %d s, the processors are busy\n", len(hives), seconds)
+	figure("hives that were taken for dead: %d; suspicions, at any queen: %d", falsely, suspected)
+	must.Zero(t, falsely)
+	must.Positive(t, suspected) // so the loss was there
+
+	// Death is still seen.
+	cut := time.Now()
+	must.NoError(t, c.lan.plug(hives[0].ip, false))
+	cl := c.client(c.queens()...)
+	coretest.Eventually(t, patience, func() error {
+		h, err := cl.Hive(t.Context(), hives[0].id())
+		if err == nil && h.Status != core.HiveDown {
+			err = fmt.Errorf("the hive is %s", h.Status)
+		}
+		return err
+	})
+	figure("and one whose cable is pulled is down after %s", time.Since(cut).Round(10*time.Millisecond))
+}
