@@ -3,7 +3,10 @@
 // The JSON form of these types is the public HTTP API's: sizes are bytes, times RFC 3339, empty lists [] and never null.
 package core
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // LocalHive is the name that stands for the hive of the queen that is asked.
 const LocalHive = "localhost"
@@ -11,7 +14,7 @@ const LocalHive = "localhost"
 // Device is one thing of a hive that models can be loaded on.
 type Device struct {
 	ID         string `json:"id"`   // unique on the hive: "cpu", "cuda:0"
-	Kind       string `json:"kind"` // "cpu", "cuda", "metal", …
+	Kind       string `json:"kind"` // "cpu", "cuda", "metal", "vulkan", …
 	Name       string `json:"name"`
 	TotalBytes int64  `json:"total_bytes"` // 0: unknown
 	FreeBytes  int64  `json:"free_bytes"`
@@ -125,7 +128,44 @@ type WorkerBinary struct {
 	Problem       string    `json:"problem,omitempty"` // what the probe says against using it here
 	Damaged       string    `json:"damaged,omitempty"` // why the entry cannot be used
 	InUseBy       []string  `json:"in_use_by"`         // worker ids
-	Files         []File    `json:"files,omitempty"`   // only in a single binary's answer
+	ProbedAt      time.Time `json:"probed_at,omitzero"`
+	Checks        []Check   `json:"checks,omitempty"`   // what the probe made sure of; only in a single binary's answer, as all below
+	Warnings      []string  `json:"warnings,omitempty"` // of the probe
+	Files         []File    `json:"files,omitempty"`
+	// Schema is the plugin's Schema as JSON; nil: not known. It is passed on as it is.
+	Schema json.RawMessage `json:"schema,omitempty"`
+}
+
+// Check is one thing that a probe made sure of, such as that the engine has the layouts that the plugin was built for.
+type Check struct {
+	Name   string `json:"name"`
+	Passed bool   `json:"passed"`
+	Detail string `json:"detail"`
+}
+
+// Schema says what may stand in the config block of a plugin.
+type Schema struct {
+	Attributes []SchemaAttribute `json:"attributes"`
+	Blocks     []SchemaBlock     `json:"blocks"`
+}
+
+// SchemaAttribute is one name = value of a config block.
+type SchemaAttribute struct {
+	Name      string          `json:"name"`
+	Type      string          `json:"type"` // an HCL type expression, such as list(string)
+	Required  bool            `json:"required"`
+	Default   json.RawMessage `json:"default,omitempty"`
+	Sensitive bool            `json:"sensitive"`
+	Doc       string          `json:"doc"`
+}
+
+// SchemaBlock is a nested block of a config block.
+type SchemaBlock struct {
+	Name     string `json:"name"`
+	Repeated bool   `json:"repeated"`
+	Required bool   `json:"required"`
+	Doc      string `json:"doc"`
+	Schema   Schema `json:"schema"`
 }
 
 // Model is a model in a hive's store.

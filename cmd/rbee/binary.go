@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -112,7 +113,46 @@ func (a *app) writeBinary(w io.Writer, b core.WorkerBinary) error {
 	f.add("Installed", a.ago(b.InstalledAt))
 	f.add("In use by", strings.Join(b.InUseBy, "\n"))
 	f.add("Devices", deviceLines(b.Devices))
+	f.add("Probed", a.ago(b.ProbedAt))
+	f.add("Checks", checkLines(b.Checks))
+	f.add("Warnings", strings.Join(b.Warnings, "\n"))
+	f.add("Config", schemaLines(b.Schema))
 	return errors.Join(f.write(w), writeFiles(w, b.Files))
+}
+
+func checkLines(checks []core.Check) string {
+	var lines []string
+	for _, c := range checks {
+		result := "passed"
+		if !c.Passed {
+			result = "FAILED"
+		}
+		lines = append(lines, fmt.Sprintf("%s  %s: %s", result, c.Name, c.Detail))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// schemaLines shows the settings of a plugin, one a line; "rbee plugin schema" has their documentation.
+func schemaLines(text json.RawMessage) string {
+	var s core.Schema
+	if len(text) == 0 || json.Unmarshal(text, &s) != nil {
+		return ""
+	}
+	var lines []string
+	for _, x := range s.Attributes {
+		line := x.Name + "  " + x.Type
+		switch {
+		case x.Required:
+			line += ", required"
+		case len(x.Default) > 0:
+			line += " = " + string(x.Default)
+		}
+		lines = append(lines, line)
+	}
+	for _, x := range s.Blocks {
+		lines = append(lines, x.Name+" { … }")
+	}
+	return strings.Join(lines, "\n")
 }
 
 func deviceLines(devices []core.Device) string {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -131,7 +130,7 @@ func (a *app) pluginSchemaCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(map[string]any{"kind": info.Kind, "name": info.Name, "version": info.Version, "schema": schemaOf(schema)}, func(w io.Writer) error {
+		return a.show(map[string]any{"kind": info.Kind, "name": info.Name, "version": info.Version, "schema": pluginhost.SchemaOf(schema)}, func(w io.Writer) error {
 			_, err := fmt.Fprintln(w, strings.TrimRight(pluginhost.SchemaHCL(info, schema), "\n"))
 			return err
 		})
@@ -181,38 +180,4 @@ func findPlugin(host *pluginhost.Host, arg string) (pluginhost.Executable, error
 	}
 	return pluginhost.Executable{}, core.WithHint(core.Errorf("", core.Invalid, "%d plugins are named %q", len(matches), arg),
 		"Say which: %s/%s or %s/%s.", matches[0].Kind, arg, matches[1].Kind, arg)
-}
-
-// attributeJSON and blockJSON are a schema for programs.
-type attributeJSON struct {
-	Name      string          `json:"name"`
-	Type      string          `json:"type"`
-	Required  bool            `json:"required"`
-	Default   json.RawMessage `json:"default,omitempty"`
-	Sensitive bool            `json:"sensitive"`
-	Doc       string          `json:"doc"`
-}
-
-type blockJSON struct {
-	Name     string     `json:"name"`
-	Repeated bool       `json:"repeated"`
-	Required bool       `json:"required"`
-	Doc      string     `json:"doc"`
-	Schema   schemaJSON `json:"schema"`
-}
-
-type schemaJSON struct {
-	Attributes []attributeJSON `json:"attributes"`
-	Blocks     []blockJSON     `json:"blocks"`
-}
-
-func schemaOf(s sdk.Schema) schemaJSON {
-	out := schemaJSON{Attributes: []attributeJSON{}, Blocks: []blockJSON{}}
-	for _, x := range s.Attributes {
-		out.Attributes = append(out.Attributes, attributeJSON{x.Name, x.Type, x.Required, x.Default, x.Sensitive, x.Doc})
-	}
-	for _, b := range s.Blocks {
-		out.Blocks = append(out.Blocks, blockJSON{b.Name, b.Repeated, b.Required, b.Doc, schemaOf(b.Schema)})
-	}
-	return out
 }

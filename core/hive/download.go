@@ -3,6 +3,7 @@ package hive
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"path/filepath"
 	"strings"
 
@@ -220,7 +221,7 @@ func (h *Hive) probeBinary(ctx context.Context, t *workerType, b core.WorkerBina
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
-	info, f, err := h.fingerprint(ctx, t.spec, exe, engine)
+	info, f, schema, err := h.fingerprint(ctx, t.spec, exe, engine)
 	switch core.KindOf(err) {
 	case core.Cancelled, core.DeadlineExceeded, core.Unavailable:
 		return core.WorkerBinary{}, err // says nothing about the binary
@@ -235,7 +236,14 @@ func (h *Hive) probeBinary(ctx context.Context, t *workerType, b core.WorkerBina
 	for _, w := range f.Warnings {
 		run.Log("worker binary %s: %s", b.ID, w)
 	}
-	if err := h.store.SetProbe(b.ID, devicesOf(f), problem); err != nil {
+	probe := store.Probe{Devices: devicesOf(f), Problem: problem, Warnings: f.Warnings}
+	for _, c := range f.Checks {
+		probe.Checks = append(probe.Checks, core.Check{Name: c.Name, Passed: c.Passed, Detail: c.Detail})
+	}
+	if text, err := json.Marshal(schema); err == nil { // a default that is no JSON is the plugin's fault; the schema is only shown
+		probe.Schema = text
+	}
+	if err := h.store.SetProbe(b.ID, probe); err != nil {
 		return core.WorkerBinary{}, err
 	}
 	if problem == "" && info.Name != "" {

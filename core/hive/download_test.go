@@ -133,6 +133,11 @@ worker "other" {
 	resp, err := r.hives.GetBinary(t.Context(), &hivev1.GetBinaryRequest{Id: "fake"})
 	must.NoError(t, err)
 	must.Eq(t, "fake@1.2.3", resp.GetBinary().GetId())
+	got := wire.BinaryFromProto(resp.GetBinary())
+	must.Eq(t, []core.Check{{Name: "words", Passed: true, Detail: "the words of a prompt can be told apart"}}, got.Checks)
+	must.StrContains(t, string(got.Schema), `"token_delay"`)
+	must.False(t, got.ProbedAt.IsZero())
+	must.Len(t, 1, got.Files)
 	_, err = r.hives.GetBinary(t.Context(), &hivev1.GetBinaryRequest{Id: "cuda"})
 	must.Eq(t, core.NotFound, core.KindOf(err))
 	r.spawn("") // takes the type that works

@@ -16,6 +16,7 @@ import (
 // workerProcess is a running worker plugin as the hive needs it.
 type workerProcess interface {
 	Info() sdk.Info
+	Schema() core.Schema
 	FingerprintOnce(ctx context.Context) (sdkworker.Fingerprint, error)
 	Start(ctx context.Context, spec sdkworker.StartSpec, progress func(sdkworker.Progress) error) error
 	Status(ctx context.Context) (sdkworker.Status, error)
@@ -54,7 +55,7 @@ type shelf interface {
 	Binary(id string) (core.WorkerBinary, error)
 	BinaryPaths(id string) (exe, engineDir string, err error)
 	PutBinary(ctx context.Context, spec store.BinarySpec, fetch store.Fetch, progress func(core.Progress)) (core.WorkerBinary, error)
-	SetProbe(id string, devices []core.Device, problem string) error
+	SetProbe(id string, p store.Probe) error
 	RemoveSuperseded(inUse func(folder string) bool) error
 }
 

@@ -67,7 +67,7 @@ func (h *Hive) lookAgain(ctx context.Context, t *workerType) error {
 			defer h.hold(exe)()
 		}
 	}
-	info, f, err := h.fingerprint(ctx, t.spec, exe, engine)
+	info, f, _, err := h.fingerprint(ctx, t.spec, exe, engine)
 	if ctx.Err() != nil {
 		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
 	}

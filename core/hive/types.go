@@ -104,7 +104,7 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 	if _, _, found := t.known(); found {
 		return nil
 	}
-	info, f, err := h.fingerprint(ctx, t.spec, "", "")
+	info, f, _, err := h.fingerprint(ctx, t.spec, "", "")
 	if err := ctx.Err(); err != nil {
 		return core.E("probe worker type", core.KindOf(err), err)
 	}
@@ -118,10 +118,10 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 }
 
 // fingerprint runs a worker plugin as a probe. exe and engineDir are the installed binary's, or empty.
-func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDir string) (info sdk.Info, f sdkworker.Fingerprint, err error) {
+func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDir string) (info sdk.Info, f sdkworker.Fingerprint, schema core.Schema, err error) {
 	p, err := h.launch(ctx, pluginhost.WorkerLaunch{Spec: s, Executable: exe, EngineDir: engineDir, Tethered: true})
 	if err != nil {
-		return info, f, said("launch "+s.Name, err)
+		return info, f, schema, said("launch "+s.Name, err)
 	}
 	defer func() {
 		if killErr := p.Kill(); killErr != nil && err == nil {
@@ -130,9 +130,9 @@ func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDi
 		<-p.Done()
 		h.letGo("", p)
 	}()
-	info = p.Info()
+	info, schema = p.Info(), p.Schema()
 	f, err = p.FingerprintOnce(ctx)
-	return info, f, said("probe "+s.Name, err)
+	return info, f, schema, said("probe "+s.Name, err)
 }
 
 // launch launches a worker plugin. A fresh executable may still be open for writing in a process that is just being forked off to
@@ -188,7 +188,7 @@ func (h *Hive) refreshAfter(ctx context.Context, w *worker) {
 		return // removed meanwhile
 	}
 	defer h.hold(exe)()
-	info, f, err := h.fingerprint(ctx, t.spec, exe, engine)
+	info, f, _, err := h.fingerprint(ctx, t.spec, exe, engine)
 	if err != nil {
 		h.log.Warn("look at the devices of an ended worker", "plugin", t.name(), "error", err)
 		return

@@ -30,7 +30,7 @@ func (h *Host) LaunchCatalog(ctx context.Context, s Spec) (*Catalog, error) {
 		return nil, err
 	}
 	client := catalog.NewClient(p.conn)
-	info, diags, err := h.configure(ctx, p, client, s, "")
+	info, _, diags, err := h.configure(ctx, p, client, s, "")
 	if err == nil && diags.HasErrors() {
 		err = configError(s, diags)
 	}

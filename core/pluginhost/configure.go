@@ -15,17 +15,16 @@ import (
 
 // configure asks a freshly launched plugin who it is, decodes its config block by its own schema, and hands it over.
 // Diagnostics are about the block; an error is the plugin's.
-func (h *Host) configure(ctx context.Context, p *process, plugin sdk.Plugin, s Spec, engineDir string) (sdk.Info, hcl.Diagnostics, error) {
-	info, schema, err := h.introduce(ctx, p, plugin, s)
-	if err != nil {
-		return sdk.Info{}, nil, err
+func (h *Host) configure(ctx context.Context, p *process, plugin sdk.Plugin, s Spec, engineDir string) (info sdk.Info, schema sdk.Schema, diags hcl.Diagnostics, err error) {
+	if info, schema, err = h.introduce(ctx, p, plugin, s); err != nil {
+		return sdk.Info{}, sdk.Schema{}, nil, err
 	}
 	config, diags, err := decodeConfig(s.plugin, schema)
 	if err != nil {
-		return info, nil, core.WithHint(core.Errorf("launch plugin", core.Internal, "%s sent a broken schema: %w", p.name, err), "Report this to the author of the plugin.")
+		return info, schema, nil, core.WithHint(core.Errorf("launch plugin", core.Internal, "%s sent a broken schema: %w", p.name, err), "Report this to the author of the plugin.")
 	}
 	if diags.HasErrors() {
-		return info, diags, nil
+		return info, schema, diags, nil
 	}
 	var said sdk.Diagnostics
 	err = h.call(ctx, p, "Configure", func(ctx context.Context) (err error) {
@@ -33,9 +32,9 @@ func (h *Host) configure(ctx context.Context, p *process, plugin sdk.Plugin, s S
 		return err
 	})
 	if err != nil {
-		return info, diags, err
+		return info, schema, diags, err
 	}
-	return info, append(diags, pluginDiagnostics(s.plugin, schema, p.name, said)...), nil
+	return info, schema, append(diags, pluginDiagnostics(s.plugin, schema, p.name, said)...), nil
 }
 
 // introduce asks a plugin for its description and its schema.

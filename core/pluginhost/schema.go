@@ -15,6 +15,7 @@ import (
 	"github.com/zclconf/go-cty/cty"
 	ctyjson "github.com/zclconf/go-cty/cty/json"
 
+	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
@@ -338,4 +339,18 @@ func expressionRange(e hcl.Expression, path []any) hcl.Range {
 		e, path = next, path[1:]
 	}
 	return e.Range()
+}
+
+// SchemaOf is a plugin's schema as the API shows it.
+func SchemaOf(s sdk.Schema) core.Schema {
+	out := core.Schema{Attributes: []core.SchemaAttribute{}, Blocks: []core.SchemaBlock{}}
+	for _, x := range s.Attributes {
+		out.Attributes = append(out.Attributes, core.SchemaAttribute{
+			Name: x.Name, Type: x.Type, Required: x.Required, Default: x.Default, Sensitive: x.Sensitive, Doc: x.Doc,
+		})
+	}
+	for _, b := range s.Blocks {
+		out.Blocks = append(out.Blocks, core.SchemaBlock{Name: b.Name, Repeated: b.Repeated, Required: b.Required, Doc: b.Doc, Schema: SchemaOf(b.Schema)})
+	}
+	return out
 }

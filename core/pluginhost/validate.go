@@ -48,6 +48,6 @@ func (h *Host) validate(ctx context.Context, block config.Plugin) (hcl.Diagnosti
 		return nil, err
 	}
 	defer p.end()
-	_, diags, err := h.configure(ctx, p, sdk.NewClient(p.conn), s, "")
+	_, _, diags, err := h.configure(ctx, p, sdk.NewClient(p.conn), s, "")
 	return diags, err
 }

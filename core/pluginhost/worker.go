@@ -38,6 +38,7 @@ type Worker struct {
 	p        *process
 	client   *worker.Client
 	info     sdk.Info
+	schema   sdk.Schema
 	at       Attachment
 	engine   string
 	logStart int64 // size of the log file before the launch
@@ -64,7 +65,7 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 		return nil, err
 	}
 	client := worker.NewClient(p.conn)
-	info, diags, err := h.configure(ctx, p, client, l.Spec, l.EngineDir)
+	info, schema, diags, err := h.configure(ctx, p, client, l.Spec, l.EngineDir)
 	if err == nil && diags.HasErrors() {
 		err = configError(l.Spec, diags)
 	}
@@ -74,7 +75,7 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 	}
 	h.warn(l.Spec, diags)
 	return &Worker{
-		p: p, client: client, info: info, engine: l.EngineDir, logStart: logStart,
+		p: p, client: client, info: info, schema: schema, engine: l.EngineDir, logStart: logStart,
 		at: Attachment{
 			Process: p.run.id, Executable: l.Spec.Executable, Digest: "sha256:" + digest, Network: p.address.Network(), Address: p.address.String(),
 			Protocol: p.client.NegotiatedVersion(), Type: l.Spec.Name, WorkerID: l.WorkerID, Nonce: l.Nonce,
@@ -85,6 +86,9 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 
 // Info is what the plugin said of itself at launch.
 func (w *Worker) Info() sdk.Info { return w.info }
+
+// Schema is what may stand in the plugin's config block, as it said at launch; empty for one that was re-attached.
+func (w *Worker) Schema() core.Schema { return SchemaOf(w.schema) }
 
 // Fingerprint calls emit with every report until ctx ends or emit fails, and returns that error.
 func (w *Worker) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) error) error {

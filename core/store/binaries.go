@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -65,12 +66,20 @@ type binaryEngine struct {
 	Links  map[string]string `json:"links"`
 }
 
+// Probe is what a probe of a worker binary found on this machine.
+type Probe struct {
+	Devices  []core.Device   `json:"devices"`
+	Problem  string          `json:"problem,omitempty"` // why it cannot be used here; empty: it can
+	Checks   []core.Check    `json:"checks,omitempty"`
+	Warnings []string        `json:"warnings,omitempty"`
+	Schema   json.RawMessage `json:"schema,omitempty"` // core.Schema of the plugin; nil: not known
+}
+
 // binaryState is what state.json holds: what was found out about the entry on this machine.
 type binaryState struct {
-	Devices  []core.Device `json:"devices"`
-	Problem  string        `json:"problem,omitempty"`
-	Damaged  string        `json:"damaged,omitempty"`
-	ProbedAt time.Time     `json:"probed_at,omitzero"`
+	Probe
+	Damaged  string    `json:"damaged,omitempty"`
+	ProbedAt time.Time `json:"probed_at,omitzero"`
 }
 
 // revision is one published folder.
@@ -91,13 +100,14 @@ func (r revision) entry(s *Store) core.WorkerBinary {
 	b := r.manifest.Binary
 	b.ID, b.Type, b.Version = r.id(), r.typ, r.version
 	b.Path = s.abs(r.folder)
-	b.Devices, b.Problem = nonNil(r.state.Devices), r.state.Problem
+	b.Devices, b.Problem, b.ProbedAt = nonNil(r.state.Devices), r.state.Problem, r.state.ProbedAt
+	b.Checks, b.Warnings, b.Schema = r.state.Checks, r.state.Warnings, r.state.Schema
 	b.InUseBy = []string{}
 	b.Damaged = r.damaged
 	return b
 }
 
-// Binaries lists the worker binaries, sorted by id, without their files. Damaged ones are listed as such.
+// Binaries lists the worker binaries, sorted by id, without what only a single one's answer has. Damaged ones are listed as such.
 func (s *Store) Binaries() ([]core.WorkerBinary, error) {
 	revisions, err := s.current()
 	if err != nil {
@@ -106,7 +116,7 @@ func (s *Store) Binaries() ([]core.WorkerBinary, error) {
 	out := make([]core.WorkerBinary, 0, len(revisions))
 	for _, r := range revisions {
 		b := r.entry(s)
-		b.Files = nil
+		b.Files, b.Checks, b.Warnings, b.Schema = nil, nil, nil, nil
 		out = append(out, b)
 	}
 	return out, nil
@@ -254,7 +264,7 @@ func (s *Store) load(r *revision) {
 		return
 	}
 	if err := s.readJSON(path.Join(r.folder, stateFile), &r.state); err != nil && core.KindOf(err) != core.NotFound {
-		r.state = binaryState{Problem: err.Error()} // it will be written anew by the next probe
+		r.state = binaryState{Probe: Probe{Problem: err.Error()}} // it will be written anew by the next probe
 	}
 	r.damaged = cmp.Or(s.compareFolder(*r), r.state.Damaged)
 }
@@ -350,14 +360,13 @@ func (s *Store) VerifyBinary(ctx context.Context, id string) error {
 }
 
 // SetProbe keeps what a probe of a worker binary found. id is as in Binary.
-func (s *Store) SetProbe(id string, devices []core.Device, problem string) error {
+func (s *Store) SetProbe(id string, p Probe) error {
 	r, err := s.binary(id)
 	if err != nil {
 		return err
 	}
-	err = s.changeState(r, func(st *binaryState) {
-		st.Devices, st.Problem, st.ProbedAt = nonNil(slices.Clone(devices)), problem, time.Now().UTC().Truncate(time.Second)
-	})
+	p.Devices = nonNil(slices.Clone(p.Devices))
+	err = s.changeState(r, func(st *binaryState) { st.Probe, st.ProbedAt = p, time.Now().UTC().Truncate(time.Second) })
 	if err != nil {
 		return fmt.Errorf("keep the probe of worker binary %s: %w", r.id(), err)
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -63,16 +64,26 @@ func TestPutBinary(t *testing.T) {
 	must.Eq(t, b, again)
 	must.Eq(t, 1, o.fetches.Load())
 
-	must.NoError(t, s.SetProbe("cpu", []core.Device{{ID: "cpu", Kind: "cpu"}}, "no problem at all"))
+	probe := store.Probe{
+		Devices: []core.Device{{ID: "cpu", Kind: "cpu"}}, Problem: "no problem at all", Warnings: []string{"hot"},
+		Checks: []core.Check{{Name: "abi", Passed: true, Detail: "160 bytes"}}, Schema: json.RawMessage(`{"attributes":[],"blocks":[]}`),
+	}
+	must.NoError(t, s.SetProbe("cpu", probe))
 	got, err := s.Binary(b.ID)
 	must.NoError(t, err)
 	must.Eq(t, []core.Device{{ID: "cpu", Kind: "cpu"}}, got.Devices)
 	must.Eq(t, "no problem at all", got.Problem)
+	must.Eq(t, probe.Checks, got.Checks)
+	must.Eq(t, probe.Warnings, got.Warnings)
+	must.EqJSON(t, string(probe.Schema), string(got.Schema))
+	must.False(t, got.ProbedAt.IsZero())
 	must.Eq(t, "", got.Damaged)
 	list, err := s.Binaries()
 	must.NoError(t, err)
 	must.SliceLen(t, 1, list)
 	must.SliceEmpty(t, list[0].Files)
+	must.SliceEmpty(t, list[0].Checks)
+	must.SliceEmpty(t, list[0].Schema)
 	must.NotNil(t, list[0].InUseBy)
 
 	for id, hint := range map[string]string{"cpu@1": "cpu", "cpuu": "cpu", "cuda": "rbee worker binary download cuda", "../cpu": "cpu"} {
@@ -399,7 +410,7 @@ func TestDamagedBinaries(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, "", got.Damaged)
 		must.Eq(t, core.Integrity, core.KindOf(s.VerifyBinary(t.Context(), "cpu")))
-		must.NoError(t, s.SetProbe("cpu", nil, ""))
+		must.NoError(t, s.SetProbe("cpu", store.Probe{}))
 		got, err = s.Binary("cpu")
 		must.NoError(t, err)
 		must.StrContains(t, got.Damaged, "does not match its digest")

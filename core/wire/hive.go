@@ -70,8 +70,20 @@ func BinaryToProto(b core.WorkerBinary) *hivev1.Binary {
 		Problem:       b.Problem,
 		Damaged:       b.Damaged,
 		InUseBy:       filled(b.InUseBy),
+		ProbedAt:      timeToProto(b.ProbedAt),
+		Checks:        optional(b.Checks, checkToProto),
+		Warnings:      copied(b.Warnings),
 		Files:         optional(b.Files, FileToProto),
+		SchemaJson:    b.Schema,
 	}
+}
+
+func checkToProto(c core.Check) *hivev1.Check {
+	return &hivev1.Check{Name: c.Name, Passed: c.Passed, Detail: c.Detail}
+}
+
+func checkFromProto(c *hivev1.Check) core.Check {
+	return core.Check{Name: c.GetName(), Passed: c.GetPassed(), Detail: c.GetDetail()}
 }
 
 // BinaryFromProto undoes BinaryToProto.
@@ -91,7 +103,11 @@ func BinaryFromProto(b *hivev1.Binary) core.WorkerBinary {
 		Problem:       b.GetProblem(),
 		Damaged:       b.GetDamaged(),
 		InUseBy:       filled(b.GetInUseBy()),
+		ProbedAt:      timeFromProto(b.GetProbedAt()),
+		Checks:        optional(b.GetChecks(), checkFromProto),
+		Warnings:      copied(b.GetWarnings()),
 		Files:         optional(b.GetFiles(), FileFromProto),
+		Schema:        b.GetSchemaJson(),
 	}
 }
 

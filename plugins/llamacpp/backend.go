@@ -47,10 +47,11 @@ type served struct {
 
 // Info says who the plugin is and which engine it needs here.
 func (b *Backend) Info(context.Context) (sdk.Info, error) {
-	return sdk.Info{
-		Name: string(b.flavour), Kind: sdk.KindWorker, Version: b.version, Summary: b.flavour.summary(),
-		Engine: engineFor(b.flavour, runtime.GOOS, runtime.GOARCH),
-	}, nil
+	info := sdk.Info{Name: string(b.flavour), Kind: sdk.KindWorker, Version: b.version, Summary: b.flavour.summary()}
+	if engines := enginesFor(b.flavour, runtime.GOOS, runtime.GOARCH); len(engines) > 0 {
+		info.Engine, info.OtherEngines = engines[0], engines[1:]
+	}
+	return info, nil
 }
 
 // Schema says what may stand in the config block.

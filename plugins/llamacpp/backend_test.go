@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -104,6 +105,8 @@ func TestOfFlavour(t *testing.T) {
 	must.Eq(t, "MTL0", ofFlavour(all, Metal)[0].name)
 	must.Eq(t, []engineDevice{all[4]}, ofFlavour(all, CPU))
 	must.Len(t, 0, ofFlavour(all[3:], CUDA))
+	must.Len(t, 0, ofFlavour(all, Vulkan))
+	must.Len(t, 1, ofFlavour([]engineDevice{{name: "Vulkan0", registry: "Vulkan", gpu: true}, {name: "Vulkan1", registry: "Vulkan"}}, Vulkan)) // a software renderer is none
 }
 
 func TestEngineNames(t *testing.T) {
@@ -118,11 +121,12 @@ func TestEngineNames(t *testing.T) {
 		{CPU, "linux", "amd64", "npm:@node-llama-cpp/linux-x64@3.22.1", "package/bins/linux-x64/", "libllama.v0.5.0.so", "libggml.v0.5.0.so"},
 		{CPU, "linux", "arm64", "npm:@node-llama-cpp/linux-arm64@3.22.1", "package/bins/linux-arm64/", "libllama.v0.5.0.so", "libggml.v0.5.0.so"},
 		{CUDA, "linux", "amd64", "npm:@node-llama-cpp/linux-x64-cuda@3.22.1", "package/bins/linux-x64-cuda/", "libllama.cuda.v0.5.0.so", "libggml.cuda.v0.5.0.so"},
+		{Vulkan, "linux", "amd64", "npm:@node-llama-cpp/linux-x64-vulkan@3.22.1", "package/bins/linux-x64-vulkan/", "libllama.vulkan.v0.5.0.so", "libggml.vulkan.v0.5.0.so"},
 		{Metal, "darwin", "arm64", "npm:@node-llama-cpp/mac-arm64-metal@3.21.1", "package/bins/mac-arm64-metal/", "libllama.metal.v0.4.0.dylib", "libggml.metal.v0.4.0.dylib"},
 		{CPU, "darwin", "arm64", "npm:@node-llama-cpp/mac-arm64-metal@3.21.1", "package/bins/mac-arm64-metal/", "libllama.metal.v0.4.0.dylib", "libggml.metal.v0.4.0.dylib"},
 		{CPU, "darwin", "amd64", "npm:@node-llama-cpp/mac-x64@3.21.1", "package/bins/mac-x64/", "libllama.v0.4.0.dylib", "libggml.v0.4.0.dylib"},
 	} {
-		e := engineFor(c.f, c.os, c.arch)
+		e := enginesFor(c.f, c.os, c.arch)[0]
 		ext := ".so"
 		if c.os == "darwin" {
 			ext = ".dylib"
@@ -134,8 +138,17 @@ func TestEngineNames(t *testing.T) {
 	for _, f := range []struct {
 		f        Flavour
 		os, arch string
-	}{{CUDA, "linux", "arm64"}, {CUDA, "darwin", "arm64"}, {Metal, "linux", "amd64"}, {CPU, "windows", "amd64"}} {
-		must.Eq(t, sdk.Engine{}, engineFor(f.f, f.os, f.arch))
+	}{{CUDA, "linux", "arm64"}, {CUDA, "darwin", "arm64"}, {Metal, "linux", "amd64"}, {Vulkan, "darwin", "arm64"}, {Vulkan, "linux", "arm64"}, {CPU, "windows", "amd64"}} {
+		must.Len(t, 0, enginesFor(f.f, f.os, f.arch))
+	}
+	list := enginesFor(CPU, "linux", "amd64")
+	must.Len(t, 2, list)
+	must.Eq(t, sdk.Engine{
+		Name: "llama.cpp", Version: "v0.4.0", Ref: "npm:@node-llama-cpp/linux-x64@3.21.1", Prefix: "package/bins/linux-x64/",
+		Links: map[string]string{"libllama.so": "libllama.v0.4.0.so", "libggml.so": "libggml.v0.4.0.so"},
+	}, list[1])
+	for _, e := range list { // what is offered is what the canary lets pass
+		must.SliceContains(t, knownVersions(), strings.TrimPrefix(e.Version, "v"))
 	}
 }
 
@@ -179,7 +192,7 @@ func TestConfigure(t *testing.T) {
 // The schema's defaults are the ones that an empty block gets.
 func TestSchemaDefaults(t *testing.T) {
 	t.Parallel()
-	for _, f := range []Flavour{CPU, CUDA, Metal} {
+	for _, f := range []Flavour{CPU, CUDA, Metal, Vulkan} {
 		s, err := newTestBackend(t, f).Schema(t.Context())
 		must.NoError(t, err)
 		block := map[string]json.RawMessage{}

@@ -10,6 +10,7 @@ import (
 	"github.com/jupiterrider/ffi"
 
 	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
 // The libraries are bound by name alone: one with other struct layouts loads, seems to work and overwrites memory. So before anything else is called,
@@ -66,6 +67,17 @@ func (l layout) check() error {
 		}
 	}
 	return nil
+}
+
+// report is the canary's result for people. err is what check said.
+func (l layout) report(err error) *worker.Check {
+	c := &worker.Check{Name: "abi", Passed: err == nil}
+	if err != nil {
+		c.Detail = err.Error()
+	} else {
+		c.Detail = fmt.Sprintf("llama.cpp %s: model parameters %d bytes, context parameters %d bytes, defaults as expected", l.version, len(l.modelParams), len(l.contextParams))
+	}
+	return c
 }
 
 // paramsRoom is more than any known version of the structs takes.

@@ -1,6 +1,7 @@
 package llamacpp
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"testing"
@@ -52,6 +53,9 @@ func TestCanary(t *testing.T) {
 			l := goodLayout()
 			c.spoil(&l)
 			err := l.check()
+			must.Eq(t, err == nil, l.report(err).Passed)
+			must.Eq(t, "abi", l.report(err).Name)
+			must.StrContains(t, l.report(err).Detail, cmp.Or(c.says, "160 bytes"))
 			if c.says == "" {
 				must.NoError(t, err)
 				return

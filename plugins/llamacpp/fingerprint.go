@@ -38,8 +38,8 @@ func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {
 	dir := b.engineDir
 	b.mu.Unlock()
 	var f worker.Fingerprint
-	if e := engineFor(b.flavour, runtime.GOOS, runtime.GOARCH); e.Ref == "" {
-		f.Problem = fmt.Sprintf("There is no llama.cpp for %s on %s/%s; %s", b.flavour, runtime.GOOS, runtime.GOARCH, b.flavour.elsewhere())
+	if len(enginesFor(b.flavour, runtime.GOOS, runtime.GOARCH)) == 0 {
+		f.Problem = fmt.Sprintf("There is no llama.cpp for %s on %s/%s: it exists for %s; %s", b.flavour, runtime.GOOS, runtime.GOARCH, b.flavour.where(), b.flavour.elsewhere())
 		return f
 	}
 	switch b.flavour {
@@ -49,15 +49,24 @@ func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {
 		f.Devices, f.Problem = cudaDevices(openCUDA)
 	case Metal:
 		f.Devices = []worker.Device{metalDevice(ctx)}
+	case Vulkan:
+		f.Devices, f.Problem = vulkanDevices(vulkanCards)
 	}
 	if f.Problem != "" || dir == "" {
 		return f
 	}
 	// The engine has the last word: without its backend there is nothing to work with, and the processor is no substitute.
-	if err := theLibrary.load(dir, b.log); err != nil {
+	err := theLibrary.load(dir, b.log)
+	if c, looked := theLibrary.abiCheck(); looked {
+		f.Checks = append(f.Checks, c)
+	}
+	switch {
+	case err != nil:
 		f.Problem = "The engine cannot be used: " + err.Error()
-	} else if len(theLibrary.deviceList(b.flavour)) == 0 {
+	case len(theLibrary.deviceList(b.flavour)) == 0:
 		f.Problem = b.noDevice()
+	case b.flavour == Vulkan:
+		f.Devices = theLibrary.memoryOf(Vulkan) // in the engine's order, which may leave out a card
 	}
 	if f.Problem != "" {
 		for i := range f.Devices {
@@ -74,6 +83,8 @@ func (f Flavour) elsewhere() string {
 		return "use the worker type cpu here, or a machine with Linux on x86-64 and an NVIDIA card."
 	case Metal:
 		return "Metal exists on Macs with Apple silicon only; use the worker type cpu here."
+	case Vulkan:
+		return "use the worker type cpu here, or metal on a Mac."
 	default:
 		return "use another machine."
 	}
@@ -81,7 +92,11 @@ func (f Flavour) elsewhere() string {
 
 // noDevice says why the engine, which is loaded, has no device of the flavour.
 func (b *Backend) noDevice() string {
-	if b.flavour != CUDA {
+	switch b.flavour {
+	case CUDA:
+	case Vulkan:
+		return "The engine found no Vulkan device it can use; check with vulkaninfo that the driver of the card works, or use the worker type cpu."
+	default:
 		return fmt.Sprintf("The engine found no %s device on this machine; use the worker type cpu here.", b.flavour)
 	}
 	var missing []string

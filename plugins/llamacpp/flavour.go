@@ -1,4 +1,4 @@
-// Package llamacpp serves GGUF models with llama.cpp's shared libraries, loaded into the process: the engine of the worker types cpu, cuda and metal.
+// Package llamacpp serves GGUF models with llama.cpp's shared libraries, loaded into the process: the engine of the worker types cpu, cuda, metal and vulkan.
 //
 // One process serves one model. The requests of all slots share every step of the engine (continuous batching); each has a cache of its own.
 package llamacpp
@@ -17,11 +17,13 @@ import (
 // Flavour is the kind of device that a worker type uses. It is also the worker type's name.
 type Flavour string
 
-// The flavours. The three differ in the libraries they need and the devices they report.
+// The flavours. They differ in the libraries they need and the devices they report.
 const (
 	CPU   Flavour = "cpu"
 	CUDA  Flavour = "cuda"
 	Metal Flavour = "metal"
+	// Vulkan is any graphics card with a Vulkan driver: AMD, Intel, NVIDIA.
+	Vulkan Flavour = "vulkan"
 )
 
 // Option changes what New makes.
@@ -51,16 +53,23 @@ func New(f Flavour, opts ...Option) worker.Backend {
 	return b
 }
 
-// The releases that the engine's packages are pinned to. The second is the newest one served for macOS. Both have the layouts that the binding was made for.
-const (
-	engineLinux  = "3.22.1"
-	releaseLinux = "v0.5.0"
-	engineMac    = "3.21.1"
-	releaseMac   = "v0.4.0"
-)
+// release is one release of the engine's packages whose layouts are those that the binding was made for.
+type release struct {
+	packages string // version of the npm packages
+	engine   string // version of llama.cpp
+}
 
-// engineFor returns the engine that a flavour needs on an operating system and architecture; the zero value where there is none.
-func engineFor(f Flavour, goos, goarch string) sdk.Engine {
+// releasesFor lists the releases that a system can have, the best first. The older one is the newest that is served for macOS.
+func releasesFor(goos string) []release {
+	newer, older := release{"3.22.1", "v0.5.0"}, release{"3.21.1", "v0.4.0"}
+	if goos == "darwin" {
+		return []release{older}
+	}
+	return []release{newer, older}
+}
+
+// enginesFor returns the engines that a flavour can use on an operating system and architecture, the best first; none where it does not exist.
+func enginesFor(f Flavour, goos, goarch string) []sdk.Engine {
 	type target struct {
 		Flavour
 		os, arch string
@@ -69,32 +78,51 @@ func engineFor(f Flavour, goos, goarch string) sdk.Engine {
 		{CPU, "linux", "amd64"}:    "linux-x64",
 		{CPU, "linux", "arm64"}:    "linux-arm64",
 		{CUDA, "linux", "amd64"}:   "linux-x64-cuda",
+		{Vulkan, "linux", "amd64"}: "linux-x64-vulkan",
 		{CPU, "darwin", "arm64"}:   "mac-arm64-metal", // there is no package without Metal
 		{Metal, "darwin", "arm64"}: "mac-arm64-metal",
 		{CPU, "darwin", "amd64"}:   "mac-x64",
 	}[target{f, goos, goarch}]
 	if !ok {
-		return sdk.Engine{}
+		return nil
 	}
-	pkg, release, ext := engineLinux, releaseLinux, "so"
+	ext := "so"
 	if goos == "darwin" {
-		pkg, release, ext = engineMac, releaseMac, "dylib"
+		ext = "dylib"
 	}
 	gpu := "" // GPU packages have the GPU's name in the names of their libraries
-	for _, g := range []string{"cuda", "metal"} {
-		if strings.HasSuffix(platform, "-"+g) {
-			gpu = g + "."
+	for _, g := range []Flavour{CUDA, Metal, Vulkan} {
+		if strings.HasSuffix(platform, "-"+string(g)) {
+			gpu = string(g) + "."
 		}
 	}
-	return sdk.Engine{
-		Name:    "llama.cpp",
-		Version: release,
-		Ref:     fmt.Sprintf("npm:@node-llama-cpp/%s@%s", platform, pkg),
-		Prefix:  "package/bins/" + platform + "/",
-		Links: map[string]string{
-			"libllama." + ext: fmt.Sprintf("libllama.%s%s.%s", gpu, release, ext),
-			"libggml." + ext:  fmt.Sprintf("libggml.%s%s.%s", gpu, release, ext),
-		},
+	var out []sdk.Engine
+	for _, r := range releasesFor(goos) {
+		out = append(out, sdk.Engine{
+			Name:    "llama.cpp",
+			Version: r.engine,
+			Ref:     fmt.Sprintf("npm:@node-llama-cpp/%s@%s", platform, r.packages),
+			Prefix:  "package/bins/" + platform + "/",
+			Links: map[string]string{
+				"libllama." + ext: fmt.Sprintf("libllama.%s%s.%s", gpu, r.engine, ext),
+				"libggml." + ext:  fmt.Sprintf("libggml.%s%s.%s", gpu, r.engine, ext),
+			},
+		})
+	}
+	return out
+}
+
+// where lists the systems that a flavour exists on, for people.
+func (f Flavour) where() string {
+	switch f {
+	case CUDA:
+		return "linux/amd64 with an NVIDIA card"
+	case Metal:
+		return "darwin/arm64"
+	case Vulkan:
+		return "linux/amd64 with a graphics card that has a Vulkan driver"
+	default:
+		return "linux/amd64, linux/arm64, darwin/arm64 and darwin/amd64"
 	}
 }
 
@@ -113,6 +141,8 @@ func (f Flavour) summary() string {
 		return "llama.cpp on NVIDIA graphics cards"
 	case Metal:
 		return "llama.cpp on the graphics processor of Apple silicon"
+	case Vulkan:
+		return "llama.cpp on graphics cards with a Vulkan driver"
 	default:
 		return "llama.cpp on the processor"
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/hybridgroup/yzma/pkg/llama"
 
 	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
 // library is llama.cpp's shared libraries in this process. C code has one instance per process, and so has this: see theLibrary.
@@ -20,6 +21,7 @@ type library struct {
 	dir     string     // empty: not loaded
 	err     error      // why dir could not be loaded; it stays, because a half loaded library cannot be unloaded
 	version string
+	abi     *worker.Check // what the canary saw; nil: it has not looked
 	devices []engineDevice
 	logs    engineLog
 }
@@ -69,7 +71,9 @@ func (l *library) open(log hclog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if err := seen.check(); err != nil {
+	err = seen.check()
+	l.abi = seen.report(err)
+	if err != nil {
 		return err
 	}
 	l.version, _, _ = strings.Cut(seen.version, "-")
@@ -108,6 +112,26 @@ func (l *library) deviceList(f Flavour) []engineDevice {
 	return ofFlavour(l.devices, f)
 }
 
+// abiCheck is what the canary found of the engine in this process; false: there was none to look at yet.
+func (l *library) abiCheck() (worker.Check, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.abi == nil {
+		return worker.Check{}, false
+	}
+	return *l.abi, true
+}
+
+// memoryOf describes the devices of a flavour as the engine sees them.
+func (l *library) memoryOf(f Flavour) []worker.Device {
+	var out []worker.Device
+	for i, d := range l.deviceList(f) {
+		free, total := llama.GGMLBackendDeviceMemory(d.handle)
+		out = append(out, worker.Device{ID: fmt.Sprintf("%s:%d", f, i), Kind: string(f), Name: d.description, TotalBytes: int64(total), FreeBytes: int64(min(free, total))})
+	}
+	return out
+}
+
 func ofFlavour(devices []engineDevice, f Flavour) []engineDevice {
 	var out []engineDevice
 	for _, d := range devices {
@@ -115,6 +139,7 @@ func ofFlavour(devices []engineDevice, f Flavour) []engineDevice {
 		switch {
 		case f == CPU && registry == "cpu",
 			f == CUDA && d.gpu && registry == "cuda",
+			f == Vulkan && d.gpu && registry == "vulkan",
 			f == Metal && d.gpu && (registry == "metal" || registry == "mtl"):
 			out = append(out, d)
 		}

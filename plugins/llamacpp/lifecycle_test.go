@@ -172,10 +172,12 @@ func TestOptionsOfTheEngine(t *testing.T) {
 // An engine for another kind of device is no silent substitute.
 func TestNoSilentFallback(t *testing.T) {
 	dir := engineDir(t)
-	b := newTestBackend(t, CUDA)
-	_, err := b.Start(t.Context(), worker.StartSpec{ModelPath: tinyModel(t), Device: "cuda:0", Slots: 1, EngineDir: dir}, nil)
-	must.ErrorIs(t, err, sdk.ErrUnsupported)
-	must.StrContains(t, err.Error(), "no CUDA device")
+	for _, f := range []Flavour{CUDA, Vulkan} {
+		b := newTestBackend(t, f)
+		_, err := b.Start(t.Context(), worker.StartSpec{ModelPath: tinyModel(t), Device: string(f) + ":0", Slots: 1, EngineDir: dir}, nil)
+		must.ErrorIs(t, err, sdk.ErrUnsupported)
+		must.StrContains(t, err.Error(), "The engine found no "+map[Flavour]string{CUDA: "CUDA", Vulkan: "Vulkan"}[f]+" device")
+	}
 }
 
 func TestFingerprintWithEngine(t *testing.T) {
@@ -185,6 +187,9 @@ func TestFingerprintWithEngine(t *testing.T) {
 	f := firstFingerprint(t, b)
 	must.Eq(t, "", f.Problem)
 	must.Len(t, 1, f.Devices)
+	must.Len(t, 1, f.Checks)
+	must.True(t, f.Checks[0].Passed)
+	must.StrContains(t, f.Checks[0].Detail, "context parameters 160 bytes")
 }
 
 func TestDrainGivesUp(t *testing.T) {

@@ -43,6 +43,8 @@ type Info struct {
 	// Engine is the engine library set that the plugin needs beside its executable on this operating system and architecture.
 	// The zero value means that it needs none.
 	Engine Engine
+	// OtherEngines are other releases of Engine that the plugin works with as well, the best first, for whoever asks for a certain version.
+	OtherEngines []Engine
 }
 
 // Engine names a library set that a catalog source provides and the host unpacks beside the plugin.

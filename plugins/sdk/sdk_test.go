@@ -103,7 +103,8 @@ func TestEveryFieldSurvivesTheWire(t *testing.T) {
 	p := &plugin{
 		info: sdk.Info{
 			Name: "n", Kind: sdk.KindWorker, Version: "1", Summary: "s", Capabilities: []string{"a", "b"},
-			Engine: sdk.Engine{Name: "e", Version: "v1", Ref: "npm:x@1", Prefix: "p/", Links: map[string]string{"l": "f"}},
+			Engine:       sdk.Engine{Name: "e", Version: "v1", Ref: "npm:x@1", Prefix: "p/", Links: map[string]string{"l": "f"}},
+			OtherEngines: []sdk.Engine{{Name: "e", Version: "v0", Ref: "npm:x@0", Prefix: "p/", Links: map[string]string{"l": "g"}}},
 		},
 		schema: sdk.Schema{
 			Attributes: []sdk.Attribute{{Name: "a", Type: "string", Required: true, Default: json.RawMessage(`"x"`), Sensitive: true, Doc: "d"}},

@@ -25,9 +25,13 @@ func (s *pluginServer) Info(ctx context.Context, _ *pluginv1.InfoRequest) (*plug
 	if err != nil {
 		return nil, ToStatus(err)
 	}
+	var others []*pluginv1.Engine
+	for _, e := range i.OtherEngines {
+		others = append(others, engineToProto(e))
+	}
 	return &pluginv1.InfoResponse{
 		Name: i.Name, Kind: string(i.Kind), Version: i.Version, Summary: i.Summary, Capabilities: i.Capabilities,
-		Engine: &pluginv1.Engine{Name: i.Engine.Name, Version: i.Engine.Version, Ref: i.Engine.Ref, Prefix: i.Engine.Prefix, Links: i.Engine.Links},
+		Engine: engineToProto(i.Engine), OtherEngines: others,
 	}, nil
 }
 
@@ -77,10 +81,13 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 	if err != nil {
 		return Info{}, FromStatus(err)
 	}
-	e := r.GetEngine()
+	var others []Engine
+	for _, e := range r.GetOtherEngines() {
+		others = append(others, engineFromProto(e))
+	}
 	return Info{
 		Name: r.GetName(), Kind: Kind(r.GetKind()), Version: r.GetVersion(), Summary: r.GetSummary(), Capabilities: r.GetCapabilities(),
-		Engine: Engine{Name: e.GetName(), Version: e.GetVersion(), Ref: e.GetRef(), Prefix: e.GetPrefix(), Links: e.GetLinks()},
+		Engine: engineFromProto(r.GetEngine()), OtherEngines: others,
 	}, nil
 }
 
@@ -104,6 +111,14 @@ func (c *Client) Configure(ctx context.Context, config Config) (Diagnostics, err
 		diags = append(diags, diagnosticFromProto(d))
 	}
 	return diags, nil
+}
+
+func engineToProto(e Engine) *pluginv1.Engine {
+	return &pluginv1.Engine{Name: e.Name, Version: e.Version, Ref: e.Ref, Prefix: e.Prefix, Links: e.Links}
+}
+
+func engineFromProto(e *pluginv1.Engine) Engine {
+	return Engine{Name: e.GetName(), Version: e.GetVersion(), Ref: e.GetRef(), Prefix: e.GetPrefix(), Links: e.GetLinks()}
 }
 
 func schemaToProto(s Schema) *pluginv1.Schema {

@@ -102,8 +102,10 @@ func plugin(t *testing.T, kind sdk.Kind, fresh func(t testing.TB) sdk.Plugin, go
 		if !slices.IsSorted(first.Capabilities) {
 			t.Errorf("Info.Capabilities %q are not sorted", first.Capabilities)
 		}
-		if e := first.Engine; e.Name != "" && (e.Ref == "" || e.Version == "") {
-			t.Errorf("Info.Engine %+v names an engine without reference or version", e)
+		for _, e := range append([]sdk.Engine{first.Engine}, first.OtherEngines...) {
+			if e.Name != "" && (e.Ref == "" || e.Version == "") {
+				t.Errorf("the engine %+v in Info has no reference or no version", e)
+			}
 		}
 	})
 	t.Run("schema", func(t *testing.T) {

@@ -36,12 +36,21 @@ type Fingerprint struct {
 	// Warnings are worth a line to the operator though the type works.
 	Warnings []string
 	Devices  []Device
+	// Checks are what the worker type made sure of, such as that the engine is one that it was built for; people see them with the installed binary.
+	Checks []Check
+}
+
+// Check is one thing that a worker type made sure of.
+type Check struct {
+	Name   string // such as "abi"
+	Passed bool
+	Detail string // for people: what was compared with what
 }
 
 // Device is one thing that models can be loaded on.
 type Device struct {
 	ID         string // unique on the machine: "cpu", "cuda:0", "metal:0"
-	Kind       string // "cpu", "cuda", "metal", …
+	Kind       string // "cpu", "cuda", "metal", "vulkan", …
 	Name       string // for people: "NVIDIA RTX 4090"
 	TotalBytes int64  // memory of the device; 0: unknown
 	FreeBytes  int64  // memory free now; 0 with a TotalBytes of 0: unknown

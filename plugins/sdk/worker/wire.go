@@ -33,6 +33,9 @@ func fingerprintToProto(f Fingerprint) *workerv1.FingerprintResponse {
 			Id: d.ID, Kind: d.Kind, Name: d.Name, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes, Problem: d.Problem,
 		})
 	}
+	for _, c := range f.Checks {
+		p.Checks = append(p.Checks, &workerv1.Check{Name: c.Name, Passed: c.Passed, Detail: c.Detail})
+	}
 	return p
 }
 
@@ -42,6 +45,9 @@ func fingerprintFromProto(p *workerv1.FingerprintResponse) Fingerprint {
 		f.Devices = append(f.Devices, Device{
 			ID: d.GetId(), Kind: d.GetKind(), Name: d.GetName(), TotalBytes: d.GetTotalBytes(), FreeBytes: d.GetFreeBytes(), Problem: d.GetProblem(),
 		})
+	}
+	for _, c := range p.GetChecks() {
+		f.Checks = append(f.Checks, Check{Name: c.GetName(), Passed: c.GetPassed(), Detail: c.GetDetail()})
 	}
 	return f
 }

@@ -503,6 +503,11 @@ type Binary struct {
 	Damaged       string                 `protobuf:"bytes,13,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	InUseBy       []string               `protobuf:"bytes,14,rep,name=in_use_by,json=inUseBy,proto3" json:"in_use_by,omitempty"`
 	Files         []*File                `protobuf:"bytes,15,rep,name=files,proto3" json:"files,omitempty"`
+	Checks        []*Check               `protobuf:"bytes,16,rep,name=checks,proto3" json:"checks,omitempty"`
+	Warnings      []string               `protobuf:"bytes,17,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	ProbedAt      *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=probed_at,json=probedAt,proto3" json:"probed_at,omitempty"`
+	// JSON of core.Schema; empty: not known.
+	SchemaJson    []byte `protobuf:"bytes,19,opt,name=schema_json,json=schemaJson,proto3" json:"schema_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -642,6 +647,94 @@ func (x *Binary) GetFiles() []*File {
 	return nil
 }
 
+func (x *Binary) GetChecks() []*Check {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+func (x *Binary) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *Binary) GetProbedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ProbedAt
+	}
+	return nil
+}
+
+func (x *Binary) GetSchemaJson() []byte {
+	if x != nil {
+		return x.SchemaJson
+	}
+	return nil
+}
+
+type Check struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Passed        bool                   `protobuf:"varint,2,opt,name=passed,proto3" json:"passed,omitempty"`
+	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Check) Reset() {
+	*x = Check{}
+	mi := &file_hive_v1_hive_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Check) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Check) ProtoMessage() {}
+
+func (x *Check) ProtoReflect() protoreflect.Message {
+	mi := &file_hive_v1_hive_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Check.ProtoReflect.Descriptor instead.
+func (*Check) Descriptor() ([]byte, []int) {
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Check) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Check) GetPassed() bool {
+	if x != nil {
+		return x.Passed
+	}
+	return false
+}
+
+func (x *Check) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type Model struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -665,7 +758,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_hive_v1_hive_proto_msgTypes[8]
+	mi := &file_hive_v1_hive_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +770,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[8]
+	mi := &file_hive_v1_hive_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +783,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{8}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Model) GetId() string {
@@ -812,7 +905,7 @@ type CatalogItem struct {
 
 func (x *CatalogItem) Reset() {
 	*x = CatalogItem{}
-	mi := &file_hive_v1_hive_proto_msgTypes[9]
+	mi := &file_hive_v1_hive_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +917,7 @@ func (x *CatalogItem) String() string {
 func (*CatalogItem) ProtoMessage() {}
 
 func (x *CatalogItem) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[9]
+	mi := &file_hive_v1_hive_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +930,7 @@ func (x *CatalogItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogItem.ProtoReflect.Descriptor instead.
 func (*CatalogItem) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{9}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CatalogItem) GetRef() string {
@@ -890,7 +983,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[10]
+	mi := &file_hive_v1_hive_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +995,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[10]
+	mi := &file_hive_v1_hive_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1008,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{10}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{11}
 }
 
 type ListProcessesResponse struct {
@@ -927,7 +1020,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[11]
+	mi := &file_hive_v1_hive_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1032,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[11]
+	mi := &file_hive_v1_hive_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1045,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{11}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -971,7 +1064,7 @@ type GetProcessRequest struct {
 
 func (x *GetProcessRequest) Reset() {
 	*x = GetProcessRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[12]
+	mi := &file_hive_v1_hive_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1076,7 @@ func (x *GetProcessRequest) String() string {
 func (*GetProcessRequest) ProtoMessage() {}
 
 func (x *GetProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[12]
+	mi := &file_hive_v1_hive_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1089,7 @@ func (x *GetProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProcessRequest.ProtoReflect.Descriptor instead.
 func (*GetProcessRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{12}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetProcessRequest) GetPid() int64 {
@@ -1015,7 +1108,7 @@ type GetProcessResponse struct {
 
 func (x *GetProcessResponse) Reset() {
 	*x = GetProcessResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[13]
+	mi := &file_hive_v1_hive_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1120,7 @@ func (x *GetProcessResponse) String() string {
 func (*GetProcessResponse) ProtoMessage() {}
 
 func (x *GetProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[13]
+	mi := &file_hive_v1_hive_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1133,7 @@ func (x *GetProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProcessResponse.ProtoReflect.Descriptor instead.
 func (*GetProcessResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{13}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetProcessResponse) GetProcess() *Process {
@@ -1058,7 +1151,7 @@ type ListBinariesRequest struct {
 
 func (x *ListBinariesRequest) Reset() {
 	*x = ListBinariesRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[14]
+	mi := &file_hive_v1_hive_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1163,7 @@ func (x *ListBinariesRequest) String() string {
 func (*ListBinariesRequest) ProtoMessage() {}
 
 func (x *ListBinariesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[14]
+	mi := &file_hive_v1_hive_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1176,7 @@ func (x *ListBinariesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBinariesRequest.ProtoReflect.Descriptor instead.
 func (*ListBinariesRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{14}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{15}
 }
 
 type ListBinariesResponse struct {
@@ -1095,7 +1188,7 @@ type ListBinariesResponse struct {
 
 func (x *ListBinariesResponse) Reset() {
 	*x = ListBinariesResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[15]
+	mi := &file_hive_v1_hive_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1200,7 @@ func (x *ListBinariesResponse) String() string {
 func (*ListBinariesResponse) ProtoMessage() {}
 
 func (x *ListBinariesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[15]
+	mi := &file_hive_v1_hive_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1213,7 @@ func (x *ListBinariesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBinariesResponse.ProtoReflect.Descriptor instead.
 func (*ListBinariesResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{15}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListBinariesResponse) GetBinaries() []*Binary {
@@ -1140,7 +1233,7 @@ type GetBinaryRequest struct {
 
 func (x *GetBinaryRequest) Reset() {
 	*x = GetBinaryRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[16]
+	mi := &file_hive_v1_hive_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1245,7 @@ func (x *GetBinaryRequest) String() string {
 func (*GetBinaryRequest) ProtoMessage() {}
 
 func (x *GetBinaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[16]
+	mi := &file_hive_v1_hive_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1258,7 @@ func (x *GetBinaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBinaryRequest.ProtoReflect.Descriptor instead.
 func (*GetBinaryRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{16}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetBinaryRequest) GetId() string {
@@ -1184,7 +1277,7 @@ type GetBinaryResponse struct {
 
 func (x *GetBinaryResponse) Reset() {
 	*x = GetBinaryResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[17]
+	mi := &file_hive_v1_hive_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1289,7 @@ func (x *GetBinaryResponse) String() string {
 func (*GetBinaryResponse) ProtoMessage() {}
 
 func (x *GetBinaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[17]
+	mi := &file_hive_v1_hive_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1302,7 @@ func (x *GetBinaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBinaryResponse.ProtoReflect.Descriptor instead.
 func (*GetBinaryResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{17}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetBinaryResponse) GetBinary() *Binary {
@@ -1227,7 +1320,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[18]
+	mi := &file_hive_v1_hive_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1332,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[18]
+	mi := &file_hive_v1_hive_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1345,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{18}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{19}
 }
 
 type ListModelsResponse struct {
@@ -1264,7 +1357,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[19]
+	mi := &file_hive_v1_hive_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1369,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[19]
+	mi := &file_hive_v1_hive_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1382,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{19}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1309,7 +1402,7 @@ type GetModelRequest struct {
 
 func (x *GetModelRequest) Reset() {
 	*x = GetModelRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[20]
+	mi := &file_hive_v1_hive_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1414,7 @@ func (x *GetModelRequest) String() string {
 func (*GetModelRequest) ProtoMessage() {}
 
 func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[20]
+	mi := &file_hive_v1_hive_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1427,7 @@ func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelRequest.ProtoReflect.Descriptor instead.
 func (*GetModelRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{20}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetModelRequest) GetId() string {
@@ -1353,7 +1446,7 @@ type GetModelResponse struct {
 
 func (x *GetModelResponse) Reset() {
 	*x = GetModelResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[21]
+	mi := &file_hive_v1_hive_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1458,7 @@ func (x *GetModelResponse) String() string {
 func (*GetModelResponse) ProtoMessage() {}
 
 func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[21]
+	mi := &file_hive_v1_hive_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1471,7 @@ func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelResponse.ProtoReflect.Descriptor instead.
 func (*GetModelResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{21}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetModelResponse) GetModel() *Model {
@@ -1399,7 +1492,7 @@ type SearchCatalogRequest struct {
 
 func (x *SearchCatalogRequest) Reset() {
 	*x = SearchCatalogRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[22]
+	mi := &file_hive_v1_hive_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1504,7 @@ func (x *SearchCatalogRequest) String() string {
 func (*SearchCatalogRequest) ProtoMessage() {}
 
 func (x *SearchCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[22]
+	mi := &file_hive_v1_hive_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1424,7 +1517,7 @@ func (x *SearchCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchCatalogRequest.ProtoReflect.Descriptor instead.
 func (*SearchCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{22}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SearchCatalogRequest) GetText() string {
@@ -1457,7 +1550,7 @@ type SearchCatalogResponse struct {
 
 func (x *SearchCatalogResponse) Reset() {
 	*x = SearchCatalogResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[23]
+	mi := &file_hive_v1_hive_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1562,7 @@ func (x *SearchCatalogResponse) String() string {
 func (*SearchCatalogResponse) ProtoMessage() {}
 
 func (x *SearchCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[23]
+	mi := &file_hive_v1_hive_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1575,7 @@ func (x *SearchCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchCatalogResponse.ProtoReflect.Descriptor instead.
 func (*SearchCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{23}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SearchCatalogResponse) GetItems() []*CatalogItem {
@@ -1535,7 +1628,7 @@ const file_hive_v1_hive_proto_rawDesc = "" +
 	" \x03(\tR\vcommandLine\x12\x1a\n" +
 	"\bchildren\x18\v \x03(\x03R\bchildren\x12\x18\n" +
 	"\asockets\x18\f \x03(\tR\asockets\x12\x10\n" +
-	"\x03log\x18\r \x03(\tR\x03log\"\xda\x03\n" +
+	"\x03log\x18\r \x03(\tR\x03log\"\xfd\x04\n" +
 	"\x06Binary\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -1554,7 +1647,16 @@ const file_hive_v1_hive_proto_rawDesc = "" +
 	"\aproblem\x18\f \x01(\tR\aproblem\x12\x18\n" +
 	"\adamaged\x18\r \x01(\tR\adamaged\x12\x1a\n" +
 	"\tin_use_by\x18\x0e \x03(\tR\ainUseBy\x12(\n" +
-	"\x05files\x18\x0f \x03(\v2\x12.rbee.hive.v1.FileR\x05files\"\xe6\x03\n" +
+	"\x05files\x18\x0f \x03(\v2\x12.rbee.hive.v1.FileR\x05files\x12+\n" +
+	"\x06checks\x18\x10 \x03(\v2\x13.rbee.hive.v1.CheckR\x06checks\x12\x1a\n" +
+	"\bwarnings\x18\x11 \x03(\tR\bwarnings\x127\n" +
+	"\tprobed_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\bprobedAt\x12\x1f\n" +
+	"\vschema_json\x18\x13 \x01(\fR\n" +
+	"schemaJson\"K\n" +
+	"\x05Check\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06passed\x18\x02 \x01(\bR\x06passed\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xe6\x03\n" +
 	"\x05Model\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaliases\x18\x02 \x03(\tR\aaliases\x12\x10\n" +
@@ -1646,7 +1748,7 @@ func file_hive_v1_hive_proto_rawDescGZIP() []byte {
 	return file_hive_v1_hive_proto_rawDescData
 }
 
-var file_hive_v1_hive_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_hive_v1_hive_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_hive_v1_hive_proto_goTypes = []any{
 	(*LeaveRequest)(nil),          // 0: rbee.hive.v1.LeaveRequest
 	(*LeaveResponse)(nil),         // 1: rbee.hive.v1.LeaveResponse
@@ -1656,63 +1758,66 @@ var file_hive_v1_hive_proto_goTypes = []any{
 	(*File)(nil),                  // 5: rbee.hive.v1.File
 	(*Process)(nil),               // 6: rbee.hive.v1.Process
 	(*Binary)(nil),                // 7: rbee.hive.v1.Binary
-	(*Model)(nil),                 // 8: rbee.hive.v1.Model
-	(*CatalogItem)(nil),           // 9: rbee.hive.v1.CatalogItem
-	(*ListProcessesRequest)(nil),  // 10: rbee.hive.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil), // 11: rbee.hive.v1.ListProcessesResponse
-	(*GetProcessRequest)(nil),     // 12: rbee.hive.v1.GetProcessRequest
-	(*GetProcessResponse)(nil),    // 13: rbee.hive.v1.GetProcessResponse
-	(*ListBinariesRequest)(nil),   // 14: rbee.hive.v1.ListBinariesRequest
-	(*ListBinariesResponse)(nil),  // 15: rbee.hive.v1.ListBinariesResponse
-	(*GetBinaryRequest)(nil),      // 16: rbee.hive.v1.GetBinaryRequest
-	(*GetBinaryResponse)(nil),     // 17: rbee.hive.v1.GetBinaryResponse
-	(*ListModelsRequest)(nil),     // 18: rbee.hive.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),    // 19: rbee.hive.v1.ListModelsResponse
-	(*GetModelRequest)(nil),       // 20: rbee.hive.v1.GetModelRequest
-	(*GetModelResponse)(nil),      // 21: rbee.hive.v1.GetModelResponse
-	(*SearchCatalogRequest)(nil),  // 22: rbee.hive.v1.SearchCatalogRequest
-	(*SearchCatalogResponse)(nil), // 23: rbee.hive.v1.SearchCatalogResponse
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*Check)(nil),                 // 8: rbee.hive.v1.Check
+	(*Model)(nil),                 // 9: rbee.hive.v1.Model
+	(*CatalogItem)(nil),           // 10: rbee.hive.v1.CatalogItem
+	(*ListProcessesRequest)(nil),  // 11: rbee.hive.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil), // 12: rbee.hive.v1.ListProcessesResponse
+	(*GetProcessRequest)(nil),     // 13: rbee.hive.v1.GetProcessRequest
+	(*GetProcessResponse)(nil),    // 14: rbee.hive.v1.GetProcessResponse
+	(*ListBinariesRequest)(nil),   // 15: rbee.hive.v1.ListBinariesRequest
+	(*ListBinariesResponse)(nil),  // 16: rbee.hive.v1.ListBinariesResponse
+	(*GetBinaryRequest)(nil),      // 17: rbee.hive.v1.GetBinaryRequest
+	(*GetBinaryResponse)(nil),     // 18: rbee.hive.v1.GetBinaryResponse
+	(*ListModelsRequest)(nil),     // 19: rbee.hive.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),    // 20: rbee.hive.v1.ListModelsResponse
+	(*GetModelRequest)(nil),       // 21: rbee.hive.v1.GetModelRequest
+	(*GetModelResponse)(nil),      // 22: rbee.hive.v1.GetModelResponse
+	(*SearchCatalogRequest)(nil),  // 23: rbee.hive.v1.SearchCatalogRequest
+	(*SearchCatalogResponse)(nil), // 24: rbee.hive.v1.SearchCatalogResponse
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
 }
 var file_hive_v1_hive_proto_depIdxs = []int32{
 	4,  // 0: rbee.hive.v1.RefreshResponse.before:type_name -> rbee.hive.v1.Device
 	4,  // 1: rbee.hive.v1.RefreshResponse.after:type_name -> rbee.hive.v1.Device
-	24, // 2: rbee.hive.v1.Process.started_at:type_name -> google.protobuf.Timestamp
-	24, // 3: rbee.hive.v1.Binary.installed_at:type_name -> google.protobuf.Timestamp
+	25, // 2: rbee.hive.v1.Process.started_at:type_name -> google.protobuf.Timestamp
+	25, // 3: rbee.hive.v1.Binary.installed_at:type_name -> google.protobuf.Timestamp
 	4,  // 4: rbee.hive.v1.Binary.devices:type_name -> rbee.hive.v1.Device
 	5,  // 5: rbee.hive.v1.Binary.files:type_name -> rbee.hive.v1.File
-	24, // 6: rbee.hive.v1.Model.created_at:type_name -> google.protobuf.Timestamp
-	5,  // 7: rbee.hive.v1.Model.files:type_name -> rbee.hive.v1.File
-	6,  // 8: rbee.hive.v1.ListProcessesResponse.processes:type_name -> rbee.hive.v1.Process
-	6,  // 9: rbee.hive.v1.GetProcessResponse.process:type_name -> rbee.hive.v1.Process
-	7,  // 10: rbee.hive.v1.ListBinariesResponse.binaries:type_name -> rbee.hive.v1.Binary
-	7,  // 11: rbee.hive.v1.GetBinaryResponse.binary:type_name -> rbee.hive.v1.Binary
-	8,  // 12: rbee.hive.v1.ListModelsResponse.models:type_name -> rbee.hive.v1.Model
-	8,  // 13: rbee.hive.v1.GetModelResponse.model:type_name -> rbee.hive.v1.Model
-	9,  // 14: rbee.hive.v1.SearchCatalogResponse.items:type_name -> rbee.hive.v1.CatalogItem
-	10, // 15: rbee.hive.v1.HiveService.ListProcesses:input_type -> rbee.hive.v1.ListProcessesRequest
-	12, // 16: rbee.hive.v1.HiveService.GetProcess:input_type -> rbee.hive.v1.GetProcessRequest
-	14, // 17: rbee.hive.v1.HiveService.ListBinaries:input_type -> rbee.hive.v1.ListBinariesRequest
-	16, // 18: rbee.hive.v1.HiveService.GetBinary:input_type -> rbee.hive.v1.GetBinaryRequest
-	18, // 19: rbee.hive.v1.HiveService.ListModels:input_type -> rbee.hive.v1.ListModelsRequest
-	20, // 20: rbee.hive.v1.HiveService.GetModel:input_type -> rbee.hive.v1.GetModelRequest
-	2,  // 21: rbee.hive.v1.HiveService.Refresh:input_type -> rbee.hive.v1.RefreshRequest
-	22, // 22: rbee.hive.v1.HiveService.SearchCatalog:input_type -> rbee.hive.v1.SearchCatalogRequest
-	0,  // 23: rbee.hive.v1.AgentService.Leave:input_type -> rbee.hive.v1.LeaveRequest
-	11, // 24: rbee.hive.v1.HiveService.ListProcesses:output_type -> rbee.hive.v1.ListProcessesResponse
-	13, // 25: rbee.hive.v1.HiveService.GetProcess:output_type -> rbee.hive.v1.GetProcessResponse
-	15, // 26: rbee.hive.v1.HiveService.ListBinaries:output_type -> rbee.hive.v1.ListBinariesResponse
-	17, // 27: rbee.hive.v1.HiveService.GetBinary:output_type -> rbee.hive.v1.GetBinaryResponse
-	19, // 28: rbee.hive.v1.HiveService.ListModels:output_type -> rbee.hive.v1.ListModelsResponse
-	21, // 29: rbee.hive.v1.HiveService.GetModel:output_type -> rbee.hive.v1.GetModelResponse
-	3,  // 30: rbee.hive.v1.HiveService.Refresh:output_type -> rbee.hive.v1.RefreshResponse
-	23, // 31: rbee.hive.v1.HiveService.SearchCatalog:output_type -> rbee.hive.v1.SearchCatalogResponse
-	1,  // 32: rbee.hive.v1.AgentService.Leave:output_type -> rbee.hive.v1.LeaveResponse
-	24, // [24:33] is the sub-list for method output_type
-	15, // [15:24] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	8,  // 6: rbee.hive.v1.Binary.checks:type_name -> rbee.hive.v1.Check
+	25, // 7: rbee.hive.v1.Binary.probed_at:type_name -> google.protobuf.Timestamp
+	25, // 8: rbee.hive.v1.Model.created_at:type_name -> google.protobuf.Timestamp
+	5,  // 9: rbee.hive.v1.Model.files:type_name -> rbee.hive.v1.File
+	6,  // 10: rbee.hive.v1.ListProcessesResponse.processes:type_name -> rbee.hive.v1.Process
+	6,  // 11: rbee.hive.v1.GetProcessResponse.process:type_name -> rbee.hive.v1.Process
+	7,  // 12: rbee.hive.v1.ListBinariesResponse.binaries:type_name -> rbee.hive.v1.Binary
+	7,  // 13: rbee.hive.v1.GetBinaryResponse.binary:type_name -> rbee.hive.v1.Binary
+	9,  // 14: rbee.hive.v1.ListModelsResponse.models:type_name -> rbee.hive.v1.Model
+	9,  // 15: rbee.hive.v1.GetModelResponse.model:type_name -> rbee.hive.v1.Model
+	10, // 16: rbee.hive.v1.SearchCatalogResponse.items:type_name -> rbee.hive.v1.CatalogItem
+	11, // 17: rbee.hive.v1.HiveService.ListProcesses:input_type -> rbee.hive.v1.ListProcessesRequest
+	13, // 18: rbee.hive.v1.HiveService.GetProcess:input_type -> rbee.hive.v1.GetProcessRequest
+	15, // 19: rbee.hive.v1.HiveService.ListBinaries:input_type -> rbee.hive.v1.ListBinariesRequest
+	17, // 20: rbee.hive.v1.HiveService.GetBinary:input_type -> rbee.hive.v1.GetBinaryRequest
+	19, // 21: rbee.hive.v1.HiveService.ListModels:input_type -> rbee.hive.v1.ListModelsRequest
+	21, // 22: rbee.hive.v1.HiveService.GetModel:input_type -> rbee.hive.v1.GetModelRequest
+	2,  // 23: rbee.hive.v1.HiveService.Refresh:input_type -> rbee.hive.v1.RefreshRequest
+	23, // 24: rbee.hive.v1.HiveService.SearchCatalog:input_type -> rbee.hive.v1.SearchCatalogRequest
+	0,  // 25: rbee.hive.v1.AgentService.Leave:input_type -> rbee.hive.v1.LeaveRequest
+	12, // 26: rbee.hive.v1.HiveService.ListProcesses:output_type -> rbee.hive.v1.ListProcessesResponse
+	14, // 27: rbee.hive.v1.HiveService.GetProcess:output_type -> rbee.hive.v1.GetProcessResponse
+	16, // 28: rbee.hive.v1.HiveService.ListBinaries:output_type -> rbee.hive.v1.ListBinariesResponse
+	18, // 29: rbee.hive.v1.HiveService.GetBinary:output_type -> rbee.hive.v1.GetBinaryResponse
+	20, // 30: rbee.hive.v1.HiveService.ListModels:output_type -> rbee.hive.v1.ListModelsResponse
+	22, // 31: rbee.hive.v1.HiveService.GetModel:output_type -> rbee.hive.v1.GetModelResponse
+	3,  // 32: rbee.hive.v1.HiveService.Refresh:output_type -> rbee.hive.v1.RefreshResponse
+	24, // 33: rbee.hive.v1.HiveService.SearchCatalog:output_type -> rbee.hive.v1.SearchCatalogResponse
+	1,  // 34: rbee.hive.v1.AgentService.Leave:output_type -> rbee.hive.v1.LeaveResponse
+	26, // [26:35] is the sub-list for method output_type
+	17, // [17:26] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_hive_v1_hive_proto_init() }
@@ -1726,7 +1831,7 @@ func file_hive_v1_hive_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hive_v1_hive_proto_rawDesc), len(file_hive_v1_hive_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -109,13 +109,15 @@ func (*InfoRequest) Descriptor() ([]byte, []int) {
 }
 
 type InfoResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	Summary       string                 `protobuf:"bytes,4,opt,name=summary,proto3" json:"summary,omitempty"`
-	Capabilities  []string               `protobuf:"bytes,5,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	Engine        *Engine                `protobuf:"bytes,6,opt,name=engine,proto3" json:"engine,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Name         string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Kind         string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Version      string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Summary      string                 `protobuf:"bytes,4,opt,name=summary,proto3" json:"summary,omitempty"`
+	Capabilities []string               `protobuf:"bytes,5,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Engine       *Engine                `protobuf:"bytes,6,opt,name=engine,proto3" json:"engine,omitempty"`
+	// Other releases that the plugin works with as well, the best first.
+	OtherEngines  []*Engine `protobuf:"bytes,7,rep,name=other_engines,json=otherEngines,proto3" json:"other_engines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -188,6 +190,13 @@ func (x *InfoResponse) GetCapabilities() []string {
 func (x *InfoResponse) GetEngine() *Engine {
 	if x != nil {
 		return x.Engine
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetOtherEngines() []*Engine {
+	if x != nil {
+		return x.OtherEngines
 	}
 	return nil
 }
@@ -823,14 +832,15 @@ var File_plugin_v1_plugin_proto protoreflect.FileDescriptor
 const file_plugin_v1_plugin_proto_rawDesc = "" +
 	"\n" +
 	"\x16plugin/v1/plugin.proto\x12\x0erbee.plugin.v1\"\r\n" +
-	"\vInfoRequest\"\xbe\x01\n" +
+	"\vInfoRequest\"\xfb\x01\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x18\n" +
 	"\asummary\x18\x04 \x01(\tR\asummary\x12\"\n" +
 	"\fcapabilities\x18\x05 \x03(\tR\fcapabilities\x12.\n" +
-	"\x06engine\x18\x06 \x01(\v2\x16.rbee.plugin.v1.EngineR\x06engine\"\xd3\x01\n" +
+	"\x06engine\x18\x06 \x01(\v2\x16.rbee.plugin.v1.EngineR\x06engine\x12;\n" +
+	"\rother_engines\x18\a \x03(\v2\x16.rbee.plugin.v1.EngineR\fotherEngines\"\xd3\x01\n" +
 	"\x06Engine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x10\n" +
@@ -921,25 +931,26 @@ var file_plugin_v1_plugin_proto_goTypes = []any{
 }
 var file_plugin_v1_plugin_proto_depIdxs = []int32{
 	3,  // 0: rbee.plugin.v1.InfoResponse.engine:type_name -> rbee.plugin.v1.Engine
-	13, // 1: rbee.plugin.v1.Engine.links:type_name -> rbee.plugin.v1.Engine.LinksEntry
-	6,  // 2: rbee.plugin.v1.SchemaResponse.schema:type_name -> rbee.plugin.v1.Schema
-	7,  // 3: rbee.plugin.v1.Schema.attributes:type_name -> rbee.plugin.v1.Attribute
-	8,  // 4: rbee.plugin.v1.Schema.blocks:type_name -> rbee.plugin.v1.Block
-	6,  // 5: rbee.plugin.v1.Block.schema:type_name -> rbee.plugin.v1.Schema
-	11, // 6: rbee.plugin.v1.ConfigureResponse.diagnostics:type_name -> rbee.plugin.v1.Diagnostic
-	0,  // 7: rbee.plugin.v1.Diagnostic.severity:type_name -> rbee.plugin.v1.Diagnostic.Severity
-	12, // 8: rbee.plugin.v1.Diagnostic.path:type_name -> rbee.plugin.v1.PathStep
-	1,  // 9: rbee.plugin.v1.PluginService.Info:input_type -> rbee.plugin.v1.InfoRequest
-	4,  // 10: rbee.plugin.v1.PluginService.Schema:input_type -> rbee.plugin.v1.SchemaRequest
-	9,  // 11: rbee.plugin.v1.PluginService.Configure:input_type -> rbee.plugin.v1.ConfigureRequest
-	2,  // 12: rbee.plugin.v1.PluginService.Info:output_type -> rbee.plugin.v1.InfoResponse
-	5,  // 13: rbee.plugin.v1.PluginService.Schema:output_type -> rbee.plugin.v1.SchemaResponse
-	10, // 14: rbee.plugin.v1.PluginService.Configure:output_type -> rbee.plugin.v1.ConfigureResponse
-	12, // [12:15] is the sub-list for method output_type
-	9,  // [9:12] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	3,  // 1: rbee.plugin.v1.InfoResponse.other_engines:type_name -> rbee.plugin.v1.Engine
+	13, // 2: rbee.plugin.v1.Engine.links:type_name -> rbee.plugin.v1.Engine.LinksEntry
+	6,  // 3: rbee.plugin.v1.SchemaResponse.schema:type_name -> rbee.plugin.v1.Schema
+	7,  // 4: rbee.plugin.v1.Schema.attributes:type_name -> rbee.plugin.v1.Attribute
+	8,  // 5: rbee.plugin.v1.Schema.blocks:type_name -> rbee.plugin.v1.Block
+	6,  // 6: rbee.plugin.v1.Block.schema:type_name -> rbee.plugin.v1.Schema
+	11, // 7: rbee.plugin.v1.ConfigureResponse.diagnostics:type_name -> rbee.plugin.v1.Diagnostic
+	0,  // 8: rbee.plugin.v1.Diagnostic.severity:type_name -> rbee.plugin.v1.Diagnostic.Severity
+	12, // 9: rbee.plugin.v1.Diagnostic.path:type_name -> rbee.plugin.v1.PathStep
+	1,  // 10: rbee.plugin.v1.PluginService.Info:input_type -> rbee.plugin.v1.InfoRequest
+	4,  // 11: rbee.plugin.v1.PluginService.Schema:input_type -> rbee.plugin.v1.SchemaRequest
+	9,  // 12: rbee.plugin.v1.PluginService.Configure:input_type -> rbee.plugin.v1.ConfigureRequest
+	2,  // 13: rbee.plugin.v1.PluginService.Info:output_type -> rbee.plugin.v1.InfoResponse
+	5,  // 14: rbee.plugin.v1.PluginService.Schema:output_type -> rbee.plugin.v1.SchemaResponse
+	10, // 15: rbee.plugin.v1.PluginService.Configure:output_type -> rbee.plugin.v1.ConfigureResponse
+	13, // [13:16] is the sub-list for method output_type
+	10, // [10:13] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_plugin_v1_plugin_proto_init() }

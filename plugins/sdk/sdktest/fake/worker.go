@@ -196,7 +196,7 @@ func (w *Worker) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) 
 
 func (w *Worker) fingerprint() worker.Fingerprint {
 	c := w.knobs()
-	f := worker.Fingerprint{Problem: c.Problem}
+	f := worker.Fingerprint{Problem: c.Problem, Checks: []worker.Check{{Name: "words", Passed: c.Problem == "", Detail: "the words of a prompt can be told apart"}}}
 	for _, d := range c.Devices {
 		f.Devices = append(f.Devices, worker.Device{ID: d.ID, Kind: "fake", Name: "Fake device " + d.ID, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes})
 	}
