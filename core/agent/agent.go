@@ -62,6 +62,8 @@ type Options struct {
 	Logger  hclog.Logger // nil: none
 	// Join is a join token and a queen, "TOKEN@host", for a machine that is in no cluster yet; one that is in a cluster ignores it. Empty: none.
 	Join string
+	// NotifySocket is NOTIFY_SOCKET of a service manager that is told when the agent serves, and when it begins to end; empty: none.
+	NotifySocket string
 	// Ready is called once, when the agent serves, with the host:port of its HTTP API; empty: it has none, being a hive alone. A queen of a
 	// cluster is ready as soon as it answers, also while there is no leader.
 	Ready func(address string)
@@ -452,7 +454,12 @@ func (p *process) ready(ctx context.Context) error {
 	if p.opts.Ready != nil {
 		p.opts.Ready(record.HTTPAddress)
 	}
+	if err := notify(ctx, p.opts.NotifySocket, "READY=1"); err != nil {
+		p.log.Warn("the service manager does not learn that the agent serves", "error", err)
+	}
 	<-ctx.Done()
+	// The manager may be gone, or the machine going down.
+	_ = notify(context.WithoutCancel(ctx), p.opts.NotifySocket, "STOPPING=1")
 	return ctx.Err()
 }
 

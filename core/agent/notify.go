@@ -1,0 +1,28 @@
+package agent
+
+import (
+	"context"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// notify tells the service manager a state, as sd_notify(3) has it: "READY=1", "STOPPING=1". socket is NOTIFY_SOCKET; without one nobody is told.
+func notify(ctx context.Context, socket, state string) error {
+	if socket == "" {
+		return nil
+	}
+	if name, ok := strings.CutPrefix(socket, "@"); ok {
+		socket = "\x00" + name // an abstract socket
+	}
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unixgram", socket)
+	if err != nil {
+		return core.E("tell the service manager", core.Internal, err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second)) // a socket takes one
+	_, err = conn.Write([]byte(state))
+	return core.E("tell the service manager", core.Internal, err)
+}
