@@ -42,6 +42,7 @@ var allowed = []struct {
 	{"core/pki", []string{"core"}},
 	{"core/token", []string{"core"}},
 	{"core/gossip", []string{"core", "proto/gossip/v1"}},
+	{"core/ssh", []string{"core"}},
 	{"core/rpc", []string{"core", "core/pki", "proto/options/v1"}},
 	{"core/wire", []string{"core", "proto/..."}},
 	{"core/pluginhost", []string{"core", "core/config", "core/hostinfo", "core/rpc", "plugins/sdk/...", "proto/plugin/v1", "proto/worker/v1", "proto/catalog/v1"}},

@@ -1,0 +1,89 @@
+package core
+
+// HostKeyState says what is known of the key that an SSH server showed.
+type HostKeyState string
+
+// The states of a host key.
+const (
+	HostKeyKnown    HostKeyState = "known"    // it is among the known hosts
+	HostKeyUnknown  HostKeyState = "unknown"  // no key of the host is known
+	HostKeyAccepted HostKeyState = "accepted" // it was unknown, and is known from now on
+	HostKeyChanged  HostKeyState = "changed"  // another key of the host is known, or this one is revoked: it is always refused
+)
+
+// HostKey is the key that an SSH server showed.
+type HostKey struct {
+	Type        string       `json:"type"`        // "ssh-ed25519"
+	Fingerprint string       `json:"fingerprint"` // "SHA256:…"
+	State       HostKeyState `json:"state"`
+	Expected    []string     `json:"expected,omitempty"` // fingerprints of a changed one
+}
+
+// SSHStep is one step of reaching a machine over SSH: resolve, connect, host key, authenticate, session, platform, disk, sudo, rbee.
+type SSHStep struct {
+	Name   string   `json:"name"`
+	OK     bool     `json:"ok"`
+	Detail string   `json:"detail,omitempty"` // what was found, or what is wrong
+	Hint   string   `json:"hint,omitempty"`   // what to do next, where it failed
+	Took   Duration `json:"took"`
+}
+
+// SSHTest is the result of ssh_test.
+type SSHTest struct {
+	Host    string    `json:"host"`
+	Via     string    `json:"via"` // name of the machine that tried
+	OK      bool      `json:"ok"`  // all steps up to the platform: hives can be installed there
+	Failed  string    `json:"failed,omitempty"`
+	Steps   []SSHStep `json:"steps"`
+	HostKey *HostKey  `json:"host_key,omitempty"`
+
+	User          string `json:"user,omitempty"`
+	OS            string `json:"os,omitempty"` // as GOOS has it
+	Arch          string `json:"arch,omitempty"`
+	FreeDiskBytes int64  `json:"free_disk_bytes,omitempty"`
+	Sudo          bool   `json:"sudo"`              // root, or sudo without a password
+	Service       string `json:"service,omitempty"` // what would start rbee there: systemd-user, systemd-system, launchd, none
+	Version       string `json:"version,omitempty"` // of the rbee that is installed there; empty: none
+}
+
+// InstallResult is the result of hive_install, hive_start and hive_stop.
+type InstallResult struct {
+	Host    string   `json:"host"`
+	Hive    string   `json:"hive"` // Hive.ID
+	Name    string   `json:"name"` // Hive.Name
+	Version string   `json:"version,omitempty"`
+	Before  string   `json:"before,omitempty"` // build that an upgrade replaced
+	Build   string   `json:"build,omitempty"`  // version and digest of what is installed
+	Service string   `json:"service"`          // systemd-user, systemd-system, launchd, none
+	Path    string   `json:"path,omitempty"`   // of the installed program
+	Already bool     `json:"already"`          // it was so before: nothing was changed
+	Devices []Device `json:"devices,omitempty"`
+	Notes   []string `json:"notes,omitempty"` // what a person should know, such as that nothing starts it at boot
+}
+
+// UninstallResult is the result of hive_uninstall.
+type UninstallResult struct {
+	Host    string   `json:"host"`
+	Hive    string   `json:"hive,omitempty"`
+	Already bool     `json:"already"` // nothing was installed there
+	Removed []string `json:"removed"` // paths on the machine
+	Kept    []string `json:"kept,omitempty"`
+}
+
+// HiveHost is a machine that hives can be installed on, as a queen's machine remembers it.
+type HiveHost struct {
+	Name         string `json:"name"`                // what operations call it
+	HostName     string `json:"host_name,omitempty"` // empty: Name
+	User         string `json:"user,omitempty"`
+	Port         int    `json:"port,omitempty"`          // 0: what the SSH configuration says
+	IdentityFile string `json:"identity_file,omitempty"` // path of a private key
+	Hive         string `json:"hive,omitempty"`          // Hive.ID of what is installed there; empty: nothing
+}
+
+// ImportResult is the result of hive_import_ssh.
+type ImportResult struct {
+	File     string     `json:"file"`
+	Added    []HiveHost `json:"added"`
+	Kept     []string   `json:"kept"`     // names that were there already
+	Problems []string   `json:"problems"` // lines that could not be read, by number
+}

@@ -1,0 +1,129 @@
+package ssh
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Bounds of what a command may say: the rest is dropped.
+const (
+	maxStdout = 1 << 20
+	maxStderr = 16 << 10
+)
+
+// Conn is a connection to a machine. Its methods may be called concurrently.
+type Conn struct {
+	User    string
+	Address string // host:port
+
+	clients []*gossh.Client // the jump hosts, then the machine
+}
+
+func (c *Conn) last() *gossh.Client {
+	if len(c.clients) == 0 {
+		return nil
+	}
+	return c.clients[len(c.clients)-1]
+}
+
+// Close ends the connection, and what still runs over it.
+func (c *Conn) Close() {
+	for _, client := range slices.Backward(c.clients) {
+		client.Close()
+	}
+}
+
+// ExitError is a command that ended with a status other than 0.
+type ExitError struct {
+	Status int    // -1: none, by a signal or a connection that broke
+	Stderr string // its last lines, without control characters
+}
+
+func (e *ExitError) Error() string {
+	text := fmt.Sprintf("exit status %d", e.Status)
+	if e.Status < 0 {
+		text = "it was ended"
+	}
+	if e.Stderr != "" {
+		text = e.Stderr + " (" + text + ")"
+	}
+	return text
+}
+
+// Run runs a command line, see Command, gives it stdin, nil for none, and returns what it wrote to stdout. When ctx ends the connection is
+// closed: nothing can be run over it any more. Errors: *ExitError, Unavailable for a connection that broke, TooLarge for an answer beyond
+// 1 MiB.
+func (c *Conn) Run(ctx context.Context, command string, stdin io.Reader) (string, error) {
+	stop := context.AfterFunc(ctx, c.Close)
+	defer stop()
+	session, err := c.last().NewSession()
+	if err != nil {
+		return "", broken(ctx, err)
+	}
+	defer session.Close()
+	out, talk := &bounded{max: maxStdout}, &bounded{max: maxStderr}
+	session.Stdin, session.Stdout, session.Stderr = stdin, out, talk
+	err = session.Run(command)
+	switch exit, ok := errors.AsType[*gossh.ExitError](err); {
+	case ok && ctx.Err() == nil:
+		status := exit.ExitStatus()
+		if exit.Signal() != "" {
+			status = -1
+		}
+		return out.String(), &ExitError{status, Clean(talk.String())}
+	case err != nil:
+		return "", broken(ctx, err)
+	case out.cut:
+		return "", core.Errorf("", core.TooLarge, "the machine answered more than %d bytes", maxStdout)
+	}
+	return out.String(), nil
+}
+
+func broken(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
+	}
+	return core.WithHint(core.Errorf("", core.Unavailable, "the connection broke: %w", err), "Try again: what is there already is not sent again.")
+}
+
+// Clean makes what another machine said fit for an error or a log: its last lines, on one line, without control characters.
+func Clean(text string) string {
+	const most = 600
+	text = strings.Join(strings.Fields(strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))), " ")
+	if len(text) > most {
+		text = "…" + strings.ToValidUTF8(text[len(text)-most:], "")
+	}
+	return text
+}
+
+// bounded keeps the first max bytes and takes the rest, so that the command does not hang.
+type bounded struct {
+	buf bytes.Buffer
+	max int
+	cut bool
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	keep := p
+	if room := b.max - b.buf.Len(); len(keep) > room {
+		b.cut, keep = true, keep[:room]
+	}
+	b.buf.Write(keep)
+	return len(p), nil
+}
+
+func (b *bounded) String() string { return b.buf.String() }

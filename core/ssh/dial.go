@@ -1,0 +1,191 @@
+package ssh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	gossh "golang.org/x/crypto/ssh"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// The steps of Connect, in order.
+const (
+	StepResolve      = "resolve"
+	StepConnect      = "connect"
+	StepHostKey      = "host key"
+	StepAuthenticate = "authenticate"
+)
+
+// maxJumps bounds the hosts on the way.
+const maxJumps = 4
+
+// Dialer reaches machines with one person's SSH identity. It may be used concurrently.
+type Dialer struct {
+	Home        string // of the person whose .ssh it is
+	AgentSocket string // SSH_AUTH_SOCK; empty: no agent
+	KnownHosts  string // file that accepted host keys are added to, and looked up in beside the person's own
+	Accept      string // fingerprint of an unknown host key that is accepted, "SHA256:…"; empty: none
+	AcceptNew   bool   // any unknown host key is accepted; a changed one never is
+	// Dial connects to an address; nil: TCP.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Connect connects and authenticates, and tells step of every step as it ends, the failing one too. ctx bounds the connecting alone; the
+// caller closes the connection. Errors: Invalid, NotFound for a name that has no address, Unavailable, Unauthenticated for an unknown host
+// key, Integrity for a changed one, Forbidden where no identity is accepted, Unsupported; each names the step.
+func (d *Dialer) Connect(ctx context.Context, t Target, step func(core.SSHStep)) (*Conn, *core.HostKey, error) {
+	w := &walk{d: d, step: step, begin: time.Now()}
+	c, err := ReadConfig(filepath.Join(d.Home, ".ssh", "config"), d.Home)
+	if err != nil {
+		return nil, nil, w.fail(StepResolve, err)
+	}
+	r, err := d.routeTo(t, c)
+	if err != nil {
+		return nil, nil, w.fail(StepResolve, err)
+	}
+	if len(r.jumps) > maxJumps {
+		return nil, nil, w.fail(StepResolve, core.Errorf("", core.Unsupported, "ProxyJump has %d hosts, at most %d are followed", len(r.jumps), maxJumps))
+	}
+	conn := &Conn{User: r.user, Address: net.JoinHostPort(r.hostName, strconv.Itoa(r.port))}
+	for _, hop := range r.jumps {
+		jt, err := jumpTarget(hop)
+		var jr route
+		if err == nil {
+			jr, err = d.routeTo(jt, c)
+		}
+		if err != nil {
+			conn.Close()
+			return nil, nil, w.fail(StepResolve, core.E("jump host", core.KindOf(err), err))
+		}
+		quiet := &walk{d: d, step: func(core.SSHStep) {}, begin: time.Now(), via: conn.last()}
+		client, key, err := quiet.open(ctx, jr)
+		if err != nil {
+			conn.Close()
+			return nil, key, w.fail(StepConnect, core.E("jump host "+jr.alias, core.KindOf(err), err))
+		}
+		conn.clients = append(conn.clients, client)
+	}
+	w.via = conn.last()
+	client, key, err := w.open(ctx, r)
+	if err != nil {
+		conn.Close()
+		return nil, key, err
+	}
+	conn.clients = append(conn.clients, client)
+	return conn, key, nil
+}
+
+// walk is one connection in the making.
+type walk struct {
+	d     *Dialer
+	step  func(core.SSHStep)
+	begin time.Time     // of the step
+	via   *gossh.Client // nil: directly
+}
+
+func (w *walk) done(name, detail string) {
+	now := time.Now()
+	w.step(core.SSHStep{Name: name, OK: true, Detail: detail, Took: core.Duration(now.Sub(w.begin))})
+	w.begin = now
+}
+
+func (w *walk) fail(name string, err error) error {
+	w.step(core.SSHStep{Name: name, Detail: err.Error(), Hint: core.HintOf(err), Took: core.Duration(time.Since(w.begin))})
+	return core.E(name, core.KindOf(err), err)
+}
+
+func (w *walk) open(ctx context.Context, r route) (*gossh.Client, *core.HostKey, error) {
+	port := strconv.Itoa(r.port)
+	addresses := []string{r.hostName}
+	if w.via == nil && net.ParseIP(r.hostName) == nil {
+		var err error
+		if addresses, err = net.DefaultResolver.LookupHost(ctx, r.hostName); err != nil {
+			kind := core.NotFound
+			if ctx.Err() != nil {
+				kind = core.Unavailable
+			}
+			return nil, nil, w.fail(StepResolve, core.WithHint(core.Errorf("", kind, "%s has no address that can be found", r.hostName), "Check the name, or write HostName in ~/.ssh/config."))
+		}
+	}
+	w.done(StepResolve, strings.Join(addresses, ", "))
+	conn, err := w.dial(ctx, addresses, port)
+	if err != nil {
+		return nil, nil, w.fail(StepConnect, core.WithHint(core.E("", core.Unavailable, err), "Is the machine on, does an SSH server listen there, and does no firewall stand between?"))
+	}
+	w.done(StepConnect, conn.RemoteAddr().String())
+	keys, err := w.d.hostKeys(r)
+	if err != nil {
+		conn.Close()
+		return nil, nil, w.fail(StepHostKey, err)
+	}
+	signers, tried, closeAgent := w.d.identities(ctx, r)
+	defer closeAgent()
+	config := &gossh.ClientConfig{
+		User: r.user, Auth: []gossh.AuthMethod{gossh.PublicKeys(signers...)}, HostKeyAlgorithms: keys.algorithms(), ClientVersion: "SSH-2.0-rbee",
+		HostKeyCallback: func(hostname string, remote net.Addr, key gossh.PublicKey) error {
+			err := keys.check(hostname, remote, key)
+			if err == nil {
+				w.done(StepHostKey, keys.seen.Fingerprint+" ("+string(keys.seen.State)+")")
+			}
+			return err
+		},
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	sshConn, chans, requests, err := gossh.NewClientConn(conn, keys.name, config)
+	if !stop() && err == nil {
+		sshConn.Close()
+		err = ctx.Err()
+	}
+	if err == nil {
+		w.done(StepAuthenticate, "as "+r.user)
+		return gossh.NewClient(sshConn, chans, requests), keys.seen, nil
+	}
+	conn.Close()
+	switch {
+	case keys.taken != nil:
+		return nil, keys.seen, w.fail(StepHostKey, keys.taken)
+	case ctx.Err() != nil && keys.seen == nil:
+		return nil, nil, w.fail(StepHostKey, core.WithHint(core.Errorf("", core.Unavailable, "the server did not show its key in time"), "Does an SSH server listen on port %s?", port))
+	case keys.seen == nil:
+		return nil, nil, w.fail(StepHostKey, core.WithHint(core.Errorf("", core.Unavailable, "no SSH server answers at %s: %w", conn.RemoteAddr(), err), "Name the right port with --port."))
+	case ctx.Err() != nil:
+		return nil, keys.seen, w.fail(StepAuthenticate, core.Errorf("", core.Unavailable, "the server did not answer in time"))
+	default:
+		return nil, keys.seen, w.fail(StepAuthenticate, core.WithHint(core.Errorf("", core.Forbidden, "%s does not let %s in; %s", r.alias, r.user, triedText(tried)),
+			"Put a public key of yours into ~/.ssh/authorized_keys there (ssh-copy-id), or name the right user with --user. The identities are those of whoever runs the agent."))
+	}
+}
+
+// dial tries the addresses in turn.
+func (w *walk) dial(ctx context.Context, addresses []string, port string) (net.Conn, error) {
+	dial := w.d.Dial
+	if w.via != nil {
+		dial = w.via.DialContext
+	} else if dial == nil {
+		dial = (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext
+	}
+	var errs []error
+	for i, a := range addresses {
+		limited, cancel := ctx, context.CancelFunc(func() {})
+		if deadline, ok := ctx.Deadline(); ok && i < len(addresses)-1 { // one that swallows everything leaves time for the next
+			limited, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(addresses)-i))
+		}
+		conn, err := dial(limited, "tcp", net.JoinHostPort(a, port))
+		cancel()
+		if err == nil {
+			return conn, nil
+		}
+		errs = append(errs, err)
+	}
+	if ctx.Err() != nil {
+		errs = append(errs, fmt.Errorf("it took too long"))
+	}
+	return nil, errors.Join(errs...)
+}

@@ -1,0 +1,45 @@
+// Package ssh reaches other machines as the ssh program would: ~/.ssh/config, known hosts, the agent and key files, then commands.
+package ssh
+
+import (
+	"regexp"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Target says which machine to reach, and what is to be used instead of what ~/.ssh/config says. The zero fields leave it to that file.
+type Target struct {
+	Host         string // alias in ~/.ssh/config, host name or IP address
+	HostName     string // where Host really is
+	User         string
+	Port         int
+	IdentityFile string // a private key
+}
+
+var (
+	hostWord = regexp.MustCompile(`^[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,252}$`)
+	userWord = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,63}$`)
+)
+
+// Check refuses what cannot be a host, a user or a port, so that nothing else is ever looked up, dialled or shown. Errors: Invalid.
+func (t Target) Check() error {
+	switch {
+	case !hostWord.MatchString(t.Host):
+		return core.WithHint(core.Errorf("", core.Invalid, "%q is no host", clip(t.Host)), "Write a host name, an IP address, or an alias of ~/.ssh/config: letters, digits, dots, dashes, colons and underscores.")
+	case t.HostName != "" && !hostWord.MatchString(t.HostName):
+		return core.WithHint(core.Errorf("", core.Invalid, "%q is no host name", clip(t.HostName)), "Write a host name or an IP address.")
+	case t.User != "" && !userWord.MatchString(t.User):
+		return core.WithHint(core.Errorf("", core.Invalid, "%q is no user name", clip(t.User)), "Write letters, digits, dots, dashes and underscores.")
+	case t.Port < 0 || t.Port > 65535:
+		return core.WithHint(core.Errorf("", core.Invalid, "%d is no port", t.Port), "It is between 1 and 65535; 0 leaves it to ~/.ssh/config.")
+	}
+	return nil
+}
+
+func clip(s string) string {
+	const most = 60
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}
