@@ -14,6 +14,7 @@ const (
 	OpWorkerSpawn         Operation = "worker_spawn"
 	OpWorkerProcessDelete Operation = "worker_process_delete"
 	OpModelDownload       Operation = "model_download"
+	OpModelDelete         Operation = "model_delete"
 	OpActiveWorkerRetire  Operation = "active_worker_retire"
 )
 
@@ -33,8 +34,9 @@ type Request struct {
 	ContextTokens int      `json:"context_tokens,omitempty"` // per slot
 	Threads       int      `json:"threads,omitempty"`
 	PID           int      `json:"pid,omitempty"`
-	Grace         Duration `json:"grace,omitzero"`   // how long running requests may go on
-	Worker        string   `json:"worker,omitempty"` // id or unique prefix
+	DryRun        bool     `json:"dry_run,omitempty"` // only say what would be done
+	Grace         Duration `json:"grace,omitzero"`    // how long running requests may go on
+	Worker        string   `json:"worker,omitempty"`  // id or unique prefix
 }
 
 // JobState is where a job is in its life.
@@ -139,6 +141,14 @@ func (d *Duration) UnmarshalText(text []byte) error {
 type SpawnResult struct {
 	Worker Worker `json:"worker"`
 	PID    int    `json:"pid"`
+}
+
+// ModelDeleteResult is the result of model_delete.
+type ModelDeleteResult struct {
+	Model      string `json:"model"`       // Model.ID
+	FreedBytes int64  `json:"freed_bytes"` // on the disk
+	Files      []File `json:"files"`       // that are gone; those that other models need too have stayed
+	DryRun     bool   `json:"dry_run"`     // nothing was done: this is what would be
 }
 
 // ExitResult is the result of worker_process_delete and active_worker_retire.

@@ -34,8 +34,16 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpModelDownload, Number: 10, Title: "ModelDownload", Summary: "Fetch a model into the hive's store.",
-			Runs: RunsOnHive, Result: Model{}, CLI: []string{"model download", "pull"}, Test: "",
+			Runs: RunsOnChosenHive, Result: Model{}, CLI: []string{"model download", "pull"}, Test: "",
 			Fields: []FieldSpec{{Name: "model", Required: true, Doc: "catalog reference, or the name of a model in a catalog source"}},
+		},
+		{
+			Name: OpModelDelete, Number: 13, Title: "ModelDelete", Summary: "Delete a model from the hive's store, and those of its files that no other model needs.",
+			Runs: RunsOnHive, Result: ModelDeleteResult{}, CLI: []string{"model delete", "rm"}, Test: "",
+			Fields: []FieldSpec{
+				{Name: "model", Required: true, Doc: "id or alias of a model of the hive"},
+				{Name: "dry_run", Doc: "word to only say what would be freed"},
+			},
 		},
 		{
 			Name: OpActiveWorkerRetire, Number: 26, Title: "ActiveWorkerRetire", Summary: "Give a worker no new request, let the running ones finish, then stop it.",

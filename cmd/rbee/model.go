@@ -17,13 +17,17 @@ func (a *app) modelCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "model",
 		Aliases: []string{"models"},
-		Short:   "Models: fetch and look at them",
+		Short:   "Models: fetch, look at and delete them",
 	}
 	ls := a.lsCommand()
 	ls.Use, ls.Aliases = "list", []string{"ls"}
 	pull := a.pullCommand()
 	pull.Use, pull.Aliases = "download REF", []string{"pull"}
-	cmd.AddCommand(ls, a.modelGetCommand(), pull)
+	rm := a.rmCommand()
+	rm.Use, rm.Aliases = "delete ID...", []string{"rm"}
+	get := a.showCommand()
+	get.Use, get.Aliases = "get ID", []string{"show"}
+	cmd.AddCommand(ls, get, pull, rm)
 	return cmd
 }
 
@@ -88,11 +92,10 @@ func hiveNamesOf(ids []string, hives []core.Hive) []string {
 	return names
 }
 
-func (a *app) modelGetCommand() *cobra.Command {
+func (a *app) showCommand() *cobra.Command {
 	var hive string
 	cmd := &cobra.Command{
-		Use:               "get ID",
-		Aliases:           []string{"show"},
+		Use:               "show ID",
 		Short:             "Show a model",
 		Args:              exactly("ID"),
 		ValidArgsFunction: first(a.names(modelIDs)),
@@ -165,6 +168,6 @@ func (a *app) pullCommand() *cobra.Command {
 		})
 	})
 	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")
-	a.hiveFlag(cmd, &r.Hive, core.LocalHive, "`HIVE` to fetch it on")
+	a.hiveFlag(cmd, &r.Hive, "", "`HIVE` to fetch it on (default: chosen)")
 	return cmd
 }

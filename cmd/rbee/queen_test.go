@@ -340,6 +340,8 @@ func (q *fakeQueen) Submit(_ context.Context, r core.Request) (core.Job, error) 
 		case core.OpModelDownload:
 			run.Progress(core.Progress{Phase: "download rbee-tiny.gguf", Done: 2983680, Total: 2983680, Unit: "bytes"})
 			return q.HiveModel(ctx, core.LocalHive, strings.TrimPrefix(r.Model, "builtin:"))
+		case core.OpModelDelete:
+			return q.deleteModel(r)
 		case core.OpWorkerDownload:
 			return q.Binary(ctx, core.LocalHive, r.Type)
 		}
@@ -369,6 +371,26 @@ func (q *fakeQueen) spawn(ctx context.Context, run *job.Run, r core.Request) (an
 	w := fakeWorker("w1", "rbee-tiny")
 	q.addWorker(w)
 	return core.SpawnResult{Worker: w, PID: 4242}, nil
+}
+
+func (q *fakeQueen) deleteModel(r core.Request) (any, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i, m := range q.models {
+		if m.ID != r.Model {
+			continue
+		}
+		for _, w := range q.workers {
+			if w.Model == m.ID {
+				return nil, core.WithHint(core.Errorf("delete model", core.InUse, "%s is loaded by %s", m.ID, w.ID), "Retire them first: `rbee worker retire %s`.", w.ID)
+			}
+		}
+		if !r.DryRun {
+			q.models = slices.Delete(q.models, i, i+1)
+		}
+		return core.ModelDeleteResult{Model: m.ID, FreedBytes: m.SizeBytes, Files: []core.File{{Path: m.ID + ".gguf", SizeBytes: m.SizeBytes}}, DryRun: r.DryRun}, nil
+	}
+	return nil, unknownModel(r.Model)
 }
 
 func (q *fakeQueen) end(r core.Request) (any, error) {

@@ -23,10 +23,10 @@ const (
 // File is what a GGUF header says about a model. Numbers that the header does not give are 0.
 type File struct {
 	Version       int
-	Architecture  string // "llama"; never empty
+	Architecture  string // "llama"; empty only in a later part of a split model
 	Name          string
 	License       string
-	Quantization  string // "Q8_0", "Q4_K_M", …; never empty
+	Quantization  string // "Q8_0", "Q4_K_M", …; empty only in a part without tensors
 	Parameters    int64  // elements of all tensors
 	ContextTokens int    // what the model was trained for
 	Layers        int
@@ -39,12 +39,15 @@ type File struct {
 	Vocab         int
 	ChatTemplate  string
 	Splits        int   // files that the model is split into; 0 or 1: this one is all
+	SplitNo       int   // which of them this is, from 0
 	Tensors       int   // tensors in this file
 	TensorBytes   int64 // of the tensors, without padding
 	DataOffset    int64 // where tensor data starts in the file
 	Alignment     int
 
-	layerKVHeads []int // per layer where the header gives a list
+	layerKVHeads []int             // per layer where the header gives a list
+	splitTensors int               // tensors of all parts together; 0: not said
+	ofType       map[uint32]uint64 // bytes per tensor type
 }
 
 // Read reads and checks the header of a GGUF file of size bytes. It reads only the header, in order, once.
@@ -55,36 +58,47 @@ func Read(r io.ReaderAt, size int64) (*File, error) {
 	return p.file()
 }
 
-// microBatch is how many positions the engine works on at once: llama.cpp's default n_ubatch.
-const microBatch = 512
-
-// EstimateBytes is the device memory that a worker with this model, so many slots, and so many positions per slot needs, in bytes.
-// slots below 1 count as 1; contextTokens below 1 means the model's own. It is the sum of
-//
-//	weights   the tensors as they are
-//	KV cache  per layer: KV heads × (K width + V width) × 2 bytes (F16) × slots × positions rounded up to 256
-//	compute   512 positions × 4 bytes × (vocabulary + 4 × embedding + 2 × feed-forward width)
-//
-// where 512 is the engine's micro-batch and the vocabulary term its logits. Sliding windows and flash attention's absence are not
-// considered: the first makes the estimate too high, the second too low. A CPU engine that repacks weights keeps a second copy of them.
-// A result beyond int64 is math.MaxInt64.
-func (f *File) EstimateBytes(slots, contextTokens int) int64 {
-	if contextTokens < 1 {
-		contextTokens = f.ContextTokens
+// Join gives the facts of a model that is split into several files, from the headers of all of them in order: those of the first, with the tensors
+// of all. A single whole file is its own. Parts that do not belong together, are not all there, or are not in order are core.Integrity.
+func Join(parts ...*File) (*File, error) {
+	if len(parts) == 0 {
+		return nil, bad("there is no file")
 	}
-	positions := mul(uint64(max(slots, 1)), (uint64(contextTokens)+255)/256*256)
-	var kvHeads uint64
-	for l := range f.Layers {
-		heads := f.KVHeads
-		if l < len(f.layerKVHeads) {
-			heads = f.layerKVHeads[l]
+	whole := *parts[0]
+	if want := max(whole.Splits, 1); want != len(parts) {
+		return nil, bad("the model is split into %d files, and %d are there", want, len(parts))
+	}
+	whole.Tensors, whole.TensorBytes, whole.Parameters, whole.ofType = 0, 0, 0, map[uint32]uint64{}
+	for i, p := range parts {
+		switch {
+		case p.SplitNo != i:
+			return nil, bad("file %d of %d says that it is number %d", i+1, len(parts), p.SplitNo+1)
+		case p.Splits != whole.Splits:
+			return nil, bad("file %d of %d says that it is one of %d", i+1, len(parts), p.Splits)
+		case p.splitTensors != whole.splitTensors:
+			return nil, bad("file %d of %d is of a model with %d tensors, the first of one with %d", i+1, len(parts), p.splitTensors, whole.splitTensors)
 		}
-		kvHeads = add(kvHeads, uint64(heads))
+		whole.Tensors += p.Tensors
+		whole.TensorBytes = sum(whole.TensorBytes, p.TensorBytes)
+		whole.Parameters = sum(whole.Parameters, p.Parameters)
+		for t, n := range p.ofType {
+			whole.ofType[t] = add(whole.ofType[t], n)
+		}
 	}
-	kv := mul(mul(kvHeads, 2*uint64(f.HeadDimK+f.HeadDimV)), positions)
-	compute := mul(microBatch*4, uint64(f.Vocab)+4*uint64(f.Embedding)+2*uint64(f.FeedForward))
-	return int64(min(add(add(uint64(f.TensorBytes), kv), compute), math.MaxInt64))
+	if whole.splitTensors > 0 && whole.splitTensors != whole.Tensors {
+		return nil, bad("its %d files have %d tensors together and should have %d", len(parts), whole.Tensors, whole.splitTensors)
+	}
+	if whole.Tensors == 0 {
+		return nil, bad("it has no tensors")
+	}
+	if whole.Quantization == "" {
+		whole.Quantization = dominating(whole.ofType)
+	}
+	return &whole, nil
 }
+
+// sum is a + b for numbers that are not negative, or the largest number where that overflows.
+func sum(a, b int64) int64 { return int64(min(add(uint64(a), uint64(b)), math.MaxInt64)) }
 
 // mul is a × b, or the largest number where that overflows.
 func mul(a, b uint64) uint64 {

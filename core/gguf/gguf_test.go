@@ -2,16 +2,19 @@ package gguf_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/badgguf"
 	"github.com/rbee-project/rbee/core/gguf"
 )
 
@@ -19,7 +22,7 @@ const tiny = "../../plugins/catalog-builtin/rbee-tiny.gguf"
 
 func TestReadSynthetic(t *testing.T) {
 	t.Parallel()
-	b := file(goodEntries(), goodTensors(), goodData)
+	b := badgguf.File(badgguf.GoodEntries(), badgguf.GoodTensors(), badgguf.GoodData)
 	f, err := gguf.Read(bytes.NewReader(b), int64(len(b)))
 	must.NoError(t, err)
 	must.Eq(t, "llama", f.Architecture)
@@ -38,40 +41,43 @@ func TestReadSynthetic(t *testing.T) {
 	must.Eq(t, 3, f.Vocab)
 	must.Eq(t, "{{ messages }}", f.ChatTemplate)
 	must.Eq(t, 432+256+136, f.TensorBytes)
-	must.Eq(t, int64(len(b)-goodData), f.DataOffset)
+	must.Eq(t, int64(len(b)-badgguf.GoodData), f.DataOffset)
 	must.Eq(t, 3, f.Tensors)
 	must.Eq(t, 3, f.Version)
 
-	// weights + 2 layers × 2 heads × 32 × 2 bytes × positions + 512 × 4 × (3 + 4×64 + 2×128)
-	compute := int64(512 * 4 * (3 + 256 + 256))
-	must.Eq(t, f.TensorBytes+2*2*32*2*512+compute, f.EstimateBytes(1, 0))
-	must.Eq(t, f.TensorBytes+2*2*32*2*3*256+compute, f.EstimateBytes(3, 200))
+	// 2 layers × 2 heads × 32 × 2 bytes × positions; 512 × (4 × (4×64 + 3×128) + 2 × positions) + 4 × 3 × slots
+	overhead := int64(24<<20 + 384*3)
+	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Cache: 2 * 2 * 32 * 2 * 512, Compute: 512*(4*(256+384)+2*512) + 12, Overhead: overhead}, f.Estimate(1, 0))
+	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Cache: 2 * 2 * 32 * 2 * 3 * 256, Compute: 512*(4*(256+384)+2*256) + 36, Overhead: overhead}, f.Estimate(3, 200))
+	must.Eq(t, f.Estimate(3, 200).Total(), f.EstimateBytes(3, 200))
 	must.Eq(t, int64(math.MaxInt64), f.EstimateBytes(math.MaxInt, math.MaxInt))
 }
 
 func TestReadVariants(t *testing.T) {
 	t.Parallel()
-	read := func(entries []entry, tensors []tensor, data int) *gguf.File {
-		b := file(entries, tensors, data)
+	read := func(entries []badgguf.Entry, tensors []badgguf.Tensor, data int) *gguf.File {
+		b := badgguf.File(entries, tensors, data)
 		f, err := gguf.Read(bytes.NewReader(b), int64(len(b)))
 		must.NoError(t, err)
 		return f
 	}
-	f := read(with(goodEntries(), "general.file_type", uint32(1024+7)), goodTensors(), goodData)
+	f := read(badgguf.With(badgguf.GoodEntries(), "general.file_type", uint32(1024+7)), badgguf.GoodTensors(), badgguf.GoodData)
 	must.Eq(t, "Q8_0", f.Quantization, must.Sprint("a guessed file type"))
-	f = read(with(goodEntries(), "general.file_type", uint32(5)), goodTensors(), goodData)
+	f = read(badgguf.With(badgguf.GoodEntries(), "general.file_type", uint32(5)), badgguf.GoodTensors(), badgguf.GoodData)
 	must.Eq(t, "Q4_K", f.Quantization, must.Sprint("an unknown file type: the type with the most bytes"))
-	f = read(with(goodEntries(), "llama.attention.head_count_kv", []int32{2, 0}), goodTensors(), goodData)
+	f = read(badgguf.With(badgguf.GoodEntries(), "llama.attention.head_count_kv", []int32{2, 0}), badgguf.GoodTensors(), badgguf.GoodData)
 	must.Eq(t, 2, f.KVHeads)
-	must.Eq(t, f.TensorBytes+2*32*2*512+512*4*(3+256+256), f.EstimateBytes(1, 0), must.Sprint("one layer of two has a cache"))
-	f = read(with(goodEntries(), "llama.attention.key_length", uint32(24)), goodTensors(), goodData)
+	must.Eq(t, 2*32*2*512, f.Estimate(1, 0).Cache, must.Sprint("one layer of two has a cache"))
+	f = read(badgguf.With(badgguf.GoodEntries(), "llama.attention.key_length", uint32(24)), badgguf.GoodTensors(), badgguf.GoodData)
 	must.Eq(t, 24, f.HeadDimK)
 	must.Eq(t, 16, f.HeadDimV)
-	f = read(with(goodEntries(), "split.count", uint32(3)), goodTensors(), goodData)
+	f = read(badgguf.With(badgguf.GoodEntries(), "split.count", uint32(3)), badgguf.GoodTensors(), badgguf.GoodData)
 	must.Eq(t, 3, f.Splits)
-	f = read([]entry{{"general.architecture", "mamba"}}, goodTensors(), goodData)
+	f = read([]badgguf.Entry{{Key: "general.architecture", Value: "mamba"}}, badgguf.GoodTensors(), badgguf.GoodData)
 	must.Eq(t, 0, f.Heads)
-	must.Eq(t, f.TensorBytes, f.EstimateBytes(1, 4096))
+	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Overhead: 24 << 20}, f.Estimate(1, 4096), must.Sprint("nothing is known of its shape"))
+	f = read(badgguf.With(badgguf.With(badgguf.GoodEntries(), "llama.expert_used_count", uint32(4)), "llama.expert_feed_forward_length", uint32(96)), badgguf.GoodTensors(), badgguf.GoodData)
+	must.Eq(t, 384, f.FeedForward, must.Sprint("four experts at once"))
 }
 
 func TestReadTiny(t *testing.T) {
@@ -96,95 +102,52 @@ func TestReadTiny(t *testing.T) {
 	must.StrContains(t, strings.ToLower(f.License), "apache-2.0")
 	must.StrContains(t, f.ChatTemplate, "<|im_start|>")
 	must.Less(t, info.Size(), f.TensorBytes)
-	must.Less(t, 20<<20, f.EstimateBytes(1, 0))
+	must.Less(t, 40<<20, f.EstimateBytes(1, 0))
 	must.Greater(t, info.Size(), f.EstimateBytes(1, 0))
 }
 
+// Every file of the corpus is refused, with a sentence that says what is wrong, and reading it allocates no more than a sound header of its size may.
 func TestMalformed(t *testing.T) {
-	t.Parallel()
-	head := func(version uint32, tensors, keys uint64, rest ...byte) []byte {
-		h := &header{}
-		h.start(version, tensors, keys)
-		h.Write(rest)
-		return h.Bytes()
-	}
-	entries := func(key string, value any) []byte {
-		return file(with(goodEntries(), key, value), goodTensors(), goodData)
-	}
-	tensors := func(data int, t ...tensor) []byte { return file(goodEntries(), t, data) }
-	good := file(goodEntries(), goodTensors(), goodData)
-	long := strings.Repeat("k", 80<<10)
-	tests := map[string]struct {
-		file []byte
-		says string
-	}{
-		"empty":                        {nil, "ends in the middle of its header, after 0 bytes"},
-		"three bytes":                  {[]byte("GGU"), "ends in the middle"},
-		"other magic":                  {[]byte("GGML\x03\x00\x00\x00 and so on and so forth"), "does not start with GGUF"},
-		"zip":                          {append([]byte("PK\x03\x04"), make([]byte, 100)...), "does not start with GGUF"},
-		"version 0":                    {head(0, 1, 1, make([]byte, 99)...), "version is 0"},
-		"version 1":                    {head(1, 1, 1, make([]byte, 99)...), "version is 1"},
-		"version 4":                    {head(4, 1, 1, make([]byte, 99)...), "version is 4"},
-		"big endian":                   {head(3<<24, 1, 1, make([]byte, 99)...), "big-endian"},
-		"all keys of the world":        {head(3, 1, math.MaxUint64, make([]byte, 99)...), "metadata entries, more than fit"},
-		"more keys than bytes":         {head(3, 1, 9, make([]byte, 99)...), "claims 9 metadata entries"},
-		"all tensors of the world":     {head(3, math.MaxUint64, 0, make([]byte, 99)...), "tensors, more than fit"},
-		"more tensors than bytes":      {head(3, 5, 0, make([]byte, 99)...), "claims 5 tensors"},
-		"no tensors":                   {file(goodEntries(), nil, 0), "has no tensors"},
-		"cut in the metadata":          {good[:150], "more than fit"},
-		"cut in the tensor list":       {good[:len(good)-goodData-60], "ends in the middle"},
-		"cut in the data":              {good[:len(good)-1], "blk.0.attn_q.weight lies beyond the end of the file"},
-		"key length wraps":             {head(3, 1, 1, append(bytes.Repeat([]byte{0xff}, 8), make([]byte, 99)...)...), "ends in the middle"},
-		"key too long":                 {file(append(goodEntries(), entry{long, true}), goodTensors(), goodData), "key has 81920 bytes, more than the allowed 65536"},
-		"key without a name":           {file(append(goodEntries(), entry{"", true}), goodTensors(), goodData), "has no name"},
-		"key twice":                    {file(append(goodEntries(), entry{"general.name", "again"}), goodTensors(), goodData), "general.name stands in it twice"},
-		"value type 13":                {entries("x", raw{13, make([]byte, 8)}), "x has the unknown type 13"},
-		"value type -1":                {entries("x", raw{math.MaxUint32, make([]byte, 8)}), "unknown type 4294967295"},
-		"bool of 2":                    {entries("x", raw{7, []byte{2}}), "neither true nor false"},
-		"string longer than the file":  {entries("x", raw{8, []byte{0, 0, 0, 0, 0, 0, 0, 1}}), "ends in the middle"},
-		"list of unknown":              {entries("x", list{of: 99, count: 1, bytes: make([]byte, 64)}), "unknown type 99"},
-		"list longer than the file":    {entries("x", list{of: 4, count: math.MaxUint64 / 4}), "more than fit"},
-		"strings longer than the file": {entries("x", list{of: 8, count: math.MaxUint64}), "more than fit"},
-		"list nested 5 deep":           {entries("x", raw{9, nested(5)}), "nested more than 4 deep"},
-		"list nested 1000 deep":        {entries("x", raw{9, nested(1000)}), "nested more than 4 deep"},
-		"heads of 2^20 layers":         {entries("llama.attention.head_count", list{of: 0, count: 1 << 20, bytes: make([]byte, 1<<20)}), "more than a model has layers"},
-		"negative heads per layer":     {entries("llama.attention.head_count", []int32{4, -4}), "is -4"},
-		"negative context":             {entries("llama.context_length", int32(-1)), "cannot be negative"},
-		"context of 2^63":              {entries("llama.context_length", uint64(1)<<63), "which no model has"},
-		"a billion layers":             {entries("llama.block_count", uint32(1_000_000_000)), "layers, more than any"},
-		"alignment 0":                  {entries("general.alignment", uint32(0)), "not a power of two"},
-		"alignment 48":                 {entries("general.alignment", uint32(48)), "not a power of two"},
-		"alignment as text":            {entries("general.alignment", "32"), "not a 32-bit number"},
-		"alignment beyond the file":    {entries("general.alignment", uint32(1)<<31), "not a multiple of 2147483648"},
-		"template of 2 MiB":            {entries("tokenizer.chat_template", strings.Repeat("x", 2<<20)), "more than the allowed 1048576"},
-		"named template of 2 MiB":      {entries("tokenizer.chat_template.tool_use", strings.Repeat("x", 2<<20)), "more than the allowed 1048576"},
-		"no architecture":              {file([]entry{{"general.name", "x"}}, goodTensors(), goodData), "does not say its architecture"},
-		"architecture with a slash":    {entries("general.architecture", "../llama"), "architecture is called ../llama"},
-		"tensor name too long":         {tensors(64, tensor{strings.Repeat("t", 64), []uint64{1}, 0, 0}), "more than the allowed 63"},
-		"tensor twice":                 {tensors(128, tensor{"t", []uint64{1}, 0, 0}, tensor{"t", []uint64{1}, 0, 32}), "tensor t stands in it twice"},
-		"5 dimensions":                 {tensors(64, tensor{"t", []uint64{1, 1, 1, 1, 1}, 0, 0}), "5 dimensions"},
-		"dimension of 0":               {tensors(64, tensor{"t", []uint64{4, 0}, 0, 0}), "dimension of 0"},
-		"elements overflow 64 bits":    {tensors(64, tensor{"t", []uint64{1 << 33, 1 << 33}, 0, 0}), "more elements than can be counted"},
-		"elements wrap to few":         {tensors(64, tensor{"t", []uint64{1 << 62, 4, 1}, 0, 0}), "more elements than can be counted"},
-		"bytes overflow 64 bits":       {tensors(64, tensor{"t", []uint64{1 << 62, 1}, 27, 0}), "beyond the end of the file"},
-		"removed tensor type":          {tensors(64, tensor{"t", []uint64{32}, 4, 0}), "unknown type 4"},
-		"tensor type -1":               {tensors(64, tensor{"t", []uint64{32}, math.MaxUint32, 0}), "unknown type"},
-		"row of half a block":          {tensors(64, tensor{"t", []uint64{16, 2}, 8, 0}), "not whole blocks of Q8_0"},
-		"offset off the grid":          {tensors(64, tensor{"t", []uint64{1}, 0, 4}), "not a multiple of 32"},
-		"offset beyond the file":       {tensors(64, tensor{"t", []uint64{1}, 0, 1 << 40}), "beyond the end of the file"},
-		"offset wraps":                 {tensors(64, tensor{"t", []uint64{64}, 0, math.MaxUint64 - 31}), "beyond the end of the file"},
-		"tensors overlap":              {tensors(512, tensor{"a", []uint64{64}, 0, 0}, tensor{"b", []uint64{8}, 0, 224}), "tensors a and b overlap"},
-		"same offset":                  {tensors(512, tensor{"a", []uint64{64}, 0, 0}, tensor{"b", []uint64{64}, 0, 0}), "overlap"},
-	}
-	for name, tc := range tests {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			_, err := gguf.Read(bytes.NewReader(tc.file), int64(len(tc.file)))
-			must.ErrorContains(t, err, tc.says)
+	corpus := badgguf.Corpus()
+	must.Between(t, 30, len(corpus), 200)
+	names := map[string]bool{}
+	for _, c := range corpus {
+		must.False(t, names[c.Name], must.Sprint(c.Name))
+		names[c.Name] = true
+		t.Run(c.Name, func(t *testing.T) {
+			var err error
+			allocated := bytesAllocated(func() { _, err = gguf.Read(bytes.NewReader(c.File), int64(len(c.File))) })
+			must.ErrorContains(t, err, c.Says)
 			must.Eq(t, core.Integrity, core.KindOf(err))
 			must.NotEq(t, "", core.HintOf(err))
+			must.LessEq(t, allocationLimit(len(c.File)), allocated)
 		})
 	}
+}
+
+// allocationLimit is twice what the header can be worth, and the reader's own buffers.
+func allocationLimit(size int) uint64 { return 2*uint64(size) + 256<<10 }
+
+// bytesAllocated is how much f allocates, whatever it frees again. Nothing else may run.
+func bytesAllocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// A file that is cut anywhere is refused: in its header, and in its tensors.
+func TestCutAnywhere(t *testing.T) {
+	t.Parallel()
+	good := badgguf.Good()
+	for n := range good {
+		_, err := gguf.Read(bytes.NewReader(good[:n]), int64(n))
+		must.Eq(t, core.Integrity, core.KindOf(err), must.Sprintf("cut after %d of %d bytes", n, len(good)))
+	}
+	// The size is what counts, also where the reader has more.
+	_, err := gguf.Read(bytes.NewReader(good), int64(len(good)-1))
+	must.ErrorContains(t, err, "beyond the end of the file")
 }
 
 // endless is a file of any size that is the header's bytes and then one byte for ever.
@@ -207,29 +170,19 @@ func (e *endless) ReadAt(p []byte, off int64) (int, error) {
 
 func TestHeaderLimit(t *testing.T) {
 	t.Parallel()
-	h := &header{}
-	h.start(3, 1, 1)
-	h.str("x")
-	h.u32(9)
-	h.u32(8)
-	h.u64(8 << 20) // empty strings: exactly 64 MiB of lengths
-	e := &endless{head: h.Bytes()}
+	e := &endless{head: badgguf.File([]badgguf.Entry{{Key: "x", Value: badgguf.List{Of: 8, Count: 8 << 20}}}, badgguf.GoodTensors(), 0)} // empty strings: exactly 64 MiB of lengths
 	_, err := gguf.Read(e, 1<<50)
 	must.ErrorContains(t, err, "more than fit")
 	must.Less(t, 1<<20, e.read)
 
-	h = &header{}
-	h.start(3, 1, 1)
-	h.str("general.name")
-	h.u32(8)
-	h.u64(1 << 40)
-	_, err = gguf.Read(&endless{head: h.Bytes()}, 1<<50)
+	name := badgguf.Raw{Type: 8, Bytes: binary.LittleEndian.AppendUint64(nil, 1<<40)}
+	_, err = gguf.Read(&endless{head: badgguf.File([]badgguf.Entry{{Key: "general.name", Value: name}}, badgguf.GoodTensors(), 0)}, 1<<50)
 	must.ErrorContains(t, err, "larger than 64 MiB")
 }
 
 // A few bytes that claim much must not make Read allocate much.
 func TestAllocation(t *testing.T) {
-	b := file(with(goodEntries(), "x", list{of: 8, count: 1 << 60}), goodTensors(), goodData)
+	b := badgguf.File(badgguf.With(badgguf.GoodEntries(), "x", badgguf.List{Of: 8, Count: 1 << 60}), badgguf.GoodTensors(), badgguf.GoodData)
 	result := testing.Benchmark(func(b2 *testing.B) {
 		b2.ReportAllocs()
 		for b2.Loop() {
@@ -253,13 +206,66 @@ func TestReaderErrorIsNotTheFilesFault(t *testing.T) {
 	must.Eq(t, core.Integrity, core.KindOf(err))
 }
 
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	read := func(files ...[]byte) []*gguf.File {
+		var out []*gguf.File
+		for _, b := range files {
+			f, err := gguf.Read(bytes.NewReader(b), int64(len(b)))
+			must.NoError(t, err)
+			out = append(out, f)
+		}
+		return out
+	}
+	one := read(badgguf.Good())[0]
+	whole, err := gguf.Join(one)
+	must.NoError(t, err)
+	must.Eq(t, one.EstimateBytes(1, 0), whole.EstimateBytes(1, 0))
+
+	parts := read(badgguf.Split()...) // the first holds the metadata alone
+	must.Len(t, 3, parts)
+	must.Eq(t, 0, parts[0].Tensors)
+	must.Eq(t, "", parts[1].Architecture)
+	whole, err = gguf.Join(parts...)
+	must.NoError(t, err)
+	must.Eq(t, one.TensorBytes, whole.TensorBytes)
+	must.Eq(t, one.Parameters, whole.Parameters)
+	must.Eq(t, one.Tensors, whole.Tensors)
+	must.Eq(t, one.Architecture, whole.Architecture)
+	must.Eq(t, one.Quantization, whole.Quantization)
+	must.Eq(t, one.Estimate(2, 100), whole.Estimate(2, 100))
+
+	for name, c := range map[string]struct {
+		parts []*gguf.File
+		says  string
+	}{
+		"none":            {nil, "no file"},
+		"one is missing":  {parts[:2], "split into 3 files, and 2 are there"},
+		"only the first":  {parts[:1], "split into 3 files, and 1 are there"},
+		"out of order":    {[]*gguf.File{parts[0], parts[2], parts[1]}, "file 2 of 3 says that it is number 3"},
+		"not the first":   {[]*gguf.File{parts[1], parts[1], parts[2]}, "file 1 of 3 says that it is number 2"},
+		"one twice":       {[]*gguf.File{parts[0], parts[1], parts[1]}, "file 3 of 3 says that it is number 2"},
+		"of another":      {[]*gguf.File{parts[0], parts[1], read(badgguf.Part(2, 3, 9))[0]}, "file 3 of 3 is of a model with 9 tensors"},
+		"of more files":   {[]*gguf.File{parts[0], parts[1], read(badgguf.Part(2, 4, 3))[0]}, "says that it is one of 4"},
+		"too few tensors": {read(badgguf.Part(0, 2, 7, badgguf.GoodEntries()...), badgguf.Part(1, 2, 7)), "have 6 tensors together and should have 7"},
+	} {
+		_, err := gguf.Join(c.parts...)
+		must.ErrorContains(t, err, c.says, must.Sprint(name))
+		must.Eq(t, core.Integrity, core.KindOf(err))
+	}
+}
+
 func FuzzRead(f *testing.F) {
-	good := file(goodEntries(), goodTensors(), goodData)
-	f.Add(good)
-	f.Add(good[:150])
-	f.Add(file(with(goodEntries(), "x", raw{9, nested(9)}), goodTensors(), goodData))
-	f.Add(file(goodEntries(), []tensor{{"t", []uint64{1 << 62, 4}, 0, 0}}, 64))
-	f.Add(file(with(goodEntries(), "llama.attention.head_count_kv", []int32{2, 0}), goodTensors(), goodData))
+	f.Add(badgguf.Good())
+	f.Add(badgguf.File(badgguf.With(badgguf.GoodEntries(), "llama.attention.head_count_kv", []int32{2, 0}), badgguf.GoodTensors(), badgguf.GoodData))
+	for _, part := range badgguf.Split() {
+		f.Add(part)
+	}
+	for _, c := range badgguf.Corpus() {
+		if len(c.File) < 64<<10 {
+			f.Add(c.File)
+		}
+	}
 	if b, err := os.ReadFile(tiny); err == nil {
 		f.Add(b[:96<<10])
 	}
@@ -271,7 +277,13 @@ func FuzzRead(f *testing.F) {
 			}
 			return
 		}
-		if got.Architecture == "" || got.Quantization == "" || got.TensorBytes <= 0 || got.Parameters <= 0 || got.DataOffset+got.TensorBytes > int64(len(b)) {
+		possible := got.Architecture != "" || got.SplitNo > 0
+		if got.Tensors == 0 {
+			possible = possible && got.Splits > 1 && got.TensorBytes == 0 && got.Parameters == 0
+		} else {
+			possible = possible && got.Quantization != "" && got.TensorBytes > 0 && got.Parameters > 0 && got.DataOffset+got.TensorBytes <= int64(len(b))
+		}
+		if !possible {
 			t.Fatalf("accepted with impossible facts: %+v", got)
 		}
 		if got.EstimateBytes(4, 4096) < got.TensorBytes {

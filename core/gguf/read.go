@@ -16,6 +16,7 @@ const (
 	maxDims          = 4                 // GGML_MAX_DIMS
 	maxShownBytes    = 4 << 10           // of a name or licence; the rest is cut off
 	maxLayers        = 1 << 14           // of a per-layer list
+	maxSplits        = 1 << 12           // files of a model
 	maxFact          = math.MaxInt32 / 2 // no context, width or vocabulary is larger; keeps sums in range
 )
 
@@ -64,15 +65,15 @@ func (p *parser) metadataAndTensors() error {
 	if tensors > MaxTensors || tensors > in.left()/minTensorBytes {
 		return bad("it claims %d tensors, more than fit", tensors)
 	}
-	if tensors == 0 {
-		return bad("it has no tensors")
-	}
 	p.numbers, p.lists = map[string]uint64{}, map[string][]int{}
 	for range keys {
 		p.entry()
 		if in.err != nil {
 			return in.err
 		}
+	}
+	if tensors == 0 && p.numbers["split.count"] < 2 { // the first of several files may hold the metadata alone
+		return bad("it has no tensors")
 	}
 	return p.tensors(int(tensors))
 }
@@ -267,7 +268,7 @@ func (p *parser) tensors(count int) error {
 	}
 	p.out.Tensors, p.out.TensorBytes, p.out.DataOffset, p.out.Alignment = count, int64(total), int64(data), int(p.alignment)
 	p.out.Parameters = int64(min(parameters, math.MaxInt64))
-	p.out.Quantization = dominating(ofType)
+	p.out.ofType, p.out.Quantization = ofType, dominating(ofType)
 	return nil
 }
 
@@ -321,7 +322,7 @@ func dominating(ofType map[uint32]uint64) string {
 			best = t
 		}
 	}
-	typ, _ := tensorTypeOf(best)
+	typ, _ := tensorTypeOf(best) // of no tensors: none
 	return typ.name
 }
 
@@ -329,10 +330,12 @@ func dominating(ofType map[uint32]uint64) string {
 var numberSuffixes = []string{
 	"context_length", "block_count", "embedding_length", "feed_forward_length", "vocab_size",
 	"attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+	"expert_used_count", "expert_feed_forward_length",
 }
 
 func numberWanted(key string) bool {
-	if key == "general.alignment" || key == "general.file_type" || key == "split.count" {
+	switch key {
+	case "general.alignment", "general.file_type", "split.count", "split.no", "split.tensors.count":
 		return true
 	}
 	_, suffix, _ := strings.Cut(key, ".")
@@ -347,7 +350,13 @@ func listWanted(key string) bool {
 // facts fills in what depends on the architecture's name, which may stand anywhere in the metadata.
 func (p *parser) facts() error {
 	f := &p.out
+	if err := p.split(); err != nil {
+		return err
+	}
 	if f.Architecture == "" {
+		if f.SplitNo > 0 {
+			return nil // the first of the files says all
+		}
 		return bad("it does not say its architecture")
 	}
 	if strings.ContainsFunc(f.Architecture, func(r rune) bool {
@@ -374,6 +383,9 @@ func (p *parser) facts() error {
 	f.Layers = number(f.Architecture + ".block_count")
 	f.Embedding = number(f.Architecture + ".embedding_length")
 	f.FeedForward, _ = perLayer("feed_forward_length")
+	if experts := mul(uint64(number(f.Architecture+".expert_used_count")), uint64(number(f.Architecture+".expert_feed_forward_length"))); experts <= maxFact {
+		f.FeedForward = max(f.FeedForward, int(experts)) // as many experts work side by side
+	}
 	f.Heads, _ = perLayer("attention.head_count")
 	f.KVHeads, f.layerKVHeads = perLayer("attention.head_count_kv")
 	if _, given := p.keys[f.Architecture+".attention.head_count_kv"]; !given {
@@ -394,7 +406,6 @@ func (p *parser) facts() error {
 	if f.Vocab == 0 {
 		f.Vocab = number(f.Architecture + ".vocab_size")
 	}
-	f.Splits = number("split.count")
 	if v, ok := p.numbers["general.file_type"]; ok {
 		if name := fileTypeName(v); name != "" {
 			f.Quantization = name
@@ -404,6 +415,22 @@ func (p *parser) facts() error {
 		return bad("it claims %d layers, more than any model has", f.Layers)
 	}
 	return err
+}
+
+// split takes in which part of a model the file is.
+func (p *parser) split() error {
+	f := &p.out
+	count, no, tensors := p.numbers["split.count"], p.numbers["split.no"], p.numbers["split.tensors.count"]
+	switch {
+	case count > maxSplits:
+		return bad("it is one of %d files, more than any model has", count)
+	case no > 0 && no >= count:
+		return bad("it says that it is file %d of %d", no+1, count)
+	case tensors > MaxTensors*maxSplits:
+		return bad("it is of a model with %d tensors, more than any has", tensors)
+	}
+	f.Splits, f.SplitNo, f.splitTensors = int(count), int(no), int(tensors)
+	return nil
 }
 
 // shown is a name from the file for a message: short and printable.

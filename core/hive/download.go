@@ -91,6 +91,9 @@ func (h *Hive) fetchModel(ctx context.Context, ref string, run *job.Run) (core.M
 	if m.Kind != "" && m.Kind != catalog.KindModel {
 		return core.Model{}, core.Errorf("resolve "+ref, core.Invalid, "it is no model but %s", m.Kind)
 	}
+	for _, note := range m.Notes {
+		run.Log("%s", note)
+	}
 	exact := source.spec.Name + ":" + m.Ref
 	spec := store.ModelSpec{ID: modelID(cmp.Or(m.Name, m.Ref)), Ref: exact, License: m.License, Files: fileSpecs(m)}
 	if have, _, err := h.store.Model(spec.ID); err == nil && have.Ref == exact {

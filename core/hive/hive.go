@@ -80,10 +80,12 @@ type Hive struct {
 
 	mu       sync.Mutex // guards below
 	workers  map[string]*worker
-	exits    []exit           // oldest first
-	reserved map[string]int64 // bytes of each device that loading workers are about to take
-	released uint64           // counts the ends of reservations
-	launches map[string]int   // folders of binaries that workers are about to run from
+	exits    []exit                   // oldest first
+	reserved map[string]int64         // bytes of each device that loading workers are about to take
+	released uint64                   // counts the ends of reservations
+	launches map[string]int           // folders of binaries that workers are about to run from
+	loads    map[string]int           // models that workers are about to load
+	deleting map[string]chan struct{} // models that are being deleted; closed when that is over
 }
 
 // New opens the hive's state on disk. It starts nothing: Run does. Errors: Invalid, Internal.
@@ -118,6 +120,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 		opts: opts, log: opts.Logger.Named("hive"), now: opts.Now, disk: disk, store: s, plugins: p, types: newTypes(opts.WorkerSpecs),
 		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), ending: make(chan struct{}), over: make(chan struct{}),
 		workers: map[string]*worker{}, reserved: map[string]int64{}, launches: map[string]int{},
+		loads: map[string]int{}, deleting: map[string]chan struct{}{},
 	}
 	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
 		return nil, err

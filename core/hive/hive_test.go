@@ -324,8 +324,8 @@ worker "small" {
     load_time = "2s"
     device {
       id          = "fake:0"
-      total_bytes = 12000000
-      free_bytes  = 12000000
+      total_bytes = 52000000
+      free_bytes  = 52000000
     }
   }
 }`})

@@ -17,6 +17,7 @@ func (h *Hive) operations() map[core.Operation]operation {
 		core.OpWorkerSpawn:         typed(h.spawn),
 		core.OpWorkerProcessDelete: typed(h.processDelete),
 		core.OpModelDownload:       typed(h.modelDownload),
+		core.OpModelDelete:         typed(h.modelDelete),
 		core.OpActiveWorkerRetire:  typed(h.activeRetire),
 	}
 }

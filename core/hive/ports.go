@@ -51,6 +51,7 @@ type shelf interface {
 	Model(name string) (core.Model, string, error)
 	Header(name string) (*gguf.File, error)
 	PutModel(ctx context.Context, spec store.ModelSpec, fetch store.Fetch, progress func(core.Progress)) (core.Model, error)
+	DeleteModel(name string, dryRun bool) (core.ModelDeleteResult, error)
 	Binaries() ([]core.WorkerBinary, error)
 	Binary(id string) (core.WorkerBinary, error)
 	BinaryPaths(id string) (exe, engineDir string, err error)

@@ -20,10 +20,11 @@ func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.Sp
 	if err != nil {
 		return core.SpawnResult{}, err
 	}
-	model, path, err := h.ensureModel(ctx, r.Model, run)
+	model, path, release, err := h.takeModel(ctx, r.Model, run)
 	if err != nil {
 		return core.SpawnResult{}, err
 	}
+	defer release()
 	binary, err := h.ensureBinary(ctx, t, run)
 	if err != nil {
 		return core.SpawnResult{}, err

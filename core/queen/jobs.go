@@ -59,6 +59,8 @@ func (q *Queen) owner(ctx context.Context, r core.Request) (string, error) {
 		return "", noHive(refused)
 	case r.Operation == core.OpWorkerSpawn:
 		return q.placeSpawn(ctx, r, live)
+	case r.Operation == core.OpModelDownload:
+		return q.placeDownload(ctx, r, live)
 	case len(live) == 1:
 		return live[0].ID, nil
 	}

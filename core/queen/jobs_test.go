@@ -69,13 +69,24 @@ func TestSubmit(t *testing.T) {
 		_, err = c.q.Submit(t.Context(), r)
 		mustFail(t, err, core.NotFound, `"name-h1"`)
 
-		// Several hives: a download must say where, a spawn goes where the model is, and the same request stays where it was.
+		// Several hives: what ends a process must say where, a spawn goes where the model is, and the same request stays where it was.
 		h2 := c.newHive("h2")
 		h2.addModel("m")
 		h2.run = h.run
 		h2.mustBeat()
-		_, err = c.q.Submit(t.Context(), download)
+		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDelete, Model: "m"})
 		mustFail(t, err, core.Invalid, "which of the 2 hives", "name-h1, name-h2")
+		// A download goes where the model is, else where a worker with it would be started.
+		j, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "file:/models/m.gguf"})
+		must.NoError(t, err)
+		must.Eq(t, "h2", j.Hive)
+		h.change(func(h *fakeHive) {
+			h.hive.Devices = []core.Device{{ID: "cpu", Kind: "cpu", TotalBytes: 1 << 40, FreeBytes: 1 << 39}}
+		})
+		h.mustBeat()
+		j, err = c.q.Submit(t.Context(), download)
+		must.NoError(t, err)
+		must.Eq(t, "h1", j.Hive)
 		spawn := core.Request{Operation: core.OpWorkerSpawn, Model: "m", RequestID: "mine"}
 		j, err = c.q.Submit(t.Context(), spawn)
 		must.NoError(t, err)
@@ -85,7 +96,7 @@ func TestSubmit(t *testing.T) {
 		again, err := c.q.Submit(t.Context(), spawn)
 		must.NoError(t, err)
 		must.Eq(t, j.ID, again.ID)
-		must.Eq(t, 1, h2.ran.Load())
+		must.Eq(t, 2, h2.ran.Load())
 
 		// All jobs, newest first; a hive that does not answer hides only its own.
 		jobs, err := c.q.Jobs(t.Context())

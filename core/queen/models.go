@@ -229,6 +229,25 @@ func (q *Queen) placeSpawn(ctx context.Context, r core.Request, live []core.Hive
 	return q.place(sched.Demand{Model: r.Model, Type: r.Type, Device: r.Device}, m, live, refused)
 }
 
+// placeDownload chooses the hive for a model_download that names none: one that has the model, else the one on which a worker with it would be placed.
+func (q *Queen) placeDownload(ctx context.Context, r core.Request, live []core.Hive) (string, error) {
+	if len(live) == 1 {
+		return live[0].ID, nil
+	}
+	lists, _, err := q.modelsOf(ctx)
+	if err != nil {
+		return "", err
+	}
+	m, ok := stored(lists, r.Model)
+	for _, h := range live {
+		if ok && m.stored[h.ID] {
+			return h.ID, nil
+		}
+	}
+	_, refused := q.liveHives()
+	return q.place(sched.Demand{Model: r.Model}, knownModel{id: r.Model}, live, refused)
+}
+
 // Models lists the models of all hives that answer, each once. Errors: Unavailable when no hive answers.
 func (q *Queen) Models(ctx context.Context) ([]core.Model, error) {
 	models, _, err := q.allModels(ctx)

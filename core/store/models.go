@@ -30,16 +30,23 @@ type ModelSpec struct {
 type modelRecord struct {
 	Format  int        `json:"format"`
 	Model   core.Model `json:"model"`
-	Origins []string   `json:"origins"` // the files' digests as their source published them
+	Origins []string   `json:"origins"`         // the files' digests as their source published them
+	Parts   int        `json:"parts,omitempty"` // GGUF files, the first ones, that the model is split into; 0: one
 }
 
-const recordFormat = 1
+const (
+	recordFormat = 1
+	maxAttempts  = 3 // to bring a model whose files somebody else deletes meanwhile
+)
+
+// errVanished is a blob that was deleted, with another model that had it, before the model that needs it too was published.
+var errVanished = core.Errorf("", core.Conflict, "a file of the model was deleted while it was brought")
 
 // blob is a file in blobs/.
 type blob struct {
 	digest digest // sha256
 	size   int64
-	header *gguf.File // of a model's first file
+	header *gguf.File // of GGUF files
 }
 
 func blobName(d digest) string    { return path.Join(blobsDir, d.fileName()) }
@@ -99,7 +106,7 @@ func (s *Store) modelRecord(id string) (modelRecord, error) {
 	if err := s.readJSON(recordName(id), &r); err != nil {
 		return r, err
 	}
-	if r.Format != recordFormat || r.Model.ID != id || len(r.Model.Files) == 0 || len(r.Origins) != len(r.Model.Files) {
+	if r.Format != recordFormat || r.Model.ID != id || len(r.Model.Files) == 0 || len(r.Origins) != len(r.Model.Files) || r.Parts < 0 || r.Parts > len(r.Model.Files) {
 		return r, core.Errorf("", core.Integrity, "%s.json is not a record of this model that this version of rbee can read", id)
 	}
 	r.Model.Damaged = ""
@@ -135,7 +142,7 @@ func (s *Store) blobDamage(d digest, size int64) string {
 	return ""
 }
 
-// Model finds a model by id, alias or reference, and the path of its GGUF file.
+// Model finds a model by id, alias or reference, and the path of its GGUF file, or of the first of several beside which the others are.
 // core.NotFound carries the nearest names as hint; a damaged model is core.Integrity.
 func (s *Store) Model(name string) (core.Model, string, error) {
 	r, err := s.findModel(name)
@@ -145,11 +152,11 @@ func (s *Store) Model(name string) (core.Model, string, error) {
 	if r.Model.Damaged != "" {
 		return r.Model, "", damagedModel(r.Model)
 	}
-	d, err := parseDigest(r.Model.Files[0].Digest)
+	name, err = s.modelFile(r)
 	if err != nil {
 		return core.Model{}, "", err
 	}
-	return r.Model, s.abs(blobName(d)), nil
+	return r.Model, s.abs(name), nil
 }
 
 func damagedModel(m core.Model) error {
@@ -194,7 +201,7 @@ func byName(records []modelRecord, name string) (modelRecord, bool) {
 	return modelRecord{}, false
 }
 
-// Header reads the GGUF header of a model, for memory estimates with other slots and contexts. name is as in Model.
+// Header reads the GGUF header of a model, of all its parts together, for memory estimates with other slots and contexts. name is as in Model.
 func (s *Store) Header(name string) (*gguf.File, error) {
 	r, err := s.findModel(name)
 	if err != nil {
@@ -203,11 +210,17 @@ func (s *Store) Header(name string) (*gguf.File, error) {
 	if r.Model.Damaged != "" {
 		return nil, damagedModel(r.Model)
 	}
-	d, err := parseDigest(r.Model.Files[0].Digest)
-	if err != nil {
-		return nil, err
+	headers := make([]*gguf.File, max(r.Parts, 1))
+	for i := range headers {
+		d, err := parseDigest(r.Model.Files[i].Digest)
+		if err != nil {
+			return nil, err
+		}
+		if headers[i], err = s.header(blobName(d)); err != nil {
+			return nil, err
+		}
 	}
-	return s.header(blobName(d))
+	return gguf.Join(headers...)
 }
 
 func (s *Store) header(name string) (*gguf.File, error) {
@@ -225,9 +238,10 @@ func (s *Store) header(name string) (*gguf.File, error) {
 
 // PutModel brings a model into the store, or gives the one that is there, with the new aliases added. A damaged one is replaced.
 //
-// Nothing is published unless every file has its announced size and digest and the first is a sound GGUF file (core.Integrity otherwise).
+// Nothing is published unless every file has its announced size and digest and the first, and each that is called .gguf, is a sound GGUF file
+// (core.Integrity otherwise). A model that is split into several GGUF files has them first, in order; one of them alone is core.Unsupported.
 // The same reference with other files replaces the model; the same id from another reference with other files is core.Conflict.
-// Files that do not fit on the disk are core.TooLarge, models split into several GGUF files core.Unsupported.
+// Files that do not fit on the disk are core.TooLarge.
 func (s *Store) PutModel(ctx context.Context, spec ModelSpec, fetch Fetch, progress func(core.Progress)) (core.Model, error) {
 	m, err := s.putModel(ctx, spec, fetch, progress)
 	if err != nil {
@@ -250,24 +264,50 @@ func (s *Store) putModel(ctx context.Context, spec ModelSpec, fetch Fetch, progr
 	if there, ok := sameModel(records, spec); ok && there.Model.Damaged == "" {
 		return s.addAliases(spec)
 	}
+	for attempt := 1; ; attempt++ {
+		m, err := s.bringModel(ctx, spec, fetch, progress)
+		if !errors.Is(err, errVanished) || attempt == maxAttempts {
+			return m, err
+		}
+	}
+}
+
+// bringModel has all files of a model in blobs/ and publishes it. Files that it brought for nothing are removed.
+func (s *Store) bringModel(ctx context.Context, spec ModelSpec, fetch Fetch, progress func(core.Progress)) (_ core.Model, err error) {
 	r := modelRecord{Format: recordFormat, Model: core.Model{
 		ID: spec.ID, Aliases: nonNil(slices.Clone(spec.Aliases)), Ref: spec.Ref, License: spec.License, CreatedAt: time.Now().UTC().Truncate(time.Second),
 	}}
+	var keep pins
+	defer func() { s.unpin(keep, core.KindOf(err) == core.Unsupported || core.KindOf(err) == core.Integrity) }()
+	var headers []*gguf.File
 	for i, f := range spec.Files {
-		b, err := s.ensureBlob(ctx, f, i == 0, fetch, progress)
+		if want, err := parseDigest(f.Digest); err == nil {
+			s.pin(&keep, want)
+		}
+		b, err := s.ensureBlob(ctx, f, i == 0 || isGGUF(f.Path), fetch, progress)
 		if err != nil {
 			return core.Model{}, err
 		}
+		s.pin(&keep, b.digest)
 		r.Model.Files = append(r.Model.Files, core.File{Path: f.Path, SizeBytes: b.size, Digest: b.digest.String()})
 		r.Origins = append(r.Origins, f.Digest)
 		r.Model.SizeBytes += b.size
-		if h := b.header; h != nil {
-			r.Model.Digest = b.digest.String()
-			r.Model.License = cmp.Or(spec.License, h.License)
-			r.Model.Architecture, r.Model.Quantization, r.Model.Parameters = h.Architecture, h.Quantization, h.Parameters
-			r.Model.ContextTokens, r.Model.EstimateBytes = h.ContextTokens, h.EstimateBytes(1, 0)
+		headers = append(headers, b.header)
+		if i == 0 {
+			if err := checkParts(b.header, len(spec.Files)); err != nil {
+				return core.Model{}, err
+			}
 		}
 	}
+	h, parts, err := join(headers)
+	if err != nil {
+		return core.Model{}, err
+	}
+	r.Parts = parts
+	r.Model.Digest = r.Model.Files[0].Digest
+	r.Model.License = cmp.Or(spec.License, h.License)
+	r.Model.Architecture, r.Model.Quantization, r.Model.Parameters = h.Architecture, h.Quantization, h.Parameters
+	r.Model.ContextTokens, r.Model.EstimateBytes = h.ContextTokens, h.EstimateBytes(1, 0)
 	if err := s.step("record"); err != nil {
 		return core.Model{}, err
 	}
@@ -396,6 +436,11 @@ func (s *Store) writeRecord(spec ModelSpec, r modelRecord) (core.Model, error) {
 	if err := clash(records, spec); err != nil {
 		return core.Model{}, err
 	}
+	for _, f := range r.Model.Files {
+		if d, err := parseDigest(f.Digest); err != nil || s.blobDamage(d, f.SizeBytes) != "" {
+			return core.Model{}, errVanished
+		}
+	}
 	if i := slices.IndexFunc(records, func(r modelRecord) bool { return r.Model.ID == spec.ID }); i >= 0 {
 		r.Model.Aliases = merged(spec.ID, records[i].Model.Aliases, spec.Aliases) // people know it by them
 	}
@@ -447,7 +492,7 @@ func (s *Store) blobThere(want digest, size int64, isGGUF bool) (blob, bool) {
 	}
 	b := blob{digest: want, size: info.Size()}
 	if isGGUF {
-		if b.header, err = s.header(blobName(want)); err != nil || checkSplit(b.header) != nil {
+		if b.header, err = s.header(blobName(want)); err != nil {
 			return blob{}, false
 		}
 	}
@@ -458,10 +503,7 @@ func (s *Store) publishBlob(a *arrival, isGGUF bool) (blob, error) {
 	b := blob{digest: a.sha256, size: a.size}
 	if isGGUF {
 		var err error
-		if b.header, err = gguf.Read(a.file, a.size); err == nil {
-			err = checkSplit(b.header)
-		}
-		if err != nil {
+		if b.header, err = gguf.Read(a.file, a.size); err != nil {
 			a.discard()
 			return blob{}, err
 		}
@@ -477,14 +519,6 @@ func (s *Store) publishBlob(a *arrival, isGGUF bool) (blob, error) {
 	a.close()
 	_ = s.root.Remove(damagedName(b.digest))
 	return b, nil
-}
-
-func checkSplit(h *gguf.File) error {
-	if h.Splits <= 1 {
-		return nil
-	}
-	return core.WithHint(core.Errorf("", core.Unsupported, "the model is split into %d GGUF files", h.Splits),
-		"Choose a file that holds the whole model, or join the pieces with llama-gguf-split --merge.")
 }
 
 // VerifyModel reads all files of a model, found as in Model, and compares their digests. A difference is core.Integrity; the file is

@@ -5,6 +5,7 @@
 //	blobs/sha256-<hex>                       files of models, named by content
 //	models/<id>.json                         what a model is and which blobs it has
 //	workers/<type>/<version>[~<revision>]/   manifest.json, state.json, the plugin executable, engine/
+//	parts/sha256-<hex>/                      links to the files of a split model, named as engines want them
 //	partial/                                 what is on its way in; nothing there is ever used
 //
 // Several processes may have one store open: what they bring in is locked file by file, and published by rename.
@@ -33,6 +34,7 @@ import (
 const (
 	blobsDir   = "blobs"
 	modelsDir  = "models"
+	partsDir   = "parts"
 	workersDir = "workers"
 	partialDir = "partial"
 
@@ -68,7 +70,8 @@ type Store struct {
 	mu       sync.Mutex // guards expected
 	expected int64      // bytes that running transfers have announced and not yet written
 
-	records sync.Mutex // held while a record is read, changed and written
+	records sync.Mutex     // held while a record is read, changed and written, or blobs are deleted; guards below
+	pinned  map[digest]int // blobs that somebody is about to write a record of
 }
 
 // Open opens the store in dir, makes what is missing of its layout, and removes what killed processes left in partial/.
@@ -97,7 +100,7 @@ func (s *Store) open() error {
 		return err
 	}
 	s.root = root
-	for _, d := range []string{blobsDir, modelsDir, workersDir, partialDir} {
+	for _, d := range []string{blobsDir, modelsDir, partsDir, workersDir, partialDir} {
 		if err := root.MkdirAll(d, 0o700); err != nil {
 			_ = root.Close()
 			return err

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"strings"
@@ -17,7 +18,8 @@ import (
 )
 
 // Catalog is the fake catalog source: the files of one folder are its items, each a model named like the file without its ending.
-// The reference "refused" is unauthenticated and "away" unavailable.
+// A folder in it is a model of its files, in the order of their names. The reference "refused" is unauthenticated and "away" unavailable; "stuck" is
+// a model whose bytes stop coming after the first.
 type Catalog struct {
 	name string
 	dir  string // set by Configure
@@ -103,22 +105,62 @@ func (c *Catalog) Resolve(_ context.Context, ref string) (catalog.Manifest, erro
 		return catalog.Manifest{}, fmt.Errorf("%s: %w", ref, catalog.ErrUnavailable)
 	case "":
 		return catalog.Manifest{}, fmt.Errorf("empty reference: %w", catalog.ErrInvalid)
+	case stuck:
+		digest := "sha256:" + strings.Repeat("0", 64)
+		return catalog.Manifest{Ref: ref, Name: ref, Kind: catalog.KindModel, Files: []catalog.File{{Ref: ref, Path: "stuck.gguf", SizeBytes: 1000, Digest: digest, Locator: ref}}}, nil
 	}
-	f, err := c.file(ref)
+	if files, err := c.folder(ref); err != nil || files != nil {
+		return catalog.Manifest{Ref: ref, Name: ref, Kind: catalog.KindModel, Files: files, Notes: []string{fmt.Sprintf("%s has %d files", ref, len(files))}}, err
+	}
+	file, err := c.describe(ref, ref)
 	if err != nil {
 		return catalog.Manifest{}, err
+	}
+	name := strings.TrimSuffix(ref, path.Ext(ref))
+	return catalog.Manifest{Ref: ref, Name: name, Kind: catalog.KindModel, Version: "1", License: "Apache-2.0", Files: []catalog.File{file}}, nil
+}
+
+// stuck is the reference of a model that never arrives.
+const stuck = "stuck"
+
+// folder describes the files of a folder; none where ref is no folder.
+func (c *Catalog) folder(ref string) ([]catalog.File, error) {
+	root, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	if info, err := root.Stat(ref); err != nil || !info.IsDir() {
+		return nil, nil // the caller looks for a file of this name
+	}
+	entries, err := fs.ReadDir(root.FS(), ref)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, catalog.ErrUnavailable)
+	}
+	var files []catalog.File
+	for _, e := range entries {
+		f, err := c.describe(ref, ref+"/"+e.Name())
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// describe computes a file's digest.
+func (c *Catalog) describe(ref, name string) (catalog.File, error) {
+	f, err := c.file(name)
+	if err != nil {
+		return catalog.File{}, err
 	}
 	defer f.Close()
 	h := sha256.New()
 	n, err := io.Copy(h, f)
 	if err != nil {
-		return catalog.Manifest{}, err
+		return catalog.File{}, err
 	}
-	name := strings.TrimSuffix(ref, path.Ext(ref))
-	return catalog.Manifest{
-		Ref: ref, Name: name, Kind: catalog.KindModel, Version: "1", License: "Apache-2.0",
-		Files: []catalog.File{{Ref: ref, Path: ref, SizeBytes: n, Digest: "sha256:" + hex.EncodeToString(h.Sum(nil)), Locator: ref}},
-	}, nil
+	return catalog.File{Ref: ref, Path: name, SizeBytes: n, Digest: "sha256:" + hex.EncodeToString(h.Sum(nil)), Locator: name}, nil
 }
 
 func (c *Catalog) file(ref string) (*os.File, error) {
@@ -138,7 +180,11 @@ func (c *Catalog) file(ref string) (*os.File, error) {
 }
 
 // Fetch writes the file from offset on.
-func (c *Catalog) Fetch(_ context.Context, file catalog.File, offset int64, w io.Writer) error {
+func (c *Catalog) Fetch(ctx context.Context, file catalog.File, offset int64, w io.Writer) error {
+	if file.Locator == stuck {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	f, err := c.file(file.Locator)
 	if err != nil {
 		return err

@@ -1,4 +1,5 @@
-package gguf_test
+// Package badgguf writes GGUF files for tests: sound ones, and a corpus of malformed ones that every reader must refuse.
+package badgguf
 
 import (
 	"bytes"
@@ -20,27 +21,28 @@ func (h *header) start(version uint32, tensors, keys uint64) {
 	h.u64(keys)
 }
 
-type entry struct {
-	key   string
-	value any
+// Entry is a metadata entry. The value is a number, a text, a list of them, a List or a Raw.
+type Entry struct {
+	Key   string
+	Value any
 }
 
-// list is an array value of the given element type with the elements' raw bytes.
-type list struct {
-	of    uint32
-	count uint64
-	bytes []byte
+// List is an array value of the given element type with the elements' raw bytes.
+type List struct {
+	Of    uint32
+	Count uint64
+	Bytes []byte
 }
 
-// raw is a value of any type, right or wrong.
-type raw struct {
-	typ   uint32
-	bytes []byte
+// Raw is a value of any type, right or wrong.
+type Raw struct {
+	Type  uint32
+	Bytes []byte
 }
 
-func (h *header) entry(e entry) {
-	h.str(e.key)
-	switch v := e.value.(type) {
+func (h *header) entry(e Entry) {
+	h.str(e.Key)
+	switch v := e.Value.(type) {
 	case uint8:
 		h.u32(0)
 		h.raw(v)
@@ -80,41 +82,45 @@ func (h *header) entry(e entry) {
 		h.u32(5)
 		h.u64(uint64(len(v)))
 		h.raw(v)
-	case list:
+	case uint16:
+		h.u32(2)
+		h.raw(v)
+	case List:
 		h.u32(9)
-		h.u32(v.of)
-		h.u64(v.count)
-		h.Write(v.bytes)
-	case raw:
-		h.u32(v.typ)
-		h.Write(v.bytes)
+		h.u32(v.Of)
+		h.u64(v.Count)
+		h.Write(v.Bytes)
+	case Raw:
+		h.u32(v.Type)
+		h.Write(v.Bytes)
 	default:
 		panic("unknown value")
 	}
 }
 
-type tensor struct {
-	name   string
-	dims   []uint64
-	typ    uint32
-	offset uint64
+// Tensor is an entry of the list of tensors, of a ggml type by its number.
+type Tensor struct {
+	Name   string
+	Dims   []uint64
+	Type   uint32
+	Offset uint64
 }
 
-// file is a GGUF file with its metadata, tensors and this much data behind the header.
-func file(entries []entry, tensors []tensor, data int) []byte {
+// File is a GGUF file with its metadata, tensors and this much data behind the header.
+func File(entries []Entry, tensors []Tensor, data int) []byte {
 	h := &header{}
 	h.start(3, uint64(len(tensors)), uint64(len(entries)))
 	for _, e := range entries {
 		h.entry(e)
 	}
 	for _, t := range tensors {
-		h.str(t.name)
-		h.u32(uint32(len(t.dims)))
-		for _, d := range t.dims {
+		h.str(t.Name)
+		h.u32(uint32(len(t.Dims)))
+		for _, d := range t.Dims {
 			h.u64(d)
 		}
-		h.u32(t.typ)
-		h.u64(t.offset)
+		h.u32(t.Type)
+		h.u64(t.Offset)
 	}
 	for h.Len()%32 != 0 {
 		h.WriteByte(0)
@@ -123,21 +129,22 @@ func file(entries []entry, tensors []tensor, data int) []byte {
 	return h.Bytes()
 }
 
-// with is entries with one more, which replaces one of the same name.
-func with(entries []entry, key string, value any) []entry {
-	var out []entry
+// With is entries with one more, which replaces one of the same name.
+func With(entries []Entry, key string, value any) []Entry {
+	var out []Entry
 	for _, e := range entries {
-		if e.key != key {
+		if e.Key != key {
 			out = append(out, e)
 		}
 	}
-	return append(out, entry{key, value})
+	return append(out, Entry{key, value})
 }
 
-func goodEntries() []entry {
-	return []entry{
+// GoodEntries is the metadata of a little llama.
+func GoodEntries() []Entry {
+	return []Entry{
 		{"tokenizer.ggml.tokens", []string{"<unk>", "a", "b"}},
-		{"tokenizer.ggml.scores", list{of: 6, count: 3, bytes: make([]byte, 12)}},
+		{"tokenizer.ggml.scores", List{Of: 6, Count: 3, Bytes: make([]byte, 12)}},
 		{"llama.context_length", uint32(512)},
 		{"general.architecture", "llama"},
 		{"general.name", "two\x1b[31m words"},
@@ -151,13 +158,13 @@ func goodEntries() []entry {
 		{"tokenizer.ggml.add_bos_token", true},
 		{"tokenizer.chat_template", "{{ messages }}"},
 		{"general.file_type", uint32(15)},
-		{"x.deep", list{of: 9, count: 1, bytes: nested(3)}},
+		{"x.deep", List{Of: 9, Count: 1, Bytes: Nested(3)}},
 		{"x.double", math.Pi},
 	}
 }
 
-// nested is the bytes of an array value, so many arrays deep, with an empty list of bytes at the bottom.
-func nested(depth int) []byte {
+// Nested is the bytes of an array value, so many arrays deep, with an empty list of bytes at the bottom.
+func Nested(depth int) []byte {
 	h := &header{}
 	for range depth - 1 {
 		h.u32(9)
@@ -168,12 +175,17 @@ func nested(depth int) []byte {
 	return h.Bytes()
 }
 
-func goodTensors() []tensor {
-	return []tensor{
+// GoodTensors are the tensors of GoodEntries, which take GoodData bytes.
+func GoodTensors() []Tensor {
+	return []Tensor{
 		{"token_embd.weight", []uint64{256, 3}, 12, 0},      // Q4_K: 3 blocks, 432 bytes
 		{"output_norm.weight", []uint64{64}, 0, 448},        // F32: 256 bytes
 		{"blk.0.attn_q.weight", []uint64{32, 4, 1}, 8, 704}, // Q8_0: 136 bytes
 	}
 }
 
-const goodData = 704 + 136
+// GoodData is how many bytes of tensor data belong to GoodTensors.
+const GoodData = 704 + 136
+
+// Good is a sound file of them.
+func Good() []byte { return File(GoodEntries(), GoodTensors(), GoodData) }

@@ -1,0 +1,174 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// pins are blobs that are not to be freed although no record has them yet. They are held by the caller that is about to write one.
+type pins []digest
+
+// pin keeps a blob, which need not be there yet.
+func (s *Store) pin(p *pins, d digest) {
+	if d.algorithm != "sha256" || slices.Contains(*p, d) {
+		return
+	}
+	s.records.Lock()
+	defer s.records.Unlock()
+	if s.pinned == nil {
+		s.pinned = map[digest]int{}
+	}
+	s.pinned[d]++
+	*p = append(*p, d)
+}
+
+// unpin lets go of the blobs; with free, those that nobody needs are removed.
+func (s *Store) unpin(p pins, free bool) {
+	s.records.Lock()
+	defer s.records.Unlock()
+	for _, d := range p {
+		if s.pinned[d]--; s.pinned[d] == 0 {
+			delete(s.pinned, d)
+		}
+	}
+	if !free {
+		return
+	}
+	records, err := s.modelRecords()
+	if err == nil {
+		_, err = s.freeBlobsLocked(records, p, false)
+	}
+	if err != nil {
+		s.log.Warn("remove files that were brought for nothing", "error", err)
+	}
+}
+
+// DeleteModel removes a model, found as in Model but also a damaged one, and those of its files that no other model needs. With dryRun it only says
+// what it would do. It does not know who uses the model: what is loaded must not be deleted, which is the caller's to see to.
+// Errors: NotFound with the nearest names.
+func (s *Store) DeleteModel(name string, dryRun bool) (core.ModelDeleteResult, error) {
+	s.records.Lock()
+	defer s.records.Unlock()
+	r, err := s.findModel(name)
+	if err != nil {
+		return core.ModelDeleteResult{}, err
+	}
+	records, err := s.modelRecords()
+	if err != nil {
+		return core.ModelDeleteResult{}, err
+	}
+	others := slices.DeleteFunc(records, func(o modelRecord) bool { return o.Model.ID == r.Model.ID })
+	var own []digest
+	for _, f := range r.Model.Files {
+		if d, err := parseDigest(f.Digest); err == nil {
+			own = append(own, d)
+		}
+	}
+	out := core.ModelDeleteResult{Model: r.Model.ID, Files: []core.File{}, DryRun: dryRun}
+	if !dryRun {
+		// The record goes first: a crash leaves files that nobody needs, and not a model that lacks some.
+		if err := s.root.Remove(recordName(r.Model.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return out, fmt.Errorf("delete model %s: %w", r.Model.ID, err)
+		}
+		if err := s.syncDir(modelsDir); err != nil {
+			return out, fmt.Errorf("delete model %s: %w", r.Model.ID, err)
+		}
+	}
+	freed, err := s.freeBlobsLocked(others, own, dryRun)
+	for _, b := range freed {
+		out.FreedBytes += b.size
+		i := slices.IndexFunc(r.Model.Files, func(f core.File) bool { return f.Digest == b.digest.String() })
+		out.Files = append(out.Files, core.File{Path: r.Model.Files[i].Path, SizeBytes: b.size, Digest: b.digest.String()})
+	}
+	if err != nil {
+		return out, fmt.Errorf("delete model %s: %w", r.Model.ID, err)
+	}
+	return out, nil
+}
+
+// freeBlobsLocked removes those of the blobs that no record has and nobody has pinned, and says which they were; with dryRun it only says it.
+// It is the one place where blobs are deleted. s.records is held.
+func (s *Store) freeBlobsLocked(records []modelRecord, among []digest, dryRun bool) ([]blob, error) {
+	needed, err := s.neededBy(records)
+	if err != nil {
+		return nil, err
+	}
+	var freed []blob
+	for _, d := range slices.CompactFunc(slices.SortedFunc(slices.Values(among), compareDigests), func(a, b digest) bool { return a == b }) {
+		if d.algorithm != "sha256" || needed[d] || s.pinned[d] > 0 {
+			continue
+		}
+		b := blob{digest: d}
+		for _, name := range []string{blobName(d), damagedName(d)} {
+			info, err := s.root.Lstat(name)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err == nil && !dryRun {
+				err = s.root.RemoveAll(name)
+			}
+			if err != nil {
+				return freed, err
+			}
+			b.size += info.Size()
+		}
+		if b.size > 0 {
+			freed = append(freed, b)
+		}
+		if !dryRun {
+			if err := s.root.RemoveAll(partsFolder(d)); err != nil {
+				return freed, err
+			}
+		}
+	}
+	return freed, nil
+}
+
+func compareDigests(a, b digest) int { return strings.Compare(a.String(), b.String()) }
+
+var digestText = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+
+// neededBy are the blobs that records have. What a record that cannot be read speaks of is needed as well: a newer version may be able to.
+func (s *Store) neededBy(records []modelRecord) (map[digest]bool, error) {
+	needed := map[digest]bool{}
+	for _, r := range records {
+		for _, f := range r.Model.Files {
+			if d, err := parseDigest(f.Digest); err == nil {
+				needed[d] = true
+			}
+		}
+		if len(r.Model.Files) > 0 {
+			continue
+		}
+		text, err := s.recordText(r.Model.ID)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range digestText.FindAllString(text, -1) {
+			if d, err := parseDigest(t); err == nil {
+				needed[d] = true
+			}
+		}
+	}
+	return needed, nil
+}
+
+func (s *Store) recordText(id string) (string, error) {
+	f, err := s.root.Open(recordName(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecordBytes))
+	return string(b), err
+}

@@ -1,0 +1,85 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gguf"
+)
+
+// An engine finds the other files of a split model by their names, beside the first. Blobs have names that say nothing, so that such a model has a
+// folder parts/<digest of its first file>/ with links of the right names to them. It can be made anew at any time.
+
+func isGGUF(name string) bool { return strings.EqualFold(path.Ext(name), ".gguf") }
+
+// checkParts looks, as soon as the first file is there, whether the source names the others.
+func checkParts(first *gguf.File, files int) error {
+	if first.SplitNo == 0 && first.Splits <= max(files, 1) {
+		return nil
+	}
+	err := core.Errorf("", core.Unsupported, "the model is split into %d GGUF files, and this is number %d of them, with %d beside it", first.Splits, first.SplitNo+1, files-1)
+	return core.WithHint(err, "Choose a reference that stands for all of them, or a file that holds the whole model, or join the pieces with llama-gguf-split --merge.")
+}
+
+// join gives the facts of a model from the headers of its files, nil for those that are no GGUF, and how many are parts of it; 0: it is not split.
+func join(headers []*gguf.File) (whole *gguf.File, parts int, err error) {
+	n := headers[0].Splits
+	if n <= 1 {
+		return headers[0], 0, nil
+	}
+	for i, h := range headers[:n] {
+		if h == nil {
+			return nil, 0, core.Errorf("", core.Integrity, "file %d of the %d that the model is split into is not called .gguf", i+1, n)
+		}
+	}
+	whole, err = gguf.Join(headers[:n]...)
+	return whole, n, err
+}
+
+// modelFile is the file that an engine is given, below the store's folder.
+func (s *Store) modelFile(r modelRecord) (string, error) {
+	digests := make([]digest, max(r.Parts, 1))
+	for i := range digests {
+		var err error
+		if digests[i], err = parseDigest(r.Model.Files[i].Digest); err != nil {
+			return "", err
+		}
+	}
+	if r.Parts <= 1 {
+		return blobName(digests[0]), nil
+	}
+	folder := partsFolder(digests[0])
+	if err := s.root.MkdirAll(folder, 0o700); err != nil {
+		return "", fmt.Errorf("link the parts of model %s: %w", r.Model.ID, err)
+	}
+	for i, d := range digests {
+		if err := s.link(path.Join(folder, partName(i, len(digests))), "../../"+blobName(d)); err != nil {
+			return "", fmt.Errorf("link the parts of model %s: %w", r.Model.ID, err)
+		}
+	}
+	return path.Join(folder, partName(0, len(digests))), nil
+}
+
+func partsFolder(first digest) string { return path.Join(partsDir, first.fileName()) }
+
+// partName is what engines look for: llama.cpp's own pattern.
+func partName(i, n int) string { return fmt.Sprintf("model-%05d-of-%05d.gguf", i+1, n) }
+
+// link has name be a link to target, whatever was there.
+func (s *Store) link(name, target string) error {
+	for {
+		if have, err := s.root.Readlink(name); err == nil && have == target {
+			return nil
+		}
+		if err := s.root.RemoveAll(name); err != nil {
+			return err
+		}
+		if err := s.root.Symlink(target, name); !errors.Is(err, fs.ErrExist) {
+			return err // also nil; another caller may be linking the same
+		}
+	}
+}
