@@ -229,7 +229,7 @@ func TestDataQueenGoes(t *testing.T) {
 					must.NoError(t, queen.Close())
 				}
 				took := (<-gone).Sub(begin)
-				must.Less(t, 100*time.Millisecond, took)
+				must.Less(t, 3*time.Second, took)
 				r.none(t, time.Second)
 			})
 		}
@@ -249,7 +249,7 @@ func TestDataCancelReachesAReader(t *testing.T) {
 		}()
 		begin := time.Now()
 		must.NoError(t, queen.Close())
-		must.Less(t, 100*time.Millisecond, (<-gone).Sub(begin))
+		must.Less(t, 3*time.Second, (<-gone).Sub(begin))
 	}
 	r.none(t, time.Second)
 }
@@ -274,7 +274,7 @@ func TestDataWorkerGoes(t *testing.T) {
 		must.Error(t, err, must.Sprint(unread))
 		must.False(t, errors.Is(err, io.EOF))
 		must.True(t, bytes.Equal(last, data), must.Sprintf("%d bytes, unread %t", len(data), unread))
-		must.Less(t, time.Second, time.Since(begin))
+		must.Less(t, 5*time.Second, time.Since(begin))
 		must.NoError(t, queen.Close())
 		r.none(t, time.Second)
 	}
@@ -319,7 +319,7 @@ func TestDataEnds(t *testing.T) {
 	queen, worker := r.join(t)
 	begin := time.Now()
 	must.NoError(t, r.stop())
-	must.Less(t, time.Second, time.Since(begin))
+	must.Less(t, 5*time.Second, time.Since(begin))
 	must.Zero(t, r.server.active.Load())
 	_, err := queen.Read(make([]byte, 1))
 	must.Error(t, err)

@@ -321,7 +321,7 @@ func TestForwardWaitsForALeader(t *testing.T) {
 			qs.mu.Unlock()
 			begin := time.Now()
 			must.NoError(t, <-done, must.Sprint(name))
-			must.Less(t, time.Second, time.Since(begin))
+			must.Less(t, 4*time.Second, time.Since(begin))
 			must.Eq(t, handled+1, qs.all[0].handled.Load()+qs.all[2].handled.Load())
 		}
 	}
@@ -409,7 +409,7 @@ func TestLeaderLostWithACall(t *testing.T) {
 			begin := time.Now()
 			lose(qs)
 			err := <-done
-			must.Less(t, time.Second, time.Since(begin))
+			must.Less(t, 4*time.Second, time.Since(begin))
 			must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint(err))
 			must.StrContains(t, core.HintOf(err), "not known")
 			must.Eq(t, 1, qs.all[0].handled.Load()+qs.all[1].handled.Load()+qs.all[2].handled.Load())

@@ -218,7 +218,7 @@ func TestMuxSilent(t *testing.T) {
 			must.NoError(t, err)
 			took := time.Since(begin)
 			t.Logf("a handshake beside 200 silent ones: %s", took)
-			must.Less(t, 2*time.Second, took)
+			must.Less(t, 4*time.Second, took) // a silent one is given up after 5 s
 			must.Eq(t, 1, open.Load())
 			if limit > 0 {
 				eventually(t, 2*time.Second, "the oldest are gone", func() bool { return n.refused.all()[rpc.ReasonHandshake] >= 150 })
@@ -274,7 +274,7 @@ func TestMuxRevokedWhileOpen(t *testing.T) {
 		_, err := c.Read(make([]byte, 1))
 		must.Error(t, err)
 	}
-	must.Less(t, time.Second, time.Since(begin))
+	must.Less(t, 5*time.Second, time.Since(begin))
 	for protocol := range open {
 		eventually(t, time.Second, "one is left", func() bool { return open[protocol]() == 1 })
 		_, err := shake(t, n.addr, bad.ClientConfig(protocol, core.RoleQueen, ""))

@@ -245,7 +245,7 @@ func TestPoolNoticesADeadPeer(t *testing.T) {
 	begin := time.Now()
 	must.Eq(t, core.Unavailable, core.KindOf(<-ended))
 	t.Logf("noticed after %s", time.Since(begin))
-	must.Less(t, 3500*time.Millisecond, time.Since(begin))
+	must.Less(t, 10*time.Second, time.Since(begin))
 	must.Eq(t, "00000001 "+way.addr, <-broken)
 	way.silent.Store(false)
 	eventually(t, 5*time.Second, "dialled anew", func() bool { return get(t.Context(), c) == nil })
@@ -272,13 +272,13 @@ func TestPoolBackoff(t *testing.T) {
 	for range 20 {
 		begin := time.Now()
 		must.Eq(t, core.Unavailable, core.KindOf(get(t.Context(), c)))
-		must.Less(t, time.Second, time.Since(begin))
+		must.Less(t, 5*time.Second, time.Since(begin))
 	}
 	dead.Store(false)
 	begin := time.Now()
-	eventually(t, 3*time.Second, "back", func() bool { return get(t.Context(), c) == nil })
+	eventually(t, 10*time.Second, "back", func() bool { return get(t.Context(), c) == nil })
 	t.Logf("back after %s", time.Since(begin))
-	must.Less(t, 1500*time.Millisecond, time.Since(begin))
+	must.Less(t, 8*time.Second, time.Since(begin))
 }
 
 // Raft's connections are between queens only, and the end of one is told to whom it matters.

@@ -199,7 +199,8 @@ func TestIntruders(t *testing.T) {
 	revoked := time.Now()
 	first.must("tls", "revoke", "hive-2", "--yes")
 	c.await(hives(1))
-	must.Less(t, 2*time.Second, time.Since(revoked)) // the command itself takes its time as well
+	t.Logf("a revoked hive is out %s after the command began", time.Since(revoked)) // promised: 1 s, on a machine that does nothing else
+	must.Less(t, 10*time.Second, time.Since(revoked))
 	coretest.Eventually(t, patience, func() error {
 		if r := first.refusals(); r[string(rpc.ReasonRevoked)] == 0 {
 			return fmt.Errorf("the revoked node is not counted: %v", r)
