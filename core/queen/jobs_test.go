@@ -76,17 +76,6 @@ func TestSubmit(t *testing.T) {
 		h2.mustBeat()
 		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDelete, Model: "m"})
 		mustFail(t, err, core.Invalid, "which of the 2 hives", "name-h1, name-h2")
-		// A download goes where the model is, else where a worker with it would be started.
-		j, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "file:/models/m.gguf"})
-		must.NoError(t, err)
-		must.Eq(t, "h2", j.Hive)
-		h.change(func(h *fakeHive) {
-			h.hive.Devices = []core.Device{{ID: "cpu", Kind: "cpu", TotalBytes: 1 << 40, FreeBytes: 1 << 39}}
-		})
-		h.mustBeat()
-		j, err = c.q.Submit(t.Context(), download)
-		must.NoError(t, err)
-		must.Eq(t, "h1", j.Hive)
 		spawn := core.Request{Operation: core.OpWorkerSpawn, Model: "m", RequestID: "mine"}
 		j, err = c.q.Submit(t.Context(), spawn)
 		must.NoError(t, err)
@@ -96,7 +85,7 @@ func TestSubmit(t *testing.T) {
 		again, err := c.q.Submit(t.Context(), spawn)
 		must.NoError(t, err)
 		must.Eq(t, j.ID, again.ID)
-		must.Eq(t, 2, h2.ran.Load())
+		must.Eq(t, 1, h2.ran.Load())
 
 		// All jobs, newest first; a hive that does not answer hides only its own.
 		jobs, err := c.q.Jobs(t.Context())
@@ -110,6 +99,31 @@ func TestSubmit(t *testing.T) {
 		h.change(func(h *fakeHive) { h.mute = errors.New("oops") })
 		_, err = c.q.Jobs(t.Context())
 		must.Error(t, err)
+	})
+}
+
+// A download that names no hive goes where the model is, else where a worker with it would be started.
+func TestDownloadChoosesItsHive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		big, small := c.newHive("h1"), c.newHive("h2")
+		for i, h := range []*fakeHive{small, big} {
+			h.run = func(context.Context, core.Request, *job.Run) (any, error) { return core.Model{}, nil }
+			h.change(func(h *fakeHive) {
+				h.hive.Devices = []core.Device{{ID: "cpu", Kind: "cpu", TotalBytes: 1 << 40, FreeBytes: int64(i+1) << 30}}
+			})
+			h.mustBeat()
+		}
+		j, err := c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "hf:org/repo"})
+		must.NoError(t, err)
+		must.Eq(t, "h1", j.Hive)
+		small.addModel("m")
+		for _, name := range []string{"m", "file:/models/m.gguf"} {
+			j, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: name})
+			must.NoError(t, err)
+			must.Eq(t, "h2", j.Hive)
+		}
 	})
 }
 
