@@ -10,12 +10,25 @@ type Operation string
 
 // The operations. What each is, is said by Operations.
 const (
-	OpWorkerDownload      Operation = "worker_download"
-	OpWorkerSpawn         Operation = "worker_spawn"
-	OpWorkerProcessDelete Operation = "worker_process_delete"
-	OpModelDownload       Operation = "model_download"
-	OpModelDelete         Operation = "model_delete"
-	OpActiveWorkerRetire  Operation = "active_worker_retire"
+	OpWorkerDownload          Operation = "worker_download"
+	OpWorkerBinaryList        Operation = "worker_binary_list"
+	OpWorkerBinaryGet         Operation = "worker_binary_get"
+	OpWorkerSpawn             Operation = "worker_spawn"
+	OpWorkerProcessList       Operation = "worker_process_list"
+	OpWorkerProcessGet        Operation = "worker_process_get"
+	OpWorkerProcessDelete     Operation = "worker_process_delete"
+	OpModelDownload           Operation = "model_download"
+	OpModelList               Operation = "model_list"
+	OpModelGet                Operation = "model_get"
+	OpModelDelete             Operation = "model_delete"
+	OpHiveList                Operation = "hive_list"
+	OpHiveGet                 Operation = "hive_get"
+	OpHiveStatus              Operation = "hive_status"
+	OpHiveRefreshCapabilities Operation = "hive_refresh_capabilities"
+	OpActiveWorkerList        Operation = "active_worker_list"
+	OpActiveWorkerGet         Operation = "active_worker_get"
+	OpActiveWorkerRetire      Operation = "active_worker_retire"
+	OpStatus                  Operation = "status"
 )
 
 // Request is the body of POST /v1/jobs: the operation's name, where to run it, and the fields of that operation. Which operation knows which
@@ -25,8 +38,9 @@ type Request struct {
 	Hive      string    `json:"hive,omitempty"`       // id, name or LocalHive; empty: the cluster chooses
 	RequestID string    `json:"request_id,omitempty"` // the same id twice is one job; at most MaxRequestIDBytes
 
-	Type          string   `json:"type,omitempty"` // worker type
-	From          string   `json:"from,omitempty"` // catalog reference
+	Type          string   `json:"type,omitempty"`   // worker type
+	Binary        string   `json:"binary,omitempty"` // "<type>@<version>", or "<type>" for its newest
+	From          string   `json:"from,omitempty"`   // catalog reference
 	Force         bool     `json:"force,omitempty"`
 	Model         string   `json:"model,omitempty"` // id, alias or catalog reference
 	Device        string   `json:"device,omitempty"`
@@ -50,11 +64,11 @@ const (
 	JobCancelled JobState = "cancelled"
 )
 
-// Job is one run of an operation. Its id is "<ulid>-<hive id>", so that any queen finds its owner.
+// Job is one run of an operation. Its id is "<ulid>-<node id>", so that any queen finds its owner.
 type Job struct {
 	ID        string          `json:"id"`
 	Operation Operation       `json:"operation"`
-	Hive      string          `json:"hive"` // Hive.ID of the owner
+	Hive      string          `json:"hive"` // of the owner: Hive.ID, for a queen's job its Node.ID
 	State     JobState        `json:"state"`
 	CreatedAt time.Time       `json:"created_at"`
 	EndedAt   time.Time       `json:"ended_at,omitzero"`

@@ -34,6 +34,8 @@ const (
 	RunsOnHive       Runs = "hive"        // the hive that the request names; the only one where it names none
 	RunsOnChosenHive Runs = "chosen_hive" // the hive that the request names, or that the scheduler chooses
 	RunsOnWorker     Runs = "worker_hive" // the hive of the worker that the request names
+	// RunsOnQueen is the machine of the queen that is asked. What "hive" means there, if anything, is said by the operation's fields.
+	RunsOnQueen Runs = "queen"
 )
 
 // Text is who runs the operation, for people.
@@ -45,6 +47,8 @@ func (r Runs) Text() string {
 		return "the hive that is named, or that the scheduler chooses"
 	case RunsOnWorker:
 		return "the worker's hive"
+	case RunsOnQueen:
+		return "the queen that is asked"
 	}
 	return string(r)
 }
@@ -57,7 +61,7 @@ type OperationSpec struct {
 	Title   string // its name there
 	Summary string // one sentence
 	Runs    Runs
-	Fields  []FieldSpec // beside operation, hive and request_id, which all know
+	Fields  []FieldSpec // beside operation, request_id and, but for RunsOnQueen, hive, which all know
 	Result  any         // a zero value of the result's type
 	Get     string      // pattern of the plain GET route that answers the same without a job; empty: none
 	CLI     []string    // the commands that do it, the main one first, without "rbee"
@@ -84,12 +88,17 @@ func (s OperationSpec) ResultType() string {
 	return strings.ReplaceAll(reflect.TypeOf(s.Result).String(), "core.", "")
 }
 
-// commonFields are those that every operation knows.
-var commonFields = [...]string{"operation", "hive", "request_id"}
+// common names the fields that the operation knows without having them in Fields.
+func (s OperationSpec) common() []string {
+	if s.Runs == RunsOnQueen {
+		return []string{"operation", "request_id"}
+	}
+	return []string{"operation", "hive", "request_id"}
+}
 
 // FieldNames lists the JSON names of the fields that the operation knows, those that all know first.
 func (s OperationSpec) FieldNames() []string {
-	names := slices.Clone(commonFields[:])
+	names := s.common()
 	for _, f := range s.Fields {
 		names = append(names, f.Name)
 	}
@@ -143,11 +152,9 @@ func CheckRequest(r Request) error {
 	if err != nil {
 		return err
 	}
+	known := spec.FieldNames()
 	for name, v := range requestFields(r) {
-		if v.IsZero() || slices.Contains(commonFields[:], name) {
-			continue
-		}
-		if !slices.ContainsFunc(spec.Fields, func(f FieldSpec) bool { return f.Name == name }) {
+		if !v.IsZero() && !slices.Contains(known, name) {
 			return WithHint(Errorf("", Invalid, "%s has no field %q", spec.Name, name), "Its fields are %s.", strings.Join(spec.FieldNames(), ", "))
 		}
 	}

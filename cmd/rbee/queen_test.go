@@ -48,7 +48,7 @@ var fakeStart = time.Now().Add(-90 * time.Second)
 
 func newFakeQueen(tb testing.TB) *fakeQueen {
 	tb.Helper()
-	q := &fakeQueen{jobs: job.New(job.Options{Hive: "h1"}), cluster: newFakeCluster()}
+	q := &fakeQueen{jobs: job.New(job.Options{Owner: "h1"}), cluster: newFakeCluster()}
 	q.models = []core.Model{
 		{
 			ID: "rbee-tiny", Aliases: []string{"tiny"}, Ref: "builtin:rbee-tiny", Digest: "sha256:" + strings.Repeat("ab", 32), SizeBytes: 2983680, License: "apache-2.0",

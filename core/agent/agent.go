@@ -26,6 +26,7 @@ import (
 	"github.com/rbee-project/rbee/core/gateway"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/hive"
+	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/queen"
@@ -39,6 +40,8 @@ import (
 const (
 	// drainGrace is how long open requests may go on when the agent is told to end.
 	drainGrace = 10 * time.Second
+	// jobsGrace is how long jobs may take to end when they are cancelled since the agent ends.
+	jobsGrace = 10 * time.Second
 	// rpcGrace is how long calls between queen and hive may go on after both have ended their work.
 	rpcGrace = time.Second
 	// handOverGrace is how long the agent tries to give its leadership to another queen before it ends.
@@ -125,6 +128,7 @@ type process struct {
 	pipe     *rpc.Pipe // between the queen and the hive of this process
 	conn     *grpc.ClientConn
 	servers  []*grpc.Server // for the pipe, and for other nodes
+	jobs     *job.Manager
 	bees     *hive.Hive
 	registry *node.Node
 	queen    *queen.Queen
@@ -170,6 +174,7 @@ func (p *process) build(ctx context.Context) error {
 			p.listener = tls.NewListener(p.listener, identity.HTTPConfig())
 		}
 	}
+	p.buildJobs()
 	p.pipe = rpc.NewPipe()
 	p.defers(p.pipe.Close)
 	if p.conn, err = rpc.Client(p.pipe); err != nil {
@@ -235,7 +240,7 @@ func (p *process) buildHive(ctx context.Context) error {
 	}
 	p.bees, err = hive.New(hive.Options{
 		ID: p.id, Name: nodeName(cfg), Version: p.opts.Version, DataDir: cfg.DataDir, RPCAddress: rpcAddress,
-		Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Queens: queens, Logger: p.log,
+		Jobs: p.jobs, Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Queens: queens, Logger: p.log,
 		StopWorkersOnExit: !cfg.Hive.KeepWorkers,
 		Slots:             cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace,
 	})
@@ -272,6 +277,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 			return p.bees.ID()
 		},
 		HiveConn: p.hiveConn,
+		Jobs:     p.jobs,
 		// What is idle may lead into a dark machine, where a request would wait for nothing.
 		Suspected: func(hive string) { p.api.DropIdle(hive) },
 	}
@@ -305,9 +311,28 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	return nil
 }
 
+// buildJobs makes the owner of the jobs of this machine: of its hive's, and of those that its queen runs.
+func (p *process) buildJobs() {
+	log := p.log.Named("job")
+	p.jobs = job.New(job.Options{Owner: p.id, Version: p.opts.Version, Panicked: func(id string, op core.Operation, value any, stack []byte) {
+		log.Error("an operation crashed", "job", id, "operation", op, "panic", value, "stack", string(stack))
+	}})
+}
+
+// endJobs ends the jobs before the hive goes: ending ones need their workers supervised.
+func (p *process) endJobs(ctx context.Context) error {
+	<-ctx.Done()
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), jobsGrace)
+	defer cancel()
+	if err := p.jobs.Close(limited); err != nil {
+		p.log.Warn("end the jobs", "error", err)
+	}
+	return ctx.Err()
+}
+
 // hiveConn is the connection of the queen to a hive.
 func (p *process) hiveConn(h string) (grpc.ClientConnInterface, error) {
-	if p.bees != nil && h == p.bees.ID() {
+	if h == p.id {
 		return p.conn, nil
 	}
 	address, err := p.hiveAddress(h)
@@ -364,6 +389,7 @@ func (p *process) buildServers() {
 	p.leaving = newLeaver(p.bees, pool, p.log)
 	for range count {
 		s := rpc.NewNodeServer(o)
+		p.jobs.Register(s)
 		if p.queen != nil {
 			p.queen.Register(s)
 		}
@@ -400,6 +426,7 @@ func (p *process) stages() []stage {
 			list = append(list, stage{"data", func(ctx context.Context) error { return p.bees.ServeData(ctx, p.net.mux.Data()) }})
 		}
 	}
+	list = append(list, stage{"jobs", p.endJobs})
 	if p.net != nil {
 		list = append(list, stage{"renew", func(ctx context.Context) error { return p.net.renew(ctx, hostNames(p.cfg)) }})
 	}

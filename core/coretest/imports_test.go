@@ -35,7 +35,7 @@ var allowed = []struct {
 	{"raft/node", []string{"core", "proto/raft/v1", "raft/..."}},
 	{"core/gguf", []string{"core"}},
 	{"core/sched", []string{"core"}},
-	{"core/job", []string{"core"}},
+	{"core/job", []string{"core", "core/wire", "proto/job/v1"}},
 	{"core/store", []string{"core", "core/gguf"}},
 	{"core/hostinfo", []string{"core"}},
 	{"core/config", []string{"core"}},

@@ -36,7 +36,11 @@ func agentMain(dir string) {
 	}
 	go func() { fmt.Println(h.Run(context.Background())) }()
 	for range 4 {
-		j := h.submit(core.Request{Operation: core.OpWorkerSpawn, Model: "tiny", Slots: 1, ContextTokens: 64})
+		j, err := h.jobs.Submit(core.Request{Operation: core.OpWorkerSpawn, Model: "tiny", Slots: 1, ContextTokens: 64})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
 		if err := h.jobs.Events(context.Background(), j.ID, 0, func(core.Event) error { return nil }); err != nil {
 			fmt.Println(err)
 			return

@@ -45,9 +45,12 @@ type Options struct {
 	// WorkerSpecs are the worker types of this hive, CatalogSpecs its catalog sources; the first that has a name of an item wins.
 	WorkerSpecs  []pluginhost.Spec
 	CatalogSpecs []pluginhost.Spec
-	Queens       Queens       // where reports go; nil: nowhere
-	RPCAddress   string       // host:port at which queens reach this hive; empty: only within the process
-	Logger       hclog.Logger // nil: none
+	// Jobs runs the hive's operations; Run ends them. Jobs of an owner with another id than the hive's cannot be found. nil: jobs of its own, which
+	// nobody else can reach.
+	Jobs       *job.Manager
+	Queens     Queens       // where reports go; nil: nowhere
+	RPCAddress string       // host:port at which queens reach this hive; empty: only within the process
+	Logger     hclog.Logger // nil: none
 	// StopWorkersOnExit ends all workers when Run ends; otherwise they go on and the next Run takes them over.
 	StopWorkersOnExit bool
 	Slots             int              // of a worker, where a spawn does not say; 0: 4
@@ -125,9 +128,10 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
 		return nil, err
 	}
-	h.jobs = job.New(job.Options{Hive: opts.ID, Now: opts.Now, Panicked: func(id string, op core.Operation, value any, stack []byte) {
-		h.log.Error("an operation crashed", "job", id, "operation", op, "panic", value, "stack", string(stack))
-	}})
+	if h.jobs = opts.Jobs; h.jobs == nil {
+		h.jobs = job.New(job.Options{Owner: opts.ID, Version: opts.Version, Now: opts.Now})
+	}
+	h.handle(h.jobs)
 	h.catalogs = newCatalogs(opts.CatalogSpecs, p.LaunchCatalog, h.log.Named("catalog"))
 	h.beat = newBeater(h.log, opts.Queens, h.report, h.retire)
 	return h, nil

@@ -460,7 +460,7 @@ func TestUnknownWorkersAndPrefixes(t *testing.T) {
 	must.Eq(t, core.NotFound, f.Kind)
 	must.StrContains(t, f.Hint, a.Worker.ID)
 
-	_, err := r.jobs.Submit(t.Context(), &jobv1.SubmitRequest{RequestJson: []byte(`{"operation":"worker_build"}`)})
+	_, err := r.jobs.Submit(t.Context(), &jobv1.SubmitRequest{RequestJson: []byte(`{"operation":"worker_fly"}`)})
 	must.Eq(t, core.Invalid, core.KindOf(err))
 	must.StrContains(t, core.HintOf(err), "worker_spawn")
 	_, err = r.jobs.Submit(t.Context(), &jobv1.SubmitRequest{Operation: "worker_spawn", RequestJson: []byte(`{"operation":"model_download","model":"tiny"}`)})

@@ -249,7 +249,7 @@ func run(t *testing.T, s setup) *rig {
 	}
 	r.hive, err = New(opts)
 	must.NoError(t, err)
-	conn, end := serve(t, log, func(g *grpc.Server) { r.hive.Register(g) })
+	conn, end := serve(t, log, func(g *grpc.Server) { r.hive.Register(g); r.hive.jobs.Register(g) })
 	closers = append(closers, end)
 	r.hives, r.jobs = hivev1.NewHiveServiceClient(conn), jobv1.NewJobServiceClient(conn)
 

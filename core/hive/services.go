@@ -11,13 +11,11 @@ import (
 	"github.com/rbee-project/rbee/core/wire"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
-	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
 
-// Register serves HiveService and JobService on r. Requests wait until Run has taken over the workers of an earlier agent.
+// Register serves HiveService on r. The jobs are served by who made them, Jobs. Requests wait until Run has taken over the workers of an earlier agent.
 func (h *Hive) Register(r grpc.ServiceRegistrar) {
 	hivev1.RegisterHiveServiceServer(r, hiveService{h: h})
-	jobv1.RegisterJobServiceServer(r, jobService{h: h})
 }
 
 type hiveService struct {
@@ -199,54 +197,4 @@ func (h *Hive) process(ctx context.Context, pid int) (core.Process, error) {
 	p.CommandLine, p.Children, p.Sockets = d.CommandLine, d.Children, d.Sockets
 	p.Log, err = tailFile(h.disk.logFile(w.id()), tailLines)
 	return p, err
-}
-
-type jobService struct {
-	jobv1.UnimplementedJobServiceServer
-	h *Hive
-}
-
-func (s jobService) Submit(ctx context.Context, req *jobv1.SubmitRequest) (*jobv1.SubmitResponse, error) {
-	// Before the request is read: one of an operation that came later may have fields that came later.
-	if err := s.h.knows(core.Operation(req.GetOperation())); err != nil {
-		return nil, err
-	}
-	r, err := core.DecodeRequest(req.GetRequestJson())
-	if err != nil {
-		return nil, err
-	}
-	if op := req.GetOperation(); op != string(r.Operation) {
-		return nil, core.Errorf("submit job", core.Invalid, "the request is for %q, not for %q", r.Operation, op)
-	}
-	return &jobv1.SubmitResponse{Job: wire.JobToProto(s.h.submit(r))}, nil
-}
-
-func (s jobService) Get(_ context.Context, req *jobv1.GetRequest) (*jobv1.GetResponse, error) {
-	j, err := s.h.jobs.Get(req.GetId())
-	if err != nil {
-		return nil, err
-	}
-	return &jobv1.GetResponse{Job: wire.JobToProto(j)}, nil
-}
-
-func (s jobService) List(context.Context, *jobv1.ListRequest) (*jobv1.ListResponse, error) {
-	resp := &jobv1.ListResponse{}
-	for _, j := range s.h.jobs.List() {
-		resp.Jobs = append(resp.Jobs, wire.JobToProto(j))
-	}
-	return resp, nil
-}
-
-func (s jobService) Cancel(_ context.Context, req *jobv1.CancelRequest) (*jobv1.CancelResponse, error) {
-	j, err := s.h.jobs.Cancel(req.GetId())
-	if err != nil {
-		return nil, err
-	}
-	return &jobv1.CancelResponse{Job: wire.JobToProto(j)}, nil
-}
-
-func (s jobService) Events(req *jobv1.EventsRequest, stream grpc.ServerStreamingServer[jobv1.EventsResponse]) error {
-	return s.h.jobs.Events(stream.Context(), req.GetId(), req.GetAfterSeq(), func(e core.Event) error {
-		return stream.Send(&jobv1.EventsResponse{Event: wire.EventToProto(e)})
-	})
 }

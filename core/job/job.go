@@ -29,13 +29,14 @@ const (
 // Causes of a job's cancelled context.
 var (
 	errCancelled = core.E("", core.Cancelled, errors.New("the job was cancelled"))
-	errShutdown  = core.WithHint(core.E("", core.Cancelled, errors.New("the job was cancelled: the hive is shutting down")),
-		"Submit the request again when the hive is back.")
+	errShutdown  = core.WithHint(core.E("", core.Cancelled, errors.New("the job was cancelled: the agent is shutting down")),
+		"Submit the request again when it is back.")
 )
 
 // Options say how a Manager works.
 type Options struct {
-	Hive      string           // id of the hive that owns the jobs: the tail of every job id
+	Owner     string           // id of the node that owns the jobs: the tail of every job id
+	Version   string           // of the program, for who asks for more than it knows
 	Now       func() time.Time // stamps jobs and events; nil: time.Now
 	Retain    int              // ended jobs kept, the oldest are forgotten; 0: DefaultRetain
 	MaxEvents int              // events kept per job; 0: DefaultMaxEvents
@@ -43,7 +44,7 @@ type Options struct {
 	Panicked func(id string, op core.Operation, value any, stack []byte)
 }
 
-// Manager owns the jobs of one hive. Methods may be called concurrently.
+// Manager owns the jobs of one agent: those of its hive and those of its queen. Methods may be called concurrently.
 type Manager struct {
 	opts Options
 	wg   sync.WaitGroup // running operations
@@ -52,7 +53,8 @@ type Manager struct {
 	closed    bool
 	jobs      map[string]*job
 	requests  map[string]*job // by request id
-	ended     []*job          // oldest first
+	funcs     map[core.Operation]Func
+	ended     []*job // oldest first
 	entropy   io.Reader
 	lastStamp uint64 // of the newest id, in milliseconds
 }
@@ -68,6 +70,7 @@ func New(opts Options) *Manager {
 		opts:     opts,
 		jobs:     map[string]*job{},
 		requests: map[string]*job{},
+		funcs:    map[core.Operation]Func{},
 		entropy:  ulid.Monotonic(rand.Reader, 0),
 	}
 }
@@ -95,7 +98,7 @@ func (m *Manager) Start(op core.Operation, requestID string, fn func(ctx context
 	}
 	j := &job{
 		view: core.Job{
-			ID: m.newIDLocked(), Operation: op, Hive: m.opts.Hive, State: core.JobRunning, CreatedAt: m.opts.Now(),
+			ID: m.newIDLocked(), Operation: op, Hive: m.opts.Owner, State: core.JobRunning, CreatedAt: m.opts.Now(),
 		},
 		requestID: requestID,
 		events:    history{max: m.opts.MaxEvents},
@@ -107,7 +110,7 @@ func (m *Manager) Start(op core.Operation, requestID string, fn func(ctx context
 	}
 	if m.closed {
 		j.cancel = func(error) {}
-		err := core.WithHint(core.Errorf("", core.Unavailable, "the hive is shutting down"), "Try again when the hive is back.")
+		err := core.WithHint(core.Errorf("", core.Unavailable, "the agent is shutting down"), "Try again when it is back.")
 		m.endLocked(j, core.JobFailed, nil, err)
 		return j.copyLocked()
 	}
@@ -124,19 +127,19 @@ func (m *Manager) newIDLocked() string {
 	for {
 		id, err := ulid.New(m.lastStamp, m.entropy)
 		if err == nil {
-			return strings.ToLower(id.String()) + "-" + m.opts.Hive
+			return strings.ToLower(id.String()) + "-" + m.opts.Owner
 		}
 		m.lastStamp++ // more ids than fit into this millisecond
 	}
 }
 
-// Owner returns the id of the hive that owns the job. Errors: Invalid.
-func Owner(id string) (hive string, err error) {
-	stamp, hive, ok := strings.Cut(id, "-")
-	if _, parseErr := ulid.ParseStrict(strings.ToUpper(stamp)); !ok || parseErr != nil || hive == "" || stamp != strings.ToLower(stamp) {
+// Owner returns the id of the node that owns the job. Errors: Invalid.
+func Owner(id string) (node string, err error) {
+	stamp, node, ok := strings.Cut(id, "-")
+	if _, parseErr := ulid.ParseStrict(strings.ToUpper(stamp)); !ok || parseErr != nil || node == "" || stamp != strings.ToLower(stamp) {
 		return "", core.WithHint(core.Errorf("", core.Invalid, "%q is not a job id", id), "List the jobs to see their ids.")
 	}
-	return hive, nil
+	return node, nil
 }
 
 // run runs the operation and ends the job, also when the operation ends its goroutine.
@@ -157,7 +160,7 @@ func (m *Manager) call(ctx context.Context, j *job, fn func(context.Context, *Ru
 			}
 			data = nil
 			err = core.WithHint(core.Errorf("", core.Internal, "%s crashed: %v", op, value),
-				"This is a defect: please report it with the hive's log.")
+				"This is a defect: please report it with the agent's log.")
 		}
 	}()
 	result, err := fn(ctx, &Run{m: m, j: j, id: id})
@@ -227,7 +230,7 @@ func (m *Manager) find(id string) (*job, error) {
 	if j, ok := m.jobs[id]; ok {
 		return j, nil
 	}
-	return nil, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q on hive %s", id, m.opts.Hive),
+	return nil, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q on node %s", id, m.opts.Owner),
 		"The last %d ended jobs are kept; list them to see their ids.", m.opts.Retain)
 }
 
@@ -240,6 +243,17 @@ func (m *Manager) Get(id string) (core.Job, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return j.copyLocked(), nil
+}
+
+// ByRequest returns the kept job that a request id started.
+func (m *Manager) ByRequest(requestID string) (core.Job, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	j, ok := m.requests[requestID]
+	if !ok || requestID == "" {
+		return core.Job{}, false
+	}
+	return j.copyLocked(), true
 }
 
 // List returns the running and the kept ended jobs, newest first.

@@ -60,7 +60,7 @@ func briefs(events []core.Event) []string {
 
 func newManager(t testing.TB, opts job.Options) *job.Manager {
 	t.Helper()
-	opts.Hive = "hive-1"
+	opts.Owner = "hive-1"
 	m := job.New(opts)
 	t.Cleanup(func() { must.NoError(t, m.Close(context.Background())) })
 	return m
@@ -129,7 +129,7 @@ func TestEnds(t *testing.T) {
 		},
 		{
 			name: "a panic", state: core.JobFailed, fn: func(context.Context, *job.Run) (any, error) { panic("oh no") },
-			failure: &core.Failure{Kind: core.Internal, Message: "worker_spawn crashed: oh no", Hint: "This is a defect: please report it with the hive's log."},
+			failure: &core.Failure{Kind: core.Internal, Message: "worker_spawn crashed: oh no", Hint: "This is a defect: please report it with the agent's log."},
 		},
 		{
 			name: "a goroutine that ends itself", state: core.JobFailed,
@@ -401,7 +401,7 @@ func TestRetention(t *testing.T) {
 func TestClose(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		m := job.New(job.Options{Hive: "hive-1"})
+		m := job.New(job.Options{Owner: "hive-1"})
 		j := m.Start(core.OpModelDownload, "", func(ctx context.Context, r *job.Run) (any, error) {
 			<-ctx.Done()
 			time.Sleep(5 * time.Second) // cleans up
@@ -478,7 +478,7 @@ func FuzzOwner(f *testing.F) {
 func TestProgressIsToldBeforeWhatFollowsIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		m := job.New(job.Options{Hive: "h"})
+		m := job.New(job.Options{Owner: "h"})
 		j := m.Start("op", "", func(_ context.Context, r *job.Run) (any, error) {
 			for i := range int64(101) {
 				r.Progress(core.Progress{Phase: "read", Done: i, Total: 100})

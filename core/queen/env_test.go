@@ -50,6 +50,9 @@ func newCluster(t *testing.T, dir string, change ...func(*Options)) *cluster {
 		HiveConn: func(hive string) (grpc.ClientConnInterface, error) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
+			if hive == "q1" {
+				return c.server, nil
+			}
 			if h, ok := c.hives[hive]; ok {
 				return h.conn, nil
 			}
@@ -69,6 +72,9 @@ func newCluster(t *testing.T, dir string, change ...func(*Options)) *cluster {
 	pipe := rpc.NewPipe()
 	s := rpc.NewServer(log)
 	c.q.Register(s)
+	if opts.Jobs != nil {
+		opts.Jobs.Register(s)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { must.NoError(t, c.q.Run(ctx)) })
@@ -135,7 +141,7 @@ type fakeHive struct {
 
 func (c *cluster) newHive(id string) *fakeHive {
 	c.t.Helper()
-	h := &fakeHive{c: c, beating: make(chan struct{}, 1), jobs: job.New(job.Options{Hive: id}), hive: core.Hive{
+	h := &fakeHive{c: c, beating: make(chan struct{}, 1), jobs: job.New(job.Options{Owner: id}), hive: core.Hive{
 		ID: id, Name: "name-" + id, Version: "1", OS: "linux", Arch: "amd64", Incarnation: 1, WorkerTypes: []string{"cpu"},
 		Devices: []core.Device{{ID: "cpu", Kind: "cpu", TotalBytes: 1 << 30, FreeBytes: 1 << 29}},
 	}}
@@ -426,7 +432,14 @@ func (h *fakeHive) Get(_ context.Context, req *jobv1.GetRequest) (*jobv1.GetResp
 	return &jobv1.GetResponse{Job: wire.JobToProto(j)}, cmp.Or(h.muted(), err)
 }
 
-func (h *fakeHive) List(context.Context, *jobv1.ListRequest) (*jobv1.ListResponse, error) {
+func (h *fakeHive) List(_ context.Context, req *jobv1.ListRequest) (*jobv1.ListResponse, error) {
+	if id := req.GetRequestId(); id != "" {
+		j, ok := h.jobs.ByRequest(id)
+		if !ok {
+			return &jobv1.ListResponse{}, h.muted()
+		}
+		return &jobv1.ListResponse{Jobs: []*jobv1.Job{wire.JobToProto(j)}}, h.muted()
+	}
 	return &jobv1.ListResponse{Jobs: wire.All(h.jobs.List(), wire.JobToProto)}, h.muted()
 }
 

@@ -11,13 +11,13 @@ import (
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/wire"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// Submit checks a request, finds the hive that owns it and starts the job there. A request id that was used before gives the job it started.
+// Submit checks a request, finds the agent that owns it, a hive's or this queen's, and starts the job there. A request id that was used before, at this
+// queen or another, gives the job it started.
 // Errors: Invalid, NotFound, Unavailable, Conflict, TooLarge.
 func (q *Queen) Submit(ctx context.Context, r core.Request) (core.Job, error) {
 	if err := core.CheckRequest(r); err != nil {
@@ -26,20 +26,26 @@ func (q *Queen) Submit(ctx context.Context, r core.Request) (core.Job, error) {
 	if r.Operation == core.OpActiveWorkerRetire {
 		return q.retire(ctx, r)
 	}
-	hive, err := q.owner(ctx, r)
+	spec, err := core.FindOperation(r.Operation)
 	if err != nil {
+		return core.Job{}, err
+	}
+	var node string
+	if spec.Runs == core.RunsOnQueen {
+		node = cmp.Or(q.recall(ctx, r.RequestID), q.opts.ID)
+	} else if node, err = q.choose(ctx, r); err != nil {
 		return core.Job{}, err
 	}
 	if r.RequestID != "" {
 		q.mu.Lock()
-		q.requests.remember(r.RequestID, hive)
+		q.requests.remember(r.RequestID, node)
 		q.mu.Unlock()
 	}
-	return q.submit(ctx, hive, r)
+	return q.submit(ctx, node, r)
 }
 
-// owner chooses the hive for a request that is not bound to a worker.
-func (q *Queen) owner(ctx context.Context, r core.Request) (string, error) {
+// choose chooses the hive for a request that is not bound to a worker.
+func (q *Queen) choose(ctx context.Context, r core.Request) (string, error) {
 	if r.Hive != "" {
 		h, err := q.liveHive(r.Hive)
 		if err == nil && h.Draining && r.Operation == core.OpWorkerSpawn {
@@ -47,11 +53,8 @@ func (q *Queen) owner(ctx context.Context, r core.Request) (string, error) {
 		}
 		return h.ID, err
 	}
-	q.mu.Lock()
-	before, known := q.requests.hives[r.RequestID]
-	q.mu.Unlock()
-	if known && r.RequestID != "" {
-		return before, nil // the same request again must not be started elsewhere
+	if node := q.recall(ctx, r.RequestID); node != "" {
+		return node, nil
 	}
 	live, refused := q.liveHives()
 	switch {
@@ -72,20 +75,26 @@ func (q *Queen) owner(ctx context.Context, r core.Request) (string, error) {
 		`Set "hive" to one of %s.`, strings.Join(names, ", "))
 }
 
-// submit starts a job on a hive.
-func (q *Queen) submit(ctx context.Context, hive string, r core.Request) (core.Job, error) {
-	r.Hive = hive
+// submit starts a job on a hive, or on this queen's machine.
+func (q *Queen) submit(ctx context.Context, node string, r core.Request) (core.Job, error) {
+	if s, err := core.FindOperation(r.Operation); err == nil && s.Runs != core.RunsOnQueen {
+		r.Hive = node // elsewhere it is what the operation is about
+	}
 	text, err := json.Marshal(r)
 	if err != nil {
 		return core.Job{}, core.E("encode request", core.Internal, err)
 	}
-	conn, err := q.conn(hive)
+	o := owner{id: node}
+	if live, _ := q.owners(); slices.ContainsFunc(live, func(x owner) bool { return x.id == node }) {
+		o = live[slices.IndexFunc(live, func(x owner) bool { return x.id == node })]
+	}
+	c, err := q.jobs(o)
 	if err != nil {
 		return core.Job{}, err
 	}
-	resp, err := jobv1.NewJobServiceClient(conn).Submit(ctx, &jobv1.SubmitRequest{Operation: string(r.Operation), RequestJson: text})
+	resp, err := c.Submit(ctx, &jobv1.SubmitRequest{Operation: string(r.Operation), RequestJson: text})
 	if err != nil {
-		return core.Job{}, q.hiveError(ctx, hive, err)
+		return core.Job{}, q.hiveError(ctx, node, err)
 	}
 	return wire.JobFromProto(resp.GetJob()), nil
 }
@@ -159,24 +168,20 @@ func (q *Queen) Cancel(ctx context.Context, id string) (core.Job, error) {
 	return wire.JobFromProto(resp.GetJob()), nil
 }
 
-// Jobs lists the jobs of all hives that answer, newest first. Errors: Unavailable when none does.
+// Jobs lists the jobs of all agents that answer, newest first: those of a hive that is down are not among them. Errors: Unavailable when none answers.
 func (q *Queen) Jobs(ctx context.Context) ([]core.Job, error) {
 	jobs, _, err := q.allJobs(ctx)
 	return jobs, err
 }
 
-// allJobs also says which hives did not answer.
+// allJobs also says which agents did not answer.
 func (q *Queen) allJobs(ctx context.Context) ([]core.Job, []string, error) {
-	lists, problems, err := askAll(ctx, q, func(ctx context.Context, c hiveConn) ([]core.Job, error) {
-		resp, err := jobv1.NewJobServiceClient(c).List(ctx, &jobv1.ListRequest{})
-		return wire.All(resp.GetJobs(), wire.JobFromProto), err
-	})
+	jobs, problems, err := q.askOwners(ctx, askTimeout, &jobv1.ListRequest{})
 	if err != nil {
 		return nil, problems, err
 	}
-	jobs := []core.Job{}
-	for _, l := range lists {
-		jobs = append(jobs, l.answer...)
+	if jobs == nil {
+		jobs = []core.Job{}
 	}
 	slices.SortFunc(jobs, func(a, b core.Job) int { return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.ID, a.ID)) })
 	return jobs, problems, nil
@@ -220,29 +225,17 @@ func (q *Queen) Events(ctx context.Context, id string, after int64, emit func(co
 	}
 }
 
-// jobService is the service of the hive that owns a job.
-func (q *Queen) jobService(id string) (hive string, c jobv1.JobServiceClient, err error) {
-	hive, err = job.Owner(id)
-	if err != nil {
-		return "", nil, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q", id), "List the jobs to see their ids.")
-	}
-	h, ok := q.registry().Hive(nil, hive)
-	if !ok {
-		return "", nil, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q: its hive is not part of the cluster", id),
-			"List the jobs to see their ids.")
-	}
-	if h.Status == core.HiveDown {
-		return "", nil, core.WithHint(core.Errorf("", core.Unavailable, "hive %s, which owns job %s, is down", h.Name, id),
-			"Start its agent again, and look at `rbee status`.")
-	}
-	conn, err := q.conn(hive)
+// jobService is the service of the agent that owns a job.
+func (q *Queen) jobService(id string) (node string, c jobv1.JobServiceClient, err error) {
+	o, err := q.ownerOf(id)
 	if err != nil {
 		return "", nil, err
 	}
-	return hive, jobv1.NewJobServiceClient(conn), nil
+	c, err = q.jobs(o)
+	return o.id, c, err
 }
 
-// requestMemory remembers on which hive a request id was started, for the latest ones.
+// requestMemory remembers on which node a request id was started, for the latest ones.
 type requestMemory struct {
 	hives map[string]string
 	order []string

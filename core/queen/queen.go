@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/job"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 	"github.com/rbee-project/rbee/raft/node"
 )
@@ -22,11 +23,13 @@ type Options struct {
 	ID      string       // of this queen, as in the raft configuration
 	Version string       // of the program
 	Logger  hclog.Logger // named by the caller; nil: no log
-	// HiveConn gives the connection to the hive with this id. Its errors must be classified, as those of rpc.Client are.
+	// HiveConn gives the connection to the hive with this id, or for the id of this queen to its own agent. Its errors must be classified, as those of rpc.Client are.
 	// The connection is the caller's to close.
 	HiveConn func(hive string) (grpc.ClientConnInterface, error)
 	// LocalHive is the id of the hive in this process, or empty; nil: there never is one.
 	LocalHive func() string
+	// Jobs runs the operations that queens run, on this machine. The caller serves and closes it; its owner has the id of this queen. nil: there are none.
+	Jobs *job.Manager
 	// Membership makes this queen one of several nodes; nil: it is alone.
 	Membership *Membership
 	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor call the queen. nil: nobody.
@@ -92,7 +95,7 @@ func New(o Options) *Queen {
 	if o.Rand == nil {
 		o.Rand = rand.IntN
 	}
-	return &Queen{
+	q := &Queen{
 		opts:     o,
 		log:      o.Logger,
 		started:  o.Now(),
@@ -111,6 +114,10 @@ func New(o Options) *Queen {
 		locks:    map[string]chan struct{}{},
 		changed:  make(chan struct{}),
 	}
+	if o.Jobs != nil {
+		o.Jobs.Handle(q.operations())
+	}
+	return q
 }
 
 // Register adds the services of a queen, for hives, other queens and machines that join, to a gRPC server whose errors keep their kind, as those of rpc.NewServer do.

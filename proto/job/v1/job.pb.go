@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: job/v1/job.proto
 
-// Served by hives, which own their jobs, and by queens, which pass to the owner. Errors: NotFound for an unknown job,
+// Served by every agent for the jobs that it owns. Errors: NotFound for an unknown job,
 // InvalidArgument for a bad request, Unavailable when the owner cannot be reached.
 
 package jobv1
@@ -381,7 +381,9 @@ func (x *GetResponse) GetJob() *Job {
 }
 
 type ListRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only the job that this request id started; empty: all.
+	RequestId     string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -414,6 +416,13 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
 	return file_job_v1_job_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
 }
 
 type ListResponse struct {
@@ -843,8 +852,10 @@ const file_job_v1_job_proto_rawDesc = "" +
 	"GetRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"1\n" +
 	"\vGetResponse\x12\"\n" +
-	"\x03job\x18\x01 \x01(\v2\x10.rbee.job.v1.JobR\x03job\"\r\n" +
-	"\vListRequest\"4\n" +
+	"\x03job\x18\x01 \x01(\v2\x10.rbee.job.v1.JobR\x03job\",\n" +
+	"\vListRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\"4\n" +
 	"\fListResponse\x12$\n" +
 	"\x04jobs\x18\x01 \x03(\v2\x10.rbee.job.v1.JobR\x04jobs\"\x1f\n" +
 	"\rCancelRequest\x12\x0e\n" +

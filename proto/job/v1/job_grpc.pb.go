@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: job/v1/job.proto
 
-// Served by hives, which own their jobs, and by queens, which pass to the owner. Errors: NotFound for an unknown job,
+// Served by every agent for the jobs that it owns. Errors: NotFound for an unknown job,
 // InvalidArgument for a bad request, Unavailable when the owner cannot be reached.
 
 package jobv1

@@ -1,0 +1,57 @@
+package job
+
+import (
+	"context"
+	"maps"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Func does what a request asks for and returns its result, which becomes JSON. It honours ctx, and returns success only after the effect was observed.
+type Func func(ctx context.Context, r core.Request, run *Run) (any, error)
+
+// Typed is a function with a result of its own type as a Func, whose result is nil with an error.
+func Typed[T any](f func(ctx context.Context, r core.Request, run *Run) (T, error)) Func {
+	return func(ctx context.Context, r core.Request, run *Run) (any, error) {
+		v, err := f(ctx, r, run)
+		if err != nil {
+			return nil, err
+		}
+		return v, nil
+	}
+}
+
+// Handle adds the functions of operations. It is called before the first Submit, by each part of the agent that runs operations.
+func (m *Manager) Handle(funcs map[core.Operation]Func) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.Copy(m.funcs, funcs)
+}
+
+// Knows says whether there is a function for an operation. Errors: Unsupported: the queen that asks may be newer than this agent.
+func (m *Manager) Knows(op core.Operation) error {
+	_, err := m.function(op)
+	return err
+}
+
+func (m *Manager) function(op core.Operation) (Func, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if f, ok := m.funcs[op]; ok {
+		return f, nil
+	}
+	return nil, core.WithHint(core.Errorf("", core.Unsupported, "node %s, which runs rbee %s, does not know the operation %q", m.opts.Owner, m.opts.Version, op),
+		"Install the same version of rbee there as on the queens.")
+}
+
+// Submit checks a request and starts its operation as a job. Errors: Invalid, Unsupported.
+func (m *Manager) Submit(r core.Request) (core.Job, error) {
+	f, err := m.function(r.Operation)
+	if err != nil {
+		return core.Job{}, err
+	}
+	if err := core.CheckRequest(r); err != nil {
+		return core.Job{}, err
+	}
+	return m.Start(r.Operation, r.RequestID, func(ctx context.Context, run *Run) (any, error) { return f(ctx, r, run) }), nil
+}

@@ -1,0 +1,115 @@
+package queen
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+	"testing/synctest"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/job"
+)
+
+// An operation cannot be in the table without a function, nor have one without being there.
+func TestEveryOperationOfAQueenHasItsFunction(t *testing.T) {
+	t.Parallel()
+	have := (&Queen{}).operations()
+	for _, s := range core.Operations() {
+		if s.Runs == core.RunsOnQueen {
+			must.MapContainsKey(t, have, s.Name)
+			delete(have, s.Name)
+		}
+	}
+	must.MapEmpty(t, have)
+}
+
+// withJobs gives the queen of a cluster jobs of its own.
+func withJobs(o *Options) { o.Jobs = job.New(job.Options{Owner: o.ID}) }
+
+// ended waits for the end of a job.
+func (c *cluster) ended(j core.Job, err error) core.Job {
+	c.t.Helper()
+	must.NoError(c.t, err)
+	must.NoError(c.t, c.q.Events(c.t.Context(), j.ID, 0, func(core.Event) error { return nil }))
+	j, err = c.q.Job(c.t.Context(), j.ID)
+	must.NoError(c.t, err)
+	return j
+}
+
+// What an operation that only reads gives as a job is what the plain question gives.
+func TestReadsAsJobs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "", withJobs)
+		h := c.newHive("h1")
+		h.models = []core.Model{{ID: "m", Aliases: []string{"em"}}}
+		h.processes = []core.Process{{PID: 7}}
+		h.addWorker("w1", "m", core.WorkerReady)
+		h.mustBeat()
+		for _, tt := range []struct {
+			r    core.Request
+			want func() (any, error)
+		}{
+			{core.Request{Operation: core.OpWorkerBinaryList, Hive: "h1"}, func() (any, error) { return c.q.Binaries(t.Context(), "h1") }},
+			{core.Request{Operation: core.OpWorkerProcessList, Hive: "name-h1"}, func() (any, error) { return c.q.Processes(t.Context(), "h1") }},
+			{core.Request{Operation: core.OpModelList}, func() (any, error) { return c.q.Models(t.Context()) }},
+			{core.Request{Operation: core.OpModelList, Hive: "h1"}, func() (any, error) { return c.q.HiveModels(t.Context(), "h1") }},
+			{core.Request{Operation: core.OpModelGet, Hive: "h1", Model: "m"}, func() (any, error) { return c.q.HiveModel(t.Context(), "h1", "m") }},
+			{core.Request{Operation: core.OpHiveList}, func() (any, error) { return c.q.Hives(t.Context()) }},
+			{core.Request{Operation: core.OpHiveGet, Hive: "localhost"}, func() (any, error) { return c.q.Hive(t.Context(), "h1") }},
+			{core.Request{Operation: core.OpActiveWorkerList}, func() (any, error) { return c.q.Workers(t.Context()) }},
+			{core.Request{Operation: core.OpActiveWorkerGet, Worker: "w"}, func() (any, error) { return c.q.Worker(t.Context(), "w1") }},
+		} {
+			j := c.ended(c.q.Submit(t.Context(), tt.r))
+			must.Eq(t, core.JobSucceeded, j.State, must.Sprintf("%s: %+v", tt.r.Operation, j.Error))
+			must.Eq(t, "q1", j.Hive)
+			v, err := tt.want()
+			must.NoError(t, err)
+			b, err := json.Marshal(v)
+			must.NoError(t, err)
+			must.Eq(t, string(b), string(j.Result), must.Sprint(tt.r.Operation))
+		}
+
+		j := c.ended(c.q.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "em"}))
+		must.StrContains(t, string(j.Result), `"id":"m"`)
+		j = c.ended(c.q.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "emm"}))
+		must.Eq(t, core.NotFound, j.Error.Kind)
+		must.StrContains(t, j.Error.Hint, `"em"`)
+		j = c.ended(c.q.Submit(t.Context(), core.Request{Operation: core.OpHiveGet, Hive: "nobody"}))
+		must.Eq(t, core.JobFailed, j.State)
+		must.Eq(t, core.NotFound, j.Error.Kind)
+
+		// The jobs of the queen are among all, and the same request is one job.
+		r := core.Request{Operation: core.OpStatus, RequestID: "once"}
+		first, again := c.ended(c.q.Submit(t.Context(), r)), c.ended(c.q.Submit(t.Context(), r))
+		must.Eq(t, first.ID, again.ID)
+		jobs, err := c.q.Jobs(t.Context())
+		must.NoError(t, err)
+		must.Len(t, 13, jobs)
+		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpStatus, Hive: "h1"})
+		mustFail(t, err, core.Invalid, `no field "hive"`)
+		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpHiveGet})
+		mustFail(t, err, core.Invalid, `needs "hive"`)
+	})
+}
+
+// A request that is sent again to another queen, which knows nothing of the first one, is not started on another hive.
+func TestRequestThatIsRepeatedAtAnotherQueen(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		a, b := c.newHive("h1"), c.newHive("h2")
+		a.models, b.models = []core.Model{{ID: "m"}}, []core.Model{{ID: "m"}}
+		a.mustBeat()
+		b.mustBeat()
+		r := core.Request{Operation: core.OpWorkerSpawn, Model: "m", RequestID: "once"}
+		// The first queen started it on h2.
+		first := b.jobs.Start(r.Operation, r.RequestID, func(_ context.Context, _ *job.Run) (any, error) { return core.SpawnResult{}, nil })
+		again, err := c.q.Submit(t.Context(), r)
+		must.NoError(t, err)
+		must.Eq(t, first.ID, again.ID)
+		must.Zero(t, a.submits.Load())
+	})
+}
