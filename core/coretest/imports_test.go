@@ -25,6 +25,7 @@ var allowed = []struct {
 	{"proto/...", []string{"proto/..."}},
 	{"plugins/sdk", []string{"proto/plugin/v1"}},
 	{"plugins/sdk/openai", nil},
+	{"plugins/sdk/origin", []string{"plugins/sdk"}},
 	{"plugins/sdk/worker", []string{"plugins/sdk", "proto/plugin/v1", "proto/worker/v1"}},
 	{"plugins/sdk/catalog", []string{"plugins/sdk", "proto/plugin/v1", "proto/catalog/v1"}},
 	{"plugins/sdk/...", []string{"plugins/sdk/...", "proto/plugin/v1", "proto/worker/v1", "proto/catalog/v1"}},

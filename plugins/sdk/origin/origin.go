@@ -1,0 +1,229 @@
+// Package origin is HTTP to origins on the internet: it guards addresses, follows redirects, keeps credentials where they belong, and bounds replies.
+//
+// What an address in a reference, in a reply of an origin or in a redirect leads to is chosen by strangers. A [Client] connects to public
+// addresses only, and to private ones that the configuration allows: it looks at the address that is dialled, after the name was looked up, so
+// that a name which means another address a moment later does not help. It follows at most 5 redirects, each checked anew, none from https
+// to http. Headers that a caller adds go to the first origin (scheme, host and port) only; but for those of HTTP itself they are dropped as soon as
+// a redirect leads elsewhere.
+//
+// Where a proxy is set, it looks up the names, and is trusted to guard them; addresses that are spelled out are refused here all the same.
+package origin
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/http/httpproxy"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// MaxRedirects is how many redirects are followed.
+const MaxRedirects = 5
+
+// Options are what a Client needs. The zero value asks public origins without a proxy and with the system's certificates.
+type Options struct {
+	// Allow lists the addresses that may be dialled although they are not public. See ParsePrefixes.
+	Allow []netip.Prefix
+	// Environ is the environment, as os.Environ gives it, for HTTPS_PROXY, HTTP_PROXY, NO_PROXY and SSL_CERT_FILE.
+	Environ   []string
+	UserAgent string         // sent where a request has none; empty: Go's
+	Resolver  *net.Resolver  // nil: the system's
+	Roots     *x509.CertPool // nil: the system's, and those of SSL_CERT_FILE in Environ
+	// DialTimeout bounds a connection, HeaderTimeout the wait for a reply's header. 0: 15 s and 30 s.
+	DialTimeout, HeaderTimeout time.Duration
+	// Backoff is the pause before the first repetition of a request that failed, doubled each time. 0: 500 ms.
+	Backoff time.Duration
+	// Stall is how long a transfer may bring nothing before it is broken off. 0: 30 s.
+	Stall time.Duration
+}
+
+// Client asks origins. It is safe for concurrent use. Close it.
+type Client struct {
+	o    Options
+	http *http.Client
+	rt   *transport
+}
+
+// New makes a Client. Errors: ErrInvalid for a proxy or a file of certificates that cannot be used.
+func New(o Options) (*Client, error) {
+	o.DialTimeout = cmp.Or(o.DialTimeout, 15*time.Second)
+	o.HeaderTimeout = cmp.Or(o.HeaderTimeout, 30*time.Second)
+	o.Backoff = cmp.Or(o.Backoff, 500*time.Millisecond)
+	o.Stall = cmp.Or(o.Stall, 30*time.Second)
+	env := func(names ...string) string {
+		for _, name := range names {
+			for _, entry := range slices.Backward(o.Environ) {
+				if v, ok := strings.CutPrefix(entry, name+"="); ok && v != "" {
+					return v
+				}
+			}
+		}
+		return ""
+	}
+	if file := env("SSL_CERT_FILE"); o.Roots == nil && file != "" {
+		pem, err := os.ReadFile(file)
+		if err != nil {
+			return nil, sdk.WithHint(fmt.Errorf("SSL_CERT_FILE: %w: %w", err, sdk.ErrInvalid), "Correct the variable in the agent's environment.")
+		}
+		// The system's stay: on Linux they are those of the variable anyway, and on macOS Go does not know it.
+		if o.Roots, err = x509.SystemCertPool(); err != nil {
+			o.Roots = x509.NewCertPool()
+		}
+		if !o.Roots.AppendCertsFromPEM(pem) {
+			return nil, sdk.WithHint(fmt.Errorf("SSL_CERT_FILE: %s holds no certificate: %w", file, sdk.ErrInvalid), "It must hold certificates in PEM.")
+		}
+	}
+	proxies := httpproxy.Config{HTTPProxy: env("http_proxy", "HTTP_PROXY"), HTTPSProxy: env("https_proxy", "HTTPS_PROXY")}
+	for scheme, set := range map[string]string{"http": proxies.HTTPProxy, "https": proxies.HTTPSProxy} {
+		// Otherwise one that cannot be read would silently be none.
+		if p, err := proxies.ProxyFunc()(&url.URL{Scheme: scheme, Host: "any.invalid"}); set != "" && (err != nil || p == nil) {
+			return nil, sdk.WithHint(fmt.Errorf("the proxy for %s is no address that can be used: %w", scheme, sdk.ErrInvalid), "Correct HTTPS_PROXY or HTTP_PROXY in the agent's environment.")
+		}
+	}
+	proxies.NoProxy = env("no_proxy", "NO_PROXY")
+	proxy := proxies.ProxyFunc()
+	t := &transport{guard: &guard{allow: o.Allow}, proxy: proxy, userAgent: o.UserAgent}
+	t.direct = o.transport(func(ctx context.Context, network, address string) (net.Conn, error) {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		d := &net.Dialer{Timeout: o.DialTimeout, Resolver: o.Resolver, Control: func(_, resolved string, _ syscall.RawConn) error {
+			at, err := netip.ParseAddrPort(resolved)
+			if err != nil {
+				return fmt.Errorf("%s: %w: %w", host, err, sdk.ErrForbidden)
+			}
+			return t.guard.check(host, at.Addr())
+		}}
+		return d.DialContext(ctx, network, address)
+	})
+	// It dials proxies and nothing else, which may well be inside this network.
+	t.proxied = o.transport((&net.Dialer{Timeout: o.DialTimeout}).DialContext)
+	t.proxied.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
+	return &Client{o: o, rt: t, http: &http.Client{Transport: t, CheckRedirect: checkRedirect}}, nil
+}
+
+func (o Options) transport(dial func(ctx context.Context, network, address string) (net.Conn, error)) *http.Transport {
+	return &http.Transport{
+		DialContext:           dial,
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.Roots},
+		TLSHandshakeTimeout:   o.DialTimeout,
+		ResponseHeaderTimeout: o.HeaderTimeout,
+		// More than a sane origin sends.
+		MaxResponseHeaderBytes: 256 << 10,
+		MaxIdleConnsPerHost:    8,
+		IdleConnTimeout:        30 * time.Second,
+		ForceAttemptHTTP2:      true,
+		// Files have the digest of what they are, and replies are unpacked with a limit.
+		DisableCompression: true,
+	}
+}
+
+// Close closes the connections that are not in use.
+func (c *Client) Close() {
+	c.rt.direct.CloseIdleConnections()
+	c.rt.proxied.CloseIdleConnections()
+}
+
+// HTTP is the client for callers that need one of net/http. Its errors are raw: Explain classifies them.
+func (c *Client) HTTP() *http.Client { return c.http }
+
+// Do sends req, follows its redirects and returns the reply, whatever its status. The caller closes the body, which is not bounded. Errors: as Explain.
+func (c *Client) Do(req *http.Request) (*http.Response, error) {
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if resp != nil { // of a redirect that was refused
+			_ = resp.Body.Close()
+		}
+		return nil, c.Explain(req.Context(), req.URL, err)
+	}
+	return resp, nil
+}
+
+// transport sends a request on one of two ways, after a look at its address.
+type transport struct {
+	guard           *guard
+	proxy           func(*url.URL) (*url.URL, error)
+	userAgent       string
+	direct, proxied *http.Transport
+}
+
+// RoundTrip sends one request.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	via, err := t.proxy(req.URL)
+	if err == nil {
+		err = t.guard.checkURL(req.URL)
+	}
+	if err != nil {
+		if req.Body != nil {
+			_ = req.Body.Close()
+		}
+		return nil, err
+	}
+	if t.userAgent != "" && req.Header.Get("User-Agent") == "" {
+		req = req.Clone(req.Context())
+		req.Header.Set("User-Agent", t.userAgent)
+	}
+	if via != nil {
+		return t.proxied.RoundTrip(req)
+	}
+	return t.direct.RoundTrip(req)
+}
+
+// errRedirect is a redirect that is not followed.
+var errRedirect = errors.New("redirect refused")
+
+// checkRedirect judges the next hop and takes away what it must not see. net/http has copied the first request's headers to it.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	first, last := via[0], via[len(via)-1]
+	if len(via) > MaxRedirects {
+		return fmt.Errorf("%w: %s redirects more than %d times: %w", errRedirect, first.URL.Host, MaxRedirects, sdk.ErrUnavailable)
+	}
+	if last.URL.Scheme == "https" && req.URL.Scheme == "http" {
+		return fmt.Errorf("%w: %s redirects to %s without encryption: %w", errRedirect, last.URL.Host, req.URL.Host, sdk.ErrForbidden)
+	}
+	req.URL.User = nil
+	req.Header.Del("Referer") // the address before may hold a signature
+	// Once elsewhere, nothing comes back: whoever leads back is not the one whom the headers are for.
+	left := !SameOrigin(first.URL, req.URL) || slices.ContainsFunc(via, func(r *http.Request) bool { return !SameOrigin(first.URL, r.URL) })
+	if left {
+		maps.DeleteFunc(req.Header, func(name string, _ []string) bool { return !slices.Contains(plainHeaders(), name) })
+	}
+	return nil
+}
+
+// plainHeaders are the headers that say nothing of who asks.
+func plainHeaders() []string {
+	return []string{"Accept", "Accept-Encoding", "If-Match", "If-Modified-Since", "If-None-Match", "If-Range", "If-Unmodified-Since", "Range", "User-Agent"}
+}
+
+// SameOrigin says whether two addresses have the same scheme, host and port.
+func SameOrigin(a, b *url.URL) bool {
+	port := func(u *url.URL) string {
+		if u.Port() != "" {
+			return u.Port()
+		}
+		return map[string]string{"https": "443", "http": "80"}[u.Scheme]
+	}
+	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
+}
+
+// Redact is u without what may be a secret: name, password, query and fragment.
+func Redact(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
+}
