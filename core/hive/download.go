@@ -176,7 +176,7 @@ func (h *Hive) install(ctx context.Context, t *workerType, from string, force bo
 			run.Log("worker binary %s is renewed: %v", spec.ID(), err)
 		}
 	}
-	var fetch store.Fetch
+	var supply store.Supply
 	if spec.EngineName != "" {
 		m, err := h.catalogs.resolve(ctx, ref)
 		if err != nil {
@@ -188,10 +188,10 @@ func (h *Hive) install(ctx context.Context, t *workerType, from string, force bo
 		}
 		spec.Source = source.spec.Name + ":" + m.Ref
 		spec.Engine = new(fileSpecs(m)[0])
-		fetch = h.catalogs.fetcher(spec.Source)
+		supply = h.catalogs.fetcher(spec.Source)
 		run.Log("fetching %s %s for worker type %s from %s", spec.EngineName, spec.EngineVersion, t.name(), spec.Source)
 	}
-	b, err := h.store.PutBinary(ctx, spec, fetch, run.Progress)
+	b, err := h.store.PutBinary(ctx, spec, supply, run.Progress)
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}

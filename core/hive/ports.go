@@ -50,12 +50,12 @@ type shelf interface {
 	Models() ([]core.Model, error)
 	Model(name string) (core.Model, string, error)
 	Header(name string) (*gguf.File, error)
-	PutModel(ctx context.Context, spec store.ModelSpec, fetch store.Fetch, progress func(core.Progress)) (core.Model, error)
+	PutModel(ctx context.Context, spec store.ModelSpec, from store.Supply, progress func(core.Progress)) (core.Model, error)
 	DeleteModel(name string, dryRun bool) (core.ModelDeleteResult, error)
 	Binaries() ([]core.WorkerBinary, error)
 	Binary(id string) (core.WorkerBinary, error)
 	BinaryPaths(id string) (exe, engineDir string, err error)
-	PutBinary(ctx context.Context, spec store.BinarySpec, fetch store.Fetch, progress func(core.Progress)) (core.WorkerBinary, error)
+	PutBinary(ctx context.Context, spec store.BinarySpec, from store.Supply, progress func(core.Progress)) (core.WorkerBinary, error)
 	SetProbe(id string, p store.Probe) error
 	RemoveSuperseded(inUse func(folder string) bool) error
 }

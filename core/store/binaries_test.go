@@ -29,7 +29,7 @@ func TestPutBinary(t *testing.T) {
 	o := &origin{body: archive}
 	in := binarySpec(t, archive)
 	var phases []string
-	b, err := s.PutBinary(t.Context(), in, o.fetch, func(p core.Progress) {
+	b, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), func(p core.Progress) {
 		if len(phases) == 0 || phases[len(phases)-1] != p.Phase {
 			phases = append(phases, p.Phase)
 		}
@@ -59,7 +59,7 @@ func TestPutBinary(t *testing.T) {
 		must.Eq(t, mode, info.Mode(), must.Sprint(name))
 	}
 
-	again, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+	again, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 	must.Eq(t, b, again)
 	must.Eq(t, 1, o.fetches.Load())
@@ -143,7 +143,7 @@ func TestBinarySpecRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := binarySpec(t, archive)
 			tc.change(&in)
-			_, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+			_, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 			must.ErrorContains(t, err, tc.says)
 			must.Eq(t, tc.kind, core.KindOf(err))
 			nothingPublished(t, s)
@@ -240,7 +240,7 @@ func TestArchivesRefused(t *testing.T) {
 			s := open(t, filepath.Join(outside, "store"))
 			s.SetLimits(40, 8<<20)
 			spec := binarySpec(t, tc.archive)
-			_, err := s.PutBinary(t.Context(), spec, (&origin{body: tc.archive}).fetch, nil)
+			_, err := s.PutBinary(t.Context(), spec, store.Fetch((&origin{body: tc.archive}).fetch), nil)
 			must.ErrorContains(t, err, tc.says)
 			must.Eq(t, tc.kind, core.KindOf(err))
 			must.NotEq(t, "", core.HintOf(err))
@@ -273,10 +273,10 @@ func TestForceKeepsTheOldFolder(t *testing.T) {
 	archive := goodArchive(t)
 	o := &origin{body: archive}
 	in := binarySpec(t, archive)
-	old, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+	old, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 	in.Force = true
-	forced, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+	forced, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 	must.Eq(t, old.ID, forced.ID)
 	must.NotEq(t, old.Path, forced.Path)
@@ -302,10 +302,10 @@ func TestNewExecutableOldEngine(t *testing.T) {
 	archive := goodArchive(t)
 	o := &origin{body: archive}
 	in := binarySpec(t, archive)
-	_, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+	_, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 	in.Executable = pluginExecutable(t, "#!plugin, better")
-	b, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+	b, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 	must.Eq(t, sha256Of([]byte("#!plugin, better")), b.Digest)
 	must.Eq(t, 1, o.fetches.Load())
@@ -314,7 +314,7 @@ func TestNewExecutableOldEngine(t *testing.T) {
 
 	in.Executable = pluginExecutable(t, "#!plugin, best")
 	must.NoError(t, os.WriteFile(filepath.Join(b.Path, "engine", "libggml.so"), []byte("evil"), 0o600))
-	_, err = s.PutBinary(t.Context(), in, o.fetch, nil)
+	_, err = s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint("a changed file of the same size is not taken over"))
 }
 
@@ -324,11 +324,11 @@ func TestNewReleaseTakesTheEngineOver(t *testing.T) {
 	archive := goodArchive(t)
 	o := &origin{body: archive}
 	in := binarySpec(t, archive)
-	old, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+	old, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 	in.Version = "1.1.0"
 	in.Executable = pluginExecutable(t, "#!plugin, next release")
-	b, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+	b, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 	must.NotEq(t, old.ID, b.ID)
 	must.Eq(t, 1, o.fetches.Load())
@@ -339,11 +339,11 @@ func TestNewReleaseTakesTheEngineOver(t *testing.T) {
 	other := targz(t, item{name: "package/bins/x/libllama.v0.5.0.so", body: "other"})
 	in = binarySpec(t, other)
 	in.Version = "1.2.0"
-	_, err = s.PutBinary(t.Context(), in, (&origin{body: other}).fetch, nil)
+	_, err = s.PutBinary(t.Context(), in, store.Fetch((&origin{body: other}).fetch), nil)
 	must.NoError(t, err)
 	in = binarySpec(t, archive)
 	in.Force = true
-	_, err = s.PutBinary(t.Context(), in, o.fetch, nil)
+	_, err = s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 	must.Eq(t, 2, o.fetches.Load())
 }
@@ -382,7 +382,7 @@ func TestDamagedBinaries(t *testing.T) {
 			s := open(t, t.TempDir())
 			o := &origin{body: archive}
 			in := binarySpec(t, archive)
-			b, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+			b, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 			must.NoError(t, err)
 			must.NoError(t, tc.damage(b.Path))
 			list, err := s.Binaries()
@@ -394,7 +394,7 @@ func TestDamagedBinaries(t *testing.T) {
 			must.Eq(t, core.Integrity, core.KindOf(err))
 			must.StrContains(t, core.HintOf(err), "rbee worker binary download cpu")
 
-			fixed, err := s.PutBinary(t.Context(), in, o.fetch, nil)
+			fixed, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 			must.NoError(t, err)
 			must.Eq(t, "", fixed.Damaged)
 			must.NoError(t, s.VerifyBinary(t.Context(), "cpu"))
@@ -403,7 +403,7 @@ func TestDamagedBinaries(t *testing.T) {
 	t.Run("content", func(t *testing.T) {
 		t.Parallel()
 		s := open(t, t.TempDir())
-		b, err := s.PutBinary(t.Context(), binarySpec(t, archive), (&origin{body: archive}).fetch, nil)
+		b, err := s.PutBinary(t.Context(), binarySpec(t, archive), store.Fetch((&origin{body: archive}).fetch), nil)
 		must.NoError(t, err)
 		must.NoError(t, write("engine/libggml.so", "evil")(b.Path))
 		got, err := s.Binary("cpu")
@@ -453,12 +453,12 @@ func TestBinaryCrashPoints(t *testing.T) {
 				}
 				return nil
 			})
-			_, err := s.PutBinary(ctx, binarySpec(t, archive), o.fetch, nil)
+			_, err := s.PutBinary(ctx, binarySpec(t, archive), store.Fetch(o.fetch), nil)
 			must.Eq(t, core.Cancelled, core.KindOf(err))
 			nothingPublished(t, s)
 			must.SliceEmpty(t, stages(t, s))
 			s.FailAt(nil)
-			_, err = s.PutBinary(t.Context(), binarySpec(t, archive), o.fetch, nil)
+			_, err = s.PutBinary(t.Context(), binarySpec(t, archive), store.Fetch(o.fetch), nil)
 			must.NoError(t, err)
 			must.Eq(t, 1, o.fetches.Load(), must.Sprint("what had arrived is used"))
 		})
@@ -474,7 +474,7 @@ func TestOneBinaryForAll(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			_, err := s.PutBinary(t.Context(), in, g.fetch, nil)
+			_, err := s.PutBinary(t.Context(), in, store.Fetch(g.fetch), nil)
 			must.NoError(t, err)
 		})
 	}
@@ -515,7 +515,7 @@ func TestLeftovers(t *testing.T) {
 	})
 	done := make(chan error, 1)
 	go func() {
-		_, err := s.PutBinary(t.Context(), binarySpec(t, archive), (&origin{body: archive}).fetch, nil)
+		_, err := s.PutBinary(t.Context(), binarySpec(t, archive), store.Fetch((&origin{body: archive}).fetch), nil)
 		done <- err
 	}()
 	<-alive

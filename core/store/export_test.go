@@ -48,3 +48,26 @@ func WalkArchive(ctx context.Context, raw []byte, prefix string, limit int64) (n
 	})
 	return names, total, err
 }
+
+// EnsureBlob brings a file that need not be a GGUF.
+func (s *Store) EnsureBlob(ctx context.Context, f FileSpec, from Supply) error {
+	_, err := s.ensureBlob(ctx, f, false, from, nil)
+	return err
+}
+
+// Journal gives how many lines of a journal are believed, and where they end.
+func Journal(b []byte) (lines int, end int64) {
+	l, end, _ := readJournal(bytes.NewReader(b))
+	return len(l), end
+}
+
+// AtBoot makes the store believe that the machine was started anew.
+func (s *Store) AtBoot(id string) { s.boot = func() string { return id } }
+
+// Replay gives how many bytes a journal says are there, and how many from the beginning on.
+func Replay(b []byte, size, fileSize int64) (there, front int64) {
+	lines, _, _ := readJournal(bytes.NewReader(b))
+	p := &partial{size: size}
+	p.replay(lines, fileSize, "boot")
+	return p.there, p.front
+}

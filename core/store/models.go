@@ -242,15 +242,15 @@ func (s *Store) header(name string) (*gguf.File, error) {
 // (core.Integrity otherwise). A model that is split into several GGUF files has them first, in order; one of them alone is core.Unsupported.
 // The same reference with other files replaces the model; the same id from another reference with other files is core.Conflict.
 // Files that do not fit on the disk are core.TooLarge.
-func (s *Store) PutModel(ctx context.Context, spec ModelSpec, fetch Fetch, progress func(core.Progress)) (core.Model, error) {
-	m, err := s.putModel(ctx, spec, fetch, progress)
+func (s *Store) PutModel(ctx context.Context, spec ModelSpec, from Supply, progress func(core.Progress)) (core.Model, error) {
+	m, err := s.putModel(ctx, spec, from, progress)
 	if err != nil {
 		return core.Model{}, fmt.Errorf("store model %s: %w", spec.ID, err)
 	}
 	return m, nil
 }
 
-func (s *Store) putModel(ctx context.Context, spec ModelSpec, fetch Fetch, progress func(core.Progress)) (core.Model, error) {
+func (s *Store) putModel(ctx context.Context, spec ModelSpec, from Supply, progress func(core.Progress)) (core.Model, error) {
 	if err := checkModelSpec(spec); err != nil {
 		return core.Model{}, err
 	}
@@ -265,7 +265,7 @@ func (s *Store) putModel(ctx context.Context, spec ModelSpec, fetch Fetch, progr
 		return s.addAliases(spec)
 	}
 	for attempt := 1; ; attempt++ {
-		m, err := s.bringModel(ctx, spec, fetch, progress)
+		m, err := s.bringModel(ctx, spec, from, progress)
 		if !errors.Is(err, errVanished) || attempt == maxAttempts {
 			return m, err
 		}
@@ -273,7 +273,7 @@ func (s *Store) putModel(ctx context.Context, spec ModelSpec, fetch Fetch, progr
 }
 
 // bringModel has all files of a model in blobs/ and publishes it. Files that it brought for nothing are removed.
-func (s *Store) bringModel(ctx context.Context, spec ModelSpec, fetch Fetch, progress func(core.Progress)) (_ core.Model, err error) {
+func (s *Store) bringModel(ctx context.Context, spec ModelSpec, from Supply, progress func(core.Progress)) (_ core.Model, err error) {
 	r := modelRecord{Format: recordFormat, Model: core.Model{
 		ID: spec.ID, Aliases: nonNil(slices.Clone(spec.Aliases)), Ref: spec.Ref, License: spec.License, CreatedAt: time.Now().UTC().Truncate(time.Second),
 	}}
@@ -284,7 +284,7 @@ func (s *Store) bringModel(ctx context.Context, spec ModelSpec, fetch Fetch, pro
 		if want, err := parseDigest(f.Digest); err == nil {
 			s.pin(&keep, want)
 		}
-		b, err := s.ensureBlob(ctx, f, i == 0 || isGGUF(f.Path), fetch, progress)
+		b, err := s.ensureBlob(ctx, f, i == 0 || isGGUF(f.Path), from, progress)
 		if err != nil {
 			return core.Model{}, err
 		}
@@ -453,7 +453,7 @@ func (s *Store) writeRecord(spec ModelSpec, r modelRecord) (core.Model, error) {
 }
 
 // ensureBlob has f in blobs/, fetched once however many ask.
-func (s *Store) ensureBlob(ctx context.Context, f FileSpec, isGGUF bool, fetch Fetch, progress func(core.Progress)) (blob, error) {
+func (s *Store) ensureBlob(ctx context.Context, f FileSpec, isGGUF bool, from Supply, progress func(core.Progress)) (blob, error) {
 	key := f.Digest
 	if key == "" {
 		key = strings.Join([]string{"undigested", f.Ref, f.Path, f.Locator}, "\x00")
@@ -470,7 +470,7 @@ func (s *Store) ensureBlob(ctx context.Context, f FileSpec, isGGUF bool, fetch F
 		if there {
 			return b, nil
 		}
-		a, err := s.bring(ctx, f, fetch, report, func() bool {
+		a, err := s.bring(ctx, f, from, report, func() bool {
 			b, there = s.blobThere(want, f.SizeBytes, isGGUF) // another process may have been faster
 			return there
 		})
@@ -516,6 +516,7 @@ func (s *Store) publishBlob(a *arrival, isGGUF bool) (blob, error) {
 		a.discard()
 		return blob{}, spaceError(blobName(b.digest), err)
 	}
+	a.forget()
 	a.close()
 	_ = s.root.Remove(damagedName(b.digest))
 	return b, nil

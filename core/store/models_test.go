@@ -29,7 +29,7 @@ func TestPutModel(t *testing.T) {
 			var last core.Progress
 			in := spec("rbee-tiny", body, digest)
 			in.Aliases = []string{"tiny:latest"}
-			m, err := s.PutModel(t.Context(), in, o.fetch, func(p core.Progress) { last = p })
+			m, err := s.PutModel(t.Context(), in, store.Fetch(o.fetch), func(p core.Progress) { last = p })
 			must.NoError(t, err)
 			must.Eq(t, core.Progress{Phase: "download rbee-tiny.gguf", Done: int64(len(body)), Total: int64(len(body)), Unit: "bytes"}, last)
 			must.Eq(t, sha256Of(body), m.Digest)
@@ -63,7 +63,7 @@ func TestPutModel(t *testing.T) {
 			must.NoError(t, s.VerifyModel(t.Context(), "rbee-tiny"))
 
 			in.Aliases = []string{"other"}
-			again, err := s.PutModel(t.Context(), in, o.fetch, nil)
+			again, err := s.PutModel(t.Context(), in, store.Fetch(o.fetch), nil)
 			must.NoError(t, err)
 			must.Eq(t, []string{"tiny:latest", "other"}, again.Aliases)
 			must.Eq(t, 1, o.fetches.Load())
@@ -112,7 +112,7 @@ func TestPutModelRefuses(t *testing.T) {
 			if tc.size != 0 {
 				in.Files[0].SizeBytes = tc.size
 			}
-			_, err := s.PutModel(t.Context(), in, (&origin{body: tc.served}).fetch, nil)
+			_, err := s.PutModel(t.Context(), in, store.Fetch((&origin{body: tc.served}).fetch), nil)
 			must.ErrorContains(t, err, tc.says)
 			must.Eq(t, tc.kind, core.KindOf(err))
 			must.NotEq(t, "", core.HintOf(err))
@@ -130,11 +130,11 @@ func TestModelNames(t *testing.T) {
 	s := open(t, t.TempDir())
 	o := &origin{body: body}
 	for _, id := range []string{"", ".", "..", "a..b", "../m", "a/b", "/m", "a:b", "a b", ".hidden", "-m", "m\x00", "ü", strings.Repeat("m", 129)} {
-		_, err := s.PutModel(t.Context(), spec(id, body, sha256Of(body)), o.fetch, nil)
+		_, err := s.PutModel(t.Context(), spec(id, body, sha256Of(body)), store.Fetch(o.fetch), nil)
 		must.Eq(t, core.Invalid, core.KindOf(err), must.Sprintf("%q", id))
 		in := spec("m", body, sha256Of(body))
 		in.Files[0].Path = "../x"
-		_, err = s.PutModel(t.Context(), in, o.fetch, nil)
+		_, err = s.PutModel(t.Context(), in, store.Fetch(o.fetch), nil)
 		must.Eq(t, core.Invalid, core.KindOf(err))
 	}
 	must.Eq(t, 0, o.fetches.Load())
@@ -143,7 +143,7 @@ func TestModelNames(t *testing.T) {
 	put := func(id, ref string, aliases ...string) error {
 		in := spec(id, body, sha256Of(body))
 		in.Ref, in.Aliases = ref, aliases
-		_, err := s.PutModel(t.Context(), in, o.fetch, nil)
+		_, err := s.PutModel(t.Context(), in, store.Fetch(o.fetch), nil)
 		return err
 	}
 	must.NoError(t, put("llama-3.2", "a:1", "small"))
@@ -156,11 +156,11 @@ func TestModelNames(t *testing.T) {
 	other := append(bytes.Clone(body), 0)
 	in := spec("llama-3.2", other, sha256Of(other))
 	in.Ref = "b:2"
-	_, err := s.PutModel(t.Context(), in, (&origin{body: other}).fetch, nil)
+	_, err := s.PutModel(t.Context(), in, store.Fetch((&origin{body: other}).fetch), nil)
 	must.Eq(t, core.Conflict, core.KindOf(err))
 	must.NotEq(t, "", core.HintOf(err))
 	in.Ref = "a:1"
-	m, err := s.PutModel(t.Context(), in, (&origin{body: other}).fetch, nil)
+	m, err := s.PutModel(t.Context(), in, store.Fetch((&origin{body: other}).fetch), nil)
 	must.NoError(t, err, must.Sprint("the same reference has new files"))
 	must.Eq(t, sha256Of(other), m.Digest)
 
@@ -213,7 +213,7 @@ func TestResume(t *testing.T) {
 		s = open(t, dir)
 		o := &origin{body: body}
 		var first core.Progress
-		_, err = s.PutModel(t.Context(), in, o.fetch, func(p core.Progress) {
+		_, err = s.PutModel(t.Context(), in, store.Fetch(o.fetch), func(p core.Progress) {
 			if first.Phase == "" {
 				first = p
 			}
@@ -228,7 +228,7 @@ func TestResume(t *testing.T) {
 		s := open(t, t.TempDir())
 		must.NoError(t, os.WriteFile(filepath.Join(s.Dir(), "partial", strings.Replace(sha256Of(body), ":", "-", 1)), body, 0o600))
 		o := &origin{body: body}
-		_, err := s.PutModel(t.Context(), in, o.fetch, nil)
+		_, err := s.PutModel(t.Context(), in, store.Fetch(o.fetch), nil)
 		must.NoError(t, err)
 		must.Eq(t, 0, o.fetches.Load())
 	})
@@ -240,7 +240,7 @@ func TestResume(t *testing.T) {
 		_, err := s.PutModel(t.Context(), in, interrupted(other), nil)
 		must.ErrorIs(t, err, broken)
 		o := &origin{body: body}
-		_, err = s.PutModel(t.Context(), in, o.fetch, nil)
+		_, err = s.PutModel(t.Context(), in, store.Fetch(o.fetch), nil)
 		must.NoError(t, err)
 		must.Eq(t, []int64{half, 0}, o.offsets)
 	})
@@ -257,12 +257,12 @@ func TestResume(t *testing.T) {
 func TestSinkErrorWins(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
-	_, err := s.PutModel(t.Context(), spec("m", []byte("12345"), ""), func(_ context.Context, _ store.FileSpec, _ int64, w io.Writer) error {
+	_, err := s.PutModel(t.Context(), spec("m", []byte("12345"), ""), store.Fetch(func(_ context.Context, _ store.FileSpec, _ int64, w io.Writer) error {
 		for range 10 {
 			_, _ = w.Write([]byte("1234"))
 		}
 		return nil
-	}, nil)
+	}), nil)
 	must.ErrorContains(t, err, "longer than the announced 5 bytes")
 	nothingPublished(t, s)
 }
@@ -306,7 +306,7 @@ func TestOneFetchForAll(t *testing.T) {
 	told := map[int]int64{} // guarded by mu
 	for i := range 8 {
 		wg.Go(func() {
-			_, err := s.PutModel(t.Context(), in, g.fetch, func(p core.Progress) {
+			_, err := s.PutModel(t.Context(), in, store.Fetch(g.fetch), func(p core.Progress) {
 				mu.Lock()
 				defer mu.Unlock()
 				told[i] = p.Done
@@ -331,14 +331,14 @@ func TestCancelOfOneKeepsTheOther(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	first := make(chan error, 1)
 	go func() {
-		_, err := s.PutModel(ctx, in, g.fetch, nil)
+		_, err := s.PutModel(ctx, in, store.Fetch(g.fetch), nil)
 		first <- err
 	}()
 	<-g.reached
 	second := make(chan error, 1)
 	waiting := make(chan struct{}, 1)
 	go func() {
-		_, err := s.PutModel(t.Context(), in, g.fetch, func(core.Progress) {
+		_, err := s.PutModel(t.Context(), in, store.Fetch(g.fetch), func(core.Progress) {
 			select {
 			case waiting <- struct{}{}:
 			default:
@@ -366,13 +366,13 @@ func TestWaiterMayLeave(t *testing.T) {
 	in := spec("m", body, sha256Of(body))
 	first := make(chan error, 1)
 	go func() {
-		_, err := s.PutModel(t.Context(), in, g.fetch, nil)
+		_, err := s.PutModel(t.Context(), in, store.Fetch(g.fetch), nil)
 		first <- err
 	}()
 	<-g.reached
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := s.PutModel(ctx, in, g.fetch, nil)
+	_, err := s.PutModel(ctx, in, store.Fetch(g.fetch), nil)
 	must.Eq(t, core.Cancelled, core.KindOf(err))
 	close(g.let)
 	must.NoError(t, <-first)
@@ -389,12 +389,12 @@ func TestTwoProcessesOneFetch(t *testing.T) {
 	in := spec("m", body, sha256Of(body))
 	results := make(chan error, 2)
 	go func() {
-		_, err := a.PutModel(t.Context(), in, g.fetch, nil)
+		_, err := a.PutModel(t.Context(), in, store.Fetch(g.fetch), nil)
 		results <- err
 	}()
 	<-g.reached
 	go func() {
-		_, err := b.PutModel(t.Context(), in, g.fetch, nil)
+		_, err := b.PutModel(t.Context(), in, store.Fetch(g.fetch), nil)
 		results <- err
 	}()
 	must.NoError(t, b.Clean(time.Now().Add(1000*time.Hour)), must.Sprint("what is locked is not removed"))
@@ -410,7 +410,7 @@ func TestNoRoom(t *testing.T) {
 	s := open(t, t.TempDir())
 	s.SetFree(64<<20 + 1_000_000)
 	o := &origin{body: body}
-	_, err := s.PutModel(t.Context(), spec("m", body, sha256Of(body)), o.fetch, nil)
+	_, err := s.PutModel(t.Context(), spec("m", body, sha256Of(body)), store.Fetch(o.fetch), nil)
 	must.Eq(t, core.TooLarge, core.KindOf(err))
 	must.ErrorContains(t, err, "1983680 bytes are missing")
 	must.StrContains(t, core.HintOf(err), "store_dir")
@@ -421,12 +421,12 @@ func TestNoRoom(t *testing.T) {
 	g := newGate(body)
 	first := make(chan error, 1)
 	go func() {
-		_, err := s.PutModel(t.Context(), spec("m", body, sha256Of(body)), g.fetch, nil)
+		_, err := s.PutModel(t.Context(), spec("m", body, sha256Of(body)), store.Fetch(g.fetch), nil)
 		first <- err
 	}()
 	<-g.reached
 	other := append(bytes.Clone(body), 0)
-	_, err = s.PutModel(t.Context(), spec("n", other, sha256Of(other)), o.fetch, nil)
+	_, err = s.PutModel(t.Context(), spec("n", other, sha256Of(other)), store.Fetch(o.fetch), nil)
 	must.Eq(t, core.TooLarge, core.KindOf(err), must.Sprint("the room is promised to the first"))
 	close(g.let)
 	must.NoError(t, <-first)
@@ -480,7 +480,7 @@ func TestDamagedModels(t *testing.T) {
 			t.Parallel()
 			s := open(t, t.TempDir())
 			o := &origin{body: body}
-			_, err := s.PutModel(t.Context(), in, o.fetch, nil)
+			_, err := s.PutModel(t.Context(), in, store.Fetch(o.fetch), nil)
 			must.NoError(t, err)
 			tc.damage(s)
 			list, err := s.Models()
@@ -494,7 +494,7 @@ func TestDamagedModels(t *testing.T) {
 			if name == "a folder" {
 				return // nobody but a person should remove that
 			}
-			_, err = s.PutModel(t.Context(), in, o.fetch, nil)
+			_, err = s.PutModel(t.Context(), in, store.Fetch(o.fetch), nil)
 			must.NoError(t, err, must.Sprint("repair"))
 			must.NoError(t, s.VerifyModel(t.Context(), "m"))
 		})
@@ -517,13 +517,13 @@ func TestModelCrashPoints(t *testing.T) {
 				}
 				return nil
 			})
-			_, err := s.PutModel(t.Context(), spec("m", body, sha256Of(body)), o.fetch, nil)
+			_, err := s.PutModel(t.Context(), spec("m", body, sha256Of(body)), store.Fetch(o.fetch), nil)
 			must.ErrorIs(t, err, crash)
 			list, err := s.Models()
 			must.NoError(t, err)
 			must.SliceEmpty(t, list)
 			s.FailAt(nil)
-			_, err = s.PutModel(t.Context(), spec("m", body, sha256Of(body)), o.fetch, nil)
+			_, err = s.PutModel(t.Context(), spec("m", body, sha256Of(body)), store.Fetch(o.fetch), nil)
 			must.NoError(t, err)
 			must.Eq(t, 1, o.fetches.Load(), must.Sprint("what had arrived is used"))
 		})

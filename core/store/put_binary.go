@@ -22,15 +22,15 @@ import (
 // An entry made from another executable or another archive than the spec's is not the one that was asked for: it is superseded.
 // The archive is checked whole, size and digest, before anything of it is unpacked; it may hold only plain files and folders with harmless
 // names, within limits (core.Integrity, core.TooLarge). An engine without a digest is refused as core.Integrity: it is code.
-func (s *Store) PutBinary(ctx context.Context, spec BinarySpec, fetch Fetch, progress func(core.Progress)) (core.WorkerBinary, error) {
-	b, err := s.putBinary(ctx, spec, fetch, progress)
+func (s *Store) PutBinary(ctx context.Context, spec BinarySpec, from Supply, progress func(core.Progress)) (core.WorkerBinary, error) {
+	b, err := s.putBinary(ctx, spec, from, progress)
 	if err != nil {
 		return core.WorkerBinary{}, fmt.Errorf("store worker binary %s: %w", spec.ID(), err)
 	}
 	return b, nil
 }
 
-func (s *Store) putBinary(ctx context.Context, spec BinarySpec, fetch Fetch, progress func(core.Progress)) (core.WorkerBinary, error) {
+func (s *Store) putBinary(ctx context.Context, spec BinarySpec, from Supply, progress func(core.Progress)) (core.WorkerBinary, error) {
 	if err := checkBinarySpec(spec); err != nil {
 		return core.WorkerBinary{}, err
 	}
@@ -54,7 +54,7 @@ func (s *Store) putBinary(ctx context.Context, spec BinarySpec, fetch Fetch, pro
 	key := strings.Join([]string{spec.ID(), p.exeDigest, spec.engineDigest(), spec.Prefix, fmt.Sprint(spec.Links, spec.Force)}, "\x00")
 	return s.binaries.do(ctx, key, progress, func(ctx context.Context, report func(core.Progress)) (core.WorkerBinary, error) {
 		p.report = report
-		return p.run(ctx, fetch)
+		return p.run(ctx, from)
 	})
 }
 
@@ -103,7 +103,7 @@ type putting struct {
 	report    func(core.Progress)
 }
 
-func (p *putting) run(ctx context.Context, fetch Fetch) (core.WorkerBinary, error) {
+func (p *putting) run(ctx context.Context, supply Supply) (core.WorkerBinary, error) {
 	there, found := p.find()
 	if found && !p.spec.Force && there.damaged == "" && p.matches(there) {
 		return there.entry(p.s), nil
@@ -124,7 +124,7 @@ func (p *putting) run(ctx context.Context, fetch Fetch) (core.WorkerBinary, erro
 		if from, ok := p.engineSource(); ok && !p.spec.Force {
 			files, err = p.copyEngine(ctx, stage, from)
 		} else {
-			if archived, err = p.s.bring(ctx, *p.spec.Engine, fetch, p.report, func() bool { return false }); err != nil {
+			if archived, err = p.s.bring(ctx, *p.spec.Engine, supply, p.report, func() bool { return false }); err != nil {
 				return core.WorkerBinary{}, err
 			}
 			defer archived.close()
@@ -157,7 +157,7 @@ func (p *putting) run(ctx context.Context, fetch Fetch) (core.WorkerBinary, erro
 		return core.WorkerBinary{}, err
 	}
 	if archived != nil {
-		_ = p.s.root.Remove(archived.name) // it has done its duty; a leftover is removed at a later Open
+		archived.remove() // it has done its duty; a leftover is removed at a later Open
 	}
 	return r.entry(p.s), nil
 }
@@ -205,7 +205,7 @@ func (p *putting) unpack(ctx context.Context, stage *stage, archived *arrival) (
 	_, total, err := a.measure(ctx)
 	if err != nil {
 		if core.KindOf(err) == core.Integrity || core.KindOf(err) == core.TooLarge {
-			_ = p.s.root.Remove(archived.name) // it will be no better next time
+			archived.remove() // it will be no better next time
 		}
 		return nil, err
 	}

@@ -6,13 +6,17 @@
 //	models/<id>.json                         what a model is and which blobs it has
 //	workers/<type>/<version>[~<revision>]/   manifest.json, state.json, the plugin executable, engine/
 //	parts/sha256-<hex>/                      links to the files of a split model, named as engines want them
-//	partial/                                 what is on its way in; nothing there is ever used
+//	partial/                                 what is on its way in, each file with a journal; nothing there is ever used
+//	quarantine/                              what did not have its announced digest; nothing there is ever used
 //
 // Several processes may have one store open: what they bring in is locked file by file, and published by rename.
+//
+// Bytes come from a Supply, which names one Source after the other for each file: an origin, other hives, a catalog plugin. A transfer keeps
+// what one source has brought when it goes on with the next, and across the death of its process (see journal.go); the digest of the whole
+// decides. OpenBlob reads a file by its digest, also while it is still arriving.
 package store
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -51,24 +55,22 @@ type FileSpec struct {
 	Ref       string // the manifest's exact reference
 }
 
-// Fetch writes the bytes of f from offset to its end into w. The store checks size and digest.
-// Its errors are passed on with their kind; what it wrote before an error is kept for the next attempt.
-type Fetch func(ctx context.Context, f FileSpec, offset int64, w io.Writer) error
-
 // Store is a folder of models and worker binaries. It is safe for concurrent use.
 type Store struct {
 	dir    string
 	log    hclog.Logger
 	root   *os.Root
 	free   func(dir string) (int64, error)
+	boot   func() string
 	limits unpackLimits
 	fail   func(step string) error // tests stop here; nil otherwise
 
 	blobs    flights[blob]
 	binaries flights[core.WorkerBinary]
 
-	mu       sync.Mutex // guards expected
-	expected int64      // bytes that running transfers have announced and not yet written
+	mu       sync.Mutex          // guards expected and incoming
+	expected int64               // bytes that running transfers have announced and not yet written
+	incoming map[string]*partial // running transfers by the digest that they should have
 
 	records sync.Mutex     // held while a record is read, changed and written, or blobs are deleted; guards below
 	pinned  map[digest]int // blobs that somebody is about to write a record of
@@ -84,7 +86,7 @@ func Open(dir string, log hclog.Logger) (*Store, error) {
 	if log == nil {
 		log = hclog.NewNullLogger()
 	}
-	s := &Store{dir: abs, log: log, free: freeBytes, limits: defaultLimits}
+	s := &Store{dir: abs, log: log, free: freeBytes, boot: bootID, limits: defaultLimits, incoming: map[string]*partial{}}
 	if err := s.open(); err != nil {
 		return nil, core.WithHint(fmt.Errorf("open store: %w", err), "Set store_dir to a folder that this user may write, or correct the owner of %s.", abs)
 	}
@@ -100,7 +102,7 @@ func (s *Store) open() error {
 		return err
 	}
 	s.root = root
-	for _, d := range []string{blobsDir, modelsDir, partsDir, workersDir, partialDir} {
+	for _, d := range []string{blobsDir, modelsDir, partsDir, workersDir, partialDir, quarantineDir} {
 		if err := root.MkdirAll(d, 0o700); err != nil {
 			_ = root.Close()
 			return err
@@ -139,8 +141,12 @@ func (s *Store) cleanPartial(now time.Time) error {
 			stage := strings.TrimSuffix(name, ".lock")
 			failed = append(failed, s.removeUnlocked(stage+".lock", stage))
 		case "sha256", "sha512":
-			if info, err := e.Info(); err == nil && now.Sub(info.ModTime()) > partialAge {
-				failed = append(failed, s.removeUnlocked(name, ""))
+			if file, ok := strings.CutSuffix(name, journalSuffix); ok {
+				if _, err := s.root.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+					failed = append(failed, s.removeUnlocked(file, name))
+				}
+			} else if info, err := e.Info(); err == nil && now.Sub(info.ModTime()) > partialAge {
+				failed = append(failed, s.removeUnlocked(name, journalName(name)))
 			}
 		}
 	}

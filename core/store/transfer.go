@@ -2,52 +2,50 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/sha512"
 	"errors"
 	"fmt"
-	"hash"
-	"io"
-	"io/fs"
 	"os"
 	"path"
-	"time"
+	"sync/atomic"
 
 	"github.com/rbee-project/rbee/core"
 )
 
 const (
-	reserveBytes   = 64 << 20 // left free on the disk whatever is brought in
-	spaceCheckStep = 64 << 20 // how often a file of unknown size is held against the free space
-	lockPoll       = 50 * time.Millisecond
-	reportEvery    = 100 * time.Millisecond
-	copyBuffer     = 256 << 10
+	parallelFrom = 16 << 20 // less than that is fetched over one connection
+	smallestPart = 8 << 20  // of what is fetched over several
+	largestPart  = 64 << 20 // so that what is there has few gaps, and can be hashed soon
+	maxRestarts  = 3        // of a source whose file changes under the transfer
 )
 
 // arrival is a file in partial/ whose bytes are all there and have the announced size and digest. It is locked until it is closed.
 type arrival struct {
-	s      *Store
-	file   *os.File
-	name   string // below the store's folder
+	*partial
 	size   int64
 	sha256 digest
-}
-
-// close gives up the lock and leaves the file where it is.
-func (a *arrival) close() { _ = a.file.Close() }
-
-// discard removes the file.
-func (a *arrival) discard() {
-	_ = a.s.root.Remove(a.name)
-	a.close()
 }
 
 // errMismatch is a digest that is not the announced one.
 var errMismatch = errors.New("digest mismatch")
 
-// bring fetches f into partial/ and checks it. What is there of an earlier attempt is kept if its digest and size are known.
+// transfer brings one file into partial/.
+type transfer struct {
+	s      *Store
+	spec   FileSpec
+	want   digest
+	p      *partial
+	sums   *summer
+	room   reservation
+	report func(core.Progress)
+
+	sources  int          // how many have been used
+	by       uint64       // the bit of the one in use
+	lookedAt atomic.Int64 // of a file of unknown size: how long it was when the free space was last looked at
+}
+
+// bring fetches f into partial/ and checks it. What is there of an earlier attempt is kept if its digest is known.
 // done is asked once nobody else can be bringing the same: if it says true, there is nothing to bring, and the arrival is nil.
-func (s *Store) bring(ctx context.Context, f FileSpec, fetch Fetch, report func(core.Progress), done func() bool) (*arrival, error) {
+func (s *Store) bring(ctx context.Context, f FileSpec, supply Supply, report func(core.Progress), done func() bool) (*arrival, error) {
 	want, err := parseDigest(f.Digest)
 	if err != nil {
 		return nil, err
@@ -63,289 +61,198 @@ func (s *Store) bring(ctx context.Context, f FileSpec, fetch Fetch, report func(
 	if err != nil {
 		return nil, fmt.Errorf("bring %s: %w", f.Path, err)
 	}
-	a := &arrival{s: s, file: file, name: name}
+	p, saved, err := s.openPartial(file, name, f, want)
+	if err != nil {
+		return nil, err
+	}
 	if done() {
-		a.discard()
+		p.discard()
 		return nil, nil
 	}
-	for {
-		var resumed bool
-		resumed, err = s.transfer(ctx, a, f, want, fetch, report)
-		if !errors.Is(err, errMismatch) {
-			break
-		}
-		if !resumed {
-			break
-		}
-		// After a power cut the end of a partial file may be anything: once more from the beginning.
-		s.log.Warn("an earlier part of a file was damaged: fetching it anew", "file", f.Path)
-		if truncErr := file.Truncate(0); truncErr != nil {
-			break
-		}
+	t := &transfer{s: s, spec: f, want: want, p: p, sums: newSummer(p, want), report: report, room: reservation{s: s}}
+	t.sums.resume(saved)
+	s.arriving(want, p)
+	err = t.run(ctx, supply.Sources(f))
+	s.arrived(want, p)
+	t.room.release()
+	if err == nil {
+		return &arrival{partial: p, size: p.state().size, sha256: t.sums.sha256()}, nil
 	}
-	switch {
-	case err == nil:
-		return a, nil
-	case want.algorithm == "" || core.KindOf(err) == core.Integrity:
-		a.discard()
-	default:
-		a.close()
+	if want.algorithm == "" || p.state().there == 0 {
+		p.discard()
+	} else {
+		p.close()
 	}
 	return nil, err
 }
 
-// transfer fetches what is missing of f and checks the whole. resumed says whether it began with bytes of an earlier attempt.
-func (s *Store) transfer(ctx context.Context, a *arrival, f FileSpec, want digest, fetch Fetch, report func(core.Progress)) (resumed bool, err error) {
-	info, err := a.file.Stat()
-	if err != nil {
-		return false, err
-	}
-	offset := info.Size()
-	if want.algorithm == "" || f.SizeBytes <= 0 || offset > f.SizeBytes {
-		offset = 0
-	}
-	if err := a.file.Truncate(offset); err != nil {
-		return false, err
-	}
-	w := &sink{ctx: ctx, s: s, file: a.file, spec: f, report: report, sum256: sha256.New()}
-	w.sums = w.sum256
-	if want.algorithm == "sha512" {
-		w.sum512 = sha512.New()
-		w.sums = io.MultiWriter(w.sum256, w.sum512)
-	}
-	if err := w.reserve(f.SizeBytes - offset); err != nil {
-		return false, err
-	}
-	defer w.release()
-	if offset > 0 {
-		if err := w.rehash(offset); err != nil {
-			return true, fmt.Errorf("read the earlier part of %s: %w", f.Path, err)
-		}
-	}
-	w.tell(true)
-	if f.SizeBytes <= 0 || offset < f.SizeBytes {
-		err := fetch(ctx, f, offset, w)
-		if w.err != nil {
-			return offset > 0, w.err // the cause, whatever the source made of it
-		}
-		if err != nil {
-			return offset > 0, fmt.Errorf("fetch %s: %w", f.Path, err)
-		}
-		if err := ctx.Err(); err != nil {
-			return offset > 0, err
-		}
-	}
-	w.tell(true)
-	if f.SizeBytes > 0 && w.size < f.SizeBytes {
-		err := core.Errorf("", core.Integrity, "%s has ended after %d bytes and should have %d", f.Path, w.size, f.SizeBytes)
-		return offset > 0, core.WithHint(err, "The file at its origin is shorter than announced, or was cut on the way. Try again; if it stays so, choose another version.")
-	}
-	a.size, a.sha256 = w.size, sha256Digest(w.sum256.Sum(nil))
-	got := a.sha256
-	if w.sum512 != nil {
-		got = digest{algorithm: "sha512"}
-		copy(got.sum[:], w.sum512.Sum(nil))
-	}
-	if want.algorithm != "" && got != want {
-		err := core.E("", core.Integrity, fmt.Errorf("%w: %s is %s and should be %s", errMismatch, f.Path, got, want))
-		return offset > 0, core.WithHint(err, "It was not used. The bytes are not those that its publisher announced: try again, and if it stays so, do not trust this origin or the way to it.")
-	}
-	if err := a.file.Sync(); err != nil {
-		return offset > 0, spaceError(f.Path, err)
-	}
-	return offset > 0, nil
-}
+// fatalError is one that no other source can help with: the disk's, or the caller's.
+type fatalError struct{ err error }
 
-// sink is what a source writes a file into. After its first error it takes nothing more.
-type sink struct {
-	ctx      context.Context // of the transfer that it lives for
-	s        *Store
-	file     *os.File
-	spec     FileSpec
-	report   func(core.Progress)
-	sum256   hash.Hash
-	sum512   hash.Hash // nil unless wanted
-	sums     io.Writer
-	size     int64
-	held     int64 // announced to Store.expected and not yet written
-	checked  int64 // size when the free space was last looked at
-	reported time.Time
-	err      error
-}
+func (f fatalError) Error() string { return f.err.Error() }
+func (f fatalError) Unwrap() error { return f.err }
 
-func (w *sink) Write(b []byte) (int, error) {
-	if w.err != nil {
-		return 0, w.err
-	}
-	n, err := w.write(b)
-	w.err = err
-	return n, err
-}
-
-func (w *sink) write(b []byte) (int, error) {
-	if err := w.ctx.Err(); err != nil {
-		return 0, err
-	}
-	if w.spec.SizeBytes > 0 && int64(len(b)) > w.spec.SizeBytes-w.size {
-		err := core.Errorf("", core.Integrity, "%s is longer than the announced %d bytes", w.spec.Path, w.spec.SizeBytes)
-		return 0, core.WithHint(err, "It was not used. Try again; if it stays so, choose another version.")
-	}
-	if w.spec.SizeBytes <= 0 && w.size-w.checked >= spaceCheckStep {
-		if err := w.s.checkSpace(spaceCheckStep); err != nil {
-			return 0, err
-		}
-		w.checked = w.size
-	}
-	n, err := w.file.WriteAt(b, w.size)
-	_, _ = w.sums.Write(b[:n]) // hashes do not fail
-	w.size += int64(n)
-	w.wrote(int64(n))
-	if err != nil {
-		return n, spaceError(w.spec.Path, err)
-	}
-	w.tell(false)
-	return n, nil
-}
-
-// rehash takes the file's first n bytes into the sums.
-func (w *sink) rehash(n int64) error {
-	got, err := io.CopyBuffer(w.sums, contextReader{w.ctx, io.NewSectionReader(w.file, 0, n)}, make([]byte, copyBuffer))
-	w.size = got
-	if err == nil && got < n {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-func (w *sink) tell(always bool) {
-	now := time.Now()
-	if !always && now.Sub(w.reported) < reportEvery {
-		return
-	}
-	w.reported = now
-	w.report(core.Progress{Phase: "download " + path.Base(w.spec.Path), Done: w.size, Total: max(w.spec.SizeBytes, 0), Unit: "bytes"})
-}
-
-// reserve refuses more bytes than there is room for, beside what other transfers have announced.
-func (w *sink) reserve(n int64) error {
-	if n <= 0 {
-		return nil
-	}
-	w.s.mu.Lock()
-	defer w.s.mu.Unlock()
-	if err := w.s.checkSpaceLocked(n); err != nil {
+// run fetches what is missing from one source after the other, and checks the whole.
+func (t *transfer) run(ctx context.Context, sources Sources) error {
+	if err := t.room.reserve(t.missing()); err != nil {
 		return err
 	}
-	w.s.expected += n
-	w.held = n
+	t.tell()
+	if t.p.state().complete() {
+		// The check may find that it is not.
+		if sound, err := t.fillAndCheck(ctx, nil); sound || err != nil {
+			return err
+		}
+	}
+	var failed error
+	for {
+		source, err := sources.Next(ctx, failed)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case failed != nil && (err != nil || source == nil):
+			return failed
+		case err != nil:
+			return fmt.Errorf("fetch %s: %w", t.spec.Path, err)
+		case source == nil:
+			return core.Errorf("", core.Unavailable, "nobody has %s to offer", t.spec.Path)
+		}
+		t.by = 1 << min(t.sources+1, 63)
+		t.sources++
+		failed = t.from(ctx, source)
+		if failed == nil {
+			return nil
+		}
+		if fatal, ok := errors.AsType[fatalError](failed); ok {
+			return fatal.err
+		}
+		t.s.log.Debug("a source of a file is given up", "file", t.spec.Path, "error", failed)
+	}
+}
+
+// from fetches from one source until the file is whole and right, or the source is of no use any more.
+func (t *transfer) from(ctx context.Context, source Source) error {
+	if v, ok := source.(Versioned); ok {
+		if version := t.p.versionAt(v.Origin()); version != "" && t.p.state().there > 0 {
+			v.Expect(version)
+		}
+	}
+	for restarts := 0; ; {
+		sound, err := t.fillAndCheck(ctx, source)
+		if sound {
+			return nil
+		}
+		if err == nil {
+			continue // some of it was damaged on this machine
+		}
+		if _, fatal := errors.AsType[fatalError](err); fatal {
+			return err
+		}
+		switch kind := core.KindOf(err); {
+		case kind == core.Conflict:
+			// What an earlier process has brought may be of the old version, too.
+			if err := t.drop(t.by|byEarlier, t.want.algorithm == ""); err != nil {
+				return err
+			}
+			if restarts < maxRestarts {
+				restarts++
+				t.s.log.Info("a file has changed at its source: fetching it anew", "file", t.spec.Path)
+				continue
+			}
+		case kind == core.Integrity, t.want.algorithm == "":
+			// Without a digest nobody could tell that the next source has the same version.
+			if err := t.drop(t.by, t.want.algorithm == ""); err != nil {
+				return err
+			}
+		}
+		return err
+	}
+}
+
+// fillAndCheck fetches what is missing and compares the digest. It is neither sound nor an error if something of an earlier attempt turned
+// out to be damaged and is missing now. A nil source fetches nothing.
+func (t *transfer) fillAndCheck(ctx context.Context, source Source) (sound bool, err error) {
+	if err := t.fill(ctx, source); err != nil || !t.p.state().complete() {
+		return false, err
+	}
+	return t.check(ctx)
+}
+
+// check compares the digest of the whole file.
+func (t *transfer) check(ctx context.Context) (sound bool, err error) {
+	got := t.sums.got()
+	if t.want.algorithm == "" || got == t.want {
+		if err := t.p.file.Sync(); err != nil {
+			return false, fatalError{spaceError(t.spec.Path, err)}
+		}
+		return true, nil
+	}
+	// After a power cut what was there may be anything.
+	damaged, err := t.p.dropDamaged(ctx)
+	if err != nil {
+		return false, fatalError{fmt.Errorf("read what is there of %s: %w", t.spec.Path, err)}
+	}
+	if damaged > 0 {
+		t.s.log.Warn("parts of a file were damaged on this disk: fetching them anew", "file", t.spec.Path, "segments", damaged)
+		return false, t.begin()
+	}
+	// Somebody else may have brought the wrong bytes: an earlier process from another version, or a hive.
+	if t.p.mixed(t.by) {
+		t.s.log.Warn("the parts of a file do not belong together: fetching those from elsewhere anew", "file", t.spec.Path)
+		return false, t.drop(^t.by, false)
+	}
+	err = core.Errorf("", core.Integrity, "%w: %s is %s and should be %s", errMismatch, t.spec.Path, got, t.want)
+	where, quarantineErr := t.quarantine(ctx)
+	if quarantineErr != nil {
+		return false, fatalError{errors.Join(err, quarantineErr)}
+	}
+	hint := "It was not used. The bytes are not those that its publisher announced: try again, and if it stays so, do not trust this origin or the way to it."
+	if where != "" {
+		hint += " They were put into " + where + ", where nothing loads them; `rbee store gc` removes them."
+	}
+	return false, core.WithHint(err, "%s", hint)
+}
+
+// drop forgets what the sources in by have brought, and begins to sum anew.
+func (t *transfer) drop(by uint64, all bool) error {
+	if err := t.p.drop(by, all); err != nil {
+		return fatalError{spaceError(t.spec.Path, err)}
+	}
+	return t.begin()
+}
+
+// begin sums from the beginning, and announces what is missing now.
+func (t *transfer) begin() error {
+	t.sums.reset()
+	if err := t.room.reserve(t.missing()); err != nil {
+		return fatalError{err}
+	}
 	return nil
 }
 
-// wrote hands back what is on disk now.
-func (w *sink) wrote(n int64) {
-	n = min(n, w.held)
-	if n == 0 {
-		return
-	}
-	w.s.mu.Lock()
-	defer w.s.mu.Unlock()
-	w.s.expected -= n
-	w.held -= n
+func (t *transfer) missing() int64 {
+	st := t.p.state()
+	return st.size - st.there
 }
 
-func (w *sink) release() { w.wrote(w.held) }
-
-// checkSpace refuses n bytes that do not fit on the disk.
-func (s *Store) checkSpace(n int64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.checkSpaceLocked(n)
-}
-
-func (s *Store) checkSpaceLocked(n int64) error {
-	free, err := s.free(s.dir)
-	if err != nil {
-		s.log.Warn("free space unknown", "error", err)
-		return nil // a full disk will say so itself
-	}
-	missing := n - (free - s.expected - reserveBytes)
-	if missing <= 0 {
+// spaceFor looks whether a file of unknown size still fits, now and then.
+func (t *transfer) spaceFor(pos int64) error {
+	if t.spec.SizeBytes > 0 || pos-t.lookedAt.Load() < spaceCheckStep {
 		return nil
 	}
-	return core.WithHint(core.Errorf("", core.TooLarge, "%d bytes do not fit on the disk of the store: %d bytes are missing", n, missing),
-		"Free at least %s on the disk of %s, or set store_dir to a folder on a larger one.", humanBytes(missing), s.dir)
+	t.lookedAt.Store(pos)
+	return t.s.checkSpace(spaceCheckStep)
 }
 
-// spaceError explains a write error by a full disk where that is the cause.
-func spaceError(what string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if noSpace(err) {
-		return core.WithHint(core.Errorf("", core.TooLarge, "write %s: %w", what, err), "The disk is full. Free some space and try again: what has arrived is kept.")
-	}
-	return fmt.Errorf("write %s: %w", what, err)
+// tell reports how far it is.
+func (t *transfer) tell() {
+	st := t.p.state()
+	t.report(core.Progress{Phase: "download " + path.Base(t.spec.Path), Done: st.there, Total: max(t.spec.SizeBytes, 0), Unit: "bytes"})
 }
 
-// lockedFile opens a file of the store, which it makes where it is missing, and waits until it has its lock.
-func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
-	var poll *time.Ticker
-	for {
-		f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-		if err != nil {
-			return nil, spaceError(name, err)
-		}
-		locked, err := tryLock(f)
-		if err == nil && locked {
-			var same bool
-			if same, err = s.isStill(f, name); same {
-				return f, nil
-			}
-		}
-		_ = f.Close()
-		if err != nil {
-			return nil, err
-		}
-		if locked {
-			continue // its last owner published or removed it meanwhile
-		}
-		if poll == nil {
-			poll = time.NewTicker(lockPoll)
-			defer poll.Stop()
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-poll.C:
-		}
-	}
-}
-
-// isStill says whether the open file is the one that name stands for.
-func (s *Store) isStill(f *os.File, name string) (bool, error) {
-	mine, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	there, err := s.root.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return os.SameFile(mine, there), nil
-}
-
-// contextReader ends with its context.
-type contextReader struct {
-	ctx context.Context // of the one copy that it lives for
-	r   io.Reader
-}
-
-func (c contextReader) Read(b []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(b)
+// fill fetches what is missing from source and sums it, over as many connections as help. It returns when all is there and summed, or
+// nothing more goes on.
+func (t *transfer) fill(ctx context.Context, source Source) error {
+	f := &filling{t: t, source: source, ended: make(chan outcome), came: t.p.state().came}
+	return f.run(ctx)
 }

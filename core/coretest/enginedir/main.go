@@ -83,7 +83,7 @@ func install(ctx context.Context, plugins, dir, workerType string) (string, erro
 	fetch := func(ctx context.Context, f store.FileSpec, offset int64, w io.Writer) error {
 		return origin.Fetch(ctx, catalog.File{Ref: f.Ref, Path: f.Path, SizeBytes: f.SizeBytes, Digest: f.Digest, Locator: f.Locator}, offset, w)
 	}
-	installed, err := s.PutBinary(ctx, put, fetch, func(core.Progress) {})
+	installed, err := s.PutBinary(ctx, put, store.Fetch(fetch), func(core.Progress) {})
 	if err != nil {
 		return "", err
 	}

@@ -1,0 +1,126 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Blob is a file of a model that is read by its digest. It may still be arriving: then what has arrived can be read, and is not yet checked,
+// so that whoever takes it compares the digest of the whole itself. It is safe for concurrent use.
+type Blob struct {
+	file       *os.File
+	size       int64
+	p          *partial // nil: published
+	generation int
+}
+
+// OpenBlob opens a file by its name, the digest that it was announced with, "sha256:<hex>", or "sha512:<hex>" while it arrives. Close it.
+// core.NotFound if it is neither there nor arriving in this process.
+func (s *Store) OpenBlob(name string) (*Blob, error) {
+	d, err := parseDigest(name)
+	if err != nil {
+		return nil, err
+	}
+	if d.algorithm == "" {
+		return nil, core.Errorf("open blob", core.Invalid, "it has no digest")
+	}
+	// A file that is published meanwhile is found in its new place.
+	for _, open := range []func(digest) (*Blob, error){s.openPublished, s.openArriving, s.openPublished} {
+		b, err := open(d)
+		if b != nil || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return b, err
+		}
+	}
+	return nil, core.Errorf("open blob", core.NotFound, "there is no file %s in the store", d)
+}
+
+func (s *Store) openPublished(d digest) (*Blob, error) {
+	if d.algorithm != "sha256" {
+		return nil, nil
+	}
+	f, err := s.root.Open(blobName(d))
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = core.Errorf("open blob", core.Integrity, "it is not a regular file")
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return &Blob{file: f, size: info.Size()}, nil
+}
+
+func (s *Store) openArriving(d digest) (*Blob, error) {
+	s.mu.Lock()
+	p := s.incoming[d.String()]
+	s.mu.Unlock()
+	if p == nil {
+		return nil, nil
+	}
+	p.mu.Lock()
+	b := &Blob{p: p, size: p.size, generation: p.generation}
+	p.mu.Unlock()
+	f, err := s.root.Open(p.name)
+	if err != nil {
+		return nil, err
+	}
+	b.file = f
+	return b, nil
+}
+
+// Close closes the file.
+func (b *Blob) Close() error { return b.file.Close() }
+
+// SizeBytes is how long the file is when it is whole; 0 while that is not known.
+func (b *Blob) SizeBytes() int64 {
+	if b.p == nil {
+		return b.size
+	}
+	return b.p.state().size
+}
+
+// Arriving says whether some of the file was not there when it was opened.
+func (b *Blob) Arriving() bool { return b.p != nil }
+
+// Wait says up to where the bytes from offset on can be read, and waits until the first of them can; io.EOF if offset is the file's end.
+// Once the transfer has ended without them it is core.Unavailable, and core.Conflict when something that could be read was found to be wrong.
+func (b *Blob) Wait(ctx context.Context, offset int64) (end int64, err error) {
+	if b.p != nil {
+		return b.p.wait(ctx, offset, b.generation)
+	}
+	if offset >= b.size {
+		return b.size, io.EOF
+	}
+	return b.size, nil
+}
+
+// ReadAt reads what Wait has said can be read; see io.ReaderAt.
+func (b *Blob) ReadAt(to []byte, offset int64) (int, error) { return b.file.ReadAt(to, offset) }
+
+// arriving makes a transfer known to OpenBlob.
+func (s *Store) arriving(want digest, p *partial) {
+	if want.algorithm == "" {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.incoming[want.String()] = p
+}
+
+func (s *Store) arrived(want digest, p *partial) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.incoming[want.String()] == p {
+		delete(s.incoming, want.String())
+	}
+}
+
+var _ io.ReaderAt = (*Blob)(nil)

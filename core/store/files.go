@@ -1,0 +1,79 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+)
+
+const (
+	lockPoll    = 50 * time.Millisecond
+	reportEvery = 100 * time.Millisecond
+	copyBuffer  = 256 << 10
+)
+
+// lockedFile opens a file of the store, which it makes where it is missing, and waits until it has its lock.
+func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
+	var poll *time.Ticker
+	for {
+		f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, spaceError(name, err)
+		}
+		locked, err := tryLock(f)
+		if err == nil && locked {
+			var same bool
+			if same, err = s.isStill(f, name); same {
+				return f, nil
+			}
+		}
+		_ = f.Close()
+		if err != nil {
+			return nil, err
+		}
+		if locked {
+			continue // its last owner published or removed it meanwhile
+		}
+		if poll == nil {
+			poll = time.NewTicker(lockPoll)
+			defer poll.Stop()
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-poll.C:
+		}
+	}
+}
+
+// isStill says whether the open file is the one that name stands for.
+func (s *Store) isStill(f *os.File, name string) (bool, error) {
+	mine, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	there, err := s.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(mine, there), nil
+}
+
+// contextReader ends with its context.
+type contextReader struct {
+	ctx context.Context // of the one copy that it lives for
+	r   io.Reader
+}
+
+func (c contextReader) Read(b []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(b)
+}

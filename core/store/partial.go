@@ -1,0 +1,341 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"hash/crc32"
+	"io"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// partial is a file on its way in: which of its bytes are there, and who is at work on which. It is safe for concurrent use.
+//
+// The file is cut into segments. A segment is filled from its beginning, by one connection at a time. What is there of an earlier attempt is
+// known from the journal.
+type partial struct {
+	s     *Store
+	file  *os.File // locked until it is closed
+	name  string   // below the store's folder
+	notes *journal // nil: it cannot be resumed, as nobody could say whether its parts belong together
+
+	mu         sync.Mutex // guards below
+	size       int64      // 0: unknown, unless it is empty
+	empty      bool       // its source said so
+	segments   []segment
+	front      int64             // all bytes before it are there
+	there      int64             // how many bytes are there
+	came       int64             // how many have come in this process
+	origins    map[string]string // versions of the file at its sources, as noted
+	generation int               // counts up whenever bytes that were there are dropped
+	ended      bool              // nothing more will come
+	news       chan struct{}     // closed and replaced when any of the above changes
+}
+
+// segment is a part of the file. There may be fewer of them than the file has, as long as the rest is not there.
+type segment struct {
+	n     int64  // how many of its bytes are there, from its beginning
+	sum   uint32 // CRC-32C of those
+	by    uint64 // who brought them: bit 0 an earlier process, bits 1 to 63 the sources of this one
+	taken bool   // somebody is at work on it
+}
+
+// journalName is the journal of a partial file.
+func journalName(name string) string { return name + journalSuffix }
+
+// close gives up the lock and leaves the files where they are.
+func (p *partial) close() {
+	p.end()
+	if p.notes != nil {
+		_ = p.notes.file.Close()
+	}
+	_ = p.file.Close()
+}
+
+// discard removes the files and gives up the lock.
+func (p *partial) discard() {
+	p.remove()
+	p.close()
+}
+
+// remove removes the files; the lock goes with close.
+func (p *partial) remove() {
+	p.forget()
+	_ = p.s.root.Remove(p.name)
+}
+
+// forget removes the journal: the file goes elsewhere.
+func (p *partial) forget() {
+	if p.notes != nil {
+		_ = p.s.root.Remove(journalName(p.name))
+	}
+}
+
+// end tells those that read along that nothing more will come.
+func (p *partial) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	p.changedLocked()
+}
+
+func (p *partial) changedLocked() {
+	close(p.news)
+	p.news = make(chan struct{})
+}
+
+// byEarlier is the bit of an earlier process in segment.by.
+const byEarlier = 1
+
+// state is a view of a partial at one moment.
+type state struct {
+	size, front, there, came int64
+	empty                    bool
+	news                     <-chan struct{} // closed at the next change
+}
+
+// complete says whether all bytes are there.
+func (st state) complete() bool { return st.empty || st.size > 0 && st.front == st.size }
+
+func (p *partial) state() state {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return state{size: p.size, front: p.front, there: p.there, came: p.came, empty: p.empty, news: p.news}
+}
+
+// lengthLocked is how many bytes segment i has when it is whole.
+func (p *partial) lengthLocked(i int64) int64 {
+	if p.size <= 0 {
+		return segmentBytes
+	}
+	return max(min(segmentBytes, p.size-i*segmentBytes), 0)
+}
+
+func (p *partial) wholeLocked(i int64) bool {
+	return i < int64(len(p.segments)) && p.segments[i].n == p.lengthLocked(i) && p.segments[i].n > 0
+}
+
+func (p *partial) freeLocked(i int64) bool {
+	return p.lengthLocked(i) > 0 && (i >= int64(len(p.segments)) || !p.segments[i].taken && !p.wholeLocked(i))
+}
+
+func (p *partial) segmentLocked(i int64) *segment {
+	for int64(len(p.segments)) <= i {
+		p.segments = append(p.segments, segment{})
+	}
+	return &p.segments[i]
+}
+
+func (p *partial) moveFrontLocked() {
+	for i := p.front / segmentBytes; i < int64(len(p.segments)); i++ {
+		p.front = i*segmentBytes + p.segments[i].n
+		if !p.wholeLocked(i) {
+			return
+		}
+	}
+}
+
+// claim takes the first part that is missing and that nobody is at work on, of most bytes or a little more (0: as far as it goes).
+// to is -1 if the size is not known. ok is false if there is none.
+func (p *partial) claim(most int64) (w *sink, from, to int64, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := p.front / segmentBytes
+	for n := int64(len(p.segments)); i < n && !p.freeLocked(i); {
+		i++
+	}
+	if !p.freeLocked(i) {
+		return nil, 0, 0, false
+	}
+	from = i*segmentBytes + p.segmentLocked(i).n
+	w = &sink{p: p, pos: from, first: i, next: i}
+	if p.size <= 0 {
+		p.segmentLocked(i).taken = true
+		w.next = i + 1
+		return w, from, -1, true
+	}
+	for p.freeLocked(w.next) && (most <= 0 || w.next*segmentBytes-from < most) {
+		p.segmentLocked(w.next).taken = true
+		w.next++
+		if w.next < int64(len(p.segments)) && p.segments[w.next].n > 0 {
+			break // its beginning is there
+		}
+	}
+	return w, from, min(w.next*segmentBytes, p.size), true
+}
+
+// drop forgets what the sources in by have brought. all forgets the rest, too.
+func (p *partial) drop(by uint64, all bool) error {
+	p.mu.Lock()
+	var gone []int64
+	for i := range p.segments {
+		if s := &p.segments[i]; s.n > 0 && (all || s.by&by != 0) {
+			gone = append(gone, int64(i))
+		}
+	}
+	p.dropLocked(gone)
+	if p.there == 0 {
+		p.empty = false
+	}
+	p.mu.Unlock()
+	return p.noteDropped(gone)
+}
+
+func (p *partial) dropLocked(gone []int64) {
+	for _, i := range gone {
+		s := &p.segments[i]
+		p.there -= s.n
+		s.n, s.sum, s.by = 0, 0, 0
+		p.front = min(p.front, i*segmentBytes)
+	}
+	if len(gone) > 0 {
+		p.generation++
+		p.changedLocked()
+	}
+}
+
+// dropSegments forgets some segments.
+func (p *partial) dropSegments(gone ...int64) error {
+	p.mu.Lock()
+	p.dropLocked(gone)
+	p.mu.Unlock()
+	return p.noteDropped(gone)
+}
+
+func (p *partial) noteDropped(gone []int64) error {
+	for _, i := range gone {
+		if err := p.note(journalLine{Dropped: &i}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// note writes a line into the journal. A disk that is too full for it costs a part of what could be resumed, and nothing else.
+func (p *partial) note(l journalLine) error {
+	if p.notes == nil {
+		return nil
+	}
+	return p.notes.append(l)
+}
+
+// mixed says whether others than the source of this bit have brought something of what is there.
+func (p *partial) mixed(by uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.segments, func(s segment) bool { return s.by&^by != 0 })
+}
+
+// fromEarlier says whether an earlier process has brought something of segment i.
+func (p *partial) fromEarlier(i int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.segments[i].by&byEarlier != 0
+}
+
+// versionAt is the version that an origin has had; empty: not known.
+func (p *partial) versionAt(origin string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.origins[origin]
+}
+
+func (p *partial) noteVersion(origin, version string) error {
+	p.mu.Lock()
+	if p.origins == nil {
+		p.origins = map[string]string{}
+	}
+	p.origins[origin] = version
+	p.mu.Unlock()
+	return p.note(journalLine{Origin: &journalOrigin{Origin: origin, Version: version}})
+}
+
+// sound compares a segment that is there with its sum. buf holds segmentBytes at least; its first bytes are the segment's afterwards.
+func (p *partial) sound(i int64, buf []byte) (b []byte, sound bool, err error) {
+	p.mu.Lock()
+	s := p.segments[i]
+	p.mu.Unlock()
+	b = buf[:s.n]
+	n, err := p.file.ReadAt(b, i*segmentBytes)
+	if n == len(b) {
+		err = nil
+	}
+	if errors.Is(err, io.EOF) {
+		return nil, false, nil // the disk has lost its end
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return b, crc32.Checksum(b, castagnoli) == s.sum, nil
+}
+
+// dropDamaged compares all segments with their sums and drops those that differ.
+func (p *partial) dropDamaged(ctx context.Context) (dropped int, err error) {
+	p.mu.Lock()
+	var there []int64
+	for i := range p.segments {
+		if p.segments[i].n > 0 {
+			there = append(there, int64(i))
+		}
+	}
+	p.mu.Unlock()
+	buf := make([]byte, segmentBytes)
+	var gone []int64
+	for _, i := range there {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		_, sound, err := p.sound(i, buf)
+		if err != nil {
+			return 0, err
+		}
+		if !sound {
+			gone = append(gone, i)
+		}
+	}
+	return len(gone), p.dropSegments(gone...)
+}
+
+// wait says how far the bytes from offset on are there, and waits for the first of them.
+func (p *partial) wait(ctx context.Context, offset int64, generation int) (end int64, err error) {
+	for {
+		p.mu.Lock()
+		end = p.untilLocked(offset)
+		changed, ended, news, size := p.generation != generation, p.ended, p.news, p.size
+		p.mu.Unlock()
+		switch {
+		case changed:
+			return 0, core.Errorf("", core.Conflict, "what had arrived was dropped")
+		case end > offset:
+			return end, nil
+		case size > 0 && offset >= size:
+			return size, io.EOF
+		case ended:
+			return 0, core.Errorf("", core.Unavailable, "the transfer has ended before it was complete")
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-news:
+		}
+	}
+}
+
+// untilLocked looks at 64 segments at the most, so that a reader of a long file does not count it all again for each part.
+func (p *partial) untilLocked(offset int64) int64 {
+	if offset < 0 {
+		return offset
+	}
+	first := offset / segmentBytes
+	end := offset
+	for i := first; i < min(int64(len(p.segments)), first+64); i++ {
+		end = max(end, i*segmentBytes+p.segments[i].n)
+		if !p.wholeLocked(i) {
+			break
+		}
+	}
+	return end
+}

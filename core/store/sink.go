@@ -1,0 +1,142 @@
+package store
+
+import (
+	"context"
+	"hash/crc32"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// sink is what a source writes a part of a file into: from pos on, as far as segments are missing and nobody else is at work on them.
+// After its first error it takes nothing more. It is used by one goroutine.
+type sink struct {
+	t     *transfer // set before the first Write
+	ctx   context.Context
+	p     *partial
+	by    uint64 // the source's bit
+	pos   int64
+	first int64 // segments first to next-1 are taken
+	next  int64
+	err   error
+	fatal bool // err is the disk's or the caller's, and no other source could help
+}
+
+// Write takes the next bytes of the file.
+func (w *sink) Write(b []byte) (int, error) {
+	n := 0
+	for w.err == nil && len(b) > 0 {
+		var m int
+		m, w.err = w.write(b)
+		n += m
+		b = b[m:]
+	}
+	return n, w.err
+}
+
+// write takes what belongs to one segment.
+func (w *sink) write(b []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		w.fatal = true
+		return 0, err
+	}
+	i := w.pos / segmentBytes
+	room, err := w.p.roomFor(w, i)
+	if err != nil {
+		return 0, err
+	}
+	if err := w.t.spaceFor(w.pos); err != nil {
+		w.fatal = true
+		return 0, err
+	}
+	b = b[:min(int64(len(b)), room)]
+	n, err := w.p.file.WriteAt(b, w.pos)
+	w.pos += int64(n)
+	w.t.room.used(int64(n))
+	if noteErr := w.p.filled(i, b[:n], w.by); noteErr != nil {
+		w.t.s.log.Debug("the progress of a transfer could not be noted", "error", noteErr)
+	}
+	if err != nil {
+		w.fatal = true
+		return n, spaceError(w.t.spec.Path, err)
+	}
+	return n, nil
+}
+
+// roomFor says how many bytes w may write into segment i from its position on, and takes the segment where nobody else has it.
+func (p *partial) roomFor(w *sink, i int64) (int64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.size > 0 && w.pos >= p.size {
+		err := core.Errorf("", core.Integrity, "%s is longer than the announced %d bytes", w.t.spec.Path, p.size)
+		return 0, core.WithHint(err, "It was not used. Try again; if it stays so, choose another version.")
+	}
+	if i >= w.next {
+		if !p.freeLocked(i) || p.segmentLocked(i).n > 0 {
+			return 0, ErrEnough
+		}
+		p.segmentLocked(i).taken = true
+		w.next = i + 1
+	}
+	s := p.segments[i]
+	if at := w.pos - i*segmentBytes; s.n != at {
+		return 0, ErrEnough // dropped meanwhile, because its beginning was damaged
+	}
+	return p.lengthLocked(i) - s.n, nil
+}
+
+// filled says that b has been written at the end of what segment i had.
+func (p *partial) filled(i int64, b []byte, by uint64) error {
+	if len(b) == 0 {
+		return nil
+	}
+	p.mu.Lock()
+	s := &p.segments[i]
+	s.n += int64(len(b))
+	s.sum = crc32.Update(s.sum, castagnoli, b)
+	s.by |= by
+	p.there += int64(len(b))
+	p.came += int64(len(b))
+	whole := p.wholeLocked(i)
+	if whole {
+		s.taken = false
+		p.moveFrontLocked()
+		p.changedLocked()
+	}
+	p.mu.Unlock()
+	if !whole {
+		return nil
+	}
+	return p.note(p.segmentLine(i))
+}
+
+// release gives back what w has taken and not filled. What is there of a segment that is not whole is noted.
+func (p *partial) release(w *sink) error {
+	p.mu.Lock()
+	at := int64(-1)
+	// What lies before its position is whole, or was dropped since and is another's.
+	for i := max(w.first, w.pos/segmentBytes); i < w.next; i++ {
+		s := &p.segments[i]
+		if s.taken && s.n > 0 {
+			at = i
+		}
+		s.taken = false
+	}
+	p.moveFrontLocked()
+	p.changedLocked()
+	p.mu.Unlock()
+	if at < 0 {
+		return nil
+	}
+	return p.note(p.segmentLine(at))
+}
+
+// finish sets the size of a file that was announced without one.
+func (p *partial) finish(size int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.size <= 0 {
+		p.size, p.empty = size, size == 0
+		p.moveFrontLocked()
+		p.changedLocked()
+	}
+}

@@ -1,0 +1,79 @@
+package store
+
+import (
+	"fmt"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	reserveBytes   = 64 << 20 // left free on the disk whatever is brought in
+	spaceCheckStep = 64 << 20 // how often a file of unknown size is held against the free space
+)
+
+// checkSpace refuses n bytes that there is no room for, beside what transfers have announced.
+func (s *Store) checkSpace(n int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.checkSpaceLocked(n)
+}
+
+func (s *Store) checkSpaceLocked(n int64) error {
+	free, err := s.free(s.dir)
+	if err != nil {
+		s.log.Warn("free space unknown", "error", err)
+		return nil // a full disk will say so itself
+	}
+	missing := n - (free - s.expected - reserveBytes)
+	if missing <= 0 {
+		return nil
+	}
+	return core.WithHint(core.Errorf("", core.TooLarge, "%d bytes do not fit on the disk of the store: %d bytes are missing", n, missing),
+		"Free at least %s on the disk of %s, or set store_dir to a folder on a larger one.", humanBytes(missing), s.dir)
+}
+
+// spaceError explains a write error by a full disk where that is the cause.
+func spaceError(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if noSpace(err) {
+		return core.WithHint(core.Errorf("", core.TooLarge, "write %s: %w", what, err), "The disk is full. Free some space and try again: what has arrived is kept.")
+	}
+	return fmt.Errorf("write %s: %w", what, err)
+}
+
+// reservation is room on the disk that a transfer has announced and not yet used. It is safe for concurrent use.
+type reservation struct {
+	s    *Store
+	held int64 // guarded by s.mu
+}
+
+// reserve announces n bytes instead of what is held. core.TooLarge where there is no room for them.
+func (r *reservation) reserve(n int64) error {
+	r.s.mu.Lock()
+	defer r.s.mu.Unlock()
+	r.s.expected -= r.held
+	r.held = 0
+	if n <= 0 {
+		return nil
+	}
+	if err := r.s.checkSpaceLocked(n); err != nil {
+		return err
+	}
+	r.held = n
+	r.s.expected += n
+	return nil
+}
+
+// used says that n bytes of it have been written.
+func (r *reservation) used(n int64) {
+	r.s.mu.Lock()
+	defer r.s.mu.Unlock()
+	n = min(n, r.held)
+	r.held -= n
+	r.s.expected -= n
+}
+
+// release gives up what is left.
+func (r *reservation) release() { _ = r.reserve(0) }
