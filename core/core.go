@@ -187,6 +187,40 @@ type Model struct {
 	// EstimateBytes is the device memory that one worker with one slot and the model's own context needs.
 	EstimateBytes int64  `json:"estimate_bytes"`
 	Damaged       string `json:"damaged,omitempty"` // why the entry cannot be used
+	// What follows is only in a single model's answer.
+	Facts *ModelFacts `json:"facts,omitempty"`
+	Fits  []ModelFit  `json:"fits,omitempty"` // on the devices of the hives that have it
+}
+
+// ModelFacts are what the model's GGUF header says beyond what Model has. Numbers that it does not give are 0.
+type ModelFacts struct {
+	Name         string `json:"name"`
+	Layers       int    `json:"layers"`
+	Embedding    int    `json:"embedding"`
+	FeedForward  int    `json:"feed_forward"` // of the widest layer
+	Heads        int    `json:"heads"`
+	KVHeads      int    `json:"kv_heads"`
+	Vocabulary   int    `json:"vocabulary"`
+	Tensors      int    `json:"tensors"`
+	Parts        int    `json:"parts"` // files that the model is split into; 1: it is whole
+	ChatTemplate bool   `json:"chat_template"`
+}
+
+// ModelFit is what a worker with the model would take of a device, with the hive's own number of slots and the context that it would get.
+type ModelFit struct {
+	Hive          string `json:"hive"` // Hive.ID
+	Device        string `json:"device"`
+	Kind          string `json:"kind"` // of the device
+	Slots         int    `json:"slots"`
+	ContextTokens int    `json:"context_tokens"` // per slot
+	WeightsBytes  int64  `json:"weights_bytes"`
+	CacheBytes    int64  `json:"cache_bytes"`
+	ComputeBytes  int64  `json:"compute_bytes"`
+	OverheadBytes int64  `json:"overhead_bytes"`
+	NeedBytes     int64  `json:"need_bytes"`        // the sum
+	FreeBytes     int64  `json:"free_bytes"`        // of what no loading worker has reserved
+	MissingBytes  int64  `json:"missing_bytes"`     // 0: it fits, or the device cannot tell how much it has
+	Problem       string `json:"problem,omitempty"` // why the device cannot be used
 }
 
 // CatalogItem is one thing that a catalog source offers.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -101,23 +102,47 @@ func (a *app) showCommand() *cobra.Command {
 		ValidArgsFunction: first(a.names(modelIDs)),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		var m core.Model
-		var err error
-		if hive == "" {
-			m, err = c.Model(ctx, args[0])
-		} else {
-			m, err = c.HiveModel(ctx, hive, args[0])
-		}
+		m, hives, err := getModel(ctx, c, hive, args[0])
 		if err != nil {
 			return err
 		}
-		return a.show(m, func(w io.Writer) error { return a.writeModel(w, m) })
+		return a.show(m, func(w io.Writer) error { return a.writeModel(w, m, hives) })
 	})
 	a.hiveFlag(cmd, &hive, "", "as this `HIVE` has it (default: as the cluster knows it)")
 	return cmd
 }
 
-func (a *app) writeModel(w io.Writer, m core.Model) error {
+// getModel is a model as one hive has it, or as the cluster knows it, with its files and what it takes on each device of the hives that have it.
+func getModel(ctx context.Context, c *client.Client, hive, id string) (core.Model, []core.Hive, error) {
+	hives, err := c.Hives(ctx)
+	if err != nil {
+		return core.Model{}, nil, err
+	}
+	if hive != "" {
+		m, err := c.HiveModel(ctx, hive, id)
+		return m, hives, err
+	}
+	m, err := c.Model(ctx, id)
+	if err != nil {
+		return core.Model{}, nil, err
+	}
+	for _, h := range m.Hives {
+		one, err := c.HiveModel(ctx, h, m.ID)
+		if core.KindOf(err) == core.Unavailable || core.KindOf(err) == core.NotFound {
+			continue // what the others say is still worth showing
+		}
+		if err != nil {
+			return core.Model{}, nil, err
+		}
+		if m.Facts == nil {
+			m.Facts, m.Files = one.Facts, one.Files
+		}
+		m.Fits = append(m.Fits, one.Fits...)
+	}
+	return m, hives, nil
+}
+
+func (a *app) writeModel(w io.Writer, m core.Model, hives []core.Hive) error {
 	f := &facts{}
 	f.add("ID", m.ID)
 	f.add("Aliases", strings.Join(m.Aliases, ", "))
@@ -129,14 +154,45 @@ func (a *app) writeModel(w io.Writer, m core.Model) error {
 	f.add("Quantisation", m.Quantization)
 	f.add("Context", numberText(m.ContextTokens))
 	f.add("Size", bytesText(m.SizeBytes))
+	if x := m.Facts; x != nil {
+		f.add("Name", x.Name)
+		f.addf("Shape", "%s, %d wide, %d heads (%d for keys and values), vocabulary %d, %s", plural(x.Layers, "layer"), x.Embedding, x.Heads, x.KVHeads, x.Vocabulary, plural(x.Tensors, "tensor"))
+		f.add("Chat", map[bool]string{true: "has a template", false: "no template"}[x.ChatTemplate])
+		if x.Parts > 1 {
+			f.addf("Parts", "%d", x.Parts)
+		}
+	}
 	f.add("Digest", m.Digest)
 	if m.EstimateBytes > 0 {
 		f.addf("Memory", "about %s with one slot", sizeText(m.EstimateBytes))
 	}
 	f.add("Fetched", a.ago(m.CreatedAt))
-	f.add("Hives", strings.Join(m.Hives, ", "))
+	f.add("Hives", strings.Join(hiveNamesOf(m.Hives, hives), ", "))
 	f.add("Loaded by", strings.Join(m.LoadedBy, ", "))
-	return errors.Join(f.write(w), writeFiles(w, m.Files))
+	return errors.Join(f.write(w), writeFits(w, m.Fits, hives), writeFiles(w, m.Files))
+}
+
+// writeFits says what a worker with a model would take of each device.
+func writeFits(w io.Writer, fits []core.ModelFit, hives []core.Hive) error {
+	if len(fits) == 0 {
+		return nil
+	}
+	if err := heading(w, "Memory"); err != nil {
+		return err
+	}
+	t := newTable("", "HIVE", "DEVICE", "SLOTS", "CONTEXT", "WEIGHTS", "CACHE", "REST", "NEEDS", "FREE", "FITS")
+	for _, f := range fits {
+		verdict := "yes"
+		switch {
+		case f.Problem != "":
+			verdict = "no: " + f.Problem
+		case f.MissingBytes > 0:
+			verdict = fmt.Sprintf("no: %s (%d bytes) are missing", sizeText(f.MissingBytes), f.MissingBytes)
+		}
+		t.add(strings.Join(hiveNamesOf([]string{f.Hive}, hives), ""), f.Device, fmt.Sprint(f.Slots), fmt.Sprint(f.ContextTokens), bytesText(f.WeightsBytes), bytesText(f.CacheBytes),
+			bytesText(f.ComputeBytes+f.OverheadBytes), bytesText(f.NeedBytes), bytesText(f.FreeBytes), verdict)
+	}
+	return t.write(w)
 }
 
 func (a *app) pullCommand() *cobra.Command {
@@ -164,7 +220,7 @@ func (a *app) pullCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(m, func(w io.Writer) error { return a.writeModel(w, m) })
+			return a.show(m, func(w io.Writer) error { return a.writeModel(w, m, nil) })
 		})
 	})
 	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")

@@ -254,6 +254,11 @@ func (q *fakeQueen) HiveModel(ctx context.Context, hive, id string) (core.Model,
 	for _, m := range models {
 		if m.ID == id || slices.Contains(m.Aliases, id) {
 			m.Files = []core.File{{Path: "rbee-tiny.gguf", SizeBytes: m.SizeBytes, Digest: m.Digest}}
+			m.Facts = &core.ModelFacts{Name: "rbee tiny", Layers: 6, Embedding: 192, FeedForward: 512, Heads: 6, KVHeads: 2, Vocabulary: 2048, Tensors: 56, Parts: 1, ChatTemplate: true}
+			m.Fits = []core.ModelFit{
+				{Hive: "h1", Device: "cpu", Kind: "cpu", Slots: 4, ContextTokens: 1024, WeightsBytes: 2 << 20, CacheBytes: 6 << 20, ComputeBytes: 5 << 20, OverheadBytes: 25 << 20, NeedBytes: 38 << 20, FreeBytes: 6 << 30},
+				{Hive: "h1", Device: "cuda:0", Kind: "cuda", Slots: 4, ContextTokens: 512, WeightsBytes: 2 << 20, CacheBytes: 3 << 20, ComputeBytes: 5 << 20, OverheadBytes: 25 << 20, NeedBytes: 35 << 20, FreeBytes: 34 << 20, MissingBytes: 1 << 20},
+			}
 			return m, nil
 		}
 	}

@@ -91,6 +91,9 @@ func (s hiveService) GetModel(ctx context.Context, req *hivev1.GetModelRequest) 
 		return nil, err
 	}
 	m, err := s.h.model(req.GetId())
+	if err == nil {
+		m, err = s.h.detailed(ctx, m)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -191,13 +191,7 @@ func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model c
 	}
 	slots := cmp.Or(r.Slots, h.opts.Slots)
 	estimate := func(contextTokens int) int64 { return header.EstimateBytes(slots, contextTokens) }
-	want := r.ContextTokens
-	if want == 0 && h.opts.ContextTokens > 0 {
-		want = h.opts.ContextTokens
-		if model.ContextTokens > 0 {
-			want = min(want, model.ContextTokens)
-		}
-	}
+	want := h.wantedContext(r.ContextTokens, model)
 	for {
 		h.mu.Lock()
 		released := h.released

@@ -129,6 +129,8 @@ func ModelToProto(m core.Model) *hivev1.Model {
 		Files:         optional(m.Files, FileToProto),
 		EstimateBytes: m.EstimateBytes,
 		Damaged:       m.Damaged,
+		Facts:         modelFactsToProto(m.Facts),
+		Fits:          optional(m.Fits, ModelFitToProto),
 	}
 }
 
@@ -151,6 +153,82 @@ func ModelFromProto(m *hivev1.Model) core.Model {
 		Files:         optional(m.GetFiles(), FileFromProto),
 		EstimateBytes: m.GetEstimateBytes(),
 		Damaged:       m.GetDamaged(),
+		Facts:         modelFactsFromProto(m.GetFacts()),
+		Fits:          optional(m.GetFits(), ModelFitFromProto),
+	}
+}
+
+func modelFactsToProto(f *core.ModelFacts) *hivev1.ModelFacts {
+	if f == nil {
+		return nil
+	}
+	return &hivev1.ModelFacts{
+		Name:         f.Name,
+		Layers:       int64(f.Layers),
+		Embedding:    int64(f.Embedding),
+		FeedForward:  int64(f.FeedForward),
+		Heads:        int64(f.Heads),
+		KvHeads:      int64(f.KVHeads),
+		Vocabulary:   int64(f.Vocabulary),
+		Tensors:      int64(f.Tensors),
+		Parts:        int64(f.Parts),
+		ChatTemplate: f.ChatTemplate,
+	}
+}
+
+func modelFactsFromProto(f *hivev1.ModelFacts) *core.ModelFacts {
+	if f == nil {
+		return nil
+	}
+	return &core.ModelFacts{
+		Name:         f.GetName(),
+		Layers:       int(f.GetLayers()),
+		Embedding:    int(f.GetEmbedding()),
+		FeedForward:  int(f.GetFeedForward()),
+		Heads:        int(f.GetHeads()),
+		KVHeads:      int(f.GetKvHeads()),
+		Vocabulary:   int(f.GetVocabulary()),
+		Tensors:      int(f.GetTensors()),
+		Parts:        int(f.GetParts()),
+		ChatTemplate: f.GetChatTemplate(),
+	}
+}
+
+// ModelFitToProto is for the devices of a hive.
+func ModelFitToProto(f core.ModelFit) *hivev1.ModelFit {
+	return &hivev1.ModelFit{
+		Hive:          f.Hive,
+		Device:        f.Device,
+		Kind:          f.Kind,
+		Slots:         int64(f.Slots),
+		ContextTokens: int64(f.ContextTokens),
+		WeightsBytes:  f.WeightsBytes,
+		CacheBytes:    f.CacheBytes,
+		ComputeBytes:  f.ComputeBytes,
+		OverheadBytes: f.OverheadBytes,
+		NeedBytes:     f.NeedBytes,
+		FreeBytes:     f.FreeBytes,
+		MissingBytes:  f.MissingBytes,
+		Problem:       f.Problem,
+	}
+}
+
+// ModelFitFromProto undoes ModelFitToProto.
+func ModelFitFromProto(f *hivev1.ModelFit) core.ModelFit {
+	return core.ModelFit{
+		Hive:          f.GetHive(),
+		Device:        f.GetDevice(),
+		Kind:          f.GetKind(),
+		Slots:         int(f.GetSlots()),
+		ContextTokens: int(f.GetContextTokens()),
+		WeightsBytes:  f.GetWeightsBytes(),
+		CacheBytes:    f.GetCacheBytes(),
+		ComputeBytes:  f.GetComputeBytes(),
+		OverheadBytes: f.GetOverheadBytes(),
+		NeedBytes:     f.GetNeedBytes(),
+		FreeBytes:     f.GetFreeBytes(),
+		MissingBytes:  f.GetMissingBytes(),
+		Problem:       f.GetProblem(),
 	}
 }
 

@@ -752,6 +752,9 @@ type Model struct {
 	Files         []*File                `protobuf:"bytes,13,rep,name=files,proto3" json:"files,omitempty"`
 	EstimateBytes int64                  `protobuf:"varint,14,opt,name=estimate_bytes,json=estimateBytes,proto3" json:"estimate_bytes,omitempty"`
 	Damaged       string                 `protobuf:"bytes,15,opt,name=damaged,proto3" json:"damaged,omitempty"`
+	// Only in a GetModelResponse.
+	Facts         *ModelFacts `protobuf:"bytes,16,opt,name=facts,proto3" json:"facts,omitempty"`
+	Fits          []*ModelFit `protobuf:"bytes,17,rep,name=fits,proto3" json:"fits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -891,6 +894,276 @@ func (x *Model) GetDamaged() string {
 	return ""
 }
 
+func (x *Model) GetFacts() *ModelFacts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *Model) GetFits() []*ModelFit {
+	if x != nil {
+		return x.Fits
+	}
+	return nil
+}
+
+type ModelFacts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Layers        int64                  `protobuf:"varint,2,opt,name=layers,proto3" json:"layers,omitempty"`
+	Embedding     int64                  `protobuf:"varint,3,opt,name=embedding,proto3" json:"embedding,omitempty"`
+	FeedForward   int64                  `protobuf:"varint,4,opt,name=feed_forward,json=feedForward,proto3" json:"feed_forward,omitempty"`
+	Heads         int64                  `protobuf:"varint,5,opt,name=heads,proto3" json:"heads,omitempty"`
+	KvHeads       int64                  `protobuf:"varint,6,opt,name=kv_heads,json=kvHeads,proto3" json:"kv_heads,omitempty"`
+	Vocabulary    int64                  `protobuf:"varint,7,opt,name=vocabulary,proto3" json:"vocabulary,omitempty"`
+	Tensors       int64                  `protobuf:"varint,8,opt,name=tensors,proto3" json:"tensors,omitempty"`
+	Parts         int64                  `protobuf:"varint,9,opt,name=parts,proto3" json:"parts,omitempty"`
+	ChatTemplate  bool                   `protobuf:"varint,10,opt,name=chat_template,json=chatTemplate,proto3" json:"chat_template,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelFacts) Reset() {
+	*x = ModelFacts{}
+	mi := &file_hive_v1_hive_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelFacts) ProtoMessage() {}
+
+func (x *ModelFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_hive_v1_hive_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelFacts.ProtoReflect.Descriptor instead.
+func (*ModelFacts) Descriptor() ([]byte, []int) {
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ModelFacts) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ModelFacts) GetLayers() int64 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *ModelFacts) GetEmbedding() int64 {
+	if x != nil {
+		return x.Embedding
+	}
+	return 0
+}
+
+func (x *ModelFacts) GetFeedForward() int64 {
+	if x != nil {
+		return x.FeedForward
+	}
+	return 0
+}
+
+func (x *ModelFacts) GetHeads() int64 {
+	if x != nil {
+		return x.Heads
+	}
+	return 0
+}
+
+func (x *ModelFacts) GetKvHeads() int64 {
+	if x != nil {
+		return x.KvHeads
+	}
+	return 0
+}
+
+func (x *ModelFacts) GetVocabulary() int64 {
+	if x != nil {
+		return x.Vocabulary
+	}
+	return 0
+}
+
+func (x *ModelFacts) GetTensors() int64 {
+	if x != nil {
+		return x.Tensors
+	}
+	return 0
+}
+
+func (x *ModelFacts) GetParts() int64 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+func (x *ModelFacts) GetChatTemplate() bool {
+	if x != nil {
+		return x.ChatTemplate
+	}
+	return false
+}
+
+type ModelFit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Slots         int64                  `protobuf:"varint,3,opt,name=slots,proto3" json:"slots,omitempty"`
+	ContextTokens int64                  `protobuf:"varint,4,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
+	WeightsBytes  int64                  `protobuf:"varint,5,opt,name=weights_bytes,json=weightsBytes,proto3" json:"weights_bytes,omitempty"`
+	CacheBytes    int64                  `protobuf:"varint,6,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
+	ComputeBytes  int64                  `protobuf:"varint,7,opt,name=compute_bytes,json=computeBytes,proto3" json:"compute_bytes,omitempty"`
+	OverheadBytes int64                  `protobuf:"varint,8,opt,name=overhead_bytes,json=overheadBytes,proto3" json:"overhead_bytes,omitempty"`
+	NeedBytes     int64                  `protobuf:"varint,9,opt,name=need_bytes,json=needBytes,proto3" json:"need_bytes,omitempty"`
+	FreeBytes     int64                  `protobuf:"varint,10,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	MissingBytes  int64                  `protobuf:"varint,11,opt,name=missing_bytes,json=missingBytes,proto3" json:"missing_bytes,omitempty"`
+	Problem       string                 `protobuf:"bytes,12,opt,name=problem,proto3" json:"problem,omitempty"`
+	Hive          string                 `protobuf:"bytes,13,opt,name=hive,proto3" json:"hive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelFit) Reset() {
+	*x = ModelFit{}
+	mi := &file_hive_v1_hive_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelFit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelFit) ProtoMessage() {}
+
+func (x *ModelFit) ProtoReflect() protoreflect.Message {
+	mi := &file_hive_v1_hive_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelFit.ProtoReflect.Descriptor instead.
+func (*ModelFit) Descriptor() ([]byte, []int) {
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ModelFit) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *ModelFit) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ModelFit) GetSlots() int64 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *ModelFit) GetContextTokens() int64 {
+	if x != nil {
+		return x.ContextTokens
+	}
+	return 0
+}
+
+func (x *ModelFit) GetWeightsBytes() int64 {
+	if x != nil {
+		return x.WeightsBytes
+	}
+	return 0
+}
+
+func (x *ModelFit) GetCacheBytes() int64 {
+	if x != nil {
+		return x.CacheBytes
+	}
+	return 0
+}
+
+func (x *ModelFit) GetComputeBytes() int64 {
+	if x != nil {
+		return x.ComputeBytes
+	}
+	return 0
+}
+
+func (x *ModelFit) GetOverheadBytes() int64 {
+	if x != nil {
+		return x.OverheadBytes
+	}
+	return 0
+}
+
+func (x *ModelFit) GetNeedBytes() int64 {
+	if x != nil {
+		return x.NeedBytes
+	}
+	return 0
+}
+
+func (x *ModelFit) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *ModelFit) GetMissingBytes() int64 {
+	if x != nil {
+		return x.MissingBytes
+	}
+	return 0
+}
+
+func (x *ModelFit) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *ModelFit) GetHive() string {
+	if x != nil {
+		return x.Hive
+	}
+	return ""
+}
+
 type CatalogItem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -905,7 +1178,7 @@ type CatalogItem struct {
 
 func (x *CatalogItem) Reset() {
 	*x = CatalogItem{}
-	mi := &file_hive_v1_hive_proto_msgTypes[10]
+	mi := &file_hive_v1_hive_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1190,7 @@ func (x *CatalogItem) String() string {
 func (*CatalogItem) ProtoMessage() {}
 
 func (x *CatalogItem) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[10]
+	mi := &file_hive_v1_hive_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1203,7 @@ func (x *CatalogItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogItem.ProtoReflect.Descriptor instead.
 func (*CatalogItem) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{10}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CatalogItem) GetRef() string {
@@ -983,7 +1256,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[11]
+	mi := &file_hive_v1_hive_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1268,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[11]
+	mi := &file_hive_v1_hive_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1281,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{11}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{13}
 }
 
 type ListProcessesResponse struct {
@@ -1020,7 +1293,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[12]
+	mi := &file_hive_v1_hive_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1305,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[12]
+	mi := &file_hive_v1_hive_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1318,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{12}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -1064,7 +1337,7 @@ type GetProcessRequest struct {
 
 func (x *GetProcessRequest) Reset() {
 	*x = GetProcessRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[13]
+	mi := &file_hive_v1_hive_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1349,7 @@ func (x *GetProcessRequest) String() string {
 func (*GetProcessRequest) ProtoMessage() {}
 
 func (x *GetProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[13]
+	mi := &file_hive_v1_hive_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1362,7 @@ func (x *GetProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProcessRequest.ProtoReflect.Descriptor instead.
 func (*GetProcessRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{13}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetProcessRequest) GetPid() int64 {
@@ -1108,7 +1381,7 @@ type GetProcessResponse struct {
 
 func (x *GetProcessResponse) Reset() {
 	*x = GetProcessResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[14]
+	mi := &file_hive_v1_hive_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1393,7 @@ func (x *GetProcessResponse) String() string {
 func (*GetProcessResponse) ProtoMessage() {}
 
 func (x *GetProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[14]
+	mi := &file_hive_v1_hive_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1406,7 @@ func (x *GetProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProcessResponse.ProtoReflect.Descriptor instead.
 func (*GetProcessResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{14}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetProcessResponse) GetProcess() *Process {
@@ -1151,7 +1424,7 @@ type ListBinariesRequest struct {
 
 func (x *ListBinariesRequest) Reset() {
 	*x = ListBinariesRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[15]
+	mi := &file_hive_v1_hive_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1436,7 @@ func (x *ListBinariesRequest) String() string {
 func (*ListBinariesRequest) ProtoMessage() {}
 
 func (x *ListBinariesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[15]
+	mi := &file_hive_v1_hive_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1449,7 @@ func (x *ListBinariesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBinariesRequest.ProtoReflect.Descriptor instead.
 func (*ListBinariesRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{15}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{17}
 }
 
 type ListBinariesResponse struct {
@@ -1188,7 +1461,7 @@ type ListBinariesResponse struct {
 
 func (x *ListBinariesResponse) Reset() {
 	*x = ListBinariesResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[16]
+	mi := &file_hive_v1_hive_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1473,7 @@ func (x *ListBinariesResponse) String() string {
 func (*ListBinariesResponse) ProtoMessage() {}
 
 func (x *ListBinariesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[16]
+	mi := &file_hive_v1_hive_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1486,7 @@ func (x *ListBinariesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBinariesResponse.ProtoReflect.Descriptor instead.
 func (*ListBinariesResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{16}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListBinariesResponse) GetBinaries() []*Binary {
@@ -1233,7 +1506,7 @@ type GetBinaryRequest struct {
 
 func (x *GetBinaryRequest) Reset() {
 	*x = GetBinaryRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[17]
+	mi := &file_hive_v1_hive_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1518,7 @@ func (x *GetBinaryRequest) String() string {
 func (*GetBinaryRequest) ProtoMessage() {}
 
 func (x *GetBinaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[17]
+	mi := &file_hive_v1_hive_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1531,7 @@ func (x *GetBinaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBinaryRequest.ProtoReflect.Descriptor instead.
 func (*GetBinaryRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{17}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetBinaryRequest) GetId() string {
@@ -1277,7 +1550,7 @@ type GetBinaryResponse struct {
 
 func (x *GetBinaryResponse) Reset() {
 	*x = GetBinaryResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[18]
+	mi := &file_hive_v1_hive_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1562,7 @@ func (x *GetBinaryResponse) String() string {
 func (*GetBinaryResponse) ProtoMessage() {}
 
 func (x *GetBinaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[18]
+	mi := &file_hive_v1_hive_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1575,7 @@ func (x *GetBinaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBinaryResponse.ProtoReflect.Descriptor instead.
 func (*GetBinaryResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{18}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetBinaryResponse) GetBinary() *Binary {
@@ -1320,7 +1593,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[19]
+	mi := &file_hive_v1_hive_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1605,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[19]
+	mi := &file_hive_v1_hive_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1618,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{19}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{21}
 }
 
 type ListModelsResponse struct {
@@ -1357,7 +1630,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[20]
+	mi := &file_hive_v1_hive_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1642,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[20]
+	mi := &file_hive_v1_hive_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1655,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{20}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1402,7 +1675,7 @@ type GetModelRequest struct {
 
 func (x *GetModelRequest) Reset() {
 	*x = GetModelRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[21]
+	mi := &file_hive_v1_hive_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1687,7 @@ func (x *GetModelRequest) String() string {
 func (*GetModelRequest) ProtoMessage() {}
 
 func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[21]
+	mi := &file_hive_v1_hive_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1700,7 @@ func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelRequest.ProtoReflect.Descriptor instead.
 func (*GetModelRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{21}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetModelRequest) GetId() string {
@@ -1446,7 +1719,7 @@ type GetModelResponse struct {
 
 func (x *GetModelResponse) Reset() {
 	*x = GetModelResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[22]
+	mi := &file_hive_v1_hive_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +1731,7 @@ func (x *GetModelResponse) String() string {
 func (*GetModelResponse) ProtoMessage() {}
 
 func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[22]
+	mi := &file_hive_v1_hive_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +1744,7 @@ func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelResponse.ProtoReflect.Descriptor instead.
 func (*GetModelResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{22}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetModelResponse) GetModel() *Model {
@@ -1492,7 +1765,7 @@ type SearchCatalogRequest struct {
 
 func (x *SearchCatalogRequest) Reset() {
 	*x = SearchCatalogRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[23]
+	mi := &file_hive_v1_hive_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1777,7 @@ func (x *SearchCatalogRequest) String() string {
 func (*SearchCatalogRequest) ProtoMessage() {}
 
 func (x *SearchCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[23]
+	mi := &file_hive_v1_hive_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1790,7 @@ func (x *SearchCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchCatalogRequest.ProtoReflect.Descriptor instead.
 func (*SearchCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{23}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SearchCatalogRequest) GetText() string {
@@ -1550,7 +1823,7 @@ type SearchCatalogResponse struct {
 
 func (x *SearchCatalogResponse) Reset() {
 	*x = SearchCatalogResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[24]
+	mi := &file_hive_v1_hive_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1835,7 @@ func (x *SearchCatalogResponse) String() string {
 func (*SearchCatalogResponse) ProtoMessage() {}
 
 func (x *SearchCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[24]
+	mi := &file_hive_v1_hive_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1848,7 @@ func (x *SearchCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchCatalogResponse.ProtoReflect.Descriptor instead.
 func (*SearchCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{24}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SearchCatalogResponse) GetItems() []*CatalogItem {
@@ -1656,7 +1929,7 @@ const file_hive_v1_hive_proto_rawDesc = "" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06passed\x18\x02 \x01(\bR\x06passed\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xe6\x03\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\"\xc2\x04\n" +
 	"\x05Model\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaliases\x18\x02 \x03(\tR\aaliases\x12\x10\n" +
@@ -1677,7 +1950,42 @@ const file_hive_v1_hive_proto_rawDesc = "" +
 	"\tloaded_by\x18\f \x03(\tR\bloadedBy\x12(\n" +
 	"\x05files\x18\r \x03(\v2\x12.rbee.hive.v1.FileR\x05files\x12%\n" +
 	"\x0eestimate_bytes\x18\x0e \x01(\x03R\restimateBytes\x12\x18\n" +
-	"\adamaged\x18\x0f \x01(\tR\adamaged\"\x9a\x01\n" +
+	"\adamaged\x18\x0f \x01(\tR\adamaged\x12.\n" +
+	"\x05facts\x18\x10 \x01(\v2\x18.rbee.hive.v1.ModelFactsR\x05facts\x12*\n" +
+	"\x04fits\x18\x11 \x03(\v2\x16.rbee.hive.v1.ModelFitR\x04fits\"\x9f\x02\n" +
+	"\n" +
+	"ModelFacts\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06layers\x18\x02 \x01(\x03R\x06layers\x12\x1c\n" +
+	"\tembedding\x18\x03 \x01(\x03R\tembedding\x12!\n" +
+	"\ffeed_forward\x18\x04 \x01(\x03R\vfeedForward\x12\x14\n" +
+	"\x05heads\x18\x05 \x01(\x03R\x05heads\x12\x19\n" +
+	"\bkv_heads\x18\x06 \x01(\x03R\akvHeads\x12\x1e\n" +
+	"\n" +
+	"vocabulary\x18\a \x01(\x03R\n" +
+	"vocabulary\x12\x18\n" +
+	"\atensors\x18\b \x01(\x03R\atensors\x12\x14\n" +
+	"\x05parts\x18\t \x01(\x03R\x05parts\x12#\n" +
+	"\rchat_template\x18\n" +
+	" \x01(\bR\fchatTemplate\"\x96\x03\n" +
+	"\bModelFit\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05slots\x18\x03 \x01(\x03R\x05slots\x12%\n" +
+	"\x0econtext_tokens\x18\x04 \x01(\x03R\rcontextTokens\x12#\n" +
+	"\rweights_bytes\x18\x05 \x01(\x03R\fweightsBytes\x12\x1f\n" +
+	"\vcache_bytes\x18\x06 \x01(\x03R\n" +
+	"cacheBytes\x12#\n" +
+	"\rcompute_bytes\x18\a \x01(\x03R\fcomputeBytes\x12%\n" +
+	"\x0eoverhead_bytes\x18\b \x01(\x03R\roverheadBytes\x12\x1d\n" +
+	"\n" +
+	"need_bytes\x18\t \x01(\x03R\tneedBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\n" +
+	" \x01(\x03R\tfreeBytes\x12#\n" +
+	"\rmissing_bytes\x18\v \x01(\x03R\fmissingBytes\x12\x18\n" +
+	"\aproblem\x18\f \x01(\tR\aproblem\x12\x12\n" +
+	"\x04hive\x18\r \x01(\tR\x04hive\"\x9a\x01\n" +
 	"\vCatalogItem\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -1748,7 +2056,7 @@ func file_hive_v1_hive_proto_rawDescGZIP() []byte {
 	return file_hive_v1_hive_proto_rawDescData
 }
 
-var file_hive_v1_hive_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_hive_v1_hive_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_hive_v1_hive_proto_goTypes = []any{
 	(*LeaveRequest)(nil),          // 0: rbee.hive.v1.LeaveRequest
 	(*LeaveResponse)(nil),         // 1: rbee.hive.v1.LeaveResponse
@@ -1760,64 +2068,68 @@ var file_hive_v1_hive_proto_goTypes = []any{
 	(*Binary)(nil),                // 7: rbee.hive.v1.Binary
 	(*Check)(nil),                 // 8: rbee.hive.v1.Check
 	(*Model)(nil),                 // 9: rbee.hive.v1.Model
-	(*CatalogItem)(nil),           // 10: rbee.hive.v1.CatalogItem
-	(*ListProcessesRequest)(nil),  // 11: rbee.hive.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil), // 12: rbee.hive.v1.ListProcessesResponse
-	(*GetProcessRequest)(nil),     // 13: rbee.hive.v1.GetProcessRequest
-	(*GetProcessResponse)(nil),    // 14: rbee.hive.v1.GetProcessResponse
-	(*ListBinariesRequest)(nil),   // 15: rbee.hive.v1.ListBinariesRequest
-	(*ListBinariesResponse)(nil),  // 16: rbee.hive.v1.ListBinariesResponse
-	(*GetBinaryRequest)(nil),      // 17: rbee.hive.v1.GetBinaryRequest
-	(*GetBinaryResponse)(nil),     // 18: rbee.hive.v1.GetBinaryResponse
-	(*ListModelsRequest)(nil),     // 19: rbee.hive.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),    // 20: rbee.hive.v1.ListModelsResponse
-	(*GetModelRequest)(nil),       // 21: rbee.hive.v1.GetModelRequest
-	(*GetModelResponse)(nil),      // 22: rbee.hive.v1.GetModelResponse
-	(*SearchCatalogRequest)(nil),  // 23: rbee.hive.v1.SearchCatalogRequest
-	(*SearchCatalogResponse)(nil), // 24: rbee.hive.v1.SearchCatalogResponse
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(*ModelFacts)(nil),            // 10: rbee.hive.v1.ModelFacts
+	(*ModelFit)(nil),              // 11: rbee.hive.v1.ModelFit
+	(*CatalogItem)(nil),           // 12: rbee.hive.v1.CatalogItem
+	(*ListProcessesRequest)(nil),  // 13: rbee.hive.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil), // 14: rbee.hive.v1.ListProcessesResponse
+	(*GetProcessRequest)(nil),     // 15: rbee.hive.v1.GetProcessRequest
+	(*GetProcessResponse)(nil),    // 16: rbee.hive.v1.GetProcessResponse
+	(*ListBinariesRequest)(nil),   // 17: rbee.hive.v1.ListBinariesRequest
+	(*ListBinariesResponse)(nil),  // 18: rbee.hive.v1.ListBinariesResponse
+	(*GetBinaryRequest)(nil),      // 19: rbee.hive.v1.GetBinaryRequest
+	(*GetBinaryResponse)(nil),     // 20: rbee.hive.v1.GetBinaryResponse
+	(*ListModelsRequest)(nil),     // 21: rbee.hive.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),    // 22: rbee.hive.v1.ListModelsResponse
+	(*GetModelRequest)(nil),       // 23: rbee.hive.v1.GetModelRequest
+	(*GetModelResponse)(nil),      // 24: rbee.hive.v1.GetModelResponse
+	(*SearchCatalogRequest)(nil),  // 25: rbee.hive.v1.SearchCatalogRequest
+	(*SearchCatalogResponse)(nil), // 26: rbee.hive.v1.SearchCatalogResponse
+	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
 }
 var file_hive_v1_hive_proto_depIdxs = []int32{
 	4,  // 0: rbee.hive.v1.RefreshResponse.before:type_name -> rbee.hive.v1.Device
 	4,  // 1: rbee.hive.v1.RefreshResponse.after:type_name -> rbee.hive.v1.Device
-	25, // 2: rbee.hive.v1.Process.started_at:type_name -> google.protobuf.Timestamp
-	25, // 3: rbee.hive.v1.Binary.installed_at:type_name -> google.protobuf.Timestamp
+	27, // 2: rbee.hive.v1.Process.started_at:type_name -> google.protobuf.Timestamp
+	27, // 3: rbee.hive.v1.Binary.installed_at:type_name -> google.protobuf.Timestamp
 	4,  // 4: rbee.hive.v1.Binary.devices:type_name -> rbee.hive.v1.Device
 	5,  // 5: rbee.hive.v1.Binary.files:type_name -> rbee.hive.v1.File
 	8,  // 6: rbee.hive.v1.Binary.checks:type_name -> rbee.hive.v1.Check
-	25, // 7: rbee.hive.v1.Binary.probed_at:type_name -> google.protobuf.Timestamp
-	25, // 8: rbee.hive.v1.Model.created_at:type_name -> google.protobuf.Timestamp
+	27, // 7: rbee.hive.v1.Binary.probed_at:type_name -> google.protobuf.Timestamp
+	27, // 8: rbee.hive.v1.Model.created_at:type_name -> google.protobuf.Timestamp
 	5,  // 9: rbee.hive.v1.Model.files:type_name -> rbee.hive.v1.File
-	6,  // 10: rbee.hive.v1.ListProcessesResponse.processes:type_name -> rbee.hive.v1.Process
-	6,  // 11: rbee.hive.v1.GetProcessResponse.process:type_name -> rbee.hive.v1.Process
-	7,  // 12: rbee.hive.v1.ListBinariesResponse.binaries:type_name -> rbee.hive.v1.Binary
-	7,  // 13: rbee.hive.v1.GetBinaryResponse.binary:type_name -> rbee.hive.v1.Binary
-	9,  // 14: rbee.hive.v1.ListModelsResponse.models:type_name -> rbee.hive.v1.Model
-	9,  // 15: rbee.hive.v1.GetModelResponse.model:type_name -> rbee.hive.v1.Model
-	10, // 16: rbee.hive.v1.SearchCatalogResponse.items:type_name -> rbee.hive.v1.CatalogItem
-	11, // 17: rbee.hive.v1.HiveService.ListProcesses:input_type -> rbee.hive.v1.ListProcessesRequest
-	13, // 18: rbee.hive.v1.HiveService.GetProcess:input_type -> rbee.hive.v1.GetProcessRequest
-	15, // 19: rbee.hive.v1.HiveService.ListBinaries:input_type -> rbee.hive.v1.ListBinariesRequest
-	17, // 20: rbee.hive.v1.HiveService.GetBinary:input_type -> rbee.hive.v1.GetBinaryRequest
-	19, // 21: rbee.hive.v1.HiveService.ListModels:input_type -> rbee.hive.v1.ListModelsRequest
-	21, // 22: rbee.hive.v1.HiveService.GetModel:input_type -> rbee.hive.v1.GetModelRequest
-	2,  // 23: rbee.hive.v1.HiveService.Refresh:input_type -> rbee.hive.v1.RefreshRequest
-	23, // 24: rbee.hive.v1.HiveService.SearchCatalog:input_type -> rbee.hive.v1.SearchCatalogRequest
-	0,  // 25: rbee.hive.v1.AgentService.Leave:input_type -> rbee.hive.v1.LeaveRequest
-	12, // 26: rbee.hive.v1.HiveService.ListProcesses:output_type -> rbee.hive.v1.ListProcessesResponse
-	14, // 27: rbee.hive.v1.HiveService.GetProcess:output_type -> rbee.hive.v1.GetProcessResponse
-	16, // 28: rbee.hive.v1.HiveService.ListBinaries:output_type -> rbee.hive.v1.ListBinariesResponse
-	18, // 29: rbee.hive.v1.HiveService.GetBinary:output_type -> rbee.hive.v1.GetBinaryResponse
-	20, // 30: rbee.hive.v1.HiveService.ListModels:output_type -> rbee.hive.v1.ListModelsResponse
-	22, // 31: rbee.hive.v1.HiveService.GetModel:output_type -> rbee.hive.v1.GetModelResponse
-	3,  // 32: rbee.hive.v1.HiveService.Refresh:output_type -> rbee.hive.v1.RefreshResponse
-	24, // 33: rbee.hive.v1.HiveService.SearchCatalog:output_type -> rbee.hive.v1.SearchCatalogResponse
-	1,  // 34: rbee.hive.v1.AgentService.Leave:output_type -> rbee.hive.v1.LeaveResponse
-	26, // [26:35] is the sub-list for method output_type
-	17, // [17:26] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	10, // 10: rbee.hive.v1.Model.facts:type_name -> rbee.hive.v1.ModelFacts
+	11, // 11: rbee.hive.v1.Model.fits:type_name -> rbee.hive.v1.ModelFit
+	6,  // 12: rbee.hive.v1.ListProcessesResponse.processes:type_name -> rbee.hive.v1.Process
+	6,  // 13: rbee.hive.v1.GetProcessResponse.process:type_name -> rbee.hive.v1.Process
+	7,  // 14: rbee.hive.v1.ListBinariesResponse.binaries:type_name -> rbee.hive.v1.Binary
+	7,  // 15: rbee.hive.v1.GetBinaryResponse.binary:type_name -> rbee.hive.v1.Binary
+	9,  // 16: rbee.hive.v1.ListModelsResponse.models:type_name -> rbee.hive.v1.Model
+	9,  // 17: rbee.hive.v1.GetModelResponse.model:type_name -> rbee.hive.v1.Model
+	12, // 18: rbee.hive.v1.SearchCatalogResponse.items:type_name -> rbee.hive.v1.CatalogItem
+	13, // 19: rbee.hive.v1.HiveService.ListProcesses:input_type -> rbee.hive.v1.ListProcessesRequest
+	15, // 20: rbee.hive.v1.HiveService.GetProcess:input_type -> rbee.hive.v1.GetProcessRequest
+	17, // 21: rbee.hive.v1.HiveService.ListBinaries:input_type -> rbee.hive.v1.ListBinariesRequest
+	19, // 22: rbee.hive.v1.HiveService.GetBinary:input_type -> rbee.hive.v1.GetBinaryRequest
+	21, // 23: rbee.hive.v1.HiveService.ListModels:input_type -> rbee.hive.v1.ListModelsRequest
+	23, // 24: rbee.hive.v1.HiveService.GetModel:input_type -> rbee.hive.v1.GetModelRequest
+	2,  // 25: rbee.hive.v1.HiveService.Refresh:input_type -> rbee.hive.v1.RefreshRequest
+	25, // 26: rbee.hive.v1.HiveService.SearchCatalog:input_type -> rbee.hive.v1.SearchCatalogRequest
+	0,  // 27: rbee.hive.v1.AgentService.Leave:input_type -> rbee.hive.v1.LeaveRequest
+	14, // 28: rbee.hive.v1.HiveService.ListProcesses:output_type -> rbee.hive.v1.ListProcessesResponse
+	16, // 29: rbee.hive.v1.HiveService.GetProcess:output_type -> rbee.hive.v1.GetProcessResponse
+	18, // 30: rbee.hive.v1.HiveService.ListBinaries:output_type -> rbee.hive.v1.ListBinariesResponse
+	20, // 31: rbee.hive.v1.HiveService.GetBinary:output_type -> rbee.hive.v1.GetBinaryResponse
+	22, // 32: rbee.hive.v1.HiveService.ListModels:output_type -> rbee.hive.v1.ListModelsResponse
+	24, // 33: rbee.hive.v1.HiveService.GetModel:output_type -> rbee.hive.v1.GetModelResponse
+	3,  // 34: rbee.hive.v1.HiveService.Refresh:output_type -> rbee.hive.v1.RefreshResponse
+	26, // 35: rbee.hive.v1.HiveService.SearchCatalog:output_type -> rbee.hive.v1.SearchCatalogResponse
+	1,  // 36: rbee.hive.v1.AgentService.Leave:output_type -> rbee.hive.v1.LeaveResponse
+	28, // [28:37] is the sub-list for method output_type
+	19, // [19:28] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_hive_v1_hive_proto_init() }
@@ -1831,7 +2143,7 @@ func file_hive_v1_hive_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hive_v1_hive_proto_rawDesc), len(file_hive_v1_hive_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
