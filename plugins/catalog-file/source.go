@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -124,8 +125,11 @@ func (s *source) config() (paths []string, allowAny bool) {
 	return s.paths, s.allowAny
 }
 
-// part is the name of a piece of a model that is split into several files, or of a projector, which is no model by itself.
+// part is the name of a later piece of a model that is split into several files, or of a projector, which is no model by itself.
 var part = regexp.MustCompile(`(?i)-\d{5}-of-\d{5}\.gguf$|^mmproj`)
+
+// firstPart is the name of the first piece, which stands for all.
+var firstPart = regexp.MustCompile(`(?i)-00001-of-\d{5}\.gguf$`)
 
 // Search emits the GGUF files below the configured folders: exact names first, then by path.
 func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.Item) error) error {
@@ -157,7 +161,7 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 					return fs.SkipDir
 				}
 				return nil
-			case !strings.EqualFold(filepath.Ext(name), ".gguf") || part.MatchString(d.Name()):
+			case !strings.EqualFold(filepath.Ext(name), ".gguf") || part.MatchString(d.Name()) && !firstPart.MatchString(d.Name()):
 				return nil
 			}
 			whole := filepath.Join(folder, filepath.FromSlash(name))
@@ -166,7 +170,15 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 			}
 			// Also through a link that stays inside.
 			if info, err := root.Stat(filepath.FromSlash(name)); err == nil && info.Mode().IsRegular() {
-				found = append(found, catalog.Item{Ref: whole, Kind: catalog.KindModel, Name: nameOf(whole), Summary: whole, SizeBytes: info.Size()})
+				item := catalog.Item{Ref: whole, Kind: catalog.KindModel, Summary: whole, SizeBytes: info.Size()}
+				parts, name := partsOf(name)
+				item.Name = filepath.Base(name)
+				for _, p := range parts[1:] {
+					if info, err := root.Stat(filepath.FromSlash(p)); err == nil {
+						item.SizeBytes += info.Size()
+					}
+				}
+				found = append(found, item)
 			}
 			return nil
 		})
@@ -204,21 +216,56 @@ func nameOf(path string) string {
 	return base
 }
 
+// partOf takes the name of a part of a split model apart: what is before its number, the number, and how many there are.
+var partOf = regexp.MustCompile(`(?i)^(.+)-(\d{5})-of-(\d{5})(\.gguf)$`)
+
+// partsOf are the paths of all files of the model that path is a file of, in order, and the model's name. A whole file is its own.
+func partsOf(path string) (paths []string, name string) {
+	m := partOf.FindStringSubmatch(filepath.Base(path))
+	if m == nil {
+		return []string{path}, nameOf(path)
+	}
+	no, _ := strconv.Atoi(m[2]) // five digits
+	count, _ := strconv.Atoi(m[3])
+	if no < 1 || no > count {
+		return []string{path}, nameOf(path)
+	}
+	for i := range count {
+		paths = append(paths, filepath.Join(filepath.Dir(path), fmt.Sprintf("%s-%05d-of-%s%s", m[1], i+1, m[3], m[4])))
+	}
+	return paths, m[1]
+}
+
 // Resolve reads the whole file: its digest is that of the bytes on the disk now. For a large model this takes as long as reading it.
+// A part of a model that is split into several files stands for all of them, which lie beside it.
 func (s *source) Resolve(ctx context.Context, ref string) (catalog.Manifest, error) {
+	paths, name := partsOf(ref)
+	m := catalog.Manifest{Name: name, Kind: catalog.KindModel}
+	for _, p := range paths {
+		file, err := s.describe(ctx, p)
+		if err != nil {
+			return catalog.Manifest{}, err
+		}
+		m.Files = append(m.Files, file)
+	}
+	m.Ref = m.Files[0].Ref
+	for i := range m.Files {
+		m.Files[i].Ref = m.Ref
+	}
+	return m, nil
+}
+
+func (s *source) describe(ctx context.Context, ref string) (catalog.File, error) {
 	f, path, err := s.open(ref)
 	if err != nil {
-		return catalog.Manifest{}, err
+		return catalog.File{}, err
 	}
 	defer f.Close()
 	digest, size, err := s.digest(ctx, f, path)
 	if err != nil {
-		return catalog.Manifest{}, err
+		return catalog.File{}, err
 	}
-	return catalog.Manifest{
-		Ref: path, Name: nameOf(path), Kind: catalog.KindModel,
-		Files: []catalog.File{{Ref: path, Path: filepath.Base(path), SizeBytes: size, Digest: digest, Locator: path}},
-	}, nil
+	return catalog.File{Ref: path, Path: filepath.Base(path), SizeBytes: size, Digest: digest, Locator: path}, nil
 }
 
 func (s *source) digest(ctx context.Context, f *os.File, path string) (string, int64, error) {

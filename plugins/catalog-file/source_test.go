@@ -143,6 +143,36 @@ func TestRefusalTellsNothing(t *testing.T) {
 	must.Eq(t, there.Error(), strings.Replace(missing.Error(), "b.gguf", "a.gguf", 1))
 }
 
+// A part of a split model stands for all its parts, in order.
+func TestSplitModel(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var want []string
+	for i, body := range []string{"GGUF one", "GGUF two", "GGUF three"} {
+		want = append(want, write(t, filepath.Join(dir, fmt.Sprintf("Big-0000%d-of-00003.GGUF", i+1)), body))
+	}
+	s := configured(t, false, dir)
+	for _, ref := range want {
+		m, err := s.Resolve(t.Context(), ref)
+		must.NoError(t, err)
+		must.Eq(t, "Big", m.Name)
+		must.Eq(t, want[0], m.Ref)
+		must.Len(t, 3, m.Files)
+		for i, f := range m.Files {
+			must.Eq(t, want[i], f.Locator)
+			must.Eq(t, filepath.Base(want[i]), f.Path)
+			must.Eq(t, want[0], f.Ref)
+		}
+	}
+	must.NoError(t, os.Remove(want[1]))
+	_, err := s.Resolve(t.Context(), want[0])
+	must.ErrorIs(t, err, catalog.ErrNotFound)
+	must.StrContains(t, err.Error(), "Big-00002-of-00003.GGUF")
+	m, err := s.Resolve(t.Context(), write(t, filepath.Join(dir, "odd-00004-of-00003.gguf"), "GGUF"))
+	must.NoError(t, err)
+	must.Len(t, 1, m.Files)
+}
+
 func TestSearch(t *testing.T) {
 	t.Parallel()
 	dir, outside := t.TempDir(), t.TempDir()
@@ -151,6 +181,7 @@ func TestSearch(t *testing.T) {
 	write(t, filepath.Join(dir, "readme.txt"), "x")
 	write(t, filepath.Join(dir, ".hidden", "qwen2.gguf"), "GGUF")
 	write(t, filepath.Join(dir, "big-00001-of-00002.gguf"), "GGUF")
+	write(t, filepath.Join(dir, "big-00002-of-00002.gguf"), "GGUF 2")
 	write(t, filepath.Join(dir, "mmproj-qwen2.gguf"), "GGUF")
 	write(t, filepath.Join(dir, "1/2/3/4/5/6/7/qwen2.gguf"), "GGUF")
 	must.NoError(t, os.Symlink(write(t, filepath.Join(outside, "qwen2.gguf"), "GGUF"), filepath.Join(dir, "out-qwen2.gguf")))
@@ -166,7 +197,7 @@ func TestSearch(t *testing.T) {
 		}))
 		return names
 	}
-	must.Eq(t, []string{"Qwen2", "alias", "qwen2-q4"}, search(catalog.Query{}))
+	must.Eq(t, []string{"Qwen2", "alias", "big", "qwen2-q4"}, search(catalog.Query{}), must.Sprint("a split model is one"))
 	must.Eq(t, []string{"Qwen2", "qwen2-q4"}, search(catalog.Query{Text: "qwen2"}))
 	must.Eq(t, []string{"qwen2-q4"}, search(catalog.Query{Text: "QWEN2-Q4", Kind: catalog.KindModel}))
 	must.Eq(t, []string{"Qwen2"}, search(catalog.Query{Limit: 1}))

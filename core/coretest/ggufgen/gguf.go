@@ -11,6 +11,7 @@ import (
 
 // GGUF v3 value types that this writer needs.
 const (
+	kvUint16  = 2
 	kvUint32  = 4
 	kvInt32   = 5
 	kvFloat32 = 6
@@ -92,6 +93,9 @@ func (c *countWriter) kv(e kv) error {
 	case uint32:
 		c.u32(kvUint32)
 		c.u32(v)
+	case uint16:
+		c.u32(kvUint16)
+		_ = binary.Write(c, binary.LittleEndian, v)
 	case int32:
 		c.u32(kvInt32)
 		c.u32(uint32(v))
@@ -178,6 +182,22 @@ func writeGGUF(path string, meta []kv, tensors []tensor) error {
 		return err
 	}
 	return os.Rename(tmp, path)
+}
+
+// writeSplit writes the model into several files as llama-gguf-split does: path names the first, -00001-of-0000N.gguf.
+func writeSplit(path string, parts int, meta []kv, tensors []tensor) error {
+	per := (len(tensors) + parts - 1) / parts
+	for i := range parts {
+		mine := append([]kv(nil), kv{"split.no", uint16(i)}, kv{"split.count", uint16(parts)}, kv{"split.tensors.count", int32(len(tensors))})
+		if i == 0 {
+			mine = append(append([]kv(nil), meta...), mine...)
+		}
+		some := tensors[min(i*per, len(tensors)):min((i+1)*per, len(tensors))]
+		if err := writeGGUF(fmt.Sprintf("%s-%05d-of-%05d.gguf", path, i+1, parts), mine, some); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // f16 converts a float32 to IEEE half precision (round to nearest, no NaN handling).

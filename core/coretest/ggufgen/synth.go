@@ -54,6 +54,7 @@ func runSynth(args []string) error {
 	kvHeads := fs.Int("kv-heads", 0, "override the number of key/value heads")
 	ffn := fs.Int("ffn", 0, "override the feed-forward length")
 	vocab := fs.Int("vocab", 0, "override the vocabulary size (at least 512)")
+	parts := fs.Int("split", 1, "files to write the model into; -out then names them without -00001-of-0000N.gguf")
 	ctx := fs.Int("ctx", 0, "override the context length")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -156,6 +157,9 @@ func runSynth(args []string) error {
 		kv{"tokenizer.ggml.add_eos_token", false},
 		kv{"tokenizer.chat_template", chatML},
 	)
+	if *parts > 1 {
+		return writeSplit(*out, *parts, meta, ts)
+	}
 	if err := writeGGUF(*out, meta, ts); err != nil {
 		return err
 	}
