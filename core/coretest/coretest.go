@@ -2,6 +2,8 @@
 package coretest
 
 import (
+	"io"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,7 +13,35 @@ import (
 // Logger returns a logger that writes to the test's own output.
 func Logger(t testing.TB) hclog.Logger {
 	t.Helper()
-	return hclog.New(&hclog.LoggerOptions{Name: "test", Level: hclog.Debug, Output: t.Output()})
+	return hclog.New(&hclog.LoggerOptions{Name: "test", Level: hclog.Debug, Output: Output(t)})
+}
+
+// Output is the test's own output for as long as the test runs. What comes later is dropped, where t.Output panics: libraries have goroutines that
+// nobody can wait for.
+func Output(t testing.TB) io.Writer {
+	o := &output{w: t.Output()}
+	t.Cleanup(o.end)
+	return o
+}
+
+type output struct {
+	mu sync.Mutex // guards below
+	w  io.Writer  // nil: the test has ended
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.w == nil {
+		return len(p), nil
+	}
+	return o.w.Write(p)
+}
+
+func (o *output) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.w = nil
 }
 
 // Eventually calls check until it returns nil, and fails the test with its last error when that takes longer than patience.

@@ -16,6 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/node"
@@ -26,7 +27,7 @@ func logger(t testing.TB) hclog.Logger {
 	if testing.Verbose() {
 		level = hclog.Debug
 	}
-	return hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: level})
+	return hclog.New(&hclog.LoggerOptions{Output: coretest.Output(t), Level: level})
 }
 
 // open opens a node and shuts it down with the test.
