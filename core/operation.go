@@ -65,6 +65,7 @@ type OperationSpec struct {
 	Result  any         // a zero value of the result's type
 	Get     string      // pattern of the plain GET route that answers the same without a job; empty: none
 	CLI     []string    // the commands that do it, the main one first, without "rbee"
+	Private bool        // its request and result are nobody else's business: neither is ever on a disk
 	Test    string      // the end-to-end test of it, in cmd/rbee/e2e
 }
 

@@ -174,7 +174,9 @@ func (p *process) build(ctx context.Context) error {
 			p.listener = tls.NewListener(p.listener, identity.HTTPConfig())
 		}
 	}
-	p.buildJobs()
+	if err := p.buildJobs(); err != nil {
+		return err
+	}
 	p.pipe = rpc.NewPipe()
 	p.defers(p.pipe.Close)
 	if p.conn, err = rpc.Client(p.pipe); err != nil {
@@ -312,11 +314,18 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 }
 
 // buildJobs makes the owner of the jobs of this machine: of its hive's, and of those that its queen runs.
-func (p *process) buildJobs() {
+func (p *process) buildJobs() (err error) {
 	log := p.log.Named("job")
-	p.jobs = job.New(job.Options{Owner: p.id, Version: p.opts.Version, Panicked: func(id string, op core.Operation, value any, stack []byte) {
-		log.Error("an operation crashed", "job", id, "operation", op, "panic", value, "stack", string(stack))
-	}})
+	p.jobs, err = job.Open(job.Options{
+		Owner: p.id, Version: p.opts.Version, Dir: filepath.Join(p.cfg.DataDir, "jobs"),
+		Panicked: func(id string, op core.Operation, value any, stack []byte) {
+			log.Error("an operation crashed", "job", id, "operation", op, "panic", value, "stack", string(stack))
+		},
+		Trouble: func(id string, err error) {
+			log.Warn("the events of a job are not kept on the disk", "job", id, "error", err)
+		},
+	})
+	return err
 }
 
 // endJobs ends the jobs before the hive goes: ending ones need their workers supervised.

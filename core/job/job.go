@@ -24,6 +24,15 @@ import (
 const (
 	DefaultRetain    = 200
 	DefaultMaxEvents = 1000
+	DefaultMaxAge    = 7 * 24 * time.Hour
+	DefaultMaxBytes  = 64 << 20
+)
+
+const (
+	// maxResultBytes bounds the JSON of a result.
+	maxResultBytes = 8 << 20
+	// maxHistoryBytes bounds the kept events of a job, its result and its end excluded.
+	maxHistoryBytes = 1 << 20
 )
 
 // Causes of a job's cancelled context.
@@ -40,6 +49,16 @@ type Options struct {
 	Now       func() time.Time // stamps jobs and events; nil: time.Now
 	Retain    int              // ended jobs kept, the oldest are forgotten; 0: DefaultRetain
 	MaxEvents int              // events kept per job; 0: DefaultMaxEvents
+	MaxAge    time.Duration    // how long an ended job is kept; 0: DefaultMaxAge
+	MaxBytes  int64            // of the files of ended jobs; 0: DefaultMaxBytes
+	// Dir is the folder in which Open keeps the jobs, one file for each; New does not look at it.
+	//
+	// An event is in the file before anybody sees it, so that it outlasts the agent, killed or not. The end of a job, with its result, is flushed to the
+	// disk before anybody sees it, and so outlasts a loss of power; earlier events may not, and a reader who has seen some that are lost gets the end
+	// of the job with the next number. Operations that are private (core.OperationSpec) are kept in memory only. Where a file cannot be written, the job goes on.
+	Dir string
+	// Trouble is told of a job whose file cannot be written, read or removed; nil: nobody. It must not call the Manager.
+	Trouble func(id string, err error)
 	// Panicked is told of an operation that panicked, with the stack; nil: nobody. It must not call the Manager.
 	Panicked func(id string, op core.Operation, value any, stack []byte)
 }
@@ -59,13 +78,15 @@ type Manager struct {
 	lastStamp uint64 // of the newest id, in milliseconds
 }
 
-// New returns a Manager without jobs.
+// New returns a Manager without jobs, which keeps them in memory.
 func New(opts Options) *Manager {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
 	opts.Retain = cmp.Or(opts.Retain, DefaultRetain)
 	opts.MaxEvents = cmp.Or(opts.MaxEvents, DefaultMaxEvents)
+	opts.MaxAge = cmp.Or(opts.MaxAge, DefaultMaxAge)
+	opts.MaxBytes = cmp.Or(opts.MaxBytes, DefaultMaxBytes)
 	return &Manager{
 		opts:     opts,
 		jobs:     map[string]*job{},
@@ -83,6 +104,12 @@ type job struct {
 	events    history
 	phases    phases
 	changed   chan struct{} // closed and replaced at every event
+	over      bool          // its operation has returned; the end may not be shown yet
+
+	path      string        // of its file; empty: it is in memory only
+	sizeBytes int64         // of its file, once it has ended
+	queue     []core.Event  // not in the file yet, without numbers
+	kick      chan struct{} // holds one: there is something in the queue
 }
 
 // Start runs fn as a new job and returns it at once. The job belongs to the manager, not to the caller's request: only Cancel and Close
@@ -91,12 +118,23 @@ type job struct {
 // A requestID that a kept job already has returns that job, and fn is not run; an empty one is never the same as another.
 // After Close the job fails at once as Unavailable.
 func (m *Manager) Start(op core.Operation, requestID string, fn func(ctx context.Context, r *Run) (any, error)) core.Job {
+	j, kept := m.start(op, requestID, fn)
+	<-kept // it has its file: from now on it is found again, whatever happens to the agent
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return j.copyLocked()
+}
+
+// start gives kept, which is closed when the job has its file or needs none.
+func (m *Manager) start(op core.Operation, requestID string, fn func(ctx context.Context, r *Run) (any, error)) (j *job, kept <-chan struct{}) {
+	done := make(chan struct{})
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if j, ok := m.requests[requestID]; ok && requestID != "" {
-		return j.copyLocked()
+		close(done)
+		return j, done
 	}
-	j := &job{
+	j = &job{
 		view: core.Job{
 			ID: m.newIDLocked(), Operation: op, Hive: m.opts.Owner, State: core.JobRunning, CreatedAt: m.opts.Now(),
 		},
@@ -112,13 +150,32 @@ func (m *Manager) Start(op core.Operation, requestID string, fn func(ctx context
 		j.cancel = func(error) {}
 		err := core.WithHint(core.Errorf("", core.Unavailable, "the agent is shutting down"), "Try again when it is back.")
 		m.endLocked(j, core.JobFailed, nil, err)
-		return j.copyLocked()
+		close(done)
+		return j, done
 	}
 	// The job outlives the request that started it, so its context has no parent; Close cancels it.
 	ctx, cancel := context.WithCancelCause(context.Background())
 	j.cancel = cancel
-	m.wg.Go(func() { m.run(ctx, j, fn) })
-	return j.copyLocked()
+	if spec, err := core.FindOperation(op); m.opts.Dir == "" || err == nil && spec.Private {
+		close(done)
+		m.wg.Go(func() { m.run(ctx, j, fn) })
+		return j, done
+	}
+	h := header{ID: j.view.ID, Operation: op, RequestID: requestID, At: j.view.CreatedAt.UnixNano()}
+	m.wg.Go(func() {
+		l, err := createLog(m.opts.Dir, h)
+		if err == nil {
+			m.mu.Lock()
+			j.path, j.kick = l.path, make(chan struct{}, 1)
+			m.mu.Unlock()
+			m.wg.Go(func() { m.keep(j, l) })
+		} else if m.opts.Trouble != nil {
+			m.opts.Trouble(h.ID, err)
+		}
+		close(done)
+		m.run(ctx, j, fn)
+	})
+	return j, done
 }
 
 // newIDLocked makes an id that sorts behind every earlier one, also when the clock goes back.
@@ -170,6 +227,9 @@ func (m *Manager) call(ctx context.Context, j *job, fn func(context.Context, *Ru
 	if data, err = json.Marshal(result); err != nil {
 		return nil, core.Errorf("encode the result", core.Internal, "%w", err)
 	}
+	if len(data) > maxResultBytes {
+		return nil, core.Errorf("keep the result", core.TooLarge, "it has %d bytes; at most %d are kept", len(data), maxResultBytes)
+	}
 	return data, nil
 }
 
@@ -192,31 +252,42 @@ func (m *Manager) end(ctx context.Context, j *job, result json.RawMessage, err e
 
 func (m *Manager) endLocked(j *job, state core.JobState, result json.RawMessage, err error) {
 	m.flushLocked(j, true)
-	failure := core.FailureOf(err)
-	j.view.EndedAt = m.opts.Now()
-	j.view.Result, j.view.Error = result, failure
 	if result != nil {
 		m.emitLocked(j, core.Event{Kind: core.EventResult, Result: result})
 	}
-	j.view.State = state
-	m.emitLocked(j, core.Event{Kind: core.EventEnd, State: state, Error: failure})
-
-	m.ended = append(m.ended, j)
-	for len(m.ended) > m.opts.Retain {
-		old := m.ended[0]
-		m.ended = slices.Delete(m.ended, 0, 1)
-		delete(m.jobs, old.view.ID)
-		if m.requests[old.requestID] == old {
-			delete(m.requests, old.requestID)
-		}
+	m.emitLocked(j, core.Event{Kind: core.EventEnd, State: state, Error: core.FailureOf(err)})
+	j.over = true
+	if j.kick == nil {
+		m.pruneLocked()
 	}
 }
 
-// emitLocked numbers an event and wakes the readers.
+// emitLocked numbers an event and shows it to the readers, or has both done when it is in the job's file.
 func (m *Manager) emitLocked(j *job, e core.Event) {
-	j.view.LastSeq++
-	e.Seq, e.At = j.view.LastSeq, m.opts.Now()
+	e.At = m.opts.Now()
+	if j.kick == nil {
+		e.Seq = j.view.LastSeq + 1
+		m.publishLocked(j, e)
+		return
+	}
+	j.queue = trim(append(j.queue, e), j.events.max) // a disk that stands must not fill the memory
+	select {
+	case j.kick <- struct{}{}:
+	default:
+	}
+}
+
+// publishLocked shows an event, and what it means for the job.
+func (m *Manager) publishLocked(j *job, e core.Event) {
+	j.view.LastSeq = e.Seq
 	j.events.add(e)
+	switch e.Kind {
+	case core.EventResult:
+		j.view.Result = e.Result
+	case core.EventEnd:
+		j.view.State, j.view.EndedAt, j.view.Error = e.State, e.At, e.Error
+		m.ended = append(m.ended, j)
+	}
 	close(j.changed)
 	j.changed = make(chan struct{})
 }
@@ -291,9 +362,25 @@ func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(
 	}
 	for {
 		m.mu.Lock()
-		events, changed, ended := j.events.after(after), j.changed, j.view.State != core.JobRunning
+		events, changed, ended, path, last := j.events.after(after), j.changed, j.view.State != core.JobRunning, j.path, j.view.LastSeq
+		stored := j.events.dropped
 		m.mu.Unlock()
+		if stored {
+			if events, err = readEvents(path); err != nil {
+				return core.E("read job "+id, core.NotFound, err) // it has just been forgotten
+			}
+			if after >= last && len(events) > 0 {
+				end := events[len(events)-1]
+				if end.Seq = after + 1; after == last {
+					return nil
+				}
+				return emit(end) // a loss of power took what this reader has seen
+			}
+		}
 		for _, e := range events {
+			if e.Seq <= after {
+				continue
+			}
 			if err := ctx.Err(); err != nil {
 				return core.E("follow job", core.KindOf(err), err)
 			}

@@ -31,7 +31,7 @@ func (r *Run) ID() string { return r.id }
 func (r *Run) Progress(p core.Progress) {
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
-	if r.j.view.State != core.JobRunning {
+	if r.j.over {
 		return
 	}
 	if !r.j.phases.has(p.Phase) {
@@ -49,7 +49,7 @@ func (r *Run) Log(format string, args ...any) {
 	}
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
-	if r.j.view.State == core.JobRunning {
+	if !r.j.over {
 		r.m.flushLocked(r.j, true) // what was before is told before
 		r.m.emitLocked(r.j, core.Event{Kind: core.EventLog, Message: msg})
 	}
@@ -83,7 +83,7 @@ func (m *Manager) flushLocked(j *job, all bool) {
 	ps.timer = time.AfterFunc(next.Sub(now), func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if j.view.State == core.JobRunning {
+		if !j.over {
 			m.flushLocked(j, false)
 		}
 	})
@@ -118,24 +118,61 @@ func (ps *phases) set(p core.Progress) {
 	}
 }
 
-// history is the kept events of a job, in memory. A file may stand behind it one day: add and after are all that it is used by.
+// history is the kept events of a job, in memory while it runs, and afterwards where it has no file.
 type history struct {
-	max    int
-	events []core.Event
+	max     int
+	events  []core.Event
+	bytes   int  // of the events that may be forgotten
+	dropped bool // they are in the file only
 }
 
-// add keeps an event. Over the maximum the oldest progress goes first, then the oldest log line; result and end always stay.
+// add keeps an event. Over the bounds the oldest progress goes first, then the oldest log line; result and end always stay.
 func (h *history) add(e core.Event) {
 	h.events = append(h.events, e)
-	if len(h.events) <= h.max {
-		return
-	}
-	for _, kind := range []core.EventKind{core.EventProgress, core.EventLog} {
-		if i := slices.IndexFunc(h.events, func(x core.Event) bool { return x.Kind == kind }); i >= 0 {
-			h.events = slices.Delete(h.events, i, i+1)
+	h.bytes += weight(e)
+	for len(h.events) > h.max || h.bytes > maxHistoryBytes {
+		i := oldest(h.events)
+		if i < 0 {
 			return
 		}
+		h.bytes -= weight(h.events[i])
+		h.events = slices.Delete(h.events, i, i+1)
 	}
+}
+
+func (h *history) drop() { h.events, h.bytes, h.dropped = nil, 0, true }
+
+// weight is about what an event takes that may be forgotten, in bytes.
+func weight(e core.Event) int {
+	switch e.Kind {
+	case core.EventProgress:
+		return 128 + len(e.Progress.Phase)
+	case core.EventLog:
+		return 128 + len(e.Message)
+	}
+	return 0
+}
+
+// oldest is the event that is forgotten first, or -1.
+func oldest(events []core.Event) int {
+	for _, kind := range []core.EventKind{core.EventProgress, core.EventLog} {
+		if i := slices.IndexFunc(events, func(x core.Event) bool { return x.Kind == kind }); i >= 0 {
+			return i
+		}
+	}
+	return -1
+}
+
+// trim forgets events until there are at most n, as far as they may be forgotten.
+func trim(events []core.Event, n int) []core.Event {
+	for len(events) > n {
+		i := oldest(events)
+		if i < 0 {
+			break
+		}
+		events = slices.Delete(events, i, i+1)
+	}
+	return events
 }
 
 // after returns a copy of the events with a greater number than seq.

@@ -1,0 +1,226 @@
+package job
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	logSuffix = ".log"
+	// maxLogBytes is when a job's file is written anew with the events that are kept of it; the events after that are appended again.
+	maxLogBytes = 2 << 20
+	// maxReadBytes bounds what is read of a file, and maxLineBytes one line, which holds at most one result.
+	maxReadBytes = 64 << 20
+	maxLineBytes = maxResultBytes + 64<<10
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// header is the first line of a job's file. The request itself is not kept: it may hold what is nobody else's business.
+type header struct {
+	ID        string         `json:"id"`
+	Operation core.Operation `json:"operation"`
+	RequestID string         `json:"request_id,omitempty"`
+	At        int64          `json:"at"` // nanoseconds since 1970
+}
+
+// appendLine writes v as a line with a checksum in front of it.
+func appendLine(b []byte, v any) ([]byte, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return b, core.E("encode an event", core.Internal, err)
+	}
+	b = fmt.Appendf(b, "%08x ", crc32.Checksum(data, castagnoli))
+	return append(append(b, data...), '\n'), nil
+}
+
+// readLine undoes appendLine for a line without its end.
+func readLine(line []byte, v any) bool {
+	if len(line) < 9 || line[8] != ' ' {
+		return false
+	}
+	sum, err := strconv.ParseUint(string(line[:8]), 16, 32)
+	if err != nil || uint32(sum) != crc32.Checksum(line[9:], castagnoli) {
+		return false
+	}
+	dec := json.NewDecoder(bytes.NewReader(line[9:]))
+	return dec.Decode(v) == nil
+}
+
+// readLog reads a job's file. What follows the last whole line, as a machine that loses its power leaves it, does not count: good is the length of what does.
+// Errors: Integrity where not even the first line is whole, Internal.
+func readLog(r io.Reader) (h header, events []core.Event, good int64, err error) {
+	in := bufio.NewScanner(io.LimitReader(r, maxReadBytes))
+	in.Buffer(nil, maxLineBytes)
+	in.Split(func(data []byte, _ bool) (int, []byte, error) { // whole lines only
+		if i := bytes.IndexByte(data, '\n'); i >= 0 {
+			return i + 1, data[:i], nil
+		}
+		return 0, nil, nil
+	})
+	if !in.Scan() || !readLine(in.Bytes(), &h) {
+		if err := in.Err(); err != nil && !errors.Is(err, bufio.ErrTooLong) {
+			return h, nil, 0, core.E("read a job", core.Internal, err)
+		}
+		return h, nil, 0, core.Errorf("read a job", core.Integrity, "its file has no whole first line")
+	}
+	good = int64(len(in.Bytes())) + 1
+	for in.Scan() {
+		var e core.Event
+		if !readLine(in.Bytes(), &e) || !follows(events, e) {
+			break
+		}
+		events = append(events, e)
+		good += int64(len(in.Bytes())) + 1
+	}
+	return h, events, good, nil
+}
+
+// follows says whether an event can come after those before it.
+func follows(before []core.Event, e core.Event) bool {
+	var last core.Event
+	if len(before) > 0 {
+		last = before[len(before)-1]
+	}
+	if e.Seq <= last.Seq || last.Kind == core.EventEnd {
+		return false
+	}
+	switch e.Kind {
+	case core.EventProgress:
+		return e.Progress != nil
+	case core.EventLog, core.EventResult:
+		return true
+	case core.EventEnd:
+		return e.State == core.JobSucceeded || e.State == core.JobFailed || e.State == core.JobCancelled
+	}
+	return false
+}
+
+// logFile is the file of one job. Only one goroutine uses it.
+type logFile struct {
+	path string
+	h    header
+	f    *os.File
+	size int64
+}
+
+// createLog makes the file of a new job.
+func createLog(dir string, h header) (*logFile, error) {
+	l := &logFile{path: filepath.Join(dir, h.ID+logSuffix), h: h}
+	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, core.E("keep a job", core.Internal, err)
+	}
+	l.f = f
+	b, err := appendLine(nil, h)
+	if err == nil {
+		err = l.write(b)
+	}
+	if err != nil {
+		f.Close()
+		_ = os.Remove(l.path)
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *logFile) write(b []byte) error {
+	n, err := l.f.Write(b)
+	l.size += int64(n)
+	return core.E("keep a job", core.Internal, err)
+}
+
+// add writes events, the last ones for good when the job has ended: then they outlast a loss of power, before that the end of the agent only.
+// kept are all events that are to be in the file from now on, for when it has become too long.
+func (l *logFile) add(events []core.Event, kept func() []core.Event) error {
+	var b []byte
+	ended := false
+	for _, e := range events {
+		var err error
+		if b, err = appendLine(b, e); err != nil {
+			return err
+		}
+		ended = ended || e.Kind == core.EventEnd
+	}
+	var err error
+	if l.size+int64(len(b)) > maxLogBytes {
+		err = l.renew(append(kept(), events...))
+	} else {
+		err = l.write(b)
+	}
+	if err == nil && ended {
+		err = l.sync()
+	}
+	return err
+}
+
+// sync flushes the file, and that it is there, to the disk.
+func (l *logFile) sync() error {
+	err := l.f.Sync()
+	if err == nil {
+		var dir *os.File
+		if dir, err = os.Open(filepath.Dir(l.path)); err == nil {
+			err = dir.Sync()
+			dir.Close()
+		}
+	}
+	return core.E("keep a job", core.Internal, err)
+}
+
+// renew replaces the file by one with these events.
+func (l *logFile) renew(events []core.Event) error {
+	b, err := appendLine(nil, l.h)
+	for _, e := range events {
+		if err == nil {
+			b, err = appendLine(b, e)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(l.path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return core.E("keep a job", core.Internal, err)
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = os.Rename(l.path+".new", l.path)
+	}
+	if err != nil {
+		f.Close()
+		return core.E("keep a job", core.Internal, err)
+	}
+	l.f.Close()
+	l.f, l.size = f, int64(len(b))
+	return nil
+}
+
+func (l *logFile) close() {
+	if l.f != nil {
+		l.f.Close()
+	}
+}
+
+// readEvents reads the events of a job's file.
+func readEvents(path string) ([]core.Event, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	_, events, _, err := readLog(f)
+	return events, err
+}
