@@ -62,12 +62,35 @@ func (c *catalogs) split(ref string) (*source, string, error) {
 	if !found || rest == "" {
 		return nil, "", core.WithHint(core.Errorf("read reference", core.Invalid, "%q names no catalog source", ref), "%s", c.hint())
 	}
-	for _, s := range c.list {
-		if s.spec.Name == name {
-			return s, rest, nil
+	if isURL(ref) {
+		name, rest = urlSource, ref
+	}
+	for _, name := range []string{name, shortNames()[name]} {
+		for _, s := range c.list {
+			if s.spec.Name == name {
+				return s, rest, nil
+			}
 		}
 	}
 	return nil, "", core.WithHint(core.Errorf("read reference", core.NotFound, "there is no catalog source %q", name), "%s", c.hint())
+}
+
+// urlSource is the source that is given bare addresses, which are references without its name.
+const urlSource = "http"
+
+func isURL(ref string) bool {
+	return strings.HasPrefix(ref, "https://") || strings.HasPrefix(ref, "http://")
+}
+
+// shortNames are what people call some sources. A source that is really named so comes first.
+func shortNames() map[string]string { return map[string]string{"hf": "huggingface"} }
+
+// ref is a source's own reference as everybody else writes it.
+func (s *source) ref(own string) string {
+	if s.spec.Name == urlSource && isURL(own) {
+		return own
+	}
+	return s.spec.Name + ":" + own
 }
 
 func (c *catalogs) hint() string {
@@ -166,7 +189,7 @@ func (c *catalogs) search(ctx context.Context, q catalog.Query) ([]core.CatalogI
 				defer cancel()
 				err := p.Search(ctx, q, func(it catalog.Item) error {
 					found[i] = append(found[i], core.CatalogItem{
-						Ref: s.spec.Name + ":" + it.Ref, Kind: string(it.Kind), Name: it.Name, Summary: it.Summary, SizeBytes: it.SizeBytes, License: it.License,
+						Ref: s.ref(it.Ref), Kind: string(it.Kind), Name: it.Name, Summary: it.Summary, SizeBytes: it.SizeBytes, License: it.License,
 					})
 					return nil
 				})
@@ -197,7 +220,7 @@ func (c *catalogs) search(ctx context.Context, q catalog.Query) ([]core.CatalogI
 
 // findModel looks for a model of exactly this name and returns its reference, and the names of models that come near.
 func (c *catalogs) findModel(ctx context.Context, name string) (ref string, near []string, err error) {
-	items, err := c.search(ctx, catalog.Query{Text: name, Kind: catalog.KindModel})
+	items, err := c.search(ctx, catalog.Query{Text: name, Kind: catalog.KindModel, Exact: true})
 	if err != nil {
 		return "", nil, err
 	}

@@ -184,11 +184,39 @@ func TestSplitReference(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, "npm", s.spec.Name)
 	must.Eq(t, "@scope/pkg@1.0:0", rest)
-	for ref, kind := range map[string]core.Kind{"": core.Invalid, "bare": core.Invalid, "npm:": core.Invalid, ":x": core.NotFound, "hf:org/repo": core.NotFound} {
+	for ref, kind := range map[string]core.Kind{"https://host/model.gguf": core.NotFound, "": core.Invalid, "bare": core.Invalid, "npm:": core.Invalid, ":x": core.NotFound, "hf:org/repo": core.NotFound} {
 		_, _, err := c.split(ref)
 		must.Eq(t, kind, core.KindOf(err), must.Sprint(ref))
 		must.StrContains(t, core.HintOf(err), "npm, file")
 	}
+}
+
+func TestReferencesBySource(t *testing.T) {
+	t.Parallel()
+	c := newCatalogs([]pluginhost.Spec{{Name: "huggingface"}, {Name: "http"}, {Name: "npm"}}, nil, hclog.NewNullLogger())
+	for ref, want := range map[string]struct{ source, own, exact string }{
+		"hf:org/repo:Q8_0":             {"huggingface", "org/repo:Q8_0", "huggingface:org/repo:Q8_0"},
+		"huggingface:org/repo":         {"huggingface", "org/repo", "huggingface:org/repo"},
+		"https://host/m.gguf":          {"http", "https://host/m.gguf", "https://host/m.gguf"},
+		"http://host:1/m.gguf#x":       {"http", "http://host:1/m.gguf#x", "http://host:1/m.gguf#x"},
+		"http:https://host/m.gguf":     {"http", "https://host/m.gguf", "https://host/m.gguf"},
+		"http:name":                    {"http", "name", "http:name"},
+		"npm:https://host/is-not-ours": {"npm", "https://host/is-not-ours", "npm:https://host/is-not-ours"},
+	} {
+		s, own, err := c.split(ref)
+		must.NoError(t, err)
+		must.Eq(t, want.source, s.spec.Name, must.Sprint(ref))
+		must.Eq(t, want.own, own)
+		must.Eq(t, want.exact, s.ref(own))
+		again, same, err := c.split(s.ref(own))
+		must.NoError(t, err)
+		must.Eq(t, s, again)
+		must.Eq(t, own, same)
+	}
+	c = newCatalogs([]pluginhost.Spec{{Name: "huggingface"}, {Name: "hf"}}, nil, hclog.NewNullLogger())
+	s, _, err := c.split("hf:org/repo")
+	must.NoError(t, err)
+	must.Eq(t, "hf", s.spec.Name)
 }
 
 func TestModelID(t *testing.T) {

@@ -94,7 +94,7 @@ func (h *Hive) fetchModel(ctx context.Context, ref string, run *job.Run) (core.M
 	for _, note := range m.Notes {
 		run.Log("%s", note)
 	}
-	exact := source.spec.Name + ":" + m.Ref
+	exact := source.ref(m.Ref)
 	spec := store.ModelSpec{ID: modelID(cmp.Or(m.Name, m.Ref)), Ref: exact, License: m.License, Files: fileSpecs(m)}
 	if have, _, err := h.store.Model(spec.ID); err == nil && have.Ref == exact {
 		run.Log("model %s is there already", have.ID)
@@ -186,7 +186,7 @@ func (h *Hive) install(ctx context.Context, t *workerType, from string, force bo
 		if err != nil {
 			return core.WorkerBinary{}, err
 		}
-		spec.Source = source.spec.Name + ":" + m.Ref
+		spec.Source = source.ref(m.Ref)
 		spec.Engine = new(fileSpecs(m)[0])
 		supply = h.catalogs.fetcher(spec.Source)
 		run.Log("fetching %s %s for worker type %s from %s", spec.EngineName, spec.EngineVersion, t.name(), spec.Source)

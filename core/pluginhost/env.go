@@ -1,14 +1,24 @@
 package pluginhost
 
 import (
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// allowedEnv lists the variables that plugins of a kind may see; a name that ends in * stands for all that begin so.
-func allowedEnv(kind sdk.Kind) []string {
+// allowedEnv lists the variables that a plugin may see; a name that ends in * stands for all that begin so. executable is the name of its file:
+// some plugins read what the tools of their origin read, credentials among it, which are no other plugin's business.
+func allowedEnv(kind sdk.Kind, executable string) []string {
+	own := map[string][]string{
+		"rbee-catalog-huggingface": {"HF_*", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"},
+		"rbee-catalog-github":      {"GITHUB_TOKEN", "GH_TOKEN", "GH_HOST"},
+	}
+	return append(allowedEnvOf(kind), own[executable]...)
+}
+
+func allowedEnvOf(kind sdk.Kind) []string {
 	if kind == sdk.KindWorker {
 		return []string{"PATH", "HOME", "TMPDIR", "LANG", "LC_*", "LD_LIBRARY_PATH", "CUDA_*", "NVIDIA_*"}
 	}
@@ -19,9 +29,9 @@ func allowedEnv(kind sdk.Kind) []string {
 	}
 }
 
-// pickEnv returns the entries of environ that a plugin of the kind may see, and those that its block names.
-func pickEnv(kind sdk.Kind, named, environ []string) []string {
-	allowed := append(allowedEnv(kind), named...)
+// pickEnv returns the entries of environ that a plugin may see, and those that its block names.
+func pickEnv(s Spec, environ []string) []string {
+	allowed := append(allowedEnv(s.Kind, filepath.Base(s.Executable)), s.Env...)
 	var out []string
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")

@@ -101,7 +101,7 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 	c := &child{nonce: l.nonce, cleanup: cleanup, released: make(chan struct{}), done: make(chan struct{})}
 	cmd := exec.Command(l.spec.Executable) //nolint:noctx // the process may outlive every context
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Env = pickEnv(l.spec.Kind, l.spec.Env, h.o.Environ())
+	cmd.Env = pickEnv(l.spec, h.o.Environ())
 	cmd.Env = append(cmd.Env, sdk.EnvLogLevel+"="+h.o.Logger.GetLevel().String())
 	if l.nonce != "" {
 		cmd.Env = append(cmd.Env, markName+"="+l.nonce)

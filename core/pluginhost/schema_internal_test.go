@@ -157,8 +157,8 @@ func TestLastWordsOfACrash(t *testing.T) {
 func TestPickEnv(t *testing.T) {
 	t.Parallel()
 	environ := []string{"PATH=a", "LC_ALL=b", "LC=c", "npm_config_registry=d", "https_proxy=e", "TOKEN=f", "CUDA_X=g", "USER=h", "=x"}
-	must.Eq(t, []string{"PATH=a", "LC_ALL=b", "CUDA_X=g"}, pickEnv(sdk.KindWorker, nil, environ))
-	must.Eq(t, []string{"PATH=a", "LC_ALL=b", "npm_config_registry=d", "https_proxy=e", "TOKEN=f", "USER=h"}, pickEnv(sdk.KindCatalog, []string{"TOKEN"}, environ))
+	must.Eq(t, []string{"PATH=a", "LC_ALL=b", "CUDA_X=g"}, pickEnv(Spec{Kind: sdk.KindWorker}, environ))
+	must.Eq(t, []string{"PATH=a", "LC_ALL=b", "npm_config_registry=d", "https_proxy=e", "TOKEN=f", "USER=h"}, pickEnv(Spec{Kind: sdk.KindCatalog, Env: []string{"TOKEN"}}, environ))
 }
 
 // A plugin's schema and the block it describes may be anything: what comes out is JSON, diagnostics, or an error, and the rendered schema never breaks.

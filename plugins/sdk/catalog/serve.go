@@ -49,7 +49,7 @@ type server struct {
 }
 
 func (s *server) Search(req *catalogv1.SearchRequest, stream grpc.ServerStreamingServer[catalogv1.SearchResponse]) error {
-	q := Query{Text: req.GetText(), Kind: ItemKind(req.GetKind()), Limit: int(max(req.GetLimit(), 0))}
+	q := Query{Text: req.GetText(), Kind: ItemKind(req.GetKind()), Limit: int(max(req.GetLimit(), 0)), Exact: req.GetExact()}
 	var mu sync.Mutex // a stream takes one Send at a time
 	err := s.source.Search(stream.Context(), q, func(i Item) error {
 		mu.Lock()
@@ -125,7 +125,7 @@ func NewClient(conn grpc.ClientConnInterface) *Client {
 func (c *Client) Search(ctx context.Context, q Query, emit func(Item) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := c.rpc.Search(ctx, &catalogv1.SearchRequest{Text: q.Text, Kind: string(q.Kind), Limit: int32(q.Limit)})
+	stream, err := c.rpc.Search(ctx, &catalogv1.SearchRequest{Text: q.Text, Kind: string(q.Kind), Limit: int32(q.Limit), Exact: q.Exact})
 	if err != nil {
 		return sdk.FromStatus(err)
 	}

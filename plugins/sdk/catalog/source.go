@@ -41,6 +41,8 @@ type Query struct {
 	Text  string   // empty: everything
 	Kind  ItemKind // empty: every kind
 	Limit int      // 0: the source's choice
+	// Exact says that Text is a whole name as a person gave it. A source on a network asks nobody for a text that none of its names can be.
+	Exact bool
 }
 
 // Item is one thing a source offers.

@@ -20,6 +20,7 @@ type source struct {
 	manifest catalog.Manifest
 	items    []catalog.Item
 	fetched  catalog.File
+	query    catalog.Query
 }
 
 func (s *source) Info(context.Context) (sdk.Info, error)     { return sdk.Info{}, nil }
@@ -28,7 +29,8 @@ func (s *source) Configure(context.Context, sdk.Config) (sdk.Diagnostics, error)
 	return nil, nil
 }
 
-func (s *source) Search(_ context.Context, _ catalog.Query, emit func(catalog.Item) error) error {
+func (s *source) Search(_ context.Context, q catalog.Query, emit func(catalog.Item) error) error {
+	s.query = q
 	for _, i := range s.items {
 		if err := emit(i); err != nil {
 			return err
@@ -83,9 +85,11 @@ func TestEveryFieldSurvivesTheWire(t *testing.T) {
 	must.NoError(t, c.Fetch(t.Context(), f, 0, io.Discard))
 	must.Eq(t, f, s.fetched)
 	var items []catalog.Item
-	must.NoError(t, c.Search(t.Context(), catalog.Query{}, func(i catalog.Item) error {
+	q := catalog.Query{Text: "t", Kind: catalog.KindModel, Limit: 3, Exact: true}
+	must.NoError(t, c.Search(t.Context(), q, func(i catalog.Item) error {
 		items = append(items, i)
 		return nil
 	}))
 	must.Eq(t, s.items, items)
+	must.Eq(t, q, s.query)
 }

@@ -240,6 +240,8 @@ type CatalogOptions struct {
 	Query     string          // finds at least one item; empty: everything
 	// Unsearchable says that Search finds nothing by itself.
 	Unsearchable bool
+	// AllowAddresses are handed to Configure: servers of a test are on this machine.
+	AllowAddresses []string
 }
 
 // Catalog runs the suite.
@@ -251,7 +253,7 @@ func Catalog(t *testing.T, target CatalogTarget, o CatalogOptions) {
 	ready := func(t testing.TB) catalog.Source {
 		t.Helper()
 		s := target.Launch(t)
-		diags, err := s.Configure(t.Context(), sdk.Config{JSON: o.Config})
+		diags, err := s.Configure(t.Context(), sdk.Config{JSON: o.Config, AllowAddresses: o.AllowAddresses})
 		if err != nil || diags.HasErrors() {
 			t.Fatalf("Configure: %v %v", diags, err)
 		}
