@@ -125,6 +125,15 @@ func TestScript(t *testing.T) {
 					ts.Fatalf("%s has %d lines, want fewer than %d", args[1], n, limit)
 				}
 			},
+			// setrequest FILE: REQUEST is the first request id in the JSON of the file (or stdout)
+			"setrequest": func(ts *testscript.TestScript, _ bool, args []string) {
+				_, rest, found := strings.Cut(ts.ReadFile(args[0]), `"request_id": "`)
+				id, _, _ := strings.Cut(rest, `"`)
+				if !found || id == "" {
+					ts.Fatalf("no request id")
+				}
+				ts.Setenv("REQUEST", id)
+			},
 			// setjob FILE: JOB is the id in the file (or stdout)
 			"setjob": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv("JOB", strings.TrimSpace(ts.ReadFile(args[0])))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -116,11 +117,11 @@ func (a *app) workerGetCommand() *cobra.Command {
 		Args:              exactly("ID"),
 		ValidArgsFunction: first(a.names(workerIDs)),
 	}, func(ctx context.Context, c *client.Client, args []string, read ...client.ReadOption) error {
-		w, err := c.Worker(ctx, args[0], read...)
+		w, err := c.WorkerDetails(ctx, args[0], read...)
 		if err != nil {
 			return err
 		}
-		return a.show(w, a.workerFacts(w).write)
+		return a.show(w, func(out io.Writer) error { return a.writeWorker(out, w) })
 	})
 }
 
@@ -141,6 +142,19 @@ func (a *app) workerFacts(w core.Worker) *facts {
 	f.add("Seen", a.ago(w.Load.At))
 	f.addf("Indexes", "created at %d, changed at %d", w.CreateIndex, w.ModifyIndex)
 	return f
+}
+
+func (a *app) writeWorker(out io.Writer, w core.WorkerDetails) error {
+	f := a.workerFacts(w.Worker)
+	f.addf("Routed", "%s by the queen that was asked, %d failed", plural(int(w.Routes.Requests), "request"), w.Routes.Failures)
+	if err := f.write(out); err != nil || len(w.Routes.Recent) == 0 {
+		return err
+	}
+	t := newTable("", "FAILED", "REQUEST", "WHY")
+	for _, x := range w.Routes.Recent {
+		t.add(a.ago(x.At), x.RequestID, string(x.Problem))
+	}
+	return errors.Join(line(out), t.write(out))
 }
 
 func orElse(s, other string) string {

@@ -78,6 +78,25 @@ func (c *Client) Worker(ctx context.Context, id string, opts ...ReadOption) (cor
 	return fetchOne[core.Worker](ctx, c, "/v1/workers/"+segment(id), opts...)
 }
 
+// WorkerDetails returns one active worker with what the queen that answers has sent to it.
+func (c *Client) WorkerDetails(ctx context.Context, id string, opts ...ReadOption) (core.WorkerDetails, error) {
+	return fetchOne[core.WorkerDetails](ctx, c, "/v1/workers/"+segment(id), opts...)
+}
+
+// Route returns how an inference request was routed, by its x-request-id. Only the queen that took it knows, for its latest requests.
+func (c *Client) Route(ctx context.Context, id string) (core.RouteRecord, error) {
+	return fetchOne[core.RouteRecord](ctx, c, "/v1/requests/"+segment(id))
+}
+
+// Routes lists how the latest requests that the queen took were routed, newest first. limit 0: the queen's default.
+func (c *Client) Routes(ctx context.Context, limit int) ([]core.RouteRecord, error) {
+	path := "/v1/requests"
+	if limit > 0 {
+		path += "?limit=" + strconv.Itoa(limit)
+	}
+	return fetchList[core.RouteRecord](ctx, c, path)
+}
+
 // Models lists the models of the whole cluster.
 func (c *Client) Models(ctx context.Context) ([]core.Model, error) {
 	return fetchList[core.Model](ctx, c, "/v1/models")

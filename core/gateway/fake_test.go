@@ -173,6 +173,7 @@ func (r *rig) add(w core.Worker, path string) {
 	r.mu.Unlock()
 	r.router.mu.Lock()
 	defer r.router.mu.Unlock()
+	w.Nonce = w.ID
 	r.router.workers = append(r.router.workers, w)
 }
 
@@ -348,7 +349,7 @@ func (f *fakeCluster) Workers(context.Context) ([]core.Worker, error) {
 }
 
 func (f *fakeCluster) Worker(_ context.Context, id string) (core.Worker, error) {
-	return core.Worker{ID: id}, nil
+	return core.Worker{ID: id, Nonce: id}, nil
 }
 func (f *fakeCluster) Models(context.Context) ([]core.Model, error) { return f.models, nil }
 func (f *fakeCluster) HiveModels(context.Context, string) ([]core.Model, error) {

@@ -56,6 +56,7 @@ type Gateway struct {
 	workersUp
 	streams streams
 	guesses *guesses
+	memory  *routeMemory
 	buffers sync.Pool // *[]byte, for relayed events
 }
 
@@ -84,7 +85,7 @@ func New(o Options) *Gateway {
 	if o.MaxSnapshotBytes == 0 {
 		o.MaxSnapshotBytes = 4 << 30
 	}
-	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, metrics: newMetrics(), guesses: newGuesses()}
+	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, metrics: newMetrics(), guesses: newGuesses(), memory: newRouteMemory()}
 	if g.log == nil {
 		g.log = hclog.NewNullLogger()
 	}

@@ -48,6 +48,11 @@ type inference struct {
 
 	worker core.Worker // that was asked last
 	label  string      // of its model, for metrics
+
+	memory     *routed
+	problem    core.Kind     // why a stream that had begun was cut
+	firstToken time.Duration // after start; 0: none came
+	events     int64         // that were passed on
 }
 
 // infer finds a worker for a request and relays its answer.
@@ -69,15 +74,33 @@ func (g *Gateway) infer(w *response, r *http.Request, path string) error {
 	}
 	defer done()
 	in := &inference{g: g, w: w, r: r, ctx: ctx, path: path, body: body, facts: facts, start: start}
-	candidates, err := in.pick()
+	in.memory = g.memory.begin(core.RouteRecord{RequestID: w.id, At: start, Path: path, Stream: facts.stream})
+	candidates, refused, err := in.pick()
+	g.memory.picked(in.memory, candidates, refused, time.Since(start))
 	if err == nil {
 		err = in.ask(candidates)
 	}
+	in.remember(err)
 	if err != nil {
 		return in.fail(err)
 	}
 	g.metrics.endToEnd.Observe(time.Since(start).Seconds())
 	return nil
+}
+
+// remember has the route memory know how the request ended.
+func (in *inference) remember(err error) {
+	status, problem := in.w.status, core.KindOf(err)
+	switch {
+	case err == http.ErrAbortHandler: //nolint:errorlint // it was told already
+		problem = in.problem
+	case err != nil && status == 0: // it is answered after this
+		_, a := envelope(err)
+		status = a.status
+	case err == nil && status >= 400: // the worker's own refusal was passed on
+		problem = kindOfStatus(status)
+	}
+	in.g.memory.end(in.memory, status, problem, in.firstToken, in.events, time.Now())
 }
 
 // fail tells the client err: as the answer, or inside the stream that has begun.
@@ -91,6 +114,7 @@ func (in *inference) fail(err error) error {
 
 // failWith ends a stream that has begun with an error event and without the mark of a whole answer.
 func (in *inference) failWith(e *openai.Error, why core.Kind) error {
+	in.problem = why
 	in.g.metrics.broken.WithLabelValues(string(why)).Inc()
 	if why != core.Cancelled {
 		events := openai.NewEventWriter(in.w)
@@ -112,16 +136,23 @@ func (in *inference) ended() error {
 // readyPicker is a Router that can say which workers can answer at this moment, best first, where Pick might wait. What waits needs contexts and
 // timers; nearly no request does.
 type readyPicker interface {
-	PickReady(model string) []core.Candidate
+	// PickReadyWhy also says why the model's other workers cannot.
+	PickReadyWhy(model string) ([]core.Candidate, []core.RouteRefusal)
 }
 
 // pick asks the router for workers. While one is being started, a stream is told how far that is.
-func (in *inference) pick() ([]core.Candidate, error) {
+func (in *inference) pick() (found []core.Candidate, refused []core.RouteRefusal, err error) {
 	if ready, ok := in.g.o.Router.(readyPicker); ok {
-		if candidates := ready.PickReady(in.facts.model); len(candidates) > 0 {
-			return candidates, nil
+		if found, refused = ready.PickReadyWhy(in.facts.model); len(found) > 0 {
+			return found, refused, nil
 		}
 	}
+	found, err = in.wait()
+	return found, refused, err
+}
+
+// wait has the router find workers, or start one.
+func (in *inference) wait() ([]core.Candidate, error) {
 	ctx, cancel := context.WithTimeout(in.ctx, in.g.o.StartTimeout)
 	defer cancel()
 	request := core.RouteRequest{RequestID: in.w.id, Model: in.facts.model}
@@ -257,8 +288,11 @@ func (in *inference) ask(candidates []core.Candidate) error {
 		if i < len(candidates)-1 {
 			patience = otherPatience
 		}
+		began := time.Now()
 		err := in.askOne(c, patience)
-		if _, again := errors.AsType[*unanswered](err); !again {
+		_, again := errors.AsType[*unanswered](err)
+		in.g.memory.asked(in.memory, c.Worker, began, time.Now(), in.attemptProblem(err))
+		if !again {
 			return err
 		}
 		last = err
@@ -272,6 +306,14 @@ func (in *inference) ask(candidates []core.Candidate) error {
 		}
 	}
 	return last
+}
+
+// attemptProblem is why a worker gave no whole answer; empty: it gave one, if only a refusal.
+func (in *inference) attemptProblem(err error) core.Kind {
+	if err == http.ErrAbortHandler { //nolint:errorlint // it was told already
+		return in.problem
+	}
+	return core.KindOf(err)
 }
 
 func (in *inference) askOne(c core.Candidate, patience time.Duration) error {

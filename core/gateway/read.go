@@ -98,11 +98,6 @@ func (g *Gateway) workers(w *response, r *http.Request) error {
 	return answerList(w, v, err)
 }
 
-func (g *Gateway) worker(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.Worker(r.Context(), r.PathValue("id"))
-	return answerOne(w, v, err)
-}
-
 func (g *Gateway) processes(w *response, r *http.Request) error {
 	v, err := g.o.Cluster.Processes(r.Context(), r.PathValue("hive"))
 	return answerList(w, v, err)

@@ -50,6 +50,7 @@ func (in *inference) relay(body io.Reader, cancel context.CancelFunc) error {
 			drain(body, cancel)
 			return nil
 		case sp.ending == failed:
+			in.problem = core.Internal // in the worker's own words, which may have the prompt
 			m.broken.WithLabelValues("worker_error").Inc()
 			cancel()
 			return http.ErrAbortHandler
@@ -86,11 +87,13 @@ func (in *inference) cutOff(sent bool) error {
 func (in *inference) count(sp *splitter, events int, last time.Time) time.Time {
 	m, now := in.g.metrics, time.Now()
 	m.events.Add(float64(events))
+	in.events += int64(events)
 	if !sp.token {
 		return last
 	}
 	if last.IsZero() {
-		m.ttft.Observe(now.Sub(in.start).Seconds())
+		in.firstToken = now.Sub(in.start)
+		m.ttft.Observe(in.firstToken.Seconds())
 		events--
 		last = now
 	}

@@ -48,6 +48,8 @@ func routes() []route {
 		{"GET", "/v1/hives/{hive}/catalog", core.ScopeRead, (*Gateway).catalog},
 		{"GET", "/v1/workers", core.ScopeRead, fresh((*Gateway).workers)},
 		{"GET", "/v1/workers/{id}", core.ScopeRead, fresh((*Gateway).worker)},
+		{"GET", "/v1/requests", core.ScopeRead, (*Gateway).routesLatest},
+		{"GET", "/v1/requests/{id...}", core.ScopeRead, (*Gateway).routeOf},
 
 		{"GET", "/healthz", scopeOpen, (*Gateway).healthy},
 		{"GET", "/health", scopeOpen, (*Gateway).healthy},

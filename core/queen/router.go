@@ -109,6 +109,19 @@ func (q *Queen) PickReady(model string) []core.Candidate {
 	return found
 }
 
+// PickReadyWhy is PickReady with the model's workers that cannot answer now, and why.
+func (q *Queen) PickReadyWhy(model string) ([]core.Candidate, []core.RouteRefusal) {
+	found, refused, _ := q.candidates(nil, model)
+	if len(refused) == 0 {
+		return found, nil
+	}
+	why := make([]core.RouteRefusal, 0, len(refused))
+	for _, r := range refused {
+		why = append(why, core.RouteRefusal{Worker: r.Name, Reason: r.Reason})
+	}
+	return found, why
+}
+
 // waitReason says what is worth waiting for where no worker can be used.
 type waitReason int
 

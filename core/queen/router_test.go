@@ -478,3 +478,23 @@ func BenchmarkPick(b *testing.B) {
 		}
 	}
 }
+
+// Who cannot answer, and why, is told beside those that can.
+func TestPickReadyWhy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.addWorker("a", "m", core.WorkerReady)
+		h.addWorker("b", "m", core.WorkerRetiring)
+		h.addWorker("c", "m", core.WorkerLoading)
+		h.mustBeat()
+		found, refused := c.q.PickReadyWhy("m")
+		must.Len(t, 1, found)
+		must.Eq(t, "a", found[0].Worker.ID)
+		must.Eq(t, []core.RouteRefusal{{Worker: "b", Reason: "is retiring"}, {Worker: "c", Reason: "is still loading"}}, refused)
+		found, refused = c.q.PickReadyWhy("other")
+		must.SliceEmpty(t, found)
+		must.SliceEmpty(t, refused)
+	})
+}
