@@ -23,6 +23,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/download"
 	"github.com/rbee-project/rbee/core/gateway"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/hive"
@@ -33,6 +34,7 @@ import (
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/origin"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 	"github.com/rbee-project/rbee/raft/node"
 )
@@ -219,7 +221,7 @@ func (p *process) identity(ctx context.Context) (*pki.Identity, error) {
 
 func (p *process) buildHive(ctx context.Context) error {
 	cfg := p.cfg
-	plugins := pluginhost.New(pluginhost.Options{PluginDir: cfg.PluginDir, RunDir: filepath.Join(cfg.DataDir, "run"), Logger: p.log.Named("plugin")})
+	plugins := pluginhost.New(pluginhost.Options{PluginDir: cfg.PluginDir, RunDir: filepath.Join(cfg.DataDir, "run"), Logger: p.log.Named("plugin"), AllowAddresses: cfg.Hive.Download.AllowAddresses})
 	// Wrong plugin settings end the agent now, at their line of the file, rather than the first worker later.
 	if err := cfg.Diagnostics(plugins.Validate(ctx, cfg)).Err(); err != nil {
 		return core.WithHint(err, "\"rbee config validate\" checks a configuration without starting anything.")
@@ -233,6 +235,10 @@ func (p *process) buildHive(ctx context.Context) error {
 		return err
 	}
 	p.defers(blobs.Close)
+	origins, err := p.origins()
+	if err != nil {
+		return err
+	}
 	queens, rpcAddress := hive.OneQueen(p.conn), ""
 	if p.net != nil {
 		queens, rpcAddress = p.net.queens, p.net.identity.RPCAddress()
@@ -242,11 +248,26 @@ func (p *process) buildHive(ctx context.Context) error {
 	}
 	p.bees, err = hive.New(hive.Options{
 		ID: p.id, Name: nodeName(cfg), Version: p.opts.Version, DataDir: cfg.DataDir, RPCAddress: rpcAddress,
-		Jobs: p.jobs, Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Queens: queens, Logger: p.log,
+		Jobs: p.jobs, Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Origins: origins, Queens: queens, Logger: p.log,
 		StopWorkersOnExit: !cfg.Hive.KeepWorkers,
 		Slots:             cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace,
 	})
 	return err
+}
+
+// origins makes the client of HTTP servers. What it refuses, plugins refuse as well.
+func (p *process) origins() (hive.Origins, error) {
+	o := p.cfg.Hive.Download
+	allow, err := origin.ParsePrefixes(o.AllowAddresses)
+	if err != nil {
+		return hive.Origins{}, core.E("read hive.download.allow_addresses", core.Invalid, err)
+	}
+	client, err := origin.New(origin.Options{Allow: allow, Environ: os.Environ(), UserAgent: "rbee/" + p.opts.Version})
+	if err != nil {
+		return hive.Origins{}, core.WithHint(core.E("prepare downloads", core.Invalid, err), "%s", sdk.HintOf(err))
+	}
+	p.defers(func() error { client.Close(); return nil })
+	return hive.Origins{Client: client, Connections: o.Connections, Limit: download.NewLimiter(int64(o.RateLimit))}, nil
 }
 
 func (p *process) buildQueen(identity *pki.Identity) error {

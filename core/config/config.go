@@ -80,7 +80,18 @@ type Hive struct {
 	Threads       int           // CPU threads of a worker, where a spawn does not say; 0: the worker's choice
 	StopGrace     time.Duration // how long running requests may go on when a worker is stopped
 	KeepWorkers   bool          // workers go on when the agent ends, and the next agent takes them over
+	Download      Download
 }
+
+// Download is how a hive fetches models and engines.
+type Download struct {
+	Connections    int      // to one server at a time, for one file; 1 to 64
+	RateLimit      Bytes    // per second, of all transfers from servers together; 0: none
+	AllowAddresses []string // addresses and CIDR prefixes that files may be fetched from although they are not public
+}
+
+// Bytes is a size, which is written "50MiB", "1.5GB" or "4096".
+type Bytes int64
 
 // Plugin is one worker or catalog block.
 type Plugin struct {
@@ -116,7 +127,7 @@ type Origin struct {
 // Setting is one value of a Config, for showing.
 type Setting struct {
 	Name   string // "bind.http_port"
-	Value  any    // string, []string, int, bool or time.Duration
+	Value  any    // string, []string, int, bool, time.Duration or Bytes
 	Origin Origin
 }
 

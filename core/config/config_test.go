@@ -306,3 +306,47 @@ func TestExample(t *testing.T) {
 		must.StrContains(t, string(src), name+" ", must.Sprintf("setting %s is not explained", s.Name))
 	}
 }
+
+func TestNestedBlock(t *testing.T) {
+	t.Parallel()
+	load := func(text, name string, env ...string) (*config.Config, *config.Diagnostics) {
+		file := filepath.Join(t.TempDir(), name)
+		must.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		return config.Load([]string{file}, environment(env...))
+	}
+	c, diags := load("hive {\n enabled = true\n slots = 2\n download {\n  connections = 8\n  rate_limit = \"50MiB\"\n  allow_addresses = [\"10.0.0.0/8\", \"fd00::1\"]\n }\n}\n", "rbee.hcl")
+	must.NoError(t, diags.Err())
+	must.Eq(t, config.Download{Connections: 8, RateLimit: 50 << 20, AllowAddresses: []string{"10.0.0.0/8", "fd00::1"}}, c.Hive.Download)
+	must.Eq(t, 2, c.Hive.Slots)
+
+	c, diags = load(`{"hive": {"enabled": true, "download": {"connections": 2}}}`, "rbee.json", "RBEE_HIVE_DOWNLOAD_RATE_LIMIT=1.5GB")
+	must.NoError(t, diags.Err())
+	must.Eq(t, config.Download{Connections: 2, RateLimit: 1_500_000_000}, c.Hive.Download)
+
+	c, diags = config.Load(nil, environment())
+	must.NoError(t, diags.Err())
+	must.Eq(t, config.Download{Connections: 4}, c.Hive.Download)
+
+	for text, says := range map[string]string{
+		`connections = 0`:               "between 1 and 64",
+		`connections = 65`:              "between 1 and 64",
+		`rate_limit = "fast"`:           "is not a size",
+		`rate_limit = "-1"`:             "is not a size",
+		`rate_limit = "1e9"`:            "is not a size",
+		`rate_limit = "9999999TiB"`:     "is not a size",
+		`allow_addresses = ["10.0.0"]`:  "neither an address nor a prefix",
+		`allow_addresses = ["a.local"]`: "neither an address nor a prefix",
+		"}\ndownload {":                 "stands at",
+		`conections = 1`:                "connections",
+	} {
+		_, diags := load("hive {\n enabled = true\n download {\n"+text+"\n}\n}\n", "rbee.hcl")
+		must.ErrorContains(t, diags.Err(), says)
+	}
+}
+
+func TestBytes(t *testing.T) {
+	t.Parallel()
+	for b, text := range map[config.Bytes]string{0: "0", 1: "1", 1023: "1023", 1 << 10: "1KiB", 50 << 20: "50MiB", 1_500_000_000: "1500MB", 1 << 40: "1TiB"} {
+		must.Eq(t, text, b.String())
+	}
+}

@@ -169,7 +169,7 @@ func (l *loader) source(src []byte, name string) {
 		case "worker", "catalog":
 			l.plugin(b)
 		default:
-			l.group(b)
+			l.group(b, b.Type)
 		}
 	}
 }
@@ -192,29 +192,39 @@ func header(b *hcl.Block) string {
 	return strings.Join(out, " ")
 }
 
-func (l *loader) group(b *hcl.Block) {
-	if !l.once(b.Type, b) {
+// group reads a block of settings whose names begin with path and a dot.
+func (l *loader) group(b *hcl.Block, path string) {
+	if !l.once(path, b) {
 		return
 	}
 	schema := &hcl.BodySchema{}
 	for _, s := range settings() {
-		if block, attribute, ok := strings.Cut(s.name, "."); ok && block == b.Type {
-			schema.Attributes = append(schema.Attributes, hcl.AttributeSchema{Name: attribute})
+		rest, ok := strings.CutPrefix(s.name, path+".")
+		name, _, nested := strings.Cut(rest, ".")
+		switch {
+		case !ok:
+		case !nested:
+			schema.Attributes = append(schema.Attributes, hcl.AttributeSchema{Name: name})
+		case !slices.ContainsFunc(schema.Blocks, func(b hcl.BlockHeaderSchema) bool { return b.Type == name }):
+			schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: name})
 		}
 	}
 	for old := range moved() {
-		if block, attribute, ok := strings.Cut(old, "."); ok && block == b.Type {
+		if attribute, ok := strings.CutPrefix(old, path+"."); ok {
 			schema.Attributes = append(schema.Attributes, hcl.AttributeSchema{Name: attribute})
 		}
 	}
 	content, diags := b.Body.Content(schema)
 	l.add(diags)
 	for old, now := range moved() {
-		if a := content.Attributes[strings.TrimPrefix(old, b.Type+".")]; a != nil && strings.HasPrefix(old, b.Type+".") {
+		if a := content.Attributes[strings.TrimPrefix(old, path+".")]; a != nil && strings.HasPrefix(old, path+".") {
 			l.add(errorf(&a.NameRange, "Setting moved", "%s is %s now: %s.", old, now.name, now.how))
 		}
 	}
-	l.settings(b.Type+".", content.Attributes)
+	l.settings(path+".", content.Attributes)
+	for _, inner := range content.Blocks {
+		l.group(inner, path+"."+inner.Type)
+	}
 }
 
 func (l *loader) settings(prefix string, attributes hcl.Attributes) {

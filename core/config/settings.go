@@ -18,7 +18,7 @@ import (
 // setting is one value of a Config. Where it stands in a file, what its variable is called and how it is shown all follow from its name.
 type setting struct {
 	name  string                 // "data_dir", or "bind.http_port" for one in a block
-	field func(*Config) any      // *string, *[]string, *int, *bool or *time.Duration
+	field func(*Config) any      // *string, *[]string, *int, *bool, *time.Duration or *Bytes
 	path  bool                   // a path: relative ones are resolved
 	check func(c *Config) string // what is wrong, a full sentence that says what to do; empty: nothing
 }
@@ -57,6 +57,9 @@ func settings() []setting {
 		{name: "hive.threads", field: func(c *Config) any { return &c.Hive.Threads }, check: func(c *Config) string { return checkRange(c.Hive.Threads, 0, 4096) }},
 		{name: "hive.stop_grace", field: func(c *Config) any { return &c.Hive.StopGrace }, check: func(c *Config) string { return checkDuration(c.Hive.StopGrace, 0, time.Hour, "0s", "1h") }},
 		{name: "hive.keep_workers", field: func(c *Config) any { return &c.Hive.KeepWorkers }},
+		{name: "hive.download.connections", field: func(c *Config) any { return &c.Hive.Download.Connections }, check: func(c *Config) string { return checkRange(c.Hive.Download.Connections, 1, 64) }},
+		{name: "hive.download.rate_limit", field: func(c *Config) any { return &c.Hive.Download.RateLimit }},
+		{name: "hive.download.allow_addresses", field: func(c *Config) any { return &c.Hive.Download.AllowAddresses }, check: checkAllowAddresses},
 		{name: "gossip.retry_join", field: func(c *Config) any { return &c.Gossip.RetryJoin }, check: checkRetryJoin},
 		{name: "gossip.key_file", field: func(c *Config) any { return &c.Gossip.KeyFile }, path: true},
 		{name: "tls.ca_file", field: func(c *Config) any { return &c.TLS.CAFile }, path: true},
@@ -70,7 +73,7 @@ func defaults(env Env) *Config {
 		LogLevel: "info",
 		Bind:     Bind{Address: "127.0.0.1", HTTPPort: DefaultHTTPPort, RPCPort: DefaultRPCPort, GossipPort: DefaultGossipPort},
 		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour},
-		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, KeepWorkers: true},
+		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, KeepWorkers: true, Download: Download{Connections: 4}},
 		origins:  map[string]Origin{},
 		env:      env,
 	}
@@ -145,6 +148,12 @@ func (s setting) assign(c *Config, text string) error {
 			return fmt.Errorf("%q is not a duration: write a number and a unit, such as \"30s\" or \"1m30s\"", text)
 		}
 		*p = v
+	case *Bytes:
+		v, err := parseBytes(text)
+		if err != nil {
+			return err
+		}
+		*p = v
 	}
 	return nil
 }
@@ -158,6 +167,8 @@ func (s setting) want(c *Config) (cty.Type, string) {
 		return cty.Bool, "true or false"
 	case *time.Duration:
 		return cty.String, "a duration in quotes, such as \"30s\""
+	case *Bytes:
+		return cty.String, "a size in quotes, such as \"50MiB\""
 	case *[]string:
 		return cty.List(cty.String), "a list of strings, such as [\"10.0.0.1\", \"10.0.0.2\"]"
 	}
@@ -171,6 +182,8 @@ func (s setting) value(c *Config) any {
 	case *bool:
 		return *p
 	case *time.Duration:
+		return *p
+	case *Bytes:
 		return *p
 	case *string:
 		return *p

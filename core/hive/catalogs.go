@@ -22,9 +22,10 @@ const (
 
 // catalogs runs catalog plugins: started when they are needed, ended when they are not used for a while.
 type catalogs struct {
-	launch func(ctx context.Context, s pluginhost.Spec) (catalogProcess, error)
-	log    hclog.Logger
-	list   []*source
+	launch  func(ctx context.Context, s pluginhost.Spec) (catalogProcess, error)
+	log     hclog.Logger
+	list    []*source
+	origins Origins
 }
 
 type source struct {

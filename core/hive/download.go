@@ -99,7 +99,7 @@ func (h *Hive) fetchModel(ctx context.Context, ref string, run *job.Run) (core.M
 	if have, _, err := h.store.Model(spec.ID); err == nil && have.Ref == exact {
 		run.Log("model %s is there already", have.ID)
 	}
-	return h.store.PutModel(ctx, spec, h.catalogs.fetcher(exact), run.Progress)
+	return h.store.PutModel(ctx, spec, h.catalogs.supply(exact, m, run.Log), run.Progress)
 }
 
 func fileSpecs(m catalog.Manifest) []store.FileSpec {
@@ -188,7 +188,7 @@ func (h *Hive) install(ctx context.Context, t *workerType, from string, force bo
 		}
 		spec.Source = source.ref(m.Ref)
 		spec.Engine = new(fileSpecs(m)[0])
-		supply = h.catalogs.fetcher(spec.Source)
+		supply = h.catalogs.supply(spec.Source, m, run.Log)
 		run.Log("fetching %s %s for worker type %s from %s", spec.EngineName, spec.EngineVersion, t.name(), spec.Source)
 	}
 	b, err := h.store.PutBinary(ctx, spec, supply, run.Progress)

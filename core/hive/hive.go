@@ -45,6 +45,7 @@ type Options struct {
 	// WorkerSpecs are the worker types of this hive, CatalogSpecs its catalog sources; the first that has a name of an item wins.
 	WorkerSpecs  []pluginhost.Spec
 	CatalogSpecs []pluginhost.Spec
+	Origins      Origins // how files are taken from HTTP servers
 	// Jobs runs the hive's operations; Run ends them. Jobs of an owner with another id than the hive's cannot be found. nil: jobs of its own, which
 	// nobody else can reach.
 	Jobs       *job.Manager
@@ -133,6 +134,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	}
 	h.handle(h.jobs)
 	h.catalogs = newCatalogs(opts.CatalogSpecs, p.LaunchCatalog, h.log.Named("catalog"))
+	h.catalogs.origins = opts.Origins
 	h.beat = newBeater(h.log, opts.Queens, h.report, h.retire)
 	return h, nil
 }

@@ -63,8 +63,8 @@ func (e *StatusError) Temporary() bool {
 	return e.Status == http.StatusTooManyRequests || e.Status == http.StatusRequestTimeout || e.Status >= 500 && e.Status != http.StatusNotImplemented
 }
 
-// temporary says whether the request of a raw error is worth another try.
-func temporary(err error) bool {
+// Temporary says whether the request of a raw error is worth another try.
+func Temporary(err error) bool {
 	if s, ok := errors.AsType[*StatusError](err); ok {
 		return s.Temporary() && s.RetryAfter <= MaxRetryAfter
 	}

@@ -138,7 +138,7 @@ func (c *counter) Read(p []byte) (int, error) {
 
 // again says whether a failed attempt is worth another, and waits before it. attempt counts from 1.
 func again(ctx context.Context, backoff time.Duration, attempt int, err error) bool {
-	if ctx.Err() != nil || !temporary(err) {
+	if ctx.Err() != nil || !Temporary(err) {
 		return false
 	}
 	wait := backoff << (attempt - 1)

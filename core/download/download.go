@@ -1,0 +1,262 @@
+// Package download brings ranges of one file by HTTP: what is missing after a cut, several at once, never of two versions.
+package download
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/origin"
+)
+
+const (
+	attempts   = 6 // in a row that bring nothing
+	maxBackoff = 15 * time.Second
+	readBytes  = 256 << 10
+)
+
+// File is what is to be brought.
+type File struct {
+	URL       string            // http or https
+	Header    map[string]string // sent to the URL's own origin only; may hold a credential, which is written nowhere
+	SizeBytes int64             // 0: unknown
+	// Digested says that the whole will be compared with a digest: parts may be put together although the server has no names for versions.
+	Digested bool
+}
+
+// Options are how it is brought.
+type Options struct {
+	Client      *origin.Client
+	Connections int           // at once, 1 or more
+	Limit       *Limiter      // nil: none
+	Stall       time.Duration // how long nothing may come before the connection is given up; 0: 30 s
+	Backoff     time.Duration // before the second attempt, doubled for each one after; 0: 500 ms
+}
+
+// Origin is one file at its HTTP server. It is a source of core/store. It is safe for concurrent use.
+type Origin struct {
+	f      File
+	o      Options
+	u      *url.URL
+	header http.Header
+
+	mu       sync.Mutex // guards below
+	version  validator  // of the file, as far as known
+	noRanges bool
+	direct   *url.URL // where the URL's redirects end; nil: not known
+}
+
+// New prepares a file. It connects to nobody. Errors: core.Invalid for an address that cannot be used.
+func New(f File, o Options) (*Origin, error) {
+	u, err := url.Parse(f.URL)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, core.Errorf("", core.Invalid, "the file's address is no http or https URL") // its text may hold a secret
+	}
+	o.Connections = max(o.Connections, 1)
+	o.Stall = cmp.Or(o.Stall, 30*time.Second)
+	o.Backoff = cmp.Or(o.Backoff, 500*time.Millisecond)
+	h := http.Header{}
+	for name, value := range f.Header {
+		h.Set(name, value)
+	}
+	return &Origin{f: f, o: o, u: u, header: h}, nil
+}
+
+// Name is the server's host.
+func (o *Origin) Name() string { return o.u.Host }
+
+// Origin stands for the address, without what may be a secret in it.
+func (o *Origin) Origin() string {
+	sum := sha256.Sum256([]byte(origin.Redact(o.u)))
+	return hex.EncodeToString(sum[:8])
+}
+
+// Connections is how many ranges help at once: 1 where the server has shown that it knows none.
+func (o *Origin) Connections() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.noRanges || o.version.empty() && !o.f.Digested {
+		return 1
+	}
+	return o.o.Connections
+}
+
+// Version is what the server calls the file's version; empty: it has no name, or is not known yet.
+func (o *Origin) Version() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.version.String()
+}
+
+// Expect makes another version than this an error: core.Conflict.
+func (o *Origin) Expect(version string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.version = parseValidator(version)
+}
+
+// Fetch writes the bytes from offset from on into w, at least those before to (-1: to the end), and mends broken connections as long as
+// something comes between two breaks. Where the server ignores ranges it writes on behind to. Errors: core.Conflict if the file has another
+// version or size than before, also where what the server says of it does not fit together; w's own as it is; those of origin.Client.Explain.
+func (o *Origin) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
+	r := &run{o: o, at: from, to: to, w: w}
+	failures := 0
+	for {
+		before := r.at
+		err := r.attempt(ctx)
+		if r.at > before {
+			failures = 0
+		}
+		switch {
+		case err == nil && (r.done || to >= 0 && r.at >= to):
+			return nil
+		case err == nil:
+			continue // the server sends less than it was asked for
+		case r.failed != nil:
+			return r.failed
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case core.KindOf(err) == core.Conflict:
+			o.forget()
+			return err
+		}
+		failures++
+		pause, again := o.again(err, failures)
+		if !again {
+			return o.explain(ctx, err)
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// again says whether and when to try again.
+func (o *Origin) again(err error, failures int) (time.Duration, bool) {
+	if failures >= attempts {
+		return 0, false
+	}
+	// Between half and the whole, so that many hives do not come back at once.
+	pause := min(o.o.Backoff<<(failures-1), maxBackoff)
+	pause = pause/2 + rand.N(pause/2+1)
+	if s, ok := errors.AsType[*origin.StatusError](err); ok {
+		if !s.Temporary() || s.RetryAfter > origin.MaxRetryAfter {
+			return 0, false
+		}
+		return max(pause, s.RetryAfter), true
+	}
+	_, refused := errors.AsType[*core.Error](err)
+	return pause, !refused && origin.Temporary(err)
+}
+
+// forget lets the next Fetch begin with whatever version there is.
+func (o *Origin) forget() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.version, o.direct = validator{}, nil
+}
+
+// target is where to ask, and whether that is behind the redirects.
+func (o *Origin) target() (*url.URL, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.direct != nil {
+		return o.direct, true
+	}
+	return o.u, false
+}
+
+func (o *Origin) setDirect(u *url.URL) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.direct = u
+}
+
+// validator is what a server calls a version of a file.
+type validator struct{ etag, modified string }
+
+func (v validator) empty() bool { return v == validator{} }
+
+func (v validator) String() string {
+	if v.etag != "" {
+		return "etag " + v.etag
+	}
+	if v.modified != "" {
+		return "modified " + v.modified
+	}
+	return ""
+}
+
+func parseValidator(text string) (v validator) {
+	if e, ok := strings.CutPrefix(text, "etag "); ok {
+		v.etag = e
+	} else if m, ok := strings.CutPrefix(text, "modified "); ok {
+		v.modified = m
+	}
+	return v
+}
+
+// strong is the value for If-Range; empty where nothing is strong enough for it.
+func (v validator) strong() string {
+	if v.etag != "" && !strings.HasPrefix(v.etag, "W/") {
+		return v.etag
+	}
+	if v.etag == "" {
+		return v.modified
+	}
+	return ""
+}
+
+// take compares the version of a reply with what is known, and remembers it. same is false for another version.
+func (o *Origin) take(h http.Header) (same, known bool) {
+	got := validator{etag: h.Get("ETag")}
+	if got.etag == "" {
+		got.modified = h.Get("Last-Modified")
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.version.empty():
+		o.version = got
+		return true, !got.empty()
+	case got.etag != "" && o.version.etag != "":
+		return strings.TrimPrefix(got.etag, "W/") == strings.TrimPrefix(o.version.etag, "W/"), true
+	case got.modified != "" && o.version.modified != "":
+		return got == o.version, true
+	}
+	return false, true // it had a name before
+}
+
+func (o *Origin) changed(format string, args ...any) error {
+	err := core.Errorf("", core.Conflict, "%s at %s has changed: %s", fileName(o.u), o.u.Host, fmt.Sprintf(format, args...))
+	return core.WithHint(err, "Try again: the file was replaced while it was fetched.")
+}
+
+func fileName(u *url.URL) string {
+	if name := u.Path[strings.LastIndex(u.Path, "/")+1:]; name != "" {
+		return name
+	}
+	return "the file"
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

@@ -1,0 +1,81 @@
+package download
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+)
+
+// Limiter holds back what passes it, of all transfers together. nil limits nothing. It is safe for concurrent use.
+type Limiter struct {
+	rate int64 // bytes per second
+
+	mu   sync.Mutex // guards next
+	next time.Time  // when the next byte may pass
+}
+
+// NewLimiter lets rate bytes pass in a second; 0 or less gives nil: no limit.
+func NewLimiter(rate int64) *Limiter {
+	if rate <= 0 {
+		return nil
+	}
+	return &Limiter{rate: rate}
+}
+
+// wait waits until n bytes may pass. Who comes meanwhile waits behind them.
+func (l *Limiter) wait(ctx context.Context, n int) error {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	now := time.Now()
+	if l.next.Before(now) {
+		l.next = now
+	}
+	// Divided first where a second is enough for it, so that no product overflows.
+	whole, rest := int64(n)/l.rate, int64(n)%l.rate
+	l.next = l.next.Add(time.Duration(whole)*time.Second + time.Duration(float64(rest)/float64(l.rate)*float64(time.Second)))
+	until := l.next
+	l.mu.Unlock()
+	return sleep(ctx, until.Sub(now))
+}
+
+// piece is how much to read at once, at most most bytes: a tenth of a second's worth.
+func (l *Limiter) piece(most int) int {
+	if l == nil {
+		return most
+	}
+	return int(min(max(l.rate/10, 1<<10), int64(most)))
+}
+
+// Writer is w behind the limiter, until ctx ends.
+func (l *Limiter) Writer(ctx context.Context, w io.Writer) io.Writer {
+	if l == nil {
+		return w
+	}
+	return &limited{ctx, l, w}
+}
+
+type limited struct {
+	ctx context.Context // of the transfer that it lives for
+	l   *Limiter
+	w   io.Writer
+}
+
+func (w *limited) Write(b []byte) (int, error) {
+	n := 0
+	for len(b) > 0 {
+		part := b[:min(len(b), w.l.piece(len(b)))]
+		if err := w.l.wait(w.ctx, len(part)); err != nil {
+			return n, err
+		}
+		m, err := w.w.Write(part)
+		n += m
+		if err != nil {
+			return n, err
+		}
+		b = b[m:]
+	}
+	return n, nil
+}
