@@ -40,8 +40,10 @@ type cluster struct {
 	signer *pki.CA
 	nodes  []*node
 	slots  int
-	extra  string      // of every node's configuration
-	disk   func(*node) // makes the data folder of a node special; nil: it is none
+	extra  string // of every node's configuration
+	// ownStores gives every node a store of its own, without an engine, in its data folder.
+	ownStores bool
+	disk      func(*node) // makes the data folder of a node special; nil: it is none
 }
 
 // node is one machine of a cluster: its folders and, while it runs, its agent.
@@ -92,8 +94,12 @@ func (c *cluster) add(name string, queen, hive bool) *node {
 	home := c.t.TempDir()
 	n.file = filepath.Join(home, "rbee.hcl")
 	n.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + os.TempDir()}
+	store := sharedStore(c.t)
+	if c.ownStores {
+		store = filepath.Join(n.dir, "store")
+	}
 	text := fmt.Sprintf("name = %q\ndata_dir = %q\nstore_dir = %q\nbind {\n  address = %q\n}\nqueen {\n  enabled = %t\n}\nhive {\n  enabled = %t\n  slots = %d\n  threads = 1\n}\n%s",
-		name, n.dir, sharedStore(c.t), n.ip, queen, hive, c.slots, c.extra)
+		name, n.dir, store, n.ip, queen, hive, c.slots, c.extra)
 	must.NoError(c.t, os.WriteFile(n.file, []byte(text), 0o600))
 	c.nodes = append(c.nodes, n)
 	if c.lan != nil {
@@ -115,6 +121,12 @@ func (c *cluster) start(queens, hives int) {
 	for i := range hives {
 		c.add(fmt.Sprintf("hive-%d", i+1), false, true)
 	}
+	c.join(queens, hives)
+}
+
+// join starts the agents of the nodes that were added, the first of which begins the cluster, and waits until all are there.
+func (c *cluster) join(queens, hives int) {
+	c.t.Helper()
 	first := c.nodes[0]
 	var made struct {
 		Token string `json:"token"`
