@@ -29,6 +29,8 @@ const (
 	HiveReady   HiveStatus = "ready"
 	HiveSuspect HiveStatus = "suspect" // silent, not yet given up
 	HiveDown    HiveStatus = "down"
+	// HiveConfigured is no hive yet: a machine that one can be installed on, as the queen that is asked remembers it. It has a name and no id.
+	HiveConfigured HiveStatus = "configured"
 )
 
 // Hive is the agent of one machine that runs workers, as the registry knows it.

@@ -22,6 +22,12 @@ const (
 	OpModelGet                Operation = "model_get"
 	OpModelDelete             Operation = "model_delete"
 	OpHiveList                Operation = "hive_list"
+	OpHiveInstall             Operation = "hive_install"
+	OpHiveUninstall           Operation = "hive_uninstall"
+	OpHiveStart               Operation = "hive_start"
+	OpHiveStop                Operation = "hive_stop"
+	OpSSHTest                 Operation = "ssh_test"
+	OpHiveImportSSH           Operation = "hive_import_ssh"
 	OpHiveGet                 Operation = "hive_get"
 	OpHiveStatus              Operation = "hive_status"
 	OpHiveRefreshCapabilities Operation = "hive_refresh_capabilities"
@@ -51,6 +57,21 @@ type Request struct {
 	DryRun        bool     `json:"dry_run,omitempty"` // only say what would be done
 	Grace         Duration `json:"grace,omitzero"`    // how long running requests may go on
 	Worker        string   `json:"worker,omitempty"`  // id or unique prefix
+
+	Host       string `json:"host,omitempty"` // reached over SSH: alias of ~/.ssh/config, host name or IP address; or the name of a hive there
+	User       string `json:"user,omitempty"` // on the host
+	Port       int    `json:"port,omitempty"` // of its SSH server
+	HostKey    string `json:"host_key,omitempty"`
+	AcceptNew  bool   `json:"accept_new,omitempty"`
+	System     bool   `json:"system,omitempty"`  // for the whole machine
+	Service    string `json:"service,omitempty"` // systemd-user, systemd-system, launchd, none, auto
+	Name       string `json:"name,omitempty"`    // of the new hive
+	Bind       string `json:"bind,omitempty"`    // IP address that the new hive listens on
+	Advertise  string `json:"advertise,omitempty"`
+	Queen      bool   `json:"queen,omitempty"` // the new hive is a queen, too
+	Drain      bool   `json:"drain,omitempty"`
+	KeepModels bool   `json:"keep_models,omitempty"`
+	File       string `json:"file,omitempty"` // path on the machine of the queen that is asked
 }
 
 // JobState is where a job is in its life.

@@ -36,7 +36,12 @@ const (
 	RunsOnWorker     Runs = "worker_hive" // the hive of the worker that the request names
 	// RunsOnQueen is the machine of the queen that is asked. What "hive" means there, if anything, is said by the operation's fields.
 	RunsOnQueen Runs = "queen"
+	// RunsOverSSH is the machine of the queen that is asked, which reaches another one with the SSH identity of whoever runs its agent.
+	RunsOverSSH Runs = "ssh"
 )
+
+// OnQueen says whether the queen that is asked runs the operation on its own machine.
+func (r Runs) OnQueen() bool { return r == RunsOnQueen || r == RunsOverSSH }
 
 // Text is who runs the operation, for people.
 func (r Runs) Text() string {
@@ -47,6 +52,8 @@ func (r Runs) Text() string {
 		return "the hive that is named, or that the scheduler chooses"
 	case RunsOnWorker:
 		return "the worker's hive"
+	case RunsOverSSH:
+		return "the queen that is asked, over SSH"
 	case RunsOnQueen:
 		return "the queen that is asked"
 	}
@@ -61,6 +68,7 @@ type OperationSpec struct {
 	Title   string // its name there
 	Summary string // one sentence
 	Runs    Runs
+	Scope   Scope       // that a token needs for it; empty: ScopeOperate
 	Fields  []FieldSpec // beside operation, request_id and, but for RunsOnQueen, hive, which all know
 	Result  any         // a zero value of the result's type
 	Get     string      // pattern of the plain GET route that answers the same without a job; empty: none
@@ -91,7 +99,7 @@ func (s OperationSpec) ResultType() string {
 
 // common names the fields that the operation knows without having them in Fields.
 func (s OperationSpec) common() []string {
-	if s.Runs == RunsOnQueen {
+	if s.Runs.OnQueen() {
 		return []string{"operation", "request_id"}
 	}
 	return []string{"operation", "hive", "request_id"}

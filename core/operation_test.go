@@ -30,7 +30,7 @@ func fieldOf(s core.OperationSpec, name string) (core.FieldSpec, bool) {
 // requestOf is a valid request of an operation, with every field it knows set.
 func requestOf(s core.OperationSpec) core.Request {
 	r := core.Request{Operation: s.Name, Hive: "h1", RequestID: "id"}
-	if s.Runs == core.RunsOnQueen {
+	if s.Runs.OnQueen() {
 		r.Hive = "" // unless it is one of its fields
 	}
 	for name, v := range fieldsOf(&r) {
@@ -92,7 +92,7 @@ func TestEveryOperationChecksItsFields(t *testing.T) {
 				v := fieldsOf(&r)[name]
 				f, ok := fieldOf(s, name)
 				switch {
-				case name == "operation" || name == "request_id" || name == "hive" && s.Runs != core.RunsOnQueen:
+				case name == "operation" || name == "request_id" || name == "hive" && !s.Runs.OnQueen():
 				case !ok: // a field of another operation
 					setField(v, core.FieldSpec{})
 					invalid(t, core.CheckRequest(r), fmt.Sprintf("%s has no field %q", s.Name, name))

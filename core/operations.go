@@ -1,7 +1,17 @@
 package core
 
+import "slices"
+
 // Operations lists every operation, in the order of the contract. To add one, add its entry here, and its function where Runs says.
 func Operations() []OperationSpec {
+	// Those who may take machines into the cluster may use the SSH identity of a queen.
+	overSSH := []FieldSpec{
+		{Name: "host", Required: true, Doc: "alias of ~/.ssh/config, host name or IP address; or the name of a hive that was installed there", Max: 253},
+		{Name: "user", Doc: "user to log in as; empty: what ~/.ssh/config says, else whoever runs the agent", Max: 64},
+		{Name: "port", Doc: "port of the SSH server; 0: what ~/.ssh/config says, else 22", Max: 65535},
+		{Name: "host_key", Doc: "fingerprint of an unknown host key that is accepted, SHA256:…", Max: 100},
+		{Name: "accept_new", Doc: "word to accept any unknown host key; a changed one never is"},
+	}
 	hiveField := FieldSpec{Name: "hive", Required: true, Doc: "id or name of a hive"}
 	return []OperationSpec{
 		{
@@ -89,6 +99,40 @@ func Operations() []OperationSpec {
 			Fields: []FieldSpec{hiveField},
 		},
 		{
+			Name: OpHiveInstall, Number: 16, Title: "HiveInstall", Summary: "Install a hive on another machine, or upgrade it: copy, configure, join, start.",
+			Runs: RunsOverSSH, Scope: ScopeAdmin, Result: InstallResult{}, CLI: []string{"hive install"}, Test: "TestHivesOverSSH",
+			Fields: append(slices.Clone(overSSH),
+				FieldSpec{Name: "system", Doc: "word to install for the whole machine, with sudo; otherwise it is for the user who logs in"},
+				FieldSpec{Name: "service", Enum: []string{"auto", "systemd-user", "systemd-system", "launchd", "none"}, Doc: "way in which the hive is kept running; empty: auto"},
+				FieldSpec{Name: "from", Doc: "folder with releases, on the queen's machine; empty: the queen's own build", Max: 4096},
+				FieldSpec{Name: "force", Doc: "word to install what is installed already"},
+				FieldSpec{Name: "name", Doc: "name of the hive; empty: the host", Max: 63},
+				FieldSpec{Name: "bind", Doc: "IP address that the hive listens on; empty: all", Max: 64},
+				FieldSpec{Name: "advertise", Doc: "IP address that others reach the hive at; empty: it is found out", Max: 64},
+				FieldSpec{Name: "queen", Doc: "word to have it be a queen, too"},
+			),
+		},
+		{
+			Name: OpHiveUninstall, Number: 17, Title: "HiveUninstall", Summary: "Remove an installed hive: drain, leave the cluster, remove what was installed.",
+			Runs: RunsOverSSH, Scope: ScopeAdmin, Result: UninstallResult{}, CLI: []string{"hive uninstall"}, Test: "TestHivesOverSSH",
+			Fields: append(slices.Clone(overSSH),
+				FieldSpec{Name: "keep_models", Doc: "word to leave the models and worker binaries there"},
+				FieldSpec{Name: "grace", Doc: "time that running requests may go on; 0: 5 minutes"},
+			),
+		},
+		{
+			Name: OpHiveStart, Number: 18, Title: "HiveStart", Summary: "Start the service of an installed hive and wait until it is ready.",
+			Runs: RunsOverSSH, Scope: ScopeAdmin, Result: InstallResult{}, CLI: []string{"hive start"}, Test: "TestHivesOverSSH", Fields: overSSH,
+		},
+		{
+			Name: OpHiveStop, Number: 19, Title: "HiveStop", Summary: "Stop the service of an installed hive; its workers stay unless it is drained.",
+			Runs: RunsOverSSH, Scope: ScopeAdmin, Result: InstallResult{}, CLI: []string{"hive stop"}, Test: "TestHivesOverSSH",
+			Fields: append(slices.Clone(overSSH),
+				FieldSpec{Name: "drain", Doc: "word to let running requests end, and then the workers"},
+				FieldSpec{Name: "grace", Doc: "time that running requests may go on with drain; 0: 5 minutes"},
+			),
+		},
+		{
 			Name: OpHiveStatus, Number: 20, Title: "HiveStatus", Summary: "Say how each queen sees a hive, and whether it answers.",
 			Runs: RunsOnQueen, Result: HiveHealth{}, Get: "/v1/hives/{hive}/status", CLI: []string{"hive status"},
 			Fields: []FieldSpec{hiveField},
@@ -97,6 +141,15 @@ func Operations() []OperationSpec {
 			Name: OpHiveRefreshCapabilities, Number: 21, Title: "HiveRefreshCapabilities", Summary: "Look again at the devices and worker types of a hive.",
 			Runs: RunsOnQueen, Result: RefreshResult{}, CLI: []string{"hive refresh"},
 			Fields: []FieldSpec{hiveField},
+		},
+		{
+			Name: OpSSHTest, Number: 22, Title: "SshTest", Summary: "Try to reach a machine over SSH and say how far that gets, in 5 seconds.",
+			Runs: RunsOverSSH, Scope: ScopeAdmin, Result: SSHTest{}, CLI: []string{"hive ssh-test"}, Test: "TestHivesOverSSH", Fields: overSSH,
+		},
+		{
+			Name: OpHiveImportSSH, Number: 23, Title: "HiveImportSsh", Summary: "Add the hosts of an OpenSSH configuration to those that hives can be installed on.",
+			Runs: RunsOverSSH, Scope: ScopeAdmin, Result: ImportResult{}, CLI: []string{"hive import-ssh"}, Test: "TestHivesOverSSH",
+			Fields: []FieldSpec{{Name: "file", Doc: "path of the file on the queen's machine; empty: ~/.ssh/config there", Max: 4096}},
 		},
 		{
 			Name: OpActiveWorkerList, Number: 24, Title: "ActiveWorkerList", Summary: "List the workers of the registry.",

@@ -78,6 +78,7 @@ type HiveHost struct {
 	Port         int    `json:"port,omitempty"`          // 0: what the SSH configuration says
 	IdentityFile string `json:"identity_file,omitempty"` // path of a private key
 	Hive         string `json:"hive,omitempty"`          // Hive.ID of what is installed there; empty: nothing
+	Imported     bool   `json:"imported,omitempty"`      // it stays in the list when its hive is uninstalled
 }
 
 // ImportResult is the result of hive_import_ssh.

@@ -200,7 +200,10 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 			a.banner(address)
 		}
 	}
-	err = agent.Run(ctx, cfg, agent.Options{Version: thisBuild().Version, Logger: log, NotifySocket: a.getenv("NOTIFY_SOCKET"), Ready: ready})
+	err = agent.Run(ctx, cfg, agent.Options{
+		Version: thisBuild().Version, Logger: log, NotifySocket: a.getenv("NOTIFY_SOCKET"), Ready: ready,
+		SSH: agent.SSH{Home: a.getenv("HOME"), Agent: a.getenv("SSH_AUTH_SOCK")},
+	})
 	if ctx.Err() != nil && (err == nil || core.KindOf(err) == core.Cancelled) {
 		if source.dev && record == "" {
 			fmt.Fprintln(a.stderr, "The agent has ended.")

@@ -195,22 +195,30 @@ func (a *app) join(ctx context.Context, cfg *config.Config, tokenAtHost string) 
 func (a *app) clusterJoinCommand() *cobra.Command {
 	var source configSource
 	cmd := &cobra.Command{
-		Use:   "join TOKEN@HOST[:PORT]",
+		Use:   "join TOKEN@HOST[:PORT]|-",
 		Short: "Join a cluster with this machine, without starting the agent",
 		Long: `Join a cluster with this machine, without starting the agent: "rbee agent -join" does both. The token is from
 "rbee token create --type join"; the host is any queen, and the port that of its machines' talk (default 7834). The token carries the
-fingerprint of the cluster's CA, so no stranger can answer in the queen's place.`,
+fingerprint of the cluster's CA, so no stranger can answer in the queen's place. With "-" it is read from stdin, and so is in no list of processes.`,
 		Args: exactly("TOKEN@HOST"),
 	}
 	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
-		if _, _, err := token.ParseJoin(args[0]); err != nil {
+		tokenAtHost := args[0]
+		if tokenAtHost == "-" {
+			line, err := a.readLine(ctx)
+			if err != nil {
+				return err
+			}
+			tokenAtHost = strings.TrimSpace(line)
+		}
+		if _, _, err := token.ParseJoin(tokenAtHost); err != nil {
 			return &usageError{err: err, hint: core.HintOf(err)}
 		}
 		cfg, err := a.loadSettings(cmd, &source)
 		if err != nil {
 			return err
 		}
-		j, err := a.join(ctx, cfg, args[0])
+		j, err := a.join(ctx, cfg, tokenAtHost)
 		if err != nil {
 			return err
 		}

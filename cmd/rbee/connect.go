@@ -263,7 +263,9 @@ func hiveNames(ctx context.Context, c *client.Client) ([]string, error) {
 	hives, err := c.Hives(ctx)
 	names := []string{core.LocalHive}
 	for _, h := range hives {
-		names = append(names, h.Name)
+		if h.Status != core.HiveConfigured {
+			names = append(names, h.Name)
+		}
 	}
 	return names, err
 }

@@ -18,7 +18,8 @@ func (a *app) hiveCommand() *cobra.Command {
 		Aliases: []string{"hives"},
 		Short:   "Hives: the machines that run workers",
 	}
-	cmd.AddCommand(a.hiveListCommand(), a.hiveGetCommand(), a.hiveStatusCommand(), a.hiveDrainCommand(), a.hiveRefreshCommand())
+	cmd.AddCommand(a.hiveListCommand(), a.hiveGetCommand(), a.hiveStatusCommand(), a.hiveDrainCommand(), a.hiveRefreshCommand(),
+		a.hiveInstallCommand(), a.hiveUninstallCommand(), a.hiveStartCommand(), a.hiveStopCommand(), a.hiveSSHTestCommand(), a.hiveImportSSHCommand())
 	return cmd
 }
 
@@ -72,7 +73,7 @@ func (a *app) hiveTable(hives []core.Hive, workers []core.Worker) *table {
 				n++
 			}
 		}
-		t.add(h.Name, hiveState(h), deviceText(h.Devices), fmt.Sprint(n), h.OS+"/"+h.Arch, h.Version, a.ago(h.LastBeat), h.RPCAddress, h.ID)
+		t.add(h.Name, hiveState(h), deviceText(h.Devices), fmt.Sprint(n), strings.Trim(h.OS+"/"+h.Arch, "/"), h.Version, a.ago(h.LastBeat), h.RPCAddress, h.ID)
 	}
 	return t
 }

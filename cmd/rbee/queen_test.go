@@ -350,6 +350,9 @@ func (q *fakeQueen) Submit(_ context.Context, r core.Request) (core.Job, error) 
 		case core.OpWorkerDownload:
 			return q.Binary(ctx, core.LocalHive, r.Type)
 		}
+		if s, err := core.FindOperation(r.Operation); err == nil && s.Runs == core.RunsOverSSH {
+			return fakeOverSSH(r)
+		}
 		return nil, core.Errorf("", core.Unsupported, "no operation %q", r.Operation)
 	}), nil
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/remote"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/plugins/sdk"
@@ -67,6 +68,7 @@ type Options struct {
 	Logger  hclog.Logger // nil: none
 	// Join is a join token and a queen, "TOKEN@host", for a machine that is in no cluster yet; one that is in a cluster ignores it. Empty: none.
 	Join string
+	SSH  SSH // with which other machines are reached
 	// NotifySocket is NOTIFY_SOCKET of a service manager that is told when the agent serves, and when it begins to end; empty: none.
 	NotifySocket string
 	// Ready is called once, when the agent serves, with the host:port of its HTTP API; empty: it has none, being a hive alone. A queen of a
@@ -134,6 +136,7 @@ type process struct {
 	bees     *hive.Hive
 	registry *node.Node
 	queen    *queen.Queen
+	remote   *remote.Remote
 	listener net.Listener
 	api      *gateway.Gateway
 	leaving  *leaver
@@ -301,6 +304,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		},
 		HiveConn: p.hiveConn,
 		Jobs:     p.jobs,
+		Hosts:    func() []core.HiveHost { return p.remote.Hosts().List() },
 		// What is idle may lead into a dark machine, where a request would wait for nothing.
 		Suspected: func(hive string) { p.api.DropIdle(hive) },
 	}
@@ -316,6 +320,9 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		}
 	}
 	p.queen = queen.New(o)
+	if err := p.buildRemote(); err != nil {
+		return err
+	}
 	g := gateway.Options{
 		Router: p.queen, Cluster: p.queen, Jobs: p.queen, Reader: p.queen, Admin: p.queen, Version: p.opts.Version, Logger: p.log.Named("gateway"), Dial: p.dial,
 	}

@@ -48,6 +48,7 @@ var allowed = []struct {
 	{"core/rpc", []string{"core", "core/pki", "proto/options/v1"}},
 	{"core/wire", []string{"core", "proto/..."}},
 	{"core/pluginhost", []string{"core", "core/config", "core/hostinfo", "core/rpc", "plugins/sdk/...", "proto/plugin/v1", "proto/worker/v1", "proto/catalog/v1"}},
+	{"core/remote", []string{"core", "core/job", "core/ssh"}},
 	{"core/hive", []string{"core", "core/job", "core/store", "core/download", "core/gguf", "core/hostinfo", "core/pluginhost", "core/wire", "core/rpc", "proto/...", "plugins/sdk/..."}},
 	{"core/queen", []string{"core", "core/sched", "core/job", "core/wire", "core/rpc", "core/pki", "core/token", "core/gossip", "raft/node", "raft/fsm", "raft/state", "proto/..."}},
 	{"core/gateway", []string{"core", "plugins/sdk/openai"}},

@@ -28,6 +28,11 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 	if key := r.Header.Get("Idempotency-Key"); request.RequestID == "" {
 		request.RequestID = key
 	}
+	if spec, err := core.FindOperation(request.Operation); err == nil && spec.Scope != "" {
+		if err := g.authorize(w, r, spec.Scope); err != nil {
+			return err
+		}
+	}
 	if len(request.RequestID) > 128 {
 		return badBody("request_id", "request_id is longer than 128 bytes")
 	}

@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -160,4 +162,30 @@ func TestStopEndsJobStreams(t *testing.T) {
 	must.Less(t, 900*time.Millisecond, time.Since(start))
 	_, err = io.ReadAll(resp.Body)
 	must.ErrorIs(t, err, io.ErrUnexpectedEOF)
+}
+
+// An operation that needs another scope than operate asks for it, before anything is submitted.
+func TestJobScope(t *testing.T) {
+	t.Parallel()
+	g, auth := guarded(io.Discard)
+	auth.tokens["rbee_both_secret"] = core.Token{Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeOperate, core.ScopeAdmin}}
+	for n, c := range []struct {
+		token, operation string
+		status           int
+	}{
+		{"rbee_only-operate_secret", `{"operation":"hive_install","host":"box"}`, 403},
+		{"rbee_only-admin_secret", `{"operation":"hive_install","host":"box"}`, 403},
+		{"rbee_both_secret", `{"operation":"hive_install","host":"box"}`, 202},
+		{"rbee_only-operate_secret", `{"operation":"worker_spawn","model":"m"}`, 202},
+	} {
+		r := httptest.NewRequest(http.MethodPost, "/v1/jobs", strings.NewReader(c.operation))
+		r.Host, r.RemoteAddr = "localhost", fmt.Sprintf("10.9.9.%d:1", n)
+		r.Header.Set("Authorization", "Bearer "+c.token)
+		w := httptest.NewRecorder()
+		g.Handler().ServeHTTP(w, r)
+		must.Eq(t, c.status, w.Code, must.Sprintf("%s %s: %s", c.token, c.operation, w.Body))
+		if c.status == 403 && c.token == "rbee_only-operate_secret" {
+			must.StrContains(t, w.Body.String(), `scope \"admin\"`)
+		}
+	}
 }

@@ -138,8 +138,20 @@ func latest(jobs []core.Job) []core.Job {
 	})
 }
 
-// Hives lists the hives of the registry, with last beat, free bytes and suspicion where this queen leads.
-func (q *Queen) Hives(context.Context) ([]core.Hive, error) { return q.hives(), nil }
+// Hives lists the hives of the registry, with last beat, free bytes and suspicion where this queen leads, then the machines that this queen's machine
+// knows and that have no hive.
+func (q *Queen) Hives(context.Context) ([]core.Hive, error) {
+	hives := q.hives()
+	if q.opts.Hosts == nil {
+		return hives, nil
+	}
+	for _, x := range q.opts.Hosts() {
+		if !slices.ContainsFunc(hives, func(h core.Hive) bool { return h.ID == x.Hive || h.Name == x.Name }) {
+			hives = append(hives, core.Hive{Name: x.Name, Status: core.HiveConfigured, Devices: []core.Device{}, WorkerTypes: []string{}})
+		}
+	}
+	return hives, nil
+}
 
 func (q *Queen) hives() []core.Hive {
 	hives := q.registry().Hives(nil)

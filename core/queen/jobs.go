@@ -31,7 +31,7 @@ func (q *Queen) Submit(ctx context.Context, r core.Request) (core.Job, error) {
 		return core.Job{}, err
 	}
 	var node string
-	if spec.Runs == core.RunsOnQueen {
+	if spec.Runs.OnQueen() {
 		node = cmp.Or(q.recall(ctx, r.RequestID), q.opts.ID)
 	} else if node, err = q.choose(ctx, r); err != nil {
 		return core.Job{}, err
@@ -77,7 +77,7 @@ func (q *Queen) choose(ctx context.Context, r core.Request) (string, error) {
 
 // submit starts a job on a hive, or on this queen's machine.
 func (q *Queen) submit(ctx context.Context, node string, r core.Request) (core.Job, error) {
-	if s, err := core.FindOperation(r.Operation); err == nil && s.Runs != core.RunsOnQueen {
+	if s, err := core.FindOperation(r.Operation); err == nil && !s.Runs.OnQueen() {
 		r.Hive = node // elsewhere it is what the operation is about
 	}
 	text, err := json.Marshal(r)

@@ -30,6 +30,8 @@ type Options struct {
 	LocalHive func() string
 	// Jobs runs the operations that queens run, on this machine. The caller serves and closes it; its owner has the id of this queen. nil: there are none.
 	Jobs *job.Manager
+	// Hosts are the machines that hives can be installed on; nil: none are known.
+	Hosts func() []core.HiveHost
 	// Membership makes this queen one of several nodes; nil: it is alone.
 	Membership *Membership
 	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor call the queen. nil: nobody.

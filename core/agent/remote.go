@@ -1,0 +1,62 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/remote"
+)
+
+// installTokenTTL is the life of a join token that hive_install uses at once.
+const installTokenTTL = 10 * time.Minute
+
+// SSH is the identity with which a queen reaches other machines. The zero value has none of the files.
+type SSH struct {
+	Home  string // the folder that .ssh is in; empty: the data folder
+	Agent string // SSH_AUTH_SOCK; empty: no agent
+}
+
+// buildRemote makes what the queen of this process installs hives with.
+func (p *process) buildRemote() error {
+	exe, err := os.Executable()
+	if err != nil {
+		return core.E("find this program", core.Internal, err)
+	}
+	if real, err := filepath.EvalSymlinks(exe); err == nil {
+		exe = real
+	}
+	o := remote.Options{
+		Name: nodeName(p.cfg), Home: cmp.Or(p.opts.SSH.Home, p.cfg.DataDir), Agent: p.opts.SSH.Agent, DataDir: p.cfg.DataDir,
+		Program: remote.Program{Version: p.opts.Version, Executable: exe, PluginDir: p.cfg.PluginDir},
+	}
+	if p.net != nil {
+		o.Cluster = installingQueen{p.queen, p.net.identity.RPCAddress()}
+	}
+	if p.remote, err = remote.New(o); err != nil {
+		return err
+	}
+	p.jobs.Handle(p.remote.Operations())
+	return nil
+}
+
+// installingQueen is the queen of this process as installations need it.
+type installingQueen struct {
+	*queen.Queen
+	address string // host:port at which machines join
+}
+
+var _ remote.Cluster = installingQueen{}
+
+// JoinToken makes a token that one machine joins with, at this queen.
+func (q installingQueen) JoinToken(ctx context.Context, name string, roles []core.Role) (tokenAtQueen, id string, err error) {
+	t, err := q.CreateToken(ctx, core.TokenRequest{Kind: core.TokenJoin, Name: name, Roles: roles, TTL: core.Duration(installTokenTTL)})
+	if err != nil {
+		return "", "", err
+	}
+	return t.Secret + "@" + q.address, t.ID, nil
+}

@@ -1,0 +1,189 @@
+package remote
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/ssh"
+)
+
+const maxHosts = 10000
+
+// Hosts is the list of machines that hives can be, or are, installed on: a file on the machine whose SSH identity reaches them. It may be used
+// concurrently.
+type Hosts struct {
+	file string
+
+	mu   sync.Mutex // guards below
+	list []core.HiveHost
+}
+
+type hostsFile struct {
+	Hosts []core.HiveHost `json:"hosts"`
+}
+
+func openHosts(file string) (*Hosts, error) {
+	h := &Hosts{file: file}
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return h, nil
+	}
+	var f hostsFile
+	if err == nil {
+		err = json.Unmarshal(b, &f)
+	}
+	if err != nil {
+		return nil, core.WithHint(core.E("read the list of hosts", core.Internal, err), "Correct or remove %s: \"rbee hive import-ssh\" makes it anew.", file)
+	}
+	for _, x := range f.Hosts {
+		if (ssh.Target{Host: x.Name, HostName: x.HostName, User: x.User, Port: x.Port}).Check() == nil {
+			h.list = append(h.list, x)
+		}
+	}
+	return h, nil
+}
+
+// List gives all hosts by name.
+func (h *Hosts) List() []core.HiveHost {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.list)
+}
+
+// Find gives the host of a name.
+func (h *Hosts) Find(name string) (core.HiveHost, bool) {
+	return h.first(func(x core.HiveHost) bool { return x.Name == name })
+}
+
+func (h *Hosts) ofHive(id string) (core.HiveHost, bool) {
+	return h.first(func(x core.HiveHost) bool { return x.Hive == id && id != "" })
+}
+
+func (h *Hosts) first(want func(core.HiveHost) bool) (core.HiveHost, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if i := slices.IndexFunc(h.list, want); i >= 0 {
+		return h.list[i], true
+	}
+	return core.HiveHost{}, false
+}
+
+// change changes the list in memory and on disk, or neither.
+func (h *Hosts) change(f func([]core.HiveHost) []core.HiveHost) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	list := f(slices.Clone(h.list))
+	if len(list) > maxHosts {
+		return core.Errorf("remember the hosts", core.TooLarge, "there would be %d hosts, at most %d are kept", len(list), maxHosts)
+	}
+	slices.SortFunc(list, func(a, b core.HiveHost) int { return strings.Compare(a.Name, b.Name) })
+	b, err := json.MarshalIndent(hostsFile{list}, "", "  ")
+	if err == nil {
+		err = publish(h.file, append(b, '\n'))
+	}
+	if err != nil {
+		return core.WithHint(core.E("remember the hosts", core.Internal, err), "The data folder of the agent must be writable.")
+	}
+	h.list = list
+	return nil
+}
+
+// publish writes a file whole or not at all.
+func publish(file string, data []byte) error {
+	dir := filepath.Dir(file)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".hosts-*") // 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// put adds a host or replaces the one of its name.
+func (h *Hosts) put(x core.HiveHost) error {
+	return h.change(func(list []core.HiveHost) []core.HiveHost {
+		list = slices.DeleteFunc(list, func(y core.HiveHost) bool { return y.Name == x.Name })
+		return append(list, x)
+	})
+}
+
+// uninstalled forgets that a hive is on a host, and the host itself unless it was imported.
+func (h *Hosts) uninstalled(name string) error {
+	return h.change(func(list []core.HiveHost) []core.HiveHost {
+		list = slices.DeleteFunc(list, func(x core.HiveHost) bool { return x.Name == name && !x.Imported })
+		for i := range list {
+			if list[i].Name == name {
+				list[i].Hive = ""
+			}
+		}
+		return list
+	})
+}
+
+// Import is hive_import_ssh: it adds the hosts of an OpenSSH configuration of this machine. Hosts that are there stay as they are.
+func (r *Remote) Import(_ context.Context, req core.Request, run Run) (core.ImportResult, error) {
+	file := req.File
+	switch rest, home := strings.CutPrefix(file, "~/"); {
+	case file == "":
+		file = filepath.Join(r.o.Home, ".ssh", "config")
+	case home:
+		file = filepath.Join(r.o.Home, rest)
+	case !filepath.IsAbs(file):
+		return core.ImportResult{}, core.WithHint(core.Errorf("", core.Invalid, "the file is no absolute path"), "It is on the machine of the queen that is asked: write its whole path.")
+	}
+	if info, err := os.Stat(file); err != nil || !info.Mode().IsRegular() {
+		return core.ImportResult{}, core.WithHint(core.Errorf("read the SSH configuration", core.NotFound, "there is no file %s on %s that can be read", clip(file), r.o.Name), "Name the file: rbee hive import-ssh FILE. It is read on the machine of the queen.")
+	}
+	c, err := ssh.ReadConfig(file, r.o.Home)
+	if err != nil {
+		return core.ImportResult{}, err
+	}
+	res := core.ImportResult{File: file, Added: []core.HiveHost{}, Kept: []string{}, Problems: []string{}}
+	for _, p := range c.Problems {
+		res.Problems = append(res.Problems, p.String())
+		run.Log("%s", p.String())
+	}
+	err = r.hosts.change(func(list []core.HiveHost) []core.HiveHost {
+		for _, name := range c.Hosts() {
+			if slices.ContainsFunc(list, func(x core.HiveHost) bool { return x.Name == name }) {
+				res.Kept = append(res.Kept, name)
+				continue
+			}
+			x := core.HiveHost{Name: name, HostName: strings.ReplaceAll(c.Lookup(name, "hostname"), "%h", name), User: c.Lookup(name, "user"), Imported: true}
+			x.Port, _ = strconv.Atoi(c.Lookup(name, "port")) // judged when it was read
+			if files := c.LookupAll(name, "identityfile"); len(files) > 0 {
+				x.IdentityFile = files[0]
+			}
+			if err := (ssh.Target{Host: x.Name, HostName: x.HostName, User: x.User, Port: x.Port}).Check(); err != nil {
+				res.Problems = append(res.Problems, "host "+name+": "+err.Error())
+				continue
+			}
+			list, res.Added = append(list, x), append(res.Added, x)
+		}
+		return list
+	})
+	return res, err
+}
