@@ -98,7 +98,7 @@ func (a *app) submit(ctx context.Context, c *client.Client, r core.Request, deta
 		return err
 	}
 	return a.show(job, func(w io.Writer) error {
-		fmt.Fprintf(a.stderr, "Started. \"rbee job get %s\" shows how it goes, \"rbee job cancel %s\" ends it.\n", job.ID, job.ID)
+		fmt.Fprintf(a.stderr, "Started. \"rbee job logs -f %s\" follows it, \"rbee job get %s\" shows how it ends, \"rbee job cancel %s\" ends it.\n", job.ID, job.ID, job.ID)
 		_, err := fmt.Fprintln(w, job.ID)
 		return err
 	})

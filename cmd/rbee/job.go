@@ -41,6 +41,7 @@ func (a *app) jobCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				a.tellSilentHives(ctx, c)
 				sortJobs(jobs)
 				return a.show(list(jobs), a.jobTable(jobs).write)
 			}),
@@ -88,6 +89,7 @@ func (a *app) jobCommand() *cobra.Command {
 			}),
 		},
 	)
+	cmd.AddCommand(a.jobLogsCommand(ids))
 	return cmd
 }
 

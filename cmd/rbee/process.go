@@ -128,6 +128,7 @@ func (a *app) processDeleteCommand() *cobra.Command {
 		hive        string
 		grace       time.Duration
 		yes, dryRun bool
+		detach      bool
 	)
 	cmd := &cobra.Command{
 		Use:   "delete PID",
@@ -157,16 +158,16 @@ Only a process that is a worker of this hive is ever signalled. One that is gone
 		if err := a.confirm(ctx, yes, fmt.Sprintf("End worker process %d?", pid)); err != nil {
 			return err
 		}
-		job, err := a.runJob(ctx, c, core.Request{Operation: core.OpWorkerProcessDelete, Hive: hive, PID: pid, Grace: core.Duration(grace)})
-		if err != nil {
-			return err
-		}
-		result, err := client.Result[core.ExitResult](job)
-		if err != nil {
-			return err
-		}
-		return a.show(result, func(w io.Writer) error { return writeExits(w, []core.ExitResult{result}) })
+		r := core.Request{Operation: core.OpWorkerProcessDelete, Hive: hive, PID: pid, Grace: core.Duration(grace)}
+		return a.submit(ctx, c, r, detach, func(job core.Job) error {
+			result, err := client.Result[core.ExitResult](job)
+			if err != nil {
+				return err
+			}
+			return a.show(result, func(w io.Writer) error { return writeExits(w, []core.ExitResult{result}) })
+		})
 	})
+	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")
 	cmd.Flags().DurationVar(&grace, "grace", 0, "how long running requests may go on (default: the hive's)")
 	destructiveFlags(cmd, &yes, &dryRun)
 	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` it runs on")

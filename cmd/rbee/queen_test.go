@@ -28,6 +28,7 @@ type fakeQueen struct {
 
 	mu        sync.Mutex // guards below
 	down      bool       // nothing can be served
+	silent    bool       // the hive is down
 	workers   []core.Worker
 	models    []core.Model
 	asked     []openai.ChatRequest
@@ -201,8 +202,12 @@ func (q *fakeQueen) Status(ctx context.Context) (core.Status, error) {
 func (q *fakeQueen) Hives(context.Context) ([]core.Hive, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	status := core.HiveReady
+	if q.silent {
+		status = core.HiveDown
+	}
 	return []core.Hive{{
-		ID: "h1", Name: "desk", Version: "1.2.3", OS: "linux", Arch: "amd64", Incarnation: 3, Status: core.HiveReady,
+		ID: "h1", Name: "desk", Version: "1.2.3", OS: "linux", Arch: "amd64", Incarnation: 3, Status: status,
 		Devices: []core.Device{{ID: "cpu", Kind: "cpu", Name: "Some CPU", TotalBytes: 8 << 30, FreeBytes: 6 << 30}}, WorkerTypes: []string{"cpu", "cuda"},
 		LastBeat: fakeStart.Add(88 * time.Second), RPCAddress: "10.0.0.1:7834", Draining: q.cluster.draining, CreateIndex: 2, ModifyIndex: 5,
 	}}, nil

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -45,6 +49,37 @@ func TestScript(t *testing.T) {
 					w.State = core.WorkerState(args[2])
 				}
 				queenOf(ts).addWorker(w)
+			},
+			// prefix ID: PREFIX is the shortest beginning that only this job's id has
+			"prefix": func(ts *testscript.TestScript, _ bool, args []string) {
+				for n := 1; n <= len(args[0]); n++ {
+					if same := slices.DeleteFunc(queenOf(ts).jobs.List(), func(j core.Job) bool { return !strings.HasPrefix(j.ID, args[0][:n]) }); len(same) == 1 {
+						ts.Setenv("PREFIX", args[0][:n])
+						return
+					}
+				}
+				ts.Fatalf("no job %s", args[0])
+			},
+			// waitlog JOB TEXT: the job has logged it
+			"waitlog": func(ts *testscript.TestScript, _ bool, args []string) {
+				found := errors.New("found")
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				if err := queenOf(ts).jobs.Events(ctx, args[0], 0, func(e core.Event) error {
+					if strings.Contains(e.Message, args[1]) {
+						return found
+					}
+					return nil
+				}); !errors.Is(err, found) {
+					ts.Fatalf("%q was not logged: %v", args[1], err)
+				}
+			},
+			// silent: the hive is down
+			"silent": func(ts *testscript.TestScript, _ bool, _ []string) {
+				q := queenOf(ts)
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				q.silent = true
 			},
 			// trouble: the queen cannot serve
 			"trouble": func(ts *testscript.TestScript, _ bool, _ []string) {

@@ -242,6 +242,7 @@ func (a *app) stopCommand() *cobra.Command {
 	var (
 		deadline    time.Duration
 		yes, dryRun bool
+		detach      bool
 	)
 	cmd := &cobra.Command{
 		Use:   "stop ID|MODEL...",
@@ -279,7 +280,14 @@ A worker that is retired already is no error.`,
 		}
 		results := make([]core.ExitResult, 0, len(workers))
 		for _, w := range workers {
-			job, err := a.runJob(ctx, c, core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.ID, Grace: core.Duration(deadline)})
+			r := core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.ID, Grace: core.Duration(deadline)}
+			if detach {
+				if err := a.submit(ctx, c, r, true, nil); err != nil {
+					return fmt.Errorf("retire worker %s: %w", w.ID, err)
+				}
+				continue
+			}
+			job, err := a.runJob(ctx, c, r)
 			if err != nil {
 				return fmt.Errorf("retire worker %s: %w", w.ID, err)
 			}
@@ -289,8 +297,12 @@ A worker that is retired already is no error.`,
 			}
 			results = append(results, result)
 		}
+		if detach {
+			return nil
+		}
 		return a.show(results, func(out io.Writer) error { return writeExits(out, results) })
 	})
+	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the ids of the jobs")
 	cmd.Flags().DurationVar(&deadline, "deadline", 0, "how long running requests may go on (default: the hive's)")
 	destructiveFlags(cmd, &yes, &dryRun)
 	return cmd

@@ -44,6 +44,11 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusAccepted, job)
 }
 
+// operations tells which operations a job can be of, and what each takes.
+func (g *Gateway) operations(w *response, _ *http.Request) error {
+	return answerList(w, core.DescribeOperations(), nil)
+}
+
 func readJobRequest(body []byte) (core.Request, error) {
 	var request core.Request
 	if err := decodeObject(body, &request, "a job"); err != nil {

@@ -36,6 +36,7 @@ func routes() []route {
 		{"DELETE", "/v1/jobs/{id}", core.ScopeOperate, (*Gateway).cancelJob},
 		{"GET", "/v1/jobs/{id}/stream", core.ScopeRead, (*Gateway).jobStream},
 
+		{"GET", "/v1/operations", core.ScopeRead, (*Gateway).operations},
 		{"GET", "/v1/status", core.ScopeRead, (*Gateway).status},
 		{"GET", "/v1/hives", core.ScopeRead, fresh((*Gateway).hiveList)},
 		{"GET", "/v1/hives/{hive}", core.ScopeRead, fresh((*Gateway).hive)},
