@@ -73,7 +73,7 @@ func content(body []byte, etag string) http.HandlerFunc {
 	}
 }
 
-func options(t *testing.T) download.Options {
+func options(t testing.TB) download.Options {
 	t.Helper()
 	c, err := origin.New(origin.Options{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
 	must.NoError(t, err)
