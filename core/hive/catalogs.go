@@ -2,6 +2,7 @@ package hive
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
 	"sync"
@@ -36,6 +37,8 @@ type source struct {
 	users     int
 	idleSince time.Time
 	closed    bool
+	failures  int       // in a row: the plugin ended by itself
+	notBefore time.Time // of the next start
 }
 
 func newCatalogs(specs []pluginhost.Spec, launch func(context.Context, pluginhost.Spec) (catalogProcess, error), log hclog.Logger) *catalogs {
@@ -106,7 +109,7 @@ func (c *catalogs) hint() string {
 }
 
 // use calls f with the running plugin of a source, which is started if need be and goes on at least until f returns.
-func (c *catalogs) use(ctx context.Context, s *source, f func(catalogProcess) error) error {
+func (c *catalogs) use(ctx context.Context, s *source, f func(context.Context, catalogProcess) error) (err error) {
 	if err := s.lock(ctx); err != nil {
 		return err
 	}
@@ -119,9 +122,12 @@ func (c *catalogs) use(ctx context.Context, s *source, f func(catalogProcess) er
 		s.gate <- struct{}{} // held for a start at the longest
 		s.users--
 		s.idleSince = time.Now()
+		if err == nil {
+			s.failures = 0
+		}
 		s.unlock()
 	}()
-	return f(p)
+	return c.watched(ctx, s, p, func(ctx context.Context) error { return f(ctx, p) })
 }
 
 func (c *catalogs) runningLocked(ctx context.Context, s *source) (catalogProcess, error) {
@@ -131,12 +137,17 @@ func (c *catalogs) runningLocked(ctx context.Context, s *source) (catalogProcess
 	if s.proc != nil {
 		select {
 		case <-s.proc.Done():
-			c.log.Warn("a catalog plugin ended by itself, starting it again", "plugin", s.spec.Name)
+			s.failures++
+			s.notBefore = time.Now().Add(rest(s.failures))
+			c.log.Warn("a catalog plugin ended by itself", "plugin", s.spec.Name, "failures", s.failures, "rest", rest(s.failures))
 			c.closeLocked(s)
 		default:
 		}
 	}
 	if s.proc == nil {
+		if err := s.resting(time.Now()); err != nil {
+			return nil, err
+		}
 		p, err := c.launch(ctx, s.spec)
 		if err != nil {
 			return nil, said("launch catalog source "+s.spec.Name, err)
@@ -153,14 +164,24 @@ func (c *catalogs) resolve(ctx context.Context, ref string) (m catalog.Manifest,
 	if err != nil {
 		return m, err
 	}
-	err = c.use(ctx, s, func(p catalogProcess) (err error) {
-		m, err = p.Resolve(ctx, rest)
+	err = c.use(ctx, s, func(ctx context.Context, p catalogProcess) (err error) {
+		bounded, cancel := context.WithTimeout(ctx, resolveTimeout)
+		defer cancel()
+		m, err = p.Resolve(bounded, rest)
+		if bounded.Err() != nil && ctx.Err() == nil && err != nil {
+			err = core.Errorf("", core.Unavailable, "catalog source %s has no answer within %s", s.spec.Name, resolveTimeout)
+		}
 		return said("resolve "+ref, err)
 	})
-	if err == nil && len(m.Files) == 0 {
-		err = core.Errorf("resolve "+ref, core.Internal, "catalog source %s names no file", s.spec.Name)
+	if err == nil {
+		if bad := checkManifest(m); bad != nil {
+			err = core.WithHint(core.Errorf("resolve "+ref, core.Internal, "catalog source %s gives an answer that is of no use: %w", s.spec.Name, bad), "Report this to the author of the plugin.")
+		}
 	}
-	return m, err
+	if err != nil {
+		return catalog.Manifest{}, err
+	}
+	return m, nil
 }
 
 // fetcher brings the files of a reference. It holds the plugin for each file anew: a transfer may outlive the job that began it.
@@ -170,8 +191,10 @@ func (c *catalogs) fetcher(ref string) store.Fetch {
 		if err != nil {
 			return err
 		}
-		return c.use(ctx, s, func(p catalogProcess) error {
-			err := p.Fetch(ctx, catalog.File{Ref: f.Ref, Path: f.Path, SizeBytes: f.SizeBytes, Digest: f.Digest, Locator: f.Locator}, offset, w)
+		return c.use(ctx, s, func(ctx context.Context, p catalogProcess) error {
+			err := copying(ctx, w, func(ctx context.Context, w io.Writer) error {
+				return p.Fetch(ctx, catalog.File{Ref: f.Ref, Path: f.Path, SizeBytes: f.SizeBytes, Digest: f.Digest, Locator: f.Locator}, offset, w)
+			})
 			return said("fetch "+f.Path, err)
 		})
 	}
@@ -185,15 +208,24 @@ func (c *catalogs) search(ctx context.Context, q catalog.Query) ([]core.CatalogI
 	for i, s := range c.list {
 		wg.Go(func() {
 			// The launch has its own limit: a busy machine is no reason to do without a source.
-			errs[i] = c.use(ctx, s, func(p catalogProcess) error {
+			errs[i] = c.use(ctx, s, func(ctx context.Context, p catalogProcess) error {
 				ctx, cancel := context.WithTimeout(ctx, searchTimeout)
 				defer cancel()
 				err := p.Search(ctx, q, func(it catalog.Item) error {
+					if len(found[i]) == maxItems {
+						return errEnough
+					}
+					if !fitting(it) {
+						return nil
+					}
 					found[i] = append(found[i], core.CatalogItem{
 						Ref: s.ref(it.Ref), Kind: string(it.Kind), Name: it.Name, Summary: it.Summary, SizeBytes: it.SizeBytes, License: it.License,
 					})
 					return nil
 				})
+				if errors.Is(err, errEnough) {
+					err = nil
+				}
 				return said("search catalog source "+s.spec.Name, err)
 			})
 		})

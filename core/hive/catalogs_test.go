@@ -22,11 +22,13 @@ import (
 // shop is a catalog plugin without a process.
 type shop struct {
 	sdk.Plugin
-	items []catalog.Item
-	err   error
-	wait  time.Duration
-	done  chan struct{}
-	once  sync.Once
+	items    []catalog.Item
+	manifest catalog.Manifest
+	err      error
+	wait     time.Duration
+	deaf     bool // does not answer at all
+	done     chan struct{}
+	once     sync.Once
 }
 
 func (s *shop) Search(ctx context.Context, _ catalog.Query, emit func(catalog.Item) error) error {
@@ -43,13 +45,28 @@ func (s *shop) Search(ctx context.Context, _ catalog.Query, emit func(catalog.It
 	return s.err
 }
 
-func (s *shop) Resolve(context.Context, string) (catalog.Manifest, error) {
-	return catalog.Manifest{}, s.err
+func (s *shop) Resolve(ctx context.Context, _ string) (catalog.Manifest, error) {
+	select {
+	case <-time.After(s.wait):
+	case <-ctx.Done():
+		return catalog.Manifest{}, ctx.Err()
+	}
+	return s.manifest, s.err
 }
 
 func (s *shop) Fetch(context.Context, catalog.File, int64, io.Writer) error { return s.err }
 func (s *shop) Done() <-chan struct{}                                       { return s.done }
-func (s *shop) Close() error                                                { s.once.Do(func() { close(s.done) }); return nil }
+func (s *shop) Kill() error                                                 { return s.Close() }
+
+func (s *shop) Ping(ctx context.Context) error {
+	if !s.deaf {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (s *shop) Close() error { s.once.Do(func() { close(s.done) }); return nil }
 
 // shops launches shops and counts.
 type shops struct {
@@ -67,7 +84,7 @@ func (s *shops) launch(_ context.Context, spec pluginhost.Spec) (catalogProcess,
 		return nil, s.err
 	}
 	o := s.offers[spec.Name]
-	p := &shop{items: o.items, err: o.err, wait: o.wait, done: make(chan struct{})}
+	p := &shop{items: o.items, err: o.err, wait: o.wait, deaf: o.deaf, manifest: o.manifest, done: make(chan struct{})}
 	s.launched[spec.Name] = append(s.launched[spec.Name], p)
 	return p, nil
 }
@@ -111,7 +128,7 @@ func TestCatalogIsLaunchedOnceAndClosedWhenIdle(t *testing.T) {
 		wg.Wait()
 		must.Len(t, 1, s.launched["a"])
 		// In use it is never closed, however long that takes.
-		must.NoError(t, c.use(t.Context(), c.list[0], func(catalogProcess) error { time.Sleep(10 * time.Minute); return nil }))
+		must.NoError(t, c.use(t.Context(), c.list[0], func(context.Context, catalogProcess) error { time.Sleep(10 * time.Minute); return nil }))
 		must.False(t, isDone(s.launched["a"][0].done))
 		time.Sleep(50 * time.Second)
 		must.False(t, isDone(s.launched["a"][0].done))

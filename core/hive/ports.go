@@ -33,6 +33,8 @@ type workerProcess interface {
 // catalogProcess is a running catalog plugin as the hive needs it.
 type catalogProcess interface {
 	catalog.Source
+	Ping(ctx context.Context) error
+	Kill() error
 	Done() <-chan struct{}
 	Close() error
 }

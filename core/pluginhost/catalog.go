@@ -97,6 +97,15 @@ func (k *keepError) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// Ping asks the plugin for a sign of life.
+func (c *Catalog) Ping(ctx context.Context) error {
+	_, err := c.client.Info(ctx)
+	return c.p.explain("ping catalog", err)
+}
+
+// Kill kills the process at once; one that is gone already is no error. It does not wait: Done does.
+func (c *Catalog) Kill() error { return c.p.run.kill() }
+
 // PID is the process's id.
 func (c *Catalog) PID() int { return c.p.run.id.PID }
 

@@ -21,6 +21,8 @@ const (
 	maxTailBytes  = 256 << 10 // read from the end of a log file; the dump of a crash is long
 	maxKeptLines  = 400       // that a pump remembers, for the same reason
 	maxLineBytes  = 64 << 10  // longer log lines are cut
+	// What a pump passes on within a second. The rest is counted: a plugin must not fill the host's log.
+	maxLinesPerSecond, maxBytesPerSecond = 200, 256 << 10
 )
 
 // firstBytes is a reader that remembers what came first.
@@ -58,6 +60,11 @@ type logPump struct {
 	log  hclog.Logger
 	done chan struct{}
 
+	// Of the running second; run's alone.
+	second       time.Time
+	lines, bytes int
+	dropped      int
+
 	mu   sync.Mutex // guards below
 	tail []string
 }
@@ -79,8 +86,31 @@ func (p *logPump) run() {
 			_, err = br.ReadSlice('\n')
 		}
 		if err != nil {
+			p.sayDropped()
 			return // the process ended, or finish gave up
 		}
+	}
+}
+
+// within says whether a line of so many bytes may still be passed on.
+func (p *logPump) within(size int, now time.Time) bool {
+	if now.Sub(p.second) >= time.Second {
+		p.sayDropped()
+		p.second, p.lines, p.bytes = now, 0, 0
+	}
+	p.lines++
+	p.bytes += size
+	if p.lines > maxLinesPerSecond || p.bytes > maxBytesPerSecond {
+		p.dropped++
+		return false
+	}
+	return true
+}
+
+func (p *logPump) sayDropped() {
+	if p.dropped > 0 {
+		p.log.Warn("the plugin says more than is logged", "dropped_lines", p.dropped)
+		p.dropped = 0
 	}
 }
 
@@ -98,6 +128,9 @@ func (p *logPump) line(b []byte) {
 		p.tail = p.tail[1:]
 	}
 	p.mu.Unlock()
+	if !p.within(len(b), time.Now()) {
+		return
+	}
 	log := p.log
 	if l.module != "" {
 		log = log.With("module", l.module)

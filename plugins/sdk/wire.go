@@ -70,9 +70,26 @@ type Client struct {
 
 var _ Plugin = (*Client)(nil)
 
+// MaxReplyBytes is the largest message that a host takes from a plugin.
+const MaxReplyBytes = 8 << 20
+
+// BoundReplies returns conn for a host that does not trust what is at the other end: a reply beyond MaxReplyBytes is refused before there is memory for it.
+// go-plugin's own connection takes two gigabytes.
+func BoundReplies(conn grpc.ClientConnInterface) grpc.ClientConnInterface { return bounded{conn} }
+
+type bounded struct{ grpc.ClientConnInterface }
+
+func (b bounded) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	return b.ClientConnInterface.Invoke(ctx, method, args, reply, append(opts, grpc.MaxCallRecvMsgSize(MaxReplyBytes))...)
+}
+
+func (b bounded) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	return b.ClientConnInterface.NewStream(ctx, desc, method, append(opts, grpc.MaxCallRecvMsgSize(MaxReplyBytes))...)
+}
+
 // NewClient returns a client over conn, which stays the caller's to close.
 func NewClient(conn grpc.ClientConnInterface) *Client {
-	return &Client{rpc: pluginv1.NewPluginServiceClient(conn)}
+	return &Client{rpc: pluginv1.NewPluginServiceClient(BoundReplies(conn))}
 }
 
 // Info asks the plugin who it is.

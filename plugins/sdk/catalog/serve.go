@@ -118,7 +118,7 @@ var _ Source = (*Client)(nil)
 
 // NewClient returns a client over conn, which stays the caller's to close.
 func NewClient(conn grpc.ClientConnInterface) *Client {
-	return &Client{Client: sdk.NewClient(conn), rpc: catalogv1.NewCatalogServiceClient(conn)}
+	return &Client{Client: sdk.NewClient(conn), rpc: catalogv1.NewCatalogServiceClient(sdk.BoundReplies(conn))}
 }
 
 // Search calls emit with every item, best first. An error of emit ends it and is returned.

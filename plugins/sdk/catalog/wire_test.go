@@ -3,6 +3,7 @@ package catalog_test
 import (
 	"context"
 	"io"
+	"math"
 	"net"
 	"testing"
 
@@ -92,4 +93,56 @@ func TestEveryFieldSurvivesTheWire(t *testing.T) {
 	}))
 	must.Eq(t, s.items, items)
 	must.Eq(t, q, s.query)
+}
+
+// raw is a message that is sent as it is.
+type raw []byte
+
+type rawCodec struct{}
+
+func (rawCodec) Name() string                  { return "proto" }
+func (rawCodec) Marshal(v any) ([]byte, error) { return v.(raw), nil }
+func (rawCodec) Unmarshal([]byte, any) error   { return nil }
+
+func TestGarbageIsAnError(t *testing.T) {
+	t.Parallel()
+	for name, garbage := range map[string]raw{
+		"no protobuf": {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
+		"cut":         {0x0a, 0x7f, 'x'},
+		"too large":   make(raw, sdk.MaxReplyBytes+1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := bufconn.Listen(1 << 16)
+			server := grpc.NewServer(grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
+				var in raw
+				if err := s.RecvMsg(&in); err != nil {
+					return err
+				}
+				return s.SendMsg(garbage)
+			}))
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				_ = server.Serve(l)
+			}()
+			conn, err := grpc.NewClient("passthrough:x", grpc.WithTransportCredentials(insecure.NewCredentials()),
+				// As go-plugin does.
+				grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
+				grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+			must.NoError(t, err)
+			t.Cleanup(func() {
+				_ = conn.Close()
+				server.Stop()
+				<-done
+			})
+			c := catalog.NewClient(conn)
+			_, err = c.Resolve(t.Context(), "x")
+			must.Error(t, err)
+			must.Error(t, c.Search(t.Context(), catalog.Query{}, func(catalog.Item) error { return nil }))
+			must.Error(t, c.Fetch(t.Context(), catalog.File{}, 0, io.Discard))
+			_, err = c.Info(t.Context())
+			must.Error(t, err)
+		})
+	}
 }

@@ -204,7 +204,7 @@ type Client struct {
 
 // NewClient returns a client over conn, which stays the caller's to close.
 func NewClient(conn grpc.ClientConnInterface) *Client {
-	return &Client{Client: sdk.NewClient(conn), rpc: workerv1.NewWorkerServiceClient(conn)}
+	return &Client{Client: sdk.NewClient(conn), rpc: workerv1.NewWorkerServiceClient(sdk.BoundReplies(conn))}
 }
 
 // Fingerprint calls emit with every report until ctx ends or emit fails, and returns that error. A plugin that ends the stream by itself gives nil.

@@ -1,12 +1,70 @@
-// Command rbee-catalog-fake is the catalog source of package fake as a plugin.
+// Command rbee-catalog-fake is the catalog source of package fake as a plugin. It misbehaves when it is asked for the references crash, freeze, huge and flood, and
+// from its start when RBEE_FAKE_GARBAGE is set.
 package main
 
 import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
 	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest/fake"
 )
 
-func main() { catalog.Serve(fake.NewCatalog(fake.NameOf(sdk.KindCatalog, os.Args[0]))) }
+func main() {
+	if os.Getenv("RBEE_FAKE_GARBAGE") != "" {
+		garbage()
+		return
+	}
+	catalog.Serve(rude{fake.NewCatalog(fake.NameOf(sdk.KindCatalog, os.Args[0]))})
+}
+
+// rude is the fake with bad manners.
+type rude struct{ *fake.Catalog }
+
+// Resolve does what no plugin should.
+func (r rude) Resolve(ctx context.Context, ref string) (catalog.Manifest, error) {
+	switch ref {
+	case "crash":
+		os.Exit(3)
+	case "freeze":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		<-ctx.Done() // the other threads stop a little later
+		return catalog.Manifest{}, ctx.Err()
+	case "huge":
+		return catalog.Manifest{Ref: ref, Name: strings.Repeat("x", 256<<20)}, nil
+	case "flood":
+		line := append(bytes.Repeat([]byte("x"), 1000), '\n')
+		for range 50_000 {
+			_, _ = os.Stderr.Write(line)
+		}
+		return catalog.Manifest{Ref: ref, Name: "flood", Files: []catalog.File{{Path: "x"}}}, nil
+	}
+	return r.Catalog.Resolve(ctx, ref)
+}
+
+// garbage says that it is a plugin, and then speaks no protocol.
+func garbage() {
+	socket := filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "garbage")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Printf("1|1|unix|%s|grpc|\n", socket)
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		for err == nil {
+			_, err = conn.Write(bytes.Repeat([]byte{0, 255, 'g'}, 1000))
+		}
+	}
+}
