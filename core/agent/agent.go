@@ -243,15 +243,16 @@ func (p *process) buildHive(ctx context.Context) error {
 		return err
 	}
 	queens, rpcAddress := hive.OneQueen(p.conn), ""
+	var peers hive.Peers
 	if p.net != nil {
-		queens, rpcAddress = p.net.queens, p.net.identity.RPCAddress()
+		queens, rpcAddress, peers = p.net.queens, p.net.identity.RPCAddress(), p.net.pool
 		if cfg.Queen.Enabled {
 			p.net.queens.pipe = p.conn
 		}
 	}
 	p.bees, err = hive.New(hive.Options{
 		ID: p.id, Name: nodeName(cfg), Version: p.opts.Version, DataDir: cfg.DataDir, RPCAddress: rpcAddress,
-		Jobs: p.jobs, Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Origins: origins, Queens: queens, Logger: p.log,
+		Jobs: p.jobs, Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Origins: origins, Queens: queens, Peers: peers, Logger: p.log,
 		StopWorkersOnExit: !cfg.Hive.KeepWorkers,
 		Slots:             cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace,
 	})
@@ -460,7 +461,8 @@ func (p *process) stages() []stage {
 	if p.bees != nil {
 		list = append(list, stage{"hive", p.bees.Run})
 		if p.net != nil {
-			list = append(list, stage{"data", func(ctx context.Context) error { return p.bees.ServeData(ctx, p.net.mux.Data()) }})
+			list = append(list, stage{"data", func(ctx context.Context) error { return p.bees.ServeData(ctx, p.net.mux.Data()) }},
+				stage{"blobs", func(ctx context.Context) error { return p.bees.ServeBlobs(ctx, p.net.mux.Blobs()) }})
 		}
 	}
 	list = append(list, stage{"jobs", p.endJobs})

@@ -99,7 +99,9 @@ func (h *Hive) fetchModel(ctx context.Context, ref string, run *job.Run) (core.M
 	if have, _, err := h.store.Model(spec.ID); err == nil && have.Ref == exact {
 		run.Log("model %s is there already", have.ID)
 	}
-	return h.store.PutModel(ctx, spec, h.catalogs.supply(exact, m, run.Log), run.Progress)
+	from, done := h.share(ctx, source, h.catalogs.supply(exact, m, run.Log), run)
+	defer done()
+	return h.store.PutModel(ctx, spec, from, run.Progress)
 }
 
 func fileSpecs(m catalog.Manifest) []store.FileSpec {

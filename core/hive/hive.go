@@ -19,6 +19,7 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/store"
+	"github.com/rbee-project/rbee/core/swarm"
 	"github.com/rbee-project/rbee/core/wire"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
@@ -50,6 +51,7 @@ type Options struct {
 	// nobody else can reach.
 	Jobs       *job.Manager
 	Queens     Queens       // where reports go; nil: nowhere
+	Peers      Peers        // the files of other hives; nil: there are none
 	RPCAddress string       // host:port at which queens reach this hive; empty: only within the process
 	Logger     hclog.Logger // nil: none
 	// StopWorkersOnExit ends all workers when Run ends; otherwise they go on and the next Run takes them over.
@@ -72,6 +74,7 @@ type Hive struct {
 	plugins     pluginHost
 	jobs        *job.Manager
 	catalogs    *catalogs
+	swarm       *swarm.Client // nil: there are no other hives
 	beat        *beater
 	types       []*workerType
 
@@ -135,6 +138,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	h.handle(h.jobs)
 	h.catalogs = newCatalogs(opts.CatalogSpecs, p.LaunchCatalog, h.log.Named("catalog"))
 	h.catalogs.origins = opts.Origins
+	h.swarm = h.newSwarm()
 	h.beat = newBeater(h.log, opts.Queens, h.report, h.retire)
 	return h, nil
 }

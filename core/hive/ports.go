@@ -52,6 +52,7 @@ type shelf interface {
 	Models() ([]core.Model, error)
 	Model(name string) (core.Model, string, error)
 	Header(name string) (*gguf.File, error)
+	OpenBlob(digest string) (*store.Blob, error)
 	PutModel(ctx context.Context, spec store.ModelSpec, from store.Supply, progress func(core.Progress)) (core.Model, error)
 	DeleteModel(name string, dryRun bool) (core.ModelDeleteResult, error)
 	Binaries() ([]core.WorkerBinary, error)

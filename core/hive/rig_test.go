@@ -152,10 +152,11 @@ type rig struct {
 }
 
 type setup struct {
-	workers string // worker blocks of the configuration
-	dir     string // of an earlier rig; empty: a new one
-	alone   bool   // no queen
-	keep    bool   // workers go on when the hive ends
+	workers string                    // worker blocks of the configuration
+	dir     string                    // of an earlier rig; empty: a new one
+	alone   bool                      // no queen
+	keep    bool                      // workers go on when the hive ends
+	blobs   queenv1.BlobServiceServer // nil: the queen knows no other hives
 	change  func(*Options)
 }
 
@@ -240,7 +241,12 @@ func run(t *testing.T, s setup) *rig {
 	r := &rig{t: t, dir: s.dir, queen: &queen{}}
 	var closers []func()
 	if !s.alone {
-		conn, end := serve(t, log, func(g *grpc.Server) { queenv1.RegisterRegistryServiceServer(g, r.queen) })
+		conn, end := serve(t, log, func(g *grpc.Server) {
+			queenv1.RegisterRegistryServiceServer(g, r.queen)
+			if s.blobs != nil {
+				queenv1.RegisterBlobServiceServer(g, s.blobs)
+			}
+		})
 		opts.Queens = OneQueen(conn)
 		closers = append(closers, end)
 	}

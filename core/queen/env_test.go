@@ -130,6 +130,8 @@ type fakeHive struct {
 	requests  []core.Request // that were submitted, in order
 	retire    []string       // as last told by the queen
 	mute      error          // answer of every question
+	blob      *hivev1.FindBlobResponse
+	asked     int // for a blob
 	// run does what a job does; nil: spawn of a worker after a second.
 	run func(ctx context.Context, r core.Request, run *job.Run) (any, error)
 
@@ -401,6 +403,16 @@ func (h *fakeHive) spawn(ctx context.Context, r core.Request, run *job.Run) (any
 	})
 	_, err := h.beat(ctx)
 	return core.SpawnResult{Worker: w, PID: 42}, err
+}
+
+func (h *fakeHive) FindBlob(context.Context, *hivev1.FindBlobRequest) (*hivev1.FindBlobResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.asked++
+	if h.blob == nil {
+		return &hivev1.FindBlobResponse{}, h.mute
+	}
+	return h.blob, h.mute
 }
 
 func (h *fakeHive) Submit(_ context.Context, req *jobv1.SubmitRequest) (*jobv1.SubmitResponse, error) {

@@ -367,6 +367,7 @@ func (q *Queen) ping(ctx context.Context, hive string) {
 // takeOver starts with the hives of the registry and with what this queen heard of them before it led. Hives that have no line to it get LinkGrace.
 func (q *Queen) takeOver() {
 	now := time.Now()
+	q.board.Clear() // of an earlier time
 	registry := q.registry()
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -410,6 +411,7 @@ func (q *Queen) takeOver() {
 
 // stepDown forgets what only a leader has to see to.
 func (q *Queen) stepDown() {
+	defer q.board.Clear()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.leading = false

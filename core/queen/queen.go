@@ -13,6 +13,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/swarm"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 	"github.com/rbee-project/rbee/raft/node"
 )
@@ -61,6 +62,7 @@ type Queen struct {
 	ended   chan struct{} // closed when Run ends
 	readers sync.WaitGroup
 	later   chan func(context.Context) // what Run does and waits for, beside its other work
+	board   *swarm.Board               // which hive has which file; only while leading. It may ask for mu, and is not asked under it
 
 	mu       sync.Mutex // guards below
 	leading  bool
@@ -119,12 +121,14 @@ func New(o Options) *Queen {
 	if o.Jobs != nil {
 		o.Jobs.Handle(q.operations())
 	}
+	q.board = swarm.NewBoard(q.swarmHive)
 	return q
 }
 
 // Register adds the services of a queen, for hives, other queens and machines that join, to a gRPC server whose errors keep their kind, as those of rpc.NewServer do.
 func (q *Queen) Register(s grpc.ServiceRegistrar) {
 	queenv1.RegisterRegistryServiceServer(s, &registryService{q: q})
+	queenv1.RegisterBlobServiceServer(s, &blobService{q: q})
 	queenv1.RegisterClusterServiceServer(s, &clusterService{q: q})
 	queenv1.RegisterJoinServiceServer(s, &joinService{q: q})
 }

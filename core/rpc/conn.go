@@ -35,8 +35,8 @@ func (w *wire) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// Conn is a connection after its handshake. CloseWrite says goodbye in one direction, NetConn is what is below TLS. The end of a data connection
-// without a goodbye is io.ErrUnexpectedEOF.
+// Conn is a connection after its handshake. CloseWrite says goodbye in one direction, NetConn is what is below TLS. The end of a connection
+// for data or files without a goodbye is io.ErrUnexpectedEOF.
 type Conn struct {
 	*tls.Conn
 	wire     *wire
@@ -62,7 +62,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.heard.Store(int64(time.Since(c.since)))
 	}
 	if err != nil {
-		if c.protocol == ProtocolData && errors.Is(err, io.EOF) && c.wire.over.Load() {
+		if (c.protocol == ProtocolData || c.protocol == ProtocolBlob) && errors.Is(err, io.EOF) && c.wire.over.Load() {
 			err = io.ErrUnexpectedEOF
 		}
 		c.failed(err)

@@ -34,23 +34,11 @@ func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (
 	if !validWorker(workerID) {
 		return nil, core.Errorf(op, core.Invalid, "%q is not a worker id", workerID)
 	}
-	if p.revoked != nil && p.revoked(nodeID) {
-		return nil, dialError(op, address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
-	}
 	config := p.config(ProtocolData, core.RoleHive, nodeID)
 	config.ClientSessionCache = p.session(nodeID, address)
-	c, err := p.connect(ctx, address, config)
+	c, err := p.track(ctx, op, nodeID, address, config)
 	if err != nil {
 		return nil, err
-	}
-	c.forget = p.forgetData
-	p.mu.Lock()
-	closed := p.closed
-	p.data[c] = struct{}{}
-	p.mu.Unlock()
-	if closed {
-		c.Abort()
-		return nil, core.Errorf(op, core.Unavailable, "the agent is shutting down")
 	}
 	// A connection that ctx ends is cut: nothing that was asked for is wanted.
 	stop := context.AfterFunc(ctx, c.Abort)
@@ -70,6 +58,41 @@ func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (
 	}
 	if len(rest) > 0 {
 		return &early{Conn: c, rest: rest}, nil
+	}
+	return c, nil
+}
+
+// DialBlob connects to a hive's files. What is spoken is HTTP/1.1; see core/swarm. The connection is cut when the node is revoked. Errors:
+// Unavailable, Unauthenticated or Forbidden when the two nodes do not take each other's certificates, Cancelled, DeadlineExceeded.
+func (p *Pool) DialBlob(ctx context.Context, nodeID, address string) (net.Conn, error) {
+	c, err := p.track(ctx, "connect to the hive", nodeID, address, p.config(ProtocolBlob, core.RoleHive, nodeID))
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// track connects to a node, and keeps the connection in mind until it is closed: it is cut when the node is thrown out.
+func (p *Pool) track(ctx context.Context, op, nodeID, address string, config *tls.Config) (*Conn, error) {
+	if p.revoked != nil && p.revoked(nodeID) {
+		return nil, dialError(op, address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
+	}
+	c, err := p.connect(ctx, address, config)
+	if err != nil {
+		return nil, err
+	}
+	c.forget = p.forgetData
+	p.mu.Lock()
+	closed := p.closed
+	p.data[c] = struct{}{}
+	p.mu.Unlock()
+	if closed {
+		c.Abort()
+		return nil, core.Errorf(op, core.Unavailable, "the agent is shutting down")
+	}
+	if p.revoked != nil && p.revoked(nodeID) { // since the handshake: CloseRevoked may have been too early to see it
+		c.Abort()
+		return nil, dialError(op, address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
 	}
 	return c, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/rpc"
 )
 
@@ -233,4 +234,51 @@ func TestDialDataRevoked(t *testing.T) {
 	}()
 	p.Forget("00000001")
 	must.Error(t, <-ended)
+}
+
+// Hives fetch files from hives, and nobody else does: neither side has to be asked twice.
+func TestDialBlob(t *testing.T) {
+	t.Parallel()
+	ca, other := newCA(t), newCA(t)
+	n := listen(t, identity(t, ca, "00000001", core.RoleHive))
+	open := echo(t, n.mux.Blobs())
+	queenOnly := listen(t, identity(t, ca, "00000009", core.RoleQueen))
+	pool := func(id *pki.Identity) *rpc.Pool {
+		p := rpc.NewPool(rpc.PoolOptions{Identity: id, Revoked: func(id string) bool { return id == "00000008" }})
+		t.Cleanup(func() { must.NoError(t, p.Close()) })
+		return p
+	}
+	try := func(p *rpc.Pool, node, address string) error {
+		c, err := p.DialBlob(t.Context(), node, address)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte("x")); err != nil {
+			return err
+		}
+		_, err = c.Read(make([]byte, 1))
+		return err
+	}
+	hive := pool(identity(t, ca, "00000002", core.RoleHive))
+	must.NoError(t, try(hive, "00000001", n.addr))
+	must.NoError(t, try(pool(identity(t, ca, "00000003", both...)), "00000001", n.addr))
+	must.Error(t, try(pool(identity(t, ca, "00000004", core.RoleQueen)), "00000001", n.addr))
+	must.Error(t, try(pool(identity(t, other, "00000005", core.RoleHive)), "00000001", n.addr))
+	eventually(t, 10*time.Second, "the queen is counted", func() bool { return n.refused.all()[rpc.ReasonWrongRole] == 1 })
+
+	err := try(hive, "00000007", n.addr) // another node has that address
+	must.Eq(t, core.Unauthenticated, core.KindOf(err))
+	err = try(hive, "00000008", n.addr)
+	must.Eq(t, core.Forbidden, core.KindOf(err))
+	must.Eq(t, core.Unavailable, core.KindOf(try(hive, "00000009", queenOnly.addr))) // it does not offer files
+	must.Eq(t, core.Unavailable, core.KindOf(try(hive, "00000001", "127.0.0.1:1")))
+
+	// What is open to a node that is thrown out is cut.
+	eventually(t, 10*time.Second, "the others have ended", func() bool { return open.Load() == 0 })
+	c, err := hive.DialBlob(t.Context(), "00000001", n.addr)
+	must.NoError(t, err)
+	hive.Forget("00000001")
+	_, err = c.Read(make([]byte, 1))
+	must.Error(t, err)
 }

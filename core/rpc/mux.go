@@ -22,6 +22,7 @@ const (
 	ProtocolRaft = "rbee-raft/1" // queens only
 	ProtocolGRPC = "h2"          // the rule of each method says who
 	ProtocolData = "rbee-data/1" // from queens only: CONNECT to a worker, then its bytes
+	ProtocolBlob = "rbee-blob/1" // from hives only: HTTP/1.1, files of models
 )
 
 const (
@@ -53,7 +54,7 @@ type MuxOptions struct {
 	MaxHandshakes int
 }
 
-// Mux splits one TLS 1.3 port into raft, gRPC and inference data. Connections are handed out after their handshake, each as a *Conn.
+// Mux splits one TLS 1.3 port into raft, gRPC, inference data and files. Connections are handed out after their handshake, each as a *Conn.
 type Mux struct {
 	opts    MuxOptions
 	l       net.Listener
@@ -84,9 +85,9 @@ func NewMux(l net.Listener, o MuxOptions) *Mux {
 		offer = append(offer, ProtocolRaft)
 	}
 	if self.Has(core.RoleHive) {
-		offer = append(offer, ProtocolData)
+		offer = append(offer, ProtocolData, ProtocolBlob)
 	}
-	for _, p := range []string{ProtocolRaft, ProtocolGRPC, ProtocolData} {
+	for _, p := range []string{ProtocolRaft, ProtocolGRPC, ProtocolData, ProtocolBlob} {
 		m.ports[p] = &port{m: m, conns: make(chan *Conn), over: make(chan struct{})}
 	}
 	m.config = m.serverConfig(o.Identity.ServerConfig(offer...))
@@ -167,6 +168,8 @@ func (m *Mux) check(s tls.ConnectionState) error {
 	case ProtocolGRPC:
 	case ProtocolRaft, ProtocolData:
 		role = core.RoleQueen
+	case ProtocolBlob:
+		role = core.RoleHive
 	default:
 		return refuse(ReasonHandshake, "no protocol was asked for")
 	}
@@ -174,7 +177,7 @@ func (m *Mux) check(s tls.ConnectionState) error {
 	return err
 }
 
-// Raft is the connections of other queens' raft. It is the same for every call, as those of GRPC and Data are.
+// Raft is the connections of other queens' raft. It is the same for every call, as those of GRPC, Data and Blobs are.
 func (m *Mux) Raft() net.Listener { return m.ports[ProtocolRaft] }
 
 // GRPC is the connections for a server that NewServer or NewNodeServer made.
@@ -182,6 +185,9 @@ func (m *Mux) GRPC() net.Listener { return m.ports[ProtocolGRPC] }
 
 // Data is the connections that queens ask workers over.
 func (m *Mux) Data() net.Listener { return m.ports[ProtocolData] }
+
+// Blobs is the connections that other hives fetch files over.
+func (m *Mux) Blobs() net.Listener { return m.ports[ProtocolBlob] }
 
 // Addr is the address that the port listens on.
 func (m *Mux) Addr() net.Addr { return m.l.Addr() }

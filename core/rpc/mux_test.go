@@ -26,7 +26,13 @@ func TestMuxSplits(t *testing.T) {
 	ca := newCA(t)
 	n := listen(t, identity(t, ca, "00000001", both...))
 	queen := identity(t, ca, "00000002", core.RoleQueen)
-	for protocol, l := range map[string]net.Listener{rpc.ProtocolRaft: n.mux.Raft(), rpc.ProtocolGRPC: n.mux.GRPC(), rpc.ProtocolData: n.mux.Data()} {
+	for protocol, l := range map[string]net.Listener{
+		rpc.ProtocolRaft: n.mux.Raft(), rpc.ProtocolGRPC: n.mux.GRPC(), rpc.ProtocolData: n.mux.Data(), rpc.ProtocolBlob: n.mux.Blobs(),
+	} {
+		id, role := queen, core.RoleQueen
+		if protocol == rpc.ProtocolBlob {
+			id, role = identity(t, ca, "00000002", core.RoleHive), core.RoleHive
+		}
 		got := make(chan net.Conn, 1)
 		go func() {
 			c, err := l.Accept()
@@ -35,7 +41,7 @@ func TestMuxSplits(t *testing.T) {
 		}()
 		raw, err := net.Dial("tcp", n.addr)
 		must.NoError(t, err)
-		c := tls.Client(raw, queen.ClientConfig(protocol, core.RoleQueen, "00000001"))
+		c := tls.Client(raw, id.ClientConfig(protocol, role, "00000001"))
 		must.NoError(t, c.Handshake())
 		server, ok := (<-got).(*rpc.Conn)
 		must.True(t, ok)
@@ -43,7 +49,7 @@ func TestMuxSplits(t *testing.T) {
 		peer, ok := server.Peer()
 		must.True(t, ok)
 		must.Eq(t, "00000002", peer.ID)
-		must.Eq(t, []core.Role{core.RoleQueen}, peer.Roles)
+		must.Eq(t, []core.Role{role}, peer.Roles)
 		must.NoError(t, c.Close())
 		_, err = server.Read(make([]byte, 1))
 		must.ErrorIs(t, err, io.EOF)
@@ -85,6 +91,11 @@ func TestMuxRefuses(t *testing.T) {
 		{"expired, grpc", config(expired, rpc.ProtocolGRPC), rpc.ReasonExpired},
 		{"expired, data", config(expired, rpc.ProtocolData), rpc.ReasonExpired},
 		{"wrong role, raft", config(hive, rpc.ProtocolRaft), rpc.ReasonWrongRole},
+		{"wrong role, files", config(queen, rpc.ProtocolBlob), rpc.ReasonWrongRole},
+		{"wrong CA, files", config(foreign, rpc.ProtocolBlob), rpc.ReasonWrongCA},
+		{"expired, files", config(expired, rpc.ProtocolBlob), rpc.ReasonExpired},
+		{"no certificate, files", config(nil, rpc.ProtocolBlob), rpc.ReasonNoCertificate},
+		{"revoked, files", config(revoked, rpc.ProtocolBlob), rpc.ReasonRevoked},
 		{"wrong role, data", config(hive, rpc.ProtocolData), rpc.ReasonWrongRole},
 		{"no certificate, raft", config(nil, rpc.ProtocolRaft), rpc.ReasonNoCertificate},
 		{"no certificate, data", config(nil, rpc.ProtocolData), rpc.ReasonNoCertificate},
@@ -99,7 +110,7 @@ func TestMuxRefuses(t *testing.T) {
 			t.Parallel()
 			n := listen(t, server)
 			n.revoked.add("00000006")
-			for _, l := range []net.Listener{n.mux.Raft(), n.mux.GRPC(), n.mux.Data()} {
+			for _, l := range []net.Listener{n.mux.Raft(), n.mux.GRPC(), n.mux.Data(), n.mux.Blobs()} {
 				echo(t, l)
 			}
 			_, err := shake(t, n.addr, tt.config)
@@ -251,7 +262,9 @@ func TestMuxRevokedWhileOpen(t *testing.T) {
 	ca := newCA(t)
 	n := listen(t, identity(t, ca, "00000001", both...))
 	open := map[string]func() int64{}
-	for protocol, l := range map[string]net.Listener{rpc.ProtocolRaft: n.mux.Raft(), rpc.ProtocolGRPC: n.mux.GRPC(), rpc.ProtocolData: n.mux.Data()} {
+	for protocol, l := range map[string]net.Listener{
+		rpc.ProtocolRaft: n.mux.Raft(), rpc.ProtocolGRPC: n.mux.GRPC(), rpc.ProtocolData: n.mux.Data(), rpc.ProtocolBlob: n.mux.Blobs(),
+	} {
 		open[protocol] = echo(t, l).Load
 	}
 	bad, good := identity(t, ca, "00000002", both...), identity(t, ca, "00000003", both...)

@@ -45,7 +45,7 @@ type Pool struct {
 	mu       sync.Mutex // guards below
 	closed   bool
 	kept     map[keptKey]*kept
-	data     map[*Conn]struct{}                // open data connections
+	data     map[*Conn]struct{}                // open connections for data and files
 	sessions map[string]tls.ClientSessionCache // of data connections, by node id and address
 }
 

@@ -33,6 +33,7 @@ var served = []protoreflect.FullName{"rbee.queen.v1", "rbee.hive.v1", "rbee.job.
 // mayCall is who may call what: a for anyone, h for hives, q for queens. It is written here a second time so that a change of a rule is seen.
 var mayCall = map[string]string{ // constant
 	"/rbee.queen.v1.RegistryService/Link":              "h",
+	"/rbee.queen.v1.BlobService/Claim":                 "h",
 	"/rbee.queen.v1.ClusterService/Apply":              "q",
 	"/rbee.queen.v1.ClusterService/ReadIndex":          "q",
 	"/rbee.queen.v1.ClusterService/TransferLeadership": "q",
@@ -50,6 +51,7 @@ var mayCall = map[string]string{ // constant
 	"/rbee.hive.v1.HiveService/ListModels":             "q",
 	"/rbee.hive.v1.HiveService/GetModel":               "q",
 	"/rbee.hive.v1.HiveService/Refresh":                "q",
+	"/rbee.hive.v1.HiveService/FindBlob":               "q",
 	"/rbee.hive.v1.HiveService/SearchCatalog":          "q",
 	"/rbee.hive.v1.AgentService/Leave":                 "q",
 	"/rbee.job.v1.JobService/Submit":                   "q",
@@ -95,6 +97,7 @@ func TestEveryMethodHasARule(t *testing.T) {
 
 func registerAll(s *grpc.Server) {
 	queenv1.RegisterRegistryServiceServer(s, queenv1.UnimplementedRegistryServiceServer{})
+	queenv1.RegisterBlobServiceServer(s, queenv1.UnimplementedBlobServiceServer{})
 	queenv1.RegisterClusterServiceServer(s, queenv1.UnimplementedClusterServiceServer{})
 	queenv1.RegisterJoinServiceServer(s, queenv1.UnimplementedJoinServiceServer{})
 	hivev1.RegisterHiveServiceServer(s, hivev1.UnimplementedHiveServiceServer{})

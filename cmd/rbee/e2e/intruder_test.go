@@ -141,6 +141,8 @@ func TestIntruders(t *testing.T) {
 		"an expired certificate":      {knock(rpcPort, rpc.ProtocolRaft, tls.VersionTLS13, in.certificate("eeeeeeee", -time.Hour, core.RoleQueen)), rpc.ReasonExpired},
 		"a hive to raft":              {knock(rpcPort, rpc.ProtocolRaft, tls.VersionTLS13, hive), rpc.ReasonWrongRole},
 		"a hive to data":              {knock(rpcPort, rpc.ProtocolData, tls.VersionTLS13, hive), rpc.ReasonWrongRole},
+		"a hive to files":             {knock(rpcPort, rpc.ProtocolBlob, tls.VersionTLS13, hive), ""},
+		"a queen to files":            {knock(rpcPort, rpc.ProtocolBlob, tls.VersionTLS13, queen), rpc.ReasonWrongRole},
 		"no certificate to raft":      {knock(rpcPort, rpc.ProtocolRaft, tls.VersionTLS13), rpc.ReasonNoCertificate},
 		"no certificate to data":      {knock(rpcPort, rpc.ProtocolData, tls.VersionTLS13), rpc.ReasonNoCertificate},
 		"TLS 1.2":                     {knock(rpcPort, rpc.ProtocolRaft, tls.VersionTLS12, queen), rpc.ReasonTLSVersion},

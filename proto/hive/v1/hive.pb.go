@@ -97,6 +97,123 @@ func (*LeaveResponse) Descriptor() ([]byte, []int) {
 	return file_hive_v1_hive_proto_rawDescGZIP(), []int{1}
 }
 
+type FindBlobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "sha256:<hex>".
+	Digest        string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindBlobRequest) Reset() {
+	*x = FindBlobRequest{}
+	mi := &file_hive_v1_hive_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindBlobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindBlobRequest) ProtoMessage() {}
+
+func (x *FindBlobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hive_v1_hive_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindBlobRequest.ProtoReflect.Descriptor instead.
+func (*FindBlobRequest) Descriptor() ([]byte, []int) {
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *FindBlobRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+type FindBlobResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It has all of it, and gives it to other hives.
+	Whole bool `protobuf:"varint,1,opt,name=whole,proto3" json:"whole,omitempty"`
+	// It is fetching it now.
+	Fetching bool `protobuf:"varint,2,opt,name=fetching,proto3" json:"fetching,omitempty"`
+	// From its origin.
+	FromOrigin bool `protobuf:"varint,3,opt,name=from_origin,json=fromOrigin,proto3" json:"from_origin,omitempty"`
+	// From the file's beginning.
+	HaveBytes     int64 `protobuf:"varint,4,opt,name=have_bytes,json=haveBytes,proto3" json:"have_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindBlobResponse) Reset() {
+	*x = FindBlobResponse{}
+	mi := &file_hive_v1_hive_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindBlobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindBlobResponse) ProtoMessage() {}
+
+func (x *FindBlobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hive_v1_hive_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindBlobResponse.ProtoReflect.Descriptor instead.
+func (*FindBlobResponse) Descriptor() ([]byte, []int) {
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FindBlobResponse) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
+func (x *FindBlobResponse) GetFetching() bool {
+	if x != nil {
+		return x.Fetching
+	}
+	return false
+}
+
+func (x *FindBlobResponse) GetFromOrigin() bool {
+	if x != nil {
+		return x.FromOrigin
+	}
+	return false
+}
+
+func (x *FindBlobResponse) GetHaveBytes() int64 {
+	if x != nil {
+		return x.HaveBytes
+	}
+	return 0
+}
+
 type RefreshRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -105,7 +222,7 @@ type RefreshRequest struct {
 
 func (x *RefreshRequest) Reset() {
 	*x = RefreshRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[2]
+	mi := &file_hive_v1_hive_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -117,7 +234,7 @@ func (x *RefreshRequest) String() string {
 func (*RefreshRequest) ProtoMessage() {}
 
 func (x *RefreshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[2]
+	mi := &file_hive_v1_hive_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -130,7 +247,7 @@ func (x *RefreshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshRequest.ProtoReflect.Descriptor instead.
 func (*RefreshRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{2}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{4}
 }
 
 type RefreshResponse struct {
@@ -146,7 +263,7 @@ type RefreshResponse struct {
 
 func (x *RefreshResponse) Reset() {
 	*x = RefreshResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[3]
+	mi := &file_hive_v1_hive_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -158,7 +275,7 @@ func (x *RefreshResponse) String() string {
 func (*RefreshResponse) ProtoMessage() {}
 
 func (x *RefreshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[3]
+	mi := &file_hive_v1_hive_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -171,7 +288,7 @@ func (x *RefreshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshResponse.ProtoReflect.Descriptor instead.
 func (*RefreshResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{3}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RefreshResponse) GetBefore() []*Device {
@@ -216,7 +333,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_hive_v1_hive_proto_msgTypes[4]
+	mi := &file_hive_v1_hive_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -228,7 +345,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[4]
+	mi := &file_hive_v1_hive_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -241,7 +358,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{4}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Device) GetId() string {
@@ -297,7 +414,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_hive_v1_hive_proto_msgTypes[5]
+	mi := &file_hive_v1_hive_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +426,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[5]
+	mi := &file_hive_v1_hive_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +439,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{5}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *File) GetPath() string {
@@ -367,7 +484,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_hive_v1_hive_proto_msgTypes[6]
+	mi := &file_hive_v1_hive_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +496,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[6]
+	mi := &file_hive_v1_hive_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +509,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{6}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Process) GetPid() int64 {
@@ -514,7 +631,7 @@ type Binary struct {
 
 func (x *Binary) Reset() {
 	*x = Binary{}
-	mi := &file_hive_v1_hive_proto_msgTypes[7]
+	mi := &file_hive_v1_hive_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +643,7 @@ func (x *Binary) String() string {
 func (*Binary) ProtoMessage() {}
 
 func (x *Binary) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[7]
+	mi := &file_hive_v1_hive_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +656,7 @@ func (x *Binary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Binary.ProtoReflect.Descriptor instead.
 func (*Binary) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{7}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Binary) GetId() string {
@@ -686,7 +803,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_hive_v1_hive_proto_msgTypes[8]
+	mi := &file_hive_v1_hive_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +815,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[8]
+	mi := &file_hive_v1_hive_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +828,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{8}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Check) GetName() string {
@@ -761,7 +878,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_hive_v1_hive_proto_msgTypes[9]
+	mi := &file_hive_v1_hive_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +890,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[9]
+	mi := &file_hive_v1_hive_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +903,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{9}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Model) GetId() string {
@@ -926,7 +1043,7 @@ type ModelFacts struct {
 
 func (x *ModelFacts) Reset() {
 	*x = ModelFacts{}
-	mi := &file_hive_v1_hive_proto_msgTypes[10]
+	mi := &file_hive_v1_hive_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +1055,7 @@ func (x *ModelFacts) String() string {
 func (*ModelFacts) ProtoMessage() {}
 
 func (x *ModelFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[10]
+	mi := &file_hive_v1_hive_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1068,7 @@ func (x *ModelFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelFacts.ProtoReflect.Descriptor instead.
 func (*ModelFacts) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{10}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ModelFacts) GetName() string {
@@ -1045,7 +1162,7 @@ type ModelFit struct {
 
 func (x *ModelFit) Reset() {
 	*x = ModelFit{}
-	mi := &file_hive_v1_hive_proto_msgTypes[11]
+	mi := &file_hive_v1_hive_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1174,7 @@ func (x *ModelFit) String() string {
 func (*ModelFit) ProtoMessage() {}
 
 func (x *ModelFit) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[11]
+	mi := &file_hive_v1_hive_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1187,7 @@ func (x *ModelFit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelFit.ProtoReflect.Descriptor instead.
 func (*ModelFit) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{11}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ModelFit) GetDevice() string {
@@ -1178,7 +1295,7 @@ type CatalogItem struct {
 
 func (x *CatalogItem) Reset() {
 	*x = CatalogItem{}
-	mi := &file_hive_v1_hive_proto_msgTypes[12]
+	mi := &file_hive_v1_hive_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1307,7 @@ func (x *CatalogItem) String() string {
 func (*CatalogItem) ProtoMessage() {}
 
 func (x *CatalogItem) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[12]
+	mi := &file_hive_v1_hive_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1320,7 @@ func (x *CatalogItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogItem.ProtoReflect.Descriptor instead.
 func (*CatalogItem) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{12}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CatalogItem) GetRef() string {
@@ -1256,7 +1373,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[13]
+	mi := &file_hive_v1_hive_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1385,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[13]
+	mi := &file_hive_v1_hive_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1398,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{13}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{15}
 }
 
 type ListProcessesResponse struct {
@@ -1293,7 +1410,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[14]
+	mi := &file_hive_v1_hive_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1422,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[14]
+	mi := &file_hive_v1_hive_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1435,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{14}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -1337,7 +1454,7 @@ type GetProcessRequest struct {
 
 func (x *GetProcessRequest) Reset() {
 	*x = GetProcessRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[15]
+	mi := &file_hive_v1_hive_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1466,7 @@ func (x *GetProcessRequest) String() string {
 func (*GetProcessRequest) ProtoMessage() {}
 
 func (x *GetProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[15]
+	mi := &file_hive_v1_hive_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1479,7 @@ func (x *GetProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProcessRequest.ProtoReflect.Descriptor instead.
 func (*GetProcessRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{15}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetProcessRequest) GetPid() int64 {
@@ -1381,7 +1498,7 @@ type GetProcessResponse struct {
 
 func (x *GetProcessResponse) Reset() {
 	*x = GetProcessResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[16]
+	mi := &file_hive_v1_hive_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1510,7 @@ func (x *GetProcessResponse) String() string {
 func (*GetProcessResponse) ProtoMessage() {}
 
 func (x *GetProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[16]
+	mi := &file_hive_v1_hive_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1523,7 @@ func (x *GetProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetProcessResponse.ProtoReflect.Descriptor instead.
 func (*GetProcessResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{16}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetProcessResponse) GetProcess() *Process {
@@ -1424,7 +1541,7 @@ type ListBinariesRequest struct {
 
 func (x *ListBinariesRequest) Reset() {
 	*x = ListBinariesRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[17]
+	mi := &file_hive_v1_hive_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1553,7 @@ func (x *ListBinariesRequest) String() string {
 func (*ListBinariesRequest) ProtoMessage() {}
 
 func (x *ListBinariesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[17]
+	mi := &file_hive_v1_hive_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1566,7 @@ func (x *ListBinariesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBinariesRequest.ProtoReflect.Descriptor instead.
 func (*ListBinariesRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{17}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{19}
 }
 
 type ListBinariesResponse struct {
@@ -1461,7 +1578,7 @@ type ListBinariesResponse struct {
 
 func (x *ListBinariesResponse) Reset() {
 	*x = ListBinariesResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[18]
+	mi := &file_hive_v1_hive_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1590,7 @@ func (x *ListBinariesResponse) String() string {
 func (*ListBinariesResponse) ProtoMessage() {}
 
 func (x *ListBinariesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[18]
+	mi := &file_hive_v1_hive_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1603,7 @@ func (x *ListBinariesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBinariesResponse.ProtoReflect.Descriptor instead.
 func (*ListBinariesResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{18}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListBinariesResponse) GetBinaries() []*Binary {
@@ -1506,7 +1623,7 @@ type GetBinaryRequest struct {
 
 func (x *GetBinaryRequest) Reset() {
 	*x = GetBinaryRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[19]
+	mi := &file_hive_v1_hive_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1635,7 @@ func (x *GetBinaryRequest) String() string {
 func (*GetBinaryRequest) ProtoMessage() {}
 
 func (x *GetBinaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[19]
+	mi := &file_hive_v1_hive_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1648,7 @@ func (x *GetBinaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBinaryRequest.ProtoReflect.Descriptor instead.
 func (*GetBinaryRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{19}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetBinaryRequest) GetId() string {
@@ -1550,7 +1667,7 @@ type GetBinaryResponse struct {
 
 func (x *GetBinaryResponse) Reset() {
 	*x = GetBinaryResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[20]
+	mi := &file_hive_v1_hive_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1679,7 @@ func (x *GetBinaryResponse) String() string {
 func (*GetBinaryResponse) ProtoMessage() {}
 
 func (x *GetBinaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[20]
+	mi := &file_hive_v1_hive_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1692,7 @@ func (x *GetBinaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBinaryResponse.ProtoReflect.Descriptor instead.
 func (*GetBinaryResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{20}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetBinaryResponse) GetBinary() *Binary {
@@ -1593,7 +1710,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[21]
+	mi := &file_hive_v1_hive_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1722,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[21]
+	mi := &file_hive_v1_hive_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1735,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{21}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{23}
 }
 
 type ListModelsResponse struct {
@@ -1630,7 +1747,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[22]
+	mi := &file_hive_v1_hive_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1759,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[22]
+	mi := &file_hive_v1_hive_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1772,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{22}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1675,7 +1792,7 @@ type GetModelRequest struct {
 
 func (x *GetModelRequest) Reset() {
 	*x = GetModelRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[23]
+	mi := &file_hive_v1_hive_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1804,7 @@ func (x *GetModelRequest) String() string {
 func (*GetModelRequest) ProtoMessage() {}
 
 func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[23]
+	mi := &file_hive_v1_hive_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1817,7 @@ func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelRequest.ProtoReflect.Descriptor instead.
 func (*GetModelRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{23}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetModelRequest) GetId() string {
@@ -1719,7 +1836,7 @@ type GetModelResponse struct {
 
 func (x *GetModelResponse) Reset() {
 	*x = GetModelResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[24]
+	mi := &file_hive_v1_hive_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1848,7 @@ func (x *GetModelResponse) String() string {
 func (*GetModelResponse) ProtoMessage() {}
 
 func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[24]
+	mi := &file_hive_v1_hive_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1861,7 @@ func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelResponse.ProtoReflect.Descriptor instead.
 func (*GetModelResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{24}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetModelResponse) GetModel() *Model {
@@ -1765,7 +1882,7 @@ type SearchCatalogRequest struct {
 
 func (x *SearchCatalogRequest) Reset() {
 	*x = SearchCatalogRequest{}
-	mi := &file_hive_v1_hive_proto_msgTypes[25]
+	mi := &file_hive_v1_hive_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1894,7 @@ func (x *SearchCatalogRequest) String() string {
 func (*SearchCatalogRequest) ProtoMessage() {}
 
 func (x *SearchCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[25]
+	mi := &file_hive_v1_hive_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1907,7 @@ func (x *SearchCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchCatalogRequest.ProtoReflect.Descriptor instead.
 func (*SearchCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{25}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SearchCatalogRequest) GetText() string {
@@ -1823,7 +1940,7 @@ type SearchCatalogResponse struct {
 
 func (x *SearchCatalogResponse) Reset() {
 	*x = SearchCatalogResponse{}
-	mi := &file_hive_v1_hive_proto_msgTypes[26]
+	mi := &file_hive_v1_hive_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +1952,7 @@ func (x *SearchCatalogResponse) String() string {
 func (*SearchCatalogResponse) ProtoMessage() {}
 
 func (x *SearchCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hive_v1_hive_proto_msgTypes[26]
+	mi := &file_hive_v1_hive_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +1965,7 @@ func (x *SearchCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchCatalogResponse.ProtoReflect.Descriptor instead.
 func (*SearchCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_hive_v1_hive_proto_rawDescGZIP(), []int{26}
+	return file_hive_v1_hive_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SearchCatalogResponse) GetItems() []*CatalogItem {
@@ -1864,7 +1981,16 @@ const file_hive_v1_hive_proto_rawDesc = "" +
 	"\n" +
 	"\x12hive/v1/hive.proto\x12\frbee.hive.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18options/v1/options.proto\"\x0e\n" +
 	"\fLeaveRequest\"\x0f\n" +
-	"\rLeaveResponse\"\x10\n" +
+	"\rLeaveResponse\")\n" +
+	"\x0fFindBlobRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"\x84\x01\n" +
+	"\x10FindBlobResponse\x12\x14\n" +
+	"\x05whole\x18\x01 \x01(\bR\x05whole\x12\x1a\n" +
+	"\bfetching\x18\x02 \x01(\bR\bfetching\x12\x1f\n" +
+	"\vfrom_origin\x18\x03 \x01(\bR\n" +
+	"fromOrigin\x12\x1d\n" +
+	"\n" +
+	"have_bytes\x18\x04 \x01(\x03R\thaveBytes\"\x10\n" +
 	"\x0eRefreshRequest\"\xc9\x01\n" +
 	"\x0fRefreshResponse\x12,\n" +
 	"\x06before\x18\x01 \x03(\v2\x14.rbee.hive.v1.DeviceR\x06before\x12*\n" +
@@ -2020,7 +2146,7 @@ const file_hive_v1_hive_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05limit\x18\x03 \x01(\x05R\x05limit\"H\n" +
 	"\x15SearchCatalogResponse\x12/\n" +
-	"\x05items\x18\x01 \x03(\v2\x19.rbee.hive.v1.CatalogItemR\x05items2\xe3\x05\n" +
+	"\x05items\x18\x01 \x03(\v2\x19.rbee.hive.v1.CatalogItemR\x05items2\xb7\x06\n" +
 	"\vHiveService\x12a\n" +
 	"\rListProcesses\x12\".rbee.hive.v1.ListProcessesRequest\x1a#.rbee.hive.v1.ListProcessesResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x03\x12X\n" +
@@ -2037,6 +2163,8 @@ const file_hive_v1_hive_proto_rawDesc = "" +
 	"\bGetModel\x12\x1d.rbee.hive.v1.GetModelRequest\x1a\x1e.rbee.hive.v1.GetModelResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x03\x12O\n" +
 	"\aRefresh\x12\x1c.rbee.hive.v1.RefreshRequest\x1a\x1d.rbee.hive.v1.RefreshResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12R\n" +
+	"\bFindBlob\x12\x1d.rbee.hive.v1.FindBlobRequest\x1a\x1e.rbee.hive.v1.FindBlobResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x03\x12a\n" +
 	"\rSearchCatalog\x12\".rbee.hive.v1.SearchCatalogRequest\x1a#.rbee.hive.v1.SearchCatalogResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x032Y\n" +
@@ -2056,77 +2184,81 @@ func file_hive_v1_hive_proto_rawDescGZIP() []byte {
 	return file_hive_v1_hive_proto_rawDescData
 }
 
-var file_hive_v1_hive_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_hive_v1_hive_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_hive_v1_hive_proto_goTypes = []any{
 	(*LeaveRequest)(nil),          // 0: rbee.hive.v1.LeaveRequest
 	(*LeaveResponse)(nil),         // 1: rbee.hive.v1.LeaveResponse
-	(*RefreshRequest)(nil),        // 2: rbee.hive.v1.RefreshRequest
-	(*RefreshResponse)(nil),       // 3: rbee.hive.v1.RefreshResponse
-	(*Device)(nil),                // 4: rbee.hive.v1.Device
-	(*File)(nil),                  // 5: rbee.hive.v1.File
-	(*Process)(nil),               // 6: rbee.hive.v1.Process
-	(*Binary)(nil),                // 7: rbee.hive.v1.Binary
-	(*Check)(nil),                 // 8: rbee.hive.v1.Check
-	(*Model)(nil),                 // 9: rbee.hive.v1.Model
-	(*ModelFacts)(nil),            // 10: rbee.hive.v1.ModelFacts
-	(*ModelFit)(nil),              // 11: rbee.hive.v1.ModelFit
-	(*CatalogItem)(nil),           // 12: rbee.hive.v1.CatalogItem
-	(*ListProcessesRequest)(nil),  // 13: rbee.hive.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil), // 14: rbee.hive.v1.ListProcessesResponse
-	(*GetProcessRequest)(nil),     // 15: rbee.hive.v1.GetProcessRequest
-	(*GetProcessResponse)(nil),    // 16: rbee.hive.v1.GetProcessResponse
-	(*ListBinariesRequest)(nil),   // 17: rbee.hive.v1.ListBinariesRequest
-	(*ListBinariesResponse)(nil),  // 18: rbee.hive.v1.ListBinariesResponse
-	(*GetBinaryRequest)(nil),      // 19: rbee.hive.v1.GetBinaryRequest
-	(*GetBinaryResponse)(nil),     // 20: rbee.hive.v1.GetBinaryResponse
-	(*ListModelsRequest)(nil),     // 21: rbee.hive.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),    // 22: rbee.hive.v1.ListModelsResponse
-	(*GetModelRequest)(nil),       // 23: rbee.hive.v1.GetModelRequest
-	(*GetModelResponse)(nil),      // 24: rbee.hive.v1.GetModelResponse
-	(*SearchCatalogRequest)(nil),  // 25: rbee.hive.v1.SearchCatalogRequest
-	(*SearchCatalogResponse)(nil), // 26: rbee.hive.v1.SearchCatalogResponse
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
+	(*FindBlobRequest)(nil),       // 2: rbee.hive.v1.FindBlobRequest
+	(*FindBlobResponse)(nil),      // 3: rbee.hive.v1.FindBlobResponse
+	(*RefreshRequest)(nil),        // 4: rbee.hive.v1.RefreshRequest
+	(*RefreshResponse)(nil),       // 5: rbee.hive.v1.RefreshResponse
+	(*Device)(nil),                // 6: rbee.hive.v1.Device
+	(*File)(nil),                  // 7: rbee.hive.v1.File
+	(*Process)(nil),               // 8: rbee.hive.v1.Process
+	(*Binary)(nil),                // 9: rbee.hive.v1.Binary
+	(*Check)(nil),                 // 10: rbee.hive.v1.Check
+	(*Model)(nil),                 // 11: rbee.hive.v1.Model
+	(*ModelFacts)(nil),            // 12: rbee.hive.v1.ModelFacts
+	(*ModelFit)(nil),              // 13: rbee.hive.v1.ModelFit
+	(*CatalogItem)(nil),           // 14: rbee.hive.v1.CatalogItem
+	(*ListProcessesRequest)(nil),  // 15: rbee.hive.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil), // 16: rbee.hive.v1.ListProcessesResponse
+	(*GetProcessRequest)(nil),     // 17: rbee.hive.v1.GetProcessRequest
+	(*GetProcessResponse)(nil),    // 18: rbee.hive.v1.GetProcessResponse
+	(*ListBinariesRequest)(nil),   // 19: rbee.hive.v1.ListBinariesRequest
+	(*ListBinariesResponse)(nil),  // 20: rbee.hive.v1.ListBinariesResponse
+	(*GetBinaryRequest)(nil),      // 21: rbee.hive.v1.GetBinaryRequest
+	(*GetBinaryResponse)(nil),     // 22: rbee.hive.v1.GetBinaryResponse
+	(*ListModelsRequest)(nil),     // 23: rbee.hive.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),    // 24: rbee.hive.v1.ListModelsResponse
+	(*GetModelRequest)(nil),       // 25: rbee.hive.v1.GetModelRequest
+	(*GetModelResponse)(nil),      // 26: rbee.hive.v1.GetModelResponse
+	(*SearchCatalogRequest)(nil),  // 27: rbee.hive.v1.SearchCatalogRequest
+	(*SearchCatalogResponse)(nil), // 28: rbee.hive.v1.SearchCatalogResponse
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
 }
 var file_hive_v1_hive_proto_depIdxs = []int32{
-	4,  // 0: rbee.hive.v1.RefreshResponse.before:type_name -> rbee.hive.v1.Device
-	4,  // 1: rbee.hive.v1.RefreshResponse.after:type_name -> rbee.hive.v1.Device
-	27, // 2: rbee.hive.v1.Process.started_at:type_name -> google.protobuf.Timestamp
-	27, // 3: rbee.hive.v1.Binary.installed_at:type_name -> google.protobuf.Timestamp
-	4,  // 4: rbee.hive.v1.Binary.devices:type_name -> rbee.hive.v1.Device
-	5,  // 5: rbee.hive.v1.Binary.files:type_name -> rbee.hive.v1.File
-	8,  // 6: rbee.hive.v1.Binary.checks:type_name -> rbee.hive.v1.Check
-	27, // 7: rbee.hive.v1.Binary.probed_at:type_name -> google.protobuf.Timestamp
-	27, // 8: rbee.hive.v1.Model.created_at:type_name -> google.protobuf.Timestamp
-	5,  // 9: rbee.hive.v1.Model.files:type_name -> rbee.hive.v1.File
-	10, // 10: rbee.hive.v1.Model.facts:type_name -> rbee.hive.v1.ModelFacts
-	11, // 11: rbee.hive.v1.Model.fits:type_name -> rbee.hive.v1.ModelFit
-	6,  // 12: rbee.hive.v1.ListProcessesResponse.processes:type_name -> rbee.hive.v1.Process
-	6,  // 13: rbee.hive.v1.GetProcessResponse.process:type_name -> rbee.hive.v1.Process
-	7,  // 14: rbee.hive.v1.ListBinariesResponse.binaries:type_name -> rbee.hive.v1.Binary
-	7,  // 15: rbee.hive.v1.GetBinaryResponse.binary:type_name -> rbee.hive.v1.Binary
-	9,  // 16: rbee.hive.v1.ListModelsResponse.models:type_name -> rbee.hive.v1.Model
-	9,  // 17: rbee.hive.v1.GetModelResponse.model:type_name -> rbee.hive.v1.Model
-	12, // 18: rbee.hive.v1.SearchCatalogResponse.items:type_name -> rbee.hive.v1.CatalogItem
-	13, // 19: rbee.hive.v1.HiveService.ListProcesses:input_type -> rbee.hive.v1.ListProcessesRequest
-	15, // 20: rbee.hive.v1.HiveService.GetProcess:input_type -> rbee.hive.v1.GetProcessRequest
-	17, // 21: rbee.hive.v1.HiveService.ListBinaries:input_type -> rbee.hive.v1.ListBinariesRequest
-	19, // 22: rbee.hive.v1.HiveService.GetBinary:input_type -> rbee.hive.v1.GetBinaryRequest
-	21, // 23: rbee.hive.v1.HiveService.ListModels:input_type -> rbee.hive.v1.ListModelsRequest
-	23, // 24: rbee.hive.v1.HiveService.GetModel:input_type -> rbee.hive.v1.GetModelRequest
-	2,  // 25: rbee.hive.v1.HiveService.Refresh:input_type -> rbee.hive.v1.RefreshRequest
-	25, // 26: rbee.hive.v1.HiveService.SearchCatalog:input_type -> rbee.hive.v1.SearchCatalogRequest
-	0,  // 27: rbee.hive.v1.AgentService.Leave:input_type -> rbee.hive.v1.LeaveRequest
-	14, // 28: rbee.hive.v1.HiveService.ListProcesses:output_type -> rbee.hive.v1.ListProcessesResponse
-	16, // 29: rbee.hive.v1.HiveService.GetProcess:output_type -> rbee.hive.v1.GetProcessResponse
-	18, // 30: rbee.hive.v1.HiveService.ListBinaries:output_type -> rbee.hive.v1.ListBinariesResponse
-	20, // 31: rbee.hive.v1.HiveService.GetBinary:output_type -> rbee.hive.v1.GetBinaryResponse
-	22, // 32: rbee.hive.v1.HiveService.ListModels:output_type -> rbee.hive.v1.ListModelsResponse
-	24, // 33: rbee.hive.v1.HiveService.GetModel:output_type -> rbee.hive.v1.GetModelResponse
-	3,  // 34: rbee.hive.v1.HiveService.Refresh:output_type -> rbee.hive.v1.RefreshResponse
-	26, // 35: rbee.hive.v1.HiveService.SearchCatalog:output_type -> rbee.hive.v1.SearchCatalogResponse
-	1,  // 36: rbee.hive.v1.AgentService.Leave:output_type -> rbee.hive.v1.LeaveResponse
-	28, // [28:37] is the sub-list for method output_type
-	19, // [19:28] is the sub-list for method input_type
+	6,  // 0: rbee.hive.v1.RefreshResponse.before:type_name -> rbee.hive.v1.Device
+	6,  // 1: rbee.hive.v1.RefreshResponse.after:type_name -> rbee.hive.v1.Device
+	29, // 2: rbee.hive.v1.Process.started_at:type_name -> google.protobuf.Timestamp
+	29, // 3: rbee.hive.v1.Binary.installed_at:type_name -> google.protobuf.Timestamp
+	6,  // 4: rbee.hive.v1.Binary.devices:type_name -> rbee.hive.v1.Device
+	7,  // 5: rbee.hive.v1.Binary.files:type_name -> rbee.hive.v1.File
+	10, // 6: rbee.hive.v1.Binary.checks:type_name -> rbee.hive.v1.Check
+	29, // 7: rbee.hive.v1.Binary.probed_at:type_name -> google.protobuf.Timestamp
+	29, // 8: rbee.hive.v1.Model.created_at:type_name -> google.protobuf.Timestamp
+	7,  // 9: rbee.hive.v1.Model.files:type_name -> rbee.hive.v1.File
+	12, // 10: rbee.hive.v1.Model.facts:type_name -> rbee.hive.v1.ModelFacts
+	13, // 11: rbee.hive.v1.Model.fits:type_name -> rbee.hive.v1.ModelFit
+	8,  // 12: rbee.hive.v1.ListProcessesResponse.processes:type_name -> rbee.hive.v1.Process
+	8,  // 13: rbee.hive.v1.GetProcessResponse.process:type_name -> rbee.hive.v1.Process
+	9,  // 14: rbee.hive.v1.ListBinariesResponse.binaries:type_name -> rbee.hive.v1.Binary
+	9,  // 15: rbee.hive.v1.GetBinaryResponse.binary:type_name -> rbee.hive.v1.Binary
+	11, // 16: rbee.hive.v1.ListModelsResponse.models:type_name -> rbee.hive.v1.Model
+	11, // 17: rbee.hive.v1.GetModelResponse.model:type_name -> rbee.hive.v1.Model
+	14, // 18: rbee.hive.v1.SearchCatalogResponse.items:type_name -> rbee.hive.v1.CatalogItem
+	15, // 19: rbee.hive.v1.HiveService.ListProcesses:input_type -> rbee.hive.v1.ListProcessesRequest
+	17, // 20: rbee.hive.v1.HiveService.GetProcess:input_type -> rbee.hive.v1.GetProcessRequest
+	19, // 21: rbee.hive.v1.HiveService.ListBinaries:input_type -> rbee.hive.v1.ListBinariesRequest
+	21, // 22: rbee.hive.v1.HiveService.GetBinary:input_type -> rbee.hive.v1.GetBinaryRequest
+	23, // 23: rbee.hive.v1.HiveService.ListModels:input_type -> rbee.hive.v1.ListModelsRequest
+	25, // 24: rbee.hive.v1.HiveService.GetModel:input_type -> rbee.hive.v1.GetModelRequest
+	4,  // 25: rbee.hive.v1.HiveService.Refresh:input_type -> rbee.hive.v1.RefreshRequest
+	2,  // 26: rbee.hive.v1.HiveService.FindBlob:input_type -> rbee.hive.v1.FindBlobRequest
+	27, // 27: rbee.hive.v1.HiveService.SearchCatalog:input_type -> rbee.hive.v1.SearchCatalogRequest
+	0,  // 28: rbee.hive.v1.AgentService.Leave:input_type -> rbee.hive.v1.LeaveRequest
+	16, // 29: rbee.hive.v1.HiveService.ListProcesses:output_type -> rbee.hive.v1.ListProcessesResponse
+	18, // 30: rbee.hive.v1.HiveService.GetProcess:output_type -> rbee.hive.v1.GetProcessResponse
+	20, // 31: rbee.hive.v1.HiveService.ListBinaries:output_type -> rbee.hive.v1.ListBinariesResponse
+	22, // 32: rbee.hive.v1.HiveService.GetBinary:output_type -> rbee.hive.v1.GetBinaryResponse
+	24, // 33: rbee.hive.v1.HiveService.ListModels:output_type -> rbee.hive.v1.ListModelsResponse
+	26, // 34: rbee.hive.v1.HiveService.GetModel:output_type -> rbee.hive.v1.GetModelResponse
+	5,  // 35: rbee.hive.v1.HiveService.Refresh:output_type -> rbee.hive.v1.RefreshResponse
+	3,  // 36: rbee.hive.v1.HiveService.FindBlob:output_type -> rbee.hive.v1.FindBlobResponse
+	28, // 37: rbee.hive.v1.HiveService.SearchCatalog:output_type -> rbee.hive.v1.SearchCatalogResponse
+	1,  // 38: rbee.hive.v1.AgentService.Leave:output_type -> rbee.hive.v1.LeaveResponse
+	29, // [29:39] is the sub-list for method output_type
+	19, // [19:29] is the sub-list for method input_type
 	19, // [19:19] is the sub-list for extension type_name
 	19, // [19:19] is the sub-list for extension extendee
 	0,  // [0:19] is the sub-list for field type_name
@@ -2143,7 +2275,7 @@ func file_hive_v1_hive_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hive_v1_hive_proto_rawDesc), len(file_hive_v1_hive_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -28,6 +28,7 @@ const (
 	HiveService_ListModels_FullMethodName    = "/rbee.hive.v1.HiveService/ListModels"
 	HiveService_GetModel_FullMethodName      = "/rbee.hive.v1.HiveService/GetModel"
 	HiveService_Refresh_FullMethodName       = "/rbee.hive.v1.HiveService/Refresh"
+	HiveService_FindBlob_FullMethodName      = "/rbee.hive.v1.HiveService/FindBlob"
 	HiveService_SearchCatalog_FullMethodName = "/rbee.hive.v1.HiveService/SearchCatalog"
 )
 
@@ -43,6 +44,8 @@ type HiveServiceClient interface {
 	GetModel(ctx context.Context, in *GetModelRequest, opts ...grpc.CallOption) (*GetModelResponse, error)
 	// Looks again at devices and worker types, and reports them.
 	Refresh(ctx context.Context, in *RefreshRequest, opts ...grpc.CallOption) (*RefreshResponse, error)
+	// What the hive has of a file of a model.
+	FindBlob(ctx context.Context, in *FindBlobRequest, opts ...grpc.CallOption) (*FindBlobResponse, error)
 	// What the hive's catalog sources offer.
 	SearchCatalog(ctx context.Context, in *SearchCatalogRequest, opts ...grpc.CallOption) (*SearchCatalogResponse, error)
 }
@@ -125,6 +128,16 @@ func (c *hiveServiceClient) Refresh(ctx context.Context, in *RefreshRequest, opt
 	return out, nil
 }
 
+func (c *hiveServiceClient) FindBlob(ctx context.Context, in *FindBlobRequest, opts ...grpc.CallOption) (*FindBlobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FindBlobResponse)
+	err := c.cc.Invoke(ctx, HiveService_FindBlob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *hiveServiceClient) SearchCatalog(ctx context.Context, in *SearchCatalogRequest, opts ...grpc.CallOption) (*SearchCatalogResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SearchCatalogResponse)
@@ -147,6 +160,8 @@ type HiveServiceServer interface {
 	GetModel(context.Context, *GetModelRequest) (*GetModelResponse, error)
 	// Looks again at devices and worker types, and reports them.
 	Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error)
+	// What the hive has of a file of a model.
+	FindBlob(context.Context, *FindBlobRequest) (*FindBlobResponse, error)
 	// What the hive's catalog sources offer.
 	SearchCatalog(context.Context, *SearchCatalogRequest) (*SearchCatalogResponse, error)
 	mustEmbedUnimplementedHiveServiceServer()
@@ -179,6 +194,9 @@ func (UnimplementedHiveServiceServer) GetModel(context.Context, *GetModelRequest
 }
 func (UnimplementedHiveServiceServer) Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Refresh not implemented")
+}
+func (UnimplementedHiveServiceServer) FindBlob(context.Context, *FindBlobRequest) (*FindBlobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FindBlob not implemented")
 }
 func (UnimplementedHiveServiceServer) SearchCatalog(context.Context, *SearchCatalogRequest) (*SearchCatalogResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SearchCatalog not implemented")
@@ -330,6 +348,24 @@ func _HiveService_Refresh_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _HiveService_FindBlob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindBlobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HiveServiceServer).FindBlob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HiveService_FindBlob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HiveServiceServer).FindBlob(ctx, req.(*FindBlobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _HiveService_SearchCatalog_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SearchCatalogRequest)
 	if err := dec(in); err != nil {
@@ -382,6 +418,10 @@ var HiveService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Refresh",
 			Handler:    _HiveService_Refresh_Handler,
+		},
+		{
+			MethodName: "FindBlob",
+			Handler:    _HiveService_FindBlob_Handler,
 		},
 		{
 			MethodName: "SearchCatalog",

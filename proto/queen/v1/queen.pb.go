@@ -27,6 +27,68 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// What a hive does about a file.
+type BlobStage int32
+
+const (
+	BlobStage_BLOB_STAGE_UNSPECIFIED BlobStage = 0
+	// It wants to be told where to take it from.
+	BlobStage_BLOB_STAGE_ASKING      BlobStage = 1
+	BlobStage_BLOB_STAGE_FROM_HIVE   BlobStage = 2
+	BlobStage_BLOB_STAGE_FROM_ORIGIN BlobStage = 3
+	// It has all of it, checked.
+	BlobStage_BLOB_STAGE_WHOLE BlobStage = 4
+	// It has given up.
+	BlobStage_BLOB_STAGE_OVER BlobStage = 5
+)
+
+// Enum value maps for BlobStage.
+var (
+	BlobStage_name = map[int32]string{
+		0: "BLOB_STAGE_UNSPECIFIED",
+		1: "BLOB_STAGE_ASKING",
+		2: "BLOB_STAGE_FROM_HIVE",
+		3: "BLOB_STAGE_FROM_ORIGIN",
+		4: "BLOB_STAGE_WHOLE",
+		5: "BLOB_STAGE_OVER",
+	}
+	BlobStage_value = map[string]int32{
+		"BLOB_STAGE_UNSPECIFIED": 0,
+		"BLOB_STAGE_ASKING":      1,
+		"BLOB_STAGE_FROM_HIVE":   2,
+		"BLOB_STAGE_FROM_ORIGIN": 3,
+		"BLOB_STAGE_WHOLE":       4,
+		"BLOB_STAGE_OVER":        5,
+	}
+)
+
+func (x BlobStage) Enum() *BlobStage {
+	p := new(BlobStage)
+	*p = x
+	return p
+}
+
+func (x BlobStage) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BlobStage) Descriptor() protoreflect.EnumDescriptor {
+	return file_queen_v1_queen_proto_enumTypes[0].Descriptor()
+}
+
+func (BlobStage) Type() protoreflect.EnumType {
+	return &file_queen_v1_queen_proto_enumTypes[0]
+}
+
+func (x BlobStage) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BlobStage.Descriptor instead.
+func (BlobStage) EnumDescriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{0}
+}
+
 type LinkRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Counts the reports of this line: 1, 2, 3, …
@@ -306,6 +368,248 @@ func (x *QueenAddress) GetRpcAddress() string {
 	return ""
 }
 
+type ClaimRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "sha256:<hex>".
+	Digest string    `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Stage  BlobStage `protobuf:"varint,2,opt,name=stage,proto3,enum=rbee.queen.v1.BlobStage" json:"stage,omitempty"`
+	// From the file's beginning.
+	HaveBytes int64 `protobuf:"varint,3,opt,name=have_bytes,json=haveBytes,proto3" json:"have_bytes,omitempty"`
+	// FROM_HIVE: node id of the other hive.
+	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	// Node ids of hives that have failed this one.
+	Avoid []string `protobuf:"bytes,5,rep,name=avoid,proto3" json:"avoid,omitempty"`
+	// The origin has failed this hive.
+	NoOrigin bool `protobuf:"varint,6,opt,name=no_origin,json=noOrigin,proto3" json:"no_origin,omitempty"`
+	// It gives no files to other hives.
+	Mute          bool `protobuf:"varint,7,opt,name=mute,proto3" json:"mute,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimRequest) Reset() {
+	*x = ClaimRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimRequest) ProtoMessage() {}
+
+func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
+func (*ClaimRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ClaimRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ClaimRequest) GetStage() BlobStage {
+	if x != nil {
+		return x.Stage
+	}
+	return BlobStage_BLOB_STAGE_UNSPECIFIED
+}
+
+func (x *ClaimRequest) GetHaveBytes() int64 {
+	if x != nil {
+		return x.HaveBytes
+	}
+	return 0
+}
+
+func (x *ClaimRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ClaimRequest) GetAvoid() []string {
+	if x != nil {
+		return x.Avoid
+	}
+	return nil
+}
+
+func (x *ClaimRequest) GetNoOrigin() bool {
+	if x != nil {
+		return x.NoOrigin
+	}
+	return false
+}
+
+func (x *ClaimRequest) GetMute() bool {
+	if x != nil {
+		return x.Mute
+	}
+	return false
+}
+
+type ClaimResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Take it from the origin.
+	Origin bool `protobuf:"varint,1,opt,name=origin,proto3" json:"origin,omitempty"`
+	// Hives that have more of it, the one to ask first first.
+	Seeders []*Seeder `protobuf:"bytes,2,rep,name=seeders,proto3" json:"seeders,omitempty"`
+	// Name of the hive that fetches it from the origin; empty: none, or the calling one.
+	Waiting string `protobuf:"bytes,3,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// No other hive can help, and the origin has failed the calling one.
+	Nobody bool `protobuf:"varint,4,opt,name=nobody,proto3" json:"nobody,omitempty"`
+	// When to claim again, at the latest.
+	Again         *durationpb.Duration `protobuf:"bytes,5,opt,name=again,proto3" json:"again,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimResponse) Reset() {
+	*x = ClaimResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimResponse) ProtoMessage() {}
+
+func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
+func (*ClaimResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ClaimResponse) GetOrigin() bool {
+	if x != nil {
+		return x.Origin
+	}
+	return false
+}
+
+func (x *ClaimResponse) GetSeeders() []*Seeder {
+	if x != nil {
+		return x.Seeders
+	}
+	return nil
+}
+
+func (x *ClaimResponse) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
+func (x *ClaimResponse) GetNobody() bool {
+	if x != nil {
+		return x.Nobody
+	}
+	return false
+}
+
+func (x *ClaimResponse) GetAgain() *durationpb.Duration {
+	if x != nil {
+		return x.Again
+	}
+	return nil
+}
+
+// Seeder is a hive to take a file from.
+type Seeder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node id.
+	Hive string `protobuf:"bytes,1,opt,name=hive,proto3" json:"hive,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// host:port of its RPC port.
+	RpcAddress    string `protobuf:"bytes,3,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Seeder) Reset() {
+	*x = Seeder{}
+	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Seeder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Seeder) ProtoMessage() {}
+
+func (x *Seeder) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Seeder.ProtoReflect.Descriptor instead.
+func (*Seeder) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Seeder) GetHive() string {
+	if x != nil {
+		return x.Hive
+	}
+	return ""
+}
+
+func (x *Seeder) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Seeder) GetRpcAddress() string {
+	if x != nil {
+		return x.RpcAddress
+	}
+	return ""
+}
+
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A raft.v1.Command.
@@ -316,7 +620,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[4]
+	mi := &file_queen_v1_queen_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +632,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[4]
+	mi := &file_queen_v1_queen_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +645,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{4}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ApplyRequest) GetCommand() []byte {
@@ -360,7 +664,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	mi := &file_queen_v1_queen_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +676,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	mi := &file_queen_v1_queen_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +689,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{5}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ApplyResponse) GetIndex() uint64 {
@@ -405,7 +709,7 @@ type ReadIndexRequest struct {
 
 func (x *ReadIndexRequest) Reset() {
 	*x = ReadIndexRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	mi := &file_queen_v1_queen_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +721,7 @@ func (x *ReadIndexRequest) String() string {
 func (*ReadIndexRequest) ProtoMessage() {}
 
 func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	mi := &file_queen_v1_queen_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +734,7 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{6}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReadIndexRequest) GetVerify() bool {
@@ -451,7 +755,7 @@ type ReadIndexResponse struct {
 
 func (x *ReadIndexResponse) Reset() {
 	*x = ReadIndexResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[7]
+	mi := &file_queen_v1_queen_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -463,7 +767,7 @@ func (x *ReadIndexResponse) String() string {
 func (*ReadIndexResponse) ProtoMessage() {}
 
 func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[7]
+	mi := &file_queen_v1_queen_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -476,7 +780,7 @@ func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
 func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{7}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReadIndexResponse) GetIndex() uint64 {
@@ -503,7 +807,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[8]
+	mi := &file_queen_v1_queen_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +819,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[8]
+	mi := &file_queen_v1_queen_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +832,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{8}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TransferLeadershipRequest) GetTo() string {
@@ -546,7 +850,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[9]
+	mi := &file_queen_v1_queen_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +862,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[9]
+	mi := &file_queen_v1_queen_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +875,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{9}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{12}
 }
 
 type RemoveQueenRequest struct {
@@ -584,7 +888,7 @@ type RemoveQueenRequest struct {
 
 func (x *RemoveQueenRequest) Reset() {
 	*x = RemoveQueenRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[10]
+	mi := &file_queen_v1_queen_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +900,7 @@ func (x *RemoveQueenRequest) String() string {
 func (*RemoveQueenRequest) ProtoMessage() {}
 
 func (x *RemoveQueenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[10]
+	mi := &file_queen_v1_queen_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +913,7 @@ func (x *RemoveQueenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveQueenRequest.ProtoReflect.Descriptor instead.
 func (*RemoveQueenRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{10}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveQueenRequest) GetId() string {
@@ -627,7 +931,7 @@ type RemoveQueenResponse struct {
 
 func (x *RemoveQueenResponse) Reset() {
 	*x = RemoveQueenResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[11]
+	mi := &file_queen_v1_queen_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -639,7 +943,7 @@ func (x *RemoveQueenResponse) String() string {
 func (*RemoveQueenResponse) ProtoMessage() {}
 
 func (x *RemoveQueenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[11]
+	mi := &file_queen_v1_queen_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -652,7 +956,7 @@ func (x *RemoveQueenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveQueenResponse.ProtoReflect.Descriptor instead.
 func (*RemoveQueenResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{11}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{14}
 }
 
 type LeaveNodeRequest struct {
@@ -665,7 +969,7 @@ type LeaveNodeRequest struct {
 
 func (x *LeaveNodeRequest) Reset() {
 	*x = LeaveNodeRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	mi := &file_queen_v1_queen_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +981,7 @@ func (x *LeaveNodeRequest) String() string {
 func (*LeaveNodeRequest) ProtoMessage() {}
 
 func (x *LeaveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	mi := &file_queen_v1_queen_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +994,7 @@ func (x *LeaveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveNodeRequest.ProtoReflect.Descriptor instead.
 func (*LeaveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{12}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LeaveNodeRequest) GetNode() string {
@@ -708,7 +1012,7 @@ type LeaveNodeResponse struct {
 
 func (x *LeaveNodeResponse) Reset() {
 	*x = LeaveNodeResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	mi := &file_queen_v1_queen_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +1024,7 @@ func (x *LeaveNodeResponse) String() string {
 func (*LeaveNodeResponse) ProtoMessage() {}
 
 func (x *LeaveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	mi := &file_queen_v1_queen_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +1037,7 @@ func (x *LeaveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveNodeResponse.ProtoReflect.Descriptor instead.
 func (*LeaveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{13}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{16}
 }
 
 type SightRequest struct {
@@ -746,7 +1050,7 @@ type SightRequest struct {
 
 func (x *SightRequest) Reset() {
 	*x = SightRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[14]
+	mi := &file_queen_v1_queen_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +1062,7 @@ func (x *SightRequest) String() string {
 func (*SightRequest) ProtoMessage() {}
 
 func (x *SightRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[14]
+	mi := &file_queen_v1_queen_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +1075,7 @@ func (x *SightRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SightRequest.ProtoReflect.Descriptor instead.
 func (*SightRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{14}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SightRequest) GetHive() string {
@@ -792,7 +1096,7 @@ type SightResponse struct {
 
 func (x *SightResponse) Reset() {
 	*x = SightResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[15]
+	mi := &file_queen_v1_queen_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -804,7 +1108,7 @@ func (x *SightResponse) String() string {
 func (*SightResponse) ProtoMessage() {}
 
 func (x *SightResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[15]
+	mi := &file_queen_v1_queen_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -817,7 +1121,7 @@ func (x *SightResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SightResponse.ProtoReflect.Descriptor instead.
 func (*SightResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{15}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SightResponse) GetQueen() string {
@@ -851,7 +1155,7 @@ type HiveSight struct {
 
 func (x *HiveSight) Reset() {
 	*x = HiveSight{}
-	mi := &file_queen_v1_queen_proto_msgTypes[16]
+	mi := &file_queen_v1_queen_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +1167,7 @@ func (x *HiveSight) String() string {
 func (*HiveSight) ProtoMessage() {}
 
 func (x *HiveSight) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[16]
+	mi := &file_queen_v1_queen_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +1180,7 @@ func (x *HiveSight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HiveSight.ProtoReflect.Descriptor instead.
 func (*HiveSight) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{16}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HiveSight) GetHive() string {
@@ -922,7 +1226,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[17]
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1238,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[17]
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1251,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{17}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
 }
 
 type SaveSnapshotResponse struct {
@@ -959,7 +1263,7 @@ type SaveSnapshotResponse struct {
 
 func (x *SaveSnapshotResponse) Reset() {
 	*x = SaveSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[18]
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1275,7 @@ func (x *SaveSnapshotResponse) String() string {
 func (*SaveSnapshotResponse) ProtoMessage() {}
 
 func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[18]
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1288,7 @@ func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{18}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SaveSnapshotResponse) GetData() []byte {
@@ -1003,7 +1307,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[19]
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1319,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[19]
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1332,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{19}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RestoreSnapshotRequest) GetData() []byte {
@@ -1047,7 +1351,7 @@ type RestoreSnapshotResponse struct {
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1363,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1376,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RestoreSnapshotResponse) GetIndex() uint64 {
@@ -1103,7 +1407,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1419,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1432,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1197,7 +1501,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1513,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1526,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *JoinResponse) GetCluster() string {
@@ -1284,7 +1588,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[23]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1600,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[23]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1613,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -1336,7 +1640,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[24]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1652,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[24]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1665,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RenewResponse) GetCaCertificates() []byte {
@@ -1396,7 +1700,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1712,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1725,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Hive) GetId() string {
@@ -1506,7 +1810,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1822,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1835,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Worker) GetId() string {
@@ -1624,7 +1928,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1940,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1953,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Load) GetActive() int32 {
@@ -1714,6 +2018,26 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\fQueenAddress\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vrpc_address\x18\x02 \x01(\tR\n" +
+	"rpcAddress\"\xd4\x01\n" +
+	"\fClaimRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12.\n" +
+	"\x05stage\x18\x02 \x01(\x0e2\x18.rbee.queen.v1.BlobStageR\x05stage\x12\x1d\n" +
+	"\n" +
+	"have_bytes\x18\x03 \x01(\x03R\thaveBytes\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12\x14\n" +
+	"\x05avoid\x18\x05 \x03(\tR\x05avoid\x12\x1b\n" +
+	"\tno_origin\x18\x06 \x01(\bR\bnoOrigin\x12\x12\n" +
+	"\x04mute\x18\a \x01(\bR\x04mute\"\xbb\x01\n" +
+	"\rClaimResponse\x12\x16\n" +
+	"\x06origin\x18\x01 \x01(\bR\x06origin\x12/\n" +
+	"\aseeders\x18\x02 \x03(\v2\x15.rbee.queen.v1.SeederR\aseeders\x12\x18\n" +
+	"\awaiting\x18\x03 \x01(\tR\awaiting\x12\x16\n" +
+	"\x06nobody\x18\x04 \x01(\bR\x06nobody\x12/\n" +
+	"\x05again\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x05again\"Q\n" +
+	"\x06Seeder\x12\x12\n" +
+	"\x04hive\x18\x01 \x01(\tR\x04hive\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
+	"\vrpc_address\x18\x03 \x01(\tR\n" +
 	"rpcAddress\"(\n" +
 	"\fApplyRequest\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\fR\acommand\"%\n" +
@@ -1804,10 +2128,20 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x06queued\x18\x02 \x01(\x05R\x06queued\x12*\n" +
 	"\x11tokens_per_second\x18\x03 \x01(\x01R\x0ftokensPerSecond\x12!\n" +
 	"\ftokens_total\x18\x04 \x01(\x03R\vtokensTotal\x12$\n" +
-	"\x0ekv_used_tokens\x18\x05 \x01(\x03R\fkvUsedTokens2_\n" +
+	"\x0ekv_used_tokens\x18\x05 \x01(\x03R\fkvUsedTokens*\x9f\x01\n" +
+	"\tBlobStage\x12\x1a\n" +
+	"\x16BLOB_STAGE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11BLOB_STAGE_ASKING\x10\x01\x12\x18\n" +
+	"\x14BLOB_STAGE_FROM_HIVE\x10\x02\x12\x1a\n" +
+	"\x16BLOB_STAGE_FROM_ORIGIN\x10\x03\x12\x14\n" +
+	"\x10BLOB_STAGE_WHOLE\x10\x04\x12\x13\n" +
+	"\x0fBLOB_STAGE_OVER\x10\x052_\n" +
 	"\x0fRegistryService\x12L\n" +
 	"\x04Link\x12\x1a.rbee.queen.v1.LinkRequest\x1a\x1b.rbee.queen.v1.LinkResponse\"\a\xfa\xe5\x18\x03\n" +
-	"\x01\x02(\x010\x012\x8c\x06\n" +
+	"\x01\x02(\x010\x012\\\n" +
+	"\vBlobService\x12M\n" +
+	"\x05Claim\x12\x1b.rbee.queen.v1.ClaimRequest\x1a\x1c.rbee.queen.v1.ClaimResponse\"\t\xfa\xe5\x18\x05\n" +
+	"\x01\x02\x10\x012\x8c\x06\n" +
 	"\x0eClusterService\x12M\n" +
 	"\x05Apply\x12\x1b.rbee.queen.v1.ApplyRequest\x1a\x1c.rbee.queen.v1.ApplyResponse\"\t\xfa\xe5\x18\x05\n" +
 	"\x01\x03\x10\x01\x12Y\n" +
@@ -1844,77 +2178,87 @@ func file_queen_v1_queen_proto_rawDescGZIP() []byte {
 	return file_queen_v1_queen_proto_rawDescData
 }
 
-var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_queen_v1_queen_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_queen_v1_queen_proto_goTypes = []any{
-	(*LinkRequest)(nil),                // 0: rbee.queen.v1.LinkRequest
-	(*LinkResponse)(nil),               // 1: rbee.queen.v1.LinkResponse
-	(*ClusterView)(nil),                // 2: rbee.queen.v1.ClusterView
-	(*QueenAddress)(nil),               // 3: rbee.queen.v1.QueenAddress
-	(*ApplyRequest)(nil),               // 4: rbee.queen.v1.ApplyRequest
-	(*ApplyResponse)(nil),              // 5: rbee.queen.v1.ApplyResponse
-	(*ReadIndexRequest)(nil),           // 6: rbee.queen.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil),          // 7: rbee.queen.v1.ReadIndexResponse
-	(*TransferLeadershipRequest)(nil),  // 8: rbee.queen.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 9: rbee.queen.v1.TransferLeadershipResponse
-	(*RemoveQueenRequest)(nil),         // 10: rbee.queen.v1.RemoveQueenRequest
-	(*RemoveQueenResponse)(nil),        // 11: rbee.queen.v1.RemoveQueenResponse
-	(*LeaveNodeRequest)(nil),           // 12: rbee.queen.v1.LeaveNodeRequest
-	(*LeaveNodeResponse)(nil),          // 13: rbee.queen.v1.LeaveNodeResponse
-	(*SightRequest)(nil),               // 14: rbee.queen.v1.SightRequest
-	(*SightResponse)(nil),              // 15: rbee.queen.v1.SightResponse
-	(*HiveSight)(nil),                  // 16: rbee.queen.v1.HiveSight
-	(*SaveSnapshotRequest)(nil),        // 17: rbee.queen.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),       // 18: rbee.queen.v1.SaveSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),     // 19: rbee.queen.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),    // 20: rbee.queen.v1.RestoreSnapshotResponse
-	(*JoinRequest)(nil),                // 21: rbee.queen.v1.JoinRequest
-	(*JoinResponse)(nil),               // 22: rbee.queen.v1.JoinResponse
-	(*RenewRequest)(nil),               // 23: rbee.queen.v1.RenewRequest
-	(*RenewResponse)(nil),              // 24: rbee.queen.v1.RenewResponse
-	(*Hive)(nil),                       // 25: rbee.queen.v1.Hive
-	(*Worker)(nil),                     // 26: rbee.queen.v1.Worker
-	(*Load)(nil),                       // 27: rbee.queen.v1.Load
-	(*durationpb.Duration)(nil),        // 28: google.protobuf.Duration
-	(*v1.Device)(nil),                  // 29: rbee.hive.v1.Device
+	(BlobStage)(0),                     // 0: rbee.queen.v1.BlobStage
+	(*LinkRequest)(nil),                // 1: rbee.queen.v1.LinkRequest
+	(*LinkResponse)(nil),               // 2: rbee.queen.v1.LinkResponse
+	(*ClusterView)(nil),                // 3: rbee.queen.v1.ClusterView
+	(*QueenAddress)(nil),               // 4: rbee.queen.v1.QueenAddress
+	(*ClaimRequest)(nil),               // 5: rbee.queen.v1.ClaimRequest
+	(*ClaimResponse)(nil),              // 6: rbee.queen.v1.ClaimResponse
+	(*Seeder)(nil),                     // 7: rbee.queen.v1.Seeder
+	(*ApplyRequest)(nil),               // 8: rbee.queen.v1.ApplyRequest
+	(*ApplyResponse)(nil),              // 9: rbee.queen.v1.ApplyResponse
+	(*ReadIndexRequest)(nil),           // 10: rbee.queen.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),          // 11: rbee.queen.v1.ReadIndexResponse
+	(*TransferLeadershipRequest)(nil),  // 12: rbee.queen.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 13: rbee.queen.v1.TransferLeadershipResponse
+	(*RemoveQueenRequest)(nil),         // 14: rbee.queen.v1.RemoveQueenRequest
+	(*RemoveQueenResponse)(nil),        // 15: rbee.queen.v1.RemoveQueenResponse
+	(*LeaveNodeRequest)(nil),           // 16: rbee.queen.v1.LeaveNodeRequest
+	(*LeaveNodeResponse)(nil),          // 17: rbee.queen.v1.LeaveNodeResponse
+	(*SightRequest)(nil),               // 18: rbee.queen.v1.SightRequest
+	(*SightResponse)(nil),              // 19: rbee.queen.v1.SightResponse
+	(*HiveSight)(nil),                  // 20: rbee.queen.v1.HiveSight
+	(*SaveSnapshotRequest)(nil),        // 21: rbee.queen.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 22: rbee.queen.v1.SaveSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),     // 23: rbee.queen.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 24: rbee.queen.v1.RestoreSnapshotResponse
+	(*JoinRequest)(nil),                // 25: rbee.queen.v1.JoinRequest
+	(*JoinResponse)(nil),               // 26: rbee.queen.v1.JoinResponse
+	(*RenewRequest)(nil),               // 27: rbee.queen.v1.RenewRequest
+	(*RenewResponse)(nil),              // 28: rbee.queen.v1.RenewResponse
+	(*Hive)(nil),                       // 29: rbee.queen.v1.Hive
+	(*Worker)(nil),                     // 30: rbee.queen.v1.Worker
+	(*Load)(nil),                       // 31: rbee.queen.v1.Load
+	(*durationpb.Duration)(nil),        // 32: google.protobuf.Duration
+	(*v1.Device)(nil),                  // 33: rbee.hive.v1.Device
 }
 var file_queen_v1_queen_proto_depIdxs = []int32{
-	25, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
-	26, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
-	28, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
-	2,  // 3: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
-	3,  // 4: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
-	16, // 5: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
-	28, // 6: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
-	2,  // 7: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
-	29, // 8: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	27, // 9: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	0,  // 10: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
-	4,  // 11: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
-	6,  // 12: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
-	8,  // 13: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
-	10, // 14: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	12, // 15: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
-	14, // 16: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	17, // 17: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	19, // 18: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	21, // 19: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	23, // 20: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	1,  // 21: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	5,  // 22: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	7,  // 23: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	9,  // 24: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	11, // 25: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	13, // 26: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
-	15, // 27: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	18, // 28: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	20, // 29: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	22, // 30: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	24, // 31: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	21, // [21:32] is the sub-list for method output_type
-	10, // [10:21] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	29, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
+	30, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
+	32, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
+	3,  // 3: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
+	4,  // 4: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
+	0,  // 5: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
+	7,  // 6: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
+	32, // 7: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
+	20, // 8: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
+	32, // 9: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	3,  // 10: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
+	33, // 11: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	31, // 12: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	1,  // 13: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	5,  // 14: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
+	8,  // 15: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	10, // 16: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	12, // 17: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	14, // 18: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	16, // 19: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	18, // 20: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	21, // 21: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	23, // 22: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	25, // 23: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	27, // 24: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	2,  // 25: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	6,  // 26: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
+	9,  // 27: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	11, // 28: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	13, // 29: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	15, // 30: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	17, // 31: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	19, // 32: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	22, // 33: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	24, // 34: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	26, // 35: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	28, // 36: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }
@@ -1927,13 +2271,14 @@ func file_queen_v1_queen_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queen_v1_queen_proto_rawDesc), len(file_queen_v1_queen_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   28,
+			NumEnums:      1,
+			NumMessages:   31,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   4,
 		},
 		GoTypes:           file_queen_v1_queen_proto_goTypes,
 		DependencyIndexes: file_queen_v1_queen_proto_depIdxs,
+		EnumInfos:         file_queen_v1_queen_proto_enumTypes,
 		MessageInfos:      file_queen_v1_queen_proto_msgTypes,
 	}.Build()
 	File_queen_v1_queen_proto = out.File

@@ -1,0 +1,109 @@
+package queen
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/rpc"
+	"github.com/rbee-project/rbee/core/swarm"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+// findBlobTimeout bounds the question to all hives who has a file. One that does not answer is not counted on.
+const findBlobTimeout = 1500 * time.Millisecond
+
+// maxAvoided bounds what a claim says of other hives.
+const maxAvoided = 1024
+
+// blobService tells hives where to take files from. Its errors are classified; the gRPC server of core/rpc carries them.
+type blobService struct {
+	queenv1.UnimplementedBlobServiceServer
+	q *Queen
+}
+
+// Claim takes in how far a hive is with a file, and says where it shall take it from. Errors: Invalid, Overloaded, Unavailable when this queen
+// does not lead.
+func (s *blobService) Claim(ctx context.Context, req *queenv1.ClaimRequest) (*queenv1.ClaimResponse, error) {
+	return s.q.claimBlob(ctx, rpc.Caller(ctx), req)
+}
+
+func (q *Queen) claimBlob(ctx context.Context, hive string, req *queenv1.ClaimRequest) (*queenv1.ClaimResponse, error) {
+	c := swarm.Claim{
+		Hive: hive, Digest: req.GetDigest(), Stage: swarm.Stage(req.GetStage()), HaveBytes: req.GetHaveBytes(), Source: req.GetSource(),
+		Avoid: req.GetAvoid(), NoOrigin: req.GetNoOrigin(), Mute: req.GetMute(),
+	}
+	switch {
+	case c.Hive == "":
+		return nil, core.Errorf("claim a file", core.Unauthenticated, "it is not known which hive asks")
+	case !swarm.ValidDigest(c.Digest) || c.Stage < swarm.Asking || c.Stage > swarm.Over || c.HaveBytes < 0 || len(c.Avoid) > maxAvoided:
+		return nil, core.WithHint(core.Errorf("claim a file", core.Invalid, "hive %s says of a file what no hive says", c.Hive), "This is a defect of the hive's agent: please report it.")
+	case !q.leads():
+		return nil, q.notLeader()
+	}
+	if c.Stage != swarm.Whole && c.Stage != swarm.Over {
+		ask, asked, err := q.board.Begin(time.Now(), c.Digest)
+		if err != nil {
+			return nil, err
+		}
+		if ask {
+			q.board.Asked(time.Now(), c.Digest, q.findBlob(ctx, c.Digest))
+		}
+		select {
+		case <-asked:
+		case <-ctx.Done():
+			return nil, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+		}
+	}
+	p, err := q.board.Claim(time.Now(), c)
+	if err != nil {
+		return nil, err
+	}
+	resp := &queenv1.ClaimResponse{Origin: p.Origin, Waiting: p.Waiting, Nobody: p.Nobody, Again: durationpb.New(p.Again)}
+	for _, x := range p.Seeders {
+		resp.Seeders = append(resp.Seeders, &queenv1.Seeder{Hive: x.Hive, Name: x.Name, RpcAddress: x.Address})
+	}
+	return resp, nil
+}
+
+// findBlob asks the live hives what they have of a file. Others may wait for the answer than the one whose ctx it is, which does not end it.
+func (q *Queen) findBlob(ctx context.Context, digest string) map[string]swarm.Holding {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), findBlobTimeout)
+	defer cancel()
+	live, _ := q.liveHives()
+	var mu sync.Mutex // guards found
+	found := map[string]swarm.Holding{}
+	var wg sync.WaitGroup
+	for _, h := range live {
+		wg.Go(func() {
+			resp, err := askOne(ctx, q, h.ID, func(ctx context.Context, c hiveConn) (*hivev1.FindBlobResponse, error) {
+				return hivev1.NewHiveServiceClient(c).FindBlob(ctx, &hivev1.FindBlobRequest{Digest: digest})
+			})
+			if err != nil {
+				q.log.Debug("a hive does not say whether it has a file", "hive", h.ID, "error", err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			found[h.ID] = swarm.Holding{Whole: resp.GetWhole(), Fetching: resp.GetFetching(), FromOrigin: resp.GetFromOrigin(), HaveBytes: max(resp.GetHaveBytes(), 0)}
+		})
+	}
+	wg.Wait()
+	return found
+}
+
+// swarmHive is what the board must know of a hive; false: it is down, or there is none.
+func (q *Queen) swarmHive(id string) (swarm.Hive, bool) {
+	h, ok := q.registry().Hive(nil, id)
+	if !ok || h.Status == core.HiveDown {
+		return swarm.Hive{}, false
+	}
+	q.mu.Lock()
+	q.addPulseLocked(&h)
+	q.mu.Unlock()
+	return swarm.Hive{Name: h.Name, Address: h.RPCAddress, Suspect: h.Status == core.HiveSuspect}, true
+}
