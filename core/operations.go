@@ -16,7 +16,7 @@ func Operations() []OperationSpec {
 	return []OperationSpec{
 		{
 			Name: OpWorkerDownload, Number: 1, Title: "WorkerDownload", Summary: "Install a worker type: fetch its engine, verify, unpack, publish and probe it.",
-			Runs: RunsOnHive, Result: WorkerBinary{}, CLI: []string{"worker download"},
+			Runs: RunsOnHive, Result: WorkerBinary{}, CLI: []string{"worker download"}, Test: "TestOperations",
 			Fields: []FieldSpec{
 				{Name: "type", Required: true, Doc: "worker type, such as cpu"},
 				{Name: "from", Doc: "catalog reference of the engine instead of the plugin's own"},
@@ -25,17 +25,17 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpWorkerBinaryList, Number: 3, Title: "WorkerBinaryList", Summary: "List the worker binaries of a hive, damaged ones included.",
-			Runs: RunsOnQueen, Result: []WorkerBinary{}, Get: "/v1/hives/{hive}/binaries", CLI: []string{"worker binary list"},
+			Runs: RunsOnQueen, Result: []WorkerBinary{}, Get: "/v1/hives/{hive}/binaries", CLI: []string{"worker binary list"}, Test: "TestOperations",
 			Fields: []FieldSpec{hiveField},
 		},
 		{
 			Name: OpWorkerBinaryGet, Number: 4, Title: "WorkerBinaryGet", Summary: "Show a worker binary with its files.",
-			Runs: RunsOnQueen, Result: WorkerBinary{}, Get: "/v1/hives/{hive}/binaries/{id...}", CLI: []string{"worker binary get"},
+			Runs: RunsOnQueen, Result: WorkerBinary{}, Get: "/v1/hives/{hive}/binaries/{id...}", CLI: []string{"worker binary get"}, Test: "TestOperations",
 			Fields: []FieldSpec{hiveField, {Name: "binary", Required: true, Doc: "worker type, or type@version"}},
 		},
 		{
 			Name: OpWorkerSpawn, Number: 6, Title: "WorkerSpawn", Summary: "Start a worker with a model, fetching what is missing.",
-			Runs: RunsOnChosenHive, Result: SpawnResult{}, CLI: []string{"worker spawn"},
+			Runs: RunsOnChosenHive, Result: SpawnResult{}, CLI: []string{"worker spawn"}, Test: "TestOperations",
 			Fields: []FieldSpec{
 				{Name: "model", Required: true, Doc: "id, alias or catalog reference of a model"},
 				{Name: "type", Doc: "worker type; empty: the hive chooses"},
@@ -47,17 +47,17 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpWorkerProcessList, Number: 7, Title: "WorkerProcessList", Summary: "List the worker processes of a hive, as its operating system sees them.",
-			Runs: RunsOnQueen, Result: []Process{}, Get: "/v1/hives/{hive}/processes", CLI: []string{"worker process list"},
+			Runs: RunsOnQueen, Result: []Process{}, Get: "/v1/hives/{hive}/processes", CLI: []string{"worker process list"}, Test: "TestOperations",
 			Fields: []FieldSpec{hiveField},
 		},
 		{
 			Name: OpWorkerProcessGet, Number: 8, Title: "WorkerProcessGet", Summary: "Show a worker process with command line, children, sockets and recent log.",
-			Runs: RunsOnQueen, Result: Process{}, Get: "/v1/hives/{hive}/processes/{pid}", CLI: []string{"worker process get"},
+			Runs: RunsOnQueen, Result: Process{}, Get: "/v1/hives/{hive}/processes/{pid}", CLI: []string{"worker process get"}, Test: "TestOperations",
 			Fields: []FieldSpec{hiveField, {Name: "pid", Required: true, Doc: "process id of a worker process of the hive"}},
 		},
 		{
 			Name: OpWorkerProcessDelete, Number: 9, Title: "WorkerProcessDelete", Summary: "End a worker process: drain, terminate, then kill.",
-			Runs: RunsOnHive, Result: ExitResult{}, CLI: []string{"worker process delete"},
+			Runs: RunsOnHive, Result: ExitResult{}, CLI: []string{"worker process delete"}, Test: "TestOperations",
 			Fields: []FieldSpec{
 				{Name: "pid", Required: true, Doc: "process id of a worker process of the hive"},
 				{Name: "grace", Doc: "time that running requests may go on"},
@@ -65,17 +65,17 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpModelDownload, Number: 10, Title: "ModelDownload", Summary: "Fetch a model into the hive's store.",
-			Runs: RunsOnChosenHive, Result: Model{}, CLI: []string{"model download", "pull"},
+			Runs: RunsOnChosenHive, Result: Model{}, CLI: []string{"model download", "pull"}, Test: "TestOperations",
 			Fields: []FieldSpec{{Name: "model", Required: true, Doc: "catalog reference, or the name of a model in a catalog source"}},
 		},
 		{
 			Name: OpModelList, Number: 11, Title: "ModelList", Summary: "List the models of a hive, or of the whole cluster.",
-			Runs: RunsOnQueen, Result: []Model{}, Get: "/v1/hives/{hive}/models", CLI: []string{"model list", "ls"},
+			Runs: RunsOnQueen, Result: []Model{}, Get: "/v1/hives/{hive}/models", CLI: []string{"model list", "ls"}, Test: "TestOperations",
 			Fields: []FieldSpec{{Name: "hive", Doc: "id or name of a hive; empty: the whole cluster"}},
 		},
 		{
 			Name: OpModelGet, Number: 12, Title: "ModelGet", Summary: "Show a model with its facts and files.",
-			Runs: RunsOnQueen, Result: Model{}, Get: "/v1/hives/{hive}/models/{id...}", CLI: []string{"model get"},
+			Runs: RunsOnQueen, Result: Model{}, Get: "/v1/hives/{hive}/models/{id...}", CLI: []string{"model get"}, Test: "TestOperations",
 			Fields: []FieldSpec{
 				{Name: "model", Required: true, Doc: "id or alias of a model"},
 				{Name: "hive", Doc: "id or name of a hive; empty: any that has it"},
@@ -83,7 +83,7 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpModelDelete, Number: 13, Title: "ModelDelete", Summary: "Delete a model from the hive's store, and those of its files that no other model needs.",
-			Runs: RunsOnHive, Result: ModelDeleteResult{}, CLI: []string{"model delete", "rm"},
+			Runs: RunsOnHive, Result: ModelDeleteResult{}, CLI: []string{"model delete", "rm"}, Test: "TestOperations",
 			Fields: []FieldSpec{
 				{Name: "model", Required: true, Doc: "id or alias of a model of the hive"},
 				{Name: "dry_run", Doc: "word to only say what would be freed"},
@@ -91,11 +91,11 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpHiveList, Number: 14, Title: "HiveList", Summary: "List the hives of the cluster.",
-			Runs: RunsOnQueen, Result: []Hive{}, Get: "/v1/hives", CLI: []string{"hive list"},
+			Runs: RunsOnQueen, Result: []Hive{}, Get: "/v1/hives", CLI: []string{"hive list"}, Test: "TestOperations",
 		},
 		{
 			Name: OpHiveGet, Number: 15, Title: "HiveGet", Summary: "Show a hive with its devices.",
-			Runs: RunsOnQueen, Result: Hive{}, Get: "/v1/hives/{hive}", CLI: []string{"hive get"},
+			Runs: RunsOnQueen, Result: Hive{}, Get: "/v1/hives/{hive}", CLI: []string{"hive get"}, Test: "TestOperations",
 			Fields: []FieldSpec{hiveField},
 		},
 		{
@@ -134,12 +134,12 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpHiveStatus, Number: 20, Title: "HiveStatus", Summary: "Say how each queen sees a hive, and whether it answers.",
-			Runs: RunsOnQueen, Result: HiveHealth{}, Get: "/v1/hives/{hive}/status", CLI: []string{"hive status"},
+			Runs: RunsOnQueen, Result: HiveHealth{}, Get: "/v1/hives/{hive}/status", CLI: []string{"hive status"}, Test: "TestOperations",
 			Fields: []FieldSpec{hiveField},
 		},
 		{
 			Name: OpHiveRefreshCapabilities, Number: 21, Title: "HiveRefreshCapabilities", Summary: "Look again at the devices and worker types of a hive.",
-			Runs: RunsOnQueen, Result: RefreshResult{}, CLI: []string{"hive refresh"},
+			Runs: RunsOnQueen, Result: RefreshResult{}, CLI: []string{"hive refresh"}, Test: "TestOperations",
 			Fields: []FieldSpec{hiveField},
 		},
 		{
@@ -153,16 +153,16 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpActiveWorkerList, Number: 24, Title: "ActiveWorkerList", Summary: "List the workers of the registry.",
-			Runs: RunsOnQueen, Result: []Worker{}, Get: "/v1/workers", CLI: []string{"worker list", "ps"},
+			Runs: RunsOnQueen, Result: []Worker{}, Get: "/v1/workers", CLI: []string{"worker list", "ps"}, Test: "TestOperations",
 		},
 		{
 			Name: OpActiveWorkerGet, Number: 25, Title: "ActiveWorkerGet", Summary: "Show a worker of the registry.",
-			Runs: RunsOnQueen, Result: Worker{}, Get: "/v1/workers/{id}", CLI: []string{"worker get"},
+			Runs: RunsOnQueen, Result: Worker{}, Get: "/v1/workers/{id}", CLI: []string{"worker get"}, Test: "TestOperations",
 			Fields: []FieldSpec{{Name: "worker", Required: true, Doc: "id of a worker, or a unique prefix of it"}},
 		},
 		{
 			Name: OpActiveWorkerRetire, Number: 26, Title: "ActiveWorkerRetire", Summary: "Give a worker no new request, let the running ones finish, then stop it.",
-			Runs: RunsOnWorker, Result: ExitResult{}, CLI: []string{"worker retire", "stop"},
+			Runs: RunsOnWorker, Result: ExitResult{}, CLI: []string{"worker retire", "stop"}, Test: "TestOperations",
 			Fields: []FieldSpec{
 				{Name: "worker", Required: true, Doc: "id of a worker, or a unique prefix of it"},
 				{Name: "grace", Doc: "time that running requests may go on"},
@@ -170,7 +170,7 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpStatus, Number: 28, Title: "Status", Summary: "Show queens, hives, workers, models, jobs and problems.",
-			Runs: RunsOnQueen, Result: Status{}, Get: "/v1/status", CLI: []string{"status"},
+			Runs: RunsOnQueen, Result: Status{}, Get: "/v1/status", CLI: []string{"status"}, Test: "TestOperations",
 		},
 	}
 }
