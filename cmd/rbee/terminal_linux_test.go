@@ -149,3 +149,31 @@ func TestProgressAndQuestionsOnATerminal(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, 130, r.code(t))
 }
+
+// top draws until ^C, on a screen of its own, no wider and no higher than the terminal.
+func TestTopOnATerminal(t *testing.T) {
+	t.Parallel()
+	q := newFakeQueen(t)
+	for i := range 40 {
+		q.addWorker(fakeWorker("w"+strconv.Itoa(i), "rbee-tiny"))
+	}
+	r, keys, screen := onTerminal(t, q.http.URL, "top", "--interval", "100ms")
+	eventually(t, contains(screen.String, "40 requests running, 80 waiting, 160 slots, 4936 tokens/s"))
+	must.StrHasPrefix(t, screenBegin, screen.String())
+	q.addWorker(fakeWorker("another", "rbee-tiny"))
+	eventually(t, contains(screen.String, "41 requests running"))
+	must.StrContains(t, screen.String(), "more lines")
+	for picture := range strings.SplitSeq(screen.String(), screenHome) {
+		const ended = "\x1b[K\r\n" // as the terminal gets it
+		must.LessEq(t, 23, strings.Count(picture, ended))
+		for l := range strings.SplitSeq(picture, ended) {
+			must.LessEq(t, 100+len(screenRest)+len(screenBegin), len([]rune(l)))
+		}
+	}
+	// A queen that does not answer is no reason to end.
+	q.http.CloseClientConnections()
+	_, err := keys.WriteString("\x03")
+	must.NoError(t, err)
+	must.Eq(t, 0, r.code(t))
+	eventually(t, contains(screen.String, screenEnd))
+}
