@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
@@ -24,6 +27,9 @@ type contract struct {
 	turn int        // counts the queens
 	done map[core.Operation]bool
 
+	key     ssh.PublicKey // of the person whose home the first queen runs in
+	reached bool          // there is an SSH server on this machine
+
 	first, second core.Worker // on hive-1 and hive-2, once they are spawned
 	model         core.Model
 	binary        core.WorkerBinary
@@ -36,10 +42,15 @@ func (o *contract) queen() *node {
 	return queens[o.turn%len(queens)]
 }
 
-// asJob runs a request as a job through one queen, looks at its events, and has another queen tell the same.
+// asJob runs a request as a job through the next queen, looks at its events, and has another queen tell the same.
 func asJob[T any](o *contract, r core.Request) T {
 	o.t.Helper()
-	cl := o.c.client(o.queen())
+	return asJobAt[T](o, o.queen(), r)
+}
+
+func asJobAt[T any](o *contract, q *node, r core.Request) T {
+	o.t.Helper()
+	cl := o.c.client(q)
 	var events []core.Event
 	j, err := cl.Run(o.t.Context(), r, func(e core.Event) error {
 		events = append(events, e)
@@ -103,8 +114,14 @@ func cli[T any](o *contract, args ...string) T {
 func TestOperations(t *testing.T) {
 	c := newCluster(t)
 	c.ownStores = true
-	c.start(3, 2)
-	o := &contract{c: c, done: map[core.Operation]bool{}}
+	for i := range 3 {
+		c.add(fmt.Sprintf("queen-%d", i+1), true, false)
+	}
+	for i := range 2 {
+		c.add(fmt.Sprintf("hive-%d", i+1), false, true)
+	}
+	o := &contract{c: c, done: map[core.Operation]bool{}, key: identity(t, filepath.Dir(c.nodes[0].file))}
+	c.join(3, 2)
 	for _, step := range []struct {
 		name string
 		run  func(*contract)
@@ -123,6 +140,7 @@ func TestOperations(t *testing.T) {
 		{"ActiveWorkerRetire", (*contract).activeWorkerRetire},
 		{"WorkerProcessDelete", (*contract).workerProcessDelete},
 		{"ModelDelete", (*contract).modelDelete},
+		{"OverSSH", (*contract).overSSH},
 	} {
 		if !t.Run(step.name, func(t *testing.T) {
 			o.t = t
@@ -132,7 +150,7 @@ func TestOperations(t *testing.T) {
 		}
 	}
 	for _, spec := range core.Operations() {
-		if spec.Number > 0 && !o.done[spec.Name] {
+		if spec.Number > 0 && !o.done[spec.Name] && (spec.Runs != core.RunsOverSSH || o.reached) {
 			t.Errorf("no step runs %s", spec.Name)
 		}
 	}
@@ -320,5 +338,31 @@ func (o *contract) modelDelete() {
 	// Names that lead out of the store are names of no model.
 	for _, name := range []string{"../models/rbee-tiny", "..", path.Join("/", "etc", "passwd"), "a:b"} {
 		must.True(o.t, slices.Contains([]core.Kind{core.NotFound, core.Invalid}, core.KindOf(o.fails(core.Request{Operation: core.OpModelDelete, Model: name, Hive: "hive-2"}))))
+	}
+}
+
+// overSSH: the first queen's person takes another machine in, and gives it back.
+func (o *contract) overSSH() {
+	t, q := o.t, o.c.nodeNamed("queen-1")
+	server := startSSHD(t, o.key)
+	o.reached = true
+	t.Cleanup(func() { endAgentsOf(t, server.home) })
+	config := filepath.Join(filepath.Dir(q.file), ".ssh", "config")
+	must.NoError(t, os.WriteFile(config, fmt.Appendf(nil, "Host box\n  HostName 127.0.0.1\n  Port %d\n", server.port), 0o600))
+	must.Len(t, 1, asJobAt[core.ImportResult](o, q, core.Request{Operation: core.OpHiveImportSSH}).Added)
+	must.True(t, asJobAt[core.SSHTest](o, q, core.Request{Operation: core.OpSSHTest, Host: "box", HostKey: server.fingerprint}).OK)
+	r := core.Request{Operation: core.OpHiveInstall, Host: "box", Service: "none", Bind: o.c.net + ".77"}
+	installed := asJobAt[core.InstallResult](o, q, r)
+	must.Eq(t, core.HiveReady, got[core.Hive](o, "/v1/hives/box").Status)
+	r = core.Request{Host: "box"}
+	for _, op := range []core.Operation{core.OpHiveStop, core.OpHiveStart} {
+		r.Operation = op
+		must.False(t, asJobAt[core.InstallResult](o, q, r).Already)
+		must.True(t, asJobAt[core.InstallResult](o, q, r).Already)
+	}
+	r.Operation = core.OpHiveUninstall
+	must.Eq(t, installed.Hive, asJobAt[core.UninstallResult](o, q, r).Hive)
+	for _, h := range got[[]core.Hive](o, "/v1/hives") {
+		must.NotEq(t, installed.Hive, h.ID)
 	}
 }
