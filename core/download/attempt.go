@@ -58,7 +58,9 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 		if origin.SameOrigin(u, r.o.u) {
 			maps.Copy(req.Header, r.o.header)
 		}
-		req.Header.Set("Accept", "*/*")
+		if req.Header.Get("Accept") == "" { // some origins give the bytes only when they are asked for in their words
+			req.Header.Set("Accept", "*/*")
+		}
 		req.Header.Set("Accept-Encoding", "identity") // the digest is that of the file as it is
 		if r.ranged() {
 			last := ""

@@ -336,11 +336,12 @@ func TestRedirect(t *testing.T) {
 		http.Redirect(w, r, cdn.URL+"/signed?key=1", http.StatusFound)
 	})
 	f := file(s, body)
-	f.Header = map[string]string{"Authorization": "Bearer secret"}
+	f.Header = map[string]string{"Authorization": "Bearer secret", "Accept": "application/octet-stream"}
 	o := origins(t, f, options(t))
 	must.NoError(t, o.Fetch(t.Context(), 0, 10, io.Discard))
 	must.NoError(t, o.Fetch(t.Context(), 10, 20, io.Discard))
 	must.SliceLen(t, 1, s.headers("Authorization"))
+	must.Eq(t, []string{"application/octet-stream"}, s.headers("Accept"))
 	expired = true
 	must.NoError(t, o.Fetch(t.Context(), 20, 30, io.Discard))
 	must.Eq(t, []string{"Bearer secret", "Bearer secret"}, s.headers("Authorization"))

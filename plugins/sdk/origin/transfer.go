@@ -30,8 +30,8 @@ func (c *Client) Fetch(ctx context.Context, address string, header http.Header, 
 		if err != nil {
 			return nil, fmt.Errorf("an address cannot be used: %w", sdk.ErrInvalid)
 		}
-		maps.Copy(req.Header, header)
 		maps.Copy(req.Header, extra)
+		maps.Copy(req.Header, header) // which may ask for another Accept
 		resp, err := c.http.Do(req)
 		if err != nil && resp != nil {
 			_ = resp.Body.Close()
