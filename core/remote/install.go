@@ -375,19 +375,36 @@ func (i *installation) result(h core.Hive, already bool) core.InstallResult {
 	return res
 }
 
+// tellLog has the job tell the last lines of a hive's log. Without them it says less.
+func (r *Remote) tellLog(ctx context.Context, m *machine, l layout, run Run) {
+	text, _ := m.service(ctx, l, "log")
+	for line := range strings.Lines(text) {
+		run.Log("%s: %s", m.name, clip(ssh.Clean(line)))
+	}
+}
+
 // awaitReady waits until the registry has the hive as ready, in a life that began after the given one.
 func (r *Remote) awaitReady(ctx context.Context, m *machine, l layout, id string, before core.Hive, run Run) (core.Hive, error) {
 	deadline := time.Now().Add(r.o.Patience)
-	for {
+	stopped := 0 // how often the service was found not to run
+	for n := 1; ; n++ {
 		h, err := r.o.Cluster.Hive(ctx, id)
 		if err == nil && h.Status == core.HiveReady && h.Incarnation != before.Incarnation {
 			return h, nil
 		}
-		if time.Now().After(deadline) {
-			text, _ := m.service(ctx, l, "log") // without it the error says less
-			for line := range strings.Lines(text) {
-				run.Log("%s: %s", m.name, clip(ssh.Clean(line)))
+		if n%lifePolls == 0 {
+			if up, err := m.running(ctx, l); err != nil {
+				return core.Hive{}, err
+			} else if !up {
+				stopped++
 			}
+		}
+		if stopped == 2 {
+			r.tellLog(ctx, m, l, run)
+			return core.Hive{}, core.WithHint(core.Errorf("start the hive", core.Internal, "the service was started on %s and has ended", m.name), "The last lines of its log are above.")
+		}
+		if time.Now().After(deadline) {
+			r.tellLog(ctx, m, l, run)
 			return core.Hive{}, core.WithHint(core.Errorf("start the hive", core.DeadlineExceeded, "the service was started on %s, and hive %s did not become ready within %s", m.name, id, r.o.Patience),
 				"The last lines of its log are above. The machine must reach the queens' ports 7834 and 7835, and they its own.")
 		}

@@ -215,8 +215,13 @@ func (r *Remote) leave(ctx context.Context, m *machine, l layout, man manifest, 
 	}
 	run.Progress(core.Progress{Phase: "leave"})
 	_, err = r.o.Cluster.LeaveNode(ctx, man.hive)
-	if k := core.KindOf(err); k == core.NotFound || k == core.Conflict {
-		err = nil // it is out already
+	switch core.KindOf(err) {
+	case core.NotFound:
+		return nil
+	case core.Conflict: // it is out already, or may not leave: the only queen cannot
+		if _, there := r.o.Cluster.Hive(ctx, man.hive); core.KindOf(there) == core.NotFound {
+			return nil
+		}
 	}
 	return err
 }

@@ -23,6 +23,8 @@ const (
 	patience = 90 * time.Second
 	// poll is the pause between two looks at the registry.
 	poll = 200 * time.Millisecond
+	// lifePolls is how many of those looks there are for one at the service itself.
+	lifePolls = 5
 	// drainPatience is how long running requests may go on, where a request does not say.
 	drainPatience = 5 * time.Minute
 	minFreeBytes  = 256 << 20

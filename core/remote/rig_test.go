@@ -173,6 +173,7 @@ type fakeCluster struct {
 	calls    []string
 	workers  []core.Worker
 	gone     bool
+	stays    bool // it may not leave
 	mintErr  error
 	draining bool
 }
@@ -242,6 +243,9 @@ func (f *fakeCluster) LeaveNode(_ context.Context, id string) (core.Node, error)
 	f.note("leave %s", id)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.stays {
+		return core.Node{}, core.Errorf("", core.Conflict, "it is the only voting queen")
+	}
 	f.gone = true
 	return core.Node{ID: id}, nil
 }

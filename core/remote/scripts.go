@@ -114,7 +114,7 @@ case $kind.$action in
 systemd-*.start) ctl daemon-reload && ctl enable rbee.service >/dev/null 2>&1; ctl start --no-block rbee.service ;;
 systemd-*.restart) ctl daemon-reload && ctl enable rbee.service >/dev/null 2>&1; ctl restart --no-block rbee.service ;;
 systemd-*.stop) ctl stop rbee.service ;;
-systemd-*.state) if ctl is-active --quiet rbee.service; then echo running; else echo stopped; fi ;;
+systemd-*.state) case "$(ctl is-active rbee.service 2>/dev/null)" in active|activating|reloading|deactivating) echo running ;; *) echo stopped ;; esac ;;
 systemd-*.log) if [ $kind = systemd-user ]; then journalctl --user -u rbee.service -n 20 --no-pager -o cat; else journalctl -u rbee.service -n 20 --no-pager -o cat; fi ;;
 systemd-*.remove) ctl disable --now rbee.service >/dev/null 2>&1; rm -f "$unit"; ctl daemon-reload; ctl reset-failed rbee.service >/dev/null 2>&1; exit 0 ;;
 systemd-user.linger) loginctl enable-linger >/dev/null 2>&1 || echo no ;;

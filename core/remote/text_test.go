@@ -138,6 +138,42 @@ func TestServiceTouchesNoStranger(t *testing.T) {
 	must.NoError(t, syscall.Kill(stranger.Process.Pid, 0))
 }
 
+// What systemd is asked for, by a systemctl that only writes it down.
+func TestServiceAsksSystemd(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		kind, action, active string
+		want                 []string
+		out                  string
+	}{
+		{ServiceSystemdUser, "start", "", []string{"--user daemon-reload", "--user enable rbee.service", "--user start --no-block rbee.service"}, ""},
+		{ServiceSystemdUser, "restart", "", []string{"--user daemon-reload", "--user enable rbee.service", "--user restart --no-block rbee.service"}, ""},
+		{ServiceSystemdSystem, "start", "", []string{"daemon-reload", "enable rbee.service", "start --no-block rbee.service"}, ""},
+		{ServiceSystemdSystem, "stop", "", []string{"stop rbee.service"}, ""},
+		{ServiceSystemdUser, "state", "active", []string{"--user is-active rbee.service"}, "running"},
+		{ServiceSystemdUser, "state", "activating", []string{"--user is-active rbee.service"}, "running"},
+		{ServiceSystemdUser, "state", "failed", []string{"--user is-active rbee.service"}, "stopped"},
+		{ServiceSystemdSystem, "remove", "", []string{"disable --now rbee.service", "daemon-reload", "reset-failed rbee.service"}, ""},
+	} {
+		t.Run(c.kind+" "+c.action+" "+c.active, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			log, unit := filepath.Join(dir, "log"), filepath.Join(dir, "unit")
+			must.NoError(t, os.WriteFile(unit, nil, 0o600))
+			cmd := exec.CommandContext(t.Context(), "sh", "-c", scriptService, "rbee", c.kind, c.action, "/l", "/c", "/p", "/g", unit)
+			cmd.Env = []string{pathWith(t, map[string]string{"systemctl": `echo "$*" >> "` + log + `"; case "$*" in *is-active*) echo "` + c.active + `"; [ "` + c.active + `" = active ] ;; esac`})}
+			out, err := cmd.CombinedOutput()
+			must.NoError(t, err, must.Sprint(string(out)))
+			must.Eq(t, c.out, strings.TrimSpace(string(out)))
+			asked, err := os.ReadFile(log)
+			must.NoError(t, err)
+			must.Eq(t, c.want, strings.Split(strings.TrimSpace(string(asked)), "\n"))
+			_, err = os.Stat(unit)
+			must.Eq(t, c.action == "remove", errors.Is(err, os.ErrNotExist))
+		})
+	}
+}
+
 func TestConfigText(t *testing.T) {
 	t.Parallel()
 	got := layoutOf("/home/${bee}", false, ServiceNone).configText(settings{name: "gpu1", bind: "10.0.0.7", advertise: "10.0.0.8", queen: true})
