@@ -253,6 +253,7 @@ func (p *process) buildHive(ctx context.Context) error {
 	p.bees, err = hive.New(hive.Options{
 		ID: p.id, Name: nodeName(cfg), Version: p.opts.Version, DataDir: cfg.DataDir, RPCAddress: rpcAddress,
 		Jobs: p.jobs, Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Origins: origins, Queens: queens, Peers: peers, Logger: p.log,
+		KeepFiles: !cfg.Hive.Download.Seed, UploadLimit: download.NewLimiter(int64(cfg.Hive.Download.UploadLimit)),
 		StopWorkersOnExit: !cfg.Hive.KeepWorkers,
 		Slots:             cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace,
 	})

@@ -88,6 +88,8 @@ type Download struct {
 	Connections    int      // to one server at a time, for one file; 1 to 64
 	RateLimit      Bytes    // per second, of all transfers from servers together; 0: none
 	AllowAddresses []string // addresses and CIDR prefixes that files may be fetched from although they are not public
+	Seed           bool     // other hives of the cluster get files of models from this one
+	UploadLimit    Bytes    // per second, of all that other hives get together; 0: none
 }
 
 // Bytes is a size, which is written "50MiB", "1.5GB" or "4096".

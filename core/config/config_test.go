@@ -314,18 +314,18 @@ func TestNestedBlock(t *testing.T) {
 		must.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 		return config.Load([]string{file}, environment(env...))
 	}
-	c, diags := load("hive {\n enabled = true\n slots = 2\n download {\n  connections = 8\n  rate_limit = \"50MiB\"\n  allow_addresses = [\"10.0.0.0/8\", \"fd00::1\"]\n }\n}\n", "rbee.hcl")
+	c, diags := load("hive {\n enabled = true\n slots = 2\n download {\n  connections = 8\n  rate_limit = \"50MiB\"\n  allow_addresses = [\"10.0.0.0/8\", \"fd00::1\"]\n  seed = false\n  upload_limit = \"1MiB\"\n }\n}\n", "rbee.hcl")
 	must.NoError(t, diags.Err())
-	must.Eq(t, config.Download{Connections: 8, RateLimit: 50 << 20, AllowAddresses: []string{"10.0.0.0/8", "fd00::1"}}, c.Hive.Download)
+	must.Eq(t, config.Download{Connections: 8, RateLimit: 50 << 20, AllowAddresses: []string{"10.0.0.0/8", "fd00::1"}, UploadLimit: 1 << 20}, c.Hive.Download)
 	must.Eq(t, 2, c.Hive.Slots)
 
 	c, diags = load(`{"hive": {"enabled": true, "download": {"connections": 2}}}`, "rbee.json", "RBEE_HIVE_DOWNLOAD_RATE_LIMIT=1.5GB")
 	must.NoError(t, diags.Err())
-	must.Eq(t, config.Download{Connections: 2, RateLimit: 1_500_000_000}, c.Hive.Download)
+	must.Eq(t, config.Download{Connections: 2, RateLimit: 1_500_000_000, Seed: true}, c.Hive.Download)
 
 	c, diags = config.Load(nil, environment())
 	must.NoError(t, diags.Err())
-	must.Eq(t, config.Download{Connections: 4}, c.Hive.Download)
+	must.Eq(t, config.Download{Connections: 4, Seed: true}, c.Hive.Download)
 
 	for text, says := range map[string]string{
 		`connections = 0`:               "between 1 and 64",

@@ -60,6 +60,8 @@ func settings() []setting {
 		{name: "hive.download.connections", field: func(c *Config) any { return &c.Hive.Download.Connections }, check: func(c *Config) string { return checkRange(c.Hive.Download.Connections, 1, 64) }},
 		{name: "hive.download.rate_limit", field: func(c *Config) any { return &c.Hive.Download.RateLimit }},
 		{name: "hive.download.allow_addresses", field: func(c *Config) any { return &c.Hive.Download.AllowAddresses }, check: checkAllowAddresses},
+		{name: "hive.download.seed", field: func(c *Config) any { return &c.Hive.Download.Seed }},
+		{name: "hive.download.upload_limit", field: func(c *Config) any { return &c.Hive.Download.UploadLimit }},
 		{name: "gossip.retry_join", field: func(c *Config) any { return &c.Gossip.RetryJoin }, check: checkRetryJoin},
 		{name: "gossip.key_file", field: func(c *Config) any { return &c.Gossip.KeyFile }, path: true},
 		{name: "tls.ca_file", field: func(c *Config) any { return &c.TLS.CAFile }, path: true},
@@ -73,7 +75,7 @@ func defaults(env Env) *Config {
 		LogLevel: "info",
 		Bind:     Bind{Address: "127.0.0.1", HTTPPort: DefaultHTTPPort, RPCPort: DefaultRPCPort, GossipPort: DefaultGossipPort},
 		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour},
-		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, KeepWorkers: true, Download: Download{Connections: 4}},
+		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, KeepWorkers: true, Download: Download{Connections: 4, Seed: true}},
 		origins:  map[string]Origin{},
 		env:      env,
 	}

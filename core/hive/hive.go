@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/download"
 	"github.com/rbee-project/rbee/core/hostinfo"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/pluginhost"
@@ -49,11 +50,14 @@ type Options struct {
 	Origins      Origins // how files are taken from HTTP servers
 	// Jobs runs the hive's operations; Run ends them. Jobs of an owner with another id than the hive's cannot be found. nil: jobs of its own, which
 	// nobody else can reach.
-	Jobs       *job.Manager
-	Queens     Queens       // where reports go; nil: nowhere
-	Peers      Peers        // the files of other hives; nil: there are none
-	RPCAddress string       // host:port at which queens reach this hive; empty: only within the process
-	Logger     hclog.Logger // nil: none
+	Jobs      *job.Manager
+	Queens    Queens // where reports go; nil: nowhere
+	Peers     Peers  // the files of other hives; nil: there are none
+	KeepFiles bool   // other hives get no files from this one
+	// UploadLimit holds back what other hives get, all together; nil limits nothing.
+	UploadLimit *download.Limiter
+	RPCAddress  string       // host:port at which queens reach this hive; empty: only within the process
+	Logger      hclog.Logger // nil: none
 	// StopWorkersOnExit ends all workers when Run ends; otherwise they go on and the next Run takes them over.
 	StopWorkersOnExit bool
 	Slots             int              // of a worker, where a spawn does not say; 0: 4

@@ -34,8 +34,14 @@ type Peers interface {
 }
 
 // ServeBlobs gives this hive's files to the hives that connect, until ctx ends or l is closed. The connections of l are those of rpc.Mux.Blobs.
+// Where the options say that the hive gives none, it closes l.
 func (h *Hive) ServeBlobs(ctx context.Context, l net.Listener) error {
-	return swarm.NewServer(sharedShelf{h.store}, 0, h.log.Named("seed")).Serve(ctx, l)
+	if h.opts.KeepFiles {
+		_ = l.Close()
+		<-ctx.Done()
+		return nil
+	}
+	return swarm.NewServer(sharedShelf{h.store}, h.opts.UploadLimit, h.log.Named("seed")).Serve(ctx, l)
 }
 
 // sharedShelf is the store as core/swarm needs it.
@@ -61,7 +67,7 @@ func (h *Hive) newSwarm() *swarm.Client {
 		return nil
 	}
 	c := &claimer{queens: h.opts.Queens}
-	return swarm.NewClient(swarm.ClientOptions{Dial: h.opts.Peers.DialBlob, Claim: c.claim, Have: h.haveBytes, Logger: h.log.Named("seed")})
+	return swarm.NewClient(swarm.ClientOptions{Dial: h.opts.Peers.DialBlob, Claim: c.claim, Have: h.haveBytes, Mute: h.opts.KeepFiles, Logger: h.log.Named("seed")})
 }
 
 // haveBytes is how much of a file is there, from its beginning.
@@ -91,7 +97,7 @@ func (h *Hive) hasBlob(digest string) (bytes int64, whole bool) {
 // FindBlob says what the hive has of a file.
 func (s hiveService) FindBlob(_ context.Context, req *hivev1.FindBlobRequest) (*hivev1.FindBlobResponse, error) {
 	h := s.h
-	if h.swarm == nil || !swarm.ValidDigest(req.GetDigest()) {
+	if h.swarm == nil || h.opts.KeepFiles || !swarm.ValidDigest(req.GetDigest()) {
 		return &hivev1.FindBlobResponse{}, nil
 	}
 	resp := &hivev1.FindBlobResponse{}

@@ -43,11 +43,16 @@ func newTown(t *testing.T) *town {
 }
 
 // add runs a hive with its files served on loopback. A real one has a mux of core/rpc there.
-func (w *town) add(id string) *rig {
+func (w *town) add(id string, change ...func(*Options)) *rig {
 	w.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(w.t, err)
-	r := run(w.t, setup{blobs: townQueen{w: w, hive: id}, change: func(o *Options) { o.ID, o.Name, o.Peers = id, "name-"+id, w }})
+	r := run(w.t, setup{blobs: townQueen{w: w, hive: id}, change: func(o *Options) {
+		o.ID, o.Name, o.Peers = id, "name-"+id, w
+		for _, f := range change {
+			f(o)
+		}
+	}})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- r.hive.ServeBlobs(ctx, l) }()
@@ -191,6 +196,27 @@ func TestModelWithoutOtherHives(t *testing.T) {
 	j, events = old.follow(old.submit(wantTiny()).ID)
 	must.Eq(t, core.JobSucceeded, j.State)
 	must.StrContains(t, logs(events), "taking it from its origin")
+}
+
+// A hive that keeps its files gives none, is not named to others, and takes what it can get.
+func TestModelOfAHiveThatKeepsItsFiles(t *testing.T) {
+	t.Parallel()
+	w := newTown(t)
+	keeper := w.add("h1", func(o *Options) { o.KeepFiles = true })
+	m := result1[core.Model](keeper, wantTiny())
+	resp, err := keeper.hives.FindBlob(t.Context(), &hivev1.FindBlobRequest{Digest: m.Digest})
+	must.NoError(t, err)
+	must.False(t, resp.GetWhole())
+	r := w.add("h2")
+	j, events := r.follow(r.submit(wantTiny()).ID)
+	must.Eq(t, core.JobSucceeded, j.State)
+	must.StrNotContains(t, logs(events), "hive name-h1")
+	_, err = net.Dial("tcp", w.doors["h1"].Addr().String())
+	must.Error(t, err)
+	taker := w.add("h3", func(o *Options) { o.KeepFiles = true })
+	j, events = taker.follow(taker.submit(wantTiny()).ID)
+	must.Eq(t, core.JobSucceeded, j.State)
+	must.StrContains(t, logs(events), "taking it from hive name-h2")
 }
 
 // Sources at the origin are gone through one after the other, as without other hives; and again from the first when what hives brought was wrong.

@@ -52,22 +52,28 @@ type Blob interface {
 	Wait(ctx context.Context, offset int64) (end int64, err error)
 }
 
+// Limiter holds back what is sent. *download.Limiter is one.
+type Limiter interface {
+	// Writer is w behind the limiter, until ctx ends.
+	Writer(ctx context.Context, w io.Writer) io.Writer
+}
+
 // Server gives this hive's files to other hives.
 type Server struct {
 	shelf  Shelf
-	limit  *pace
+	limit  Limiter // nil: none
 	log    hclog.Logger
 	places chan struct{}
 	part   sync.Pool
 }
 
-// NewServer returns a server for the files of shelf. bytesPerSecond bounds what all uploads send; 0: nothing does. log may be nil.
-func NewServer(shelf Shelf, bytesPerSecond int64, log hclog.Logger) *Server {
+// NewServer returns a server for the files of shelf. limit holds back all uploads together; nil: nothing does. log may be nil.
+func NewServer(shelf Shelf, limit Limiter, log hclog.Logger) *Server {
 	if log == nil {
 		log = hclog.NewNullLogger()
 	}
 	return &Server{
-		shelf: shelf, limit: &pace{perSecond: bytesPerSecond}, log: log, places: make(chan struct{}, maxUploads),
+		shelf: shelf, limit: limit, log: log, places: make(chan struct{}, maxUploads),
 		part: sync.Pool{New: func() any { return new([uploadPart]byte) }},
 	}
 }
@@ -212,7 +218,11 @@ func parseRange(text string, size int64) (from, to int64, err error) {
 }
 
 // send sends bytes as they come.
-func (s *Server) send(ctx context.Context, w io.Writer, control *http.ResponseController, b Blob, from, to int64) error {
+func (s *Server) send(ctx context.Context, rw io.Writer, control *http.ResponseController, b Blob, from, to int64) error {
+	var w io.Writer = timely{rw, control}
+	if s.limit != nil {
+		w = s.limit.Writer(ctx, w)
+	}
 	buf, _ := s.part.Get().(*[uploadPart]byte)
 	defer s.part.Put(buf)
 	for from < to {
@@ -225,12 +235,6 @@ func (s *Server) send(ctx context.Context, w io.Writer, control *http.ResponseCo
 			if n, err := b.ReadAt(part, from); n < len(part) {
 				return cmp.Or(err, io.ErrUnexpectedEOF)
 			}
-			if err := s.limit.wait(ctx, len(part)); err != nil {
-				return err
-			}
-			if err := control.SetWriteDeadline(time.Now().Add(uploadStuck)); err != nil {
-				return err
-			}
 			if _, err := w.Write(part); err != nil {
 				return err
 			}
@@ -241,6 +245,19 @@ func (s *Server) send(ctx context.Context, w io.Writer, control *http.ResponseCo
 		}
 	}
 	return nil
+}
+
+// timely gives up a write that the other hive does not take.
+type timely struct {
+	w       io.Writer
+	control *http.ResponseController
+}
+
+func (t timely) Write(b []byte) (int, error) {
+	if err := t.control.SetWriteDeadline(time.Now().Add(uploadStuck)); err != nil {
+		return 0, err
+	}
+	return t.w.Write(b)
 }
 
 func waitFor(ctx context.Context, b Blob, offset int64) (end int64, err error) {
@@ -265,34 +282,4 @@ func refuse(w http.ResponseWriter, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // who is gone needs no answer
-}
-
-// pace spreads what is sent over time. The zero value, and perSecond 0, do not.
-type pace struct {
-	perSecond int64 // bytes
-
-	mu   sync.Mutex // guards next
-	next time.Time  // when the next byte may be sent
-}
-
-func (p *pace) wait(ctx context.Context, n int) error {
-	if p.perSecond <= 0 {
-		return ctx.Err()
-	}
-	now := time.Now()
-	p.mu.Lock()
-	if p.next.Before(now) {
-		p.next = now
-	}
-	at := p.next
-	p.next = at.Add(time.Duration(float64(n) / float64(p.perSecond) * float64(time.Second)))
-	p.mu.Unlock()
-	timer := time.NewTimer(at.Sub(now))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

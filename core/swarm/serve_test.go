@@ -19,21 +19,22 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/download"
 	"github.com/rbee-project/rbee/core/swarm"
 )
 
 // serveFile serves one file until the test ends, and gives the way there.
-func serveFile(t *testing.T, f *memFile, bytesPerSecond int64) func(context.Context, string, string) (net.Conn, error) {
+func serveFile(t *testing.T, f *memFile, limit swarm.Limiter) func(context.Context, string, string) (net.Conn, error) {
 	t.Helper()
-	return serveShelf(t, &memShelf{digest: testDigest, file: f}, bytesPerSecond)
+	return serveShelf(t, &memShelf{digest: testDigest, file: f}, limit)
 }
 
-func serveShelf(t *testing.T, shelf *memShelf, bytesPerSecond int64) func(context.Context, string, string) (net.Conn, error) {
+func serveShelf(t *testing.T, shelf *memShelf, limit swarm.Limiter) func(context.Context, string, string) (net.Conn, error) {
 	t.Helper()
 	l := &pipeListener{conns: make(chan net.Conn), dead: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { must.NoError(t, swarm.NewServer(shelf, bytesPerSecond, coretest.Logger(t)).Serve(ctx, l)) })
+	wg.Go(func() { must.NoError(t, swarm.NewServer(shelf, limit, coretest.Logger(t)).Serve(ctx, l)) })
 	t.Cleanup(func() { close(l.dead); cancel(); wg.Wait() })
 	return func(context.Context, string, string) (net.Conn, error) {
 		client, server := net.Pipe()
@@ -46,7 +47,7 @@ func TestParts(t *testing.T) {
 	t.Parallel()
 	data := []byte("0123456789")
 	shelf := &memShelf{digest: testDigest, file: wholeMemFile(data)}
-	dial := serveShelf(t, shelf, 0)
+	dial := serveShelf(t, shelf, nil)
 	for _, tt := range []struct{ from, to int64 }{{0, 10}, {0, 1}, {9, 10}, {3, 7}} {
 		var got bytes.Buffer
 		must.NoError(t, swarm.FetchFrom(t.Context(), dial, testDigest, 10, tt.from, tt.to, &got))
@@ -161,7 +162,7 @@ func TestPartThatIsStillComing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newMemFile(10)
-		dial := serveFile(t, f, 0)
+		dial := serveFile(t, f, nil)
 		got := newMemFile(10)
 		ended := make(chan error, 1)
 		go func() { ended <- swarm.FetchFrom(t.Context(), dial, testDigest, 10, 0, 10, got) }()
@@ -183,7 +184,7 @@ func TestUploadsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		f := newMemFile(10)
-		dial := serveFile(t, f, 0)
+		dial := serveFile(t, f, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		for range swarm.MaxUploads {
@@ -206,7 +207,7 @@ func TestUploadRate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		data := make([]byte, 8<<20)
-		dial := serveFile(t, wholeMemFile(data), 1<<20)
+		dial := serveFile(t, wholeMemFile(data), download.NewLimiter(1<<20))
 		begin := time.Now()
 		var wg sync.WaitGroup
 		for range 2 { // together
@@ -222,7 +223,7 @@ func TestUploadRate(t *testing.T) {
 func TestIdleHivesAreDropped(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		dial := serveFile(t, wholeMemFile(make([]byte, 8<<20)), 0)
+		dial := serveFile(t, wholeMemFile(make([]byte, 8<<20)), nil)
 		silent, err := dial(t.Context(), "", "")
 		must.NoError(t, err)
 		deaf, err := dial(t.Context(), "", "")

@@ -220,7 +220,7 @@ func (s *rig) add(id string, change ...func(*swarm.ClientOptions)) *bee {
 	b.client = swarm.NewClient(o)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		must.NoError(s.t, swarm.NewServer(b.shelf, 0, coretest.Logger(s.t)).Serve(ctx, &pipeListener{b.conns, b.dead}))
+		must.NoError(s.t, swarm.NewServer(b.shelf, nil, coretest.Logger(s.t)).Serve(ctx, &pipeListener{b.conns, b.dead}))
 	})
 	b.kill = sync.OnceFunc(func() { close(b.dead); cancel(); wg.Wait() })
 	s.t.Cleanup(b.kill)

@@ -28,7 +28,8 @@ type countedOrigin struct {
 	url    string
 	data   []byte
 	digest string
-	rate   int // bytes per second of each connection
+	rate   int  // bytes per second of each connection
+	direct bool // the hive fetches by HTTP itself, several parts at once; otherwise the catalog source does, in one piece
 	given  atomic.Int64
 }
 
@@ -45,13 +46,17 @@ func bigModel(t testing.TB) []byte {
 	return data
 }
 
-func newCountedOrigin(t testing.TB, rate int) *countedOrigin {
+func newCountedOrigin(t testing.TB, rate int, direct bool) *countedOrigin {
 	t.Helper()
-	o := &countedOrigin{data: bigModel(t), rate: rate}
+	o := &countedOrigin{data: bigModel(t), rate: rate, direct: direct}
 	o.digest = fmt.Sprintf("sha256:%x", sha256.Sum256(o.data))
 	mux := http.NewServeMux()
 	mux.HandleFunc("/manifest", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(catalog.Manifest{Name: "big", Files: []catalog.File{{Path: "big.gguf", SizeBytes: int64(len(o.data)), Digest: o.digest}}})
+		f := catalog.File{Path: "big.gguf", SizeBytes: int64(len(o.data)), Digest: o.digest}
+		if o.direct {
+			f.URL = o.url + "/file"
+		}
+		_ = json.NewEncoder(w).Encode(catalog.Manifest{Name: "big", Files: []catalog.File{f}})
 	})
 	mux.HandleFunc("/file", o.file)
 	s := httptest.NewServer(mux)
@@ -61,15 +66,23 @@ func newCountedOrigin(t testing.TB, rate int) *countedOrigin {
 }
 
 func (o *countedOrigin) file(w http.ResponseWriter, r *http.Request) {
-	from, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(r.Header.Get("Range"), "bytes="), "-"))
-	if err != nil || from < 0 || from > len(o.data) {
+	first, last, _ := strings.Cut(strings.TrimPrefix(r.Header.Get("Range"), "bytes="), "-")
+	from, err := strconv.Atoi(first)
+	to := len(o.data)
+	if n, err := strconv.Atoi(last); err == nil {
+		to = min(n+1, to)
+	}
+	if err != nil || from < 0 || from >= to {
 		http.Error(w, "range", http.StatusRequestedRangeNotSatisfiable)
 		return
 	}
+	w.Header().Set("Etag", `"1"`)
+	w.Header().Set("Content-Length", strconv.Itoa(to-from))
+	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(o.data)))
 	w.WriteHeader(http.StatusPartialContent)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for rest := o.data[from:]; len(rest) > 0; {
+	for rest := o.data[from:to]; len(rest) > 0; {
 		select {
 		case <-tick.C:
 		case <-r.Context().Done():
@@ -98,6 +111,9 @@ func newSeedingCluster(t testing.TB, o *countedOrigin) *cluster {
 		c.add(fmt.Sprintf("both-%d", i+1), true, true)
 	}
 	c.add("hive-4", false, true)
+	for _, n := range c.nodes {
+		n.env = append(n.env, "RBEE_HIVE_DOWNLOAD_ALLOW_ADDRESSES=127.0.0.0/8")
+	}
 	c.join(3, 4)
 	return c
 }
@@ -149,7 +165,7 @@ func (n *node) has(o *countedOrigin) {
 // Four hives are asked for one model at once: its origin gives every byte once. A fifth download needs the origin for nothing.
 func TestSeedingDownloadsOnce(t *testing.T) {
 	t.Parallel()
-	o := newCountedOrigin(t, 16<<20)
+	o := newCountedOrigin(t, 4<<20, true)
 	c := newSeedingCluster(t, o)
 	nodes := c.nodes[:3]
 	jobs := c.download(c.nodes[:4], func(n *node, said string) { t.Logf("%s: %s", n.name, said) })
@@ -176,7 +192,7 @@ func TestSeedingDownloadsOnce(t *testing.T) {
 // that hive had not passed on. Where the leader is killed with it, so does the next leader.
 func TestSeedingHiveIsKilled(t *testing.T) {
 	t.Parallel()
-	o := newCountedOrigin(t, 6<<20)
+	o := newCountedOrigin(t, 6<<20, false)
 	c := newSeedingCluster(t, o)
 	var seeder atomic.Pointer[node]
 	killed := make(chan struct{})
