@@ -134,7 +134,7 @@ func TestDeleteDamagedModel(t *testing.T) {
 	must.Eq(t, []string{strings.Replace(sha256Of(body), ":", "-", 1)}, files(t, s, "blobs"), must.Sprint("what was set aside is gone as well"))
 }
 
-// A model whose file goes with another model, in the middle, gets it again.
+// A model that is about to need a file keeps it, and gets it again where it goes all the same.
 func TestDeleteWhileAnotherModelIsBrought(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -144,8 +144,9 @@ func TestDeleteWhileAnotherModelIsBrought(t *testing.T) {
 	s.FailAt(func(step string) error {
 		if step == "record" && !deleted {
 			deleted = true
-			_, err := s.DeleteModel("old", false)
+			got, err := s.DeleteModel("old", false)
 			must.NoError(t, err)
+			must.Eq(t, 0, got.FreedBytes, must.Sprint("a file that is about to be needed stays"))
 		}
 		return nil
 	})
