@@ -21,6 +21,8 @@ const (
 	OpModelList               Operation = "model_list"
 	OpModelGet                Operation = "model_get"
 	OpModelDelete             Operation = "model_delete"
+	OpStoreVerify             Operation = "store_verify"
+	OpStoreGC                 Operation = "store_gc"
 	OpHiveList                Operation = "hive_list"
 	OpHiveInstall             Operation = "hive_install"
 	OpHiveUninstall           Operation = "hive_uninstall"
@@ -184,6 +186,41 @@ type ModelDeleteResult struct {
 	FreedBytes int64  `json:"freed_bytes"` // on the disk
 	Files      []File `json:"files"`       // that are gone; those that other models need too have stayed
 	DryRun     bool   `json:"dry_run"`     // nothing was done: this is what would be
+}
+
+// StoreVerifyResult is the result of store_verify.
+type StoreVerifyResult struct {
+	Models       int         `json:"models"`        // looked at
+	Binaries     int         `json:"binaries"`      // worker binaries looked at
+	CheckedBytes int64       `json:"checked_bytes"` // read and compared
+	Damaged      []StoreItem `json:"damaged"`       // not used any more; a download replaces them
+}
+
+// StoreGCResult is the result of store_gc.
+type StoreGCResult struct {
+	Removed    []StoreItem `json:"removed"`
+	FreedBytes int64       `json:"freed_bytes"`
+	DryRun     bool        `json:"dry_run"` // nothing was done: this is what would be
+}
+
+// StoreItemKind says what something in a hive's store is.
+type StoreItemKind string
+
+// The kinds of things in a store.
+const (
+	StoreModel      StoreItemKind = "model"
+	StoreFile       StoreItemKind = "file" // of models, by its digest
+	StorePartial    StoreItemKind = "partial"
+	StoreQuarantine StoreItemKind = "quarantine"
+	StoreBinary     StoreItemKind = "worker binary"
+)
+
+// StoreItem is something in a hive's store.
+type StoreItem struct {
+	Kind      StoreItemKind `json:"kind"`
+	Name      string        `json:"name"` // of a model or worker binary its id
+	SizeBytes int64         `json:"size_bytes"`
+	Reason    string        `json:"reason"` // why it is listed
 }
 
 // ExitResult is the result of worker_process_delete and active_worker_retire.

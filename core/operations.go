@@ -172,5 +172,14 @@ func Operations() []OperationSpec {
 			Name: OpStatus, Number: 28, Title: "Status", Summary: "Show queens, hives, workers, models, jobs and problems.",
 			Runs: RunsOnQueen, Result: Status{}, Get: "/v1/status", CLI: []string{"status"}, Test: "TestOperations",
 		},
+		{
+			Name: OpStoreVerify, Title: "StoreVerify", Summary: "Read all models and worker binaries of a hive's store and name those that are damaged.",
+			Runs: RunsOnHive, Result: StoreVerifyResult{}, CLI: []string{"store verify"},
+		},
+		{
+			Name: OpStoreGC, Title: "StoreGC", Summary: "Remove from a hive's store what nobody needs.",
+			Runs: RunsOnHive, Result: StoreGCResult{}, CLI: []string{"store gc"},
+			Fields: []FieldSpec{{Name: "dry_run", Doc: "word to only say what would be removed"}},
+		},
 	}
 }

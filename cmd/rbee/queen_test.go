@@ -352,6 +352,14 @@ func (q *fakeQueen) Submit(_ context.Context, r core.Request) (core.Job, error) 
 			return q.HiveModel(ctx, core.LocalHive, strings.TrimPrefix(r.Model, "builtin:"))
 		case core.OpModelDelete:
 			return q.deleteModel(r)
+		case core.OpStoreVerify:
+			return core.StoreVerifyResult{Models: 2, Binaries: 1, CheckedBytes: 5 << 20, Damaged: []core.StoreItem{
+				{Kind: core.StoreModel, Name: "broken", SizeBytes: 1 << 20, Reason: "broken.gguf: its content does not match its digest"},
+			}}, nil
+		case core.OpStoreGC:
+			return core.StoreGCResult{FreedBytes: 3 << 20, DryRun: r.DryRun, Removed: []core.StoreItem{
+				{Kind: core.StorePartial, Name: "sha256-abc", SizeBytes: 3 << 20, Reason: "its transfer was given up"},
+			}}, nil
 		case core.OpWorkerDownload:
 			return q.Binary(ctx, core.LocalHive, r.Type)
 		}

@@ -260,17 +260,7 @@ func (h *Hive) probeBinary(ctx context.Context, t *workerType, b core.WorkerBina
 
 // removeSuperseded removes the installed files that a renewal has replaced and that no worker runs from.
 func (h *Hive) removeSuperseded() {
-	inUse := func(folder string) bool {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		for _, w := range h.workers {
-			if filepath.Dir(w.handle.Attachment.Executable) == folder {
-				return true
-			}
-		}
-		return h.launches[folder] > 0
-	}
-	if err := h.store.RemoveSuperseded(inUse); err != nil {
+	if err := h.store.RemoveSuperseded(h.folderInUse); err != nil {
 		h.log.Warn("remove superseded worker binaries", "error", err)
 	}
 }

@@ -15,6 +15,8 @@ func (h *Hive) operations() map[core.Operation]job.Func {
 		core.OpWorkerProcessDelete: job.Typed(h.processDelete),
 		core.OpModelDownload:       job.Typed(h.modelDownload),
 		core.OpModelDelete:         job.Typed(h.modelDelete),
+		core.OpStoreVerify:         job.Typed(h.storeVerify),
+		core.OpStoreGC:             job.Typed(h.storeGC),
 		core.OpActiveWorkerRetire:  job.Typed(h.activeRetire),
 	}
 }

@@ -54,6 +54,8 @@ type shelf interface {
 	Header(name string) (*gguf.File, error)
 	OpenBlob(digest string) (*store.Blob, error)
 	PutModel(ctx context.Context, spec store.ModelSpec, from store.Supply, progress func(core.Progress)) (core.Model, error)
+	Verify(ctx context.Context, progress func(core.Progress)) (core.StoreVerifyResult, error)
+	GC(now time.Time, use store.InUse, dryRun bool) (core.StoreGCResult, error)
 	DeleteModel(name string, dryRun bool) (core.ModelDeleteResult, error)
 	Binaries() ([]core.WorkerBinary, error)
 	Binary(id string) (core.WorkerBinary, error)

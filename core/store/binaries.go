@@ -338,6 +338,11 @@ func (s *Store) VerifyBinary(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	return s.verifyBinary(ctx, r, func(int64) {})
+}
+
+// verifyBinary compares the files of one revision. read is told of each piece that is read.
+func (s *Store) verifyBinary(ctx context.Context, r revision, read func(int64)) error {
 	if r.damaged != "" {
 		return damagedBinary(r)
 	}
@@ -346,7 +351,7 @@ func (s *Store) VerifyBinary(ctx context.Context, id string) error {
 			r.damaged = fmt.Sprintf("%s names the unsafe file %q", manifestFile, f.Path)
 			return damagedBinary(r)
 		}
-		got, err := s.sha256File(ctx, path.Join(r.folder, f.Path))
+		got, err := s.sha256File(ctx, path.Join(r.folder, f.Path), read)
 		if err != nil {
 			return fmt.Errorf("verify worker binary %s: %w", r.id(), err)
 		}
@@ -387,15 +392,12 @@ func (s *Store) changeState(r revision, change func(*binaryState)) error {
 // RemoveSuperseded removes the folders of worker binaries that a later revision has replaced, except those that inUse says are in use
 // (it is given the folder's path, the Path of the core.WorkerBinary that once stood for it).
 func (s *Store) RemoveSuperseded(inUse func(folder string) bool) error {
-	all, err := s.revisions()
+	old, err := s.superseded(inUse)
 	if err != nil {
 		return err
 	}
 	var failed []error
-	for i, r := range all {
-		if i+1 == len(all) || all[i+1].id() != r.id() || inUse(s.abs(r.folder)) {
-			continue
-		}
+	for _, r := range old {
 		failed = append(failed, s.removeFolder(r.folder))
 	}
 	return errors.Join(failed...)

@@ -3,10 +3,8 @@ package store
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -537,31 +535,14 @@ func (s *Store) VerifyModel(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		got, err := s.sha256File(ctx, blobName(want))
+		damaged, err := s.verifyBlob(ctx, want, func(int64) {})
 		if err != nil {
 			return fmt.Errorf("verify model %s: %w", r.Model.ID, err)
 		}
-		if got != want {
-			if err := s.publish(blobName(want), damagedName(want)); err != nil {
-				return fmt.Errorf("set a damaged file of model %s aside: %w", r.Model.ID, err)
-			}
+		if damaged {
 			r.Model.Damaged = f.Path + ": its content does not match its digest"
 			return damagedModel(r.Model)
 		}
 	}
 	return nil
-}
-
-// sha256File reads a file of the store.
-func (s *Store) sha256File(ctx context.Context, name string) (digest, error) {
-	f, err := s.root.Open(name)
-	if err != nil {
-		return digest{}, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.CopyBuffer(h, contextReader{ctx, f}, make([]byte, copyBuffer)); err != nil {
-		return digest{}, err
-	}
-	return sha256Digest(h.Sum(nil)), nil
 }
