@@ -131,7 +131,7 @@ func TestWhatACatalogSaysIsBounded(t *testing.T) {
 	items := make([]catalog.Item, maxItems+500)
 	items[3].Summary = long
 	selling(t, map[string]*shop{"a": {items: items}}, []string{"a"}, func(t *testing.T, c *catalogs, _ *shops) {
-		found, err := c.search(t.Context(), catalog.Query{})
+		found, err := c.search(t.Context(), catalog.Query{}, "")
 		must.NoError(t, err)
 		must.Len(t, maxItems, found)
 	})

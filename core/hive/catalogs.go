@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -200,12 +201,14 @@ func (c *catalogs) fetcher(ref string) store.Fetch {
 	}
 }
 
-// search asks all sources at once and returns what they offer in the order of the sources. Sources that fail are left out unless all do.
-func (c *catalogs) search(ctx context.Context, q catalog.Query) ([]core.CatalogItem, error) {
-	found := make([][]core.CatalogItem, len(c.list))
-	errs := make([]error, len(c.list))
+// search asks all sources at once, or only the one that is named, and returns what they offer in the order of the sources. Sources that fail are left
+// out unless all do.
+func (c *catalogs) search(ctx context.Context, q catalog.Query, only string) ([]core.CatalogItem, error) {
+	asked := slices.DeleteFunc(slices.Clone(c.list), func(s *source) bool { return only != "" && s.spec.Name != only })
+	found := make([][]core.CatalogItem, len(asked))
+	errs := make([]error, len(asked))
 	var wg sync.WaitGroup
-	for i, s := range c.list {
+	for i, s := range asked {
 		wg.Go(func() {
 			// The launch has its own limit: a busy machine is no reason to do without a source.
 			errs[i] = c.use(ctx, s, func(ctx context.Context, p catalogProcess) error {
@@ -234,15 +237,15 @@ func (c *catalogs) search(ctx context.Context, q catalog.Query) ([]core.CatalogI
 	var out []core.CatalogItem
 	var failed error
 	failures := 0
-	for i := range c.list {
+	for i, s := range asked {
 		out = append(out, found[i]...)
 		if errs[i] != nil {
 			failed = errs[i]
 			failures++
-			c.log.Debug("a catalog source cannot be searched", "plugin", c.list[i].spec.Name, "error", errs[i])
+			c.log.Debug("a catalog source cannot be searched", "plugin", s.spec.Name, "error", errs[i])
 		}
 	}
-	if failures > 0 && failures == len(c.list) {
+	if failures > 0 && failures == len(asked) {
 		return nil, failed
 	}
 	if q.Limit > 0 && len(out) > q.Limit {
@@ -253,7 +256,7 @@ func (c *catalogs) search(ctx context.Context, q catalog.Query) ([]core.CatalogI
 
 // findModel looks for a model of exactly this name and returns its reference, and the names of models that come near.
 func (c *catalogs) findModel(ctx context.Context, name string) (ref string, near []string, err error) {
-	items, err := c.search(ctx, catalog.Query{Text: name, Kind: catalog.KindModel, Exact: true})
+	items, err := c.search(ctx, catalog.Query{Text: name, Kind: catalog.KindModel, Exact: true}, "")
 	if err != nil {
 		return "", nil, err
 	}

@@ -108,7 +108,7 @@ func selling(t *testing.T, offers map[string]*shop, names []string, test func(t 
 				must.True(t, isDone(p.done), must.Sprint("a plugin goes on"))
 			}
 		}
-		_, err := c.search(t.Context(), catalog.Query{})
+		_, err := c.search(t.Context(), catalog.Query{}, "")
 		if len(names) > 0 {
 			must.Eq(t, core.Unavailable, core.KindOf(err))
 		}
@@ -121,7 +121,7 @@ func TestCatalogIsLaunchedOnceAndClosedWhenIdle(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 10 {
 			wg.Go(func() {
-				_, err := c.search(t.Context(), catalog.Query{})
+				_, err := c.search(t.Context(), catalog.Query{}, "")
 				must.NoError(t, err)
 			})
 		}
@@ -134,7 +134,7 @@ func TestCatalogIsLaunchedOnceAndClosedWhenIdle(t *testing.T) {
 		must.False(t, isDone(s.launched["a"][0].done))
 		time.Sleep(30 * time.Second)
 		must.True(t, isDone(s.launched["a"][0].done))
-		_, err := c.search(t.Context(), catalog.Query{})
+		_, err := c.search(t.Context(), catalog.Query{}, "")
 		must.NoError(t, err)
 		must.Len(t, 2, s.launched["a"])
 	})
@@ -144,7 +144,7 @@ func TestCrashedCatalogIsLaunchedAgain(t *testing.T) {
 	t.Parallel()
 	selling(t, map[string]*shop{"a": {}}, []string{"a"}, func(t *testing.T, c *catalogs, s *shops) {
 		for range 2 {
-			_, err := c.search(t.Context(), catalog.Query{})
+			_, err := c.search(t.Context(), catalog.Query{}, "")
 			must.NoError(t, err)
 			must.NoError(t, s.launched["a"][len(s.launched["a"])-1].Close())
 		}
@@ -154,7 +154,7 @@ func TestCrashedCatalogIsLaunchedAgain(t *testing.T) {
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.ErrorContains(t, err, "no such file")
 		s.err = nil
-		_, err = c.search(t.Context(), catalog.Query{})
+		_, err = c.search(t.Context(), catalog.Query{}, "")
 		must.NoError(t, err)
 	})
 }
@@ -169,7 +169,7 @@ func TestSearchOfSeveralSources(t *testing.T) {
 	}
 	selling(t, offers, []string{"a", "b", "c", "d"}, func(t *testing.T, c *catalogs, _ *shops) {
 		start := time.Now()
-		items, err := c.search(t.Context(), catalog.Query{})
+		items, err := c.search(t.Context(), catalog.Query{}, "")
 		must.NoError(t, err)
 		must.LessEq(t, searchTimeout+time.Second, time.Since(start))
 		var refs []string
@@ -177,7 +177,11 @@ func TestSearchOfSeveralSources(t *testing.T) {
 			refs = append(refs, it.Ref)
 		}
 		must.Eq(t, []string{"a:big", "c:x/big", "c:small"}, refs)
-		items, err = c.search(t.Context(), catalog.Query{Limit: 2})
+		items, err = c.search(t.Context(), catalog.Query{}, "a") // and nobody else is asked: d would be waited for
+		must.NoError(t, err)
+		must.Len(t, 1, items)
+		must.LessEq(t, searchTimeout+time.Second, time.Since(start))
+		items, err = c.search(t.Context(), catalog.Query{Limit: 2}, "")
 		must.NoError(t, err)
 		must.Len(t, 2, items)
 		ref, _, err := c.findModel(t.Context(), "big")
@@ -189,7 +193,7 @@ func TestSearchOfSeveralSources(t *testing.T) {
 		must.SliceContains(t, near, "small")
 	})
 	selling(t, offers, []string{"b"}, func(t *testing.T, c *catalogs, _ *shops) {
-		_, err := c.search(t.Context(), catalog.Query{})
+		_, err := c.search(t.Context(), catalog.Query{}, "")
 		must.ErrorContains(t, err, "origin away")
 	})
 }

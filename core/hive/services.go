@@ -104,7 +104,7 @@ func (s hiveService) SearchCatalog(ctx context.Context, req *hivev1.SearchCatalo
 	if err := s.h.settled(ctx); err != nil { // until then leftover folders are removed, and a plugin's may not be among them
 		return nil, err
 	}
-	items, err := s.h.catalogs.search(ctx, catalog.Query{Text: req.GetText(), Kind: catalog.ItemKind(req.GetKind()), Limit: int(req.GetLimit())})
+	items, err := s.h.catalogs.search(ctx, catalog.Query{Text: req.GetText(), Kind: catalog.ItemKind(req.GetKind()), Limit: int(req.GetLimit())}, req.GetSource())
 	if err != nil {
 		return nil, err
 	}

@@ -358,6 +358,6 @@ func (q *Queen) Catalog(ctx context.Context, hive, text, kind string, limit int)
 		return nil, err
 	}
 	return askOne(ctx, q, h.ID, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
-		return searchCatalog(ctx, c, text, kind, limit)
+		return searchCatalog(ctx, c, &hivev1.SearchCatalogRequest{Text: text, Kind: kind, Limit: int32(min(max(limit, 0), 1000))})
 	})
 }

@@ -70,15 +70,15 @@ func (q *Queen) modelsOf(ctx context.Context) ([]answered[[]core.Model], []strin
 	})
 }
 
-// searchAll asks the catalog sources of every live hive.
-func (q *Queen) searchAll(ctx context.Context, text string, limit int) ([]answered[[]core.CatalogItem], []string, error) {
+// searchBuiltin asks every live hive what its builtin source offers. What a client of the API calls a model is nothing to tell other origins.
+func (q *Queen) searchBuiltin(ctx context.Context, text string, limit int) ([]answered[[]core.CatalogItem], []string, error) {
 	return askAll(ctx, q, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
-		return searchCatalog(ctx, c, text, kindModel, limit)
+		return searchCatalog(ctx, c, &hivev1.SearchCatalogRequest{Text: text, Kind: kindModel, Limit: int32(limit), Source: strings.TrimSuffix(builtinSource, ":")}) //nolint:gosec // small
 	})
 }
 
-func searchCatalog(ctx context.Context, c hiveConn, text, kind string, limit int) ([]core.CatalogItem, error) {
-	resp, err := hivev1.NewHiveServiceClient(c).SearchCatalog(ctx, &hivev1.SearchCatalogRequest{Text: text, Kind: kind, Limit: int32(min(max(limit, 0), 1000))})
+func searchCatalog(ctx context.Context, c hiveConn, req *hivev1.SearchCatalogRequest) ([]core.CatalogItem, error) {
+	resp, err := hivev1.NewHiveServiceClient(c).SearchCatalog(ctx, req)
 	return wire.All(resp.GetItems(), wire.CatalogItemFromProto), err
 }
 
@@ -92,7 +92,7 @@ func (q *Queen) find(ctx context.Context, name string) (knownModel, error) {
 	if m, ok := stored(lists, name); ok {
 		return m, nil
 	}
-	offers, more, err := q.searchAll(ctx, name, searchLimit)
+	offers, more, err := q.searchBuiltin(ctx, name, searchLimit)
 	if err != nil && ctx.Err() != nil {
 		return knownModel{}, err
 	}
@@ -118,7 +118,7 @@ func (q *Queen) find(ctx context.Context, name string) (knownModel, error) {
 			names = append(append(names, m.ID), m.Aliases...)
 		}
 	}
-	everything, _, _ := q.searchAll(ctx, "", nearestLimit) // only for a hint
+	everything, _, _ := q.searchBuiltin(ctx, "", nearestLimit) // only for a hint
 	for _, o := range append(offers, everything...) {
 		for _, item := range o.answer {
 			if strings.HasPrefix(item.Ref, builtinSource) {
