@@ -99,7 +99,7 @@ type Process struct {
 	Device      string      `json:"device"`
 	State       WorkerState `json:"state"`
 	MemoryBytes int64       `json:"memory_bytes"` // resident set, the process and its children
-	CPUPercent  float64     `json:"cpu_percent"`  // of one core, over the life of the process
+	CPUPercent  float64     `json:"cpu_percent"`  // of one core, the process and its children, over the life of the process
 	StartedAt   time.Time   `json:"started_at"`
 	CommandLine []string    `json:"command_line,omitempty"` // only in a single process's answer, as all below
 	Children    []int       `json:"children,omitempty"`

@@ -11,8 +11,10 @@ type Operation string
 // The operations. What each is, is said by Operations.
 const (
 	OpWorkerDownload          Operation = "worker_download"
+	OpWorkerBuild             Operation = "worker_build"
 	OpWorkerBinaryList        Operation = "worker_binary_list"
 	OpWorkerBinaryGet         Operation = "worker_binary_get"
+	OpWorkerBinaryDelete      Operation = "worker_binary_delete"
 	OpWorkerSpawn             Operation = "worker_spawn"
 	OpWorkerProcessList       Operation = "worker_process_list"
 	OpWorkerProcessGet        Operation = "worker_process_get"
@@ -48,7 +50,9 @@ type Request struct {
 
 	Type          string   `json:"type,omitempty"`   // worker type
 	Binary        string   `json:"binary,omitempty"` // "<type>@<version>", or "<type>" for its newest
-	From          string   `json:"from,omitempty"`   // catalog reference
+	Source        string   `json:"source,omitempty"` // of a program: a folder, or package@version
+	Version       string   `json:"version,omitempty"`
+	From          string   `json:"from,omitempty"` // catalog reference
 	Force         bool     `json:"force,omitempty"`
 	Model         string   `json:"model,omitempty"` // id, alias or catalog reference
 	Device        string   `json:"device,omitempty"`
@@ -58,7 +62,8 @@ type Request struct {
 	PID           int      `json:"pid,omitempty"`
 	DryRun        bool     `json:"dry_run,omitempty"` // only say what would be done
 	Grace         Duration `json:"grace,omitzero"`    // how long running requests may go on
-	Worker        string   `json:"worker,omitempty"`  // id or unique prefix
+	Now           bool     `json:"now,omitempty"`
+	Worker        string   `json:"worker,omitempty"` // id or unique prefix
 
 	Host       string `json:"host,omitempty"` // reached over SSH: alias of ~/.ssh/config, host name or IP address; or the name of a hive there
 	User       string `json:"user,omitempty"` // on the host

@@ -19,8 +19,17 @@ func Operations() []OperationSpec {
 			Runs: RunsOnHive, Result: WorkerBinary{}, CLI: []string{"worker download"}, Test: "TestOperations",
 			Fields: []FieldSpec{
 				{Name: "type", Required: true, Doc: "worker type, such as cpu"},
+				{Name: "version", Doc: "version of the engine, of its package or of the worker binary; empty: the plugin's first choice"},
 				{Name: "from", Doc: "catalog reference of the engine instead of the plugin's own"},
 				{Name: "force", Doc: "word to renew what is there already"},
+			},
+		},
+		{
+			Name: OpWorkerBuild, Number: 2, Title: "WorkerBuild", Summary: "Build a worker plugin on the hive, run the conformance suite against it and publish it.",
+			Runs: RunsOnHive, Result: WorkerBinary{}, CLI: []string{"worker build"},
+			Fields: []FieldSpec{
+				{Name: "source", Required: true, Doc: "absolute path of a folder on the hive's machine, or package@version"},
+				{Name: "type", Doc: "worker type to publish it as; empty: what the plugin calls itself"},
 			},
 		},
 		{
@@ -34,11 +43,16 @@ func Operations() []OperationSpec {
 			Fields: []FieldSpec{hiveField, {Name: "binary", Required: true, Doc: "worker type, or type@version"}},
 		},
 		{
+			Name: OpWorkerBinaryDelete, Number: 5, Title: "WorkerBinaryDelete", Summary: "Remove a worker binary that nothing runs from.",
+			Runs: RunsOnHive, Result: WorkerBinary{}, CLI: []string{"worker binary delete"},
+			Fields: []FieldSpec{{Name: "binary", Required: true, Doc: "worker type, or with several versions worker type@version"}},
+		},
+		{
 			Name: OpWorkerSpawn, Number: 6, Title: "WorkerSpawn", Summary: "Start a worker with a model, fetching what is missing.",
 			Runs: RunsOnChosenHive, Result: SpawnResult{}, CLI: []string{"worker spawn"}, Test: "TestOperations",
 			Fields: []FieldSpec{
 				{Name: "model", Required: true, Doc: "id, alias or catalog reference of a model"},
-				{Name: "type", Doc: "worker type; empty: the hive chooses"},
+				{Name: "type", Doc: "worker type, or worker type@version; empty: the hive chooses"},
 				{Name: "device", Doc: "device id, such as cuda:0; empty: the hive chooses"},
 				{Name: "slots", Max: MaxSlots, Doc: "number of requests served at once; 0: the hive's default"},
 				{Name: "context_tokens", Max: MaxContextTokens, Doc: "positions per slot; 0: the model's own, as far as memory allows"},
@@ -61,6 +75,7 @@ func Operations() []OperationSpec {
 			Fields: []FieldSpec{
 				{Name: "pid", Required: true, Doc: "process id of a worker process of the hive"},
 				{Name: "grace", Doc: "time that running requests may go on"},
+				{Name: "now", Doc: "word to end the running requests at once"},
 			},
 		},
 		{

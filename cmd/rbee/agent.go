@@ -200,7 +200,12 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 			a.banner(address)
 		}
 	}
+	suite, err := suiteCommand()
+	if err != nil {
+		return err
+	}
 	err = agent.Run(ctx, cfg, agent.Options{
+		Suite:   suite,
 		Version: thisBuild().Version, Logger: log, NotifySocket: a.getenv("NOTIFY_SOCKET"), Ready: ready,
 		SSH: agent.SSH{Home: a.getenv("HOME"), Agent: a.getenv("SSH_AUTH_SOCK")},
 	})

@@ -21,7 +21,7 @@ func (a *app) binaryCommand() *cobra.Command {
 		Aliases: []string{"binaries"},
 		Short:   "Installed worker types of a hive",
 	}
-	cmd.AddCommand(a.binaryListCommand(), a.binaryGetCommand(), a.binaryDownloadCommand())
+	cmd.AddCommand(a.binaryListCommand(), a.binaryGetCommand(), a.binaryDownloadCommand(), a.binaryDeleteCommand())
 	return cmd
 }
 
@@ -34,7 +34,7 @@ func (a *app) binaryListCommand() *cobra.Command {
 		Args:    exactly(),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
-		binaries, err := c.Binaries(ctx, hive)
+		binaries, err := fromHive(ctx, a, c, hive, func(c *client.Client) ([]core.WorkerBinary, error) { return c.Binaries(ctx, hive) })
 		if err != nil {
 			return err
 		}
@@ -73,27 +73,76 @@ func deviceText(devices []core.Device) string {
 func (a *app) binaryGetCommand() *cobra.Command {
 	var hive string
 	cmd := &cobra.Command{
-		Use:     "get TYPE[@VERSION]",
-		Aliases: []string{"show"},
-		Short:   "Show a worker binary with its files and devices",
-		Args:    exactly("TYPE"),
-		ValidArgsFunction: first(a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
-			binaries, err := c.Binaries(ctx, hive)
-			var ids []string
-			for _, b := range binaries {
-				ids = append(ids, b.ID, b.Type)
-			}
-			return ids, err
-		})),
+		Use:               "get TYPE[@VERSION]",
+		Aliases:           []string{"show"},
+		Short:             "Show a worker binary with its files and devices",
+		Args:              exactly("TYPE"),
+		ValidArgsFunction: a.binaryIDs(&hive),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		b, err := c.Binary(ctx, hive, args[0])
+		b, err := fromHive(ctx, a, c, hive, func(c *client.Client) (core.WorkerBinary, error) { return c.Binary(ctx, hive, args[0]) })
 		if err != nil {
 			return err
 		}
 		return a.show(b, func(w io.Writer) error { return a.writeBinary(w, b) })
 	})
 	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` to look at")
+	return cmd
+}
+
+func (a *app) binaryIDs(hive *string) cobra.CompletionFunc {
+	return first(a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
+		binaries, err := c.Binaries(ctx, *hive)
+		var ids []string
+		for _, b := range binaries {
+			ids = append(ids, b.ID, b.Type)
+		}
+		return ids, err
+	}))
+}
+
+func (a *app) binaryDeleteCommand() *cobra.Command {
+	r := core.Request{Operation: core.OpWorkerBinaryDelete}
+	var yes, dryRun, detach bool
+	cmd := &cobra.Command{
+		Use:   "delete TYPE[@VERSION]",
+		Short: "Remove a worker binary from a hive",
+		Long: `Remove a worker binary from a hive. One that a worker runs from is refused. With several versions of a type installed, say which.
+A type that the hive has a plugin for can be downloaded again.`,
+		Aliases:           []string{"rm"},
+		Args:              exactly("TYPE"),
+		ValidArgsFunction: a.binaryIDs(&r.Hive),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		r.Binary = args[0]
+		if dryRun {
+			b, err := c.Binary(ctx, r.Hive, r.Binary)
+			if err != nil {
+				return err
+			}
+			if len(b.InUseBy) > 0 {
+				return core.WithHint(core.Errorf("", core.InUse, "%s is in use by %s", b.ID, strings.Join(b.InUseBy, ", ")), "End what uses it first: \"rbee worker retire ID\".")
+			}
+			fmt.Fprintf(a.stderr, "Would delete %s, which frees %s:\n", b.ID, sizeText(b.SizeBytes))
+			return a.show(b, func(w io.Writer) error { return a.writeBinary(w, b) })
+		}
+		if err := a.confirm(ctx, yes, fmt.Sprintf("Delete worker binary %s?", r.Binary)); err != nil {
+			return err
+		}
+		return a.submit(ctx, c, r, detach, func(job core.Job) error {
+			b, err := client.Result[core.WorkerBinary](job)
+			if err != nil {
+				return err
+			}
+			return a.show(b, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "Deleted %s (%s).\n", cleanLine(b.ID), sizeText(b.SizeBytes))
+				return err
+			})
+		})
+	})
+	destructiveFlags(cmd, &yes, &dryRun)
+	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")
+	a.hiveFlag(cmd, &r.Hive, core.LocalHive, "`HIVE` it is on")
 	return cmd
 }
 
@@ -188,9 +237,11 @@ func (a *app) binaryDownloadCommand() *cobra.Command {
 	r := core.Request{Operation: core.OpWorkerDownload}
 	var detach bool
 	cmd := &cobra.Command{
-		Use:               "download TYPE",
-		Short:             "Fetch the binary of a worker type: its plugin and its engine",
-		Example:           "  rbee worker download cpu\n  rbee worker download cpu --from npm:@node-llama-cpp/linux-x64@3.22.1",
+		Use:   "download TYPE",
+		Short: "Fetch the binary of a worker type: its plugin and its engine",
+		Long: `Fetch the binary of a worker type: its plugin and its engine. Several versions live side by side; a worker keeps the one that it was started
+with. "rbee worker spawn --type TYPE@VERSION" starts one with a certain version.`,
+		Example:           "  rbee worker download cpu\n  rbee worker download cpu --version v0.4.0\n  rbee worker download cpu --from npm:@node-llama-cpp/linux-x64@3.22.1",
 		Args:              exactly("TYPE"),
 		ValidArgsFunction: first(a.names(workerTypes)),
 	}
@@ -204,6 +255,7 @@ func (a *app) binaryDownloadCommand() *cobra.Command {
 			return a.show(b, func(w io.Writer) error { return a.writeBinary(w, b) })
 		})
 	})
+	cmd.Flags().StringVar(&r.Version, "version", "", "`VERSION` of the engine (default: the plugin's first choice)")
 	cmd.Flags().StringVar(&r.From, "from", "", "catalog `REF` of the engine, instead of the plugin's own choice")
 	cmd.Flags().BoolVar(&r.Force, "force", false, "renew what is there")
 	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")

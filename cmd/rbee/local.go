@@ -2,8 +2,11 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
+	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,6 +15,8 @@ import (
 	"syscall"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/agent"
+	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/pki"
 )
@@ -121,4 +126,31 @@ func knownQueens(dir string) []string {
 		out = append(out, q.RPCAddress)
 	}
 	return out
+}
+
+// fromHive gets something of a hive from a queen. Where none answers and the hive is this machine's, its agent is asked itself.
+func fromHive[T any](ctx context.Context, a *app, c *client.Client, hive string, get func(*client.Client) (T, error)) (T, error) {
+	v, err := get(c)
+	if err == nil || hive != core.LocalHive || core.KindOf(err) != core.Unavailable {
+		return v, err
+	}
+	t, terr := a.target()
+	if terr != nil || t.named || t.local.dir == "" {
+		return v, err
+	}
+	socket := agent.LocalSocket(t.local.dir)
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}
+	l, lerr := client.New(client.Options{Addresses: []string{"http://" + core.LocalHive}, HTTPClient: &http.Client{Transport: transport}})
+	if lerr != nil {
+		return v, err
+	}
+	lv, lerr := get(l)
+	if core.KindOf(lerr) == core.Unavailable {
+		return v, err // there is no agent here either
+	}
+	fmt.Fprintln(a.stderr, "No queen answers: this is what the agent of this machine says of itself.")
+	return lv, lerr
 }

@@ -35,7 +35,7 @@ func (a *app) processListCommand() *cobra.Command {
 		Args:    exactly(),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
-		processes, err := c.Processes(ctx, hive)
+		processes, err := fromHive(ctx, a, c, hive, func(c *client.Client) ([]core.Process, error) { return c.Processes(ctx, hive) })
 		if err != nil {
 			return err
 		}
@@ -84,7 +84,7 @@ func (a *app) processGetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		p, err := c.Process(ctx, hive, pid)
+		p, err := fromHive(ctx, a, c, hive, func(c *client.Client) (core.Process, error) { return c.Process(ctx, hive, pid) })
 		if err != nil {
 			return err
 		}
@@ -127,13 +127,15 @@ func (a *app) processDeleteCommand() *cobra.Command {
 	var (
 		hive        string
 		grace       time.Duration
+		now         bool
 		yes, dryRun bool
 		detach      bool
 	)
 	cmd := &cobra.Command{
 		Use:   "delete PID",
 		Short: "End a worker process",
-		Long: `End a worker process: running requests finish within --grace, then it is asked to end, then it is killed.
+		Long: `End a worker process: running requests finish within --grace, then it is asked to end, then it is killed with everything it started.
+With --now its running requests are cut; --grace is then what the process gets to end in.
 Only a process that is a worker of this hive is ever signalled. One that is gone already is no error.`,
 		Aliases:           []string{"rm"},
 		Args:              exactly("PID"),
@@ -158,7 +160,7 @@ Only a process that is a worker of this hive is ever signalled. One that is gone
 		if err := a.confirm(ctx, yes, fmt.Sprintf("End worker process %d?", pid)); err != nil {
 			return err
 		}
-		r := core.Request{Operation: core.OpWorkerProcessDelete, Hive: hive, PID: pid, Grace: core.Duration(grace)}
+		r := core.Request{Operation: core.OpWorkerProcessDelete, Hive: hive, PID: pid, Grace: core.Duration(grace), Now: now}
 		return a.submit(ctx, c, r, detach, func(job core.Job) error {
 			result, err := client.Result[core.ExitResult](job)
 			if err != nil {
@@ -169,6 +171,7 @@ Only a process that is a worker of this hive is ever signalled. One that is gone
 	})
 	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")
 	cmd.Flags().DurationVar(&grace, "grace", 0, "how long running requests may go on (default: the hive's)")
+	cmd.Flags().BoolVar(&now, "now", false, "cut running requests")
 	destructiveFlags(cmd, &yes, &dryRun)
 	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` it runs on")
 	return cmd

@@ -308,6 +308,8 @@ func (q *fakeQueen) Binaries(ctx context.Context, hive string) ([]core.WorkerBin
 		{
 			ID: "cpu@0.1.0", Type: "cpu", Version: "0.1.0", EngineName: "llama.cpp", EngineVersion: "v0.5.0", Source: "npm:x@1", Digest: "sha256:" + strings.Repeat("ef", 32), SizeBytes: 30 << 20,
 			Path: "/store/workers/cpu/0.1.0", Devices: []core.Device{{ID: "cpu", Kind: "cpu", Name: "Some CPU"}}, InUseBy: []string{"w1"},
+			ProbedAt: fakeStart, Checks: []core.Check{{Name: "abi", Passed: true, Detail: "160 bytes"}}, Warnings: []string{"it is hot in here"},
+			Schema: json.RawMessage(`{"attributes":[{"name":"threads","type":"number","required":false,"default":0,"sensitive":false,"doc":"Threads."}],"blocks":[{"name":"device","schema":{}}]}`),
 		},
 	}, nil
 }
@@ -362,6 +364,18 @@ func (q *fakeQueen) Submit(_ context.Context, r core.Request) (core.Job, error) 
 			}}, nil
 		case core.OpWorkerDownload:
 			return q.Binary(ctx, core.LocalHive, r.Type)
+		case core.OpWorkerBuild:
+			if r.Type == "" {
+				return nil, core.WithHint(core.Errorf("", core.Forbidden, "hive desk builds nothing"), "Set hive { build { enabled = true } }.")
+			}
+			run.Log("building %s", r.Source)
+			return core.WorkerBinary{ID: r.Type + "@1.0", Type: r.Type, Version: "1.0", Source: "build:" + r.Source, Devices: []core.Device{}, InUseBy: []string{}}, nil
+		case core.OpWorkerBinaryDelete:
+			b, err := q.Binary(ctx, core.LocalHive, r.Binary)
+			if err == nil && len(b.InUseBy) > 0 {
+				err = core.Errorf("", core.InUse, "%s is in use by worker w1", b.ID)
+			}
+			return b, err
 		}
 		if s, err := core.FindOperation(r.Operation); err == nil && s.Runs == core.RunsOverSSH {
 			return fakeOverSSH(r)

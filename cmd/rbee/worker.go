@@ -26,7 +26,7 @@ func (a *app) workerCommand() *cobra.Command {
 	retire := a.stopCommand()
 	retire.Use, retire.Aliases = "retire ID|MODEL...", []string{"stop"}
 	download := a.binaryDownloadCommand()
-	cmd.AddCommand(a.workerSpawnCommand(), list, a.workerGetCommand(), retire, a.processCommand(), a.binaryCommand(), download)
+	cmd.AddCommand(a.workerSpawnCommand(), list, a.workerGetCommand(), retire, a.processCommand(), a.binaryCommand(), download, a.workerBuildCommand())
 	return cmd
 }
 
@@ -204,7 +204,7 @@ func (a *app) workerSpawnCommand() *cobra.Command {
 	})
 	f := cmd.Flags()
 	f.StringVarP(&r.Model, "model", "m", "", "`MODEL` to serve: id, alias or catalog reference")
-	f.StringVar(&r.Type, "type", "", "worker `TYPE`: cpu, cuda, metal, …")
+	f.StringVar(&r.Type, "type", "", "worker `TYPE`, or TYPE@VERSION: cpu, cuda, vulkan, metal, …")
 	f.StringVar(&r.Device, "device", "", "`DEVICE` to load it on: cpu, cuda:0, …")
 	f.IntVar(&r.Slots, "slots", 0, "requests served at once (default: the hive's)")
 	f.IntVar(&r.ContextTokens, "context", 0, "positions per slot (default: the model's own, as far as memory allows)")

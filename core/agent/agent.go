@@ -25,6 +25,7 @@ import (
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/download"
 	"github.com/rbee-project/rbee/core/gateway"
+	"github.com/rbee-project/rbee/core/gobuild"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/hive"
 	"github.com/rbee-project/rbee/core/job"
@@ -71,6 +72,8 @@ type Options struct {
 	SSH  SSH // with which other machines are reached
 	// NotifySocket is NOTIFY_SOCKET of a service manager that is told when the agent serves, and when it begins to end; empty: none.
 	NotifySocket string
+	// Suite is the command that runs the conformance suite of plugins, plugintest.Child; empty: no plugin can be built.
+	Suite []string
 	// Ready is called once, when the agent serves, with the host:port of its HTTP API; empty: it has none, being a hive alone. A queen of a
 	// cluster is ready as soon as it answers, also while there is no leader.
 	Ready func(address string)
@@ -254,8 +257,8 @@ func (p *process) buildHive(ctx context.Context) error {
 		ID: p.id, Name: nodeName(cfg), Version: p.opts.Version, DataDir: cfg.DataDir, RPCAddress: rpcAddress,
 		Jobs: p.jobs, Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Origins: origins, Queens: queens, Peers: peers, Logger: p.log,
 		KeepFiles: !cfg.Hive.Download.Seed, UploadLimit: download.NewLimiter(int64(cfg.Hive.Download.UploadLimit)),
-		StopWorkersOnExit: !cfg.Hive.KeepWorkers,
-		Slots:             cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace,
+		StopWorkersOnExit: !cfg.Hive.KeepWorkers, Build: buildOptions(cfg.Hive.Build, p.opts.Suite),
+		Slots: cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace,
 	})
 	return err
 }
@@ -460,7 +463,7 @@ func (p *process) stages() []stage {
 		}
 	}
 	if p.bees != nil {
-		list = append(list, stage{"hive", p.bees.Run})
+		list = append(list, stage{"hive", p.bees.Run}, stage{"local", p.serveLocal})
 		if p.net != nil {
 			list = append(list, stage{"data", func(ctx context.Context) error { return p.bees.ServeData(ctx, p.net.mux.Data()) }},
 				stage{"blobs", func(ctx context.Context) error { return p.bees.ServeBlobs(ctx, p.net.mux.Blobs()) }})
@@ -691,4 +694,16 @@ func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers
 		return cmp.Or(cmp.Compare(rank[a.Name], rank[b.Name]), cmp.Compare(a.Name, b.Name))
 	})
 	return workers, catalogs, nil
+}
+
+// buildOptions is how worker plugins are built on this machine; nil: not at all.
+func buildOptions(b config.Build, suite []string) *hive.BuildOptions {
+	if !b.Enabled || len(suite) == 0 {
+		return nil
+	}
+	o := &hive.BuildOptions{Suite: suite, Go: gobuild.Options{Go: b.Go, CGO: b.CGO, Timeout: b.Timeout, MaxDiskBytes: int64(b.MaxDisk)}}
+	if b.CacheDir != "" {
+		o.Go.BuildCache, o.Go.ModuleCache = filepath.Join(b.CacheDir, "build"), filepath.Join(b.CacheDir, "modules")
+	}
+	return o
 }

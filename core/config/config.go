@@ -81,6 +81,17 @@ type Hive struct {
 	StopGrace     time.Duration // how long running requests may go on when a worker is stopped
 	KeepWorkers   bool          // workers go on when the agent ends, and the next agent takes them over
 	Download      Download
+	Build         Build
+}
+
+// Build says whether and how worker plugins are built on this machine.
+type Build struct {
+	Enabled  bool
+	Go       string        // path of the go command; empty: the one in PATH
+	CacheDir string        // where the compiler's cache and modules are kept from build to build; empty: nothing is kept
+	CGO      bool          // C code is compiled as well, which lets a module run commands while it is built
+	Timeout  time.Duration // of one build
+	MaxDisk  Bytes         // that one build may take below data_dir
 }
 
 // Download is how a hive fetches models and engines.

@@ -350,3 +350,20 @@ func TestBytes(t *testing.T) {
 		must.Eq(t, text, b.String())
 	}
 }
+
+// A block within a block: its settings have names, variables and origins like all others.
+func TestBuildBlock(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "rbee.hcl")
+	must.NoError(t, os.WriteFile(file, []byte("queen {\n  enabled = true\n}\nhive {\n  enabled = true\n  build {\n    enabled   = true\n    cache_dir = \"go\"\n  }\n}\n"), 0o600))
+	c, diags := config.Load([]string{file}, environment("RBEE_HIVE_BUILD_TIMEOUT=5m"))
+	must.NoError(t, diags.Err())
+	must.True(t, c.Hive.Build.Enabled)
+	must.Eq(t, 5*time.Minute, c.Hive.Build.Timeout)
+	must.Eq(t, filepath.Join(filepath.Dir(file), "go"), c.Hive.Build.CacheDir)
+	must.False(t, c.Hive.Build.CGO)
+
+	c, diags = config.Load(nil, environment("RBEE_QUEEN_ENABLED=true"))
+	must.NoError(t, diags.Err())
+	must.False(t, c.Hive.Build.Enabled)
+}

@@ -62,6 +62,14 @@ func settings() []setting {
 		{name: "hive.download.allow_addresses", field: func(c *Config) any { return &c.Hive.Download.AllowAddresses }, check: checkAllowAddresses},
 		{name: "hive.download.seed", field: func(c *Config) any { return &c.Hive.Download.Seed }},
 		{name: "hive.download.upload_limit", field: func(c *Config) any { return &c.Hive.Download.UploadLimit }},
+		{name: "hive.build.enabled", field: func(c *Config) any { return &c.Hive.Build.Enabled }},
+		{name: "hive.build.go", field: func(c *Config) any { return &c.Hive.Build.Go }, path: true},
+		{name: "hive.build.cache_dir", field: func(c *Config) any { return &c.Hive.Build.CacheDir }, path: true},
+		{name: "hive.build.cgo", field: func(c *Config) any { return &c.Hive.Build.CGO }},
+		{name: "hive.build.timeout", field: func(c *Config) any { return &c.Hive.Build.Timeout }, check: func(c *Config) string {
+			return checkDuration(c.Hive.Build.Timeout, time.Second, 24*time.Hour, "1s", "24h")
+		}},
+		{name: "hive.build.max_disk", field: func(c *Config) any { return &c.Hive.Build.MaxDisk }, check: checkMaxDisk},
 		{name: "gossip.retry_join", field: func(c *Config) any { return &c.Gossip.RetryJoin }, check: checkRetryJoin},
 		{name: "gossip.key_file", field: func(c *Config) any { return &c.Gossip.KeyFile }, path: true},
 		{name: "tls.ca_file", field: func(c *Config) any { return &c.TLS.CAFile }, path: true},
@@ -75,7 +83,7 @@ func defaults(env Env) *Config {
 		LogLevel: "info",
 		Bind:     Bind{Address: "127.0.0.1", HTTPPort: DefaultHTTPPort, RPCPort: DefaultRPCPort, GossipPort: DefaultGossipPort},
 		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour},
-		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, KeepWorkers: true, Download: Download{Connections: 4, Seed: true}},
+		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, KeepWorkers: true, Download: Download{Connections: 4, Seed: true}, Build: Build{Timeout: 10 * time.Minute, MaxDisk: 8 << 30}},
 		origins:  map[string]Origin{},
 		env:      env,
 	}
@@ -214,6 +222,13 @@ func checkRange(v, low, high int) string {
 func checkDuration(v, low, high time.Duration, lowText, highText string) string {
 	if v < low || v > high {
 		return fmt.Sprintf("%s is out of range: it must be between %s and %s.", v, lowText, highText)
+	}
+	return ""
+}
+
+func checkMaxDisk(c *Config) string {
+	if c.Hive.Build.MaxDisk < 1<<20 {
+		return fmt.Sprintf("%s is too little: it must be at least 1MiB.", c.Hive.Build.MaxDisk)
 	}
 	return ""
 }

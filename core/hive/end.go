@@ -28,7 +28,7 @@ func (h *Hive) processDelete(ctx context.Context, r core.Request, run *job.Run) 
 	if err != nil {
 		return core.ExitResult{}, err
 	}
-	return h.endAndTell(ctx, w, gone, cmp.Or(time.Duration(r.Grace), h.opts.StopGrace), run)
+	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), h.opts.StopGrace), now: r.Now}, run)
 }
 
 // activeRetire retires a worker and returns when it has ended. Where the job is cancelled the retirement goes on.
@@ -37,19 +37,23 @@ func (h *Hive) activeRetire(ctx context.Context, r core.Request, run *job.Run) (
 	if err != nil {
 		return core.ExitResult{}, err
 	}
-	return h.endAndTell(ctx, w, gone, cmp.Or(time.Duration(r.Grace), defaultRetireGrace), run)
+	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), defaultRetireGrace)}, run)
 }
 
 // endAndTell ends a worker, or for none says that gone is what became of it, and returns when nothing of it is left and a queen knows.
-func (h *Hive) endAndTell(ctx context.Context, w *worker, gone exit, grace time.Duration, run *job.Run) (core.ExitResult, error) {
+func (h *Hive) endAndTell(ctx context.Context, w *worker, gone exit, e ending, run *job.Run) (core.ExitResult, error) {
 	if w == nil {
 		run.Log("worker %s, process %d, has ended already", gone.WorkerID, gone.Process.PID)
 		return core.ExitResult{WorkerID: gone.WorkerID, PID: gone.Process.PID, AlreadyGone: true, Exit: gone.How}, nil
 	}
-	if err := h.endWorker(w, grace); err != nil {
+	if err := h.endWorker(w, e); err != nil {
 		return core.ExitResult{}, err
 	}
-	run.Log("worker %s takes no new request; running ones may go on for %s", w.id(), grace)
+	if e.now {
+		run.Log("worker %s ends, and its running requests with it", w.id())
+	} else {
+		run.Log("worker %s takes no new request; running ones may go on for %s", w.id(), e.grace)
+	}
 	select {
 	case <-w.gone:
 	case <-ctx.Done():
@@ -65,13 +69,22 @@ func (h *Hive) endAndTell(ctx context.Context, w *worker, gone exit, grace time.
 	return core.ExitResult{WorkerID: w.id(), PID: w.pid(), Forced: forced, Exit: w.proc.Exit()}, nil
 }
 
+// ending says how a worker is to end.
+type ending struct {
+	grace time.Duration // how long running requests may go on, and with now the process
+	now   bool          // running requests are cut
+}
+
 // endWorker begins the end of a worker, or hurries one that goes on. It does not wait. Errors: Unavailable when the hive ends.
-func (h *Hive) endWorker(w *worker, grace time.Duration) error {
-	by := time.Now().Add(grace)
+func (h *Hive) endWorker(w *worker, e ending) error {
+	by := time.Now().Add(e.grace)
 	w.mu.Lock()
 	first, loading := w.endBy.IsZero(), w.state == core.WorkerLoading
-	if first || by.Before(w.endBy) {
-		w.endBy = by
+	if first || by.Before(w.endBy) || e.now {
+		w.now = w.now || e.now
+		if first || by.Before(w.endBy) {
+			w.endBy = by
+		}
 		select {
 		case w.sooner <- struct{}{}:
 		default:
@@ -88,7 +101,7 @@ func (h *Hive) endWorker(w *worker, grace time.Duration) error {
 	h.log.Info("worker retires", "worker", w.id(), "model", w.handle.Model, "pid", w.pid())
 	return h.task(func(ctx context.Context) {
 		err := error(nil)
-		if !loading { // a load has nothing to drain
+		if !loading && !w.cutNow() { // a load has nothing to drain
 			err = h.drain(ctx, w)
 		}
 		if err == nil {
@@ -119,6 +132,9 @@ func (h *Hive) drain(ctx context.Context, w *worker) error {
 			}
 			return ctx.Err() // the worker's data socket closes only when finished responses are flushed
 		case <-w.sooner:
+			if w.cutNow() {
+				return nil
+			}
 			timer.Reset(time.Until(w.deadline()))
 		case <-timer.C:
 			h.log.Warn("the running requests of a worker took too long and are cut", "worker", w.id())
@@ -140,8 +156,12 @@ func (h *Hive) stop(ctx context.Context, w *worker) error {
 	left := max(min(time.Until(w.deadline()), h.opts.StopGrace), lastWait)
 	stopping, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
+	patience := left / 2
+	if w.cutNow() {
+		patience = 0
+	}
 	err := h.task(func(context.Context) {
-		if _, err := w.proc.Stop(stopping, left/2); err != nil && !isDone(w.proc.Done()) {
+		if _, err := w.proc.Stop(stopping, patience); err != nil && !isDone(w.proc.Done()) {
 			h.log.Warn("a worker does not stop", "worker", w.id(), "error", err)
 		}
 	})

@@ -64,6 +64,7 @@ type Options struct {
 	ContextTokens     int              // per slot, where a spawn does not say; 0: the model's own, as far as memory allows, at most 4096
 	Threads           int              // of a worker, where a spawn does not say; 0: the worker's choice
 	StopGrace         time.Duration    // how long running requests may go on when a worker process is deleted; 0: 10 s
+	Build             *BuildOptions    // nil: no worker plugin is built here
 	Now               func() time.Time // nil: time.Now
 }
 
@@ -80,7 +81,7 @@ type Hive struct {
 	catalogs    *catalogs
 	swarm       *swarm.Client // nil: there are no other hives
 	beat        *beater
-	types       []*workerType
+	building    chan struct{} // holds one: whoever put it in may build
 
 	tasks   chan func(ctx context.Context) // run by Run, which waits for them
 	adopted chan struct{}                  // closed when the workers of an earlier agent are taken over
@@ -91,12 +92,14 @@ type Hive struct {
 
 	mu       sync.Mutex // guards below
 	workers  map[string]*worker
+	types    []*workerType            // replaced, never changed
 	exits    []exit                   // oldest first
 	reserved map[string]int64         // bytes of each device that loading workers are about to take
 	released uint64                   // counts the ends of reservations
 	launches map[string]int           // folders of binaries that workers are about to run from
 	loads    map[string]int           // models that workers are about to load
 	deleting map[string]chan struct{} // models that are being deleted; closed when that is over
+	leaving  map[string]bool          // folders of binaries that are being deleted
 }
 
 // New opens the hive's state on disk. It starts nothing: Run does. Errors: Invalid, Internal.
@@ -130,7 +133,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	h := &Hive{
 		opts: opts, log: opts.Logger.Named("hive"), now: opts.Now, disk: disk, store: s, plugins: p, types: newTypes(opts.WorkerSpecs),
 		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), ending: make(chan struct{}), over: make(chan struct{}),
-		workers: map[string]*worker{}, reserved: map[string]int64{}, launches: map[string]int{},
+		workers: map[string]*worker{}, reserved: map[string]int64{}, launches: map[string]int{}, leaving: map[string]bool{}, building: make(chan struct{}, 1),
 		loads: map[string]int{}, deleting: map[string]chan struct{}{},
 	}
 	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
@@ -144,6 +147,9 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	h.catalogs.origins = opts.Origins
 	h.swarm = h.newSwarm()
 	h.beat = newBeater(h.log, opts.Queens, h.report, h.retire)
+	if err := h.findBuilt(); err != nil {
+		return nil, err
+	}
 	return h, nil
 }
 
@@ -178,7 +184,7 @@ func (h *Hive) Run(ctx context.Context) error {
 	for _, w := range found {
 		if w.stateNow() == core.WorkerRetiring { // what the earlier agent began is brought to its end
 			wg.Go(func() {
-				if err := h.endWorker(w, defaultRetireGrace); err != nil {
+				if err := h.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
 					h.log.Warn("go on with a retirement", "worker", w.id(), "error", err)
 				}
 			})
@@ -325,7 +331,7 @@ func (h *Hive) retire(id string) {
 	if !ok {
 		return
 	}
-	if err := h.endWorker(w, defaultRetireGrace); err != nil {
+	if err := h.endWorker(w, ending{grace: defaultRetireGrace}); err != nil {
 		h.log.Debug("retire a worker", "worker", id, "error", err) // the hive ends: the next agent is told again
 	}
 }

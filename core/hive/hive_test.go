@@ -160,6 +160,7 @@ worker "parent" {
 	must.Eq(t, "signal killed", exit.Exit)
 }
 
+// FAULTS C-30: a pid that is no worker of this hive is refused, and its process gets no signal.
 func TestStrangersAreNeverSignalled(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
@@ -175,7 +176,20 @@ func TestStrangersAreNeverSignalled(t *testing.T) {
 	lines := bufio.NewScanner(out)
 	must.True(t, lines.Scan())
 
-	for _, pid := range []int{cmd.Process.Pid, 1, os.Getpid(), os.Getppid(), 1 << 22} {
+	// The stranger, init, the agent itself (queen and hive), who started it, a process of another user, and a number that nobody has.
+	pids := []int{cmd.Process.Pid, 1, os.Getpid(), os.Getppid(), 1 << 22}
+	if os.Geteuid() == 0 {
+		other := exec.Command("sleep", "600")
+		other.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		must.NoError(t, other.Start())
+		t.Cleanup(func() {
+			must.Nil(t, other.ProcessState) // it was never ended
+			_ = other.Process.Kill()
+			_ = other.Wait()
+		})
+		pids = append(pids, other.Process.Pid)
+	}
+	for _, pid := range pids {
 		f := r.failure(core.Request{Operation: core.OpWorkerProcessDelete, PID: pid})
 		must.Eq(t, core.NotFound, f.Kind)
 		must.StrContains(t, f.Message, fmt.Sprint(pid))
@@ -189,6 +203,7 @@ func TestStrangersAreNeverSignalled(t *testing.T) {
 	must.NoError(t, syscall.Kill(cmd.Process.Pid, 0))
 }
 
+// FAULTS C-33: what does not end when it is asked and ignores SIGTERM is killed after the grace, and its exit is remembered.
 func TestStubbornWorkerIsKilledAfterTheGrace(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: `
@@ -204,8 +219,11 @@ worker "stubborn" {
 	exit := result1[core.ExitResult](r, core.Request{Operation: core.OpWorkerProcessDelete, PID: w.PID, Grace: core.Duration(500 * time.Millisecond)})
 	must.True(t, exit.Forced)
 	must.Eq(t, "signal killed", exit.Exit)
-	must.Between(t, 500*time.Millisecond, time.Since(start), 3*time.Second)
+	must.Between(t, 500*time.Millisecond, time.Since(start), 10*time.Second)
 	r.nothingLeft()
+	again := result1[core.ExitResult](r, core.Request{Operation: core.OpWorkerProcessDelete, PID: w.PID})
+	must.True(t, again.AlreadyGone)
+	must.Eq(t, "signal killed", again.Exit)
 }
 
 func TestLoadFailureSaysWhatTheEngineSaid(t *testing.T) {

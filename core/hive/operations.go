@@ -11,6 +11,8 @@ import (
 func (h *Hive) operations() map[core.Operation]job.Func {
 	return map[core.Operation]job.Func{
 		core.OpWorkerDownload:      job.Typed(h.workerDownload),
+		core.OpWorkerBuild:         job.Typed(h.workerBuild),
+		core.OpWorkerBinaryDelete:  job.Typed(h.binaryDelete),
 		core.OpWorkerSpawn:         job.Typed(h.spawn),
 		core.OpWorkerProcessDelete: job.Typed(h.processDelete),
 		core.OpModelDownload:       job.Typed(h.modelDownload),

@@ -45,6 +45,8 @@ type pluginHost interface {
 	Reattach(ctx context.Context, a pluginhost.Attachment) (workerProcess, error)
 	EndAttachment(ctx context.Context, a pluginhost.Attachment) (bool, error)
 	LaunchCatalog(ctx context.Context, s pluginhost.Spec) (catalogProcess, error)
+	FileSpec(kind sdk.Kind, name, path string) (pluginhost.Spec, error)
+	Describe(ctx context.Context, s pluginhost.Spec) (sdk.Info, sdk.Schema, error)
 }
 
 // shelf is the store as the hive needs it.
@@ -62,6 +64,7 @@ type shelf interface {
 	BinaryPaths(id string) (exe, engineDir string, err error)
 	PutBinary(ctx context.Context, spec store.BinarySpec, from store.Supply, progress func(core.Progress)) (core.WorkerBinary, error)
 	SetProbe(id string, p store.Probe) error
+	DeleteBinary(id string, claim func(folders []string) error) (core.WorkerBinary, error)
 	RemoveSuperseded(inUse func(folder string) bool) error
 }
 

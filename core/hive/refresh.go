@@ -21,7 +21,7 @@ func (s hiveService) Refresh(ctx context.Context, _ *hivev1.RefreshRequest) (*hi
 	}
 	resp := &hivev1.RefreshResponse{}
 	before, typesBefore := h.devicesNow(ctx)
-	for _, t := range h.types {
+	for _, t := range h.typeList() {
 		if err := h.lookAgain(ctx, t); err != nil {
 			return nil, err
 		}
@@ -62,10 +62,9 @@ func (h *Hive) lookAgain(ctx context.Context, t *workerType) error {
 		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
 	}
 	var exe, engine string
-	if b, err := h.store.Binary(t.name()); err == nil && b.Damaged == "" {
-		if exe, engine, err = h.store.BinaryPaths(b.ID); err == nil {
-			defer h.hold(exe)()
-		}
+	if x, e, release, err := h.holdBinary(t.name()); err == nil {
+		exe, engine = x, e
+		defer release()
 	}
 	info, f, _, err := h.fingerprint(ctx, t.spec, exe, engine)
 	if ctx.Err() != nil {

@@ -28,10 +28,12 @@ import (
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/core/plugintest"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/core/wire"
 	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/sdktest/fake"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
@@ -65,13 +67,17 @@ var pluginDir = sync.OnceValues(func() (string, error) {
 			return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
 		}
 	}
-	return dir, nil
+	// The same under another name needs an engine.
+	return dir, os.Link(filepath.Join(dir, "rbee-worker-fake"), filepath.Join(dir, "rbee-worker-"+fake.Engined))
 })
 
 // built is the folder to remove at the end; empty: none.
 var built string
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == suiteArg {
+		plugintest.Child()
+	}
 	if dir := os.Getenv(agentVariable); dir != "" {
 		agentMain(dir)
 		return

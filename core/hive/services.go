@@ -44,30 +44,19 @@ func (s hiveService) GetProcess(ctx context.Context, req *hivev1.GetProcessReque
 }
 
 func (s hiveService) ListBinaries(ctx context.Context, _ *hivev1.ListBinariesRequest) (*hivev1.ListBinariesResponse, error) {
-	if err := s.h.settled(ctx); err != nil {
-		return nil, err
-	}
-	list, err := s.h.store.Binaries()
+	list, err := s.h.Binaries(ctx)
 	if err != nil {
 		return nil, err
 	}
-	resp := &hivev1.ListBinariesResponse{}
-	for _, b := range list {
-		b.Files = nil
-		resp.Binaries = append(resp.Binaries, wire.BinaryToProto(s.h.withUsers(b)))
-	}
-	return resp, nil
+	return &hivev1.ListBinariesResponse{Binaries: wire.All(list, wire.BinaryToProto)}, nil
 }
 
 func (s hiveService) GetBinary(ctx context.Context, req *hivev1.GetBinaryRequest) (*hivev1.GetBinaryResponse, error) {
-	if err := s.h.settled(ctx); err != nil {
-		return nil, err
-	}
-	b, err := s.h.store.Binary(req.GetId())
+	b, err := s.h.Binary(ctx, req.GetId())
 	if err != nil {
 		return nil, err
 	}
-	return &hivev1.GetBinaryResponse{Binary: wire.BinaryToProto(s.h.withUsers(b))}, nil
+	return &hivev1.GetBinaryResponse{Binary: wire.BinaryToProto(b)}, nil
 }
 
 func (s hiveService) ListModels(ctx context.Context, _ *hivev1.ListModelsRequest) (*hivev1.ListModelsResponse, error) {

@@ -16,6 +16,8 @@ import (
 // spawn starts a worker and returns when it serves. Whatever it needs and is missing is fetched first. When it fails or is cancelled,
 // no process and no file of the worker is left; what was fetched stays.
 func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.SpawnResult, error) {
+	var version string
+	r.Type, version, _ = strings.Cut(r.Type, "@")
 	t, err := h.typeFor(ctx, r)
 	if err != nil {
 		return core.SpawnResult{}, err
@@ -25,7 +27,7 @@ func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.Sp
 		return core.SpawnResult{}, err
 	}
 	defer release()
-	binary, err := h.ensureBinary(ctx, t, run)
+	binary, err := h.ensureBinary(ctx, t, version, run)
 	if err != nil {
 		return core.SpawnResult{}, err
 	}
@@ -62,11 +64,11 @@ func (h *Hive) typeFor(ctx context.Context, r core.Request) (*workerType, error)
 
 // load launches a worker process and loads the model.
 func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary core.WorkerBinary, model core.Model, path string, run *job.Run) (*worker, error) {
-	exe, engine, err := h.store.BinaryPaths(binary.ID)
+	exe, engine, release, err := h.holdBinary(binary.ID)
 	if err != nil {
 		return nil, err
 	}
-	defer h.hold(exe)()
+	defer release()
 	id := newID()
 	p, err := h.launch(ctx, pluginhost.WorkerLaunch{
 		Spec: t.spec, Executable: exe, EngineDir: engine, WorkerID: id, Nonce: randomHex(16),
@@ -75,12 +77,12 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	if err != nil {
 		return nil, errors.Join(said("launch worker "+t.name(), err), os.RemoveAll(h.disk.runDir(id)))
 	}
-	hd, release, err := h.fit(ctx, r, p, model, run)
+	hd, loaded, err := h.fit(ctx, r, p, model, run)
 	if err != nil {
 		h.discard(p, id)
 		return nil, err
 	}
-	defer release()
+	defer loaded()
 	hd.Binary, hd.Version = binary.ID, p.Info().Version
 	w := newWorker(hd, p, core.WorkerLoading)
 	// The handle is on disk before the model is loaded: an agent that is killed now is followed by one that knows of the process.

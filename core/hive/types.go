@@ -31,6 +31,8 @@ const (
 type workerType struct {
 	spec pluginhost.Spec
 	gate chan struct{} // holds one: whoever took it may probe
+	// built says that the plugin was built on this hive: it has no file in the plugin folder, and lies in the store alone.
+	built bool
 
 	mu    sync.Mutex // guards below
 	found bool       // the probe has answered, or said why it does not
@@ -72,9 +74,13 @@ func (t *workerType) digest() (string, error) {
 func newTypes(specs []pluginhost.Spec) []*workerType {
 	out := make([]*workerType, 0, len(specs))
 	for _, s := range specs {
-		out = append(out, &workerType{spec: s, gate: make(chan struct{}, 1)})
+		out = append(out, newType(s))
 	}
 	return out
+}
+
+func newType(s pluginhost.Spec) *workerType {
+	return &workerType{spec: s, gate: make(chan struct{}, 1)}
 }
 
 func (t *workerType) name() string { return t.spec.Name }
@@ -104,7 +110,15 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 	if _, _, found := t.known(); found {
 		return nil
 	}
-	info, f, _, err := h.fingerprint(ctx, t.spec, "", "")
+	exe, engine := "", ""
+	if t.built {
+		x, e, release, err := h.holdBinary(t.name())
+		if err == nil {
+			exe, engine = x, e
+			defer release()
+		}
+	}
+	info, f, _, err := h.fingerprint(ctx, t.spec, exe, engine)
 	if err := ctx.Err(); err != nil {
 		return core.E("probe worker type", core.KindOf(err), err)
 	}
@@ -183,11 +197,11 @@ func (h *Hive) refreshAfter(ctx context.Context, w *worker) {
 	// A probe is short: it is not cut in the middle of its launch when the agent ends.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
 	defer cancel()
-	exe, engine, err := h.store.BinaryPaths(w.handle.Binary)
+	exe, engine, release, err := h.holdBinary(w.handle.Binary)
 	if err != nil {
 		return // removed meanwhile
 	}
-	defer h.hold(exe)()
+	defer release()
 	info, f, _, err := h.fingerprint(ctx, t.spec, exe, engine)
 	if err != nil {
 		h.log.Warn("look at the devices of an ended worker", "plugin", t.name(), "error", err)
@@ -197,9 +211,16 @@ func (h *Hive) refreshAfter(ctx context.Context, w *worker) {
 	h.beat.bump()
 }
 
+// typeList is the worker types as they are now. The list is not changed.
+func (h *Hive) typeList() []*workerType {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.types
+}
+
 // workerType finds a worker type by name. Errors: NotFound naming those there are.
 func (h *Hive) workerType(name string) (*workerType, error) {
-	for _, t := range h.types {
+	for _, t := range h.typeList() {
 		if t.name() == name {
 			return t, nil
 		}
@@ -214,8 +235,9 @@ func (h *Hive) workerType(name string) (*workerType, error) {
 // probed waits until every worker type is probed. Errors: only ctx's.
 func (h *Hive) probed(ctx context.Context) error {
 	var wg sync.WaitGroup
-	errs := make([]error, len(h.types))
-	for i, t := range h.types {
+	types := h.typeList()
+	errs := make([]error, len(types))
+	for i, t := range types {
 		wg.Go(func() { errs[i] = h.probe(ctx, t) })
 	}
 	wg.Wait()
@@ -229,8 +251,8 @@ func (h *Hive) probed(ctx context.Context) error {
 
 // typeViews is the worker types as far as they are probed, those that are not without devices.
 func (h *Hive) typeViews() []typeView {
-	out := make([]typeView, 0, len(h.types))
-	for _, t := range h.types {
+	out := make([]typeView, 0, len(h.typeList()))
+	for _, t := range h.typeList() {
 		_, f, _ := t.known()
 		out = append(out, typeView{Name: t.name(), Problem: f.Problem, Devices: devicesOf(f)})
 	}

@@ -37,6 +37,7 @@ type worker struct {
 	asked    bool      // somebody wanted the end
 	problem  string    // why it failed
 	endBy    time.Time // when running requests are cut; zero: nobody wants the end
+	now      bool      // running requests are not waited for
 	forced   bool      // it did not end by itself, or not in time
 }
 
@@ -101,6 +102,12 @@ func (w *worker) deadline() time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.endBy
+}
+
+func (w *worker) cutNow() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.now
 }
 
 func (w *worker) force() {

@@ -127,7 +127,7 @@ func (p *Process) signalled(err error) error {
 type Usage struct {
 	StartedAt   time.Time
 	MemoryBytes int64   // resident set, the process and its descendants
-	CPUPercent  float64 // of one core, over the life of the process
+	CPUPercent  float64 // of one core, the process and its descendants, over the life of the process
 }
 
 // Details is Usage and what else is worth knowing of one process.
@@ -186,16 +186,20 @@ func usage(ctx context.Context, id Identity) (Usage, []*process.Process, error) 
 	family := []*process.Process{p}
 	family = append(family, descendants(ctx, p)...)
 	var u Usage
+	busy := 0.0 // seconds
 	for _, f := range family {
 		if m, err := f.MemoryInfoWithContext(ctx); err == nil {
 			u.MemoryBytes += clamp(m.RSS)
 		}
+		if t, err := f.TimesWithContext(ctx); err == nil {
+			busy += t.User + t.System
+		}
 	}
 	if ms, err := p.CreateTimeWithContext(ctx); err == nil {
 		u.StartedAt = time.UnixMilli(ms)
-	}
-	if percent, err := p.CPUPercentWithContext(ctx); err == nil {
-		u.CPUPercent = percent
+		if age := time.Since(u.StartedAt).Seconds(); age > 0 {
+			u.CPUPercent = 100 * busy / age
+		}
 	}
 	// What was read belongs to the identity only if the pid did so all the time.
 	if !id.Alive() {

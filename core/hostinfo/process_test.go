@@ -220,6 +220,23 @@ func TestReadDetails(t *testing.T) {
 	must.Less(t, family, u.MemoryBytes)
 }
 
+// The work of what a process started counts as its own.
+func TestUsageCountsChildren(t *testing.T) {
+	t.Parallel()
+	cmd, out := child(t, nil, nil, "sh", "-c", `sh -c 'while :; do :; done' & echo $!; wait`)
+	busy, err := strconv.Atoi(line(t, out))
+	must.NoError(t, err)
+	leader := identityOf(t, cmd.Process.Pid)
+	eventually(t, func() bool {
+		u, err := ReadUsage(t.Context(), leader)
+		return err == nil && u.CPUPercent > 2
+	})
+	p, err := Open(identityOf(t, busy))
+	must.NoError(t, err)
+	must.NoError(t, p.Signal(syscall.SIGSTOP))
+	must.NoError(t, p.Close())
+}
+
 func TestReadDetailsShowsSockets(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")

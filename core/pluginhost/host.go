@@ -74,14 +74,22 @@ func (h *Host) Spec(p config.Plugin) (Spec, error) {
 	return Spec{Kind: sdk.Kind(p.Kind), Name: p.Label, Executable: exe.Path, Env: p.Env, SHA256: p.SHA256, plugin: p}, nil
 }
 
+// FileSpec returns what is launched for an executable that lies outside of the plugin folder: its config block is empty. Errors as Find.
+func (h *Host) FileSpec(kind sdk.Kind, name, path string) (Spec, error) {
+	if err := checkExecutable(path); err != nil {
+		return Spec{}, err
+	}
+	return Spec{
+		Kind: kind, Name: name, Executable: path,
+		plugin: config.Plugin{Kind: string(kind), Label: name, Executable: filepath.Base(path), Body: hcl.EmptyBody()},
+	}, nil
+}
+
 // DefaultSpec returns what is launched for a plugin that the configuration does not name: its config block is empty. Errors as Find.
 func (h *Host) DefaultSpec(kind sdk.Kind, name string) (Spec, error) {
 	exe, err := h.Find(kind, name)
 	if err != nil {
 		return Spec{}, err
 	}
-	return Spec{
-		Kind: kind, Name: name, Executable: exe.Path,
-		plugin: config.Plugin{Kind: string(kind), Label: name, Executable: filepath.Base(exe.Path), Body: hcl.EmptyBody()},
-	}, nil
+	return h.FileSpec(kind, name, exe.Path)
 }

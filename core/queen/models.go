@@ -226,7 +226,8 @@ func (q *Queen) placeSpawn(ctx context.Context, r core.Request, live []core.Hive
 		m = knownModel{id: r.Model}
 	}
 	_, refused := q.liveHives()
-	return q.place(sched.Demand{Model: r.Model, Type: r.Type, Device: r.Device}, m, live, refused)
+	typ, _, _ := strings.Cut(r.Type, "@")
+	return q.place(sched.Demand{Model: r.Model, Type: typ, Device: r.Device}, m, live, refused)
 }
 
 // placeDownload chooses the hive for a model_download that names none: one that has the model, else the one on which a worker with it would be placed.

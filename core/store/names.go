@@ -24,6 +24,9 @@ var (
 // ValidModelID says whether id can name a model in a store.
 func ValidModelID(id string) bool { return modelID.MatchString(id) && !strings.Contains(id, "..") }
 
+// ValidWorkerType says whether typ can name a worker type in a store.
+func ValidWorkerType(typ string) bool { return workerType.MatchString(typ) }
+
 func checkModelID(id string) error {
 	if ValidModelID(id) {
 		return nil

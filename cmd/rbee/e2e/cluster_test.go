@@ -43,6 +43,7 @@ type cluster struct {
 	extra  string // of every node's configuration
 	// ownStores gives every node a store of its own, without an engine, in its data folder.
 	ownStores bool
+	env       []string    // of agents and commands, beside the usual
 	disk      func(*node) // makes the data folder of a node special; nil: it is none
 }
 
@@ -93,7 +94,7 @@ func (c *cluster) add(name string, queen, hive bool) *node {
 	}
 	home := c.t.TempDir()
 	n.file = filepath.Join(home, "rbee.hcl")
-	n.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + os.TempDir()}
+	n.env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + os.TempDir()}, c.env...)
 	store := sharedStore(c.t)
 	if c.ownStores {
 		store = filepath.Join(n.dir, "store")

@@ -114,6 +114,7 @@ func cli[T any](o *contract, args ...string) T {
 func TestOperations(t *testing.T) {
 	c := newCluster(t)
 	c.ownStores = true
+	c.env = buildEnv(t)
 	for i := range 3 {
 		c.add(fmt.Sprintf("queen-%d", i+1), true, false)
 	}
@@ -130,6 +131,8 @@ func TestOperations(t *testing.T) {
 		{"Hives", (*contract).hives},
 		{"WorkerDownload", (*contract).workerDownload},
 		{"WorkerBinaries", (*contract).workerBinaries},
+		{"WorkerBuild", (*contract).workerBuild},
+		{"WorkerBinaryDelete", (*contract).workerBinaryDelete},
 		{"ModelDownload", (*contract).modelDownload},
 		{"Models", (*contract).models},
 		{"WorkerSpawn", (*contract).workerSpawn},
@@ -302,6 +305,9 @@ func (o *contract) infer() {
 // inUse: what a worker needs is not taken away under it.
 func (o *contract) inUse() {
 	err := o.fails(core.Request{Operation: core.OpModelDelete, Model: "rbee-tiny", Hive: "hive-1"})
+	must.Eq(o.t, core.InUse, core.KindOf(err))
+	must.ErrorContains(o.t, err, o.first.ID)
+	err = o.fails(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "cpu", Hive: "hive-1"})
 	must.Eq(o.t, core.InUse, core.KindOf(err))
 	must.ErrorContains(o.t, err, o.first.ID)
 }

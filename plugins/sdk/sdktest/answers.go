@@ -214,6 +214,9 @@ func (s *workerSuite) cancel(t *testing.T) {
 	defer cancel()
 	s.long(ctx, t, c)
 	if err := active(t.Context(), w, 1); err != nil {
+		if s.o.AnyLength {
+			t.Skipf("the answer was too short to be cut in the middle: %v", err)
+		}
 		t.Fatalf("in the middle of an answer: %v (set LongConfig, LongPrompt or LongTokens so that answers take a second or more)", err)
 	}
 	cancel()
@@ -252,6 +255,9 @@ func (s *workerSuite) drain(t *testing.T) {
 	}
 	select {
 	case err := <-drained:
+		if rest, readErr := io.ReadAll(answer); s.o.AnyLength && err == nil && readErr == nil && bytes.Contains(rest, []byte("[DONE]")) {
+			t.Skip("the answer was too short to be waited for")
+		}
 		t.Fatalf("Drain returned (%v) while a request ran", err)
 	default:
 	}

@@ -84,7 +84,18 @@ func NameOf(kind sdk.Kind, path string) string {
 
 // Info says who the fake is.
 func (w *Worker) Info(context.Context) (sdk.Info, error) {
-	return sdk.Info{Name: w.name, Kind: sdk.KindWorker, Version: Version, Summary: "Answers with the words of the prompt, for tests."}, nil
+	info := sdk.Info{Name: w.name, Kind: sdk.KindWorker, Version: Version, Summary: "Answers with the words of the prompt, for tests."}
+	if w.name == Engined {
+		info.Engine, info.OtherEngines = engine("2"), []sdk.Engine{engine("1")}
+	}
+	return info, nil
+}
+
+// Engined is the name under which the fake worker says that it needs an engine: words v2, or v1.
+const Engined = "engined"
+
+func engine(n string) sdk.Engine {
+	return sdk.Engine{Name: "words", Version: "v" + n, Ref: "fake:words@" + n, Prefix: "lib/", Links: map[string]string{"libwords.so": "libwords.v" + n + ".so"}}
 }
 
 // Schema lists the knobs.

@@ -1,0 +1,48 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gateway"
+)
+
+// LocalSocket is the path of the unix socket in a data folder on which an agent with a hive tells its own user what runs here, whether or not any
+// queen can be reached: gateway.LocalHandler.
+func LocalSocket(dataDir string) string { return filepath.Join(dataDir, "run", "agent.sock") }
+
+// serveLocal serves the local socket until ctx ends. The data folder is locked, so a socket that is there is a dead agent's.
+func (p *process) serveLocal(ctx context.Context) error {
+	const op = "serve the local socket"
+	path := LocalSocket(p.cfg.DataDir)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return core.E(op, core.Internal, err)
+	}
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "unix", path) // in a folder that only this user can enter
+	if err != nil {
+		return core.E(op, core.Internal, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return core.E(op, core.Internal, errors.Join(err, l.Close()))
+	}
+	srv := &http.Server{Handler: gateway.LocalHandler(p.bees), ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case err := <-ended:
+		return core.E(op, core.Internal, err)
+	case <-ctx.Done():
+	}
+	_ = srv.Close() // its answers are short, and nothing is lost with one
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return core.E(op, core.Internal, err)
+	}
+	return nil
+}

@@ -1,0 +1,300 @@
+// Package gobuild compiles Go programs with the machine's Go toolchain, in an environment of its own and within limits.
+package gobuild
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/hostinfo"
+)
+
+// Options say with what, where and within which limits programs are built.
+type Options struct {
+	Go          string // path of the go command; empty: the one in PATH
+	WorkDir     string // folder below which temporary folders are made; empty: the system's
+	BuildCache  string // GOCACHE, kept from build to build; empty: a temporary one
+	ModuleCache string // GOMODCACHE, kept likewise; empty: a temporary one
+	CGO         bool   // C code is compiled as well: that of a module can run commands of its author while it is built
+	Timeout     time.Duration
+	// MaxDiskBytes is what the temporary folder may take, and so the caches that are in it; 0: 8 GiB.
+	MaxDiskBytes int64
+	// Environ returns the environment that the few variables are picked from which a build may see; nil: os.Environ.
+	Environ func() []string
+}
+
+const (
+	defaultTimeout  = 10 * time.Minute
+	defaultMaxBytes = 8 << 30
+	versionTimeout  = 30 * time.Second
+	watchEvery      = time.Second
+	// markName names the environment variable by which what a build left behind is recognised.
+	markName = "RBEE_BUILD"
+)
+
+// Source is what to build: a folder or a package of a module. ParseSource makes it.
+type Source struct {
+	folder string // absolute; empty: a module
+	module string // package@version
+}
+
+// String is the source as ParseSource reads it.
+func (s Source) String() string {
+	if s.folder != "" {
+		return s.folder
+	}
+	return s.module
+}
+
+// Build compiles the program and writes its executable to out, whose folder must be there. Every line that the toolchain says goes to emit, within
+// limits. When it fails or ctx ends nothing is left: no file, no process. Errors: Unsupported without a toolchain, NotFound for a folder that is not
+// there, Invalid with what the compiler said, TooLarge for the limit of the disk, DeadlineExceeded, ctx's.
+func Build(ctx context.Context, o Options, src Source, out string, emit func(line string)) (err error) {
+	const op = "build"
+	if o.Timeout == 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.MaxDiskBytes == 0 {
+		o.MaxDiskBytes = defaultMaxBytes
+	}
+	if o.Environ == nil {
+		o.Environ = os.Environ
+	}
+	goTool, err := toolchain(o)
+	if err != nil {
+		return err
+	}
+	if src.folder != "" {
+		if info, err := os.Stat(src.folder); err != nil || !info.IsDir() {
+			return core.WithHint(core.Errorf(op, core.NotFound, "there is no folder %s on this machine", src.folder), "The source is a folder of the hive's machine, or module@version.")
+		}
+	}
+	dir, err := os.MkdirTemp(o.WorkDir, "build-")
+	if err != nil {
+		return core.E(op, core.Internal, err)
+	}
+	defer func() {
+		if rmErr := os.RemoveAll(dir); rmErr != nil {
+			err = errors.Join(err, core.E(op, core.Internal, rmErr))
+		}
+	}()
+	b := &build{o: o, dir: dir, mark: rand.Text(), emit: emit, env: environment(o, goTool, dir)}
+	for _, d := range []string{"home", "tmp", "bin"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			return core.E(op, core.Internal, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	version, err := b.version(ctx, goTool)
+	if err != nil {
+		return err
+	}
+	emit(version)
+	emit("building " + src.String())
+	if err := b.run(ctx, goTool, src); err != nil {
+		return err
+	}
+	return b.publish(out)
+}
+
+// toolchain finds the go command.
+func toolchain(o Options) (string, error) {
+	name := o.Go
+	if name == "" {
+		name = "go"
+	}
+	path, err := lookPath(name, o.Environ())
+	if err != nil {
+		return "", core.WithHint(core.Errorf("build", core.Unsupported, "there is no Go toolchain on this machine: %w", err),
+			"Install Go on the hive's machine, or say where it is with hive { build { go = \"/usr/local/go/bin/go\" } }.")
+	}
+	return path, nil
+}
+
+// lookPath is exec.LookPath for the environment that it is given.
+func lookPath(name string, environ []string) (string, error) {
+	if filepath.IsAbs(name) {
+		return exec.LookPath(name)
+	}
+	for _, dir := range filepath.SplitList(lookup(environ, "PATH")) {
+		if !filepath.IsAbs(dir) {
+			continue // the current folder is nobody's choice
+		}
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s is not in PATH", name)
+}
+
+func lookup(environ []string, name string) string {
+	for _, e := range environ {
+		if v, ok := strings.CutPrefix(e, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// passedOn are the variables of the agent that a build sees: where modules come from, and how to get there.
+func passedOn() []string {
+	return []string{
+		"GOPROXY", "GONOPROXY", "GOPRIVATE", "GOSUMDB", "GONOSUMDB", "GOINSECURE", "GOVCS",
+		"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
+	}
+}
+
+// environment is all that a build sees.
+func environment(o Options, goTool, dir string) []string {
+	environ := o.Environ()
+	cgo := "0"
+	if o.CGO {
+		cgo = "1"
+	}
+	or := func(path, name string) string {
+		if path != "" {
+			return path
+		}
+		return filepath.Join(dir, name)
+	}
+	env := []string{
+		"PATH=" + filepath.Dir(goTool) + string(filepath.ListSeparator) + lookup(environ, "PATH"),
+		"HOME=" + filepath.Join(dir, "home"), "TMPDIR=" + filepath.Join(dir, "tmp"), "GOTMPDIR=" + filepath.Join(dir, "tmp"),
+		"GOPATH=" + filepath.Join(dir, "gopath"), "GOMODCACHE=" + or(o.ModuleCache, "modules"), "GOCACHE=" + or(o.BuildCache, "cache"), "GOBIN=" + filepath.Join(dir, "bin"),
+		// No settings of a person, no other toolchain from the network; the caches can be removed again.
+		"GOENV=off", "GOTOOLCHAIN=local", "GOWORK=off", "GOFLAGS=-modcacherw", "CGO_ENABLED=" + cgo,
+		"GIT_TERMINAL_PROMPT=0", "LC_ALL=C",
+	}
+	for _, name := range passedOn() {
+		if v := lookup(environ, name); v != "" {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
+}
+
+// build is one build under way.
+type build struct {
+	o    Options
+	dir  string
+	mark string
+	emit func(string)
+	env  []string
+}
+
+func (b *build) command(goTool string, args ...string) *exec.Cmd {
+	cmd := exec.Command(goTool, args...) //nolint:noctx // a whole process group is ended, not one process
+	cmd.Env = append(slices.Clone(b.env), markName+"="+b.mark)
+	cmd.Dir = b.dir
+	return cmd
+}
+
+func (b *build) version(ctx context.Context, goTool string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	var said output
+	said.emit = func(string) {}
+	if err := b.group(ctx, b.command(goTool, "version"), &said); err != nil {
+		if ctx.Err() != nil {
+			return "", core.E("build", core.KindOf(ctx.Err()), context.Cause(ctx))
+		}
+		return "", core.WithHint(core.Errorf("build", core.Unsupported, "the Go toolchain %s does not work: %w", goTool, err), "It says: %s", strings.Join(said.tail, "; "))
+	}
+	return strings.Join(said.tail, " "), nil
+}
+
+// run compiles. What it makes is the only file in bin/.
+func (b *build) run(ctx context.Context, goTool string, src Source) error {
+	const op = "build"
+	var cmd *exec.Cmd
+	if src.folder != "" {
+		// Not even version control is asked about the folder: its settings may name programs to run.
+		cmd = b.command(goTool, "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(b.dir, "bin")+string(filepath.Separator), "--", ".")
+		cmd.Dir = src.folder
+	} else {
+		cmd = b.command(goTool, "install", "-trimpath", "-buildvcs=false", "--", src.module)
+	}
+	said := output{emit: b.emit}
+	watched, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	full := make(chan error, 1)
+	go func() { full <- b.watchDisk(watched, stop) }()
+	err := b.group(watched, cmd, &said)
+	stop(nil)
+	if tooLarge := <-full; tooLarge != nil {
+		return tooLarge
+	}
+	if said.dropped > 0 {
+		b.emit(fmt.Sprintf("… and %d more lines", said.dropped))
+	}
+	switch {
+	case ctx.Err() != nil && core.KindOf(ctx.Err()) == core.DeadlineExceeded:
+		return core.WithHint(core.Errorf(op, core.DeadlineExceeded, "the build takes longer than %s", b.o.Timeout), "Allow more time with hive { build { timeout = … } }, or keep the caches with cache_dir.")
+	case ctx.Err() != nil:
+		return core.E(op, core.KindOf(ctx.Err()), context.Cause(ctx))
+	case err != nil:
+		return core.WithHint(core.Errorf(op, core.Invalid, "%s cannot be built: %w", src, err), "The toolchain says:\n%s", strings.Join(said.tail, "\n"))
+	}
+	return nil
+}
+
+// watchDisk ends the build when its folder grows beyond the limit.
+func (b *build) watchDisk(ctx context.Context, stop context.CancelCauseFunc) error {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if used := folderBytes(b.dir); used > b.o.MaxDiskBytes {
+			err := core.WithHint(core.Errorf("build", core.TooLarge, "the build takes more than %d bytes on disk", b.o.MaxDiskBytes), "Build it elsewhere, and put the executable into plugin_dir.")
+			stop(err)
+			return err
+		}
+	}
+}
+
+// folderBytes sums the files of a folder; what vanishes meanwhile does not count.
+func folderBytes(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return nil //nolint:nilerr // files come and go
+		}
+		if info, err := d.Info(); err == nil {
+			n += info.Size()
+		}
+		return nil
+	})
+	return n
+}
+
+// publish moves the executable to out.
+func (b *build) publish(out string) error {
+	const op = "build"
+	made, err := os.ReadDir(filepath.Join(b.dir, "bin"))
+	if err != nil {
+		return core.E(op, core.Internal, err)
+	}
+	if len(made) != 1 || !made[0].Type().IsRegular() {
+		return core.WithHint(core.Errorf(op, core.Invalid, "it is no program: the build made %d executables", len(made)), "Name the package main of the plugin.")
+	}
+	path := filepath.Join(b.dir, "bin", made[0].Name())
+	if err := os.Chmod(path, 0o700); err != nil {
+		return core.E(op, core.Internal, err)
+	}
+	return core.E(op, core.Internal, os.Rename(path, out))
+}
+
+// leftovers ends what a build left behind, also what changed its process group.
+func (b *build) leftovers() { _, _ = hostinfo.KillMarked(markName + "=" + b.mark) }

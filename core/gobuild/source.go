@@ -1,0 +1,25 @@
+package gobuild
+
+import (
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// moduleSource is a package path and a version. Neither can be taken for a flag or a file.
+var moduleSource = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._~-]*(/[a-zA-Z0-9._~-]+)*@[a-zA-Z0-9][a-zA-Z0-9._+-]*$`)
+
+// ParseSource reads the absolute path of a folder, or a package and a version: "example.org/bee/cmd/worker@v1.2.3". Errors: Invalid.
+func ParseSource(text string) (Source, error) {
+	switch {
+	case len(text) > 1<<10, strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }):
+	case filepath.IsAbs(text):
+		return Source{folder: filepath.Clean(text)}, nil
+	case moduleSource.MatchString(text) && !strings.Contains(text, ".."):
+		return Source{module: text}, nil
+	}
+	return Source{}, core.WithHint(core.Errorf("", core.Invalid, "that is no source of a program"),
+		"It is the absolute path of a folder on the hive's machine, such as /srv/bee, or a package with a version, such as example.org/bee/cmd/worker@v1.2.3.")
+}

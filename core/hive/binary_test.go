@@ -1,0 +1,204 @@
+package hive
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/wire"
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/sdktest/fake"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+)
+
+// words puts an engine of the fake worker into the fake catalog.
+func (r *rig) words(ref, library string) {
+	r.t.Helper()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	w := tar.NewWriter(z)
+	must.NoError(r.t, w.WriteHeader(&tar.Header{Name: "lib/" + library, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(library))}))
+	_, err := w.Write([]byte(library))
+	must.NoError(r.t, err)
+	must.NoError(r.t, w.Close())
+	must.NoError(r.t, z.Close())
+	must.NoError(r.t, os.WriteFile(filepath.Join(r.dir, "catalog", ref), b.Bytes(), 0o600))
+}
+
+// Several versions of a worker type live side by side, and a worker keeps the one that it was started with.
+func TestVersionsSideBySide(t *testing.T) {
+	t.Parallel()
+	r := run(t, setup{workers: "worker \"engined\" {\n  config {}\n}"})
+	r.words("words@2", "libwords.v2.so")
+	r.words("words@1", "libwords.v1.so")
+	r.words("mirror", "libwords.v1.so")
+	newest := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined})
+	must.Eq(t, "engined@1.2.3-words-v2", newest.ID)
+	must.Eq(t, "fake:words@2", newest.Source)
+	first := r.spawn(fake.Engined)
+
+	for _, version := range []string{"v1", "1", "1.2.3-words-v1"} {
+		b := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, Version: version})
+		must.Eq(t, "engined@1.2.3-words-v1", b.ID)
+		must.Eq(t, "v1", b.EngineVersion)
+	}
+	// A reference that the plugin names has that engine's layout; any other one has that of the version.
+	b := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, From: "fake:words@1"})
+	must.Eq(t, "engined@1.2.3-words-v1", b.ID)
+	b = result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, Version: "v1", From: "fake:mirror"})
+	must.Eq(t, "engined@1.2.3-words-1", b.ID)
+
+	f := r.failure(core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, Version: "v9"})
+	must.Eq(t, core.NotFound, f.Kind)
+	must.StrContains(t, f.Hint, "v2 (fake:words@2), v1 (fake:words@1)")
+
+	second := r.spawn("engined@1.2.3-words-v1")
+	third := r.spawn("engined@v1") // as well
+	f = r.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "engined@v9", Model: "tiny"})
+	must.Eq(t, core.NotFound, f.Kind)
+	used := map[string][]string{}
+	resp, err := r.hives.ListBinaries(t.Context(), &hivev1.ListBinariesRequest{})
+	must.NoError(t, err)
+	for _, x := range wire.All(resp.GetBinaries(), wire.BinaryFromProto) {
+		used[x.ID] = x.InUseBy
+	}
+	must.Eq(t, []string{first.Worker.ID}, used["engined@1.2.3-words-v2"])
+	must.SliceContainsAll(t, []string{second.Worker.ID, third.Worker.ID}, used["engined@1.2.3-words-v1"])
+	must.Eq(t, []string{}, used["engined@1.2.3-words-1"])
+
+	// To delete one it must be said which, and none of those in use.
+	f = r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: fake.Engined})
+	must.Eq(t, core.Invalid, f.Kind)
+	must.StrContains(t, f.Hint, "engined@1.2.3-words-1, engined@1.2.3-words-v1, engined@1.2.3-words-v2")
+	gone := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "engined@1.2.3-words-1"})
+	must.DirNotExists(t, gone.Path)
+	must.Eq(t, core.InUse, r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "engined@1.2.3-words-v1"}).Kind)
+}
+
+func TestWorkerBinaryDelete(t *testing.T) {
+	t.Parallel()
+	r := run(t, setup{})
+	w := r.spawn("fake")
+	f := r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "fake"})
+	must.Eq(t, core.InUse, f.Kind)
+	must.StrContains(t, f.Message, w.Worker.ID)
+	must.StrContains(t, f.Hint, "retire")
+	text, err := r.ask(t.Context(), w.Worker.ID, "still here")
+	must.NoError(t, err)
+	must.StrContains(t, text, "still here")
+
+	result1[core.ExitResult](r, core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.Worker.ID, Grace: core.Duration(time.Second)})
+	var gone core.WorkerBinary
+	coretest.Eventually(t, patience, func() error { // the devices are looked at once more from the same folder
+		j := r.do(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "fake@1.2.3"})
+		if j.Error != nil {
+			return j.Error.Err()
+		}
+		return json.Unmarshal(j.Result, &gone)
+	})
+	must.Eq(t, "fake@1.2.3", gone.ID)
+	must.DirNotExists(t, gone.Path)
+	resp, err := r.hives.ListBinaries(t.Context(), &hivev1.ListBinariesRequest{})
+	must.NoError(t, err)
+	must.Len(t, 0, resp.GetBinaries())
+	must.Eq(t, core.NotFound, r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "fake"}).Kind)
+	for _, id := range []string{"..", "../..", "fake/../..", "/etc", "fake@../../x"} {
+		must.Eq(t, core.NotFound, r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: id}).Kind, must.Sprint(id))
+	}
+	r.spawn("fake") // it is installed again
+}
+
+// Between the look at a binary and the launch from it nobody can delete it, nor launch what is being deleted.
+func TestDeletedBinaryIsNotLaunched(t *testing.T) {
+	t.Parallel()
+	r := run(t, setup{alone: true})
+	b := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "fake"})
+	_, _, release, err := r.hive.holdBinary(b.ID)
+	must.NoError(t, err)
+	must.Eq(t, core.InUse, r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "fake"}).Kind)
+	release()
+	r.hive.mu.Lock()
+	r.hive.leaving[b.Path] = true
+	r.hive.mu.Unlock()
+	_, _, _, err = r.hive.holdBinary(b.ID)
+	must.Eq(t, core.Conflict, core.KindOf(err))
+	must.Eq(t, core.Conflict, r.failure(core.Request{Operation: core.OpWorkerSpawn, Model: "tiny", ContextTokens: 64}).Kind)
+	r.nothingLeft()
+}
+
+func TestEngineOf(t *testing.T) {
+	t.Parallel()
+	two := sdk.Info{Version: "0.1.0", Engine: sdk.Engine{Name: "llama.cpp", Version: "v0.5.0", Ref: "npm:@a/b@3.22.1"}, OtherEngines: []sdk.Engine{{Name: "llama.cpp", Version: "v0.4.0", Ref: "npm:@a/b@3.21.1"}}}
+	for name, c := range map[string]struct {
+		info    sdk.Info
+		version string
+		engine  string // its version
+		kind    core.Kind
+	}{
+		"the first choice":      {two, "", "v0.5.0", ""},
+		"of the engine":         {two, "v0.4.0", "v0.4.0", ""},
+		"without v":             {two, "0.4.0", "v0.4.0", ""},
+		"of the package":        {two, "3.21.1", "v0.4.0", ""},
+		"of the whole":          {two, "0.1.0-llama.cpp-v0.4.0", "v0.4.0", ""},
+		"of another plugin":     {two, "0.2.0-llama.cpp-v0.4.0", "", core.NotFound},
+		"unknown":               {two, "v0.6.0", "", core.NotFound},
+		"no engine":             {sdk.Info{Version: "1.0"}, "", "", ""},
+		"no engine, its own":    {sdk.Info{Version: "1.0"}, "1.0", "", ""},
+		"no engine, another":    {sdk.Info{Version: "1.0"}, "2.0", "", core.NotFound},
+		"no engine, no version": {sdk.Info{}, "0", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e, err := engineOf("cpu", c.info, c.version)
+			must.Eq(t, c.engine, e.Version)
+			if c.kind == "" {
+				must.NoError(t, err)
+				return
+			}
+			must.Eq(t, c.kind, core.KindOf(err))
+			must.StrContains(t, core.HintOf(err), "It has: ")
+		})
+	}
+}
+
+// With --now nobody waits for the running requests.
+func TestDeleteNowCutsRunningRequests(t *testing.T) {
+	t.Parallel()
+	r := run(t, setup{workers: `
+worker "slow" {
+  plugin = "rbee-worker-fake"
+  config {
+    token_delay = "10m"
+  }
+}`})
+	w := r.spawn("slow")
+	answered := make(chan error, 1)
+	go func() {
+		_, err := r.ask(t.Context(), w.Worker.ID, "one two")
+		answered <- err
+	}()
+	r.told(patience, func(list []core.Worker) error {
+		if len(list) == 1 && list[0].Load.Active == 1 {
+			return nil
+		}
+		return core.Errorf("", core.Unavailable, "told of %v", list)
+	})
+	// Deleting it the usual way waits; whoever is in a hurry says so.
+	slow := r.submit(core.Request{Operation: core.OpWorkerProcessDelete, PID: w.PID, Grace: core.Duration(time.Hour)})
+	exit := result1[core.ExitResult](r, core.Request{Operation: core.OpWorkerProcessDelete, PID: w.PID, Grace: core.Duration(time.Hour), Now: true})
+	must.Eq(t, w.PID, exit.PID)
+	must.False(t, exit.Forced)
+	must.Error(t, <-answered)
+	ended, _ := r.follow(slow.ID)
+	must.Eq(t, core.JobSucceeded, ended.State)
+	r.nothingLeft()
+}

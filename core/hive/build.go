@@ -1,0 +1,251 @@
+package hive
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gobuild"
+	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/core/plugintest"
+	"github.com/rbee-project/rbee/core/store"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// BuildOptions allow and bound the building of worker plugins.
+type BuildOptions struct {
+	Go    gobuild.Options // WorkDir is set by the hive
+	Suite []string        // the command that runs the conformance suite; see plugintest.Options.Self
+}
+
+// builtSource begins the Source of a worker binary that was built on this hive.
+const builtSource = "build:"
+
+// workerBuild compiles a worker plugin, runs the conformance suite against it and publishes it as a worker binary. One builds at a time.
+func (h *Hive) workerBuild(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
+	const what = "build worker"
+	if h.opts.Build == nil {
+		return core.WorkerBinary{}, core.WithHint(core.Errorf(what, core.Forbidden, "hive %s builds nothing", h.opts.Name),
+			"Whoever may build may run any program on the hive's machine. To allow it, set hive { build { enabled = true } } in its configuration and restart its agent.")
+	}
+	src, err := gobuild.ParseSource(r.Source)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	if r.Type != "" {
+		if err := h.canBeBuilt(r.Type); err != nil {
+			return core.WorkerBinary{}, err
+		}
+	}
+	select {
+	case h.building <- struct{}{}:
+		defer func() { <-h.building }()
+	default:
+		run.Log("another build is under way: waiting for it")
+		select {
+		case h.building <- struct{}{}:
+			defer func() { <-h.building }()
+		case <-ctx.Done():
+			return core.WorkerBinary{}, core.E(what, core.KindOf(ctx.Err()), ctx.Err())
+		}
+	}
+	// Below the folder of the run files, which is swept when an agent starts.
+	dir, err := os.MkdirTemp(h.disk.run, "b")
+	if err != nil {
+		return core.WorkerBinary{}, core.E(what, core.Internal, err)
+	}
+	defer func() {
+		if err := os.RemoveAll(dir); err != nil {
+			h.log.Warn("remove the folder of a build", "error", err)
+		}
+	}()
+	exe := filepath.Join(dir, "rbee-worker-"+cmp.Or(r.Type, "built"))
+	o := h.opts.Build.Go
+	o.WorkDir = dir
+	if err := gobuild.Build(ctx, o, src, exe, func(line string) { run.Log("%s", line) }); err != nil {
+		return core.WorkerBinary{}, err
+	}
+	spec, info, err := h.judgeBuilt(ctx, r.Type, exe, run)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	b, err := h.publishBuilt(ctx, spec, info, src, run)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	t, err := h.addBuilt(b.Type)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	if b, err = h.probeBinary(ctx, t, b, run); err != nil {
+		return core.WorkerBinary{}, err
+	}
+	return b, h.probe(ctx, t)
+}
+
+// canBeBuilt says whether a worker type of this name may be a built one. Errors: Invalid, Conflict.
+func (h *Hive) canBeBuilt(typ string) error {
+	if !store.ValidWorkerType(typ) {
+		return core.Errorf("build worker", core.Invalid, "%q cannot be a worker type: use up to 32 small letters, digits and dashes", typ)
+	}
+	if t, err := h.workerType(typ); err == nil && !t.built {
+		return core.WithHint(core.Errorf("build worker", core.Conflict, "this hive has a plugin for the worker type %s already", typ), "Give it another name with --type.")
+	}
+	return nil
+}
+
+// judgeBuilt asks a fresh executable who it is, and runs the conformance suite against it.
+func (h *Hive) judgeBuilt(ctx context.Context, typ, exe string, run *job.Run) (pluginhost.Spec, sdk.Info, error) {
+	const what = "build worker"
+	spec, err := h.plugins.FileSpec(sdk.KindWorker, cmp.Or(typ, "built"), exe)
+	if err != nil {
+		return spec, sdk.Info{}, err
+	}
+	info, _, err := h.plugins.Describe(ctx, spec)
+	if err != nil {
+		return spec, info, said("look at what was built", err)
+	}
+	spec.Name = cmp.Or(typ, info.Name)
+	if err := h.canBeBuilt(spec.Name); err != nil {
+		return spec, info, err
+	}
+	o := plugintest.Options{Self: h.opts.Build.Suite, Kind: sdk.KindWorker, Executable: exe}
+	if o.ModelPath = h.smallestModel(); o.ModelPath == "" || info.Engine.Name != "" {
+		o.NoStart = true
+		run.Log("the conformance suite does not start a worker: it has no model to do so, or the type needs an engine")
+	}
+	report, err := plugintest.Run(ctx, o, func(r core.TestResult) { run.Log("%s: %s", r.Outcome, r.Name) })
+	if err != nil {
+		return spec, info, err
+	}
+	if !report.Passed {
+		var failed []string
+		for _, r := range report.Results {
+			if r.Outcome != core.TestFailed {
+				continue
+			}
+			failed = append(failed, r.Name)
+			for _, line := range r.Output {
+				run.Log("%s: %s", r.Name, line)
+			}
+		}
+		return spec, info, core.WithHint(core.Errorf(what, core.Invalid, "it does not pass the conformance suite of plugins: %s", strings.Join(failed, ", ")),
+			"The job's log says why; \"rbee plugin test\" runs the suite against an executable.")
+	}
+	return spec, info, nil
+}
+
+// smallestModel is the path of a model to try a worker with; empty: there is none.
+func (h *Hive) smallestModel() string {
+	models, err := h.store.Models()
+	if err != nil {
+		return ""
+	}
+	models = slices.DeleteFunc(models, func(m core.Model) bool { return m.Damaged != "" })
+	if len(models) == 0 {
+		return ""
+	}
+	m := slices.MinFunc(models, func(a, b core.Model) int { return cmp.Compare(a.SizeBytes, b.SizeBytes) })
+	_, path, err := h.store.Model(m.ID)
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+// publishBuilt puts what was built into the store, with its engine.
+func (h *Hive) publishBuilt(ctx context.Context, s pluginhost.Spec, info sdk.Info, src gobuild.Source, run *job.Run) (core.WorkerBinary, error) {
+	spec := store.BinarySpec{
+		Type: s.Name, Version: cmp.Or(info.Version, "0"), Executable: s.Executable, Source: builtSource + src.String(),
+		EngineName: info.Engine.Name, EngineVersion: info.Engine.Version, Prefix: info.Engine.Prefix, Links: info.Engine.Links,
+	}
+	supply, _, err := h.engineSupply(ctx, &spec, info.Engine.Ref, run)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	b, err := h.store.PutBinary(ctx, spec, supply, run.Progress)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	h.removeSuperseded()
+	return b, nil
+}
+
+// builtBinary finds the binary of a type that was built here. Errors: NotFound, Integrity, Invalid for what only a plugin can be asked for.
+func (h *Hive) builtBinary(t *workerType, w wish) (core.WorkerBinary, error) {
+	again := "\"rbee worker build\" builds it again."
+	if w.from != "" || w.force {
+		return core.WorkerBinary{}, core.WithHint(core.Errorf("find worker binary", core.Invalid, "worker type %s was built on this hive and cannot be downloaded", t.name()), "%s", again)
+	}
+	id := t.name()
+	if w.version != "" {
+		id += "@" + w.version
+	}
+	b, err := h.store.Binary(id)
+	if err == nil && b.Damaged != "" {
+		err = core.WithHint(core.Errorf("find worker binary", core.Integrity, "%s is damaged: %s", b.ID, b.Damaged), "%s", again)
+	}
+	return b, err
+}
+
+// findBuilt makes worker types of the binaries that were built here, at the start of the hive.
+func (h *Hive) findBuilt() error {
+	list, err := h.store.Binaries()
+	if err != nil {
+		return err
+	}
+	for _, b := range list {
+		if !strings.HasPrefix(b.Source, builtSource) {
+			continue
+		}
+		if _, err := h.workerType(b.Type); err == nil {
+			continue // has another version, or there is a plugin of that name now
+		}
+		if _, err := h.addBuilt(b.Type); err != nil {
+			h.log.Warn("a worker type that was built here cannot be used", "plugin", b.Type, "error", err)
+		}
+	}
+	return nil
+}
+
+// addBuilt makes, or makes anew, the worker type of the newest sound binary of a built type.
+func (h *Hive) addBuilt(typ string) (*workerType, error) {
+	exe, _, err := h.store.BinaryPaths(typ)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := h.plugins.FileSpec(sdk.KindWorker, typ, exe)
+	if err != nil {
+		return nil, err
+	}
+	t := newType(spec)
+	t.built = true
+	h.mu.Lock()
+	h.types = append(slices.DeleteFunc(slices.Clone(h.types), func(o *workerType) bool { return o.name() == typ }), t)
+	h.mu.Unlock()
+	h.beat.bump()
+	return t, nil
+}
+
+// forgetType drops a built type whose last binary was deleted, and lets one that has others left use those.
+func (h *Hive) forgetType(ctx context.Context, typ string) {
+	t, err := h.workerType(typ)
+	if err != nil || !t.built {
+		return
+	}
+	if t, err = h.addBuilt(typ); err == nil {
+		err = h.probe(ctx, t)
+	}
+	if err == nil {
+		return
+	}
+	h.mu.Lock()
+	h.types = slices.DeleteFunc(slices.Clone(h.types), func(o *workerType) bool { return o.name() == typ })
+	h.mu.Unlock()
+	h.beat.bump()
+}

@@ -1,0 +1,189 @@
+package hive
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/store"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// wish says which binary of a worker type is meant.
+type wish struct {
+	version string // as engineOf takes it; empty: the plugin's first choice
+	from    string // catalog reference of the engine; empty: the plugin's own
+	force   bool   // renew what is there
+}
+
+// workerDownload installs a worker type: the plugin, and the engine that it needs.
+func (h *Hive) workerDownload(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
+	t, err := h.workerType(r.Type)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	return h.install(ctx, t, wish{version: r.Version, from: r.From, force: r.Force}, run)
+}
+
+// ensureBinary returns the worker binary of a type, and installs it where it is missing or damaged. A version that is installed is taken as it is.
+func (h *Hive) ensureBinary(ctx context.Context, t *workerType, version string, run *job.Run) (core.WorkerBinary, error) {
+	if version != "" {
+		if b, err := h.store.Binary(t.name() + "@" + version); err == nil && b.Damaged == "" {
+			return b, nil
+		}
+	}
+	return h.install(ctx, t, wish{version: version}, run)
+}
+
+// install puts the worker binary of a type into the store unless it is there, and probes it.
+func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run) (core.WorkerBinary, error) {
+	const what = "install worker type"
+	if t.built {
+		return h.builtBinary(t, w)
+	}
+	if err := h.probe(ctx, t); err != nil {
+		return core.WorkerBinary{}, err
+	}
+	info, seen, _ := t.known()
+	if seen.Problem != "" {
+		return core.WorkerBinary{}, unsupported(what, t.name(), seen.Problem)
+	}
+	engine, err := engineOf(t.name(), info, w.version)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	if w.from != "" {
+		if engine.Name == "" {
+			return core.WorkerBinary{}, core.Errorf(what, core.Invalid, "worker type %s needs no engine, so there is nothing to take from %s", t.name(), w.from)
+		}
+		if engine, err = h.engineFrom(ctx, info, engine, w.from); err != nil {
+			return core.WorkerBinary{}, err
+		}
+	}
+	spec := store.BinarySpec{
+		Type: t.name(), Version: cmp.Or(info.Version, "0"), Executable: t.spec.Executable, Source: "local", Force: w.force,
+		EngineName: engine.Name, EngineVersion: engine.Version, Prefix: engine.Prefix, Links: engine.Links,
+	}
+	if !w.force {
+		if have, err := h.sound(spec, t); err == nil {
+			run.Log("worker binary %s is there already", have.ID)
+			return have, nil
+		} else if core.KindOf(err) == core.Conflict {
+			run.Log("worker binary %s is renewed: %v", spec.ID(), err)
+		}
+	}
+	supply, source, err := h.engineSupply(ctx, &spec, engine.Ref, run)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	spec.Source = cmp.Or(source, spec.Source)
+	b, err := h.store.PutBinary(ctx, spec, supply, run.Progress)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	h.removeSuperseded()
+	return h.probeBinary(ctx, t, b, run)
+}
+
+// engineSupply fills in the engine's archive, if the spec has an engine, and says where it comes from: an exact reference.
+func (h *Hive) engineSupply(ctx context.Context, spec *store.BinarySpec, ref string, run *job.Run) (supply store.Supply, exact string, err error) {
+	if spec.EngineName == "" {
+		return nil, "", nil
+	}
+	m, err := h.catalogs.resolve(ctx, ref)
+	if err != nil {
+		return nil, "", err
+	}
+	source, _, err := h.catalogs.split(ref)
+	if err != nil {
+		return nil, "", err
+	}
+	exact = source.ref(m.Ref)
+	spec.Engine = new(fileSpecs(m)[0])
+	run.Log("fetching %s %s for worker type %s from %s", spec.EngineName, spec.EngineVersion, spec.Type, exact)
+	return h.catalogs.supply(exact, m, run.Log), exact, nil
+}
+
+// engineFrom is the engine that a reference stands for. One that the plugin does not name has the layout of the engine that was chosen, and a
+// version of its own: another build of the engine is another binary.
+func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine, ref string) (sdk.Engine, error) {
+	if _, _, err := h.catalogs.split(ref); err != nil {
+		return sdk.Engine{}, err
+	}
+	if known, ok := engineByRef(info, ref); ok {
+		return known, nil
+	}
+	m, err := h.catalogs.resolve(ctx, ref)
+	if err != nil {
+		return sdk.Engine{}, err
+	}
+	engine.Ref, engine.Version = ref, cmp.Or(m.Version, engine.Version)
+	return engine, nil
+}
+
+// binaryVersion is the version of the worker binary that a plugin and an engine make.
+func binaryVersion(info sdk.Info, e sdk.Engine) string {
+	_, version, _ := strings.Cut(store.BinarySpec{Version: cmp.Or(info.Version, "0"), EngineName: e.Name, EngineVersion: e.Version}.ID(), "@")
+	return version
+}
+
+// sound finds the binary that spec would make. Errors: NotFound, Integrity, Conflict when it was made of another plugin executable.
+func (h *Hive) sound(spec store.BinarySpec, t *workerType) (core.WorkerBinary, error) {
+	b, err := h.store.Binary(spec.ID())
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	if b.Damaged != "" {
+		return core.WorkerBinary{}, core.Errorf("find worker binary", core.Integrity, "%s is damaged: %s", b.ID, b.Damaged)
+	}
+	digest, err := t.digest()
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	if b.Digest != digest {
+		return core.WorkerBinary{}, core.Errorf("", core.Conflict, "the plugin %s was replaced since it was installed", t.name())
+	}
+	return b, nil
+}
+
+// probeBinary runs an installed binary once, with its engine, and keeps what it found.
+func (h *Hive) probeBinary(ctx context.Context, t *workerType, b core.WorkerBinary, run *job.Run) (core.WorkerBinary, error) {
+	exe, engine, release, err := h.holdBinary(b.ID)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	defer release()
+	info, f, schema, err := h.fingerprint(ctx, t.spec, exe, engine)
+	switch core.KindOf(err) {
+	case core.Cancelled, core.DeadlineExceeded, core.Unavailable:
+		return core.WorkerBinary{}, err // says nothing about the binary
+	}
+	problem := f.Problem
+	if err != nil {
+		problem = err.Error()
+	}
+	if problem != "" {
+		run.Log("worker binary %s cannot be used here: %s", b.ID, problem)
+	}
+	for _, w := range f.Warnings {
+		run.Log("worker binary %s: %s", b.ID, w)
+	}
+	probe := store.Probe{Devices: devicesOf(f), Problem: problem, Warnings: f.Warnings}
+	for _, c := range f.Checks {
+		probe.Checks = append(probe.Checks, core.Check{Name: c.Name, Passed: c.Passed, Detail: c.Detail})
+	}
+	if text, err := json.Marshal(schema); err == nil { // a default that is no JSON is the plugin's fault; the schema is only shown
+		probe.Schema = text
+	}
+	if err := h.store.SetProbe(b.ID, probe); err != nil {
+		return core.WorkerBinary{}, err
+	}
+	if problem == "" && info.Name != "" {
+		t.note(info, f) // with its engine the plugin may see more than without
+		h.beat.bump()
+	}
+	return h.store.Binary(b.ID)
+}

@@ -1,0 +1,89 @@
+// Package plugintest runs the conformance suite of plugins (plugins/sdk/sdktest) against an executable.
+//
+// The suite is made of Go tests, which end their process when they hang and print as they like: it runs in a process of its own, which is this
+// program once more. Run starts it, and Child is what it runs.
+package plugintest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// Options say what is tested, and how.
+type Options struct {
+	Self       []string      `json:"-"`          // the command that calls Child: this program and its arguments
+	Timeout    time.Duration `json:"-"`          // of the whole suite; 0: 5 minutes
+	Kind       sdk.Kind      `json:"kind"`       // of the plugin
+	Executable string        `json:"executable"` // absolute path
+	EngineDir  string        `json:"engine_dir"` // unpacked engine of a worker plugin; empty: none
+	ModelPath  string        `json:"model_path"` // a GGUF file for a worker plugin; empty: an empty file, with which many cannot start
+	Device     string        `json:"device"`     // of a worker plugin; empty: the first that it reports
+	NoStart    bool          `json:"no_start"`   // a worker plugin is not started with a model: what needs that is skipped
+	Ref        string        `json:"ref"`        // a small thing that a catalog plugin has; empty: nothing is resolved or fetched
+}
+
+const defaultTimeout = 5 * time.Minute
+
+// Run runs the suite. emit is called with each test as it ends; it may be nil. An error says that the suite could not be run to its end, not that
+// a test failed: that is for the report to say. Errors: DeadlineExceeded, ctx's, Internal.
+func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.PluginReport, error) {
+	const op = "test plugin"
+	if o.Timeout == 0 {
+		o.Timeout = defaultTimeout
+	}
+	spec, err := json.Marshal(o)
+	if err != nil {
+		return core.PluginReport{}, core.E(op, core.Internal, err)
+	}
+	bounded, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	cmd := exec.CommandContext(bounded, o.Self[0], o.Self[1:]...)
+	cmd.Args[0] = os.Args[0] // a program may look at the name by which it is called
+	// The plugins that it launches have process groups of their own, and end with the standard input that the suite holds.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	cmd.Stdin = strings.NewReader(string(spec))
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		return core.PluginReport{}, core.E(op, core.Internal, err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		_ = w.Close() // ends the reading below
+		ended <- err
+	}()
+	p := parser{emit: emit}
+	p.read(r)
+	err = <-ended
+	report := core.PluginReport{Executable: o.Executable, Results: p.results}
+	failed := false
+	for _, x := range p.results {
+		failed = failed || x.Outcome == core.TestFailed
+	}
+	switch {
+	case ctx.Err() != nil:
+		return report, core.E(op, core.KindOf(ctx.Err()), context.Cause(ctx))
+	case bounded.Err() != nil:
+		return report, core.WithHint(core.Errorf(op, core.DeadlineExceeded, "the suite takes longer than %s", o.Timeout), "The plugin hangs in the test %q.", p.running)
+	case err != nil && !failed, len(p.results) == 0:
+		if err == nil {
+			err = errors.New("no test ran")
+		}
+		return report, core.Errorf(op, core.Internal, "the suite ended by itself (%w): %s", err, strings.Join(p.tail, "; "))
+	}
+	report.Passed = err == nil
+	return report, nil
+}
