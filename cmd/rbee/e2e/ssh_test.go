@@ -220,6 +220,16 @@ func TestHivesOverSSH(t *testing.T) {
 	must.StrHasPrefix(t, s.home, first.Path)
 	again := resultOf[core.InstallResult](q, "hive", "install", "box", "--service", "none")
 	must.True(t, again.Already)
+	// The token that took it in is in no file, here or there.
+	for _, dir := range []string{s.home, q.dir} {
+		for _, file := range tree(t, dir) {
+			if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() && info.Size() < 1<<20 { // the program knows how tokens begin
+				b, err := os.ReadFile(file)
+				must.NoError(t, err)
+				must.False(t, strings.Contains(string(b), "rbeejoin_"), must.Sprint(file))
+			}
+		}
+	}
 
 	stopped := resultOf[core.InstallResult](q, "hive", "stop", "box", "--yes")
 	must.False(t, stopped.Already)
