@@ -177,10 +177,11 @@ func TestSearchOfSeveralSources(t *testing.T) {
 			refs = append(refs, it.Ref)
 		}
 		must.Eq(t, []string{"a:big", "c:x/big", "c:small"}, refs)
+		start = time.Now()
 		items, err = c.search(t.Context(), catalog.Query{}, "a") // and nobody else is asked: d would be waited for
 		must.NoError(t, err)
 		must.Len(t, 1, items)
-		must.LessEq(t, searchTimeout+time.Second, time.Since(start))
+		must.Less(t, searchTimeout, time.Since(start))
 		items, err = c.search(t.Context(), catalog.Query{Limit: 2}, "")
 		must.NoError(t, err)
 		must.Len(t, 2, items)
