@@ -156,12 +156,18 @@ func TestRouteMemoryIsBounded(t *testing.T) {
 
 	// An id that comes twice is the later one, and stays so when the first is overwritten.
 	m = newRouteMemory()
-	for i := range maxRoutes + 1 {
+	for i := range 2 {
 		m.begin(core.RouteRecord{RequestID: "same", Status: i})
+	}
+	for i := range maxRoutes - 1 {
+		m.begin(core.RouteRecord{RequestID: fmt.Sprint(i)})
 	}
 	v, ok = m.find("same")
 	must.True(t, ok)
-	must.Eq(t, maxRoutes, v.Status)
+	must.Eq(t, 1, v.Status)
+	m.begin(core.RouteRecord{RequestID: "more"})
+	_, ok = m.find("same")
+	must.False(t, ok)
 
 	e := m.begin(core.RouteRecord{RequestID: "x"})
 	for range 3 * maxRouteFailures {
