@@ -164,6 +164,53 @@ func TestChecksum(t *testing.T) {
 	must.Eq(t, core.Integrity, core.KindOf(err))
 }
 
+// S-08: whoever can write the file and set its time back does not get it started.
+func TestAPluginThatWasModifiedIsNotStarted(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	for _, name := range []string{"rbee-worker-fake", "rbee-catalog-fake"} {
+		b, err := os.ReadFile(filepath.Join(built, name))
+		must.NoError(t, err)
+		must.NoError(t, os.WriteFile(filepath.Join(dir, name), b, 0o700))
+	}
+	h := newHost(t, func(o *pluginhost.Options) { o.PluginDir = dir })
+	launch := func(kind sdk.Kind, spec pluginhost.Spec) error {
+		if kind == sdk.KindCatalog {
+			c, err := h.LaunchCatalog(t.Context(), spec)
+			if err == nil {
+				err = c.Close()
+			}
+			return err
+		}
+		w, err := h.LaunchWorker(t.Context(), pluginhost.WorkerLaunch{Spec: spec})
+		if err == nil {
+			end(t, w)
+		}
+		return err
+	}
+	for _, kind := range []sdk.Kind{sdk.KindWorker, sdk.KindCatalog} {
+		spec, err := h.DefaultSpec(kind, "fake")
+		must.NoError(t, err)
+		b, err := os.ReadFile(spec.Executable)
+		must.NoError(t, err)
+		sum := sha256.Sum256(b)
+		spec.SHA256 = hex.EncodeToString(sum[:])
+		must.NoError(t, launch(kind, spec))
+		info, err := os.Stat(spec.Executable)
+		must.NoError(t, err)
+		// The same file, size and time, and one other byte.
+		f, err := os.OpenFile(spec.Executable, os.O_WRONLY, 0)
+		must.NoError(t, err)
+		_, err = f.WriteAt([]byte{b[len(b)-1] ^ 1}, int64(len(b)-1))
+		must.NoError(t, err)
+		must.NoError(t, f.Close())
+		must.NoError(t, os.Chtimes(spec.Executable, info.ModTime(), info.ModTime()))
+		err = launch(kind, spec)
+		must.Eq(t, core.Integrity, core.KindOf(err))
+		must.StrContains(t, core.HintOf(err), "sha256")
+	}
+}
+
 func TestFindAndList(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
