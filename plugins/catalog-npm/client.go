@@ -231,6 +231,14 @@ func (b body) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// cause is why a request's context ended, where that is why the request failed.
+func cause(ctx context.Context, err error) error {
+	if c := context.Cause(ctx); c != nil && errors.Is(c, errStalled) {
+		return c
+	}
+	return err
+}
+
 // failure is a response that is not what was asked for.
 type failure struct {
 	url        *url.URL
@@ -315,11 +323,11 @@ func (c *client) explain(ctx context.Context, u *url.URL, err error) error {
 		return c.explainStatus(u, f)
 	}
 	switch {
+	case errors.Is(err, errPrivate):
+		return sdk.WithHint(fmt.Errorf("%s: %w: %w", u.Host, bare(err), catalog.ErrForbidden),
+			"A registry led to an address inside this network. If that is meant to be, set it as registry in %s.", c.settings.file())
 	case isSentinel(err):
 		return err
-	case errors.Is(err, errPrivate):
-		return sdk.WithHint(fmt.Errorf("%s: %w: %w", u.Host, err, catalog.ErrForbidden),
-			"A registry led to an address inside this network. If that is meant to be, set it as registry in %s.", c.settings.file())
 	case isCertificate(err):
 		return sdk.WithHint(fmt.Errorf("%s cannot be trusted: %w: %w", u.Host, err, catalog.ErrUnavailable),
 			"If your network has certificates of its own, set cafile in %s to the file that holds them.", c.settings.file())

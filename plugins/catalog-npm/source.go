@@ -233,7 +233,7 @@ func (s *source) Fetch(ctx context.Context, f catalog.File, offset int64, w io.W
 	if offset < 0 || f.SizeBytes > 0 && offset > f.SizeBytes {
 		return fmt.Errorf("%s has %d bytes and cannot be read from %d: %w", f.Path, f.SizeBytes, offset, catalog.ErrInvalid)
 	}
-	err = (&transfer{c: c, url: u, size: f.SizeBytes, w: w, at: offset, from: offset}).run(ctx)
+	err = c.transfer(ctx, u, f.SizeBytes, offset, w)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return sdk.WithHint(err, "The registry lists the archive but does not have it. Try another version, or another registry in %s.", c.settings.file())
 	}

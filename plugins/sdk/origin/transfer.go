@@ -39,8 +39,8 @@ func (c *Client) Fetch(ctx context.Context, address string, header http.Header, 
 		return resp, err
 	}}
 	err = t.Run(ctx, offset, w)
-	if e, ok := errors.AsType[writeError](err); ok {
-		return e.error
+	if e, ok := errors.AsType[WriteError](err); ok {
+		return e.Err
 	}
 	return c.Explain(ctx, u, err)
 }
@@ -60,18 +60,13 @@ type Transfer struct {
 	etag string // of the part that was written
 }
 
-// writeError is a failure of whom the bytes are for.
-type writeError struct{ error }
+// WriteError is a failure of whom the bytes are for.
+type WriteError struct{ Err error }
 
-func (e writeError) Unwrap() error { return e.error }
+func (e WriteError) Error() string { return e.Err.Error() }
+func (e WriteError) Unwrap() error { return e.Err }
 
-// IsWriteError says whether a Run ended because its writer failed.
-func IsWriteError(err error) bool {
-	_, ok := errors.AsType[writeError](err)
-	return ok
-}
-
-// Run writes the file from offset to its end. Errors are raw: *StatusError, ErrIntegrity, ErrInvalid, those of Ask, and the writer's, for which see IsWriteError.
+// Run writes the file from offset to its end. Errors are raw: *StatusError, ErrIntegrity, ErrInvalid, those of Ask, and WriteError.
 func (t *Transfer) Run(ctx context.Context, offset int64, w io.Writer) error {
 	if offset < 0 || t.SizeBytes > 0 && offset > t.SizeBytes {
 		return fmt.Errorf("%s has %d bytes and cannot be read from %d: %w", t.Name, t.SizeBytes, offset, sdk.ErrInvalid)
@@ -80,7 +75,7 @@ func (t *Transfer) Run(ctx context.Context, offset int64, w io.Writer) error {
 	for attempt := 1; ; attempt++ {
 		before := t.at
 		err := t.attempt(ctx)
-		if err == nil || IsWriteError(err) {
+		if _, ours := errors.AsType[WriteError](err); err == nil || ours {
 			return err
 		}
 		if t.at > before {
@@ -199,7 +194,7 @@ func (t *Transfer) copy(ctx context.Context, r io.Reader, total int64) error {
 			written, err := t.w.Write(buf[:n])
 			t.at += int64(written)
 			if err != nil {
-				return writeError{err}
+				return WriteError{err}
 			}
 		}
 		if errors.Is(err, io.EOF) {
