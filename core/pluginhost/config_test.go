@@ -82,7 +82,7 @@ func TestLaunchRefusesABadConfiguration(t *testing.T) {
 	_, err = h.LaunchWorker(t.Context(), pluginhost.WorkerLaunch{Spec: spec})
 	must.Eq(t, core.Invalid, core.KindOf(err))
 	must.StrContains(t, err.Error(), `hang        = ["start", "launch"]`)
-	must.StrContains(t, core.HintOf(err), "rbee plugin schema worker fake")
+	must.StrContains(t, core.HintOf(err), "rbee plugin schema worker/fake")
 }
 
 func TestSchemaHCL(t *testing.T) {

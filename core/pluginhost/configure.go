@@ -71,7 +71,7 @@ func (h *Host) call(ctx context.Context, p *process, name string, fn func(contex
 
 // configError is diagnostics as an error, with their source lines.
 func configError(s Spec, diags hcl.Diagnostics) error {
-	return core.WithHint(s.plugin.Diagnostics(diags).Err(), "\"rbee plugin schema %s %s\" explains what may stand in the block.", s.Kind, s.Name)
+	return core.WithHint(s.plugin.Diagnostics(diags).Err(), "\"rbee plugin schema %s/%s\" explains what may stand in the block.", s.Kind, s.Name)
 }
 
 // warn logs what is left of diagnostics without errors.

@@ -130,7 +130,7 @@ func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, e
 			if err != nil {
 				return err
 			}
-			if !public(ip.Addr()) {
+			if !public(ip.Addr()) && !slices.ContainsFunc(d.settings.allow, func(p netip.Prefix) bool { return p.Contains(ip.Addr().Unmap()) }) {
 				return fmt.Errorf("%w: %s is not a public address", errPrivate, ip.Addr())
 			}
 			return nil
@@ -325,7 +325,7 @@ func (c *client) explain(ctx context.Context, u *url.URL, err error) error {
 	switch {
 	case errors.Is(err, errPrivate):
 		return sdk.WithHint(fmt.Errorf("%s: %w: %w", u.Host, bare(err), catalog.ErrForbidden),
-			"A registry led to an address inside this network. If that is meant to be, set it as registry in %s.", c.settings.file())
+			"A registry led to an address inside this network. If that is meant to be, set it as registry in %s, or add the address to hive.download.allow_addresses.", c.settings.file())
 	case isSentinel(err):
 		return err
 	case isCertificate(err):

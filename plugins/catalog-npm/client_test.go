@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -316,6 +317,18 @@ func TestNoNeighbours(t *testing.T) {
 		must.StrContains(t, sdk.HintOf(err), "inside this network")
 	}
 	must.SliceEmpty(t, other.requests)
+
+	// But where the configuration allows it.
+	s := configured(t, "registry="+home.URL)
+	settings := *s.client.settings
+	settings.allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+	var err error
+	s.client, err = newClient(&settings, "x", time.Second, time.Millisecond, false)
+	must.NoError(t, err)
+	home.tarball = other.URL + "/@node-llama-cpp/linux-x64/-/linux-x64-3.22.1.tgz"
+	m, err := s.Resolve(t.Context(), llama)
+	must.NoError(t, err)
+	must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, io.Discard))
 }
 
 func TestProxies(t *testing.T) {

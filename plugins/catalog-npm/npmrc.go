@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -24,9 +25,10 @@ const maxNpmrcBytes = 1 << 20
 type settings struct {
 	values map[string]string
 	lists  map[string][]string
-	user   string   // path of the user's npmrc
-	files  []string // that were read, most important first
-	unset  []string // names of environment variables that a value asks for and that are not set
+	user   string         // path of the user's npmrc
+	files  []string       // that were read, most important first
+	unset  []string       // names of environment variables that a value asks for and that are not set
+	allow  []netip.Prefix // addresses that may be connected to although they are not public; the host's, not npm's
 }
 
 // loadSettings reads the environment and the npmrc files that it leads to. userconfig and registry, where not empty, replace the user's

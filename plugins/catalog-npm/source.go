@@ -16,6 +16,7 @@ import (
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
+	"github.com/rbee-project/rbee/plugins/sdk/origin"
 )
 
 const (
@@ -100,6 +101,9 @@ func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostic
 			complain(sdk.Error, "", "Unusable proxy", "Correct the proxy settings in %s: %v.", settings.file(), err)
 			break
 		}
+	}
+	if settings.allow, err = origin.ParsePrefixes(config.AllowAddresses); err != nil {
+		return nil, err
 	}
 	c, err := newClient(settings, "rbee-catalog-npm/"+s.version, s.stall, s.backoff, s.private)
 	if err != nil {
