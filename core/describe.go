@@ -46,7 +46,7 @@ func DescribeOperations() []OperationInfo {
 				"request_id": {Type: "string", MaxLength: MaxRequestIDBytes, Description: "the same id twice is one job"},
 			}},
 		}
-		if s.Runs != RunsOnQueen {
+		if !s.Runs.OnQueen() {
 			info.Request.Properties["hive"] = RequestSchema{Type: "string", MaxLength: MaxTextBytes, Description: "id or name of a hive; empty: " + s.Runs.Text()}
 		}
 		for _, f := range s.Fields {

@@ -38,6 +38,7 @@ const (
 	OpActiveWorkerList        Operation = "active_worker_list"
 	OpActiveWorkerGet         Operation = "active_worker_get"
 	OpActiveWorkerRetire      Operation = "active_worker_retire"
+	OpInfer                   Operation = "infer"
 	OpStatus                  Operation = "status"
 )
 
@@ -64,6 +65,10 @@ type Request struct {
 	Grace         Duration `json:"grace,omitzero"`    // how long running requests may go on
 	Now           bool     `json:"now,omitempty"`
 	Worker        string   `json:"worker,omitempty"` // id or unique prefix
+
+	Prompt       string `json:"prompt,omitempty"`
+	SystemPrompt string `json:"system_prompt,omitempty"`
+	MaxTokens    int    `json:"max_tokens,omitempty"` // of the answer
 
 	Host       string `json:"host,omitempty"` // reached over SSH: alias of ~/.ssh/config, host name or IP address; or the name of a hive there
 	User       string `json:"user,omitempty"` // on the host
@@ -226,6 +231,16 @@ type StoreItem struct {
 	Name      string        `json:"name"` // of a model or worker binary its id
 	SizeBytes int64         `json:"size_bytes"`
 	Reason    string        `json:"reason"` // why it is listed
+}
+
+// InferResult is the result of infer. It is kept in memory only, as its request is.
+type InferResult struct {
+	Model            string `json:"model"`
+	Text             string `json:"text"`
+	FinishReason     string `json:"finish_reason"` // "stop", "length", …
+	PromptTokens     int    `json:"prompt_tokens"`
+	CompletionTokens int    `json:"completion_tokens"`
+	Worker           string `json:"worker,omitempty"` // Worker.ID; empty where one had to be started first
 }
 
 // ExitResult is the result of worker_process_delete and active_worker_retire.

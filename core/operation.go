@@ -19,7 +19,8 @@ const (
 	MaxRequestBytes   = 1 << 20 // of the whole JSON
 	MaxRequestIDBytes = 128
 	MaxTextBytes      = 1 << 10 // of a text, where its field does not say otherwise
-	MaxTexts          = 256     // of a list of texts
+	MaxPromptBytes    = 256 << 10
+	MaxTexts          = 256 // of a list of texts
 	MaxSlots          = 1024
 	MaxContextTokens  = 1 << 24
 	MaxThreads        = 4096

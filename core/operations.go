@@ -184,6 +184,16 @@ func Operations() []OperationSpec {
 			},
 		},
 		{
+			Name: OpInfer, Number: 27, Title: "Infer", Summary: "Answer a prompt, starting what is missing. The answer is the result; POST /v1/chat/completions streams it.",
+			Runs: RunsOnQueen, Result: InferResult{}, Private: true, CLI: []string{"infer", "run", "chat"}, Test: "TestInferAsJob",
+			Fields: []FieldSpec{
+				{Name: "model", Required: true, Doc: "id, alias or catalog reference of a model"},
+				{Name: "prompt", Required: true, Max: MaxPromptBytes, Lines: true, Doc: "text to answer"},
+				{Name: "system_prompt", Max: MaxPromptBytes, Lines: true, Doc: "text that says how to answer"},
+				{Name: "max_tokens", Max: MaxContextTokens, Doc: "number of tokens to answer with at most; 0: what fits"},
+			},
+		},
+		{
 			Name: OpStatus, Number: 28, Title: "Status", Summary: "Show queens, hives, workers, models, jobs and problems.",
 			Runs: RunsOnQueen, Result: Status{}, Get: "/v1/status", CLI: []string{"status"}, Test: "TestOperations",
 		},

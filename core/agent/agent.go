@@ -309,6 +309,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		},
 		HiveConn: p.hiveConn,
 		Jobs:     p.jobs,
+		Infer:    p.infer,
 		Hosts:    func() []core.HiveHost { return p.remote.Hosts().List() },
 		// What is idle may lead into a dark machine, where a request would wait for nothing.
 		Suspected: func(hive string) { p.api.DropIdle(hive) },

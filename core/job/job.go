@@ -327,13 +327,17 @@ func (m *Manager) ByRequest(requestID string) (core.Job, bool) {
 	return j.copyLocked(), true
 }
 
-// List returns the running and the kept ended jobs, newest first.
+// List returns the running and the kept ended jobs, newest first, those that are private without their results.
 func (m *Manager) List() []core.Job {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	list := make([]core.Job, 0, len(m.jobs))
 	for _, j := range m.jobs {
-		list = append(list, j.copyLocked())
+		view := j.copyLocked()
+		if spec, err := core.FindOperation(view.Operation); err == nil && spec.Private {
+			view.Result = nil // it is for who asks for this job
+		}
+		list = append(list, view)
 	}
 	slices.SortFunc(list, func(a, b core.Job) int { return cmp.Compare(b.ID, a.ID) })
 	return list

@@ -27,6 +27,7 @@ func (q *Queen) operations() map[core.Operation]job.Func {
 		}),
 		core.OpActiveWorkerList: q.fresh(read(func(ctx context.Context, _ core.Request) ([]core.Worker, error) { return q.Workers(ctx) })),
 		core.OpActiveWorkerGet:  q.fresh(read(func(ctx context.Context, r core.Request) (core.Worker, error) { return q.Worker(ctx, r.Worker) })),
+		core.OpInfer:            job.Typed(q.infer),
 		core.OpStatus:           read(func(ctx context.Context, _ core.Request) (core.Status, error) { return q.Status(ctx) }),
 	}
 }

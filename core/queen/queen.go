@@ -33,6 +33,8 @@ type Options struct {
 	Jobs *job.Manager
 	// Hosts are the machines that hives can be installed on; nil: none are known.
 	Hosts func() []core.HiveHost
+	// Infer answers a prompt, calls progress as it goes, and log while a worker is started; nil: nobody does. It never logs what is asked and answered.
+	Infer func(ctx context.Context, r core.Request, progress func(core.Progress), log func(line string)) (core.InferResult, error)
 	// Membership makes this queen one of several nodes; nil: it is alone.
 	Membership *Membership
 	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor call the queen. nil: nobody.
