@@ -19,7 +19,7 @@ import (
 
 const (
 	catalogIdle   = time.Minute
-	searchTimeout = 5 * time.Second
+	searchTimeout = 3 * time.Second // of one source; well below the patience of the queen that asks, which would get nothing otherwise
 )
 
 // catalogs runs catalog plugins: started when they are needed, ended when they are not used for a while.

@@ -17,6 +17,9 @@ import (
 // askTimeout bounds a question to a hive that the hive answers from memory or disk.
 const askTimeout = 5 * time.Second
 
+// searchTimeout bounds a question that a hive asks its catalog sources, which it may have to start first, and of which one may be silent: it leaves that out.
+const searchTimeout = 15 * time.Second
+
 // hiveConn is the connection to a hive.
 type hiveConn = grpc.ClientConnInterface
 
@@ -96,9 +99,9 @@ type answered[T any] struct {
 	answer T
 }
 
-// askAll asks every live hive at once, each for at most askTimeout. Answers are in the order of liveHives; problems name the hives that are not
+// askAll asks every live hive at once, each for at most the timeout. Answers are in the order of liveHives; problems name the hives that are not
 // ready or did not answer. err is not nil only when nobody answered, or ctx ended.
-func askAll[T any](ctx context.Context, q *Queen, ask func(context.Context, hiveConn) (T, error)) (got []answered[T], problems []string, err error) {
+func askAll[T any](ctx context.Context, q *Queen, timeout time.Duration, ask func(context.Context, hiveConn) (T, error)) (got []answered[T], problems []string, err error) {
 	live, refused := q.liveHives()
 	for _, r := range refused {
 		problems = append(problems, "hive "+r.String())
@@ -111,7 +114,7 @@ func askAll[T any](ctx context.Context, q *Queen, ask func(context.Context, hive
 	var wg sync.WaitGroup
 	for i, h := range live {
 		wg.Go(func() {
-			answers[i], errs[i] = askOne(ctx, q, h.ID, ask)
+			answers[i], errs[i] = askWithin(ctx, q, h.ID, timeout, ask)
 		})
 	}
 	wg.Wait()
@@ -132,13 +135,18 @@ func askAll[T any](ctx context.Context, q *Queen, ask func(context.Context, hive
 	return got, problems, err
 }
 
+// askOne asks one hive for at most askTimeout.
 func askOne[T any](ctx context.Context, q *Queen, hive string, ask func(context.Context, hiveConn) (T, error)) (T, error) {
+	return askWithin(ctx, q, hive, askTimeout, ask)
+}
+
+func askWithin[T any](ctx context.Context, q *Queen, hive string, timeout time.Duration, ask func(context.Context, hiveConn) (T, error)) (T, error) {
 	var none T
 	c, err := q.conn(hive)
 	if err != nil {
 		return none, err
 	}
-	limited, cancel := context.WithTimeout(ctx, askTimeout)
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	answer, err := ask(limited, c)
 	if err != nil {

@@ -357,7 +357,7 @@ func (q *Queen) Catalog(ctx context.Context, hive, text, kind string, limit int)
 	if err != nil {
 		return nil, err
 	}
-	return askOne(ctx, q, h.ID, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
+	return askWithin(ctx, q, h.ID, searchTimeout, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
 		return searchCatalog(ctx, c, &hivev1.SearchCatalogRequest{Text: text, Kind: kind, Limit: int32(min(max(limit, 0), 1000))})
 	})
 }

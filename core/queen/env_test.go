@@ -125,6 +125,7 @@ type fakeHive struct {
 	workers   []core.Worker
 	models    []core.Model
 	items     []core.CatalogItem
+	searching time.Duration // what a search takes
 	processes []core.Process
 	binaries  []core.WorkerBinary
 	requests  []core.Request // that were submitted, in order
@@ -490,6 +491,9 @@ func (h *fakeHive) GetModel(_ context.Context, req *hivev1.GetModelRequest) (*hi
 }
 
 func (h *fakeHive) SearchCatalog(_ context.Context, req *hivev1.SearchCatalogRequest) (*hivev1.SearchCatalogResponse, error) {
+	if h.searching > 0 {
+		time.Sleep(h.searching)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var found []core.CatalogItem

@@ -64,7 +64,7 @@ type knownModel struct {
 
 // modelsOf asks every live hive for its store.
 func (q *Queen) modelsOf(ctx context.Context) ([]answered[[]core.Model], []string, error) {
-	return askAll(ctx, q, func(ctx context.Context, c hiveConn) ([]core.Model, error) {
+	return askAll(ctx, q, askTimeout, func(ctx context.Context, c hiveConn) ([]core.Model, error) {
 		resp, err := hivev1.NewHiveServiceClient(c).ListModels(ctx, &hivev1.ListModelsRequest{})
 		return wire.All(resp.GetModels(), wire.ModelFromProto), err
 	})
@@ -72,7 +72,7 @@ func (q *Queen) modelsOf(ctx context.Context) ([]answered[[]core.Model], []strin
 
 // searchBuiltin asks every live hive what its builtin source offers. What a client of the API calls a model is nothing to tell other origins.
 func (q *Queen) searchBuiltin(ctx context.Context, text string, limit int) ([]answered[[]core.CatalogItem], []string, error) {
-	return askAll(ctx, q, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
+	return askAll(ctx, q, searchTimeout, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
 		return searchCatalog(ctx, c, &hivev1.SearchCatalogRequest{Text: text, Kind: kindModel, Limit: int32(limit), Source: strings.TrimSuffix(builtinSource, ":")}) //nolint:gosec // small
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -111,5 +112,25 @@ func TestRequestThatIsRepeatedAtAnotherQueen(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, first.ID, again.ID)
 		must.Zero(t, a.submits.Load())
+	})
+}
+
+// A hive that takes its time to search, since one of its catalog sources is silent, is still asked for a model that it has in another one.
+func TestSearchIsGivenMoreTimeThanAQuestion(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.items = []core.CatalogItem{{Ref: "builtin:m", Name: "m", Kind: "model"}}
+		h.searching = askTimeout + 2*time.Second
+		h.mustBeat()
+		defer h.keepBeating()()
+		items, err := c.q.Catalog(t.Context(), "h1", "m", "model", 10)
+		must.NoError(t, err)
+		must.Len(t, 1, items)
+		all, problems, err := c.q.searchBuiltin(t.Context(), "m", 10)
+		must.NoError(t, err)
+		must.SliceEmpty(t, problems)
+		must.Len(t, 1, all)
 	})
 }
