@@ -153,6 +153,7 @@ func TestLeftoversDieWithTheWorker(t *testing.T) {
 	}
 }
 
+// FAULTS C-32: children, double forks and what left its session are gone with the worker.
 func TestEscapedChildDiesWithTheWorker(t *testing.T) {
 	t.Parallel()
 	pidFile := filepath.Join(t.TempDir(), "pid")
