@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/wire"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
@@ -38,11 +39,23 @@ func (q *Queen) owners() (live []owner, problems []string) {
 	if !known[q.opts.ID] && q.opts.Jobs != nil {
 		live = append(live, owner{id: q.opts.ID, name: "queen " + q.opts.ID})
 	}
-	if q.opts.Membership != nil {
-		for _, n := range q.registry().Nodes(nil) {
-			if !known[n.ID] && n.ID != q.opts.ID && !n.Revoked && n.Has(core.RoleQueen) {
-				live = append(live, owner{id: n.ID, name: "queen " + cmp.Or(n.Name, n.ID), queen: &n})
-			}
+	if q.opts.Membership == nil {
+		return live, problems
+	}
+	gone := map[string]gossip.Status{}
+	for _, m := range q.opts.Membership.Gossip.Members() {
+		if m.Status != gossip.Alive {
+			gone[m.ID] = m.Status
+		}
+	}
+	for _, n := range q.registry().Nodes(nil) {
+		name := "queen " + cmp.Or(n.Name, n.ID)
+		switch status, isGone := gone[n.ID]; {
+		case known[n.ID] || n.ID == q.opts.ID || n.Revoked || !n.Has(core.RoleQueen):
+		case isGone: // a dark machine would have everybody wait for nothing
+			problems = append(problems, name+" has "+string(status))
+		default:
+			live = append(live, owner{id: n.ID, name: name, queen: &n})
 		}
 	}
 	return live, problems
@@ -66,6 +79,10 @@ func (q *Queen) ownerOf(id string) (owner, error) {
 		if o.id == node {
 			return o, nil
 		}
+	}
+	if n, ok := q.registry().Node(nil, node); ok && !n.Revoked {
+		return owner{}, core.WithHint(core.Errorf("", core.Unavailable, "queen %s, which owns job %s, is gone", cmp.Or(n.Name, n.ID), id),
+			"Start its agent again, which keeps its jobs, and look at `rbee status`.")
 	}
 	return owner{}, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q: its owner is not part of the cluster", id), "List the jobs to see their ids.")
 }

@@ -1,0 +1,72 @@
+package queen
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/shoenig/test/must"
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gossip"
+)
+
+// silentConn is the connection to a dark machine: a call lasts as long as its caller is willing to wait.
+type silentConn struct {
+	grpc.ClientConnInterface
+	asked func()
+}
+
+func (s silentConn) Invoke(ctx context.Context, _ string, _, _ any, _ ...grpc.CallOption) error {
+	s.asked()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Jobs of a queen without a hive are asked of that queen, unless gossip says that it is gone: then nobody waits for it, and it is said.
+func TestQueenThatIsGoneIsNotAskedForItsJobs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex // guards asked
+		asked := 0
+		s := newSecured(t, withJobs, func(o *Options) {
+			o.Membership.Conn = func(node, _ string, _ core.Role) (grpc.ClientConnInterface, error) {
+				return silentConn{asked: func() {
+					if node == "bbbbbbbb" {
+						mu.Lock()
+						defer mu.Unlock()
+						asked++
+					}
+				}}, nil
+			}
+		})
+		resp, err := s.tryJoin(newMachine(t, "bbbbbbbb", "beta", s.joinToken(core.RoleQueen), string(core.RoleQueen)))
+		must.NoError(t, err)
+		must.NotNil(t, resp)
+		s.newHive("h1").mustBeat()
+		const id = "01jd0000000000000000000000-bbbbbbbb"
+
+		_, problems, err := s.q.allJobs(t.Context())
+		must.NoError(t, err)
+		must.Eq(t, 1, asked)
+		must.StrContains(t, strings.Join(problems, "\n"), "queen beta: ")
+		_, err = s.q.Job(t.Context(), id)
+		mustFail(t, err, core.Unavailable, "did not answer in time")
+
+		asked = 0
+		s.gossip.mu.Lock()
+		s.gossip.members = []gossip.Member{{ID: "bbbbbbbb", Queen: true, Status: gossip.Failed}}
+		s.gossip.mu.Unlock()
+		_, problems, err = s.q.allJobs(t.Context())
+		must.NoError(t, err)
+		must.SliceContains(t, problems, "queen beta has failed")
+		_, err = s.q.Job(t.Context(), id)
+		mustFail(t, err, core.Unavailable, "queen beta, which owns job "+id+", is gone")
+		_, err = s.q.Job(t.Context(), "01jd0000000000000000000000-cccccccc")
+		mustFail(t, err, core.NotFound, "not part of the cluster")
+		must.Zero(t, asked)
+	})
+}
