@@ -26,7 +26,7 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpWorkerBuild, Number: 2, Title: "WorkerBuild", Summary: "Build a worker plugin on the hive, run the conformance suite against it and publish it.",
-			Runs: RunsOnHive, Result: WorkerBinary{}, CLI: []string{"worker build"},
+			Runs: RunsOnHive, Result: WorkerBinary{}, CLI: []string{"worker build"}, Test: "TestOperations",
 			Fields: []FieldSpec{
 				{Name: "source", Required: true, Doc: "absolute path of a folder on the hive's machine, or package@version"},
 				{Name: "type", Doc: "worker type to publish it as; empty: what the plugin calls itself"},
@@ -44,7 +44,7 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpWorkerBinaryDelete, Number: 5, Title: "WorkerBinaryDelete", Summary: "Remove a worker binary that nothing runs from.",
-			Runs: RunsOnHive, Result: WorkerBinary{}, CLI: []string{"worker binary delete"},
+			Runs: RunsOnHive, Result: WorkerBinary{}, CLI: []string{"worker binary delete"}, Test: "TestOperations",
 			Fields: []FieldSpec{{Name: "binary", Required: true, Doc: "worker type, or with several versions worker type@version"}},
 		},
 		{
