@@ -15,7 +15,7 @@ func TestCommandsAreAlike(t *testing.T) {
 	destroys := []string{"delete", "rm", "retire", "stop", "remove", "revoke", "uninstall", "leave"}
 	mild := []string{"rbee agent stop"} // ends what "rbee run" began by itself
 	// What is a file or free text is completed by the shell or not at all.
-	free := []string{"[TEXT]", "FILE", "[FILE]", "FILE...", "[FILE...]", "FILE|DIR...", "[FILE|DIR...]", "PATH", "PATH|NAME", "SOURCE", "TOKEN@HOST[:PORT]", "[PROMPT]"}
+	free := []string{"[TEXT]", "FILE", "[FILE]", "FILE...", "[FILE...]", "FILE|DIR...", "[FILE|DIR...]", "PATH", "PATH|PLUGIN", "SOURCE", "TOKEN@HOST[:PORT]", "[PROMPT]"}
 	byName := []string{"rbee cluster join", "rbee infer", "rbee config fmt", "rbee config show", "rbee config validate"}
 	seen := 0
 	var visit func(c *cobra.Command)
