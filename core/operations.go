@@ -199,11 +199,11 @@ func Operations() []OperationSpec {
 		},
 		{
 			Name: OpStoreVerify, Title: "StoreVerify", Summary: "Read all models and worker binaries of a hive's store and name those that are damaged.",
-			Runs: RunsOnHive, Result: StoreVerifyResult{}, CLI: []string{"store verify"},
+			Runs: RunsOnHive, Result: StoreVerifyResult{}, CLI: []string{"store verify"}, Test: "TestOperations",
 		},
 		{
 			Name: OpStoreGC, Title: "StoreGC", Summary: "Remove from a hive's store what nobody needs.",
-			Runs: RunsOnHive, Result: StoreGCResult{}, CLI: []string{"store gc"},
+			Runs: RunsOnHive, Result: StoreGCResult{}, CLI: []string{"store gc"}, Test: "TestOperations",
 			Fields: []FieldSpec{{Name: "dry_run", Doc: "word to only say what would be removed"}},
 		},
 	}

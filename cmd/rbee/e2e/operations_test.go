@@ -142,6 +142,7 @@ func TestOperations(t *testing.T) {
 		{"InUse", (*contract).inUse},
 		{"ActiveWorkerRetire", (*contract).activeWorkerRetire},
 		{"WorkerProcessDelete", (*contract).workerProcessDelete},
+		{"Store", (*contract).storeVerifyAndGC},
 		{"ModelDelete", (*contract).modelDelete},
 		{"OverSSH", (*contract).overSSH},
 	} {
@@ -294,6 +295,8 @@ func (o *contract) activeWorkers() {
 }
 
 func (o *contract) infer() {
+	r := asJob[core.InferResult](o, core.Request{Operation: core.OpInfer, Model: "rbee-tiny", Prompt: "What is a queen?", MaxTokens: 64})
+	must.StrContains(o.t, r.Text, "queen")
 	for _, q := range o.c.queens() {
 		out := q.must("infer", "--model", "rbee-tiny", "--prompt", "What is a queen?", "--temperature", "0")
 		must.StrContains(o.t, out, "coordinates everything")
@@ -334,6 +337,12 @@ func (o *contract) workerProcessDelete() {
 	pid := got[[]core.Process](o, "/v1/hives/hive-2/processes")[0].PID
 	cli[core.ExitResult](o, "worker", "process", "delete", fmt.Sprint(pid), "--hive", "hive-2", "--yes")
 	must.SliceEmpty(o.t, got[[]core.Process](o, "/v1/hives/hive-2/processes"))
+}
+
+func (o *contract) storeVerifyAndGC() {
+	must.SliceEmpty(o.t, asJob[core.StoreVerifyResult](o, core.Request{Operation: core.OpStoreVerify, Hive: "hive-1"}).Damaged)
+	asJob[core.StoreGCResult](o, core.Request{Operation: core.OpStoreGC, Hive: "hive-1"})
+	must.Len(o.t, 1, got[[]core.Model](o, "/v1/hives/hive-1/models")) // what somebody may want stays
 }
 
 func (o *contract) modelDelete() {
