@@ -110,7 +110,7 @@ func TestAgentIsKilled(t *testing.T) {
 	// What was taken over can be ended, and its death is noticed, like that of any other.
 	result1[core.ExitResult](r, core.Request{Operation: core.OpWorkerProcessDelete, PID: list[0].PID})
 	must.NoError(t, syscall.Kill(list[1].PID, syscall.SIGKILL))
-	r.told(time.Second, count(0))
+	r.told(20*time.Second, count(0))
 	coretest.Eventually(t, patience, func() error {
 		if n := len(entries(t, filepath.Join(dir, "hive", "workers"))); n > 0 {
 			return fmt.Errorf("%d handles are left", n)

@@ -140,7 +140,7 @@ worker "parent" {
 	must.NoError(t, err)
 
 	must.NoError(t, syscall.Kill(w.PID, syscall.SIGKILL))
-	r.told(time.Second, count(0))
+	r.told(20*time.Second, count(0))
 	must.Len(t, 0, r.processes())
 	coretest.Eventually(t, patience, func() error {
 		if child.Alive() {

@@ -232,8 +232,8 @@ func TestMuxSilent(t *testing.T) {
 			must.Less(t, 4*time.Second, took) // a silent one is given up after 5 s
 			must.Eq(t, 1, open.Load())
 			if limit > 0 {
-				eventually(t, 2*time.Second, "the oldest are gone", func() bool { return n.refused.all()[rpc.ReasonHandshake] >= 150 })
-				must.NoError(t, silent[0].SetDeadline(time.Now().Add(time.Second)))
+				eventually(t, 10*time.Second, "the oldest are gone", func() bool { return n.refused.all()[rpc.ReasonHandshake] >= 150 })
+				must.NoError(t, silent[0].SetDeadline(time.Now().Add(10*time.Second)))
 				_, err := silent[0].Read(make([]byte, 1))
 				must.Error(t, err)
 				must.False(t, errors.Is(err, net.ErrClosed))
