@@ -49,6 +49,10 @@ func (w *sink) write(b []byte) (int, error) {
 		return 0, err
 	}
 	b = b[:min(int64(len(b)), room)]
+	if err := w.t.s.step("write"); err != nil {
+		w.fatal = true
+		return 0, spaceError(w.t.spec.Path, err)
+	}
 	n, err := w.p.file.WriteAt(b, w.pos)
 	w.pos += int64(n)
 	w.t.room.used(int64(n))
