@@ -51,7 +51,7 @@ func TestWithin(t *testing.T) {
 	must.StrContains(t, string(b), "model_not_found")
 	must.NoError(t, resp.Body.Close())
 
-	_, err = r.ask(t.Context(), "/v1/tokens", `{}`) //nolint:bodyclose // there is none
+	_, err = r.ask(t.Context(), "/v1/tokens", `{}`)
 	must.ErrorContains(t, err, "not answered within the process")
 	must.Zero(t, r.router.running())
 }
