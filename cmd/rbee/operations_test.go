@@ -107,6 +107,39 @@ func TestOperationsTable(t *testing.T) {
 	}
 }
 
+// namedTest is a test in contributing/edge-cases.md: a package and a function.
+var namedTest = regexp.MustCompile("`((?:core|cmd|plugins)[a-z0-9/-]*)\\.(Test[A-Za-z0-9]+)`")
+
+// Every operation has its edge cases in contributing/edge-cases.md, and the tests that are named there exist.
+func TestEdgeCases(t *testing.T) {
+	t.Parallel()
+	root := filepath.Join("..", "..")
+	b, err := os.ReadFile(filepath.Join(root, "contributing", "edge-cases.md"))
+	must.NoError(t, err)
+	tests := map[string]map[string]bool{}
+	rows := map[string]int{}
+	for line := range strings.Lines(string(b)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 {
+			continue
+		}
+		named := namedTest.FindAllStringSubmatch(cells[3], -1)
+		rows[strings.TrimSpace(cells[1])] += len(named)
+		for _, m := range named {
+			if tests[m[1]] == nil {
+				tests[m[1]] = testsOf(t, filepath.Join(root, filepath.FromSlash(m[1])))
+			}
+			must.True(t, tests[m[1]][m[2]], must.Sprintf("there is no %s in %s", m[2], m[1]))
+		}
+	}
+	for n := 1; n <= 28; n++ {
+		must.Positive(t, rows[strconv.Itoa(n)], must.Sprintf("no edge case of operation %d has a test", n))
+	}
+	for n := 1; n <= 10; n++ {
+		must.Positive(t, rows[fmt.Sprintf("S-%02d", n)], must.Sprintf("S-%02d has no test", n))
+	}
+}
+
 // testsOf are the names of the test functions in a folder.
 func testsOf(t *testing.T, dir string) map[string]bool {
 	t.Helper()

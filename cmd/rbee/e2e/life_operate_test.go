@@ -308,3 +308,53 @@ func TestConsistency(t *testing.T) {
 	}
 	c.awaitHealth(3, 1)
 }
+
+// A worker is retired, and while its last request runs the leader dies: the retirement is brought to its end all the same.
+func TestRetireSurvivesTheLeader(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.start(3, 1)
+	c.serve()
+	leader := c.leader()
+	via := c.followers(leader)[0]
+	cl := c.client(via)
+	worker := asJSON[[]core.Process](via, "worker", "process", "list", "--hive", "hive-1")[0]
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	began, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		first, name := sync.OnceFunc(func() { close(began) }), ""
+		ended <- c.streamSlowly(ctx, cl, 300, first, &name)
+	}()
+	select {
+	case <-began:
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	must.NoError(t, syscall.Kill(worker.PID, syscall.SIGSTOP)) // it is in the midst of its answer, and stays there
+	killed := make(chan error, 1)
+	go func() {
+		defer func() { _ = syscall.Kill(worker.PID, syscall.SIGCONT) }()
+		for ctx.Err() == nil {
+			list, err := cl.Workers(ctx)
+			if err == nil && len(list) == 1 && list[0].State == core.WorkerRetiring {
+				leader.kill()
+				killed <- nil
+				return
+			}
+			sleep(20 * time.Millisecond)
+		}
+		killed <- errors.New("the worker never retired")
+	}()
+	via.must("worker", "retire", worker.WorkerID, "--yes")
+	must.NoError(t, <-killed)
+	must.NoError(t, <-ended)
+	for _, q := range c.queens() {
+		coretest.Eventually(t, patience, func() error {
+			if strings.Contains(q.get("/v1/workers?consistency=stale").body, worker.WorkerID) {
+				return errors.New("the worker is still in a replica")
+			}
+			return nil
+		})
+	}
+}
