@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -44,7 +46,7 @@ type Membership interface {
 func (n *Node) Autopilot(ctx context.Context, m Membership) error {
 	p := &pilot{n: n, membership: m, dead: map[raft.ServerID]time.Time{}}
 	tick := min(2*time.Second, max(n.opts.Stabilization/5, 50*time.Millisecond))
-	a := autopilot.New(n.raft, p,
+	a := autopilot.New(careful{n.raft}, p,
 		autopilot.WithLogger(n.log), autopilot.WithPromoter(&promoter{p: p}),
 		autopilot.WithUpdateInterval(tick), autopilot.WithReconcileInterval(tick))
 	a.Start(ctx)
@@ -60,6 +62,28 @@ func (n *Node) Autopilot(ctx context.Context, m Membership) error {
 		}
 	}
 }
+
+// careful is raft as autopilot sees it. Autopilot promotes by what it saw a tick ago, and raft adds a server that it is to promote: one that was removed
+// meanwhile would come back, with a vote, and nobody there.
+type careful struct{ *raft.Raft }
+
+// AddVoter gives a member a vote. Errors: when it is none any more.
+func (c careful) AddVoter(id raft.ServerID, address raft.ServerAddress, prevIndex uint64, timeout time.Duration) raft.IndexFuture {
+	now := c.GetConfiguration()
+	if err := now.Error(); err != nil {
+		return refused{err}
+	}
+	if !slices.ContainsFunc(now.Configuration().Servers, func(s raft.Server) bool { return s.ID == id }) {
+		return refused{fmt.Errorf("queen %s was removed meanwhile", id)}
+	}
+	return c.Raft.AddVoter(id, address, prevIndex, timeout)
+}
+
+// refused is the future of a change that is not even tried.
+type refused struct{ err error }
+
+func (r refused) Error() error  { return r.err }
+func (r refused) Index() uint64 { return 0 }
 
 // pilot tells autopilot what it needs to know, and does what autopilot does not: adding, following addresses, lost identities.
 type pilot struct {

@@ -178,6 +178,27 @@ func TestAutopilot(t *testing.T) {
 	})
 }
 
+// A queen that was just given its vote and leaves at once stays away: autopilot, which acts on what it saw a tick ago, does not promote it again.
+func TestPromotedQueenThatLeavesStaysAway(t *testing.T) {
+	t.Parallel()
+	piloted(t, 3, nil, func(t *testing.T, s *sim, g *gossip) {
+		s.leader()
+		time.Sleep(15 * time.Second)
+		fourth := s.add("queen-3", nil)
+		for range 10 { // whether autopilot looks first, or acts, is chance
+			s.pilot(fourth, g)
+			s.until(40*time.Second, "promoted", func() bool { return strings.Contains(s.voters(), " queen-3") })
+			g.gone(fourth, true)
+			must.NoError(t, s.leader().RemoveServer(t.Context(), fourth.ID()))
+			s.kill(fourth)
+			for range 100 {
+				must.StrNotContains(t, s.voters(), "queen-3")
+				time.Sleep(50 * time.Millisecond)
+			}
+		}
+	})
+}
+
 // The only queen of a cluster moves: it knows itself by its new address when it leads.
 func TestOwnAddress(t *testing.T) {
 	t.Parallel()
