@@ -21,7 +21,8 @@ import (
 )
 
 // BenchmarkDownload brings a file of RBEE_BENCH_MIB (default 1024) MiB into a store, with its digest verified and everything on disk, and
-// with `curl -o`, which does neither, by turns. The server is another process's on loopback for both.
+// with `curl -o`, which does neither, by turns. The server is in this process, so that it shares the garbage collector with what is measured and
+// not with curl. of-curl is what a hive does where nothing is configured: four connections. Goal: 0.9 or more.
 func BenchmarkDownload(b *testing.B) {
 	curl, err := exec.LookPath("curl")
 	if err != nil {
@@ -79,7 +80,8 @@ func BenchmarkDownload(b *testing.B) {
 	b.ReportMetric(c, "curl-MB/s")
 	b.ReportMetric(median(ones), "rbee-1-MB/s")
 	b.ReportMetric(median(fours), "rbee-4-MB/s")
-	b.ReportMetric(max(median(ones), median(fours))/c, "of-curl")
+	b.ReportMetric(median(ones)/c, "of-curl-by-1")
+	b.ReportMetric(median(fours)/c, "of-curl")
 }
 
 func median(v []float64) float64 {
