@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -227,10 +228,10 @@ func TestVersionChanges(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n := 0
+			var n atomic.Int64
 			s := serve(t, func(w http.ResponseWriter, r *http.Request) {
 				version, b := tc.first, old
-				if n++; n > 1 {
+				if n.Add(1) > 1 {
 					version, b = tc.then, body
 				}
 				if m, ok := strings.CutPrefix(version, "@"); ok {
@@ -386,9 +387,9 @@ func TestGuard(t *testing.T) {
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	body := noise(1000)
-	n := 0
+	var n atomic.Int64
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if n++; n == 1 {
+		if n.Add(1) == 1 {
 			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
@@ -404,9 +405,9 @@ func TestRetryAfter(t *testing.T) {
 func TestStall(t *testing.T) {
 	t.Parallel()
 	body := noise(100_000)
-	n := 0
+	var n atomic.Int64
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if n++; n > 1 {
+		if n.Add(1) > 1 {
 			content(body, `"v1"`)(w, r)
 			return
 		}

@@ -202,9 +202,10 @@ func TestWorkerBuildWithTheRealToolchain(t *testing.T) {
 	} {
 		must.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
 	}
-	tidy := exec.CommandContext(t.Context(), "go", "mod", "tidy")
-	tidy.Dir, tidy.Env = dir, append(os.Environ(), "GOFLAGS=-mod=mod", "GOPROXY=off", "GOSUMDB=off", "GOWORK=off")
-	out, err := tidy.CombinedOutput()
+	// It completes go.mod. "go mod tidy" also wants what only the tests of others need, which a machine that built rbee need not have.
+	list := exec.CommandContext(t.Context(), "go", "list", "-deps", ".")
+	list.Dir, list.Env = dir, append(os.Environ(), "GOFLAGS=-mod=mod", "GOPROXY=off", "GOSUMDB=off", "GOWORK=off")
+	out, err := list.CombinedOutput()
 	must.NoError(t, err, must.Sprint(string(out)))
 	r := run(t, setup{alone: true, change: func(o *Options) {
 		builds(t, "")(o)

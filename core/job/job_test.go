@@ -328,6 +328,7 @@ func TestEventsAreBounded(t *testing.T) {
 			r.Log("second")
 			return result{1}, nil
 		})
+		synctest.Wait() // a reader who is there meanwhile may see more
 		must.Eq(t, []string{`1 "first"`, "5 p3 3/0", `6 "second"`, `7 result {"answer":1}`, "8 succeeded"}, briefs(follow(t, m, j.ID, 0)))
 
 		j = m.Start(core.OpModelDownload, "", func(_ context.Context, r *job.Run) (any, error) {
@@ -337,6 +338,7 @@ func TestEventsAreBounded(t *testing.T) {
 			r.Log("%s", strings.Repeat("ü", 10000))
 			return nil, nil
 		})
+		synctest.Wait()
 		events := follow(t, m, j.ID, 0)
 		must.Len(t, 5, events)
 		must.Eq(t, `98 "97"`, brief(events[0]))

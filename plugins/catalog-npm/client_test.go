@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,10 +67,9 @@ func TestBadReplies(t *testing.T) {
 func TestRetriesAndRecovers(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t, httptest.NewServer)
-	n := 0
+	var n atomic.Int64
 	r.before = func(w http.ResponseWriter, _ *http.Request) bool {
-		n++
-		switch n {
+		switch n.Add(1) {
 		case 1:
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return true
@@ -196,8 +196,11 @@ func TestFetchFaults(t *testing.T) {
 			s := configured(t, "registry="+r.URL)
 			m, err := s.Resolve(t.Context(), llama)
 			must.NoError(t, err)
-			n := 0
-			r.before = func(w http.ResponseWriter, q *http.Request) bool { n++; tc.answer(w, q, r.archive, n); return true }
+			var n atomic.Int64
+			r.before = func(w http.ResponseWriter, q *http.Request) bool {
+				tc.answer(w, q, r.archive, int(n.Add(1)))
+				return true
+			}
 			var b bytes.Buffer
 			err = s.Fetch(t.Context(), m.Files[0], tc.offset, &b)
 			if tc.is == nil {
@@ -218,9 +221,9 @@ func TestFetchStall(t *testing.T) {
 	m, err := s.Resolve(t.Context(), llama)
 	must.NoError(t, err)
 	s.client.stall = 300 * time.Millisecond
-	n := 0
+	var n atomic.Int64
 	r.before = func(w http.ResponseWriter, q *http.Request) bool {
-		if n++; n > 1 {
+		if n.Add(1) > 1 {
 			return false
 		}
 		w.Header().Set("ETag", `"one"`)
@@ -233,7 +236,7 @@ func TestFetchStall(t *testing.T) {
 	var b bytes.Buffer
 	must.NoError(t, s.Fetch(t.Context(), m.Files[0], 0, &b))
 	must.True(t, bytes.Equal(r.archive, b.Bytes()))
-	must.GreaterEq(t, 2, n)
+	must.GreaterEq(t, 2, n.Load())
 
 	r.before = func(_ http.ResponseWriter, q *http.Request) bool { <-q.Context().Done(); return true }
 	s.client.stall = 5 * time.Millisecond
@@ -276,15 +279,15 @@ func (w writer) Write(b []byte) (int, error) { return w(b) }
 func TestRedirects(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t, httptest.NewServer)
-	n := 0
+	var n atomic.Int64
 	r.before = func(w http.ResponseWriter, q *http.Request) bool {
-		n++
+		n.Add(1)
 		http.Redirect(w, q, q.URL.Path, http.StatusFound)
 		return true
 	}
 	_, err := configured(t, "registry="+r.URL).Resolve(t.Context(), llama)
 	must.ErrorContains(t, err, "redirects more than 5 times")
-	must.Eq(t, maxRedirects+1, n)
+	must.Eq(t, maxRedirects+1, int(n.Load()))
 
 	secure := newRegistry(t, tlsServer)
 	secure.before = func(w http.ResponseWriter, q *http.Request) bool {
