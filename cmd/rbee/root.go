@@ -60,7 +60,6 @@ Long flags work with one dash, too: -dev is --dev.`,
 	}
 	root.SetFlagErrorFunc(flagError)
 	root.Version = thisBuild().Version
-	root.SetVersionTemplate("rbee {{.Version}}\n")
 	root.SetCompletionCommandGroupID(groupAgent)
 	root.SetHelpCommandGroupID(groupAgent)
 	root.AddGroup(
