@@ -66,6 +66,8 @@ type Options struct {
 	StopGrace         time.Duration    // how long running requests may go on when a worker process is deleted; 0: 10 s
 	Build             *BuildOptions    // nil: no worker plugin is built here
 	Now               func() time.Time // nil: time.Now
+
+	logBytes int64 // of a worker's log before it is rotated; 0: maxLogBytes
 }
 
 // Hive is the hive of one agent. Methods may be called concurrently.
@@ -130,6 +132,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	}
 	opts.Slots = cmp.Or(opts.Slots, defaultSlots)
 	opts.StopGrace = cmp.Or(opts.StopGrace, defaultStopGrace)
+	opts.logBytes = cmp.Or(opts.logBytes, maxLogBytes)
 	h := &Hive{
 		opts: opts, log: opts.Logger.Named("hive"), now: opts.Now, disk: disk, store: s, plugins: p, types: newTypes(opts.WorkerSpecs),
 		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), ending: make(chan struct{}), over: make(chan struct{}),

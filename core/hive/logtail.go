@@ -23,31 +23,47 @@ const (
 	maxLineBytes = 2 << 10
 )
 
-// tailFile returns at most n last lines of a log file for people, oldest first. A file that is not there has no lines.
+// tailFile returns at most n last lines of a log file for people, oldest first. Of a log that was rotated lately the older piece has them. A file that is
+// not there has no lines.
 func tailFile(path string, n int) ([]string, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+	text, whole, err := endOf(path)
+	if err == nil && whole {
+		var before string
+		before, _, err = endOf(olderLog(path))
+		text = before + text
 	}
 	if err != nil {
 		return nil, core.E("read worker log", core.Internal, err)
+	}
+	return tailText(text, n), nil
+}
+
+// endOf is the end of a file, at most tailBytes of it, and whether that is all that the file has. A file that is not there has nothing.
+func endOf(path string) (text string, whole bool, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", true, nil
+	}
+	if err != nil {
+		return "", false, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, core.E("read worker log", core.Internal, err)
+		return "", false, err
 	}
 	from := max(info.Size()-tailBytes, 0)
 	b := make([]byte, info.Size()-from)
 	read, err := f.ReadAt(b, from)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, core.E("read worker log", core.Internal, err)
+		return "", false, err
 	}
-	text := string(b[:read])
-	if from > 0 { // the first line is not whole
+	text = string(b[:read])
+	if from > 0 && read > 0 { // the first line is not whole
 		_, text, _ = strings.Cut(text, "\n")
+		return text, false, nil
 	}
-	return tailText(text, n), nil
+	return text, true, nil // also where it was truncated since it told its size
 }
 
 func tailText(text string, n int) []string {

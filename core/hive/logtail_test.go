@@ -41,3 +41,22 @@ func FuzzLogLine(f *testing.F) {
 		}
 	})
 }
+
+// The tail of a log that was rotated lately begins in the older piece, also in the middle of a line.
+func TestTailOfARotatedLog(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "log")
+	tail := func(n int, want ...string) {
+		t.Helper()
+		lines, err := tailFile(path, n)
+		must.NoError(t, err)
+		must.Eq(t, want, lines)
+	}
+	must.NoError(t, os.WriteFile(olderLog(path), []byte(strings.Repeat("early "+strings.Repeat("x", 100)+"\n", 2000)+"one\ntwo\nthr"), 0o600))
+	must.NoError(t, os.WriteFile(path, nil, 0o600))
+	tail(2, "two", "thr")
+	must.NoError(t, os.WriteFile(path, []byte("ee\nfour\n"), 0o600))
+	tail(3, "two", "three", "four")
+	must.NoError(t, os.WriteFile(path, []byte(strings.Repeat("y", 2*tailBytes)+"\nfive\n"), 0o600))
+	tail(3, "five") // and nothing from before what was left out
+}

@@ -29,6 +29,8 @@ type worker struct {
 	// gone is closed by the supervisor when the process has ended and nothing of it is left.
 	gone   chan struct{}
 	sooner chan struct{} // holds one: endBy has changed
+	// logFailed says that a rotation of the log went wrong and none has succeeded since. The supervisor's alone.
+	logFailed bool
 
 	mu       sync.Mutex // guards below
 	state    core.WorkerState
@@ -146,6 +148,7 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 	defer timer.Stop()
 	failing := false
 	refreshed := time.Now()
+	var logLooked time.Time // an adopted worker may have written for long
 	for {
 		select {
 		case <-w.proc.Done():
@@ -157,6 +160,10 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 			close(w.gone)
 			return
 		case <-timer.C:
+		}
+		if time.Since(logLooked) >= logEvery {
+			logLooked = time.Now()
+			h.boundLog(w)
 		}
 		if w.stateNow() == core.WorkerLoading {
 			timer.Reset(pollActive)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os"
 	"runtime"
 	"strconv"
 	"time"
@@ -108,7 +107,7 @@ func (h *Host) answers(ctx context.Context, p *process, a Attachment) (*Worker, 
 	if err != nil {
 		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: %w", a.WorkerID, a.Process.PID, err)
 	}
-	return &Worker{p: p, client: client, info: info, at: a, engine: a.EngineDir, logStart: max(0, fileSize(a.LogFile)-maxTailBytes)}, nil
+	return &Worker{p: p, client: client, info: info, at: a, engine: a.EngineDir}, nil
 }
 
 // sameExecutable sees that the process is the attachment's and runs the executable that was launched.
@@ -171,12 +170,4 @@ func endMarked(nonce string) error {
 	}
 	_, err := hostinfo.KillMarked(markName + "=" + nonce)
 	return err
-}
-
-func fileSize(path string) int64 {
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0
-	}
-	return info.Size()
 }

@@ -214,7 +214,7 @@ func (l logLine) text() string {
 	return out.String()
 }
 
-// logTail is the last lines of a log file from an offset on, readable.
+// logTail is the last lines of a log file from an offset on, readable; of a file that was truncated before the offset, from its start.
 func logTail(path string, from int64) []string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -222,8 +222,11 @@ func logTail(path string, from int64) []string {
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	if err != nil || info.Size() <= from {
+	if err != nil {
 		return nil
+	}
+	if info.Size() < from {
+		from = 0
 	}
 	start := max(from, info.Size()-maxTailBytes)
 	b, err := io.ReadAll(io.NewSectionReader(f, start, maxTailBytes))

@@ -262,7 +262,8 @@ func (c *child) launch(o *outputs) error {
 		return err
 	}
 	if o.logFile != "" {
-		// The file itself and no pipe: the process writes on when this one is gone, and so do the C libraries in it.
+		// The file itself and no pipe: the process writes on when this one is gone, and so do the C libraries in it. Appended, as whoever bounds the file
+		// truncates it under them.
 		f, err := os.OpenFile(o.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			return fail(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,7 +29,9 @@ type WorkerLaunch struct {
 	WorkerID   string // empty for a probe
 	Nonce      string // random per start; empty for a probe
 	RunDir     string // private folder of the sockets, made where it is missing; empty: a temporary one, removed when the process has ended
-	LogFile    string // takes everything the process writes to its standard error, appended; empty: lines go to the host's logger
+	// LogFile takes everything the process writes to its standard error, appended (O_APPEND): truncated in place, it goes on at its new start. Nothing here
+	// bounds it. Empty: lines go to the host's logger.
+	LogFile string
 	// Tethered makes the process end with this one. Probes, and workers of an agent that keeps nothing, are tethered.
 	Tethered bool
 }
@@ -41,7 +44,7 @@ type Worker struct {
 	schema   sdk.Schema
 	at       Attachment
 	engine   string
-	logStart int64 // size of the log file before the launch
+	logStart int64 // size of the log file before the launch; 0 for one that was re-attached
 }
 
 // LaunchWorker starts the plugin, decodes its configuration by its own schema and configures it. Afterwards Fingerprint or Start may be called.
@@ -149,7 +152,7 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 	return err
 }
 
-// Tail is the last that the process logged since its launch, one readable line each, oldest first.
+// Tail is the last that the process logged since its launch, one readable line each, oldest first; of a log file that was truncated since, what came after.
 func (w *Worker) Tail() []string { return slices.Clone(w.p.tail(w.at.LogFile, w.logStart)) }
 
 // Status asks for the worker's state and load.
@@ -226,3 +229,11 @@ func (p *process) goneSoon() bool {
 }
 
 func (w *Worker) String() string { return fmt.Sprintf("%s, process %d", w.p.name, w.PID()) }
+
+func fileSize(path string) int64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}

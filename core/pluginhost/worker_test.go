@@ -303,6 +303,24 @@ func TestPrintingDoesNotStopAWorker(t *testing.T) {
 	must.Eq(t, 3000, strings.Count(string(log), "printed to standard error\n"))
 }
 
+// Whoever bounds the log of a worker truncates it while the worker lives.
+func TestLogMayBeTruncatedUnderAWorker(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	w := launched(t, h, "print = true\ntokens = 3", func(l *pluginhost.WorkerLaunch) {
+		must.NoError(t, os.WriteFile(l.LogFile, []byte(strings.Repeat("from before the launch\n", 1000)), 0o600))
+	})
+	must.NoError(t, w.Start(t.Context(), startSpec(t), nil))
+	must.NoError(t, os.Truncate(w.Attachment().LogFile, 0))
+	_, err := ask(t.Context(), w.DataSocket(), "x")
+	must.NoError(t, err)
+	log, err := os.ReadFile(w.Attachment().LogFile)
+	must.NoError(t, err)
+	must.StrNotContains(t, string(log), "\x00")
+	must.Eq(t, 3, strings.Count(string(log), "printed to standard error\n"))
+	must.SliceContains(t, w.Tail(), "printed to standard error")
+}
+
 func TestTetheredProcessEndsWhenLetGo(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
