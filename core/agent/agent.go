@@ -472,7 +472,7 @@ func (p *process) stages() []stage {
 	}
 	list = append(list, stage{"jobs", p.endJobs})
 	if p.net != nil {
-		list = append(list, stage{"renew", func(ctx context.Context) error { return p.net.renew(ctx, hostNames(p.cfg)) }})
+		list = append(list, stage{"renew", func(ctx context.Context) error { return p.net.renew(ctx, hostNames(p.cfg), p.moved()) }})
 	}
 	if p.api != nil {
 		list = append(list, stage{"gateway", func(ctx context.Context) error { return p.api.Serve(ctx, p.listener, drainGrace) }})

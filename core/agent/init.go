@@ -58,7 +58,8 @@ func Init(ctx context.Context, cfg *config.Config, clusterName string, now time.
 	}
 	tokenID, hash, text := token.New()
 	made, err := pki.Init(cfg.DataDir, pki.InitOptions{
-		Name: clusterName, NodeID: id, NodeName: nodeName(cfg), RPCAddress: net.JoinHostPort(host, strconv.Itoa(cfg.Bind.RPCPort)), Hosts: hostNames(cfg), Roles: roles(cfg),
+		Name: clusterName, NodeID: id, NodeName: nodeName(cfg), RPCAddress: net.JoinHostPort(host, strconv.Itoa(cfg.Bind.RPCPort)), AddressFound: cfg.Bind.Advertise == "",
+		Hosts: hostNames(cfg), Roles: roles(cfg),
 		CertificateTTL: cfg.Queen.CertificateTTL, Now: now,
 		Token: core.Token{ID: tokenID, Name: "operator", Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: now.UTC().Truncate(time.Second)},
 	})

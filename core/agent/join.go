@@ -87,7 +87,8 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	}
 	view := resp.GetView()
 	_, err = pki.Create(cfg.DataDir, pki.Material{
-		ClusterName: resp.GetClusterName(), Name: req.GetName(), RPCAddress: req.GetRpcAddress(), CAPEM: resp.GetCaCertificates(),
+		ClusterName: resp.GetClusterName(), Name: req.GetName(), RPCAddress: req.GetRpcAddress(), AddressFound: cfg.Bind.Advertise == "",
+		CAPEM:   resp.GetCaCertificates(),
 		NodePEM: resp.GetCertificate(), Key: key, SealKey: resp.GetSealKey(), GossipKeys: view.GetGossipKeys(),
 	})
 	if err != nil {
@@ -100,49 +101,33 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	return storeQueens(filepath.Join(cfg.DataDir, queensFile), queens)
 }
 
-// hostTowards is the address at which the machines of the cluster reach this one: what the configuration says, else the address that it
-// speaks to the queen from.
-func hostTowards(ctx context.Context, cfg *config.Config, queen string) (string, error) {
-	if cfg.Bind.Advertise != "" || cfg.Bind.Address != "" && !unspecified(cfg.ListenAddress(true)) {
-		return cfg.AdvertiseHost(ctx)
-	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "udp", queen) // sends nothing
-	if err != nil {
-		return "", core.WithHint(core.E("find the address of this machine", core.Unavailable, err), "Check the address of the queen, or set bind { advertise = … }.")
-	}
-	defer conn.Close()
-	a, ok := conn.LocalAddr().(*net.UDPAddr)
-	if !ok {
-		return cfg.AdvertiseHost(ctx)
-	}
-	return a.AddrPort().Addr().Unmap().String(), nil
-}
-
-func unspecified(address string) bool {
-	ip := net.ParseIP(address)
-	return ip != nil && ip.IsUnspecified()
-}
-
 // renewRetry is the pause after a renewal that failed: there is a third of the certificate's life for it.
 const renewRetry = time.Minute
 
-// renew has the node's certificate renewed in time, until ctx ends.
-func (n *network) renew(ctx context.Context, hosts []string) error {
+// movedRetry is the same where clients are refused meanwhile: the queens may have to elect a leader first, or hear of the new address.
+const movedRetry = time.Second
+
+// renew has the node's certificate renewed in time, until ctx ends, and at once where the machine has moved: clients refuse the one that it has.
+func (n *network) renew(ctx context.Context, hosts []string, moved bool) error {
 	for {
 		wait := time.Until(n.identity.RenewAt())
-		if wait <= 0 {
+		if wait <= 0 || moved {
 			err := n.renewNow(ctx, hosts)
 			switch {
 			case ctx.Err() != nil:
 				return ctx.Err()
 			case core.KindOf(err) == core.Unsupported:
-				n.log.Warn("the certificate ends soon and cannot be renewed by the cluster", "expires", n.identity.Node().NotAfter, "error", err)
+				moved = false
+				n.log.Warn("the certificate ends soon, or is not for this machine's address, and cannot be renewed by the cluster", "expires", n.identity.Node().NotAfter, "error", err)
 				wait = renewRetry * 60
+			case err != nil && moved:
+				n.log.Warn("the certificate is not for this machine's address yet, trying again", "error", err)
+				wait = movedRetry
 			case err != nil:
 				n.log.Error("cannot renew the certificate, trying again", "expires", n.identity.Node().NotAfter, "error", err)
 				wait = renewRetry
 			default:
+				moved = false
 				n.log.Info("certificate renewed", "expires", n.identity.Node().NotAfter)
 				continue
 			}
@@ -171,7 +156,7 @@ func (n *network) renewNow(ctx context.Context, hosts []string) error {
 			continue
 		}
 		limited, cancel := context.WithTimeout(ctx, joinTimeout)
-		resp, callErr := queenv1.NewJoinServiceClient(conn).Renew(limited, &queenv1.RenewRequest{CertificateRequest: request, Hosts: hosts})
+		resp, callErr := queenv1.NewJoinServiceClient(conn).Renew(limited, &queenv1.RenewRequest{CertificateRequest: request, Hosts: hosts, RpcAddress: n.identity.RPCAddress()})
 		cancel()
 		if callErr == nil {
 			return n.identity.Replace(resp.GetCertificate(), resp.GetCaCertificates())

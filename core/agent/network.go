@@ -19,7 +19,6 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/gossip"
-	"github.com/rbee-project/rbee/core/hive"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/queen"
 	"github.com/rbee-project/rbee/core/rpc"
@@ -93,13 +92,17 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 		return nil, err
 	}
 	self := id.Node()
+	n.queens, err = openQueenList(filepath.Join(cfg.DataDir, queensFile), self.ID, n.pool, n.log)
+	if err != nil {
+		return nil, err
+	}
+	if err := followAddress(ctx, cfg, id, n.queens.List(), n.log); err != nil {
+		return nil, err
+	}
+	n.queens.self.RPCAddress = id.RPCAddress()
 	host, _, err := net.SplitHostPort(id.RPCAddress())
 	if err != nil {
 		return nil, core.E("read the address of this node", core.Integrity, err)
-	}
-	n.queens, err = openQueenList(filepath.Join(cfg.DataDir, queensFile), hive.QueenAddress{ID: self.ID, RPCAddress: id.RPCAddress()}, n.pool, n.log)
-	if err != nil {
-		return nil, err
 	}
 	member := gossip.Member{
 		ID: self.ID, Name: self.Name, Queen: self.Has(core.RoleQueen) && cfg.Queen.Enabled, Hive: self.Has(core.RoleHive) && cfg.Hive.Enabled,

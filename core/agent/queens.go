@@ -25,10 +25,10 @@ import (
 // a machine that starts finds them. It is the hive's Queens.
 type queenList struct {
 	path string
-	self hive.QueenAddress // this node's
 	pool *rpc.Pool
 	log  hclog.Logger
 	// These are set before anybody asks.
+	self   hive.QueenAddress          // this node's
 	pipe   grpc.ClientConnInterface   // to the queen in this process; nil: none
 	gossip *gossip.Pool               // nil: not yet
 	onView func(*queenv1.ClusterView) // nil: nobody
@@ -49,8 +49,8 @@ type storedQueen struct {
 	RPCAddress string `json:"rpc_address"`
 }
 
-func openQueenList(path string, self hive.QueenAddress, pool *rpc.Pool, log hclog.Logger) (*queenList, error) {
-	l := &queenList{path: path, self: self, pool: pool, log: log, changed: make(chan struct{})}
+func openQueenList(path, self string, pool *rpc.Pool, log hclog.Logger) (*queenList, error) {
+	l := &queenList{path: path, self: hive.QueenAddress{ID: self}, pool: pool, log: log, changed: make(chan struct{})}
 	b, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -135,7 +135,7 @@ func (i *Identity) Reload(f Files) error {
 // Create writes a new identity into a data folder, whole or not at all, and returns it. Errors: Conflict when there is one, Integrity when the parts
 // do not belong together, Invalid for a seal key on a node that is no queen.
 func Create(dataDir string, m Material) (*Identity, error) {
-	s, err := build(info{ClusterName: m.ClusterName, Name: m.Name, RPCAddress: m.RPCAddress}, slices.Clone(m.CAPEM), slices.Clone(m.NodePEM), slices.Clone(m.Key), slices.Clone(m.SealKey))
+	s, err := build(info{ClusterName: m.ClusterName, Name: m.Name, RPCAddress: m.RPCAddress, AddressFound: m.AddressFound}, slices.Clone(m.CAPEM), slices.Clone(m.NodePEM), slices.Clone(m.Key), slices.Clone(m.SealKey))
 	if err != nil {
 		return nil, err
 	}

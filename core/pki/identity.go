@@ -45,6 +45,8 @@ type info struct {
 	Name        string      `json:"name"`
 	Roles       []core.Role `json:"roles"`
 	RPCAddress  string      `json:"rpc_address"`
+	// Nobody said the address in so many words: it was found out, and may be found out anew. Absent in identities of before there was it.
+	AddressFound bool `json:"address_found,omitempty"`
 }
 
 // Material is what an identity is made of. Formatted, it does not show its keys.
@@ -52,12 +54,14 @@ type Material struct {
 	ClusterName string
 	Name        string // of the node
 	RPCAddress  string // host:port that others reach the node's RPC port at
-	CAPEM       []byte // one or more CA certificates, the one that signs first
-	NodePEM     []byte // the node's certificate; it says the cluster, the node's id and its roles
-	Key         Secret // PEM
-	SealKey     Secret // of a queen; empty: none
-	GossipKeys  Secrets
-	Seed        *Seed // of the first queen
+	// AddressFound says that nobody gave the address as one to advertise: it was found out.
+	AddressFound bool
+	CAPEM        []byte // one or more CA certificates, the one that signs first
+	NodePEM      []byte // the node's certificate; it says the cluster, the node's id and its roles
+	Key          Secret // PEM
+	SealKey      Secret // of a queen; empty: none
+	GossipKeys   Secrets
+	Seed         *Seed // of the first queen
 }
 
 // Format shows whose identity it would be, and no key.
@@ -169,6 +173,14 @@ func (i *Identity) Has(r core.Role) bool { return i.state.Load().node.Has(r) }
 
 // RPCAddress is where others reach the node's RPC port: host:port.
 func (i *Identity) RPCAddress() string { return i.state.Load().info.RPCAddress }
+
+// AddressFound says that RPCAddress was found out, so that it may be another one by now, rather than given as one to advertise.
+func (i *Identity) AddressFound() bool { return i.state.Load().info.AddressFound }
+
+// ValidFor says whether the certificate names a host, so that clients that reach the node there accept it.
+func (i *Identity) ValidFor(host string) bool {
+	return i.state.Load().tls.Leaf.VerifyHostname(host) == nil
+}
 
 // CAPEM are the CA's certificates, the one that signs first.
 func (i *Identity) CAPEM() []byte { return slices.Clone(i.state.Load().caPEM) }

@@ -17,6 +17,7 @@ type InitOptions struct {
 	NodeID         string        // 8 hex digits
 	NodeName       string        // of this node
 	RPCAddress     string        // host:port that others reach this node's RPC port at
+	AddressFound   bool          // as Material has it
 	Hosts          []string      // further DNS names and addresses that the certificate is to be valid for
 	Roles          []core.Role   // of this node; it must be a queen
 	CertificateTTL time.Duration // 0: DefaultTTL
@@ -100,7 +101,7 @@ func Init(dataDir string, o InitOptions) (InitResult, error) {
 		return InitResult{}, err
 	}
 	id, err := Create(dataDir, Material{
-		ClusterName: o.Name, Name: o.NodeName, RPCAddress: o.RPCAddress,
+		ClusterName: o.Name, Name: o.NodeName, RPCAddress: o.RPCAddress, AddressFound: o.AddressFound,
 		CAPEM: ca.CertPEM(), NodePEM: certPEM, Key: key, SealKey: sealKey, GossipKeys: gossip, Seed: seed,
 	})
 	return InitResult{Identity: id, Fingerprint: ca.Fingerprint()}, err

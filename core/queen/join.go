@@ -123,6 +123,13 @@ func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*qu
 	if !sameKey(n, key) {
 		return nil, core.WithHint(core.Errorf("", core.Forbidden, "node %s (%s) asks with another key than it joined with", n.ID, n.Name), "If that is right, revoke the node and have it join again.")
 	}
+	if address := req.GetRpcAddress(); address != "" && address != n.RPCAddress {
+		if err := checkAddress(address); err != nil {
+			return nil, err
+		}
+		q.log.Info("node has another address", "node", n.ID, "name", n.Name, "address", address, "before", n.RPCAddress)
+		n.RPCAddress = address
+	}
 	hosts, err := checkHosts(req.GetHosts(), n.RPCAddress)
 	if err != nil {
 		return nil, err
@@ -180,14 +187,23 @@ func nodeOf(req *queenv1.JoinRequest) (n core.Node, hosts []string, err error) {
 		return invalid("Enable its queen, its hive, or both.", "the machine joins as nothing")
 	}
 	slices.Sort(n.Roles)
-	host, port, err := net.SplitHostPort(n.RPCAddress)
-	number, portErr := strconv.Atoi(port)
-	ip, ipErr := netip.ParseAddr(host)
-	if err != nil || portErr != nil || number < 1 || number > 65535 || ipErr == nil && ip.IsUnspecified() || ipErr != nil && !hostNameForm.MatchString(host) {
-		return invalid("Set bind { advertise = … } to the address that the other machines reach this one at.", "%q is not an address that other machines can reach", n.RPCAddress[:min(len(n.RPCAddress), 100)])
+	if err := checkAddress(n.RPCAddress); err != nil {
+		return core.Node{}, nil, err
 	}
 	hosts, err = checkHosts(req.GetHosts(), n.RPCAddress)
 	return n, hosts, err
+}
+
+// checkAddress says why others cannot reach a node's RPC port at an address; nil: they may.
+func checkAddress(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	number, portErr := strconv.Atoi(port)
+	ip, ipErr := netip.ParseAddr(host)
+	if err != nil || portErr != nil || number < 1 || number > 65535 || ipErr == nil && ip.IsUnspecified() || ipErr != nil && !hostNameForm.MatchString(host) {
+		return core.WithHint(core.Errorf("", core.Invalid, "%q is not an address that other machines can reach", address[:min(len(address), 100)]),
+			"Set bind { advertise = … } to the address that the other machines reach this one at.")
+	}
+	return nil
 }
 
 // checkHosts are the names that a node asks to have in its certificate, with the host of its address.

@@ -1582,8 +1582,10 @@ type RenewRequest struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	CertificateRequest []byte                 `protobuf:"bytes,1,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
 	Hosts              []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// host:port that others reach the caller's RPC port at now; empty: as before.
+	RpcAddress    string `protobuf:"bytes,3,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewRequest) Reset() {
@@ -1628,6 +1630,13 @@ func (x *RenewRequest) GetHosts() []string {
 		return x.Hosts
 	}
 	return nil
+}
+
+func (x *RenewRequest) GetRpcAddress() string {
+	if x != nil {
+		return x.RpcAddress
+	}
+	return ""
 }
 
 type RenewResponse struct {
@@ -2092,10 +2101,12 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\bseal_key\x18\x05 \x01(\fR\asealKey\x12.\n" +
 	"\x04view\x18\x06 \x01(\v2\x1a.rbee.queen.v1.ClusterViewR\x04view\x12\x1f\n" +
 	"\vrpc_address\x18\a \x01(\tR\n" +
-	"rpcAddress\"U\n" +
+	"rpcAddress\"v\n" +
 	"\fRenewRequest\x12/\n" +
 	"\x13certificate_request\x18\x01 \x01(\fR\x12certificateRequest\x12\x14\n" +
-	"\x05hosts\x18\x02 \x03(\tR\x05hosts\"Z\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\x12\x1f\n" +
+	"\vrpc_address\x18\x03 \x01(\tR\n" +
+	"rpcAddress\"Z\n" +
 	"\rRenewResponse\x12'\n" +
 	"\x0fca_certificates\x18\x01 \x01(\fR\x0ecaCertificates\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"\xfe\x01\n" +
