@@ -39,25 +39,23 @@ func unspecified(address string) bool {
 	return ip != nil && ip.IsUnspecified()
 }
 
-// followAddress has the identity say where others reach this machine now, when the agent starts: a router may have given it another address since, or
+// followAddress has the identity say where others reach this machine now, when the agent starts, and returns the host of it: a router may have given it another address since, or
 // somebody changed the configuration. The others learn it by gossip, from the hive's reports and with the renewal of the certificate. Errors:
 // those of the configuration's address, Integrity, Internal.
-func followAddress(ctx context.Context, cfg *config.Config, id *pki.Identity, queens []hive.QueenAddress, log hclog.Logger) error {
+func followAddress(ctx context.Context, cfg *config.Config, id *pki.Identity, queens []hive.QueenAddress, log hclog.Logger) (host string, err error) {
 	before := id.RPCAddress()
-	host, _, err := net.SplitHostPort(before)
-	if err != nil {
-		return core.E("read the address of this node", core.Integrity, err)
+	if host, _, err = net.SplitHostPort(before); err != nil {
+		return "", core.E("read the address of this node", core.Integrity, err)
 	}
-	host, err = hostNow(ctx, cfg, host, id.AddressFound(), queens)
-	if err != nil {
-		return err
+	if host, err = hostNow(ctx, cfg, host, id.AddressFound(), queens); err != nil {
+		return "", err
 	}
 	now := net.JoinHostPort(host, strconv.Itoa(cfg.Bind.RPCPort))
 	if now == before {
-		return nil
+		return host, nil
 	}
 	log.Info("this machine has another address", "address", now, "before", before)
-	return id.SetRPCAddress(now)
+	return host, id.SetRPCAddress(now)
 }
 
 // hostNow is the host that others reach this machine at: what the configuration advertises; what was given when the machine joined; what it

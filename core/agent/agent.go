@@ -2,13 +2,9 @@
 package agent
 
 import (
-	"cmp"
 	"context"
-	"crypto/rand"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,14 +14,12 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/download"
 	"github.com/rbee-project/rbee/core/gateway"
-	"github.com/rbee-project/rbee/core/gobuild"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/hive"
 	"github.com/rbee-project/rbee/core/job"
@@ -499,81 +493,8 @@ func (p *process) handOver(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// ready tells the world.
-func (p *process) ready(ctx context.Context) error {
-	record := Record{PID: os.Getpid(), Version: p.opts.Version, StartedAt: p.started}
-	if p.listener != nil {
-		record.HTTPAddress, record.Scheme = p.listener.Addr().String(), "http"
-	}
-	if p.net == nil {
-		if err := awaitReady(ctx, p.queen, p.bees); err != nil {
-			return err
-		}
-	} else {
-		record.RPCAddress = p.net.identity.RPCAddress()
-		if p.listener != nil {
-			record.Scheme = "https"
-		}
-		if err := p.awaitRegistry(ctx); err != nil {
-			return err
-		}
-	}
-	if err := writeRecord(p.cfg.DataDir, record); err != nil {
-		return err
-	}
-	p.log.Info("ready", "address", record.HTTPAddress, "data", p.cfg.DataDir, "took", time.Since(p.started).Round(time.Millisecond))
-	if p.opts.Ready != nil {
-		p.opts.Ready(record.HTTPAddress)
-	}
-	if err := notify(ctx, p.opts.NotifySocket, "READY=1"); err != nil {
-		p.log.Warn("the service manager does not learn that the agent serves", "error", err)
-	}
-	<-ctx.Done()
-	// The manager may be gone, or the machine going down.
-	_ = notify(context.WithoutCancel(ctx), p.opts.NotifySocket, "STOPPING=1")
-	return ctx.Err()
-}
-
 // registryPatience is how long a queen that begins a cluster, or has just joined one, is not called ready for want of a registry to look tokens up in.
 const registryPatience = 10 * time.Second
-
-func (p *process) awaitRegistry(ctx context.Context) error {
-	if p.queen == nil {
-		return nil
-	}
-	limited, cancel := context.WithTimeout(ctx, registryPatience)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if _, err := p.queen.Cluster(ctx); err == nil || limited.Err() != nil {
-			return ctx.Err()
-		}
-		select {
-		case <-tick.C:
-		case <-limited.Done():
-		}
-	}
-}
-
-// awaitReady waits until the hive is known to the queen and the queen can serve.
-func awaitReady(ctx context.Context, q *queen.Queen, h *hive.Hive) error {
-	select {
-	case <-h.Ready():
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for q.Ready(ctx) != nil {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
 
 // listen opens a port. setting is its name in bind { … }. Errors: InUse, Forbidden, Invalid.
 func listen(ctx context.Context, address string, port int, setting string) (net.Listener, error) {
@@ -594,117 +515,4 @@ func listen(ctx context.Context, address string, port int, setting string) (net.
 		return nil, core.WithHint(core.E("listen", core.Invalid, err), "Check bind { address = … } in the configuration.")
 	}
 	return l, nil
-}
-
-// lockDataDir makes the data folder and keeps other agents out of it until unlock is called. Errors: InUse, Internal.
-func lockDataDir(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, core.WithHint(core.E("make the data folder", core.Internal, err), "Choose another folder with -data-dir or data_dir = ….")
-	}
-	f, err := os.OpenFile(filepath.Join(dir, "agent.lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, core.WithHint(core.E("open the data folder", core.Internal, err), "The folder must belong to the user who runs the agent.")
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, core.WithHint(core.Errorf("", core.InUse, "another agent uses the data folder %s", dir),
-			"Use that agent (\"rbee status\"), stop it, or choose another folder with -data-dir.")
-	}
-	return func() { f.Close() }, nil
-}
-
-// nodeID is this machine's name in the cluster: random at the first start, then kept in the data folder.
-func nodeID(dataDir string) (string, error) {
-	path := filepath.Join(dataDir, "node-id")
-	b, err := os.ReadFile(path)
-	if err == nil && len(b) > 0 {
-		return string(b), nil
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", core.E("read the node id", core.Internal, err)
-	}
-	id := make([]byte, 4)
-	_, _ = rand.Read(id) // never fails
-	name := fmt.Sprintf("%x", id)
-	return name, writeFile(path, []byte(name))
-}
-
-func writeRecord(dataDir string, r Record) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return core.E("write agent.json", core.Internal, err)
-	}
-	return writeFile(filepath.Join(dataDir, "agent.json"), append(b, '\n'))
-}
-
-// writeFile publishes a file whole or not at all.
-func writeFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return core.E("write "+path, core.Internal, err)
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return core.E("write "+path, core.Internal, err)
-}
-
-// specs are the worker types and catalog sources of this agent: those with a block in the configuration, and every other plugin in the
-// plugin folder with its defaults. builtin and file come first, because a bare model name is looked for in the order of the sources.
-func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers, catalogs []pluginhost.Spec, err error) {
-	named := map[sdk.Kind]map[string]bool{sdk.KindWorker: {}, sdk.KindCatalog: {}}
-	add := func(s pluginhost.Spec) {
-		named[s.Kind][s.Name] = true
-		if s.Kind == sdk.KindWorker {
-			workers = append(workers, s)
-		} else {
-			catalogs = append(catalogs, s)
-		}
-	}
-	for _, p := range slices.Concat(cfg.Workers, cfg.Catalogs) {
-		s, err := host.Spec(p)
-		if err != nil {
-			return nil, nil, err
-		}
-		add(s)
-	}
-	found, err := host.List()
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, x := range found {
-		if named[x.Kind][x.Name] {
-			continue
-		}
-		if x.Problem != "" {
-			log.Warn("plugin is passed over", "plugin", x.Path, "problem", x.Problem)
-			continue
-		}
-		s, err := host.DefaultSpec(x.Kind, x.Name)
-		if err != nil {
-			return nil, nil, err
-		}
-		add(s)
-	}
-	rank := map[string]int{"builtin": -2, "file": -1}
-	slices.SortStableFunc(catalogs, func(a, b pluginhost.Spec) int {
-		return cmp.Or(cmp.Compare(rank[a.Name], rank[b.Name]), cmp.Compare(a.Name, b.Name))
-	})
-	return workers, catalogs, nil
-}
-
-// buildOptions is how worker plugins are built on this machine; nil: not at all.
-func buildOptions(b config.Build, suite []string) *hive.BuildOptions {
-	if !b.Enabled || len(suite) == 0 {
-		return nil
-	}
-	o := &hive.BuildOptions{Suite: suite, Go: gobuild.Options{Go: b.Go, CGO: b.CGO, Timeout: b.Timeout, MaxDiskBytes: int64(b.MaxDisk)}}
-	if b.CacheDir != "" {
-		o.Go.BuildCache, o.Go.ModuleCache = filepath.Join(b.CacheDir, "build"), filepath.Join(b.CacheDir, "modules")
-	}
-	return o
 }

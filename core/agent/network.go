@@ -96,14 +96,11 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 	if err != nil {
 		return nil, err
 	}
-	if err := followAddress(ctx, cfg, id, n.queens.List(), n.log); err != nil {
+	host, err := followAddress(ctx, cfg, id, n.queens.List(), n.log)
+	if err != nil {
 		return nil, err
 	}
 	n.queens.self.RPCAddress = id.RPCAddress()
-	host, _, err := net.SplitHostPort(id.RPCAddress())
-	if err != nil {
-		return nil, core.E("read the address of this node", core.Integrity, err)
-	}
 	member := gossip.Member{
 		ID: self.ID, Name: self.Name, Queen: self.Has(core.RoleQueen) && cfg.Queen.Enabled, Hive: self.Has(core.RoleHive) && cfg.Hive.Enabled,
 		RPCAddress: id.RPCAddress(), Version: o.Version,

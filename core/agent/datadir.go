@@ -1,0 +1,72 @@
+package agent
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// lockDataDir makes the data folder and keeps other agents out of it until unlock is called. Errors: InUse, Internal.
+func lockDataDir(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, core.WithHint(core.E("make the data folder", core.Internal, err), "Choose another folder with -data-dir or data_dir = ….")
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "agent.lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, core.WithHint(core.E("open the data folder", core.Internal, err), "The folder must belong to the user who runs the agent.")
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, core.WithHint(core.Errorf("", core.InUse, "another agent uses the data folder %s", dir),
+			"Use that agent (\"rbee status\"), stop it, or choose another folder with -data-dir.")
+	}
+	return func() { f.Close() }, nil
+}
+
+// nodeID is this machine's name in the cluster: random at the first start, then kept in the data folder.
+func nodeID(dataDir string) (string, error) {
+	path := filepath.Join(dataDir, "node-id")
+	b, err := os.ReadFile(path)
+	if err == nil && len(b) > 0 {
+		return string(b), nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", core.E("read the node id", core.Internal, err)
+	}
+	id := make([]byte, 4)
+	_, _ = rand.Read(id) // never fails
+	name := fmt.Sprintf("%x", id)
+	return name, writeFile(path, []byte(name))
+}
+
+func writeRecord(dataDir string, r Record) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return core.E("write agent.json", core.Internal, err)
+	}
+	return writeFile(filepath.Join(dataDir, "agent.json"), append(b, '\n'))
+}
+
+// writeFile publishes a file whole or not at all.
+func writeFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
+	if err != nil {
+		return core.E("write "+path, core.Internal, err)
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return core.E("write "+path, core.Internal, err)
+}

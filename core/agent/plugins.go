@@ -1,0 +1,71 @@
+package agent
+
+import (
+	"cmp"
+	"path/filepath"
+	"slices"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/gobuild"
+	"github.com/rbee-project/rbee/core/hive"
+	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// specs are the worker types and catalog sources of this agent: those with a block in the configuration, and every other plugin in the
+// plugin folder with its defaults. builtin and file come first, because a bare model name is looked for in the order of the sources.
+func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers, catalogs []pluginhost.Spec, err error) {
+	named := map[sdk.Kind]map[string]bool{sdk.KindWorker: {}, sdk.KindCatalog: {}}
+	add := func(s pluginhost.Spec) {
+		named[s.Kind][s.Name] = true
+		if s.Kind == sdk.KindWorker {
+			workers = append(workers, s)
+		} else {
+			catalogs = append(catalogs, s)
+		}
+	}
+	for _, p := range slices.Concat(cfg.Workers, cfg.Catalogs) {
+		s, err := host.Spec(p)
+		if err != nil {
+			return nil, nil, err
+		}
+		add(s)
+	}
+	found, err := host.List()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, x := range found {
+		if named[x.Kind][x.Name] {
+			continue
+		}
+		if x.Problem != "" {
+			log.Warn("plugin is passed over", "plugin", x.Path, "problem", x.Problem)
+			continue
+		}
+		s, err := host.DefaultSpec(x.Kind, x.Name)
+		if err != nil {
+			return nil, nil, err
+		}
+		add(s)
+	}
+	rank := map[string]int{"builtin": -2, "file": -1}
+	slices.SortStableFunc(catalogs, func(a, b pluginhost.Spec) int {
+		return cmp.Or(cmp.Compare(rank[a.Name], rank[b.Name]), cmp.Compare(a.Name, b.Name))
+	})
+	return workers, catalogs, nil
+}
+
+// buildOptions is how worker plugins are built on this machine; nil: not at all.
+func buildOptions(b config.Build, suite []string) *hive.BuildOptions {
+	if !b.Enabled || len(suite) == 0 {
+		return nil
+	}
+	o := &hive.BuildOptions{Suite: suite, Go: gobuild.Options{Go: b.Go, CGO: b.CGO, Timeout: b.Timeout, MaxDiskBytes: int64(b.MaxDisk)}}
+	if b.CacheDir != "" {
+		o.Go.BuildCache, o.Go.ModuleCache = filepath.Join(b.CacheDir, "build"), filepath.Join(b.CacheDir, "modules")
+	}
+	return o
+}
