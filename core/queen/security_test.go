@@ -2,7 +2,9 @@ package queen
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"slices"
 	"strings"
 	"sync"
@@ -13,8 +15,10 @@ import (
 
 	"github.com/shoenig/test/must"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/rpc"
@@ -404,6 +408,98 @@ func TestRevokedNodeAndLeaving(t *testing.T) {
 		// The only voting queen stays.
 		_, err = s.q.RevokeNode(t.Context(), "nobody")
 		mustFail(t, err, core.NotFound)
+	})
+}
+
+// caller returns a client of the queen whose calls come from a node, as another queen passes them on.
+func (s *secured) caller(id string) (queenv1.JoinServiceClient, context.Context) {
+	s.t.Helper()
+	pipe := rpc.NewPipe()
+	server := rpc.NewNodeServer(rpc.ServerOptions{Logger: coretest.Logger(s.t), Self: s.identity.Node()})
+	s.q.Register(server)
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { must.NoError(s.t, rpc.Serve(ctx, server, pipe.Listener(), time.Second)) })
+	conn, err := rpc.Client(pipe)
+	must.NoError(s.t, err)
+	s.t.Cleanup(func() {
+		must.NoError(s.t, conn.Close())
+		cancel()
+		wg.Wait()
+	})
+	return queenv1.NewJoinServiceClient(conn), metadata.AppendToOutgoingContext(s.t.Context(), "rbee-forwarded", "1", "rbee-caller", id)
+}
+
+// A node that asks for a new certificate is known by its key, and says where it is now.
+func TestRenew(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		m := newMachine(t, "bbbbbbbb", "beta", s.joinToken(), "hive")
+		_, err := s.tryJoin(m)
+		must.NoError(t, err)
+		before, ok := s.q.registry().Node(nil, "bbbbbbbb")
+		must.True(t, ok)
+		must.Eq(t, "10.0.0.9:7834", before.RPCAddress)
+		request := func(address string) *queenv1.RenewRequest {
+			return &queenv1.RenewRequest{CertificateRequest: m.req.GetCertificateRequest(), Hosts: []string{"beta.lan"}, RpcAddress: address}
+		}
+		client, beta := s.caller("bbbbbbbb")
+		certificate := func(address string) *x509.Certificate {
+			t.Helper()
+			resp, err := client.Renew(beta, request(address))
+			must.NoError(t, rpc.FromStatus(err))
+			block, _ := pem.Decode(resp.GetCertificate())
+			must.NotNil(t, block)
+			c, err := x509.ParseCertificate(block.Bytes)
+			must.NoError(t, err)
+			return c
+		}
+
+		// One that says nothing, as an older agent, stays where it was.
+		time.Sleep(time.Hour)
+		c := certificate("")
+		must.NoError(t, c.VerifyHostname("10.0.0.9"))
+		must.NoError(t, c.VerifyHostname("beta.lan"))
+		now, ok := s.q.registry().Node(nil, "bbbbbbbb")
+		must.True(t, ok)
+		must.Eq(t, before.RPCAddress, now.RPCAddress)
+		must.Eq(t, c.NotAfter, now.CertificateExpiresAt)
+		must.Eq(t, time.Hour, now.CertificateExpiresAt.Sub(before.CertificateExpiresAt))
+
+		// One that has moved is known there, by a certificate for there only.
+		c = certificate("10.0.0.10:7834")
+		must.NoError(t, c.VerifyHostname("10.0.0.10"))
+		must.Error(t, c.VerifyHostname("10.0.0.9"))
+		now, ok = s.q.registry().Node(nil, "bbbbbbbb")
+		must.True(t, ok)
+		must.Eq(t, "10.0.0.10:7834", now.RPCAddress)
+		must.Eq(t, before.KeyHash, now.KeyHash)
+		must.Eq(t, before.Roles, now.Roles)
+
+		// What is refused changes nothing.
+		for _, address := range []string{"10.0.0.11", "0.0.0.0:7834", ":7834", "10.0.0.11:0", "10.0.0.11:70000", "no name:7834"} {
+			_, err = client.Renew(beta, request(address))
+			mustFail(t, rpc.FromStatus(err), core.Invalid, address)
+		}
+		bad := request("10.0.0.11:7834")
+		bad.CertificateRequest = bad.CertificateRequest[:len(bad.CertificateRequest)-1]
+		_, err = client.Renew(beta, bad)
+		mustFail(t, rpc.FromStatus(err), core.Invalid)
+		bad.CertificateRequest = newMachine(t, "bbbbbbbb", "beta", "", "hive").req.GetCertificateRequest()
+		_, err = client.Renew(beta, bad)
+		mustFail(t, rpc.FromStatus(err), core.Forbidden, "another key")
+		stranger, none := s.caller("cccccccc")
+		_, err = stranger.Renew(none, request("10.0.0.11:7834"))
+		mustFail(t, rpc.FromStatus(err), core.Forbidden, "not part of the cluster")
+		after, ok := s.q.registry().Node(nil, "bbbbbbbb")
+		must.True(t, ok)
+		must.Eq(t, now, after)
+
+		_, err = s.q.RevokeNode(t.Context(), "beta")
+		must.NoError(t, err)
+		_, err = client.Renew(beta, request("10.0.0.11:7834"))
+		mustFail(t, rpc.FromStatus(err), core.Forbidden, "not part of the cluster")
 	})
 }
 

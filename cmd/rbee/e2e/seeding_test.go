@@ -31,6 +31,7 @@ type countedOrigin struct {
 	rate   int  // bytes per second of each connection
 	direct bool // the hive fetches by HTTP itself, several parts at once; otherwise the catalog source does, in one piece
 	given  atomic.Int64
+	half   chan struct{} // closed once half of it was given
 }
 
 // bigModel is a GGUF file of more than 32 MiB.
@@ -48,7 +49,7 @@ func bigModel(t testing.TB) []byte {
 
 func newCountedOrigin(t testing.TB, rate int, direct bool) *countedOrigin {
 	t.Helper()
-	o := &countedOrigin{data: bigModel(t), rate: rate, direct: direct}
+	o := &countedOrigin{data: bigModel(t), rate: rate, direct: direct, half: make(chan struct{})}
 	o.digest = fmt.Sprintf("sha256:%x", sha256.Sum256(o.data))
 	mux := http.NewServeMux()
 	mux.HandleFunc("/manifest", func(w http.ResponseWriter, _ *http.Request) {
@@ -89,7 +90,9 @@ func (o *countedOrigin) file(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		n, err := w.Write(rest[:min(len(rest), o.rate/20)])
-		o.given.Add(int64(n))
+		if half, given := int64(len(o.data))/2, o.given.Add(int64(n)); given >= half && given-int64(n) < half {
+			close(o.half)
+		}
 		if err != nil || http.NewResponseController(w).Flush() != nil {
 			return
 		}
@@ -198,11 +201,10 @@ func TestSeedingHiveIsKilled(t *testing.T) {
 	killed := make(chan struct{})
 	go func() {
 		defer close(killed)
-		for o.given.Load() < int64(len(o.data))/2 {
-			time.Sleep(10 * time.Millisecond)
-			if t.Context().Err() != nil {
-				return
-			}
+		select {
+		case <-o.half:
+		case <-t.Context().Done():
+			return
 		}
 		if n := seeder.Load(); n != nil {
 			n.kill()
