@@ -187,9 +187,10 @@ func (p *Pool) Run(ctx context.Context) error {
 	if err != nil {
 		return core.WithHint(core.E("join the gossip pool", core.Unavailable, err), "Check gossip and advertise in the configuration.")
 	}
+	here := list.LocalNode().Address() // before p.mu: others may tell of themselves already, with memberlist's lock held
 	p.mu.Lock()
 	p.list = list
-	p.self.GossipAddress = list.LocalNode().Address()
+	p.self.GossipAddress = here
 	p.update = true // what Update said meanwhile
 	p.mu.Unlock()
 	p.log.Info("gossip runs", "address", p.Address())
