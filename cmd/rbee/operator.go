@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -164,49 +163,19 @@ func (a *app) raftTransferCommand() *cobra.Command {
 		if err := c.TransferLeadership(ctx, to); err != nil {
 			return err
 		}
-		leader, err := newLeader(ctx, c)
+		// The new leader says so itself: nothing is claimed before.
+		servers, err := c.RaftServers(ctx)
 		if err != nil {
 			return err
 		}
-		return a.show(map[string]core.Queen{"leader": leader}, func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "The leader is %s (%s).\n", cleanLine(orElse(leader.Name, leader.ID)), leader.Address)
+		i := slices.IndexFunc(servers, func(q core.Queen) bool { return q.Leader })
+		if i < 0 {
+			return core.WithHint(core.Errorf("", core.Unavailable, "the leadership was given up, and no queen has it yet"), `"rbee operator raft list" shows who has it.`)
+		}
+		return a.show(map[string]core.Queen{"leader": servers[i]}, func(w io.Writer) error {
+			_, err := fmt.Fprintf(w, "The leader is %s (%s).\n", cleanLine(orElse(servers[i].Name, servers[i].ID)), servers[i].Address)
 			return err
 		})
 	})
 	return cmd
-}
-
-const (
-	// takeOver is how long a queen may take to lead after the leadership was given to it, and the others to hear of it.
-	takeOver = 5 * time.Second
-	// takeOverPoll is the time between two questions for it.
-	takeOverPoll = 50 * time.Millisecond
-)
-
-// newLeader is the queen that says itself that it leads now: nothing is claimed before. Between two leaders no consistent read is answered, which is no
-// failure of the transfer. Errors: Unavailable when nobody leads after takeOver, and those of the question.
-func newLeader(ctx context.Context, c *client.Client) (core.Queen, error) {
-	patience := time.NewTimer(takeOver)
-	defer patience.Stop()
-	tick := time.NewTicker(takeOverPoll)
-	defer tick.Stop()
-	for {
-		servers, err := c.RaftServers(ctx)
-		if err != nil && core.KindOf(err) != core.Unavailable {
-			return core.Queen{}, err
-		}
-		if i := slices.IndexFunc(servers, func(q core.Queen) bool { return q.Leader }); i >= 0 {
-			return servers[i], nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return core.Queen{}, ctx.Err()
-		case <-patience.C:
-			if err == nil {
-				err = core.WithHint(core.Errorf("", core.Unavailable, "the leadership was given up, and no queen has it yet"), `"rbee operator raft list" shows who has it.`)
-			}
-			return core.Queen{}, err
-		}
-	}
 }

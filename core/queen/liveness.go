@@ -428,10 +428,12 @@ func (q *Queen) stepDown() {
 	q.log.Info("no longer leading the cluster")
 }
 
+// leads says whether this queen has taken over the leadership and still has it. Raft knows of its loss some milliseconds before the queen's own loop does:
+// a read in between would be refused here, instead of waiting for the next leader.
 func (q *Queen) leads() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.leading
+	return q.leading && q.opts.Node.IsLeader()
 }
 
 // avoidLocked says why this queen gives a worker no request; empty: nothing speaks against it.
