@@ -39,9 +39,9 @@ func unspecified(address string) bool {
 	return ip != nil && ip.IsUnspecified()
 }
 
-// followAddress has the identity say where others reach this machine now, when the agent starts, and returns the host of it: a router may have given it another address since, or
-// somebody changed the configuration. The others learn it by gossip, from the hive's reports and with the renewal of the certificate. Errors:
-// those of the configuration's address, Integrity, Internal.
+// followAddress has the identity say where others reach this machine now, when the agent starts, and returns the host of it: a router may have
+// given it another address since, or somebody changed the configuration. The others learn it by gossip, from the hive's reports and with the
+// renewal of the certificate. Errors: those of the configuration's address, Integrity, Internal.
 func followAddress(ctx context.Context, cfg *config.Config, id *pki.Identity, queens []hive.QueenAddress, log hclog.Logger) (host string, err error) {
 	before := id.RPCAddress()
 	if host, _, err = net.SplitHostPort(before); err != nil {

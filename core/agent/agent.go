@@ -493,9 +493,6 @@ func (p *process) handOver(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// registryPatience is how long a queen that begins a cluster, or has just joined one, is not called ready for want of a registry to look tokens up in.
-const registryPatience = 10 * time.Second
-
 // listen opens a port. setting is its name in bind { … }. Errors: InUse, Forbidden, Invalid.
 func listen(ctx context.Context, address string, port int, setting string) (net.Listener, error) {
 	address = net.JoinHostPort(address, strconv.Itoa(port))

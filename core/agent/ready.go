@@ -9,6 +9,9 @@ import (
 	"github.com/rbee-project/rbee/core/queen"
 )
 
+// registryPatience is how long a queen that begins a cluster, or has just joined one, is not called ready for want of a registry to look tokens up in.
+const registryPatience = 10 * time.Second
+
 // ready tells the world.
 func (p *process) ready(ctx context.Context) error {
 	record := Record{PID: os.Getpid(), Version: p.opts.Version, StartedAt: p.started}

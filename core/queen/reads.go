@@ -66,7 +66,10 @@ func (q *Queen) sync(ctx context.Context, verify bool) (core.ReadInfo, error) {
 		if err == nil {
 			err = n.WaitApplied(ctx, index)
 		}
-		return core.ReadInfo{Index: n.AppliedIndex(), Leader: q.opts.ID}, err
+		if err == nil || ctx.Err() != nil || n.IsLeader() {
+			return core.ReadInfo{Index: n.AppliedIndex(), Leader: q.opts.ID}, err
+		}
+		// The leadership was lost meanwhile: the next leader knows.
 	}
 	resp, err := queenv1.NewClusterServiceClient(q.opts.Membership.Self).ReadIndex(ctx, &queenv1.ReadIndexRequest{Verify: verify})
 	if err != nil {

@@ -438,16 +438,21 @@ func TestRenew(t *testing.T) {
 		m := newMachine(t, "bbbbbbbb", "beta", s.joinToken(), "hive")
 		_, err := s.tryJoin(m)
 		must.NoError(t, err)
-		before, ok := s.q.registry().Node(nil, "bbbbbbbb")
-		must.True(t, ok)
+		beta := func() core.Node {
+			t.Helper()
+			n, ok := s.q.registry().Node(nil, "bbbbbbbb")
+			must.True(t, ok)
+			return n
+		}
+		before := beta()
 		must.Eq(t, "10.0.0.9:7834", before.RPCAddress)
 		request := func(address string) *queenv1.RenewRequest {
 			return &queenv1.RenewRequest{CertificateRequest: m.req.GetCertificateRequest(), Hosts: []string{"beta.lan"}, RpcAddress: address}
 		}
-		client, beta := s.caller("bbbbbbbb")
+		client, as := s.caller("bbbbbbbb")
 		certificate := func(address string) *x509.Certificate {
 			t.Helper()
-			resp, err := client.Renew(beta, request(address))
+			resp, err := client.Renew(as, request(address))
 			must.NoError(t, rpc.FromStatus(err))
 			block, _ := pem.Decode(resp.GetCertificate())
 			must.NotNil(t, block)
@@ -461,8 +466,7 @@ func TestRenew(t *testing.T) {
 		c := certificate("")
 		must.NoError(t, c.VerifyHostname("10.0.0.9"))
 		must.NoError(t, c.VerifyHostname("beta.lan"))
-		now, ok := s.q.registry().Node(nil, "bbbbbbbb")
-		must.True(t, ok)
+		now := beta()
 		must.Eq(t, before.RPCAddress, now.RPCAddress)
 		must.Eq(t, c.NotAfter, now.CertificateExpiresAt)
 		must.Eq(t, time.Hour, now.CertificateExpiresAt.Sub(before.CertificateExpiresAt))
@@ -471,34 +475,31 @@ func TestRenew(t *testing.T) {
 		c = certificate("10.0.0.10:7834")
 		must.NoError(t, c.VerifyHostname("10.0.0.10"))
 		must.Error(t, c.VerifyHostname("10.0.0.9"))
-		now, ok = s.q.registry().Node(nil, "bbbbbbbb")
-		must.True(t, ok)
+		now = beta()
 		must.Eq(t, "10.0.0.10:7834", now.RPCAddress)
 		must.Eq(t, before.KeyHash, now.KeyHash)
 		must.Eq(t, before.Roles, now.Roles)
 
 		// What is refused changes nothing.
 		for _, address := range []string{"10.0.0.11", "0.0.0.0:7834", ":7834", "10.0.0.11:0", "10.0.0.11:70000", "no name:7834"} {
-			_, err = client.Renew(beta, request(address))
+			_, err = client.Renew(as, request(address))
 			mustFail(t, rpc.FromStatus(err), core.Invalid, address)
 		}
 		bad := request("10.0.0.11:7834")
 		bad.CertificateRequest = bad.CertificateRequest[:len(bad.CertificateRequest)-1]
-		_, err = client.Renew(beta, bad)
+		_, err = client.Renew(as, bad)
 		mustFail(t, rpc.FromStatus(err), core.Invalid)
 		bad.CertificateRequest = newMachine(t, "bbbbbbbb", "beta", "", "hive").req.GetCertificateRequest()
-		_, err = client.Renew(beta, bad)
+		_, err = client.Renew(as, bad)
 		mustFail(t, rpc.FromStatus(err), core.Forbidden, "another key")
 		stranger, none := s.caller("cccccccc")
 		_, err = stranger.Renew(none, request("10.0.0.11:7834"))
 		mustFail(t, rpc.FromStatus(err), core.Forbidden, "not part of the cluster")
-		after, ok := s.q.registry().Node(nil, "bbbbbbbb")
-		must.True(t, ok)
-		must.Eq(t, now, after)
+		must.Eq(t, now, beta())
 
 		_, err = s.q.RevokeNode(t.Context(), "beta")
 		must.NoError(t, err)
-		_, err = client.Renew(beta, request("10.0.0.11:7834"))
+		_, err = client.Renew(as, request("10.0.0.11:7834"))
 		mustFail(t, rpc.FromStatus(err), core.Forbidden, "not part of the cluster")
 	})
 }

@@ -1,0 +1,108 @@
+package queen
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/rpc"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+// leaderConn stands for the connection that passes a method on to the leader.
+type leaderConn struct {
+	grpc.ClientConnInterface
+	leader func() *Queen
+}
+
+// Invoke knows ReadIndex only.
+func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ ...grpc.CallOption) error {
+	if method != queenv1.ClusterService_ReadIndex_FullMethodName {
+		return fmt.Errorf("%s is not passed on here", method)
+	}
+	answer, err := (&clusterService{q: c.leader()}).ReadIndex(ctx, req.(*queenv1.ReadIndexRequest))
+	if err != nil {
+		return rpc.ToStatus(err)
+	}
+	proto.Merge(resp.(proto.Message), answer)
+	return nil
+}
+
+// Raft knows that the leadership is lost some milliseconds before the queen does. Who reads in between hears from the next leader, and is not refused.
+func TestReadAtQueenThatLostTheLeadership(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		members := newQueens(t, 3, func(o *Options) { o.Pinger = fakePinger(noSign) })
+		defer func() {
+			for _, m := range members {
+				m.kill()
+			}
+			time.Sleep(time.Minute)
+		}()
+		old := leaderOf(t, members)
+		// It is not run, so that it never hears that it leads no longer.
+		late := New(Options{
+			Node: old.node, ID: old.q.opts.ID, Logger: coretest.Logger(t),
+			Membership: &Membership{Self: leaderConn{leader: func() *Queen { return leaderOf(t, members).q }}},
+		})
+		late.leading = true
+		info, err := late.Sync(t.Context(), core.ConsistencyDefault)
+		must.NoError(t, err)
+		must.Eq(t, old.q.opts.ID, info.Leader)
+
+		must.NoError(t, old.node.LeadershipTransfer(t.Context()))
+		for _, c := range []core.Consistency{core.ConsistencyDefault, core.ConsistencyLinearizable} {
+			info, err = late.Sync(t.Context(), c)
+			must.NoError(t, err, must.Sprint(c))
+			must.NotEq(t, old.q.opts.ID, info.Leader)
+		}
+		must.False(t, late.leads())
+	})
+}
+
+// The same, when the leadership is lost while the majority is asked whether it is there.
+func TestReadWhileTheLeadershipIsLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		members := newQueens(t, 3, func(o *Options) { o.Pinger = fakePinger(noSign) })
+		defer func() {
+			for _, m := range members {
+				m.kill()
+			}
+			time.Sleep(time.Minute)
+		}()
+		old := leaderOf(t, members)
+		others := slices.DeleteFunc(slices.Clone(members), func(m *member) bool { return m == old })
+		late := New(Options{
+			Node: old.node, ID: old.q.opts.ID, Logger: coretest.Logger(t),
+			Membership: &Membership{Self: leaderConn{leader: func() *Queen {
+				next := leaderOf(t, others).q
+				for _, m := range others {
+					m.trans.Connect(old.trans.LocalAddr(), old.trans)
+					old.trans.Connect(m.trans.LocalAddr(), m.trans)
+				}
+				return next
+			}}},
+		})
+		late.leading = true
+		_, err := late.Sync(t.Context(), core.ConsistencyLinearizable)
+		must.NoError(t, err)
+		for _, m := range others {
+			m.trans.Disconnect(old.trans.LocalAddr())
+		}
+		old.trans.DisconnectAll()
+		must.True(t, late.leads())
+		info, err := late.Sync(t.Context(), core.ConsistencyLinearizable)
+		must.NoError(t, err)
+		must.NotEq(t, old.q.opts.ID, info.Leader)
+	})
+}
