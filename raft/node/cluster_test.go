@@ -311,6 +311,30 @@ func TestReadIndex(t *testing.T) {
 	})
 }
 
+// C-05: what a majority said before the question is no answer to it. A process that was stopped finds such answers in its sockets when it goes on.
+func TestReadBelievesNoAnswerFromBefore(t *testing.T) {
+	t.Parallel()
+	simulate(t, 3, nil, func(t *testing.T, s *sim) {
+		leader := s.leader()
+		must.NoError(t, write1(t.Context(), leader.Node, "h", 1))
+		release := s.net.holdAnswers()
+		for s.net.answersHeld() < 2 {
+			time.Sleep(simDelay)
+		}
+		s.net.split(names(leader), names(s.others(leader)...))
+		must.True(t, leader.IsLeader())
+		result := make(chan error)
+		go func() {
+			_, err := leader.ReadIndex(t.Context(), true)
+			result <- err
+		}()
+		synctest.Wait() // it has asked
+		release()
+		must.Eq(t, core.Unavailable, core.KindOf(<-result))
+		must.False(t, leader.IsLeader())
+	})
+}
+
 // A leader that was just elected has entries that the one before acknowledged, and does not know yet that they are committed. It answers no read before it does.
 func TestReadOfNewLeader(t *testing.T) {
 	t.Parallel()

@@ -36,7 +36,7 @@ func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 	}
 	index := n.raft.CommitIndex()
 	if verify || time.Since(n.trans.quorumContact(n.voterIDs(), raft.ServerID(n.id), term)) > n.opts.ElectionTimeout {
-		if err := n.wait(ctx, op, func() error { return n.raft.VerifyLeader().Error() }); err != nil {
+		if err := n.verify(ctx, op, term); err != nil {
 			return 0, err
 		}
 	}
@@ -44,6 +44,26 @@ func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 		return 0, err
 	}
 	return n.AppliedIndex(), nil
+}
+
+// verify asks a majority whether it still takes this node for the leader of the term.
+//
+// Raft's own answer (VerifyLeader, raft 1.8.0) counts whatever a server says after the question, also what it says to a heartbeat that was sent before:
+// a process that was stopped for a while finds such answers in its sockets, and would take itself for the leader although there is another. So it is
+// asked until a majority has answered to what was sent after the question; the second time nearly always, since it sends heartbeats each time.
+func (n *Node) verify(ctx context.Context, op string, term uint64) error {
+	since := n.trans.turns.Load()
+	for {
+		if err := n.wait(ctx, op, func() error { return n.raft.VerifyLeader().Error() }); err != nil {
+			return err
+		}
+		if n.trans.quorumTurn(n.voterIDs(), raft.ServerID(n.id), term) > since {
+			return nil
+		}
+		if n.raft.CurrentTerm() != term {
+			return n.classify(op, raft.ErrNotLeader) // elected anew: what was committed before is to be found out first
+		}
+	}
 }
 
 // confirm writes one entry, however many wait for it.

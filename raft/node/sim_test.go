@@ -34,6 +34,8 @@ type simNet struct {
 	nodes     map[string]*simTransport
 	cut       map[[2]string]bool // what the first sends, the second does not get
 	snapshots map[string]int     // sent to an address
+	hold      chan struct{}      // nil, or what the answers to heartbeats wait for once they have arrived
+	held      int                // how many do
 }
 
 func newSimNet() *simNet {
@@ -65,6 +67,38 @@ func (s *simNet) heal() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.cut)
+}
+
+// holdAnswers keeps the answers to heartbeats, which have arrived, from whom they are for, until release is called: as when a process is stopped.
+func (s *simNet) holdAnswers() (release func()) {
+	hold := make(chan struct{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hold, s.held = hold, 0
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.hold = nil
+		close(hold)
+	}
+}
+
+// answersHeld is how many wait.
+func (s *simNet) answersHeld() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held
+}
+
+// arrived returns when an answer to a heartbeat may be seen.
+func (s *simNet) arrived() {
+	s.mu.Lock()
+	hold := s.hold
+	s.held++
+	s.mu.Unlock()
+	if hold != nil {
+		<-hold
+	}
 }
 
 func (s *simNet) sent(to string) int {
@@ -208,6 +242,9 @@ func ask[T any](t *simTransport, to raft.ServerAddress, command any, data io.Rea
 	case r := <-answer:
 		if _, ok := t.net.passes(string(to), t.addr); !ok {
 			return lost()
+		}
+		if heartbeat {
+			t.net.arrived()
 		}
 		if r.Error != nil {
 			return r.Error
