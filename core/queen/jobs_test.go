@@ -85,6 +85,7 @@ func TestSubmit(t *testing.T) {
 		again, err := c.q.Submit(t.Context(), spawn)
 		must.NoError(t, err)
 		must.Eq(t, j.ID, again.ID)
+		synctest.Wait() // it runs, and would run twice
 		must.Eq(t, 1, h2.ran.Load())
 
 		// All jobs, newest first; a hive that does not answer hides only its own.

@@ -2,15 +2,12 @@ package node
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"io"
-	"math"
 	"net"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -53,8 +50,7 @@ type transport struct {
 	wg    sync.WaitGroup
 	pipes sync.WaitGroup // pipelines, which raft closes; waited for when it has ended
 	once  sync.Once
-	err   error         // of Close
-	turns atomic.Uint64 // of contact.turn: the latest
+	err   error // of Close
 
 	mu        sync.Mutex // guards below
 	ending    bool       // nothing is added to wg any more
@@ -65,7 +61,6 @@ type transport struct {
 // contact is the last answer of a server that took this node for its leader.
 type contact struct {
 	at      time.Time // when the question was sent
-	turn    uint64    // which of this node's questions it was; pipelined ones are not counted
 	term    uint64
 	lastLog uint64 // the server's last entry
 }
@@ -219,11 +214,10 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, r
 		return err
 	}
 	var start time.Time
-	var turn uint64
 	var r raft.AppendEntriesResponse
 	var err error
 	for {
-		start, turn = time.Now(), t.turns.Add(1)
+		start = time.Now()
 		err = t.inner.AppendEntries(id, target, req, &r)
 		// Raft would wait longer each time, and go back in the log. Errors come as text.
 		if err == nil || !strings.Contains(err.Error(), errFull.Error()) || !t.leadsFor(id, req.Term, fullPoll) {
@@ -239,7 +233,7 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, r
 		}
 		return err
 	}
-	t.note(id, start, turn, req, &r)
+	t.note(id, start, req, &r)
 	*resp = r
 	return nil
 }
@@ -388,7 +382,7 @@ func (p *pipeline) run() {
 			if r := f.Response(); len(r.ID) > 0 && p.t.answered(p.id, p.target, r.RPCHeader) != nil {
 				*r = raft.AppendEntriesResponse{}
 			} else if len(r.ID) > 0 {
-				p.t.note(p.id, f.Start(), 0, f.Request(), r)
+				p.t.note(p.id, f.Start(), f.Request(), r)
 			}
 			queue = append(queue, f)
 		case out <- next:
@@ -415,29 +409,22 @@ func stranger(id raft.ServerID, target raft.ServerAddress, other string) error {
 	return core.Errorf("reach queen", core.Conflict, "at %s there is %q, not %s", target, other, id)
 }
 
-func (t *transport) note(id raft.ServerID, start time.Time, turn uint64, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
+func (t *transport) note(id raft.ServerID, start time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
 	if resp.Term != req.Term {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c := t.contacts[id]
-	switch {
-	case req.Term < c.term:
-		return // late
-	case req.Term > c.term:
-		c = contact{term: req.Term}
-	}
-	if start.After(c.at) {
+	if req.Term > c.term || start.After(c.at) {
 		c.at = start
 	}
-	c.turn = max(c.turn, turn)
 	// The follower says what it had before the request.
 	last := resp.LastLog
 	if n := len(req.Entries); n > 0 && resp.Success {
 		last = max(last, req.Entries[n-1].Index)
 	}
-	c.lastLog = last
+	c.term, c.lastLog = req.Term, last
 	t.contacts[id] = c
 }
 
@@ -459,29 +446,10 @@ func (t *transport) quorumContact(voters []raft.ServerID, self raft.ServerID, te
 			at = append(at, c.at)
 		}
 	}
-	return majority(at, len(voters), time.Time.Compare)
-}
-
-// quorumTurn is the last turn in which a majority of the voters took this node for the leader of the term.
-func (t *transport) quorumTurn(voters []raft.ServerID, self raft.ServerID, term uint64) uint64 {
-	var turns []uint64
-	for _, id := range voters {
-		if id == self {
-			turns = append(turns, math.MaxUint64)
-		} else if c, ok := t.contact(id, term); ok {
-			turns = append(turns, c.turn)
-		}
+	need := len(voters)/2 + 1
+	if len(at) < need {
+		return time.Time{}
 	}
-	return majority(turns, len(voters), cmp.Compare[uint64])
-}
-
-// majority is the highest value that more than half of n have reached; the zero value when it is known of fewer.
-func majority[T any](values []T, n int, compare func(a, b T) int) T {
-	need := n/2 + 1
-	if len(values) < need {
-		var zero T
-		return zero
-	}
-	slices.SortFunc(values, func(a, b T) int { return compare(b, a) })
-	return values[need-1]
+	slices.SortFunc(at, func(a, b time.Time) int { return b.Compare(a) })
+	return at[need-1]
 }
