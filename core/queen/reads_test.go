@@ -6,7 +6,6 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/shoenig/test/must"
 	"google.golang.org/grpc"
@@ -37,24 +36,20 @@ func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ 
 	return nil
 }
 
+// lateQueen takes itself for the leader because its node was it: it is not run, so that it never hears that it leads no longer.
+func lateQueen(t *testing.T, m *member, leader func() *Queen) *Queen {
+	q := New(Options{Node: m.node, ID: m.q.opts.ID, Logger: coretest.Logger(t), Membership: &Membership{Self: leaderConn{leader: leader}}})
+	q.leading = true
+	return q
+}
+
 // Raft knows that the leadership is lost some milliseconds before the queen does. Who reads in between hears from the next leader, and is not refused.
 func TestReadAtQueenThatLostTheLeadership(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		members := newQueens(t, 3, func(o *Options) { o.Pinger = fakePinger(noSign) })
-		defer func() {
-			for _, m := range members {
-				m.kill()
-			}
-			time.Sleep(time.Minute)
-		}()
+		members := newQueens(t, 3)
 		old := leaderOf(t, members)
-		// It is not run, so that it never hears that it leads no longer.
-		late := New(Options{
-			Node: old.node, ID: old.q.opts.ID, Logger: coretest.Logger(t),
-			Membership: &Membership{Self: leaderConn{leader: func() *Queen { return leaderOf(t, members).q }}},
-		})
-		late.leading = true
+		late := lateQueen(t, old, func() *Queen { return leaderOf(t, members).q })
 		info, err := late.Sync(t.Context(), core.ConsistencyDefault)
 		must.NoError(t, err)
 		must.Eq(t, old.q.opts.ID, info.Leader)
@@ -73,29 +68,20 @@ func TestReadAtQueenThatLostTheLeadership(t *testing.T) {
 func TestReadWhileTheLeadershipIsLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		members := newQueens(t, 3, func(o *Options) { o.Pinger = fakePinger(noSign) })
-		defer func() {
-			for _, m := range members {
-				m.kill()
-			}
-			time.Sleep(time.Minute)
-		}()
+		members := newQueens(t, 3)
 		old := leaderOf(t, members)
 		others := slices.DeleteFunc(slices.Clone(members), func(m *member) bool { return m == old })
-		late := New(Options{
-			Node: old.node, ID: old.q.opts.ID, Logger: coretest.Logger(t),
-			Membership: &Membership{Self: leaderConn{leader: func() *Queen {
-				next := leaderOf(t, others).q
-				for _, m := range others {
-					m.trans.Connect(old.trans.LocalAddr(), old.trans)
-					old.trans.Connect(m.trans.LocalAddr(), m.trans)
-				}
-				return next
-			}}},
+		late := lateQueen(t, old, func() *Queen {
+			next := leaderOf(t, others).q
+			for _, m := range others {
+				m.trans.Connect(old.trans.LocalAddr(), old.trans)
+				old.trans.Connect(m.trans.LocalAddr(), m.trans)
+			}
+			return next
 		})
-		late.leading = true
 		_, err := late.Sync(t.Context(), core.ConsistencyLinearizable)
 		must.NoError(t, err)
+		synctest.Wait() // no answer is on its way
 		for _, m := range others {
 			m.trans.Disconnect(old.trans.LocalAddr())
 		}

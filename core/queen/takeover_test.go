@@ -23,8 +23,8 @@ type member struct {
 	kill  func() // as a crash does
 }
 
-// newQueens runs queens that form one cluster, in a bubble.
-func newQueens(t *testing.T, size int, change func(*Options)) []*member {
+// newQueens runs queens that form one cluster, in a bubble, until its end.
+func newQueens(t *testing.T, size int) []*member {
 	t.Helper()
 	var members []*member
 	var nodes []*node.Node
@@ -42,9 +42,7 @@ func newQueens(t *testing.T, size int, change func(*Options)) []*member {
 		n, err := node.Open(node.Options{ID: id, Logger: coretest.Logger(t), Transport: m.trans, Bootstrap: node.Later})
 		must.NoError(t, err)
 		nodes, transports = append(nodes, n), append(transports, m.trans)
-		o := Options{Node: n, ID: id, Logger: coretest.Logger(t)}
-		change(&o)
-		m.node, m.q = n, New(o)
+		m.node, m.q = n, New(Options{Node: n, ID: id, Logger: coretest.Logger(t), Pinger: fakePinger(noSign)})
 		ctx, cancel := context.WithCancel(context.Background())
 		ran := make(chan struct{})
 		go func() {
@@ -66,6 +64,12 @@ func newQueens(t *testing.T, size int, change func(*Options)) []*member {
 			must.NoError(t, n.Shutdown())
 		}
 	}
+	t.Cleanup(func() {
+		for _, m := range members {
+			m.kill()
+		}
+		time.Sleep(time.Minute) // of the bubble's: what still waits for an answer gives up
+	})
 	formCluster(t, nodes, transports)
 	return members
 }
@@ -102,13 +106,7 @@ func leaderOf(t *testing.T, members []*member) *member {
 func TestTakeOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		members := newQueens(t, 3, func(o *Options) { o.Pinger = fakePinger(noSign) })
-		defer func() {
-			for _, m := range members {
-				m.kill()
-			}
-			time.Sleep(time.Minute)
-		}()
+		members := newQueens(t, 3)
 		var hives []*simHive
 		for i := range 10 {
 			hives = append(hives, newSimHive(fmt.Sprintf("h%d", i), 2))
@@ -202,13 +200,7 @@ func TestTakeOver(t *testing.T) {
 func TestMinorityRoutesOn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		members := newQueens(t, 3, func(o *Options) { o.Pinger = fakePinger(noSign) })
-		defer func() {
-			for _, m := range members {
-				m.kill()
-			}
-			time.Sleep(time.Minute)
-		}()
+		members := newQueens(t, 3)
 		leader := leaderOf(t, members)
 		a, b := newSimHive("a", 1), newSimHive("b", 1)
 		for range 3 {

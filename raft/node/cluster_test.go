@@ -317,9 +317,9 @@ func TestReadBelievesNoAnswerFromBefore(t *testing.T) {
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
 		leader := s.leader()
 		must.NoError(t, write1(t.Context(), leader.Node, "h", 1))
-		release := s.net.holdAnswers()
-		for s.net.answersHeld() < 2 {
-			time.Sleep(simDelay)
+		arrived, release := s.net.holdAnswers()
+		for range s.others(leader) {
+			<-arrived
 		}
 		s.net.split(names(leader), names(s.others(leader)...))
 		must.True(t, leader.IsLeader())

@@ -35,7 +35,7 @@ func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 		}
 	}
 	index := n.raft.CommitIndex()
-	if verify || time.Since(n.trans.quorumContact(n.voterIDs(), raft.ServerID(n.id), term)) > n.opts.ElectionTimeout {
+	if verify || time.Since(n.quorumContact(term)) > n.opts.ElectionTimeout {
 		if err := n.verify(ctx, op, term); err != nil {
 			return 0, err
 		}
@@ -52,18 +52,23 @@ func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 // a process that was stopped for a while finds such answers in its sockets, and would take itself for the leader although there is another. So it is
 // asked until a majority has answered to what was sent after the question; the second time nearly always, since it sends heartbeats each time.
 func (n *Node) verify(ctx context.Context, op string, term uint64) error {
-	since := n.trans.turns.Load()
+	asked := time.Now()
 	for {
 		if err := n.wait(ctx, op, func() error { return n.raft.VerifyLeader().Error() }); err != nil {
 			return err
 		}
-		if n.trans.quorumTurn(n.voterIDs(), raft.ServerID(n.id), term) > since {
+		if !n.quorumContact(term).Before(asked) {
 			return nil
 		}
 		if n.raft.CurrentTerm() != term {
 			return n.classify(op, raft.ErrNotLeader) // elected anew: what was committed before is to be found out first
 		}
 	}
+}
+
+// quorumContact is when the last question was sent by which a majority took this node for the leader of the term.
+func (n *Node) quorumContact(term uint64) time.Time {
+	return n.trans.quorumContact(n.voterIDs(), raft.ServerID(n.id), term)
 }
 
 // confirm writes one entry, however many wait for it.

@@ -34,9 +34,10 @@ type simNet struct {
 	nodes     map[string]*simTransport
 	cut       map[[2]string]bool // what the first sends, the second does not get
 	snapshots map[string]int     // sent to an address
-	hold      chan struct{}      // nil, or what the answers to heartbeats wait for once they have arrived
-	held      int                // how many do
+	hold      *hold              // nil, or what the answers to heartbeats wait for once they have arrived
 }
+
+type hold struct{ arrived, released chan struct{} }
 
 func newSimNet() *simNet {
 	return &simNet{nodes: map[string]*simTransport{}, cut: map[[2]string]bool{}, snapshots: map[string]int{}}
@@ -70,35 +71,35 @@ func (s *simNet) heal() {
 }
 
 // holdAnswers keeps the answers to heartbeats, which have arrived, from whom they are for, until release is called: as when a process is stopped.
-func (s *simNet) holdAnswers() (release func()) {
-	hold := make(chan struct{})
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.hold, s.held = hold, 0
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.hold = nil
-		close(hold)
+// Each that is held is told of on arrived.
+func (s *simNet) holdAnswers() (arrived <-chan struct{}, release func()) {
+	h := &hold{arrived: make(chan struct{}), released: make(chan struct{})}
+	s.setHold(h)
+	return h.arrived, func() {
+		s.setHold(nil)
+		close(h.released)
 	}
 }
 
-// answersHeld is how many wait.
-func (s *simNet) answersHeld() int {
+func (s *simNet) setHold(h *hold) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.held
+	s.hold = h
 }
 
-// arrived returns when an answer to a heartbeat may be seen.
-func (s *simNet) arrived() {
+// awaitSeen returns when an answer that has arrived may be seen.
+func (s *simNet) awaitSeen() {
 	s.mu.Lock()
-	hold := s.hold
-	s.held++
+	h := s.hold
 	s.mu.Unlock()
-	if hold != nil {
-		<-hold
+	if h == nil {
+		return
 	}
+	select {
+	case h.arrived <- struct{}{}:
+	case <-h.released:
+	}
+	<-h.released
 }
 
 func (s *simNet) sent(to string) int {
@@ -244,7 +245,7 @@ func ask[T any](t *simTransport, to raft.ServerAddress, command any, data io.Rea
 			return lost()
 		}
 		if heartbeat {
-			t.net.arrived()
+			t.net.awaitSeen()
 		}
 		if r.Error != nil {
 			return r.Error
