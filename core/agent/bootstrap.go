@@ -5,31 +5,54 @@ import (
 	"context"
 	"slices"
 
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gossip"
+	"github.com/rbee-project/rbee/core/queen"
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// bootstrap waits until as many queens have found each other as the configuration expects, all of them new, and has them form a cluster. All
-// do so with the same list, so that it does not matter who is first. A queen that meets a cluster which exists waits to be added to it.
+// bootstrap has this queen begin a cluster together with others, and says in gossip that there is one.
 func (p *process) bootstrap(ctx context.Context) error {
-	expect := p.cfg.Queen.BootstrapExpect
-	for !p.registry.HasState() {
-		changed := p.net.Changed()
-		voters, problem := firstVoters(p.net.Members(), expect)
+	if err := begin(ctx, p.registry, p.net, p.cfg.Queen.BootstrapExpect, p.log); err != nil {
+		return err
+	}
+	if err := p.net.gossip.Update(func(m *gossip.Member) { m.HasState = true }); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A starter is a queen that has no cluster yet; *node.Node is one.
+type starter interface {
+	HasState() bool
+	Bootstrap(voters []node.Voter) error
+}
+
+// begin waits until as many queens have found each other as are expected, all of them new, and has them form a cluster. All do so with the same
+// list, so that it does not matter who is first. A queen that meets a cluster which exists waits to be added to it. Errors: the starter's; ctx's.
+func begin(ctx context.Context, s starter, queens queen.Gossip, expect int, log hclog.Logger) error {
+	for !s.HasState() {
+		changed := queens.Changed()
+		voters, problem := firstVoters(queens.Members(), expect)
 		switch {
 		case problem != "":
-			p.log.Warn("no cluster is formed", "reason", problem)
+			log.Warn("no cluster is formed", "reason", problem)
 		case len(voters) == expect:
-			if err := p.registry.Bootstrap(voters); err != nil {
-				return err
+			err := s.Bootstrap(voters)
+			if core.KindOf(err) == core.Conflict {
+				// One of the others was faster by so much that this queen has its log, or has voted for it: the cluster is the same.
+				log.Info("the cluster was formed meanwhile", "queens", len(voters))
+				return nil
 			}
-			if err := p.net.gossip.Update(func(m *gossip.Member) { m.HasState = true }); err != nil {
-				return err
+			if err == nil {
+				log.Info("the cluster is formed", "queens", len(voters))
 			}
-			p.log.Info("the cluster is formed", "queens", len(voters))
-			continue
+			return err
 		default:
-			p.log.Info("waiting for queens to form a cluster", "found", len(voters), "expected", expect)
+			log.Info("waiting for queens to form a cluster", "found", len(voters), "expected", expect)
 		}
 		select {
 		case <-changed:
@@ -37,8 +60,7 @@ func (p *process) bootstrap(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	<-ctx.Done()
-	return ctx.Err()
+	return nil
 }
 
 // firstVoters are the queens that form a new cluster, sorted, at most as many as expected; none when a cluster exists already or the queens do

@@ -502,6 +502,28 @@ func TestBootstrapRefuses(t *testing.T) {
 	})
 }
 
+// A queen that comes too late to begin the cluster is told so, and is part of it all the same: the two others had elected a leader meanwhile.
+func TestBootstrapTooLate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, 3, nil)
+		defer s.end()
+		voters := s.list()
+		for _, n := range s.nodes[:2] {
+			must.NoError(t, n.Bootstrap(voters))
+		}
+		s.leader()
+		late := s.nodes[2]
+		must.Eq(t, core.Conflict, core.KindOf(late.Bootstrap(voters)))
+		must.NoError(t, write1(t.Context(), s.leader().Node, "hive-1", 1))
+		s.until(5*time.Second, "written", func() bool { return late.State().AppliedIndex() >= s.leader().State().AppliedIndex() })
+		must.True(t, late.HasState())
+		must.Len(t, 3, late.Servers())
+		s.kill(s.others(late)[0]) // its vote counts: with it two of three are left
+		s.leader()
+	})
+}
+
 // onlyVoter makes a cluster of one and removes it.
 func onlyVoter(t *testing.T, s *sim, n *simNode) error {
 	t.Helper()

@@ -288,22 +288,31 @@ type simNode struct {
 func simulate(t *testing.T, size int, opts func(node.Options) node.Options, test func(t *testing.T, s *sim)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t: t, net: newSimNet(), ctx: t.Context()}
-		for i := range size {
-			s.add(fmt.Sprintf("queen-%d", i), opts)
-		}
-		defer func() {
-			for _, l := range s.loads {
-				l.stop()
-			}
-			for _, n := range s.nodes {
-				s.kill(n)
-			}
-			time.Sleep(time.Minute) // what is in flight
-		}()
+		s := newSim(t, size, opts)
+		defer s.end()
 		s.bootstrap()
 		test(t, s)
 	})
+}
+
+// newSim starts nodes that have no cluster yet. The caller ends them.
+func newSim(t *testing.T, size int, opts func(node.Options) node.Options) *sim {
+	t.Helper()
+	s := &sim{t: t, net: newSimNet(), ctx: t.Context()}
+	for i := range size {
+		s.add(fmt.Sprintf("queen-%d", i), opts)
+	}
+	return s
+}
+
+func (s *sim) end() {
+	for _, l := range s.loads {
+		l.stop()
+	}
+	for _, n := range s.nodes {
+		s.kill(n)
+	}
+	time.Sleep(time.Minute) // what is in flight
 }
 
 // add makes a node that waits for a cluster.
@@ -365,13 +374,19 @@ func (s *sim) kill(n *simNode) {
 
 func (s *sim) bootstrap() {
 	s.t.Helper()
+	voters := s.list()
+	for _, n := range s.nodes {
+		must.NoError(s.t, n.Bootstrap(voters))
+	}
+}
+
+// list is every node as a voter.
+func (s *sim) list() []node.Voter {
 	var voters []node.Voter
 	for _, n := range s.nodes {
 		voters = append(voters, node.Voter{ID: n.ID(), Address: n.name})
 	}
-	for _, n := range s.nodes {
-		must.NoError(s.t, n.Bootstrap(voters))
-	}
+	return voters
 }
 
 // simLogger is for debugging: raft says much, and formatting it takes most of the time.
