@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/shirou/gopsutil/v4/process"
 
@@ -25,7 +27,11 @@ type stat struct {
 	state  byte   // field 3
 	parent int    // field 4
 	group  int    // field 5
+	kernel bool   // field 9 has PF_KTHREAD: it has no program
 	start  uint64 // field 22, clock ticks since boot
+	// Fields 50 and 51: where the environment begins and ends. The end is 0 for a kernel thread, while a program is being replaced, and for
+	// another user's process.
+	envStart, envEnd uint64
 }
 
 func (s stat) ended() bool { return s.state == 'Z' || s.state == 'X' }
@@ -45,16 +51,27 @@ func parseStat(b []byte) (stat, error) {
 		return stat{}, errors.New("process status has no command name")
 	}
 	f := bytes.Fields(b[end+1:])
-	const firstField, startField = 3, 22
+	const (
+		firstField, startField = 3, 22
+		kernelThread           = 0x00200000 // PF_KTHREAD of linux/sched.h
+	)
 	if len(f) <= startField-firstField || len(f[0]) != 1 {
 		return stat{}, fmt.Errorf("process status has %d fields, too few", len(f))
 	}
 	s := stat{state: f[0][0]}
-	var errs [3]error
-	s.parent, errs[0] = strconv.Atoi(string(f[1]))
-	s.group, errs[1] = strconv.Atoi(string(f[2]))
-	s.start, errs[2] = strconv.ParseUint(string(f[startField-firstField]), 10, 64)
-	return s, errors.Join(errs[:]...)
+	var problem error
+	number := func(field int) uint64 {
+		if field-firstField >= len(f) {
+			return 0
+		}
+		n, err := strconv.ParseUint(string(f[field-firstField]), 10, 64)
+		problem = errors.Join(problem, err)
+		return n
+	}
+	s.parent, s.group, s.start = int(number(4)), int(number(5)), number(startField) //nolint:gosec // the kernel's pids are below 2^22
+	s.kernel = number(9)&kernelThread != 0
+	s.envStart, s.envEnd = number(50), number(51)
+	return s, problem
 }
 
 func identify(pid int) (id Identity, ended bool, err error) {
@@ -160,9 +177,32 @@ func KillMarked(mark string) ([]int, error) {
 	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
 		return nil, core.Errorf("kill leftovers", core.Invalid, "%q marks nothing", mark)
 	}
-	var killed []int
+	killed := map[int]bool{}
+	for range looks {
+		if !killMarked(mark, killed) {
+			break
+		}
+		time.Sleep(lookAgain)
+	}
+	return slices.Sorted(maps.Keys(killed)), nil
+}
+
+// A program is replaced within less than a millisecond, or some when its file has to be read first: 0.1 s in all is patient.
+const (
+	looks     = 50
+	lookAgain = 2 * time.Millisecond
+)
+
+// killMarked kills what has the mark and is not in killed, and adds it there. It says whether to look again: a process that was killed may have
+// started another one meanwhile, and the mark of one whose program is being replaced shows only after that.
+func killMarked(mark string, killed map[int]bool) (again bool) {
 	for pid, s := range allStats() {
-		if s.ended() || pid <= 1 || pid == os.Getpid() || pid == os.Getppid() || !marked(pid, mark) {
+		if s.ended() || s.kernel || pid <= 1 || pid == os.Getpid() || pid == os.Getppid() || killed[pid] {
+			continue
+		}
+		has, known := marked(pid, mark)
+		again = again || !known
+		if !has {
 			continue
 		}
 		id, err := Identify(pid)
@@ -175,25 +215,39 @@ func KillMarked(mark string) ([]int, error) {
 		}
 		// The pid was the same process's from the first look to the hold, so the environment read between was its own.
 		if p.Signal(syscall.SIGKILL) == nil {
-			killed = append(killed, pid)
+			killed[pid], again = true, true
 		}
 		_ = p.Close()
 	}
-	slices.Sort(killed)
-	return killed, nil
+	return again
 }
 
-func marked(pid int, mark string) bool {
-	env, err := os.ReadFile(procFile(pid, "environ"))
-	if err != nil {
-		return false
-	}
-	for entry := range bytes.SplitSeq(env, []byte{0}) {
-		if string(entry) == mark {
-			return true
+// marked says whether a process has the mark; not known: its program is being replaced, so that its environment reads as empty.
+func marked(pid int, mark string) (has, known bool) {
+	for range looks {
+		env, err := os.ReadFile(procFile(pid, "environ"))
+		if err != nil {
+			return false, true // it is gone, or another user's
 		}
+		for entry := range bytes.SplitSeq(env, []byte{0}) {
+			if string(entry) == mark {
+				return true, true
+			}
+		}
+		if len(env) > 0 {
+			return false, true
+		}
+		switch s, err := readStat(pid); {
+		case err != nil || s.ended():
+			return false, true
+		case s.envEnd == 0:
+			return false, false
+		case s.envEnd == s.envStart:
+			return false, true // it has none
+		}
+		// The new program is in place since.
 	}
-	return false
+	return false, false
 }
 
 func procFile(pid int, name string) string {

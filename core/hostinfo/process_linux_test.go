@@ -2,6 +2,7 @@ package hostinfo
 
 import (
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -15,8 +16,10 @@ func TestParseStat(t *testing.T) {
 		want stat
 		bad  bool
 	}{
-		"plain":                 {in: "12 (sleep) S" + tail, want: stat{'S', 7, 9, 4242}},
-		"parentheses and space": {in: "12 (a) Z 1 2 (b) Z" + tail, want: stat{'Z', 7, 9, 4242}},
+		"plain":                 {in: "12 (sleep) S" + tail, want: stat{state: 'S', parent: 7, group: 9, start: 4242}},
+		"parentheses and space": {in: "12 (a) Z 1 2 (b) Z" + tail, want: stat{state: 'Z', parent: 7, group: 9, start: 4242}},
+		"kernel thread":         {in: "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 3 0 0", want: stat{state: 'S', kernel: true, start: 3}},
+		"its environment":       {in: "12 (sleep) S" + tail + strings.Repeat(" 0", 25) + " 4096 5000 0", want: stat{state: 'S', parent: 7, group: 9, start: 4242, envStart: 4096, envEnd: 5000}},
 		"empty":                 {bad: true},
 		"short":                 {in: "12 (sleep) S 7 9", bad: true},
 		"no number":             {in: "12 (sleep) S x" + tail, bad: true},

@@ -174,8 +174,7 @@ func TestKillGroup(t *testing.T) {
 func TestKillMarkedFindsWhatLeftItsSession(t *testing.T) {
 	t.Parallel()
 	mark := "RBEE_TEST_MARK=" + t.TempDir()
-	// The number comes from the shell that left: its program is in place, and it stops. While a program is being replaced, its environment reads as empty.
-	cmd, out := child(t, nil, []string{mark}, "sh", "-c", "setsid sh -c 'echo $$; kill -STOP $$' & wait")
+	cmd, out := child(t, nil, []string{mark}, "sh", "-c", "setsid sleep 60 & echo $!; wait")
 	escaped, err := strconv.Atoi(line(t, out))
 	must.NoError(t, err)
 	left := identityOf(t, escaped)
@@ -194,6 +193,22 @@ func TestKillMarkedFindsWhatLeftItsSession(t *testing.T) {
 	for _, bad := range []string{"", "X", "X=", "=x"} {
 		_, err := KillMarked(bad)
 		must.Eq(t, core.Invalid, core.KindOf(err))
+	}
+}
+
+// While the program of a process is being replaced, its environment reads as empty: KillMarked looks again. Every try starts one that replaces its
+// program twice, and looks in the midst of that; before it looked again, one try in a hundred missed it.
+func TestKillMarkedFindsWhatReplacesItsProgram(t *testing.T) {
+	t.Parallel()
+	for try := range 60 {
+		mark := "RBEE_TEST_MARK=" + t.TempDir()
+		cmd, out := child(t, nil, []string{mark}, "sh", "-c", "setsid env sleep 60 & echo $!; wait")
+		pid, err := strconv.Atoi(line(t, out))
+		must.NoError(t, err)
+		killed, err := KillMarked(mark)
+		must.NoError(t, err)
+		must.SliceContains(t, killed, pid, must.Sprint("try ", try))
+		_ = cmd.Wait() // it was killed, or ended because its child was
 	}
 }
 
