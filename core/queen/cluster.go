@@ -185,9 +185,15 @@ func (q *Queen) addPulseLocked(h *core.Hive) {
 }
 
 // Hive finds a hive by id, unique name, or core.LocalHive. Errors: NotFound; Conflict when several have the name.
-func (q *Queen) Hive(_ context.Context, hive string) (core.Hive, error) { return q.hiveNamed(hive) }
+func (q *Queen) Hive(ctx context.Context, hive string) (core.Hive, error) {
+	return q.hiveNamed(ctx, hive)
+}
 
-func (q *Queen) hiveNamed(name string) (core.Hive, error) {
+func (q *Queen) hiveNamed(ctx context.Context, name string) (core.Hive, error) {
+	return lookedUp(ctx, q, func() (core.Hive, error) { return q.knownHive(name) })
+}
+
+func (q *Queen) knownHive(name string) (core.Hive, error) {
 	hives := q.hives()
 	byID := func(id string) (core.Hive, bool) {
 		i := slices.IndexFunc(hives, func(h core.Hive) bool { return h.ID == id })
@@ -227,8 +233,8 @@ func (q *Queen) hiveNamed(name string) (core.Hive, error) {
 }
 
 // liveHive is hiveNamed for a hive that is about to be asked. Errors also: Unavailable when it is down.
-func (q *Queen) liveHive(name string) (core.Hive, error) {
-	h, err := q.hiveNamed(name)
+func (q *Queen) liveHive(ctx context.Context, name string) (core.Hive, error) {
+	h, err := q.hiveNamed(ctx, name)
 	if err == nil && h.Status == core.HiveDown {
 		err = core.WithHint(core.Errorf("", core.Unavailable, "hive %s is down", h.Name), "Start its agent again, and look at `rbee status`.")
 	}
@@ -247,7 +253,11 @@ func (q *Queen) workers() []core.Worker {
 }
 
 // Worker finds an active worker by its id or a unique prefix of it. Errors: NotFound; Conflict when several begin with the prefix.
-func (q *Queen) Worker(_ context.Context, id string) (core.Worker, error) {
+func (q *Queen) Worker(ctx context.Context, id string) (core.Worker, error) {
+	return lookedUp(ctx, q, func() (core.Worker, error) { return q.knownWorker(id) })
+}
+
+func (q *Queen) knownWorker(id string) (core.Worker, error) {
 	registry := q.registry()
 	if w, ok := registry.Worker(nil, id); ok && id != "" {
 		return q.loaded(w), nil
@@ -275,7 +285,7 @@ func (q *Queen) Worker(_ context.Context, id string) (core.Worker, error) {
 
 // askNamed asks one hive, named as in hiveNamed.
 func askNamed[T any](ctx context.Context, q *Queen, hive string, ask func(context.Context, hivev1.HiveServiceClient) (T, error)) (core.Hive, T, error) {
-	h, err := q.liveHive(hive)
+	h, err := q.liveHive(ctx, hive)
 	if err != nil {
 		var none T
 		return h, none, err
@@ -353,7 +363,7 @@ func (q *Queen) Catalog(ctx context.Context, hive, text, kind string, limit int)
 		}
 		hive = live[0].ID
 	}
-	h, err := q.liveHive(hive)
+	h, err := q.liveHive(ctx, hive)
 	if err != nil {
 		return nil, err
 	}

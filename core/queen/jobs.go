@@ -47,7 +47,7 @@ func (q *Queen) Submit(ctx context.Context, r core.Request) (core.Job, error) {
 // choose chooses the hive for a request that is not bound to a worker.
 func (q *Queen) choose(ctx context.Context, r core.Request) (string, error) {
 	if r.Hive != "" {
-		h, err := q.liveHive(r.Hive)
+		h, err := q.liveHive(ctx, r.Hive)
 		if err == nil && h.Draining && r.Operation == core.OpWorkerSpawn {
 			err = core.WithHint(core.Errorf("", core.Conflict, "hive %s is draining: it gets no new worker", h.Name), "Choose another hive, or end that: `rbee hive drain %s --undo`.", h.Name)
 		}
@@ -107,7 +107,7 @@ func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
 		return core.Job{}, err
 	}
 	if r.Hive != "" {
-		h, err := q.hiveNamed(r.Hive)
+		h, err := q.hiveNamed(ctx, r.Hive)
 		if err != nil {
 			return core.Job{}, err
 		}
@@ -140,7 +140,7 @@ func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
 
 // Job is one job, asked of its hive.
 func (q *Queen) Job(ctx context.Context, id string) (core.Job, error) {
-	hive, c, err := q.jobService(id)
+	hive, c, err := q.jobService(ctx, id)
 	if err != nil {
 		return core.Job{}, err
 	}
@@ -155,7 +155,7 @@ func (q *Queen) Job(ctx context.Context, id string) (core.Job, error) {
 
 // Cancel asks the job's hive to cancel it, and gives the job as it is then.
 func (q *Queen) Cancel(ctx context.Context, id string) (core.Job, error) {
-	hive, c, err := q.jobService(id)
+	hive, c, err := q.jobService(ctx, id)
 	if err != nil {
 		return core.Job{}, err
 	}
@@ -190,7 +190,7 @@ func (q *Queen) allJobs(ctx context.Context) ([]core.Job, []string, error) {
 // Events calls emit for every event of the job with a greater number than after, then for new ones as they happen, and returns nil after the
 // end event, or the error of emit or ctx. Errors: NotFound; Unavailable when the hive goes away before the end: go on with the last number.
 func (q *Queen) Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
-	hive, c, err := q.jobService(id)
+	hive, c, err := q.jobService(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -226,8 +226,8 @@ func (q *Queen) Events(ctx context.Context, id string, after int64, emit func(co
 }
 
 // jobService is the service of the agent that owns a job.
-func (q *Queen) jobService(id string) (node string, c jobv1.JobServiceClient, err error) {
-	o, err := q.ownerOf(id)
+func (q *Queen) jobService(ctx context.Context, id string) (node string, c jobv1.JobServiceClient, err error) {
+	o, err := lookedUp(ctx, q, func() (owner, error) { return q.ownerOf(id) })
 	if err != nil {
 		return "", nil, err
 	}

@@ -28,7 +28,7 @@ func (q *Queen) operations() map[core.Operation]job.Func {
 		core.OpActiveWorkerList: q.fresh(read(func(ctx context.Context, _ core.Request) ([]core.Worker, error) { return q.Workers(ctx) })),
 		core.OpActiveWorkerGet:  q.fresh(read(func(ctx context.Context, r core.Request) (core.Worker, error) { return q.Worker(ctx, r.Worker) })),
 		core.OpInfer:            job.Typed(q.infer),
-		core.OpStatus:           read(func(ctx context.Context, _ core.Request) (core.Status, error) { return q.Status(ctx) }),
+		core.OpStatus:           read(q.status),
 	}
 }
 
@@ -45,6 +45,22 @@ func (q *Queen) fresh(f job.Func) job.Func {
 		}
 		return f(ctx, r, run)
 	}
+}
+
+// status is the status as a plain GET gives it: of the registry as it is known to be, or, where no leader says so in time, as this queen knows it.
+func (q *Queen) status(ctx context.Context, _ core.Request) (core.Status, error) {
+	limited, cancel := context.WithTimeout(ctx, lookPatience)
+	defer cancel()
+	info, err := q.Sync(limited, core.ConsistencyDefault)
+	if err != nil {
+		info, err = q.Sync(ctx, core.ConsistencyStale)
+	}
+	if err != nil {
+		return core.Status{}, err
+	}
+	s, err := q.Status(ctx)
+	s.Read = info
+	return s, err
 }
 
 // modelList is the models of a hive, or of the whole cluster.

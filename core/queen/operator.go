@@ -344,7 +344,7 @@ func (q *Queen) DrainHive(ctx context.Context, hive string, drain bool) (core.Hi
 	if err := q.catchUp(ctx); err != nil {
 		return core.Hive{}, err
 	}
-	h, err := q.hiveNamed(hive)
+	h, err := q.hiveNamed(ctx, hive)
 	if err != nil {
 		return h, err
 	}
@@ -354,7 +354,7 @@ func (q *Queen) DrainHive(ctx context.Context, hive string, drain bool) (core.Hi
 		}
 		q.log.Info("draining of a hive changed", "hive", h.ID, "draining", drain)
 	}
-	return q.hiveNamed(h.ID)
+	return q.hiveNamed(ctx, h.ID)
 }
 
 // RefreshHive has a hive look again at its devices and worker types. Errors: NotFound, Unavailable.
@@ -371,7 +371,7 @@ func (q *Queen) RefreshHive(ctx context.Context, hive string) (core.RefreshResul
 
 // HiveHealth is a hive as this queen and the others see it. Errors: NotFound, Conflict.
 func (q *Queen) HiveHealth(ctx context.Context, hive string) (core.HiveHealth, error) {
-	h, err := q.hiveNamed(hive)
+	h, err := q.hiveNamed(ctx, hive)
 	if err != nil {
 		return core.HiveHealth{}, err
 	}

@@ -9,8 +9,10 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// syncTimeout bounds the wait for a leader, and for this queen to catch up with it.
-const syncTimeout = 5 * time.Second
+const (
+	syncTimeout  = 5 * time.Second // for a leader, and for this queen to catch up with it
+	lookPatience = time.Second     // the same for an answer that comes in any case
+)
 
 // Sync returns when this queen's replica is as new as c asks: after it, what this queen reads from its registry is. Errors: Unavailable when there is no
 // leader, or for a linearizable read no majority; Invalid for an unknown consistency; ctx's.
@@ -50,6 +52,21 @@ func (q *Queen) catchUp(ctx context.Context) error {
 		return q.notLeader()
 	}
 	return err
+}
+
+// lookedUp is what find finds. Where it is not found this queen catches up with the leader first and looks again: what the caller names may have come
+// to the registry a moment ago, at another queen. Errors: find's.
+func lookedUp[T any](ctx context.Context, q *Queen, find func() (T, error)) (T, error) {
+	v, err := find()
+	if core.KindOf(err) != core.NotFound {
+		return v, err
+	}
+	limited, cancel := context.WithTimeout(ctx, lookPatience)
+	defer cancel()
+	if q.catchUp(limited) != nil {
+		return v, err
+	}
+	return find()
 }
 
 func (q *Queen) sync(ctx context.Context, verify bool) (core.ReadInfo, error) {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/shoenig/test/must"
 	"google.golang.org/grpc"
@@ -90,5 +91,84 @@ func TestReadWhileTheLeadershipIsLost(t *testing.T) {
 		info, err := late.Sync(t.Context(), core.ConsistencyLinearizable)
 		must.NoError(t, err)
 		must.NotEq(t, old.q.opts.ID, info.Leader)
+	})
+}
+
+// What came to the registry at another queen a moment ago is there for who asks a queen that has not heard of it yet, by name and in the status.
+// Where no leader says how new the registry is, the answer comes all the same.
+func TestReadsOfQueenThatIsBehind(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		members := newQueens(t, 3)
+		leader := leaderOf(t, members)
+		behind := members[0]
+		if behind == leader {
+			behind = members[1]
+		}
+		q := New(Options{
+			Node: behind.node, ID: behind.q.opts.ID, Logger: coretest.Logger(t), LocalHive: func() string { return "" },
+			HiveConn: func(string) (grpc.ClientConnInterface, error) {
+				return nil, core.Errorf("", core.Unavailable, "no way")
+			},
+			Membership: &Membership{Gossip: &fakeGossip{}, Self: leaderConn{leader: func() *Queen { return leader.q }}},
+		})
+		connect := func(on bool) {
+			for _, m := range members {
+				if m != behind && on {
+					m.trans.Connect(behind.trans.LocalAddr(), behind.trans)
+					behind.trans.Connect(m.trans.LocalAddr(), m.trans)
+				} else if m != behind {
+					m.trans.Disconnect(behind.trans.LocalAddr())
+					behind.trans.Disconnect(m.trans.LocalAddr())
+				}
+			}
+		}
+		joined := 0
+		// join has a hive with one worker join while the queen hears nothing, for as long as told.
+		join := func(deaf time.Duration) (hive string) {
+			synctest.Wait()
+			connect(false)
+			h := newSimHive(fmt.Sprintf("h%d", joined), 1)
+			joined++
+			h.mustTell(t, leader.q)
+			for len(leader.q.registry().Workers(nil)) < joined {
+				time.Sleep(time.Millisecond)
+			}
+			must.Less(t, joined, len(behind.q.registry().Workers(nil)))
+			go func() {
+				time.Sleep(deaf)
+				connect(true)
+			}()
+			return h.hive.ID
+		}
+
+		hive := join(100 * time.Millisecond)
+		h, err := q.Hive(t.Context(), hive)
+		must.NoError(t, err)
+		must.Eq(t, hive, h.ID)
+		_, err = q.Hive(t.Context(), "h9")
+		mustFail(t, err, core.NotFound, `no hive "h9"`)
+
+		hive = join(100 * time.Millisecond)
+		id := leader.q.registry().Workers(nil)[1].ID
+		w, err := q.Worker(t.Context(), id)
+		must.NoError(t, err)
+		must.Eq(t, hive, w.Hive)
+
+		join(100 * time.Millisecond)
+		s, err := q.status(t.Context(), core.Request{Operation: core.OpStatus})
+		must.NoError(t, err)
+		must.Len(t, 3, s.Hives)
+		must.False(t, s.Read.Stale)
+
+		hive = join(time.Minute)
+		began := time.Now()
+		_, err = q.Hive(t.Context(), hive)
+		mustFail(t, err, core.NotFound, hive)
+		must.Eq(t, lookPatience, time.Since(began))
+		s, err = q.status(t.Context(), core.Request{Operation: core.OpStatus})
+		must.NoError(t, err)
+		must.Len(t, 3, s.Hives)
+		must.True(t, s.Read.Stale)
 	})
 }
