@@ -96,8 +96,9 @@ func NewMux(l net.Listener, o MuxOptions) *Mux {
 
 // guest is a connection that shakes hands or waits to be accepted.
 type guest struct {
-	raw net.Conn
-	out chan struct{} // closed when it must go
+	raw   net.Conn
+	out   chan struct{} // closed when it must go
+	place *list.Element // in Mux.half
 }
 
 // both is two checks of a connection, new or resumed. The second may be nil.
@@ -206,7 +207,10 @@ func (m *Mux) Run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			pause = 0
-			wg.Go(func() { m.admit(c) })
+			// In the order of arrival: goroutines do not keep it, and who came last must not be taken for the oldest.
+			if g := m.enter(c); g != nil {
+				wg.Go(func() { m.admit(g) })
+			}
 			continue
 		case ctx.Err() != nil:
 			return nil
@@ -248,23 +252,28 @@ func (m *Mux) evict() {
 	}
 }
 
-// admit shakes hands and hands the connection out.
-func (m *Mux) admit(raw net.Conn) {
-	g := &guest{raw: raw, out: make(chan struct{})}
+// enter makes a connection a guest; nil: it is closed, as the mux is.
+func (m *Mux) enter(raw net.Conn) *guest {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.closed {
-		m.mu.Unlock()
 		_ = raw.Close()
-		return
+		return nil
 	}
 	for m.half.Len() >= m.opts.MaxHandshakes { // somebody who keeps silent must not keep others out
 		m.evict()
 	}
-	place := m.half.PushBack(g)
-	m.mu.Unlock()
+	g := &guest{raw: raw, out: make(chan struct{})}
+	g.place = m.half.PushBack(g)
+	return g
+}
+
+// admit shakes hands and hands the connection out.
+func (m *Mux) admit(g *guest) {
+	raw := g.raw
 	defer func() {
 		m.mu.Lock()
-		m.half.Remove(place)
+		m.half.Remove(g.place)
 		m.mu.Unlock()
 	}()
 
