@@ -145,20 +145,6 @@ func newToken(t core.Token) *raftv1.Token {
 	return p
 }
 
-// Required is the state machine version that a command needs; it is stamped as min_fsm, and says by which version's rules it is applied: an entry of
-// the log that was applied by an older version is applied the same by this one.
-func Required(c *raftv1.Command) uint32 {
-	switch op := c.GetOp().(type) {
-	case *raftv1.Command_SyncHive:
-		if op.SyncHive.GetHive().GetRpcAddress() == "" {
-			return 1
-		}
-	case *raftv1.Command_SetHiveStatus:
-		return 1
-	}
-	return 2 // RetireWorker and RemoveHive are older, but leave more behind since
-}
-
 const (
 	second     = int64(time.Second)
 	maxSeconds = 253402300799 // of a time: the end of the year 9999

@@ -13,10 +13,6 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Version is the state machine version of this build: it applies commands whose min_fsm is at most this. It grows with every change
-// after which the same command gives another state, a new field of a known command included.
-const Version = 2
-
 // Result is what applying a command gave. It depends on the state and the command alone, so it is the same on every queen.
 type Result struct {
 	Index uint64 // of the command in the log
@@ -27,17 +23,24 @@ type Result struct {
 
 // FSM is the state machine that raft drives. State may be called at any time, the other methods are raft's.
 type FSM struct {
+	table *Table
 	store atomic.Pointer[state.Store]
 }
 
 var _ raft.FSM = (*FSM)(nil)
 
 // New returns a state machine with an empty registry.
-func New() *FSM {
-	f := &FSM{}
+func New() *FSM { return NewOf(current) }
+
+// NewOf returns a state machine as a build with this table has it.
+func NewOf(t *Table) *FSM {
+	f := &FSM{table: t}
 	f.store.Store(state.New())
 	return f
 }
+
+// Table says what this state machine knows.
+func (f *FSM) Table() *Table { return f.table }
 
 // State is the registry of now. After a restore it is another one; see state.Store.Abandoned.
 func (f *FSM) State() *state.Store { return f.store.Load() }
@@ -51,25 +54,43 @@ func Encode(c *raftv1.Command) ([]byte, error) {
 	return data, nil
 }
 
+// Check reports why Apply would panic at an entry of the log. Errors: Unsupported, with what to do, and Integrity.
+func (f *FSM) Check(l *raft.Log) error {
+	_, err := f.decode(l)
+	return err
+}
+
+// decode returns the command of an entry of the log.
+func (f *FSM) decode(l *raft.Log) (*raftv1.Command, error) {
+	const op = "apply raft command"
+	c := &raftv1.Command{}
+	if err := proto.Unmarshal(l.Data, c); err != nil {
+		return nil, core.WithHint(core.Errorf(op, core.Integrity, "the replicated log is damaged at index %d: %w", l.Index, err),
+			"Remove this queen's raft folder and let it join again, or restore a snapshot if it is the only queen.")
+	}
+	c = known(f.table, c)
+	if f.operation(c) == nil && !c.GetIgnorable() {
+		return nil, core.WithHint(core.Errorf(op, core.Unsupported,
+			"the replicated log holds at index %d a command that state machine version %d does not know (it needs %d)",
+			l.Index, f.table.version, max(c.GetMinFsm(), f.table.version+1)), "Install on this queen the version of rbee that its leader runs.")
+	}
+	return c, nil
+}
+
 // Apply applies one entry of the log and returns a Result. It panics at an entry that this version cannot apply as every other queen does:
 // to stop is better than to diverge. An entry that is already in the state, because a snapshot was newer than its place in the log, is passed over.
 func (f *FSM) Apply(l *raft.Log) any {
-	var c raftv1.Command
-	if err := proto.Unmarshal(l.Data, &c); err != nil {
-		panic(fmt.Sprintf("the replicated log is damaged at index %d: %v; remove this queen's raft folder and let it join again, "+
-			"or restore a snapshot if it is the only queen", l.Index, err))
-	}
 	store := f.store.Load()
 	if l.Index <= store.AppliedIndex() {
 		return Result{Index: l.Index}
 	}
-	op := operation(&c)
-	if op == nil && !c.GetIgnorable() {
-		panic(fmt.Sprintf("the replicated log holds at index %d a command that state machine version %d does not know (it needs %d): "+
-			"install on this queen the version of rbee that its leader runs", l.Index, Version, max(c.GetMinFsm(), Version+1)))
+	c, err := f.decode(l)
+	if err != nil {
+		panic(fmt.Sprintf("%v: %s", err, core.HintOf(err)))
 	}
+	op := f.operation(c)
 	var errs []error
-	err := store.Update(l.Index, func(t *state.Txn) error {
+	err = store.Update(l.Index, func(t *state.Txn) error {
 		if op == nil {
 			return nil
 		}
@@ -90,8 +111,8 @@ type entry struct {
 }
 
 // operation is what the command does; nil: this version does not know.
-func operation(c *raftv1.Command) func(*entry) error {
-	if c.GetMinFsm() > Version {
+func (f *FSM) operation(c *raftv1.Command) func(*entry) error {
+	if c.GetMinFsm() > f.table.version {
 		return nil
 	}
 	switch op := c.GetOp().(type) {

@@ -250,8 +250,8 @@ func TestApplyStopsRatherThanDiverge(t *testing.T) {
 		data       []byte
 	}{
 		{"undecodable", "damaged at index 7", []byte{0xff}},
-		{"nothing known in it", "index 7 a command that state machine version 2 does not know", protowire.AppendTag(nil, 99, protowire.VarintType)},
-		{"a newer version's", "(it needs 3)", protowire.AppendVarint(protowire.AppendTag(newer, 3, protowire.VarintType), 3)},
+		{"nothing known in it", "index 7 a command that state machine version 3 does not know", protowire.AppendTag(nil, 99, protowire.VarintType)},
+		{"a newer version's", "(it needs 4)", protowire.AppendVarint(protowire.AppendTag(newer, 3, protowire.VarintType), 4)},
 	} {
 		if tt.name == "nothing known in it" {
 			tt.data = protowire.AppendVarint(tt.data, 1)

@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/rbee-project/rbee/core"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
@@ -16,18 +17,18 @@ import (
 )
 
 // SnapshotFormat is the newest format of snapshots that this build reads and writes: a SnapshotHeader, then SnapshotRecords, each behind its length as
-// a varint: the cluster, nodes, tokens, tombstones, hives, workers, retire intents, each sorted by id. Format 1 has hives and workers alone; a state
-// that fits into it is still written so, and a queen that was not upgraded yet, or is taken back, can read it.
+// a varint, in the order of recordKinds, each kind sorted by id. The header has the state machine version that the state needs (see features), so that
+// a queen that was not upgraded yet, or is taken back, reads what it can. Format 1 goes with version 1. The format changes only when the framing does.
 const SnapshotFormat = 2
 
 // Snapshot takes the state as it is now, without copying it.
 func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
-	return &snapshot{f.State().Snapshot()}, nil
+	return &snapshot{f.table, f.State().Snapshot()}, nil
 }
 
 // Restore replaces the state by a snapshot's. When it fails the state stays as it was.
 func (f *FSM) Restore(r io.ReadCloser) error {
-	store, err := ReadSnapshot(r)
+	store, _, err := f.table.readSnapshot(r)
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
@@ -35,10 +36,13 @@ func (f *FSM) Restore(r io.ReadCloser) error {
 	return nil
 }
 
-type snapshot struct{ state *state.Snapshot }
+type snapshot struct {
+	table *Table
+	state *state.Snapshot
+}
 
 func (s *snapshot) Persist(sink raft.SnapshotSink) error {
-	if err := WriteSnapshot(sink, s.state); err != nil {
+	if err := s.table.WriteSnapshot(sink, s.state); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
 	return core.E("finish snapshot", core.Unavailable, sink.Close())
@@ -46,54 +50,79 @@ func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 
 func (s *snapshot) Release() {}
 
+// recordKinds are the kinds of records, in the order in which a snapshot has them.
+var recordKinds = []recordKind{
+	{"cluster", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		if c, ok := s.Cluster(nil); ok {
+			yield(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Cluster{Cluster: clusterToProto(c)}})
+		}
+	}},
+	{"node", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		yieldAll(s.Nodes(nil), yield, func(n core.Node) *raftv1.SnapshotRecord {
+			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Node{Node: nodeToProto(n)}}
+		})
+	}},
+	{"token", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		yieldAll(s.Tokens(nil), yield, func(t core.Token) *raftv1.SnapshotRecord {
+			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Token{Token: tokenToProto(t)}}
+		})
+	}},
+	{"tombstone", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		yieldAll(s.Tombstones(nil), yield, func(t state.Tombstone) *raftv1.SnapshotRecord {
+			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Tombstone{Tombstone: &raftv1.Tombstone{
+				Hive: t.Hive, Incarnation: t.Incarnation, Index: t.Index,
+			}}}
+		})
+	}},
+	{"hive", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		s.EachHive(nil, func(h *core.Hive) bool {
+			return yield(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: hiveToProto(*h)}})
+		})
+	}},
+	{"worker", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		s.EachWorker(nil, func(w *core.Worker) bool {
+			return yield(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Worker{Worker: workerToProto(*w)}})
+		})
+	}},
+	{"retire_intent", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		yieldAll(s.RetireIntents(nil), yield, func(i state.RetireIntent) *raftv1.SnapshotRecord {
+			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RetireIntent{RetireIntent: &raftv1.RetireIntent{Hive: i.Hive, Nonce: i.Nonce}}}
+		})
+	}},
+}
+
+// recordKind yields the records of one kind, until it is told to stop.
+type recordKind struct {
+	field protoreflect.Name // of SnapshotRecord
+	each  func(*state.Snapshot, func(*raftv1.SnapshotRecord) bool)
+}
+
+func yieldAll[T any](rows []T, yield func(*raftv1.SnapshotRecord) bool, record func(T) *raftv1.SnapshotRecord) {
+	for _, row := range rows {
+		if !yield(record(row)) {
+			return
+		}
+	}
+}
+
+// WriteSnapshot is Table.WriteSnapshot of this build.
+func WriteSnapshot(w io.Writer, s *state.Snapshot) error { return current.WriteSnapshot(w, s) }
+
 // WriteSnapshot writes s; the same state gives the same bytes.
-func WriteSnapshot(w io.Writer, s *state.Snapshot) error {
+func (t *Table) WriteSnapshot(w io.Writer, s *state.Snapshot) error {
 	out := &writer{buf: bufio.NewWriter(w)}
-	header := &raftv1.SnapshotHeader{Format: 1, Fsm: 1, Index: s.AppliedIndex()}
-	if needsFormat2(s) {
-		header.Format, header.Fsm = SnapshotFormat, Version
+	header := &raftv1.SnapshotHeader{Format: SnapshotFormat, Fsm: t.stateNeeds(s), Index: s.AppliedIndex()}
+	if header.GetFsm() == 1 {
+		header.Format = 1
 	}
 	out.put(header)
-	if c, ok := s.Cluster(nil); ok {
-		out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Cluster{Cluster: clusterToProto(c)}})
-	}
-	for _, n := range s.Nodes(nil) {
-		out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Node{Node: nodeToProto(n)}})
-	}
-	for _, t := range s.Tokens(nil) {
-		out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Token{Token: tokenToProto(t)}})
-	}
-	for _, t := range s.Tombstones(nil) {
-		out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Tombstone{Tombstone: &raftv1.Tombstone{
-			Hive: t.Hive, Incarnation: t.Incarnation, Index: t.Index,
-		}}})
-	}
-	s.EachHive(nil, func(h *core.Hive) bool {
-		return out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: hiveToProto(*h)}})
-	})
-	s.EachWorker(nil, func(w *core.Worker) bool {
-		return out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Worker{Worker: workerToProto(*w)}})
-	})
-	for _, i := range s.RetireIntents(nil) {
-		out.record(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RetireIntent{RetireIntent: &raftv1.RetireIntent{Hive: i.Hive, Nonce: i.Nonce}}})
+	for _, kind := range recordKinds {
+		kind.each(s, out.record)
 	}
 	if out.err == nil {
 		out.err = out.buf.Flush()
 	}
 	return core.E("write snapshot", core.Unavailable, out.err)
-}
-
-// needsFormat2 says whether there is something that format 1 has no place for.
-func needsFormat2(s *state.Snapshot) bool {
-	if _, ok := s.Cluster(nil); ok || len(s.Nodes(nil))+len(s.Tokens(nil))+len(s.Tombstones(nil))+len(s.RetireIntents(nil)) > 0 {
-		return true
-	}
-	found := false
-	s.EachHive(nil, func(h *core.Hive) bool {
-		found = h.RPCAddress != "" || h.Draining
-		return !found
-	})
-	return found
 }
 
 // writer keeps the first error.
@@ -114,15 +143,18 @@ func (w *writer) record(r *raftv1.SnapshotRecord) bool {
 	return w.err == nil
 }
 
+// ReadSnapshot is Table.ReadSnapshot of this build.
+func ReadSnapshot(r io.Reader) (*state.Store, error) { return current.ReadSnapshot(r) }
+
 // ReadSnapshot reads a snapshot into a new store. Errors: Integrity, and Unsupported for one of a newer version.
-func ReadSnapshot(r io.Reader) (*state.Store, error) {
-	store, _, err := readSnapshot(r)
+func (t *Table) ReadSnapshot(r io.Reader) (*state.Store, error) {
+	store, _, err := t.readSnapshot(r)
 	return store, err
 }
 
 // Inspect reads a whole snapshot and says what it holds. Errors: as ReadSnapshot.
 func Inspect(r io.Reader) (core.SnapshotInfo, error) {
-	store, header, err := readSnapshot(r)
+	store, header, err := current.readSnapshot(r)
 	if err != nil {
 		return core.SnapshotInfo{}, err
 	}
@@ -134,7 +166,7 @@ func Inspect(r io.Reader) (core.SnapshotInfo, error) {
 	}, nil
 }
 
-func readSnapshot(r io.Reader) (*state.Store, *raftv1.SnapshotHeader, error) {
+func (t *Table) readSnapshot(r io.Reader) (*state.Store, *raftv1.SnapshotHeader, error) {
 	buf := bufio.NewReader(r)
 	opts := protodelim.UnmarshalOptions{MaxSize: MaxCommandBytes}
 	header := &raftv1.SnapshotHeader{}
@@ -144,13 +176,13 @@ func readSnapshot(r io.Reader) (*state.Store, *raftv1.SnapshotHeader, error) {
 	if header.GetFormat() == 0 {
 		return nil, nil, damaged("the header: no format")
 	}
-	if header.GetFormat() > SnapshotFormat || header.GetFsm() > Version {
+	if header.GetFormat() > SnapshotFormat || header.GetFsm() > t.version {
 		return nil, nil, core.WithHint(core.Errorf("read snapshot", core.Unsupported,
-			"it has format %d and state machine version %d, this build reads them up to %d and %d", header.GetFormat(), header.GetFsm(), SnapshotFormat, Version),
+			"it has format %d and state machine version %d, this build reads them up to %d and %d", header.GetFormat(), header.GetFsm(), SnapshotFormat, t.version),
 			"Install the version of rbee that wrote the snapshot, or a newer one.")
 	}
 	store := state.New()
-	err := store.Update(header.GetIndex(), func(t *state.Txn) error {
+	err := store.Update(header.GetIndex(), func(txn *state.Txn) error {
 		for n := 1; ; n++ {
 			var record raftv1.SnapshotRecord
 			if err := opts.UnmarshalFrom(buf, &record); errors.Is(err, io.EOF) {
@@ -158,7 +190,7 @@ func readSnapshot(r io.Reader) (*state.Store, *raftv1.SnapshotHeader, error) {
 			} else if err != nil {
 				return damaged("record %d: %w", n, err)
 			}
-			if err := restore(t, &record); err != nil {
+			if err := restore(txn, known(t, &record)); err != nil {
 				return damaged("record %d: %w", n, err)
 			}
 		}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -25,16 +26,11 @@ var ErrOutcomeUnknown = errors.New("it is unknown whether the change was made")
 func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error) {
 	c = proto.CloneOf(c)
 	c.AtUnixNano = n.opts.Now().UnixNano()
-	c.MinFsm = fsm.Required(c)
 	if err := fsm.Validate(c); err != nil {
 		return fsm.Result{}, err
 	}
-	if n.opts.MinFSM != nil {
-		if lowest := n.opts.MinFSM(); lowest != 0 && c.GetMinFsm() > lowest {
-			// A queen that does not know it would stop when it comes to it.
-			return fsm.Result{}, core.WithHint(core.Errorf("change the registry", core.Unavailable,
-				"the change needs state machine version %d, and a queen that lives has %d", c.GetMinFsm(), lowest), "Finish the upgrade: all queens need the version of rbee that this one runs.")
-		}
+	if err := n.stamp(c); err != nil {
+		return fsm.Result{}, err
 	}
 	data, err := fsm.Encode(c)
 	if err != nil {
@@ -61,6 +57,26 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 	}
 	r := <-results
 	return r, r.Err
+}
+
+// stamp gives a command the state machine version that it needs. A queen that does not know the command would stop when it comes to it, so the command
+// is refused while an older one lives; what the command can do without is left out then.
+func (n *Node) stamp(c *raftv1.Command) error {
+	lowest := uint32(0)
+	if n.opts.MinFSM != nil {
+		lowest = n.opts.MinFSM()
+	}
+	table := n.fsm.Table()
+	if lowest != 0 {
+		table.Fit(c, lowest)
+	}
+	c.MinFsm = table.Required(c)
+	if lowest == 0 || c.GetMinFsm() <= lowest {
+		return nil
+	}
+	return core.WithHint(core.Errorf("change the registry", core.Unavailable,
+		"the change needs state machine version %d (%s), and a queen that lives has %d", c.GetMinFsm(), strings.Join(table.Missing(c, lowest), ", "), lowest),
+		"Finish the upgrade: all queens need the version of rbee that this one runs.")
 }
 
 // Barrier returns when everything that was committed before the call is in State, and this node was still the leader then: what State says

@@ -12,7 +12,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/state"
 )
 
@@ -115,7 +114,7 @@ func (n *Node) SaveSnapshot(ctx context.Context, w io.Writer) error {
 			return err
 		}
 	}
-	return fsm.WriteSnapshot(w, n.State().Snapshot())
+	return n.fsm.Table().WriteSnapshot(w, n.State().Snapshot())
 }
 
 // RestoreSnapshot replaces the state of the whole cluster by a snapshot's. Only the leader can. Nothing changes before the snapshot was read and checked.
@@ -132,7 +131,7 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	if len(data) > maxSnapshotBytes {
 		return core.Errorf(op, core.TooLarge, "the snapshot has more than %d MiB", maxSnapshotBytes>>20)
 	}
-	store, err := fsm.ReadSnapshot(bytes.NewReader(data))
+	store, err := n.fsm.Table().ReadSnapshot(bytes.NewReader(data))
 	if err != nil {
 		return err
 	}
@@ -147,7 +146,7 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 		return err
 	}
 	var out bytes.Buffer
-	if err := fsm.WriteSnapshot(&out, store.Snapshot()); err != nil {
+	if err := n.fsm.Table().WriteSnapshot(&out, store.Snapshot()); err != nil {
 		return err
 	}
 	n.log.Warn("restoring the registry from a snapshot", "index", index)

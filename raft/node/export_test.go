@@ -1,6 +1,10 @@
 package node
 
-import "github.com/hashicorp/raft"
+import (
+	"github.com/hashicorp/raft"
+
+	"github.com/rbee-project/rbee/raft/fsm"
+)
 
 // What tests may change.
 type (
@@ -19,6 +23,7 @@ func (o Options) WithDelay(d func(string) error) Options { o.delay = d; return o
 func (o Options) WithTrailing(n uint64) Options          { o.trailing = n; return o }
 func (o Options) WithoutAlign(off bool) Options          { o.noAlign = off; return o }
 func (o Options) WithoutIdentity(off bool) Options       { o.noIdentity = off; return o }
+func (o Options) WithTable(t *fsm.Table) Options         { o.table = t; return o }
 func (n *Node) Raft() *raft.Raft                         { return n.raft }
 func (m *Memory) Logs() raft.LogStore                    { return m.logs }
 func (m *Memory) Stable() raft.StableStore               { return m.logs }

@@ -167,7 +167,7 @@ func (n *Node) recoverPeers(conf *raft.Config, exists bool, d *disk, snaps raft.
 			`It is a list of the queens that are left, the same on all of them: [{"id": "0123abcd", "address": "10.0.0.1:7834"}, …]. Or remove it.`)
 	}
 	n.log.Warn("recovering the raft cluster from the peers file: what only the lost queens had is lost", "servers", want.Servers)
-	if err := raft.RecoverCluster(conf, fsm.New(), d, d, snaps, n.trans, want); err != nil {
+	if err := raft.RecoverCluster(conf, fsm.NewOf(n.fsm.Table()), d, d, snaps, n.trans, want); err != nil {
 		return core.E("recover raft cluster", core.KindOf(err), err)
 	}
 	d.owed.Store(false)
@@ -230,7 +230,7 @@ func (n *Node) knownServers(conf *raft.Config, d *disk, snaps raft.SnapshotStore
 	quiet := *conf
 	quiet.NoSnapshotRestoreOnStart = true
 	_, nowhere := raft.NewInmemTransport("")
-	c, err := raft.GetConfiguration(&quiet, fsm.New(), d, d, snaps, nowhere)
+	c, err := raft.GetConfiguration(&quiet, fsm.NewOf(n.fsm.Table()), d, d, snaps, nowhere)
 	if err != nil {
 		return nil, core.E("read raft configuration", core.Unavailable, err)
 	}

@@ -79,6 +79,7 @@ type Options struct {
 	trailing   uint64 // raft's TrailingLogs
 	noAlign    bool
 	noIdentity bool
+	table      *fsm.Table // what this build knows; nil: what it does
 }
 
 // Node is one member of the raft cluster. Methods may be called concurrently.
@@ -148,6 +149,9 @@ func Open(opts Options) (*Node, error) {
 	}
 	n := &Node{
 		opts: opts, log: opts.Logger, fsm: fsm.New(), opened: time.Now(), closed: make(chan struct{}), confirming: make(chan struct{}, 1),
+	}
+	if opts.table != nil {
+		n.fsm = fsm.NewOf(opts.table)
 	}
 	if err := n.open(); err != nil {
 		return nil, errors.Join(err, n.Shutdown())

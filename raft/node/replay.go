@@ -30,6 +30,9 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 			restored = meta.Index
 			break
 		}
+		if core.KindOf(err) == core.Unsupported {
+			return core.E("restore raft state", core.Unsupported, err) // an older snapshot would only lead to entries that are as new
+		}
 		n.log.Warn("raft snapshot is not readable", "snapshot", meta.ID, "left", len(list)-1-i, "error", err)
 	}
 	if n.store != nil {
@@ -48,9 +51,13 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 		if err != nil {
 			return core.WithHint(core.Errorf("restore raft state", core.Integrity, "the snapshots reach to index %d and entry %d is not readable: %w", restored, i, err), moveAway)
 		}
-		if l.Type == raft.LogCommand {
-			n.fsm.Apply(&l)
+		if l.Type != raft.LogCommand {
+			continue
 		}
+		if err := n.fsm.Check(&l); err != nil {
+			return core.E("restore raft state", core.KindOf(err), err)
+		}
+		n.fsm.Apply(&l)
 	}
 	return nil
 }

@@ -1,0 +1,227 @@
+package fsm
+
+import (
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+// Version is the state machine version of this build: it applies commands whose min_fsm is at most this, and reads snapshots that need no more.
+// It grows with a release that adds features; see features.
+const Version = 3
+
+// Feature is something that commands or the state may use and that older state machine versions do not know.
+type Feature struct {
+	Name  string // for people: "queens that lack NAME"
+	Since uint32 // the first version that knows it, 2 or more
+	// Fields of messages of proto/raft/v1, as Message.field. A command or a snapshot that has one of them set needs the feature. A field of
+	// Command is there for an operation that is new or gives another state than before; one of SnapshotRecord for a kind of row.
+	Fields []string
+	// State reports whether a state needs the feature although no field tells; nil: a field always tells.
+	State func(*state.Snapshot) bool
+	// Optional says that a command does without the fields, but not without being applied. They are left out while an older queen lives.
+	Optional bool
+}
+
+// features is the table by which the registry evolves: Required, the header of a snapshot and the tests come from it. Every field that is not in
+// testdata/fields.txt, which has those of the versions 1 and 2, must be in it. See contributing/add-a-raft-command.md.
+var features = []Feature{
+	{Name: "batches of reports", Since: 2, Fields: []string{"Command.sync_hives"}},
+	{Name: "addresses of hives", Since: 2, Fields: []string{"Hive.rpc_address"}},
+	{Name: "drained hives", Since: 2, Fields: []string{"Command.set_hive_draining", "Hive.draining"}},
+	{Name: "lasting retirement", Since: 2, Fields: []string{"Command.retire_worker", "SnapshotRecord.retire_intent"}},
+	{Name: "tombstones of hives", Since: 2, Fields: []string{"Command.remove_hive", "SnapshotRecord.tombstone"}},
+	{Name: "clusters with certificates", Since: 2, Fields: []string{
+		"Command.init_cluster", "Command.set_keyring", "SnapshotRecord.cluster",
+		"Command.put_node", "Command.revoke_node", "Command.remove_node", "SnapshotRecord.node",
+	}},
+	{Name: "tokens", Since: 2, Fields: []string{"Command.put_token", "Command.delete_token", "SnapshotRecord.token"}},
+}
+
+// Table says what a build of some version knows. Its methods may be called concurrently.
+type Table struct {
+	version  uint32
+	features []Feature
+	plans    map[protoreflect.FullName]*plan
+}
+
+// plan says which fields of a message to look at.
+type plan struct {
+	own    []sinceField // in the table
+	nested []sinceField // messages that have some within; since is the highest
+	max    uint32       // of all of them; 0: there are none
+}
+
+type sinceField struct {
+	protoreflect.FieldDescriptor
+	since    uint32
+	optional bool
+}
+
+// current is the table of this build.
+var current = NewTable(Version, features)
+
+// Features returns the table of this build.
+func Features() []Feature { return slices.Clone(features) }
+
+// NewTable returns the table of a build of a version that has these features. To features that are newer than the version it is blind, as such
+// a build is: that is how tests have old and new builds in one process. It panics at a field that does not exist.
+func NewTable(version uint32, list []Feature) *Table {
+	t := &Table{version: version, features: list, plans: map[protoreflect.FullName]*plan{}}
+	rows := map[protoreflect.FullName]sinceField{}
+	for _, f := range list {
+		for _, name := range f.Fields {
+			full := raftv1.File_raft_v1_raft_proto.Package() + "." + protoreflect.FullName(name)
+			if f.Since > rows[full].since { // it may come to mean more
+				rows[full] = sinceField{since: f.Since, optional: f.Optional}
+			}
+		}
+	}
+	found := map[protoreflect.FullName]bool{}
+	t.makePlan((&raftv1.Command{}).ProtoReflect().Descriptor(), rows, found)
+	t.makePlan((&raftv1.SnapshotRecord{}).ProtoReflect().Descriptor(), rows, found)
+	for name := range rows {
+		if !found[name] {
+			panic("no command or snapshot record has a field " + string(name))
+		}
+	}
+	return t
+}
+
+func (t *Table) makePlan(m protoreflect.MessageDescriptor, rows map[protoreflect.FullName]sinceField, found map[protoreflect.FullName]bool) *plan {
+	if p, ok := t.plans[m.FullName()]; ok {
+		return p
+	}
+	p := &plan{}
+	t.plans[m.FullName()] = p
+	for i := range m.Fields().Len() {
+		f := m.Fields().Get(i)
+		if row, ok := rows[f.FullName()]; ok {
+			found[f.FullName()] = true
+			p.own = append(p.own, sinceField{f, row.since, row.optional})
+			p.max = max(p.max, row.since)
+		}
+		if f.Message() == nil {
+			continue
+		}
+		if within := t.makePlan(f.Message(), rows, found).max; within > 0 {
+			p.nested = append(p.nested, sinceField{FieldDescriptor: f, since: within})
+			p.max = max(p.max, within)
+		}
+	}
+	return p
+}
+
+// needs returns the version that a message needs, at least atLeast.
+func (t *Table) needs(m protoreflect.Message, atLeast uint32) uint32 {
+	p := t.plans[m.Descriptor().FullName()]
+	if p.max <= atLeast {
+		return atLeast
+	}
+	for _, f := range p.own {
+		if f.since > atLeast && m.Has(f.FieldDescriptor) {
+			atLeast = f.since
+		}
+	}
+	eachNested(p, m, func(f sinceField, within protoreflect.Message) {
+		if f.since > atLeast {
+			atLeast = t.needs(within, atLeast)
+		}
+	})
+	return atLeast
+}
+
+// strip clears the fields that are newer than the version; only those that a command does without, if optional.
+func (t *Table) strip(m protoreflect.Message, version uint32, optional bool) {
+	p := t.plans[m.Descriptor().FullName()]
+	if p.max <= version {
+		return
+	}
+	for _, f := range p.own {
+		if f.since > version && (f.optional || !optional) {
+			m.Clear(f.FieldDescriptor)
+		}
+	}
+	eachNested(p, m, func(_ sinceField, within protoreflect.Message) { t.strip(within, version, optional) })
+}
+
+func eachNested(p *plan, m protoreflect.Message, visit func(sinceField, protoreflect.Message)) {
+	for _, f := range p.nested {
+		switch {
+		case !m.Has(f.FieldDescriptor):
+		case f.IsList():
+			list := m.Get(f.FieldDescriptor).List()
+			for i := range list.Len() {
+				visit(f, list.Get(i).Message())
+			}
+		default:
+			visit(f, m.Get(f.FieldDescriptor).Message())
+		}
+	}
+}
+
+// Required returns the state machine version that a command needs. It is stamped as min_fsm, and says by which version's rules the command is
+// applied: an entry of the log that an older version applied is applied the same by this one.
+func (t *Table) Required(c *raftv1.Command) uint32 { return t.needs(c.ProtoReflect(), 1) }
+
+// Fit leaves out of a command what queens of a version do not know and the command does without. What it still needs, Required says.
+func (t *Table) Fit(c *raftv1.Command, version uint32) {
+	t.strip(c.ProtoReflect(), version, true)
+}
+
+// Missing names the features of a command that queens of a version lack.
+func (t *Table) Missing(c *raftv1.Command, version uint32) []string {
+	var names []string
+	for _, f := range t.features {
+		if f.Since > version && NewTable(f.Since, []Feature{f}).Required(c) == f.Since {
+			names = append(names, f.Name)
+		}
+	}
+	return names
+}
+
+// stateNeeds returns the version that a state needs to be read: not what the build could, but what is there.
+func (t *Table) stateNeeds(s *state.Snapshot) uint32 {
+	version := uint32(1)
+	for _, f := range t.features {
+		if f.Since > version && f.State != nil && f.State(s) {
+			version = f.Since
+		}
+	}
+	for _, kind := range recordKinds {
+		if most := t.kindMax(kind.field); most > version {
+			kind.each(s, func(r *raftv1.SnapshotRecord) bool {
+				version = t.needs(r.ProtoReflect(), version)
+				return version < most
+			})
+		}
+	}
+	return version
+}
+
+// kindMax returns the highest version that a record of a kind may need.
+func (t *Table) kindMax(kind protoreflect.Name) uint32 {
+	p, highest := t.plans[(&raftv1.SnapshotRecord{}).ProtoReflect().Descriptor().FullName()], uint32(0)
+	for _, f := range slices.Concat(p.own, p.nested) {
+		if f.Name() == kind {
+			highest = max(highest, f.since)
+		}
+	}
+	return highest
+}
+
+// known returns a copy of a message without what the version does not know, as a build of that version reads it.
+func known[M proto.Message](t *Table, m M) M {
+	if t.plans[m.ProtoReflect().Descriptor().FullName()].max > t.version {
+		m = proto.CloneOf(m)
+		t.strip(m.ProtoReflect(), t.version, false)
+	}
+	return m
+}
+
+// Required is Table.Required of this build.
+func Required(c *raftv1.Command) uint32 { return current.Required(c) }
