@@ -60,10 +60,11 @@ type Token struct {
 	Kind        TokenKind `json:"kind"`
 	SecretHash  []byte    `json:"-"`                // SHA-256 of the secret part
 	Scopes      []Scope   `json:"scopes,omitempty"` // of an API token
-	Roles       []Role    `json:"roles,omitempty"`  // of a join token: what a machine may join as
+	Roles       []Role    `json:"roles,omitempty"`  // of a join token: what a machine may join as; a queen's has both
 	CreatedAt   time.Time `json:"created_at"`
 	TTL         Duration  `json:"ttl,omitempty"`     // 0: for ever
 	UsedBy      string    `json:"used_by,omitempty"` // Node.ID that a join token took in
+	UsedAt      time.Time `json:"used_at,omitzero"`  // by the leader's clock
 	UsedKeyHash []byte    `json:"-"`
 	CreateIndex uint64    `json:"create_index"`
 	ModifyIndex uint64    `json:"modify_index"`
@@ -77,7 +78,7 @@ type TokenRequest struct {
 	Kind   TokenKind `json:"kind"`
 	Name   string    `json:"name,omitempty"`
 	Scopes []Scope   `json:"scopes,omitempty"` // api: one or more
-	Roles  []Role    `json:"roles,omitempty"`  // join; empty: both
+	Roles  []Role    `json:"roles,omitempty"`  // join; empty: hive. A queen may run workers as well: queen stands for both
 	TTL    Duration  `json:"ttl,omitempty"`    // api: 0 is for ever; join: 0 is 1 hour, at most 24 hours
 }
 

@@ -98,15 +98,7 @@ func (s *configSource) load(a *app, cmd *cobra.Command, dataDir string) (*config
 	}
 	// Without files a machine of a cluster is what it joined as.
 	if id, err := pki.Load(cfg.DataDir); err == nil {
-		for _, x := range cfg.Settings() {
-			switch {
-			case x.Origin.Source != config.SourceDefault:
-			case x.Name == "queen.enabled":
-				cfg.Queen.Enabled = id.Has(core.RoleQueen)
-			case x.Name == "hive.enabled":
-				cfg.Hive.Enabled = id.Has(core.RoleHive)
-			}
-		}
+		cfg.DefaultRoles(id.Has(core.RoleQueen), id.Has(core.RoleHive))
 	}
 	return cfg, diags
 }

@@ -25,7 +25,7 @@ func (a *app) clusterCommand() *cobra.Command {
 		Long: `Begin, join, show and leave a cluster. Three machines:
   a$ export RBEE_TOKEN=$(rbee cluster init)
   a$ rbee agent
-  a$ rbee token create --type join             once for each machine that joins
+  a$ rbee token create --type join --role queen   once for each queen that joins; without --role for a hive
   b$ rbee agent -join TOKEN@a`,
 	}
 	cmd.AddCommand(a.clusterInitCommand(), a.clusterJoinCommand(), a.clusterInfoCommand(), a.clusterLeaveCommand())
@@ -100,7 +100,7 @@ The operator token has all scopes. It is shown once, and is all that goes to std
 Next:
   export RBEE_TOKEN=…                    the token below: it is shown now and never again
   %s
-  rbee token create --type join          once for each machine that joins
+  rbee token create --type join          once for each machine that joins; with --role queen it is one more queen
 
 `, startHint(cmd, &source))
 			_, err := fmt.Fprintln(w, made.Token)

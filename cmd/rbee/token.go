@@ -52,13 +52,15 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 		Short: "Make a token, and show it once",
 		Long: `Make a token, and show it once: the registry keeps only a hash of it. The token is all that goes to stdout.
 
-A join token takes one machine into the cluster, once, as a queen, a hive or both (--role), within --ttl (default 1h, at most 24h).
+A join token takes one machine into the cluster, once, within --ttl (default 1h, at most 24h). It makes a hive, which runs workers. With
+--role queen it makes a queen, which may be a hive as well: a queen holds the cluster's keys, so give such a token only to a machine that you
+trust with all of it.
 An API token is sent with requests, as RBEE_TOKEN, or as the key of an OpenAI client. It allows what --scope lists, and nothing else:
   infer    ask models
   read     look
   operate  change what runs and what is stored
   admin    change who may do what`,
-		Example: "  rbee token create --type join --role hive --ttl 15m\n  rbee token create --type api --scope infer --name alice --ttl 720h",
+		Example: "  rbee token create --type join --ttl 15m\n  rbee token create --type join --role queen\n  rbee token create --type api --scope infer --name alice --ttl 720h",
 		Args:    exactly(),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
@@ -79,7 +81,7 @@ An API token is sent with requests, as RBEE_TOKEN, or as the key of an OpenAI cl
 	f := cmd.Flags()
 	f.StringVar(&kind, "type", "", "`join|api`")
 	f.StringSliceVar(&scopes, "scope", nil, "`SCOPES` of an API token: "+strings.Join(scopeNames(), ", ")+"; may be repeated")
-	f.StringSliceVar(&roles, "role", nil, "`ROLES` that a machine may join as: queen, hive (default: both)")
+	f.StringSliceVar(&roles, "role", nil, "`ROLE` of the machine that joins: hive, or queen, which may be a hive as well (default: hive)")
 	f.StringVar(&name, "name", "", "`NAME` to know it by in \"rbee token list\"")
 	f.DurationVar(&ttl, "ttl", 0, "how long it is good for (default: 1h for join, for ever for api)")
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{string(core.TokenJoin), string(core.TokenAPI)}, cobra.ShellCompDirectiveNoFileComp))
@@ -104,7 +106,7 @@ func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, 
 		}
 		for _, role := range roles {
 			if !slices.Contains(roleNames(), role) {
-				return r, usageHint("It is queen or hive, or both with a comma between them.", "unknown role %q", role)
+				return r, usageHint("It is hive, or queen, which may be a hive as well.", "unknown role %q", role)
 			}
 			r.Roles = append(r.Roles, core.Role(role))
 		}
@@ -144,16 +146,12 @@ func (a *app) explainToken(ctx context.Context, c *client.Client, t core.NewToke
 		fmt.Fprintf(a.stderr, "%s"+once+" Send it as RBEE_TOKEN, or as the key of an OpenAI client:\n", until, t.ID)
 		return
 	}
-	as := "a queen and a hive"
-	if len(t.Roles) == 1 {
-		as = "a " + string(t.Roles[0])
+	as := "a hive"
+	if slices.Contains(t.Roles, core.RoleQueen) {
+		as = "a queen"
 	}
-	fmt.Fprintf(a.stderr, "%s and takes one machine into the cluster, as %s"+once+" On that machine:\n", until, as, t.ID)
-	flag := ""
-	if len(t.Roles) == 1 {
-		flag = " -" + string(t.Roles[0]) + "-only"
-	}
-	fmt.Fprintf(a.stderr, "  rbee agent -join TOKEN@%s%s\nwhere TOKEN is this:\n", a.joinHost(ctx, c), flag)
+	fmt.Fprintf(a.stderr, "%s and takes one machine into the cluster, as %s"+once+" On that machine:\n  rbee agent -join %s@%s\nThe token alone:\n",
+		until, as, t.ID, t.Secret, a.joinHost(ctx, c))
 }
 
 // joinHost is where a machine can join the cluster, as short as it can be said.

@@ -21,7 +21,8 @@ import (
 const joinTimeout = 30 * time.Second
 
 // Join takes this machine into a cluster: it redeems tokenAtHost, "TOKEN@host" or "TOKEN@host:port", at a queen and writes the identity that
-// it gets to the data folder. It does not start anything. Errors: Invalid for a token that cannot be read or an address that others cannot
+// it gets to the data folder. It does not start anything. Where nobody said the roles of this machine, it takes those that the token gives, and cfg
+// says so afterwards. Errors: Invalid for a token that cannot be read or an address that others cannot
 // reach, Conflict when the machine is in a cluster already or its name is taken, InUse when an agent uses the data folder, Unauthenticated for
 // a token that was used, revoked or is too old, or a queen of another cluster; Forbidden for a role that the token does not allow, Unavailable
 // when no queen answers.
@@ -81,12 +82,13 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	for _, r := range roles(cfg) {
 		req.Roles = append(req.Roles, string(r))
 	}
+	req.RolesOptional = !cfg.RolesGiven()
 	resp, err := queenv1.NewJoinServiceClient(conn).Join(ctx, req)
 	if err != nil {
 		return rpc.FromStatus(err)
 	}
 	view := resp.GetView()
-	_, err = pki.Create(cfg.DataDir, pki.Material{
+	identity, err := pki.Create(cfg.DataDir, pki.Material{
 		ClusterName: resp.GetClusterName(), Name: req.GetName(), RPCAddress: req.GetRpcAddress(), AddressFound: cfg.Bind.Advertise == "",
 		CAPEM:   resp.GetCaCertificates(),
 		NodePEM: resp.GetCertificate(), Key: key, SealKey: resp.GetSealKey(), GossipKeys: view.GetGossipKeys(),
@@ -94,6 +96,7 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	if err != nil {
 		return err
 	}
+	cfg.DefaultRoles(identity.Has(core.RoleQueen), identity.Has(core.RoleHive))
 	var queens []hive.QueenAddress
 	for _, q := range view.GetQueens() {
 		queens = append(queens, hive.QueenAddress{ID: q.GetId(), RPCAddress: q.GetRpcAddress()})

@@ -411,6 +411,21 @@ func (c *Config) blame(name, summary, problem string) hcl.Diagnostics {
 	return errorf(nil, summary, "%s (from %s %s): %s", name, o.Source, o.Name, problem)
 }
 
+// RolesGiven reports whether a file, a variable or a flag says what this machine is. Without any it is both.
+func (c *Config) RolesGiven() bool {
+	return c.origins["queen.enabled"].Source != SourceDefault || c.origins["hive.enabled"].Source != SourceDefault
+}
+
+// DefaultRoles sets what this machine is as far as nothing else says it.
+func (c *Config) DefaultRoles(queen, hive bool) {
+	if c.origins["queen.enabled"].Source == SourceDefault {
+		c.Queen.Enabled = queen
+	}
+	if c.origins["hive.enabled"].Source == SourceDefault {
+		c.Hive.Enabled = hive
+	}
+}
+
 // roles insists on something to do.
 func (l *loader) roles() {
 	c := l.c

@@ -65,16 +65,16 @@ func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*quee
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range n.Roles {
-		if !slices.Contains(t.Roles, r) {
-			return nil, core.WithHint(core.Errorf("", core.Forbidden, "the join token is not for a %s", r), "Make one that is: `rbee token create --type join --role %s`, or join in another role.", r)
-		}
+	if req.GetRolesOptional() {
+		n.Roles = slices.DeleteFunc(n.Roles, func(r core.Role) bool { return !slices.Contains(t.Roles, r) })
 	}
 	if n.KeyHash, err = requestKey(req.GetCertificateRequest()); err != nil {
 		return nil, err
 	}
-	if t.UsedBy != "" && (t.UsedBy != n.ID || string(t.UsedKeyHash) != string(n.KeyHash)) {
-		return nil, errJoinToken("the join token was used already, by node " + t.UsedBy)
+	registered, _ := registry.Node(nil, n.ID)
+	// The state machine decides; but what it would refuse is not worth a signature and an entry of the log.
+	if err := fsm.CheckJoin(t, n, registered, q.opts.Now()); err != nil {
+		return nil, err
 	}
 	certificate, err := q.sign(c, req.GetCertificateRequest(), &n, hosts)
 	if err != nil {

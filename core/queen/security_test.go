@@ -287,7 +287,7 @@ func TestJoin(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSecured(t)
-		text := s.joinToken()
+		text := s.joinToken(core.RoleQueen)
 		m := newMachine(t, "bbbbbbbb", "beta", text, "queen", "hive")
 		resp, err := s.tryJoin(m)
 		must.NoError(t, err)
@@ -551,5 +551,77 @@ func TestAloneHasNoCluster(t *testing.T) {
 		must.False(t, info.Stale)
 		_, err = c.q.Sync(t.Context(), "eventual")
 		mustFail(t, err, core.Invalid)
+	})
+}
+
+// A join token makes a hive unless a queen's is asked for by name, and what it made stays what it is: neither the same token, minutes or hours later, nor
+// the renewal of the certificate makes a queen of a hive.
+func TestUsedJoinTokenMakesNoQueen(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		for _, tt := range []struct{ asked, given []core.Role }{
+			{nil, []core.Role{core.RoleHive}},
+			{[]core.Role{core.RoleHive}, []core.Role{core.RoleHive}},
+			{[]core.Role{core.RoleQueen}, []core.Role{core.RoleHive, core.RoleQueen}},
+		} {
+			made, err := s.q.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenJoin, Roles: tt.asked})
+			must.NoError(t, err)
+			must.Eq(t, tt.given, made.Roles)
+		}
+		_, err := s.tryJoin(newMachine(t, "dddddddd", "delta", s.joinToken(), "hive", "queen"))
+		mustFail(t, err, core.Forbidden, "is not for a queen")
+
+		for i, wait := range []time.Duration{0, time.Minute, 20 * time.Hour} {
+			id := strings.Repeat(string(rune('b'+i)), 8)
+			m := newMachine(t, id, "hive-"+id, s.joinToken(core.RoleQueen), "hive")
+			_, err := s.tryJoin(m)
+			must.NoError(t, err)
+			time.Sleep(wait)
+			m.req.Roles = []string{"queen", "hive"}
+			resp, err := s.tryJoin(m)
+			mustFail(t, err, core.Unauthenticated, "used already")
+			must.Nil(t, resp)
+			m.req.Roles = []string{"hive"}
+			if _, err = s.tryJoin(m); wait < time.Hour {
+				must.NoError(t, err) // the first answer may have been lost
+			} else {
+				mustFail(t, err, core.Unauthenticated, "used already")
+			}
+
+			// Another token does not widen it either, and a certificate that is renewed says what the registry says.
+			m.req.Token, m.req.Roles = s.joinToken(core.RoleQueen), []string{"queen", "hive"}
+			_, err = s.tryJoin(m)
+			mustFail(t, err, core.Forbidden, "cannot become")
+			client, as := s.caller(id)
+			renewed, err := client.Renew(as, &queenv1.RenewRequest{CertificateRequest: m.req.GetCertificateRequest()})
+			must.NoError(t, rpc.FromStatus(err))
+			block, _ := pem.Decode(renewed.GetCertificate())
+			c, err := x509.ParseCertificate(block.Bytes)
+			must.NoError(t, err)
+			n, err := pki.NodeOf(c)
+			must.NoError(t, err)
+			must.Eq(t, []core.Role{core.RoleHive}, n.Roles)
+		}
+	})
+}
+
+// A machine whose roles nobody said takes those that its token gives.
+func TestJoinTakesTheRolesOfItsToken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		for id, tt := range map[string]struct{ token, want []core.Role }{
+			"bbbbbbbb": {nil, []core.Role{core.RoleHive}},
+			"cccccccc": {[]core.Role{core.RoleQueen}, []core.Role{core.RoleHive, core.RoleQueen}},
+		} {
+			m := newMachine(t, id, "m-"+id, s.joinToken(tt.token...), "queen", "hive")
+			m.req.RolesOptional = true
+			resp, err := s.tryJoin(m)
+			must.NoError(t, err)
+			must.Eq(t, slices.Contains(tt.want, core.RoleQueen), len(resp.GetSealKey()) > 0)
+			n, _ := s.q.registry().Node(nil, id)
+			must.Eq(t, tt.want, n.Roles)
+		}
 	})
 }

@@ -103,8 +103,12 @@ func checkTokenRequest(r *core.TokenRequest) error {
 		if len(r.Scopes) > 0 {
 			return invalid("Scopes are for API tokens.", "a join token has no scopes")
 		}
-		if len(r.Roles) == 0 {
-			r.Roles = []core.Role{core.RoleQueen, core.RoleHive}
+		switch {
+		case len(r.Roles) == 0:
+			r.Roles = []core.Role{core.RoleHive}
+		case slices.Contains(r.Roles, core.RoleQueen):
+			// A queen can sign whatever certificate it likes: to keep it from running workers would keep nothing.
+			r.Roles = append(r.Roles, core.RoleHive)
 		}
 		for _, role := range r.Roles {
 			if role != core.RoleQueen && role != core.RoleHive {

@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"slices"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
@@ -39,7 +40,7 @@ func (e *entry) putNode(op *raftv1.PutNode) error {
 	if n.ID == "" {
 		return core.Errorf("put node", core.Invalid, "the node has no id")
 	}
-	token, err := e.joinToken(op.GetJoinToken(), n)
+	token, err := e.joinToken(op, n)
 	if err != nil {
 		return err
 	}
@@ -51,6 +52,8 @@ func (e *entry) putNode(op *raftv1.PutNode) error {
 	case known && !bytes.Equal(old.KeyHash, n.KeyHash):
 		return core.WithHint(core.Errorf("put node", core.Conflict, "node %s (%s) is in the cluster with another key", old.ID, old.Name),
 			"Two machines have one node id, or this one lost its key: remove the data_dir/node-id of its agent and let it join with a new token.")
+	case known && op.GetKeepRoles() && !within(n.Roles, old.Roles):
+		return widens(old, n.Roles)
 	}
 	if other, ok := e.NodeNamed(n.Name); ok && other.ID != n.ID && !other.Revoked {
 		return core.WithHint(core.Errorf("put node", core.Conflict, "node %s has the name %q already", other.ID, other.Name), "Give this node another name.")
@@ -65,30 +68,77 @@ func (e *entry) putNode(op *raftv1.PutNode) error {
 	}
 	if token.ID != "" && token.UsedBy == "" {
 		token.UsedBy, token.UsedKeyHash, token.ModifyIndex = n.ID, n.KeyHash, e.index
+		if op.GetBindToken() {
+			token.UsedAt = e.at
+		}
 		e.PutToken(token)
 	}
 	return nil
 }
 
 // joinToken is the token that takes the node in; the zero one where none is named.
-func (e *entry) joinToken(id string, n core.Node) (core.Token, error) {
+func (e *entry) joinToken(op *raftv1.PutNode, n core.Node) (core.Token, error) {
+	id := op.GetJoinToken()
 	if id == "" {
 		return core.Token{}, nil
 	}
 	token, ok := e.Token(id)
-	switch {
-	case !ok || token.Kind != core.TokenJoin:
+	if !ok || token.Kind != core.TokenJoin {
 		return core.Token{}, badToken("there is no join token %q, or no longer", id)
-	case token.UsedBy != "" && (token.UsedBy != n.ID || !bytes.Equal(token.UsedKeyHash, n.KeyHash)):
+	}
+	if op.GetBindToken() {
+		old, _ := e.Node(n.ID)
+		return token, CheckJoin(token, n, old, e.at)
+	}
+	if token.UsedBy != "" && (token.UsedBy != n.ID || !bytes.Equal(token.UsedKeyHash, n.KeyHash)) {
 		return core.Token{}, badToken("join token %s was used by another machine", id)
 	}
+	return token, checkRoles(token, n)
+}
+
+// JoinRepeat bounds how long after its first use a join token lets the same machine repeat the call, whose answer may have been lost.
+const JoinRepeat = 5 * time.Minute
+
+// CheckJoin reports why a join token does not take node n in, at a time; nil: it does. The first use of a token binds it to the node's id, name, roles,
+// address and key, which registered, the registry's entry under the node's id, has. Errors: Unauthenticated for a token that was used, unless it is a
+// repetition within JoinRepeat; Forbidden for a role that the token does not give, or that a registered node does not have.
+func CheckJoin(t core.Token, n, registered core.Node, at time.Time) error {
+	switch {
+	case t.UsedBy != "" && (t.UsedBy != n.ID || !bytes.Equal(t.UsedKeyHash, n.KeyHash)):
+		return badToken("join token %s was used already, by node %s", t.ID, t.UsedBy)
+	case t.UsedBy != "" && (t.UsedAt.IsZero() || at.Sub(t.UsedAt).Abs() > JoinRepeat):
+		return badToken("join token %s was used already, more than %s ago", t.ID, JoinRepeat)
+	case t.UsedBy != "" && !sameMachine(n, registered):
+		return badToken("join token %s was used already, by this node with another name, address or roles", t.ID)
+	case registered.ID != "" && !within(n.Roles, registered.Roles):
+		return widens(registered, n.Roles)
+	}
+	return checkRoles(t, n)
+}
+
+func checkRoles(t core.Token, n core.Node) error {
 	for _, r := range n.Roles {
-		if len(token.Roles) > 0 && !slices.Contains(token.Roles, r) {
-			return core.Token{}, core.WithHint(core.Errorf("put node", core.Forbidden, "join token %s does not allow the role %s", id, r),
-				"Make a join token with the roles that the machine shall have.")
+		if len(t.Roles) > 0 && !slices.Contains(t.Roles, r) {
+			return core.WithHint(core.Errorf("put node", core.Forbidden, "join token %s is not for a %s", t.ID, r),
+				"Make one that is: `rbee token create --type join --role %s`, or join in another role.", r)
 		}
 	}
-	return token, nil
+	return nil
+}
+
+// within reports whether every role of a node is one of those allowed.
+func within(roles, allowed []core.Role) bool {
+	return !slices.ContainsFunc(roles, func(r core.Role) bool { return !slices.Contains(allowed, r) })
+}
+
+func widens(old core.Node, roles []core.Role) error {
+	return core.WithHint(core.Errorf("put node", core.Forbidden, "node %s (%s) is registered as %v and cannot become %v", old.ID, old.Name, old.Roles, roles),
+		"Have it leave, `rbee cluster leave %s`, and join again with a token for the new role.", old.ID)
+}
+
+// sameMachine compares what a machine says of itself when it joins; the certificate is made anew each time.
+func sameMachine(a, b core.Node) bool {
+	return a.ID == b.ID && a.Name == b.Name && slices.Equal(a.Roles, b.Roles) && a.RPCAddress == b.RPCAddress && bytes.Equal(a.KeyHash, b.KeyHash)
 }
 
 func badToken(format string, args ...any) error {
@@ -132,7 +182,7 @@ func (e *entry) removeNode(id string) error {
 
 func (e *entry) putToken(p *raftv1.Token) error {
 	t := tokenFromProto(p)
-	t.UsedBy, t.UsedKeyHash = "", nil
+	t.UsedBy, t.UsedKeyHash, t.UsedAt = "", nil, time.Time{}
 	if t.ID == "" {
 		return core.Errorf("put token", core.Invalid, "the token has no id")
 	}

@@ -78,7 +78,7 @@ func TestApplyToCluster(t *testing.T) {
 		t.CreateIndex, t.ModifyIndex = create, modify
 		return t
 	}
-	used := func(t core.Token, by string) core.Token { t.UsedBy, t.UsedKeyHash = by, hash(0); return t }
+	used := func(t core.Token, by string) core.Token { t.UsedBy, t.UsedAt, t.UsedKeyHash = by, born, hash(0); return t }
 	revoked := func(n core.Node) core.Node { n.Revoked = true; return n }
 	c1, n1, n2, t1, j1 := cluster("c1"), node("n1", "one"), node("n2", "two"), apiToken("t1"), joinToken("j1")
 	sync := func(id string, incarnation uint64, w ...core.Worker) *raftv1.Command {
@@ -149,10 +149,10 @@ func TestApplyToCluster(t *testing.T) {
 			want: world{nodes: []core.Node{n(n1, 10, 10)}, tokens: []core.Token{k(used(j1, "n1"), 1, 10)}},
 		},
 		{
-			name: "a node joins again with its own token", before: cmds{fsm.PutToken(j1), fsm.PutNode(n1, "j1")},
-			cmd: fsm.PutNode(with(n1, func(n *core.Node) { n.RPCAddress = "h:2" }), "j1"),
+			name: "a node joins again with its own token and another certificate", before: cmds{fsm.PutToken(j1), fsm.PutNode(n1, "j1")},
+			cmd: fsm.PutNode(with(n1, func(n *core.Node) { n.CertificateExpiresAt = born.Add(time.Hour) }), "j1"),
 			want: world{
-				nodes:  []core.Node{n(with(n1, func(n *core.Node) { n.RPCAddress = "h:2" }), 2, 10)},
+				nodes:  []core.Node{n(with(n1, func(n *core.Node) { n.CertificateExpiresAt = born.Add(time.Hour) }), 2, 10)},
 				tokens: []core.Token{k(used(j1, "n1"), 1, 2)},
 			},
 		},
@@ -438,4 +438,71 @@ func TestTwoMachinesWithOneID(t *testing.T) {
 	must.Eq(t, core.Conflict, core.KindOf(r.Err))
 	must.StrContains(t, core.HintOf(r.Err), "Another agent runs with this hive's id")
 	must.True(t, bytes.Equal(before, records(t, f)))
+}
+
+// A join token is bound to its first use: what comes later is the same call within minutes, or refused.
+func TestJoinTokenSecondUse(t *testing.T) {
+	t.Parallel()
+	both := []core.Role{core.RoleHive, core.RoleQueen}
+	wide := func() core.Token { return with(joinToken("j1"), func(t *core.Token) { t.Roles = both }) }
+	n1 := node("n1", "one")
+	for name, tt := range map[string]struct {
+		node  core.Node
+		after time.Duration
+		kind  core.Kind
+	}{
+		"the same at once":           {node: n1},
+		"the same minutes later":     {node: n1, after: fsm.JoinRepeat},
+		"the same by a slower clock": {node: n1, after: -fsm.JoinRepeat},
+		"the same too late":          {node: n1, after: fsm.JoinRepeat + time.Second, kind: core.Unauthenticated},
+		"the same a day later":       {node: n1, after: 20 * time.Hour, kind: core.Unauthenticated},
+		"the same long before":       {node: n1, after: -time.Hour, kind: core.Unauthenticated},
+		"more roles":                 {node: with(n1, func(n *core.Node) { n.Roles = both }), kind: core.Unauthenticated},
+		"another role":               {node: with(n1, func(n *core.Node) { n.Roles = []core.Role{core.RoleQueen} }), kind: core.Unauthenticated},
+		"another name":               {node: with(n1, func(n *core.Node) { n.Name = "two" }), kind: core.Unauthenticated},
+		"another address":            {node: with(n1, func(n *core.Node) { n.RPCAddress = "10.0.0.2:7834" }), kind: core.Unauthenticated},
+		"another key":                {node: with(n1, func(n *core.Node) { n.KeyHash = hash(9) }), kind: core.Unauthenticated},
+		"another id":                 {node: with(n1, func(n *core.Node) { n.ID = "n2" }), kind: core.Unauthenticated},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := fsm.New()
+			must.NoError(t, apply(t, f, 1, fsm.PutToken(wide())).Err)
+			must.NoError(t, apply(t, f, 2, fsm.PutNode(n1, "j1")).Err)
+			before := records(t, f)
+			again := fsm.PutNode(tt.node, "j1")
+			again.AtUnixNano = born.Add(tt.after).UnixNano()
+			r := apply(t, f, 3, again)
+			must.Eq(t, tt.kind, core.KindOf(r.Err), must.Sprint(r.Err))
+			must.True(t, bytes.Equal(before, records(t, f)))
+			if tt.kind != "" {
+				must.NotEq(t, "", core.HintOf(r.Err))
+			}
+		})
+	}
+}
+
+// No command gives a registered node another role, whatever it comes with; entries of an older log are applied as they were.
+func TestNodeKeepsItsRoles(t *testing.T) {
+	t.Parallel()
+	both := []core.Role{core.RoleHive, core.RoleQueen}
+	n1 := node("n1", "one")
+	wider := with(n1, func(n *core.Node) { n.Roles = both })
+	for _, token := range []string{"", "j1"} {
+		f := fsm.New()
+		must.NoError(t, apply(t, f, 1, fsm.PutNode(n1, "")).Err)
+		must.NoError(t, apply(t, f, 2, fsm.PutToken(with(joinToken("j1"), func(t *core.Token) { t.Roles = both }))).Err)
+		r := apply(t, f, 3, fsm.PutNode(wider, token))
+		must.Eq(t, core.Forbidden, core.KindOf(r.Err), must.Sprint(token))
+		got, _ := f.State().Node(nil, "n1")
+		must.Eq(t, n1.Roles, got.Roles)
+
+		old := fsm.PutNode(wider, token)
+		old.GetPutNode().BindToken, old.GetPutNode().KeepRoles = false, false
+		must.NoError(t, apply(t, f, 4, old).Err)
+		got, _ = f.State().Node(nil, "n1")
+		must.Eq(t, both, got.Roles)
+
+		must.NoError(t, apply(t, f, 5, fsm.PutNode(n1, "")).Err) // fewer is no harm
+	}
 }

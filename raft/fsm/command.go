@@ -99,10 +99,10 @@ func InitCluster(c core.Cluster, token *core.Token, node *core.Node) *raftv1.Com
 // PutNode makes the command that takes a node into the cluster or renews what is known of it, and uses up the join token with the id, if there is one.
 // Revoked and the indexes do not go along.
 //
-// Result: Conflict for a name that another node has (revoked ones aside), an id that has another key, and a revoked node; Unauthenticated for a join
-// token that is not there, is none, or was used by another node or key; Forbidden for a role that the token does not give.
+// Result: Conflict for a name that another node has (revoked ones aside), an id that has another key, and a revoked node; Forbidden for a role that the
+// registered node does not have; Unauthenticated for a join token that is not there or is none; and what CheckJoin says.
 func PutNode(n core.Node, joinToken string) *raftv1.Command {
-	return &raftv1.Command{Op: &raftv1.Command_PutNode{PutNode: &raftv1.PutNode{Node: newNode(n), JoinToken: joinToken}}}
+	return &raftv1.Command{Op: &raftv1.Command_PutNode{PutNode: &raftv1.PutNode{Node: newNode(n), JoinToken: joinToken, BindToken: joinToken != "", KeepRoles: true}}}
 }
 
 // RevokeNode makes the command that has a node's certificates refused for ever, and removes its hive as RemoveHive does. Result: NotFound.
@@ -141,7 +141,7 @@ func newNode(n core.Node) *raftv1.Node {
 
 func newToken(t core.Token) *raftv1.Token {
 	p := tokenToProto(t)
-	p.UsedBy, p.UsedKeyHash, p.CreateIndex, p.ModifyIndex = "", nil, 0, 0
+	p.UsedBy, p.UsedKeyHash, p.UsedUnix, p.CreateIndex, p.ModifyIndex = "", nil, 0, 0, 0
 	return p
 }
 

@@ -93,7 +93,7 @@ func tokenToProto(t core.Token) *raftv1.Token {
 	}
 	return &raftv1.Token{
 		Id: t.ID, Name: t.Name, Kind: string(t.Kind), SecretHash: t.SecretHash, Scopes: texts[string](t.Scopes), Roles: texts[string](t.Roles),
-		CreatedUnix: unixOf(t.CreatedAt), TtlSeconds: ttl, UsedBy: t.UsedBy, UsedKeyHash: t.UsedKeyHash,
+		CreatedUnix: unixOf(t.CreatedAt), TtlSeconds: ttl, UsedBy: t.UsedBy, UsedKeyHash: t.UsedKeyHash, UsedUnix: unixOf(t.UsedAt),
 		CreateIndex: t.CreateIndex, ModifyIndex: t.ModifyIndex,
 	}
 }
@@ -103,7 +103,7 @@ func tokenFromProto(p *raftv1.Token) core.Token {
 		ID: p.GetId(), Name: p.GetName(), Kind: core.TokenKind(p.GetKind()), SecretHash: bytes.Clone(p.GetSecretHash()),
 		Scopes: texts[core.Scope](p.GetScopes()), Roles: texts[core.Role](p.GetRoles()),
 		CreatedAt: timeOf(p.GetCreatedUnix()), TTL: core.Duration(max(0, min(p.GetTtlSeconds(), maxTTLSeconds)) * second),
-		UsedBy: p.GetUsedBy(), UsedKeyHash: bytes.Clone(p.GetUsedKeyHash()), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
+		UsedBy: p.GetUsedBy(), UsedKeyHash: bytes.Clone(p.GetUsedKeyHash()), UsedAt: timeOf(p.GetUsedUnix()), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
 	}
 }
 

@@ -4,6 +4,7 @@ package fsm
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
@@ -94,7 +95,7 @@ func (f *FSM) Apply(l *raft.Log) any {
 		if op == nil {
 			return nil
 		}
-		e := &entry{Txn: t, index: l.Index, rules: c.GetMinFsm()}
+		e := &entry{Txn: t, index: l.Index, rules: c.GetMinFsm(), at: timeOf(c.GetAtUnixNano() / second)}
 		err := op(e)
 		errs = e.errs
 		return err
@@ -107,6 +108,7 @@ type entry struct {
 	*state.Txn
 	index uint64
 	rules uint32  // the state machine version that the command was made for
+	at    time.Time // the leader's clock when the command was made, in whole seconds
 	errs  []error // Result.Errs
 }
 

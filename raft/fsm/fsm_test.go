@@ -52,6 +52,10 @@ func apply(t testing.TB, f *fsm.FSM, index uint64, c *raftv1.Command) fsm.Result
 		c = proto.CloneOf(c)
 		c.MinFsm = fsm.Required(c)
 	}
+	if c.GetAtUnixNano() == 0 {
+		c = proto.CloneOf(c)
+		c.AtUnixNano = born.UnixNano()
+	}
 	data, err := fsm.Encode(c)
 	must.NoError(t, err)
 	r, ok := f.Apply(&raft.Log{Index: index, Term: 1, Type: raft.LogCommand, Data: data}).(fsm.Result)

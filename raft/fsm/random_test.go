@@ -90,7 +90,7 @@ func TestDeterminism(t *testing.T) {
 		before := records(t, a)
 		for i := range uint64(300) {
 			c := random(r)
-			c.AtUnixNano = int64(i)
+			c.AtUnixNano = born.Add(time.Duration(i) * time.Second).UnixNano()
 			must.NoError(t, fsm.Validate(c))
 			ra, rb := apply(t, a, i+1, c), apply(t, b, i+1, proto.CloneOf(c))
 			must.Eq(t, fmt.Sprint(ra.Err, ra.Errs), fmt.Sprint(rb.Err, rb.Errs))
@@ -165,7 +165,7 @@ func TestEveryFieldSurvives(t *testing.T) {
 	c := core.Cluster{}
 	fill(t, reflect.ValueOf(&c).Elem(), "CreateIndex", "ModifyIndex")
 	api := core.Token{}
-	fill(t, reflect.ValueOf(&api).Elem(), "CreateIndex", "ModifyIndex", "Roles", "UsedBy", "UsedKeyHash")
+	fill(t, reflect.ValueOf(&api).Elem(), "CreateIndex", "ModifyIndex", "Roles", "UsedBy", "UsedAt", "UsedKeyHash")
 	api.Kind, api.SecretHash, api.Scopes, api.TTL = core.TokenAPI, hash(1), core.Scopes(), core.Duration(time.Hour)
 	join := core.Token{}
 	fill(t, reflect.ValueOf(&join).Elem(), "CreateIndex", "ModifyIndex", "Scopes")
@@ -191,7 +191,7 @@ func TestEveryFieldSurvives(t *testing.T) {
 		must.NoError(t, fsm.Validate(cmd))
 		must.NoError(t, apply(t, f, uint64(i+1), cmd).Err, must.Sprint(i))
 	}
-	join.UsedBy, join.UsedKeyHash = n.ID, n.KeyHash
+	join.UsedBy, join.UsedAt, join.UsedKeyHash = n.ID, born, n.KeyHash
 	first.Revoked = true
 	h.CreateIndex, h.ModifyIndex = 9, 10
 	w.CreateIndex, w.ModifyIndex = 9, 9

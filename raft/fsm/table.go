@@ -40,6 +40,8 @@ var features = []Feature{
 		"Command.put_node", "Command.revoke_node", "Command.remove_node", "SnapshotRecord.node",
 	}},
 	{Name: "tokens", Since: 2, Fields: []string{"Command.put_token", "Command.delete_token", "SnapshotRecord.token"}},
+	{Name: "join tokens that are bound to their first use", Since: 3, Fields: []string{"PutNode.bind_token", "Token.used_unix"}},
+	{Name: "nodes that keep their roles", Since: 3, Fields: []string{"PutNode.keep_roles"}, Optional: true},
 }
 
 // Table says what a build of some version knows. Its methods may be called concurrently.

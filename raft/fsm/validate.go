@@ -195,7 +195,7 @@ func (v *validator) token(t *raftv1.Token) {
 	v.hash("token secret hash", t.GetSecretHash())
 	v.number("birth of the token", t.GetCreatedUnix(), maxSeconds)
 	v.number("life of the token in seconds", t.GetTtlSeconds(), maxTTLSeconds)
-	if t.GetUsedBy() != "" || len(t.GetUsedKeyHash()) > 0 {
+	if t.GetUsedBy() != "" || len(t.GetUsedKeyHash()) > 0 || t.GetUsedUnix() != 0 {
 		v.fail(core.Invalid, "token %s is used already", t.GetId())
 	}
 	switch core.TokenKind(t.GetKind()) {

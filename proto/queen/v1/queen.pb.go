@@ -1400,7 +1400,9 @@ type JoinRequest struct {
 	// PKCS #10, DER.
 	CertificateRequest []byte `protobuf:"bytes,6,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
 	// Host names and addresses, beside that of rpc_address, that the certificate shall be valid for.
-	Hosts         []string `protobuf:"bytes,7,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Hosts []string `protobuf:"bytes,7,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Nobody asked for the roles: those that the token does not give are left out.
+	RolesOptional bool `protobuf:"varint,8,opt,name=roles_optional,json=rolesOptional,proto3" json:"roles_optional,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1482,6 +1484,13 @@ func (x *JoinRequest) GetHosts() []string {
 		return x.Hosts
 	}
 	return nil
+}
+
+func (x *JoinRequest) GetRolesOptional() bool {
+	if x != nil {
+		return x.RolesOptional
+	}
+	return false
 }
 
 type JoinResponse struct {
@@ -2083,7 +2092,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x16RestoreSnapshotRequest\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"/\n" +
 	"\x17RestoreSnapshotResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\xc9\x01\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\xf0\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -2092,7 +2101,8 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\vrpc_address\x18\x05 \x01(\tR\n" +
 	"rpcAddress\x12/\n" +
 	"\x13certificate_request\x18\x06 \x01(\fR\x12certificateRequest\x12\x14\n" +
-	"\x05hosts\x18\a \x03(\tR\x05hosts\"\x82\x02\n" +
+	"\x05hosts\x18\a \x03(\tR\x05hosts\x12%\n" +
+	"\x0eroles_optional\x18\b \x01(\bR\rrolesOptional\"\x82\x02\n" +
 	"\fJoinResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12!\n" +
 	"\fcluster_name\x18\x02 \x01(\tR\vclusterName\x12'\n" +

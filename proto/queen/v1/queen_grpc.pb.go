@@ -627,7 +627,7 @@ const (
 //
 // For machines that join, and for their certificates.
 type JoinServiceClient interface {
-	// Takes a machine into the cluster: checks its token, signs its certificate. A repeated call with the same token, node and key gives the same.
+	// Takes a machine into the cluster: checks its token, signs its certificate. The same call may be repeated for some minutes.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 	// Signs a new certificate for the calling node.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
@@ -667,7 +667,7 @@ func (c *joinServiceClient) Renew(ctx context.Context, in *RenewRequest, opts ..
 //
 // For machines that join, and for their certificates.
 type JoinServiceServer interface {
-	// Takes a machine into the cluster: checks its token, signs its certificate. A repeated call with the same token, node and key gives the same.
+	// Takes a machine into the cluster: checks its token, signs its certificate. The same call may be repeated for some minutes.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	// Signs a new certificate for the calling node.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)

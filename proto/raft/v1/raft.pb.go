@@ -691,7 +691,11 @@ type PutNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// The join token that is used up by it, if any: it must exist and be unused, or have been used by this very node and key.
-	JoinToken     string `protobuf:"bytes,2,opt,name=join_token,json=joinToken,proto3" json:"join_token,omitempty"`
+	JoinToken string `protobuf:"bytes,2,opt,name=join_token,json=joinToken,proto3" json:"join_token,omitempty"`
+	// The token is bound to its first use: it must be unused, or have been used minutes ago by the very same node, with the same name, roles and address.
+	BindToken bool `protobuf:"varint,3,opt,name=bind_token,json=bindToken,proto3" json:"bind_token,omitempty"`
+	// A registered node gets no role that it does not have.
+	KeepRoles     bool `protobuf:"varint,4,opt,name=keep_roles,json=keepRoles,proto3" json:"keep_roles,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -738,6 +742,20 @@ func (x *PutNode) GetJoinToken() string {
 		return x.JoinToken
 	}
 	return ""
+}
+
+func (x *PutNode) GetBindToken() bool {
+	if x != nil {
+		return x.BindToken
+	}
+	return false
+}
+
+func (x *PutNode) GetKeepRoles() bool {
+	if x != nil {
+		return x.KeepRoles
+	}
+	return false
 }
 
 // RevokeNode has the node's certificates refused for ever, and removes its hive as RemoveHive does.
@@ -1200,10 +1218,12 @@ type Token struct {
 	// 0: for ever. The leader deletes it then; nobody else looks at a clock.
 	TtlSeconds int64 `protobuf:"varint,8,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
 	// The node that used a join token, and its key.
-	UsedBy        string `protobuf:"bytes,9,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
-	UsedKeyHash   []byte `protobuf:"bytes,10,opt,name=used_key_hash,json=usedKeyHash,proto3" json:"used_key_hash,omitempty"`
-	CreateIndex   uint64 `protobuf:"varint,11,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
-	ModifyIndex   uint64 `protobuf:"varint,12,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	UsedBy      string `protobuf:"bytes,9,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	UsedKeyHash []byte `protobuf:"bytes,10,opt,name=used_key_hash,json=usedKeyHash,proto3" json:"used_key_hash,omitempty"`
+	CreateIndex uint64 `protobuf:"varint,11,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
+	ModifyIndex uint64 `protobuf:"varint,12,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	// When a join token was used, by the leader's clock; 0: not yet, or by version 2 of the state machine.
+	UsedUnix      int64 `protobuf:"varint,13,opt,name=used_unix,json=usedUnix,proto3" json:"used_unix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1318,6 +1338,13 @@ func (x *Token) GetCreateIndex() uint64 {
 func (x *Token) GetModifyIndex() uint64 {
 	if x != nil {
 		return x.ModifyIndex
+	}
+	return 0
+}
+
+func (x *Token) GetUsedUnix() int64 {
+	if x != nil {
+		return x.UsedUnix
 	}
 	return 0
 }
@@ -2066,11 +2093,15 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\vInitCluster\x12/\n" +
 	"\acluster\x18\x01 \x01(\v2\x15.rbee.raft.v1.ClusterR\acluster\x12)\n" +
 	"\x05token\x18\x02 \x01(\v2\x13.rbee.raft.v1.TokenR\x05token\x12&\n" +
-	"\x04node\x18\x03 \x01(\v2\x12.rbee.raft.v1.NodeR\x04node\"P\n" +
+	"\x04node\x18\x03 \x01(\v2\x12.rbee.raft.v1.NodeR\x04node\"\x8e\x01\n" +
 	"\aPutNode\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.rbee.raft.v1.NodeR\x04node\x12\x1d\n" +
 	"\n" +
-	"join_token\x18\x02 \x01(\tR\tjoinToken\" \n" +
+	"join_token\x18\x02 \x01(\tR\tjoinToken\x12\x1d\n" +
+	"\n" +
+	"bind_token\x18\x03 \x01(\bR\tbindToken\x12\x1d\n" +
+	"\n" +
+	"keep_roles\x18\x04 \x01(\bR\tkeepRoles\" \n" +
 	"\n" +
 	"RevokeNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\" \n" +
@@ -2105,7 +2136,7 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x18certificate_expires_unix\x18\x06 \x01(\x03R\x16certificateExpiresUnix\x12\x18\n" +
 	"\arevoked\x18\a \x01(\bR\arevoked\x12!\n" +
 	"\fcreate_index\x18\b \x01(\x04R\vcreateIndex\x12!\n" +
-	"\fmodify_index\x18\t \x01(\x04R\vmodifyIndex\"\xd5\x02\n" +
+	"\fmodify_index\x18\t \x01(\x04R\vmodifyIndex\"\xf2\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2121,7 +2152,8 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\rused_key_hash\x18\n" +
 	" \x01(\fR\vusedKeyHash\x12!\n" +
 	"\fcreate_index\x18\v \x01(\x04R\vcreateIndex\x12!\n" +
-	"\fmodify_index\x18\f \x01(\x04R\vmodifyIndex\"W\n" +
+	"\fmodify_index\x18\f \x01(\x04R\vmodifyIndex\x12\x1b\n" +
+	"\tused_unix\x18\r \x01(\x03R\busedUnix\"W\n" +
 	"\tTombstone\x12\x12\n" +
 	"\x04hive\x18\x01 \x01(\tR\x04hive\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x14\n" +
