@@ -108,7 +108,10 @@ func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, 
 			if !slices.Contains(roleNames(), role) {
 				return r, usageHint("It is hive, or queen, which may be a hive as well.", "unknown role %q", role)
 			}
-			r.Roles = append(r.Roles, core.Role(role))
+		}
+		r.Roles = []core.Role{core.RoleHive} // said, as older queens make a queen's token of none
+		if slices.Contains(roles, string(core.RoleQueen)) {
+			r.Roles = []core.Role{core.RoleQueen, core.RoleHive}
 		}
 	case core.TokenAPI:
 		if len(roles) > 0 {

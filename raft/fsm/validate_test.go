@@ -180,9 +180,17 @@ func TestRequired(t *testing.T) {
 	for _, c := range []*raftv1.Command{
 		fsm.SyncHive(addressed(h, "h:1"), nil), fsm.SyncHives(many(1)), fsm.SetHiveDraining("h", true),
 		fsm.RetireWorker("w"), fsm.RemoveHive("h"), // they leave more behind than they did
-		fsm.InitCluster(cluster("c"), nil, nil), fsm.PutNode(node("n", "n"), ""), fsm.RevokeNode("n"), fsm.RemoveNode("n"),
+		fsm.InitCluster(cluster("c"), nil, nil), fsm.RevokeNode("n"), fsm.RemoveNode("n"),
 		fsm.PutToken(apiToken("t")), fsm.DeleteToken("t"), fsm.SetKeyring([]byte("k"), 1),
 	} {
 		must.Eq(t, 2, fsm.Required(c), must.Sprint(c))
+	}
+	// A certificate is renewed while an older queen lives; a machine that joins waits for the upgrade, as its token would not be bound.
+	table := fsm.NewTable(fsm.Version, fsm.Features())
+	for token, want := range map[string]uint32{"": 2, "j": 3} {
+		c := fsm.PutNode(node("n", "n"), token)
+		must.Eq(t, 3, fsm.Required(c))
+		table.Fit(c, 2)
+		must.Eq(t, want, fsm.Required(c), must.Sprint(token))
 	}
 }

@@ -145,7 +145,7 @@ func (c *cluster) join(queens, hives int) {
 	first.awaitAnswer()
 	c.await(func(core.Status) error { return nil }) // it takes the token: the cluster is in the registry
 	for _, n := range c.nodes[1:] {
-		n.start("-join", first.joinToken()+"@"+first.ip)
+		n.start("-join", first.joinToken(n)+"@"+first.ip)
 	}
 	for _, n := range c.nodes {
 		if n.queen {
@@ -292,11 +292,15 @@ func (n *node) must(args ...string) string {
 	return r.stdout
 }
 
-// joinToken makes a token that takes one machine in.
-func (n *node) joinToken() string {
+// joinToken makes a token that takes another machine in.
+func (n *node) joinToken(other *node) string {
 	n.c.t.Helper()
 	var made core.NewToken
-	out := n.must("token", "create", "--type", "join", "--ttl", "1h", "--format", "json")
+	args := []string{"token", "create", "--type", "join", "--ttl", "1h", "--format", "json"}
+	if other.queen {
+		args = append(args, "--role", "queen")
+	}
+	out := n.must(args...)
 	must.NoError(n.c.t, json.Unmarshal([]byte(out), &made), must.Sprint(out))
 	return made.Secret
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,6 +23,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/rpc"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
 // insider has the CA of a cluster, which nobody outside the registry has once the first queen has started.
@@ -162,8 +164,8 @@ func TestIntruders(t *testing.T) {
 	}
 
 	// A join token takes one machine in, once.
-	joinToken := first.joinToken()
 	second := c.add("hive-2", false, true)
+	joinToken := asJSON[core.NewToken](first, "token", "create", "--type", "join", "--role", "queen").Secret // which it does not make full use of
 	second.start("-join", joinToken+"@"+first.ip)
 	hives := func(want int) func(core.Status) error {
 		return func(s core.Status) error {
@@ -174,6 +176,16 @@ func TestIntruders(t *testing.T) {
 		}
 	}
 	c.await(hives(2))
+	for _, role := range []core.Role{core.RoleHive, core.RoleQueen} { // with the key of its own, which no other machine has
+		resp, err := second.joinAgain(joinToken, first.ip+":7834", core.RoleHive, role)
+		if role == core.RoleHive {
+			must.NoError(t, err)
+			must.SliceEmpty(t, resp.GetSealKey())
+			continue
+		}
+		must.Eq(t, core.Unauthenticated, core.KindOf(err), must.Sprint(err))
+		must.Nil(t, resp)
+	}
 	third := c.add("hive-3", false, true)
 	replay := third.run("cluster", "join", joinToken+"@"+first.ip, "--config", third.file)
 	must.Eq(t, 1, replay.code)
@@ -223,6 +235,30 @@ func TestIntruders(t *testing.T) {
 			must.StrNotContains(t, n.log.String(), strings.Split(secret, "_")[2])
 		}
 	}
+}
+
+// joinAgain repeats the call with which a node joined, with its own id, key, name and address, in these roles.
+func (n *node) joinAgain(joinToken, queen string, roles ...core.Role) (*queenv1.JoinResponse, error) {
+	t := n.c.t
+	t.Helper()
+	id, err := pki.Load(n.dir)
+	must.NoError(t, err)
+	fingerprint, err := pki.Fingerprint(id.CAPEM())
+	must.NoError(t, err)
+	request, err := id.Request()
+	must.NoError(t, err)
+	conn, err := rpc.JoinConn(t.Context(), queen, fingerprint)
+	must.NoError(t, err)
+	defer conn.Close()
+	req := &queenv1.JoinRequest{Token: joinToken, Node: id.Node().ID, Name: id.Node().Name, RpcAddress: id.RPCAddress(), CertificateRequest: request}
+	for _, r := range slices.Compact(roles) {
+		req.Roles = append(req.Roles, string(r))
+	}
+	resp, err := queenv1.NewJoinServiceClient(conn).Join(t.Context(), req)
+	if err != nil {
+		return nil, rpc.FromStatus(err)
+	}
+	return resp, nil
 }
 
 // otherSecret is a token with the same id and another secret.

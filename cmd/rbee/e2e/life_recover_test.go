@@ -79,7 +79,7 @@ func TestLostQuorum(t *testing.T) {
 
 	// A machine with the name of a lost one comes in its place.
 	fresh := c.add("queen-4", true, false)
-	fresh.start("-join", survivor.joinToken()+"@"+survivor.ip)
+	fresh.start("-join", survivor.joinToken(fresh)+"@"+survivor.ip)
 	fresh.awaitAnswer()
 	c.await(func(s core.Status) error {
 		if len(s.Queens) != 2 || len(s.Hives) != 1 || len(s.Problems) > 0 {

@@ -265,7 +265,7 @@ func TestLeave(t *testing.T) {
 	}
 	must.StrContains(t, stays.must("infer", "--model", "rbee-tiny", "--prompt", "What is a queen?"), "coordinates")
 	for _, leaver := range []*node{queen, hive} {
-		leaver.start("-join", stays.joinToken()+"@"+stays.ip)
+		leaver.start("-join", stays.joinToken(leaver)+"@"+stays.ip)
 	}
 	queen.awaitAnswer()
 	c.await(func(s core.Status) error { // it votes after ten quiet seconds
