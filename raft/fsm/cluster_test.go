@@ -78,7 +78,10 @@ func TestApplyToCluster(t *testing.T) {
 		t.CreateIndex, t.ModifyIndex = create, modify
 		return t
 	}
-	used := func(t core.Token, by string) core.Token { t.UsedBy, t.UsedAt, t.UsedKeyHash = by, born, hash(0); return t }
+	used := func(t core.Token, by string) core.Token {
+		t.UsedBy, t.UsedAt, t.UsedKeyHash = by, born, hash(0)
+		return t
+	}
 	revoked := func(n core.Node) core.Node { n.Revoked = true; return n }
 	c1, n1, n2, t1, j1 := cluster("c1"), node("n1", "one"), node("n2", "two"), apiToken("t1"), joinToken("j1")
 	sync := func(id string, incarnation uint64, w ...core.Worker) *raftv1.Command {

@@ -107,9 +107,9 @@ func (f *FSM) Apply(l *raft.Log) any {
 type entry struct {
 	*state.Txn
 	index uint64
-	rules uint32  // the state machine version that the command was made for
+	rules uint32    // the state machine version that the command was made for
 	at    time.Time // the leader's clock when the command was made, in whole seconds
-	errs  []error // Result.Errs
+	errs  []error   // Result.Errs
 }
 
 // operation is what the command does; nil: this version does not know.
