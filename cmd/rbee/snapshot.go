@@ -96,8 +96,8 @@ func (a *app) snapshotRestoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore FILE",
 		Short: "Replace the registry by a snapshot of the same cluster",
-		Long: `Replace the registry by a snapshot of the same cluster. What changed since then is lost: nodes and tokens that were made are unknown again,
-revoked tokens work again. Hives report their workers anew within seconds.`,
+		Long: `Replace the registry by a snapshot of the same cluster. What changed since then is lost: nodes and tokens that were made are unknown again.
+What was revoked stays revoked. Hives report their workers anew within seconds.`,
 		Args: exactly("FILE"),
 	}
 	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {

@@ -141,7 +141,7 @@ func (q *Queen) RevokeToken(ctx context.Context, id string) (core.Token, error) 
 	if err != nil {
 		return core.Token{}, err
 	}
-	if err := q.command(ctx, "revoke token "+t.ID, fsm.DeleteToken(t.ID)); err != nil {
+	if err := q.command(ctx, "revoke token "+t.ID, fsm.RevokeToken(t.ID)); err != nil {
 		return core.Token{}, err
 	}
 	q.log.Info("token revoked", "token", t.ID, "name", t.Name)

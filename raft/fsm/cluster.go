@@ -7,6 +7,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/state"
 )
 
 func (e *entry) initCluster(op *raftv1.InitCluster) error {
@@ -195,6 +196,16 @@ func (e *entry) putToken(p *raftv1.Token) error {
 	t.CreateIndex, t.ModifyIndex = e.index, e.index
 	e.PutToken(t)
 	return nil
+}
+
+func (e *entry) deleteToken(op *raftv1.DeleteToken) {
+	if _, ok := e.Token(op.GetToken()); !ok {
+		return
+	}
+	e.DeleteToken(op.GetToken())
+	if op.GetRevoked() {
+		e.PutRevokedToken(state.RevokedToken{Token: op.GetToken(), Index: e.index})
+	}
 }
 
 // sameToken compares tokens as they were made.

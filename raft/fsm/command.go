@@ -122,7 +122,13 @@ func PutToken(t core.Token) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_PutToken{PutToken: &raftv1.PutToken{Token: newToken(t)}}}
 }
 
-// DeleteToken makes the command that revokes or expires a token. Deleting one that is not there changes nothing.
+// RevokeToken makes the command that deletes a token and remembers that, so that no snapshot brings it back. Revoking one that is not there changes
+// nothing.
+func RevokeToken(id string) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_DeleteToken{DeleteToken: &raftv1.DeleteToken{Token: id, Revoked: true}}}
+}
+
+// DeleteToken makes the command that deletes an expired token. Deleting one that is not there changes nothing.
 func DeleteToken(id string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_DeleteToken{DeleteToken: &raftv1.DeleteToken{Token: id}}}
 }

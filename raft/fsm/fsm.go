@@ -141,7 +141,7 @@ func (f *FSM) operation(c *raftv1.Command) func(*entry) error {
 	case *raftv1.Command_PutToken:
 		return func(e *entry) error { return e.putToken(op.PutToken.GetToken()) }
 	case *raftv1.Command_DeleteToken:
-		return func(e *entry) error { e.DeleteToken(op.DeleteToken.GetToken()); return nil }
+		return func(e *entry) error { e.deleteToken(op.DeleteToken); return nil }
 	case *raftv1.Command_SetKeyring:
 		return func(e *entry) error { return e.setKeyring(op.SetKeyring) }
 	}

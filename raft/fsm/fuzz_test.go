@@ -65,6 +65,8 @@ func inhabited(t testing.TB) *fsm.FSM {
 		fsm.RevokeNode("h3"),
 		fsm.RemoveHive("h4"),
 		fsm.SetHiveDraining("h2", true),
+		fsm.PutToken(apiToken("t2")),
+		fsm.RevokeToken("t2"),
 	} {
 		r := apply(t, m, uint64(i+1), c)
 		must.NoError(t, errors.Join(append(r.Errs, r.Err)...))

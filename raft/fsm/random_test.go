@@ -59,6 +59,9 @@ func random(r *rand.Rand) *raftv1.Command {
 			t.TTL = core.Duration(time.Duration(1+r.IntN(2)) * time.Hour)
 			return fsm.PutToken(t)
 		case 12:
+			if r.IntN(2) == 0 {
+				return fsm.RevokeToken(fmt.Sprint("j", r.IntN(3)))
+			}
 			return fsm.DeleteToken(fmt.Sprint("j", r.IntN(3)))
 		case 13:
 			return fsm.SetKeyring([]byte{byte(r.IntN(3))}, uint64(r.IntN(5)))

@@ -74,6 +74,11 @@ var recordKinds = []recordKind{
 			}}}
 		})
 	}},
+	{"revoked_token", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		yieldAll(s.RevokedTokens(nil), yield, func(t state.RevokedToken) *raftv1.SnapshotRecord {
+			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RevokedToken{RevokedToken: &raftv1.RevokedToken{Token: t.Token, Index: t.Index}}}
+		})
+	}},
 	{"hive", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
 		s.EachHive(nil, func(h *core.Hive) bool {
 			return yield(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: hiveToProto(*h)}})
@@ -227,6 +232,12 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 			return errors.New("a tombstone without a hive, or there twice")
 		}
 		t.PutTombstone(stone)
+	case *raftv1.SnapshotRecord_RevokedToken:
+		gone := state.RevokedToken{Token: r.RevokedToken.GetToken(), Index: r.RevokedToken.GetIndex()}
+		if !isID(gone.Token) || t.RevokedToken(gone.Token) {
+			return errors.New("a revoked token without an id, or there twice")
+		}
+		t.PutRevokedToken(gone)
 	case *raftv1.SnapshotRecord_Hive:
 		h := hiveFromProto(r.Hive)
 		if _, twice := t.Hive(h.ID); twice || !isID(h.ID) {

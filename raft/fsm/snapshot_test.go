@@ -40,6 +40,7 @@ func TestSnapshotRefused(t *testing.T) {
 	nodeRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Node{Node: &raftv1.Node{Id: "n"}}}
 	tokenRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Token{Token: &raftv1.Token{Id: "t"}}}
 	stoneRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Tombstone{Tombstone: &raftv1.Tombstone{Hive: "h"}}}
+	revokedRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RevokedToken{RevokedToken: &raftv1.RevokedToken{Token: "t"}}}
 	intentRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RetireIntent{RetireIntent: &raftv1.RetireIntent{Hive: "h1", Nonce: "n"}}}
 	for _, tt := range []struct {
 		name string
@@ -61,6 +62,7 @@ func TestSnapshotRefused(t *testing.T) {
 		{"a node twice", delimited(header, nodeRecord, nodeRecord), core.Integrity},
 		{"a token twice", delimited(header, tokenRecord, tokenRecord), core.Integrity},
 		{"a tombstone twice", delimited(header, stoneRecord, stoneRecord), core.Integrity},
+		{"a revoked token twice", delimited(header, revokedRecord, revokedRecord), core.Integrity},
 		{"a retire intent before its hive", delimited(header, intentRecord, hiveRecord), core.Integrity},
 		{"a retire intent twice", delimited(header, hiveRecord, intentRecord, intentRecord), core.Integrity},
 		{"an id with a NUL", delimited(header, &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: &raftv1.Hive{Id: "h\x00"}}}), core.Integrity},
@@ -129,7 +131,7 @@ func TestInspect(t *testing.T) {
 	t.Parallel()
 	info, err := fsm.Inspect(bytes.NewReader(snapshot(t, inhabited(t))))
 	must.NoError(t, err)
-	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 10, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 3}, info)
+	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 12, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 3}, info)
 }
 
 // Records are in the order of their kinds, and each kind in that of its ids.
@@ -137,7 +139,7 @@ func TestSnapshotOrder(t *testing.T) {
 	t.Parallel()
 	r := bytes.NewReader(snapshot(t, inhabited(t)))
 	must.NoError(t, protodelim.UnmarshalFrom(r, &raftv1.SnapshotHeader{}))
-	order := []string{"cluster", "node", "token", "tombstone", "hive", "worker", "retire_intent"}
+	order := []string{"cluster", "node", "token", "tombstone", "revoked_token", "hive", "worker", "retire_intent"}
 	var last string
 	var kinds []string
 	for {

@@ -16,7 +16,7 @@ const Version = 3
 
 // Feature is something that commands or the state may use and that older state machine versions do not know.
 type Feature struct {
-	Name  string // for people: "queens that lack NAME"
+	Name  string // for people, who are told what an older queen lacks
 	Since uint32 // the first version that knows it, 2 or more
 	// Fields of messages of proto/raft/v1, as Message.field. A command or a snapshot that has one of them set needs the feature. A field of
 	// Command is there for an operation that is new or gives another state than before; one of SnapshotRecord for a kind of row.
@@ -42,6 +42,9 @@ var features = []Feature{
 	{Name: "tokens", Since: 2, Fields: []string{"Command.put_token", "Command.delete_token", "SnapshotRecord.token"}},
 	{Name: "join tokens that are bound to their first use", Since: 3, Fields: []string{"PutNode.bind_token", "Token.used_unix"}},
 	{Name: "nodes that keep their roles", Since: 3, Fields: []string{"PutNode.keep_roles"}, Optional: true},
+	{Name: "remembered revocations", Since: 3, Optional: true, Fields: []string{
+		"DeleteToken.revoked", "SnapshotRecord.revoked_token", "RevokedToken.token", "RevokedToken.index",
+	}},
 }
 
 // Table says what a build of some version knows. Its methods may be called concurrently.

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/state"
 )
 
@@ -117,8 +118,8 @@ func (n *Node) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	return n.fsm.Table().WriteSnapshot(w, n.State().Snapshot())
 }
 
-// RestoreSnapshot replaces the state of the whole cluster by a snapshot's. Only the leader can. Nothing changes before the snapshot was read and checked.
-// The index of the state grows. Errors: Integrity, Unsupported, TooLarge; Conflict for another cluster's; Unavailable; ctx's.
+// RestoreSnapshot replaces the state of the whole cluster by a snapshot's, but for revocations and keys: see fsm.KeepRevoked. Only the leader can.
+// Nothing changes before the snapshot was read and checked. The index of the state grows. Errors: Integrity, Unsupported, TooLarge; Conflict for another cluster's; Unavailable; ctx's.
 func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	const op = "restore snapshot"
 	if n.raft.State() != raft.Leader {
@@ -136,13 +137,17 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 		return err
 	}
 	theirs, _ := store.Snapshot().Cluster(nil)
-	if ours, ok := n.State().Snapshot().Cluster(nil); ok && ours.ID != theirs.ID {
+	before := n.State()
+	if ours, ok := before.Snapshot().Cluster(nil); ok && ours.ID != theirs.ID {
 		return core.WithHint(core.Errorf(op, core.Conflict, "the snapshot is of cluster %q, this is cluster %q", theirs.ID, ours.ID),
 			"A snapshot goes back only into the cluster that it was taken of: its keys and certificates are that cluster's.")
 	}
 	// Whoever waits for an index must not find an older one after it. Raft takes the next index that is free, and there may be more by then.
 	index := max(store.AppliedIndex(), n.raft.LastIndex())
 	if err := store.Update(index, func(*state.Txn) error { return nil }); err != nil {
+		return err
+	}
+	if err := fsm.KeepRevoked(store, before.Snapshot()); err != nil {
 		return err
 	}
 	var out bytes.Buffer
@@ -155,5 +160,28 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	if errors.Is(err, raft.ErrEnqueueTimeout) {
 		return core.Errorf(op, core.Unavailable, "there is no leader")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return n.revokeAgain(ctx, before.Snapshot())
+}
+
+// revokeAgain repeats what was revoked while a snapshot was being restored: the state before knows it, and the snapshot could not.
+func (n *Node) revokeAgain(ctx context.Context, before *state.Snapshot) error {
+	now := n.State().Snapshot()
+	for _, v := range before.Nodes(nil) {
+		if same, ok := now.Node(nil, v.ID); v.Revoked && ok && !same.Revoked {
+			if _, err := n.Apply(ctx, fsm.RevokeNode(v.ID)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, v := range before.RevokedTokens(nil) {
+		if _, ok := now.Token(nil, v.Token); ok {
+			if _, err := n.Apply(ctx, fsm.RevokeToken(v.Token)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

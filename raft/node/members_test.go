@@ -427,6 +427,13 @@ func TestSaveAndRestore(t *testing.T) {
 		_, err := leader.Apply(t.Context(), fsm.InitCluster(core.Cluster{ID: "c1", Name: "one", CACertificates: []byte("x")}, nil, nil))
 		must.NoError(t, err)
 		must.NoError(t, write1(t.Context(), leader.Node, "before", 7))
+		for _, c := range []*raftv1.Command{
+			fsm.PutNode(core.Node{ID: "n1", Name: "n1", Roles: []core.Role{core.RoleHive}, RPCAddress: "n1:1", KeyHash: bytes.Repeat([]byte("k"), 32), CertificateExpiresAt: time.Now()}, ""),
+			fsm.PutToken(core.Token{ID: "t1", Name: "t1", Kind: core.TokenAPI, SecretHash: bytes.Repeat([]byte("s"), 32), Scopes: core.Scopes(), CreatedAt: time.Now()}),
+		} {
+			_, err := leader.Apply(t.Context(), c)
+			must.NoError(t, err)
+		}
 		var saved bytes.Buffer
 		must.NoError(t, leader.SaveSnapshot(t.Context(), &saved))
 		info, err := fsm.Inspect(bytes.NewReader(saved.Bytes()))
@@ -447,6 +454,10 @@ func TestSaveAndRestore(t *testing.T) {
 		must.Error(t, leader.RestoreSnapshot(t.Context(), bytes.NewReader(saved.Bytes()[:saved.Len()-3])))
 		must.Eq(t, index, leader.AppliedIndex())
 
+		for _, c := range []*raftv1.Command{fsm.RevokeNode("n1"), fsm.RevokeToken("t1")} {
+			_, err := leader.Apply(t.Context(), c)
+			must.NoError(t, err)
+		}
 		abandoned := leader.State().Abandoned()
 		must.NoError(t, leader.RestoreSnapshot(t.Context(), bytes.NewReader(saved.Bytes())))
 		<-abandoned
@@ -459,6 +470,9 @@ func TestSaveAndRestore(t *testing.T) {
 			h, ok := n.State().Hive(nil, "before")
 			must.True(t, ok)
 			must.Eq(t, 7, h.Incarnation)
+			must.True(t, n.State().Snapshot().Revoked(nil, "n1"))
+			_, ok = n.State().Token(nil, "t1")
+			must.False(t, ok)
 		}
 		must.NoError(t, write1(t.Context(), leader.Node, "later", 1))
 		s.converged(5*time.Second, s.nodes...)

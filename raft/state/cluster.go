@@ -89,6 +89,12 @@ func (s *Snapshot) Tombstones(ws memdb.WatchSet) []Tombstone {
 	return list(s.txn, ws, same[Tombstone], tableTombstones, indexPrefix, nil)
 }
 
+// RevokedTokens returns the tokens that somebody revoked, sorted by id.
+func (s *Snapshot) RevokedTokens(ws memdb.WatchSet) []RevokedToken {
+	s.watch(ws)
+	return list(s.txn, ws, same[RevokedToken], tableRevoked, indexPrefix, nil)
+}
+
 // RetireIntents returns all retire intents, sorted by hive and nonce.
 func (s *Snapshot) RetireIntents(ws memdb.WatchSet) []RetireIntent {
 	s.watch(ws)

@@ -16,6 +16,7 @@ const (
 	tableNodes      = "nodes"
 	tableTokens     = "tokens"
 	tableTombstones = "tombstones"
+	tableRevoked    = "revoked"
 	tableIntents    = "intents"
 	tableHives      = "hives"
 	tableWorkers    = "workers"
@@ -29,14 +30,20 @@ const (
 	indexNode   = "node"
 )
 
-// count is the one row of its table: how many tombstones there are.
-type count struct{ Tombstones int }
+// count is the one row of its table: how many tombstones and revoked tokens there are.
+type count struct{ Tombstones, RevokedTokens int }
 
 // Tombstone keeps the incarnation of a hive that was removed, so that the same start of it never comes back.
 type Tombstone struct {
 	Hive        string // Hive.ID
 	Incarnation uint64
 	Index       uint64 // raft index of the removal
+}
+
+// RevokedToken keeps the id of a token that somebody revoked, so that no snapshot brings it back.
+type RevokedToken struct {
+	Token string // Token.ID
+	Index uint64 // raft index of the revocation
 }
 
 // RetireIntent says that a worker is retiring for ever. It outlives the worker's entry while its hive is down.
@@ -62,6 +69,8 @@ func schema() *memdb.DBSchema {
 			many(indexNode, func(t *core.Token) key { return text(t.UsedBy) })),
 		table(tableTombstones, unique(func(t *Tombstone) key { return text(t.Hive) }),
 			many(indexAge, func(t *Tombstone) key { return number(t.Index) })),
+		table(tableRevoked, unique(func(t *RevokedToken) key { return text(t.Token) }),
+			many(indexAge, func(t *RevokedToken) key { return number(t.Index) })),
 		table(tableIntents, unique(func(i *RetireIntent) key { return intentKey(i.Hive, i.Nonce) })),
 		table(tableHives, unique(func(h *core.Hive) key { return text(h.ID) })),
 		table(tableWorkers, unique(func(w *core.Worker) key { return text(w.ID) }),

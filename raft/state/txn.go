@@ -8,8 +8,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// MaxTombstones is how many tombstones are kept; the oldest go first.
-const MaxTombstones = 10_000
+// MaxTombstones bounds how many tombstones are kept, and MaxRevokedTokens how many ids of revoked tokens; the oldest go first.
+const (
+	MaxTombstones    = 10_000
+	MaxRevokedTokens = 10_000
+)
 
 // Txn changes a Store: all of it or, when fn of Update fails, nothing. Ids must not be empty. What it returns is the tables' own where it has
 // slices: constant; what it is given must not be changed afterwards.
@@ -86,31 +89,62 @@ func (t *Txn) Tombstone(hive string) (Tombstone, bool) {
 func (t *Txn) PutTombstone(stone Tombstone) {
 	t.DeleteTombstone(stone.Hive)
 	t.insert(tableTombstones, &stone)
-	n := t.tombstones() + 1
-	if n > MaxTombstones {
-		if _, oldest, err := t.txn.FirstWatch(tableTombstones, indexAge+"_prefix", key(nil)); err != nil {
-			panic(fmt.Sprintf("registry query %s: %v", tableTombstones, err)) // the schema and the query are both ours
-		} else if old, ok := oldest.(*Tombstone); ok {
+	n := t.counts()
+	if n.Tombstones++; n.Tombstones > MaxTombstones {
+		if old := oldest[Tombstone](t, tableTombstones); old != nil {
 			t.delete(tableTombstones, text(old.Hive))
-			n--
+			n.Tombstones--
 		}
 	}
-	t.insert(tableCount, &count{Tombstones: n})
+	t.insert(tableCount, &n)
+}
+
+// oldest returns the row of a table that comes first by age; nil: there is none.
+func oldest[T any](t *Txn, table string) *T {
+	_, raw, err := t.txn.FirstWatch(table, indexAge+"_prefix", key(nil))
+	if err != nil {
+		panic(fmt.Sprintf("registry query %s: %v", table, err)) // the schema and the query are both ours
+	}
+	row, _ := raw.(*T)
+	return row
 }
 
 // DeleteTombstone forgets a tombstone, if it is there.
 func (t *Txn) DeleteTombstone(hive string) {
 	if _, ok := t.Tombstone(hive); ok {
 		t.delete(tableTombstones, text(hive))
-		t.insert(tableCount, &count{Tombstones: t.tombstones() - 1})
+		n := t.counts()
+		n.Tombstones--
+		t.insert(tableCount, &n)
 	}
 }
 
-func (t *Txn) tombstones() int {
+func (t *Txn) counts() count {
 	if n := first[count](t.txn, nil, tableCount, text(tableCount)); n != nil {
-		return n.Tombstones
+		return *n
 	}
-	return 0
+	return count{}
+}
+
+// RevokedToken reports whether somebody revoked a token with the id.
+func (t *Txn) RevokedToken(id string) bool {
+	return first[RevokedToken](t.txn, nil, tableRevoked, text(id)) != nil
+}
+
+// PutRevokedToken remembers a revoked token, and forgets the oldest when there are too many.
+func (t *Txn) PutRevokedToken(r RevokedToken) {
+	if t.RevokedToken(r.Token) {
+		return
+	}
+	t.insert(tableRevoked, &r)
+	n := t.counts()
+	if n.RevokedTokens++; n.RevokedTokens > MaxRevokedTokens {
+		if old := oldest[RevokedToken](t, tableRevoked); old != nil {
+			t.delete(tableRevoked, text(old.Token))
+			n.RevokedTokens--
+		}
+	}
+	t.insert(tableCount, &n)
 }
 
 // RetireIntent says whether a worker is to retire.

@@ -135,8 +135,16 @@ func TestSnapshots(t *testing.T) {
 	}
 	must.True(t, bytes.Contains(data, []byte("hive-1"))) // it is not just all encrypted
 
-	// What is revoked is back afterwards, what was made is gone, and the cluster goes on.
-	first.must("token", "revoke", token.ID, "--yes")
+	// What was made since is gone afterwards, what was revoked stays revoked, and the cluster goes on with the keys that it has now.
+	revoked := asJSON[core.NewToken](first, "token", "create", "--type", "api", "--scope", "read", "--name", "revoked")
+	must.NoError(t, os.Remove(file))
+	first.must("operator", "snapshot", "save", file)
+	data, err = os.ReadFile(file)
+	must.NoError(t, err)
+	first.must("token", "revoke", revoked.ID, "--yes")
+	first.must("operator", "keyring", "install")
+	keyring := asJSON[core.Keyring](first, "operator", "keyring", "list")
+	must.SliceLen(t, 2, keyring.Keys)
 	later := asJSON[core.NewToken](first, "token", "create", "--type", "api", "--scope", "read", "--name", "later")
 	asJSON[core.SnapshotInfo](c.nodes[2], "operator", "snapshot", "restore", file, "--yes")
 	for _, q := range c.queens() {
@@ -145,8 +153,11 @@ func TestSnapshots(t *testing.T) {
 			has := func(id string) bool {
 				return slices.ContainsFunc(tokens, func(x core.Token) bool { return x.ID == id })
 			}
-			if !has(token.ID) || has(later.ID) {
+			if !has(token.ID) || has(later.ID) || has(revoked.ID) {
 				return fmt.Errorf("%s has %v", q.name, tokens)
+			}
+			if have := asJSON[core.Keyring](q, "operator", "keyring", "list"); !slices.Equal(keyring.Keys, have.Keys) {
+				return fmt.Errorf("%s has the gossip keys %v, not %v", q.name, have.Keys, keyring.Keys)
 			}
 			return nil
 		})

@@ -896,8 +896,10 @@ func (x *PutToken) GetToken() *Token {
 
 // DeleteToken revokes or expires a token. Deleting one that is not there changes nothing.
 type DeleteToken struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// Somebody revoked it: that is remembered, so that no snapshot brings the token back.
+	Revoked       bool `protobuf:"varint,2,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -937,6 +939,13 @@ func (x *DeleteToken) GetToken() string {
 		return x.Token
 	}
 	return ""
+}
+
+func (x *DeleteToken) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
 }
 
 // SetKeyring replaces the sealed gossip keys if they are at the version; otherwise it is a conflict, unless it is this very change repeated.
@@ -1410,6 +1419,59 @@ func (x *Tombstone) GetIndex() uint64 {
 	return 0
 }
 
+// RevokedToken keeps the id of a token that somebody revoked.
+type RevokedToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokedToken) Reset() {
+	*x = RevokedToken{}
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokedToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokedToken) ProtoMessage() {}
+
+func (x *RevokedToken) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokedToken.ProtoReflect.Descriptor instead.
+func (*RevokedToken) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RevokedToken) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *RevokedToken) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 // RetireIntent outlives the worker's entry while its hive is down.
 type RetireIntent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1421,7 +1483,7 @@ type RetireIntent struct {
 
 func (x *RetireIntent) Reset() {
 	*x = RetireIntent{}
-	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1495,7 @@ func (x *RetireIntent) String() string {
 func (*RetireIntent) ProtoMessage() {}
 
 func (x *RetireIntent) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1508,7 @@ func (x *RetireIntent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireIntent.ProtoReflect.Descriptor instead.
 func (*RetireIntent) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RetireIntent) GetNonce() string {
@@ -1476,7 +1538,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_raft_v1_raft_proto_msgTypes[19]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1550,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[19]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1563,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Device) GetId() string {
@@ -1560,7 +1622,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_raft_v1_raft_proto_msgTypes[20]
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1634,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[20]
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1647,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Hive) GetId() string {
@@ -1700,7 +1762,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1774,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1787,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Worker) GetId() string {
@@ -1830,7 +1892,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +1904,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +1917,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -1890,6 +1952,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Token
 	//	*SnapshotRecord_Tombstone
 	//	*SnapshotRecord_RetireIntent
+	//	*SnapshotRecord_RevokedToken
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1897,7 +1960,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +1972,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +1985,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -1995,6 +2058,15 @@ func (x *SnapshotRecord) GetRetireIntent() *RetireIntent {
 	return nil
 }
 
+func (x *SnapshotRecord) GetRevokedToken() *RevokedToken {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_RevokedToken); ok {
+			return x.RevokedToken
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -2027,6 +2099,10 @@ type SnapshotRecord_RetireIntent struct {
 	RetireIntent *RetireIntent `protobuf:"bytes,7,opt,name=retire_intent,json=retireIntent,proto3,oneof"`
 }
 
+type SnapshotRecord_RevokedToken struct {
+	RevokedToken *RevokedToken `protobuf:"bytes,8,opt,name=revoked_token,json=revokedToken,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Hive) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Worker) isSnapshotRecord_Record() {}
@@ -2040,6 +2116,8 @@ func (*SnapshotRecord_Token) isSnapshotRecord_Record() {}
 func (*SnapshotRecord_Tombstone) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_RetireIntent) isSnapshotRecord_Record() {}
+
+func (*SnapshotRecord_RevokedToken) isSnapshotRecord_Record() {}
 
 var File_raft_v1_raft_proto protoreflect.FileDescriptor
 
@@ -2109,9 +2187,10 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"RemoveNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"5\n" +
 	"\bPutToken\x12)\n" +
-	"\x05token\x18\x01 \x01(\v2\x13.rbee.raft.v1.TokenR\x05token\"#\n" +
+	"\x05token\x18\x01 \x01(\v2\x13.rbee.raft.v1.TokenR\x05token\"=\n" +
 	"\vDeleteToken\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\tR\x05token\"X\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x18\n" +
+	"\arevoked\x18\x02 \x01(\bR\arevoked\"X\n" +
 	"\n" +
 	"SetKeyring\x12\x1f\n" +
 	"\vsealed_keys\x18\x01 \x01(\fR\n" +
@@ -2157,7 +2236,10 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\tTombstone\x12\x12\n" +
 	"\x04hive\x18\x01 \x01(\tR\x04hive\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"8\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\":\n" +
+	"\fRevokedToken\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"8\n" +
 	"\fRetireIntent\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\tR\x05nonce\x12\x12\n" +
 	"\x04hive\x18\x02 \x01(\tR\x04hive\"{\n" +
@@ -2202,7 +2284,7 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x10\n" +
 	"\x03fsm\x18\x02 \x01(\rR\x03fsm\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\xfa\x02\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\xbd\x03\n" +
 	"\x0eSnapshotRecord\x12(\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveH\x00R\x04hive\x12.\n" +
 	"\x06worker\x18\x02 \x01(\v2\x14.rbee.raft.v1.WorkerH\x00R\x06worker\x121\n" +
@@ -2210,7 +2292,8 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x04node\x18\x04 \x01(\v2\x12.rbee.raft.v1.NodeH\x00R\x04node\x12+\n" +
 	"\x05token\x18\x05 \x01(\v2\x13.rbee.raft.v1.TokenH\x00R\x05token\x127\n" +
 	"\ttombstone\x18\x06 \x01(\v2\x17.rbee.raft.v1.TombstoneH\x00R\ttombstone\x12A\n" +
-	"\rretire_intent\x18\a \x01(\v2\x1a.rbee.raft.v1.RetireIntentH\x00R\fretireIntentB\b\n" +
+	"\rretire_intent\x18\a \x01(\v2\x1a.rbee.raft.v1.RetireIntentH\x00R\fretireIntent\x12A\n" +
+	"\rrevoked_token\x18\b \x01(\v2\x1a.rbee.raft.v1.RevokedTokenH\x00R\frevokedTokenB\b\n" +
 	"\x06recordB3Z1github.com/rbee-project/rbee/proto/raft/v1;raftv1b\x06proto3"
 
 var (
@@ -2225,7 +2308,7 @@ func file_raft_v1_raft_proto_rawDescGZIP() []byte {
 	return file_raft_v1_raft_proto_rawDescData
 }
 
-var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_raft_v1_raft_proto_goTypes = []any{
 	(*Command)(nil),         // 0: rbee.raft.v1.Command
 	(*SyncHive)(nil),        // 1: rbee.raft.v1.SyncHive
@@ -2245,12 +2328,13 @@ var file_raft_v1_raft_proto_goTypes = []any{
 	(*Node)(nil),            // 15: rbee.raft.v1.Node
 	(*Token)(nil),           // 16: rbee.raft.v1.Token
 	(*Tombstone)(nil),       // 17: rbee.raft.v1.Tombstone
-	(*RetireIntent)(nil),    // 18: rbee.raft.v1.RetireIntent
-	(*Device)(nil),          // 19: rbee.raft.v1.Device
-	(*Hive)(nil),            // 20: rbee.raft.v1.Hive
-	(*Worker)(nil),          // 21: rbee.raft.v1.Worker
-	(*SnapshotHeader)(nil),  // 22: rbee.raft.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),  // 23: rbee.raft.v1.SnapshotRecord
+	(*RevokedToken)(nil),    // 18: rbee.raft.v1.RevokedToken
+	(*RetireIntent)(nil),    // 19: rbee.raft.v1.RetireIntent
+	(*Device)(nil),          // 20: rbee.raft.v1.Device
+	(*Hive)(nil),            // 21: rbee.raft.v1.Hive
+	(*Worker)(nil),          // 22: rbee.raft.v1.Worker
+	(*SnapshotHeader)(nil),  // 23: rbee.raft.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),  // 24: rbee.raft.v1.SnapshotRecord
 }
 var file_raft_v1_raft_proto_depIdxs = []int32{
 	1,  // 0: rbee.raft.v1.Command.sync_hive:type_name -> rbee.raft.v1.SyncHive
@@ -2266,27 +2350,28 @@ var file_raft_v1_raft_proto_depIdxs = []int32{
 	11, // 10: rbee.raft.v1.Command.put_token:type_name -> rbee.raft.v1.PutToken
 	12, // 11: rbee.raft.v1.Command.delete_token:type_name -> rbee.raft.v1.DeleteToken
 	13, // 12: rbee.raft.v1.Command.set_keyring:type_name -> rbee.raft.v1.SetKeyring
-	20, // 13: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
-	21, // 14: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
+	21, // 13: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
+	22, // 14: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
 	1,  // 15: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
 	14, // 16: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
 	16, // 17: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
 	15, // 18: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
 	15, // 19: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
 	16, // 20: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
-	19, // 21: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
-	20, // 22: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
-	21, // 23: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
+	20, // 21: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
+	21, // 22: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
+	22, // 23: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
 	14, // 24: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
 	15, // 25: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
 	16, // 26: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
 	17, // 27: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
-	18, // 28: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	19, // 28: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
+	18, // 29: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_raft_v1_raft_proto_init() }
@@ -2309,7 +2394,7 @@ func file_raft_v1_raft_proto_init() {
 		(*Command_DeleteToken)(nil),
 		(*Command_SetKeyring)(nil),
 	}
-	file_raft_v1_raft_proto_msgTypes[23].OneofWrappers = []any{
+	file_raft_v1_raft_proto_msgTypes[24].OneofWrappers = []any{
 		(*SnapshotRecord_Hive)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Cluster)(nil),
@@ -2317,6 +2402,7 @@ func file_raft_v1_raft_proto_init() {
 		(*SnapshotRecord_Token)(nil),
 		(*SnapshotRecord_Tombstone)(nil),
 		(*SnapshotRecord_RetireIntent)(nil),
+		(*SnapshotRecord_RevokedToken)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2324,7 +2410,7 @@ func file_raft_v1_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_v1_raft_proto_rawDesc), len(file_raft_v1_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

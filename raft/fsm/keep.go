@@ -1,0 +1,74 @@
+package fsm
+
+import (
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+// KeepRevoked carries over into a registry that was read from a snapshot what no snapshot may undo, out of a registry of the same cluster that is
+// known besides: nodes and tokens that were revoked, join tokens that were used, removed starts of hives, and the keys of the cluster, where the
+// snapshot's are not newer. What either of them has revoked is revoked.
+func KeepRevoked(restored *state.Store, known *state.Snapshot) error {
+	index := restored.AppliedIndex()
+	return restored.Update(index, func(t *state.Txn) error {
+		e := &entry{Txn: t, index: index, rules: Version}
+		e.keepCluster(known)
+		for _, stone := range known.Tombstones(nil) {
+			e.keepTombstone(stone)
+		}
+		for _, n := range known.Nodes(nil) {
+			if err := e.keepNode(n); err != nil {
+				return err
+			}
+		}
+		for _, gone := range known.RevokedTokens(nil) {
+			gone.Index = min(gone.Index, index)
+			e.PutRevokedToken(gone)
+			e.DeleteToken(gone.Token)
+		}
+		for _, used := range known.Tokens(nil) {
+			if token, ok := e.Token(used.ID); ok && used.UsedBy != "" {
+				token.UsedBy, token.UsedKeyHash, token.UsedAt, token.ModifyIndex = used.UsedBy, used.UsedKeyHash, used.UsedAt, index
+				e.PutToken(token)
+			}
+		}
+		return nil
+	})
+}
+
+// keepCluster keeps the keys that the nodes have now: those of the snapshot may have been replaced since.
+func (e *entry) keepCluster(known *state.Snapshot) {
+	now, ok := known.Cluster(nil)
+	if !ok {
+		return
+	}
+	was, ok := e.Cluster()
+	if !ok || was.ID != now.ID || was.GossipVersion > now.GossipVersion {
+		return
+	}
+	now.CreateIndex, now.ModifyIndex = was.CreateIndex, e.index
+	e.PutCluster(now)
+}
+
+func (e *entry) keepNode(n core.Node) error {
+	if !n.Revoked {
+		return nil
+	}
+	if _, ok := e.Node(n.ID); !ok {
+		n.CreateIndex, n.ModifyIndex = e.index, e.index // it joined after the snapshot, and its certificate is still good
+		e.PutNode(n)
+	}
+	return e.revokeNode(n.ID)
+}
+
+// keepTombstone keeps the starts of a hive away that were removed. A later start that the snapshot has stays.
+func (e *entry) keepTombstone(stone state.Tombstone) {
+	if h, ok := e.Hive(stone.Hive); ok && h.Incarnation > stone.Incarnation {
+		return
+	} else if ok {
+		e.removeHive(stone.Hive)
+	}
+	if old, ok := e.Tombstone(stone.Hive); !ok || old.Incarnation < stone.Incarnation {
+		e.PutTombstone(state.Tombstone{Hive: stone.Hive, Incarnation: stone.Incarnation, Index: e.index})
+	}
+}

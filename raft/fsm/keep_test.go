@@ -1,0 +1,107 @@
+package fsm_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+// applied returns a state machine after these commands.
+func applied(t *testing.T, from *fsm.FSM, commands ...*raftv1.Command) *fsm.FSM {
+	t.Helper()
+	f := fsm.New()
+	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(snapshot(t, from)))))
+	for _, c := range commands {
+		r := apply(t, f, f.State().AppliedIndex()+1, c)
+		must.NoError(t, r.Err)
+	}
+	return f
+}
+
+// What either the snapshot or the registry of now has revoked stays so, whichever of the two is newer.
+func TestKeepRevoked(t *testing.T) {
+	t.Parallel()
+	begun := applied(t, fsm.New(),
+		fsm.InitCluster(cluster("c"), new(apiToken("t1")), new(node("n1", "one"))),
+		fsm.PutNode(node("n2", "two"), ""), fsm.PutNode(node("n3", "three"), ""),
+		fsm.PutToken(apiToken("t2")), fsm.PutToken(apiToken("t3")), fsm.PutToken(joinToken("j1")),
+		fsm.SyncHive(hive("n2", 5, ""), nil), fsm.SyncHive(hive("h9", 5, ""), nil), fsm.SyncHive(hive("h8", 5, ""), nil),
+	)
+	saved := applied(t, begun, fsm.RevokeNode("n3"), fsm.RevokeToken("t3"))
+	now := applied(t, begun,
+		fsm.RevokeNode("n2"), fsm.RevokeToken("t2"), fsm.RemoveHive("h9"), fsm.DeleteToken("t1"),
+		fsm.PutNode(node("n4", "four"), "j1"), fsm.PutNode(node("n5", "five"), ""), fsm.RevokeNode("n5"),
+		fsm.SetKeyring([]byte("new keys"), 1),
+	)
+	store := saved.State()
+	must.NoError(t, fsm.KeepRevoked(store, now.State().Snapshot()))
+	s := store.Snapshot()
+	for id, revoked := range map[string]bool{"n1": false, "n2": true, "n3": true, "n5": true} {
+		n, ok := s.Node(nil, id)
+		must.True(t, ok, must.Sprint(id))
+		must.Eq(t, revoked, n.Revoked, must.Sprint(id))
+	}
+	_, ok := s.Node(nil, "n4")
+	must.False(t, ok) // it joined after the snapshot
+	for id, there := range map[string]bool{"t1": true, "t2": false, "t3": false, "j1": true} {
+		_, ok := s.Token(nil, id)
+		must.Eq(t, there, ok, must.Sprint(id))
+	}
+	used, _ := s.Token(nil, "j1")
+	must.Eq(t, "n4", used.UsedBy) // it takes in no other machine
+	c, _ := s.Cluster(nil)
+	must.Eq(t, "new keys", string(c.SealedGossipKeys))
+	must.Eq(t, 2, c.GossipVersion)
+	for id, there := range map[string]bool{"n2": false, "h9": false, "h8": true} {
+		_, ok := s.Hive(nil, id)
+		must.Eq(t, there, ok, must.Sprint(id))
+	}
+	stones := map[string]uint64{}
+	for _, stone := range s.Tombstones(nil) {
+		stones[stone.Hive] = stone.Incarnation
+	}
+	must.Eq(t, map[string]uint64{"n2": 5, "h9": 5}, stones)
+
+	// It is a state like any other, and doing it again changes nothing.
+	once := snapshot(t, saved)
+	must.NoError(t, fsm.KeepRevoked(store, now.State().Snapshot()))
+	must.Eq(t, once, snapshot(t, saved))
+	must.NoError(t, fsm.New().Restore(io.NopCloser(bytes.NewReader(once))))
+}
+
+// A snapshot whose keys are newer keeps them, and a registry of another cluster has none to give.
+func TestKeepRevokedKeys(t *testing.T) {
+	t.Parallel()
+	begun := applied(t, fsm.New(), fsm.InitCluster(cluster("c"), nil, nil))
+	saved := applied(t, begun, fsm.SetKeyring([]byte("newer"), 1))
+	other := applied(t, fsm.New(), fsm.InitCluster(cluster("d"), nil, nil), fsm.SetKeyring([]byte("a"), 1), fsm.SetKeyring([]byte("b"), 2))
+	for _, known := range []*fsm.FSM{begun, other, fsm.New()} {
+		must.NoError(t, fsm.KeepRevoked(saved.State(), known.State().Snapshot()))
+		c, _ := saved.State().Snapshot().Cluster(nil)
+		must.Eq(t, "c", c.ID)
+		must.Eq(t, "newer", string(c.SealedGossipKeys))
+	}
+}
+
+// The ids of revoked tokens are bounded; the oldest go first.
+func TestRevokedTokensBounded(t *testing.T) {
+	t.Parallel()
+	s := state.New()
+	must.NoError(t, s.Update(1, func(txn *state.Txn) error {
+		for i := range uint64(state.MaxRevokedTokens + 2) {
+			txn.PutRevokedToken(state.RevokedToken{Token: fmt.Sprintf("t%06d", i), Index: i})
+			txn.PutRevokedToken(state.RevokedToken{Token: fmt.Sprintf("t%06d", i), Index: i}) // once is enough
+		}
+		return nil
+	}))
+	left := s.Snapshot().RevokedTokens(nil)
+	must.SliceLen(t, state.MaxRevokedTokens, left)
+	must.Eq(t, "t000002", left[0].Token)
+}
