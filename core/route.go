@@ -2,12 +2,6 @@ package core
 
 import "time"
 
-// RouteRequest is what a queen must know of an inference request to choose a worker.
-type RouteRequest struct {
-	RequestID string
-	Model     string // as the client wrote it: an id or an alias
-}
-
 // Candidate is a worker that can answer a request, with the reason it was chosen.
 type Candidate struct {
 	Worker Worker

@@ -18,6 +18,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gateway"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/token"
 )
@@ -264,7 +265,7 @@ func (q *fakeQueen) secure(ts *testscript.TestScript) {
 	q.mu.Lock()
 	q.cluster.tokens = append(q.cluster.tokens, core.Token{ID: reader, Name: "reader", Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeRead}, SecretHash: token.Hash(p.Secret), CreatedAt: fakeStart})
 	q.mu.Unlock()
-	s := httptest.NewUnstartedServer(gateway.New(gateway.Options{Router: q, Cluster: q, Jobs: q, Auth: q, Reader: q, Admin: q, Version: "1.2.3"}).Handler())
+	s := httptest.NewUnstartedServer(gateway.New(gateway.Options{Inference: inference.New(inference.Options{Router: q}), Cluster: q, Jobs: q, Auth: q, Reader: q, Admin: q, Version: "1.2.3"}).Handler())
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{*made.Identity.Certificate()}}
 	s.StartTLS()
 	ts.Defer(s.Close)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gateway"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
@@ -39,9 +40,9 @@ type fakeQueen struct {
 }
 
 var (
-	_ gateway.Router  = (*fakeQueen)(nil)
-	_ gateway.Cluster = (*fakeQueen)(nil)
-	_ gateway.Jobs    = (*fakeQueen)(nil)
+	_ inference.Router = (*fakeQueen)(nil)
+	_ gateway.Cluster  = (*fakeQueen)(nil)
+	_ gateway.Jobs     = (*fakeQueen)(nil)
 )
 
 // fakeStart is when everything in a fakeQueen began.
@@ -59,10 +60,11 @@ func newFakeQueen(tb testing.TB) *fakeQueen {
 		{ID: "broken", Aliases: []string{}, Ref: "file:/broken.gguf", Hives: []string{"h1"}, LoadedBy: []string{}, Damaged: "the file is shorter than its header says"},
 	}
 	q.worker = httptest.NewServer(http.HandlerFunc(q.serveWorker))
-	api := gateway.New(gateway.Options{Router: q, Cluster: q, Jobs: q, Reader: q, Admin: q, Version: "1.2.3", Dial: func(ctx context.Context, _ core.Worker) (net.Conn, error) {
+	answers := inference.New(inference.Options{Router: q, Dial: func(ctx context.Context, _ core.Worker) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", q.worker.Listener.Addr().String())
 	}})
+	api := gateway.New(gateway.Options{Inference: answers, Cluster: q, Jobs: q, Reader: q, Admin: q, Version: "1.2.3"})
 	q.http = httptest.NewServer(api.Handler())
 	tb.Cleanup(func() {
 		q.http.CloseClientConnections()
@@ -156,22 +158,20 @@ func (q *fakeQueen) serveWorker(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "data: %s\n\ndata: [DONE]\n\n", `{"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}`)
 }
 
-func (q *fakeQueen) Pick(_ context.Context, r core.RouteRequest, _ func(core.Progress)) ([]core.Candidate, error) {
+func (q *fakeQueen) Route(_ context.Context, r inference.Query) (inference.Lease, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, w := range q.workers {
-		if w.Model == r.Model {
-			return []core.Candidate{{Worker: w, Reason: "the only one"}}, nil
+		if w.Model == r.Model && len(r.Tried) == 0 {
+			return inference.NewLease([]core.Candidate{{Worker: w, Reason: "the only one"}}, nil, func(inference.Outcome) {}), nil
 		}
 	}
-	return nil, unknownModel(r.Model)
+	return inference.Lease{}, unknownModel(r.Model)
 }
 
 func unknownModel(model string) error {
 	return core.WithHint(core.Errorf("", core.NotFound, "no model %q", model), "Did you mean rbee-tiny?")
 }
-
-func (q *fakeQueen) Failed(core.Worker) {}
 
 func (q *fakeQueen) Ready(context.Context) error {
 	q.mu.Lock()

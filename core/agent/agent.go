@@ -22,6 +22,7 @@ import (
 	"github.com/rbee-project/rbee/core/gateway"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/hive"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/pluginhost"
@@ -48,9 +49,9 @@ const (
 
 // The gateway is given the queen; say here that it fits.
 var (
-	_ gateway.Router  = (*queen.Queen)(nil)
-	_ gateway.Cluster = (*queen.Queen)(nil)
-	_ gateway.Jobs    = (*queen.Queen)(nil)
+	_ inference.Router = (*queen.Queen)(nil)
+	_ gateway.Cluster  = (*queen.Queen)(nil)
+	_ gateway.Jobs     = (*queen.Queen)(nil)
 
 	_ gateway.Reader     = (*queen.Queen)(nil)
 	_ gateway.Authorizer = (*queen.Queen)(nil)
@@ -135,6 +136,7 @@ type process struct {
 	queen    *queen.Queen
 	remote   *remote.Remote
 	listener net.Listener
+	answers  *inference.Service
 	api      *gateway.Gateway
 	leaving  *leaver
 }
@@ -306,7 +308,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		Infer:    p.infer,
 		Hosts:    func() []core.HiveHost { return p.remote.Hosts().List() },
 		// What is idle may lead into a dark machine, where a request would wait for nothing.
-		Suspected: func(hive string) { p.api.DropIdle(hive) },
+		Suspected: func(hive string) { p.answers.DropHive(hive) },
 	}
 	if p.net != nil {
 		if err := p.net.serve(registry); err != nil {
@@ -323,8 +325,11 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	if err := p.buildRemote(); err != nil {
 		return err
 	}
+	metrics := gateway.NewMetrics()
+	p.answers = inference.New(inference.Options{Router: p.queen, Dial: p.dial, Meter: metrics, Logger: p.log.Named("inference")})
+	p.defers(func() error { p.answers.Close(); return nil })
 	g := gateway.Options{
-		Router: p.queen, Cluster: p.queen, Jobs: p.queen, Reader: p.queen, Admin: p.queen, Version: p.opts.Version, Logger: p.log.Named("gateway"), Dial: p.dial,
+		Inference: p.answers, Metrics: metrics, Cluster: p.queen, Jobs: p.queen, Reader: p.queen, Admin: p.queen, Version: p.opts.Version, Logger: p.log.Named("gateway"),
 	}
 	if p.net != nil {
 		g.Auth = p.queen

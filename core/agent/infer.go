@@ -1,27 +1,25 @@
 package agent
 
 import (
+	"bytes"
 	"context"
-	"net/http"
+	"crypto/rand"
+	"encoding/json"
 	"strings"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/client"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
 // maxInferText bounds the answer of an infer job, in bytes: it is kept in memory.
 const maxInferText = 1 << 20
 
-// infer answers the prompt of a job as POST /v1/chat/completions would, by way of the gateway: it picks the worker, starts one where there is none, and
-// goes on with another when one dies.
+// infer answers the prompt of a job as POST /v1/chat/completions would.
 func (p *process) infer(ctx context.Context, r core.Request, progress func(core.Progress), log func(string)) (core.InferResult, error) {
-	c, err := client.New(client.Options{HTTPClient: &http.Client{Transport: p.api.Within()}})
-	if err != nil {
-		return core.InferResult{}, err
-	}
 	request := openai.ChatRequest{Model: r.Model}
-	request.StreamOptions = &openai.StreamOptions{IncludeUsage: true}
+	request.Stream, request.StreamOptions = true, &openai.StreamOptions{IncludeUsage: true}
 	if r.SystemPrompt != "" {
 		request.Messages = append(request.Messages, openai.Message{Role: "system", Content: openai.TextContent(r.SystemPrompt)})
 	}
@@ -29,36 +27,119 @@ func (p *process) infer(ctx context.Context, r core.Request, progress func(core.
 	if r.MaxTokens > 0 {
 		request.MaxCompletionTokens = new(r.MaxTokens)
 	}
-	result := core.InferResult{Model: r.Model}
-	var text strings.Builder
-	var tokens int64
-	err = c.ChatStream(ctx, request, func(chunk openai.ChatChunk) error {
-		if chunk.Model != "" {
-			result.Model = chunk.Model
-		}
-		if u := chunk.Usage; u != nil {
-			result.PromptTokens, result.CompletionTokens = u.PromptTokens, u.CompletionTokens
-		}
-		for _, choice := range chunk.Choices {
-			if choice.FinishReason != nil {
-				result.FinishReason = *choice.FinishReason
+	body, err := json.Marshal(request)
+	if err != nil {
+		return core.InferResult{}, core.E("encode request", core.Internal, err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := &jobClient{result: core.InferResult{Model: r.Model}, maxTokens: r.MaxTokens, progress: progress, log: log}
+	err = p.answers.Serve(ctx, inference.Request{ID: rand.Text(), Path: "/v1/chat/completions", Body: body, At: time.Now()}, c)
+	c.result.Text = c.text.String()
+	if c.problem != nil {
+		err = c.problem
+	}
+	return c.result, err
+}
+
+// jobClient takes the answer of an infer job.
+type jobClient struct {
+	progress  func(core.Progress)
+	log       func(string)
+	maxTokens int
+
+	result  core.InferResult
+	text    strings.Builder
+	tokens  int64
+	problem error // why the answer cannot be the job's result
+}
+
+// Asked implements inference.Client.
+func (c *jobClient) Asked(w core.Worker, _ string) { c.result.Worker = w.ID }
+
+// Send implements inference.Client.
+func (c *jobClient) Send(block []byte) error {
+	events := openai.NewEventReader(bytes.NewReader(block))
+	for ev, err := events.Next(); err == nil; ev, err = events.Next() {
+		switch {
+		case ev.Data == nil:
+			c.comments(ev.Raw)
+		case ev.IsDone():
+		default:
+			if c.problem = c.chunk(ev.Data); c.problem != nil {
+				return c.problem
 			}
-			if choice.Delta.Content == nil || *choice.Delta.Content == "" {
-				continue
-			}
-			if text.Len()+len(*choice.Delta.Content) > maxInferText {
-				return core.WithHint(core.Errorf("", core.TooLarge, "the answer has more than %d bytes", maxInferText), "Set max_tokens, or take POST /v1/chat/completions, which streams.")
-			}
-			text.WriteString(*choice.Delta.Content)
-			tokens++
-			progress(core.Progress{Phase: "generate", Done: tokens, Total: int64(r.MaxTokens), Unit: "tokens"})
 		}
-		return nil
-	}, client.OnComment(func(line string) {
-		if line != "" && line != "keep-alive" {
-			log(line)
+	}
+	return nil
+}
+
+// comments logs what the answer waits for.
+func (c *jobClient) comments(raw []byte) {
+	for line := range bytes.Lines(raw) {
+		text, ok := bytes.CutPrefix(bytes.TrimSpace(line), []byte(":"))
+		if text = bytes.TrimSpace(text); ok && len(text) > 0 && string(text) != "keep-alive" {
+			c.log(string(text))
 		}
-	}), client.OnAnswer(func(a client.Answer) { result.Worker = a.Worker }))
-	result.Text = text.String()
-	return result, err
+	}
+}
+
+func (c *jobClient) chunk(data []byte) error {
+	if e := openai.ErrorIn(data); e != nil {
+		return refusal(e)
+	}
+	var chunk openai.ChatChunk
+	if err := json.Unmarshal(data, &chunk); err != nil {
+		return core.Errorf("", core.Internal, "malformed chunk in the worker's answer")
+	}
+	if chunk.Model != "" {
+		c.result.Model = chunk.Model
+	}
+	if u := chunk.Usage; u != nil {
+		c.result.PromptTokens, c.result.CompletionTokens = u.PromptTokens, u.CompletionTokens
+	}
+	for _, choice := range chunk.Choices {
+		if choice.FinishReason != nil {
+			c.result.FinishReason = *choice.FinishReason
+		}
+		if choice.Delta.Content == nil || *choice.Delta.Content == "" {
+			continue
+		}
+		if c.text.Len()+len(*choice.Delta.Content) > maxInferText {
+			return core.WithHint(core.Errorf("", core.TooLarge, "the answer has more than %d bytes", maxInferText), "Set max_tokens, or use POST /v1/chat/completions, which streams.")
+		}
+		c.text.WriteString(*choice.Delta.Content)
+		c.tokens++
+		c.progress(core.Progress{Phase: "generate", Done: c.tokens, Total: int64(c.maxTokens), Unit: "tokens"})
+	}
+	return nil
+}
+
+// Answer implements inference.Client. A request for a stream is answered without one only by a
+// refusal.
+func (c *jobClient) Answer(a inference.Answer) {
+	e := a.Error
+	if e == nil {
+		e = openai.DecodeError(a.Status, a.Body)
+	}
+	if e.Kind == "" {
+		e.Kind = string(inference.KindOfStatus(a.Status))
+	}
+	c.problem = refusal(e)
+}
+
+// Fail implements inference.Client. The job's error says it.
+func (c *jobClient) Fail(error) int { return 0 }
+
+// refusal is a worker's error as a classified one.
+func refusal(e *openai.Error) error {
+	kind := core.Kind(e.Kind)
+	if kind == "" {
+		kind = core.Internal
+	}
+	err := core.Errorf("", kind, "%s", e.Message)
+	if e.Hint != "" {
+		err = core.WithHint(err, "%s", e.Hint)
+	}
+	return err
 }

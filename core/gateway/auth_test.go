@@ -20,6 +20,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
 )
 
 // guarded is a gateway with tokens: for each scope "only-<scope>" and "all-but-<scope>", and "join".
@@ -33,7 +34,7 @@ func guarded(log io.Writer) (*Gateway, *fakeAuth) {
 	jobs := &fakeJobs{}
 	jobs.add(core.Event{Kind: core.EventEnd})
 	return New(Options{
-		Router: &fakeRouter{}, Cluster: &fakeCluster{}, Jobs: jobs, Auth: auth, Reader: &fakeReader{}, Admin: &fakeAdmin{},
+		Inference: inference.New(inference.Options{Router: &fakeRouter{}}), Cluster: &fakeCluster{}, Jobs: jobs, Auth: auth, Reader: &fakeReader{}, Admin: &fakeAdmin{},
 		Logger: hclog.New(&hclog.LoggerOptions{Output: log, Level: hclog.Trace}),
 	}), auth
 }
@@ -247,7 +248,7 @@ func TestAuthorizerFails(t *testing.T) {
 func TestOpenAISDKWithToken(t *testing.T) {
 	t.Parallel()
 	_, auth := guarded(io.Discard)
-	r := newRig(t, func(o *Options) { o.Auth = auth })
+	r := newRig(t, func(o *rigOptions) { o.Auth = auth })
 	r.cluster.models = []core.Model{{ID: "tiny"}}
 	r.serve("w1", func(w http.ResponseWriter, q *http.Request) {
 		if q.Header.Get("Authorization") != "" || q.Header.Get("X-Api-Key") != "" {

@@ -3,30 +3,9 @@ package gateway
 
 import (
 	"context"
-	"net"
 
 	"github.com/rbee-project/rbee/core"
 )
-
-// Router chooses workers for inference requests. Methods may be called concurrently.
-type Router interface {
-	// Pick returns the workers that can answer, best first, at least one. When the model is known but no worker serves it,
-	// Pick has one started, calls progress while it waits, and returns when it is ready. Errors: NotFound for an unknown model
-	// (with the nearest names as hint), Unavailable or TooLarge when no worker can be had (with the reason per hive).
-	Pick(ctx context.Context, r core.RouteRequest, progress func(core.Progress)) ([]core.Candidate, error)
-	// Failed tells that a worker could not be reached or died under a request, so that it is avoided until its hive confirms it.
-	Failed(w core.Worker)
-}
-
-// Counter is a Router that wants to know how many requests each worker has at this moment, which reports of hives tell too late.
-// A gateway whose Router is a Counter calls Begin when it sends a request to a worker and end, once or more, when the answer is over, whatever
-// became of it.
-type Counter interface {
-	Begin(w core.Worker) (end func())
-}
-
-// Dial connects to the data socket of a worker, wherever its hive is; the wire is HTTP/1.1.
-type Dial func(ctx context.Context, w core.Worker) (net.Conn, error)
 
 // Cluster answers questions about the cluster. Hives are named by id, name or core.LocalHive. Errors: NotFound, Unavailable.
 type Cluster interface {

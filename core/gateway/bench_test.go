@@ -3,7 +3,6 @@ package gateway
 import (
 	"bufio"
 	"context"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -132,39 +131,6 @@ func BenchmarkStream(b *testing.B) {
 			b.ReportMetric(float64(c.tokens)/median(ta).Seconds(), "through-tok/s")
 			b.ReportMetric(median(da).Seconds()/median(ta).Seconds(), "ratio")
 			b.ReportMetric(float64((median(tf) - median(df)).Microseconds()), "added-ttft-p50-µs")
-		})
-	}
-}
-
-// BenchmarkRelayEvent is the gateway's own work for one event, without the kernel's.
-func BenchmarkRelayEvent(b *testing.B) {
-	event := tokenEvent(7)
-	s := splitter{buf: make([]byte, firstBuffer)}
-	r := strings.NewReader(event)
-	in := &inference{g: New(Options{})}
-	var last time.Time
-	b.ReportAllocs()
-	b.SetBytes(int64(len(event)))
-	for b.Loop() {
-		r.Reset(event)
-		_, _ = s.fill(r)
-		_, events := s.next()
-		last = in.count(&s, events, last)
-	}
-}
-
-// BenchmarkReadFacts is the check of a body before it is passed on.
-func BenchmarkReadFacts(b *testing.B) {
-	for _, size := range []int{1 << 10, 100 << 10} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			body := []byte(`{"model":"tiny","stream":true,"messages":[{"role":"user","content":"` + strings.Repeat("lorem é ", size/9) + `"}]}`)
-			b.ReportAllocs()
-			b.SetBytes(int64(len(body)))
-			for b.Loop() {
-				if _, err := readFacts(body); err != nil {
-					b.Fatal(err)
-				}
-			}
 		})
 	}
 }

@@ -103,8 +103,8 @@ func TestEveryKindSurvivesTheWay(t *testing.T) {
 	r := newRig(t, nil)
 	c := newClient(t, r.url)
 	for kind := range answers {
-		r.router.pick = func(context.Context, core.RouteRequest, func(core.Progress)) ([]core.Candidate, error) {
-			return nil, core.WithHint(core.Errorf("", kind, "because"), "Do this.")
+		r.router.wait = func(context.Context, func(core.Progress)) error {
+			return core.WithHint(core.Errorf("", kind, "because"), "Do this.")
 		}
 		_, _, err := c.Chat(t.Context(), openai.ChatRequest{Model: "tiny"})
 		must.Eq(t, kind, core.KindOf(err))
@@ -119,7 +119,7 @@ func TestClientChat(t *testing.T) {
 	t.Parallel()
 	request := openai.ChatRequest{Model: "tiny", Messages: []openai.Message{{Role: "user", Content: openai.TextContent("hi")}}}
 	ask := func(t *testing.T, worker func(r *rig)) (string, []string, client.Answer, error) {
-		r := newRig(t, func(o *Options) { o.ProgressAfter, o.ProgressInterval = time.Millisecond, time.Millisecond })
+		r := newRig(t, func(o *rigOptions) { o.inf.ProgressAfter, o.inf.ProgressInterval = time.Millisecond, time.Millisecond })
 		worker(r)
 		text, comments, answer := "", []string{}, client.Answer{}
 		err := newClient(t, r.addr).ChatStream(t.Context(), request, func(c openai.ChatChunk) error {
@@ -143,10 +143,10 @@ func TestClientChat(t *testing.T) {
 		t.Parallel()
 		text, comments, _, err := ask(t, func(r *rig) {
 			r.serve("w1", streamOf(tokenEvent(1), doneEvent))
-			r.router.pick = func(_ context.Context, q core.RouteRequest, progress func(core.Progress)) ([]core.Candidate, error) {
+			r.router.wait = func(_ context.Context, progress func(core.Progress)) error {
 				progress(core.Progress{Phase: "download tiny", Done: 1, Total: 2})
 				<-time.After(30 * time.Millisecond)
-				return r.router.candidates(q.Model)
+				return nil
 			}
 		})
 		must.NoError(t, err)

@@ -14,6 +14,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
 )
 
 // registryReads are the routes whose answer comes from the replicated registry.
@@ -35,7 +36,7 @@ func TestConsistencyOfEveryRoute(t *testing.T) {
 	t.Parallel()
 	reader, jobs := &fakeReader{}, &fakeJobs{}
 	jobs.add(core.Event{Kind: core.EventEnd})
-	g := New(Options{Router: &fakeRouter{}, Cluster: &fakeCluster{cluster: &core.Cluster{ID: "c1"}}, Jobs: jobs, Reader: reader, Admin: &fakeAdmin{}})
+	g := New(Options{Inference: inference.New(inference.Options{Router: &fakeRouter{}}), Cluster: &fakeCluster{cluster: &core.Cluster{ID: "c1"}}, Jobs: jobs, Reader: reader, Admin: &fakeAdmin{}})
 	seen := 0
 	for _, rt := range routes() {
 		path := wildcard.ReplaceAllString(strings.ReplaceAll(rt.pattern, "{pid}", "12"), "h1")
@@ -79,7 +80,7 @@ func TestConsistencyOfEveryRoute(t *testing.T) {
 func TestReadsWithoutLeader(t *testing.T) {
 	t.Parallel()
 	reader := &fakeReader{gone: core.Errorf("", core.Unavailable, "there is no leader")}
-	r := newRig(t, func(o *Options) { o.Reader, o.Admin = reader, &fakeAdmin{} })
+	r := newRig(t, func(o *rigOptions) { o.Reader, o.Admin = reader, &fakeAdmin{} })
 	r.cluster.models, r.cluster.cluster = []core.Model{{ID: "tiny"}}, &core.Cluster{ID: "c1"}
 	r.serve("w1", answerJSON(200, wholeAnswer))
 	for _, pattern := range registryReads {
@@ -205,7 +206,7 @@ func TestAdminRoutes(t *testing.T) {
 func TestSnapshotRoutes(t *testing.T) {
 	t.Parallel()
 	a := &fakeAdmin{}
-	r := newRig(t, func(o *Options) { o.Admin, o.MaxSnapshotBytes, o.BodyTimeout = a, 1<<20, 200*time.Millisecond })
+	r := newRig(t, func(o *rigOptions) { o.Admin, o.MaxSnapshotBytes, o.BodyTimeout = a, 1<<20, 200*time.Millisecond })
 	c, ctx := newClient(t, r.addr), t.Context()
 	piece := strings.Repeat("0123456789abcdef", 1<<14) // 256 KiB
 	var got strings.Builder

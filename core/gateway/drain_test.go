@@ -58,7 +58,7 @@ const health = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 // A server that stops answers on the connections that it has, each one once, and takes no new one.
 func TestDrainAnswersOpenConnections(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { o.LameDuck = 300 * time.Millisecond })
+	r := newRig(t, func(o *rigOptions) { o.LameDuck = 300 * time.Millisecond })
 	finish, begun := make(chan struct{}), make(chan struct{})
 	r.serve("w1", func(w http.ResponseWriter, q *http.Request) {
 		body, _ := io.ReadAll(q.Body)
@@ -134,7 +134,7 @@ func TestDrainAnswersOpenConnections(t *testing.T) {
 // A rolling restart under clients with kept-alive connections, which send a request elsewhere only where the connection was refused.
 func TestDrainFailsNoRequest(t *testing.T) {
 	t.Parallel()
-	one := newRig(t, func(o *Options) { o.LameDuck = 250 * time.Millisecond })
+	one := newRig(t, func(o *rigOptions) { o.LameDuck = 250 * time.Millisecond })
 	two := newRig(t, nil)
 	for _, r := range []*rig{one, two} {
 		r.serve("w1", answerJSON(200, wholeAnswer))
@@ -250,7 +250,7 @@ func TestDrainWithHTTP2(t *testing.T) {
 
 func TestClientWithTLS(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { _, o.Auth = guarded(io.Discard) })
+	r := newRig(t, func(o *rigOptions) { _, o.Auth = guarded(io.Discard) })
 	r.serve("w1", streamOf(tokenEvent(1), doneEvent))
 	addr, ca, _ := tlsRig(t, r)
 	other := httptest.NewTLSServer(nil) // of the same test certificate authority, but not reached by its name
@@ -309,7 +309,7 @@ func TestClientWithTLS(t *testing.T) {
 func TestClientAdmin(t *testing.T) {
 	t.Parallel()
 	a, reader := &fakeAdmin{}, &fakeReader{}
-	r := newRig(t, func(o *Options) { o.Admin, o.Reader = a, reader })
+	r := newRig(t, func(o *rigOptions) { o.Admin, o.Reader = a, reader })
 	r.cluster.cluster = &core.Cluster{ID: "c1"}
 	c, ctx := newClient(t, r.addr), t.Context()
 	var info core.ReadInfo

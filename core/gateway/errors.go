@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -70,6 +71,12 @@ func envelope(err error) (*openai.Error, answer) {
 		param = special.param
 		if special.retryAfter != 0 {
 			a.retryAfter = special.retryAfter
+		}
+	}
+	if field, ok := errors.AsType[*inference.FieldError](err); ok {
+		param = field.Param
+		if field.Code != "" {
+			code = field.Code
 		}
 	}
 	e := openai.NewError(a.status, a.typ, param, code, "%s", err.Error())

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,63 +21,61 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeRouter gives the workers that serve a model, in order.
+// fakeRouter leases the workers that serve a model, in order.
 type fakeRouter struct {
 	mu      sync.Mutex // guards below
 	workers []core.Worker
 	failed  []string
 	active  map[string]int
-	pick    func(ctx context.Context, r core.RouteRequest, progress func(core.Progress)) ([]core.Candidate, error) // nil: the default
+	wait    func(ctx context.Context, progress func(core.Progress)) error // before a lease; nil: none
 }
 
-func (f *fakeRouter) Pick(ctx context.Context, r core.RouteRequest, progress func(core.Progress)) ([]core.Candidate, error) {
+func (f *fakeRouter) Route(ctx context.Context, q inference.Query) (inference.Lease, error) {
 	f.mu.Lock()
-	pick := f.pick
+	wait := f.wait
 	f.mu.Unlock()
-	if pick != nil {
-		return pick(ctx, r, progress)
-	}
-	return f.candidates(r.Model)
-}
-
-func (f *fakeRouter) candidates(model string) ([]core.Candidate, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var c []core.Candidate
-	for _, w := range f.workers {
-		if w.Model == model {
-			c = append(c, core.Candidate{Worker: w, Reason: "test"})
+	if wait != nil && len(q.Tried) == 0 {
+		ctx, cancel := context.WithTimeout(ctx, q.Patience)
+		defer cancel()
+		progress := q.Progress
+		if progress == nil {
+			progress = func(core.Progress) {}
+		}
+		progress(core.Progress{})
+		if err := wait(ctx, progress); err != nil {
+			return inference.Lease{}, err
 		}
 	}
-	if len(c) == 0 {
-		return nil, core.WithHint(core.Errorf("", core.NotFound, "no model %q", model), "Near to it are: tiny.")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var ranked []core.Candidate
+	for _, w := range f.workers {
+		if w.Model == q.Model && !slices.ContainsFunc(q.Tried, func(t core.Worker) bool { return t.ID == w.ID }) {
+			ranked = append(ranked, core.Candidate{Worker: w, Reason: "test"})
+		}
 	}
-	return c, nil
-}
-
-func (f *fakeRouter) Failed(w core.Worker) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.failed = append(f.failed, w.ID)
-}
-
-func (f *fakeRouter) Begin(w core.Worker) func() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	if len(ranked) == 0 {
+		return inference.Lease{}, core.WithHint(core.Errorf("", core.NotFound, "no model %q", q.Model), "Near to it are: tiny.")
+	}
+	id := ranked[0].Worker.ID
 	if f.active == nil {
 		f.active = map[string]int{}
 	}
-	f.active[w.ID]++
-	return func() {
+	f.active[id]++
+	return inference.NewLease(ranked, nil, func(o inference.Outcome) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.active[w.ID]--
-	}
+		f.active[id]--
+		if o == inference.Failed {
+			f.failed = append(f.failed, id)
+		}
+	}), nil
 }
 
 func (f *fakeRouter) failures() []string {
@@ -98,30 +97,43 @@ func (f *fakeRouter) running() int {
 // rig is a gateway on a loopback port with fakes behind it.
 type rig struct {
 	*Gateway
-	t       testing.TB
-	url     string
-	addr    string
-	router  *fakeRouter
-	cluster *fakeCluster
-	jobs    *fakeJobs
-	dir     string
-	client  *http.Client
-	stop    func() // ends Serve and waits for it
+	inference *inference.Service
+	t         testing.TB
+	url       string
+	addr      string
+	router    *fakeRouter
+	cluster   *fakeCluster
+	jobs      *fakeJobs
+	dir       string
+	client    *http.Client
+	stop      func() // ends Serve and waits for it
 
 	mu      sync.Mutex // guards below
 	sockets map[string]string
 }
 
-func newRig(t testing.TB, change func(*Options)) *rig {
+// rigOptions are those of the gateway and of the inference behind it.
+type rigOptions struct {
+	Options
+	inf inference.Options
+}
+
+func newRig(t testing.TB, change func(*rigOptions)) *rig {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "gw") //nolint:usetesting // the path of t.TempDir is too long for a socket
 	must.NoError(t, err)
 	r := &rig{t: t, router: &fakeRouter{}, cluster: &fakeCluster{}, jobs: &fakeJobs{}, dir: dir, sockets: map[string]string{}}
-	o := Options{Router: r.router, Cluster: r.cluster, Jobs: r.jobs, Version: "1.2.3", Dial: r.dialWorker, LameDuck: 20 * time.Millisecond}
+	o := rigOptions{
+		Options: Options{Metrics: NewMetrics(), Cluster: r.cluster, Jobs: r.jobs, Version: "1.2.3", LameDuck: 20 * time.Millisecond},
+		inf:     inference.Options{Router: r.router, Dial: r.dialWorker},
+	}
 	if change != nil {
 		change(&o)
 	}
-	r.Gateway = New(o)
+	o.inf.Meter, o.inf.Logger = o.Metrics, o.Logger
+	r.inference = inference.New(o.inf)
+	o.Inference = r.inference
+	r.Gateway = New(o.Options)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	r.addr = l.Addr().String()
@@ -141,6 +153,7 @@ func newRig(t testing.TB, change func(*Options)) *rig {
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
 		r.stop()
+		r.inference.Close()
 		_ = os.RemoveAll(dir)
 	})
 	return r
@@ -215,7 +228,7 @@ func (r *rig) raw(id string, f func(c net.Conn)) {
 	})
 	r.t.Cleanup(func() {
 		l.Close()
-		r.Close()
+		r.inference.Close()
 		wg.Wait()
 	})
 }

@@ -5,23 +5,24 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
 )
 
-// Options says what a Gateway serves and within which bounds. Router, Cluster, Jobs and Dial are required.
+// Options says what a Gateway serves and within which bounds. Inference, Cluster and Jobs are
+// required.
 type Options struct {
-	Router  Router
-	Cluster Cluster
-	Jobs    Jobs
-	Dial    Dial
-	Logger  hclog.Logger // nil: no log
-	Version string       // of the program, for GET /version
+	Inference *inference.Service // its owner closes it
+	Metrics   *Metrics           // those that Inference counts in; nil: new ones
+	Cluster   Cluster
+	Jobs      Jobs
+	Logger    hclog.Logger // nil: no log
+	Version   string       // of the program, for GET /version
 
 	// Auth knows tokens; nil: everything is allowed, which is for an agent alone on loopback.
 	Auth Authorizer
@@ -38,10 +39,6 @@ type Options struct {
 	MaxSnapshotBytes int64         // of a snapshot that is restored; 0: 4 GiB
 	BodyTimeout      time.Duration // for a request's body to arrive; 0: 1 minute
 	WriteTimeout     time.Duration // for one write to a client that reads slowly; 0: 1 minute
-	DialTimeout      time.Duration // for the connection to a worker; 0: 5 seconds
-	StartTimeout     time.Duration // for a worker to be started for a request; 0: 10 minutes
-	ProgressAfter    time.Duration // silence before a waiting stream gets progress comments; 0: 5 seconds
-	ProgressInterval time.Duration // between progress comments; 0: 2 seconds
 	KeepAlive        time.Duration // between comments of a silent job stream; 0: 15 seconds
 	LameDuck         time.Duration // quiet after the last request before a server that stops closes kept-alive connections; 0: 1 second
 }
@@ -52,12 +49,9 @@ type Gateway struct {
 	log     hclog.Logger
 	hosts   map[string]bool // Options.Hosts, lower case
 	mux     *http.ServeMux
-	metrics *metrics
-	workersUp
+	metrics *Metrics
 	streams streams
 	guesses *guesses
-	memory  *routeMemory
-	buffers sync.Pool // *[]byte, for relayed events
 }
 
 // New returns a gateway. It starts nothing.
@@ -68,10 +62,6 @@ func New(o Options) *Gateway {
 	}{
 		{&o.BodyTimeout, time.Minute},
 		{&o.WriteTimeout, time.Minute},
-		{&o.DialTimeout, 5 * time.Second},
-		{&o.StartTimeout, 10 * time.Minute},
-		{&o.ProgressAfter, 5 * time.Second},
-		{&o.ProgressInterval, 2 * time.Second},
 		{&o.KeepAlive, 15 * time.Second},
 		{&o.LameDuck, time.Second},
 	} {
@@ -85,15 +75,16 @@ func New(o Options) *Gateway {
 	if o.MaxSnapshotBytes == 0 {
 		o.MaxSnapshotBytes = 4 << 30
 	}
-	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, metrics: newMetrics(), guesses: newGuesses(), memory: newRouteMemory()}
+	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, metrics: o.Metrics, guesses: newGuesses()}
+	if g.metrics == nil {
+		g.metrics = NewMetrics()
+	}
 	if g.log == nil {
 		g.log = hclog.NewNullLogger()
 	}
 	for _, h := range o.Hosts {
 		g.hosts[strings.ToLower(strings.TrimSuffix(h, "."))] = true
 	}
-	g.workersUp.dial, g.workersUp.timeout = o.Dial, o.DialTimeout
-	g.buffers.New = func() any { return new(make([]byte, firstBuffer)) }
 	g.mux = g.buildMux(routes())
 	return g
 }
@@ -103,12 +94,6 @@ func (g *Gateway) Handler() http.Handler { return http.HandlerFunc(g.serve) }
 
 // Registry holds the gateway's metrics, which GET /metrics shows; others may add theirs, named rbee_….
 func (g *Gateway) Registry() *prometheus.Registry { return g.metrics.registry }
-
-// DropIdle closes the idle connections to the workers of a hive, by its id: where the hive is suspect, they may lead nowhere. Requests that run are not touched.
-func (g *Gateway) DropIdle(hive string) { g.workersUp.dropIdle(hive) }
-
-// Close drops the idle connections to workers. Serve does it at its end.
-func (g *Gateway) Close() { g.workersUp.close() }
 
 // serve is what every request goes through: an id, the guard, the routes, and one line in metrics and log. Bodies, prompts, paths with names
 // and what a client calls a model are never logged.

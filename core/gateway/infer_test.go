@@ -68,7 +68,7 @@ func TestBodyGoesToTheWorkerAsItIs(t *testing.T) {
 
 func TestRefusedBeforeAnyWorker(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { o.MaxBodyBytes = 4 << 10 })
+	r := newRig(t, func(o *rigOptions) { o.MaxBodyBytes = 4 << 10 })
 	r.serve("w1", func(http.ResponseWriter, *http.Request) { t.Error("the worker was asked") })
 	for _, c := range []struct {
 		name, path, body string
@@ -331,13 +331,13 @@ func TestHalfCloseCancelsTheWorker(t *testing.T) {
 // FAULTS G-05 a: while a worker is being started.
 func TestClientGoneEndsTheWait(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { o.ProgressAfter, o.ProgressInterval = time.Millisecond, time.Millisecond })
+	r := newRig(t, func(o *rigOptions) { o.inf.ProgressAfter, o.inf.ProgressInterval = time.Millisecond, time.Millisecond })
 	waiting, gone := make(chan struct{}), make(chan struct{})
-	r.router.pick = func(ctx context.Context, _ core.RouteRequest, _ func(core.Progress)) ([]core.Candidate, error) {
+	r.router.wait = func(ctx context.Context, _ func(core.Progress)) error {
 		close(waiting)
 		<-ctx.Done()
 		close(gone)
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -353,18 +353,18 @@ func TestClientGoneEndsTheWait(t *testing.T) {
 
 func TestWaitForAWorkerToBeStarted(t *testing.T) {
 	t.Parallel()
-	fast := func(o *Options) { o.ProgressAfter, o.ProgressInterval = time.Millisecond, time.Millisecond }
+	fast := func(o *rigOptions) { o.inf.ProgressAfter, o.inf.ProgressInterval = time.Millisecond, time.Millisecond }
 	// slow gives back control when the client has seen a comment.
-	slow := func(r *rig, then func() ([]core.Candidate, error)) (seen chan struct{}) {
+	slow := func(r *rig, then error) (seen chan struct{}) {
 		seen = make(chan struct{})
-		r.router.pick = func(ctx context.Context, q core.RouteRequest, progress func(core.Progress)) ([]core.Candidate, error) {
+		r.router.wait = func(ctx context.Context, progress func(core.Progress)) error {
 			progress(core.Progress{Phase: "load\nmodel", Done: 1, Total: 4})
 			select {
 			case <-seen:
 			case <-ctx.Done():
-				return nil, ctx.Err()
+				return ctx.Err()
 			}
-			return then()
+			return then
 		}
 		return seen
 	}
@@ -386,7 +386,7 @@ func TestWaitForAWorkerToBeStarted(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, fast)
 		r.serve("w1", streamOf(roleEvent, tokenEvent(1), doneEvent))
-		seen := slow(r, func() ([]core.Candidate, error) { return r.router.candidates("tiny") })
+		seen := slow(r, nil)
 		resp, body, err := ask(t, r, seen)
 		must.NoError(t, err)
 		must.Eq(t, 200, resp.StatusCode)
@@ -397,9 +397,7 @@ func TestWaitForAWorkerToBeStarted(t *testing.T) {
 	t.Run("then it fails", func(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, fast)
-		seen := slow(r, func() ([]core.Candidate, error) {
-			return nil, core.WithHint(core.Errorf("", core.TooLarge, "does not fit"), "Buy memory.")
-		})
+		seen := slow(r, core.WithHint(core.Errorf("", core.TooLarge, "does not fit"), "Buy memory."))
 		_, body, err := ask(t, r, seen)
 		must.ErrorIs(t, err, io.ErrUnexpectedEOF)
 		e := lastError(t, body)
@@ -410,7 +408,7 @@ func TestWaitForAWorkerToBeStarted(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, fast)
 		r.serve("w1", answerJSON(400, `{"error":{"message":"bad grammar","type":"invalid_request_error"}}`))
-		seen := slow(r, func() ([]core.Candidate, error) { return r.router.candidates("tiny") })
+		seen := slow(r, nil)
 		_, body, err := ask(t, r, seen)
 		must.ErrorIs(t, err, io.ErrUnexpectedEOF)
 		e := lastError(t, body)
@@ -422,14 +420,14 @@ func TestWaitForAWorkerToBeStarted(t *testing.T) {
 		r := newRig(t, fast)
 		r.raw("w1", func(net.Conn) {})
 		r.serve("w2", streamOf(tokenEvent(1), doneEvent))
-		seen := slow(r, func() ([]core.Candidate, error) { return r.router.candidates("tiny") })
+		seen := slow(r, nil)
 		_, body, err := ask(t, r, seen)
 		must.NoError(t, err)
 		must.True(t, strings.HasSuffix(body, "\n\n"+tokenEvent(1)+doneEvent))
 	})
 	t.Run("too long for a stream", func(t *testing.T) {
 		t.Parallel()
-		r := newRig(t, func(o *Options) { fast(o); o.StartTimeout = 50 * time.Millisecond })
+		r := newRig(t, func(o *rigOptions) { fast(o); o.inf.StartTimeout = 50 * time.Millisecond })
 		slow(r, nil)
 		_, body, err := r.post("/v1/chat/completions", streamAsk)
 		must.ErrorIs(t, err, io.ErrUnexpectedEOF)
@@ -437,7 +435,7 @@ func TestWaitForAWorkerToBeStarted(t *testing.T) {
 	})
 	t.Run("too long", func(t *testing.T) {
 		t.Parallel()
-		r := newRig(t, func(o *Options) { o.StartTimeout = 20 * time.Millisecond })
+		r := newRig(t, func(o *rigOptions) { o.inf.StartTimeout = 20 * time.Millisecond })
 		slow(r, nil)
 		resp, body, err := r.post("/v1/chat/completions", askTiny)
 		must.NoError(t, err)
@@ -448,8 +446,8 @@ func TestWaitForAWorkerToBeStarted(t *testing.T) {
 	t.Run("a quick failure keeps its status", func(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, nil)
-		r.router.pick = func(context.Context, core.RouteRequest, func(core.Progress)) ([]core.Candidate, error) {
-			return nil, core.Errorf("", core.Unavailable, "no hive has room")
+		r.router.wait = func(context.Context, func(core.Progress)) error {
+			return core.Errorf("", core.Unavailable, "no hive has room")
 		}
 		resp, body, err := r.post("/v1/chat/completions", streamAsk)
 		must.NoError(t, err)

@@ -113,7 +113,7 @@ func TestJobStream(t *testing.T) {
 
 func TestJobStreamKeepsAlive(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { o.KeepAlive = 5 * time.Millisecond })
+	r := newRig(t, func(o *rigOptions) { o.KeepAlive = 5 * time.Millisecond })
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+"/v1/jobs/j1-h1/stream", nil)
 	must.NoError(t, err)
 	resp, err := r.client.Do(req)

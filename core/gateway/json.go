@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -51,7 +52,7 @@ func decodeObject(body []byte, v any, what string) error {
 		}
 		return badBody("", "the request's body is not valid JSON of %s: %v", what, err)
 	}
-	if s := (scanner{b: body}); !s.whole() {
+	if !inference.ValidJSON(body) {
 		return badBody("", "the request's body has something after the JSON object")
 	}
 	return nil

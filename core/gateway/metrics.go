@@ -9,13 +9,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/rbee-project/rbee/core/inference"
 )
+
+var _ inference.Meter = (*Metrics)(nil)
 
 // maxModelLabels bounds the series of metrics that are told by model; models beyond it share the label "other".
 const maxModelLabels = 100
 
-// metrics are the gateway's. Labels have values that the program chooses, never text of a client.
-type metrics struct {
+// Metrics are the gateway's and, as an inference.Meter, those of inference. Labels have values that
+// the program chooses, never text of a client. They are safe for concurrent use.
+type Metrics struct {
 	registry   *prometheus.Registry
 	requests   *prometheus.CounterVec   // by route and class of status
 	duration   *prometheus.HistogramVec // by route
@@ -34,10 +39,11 @@ type metrics struct {
 	models map[string]bool
 }
 
-func newMetrics() *metrics {
+// NewMetrics returns metrics in a registry of their own.
+func NewMetrics() *Metrics {
 	const ns = "rbee_gateway"
 	latency := []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30, 60, 120, 300, 600}
-	m := &metrics{
+	m := &Metrics{
 		registry:   prometheus.NewRegistry(),
 		requests:   prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "requests_total", Help: "Answered requests, by route and class of status."}, []string{"route", "status"}),
 		duration:   prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: ns, Name: "request_duration_seconds", Help: "From a request's headers to its whole answer, by route.", Buckets: latency}, []string{"route"}),
@@ -58,7 +64,7 @@ func newMetrics() *metrics {
 	return m
 }
 
-func (m *metrics) request(route string, status int, took time.Duration) {
+func (m *Metrics) request(route string, status int, took time.Duration) {
 	class := "none" // the client was gone before there was a status
 	if status != 0 {
 		class = strconv.Itoa(status/100) + "xx"
@@ -71,7 +77,7 @@ func (m *metrics) request(route string, status int, took time.Duration) {
 func (g *Gateway) RPCRefused(reason string) { g.metrics.rpcRefused.WithLabelValues(reason).Inc() }
 
 // model is the label of a model.
-func (m *metrics) model(id string) string {
+func (m *Metrics) model(id string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.models[id] {
@@ -81,6 +87,34 @@ func (m *metrics) model(id string) string {
 		m.models[id] = true
 	}
 	return id
+}
+
+// Began implements inference.Meter.
+func (m *Metrics) Began(model string) { m.streams.WithLabelValues(m.model(model)).Inc() }
+
+// Events implements inference.Meter.
+func (m *Metrics) Events(n int) { m.events.Add(float64(n)) }
+
+// FirstToken implements inference.Meter.
+func (m *Metrics) FirstToken(d time.Duration) { m.ttft.Observe(d.Seconds()) }
+
+// Tokens implements inference.Meter.
+func (m *Metrics) Tokens(n int, each time.Duration) {
+	for range n {
+		m.interToken.Observe(each.Seconds())
+	}
+}
+
+// Retried implements inference.Meter.
+func (m *Metrics) Retried() { m.failovers.Inc() }
+
+// Ended implements inference.Meter.
+func (m *Metrics) Ended(took time.Duration, cut string) {
+	if cut != "" {
+		m.broken.WithLabelValues(cut).Inc()
+		return
+	}
+	m.endToEnd.Observe(took.Seconds())
 }
 
 func (g *Gateway) metricsPage(w *response, r *http.Request) error {

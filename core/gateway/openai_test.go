@@ -47,12 +47,12 @@ func TestOpenAISDK(t *testing.T) {
 	})
 	t.Run("stream", func(t *testing.T) {
 		t.Parallel()
-		r := newRig(t, func(o *Options) { o.ProgressAfter, o.ProgressInterval = time.Millisecond, time.Millisecond })
+		r := newRig(t, func(o *rigOptions) { o.inf.ProgressAfter, o.inf.ProgressInterval = time.Millisecond, time.Millisecond })
 		r.serve("w1", streamOf(": ping\n\n", roleEvent, tokenEvent(1), ": ping\n\n", tokenEvent(2), doneEvent))
 		slow := make(chan struct{})
-		r.router.pick = func(ctx context.Context, q core.RouteRequest, _ func(core.Progress)) ([]core.Candidate, error) {
+		r.router.wait = func(ctx context.Context, _ func(core.Progress)) error {
 			<-slow // with progress comments before the first event
-			return r.router.candidates(q.Model)
+			return nil
 		}
 		time.AfterFunc(30*time.Millisecond, func() { close(slow) })
 		c := sdk(r)

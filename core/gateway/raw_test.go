@@ -41,7 +41,7 @@ func isTimeout(err error) bool {
 // FAULTS G-11: bodies that are too long, or lie about their length.
 func TestBodyLimits(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { o.MaxBodyBytes, o.BodyTimeout = 1<<10, 200*time.Millisecond })
+	r := newRig(t, func(o *rigOptions) { o.MaxBodyBytes, o.BodyTimeout = 1<<10, 200*time.Millisecond })
 	r.serve("w1", func(http.ResponseWriter, *http.Request) { t.Error("the worker was asked") })
 	head := "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 	for name, c := range map[string]struct {
@@ -175,7 +175,7 @@ func TestSmuggling(t *testing.T) {
 // DNS rebinding, and writes from pages of strangers.
 func TestGuard(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { o.Hosts = []string{"Desk.Lan"} })
+	r := newRig(t, func(o *rigOptions) { o.Hosts = []string{"Desk.Lan"} })
 	port := r.addr[strings.LastIndex(r.addr, ":"):]
 	for _, c := range []struct {
 		method, host, headers string

@@ -204,7 +204,7 @@ func TestPromptsAreNotLogged(t *testing.T) {
 	t.Parallel()
 	const canary = "CANARY-7f3a"
 	var log syncBuffer
-	r := newRig(t, func(o *Options) { o.Logger = hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &log}) })
+	r := newRig(t, func(o *rigOptions) { o.Logger = hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &log}) })
 	answer := `data: {"choices":[{"delta":{"content":"` + canary + `"}}]}` + "\n\n"
 	n := 0
 	r.serve("w1", func(w http.ResponseWriter, req *http.Request) {

@@ -192,7 +192,7 @@ func TestDoneEndsTheAnswer(t *testing.T) {
 // FAULTS G-06, in short: a client that does not read is given up at the limit, and its worker with it.
 func TestClientThatDoesNotReadIsGivenUp(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, func(o *Options) { o.WriteTimeout = 200 * time.Millisecond })
+	r := newRig(t, func(o *rigOptions) { o.WriteTimeout = 200 * time.Millisecond })
 	gone := make(chan struct{})
 	event := "data: \"" + strings.Repeat("z", 32<<10) + "\"\n\n"
 	r.serve("w1", func(w http.ResponseWriter, req *http.Request) {

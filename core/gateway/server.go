@@ -40,7 +40,6 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { ended <- srv.Serve(l) })
-	defer g.Close()
 	select {
 	case err := <-ended:
 		_ = srv.Close()

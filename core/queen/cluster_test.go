@@ -213,7 +213,7 @@ func TestStatus(t *testing.T) {
 		h1.mustBeat()
 		w1, err := c.q.Worker(t.Context(), "w1")
 		must.NoError(t, err)
-		c.q.Failed(w1)
+		c.q.failed(w1)
 		s, err = c.q.Status(t.Context())
 		must.NoError(t, err)
 		must.Eq(t, "q1", s.Node)

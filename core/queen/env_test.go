@@ -16,6 +16,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/wire"
@@ -519,11 +520,7 @@ func (h *fakeHive) ListBinaries(context.Context, *hivev1.ListBinariesRequest) (*
 
 // The method sets that core/gateway asks for. That package may not be imported here; core/agent holds the same.
 var (
-	_ interface {
-		Pick(ctx context.Context, r core.RouteRequest, progress func(core.Progress)) ([]core.Candidate, error)
-		Failed(w core.Worker)
-		Begin(w core.Worker) (end func())
-	} = (*Queen)(nil)
+	_ inference.Router = (*Queen)(nil)
 	_ interface {
 		Ready(ctx context.Context) error
 		Status(ctx context.Context) (core.Status, error)

@@ -228,7 +228,7 @@ func TestSilence(t *testing.T) {
 				h.mustTell(t, c.q)
 				last := time.Now()
 				tc.end(h, c.q)
-				pick := func() int { return len(c.q.PickReady("m0")) }
+				pick := func() int { return len(c.q.ready("m0")) }
 				var suspect, down time.Duration
 				for down == 0 && time.Since(last) < time.Minute {
 					other.mustTell(t, c.q)

@@ -51,7 +51,7 @@ type Pinger interface {
 	Ping(ctx context.Context, hive string) error
 }
 
-// Queen is one queen. It implements the gateway's Router, Counter, Cluster and Jobs. Methods may be called concurrently; those that need
+// Queen is one queen. It implements inference.Router and the gateway's Cluster and Jobs. Methods may be called concurrently; those that need
 // the leader's knowledge (loads, last beats) answer from the replica without it on other queens.
 type Queen struct {
 	opts    Options

@@ -4,11 +4,12 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/sched"
 )
 
@@ -20,37 +21,84 @@ const (
 	maxStarts = 2
 )
 
-// Pick returns the workers that can answer, best first, with the reason for each. It reads this queen's replica alone and asks nobody while a
-// worker serves the model.
+// Route implements inference.Router. While a worker serves the model it reads this queen's replica
+// alone and asks nobody.
 //
-// Where none does: a worker that is loading is waited for; workers that are all avoided are waited for until their hive's next beat; otherwise a
-// worker is started on the hive that the scheduler chooses, once per model however many requests wait. progress, if not nil, is called from Pick's
-// goroutine with how far that is. A started worker is not given up when the requests that wait for it are: the next one finds it.
+// Where none does, Route waits for a worker that is loading; it waits for the next report of the
+// hives whose workers are all avoided; otherwise it has a worker started on the hive that the
+// scheduler chooses, once per model however many requests wait. A start outlasts the requests that
+// wait for it: the next one finds the worker.
 //
-// A model is known by its id, an alias, or the exact reference of a stored one, and by the bare name of a model of the builtin source. A reference to
-// another source is not fetched for a request: that takes a model_download or worker_spawn.
+// A model is known by its id, an alias, or the exact reference of a stored one, and by the bare name
+// of a model of the builtin source. A reference to another source is not fetched for a request: that
+// takes a model_download or worker_spawn.
 //
-// Errors: Invalid without a model; NotFound for an unknown model, with the nearest names; Unavailable or TooLarge when no worker can be had,
-// with the reason per hive; Overloaded when the hive says so; Cancelled and DeadlineExceeded of ctx.
-func (q *Queen) Pick(ctx context.Context, r core.RouteRequest, progress func(core.Progress)) ([]core.Candidate, error) {
+// Errors: Invalid without a model; NotFound for an unknown model, with the nearest names; Unavailable
+// or TooLarge when no worker can be had, with the reason per hive; Overloaded when the hive says so;
+// Cancelled and DeadlineExceeded of ctx, and DeadlineExceeded after the query's patience.
+func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, error) {
 	if r.Model == "" {
-		return nil, core.WithHint(core.Errorf("", core.Invalid, "the request names no model"), `Set "model" to one of those that GET /v1/models lists.`)
+		return inference.Lease{}, core.WithHint(core.Errorf("", core.Invalid, "the request names no model"), `Set "model" to one of those that GET /v1/models lists.`)
 	}
-	if found := q.PickReady(r.Model); len(found) > 0 {
-		return found, nil // what nearly every request finds, without watching anything
+	found, refused, _ := q.candidates(nil, r.Model, r.Tried)
+	if len(found) > 0 {
+		return q.lease(found, refused), nil // the case of nearly every request
 	}
+	none := inference.Lease{Refused: refusals(refused)}
+	if len(r.Tried) > 0 {
+		return none, core.Errorf("", core.Unavailable, "no other worker with %s is ready: %s", r.Model, workerReasons(refused))
+	}
+	if r.Patience > 0 {
+		limited, cancel := context.WithTimeout(ctx, r.Patience)
+		defer cancel()
+		ctx = limited
+	}
+	progress := r.Progress
 	if progress == nil {
 		progress = func(core.Progress) {}
 	}
-	id := r.Model
-	var patientUntil time.Time // with avoided workers; zero: there was no need yet
+	progress(core.Progress{})
+	found, refused, err := q.await(ctx, r.Model, progress)
+	if err != nil {
+		return none, err
+	}
+	return q.lease(found, refused), nil
+}
+
+// lease counts a request at the first of the workers.
+func (q *Queen) lease(found []core.Candidate, refused []sched.Refusal) inference.Lease {
+	w := found[0].Worker
+	end := q.begin(w.Nonce)
+	return inference.NewLease(found, refusals(refused), func(o inference.Outcome) {
+		end()
+		if o == inference.Failed {
+			q.failed(w)
+		}
+	})
+}
+
+func refusals(refused []sched.Refusal) []core.RouteRefusal {
+	if len(refused) == 0 {
+		return nil
+	}
+	why := make([]core.RouteRefusal, 0, len(refused))
+	for _, r := range refused {
+		why = append(why, core.RouteRefusal{Worker: r.Name, Reason: r.Reason})
+	}
+	return why
+}
+
+// await waits until the model has workers that are ready, and has one started where it must.
+func (q *Queen) await(ctx context.Context, model string, progress func(core.Progress)) ([]core.Candidate, []sched.Refusal, error) {
+	id := model
+	var patientUntil time.Time // with avoided workers; zero: not waited for yet
 	for starts := 0; ; {
 		ws := watchSet{q.watch(): {}}
-		found, refused, waitFor := q.candidates(ws, id)
+		found, refused, waitFor := q.candidates(ws, id, nil)
 		if len(found) > 0 {
-			return found, nil
+			return found, refused, nil
 		}
-		if id == r.Model {
+		if id == model {
 			if canonical := q.canonical(id); canonical != id {
 				id = canonical
 				continue
@@ -60,13 +108,13 @@ func (q *Queen) Pick(ctx context.Context, r core.RouteRequest, progress func(cor
 		case waitFor == waitLoading && q.starting(id):
 			// The job that loads it tells more than the registry.
 			if _, err := q.start(ctx, knownModel{id: id, argument: id}, progress); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			continue
 		case waitFor == waitLoading:
 			progress(core.Progress{Phase: "wait for a worker with " + id + " that is loading"})
 			if err := wait(ctx, ws); err != nil {
-				return nil, ctxError(ctx, refused)
+				return nil, nil, ctxError(ctx, refused)
 			}
 			continue
 		case waitFor == waitSuspect && (patientUntil.IsZero() || time.Now().Before(patientUntil)):
@@ -76,50 +124,31 @@ func (q *Queen) Pick(ctx context.Context, r core.RouteRequest, progress func(cor
 			}
 			_ = waitUntil(ctx, ws, patientUntil) // the next turn sees what it was
 			if ctx.Err() != nil {
-				return nil, ctxError(ctx, refused)
+				return nil, nil, ctxError(ctx, refused)
 			}
 			continue
 		}
-		m, err := q.find(ctx, r.Model)
+		m, err := q.find(ctx, model)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if m.id != id {
-			q.learnAlias(r.Model, m.id)
+			q.learnAlias(model, m.id)
 			id = m.id
 			continue
 		}
 		if starts == maxStarts {
-			return nil, core.WithHint(core.Errorf("", core.Unavailable, "workers with %s start but are gone again at once: %s", id, workerReasons(refused)),
+			return nil, nil, core.WithHint(core.Errorf("", core.Unavailable, "workers with %s start but are gone again at once: %s", id, workerReasons(refused)),
 				"Look at the log of the hive, and try again.")
 		}
 		started, err := q.start(ctx, m, progress)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if started {
 			starts++
 		}
 	}
-}
-
-// PickReady returns what Pick finds without waiting or starting anything: the workers of exactly this model that can answer, best first; none: ask Pick.
-func (q *Queen) PickReady(model string) []core.Candidate {
-	found, _, _ := q.candidates(nil, model)
-	return found
-}
-
-// PickReadyWhy is PickReady with the model's workers that cannot answer now, and why.
-func (q *Queen) PickReadyWhy(model string) ([]core.Candidate, []core.RouteRefusal) {
-	found, refused, _ := q.candidates(nil, model)
-	if len(refused) == 0 {
-		return found, nil
-	}
-	why := make([]core.RouteRefusal, 0, len(refused))
-	for _, r := range refused {
-		why = append(why, core.RouteRefusal{Worker: r.Name, Reason: r.Reason})
-	}
-	return found, why
 }
 
 // waitReason says what is worth waiting for where no worker can be used.
@@ -131,14 +160,18 @@ const (
 	waitSuspect            // workers that are avoided and may come back
 )
 
-// candidates picks among the workers of exactly this model. ws, unless it is nil, is told what is closed when the answer may change.
-func (q *Queen) candidates(ws watchSet, id string) ([]core.Candidate, []sched.Refusal, waitReason) {
+// candidates picks among the workers of exactly this model but those in tried. ws, unless it is nil,
+// collects the channels that are closed when the answer may change.
+func (q *Queen) candidates(ws watchSet, id string, tried []core.Worker) ([]core.Candidate, []sched.Refusal, waitReason) {
 	wait := waitNothing
 	var few [8]sched.Prospect // most models have no more workers
 	prospects := few[:0]
 	registry := q.registry()
 	q.mu.Lock()
 	registry.EachRoute(ws, id, func(w *core.Worker, h *core.Hive) bool {
+		if slices.ContainsFunc(tried, func(t core.Worker) bool { return t.Nonce == w.Nonce }) {
+			return true
+		}
 		p := q.prospectLocked(w)
 		switch {
 		case h == nil || h.Status == core.HiveDown:
@@ -194,9 +227,10 @@ func (q *Queen) loaded(w core.Worker) core.Worker {
 	return w
 }
 
-// Failed avoids a worker that could not be reached or died under a request, until its hive's next beat still lists this very start of it. A process
-// that has ended is reported by its hive at once, so what comes back is alive.
-func (q *Queen) Failed(w core.Worker) {
+// failed avoids a worker that could not be reached or died under a request until the next report of
+// its hive still lists this very start of it. A hive reports a process that has ended at once, so
+// what it still lists is alive.
+func (q *Queen) failed(w core.Worker) {
 	if now, ok := q.registry().Worker(nil, w.ID); !ok || now.Nonce != w.Nonce {
 		return // gone already, and with it the reason to avoid it
 	}
@@ -214,18 +248,18 @@ func (q *Queen) Failed(w core.Worker) {
 	q.log.Warn("worker failed a request, it is avoided until its hive confirms it", "worker", w.ID, "hive", w.Hive, "model", w.Model)
 }
 
-// Begin counts a request that is sent to a worker, until end is called. Calls of end after the first do nothing.
-func (q *Queen) Begin(w core.Worker) (end func()) {
+// begin counts a request that is sent to the worker with this nonce until end is called, once.
+func (q *Queen) begin(nonce string) (end func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.inFlight[w.Nonce]++
-	return sync.OnceFunc(func() {
+	q.inFlight[nonce]++
+	return func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		if q.inFlight[w.Nonce]--; q.inFlight[w.Nonce] == 0 {
-			delete(q.inFlight, w.Nonce)
+		if q.inFlight[nonce]--; q.inFlight[nonce] == 0 {
+			delete(q.inFlight, nonce)
 		}
-	})
+	}
 }
 
 // ctxError is the end of a caller's patience, with what it waited for.

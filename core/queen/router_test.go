@@ -13,13 +13,30 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/node"
 )
 
 func (c *cluster) pick(model string) ([]core.Candidate, error) {
-	return c.q.Pick(c.t.Context(), core.RouteRequest{RequestID: "r", Model: model}, nil)
+	return pick(c.t.Context(), c.q, inference.Query{RequestID: "r", Model: model})
+}
+
+// pick routes a query, releases the lease and returns the workers that could answer.
+func pick(ctx context.Context, q *Queen, query inference.Query) ([]core.Candidate, error) {
+	lease, err := q.Route(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	lease.Release(inference.Fine)
+	return lease.Ranked, nil
+}
+
+// ready returns the workers of exactly this model that can answer now, best first.
+func (q *Queen) ready(model string) []core.Candidate {
+	found, _, _ := q.candidates(nil, model, nil)
+	return found
 }
 
 // mustPick picks and gives the ids of the candidates.
@@ -67,9 +84,8 @@ func TestPickServing(t *testing.T) {
 		// Requests that run count, until they end; reports count too.
 		w1, err := c.q.Worker(t.Context(), "w1")
 		must.NoError(t, err)
-		end := c.q.Begin(w1)
+		end := c.q.begin(w1.Nonce)
 		must.Eq(t, []string{"w2", "w1"}, c.mustPick("m"))
-		end()
 		end()
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
 		must.MapLen(t, 0, c.q.inFlight)
@@ -80,7 +96,7 @@ func TestPickServing(t *testing.T) {
 		// A worker that failed a request is avoided until its hive confirms it.
 		h.change(func(h *fakeHive) { h.workers[0].Load.Active = 0 })
 		h.mustBeat()
-		c.q.Failed(w1)
+		c.q.failed(w1)
 		must.Eq(t, []string{"w2"}, c.mustPick("m"))
 		h.mustBeat()
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
@@ -88,7 +104,7 @@ func TestPickServing(t *testing.T) {
 		// News of an earlier start of the worker mean nothing.
 		h.change(func(h *fakeHive) { h.workers[0].Nonce = "second start" })
 		h.mustBeat()
-		c.q.Failed(w1)
+		c.q.failed(w1)
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
 		must.MapLen(t, 0, c.q.suspects)
 	})
@@ -165,11 +181,11 @@ func TestPickStartsOneWorker(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			wg.Go(func() {
 				defer cancel()
-				found, err := c.q.Pick(ctx, core.RouteRequest{Model: "rbee-tiny"}, func(p core.Progress) {
+				found, err := pick(ctx, c.q, inference.Query{Model: "rbee-tiny", Progress: func(p core.Progress) {
 					mu.Lock()
 					defer mu.Unlock()
 					phases[i] = append(phases[i], p.Phase)
-				})
+				}})
 				if i < 5 {
 					must.Error(t, err)
 					must.Eq(t, core.Cancelled, core.KindOf(err))
@@ -212,7 +228,7 @@ func TestStartOutlivesItsClients(t *testing.T) {
 		h.keepBeating()
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
-		_, err := c.q.Pick(ctx, core.RouteRequest{Model: "m"}, nil)
+		_, err := pick(ctx, c.q, inference.Query{Model: "m"})
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
 
 		// The next one joins it while it loads.
@@ -223,7 +239,7 @@ func TestStartOutlivesItsClients(t *testing.T) {
 		h.mustBeat()
 		ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
-		_, err = c.q.Pick(ctx, core.RouteRequest{Model: "m"}, nil)
+		_, err = pick(ctx, c.q, inference.Query{Model: "m"})
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
 		time.Sleep(5 * time.Second)
 		h.removeWorker("w2")
@@ -348,7 +364,7 @@ func TestPickWaitsForSuspects(t *testing.T) {
 				h.mustBeat()
 				other.keepBeating()
 				start := time.Now()
-				c.q.Failed(a)
+				c.q.failed(a)
 				var wg sync.WaitGroup
 				defer wg.Wait()
 				wg.Go(func() {
@@ -455,8 +471,8 @@ func TestPickGivesUp(t *testing.T) {
 	})
 }
 
-// BenchmarkPick is the whole price of a choice among 4 workers of a model in a registry of 64.
-func BenchmarkPick(b *testing.B) {
+// BenchmarkRoute is the whole price of a choice among 4 workers of a model in a registry of 64.
+func BenchmarkRoute(b *testing.B) {
 	n, err := node.Open(node.Options{ID: "q1"})
 	must.NoError(b, err)
 	defer func() { must.NoError(b, n.Shutdown()) }()
@@ -472,7 +488,7 @@ func BenchmarkPick(b *testing.B) {
 	q := New(Options{Node: n, ID: "q1"})
 	b.ReportAllocs()
 	for b.Loop() {
-		found, err := q.Pick(b.Context(), core.RouteRequest{Model: "m3"}, nil)
+		found, err := pick(b.Context(), q, inference.Query{Model: "m3"})
 		if err != nil || len(found) != 4 {
 			b.Fatal(len(found), err)
 		}
@@ -480,21 +496,36 @@ func BenchmarkPick(b *testing.B) {
 }
 
 // Who cannot answer, and why, is told beside those that can.
-func TestPickReadyWhy(t *testing.T) {
+func TestRouteTellsRefusals(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
 		h := c.newHive("h1")
-		h.addWorker("a", "m", core.WorkerReady)
+		a := h.addWorker("a", "m", core.WorkerReady)
 		h.addWorker("b", "m", core.WorkerRetiring)
 		h.addWorker("c", "m", core.WorkerLoading)
 		h.mustBeat()
-		found, refused := c.q.PickReadyWhy("m")
-		must.Len(t, 1, found)
-		must.Eq(t, "a", found[0].Worker.ID)
-		must.Eq(t, []core.RouteRefusal{{Worker: "b", Reason: "is retiring"}, {Worker: "c", Reason: "is still loading"}}, refused)
-		found, refused = c.q.PickReadyWhy("other")
-		must.SliceEmpty(t, found)
-		must.SliceEmpty(t, refused)
+		lease, err := c.q.Route(t.Context(), inference.Query{Model: "m"})
+		must.NoError(t, err)
+		must.Eq(t, "a", lease.Worker.ID)
+		must.Len(t, 1, lease.Ranked)
+		want := []core.RouteRefusal{{Worker: "b", Reason: "is retiring"}, {Worker: "c", Reason: "is still loading"}}
+		must.Eq(t, want, lease.Refused)
+		must.Eq(t, 1, c.q.inFlight[a.Nonce])
+		lease.Release(inference.Fine)
+		must.MapLen(t, 0, c.q.inFlight)
+
+		// Another worker is not waited for, and the one that was tried is not chosen again.
+		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}})
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+		must.Eq(t, want, lease.Refused)
+		must.MapLen(t, 0, c.q.inFlight)
+		h.addWorker("d", "m", core.WorkerReady)
+		h.mustBeat()
+		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}})
+		must.NoError(t, err)
+		must.Eq(t, "d", lease.Worker.ID)
+		lease.Release(inference.Failed)
+		must.Eq(t, []string{"a"}, c.mustPick("m"))
 	})
 }

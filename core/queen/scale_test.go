@@ -463,7 +463,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		})
 		must.Eq(t, 4*200_000, found)
 		row("registry: workers of a model and their hives, of 4 each", fmt.Sprintf("p50 %s, p99 %s", median, top))
-		median, top = p99(100_000, func(i int) { must.Len(t, 4, q.PickReady(snapshot(i))) })
+		median, top = p99(100_000, func(i int) { must.Len(t, 4, q.ready(snapshot(i))) })
 		row("whole choice of a worker, loads and suspicion included", fmt.Sprintf("p50 %s, p99 %s", median, top))
 	}()
 
@@ -547,7 +547,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	s.start()
 	row("all queens restarted: until their registries are read", time.Since(began).Round(time.Millisecond).String())
 	for _, q := range s.queens {
-		must.Len(t, 4, q.PickReady(scaleModel(7)))
+		must.Len(t, 4, q.ready(scaleModel(7)))
 	}
 	row("until each routes again", time.Since(began).Round(time.Millisecond).String())
 	stopHives = h.start(t, s.addresses)

@@ -125,7 +125,7 @@ func TestTakeOver(t *testing.T) {
 		tellAll(hives)
 		for _, m := range members {
 			must.Len(t, 20, m.q.registry().Workers(nil))
-			must.Len(t, 10, m.q.PickReady("m0"))
+			must.Len(t, 10, m.q.ready("m0"))
 		}
 		index := first.node.AppliedIndex()
 
@@ -147,7 +147,7 @@ func TestTakeOver(t *testing.T) {
 		}
 		tellAll(rest)
 		for _, m := range living {
-			must.Len(t, 8, m.q.PickReady("m0")) // without the dead hive's, and without the one that its hive says is gone
+			must.Len(t, 8, m.q.ready("m0")) // without the dead hive's, and without the one that its hive says is gone
 			w, err := m.q.Worker(t.Context(), "w-h5-0")
 			must.NoError(t, err)
 			must.Eq(t, 3, w.Load.Active)
@@ -231,7 +231,7 @@ func TestMinorityRoutesOn(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		must.Eq(t, index, cut.node.AppliedIndex())
-		must.Len(t, 1, cut.q.PickReady("m0")) // a; b is suspect here
+		must.Len(t, 1, cut.q.ready("m0")) // a; b is suspect here
 		must.Eq(t, core.HiveReady, cut.q.registry().PeekHive(nil, "b").Status)
 		must.Eq(t, core.HiveDown, leaderOf(t, members).q.registry().PeekHive(nil, "b").Status)
 	})

@@ -1,4 +1,4 @@
-package gateway
+package conn
 
 import (
 	"bufio"
@@ -14,35 +14,36 @@ import (
 )
 
 const (
-	// connIdle is how long an unused connection is kept. Workers keep theirs longer.
+	// connIdle is the idle time after which a connection is closed. Workers keep theirs longer.
 	connIdle = time.Minute
-	// maxIdleConns bounds the unused connections to one worker.
+	// maxIdleConns bounds the idle connections to one worker.
 	maxIdleConns = 64
 	// maxAnswerHeader bounds the header of a worker's answer, in bytes.
 	maxAnswerHeader = 64 << 10
-	// lateAnswer is how long an answer may take to arrive from a worker that stopped reading the request.
+	// lateAnswer bounds the wait for the answer of a worker that stopped reading the request.
 	lateAnswer = time.Second
 )
 
-// pool is the HTTP/1.1 connections to one worker. A request and its answer stay on the goroutine that asks: net/http's transport hands both
-// over to goroutines of its own, and each hand-over costs a wake-up between the client and its first token. BenchmarkRelay measures it.
+// pool holds the connections to one worker. A request and its answer stay on the caller's
+// goroutine: the transport of net/http hands both to goroutines of its own, and each hand-over costs
+// a wake-up before the first token. BenchmarkStream measures it.
 type pool struct {
 	dial  func(ctx context.Context, patience time.Duration) (*workerConn, error)
 	hive  string
-	asked time.Time // of the last request; workersUp.mu guards it
+	asked time.Time // time of the last request; guarded by Pools.mu
 
 	mu     sync.Mutex    // guards below
-	idle   []*workerConn // the longest unused first
+	idle   []*workerConn // the longest idle first
 	closed bool
 }
 
-// workerConn is a connection that carries one request at a time.
+// workerConn carries one request at a time.
 type workerConn struct {
 	net.Conn
 	r     *bufio.Reader
 	w     *bufio.Writer
 	left  int64     // bytes that may still be read
-	since time.Time // unused since
+	since time.Time // idle since
 }
 
 func newWorkerConn(c net.Conn) *workerConn {
@@ -65,7 +66,7 @@ func (b boundedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// take gives the most recently used connection, or nil.
+// take returns the most recently used connection, or nil.
 func (p *pool) take() *workerConn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -91,7 +92,7 @@ func (p *pool) put(c *workerConn) {
 	p.idle = append(p.idle, c)
 }
 
-// close forgets the unused connections; those in use are closed after their answers.
+// close drops the idle connections. Those in use are closed after their answers.
 func (p *pool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -102,14 +103,15 @@ func (p *pool) close() {
 	p.idle = nil
 }
 
-// roundTrip sends a request and returns the answer as soon as its header is there. When ctx ends the connection is closed, whatever it does. A used connection that the worker closed before the first byte of an answer, as it may do
-// with one that was idle, is replaced by another; a fresh one never is.
-func (p *pool) roundTrip(ctx context.Context, q question) (*http.Response, error) {
+// roundTrip sends a request and returns the answer as soon as its header has arrived. When ctx ends
+// it closes the connection. A worker may close an idle connection at any moment: roundTrip replaces
+// a used connection that was closed before the first byte of an answer, and never a fresh one.
+func (p *pool) roundTrip(ctx context.Context, q Request) (*http.Response, error) {
 	for {
 		c, used := p.take(), true
 		if c == nil {
 			var err error
-			if c, err = p.dial(ctx, q.patience); err != nil {
+			if c, err = p.dial(ctx, q.Patience); err != nil {
 				return nil, err
 			}
 			used = false
@@ -128,9 +130,10 @@ func (p *pool) roundTrip(ctx context.Context, q question) (*http.Response, error
 	}
 }
 
-// exchange sends the request and reads the header of the answer. answered says that at least one byte of it came.
-func (p *pool) exchange(ctx context.Context, c *workerConn, q question) (resp *http.Response, answered bool, err error) {
-	// The connection carries nothing else, so closing it is how the worker learns that nobody waits any more.
+// exchange sends the request and reads the header of the answer. answered reports that at least one
+// byte of it arrived.
+func (p *pool) exchange(ctx context.Context, c *workerConn, q Request) (resp *http.Response, answered bool, err error) {
+	// The connection carries nothing else: closing it tells the worker that nobody waits.
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer func() {
 		if err != nil {
@@ -152,7 +155,7 @@ func (p *pool) exchange(ctx context.Context, c *workerConn, q question) (resp *h
 			return nil, true, unexpected(err)
 		}
 		if resp.StatusCode >= http.StatusOK {
-			break // what comes before is informational
+			break // an earlier one is informational
 		}
 	}
 	c.left = math.MaxInt64
@@ -160,7 +163,7 @@ func (p *pool) exchange(ctx context.Context, c *workerConn, q question) (resp *h
 	return resp, true, nil
 }
 
-// unexpected is err, where the end of the connection is nothing to be expected.
+// unexpected turns the end of the connection into io.ErrUnexpectedEOF.
 func unexpected(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -168,7 +171,8 @@ func unexpected(err error) error {
 	return err
 }
 
-// answerBody is the body of an answer. Read to its end it gives the connection back; closed before, it closes the connection.
+// answerBody is the body of an answer. At its end the connection returns to the pool; Close before
+// that closes the connection.
 type answerBody struct {
 	body io.ReadCloser
 	ctx  context.Context // the request's
@@ -184,7 +188,7 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	switch {
 	case err == nil || b.done:
 	case errors.Is(err, io.EOF):
-		b.end(b.keep && b.conn.r.Buffered() == 0) // bytes behind the answer are nobody's answer
+		b.end(b.keep && b.conn.r.Buffered() == 0) // bytes behind the answer belong to no request
 	default:
 		b.end(false)
 		if b.ctx.Err() != nil {
@@ -203,7 +207,7 @@ func (b *answerBody) Close() error {
 
 func (b *answerBody) end(keep bool) {
 	b.done = true
-	// Once the context has ended, its function closes the connection at any moment.
+	// Once the context has ended, its function may close the connection at any moment.
 	if b.stop() && keep {
 		b.pool.put(b.conn)
 		return

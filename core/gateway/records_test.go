@@ -2,12 +2,10 @@ package gateway
 
 import (
 	"encoding/json"
-	"fmt"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -122,68 +120,4 @@ func TestRouteIsRemembered(t *testing.T) {
 			must.Eq(t, http.StatusBadRequest, resp.StatusCode)
 		}
 	})
-}
-
-func TestRouteMemoryIsBounded(t *testing.T) {
-	t.Parallel()
-	m := newRouteMemory()
-	must.Len(t, 0, m.latest(10))
-	at := time.Unix(1_000_000, 0)
-	for i := range 3*maxRoutes + 7 {
-		e := m.begin(core.RouteRecord{RequestID: fmt.Sprint(i), At: at})
-		m.picked(e, nil, make([]core.RouteRefusal, 1000), 0)
-		for n := range 4 {
-			m.asked(e, core.Worker{ID: "w", Nonce: fmt.Sprintf("n%d", 4*i+n)}, at, at.Add(time.Duration(i)), core.WorkerLost)
-		}
-		m.end(e, 200, "", 0, 1, at)
-		if i == 2 {
-			must.Eq(t, []string{"2", "1", "0"}, ids(m.latest(10)))
-		}
-	}
-	last := 3*maxRoutes + 6
-	must.MapLen(t, maxRoutes, m.byID)
-	must.Len(t, maxRoutes, m.ring)
-	must.LessEq(t, maxRouteWorkers, len(m.workers))
-	must.Eq(t, []string{fmt.Sprint(last), fmt.Sprint(last - 1)}, ids(m.latest(2)))
-	must.Len(t, maxRoutes, m.latest(2*maxRoutes))
-	_, ok := m.find("0")
-	must.False(t, ok)
-	v, ok := m.find(fmt.Sprint(last))
-	must.True(t, ok)
-	must.Len(t, maxRouteRefusals, v.Refused)
-	must.Eq(t, 1, m.worker(fmt.Sprintf("n%d", 4*last)).Requests)
-	must.Eq(t, 0, m.worker("n0").Requests)
-
-	// An id that comes twice is the later one, and stays so when the first is overwritten.
-	m = newRouteMemory()
-	for i := range 2 {
-		m.begin(core.RouteRecord{RequestID: "same", Status: i})
-	}
-	for i := range maxRoutes - 1 {
-		m.begin(core.RouteRecord{RequestID: fmt.Sprint(i)})
-	}
-	v, ok = m.find("same")
-	must.True(t, ok)
-	must.Eq(t, 1, v.Status)
-	m.begin(core.RouteRecord{RequestID: "more"})
-	_, ok = m.find("same")
-	must.False(t, ok)
-
-	e := m.begin(core.RouteRecord{RequestID: "x"})
-	for range 3 * maxRouteFailures {
-		m.asked(e, core.Worker{Nonce: "w"}, at, at, core.WorkerLost)
-	}
-	m.asked(e, core.Worker{Nonce: "w"}, at, at, core.Cancelled)
-	got := m.worker("w")
-	must.Len(t, maxRouteFailures, got.Recent)
-	must.Eq(t, 3*maxRouteFailures, got.Failures)
-	must.Eq(t, 3*maxRouteFailures+1, got.Requests, must.Sprint("a client that leaves is no failure of the worker"))
-}
-
-func ids(records []core.RouteRecord) []string {
-	var out []string
-	for _, r := range records {
-		out = append(out, r.RequestID)
-	}
-	return out
 }

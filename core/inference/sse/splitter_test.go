@@ -1,4 +1,4 @@
-package gateway
+package sse
 
 import (
 	"bytes"
@@ -13,21 +13,27 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// splitAll reads r to its end and gives what was passed on, and how it ended.
-func splitAll(r io.Reader) (string, int, ending, error) {
-	s := splitter{buf: make([]byte, 64)}
+const (
+	roleEvent = `data: {"choices":[{"index":0,"delta":{"role":"assistant","content":null}}]}` + "\n\n"
+	oneToken  = `data: {"choices":[{"index":0,"delta":{"content":"t1"},"finish_reason":null}]}` + "\n\n"
+	doneEvent = "data: [DONE]\n\n"
+)
+
+// splitAll reads r to its end and returns what was passed on, and how it ended.
+func splitAll(r io.Reader) (string, int, Ending, error) {
+	s := Splitter{buf: make([]byte, 64)}
 	var out bytes.Buffer
 	n := 0
 	for {
-		_, err := s.fill(r)
-		block, events := s.next()
+		_, err := s.Fill(r)
+		block, events := s.Next()
 		out.Write(block)
 		n += events
 		switch {
-		case s.ending != notYet:
+		case s.ending != Open:
 			return out.String(), n, s.ending, nil
 		case errors.Is(err, io.EOF):
-			out.Write(s.rest())
+			out.Write(s.Rest())
 			return out.String(), n, s.ending, nil
 		case err != nil:
 			return out.String(), n, s.ending, err
@@ -42,17 +48,17 @@ func TestSplitterLimits(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, len(fits+doneEvent), len(out))
 	must.Eq(t, 2, n)
-	must.Eq(t, whole, end)
+	must.Eq(t, Whole, end)
 	for name, s := range map[string]string{
 		"line":  "data: " + strings.Repeat("a", 2*maxEvent),
 		"lines": strings.Repeat("data: abc\n", maxEvent/5),
 	} {
 		_, _, _, err = splitAll(strings.NewReader(s))
-		must.ErrorIs(t, err, errEventTooLarge, must.Sprint(name))
+		must.ErrorIs(t, err, ErrEventTooLarge, must.Sprint(name))
 	}
 }
 
-func TestTokens(t *testing.T) {
+func TestHasToken(t *testing.T) {
 	t.Parallel()
 	for data, want := range map[string]bool{
 		`{"choices":[{"delta":{"role":"assistant","content":null}}]}`:                     false,
@@ -68,29 +74,9 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// The relay of one event, from the read of it to the bytes that are written, allocates nothing.
-func TestNoAllocationPerEvent(t *testing.T) {
-	event := []byte(tokenEvent(7))
-	r := bytes.NewReader(event)
-	s := splitter{buf: make([]byte, firstBuffer)}
-	g := New(Options{})
-	in := &inference{g: g}
-	last := in.count(&s, 0, in.start)
-	allocs := testing.AllocsPerRun(1000, func() {
-		r.Reset(event)
-		_, _ = s.fill(r)
-		block, events := s.next()
-		if len(block) != len(event) || events != 1 {
-			t.Fatal("not the event")
-		}
-		last = in.count(&s, events, last)
-	})
-	must.Zero(t, allocs)
-}
-
 func FuzzSplitter(f *testing.F) {
 	for _, s := range []string{
-		roleEvent + tokenEvent(1) + doneEvent, "data: {}\r\n\r\ndata: [DONE]\r\n\r\n", "data:x\r\r:c\r\rdata:[DONE]\r\r", "\ufeffdata: 1\n\n", "data: {\"error\":{\"message\":\"m\"}}\n\n",
+		roleEvent + oneToken + doneEvent, "data: {}\r\n\r\ndata: [DONE]\r\n\r\n", "data:x\r\r:c\r\rdata:[DONE]\r\r", "\ufeffdata: 1\n\n", "data: {\"error\":{\"message\":\"m\"}}\n\n",
 		": c\n\nid: 1\nevent: e\ndata\ndata:\n\n", "data: [DONE]", "\n\n\n", "\r", "\xef\xbb",
 	} {
 		f.Add([]byte(s))
@@ -125,7 +111,7 @@ func FuzzSplitter(f *testing.F) {
 				done = true
 			}
 		}
-		if done != (end == whole) {
+		if done != (end == Whole) {
 			t.Fatalf("done %v, ending %v of %q", done, end, out)
 		}
 	})

@@ -1,4 +1,4 @@
-package gateway
+package conn
 
 import (
 	"bufio"
@@ -48,7 +48,7 @@ func worker(t *testing.T, serve func(n int, c net.Conn, r *bufio.Reader)) (p *po
 
 func post(t *testing.T, ctx context.Context, p *pool, body string) (string, error) {
 	t.Helper()
-	resp, err := p.roundTrip(ctx, question{path: "/", body: []byte(body)})
+	resp, err := p.roundTrip(ctx, Request{Path: "/", Body: []byte(body)})
 	if err != nil {
 		return "", err
 	}
@@ -69,7 +69,7 @@ func read(r *bufio.Reader) bool {
 
 const fine = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine"
 
-func TestPoolKeepsAConnection(t *testing.T) {
+func TestPoolKeepsConnection(t *testing.T) {
 	t.Parallel()
 	p, dials := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
 		for read(r) {
@@ -84,7 +84,7 @@ func TestPoolKeepsAConnection(t *testing.T) {
 	must.Eq(t, 1, dials.Load())
 }
 
-func TestPoolReplacesAConnectionThatWasClosedWhileIdle(t *testing.T) {
+func TestPoolReplacesClosedIdleConnection(t *testing.T) {
 	t.Parallel()
 	p, dials := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
 		if read(r) { // and then closes, though it did not say so
@@ -99,7 +99,7 @@ func TestPoolReplacesAConnectionThatWasClosedWhileIdle(t *testing.T) {
 	must.Eq(t, 3, dials.Load())
 }
 
-func TestPoolRepeatsNothingThatMayHaveBeenHeard(t *testing.T) {
+func TestPoolNeverRepeatsASentRequest(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]string{"silent": "", "half a header": "HTTP/1.1 200 O", "no HTTP": "hello\r\n\r\n"} {
 		t.Run(name, func(t *testing.T) {
@@ -115,7 +115,7 @@ func TestPoolRepeatsNothingThatMayHaveBeenHeard(t *testing.T) {
 	}
 }
 
-func TestPoolBounds(t *testing.T) {
+func TestPoolBoundsHeader(t *testing.T) {
 	t.Parallel()
 	p, _ := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
 		read(r)
@@ -125,7 +125,7 @@ func TestPoolBounds(t *testing.T) {
 	must.ErrorIs(t, err, errAnswerHeader)
 }
 
-func TestPoolHearsARefusalBeforeTheRequestIsRead(t *testing.T) {
+func TestPoolReadsEarlyRefusal(t *testing.T) {
 	t.Parallel()
 	p, dials := worker(t, func(_ int, c net.Conn, _ *bufio.Reader) {
 		_, _ = c.Write([]byte("HTTP/1.1 413 Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlong"))
@@ -136,7 +136,7 @@ func TestPoolHearsARefusalBeforeTheRequestIsRead(t *testing.T) {
 	must.Eq(t, 1, dials.Load())
 }
 
-func TestPoolEndsWithItsContext(t *testing.T) {
+func TestPoolClosesWithContext(t *testing.T) {
 	t.Parallel()
 	gone := make(chan struct{})
 	p, _ := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {
@@ -148,7 +148,7 @@ func TestPoolEndsWithItsContext(t *testing.T) {
 		}
 	})
 	ctx, cancel := context.WithCancel(t.Context())
-	resp, err := p.roundTrip(ctx, question{path: "/", body: []byte("hello")})
+	resp, err := p.roundTrip(ctx, Request{Path: "/", Body: []byte("hello")})
 	must.NoError(t, err)
 	defer resp.Body.Close()
 	cancel()

@@ -1,0 +1,132 @@
+// Package conn speaks HTTP/1.1 with the data sockets of workers: a pool of connections for each
+// worker, one request at a time on each connection.
+package conn
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// poolIdle is the idle time after which a worker's connections are dropped.
+const poolIdle = 5 * time.Minute
+
+// Pools holds the connections to each worker. It makes them when a worker is first asked. It is
+// safe for concurrent use.
+type Pools struct {
+	dial    func(ctx context.Context, w core.Worker) (net.Conn, error)
+	timeout time.Duration
+
+	mu sync.Mutex       // guards below
+	m  map[string]*pool // by id and nonce: a restarted worker is another one
+}
+
+// NewPools returns Pools that dial workers with dial, each attempt bounded by timeout.
+func NewPools(dial func(ctx context.Context, w core.Worker) (net.Conn, error), timeout time.Duration) *Pools {
+	return &Pools{dial: dial, timeout: timeout, m: map[string]*pool{}}
+}
+
+// DialError reports that there was no connection, so that nothing was sent.
+type DialError struct{ Err error }
+
+func (e *DialError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the dialer's error.
+func (e *DialError) Unwrap() error { return e.Err }
+
+func (u *Pools) pool(w core.Worker) *pool {
+	key, now := w.ID+" "+w.Nonce, time.Now()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if p, ok := u.m[key]; ok {
+		p.asked = now
+		return p
+	}
+	for k, p := range u.m { // nobody announces here that a worker is gone
+		if now.Sub(p.asked) > poolIdle {
+			delete(u.m, k)
+			p.close()
+		}
+	}
+	p := &pool{hive: w.Hive, asked: now, dial: func(ctx context.Context, patience time.Duration) (*workerConn, error) {
+		if patience == 0 || patience > u.timeout {
+			patience = u.timeout
+		}
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		conn, err := u.dial(ctx, w)
+		if err != nil {
+			return nil, &DialError{err}
+		}
+		return newWorkerConn(conn), nil
+	}}
+	u.m[key] = p
+	return p
+}
+
+// Drop closes the idle connections to a worker. Running requests are not touched.
+func (u *Pools) Drop(w core.Worker) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	key := w.ID + " " + w.Nonce
+	if p, ok := u.m[key]; ok {
+		delete(u.m, key)
+		p.close()
+	}
+}
+
+// DropHive closes the idle connections to the workers of a hive. Running requests are not touched.
+func (u *Pools) DropHive(hive string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for k, p := range u.m {
+		if p.hive == hive {
+			delete(u.m, k)
+			p.close()
+		}
+	}
+}
+
+// Close closes all idle connections.
+func (u *Pools) Close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for k, p := range u.m {
+		delete(u.m, k)
+		p.close()
+	}
+}
+
+// Request is one POST to a worker. It carries only what a worker needs: no headers of the client,
+// and so no credentials.
+type Request struct {
+	Path, Accept, ID string // written as they are: they hold no line ends
+	Body             []byte
+	Patience         time.Duration // bounds the dial where another worker can be asked; 0: the pools' timeout
+}
+
+// write sends the request. The writer of net/http takes several times as long, all of it before
+// the first token.
+func (q *Request) write(w *bufio.Writer) error {
+	for _, s := range []string{
+		"POST ", q.Path, " HTTP/1.1\r\nHost: worker\r\nUser-Agent: rbee\r\nContent-Type: application/json\r\nAccept: ", q.Accept,
+		"\r\nX-Request-Id: ", q.ID, "\r\nContent-Length: ", strconv.Itoa(len(q.Body)), "\r\n\r\n",
+	} {
+		_, _ = w.WriteString(s) // a bufio.Writer keeps its first error
+	}
+	_, _ = w.Write(q.Body)
+	return w.Flush()
+}
+
+// Post sends a request to a worker and returns the answer as soon as its header has arrived. The
+// caller closes the body. When ctx ends the connection is closed, which tells the worker. Errors:
+// *DialError where nothing was sent, the cause of ctx, any other where the connection was lost.
+func (u *Pools) Post(ctx context.Context, w core.Worker, q Request) (*http.Response, error) {
+	return u.pool(w).roundTrip(ctx, q)
+}

@@ -1,0 +1,71 @@
+package inference
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+const retryHint = "Ask again; GET /v1/workers shows which workers there are."
+
+// ErrTold is the error of a stream that ended with the worker's own error event, which the client
+// has seen: the answer is to be cut without another one.
+var ErrTold = core.Errorf("", core.Internal, "the worker ended its stream with an error")
+
+// Refusal is a worker's refusal of a request whose stream has begun already. Other refusals are
+// answers.
+type Refusal struct{ Err *openai.Error }
+
+func (e *Refusal) Error() string { return e.Err.Message }
+
+// Unwrap returns the refusal as a classified error.
+func (e *Refusal) Unwrap() error { return core.Errorf("", core.Kind(e.Err.Kind), "%s", e.Err.Message) }
+
+// unanswered is why a worker gave no answer that counts, so that the next one is asked.
+type unanswered struct{ err error }
+
+func (e *unanswered) Error() string { return e.err.Error() }
+func (e *unanswered) Unwrap() error { return e.err }
+
+// KindOfStatus returns the kind that fits the status of a worker's answer best. Workers know no
+// kinds.
+func KindOfStatus(status int) core.Kind {
+	switch status {
+	case http.StatusNotFound:
+		return core.NotFound
+	case http.StatusTooManyRequests:
+		return core.Overloaded
+	case http.StatusNotImplemented:
+		return core.Unsupported
+	}
+	if status < 500 {
+		return core.Invalid
+	}
+	return core.Internal
+}
+
+// ended returns why ctx, that of a request, has ended: a classified cause that its owner gave, or
+// the client left.
+func ended(ctx context.Context) error {
+	if err := context.Cause(ctx); core.KindOf(err) == core.Unavailable {
+		return err
+	}
+	return core.Errorf("", core.Cancelled, "the client is gone")
+}
+
+func lost() error {
+	return core.WithHint(core.Errorf("", core.WorkerLost, "the worker was lost before its answer was whole"), retryHint)
+}
+
+// clip bounds text of a client that an error repeats.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xc0 == 0x80 {
+		n--
+	}
+	return s[:n] + "…"
+}

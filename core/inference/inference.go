@@ -1,0 +1,187 @@
+// Package inference answers one inference request: it reads the request's facts, has a worker
+// chosen, asks it, asks another one where that helps, relays the answer and records what happened.
+//
+// It knows nothing of the server in front of it. The answer goes to a Client, what happens to a
+// Meter. Bytes of events pass through as they are.
+package inference
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference/conn"
+	"github.com/rbee-project/rbee/core/inference/sse"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// Query is what a Router must know of a request to choose a worker for it.
+type Query struct {
+	RequestID string
+	Model     string // as the client wrote it: an id or an alias
+	// Tried are the workers that this request was sent to in vain. A query with some of them asks
+	// for another worker that is ready now: Route neither waits nor starts one.
+	Tried []core.Worker
+	// Patience bounds the wait for a worker to be started.
+	Patience time.Duration
+	// Progress is called on Route's goroutine while it waits, first with the zero value when the
+	// wait begins. nil: not wanted.
+	Progress func(core.Progress)
+}
+
+// Router chooses workers. It is safe for concurrent use.
+type Router interface {
+	// Route returns a lease on the best worker for the query. Where the model is known and no
+	// worker serves it, Route has one started and waits for it. Errors: NotFound for an unknown
+	// model (with the nearest names as hint), Unavailable or TooLarge when no worker can be had
+	// (with the reason per hive), DeadlineExceeded after Patience, those of ctx. With an error the
+	// lease holds only the refusals, and there is nothing to release.
+	Route(ctx context.Context, q Query) (Lease, error)
+}
+
+// Lease is a worker that one request may be sent to. The worker counts it as in flight until it
+// is released.
+type Lease struct {
+	Worker core.Worker
+	Reason string // for the choice, short: "least busy of 2"
+	// Ranked are the workers that could answer, best first, Worker among them.
+	Ranked  []core.Candidate
+	Refused []core.RouteRefusal // the model's other workers
+	release func(Outcome)
+}
+
+// NewLease returns a lease on the first of the ranked workers. release is called once.
+func NewLease(ranked []core.Candidate, refused []core.RouteRefusal, release func(Outcome)) Lease {
+	return Lease{Worker: ranked[0].Worker, Reason: ranked[0].Reason, Ranked: ranked, Refused: refused, release: release}
+}
+
+// Release ends the lease. It is called once.
+func (l Lease) Release(o Outcome) { l.release(o) }
+
+// Outcome says what a request tells of its worker.
+type Outcome int
+
+// The outcomes.
+const (
+	Fine   Outcome = iota // it answered or refused, or the client left
+	Failed                // it could not be reached, or was lost with the request in its hands
+)
+
+// Dialer connects to the data socket of a worker, wherever its hive is. The wire is HTTP/1.1.
+type Dialer func(ctx context.Context, w core.Worker) (net.Conn, error)
+
+// Client is where the answer of one request goes. Its methods are called by one goroutine at a
+// time.
+type Client interface {
+	// Asked tells which worker gives the answer that follows, and why it was chosen. Another call
+	// may follow as long as nothing of an answer came.
+	Asked(w core.Worker, reason string)
+	// Send passes on whole events or comments of a stream. The first call begins the stream. An
+	// error means that the client is gone.
+	Send(block []byte) error
+	// Answer passes on a whole answer that is not a stream. Nothing follows it.
+	Answer(a Answer)
+	// Fail ends the answer with an error and returns the HTTP status that the client sees; 0: none.
+	// Where the stream has begun, the error goes into it; for ErrTold it is there already. Nothing
+	// follows it.
+	Fail(err error) (status int)
+}
+
+// Answer is an answer that is not a stream, as the worker gave it.
+type Answer struct {
+	Status      int
+	ContentType string
+	RetryAfter  string // empty: none
+	Body        []byte
+	// Error replaces the body of a refusal that was not JSON; nil otherwise.
+	Error *openai.Error
+}
+
+// Meter counts what happens. Its methods do not block.
+type Meter interface {
+	// Began counts a stream of which the first event was passed on.
+	Began(model string)
+	// Events counts events that were passed on.
+	Events(n int)
+	// FirstToken observes the time from the request to its first token.
+	FirstToken(d time.Duration)
+	// Tokens observes n further tokens with each the time since the one before.
+	Tokens(n int, each time.Duration)
+	// Retried counts a request that is given to another worker.
+	Retried()
+	// Ended observes the time from the request to its whole answer, or, where reason is not empty,
+	// counts a stream that was cut.
+	Ended(took time.Duration, cut string)
+}
+
+// Options say what a Service works with. Router and Dial are required.
+type Options struct {
+	Router Router
+	Dial   Dialer
+	Meter  Meter        // nil: nothing is counted
+	Logger hclog.Logger // nil: no log
+
+	DialTimeout      time.Duration // for the connection to a worker; 0: 5 seconds
+	StartTimeout     time.Duration // for a worker to be started for a request; 0: 10 minutes
+	ProgressAfter    time.Duration // silence before a waiting stream gets progress comments; 0: 5 seconds
+	ProgressInterval time.Duration // between progress comments; 0: 2 seconds
+}
+
+// Service answers inference requests. It is safe for concurrent use.
+type Service struct {
+	o         Options
+	log       hclog.Logger
+	meter     Meter
+	workers   *conn.Pools
+	records   *Records
+	splitters sync.Pool // *sse.Splitter
+}
+
+// New returns a Service. It starts nothing.
+func New(o Options) *Service {
+	for _, d := range []struct {
+		v *time.Duration
+		d time.Duration
+	}{
+		{&o.DialTimeout, 5 * time.Second},
+		{&o.StartTimeout, 10 * time.Minute},
+		{&o.ProgressAfter, 5 * time.Second},
+		{&o.ProgressInterval, 2 * time.Second},
+	} {
+		if *d.v == 0 {
+			*d.v = d.d
+		}
+	}
+	s := &Service{o: o, log: o.Logger, meter: o.Meter, workers: conn.NewPools(o.Dial, o.DialTimeout), records: newRecords()}
+	if s.log == nil {
+		s.log = hclog.NewNullLogger()
+	}
+	if s.meter == nil {
+		s.meter = noMeter{}
+	}
+	s.splitters.New = func() any { return sse.NewSplitter() }
+	return s
+}
+
+// Records returns what is remembered of the latest requests.
+func (s *Service) Records() *Records { return s.records }
+
+// DropHive closes the idle connections to the workers of a hive, by its id: where the hive is
+// suspect, they may lead nowhere. Running requests are not touched.
+func (s *Service) DropHive(hive string) { s.workers.DropHive(hive) }
+
+// Close closes the idle connections to workers.
+func (s *Service) Close() { s.workers.Close() }
+
+type noMeter struct{}
+
+func (noMeter) Began(string)                {}
+func (noMeter) Events(int)                  {}
+func (noMeter) FirstToken(time.Duration)    {}
+func (noMeter) Tokens(int, time.Duration)   {}
+func (noMeter) Retried()                    {}
+func (noMeter) Ended(time.Duration, string) {}

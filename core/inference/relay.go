@@ -1,0 +1,174 @@
+package inference
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference/sse"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+const (
+	// drainTime bounds how long a stream may go on after its [DONE] before its connection is given up.
+	drainTime = 100 * time.Millisecond
+	// maxAnswer bounds an answer that is not streamed, in bytes.
+	maxAnswer = 64 << 20
+)
+
+// relay passes the events of a worker's stream on, byte for byte, each as soon as it is whole. It
+// returns nil after [DONE], ErrTold after the worker's own error event, *unanswered where nothing
+// but comments came, so that another worker is asked, and otherwise why the answer is not whole.
+func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
+	sp, _ := c.s.splitters.Get().(*sse.Splitter)
+	defer func() {
+		sp.Reset()
+		c.s.splitters.Put(sp)
+	}()
+	for {
+		_, readErr := sp.Fill(body)
+		block, events := sp.Next()
+		if len(block) > 0 {
+			if err := c.send(block); err != nil {
+				cancel()
+				return err
+			}
+			if events > 0 { // counted after they are on their way
+				c.count(sp, events)
+			}
+		}
+		switch {
+		case sp.Ending() == sse.Whole:
+			drain(body, cancel)
+			return nil
+		case sp.Ending() == sse.Failed:
+			cancel()
+			return ErrTold
+		case readErr == nil:
+		case c.ctx.Err() != nil:
+			return ended(c.ctx)
+		case errors.Is(readErr, sse.ErrEventTooLarge):
+			return core.WithHint(core.E("", core.Internal, readErr), "The worker's engine sends what is no event stream: see its log.")
+		case errors.Is(readErr, io.EOF):
+			if end := sp.Rest(); end != nil {
+				_ = c.send(end) // where the client is gone there is nobody to tell
+				return nil
+			}
+			return c.cutOff()
+		default:
+			return c.cutOff()
+		}
+	}
+}
+
+// cutOff is the end of a stream whose worker is gone. Another worker is asked where the client has
+// seen nothing of the answer.
+func (c *call) cutOff() error {
+	if !c.sent {
+		return &unanswered{lost()}
+	}
+	return lost()
+}
+
+// count meters the events of one read.
+func (c *call) count(sp *sse.Splitter, events int) {
+	m, now := c.s.meter, time.Now()
+	if !c.sent {
+		c.sent = true
+		m.Began(c.lease.Worker.Model)
+	}
+	m.Events(events)
+	c.events += int64(events)
+	if !sp.Token() {
+		return
+	}
+	if c.lastToken.IsZero() {
+		c.firstToken = now.Sub(c.r.At)
+		m.FirstToken(c.firstToken)
+		events--
+		c.lastToken = now
+	}
+	m.Tokens(events, now.Sub(c.lastToken)/time.Duration(max(events, 1)))
+	c.lastToken = now
+}
+
+// drain reads what comes after [DONE], which must be nothing: then the connection can be used again.
+// Otherwise the caller closes it unread.
+func drain(body io.Reader, cancel context.CancelFunc) {
+	timer := time.AfterFunc(drainTime, cancel)
+	defer timer.Stop()
+	_, _ = body.Read(make([]byte, 1))
+}
+
+// whole relays an answer that is not a stream. It reads it to its end before it passes on the first
+// byte, so that the death of the worker can still be told.
+func (c *call) whole(resp *http.Response) error {
+	body, err := readAnswer(resp)
+	switch {
+	case err != nil && c.ctx.Err() != nil:
+		return ended(c.ctx)
+	case core.KindOf(err) == core.TooLarge:
+		return err
+	case err != nil:
+		return &unanswered{lost()}
+	}
+	a := Answer{Status: resp.StatusCode, ContentType: resp.Header.Get("Content-Type"), RetryAfter: resp.Header.Get("Retry-After"), Body: body}
+	isJSON := isJSONObject(body)
+	switch {
+	case a.Status < 200 || a.Status >= 300 && a.Status < 400:
+		return core.Errorf("", core.Internal, "unexpected status %d from the worker", a.Status)
+	case a.Status < 300 && !isJSON: // cut without a trace where neither length nor chunks tell
+		return &unanswered{lost()}
+	case c.begun:
+		return lateAnswer(a)
+	case a.Status >= 400 && !isJSON:
+		e := openai.DecodeError(a.Status, nil)
+		e.Message = fmt.Sprintf("the worker answered %d %s", a.Status, http.StatusText(a.Status))
+		a = Answer{Status: a.Status, Error: e}
+	}
+	c.status = a.Status
+	c.client.Answer(a)
+	return nil
+}
+
+// lateAnswer is the error for an answer that is not a stream where the stream has begun with
+// comments.
+func lateAnswer(a Answer) error {
+	if a.Status < 400 {
+		return core.Errorf("", core.Internal, "the worker did not stream its answer")
+	}
+	e := openai.DecodeError(a.Status, a.Body)
+	if e.Kind == "" {
+		e.Kind = string(KindOfStatus(a.Status))
+	}
+	return &Refusal{e}
+}
+
+func readAnswer(resp *http.Response) ([]byte, error) {
+	if resp.ContentLength > maxAnswer {
+		return nil, tooLong()
+	}
+	body := make([]byte, 0, max(512, min(resp.ContentLength+1, 1<<20)))
+	for {
+		n, err := resp.Body.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case len(body) > maxAnswer:
+			return nil, tooLong()
+		case err == io.EOF:
+			return body, nil
+		case err != nil:
+			return nil, err
+		case len(body) == cap(body):
+			body = append(body, 0)[:len(body)]
+		}
+	}
+}
+
+func tooLong() error {
+	return core.WithHint(core.Errorf("", core.TooLarge, "the worker's answer is longer than %d bytes", maxAnswer), "Ask for a stream, or for fewer tokens.")
+}

@@ -1,0 +1,121 @@
+package inference
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// route has the router choose a worker, or start one. A stream is told how far that is.
+func (c *call) route() error {
+	q := Query{RequestID: c.r.ID, Model: c.facts.model, Patience: c.s.o.StartTimeout}
+	ctx := c.ctx
+	if c.facts.stream {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		p := &progress{c: c, gone: cancel}
+		q.Progress = p.note
+		defer p.stop()
+	}
+	var err error
+	c.lease, err = c.s.o.Router.Route(ctx, q)
+	switch {
+	case err == nil:
+		return nil
+	case c.ctx.Err() != nil:
+		return ended(c.ctx)
+	case ctx.Err() != nil: // a comment could not be sent
+		return core.Errorf("", core.Cancelled, "the client is gone")
+	case errors.Is(err, context.DeadlineExceeded):
+		return core.WithHint(core.Errorf("", core.DeadlineExceeded, "no worker of %q was ready within %s", clip(c.facts.model, 100), c.s.o.StartTimeout),
+			"It may still be starting: GET /v1/jobs shows how far it is.")
+	case core.KindOf(err) == core.NotFound:
+		return &FieldError{Err: err, Code: openai.CodeModelNotFound, Param: "model"}
+	}
+	return err
+}
+
+// progress sends comments to a client whose worker is being started. Its timer sends them, not the
+// router: a request that need not wait pays for no handover between goroutines.
+type progress struct {
+	c    *call
+	gone func() // called when the client does not take a comment
+
+	mu     sync.Mutex // guards latest
+	latest core.Progress
+
+	writing sync.Mutex // held by the writer of the answer: the timer until over, then the caller; guards below
+	over    bool
+	silence *time.Timer
+}
+
+// note takes in how far the worker is. The first call starts the timer.
+func (p *progress) note(latest core.Progress) {
+	p.mu.Lock()
+	p.latest = latest
+	p.mu.Unlock()
+	if p.silence != nil { // only this goroutine sets it
+		return
+	}
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	p.silence = time.AfterFunc(p.c.s.o.ProgressAfter, p.comment)
+}
+
+func (p *progress) comment() {
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	if p.over {
+		return
+	}
+	p.mu.Lock()
+	text := progressText(p.latest)
+	p.mu.Unlock()
+	if err := p.c.send(comment(text)); err != nil {
+		p.gone()
+		return
+	}
+	p.silence.Reset(p.c.s.o.ProgressInterval)
+}
+
+// stop returns when no comment is being written and none will be.
+func (p *progress) stop() {
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	p.over = true
+	if p.silence != nil {
+		p.silence.Stop()
+	}
+}
+
+// comment returns a block that clients ignore.
+func comment(text string) []byte {
+	line := append([]byte(": "), strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return ' '
+		}
+		return r
+	}, text)...)
+	return append(line, "\n\n"...)
+}
+
+func progressText(p core.Progress) string {
+	text := "rbee: waiting for a worker"
+	if p.Phase != "" {
+		text = "rbee: " + p.Phase
+	}
+	switch {
+	case p.Total > 0:
+		text += fmt.Sprintf(" %d%%", p.Done*100/p.Total)
+	case p.Done > 0 && p.Unit != "":
+		text += fmt.Sprintf(" %d %s", p.Done, p.Unit)
+	}
+	return text
+}
