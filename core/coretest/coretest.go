@@ -2,12 +2,17 @@
 package coretest
 
 import (
+	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
 )
 
 // Logger returns a logger that writes to the test's own output.
@@ -63,4 +68,30 @@ func Eventually(t testing.TB, patience time.Duration, check func() error) {
 		case <-tick.C:
 		}
 	}
+}
+
+// Module returns a new folder with the program of the file source as a module of its own, outside the repository, which
+// requires rbee as it is in the folder root. Its go.mod lists what rbee's lists: the go command then reads no go.mod of
+// another version, which the module cache of a machine that only built rbee does not have.
+func Module(t testing.TB, root, name, source string) string {
+	t.Helper()
+	root, err := filepath.Abs(root)
+	must.NoError(t, err)
+	read := func(path string) string {
+		b, err := os.ReadFile(path)
+		must.NoError(t, err)
+		return string(b)
+	}
+	const rbee = "github.com/rbee-project/rbee"
+	_, requires, found := strings.Cut(read(filepath.Join(root, "go.mod")), "module "+rbee+"\n")
+	must.True(t, found)
+	dir := t.TempDir()
+	for file, content := range map[string]string{
+		"main.go": read(source),
+		"go.sum":  read(filepath.Join(root, "go.sum")),
+		"go.mod":  fmt.Sprintf("module %s\n%s\nrequire %s v0.0.0\n\nreplace %s => %s\n", name, requires, rbee, rbee, root),
+	} {
+		must.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte(content), 0o600))
+	}
+	return dir
 }

@@ -189,19 +189,7 @@ func TestWorkerBuildWithTheRealToolchain(t *testing.T) {
 		must.NoError(t, err)
 		return strings.TrimSpace(string(out))
 	}
-	root, err := filepath.Abs("../..")
-	must.NoError(t, err)
-	dir := t.TempDir()
-	source, err := os.ReadFile("../pluginhost/testdata/thirdparty/bee/main.go")
-	must.NoError(t, err)
-	sums, err := os.ReadFile(filepath.Join(root, "go.sum"))
-	must.NoError(t, err)
-	for name, content := range map[string]string{
-		"main.go": string(source), "go.sum": string(sums),
-		"go.mod": fmt.Sprintf("module example.com/stranger\n\ngo 1.26.0\n\nrequire github.com/rbee-project/rbee v0.0.0\n\nreplace github.com/rbee-project/rbee => %s\n", root),
-	} {
-		must.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
-	}
+	dir := coretest.Module(t, "../..", "example.com/stranger", "../pluginhost/testdata/thirdparty/bee/main.go")
 	// It completes go.mod. "go mod tidy" also wants what only the tests of others need, which a machine that built rbee need not have.
 	list := exec.CommandContext(t.Context(), "go", "list", "-deps", ".")
 	list.Dir, list.Env = dir, append(os.Environ(), "GOFLAGS=-mod=mod", "GOPROXY=off", "GOSUMDB=off", "GOWORK=off")

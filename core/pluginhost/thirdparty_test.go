@@ -16,6 +16,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
@@ -35,21 +36,7 @@ type stranger struct{ dir string }
 
 func newStranger(t *testing.T, source string) stranger {
 	t.Helper()
-	root, err := filepath.Abs("../..")
-	must.NoError(t, err)
-	s := stranger{dir: t.TempDir()}
-	code, err := os.ReadFile(source)
-	must.NoError(t, err)
-	sums, err := os.ReadFile(filepath.Join(root, "go.sum"))
-	must.NoError(t, err)
-	for name, content := range map[string]string{
-		"main.go": string(code),
-		"go.sum":  string(sums),
-		"go.mod":  fmt.Sprintf("module example.com/stranger\n\ngo 1.26.0\n\nrequire %s v0.0.0\n\nreplace %s => %s\n", modulePath, modulePath, root),
-	} {
-		must.NoError(t, os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o600))
-	}
-	return s
+	return stranger{dir: coretest.Module(t, "../..", "example.com/stranger", source)}
 }
 
 func (s stranger) run(t *testing.T, args ...string) string {

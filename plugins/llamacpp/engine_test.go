@@ -22,7 +22,10 @@ import (
 // endless is a request whose answer does not end before its context is full.
 const endless = `,"ignore_eos":true,"stream":true`
 
-func TestAnswersAsRecorded(t *testing.T) {
+// On another processor than the one of the author, and beside other requests, the tokens are the same up to near ties:
+// see contributing/engine.md.
+func TestAnswersAsThePlainLoop(t *testing.T) {
+	loop := plainLoop(t)
 	w := startWorker(t, 2, 1024, "")
 	for _, r := range loadRecorded(t) {
 		t.Run(r.Question, func(t *testing.T) {
@@ -37,11 +40,16 @@ func TestAnswersAsRecorded(t *testing.T) {
 
 			limit := fmt.Sprintf(`,"max_tokens":%d`, recordMax)
 			whole := w.chat(t, question(r.Question, limit))
-			must.Eq(t, r.Text, *whole.Choices[0].Message.Content)
-			must.Eq(t, openai.Usage{PromptTokens: len(r.Tokens), CompletionTokens: len(r.Answer), TotalTokens: len(r.Tokens) + len(r.Answer)}, *whole.Usage)
+			text := *whole.Choices[0].Message.Content
+			must.NoError(t, loop.Check(t, r.Tokens, recordMax, text))
+			must.Eq(t, len(r.Tokens), whole.Usage.PromptTokens)
+			must.Eq(t, whole.Usage.PromptTokens+whole.Usage.CompletionTokens, whole.Usage.TotalTokens)
+			if a := loop.Answer(t, r.Tokens, recordMax); a.Text == text {
+				must.Eq(t, len(a.Tokens), whole.Usage.CompletionTokens)
+			}
 
 			s := w.stream(t.Context(), t, question(r.Question, limit+`,"stream":true`), nil)
-			must.Eq(t, r.Text, s.text)
+			must.Eq(t, text, s.text) // the same request alone, in the same worker: to the bit
 			must.True(t, s.done)
 			must.Nil(t, s.usage)
 			must.Eq(t, whole.Choices[0].FinishReason, s.finish)
@@ -83,7 +91,7 @@ func TestShapes(t *testing.T) {
 		var c openai.CompletionResponse
 		must.NoError(t, json.NewDecoder(resp.Body).Decode(&c))
 		must.Eq(t, openai.ObjectCompletion, c.Object)
-		must.Eq(t, "7 + 5 = 12.", c.Choices[0].Text)
+		must.Eq(t, sumAnswer, c.Choices[0].Text)
 		must.Eq(t, openai.FinishStop, *c.Choices[0].FinishReason)
 		must.Positive(t, c.Usage.CompletionTokens)
 	})
@@ -104,7 +112,7 @@ func TestShapes(t *testing.T) {
 		defer func() { _ = resp.Body.Close() }()
 		var c openai.CompletionResponse
 		must.NoError(t, json.NewDecoder(resp.Body).Decode(&c))
-		must.Eq(t, r.Text, c.Choices[0].Text)
+		must.Eq(t, sumAnswer, c.Choices[0].Text)
 		must.Eq(t, len(r.Tokens), c.Usage.PromptTokens)
 	})
 	t.Run("models, health, ids", func(t *testing.T) {
@@ -170,7 +178,7 @@ func TestRefusals(t *testing.T) {
 			}
 		})
 	}
-	must.Eq(t, "7 + 5 = 12.", *w.chat(t, question("What is 7 + 5?", "")).Choices[0].Message.Content) // and it lives on
+	must.Eq(t, sumAnswer, *w.chat(t, question("What is 7 + 5?", "")).Choices[0].Message.Content) // and it lives on
 }
 
 // Text that would crash a C function that takes it for granted.
@@ -219,35 +227,34 @@ func TestControlTokensOfClients(t *testing.T) {
 }
 
 func TestManyAtOnceAsAlone(t *testing.T) {
+	loop := plainLoop(t)
 	w := startWorker(t, 8, 1024, "")
 	rec := loadRecorded(t)
+	got := make([]streamed, 8)
 	var wg sync.WaitGroup
-	for i := range 8 {
+	for i := range got {
 		wg.Go(func() {
-			r := rec[i]
-			body := question(r.Question, fmt.Sprintf(`,"max_tokens":%d,"stream":true`, recordMax))
-			s := w.stream(t.Context(), t, body, nil)
-			if s.text != r.Text || !s.done {
-				t.Errorf("%s: got %q, alone it is %q", r.Question, s.text, r.Text)
-			}
+			got[i] = w.stream(t.Context(), t, question(rec[i].Question, fmt.Sprintf(`,"max_tokens":%d,"stream":true`, recordMax)), nil)
 		})
 	}
 	wg.Wait()
+	for i, s := range got {
+		must.True(t, s.done)
+		must.NoError(t, loop.Check(t, rec[i].Tokens, recordMax, s.text), must.Sprint(rec[i].Question))
+	}
 }
 
 func TestMoreRequestsThanSlots(t *testing.T) {
+	loop := plainLoop(t)
 	w := startWorker(t, 8, 512, "")
 	rec := loadRecorded(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	got := make([]streamed, 20)
 	var wg sync.WaitGroup
-	for i := range 20 {
+	for i := range got {
 		wg.Go(func() {
-			r := rec[i%len(rec)]
-			s := w.stream(t.Context(), t, question(r.Question, fmt.Sprintf(`,"max_tokens":%d,"stream":true`, recordMax)), nil)
-			if s.text != r.Text || !s.done {
-				t.Errorf("%s: got %q, alone it is %q", r.Question, s.text, r.Text)
-			}
+			got[i] = w.stream(t.Context(), t, question(rec[i%len(rec)].Question, fmt.Sprintf(`,"max_tokens":%d,"stream":true`, recordMax)), nil)
 		})
 	}
 	wg.Go(func() { // the one that goes away in the middle
@@ -258,6 +265,11 @@ func TestMoreRequestsThanSlots(t *testing.T) {
 	})
 	wg.Wait()
 	w.idle(t)
+	for i, s := range got {
+		r := rec[i%len(rec)]
+		must.True(t, s.done)
+		must.NoError(t, loop.Check(t, r.Tokens, recordMax, s.text), must.Sprint(r.Question))
+	}
 }
 
 // idle waits until nothing is in a slot, the queue or the cache.
@@ -365,7 +377,7 @@ func TestStopStrings(t *testing.T) {
 		"in the middle of tokens": {`"knows the hi"`, "The queen coordinates everything: she ", openai.FinishStop},
 		"the first of two":        {`["answers","she"]`, "The queen coordinates everything: ", openai.FinishStop},
 		"at the beginning":        {`"The"`, "", openai.FinishStop},
-		"never":                   {`"API!"`, "The queen coordinates everything: she knows the hives, schedules the work, and answers the API.", openai.FinishStop},
+		"never":                   {`"API!"`, queenAnswer, openai.FinishStop},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := w.stream(t.Context(), t, question("What is a queen?", `,"stream":true,"stop":`+c.stop), nil)
@@ -409,7 +421,8 @@ func TestSampling(t *testing.T) {
 	must.NotEq(t, greedy, say(`,"temperature":0,"repeat_penalty":2`))
 
 	// Forbid the first token of the greedy answer, and force another one.
-	first := loadRecorded(t)[6].Answer[0]
+	loop := plainLoop(t)
+	first := loop.Answer(t, loadRecorded(t)[6].Tokens, 1).Tokens[0]
 	must.NotEq(t, greedy, say(fmt.Sprintf(`,"temperature":0,"logit_bias":{"%d":-100}`, first)))
 	c := w.chat(t, question("x", `,"max_tokens":3,"ignore_eos":true,"logit_bias":{"300":100}`))
 	must.Eq(t, strings.Repeat(w.served.model.pieces[300], 3), *c.Choices[0].Message.Content)

@@ -4,28 +4,30 @@ import (
 	"encoding/json"
 	"flag"
 	"os"
-	"strings"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hybridgroup/yzma/pkg/llama"
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/llamacpp/llamatest"
 )
 
-var update = flag.Bool("update", false, "record testdata/expected.json anew, with the engine's plain loop")
+var update = flag.Bool("update", false, "record testdata/prompts.json anew")
 
-// recorded is what llama.cpp itself says to a prompt.
+// recorded is a question, as the chat template and the tokenizer make a prompt of it. Neither depends on the processor.
 type recorded struct {
 	Question string        `json:"question"`
-	Prompt   string        `json:"prompt"` // as the chat template makes it
-	Tokens   []llama.Token `json:"tokens"` // of the prompt
-	Text     string        `json:"text"`   // of the answer
-	Answer   []llama.Token `json:"answer"` // the last one ends it, unless the answer was cut
+	Prompt   string        `json:"prompt"`
+	Tokens   []llama.Token `json:"tokens"`
 }
 
 const (
-	recordFile = "testdata/expected.json"
+	recordFile = "testdata/prompts.json"
 	recordMax  = 200 // tokens of an answer
+
+	queenAnswer = "The queen coordinates everything: she knows the hives, schedules the work, and answers the API."
+	sumAnswer   = "7 + 5 = 12."
 )
 
 // recordQuestions are asked one after the other, each alone.
@@ -46,59 +48,39 @@ func loadRecorded(t testing.TB) []recorded {
 	return out
 }
 
-// TestRecord makes testdata/expected.json, with -update. It uses the binding directly and nothing of this package but the loading of the libraries:
-// the prompt is written out by hand, and the loop is llama.cpp's own simplest one.
+// TestRecord makes testdata/prompts.json, with -update. The prompts are written out by hand, and the engine alone makes their tokens.
 func TestRecord(t *testing.T) {
 	if !*update {
 		t.Skip("records only with -update")
 	}
-	must.NoError(t, theLibrary.load(engineDir(t), hclog.NewNullLogger()))
-	model, err := llama.ModelLoadFromFile(tinyModel(t), llama.ModelDefaultParams())
-	must.NoError(t, err)
-	defer func() { must.NoError(t, llama.ModelFree(model)) }()
+	loop := plainLoop(t)
 	var out []recorded
 	for _, q := range recordQuestions() {
 		r := recorded{Question: q, Prompt: "<|im_start|>user\n" + q + "<|im_end|>\n<|im_start|>assistant\n"}
-		r.Tokens, r.Answer, r.Text = greedy(t, model, r.Prompt)
+		r.Tokens = loop.Tokens(r.Prompt)
 		out = append(out, r)
-		t.Logf("%s → %s", q, r.Text)
 	}
 	b, err := json.MarshalIndent(out, "", " ")
 	must.NoError(t, err)
-	must.NoError(t, os.MkdirAll("testdata", 0o755))
 	must.NoError(t, os.WriteFile(recordFile, append(b, '\n'), 0o644))
 }
 
-// greedy is the plain loop: tokenise, decode, take the largest.
-func greedy(t *testing.T, model llama.Model, prompt string) (tokens, answer []llama.Token, text string) {
-	params := llama.ContextDefaultParams()
-	params.NCtx, params.NThreads, params.NThreadsBatch = 1024, 1, 1
-	ctx, err := llama.InitFromModel(model, params)
-	must.NoError(t, err)
-	defer func() { must.NoError(t, llama.Free(ctx)) }()
-	vocab := llama.ModelGetVocab(model)
-	tokens = llama.Tokenize(vocab, prompt, true, true)
-	next := tokens
-	var b strings.Builder
-	for len(answer) < recordMax {
-		code, err := llama.Decode(ctx, llama.BatchGetOne(next))
-		must.NoError(t, err)
-		must.Eq(t, int32(0), code)
-		logits, err := llama.GetLogitsIth(ctx, -1, int(llama.VocabNTokens(vocab)))
-		must.NoError(t, err)
-		best := 0
-		for i, l := range logits {
-			if l > logits[best] {
-				best = i
-			}
-		}
-		answer = append(answer, llama.Token(best))
-		if llama.VocabIsEOG(vocab, llama.Token(best)) {
-			break
-		}
-		buf := make([]byte, 256)
-		b.Write(buf[:llama.TokenToPiece(vocab, llama.Token(best), buf, 0, false)])
-		next = []llama.Token{llama.Token(best)}
+// plainLoop returns llama.cpp's own loop over the tiny model, which says what the worker should answer on this machine.
+func plainLoop(t testing.TB) *llamatest.Loop {
+	t.Helper()
+	must.NoError(t, theLibrary.load(engineDir(t), hclog.NewNullLogger()))
+	return llamatest.New(t, tinyModel(t))
+}
+
+// Tests that compare with a text instead of the loop say so rightly only where no token of it is nearly tied on any machine.
+func TestLiteralAnswersAreSure(t *testing.T) {
+	loop := plainLoop(t)
+	for question, want := range map[string]string{
+		"What is a queen?": queenAnswer,
+		"What is 7 + 5?":   sumAnswer,
+	} {
+		a := loop.Answer(t, loop.Tokens("<|im_start|>user\n"+question+"<|im_end|>\n<|im_start|>assistant\n"), recordMax)
+		must.Eq(t, want, a.Text)
+		must.Greater(t, 2*llamatest.Margin, a.Gap)
 	}
-	return tokens, answer, b.String()
 }

@@ -9,23 +9,18 @@ import (
 	"testing"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core/coretest"
 )
 
 // parrotModule is a module outside the repository that imports only plugins/sdk/…: a worker type in a few lines.
 func parrotModule(t testing.TB) string {
 	t.Helper()
-	root, err := filepath.Abs(filepath.Join("..", "..", ".."))
+	source := filepath.Join("testdata", "parrot", "main.go")
+	text, err := os.ReadFile(source)
 	must.NoError(t, err)
-	dir := t.TempDir()
-	source, err := os.ReadFile(filepath.Join("testdata", "parrot", "main.go"))
-	must.NoError(t, err)
-	must.LessEq(t, 80, strings.Count(string(source), "\n"))
-	must.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), source, 0o600))
-	must.NoError(t, os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module example.org/parrot\n\ngo 1.26.0\n\nrequire github.com/rbee-project/rbee v0.0.0\n\nreplace github.com/rbee-project/rbee => "+root+"\n"), 0o600))
-	sums, err := os.ReadFile(filepath.Join(root, "go.sum"))
-	must.NoError(t, err)
-	must.NoError(t, os.WriteFile(filepath.Join(dir, "go.sum"), sums, 0o600))
-	return dir
+	must.LessEq(t, 80, strings.Count(string(text), "\n"))
+	return coretest.Module(t, filepath.Join("..", "..", ".."), "example.org/parrot", source)
 }
 
 // A module outside the repository that imports only plugins/sdk/… makes a worker type that the real agent runs.
@@ -35,7 +30,7 @@ func TestWorkerTypeOfAThirdParty(t *testing.T) {
 	goTool := func(args ...string) string {
 		cmd := exec.CommandContext(patient(t), "go", args...)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "GOWORK=off", "CGO_ENABLED=0")
+		cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "GOPROXY=off", "GOSUMDB=off", "GOWORK=off", "CGO_ENABLED=0")
 		r := run(t, cmd)
 		must.Eq(t, 0, r.code, must.Sprint(r.stderr))
 		return r.stdout

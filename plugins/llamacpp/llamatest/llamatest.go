@@ -1,0 +1,204 @@
+// Package llamatest checks answers against llama.cpp's own plain loop, which it runs at test time on the machine at hand:
+// kernels round differently from processor to processor, so a recorded answer is right on one of them only.
+package llamatest
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/ebitengine/purego"
+	"github.com/hybridgroup/yzma/pkg/llama"
+	"github.com/shoenig/test/must"
+)
+
+// Margin bounds a near tie: how far the log-probability of a chosen token may lie below that of the likeliest one,
+// in nats, in the plain loop with the same tokens before it. contributing/engine.md says how it was measured.
+const Margin = 0.25
+
+// contextTokens is the size of the loop's context. No prompt and answer of a test is longer.
+const contextTokens = 1024
+
+// Token is a token of a model's vocabulary.
+type Token = llama.Token
+
+// Loop is llama.cpp's simplest loop over one model: decode, look at the logits, take the largest. It uses the
+// binding and nothing of rbee. Not safe for concurrent use.
+type Loop struct {
+	ctx   llama.Context
+	mem   llama.Memory
+	vocab llama.Vocab
+}
+
+// Answer is what the plain loop says to a prompt.
+type Answer struct {
+	Tokens []Token // the last one ends the answer, unless the limit cut it
+	Text   string
+	Gap    float64 // the smallest distance between the likeliest token and the next one, in nats
+}
+
+// Load loads the engine's libraries below dir. It is for the tests of other packages: llamacpp loads them itself, and
+// once is enough for a process.
+func Load(t testing.TB, dir string) {
+	t.Helper()
+	must.NoError(t, llama.Load(dir))
+	llama.LogSet(purego.NewCallback(func(int32, *byte, uintptr) uintptr { return 0 }))
+	llama.BackendInit()
+	must.NoError(t, llama.GGMLBackendLoadAllFromPath(dir))
+}
+
+// New returns a loop over the model at path, in a copy of its own. The libraries must be loaded.
+func New(t testing.TB, path string) *Loop {
+	t.Helper()
+	model, err := llama.ModelLoadFromFile(path, llama.ModelDefaultParams())
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, llama.ModelFree(model)) })
+	params := llama.ContextDefaultParams()
+	params.NCtx, params.NThreads, params.NThreadsBatch = contextTokens, 1, 1
+	ctx, err := llama.InitFromModel(model, params)
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, llama.Free(ctx)) })
+	mem, err := llama.GetMemory(ctx)
+	must.NoError(t, err)
+	return &Loop{ctx: ctx, mem: mem, vocab: llama.ModelGetVocab(model)}
+}
+
+// Tokens returns the tokens of a rendered prompt.
+func (l *Loop) Tokens(prompt string) []Token {
+	return llama.Tokenize(l.vocab, prompt, true, true)
+}
+
+// Answer runs the loop to the end of the answer, or for limit tokens.
+func (l *Loop) Answer(t testing.TB, prompt []Token, limit int) Answer {
+	t.Helper()
+	a := Answer{Gap: contextTokens}
+	var raw strings.Builder
+	l.rewind(t, 0)
+	for next := prompt; len(a.Tokens) < limit; {
+		two := l.decode(t, next)[:2]
+		best := two[0]
+		a.Tokens, a.Gap = append(a.Tokens, best.token), min(a.Gap, float64(two[0].logit-two[1].logit))
+		if llama.VocabIsEOG(l.vocab, best.token) {
+			break
+		}
+		raw.WriteString(l.piece(best.token))
+		next = []Token{best.token}
+	}
+	a.Text = valid(raw.String())
+	return a
+}
+
+// Check returns nil if text is an answer to prompt, cut off after limit tokens at most, of which each token is the
+// likeliest one in the plain loop after the same tokens, or a near tie with it. Text alone does not tell its tokens,
+// so Check looks for one way to spell it. The error shows how far it came.
+func (l *Loop) Check(t testing.TB, prompt []Token, limit int, text string) error {
+	t.Helper()
+	s := search{loop: l, t: t, text: text, limit: limit, prompt: len(prompt)}
+	l.rewind(t, 0)
+	if !s.from(prompt, "", 0) {
+		return fmt.Errorf("%q: after %q no token goes on within %g nats of the likeliest, which would make it %q", text, s.far, Margin, s.want)
+	}
+	if s.ties > 0 {
+		t.Logf("%d near ties in %q", s.ties, text)
+	}
+	return nil
+}
+
+// search is a Check in progress.
+type search struct {
+	loop   *Loop
+	t      testing.TB
+	text   string
+	limit  int
+	prompt int
+
+	ties      int
+	reached   bool
+	far, want string // the longest beginning that was reached, and what the likeliest token makes of it
+}
+
+// from decodes next, after which raw is said in n tokens, and reports whether the rest of the text follows.
+func (s *search) from(next []Token, raw string, n int) bool {
+	if n == s.limit {
+		return valid(raw) == s.text
+	}
+	ranked := s.loop.decode(s.t, next)
+	if !s.reached || len(raw) > len(s.far) {
+		s.reached, s.far, s.want = true, raw, raw+s.loop.piece(ranked[0].token)
+	}
+	for i, c := range ranked {
+		if float64(ranked[0].logit-c.logit) > Margin {
+			return false
+		}
+		if i > 0 {
+			s.ties++
+		}
+		if llama.VocabIsEOG(s.loop.vocab, c.token) {
+			if valid(raw) == s.text {
+				return true
+			}
+		} else if longer := raw + s.loop.piece(c.token); strings.HasPrefix(s.text, valid(whole(longer))) {
+			if s.from([]Token{c.token}, longer, n+1) {
+				return true
+			}
+			s.loop.rewind(s.t, s.prompt+n)
+		}
+		if i > 0 {
+			s.ties--
+		}
+	}
+	return false
+}
+
+type choice struct {
+	token Token
+	logit float32
+}
+
+// decode adds tokens to the context and returns the vocabulary, the likeliest token first. Differences of logits are
+// differences of log-probabilities.
+func (l *Loop) decode(t testing.TB, tokens []Token) []choice {
+	t.Helper()
+	code, err := llama.Decode(l.ctx, llama.BatchGetOne(tokens))
+	must.NoError(t, err)
+	must.Eq(t, int32(0), code)
+	logits, err := llama.GetLogitsIth(l.ctx, -1, int(llama.VocabNTokens(l.vocab)))
+	must.NoError(t, err)
+	ranked := make([]choice, len(logits))
+	for i, logit := range logits {
+		ranked[i] = choice{Token(i), logit}
+	}
+	slices.SortStableFunc(ranked, func(a, b choice) int { return cmp.Compare(b.logit, a.logit) })
+	return ranked
+}
+
+// rewind forgets what follows the first n positions.
+func (l *Loop) rewind(t testing.TB, n int) {
+	t.Helper()
+	_, err := llama.MemorySeqRm(l.mem, 0, llama.Pos(n), -1)
+	must.NoError(t, err)
+}
+
+func (l *Loop) piece(token Token) string {
+	buf := make([]byte, 256)
+	return string(buf[:max(0, llama.TokenToPiece(l.vocab, token, buf, 0, false))])
+}
+
+// valid is text as a worker sends it: U+FFFD for each byte that is not UTF-8.
+func valid(s string) string { return string([]rune(s)) }
+
+// whole cuts off a character whose last bytes have not come yet.
+func whole(s string) string {
+	for n := 1; n <= min(3, len(s)); n++ {
+		if tail := []byte(s[len(s)-n:]); tail[0] >= 0xC0 {
+			if !utf8.FullRune(tail) {
+				return s[:len(s)-n]
+			}
+			return s
+		}
+	}
+	return s
+}
