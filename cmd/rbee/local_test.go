@@ -146,7 +146,7 @@ func TestTokenRequestIsWhatTheFlagsSay(t *testing.T) {
 	t.Parallel()
 	r, err := tokenRequest("join", "", nil, nil, 0, false)
 	must.NoError(t, err)
-	must.Eq(t, core.TokenRequest{Kind: core.TokenJoin}, r) // lives and roles: the queen's defaults
+	must.Eq(t, core.TokenRequest{Kind: core.TokenJoin, Roles: []core.Role{core.RoleHive}}, r) // its life: the queen's default
 	_, err = tokenRequest("api", "", []string{"admin", "amdin"}, nil, 0, false)
 	must.StrContains(t, err.Error(), "amdin")
 }

@@ -187,6 +187,9 @@ same key, id, roles and hosts.`,
 		if err != nil {
 			return err
 		}
+		if len(hosts) > 0 && !n.Has(core.RoleQueen) {
+			fmt.Fprintln(a.stderr, "The certificate names no host: only a queen's does, as a hive serves no API.")
+		}
 		certPEM, made, err := ca.Sign(csr, n, hosts, ttl, a.now())
 		if err != nil {
 			return err
@@ -215,7 +218,7 @@ same key, id, roles and hosts.`,
 	f.StringVar(&name, "name", "", "`NAME` of the machine, and of the files")
 	f.StringVar(&nodeID, "node-id", "", "`ID` of the machine, 8 hex digits (default: a new one)")
 	f.StringSliceVar(&roles, "role", nil, "`ROLES` of the machine: queen, hive (default: both)")
-	f.StringSliceVar(&hosts, "host", nil, "`HOSTS`: names and addresses at which others reach the machine; may be repeated")
+	f.StringSliceVar(&hosts, "host", nil, "`HOSTS`: names and addresses at which clients reach a queen; may be repeated")
 	f.DurationVar(&ttl, "ttl", 365*24*time.Hour, "how long it is good for")
 	f.BoolVar(&renew, "renew", false, "a new certificate in the place of NAME.pem, for the same key")
 	_ = cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(roleNames(), cobra.ShellCompDirectiveNoFileComp))

@@ -95,8 +95,5 @@ func ofThisMachine(host string) bool {
 	})
 }
 
-// moved says whether the certificate is for another address than the one that others reach this machine at, and the cluster is to make a new one.
-func (p *process) moved() bool {
-	host, _, err := net.SplitHostPort(p.net.identity.RPCAddress())
-	return err == nil && !p.cfg.TLS.Given() && !p.net.identity.ValidFor(host)
-}
+// moved reports whether the cluster is to sign a new certificate now, since the machine has moved.
+func (p *process) moved() bool { return !p.cfg.TLS.Given() && p.net.identity.Outdated() }

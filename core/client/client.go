@@ -30,8 +30,8 @@ type Options struct {
 	Token     string // sent as bearer token; empty: none
 	// CACert are the PEM certificates that queens' certificates must be signed by; empty: the system's. With them, an address without a scheme is https.
 	CACert []byte
-	// ServerName is the name that queens' certificates must be for; empty: that of the address. Every node's certificate is for "localhost", so that
-	// name reaches a queen whatever it is called on the way.
+	// ServerName is the name that queens' certificates must be for; empty: that of the address. Every queen's certificate is for "localhost", so that
+	// name reaches a queen whatever it is called on the way. A certificate of a cluster must be a queen's in any case; see checkQueen.
 	ServerName string
 	// HTTPClient makes the requests; nil: one without a time limit, since streams last. The client never closes one that is given.
 	HTTPClient *http.Client

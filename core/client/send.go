@@ -45,7 +45,7 @@ func newTransport(o Options, several bool) (*http.Transport, error) {
 	if several {
 		dial, handshake = 2*time.Second, 4*time.Second
 	}
-	config := &tls.Config{ServerName: o.ServerName, MinVersion: tls.VersionTLS12}
+	config := &tls.Config{ServerName: o.ServerName, MinVersion: tls.VersionTLS12, VerifyConnection: checkQueen}
 	if len(o.CACert) > 0 {
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(o.CACert) {
@@ -192,6 +192,10 @@ func (b *answerBody) Close() error {
 
 func (c *Client) unreachable(err error) error {
 	at := strings.Join(c.queens, ", ")
+	if e, ok := errors.AsType[*notQueenError](err); ok {
+		return core.WithHint(core.Errorf("", core.Unauthenticated, "%s answers as a queen and is none: %w", at, e),
+			"Look where the queens are, `rbee status`. If one should be there, a machine of the cluster answers in its place: revoke that node, `rbee tls revoke`.")
+	}
 	switch bad, isBad := errors.AsType[*tls.CertificateVerificationError](err); {
 	case isBad:
 		return core.WithHint(core.Errorf("", core.Unauthenticated, "the certificate that was shown at %s cannot be trusted: %w", at, bad.Err),

@@ -117,8 +117,9 @@ func (c *CA) Fingerprint() string { return fingerprint(c.cert) }
 func (c *CA) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "CA of cluster %s", c.cluster) }
 
 // Sign signs the certificate of node n (its Cluster, ID, Roles and Name) for the key of a PKCS #10 request (DER). Of the request only the key and
-// the common name, which must be the node id, count. The certificate is also valid for localhost, the loopback addresses and the hosts (DNS names,
-// addresses). A ttl of 0 is DefaultTTL; no certificate outlives the CA's. The returned node is that of the new certificate.
+// the common name, which must be the node id, count. A queen's certificate is also valid for localhost, the loopback addresses and the hosts (DNS
+// names, addresses), as browsers and OpenAI clients check those alone. A node that is no queen serves no such client: its certificate names no host,
+// and could not pass for a queen's. A ttl of 0 is DefaultTTL; no certificate outlives the CA's. The returned node is that of the new certificate.
 // Errors: Invalid for a request, node or host that cannot be; Unavailable when the CA's certificate has ended.
 func (c *CA) Sign(csrDER []byte, n Node, hosts []string, ttl time.Duration, now time.Time) (certPEM []byte, node Node, err error) {
 	key, err := requestKey(csrDER, n.ID)
@@ -187,8 +188,7 @@ func (c *CA) template(n Node, hosts []string) (*x509.Certificate, error) {
 		}
 		t.DNSNames = appendNew(t.DNSNames, ServerName(r, c.cluster))
 	}
-	t.DNSNames = appendNew(t.DNSNames, "localhost")
-	ips := []string{"127.0.0.1", "::1"}
+	names, ips := []string{"localhost"}, []string{"127.0.0.1", "::1"}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
 			ips = appendNew(ips, ip.String())
@@ -197,8 +197,12 @@ func (c *CA) template(n Node, hosts []string) (*x509.Certificate, error) {
 		if err := checkHost(h); err != nil {
 			return nil, err
 		}
-		t.DNSNames = appendNew(t.DNSNames, strings.ToLower(h))
+		names = appendNew(names, strings.ToLower(h))
 	}
+	if !n.Has(core.RoleQueen) {
+		return t, nil
+	}
+	t.DNSNames = append(t.DNSNames, names...)
 	for _, ip := range ips {
 		t.IPAddresses = append(t.IPAddresses, net.ParseIP(ip))
 	}

@@ -180,6 +180,7 @@ func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	old := i.state.Load()
 	in := old.info
 	in.Cluster, in.Node = "", "" // told apart from damage below
+	in.AddressNew = false        // the queens were told with the request
 	s, err := build(in, slices.Clone(caPEM), slices.Clone(certPEM), old.key, old.sealKey)
 	if err != nil {
 		return err
@@ -201,7 +202,7 @@ func (i *Identity) Replace(certPEM, caPEM []byte) error {
 			return err
 		}
 	}
-	if !slices.Equal(s.info.Roles, old.info.Roles) {
+	if !slices.Equal(s.info.Roles, old.info.Roles) || old.info.AddressNew {
 		if err := i.putInfo(s.info); err != nil {
 			return err
 		}
@@ -218,7 +219,7 @@ func (i *Identity) SetRPCAddress(address string) error {
 	if s.info.RPCAddress == address {
 		return nil
 	}
-	s.info.RPCAddress = address
+	s.info.RPCAddress, s.info.AddressNew = address, true
 	if i.dir != "" {
 		if err := i.putInfo(s.info); err != nil {
 			return err

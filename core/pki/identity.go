@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -47,6 +48,8 @@ type info struct {
 	RPCAddress  string      `json:"rpc_address"`
 	// Nobody said the address in so many words: it was found out, and may be found out anew. Absent in identities of before there was it.
 	AddressFound bool `json:"address_found,omitempty"`
+	// The address has changed since the cluster signed the certificate.
+	AddressNew bool `json:"address_new,omitempty"`
 }
 
 // Material is what an identity is made of. Formatted, it does not show its keys.
@@ -177,7 +180,18 @@ func (i *Identity) RPCAddress() string { return i.state.Load().info.RPCAddress }
 // AddressFound says that RPCAddress was found out, so that it may be another one by now, rather than given as one to advertise.
 func (i *Identity) AddressFound() bool { return i.state.Load().info.AddressFound }
 
-// ValidFor says whether the certificate names a host, so that clients that reach the node there accept it.
+// Outdated reports whether the cluster is to sign a new certificate at once: it does not know the node's address yet, a queen's certificate is not for that
+// address, or one of before is for host names although the node is no queen.
+func (i *Identity) Outdated() bool {
+	s := i.state.Load()
+	if !s.node.Has(core.RoleQueen) {
+		return s.info.AddressNew || len(s.tls.Leaf.IPAddresses) > 0 || slices.Contains(s.tls.Leaf.DNSNames, "localhost")
+	}
+	host, _, err := net.SplitHostPort(s.info.RPCAddress)
+	return s.info.AddressNew || err == nil && !i.ValidFor(host)
+}
+
+// ValidFor reports whether the certificate names a host, so that clients that reach the node there accept it.
 func (i *Identity) ValidFor(host string) bool {
 	return i.state.Load().tls.Leaf.VerifyHostname(host) == nil
 }

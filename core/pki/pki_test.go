@@ -117,6 +117,52 @@ func TestSign(t *testing.T) {
 	must.Eq(t, core.Unavailable, core.KindOf(err))
 }
 
+// What checks host names alone, as a browser or an OpenAI client does, takes no hive for a queen.
+func TestHiveCertificateNamesNoHost(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t, clusterID)
+	hosts := []string{"box.lan", "10.0.0.7", "localhost", "127.0.0.1"}
+	for _, role := range []core.Role{core.RoleHive, core.RoleQueen} {
+		key, certPEM := sign(t, ca, signing{id: "0a0b0c0d", roles: []core.Role{role}, hosts: hosts})
+		c := parseCert(t, certPEM)
+		for _, host := range append(hosts, "::1") {
+			must.Eq(t, role == core.RoleQueen, c.VerifyHostname(host) == nil, must.Sprint(role, host))
+		}
+		must.NoError(t, c.VerifyHostname(pki.ServerName(role, clusterID)))
+
+		// A certificate of before, or for another address, is renewed at once.
+		id, err := pki.Create(t.TempDir(), pki.Material{Name: "box", RPCAddress: "10.0.0.7:7834", CAPEM: ca.CertPEM(), NodePEM: certPEM, Key: key})
+		must.NoError(t, err)
+		must.False(t, id.Outdated())
+		must.NoError(t, id.SetRPCAddress("10.0.0.8:7834"))
+		must.True(t, id.Outdated())
+		csr, err := id.Request()
+		must.NoError(t, err)
+		renewed, _, err := ca.Sign(csr, id.Node(), []string{"10.0.0.8"}, 0, time.Now())
+		must.NoError(t, err)
+		must.NoError(t, id.Replace(renewed, ca.CertPEM()))
+		must.False(t, id.Outdated())
+	}
+	key, certPEM := sign(t, ca, signing{id: "0a0b0c0d", roles: []core.Role{core.RoleHive}})
+	template := parseCert(t, certPEM)
+	template.DNSNames = append(template.DNSNames, "localhost")
+	old := resign(t, ca, template)
+	id, err := pki.Create(t.TempDir(), pki.Material{Name: "box", RPCAddress: "10.0.0.7:7834", CAPEM: ca.CertPEM(), NodePEM: old, Key: key})
+	must.NoError(t, err)
+	must.True(t, id.Outdated())
+}
+
+// resign signs a certificate as a CA of before did.
+func resign(t *testing.T, ca *pki.CA, template *x509.Certificate) []byte {
+	t.Helper()
+	block, _ := pem.Decode(ca.KeyPEM())
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	must.NoError(t, err)
+	der, err := x509.CreateCertificate(rand.Reader, template, parseCert(t, ca.CertPEM()), template.PublicKey, key)
+	must.NoError(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
 func TestSignRefuses(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)

@@ -96,10 +96,11 @@ func JoinConfig(alpn, fingerprintOfCA string) *tls.Config {
 	}
 }
 
-// HTTPConfig is TLS 1.3 for the HTTP port: the node's certificate, no client certificates.
+// HTTPConfig returns the TLS of the HTTP port: the node's certificate, no client certificates. Proxies and clients that speak TLS 1.2 at most, such as
+// nginx as Debian has it, are let in; between machines it is 1.3 alone, see ServerConfig.
 func (i *Identity) HTTPConfig() *tls.Config {
 	return &tls.Config{
-		MinVersion:     tls.VersionTLS13,
+		MinVersion:     tls.VersionTLS12,
 		NextProtos:     []string{"h2", "http/1.1"},
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.Certificate(), nil },
 	}

@@ -145,7 +145,11 @@ func TestHandshakesAreRefused(t *testing.T) {
 		"join, a node's own fingerprint": {
 			server: queen.ServerConfig("h2"), client: pki.JoinConfig("h2", fingerprintOf(t, queen.Certificate().Certificate[0])), onClient: isRefused,
 		},
-		"HTTP with TLS 1.2": {server: queen.HTTPConfig(), client: old(&tls.Config{RootCAs: queen.Roots(), ServerName: "localhost"}), onServer: any},
+		"RPC with TLS 1.2": {server: queen.ServerConfig("h2"), client: old(queen.ClientConfig("h2", core.RoleQueen, "")), onServer: any},
+		"HTTP with TLS 1.1": {
+			server: queen.HTTPConfig(), onServer: any,
+			client: &tls.Config{RootCAs: queen.Roots(), ServerName: "localhost", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -272,11 +276,13 @@ func TestHTTPConfig(t *testing.T) {
 	t.Cleanup(func() { must.NoError(t, s.Close()); <-done })
 	roots, err := pki.Roots(ca.CertPEM())
 	must.NoError(t, err)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
-	t.Cleanup(client.CloseIdleConnections)
-	resp, err := client.Get("https://" + l.Addr().String())
-	must.NoError(t, err)
-	defer resp.Body.Close()
-	must.Eq(t, http.StatusOK, resp.StatusCode)
-	must.Eq(t, tls.VersionTLS13, resp.TLS.Version)
+	for _, version := range []uint16{tls.VersionTLS13, tls.VersionTLS12} { // the older one for proxies
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MaxVersion: version}}}
+		t.Cleanup(client.CloseIdleConnections)
+		resp, err := client.Get("https://" + l.Addr().String())
+		must.NoError(t, err)
+		defer resp.Body.Close()
+		must.Eq(t, http.StatusOK, resp.StatusCode)
+		must.Eq(t, version, resp.TLS.Version)
+	}
 }

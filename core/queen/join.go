@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -17,6 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
 )
 
 // maxHosts bounds the names that a node may have in its certificate beside its address.
@@ -76,7 +78,7 @@ func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*quee
 	if err := fsm.CheckJoin(t, n, registered, q.opts.Now()); err != nil {
 		return nil, err
 	}
-	certificate, err := q.sign(c, req.GetCertificateRequest(), &n, hosts)
+	certificate, err := q.sign(c, req.GetCertificateRequest(), &n, q.ownHosts(registry, n, hosts))
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +136,7 @@ func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*qu
 	if err != nil {
 		return nil, err
 	}
-	certificate, err := q.sign(c, req.GetCertificateRequest(), &n, hosts)
+	certificate, err := q.sign(c, req.GetCertificateRequest(), &n, q.ownHosts(registry, n, hosts))
 	if err != nil {
 		return nil, err
 	}
@@ -225,6 +227,35 @@ func checkHosts(asked []string, rpcAddress string) ([]string, error) {
 		}
 	}
 	return hosts, nil
+}
+
+// ownHosts returns those of the hosts that node n may have in its certificate: not the name or the address of another node of the cluster, which clients
+// would find it at. Agents with the same host in their addresses are on one machine and share its names; a node that took over the address of one that is
+// gone passes for that as well. A host is left out rather than the certificate refused, as a machine with the old name of another would lose its own.
+func (q *Queen) ownHosts(registry *state.Snapshot, n core.Node, hosts []string) []string {
+	fold := func(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
+	hostOf := func(n core.Node) string {
+		host, _, err := net.SplitHostPort(n.RPCAddress)
+		if ip, ipErr := netip.ParseAddr(host); err == nil && ipErr == nil {
+			return ip.Unmap().String()
+		}
+		return fold(host)
+	}
+	self := hostOf(n)
+	taken := map[string]core.Node{}
+	for _, other := range registry.Nodes(nil) {
+		if host := hostOf(other); other.ID != n.ID && !other.Revoked && host != self {
+			taken[host], taken[fold(other.Name)] = other, other
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(hosts), func(host string) bool {
+		name := hostOf(core.Node{RPCAddress: net.JoinHostPort(host, "0")})
+		other, found := taken[name]
+		if found = found && name != fold(n.Name); found {
+			q.log.Warn("left a host out of a certificate: it is another node's", "host", host, "node", n.ID, "name", n.Name, "other", other.ID)
+		}
+		return found
+	})
 }
 
 // requestKey is the hash of the key of a certificate request, whose signature shows that the sender has it.

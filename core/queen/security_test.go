@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -437,7 +438,7 @@ func TestRenew(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSecured(t)
-		m := newMachine(t, "bbbbbbbb", "beta", s.joinToken(), "hive")
+		m := newMachine(t, "bbbbbbbb", "beta", s.joinToken(core.RoleQueen), "queen")
 		_, err := s.tryJoin(m)
 		must.NoError(t, err)
 		beta := func() core.Node {
@@ -622,6 +623,55 @@ func TestJoinTakesTheRolesOfItsToken(t *testing.T) {
 			must.Eq(t, slices.Contains(tt.want, core.RoleQueen), len(resp.GetSealKey()) > 0)
 			n, _ := s.q.registry().Node(nil, id)
 			must.Eq(t, tt.want, n.Roles)
+		}
+	})
+}
+
+// A queen's certificate is for its own names: not for the name or the address of another node, unless both are agents of one machine.
+func TestCertificateNamesNoOtherNode(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t) // alpha at 10.0.0.1
+		for id, at := range map[string][2]string{"bbbbbbbb": {"beta", "10.0.0.2:7834"}, "cccccccc": {"Gamma.lan", "box.lan:7834"}, "dddddddd": {"delta", "[::ffff:10.0.0.4]:7834"}} {
+			m := newMachine(t, id, at[0], s.joinToken(), "hive")
+			m.req.RpcAddress = at[1]
+			_, err := s.tryJoin(m)
+			must.NoError(t, err)
+		}
+		_, err := s.q.RevokeNode(t.Context(), "delta")
+		must.NoError(t, err)
+		for i, tt := range []struct {
+			name, address string
+			asks, refused []string
+		}{
+			{"q1", "10.0.0.9:7834", []string{"q1.lan", "10.0.0.10"}, nil},
+			{"q2", "10.0.0.9:7834", []string{"q2", "alpha", "ALPHA.", "beta", "gamma.lan", "box.lan", "Box.lan."}, []string{"alpha", "beta", "gamma.lan", "box.lan"}},
+			{"q3", "10.0.0.9:7834", []string{"10.0.0.1", "10.0.0.2", "::ffff:10.0.0.2", "delta", "10.0.0.4"}, []string{"10.0.0.1", "10.0.0.2"}}, // delta is revoked
+			{"q4", "10.0.0.1:8834", []string{"alpha", "beta"}, []string{"beta"}},                                                                // beside alpha, on its machine
+			{"q5", "box.lan:8834", []string{"gamma.lan", "10.0.0.1"}, []string{"10.0.0.1"}},
+			{"q6", "10.0.0.2:7834", []string{"q6"}, nil}, // got the address that beta had
+		} {
+			id := strings.Repeat(string(rune('1'+i)), 8)
+			m := newMachine(t, id, tt.name, s.joinToken(core.RoleQueen), "queen")
+			m.req.RpcAddress, m.req.Hosts = tt.address, tt.asks
+			joined, err := s.tryJoin(m)
+			must.NoError(t, err)
+			client, as := s.caller(id)
+			renewed, err := client.Renew(as, &queenv1.RenewRequest{CertificateRequest: m.req.GetCertificateRequest(), Hosts: tt.asks})
+			must.NoError(t, rpc.FromStatus(err))
+			host, _, err := net.SplitHostPort(tt.address)
+			must.NoError(t, err)
+			for _, certificate := range [][]byte{joined.GetCertificate(), renewed.GetCertificate()} {
+				block, _ := pem.Decode(certificate)
+				c, err := x509.ParseCertificate(block.Bytes)
+				must.NoError(t, err)
+				for _, h := range append(tt.asks, host, "localhost") {
+					plain := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(h, "::ffff:"), "."))
+					must.Eq(t, !slices.Contains(tt.refused, plain), c.VerifyHostname(h) == nil, must.Sprint(tt.name, " ", h))
+				}
+			}
+			_, err = s.q.RevokeNode(t.Context(), id) // the next one has the address
+			must.NoError(t, err)
 		}
 	})
 }

@@ -1,18 +1,23 @@
 package e2e
 
 import (
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -186,6 +191,21 @@ func TestIntruders(t *testing.T) {
 		must.Eq(t, core.Unauthenticated, core.KindOf(err), must.Sprint(err))
 		must.Nil(t, resp)
 	}
+	// A hive that answers at a queen's address gets no token, even with a certificate of an earlier release, which names hosts.
+	own, err := pki.Load(second.dir)
+	must.NoError(t, err)
+	for _, certificate := range []tls.Certificate{*own.Certificate(), withHosts(t, ca, hive)} {
+		var asked atomic.Int64
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+		s.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13}
+		s.Config.ErrorLog = log.New(t.Output(), "", 0)
+		s.StartTLS()
+		posing := first.run("hive", "list", "--addr", s.URL)
+		s.Close()
+		must.Eq(t, 1, posing.code, must.Sprint(posing.stdout))
+		must.StrContains(t, posing.stderr, "certificate")
+		must.Eq(t, 0, asked.Load())
+	}
 	third := c.add("hive-3", false, true)
 	replay := third.run("cluster", "join", joinToken+"@"+first.ip, "--config", third.file)
 	must.Eq(t, 1, replay.code)
@@ -235,6 +255,19 @@ func TestIntruders(t *testing.T) {
 			must.StrNotContains(t, n.log.String(), strings.Split(secret, "_")[2])
 		}
 	}
+}
+
+// withHosts signs a certificate again, for 127.0.0.1 too.
+func withHosts(t *testing.T, ca *pki.CA, old tls.Certificate) tls.Certificate {
+	t.Helper()
+	signer, err := tls.X509KeyPair(ca.CertPEM(), ca.KeyPEM())
+	must.NoError(t, err)
+	template, err := x509.ParseCertificate(old.Certificate[0])
+	must.NoError(t, err)
+	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	der, err := x509.CreateCertificate(rand.Reader, template, signer.Leaf, template.PublicKey, signer.PrivateKey)
+	must.NoError(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: old.PrivateKey}
 }
 
 // joinAgain repeats the call with which a node joined, with its own id, key, name and address, in these roles.
