@@ -1,0 +1,196 @@
+package jinja
+
+import (
+	"iter"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// Text is a string that knows which of its bytes came from a client. The zero value is the empty text of the template.
+// A Text is immutable and safe for concurrent use.
+type Text struct {
+	s      string
+	client []span // sorted, disjoint, not touching; byte offsets into s
+	markup bool   // Jinja's Markup: text that escapes what is added to it
+}
+
+// span is the half-open range of bytes [from, to).
+type span struct{ from, to int }
+
+// Span is a piece of a rendered text that has one origin.
+type Span struct {
+	Text   string
+	Client bool // whether a client wrote it; false: the template or the caller of Render did
+}
+
+// ClientText returns text that a client wrote.
+func ClientText(s string) Text {
+	if s == "" {
+		return Text{}
+	}
+	return Text{s: s, client: []span{{0, len(s)}}}
+}
+
+// TemplateText returns text that is trusted as the template's own text is.
+func TemplateText(s string) Text { return Text{s: s} }
+
+// String returns the text without its origins.
+func (t Text) String() string { return t.s }
+
+// Spans cuts the text where its origin changes. Joined, the spans are the text.
+func (t Text) Spans() []Span {
+	var spans []Span
+	at := 0
+	for _, c := range t.client {
+		if c.from > at {
+			spans = append(spans, Span{Text: t.s[at:c.from]})
+		}
+		spans = append(spans, Span{Text: t.s[c.from:c.to], Client: true})
+		at = c.to
+	}
+	if at < len(t.s) {
+		spans = append(spans, Span{Text: t.s[at:]})
+	}
+	return spans
+}
+
+// slice returns the bytes [from, to) with their origins.
+func (t Text) slice(from, to int) Text {
+	out := Text{s: t.s[from:to], markup: t.markup}
+	for _, c := range t.client {
+		if a, b := max(c.from, from), min(c.to, to); a < b {
+			out.client = append(out.client, span{a - from, b - from})
+		}
+	}
+	return out
+}
+
+// isClient reports whether byte i came from a client.
+func (t Text) isClient(i int) bool {
+	n, found := slices.BinarySearchFunc(t.client, i, func(c span, i int) int {
+		switch {
+		case c.to <= i:
+			return -1
+		case c.from > i:
+			return 1
+		}
+		return 0
+	})
+	return found && n >= 0
+}
+
+// taint returns what the text, a part of a format string, made: all of it is a client's where any of the text is, since
+// its fill characters and signs come from there.
+func (t Text) taint(made Text) Text {
+	if len(t.client) == 0 {
+		return made
+	}
+	out := ClientText(made.s)
+	out.markup = made.markup
+	return out
+}
+
+// runes returns the number of characters, as Python counts them.
+func (t Text) runes() int { return utf8.RuneCountInString(t.s) }
+
+// plain returns the text without Markup's escaping.
+func (t Text) plain() Text {
+	t.markup = false
+	return t
+}
+
+// textBuilder joins texts and keeps their origins.
+type textBuilder struct {
+	b      strings.Builder
+	client []span
+}
+
+func (b *textBuilder) add(t Text) {
+	at := b.b.Len()
+	b.b.WriteString(t.s)
+	for _, c := range t.client {
+		b.mark(at+c.from, at+c.to)
+	}
+}
+
+// addString appends a string of one origin.
+func (b *textBuilder) addString(s string, client bool) {
+	at := b.b.Len()
+	b.b.WriteString(s)
+	if client {
+		b.mark(at, at+len(s))
+	}
+}
+
+func (b *textBuilder) addRune(r rune, client bool) {
+	at := b.b.Len()
+	b.b.WriteRune(r)
+	if client {
+		b.mark(at, b.b.Len())
+	}
+}
+
+func (b *textBuilder) mark(from, to int) {
+	if from == to {
+		return
+	}
+	if n := len(b.client); n > 0 && b.client[n-1].to == from {
+		b.client[n-1].to = to
+		return
+	}
+	b.client = append(b.client, span{from, to})
+}
+
+func (b *textBuilder) len() int { return b.b.Len() }
+
+func (b *textBuilder) text() Text { return Text{s: b.b.String(), client: b.client} }
+
+// mapRunes replaces each character; what replaces it keeps its origin.
+func (t Text) mapRunes(f func(r rune) string) Text {
+	var b textBuilder
+	b.b.Grow(len(t.s))
+	for c := range t.chars() {
+		r, _ := utf8.DecodeRuneInString(c.text)
+		b.addString(f(r), c.client)
+	}
+	out := b.text()
+	out.markup = t.markup
+	return out
+}
+
+// char is one character with its origin.
+type char struct {
+	text   string
+	client bool
+}
+
+// chars cuts the text into characters.
+func (t Text) chars() iter.Seq[char] {
+	return func(yield func(char) bool) {
+		at, n := 0, 0
+		for i := 0; i < len(t.s); i += n {
+			_, n = utf8.DecodeRuneInString(t.s[i:])
+			for at < len(t.client) && t.client[at].to <= i {
+				at++
+			}
+			if !yield(char{t.s[i : i+n], at < len(t.client) && t.client[at].from <= i}) {
+				return
+			}
+		}
+	}
+}
+
+// offset returns the byte offset of character n; the length of the text where it has no more than n characters.
+func (t Text) offset(n int) int {
+	if n <= 0 {
+		return 0
+	}
+	for i := range t.s {
+		if n == 0 {
+			return i
+		}
+		n--
+	}
+	return len(t.s)
+}
