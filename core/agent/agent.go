@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -281,13 +282,26 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		opts.Dir = "" // in memory
 	}
 	var seed *queen.Seed
+	var made atomic.Pointer[queen.Queen]
 	if p.net != nil {
 		var err error
 		if opts.Bootstrap, seed, err = beginning(cfg, identity, p.started); err != nil {
 			return err
 		}
 		opts.Stream, opts.ElectionTimeout = raftStream{p.net.stream}, cfg.Queen.ElectionTimeout
-		opts.MinFSM = func() uint32 { return queen.MinFSM(p.net.Members()) }
+		// Raft asks once it runs, the queen is there when it has announcements of others.
+		opts.MinFSM = func() uint32 {
+			if q := made.Load(); q != nil {
+				return q.MinFSM()
+			}
+			return 0
+		}
+		opts.AddressOf = func(raftID string) string {
+			if q := made.Load(); q != nil {
+				return q.AddressOf(raftID)
+			}
+			return ""
+		}
 	}
 	registry, err := node.Open(opts)
 	if err != nil {
@@ -316,12 +330,13 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		}
 		o.Pinger = p.net
 		o.Membership = &queen.Membership{
-			Identity: identity, Gossip: p.net, Self: p.conn, Conn: p.net.conn, CertificateTTL: cfg.Queen.CertificateTTL, NodesChanged: p.net.membersChanged,
+			Identity: identity, Gossip: p.net, Self: p.conn, Conn: p.net.conn, Probe: p.net.probe, CertificateTTL: cfg.Queen.CertificateTTL, NodesChanged: p.net.membersChanged,
 			// TCP would wait for a quarter of an hour.
 			HiveDown: p.net.pool.Forget, Seed: seed,
 		}
 	}
 	p.queen = queen.New(o)
+	made.Store(p.queen)
 	if err := p.buildRemote(); err != nil {
 		return err
 	}
@@ -428,7 +443,7 @@ func (p *process) buildServers() {
 			},
 		}
 	}
-	p.leaving = newLeaver(p.bees, pool, p.log)
+	p.leaving = newLeaver(p.bees, p.queen, pool, p.log)
 	for range count {
 		s := rpc.NewNodeServer(o)
 		p.jobs.Register(s)

@@ -9,13 +9,12 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gossip"
-	"github.com/rbee-project/rbee/core/queen"
 	"github.com/rbee-project/rbee/raft/node"
 )
 
 // bootstrap has this queen begin a cluster together with others, and says in gossip that there is one.
 func (p *process) bootstrap(ctx context.Context) error {
-	if err := begin(ctx, p.registry, p.net, p.cfg.Queen.BootstrapExpect, p.log); err != nil {
+	if err := begin(ctx, p.registry, p.queen.Announced, p.cfg.Queen.BootstrapExpect, p.log); err != nil {
 		return err
 	}
 	if err := p.net.gossip.Update(func(m *gossip.Member) { m.HasState = true }); err != nil {
@@ -31,12 +30,14 @@ type starter interface {
 	Bootstrap(voters []node.Voter) error
 }
 
-// begin waits until as many queens have found each other as are expected, all of them new, and has them form a cluster. All do so with the same
-// list, so that it does not matter who is first. A queen that meets a cluster which exists waits to be added to it. Errors: the starter's; ctx's.
-func begin(ctx context.Context, s starter, queens queen.Gossip, expect int, log hclog.Logger) error {
+// begin waits until as many queens have found each other as are expected, all of them new, and has
+// them form a cluster. All do so with the same list, so that it does not matter who is first. A queen
+// that meets a cluster which exists waits to be added to it. announced gives the queens that proved
+// who they are, and a channel that is closed at the next change. Errors: the starter's; ctx's.
+func begin(ctx context.Context, s starter, announced func() ([]gossip.Member, <-chan struct{}), expect int, log hclog.Logger) error {
 	for !s.HasState() {
-		changed := queens.Changed()
-		voters, problem := firstVoters(queens.Members(), expect)
+		members, changed := announced()
+		voters, problem := firstVoters(members, expect)
 		switch {
 		case problem != "":
 			log.Warn("no cluster is formed", "reason", problem)

@@ -23,10 +23,8 @@ type room struct {
 	voters   []node.Voter // that a cluster was begun with
 }
 
-func (r *room) Members() []gossip.Member { return r.members }
-func (r *room) Changed() <-chan struct{} { return r.changed }
-func (r *room) SetKeys([][]byte) error   { return nil }
-func (r *room) HasState() bool           { return r.hasState }
+func (r *room) announced() ([]gossip.Member, <-chan struct{}) { return r.members, r.changed }
+func (r *room) HasState() bool                                { return r.hasState }
 func (r *room) Bootstrap(v []node.Voter) error {
 	r.voters = v
 	return r.answer
@@ -82,7 +80,7 @@ func TestBegin(t *testing.T) {
 				r := &room{members: []gossip.Member{newQueen("b"), newQueen("a")}, changed: make(chan struct{}), answer: tt.answer}
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error, 1)
-				go func() { done <- begin(ctx, r, r, 3, hclog.NewNullLogger()) }()
+				go func() { done <- begin(ctx, r, r.announced, 3, hclog.NewNullLogger()) }()
 				r.change(func() { must.SliceEmpty(t, r.voters) })
 				r.change(func() { tt.last(r) })
 				synctest.Wait()

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -36,6 +37,7 @@ type network struct {
 	mux      *rpc.Mux
 	stream   *rpc.RaftStream
 	pool     *rpc.Pool
+	probes   *rpc.Pool // to wherever a queen may be, for announcements
 	gossip   *gossip.Pool
 	queens   *queenList
 	refused  func(rpc.Reason) // counts; nil before there is a gateway
@@ -85,6 +87,7 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 	}()
 	n.mux = rpc.NewMux(l, rpc.MuxOptions{Identity: id, Revoked: n.isRevoked, Refused: n.refuse, Logger: n.log})
 	n.pool = rpc.NewPool(rpc.PoolOptions{Identity: id, Revoked: n.isRevoked, Broken: n.broken, Logger: n.log})
+	n.probes = rpc.NewPool(rpc.PoolOptions{Identity: id, Revoked: n.isRevoked, Logger: n.log})
 	n.stream = rpc.NewRaftStream(rpc.RaftOptions{Mux: n.mux, Identity: id, Revoked: n.isRevoked, Broken: n.broken})
 
 	keys, err := gossipKeys(cfg, id)
@@ -192,7 +195,7 @@ func (n *network) countRefusals(count func(reason string)) {
 }
 
 // close ends what newNetwork opened and Run does not.
-func (n *network) close() error { return n.pool.Close() }
+func (n *network) close() error { return errors.Join(n.pool.Close(), n.probes.Close()) }
 
 // takeView goes by what a queen says of the cluster, where there is no registry to look it up.
 func (n *network) takeView(v *queenv1.ClusterView) {
@@ -218,12 +221,14 @@ func (n *network) takeView(v *queenv1.ClusterView) {
 func (n *network) membersChanged() {
 	n.mux.CloseRevoked()
 	n.pool.CloseRevoked()
+	n.probes.CloseRevoked()
 	n.stream.CloseRevoked()
 }
 
-// SetKeys gives gossip its keys, and keeps them for the next start.
+// SetKeys gives gossip its keys, step by step where they replace others, and keeps them for the next
+// start.
 func (n *network) SetKeys(keys [][]byte) error {
-	if err := n.gossip.SetKeys(gossip.Keys(keys)); err != nil {
+	if err := n.gossip.ReplaceKeys(gossip.Keys(keys)); err != nil {
 		return err
 	}
 	if err := n.identity.SetGossipKeys(keys); err != nil && core.KindOf(err) != core.Unsupported {
@@ -242,6 +247,15 @@ func (n *network) Ping(ctx context.Context, id string) error { return n.gossip.P
 // conn is the connection to another node.
 func (n *network) conn(id, address string, role core.Role) (grpc.ClientConnInterface, error) {
 	c, err := n.pool.Conn(id, address, role)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// probe is a connection to whoever is a queen with this id at an address.
+func (n *network) probe(id, address string) (grpc.ClientConnInterface, error) {
+	c, err := n.probes.Conn(id, address, core.RoleQueen)
 	if err != nil {
 		return nil, err
 	}

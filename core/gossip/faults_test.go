@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -202,4 +203,45 @@ func TestGarbageLosesNobody(t *testing.T) {
 			must.NoError(t, nodes[i].Ping(t.Context(), id(1+(i+1)%3)))
 		}
 	})
+}
+
+// Keys are replaced without a member being lost, although the nodes hear of it at different times; a
+// node that hears nothing of it, as a revoked one does, is out.
+func TestReplaceKeys(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		nodes := r.cluster(4)
+		time.Sleep(20 * time.Second)
+		revoked := nodes[3]
+		for _, n := range nodes[:3] {
+			must.NoError(t, n.ReplaceKeys(gossip.Keys{key(2)}))
+			must.NoError(t, n.ReplaceKeys(gossip.Keys{key(2)})) // as it is told again and again
+			must.Eq(t, key(1), n.Keys()[0])                     // nobody else may know the new one yet
+			time.Sleep(700 * time.Millisecond)
+		}
+		for range 60 {
+			time.Sleep(time.Second)
+			for _, n := range nodes[:3] {
+				must.StrHasPrefix(t, "1:alive 2:alive 3:alive", statuses(n))
+			}
+		}
+		for _, n := range nodes[:3] {
+			must.True(t, sameKeys(n.Keys(), key(2)))
+			must.StrContains(t, statuses(n), "4:failed")
+		}
+		must.StrNotContains(t, statuses(revoked), "1:alive")
+		must.Eq(t, core.Invalid, core.KindOf(nodes[0].ReplaceKeys(nil)))
+
+		// Two replacements within the steps of one: the last one counts.
+		must.NoError(t, nodes[0].ReplaceKeys(gossip.Keys{key(3)}))
+		time.Sleep(4 * time.Second)
+		must.NoError(t, nodes[0].ReplaceKeys(gossip.Keys{key(4)}))
+		time.Sleep(10 * time.Second)
+		must.True(t, sameKeys(nodes[0].Keys(), key(4)))
+	})
+}
+
+func sameKeys(have gossip.Keys, want ...[]byte) bool {
+	return slices.EqualFunc(have, want, slices.Equal[[]byte])
 }

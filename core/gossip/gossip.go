@@ -111,6 +111,8 @@ type Pool struct {
 	deaths   []death // to be looked into
 	looking  int     // how many are
 	leaves   *memberlist.TransmitLimitedQueue
+	next     Keys      // that replace the present ones step by step; nil: none do
+	nextAt   time.Time // of the next step
 	reported map[string]time.Time
 	moved    time.Time // until then the others may have an old address of this node
 }
@@ -248,6 +250,7 @@ func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<
 			default: // one is waiting already
 			}
 		}
+		step := p.stepKeys()
 		if update {
 			// It fails when nobody hears it within the time; they will, when they next compare everything.
 			_ = list.UpdateNode(probeInterval)
@@ -256,6 +259,7 @@ func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<
 		case <-ctx.Done():
 			return
 		case <-p.wake:
+		case <-step:
 		case <-tick.C:
 			p.forget()
 			p.peers.save(p.remember())
@@ -374,17 +378,10 @@ func (p *Pool) SetKeys(keys Keys) error {
 	if err := keys.check(); err != nil {
 		return err
 	}
-	keys = keys.clone()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if slices.EqualFunc(keys, p.opts.Keys, slices.Equal[[]byte]) {
-		return nil
-	}
-	if err := changeRing(p.ring, keys); err != nil {
-		return core.E("change the gossip keys", core.Internal, err)
-	}
-	p.opts.Keys = keys
-	return nil
+	p.next = nil
+	return p.setKeysLocked(keys.clone())
 }
 
 // Keys are the pool's keys, the one that encrypts first.

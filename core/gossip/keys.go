@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/memberlist"
 
@@ -43,6 +44,88 @@ func (k Keys) check() error {
 		}
 	}
 	return nil
+}
+
+// keyStep is between the steps of ReplaceKeys. Within it every node that has a line to a queen hears
+// of the new keys.
+const keyStep = 3 * time.Second
+
+// ReplaceKeys makes the pool's keys exactly these without losing the nodes that hear of them some
+// seconds later: the pool understands the new keys at once, encrypts with the first of them after
+// keyStep, and forgets the old ones after another keyStep. Where the pool does not run it is SetKeys.
+// Errors: Invalid.
+func (p *Pool) ReplaceKeys(keys Keys) error {
+	if err := keys.check(); err != nil {
+		return err
+	}
+	keys = keys.clone()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.list == nil {
+		p.next = nil
+		return p.setKeysLocked(keys)
+	}
+	if p.next == nil && sameKeys(keys, p.opts.Keys) || p.next != nil && sameKeys(keys, p.next) {
+		return nil
+	}
+	if err := p.setKeysLocked(union(p.opts.Keys, keys)); err != nil {
+		return err
+	}
+	p.next, p.nextAt = keys, time.Now().Add(keyStep)
+	p.signal()
+	return nil
+}
+
+// stepKeys takes the steps of ReplaceKeys that are due. The channel says when the next one is; nil:
+// there is none.
+func (p *Pool) stepKeys() <-chan time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.next == nil {
+		return nil
+	}
+	if left := time.Until(p.nextAt); left > 0 {
+		return time.After(left)
+	}
+	var err error
+	if slices.Equal(p.opts.Keys[0], p.next[0]) {
+		err, p.next = p.setKeysLocked(p.next), nil
+	} else {
+		err, p.nextAt = p.setKeysLocked(union(p.next, p.opts.Keys)), time.Now().Add(keyStep)
+	}
+	if err != nil {
+		p.log.Error("cannot replace the gossip keys", "error", err)
+		p.next = nil
+	}
+	if p.next == nil {
+		return nil
+	}
+	return time.After(keyStep)
+}
+
+// setKeysLocked makes the ring's keys exactly these. The caller holds p.mu.
+func (p *Pool) setKeysLocked(keys Keys) error {
+	if sameKeys(keys, p.opts.Keys) {
+		return nil
+	}
+	if err := changeRing(p.ring, keys); err != nil {
+		return core.E("change the gossip keys", core.Internal, err)
+	}
+	p.opts.Keys = keys
+	return nil
+}
+
+func sameKeys(a, b Keys) bool { return slices.EqualFunc(a, b, slices.Equal[[]byte]) }
+
+// union returns the keys of both, those of a first.
+func union(a, b Keys) Keys {
+	out := slices.Clone(a)
+	for _, k := range b {
+		if !slices.ContainsFunc(out, func(o []byte) bool { return bytes.Equal(o, k) }) {
+			out = append(out, k)
+		}
+	}
+	return out
 }
 
 // changeRing makes the ring's keys exactly those wanted, the first of them primary.

@@ -60,7 +60,7 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	if queens, err := q.Queens(ctx); err == nil {
 		s.Queens = queens
 		for _, o := range queens {
-			if o.Gossip == string(gossip.Failed) || o.Gossip == string(gossip.Left) {
+			if (o.Gossip == string(gossip.Failed) || o.Gossip == string(gossip.Left)) && !q.answers(o.ID) {
 				problems = append(problems, fmt.Sprintf("queen %s (%s) has %s", cmp.Or(o.Name, o.ID), o.Address, o.Gossip))
 			}
 		}

@@ -29,6 +29,9 @@ type Membership struct {
 	Self grpc.ClientConnInterface
 	// Conn gives the connection to another node. Its errors are classified; the connection is not the queen's to close.
 	Conn func(node, address string, role core.Role) (grpc.ClientConnInterface, error)
+	// Probe gives a connection to whoever answers at an address with the certificate of this queen,
+	// for announcements alone. It is not the queen's to close. nil: no announcements are exchanged.
+	Probe func(node, address string) (grpc.ClientConnInterface, error)
 	// CertificateTTL is the life of the certificates that this queen signs while it leads.
 	CertificateTTL time.Duration
 	// NodesChanged is called when a node came, changed or was revoked. It must not block for long.
@@ -74,7 +77,7 @@ func (q *Queen) duties(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
-	for _, duty := range []func(context.Context) error{q.lead, q.expireTokens, q.keepQueens} {
+	for _, duty := range []func(context.Context) error{q.lead, q.expireTokens, q.keepQueens, q.admit, q.keepKeyring} {
 		wg.Go(func() {
 			if err := duty(ctx); err != nil {
 				cancel(err)
@@ -95,6 +98,9 @@ func (q *Queen) watchCluster(ctx context.Context) {
 	var wg sync.WaitGroup
 	if m.Seed != nil {
 		wg.Go(func() { q.plant(ctx, m.Seed) })
+	}
+	if m.Probe != nil {
+		wg.Go(func() { q.announce(ctx) })
 	}
 	wg.Go(func() {
 		for {
@@ -250,37 +256,42 @@ func (q *Queen) Cluster(context.Context) (core.Cluster, error) {
 	return clusterOf(q.registry())
 }
 
-// Queens lists the queens that raft knows, and those that gossip knows and raft does not (yet).
+// Queens lists the queens that raft knows, and those of the registry that answer and raft does not know (yet).
 func (q *Queen) Queens(context.Context) ([]core.Queen, error) {
 	servers, err := q.opts.Node.Queens()
-	if err != nil || q.opts.Membership == nil {
+	m := q.opts.Membership
+	if err != nil || m == nil {
 		return servers, err
 	}
-	members := map[string]gossip.Member{}
-	for _, m := range q.opts.Membership.Gossip.Members() {
-		if m.Queen {
-			members[m.ID] = m
-		}
+	status := map[string]string{}
+	for _, g := range m.Gossip.Members() {
+		status[g.ID] = string(g.Status)
 	}
-	names := map[string]string{}
-	for _, n := range q.registry().Nodes(nil) {
-		names[n.ID] = n.Name
-	}
+	registry := q.registry()
+	own, proofs := q.ownMember(), q.proven()
 	known := map[string]bool{}
 	for i := range servers {
 		s := &servers[i]
-		m, ok := members[s.ID]
-		s.Gossip = "unknown"
-		if ok {
-			s.Gossip, s.HTTPAddress, s.Version = string(m.Status), m.HTTPAddress, m.Version
-		}
-		s.Name = cmp.Or(names[s.ID], m.Name)
 		known[s.ID] = true
+		s.Gossip = cmp.Or(status[s.ID], "unknown")
+		if n, ok := registry.Node(nil, s.ID); ok {
+			s.Name = n.Name
+		}
+		if s.ID == q.opts.ID {
+			s.HTTPAddress, s.Version, s.Name = own.HTTPAddress, q.opts.Version, cmp.Or(s.Name, own.Name)
+		}
+		for _, p := range proofs {
+			if p.node.ID == s.ID {
+				s.HTTPAddress, s.Version = p.said.GetHttpAddress(), p.said.GetVersion()
+				s.Name = cmp.Or(s.Name, p.node.Name)
+			}
+		}
 	}
-	for _, m := range members {
-		if !known[m.ID] && m.Status == gossip.Alive {
+	for _, p := range proofs {
+		if n, ok := trusted(registry, p.node.ID); ok && !known[n.ID] && p.alive() {
 			servers = append(servers, core.Queen{
-				ID: m.ID, RaftID: m.RaftID, Name: cmp.Or(names[m.ID], m.Name), Address: m.RPCAddress, HTTPAddress: m.HTTPAddress, Version: m.Version, Gossip: string(m.Status),
+				ID: n.ID, RaftID: p.said.GetRaftId(), Name: n.Name, Address: p.said.GetRpcAddress(), HTTPAddress: p.said.GetHttpAddress(),
+				Version: p.said.GetVersion(), Gossip: cmp.Or(status[n.ID], "unknown"),
 			})
 		}
 	}
@@ -304,7 +315,7 @@ func (q *Queen) queenNamed(ctx context.Context, name string) (core.Queen, error)
 	return core.Queen{}, core.WithHint(core.Errorf("", core.NotFound, "there is no queen %q", name), "%sSee all with `rbee queen list`.", nearest(name, names))
 }
 
-// FSMVersion is the state machine version of this build; see MinFSM.
+// FSMVersion is the state machine version of this build.
 const FSMVersion uint32 = fsm.Version
 
 // Leader is the queen that leads, as far as this one knows now; it does not wait. local: it is this one, and it has taken over. Errors: Unavailable.
@@ -328,17 +339,6 @@ func (q *Queen) Leader(context.Context) (nodeID, address string, local bool, err
 // majority stays.
 func (q *Queen) keepQueens(ctx context.Context) error {
 	return q.opts.Node.Autopilot(ctx, raftMembers{q})
-}
-
-// MinFSM is the lowest state machine version among the queens that gossip knows; 0: not known.
-func MinFSM(members []gossip.Member) uint32 {
-	lowest := uint32(0)
-	for _, m := range members {
-		if m.Queen && m.FSM > 0 && m.Status == gossip.Alive && (lowest == 0 || m.FSM < lowest) {
-			lowest = m.FSM
-		}
-	}
-	return lowest
 }
 
 // sameKey says whether a certificate request has the key that the node is known by.

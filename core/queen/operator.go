@@ -17,7 +17,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/wire"
@@ -25,7 +24,6 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
-	"github.com/rbee-project/rbee/raft/node"
 )
 
 const (
@@ -119,6 +117,7 @@ func (s *clusterService) RemoveQueen(ctx context.Context, req *queenv1.RemoveQue
 		}
 		return nil, core.WithHint(core.Errorf("", core.Unavailable, "the leadership was handed over"), "Try again: the new leader does it.")
 	}
+	q.disprove(queen.ID) // what it said before must not bring it back
 	if err := q.opts.Node.RemoveServer(ctx, queen.RaftID); err != nil {
 		return nil, err
 	}
@@ -490,6 +489,9 @@ func (q *Queen) ChangeKeyring(ctx context.Context, change core.KeyringChange) (c
 	if err != nil {
 		return core.Keyring{}, err
 	}
+	if keyringDue(c, q.registry(), nil) {
+		return core.Keyring{}, core.WithHint(core.Errorf("", core.Unavailable, "the gossip keys are being replaced, because a node was revoked or left"), "Try again in a moment.")
+	}
 	keys, err := q.gossipKeys(c)
 	if err != nil {
 		return core.Keyring{}, err
@@ -539,23 +541,4 @@ func changeKeys(keys pki.Secrets, change core.KeyringChange) (pki.Secrets, error
 		return slices.Delete(keys, at, at+1), nil
 	}
 	return nil, core.WithHint(core.Errorf("", core.Invalid, "there is no change %q of the keyring", clipped(change.Action)), "It is install, use or remove.")
-}
-
-// raftMembers is what raft's autopilot knows of the queens: gossip's view, but for those that were revoked, which are gone whatever they say.
-type raftMembers struct{ q *Queen }
-
-func (m raftMembers) Members() []node.Member {
-	registry := m.q.registry()
-	var out []node.Member
-	for _, g := range m.q.opts.Membership.Gossip.Members() {
-		if !g.Queen || g.RaftID == "" {
-			continue
-		}
-		revoked := registry.Revoked(nil, g.ID)
-		out = append(out, node.Member{
-			NodeID: g.ID, RaftID: g.RaftID, Name: g.Name, Address: g.RPCAddress, Version: g.Version,
-			Alive: g.Status == gossip.Alive && !revoked, Left: g.Status == gossip.Left || revoked,
-		})
-	}
-	return out
 }

@@ -52,7 +52,7 @@ func (q *Queen) owners() (live []owner, problems []string) {
 		name := "queen " + cmp.Or(n.Name, n.ID)
 		switch status, isGone := gone[n.ID]; {
 		case known[n.ID] || n.ID == q.opts.ID || n.Revoked || !n.Has(core.RoleQueen):
-		case isGone: // a dark machine would have everybody wait for nothing
+		case isGone && !q.answers(n.ID): // a dark machine would have everybody wait for nothing
 			problems = append(problems, name+" has "+string(status))
 		default:
 			live = append(live, owner{id: n.ID, name: name, queen: &n})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -63,25 +64,28 @@ type Queen struct {
 	doubt   chan struct{} // there is a silent hive
 	ended   chan struct{} // closed when Run ends
 	readers sync.WaitGroup
+	leaving atomic.Bool                // this queen leaves the cluster for good
 	later   chan func(context.Context) // what Run does and waits for, beside its other work
 	board   *swarm.Board               // which hive has which file; only while leading. It may ask for mu, and is not asked under it
 
-	mu       sync.Mutex // guards below
-	leading  bool
-	pulses   map[string]*pulse // by hive id
-	alarms   alarms
-	lines    int                      // that stand
-	dirty    []*pulse                 // to be written; only while leading, as the next two
-	gone     []*pulse                 // to be written as down, or removed
-	silent   map[string]*pulse        // to be asked for a sign of life
-	told     *queenv1.ClusterView     // what hives are to know; nil: nothing
-	suspects map[string]suspicion     // avoided workers, by nonce
-	inFlight map[string]int           // by nonce
-	aliases  map[string]alias         // learned from the hives' stores
-	starts   map[string]core.Job      // by model id: the worker_spawn that requests wait for
-	requests requestMemory            // request ids → hives
-	locks    map[string]chan struct{} // see lock
-	changed  chan struct{}            // closed and replaced when something that a waiting request needs has changed
+	mu        sync.Mutex // guards below
+	leading   bool
+	pulses    map[string]*pulse // by hive id
+	alarms    alarms
+	lines     int                      // that stand
+	dirty     []*pulse                 // to be written; only while leading, as the next two
+	gone      []*pulse                 // to be written as down, or removed
+	silent    map[string]*pulse        // to be asked for a sign of life
+	told      *queenv1.ClusterView     // what hives are to know; nil: nothing
+	suspects  map[string]suspicion     // avoided workers, by nonce
+	inFlight  map[string]int           // by nonce
+	aliases   map[string]alias         // learned from the hives' stores
+	starts    map[string]core.Job      // by model id: the worker_spawn that requests wait for
+	requests  requestMemory            // request ids → hives
+	locks     map[string]chan struct{} // see lock
+	proofs    map[string]proof         // of the other queens, by node id
+	announced chan struct{}            // closed and replaced when a proof changed
+	changed   chan struct{}            // closed and replaced when something that a waiting request needs has changed
 }
 
 // suspicion is why a worker is avoided until its hive's next report.
@@ -102,23 +106,25 @@ func New(o Options) *Queen {
 		o.Rand = rand.IntN
 	}
 	q := &Queen{
-		opts:     o,
-		log:      o.Logger,
-		started:  o.Now(),
-		since:    time.Now(),
-		alarm:    make(chan struct{}, 1),
-		wake:     make(chan struct{}, 1),
-		doubt:    make(chan struct{}, 1),
-		ended:    make(chan struct{}),
-		later:    make(chan func(context.Context)),
-		pulses:   map[string]*pulse{},
-		silent:   map[string]*pulse{},
-		suspects: map[string]suspicion{},
-		inFlight: map[string]int{},
-		aliases:  map[string]alias{},
-		starts:   map[string]core.Job{},
-		locks:    map[string]chan struct{}{},
-		changed:  make(chan struct{}),
+		opts:      o,
+		log:       o.Logger,
+		started:   o.Now(),
+		since:     time.Now(),
+		alarm:     make(chan struct{}, 1),
+		wake:      make(chan struct{}, 1),
+		doubt:     make(chan struct{}, 1),
+		ended:     make(chan struct{}),
+		later:     make(chan func(context.Context)),
+		pulses:    map[string]*pulse{},
+		silent:    map[string]*pulse{},
+		suspects:  map[string]suspicion{},
+		inFlight:  map[string]int{},
+		aliases:   map[string]alias{},
+		starts:    map[string]core.Job{},
+		locks:     map[string]chan struct{}{},
+		proofs:    map[string]proof{},
+		announced: make(chan struct{}),
+		changed:   make(chan struct{}),
 	}
 	if o.Jobs != nil {
 		o.Jobs.Handle(q.operations())

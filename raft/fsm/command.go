@@ -151,6 +151,16 @@ func newToken(t core.Token) *raftv1.Token {
 	return p
 }
 
+// Revokes reports whether a command takes access away from somebody, as do those that replace keys.
+// No queen may hold it up by the version that it says it has.
+func Revokes(c *raftv1.Command) bool {
+	switch c.GetOp().(type) {
+	case *raftv1.Command_RevokeNode, *raftv1.Command_DeleteToken, *raftv1.Command_SetKeyring:
+		return true
+	}
+	return false
+}
+
 const (
 	second     = int64(time.Second)
 	maxSeconds = 253402300799 // of a time: the end of the year 9999

@@ -71,8 +71,8 @@ func (n *Node) stamp(c *raftv1.Command) error {
 		table.Fit(c, lowest)
 	}
 	c.MinFsm = table.Required(c)
-	if lowest == 0 || c.GetMinFsm() <= lowest {
-		return nil
+	if lowest == 0 || c.GetMinFsm() <= lowest || fsm.Revokes(c) {
+		return nil // nobody may hold up a revocation by an old version
 	}
 	return core.WithHint(core.Errorf("change the registry", core.Unavailable,
 		"the change needs state machine version %d (%s), and a queen that lives has %d", c.GetMinFsm(), strings.Join(table.Missing(c, lowest), ", "), lowest),

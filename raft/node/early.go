@@ -49,7 +49,7 @@ func (n *Node) Lost(hint string) {
 
 // standFor stands for election if the leader is dead.
 func (n *Node) standFor(ctx context.Context, leader Server) {
-	if n.trans.abstain() != nil || !n.refuses(ctx, leader.Address) {
+	if n.trans.abstain() != nil || !n.refuses(ctx, string(n.trans.locate(raft.ServerID(leader.RaftID), raft.ServerAddress(leader.Address)))) {
 		return
 	}
 	rank, voters := 0, 0

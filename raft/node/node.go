@@ -65,6 +65,10 @@ type Options struct {
 	Probe func(ctx context.Context, address string) error
 	// MinFSM is the lowest state machine version among the queens that live, 0: not known. A command that needs a higher one is refused. nil: not known.
 	MinFSM func() uint32
+	// AddressOf is where the server with a raft id proved to be lately; empty: where the raft
+	// configuration says. A cluster all of whose addresses changed at once finds itself by it. nil:
+	// not known. It must not block.
+	AddressOf func(raftID string) string
 	// Stabilization is how long a new queen must be well before it gets a vote; 0: 10 s.
 	Stabilization time.Duration
 	// DeadAfter is for how long a queen must not have been heard of, by gossip and raft, before it is removed; 0: 1 min.
@@ -228,6 +232,7 @@ func (n *Node) connect(ready bool) error {
 	}
 	n.trans, err = newTransport(inner, mute, abstain, full, n.log)
 	if n.trans != nil {
+		n.trans.addressOf = n.opts.AddressOf
 		n.trans.anybody, n.trans.noAlign, n.trans.leads = n.opts.noIdentity, n.opts.noAlign, n.leads
 	}
 	return err
@@ -344,7 +349,7 @@ func (n *Node) LeaderServer() (Server, bool) {
 	if id == "" || string(id) == n.id && n.disk.stalled() != nil {
 		return Server{}, false
 	}
-	return Server{NodeID: nodeOf(string(id)), RaftID: string(id), Address: string(address), Voter: true, Leader: true}, true
+	return Server{NodeID: NodeID(string(id)), RaftID: string(id), Address: string(address), Voter: true, Leader: true}, true
 }
 
 // IsLeader says whether this node believes to be the leader. Only Apply, Barrier and ReadIndex are sure of it.
@@ -356,7 +361,7 @@ func (n *Node) Servers() []Server {
 	var servers []Server
 	for _, s := range n.raft.GetConfiguration().Configuration().Servers { // a copy that raft keeps, so it does not fail
 		servers = append(servers, Server{
-			NodeID: nodeOf(string(s.ID)), RaftID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader.RaftID,
+			NodeID: NodeID(string(s.ID)), RaftID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader.RaftID,
 		})
 	}
 	return servers

@@ -35,15 +35,16 @@ const (
 //   - an answer counts only if it is from the server that was asked: a machine that lost its disk is another one, at the same address;
 //   - raft can be told to stand now, and to look at its log again after a snapshot was installed.
 type transport struct {
-	inner   raft.Transport
-	preVote raft.WithPreVote
-	log     hclog.Logger
-	mute    func() error                             // why nothing may be sent
-	abstain func() error                             // why this node may not stand for election
-	full    func() error                             // why this node may not take entries
-	leads   func(id raft.ServerID, term uint64) bool // this node leads in that term, and the server is a member
-	anybody bool                                     // tests: any answer counts
-	noAlign bool                                     // tests: raft does not look at its log again
+	inner     raft.Transport
+	preVote   raft.WithPreVote
+	log       hclog.Logger
+	mute      func() error                             // why nothing may be sent
+	abstain   func() error                             // why this node may not stand for election
+	full      func() error                             // why this node may not take entries
+	leads     func(id raft.ServerID, term uint64) bool // this node leads in that term, and the server is a member
+	addressOf func(raftID string) string               // see Options
+	anybody   bool                                     // tests: any answer counts
+	noAlign   bool                                     // tests: raft does not look at its log again
 
 	out   chan raft.RPC
 	done  chan struct{}
@@ -201,6 +202,16 @@ func (t *transport) inject(command any, data io.Reader) (any, error) {
 	}
 }
 
+// locate returns where a server is: where it proved to be, or else where raft has it.
+func (t *transport) locate(id raft.ServerID, target raft.ServerAddress) raft.ServerAddress {
+	if t.addressOf != nil {
+		if a := t.addressOf(string(id)); a != "" {
+			return raft.ServerAddress(a)
+		}
+	}
+	return target
+}
+
 // check says why nothing may be sent to a server.
 func (t *transport) check(refuse func() error) error {
 	if err := t.closed(); err != nil {
@@ -217,7 +228,7 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, r
 	var r raft.AppendEntriesResponse
 	var err error
 	for {
-		start = time.Now()
+		start, target = time.Now(), t.locate(id, target)
 		err = t.inner.AppendEntries(id, target, req, &r)
 		// Raft would wait longer each time, and go back in the log. Errors come as text.
 		if err == nil || !strings.Contains(err.Error(), errFull.Error()) || !t.leadsFor(id, req.Term, fullPoll) {
@@ -262,6 +273,7 @@ func (t *transport) RequestVote(id raft.ServerID, target raft.ServerAddress, req
 	if err := t.check(t.abstain); err != nil {
 		return err
 	}
+	target = t.locate(id, target)
 	var r raft.RequestVoteResponse
 	if err := t.anew(func() error { return t.inner.RequestVote(id, target, req, &r) }); err != nil {
 		return err
@@ -277,6 +289,7 @@ func (t *transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, 
 	if err := t.check(t.abstain); err != nil {
 		return err
 	}
+	target = t.locate(id, target)
 	var r raft.RequestPreVoteResponse
 	if err := t.anew(func() error { return t.preVote.RequestPreVote(id, target, req, &r) }); err != nil {
 		return err
@@ -299,13 +312,14 @@ func (t *transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress,
 	if other != "" {
 		return stranger(id, target, other)
 	}
-	return t.inner.InstallSnapshot(id, target, req, resp, data)
+	return t.inner.InstallSnapshot(id, t.locate(id, target), req, resp, data)
 }
 
 func (t *transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
 	if err := t.closed(); err != nil {
 		return err
 	}
+	target = t.locate(id, target)
 	return t.anew(func() error { return t.inner.TimeoutNow(id, target, req, resp) })
 }
 
@@ -326,6 +340,7 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 	if err := t.check(t.mute); err != nil {
 		return nil, err
 	}
+	target = t.locate(id, target)
 	inner, err := t.inner.AppendEntriesPipeline(id, target)
 	if err != nil {
 		return nil, err

@@ -26,12 +26,30 @@ func (n *node) move(sig syscall.Signal) {
 	} else {
 		n.stop(sig)
 	}
+	n.readdress()
+	n.start()
+}
+
+// readdress gives the machine of a node that does not run another address.
+func (n *node) readdress() {
+	t := n.c.t
+	t.Helper()
 	before := n.ip
 	n.ip += "7" // .1 is .17 then
 	text, err := os.ReadFile(n.file)
 	must.NoError(t, err)
 	must.NoError(t, os.WriteFile(n.file, []byte(strings.ReplaceAll(string(text), fmt.Sprintf("%q", before), fmt.Sprintf("%q", n.ip))), 0o600))
-	n.start()
+}
+
+// configure adds to the configuration of a node.
+func (n *node) configure(text string) {
+	t := n.c.t
+	t.Helper()
+	f, err := os.OpenFile(n.file, os.O_APPEND|os.O_WRONLY, 0)
+	must.NoError(t, err)
+	_, err = f.WriteString(text)
+	must.NoError(t, err)
+	must.NoError(t, f.Close())
 }
 
 // Machines whose addresses change are found again: the hive's worker answers, queens keep their votes, and clients accept the certificates.

@@ -1218,6 +1218,203 @@ func (x *HiveSight) GetProblem() string {
 	return ""
 }
 
+type AnnounceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Self          *Announcement          `protobuf:"bytes,1,opt,name=self,proto3" json:"self,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnnounceRequest) Reset() {
+	*x = AnnounceRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnnounceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnnounceRequest) ProtoMessage() {}
+
+func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnnounceRequest.ProtoReflect.Descriptor instead.
+func (*AnnounceRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *AnnounceRequest) GetSelf() *Announcement {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
+type AnnounceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Self          *Announcement          `protobuf:"bytes,1,opt,name=self,proto3" json:"self,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnnounceResponse) Reset() {
+	*x = AnnounceResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnnounceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnnounceResponse) ProtoMessage() {}
+
+func (x *AnnounceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnnounceResponse.ProtoReflect.Descriptor instead.
+func (*AnnounceResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AnnounceResponse) GetSelf() *Announcement {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
+// Announcement is what a queen says of itself to another one.
+type Announcement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Raft server id. Its node part is the node id in the queen's certificate; anything else is ignored.
+	RaftId string `protobuf:"bytes,1,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`
+	// host:port of its RPC port, as others reach it.
+	RpcAddress string `protobuf:"bytes,2,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	// host:port of its HTTP API.
+	HttpAddress string `protobuf:"bytes,3,opt,name=http_address,json=httpAddress,proto3" json:"http_address,omitempty"`
+	// The newest state machine version that it can apply.
+	Fsm uint32 `protobuf:"varint,4,opt,name=fsm,proto3" json:"fsm,omitempty"`
+	// Of rbee.
+	Version string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	// It has raft state: a cluster exists.
+	HasState bool `protobuf:"varint,6,opt,name=has_state,json=hasState,proto3" json:"has_state,omitempty"`
+	// Of a queen that waits to form a cluster; 0: it does not.
+	BootstrapExpect uint32 `protobuf:"varint,7,opt,name=bootstrap_expect,json=bootstrapExpect,proto3" json:"bootstrap_expect,omitempty"`
+	// It leaves the cluster for good.
+	Leaving       bool `protobuf:"varint,8,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Announcement) Reset() {
+	*x = Announcement{}
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Announcement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Announcement) ProtoMessage() {}
+
+func (x *Announcement) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
+func (*Announcement) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Announcement) GetRaftId() string {
+	if x != nil {
+		return x.RaftId
+	}
+	return ""
+}
+
+func (x *Announcement) GetRpcAddress() string {
+	if x != nil {
+		return x.RpcAddress
+	}
+	return ""
+}
+
+func (x *Announcement) GetHttpAddress() string {
+	if x != nil {
+		return x.HttpAddress
+	}
+	return ""
+}
+
+func (x *Announcement) GetFsm() uint32 {
+	if x != nil {
+		return x.Fsm
+	}
+	return 0
+}
+
+func (x *Announcement) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Announcement) GetHasState() bool {
+	if x != nil {
+		return x.HasState
+	}
+	return false
+}
+
+func (x *Announcement) GetBootstrapExpect() uint32 {
+	if x != nil {
+		return x.BootstrapExpect
+	}
+	return 0
+}
+
+func (x *Announcement) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 type SaveSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1226,7 +1423,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1435,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1448,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
 }
 
 type SaveSnapshotResponse struct {
@@ -1263,7 +1460,7 @@ type SaveSnapshotResponse struct {
 
 func (x *SaveSnapshotResponse) Reset() {
 	*x = SaveSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1472,7 @@ func (x *SaveSnapshotResponse) String() string {
 func (*SaveSnapshotResponse) ProtoMessage() {}
 
 func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1485,7 @@ func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SaveSnapshotResponse) GetData() []byte {
@@ -1307,7 +1504,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1516,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1529,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RestoreSnapshotRequest) GetData() []byte {
@@ -1351,7 +1548,7 @@ type RestoreSnapshotResponse struct {
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[23]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1560,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[23]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1573,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RestoreSnapshotResponse) GetIndex() uint64 {
@@ -1409,7 +1606,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[24]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1618,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[24]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1631,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1510,7 +1707,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +1719,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +1732,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *JoinResponse) GetCluster() string {
@@ -1599,7 +1796,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1808,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1821,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -1658,7 +1855,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1867,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1880,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RenewResponse) GetCaCertificates() []byte {
@@ -1718,7 +1915,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1927,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1940,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Hive) GetId() string {
@@ -1828,7 +2025,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +2037,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +2050,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Worker) GetId() string {
@@ -1946,7 +2143,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2155,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2168,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Load) GetActive() int32 {
@@ -2085,7 +2282,21 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x06linked\x18\x02 \x01(\bR\x06linked\x123\n" +
 	"\asilence\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\asilence\x12\x16\n" +
 	"\x06gossip\x18\x04 \x01(\tR\x06gossip\x12\x18\n" +
-	"\aproblem\x18\x05 \x01(\tR\aproblem\"\x15\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"B\n" +
+	"\x0fAnnounceRequest\x12/\n" +
+	"\x04self\x18\x01 \x01(\v2\x1b.rbee.queen.v1.AnnouncementR\x04self\"C\n" +
+	"\x10AnnounceResponse\x12/\n" +
+	"\x04self\x18\x01 \x01(\v2\x1b.rbee.queen.v1.AnnouncementR\x04self\"\xf9\x01\n" +
+	"\fAnnouncement\x12\x17\n" +
+	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x1f\n" +
+	"\vrpc_address\x18\x02 \x01(\tR\n" +
+	"rpcAddress\x12!\n" +
+	"\fhttp_address\x18\x03 \x01(\tR\vhttpAddress\x12\x10\n" +
+	"\x03fsm\x18\x04 \x01(\rR\x03fsm\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\x12\x1b\n" +
+	"\thas_state\x18\x06 \x01(\bR\bhasState\x12)\n" +
+	"\x10bootstrap_expect\x18\a \x01(\rR\x0fbootstrapExpect\x12\x18\n" +
+	"\aleaving\x18\b \x01(\bR\aleaving\"\x15\n" +
 	"\x13SaveSnapshotRequest\"*\n" +
 	"\x14SaveSnapshotResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\",\n" +
@@ -2162,7 +2373,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x01\x02(\x010\x012\\\n" +
 	"\vBlobService\x12M\n" +
 	"\x05Claim\x12\x1b.rbee.queen.v1.ClaimRequest\x1a\x1c.rbee.queen.v1.ClaimResponse\"\t\xfa\xe5\x18\x05\n" +
-	"\x01\x02\x10\x012\x8c\x06\n" +
+	"\x01\x02\x10\x012\xe2\x06\n" +
 	"\x0eClusterService\x12M\n" +
 	"\x05Apply\x12\x1b.rbee.queen.v1.ApplyRequest\x1a\x1c.rbee.queen.v1.ApplyResponse\"\t\xfa\xe5\x18\x05\n" +
 	"\x01\x03\x10\x01\x12Y\n" +
@@ -2175,6 +2386,8 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\tLeaveNode\x12\x1f.rbee.queen.v1.LeaveNodeRequest\x1a .rbee.queen.v1.LeaveNodeResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x03\x12K\n" +
 	"\x05Sight\x12\x1b.rbee.queen.v1.SightRequest\x1a\x1c.rbee.queen.v1.SightResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12T\n" +
+	"\bAnnounce\x12\x1e.rbee.queen.v1.AnnounceRequest\x1a\x1f.rbee.queen.v1.AnnounceResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x03\x12d\n" +
 	"\fSaveSnapshot\x12\".rbee.queen.v1.SaveSnapshotRequest\x1a#.rbee.queen.v1.SaveSnapshotResponse\"\t\xfa\xe5\x18\x05\n" +
 	"\x01\x03\x10\x010\x01\x12m\n" +
@@ -2200,7 +2413,7 @@ func file_queen_v1_queen_proto_rawDescGZIP() []byte {
 }
 
 var file_queen_v1_queen_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_queen_v1_queen_proto_goTypes = []any{
 	(BlobStage)(0),                     // 0: rbee.queen.v1.BlobStage
 	(*LinkRequest)(nil),                // 1: rbee.queen.v1.LinkRequest
@@ -2223,63 +2436,70 @@ var file_queen_v1_queen_proto_goTypes = []any{
 	(*SightRequest)(nil),               // 18: rbee.queen.v1.SightRequest
 	(*SightResponse)(nil),              // 19: rbee.queen.v1.SightResponse
 	(*HiveSight)(nil),                  // 20: rbee.queen.v1.HiveSight
-	(*SaveSnapshotRequest)(nil),        // 21: rbee.queen.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),       // 22: rbee.queen.v1.SaveSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),     // 23: rbee.queen.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),    // 24: rbee.queen.v1.RestoreSnapshotResponse
-	(*JoinRequest)(nil),                // 25: rbee.queen.v1.JoinRequest
-	(*JoinResponse)(nil),               // 26: rbee.queen.v1.JoinResponse
-	(*RenewRequest)(nil),               // 27: rbee.queen.v1.RenewRequest
-	(*RenewResponse)(nil),              // 28: rbee.queen.v1.RenewResponse
-	(*Hive)(nil),                       // 29: rbee.queen.v1.Hive
-	(*Worker)(nil),                     // 30: rbee.queen.v1.Worker
-	(*Load)(nil),                       // 31: rbee.queen.v1.Load
-	(*durationpb.Duration)(nil),        // 32: google.protobuf.Duration
-	(*v1.Device)(nil),                  // 33: rbee.hive.v1.Device
+	(*AnnounceRequest)(nil),            // 21: rbee.queen.v1.AnnounceRequest
+	(*AnnounceResponse)(nil),           // 22: rbee.queen.v1.AnnounceResponse
+	(*Announcement)(nil),               // 23: rbee.queen.v1.Announcement
+	(*SaveSnapshotRequest)(nil),        // 24: rbee.queen.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 25: rbee.queen.v1.SaveSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),     // 26: rbee.queen.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 27: rbee.queen.v1.RestoreSnapshotResponse
+	(*JoinRequest)(nil),                // 28: rbee.queen.v1.JoinRequest
+	(*JoinResponse)(nil),               // 29: rbee.queen.v1.JoinResponse
+	(*RenewRequest)(nil),               // 30: rbee.queen.v1.RenewRequest
+	(*RenewResponse)(nil),              // 31: rbee.queen.v1.RenewResponse
+	(*Hive)(nil),                       // 32: rbee.queen.v1.Hive
+	(*Worker)(nil),                     // 33: rbee.queen.v1.Worker
+	(*Load)(nil),                       // 34: rbee.queen.v1.Load
+	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
+	(*v1.Device)(nil),                  // 36: rbee.hive.v1.Device
 }
 var file_queen_v1_queen_proto_depIdxs = []int32{
-	29, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
-	30, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
-	32, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
+	32, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
+	33, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
+	35, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
 	3,  // 3: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
 	4,  // 4: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
 	0,  // 5: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
 	7,  // 6: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
-	32, // 7: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
+	35, // 7: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
 	20, // 8: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
-	32, // 9: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
-	3,  // 10: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
-	33, // 11: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	31, // 12: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	1,  // 13: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
-	5,  // 14: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
-	8,  // 15: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
-	10, // 16: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
-	12, // 17: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
-	14, // 18: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	16, // 19: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
-	18, // 20: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	21, // 21: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	23, // 22: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	25, // 23: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	27, // 24: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	2,  // 25: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	6,  // 26: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
-	9,  // 27: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	11, // 28: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	13, // 29: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	15, // 30: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	17, // 31: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
-	19, // 32: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	22, // 33: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	24, // 34: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	26, // 35: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	28, // 36: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	25, // [25:37] is the sub-list for method output_type
-	13, // [13:25] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	35, // 9: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	23, // 10: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
+	23, // 11: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
+	3,  // 12: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
+	36, // 13: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	34, // 14: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	1,  // 15: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	5,  // 16: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
+	8,  // 17: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	10, // 18: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	12, // 19: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	14, // 20: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	16, // 21: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	18, // 22: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	21, // 23: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
+	24, // 24: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	26, // 25: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	28, // 26: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	30, // 27: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	2,  // 28: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	6,  // 29: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
+	9,  // 30: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	11, // 31: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	13, // 32: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	15, // 33: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	17, // 34: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	19, // 35: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	22, // 36: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
+	25, // 37: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	27, // 38: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	29, // 39: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	31, // 40: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	28, // [28:41] is the sub-list for method output_type
+	15, // [15:28] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }
@@ -2293,7 +2513,7 @@ func file_queen_v1_queen_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queen_v1_queen_proto_rawDesc), len(file_queen_v1_queen_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -238,6 +238,7 @@ const (
 	ClusterService_RemoveQueen_FullMethodName        = "/rbee.queen.v1.ClusterService/RemoveQueen"
 	ClusterService_LeaveNode_FullMethodName          = "/rbee.queen.v1.ClusterService/LeaveNode"
 	ClusterService_Sight_FullMethodName              = "/rbee.queen.v1.ClusterService/Sight"
+	ClusterService_Announce_FullMethodName           = "/rbee.queen.v1.ClusterService/Announce"
 	ClusterService_SaveSnapshot_FullMethodName       = "/rbee.queen.v1.ClusterService/SaveSnapshot"
 	ClusterService_RestoreSnapshot_FullMethodName    = "/rbee.queen.v1.ClusterService/RestoreSnapshot"
 )
@@ -260,6 +261,8 @@ type ClusterServiceClient interface {
 	LeaveNode(ctx context.Context, in *LeaveNodeRequest, opts ...grpc.CallOption) (*LeaveNodeResponse, error)
 	// How the answering queen sees the hives: whether each has a line, and when it last reported.
 	Sight(ctx context.Context, in *SightRequest, opts ...grpc.CallOption) (*SightResponse, error)
+	// Exchanges what two queens say of themselves. The certificates of both ends prove who says it; gossip proves nothing.
+	Announce(ctx context.Context, in *AnnounceRequest, opts ...grpc.CallOption) (*AnnounceResponse, error)
 	// The leader's registry as a snapshot, in parts.
 	SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveSnapshotResponse], error)
 	// Replaces the registry by a snapshot, in parts.
@@ -334,6 +337,16 @@ func (c *clusterServiceClient) Sight(ctx context.Context, in *SightRequest, opts
 	return out, nil
 }
 
+func (c *clusterServiceClient) Announce(ctx context.Context, in *AnnounceRequest, opts ...grpc.CallOption) (*AnnounceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AnnounceResponse)
+	err := c.cc.Invoke(ctx, ClusterService_Announce_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterServiceClient) SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveSnapshotResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &ClusterService_ServiceDesc.Streams[0], ClusterService_SaveSnapshot_FullMethodName, cOpts...)
@@ -384,6 +397,8 @@ type ClusterServiceServer interface {
 	LeaveNode(context.Context, *LeaveNodeRequest) (*LeaveNodeResponse, error)
 	// How the answering queen sees the hives: whether each has a line, and when it last reported.
 	Sight(context.Context, *SightRequest) (*SightResponse, error)
+	// Exchanges what two queens say of themselves. The certificates of both ends prove who says it; gossip proves nothing.
+	Announce(context.Context, *AnnounceRequest) (*AnnounceResponse, error)
 	// The leader's registry as a snapshot, in parts.
 	SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SaveSnapshotResponse]) error
 	// Replaces the registry by a snapshot, in parts.
@@ -415,6 +430,9 @@ func (UnimplementedClusterServiceServer) LeaveNode(context.Context, *LeaveNodeRe
 }
 func (UnimplementedClusterServiceServer) Sight(context.Context, *SightRequest) (*SightResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sight not implemented")
+}
+func (UnimplementedClusterServiceServer) Announce(context.Context, *AnnounceRequest) (*AnnounceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Announce not implemented")
 }
 func (UnimplementedClusterServiceServer) SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SaveSnapshotResponse]) error {
 	return status.Error(codes.Unimplemented, "method SaveSnapshot not implemented")
@@ -551,6 +569,24 @@ func _ClusterService_Sight_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_Announce_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AnnounceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).Announce(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_Announce_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).Announce(ctx, req.(*AnnounceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_SaveSnapshot_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(SaveSnapshotRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -599,6 +635,10 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Sight",
 			Handler:    _ClusterService_Sight_Handler,
+		},
+		{
+			MethodName: "Announce",
+			Handler:    _ClusterService_Announce_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
