@@ -30,13 +30,26 @@ type queenList struct {
 	// These are set before anybody asks.
 	self   hive.QueenAddress          // this node's
 	pipe   grpc.ClientConnInterface   // to the queen in this process; nil: none
-	gossip *gossip.Pool               // nil: not yet
+	gossip hints                      // nil: not yet
 	onView func(*queenv1.ClusterView) // nil: nobody
 
 	mu      sync.Mutex // guards below
 	index   uint64     // of the newest view
 	queens  []hive.QueenAddress
-	changed chan struct{} // closed and replaced
+	failed  map[string]string // by node id: the address where a queen was not reached last
+	changed chan struct{}     // closed and replaced
+}
+
+const (
+	// maxStrangers bounds the queens that gossip alone knows.
+	maxStrangers = 16
+	maxFailed    = 1024
+)
+
+// hints is gossip, as far as the list of queens goes by it.
+type hints interface {
+	Members() []gossip.Member
+	Changed() <-chan struct{}
 }
 
 // storedQueens is queens.json.
@@ -50,7 +63,7 @@ type storedQueen struct {
 }
 
 func openQueenList(path, self string, pool *rpc.Pool, log hclog.Logger) (*queenList, error) {
-	l := &queenList{path: path, self: hive.QueenAddress{ID: self}, pool: pool, log: log, changed: make(chan struct{})}
+	l := &queenList{path: path, self: hive.QueenAddress{ID: self}, pool: pool, log: log, failed: map[string]string{}, changed: make(chan struct{})}
 	b, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -81,21 +94,38 @@ func storeQueens(path string, queens []hive.QueenAddress) error {
 	return writeFile(path, append(b, '\n'))
 }
 
-// List gives the queens to keep a line to.
+// List gives the queens to keep a line to. Gossip is a hint: it has another address to try for a
+// queen that is not where it was, and some queens that no view had yet. Their certificates decide.
 func (l *queenList) List() []hive.QueenAddress {
+	var members []gossip.Member
+	if l.gossip != nil {
+		members = l.gossip.Members()
+	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	list := slices.Clone(l.queens)
-	l.mu.Unlock()
 	known := func(id string) bool {
 		return slices.ContainsFunc(list, func(q hive.QueenAddress) bool { return q.ID == id })
 	}
-	if l.gossip != nil {
-		for _, m := range l.gossip.Members() {
-			if m.Queen && m.Status == gossip.Alive && !known(m.ID) {
-				list = append(list, hive.QueenAddress{ID: m.ID, RPCAddress: m.RPCAddress})
-			}
+	var strangers, lost []hive.QueenAddress
+	for _, m := range members {
+		if !m.Queen || m.Status != gossip.Alive {
+			continue
+		}
+		q := hive.QueenAddress{ID: m.ID, RPCAddress: m.RPCAddress}
+		at := slices.IndexFunc(list, func(q hive.QueenAddress) bool { return q.ID == m.ID })
+		switch {
+		case at >= 0 && l.failed[m.ID] == list[at].RPCAddress:
+			list[at] = q
+		case at >= 0:
+		case l.failed[m.ID] == m.RPCAddress:
+			lost = append(lost, q)
+		default:
+			strangers = append(strangers, q)
 		}
 	}
+	strangers = append(strangers, lost...)
+	list = append(list, strangers[:min(len(strangers), maxStrangers)]...)
 	if l.pipe != nil && !known(l.self.ID) {
 		list = append(list, l.self)
 	}
@@ -141,11 +171,19 @@ func (l *queenList) Conn(q hive.QueenAddress) (grpc.ClientConnInterface, error) 
 	return c, nil
 }
 
-// Reset has the next Conn dial anew.
+// Reset has the next Conn dial anew, and List try another address.
 func (l *queenList) Reset(q hive.QueenAddress) {
-	if q.ID != l.self.ID || l.pipe == nil {
-		l.pool.Forget(q.ID)
+	if q.ID == l.self.ID && l.pipe != nil {
+		return
 	}
+	l.pool.Forget(q.ID)
+	l.mu.Lock()
+	if len(l.failed) >= maxFailed {
+		clear(l.failed)
+	}
+	l.failed[q.ID] = q.RPCAddress
+	l.mu.Unlock()
+	l.news()
 }
 
 // SetView takes in what a queen says of the cluster.

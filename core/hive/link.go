@@ -40,7 +40,7 @@ type Queens interface {
 	// Conn gives the connection to a queen of the list. It does not block; the connection is not the hive's to close. Its errors must be
 	// classified, as those of rpc.Client are.
 	Conn(q QueenAddress) (grpc.ClientConnInterface, error)
-	// Reset says that the connection to a queen seems to be stuck: the next Conn shall give one that is dialled anew.
+	// Reset says that the connection to a queen is stuck or does not come about: the next Conn shall dial anew, and List may know another address.
 	Reset(q QueenAddress)
 	// SetView takes in what a queen says of the cluster. An older view never follows a newer one.
 	SetView(v *queenv1.ClusterView)
@@ -94,9 +94,6 @@ func (l *line) run(ctx context.Context) {
 		if ctx.Err() != nil || errors.Is(err, errEnded) {
 			return
 		}
-		if errors.Is(err, errStuck) {
-			l.b.queens.Reset(l.queen)
-		}
 		if answered {
 			if failures >= loudFailures {
 				log.Info("a queen was reached again")
@@ -104,6 +101,9 @@ func (l *line) run(ctx context.Context) {
 			failures = 0
 		}
 		failures++
+		if errors.Is(err, errStuck) || failures >= lostFailures && core.KindOf(err) == core.Unavailable {
+			l.b.queens.Reset(l.queen)
+		}
 		switch {
 		case failures == 1:
 			log.Debug("the line to a queen broke", "error", err)
@@ -122,6 +122,9 @@ func (l *line) run(ctx context.Context) {
 		}
 	}
 }
+
+// lostFailures is how many failed attempts make a queen one that may be elsewhere.
+const lostFailures = 3
 
 // loudFailures is after how many failed attempts it is said aloud: about two seconds.
 const loudFailures = 7

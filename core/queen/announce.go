@@ -99,7 +99,7 @@ func (q *Queen) believe(peer pki.Node, said *queenv1.Announcement) error {
 	if peer.ID == q.opts.ID {
 		return nil
 	}
-	if id := said.GetRaftId(); len(id) > fsm.MaxIDBytes || id != "" && node.NodeID(id) != peer.ID {
+	if id := said.GetRaftId(); len(id) > fsm.MaxIDBytes || id != "" && node.OfRaftID(id) != peer.ID {
 		return core.Errorf("", core.Invalid, "node %s announces the raft id of another node", peer.ID)
 	}
 	if err := checkAddress(said.GetRpcAddress()); err != nil {
@@ -189,7 +189,7 @@ func (q *Queen) AddressOf(raftID string) string {
 	if q.opts.Membership == nil {
 		return ""
 	}
-	id := node.NodeID(raftID)
+	id := node.OfRaftID(raftID)
 	q.mu.Lock()
 	p, ok := q.proofs[id]
 	q.mu.Unlock()

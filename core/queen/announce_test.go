@@ -309,6 +309,8 @@ func TestForgedGossip(t *testing.T) {
 		list, err := leader.q.Queens(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 3, list)
+		announced, _ := leader.q.Announced()
+		must.Len(t, 3, announced)
 		for _, s := range list {
 			must.StrNotContains(t, s.Address, "10.6.6.6")
 		}

@@ -39,6 +39,7 @@ var mayCall = map[string]string{ // constant
 	"/rbee.queen.v1.ClusterService/TransferLeadership": "q",
 	"/rbee.queen.v1.ClusterService/RemoveQueen":        "q",
 	"/rbee.queen.v1.ClusterService/LeaveNode":          "q",
+	"/rbee.queen.v1.ClusterService/Announce":           "q",
 	"/rbee.queen.v1.ClusterService/Sight":              "q",
 	"/rbee.queen.v1.ClusterService/SaveSnapshot":       "q",
 	"/rbee.queen.v1.ClusterService/RestoreSnapshot":    "q",

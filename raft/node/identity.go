@@ -30,8 +30,8 @@ const (
 // old state were given under another name. State of the time before has the node's id alone.
 var raftID = regexp.MustCompile(`^(.+)\.[0-9a-f]{8}$`)
 
-// NodeID is the node id within a raft id.
-func NodeID(id string) string {
+// OfRaftID is the node id within a raft id.
+func OfRaftID(id string) string {
 	if m := raftID.FindStringSubmatch(id); m != nil {
 		return m[1]
 	}
@@ -65,7 +65,7 @@ func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.
 	if n.id, err = n.loadID(); err != nil {
 		return true, err
 	}
-	if NodeID(n.id) != n.opts.ID {
+	if OfRaftID(n.id) != n.opts.ID {
 		return true, n.notMine(n.id)
 	}
 	return true, nil
@@ -187,7 +187,7 @@ func (n *Node) parsePeers(data []byte, current []raft.Server) (raft.Configuratio
 	for _, p := range peers {
 		s := raft.Server{ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.Address)}
 		for _, known := range current {
-			if known.ID != s.ID && NodeID(string(known.ID)) != p.ID {
+			if known.ID != s.ID && OfRaftID(string(known.ID)) != p.ID {
 				continue
 			}
 			s.ID = known.ID

@@ -332,7 +332,7 @@ func (n *Node) AppliedIndex() uint64 { return n.State().AppliedIndex() }
 func (n *Node) ID() string { return n.id }
 
 // NodeID is Options.ID.
-func (n *Node) NodeID() string { return n.opts.ID }
+func (n *Node) OfRaftID() string { return n.opts.ID }
 
 // HasState says whether the node is, or once was, part of a cluster.
 func (n *Node) HasState() bool { return n.existed || len(n.Servers()) > 0 }
@@ -349,7 +349,7 @@ func (n *Node) LeaderServer() (Server, bool) {
 	if id == "" || string(id) == n.id && n.disk.stalled() != nil {
 		return Server{}, false
 	}
-	return Server{NodeID: NodeID(string(id)), RaftID: string(id), Address: string(address), Voter: true, Leader: true}, true
+	return Server{NodeID: OfRaftID(string(id)), RaftID: string(id), Address: string(address), Voter: true, Leader: true}, true
 }
 
 // IsLeader says whether this node believes to be the leader. Only Apply, Barrier and ReadIndex are sure of it.
@@ -361,7 +361,7 @@ func (n *Node) Servers() []Server {
 	var servers []Server
 	for _, s := range n.raft.GetConfiguration().Configuration().Servers { // a copy that raft keeps, so it does not fail
 		servers = append(servers, Server{
-			NodeID: NodeID(string(s.ID)), RaftID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader.RaftID,
+			NodeID: OfRaftID(string(s.ID)), RaftID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader.RaftID,
 		})
 	}
 	return servers
