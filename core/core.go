@@ -44,11 +44,13 @@ type Hive struct {
 	Status      HiveStatus `json:"status"`
 	Devices     []Device   `json:"devices"`
 	WorkerTypes []string   `json:"worker_types"` // worker types that the hive can run, installed or not
-	LastBeat    time.Time  `json:"last_beat,omitzero"`
-	RPCAddress  string     `json:"rpc_address,omitempty"` // host:port; empty: only reachable in its own process
-	Draining    bool       `json:"draining"`              // gets no new worker, and its workers no new request
-	CreateIndex uint64     `json:"create_index"`          // raft index of its first appearance
-	ModifyIndex uint64     `json:"modify_index"`          // raft index of its last change
+	// Unconfined says why the hive's plugins can read the secrets of its agent; empty: they cannot, or the hive has not said.
+	Unconfined  string    `json:"unconfined,omitempty"`
+	LastBeat    time.Time `json:"last_beat,omitzero"`
+	RPCAddress  string    `json:"rpc_address,omitempty"` // host:port; empty: only reachable in its own process
+	Draining    bool      `json:"draining"`              // gets no new worker, and its workers no new request
+	CreateIndex uint64    `json:"create_index"`          // raft index of its first appearance
+	ModifyIndex uint64    `json:"modify_index"`          // raft index of its last change
 }
 
 // WorkerState is where a worker is in its life.

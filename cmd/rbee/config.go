@@ -10,7 +10,9 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/core/agent"
 	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/confine"
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
@@ -64,7 +66,7 @@ What is wrong is shown with its source lines on stderr. Exit code 1 when there a
 			}
 			cfg, diags := source.load(a, cmd, "/nonexistent")
 			if cfg != nil && !noPlugins {
-				diags.Append(a.pluginHost(cfg.PluginDir).Validate(ctx, cfg))
+				diags.Append(a.pluginHost(cfg.PluginDir, agent.PluginRules(cfg)).Validate(ctx, cfg))
 			}
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -166,7 +168,7 @@ func describeConfig(cfg *config.Config) ([]settingJSON, []pluginBlockJSON) {
 	return settings, blocks
 }
 
-// pluginHost is the host of the plugins of a folder, for commands that start them for a moment.
-func (a *app) pluginHost(dir string) *pluginhost.Host {
-	return pluginhost.New(pluginhost.Options{PluginDir: dir, Logger: hclog.NewNullLogger()})
+// pluginHost is the host of the plugins of a folder, for commands that start them for a moment. rules may be nil.
+func (a *app) pluginHost(dir string, rules confine.Rules) *pluginhost.Host {
+	return pluginhost.New(pluginhost.Options{PluginDir: dir, Logger: hclog.NewNullLogger(), Rules: rules})
 }

@@ -96,6 +96,7 @@ func (a *app) hiveFacts(h core.Hive) *facts {
 	f.add("Version", h.Version)
 	f.add("System", h.OS+"/"+h.Arch)
 	f.add("Worker types", strings.Join(h.WorkerTypes, ", "))
+	f.add("Unconfined", h.Unconfined)
 	f.add("Devices", deviceLines(h.Devices))
 	f.addf("Incarnation", "%d", h.Incarnation)
 	f.addf("Indexes", "created at %d, changed at %d", h.CreateIndex, h.ModifyIndex)

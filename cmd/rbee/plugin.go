@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/agent"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
@@ -95,7 +96,7 @@ func (a *app) hostOf(source *configSource, cmd *cobra.Command) (*pluginhost.Host
 	if diags.HasErrors() {
 		return nil, "", errShown
 	}
-	return a.pluginHost(cfg.PluginDir), cfg.PluginDir, nil
+	return a.pluginHost(cfg.PluginDir, agent.PluginRules(cfg)), cfg.PluginDir, nil
 }
 
 func describe(ctx context.Context, host *pluginhost.Host, x pluginhost.Executable) (sdk.Info, sdk.Schema, error) {

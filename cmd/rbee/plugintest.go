@@ -145,7 +145,7 @@ func (a *app) canStart(ctx context.Context, o *plugintest.Options) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
 	defer cancel()
-	host := a.pluginHost(filepath.Dir(o.Executable))
+	host := a.pluginHost(filepath.Dir(o.Executable), nil)
 	spec, err := host.FileSpec(o.Kind, "test", o.Executable)
 	if err != nil {
 		return err

@@ -132,6 +132,7 @@ func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []s
 	}
 	f.add("Missing", strings.Join(missing(s), "\n"))
 	f.add("No answer", strings.Join(silent, "\n"))
+	f.add("Unconfined", strings.Join(unconfined(s.Hives), "\n"))
 	if s.Read.Stale {
 		f.addf("Age", "stale: %s", orElse(contactText("the leader was last heard of %s ago", s.Read.LastContact), "no leader was heard of"))
 	}
@@ -178,6 +179,18 @@ func missing(s core.Status) []string {
 	for _, h := range s.Hives {
 		if h.Status == core.HiveSuspect || h.Status == core.HiveDown {
 			out = append(out, fmt.Sprintf("hive %s (%s)", orElse(h.Name, h.ID), h.Status))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// unconfined lists the hives whose plugins can read the secrets of their agents.
+func unconfined(hives []core.Hive) []string {
+	var out []string
+	for _, h := range hives {
+		if h.Unconfined != "" {
+			out = append(out, fmt.Sprintf("plugins of hive %s can read its secrets: %s", orElse(h.Name, h.ID), cleanLine(h.Unconfined)))
 		}
 	}
 	slices.Sort(out)

@@ -224,7 +224,13 @@ func (p *process) identity(ctx context.Context) (*pki.Identity, error) {
 
 func (p *process) buildHive(ctx context.Context) error {
 	cfg := p.cfg
-	plugins := pluginhost.New(pluginhost.Options{PluginDir: cfg.PluginDir, RunDir: filepath.Join(cfg.DataDir, "run"), Logger: p.log.Named("plugin"), AllowAddresses: cfg.Hive.Download.AllowAddresses})
+	plugins := pluginhost.New(pluginhost.Options{
+		PluginDir: cfg.PluginDir, RunDir: filepath.Join(cfg.DataDir, "run"), Logger: p.log.Named("plugin"), AllowAddresses: cfg.Hive.Download.AllowAddresses,
+		Rules: PluginRules(cfg),
+	})
+	if problem := plugins.Confinement(); problem != "" {
+		p.log.Warn("plugins can read the secrets of this agent", "problem", problem)
+	}
 	// Wrong plugin settings end the agent now, at their line of the file, rather than the first worker later.
 	if err := cfg.Diagnostics(plugins.Validate(ctx, cfg)).Err(); err != nil {
 		return core.WithHint(err, "\"rbee config validate\" checks a configuration without starting anything.")

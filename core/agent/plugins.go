@@ -2,12 +2,14 @@ package agent
 
 import (
 	"cmp"
+	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/confine"
 	"github.com/rbee-project/rbee/core/gobuild"
 	"github.com/rbee-project/rbee/core/hive"
 	"github.com/rbee-project/rbee/core/pluginhost"
@@ -56,6 +58,29 @@ func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers
 		return cmp.Or(cmp.Compare(rank[a.Name], rank[b.Name]), cmp.Compare(a.Name, b.Name))
 	})
 	return workers, catalogs, nil
+}
+
+// PluginRules say which files the plugins of an agent reach: not its data folder and its keys, and the programs and models that
+// are installed only for reading.
+func PluginRules(cfg *config.Config) confine.Rules {
+	rules := confine.Rules{}
+	add := func(access confine.Access, paths ...string) {
+		for _, path := range paths {
+			if path != "" {
+				rules[path] = access
+			}
+		}
+	}
+	add(confine.None, cfg.DataDir, cfg.TLS.KeyFile, cfg.Gossip.KeyFile, cfg.Queen.OperatorTokenFile)
+	add(confine.Read, cfg.StoreDir, cfg.PluginDir)
+	if self, err := os.Executable(); err == nil {
+		add(confine.Read, filepath.Dir(self))
+	}
+	// The home folder of a service may be its data folder. GPU drivers and engines keep compiled code in the cache.
+	if cache, err := os.UserCacheDir(); err == nil && rules.Access(cache) == confine.None {
+		add(confine.Full, cache)
+	}
+	return rules
 }
 
 // buildOptions is how worker plugins are built on this machine; nil: not at all.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -114,7 +115,10 @@ func (h *Hive) judgeBuilt(ctx context.Context, typ, exe string, run *job.Run) (p
 	if err := h.canBeBuilt(spec.Name); err != nil {
 		return spec, info, err
 	}
-	o := plugintest.Options{Self: h.opts.Build.Suite, Kind: sdk.KindWorker, Executable: exe}
+	o := plugintest.Options{
+		Self: h.opts.Build.Suite, Kind: sdk.KindWorker, Executable: exe,
+		Start: func(cmd *exec.Cmd) error { return h.plugins.StartConfined(cmd, exe, filepath.Dir(exe)) },
+	}
 	if o.ModelPath = h.smallestModel(); o.ModelPath == "" || info.Engine.Name != "" {
 		o.NoStart = true
 		run.Log("the conformance suite does not start a worker: it has no model to do so, or the type needs an engine")

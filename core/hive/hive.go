@@ -320,7 +320,7 @@ func (h *Hive) report(ctx context.Context) *queenv1.LinkRequest {
 	devices, types := h.devices(free)
 	req := &queenv1.LinkRequest{Hive: wire.HiveToProto(core.Hive{
 		ID: h.opts.ID, Name: h.opts.Name, Version: h.opts.Version, OS: runtime.GOOS, Arch: runtime.GOARCH, Incarnation: h.incarnation,
-		Devices: devices, WorkerTypes: types, RPCAddress: h.opts.RPCAddress,
+		Devices: devices, WorkerTypes: types, RPCAddress: h.opts.RPCAddress, Unconfined: h.plugins.Confinement(),
 	})}
 	for _, w := range h.all() {
 		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID)))

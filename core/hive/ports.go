@@ -2,6 +2,7 @@ package hive
 
 import (
 	"context"
+	"os/exec"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -47,6 +48,8 @@ type pluginHost interface {
 	LaunchCatalog(ctx context.Context, s pluginhost.Spec) (catalogProcess, error)
 	FileSpec(kind sdk.Kind, name, path string) (pluginhost.Spec, error)
 	Describe(ctx context.Context, s pluginhost.Spec) (sdk.Info, sdk.Schema, error)
+	Confinement() string
+	StartConfined(cmd *exec.Cmd, executable, dir string) error
 }
 
 // shelf is the store as the hive needs it.

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/confine"
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
@@ -27,6 +28,8 @@ type Options struct {
 	CallTimeout time.Duration
 	// AllowAddresses are handed to every plugin: see sdk.Config.
 	AllowAddresses []string
+	// Rules say which files plugins reach, beside their own run folders; nil: all that the user does.
+	Rules confine.Rules
 }
 
 // Host launches plugins. It is safe for concurrent use. It holds nothing that must be closed: the plugins it returns do.

@@ -110,7 +110,10 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 		cmd.Env = append(cmd.Env, sdk.EnvTether+"=1")
 	}
 	c.cmd = cmd
-	out := &outputs{logFile: l.logFile, tethered: l.tethered, log: h.o.Logger.Named(filepath.Base(l.spec.Executable))}
+	out := &outputs{
+		logFile: l.logFile, tethered: l.tethered, log: h.o.Logger.Named(filepath.Base(l.spec.Executable)),
+		start: func(cmd *exec.Cmd) error { return h.StartConfined(cmd, l.spec.Executable, runDir) },
+	}
 	client := goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  sdk.Handshake(),
 		VersionedPlugins: versions(l.spec.Kind),
@@ -235,6 +238,7 @@ type outputs struct {
 	logFile  string
 	tethered bool
 	log      hclog.Logger
+	start    func(*exec.Cmd) error
 
 	logStart int64 // size of the log file before the launch
 }
@@ -289,7 +293,7 @@ func (c *child) launch(o *outputs) error {
 		childEnds, ours = append(childEnds, r), append(ours, w)
 		c.cmd.Stdin, c.tether = r, w
 	}
-	if err := c.cmd.Start(); err != nil {
+	if err := o.start(c.cmd); err != nil {
 		return fail(err)
 	}
 	// Its number cannot be another process's before it is collected, which only watch does.

@@ -21,15 +21,17 @@ import (
 
 // Options say what is tested, and how.
 type Options struct {
-	Self       []string      `json:"-"`          // the command that calls Child: this program and its arguments
-	Timeout    time.Duration `json:"-"`          // of the whole suite; 0: 5 minutes
-	Kind       sdk.Kind      `json:"kind"`       // of the plugin
-	Executable string        `json:"executable"` // absolute path
-	EngineDir  string        `json:"engine_dir"` // unpacked engine of a worker plugin; empty: none
-	ModelPath  string        `json:"model_path"` // a GGUF file for a worker plugin; empty: an empty file, with which many cannot start
-	Device     string        `json:"device"`     // of a worker plugin; empty: the first that it reports
-	NoStart    bool          `json:"no_start"`   // a worker plugin is not started with a model: what needs that is skipped
-	Ref        string        `json:"ref"`        // a small thing that a catalog plugin has; empty: nothing is resolved or fetched
+	Self    []string      `json:"-"` // the command that calls Child: this program and its arguments
+	Timeout time.Duration `json:"-"` // of the whole suite; 0: 5 minutes
+	// Start starts the command; nil: its own Start.
+	Start      func(cmd *exec.Cmd) error `json:"-"`
+	Kind       sdk.Kind                  `json:"kind"`       // of the plugin
+	Executable string                    `json:"executable"` // absolute path
+	EngineDir  string                    `json:"engine_dir"` // unpacked engine of a worker plugin; empty: none
+	ModelPath  string                    `json:"model_path"` // a GGUF file for a worker plugin; empty: an empty file, with which many cannot start
+	Device     string                    `json:"device"`     // of a worker plugin; empty: the first that it reports
+	NoStart    bool                      `json:"no_start"`   // a worker plugin is not started with a model: what needs that is skipped
+	Ref        string                    `json:"ref"`        // a small thing that a catalog plugin has; empty: nothing is resolved or fetched
 }
 
 const defaultTimeout = 5 * time.Minute
@@ -56,7 +58,11 @@ func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.Plugi
 	cmd.Stdin = strings.NewReader(string(spec))
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
-	if err := cmd.Start(); err != nil {
+	start := o.Start
+	if start == nil {
+		start = (*exec.Cmd).Start
+	}
+	if err := start(cmd); err != nil {
 		return core.PluginReport{}, core.E(op, core.Internal, err)
 	}
 	ended := make(chan error, 1)

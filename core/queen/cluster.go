@@ -176,6 +176,7 @@ func (q *Queen) addPulseLocked(h *core.Hive) {
 		return
 	}
 	h.LastBeat = p.report.at
+	h.Unconfined = p.report.hive.Unconfined
 	for i := range h.Devices {
 		d := &h.Devices[i]
 		if at := slices.IndexFunc(p.report.hive.Devices, func(told core.Device) bool { return told.ID == d.ID }); at >= 0 {

@@ -29,7 +29,7 @@ func reportOf(req *queenv1.LinkRequest, at time.Time) (*report, error) {
 		return nil, invalidReport("the hive id is empty")
 	}
 	h.Status = core.HiveReady
-	h.Name = fit(cmp.Or(h.Name, h.ID))
+	h.Name, h.Unconfined = fit(cmp.Or(h.Name, h.ID)), fit(h.Unconfined)
 	for i := range h.Devices {
 		d := &h.Devices[i]
 		d.Name, d.Problem = fit(d.Name), fit(d.Problem)
@@ -120,8 +120,9 @@ func sameWorker(told core.Worker, registered *core.Worker) bool {
 
 // share lets a report that the registry has use the registry's memory: most of what hives say is said again and again.
 func (r *report) share(s *state.Snapshot, old *core.Hive) {
-	free := r.hive.Devices
+	free, unconfined := r.hive.Devices, r.hive.Unconfined
 	r.hive = *old
+	r.hive.Unconfined = unconfined
 	r.hive.Devices = slices.Clone(old.Devices)
 	for i := range r.hive.Devices {
 		r.hive.Devices[i].FreeBytes = free[i].FreeBytes

@@ -1,6 +1,7 @@
 package queen
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -44,9 +45,9 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 		index := c.node.AppliedIndex()
 		for i := range 100 {
 			for _, h := range hives {
-				// Load, free memory and the order of lists are no news for the registry.
+				// Load, free memory, confinement and the order of lists are no news for the registry.
 				h.change(func(h *fakeHive) {
-					h.hive.Devices[0].FreeBytes = int64(i)
+					h.hive.Devices[0].FreeBytes, h.hive.Unconfined = int64(i), fmt.Sprint("reason ", i)
 					h.workers[0].Load = core.Load{Active: i, Queued: 1, TokensPerSecond: 3, TokensTotal: int64(i), KVUsedTokens: i}
 					h.workers[0], h.workers[1] = h.workers[1], h.workers[0]
 				})
@@ -60,6 +61,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 		h, err := c.q.Hive(t.Context(), "h1")
 		must.NoError(t, err)
 		must.Eq(t, 99, h.Devices[0].FreeBytes)
+		must.Eq(t, "reason 99", h.Unconfined)
 		must.Eq(t, time.Now().Add(-BeatInterval), h.LastBeat)
 		w, err := c.q.Worker(t.Context(), "h1-b")
 		must.NoError(t, err)

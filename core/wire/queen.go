@@ -19,6 +19,7 @@ func HiveToProto(h core.Hive) *queenv1.Hive {
 		Devices:     All(h.Devices, DeviceToProto),
 		WorkerTypes: filled(h.WorkerTypes),
 		RpcAddress:  h.RPCAddress,
+		Unconfined:  h.Unconfined,
 	}
 }
 
@@ -34,6 +35,7 @@ func HiveFromProto(h *queenv1.Hive) core.Hive {
 		Devices:     All(h.GetDevices(), DeviceFromProto),
 		WorkerTypes: filled(h.GetWorkerTypes()),
 		RPCAddress:  h.GetRpcAddress(),
+		Unconfined:  h.GetUnconfined(),
 	}
 }
 

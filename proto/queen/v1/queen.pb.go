@@ -1908,7 +1908,9 @@ type Hive struct {
 	Devices     []*v1.Device           `protobuf:"bytes,7,rep,name=devices,proto3" json:"devices,omitempty"`
 	WorkerTypes []string               `protobuf:"bytes,8,rep,name=worker_types,json=workerTypes,proto3" json:"worker_types,omitempty"`
 	// host:port of its RPC port; empty: only reachable in its own process.
-	RpcAddress    string `protobuf:"bytes,9,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	RpcAddress string `protobuf:"bytes,9,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	// Why its plugins can read the secrets of its agent; empty: they cannot. Not kept in the registry.
+	Unconfined    string `protobuf:"bytes,10,opt,name=unconfined,proto3" json:"unconfined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2002,6 +2004,13 @@ func (x *Hive) GetWorkerTypes() []string {
 func (x *Hive) GetRpcAddress() string {
 	if x != nil {
 		return x.RpcAddress
+	}
+	return ""
+}
+
+func (x *Hive) GetUnconfined() string {
+	if x != nil {
+		return x.Unconfined
 	}
 	return ""
 }
@@ -2330,7 +2339,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"rpcAddress\"Z\n" +
 	"\rRenewResponse\x12'\n" +
 	"\x0fca_certificates\x18\x01 \x01(\fR\x0ecaCertificates\x12 \n" +
-	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"\xfe\x01\n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"\x9e\x02\n" +
 	"\x04Hive\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -2341,7 +2350,11 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\adevices\x18\a \x03(\v2\x14.rbee.hive.v1.DeviceR\adevices\x12!\n" +
 	"\fworker_types\x18\b \x03(\tR\vworkerTypes\x12\x1f\n" +
 	"\vrpc_address\x18\t \x01(\tR\n" +
-	"rpcAddress\"\xa9\x02\n" +
+	"rpcAddress\x12\x1e\n" +
+	"\n" +
+	"unconfined\x18\n" +
+	" \x01(\tR\n" +
+	"unconfined\"\xa9\x02\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +

@@ -53,6 +53,14 @@ func main() {
 		if err := os.WriteFile(arg, []byte(fmt.Sprint(child.Process.Pid)), 0o600); err != nil {
 			panic(err)
 		}
+	case "read": // a file, and tell in the run folder what came of it
+		said := "read"
+		if _, err := os.ReadFile(arg); err != nil {
+			said = err.Error()
+		}
+		if err := os.WriteFile(os.Getenv(goplugin.EnvUnixSocketDir)+"/said", []byte(said+"\n"+os.Getenv("TMPDIR")), 0o600); err != nil {
+			panic(err)
+		}
 	case "env":
 		if err := os.WriteFile(arg, []byte(strings.Join(os.Environ(), "\n")), 0o600); err != nil {
 			panic(err)
