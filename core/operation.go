@@ -2,6 +2,7 @@ package core
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -88,6 +89,18 @@ type FieldSpec struct {
 	Max   int64
 	Enum  []string // the only texts that are taken; nil: any
 	Lines bool     // a text may have several lines
+	Scope Scope    // that a token needs to give it, where the operation needs less; empty: the operation's
+}
+
+// Needs is the scope that a token needs for a request: the operation's, or that of a field that the request gives.
+func (s OperationSpec) Needs(r Request) Scope {
+	need := cmp.Or(s.Scope, ScopeOperate)
+	for _, f := range s.Fields {
+		if v, ok := requestField(r, f.Name); ok && f.Scope != "" && !v.IsZero() {
+			need = f.Scope
+		}
+	}
+	return need
 }
 
 // ResultType names the type of the result: "WorkerBinary", "[]Process"; empty where there is none.

@@ -20,7 +20,8 @@ func Operations() []OperationSpec {
 			Fields: []FieldSpec{
 				{Name: "type", Required: true, Doc: "worker type, such as cpu"},
 				{Name: "version", Doc: "version of the engine, of its package or of the worker binary; empty: the plugin's first choice"},
-				{Name: "from", Doc: "catalog reference of the engine instead of the plugin's own"},
+				// An engine is code that the hive runs.
+				{Name: "from", Scope: ScopeAdmin, Doc: "catalog reference of the engine instead of the plugin's own, which the hive must allow"},
 				{Name: "force", Doc: "word to renew what is there already"},
 			},
 		},

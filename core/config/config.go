@@ -82,6 +82,13 @@ type Hive struct {
 	KeepWorkers   bool          // workers go on when the agent ends, and the next agent takes them over
 	Download      Download
 	Build         Build
+	Engines       Engines
+}
+
+// Engines says which engines may be installed beside those that the plugins name themselves.
+type Engines struct {
+	// Allow has archives by digest ("sha256:<hex>"), catalog references, and beginnings of references that end with ":" or "/".
+	Allow []string
 }
 
 // Build says whether and how worker plugins are built on this machine.

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -70,6 +72,7 @@ func settings() []setting {
 			return checkDuration(c.Hive.Build.Timeout, time.Second, 24*time.Hour, "1s", "24h")
 		}},
 		{name: "hive.build.max_disk", field: func(c *Config) any { return &c.Hive.Build.MaxDisk }, check: checkMaxDisk},
+		{name: "hive.engines.allow", field: func(c *Config) any { return &c.Hive.Engines.Allow }, check: checkEngines},
 		{name: "gossip.retry_join", field: func(c *Config) any { return &c.Gossip.RetryJoin }, check: checkRetryJoin},
 		{name: "gossip.key_file", field: func(c *Config) any { return &c.Gossip.KeyFile }, path: true},
 		{name: "tls.ca_file", field: func(c *Config) any { return &c.TLS.CAFile }, path: true},
@@ -222,6 +225,20 @@ func checkRange(v, low, high int) string {
 func checkDuration(v, low, high time.Duration, lowText, highText string) string {
 	if v < low || v > high {
 		return fmt.Sprintf("%s is out of range: it must be between %s and %s.", v, lowText, highText)
+	}
+	return ""
+}
+
+func checkEngines(c *Config) string {
+	for _, a := range c.Hive.Engines.Allow {
+		source, rest, found := strings.Cut(a, ":")
+		digest, err := hex.DecodeString(rest)
+		switch {
+		case !found || source == "":
+			return fmt.Sprintf("%q is neither a digest nor a reference: write \"sha256:…\", a catalog source such as \"npm:\", or a reference.", a)
+		case source == "sha256" && (err != nil || len(digest) != sha256.Size || strings.ToLower(rest) != rest):
+			return fmt.Sprintf("%q is not the SHA-256 of an archive: write sha256: and 64 lower-case hexadecimal digits.", a)
+		}
 	}
 	return ""
 }

@@ -28,8 +28,9 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 	if key := r.Header.Get("Idempotency-Key"); request.RequestID == "" {
 		request.RequestID = key
 	}
-	if spec, err := core.FindOperation(request.Operation); err == nil && spec.Scope != "" {
-		if err := g.authorize(w, r, spec.Scope); err != nil {
+	// The route needs the scope operate, and so does what is no operation.
+	if spec, err := core.FindOperation(request.Operation); err == nil && spec.Needs(request) != core.ScopeOperate {
+		if err := g.authorize(w, r, spec.Needs(request)); err != nil {
 			return err
 		}
 	}

@@ -177,6 +177,9 @@ func TestJobScope(t *testing.T) {
 		{"rbee_only-admin_secret", `{"operation":"hive_install","host":"box"}`, 403},
 		{"rbee_both_secret", `{"operation":"hive_install","host":"box"}`, 202},
 		{"rbee_only-operate_secret", `{"operation":"worker_spawn","model":"m"}`, 202},
+		{"rbee_only-operate_secret", `{"operation":"worker_download","type":"cpu","force":true}`, 202},
+		{"rbee_only-operate_secret", `{"operation":"worker_download","type":"cpu","force":true,"from":"http://host/x.tgz#sha256=0"}`, 403},
+		{"rbee_both_secret", `{"operation":"worker_download","type":"cpu","from":"http://host/x.tgz"}`, 202},
 	} {
 		r := httptest.NewRequest(http.MethodPost, "/v1/jobs", strings.NewReader(c.operation))
 		r.Host, r.RemoteAddr = "localhost", fmt.Sprintf("10.9.9.%d:1", n)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
@@ -37,7 +38,7 @@ func (r *rig) words(ref, library string) {
 // Several versions of a worker type live side by side, and a worker keeps the one that it was started with.
 func TestVersionsSideBySide(t *testing.T) {
 	t.Parallel()
-	r := run(t, setup{workers: "worker \"engined\" {\n  config {}\n}"})
+	r := run(t, setup{workers: "worker \"engined\" {\n  config {}\n}", change: func(o *Options) { o.Engines = []string{"fake:mirror"} }})
 	r.words("words@2", "libwords.v2.so")
 	r.words("words@1", "libwords.v1.so")
 	r.words("mirror", "libwords.v1.so")
@@ -55,7 +56,8 @@ func TestVersionsSideBySide(t *testing.T) {
 	b := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, From: "fake:words@1"})
 	must.Eq(t, "engined@1.2.3-words-v1", b.ID)
 	b = result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, Version: "v1", From: "fake:mirror"})
-	must.Eq(t, "engined@1.2.3-words-1", b.ID)
+	foreign := b.ID
+	must.RegexMatch(t, regexp.MustCompile(`^engined@1\.2\.3-words-1\+[0-9a-f]{12}$`), foreign)
 
 	f := r.failure(core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, Version: "v9"})
 	must.Eq(t, core.NotFound, f.Kind)
@@ -73,15 +75,73 @@ func TestVersionsSideBySide(t *testing.T) {
 	}
 	must.Eq(t, []string{first.Worker.ID}, used["engined@1.2.3-words-v2"])
 	must.SliceContainsAll(t, []string{second.Worker.ID, third.Worker.ID}, used["engined@1.2.3-words-v1"])
-	must.Eq(t, []string{}, used["engined@1.2.3-words-1"])
+	must.Eq(t, []string{}, used[foreign])
 
 	// To delete one it must be said which, and none of those in use.
 	f = r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: fake.Engined})
 	must.Eq(t, core.Invalid, f.Kind)
-	must.StrContains(t, f.Hint, "engined@1.2.3-words-1, engined@1.2.3-words-v1, engined@1.2.3-words-v2")
-	gone := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "engined@1.2.3-words-1"})
+	must.StrContains(t, f.Hint, foreign+", engined@1.2.3-words-v1, engined@1.2.3-words-v2")
+	gone := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerBinaryDelete, Binary: foreign})
 	must.DirNotExists(t, gone.Path)
 	must.Eq(t, core.InUse, r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "engined@1.2.3-words-v1"}).Kind)
+}
+
+func TestDownloadForeignEngine(t *testing.T) {
+	t.Parallel()
+	const engined = "worker \"engined\" {\n  config {}\n}"
+	foreign := core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, From: "fake:evil", Force: true}
+	r := run(t, setup{workers: engined, alone: true})
+	r.words("words@2", "libwords.v2.so")
+	r.words("evil", "libwords.v2.so")
+	genuine := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined})
+	f := r.failure(foreign)
+	must.Eq(t, core.Forbidden, f.Kind)
+	must.StrContains(t, f.Hint, "hive { engines { allow")
+	r.stop()
+
+	// Where the hive allows it, it is another binary, whatever version its source says it has.
+	r = run(t, setup{workers: engined, alone: true, dir: r.dir, change: func(o *Options) { o.Engines = []string{"fake:"} }})
+	evil := result1[core.WorkerBinary](r, foreign)
+	must.NotEq(t, genuine.ID, evil.ID)
+	must.NotEq(t, genuine.Path, evil.Path)
+	w := r.spawn(fake.Engined)
+	resp, err := r.hives.GetBinary(t.Context(), &hivev1.GetBinaryRequest{Id: genuine.ID})
+	must.NoError(t, err)
+	must.Eq(t, genuine.Path, resp.GetBinary().GetPath())
+	must.Eq(t, "fake:words@2", resp.GetBinary().GetSource())
+	must.Eq(t, []string{w.Worker.ID}, resp.GetBinary().GetInUseBy())
+}
+
+func TestEngineAllowed(t *testing.T) {
+	t.Parallel()
+	const digest = "sha256:aa"
+	for _, tc := range []struct {
+		allow, ref string
+		want       bool
+	}{
+		{"npm:", "npm:@a/b@1", true},
+		{"npm:@a/", "npm:@a/b@1", true},
+		{"npm:@a/b", "npm:@a/b@1", true},
+		{"npm:@a/b@1", "npm:@a/b@1", true},
+		{"npm:@a/b@1", "npm:@a/b@12", false},
+		{"npm:@a/b", "npm:@a/bc@1", false},
+		{"npm:@a/", "npm:@ab/c@1", false},
+		{"npm:", "http:npm:x", false},
+		{"https://mirror", "https://mirror.evil/x", false},
+		{"https://mirror/", "https://mirror.evil/x", false},
+		{"https://mirror/", "https://user@evil/https://mirror/", false},
+		{"https://mirror/e/", "https://mirror/e/x#sha256=aa", true},
+		{"https://mirror/e/", "https://mirror/e/../x#sha256=aa", false},
+		{"https://mirror/e/", "https://mirror/e/%2E%2e/x#sha256=aa", false},
+		{"https://mirror/e/x", "https://mirror/e/x#sha256=aa", true},
+		{"https://mirror/", "http://mirror/x", false},
+		{"sha256:aa", "anything:at/all", true},
+		{"sha256:ab", "anything:at/all", false},
+		{"", "npm:@a/b@1", false},
+	} {
+		must.Eq(t, tc.want, engineAllowed([]string{"other:", tc.allow}, tc.ref, digest), must.Sprintf("%s for %s", tc.allow, tc.ref))
+	}
+	must.False(t, engineAllowed(nil, "npm:x", digest))
 }
 
 func TestWorkerBinaryDelete(t *testing.T) {

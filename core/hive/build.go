@@ -168,7 +168,7 @@ func (h *Hive) publishBuilt(ctx context.Context, s pluginhost.Spec, info sdk.Inf
 		Type: s.Name, Version: cmp.Or(info.Version, "0"), Executable: s.Executable, Source: builtSource + src.String(),
 		EngineName: info.Engine.Name, EngineVersion: info.Engine.Version, Prefix: info.Engine.Prefix, Links: info.Engine.Links,
 	}
-	supply, _, err := h.engineSupply(ctx, &spec, info.Engine.Ref, run)
+	supply, _, err := h.engineSupply(ctx, &spec, info.Engine.Ref, nil, run)
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}

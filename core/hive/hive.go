@@ -65,6 +65,7 @@ type Options struct {
 	Threads           int              // of a worker, where a spawn does not say; 0: the worker's choice
 	StopGrace         time.Duration    // how long running requests may go on when a worker process is deleted; 0: 10 s
 	Build             *BuildOptions    // nil: no worker plugin is built here
+	Engines           []string         // engines beside those that plugins name: digests, references and their beginnings; see config.Engines
 	Now               func() time.Time // nil: time.Now
 
 	logBytes int64 // of a worker's log before it is rotated; 0: maxLogBytes

@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
 // wish says which binary of a worker type is meant.
@@ -55,11 +57,12 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
+	var offer *catalog.Manifest
 	if w.from != "" {
 		if engine.Name == "" {
 			return core.WorkerBinary{}, core.Errorf(what, core.Invalid, "worker type %s needs no engine, so there is nothing to take from %s", t.name(), w.from)
 		}
-		if engine, err = h.engineFrom(ctx, info, engine, w.from); err != nil {
+		if engine, offer, err = h.engineFrom(ctx, info, engine, w.from); err != nil {
 			return core.WorkerBinary{}, err
 		}
 	}
@@ -75,7 +78,7 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 			run.Log("worker binary %s is renewed: %v", spec.ID(), err)
 		}
 	}
-	supply, source, err := h.engineSupply(ctx, &spec, engine.Ref, run)
+	supply, source, err := h.engineSupply(ctx, &spec, engine.Ref, offer, run)
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
@@ -89,14 +92,19 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 }
 
 // engineSupply fills in the engine's archive, if the spec has an engine, and says where it comes from: an exact reference.
-func (h *Hive) engineSupply(ctx context.Context, spec *store.BinarySpec, ref string, run *job.Run) (supply store.Supply, exact string, err error) {
+// offer is what the catalog source said of ref; nil: it is asked.
+func (h *Hive) engineSupply(ctx context.Context, spec *store.BinarySpec, ref string, offer *catalog.Manifest, run *job.Run) (supply store.Supply, exact string, err error) {
 	if spec.EngineName == "" {
 		return nil, "", nil
 	}
-	m, err := h.catalogs.resolve(ctx, ref)
-	if err != nil {
-		return nil, "", err
+	if offer == nil {
+		m, err := h.catalogs.resolve(ctx, ref)
+		if err != nil {
+			return nil, "", err
+		}
+		offer = &m
 	}
+	m := *offer
 	source, _, err := h.catalogs.split(ref)
 	if err != nil {
 		return nil, "", err
@@ -107,21 +115,57 @@ func (h *Hive) engineSupply(ctx context.Context, spec *store.BinarySpec, ref str
 	return h.catalogs.supply(exact, m, run.Log), exact, nil
 }
 
-// engineFrom is the engine that a reference stands for. One that the plugin does not name has the layout of the engine that was chosen, and a
-// version of its own: another build of the engine is another binary.
-func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine, ref string) (sdk.Engine, error) {
-	if _, _, err := h.catalogs.split(ref); err != nil {
-		return sdk.Engine{}, err
+// engineFrom returns the engine that a reference stands for, and what its catalog source offers. One that the plugin does not name
+// needs the hive's permission. It has the layout of the engine that was chosen and a version with the archive's digest, so
+// that it is never taken for the plugin's own. Errors: Forbidden, Integrity for an archive without a digest.
+func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine, ref string) (sdk.Engine, *catalog.Manifest, error) {
+	const what = "install worker type"
+	source, _, err := h.catalogs.split(ref)
+	if err != nil {
+		return sdk.Engine{}, nil, err
 	}
 	if known, ok := engineByRef(info, ref); ok {
-		return known, nil
+		return known, nil, nil
+	}
+	if len(h.opts.Engines) == 0 {
+		return sdk.Engine{}, nil, h.engineRefused(ref)
 	}
 	m, err := h.catalogs.resolve(ctx, ref)
 	if err != nil {
-		return sdk.Engine{}, err
+		return sdk.Engine{}, nil, err
 	}
-	engine.Ref, engine.Version = ref, cmp.Or(m.Version, engine.Version)
-	return engine, nil
+	digest := m.Files[0].Digest
+	_, sum, ok := strings.Cut(digest, ":")
+	if !ok || len(sum) < codeDigits {
+		return sdk.Engine{}, nil, core.WithHint(core.Errorf(what, core.Integrity, "%s publishes no digest of the engine", ref),
+			"An engine is code: name its digest, such as https://host/file.tar.gz#sha256=…, or use another catalog source.")
+	}
+	if !engineAllowed(h.opts.Engines, source.ref(m.Ref), digest) {
+		return sdk.Engine{}, nil, h.engineRefused(ref)
+	}
+	engine.Ref, engine.Version = ref, cmp.Or(m.Version, engine.Version)+"+"+sum[:codeDigits]
+	return engine, &m, nil
+}
+
+// codeDigits is how many hexadecimal digits of an engine's digest are in the version of one that no plugin names.
+const codeDigits = 12
+
+func (h *Hive) engineRefused(ref string) error {
+	return core.WithHint(core.Errorf("install worker type", core.Forbidden, "hive %s takes no engine from %s", h.opts.Name, ref),
+		"An engine is code that runs on the hive's machine. To allow it, name its registry or digest in hive { engines { allow = [...] } } of the hive's configuration and restart its agent. --version chooses among the engines that the plugin names.")
+}
+
+// engineAllowed reports whether a list allows an archive, which has a digest and an exact reference.
+func engineAllowed(allow []string, ref, digest string) bool {
+	return slices.ContainsFunc(allow, func(a string) bool {
+		switch {
+		case a == digest, a == ref, strings.HasPrefix(ref, a+"@"), strings.HasPrefix(ref, a+"#"):
+			return true
+		}
+		// A path that climbs leaves what the beginning names.
+		climbs := strings.Contains(ref, "..") || strings.Contains(strings.ToLower(ref), "%2e")
+		return (strings.HasSuffix(a, ":") || strings.HasSuffix(a, "/")) && strings.HasPrefix(ref, a) && !climbs
+	})
 }
 
 // binaryVersion is the version of the worker binary that a plugin and an engine make.
