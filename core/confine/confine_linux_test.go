@@ -22,7 +22,7 @@ const childVariable = "RBEE_TEST_CONFINED"
 
 func TestMain(m *testing.M) {
 	if tries := os.Getenv(childVariable); tries != "" {
-		for _, try := range strings.Split(tries, "\n") {
+		for try := range strings.SplitSeq(tries, "\n") {
 			verb, path, _ := strings.Cut(try, " ")
 			fmt.Printf("%s: %v\n", try, outcome(attempt(verb, path)))
 		}
@@ -258,7 +258,7 @@ func TestStartWaitsForTheThread(t *testing.T) {
 			if state != "t" {
 				return
 			}
-			syscall.Select(0, nil, nil, nil, &syscall.Timeval{Usec: 1000}) //nolint:errcheck // a pause of this thread
+			syscall.Select(0, nil, nil, nil, &syscall.Timeval{Usec: 1000})
 		}
 	}))
 	must.Eq(t, "t", state, must.Sprint("the child is not stopped while the thread that started it is there"))

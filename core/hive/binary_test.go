@@ -90,7 +90,7 @@ func TestDownloadForeignEngine(t *testing.T) {
 	t.Parallel()
 	const engined = "worker \"engined\" {\n  config {}\n}"
 	foreign := core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, From: "fake:evil", Force: true}
-	r := run(t, setup{workers: engined, alone: true})
+	r := run(t, setup{workers: engined, alone: true, change: func(o *Options) { o.Engines = []string{"fake:mirror", "npm:"} }})
 	r.words("words@2", "libwords.v2.so")
 	r.words("evil", "libwords.v2.so")
 	genuine := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined})
