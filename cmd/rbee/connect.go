@@ -60,8 +60,8 @@ func (a *app) target() (target, error) {
 	if r := a.backgroundAgent(); r != nil && t.local.identity == nil {
 		t.addresses = append([]string{"http://" + r.Address}, t.addresses...)
 	}
-	if t.local.identity == nil && !slices.Contains(t.addresses, client.DefaultAddress) {
-		t.addresses = append(t.addresses, client.DefaultAddress)
+	if u := t.local.usualAddress(); t.local.identity == nil && !slices.Contains(t.addresses, u) {
+		t.addresses = append(t.addresses, u)
 	}
 	return t, nil
 }

@@ -109,6 +109,15 @@ func (l local) addresses() []string {
 	return out
 }
 
+// usualAddress is where an agent of this machine that is in no cluster serves its API, whoever started it. Nothing answers
+// at port 0, with which an agent takes any free port and says in agent.json which.
+func (l local) usualAddress() string {
+	if l.dir == "" { // the configuration could not be read
+		return client.DefaultAddress
+	}
+	return "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(l.port))
+}
+
 // knownQueens are the RPC addresses of the queens that this machine's agent remembers.
 func knownQueens(dir string) []string {
 	b, err := os.ReadFile(filepath.Join(dir, pki.Folder, "queens.json"))

@@ -100,8 +100,16 @@ func TestTargetOfAMachineInACluster(t *testing.T) {
 	env["RBEE_DATA_DIR"], env["RBEE_ADDR"] = t.TempDir(), ""
 	got, err = appWith(env).target()
 	must.NoError(t, err)
-	must.Eq(t, []string{"http://127.0.0.1:7833"}, got.addresses)
+	must.Eq(t, []string{"http://127.0.0.1:9000"}, got.addresses) // where its agent would listen
 	must.Nil(t, got.ca)
+	env["RBEE_BIND_HTTP_PORT"] = "0"
+	got, err = appWith(env).target()
+	must.NoError(t, err)
+	must.Eq(t, []string{"http://127.0.0.1:0"}, got.addresses) // nobody's: not the default port, where another agent may be
+	delete(env, "RBEE_BIND_HTTP_PORT")
+	got, err = appWith(env).target()
+	must.NoError(t, err)
+	must.Eq(t, []string{"http://127.0.0.1:7833"}, got.addresses)
 }
 
 // A machine that joined as a hive stays one when its agent is started without any flag.

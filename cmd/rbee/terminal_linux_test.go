@@ -30,7 +30,7 @@ func onTerminal(t *testing.T, addr string, args ...string) (r *running, keys *os
 
 	dir := t.TempDir()
 	r = &running{cmd: exec.Command("rbee", args...), exited: make(chan struct{})}
-	r.cmd.Env = append(os.Environ(), "TERM=xterm", "RBEE_ADDR="+addr, "HOME="+dir, "XDG_STATE_HOME="+dir)
+	r.cmd.Env = append(ownEnviron(dir), "TERM=xterm", "RBEE_ADDR="+addr)
 	r.cmd.Stdin, r.cmd.Stdout, r.cmd.Stderr = slave, slave, slave
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	screen = &buffer{}
