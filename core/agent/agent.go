@@ -131,6 +131,7 @@ type process struct {
 	pipe     *rpc.Pipe // between the queen and the hive of this process
 	conn     *grpc.ClientConn
 	servers  []*grpc.Server // for the pipe, and for other nodes
+	guests   *grpc.Server   // for machines that join; nil: none can
 	jobs     *job.Manager
 	bees     *hive.Hive
 	registry *node.Node
@@ -464,6 +465,10 @@ func (p *process) buildServers() {
 		}
 		p.servers = append(p.servers, s)
 	}
+	if p.queen != nil && p.net != nil {
+		p.guests = rpc.NewGuestServer(o)
+		p.queen.RegisterJoin(p.guests)
+	}
 }
 
 // stages are the parts in the order in which they start; they stop in the opposite one.
@@ -473,6 +478,11 @@ func (p *process) stages() []stage {
 		list = append(list,
 			stage{"mux", p.net.mux.Run},
 			stage{"nodes", func(ctx context.Context) error { return rpc.Serve(ctx, p.servers[1], p.net.mux.GRPC(), rpcGrace) }},
+		)
+		if p.guests != nil {
+			list = append(list, stage{"guests", func(ctx context.Context) error { return rpc.Serve(ctx, p.guests, p.net.mux.Guests(), rpcGrace) }})
+		}
+		list = append(list,
 			stage{"gossip", p.net.gossip.Run},
 			stage{"queens", p.net.queens.follow},
 		)

@@ -29,8 +29,8 @@ const (
 )
 
 const (
-	// maxResultBytes bounds the JSON of a result.
-	maxResultBytes = 8 << 20
+	// maxResultBytes bounds the JSON of a result, which travels in one message of 4 MiB.
+	maxResultBytes = 3 << 20
 	// maxHistoryBytes bounds the kept events of a job, its result and its end excluded.
 	maxHistoryBytes = 1 << 20
 )

@@ -138,6 +138,11 @@ func (q *Queen) Register(s grpc.ServiceRegistrar) {
 	queenv1.RegisterRegistryServiceServer(s, &registryService{q: q})
 	queenv1.RegisterBlobServiceServer(s, &blobService{q: q})
 	queenv1.RegisterClusterServiceServer(s, &clusterService{q: q})
+	q.RegisterJoin(s)
+}
+
+// RegisterJoin registers what machines without a certificate may call.
+func (q *Queen) RegisterJoin(s grpc.ServiceRegistrar) {
 	queenv1.RegisterJoinServiceServer(s, &joinService{q: q})
 }
 

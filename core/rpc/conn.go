@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"container/list"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -47,6 +48,11 @@ type Conn struct {
 	forget   func(*Conn)            // told of the end; may be nil
 	broke    atomic.Pointer[func()] // told that the other end, or the way there, is gone; may be nil
 	end      sync.Once
+
+	// Of a Mux, which guards them.
+	order uint64        // 1 for its first connection
+	place *list.Element // in Mux.guests
+	life  *time.Timer   // ends a connection without a certificate
 
 	watched bool // heard is kept
 	since   time.Time

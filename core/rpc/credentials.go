@@ -9,8 +9,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// shaken are the credentials of servers: their connections come from a Mux, which has shaken hands, or from a Pipe of this process.
-type shaken struct{}
+// shaken are the credentials of servers: their connections come from a Mux, which has shaken hands, or
+// from a Pipe of this process.
+type shaken struct {
+	budget *budget // of what other nodes' connections hold; nil: not counted
+}
 
 // inProcess is what a server knows of a caller in its own process.
 type inProcess struct{ credentials.CommonAuthInfo }
@@ -28,10 +31,14 @@ func private() credentials.CommonAuthInfo {
 	return credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
 }
 
-func (shaken) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (s shaken) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	switch c := raw.(type) {
 	case *Conn:
-		return c, fromNode{TLSInfo: credentials.TLSInfo{State: c.state, CommonAuthInfo: private()}, conn: c}, nil
+		var conn net.Conn = c
+		if s.budget != nil {
+			conn = newMeter(c, s.budget)
+		}
+		return conn, fromNode{TLSInfo: credentials.TLSInfo{State: c.state, CommonAuthInfo: private()}, conn: c}, nil
 	case pipeConn:
 		return c, inProcess{private()}, nil
 	}

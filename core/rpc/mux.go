@@ -23,11 +23,20 @@ const (
 	ProtocolGRPC = "h2"          // the rule of each method says who
 	ProtocolData = "rbee-data/1" // from queens only: CONNECT to a worker, then its bytes
 	ProtocolBlob = "rbee-blob/1" // from hives only: HTTP/1.1, files of models
+
+	// guestPort stands for ProtocolGRPC without a certificate.
+	guestPort = "guests"
 )
 
 const (
-	handshakeTimeout   = 5 * time.Second
-	defaultHandshakes  = 256
+	handshakeTimeout  = 5 * time.Second
+	defaultHandshakes = 256
+	defaultGuests     = 32
+	defaultStreams    = 4096
+	defaultGuestLife  = 30 * time.Second
+	// maxKept bounds the connections of a node for gRPC and for raft, each. A node keeps one or two; older
+	// ones are left over from a network that broke.
+	maxKept            = 16
 	maxAcceptPause     = time.Second
 	acceptKeepAlive    = 10 * time.Second
 	acceptKeepInterval = 2 * time.Second
@@ -50,8 +59,16 @@ type MuxOptions struct {
 	// Refused is told of each connection that was refused; nil: nobody.
 	Refused func(Reason)
 	Logger  hclog.Logger // nil: none
-	// MaxHandshakes bounds the connections that have not said who they are; the oldest makes room for a new one. 0: 256.
+	// MaxHandshakes bounds the connections that have not said who they are. A new one takes the place of
+	// the oldest of the host that has the most. 0: 256.
 	MaxHandshakes int
+	// MaxGuests bounds the connections without a certificate in the same way, until they are closed. 0: 32.
+	MaxGuests int
+	// GuestLife is how long a connection without a certificate may stand: joining takes a few calls. 0: 30 s.
+	GuestLife time.Duration
+	// MaxStreams bounds the connections of other nodes for data and files; a new one beyond is refused.
+	// One node gets at most half of them. 0: 4096.
+	MaxStreams int
 }
 
 // Mux splits one TLS 1.3 port into raft, gRPC, inference data and files. Connections are handed out after their handshake, each as a *Conn.
@@ -65,9 +82,15 @@ type Mux struct {
 
 	mu     sync.Mutex // guards below
 	closed bool
-	half   *list.List         // of *guest, the oldest first
-	open   map[*Conn]struct{} // who has said who it is, until it is closed
+	half   *crowd[*guest]
+	guests *crowd[*Conn]      // without a certificate, until they are closed
+	open   map[*Conn]struct{} // after the handshake, until they are closed
+	counts map[standing]int   // of open, those with a certificate
+	seq    uint64             // of the newest of open
 }
+
+// standing is what the connections of nodes are counted by.
+type standing struct{ node, protocol string }
 
 // NewMux splits l, which Run accepts from and closes. The connections of l are TCP.
 func NewMux(l net.Listener, o MuxOptions) *Mux {
@@ -77,7 +100,19 @@ func NewMux(l net.Listener, o MuxOptions) *Mux {
 	if o.MaxHandshakes <= 0 {
 		o.MaxHandshakes = defaultHandshakes
 	}
-	m := &Mux{opts: o, l: l, ports: map[string]*port{}, refused: newRefusals(o.Logger, o.Refused), half: list.New(), open: map[*Conn]struct{}{}}
+	if o.MaxGuests <= 0 {
+		o.MaxGuests = defaultGuests
+	}
+	if o.GuestLife <= 0 {
+		o.GuestLife = defaultGuestLife
+	}
+	if o.MaxStreams <= 0 {
+		o.MaxStreams = defaultStreams
+	}
+	m := &Mux{
+		opts: o, l: l, ports: map[string]*port{}, refused: newRefusals(o.Logger, o.Refused),
+		half: newCrowd[*guest](o.MaxHandshakes), guests: newCrowd[*Conn](o.MaxGuests), open: map[*Conn]struct{}{}, counts: map[standing]int{},
+	}
 	// A node offers what it has a use for.
 	self := o.Identity.Node()
 	offer := []string{ProtocolGRPC}
@@ -87,7 +122,7 @@ func NewMux(l net.Listener, o MuxOptions) *Mux {
 	if self.Has(core.RoleHive) {
 		offer = append(offer, ProtocolData, ProtocolBlob)
 	}
-	for _, p := range []string{ProtocolRaft, ProtocolGRPC, ProtocolData, ProtocolBlob} {
+	for _, p := range []string{ProtocolRaft, ProtocolGRPC, ProtocolData, ProtocolBlob, guestPort} {
 		m.ports[p] = &port{m: m, conns: make(chan *Conn), over: make(chan struct{})}
 	}
 	m.config = m.serverConfig(o.Identity.ServerConfig(offer...))
@@ -98,7 +133,7 @@ func NewMux(l net.Listener, o MuxOptions) *Mux {
 type guest struct {
 	raw   net.Conn
 	out   chan struct{} // closed when it must go
-	place *list.Element // in Mux.half
+	place *list.Element // in Mux.half; the Mux's lock guards it
 }
 
 // both is two checks of a connection, new or resumed. The second may be nil.
@@ -167,6 +202,10 @@ func (m *Mux) check(s tls.ConnectionState) error {
 	var role core.Role
 	switch s.NegotiatedProtocol {
 	case ProtocolGRPC:
+		// Only queens have something for those without a certificate.
+		if len(s.PeerCertificates) == 0 && !m.opts.Identity.Node().Has(core.RoleQueen) {
+			return refuse(ReasonNoCertificate, "only queens take connections without a certificate")
+		}
 	case ProtocolRaft, ProtocolData:
 		role = core.RoleQueen
 	case ProtocolBlob:
@@ -181,8 +220,12 @@ func (m *Mux) check(s tls.ConnectionState) error {
 // Raft is the connections of other queens' raft. It is the same for every call, as those of GRPC, Data and Blobs are.
 func (m *Mux) Raft() net.Listener { return m.ports[ProtocolRaft] }
 
-// GRPC is the connections for a server that NewServer or NewNodeServer made.
+// GRPC is the connections of other nodes for a server that NewServer or NewNodeServer made.
 func (m *Mux) GRPC() net.Listener { return m.ports[ProtocolGRPC] }
+
+// Guests is the connections without a certificate, for a server that NewGuestServer made. Each is cut
+// after half a minute.
+func (m *Mux) Guests() net.Listener { return m.ports[guestPort] }
 
 // Data is the connections that queens ask workers over.
 func (m *Mux) Data() net.Listener { return m.ports[ProtocolData] }
@@ -234,8 +277,8 @@ func (m *Mux) Run(ctx context.Context) error {
 func (m *Mux) shut() {
 	m.mu.Lock()
 	m.closed = true
-	for m.half.Len() > 0 {
-		m.evict()
+	for g, ok := m.half.evict(); ok; g, ok = m.half.evict() {
+		g.send()
 	}
 	m.mu.Unlock()
 	_ = m.l.Close()
@@ -244,12 +287,10 @@ func (m *Mux) shut() {
 	}
 }
 
-// evict sends the oldest guest away. m.mu is held.
-func (m *Mux) evict() {
-	if g, ok := m.half.Remove(m.half.Front()).(*guest); ok {
-		close(g.out)
-		_ = g.raw.Close()
-	}
+// send sends a guest away.
+func (g *guest) send() {
+	close(g.out)
+	_ = g.raw.Close()
 }
 
 // enter makes a connection a guest; nil: it is closed, as the mux is.
@@ -260,11 +301,12 @@ func (m *Mux) enter(raw net.Conn) *guest {
 		_ = raw.Close()
 		return nil
 	}
-	for m.half.Len() >= m.opts.MaxHandshakes { // somebody who keeps silent must not keep others out
-		m.evict()
-	}
 	g := &guest{raw: raw, out: make(chan struct{})}
-	g.place = m.half.PushBack(g)
+	place, out, evicted := m.half.enter(hostOf(raw.RemoteAddr()), g)
+	g.place = place
+	if evicted { // somebody who keeps silent must not keep others out
+		out.send()
+	}
 	return g
 }
 
@@ -273,7 +315,7 @@ func (m *Mux) admit(g *guest) {
 	raw := g.raw
 	defer func() {
 		m.mu.Lock()
-		m.half.Remove(g.place)
+		m.half.leave(g.place)
 		m.mu.Unlock()
 	}()
 
@@ -293,14 +335,19 @@ func (m *Mux) admit(g *guest) {
 		}
 		return
 	}
-	m.mu.Lock()
-	m.open[c] = struct{}{}
-	m.mu.Unlock()
+	if err := m.settle(c); err != nil {
+		c.Abort()
+		m.refused.note(reasonOf(err), raw.RemoteAddr().String(), c.node.ID, err)
+		return
+	}
 	if c.known && m.opts.Revoked != nil && m.opts.Revoked(c.node.ID) { // since the handshake: CloseRevoked may have been too early to see it
 		c.Abort()
 		return
 	}
 	p := m.ports[c.protocol]
+	if !c.known {
+		p = m.ports[guestPort]
+	}
 	select {
 	case p.conns <- c:
 	case <-p.over:
@@ -308,6 +355,50 @@ func (m *Mux) admit(g *guest) {
 	case <-g.out:
 		c.Abort()
 	}
+}
+
+// settle finds a place for a connection after its handshake; forget frees it. Errors: a *refusal.
+func (m *Mux) settle(c *Conn) error {
+	m.mu.Lock()
+	var out *Conn
+	var why string
+	switch kind := (standing{c.node.ID, c.protocol}); {
+	case !c.known:
+		var evicted bool
+		if c.place, out, evicted = m.guests.enter(hostOf(c.RemoteAddr()), c); evicted {
+			why = "others without a certificate came"
+		}
+		c.life = time.AfterFunc(m.opts.GuestLife, c.Abort)
+	case c.protocol == ProtocolData || c.protocol == ProtocolBlob:
+		all := 0
+		for k, n := range m.counts {
+			if k.protocol == ProtocolData || k.protocol == ProtocolBlob {
+				all += n
+			}
+		}
+		if all >= m.opts.MaxStreams || m.counts[kind] >= max(m.opts.MaxStreams/2, 1) {
+			m.mu.Unlock()
+			return refuse(ReasonTooMany, "node %s has %d connections of this kind, all nodes %d", c.node.ID, m.counts[kind], all)
+		}
+	case m.counts[kind] >= maxKept:
+		for other := range m.open {
+			if other.node.ID == c.node.ID && other.protocol == c.protocol && other.known && (out == nil || other.order < out.order) {
+				out, why = other, "the node opened more than it needs"
+			}
+		}
+	}
+	m.seq++
+	c.order = m.seq
+	m.open[c] = struct{}{}
+	if c.known {
+		m.counts[standing{c.node.ID, c.protocol}]++
+	}
+	m.mu.Unlock()
+	if out != nil {
+		out.Abort()
+		m.refused.note(ReasonTooMany, out.RemoteAddr().String(), out.node.ID, errors.New(why))
+	}
+	return nil
 }
 
 // shake shakes hands. The connection is never nil; with an error, it may know who was there.
@@ -335,8 +426,20 @@ func (m *Mux) shake(raw net.Conn) (*Conn, error) {
 
 func (m *Mux) forget(c *Conn) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.open[c]; !ok {
+		return
+	}
 	delete(m.open, c)
-	m.mu.Unlock()
+	if !c.known {
+		c.life.Stop()
+		m.guests.leave(c.place)
+		return
+	}
+	kind := standing{c.node.ID, c.protocol}
+	if m.counts[kind]--; m.counts[kind] == 0 {
+		delete(m.counts, kind)
+	}
 }
 
 // CloseNode cuts every connection that the node made.

@@ -110,7 +110,7 @@ func TestMuxRefuses(t *testing.T) {
 			t.Parallel()
 			n := listen(t, server)
 			n.revoked.add("00000006")
-			for _, l := range []net.Listener{n.mux.Raft(), n.mux.GRPC(), n.mux.Data(), n.mux.Blobs()} {
+			for _, l := range []net.Listener{n.mux.Raft(), n.mux.GRPC(), n.mux.Guests(), n.mux.Data(), n.mux.Blobs()} {
 				echo(t, l)
 			}
 			_, err := shake(t, n.addr, tt.config)

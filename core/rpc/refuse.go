@@ -29,12 +29,13 @@ const (
 	ReasonNoCertificate Reason = "no_certificate" // there must be one
 	ReasonTLSVersion    Reason = "tls_version"    // older than 1.3
 	ReasonRevoked       Reason = "revoked"        // the node was thrown out
+	ReasonTooMany       Reason = "too_many"       // it has more connections, or holds more bytes, than it may
 	ReasonHandshake     Reason = "handshake"      // anything else: not TLS, too slow, no protocol in common
 )
 
 // Reasons are all reasons.
 func Reasons() []Reason {
-	return []Reason{ReasonWrongCA, ReasonExpired, ReasonWrongRole, ReasonNoCertificate, ReasonTLSVersion, ReasonRevoked, ReasonHandshake}
+	return []Reason{ReasonWrongCA, ReasonExpired, ReasonWrongRole, ReasonNoCertificate, ReasonTLSVersion, ReasonRevoked, ReasonTooMany, ReasonHandshake}
 }
 
 // refusal is an error that knows its reason.

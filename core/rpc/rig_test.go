@@ -121,11 +121,13 @@ func (n *node) serve(t testing.TB, o rpc.ServerOptions, pipe *rpc.Pipe, register
 	if o.Refused == nil {
 		o.Refused = n.refused.add
 	}
-	s := rpc.NewNodeServer(o)
+	s, guests := rpc.NewNodeServer(o), rpc.NewGuestServer(o)
 	register(s)
+	register(guests)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = rpc.Serve(ctx, s, n.mux.GRPC(), 0) }) // the port may be closed before
+	wg.Go(func() { _ = rpc.Serve(ctx, guests, n.mux.Guests(), 0) }) // the port may be closed before
+	wg.Go(func() { _ = rpc.Serve(ctx, s, n.mux.GRPC(), 0) })        // the port may be closed before
 	if pipe != nil {
 		wg.Go(func() { _ = s.Serve(pipe.Listener()) })
 	}

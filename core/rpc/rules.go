@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -207,20 +208,14 @@ func (g *gate) allow(c *call, method string) error {
 	return core.WithHint(core.E("", core.Forbidden, err), "A node has the roles that its join token allowed; join again with another token to change them.")
 }
 
-func (g *gate) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	ctx, _, err := g.admit(ctx, info.FullMethod)
+// tap admits a call when its headers have come, before anything of its messages is read. The connection
+// reads nothing else meanwhile.
+func (g *gate) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	ctx, _, err := g.admit(ctx, info.FullMethodName)
 	if err != nil {
-		return nil, err
+		return nil, ToStatus(err)
 	}
-	return next(ctx, req)
-}
-
-func (g *gate) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	ctx, _, err := g.admit(ss.Context(), info.FullMethod)
-	if err != nil {
-		return err
-	}
-	return next(srv, streamOf{ss, ctx})
+	return ctx, nil
 }
 
 // streamOf is a stream with a context that knows more.

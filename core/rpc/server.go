@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"runtime/debug"
@@ -18,8 +19,27 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// MaxMessageBytes bounds a message in either direction; a larger one is refused by its sender or receiver.
-const MaxMessageBytes = 16 << 20
+// MaxMessageBytes bounds a message in either direction; a larger one is refused by its sender or
+// receiver. A command for the registry, of 4 MiB at most, fits with what is around it.
+const MaxMessageBytes = 4<<20 + 64<<10
+
+// The bounds of a connection to a server, RFC 9113's.
+const (
+	maxCalls       = 256      // at once
+	maxHeaderBytes = 16 << 10 // of a call
+	// streamWindow is what a call may send before the server asks for more.
+	streamWindow = 256 << 10
+	connWindow   = 1 << 20
+	// maxTrailerBytes bounds a server's answer but its messages; an error's text travels in it three times.
+	maxTrailerBytes = 256 << 10
+)
+
+// The bounds of callers without a certificate.
+const (
+	maxGuestMessage = 64 << 10
+	maxGuestCalls   = 4
+	maxGuestHeader  = 4 << 10
+)
 
 // The keepalive of connections that cross a machine's border: a peer that is gone is noticed within pingInterval + pingTimeout.
 const (
@@ -41,25 +61,67 @@ type ServerOptions struct {
 	Refused func(Reason)
 	// Forward passes on calls that only the leader answers; nil: they are answered here.
 	Forward *Forwarder
+	// MaxHeldBytes bounds what a node server holds of all nodes' messages; one node gets a quarter. 0: 128 MiB.
+	MaxHeldBytes int64
 }
 
-// NewNodeServer returns a server that lets only those call a method whom its rule (rbee.options.v1.rule) names; a method without one is
-// refused. It serves a Pipe, whose callers count as this node, and a Mux's GRPC. For the rest see NewServer.
+// NewNodeServer returns a server that lets only those call a method whom its rule (rbee.options.v1.rule)
+// names; a method without one is refused. Whether a call is let in is decided before anything of its
+// messages is read. It serves a Pipe, whose callers count as this node, and a Mux's GRPC. What it holds
+// of all nodes' messages is bounded: a node that makes it hold too much loses its connection. For the
+// rest see NewServer.
 func NewNodeServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
+	o.prepare()
+	refused := newRefusals(o.Logger, o.Refused)
+	held := newBudget(o.MaxHeldBytes, o.MaxHeldBytes/4, func(node string, bytes int64, c *Conn) {
+		c.Abort()
+		refused.note(ReasonTooMany, c.RemoteAddr().String(), node, fmt.Errorf("its messages took %d bytes of memory", bytes))
+	})
+	return newGated(o, refused, append([]grpc.ServerOption{
+		grpc.Creds(shaken{budget: held}),
+		grpc.StatsHandler(callMeter{held}),
+		
+		grpc.MaxConcurrentStreams(maxCalls),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
+	}, opts...)...)
+}
+
+// NewGuestServer returns a server for a Mux's Guests. It is NewNodeServer with bounds for callers that
+// nobody knows: small messages, and few calls at once.
+func NewGuestServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
+	o.prepare()
+	return newGated(o, newRefusals(o.Logger, o.Refused), append([]grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxGuestMessage),
+		grpc.MaxConcurrentStreams(maxGuestCalls),
+		grpc.MaxHeaderListSize(maxGuestHeader),
+		grpc.StaticStreamWindowSize(maxGuestMessage),
+		grpc.StaticConnWindowSize(maxGuestMessage),
+	}, opts...)...)
+}
+
+func (o *ServerOptions) prepare() {
 	if o.Logger == nil {
 		o.Logger = hclog.NewNullLogger()
+	}
+	if o.MaxHeldBytes <= 0 {
+		o.MaxHeldBytes = defaultHeldBytes
 	}
 	if len(o.Self.Roles) == 0 {
 		o.Self.Roles = []core.Role{core.RoleQueen, core.RoleHive}
 	}
-	g := &gate{self: o.Self, revoked: o.Revoked, refused: newRefusals(o.Logger, o.Refused)}
-	unary, stream := []grpc.UnaryServerInterceptor{g.unary}, []grpc.StreamServerInterceptor{g.stream}
-	if f := o.Forward; f != nil {
-		unary, stream = append(unary, f.unary), append(stream, f.stream)
+}
+
+func newGated(o ServerOptions, refused *refusals, opts ...grpc.ServerOption) *grpc.Server {
+	g := &gate{self: o.Self, revoked: o.Revoked, refused: refused}
+	all := []grpc.ServerOption{
+		grpc.ConnectionTimeout(serverStart), grpc.InTapHandle(g.tap), grpc.ChainStreamInterceptor(releaseHeld),
 	}
-	return NewServer(o.Logger, append([]grpc.ServerOption{
-		grpc.ConnectionTimeout(serverStart), grpc.ChainUnaryInterceptor(unary...), grpc.ChainStreamInterceptor(stream...),
-	}, opts...)...)
+	if f := o.Forward; f != nil {
+		all = append(all, grpc.ChainUnaryInterceptor(f.unary), grpc.ChainStreamInterceptor(f.stream))
+	}
+	return NewServer(o.Logger, append(all, opts...)...)
 }
 
 // NewServer returns a server whose handlers' errors reach the client with their kind and hint (see ToStatus), and whose handlers' panics
@@ -70,6 +132,7 @@ func NewServer(log hclog.Logger, opts ...grpc.ServerOption) *grpc.Server {
 		grpc.Creds(shaken{}),
 		grpc.MaxRecvMsgSize(MaxMessageBytes),
 		grpc.MaxSendMsgSize(MaxMessageBytes),
+		grpc.ForceServerCodecV2(Codec()),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingInterval, Timeout: pingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingInterval / 2, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
@@ -157,7 +220,8 @@ func RemoteOptions() []grpc.DialOption {
 // classified errors that the server's handler returned. A stream's regular end stays io.EOF.
 func DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes), grpc.ForceCodecV2(Codec())),
+		grpc.WithMaxHeaderListSize(maxTrailerBytes),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 			MinConnectTimeout: 5 * time.Second,
