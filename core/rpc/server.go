@@ -80,7 +80,7 @@ func NewNodeServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
 	return newGated(o, refused, append([]grpc.ServerOption{
 		grpc.Creds(shaken{budget: held}),
 		grpc.StatsHandler(callMeter{held}),
-		
+
 		grpc.MaxConcurrentStreams(maxCalls),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.StaticStreamWindowSize(streamWindow),
