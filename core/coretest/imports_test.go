@@ -30,6 +30,8 @@ var allowed = []struct {
 	{"plugins/sdk/catalog", []string{"plugins/sdk", "proto/plugin/v1", "proto/catalog/v1"}},
 	{"plugins/sdk/...", []string{"plugins/sdk/...", "proto/plugin/v1", "proto/worker/v1", "proto/catalog/v1"}},
 	{"plugins/jinja", nil},
+	{"plugins/grammar", nil},
+	{"plugins/grammar/...", []string{"plugins/grammar"}},
 	{"plugins/...", []string{"plugins/sdk/...", "plugins/llamacpp", "plugins/jinja"}},
 	{"raft/state", []string{"core", "proto/raft/v1"}},
 	{"raft/fsm", []string{"core", "proto/raft/v1", "raft/state"}},

@@ -1,0 +1,267 @@
+package grammar_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/grammar"
+)
+
+// schemaWriter writes random schemas.
+type schemaWriter struct {
+	rng *rand.Rand
+}
+
+func (w *schemaWriter) pick(of ...any) any { return of[w.rng.IntN(len(of))] }
+
+func (w *schemaWriter) schema(depth int) any {
+	if w.rng.IntN(12) == 0 {
+		return w.rng.IntN(4) > 0
+	}
+	s := map[string]any{}
+	if w.rng.IntN(5) > 0 {
+		s["type"] = w.pick("null", "boolean", "integer", "number", "string", "object", "array", []any{"string", "integer"}, []any{"object", "null"})
+	}
+	for range 1 + w.rng.IntN(3) {
+		w.keyword(s, depth)
+	}
+	return s
+}
+
+func (w *schemaWriter) list(depth, n int) []any {
+	var out []any
+	for range n {
+		out = append(out, w.schema(depth-1))
+	}
+	return out
+}
+
+func (w *schemaWriter) name() string { return w.pick("a", "b", "ab", "é", "x\n").(string) }
+
+func (w *schemaWriter) keyword(s map[string]any, depth int) {
+	n := w.rng.IntN(4)
+	k := w.rng.IntN(30)
+	if depth <= 0 {
+		k = w.rng.IntN(12)
+	}
+	switch k {
+	case 0:
+		s["enum"] = []any{w.pick("a", "ab", 1, 2.5, nil, true), w.pick("b", -3, false, []any{1}, map[string]any{"a": 1})}
+	case 1:
+		s["const"] = w.pick("a", 7, nil, []any{"a", nil}, map[string]any{"b": true})
+	case 2:
+		s["minimum"] = w.rng.IntN(20) - 10
+	case 3:
+		s["exclusiveMaximum"] = float64(w.rng.IntN(400)-200) / 8
+	case 4:
+		s["multipleOf"] = w.pick(2, 3, 0.5, 7)
+	case 5:
+		s["minLength"] = n
+	case 6:
+		s["maxLength"] = n + 1
+	case 7:
+		s["pattern"] = w.pick("^a", "b$", "^[a-c]*$", "a|b", "^(a|bc)+$", "[^x]", `^\w{1,3}$`, `\d`, `^[^b]+$`)
+	case 8:
+		s["required"] = []any{w.name()}
+	case 9:
+		s["minProperties"] = n
+	case 10:
+		s["maxItems"] = n
+	case 11:
+		s["dependentRequired"] = map[string]any{w.name(): []any{w.name()}}
+	case 12, 13, 14, 15:
+		props := map[string]any{}
+		for range 1 + w.rng.IntN(3) {
+			props[w.name()] = w.schema(depth - 1)
+		}
+		s["properties"] = props
+	case 16, 17:
+		s["additionalProperties"] = w.schema(depth - 1)
+	case 18:
+		s["patternProperties"] = map[string]any{w.pick("^a", "b", ".").(string): w.schema(depth - 1)}
+	case 19:
+		s["propertyNames"] = map[string]any{"maxLength": 2}
+	case 20, 21:
+		s["items"] = w.schema(depth - 1)
+	case 22:
+		s["prefixItems"] = w.list(depth, 1+n%2)
+	case 23:
+		s["contains"] = w.schema(depth - 1)
+		s["minContains"] = n % 3
+		if n > 1 {
+			s["maxContains"] = 2
+		}
+	case 24:
+		s["anyOf"] = w.list(depth, 2)
+	case 25:
+		s["oneOf"] = w.list(depth, 2)
+	case 26:
+		s["allOf"] = w.list(depth, 2)
+	case 27:
+		s["not"] = w.schema(depth - 1)
+	case 28:
+		s["if"], s["then"], s["else"] = w.schema(depth-1), w.schema(depth-1), w.schema(depth-1)
+	case 29:
+		s["type"], s["uniqueItems"] = "array", true
+		s["items"] = map[string]any{"type": w.pick("integer", "string", "boolean")}
+	}
+}
+
+// vocabulary returns tokens of the bytes, pieces of JSON and random texts.
+func (w *schemaWriter) vocabulary() (*grammar.Vocabulary, [][]byte) {
+	var tokens [][]byte
+	for b := range 256 {
+		tokens = append(tokens, []byte{byte(b)})
+	}
+	pieces := []string{
+		`"`, `":`, `","`, `":"`, `"},{"`, `{"`, `["`, `"]`, `a`, `ab`, `b`, `é`, "\xc3", "\xa9", `\n`, `\u00`, `e9`, `\\`, `1`, `12`, `.5`, `-`, `0`, `,`, `}`, `]`, `:`,
+		`true`, `null`, `fal`, `se`, ` `, `"a"`, `{}`, `[]`, `"x`, `"b":`, `abc"`, `a","a`, `[1,`, `2,`, "\xf0\x9f", "\x98\x80", `\ud83d`, `\ude00`,
+	}
+	for range 60 {
+		t := ""
+		for range 1 + w.rng.IntN(4) {
+			t += pieces[w.rng.IntN(len(pieces))]
+		}
+		tokens = append(tokens, []byte(t))
+	}
+	tokens = append(tokens, nil, []byte("</s>"))
+	return grammar.NewVocabulary(tokens, len(tokens)-1), tokens
+}
+
+// checkMasks walks at random and compares every mask with what is accepted. It returns the text
+// if it ended.
+func checkMasks(t testing.TB, g *grammar.Grammar, v *grammar.Vocabulary, tokens [][]byte, rng *rand.Rand) []byte {
+	t.Helper()
+	m := g.NewMatcher(v)
+	mask := make([]uint64, v.MaskLen())
+	var text []byte
+	for range 30 {
+		m.Mask(mask)
+		var can []int
+		for id := range tokens {
+			allowed := mask[id/64]>>(id%64)&1 == 1
+			if m.Try(id) != allowed {
+				t.Fatalf("after %q: token %q: mask says %v", text, tokens[id], allowed)
+			}
+			if allowed {
+				can = append(can, id)
+			}
+		}
+		end := len(tokens) - 1
+		if m.Done() != (mask[end/64]>>(end%64)&1 == 1) {
+			t.Fatalf("after %q: done is %v", text, m.Done())
+		}
+		if forced := m.Forced(); len(forced) > 0 {
+			for _, id := range can {
+				if k := min(len(forced), len(tokens[id])); string(tokens[id][:k]) != string(forced[:k]) {
+					t.Fatalf("after %q: %q is forced, but %q is allowed", text, forced, tokens[id])
+				}
+			}
+		}
+		if m.Done() && rng.IntN(3) == 0 || len(can) == 0 {
+			break
+		}
+		id := can[rng.IntN(len(can))]
+		if len(text) > 40 || rng.IntN(2) == 0 {
+			for _, c := range []byte(`}]":,0`) {
+				if mask[0]>>c&1 == 1 && c < 64 && rng.IntN(2) == 0 || c >= 64 && mask[1]>>(c-64)&1 == 1 && rng.IntN(2) == 0 {
+					id = int(c)
+				}
+			}
+		}
+		if id == end {
+			break
+		}
+		if err := m.Accept(id); err != nil {
+			t.Fatalf("after %q: mask allows %q: %v", text, tokens[id], err)
+		}
+		text = append(text, tokens[id]...)
+	}
+	if !m.Done() {
+		return nil
+	}
+	return text
+}
+
+func FuzzSchema(f *testing.F) {
+	for seed := range uint64(50) {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, seed uint64) { checkSchema(t, seed) })
+}
+
+// checkSchema holds a random schema against an independent validator. It reports how many
+// documents it finished, or -1 when the schema was refused.
+func checkSchema(t testing.TB, seed uint64) int {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	w := &schemaWriter{rng}
+	text, err := json.Marshal(w.schema(3))
+	must.NoError(t, err)
+	opts := grammar.Options{Order: grammar.Order(rng.IntN(2)), Whitespace: grammar.Whitespace(rng.IntN(2))}
+	g, err := grammar.Compile(text, opts)
+	if err != nil {
+		if _, ok := errors.AsType[*grammar.Error](err); !ok {
+			t.Fatalf("%s: %v", text, err)
+		}
+		return -1
+	}
+	validator := compileValidator(t, string(text))
+	v, tokens := w.vocabulary()
+	finished := 0
+	for range 4 {
+		doc := checkMasks(t, g, v, tokens, rng)
+		if doc == nil {
+			continue
+		}
+		finished++
+		if !g.Accepts(doc) {
+			t.Fatalf("%s: %s was masked, but is not accepted", text, doc)
+		}
+		if err := validates(t, validator, doc); err != nil {
+			t.Fatalf("%s\naccepts %s\n%v", text, doc, err)
+		}
+	}
+	return finished
+}
+
+func TestRandomSchemas(t *testing.T) {
+	t.Parallel()
+	refused, finished := 0, 0
+	n := 400
+	if testing.Short() {
+		n = 50
+	}
+	for seed := range uint64(n) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			if k := checkSchema(t, seed); k < 0 {
+				refused++
+			} else {
+				finished += k
+			}
+		})
+	}
+	must.Less(t, n/2, refused)
+	must.Greater(t, n, finished)
+}
+
+func FuzzCompile(f *testing.F) {
+	for _, c := range schemaCases {
+		f.Add(c.schema)
+	}
+	f.Fuzz(func(t *testing.T, schema string) {
+		if strings.Count(schema, "") > 2000 {
+			t.Skip()
+		}
+		g, err := grammar.Compile([]byte(schema), grammar.Options{})
+		if err != nil {
+			return
+		}
+		g.Accepts([]byte(`{"a":1}`))
+	})
+}

@@ -1,0 +1,247 @@
+package grammar
+
+import (
+	"errors"
+	"slices"
+	"sync"
+)
+
+// Whitespace says which whitespace may stand between the tokens of JSON.
+type Whitespace uint8
+
+const (
+	// Compact allows none.
+	Compact Whitespace = iota
+	// AnyWhitespace allows as much as JSON does.
+	AnyWhitespace
+)
+
+// Order says in which order the properties of an object may come.
+type Order uint8
+
+const (
+	// SchemaOrder is the order in which the schema declares them, others last.
+	SchemaOrder Order = iota
+	// AnyOrder is any.
+	AnyOrder
+)
+
+// Options change what a grammar accepts and how much it may cost. The zero value is ready for use.
+type Options struct {
+	Whitespace Whitespace
+	Order      Order
+	MaxBytes   int // of a schema or grammar; 0: 4 MiB
+	MaxMemory  int // of its states and masks, roughly, in bytes; 0: 48 MiB
+}
+
+const (
+	defaultMaxBytes  = 4 << 20
+	defaultMaxMemory = 48 << 20
+	maxSchemaDepth   = 1000
+	maxSchemaValues  = 1 << 20
+	maxWork          = 6_000_000
+	compileWork      = 1_000_000
+)
+
+func (o *Options) maxBytes() int {
+	if o.MaxBytes > 0 {
+		return o.MaxBytes
+	}
+	return defaultMaxBytes
+}
+
+func (o *Options) maxMemory() int {
+	if o.MaxMemory > 0 {
+		return o.MaxMemory
+	}
+	return defaultMaxMemory
+}
+
+func (o *Options) maxLength() int { return 1 << 20 }
+func (o *Options) maxItems() int  { return 1 << 15 }
+
+// ErrExhausted reports that a grammar has used up its bound of memory or work. The document so
+// far stays valid; a grammar compiled anew goes on.
+var ErrExhausted = errors.New("grammar: bound of states is exhausted")
+
+// Grammar is a compiled schema, expression or grammar. Its matchers share what they find out
+// about it; it is safe for concurrent use.
+type Grammar struct {
+	mu    sync.Mutex // guards all below
+	opts  Options
+	set   *rxSet
+	c     *compiler
+	first config
+
+	ids          int
+	spent        int
+	leaves       map[leafKey]*leaf
+	classes      map[[256]uint8]*[256]uint8
+	frames       map[frameKey]*frame
+	usedLists    map[usedList]*usedList
+	single       map[top]*stack
+	stacks       map[string]*stack
+	manys        map[string]*many
+	conjunctions map[*lit]*schema
+	buf          []byte
+	root         *stack
+	masks        map[maskKey][]uint64
+	maskVocab    *Vocabulary
+}
+
+func newGrammar(opts Options, set *rxSet) *Grammar {
+	g := &Grammar{opts: opts, set: set, root: &stack{}, conjunctions: map[*lit]*schema{}}
+	g.forget()
+	return g
+}
+
+// forget drops everything that can be found out again.
+func (g *Grammar) forget() {
+	g.spent = 0
+	g.leaves = map[leafKey]*leaf{}
+	g.classes = map[[256]uint8]*[256]uint8{}
+	g.frames = map[frameKey]*frame{}
+	g.usedLists = map[usedList]*usedList{}
+	g.single = map[top]*stack{}
+	g.stacks = map[string]*stack{}
+	g.manys = map[string]*many{}
+	g.masks = map[maskKey][]uint64{}
+}
+
+func (g *Grammar) nextID() int { g.ids++; return g.ids }
+
+func (g *Grammar) charge(bytes int) { g.spent += bytes }
+
+// relieve forgets states when they take too much memory. It must not be called between steps
+// that compare states.
+func (g *Grammar) relieve() {
+	if g.spent > g.opts.maxMemory() {
+		g.forget()
+	}
+}
+
+// Compile compiles a JSON Schema. What it cannot guarantee it refuses, as an *Error.
+func Compile(text []byte, opts Options) (*Grammar, error) {
+	if len(text) > opts.maxBytes() {
+		return nil, refuse("", "", "schema is larger than %d bytes", opts.maxBytes())
+	}
+	root, err := parseJSON(string(text), maxSchemaDepth, maxSchemaValues)
+	if err != nil {
+		return nil, refuse("", "", "schema: %v", err)
+	}
+	set := newRxSet(compileWork)
+	g := newGrammar(opts, set)
+	g.c = newCompiler(newParser(root, &g.opts, set))
+	s, err := g.c.parse(root, "")
+	if err != nil {
+		return nil, err
+	}
+	n := g.c.node([]lit{{s: s}})
+	if err := g.c.complete(n); err != nil {
+		return nil, err
+	}
+	if set.exhausted() {
+		return nil, refuse("", "", "schema is too complex")
+	}
+	set.work = maxWork
+	g.first = config{thread: thread{g.leaf(leafKey{kind: lValue, node: n}), g.root}}
+	return g, nil
+}
+
+// complete expands everything that a document can reach from n, so that what cannot be
+// guaranteed is refused now.
+func (c *compiler) complete(n *node) error {
+	state := map[*schema]bool{}
+	for _, l := range n.lits {
+		if x := c.loops(l.s, state); x != nil {
+			return refuse(x.at, "$ref", "refers to itself")
+		}
+	}
+	queue := []*node{n}
+	seen := map[*node]bool{n: true}
+	visit := func(n *node) {
+		if n != nil && !seen[n] {
+			seen[n] = true
+			queue = append(queue, n)
+		}
+	}
+	for i := 0; i < len(queue); i++ {
+		n := queue[i]
+		for _, l := range n.lits {
+			if x := c.loops(l.s, state); x != nil {
+				return refuse(x.at, "$ref", "refers to itself")
+			}
+		}
+		if _, err := c.satisfiable(n); err != nil {
+			return err
+		}
+		if n.sat < 0 {
+			continue
+		}
+		for _, o := range n.objs {
+			if err := c.build(o); err != nil {
+				return err
+			}
+			for _, x := range o.nodes {
+				visit(x)
+			}
+			for _, x := range o.others {
+				visit(x)
+			}
+			for _, r := range o.some {
+				visit(c.node(r.lits))
+			}
+		}
+		for _, a := range n.arrs {
+			if err := c.buildArray(a); err != nil {
+				return err
+			}
+			for _, x := range a.prefix {
+				visit(x)
+			}
+			visit(a.rest)
+			if err := c.checkUnique(n, a); err != nil {
+				return err
+			}
+			for _, r := range a.contains {
+				visit(c.node(append(slices.Clip(a.rest.lits), r.lits...)))
+			}
+		}
+	}
+	if ok, err := c.satisfiable(n); err != nil || !ok {
+		if err == nil {
+			err = refuse("", "", "no value satisfies the schema")
+		}
+		return err
+	}
+	return nil
+}
+
+// checkUnique refuses an array of unique items that may be arrays or objects.
+func (c *compiler) checkUnique(n *node, a *arrNode) error {
+	if !a.unique || a.max >= 0 && a.max < 2 {
+		return nil
+	}
+	for _, x := range append(slices.Clip(a.prefix), a.rest) {
+		if ok, err := c.satisfiable(x); err != nil || !ok {
+			continue
+		}
+		if ok, err := c.composite(x); ok || err != nil {
+			return refuse(n.at(), "uniqueItems", "supported only for items that are neither objects nor arrays")
+		}
+	}
+	return nil
+}
+
+// Accepts reports whether doc is a whole document of the grammar.
+func (g *Grammar) Accepts(doc []byte) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := g.first
+	for _, b := range doc {
+		if c = g.step(&c, b); c.dead() {
+			return false
+		}
+	}
+	return g.final(&c)
+}

@@ -1,0 +1,663 @@
+package grammar
+
+import (
+	"encoding/binary"
+	"slices"
+)
+
+// frame is an object or array that is being written, interned.
+type frame struct {
+	id  int
+	key frameKey
+	obj *objFrame // computed on demand
+}
+
+type frameKey struct {
+	obj    *objNode
+	arr    *arrNode
+	at     int       // object: first declared property that may come; array: items so far
+	n      int       // properties so far, if their number matters
+	seen   string    // object: bit set of declared properties; array: counts of contains
+	used   *usedList // names of undeclared properties, or unique items
+	undone uint16    // properties that must still exist, as indices of obj.some
+}
+
+// usedList is an interned list of texts, the last one first.
+type usedList struct {
+	prev *usedList
+	text string
+}
+
+// objFrame is what follows from the state of an object.
+type objFrame struct {
+	allowed []int // declared properties that may come next
+	free    bool  // whether an undeclared one may
+	closes  bool
+	lang    rx // names that may come next
+	freeQ   rx // undeclared ones among them
+}
+
+// stack is what encloses a position: alternatives for the innermost object or array, each with
+// what encloses it. Stacks are interned; the empty one is the root.
+type stack struct {
+	id   int
+	tops []top
+}
+
+type top struct {
+	f  *frame
+	up *stack
+}
+
+// thread is one way to understand a document so far.
+type thread struct {
+	leaf *leaf
+	stk  *stack
+}
+
+// config is a state: one thread or, rarely, several. text is what is remembered of the name or
+// item that is being written.
+type config struct {
+	thread
+	more *many
+	text []byte
+}
+
+// many is an interned set of threads.
+type many struct {
+	id      int
+	threads []thread
+}
+
+func (c *config) dead() bool { return c.leaf == nil && c.more == nil }
+
+func (c *config) list(buf *[1]thread) []thread {
+	if c.more != nil {
+		return c.more.threads
+	}
+	buf[0] = c.thread
+	return buf[:]
+}
+
+func (g *Grammar) frame(k frameKey) *frame {
+	if f := g.frames[k]; f != nil {
+		return f
+	}
+	f := &frame{id: g.nextID(), key: k}
+	g.frames[k] = f
+	g.charge(200)
+	return f
+}
+
+func (g *Grammar) used(prev *usedList, text string) *usedList {
+	k := usedList{prev, text}
+	if u := g.usedLists[k]; u != nil {
+		return u
+	}
+	u := &usedList{prev, text}
+	g.usedLists[k] = u
+	g.charge(100 + len(text))
+	return u
+}
+
+func (g *Grammar) stackOf(tops []top) *stack {
+	if len(tops) == 1 {
+		if s := g.single[tops[0]]; s != nil {
+			return s
+		}
+		s := &stack{id: g.nextID(), tops: slices.Clone(tops)}
+		g.single[tops[0]] = s
+		g.charge(120)
+		return s
+	}
+	slices.SortFunc(tops, func(a, b top) int {
+		if a.f != b.f {
+			return a.f.id - b.f.id
+		}
+		return a.up.id - b.up.id
+	})
+	b := g.buf[:0]
+	for _, t := range tops {
+		b = binary.AppendUvarint(b, uint64(t.f.id))
+		b = binary.AppendUvarint(b, uint64(t.up.id))
+	}
+	g.buf = b
+	if s := g.stacks[string(b)]; s != nil {
+		return s
+	}
+	s := &stack{id: g.nextID(), tops: slices.Clone(tops)}
+	g.stacks[string(b)] = s
+	g.charge(120 + 40*len(tops))
+	return s
+}
+
+// join returns the stack with the alternatives of both.
+func (g *Grammar) join(a, b *stack) *stack {
+	if a == b || b == nil {
+		return a
+	}
+	if a == nil {
+		return b
+	}
+	tops := slices.Clone(a.tops)
+	for _, t := range b.tops {
+		i := slices.IndexFunc(tops, func(x top) bool { return x.f == t.f })
+		if i >= 0 {
+			tops[i].up = g.join(tops[i].up, t.up)
+		} else {
+			tops = append(tops, t)
+		}
+	}
+	return g.stackOf(tops)
+}
+
+// collect makes a state out of threads.
+func (g *Grammar) collect(threads []thread, text []byte) config {
+	n := 0
+	for _, t := range threads {
+		i := 0
+		for i < n && threads[i].leaf != t.leaf {
+			i++
+		}
+		if i < n {
+			threads[i].stk = g.join(threads[i].stk, t.stk)
+			continue
+		}
+		threads[n] = t
+		n++
+	}
+	switch threads = threads[:n]; n {
+	case 0:
+		return config{}
+	case 1:
+		return config{thread: threads[0], text: text}
+	}
+	slices.SortFunc(threads, func(a, b thread) int { return a.leaf.id - b.leaf.id })
+	b := g.buf[:0]
+	for _, t := range threads {
+		b = binary.AppendUvarint(b, uint64(t.leaf.id))
+		b = binary.AppendUvarint(b, uint64(t.stk.id))
+	}
+	g.buf = b
+	m := g.manys[string(b)]
+	if m == nil {
+		m = &many{id: g.nextID(), threads: slices.Clone(threads)}
+		g.manys[string(b)] = m
+		g.charge(100 + 20*n)
+	}
+	return config{more: m, text: text}
+}
+
+// step returns the state after b; it is dead when b cannot stand there. The text of the result
+// may share memory with that of c.
+func (g *Grammar) step(c *config, b byte) config {
+	if c.more == nil {
+		l := c.leaf
+		to := g.next(l, b)
+		if to == nil {
+			return config{}
+		}
+		if to != structural {
+			text := c.text
+			if l.keep {
+				text = remember(text, l, to, b)
+			}
+			return config{thread: thread{to, c.stk}, text: text}
+		}
+	}
+	return g.stepSlow(c, b)
+}
+
+func (g *Grammar) stepSlow(c *config, b byte) config {
+	var one [1]thread
+	var out threads
+	out.text = c.text
+	for _, t := range c.list(&one) {
+		g.advance(t, b, c.text, &out)
+	}
+	return g.collect(out.list, out.text)
+}
+
+// threads collects the results of a step. All threads remember the same text.
+type threads struct {
+	list []thread
+	text []byte
+}
+
+func (o *threads) add(l *leaf, s *stack) { o.list = append(o.list, thread{l, s}) }
+
+// advance adds what t becomes after b.
+func (g *Grammar) advance(t thread, b byte, text []byte, out *threads) {
+	to := g.next(t.leaf, b)
+	if to == nil {
+		return
+	}
+	if to != structural {
+		if t.leaf.keep {
+			out.text = remember(text, t.leaf, to, b)
+		}
+		out.add(to, t.stk)
+		return
+	}
+	switch t.leaf.kind {
+	case lValue:
+		g.open(t, b, out)
+	case lString:
+		g.endValue(t, text, out)
+	case lLiteral:
+		g.endValue(t, append(text, b), out)
+	case lNumber:
+		var ended threads
+		g.endValue(t, text, &ended)
+		for _, x := range ended.list {
+			g.advance(x, b, nil, out)
+		}
+	case lKey:
+		g.endKey(t.stk, string(text), out)
+		out.text = nil
+	case lObject, lName:
+		if b == '}' {
+			g.close(t.stk, out)
+			return
+		}
+		for _, x := range t.stk.tops {
+			if q := g.object(x.f).lang; q != rxNone {
+				out.add(g.leaf(leafKey{kind: lKey, keep: true, q: q}), g.stackOf([]top{x}))
+			}
+		}
+		out.text = nil
+	case lArray:
+		if b == ']' {
+			g.close(t.stk, out)
+			return
+		}
+		var items threads
+		g.items(t.stk, &items)
+		for _, x := range items.list {
+			g.advance(x, b, itemTag(b), out)
+		}
+	case lAfter:
+		switch {
+		case b != ',':
+			if len(t.stk.tops) > 0 && (t.stk.tops[0].f.key.obj != nil) == (b == '}') {
+				g.close(t.stk, out)
+			}
+		case len(t.stk.tops) == 0:
+		case t.stk.tops[0].f.key.obj != nil:
+			g.comma(t.stk, out)
+		default:
+			g.items(t.stk, out)
+		}
+	}
+}
+
+// itemTag begins the remembered text of an item whose first byte is b.
+func itemTag(byte) []byte { return nil }
+
+// open enters an object or an array.
+func (g *Grammar) open(t thread, b byte, out *threads) {
+	var tops []top
+	if b == '{' {
+		for _, o := range t.leaf.node.objs {
+			if ok, err := g.c.objectSat(o); ok && err == nil {
+				k := frameKey{obj: o, undone: uint16(1<<len(o.some) - 1)}
+				if len(o.names) > 0 {
+					k.seen = string(make([]byte, (len(o.names)+7)/8))
+				}
+				tops = append(tops, top{g.frame(k), t.stk})
+			}
+		}
+		if len(tops) > 0 {
+			out.add(g.leaf(leafKey{kind: lObject}), g.stackOf(tops))
+		}
+		return
+	}
+	for _, a := range t.leaf.node.arrs {
+		if ok, err := g.c.arraySat(a); ok && err == nil {
+			tops = append(tops, top{g.frame(frameKey{arr: a, seen: string(make([]byte, 2*len(a.contains)))}), t.stk})
+		}
+	}
+	if len(tops) > 0 {
+		out.add(g.leaf(leafKey{kind: lArray}), g.stackOf(tops))
+	}
+}
+
+// endValue goes on behind a scalar.
+func (g *Grammar) endValue(t thread, text []byte, out *threads) {
+	stk := t.stk
+	if t.leaf.keep {
+		item := string(text)
+		if t.leaf.kind == lString {
+			item = `"` + item
+		}
+		tops := make([]top, len(stk.tops))
+		for i, x := range stk.tops {
+			if k := x.f.key; k.arr.unique {
+				k.used = g.used(k.used, item)
+				x.f = g.frame(k)
+			}
+			tops[i] = x
+		}
+		stk = g.stackOf(tops)
+	}
+	out.add(g.leaf(leafKey{kind: lAfter}), stk)
+	out.text = nil
+}
+
+// close leaves the innermost object or array.
+func (g *Grammar) close(stk *stack, out *threads) {
+	var up *stack
+	for _, x := range stk.tops {
+		if g.closes(x.f) {
+			up = g.join(up, x.up)
+		}
+	}
+	if up != nil {
+		out.add(g.leaf(leafKey{kind: lAfter}), up)
+	}
+}
+
+func (g *Grammar) closes(f *frame) bool {
+	if f.key.obj != nil {
+		return g.object(f).closes
+	}
+	a := f.key.arr
+	if f.key.at < a.min {
+		return false
+	}
+	for i, r := range a.contains {
+		if f.counted(i) < r.min {
+			return false
+		}
+	}
+	return true
+}
+
+func (f *frame) counted(i int) int { return int(f.key.seen[2*i]) | int(f.key.seen[2*i+1])<<8 }
+
+// comma goes on behind a comma in an object.
+func (g *Grammar) comma(stk *stack, out *threads) {
+	var tops []top
+	for _, x := range stk.tops {
+		if g.object(x.f).lang != rxNone {
+			tops = append(tops, x)
+		}
+	}
+	if len(tops) > 0 {
+		out.add(g.leaf(leafKey{kind: lName}), g.stackOf(tops))
+	}
+}
+
+func bit(set string, i int) bool { return set[i/8]>>(i%8)&1 == 1 }
+
+func withBit(set string, i int) string {
+	b := []byte(set)
+	b[i/8] |= 1 << (i % 8)
+	return string(b)
+}
+
+// object computes what may follow in an object.
+func (g *Grammar) object(f *frame) *objFrame {
+	if f.obj != nil {
+		return f.obj
+	}
+	k := f.key
+	o := k.obj
+	of := &objFrame{lang: rxNone, freeQ: rxNone}
+	f.obj = of
+	needed := make([]bool, len(o.names))
+	needs := 0
+	for i := range o.names {
+		if !bit(k.seen, i) {
+			needed[i] = needed[i] || o.required[i]
+			continue
+		}
+		for _, d := range o.deps[i] {
+			needed[d] = needed[d] || !bit(k.seen, d)
+		}
+	}
+	for _, n := range needed {
+		if n {
+			needs++
+		}
+	}
+	fits := func(more int) bool { return o.max < 0 || k.n+more <= o.max }
+	for i := k.at; i < len(o.names); i++ {
+		if bit(k.seen, i) {
+			continue
+		}
+		more := needs
+		if !needed[i] {
+			more++
+		}
+		if fits(more) && g.sat(o.nodes[i]) && g.depsAhead(o, k.seen, i) {
+			of.allowed = append(of.allowed, i)
+		}
+		if needed[i] && g.opts.Order == SchemaOrder {
+			break
+		}
+	}
+	if o.min > k.n && o.free == rxNone && g.opts.Order == SchemaOrder {
+		// Skipping too many leaves too few.
+		for len(of.allowed) > 0 && len(of.allowed) < o.min-k.n {
+			break
+		}
+		of.allowed = g.enough(o, k, of.allowed)
+	}
+	if o.free != rxNone && fits(needs+1) && (needs == 0 || g.opts.Order == AnyOrder) {
+		q := o.free
+		for u := k.used; u != nil; u = u.prev {
+			q = g.set.and(q, g.set.not(g.set.literal(u.text)))
+		}
+		if g.set.alive(q) {
+			of.free, of.freeQ = true, q
+		}
+	}
+	names := make([]string, len(of.allowed))
+	for j, i := range of.allowed {
+		names[j] = o.names[i]
+	}
+	of.lang = g.set.alt(g.set.literals(names), of.freeQ)
+	of.closes = needs == 0 && k.n >= o.min && k.undone == 0
+	return of
+}
+
+// depsAhead reports whether what property i requires is there already or can still come.
+func (g *Grammar) depsAhead(o *objNode, seen string, i int) bool {
+	for _, d := range o.deps[i] {
+		if !bit(seen, d) && (d < i && g.opts.Order == SchemaOrder || !g.sat(o.nodes[d])) {
+			return false
+		}
+	}
+	return true
+}
+
+// enough keeps of allowed the properties behind which enough others are left.
+func (g *Grammar) enough(o *objNode, k frameKey, allowed []int) []int {
+	var out []int
+	for _, i := range allowed {
+		left := 1
+		for j := i + 1; j < len(o.names); j++ {
+			if g.sat(o.nodes[j]) {
+				left++
+			}
+		}
+		if k.n+left >= o.min {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+func (g *Grammar) sat(n *node) bool {
+	ok, err := g.c.satisfiable(n)
+	return ok && err == nil
+}
+
+// endKey goes on behind a property's name.
+func (g *Grammar) endKey(stk *stack, name string, out *threads) {
+	for _, x := range stk.tops {
+		k := x.f.key
+		o := k.obj
+		of := g.object(x.f)
+		var child *node
+		if i, declared := o.index[name]; declared {
+			if !slices.Contains(of.allowed, i) {
+				continue
+			}
+			child = o.nodes[i]
+			k.seen = withBit(k.seen, i)
+			if g.opts.Order == SchemaOrder {
+				k.at = i + 1
+			}
+		} else {
+			if !of.free || !g.set.match(of.freeQ, name) {
+				continue
+			}
+			child = o.rest
+			if !o.simple {
+				child = g.c.node(o.childLits(g.c, name))
+			}
+			k.used = g.used(k.used, name)
+			if g.opts.Order == SchemaOrder {
+				k.at = len(o.names)
+			}
+		}
+		if o.count {
+			k.n++
+		}
+		g.value(k, child, name, x.up, out)
+	}
+}
+
+// value adds the ways in which the property name may have a value of child: each also fulfils
+// some of the demands that are still open.
+func (g *Grammar) value(k frameKey, child *node, name string, up *stack, out *threads) {
+	var open []int
+	for i, r := range k.obj.some {
+		if k.undone>>i&1 == 1 && g.set.match(r.lang, name) {
+			open = append(open, i)
+		}
+	}
+	for set := range 1 << min(len(open), 6) {
+		n, lits := child, child.lits
+		undone := k.undone
+		for j, i := range open {
+			if set>>j&1 == 1 {
+				lits = append(slices.Clip(lits), k.obj.some[i].lits...)
+				undone &^= 1 << i
+			}
+		}
+		if set > 0 {
+			n = g.c.node(lits)
+		}
+		if !g.sat(n) {
+			continue
+		}
+		next := k
+		next.undone = undone
+		f := g.frame(next)
+		if of := g.object(f); of.closes || of.lang != rxNone {
+			out.add(g.leaf(leafKey{kind: lColon, node: n}), g.stackOf([]top{{f, up}}))
+		}
+	}
+}
+
+// items adds the ways in which an array may go on with another item.
+func (g *Grammar) items(stk *stack, out *threads) {
+	for _, x := range stk.tops {
+		k := x.f.key
+		a := k.arr
+		if a.max >= 0 && k.at >= a.max {
+			continue
+		}
+		child := a.item(k.at)
+		index := k.at
+		if k.at++; a.max < 0 {
+			k.at = min(k.at, a.horizon())
+		}
+		g.item(x, k, child, index, 0, out)
+	}
+	out.text = nil
+}
+
+// horizon is the number of items from which on all arrays are alike.
+func (a *arrNode) horizon() int {
+	n := max(len(a.prefix), a.min)
+	for _, r := range a.contains {
+		n = max(n, r.from)
+	}
+	return n
+}
+
+// item adds an item of child for each way in which it may count for the rules from i on.
+func (g *Grammar) item(x top, k frameKey, child *node, index, i int, out *threads) {
+	a := k.arr
+	if i == len(a.contains) {
+		if !g.sat(child) || !g.itemsFit(k) {
+			return
+		}
+		out.add(g.leaf(leafKey{kind: lValue, node: child, keep: a.unique, used: k.used}), g.stackOf([]top{{g.frame(k), x.up}}))
+		return
+	}
+	r := a.contains[i]
+	n := x.f.counted(i)
+	if index < r.from || n >= r.min && r.max < 0 {
+		g.item(x, k, child, index, i+1, out)
+		return
+	}
+	if r.max < 0 || n < r.max {
+		counted := k
+		b := []byte(k.seen)
+		b[2*i], b[2*i+1] = byte(n+1), byte((n+1)>>8)
+		counted.seen = string(b)
+		g.item(x, counted, g.c.node(append(slices.Clip(child.lits), r.lits...)), index, i+1, out)
+	}
+	if r.max >= 0 {
+		child = g.c.node(append(slices.Clip(child.lits), g.denied(r.lits)))
+	}
+	g.item(x, k, child, index, i+1, out)
+}
+
+// denied returns the negation of a conjunction.
+func (g *Grammar) denied(lits []lit) lit {
+	if len(lits) == 1 {
+		return not(lits[0])
+	}
+	s := g.conjunctions[&lits[0]]
+	if s == nil {
+		s = g.c.synthetic("")
+		s.all = lits
+		g.conjunctions[&lits[0]] = s
+	}
+	return lit{s: s, neg: true}
+}
+
+// itemsFit reports whether the items that are still needed fit.
+func (g *Grammar) itemsFit(k frameKey) bool {
+	a := k.arr
+	if a.max < 0 {
+		return true
+	}
+	f := &frame{key: k}
+	for i, r := range a.contains {
+		if r.min-f.counted(i) > a.max-k.at {
+			return false
+		}
+	}
+	return true
+}
+
+// final reports whether the document may end here.
+func (g *Grammar) final(c *config) bool {
+	var one [1]thread
+	for _, t := range c.list(&one) {
+		if t.leaf == nil || len(t.stk.tops) > 0 {
+			continue
+		}
+		if t.leaf.kind == lAfter || t.leaf.final {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,622 @@
+package grammar
+
+import (
+	"errors"
+	"math/big"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// decimal is an exact number: digits without leading or trailing zeros around the point.
+type decimal struct {
+	neg   bool
+	whole string // "" for 0.x
+	frac  string
+}
+
+const maxDecimalDigits = 400
+
+var errDecimalSize = errors.New("number has too many digits")
+
+func parseDecimal(text string) (decimal, error) {
+	var d decimal
+	s := text
+	if strings.HasPrefix(s, "-") {
+		d.neg, s = true, s[1:]
+	}
+	exp := 0
+	if i := strings.IndexAny(s, "eE"); i >= 0 {
+		n, err := strconv.Atoi(strings.TrimPrefix(s[i+1:], "+"))
+		if err != nil || n > maxDecimalDigits || n < -maxDecimalDigits {
+			return d, errDecimalSize
+		}
+		exp, s = n, s[:i]
+	}
+	whole, frac, _ := strings.Cut(s, ".")
+	if len(whole)+len(frac) > maxDecimalDigits {
+		return d, errDecimalSize
+	}
+	for ; exp > 0; exp-- {
+		if frac == "" {
+			frac = "0"
+		}
+		whole, frac = whole+frac[:1], frac[1:]
+	}
+	for ; exp < 0; exp++ {
+		if whole == "" {
+			whole = "0"
+		}
+		whole, frac = whole[:len(whole)-1], whole[len(whole)-1:]+frac
+	}
+	d.whole, d.frac = strings.TrimLeft(whole, "0"), strings.TrimRight(frac, "0")
+	if d.zero() {
+		d.neg = false
+	}
+	return d, nil
+}
+
+func (d decimal) zero() bool    { return d.whole == "" && d.frac == "" }
+func (d decimal) integer() bool { return d.frac == "" }
+
+func (d decimal) String() string {
+	s := d.whole
+	if s == "" {
+		s = "0"
+	}
+	if d.frac != "" {
+		s += "." + d.frac
+	}
+	if d.neg {
+		s = "-" + s
+	}
+	return s
+}
+
+func (d decimal) abs() decimal { d.neg = false; return d }
+
+// cmpAbs compares magnitudes.
+func (d decimal) cmpAbs(e decimal) int {
+	if len(d.whole) != len(e.whole) {
+		return len(d.whole) - len(e.whole)
+	}
+	if c := strings.Compare(d.whole, e.whole); c != 0 {
+		return c
+	}
+	return strings.Compare(d.frac, e.frac)
+}
+
+func (d decimal) cmp(e decimal) int {
+	switch {
+	case d.neg && e.neg:
+		return e.cmpAbs(d)
+	case d.neg:
+		return -1
+	case e.neg:
+		return 1
+	}
+	return d.cmpAbs(e)
+}
+
+// scaled returns d × 10^places, which must be an integer.
+func (d decimal) scaled(places int) *big.Int {
+	n, _ := new(big.Int).SetString("0"+d.whole+d.frac+strings.Repeat("0", places-len(d.frac)), 10)
+	if d.neg {
+		n.Neg(n)
+	}
+	return n
+}
+
+// bound is one end of a range of numbers.
+type bound struct {
+	at   decimal
+	open bool // at itself is outside
+}
+
+// numSpec is a set of numbers: a range, the multiples of something, all but some values.
+type numSpec struct {
+	integer   bool
+	nonInt    bool // no integer: only out of the negation of "integer"
+	lo, hi    *bound
+	multiples []decimal
+	except    []decimal
+	notMult   []decimal
+	only      []decimal // nil: any; emptied by split
+}
+
+const maxMultiple = 1 << 20
+
+// contains reports whether d belongs to the set.
+func (n *numSpec) contains(d decimal) bool {
+	if n.integer && !d.integer() || n.nonInt && d.integer() {
+		return false
+	}
+	if n.lo != nil {
+		if c := d.cmp(n.lo.at); c < 0 || c == 0 && n.lo.open {
+			return false
+		}
+	}
+	if n.hi != nil {
+		if c := d.cmp(n.hi.at); c > 0 || c == 0 && n.hi.open {
+			return false
+		}
+	}
+	for _, m := range n.multiples {
+		if !multipleOf(d, m) {
+			return false
+		}
+	}
+	for _, m := range n.notMult {
+		if multipleOf(d, m) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(n.except, func(x decimal) bool { return x.cmp(d) == 0 })
+}
+
+func multipleOf(d, m decimal) bool {
+	places := max(len(d.frac), len(m.frac))
+	return new(big.Int).Rem(d.scaled(places), m.scaled(places)).Sign() == 0
+}
+
+// intersect narrows n to what o also holds.
+func (n *numSpec) intersect(o *numSpec) {
+	n.integer = n.integer || o.integer
+	n.nonInt = n.nonInt || o.nonInt
+	if o.lo != nil && (n.lo == nil || o.lo.at.cmp(n.lo.at) > 0 || o.lo.at.cmp(n.lo.at) == 0 && o.lo.open) {
+		n.lo = o.lo
+	}
+	if o.hi != nil && (n.hi == nil || o.hi.at.cmp(n.hi.at) < 0 || o.hi.at.cmp(n.hi.at) == 0 && o.hi.open) {
+		n.hi = o.hi
+	}
+	n.multiples = append(slices.Clip(n.multiples), o.multiples...)
+	n.except = append(slices.Clip(n.except), o.except...)
+	n.notMult = append(slices.Clip(n.notMult), o.notMult...)
+	switch {
+	case o.only == nil:
+	case n.only == nil:
+		n.only = o.only
+	default:
+		both := []decimal{}
+		for _, d := range n.only {
+			if slices.ContainsFunc(o.only, func(x decimal) bool { return x.cmp(d) == 0 }) {
+				both = append(both, d)
+			}
+		}
+		n.only = both
+	}
+}
+
+// split returns the set as sets without a list of values: one for each value.
+func (n *numSpec) split() []numSpec {
+	if n.only == nil {
+		return []numSpec{*n}
+	}
+	var out []numSpec
+	for _, d := range n.only {
+		if n.contains(d) {
+			out = append(out, numSpec{lo: &bound{at: d}, hi: &bound{at: d}})
+		}
+	}
+	return out
+}
+
+// empty reports whether the range is plainly empty. Its machine knows better.
+func (n *numSpec) empty() bool {
+	if n.integer && n.nonInt || n.only != nil && len(n.only) == 0 {
+		return true
+	}
+	if n.lo == nil || n.hi == nil {
+		return false
+	}
+	c := n.lo.at.cmp(n.hi.at)
+	if c == 0 && !n.lo.open && !n.hi.open {
+		return !n.contains(n.lo.at)
+	}
+	return c >= 0
+}
+
+// unlimited reports whether every number belongs to the set: only then are exponents read.
+func (n *numSpec) unlimited() bool {
+	return !n.integer && !n.nonInt && n.lo == nil && n.hi == nil && len(n.multiples)+len(n.except)+len(n.notMult) == 0
+}
+
+// comparison relates the digits read so far to a magnitude.
+type comparison struct {
+	mag  decimal
+	need uint8 // which outcomes are allowed: bit 0 less, bit 1 equal, bit 2 greater
+}
+
+const (
+	isLess uint8 = 1 << iota
+	isEqual
+	isGreater
+)
+
+// residue tracks the digits read so far modulo m, for multiples of m / 10^places.
+type residue struct {
+	mod    int64
+	places int
+	not    bool
+}
+
+// numMachine reads the numbers of one numSpec: for each sign, what their magnitude must be.
+type numMachine struct {
+	id       int
+	spec     *numSpec
+	any      bool
+	possible [2]bool
+	compare  [2][]comparison
+	residues []residue
+	maxWhole int
+	maxFrac  int
+	known    map[string]bool // whether a state is alive
+}
+
+func newNumMachine(spec *numSpec) (*numMachine, error) {
+	m := &numMachine{spec: spec, any: spec.unlimited()}
+	for side := range 2 {
+		neg := side == 1
+		lo, hi := spec.lo, spec.hi
+		if neg {
+			lo, hi = hi, lo
+		}
+		m.possible[side] = true
+		if hi != nil { // a limit of the magnitude, or out of reach
+			if hi.at.neg == neg || hi.at.zero() {
+				need := isLess | isEqual
+				if hi.open {
+					need = isLess
+				}
+				m.compare[side] = append(m.compare[side], comparison{hi.at.abs(), need})
+			} else {
+				m.possible[side] = false
+			}
+		}
+		if lo != nil && (lo.at.neg == neg || lo.at.zero()) {
+			need := isGreater | isEqual
+			if lo.open {
+				need = isGreater
+			}
+			m.compare[side] = append(m.compare[side], comparison{lo.at.abs(), need})
+		}
+		for _, x := range spec.except {
+			if x.neg == neg || x.zero() {
+				m.compare[side] = append(m.compare[side], comparison{x.abs(), isLess | isGreater})
+			}
+		}
+		for _, c := range m.compare[side] {
+			m.maxWhole, m.maxFrac = max(m.maxWhole, len(c.mag.whole)), max(m.maxFrac, len(c.mag.frac))
+		}
+	}
+	for i, list := range [][]decimal{spec.multiples, spec.notMult} {
+		for _, x := range list {
+			mod := x.abs().scaled(len(x.frac))
+			if mod.Sign() == 0 || !mod.IsInt64() || mod.Int64() > maxMultiple {
+				return nil, errors.New("multipleOf is zero or too large")
+			}
+			m.residues = append(m.residues, residue{mod: mod.Int64(), places: len(x.frac), not: i == 1})
+			m.maxFrac = max(m.maxFrac, len(x.frac))
+		}
+	}
+	if spec.nonInt {
+		m.residues = append(m.residues, residue{mod: 1, not: true})
+	}
+	return m, nil
+}
+
+type numPhase uint8
+
+const (
+	nStart numPhase = iota
+	nMinus
+	nZero  // the whole part is 0
+	nWhole // digits of the whole part
+	nPoint
+	nFrac
+	nExp
+	nExpSign
+	nExpDigits
+)
+
+// numState is a position within a number. It is encoded as text to be compared and stored.
+type numState struct {
+	phase numPhase
+	neg   bool
+	n     int // digits read of the whole part, at most one more than any bound has
+	f     int // digits read of the fraction, likewise
+	cmp   []uint8
+	res   []int64 // residue, or -1 when a digit beyond the places was not 0
+}
+
+func (s *numState) encode(b []byte) []byte {
+	b = append(b, byte(s.phase), 0)
+	if s.neg {
+		b[len(b)-1] = 1
+	}
+	b = append(b, byte(s.n), byte(s.n>>8), byte(s.f), byte(s.f>>8))
+	b = append(b, s.cmp...)
+	for _, r := range s.res {
+		b = append(b, byte(r), byte(r>>8), byte(r>>16), byte(r>>24))
+	}
+	return b
+}
+
+func (m *numMachine) decode(b string) numState {
+	s := numState{phase: numPhase(b[0]), neg: b[1] == 1}
+	s.n, s.f = int(b[2])|int(b[3])<<8, int(b[4])|int(b[5])<<8
+	b = b[6:]
+	if s.phase >= nMinus && !m.any {
+		k := len(m.compare[s.side()])
+		s.cmp, b = []byte(b[:k]), b[k:]
+	}
+	for i := range len(b) / 4 {
+		r := uint32(b[4*i]) | uint32(b[4*i+1])<<8 | uint32(b[4*i+2])<<16 | uint32(b[4*i+3])<<24
+		s.res = append(s.res, int64(int32(r)))
+	}
+	return s
+}
+
+func (s *numState) side() int {
+	if s.neg {
+		return 1
+	}
+	return 0
+}
+
+// begin sets the sign.
+func (m *numMachine) begin(s *numState, neg bool) bool {
+	s.neg = neg
+	if m.any {
+		return true
+	}
+	if !m.possible[s.side()] {
+		return false
+	}
+	s.cmp = make([]uint8, len(m.compare[s.side()]))
+	for i := range s.cmp {
+		s.cmp[i] = isEqual
+	}
+	s.res = make([]int64, len(m.residues))
+	return true
+}
+
+// step reads one byte of a number and reports whether it may stand there.
+func (m *numMachine) step(s *numState, c byte) bool {
+	digit := c >= '0' && c <= '9'
+	switch s.phase {
+	case nStart:
+		if c == '-' {
+			s.phase = nMinus
+			return m.begin(s, true)
+		}
+		return digit && m.begin(s, false) && m.first(s, c)
+	case nMinus:
+		return digit && m.first(s, c)
+	case nZero, nWhole:
+		switch {
+		case digit && s.phase == nWhole:
+			return m.whole(s, c)
+		case c == '.':
+			s.phase = nPoint
+			return !m.spec.integer && m.endWhole(s)
+		}
+		return m.exponent(s, c)
+	case nPoint, nFrac:
+		if digit {
+			s.phase = nFrac
+			return m.fraction(s, c)
+		}
+		return s.phase == nFrac && m.exponent(s, c)
+	case nExp:
+		if c == '+' || c == '-' {
+			s.phase = nExpSign
+			return true
+		}
+		fallthrough
+	case nExpSign, nExpDigits:
+		s.phase = nExpDigits
+		return digit
+	}
+	return false
+}
+
+func (m *numMachine) exponent(s *numState, c byte) bool {
+	s.phase = nExp
+	return m.any && (c == 'e' || c == 'E')
+}
+
+func (m *numMachine) first(s *numState, c byte) bool {
+	if c == '0' {
+		s.phase = nZero
+		return true
+	}
+	s.phase = nWhole
+	return m.whole(s, c)
+}
+
+func (m *numMachine) whole(s *numState, c byte) bool {
+	if m.any {
+		return true
+	}
+	for i, x := range m.compare[s.side()] {
+		switch {
+		case s.n >= len(x.mag.whole):
+			s.cmp[i] = isGreater
+		case s.cmp[i] == isEqual:
+			s.cmp[i] = order(c, x.mag.whole[s.n])
+		}
+	}
+	s.n = min(s.n+1, m.maxWhole+1)
+	m.digit(s, c)
+	return true
+}
+
+func order(a, b byte) uint8 {
+	switch {
+	case a < b:
+		return isLess
+	case a > b:
+		return isGreater
+	}
+	return isEqual
+}
+
+func (m *numMachine) digit(s *numState, c byte) {
+	for i, r := range m.residues {
+		if s.res[i] >= 0 {
+			s.res[i] = (s.res[i]*10 + int64(c-'0')) % r.mod
+		}
+	}
+}
+
+// endWhole settles the comparisons with magnitudes that have more digits before the point.
+func (m *numMachine) endWhole(s *numState) bool {
+	if !m.any {
+		for i, x := range m.compare[s.side()] {
+			if s.n < len(x.mag.whole) {
+				s.cmp[i] = isLess
+			}
+		}
+		s.n = 0
+	}
+	return true
+}
+
+func (m *numMachine) fraction(s *numState, c byte) bool {
+	if m.any {
+		return true
+	}
+	for i, x := range m.compare[s.side()] {
+		if s.cmp[i] == isEqual {
+			d := byte('0')
+			if s.f < len(x.mag.frac) {
+				d = x.mag.frac[s.f]
+			}
+			s.cmp[i] = order(c, d)
+		}
+	}
+	for i, r := range m.residues {
+		switch {
+		case s.res[i] < 0:
+		case s.f < r.places:
+			s.res[i] = (s.res[i]*10 + int64(c-'0')) % r.mod
+		case c != '0':
+			s.res[i] = -1
+			if !r.not {
+				return false
+			}
+		}
+	}
+	s.f = min(s.f+1, m.maxFrac+1)
+	return true
+}
+
+// final reports whether a number may end here.
+func (m *numMachine) final(s *numState) bool {
+	switch s.phase {
+	case nZero, nWhole, nFrac, nExpDigits:
+	default:
+		return false
+	}
+	if m.any {
+		return true
+	}
+	for i, x := range m.compare[s.side()] {
+		c := s.cmp[i]
+		if s.phase != nFrac && s.n < len(x.mag.whole) || c == isEqual && s.fracLeft(x) {
+			c = isLess
+		}
+		if x.need&c == 0 {
+			return false
+		}
+	}
+	for i, r := range m.residues {
+		x := s.res[i]
+		for k := s.f; x >= 0 && k < r.places; k++ {
+			x = x * 10 % r.mod
+		}
+		if (x == 0) == r.not {
+			return false
+		}
+	}
+	return true
+}
+
+// fracLeft reports whether digits of the magnitude's fraction are still unread.
+func (s *numState) fracLeft(x comparison) bool { return s.f < len(x.mag.frac) }
+
+const (
+	numberBytes  = "0123456789.-eE+"
+	maxNumStates = 200_000
+)
+
+// start returns the encoded state before a number.
+func (m *numMachine) start() string { return string((&numState{}).encode(nil)) }
+
+// next returns the encoded state after c, or "" when no number of the set goes on so.
+func (m *numMachine) next(state string, c byte) string {
+	s := m.decode(state)
+	if !m.step(&s, c) {
+		return ""
+	}
+	out := string(s.encode(nil))
+	if !m.alive(out) {
+		return ""
+	}
+	return out
+}
+
+func (m *numMachine) isFinal(state string) bool {
+	s := m.decode(state)
+	return m.final(&s)
+}
+
+// alive reports whether a number of the set goes on from state. It reports true where finding
+// out takes too long.
+func (m *numMachine) alive(state string) bool {
+	if m.any {
+		return true
+	}
+	if ok, known := m.known[state]; known {
+		return ok
+	}
+	if m.known == nil {
+		m.known = map[string]bool{}
+	}
+	// A breadth-first search for the shortest way to the end.
+	from := map[string]string{state: ""}
+	queue := []string{state}
+	for i := 0; i < len(queue); i++ {
+		at := queue[i]
+		if m.isFinal(at) || m.known[at] {
+			for at != "" {
+				m.known[at] = true
+				at = from[at]
+			}
+			return true
+		}
+		if len(m.known)+len(from) > maxNumStates {
+			return true
+		}
+		for _, c := range []byte(numberBytes) {
+			s := m.decode(at)
+			if !m.step(&s, c) {
+				continue
+			}
+			out := string(s.encode(nil))
+			if _, seen := from[out]; seen {
+				continue
+			}
+			if ok, known := m.known[out]; known && !ok {
+				continue
+			}
+			from[out] = at
+			queue = append(queue, out)
+		}
+	}
+	for at := range from {
+		m.known[at] = false
+	}
+	return false
+}

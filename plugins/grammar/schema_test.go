@@ -1,0 +1,250 @@
+package grammar_test
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/grammar"
+)
+
+var schemaCases = []struct {
+	name    string
+	schema  string
+	valid   []string
+	invalid []string
+}{
+	{"anything", `{}`, []string{`null`, `true`, `-0.5e+10`, `"a\u00e9\ud83d\ude00é\n"`, `[1,[],{"a":{}}]`}, []string{``, `nul`, `01`, `"`, `"\ud83d"`, `"\x"`, `[1,]`, `{"a"}`, `{"a":1,"a":2}`, "\"\x01\"", "\"\xff\"", `[}`, `1.`, `1e`, `+1`}},
+	{"types", `{"type":["integer","null"]}`, []string{`1`, `-12`, `null`}, []string{`1.5`, `"1"`, `true`}},
+	{"enumeration", `{"enum":["a","ab",1,null,{"x":[1]}]}`, []string{`"a"`, `"ab"`, `1`, `null`, `{"x":[1]}`}, []string{`"b"`, `"abc"`, `2`, `{"x":[]}`, `{"x":[1],"y":1}`, `{}`}},
+	{"constant", `{"const":{"a":[true,2.50]}}`, []string{`{"a":[true,2.5]}`, `{"a":[true,2.50]}`}, []string{`{"a":[true,2.51]}`, `{"a":[true]}`, `{}`}},
+	{"range", `{"type":"number","minimum":-2.5,"exclusiveMaximum":10}`, []string{`-2.5`, `0`, `-0`, `9.999`, `3`, `-2.49`}, []string{`-2.51`, `10`, `10.0`, `11`, `100`, `-3`}},
+	{"integer range", `{"type":"integer","minimum":3,"maximum":120}`, []string{`3`, `9`, `10`, `99`, `120`}, []string{`2`, `121`, `1000`, `0`, `-5`}},
+	{"old exclusive range", `{"$schema":"http://json-schema.org/draft-04/schema#","type":"integer","minimum":3,"exclusiveMinimum":true}`, []string{`4`}, []string{`3`}},
+	{"multiples", `{"type":"number","multipleOf":0.25,"minimum":1}`, []string{`1`, `1.5`, `1.250`, `100.75`}, []string{`1.3`, `0.75`, `1.251`}},
+	{"length", `{"type":"string","minLength":2,"maxLength":3}`, []string{`"ab"`, `"äöü"`, `"a\n"`}, []string{`"a"`, `"abcd"`, `""`}},
+	{"pattern", `{"type":"string","pattern":"^a+b?$"}`, []string{`"a"`, `"aab"`}, []string{`"b"`, `"abb"`, `"xa"`}},
+	{"unanchored pattern", `{"type":"string","pattern":"foo|^bar"}`, []string{`"xfoox"`, `"barx"`}, []string{`"xbar"`, `"fo"`}},
+	{"pattern and length", `{"type":"string","pattern":"^a+$","maxLength":2}`, []string{`"a"`, `"aa"`}, []string{`"aaa"`, `""`}},
+	{"date", `{"type":"string","format":"date"}`, []string{`"2024-02-29"`}, []string{`"2023-02-29"`, `"2024-13-01"`}},
+	{
+		"object", `{"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"string"}},"required":["a"],"additionalProperties":false}`,
+		[]string{`{"a":1}`, `{"a":1,"b":"x"}`},
+		[]string{`{}`, `{"b":"x"}`, `{"a":1,"c":1}`, `{"a":1,"b":"x",}`, `{"a":"x"}`},
+	},
+	{
+		"additional properties", `{"type":"object","properties":{"ab":{"type":"integer"}},"additionalProperties":{"type":"boolean"}}`,
+		[]string{`{}`, `{"x":true}`, `{"ab":1,"abc":true,"a":false}`},
+		[]string{`{"x":1}`, `{"ab":true}`, `{"abc":1}`, `{"x":true,"x":false}`},
+	},
+	{
+		"pattern properties", `{"type":"object","patternProperties":{"^n":{"type":"integer"},"s$":{"minimum":3}},"additionalProperties":false}`,
+		[]string{`{"n":1}`, `{"ns":3}`, `{"s":"x"}`},
+		[]string{`{"x":1}`, `{"n":"x"}`, `{"ns":2}`, `{"s":2}`},
+	},
+	{"property names", `{"type":"object","propertyNames":{"pattern":"^[a-z]$"}}`, []string{`{"a":1}`}, []string{`{"A":1}`, `{"ab":1}`}},
+	{"property counts", `{"type":"object","minProperties":1,"maxProperties":2}`, []string{`{"a":1}`, `{"a":1,"b":2}`}, []string{`{}`, `{"a":1,"b":2,"c":3}`}},
+	{
+		"dependencies", `{"type":"object","properties":{"a":{},"b":{},"c":{}},"dependentRequired":{"a":["b"]},"dependentSchemas":{"b":{"required":["c"]}}}`,
+		[]string{`{"a":1,"b":2,"c":3}`, `{"c":1}`, `{"b":1,"c":2}`},
+		[]string{`{"a":1}`, `{"a":1,"b":2}`, `{"b":1}`},
+	},
+	{"array", `{"type":"array","items":{"type":"integer"},"minItems":1,"maxItems":2}`, []string{`[1]`, `[1,2]`}, []string{`[]`, `[1,2,3]`, `["a"]`}},
+	{"tuple", `{"type":"array","prefixItems":[{"type":"integer"},{"type":"string"}],"items":false}`, []string{`[]`, `[1]`, `[1,"a"]`}, []string{`["a"]`, `[1,"a",2]`}},
+	{"contains", `{"type":"array","contains":{"type":"string"},"minContains":2,"maxContains":3}`, []string{`["a",1,"b"]`, `["a","b","c",1]`}, []string{`["a"]`, `[]`, `["a","b","c","d"]`}},
+	{"unique items", `{"type":"array","items":{"type":["integer","string","boolean"]},"uniqueItems":true}`, []string{`[]`, `[1,2,"1",true,false]`, `["a","b"]`}, []string{`[1,1]`, `["a","a"]`, `[true,true]`}},
+	{"all of", `{"allOf":[{"type":"integer","minimum":3},{"maximum":5}]}`, []string{`3`, `5`}, []string{`2`, `6`, `"x"`}},
+	{"any of", `{"anyOf":[{"type":"integer"},{"type":"string","maxLength":1}]}`, []string{`3`, `"x"`}, []string{`"xx"`, `1.5`}},
+	{"one of numbers", `{"oneOf":[{"type":"integer","minimum":3},{"type":"integer","maximum":5}]}`, []string{`2`, `6`}, []string{`3`, `4`, `5`}},
+	{
+		"one of objects", `{"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"integer"}},"oneOf":[{"required":["a"]},{"required":["b"]}]}`,
+		[]string{`{"a":1}`, `{"b":1}`},
+		[]string{`{}`, `{"a":1,"b":1}`},
+	},
+	{"negation", `{"type":"string","not":{"enum":["a","b"]}}`, []string{`"c"`, `"ab"`}, []string{`"a"`, `"b"`, `1`}},
+	{"negated object", `{"not":{"type":"object","properties":{"a":{"const":1}},"required":["a"]}}`, []string{`1`, `{}`, `{"a":2}`}, []string{`{"a":1}`, `{"a":1,"b":2}`}},
+	{"negated items", `{"type":"array","not":{"items":{"type":"integer"}}}`, []string{`["a"]`, `[1,"a"]`}, []string{`[]`, `[1,2]`}},
+	{
+		"condition", `{"type":"object","properties":{"k":{"enum":["x","y"]},"v":{}},"required":["k"],"if":{"properties":{"k":{"const":"x"}}},"then":{"required":["v"]},"else":{"maxProperties":1}}`,
+		[]string{`{"k":"x","v":1}`, `{"k":"y"}`},
+		[]string{`{"k":"x"}`, `{"k":"y","v":1}`},
+	},
+	{
+		"recursion", `{"$ref":"#/$defs/t","$defs":{"t":{"type":"object","properties":{"next":{"$ref":"#/$defs/t"},"v":{"type":"integer"}},"additionalProperties":false,"required":["v"]}}}`,
+		[]string{`{"v":1}`, `{"next":{"next":{"v":1},"v":2},"v":3}`},
+		[]string{`{"next":{},"v":1}`},
+	},
+	{"anchor", `{"$ref":"#x","$defs":{"t":{"$anchor":"x","type":"null"}}}`, []string{`null`}, []string{`1`}},
+	{"ignored beside $ref", `{"$schema":"http://json-schema.org/draft-07/schema#","definitions":{"t":{"type":"integer"}},"properties":{"a":{"$ref":"#/definitions/t","maximum":3}}}`, []string{`{"a":5}`}, []string{`{"a":"x"}`}},
+}
+
+func compileValidator(t testing.TB, schema string) *jsonschema.Schema {
+	t.Helper()
+	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(schema))
+	must.NoError(t, err)
+	c := jsonschema.NewCompiler()
+	c.AssertFormat()
+	must.NoError(t, c.AddResource("mem:///schema.json", doc))
+	s, err := c.Compile("mem:///schema.json")
+	must.NoError(t, err)
+	return s
+}
+
+func validates(t testing.TB, s *jsonschema.Schema, doc []byte) error {
+	t.Helper()
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(doc))
+	if err != nil {
+		return err
+	}
+	return s.Validate(v)
+}
+
+func TestSchemaDocuments(t *testing.T) {
+	t.Parallel()
+	for _, c := range schemaCases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			g, err := grammar.Compile([]byte(c.schema), grammar.Options{Order: grammar.AnyOrder})
+			must.NoError(t, err)
+			validator := compileValidator(t, c.schema)
+			for _, doc := range c.valid {
+				must.True(t, g.Accepts([]byte(doc)), must.Sprintf("%s is valid", doc))
+				must.NoError(t, validates(t, validator, []byte(doc)))
+			}
+			for _, doc := range c.invalid {
+				must.False(t, g.Accepts([]byte(doc)), must.Sprintf("%s is invalid", doc))
+			}
+		})
+	}
+}
+
+func TestSchemaOrder(t *testing.T) {
+	t.Parallel()
+	schema := `{"type":"object","properties":{"a":{},"b":{},"c":{}},"required":["b"],"dependentRequired":{"c":["a"]}}`
+	g, err := grammar.Compile([]byte(schema), grammar.Options{})
+	must.NoError(t, err)
+	for doc, ok := range map[string]bool{
+		`{"a":1,"b":2,"c":3}`: true, `{"b":2}`: true, `{"b":2,"x":1}`: true, `{"b":2,"c":3}`: false,
+		`{"b":2,"a":1}`: false, `{"x":1,"b":2}`: false, `{"a":1}`: false,
+	} {
+		must.EqOp(t, ok, g.Accepts([]byte(doc)), must.Sprint(doc))
+	}
+}
+
+func TestWhitespace(t *testing.T) {
+	t.Parallel()
+	doc := []byte(" { \"a\" : [ 1 , 2 ] }\n")
+	compact, err := grammar.Compile([]byte(`{}`), grammar.Options{})
+	must.NoError(t, err)
+	must.False(t, compact.Accepts(doc))
+	spaced, err := grammar.Compile([]byte(`{}`), grammar.Options{Whitespace: grammar.AnyWhitespace})
+	must.NoError(t, err)
+	must.True(t, spaced.Accepts(doc))
+}
+
+func TestCompileRefused(t *testing.T) {
+	t.Parallel()
+	deep := strings.Repeat(`{"items":`, 5000) + `{}` + strings.Repeat(`}`, 5000)
+	for _, c := range []struct{ name, schema, pointer, keyword string }{
+		{"not JSON", `{`, "", ""},
+		{"not a schema", `3`, "", ""},
+		{"nothing satisfies it", `{"allOf":[{"type":"string"},{"type":"null"}]}`, "", ""},
+		{"endless value", `{"$ref":"#/$defs/a","$defs":{"a":{"type":"array","items":{"$ref":"#/$defs/a"},"minItems":1}}}`, "", ""},
+		{"unknown reference", `{"properties":{"a/b":{"$ref":"#/nowhere"}}}`, "/properties/a~1b", "$ref"},
+		{"remote reference", `{"$ref":"http://example.com/s"}`, "", "$ref"},
+		{"reference to itself", `{"$ref":"#"}`, "", "$ref"},
+		{"circle of references", `{"$ref":"#/$defs/a","$defs":{"a":{"anyOf":[{"$ref":"#/$defs/b"},{"type":"null"}]},"b":{"allOf":[{"$ref":"#/$defs/a"}]}}}`, "/$defs/a", "$ref"},
+		{"backreference", `{"pattern":"(a)\\1"}`, "", "pattern"},
+		{"lookbehind", `{"items":{"pattern":"(?<=a)b"}}`, "/items", "pattern"},
+		{"unevaluated", `{"properties":{"x":{"unevaluatedProperties":false}}}`, "/properties/x", "unevaluatedProperties"},
+		{"unique composites", `{"properties":{"x":{"type":"array","uniqueItems":true}}}`, "/properties/x", "uniqueItems"},
+		{"huge minimum length", `{"minLength":100000000}`, "", "minLength"},
+		{"huge minimum of items", `{"minItems":100000000}`, "", "minItems"},
+		{"many digits", `{"multipleOf":0.00000000000001234567}`, "", "multipleOf"},
+		{"too deep", deep, "", ""},
+		{"too many combinations", `{"allOf":[` + strings.TrimSuffix(strings.Repeat(`{"oneOf":[{"required":["a"]},{"required":["b"]},{"required":["c"]},{"required":["d"]}]},`, 40), ",") + `]}`, "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := grammar.Compile([]byte(c.schema), grammar.Options{})
+			e, ok := errors.AsType[*grammar.Error](err)
+			must.True(t, ok, must.Sprintf("error %v", err))
+			must.EqOp(t, c.keyword, e.Keyword, must.Sprint(err))
+			must.EqOp(t, c.pointer, e.Pointer, must.Sprint(err))
+		})
+	}
+}
+
+// randomDocument writes a document by choosing among the bytes that may come next. It returns nil
+// when the document does not end in time.
+func randomDocument(g *grammar.Grammar, v *grammar.Vocabulary, rng *rand.Rand) []byte {
+	m := g.NewMatcher(v)
+	mask := make([]uint64, v.MaskLen())
+	var doc []byte
+	for len(doc) < 400 {
+		if m.Done() && rng.IntN(3) == 0 {
+			return doc
+		}
+		m.Mask(mask)
+		var can, closing []int
+		for b := range 256 {
+			if mask[b/64]>>(b%64)&1 == 1 {
+				can = append(can, b)
+				if strings.IndexByte(`}]",:0tfn`, byte(b)) >= 0 && (len(doc) < 60 || b != ',') {
+					closing = append(closing, b)
+				}
+			}
+		}
+		if len(closing) > 0 && (len(doc) > 60 || rng.IntN(2) == 0) {
+			can = closing
+		}
+		if len(can) == 0 {
+			break
+		}
+		b := can[rng.IntN(len(can))]
+		if m.Accept(b) != nil {
+			break
+		}
+		doc = append(doc, byte(b))
+	}
+	if m.Done() {
+		return doc
+	}
+	return nil
+}
+
+func byteVocabulary() *grammar.Vocabulary {
+	tokens := make([][]byte, 257)
+	for b := range 256 {
+		tokens[b] = []byte{byte(b)}
+	}
+	return grammar.NewVocabulary(tokens, 256)
+}
+
+func TestRandomDocumentsValidate(t *testing.T) {
+	t.Parallel()
+	v := byteVocabulary()
+	finished := 0
+	for _, c := range schemaCases {
+		validator := compileValidator(t, c.schema)
+		for _, order := range []grammar.Order{grammar.SchemaOrder, grammar.AnyOrder} {
+			g, err := grammar.Compile([]byte(c.schema), grammar.Options{Order: order})
+			must.NoError(t, err)
+			rng := rand.New(rand.NewPCG(1, uint64(order)))
+			for range 20 {
+				doc := randomDocument(g, v, rng)
+				if doc == nil {
+					continue
+				}
+				finished++
+				must.NoError(t, validates(t, validator, doc), must.Sprintf("%s: %s", c.name, doc))
+			}
+		}
+	}
+	must.Greater(t, 20*len(schemaCases), finished)
+}
