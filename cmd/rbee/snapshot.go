@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
 	"github.com/rbee-project/rbee/core"
@@ -20,7 +21,8 @@ func (a *app) snapshotCommand() *cobra.Command {
 		Use:   "snapshot",
 		Short: "Copies of the registry in a file",
 		Long: `Copies of the registry in a file: nodes, tokens (hashed), hives, workers. Models are not in it.
-The CA's key and the gossip keys in it are sealed: they open with the seal key that the queens have on their disks, and with nothing else.`,
+The CA's key and the gossip keys in it are sealed: they open with the seal key that the queens have on their disks, which "rbee operator recovery-key"
+shows, and with nothing else. Back up both, apart from each other.`,
 	}
 	cmd.AddCommand(a.snapshotSaveCommand(), a.snapshotRestoreCommand(), a.snapshotInspectCommand())
 	return cmd
@@ -92,41 +94,173 @@ func saveSnapshot(ctx context.Context, c *client.Client, path string, force bool
 }
 
 func (a *app) snapshotRestoreCommand() *cobra.Command {
-	var yes, dryRun bool
+	var (
+		yes, dryRun bool
+		offline     offlineRestore
+	)
 	cmd := &cobra.Command{
 		Use:   "restore FILE",
 		Short: "Replace the registry by a snapshot of the same cluster",
 		Long: `Replace the registry by a snapshot of the same cluster. What changed since then is lost: nodes and tokens that were made are unknown again.
-What was revoked stays revoked. Hives report their workers anew within seconds.`,
-		Args: exactly("FILE"),
+What was revoked stays revoked. Hives report their workers anew within seconds.
+
+With --offline no queen is asked, for a cluster that has none any more: the registry of this machine is replaced while its agent is stopped, and it
+is the only queen from then on. What is left of the old registry is put aside. Other machines need nothing, as long as they reach this one at the address
+of a queen that they know; other queens that come back must join anew.
+A machine that lost its data_dir, too, needs the cluster's recovery key: see "rbee operator recovery-key".`,
+		Example: "  rbee operator snapshot restore registry.snap\n  rbee operator snapshot restore --offline registry.snap --recovery-key recovery.key",
+		Args:    exactly("FILE"),
 	}
-	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
-		f, err := openSnapshot(args[0])
-		if err != nil {
+	online := a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		return a.restoreSnapshot(ctx, args[0], yes, dryRun, func(f io.Reader) error {
+			info, err := c.RestoreSnapshot(ctx, f)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.stderr, "The registry is now that of the snapshot.")
+			return a.showSnapshot(info, args[0])
+		})
+	})
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !offline.on {
+			if name := offline.given(cmd); name != "" {
+				return usageHint("Without it the cluster's leader restores, and needs nothing of this machine.", "--%s goes with --offline", name)
+			}
+			return online(cmd, args)
+		}
+		return a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+			return a.restoreSnapshot(ctx, args[0], yes, dryRun, func(f io.Reader) error { return a.restoreOffline(ctx, cmd, &offline, f, args[0]) })
+		})(cmd, args)
+	}
+	destructiveFlags(cmd, &yes, &dryRun)
+	offline.flags(cmd)
+	return cmd
+}
+
+// restoreSnapshot looks into a snapshot, asks, and has it restored.
+func (a *app) restoreSnapshot(ctx context.Context, path string, yes, dryRun bool, restore func(io.Reader) error) error {
+	f, err := openSnapshot(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := agent.InspectSnapshot(f)
+	if err != nil {
+		return err
+	}
+	if dryRun {
+		fmt.Fprintln(a.stderr, "Would replace the registry by this:")
+		return a.showSnapshot(info, path)
+	}
+	if err := a.confirm(ctx, yes, fmt.Sprintf("Replace the registry by %s, as it was at index %d?", path, info.Index)); err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return core.E("read the snapshot", core.Internal, err)
+	}
+	return restore(f)
+}
+
+// offlineRestore is how a snapshot is restored without a cluster.
+type offlineRestore struct {
+	on          bool
+	recoveryKey string // path; "-": stdin; empty: none
+	source      configSource
+}
+
+func (o *offlineRestore) flags(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&o.on, "offline", false, "restore on this machine, whose agent is stopped, as the only queen")
+	cmd.Flags().StringVar(&o.recoveryKey, "recovery-key", "", "`FILE` with the cluster's recovery key (-: stdin), where data_dir is lost, too")
+	o.source.fileFlags(cmd)
+}
+
+// given returns a flag that makes sense offline alone; empty: there is none.
+func (o *offlineRestore) given(cmd *cobra.Command) string {
+	names := []string{"recovery-key", "config", "queen-only", "hive-only"}
+	for _, x := range settingFlags {
+		names = append(names, x.flag)
+	}
+	for _, name := range names {
+		if cmd.Flags().Changed(name) {
+			return name
+		}
+	}
+	return ""
+}
+
+// maxRecoveryKeyBytes bounds what is read as a recovery key.
+const maxRecoveryKeyBytes = 4096
+
+func (a *app) restoreOffline(ctx context.Context, cmd *cobra.Command, o *offlineRestore, snapshot io.Reader, path string) error {
+	cfg, err := a.loadSettings(cmd, &o.source)
+	if err != nil {
+		return err
+	}
+	key := ""
+	if o.recoveryKey != "" {
+		if key, err = a.readRecoveryKey(o.recoveryKey); err != nil {
 			return err
+		}
+	}
+	done, err := agent.RestoreOffline(ctx, cfg, snapshot, key, a.now(), hclog.NewNullLogger())
+	if err != nil {
+		return err
+	}
+	for _, problem := range done.Problems {
+		fmt.Fprintln(a.stderr, "Not readable in the registry of before, so that revocations in it may be lost:", problem)
+	}
+	if done.Aside != "" {
+		fmt.Fprintln(a.stderr, "The registry of before is in", done.Aside)
+	}
+	for _, id := range done.Revoked {
+		fmt.Fprintf(a.stderr, "Node %s, which had this machine's name, is revoked: this machine stands in for it.\n", id)
+	}
+	fmt.Fprintf(a.stderr, "This machine, node %s, is the cluster's only queen now. Next:\n  %s\n", done.Node, startHint(cmd, &o.source))
+	if a.wantJSON() {
+		return writeJSON(a.stdout, done)
+	}
+	return a.showSnapshot(done.SnapshotInfo, path)
+}
+
+func (a *app) readRecoveryKey(path string) (string, error) {
+	in := a.stdin
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return "", core.WithHint(core.E("read the recovery key", core.NotFound, err), "Name the file in which the recovery key is kept.")
 		}
 		defer f.Close()
-		info, err := agent.InspectSnapshot(f)
+		in = f
+	}
+	b, err := io.ReadAll(io.LimitReader(in, maxRecoveryKeyBytes))
+	return string(b), core.E("read the recovery key", core.Invalid, err)
+}
+
+func (a *app) recoveryKeyCommand() *cobra.Command {
+	var source configSource
+	cmd := &cobra.Command{
+		Use:   "recovery-key",
+		Short: "Show the cluster's recovery key, to be kept apart from its snapshots",
+		Long: `Show the cluster's recovery key. It is read from the data_dir of this machine, which must be a queen; nothing goes over the network.
+
+A snapshot and the recovery key are all that is needed to bring a cluster back after the loss of every queen, and all that is needed to be
+its CA: keep the key offline or in a password manager, never beside the snapshots. It does not change while the cluster lives.`,
+		Example: "  (umask 077; rbee operator recovery-key >recovery.key)",
+		Args:    exactly(),
+	}
+	cmd.RunE = a.do(func(_ context.Context, cmd *cobra.Command, _ []string) error {
+		cfg, err := a.loadSettings(cmd, &source)
 		if err != nil {
 			return err
 		}
-		if dryRun {
-			fmt.Fprintln(a.stderr, "Would replace the registry by this:")
-			return a.showSnapshot(info, args[0])
-		}
-		if err := a.confirm(ctx, yes, fmt.Sprintf("Replace the registry by %s, as it was at index %d?", args[0], info.Index)); err != nil {
+		key, err := agent.RecoveryKey(cfg)
+		if err != nil {
 			return err
 		}
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return core.E("read the snapshot", core.Internal, err)
-		}
-		if info, err = c.RestoreSnapshot(ctx, f); err != nil {
-			return err
-		}
-		fmt.Fprintln(a.stderr, "The registry is now that of the snapshot.")
-		return a.showSnapshot(info, args[0])
+		_, err = fmt.Fprintf(a.stdout, "%s\n", []byte(key))
+		return err
 	})
-	destructiveFlags(cmd, &yes, &dryRun)
+	source.fileFlags(cmd)
 	return cmd
 }
 

@@ -316,6 +316,9 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	}
 	p.registry = registry
 	p.defers(registry.Shutdown)
+	if p.net != nil && opts.Bootstrap == node.Never && !registry.HasState() && !p.knowsQueen() {
+		return lostRegistry(identity, opts.Dir)
+	}
 	o := queen.Options{
 		Node: registry, ID: p.id, Version: p.opts.Version, Logger: p.log.Named("queen"),
 		LocalHive: func() string {

@@ -284,6 +284,9 @@ func (p *Pool) Self() Member {
 	return p.self
 }
 
+// KnowsQueen reports whether the pool remembers another queen, of this run or one before.
+func (p *Pool) KnowsQueen() bool { return p.peers.queen() }
+
 // Members are all nodes that are known, this one too, sorted by id: alive, failed (for 24 hours) and left (for one hour).
 func (p *Pool) Members() []Member {
 	p.mu.Lock()

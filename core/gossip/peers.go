@@ -119,6 +119,13 @@ func (f *peerFile) addresses() []string {
 	return out
 }
 
+// queen reports whether a queen is remembered.
+func (f *peerFile) queen() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.now.Peers, func(p peer) bool { return p.Queen })
+}
+
 // save makes the remembered peers these and those that were remembered before, and writes them if that changes anything.
 func (f *peerFile) save(fresh []peer) {
 	f.mu.Lock()

@@ -67,7 +67,8 @@ func (f *FSM) decode(l *raft.Log) (*raftv1.Command, error) {
 	c := &raftv1.Command{}
 	if err := proto.Unmarshal(l.Data, c); err != nil {
 		return nil, core.WithHint(core.Errorf(op, core.Integrity, "the replicated log is damaged at index %d: %w", l.Index, err),
-			"Remove this queen's raft folder and let it join again, or restore a snapshot if it is the only queen.")
+			"If there are other queens, move this queen's raft folder away and start again; the only one goes back to a snapshot: "+
+				"\"rbee operator snapshot restore --offline FILE\".")
 	}
 	c = known(f.table, c)
 	if f.operation(c) == nil && !c.GetIgnorable() {

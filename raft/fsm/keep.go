@@ -72,3 +72,37 @@ func (e *entry) keepTombstone(stone state.Tombstone) {
 		e.PutTombstone(state.Tombstone{Hive: stone.Hive, Incarnation: stone.Incarnation, Index: e.index})
 	}
 }
+
+// Adopt makes a node part of a registry that was read from a snapshot and does not know it, or knows it with another key or address. Other nodes of
+// its name, which it stands in for, are revoked; Adopt returns their ids. Errors: Conflict for a node that is revoked.
+func Adopt(restored *state.Store, n core.Node) (replaced []string, err error) {
+	index := restored.AppliedIndex()
+	err = restored.Update(index, func(t *state.Txn) error {
+		e := &entry{Txn: t, index: index, rules: Version}
+		old, known := e.Node(n.ID)
+		if known && old.Revoked {
+			return core.WithHint(core.Errorf("restore snapshot", core.Conflict, "this machine, node %s (%s), is revoked", old.ID, old.Name),
+				"Restore on another queen's machine, or on a machine with an empty data_dir and the cluster's recovery key.")
+		}
+		for {
+			other, ok := e.NodeNamed(n.Name)
+			if !ok || other.ID == n.ID || other.Revoked {
+				break
+			}
+			if err := e.revokeNode(other.ID); err != nil {
+				return err
+			}
+			replaced = append(replaced, other.ID)
+		}
+		n.Revoked, n.CreateIndex, n.ModifyIndex = false, index, index
+		if known {
+			n.CreateIndex, n.ModifyIndex = old.CreateIndex, old.ModifyIndex
+		}
+		if !known || !sameNode(n, old) {
+			n.ModifyIndex = index
+			e.PutNode(n)
+		}
+		return nil
+	})
+	return replaced, err
+}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/core"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/state"
@@ -104,4 +105,35 @@ func TestRevokedTokensBounded(t *testing.T) {
 	left := s.Snapshot().RevokedTokens(nil)
 	must.SliceLen(t, state.MaxRevokedTokens, left)
 	must.Eq(t, "t000002", left[0].Token)
+}
+
+// The machine that restores is in the registry, whatever the snapshot knows of it, in the place of those that have its name.
+func TestAdopt(t *testing.T) {
+	t.Parallel()
+	f := applied(t, fsm.New(),
+		fsm.PutNode(node("n1", "one"), ""), fsm.PutNode(node("n2", "two"), ""), fsm.PutNode(node("n3", "three"), ""), fsm.RevokeNode("n3"),
+		fsm.SyncHive(hive("n1", 5, ""), nil),
+	)
+	replaced, err := fsm.Adopt(f.State(), node("n9", "ONE"))
+	must.NoError(t, err)
+	must.Eq(t, []string{"n1"}, replaced)
+	s := f.State().Snapshot()
+	must.True(t, s.Revoked(nil, "n1"))
+	_, ok := s.Hive(nil, "n1")
+	must.False(t, ok)
+	n, ok := s.NodeNamed(nil, "one")
+	must.True(t, ok)
+	must.Eq(t, "n9", n.ID)
+
+	moved := node("n2", "two")
+	moved.RPCAddress = "elsewhere:1"
+	replaced, err = fsm.Adopt(f.State(), moved)
+	must.NoError(t, err)
+	must.SliceEmpty(t, replaced)
+	n, _ = f.State().Snapshot().Node(nil, "n2")
+	must.Eq(t, "elsewhere:1", n.RPCAddress)
+	before := snapshot(t, f)
+	_, err = fsm.Adopt(f.State(), node("n3", "three"))
+	must.Eq(t, core.Conflict, core.KindOf(err))
+	must.Eq(t, before, snapshot(t, f))
 }

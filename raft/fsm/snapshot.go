@@ -272,5 +272,5 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 func isID(s string) bool { return s != "" && !strings.Contains(s, "\x00") }
 
 func damaged(format string, args ...any) error {
-	return core.WithHint(core.Errorf("read snapshot", core.Integrity, format, args...), "The snapshot is damaged: use an older one, or let this queen join again with an empty raft folder.")
+	return core.WithHint(core.Errorf("read snapshot", core.Integrity, format, args...), "Use another snapshot.")
 }

@@ -30,6 +30,10 @@ var (
 	keyCommit = []byte("commit")
 )
 
+// Lost is the hint for a queen whose raft folder is damaged.
+const Lost = "If there are other queens, move the raft folder away and start again: they bring this one up to date. The only queen of a cluster goes back to a " +
+	"snapshot: \"rbee operator snapshot restore --offline FILE\". An agent in no cluster starts with an empty registry when the folder is moved away."
+
 // Options say how to open a Store.
 type Options struct {
 	// LockTimeout is how long to wait for another process to let go of the file; 0: one second.
@@ -391,5 +395,5 @@ func number(b []byte) uint64 {
 
 func damaged(path string, err error) error {
 	return core.WithHint(core.Errorf("read raft log", core.Integrity, "%s is damaged: %w", path, err),
-		"Move the raft folder away. Other queens bring this one up to date when it joins again; the only queen starts with an empty registry, which its hives fill.")
+		Lost)
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/logstore"
 )
 
 const (
@@ -71,11 +72,11 @@ func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.
 	return true, nil
 }
 
-const moveAway = "Move the raft folder away. Other queens bring this one up to date when it joins again; the only queen starts with an empty registry, which its hives fill."
+const moveAway = logstore.Lost
 
 func (n *Node) notMine(owner string) error {
 	return core.WithHint(core.Errorf("open raft node", core.Conflict, "the raft folder %s belongs to queen %s, this is %s", n.opts.Dir, owner, n.opts.ID),
-		"Use the data_dir that belongs to this queen, or move the raft folder away to start with an empty registry.")
+		"Use the data_dir that belongs to this queen. Or go on without that folder. "+moveAway)
 }
 
 func (n *Node) loadID() (string, error) {

@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/hive"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/queen"
+)
+
+// RestoreResult is what RestoreOffline did.
+type RestoreResult struct {
+	core.SnapshotInfo
+	Node     string   `json:"node"`               // this machine, the only queen now
+	Aside    string   `json:"aside,omitempty"`    // where the raft folder of before is; empty: there was none
+	Revoked  []string `json:"revoked,omitempty"`  // nodes that this machine stands in for
+	Problems []string `json:"problems,omitempty"` // what could not be read of the raft folder of before
+}
+
+// RestoreOffline makes a snapshot the registry of this machine, the only queen of its cluster from then on, while no agent runs here. Where the
+// machine has no identity, recoveryKey makes it a new queen of the cluster. What is in the raft folder is heeded where it is readable (what is
+// revoked stays revoked) and put aside, never deleted.
+//
+// Errors: NotFound when the machine is in no cluster and there is no recovery key, InUse while an agent uses the data folder, Conflict for a snapshot
+// of another cluster and on a revoked machine, Integrity, Unsupported, Invalid.
+func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recoveryKey string, now time.Time, log hclog.Logger) (RestoreResult, error) {
+	const op = "restore the snapshot"
+	if !cfg.Queen.Enabled {
+		return RestoreResult{}, core.WithHint(core.Errorf(op, core.Invalid, "this machine is no queen"), "Restore on a machine with queen { enabled = true }.")
+	}
+	snap, err := queen.ReadSnapshot(r)
+	if err != nil {
+		return RestoreResult{}, err
+	}
+	unlock, err := lockDataDir(cfg.DataDir)
+	if err != nil {
+		return RestoreResult{}, core.WithHint(err, "Stop the agent of this machine first. While a queen answers, restore without --offline.")
+	}
+	defer unlock()
+	o := queen.Founding{Dir: filepath.Join(cfg.DataDir, "raft"), Now: now, Logger: log}
+	if o.Identity, err = restoredIdentity(ctx, cfg, snap.Cluster, recoveryKey, now); err != nil {
+		return RestoreResult{}, err
+	}
+	done := RestoreResult{SnapshotInfo: snap.Info}
+	if o.Identity != nil {
+		o.Node = nodeOf(o.Identity)
+	} else if o.Node.ID, err = nodeID(cfg.DataDir); err != nil {
+		return RestoreResult{}, err
+	}
+	done.Node = o.Node.ID
+	// The old folder goes first: should the machine stop here, its agent finds no registry, says so, and this is done again.
+	if o.Old, err = putAside(o.Dir, now); err != nil {
+		return RestoreResult{}, err
+	}
+	made, err := snap.Found(o)
+	done.Aside, done.Revoked, done.Problems = o.Old, made.Revoked, made.Problems
+	if err != nil && o.Old != "" {
+		err = errors.Join(err, core.E("put the registry back", core.Internal, os.Rename(o.Old, o.Dir)))
+	}
+	return done, err
+}
+
+// restoredIdentity returns who this machine is, or makes it a queen with the recovery key; nil: it is in no cluster, and the snapshot is of none.
+func restoredIdentity(ctx context.Context, cfg *config.Config, c core.Cluster, recoveryKey string, now time.Time) (*pki.Identity, error) {
+	const op = "restore the snapshot"
+	id, err := identityOf(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if id != nil {
+		if !id.Has(core.RoleQueen) {
+			return nil, core.WithHint(core.Errorf(op, core.Invalid, "this machine is a hive of the cluster"), "Restore on a queen's machine, or on a machine with an empty data_dir and the recovery key.")
+		}
+		return id, nil
+	}
+	if c.ID == "" {
+		return nil, nil //nolint:nilnil // alone
+	}
+	if recoveryKey == "" {
+		return nil, core.WithHint(core.Errorf(op, core.NotFound, "this machine is in no cluster, and the snapshot is of cluster %s", c.ID),
+			"Restore on a queen's machine, whose data_dir has the folder %q. If no such folder is left, say --recovery-key FILE with what \"rbee operator recovery-key\" printed. "+
+				"Without either the cluster's CA is lost: begin a new one with \"rbee cluster init\", and have every machine join it.", pki.Folder)
+	}
+	cluster, key, err := pki.ParseRecoveryKey(recoveryKey)
+	if err != nil {
+		return nil, err
+	}
+	if cluster != c.ID {
+		return nil, core.WithHint(core.Errorf(op, core.Conflict, "the recovery key is of cluster %s, the snapshot of cluster %s", cluster, c.ID), "Use the recovery key of the same cluster.")
+	}
+	host, err := cfg.AdvertiseHost(ctx)
+	if err != nil {
+		return nil, err
+	}
+	node, err := nodeID(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	return pki.Recover(cfg.DataDir, pki.RecoverOptions{
+		Cluster: c, SealKey: key, NodeID: node, NodeName: nodeName(cfg), RPCAddress: net.JoinHostPort(host, strconv.Itoa(cfg.Bind.RPCPort)),
+		AddressFound: cfg.Bind.Advertise == "", Hosts: hostNames(cfg), Roles: roles(cfg), CertificateTTL: cfg.Queen.CertificateTTL, Now: now,
+	})
+}
+
+// putAside gives a folder another name, which it returns; empty: there is none.
+func putAside(dir string, now time.Time) (string, error) {
+	base := dir + "-before-" + now.UTC().Format("20060102T150405Z")
+	for n := 0; ; n++ {
+		aside := base
+		if n > 0 {
+			aside += "-" + strconv.Itoa(n)
+		}
+		if _, err := os.Lstat(aside); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		switch err := os.Rename(dir, aside); {
+		case errors.Is(err, fs.ErrNotExist):
+			return "", nil
+		case err != nil:
+			return "", core.E("put the registry aside", core.Internal, err)
+		}
+		return aside, nil
+	}
+}
+
+// RecoveryKey returns the recovery key of this machine's cluster, to be kept apart from its snapshots. Errors: NotFound, Unsupported on a hive.
+func RecoveryKey(cfg *config.Config) (pki.Secret, error) {
+	id, err := pki.Load(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	return id.RecoveryKey()
+}
+
+// knowsQueen reports whether there is, or was, another queen to get the registry from.
+func (p *process) knowsQueen() bool {
+	self := p.net.identity.Node().ID
+	return len(p.cfg.Gossip.RetryJoin) > 0 || p.net.gossip.KnowsQueen() ||
+		slices.ContainsFunc(p.net.queens.List(), func(q hive.QueenAddress) bool { return q.ID != self })
+}
+
+// lostRegistry is the error of a queen that would wait for a registry that nobody has.
+func lostRegistry(id *pki.Identity, dir string) error {
+	return core.WithHint(core.Errorf("start the queen", core.NotFound, "this machine is a queen of cluster %s, but its registry in %s is gone, and it knows no other queen", id.Cluster(), dir),
+		"Restore a snapshot: \"rbee operator snapshot restore --offline FILE\". If there is another queen, name its host in gossip { retry_join = [...] } and start again. "+
+			"Without a snapshot and another queen the cluster is lost: \"rbee cluster leave --forget\", then \"rbee cluster init\".")
+}
