@@ -56,8 +56,8 @@ const (
 )
 
 // Render renders the template with the variables of vars. A variable is nil, a bool, an int, an int64, a float64, a
-// string (trusted as the template's own text), a Text, a []any or map[string]any of these (keys in alphabetical order),
-// or what ParseJSON returned. Render does not change them. An error is an *Error, or the context's error.
+// string (trusted as the template's own text), a Text, a []any, []Entry (a dict in that order) or map[string]any (keys in
+// alphabetical order) of these, or what ParseJSON returned. Render does not change them. An error is an *Error, or the context's error.
 func (t *Template) Render(ctx context.Context, vars map[string]any, limits Limits) (Text, error) {
 	size := 0
 	for _, v := range vars {

@@ -28,6 +28,24 @@ func ParseJSON(data []byte, client bool) (any, error) {
 	return v, nil
 }
 
+// ParseObject reads a JSON object into its entries, in their order, as ParseJSON reads a document.
+func ParseObject(data []byte, client bool) ([]Entry, error) {
+	v, err := ParseJSON(data, client)
+	if err != nil {
+		return nil, err
+	}
+	d, ok := v.(*dict)
+	if !ok {
+		return nil, fmt.Errorf("the JSON document is a %s, not an object", typeName(v))
+	}
+	entries := make([]Entry, len(d.keys))
+	for i, k := range d.keys {
+		text, _ := k.(Text)
+		entries[i] = Entry{text.s, d.values[i]}
+	}
+	return entries, nil
+}
+
 func readJSON(d *json.Decoder, client bool, depth int) (any, error) {
 	if depth > maxValueDepth {
 		return nil, fmt.Errorf("JSON nested more than %d deep", maxValueDepth)
@@ -277,7 +295,7 @@ func writeJSONString(b *textBuilder, t Text, ascii bool) {
 		}
 		if escape != "" {
 			flush(i)
-			b.addString(escape, t.isClient(i))
+			b.addString(escape, t.HasClient(i, i+1))
 			start = i + n
 		}
 		i += n

@@ -55,6 +55,17 @@ func (t Text) Spans() []Span {
 	return spans
 }
 
+// HasClient reports whether a client wrote any of the bytes [from, to).
+func (t Text) HasClient(from, to int) bool {
+	n, found := slices.BinarySearchFunc(t.client, from, func(c span, at int) int {
+		if c.to <= at {
+			return -1
+		}
+		return 0
+	})
+	return found && t.client[n].from < to
+}
+
 // slice returns the bytes [from, to) with their origins.
 func (t Text) slice(from, to int) Text {
 	out := Text{s: t.s[from:to], markup: t.markup}
@@ -64,20 +75,6 @@ func (t Text) slice(from, to int) Text {
 		}
 	}
 	return out
-}
-
-// isClient reports whether byte i came from a client.
-func (t Text) isClient(i int) bool {
-	n, found := slices.BinarySearchFunc(t.client, i, func(c span, i int) int {
-		switch {
-		case c.to <= i:
-			return -1
-		case c.from > i:
-			return 1
-		}
-		return 0
-	})
-	return found && n >= 0
 }
 
 // taint returns what the text, a part of a format string, made: all of it is a client's where any of the text is, since
@@ -168,15 +165,16 @@ type char struct {
 // chars cuts the text into characters.
 func (t Text) chars() iter.Seq[char] {
 	return func(yield func(char) bool) {
-		at, n := 0, 0
-		for i := 0; i < len(t.s); i += n {
-			_, n = utf8.DecodeRuneInString(t.s[i:])
+		at := 0
+		for i := 0; i < len(t.s); {
+			_, n := utf8.DecodeRuneInString(t.s[i:])
 			for at < len(t.client) && t.client[at].to <= i {
 				at++
 			}
 			if !yield(char{t.s[i : i+n], at < len(t.client) && t.client[at].from <= i}) {
 				return
 			}
+			i += n
 		}
 	}
 }

@@ -466,7 +466,7 @@ func (in *interp) order(a, b any, op string) (int, error) {
 	}
 	if x, ok := a.(Text); ok {
 		if y, ok := b.(Text); ok {
-			return compareStrings(x.s, y.s), in.scan(x)
+			return strings.Compare(x.s, y.s), in.scan(x)
 		}
 	}
 	x, ok := a.(*list)
@@ -485,17 +485,6 @@ func (in *interp) order(a, b any, op string) (int, error) {
 	}
 	order, _ := compareNumbers(int64(len(x.items)), int64(len(y.items)))
 	return order, nil
-}
-
-// compareStrings orders by code point, which UTF-8 keeps.
-func compareStrings(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // contains reports whether Python's "item in v" does.
@@ -547,6 +536,10 @@ func textSize(v any, depth int) int {
 		for _, item := range v {
 			size += textSize(item, depth+1)
 		}
+	case []Entry:
+		for _, e := range v {
+			size += len(e.Key) + textSize(e.Value, depth+1)
+		}
 	case map[string]any:
 		for k, item := range v {
 			size += len(k) + textSize(item, depth+1)
@@ -561,6 +554,12 @@ func textSize(v any, depth int) int {
 		}
 	}
 	return size
+}
+
+// Entry is a key of a dict with its value. A []Entry is a dict in that order.
+type Entry struct {
+	Key   string
+	Value any
 }
 
 // fromGo returns the value of a variable that a Go program gave.
@@ -586,18 +585,20 @@ func (in *interp) fromGo(v any, depth int) (any, error) {
 		}
 		return out, nil
 	case map[string]any:
-		keys := make([]string, 0, len(v))
-		for k := range v {
-			keys = append(keys, k)
+		entries := make([]Entry, 0, len(v))
+		for k, item := range v {
+			entries = append(entries, Entry{k, item})
 		}
-		slices.Sort(keys)
+		slices.SortFunc(entries, func(a, b Entry) int { return strings.Compare(a.Key, b.Key) })
+		return in.fromGo(entries, depth)
+	case []Entry:
 		out := &dict{}
-		for _, k := range keys {
-			x, err := in.fromGo(v[k], depth+1)
+		for _, e := range v {
+			x, err := in.fromGo(e.Value, depth+1)
 			if err != nil {
 				return nil, err
 			}
-			if err := out.set(TemplateText(k), x); err != nil {
+			if err := out.set(TemplateText(e.Key), x); err != nil {
 				return nil, err
 			}
 		}

@@ -31,10 +31,10 @@ func TestAnswersAsThePlainLoop(t *testing.T) {
 		t.Run(r.Question, func(t *testing.T) {
 			chat, err := openai.DecodeChat([]byte(question(r.Question, "")))
 			must.NoError(t, err)
-			prompt, err := w.served.model.template.render(chat)
+			prompt, err := w.served.model.template.render(t.Context(), chat, time.Time{})
 			must.NoError(t, err)
-			must.Eq(t, r.Prompt, prompt)
-			tokens, err := w.served.model.chatPrompt(chat, 1024)
+			must.Eq(t, r.Prompt, prompt.String())
+			tokens, err := w.served.model.chatPrompt(t.Context(), chat, 1024, time.Time{})
 			must.NoError(t, err)
 			must.Eq(t, r.Tokens, tokens)
 
@@ -199,7 +199,7 @@ func TestControlTokensOfClients(t *testing.T) {
 	count := func(text string) (starts, ends int) {
 		chat, err := openai.DecodeChat([]byte(question(text, "")))
 		must.NoError(t, err)
-		tokens, err := w.served.model.chatPrompt(chat, 256)
+		tokens, err := w.served.model.chatPrompt(t.Context(), chat, 256, time.Time{})
 		must.NoError(t, err)
 		for _, token := range tokens {
 			switch w.served.model.tokenText(token) {

@@ -97,7 +97,7 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 			return nil, nil, nil, err
 		}
 		out := newRequest()
-		if out.prompt, err = s.model.chatPrompt(req, s.engine.limit); err != nil {
+		if out.prompt, err = s.model.chatPrompt(r.Context(), req, s.engine.limit, s.now()); err != nil {
 			return nil, nil, nil, err
 		}
 		out.maxTokens = req.MaxOutput()

@@ -1,10 +1,13 @@
 package llamacpp
 
 import (
+	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hybridgroup/yzma/pkg/llama"
 
@@ -108,24 +111,25 @@ func (m *model) samplingDefaults() sampling {
 	return s
 }
 
-// chatPrompt makes the tokens of a conversation. limit is what fits; a prompt that is longer by far is refused before it costs time.
-func (m *model) chatPrompt(req *openai.ChatRequest, limit int) ([]llama.Token, error) {
+// chatPrompt makes the tokens of a conversation. limit is what fits; a prompt that is longer by far is refused before it
+// costs time. now is the time for the template.
+func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit int, now time.Time) ([]llama.Token, error) {
 	if m.template == nil {
 		return nil, openai.NotSupported("messages", "%s", m.noChat)
 	}
-	prompt, err := m.template.render(req)
+	prompt, err := m.template.render(ctx, req, now)
 	if err != nil {
 		return nil, err
 	}
-	if err := m.checkLength(len(prompt), limit); err != nil {
+	if err := m.checkLength(len(prompt.String()), limit); err != nil {
 		return nil, err
 	}
 	var tokens []llama.Token
-	for _, s := range segments(prompt) {
+	for _, s := range m.template.segments(prompt) {
 		tokens = append(tokens, llama.Tokenize(m.vocab, s.text, false, s.trusted)...)
 	}
 	// A template may write the first token or leave it to the engine; it must be there once.
-	if m.addBOS && m.bos >= 0 && (len(tokens) == 0 || tokens[0] != m.bos) {
+	if m.addBOS && m.bos >= 0 && !slices.Contains(tokens, m.bos) {
 		tokens = append([]llama.Token{m.bos}, tokens...)
 	}
 	return tokens, nil

@@ -1,12 +1,13 @@
 package llamacpp
 
 import (
-	"errors"
-	"sort"
+	"context"
+	"fmt"
+	"slices"
 	"strings"
+	"time"
 
-	"github.com/ardanlabs/jinja"
-
+	"github.com/rbee-project/rbee/plugins/jinja"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -14,129 +15,184 @@ import (
 type chatTemplate struct {
 	compiled *jinja.Template
 	bos, eos string
-	guard    *strings.Replacer
+	control  controlTokens
+	wants    templateWants
 }
 
-// A client's text is put between these two where it looks like a control token. They are noncharacters, which no text has a right to contain.
-const (
-	markOpen  = "\uFDD0"
-	markClose = "\uFDD1"
-)
+// templateWants is what a template takes, found by trying it.
+type templateWants struct {
+	parts        bool // the content of a message as a list of parts, not as text
+	argumentText bool // the arguments of a tool call as text, not as an object
+}
 
 // chatML is the template of models that have its markers in their vocabulary and bring no template.
 const chatML = `{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}` +
 	`{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}`
 
-// newChatTemplate compiles a template. control are the texts of the vocabulary's control tokens.
+// newChatTemplate compiles a template and tries what it takes. control holds the texts of the vocabulary's control tokens.
 func newChatTemplate(source, bos, eos string, control []string) (*chatTemplate, error) {
-	compiled, err := compileTemplate(source)
+	compiled, err := jinja.Compile(source)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("chat template: %w", err)
 	}
-	return &chatTemplate{compiled: compiled, bos: bos, eos: eos, guard: newGuard(control)}, nil
+	t := &chatTemplate{compiled: compiled, bos: bos, eos: eos, control: newControlTokens(control)}
+	t.probe()
+	return t, nil
 }
 
-// newGuard makes what marks the control tokens in a client's text, so that they are not taken for real ones. The longest wins.
-func newGuard(control []string) *strings.Replacer {
-	control = append([]string(nil), control...)
-	sort.Slice(control, func(i, j int) bool {
-		if len(control[i]) != len(control[j]) {
-			return len(control[i]) > len(control[j])
-		}
-		return control[i] < control[j]
-	})
-	pairs := []string{markOpen, "", markClose, "", "\x00", "\uFFFD"}
-	for _, c := range control {
-		if c != "" {
-			pairs = append(pairs, c, markOpen+c+markClose)
-		}
+// probe renders conversations of its own to see in which form the text of a user and the arguments of a call arrive.
+func (t *chatTemplate) probe() {
+	const mark = "rbee-probe-text"
+	arrives := func(messages ...openai.Message) bool {
+		text, err := t.render(context.Background(), &openai.ChatRequest{Messages: messages}, time.Time{})
+		return err == nil && strings.Contains(text.String(), mark)
 	}
-	return strings.NewReplacer(pairs...)
+	user := openai.Message{Role: "user", Content: openai.TextContent(mark)}
+	if !arrives(user) {
+		t.wants.parts = true
+		t.wants.parts = arrives(user)
+	}
+	call := openai.ToolCall{ID: "call00001", Type: "function", Function: openai.ToolFunction{Name: "f", Arguments: `{"a":"` + mark + `"}`}}
+	history := []openai.Message{{Role: "user", Content: openai.TextContent("x")}, {Role: "assistant", ToolCalls: []openai.ToolCall{call}}}
+	if !arrives(history...) {
+		t.wants.argumentText = true
+		t.wants.argumentText = arrives(history...)
+	}
 }
 
-// render makes the prompt of a conversation. An error is the client's: the template refuses what it was given.
-func (t *chatTemplate) render(req *openai.ChatRequest) (string, error) {
-	messages := make([]jinja.Value, len(req.Messages))
+// render makes the prompt of a conversation. now is what the template takes for the time. An error is the client's, an
+// *openai.Error: the template refuses what it was given; or the context's.
+func (t *chatTemplate) render(ctx context.Context, req *openai.ChatRequest, now time.Time) (jinja.Text, error) {
+	messages := make([]any, len(req.Messages))
 	for i, m := range req.Messages {
 		text, other := m.Content.PlainText()
 		if other != "" {
-			return "", openai.NotSupported("messages", "messages[%d] has a part of type %q; this model takes text only", i, other)
+			return jinja.Text{}, openai.NotSupported("messages", "messages[%d] has a part of type %q; this model takes text only", i, other)
 		}
-		v := jinja.NewDict()
-		d := v.AsDict()
-		role := m.Role
-		if role == "developer" { // the newer name of the same thing
-			role = "system"
-		}
-		d.Set("role", jinja.NewString(role))
-		d.Set("content", jinja.NewString(t.guard.Replace(text)))
-		if m.Name != "" {
-			d.Set("name", jinja.NewString(t.guard.Replace(m.Name)))
-		}
-		if m.ToolCallID != "" {
-			d.Set("tool_call_id", jinja.NewString(t.guard.Replace(m.ToolCallID)))
-		}
-		if len(m.ToolCalls) > 0 {
-			d.Set("tool_calls", t.toolCalls(m.ToolCalls))
-		}
-		messages[i] = v
+		messages[i] = t.message(m, text)
 	}
-	data := map[string]jinja.Value{
-		"messages":              jinja.NewList(messages),
-		"add_generation_prompt": jinja.NewBool(true),
-		"bos_token":             jinja.NewString(t.bos),
-		"eos_token":             jinja.NewString(t.eos),
-		"tools":                 jinja.None(),
-		"documents":             jinja.None(),
-		filterToJSON:            jinja.NewCallable(filterToJSON, toJSON),
+	data := map[string]any{
+		"messages":              messages,
+		"add_generation_prompt": true,
+		"bos_token":             t.bos,
+		"eos_token":             t.eos,
+		"tools":                 nil,
+		"documents":             nil,
 	}
-	if len(req.ChatTemplateKwargs) > 0 {
-		extra, err := jsonValue(req.ChatTemplateKwargs, t.guard.Replace)
-		if err != nil || !extra.IsDict() && !extra.IsNone() {
-			return "", openai.Invalid("chat_template_kwargs", "chat_template_kwargs must be an object")
-		}
-		if extra.IsDict() {
-			for _, k := range extra.AsDict().OrderedKeys() {
-				if _, own := data[k]; !own {
-					data[k], _ = extra.AsDict().Get(k)
-				}
-			}
-		}
+	if err := addKwargs(data, req.ChatTemplateKwargs); err != nil {
+		return jinja.Text{}, err
 	}
-	prompt, err := safeRender(t.compiled, data)
+	prompt, err := t.compiled.Render(ctx, data, jinja.Limits{Now: now})
+	switch {
+	case err == nil:
+		return prompt, nil
+	case ctx.Err() != nil:
+		return jinja.Text{}, ctx.Err()
+	}
+	return jinja.Text{}, openai.Invalid("messages", "the model's chat template refuses the conversation: %v", err)
+}
+
+// message returns a message as a template takes it. Its role is one of a fixed list and so not the client's text.
+func (t *chatTemplate) message(m openai.Message, text string) []jinja.Entry {
+	role := m.Role
+	if role == "developer" { // the newer name of the same thing
+		role = "system"
+	}
+	var content any = clientText(text)
+	switch {
+	case text == "" && len(m.ToolCalls) > 0:
+		content = nil
+	case t.wants.parts:
+		content = []any{[]jinja.Entry{{Key: "type", Value: "text"}, {Key: "text", Value: content}}}
+	}
+	out := []jinja.Entry{{Key: "role", Value: role}, {Key: "content", Value: content}}
+	if m.Name != "" {
+		out = append(out, jinja.Entry{Key: "name", Value: clientText(m.Name)})
+	}
+	if m.ToolCallID != "" {
+		out = append(out, jinja.Entry{Key: "tool_call_id", Value: clientText(m.ToolCallID)})
+	}
+	if len(m.ToolCalls) > 0 {
+		out = append(out, jinja.Entry{Key: "tool_calls", Value: t.toolCalls(m.ToolCalls)})
+	}
+	return out
+}
+
+// clientText marks what a client wrote. The engine takes C strings: a NUL would end the text.
+func clientText(s string) jinja.Text {
+	return jinja.ClientText(strings.ReplaceAll(s, "\x00", "\uFFFD"))
+}
+
+// addKwargs adds the client's variables; they replace none of the worker's own.
+func addKwargs(data map[string]any, raw []byte) error {
+	if len(raw) == 0 || string(raw) == "null" {
+		return nil
+	}
+	extra, err := jinja.ParseObject(raw, true)
 	if err != nil {
-		return "", openai.Invalid("messages", "the model's chat template refuses the conversation: %v", err)
+		return openai.Invalid("chat_template_kwargs", "chat_template_kwargs must be an object")
 	}
-	return prompt, nil
-}
-
-// safeRender keeps a defect of the template library, met by a strange template, from ending the worker.
-func safeRender(t *jinja.Template, data map[string]jinja.Value) (out string, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = errors.New("the template cannot be evaluated with these messages")
+	for _, e := range extra {
+		if _, own := data[e.Key]; !own {
+			data[e.Key] = e.Value
 		}
-	}()
-	return t.RenderValues(data)
+	}
+	return nil
 }
 
-func (t *chatTemplate) toolCalls(calls []openai.ToolCall) jinja.Value {
-	list := make([]jinja.Value, len(calls))
+func (t *chatTemplate) toolCalls(calls []openai.ToolCall) []any {
+	list := make([]any, len(calls))
 	for i, c := range calls {
-		arguments, err := jsonValue([]byte(c.Function.Arguments), t.guard.Replace)
-		if err != nil { // templates that want the text get it
-			arguments = jinja.NewString(t.guard.Replace(c.Function.Arguments))
+		var arguments any = clientText(c.Function.Arguments)
+		if v, err := jinja.ParseJSON([]byte(c.Function.Arguments), true); err == nil && !t.wants.argumentText {
+			arguments = v
 		}
-		f := jinja.NewDict()
-		f.AsDict().Set("name", jinja.NewString(t.guard.Replace(c.Function.Name)))
-		f.AsDict().Set("arguments", arguments)
-		v := jinja.NewDict()
-		v.AsDict().Set("id", jinja.NewString(t.guard.Replace(c.ID)))
-		v.AsDict().Set("type", jinja.NewString("function"))
-		v.AsDict().Set("function", f)
-		list[i] = v
+		list[i] = []jinja.Entry{
+			{Key: "id", Value: clientText(c.ID)},
+			{Key: "type", Value: "function"},
+			{Key: "function", Value: []jinja.Entry{
+				{Key: "name", Value: clientText(c.Function.Name)},
+				{Key: "arguments", Value: arguments},
+			}},
+		}
 	}
-	return jinja.NewList(list)
+	return list
+}
+
+// controlTokens finds the texts of control tokens.
+type controlTokens struct {
+	texts   map[string]bool
+	lengths []int // of the texts, the longest first
+	first   [256]bool
+}
+
+func newControlTokens(texts []string) controlTokens {
+	c := controlTokens{texts: map[string]bool{}}
+	for _, text := range texts {
+		if text == "" {
+			continue
+		}
+		c.texts[text], c.first[text[0]] = true, true
+		if !slices.Contains(c.lengths, len(text)) {
+			c.lengths = append(c.lengths, len(text))
+		}
+	}
+	slices.Sort(c.lengths)
+	slices.Reverse(c.lengths)
+	return c
+}
+
+// at returns the length of the longest control token that begins at byte i, or 0.
+func (c *controlTokens) at(s string, i int) int {
+	if !c.first[s[i]] {
+		return 0
+	}
+	for _, n := range c.lengths {
+		if i+n <= len(s) && c.texts[s[i:i+n]] {
+			return n
+		}
+	}
+	return 0
 }
 
 // segment is a part of a prompt. Only in trusted text are control tokens real.
@@ -145,27 +201,28 @@ type segment struct {
 	trusted bool
 }
 
-// segments splits a rendered prompt where a client's text looks like a control token.
-func segments(prompt string) []segment {
-	if !strings.Contains(prompt, markOpen) {
-		return []segment{{prompt, true}}
-	}
+// segments cuts a prompt where the text of a control token has bytes of a client. It cuts nowhere else: the engine would
+// make other tokens of the same text in pieces.
+func (t *chatTemplate) segments(prompt jinja.Text) []segment {
 	var out []segment
-	add := func(text string, trusted bool) {
-		text = strings.NewReplacer(markOpen, "", markClose, "").Replace(text)
-		if text != "" {
-			out = append(out, segment{text, trusted})
+	s, from := prompt.String(), 0
+	for i := 0; i < len(s); {
+		n := t.control.at(s, i)
+		switch {
+		case n == 0:
+			i++
+			continue
+		case prompt.HasClient(i, i+n):
+			if from < i {
+				out = append(out, segment{s[from:i], true})
+			}
+			out = append(out, segment{s[i : i+n], false})
+			from = i + n
 		}
+		i += n
 	}
-	for {
-		before, rest, found := strings.Cut(prompt, markOpen)
-		add(before, true)
-		if !found {
-			return out
-		}
-		// A template that cut the text in two may have lost the end mark: then the rest of the line of thought is not trusted either.
-		inside, after, _ := strings.Cut(rest, markClose)
-		add(inside, false)
-		prompt = after
+	if from < len(s) {
+		out = append(out, segment{s[from:], true})
 	}
+	return out
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -29,7 +30,7 @@ func TestTemplatesLikeJinja(t *testing.T) {
 			must.NoError(t, err)
 			tmpl, err := newChatTemplate(c.Template, "<s>", "</s>", nil)
 			must.NoError(t, err)
-			got, err := tmpl.render(req)
+			got, err := tmpl.render(t.Context(), req, time.Time{})
 			if c.Refused != "" {
 				e, ok := errors.AsType[*openai.Error](err)
 				must.True(t, ok)
@@ -38,55 +39,93 @@ func TestTemplatesLikeJinja(t *testing.T) {
 				return
 			}
 			must.NoError(t, err)
-			must.Eq(t, c.Want, got)
+			must.Eq(t, c.Want, got.String())
 		})
 	}
 }
 
-func TestRewrite(t *testing.T) {
+// segmentsOf renders a conversation of one message and cuts the prompt.
+func segmentsOf(t *testing.T, template, content string, control ...string) []segment {
+	t.Helper()
+	tmpl, err := newChatTemplate(template, "<s>", "</s>", control)
+	must.NoError(t, err)
+	req := &openai.ChatRequest{Messages: []openai.Message{{Role: "user", Content: openai.TextContent(content)}}}
+	prompt, err := tmpl.render(t.Context(), req, time.Time{})
+	must.NoError(t, err)
+	return tmpl.segments(prompt)
+}
+
+func TestSegmentsOfClientText(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string][2]string{
-		"no tags":             {"a\n b\n", "a\n b\n"},
-		"line break goes":     {"{% x %}\nb", "{% x %}b"},
-		"one line break":      {"{% x %}\n\nb", "{% x %}\nb"},
-		"minus does its own":  {"{% x -%}\n\nb", "{% x -%}\n\nb"},
-		"plus keeps":          {"  {%+ x +%}\nb", "  {% x %}\nb"},
-		"blanks go":           {"a\n \t{% x %}", "a\n{% x %}"},
-		"blanks in a line":    {"a {% x %}", "a {% x %}"},
-		"blanks at the start": {"  {% x %}", "{% x %}"},
-		"after a cut line":    {"{% x %}\n  {% y %}", "{% x %}{% y %}"},
-		"after a tag":         {"{% x %}  {% y %}", "{% x %}  {% y %}"},
-		"expression":          {"  {{ x }}\n  b", "  {{ x }}\n  b"},
-		"comment":             {"  {# it's #}\nb", "{# #}b"},
-		"closer in a string":  {"{{ '}}' }}\n{% x '%}' %}\nb", "{{ '}}' }}\n{% x '%}' %}b"},
-		"braces":              {"{{ {'a': {'b': 1}}}}\n", "{{ {'a': {'b': 1} }}}\n"},
-		"tojson":              {"{{ x |tojson }}{% set y = x| tojson(indent=2) %}|tojson", "{{ x |rbee_tojson }}{% set y = x| rbee_tojson(indent=2) %}|tojson"},
-		"not closed":          {"a {% x", "a {% x"},
-		"lone brace":          {"a { b {", "a { b {"},
+	const bare = "{{ messages[0].content }}"
+	for name, c := range map[string]struct {
+		template, content string
+		want              []segment
+	}{
+		"plain":              {chatML, "a", []segment{{"<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n", true}}},
+		"the longest":        {bare, "a<|im_end|>xb", []segment{{"a", true}, {"<|im_end|>x", false}, {"b", true}}},
+		"two in a row":       {bare, "<s><|im_end|>", []segment{{"<s>", false}, {"<|im_end|>", false}}},
+		"alone":              {bare, "<s>", []segment{{"<s>", false}}},
+		"lowered":            {"{{ messages[0].content | lower }}", "<|IM_END|>", []segment{{"<|im_end|>", false}}},
+		"reversed":           {"{{ messages[0].content | reverse }}", ">|dne_mi|<", []segment{{"<|im_end|>", false}}},
+		"replaced":           {"{{ messages[0].content | replace('-', '') }}", "<|im-_end|>", []segment{{"<|im_end|>", false}}},
+		"half the client's":  {"<|im_{{ messages[0].content }}", "end|>", []segment{{"<|im_end|>", false}}},
+		"one byte":           {"<|im_end|{{ messages[0].content }}", ">", []segment{{"<|im_end|>", false}}},
+		"the template's own": {"<|im_end|>{{ messages[0].content }}<s>", "a", []segment{{"<|im_end|>a<s>", true}}},
+		"no control token":   {bare, "<|im_", []segment{{"<|im_", true}}},
+		"NUL":                {bare, "a\x00b", []segment{{"a\uFFFDb", true}}},
+		"nothing":            {bare, "", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			must.Eq(t, c[1], rewrite(c[0]))
+			must.Eq(t, c.want, segmentsOf(t, c.template, c.content, "<|im_start|>", "<|im_end|>", "<|im_end|>x", "<s>"))
 		})
 	}
 }
 
-func TestClientsTextIsNotTrusted(t *testing.T) {
+func TestTemplateWants(t *testing.T) {
 	t.Parallel()
-	tmpl, err := newChatTemplate(chatML, "<s>", "</s>", []string{"<|im_start|>", "<|im_end|>", "<|im_end|>x", "<s>"})
-	must.NoError(t, err)
-	req, err := openai.DecodeChat([]byte(`{"messages":[{"role":"user","content":"a<|im_end|>x<s>b` + markOpen + `c` + markClose + `"}]}`))
-	must.NoError(t, err)
-	prompt, err := tmpl.render(req)
-	must.NoError(t, err)
-	must.Eq(t, []segment{
-		{"<|im_start|>user\na", true}, {"<|im_end|>x", false}, {"<s>", false}, {"bc<|im_end|>\n<|im_start|>assistant\n", true},
-	}, segments(prompt))
+	for name, c := range map[string]struct {
+		template string
+		want     templateWants
+	}{
+		"text":           {chatML, templateWants{}},
+		"parts":          {"{% for p in messages[0].content %}{{ p.text }}{% endfor %}", templateWants{parts: true}},
+		"first part":     {"{{ messages[0].content[0]['text'] }}", templateWants{parts: true}},
+		"selected parts": {"{{ messages[0].content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join }}", templateWants{parts: true}},
+		"both":           {"{% set c = messages[0].content %}{% if c is string %}{{ c }}{% else %}{{ c[0].text }}{% endif %}", templateWants{}},
+		"neither":        {"{{ 'x' }}", templateWants{}},
+		"argument text":  {"{% for m in messages %}{{ m.content or m.tool_calls[0].function.arguments + '' }}{% endfor %}", templateWants{argumentText: true}},
+		"objects":        {"{% for m in messages %}{{ m.content or m.tool_calls[0].function.arguments.items() | list }}{% endfor %}", templateWants{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tmpl, err := newChatTemplate(c.template, "", "", nil)
+			must.NoError(t, err)
+			must.Eq(t, c.want, tmpl.wants)
+		})
+	}
+	must.Eq(t, []segment{{"a", true}}, segmentsOf(t, "{% for p in messages[0].content %}{{ p.text }}{% endfor %}", "a"))
+}
 
-	must.Eq(t, []segment{{"plain", true}}, segments("plain"))
-	must.Eq(t, []segment{{"a", true}, {"b", false}}, segments("a"+markOpen+"b"))                // the end mark is lost
-	must.Eq(t, []segment{{"b", false}}, segments(markOpen+"b"+markClose))                       // nothing around
-	must.Eq(t, []segment{{"ab", true}, {"c", false}}, segments("a"+markClose+"b"+markOpen+"c")) // a stray end mark
+// TestHostileTemplate shows that a model's template cannot hold up the worker or fill its memory.
+func TestHostileTemplate(t *testing.T) {
+	t.Parallel()
+	for name, source := range map[string]string{
+		"endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+		"huge range":    "{% for i in range(100000000) %}a{% endfor %}",
+		"doubled":       "{% set n = namespace(s='a') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tmpl, err := newChatTemplate(source, "", "", nil)
+			must.NoError(t, err)
+			_, err = tmpl.render(t.Context(), &openai.ChatRequest{}, time.Time{})
+			e, ok := errors.AsType[*openai.Error](err)
+			must.True(t, ok, must.Sprint(err))
+			must.Eq(t, 400, e.Status)
+		})
+	}
 }
 
 func TestTemplateFailures(t *testing.T) {
@@ -97,23 +136,10 @@ func TestTemplateFailures(t *testing.T) {
 	must.NoError(t, err)
 	req, err := openai.DecodeChat([]byte(`{"messages":[{"role":"user","content":"x"}]}`))
 	must.NoError(t, err)
-	_, err = tmpl.render(req)
+	_, err = tmpl.render(t.Context(), req, time.Time{})
 	_, ok := errors.AsType[*openai.Error](err)
 	must.True(t, ok, must.Sprint(err))
 	req.ChatTemplateKwargs = json.RawMessage(`[1]`)
-	_, err = tmpl.render(req)
+	_, err = tmpl.render(t.Context(), req, time.Time{})
 	must.StrContains(t, err.Error(), "chat_template_kwargs")
-}
-
-func FuzzRewrite(f *testing.F) {
-	for _, s := range []string{"", "{", "{{", "{% a %}\n", "  {#- x -#}\n", "{{ '\\' }}", "{{ {} }}", "{%+", "+%}", "{%-%}", "{#", "{# -#}"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, src string) {
-		once := rewrite(src)
-		if len(once) > len(src)+len(src)*2+16 {
-			t.Fatalf("%q grew to %q", src, once)
-		}
-		_, _ = compileTemplate(src) // no panic
-	})
 }
