@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -31,6 +32,8 @@ type app struct {
 	tokenFile string // --token-file
 	format    string // --format, "table" or "json"
 	json      bool   // --json, the same as --format json
+
+	warnInClear sync.Once // that a token is sent without encryption
 }
 
 func newApp() *app {

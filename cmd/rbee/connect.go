@@ -60,8 +60,12 @@ func (a *app) target() (target, error) {
 	if r := a.backgroundAgent(); r != nil && t.local.identity == nil {
 		t.addresses = append([]string{"http://" + r.Address}, t.addresses...)
 	}
-	if u := t.local.usualAddress(); t.local.identity == nil && !slices.Contains(t.addresses, u) {
-		t.addresses = append(t.addresses, u)
+	usual := t.local.usualAddress()
+	if t.caNamed { // who names a CA means a cluster
+		usual = strings.Replace(usual, "http://", "https://", 1)
+	}
+	if t.local.identity == nil && !slices.Contains(t.addresses, usual) {
+		t.addresses = append(t.addresses, usual)
 	}
 	return t, nil
 }
@@ -88,9 +92,17 @@ func (a *app) connectTo(ctx context.Context, t target) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := client.New(client.Options{Addresses: t.addresses, Token: bearer, CACert: t.ca, UserAgent: "rbee/" + thisBuild().Version})
+	c, err := client.New(client.Options{
+		// An agent without TLS needs no token. Who names an address with http:// may have a proxy there that takes one.
+		Addresses: t.addresses, Token: bearer, TokenInClear: t.named, CACert: t.ca, UserAgent: "rbee/" + thisBuild().Version,
+	})
 	if err != nil {
 		return nil, core.WithHint(err, "An address looks like 127.0.0.1:7833 or https://queen.example:7833; see --addr and RBEE_ADDR.")
+	}
+	if open := c.InClear(); len(open) > 0 {
+		a.warnInClear.Do(func() {
+			fmt.Fprintf(a.stderr, "Warning: the token goes to %s without encryption, where everybody on the way can read it. Write the address with https://.\n", strings.Join(open, ", "))
+		})
 	}
 	return c, nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/token"
 )
@@ -172,4 +173,29 @@ func TestTokensAreNotRepeated(t *testing.T) {
 	_, err = a.bearer(t.Context())
 	must.Error(t, err)
 	must.StrNotContains(t, err.Error(), text)
+}
+
+// Who names only a CA means a cluster: no request, and no token, goes to a port without TLS.
+func TestTargetWithOnlyACA(t *testing.T) {
+	t.Parallel()
+	ca, err := pki.NewCA("0123456789abcdef", "", time.Now())
+	must.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	must.NoError(t, os.WriteFile(path, ca.CertPEM(), 0o600))
+	_, _, text := token.New()
+	env := map[string]string{"HOME": t.TempDir(), "RBEE_TOKEN": text, "RBEE_CACERT": path}
+	a := appWith(env)
+	c, err := a.connect(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, client.DefaultSecureAddress, c.Address())
+	got, err := a.target()
+	must.NoError(t, err)
+	must.Eq(t, []string{client.DefaultSecureAddress}, got.addresses)
+
+	// Without a CA it is the agent that one tries rbee out with, which needs no token and gets none.
+	delete(env, "RBEE_CACERT")
+	c, err = a.connect(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, client.DefaultAddress, c.Address())
+	must.SliceEmpty(t, c.InClear())
 }

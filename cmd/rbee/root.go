@@ -31,7 +31,7 @@ Start here:
 
 Environment:
   RBEE_ADDR     addresses of queens, separated by commas (default: the agent of this machine, then ` + client.DefaultAddress + `)
-  RBEE_TOKEN    token that is sent to them; a cluster answers nobody without one
+  RBEE_TOKEN    token that is sent to them, over TLS alone unless an address says http://; a cluster answers nobody without one
   RBEE_CACERT   file with the CA's certificate that theirs must be signed by (default: that of the cluster that this machine is in)
   RBEE_JOIN     TOKEN@host for "rbee agent", as -join has it
   NO_COLOR      no colour

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
@@ -18,17 +17,24 @@ import (
 // DefaultAddress is where an agent with the default configuration serves the API.
 const DefaultAddress = "http://127.0.0.1:7833"
 
+// DefaultSecureAddress is the same of an agent in a cluster.
+const DefaultSecureAddress = "https://127.0.0.1:7833"
+
 // maxAnswer bounds an answer that is not a stream, in bytes.
 const maxAnswer = 64 << 20
 
 // Options says which queens to ask and how.
 type Options struct {
-	// Addresses of queens, such as "http://127.0.0.1:7833" or "host:7833"; empty: DefaultAddress.
+	// Addresses of queens, such as "http://127.0.0.1:7833", "host:7833" or "::1"; empty: DefaultAddress, or https with CACert or ServerName. An address
+	// without a scheme has TLS with CACert or ServerName, and with a Token unless it is this machine's.
 	// A call goes to the one that answered last, then to the others in turn: when it cannot be reached or stops; and, if nothing is done twice by that, also
 	// when the connection breaks or the queen cannot help at this moment, as for want of a leader.
 	Addresses []string
-	Token     string // sent as bearer token; empty: none
-	// CACert are the PEM certificates that queens' certificates must be signed by; empty: the system's. With them, an address without a scheme is https.
+	// Token is sent as bearer token; empty: none. It goes to addresses with TLS alone, unless TokenInClear.
+	Token string
+	// TokenInClear has Token sent also to addresses that were written with http://, where whoever is on the way can read it. See InClear.
+	TokenInClear bool
+	// CACert are the PEM certificates that queens' certificates must be signed by; empty: the system's.
 	CACert []byte
 	// ServerName is the name that queens' certificates must be for; empty: that of the address. Every queen's certificate is for "localhost", so that
 	// name reaches a queen whatever it is called on the way. A certificate of a cluster must be a queen's in any case; see checkQueen.
@@ -42,6 +48,7 @@ type Options struct {
 // Unavailable when no queen can be reached.
 type Client struct {
 	queens []string // their addresses, without a slash at the end
+	open   []bool   // of each queen: it gets the token although it has no TLS
 	health *health
 	token  string
 	agent  string
@@ -52,19 +59,20 @@ type Client struct {
 // New returns a client. It connects to nothing yet. Errors: Invalid for an address or a certificate that cannot be read.
 func New(o Options) (*Client, error) {
 	c := &Client{token: o.Token, agent: o.UserAgent, http: o.HTTPClient}
-	if len(o.Addresses) == 0 {
+	verified := len(o.CACert) > 0 || o.ServerName != ""
+	switch {
+	case len(o.Addresses) > 0:
+	case verified:
+		o.Addresses = []string{DefaultSecureAddress}
+	default:
 		o.Addresses = []string{DefaultAddress}
 	}
-	scheme := "http"
-	if len(o.CACert) > 0 || o.ServerName != "" {
-		scheme = "https"
-	}
-	for _, a := range o.Addresses {
-		address, err := parseAddress(a, scheme)
+	for _, s := range o.Addresses {
+		a, err := parseAddress(s, func(host string) bool { return verified || o.Token != "" && !isLoopback(host) })
 		if err != nil {
 			return nil, err
 		}
-		c.queens = append(c.queens, address)
+		c.queens, c.open = append(c.queens, a.url), append(c.open, a.clear && a.spelled && o.TokenInClear)
 	}
 	c.health = newHealth(len(c.queens))
 	if c.agent == "" {
@@ -90,16 +98,15 @@ func (c *Client) Close() {
 	}
 }
 
-func parseAddress(s, scheme string) (string, error) {
-	full := strings.TrimSpace(s)
-	if !strings.Contains(full, "://") {
-		full = scheme + "://" + full
+// InClear lists the addresses without TLS that the token is sent to.
+func (c *Client) InClear() []string {
+	var list []string
+	for n, queen := range c.queens {
+		if c.open[n] && c.token != "" {
+			list = append(list, queen)
+		}
 	}
-	u, err := url.Parse(full)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
-		return "", core.WithHint(core.Errorf("", core.Invalid, "%q is not the address of a queen", s), "Write it as http://host:7833, or https://host:7833 in a cluster.")
-	}
-	return u.Scheme + "://" + u.Host, nil
+	return list
 }
 
 // Address is the queen that answered last, or the first configured one.

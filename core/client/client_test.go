@@ -7,8 +7,11 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,35 +28,154 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestAddresses(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"http://127.0.0.1:7833":  "http://127.0.0.1:7833",
-		"https://queen:7833/":    "https://queen:7833",
-		"queen:7833":             "http://queen:7833",
-		"127.0.0.1":              "http://127.0.0.1",
-		"[::1]:7833":             "http://[::1]:7833",
-		" localhost:1 ":          "http://localhost:1",
-		"":                       "",
-		"ftp://queen":            "",
-		"http://":                "",
-		"http://a/b":             "",
-		"http://user:secret@a/":  "",
-		"http://a?x=1":           "",
-		"http://a b":             "",
-		"unix:///run/rbee.sock":  "",
-		"http://[::1":            "",
-		"http://queen:notaport/": "",
+		"http://127.0.0.1:7833":    "http://127.0.0.1:7833",
+		"https://queen:7833/":      "https://queen:7833",
+		"queen:7833":               "http://queen:7833",
+		"127.0.0.1":                "http://127.0.0.1:7833",
+		"[::1]:7833":               "http://[::1]:7833",
+		" localhost:1 ":            "http://localhost:1",
+		"localhost":                "http://localhost:7833",
+		"::1":                      "http://[::1]:7833",
+		"[::1]":                    "http://[::1]:7833",
+		"[::1]:1":                  "http://[::1]:1",
+		"fe80::1%eth0":             "http://[fe80::1%25eth0]:7833",
+		":1":                       "http://127.0.0.1:1",
+		"1234":                     "http://127.0.0.1:1234",
+		"0.0.0.0:7833":             "http://127.0.0.1:7833",
+		"0.0.0.0":                  "http://127.0.0.1:7833",
+		"[::]:7833":                "http://[::1]:7833",
+		"::":                       "http://[::1]:7833",
+		"http://0.0.0.0:7833/":     "http://127.0.0.1:7833",
+		"http://h:7833/v1":         "http://h:7833",
+		"https://h:7833/v1/":       "https://h:7833",
+		"h:7833/v1":                "http://h:7833",
+		"HTTPS://h":                "https://h",
+		"https://llm.example.com":  "https://llm.example.com",
+		"https://[2001:db8::1]/v1": "https://[2001:db8::1]",
+		"queen.lan":                "http://queen.lan:7833",
+		"":                         "",
+		"ftp://queen":              "",
+		"http://":                  "",
+		"http://a/b":               "",
+		"http://user:secret@a/":    "",
+		"http://a?x=1":             "",
+		"http://a b":               "",
+		"unix:///run/rbee.sock":    "",
+		"http://[::1":              "",
+		"http://queen:notaport/":   "",
+		"h:7833/v1?key=1":          "",
+		"queen:0":                  "",
+		"queen:65536":              "",
+		"70000":                    "",
+		"[queen]:7833":             "",
+		"a:b:c":                    "",
+		"/v1":                      "",
 	} {
 		c, err := New(Options{Addresses: []string{in}})
 		if want == "" {
 			must.Eq(t, core.Invalid, core.KindOf(err), must.Sprint(in))
 			must.NotEq(t, "", core.HintOf(err))
+			must.StrNotContains(t, err.Error(), "secret")
 			continue
 		}
 		must.NoError(t, err, must.Sprint(in))
-		must.Eq(t, want, c.Address())
+		must.Eq(t, want, c.Address(), must.Sprint(in))
 	}
 	c, err := New(Options{})
 	must.NoError(t, err)
 	must.Eq(t, DefaultAddress, c.Address())
+}
+
+// An address without a scheme has TLS where there is something to protect.
+func TestSchemeOfAnAddress(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		o    Options
+		want string
+	}{
+		{Options{ServerName: "x"}, DefaultSecureAddress},
+		{Options{ServerName: "x", Addresses: []string{"localhost"}}, "https://localhost:7833"},
+		{Options{Token: "x"}, DefaultAddress},
+		{Options{Token: "x", Addresses: []string{"localhost"}}, "http://localhost:7833"},
+		{Options{Token: "x", Addresses: []string{"127.0.0.2"}}, "http://127.0.0.2:7833"},
+		{Options{Token: "x", Addresses: []string{"h"}}, "https://h:7833"},
+		{Options{Token: "x", Addresses: []string{"10.0.0.1:1"}}, "https://10.0.0.1:1"},
+		{Options{Token: "x", Addresses: []string{"http://h"}}, "http://h"},
+	} {
+		c, err := New(tt.o)
+		must.NoError(t, err)
+		must.Eq(t, tt.want, c.Address())
+	}
+}
+
+// A token goes nowhere in clear, unless that was asked for in so many words.
+func TestTokenInClear(t *testing.T) {
+	t.Parallel()
+	var got atomic.Value
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got.Store(r.Header.Get("Authorization"))
+		if r.Header.Get("Authorization") == "" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = io.WriteString(w, `{"data":[]}`)
+	}))
+	t.Cleanup(srv.Close)
+	for _, tt := range []struct {
+		address string
+		allowed bool
+		sent    bool
+	}{
+		{srv.URL, false, false},
+		{strings.TrimPrefix(srv.URL, "http://"), false, false},
+		{strings.TrimPrefix(srv.URL, "http://"), true, false}, // nobody wrote http://
+		{srv.URL, true, true},
+	} {
+		c, err := New(Options{Addresses: []string{tt.address}, Token: "secret", TokenInClear: tt.allowed})
+		must.NoError(t, err)
+		t.Cleanup(c.Close)
+		_, err = c.Hives(t.Context())
+		if tt.sent {
+			must.NoError(t, err)
+			must.Eq(t, "Bearer secret", got.Load())
+			must.Eq(t, []string{srv.URL}, c.InClear())
+			continue
+		}
+		must.Eq(t, "", got.Load())
+		must.Eq(t, core.Unauthenticated, core.KindOf(err))
+		must.StrContains(t, core.HintOf(err), "https://")
+		must.SliceEmpty(t, c.InClear())
+	}
+}
+
+// What is asked of a private address never goes by way of a proxy.
+func TestProxyIsForTheInternet(t *testing.T) {
+	t.Parallel()
+	proxy, err := url.Parse("http://proxy.example:3128")
+	must.NoError(t, err)
+	names := map[string]string{"llm.example.com": "203.0.113.7", "intern.example.com": "10.1.2.3", "both.example.com": "203.0.113.7 fd00::1"}
+	choose := direct(func(*http.Request) (*url.URL, error) { return proxy, nil }, func(_ context.Context, host string) ([]netip.Addr, error) {
+		var ips []netip.Addr
+		for ip := range strings.FieldsSeq(names[host]) {
+			ips = append(ips, netip.MustParseAddr(ip))
+		}
+		if len(ips) == 0 {
+			return nil, errors.New("no such host")
+		}
+		return ips, nil
+	})
+	for at, direct := range map[string]bool{
+		"http://10.9.0.1:7833": true, "https://192.168.1.1:7833": true, "http://172.16.0.9": true, "http://[fd00::1]:7833": true, "http://[fe80::1]": true,
+		"http://100.64.1.1:7833": true, "http://127.0.0.1:7833": true, "http://[::ffff:10.0.0.1]": true, "http://queen:7833": true, "https://queen.lan:7833": true,
+		"http://queen.local.": true, "https://intern.example.com": true, "https://both.example.com": true,
+		"https://llm.example.com": false, "http://203.0.113.7:7833": false, "https://unknown.example.com": false, "http://[2001:db8::1]": false,
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, at, http.NoBody)
+		must.NoError(t, err)
+		p, err := choose(r)
+		must.NoError(t, err)
+		must.Eq(t, direct, p == nil, must.Sprint(at))
+	}
 }
 
 // serve is a client of a handler.
@@ -61,7 +183,7 @@ func serve(t *testing.T, h http.HandlerFunc) *Client {
 	t.Helper()
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
-	c, err := New(Options{Addresses: []string{srv.URL}, Token: "secret", UserAgent: "test"})
+	c, err := New(Options{Addresses: []string{srv.URL}, Token: "secret", TokenInClear: true, UserAgent: "test"})
 	must.NoError(t, err)
 	t.Cleanup(c.Close)
 	return c

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -52,8 +53,11 @@ func newTransport(o Options, several bool) (*http.Transport, error) {
 			return nil, core.WithHint(core.Errorf("", core.Invalid, "there is no certificate in what should be the CA's"), "It is the file that begins with -----BEGIN CERTIFICATE-----.")
 		}
 	}
+	lookup := func(ctx context.Context, host string) ([]netip.Addr, error) {
+		return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	}
 	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
+		Proxy:                 direct(http.ProxyFromEnvironment, lookup),
 		DialContext:           (&net.Dialer{Timeout: dial}).DialContext,
 		TLSClientConfig:       config,
 		ForceAttemptHTTP2:     true,
@@ -74,11 +78,15 @@ func (c *Client) do(ctx context.Context, r call) (*http.Response, int, error) {
 		if r.method == http.MethodGet && !r.slow && i < len(order)-1 {
 			patience = silence
 		}
-		resp, sent, err := c.try(ctx, c.queens[n], r, patience)
+		token := c.tokenFor(n)
+		resp, sent, err := c.try(ctx, c.queens[n], token, r, patience)
 		if err == nil {
 			if err = statusError(resp); err == nil {
 				c.health.answered(n)
 				return resp, n, nil
+			}
+			if core.KindOf(err) == core.Unauthenticated && token != c.token {
+				err = core.WithHint(err, "The token was not sent, as everybody on the way to %s could read it. Write the address with https://.", c.queens[n])
 			}
 			if !r.elsewhere(err) {
 				c.health.answered(n)
@@ -107,6 +115,14 @@ func (c *Client) do(ctx context.Context, r call) (*http.Response, int, error) {
 	return nil, 0, c.unreachable(last)
 }
 
+// tokenFor returns the token to send to a queen.
+func (c *Client) tokenFor(n int) string {
+	if strings.HasPrefix(c.queens[n], "https://") || c.open[n] {
+		return c.token
+	}
+	return ""
+}
+
 // elsewhere says whether another queen may do better than one that answered with err.
 func (r call) elsewhere(err error) bool {
 	if stopping, ok := errors.AsType[*stoppingError](err); ok && stopping != nil {
@@ -122,7 +138,7 @@ func (e *stoppingError) Error() string { return e.err.Error() }
 func (e *stoppingError) Unwrap() error { return e.err }
 
 // try makes a request to one queen. sent says that the queen may have got it. Where patience is not 0, the header of the answer must be there by then.
-func (c *Client) try(ctx context.Context, address string, r call, patience time.Duration) (resp *http.Response, sent bool, err error) {
+func (c *Client) try(ctx context.Context, address, token string, r call, patience time.Duration) (resp *http.Response, sent bool, err error) {
 	var body io.Reader
 	switch {
 	case r.upload != nil:
@@ -150,8 +166,8 @@ func (c *Client) try(ctx context.Context, address string, r call, patience time.
 	case r.body != nil:
 		h.Set("Content-Type", "application/json")
 	}
-	if c.token != "" {
-		h.Set("Authorization", "Bearer "+c.token)
+	if token != "" {
+		h.Set("Authorization", "Bearer "+token)
 	}
 	if r.lastEvent != "" {
 		h.Set("Last-Event-ID", r.lastEvent)
