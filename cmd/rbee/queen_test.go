@@ -162,7 +162,7 @@ func (q *fakeQueen) Route(_ context.Context, r inference.Query) (inference.Lease
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, w := range q.workers {
-		if w.Model == r.Model && len(r.Tried) == 0 {
+		if w.Model == r.Model && !r.Other {
 			return inference.NewLease([]core.Candidate{{Worker: w, Reason: "the only one"}}, nil, func(inference.Outcome) {}), nil
 		}
 	}

@@ -19,7 +19,7 @@ import (
 type oneWorker struct{ running atomic.Int64 }
 
 func (r *oneWorker) Route(_ context.Context, q inference.Query) (inference.Lease, error) {
-	if q.Model != "tiny" || len(q.Tried) > 0 {
+	if q.Model != "tiny" || q.Other {
 		return inference.Lease{}, core.WithHint(core.Errorf("", core.NotFound, "no model %q", q.Model), "Near to it are: tiny.")
 	}
 	if q.Progress != nil {

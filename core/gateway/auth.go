@@ -52,10 +52,11 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 		return &apiError{code: codeManyBadTokens, retryAfter: int(wait/time.Second) + 1, err: core.WithHint(
 			core.Errorf("", core.Overloaded, "too many wrong tokens came from this address"), "Wait before you try another one.")}
 	}
-	_, err := g.authority(r.Context(), token, need)
+	known, err := g.authority(r.Context(), token, need)
 	switch kind := core.KindOf(err); kind {
 	case "":
 		g.guesses.right(token)
+		w.key = known.ID
 		return nil
 	case core.Unauthenticated:
 		g.guesses.wrong(from, token, time.Now())

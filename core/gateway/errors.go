@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/inference"
@@ -77,6 +78,12 @@ func envelope(err error) (*openai.Error, answer) {
 		param = field.Param
 		if field.Code != "" {
 			code = field.Code
+		}
+	}
+	if full, ok := errors.AsType[*inference.OverloadError](err); ok {
+		code, a.retryAfter = full.Code, int(full.RetryAfter/time.Second)
+		if kind == core.Overloaded { // 429 is for limits of who asks
+			a.status, a.typ = http.StatusServiceUnavailable, openai.TypeUnavailable
 		}
 	}
 	e := openai.NewError(a.status, a.typ, param, code, "%s", err.Error())

@@ -33,6 +33,8 @@ type fakeRouter struct {
 	workers []core.Worker
 	failed  []string
 	active  map[string]int
+	busy    map[string]time.Duration                                      // of workers that said so
+	slots   int                                                           // in all; 0: no limit
 	wait    func(ctx context.Context, progress func(core.Progress)) error // before a lease; nil: none
 }
 
@@ -40,7 +42,7 @@ func (f *fakeRouter) Route(ctx context.Context, q inference.Query) (inference.Le
 	f.mu.Lock()
 	wait := f.wait
 	f.mu.Unlock()
-	if wait != nil && len(q.Tried) == 0 {
+	if wait != nil && !q.Other {
 		ctx, cancel := context.WithTimeout(ctx, q.Patience)
 		defer cancel()
 		progress := q.Progress
@@ -65,14 +67,20 @@ func (f *fakeRouter) Route(ctx context.Context, q inference.Query) (inference.Le
 	}
 	id := ranked[0].Worker.ID
 	if f.active == nil {
-		f.active = map[string]int{}
+		f.active, f.busy = map[string]int{}, map[string]time.Duration{}
+	}
+	if f.slots > 0 && f.runningLocked() >= f.slots {
+		return inference.Lease{}, &inference.Busy{Model: q.Model}
 	}
 	f.active[id]++
 	return inference.NewLease(ranked, nil, func(o inference.Outcome) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.active[id]--
-		if o == inference.Failed {
+		if o.Busy > 0 {
+			f.busy[id] = o.Busy
+		}
+		if o.Failed {
 			f.failed = append(f.failed, id)
 		}
 	}), nil
@@ -87,6 +95,10 @@ func (f *fakeRouter) failures() []string {
 func (f *fakeRouter) running() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.runningLocked()
+}
+
+func (f *fakeRouter) runningLocked() int {
 	n := 0
 	for _, a := range f.active {
 		n += a

@@ -102,7 +102,8 @@ func TestRefusedBeforeAnyWorker(t *testing.T) {
 	}
 }
 
-func TestNextCandidateBeforeTheFirstByte(t *testing.T) {
+// FAULTS G-17: a worker that says that it is busy lives. It is not avoided for that.
+func TestNextWorkerBeforeFirstByte(t *testing.T) {
 	t.Parallel()
 	for _, stream := range []bool{false, true} {
 		ask, want := askTiny, wholeAnswer
@@ -112,9 +113,10 @@ func TestNextCandidateBeforeTheFirstByte(t *testing.T) {
 			good = streamOf(roleEvent, tokenEvent(1), doneEvent)
 		}
 		for name, bad := range map[string]func(r *rig){
-			"502": func(r *rig) { r.serve("bad", answerJSON(502, `{"error":{"message":"x","type":"y"}}`)) },
-			"503": func(r *rig) { r.serve("bad", answerJSON(503, `{"error":{"message":"Loading model","type":"y"}}`)) },
-			"504": func(r *rig) { r.serve("bad", answerJSON(504, ``)) },
+			"502":      func(r *rig) { r.serve("bad", answerJSON(502, `{"error":{"message":"x","type":"y"}}`)) },
+			"429 busy": func(r *rig) { r.serve("bad", answerJSON(429, `{"error":{"message":"slow down","type":"y"}}`)) },
+			"503 busy": func(r *rig) { r.serve("bad", answerJSON(503, `{"error":{"message":"Loading model","type":"y"}}`)) },
+			"504":      func(r *rig) { r.serve("bad", answerJSON(504, ``)) },
 			"no socket": func(r *rig) {
 				r.add(core.Worker{ID: "bad", Model: "tiny"}, "")
 			},
@@ -148,6 +150,11 @@ func TestNextCandidateBeforeTheFirstByte(t *testing.T) {
 				must.Eq(t, want, body)
 				must.Eq(t, "good", resp.Header.Get("X-Rbee-Worker"))
 				must.Eq(t, "test; attempt 2", resp.Header.Get("X-Rbee-Route"))
+				if strings.HasSuffix(name, "busy") {
+					must.SliceEmpty(t, r.router.failures())
+					must.Eq(t, time.Second, r.router.busy["bad"])
+					return
+				}
 				must.Eq(t, []string{"bad"}, r.router.failures())
 			})
 		}
@@ -183,6 +190,10 @@ func TestNoCandidateLeft(t *testing.T) {
 			must.Eq(t, c.code, e.Kind)
 			must.NotEq(t, "", e.Hint)
 			must.Eq(t, "1", resp.Header.Get("Retry-After"))
+			if c.name == "says 503" {
+				must.SliceEmpty(t, r.router.failures())
+				return
+			}
 			must.Eq(t, []string{"w1"}, r.router.failures())
 		})
 	}

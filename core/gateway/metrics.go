@@ -32,6 +32,7 @@ type Metrics struct {
 	streams    *prometheus.CounterVec // by model
 	broken     *prometheus.CounterVec // by reason
 	failovers  prometheus.Counter
+	waits      prometheus.Counter
 	refused    *prometheus.CounterVec // by reason
 	rpcRefused *prometheus.CounterVec // by reason
 
@@ -55,11 +56,12 @@ func NewMetrics() *Metrics {
 		streams:    prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "streams_total", Help: "Inference streams that began, by model."}, []string{"model"}),
 		broken:     prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "broken_streams_total", Help: "Inference streams that ended before the answer was whole, by reason."}, []string{"reason"}),
 		failovers:  prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "failovers_total", Help: "Requests that were given to another worker before the first byte."}),
+		waits:      prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "queued_requests_total", Help: "Requests that waited for a free slot of their model."}),
 		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "refused_requests_total", Help: "Requests that were refused for who sent them, by reason."}, []string{"reason"}),
 		rpcRefused: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "rbee_rpc", Name: "refused_total", Help: "Connections and calls of other machines that were refused, by reason."}, []string{"reason"}),
 		models:     map[string]bool{},
 	}
-	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers, m.refused, m.rpcRefused,
+	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers, m.waits, m.refused, m.rpcRefused,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -107,6 +109,9 @@ func (m *Metrics) Tokens(n int, each time.Duration) {
 
 // Retried implements inference.Meter.
 func (m *Metrics) Retried() { m.failovers.Inc() }
+
+// Waits implements inference.Meter.
+func (m *Metrics) Waits() { m.waits.Inc() }
 
 // Ended implements inference.Meter.
 func (m *Metrics) Ended(took time.Duration, cut string) {

@@ -19,6 +19,7 @@ type response struct {
 	status int    // 0: nothing was sent yet
 	model  string // core.Model.ID, once it is known: never what the client wrote
 	worker string
+	key    string // the id of the token that it was asked with; empty: none
 }
 
 func (w *response) Header() http.Header { return w.inner.Header() }

@@ -2,7 +2,9 @@ package inference
 
 import (
 	"context"
+	"errors"
 	"net/http"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -23,11 +25,45 @@ func (e *Refusal) Error() string { return e.Err.Message }
 // Unwrap returns the refusal as a classified error.
 func (e *Refusal) Unwrap() error { return core.Errorf("", core.Kind(e.Err.Kind), "%s", e.Err.Message) }
 
-// unanswered is why a worker gave no answer that counts, so that the next one is asked.
-type unanswered struct{ err error }
+// OverloadError says that all workers of a model are busy: too many requests wait already (kind
+// Overloaded), or this one waited too long (kind DeadlineExceeded).
+type OverloadError struct {
+	Err        error // classified
+	Code       string
+	RetryAfter time.Duration
+}
+
+func (e *OverloadError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the classified error.
+func (e *OverloadError) Unwrap() error { return e.Err }
+
+func isOverload(err error) bool {
+	_, ok := errors.AsType[*OverloadError](err)
+	return ok
+}
+
+// unanswered is why a worker gave no answer that counts, so that another one may be asked.
+type unanswered struct {
+	err  error
+	sent bool // the worker may have begun to work on the request
+	lost bool // it was lost with the request in its hands
+}
 
 func (e *unanswered) Error() string { return e.err.Error() }
 func (e *unanswered) Unwrap() error { return e.err }
+
+// busy is the answer of a worker that lives and takes no request now.
+type busy struct {
+	err   error
+	full  bool          // its own queue is full: it is asked again as soon as it may have room
+	after time.Duration // when it wants to be asked again
+	// answer is passed on where no other worker helps; nil: err is.
+	answer *Answer
+}
+
+func (e *busy) Error() string { return e.err.Error() }
+func (e *busy) Unwrap() error { return e.err }
 
 // KindOfStatus returns the kind that fits the status of a worker's answer best. Workers know no
 // kinds.

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/admission"
 	"github.com/rbee-project/rbee/core/inference/conn"
 	"github.com/rbee-project/rbee/core/inference/sse"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -23,9 +24,11 @@ import (
 type Query struct {
 	RequestID string
 	Model     string // as the client wrote it: an id or an alias
-	// Tried are the workers that this request was sent to in vain. A query with some of them asks
-	// for another worker that is ready now: Route neither waits nor starts one.
+	Key       string // who asks: the id of a token; empty: unknown
+	// Tried are the workers that this request was sent to in vain: they are not chosen.
 	Tried []core.Worker
+	// Other asks for a worker that is ready now: Route neither waits nor starts one.
+	Other bool
 	// Patience bounds the wait for a worker to be started.
 	Patience time.Duration
 	// Progress is called on Route's goroutine while it waits, first with the zero value when the
@@ -39,8 +42,19 @@ type Router interface {
 	// worker serves it, Route has one started and waits for it. Errors: NotFound for an unknown
 	// model (with the nearest names as hint), Unavailable or TooLarge when no worker can be had
 	// (with the reason per hive), DeadlineExceeded after Patience, those of ctx. With an error the
-	// lease holds only the refusals, and there is nothing to release.
+	// lease holds only the refusals, and there is nothing to release. *Busy where all workers of the
+	// model have as many requests as they should have: Route does not wait for a free slot.
 	Route(ctx context.Context, q Query) (Lease, error)
+}
+
+// Busy is Route's error where every worker that could answer is busy.
+type Busy struct{ Model string } // core.Model.ID
+
+func (e *Busy) Error() string { return "all workers with " + e.Model + " are busy" }
+
+// Unwrap returns the error as a classified one.
+func (e *Busy) Unwrap() error {
+	return core.Errorf("", core.Overloaded, "all workers with %s are busy", e.Model)
 }
 
 // Lease is a worker that one request may be sent to. The worker counts it as in flight until it
@@ -62,14 +76,11 @@ func NewLease(ranked []core.Candidate, refused []core.RouteRefusal, release func
 // Release ends the lease. It is called once.
 func (l Lease) Release(o Outcome) { l.release(o) }
 
-// Outcome says what a request tells of its worker.
-type Outcome int
-
-// The outcomes.
-const (
-	Fine   Outcome = iota // it answered or refused, or the client left
-	Failed                // it could not be reached, or was lost with the request in its hands
-)
+// Outcome says what a request tells of its worker. The zero value says nothing against it.
+type Outcome struct {
+	Failed bool          // it could not be reached, or was lost with the request in its hands
+	Busy   time.Duration // it said that it takes no request for so long; 0: it did not
+}
 
 // Dialer connects to the data socket of a worker, wherever its hive is. The wire is HTTP/1.1.
 type Dialer func(ctx context.Context, w core.Worker) (net.Conn, error)
@@ -113,6 +124,8 @@ type Meter interface {
 	Tokens(n int, each time.Duration)
 	// Retried counts a request that is given to another worker.
 	Retried()
+	// Waits counts a request that waits for a free slot.
+	Waits()
 	// Ended observes the time from the request to its whole answer, or, where reason is not empty,
 	// counts a stream that was cut.
 	Ended(took time.Duration, cut string)
@@ -129,6 +142,10 @@ type Options struct {
 	StartTimeout     time.Duration // for a worker to be started for a request; 0: 10 minutes
 	ProgressAfter    time.Duration // silence before a waiting stream gets progress comments; 0: 5 seconds
 	ProgressInterval time.Duration // between progress comments; 0: 2 seconds
+
+	QueueLimit   int           // requests that wait for a free slot of one model; 0: 128
+	QueueTimeout time.Duration // for such a wait; 0: 10 seconds
+	RefuseDeadly time.Duration // how long a request is refused that killed two workers; 0: 5 minutes
 }
 
 // Service answers inference requests. It is safe for concurrent use.
@@ -139,6 +156,12 @@ type Service struct {
 	workers   *conn.Pools
 	records   *Records
 	splitters sync.Pool // *sse.Splitter
+	lines     lines
+	notes     notes
+
+	mu       sync.Mutex // guards below
+	budget   *admission.Budget
+	suspects *admission.Suspects
 }
 
 // New returns a Service. It starts nothing.
@@ -151,12 +174,21 @@ func New(o Options) *Service {
 		{&o.StartTimeout, 10 * time.Minute},
 		{&o.ProgressAfter, 5 * time.Second},
 		{&o.ProgressInterval, 2 * time.Second},
+		{&o.QueueTimeout, 10 * time.Second},
+		{&o.RefuseDeadly, 5 * time.Minute},
 	} {
 		if *d.v == 0 {
 			*d.v = d.d
 		}
 	}
-	s := &Service{o: o, log: o.Logger, meter: o.Meter, workers: conn.NewPools(o.Dial, o.DialTimeout), records: newRecords()}
+	if o.QueueLimit == 0 {
+		o.QueueLimit = 128
+	}
+	s := &Service{
+		budget: admission.NewBudget(retryRatio, retryReserve), suspects: admission.NewSuspects(o.RefuseDeadly),
+		o: o, log: o.Logger, meter: o.Meter, workers: conn.NewPools(o.Dial, o.DialTimeout), records: newRecords(),
+	}
+	s.lines.limit = o.QueueLimit
 	if s.log == nil {
 		s.log = hclog.NewNullLogger()
 	}
@@ -184,4 +216,5 @@ func (noMeter) Events(int)                  {}
 func (noMeter) FirstToken(time.Duration)    {}
 func (noMeter) Tokens(int, time.Duration)   {}
 func (noMeter) Retried()                    {}
+func (noMeter) Waits()                      {}
 func (noMeter) Ended(time.Duration, string) {}

@@ -86,7 +86,7 @@ func (m *Records) asked(e *routed, w core.Worker, began, now time.Time, problem 
 	}
 	c.last = now
 	c.Requests++
-	if problem == "" || problem == core.Cancelled { // by the client
+	if problem == "" || problem == core.Cancelled || problem == core.Overloaded { // nothing against the worker
 		return
 	}
 	c.Failures++

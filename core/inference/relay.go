@@ -69,7 +69,7 @@ func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 // seen nothing of the answer.
 func (c *call) cutOff() error {
 	if !c.sent {
-		return &unanswered{lost()}
+		return &unanswered{err: lost(), sent: true, lost: true}
 	}
 	return lost()
 }
@@ -114,7 +114,7 @@ func (c *call) whole(resp *http.Response) error {
 	case core.KindOf(err) == core.TooLarge:
 		return err
 	case err != nil:
-		return &unanswered{lost()}
+		return &unanswered{err: lost(), sent: true, lost: true}
 	}
 	a := Answer{Status: resp.StatusCode, ContentType: resp.Header.Get("Content-Type"), RetryAfter: resp.Header.Get("Retry-After"), Body: body}
 	isJSON := isJSONObject(body)
@@ -122,7 +122,7 @@ func (c *call) whole(resp *http.Response) error {
 	case a.Status < 200 || a.Status >= 300 && a.Status < 400:
 		return core.Errorf("", core.Internal, "unexpected status %d from the worker", a.Status)
 	case a.Status < 300 && !isJSON: // cut without a trace where neither length nor chunks tell
-		return &unanswered{lost()}
+		return &unanswered{err: lost(), sent: true, lost: true}
 	case c.begun:
 		return lateAnswer(a)
 	case a.Status >= 400 && !isJSON:

@@ -14,13 +14,28 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// otherPatience bounds the dial to a worker while another worker can be asked.
-const otherPatience = 250 * time.Millisecond
+const (
+	// otherPatience bounds the dial to a worker while another worker can be asked.
+	otherPatience = 250 * time.Millisecond
+	// maxRetries bounds the further workers that a request is given to.
+	maxRetries = 2
+	// retryRatio and retryReserve bound the retries of requests that a worker may have begun, as a
+	// part of the requests of the last half minute.
+	retryRatio, retryReserve = 0.2, 10
+	// maxRefusal bounds what is read of a refusal, in bytes.
+	maxRefusal = 16 << 10
+	// A worker with a full queue is asked again after fullBusy; one that says otherwise that it takes
+	// no request after the time it gives, at most maxBusy, or defaultBusy.
+	fullBusy, defaultBusy, maxBusy = 250 * time.Millisecond, time.Second, 30 * time.Second
+
+	codeOverloaded = openai.CodeOverloaded
+)
 
 // Request is one inference request.
 type Request struct {
 	ID   string // without line ends
 	Path string // of the worker's API: "/v1/chat/completions"
+	Key  string // who asks: the id of a token; empty: unknown
 	Body []byte // JSON as the client sent it
 	At   time.Time
 }
@@ -35,6 +50,8 @@ type call struct {
 	record *routed
 
 	lease      Lease
+	attempts   int           // before the one that runs
+	queueUntil time.Time     // ends all waits for a free slot; zero: there was none
 	status     int           // that the client has seen; 0: none yet
 	begun      bool          // a stream has begun: errors go into it
 	sent       bool          // an event with data was passed on
@@ -83,55 +100,128 @@ func cutReason(err error) string {
 }
 
 // run has workers asked until one answers. After the first byte of an answer, or a refusal that is
-// the request's own fault, it asks no other.
+// the request's own fault, it asks no other. It gives a request to two further workers at most, to
+// one at most after it was lost with a worker, and to none where the retry budget is spent.
 func (c *call) run() error {
+	if err := c.s.refuseDeadly(&c.r); err != nil {
+		return err
+	}
 	err := c.route()
 	c.s.records.picked(c.record, c.lease.Ranked, c.lease.Refused, time.Since(c.r.At))
 	if err != nil {
 		return err
 	}
+	c.s.admitted()
+	left := maxRetries
 	for tried := []core.Worker(nil); ; {
 		began := time.Now()
-		answer := c.attempt(len(tried) + 1)
-		_, again := errors.AsType[*unanswered](answer)
-		c.s.records.asked(c.record, c.lease.Worker, began, time.Now(), core.KindOf(answer))
-		if !again {
-			return answer
+		err := c.attempt(began)
+		failed, again := errors.AsType[*unanswered](err)
+		full, isBusy := errors.AsType[*busy](err)
+		problem := core.KindOf(err)
+		if isBusy {
+			problem = core.Overloaded
 		}
-		tried = append(tried, c.lease.Worker)
-		next, err := c.s.o.Router.Route(c.ctx, Query{RequestID: c.r.ID, Model: c.lease.Worker.Model, Tried: tried})
-		if err != nil {
-			return answer // there is no other worker
+		c.s.records.asked(c.record, c.lease.Worker, began, time.Now(), problem)
+		switch {
+		case again && failed.lost && c.s.lost(&c.r):
+			return err // it kills workers
+		case again:
+			if failed.lost {
+				left = min(left, 1)
+			}
+			if left == 0 || failed.sent && !c.s.mayRetry() {
+				return err
+			}
+		case isBusy && full.full:
+			if c.queueUntil.IsZero() {
+				c.queueUntil = time.Now().Add(c.s.o.QueueTimeout)
+			}
+			if !time.Now().Before(c.queueUntil) {
+				return c.waited(full.after)
+			}
+		case isBusy && left == 0:
+			return c.refused(full)
+		case !isBusy:
+			if core.KindOf(err) == core.WorkerLost {
+				c.s.lost(&c.r)
+			}
+			return err
+		}
+		if !isBusy || !full.full {
+			left--
+			tried = append(tried, c.lease.Worker)
+		}
+		next, routeErr := c.acquire(c.ctx, Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Tried: tried, Other: true})
+		if _, waited := errors.AsType[*OverloadError](routeErr); waited && isBusy && full.full {
+			return routeErr
+		}
+		if c.ctx.Err() != nil && routeErr != nil {
+			return ended(c.ctx)
+		}
+		if routeErr != nil { // there is no other worker
+			if isBusy {
+				return c.refused(full)
+			}
+			return err
 		}
 		c.lease = next
-		c.s.meter.Retried()
+		c.attempts++
+		if !isBusy || !full.full {
+			c.s.meter.Retried()
+		}
 	}
 }
 
+// refused ends with a worker's word that it takes no request now.
+func (c *call) refused(b *busy) error {
+	if b.answer == nil || c.begun {
+		return b.err
+	}
+	c.status = b.answer.Status
+	c.client.Answer(*b.answer)
+	return nil
+}
+
 // attempt asks the worker of the lease and releases it.
-func (c *call) attempt(n int) error {
+func (c *call) attempt(began time.Time) error {
 	w := c.lease.Worker
 	reason := c.lease.Reason
-	if n > 1 {
-		reason += "; attempt " + strconv.Itoa(n)
+	if c.attempts > 0 {
+		reason += "; attempt " + strconv.Itoa(c.attempts+1)
 	}
+	c.s.lines.began(w.Model)
 	err := c.ask(reason)
 	_, again := errors.AsType[*unanswered](err)
-	if !again && core.KindOf(err) != core.WorkerLost {
-		c.lease.Release(Fine)
+	var outcome Outcome
+	if full, ok := errors.AsType[*busy](err); ok {
+		outcome.Busy = full.after
+	} else {
+		outcome.Failed = again || core.KindOf(err) == core.WorkerLost
+	}
+	c.lease.Release(outcome)
+	c.s.lines.ended(w.Model, time.Since(began))
+	if !outcome.Failed {
 		return err
 	}
-	c.lease.Release(Failed)
 	c.s.workers.Drop(w)
-	log := c.s.log.With("request", c.r.ID, "worker", w.ID, "hive", w.Hive, "model", w.Model)
 	noConn, unreached := errors.AsType[*conn.DialError](err)
+	message := "worker gave no answer"
 	switch {
 	case unreached:
-		log.Warn("worker cannot be reached", "error", noConn)
+		message = "worker cannot be reached"
 	case c.sent:
-		log.Warn("worker lost under a stream")
-	default: // the error may repeat the worker's words, and they the prompt
-		log.Warn("worker gave no answer", "kind", core.KindOf(err))
+		message = "worker lost under a stream"
+	}
+	skipped, due := c.s.notes.due(message+" "+w.Nonce, time.Now())
+	if !due {
+		return err
+	}
+	log := c.s.log.With("request", c.r.ID, "worker", w.ID, "hive", w.Hive, "model", w.Model, "skipped", skipped)
+	if unreached {
+		log.Warn(message, "error", noConn)
+	} else { // the error may repeat the worker's words, and they the prompt
+		log.Warn(message, "kind", core.KindOf(err))
 	}
 	return err
 }
@@ -154,10 +244,10 @@ func (c *call) ask(reason string) error {
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
-	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		head, _ := io.ReadAll(io.LimitReader(resp.Body, 16<<10))
-		return &unanswered{core.WithHint(core.Errorf("", core.Unavailable, "the worker answered %d: %s", resp.StatusCode,
-			clip(openai.DecodeError(resp.StatusCode, head).Message, 500)), retryHint)}
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return c.busy(resp)
+	case http.StatusBadGateway, http.StatusGatewayTimeout:
+		return &unanswered{err: answered(resp), sent: true}
 	}
 	if !c.begun {
 		c.client.Asked(c.lease.Worker, reason)
@@ -168,15 +258,43 @@ func (c *call) ask(reason string) error {
 	return c.whole(resp)
 }
 
+// answered is the error for a status that is not passed on.
+func answered(resp *http.Response) error {
+	head, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+	return core.WithHint(core.Errorf("", core.Unavailable, "the worker answered %d: %s", resp.StatusCode,
+		clip(openai.DecodeError(resp.StatusCode, head).Message, 500)), retryHint)
+}
+
+// busy reads the answer of a worker that takes no request now. That is no failure: it lives.
+func (c *call) busy(resp *http.Response) error {
+	head, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+	e := openai.DecodeError(resp.StatusCode, head)
+	b := &busy{after: defaultBusy}
+	b.err = core.WithHint(core.Errorf("", core.Unavailable, "the worker answered %d: %s", resp.StatusCode, clip(e.Message, 500)), retryHint)
+	if after, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && after > 0 {
+		b.after = min(time.Duration(after)*time.Second, maxBusy)
+	}
+	switch {
+	case resp.StatusCode == http.StatusTooManyRequests:
+		b.err = core.WithHint(core.Errorf("", core.Overloaded, "the worker answered %d: %s", resp.StatusCode, clip(e.Message, 500)), retryHint)
+		if err == nil && isJSONObject(head) {
+			b.answer = &Answer{Status: resp.StatusCode, ContentType: resp.Header.Get("Content-Type"), RetryAfter: resp.Header.Get("Retry-After"), Body: head}
+		}
+	case e.Code != nil && *e.Code == codeOverloaded:
+		b.full, b.after = true, fullBusy
+	}
+	return b
+}
+
 // noAnswer classifies the failure of a request that got no answer at all.
 func (c *call) noAnswer(err error) error {
 	if c.ctx.Err() != nil {
 		return ended(c.ctx)
 	}
 	if de, ok := errors.AsType[*conn.DialError](err); ok {
-		return &unanswered{core.WithHint(core.Errorf("", core.Unavailable, "the worker cannot be reached: %w", de), retryHint)}
+		return &unanswered{err: core.WithHint(core.Errorf("", core.Unavailable, "the worker cannot be reached: %w", de), retryHint)}
 	}
-	return &unanswered{lost()}
+	return &unanswered{err: lost(), sent: true, lost: true}
 }
 
 // send passes a block of a stream on.

@@ -79,6 +79,7 @@ type Queen struct {
 	told      *queenv1.ClusterView     // what hives are to know; nil: nothing
 	suspects  map[string]suspicion     // avoided workers, by nonce
 	inFlight  map[string]int           // by nonce
+	busyUntil map[string]time.Time     // by nonce: workers that said that they take no request now
 	aliases   map[string]alias         // learned from the hives' stores
 	starts    map[string]core.Job      // by model id: the worker_spawn that requests wait for
 	requests  requestMemory            // request ids → hives
@@ -119,6 +120,7 @@ func New(o Options) *Queen {
 		silent:    map[string]*pulse{},
 		suspects:  map[string]suspicion{},
 		inFlight:  map[string]int{},
+		busyUntil: map[string]time.Time{},
 		aliases:   map[string]alias{},
 		starts:    map[string]core.Job{},
 		locks:     map[string]chan struct{}{},

@@ -45,7 +45,10 @@ func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, 
 		return q.lease(found, refused), nil // the case of nearly every request
 	}
 	none := inference.Lease{Refused: refusals(refused)}
-	if len(r.Tried) > 0 {
+	if slices.ContainsFunc(refused, isBusy) {
+		return none, &inference.Busy{Model: r.Model}
+	}
+	if r.Other {
 		return none, core.Errorf("", core.Unavailable, "no other worker with %s is ready: %s", r.Model, workerReasons(refused))
 	}
 	if r.Patience > 0 {
@@ -71,11 +74,16 @@ func (q *Queen) lease(found []core.Candidate, refused []sched.Refusal) inference
 	end := q.begin(w.Nonce)
 	return inference.NewLease(found, refusals(refused), func(o inference.Outcome) {
 		end()
-		if o == inference.Failed {
+		if o.Busy > 0 {
+			q.busy(w.Nonce, o.Busy)
+		}
+		if o.Failed {
 			q.failed(w)
 		}
 	})
 }
+
+func isBusy(r sched.Refusal) bool { return r.Busy }
 
 func refusals(refused []sched.Refusal) []core.RouteRefusal {
 	if len(refused) == 0 {
@@ -97,6 +105,9 @@ func (q *Queen) await(ctx context.Context, model string, progress func(core.Prog
 		found, refused, waitFor := q.candidates(ws, id, nil)
 		if len(found) > 0 {
 			return found, refused, nil
+		}
+		if slices.ContainsFunc(refused, isBusy) {
+			return nil, nil, &inference.Busy{Model: id}
 		}
 		if id == model {
 			if canonical := q.canonical(id); canonical != id {
@@ -210,6 +221,9 @@ func (q *Queen) prospectLocked(w *core.Worker) sched.Prospect {
 	if len(q.inFlight) > 0 {
 		p.InFlight = q.inFlight[w.Nonce]
 	}
+	if until, ok := q.busyUntil[w.Nonce]; ok {
+		p.Busy = until.After(time.Now())
+	}
 	if pulse == nil || pulse.report == nil {
 		return p
 	}
@@ -246,6 +260,19 @@ func (q *Queen) failed(w core.Worker) {
 	}
 	q.changedLocked()
 	q.log.Warn("worker failed a request, it is avoided until its hive confirms it", "worker", w.ID, "hive", w.Hive, "model", w.Model)
+}
+
+// busy notes that a worker takes no request for a while, by its own word.
+func (q *Queen) busy(nonce string, d time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := time.Now()
+	for n, until := range q.busyUntil { // few
+		if !until.After(now) {
+			delete(q.busyUntil, n)
+		}
+	}
+	q.busyUntil[nonce] = now.Add(d)
 }
 
 // begin counts a request that is sent to the worker with this nonce until end is called, once.

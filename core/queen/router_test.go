@@ -29,7 +29,7 @@ func pick(ctx context.Context, q *Queen, query inference.Query) ([]core.Candidat
 	if err != nil {
 		return nil, err
 	}
-	lease.Release(inference.Fine)
+	lease.Release(inference.Outcome{})
 	return lease.Ranked, nil
 }
 
@@ -512,20 +512,64 @@ func TestRouteTellsRefusals(t *testing.T) {
 		want := []core.RouteRefusal{{Worker: "b", Reason: "is retiring"}, {Worker: "c", Reason: "is still loading"}}
 		must.Eq(t, want, lease.Refused)
 		must.Eq(t, 1, c.q.inFlight[a.Nonce])
-		lease.Release(inference.Fine)
+		lease.Release(inference.Outcome{})
 		must.MapLen(t, 0, c.q.inFlight)
 
 		// Another worker is not waited for, and the one that was tried is not chosen again.
-		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}})
+		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}, Other: true})
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.Eq(t, want, lease.Refused)
 		must.MapLen(t, 0, c.q.inFlight)
 		h.addWorker("d", "m", core.WorkerReady)
 		h.mustBeat()
-		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}})
+		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}, Other: true})
 		must.NoError(t, err)
 		must.Eq(t, "d", lease.Worker.ID)
-		lease.Release(inference.Failed)
+		lease.Release(inference.Outcome{Failed: true})
 		must.Eq(t, []string{"a"}, c.mustPick("m"))
+	})
+}
+
+// A worker gets no more requests than it has slots for and half as many that wait, and none while it
+// says that it takes none. Neither is held against it.
+func TestRouteBusy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.addModel("m", "alias")
+		h.addWorker("a", "m", core.WorkerReady)
+		h.keepBeating()
+		route := func() (inference.Lease, error) {
+			return c.q.Route(t.Context(), inference.Query{Model: "alias", Patience: time.Minute})
+		}
+		var leases []inference.Lease
+		for {
+			lease, err := route()
+			if err != nil {
+				full, ok := errors.AsType[*inference.Busy](err)
+				must.True(t, ok)
+				must.Eq(t, "m", full.Model)
+				break
+			}
+			leases = append(leases, lease)
+		}
+		w := leases[0].Worker
+		must.Len(t, max(w.Slots, 1)+max(w.Slots/2, 1), leases)
+		must.Eq(t, 0, h.submits.Load(), must.Sprint("no other worker is started"))
+		for _, l := range leases {
+			l.Release(inference.Outcome{})
+		}
+		lease, err := route()
+		must.NoError(t, err)
+		lease.Release(inference.Outcome{Busy: time.Second})
+		_, err = route()
+		_, ok := errors.AsType[*inference.Busy](err)
+		must.True(t, ok)
+		must.MapLen(t, 0, c.q.suspects)
+		time.Sleep(time.Second)
+		lease, err = route()
+		must.NoError(t, err)
+		lease.Release(inference.Outcome{})
 	})
 }

@@ -26,6 +26,7 @@ func state(s core.WorkerState) func(*Prospect) {
 }
 func suspect(why string) func(*Prospect) { return func(p *Prospect) { p.Suspect = why } }
 func model(m string) func(*Prospect)     { return func(p *Prospect) { p.Worker.Model = m } }
+func busy(p *Prospect)                   { p.Busy = true }
 func draining(p *Prospect)               { p.Draining = true }
 func load(active, queued int) func(*Prospect) {
 	return func(p *Prospect) { p.Load = core.Load{Active: active, Queued: queued} }
@@ -48,8 +49,14 @@ func TestPickWorker(t *testing.T) {
 			want: []string{"a"}, reasons: []string{"only worker"},
 		},
 		{
-			name: "only worker, even when it is full", prospects: []Prospect{worker("a", inFlight(9))},
+			name: "only worker, with as many waiting as it should have", prospects: []Prospect{worker("a", inFlight(5))},
 			want: []string{"a"}, reasons: []string{"only worker"},
+		},
+		{
+			name:      "busy by this queen's requests, or by its own word",
+			prospects: []Prospect{worker("a", inFlight(6)), worker("b", busy), worker("c", slots(1), inFlight(2)), worker("d", load(9, 9))},
+			want:      []string{"d"},
+			refused:   []string{"a is busy with 6 requests in 4 slots", "b is busy with 0 requests in 4 slots", "c is busy with 2 requests in 1 slots"},
 		},
 		{
 			name:      "refusals",
@@ -82,7 +89,7 @@ func TestPickWorker(t *testing.T) {
 			want: []string{"b", "a"}, reasons: []string{"only one of 2 with a free slot", "next: 1 of 1 slots busy"},
 		},
 		{
-			name: "all full: the shortest queue", prospects: []Prospect{worker("a", slots(1), inFlight(3)), worker("b", slots(1), inFlight(2))}, draws: []int{0, 0},
+			name: "all full: the shortest queue", prospects: []Prospect{worker("a", slots(4), inFlight(5)), worker("b", slots(4), inFlight(4))}, draws: []int{0, 0},
 			want: []string{"b", "a"},
 		},
 		{
@@ -149,6 +156,7 @@ func TestPickWorkerSpreads(t *testing.T) {
 			seen[c.Worker.ID] = true
 		}
 		for i := range prospects {
+			prospects[i].Worker.Slots = 1000
 			if prospects[i].Worker.ID == got[0].Worker.ID {
 				prospects[i].InFlight++
 			}

@@ -20,11 +20,21 @@ type Prospect struct {
 	Draining bool         // its hive gets no new request
 	// InFlight is the number of requests that this queen has given it and that have not ended. Reports of the hive lag behind; this does not.
 	InFlight int
+	// Busy says that the worker has said a moment ago that it takes no request now.
+	Busy bool
 }
 
 // busy is the number of requests the worker has, as far as is known: what the hive reported (which counts other queens' requests too)
 // or what this queen knows better.
 func (p Prospect) busy() int { return max(p.InFlight, p.Load.Active+p.Load.Queued, 0) }
+
+// full reports whether the worker gets no further request from this queen. Half its slots again may
+// wait at the worker, so that a slot that becomes free is not idle until the next request arrives.
+// Reports do not count: they may be of requests that have ended. What other queens have given it, it
+// says itself.
+func (p Prospect) full() bool {
+	return p.Busy || p.InFlight >= p.slots()+max(p.slots()/2, 1)
+}
 
 // slots is at least one: a worker that says 0 is not trusted with a division.
 func (p Prospect) slots() int { return max(p.Worker.Slots, 1) }
@@ -45,6 +55,8 @@ type Refusal struct {
 	Reason string // for people: "is retiring", "cuda:0 lacks 1024 bytes"
 	// MissingBytes is what the best device lacks; 0: refused for another reason.
 	MissingBytes int64
+	// Busy says that it could be used but for the requests that it has.
+	Busy bool
 }
 
 func (r Refusal) String() string { return r.Name + " " + r.Reason }
@@ -66,6 +78,10 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 		}
 		if reason := unfit(p); reason != "" {
 			refused = append(refused, Refusal{Name: p.Worker.ID, Reason: reason})
+			continue
+		}
+		if p.full() {
+			refused = append(refused, Refusal{Name: p.Worker.ID, Busy: true, Reason: fmt.Sprintf("is busy with %d requests in %d slots", p.busy(), p.slots())})
 			continue
 		}
 		able = append(able, p)

@@ -107,16 +107,20 @@ func (p *pool) close() {
 // it closes the connection. A worker may close an idle connection at any moment: roundTrip replaces
 // a used connection that was closed before the first byte of an answer, and never a fresh one.
 func (p *pool) roundTrip(ctx context.Context, q Request) (*http.Response, error) {
+	var lost error // of a connection that had carried the whole request
 	for {
 		c, used := p.take(), true
 		if c == nil {
 			var err error
 			if c, err = p.dial(ctx, q.Patience); err != nil {
+				if lost != nil { // the worker may have died of the request: that is not "nothing was sent"
+					return nil, lost
+				}
 				return nil, err
 			}
 			used = false
 		}
-		resp, answered, err := p.exchange(ctx, c, q)
+		resp, sent, answered, err := p.exchange(ctx, c, q)
 		if err == nil {
 			return resp, nil
 		}
@@ -127,12 +131,15 @@ func (p *pool) roundTrip(ctx context.Context, q Request) (*http.Response, error)
 		if answered || !used {
 			return nil, err
 		}
+		if sent {
+			lost = err
+		}
 	}
 }
 
-// exchange sends the request and reads the header of the answer. answered reports that at least one
-// byte of it arrived.
-func (p *pool) exchange(ctx context.Context, c *workerConn, q Request) (resp *http.Response, answered bool, err error) {
+// exchange sends the request and reads the header of the answer. sent reports that the whole request
+// was written, answered that at least one byte of the answer arrived.
+func (p *pool) exchange(ctx context.Context, c *workerConn, q Request) (resp *http.Response, sent, answered bool, err error) {
 	// The connection carries nothing else: closing it tells the worker that nobody waits.
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer func() {
@@ -142,17 +149,17 @@ func (p *pool) exchange(ctx context.Context, c *workerConn, q Request) (resp *ht
 	}()
 	c.left = maxAnswerHeader
 	err = q.write(c.w)
-	sent := err == nil
+	sent = err == nil
 	if !sent {
 		// It may have refused the request without reading all of it, and said why.
 		_ = c.SetReadDeadline(time.Now().Add(lateAnswer))
 	}
 	if _, peekErr := c.r.Peek(1); peekErr != nil {
-		return nil, false, errors.Join(err, unexpected(peekErr))
+		return nil, sent, false, errors.Join(err, unexpected(peekErr))
 	}
 	for {
 		if resp, err = http.ReadResponse(c.r, nil); err != nil {
-			return nil, true, unexpected(err)
+			return nil, sent, true, unexpected(err)
 		}
 		if resp.StatusCode >= http.StatusOK {
 			break // an earlier one is informational
@@ -160,7 +167,7 @@ func (p *pool) exchange(ctx context.Context, c *workerConn, q Request) (resp *ht
 	}
 	c.left = math.MaxInt64
 	resp.Body = &answerBody{body: resp.Body, ctx: ctx, conn: c, pool: p, stop: stop, keep: !resp.Close && sent}
-	return resp, true, nil
+	return resp, sent, true, nil
 }
 
 // unexpected turns the end of the connection into io.ErrUnexpectedEOF.

@@ -115,6 +115,43 @@ func TestPoolNeverRepeatsASentRequest(t *testing.T) {
 	}
 }
 
+// A worker that dies of a request on a used connection cannot be dialled any more. That is no
+// DialError, which would say that nothing was sent.
+func TestPoolLostAfterSend(t *testing.T) {
+	t.Parallel()
+	far := make(chan net.Conn, 1)
+	p := &pool{dial: func(context.Context, time.Duration) (*workerConn, error) {
+		select {
+		case c := <-far:
+			return newWorkerConn(c), nil
+		default:
+			return nil, &DialError{errors.New("nobody listens")}
+		}
+	}}
+	defer p.close()
+	near, c := net.Pipe()
+	far <- near
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer c.Close()
+		r := bufio.NewReader(c)
+		read(r)
+		_, _ = c.Write([]byte(fine))
+		read(r)
+	}()
+	_, err := post(t, t.Context(), p, "hello")
+	must.NoError(t, err)
+	_, err = post(t, t.Context(), p, "hello")
+	<-done
+	must.Error(t, err)
+	_, unsent := errors.AsType[*DialError](err)
+	must.False(t, unsent)
+	_, err = post(t, t.Context(), p, "hello")
+	_, unsent = errors.AsType[*DialError](err)
+	must.True(t, unsent)
+}
+
 func TestPoolBoundsHeader(t *testing.T) {
 	t.Parallel()
 	p, _ := worker(t, func(_ int, c net.Conn, r *bufio.Reader) {

@@ -1,0 +1,377 @@
+package inference
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	wholeAnswer  = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+	streamAnswer = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+	askTiny      = `{"model":"tiny","messages":[]}`
+	streamTiny   = `{"model":"tiny","stream":true,"messages":[]}`
+)
+
+// fullText is a worker's answer for a full queue.
+func fullText() string {
+	body := `{"error":{"message":"full","type":"x","param":null,"code":"overloaded"}}`
+	return fmt.Sprintf("HTTP/1.1 503 Busy\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+}
+
+// behaviour is what a fake worker does with a request that it has read. nil: it cannot be reached.
+type behaviour func(c net.Conn)
+
+func says(text string) behaviour {
+	return func(c net.Conn) { _, _ = io.WriteString(c, text) }
+}
+
+func dies(net.Conn) {}
+
+// bench is a Service with fake workers of model "tiny", in the order in which they are chosen.
+type bench struct {
+	*Service
+	slots int // in all; 0: no limit
+
+	mu      sync.Mutex // guards below
+	workers []behaviour
+	running int
+	asked   []string // worker ids
+	failed  []string
+	busy    map[string]time.Time
+	wg      sync.WaitGroup
+}
+
+func newBench(o Options, workers ...behaviour) *bench {
+	b := &bench{workers: workers, busy: map[string]time.Time{}}
+	o.Router, o.Dial = b, b.dial
+	b.Service = New(o)
+	return b
+}
+
+func (b *bench) Route(_ context.Context, q Query) (Lease, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var ranked []core.Candidate
+	full := b.slots > 0 && b.running >= b.slots
+	for i := range b.workers {
+		w := core.Worker{ID: fmt.Sprintf("w%d", i), Hive: "h", Model: "tiny", Nonce: fmt.Sprint(i)}
+		tried := false
+		for _, t := range q.Tried {
+			tried = tried || t.Nonce == w.Nonce
+		}
+		switch {
+		case tried:
+		case b.busy[w.ID].After(time.Now()):
+			full = true
+		default:
+			ranked = append(ranked, core.Candidate{Worker: w, Reason: "test"})
+		}
+	}
+	switch {
+	case full && (len(ranked) == 0 || b.slots > 0):
+		return Lease{}, &Busy{Model: "tiny"}
+	case len(ranked) == 0:
+		return Lease{}, core.Errorf("", core.Unavailable, "no worker")
+	}
+	b.running++
+	id := ranked[0].Worker.ID
+	return NewLease(ranked, nil, func(o Outcome) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.running--
+		if o.Failed {
+			b.failed = append(b.failed, id)
+		}
+		if o.Busy > 0 {
+			b.busy[id] = time.Now().Add(o.Busy)
+		}
+	}), nil
+}
+
+func (b *bench) dial(_ context.Context, w core.Worker) (net.Conn, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.asked = append(b.asked, w.ID)
+	var n int
+	_, _ = fmt.Sscanf(w.ID, "w%d", &n)
+	does := b.workers[n]
+	if does == nil {
+		return nil, errors.New("refused")
+	}
+	near, far := net.Pipe()
+	b.wg.Go(func() {
+		defer far.Close()
+		r, err := http.ReadRequest(bufio.NewReader(far))
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		does(far)
+	})
+	return near, nil
+}
+
+func (b *bench) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.asked)
+}
+
+// ask sends a request and returns its end and the status that the client saw.
+func (b *bench) ask(body string) (status int, err error) {
+	c := &sink{}
+	err = b.Serve(context.Background(), Request{ID: "r", Path: "/v1/chat/completions", Body: []byte(body), At: time.Now()}, c)
+	return c.status, err
+}
+
+func (b *bench) end() {
+	b.Close()
+	b.wg.Wait()
+}
+
+// sink is a Client.
+type sink struct {
+	status int
+	text   strings.Builder
+}
+
+func (*sink) Asked(core.Worker, string) {}
+
+func (s *sink) Send(block []byte) error {
+	s.text.Write(block)
+	return nil
+}
+
+func (s *sink) Answer(a Answer) { s.status = a.Status }
+
+func (*sink) Fail(error) int { return 0 }
+
+// One request is not given to one worker after the other.
+func TestServeBoundsAttempts(t *testing.T) {
+	t.Parallel()
+	ok := says(wholeAnswer)
+	cut := says(streamAnswer + oneToken)
+	for _, c := range []struct {
+		name    string
+		workers []behaviour
+		asked   int
+		kind    core.Kind
+	}{
+		{"all die of it", []behaviour{dies, dies, dies, dies, ok}, 2, core.WorkerLost},
+		{"one dies of it", []behaviour{dies, ok}, 2, ""},
+		{"none is reached", []behaviour{nil, nil, nil, ok}, 3, core.Unavailable},
+		{"two are not reached", []behaviour{nil, nil, ok}, 3, ""},
+		{"one is not reached, then all die", []behaviour{nil, dies, dies, ok}, 3, core.WorkerLost},
+		{"one dies, one is not reached", []behaviour{dies, nil, ok}, 2, core.Unavailable},
+		{"it dies after a token", []behaviour{cut, ok}, 1, core.WorkerLost},
+		{"only one, and it dies", []behaviour{dies}, 1, core.WorkerLost},
+		{"all answer 502", []behaviour{says("HTTP/1.1 502 X\r\nContent-Length: 0\r\n\r\n"), says("HTTP/1.1 502 X\r\nContent-Length: 0\r\n\r\n"), says("HTTP/1.1 502 X\r\nContent-Length: 0\r\n\r\n"), ok}, 3, core.Unavailable},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(Options{}, c.workers...)
+			defer b.end()
+			_, err := b.ask(streamTiny)
+			must.Eq(t, c.kind, core.KindOf(err))
+			must.Len(t, c.asked, b.asked)
+			must.Zero(t, b.running)
+		})
+	}
+}
+
+// What fails is not repeated as often as it fails.
+func TestServeRetryBudget(t *testing.T) {
+	t.Parallel()
+	b := newBench(Options{}, says("HTTP/1.1 502 X\r\nContent-Length: 0\r\n\r\n"), says(wholeAnswer))
+	defer b.end()
+	whole := 0
+	for range 100 {
+		if _, err := b.ask(askTiny); err == nil {
+			whole++
+		}
+	}
+	must.Between(t, retryReserve, whole, retryReserve+20)
+	must.Eq(t, 100+whole, b.count())
+}
+
+// A request that killed two workers is refused for a while; others are not.
+func TestServeRefusesDeadlyRequest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(Options{}, dies, dies, dies, dies, dies)
+		defer b.end()
+		_, err := b.ask(askTiny)
+		must.Eq(t, core.WorkerLost, core.KindOf(err))
+		must.Eq(t, 2, b.count())
+		for range 3 {
+			_, err = b.ask(askTiny)
+			field, ok := errors.AsType[*FieldError](err)
+			must.True(t, ok)
+			must.Eq(t, codeRefused, field.Code)
+			must.Eq(t, core.Invalid, core.KindOf(err))
+		}
+		must.Eq(t, 2, b.count())
+		_, err = b.ask(`{"model":"tiny","messages":[1]}`)
+		must.Eq(t, core.WorkerLost, core.KindOf(err))
+		must.Eq(t, 4, b.count())
+		time.Sleep(b.o.RefuseDeadly)
+		_, err = b.ask(askTiny)
+		must.Eq(t, core.WorkerLost, core.KindOf(err))
+		must.Eq(t, 6, b.count())
+	})
+}
+
+// Requests wait in order for a slot, not more than the line is long and not longer than the timeout.
+func TestServeQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		free := make(chan struct{})
+		b := newBench(Options{QueueLimit: 2, QueueTimeout: 5 * time.Second}, func(c net.Conn) {
+			<-free
+			_, _ = io.WriteString(c, wholeAnswer+"")
+		})
+		b.slots = 1
+		defer b.end()
+		var wg sync.WaitGroup
+		ends := make([]error, 4)
+		took := make([]time.Duration, 4)
+		start := time.Now()
+		for i := range 4 {
+			wg.Go(func() {
+				_, ends[i] = b.ask(askTiny)
+				took[i] = time.Since(start)
+			})
+			synctest.Wait()
+		}
+		full, ok := errors.AsType[*OverloadError](ends[3]) // nothing else has ended
+		must.True(t, ok)
+		must.Eq(t, core.Overloaded, core.KindOf(full))
+		must.Eq(t, codeOverloaded, full.Code)
+		must.Between(t, time.Second, full.RetryAfter, time.Minute)
+		must.Zero(t, took[3])
+		time.Sleep(2 * time.Second)
+		free <- struct{}{}
+		synctest.Wait()
+		must.NoError(t, ends[0])
+		must.Eq(t, 2*time.Second, took[0])
+		time.Sleep(4 * time.Second) // the next one runs, the last one has waited long enough
+		late, ok := errors.AsType[*OverloadError](ends[2])
+		must.True(t, ok, must.Sprint(ends[2]))
+		must.Eq(t, core.DeadlineExceeded, core.KindOf(late))
+		must.Eq(t, codeTimeout, late.Code)
+		must.Eq(t, 5*time.Second, took[2])
+		free <- struct{}{}
+		wg.Wait()
+		must.NoError(t, ends[1])
+		must.MapLen(t, 0, b.lines.byName)
+		must.MapLen(t, 0, b.lines.running)
+		must.SliceEmpty(t, b.failed)
+		must.Zero(t, b.running)
+	})
+}
+
+// A client that leaves the line lets the next one move up.
+func TestServeQueueClientGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		free := make(chan struct{})
+		b := newBench(Options{}, func(c net.Conn) {
+			<-free
+			_, _ = io.WriteString(c, wholeAnswer)
+		})
+		b.slots = 1
+		defer b.end()
+		ctx, cancel := context.WithCancel(t.Context())
+		ends := make([]error, 3)
+		var wg sync.WaitGroup
+		for i := range 3 {
+			wg.Go(func() {
+				of := t.Context()
+				if i == 1 {
+					of = ctx
+				}
+				ends[i] = b.Serve(of, Request{ID: "r", Path: "/v1/chat/completions", Body: []byte(askTiny), At: time.Now()}, &sink{})
+			})
+			synctest.Wait()
+		}
+		cancel()
+		synctest.Wait()
+		must.Eq(t, core.Cancelled, core.KindOf(ends[1]))
+		free <- struct{}{}
+		free <- struct{}{}
+		wg.Wait()
+		must.NoError(t, ends[0])
+		must.NoError(t, ends[2])
+	})
+}
+
+// A worker whose queue is full is neither failed nor tried: its request waits.
+func TestServeWorkerFull(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		answers := []string{fullText(), fullText(), fullText(), fullText(), wholeAnswer}
+		var mu sync.Mutex
+		b := newBench(Options{}, func(c net.Conn) {
+			mu.Lock()
+			text := answers[0]
+			answers = answers[1:]
+			mu.Unlock()
+			_, _ = io.WriteString(c, text)
+		})
+		defer b.end()
+		start := time.Now()
+		status, err := b.ask(askTiny)
+		must.NoError(t, err)
+		must.Eq(t, 200, status)
+		must.Between(t, 4*fullBusy, time.Since(start), 8*fullBusy)
+		must.SliceEmpty(t, b.failed)
+		must.Zero(t, b.Records().Worker("0").Failures)
+
+		answers = nil
+		for range 1000 {
+			answers = append(answers, fullText())
+		}
+		start = time.Now()
+		_, err = b.ask(askTiny)
+		late, ok := errors.AsType[*OverloadError](err)
+		must.True(t, ok)
+		must.Eq(t, core.DeadlineExceeded, core.KindOf(late))
+		must.Between(t, b.o.QueueTimeout, time.Since(start), b.o.QueueTimeout+fullBusy)
+	})
+}
+
+func TestNotes(t *testing.T) {
+	t.Parallel()
+	var n notes
+	at := time.Unix(1_800_000_000, 0)
+	skipped, ok := n.due("a", at)
+	must.True(t, ok)
+	must.Zero(t, skipped)
+	for range 5 {
+		_, ok = n.due("a", at.Add(time.Second))
+		must.False(t, ok)
+	}
+	_, ok = n.due("b", at.Add(time.Second))
+	must.True(t, ok)
+	skipped, ok = n.due("a", at.Add(noteEvery))
+	must.True(t, ok)
+	must.Eq(t, 5, skipped)
+	for i := range 3 * maxNotes {
+		n.due(fmt.Sprint(i), at)
+	}
+	must.LessEq(t, maxNotes, len(n.m))
+}
