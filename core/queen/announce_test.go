@@ -47,7 +47,7 @@ type lanQueen struct {
 	address string
 	cert    pki.Node
 	gossip  *fakeGossip
-	old     bool // it does not know Announce
+	old     atomic.Bool // it does not know Announce
 
 	q     *Queen
 	node  *node.Node
@@ -226,6 +226,9 @@ func (l *lan) until(what string, done func() bool) {
 
 // probe reaches whoever is at the address.
 func (m *lanQueen) probe(id, address string) (grpc.ClientConnInterface, error) {
+	if m.old.Load() {
+		return nil, core.Errorf("connect", core.Unavailable, "it asks nobody")
+	}
 	m.lan.mu.Lock()
 	defer m.lan.mu.Unlock()
 	there, ok := m.lan.at[address]
@@ -244,7 +247,7 @@ type announcing struct {
 
 // Invoke knows Announce only.
 func (c announcing) Invoke(_ context.Context, method string, req, resp any, _ ...grpc.CallOption) error {
-	if c.to.old || method != queenv1.ClusterService_Announce_FullMethodName {
+	if c.to.old.Load() || method != queenv1.ClusterService_Announce_FullMethodName {
 		return rpc.ToStatus(core.Errorf("", core.Unsupported, "unknown method %s", method))
 	}
 	if err := c.to.q.believe(c.from, proto.CloneOf(req.(*queenv1.AnnounceRequest).GetSelf())); err != nil {
@@ -364,7 +367,7 @@ func TestMinFSM(t *testing.T) {
 		l, queens = newLAN(t, 2, true)
 		leader = l.leader(queens...)
 		for _, m := range queens {
-			m.old = m != leader
+			m.old.Store(m != leader)
 		}
 		time.Sleep(15 * time.Second)
 		must.Eq(t, legacyFSM, leader.q.MinFSM())

@@ -2,6 +2,7 @@ package queen
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -117,6 +118,19 @@ func (q *Queen) write(ctx context.Context) {
 type pending struct {
 	pulse  *pulse
 	report *report
+	ownIDs bool // another hive has a worker with an id of this report
+}
+
+func (b pending) state() fsm.HiveState {
+	return fsm.HiveState{Hive: b.report.hive, Workers: b.report.workers, OwnIDs: b.ownIDs}
+}
+
+// sharesIDs reports whether another hive has a worker with an id of this report. The ids are random,
+// so that one of the two hives copied it; neither can keep the other out by that.
+func (r *report) sharesIDs(registry *state.Snapshot) bool {
+	return slices.ContainsFunc(r.workers, func(w core.Worker) bool {
+		return slices.ContainsFunc(registry.WorkersWithID(nil, w.ID), func(other core.Worker) bool { return other.Hive != r.hive.ID })
+	})
 }
 
 // nextWrite takes out what is to be written next: reports first, for they are of the living.
@@ -155,8 +169,8 @@ func (q *Queen) nextReportsLocked() []pending {
 			continue // it is older than what is known since
 		}
 		p.writing = true
-		batch = append(batch, pending{p, p.report})
-		states = append(states, fsm.HiveState{Hive: p.report.hive, Workers: p.report.workers})
+		batch = append(batch, pending{p, p.report, p.report.sharesIDs(registry)})
+		states = append(states, batch[len(batch)-1].state())
 	}
 	if fits := fsm.FitSyncHives(states); fits < len(batch) {
 		for _, b := range batch[fits:] {
@@ -177,8 +191,8 @@ func (q *Queen) writeReports(ctx context.Context, batch []pending) bool {
 	var errs []error
 	var err error
 	if len(batch) == 1 {
-		r := batch[0].report
-		err = q.apply(ctx, "report "+r.hive.ID, fsm.SyncHive(r.hive, r.workers))
+		h := batch[0].report.hive
+		err = q.apply(ctx, "report "+h.ID, fsm.SyncHiveState(batch[0].state()))
 		errs = []error{err}
 		if k := core.KindOf(err); k == core.Conflict || k == core.Forbidden || k == core.Invalid {
 			err = nil // this one was refused: no other attempt will do better
@@ -186,7 +200,7 @@ func (q *Queen) writeReports(ctx context.Context, batch []pending) bool {
 	} else {
 		states := make([]fsm.HiveState, 0, len(batch))
 		for _, b := range batch {
-			states = append(states, fsm.HiveState{Hive: b.report.hive, Workers: b.report.workers})
+			states = append(states, b.state())
 		}
 		var result fsm.Result
 		result, err = q.opts.Node.Apply(ctx, fsm.SyncHives(states))

@@ -255,13 +255,26 @@ func (q *Queen) workers() []core.Worker {
 
 // Worker finds an active worker by its id or a unique prefix of it. Errors: NotFound; Conflict when several begin with the prefix.
 func (q *Queen) Worker(ctx context.Context, id string) (core.Worker, error) {
-	return lookedUp(ctx, q, func() (core.Worker, error) { return q.knownWorker(id) })
+	return lookedUp(ctx, q, func() (core.Worker, error) { return q.knownWorker("", id) })
 }
 
-func (q *Queen) knownWorker(id string) (core.Worker, error) {
+// knownWorker finds a worker by its id or a unique prefix of it. Where several hives have a worker
+// with the id it is the one of the hive; an empty hive is any.
+func (q *Queen) knownWorker(hive, id string) (core.Worker, error) {
 	registry := q.registry()
-	if w, ok := registry.Worker(nil, id); ok && id != "" {
-		return q.loaded(w), nil
+	switch same := registry.WorkersWithID(nil, id); {
+	case len(same) == 1:
+		return q.loaded(same[0]), nil
+	case len(same) > 1:
+		var hives []string
+		for _, w := range same {
+			if w.Hive == hive {
+				return q.loaded(w), nil
+			}
+			hives = append(hives, w.Hive)
+		}
+		return core.Worker{}, core.WithHint(core.Errorf("", core.Conflict, "%d hives have a worker %s", len(same), id),
+			"Name the hive: it may be %s. Worker ids are random, so that one of the hives copied it.", strings.Join(hives, " or "))
 	}
 	var found []core.Worker
 	if id != "" {

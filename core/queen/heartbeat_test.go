@@ -140,11 +140,6 @@ func TestReportIsRefused(t *testing.T) {
 			}
 		}
 		must.Eq(t, index, c.node.AppliedIndex())
-
-		other := c.newHive("h2")
-		other.addWorker("w1", "m", core.WorkerReady)
-		_, err := other.beat(t.Context())
-		mustFail(t, err, core.Conflict, "belongs to hive h1")
 	})
 }
 
@@ -345,5 +340,42 @@ func FuzzReport(f *testing.F) {
 			must.Eq(t, told.workers[i].Load, b.find(told.workers[i].ID, told.workers[i].Nonce).Load)
 			must.Nil(t, b.find(told.workers[i].ID, "another start"))
 		}
+	})
+}
+
+// A hive reports the worker id of another one while that one is down for a moment. Both are served:
+// neither's report is refused, and each worker is found by its hive.
+func TestHiveTakesWorkerID(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		victim, thief := c.newHive("h1"), c.newHive("h2")
+		victim.addWorker("w1", "tiny", core.WorkerReady)
+		victim.addWorker("w2", "tiny", core.WorkerReady)
+		thief.addWorker("w1", "tiny", core.WorkerReady)
+		thief.change(func(h *fakeHive) { h.workers[0].Nonce = "copied" })
+		victim.mustBeat()
+		must.NoError(t, c.q.apply(t.Context(), "", fsm.SetHiveStatus("h1", core.HiveDown, 0)))
+		thief.keepBeating()
+		must.Len(t, 1, c.q.registry().Workers(nil))
+		victim.keepBeating()
+		c.eventually("all workers are there", func() bool { return len(c.q.registry().Workers(nil)) == 3 })
+		h, err := c.q.Hive(t.Context(), "h1")
+		must.NoError(t, err)
+		must.Eq(t, core.HiveReady, h.Status)
+		must.Len(t, 3, c.q.registry().WorkersOfModel(nil, "tiny")) // what requests are routed by
+
+		_, err = c.q.Worker(t.Context(), "w1")
+		mustFail(t, err, core.Conflict, "2 hives")
+		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1"})
+		mustFail(t, err, core.Conflict, "2 hives")
+		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1", Hive: "h2"})
+		must.NoError(t, err)
+		kept, ok := c.q.registry().Worker(nil, "h1", "w1")
+		must.True(t, ok)
+		must.Eq(t, core.WorkerReady, kept.State)
+		w, ok := c.q.registry().Worker(nil, "h2", "w1")
+		must.True(t, ok)
+		must.Eq(t, core.WorkerRetiring, w.State)
 	})
 }

@@ -102,20 +102,26 @@ func (q *Queen) submit(ctx context.Context, node string, r core.Request) (core.J
 // retire writes the intent through raft first: from then on no queen gives the worker a request, whatever becomes of the job, and its hive is
 // told with every beat. Then the worker's hive stops it as a job. Repeating it gives the same job while that runs or after it succeeded.
 func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
-	w, err := q.Worker(ctx, r.Worker)
-	if err != nil {
-		return core.Job{}, err
-	}
+	hive := ""
 	if r.Hive != "" {
 		h, err := q.hiveNamed(ctx, r.Hive)
 		if err != nil {
 			return core.Job{}, err
 		}
-		if h.ID != w.Hive {
-			return core.Job{}, core.WithHint(core.Errorf("", core.Conflict, "worker %s is on hive %s, not on %s", w.ID, w.Hive, h.ID), `Leave "hive" out.`)
-		}
+		hive = h.ID
 	}
-	if err := q.command(ctx, "retire "+w.ID, fsm.RetireWorker(w.ID)); err != nil {
+	w, err := lookedUp(ctx, q, func() (core.Worker, error) { return q.knownWorker(hive, r.Worker) })
+	if err != nil {
+		return core.Job{}, err
+	}
+	if hive != "" && hive != w.Hive {
+		return core.Job{}, core.WithHint(core.Errorf("", core.Conflict, "worker %s is on hive %s, not on %s", w.ID, w.Hive, hive), `Leave "hive" out.`)
+	}
+	ofHive := "" // older queens know worker ids without hives
+	if len(q.registry().WorkersWithID(nil, w.ID)) > 1 {
+		ofHive = w.Hive
+	}
+	if err := q.command(ctx, "retire "+w.ID, fsm.RetireWorker(ofHive, w.ID)); err != nil {
 		return core.Job{}, err
 	}
 	own := r.RequestID == ""

@@ -245,7 +245,7 @@ func (q *Queen) loaded(w core.Worker) core.Worker {
 // its hive still lists this very start of it. A hive reports a process that has ended at once, so
 // what it still lists is alive.
 func (q *Queen) failed(w core.Worker) {
-	if now, ok := q.registry().Worker(nil, w.ID); !ok || now.Nonce != w.Nonce {
+	if now, ok := q.registry().Worker(nil, w.Hive, w.ID); !ok || now.Nonce != w.Nonce {
 		return // gone already, and with it the reason to avoid it
 	}
 	q.mu.Lock()

@@ -129,7 +129,7 @@ func (q *Queen) registered(ctx context.Context, w core.Worker) error {
 	until := time.Now().Add(registrationPatience)
 	for {
 		ws := watchSet{}
-		if now, ok := q.registry().Worker(ws, w.ID); ok && now.State != core.WorkerLoading {
+		if now, ok := q.registry().Worker(ws, w.Hive, w.ID); ok && now.State != core.WorkerLoading {
 			return nil
 		}
 		if err := waitUntil(ctx, ws, until); err == nil {

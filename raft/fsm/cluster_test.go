@@ -184,7 +184,7 @@ func TestApplyToCluster(t *testing.T) {
 		},
 
 		{
-			name: "a revoked node loses its hive", before: cmds{fsm.PutNode(n1, ""), sync("n1", 5, w1), fsm.RetireWorker("w1"), sync("other", 1)}, cmd: fsm.RevokeNode("n1"),
+			name: "a revoked node loses its hive", before: cmds{fsm.PutNode(n1, ""), sync("n1", 5, w1), fsm.RetireWorker("", "w1"), sync("other", 1)}, cmd: fsm.RevokeNode("n1"),
 			want: world{nodes: []core.Node{n(revoked(n1), 1, 10)}, stones: stone("n1", 5, 10)}, hives: "[other]",
 		},
 		{
@@ -249,7 +249,7 @@ func TestApplyToCluster(t *testing.T) {
 
 		// C-27: what was removed does not come back.
 		{
-			name: "a removed hive leaves its incarnation", before: cmds{sync("n1", 5, w1), fsm.RetireWorker("w1")}, cmd: fsm.RemoveHive("n1"),
+			name: "a removed hive leaves its incarnation", before: cmds{sync("n1", 5, w1), fsm.RetireWorker("", "w1")}, cmd: fsm.RemoveHive("n1"),
 			want: world{stones: stone("n1", 5, 10)},
 		},
 		{
@@ -278,15 +278,15 @@ func TestApplyToCluster(t *testing.T) {
 
 		// Retirement outlives the worker's entry.
 		{
-			name: "a retire intent", before: cmds{sync("n1", 5, w1)}, cmd: fsm.RetireWorker("w1"),
+			name: "a retire intent", before: cmds{sync("n1", 5, w1)}, cmd: fsm.RetireWorker("", "w1"),
 			want: world{intents: intent("n1", "nonce1")}, hives: "[n1]",
 		},
 		{
-			name: "a retire intent outlives that its hive is down", before: cmds{sync("n1", 5, w1), fsm.RetireWorker("w1")}, cmd: fsm.SetHiveStatus("n1", down, 5),
+			name: "a retire intent outlives that its hive is down", before: cmds{sync("n1", 5, w1), fsm.RetireWorker("", "w1")}, cmd: fsm.SetHiveStatus("n1", down, 5),
 			want: world{intents: intent("n1", "nonce1")}, hives: "[n1]",
 		},
 		{
-			name: "a retire intent goes with its worker", before: cmds{sync("n1", 5, w1), fsm.RetireWorker("w1"), fsm.SetHiveStatus("n1", down, 5)},
+			name: "a retire intent goes with its worker", before: cmds{sync("n1", 5, w1), fsm.RetireWorker("", "w1"), fsm.SetHiveStatus("n1", down, 5)},
 			cmd:   sync("n1", 5, worker("n1", "w1", wReady, "nonce2")),
 			hives: "[n1]",
 		},
@@ -294,11 +294,11 @@ func TestApplyToCluster(t *testing.T) {
 			name: "a worker that a hive retires has no intent", before: cmds{sync("n1", 5, w1)}, cmd: sync("n1", 5, worker("n1", "w1", retiring, "nonce1")), hives: "[n1]",
 		},
 		{
-			name: "a worker without a nonce has no intent", before: cmds{sync("n1", 5, worker("n1", "w1", wReady, ""))}, cmd: fsm.RetireWorker("w1"), hives: "[n1]",
+			name: "a worker without a nonce has no intent", before: cmds{sync("n1", 5, worker("n1", "w1", wReady, ""))}, cmd: fsm.RetireWorker("", "w1"), hives: "[n1]",
 		},
 		{
 			name: "a worker that an older version retired has no intent", before: cmds{sync("n1", 5, w1)},
-			cmd: &raftv1.Command{MinFsm: 1, Op: fsm.RetireWorker("w1").GetOp()}, hives: "[n1]",
+			cmd: &raftv1.Command{MinFsm: 1, Op: fsm.RetireWorker("", "w1").GetOp()}, hives: "[n1]",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -356,7 +356,7 @@ func TestRetireIntentSurvivesDown(t *testing.T) {
 		return list
 	}
 	do(fsm.SyncHive(hive("h1", 1, ""), []core.Worker{w}))
-	do(fsm.RetireWorker("w1"))
+	do(fsm.RetireWorker("", "w1"))
 	do(fsm.SetHiveStatus("h1", down, 1))
 	must.SliceEmpty(t, states())
 	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(snapshot(t, f)))))
@@ -369,7 +369,7 @@ func TestRetireIntentSurvivesDown(t *testing.T) {
 
 	// Without the intent, as an older version had it, the worker would be as good as new.
 	do(fsm.SyncHive(hive("h1", 2, ""), []core.Worker{w}))
-	do(&raftv1.Command{MinFsm: 1, Op: fsm.RetireWorker("w1").GetOp()})
+	do(&raftv1.Command{MinFsm: 1, Op: fsm.RetireWorker("", "w1").GetOp()})
 	do(fsm.SetHiveStatus("h1", down, 2))
 	do(fsm.SyncHive(hive("h1", 2, ""), []core.Worker{w}))
 	must.Eq(t, []core.WorkerState{wReady}, states())

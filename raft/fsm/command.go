@@ -13,6 +13,9 @@ import (
 type HiveState struct {
 	Hive    core.Hive
 	Workers []core.Worker
+	// OwnIDs lets the hive have workers whose ids another hive's workers have. Without it the whole
+	// report is a conflict then. It needs state machine version 3.
+	OwnIDs bool
 }
 
 // SyncHive makes the command that registers or renews a hive and makes its workers exactly those given. An empty status is ready.
@@ -21,7 +24,12 @@ type HiveState struct {
 // Result: Conflict for an incarnation older than the registered one, for one that was removed (that or a newer start of the hive), and for another
 // hive's worker; Forbidden for the hive of a revoked node.
 func SyncHive(h core.Hive, workers []core.Worker) *raftv1.Command {
-	return &raftv1.Command{Op: &raftv1.Command_SyncHive{SyncHive: syncHiveOp(h, workers)}}
+	return &raftv1.Command{Op: &raftv1.Command_SyncHive{SyncHive: syncHiveOp(h, workers, false)}}
+}
+
+// SyncHiveState is SyncHive of a HiveState.
+func SyncHiveState(h HiveState) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_SyncHive{SyncHive: syncHiveOp(h.Hive, h.Workers, h.OwnIDs)}}
 }
 
 // SyncHives makes the command that is SyncHive for several hives at once, at most as many as FitSyncHives says. Result.Errs has what SyncHive would
@@ -30,7 +38,7 @@ func SyncHive(h core.Hive, workers []core.Worker) *raftv1.Command {
 func SyncHives(hives []HiveState) *raftv1.Command {
 	op := &raftv1.SyncHives{}
 	for _, h := range hives {
-		op.Hives = append(op.Hives, syncHiveOp(h.Hive, h.Workers))
+		op.Hives = append(op.Hives, syncHiveOp(h.Hive, h.Workers, h.OwnIDs))
 	}
 	return &raftv1.Command{Op: &raftv1.Command_SyncHives{SyncHives: op}}
 }
@@ -39,7 +47,7 @@ func SyncHives(hives []HiveState) *raftv1.Command {
 func FitSyncHives(hives []HiveState) int {
 	left := MaxCommandBytes - commandOverhead
 	for i, h := range hives {
-		left -= proto.Size(syncHiveOp(h.Hive, h.Workers)) + 8 // its tag and length
+		left -= proto.Size(syncHiveOp(h.Hive, h.Workers, h.OwnIDs)) + 8 // its tag and length
 		if i == MaxHivesPerCommand || i > 0 && left < 0 {
 			return i
 		}
@@ -47,8 +55,8 @@ func FitSyncHives(hives []HiveState) int {
 	return len(hives)
 }
 
-func syncHiveOp(h core.Hive, workers []core.Worker) *raftv1.SyncHive {
-	op := &raftv1.SyncHive{Hive: hiveToProto(h)}
+func syncHiveOp(h core.Hive, workers []core.Worker, own bool) *raftv1.SyncHive {
+	op := &raftv1.SyncHive{Hive: hiveToProto(h), OwnIds: own}
 	op.Hive.CreateIndex, op.Hive.ModifyIndex, op.Hive.Draining = 0, 0, false
 	for _, w := range workers {
 		p := workerToProto(w)
@@ -71,9 +79,10 @@ func SetHiveDraining(hive string, draining bool) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetHiveDraining{SetHiveDraining: &raftv1.SetHiveDraining{Hive: hive, Draining: draining}}}
 }
 
-// RetireWorker makes the command that marks a worker as retiring for ever, also when it is registered again after its hive was down. Result: NotFound.
-func RetireWorker(worker string) *raftv1.Command {
-	return &raftv1.Command{Op: &raftv1.Command_RetireWorker{RetireWorker: &raftv1.RetireWorker{Worker: worker}}}
+// RetireWorker makes the command that marks a worker of a hive as retiring for ever, also when it is registered again after its hive was down. Without a
+// hive it is the only one with the id. Result: NotFound, Conflict.
+func RetireWorker(hive, worker string) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_RetireWorker{RetireWorker: &raftv1.RetireWorker{Worker: worker, Hive: hive}}}
 }
 
 // RemoveHive makes the command that forgets a hive and its workers. A start of the hive that is not newer than the removed one is refused from then on.

@@ -76,6 +76,9 @@ func TestApply(t *testing.T) {
 	t.Parallel()
 	type workers = []core.Worker
 	sync := func(h core.Hive, w ...core.Worker) *raftv1.Command { return fsm.SyncHive(h, w) }
+	own := func(h core.Hive, w ...core.Worker) *raftv1.Command {
+		return fsm.SyncHiveState(fsm.HiveState{Hive: h, Workers: w, OwnIDs: true})
+	}
 	h1, h2 := hive("h1", 5, ready), hive("h2", 1, ready)
 	w1, w2 := worker("h1", "w1", wReady, "n1"), worker("h1", "w2", loading, "n2")
 	for _, tt := range []struct {
@@ -115,23 +118,56 @@ func TestApply(t *testing.T) {
 			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(w1, 1, 1)},
 		},
 		{
-			name: "a retiring worker stays so whatever its hive says", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("w1")}, cmd: sync(h1, w1),
+			name: "another hive's worker id as the hive's own", before: []*raftv1.Command{sync(h1, w1)},
+			cmd:   own(h2, worker("h2", "w0", wReady, ""), worker("h2", "w1", wReady, "n9")),
+			hives: []core.Hive{at(h1, 1, 1), at(h2, 10, 10)},
+			workers: workers{
+				at(worker("h2", "w0", wReady, ""), 10, 10), at(w1, 1, 1), at(worker("h2", "w1", wReady, "n9"), 10, 10),
+			},
+		},
+		{
+			name:   "a hive whose worker id was taken while it was down",
+			before: []*raftv1.Command{sync(h1, w1, w2), fsm.SetHiveStatus("h1", down, 0), sync(h2, worker("h2", "w1", wReady, "n9"))},
+			cmd:    own(h1, w1, w2), hives: []core.Hive{at(h1, 1, 10), at(h2, 3, 3)},
+			workers: workers{at(w1, 10, 10), at(worker("h2", "w1", wReady, "n9"), 3, 3), at(w2, 10, 10)},
+		},
+		{
+			name: "a report goes on without saying that its ids are its own", before: []*raftv1.Command{sync(h2, worker("h2", "w1", wReady, "n9")), own(h1, w1)},
+			cmd: sync(h1, w1), hives: []core.Hive{at(h1, 2, 2), at(h2, 1, 1)},
+			workers: workers{at(w1, 2, 2), at(worker("h2", "w1", wReady, "n9"), 1, 1)},
+		},
+		{
+			name: "one of two workers with an id goes", before: []*raftv1.Command{sync(h2, worker("h2", "w1", wReady, "n9")), own(h1, w1)},
+			cmd: sync(h2), hives: []core.Hive{at(h1, 2, 2), at(h2, 1, 1)}, workers: workers{at(w1, 2, 2)},
+		},
+		{
+			name: "retire one of two with an id", before: []*raftv1.Command{sync(h2, worker("h2", "w1", wReady, "n9")), own(h1, w1)},
+			cmd: fsm.RetireWorker("h2", "w1"), hives: []core.Hive{at(h1, 2, 2), at(h2, 1, 1)},
+			workers: workers{at(w1, 2, 2), at(worker("h2", "w1", retiring, "n9"), 1, 10)},
+		},
+		{
+			name: "retire either of two with an id", before: []*raftv1.Command{sync(h2, worker("h2", "w1", wReady, "n9")), own(h1, w1)},
+			cmd: fsm.RetireWorker("", "w1"), kind: core.Conflict, hives: []core.Hive{at(h1, 2, 2), at(h2, 1, 1)},
+			workers: workers{at(w1, 2, 2), at(worker("h2", "w1", wReady, "n9"), 1, 1)},
+		},
+		{
+			name: "a retiring worker stays so whatever its hive says", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("", "w1")}, cmd: sync(h1, w1),
 			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(worker("h1", "w1", retiring, "n1"), 1, 2)},
 		},
 		{
-			name: "a retired worker's id with another nonce is another worker", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("w1")},
+			name: "a retired worker's id with another nonce is another worker", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("", "w1")},
 			cmd:   sync(h1, worker("h1", "w1", wReady, "n9")),
 			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(worker("h1", "w1", wReady, "n9"), 10, 10)},
 		},
 		{
-			name: "retired, gone, and back", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("w1"), sync(h1)}, cmd: sync(h1, w1),
+			name: "retired, gone, and back", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("", "w1"), sync(h1)}, cmd: sync(h1, w1),
 			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(w1, 10, 10)},
 		},
 		{
-			name: "retire twice", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("w1")}, cmd: fsm.RetireWorker("w1"),
+			name: "retire twice", before: []*raftv1.Command{sync(h1, w1), fsm.RetireWorker("", "w1")}, cmd: fsm.RetireWorker("", "w1"),
 			hives: []core.Hive{at(h1, 1, 1)}, workers: workers{at(worker("h1", "w1", retiring, "n1"), 1, 2)},
 		},
-		{name: "retire nobody", cmd: fsm.RetireWorker("w1"), kind: core.NotFound},
+		{name: "retire nobody", cmd: fsm.RetireWorker("", "w1"), kind: core.NotFound},
 		{
 			name: "a hive that is down loses its workers", before: []*raftv1.Command{sync(h1, w1, w2), sync(h2, worker("h2", "w3", wReady, ""))},
 			cmd:   fsm.SetHiveStatus("h1", down, 5),

@@ -61,7 +61,7 @@ func inhabited(t testing.TB) *fsm.FSM {
 			{Hive: hive("h3", 3, "")},
 			{Hive: hive("h4", 3, "")},
 		}),
-		fsm.RetireWorker("w1"),
+		fsm.RetireWorker("", "w1"),
 		fsm.RevokeNode("h3"),
 		fsm.RemoveHive("h4"),
 		fsm.SetHiveDraining("h2", true),

@@ -35,9 +35,13 @@ func (e *entry) syncHive(op *raftv1.SyncHive) error {
 		if w.ID == "" {
 			return core.Errorf("sync hive", core.Invalid, "a worker of hive %s has no id", hive.ID)
 		}
-		if old, ok := e.Worker(w.ID); ok && old.Hive != w.Hive {
-			return core.WithHint(core.Errorf("sync hive", core.Conflict, "worker %s belongs to hive %s, not to %s", w.ID, old.Hive, w.Hive),
-				"Stop the worker on one of the two hives.")
+		if _, has := e.Worker(w.Hive, w.ID); !has && !op.GetOwnIds() {
+			for _, other := range e.WorkersWithID(w.ID) {
+				if other.Hive != w.Hive {
+					return core.WithHint(core.Errorf("sync hive", core.Conflict, "worker %s belongs to hive %s, not to %s", w.ID, other.Hive, w.Hive),
+						"Stop the worker on one of the two hives.")
+				}
+			}
 		}
 		workers = append(workers, w)
 	}
@@ -64,7 +68,7 @@ func (e *entry) syncHive(op *raftv1.SyncHive) error {
 	}
 	for _, w := range registered {
 		if !given[w.ID] {
-			e.DeleteWorker(w.ID)
+			e.DeleteWorker(w.Hive, w.ID)
 		}
 	}
 	for _, i := range intents {
@@ -100,7 +104,7 @@ func (e *entry) syncWorker(w core.Worker, retire bool) {
 		w.State = core.WorkerRetiring
 	}
 	w.CreateIndex, w.ModifyIndex = e.index, e.index
-	if old, known := e.Worker(w.ID); known && old.Nonce == w.Nonce {
+	if old, known := e.Worker(w.Hive, w.ID); known && old.Nonce == w.Nonce {
 		w.CreateIndex, w.ModifyIndex = old.CreateIndex, old.ModifyIndex
 		if old.State == core.WorkerRetiring {
 			// Retiring is for ever: what the hive says may be older than the intent.
@@ -156,10 +160,18 @@ func noHive(op, id string) error {
 }
 
 func (e *entry) retireWorker(op *raftv1.RetireWorker) error {
-	w, ok := e.Worker(op.GetWorker())
-	if !ok {
-		return core.WithHint(core.Errorf("retire worker", core.NotFound, "there is no active worker %q", op.GetWorker()), "List the workers to see their ids.")
+	found := e.WorkersWithID(op.GetWorker())
+	if hive := op.GetHive(); hive != "" {
+		found = slices.DeleteFunc(found, func(w core.Worker) bool { return w.Hive != hive })
 	}
+	switch len(found) {
+	case 0:
+		return core.WithHint(core.Errorf("retire worker", core.NotFound, "there is no active worker %q", op.GetWorker()), "List the workers to see their ids.")
+	case 1:
+	default:
+		return core.WithHint(core.Errorf("retire worker", core.Conflict, "%d hives have a worker %q", len(found), op.GetWorker()), "Say of which hive.")
+	}
+	w := found[0]
 	if e.rules >= 2 && w.Nonce != "" && !e.RetireIntent(w.Hive, w.Nonce) {
 		e.PutRetireIntent(state.RetireIntent{Hive: w.Hive, Nonce: w.Nonce})
 	}
@@ -184,6 +196,17 @@ func (e *entry) removeHive(hive string) {
 
 func (e *entry) deleteWorkers(hive string) {
 	for _, w := range e.WorkersOfHive(hive) {
-		e.DeleteWorker(w.ID)
+		e.DeleteWorker(w.Hive, w.ID)
 	}
+}
+
+// sharedWorkerIDs reports whether two hives have a worker with the same id.
+func sharedWorkerIDs(s *state.Snapshot) bool {
+	last, shared := "", false
+	s.EachWorker(nil, func(w *core.Worker) bool {
+		shared = w.ID == last
+		last = w.ID
+		return !shared
+	})
+	return shared
 }

@@ -23,7 +23,7 @@ import (
 func random(r *rand.Rand) *raftv1.Command {
 	h := func() string { return fmt.Sprintf("h%d", r.IntN(4)) }
 	sync := func(id string) fsm.HiveState {
-		s := fsm.HiveState{Hive: hive(id, uint64(1+r.IntN(4)), "")}
+		s := fsm.HiveState{Hive: hive(id, uint64(1+r.IntN(4)), ""), OwnIDs: r.IntN(2) == 0}
 		if r.IntN(2) == 0 {
 			s.Hive.RPCAddress = fmt.Sprint("10.0.0.1:", 1+r.IntN(3))
 		}
@@ -40,7 +40,7 @@ func random(r *rand.Rand) *raftv1.Command {
 		case 1:
 			return fsm.SetHiveStatus(h(), []core.HiveStatus{core.HiveReady, core.HiveSuspect, core.HiveDown}[r.IntN(3)], uint64(r.IntN(3)))
 		case 2, 3:
-			return fsm.RetireWorker(fmt.Sprintf("w%d", r.IntN(12)))
+			return fsm.RetireWorker([]string{"", "", h()}[r.IntN(3)], fmt.Sprintf("w%d", r.IntN(12)))
 		case 4:
 			return fsm.SetHiveDraining(h(), r.IntN(2) == 0)
 		case 5:
@@ -73,7 +73,7 @@ func random(r *rand.Rand) *raftv1.Command {
 			return fsm.SyncHives(list)
 		}
 		s := sync(h())
-		return fsm.SyncHive(s.Hive, s.Workers)
+		return fsm.SyncHiveState(s)
 	}()
 	c.MinFsm = fsm.Required(c)
 	if r.IntN(4) == 0 && (c.GetRetireWorker() != nil || c.GetRemoveHive() != nil) {
@@ -187,7 +187,7 @@ func TestEveryFieldSurvives(t *testing.T) {
 		fsm.RemoveHive("gone"),
 		fsm.RevokeNode("first"),
 		fsm.SyncHive(core.Hive{ID: "other"}, []core.Worker{{ID: "other", Type: "cpu", State: core.WorkerReady, Nonce: "nonce"}}),
-		fsm.RetireWorker("other"),
+		fsm.RetireWorker("", "other"),
 		fsm.SyncHive(h, []core.Worker{w}),
 		fsm.SetHiveDraining(h.ID, true),
 	} {
@@ -207,7 +207,7 @@ func TestEveryFieldSurvives(t *testing.T) {
 		s := f.State().Snapshot()
 		hive, _ := s.Hive(nil, h.ID)
 		must.Eq(t, h, hive)
-		worker, _ := s.Worker(nil, w.ID)
+		worker, _ := s.Worker(nil, w.Hive, w.ID)
 		must.Eq(t, w, worker)
 		cluster, _ := s.Cluster(nil)
 		must.Eq(t, c, cluster)

@@ -246,7 +246,7 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 		t.PutHive(h)
 	case *raftv1.SnapshotRecord_Worker:
 		w := workerFromProto(r.Worker)
-		if _, twice := t.Worker(w.ID); twice || !isID(w.ID) {
+		if _, twice := t.Worker(w.Hive, w.ID); twice || !isID(w.ID) {
 			return errors.New("a worker without an id, or there twice")
 		}
 		if _, ok := t.Hive(w.Hive); !ok {

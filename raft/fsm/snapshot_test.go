@@ -111,7 +111,7 @@ func TestSnapshotFormat(t *testing.T) {
 		"a node":          fsm.PutNode(node("n", "n"), ""),
 		"a token":         fsm.PutToken(apiToken("t")),
 		"a tombstone":     fsm.RemoveHive("h1"),
-		"a retire intent": fsm.RetireWorker("w1"),
+		"a retire intent": fsm.RetireWorker("", "w1"),
 		"draining":        fsm.SetHiveDraining("h1", true),
 		"an address":      fsm.SyncHive(addressed(hive("h1", 1, ""), "h:1"), nil),
 	} {

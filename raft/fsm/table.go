@@ -41,6 +41,7 @@ var features = []Feature{
 	}},
 	{Name: "tokens", Since: 2, Fields: []string{"Command.put_token", "Command.delete_token", "SnapshotRecord.token"}},
 	{Name: "join tokens that are bound to their first use", Since: 3, Fields: []string{"PutNode.bind_token", "Token.used_unix"}},
+	{Name: "worker ids that are each hive's own", Since: 3, Fields: []string{"SyncHive.own_ids", "RetireWorker.hive"}, State: sharedWorkerIDs, Optional: true},
 	{Name: "nodes that keep their roles", Since: 3, Fields: []string{"PutNode.keep_roles"}, Optional: true},
 	{Name: "remembered revocations", Since: 3, Optional: true, Fields: []string{
 		"DeleteToken.revoked", "SnapshotRecord.revoked_token", "RevokedToken.token", "RevokedToken.index",

@@ -117,3 +117,30 @@ func TestFit(t *testing.T) {
 	must.Eq(t, 8, table.Required(many))
 	must.Eq(t, []string{"batches"}, table.Missing(many, 6))
 }
+
+// A state in which two hives share a worker id is not read by a build that knows workers by id alone,
+// one in which they do not is.
+func TestSharedWorkerIDs(t *testing.T) {
+	t.Parallel()
+	old := fsm.NewTable(2, fsm.Features())
+	f := fsm.New()
+	must.NoError(t, apply(t, f, 1, fsm.SyncHive(hive("h1", 1, ""), []core.Worker{worker("h1", "w1", wReady, "n1"), worker("h1", "w2", wReady, "n2")})).Err)
+	_, err := old.ReadSnapshot(bytes.NewReader(snapshot(t, f)))
+	must.NoError(t, err)
+	shared := fsm.SyncHiveState(fsm.HiveState{Hive: hive("h2", 1, ""), Workers: []core.Worker{worker("h2", "w1", wReady, "n3")}, OwnIDs: true})
+	must.Eq(t, 3, fsm.Required(shared))
+	must.NoError(t, apply(t, f, 2, shared).Err)
+	data := snapshot(t, f)
+	_, err = old.ReadSnapshot(bytes.NewReader(data))
+	must.Eq(t, core.Unsupported, core.KindOf(err))
+	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(data))))
+	must.Len(t, 2, f.State().Snapshot().WorkersWithID(nil, "w1"))
+	w, ok := f.State().Worker(nil, "h2", "w1")
+	must.True(t, ok)
+	must.Eq(t, "n3", w.Nonce)
+
+	// An older queen gets the command as it knows it.
+	table := fsm.NewTable(fsm.Version, fsm.Features())
+	table.Fit(shared, 2)
+	must.LessEq(t, 2, table.Required(shared))
+}

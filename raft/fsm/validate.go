@@ -46,6 +46,7 @@ func Validate(c *raftv1.Command) error {
 		v.id("hive id", op.SetHiveDraining.GetHive())
 	case *raftv1.Command_RetireWorker:
 		v.id("worker id", op.RetireWorker.GetWorker())
+		v.text("hive id", op.RetireWorker.GetHive(), MaxIDBytes)
 	case *raftv1.Command_RemoveHive:
 		v.id("hive id", op.RemoveHive.GetHive())
 	case *raftv1.Command_InitCluster:

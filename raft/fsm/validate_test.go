@@ -56,8 +56,8 @@ func TestValidate(t *testing.T) {
 		"a long request id":             {&raftv1.Command{RequestId: long, Op: fsm.RemoveHive("h").GetOp()}, core.Invalid},
 		"no hive":                       {with(func(s *raftv1.SyncHive) { s.Hive = nil }), core.Invalid},
 		"a long hive id":                {fsm.RemoveHive(long), core.Invalid},
-		"a control character":           {fsm.RetireWorker("a\x00b"), core.Invalid},
-		"no UTF-8":                      {fsm.RetireWorker("a\xff"), core.Invalid},
+		"a control character":           {fsm.RetireWorker("", "a\x00b"), core.Invalid},
+		"no UTF-8":                      {fsm.RetireWorker("", "a\xff"), core.Invalid},
 		"an unknown status":             {fsm.SetHiveStatus("h", "odd", 0), core.Invalid},
 		"a hive says it's down":         {with(func(s *raftv1.SyncHive) { s.Hive.Status = "down" }), core.Invalid},
 		"another hive's worker":         {with(func(s *raftv1.SyncHive) { s.Workers[0].Hive = "h2" }), core.Invalid},
@@ -179,7 +179,7 @@ func TestRequired(t *testing.T) {
 	}
 	for _, c := range []*raftv1.Command{
 		fsm.SyncHive(addressed(h, "h:1"), nil), fsm.SyncHives(many(1)), fsm.SetHiveDraining("h", true),
-		fsm.RetireWorker("w"), fsm.RemoveHive("h"), // they leave more behind than they did
+		fsm.RetireWorker("", "w"), fsm.RemoveHive("h"), // they leave more behind than they did
 		fsm.InitCluster(cluster("c"), nil, nil), fsm.RevokeNode("n"), fsm.RemoveNode("n"),
 		fsm.PutToken(apiToken("t")), fsm.DeleteToken("t"), fsm.SetKeyring([]byte("k"), 1),
 	} {

@@ -232,7 +232,7 @@ func TestAmnesia(t *testing.T) {
 				forgets.mem = node.NewMemory()
 				s.start(forgets)
 				must.NotEq(t, old, forgets.ID())
-				must.Eq(t, forgets.name, forgets.OfRaftID())
+				must.Eq(t, forgets.name, forgets.NodeID())
 				s.net.heal()
 				time.Sleep(20 * time.Second)
 				if anybody {

@@ -332,7 +332,7 @@ func (n *Node) AppliedIndex() uint64 { return n.State().AppliedIndex() }
 func (n *Node) ID() string { return n.id }
 
 // NodeID is Options.ID.
-func (n *Node) OfRaftID() string { return n.opts.ID }
+func (n *Node) NodeID() string { return n.opts.ID }
 
 // HasState says whether the node is, or once was, part of a cluster.
 func (n *Node) HasState() bool { return n.existed || len(n.Servers()) > 0 }

@@ -266,8 +266,8 @@ func TestApplyErrors(t *testing.T) {
 		logged bool
 	}{
 		{"nothing to do", &raftv1.Command{}, core.Invalid, false},
-		{"empty id", fsm.RetireWorker(""), core.Invalid, false},
-		{"refused by the state", fsm.RetireWorker("nobody"), core.NotFound, true},
+		{"empty id", fsm.RetireWorker("", ""), core.Invalid, false},
+		{"refused by the state", fsm.RetireWorker("", "nobody"), core.NotFound, true},
 	} {
 		r, err := n.Apply(t.Context(), tt.cmd)
 		must.Eq(t, tt.kind, core.KindOf(err), must.Sprint(tt.name))

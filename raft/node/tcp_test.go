@@ -281,7 +281,7 @@ func TestRaftID(t *testing.T) {
 	first := open(t, node.Options{ID: "queen-a", Dir: dir})
 	id := first.ID()
 	must.RegexMatch(t, regexp.MustCompile(`^queen-a\.[0-9a-f]{8}$`), id)
-	must.Eq(t, "queen-a", first.OfRaftID())
+	must.Eq(t, "queen-a", first.NodeID())
 	must.NoError(t, first.Shutdown())
 	again := open(t, node.Options{ID: "queen-a", Dir: dir})
 	must.Eq(t, id, again.ID())

@@ -203,7 +203,7 @@ func TestRoutesAgree(t *testing.T) {
 				w, h := fmt.Sprint("w", r.IntN(20)), fmt.Sprint("h", r.IntN(4))
 				switch r.IntN(6) {
 				case 0:
-					tx.DeleteWorker(w)
+					tx.DeleteWorker(h, w)
 				case 1:
 					tx.DeleteHive(h)
 				case 2:

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"hash/maphash"
 	"maps"
 	"slices"
@@ -105,10 +106,20 @@ func (x *routeIndex) with(changed map[string]*routes) *routeIndex {
 	return &next
 }
 
+// workerID says which worker: each hive gives its own ids.
+type workerID struct{ id, hive string }
+
+func idOf(w *core.Worker) workerID { return workerID{w.ID, w.Hive} }
+
+// compare orders as workerKey does.
+func (a workerID) compare(b workerID) int {
+	return cmp.Or(strings.Compare(a.id, b.id), strings.Compare(a.hive, b.hive))
+}
+
 // touched is what an update changed of the routes: rows by id, nil where there is none any more.
 type touched struct {
 	hives   map[string]*core.Hive
-	workers map[string]map[string]*core.Worker // by model
+	workers map[string]map[workerID]*core.Worker // by model
 }
 
 func (t *touched) hive(id string, h *core.Hive) {
@@ -118,16 +129,16 @@ func (t *touched) hive(id string, h *core.Hive) {
 	t.hives[id] = h
 }
 
-func (t *touched) worker(id string, old, now *core.Worker) {
+func (t *touched) worker(id workerID, old, now *core.Worker) {
 	put := func(model string, w *core.Worker) {
 		if model == "" {
 			return
 		}
 		if t.workers == nil {
-			t.workers = map[string]map[string]*core.Worker{}
+			t.workers = map[string]map[workerID]*core.Worker{}
 		}
 		if t.workers[model] == nil {
-			t.workers[model] = map[string]*core.Worker{}
+			t.workers[model] = map[workerID]*core.Worker{}
 		}
 		t.workers[model][id] = w
 	}
@@ -143,7 +154,7 @@ func (t *touched) worker(id string, old, now *core.Worker) {
 func (t *Txn) putRoutes(index *routeIndex) *routeIndex {
 	for _, hive := range slices.Sorted(maps.Keys(t.touched.hives)) {
 		each(t.txn, nil, tableWorkers, indexHive, text(hive), func(w *core.Worker) bool {
-			t.touched.worker(w.ID, nil, w)
+			t.touched.worker(idOf(w), nil, w)
 			return true
 		})
 	}
@@ -155,8 +166,8 @@ func (t *Txn) putRoutes(index *routeIndex) *routeIndex {
 		}
 		rows := t.touched.workers[model]
 		list := make([]route, 0, len(old)+len(rows))
-		for _, id := range slices.Sorted(maps.Keys(rows)) {
-			i, found := slices.BinarySearchFunc(old, id, func(r route, id string) int { return strings.Compare(r.worker.ID, id) })
+		for _, id := range slices.SortedFunc(maps.Keys(rows), workerID.compare) {
+			i, found := slices.BinarySearchFunc(old, id, func(r route, id workerID) int { return idOf(r.worker).compare(id) })
 			list = append(list, old[:i]...)
 			if old = old[i:]; found {
 				old = old[1:]

@@ -73,7 +73,7 @@ func schema() *memdb.DBSchema {
 			many(indexAge, func(t *RevokedToken) key { return number(t.Index) })),
 		table(tableIntents, unique(func(i *RetireIntent) key { return intentKey(i.Hive, i.Nonce) })),
 		table(tableHives, unique(func(h *core.Hive) key { return text(h.ID) })),
-		table(tableWorkers, unique(func(w *core.Worker) key { return text(w.ID) }),
+		table(tableWorkers, unique(func(w *core.Worker) key { return workerKey(w.Hive, w.ID) }),
 			many(indexHive, func(w *core.Worker) key { return text(w.Hive) })),
 		table(tableRoutes, unique(func(r *routes) key { return text(r.Model) })),
 	}
@@ -101,6 +101,14 @@ func intentKey(hive, nonce string) key {
 		return nil
 	}
 	return append(text(hive), text(nonce)...)
+}
+
+// workerKey sorts by worker id: the prefix of all workers with an id is its text.
+func workerKey(hive, id string) key {
+	if id == "" {
+		return nil
+	}
+	return append(text(id), text(hive)...)
 }
 
 // number is the key of a number: they sort as the numbers do.

@@ -66,8 +66,8 @@ func (s *Store) WorkersOfModel(ws memdb.WatchSet, model string) []core.Worker {
 }
 
 // Worker is Snapshot.Worker of now.
-func (s *Store) Worker(ws memdb.WatchSet, id string) (core.Worker, bool) {
-	return s.Snapshot().Worker(ws, id)
+func (s *Store) Worker(ws memdb.WatchSet, hive, id string) (core.Worker, bool) {
+	return s.Snapshot().Worker(ws, hive, id)
 }
 
 // WorkersWithPrefix is Snapshot.WorkersWithPrefix of now.
@@ -139,13 +139,22 @@ func (s *Snapshot) EachWorkerOfHive(ws memdb.WatchSet, hive string, yield func(*
 	each(s.txn, ws, tableWorkers, indexHive, text(hive), yield)
 }
 
-// Worker returns the worker with the id.
-func (s *Snapshot) Worker(ws memdb.WatchSet, id string) (core.Worker, bool) {
+// Worker returns a hive's worker with the id. Another hive may have one with the same id.
+func (s *Snapshot) Worker(ws memdb.WatchSet, hive, id string) (core.Worker, bool) {
 	s.watch(ws)
-	if w := first[core.Worker](s.txn, ws, tableWorkers, text(id)); w != nil {
+	if w := first[core.Worker](s.txn, ws, tableWorkers, workerKey(hive, id)); w != nil {
 		return cloneWorker(*w), true
 	}
 	return core.Worker{}, false
+}
+
+// WorkersWithID returns the workers with exactly the id, sorted by hive.
+func (s *Snapshot) WorkersWithID(ws memdb.WatchSet, id string) []core.Worker {
+	s.watch(ws)
+	if id == "" {
+		return []core.Worker{}
+	}
+	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, text(id))
 }
 
 // WorkersWithPrefix returns the workers whose id begins with prefix; an empty one is every worker's.

@@ -57,12 +57,12 @@ func TestQueries(t *testing.T) {
 	h, ok := s.Hive(nil, "h10")
 	must.True(t, ok)
 	must.Eq(t, "h10", h.ID)
-	w, ok := s.Worker(nil, "w3")
+	w, ok := s.Worker(nil, "h1", "w3")
 	must.True(t, ok)
 	must.Eq(t, "h1", w.Hive)
 	_, ok = s.Hive(nil, "h")
 	must.False(t, ok)
-	_, ok = s.Worker(nil, "")
+	_, ok = s.Worker(nil, "h1", "")
 	must.False(t, ok)
 }
 
@@ -97,7 +97,7 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 	err := s.Update(8, func(tx *state.Txn) error {
 		tx.DeleteHive("h1")
 		tx.DeleteHive("not there")
-		tx.DeleteWorker("w1")
+		tx.DeleteWorker("h1", "w1")
 		tx.PutWorker(core.Worker{ID: "w9", Hive: "h1"})
 		must.Eq(t, []string{"w3", "w9"}, ids(tx.WorkersOfHive("h1"))) // its own view
 		_, ok := tx.Hive("h1")
@@ -131,11 +131,11 @@ func TestWatch(t *testing.T) {
 		fires  bool
 	}{
 		{"a list by a new one", func(s *state.Store, ws memdb.WatchSet) { s.Hives(ws) }, func(tx *state.Txn) { tx.PutHive(core.Hive{ID: "h9"}) }, true},
-		{"hives by a worker", func(s *state.Store, ws memdb.WatchSet) { s.Hives(ws) }, func(tx *state.Txn) { tx.DeleteWorker("w1") }, false},
-		{"one that is not there, when it comes", func(s *state.Store, ws memdb.WatchSet) { s.Worker(ws, "w9") }, func(tx *state.Txn) { tx.PutWorker(core.Worker{ID: "w9"}) }, true},
-		{"a model by its worker", func(s *state.Store, ws memdb.WatchSet) { s.WorkersOfModel(ws, "tiny") }, func(tx *state.Txn) { tx.DeleteWorker("w2") }, true},
+		{"hives by a worker", func(s *state.Store, ws memdb.WatchSet) { s.Hives(ws) }, func(tx *state.Txn) { tx.DeleteWorker("h1", "w1") }, false},
+		{"one that is not there, when it comes", func(s *state.Store, ws memdb.WatchSet) { s.Worker(ws, "h1", "w9") }, func(tx *state.Txn) { tx.PutWorker(core.Worker{ID: "w9", Hive: "h1"}) }, true},
+		{"a model by its worker", func(s *state.Store, ws memdb.WatchSet) { s.WorkersOfModel(ws, "tiny") }, func(tx *state.Txn) { tx.DeleteWorker("h10", "w2") }, true},
 		{"a model by its hive", func(s *state.Store, ws memdb.WatchSet) { s.WorkersOfModel(ws, "tiny") }, func(tx *state.Txn) { tx.PutHive(core.Hive{ID: "h1", Draining: true}) }, true},
-		{"a model by another's worker", func(s *state.Store, ws memdb.WatchSet) { s.WorkersOfModel(ws, "tiny") }, func(tx *state.Txn) { tx.DeleteWorker("w1") }, false},
+		{"a model by another's worker", func(s *state.Store, ws memdb.WatchSet) { s.WorkersOfModel(ws, "tiny") }, func(tx *state.Txn) { tx.DeleteWorker("h1", "w1") }, false},
 		{"a model that nobody serves, when somebody does", func(s *state.Store, ws memdb.WatchSet) { s.WorkersOfModel(ws, "big") }, func(tx *state.Txn) { tx.PutWorker(core.Worker{ID: "w9", Model: "big"}) }, true},
 		{"the cluster, when it is made", func(s *state.Store, ws memdb.WatchSet) { s.Cluster(ws) }, func(tx *state.Txn) { tx.PutCluster(core.Cluster{ID: "c"}) }, true},
 		{"a node's revocation", func(s *state.Store, ws memdb.WatchSet) { s.Snapshot().Revoked(ws, "n1") }, func(tx *state.Txn) { tx.PutNode(core.Node{ID: "n1", Name: "n"}) }, true},

@@ -19,7 +19,7 @@ const (
 type Txn struct {
 	txn     *memdb.Txn
 	touched touched
-	workers map[string]*core.Worker // rows that were read or written, nil where there is none: memdb writes the slower the more is read in between
+	workers map[workerID]*core.Worker // rows that were read or written, nil where there is none: memdb writes the slower the more is read in between
 }
 
 // Update runs fn as the only writer and stores index as the applied one. An error of fn undoes what it changed, but not the index:
@@ -192,26 +192,34 @@ func (t *Txn) DeleteHive(id string) {
 	t.touched.hive(id, nil)
 }
 
-// Worker returns the worker with the id.
-func (t *Txn) Worker(id string) (core.Worker, bool) {
-	if w := t.workerRow(id); w != nil {
+// Worker returns a hive's worker with the id.
+func (t *Txn) Worker(hive, id string) (core.Worker, bool) {
+	if w := t.workerRow(workerID{id, hive}); w != nil {
 		return *w, true
 	}
 	return core.Worker{}, false
 }
 
-func (t *Txn) workerRow(id string) *core.Worker {
+// WorkersWithID is Snapshot.WorkersWithID.
+func (t *Txn) WorkersWithID(id string) []core.Worker {
+	if id == "" {
+		return nil
+	}
+	return list(t.txn, nil, cloneWorker, tableWorkers, indexPrefix, text(id))
+}
+
+func (t *Txn) workerRow(id workerID) *core.Worker {
 	w, ok := t.workers[id]
 	if !ok {
-		w = first[core.Worker](t.txn, nil, tableWorkers, text(id))
+		w = first[core.Worker](t.txn, nil, tableWorkers, workerKey(id.hive, id.id))
 		t.setWorkerRow(id, w)
 	}
 	return w
 }
 
-func (t *Txn) setWorkerRow(id string, w *core.Worker) {
+func (t *Txn) setWorkerRow(id workerID, w *core.Worker) {
 	if t.workers == nil {
-		t.workers = map[string]*core.Worker{}
+		t.workers = map[workerID]*core.Worker{}
 	}
 	t.workers[id] = w
 }
@@ -223,16 +231,18 @@ func (t *Txn) WorkersOfHive(hive string) []core.Worker {
 
 // PutWorker stores a worker.
 func (t *Txn) PutWorker(w core.Worker) {
-	t.touched.worker(w.ID, t.workerRow(w.ID), &w)
+	id := idOf(&w)
+	t.touched.worker(id, t.workerRow(id), &w)
 	t.insert(tableWorkers, &w)
-	t.setWorkerRow(w.ID, &w)
+	t.setWorkerRow(id, &w)
 }
 
-// DeleteWorker removes a worker, if it is there.
-func (t *Txn) DeleteWorker(id string) {
-	t.touched.worker(id, t.workerRow(id), nil)
-	t.delete(tableWorkers, text(id))
-	t.setWorkerRow(id, nil)
+// DeleteWorker removes a hive's worker, if it is there.
+func (t *Txn) DeleteWorker(hive, id string) {
+	key := workerID{id, hive}
+	t.touched.worker(key, t.workerRow(key), nil)
+	t.delete(tableWorkers, workerKey(hive, id))
+	t.setWorkerRow(key, nil)
 }
 
 func row[T any](t *Txn, table, id string) (T, bool) {

@@ -320,9 +320,12 @@ func (*Command_SetKeyring) isCommand_Op() {}
 
 // SyncHive registers or renews a hive and makes its workers exactly those given. An incarnation older than the registered one is a conflict.
 type SyncHive struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hive          *Hive                  `protobuf:"bytes,1,opt,name=hive,proto3" json:"hive,omitempty"`
-	Workers       []*Worker              `protobuf:"bytes,2,rep,name=workers,proto3" json:"workers,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Hive    *Hive                  `protobuf:"bytes,1,opt,name=hive,proto3" json:"hive,omitempty"`
+	Workers []*Worker              `protobuf:"bytes,2,rep,name=workers,proto3" json:"workers,omitempty"`
+	// The ids of workers are the hive's own: another hive may have the same. Without it, a report with
+	// the id of another hive's worker is a conflict.
+	OwnIds        bool `protobuf:"varint,3,opt,name=own_ids,json=ownIds,proto3" json:"own_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -369,6 +372,13 @@ func (x *SyncHive) GetWorkers() []*Worker {
 		return x.Workers
 	}
 	return nil
+}
+
+func (x *SyncHive) GetOwnIds() bool {
+	if x != nil {
+		return x.OwnIds
+	}
+	return false
 }
 
 // SetHiveStatus changes the status of a hive; the workers of a hive that is down are removed.
@@ -435,8 +445,10 @@ func (x *SetHiveStatus) GetIncarnation() uint64 {
 
 // RetireWorker marks a worker as retiring for ever. Repeating it changes nothing.
 type RetireWorker struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Worker string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// The worker's; empty: that of the only hive with such a worker.
+	Hive          string `protobuf:"bytes,2,opt,name=hive,proto3" json:"hive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -474,6 +486,13 @@ func (*RetireWorker) Descriptor() ([]byte, []int) {
 func (x *RetireWorker) GetWorker() string {
 	if x != nil {
 		return x.Worker
+	}
+	return ""
+}
+
+func (x *RetireWorker) GetHive() string {
+	if x != nil {
+		return x.Hive
 	}
 	return ""
 }
@@ -2150,16 +2169,18 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\fdelete_token\x18\x15 \x01(\v2\x19.rbee.raft.v1.DeleteTokenH\x00R\vdeleteToken\x12;\n" +
 	"\vset_keyring\x18\x16 \x01(\v2\x18.rbee.raft.v1.SetKeyringH\x00R\n" +
 	"setKeyringB\x04\n" +
-	"\x02op\"b\n" +
+	"\x02op\"{\n" +
 	"\bSyncHive\x12&\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveR\x04hive\x12.\n" +
-	"\aworkers\x18\x02 \x03(\v2\x14.rbee.raft.v1.WorkerR\aworkers\"]\n" +
+	"\aworkers\x18\x02 \x03(\v2\x14.rbee.raft.v1.WorkerR\aworkers\x12\x17\n" +
+	"\aown_ids\x18\x03 \x01(\bR\x06ownIds\"]\n" +
 	"\rSetHiveStatus\x12\x12\n" +
 	"\x04hive\x18\x01 \x01(\tR\x04hive\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12 \n" +
-	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\"&\n" +
+	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\":\n" +
 	"\fRetireWorker\x12\x16\n" +
-	"\x06worker\x18\x01 \x01(\tR\x06worker\" \n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x12\n" +
+	"\x04hive\x18\x02 \x01(\tR\x04hive\" \n" +
 	"\n" +
 	"RemoveHive\x12\x12\n" +
 	"\x04hive\x18\x01 \x01(\tR\x04hive\"9\n" +
