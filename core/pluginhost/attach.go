@@ -1,6 +1,7 @@
 package pluginhost
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -26,6 +27,9 @@ type Attachment struct {
 	Process    hostinfo.Identity `json:"process"`
 	Executable string            `json:"executable"` // path at launch
 	Digest     string            `json:"digest"`     // of the executable at launch: "sha256:<hex>"
+	// Runs is the digest of the program that the process ran when it had been configured, such as a script's interpreter.
+	// Empty: that of the executable.
+	Runs string `json:"runs,omitempty"`
 	Network    string            `json:"network"`    // of the control socket
 	Address    string            `json:"address"`
 	Protocol   int               `json:"protocol"`
@@ -116,18 +120,26 @@ func (h *Host) sameExecutable(a Attachment) error {
 	if now, err := hostinfo.Identify(a.Process.PID); err != nil || now != a.Process {
 		return core.Errorf(op, core.NotFound, "worker %s is gone: there is no process %d that started when it did", a.WorkerID, a.Process.PID)
 	}
-	path := a.Executable
-	if runtime.GOOS == "linux" {
-		path = "/proc/" + strconv.Itoa(a.Process.PID) + "/exe" // what runs, also when the file was replaced since
+	path := runningFile(a.Process.PID)
+	if path == "" {
+		path = a.Executable
 	}
 	got, err := h.digest(path, false)
 	if err != nil {
 		return core.Errorf(op, core.NotFound, "worker %s, process %d: its executable cannot be read: %w", a.WorkerID, a.Process.PID, err)
 	}
-	if "sha256:"+got != a.Digest {
+	if "sha256:"+got != cmp.Or(a.Runs, a.Digest) {
 		return core.Errorf(op, core.NotFound, "process %d runs another executable than worker %s did", a.Process.PID, a.WorkerID)
 	}
 	return nil
+}
+
+// runningFile is a path of the program that a process runs, also when its file was replaced since; empty: this system has none.
+func runningFile(pid int) string {
+	if runtime.GOOS != "linux" {
+		return ""
+	}
+	return "/proc/" + strconv.Itoa(pid) + "/exe"
 }
 
 // EndAttachment kills the process group of a worker that cannot be taken over, if it is still the same process, and waits until it is gone.

@@ -125,12 +125,21 @@ func checkExecutable(path string) error {
 	return nil
 }
 
-// fileKey changes whenever a file's content does, as far as the file system can tell.
+// fileKey changes whenever a file's content does, as far as the file system can tell. Nobody can set the time of a change
+// of an inode without setting the system's clock.
 type fileKey struct {
-	path    string
-	size    int64
-	changed time.Time
-	inode   any
+	path     string // where there are no inodes
+	size     int64
+	modified time.Time
+	inode    any // device, number and time of change
+}
+
+func fileKeyOf(path string, info fs.FileInfo) fileKey {
+	key := fileKey{size: info.Size(), modified: info.ModTime(), inode: inodeOf(info)}
+	if key.inode == nil {
+		key.path = path
+	}
+	return key
 }
 
 // digest is the SHA-256 of the file in lower-case hex. It is remembered as long as the file does not change, unless fresh is asked for.
@@ -144,7 +153,7 @@ func (h *Host) digest(path string, fresh bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	key := fileKey{path: path, size: info.Size(), changed: info.ModTime(), inode: inodeOf(info)}
+	key := fileKeyOf(path, info)
 	h.mu.Lock()
 	known := h.digests[key]
 	h.mu.Unlock()

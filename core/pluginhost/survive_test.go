@@ -8,12 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/pluginhost"
@@ -94,6 +96,35 @@ func TestWorkerSurvivesItsHive(t *testing.T) {
 	must.False(t, forced)
 	<-w.Done()
 	gone(t, w.PID())
+}
+
+func TestReattachScript(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("not tested: only Linux tells what a process runs")
+	}
+	// What /proc says such a worker runs is the interpreter, which here is the fake worker itself.
+	script := filepath.Join(shortDir(t), "rbee-worker-fake")
+	must.NoError(t, os.WriteFile(script, []byte("#!"+filepath.Join(built, "rbee-worker-fake")+"\n"), 0o700))
+	h := newHost(t)
+	first := launched(t, h, "", func(l *pluginhost.WorkerLaunch) { l.Executable = script })
+	must.NoError(t, first.Start(t.Context(), startSpec(t), nil))
+	a := first.Attachment()
+	must.NotEq(t, a.Digest, a.Runs)
+
+	second, err := newHost(t).Reattach(t.Context(), a)
+	must.NoError(t, err)
+	must.NoError(t, second.Close())
+	// Another program in a process of the same number and start is another worker.
+	other := a
+	other.Runs = a.Digest
+	_, err = newHost(t).Reattach(t.Context(), other)
+	must.Eq(t, core.NotFound, core.KindOf(err))
+	// It can be ended as well.
+	ended, err := newHost(t).EndAttachment(t.Context(), a)
+	must.NoError(t, err)
+	must.True(t, ended)
+	<-first.Done()
 }
 
 func TestTetheredWorkerDiesWithItsHive(t *testing.T) {

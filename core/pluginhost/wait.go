@@ -24,9 +24,10 @@ func pollGone(id hostinfo.Identity, released <-chan struct{}) bool {
 	return true
 }
 
+// inodeOf identifies the file and its state; nil where the system has no inodes.
 func inodeOf(info fs.FileInfo) any {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return [2]any{st.Dev, st.Ino}
+		return [3]any{st.Dev, st.Ino, changedAt(st)}
 	}
 	return nil
 }

@@ -77,10 +77,18 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 		return nil, err
 	}
 	h.warn(l.Spec, diags)
+	runs := ""
+	if file := runningFile(p.run.id.PID); file != "" {
+		if runs, err = h.digest(file, false); err != nil {
+			p.end()
+			return nil, core.Errorf(op, core.Unavailable, "%s: look at what it runs: %w", p.name, err)
+		}
+		runs = "sha256:" + runs
+	}
 	return &Worker{
 		p: p, client: client, info: info, schema: schema, engine: l.EngineDir, logStart: logStart,
 		at: Attachment{
-			Process: p.run.id, Executable: l.Spec.Executable, Digest: "sha256:" + digest, Network: p.address.Network(), Address: p.address.String(),
+			Process: p.run.id, Executable: l.Spec.Executable, Digest: "sha256:" + digest, Runs: runs, Network: p.address.Network(), Address: p.address.String(),
 			Protocol: p.client.NegotiatedVersion(), Type: l.Spec.Name, WorkerID: l.WorkerID, Nonce: l.Nonce,
 			RunDir: p.runDir, DataSocket: filepath.Join(p.runDir, dataSocketName), EngineDir: l.EngineDir, LogFile: l.LogFile,
 		},

@@ -204,7 +204,7 @@ func TestReattach(t *testing.T) {
 		"other start time": {func(a *pluginhost.Attachment) { a.Process.Start++ }, core.NotFound},
 		"other boot":       {func(a *pluginhost.Attachment) { a.Process.BootID = "x" }, core.NotFound},
 		"other process":    {func(a *pluginhost.Attachment) { a.Process.PID = os.Getpid() }, core.NotFound},
-		"other executable": {func(a *pluginhost.Attachment) { a.Digest = "sha256:00" }, core.NotFound},
+		"other executable": {func(a *pluginhost.Attachment) { a.Runs = "sha256:00" }, core.NotFound},
 		"other protocol":   {func(a *pluginhost.Attachment) { a.Protocol = 2 }, core.Unsupported},
 		"other socket":     {func(a *pluginhost.Attachment) { a.Address += "x" }, core.Unavailable},
 	} {

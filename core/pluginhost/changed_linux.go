@@ -1,0 +1,5 @@
+package pluginhost
+
+import "syscall"
+
+func changedAt(st *syscall.Stat_t) any { return st.Ctim }
