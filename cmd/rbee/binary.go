@@ -56,6 +56,8 @@ func binaryStatus(b core.WorkerBinary) string {
 		return "damaged"
 	case b.Problem != "":
 		return "unusable"
+	case b.ProbedAt.IsZero():
+		return "not probed"
 	}
 	return "ok"
 }

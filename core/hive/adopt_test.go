@@ -266,7 +266,7 @@ func TestReplacedExecutableIsNotTakenOver(t *testing.T) {
 	must.NoError(t, err)
 	a.stop()
 	h := handles(t, a.dir)[0]
-	h.Attachment.Digest = "sha256:" + strings.Repeat("0", 64)
+	h.Attachment.Runs = "sha256:" + strings.Repeat("0", 64)
 	must.NoError(t, writeJSON(filepath.Join(a.dir, "hive", "workers", h.id()+".json"), h))
 	b := run(t, setup{dir: a.dir})
 	must.Len(t, 0, b.processes())

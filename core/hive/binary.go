@@ -61,25 +61,33 @@ func (h *Hive) usersLocked(folders []string) []string {
 }
 
 // holdBinary gives the paths of a worker binary, found as store.Binary does, and keeps its folder until release is called.
-// Errors: those of the store, Conflict while it is being deleted.
-func (h *Hive) holdBinary(id string) (exe, engine string, release func(), err error) {
+// Its files have their digests. Errors: those of the store, Conflict while it is being deleted.
+func (h *Hive) holdBinary(ctx context.Context, id string) (exe, engine string, release func(), err error) {
 	if exe, engine, err = h.store.BinaryPaths(id); err != nil {
 		return "", "", nil, err
 	}
 	folder := filepath.Dir(exe)
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.leaving[folder] {
+	leaving := h.leaving[folder]
+	if !leaving {
+		h.launches[folder]++
+	}
+	h.mu.Unlock()
+	if leaving {
 		return "", "", nil, core.Errorf("", core.Conflict, "worker binary %s is being deleted", id)
 	}
-	h.launches[folder]++
-	return exe, engine, func() {
+	release = func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if h.launches[folder]--; h.launches[folder] == 0 {
 			delete(h.launches, folder)
 		}
-	}, nil
+	}
+	if err := h.store.CheckBinary(ctx, folder); err != nil {
+		release()
+		return "", "", nil, err
+	}
+	return exe, engine, release, nil
 }
 
 // removeSuperseded removes the installed files that a renewal has replaced and that no worker runs from.

@@ -74,7 +74,10 @@ func (h *Hive) takeModel(ctx context.Context, name string, run *job.Run) (m core
 		if release, err = h.holdModel(ctx, m.ID); err != nil {
 			return m, "", nil, err
 		}
-		if m, path, err = h.store.Model(m.ID); err == nil {
+		if err = h.store.CheckModel(ctx, m.ID, run.Progress); err == nil {
+			m, path, err = h.store.Model(m.ID)
+		}
+		if err == nil {
 			return m, path, release, nil
 		}
 		release()

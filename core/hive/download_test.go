@@ -1,6 +1,8 @@
 package hive
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -174,6 +176,78 @@ func TestReplacedPluginIsInstalledAnew(t *testing.T) {
 	text, err := r.ask(t.Context(), old.Worker.ID, "still here")
 	must.NoError(t, err)
 	must.StrContains(t, text, "still here")
+}
+
+// A plugin of another version under a running agent is installed under its own id, and the old id stays what it was.
+func TestReplacedPluginKeepsIDs(t *testing.T) {
+	t.Parallel()
+	exe := filepath.Join(shortDir(t), "rbee-worker-fake")
+	plugins, err := pluginDir()
+	must.NoError(t, err)
+	old, err := os.ReadFile(filepath.Join(plugins, "rbee-worker-fake"))
+	must.NoError(t, err)
+	must.NoError(t, os.WriteFile(exe, old, 0o700))
+	r := run(t, setup{alone: true, change: func(o *Options) {
+		for i := range o.WorkerSpecs {
+			o.WorkerSpecs[i].Executable = exe
+		}
+	}})
+	before := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "fake"})
+	must.Eq(t, "fake@1.2.3", before.ID)
+	must.NoError(t, os.Remove(exe))
+	must.NoError(t, os.WriteFile(exe, bytes.ReplaceAll(old, []byte("1.2.3"), []byte("1.2.4")), 0o700))
+	after := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "fake"})
+	must.Eq(t, "fake@1.2.4", after.ID)
+	still, err := r.hive.store.Binary(before.ID)
+	must.NoError(t, err)
+	must.Eq(t, before.Digest, still.Digest)
+	must.Eq(t, before.Path, still.Path)
+}
+
+// What was changed on the disk after it was installed does not run.
+func TestChangedFilesDoNotRun(t *testing.T) {
+	t.Parallel()
+	r := run(t, setup{alone: true})
+	b := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "fake"})
+	exe := filepath.Join(b.Path, "rbee-worker-fake")
+	text, err := os.ReadFile(exe)
+	must.NoError(t, err)
+	info, err := os.Stat(exe)
+	must.NoError(t, err)
+	text[len(text)-1] ^= 1
+	must.NoError(t, os.WriteFile(exe, text, 0o755))
+	must.NoError(t, os.Chtimes(exe, info.ModTime(), info.ModTime()))
+	f := r.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "fake", Model: "tiny"})
+	must.Eq(t, core.Integrity, f.Kind)
+	r.spawn("fake") // the damaged copy is replaced
+
+	m, path, err := r.hive.store.Model("tiny")
+	must.NoError(t, err)
+	text, err = os.ReadFile(path)
+	must.NoError(t, err)
+	text[len(text)-1] ^= 1
+	must.NoError(t, os.WriteFile(path, text, 0o600))
+	f = r.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "fake", Model: m.ID})
+	must.Eq(t, core.Integrity, f.Kind)
+}
+
+func TestBinaryThatCannotStart(t *testing.T) {
+	t.Parallel()
+	exe := filepath.Join(shortDir(t), "rbee-worker-fake")
+	plugins, err := pluginDir()
+	must.NoError(t, err)
+	// It starts where it is, and nowhere else, as a plugin does that needs other files beside it.
+	script := fmt.Sprintf("#!/bin/sh\ncase \"$0\" in %s) exec %s;; esac\nexit 3\n", exe, filepath.Join(plugins, "rbee-worker-fake"))
+	must.NoError(t, os.WriteFile(exe, []byte(script), 0o700))
+	r := run(t, setup{alone: true, change: func(o *Options) {
+		for i := range o.WorkerSpecs {
+			o.WorkerSpecs[i].Executable = exe
+		}
+	}})
+	b := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "fake"})
+	must.NotEq(t, "", b.Problem)
+	must.NotEq(t, "", r.binary().Problem)
+	must.Eq(t, core.Unsupported, r.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "fake", Model: "tiny"}).Kind)
 }
 
 func (r *rig) binary() core.WorkerBinary {

@@ -49,7 +49,7 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 	if err := h.probe(ctx, t); err != nil {
 		return core.WorkerBinary{}, err
 	}
-	info, seen, _ := t.known()
+	info, seen, digest := t.probeKnown()
 	if seen.Problem != "" {
 		return core.WorkerBinary{}, unsupported(what, t.name(), seen.Problem)
 	}
@@ -67,15 +67,16 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 		}
 	}
 	spec := store.BinarySpec{
-		Type: t.name(), Version: cmp.Or(info.Version, "0"), Executable: t.spec.Executable, Source: "local", Force: w.force,
+		Type: t.name(), Version: cmp.Or(info.Version, "0"), Executable: t.spec.Executable, Digest: digest, Source: "local", Force: w.force,
 		EngineName: engine.Name, EngineVersion: engine.Version, Prefix: engine.Prefix, Links: engine.Links,
 	}
 	if !w.force {
-		if have, err := h.sound(spec, t); err == nil {
+		if have, err := h.store.InstalledBinary(spec); err == nil && have.Damaged == "" {
 			run.Log("worker binary %s is there already", have.ID)
+			if have.Problem != "" || have.ProbedAt.IsZero() { // which may be over, or was never found out
+				return h.probeBinary(ctx, t, have, run)
+			}
 			return have, nil
-		} else if core.KindOf(err) == core.Conflict {
-			run.Log("worker binary %s is renewed: %v", spec.ID(), err)
 		}
 	}
 	supply, source, err := h.engineSupply(ctx, &spec, engine.Ref, offer, run)
@@ -174,37 +175,18 @@ func binaryVersion(info sdk.Info, e sdk.Engine) string {
 	return version
 }
 
-// sound finds the binary that spec would make. Errors: NotFound, Integrity, Conflict when it was made of another plugin executable.
-func (h *Hive) sound(spec store.BinarySpec, t *workerType) (core.WorkerBinary, error) {
-	b, err := h.store.Binary(spec.ID())
-	if err != nil {
-		return core.WorkerBinary{}, err
-	}
-	if b.Damaged != "" {
-		return core.WorkerBinary{}, core.Errorf("find worker binary", core.Integrity, "%s is damaged: %s", b.ID, b.Damaged)
-	}
-	digest, err := t.digest()
-	if err != nil {
-		return core.WorkerBinary{}, err
-	}
-	if b.Digest != digest {
-		return core.WorkerBinary{}, core.Errorf("", core.Conflict, "the plugin %s was replaced since it was installed", t.name())
-	}
-	return b, nil
-}
-
 // probeBinary runs an installed binary once, with its engine, and keeps what it found.
 func (h *Hive) probeBinary(ctx context.Context, t *workerType, b core.WorkerBinary, run *job.Run) (core.WorkerBinary, error) {
-	exe, engine, release, err := h.holdBinary(b.ID)
+	exe, engine, release, err := h.holdBinary(ctx, b.ID)
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
 	defer release()
-	info, f, schema, err := h.fingerprint(ctx, t.spec, exe, engine)
-	switch core.KindOf(err) {
-	case core.Cancelled, core.DeadlineExceeded, core.Unavailable:
+	found, err := h.fingerprint(ctx, t.spec, exe, engine)
+	if ctx.Err() != nil {
 		return core.WorkerBinary{}, err // says nothing about the binary
 	}
+	f := found.seen
 	problem := f.Problem
 	if err != nil {
 		problem = err.Error()
@@ -219,14 +201,14 @@ func (h *Hive) probeBinary(ctx context.Context, t *workerType, b core.WorkerBina
 	for _, c := range f.Checks {
 		probe.Checks = append(probe.Checks, core.Check{Name: c.Name, Passed: c.Passed, Detail: c.Detail})
 	}
-	if text, err := json.Marshal(schema); err == nil { // a default that is no JSON is the plugin's fault; the schema is only shown
+	if text, err := json.Marshal(found.schema); err == nil { // a default that is no JSON is the plugin's fault; the schema is only shown
 		probe.Schema = text
 	}
 	if err := h.store.SetProbe(b.ID, probe); err != nil {
 		return core.WorkerBinary{}, err
 	}
-	if problem == "" && info.Name != "" {
-		t.note(info, f) // with its engine the plugin may see more than without
+	if problem == "" {
+		t.noteDevices(f) // with its engine the plugin may see more than without
 		h.beat.bump()
 	}
 	return h.store.Binary(b.ID)

@@ -49,6 +49,7 @@ type pluginHost interface {
 	FileSpec(kind sdk.Kind, name, path string) (pluginhost.Spec, error)
 	Describe(ctx context.Context, s pluginhost.Spec) (sdk.Info, sdk.Schema, error)
 	Confinement() string
+	Digest(path string) (string, error)
 	StartConfined(cmd *exec.Cmd, executable, dir string) error
 }
 
@@ -65,6 +66,9 @@ type shelf interface {
 	Binaries() ([]core.WorkerBinary, error)
 	Binary(id string) (core.WorkerBinary, error)
 	BinaryPaths(id string) (exe, engineDir string, err error)
+	CheckBinary(ctx context.Context, folder string) error
+	CheckModel(ctx context.Context, name string, progress func(core.Progress)) error
+	InstalledBinary(spec store.BinarySpec) (core.WorkerBinary, error)
 	PutBinary(ctx context.Context, spec store.BinarySpec, from store.Supply, progress func(core.Progress)) (core.WorkerBinary, error)
 	SetProbe(id string, p store.Probe) error
 	DeleteBinary(id string, claim func(folders []string) error) (core.WorkerBinary, error)

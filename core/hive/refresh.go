@@ -62,19 +62,19 @@ func (h *Hive) lookAgain(ctx context.Context, t *workerType) error {
 		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
 	}
 	var exe, engine string
-	if x, e, release, err := h.holdBinary(t.name()); err == nil {
+	if x, e, release, err := h.holdBinary(ctx, t.name()); err == nil {
 		exe, engine = x, e
 		defer release()
 	}
-	info, f, _, err := h.fingerprint(ctx, t.spec, exe, engine)
+	found, err := h.fingerprint(ctx, t.spec, exe, engine)
 	if ctx.Err() != nil {
 		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
 	}
 	if err != nil {
 		h.log.Warn("a worker type cannot be probed", "plugin", t.name(), "error", err)
-		f.Problem = err.Error()
+		found.seen.Problem = err.Error()
 	}
-	t.note(info, f)
+	t.noteDevices(found.seen)
 	return nil
 }
 

@@ -64,7 +64,7 @@ func (h *Hive) typeFor(ctx context.Context, r core.Request) (*workerType, error)
 
 // load launches a worker process and loads the model.
 func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary core.WorkerBinary, model core.Model, path string, run *job.Run) (*worker, error) {
-	exe, engine, release, err := h.holdBinary(binary.ID)
+	exe, engine, release, err := h.holdBinary(ctx, binary.ID)
 	if err != nil {
 		return nil, err
 	}

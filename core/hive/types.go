@@ -2,11 +2,7 @@ package hive
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"io"
-	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -34,41 +30,11 @@ type workerType struct {
 	// built says that the plugin was built on this hive: it has no file in the plugin folder, and lies in the store alone.
 	built bool
 
-	mu    sync.Mutex // guards below
-	found bool       // the probe has answered, or said why it does not
-	info  sdk.Info
-	seen  sdkworker.Fingerprint
-	sum   string // digest of the plugin executable when it was
-	size  int64  // so large and
-	mtime time.Time
-}
-
-// digest is the digest of the plugin's executable as it is on disk now, "sha256:<hex>". Errors: Internal.
-func (t *workerType) digest() (string, error) {
-	f, err := os.Open(t.spec.Executable)
-	if err != nil {
-		return "", core.E("read plugin", core.Internal, err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return "", core.E("read plugin", core.Internal, err)
-	}
-	t.mu.Lock()
-	sum, same := t.sum, t.sum != "" && t.size == info.Size() && t.mtime.Equal(info.ModTime())
-	t.mu.Unlock()
-	if same {
-		return sum, nil
-	}
-	hash := sha256.New()
-	if _, err := io.Copy(hash, f); err != nil {
-		return "", core.E("read plugin", core.Internal, err)
-	}
-	sum = "sha256:" + hex.EncodeToString(hash.Sum(nil))
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.sum, t.size, t.mtime = sum, info.Size(), info.ModTime()
-	return sum, nil
+	mu     sync.Mutex // guards below
+	found  bool       // the probe has answered, or said why it does not
+	info   sdk.Info
+	seen   sdkworker.Fingerprint
+	digest string // of the executable that the probe ran, "sha256:<hex>"; empty: it could not be read
 }
 
 func newTypes(specs []pluginhost.Spec) []*workerType {
@@ -91,15 +57,36 @@ func (t *workerType) known() (sdk.Info, sdkworker.Fingerprint, bool) {
 	return t.info, t.seen, t.found
 }
 
-// note takes in what a probe found.
-func (t *workerType) note(info sdk.Info, f sdkworker.Fingerprint) {
+// probedAs returns what the probe of an executable of that digest found.
+func (t *workerType) probedAs(digest string) (sdk.Info, sdkworker.Fingerprint, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.info, t.seen, t.found = info, f, true
+	return t.info, t.seen, t.found && t.digest == digest
 }
 
-// probe asks the plugin of a worker type who it is and what it finds, without an engine, unless that is known. A plugin that does not
-// start has a Problem that says so. Errors: only ctx's.
+// probeKnown returns what the last probe found, and the digest of the executable that it ran.
+func (t *workerType) probeKnown() (info sdk.Info, seen sdkworker.Fingerprint, digest string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.info, t.seen, t.digest
+}
+
+// note keeps what the probe of an executable of that digest found.
+func (t *workerType) note(info sdk.Info, f sdkworker.Fingerprint, digest string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.info, t.seen, t.digest, t.found = info, f, digest, true
+}
+
+// noteDevices keeps what a process of the type sees now. It may run other code than the plugin is by now.
+func (t *workerType) noteDevices(f sdkworker.Fingerprint) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.seen = f
+}
+
+// probe asks the plugin of a worker type who it is and what it finds, without an engine, unless that is known of the executable as it is on
+// the disk now. A plugin that does not start has a Problem that says so. Errors: only ctx's.
 func (h *Hive) probe(ctx context.Context, t *workerType) error {
 	select {
 	case t.gate <- struct{}{}:
@@ -107,35 +94,48 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 	case <-ctx.Done():
 		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
 	}
-	if _, _, found := t.known(); found {
+	digest, err := h.plugins.Digest(t.spec.Executable)
+	if err != nil {
+		t.note(sdk.Info{}, sdkworker.Fingerprint{Problem: err.Error()}, "")
+		return nil
+	}
+	if _, _, found := t.probedAs(digest); found {
 		return nil
 	}
 	exe, engine := "", ""
 	if t.built {
-		x, e, release, err := h.holdBinary(t.name())
+		x, e, release, err := h.holdBinary(ctx, t.name())
 		if err == nil {
 			exe, engine = x, e
 			defer release()
 		}
 	}
-	info, f, _, err := h.fingerprint(ctx, t.spec, exe, engine)
+	found, err := h.fingerprint(ctx, t.spec, exe, engine)
 	if err := ctx.Err(); err != nil {
 		return core.E("probe worker type", core.KindOf(err), err)
 	}
 	if err != nil {
 		h.log.Warn("a worker type cannot be probed", "plugin", t.name(), "error", err)
-		f = sdkworker.Fingerprint{Problem: err.Error()}
+		found = probeResult{seen: sdkworker.Fingerprint{Problem: err.Error()}, digest: digest}
 	}
-	t.note(info, f)
+	t.note(found.info, found.seen, found.digest)
 	h.beat.bump()
 	return nil
 }
 
+// probeResult is what a probe found.
+type probeResult struct {
+	info   sdk.Info
+	seen   sdkworker.Fingerprint
+	schema core.Schema
+	digest string // of the executable that ran, "sha256:<hex>"
+}
+
 // fingerprint runs a worker plugin as a probe. exe and engineDir are the installed binary's, or empty.
-func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDir string) (info sdk.Info, f sdkworker.Fingerprint, schema core.Schema, err error) {
+func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDir string) (r probeResult, err error) {
 	p, err := h.launch(ctx, pluginhost.WorkerLaunch{Spec: s, Executable: exe, EngineDir: engineDir, Tethered: true})
 	if err != nil {
-		return info, f, schema, said("launch "+s.Name, err)
+		return r, said("launch "+s.Name, err)
 	}
 	defer func() {
 		if killErr := p.Kill(); killErr != nil && err == nil {
@@ -144,9 +144,9 @@ func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDi
 		<-p.Done()
 		h.letGo("", p)
 	}()
-	info, schema = p.Info(), p.Schema()
-	f, err = p.FingerprintOnce(ctx)
-	return info, f, schema, said("probe "+s.Name, err)
+	r.info, r.schema, r.digest = p.Info(), p.Schema(), p.Attachment().Digest
+	r.seen, err = p.FingerprintOnce(ctx)
+	return r, said("probe "+s.Name, err)
 }
 
 // launch launches a worker plugin. A fresh executable may still be open for writing in a process that is just being forked off to
@@ -174,7 +174,7 @@ func (h *Hive) refresh(ctx context.Context, w *worker) {
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
 	if f, err := w.proc.FingerprintOnce(ctx); err == nil && f.Problem == "" {
-		t.note(w.proc.Info(), f)
+		t.noteDevices(f)
 		h.beat.bump()
 	}
 }
@@ -197,17 +197,17 @@ func (h *Hive) refreshAfter(ctx context.Context, w *worker) {
 	// A probe is short: it is not cut in the middle of its launch when the agent ends.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
 	defer cancel()
-	exe, engine, release, err := h.holdBinary(w.handle.Binary)
+	exe, engine, release, err := h.holdBinary(ctx, w.handle.Binary)
 	if err != nil {
 		return // removed meanwhile
 	}
 	defer release()
-	info, f, _, err := h.fingerprint(ctx, t.spec, exe, engine)
+	found, err := h.fingerprint(ctx, t.spec, exe, engine)
 	if err != nil {
 		h.log.Warn("look at the devices of an ended worker", "plugin", t.name(), "error", err)
 		return
 	}
-	t.note(info, f)
+	t.noteDevices(found.seen)
 	h.beat.bump()
 }
 

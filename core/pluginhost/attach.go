@@ -29,17 +29,17 @@ type Attachment struct {
 	Digest     string            `json:"digest"`     // of the executable at launch: "sha256:<hex>"
 	// Runs is the digest of the program that the process ran when it had been configured, such as a script's interpreter.
 	// Empty: that of the executable.
-	Runs string `json:"runs,omitempty"`
-	Network    string            `json:"network"`    // of the control socket
-	Address    string            `json:"address"`
-	Protocol   int               `json:"protocol"`
-	Type       string            `json:"type"` // worker type
-	WorkerID   string            `json:"worker_id"`
-	Nonce      string            `json:"nonce"`
-	RunDir     string            `json:"run_dir"`
-	DataSocket string            `json:"data_socket"`
-	EngineDir  string            `json:"engine_dir,omitempty"`
-	LogFile    string            `json:"log_file,omitempty"`
+	Runs       string `json:"runs,omitempty"`
+	Network    string `json:"network"` // of the control socket
+	Address    string `json:"address"`
+	Protocol   int    `json:"protocol"`
+	Type       string `json:"type"` // worker type
+	WorkerID   string `json:"worker_id"`
+	Nonce      string `json:"nonce"`
+	RunDir     string `json:"run_dir"`
+	DataSocket string `json:"data_socket"`
+	EngineDir  string `json:"engine_dir,omitempty"`
+	LogFile    string `json:"log_file,omitempty"`
 }
 
 // Reattach takes over a worker that this or an earlier host launched: same process (pid, start time, boot), same executable, and Status answers within 2 s with the

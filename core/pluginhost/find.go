@@ -142,6 +142,15 @@ func fileKeyOf(path string, info fs.FileInfo) fileKey {
 	return key
 }
 
+// Digest is the SHA-256 of a file as it is on disk now, "sha256:<hex>". Errors: Internal.
+func (h *Host) Digest(path string) (string, error) {
+	sum, err := h.digest(path, false)
+	if err != nil {
+		return "", core.E("read plugin", core.Internal, err)
+	}
+	return "sha256:" + sum, nil
+}
+
 // digest is the SHA-256 of the file in lower-case hex. It is remembered as long as the file does not change, unless fresh is asked for.
 func (h *Host) digest(path string, fresh bool) (string, error) {
 	f, err := os.Open(path)

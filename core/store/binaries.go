@@ -22,6 +22,7 @@ type BinarySpec struct {
 	Type          string
 	Version       string // of the plugin alone; see ID
 	Executable    string // path of the plugin executable on this machine, copied
+	Digest        string // that the executable must have, "sha256:<hex>"; empty: any
 	EngineName    string // empty: no engine
 	EngineVersion string
 	Source        string            // catalog reference of the engine, or "local"
@@ -32,6 +33,7 @@ type BinarySpec struct {
 }
 
 // ID is the id of the entry that the spec makes: "<type>@<version>", or "<type>@<version>-<engine name>-<engine version>".
+// Where other code has that id already, the entry has it with "+" and the beginning of its own digest.
 func (b BinarySpec) ID() string { return b.Type + "@" + b.version() }
 
 func (b BinarySpec) version() string {
@@ -42,8 +44,8 @@ func (b BinarySpec) version() string {
 }
 
 // A published folder is never changed again except for its state.json: a running worker keeps the files that it was started from.
-// What replaces it (Force, a new executable of the same version, the repair of a damaged one) is published beside it as a new revision,
-// "<version>~2" and so on, and the highest revision stands for the id.
+// What brings the same code anew (Force, the repair of a damaged one) is published beside it as a new revision,
+// "<version>~2" and so on, and the highest revision stands for the id. Other code has another id.
 const (
 	manifestFile = "manifest.json"
 	stateFile    = "state.json"
@@ -130,6 +132,52 @@ func (s *Store) Binary(id string) (core.WorkerBinary, error) {
 		return core.WorkerBinary{}, err
 	}
 	return r.entry(s), nil
+}
+
+// InstalledBinary finds the newest sound worker binary that the spec would make, by the digest of its executable; a damaged one where there
+// is no sound one. Errors: NotFound.
+func (s *Store) InstalledBinary(spec BinarySpec) (core.WorkerBinary, error) {
+	all, err := s.current()
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	var best *revision
+	for i, r := range all {
+		if b := r.manifest.Binary; r.kin(spec) && b.Digest == spec.Digest {
+			sound := r.damaged == ""
+			if best == nil || sound && best.damaged != "" || sound == (best.damaged == "") && newer(r, *best) {
+				best = &all[i]
+			}
+		}
+	}
+	if best == nil {
+		return core.WorkerBinary{}, core.Errorf("", core.NotFound, "no worker binary %s of this executable in the store", spec.ID())
+	}
+	return best.entry(s), nil
+}
+
+// baseVersion is the version that the spec of the revision had: without what choose added.
+func (r revision) baseVersion() string {
+	b := r.manifest.Binary
+	base, code, found := cutLast(r.version, "+")
+	if !found || len(code) != codeDigits || b.EngineName != "" && strings.HasSuffix(r.version, "-"+b.EngineName+"-"+b.EngineVersion) {
+		return r.version
+	}
+	return base
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// kin reports whether the revision is of the spec's plugin and engine in their versions, whatever the code.
+func (r revision) kin(spec BinarySpec) bool {
+	b := r.manifest.Binary
+	rest, ok := strings.CutPrefix(r.version, spec.version())
+	return r.typ == spec.Type && ok && (rest == "" || rest[0] == '+') && b.EngineName == spec.EngineName && b.EngineVersion == spec.EngineVersion
 }
 
 // BinaryPaths gives the paths of a worker binary's executable and of its engine folder, which is empty without an engine.
@@ -338,11 +386,12 @@ func (s *Store) VerifyBinary(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return s.verifyBinary(ctx, r, func(int64) {})
+	return s.verifyBinary(ctx, r, false, func(int64) {})
 }
 
-// verifyBinary compares the files of one revision. read is told of each piece that is read.
-func (s *Store) verifyBinary(ctx context.Context, r revision, read func(int64)) error {
+// verifyBinary compares the files of one revision with their digests; with changed, only those that may have changed since that was
+// done. read is told of each piece that is read.
+func (s *Store) verifyBinary(ctx context.Context, r revision, changed bool, read func(int64)) error {
 	if r.damaged != "" {
 		return damagedBinary(r)
 	}
@@ -351,7 +400,15 @@ func (s *Store) verifyBinary(ctx context.Context, r revision, read func(int64)) 
 			r.damaged = fmt.Sprintf("%s names the unsafe file %q", manifestFile, f.Path)
 			return damagedBinary(r)
 		}
-		got, err := s.sha256File(ctx, path.Join(r.folder, f.Path), read)
+		name := path.Join(r.folder, f.Path)
+		if changed && s.otherChecked(name, f.Digest) {
+			continue
+		}
+		var got digest
+		st, same, err := s.stamped(name, func() (err error) {
+			got, err = s.sha256File(ctx, name, read)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("verify worker binary %s: %w", r.id(), err)
 		}
@@ -359,6 +416,9 @@ func (s *Store) verifyBinary(ctx context.Context, r revision, read func(int64)) 
 			r.damaged = f.Path + ": its content does not match its digest"
 			err := s.changeState(r, func(st *binaryState) { st.Damaged = r.damaged })
 			return errors.Join(damagedBinary(r), err)
+		}
+		if same {
+			s.noteOther(name, f.Digest, st)
 		}
 	}
 	return nil

@@ -302,18 +302,20 @@ func TestNewExecutableOldEngine(t *testing.T) {
 	archive := goodArchive(t)
 	o := &origin{body: archive}
 	in := binarySpec(t, archive)
-	_, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
+	first, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 	in.Executable = pluginExecutable(t, "#!plugin, better")
 	b, err := s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.NoError(t, err)
 	must.Eq(t, sha256Of([]byte("#!plugin, better")), b.Digest)
 	must.Eq(t, 1, o.fetches.Load())
-	must.Eq(t, goodFiles, files(t, s, "workers/cpu/1.0.0-llama.cpp-v0.5.0~2"))
+	must.Eq(t, goodFiles, files(t, s, "workers/cpu/"+b.Version))
 	must.NoError(t, s.VerifyBinary(t.Context(), "cpu"))
 
 	in.Executable = pluginExecutable(t, "#!plugin, best")
-	must.NoError(t, os.WriteFile(filepath.Join(b.Path, "engine", "libggml.so"), []byte("evil"), 0o600))
+	for _, folder := range []string{first.Path, b.Path} {
+		must.NoError(t, os.WriteFile(filepath.Join(folder, "engine", "libggml.so"), []byte("evil"), 0o600))
+	}
 	_, err = s.PutBinary(t.Context(), in, store.Fetch(o.fetch), nil)
 	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint("a changed file of the same size is not taken over"))
 }

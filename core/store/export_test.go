@@ -17,6 +17,9 @@ func (s *Store) SetLimits(entries int, bytes int64) {
 	s.limits.entries, s.limits.bytes = entries, bytes
 }
 
+// SetBoot makes the store believe in another boot of the machine.
+func (s *Store) SetBoot(boot func() string) { s.boot = boot }
+
 // FailAt makes a step fail.
 func (s *Store) FailAt(fail func(step string) error) { s.fail = fail }
 

@@ -180,15 +180,33 @@ func (s *Store) gcSuperseded(inUse func(folder string) bool, dryRun bool) ([]cor
 	return out, nil
 }
 
-// superseded lists the worker binaries that a later revision has replaced and that are not in use.
+// superseded lists the worker binaries that are not in use and that a later revision has replaced, or other code of the same versions of
+// plugin and engine: that of a plugin that was built anew.
 func (s *Store) superseded(inUse func(folder string) bool) ([]revision, error) {
 	all, err := s.revisions()
 	if err != nil {
 		return nil, err
 	}
+	current, err := s.current()
+	if err != nil {
+		return nil, err
+	}
+	rebuilt := func(r revision) bool {
+		i := slices.IndexFunc(current, func(c revision) bool { return c.folder == r.folder })
+		if i < 0 || current[i].damaged != "" {
+			return false
+		}
+		b := current[i].manifest.Binary
+		return slices.ContainsFunc(current, func(c revision) bool {
+			o := c.manifest.Binary
+			return c.damaged == "" && c.folder != r.folder && c.typ == r.typ && c.baseVersion() == current[i].baseVersion() && o.EngineName == b.EngineName && o.EngineVersion == b.EngineVersion &&
+				o.Digest != b.Digest && newer(c, current[i])
+		})
+	}
 	var out []revision
 	for i, r := range all {
-		if i+1 < len(all) && all[i+1].id() == r.id() && !inUse(s.abs(r.folder)) {
+		replaced := i+1 < len(all) && all[i+1].id() == r.id()
+		if (replaced || rebuilt(r)) && !inUse(s.abs(r.folder)) {
 			out = append(out, r)
 		}
 	}

@@ -517,6 +517,9 @@ func (s *Store) publishBlob(a *arrival, isGGUF bool) (blob, error) {
 	a.forget()
 	a.close()
 	_ = s.root.Remove(damagedName(b.digest))
+	if st, ok := s.stampNow(blobName(b.digest)); ok {
+		s.noteBlob(b.digest, st)
+	}
 	return b, nil
 }
 

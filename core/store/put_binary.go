@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -50,7 +52,10 @@ func (s *Store) putBinary(ctx context.Context, spec BinarySpec, from Supply, pro
 	if _, err := io.CopyBuffer(h, contextReader{ctx, exe}, make([]byte, copyBuffer)); err != nil {
 		return core.WorkerBinary{}, fmt.Errorf("read %s: %w", spec.Executable, err)
 	}
-	p := &putting{s: s, spec: spec, exe: exe, exeSize: info.Size(), exeDigest: h.digest().String()}
+	p := &putting{s: s, spec: spec, exe: exe, exeSize: info.Size(), exeDigest: h.digest().String(), version: spec.version()}
+	if spec.Digest != "" && spec.Digest != p.exeDigest {
+		return core.WorkerBinary{}, core.WithHint(core.Errorf("", core.Conflict, "%s was replaced meanwhile", path.Base(spec.Executable)), "Try again: the new one is installed then.")
+	}
 	key := strings.Join([]string{spec.ID(), p.exeDigest, spec.engineDigest(), spec.Prefix, fmt.Sprint(spec.Links, spec.Force)}, "\x00")
 	return s.binaries.do(ctx, key, progress, func(ctx context.Context, report func(core.Progress)) (core.WorkerBinary, error) {
 		p.report = report
@@ -100,11 +105,37 @@ type putting struct {
 	exe       *os.File
 	exeSize   int64
 	exeDigest string
+	version   string // of the entry
 	report    func(core.Progress)
 }
 
-func (p *putting) run(ctx context.Context, supply Supply) (core.WorkerBinary, error) {
+// codeDigits is how many hexadecimal digits of the code's digest an id may have.
+const codeDigits = 12
+
+// choose finds the id that the code has, or is to have, and its newest revision.
+func (p *putting) choose() (revision, bool, error) {
 	there, found := p.find()
+	if !found || there.manifest.Format == 0 || p.matches(there) {
+		return there, found, nil // what cannot be read can be run by nobody, and is replaced
+	}
+	code := sha256.New()
+	fmt.Fprintf(code, "%s\n%s\n%s\n%v", p.exeDigest, p.spec.engineDigest(), p.spec.Prefix, p.spec.Links) // a map is printed sorted
+	p.version += "+" + hex.EncodeToString(code.Sum(nil))[:codeDigits]
+	if err := checkBinaryName(p.spec.Type, p.version); err != nil {
+		return revision{}, false, err
+	}
+	there, found = p.find()
+	if found && there.manifest.Format != 0 && !p.matches(there) {
+		return revision{}, false, core.Errorf("", core.Conflict, "other code has the id %s@%s", p.spec.Type, p.version)
+	}
+	return there, found, nil
+}
+
+func (p *putting) run(ctx context.Context, supply Supply) (core.WorkerBinary, error) {
+	there, found, err := p.choose()
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
 	if found && !p.spec.Force && there.damaged == "" && p.matches(there) {
 		return there.entry(p.s), nil
 	}
@@ -114,7 +145,7 @@ func (p *putting) run(ctx context.Context, supply Supply) (core.WorkerBinary, er
 	}
 	defer stage.discard()
 	m := binaryManifest{Format: recordFormat, Executable: "rbee-worker-" + p.spec.Type, Binary: core.WorkerBinary{
-		ID: p.spec.ID(), Type: p.spec.Type, Version: p.spec.version(), EngineName: p.spec.EngineName, EngineVersion: p.spec.EngineVersion,
+		ID: p.spec.Type + "@" + p.version, Type: p.spec.Type, Version: p.version, EngineName: p.spec.EngineName, EngineVersion: p.spec.EngineVersion,
 		Source: p.spec.Source, Digest: p.exeDigest, InstalledAt: time.Now().UTC().Truncate(time.Millisecond),
 	}}
 	var archived *arrival
@@ -162,13 +193,13 @@ func (p *putting) run(ctx context.Context, supply Supply) (core.WorkerBinary, er
 	return r.entry(p.s), nil
 }
 
-// find gives the newest revision of the spec's id.
+// find gives the newest revision of the id.
 func (p *putting) find() (revision, bool) {
 	all, err := p.s.current()
 	if err != nil {
 		return revision{}, false
 	}
-	i := slices.IndexFunc(all, func(r revision) bool { return r.id() == p.spec.ID() })
+	i := slices.IndexFunc(all, func(r revision) bool { return r.typ == p.spec.Type && r.version == p.version })
 	if i < 0 {
 		return revision{}, false
 	}
@@ -362,11 +393,11 @@ func (p *putting) publish(ctx context.Context, stage *stage) (revision, error) {
 		}
 		number := 1
 		for _, r := range all {
-			if r.id() == p.spec.ID() {
+			if r.typ == p.spec.Type && r.version == p.version {
 				number = r.number + 1 // they are sorted
 			}
 		}
-		r := revision{typ: p.spec.Type, version: p.spec.version(), number: number, folder: path.Join(typeDir, folderName(p.spec.version(), number))}
+		r := revision{typ: p.spec.Type, version: p.version, number: number, folder: path.Join(typeDir, folderName(p.version, number))}
 		err = p.s.publish(stage.folder, r.folder)
 		if taken(err) || errors.Is(err, fs.ErrExist) {
 			continue // another process was faster
@@ -437,5 +468,6 @@ func (s *Store) removeFolder(folder string) error {
 	if err := s.publish(folder, trash); err != nil {
 		return err
 	}
+	s.forgetFolder(folder)
 	return s.root.RemoveAll(trash)
 }

@@ -7,6 +7,7 @@
 //	workers/<type>/<version>[~<revision>]/   manifest.json, state.json, the plugin executable, engine/
 //	parts/sha256-<hex>/                      links to the files of a split model, named as engines want them
 //	partial/                                 what is on its way in, each file with a journal; nothing there is ever used
+//	checked.json                             which blobs had their digests since the machine was started
 //	quarantine/                              what did not have its announced digest; nothing there is ever used
 //
 // Several processes may have one store open: what they bring in is locked file by file, and published by rename.
@@ -71,6 +72,8 @@ type Store struct {
 	mu       sync.Mutex          // guards expected and incoming
 	expected int64               // bytes that running transfers have announced and not yet written
 	incoming map[string]*partial // running transfers by the digest that they should have
+
+	checked checked
 
 	records sync.Mutex     // held while a record is read, changed and written, or blobs are deleted; guards below
 	pinned  map[digest]int // blobs that somebody is about to write a record of

@@ -64,7 +64,7 @@ func (s *Store) Verify(ctx context.Context, progress func(core.Progress)) (core.
 	}
 	for _, r := range binaries {
 		out.Binaries++
-		err := s.verifyBinary(ctx, r, read)
+		err := s.verifyBinary(ctx, r, false, read)
 		if core.KindOf(err) == core.Integrity {
 			now, err := s.binary(r.id())
 			if err != nil {
@@ -105,13 +105,20 @@ func (s *Store) blobsOnDisk() ([]blob, error) {
 
 // verifyBlob reads a blob and sets it aside if it is damaged. One that is gone meanwhile is not.
 func (s *Store) verifyBlob(ctx context.Context, want digest, read func(int64)) (damaged bool, err error) {
-	got, err := s.sha256File(ctx, blobName(want), read)
+	var got digest
+	st, same, err := s.stamped(blobName(want), func() (err error) {
+		got, err = s.sha256File(ctx, blobName(want), read)
+		return err
+	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
 	case err != nil:
 		return false, err
 	case got == want:
+		if same {
+			s.noteBlob(want, st)
+		}
 		return false, nil
 	}
 	if err := s.publish(blobName(want), damagedName(want)); err != nil {

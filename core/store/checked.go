@@ -1,0 +1,177 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"strings"
+	"sync"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// checkedFile remembers, until the machine is started again, which blobs had their digests.
+const checkedFile = "checked.json"
+
+// stamp is the state of a file as the file system tells it. Every change of the content changes it: the time of the
+// inode's change follows the system's clock and can be set by nobody who cannot set that.
+type stamp struct {
+	Device   uint64 `json:"device"`
+	Inode    uint64 `json:"inode"`
+	Size     int64  `json:"size"`
+	Modified int64  `json:"modified"` // nanoseconds
+	Changed  int64  `json:"changed"`  // nanoseconds
+}
+
+// checked remembers which files were compared with their digests. A memory of an earlier boot is of no use: while the
+// machine was off, the disk may have been anywhere.
+type checked struct {
+	mu     sync.Mutex // guards below
+	read   bool
+	blobs  map[string]stamp // by digest; kept on the disk
+	others map[string]stamp // by name below the store's folder and digest; of this process
+}
+
+// checkedRecord is what checked.json holds.
+type checkedRecord struct {
+	Boot  string           `json:"boot"`
+	Blobs map[string]stamp `json:"blobs"`
+}
+
+// stampNow is the stamp of a file of the store. It is not ok where the file system tells too little.
+func (s *Store) stampNow(name string) (stamp, bool) {
+	info, err := s.root.Lstat(name)
+	if err != nil || !info.Mode().IsRegular() {
+		return stamp{}, false
+	}
+	return stampOf(info)
+}
+
+// readChecked reads what this boot's processes have remembered. The caller holds the lock.
+func (s *Store) readCheckedLocked() {
+	c := &s.checked
+	if c.read {
+		return
+	}
+	c.read, c.blobs, c.others = true, map[string]stamp{}, map[string]stamp{}
+	var r checkedRecord
+	if boot := s.boot(); boot != "" && s.readJSON(checkedFile, &r) == nil && r.Boot == boot {
+		for d, st := range r.Blobs {
+			c.blobs[d] = st
+		}
+	}
+}
+
+// blobChecked reports whether a blob had its digest and has not changed since.
+func (s *Store) blobChecked(d digest) bool {
+	now, ok := s.stampNow(blobName(d))
+	s.checked.mu.Lock()
+	defer s.checked.mu.Unlock()
+	s.readCheckedLocked()
+	then, known := s.checked.blobs[d.String()]
+	return ok && known && then == now
+}
+
+// noteBlob remembers that a blob had its digest when it had that stamp.
+func (s *Store) noteBlob(d digest, st stamp) {
+	s.checked.mu.Lock()
+	defer s.checked.mu.Unlock()
+	s.readCheckedLocked()
+	s.checked.blobs[d.String()] = st
+	boot := s.boot()
+	if boot == "" {
+		return
+	}
+	if err := s.writeJSON(checkedFile, checkedRecord{Boot: boot, Blobs: s.checked.blobs}); err != nil {
+		s.log.Warn("a checked file will be read again by the next process", "file", d.String(), "error", err)
+	}
+}
+
+// CheckModel compares the files of a model, found as in Model, with their digests, unless that was done since the machine
+// was started and they have not changed. A difference is core.Integrity, as by VerifyModel.
+func (s *Store) CheckModel(ctx context.Context, name string, progress func(core.Progress)) error {
+	r, err := s.findModel(name)
+	if err != nil {
+		return err
+	}
+	var todo []digest
+	total, done := int64(0), int64(0)
+	for _, f := range r.Model.Files {
+		d, err := parseDigest(f.Digest)
+		if err != nil {
+			return err
+		}
+		if !s.blobChecked(d) {
+			todo = append(todo, d)
+			total += f.SizeBytes
+		}
+	}
+	for _, d := range todo {
+		_, err := s.verifyBlob(ctx, d, func(n int64) {
+			done += n
+			progress(core.Progress{Phase: "check " + r.Model.ID, Done: min(done, total), Total: total, Unit: "bytes"})
+		})
+		if err != nil {
+			return fmt.Errorf("check model %s: %w", r.Model.ID, err)
+		}
+	}
+	if len(todo) == 0 {
+		return nil
+	}
+	if r, err = s.findModel(r.Model.ID); err == nil && r.Model.Damaged != "" {
+		err = damagedModel(r.Model)
+	}
+	return err
+}
+
+// CheckBinary compares the files of a worker binary, which is in that folder (the directory of BinaryPaths' executable), with their
+// digests, unless this store has done so and they have not changed since. A difference is core.Integrity, as by VerifyBinary.
+func (s *Store) CheckBinary(ctx context.Context, folder string) error {
+	all, err := s.current()
+	if err != nil {
+		return err
+	}
+	for _, r := range all {
+		if s.abs(r.folder) == folder {
+			return s.verifyBinary(ctx, r, true, func(int64) {})
+		}
+	}
+	return core.Errorf("", core.Conflict, "the worker binary in %s was replaced meanwhile", path.Base(folder))
+}
+
+// otherChecked reports whether a file had a digest and has not changed since.
+func (s *Store) otherChecked(name, digest string) bool {
+	now, ok := s.stampNow(name)
+	s.checked.mu.Lock()
+	defer s.checked.mu.Unlock()
+	then, known := s.checked.others[name+"\x00"+digest]
+	return ok && known && then == now
+}
+
+func (s *Store) noteOther(name, digest string, st stamp) {
+	s.checked.mu.Lock()
+	defer s.checked.mu.Unlock()
+	s.readCheckedLocked()
+	s.checked.others[name+"\x00"+digest] = st
+}
+
+// forgetFolder drops what is remembered of a folder that is removed.
+func (s *Store) forgetFolder(folder string) {
+	s.checked.mu.Lock()
+	defer s.checked.mu.Unlock()
+	for key := range s.checked.others {
+		if strings.HasPrefix(key, folder+"/") {
+			delete(s.checked.others, key)
+		}
+	}
+}
+
+// stamped reads a file by read, and returns its stamp if that was the same before and after.
+func (s *Store) stamped(name string, read func() error) (st stamp, ok bool, err error) {
+	before, ok := s.stampNow(name)
+	if err := read(); err != nil {
+		return stamp{}, false, err
+	}
+	after, still := s.stampNow(name)
+	return after, ok && still && before == after, nil
+}
