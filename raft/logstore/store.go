@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,6 +22,9 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 )
+
+// tipSuffix is what the name of the file with the number of the last seal has behind that of the log.
+const tipSuffix = ".tip"
 
 var (
 	bucketLog    = []byte("log")    // index, big endian → entry
@@ -50,6 +54,7 @@ type Options struct {
 type Store struct {
 	path   string
 	db     *bbolt.DB
+	tip    tip
 	staged atomic.Uint64
 	failed atomic.Pointer[error]
 	down   chan struct{} // closed with the first failure
@@ -72,7 +77,10 @@ func Open(path string, opts Options) (s *Store, err error) {
 		return nil, err
 	}
 	s = &Store{path: path, db: db, down: make(chan struct{})}
-	err = s.update("create raft log", func(tx *bbolt.Tx) error {
+	if s.tip, err = openTip(path + tipSuffix); err != nil {
+		return nil, core.E("open raft log", core.Unavailable, errors.Join(err, db.Close()))
+	}
+	err = s.update("create raft log", func(tx *txn) error {
 		for _, name := range [][]byte{bucketLog, bucketStable, bucketMeta} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
@@ -84,7 +92,7 @@ func Open(path string, opts Options) (s *Store, err error) {
 		err = syncFolder(filepath.Dir(path)) // a file whose folder forgets it is lost with all that was promised
 	}
 	if err != nil {
-		_ = db.Close() // the first error says more
+		_ = errors.Join(s.tip.close(), db.Close()) // the first error says more
 		return nil, err
 	}
 	return s, nil
@@ -104,7 +112,11 @@ func syncFolder(path string) error {
 
 // verify reads the file, if it is there, before bbolt does in goroutines of its own, where a damaged page ends the process.
 func verify(path string, opts Options) (err error) {
+	tip := readTip(path + tipSuffix)
 	if info, statErr := os.Stat(path); statErr != nil || info.Size() == 0 {
+		if tip > 0 && (statErr == nil || errors.Is(statErr, fs.ErrNotExist)) {
+			return damaged(path, errors.New("it is gone, or empty"))
+		}
 		return nil // to be created, or opening it says why not
 	}
 	// A page that is not what it should be is a panic, and one that is not there a fault, because the file is mapped.
@@ -119,8 +131,11 @@ func verify(path string, opts Options) (err error) {
 		return err
 	}
 	defer func() { _ = db.Close() }() // nothing was written
+	if err := verifyPages(path); err != nil {
+		return damaged(path, err)
+	}
 	return db.View(func(tx *bbolt.Tx) error {
-		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
+		err := tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
 			return b.ForEach(func(k, v []byte) error {
 				if !bytes.Equal(name, bucketLog) {
 					return nil
@@ -128,7 +143,29 @@ func verify(path string, opts Options) (err error) {
 				return checkEntry(path, number(k), v, &raft.Log{})
 			})
 		})
+		if err != nil {
+			return err
+		}
+		if first, _ := tx.Cursor().First(); first == nil && tip == 0 {
+			return nil // it was created, and nothing was written yet
+		}
+		if err := checkSeal(tx, tip); err != nil {
+			return damaged(path, err)
+		}
+		return nil
 	})
+}
+
+func verifyPages(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		err = checkPages(f, info.Size())
+	}
+	return errors.Join(err, f.Close())
 }
 
 func openFile(path string, opts Options, readOnly bool) (*bbolt.DB, error) {
@@ -154,7 +191,13 @@ func openFile(path string, opts Options, readOnly bool) (*bbolt.DB, error) {
 }
 
 // Close closes the file; every call afterwards fails.
-func (s *Store) Close() error { return core.E("close raft log", core.Unavailable, s.db.Close()) }
+func (s *Store) Close() error {
+	err := s.db.Close()
+	if tipErr := s.tip.close(); !errors.Is(tipErr, fs.ErrClosed) {
+		err = errors.Join(err, tipErr)
+	}
+	return core.E("close raft log", core.Unavailable, err)
+}
 
 // Failed is closed when a write failed, which is for ever; Err then says why.
 func (s *Store) Failed() <-chan struct{} { return s.down }
@@ -168,11 +211,25 @@ func (s *Store) Err() error {
 }
 
 // update is one durable transaction. An error of fn, before anything reached the disk, is no failure of the store.
-func (s *Store) update(op string, fn func(*bbolt.Tx) error) error {
-	var refused error
+func (s *Store) update(op string, fn func(*txn) error) error {
+	var (
+		refused error
+		sealed  uint64
+	)
 	err := s.db.Update(func(tx *bbolt.Tx) error {
-		if refused = s.Err(); refused == nil {
-			refused = core.E(op, core.Internal, fn(tx))
+		if refused = s.Err(); refused != nil {
+			return refused
+		}
+		t, err := begin(tx)
+		if err == nil {
+			err = fn(t)
+		}
+		if err == nil {
+			err = t.finish()
+		}
+		refused, sealed = core.E(op, core.Internal, err), t.seal.number
+		if refused == nil {
+			tx.OnCommit(func() { _ = s.tip.set(sealed) }) // without it, only a later loss of this write would not be noticed
 		}
 		return refused
 	})
@@ -252,27 +309,25 @@ func (s *Store) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l})
 
 // StoreLogs writes entries and the staged commit index, all or nothing. Indexes may leave a gap.
 func (s *Store) StoreLogs(logs []*raft.Log) error {
-	return s.update("append to raft log", func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketLog)
+	return s.update("append to raft log", func(tx *txn) error {
 		for _, l := range logs {
-			if err := b.Put(key(l.Index), encode(l)); err != nil {
+			if err := tx.putEntry(l.Index, encode(l)); err != nil {
 				return err
 			}
 		}
-		return raiseCommit(tx, s.staged.Load())
+		return raiseCommit(tx.Tx, s.staged.Load())
 	})
 }
 
 // DeleteRange deletes the entries from minIndex to maxIndex, both included.
 func (s *Store) DeleteRange(minIndex, maxIndex uint64) error {
-	return s.update("truncate raft log", func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketLog)
-		last := lastWithout(b, minIndex, maxIndex)
-		if err := deleteRange(b, minIndex, maxIndex); err != nil {
+	return s.update("truncate raft log", func(tx *txn) error {
+		last := lastWithout(tx.Bucket(bucketLog), minIndex, maxIndex)
+		if err := tx.deleteRange(minIndex, maxIndex); err != nil {
 			return err
 		}
 		// A commit index beyond the end would call later entries, which are others, committed.
-		return lowerCommit(tx, last)
+		return lowerCommit(tx.Tx, last)
 	})
 }
 
@@ -292,26 +347,25 @@ func lastWithout(b *bbolt.Bucket, minIndex, maxIndex uint64) uint64 {
 
 // StartAt makes l the oldest entry: it replaces the one at its index, those before it are deleted, those after it stay.
 func (s *Store) StartAt(l *raft.Log) error {
-	return s.update("begin raft log anew", func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketLog)
+	return s.update("begin raft log anew", func(tx *txn) error {
 		if l.Index > 0 {
-			if err := deleteRange(b, 0, l.Index-1); err != nil {
+			if err := tx.deleteRange(0, l.Index-1); err != nil {
 				return err
 			}
 		}
-		return b.Put(key(l.Index), encode(l))
+		return tx.putEntry(l.Index, encode(l))
 	})
 }
 
 // deleteRange goes by the entries that are there: a log may have gaps, and wide ones.
-func deleteRange(b *bbolt.Bucket, minIndex, maxIndex uint64) error {
+func (t *txn) deleteRange(minIndex, maxIndex uint64) error {
 	var keys [][]byte // a cursor passes over entries when they are deleted under it
-	c := b.Cursor()
+	c := t.Bucket(bucketLog).Cursor()
 	for k, _ := c.Seek(key(minIndex)); k != nil && number(k) <= maxIndex; k, _ = c.Next() {
 		keys = append(keys, bytes.Clone(k))
 	}
 	for _, k := range keys {
-		if err := b.Delete(k); err != nil {
+		if err := t.deleteEntry(k); err != nil {
 			return err
 		}
 	}
@@ -352,7 +406,7 @@ func lowerCommit(tx *bbolt.Tx, index uint64) error {
 
 // Set stores one of raft's own values.
 func (s *Store) Set(k, v []byte) error {
-	return s.update("write raft vote", func(tx *bbolt.Tx) error { return tx.Bucket(bucketStable).Put(k, v) })
+	return s.update("write raft vote", func(tx *txn) error { return tx.Bucket(bucketStable).Put(k, v) })
 }
 
 // Get returns one of raft's own values; empty when it was never set.
@@ -369,7 +423,7 @@ func (s *Store) SetUint64(k []byte, v uint64) error { return s.Set(k, key(v)) }
 
 // SetBoth is SetUint64 of the first and Set of the second, all or nothing.
 func (s *Store) SetBoth(numberKey []byte, n uint64, k, v []byte) error {
-	return s.update("write raft vote", func(tx *bbolt.Tx) error {
+	return s.update("write raft vote", func(tx *txn) error {
 		b := tx.Bucket(bucketStable)
 		if err := b.Put(numberKey, key(n)); err != nil {
 			return err

@@ -279,9 +279,9 @@ func (n *Node) stores() (*snapshots, error) {
 		return nil, err
 	}
 	n.store = store
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(n.opts.Dir, retainedSnapshots, n.log.Named("raft"))
+	snaps, err := openSnapshots(n.opts.Dir, n.log)
 	if err != nil {
-		return nil, core.E("open raft snapshots", core.Unavailable, err)
+		return nil, err
 	}
 	if free == nil {
 		free = func() (uint64, error) { return freeBytes(n.opts.Dir) }

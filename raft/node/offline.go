@@ -37,7 +37,7 @@ func Salvage(dir string, log hclog.Logger) (Salvaged, error) {
 		return found, nil
 	}
 	problem := func(err error) { found.Problems = append(found.Problems, err.Error()) }
-	if snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, retainedSnapshots, log.Named("raft")); err != nil {
+	if snaps, err := openSnapshots(dir, log); err != nil {
 		problem(err)
 	} else if list, err := snaps.List(); err != nil {
 		problem(err)
@@ -142,7 +142,7 @@ func Found(dir, nodeID, address string, store *state.Store, before Salvaged, now
 }
 
 func found(dir, raftID, address string, s *state.Snapshot, index, term uint64, log hclog.Logger) error {
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, retainedSnapshots, log.Named("raft"))
+	snaps, err := openSnapshots(dir, log)
 	if err != nil {
 		return err
 	}

@@ -290,8 +290,13 @@ func TestRaftID(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, 0o600, info.Mode().Perm())
 
-	// The log is gone, the id is not: it would vote twice.
+	// The log is gone, and something else of it is there: nobody takes the folder away like that.
 	must.NoError(t, os.Remove(filepath.Join(dir, "log.db")))
+	_, err = node.Open(node.Options{ID: "queen-a", Dir: dir})
+	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
+
+	// All of the log is gone, the id is not: it would vote twice.
+	must.NoError(t, os.Remove(filepath.Join(dir, "log.db.tip")))
 	anew := open(t, node.Options{ID: "queen-a", Dir: dir})
 	must.NotEq(t, id, anew.ID())
 	must.NoError(t, anew.Shutdown())
