@@ -249,6 +249,7 @@ func TestFilesAreBounded(t *testing.T) {
 	info, err := os.Stat(onlyFile(t, dir))
 	must.NoError(t, err)
 	must.Less(t, 2<<20+2<<20, info.Size())
+	must.Eq(t, 0o600, info.Mode(), must.Sprint("a renewed file is as private as the first"))
 	b := open(t, dir, job.Options{})
 	events := follow(t, b, j.ID, 0)
 	for i, e := range events[1:] {

@@ -44,9 +44,12 @@ func write(t testing.TB, dir, name string, data []byte) {
 
 func TestInit(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "data")
 	r := initialise(t, dir)
-	st, err := os.Stat(filepath.Join(dir, pki.Folder))
+	st, err := os.Stat(dir)
+	must.NoError(t, err)
+	must.Eq(t, 0o700|os.ModeDir, st.Mode())
+	st, err = os.Stat(filepath.Join(dir, pki.Folder))
 	must.NoError(t, err)
 	must.Eq(t, 0o700|os.ModeDir, st.Mode())
 	entries, err := os.ReadDir(filepath.Join(dir, pki.Folder))

@@ -33,7 +33,7 @@ func reportOf(req *queenv1.LinkRequest, at time.Time) (*report, error) {
 	for i := range h.Devices {
 		d := &h.Devices[i]
 		d.Name, d.Problem = fit(d.Name), fit(d.Problem)
-		d.FreeBytes = max(d.FreeBytes, 0)
+		d.FreeBytes = max(min(d.FreeBytes, d.TotalBytes), 0)
 	}
 	slices.SortFunc(h.Devices, func(a, b core.Device) int { return cmp.Compare(a.ID, b.ID) })
 	slices.Sort(h.WorkerTypes)
@@ -49,11 +49,24 @@ func reportOf(req *queenv1.LinkRequest, at time.Time) (*report, error) {
 		if w.Load.Active < 0 || w.Load.Queued < 0 {
 			return nil, invalidReport("worker %q reports %d active and %d queued requests", w.ID, w.Load.Active, w.Load.Queued)
 		}
+		bound(&w.Load)
 		r.workers = append(r.workers, w)
 	}
 	slices.SortFunc(r.workers, func(a, b core.Worker) int { return cmp.Compare(a.ID, b.ID) })
 	return r, nil
 }
+
+// bound makes a load fit to be shown: JSON has no number for what is infinite or not a number, so that one such load would
+// take the whole list of workers away.
+func bound(l *core.Load) {
+	if !(l.TokensPerSecond >= 0 && l.TokensPerSecond <= maxRate) {
+		l.TokensPerSecond = 0
+	}
+	l.TokensTotal, l.KVUsedTokens = max(l.TokensTotal, 0), max(l.KVUsedTokens, 0)
+}
+
+// maxRate is more tokens a second than any machine makes.
+const maxRate = 1e9
 
 // check applies the same bounds as the log's. It is for what is not in the registry already.
 func (r *report) check() error {

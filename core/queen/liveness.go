@@ -258,9 +258,9 @@ func (q *Queen) trustLocked(p *pulse) bool {
 // are not are forgotten when the registry knows no more of them either: all.
 func (q *Queen) confirmLocked(hive string, r *report, all bool) bool {
 	found := false
-	for nonce, s := range q.suspects {
-		if s.hive == hive && (all || slices.ContainsFunc(r.workers, func(w core.Worker) bool { return w.Nonce == nonce })) {
-			delete(q.suspects, nonce)
+	for at := range q.suspects {
+		if at.hive == hive && (all || slices.ContainsFunc(r.workers, func(w core.Worker) bool { return w.Nonce == at.nonce })) {
+			delete(q.suspects, at)
 			found = true
 		}
 	}
@@ -437,10 +437,10 @@ func (q *Queen) leads() bool {
 }
 
 // avoidLocked says why this queen gives a worker no request; empty: nothing speaks against it.
-func (q *Queen) avoidLocked(nonce string, p *pulse) string {
+func (q *Queen) avoidLocked(w instance, p *pulse) string {
 	if len(q.suspects) > 0 {
-		if s, ok := q.suspects[nonce]; ok {
-			return s.why
+		if why, ok := q.suspects[w]; ok {
+			return why
 		}
 	}
 	switch {

@@ -72,14 +72,14 @@ type Queen struct {
 	leading   bool
 	pulses    map[string]*pulse // by hive id
 	alarms    alarms
-	lines     int                      // that stand
-	dirty     []*pulse                 // to be written; only while leading, as the next two
-	gone      []*pulse                 // to be written as down, or removed
-	silent    map[string]*pulse        // to be asked for a sign of life
-	told      *queenv1.ClusterView     // what hives are to know; nil: nothing
-	suspects  map[string]suspicion     // avoided workers, by nonce
-	inFlight  map[string]int           // by nonce
-	busyUntil map[string]time.Time     // by nonce: workers that said that they take no request now
+	lines     int                  // that stand
+	dirty     []*pulse             // to be written; only while leading, as the next two
+	gone      []*pulse             // to be written as down, or removed
+	silent    map[string]*pulse    // to be asked for a sign of life
+	told      *queenv1.ClusterView // what hives are to know; nil: nothing
+	suspects  map[instance]string  // why workers are avoided
+	inFlight  map[instance]int
+	busyUntil map[instance]time.Time   // workers that said that they take no request now
 	aliases   map[string]alias         // learned from the hives' stores
 	starts    map[string]core.Job      // by model id: the worker_spawn that requests wait for
 	requests  requestMemory            // request ids → hives
@@ -88,9 +88,6 @@ type Queen struct {
 	announced chan struct{}            // closed and replaced when a proof changed
 	changed   chan struct{}            // closed and replaced when something that a waiting request needs has changed
 }
-
-// suspicion is why a worker is avoided until its hive's next report.
-type suspicion struct{ hive, why string }
 
 // New returns a queen. It starts nothing.
 func New(o Options) *Queen {
@@ -118,9 +115,9 @@ func New(o Options) *Queen {
 		later:     make(chan func(context.Context)),
 		pulses:    map[string]*pulse{},
 		silent:    map[string]*pulse{},
-		suspects:  map[string]suspicion{},
-		inFlight:  map[string]int{},
-		busyUntil: map[string]time.Time{},
+		suspects:  map[instance]string{},
+		inFlight:  map[instance]int{},
+		busyUntil: map[instance]time.Time{},
 		aliases:   map[string]alias{},
 		starts:    map[string]core.Job{},
 		locks:     map[string]chan struct{}{},

@@ -71,11 +71,11 @@ func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, 
 // lease counts a request at the first of the workers.
 func (q *Queen) lease(found []core.Candidate, refused []sched.Refusal) inference.Lease {
 	w := found[0].Worker
-	end := q.begin(w.Nonce)
+	end := q.begin(instanceOf(&w))
 	return inference.NewLease(found, refusals(refused), func(o inference.Outcome) {
 		end()
 		if o.Busy > 0 {
-			q.busy(w.Nonce, o.Busy)
+			q.busy(instanceOf(&w), o.Busy)
 		}
 		if o.Failed {
 			q.failed(w)
@@ -180,7 +180,7 @@ func (q *Queen) candidates(ws watchSet, id string, tried []core.Worker) ([]core.
 	registry := q.registry()
 	q.mu.Lock()
 	registry.EachRoute(ws, id, func(w *core.Worker, h *core.Hive) bool {
-		if slices.ContainsFunc(tried, func(t core.Worker) bool { return t.Nonce == w.Nonce }) {
+		if slices.ContainsFunc(tried, func(t core.Worker) bool { return instanceOf(&t) == instanceOf(w) }) {
 			return true
 		}
 		p := q.prospectLocked(w)
@@ -217,11 +217,11 @@ func (q *Queen) prospect(w *core.Worker) sched.Prospect {
 
 func (q *Queen) prospectLocked(w *core.Worker) sched.Prospect {
 	pulse := q.pulses[w.Hive]
-	p := sched.Prospect{Worker: w, Suspect: q.avoidLocked(w.Nonce, pulse)}
+	p := sched.Prospect{Worker: w, Suspect: q.avoidLocked(instanceOf(w), pulse)}
 	if len(q.inFlight) > 0 {
-		p.InFlight = q.inFlight[w.Nonce]
+		p.InFlight = q.inFlight[instanceOf(w)]
 	}
-	if until, ok := q.busyUntil[w.Nonce]; ok {
+	if until, ok := q.busyUntil[instanceOf(w)]; ok {
 		p.Busy = until.After(time.Now())
 	}
 	if pulse == nil || pulse.report == nil {
@@ -245,15 +245,16 @@ func (q *Queen) loaded(w core.Worker) core.Worker {
 // its hive still lists this very start of it. A hive reports a process that has ended at once, so
 // what it still lists is alive.
 func (q *Queen) failed(w core.Worker) {
-	if now, ok := q.registry().Worker(nil, w.Hive, w.ID); !ok || now.Nonce != w.Nonce {
+	key := instanceOf(&w)
+	if now, ok := q.registry().Worker(nil, w.Hive, w.ID); !ok || instanceOf(&now) != key {
 		return // gone already, and with it the reason to avoid it
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if _, ok := q.suspects[w.Nonce]; ok {
+	if _, ok := q.suspects[key]; ok {
 		return
 	}
-	q.suspects[w.Nonce] = suspicion{hive: w.Hive, why: "it failed a request a moment ago"}
+	q.suspects[key] = "it failed a request a moment ago"
 	if p, ok := q.pulses[w.Hive]; ok && p.line != nil { // what its hive says of it is wanted now
 		p.line.hurry = true
 		p.line.wakeUp()
@@ -263,7 +264,7 @@ func (q *Queen) failed(w core.Worker) {
 }
 
 // busy notes that a worker takes no request for a while, by its own word.
-func (q *Queen) busy(nonce string, d time.Duration) {
+func (q *Queen) busy(w instance, d time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
@@ -272,19 +273,24 @@ func (q *Queen) busy(nonce string, d time.Duration) {
 			delete(q.busyUntil, n)
 		}
 	}
-	q.busyUntil[nonce] = now.Add(d)
+	q.busyUntil[w] = now.Add(d)
 }
 
-// begin counts a request that is sent to the worker with this nonce until end is called, once.
-func (q *Queen) begin(nonce string) (end func()) {
+// instance tells one start of a worker from all others. The nonce alone would not: a hive can report that of another's worker.
+type instance struct{ hive, nonce string }
+
+func instanceOf(w *core.Worker) instance { return instance{w.Hive, w.Nonce} }
+
+// begin counts a request that is sent to a worker until end is called, once.
+func (q *Queen) begin(w instance) (end func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.inFlight[nonce]++
+	q.inFlight[w]++
 	return func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		if q.inFlight[nonce]--; q.inFlight[nonce] == 0 {
-			delete(q.inFlight, nonce)
+		if q.inFlight[w]--; q.inFlight[w] == 0 {
+			delete(q.inFlight, w)
 		}
 	}
 }

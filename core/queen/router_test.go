@@ -84,7 +84,7 @@ func TestPickServing(t *testing.T) {
 		// Requests that run count, until they end; reports count too.
 		w1, err := c.q.Worker(t.Context(), "w1")
 		must.NoError(t, err)
-		end := c.q.begin(w1.Nonce)
+		end := c.q.begin(instanceOf(&w1))
 		must.Eq(t, []string{"w2", "w1"}, c.mustPick("m"))
 		end()
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
@@ -511,7 +511,7 @@ func TestRouteTellsRefusals(t *testing.T) {
 		must.Len(t, 1, lease.Ranked)
 		want := []core.RouteRefusal{{Worker: "b", Reason: "is retiring"}, {Worker: "c", Reason: "is still loading"}}
 		must.Eq(t, want, lease.Refused)
-		must.Eq(t, 1, c.q.inFlight[a.Nonce])
+		must.Eq(t, 1, c.q.inFlight[instanceOf(&a)])
 		lease.Release(inference.Outcome{})
 		must.MapLen(t, 0, c.q.inFlight)
 

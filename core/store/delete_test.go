@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -74,6 +75,40 @@ func TestDeleteModel(t *testing.T) {
 }
 
 // Nothing that a name says leads out of the store.
+// Each model shares a file with each other one: whatever the order of the records, a deletion leaves what the others need.
+func TestDeleteModelAmongMany(t *testing.T) {
+	t.Parallel()
+	ids := []string{"a", "b", "c", "d"}
+	bodies := map[string][][]byte{}
+	for i, x := range ids { // the first file is its own
+		bodies[x] = [][]byte{another(byte(i))}
+	}
+	for i, x := range ids {
+		for j, y := range ids[i+1:] {
+			both := another(byte(10 + 4*i + j))
+			bodies[x], bodies[y] = append(bodies[x], both), append(bodies[y], both)
+		}
+	}
+	for _, gone := range ids {
+		t.Run(gone, func(t *testing.T) {
+			t.Parallel()
+			s := open(t, t.TempDir())
+			for _, id := range ids {
+				put(t, s, id, bodies[id]...)
+			}
+			got, err := s.DeleteModel(gone, false)
+			must.NoError(t, err)
+			must.Len(t, 1, got.Files, must.Sprint("only what is its own goes"))
+			must.Eq(t, sha256Of(bodies[gone][0]), got.Files[0].Digest)
+			for _, id := range ids {
+				if id != gone {
+					must.NoError(t, s.VerifyModel(t.Context(), id))
+				}
+			}
+		})
+	}
+}
+
 func TestDeleteModelNeverLeavesTheStore(t *testing.T) {
 	t.Parallel()
 	outer := t.TempDir()
@@ -234,4 +269,18 @@ func TestSplitModelThatIsNotWhole(t *testing.T) {
 			nothingPublished(t, s)
 		})
 	}
+}
+
+// TestFoldersArePrivate: what a store makes, only its owner may look into.
+func TestFoldersArePrivate(t *testing.T) {
+	t.Parallel()
+	s := open(t, filepath.Join(t.TempDir(), "store"))
+	put(t, s, "one", another(1))
+	must.NoError(t, filepath.WalkDir(s.Dir(), func(path string, d fs.DirEntry, err error) error {
+		must.NoError(t, err)
+		info, err := d.Info()
+		must.NoError(t, err)
+		must.Eq(t, 0, info.Mode().Perm()&0o077, must.Sprint(path, info.Mode()))
+		return nil
+	}))
 }

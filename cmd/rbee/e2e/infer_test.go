@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -39,32 +41,68 @@ func recordings(t testing.TB) []recorded {
 	return list
 }
 
-// loadEngine loads the engine's libraries into the test's process, once.
-var loadEngine sync.Once
+// said is an answer to be compared with the plain loop's.
+type said struct {
+	Tokens []llamatest.Token // of the prompt
+	Limit  int
+	Text   string
+}
 
-// plainLoop returns llama.cpp's own loop over rbee-tiny, which says what a worker should answer on this machine.
-func plainLoop(t testing.TB) *llamatest.Loop {
+const plainLoopVariable = "RBEE_TEST_PLAIN_LOOP"
+
+// asThePlainLoop checks answers against llama.cpp's own loop over rbee-tiny, which says what a worker should answer on this
+// machine. It runs in a process of its own: C libraries are no guests for one that starts processes in other namespaces.
+func asThePlainLoop(t testing.TB, answers ...said) {
+	t.Helper()
+	b, err := json.Marshal(answers)
+	must.NoError(t, err)
+	cmd := exec.CommandContext(patient(t), os.Args[0], "-test.run=^TestPlainLoop$", "-test.v")
+	cmd.Env = append(os.Environ(), plainLoopVariable+"=1")
+	cmd.Stdin = bytes.NewReader(b)
+	r := run(t, cmd)
+	must.Eq(t, 0, r.code, must.Sprint(r.stdout, r.stderr))
+	must.StrContains(t, r.stdout, fmt.Sprintf("%d answers are the plain loop's", len(answers)))
+}
+
+// TestPlainLoop is what asThePlainLoop starts.
+func TestPlainLoop(t *testing.T) {
+	if os.Getenv(plainLoopVariable) == "" {
+		t.Skip("other tests start it")
+	}
+	var answers []said
+	must.NoError(t, json.NewDecoder(os.Stdin).Decode(&answers))
+	llamatest.Load(t, engineDir(t))
+	loop := llamatest.New(t, filepath.Join("..", "..", "..", "plugins", "catalog-builtin", "rbee-tiny.gguf"))
+	for _, a := range answers {
+		must.NoError(t, loop.Check(t, a.Tokens, a.Limit, a.Text))
+	}
+	t.Logf("%d answers are the plain loop's", len(answers))
+}
+
+// engineDir is the folder of the engine's libraries; the test is skipped without one.
+func engineDir(t testing.TB) string {
 	t.Helper()
 	dir := os.Getenv("RBEE_TEST_ENGINE_DIR")
 	if dir == "" {
 		t.Skip("RBEE_TEST_ENGINE_DIR is not set: `make test` fetches the engine and sets it")
 	}
-	loadEngine.Do(func() { llamatest.Load(t, dir) })
-	return llamatest.New(t, filepath.Join("..", "..", "..", "plugins", "catalog-builtin", "rbee-tiny.gguf"))
+	return dir
 }
 
 func TestInferAnswersAsLlamaCppDoes(t *testing.T) {
 	t.Parallel()
-	loop := plainLoop(t)
+	engineDir(t)
 	a := startAgent(t, agentOptions{})
 	out := a.must("infer", "--model", "rbee-tiny", "--prompt", "What is a queen?")
 	must.StrContains(t, out, "queen")
+	var answers []said
 	for _, r := range recordings(t) {
 		got := a.must("infer", "--model", "rbee-tiny", "--temperature", "0", "--max-tokens", "200", "--prompt", r.Prompt)
 		text, ended := strings.CutSuffix(got, "\n") // the command ends its line
 		must.True(t, ended)
-		must.NoError(t, loop.Check(t, r.Tokens, 200, text), must.Sprintf("prompt %q", r.Prompt))
+		answers = append(answers, said{r.Tokens, 200, text})
 	}
+	asThePlainLoop(t, answers...)
 }
 
 func sdk(a *agent) openaisdk.Client {
@@ -82,7 +120,7 @@ func question(prompt string) openaisdk.ChatCompletionNewParams {
 
 func TestConcurrentRequestsGiveTheTextOfSingleOnes(t *testing.T) {
 	t.Parallel()
-	loop := plainLoop(t)
+	engineDir(t)
 	a := startAgent(t, agentOptions{})
 	a.spawn("--slots", "8")
 	client := sdk(a)
@@ -108,10 +146,11 @@ func TestConcurrentRequestsGiveTheTextOfSingleOnes(t *testing.T) {
 	}
 	wg.Wait()
 	must.NoError(t, errors.Join(errs...))
+	var answers []said
 	for i, p := range prompts {
-		must.NoError(t, loop.Check(t, p.Tokens, 64, single[i]))
-		must.NoError(t, loop.Check(t, p.Tokens, 64, together[i]))
+		answers = append(answers, said{p.Tokens, 64, single[i]}, said{p.Tokens, 64, together[i]})
 	}
+	asThePlainLoop(t, answers...)
 }
 
 func TestOpenAISDK(t *testing.T) {
