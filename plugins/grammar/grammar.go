@@ -87,10 +87,16 @@ type Grammar struct {
 	root         *stack
 	masks        map[maskKey][]uint64
 	maskVocab    *Vocabulary
+	walker       walker
+	escaped      rx // the characters that must be escaped
+	leads        map[leadKey]*[0xF5 - 0xC2]*leaf
+	freeNames    map[freeKey]rx
+	names        map[namesKey]rx
 }
 
 func newGrammar(opts Options, set *rxSet) *Grammar {
 	g := &Grammar{opts: opts, set: set, root: &stack{}, conjunctions: map[*lit]*schema{}}
+	g.escaped = set.class([]runeRange{{0, 0x1F}, {'"', '"'}, {'\\', '\\'}})
 	g.forget()
 	return g
 }
@@ -106,6 +112,9 @@ func (g *Grammar) forget() {
 	g.stacks = map[string]*stack{}
 	g.manys = map[string]*many{}
 	g.masks = map[maskKey][]uint64{}
+	g.leads = map[leadKey]*[0xF5 - 0xC2]*leaf{}
+	g.freeNames = map[freeKey]rx{}
+	g.names = map[namesKey]rx{}
 }
 
 func (g *Grammar) nextID() int { g.ids++; return g.ids }

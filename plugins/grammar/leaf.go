@@ -322,8 +322,7 @@ func (g *Grammar) fillString(l *leaf, row *[256]*leaf) {
 		if g.set.nullable(l.q) {
 			row['"'] = structural
 		}
-		esc := g.leaf(l.with(mEscape, 0))
-		if g.fill(esc); len(esc.to) > 1 || esc.to[0] != nil {
+		if esc := g.escapes(l); esc != nil {
 			row['\\'] = esc
 		}
 	case mUTF8:
@@ -350,8 +349,16 @@ func (g *Grammar) fillText(l *leaf, row *[256]*leaf) {
 	g.fillChars(l, row, 0)
 }
 
+// leadKey names the positions within a character that is not ASCII, for expressions that treat all
+// of them alike.
+type leadKey struct {
+	kind leafKind
+	keep bool
+	q    rx
+}
+
 // fillChars reads one character, or the first byte of one.
-func (g *Grammar) fillChars(l *leaf, row *[256]*leaf, from rune) {
+func (g *Grammar) fillChars(l *leaf, to *[256]*leaf, from rune) {
 	e := g.set.edges(l.q)
 	for i, lo := range e.from {
 		if lo > 0x7F {
@@ -363,18 +370,34 @@ func (g *Grammar) fillChars(l *leaf, row *[256]*leaf, from rune) {
 		}
 		if t := g.after(l, lo); t != nil {
 			for r := max(lo, from); r <= hi; r++ {
-				row[r] = t
+				to[r] = t
 			}
 		}
 	}
+	rest := rx(-1)
+	if e.from[len(e.from)-1] <= 0x80 {
+		rest = e.next[len(e.next)-1]
+		if row := g.leads[leadKey{l.kind, l.keep, rest}]; row != nil {
+			copy(to[0xC2:], row[:])
+			return
+		}
+	}
+	defer func() {
+		if rest >= 0 {
+			row := new([0xF5 - 0xC2]*leaf)
+			copy(row[:], to[0xC2:])
+			g.leads[leadKey{l.kind, l.keep, rest}] = row
+			g.charge(500)
+		}
+	}()
 	for b := 0xC2; b <= 0xF4; b++ {
 		switch {
 		case b < 0xE0:
-			g.fillPart(l, row, byte(b), 1, uint64(b&0x1F), 0x80)
+			g.fillPart(l, to, byte(b), 1, uint64(b&0x1F), 0x80)
 		case b < 0xF0:
-			g.fillPart(l, row, byte(b), 2, uint64(b&0x0F), 0x800)
+			g.fillPart(l, to, byte(b), 2, uint64(b&0x0F), 0x800)
 		default:
-			g.fillPart(l, row, byte(b), 3, uint64(b&0x07), 0x10000)
+			g.fillPart(l, to, byte(b), 3, uint64(b&0x07), 0x10000)
 		}
 	}
 }
@@ -394,7 +417,11 @@ func (g *Grammar) fillPart(l *leaf, row *[256]*leaf, b byte, left, v uint64, lea
 		return
 	}
 	if g.reaches(l.q, lo, hi) {
-		row[b] = g.leaf(l.with(mUTF8, left|v<<2|uint64(least)<<32))
+		k := l.with(mUTF8, left|v<<2|uint64(least)<<32)
+		if e := g.set.edges(l.q); e.from[len(e.from)-1] <= 0x80 { // such expressions share the rest
+			k.q = g.set.concat(rxAny, e.next[len(e.next)-1])
+		}
+		row[b] = g.leaf(k)
 	}
 }
 
@@ -409,6 +436,30 @@ func (g *Grammar) fillUTF8(l *leaf, row *[256]*leaf) {
 // the character, only such characters are read in escaped form, so that most texts have one
 // spelling.
 func mustEscape(r rune) bool { return r < 0x20 || r == '"' || r == '\\' }
+
+// escapes returns the position after a backslash, or nil.
+func (g *Grammar) escapes(l *leaf) *leaf {
+	k := l.with(mEscape, 0)
+	if !g.set.free(l.q) {
+		e := g.set.edges(l.q)
+		q := e.by(0)
+		if len(e.from) > 1 && e.from[1] > 0x1F && e.by('"') == q && e.by('\\') == q {
+			if q == rxNone || !g.set.alive(q) {
+				return nil
+			}
+			// Expressions that are alike for these characters share the rest.
+			k.q = g.set.concat(g.escaped, q)
+		}
+	}
+	esc := g.leaf(k)
+	if esc.class == nil {
+		g.fill(esc)
+	}
+	if len(esc.to) == 1 && esc.to[0] == nil {
+		return nil
+	}
+	return esc
+}
 
 func (g *Grammar) fillEscape(l *leaf, row *[256]*leaf) {
 	free := g.set.free(l.q)

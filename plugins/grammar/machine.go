@@ -31,10 +31,69 @@ type usedList struct {
 // objFrame is what follows from the state of an object.
 type objFrame struct {
 	allowed []int // declared properties that may come next
-	free    bool  // whether an undeclared one may
 	closes  bool
-	lang    rx // names that may come next
-	freeQ   rx // undeclared ones among them
+	freeQ   rx // names of undeclared ones that may
+	lang    rx // all names that may come next, or -1 if not known yet; use Grammar.lang
+}
+
+// freeKey and namesKey name sets of properties.
+type freeKey struct {
+	obj  *objNode
+	used *usedList
+}
+
+type namesKey struct {
+	obj     *objNode
+	allowed string
+	free    rx
+}
+
+// unused returns the undeclared names that are not used.
+func (g *Grammar) unused(o *objNode, used *usedList) rx {
+	if used == nil {
+		return o.free
+	}
+	k := freeKey{o, used}
+	if q, ok := g.freeNames[k]; ok {
+		return q
+	}
+	q := g.set.and(g.unused(o, used.prev), g.set.not(g.set.literal(used.text)))
+	if !g.set.alive(q) {
+		q = rxNone
+	}
+	g.freeNames[k] = q
+	g.charge(60)
+	return q
+}
+
+// lang returns the names that may come next in f.
+func (g *Grammar) lang(f *frame) rx {
+	of := g.object(f)
+	if of.lang >= 0 {
+		return of.lang
+	}
+	o := f.key.obj
+	b := make([]byte, (len(o.names)+7)/8)
+	names := make([]string, len(of.allowed))
+	for j, i := range of.allowed {
+		names[j] = o.names[i]
+		b[i/8] |= 1 << (i % 8)
+	}
+	k := namesKey{o, string(b), of.freeQ}
+	q, ok := g.names[k]
+	if !ok {
+		q = g.set.alt(g.set.literals(names), of.freeQ)
+		g.names[k] = q
+		g.charge(100 + len(b))
+	}
+	of.lang = q
+	return q
+}
+
+// continues reports whether another property may come in f.
+func (g *Grammar) continues(f *frame) bool {
+	of := g.object(f)
+	return len(of.allowed) > 0 || of.freeQ != rxNone
 }
 
 // stack is what encloses a position: alternatives for the innermost object or array, each with
@@ -261,7 +320,8 @@ func (g *Grammar) advance(t thread, b byte, text []byte, out *threads) {
 			return
 		}
 		for _, x := range t.stk.tops {
-			if q := g.object(x.f).lang; q != rxNone {
+			if g.continues(x.f) {
+				q := g.lang(x.f)
 				out.add(g.leaf(leafKey{kind: lKey, keep: true, q: q}), g.stackOf([]top{x}))
 			}
 		}
@@ -379,7 +439,7 @@ func (f *frame) counted(i int) int { return int(f.key.seen[2*i]) | int(f.key.see
 func (g *Grammar) comma(stk *stack, out *threads) {
 	var tops []top
 	for _, x := range stk.tops {
-		if g.object(x.f).lang != rxNone {
+		if g.continues(x.f) {
 			tops = append(tops, x)
 		}
 	}
@@ -403,7 +463,7 @@ func (g *Grammar) object(f *frame) *objFrame {
 	}
 	k := f.key
 	o := k.obj
-	of := &objFrame{lang: rxNone, freeQ: rxNone}
+	of := &objFrame{lang: -1, freeQ: rxNone}
 	f.obj = of
 	needed := make([]bool, len(o.names))
 	needs := 0
@@ -438,26 +498,11 @@ func (g *Grammar) object(f *frame) *objFrame {
 		}
 	}
 	if o.min > k.n && o.free == rxNone && g.opts.Order == SchemaOrder {
-		// Skipping too many leaves too few.
-		for len(of.allowed) > 0 && len(of.allowed) < o.min-k.n {
-			break
-		}
 		of.allowed = g.enough(o, k, of.allowed)
 	}
 	if o.free != rxNone && fits(needs+1) && (needs == 0 || g.opts.Order == AnyOrder) {
-		q := o.free
-		for u := k.used; u != nil; u = u.prev {
-			q = g.set.and(q, g.set.not(g.set.literal(u.text)))
-		}
-		if g.set.alive(q) {
-			of.free, of.freeQ = true, q
-		}
+		of.freeQ = g.unused(o, k.used)
 	}
-	names := make([]string, len(of.allowed))
-	for j, i := range of.allowed {
-		names[j] = o.names[i]
-	}
-	of.lang = g.set.alt(g.set.literals(names), of.freeQ)
 	of.closes = needs == 0 && k.n >= o.min && k.undone == 0
 	return of
 }
@@ -511,7 +556,7 @@ func (g *Grammar) endKey(stk *stack, name string, out *threads) {
 				k.at = i + 1
 			}
 		} else {
-			if !of.free || !g.set.match(of.freeQ, name) {
+			if of.freeQ == rxNone || !g.set.match(of.freeQ, name) {
 				continue
 			}
 			child = o.rest
@@ -557,7 +602,7 @@ func (g *Grammar) value(k frameKey, child *node, name string, up *stack, out *th
 		next := k
 		next.undone = undone
 		f := g.frame(next)
-		if of := g.object(f); of.closes || of.lang != rxNone {
+		if g.object(f).closes || g.continues(f) {
 			out.add(g.leaf(leafKey{kind: lColon, node: n}), g.stackOf([]top{{f, up}}))
 		}
 	}

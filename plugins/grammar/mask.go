@@ -1,13 +1,14 @@
 package grammar
 
-import "slices"
+import (
+	"slices"
+	"unicode/utf8"
+)
 
-// maskKey names a state as far as a mask depends on it.
+// maskKey names a thread as far as its mask depends on it.
 type maskKey struct {
-	t    thread
-	more *many
+	thread
 	text string
-	keep bool
 }
 
 // Mask sets in dst the bits of the tokens that may come next, those that end the text among
@@ -15,11 +16,21 @@ type maskKey struct {
 func (m *Matcher) Mask(dst []uint64) {
 	m.g.mu.Lock()
 	defer m.g.mu.Unlock()
+	clear(dst)
 	if m.ended {
-		clear(dst)
 		return
 	}
-	copy(dst, m.g.mask(m.v, &m.at))
+	var one [1]thread
+	for i, t := range m.at.list(&one) {
+		mask := m.g.mask(m.v, t, m.at.text)
+		if i == 0 {
+			copy(dst, mask)
+			continue
+		}
+		for j, w := range mask {
+			dst[j] |= w
+		}
+	}
 	if m.g.final(&m.at) {
 		for _, id := range m.v.eos {
 			if id >= 0 && id < len(m.v.tokens) {
@@ -29,27 +40,25 @@ func (m *Matcher) Mask(dst []uint64) {
 	}
 }
 
-// mask returns the tokens whose bytes may come next. The caller must not change it.
-func (g *Grammar) mask(v *Vocabulary, c *config) []uint64 {
-	key := maskKey{t: c.thread, more: c.more}
-	var one [1]thread
-	for _, t := range c.list(&one) {
-		key.keep = key.keep || t.leaf.keep
-	}
-	if key.keep {
-		key.text = string(c.text)
+// mask returns the tokens whose bytes may come next in one thread. The caller must not change it.
+func (g *Grammar) mask(v *Vocabulary, t thread, text []byte) []uint64 {
+	key := maskKey{thread: t}
+	if t.leaf.keep {
+		key.text = string(text)
 	}
 	if mask := g.masks[key]; mask != nil && g.maskVocab == v {
 		return mask
 	}
-	w := walker{g: g, v: v, mask: make([]uint64, v.words)}
-	w.run(c)
+	w := &g.walker
+	w.g, w.v, w.mask = g, v, make([]uint64, v.words)
+	w.run(t, text)
+	mask := w.mask
+	w.mask = nil
 	if g.maskVocab == v {
-		g.charge(8*v.words + 100)
-		g.relieve()
-		g.masks[key] = w.mask
+		g.charge(8*v.words + 200)
+		g.masks[key] = mask
 	}
-	return w.mask
+	return mask
 }
 
 // walker computes one mask.
@@ -66,15 +75,32 @@ func (w *walker) set(ids []int32) {
 	}
 }
 
-func (w *walker) run(c *config) {
-	start := *c
-	start.text = slices.Clone(start.text)
+func (w *walker) unset(ids []int32) {
+	for _, id := range ids {
+		w.mask[id/64] &^= 1 << (id % 64)
+	}
+}
+
+func (w *walker) run(t thread, text []byte) {
+	start := config{thread: t, text: slices.Clone(text)}
+	l := t.leaf
+	if (l.kind == lString || l.kind == lKey) && l.mode == mChar && w.inString(&start) {
+		if l.keep {
+			w.checkHazards(&start)
+		}
+		return
+	}
 	w.walk(w.v.trie, &start)
 }
 
 // walk sets the tokens of t that may come after start.
 func (w *walker) walk(t *trie, start *config) {
-	for i := 0; i < len(t.bytes); {
+	w.walkFrom(t, 0, len(t.bytes), start)
+}
+
+// walkFrom does so for the nodes from i up to end.
+func (w *walker) walkFrom(t *trie, i, end int, start *config) {
+	for i < end {
 		d := int(t.depth[i])
 		from := start
 		if d > 0 {
@@ -84,6 +110,241 @@ func (w *walker) walk(t *trie, start *config) {
 		*to = w.g.step(from, t.bytes[i])
 		if to.dead() {
 			i = int(t.skip[i])
+			continue
+		}
+		if k := t.tok[i]; k >= 0 {
+			w.set(t.tokens[k])
+		}
+		i++
+	}
+}
+
+// run is a part of an expression that goes on with any number of characters of a class.
+type run struct {
+	class  []runeRange
+	lo, hi int  // how many characters may and must still come; hi < 0: any number
+	loop   bool // every one of them leads back to where it began; else the expression is a repeat
+}
+
+// runOf returns how q goes on with many characters of a class, if it does.
+func (s *rxSet) runOf(q rx) (run, bool) {
+	if n := &s.nodes[q]; n.kind == kRepeat && s.nodes[n.a].kind == kClass {
+		return run{class: s.nodes[n.a].class, lo: int(n.min), hi: int(n.max)}, true
+	}
+	var class []runeRange
+	e := s.edges(q)
+	for i, next := range e.next {
+		if next == q {
+			hi := rune(maxRune)
+			if i+1 < len(e.from) {
+				hi = e.from[i+1] - 1
+			}
+			class = append(class, runeRange{e.from[i], hi})
+		}
+	}
+	if len(class) == 0 || !s.alive(q) {
+		return run{}, false
+	}
+	return run{class: normalize(class), hi: rxUnbounded, loop: true}, true
+}
+
+// inString computes the mask within a string with what the vocabulary knows about runs of
+// characters. It reports false where that does not apply.
+func (w *walker) inString(start *config) bool {
+	set := w.g.set
+	l := start.leaf
+	if l.kind == lKey && slices.ContainsFunc(start.stk.tops, func(x top) bool { return !x.f.key.obj.simple }) {
+		return false
+	}
+	if r, ok := set.runOf(l.q); ok {
+		w.free(w.v.runsOf(r.class), start, 0, r)
+		return true
+	}
+	// After the first character, most texts may lead to such a run.
+	e := set.edges(l.q)
+	for i := len(e.next) - 1; i >= 0; i-- {
+		q := e.next[i]
+		if q == rxNone || q == rxEmpty || !set.alive(q) {
+			continue
+		}
+		r, ok := set.runOf(q)
+		if !ok || len(r.class) == 1 && r.class[0].hi-r.class[0].lo < 8 {
+			continue
+		}
+		runs := w.v.runsOf(r.class)
+		rest := w.g.leaf(leafKey{kind: l.kind, keep: l.keep, q: q})
+		state := config{thread: thread{rest, start.stk}, text: w.filler(start, r.class, 1)}
+		w.free(runs, &state, 1, r)
+		w.differ(runs, start, rest, r.loop || r.lo == 0 && r.hi < 0)
+		return true
+	}
+	return false
+}
+
+// filler returns a remembered text of start after n more characters of class that match nothing
+// special.
+func (w *walker) filler(start *config, class []runeRange, n int) []byte {
+	if n == 0 || !start.leaf.keep {
+		return start.text
+	}
+	var text []byte
+	for range n {
+		text = utf8.AppendRune(text, class[len(class)-1].hi)
+	}
+	// The same text for all positions keeps the number of states low; but it must be a name.
+	for _, x := range start.stk.tops {
+		if x.f.key.obj != nil && !w.g.set.match(w.g.object(x.f).freeQ, string(text)) {
+			return append(slices.Clone(start.text), text...)
+		}
+	}
+	return text
+}
+
+// free sets the tokens that may follow where, before characters ago, the run r began: state is
+// that position.
+func (w *walker) free(v *runs, state *config, before int, r run) {
+	if r.hi < 0 || before+r.hi >= len(v.size)-1 {
+		for i, x := range v.all {
+			w.mask[i] |= x
+		}
+	} else {
+		for _, ids := range v.size[:before+r.hi+1] {
+			w.set(ids)
+		}
+	}
+	if r.loop || r.lo == 0 && r.hi < 0 || r.lo == 0 && r.hi >= w.v.longest && len(v.class) == 1 && v.class[0].hi == maxRune {
+		if before == 0 {
+			w.leave(v, state)
+		}
+		next := *state
+		if before == 0 {
+			next.text = w.filler(state, v.class, 1)
+		}
+		w.walk(v.later, &next)
+		return
+	}
+	if before == 0 {
+		w.leave(v, state)
+	}
+	for n := 1; n < len(v.exits); n++ {
+		k := n - before
+		if r.hi >= 0 && k > r.hi {
+			break
+		}
+		left := rxUnbounded
+		if r.hi >= 0 {
+			left = r.hi - k
+		}
+		next := config{thread: thread{stk: state.stk}, text: w.filler(state, v.class, k)}
+		q := w.g.set.repeat(w.g.set.class(v.class), int32(max(r.lo-k, 0)), int32(left))
+		next.leaf = w.g.leaf(leafKey{kind: state.leaf.kind, keep: state.leaf.keep, q: q})
+		w.walk(v.exit(n), &next)
+	}
+}
+
+// leave sets the tokens that may come after start and do not begin within the class of v.
+func (w *walker) leave(v *runs, start *config) {
+	t := w.v.trie
+	for i := 0; i < len(t.bytes); {
+		end := int(t.skip[i])
+		b := t.bytes[i]
+		inside := b < 0x80 && b != '"' && b != '\\' && v.contains(rune(b), rune(b))
+		if b >= 0xC2 {
+			inside = v.contains(span(b))
+		}
+		if !inside {
+			w.walkFrom(t, i, end, start)
+		}
+		i = end
+	}
+}
+
+// differ corrects the mask for the tokens that do not at once lead from start to rest. If steady,
+// every character of the class leads from rest back to it.
+func (w *walker) differ(v *runs, start *config, rest *leaf, steady bool) {
+	t := w.v.trie
+	exact := 0 // nodes below this one come after a character outside of the class
+	for i := 0; i < len(t.bytes); {
+		d := int(t.depth[i])
+		from := start
+		if d > 0 {
+			from = &w.path[d-1]
+		}
+		to := &w.path[d]
+		b := t.bytes[i]
+		*to = w.g.step(from, b)
+		end := int(t.skip[i])
+		leads := b >= 0xC2 && w.leads(v, from, to, b, rest)
+		if i >= exact && !leads && (b >= 0x80 || b == '"' || b == '\\' || !v.contains(rune(b), rune(b))) {
+			exact = end
+		}
+		switch {
+		case to.dead():
+			for ; i < end; i++ {
+				if k := t.tok[i]; k >= 0 {
+					w.unset(t.tokens[k])
+				}
+			}
+			continue
+		case i >= exact && (d == 0 || steady) && (leads || to.leaf == rest && to.stk == start.stk):
+			i = end
+			continue
+		}
+		if k := t.tok[i]; k >= 0 {
+			w.set(t.tokens[k])
+		}
+		i++
+	}
+}
+
+// span returns the characters whose first byte is b.
+func span(b byte) (lo, hi rune) {
+	switch {
+	case b < 0xE0:
+		lo = rune(b&0x1F) << 6
+		return lo, lo | 0x3F
+	case b < 0xF0:
+		lo = rune(b&0x0F) << 12
+		return max(lo, 0x800), lo | 0xFFF
+	}
+	lo = rune(b&0x07) << 18
+	return max(lo, 0x10000), min(lo|0x3FFFF, maxRune)
+}
+
+// leads reports whether the first byte b of a character leads to rest, whatever its other bytes.
+func (w *walker) leads(v *runs, from, to *config, b byte, rest *leaf) bool {
+	if to.leaf == nil || to.leaf.mode != mUTF8 || from.leaf == nil || from.leaf.mode != mChar {
+		return false
+	}
+	lo, hi := span(b)
+	if !v.contains(lo, hi) {
+		return false
+	}
+	e := w.g.set.edges(from.leaf.q)
+	i, found := slices.BinarySearch(e.from, lo)
+	if !found {
+		i--
+	}
+	return e.next[i] == rest.q && (i+1 == len(e.from) || e.from[i+1] > hi)
+}
+
+// checkHazards settles the tokens of which more depends on the remembered text.
+func (w *walker) checkHazards(start *config) {
+	t := w.v.hazards
+	for i := 0; i < len(t.bytes); {
+		d := int(t.depth[i])
+		from := start
+		if d > 0 {
+			from = &w.path[d-1]
+		}
+		to := &w.path[d]
+		*to = w.g.step(from, t.bytes[i])
+		if to.dead() {
+			for end := int(t.skip[i]); i < end; i++ {
+				if k := t.tok[i]; k >= 0 {
+					w.unset(t.tokens[k])
+				}
+			}
 			continue
 		}
 		if k := t.tok[i]; k >= 0 {

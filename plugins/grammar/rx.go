@@ -3,6 +3,7 @@ package grammar
 import (
 	"encoding/binary"
 	"slices"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -71,11 +72,12 @@ type rxSet struct {
 	nodes []rxNode
 	index map[string]rx
 	buf   []byte
-	work  int // steps that may still be taken; below zero the set is exhausted
+	trees map[string]rx // of literalTree
+	work  int           // steps that may still be taken; below zero the set is exhausted
 }
 
 func newRxSet(work int) *rxSet {
-	s := &rxSet{index: map[string]rx{}, work: work}
+	s := &rxSet{index: map[string]rx{}, trees: map[string]rx{}, work: work}
 	s.nodes = append(s.nodes,
 		rxNode{kind: kNone, live: -1},
 		rxNode{kind: kEmpty, nullable: true, live: 1},
@@ -373,7 +375,7 @@ func (s *rxSet) literals(texts []string) rx {
 	return s.literalTree(slices.Compact(sorted), 0)
 }
 
-func (s *rxSet) literalTree(sorted []string, at int) rx {
+func (s *rxSet) literalTree(sorted []string, at int) (out rx) {
 	// A single text is folded from its end, so that a long one needs no deep recursion.
 	if len(sorted) == 1 {
 		out := rxEmpty
@@ -394,6 +396,14 @@ func (s *rxSet) literalTree(sorted []string, at int) rx {
 		return out
 	}
 	var kids []rx
+	var key string
+	if len(sorted) > 2 {
+		key = strings.Join(sorted, "\xff")[at:]
+		if r, ok := s.trees[key]; ok {
+			return r
+		}
+		defer func() { s.trees[key] = out }()
+	}
 	for i := 0; i < len(sorted); {
 		if len(sorted[i]) == at {
 			kids = append(kids, rxEmpty)

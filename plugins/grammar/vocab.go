@@ -2,25 +2,51 @@ package grammar
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
-	"sort"
+	"sync"
 	"unicode/utf8"
 )
 
 // Vocabulary is the tokens of a model, prepared for masks. It is safe for concurrent use.
 type Vocabulary struct {
-	tokens [][]byte
-	eos    []int
-	words  int // 64-bit words of a mask
+	tokens  [][]byte
+	ends    []bool // tokens that end a text
+	eos     []int
+	words   int   // 64-bit words of a mask
+	longest int   // bytes of the longest token
+	trie    *trie // all tokens
+	hazards *trie // tokens that end a string and begin the text of another one
 
-	trie  *trie
-	plain [][]uint64 // [n]: tokens of at most n characters that need no escape in a JSON string
-	most  int        // characters of the longest such token, or before a special byte
-
-	special []*trie // [n]: tokens whose first quote or backslash has n characters before it
-	anyFrom *trie   // those with at least one character before it, whatever their number
-	hazards []int   // tokens that end a string and begin the text of another one
+	mu    sync.Mutex // guards runs
+	runs  map[string]*runs
+	every *runs // of any characters
 }
+
+// runs are the tokens of a vocabulary, sorted by how long they stay within a class of characters,
+// all of which stand for themselves in a JSON string.
+type runs struct {
+	class []runeRange
+	all   []uint64  // tokens that stay within it
+	size  [][]int32 // [n]: those of n characters
+	later *trie     // what tokens go on with that begin within the class and leave it
+
+	mu    sync.Mutex // guards below
+	exits []*trie    // [n]: those of later with n characters of the class before; nil until needed
+	lists [][]entry
+}
+
+// exit returns what tokens go on with after n characters of the class, n > 0.
+func (r *runs) exit(n int) *trie {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.exits[n] == nil {
+		r.exits[n] = newTrie(r.lists[n])
+	}
+	return r.exits[n]
+}
+
+const maxRuns = 32
 
 // trie holds byte strings in depth-first order.
 type trie struct {
@@ -34,59 +60,89 @@ type trie struct {
 // NewVocabulary prepares the tokens of a model: the bytes of each token by its number, empty for
 // those that stand for no text, and the numbers of those that end a text.
 func NewVocabulary(tokens [][]byte, eos ...int) *Vocabulary {
-	v := &Vocabulary{tokens: tokens, eos: eos, words: (len(tokens) + 63) / 64}
-	all := make([]entry, 0, len(tokens))
-	ends := make([]bool, len(tokens))
+	v := &Vocabulary{tokens: tokens, eos: eos, words: (len(tokens) + 63) / 64, runs: map[string]*runs{}}
+	v.ends = make([]bool, len(tokens))
 	for _, id := range eos {
-		if id >= 0 && id < len(ends) {
-			ends[id] = true
+		if id >= 0 && id < len(tokens) {
+			v.ends[id] = true
 		}
 	}
-	var plain [][]int
-	var special [][]entry
+	all := make([]entry, 0, len(tokens))
+	var hazards []entry
 	for id, t := range tokens {
-		if len(t) == 0 || len(t) > 255 || ends[id] {
+		if !v.usable(id) {
 			continue
 		}
+		v.longest = max(v.longest, len(t))
 		all = append(all, entry{t, int32(id)})
-		n, rest, ok := plainPrefix(t)
+		if hazardous(t) {
+			hazards = append(hazards, entry{t, int32(id)})
+		}
+	}
+	v.trie, v.hazards = newTrie(all), newTrie(hazards)
+	v.every = v.newRuns([]runeRange{{0, maxRune}})
+	return v
+}
+
+func (v *Vocabulary) usable(id int) bool {
+	n := len(v.tokens[id])
+	return n > 0 && n <= 255 && !v.ends[id]
+}
+
+// runsOf returns the runs of a class, computed once.
+func (v *Vocabulary) runsOf(class []runeRange) *runs {
+	if len(class) == 1 && class[0] == (runeRange{0, maxRune}) {
+		return v.every
+	}
+	key := fmt.Sprint(class)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	r := v.runs[key]
+	if r == nil {
+		if len(v.runs) >= maxRuns {
+			clear(v.runs)
+		}
+		r = v.newRuns(class)
+		v.runs[key] = r
+	}
+	return r
+}
+
+func (v *Vocabulary) newRuns(class []runeRange) *runs {
+	r := &runs{class: class, all: make([]uint64, v.words)}
+	var later []entry
+	for id, t := range v.tokens {
+		if !v.usable(id) {
+			continue
+		}
+		n, rest, ok := plainPrefix(t, class)
 		switch {
 		case !ok:
 		case rest == len(t):
-			for len(plain) <= n {
-				plain = append(plain, nil)
+			for len(r.size) <= n {
+				r.size = append(r.size, nil)
 			}
-			plain[n] = append(plain[n], id)
-		default:
-			for len(special) <= n {
-				special = append(special, nil)
+			r.size[n] = append(r.size[n], int32(id))
+			r.all[id/64] |= 1 << (id % 64)
+		case n > 0:
+			for len(r.lists) <= n {
+				r.lists = append(r.lists, nil)
 			}
-			special[n] = append(special[n], entry{t[rest:], int32(id)})
-			if hazardous(t[rest:]) {
-				v.hazards = append(v.hazards, id)
-			}
+			r.lists[n] = append(r.lists[n], entry{t[rest:], int32(id)})
+			later = append(later, entry{t[rest:], int32(id)})
 		}
 	}
-	v.trie = newTrie(all)
-	v.most = max(len(plain), len(special))
-	mask := make([]uint64, v.words)
-	for n := range v.most + 1 {
-		if n < len(plain) {
-			for _, id := range plain[n] {
-				mask[id/64] |= 1 << (id % 64)
-			}
-		}
-		v.plain = append(v.plain, slices.Clone(mask))
+	r.exits = make([]*trie, len(r.lists))
+	r.later = newTrie(later)
+	return r
+}
+
+func (r *runs) contains(lo, hi rune) bool {
+	i, found := slices.BinarySearchFunc(r.class, lo, func(x runeRange, c rune) int { return int(x.lo - c) })
+	if !found {
+		i--
 	}
-	var from []entry
-	for n, list := range special {
-		v.special = append(v.special, newTrie(list))
-		if n > 0 {
-			from = append(from, list...)
-		}
-	}
-	v.anyFrom = newTrie(from)
-	return v
+	return i >= 0 && r.class[i].hi >= hi
 }
 
 // Len returns the number of tokens.
@@ -95,10 +151,11 @@ func (v *Vocabulary) Len() int { return len(v.tokens) }
 // MaskLen returns the number of words of a mask.
 func (v *Vocabulary) MaskLen() int { return v.words }
 
-// plainPrefix returns how many characters at the start of t stand for themselves in a JSON
-// string, and their length. An incomplete character at the end counts. It reports false when t
-// goes on with what cannot stand in a string at all.
-func plainPrefix(t []byte) (chars, length int, ok bool) {
+// plainPrefix returns how many characters of class at the start of t stand for themselves in a
+// JSON string, and their length. An incomplete character at the end counts, if all of its
+// completions belong to the class. It reports false when t cannot stand in a string at all.
+func plainPrefix(t []byte, class []runeRange) (chars, length int, ok bool) {
+	r := runs{class: class}
 	for length < len(t) {
 		b := t[length]
 		switch {
@@ -107,12 +164,18 @@ func plainPrefix(t []byte) (chars, length int, ok bool) {
 		case b < 0x20:
 			return chars, length, false
 		}
-		r, n := utf8.DecodeRune(t[length:])
-		if r == utf8.RuneError && n == 1 {
-			if !utf8.FullRune(t[length:]) {
+		c, n := utf8.DecodeRune(t[length:])
+		if c == utf8.RuneError && n == 1 {
+			if utf8.FullRune(t[length:]) {
+				return chars, length, false
+			}
+			if len(class) == 1 && class[0] == (runeRange{0, maxRune}) {
 				return chars + 1, len(t), true
 			}
-			return chars, length, false
+			return chars, length, true
+		}
+		if !r.contains(c, c) {
+			return chars, length, true
 		}
 		length += n
 		chars++
@@ -120,14 +183,18 @@ func plainPrefix(t []byte) (chars, length int, ok bool) {
 	return chars, length, true
 }
 
-// hazardous reports whether a token that ends a string begins another one with text.
+// hazardous reports whether a token that ends a string begins another name or item with text.
 func hazardous(rest []byte) bool {
 	i := bytes.IndexByte(rest, '"')
 	if i < 0 {
 		return false
 	}
-	j := bytes.IndexByte(rest[i+1:], '"')
-	return j >= 0 && i+1+j+1 < len(rest)
+	k := bytes.IndexByte(rest[i:], ',')
+	if k < 0 {
+		return false
+	}
+	j := bytes.IndexByte(rest[i+k:], '"')
+	return j >= 0 && i+k+j+1 < len(rest)
 }
 
 type entry struct {
@@ -137,7 +204,7 @@ type entry struct {
 
 func newTrie(list []entry) *trie {
 	t := &trie{}
-	sort.Slice(list, func(i, j int) bool { return bytes.Compare(list[i].bytes, list[j].bytes) < 0 })
+	slices.SortFunc(list, func(a, b entry) int { return bytes.Compare(a.bytes, b.bytes) })
 	var path []int32 // open nodes
 	var prev []byte
 	for _, e := range list {
