@@ -51,6 +51,7 @@ type leaf struct {
 
 	class *[256]uint8
 	to    []*leaf
+	leads *[0xF5 - 0xC2]*leaf // where the first bytes of characters lead, as far as known
 }
 
 // numAt is a position within a number of one machine.
@@ -59,8 +60,13 @@ type numAt struct {
 	state string
 }
 
-// structural marks a byte that leaves the token of JSON.
-var structural = &leaf{id: -1}
+// structural marks a byte that leaves the token of JSON, lead the first byte of a character that is
+// not ASCII, and nowhere that of one that cannot stand there.
+var (
+	structural = &leaf{id: -1}
+	lead       = &leaf{id: -2}
+	nowhere    = &leaf{id: -3}
+)
 
 type leafKey struct {
 	kind leafKind
@@ -118,7 +124,47 @@ func (g *Grammar) next(l *leaf, b byte) *leaf {
 	if l.class == nil {
 		g.fill(l)
 	}
-	return l.to[l.class[b]]
+	if to := l.to[l.class[b]]; to != lead {
+		return to
+	}
+	return g.lead(l, b)
+}
+
+// lead returns where the first byte of a character leads.
+func (g *Grammar) lead(l *leaf, b byte) *leaf {
+	if l.leads == nil {
+		e := g.set.edges(l.q)
+		rest := rx(-1)
+		if e.from[len(e.from)-1] <= 0x80 { // such expressions share the table
+			rest = e.next[len(e.next)-1]
+			l.leads = g.leads[leadKey{l.kind, l.keep, rest}]
+		}
+		if l.leads == nil {
+			l.leads = new([0xF5 - 0xC2]*leaf)
+			g.charge(500)
+			if rest >= 0 {
+				g.leads[leadKey{l.kind, l.keep, rest}] = l.leads
+			}
+		}
+	}
+	slot := &l.leads[b-0xC2]
+	if *slot == nil {
+		switch {
+		case b < 0xE0:
+			*slot = g.part(l, 1, uint64(b&0x1F), 0x80)
+		case b < 0xF0:
+			*slot = g.part(l, 2, uint64(b&0x0F), 0x800)
+		default:
+			*slot = g.part(l, 3, uint64(b&0x07), 0x10000)
+		}
+		if *slot == nil {
+			*slot = nowhere
+		}
+	}
+	if *slot == nowhere {
+		return nil
+	}
+	return *slot
 }
 
 // fill computes where every byte leads.
@@ -374,61 +420,39 @@ func (g *Grammar) fillChars(l *leaf, to *[256]*leaf, from rune) {
 			}
 		}
 	}
-	rest := rx(-1)
-	if e.from[len(e.from)-1] <= 0x80 {
-		rest = e.next[len(e.next)-1]
-		if row := g.leads[leadKey{l.kind, l.keep, rest}]; row != nil {
-			copy(to[0xC2:], row[:])
-			return
-		}
-	}
-	defer func() {
-		if rest >= 0 {
-			row := new([0xF5 - 0xC2]*leaf)
-			copy(row[:], to[0xC2:])
-			g.leads[leadKey{l.kind, l.keep, rest}] = row
-			g.charge(500)
-		}
-	}()
 	for b := 0xC2; b <= 0xF4; b++ {
-		switch {
-		case b < 0xE0:
-			g.fillPart(l, to, byte(b), 1, uint64(b&0x1F), 0x80)
-		case b < 0xF0:
-			g.fillPart(l, to, byte(b), 2, uint64(b&0x0F), 0x800)
-		default:
-			g.fillPart(l, to, byte(b), 3, uint64(b&0x07), 0x10000)
-		}
+		to[b] = lead
 	}
 }
 
-// fillPart leads b to the position where left more bytes of a character, at least least, follow
-// those of value v.
-func (g *Grammar) fillPart(l *leaf, row *[256]*leaf, b byte, left, v uint64, least rune) {
+// part returns the position where left more bytes of a character, at least least, follow those of
+// value v.
+func (g *Grammar) part(l *leaf, left, v uint64, least rune) *leaf {
 	lo := rune(v << (6 * left))
 	hi := min(lo|(1<<(6*left)-1), maxRune)
 	if lo = max(lo, least); lo > hi {
-		return
+		return nil
 	}
 	if left == 0 {
-		if lo < 0xD800 || lo > 0xDFFF {
-			row[b] = g.after(l, lo)
+		if lo >= 0xD800 && lo <= 0xDFFF {
+			return nil
 		}
-		return
+		return g.after(l, lo)
 	}
-	if g.reaches(l.q, lo, hi) {
-		k := l.with(mUTF8, left|v<<2|uint64(least)<<32)
-		if e := g.set.edges(l.q); e.from[len(e.from)-1] <= 0x80 { // such expressions share the rest
-			k.q = g.set.concat(rxAny, e.next[len(e.next)-1])
-		}
-		row[b] = g.leaf(k)
+	if !g.reaches(l.q, lo, hi) {
+		return nil
 	}
+	k := l.with(mUTF8, left|v<<2|uint64(least)<<32)
+	if e := g.set.edges(l.q); e.from[len(e.from)-1] <= 0x80 { // such expressions share the rest
+		k.q = g.set.concat(rxAny, e.next[len(e.next)-1])
+	}
+	return g.leaf(k)
 }
 
 func (g *Grammar) fillUTF8(l *leaf, row *[256]*leaf) {
 	left, v, least := l.aux&3, l.aux>>2&0x1FFFFF, rune(l.aux>>32)
 	for b := 0x80; b <= 0xBF; b++ {
-		g.fillPart(l, row, byte(b), left-1, v<<6|uint64(b&0x3F), least)
+		row[b] = g.part(l, left-1, v<<6|uint64(b&0x3F), least)
 	}
 }
 

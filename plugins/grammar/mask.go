@@ -67,6 +67,9 @@ type walker struct {
 	v    *Vocabulary
 	mask []uint64
 	path [256]config
+
+	start  *config // of a mask within a string
+	byName bool    // what follows a name depends on which it is
 }
 
 func (w *walker) set(ids []int32) {
@@ -153,9 +156,8 @@ func (s *rxSet) runOf(q rx) (run, bool) {
 func (w *walker) inString(start *config) bool {
 	set := w.g.set
 	l := start.leaf
-	if l.kind == lKey && slices.ContainsFunc(start.stk.tops, func(x top) bool { return !x.f.key.obj.simple }) {
-		return false
-	}
+	w.start = start
+	w.byName = l.kind == lKey && slices.ContainsFunc(start.stk.tops, func(x top) bool { return !x.f.key.obj.simple })
 	if r, ok := set.runOf(l.q); ok {
 		w.free(w.v.runsOf(r.class), start, 0, r)
 		return true
@@ -212,16 +214,28 @@ func (w *walker) free(v *runs, state *config, before int, r run) {
 			w.set(ids)
 		}
 	}
-	if r.loop || r.lo == 0 && r.hi < 0 || r.lo == 0 && r.hi >= w.v.longest && len(v.class) == 1 && v.class[0].hi == maxRune {
+	if w.byName {
 		if before == 0 {
 			w.leave(v, state)
 		}
+		w.walk(v.leavers(w.v), w.start)
+		return
+	}
+	if r.lo <= 1 && (r.hi < 0 || r.hi > w.v.longest) {
 		next := *state
 		if before == 0 {
+			w.leave(v, state)
 			next.text = w.filler(state, v.class, 1)
+			if r.lo == 1 {
+				next.leaf = w.repeat(state.leaf, v.class, 0, less(r.hi, 1))
+			}
+			w.walk(v.later, &next)
+			return
 		}
-		w.walk(v.later, &next)
-		return
+		if r.lo == 0 {
+			w.walk(v.later, &next)
+			return
+		}
 	}
 	if before == 0 {
 		w.leave(v, state)
@@ -231,15 +245,24 @@ func (w *walker) free(v *runs, state *config, before int, r run) {
 		if r.hi >= 0 && k > r.hi {
 			break
 		}
-		left := rxUnbounded
-		if r.hi >= 0 {
-			left = r.hi - k
-		}
 		next := config{thread: thread{stk: state.stk}, text: w.filler(state, v.class, k)}
-		q := w.g.set.repeat(w.g.set.class(v.class), int32(max(r.lo-k, 0)), int32(left))
-		next.leaf = w.g.leaf(leafKey{kind: state.leaf.kind, keep: state.leaf.keep, q: q})
+		next.leaf = w.repeat(state.leaf, v.class, max(r.lo-k, 0), less(r.hi, k))
 		w.walk(v.exit(n), &next)
 	}
+}
+
+// less returns hi - n, if hi is a bound.
+func less(hi, n int) int {
+	if hi < 0 {
+		return hi
+	}
+	return hi - n
+}
+
+// repeat returns the position like l where lo to hi characters of class come next.
+func (w *walker) repeat(l *leaf, class []runeRange, lo, hi int) *leaf {
+	q := w.g.set.repeat(w.g.set.class(class), int32(lo), int32(hi))
+	return w.g.leaf(leafKey{kind: l.kind, keep: l.keep, q: q})
 }
 
 // leave sets the tokens that may come after start and do not begin within the class of v.

@@ -57,6 +57,16 @@ func (m *Matcher) run(text []byte) (config, bool) {
 
 func (m *Matcher) isEnd(token int) bool { return slices.Contains(m.v.eos, token) }
 
+// Err returns ErrExhausted when the grammar has used up its bounds: its masks then lack tokens.
+func (m *Matcher) Err() error {
+	m.g.mu.Lock()
+	defer m.g.mu.Unlock()
+	if m.g.set.exhausted() {
+		return ErrExhausted
+	}
+	return nil
+}
+
 // Try reports whether token may come next. It costs far less than a mask.
 func (m *Matcher) Try(token int) bool {
 	m.g.mu.Lock()

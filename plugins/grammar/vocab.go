@@ -34,6 +34,24 @@ type runs struct {
 	mu    sync.Mutex // guards below
 	exits []*trie    // [n]: those of later with n characters of the class before; nil until needed
 	lists [][]entry
+	whole *trie // the tokens of lists as they are; nil until needed
+	ascii [utf8.RuneSelf]bool
+}
+
+// leavers returns the tokens that begin within the class and leave it.
+func (r *runs) leavers(v *Vocabulary) *trie {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.whole == nil {
+		var list []entry
+		for _, l := range r.lists {
+			for _, e := range l {
+				list = append(list, entry{v.tokens[e.id], e.id})
+			}
+		}
+		r.whole = newTrie(list)
+	}
+	return r.whole
 }
 
 // exit returns what tokens go on with after n characters of the class, n > 0.
@@ -110,12 +128,15 @@ func (v *Vocabulary) runsOf(class []runeRange) *runs {
 
 func (v *Vocabulary) newRuns(class []runeRange) *runs {
 	r := &runs{class: class, all: make([]uint64, v.words)}
+	for b := range r.ascii {
+		r.ascii[b] = b >= 0x20 && b != '"' && b != '\\' && r.contains(rune(b), rune(b))
+	}
 	var later []entry
 	for id, t := range v.tokens {
 		if !v.usable(id) {
 			continue
 		}
-		n, rest, ok := plainPrefix(t, class)
+		n, rest, ok := r.prefix(t)
 		switch {
 		case !ok:
 		case rest == len(t):
@@ -151,25 +172,26 @@ func (v *Vocabulary) Len() int { return len(v.tokens) }
 // MaskLen returns the number of words of a mask.
 func (v *Vocabulary) MaskLen() int { return v.words }
 
-// plainPrefix returns how many characters of class at the start of t stand for themselves in a
-// JSON string, and their length. An incomplete character at the end counts, if all of its
-// completions belong to the class. It reports false when t cannot stand in a string at all.
-func plainPrefix(t []byte, class []runeRange) (chars, length int, ok bool) {
-	r := runs{class: class}
+// prefix returns how many characters of the class at the start of t stand for themselves in a JSON
+// string, and their length. An incomplete character at the end counts, if the class holds all
+// characters. It reports false when t cannot stand in a string at all.
+func (r *runs) prefix(t []byte) (chars, length int, ok bool) {
 	for length < len(t) {
 		b := t[length]
-		switch {
-		case b == '"' || b == '\\':
-			return chars, length, true
-		case b < 0x20:
-			return chars, length, false
+		if b < utf8.RuneSelf {
+			if !r.ascii[b] {
+				return chars, length, b >= 0x20
+			}
+			length++
+			chars++
+			continue
 		}
 		c, n := utf8.DecodeRune(t[length:])
 		if c == utf8.RuneError && n == 1 {
 			if utf8.FullRune(t[length:]) {
 				return chars, length, false
 			}
-			if len(class) == 1 && class[0] == (runeRange{0, maxRune}) {
+			if r.contains(0, maxRune) {
 				return chars + 1, len(t), true
 			}
 			return chars, length, true
