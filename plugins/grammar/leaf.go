@@ -9,18 +9,19 @@ import (
 type leafKind uint8
 
 const (
-	lValue    leafKind = iota // a value of node
-	lString                   // the rest of a string
-	lKey                      // the rest of a property's name
-	lNumber                   // the rest of a number
-	lLiteral                  // the rest of null, true or false
-	lObject                   // a name or }, after {
-	lName                     // a name, after a comma
-	lColon                    // a colon, then a value of node
-	lArray                    // a value or ], after [
-	lAfter                    // what follows a value
-	lText                     // the rest of a text that is not JSON
-	leafKinds = iota
+	lValue   leafKind = iota // a value of node
+	lString                  // the rest of a string
+	lKey                     // the rest of a property's name
+	lNumber                  // the rest of a number
+	lLiteral                 // the rest of null, true or false
+	lObject                  // a name or }, after {
+	lName                    // a name, after a comma
+	lColon                   // a colon, then a value of node
+	lArray                   // a value or ], after [
+	lAfter                   // what follows a value
+	lText                    // the rest of a text that is not JSON
+	lRule                    // a character of q, then the state rule of a GBNF grammar
+	lEnd                     // nothing
 )
 
 // Modes of a string: between characters, within one, or within an escape.
@@ -45,6 +46,7 @@ type leaf struct {
 	aux   uint64
 	node  *node
 	used  *usedList
+	rule  *ruleState
 	nums  []numAt
 	word  string
 	final bool // a number, or a text, may end here
@@ -76,6 +78,7 @@ type leafKey struct {
 	aux  uint64
 	node *node
 	used *usedList
+	rule *ruleState
 	text string
 }
 
@@ -83,10 +86,12 @@ func (g *Grammar) leaf(k leafKey) *leaf {
 	if l := g.leaves[k]; l != nil {
 		return l
 	}
-	l := &leaf{id: g.nextID(), kind: k.kind, mode: k.mode, keep: k.keep, q: k.q, aux: k.aux, node: k.node, used: k.used}
+	l := &leaf{id: g.nextID(), kind: k.kind, mode: k.mode, keep: k.keep, q: k.q, aux: k.aux, node: k.node, used: k.used, rule: k.rule}
 	switch k.kind {
 	case lLiteral:
 		l.word = k.text
+	case lEnd:
+		l.final = true
 	case lText:
 		l.final = k.mode == mChar && g.set.nullable(k.q)
 	}
@@ -135,7 +140,7 @@ func (g *Grammar) lead(l *leaf, b byte) *leaf {
 	if l.leads == nil {
 		e := g.set.edges(l.q)
 		rest := rx(-1)
-		if e.from[len(e.from)-1] <= 0x80 { // such expressions share the table
+		if e.from[len(e.from)-1] <= 0x80 && l.kind != lRule { // such expressions share the table
 			rest = e.next[len(e.next)-1]
 			l.leads = g.leads[leadKey{l.kind, l.keep, rest}]
 		}
@@ -175,7 +180,7 @@ func (g *Grammar) fill(l *leaf) {
 		g.fillValue(l, row)
 	case lString, lKey:
 		g.fillString(l, row)
-	case lText:
+	case lText, lRule:
 		g.fillText(l, row)
 	case lNumber:
 		g.fillNumber(l, row)
@@ -329,7 +334,7 @@ func (g *Grammar) fillNumber(l *leaf, row *[256]*leaf) {
 // string leaves
 
 func (l *leaf) with(mode uint8, aux uint64) leafKey {
-	return leafKey{kind: l.kind, mode: mode, keep: l.keep, q: l.q, aux: aux}
+	return leafKey{kind: l.kind, mode: mode, keep: l.keep, q: l.q, aux: aux, rule: l.rule}
 }
 
 // after returns the position behind the character r, or nil.
@@ -337,6 +342,9 @@ func (g *Grammar) after(l *leaf, r rune) *leaf {
 	q := g.set.edges(l.q).by(r)
 	if q == rxNone || !g.set.alive(q) {
 		return nil
+	}
+	if l.kind == lRule {
+		return structural
 	}
 	return g.leaf(leafKey{kind: l.kind, keep: l.keep, q: q})
 }
@@ -443,7 +451,7 @@ func (g *Grammar) part(l *leaf, left, v uint64, least rune) *leaf {
 		return nil
 	}
 	k := l.with(mUTF8, left|v<<2|uint64(least)<<32)
-	if e := g.set.edges(l.q); e.from[len(e.from)-1] <= 0x80 { // such expressions share the rest
+	if e := g.set.edges(l.q); e.from[len(e.from)-1] <= 0x80 && l.kind != lRule { // such expressions share the rest
 		k.q = g.set.concat(rxAny, e.next[len(e.next)-1])
 	}
 	return g.leaf(k)

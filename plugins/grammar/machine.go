@@ -15,11 +15,12 @@ type frame struct {
 type frameKey struct {
 	obj    *objNode
 	arr    *arrNode
-	at     int       // object: first declared property that may come; array: items so far
-	n      int       // properties so far, if their number matters
-	seen   string    // object: bit set of declared properties; array: counts of contains
-	used   *usedList // names of undeclared properties, or unique items
-	undone uint16    // properties that must still exist, as indices of obj.some
+	at     int        // object: first declared property that may come; array: items so far
+	n      int        // properties so far, if their number matters
+	seen   string     // object: bit set of declared properties; array: counts of contains
+	used   *usedList  // names of undeclared properties, or unique items
+	rule   *ruleState // where a rule of a GBNF grammar returns to
+	undone uint16     // properties that must still exist, as indices of obj.some
 }
 
 // usedList is an interned list of texts, the last one first.
@@ -126,6 +127,8 @@ type config struct {
 type many struct {
 	id      int
 	threads []thread
+	keep    bool          // the threads remember a text
+	next    *[256]*config // results of steps, where they do not depend on a text
 }
 
 func (c *config) dead() bool { return c.leaf == nil && c.more == nil }
@@ -229,7 +232,9 @@ func (g *Grammar) collect(threads []thread, text []byte) config {
 	case 0:
 		return config{}
 	case 1:
-		return config{thread: threads[0], text: text}
+		if threads[0].leaf.kind != lRule {
+			return config{thread: threads[0], text: text}
+		}
 	}
 	slices.SortFunc(threads, func(a, b thread) int { return a.leaf.id - b.leaf.id })
 	b := g.buf[:0]
@@ -241,6 +246,9 @@ func (g *Grammar) collect(threads []thread, text []byte) config {
 	m := g.manys[string(b)]
 	if m == nil {
 		m = &many{id: g.nextID(), threads: slices.Clone(threads)}
+		for _, t := range threads {
+			m.keep = m.keep || t.leaf.keep
+		}
 		g.manys[string(b)] = m
 		g.charge(100 + 20*n)
 	}
@@ -264,7 +272,23 @@ func (g *Grammar) step(c *config, b byte) config {
 			return config{thread: thread{to, c.stk}, text: text}
 		}
 	}
-	return g.stepSlow(c, b)
+	m := c.more
+	if m == nil || m.keep {
+		return g.stepSlow(c, b)
+	}
+	if m.next == nil {
+		m.next = new([256]*config)
+		g.charge(2048)
+	}
+	to := m.next[b]
+	if to == nil {
+		x := g.stepSlow(c, b)
+		x.text = slices.Clip(x.text) // shared from now on
+		to = &x
+		m.next[b] = to
+		g.charge(64)
+	}
+	return *to
 }
 
 func (g *Grammar) stepSlow(c *config, b byte) config {
@@ -311,6 +335,8 @@ func (g *Grammar) advance(t thread, b byte, text []byte, out *threads) {
 		for _, x := range ended.list {
 			g.advance(x, b, nil, out)
 		}
+	case lRule:
+		g.closure(t.leaf.rule, t.stk, out)
 	case lKey:
 		g.endKey(t.stk, string(text), out)
 		out.text = nil

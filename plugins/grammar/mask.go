@@ -8,6 +8,7 @@ import (
 // maskKey names a thread as far as its mask depends on it.
 type maskKey struct {
 	thread
+	more *many
 	text string
 }
 
@@ -21,8 +22,13 @@ func (m *Matcher) Mask(dst []uint64) {
 		return
 	}
 	var one [1]thread
-	for i, t := range m.at.list(&one) {
-		mask := m.g.mask(m.v, t, m.at.text)
+	list := m.at.list(&one)
+	if m.at.more != nil && slices.ContainsFunc(list, func(t thread) bool { return t.leaf.kind == lRule }) {
+		copy(dst, m.g.mask(m.v, thread{}, m.at.more, nil))
+		list = nil
+	}
+	for i, t := range list {
+		mask := m.g.mask(m.v, t, nil, m.at.text)
 		if i == 0 {
 			copy(dst, mask)
 			continue
@@ -41,9 +47,9 @@ func (m *Matcher) Mask(dst []uint64) {
 }
 
 // mask returns the tokens whose bytes may come next in one thread. The caller must not change it.
-func (g *Grammar) mask(v *Vocabulary, t thread, text []byte) []uint64 {
-	key := maskKey{thread: t}
-	if t.leaf.keep {
+func (g *Grammar) mask(v *Vocabulary, t thread, more *many, text []byte) []uint64 {
+	key := maskKey{thread: t, more: more}
+	if more == nil && t.leaf.keep {
 		key.text = string(text)
 	}
 	if mask := g.masks[key]; mask != nil && g.maskVocab == v {
@@ -51,7 +57,11 @@ func (g *Grammar) mask(v *Vocabulary, t thread, text []byte) []uint64 {
 	}
 	w := &g.walker
 	w.g, w.v, w.mask = g, v, make([]uint64, v.words)
-	w.run(t, text)
+	if more != nil {
+		w.walk(v.trie, &config{more: more})
+	} else {
+		w.run(t, text)
+	}
 	mask := w.mask
 	w.mask = nil
 	if g.maskVocab == v {
@@ -164,8 +174,7 @@ func (w *walker) inString(start *config) bool {
 	}
 	// After the first character, most texts may lead to such a run.
 	e := set.edges(l.q)
-	for i := len(e.next) - 1; i >= 0; i-- {
-		q := e.next[i]
+	for _, q := range slices.Backward(e.next) {
 		if q == rxNone || q == rxEmpty || !set.alive(q) {
 			continue
 		}

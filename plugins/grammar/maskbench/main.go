@@ -49,9 +49,10 @@ func main() {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		defer pprof.StopCPUProfile()
 	}
-	if err := run(*data, *tokenizer, *order, *only, *verbose); err != nil {
+	err := run(*data, *tokenizer, *order, *only, *verbose)
+	pprof.StopCPUProfile()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
