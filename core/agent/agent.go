@@ -340,7 +340,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		}
 		o.Pinger = p.net
 		o.Membership = &queen.Membership{
-			Identity: identity, Gossip: p.net, Self: p.conn, Conn: p.net.conn, Probe: p.net.probe, CertificateTTL: cfg.Queen.CertificateTTL, NodesChanged: p.net.membersChanged,
+			Identity: identity, Gossip: p.net, Self: p.conn, Conn: p.net.conn, Probe: p.net.probe, CertificateTTL: cfg.Queen.CertificateTTL, TokenGrace: &cfg.Queen.TokenGrace, NodesChanged: p.net.membersChanged,
 			// TCP would wait for a quarter of an hour.
 			HiveDown: p.net.pool.Forget, Seed: seed,
 		}

@@ -52,6 +52,7 @@ type Queen struct {
 	BootstrapExpect int           // queens that must have found each other before the first election: 1, 3, 5, 7 or 9; 1: none waits
 	ElectionTimeout time.Duration // how long a silent leader is believed in
 	CertificateTTL  time.Duration // life of the certificates that this queen signs
+	TokenGrace      time.Duration // for tokens that were proved, while there is no contact with a leader
 	// OperatorTokenFile has the first operator's token, for a cluster whose certificates come from files; empty: another queen begins it.
 	OperatorTokenFile string
 }

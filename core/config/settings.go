@@ -53,6 +53,9 @@ func settings() []setting {
 		{name: "queen.certificate_ttl", field: func(c *Config) any { return &c.Queen.CertificateTTL }, check: func(c *Config) string {
 			return checkDuration(c.Queen.CertificateTTL, 10*time.Minute, maxCertificateTTL, "10m", "87600h (ten years)")
 		}},
+		{name: "queen.token_grace", field: func(c *Config) any { return &c.Queen.TokenGrace }, check: func(c *Config) string {
+			return checkDuration(c.Queen.TokenGrace, 0, 30*24*time.Hour, "0s", "720h (30 days)")
+		}},
 		{name: "hive.enabled", field: func(c *Config) any { return &c.Hive.Enabled }},
 		{name: "hive.slots", field: func(c *Config) any { return &c.Hive.Slots }, check: func(c *Config) string { return checkRange(c.Hive.Slots, 1, 1024) }},
 		{name: "hive.context_tokens", field: func(c *Config) any { return &c.Hive.ContextTokens }, check: func(c *Config) string { return checkRange(c.Hive.ContextTokens, 0, 1<<24) }},
@@ -85,7 +88,7 @@ func defaults(env Env) *Config {
 	c := &Config{
 		LogLevel: "info",
 		Bind:     Bind{Address: "127.0.0.1", HTTPPort: DefaultHTTPPort, RPCPort: DefaultRPCPort, GossipPort: DefaultGossipPort},
-		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour},
+		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour, TokenGrace: time.Hour},
 		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, KeepWorkers: true, Download: Download{Connections: 4, Seed: true}, Build: Build{Timeout: 10 * time.Minute, MaxDisk: 8 << 30}},
 		origins:  map[string]Origin{},
 		env:      env,

@@ -34,8 +34,8 @@ const (
 	refusedGuesses = "too_many_bad_tokens"
 )
 
-// authorize says why a request may not go to a route that needs a scope; nil where it may. No part of a token, and nothing that the Authorizer says
-// of it, is in the error: both end in logs of clients.
+// authorize reports why a request may not go to a route that needs a scope; nil where it may. No part of a token, and nothing that the Authorizer says
+// of a token, is in the error: both end in logs of clients.
 func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error {
 	if g.o.Auth == nil || need == scopeOpen {
 		return nil
@@ -46,20 +46,18 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 		w.Header().Set("WWW-Authenticate", `Bearer realm="rbee"`)
 		return &apiError{code: codeBadToken, err: core.WithHint(core.Errorf("", core.Unauthenticated, "a token is needed"), tokenHint)}
 	}
-	from := clientOf(r)
-	if wait := g.guesses.wait(from, token, time.Now()); wait > 0 {
-		g.metrics.refused.WithLabelValues(refusedGuesses).Inc()
-		return &apiError{code: codeManyBadTokens, retryAfter: int(wait/time.Second) + 1, err: core.WithHint(
-			core.Errorf("", core.Overloaded, "too many wrong tokens came from this address"), "Wait before you try another one.")}
-	}
 	known, err := g.authority(r.Context(), token, need)
 	switch kind := core.KindOf(err); kind {
 	case "":
-		g.guesses.right(token)
 		w.key = known.ID
 		return nil
 	case core.Unauthenticated:
-		g.guesses.wrong(from, token, time.Now())
+		// Only now: a right token is let in whoever shares its address. Nobody guesses one of 160 random bits.
+		if wait := g.guesses.wrong(clientOf(r), time.Now()); wait > 0 {
+			g.metrics.refused.WithLabelValues(refusedGuesses).Inc()
+			return &apiError{code: codeManyBadTokens, retryAfter: int(wait/time.Second) + 1, err: core.WithHint(
+				core.Errorf("", core.Overloaded, "too many wrong tokens came from this address"), "Wait before you try another one.")}
+		}
 		g.metrics.refused.WithLabelValues(refusedToken).Inc()
 		w.Header().Set("WWW-Authenticate", `Bearer realm="rbee", error="invalid_token"`)
 		problem, hint := "the token is not known: it is wrong, has expired, or was revoked", tokenHint
@@ -68,12 +66,15 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 		}
 		return &apiError{code: codeBadToken, err: core.WithHint(core.Errorf("", core.Unauthenticated, "%s", problem), "%s", hint)}
 	case core.Forbidden:
-		g.guesses.right(token)
 		g.metrics.refused.WithLabelValues(refusedScope).Inc()
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="rbee", error="insufficient_scope", scope="%s"`, need))
 		return core.WithHint(core.Errorf("", core.Forbidden, "the token does not have the scope %q", need), "Use a token that has it: `rbee token create` makes one.")
 	default:
-		return core.WithHint(core.Errorf("", kind, "the token could not be checked"), "Ask again in a moment, or ask another queen.")
+		problem := "the token could not be checked"
+		if kind == core.Unavailable {
+			problem += ": this queen has just started, or has no contact with a leader"
+		}
+		return core.WithHint(core.Errorf("", kind, "%s", problem), "Ask again in a moment, or ask another queen.")
 	}
 }
 

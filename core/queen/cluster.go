@@ -57,6 +57,9 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	if s.Leader == "" {
 		problems = append(problems, "the cluster has no leader: nothing in the registry can change")
 	}
+	if p := q.contactProblem(); p != "" {
+		problems = append(problems, p)
+	}
 	if queens, err := q.Queens(ctx); err == nil {
 		s.Queens = queens
 		for _, o := range queens {

@@ -34,6 +34,8 @@ type Membership struct {
 	Probe func(node, address string) (grpc.ClientConnInterface, error)
 	// CertificateTTL is the life of the certificates that this queen signs while it leads.
 	CertificateTTL time.Duration
+	// TokenGrace is how long this queen takes a token after it proved it last while it is out of contact with a leader; nil: an hour.
+	TokenGrace *time.Duration
 	// NodesChanged is called when a node came, changed or was revoked. It must not block for long.
 	NodesChanged func()
 	// HiveDown is called when a hive is down that this queen does not hear of either: no answer will come from there. nil: nobody wants to know.

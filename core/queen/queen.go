@@ -55,18 +55,20 @@ type Pinger interface {
 // Queen is one queen. It implements inference.Router and the gateway's Cluster and Jobs. Methods may be called concurrently; those that need
 // the leader's knowledge (loads, last beats) answer from the replica without it on other queens.
 type Queen struct {
-	opts    Options
-	log     hclog.Logger
-	started time.Time
-	since   time.Time     // when it was made, by the monotonic clock
-	alarm   chan struct{} // an earlier pulse is due; as all of these it holds one
-	wake    chan struct{} // there is something to write
-	doubt   chan struct{} // there is a silent hive
-	ended   chan struct{} // closed when Run ends
-	readers sync.WaitGroup
-	leaving atomic.Bool                // this queen leaves the cluster for good
-	later   chan func(context.Context) // what Run does and waits for, beside its other work
-	board   *swarm.Board               // which hive has which file; only while leading. It may ask for mu, and is not asked under it
+	opts     Options
+	log      hclog.Logger
+	started  time.Time
+	since    time.Time     // when it was made, by the monotonic clock
+	alarm    chan struct{} // an earlier pulse is due; as all of these it holds one
+	wake     chan struct{} // there is something to write
+	doubt    chan struct{} // there is a silent hive
+	ended    chan struct{} // closed when Run ends
+	readers  sync.WaitGroup
+	leaving  atomic.Bool                // this queen leaves the cluster for good
+	later    chan func(context.Context) // what Run does and waits for, beside its other work
+	tokens   tokenProofs
+	catching catchUps
+	board    *swarm.Board // which hive has which file; only while leading. It may ask for mu, and is not asked under it
 
 	mu        sync.Mutex // guards below
 	leading   bool
@@ -113,6 +115,7 @@ func New(o Options) *Queen {
 		doubt:     make(chan struct{}, 1),
 		ended:     make(chan struct{}),
 		later:     make(chan func(context.Context)),
+		catching:  catchUps{turn: make(chan struct{}, 1)},
 		pulses:    map[string]*pulse{},
 		silent:    map[string]*pulse{},
 		suspects:  map[instance]string{},

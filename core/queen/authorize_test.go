@@ -1,0 +1,172 @@
+package queen
+
+import (
+	"bytes"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/token"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+// follower is a queen that hears of the registry only while it is connected.
+type follower struct {
+	t       *testing.T
+	q       *Queen
+	leader  *Queen
+	asked   atomic.Int64 // questions to the leader
+	connect func(on bool)
+	log     bytes.Buffer
+}
+
+func newFollower(t *testing.T, grace time.Duration) *follower {
+	t.Helper()
+	members := newQueens(t, 3)
+	leader := leaderOf(t, members)
+	m := members[0]
+	if m == leader {
+		m = members[1]
+	}
+	f := &follower{t: t, leader: leader.q}
+	must.NoError(t, f.leader.apply(t.Context(), "test", fsm.InitCluster(core.Cluster{ID: "0123456789abcdef"}, nil, nil)))
+	var mu sync.Mutex
+	on := true
+	f.connect = func(now bool) {
+		mu.Lock()
+		on = now
+		mu.Unlock()
+		for _, o := range members {
+			switch {
+			case o == m:
+			case now:
+				o.trans.Connect(m.trans.LocalAddr(), m.trans)
+				m.trans.Connect(o.trans.LocalAddr(), o.trans)
+			default:
+				o.trans.Disconnect(m.trans.LocalAddr())
+				m.trans.Disconnect(o.trans.LocalAddr())
+			}
+		}
+	}
+	for _, err := clusterOf(m.q.registry()); err != nil; _, err = clusterOf(m.q.registry()) {
+		time.Sleep(time.Millisecond)
+	}
+	f.q = New(Options{
+		Node: m.node, ID: m.q.opts.ID, Logger: hclog.New(&hclog.LoggerOptions{Output: &f.log}),
+		HiveConn: func(string) (grpc.ClientConnInterface, error) {
+			return nil, core.Errorf("", core.Unavailable, "no way")
+		},
+		Membership: &Membership{TokenGrace: &grace, Gossip: &fakeGossip{}, Self: leaderConn{leader: func() *Queen {
+			f.asked.Add(1)
+			time.Sleep(10 * time.Millisecond) // the way there
+			mu.Lock()
+			defer mu.Unlock()
+			if !on {
+				return m.q // which leads nothing
+			}
+			return f.leader
+		}}},
+	})
+	return f
+}
+
+// token makes a token at the leader.
+func (f *follower) token() (text, id string) {
+	f.t.Helper()
+	id, hash, text := token.New()
+	must.NoError(f.t, f.leader.apply(f.t.Context(), "test", fsm.PutToken(core.Token{ID: id, Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: time.Unix(1, 0)})))
+	return text, id
+}
+
+func (f *follower) authorize(text string) error {
+	_, err := f.q.Authorize(f.t.Context(), text, core.ScopeInfer)
+	return err
+}
+
+// A token that was made at another queen a moment ago is taken: this queen catches up before it refuses one. Wrong tokens cannot have the leader asked
+// more than once at a time.
+func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFollower(t, time.Hour)
+		synctest.Wait()
+		f.connect(false) // its replica is behind, as it is for some milliseconds after each write
+		text, id := f.token()
+		_, known := f.q.registry().Token(nil, id)
+		must.False(t, known)
+		f.connect(true)
+		must.NoError(t, f.authorize(text))
+		must.Positive(t, f.asked.Load())
+
+		asked := f.asked.Load()
+		must.NoError(t, f.authorize(text)) // from the replica alone
+		_, _, wrong := token.New()
+		parsed, err := token.Parse(text)
+		must.NoError(t, err)
+		forged := strings.Replace(wrong, strings.Split(wrong, "_")[1], parsed.ID, 1)
+		must.Eq(t, core.Unauthenticated, core.KindOf(f.authorize(forged))) // a known id with a wrong secret is wrong at once
+		must.Eq(t, asked, f.asked.Load())
+
+		var wg sync.WaitGroup
+		for range 100 {
+			_, _, wrong := token.New()
+			wg.Go(func() { must.Eq(t, core.Unauthenticated, core.KindOf(f.authorize(wrong))) })
+		}
+		wg.Wait()
+		must.LessEq(t, asked+2, f.asked.Load())
+
+		// Without a leader nobody can say that it is wrong.
+		f.connect(false)
+		began := time.Now()
+		err = f.authorize(wrong)
+		mustFail(t, err, core.Unavailable, "no leader says")
+		must.LessEq(t, lookPatience, time.Since(began))
+	})
+}
+
+// A queen that is cut off hears of no revocation. It takes what it proved lately, for a bounded time, and says so; nothing else.
+func TestAuthorizeOutOfContact(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const grace = 5 * time.Minute
+		f := newFollower(t, grace)
+		used, usedID := f.token()
+		idle, _ := f.token()
+		must.NoError(t, f.authorize(used))
+		must.NoError(t, f.authorize(idle))
+		time.Sleep(grace)
+		must.NoError(t, f.authorize(used))
+		f.connect(false)
+		must.NoError(t, f.leader.apply(t.Context(), "test", fsm.DeleteToken(usedID))) // it does not hear of that
+		time.Sleep(contactLost / 2)
+		must.NoError(t, f.authorize(used)) // as in an election
+		must.Eq(t, "", f.q.contactProblem())
+
+		time.Sleep(contactLost)
+		must.NoError(t, f.authorize(used))
+		mustFail(t, f.authorize(idle), core.Unavailable, "without a leader for", "token_grace")
+		must.StrContains(t, f.q.contactProblem(), "it takes only tokens that it proved within 5m0s")
+		must.StrContains(t, f.log.String(), "no contact with a leader")
+		for range 10 {
+			time.Sleep(grace / 10)
+			_ = f.authorize(used) // what is taken out of contact proves nothing
+		}
+		mustFail(t, f.authorize(used), core.Unavailable, "without a leader for")
+		must.Eq(t, 1, strings.Count(f.log.String(), "no contact with a leader"))
+
+		f.connect(true)
+		time.Sleep(contactLost)
+		must.NoError(t, f.authorize(idle))
+		mustFail(t, f.authorize(used), core.Unauthenticated)
+		must.Eq(t, "", f.q.contactProblem())
+		must.StrContains(t, f.log.String(), "in contact with a leader again")
+	})
+}
