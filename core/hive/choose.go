@@ -1,11 +1,13 @@
 package hive
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
 const (
@@ -22,7 +24,18 @@ type typeView struct {
 	Name    string
 	Problem string // why it cannot be used here; empty: it can
 	Devices []core.Device
+	// Formats and Architectures are what the type says that it serves; see sdk.Info.
+	Formats, Architectures []string
 }
+
+// serves reports whether the type says that it serves models of an architecture; empty: of any.
+func (v typeView) serves(architecture string) bool {
+	return slices.Contains(v.Formats, sdk.FormatGGUF) &&
+		(architecture == "" || len(v.Architectures) == 0 || slices.Contains(v.Architectures, architecture))
+}
+
+// owns reports whether devices of that id or kind are the type's by its name, whoever else reports them.
+func (v typeView) owns(device string) bool { return v.Name == deviceKind(device) }
 
 func (v typeView) usable() bool {
 	return v.Problem == "" && (len(v.Devices) == 0 || slices.ContainsFunc(v.Devices, func(d core.Device) bool { return d.Problem == "" }))
@@ -36,9 +49,10 @@ func (v typeView) onlyCPU() bool {
 	return !slices.ContainsFunc(v.Devices, func(d core.Device) bool { return d.Kind != kindCPU })
 }
 
-// chooseType picks the worker type for a spawn: the one that is named, else the one whose devices include the device, else the first that
-// can use something better than the CPU, else the first that works. Errors: Invalid, NotFound, Unsupported, each saying what there is.
-func chooseType(types []typeView, wantType, wantDevice string) (string, error) {
+// chooseType picks the worker type for a spawn: the one that is named. Else, among those that say that they serve models of the architecture
+// (empty: not known yet): the one whose devices include the device, first the one that has its kind's name; else the first that can use
+// something better than the CPU; else the first that works. Errors: Invalid, NotFound, Unsupported, each saying what there is.
+func chooseType(types []typeView, wantType, wantDevice, architecture string) (string, error) {
 	const what = "choose worker type"
 	names := make([]string, 0, len(types))
 	for _, v := range types {
@@ -61,15 +75,28 @@ func chooseType(types []typeView, wantType, wantDevice string) (string, error) {
 	}
 	if wantDevice != "" {
 		var problem error
-		for _, v := range types {
+		ordered := slices.Clone(types)
+		slices.SortStableFunc(ordered, func(a, b typeView) int {
+			switch {
+			case a.owns(wantDevice) == b.owns(wantDevice):
+				return 0
+			case a.owns(wantDevice):
+				return -1
+			}
+			return 1
+		})
+		for _, v := range ordered {
 			// A type that found no device at all is still known by its name: cuda for cuda:0.
 			if !v.has(wantDevice) && v.Name != deviceKind(wantDevice) {
 				continue
 			}
-			if v.Problem == "" {
+			switch {
+			case v.Problem == "" && v.serves(architecture):
 				return v.Name, nil
-			}
-			if problem == nil {
+			case problem != nil:
+			case v.Problem == "":
+				problem = unasked(v.Name, architecture)
+			default:
 				problem = unsupported(what, v.Name, v.Problem)
 			}
 		}
@@ -88,16 +115,25 @@ func chooseType(types []typeView, wantType, wantDevice string) (string, error) {
 	}
 	for _, better := range []bool{true, false} {
 		for _, v := range types {
-			if v.usable() && (!better || !v.onlyCPU()) {
+			if v.usable() && v.serves(architecture) && (!better || !v.onlyCPU()) {
 				return v.Name, nil
 			}
 		}
 	}
 	var problems []string
 	for _, v := range types {
+		if v.usable() {
+			return "", unasked(v.Name, architecture)
+		}
 		problems = append(problems, v.Name+": "+v.Problem)
 	}
 	return "", core.Errorf(what, core.Unsupported, "no worker type of this hive can be used: %s", strings.Join(problems, "; "))
+}
+
+// unasked says that a type works, and why it is not chosen.
+func unasked(name, architecture string) error {
+	err := core.Errorf("choose worker type", core.Unsupported, "worker type %s does not say that it serves %s", name, cmp.Or(architecture, "models of this kind"))
+	return core.WithHint(err, "Name it to use it all the same: --type %s.", name)
 }
 
 func unsupported(what, name, problem string) error {

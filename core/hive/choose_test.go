@@ -6,18 +6,28 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/plugins/sdk"
+	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
 func TestChooseType(t *testing.T) {
 	t.Parallel()
-	cpu := typeView{Name: "cpu", Devices: []core.Device{{ID: "cpu", Kind: "cpu"}}}
-	cuda := typeView{Name: "cuda", Devices: []core.Device{{ID: "cuda:0", Kind: "cuda"}, {ID: "cuda:1", Kind: "cuda"}}}
+	gguf := []string{"gguf"}
+	cpu := typeView{Name: "cpu", Formats: gguf, Devices: []core.Device{{ID: "cpu", Kind: "cpu"}}}
+	cuda := typeView{Name: "cuda", Formats: gguf, Devices: []core.Device{{ID: "cuda:0", Kind: "cuda"}, {ID: "cuda:1", Kind: "cuda"}}}
 	noCUDA := typeView{Name: "cuda", Problem: "There is no CUDA device."}
-	sick := typeView{Name: "cuda", Devices: []core.Device{{ID: "cuda:0", Kind: "cuda", Problem: "Fell off the bus."}}}
-	vllm := typeView{Name: "vllm", Devices: []core.Device{{ID: "cuda:0", Kind: "cuda"}}}
+	sick := typeView{Name: "cuda", Formats: gguf, Devices: []core.Device{{ID: "cuda:0", Kind: "cuda", Problem: "Fell off the bus."}}}
+	vllm := typeView{Name: "vllm", Formats: gguf, Devices: []core.Device{{ID: "cuda:0", Kind: "cuda"}}}
+	// Types that somebody dropped into the folder: before all others, and with their devices.
+	dumb := typeView{Name: "aaa", Devices: []core.Device{{ID: "cpu", Kind: "cpu"}, {ID: "cuda:0", Kind: "cuda"}}}
+	eager := typeView{Name: "aab", Formats: gguf, Devices: dumb.Devices}
+	other := typeView{Name: "aac", Formats: []string{"safetensors"}, Devices: dumb.Devices}
+	choosy := typeView{Name: "aad", Formats: gguf, Architectures: []string{"rwkv6"}, Devices: dumb.Devices}
 	for name, c := range map[string]struct {
 		types      []typeView
 		typ, dev   string
+		arch       string
 		want, says string
 		kind       core.Kind
 	}{
@@ -37,11 +47,21 @@ func TestChooseType(t *testing.T) {
 		"unknown device":          {types: []typeView{cpu, cuda}, dev: "metal:0", kind: core.NotFound, says: "metal:0"},
 		"nothing there":           {kind: core.Unsupported, says: "no worker type"},
 		"nothing works":           {types: []typeView{noCUDA}, kind: core.Unsupported, says: "There is no CUDA device."},
+		"says nothing":            {types: []typeView{dumb, other, cpu}, want: "cpu"},
+		"says nothing, alone":     {types: []typeView{dumb}, kind: core.Unsupported, says: "worker type aaa does not say that it serves"},
+		"says nothing, by name":   {types: []typeView{dumb, cpu}, typ: "aaa", want: "aaa"},
+		"says nothing, device":    {types: []typeView{dumb, vllm}, dev: "cuda:0", want: "vllm"},
+		"only one that is dumb":   {types: []typeView{dumb, cpu}, dev: "cuda:0", kind: core.Unsupported, says: "worker type aaa does not say that it serves"},
+		"shadows the cpu":         {types: []typeView{eager, cpu}, dev: "cpu", want: "cpu"},
+		"shadows another type":    {types: []typeView{eager, cuda}, dev: "cuda:0", want: "cuda"},
+		"another architecture":    {types: []typeView{choosy, cpu}, arch: "llama", want: "cpu"},
+		"its architecture":        {types: []typeView{choosy, cpu}, arch: "rwkv6", want: "aad"},
+		"no such architecture":    {types: []typeView{choosy}, arch: "llama", kind: core.Unsupported, says: "worker type aad does not say that it serves llama"},
 		"not probed yet, by name": {types: []typeView{{Name: "x"}}, typ: "x", want: "x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, err := chooseType(c.types, c.typ, c.dev)
+			got, err := chooseType(c.types, c.typ, c.dev, c.arch)
 			if c.kind != "" {
 				must.Eq(t, c.kind, core.KindOf(err))
 				must.ErrorContains(t, err, c.says)
@@ -51,6 +71,27 @@ func TestChooseType(t *testing.T) {
 			must.Eq(t, c.want, got)
 		})
 	}
+}
+
+// A device that several types report is shown as the one that has its name knows it, whatever their order.
+func TestDevicesOwnType(t *testing.T) {
+	t.Parallel()
+	device := func(id, name string) sdkworker.Fingerprint {
+		return sdkworker.Fingerprint{Devices: []sdkworker.Device{{ID: id, Kind: deviceKind(id), Name: name, TotalBytes: 1}}}
+	}
+	var types []*workerType
+	for _, x := range []struct{ name, device string }{{"aaa", "cpu"}, {"aaa2", "cuda:0"}, {"cpu", "cpu"}, {"cuda", "cuda:0"}, {"zzz", "cuda:0"}, {"zz1", "npu"}, {"zz2", "npu"}} {
+		w := newType(pluginhost.Spec{Name: x.name})
+		w.note(sdk.Info{}, device(x.device, "as "+x.name+" says"), "")
+		types = append(types, w)
+	}
+	h := &Hive{types: types}
+	devices, _ := h.devices(0)
+	var names []string
+	for _, d := range devices {
+		names = append(names, d.ID+" "+d.Name)
+	}
+	must.Eq(t, []string{"cpu as cpu says", "cuda:0 as cuda says", "npu as zz1 says"}, names)
 }
 
 func TestChooseDevice(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.SpawnResult, error) {
 	var version string
 	r.Type, version, _ = strings.Cut(r.Type, "@")
-	t, err := h.typeFor(ctx, r)
+	t, err := h.typeFor(ctx, r, "")
 	if err != nil {
 		return core.SpawnResult{}, err
 	}
@@ -27,6 +27,11 @@ func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.Sp
 		return core.SpawnResult{}, err
 	}
 	defer release()
+	if r.Type == "" { // what the model is decides as well
+		if t, err = h.typeFor(ctx, r, model.Architecture); err != nil {
+			return core.SpawnResult{}, err
+		}
+	}
 	binary, err := h.ensureBinary(ctx, t, version, run)
 	if err != nil {
 		return core.SpawnResult{}, err
@@ -42,8 +47,9 @@ func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.Sp
 	return core.SpawnResult{Worker: w.view(h.opts.ID), PID: w.pid()}, nil
 }
 
-// typeFor chooses the worker type of a spawn. Only the types that can be meant are waited for.
-func (h *Hive) typeFor(ctx context.Context, r core.Request) (*workerType, error) {
+// typeFor chooses the worker type of a spawn with a model of an architecture, which is empty while that is not known. Only the types that
+// can be meant are waited for.
+func (h *Hive) typeFor(ctx context.Context, r core.Request, architecture string) (*workerType, error) {
 	if r.Type != "" {
 		t, err := h.workerType(r.Type)
 		if err != nil {
@@ -55,7 +61,7 @@ func (h *Hive) typeFor(ctx context.Context, r core.Request) (*workerType, error)
 	} else if err := h.probed(ctx); err != nil {
 		return nil, err
 	}
-	name, err := chooseType(h.typeViews(), r.Type, r.Device)
+	name, err := chooseType(h.typeViews(), r.Type, r.Device, architecture)
 	if err != nil {
 		return nil, err
 	}

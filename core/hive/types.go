@@ -225,7 +225,7 @@ func (h *Hive) workerType(name string) (*workerType, error) {
 			return t, nil
 		}
 	}
-	_, err := chooseType(h.typeViews(), name, "")
+	_, err := chooseType(h.typeViews(), name, "", "")
 	if err == nil {
 		err = core.Errorf("", core.NotFound, "this hive has no worker type %q", name)
 	}
@@ -253,8 +253,8 @@ func (h *Hive) probed(ctx context.Context) error {
 func (h *Hive) typeViews() []typeView {
 	out := make([]typeView, 0, len(h.typeList()))
 	for _, t := range h.typeList() {
-		_, f, _ := t.known()
-		out = append(out, typeView{Name: t.name(), Problem: f.Problem, Devices: devicesOf(f)})
+		info, f, _ := t.known()
+		out = append(out, typeView{Name: t.name(), Problem: f.Problem, Devices: devicesOf(f), Formats: info.Formats, Architectures: info.Architectures})
 	}
 	return out
 }
@@ -268,14 +268,17 @@ func (h *Hive) devices(free int64) (devices []core.Device, types []string) {
 		}
 		types = append(types, v.Name)
 		for _, d := range v.Devices {
-			if slices.ContainsFunc(devices, func(o core.Device) bool { return o.ID == d.ID }) {
-				continue
-			}
 			// The memory of the machine is looked at anew every time; that of other devices by the next worker on them.
 			if d.Kind == kindCPU && free > 0 {
 				d.FreeBytes = free
 			}
-			devices = append(devices, d)
+			// Devices of one id are one device, and the type that has its kind's name knows it best.
+			switch i := slices.IndexFunc(devices, func(o core.Device) bool { return o.ID == d.ID }); {
+			case i < 0:
+				devices = append(devices, d)
+			case v.owns(d.ID):
+				devices[i] = d
+			}
 		}
 	}
 	slices.Sort(types)

@@ -47,7 +47,7 @@ type served struct {
 
 // Info says who the plugin is and which engine it needs here.
 func (b *Backend) Info(context.Context) (sdk.Info, error) {
-	info := sdk.Info{Name: string(b.flavour), Kind: sdk.KindWorker, Version: b.version, Summary: b.flavour.summary()}
+	info := sdk.Info{Name: string(b.flavour), Kind: sdk.KindWorker, Version: b.version, Summary: b.flavour.summary(), Formats: []string{sdk.FormatGGUF}}
 	if engines := enginesFor(b.flavour, runtime.GOOS, runtime.GOARCH); len(engines) > 0 {
 		info.Engine, info.OtherEngines = engines[0], engines[1:]
 	}

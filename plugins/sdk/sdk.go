@@ -45,7 +45,15 @@ type Info struct {
 	Engine Engine
 	// OtherEngines are other releases of Engine that the plugin works with as well, the best first, for whoever asks for a certain version.
 	OtherEngines []Engine
+	// Formats are the formats of model files that a worker type serves: FormatGGUF. A type that says none is used where it is named, and
+	// never chosen by the host.
+	Formats []string
+	// Architectures are those that a worker type serves, as the model's file names them, such as "llama". Empty: all of its formats.
+	Architectures []string
 }
+
+// FormatGGUF is the format of llama.cpp's models.
+const FormatGGUF = "gguf"
 
 // Engine names a library set that a catalog source provides and the host unpacks beside the plugin.
 type Engine struct {

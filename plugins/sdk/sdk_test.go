@@ -105,6 +105,7 @@ func TestEveryFieldSurvivesTheWire(t *testing.T) {
 			Name: "n", Kind: sdk.KindWorker, Version: "1", Summary: "s", Capabilities: []string{"a", "b"},
 			Engine:       sdk.Engine{Name: "e", Version: "v1", Ref: "npm:x@1", Prefix: "p/", Links: map[string]string{"l": "f"}},
 			OtherEngines: []sdk.Engine{{Name: "e", Version: "v0", Ref: "npm:x@0", Prefix: "p/", Links: map[string]string{"l": "g"}}},
+			Formats:      []string{"gguf"}, Architectures: []string{"llama"},
 		},
 		schema: sdk.Schema{
 			Attributes: []sdk.Attribute{{Name: "a", Type: "string", Required: true, Default: json.RawMessage(`"x"`), Sensitive: true, Doc: "d"}},

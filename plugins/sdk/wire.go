@@ -32,6 +32,7 @@ func (s *pluginServer) Info(ctx context.Context, _ *pluginv1.InfoRequest) (*plug
 	return &pluginv1.InfoResponse{
 		Name: i.Name, Kind: string(i.Kind), Version: i.Version, Summary: i.Summary, Capabilities: i.Capabilities,
 		Engine: engineToProto(i.Engine), OtherEngines: others,
+		Formats: i.Formats, Architectures: i.Architectures,
 	}, nil
 }
 
@@ -105,6 +106,7 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 	return Info{
 		Name: r.GetName(), Kind: Kind(r.GetKind()), Version: r.GetVersion(), Summary: r.GetSummary(), Capabilities: r.GetCapabilities(),
 		Engine: engineFromProto(r.GetEngine()), OtherEngines: others,
+		Formats: r.GetFormats(), Architectures: r.GetArchitectures(),
 	}, nil
 }
 

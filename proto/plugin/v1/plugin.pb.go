@@ -117,7 +117,11 @@ type InfoResponse struct {
 	Capabilities []string               `protobuf:"bytes,5,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	Engine       *Engine                `protobuf:"bytes,6,opt,name=engine,proto3" json:"engine,omitempty"`
 	// Other releases that the plugin works with as well, the best first.
-	OtherEngines  []*Engine `protobuf:"bytes,7,rep,name=other_engines,json=otherEngines,proto3" json:"other_engines,omitempty"`
+	OtherEngines []*Engine `protobuf:"bytes,7,rep,name=other_engines,json=otherEngines,proto3" json:"other_engines,omitempty"`
+	// Formats of model files that a worker type serves, such as gguf; empty: it is never chosen by the host.
+	Formats []string `protobuf:"bytes,8,rep,name=formats,proto3" json:"formats,omitempty"`
+	// Architectures of models that a worker type serves; empty: all of its formats.
+	Architectures []string `protobuf:"bytes,9,rep,name=architectures,proto3" json:"architectures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -197,6 +201,20 @@ func (x *InfoResponse) GetEngine() *Engine {
 func (x *InfoResponse) GetOtherEngines() []*Engine {
 	if x != nil {
 		return x.OtherEngines
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetFormats() []string {
+	if x != nil {
+		return x.Formats
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetArchitectures() []string {
+	if x != nil {
+		return x.Architectures
 	}
 	return nil
 }
@@ -832,7 +850,7 @@ var File_plugin_v1_plugin_proto protoreflect.FileDescriptor
 const file_plugin_v1_plugin_proto_rawDesc = "" +
 	"\n" +
 	"\x16plugin/v1/plugin.proto\x12\x0erbee.plugin.v1\"\r\n" +
-	"\vInfoRequest\"\xfb\x01\n" +
+	"\vInfoRequest\"\xbb\x02\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
@@ -840,7 +858,9 @@ const file_plugin_v1_plugin_proto_rawDesc = "" +
 	"\asummary\x18\x04 \x01(\tR\asummary\x12\"\n" +
 	"\fcapabilities\x18\x05 \x03(\tR\fcapabilities\x12.\n" +
 	"\x06engine\x18\x06 \x01(\v2\x16.rbee.plugin.v1.EngineR\x06engine\x12;\n" +
-	"\rother_engines\x18\a \x03(\v2\x16.rbee.plugin.v1.EngineR\fotherEngines\"\xd3\x01\n" +
+	"\rother_engines\x18\a \x03(\v2\x16.rbee.plugin.v1.EngineR\fotherEngines\x12\x18\n" +
+	"\aformats\x18\b \x03(\tR\aformats\x12$\n" +
+	"\rarchitectures\x18\t \x03(\tR\rarchitectures\"\xd3\x01\n" +
 	"\x06Engine\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x10\n" +

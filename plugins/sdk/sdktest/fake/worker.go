@@ -84,7 +84,7 @@ func NameOf(kind sdk.Kind, path string) string {
 
 // Info says who the fake is.
 func (w *Worker) Info(context.Context) (sdk.Info, error) {
-	info := sdk.Info{Name: w.name, Kind: sdk.KindWorker, Version: Version, Summary: "Answers with the words of the prompt, for tests."}
+	info := sdk.Info{Name: w.name, Kind: sdk.KindWorker, Version: Version, Summary: "Answers with the words of the prompt, for tests.", Formats: []string{sdk.FormatGGUF}}
 	if w.name == Engined {
 		info.Engine, info.OtherEngines = engine("2"), []sdk.Engine{engine("1")}
 	}
