@@ -163,7 +163,7 @@ func (q *fakeQueen) Route(_ context.Context, r inference.Query) (inference.Lease
 	defer q.mu.Unlock()
 	for _, w := range q.workers {
 		if w.Model == r.Model && !r.Other {
-			return inference.NewLease([]core.Candidate{{Worker: w, Reason: "the only one"}}, nil, func(inference.Outcome) {}), nil
+			return inference.NewLease([]core.Candidate{{Worker: w, Reason: "the only one"}}, nil, nil, func(inference.Outcome) {}), nil
 		}
 	}
 	return inference.Lease{}, unknownModel(r.Model)

@@ -262,7 +262,7 @@ func (p *process) buildHive(ctx context.Context) error {
 		Jobs: p.jobs, Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Origins: origins, Queens: queens, Peers: peers, Logger: p.log,
 		KeepFiles: !cfg.Hive.Download.Seed, UploadLimit: download.NewLimiter(int64(cfg.Hive.Download.UploadLimit)),
 		StopWorkersOnExit: !cfg.Hive.KeepWorkers, Build: buildOptions(cfg.Hive.Build, p.opts.Suite), Engines: cfg.Hive.Engines.Allow,
-		Slots: cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace,
+		Slots: cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace, WorkerTimeout: cfg.Hive.WorkerTimeout,
 	})
 	return err
 }
@@ -351,7 +351,10 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		return err
 	}
 	metrics := gateway.NewMetrics()
-	p.answers = inference.New(inference.Options{Router: p.queen, Dial: p.dial, Meter: metrics, Logger: p.log.Named("inference")})
+	p.answers = inference.New(inference.Options{
+		Router: p.queen, Dial: p.dial, Meter: metrics, Logger: p.log.Named("inference"), QueueLimit: cfg.Queen.QueueLimit, QueueTimeout: cfg.Queen.QueueTimeout,
+		FirstTokenTimeout: cfg.Queen.FirstTokenTimeout, TokenTimeout: cfg.Queen.TokenTimeout,
+	})
 	p.defers(func() error { p.answers.Close(); return nil })
 	g := gateway.Options{
 		Inference: p.answers, Metrics: metrics, Cluster: p.queen, Jobs: p.queen, Reader: p.queen, Admin: p.queen, Version: p.opts.Version, Logger: p.log.Named("gateway"),

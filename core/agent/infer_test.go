@@ -27,7 +27,7 @@ func (r *oneWorker) Route(_ context.Context, q inference.Query) (inference.Lease
 	}
 	r.running.Add(1)
 	w := core.Worker{ID: "w1", Model: "tiny", Nonce: "n"}
-	return inference.NewLease([]core.Candidate{{Worker: w}}, nil, func(inference.Outcome) { r.running.Add(-1) }), nil
+	return inference.NewLease([]core.Candidate{{Worker: w}}, nil, nil, func(inference.Outcome) { r.running.Add(-1) }), nil
 }
 
 // inferRig is a process with an inference service in front of a worker.

@@ -53,6 +53,13 @@ type Queen struct {
 	ElectionTimeout time.Duration // how long a silent leader is believed in
 	CertificateTTL  time.Duration // life of the certificates that this queen signs
 	TokenGrace      time.Duration // for tokens that were proved, while there is no contact with a leader
+	// QueueLimit and QueueTimeout bound the requests that wait for a free slot of one model.
+	QueueLimit   int
+	QueueTimeout time.Duration
+	// FirstTokenTimeout bounds the wait for the first byte of a worker that makes no progress,
+	// TokenTimeout that between two events of a stream.
+	FirstTokenTimeout time.Duration
+	TokenTimeout      time.Duration
 	// OperatorTokenFile has the first operator's token, for a cluster whose certificates come from files; empty: another queen begins it.
 	OperatorTokenFile string
 }
@@ -80,6 +87,7 @@ type Hive struct {
 	ContextTokens int           // positions per slot where a spawn does not say; 0: what the model was trained for, as far as memory allows
 	Threads       int           // CPU threads of a worker, where a spawn does not say; 0: the worker's choice
 	StopGrace     time.Duration // how long running requests may go on when a worker is stopped
+	WorkerTimeout time.Duration // for a worker that neither tells its state nor works before it is killed
 	KeepWorkers   bool          // workers go on when the agent ends, and the next agent takes them over
 	Download      Download
 	Build         Build

@@ -56,11 +56,24 @@ func settings() []setting {
 		{name: "queen.token_grace", field: func(c *Config) any { return &c.Queen.TokenGrace }, check: func(c *Config) string {
 			return checkDuration(c.Queen.TokenGrace, 0, 30*24*time.Hour, "0s", "720h (30 days)")
 		}},
+		{name: "queen.queue_limit", field: func(c *Config) any { return &c.Queen.QueueLimit }, check: func(c *Config) string { return checkRange(c.Queen.QueueLimit, 1, 100_000) }},
+		{name: "queen.queue_timeout", field: func(c *Config) any { return &c.Queen.QueueTimeout }, check: func(c *Config) string {
+			return checkDuration(c.Queen.QueueTimeout, 100*time.Millisecond, time.Hour, "100ms", "1h")
+		}},
+		{name: "queen.first_token_timeout", field: func(c *Config) any { return &c.Queen.FirstTokenTimeout }, check: func(c *Config) string {
+			return checkDuration(c.Queen.FirstTokenTimeout, time.Second, 24*time.Hour, "1s", "24h")
+		}},
+		{name: "queen.token_timeout", field: func(c *Config) any { return &c.Queen.TokenTimeout }, check: func(c *Config) string {
+			return checkDuration(c.Queen.TokenTimeout, time.Second, 24*time.Hour, "1s", "24h")
+		}},
 		{name: "hive.enabled", field: func(c *Config) any { return &c.Hive.Enabled }},
 		{name: "hive.slots", field: func(c *Config) any { return &c.Hive.Slots }, check: func(c *Config) string { return checkRange(c.Hive.Slots, 1, 1024) }},
 		{name: "hive.context_tokens", field: func(c *Config) any { return &c.Hive.ContextTokens }, check: func(c *Config) string { return checkRange(c.Hive.ContextTokens, 0, 1<<24) }},
 		{name: "hive.threads", field: func(c *Config) any { return &c.Hive.Threads }, check: func(c *Config) string { return checkRange(c.Hive.Threads, 0, 4096) }},
 		{name: "hive.stop_grace", field: func(c *Config) any { return &c.Hive.StopGrace }, check: func(c *Config) string { return checkDuration(c.Hive.StopGrace, 0, time.Hour, "0s", "1h") }},
+		{name: "hive.worker_timeout", field: func(c *Config) any { return &c.Hive.WorkerTimeout }, check: func(c *Config) string {
+			return checkDuration(c.Hive.WorkerTimeout, 5*time.Second, 24*time.Hour, "5s", "24h")
+		}},
 		{name: "hive.keep_workers", field: func(c *Config) any { return &c.Hive.KeepWorkers }},
 		{name: "hive.download.connections", field: func(c *Config) any { return &c.Hive.Download.Connections }, check: func(c *Config) string { return checkRange(c.Hive.Download.Connections, 1, 64) }},
 		{name: "hive.download.rate_limit", field: func(c *Config) any { return &c.Hive.Download.RateLimit }},
@@ -88,8 +101,8 @@ func defaults(env Env) *Config {
 	c := &Config{
 		LogLevel: "info",
 		Bind:     Bind{Address: "127.0.0.1", HTTPPort: DefaultHTTPPort, RPCPort: DefaultRPCPort, GossipPort: DefaultGossipPort},
-		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour, TokenGrace: time.Hour},
-		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, KeepWorkers: true, Download: Download{Connections: 4, Seed: true}, Build: Build{Timeout: 10 * time.Minute, MaxDisk: 8 << 30}},
+		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour, TokenGrace: time.Hour, QueueLimit: 128, QueueTimeout: 10 * time.Second, FirstTokenTimeout: 5 * time.Minute, TokenTimeout: time.Minute},
+		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, WorkerTimeout: time.Minute, KeepWorkers: true, Download: Download{Connections: 4, Seed: true}, Build: Build{Timeout: 10 * time.Minute, MaxDisk: 8 << 30}},
 		origins:  map[string]Origin{},
 		env:      env,
 	}

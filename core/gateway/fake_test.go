@@ -73,7 +73,7 @@ func (f *fakeRouter) Route(ctx context.Context, q inference.Query) (inference.Le
 		return inference.Lease{}, &inference.Busy{Model: q.Model}
 	}
 	f.active[id]++
-	return inference.NewLease(ranked, nil, func(o inference.Outcome) {
+	return inference.NewLease(ranked, nil, nil, func(o inference.Outcome) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.active[id]--

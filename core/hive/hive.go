@@ -28,6 +28,8 @@ import (
 const (
 	defaultSlots     = 4
 	defaultStopGrace = 10 * time.Second
+	// defaultWorkerTimeout bounds the silence of a worker that does nothing.
+	defaultWorkerTimeout = time.Minute
 	// firstProbe is how long the first report waits for the worker types, so that a queen does not learn of a hive without any.
 	firstProbe = time.Second
 	// exitGrace bounds the end of Run: jobs, then workers that are stopped.
@@ -64,6 +66,7 @@ type Options struct {
 	ContextTokens     int              // per slot, where a spawn does not say; 0: the model's own, as far as memory allows, at most 4096
 	Threads           int              // of a worker, where a spawn does not say; 0: the worker's choice
 	StopGrace         time.Duration    // how long running requests may go on when a worker process is deleted; 0: 10 s
+	WorkerTimeout     time.Duration    // for a worker that neither tells its state nor works before it is killed; 0: 60 s
 	Build             *BuildOptions    // nil: no worker plugin is built here
 	Engines           []string         // engines beside those that plugins name: digests, references and their beginnings; see config.Engines
 	Now               func() time.Time // nil: time.Now
@@ -133,6 +136,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	}
 	opts.Slots = cmp.Or(opts.Slots, defaultSlots)
 	opts.StopGrace = cmp.Or(opts.StopGrace, defaultStopGrace)
+	opts.WorkerTimeout = cmp.Or(opts.WorkerTimeout, defaultWorkerTimeout)
 	opts.logBytes = cmp.Or(opts.logBytes, maxLogBytes)
 	h := &Hive{
 		opts: opts, log: opts.Logger.Named("hive"), now: opts.Now, disk: disk, store: s, plugins: p, types: newTypes(opts.WorkerSpecs),

@@ -20,6 +20,12 @@ const (
 	pollTimeout = 2 * time.Second
 	// refreshEvery is between looks at the free memory of the devices of a worker.
 	refreshEvery = 30 * time.Second
+	// silentAfter is the silence of a worker of which the queens are told at once.
+	silentAfter = 3 * time.Second
+	// busyShare is the least part of one core that a silent worker uses where it works.
+	busyShare = 0.05
+	// deafFactor is how many worker timeouts a silent worker is left that works.
+	deafFactor = 10
 )
 
 // worker is one worker process and what is known of it.
@@ -36,6 +42,8 @@ type worker struct {
 	state    core.WorkerState
 	status   sdkworker.Status
 	statusAt time.Time
+	heard    time.Time // of the last status, by the monotonic clock; zero: there was none
+	moved    time.Time // of the last sign of progress, likewise
 	asked    bool      // somebody wanted the end
 	problem  string    // why it failed
 	endBy    time.Time // when running requests are cut; zero: nobody wants the end
@@ -72,6 +80,10 @@ func (w *worker) view(hive string) core.Worker {
 	v.Load = core.Load{
 		At: w.statusAt, Active: w.status.Active, Queued: w.status.Queued, TokensPerSecond: w.status.TokensPerSecond,
 		TokensTotal: w.status.TokensTotal, KVUsedTokens: w.status.KVUsedTokens,
+		Silence: core.Duration(time.Since(w.heard).Truncate(time.Millisecond)),
+	}
+	if w.status.TokensTotal > 0 || w.status.KVUsedTokens > 0 { // it tells its progress
+		v.Load.Stalled = core.Duration(time.Since(w.moved).Truncate(time.Millisecond))
 	}
 	return v
 }
@@ -122,10 +134,24 @@ func (w *worker) force() {
 func (w *worker) noteStatus(s sdkworker.Status, at time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	news := w.statusAt.IsZero() || s.Active != w.status.Active || s.Queued != w.status.Queued ||
+	now := time.Now()
+	if w.heard.IsZero() || s.Active == 0 || s.TokensTotal != w.status.TokensTotal || s.KVUsedTokens != w.status.KVUsedTokens {
+		w.moved = now
+	}
+	news := w.statusAt.IsZero() || now.Sub(w.heard) >= silentAfter || s.Active != w.status.Active || s.Queued != w.status.Queued ||
 		s.Slots != w.status.Slots || s.ContextTokens != w.status.ContextTokens
-	w.status, w.statusAt = s, at
+	w.status, w.statusAt, w.heard = s, at, now
 	return news
+}
+
+// silence returns the time since the worker last told its state, 0 where it never did.
+func (w *worker) silence() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.heard.IsZero() {
+		return 0
+	}
+	return time.Since(w.heard)
 }
 
 // exit is what is remembered of a worker process that ended.
@@ -146,7 +172,7 @@ const maxExits = 64
 func (h *Hive) supervise(ctx context.Context, w *worker) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	failing := false
+	failing, vigil := false, vigil{}
 	refreshed := time.Now()
 	var logLooked time.Time // an adopted worker may have written for long
 	for {
@@ -174,6 +200,7 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 			h.log.Warn("a worker does not tell its state", "worker", w.id(), "error", err)
 		}
 		failing = err != nil
+		h.watchSilent(ctx, w, &vigil)
 		if err == nil && time.Since(refreshed) >= refreshEvery {
 			refreshed = time.Now()
 			h.refresh(ctx, w)
@@ -189,7 +216,7 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 	}
 }
 
-// poll asks a worker for its state. One that says it has failed is ended. Busy is not dead: silence alone ends nothing.
+// poll asks a worker for its state. One that says it has failed is ended. Busy is not dead: see watchSilent.
 func (h *Hive) poll(ctx context.Context, w *worker) error {
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
@@ -209,6 +236,51 @@ func (h *Hive) poll(ctx context.Context, w *worker) error {
 		return w.proc.Kill()
 	}
 	return nil
+}
+
+// vigil is what is known of a worker while it is silent.
+type vigil struct {
+	told bool          // the queens know
+	cpu  time.Duration // that the process had used when it was looked at last
+	at   time.Time     // of that look; zero: there was none
+}
+
+// watchSilent tells the queens of a worker that has become silent, and kills one that is silent for
+// the worker timeout and does nothing. One that uses its processor may only be starved, or deaf
+// while it works: it is left for ten times as long.
+func (h *Hive) watchSilent(ctx context.Context, w *worker, v *vigil) {
+	silence := w.silence()
+	if silence < silentAfter {
+		*v = vigil{}
+		return
+	}
+	if !v.told {
+		v.told = true
+		h.beat.bumpLoad()
+	}
+	used, err := hostinfo.ReadUsage(ctx, w.identity())
+	if err != nil {
+		return // it ends, or ctx does
+	}
+	now := time.Now()
+	if v.at.IsZero() {
+		v.at, v.cpu = now, used.CPUTime
+	}
+	if silence < h.opts.WorkerTimeout {
+		return
+	}
+	works := used.CPUTime-v.cpu > time.Duration(busyShare*float64(now.Sub(v.at)))
+	if works && silence < deafFactor*h.opts.WorkerTimeout {
+		v.at, v.cpu = now, used.CPUTime
+		return
+	}
+	w.mu.Lock()
+	w.problem = "it hung"
+	w.mu.Unlock()
+	h.log.Error("killed a worker that hung", "worker", w.id(), "model", w.handle.Model, "pid", w.pid(), "silence", silence.Round(time.Second))
+	if err := w.proc.Kill(); err != nil {
+		h.log.Error("kill a worker that hung", "worker", w.id(), "error", err)
+	}
 }
 
 // bury removes what an ended process leaves. The queens are told before anything else.

@@ -126,8 +126,9 @@ func (p *Process) signalled(err error) error {
 // Usage is what a process uses, as the operating system counts it.
 type Usage struct {
 	StartedAt   time.Time
-	MemoryBytes int64   // resident set, the process and its descendants
-	CPUPercent  float64 // of one core, the process and its descendants, over the life of the process
+	MemoryBytes int64         // resident set, the process and its descendants
+	CPUPercent  float64       // of one core, the process and its descendants, over the life of the process
+	CPUTime     time.Duration // that the process and its descendants have used
 }
 
 // Details is Usage and what else is worth knowing of one process.
@@ -195,6 +196,7 @@ func usage(ctx context.Context, id Identity) (Usage, []*process.Process, error) 
 			busy += t.User + t.System
 		}
 	}
+	u.CPUTime = time.Duration(busy * float64(time.Second))
 	if ms, err := p.CreateTimeWithContext(ctx); err == nil {
 		u.StartedAt = time.UnixMilli(ms)
 		if age := time.Since(u.StartedAt).Seconds(); age > 0 {

@@ -65,13 +65,28 @@ type Lease struct {
 	// Ranked are the workers that could answer, best first, Worker among them.
 	Ranked  []core.Candidate
 	Refused []core.RouteRefusal // the model's other workers
+	signs   func() Signs
 	release func(Outcome)
 }
 
-// NewLease returns a lease on the first of the ranked workers. release is called once.
-func NewLease(ranked []core.Candidate, refused []core.RouteRefusal, release func(Outcome)) Lease {
-	return Lease{Worker: ranked[0].Worker, Reason: ranked[0].Reason, Ranked: ranked, Refused: refused, release: release}
+// Signs are a worker's signs of life beside its answers.
+type Signs struct {
+	Silence  time.Duration // since it last told its state
+	Stalled  time.Duration // since it last made progress, with requests in its hands
+	Progress bool          // it tells its progress at all
 }
+
+// NewLease returns a lease on the first of the ranked workers. signs may be called at any time, also
+// concurrently; nil: there are none. release is called once.
+func NewLease(ranked []core.Candidate, refused []core.RouteRefusal, signs func() Signs, release func(Outcome)) Lease {
+	if signs == nil {
+		signs = func() Signs { return Signs{} }
+	}
+	return Lease{Worker: ranked[0].Worker, Reason: ranked[0].Reason, Ranked: ranked, Refused: refused, signs: signs, release: release}
+}
+
+// Signs returns the worker's signs of life.
+func (l Lease) Signs() Signs { return l.signs() }
 
 // Release ends the lease. It is called once.
 func (l Lease) Release(o Outcome) { l.release(o) }
@@ -143,6 +158,12 @@ type Options struct {
 	ProgressAfter    time.Duration // silence before a waiting stream gets progress comments; 0: 5 seconds
 	ProgressInterval time.Duration // between progress comments; 0: 2 seconds
 
+	// FirstTokenTimeout bounds the time until the first byte of an answer in which the worker makes no
+	// progress either; 0: 5 minutes. For an answer that is not streamed it is the whole of it.
+	FirstTokenTimeout time.Duration
+	TokenTimeout      time.Duration // between two events of a stream; 0: 1 minute
+	HungTimeout       time.Duration // for a worker that neither sends anything nor tells its state; 0: 15 seconds
+
 	QueueLimit   int           // requests that wait for a free slot of one model; 0: 128
 	QueueTimeout time.Duration // for such a wait; 0: 10 seconds
 	RefuseDeadly time.Duration // how long a request is refused that killed two workers; 0: 5 minutes
@@ -175,6 +196,9 @@ func New(o Options) *Service {
 		{&o.ProgressAfter, 5 * time.Second},
 		{&o.ProgressInterval, 2 * time.Second},
 		{&o.QueueTimeout, 10 * time.Second},
+		{&o.FirstTokenTimeout, 5 * time.Minute},
+		{&o.TokenTimeout, time.Minute},
+		{&o.HungTimeout, 15 * time.Second},
 		{&o.RefuseDeadly, 5 * time.Minute},
 	} {
 		if *d.v == 0 {

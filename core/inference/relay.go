@@ -30,8 +30,11 @@ func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 		c.s.splitters.Put(sp)
 	}()
 	for {
-		_, readErr := sp.Fill(body)
+		n, readErr := sp.Fill(body)
 		block, events := sp.Next()
+		if n > 0 {
+			c.dog.fed(events > 0)
+		}
 		if len(block) > 0 {
 			if err := c.send(block); err != nil {
 				cancel()
@@ -58,20 +61,20 @@ func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 				_ = c.send(end) // where the client is gone there is nobody to tell
 				return nil
 			}
-			return c.cutOff()
+			return c.cutOff(readErr)
 		default:
-			return c.cutOff()
+			return c.cutOff(readErr)
 		}
 	}
 }
 
 // cutOff is the end of a stream whose worker is gone. Another worker is asked where the client has
 // seen nothing of the answer.
-func (c *call) cutOff() error {
+func (c *call) cutOff(err error) error {
 	if !c.sent {
-		return &unanswered{err: lost(), sent: true, lost: true}
+		return &unanswered{err: lostBy(err), sent: true, lost: true}
 	}
-	return lost()
+	return lostBy(err)
 }
 
 // count meters the events of one read.
@@ -114,7 +117,7 @@ func (c *call) whole(resp *http.Response) error {
 	case core.KindOf(err) == core.TooLarge:
 		return err
 	case err != nil:
-		return &unanswered{err: lost(), sent: true, lost: true}
+		return &unanswered{err: lostBy(err), sent: true, lost: true}
 	}
 	a := Answer{Status: resp.StatusCode, ContentType: resp.Header.Get("Content-Type"), RetryAfter: resp.Header.Get("Retry-After"), Body: body}
 	isJSON := isJSONObject(body)

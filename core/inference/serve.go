@@ -50,6 +50,7 @@ type call struct {
 	record *routed
 
 	lease      Lease
+	dog        *watchdog     // over the attempt
 	attempts   int           // before the one that runs
 	queueUntil time.Time     // ends all waits for a free slot; zero: there was none
 	status     int           // that the client has seen; 0: none yet
@@ -228,8 +229,11 @@ func (c *call) attempt(began time.Time) error {
 
 func (c *call) ask(reason string) error {
 	// Its own context: an answer that is not read to its end is cancelled at the worker.
-	ctx, cancel := context.WithCancel(c.ctx)
+	ctx, cancelCause := context.WithCancelCause(c.ctx)
+	cancel := func() { cancelCause(nil) }
 	defer cancel()
+	c.dog = watch(&c.s.o, c.lease, c.facts.stream, cancelCause)
+	defer c.dog.stop()
 	accept := "application/json"
 	if c.facts.stream {
 		accept = "text/event-stream, application/json"
@@ -294,7 +298,7 @@ func (c *call) noAnswer(err error) error {
 	if de, ok := errors.AsType[*conn.DialError](err); ok {
 		return &unanswered{err: core.WithHint(core.Errorf("", core.Unavailable, "the worker cannot be reached: %w", de), retryHint)}
 	}
-	return &unanswered{err: lost(), sent: true, lost: true}
+	return &unanswered{err: lostBy(err), sent: true, lost: true}
 }
 
 // send passes a block of a stream on.

@@ -44,7 +44,8 @@ func dies(net.Conn) {}
 // bench is a Service with fake workers of model "tiny", in the order in which they are chosen.
 type bench struct {
 	*Service
-	slots int // in all; 0: no limit
+	slots int          // in all; 0: no limit
+	signs func() Signs // of all workers; nil: none
 
 	mu      sync.Mutex // guards below
 	workers []behaviour
@@ -89,7 +90,7 @@ func (b *bench) Route(_ context.Context, q Query) (Lease, error) {
 	}
 	b.running++
 	id := ranked[0].Worker.ID
-	return NewLease(ranked, nil, func(o Outcome) {
+	return NewLease(ranked, nil, b.signs, func(o Outcome) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.running--

@@ -50,6 +50,7 @@ func reportOf(req *queenv1.LinkRequest, at time.Time) (*report, error) {
 			return nil, invalidReport("worker %q reports %d active and %d queued requests", w.ID, w.Load.Active, w.Load.Queued)
 		}
 		bound(&w.Load)
+		w.Load.At = at.Add(-time.Duration(w.Load.Silence)) // when the worker was heard, not its hive
 		r.workers = append(r.workers, w)
 	}
 	slices.SortFunc(r.workers, func(a, b core.Worker) int { return cmp.Compare(a.ID, b.ID) })

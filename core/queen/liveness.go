@@ -27,6 +27,7 @@ const (
 	DownAlone         = 10 * time.Second        // since the last report, where there is no Pinger; or twice the interval and 5 s, if that is longer
 	LinkGrace         = 10 * time.Second        // for hives without a line, from the moment a queen leads; for routing, from its start
 	ForgetAfter       = 24 * time.Hour          // a hive that is down is removed from the registry
+	SilentWorker      = 3 * time.Second         // since a worker last told its state: it gets no request
 	PingInterval      = 50 * time.Millisecond   // between two pings to one suspect hive
 )
 

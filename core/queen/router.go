@@ -72,7 +72,8 @@ func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, 
 func (q *Queen) lease(found []core.Candidate, refused []sched.Refusal) inference.Lease {
 	w := found[0].Worker
 	end := q.begin(instanceOf(&w))
-	return inference.NewLease(found, refusals(refused), func(o inference.Outcome) {
+	signs := func() inference.Signs { return q.signs(w.Hive, w.ID, w.Nonce) }
+	return inference.NewLease(found, refusals(refused), signs, func(o inference.Outcome) {
 		end()
 		if o.Busy > 0 {
 			q.busy(instanceOf(&w), o.Busy)
@@ -229,6 +230,9 @@ func (q *Queen) prospectLocked(w *core.Worker) sched.Prospect {
 	}
 	if told := pulse.report.find(w.ID, w.Nonce); told != nil {
 		p.Load = told.Load
+		if silence := time.Duration(told.Load.Silence); silence >= SilentWorker {
+			p.Suspect = cmp.Or(p.Suspect, fmt.Sprintf("it has not told its state for %s", silence.Round(time.Second)))
+		}
 	} else if p.Suspect == "" {
 		p.Suspect = "its hive says no longer, or not yet, that it is there" // the registry follows
 	}
@@ -261,6 +265,26 @@ func (q *Queen) failed(w core.Worker) {
 	}
 	q.changedLocked()
 	q.log.Warn("worker failed a request, it is avoided until its hive confirms it", "worker", w.ID, "hive", w.Hive, "model", w.Model)
+}
+
+// signs returns what is known of a worker's life from the reports of its hive.
+func (q *Queen) signs(hive, id, nonce string) inference.Signs {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	p := q.pulses[hive]
+	if p == nil || p.report == nil {
+		return inference.Signs{} // nothing is known, nothing is held against it
+	}
+	since := time.Since(p.heard)
+	told := p.report.find(id, nonce)
+	if told == nil {
+		return inference.Signs{Silence: since} // its end closes the connection
+	}
+	s := inference.Signs{Progress: told.Load.TokensTotal > 0 || told.Load.KVUsedTokens > 0, Silence: since + time.Duration(told.Load.Silence)}
+	if told.Load.Stalled > 0 {
+		s.Stalled = since + time.Duration(told.Load.Stalled)
+	}
+	return s
 }
 
 // busy notes that a worker takes no request for a while, by its own word.

@@ -573,3 +573,40 @@ func TestRouteBusy(t *testing.T) {
 		lease.Release(inference.Outcome{})
 	})
 }
+
+// A worker that has not told its state for a while gets no request, whatever its hive says of it, and
+// its requests are told how long it has been silent.
+func TestRouteAvoidsSilentWorker(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		a := h.addWorker("a", "m", core.WorkerReady)
+		b := h.addWorker("b", "m", core.WorkerReady)
+		h.change(func(h *fakeHive) {
+			h.workers[0].Load = core.Load{TokensTotal: 7, Active: 1, Stalled: core.Duration(time.Second)}
+		})
+		h.mustBeat()
+		lease, err := c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{b}})
+		must.NoError(t, err)
+		must.Eq(t, "a", lease.Worker.ID)
+		must.Eq(t, inference.Signs{Progress: true, Stalled: time.Second}, lease.Signs())
+		lease.Release(inference.Outcome{})
+
+		h.change(func(h *fakeHive) { h.workers[0].Load.Silence = core.Duration(SilentWorker) })
+		h.mustBeat()
+		must.Eq(t, []string{"b"}, c.mustPick("m"))
+		must.Eq(t, inference.Signs{Progress: true, Stalled: time.Second, Silence: SilentWorker}, lease.Signs())
+		got, err := c.q.Worker(t.Context(), a.ID)
+		must.NoError(t, err)
+		must.Eq(t, SilentWorker, time.Since(got.Load.At), must.Sprint("when the worker was seen, not its hive"))
+		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m"})
+		must.NoError(t, err)
+		must.StrContains(t, lease.Refused[0].Reason, "has not told its state for 3s")
+		lease.Release(inference.Outcome{})
+
+		h.change(func(h *fakeHive) { h.workers[0].Load.Silence = 0 })
+		h.mustBeat()
+		must.Len(t, 2, c.mustPick("m"))
+	})
+}

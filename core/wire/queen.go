@@ -3,6 +3,8 @@ package wire
 import (
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"github.com/rbee-project/rbee/core"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
@@ -82,6 +84,8 @@ func LoadToProto(l core.Load) *queenv1.Load {
 		TokensPerSecond: l.TokensPerSecond,
 		TokensTotal:     l.TokensTotal,
 		KvUsedTokens:    int64(l.KVUsedTokens),
+		Silence:         durationOf(l.Silence),
+		Stalled:         durationOf(l.Stalled),
 	}
 }
 
@@ -94,5 +98,15 @@ func LoadFromProto(l *queenv1.Load, at time.Time) core.Load {
 		TokensPerSecond: l.GetTokensPerSecond(),
 		TokensTotal:     l.GetTokensTotal(),
 		KVUsedTokens:    int(l.GetKvUsedTokens()),
+		Silence:         core.Duration(max(l.GetSilence().AsDuration(), 0)),
+		Stalled:         core.Duration(max(l.GetStalled().AsDuration(), 0)),
 	}
+}
+
+// durationOf is nil for 0, so that what is usual takes no bytes.
+func durationOf(d core.Duration) *durationpb.Duration {
+	if d == 0 {
+		return nil
+	}
+	return durationpb.New(time.Duration(d))
 }

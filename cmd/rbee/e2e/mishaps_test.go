@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -180,4 +181,52 @@ func TestDeadlyRequest(t *testing.T) {
 	must.Eq(t, http.StatusOK, r.status)
 	must.Eq(t, all-2, workers())
 	t.Logf("%d of %d workers are left", workers(), all)
+}
+
+// A worker that hangs costs its requests seconds, not for ever: they go to another one, and it is killed.
+func TestHungWorker(t *testing.T) {
+	t.Parallel()
+	a := startAgent(t, agentOptions{env: []string{"RBEE_HIVE_WORKER_TIMEOUT=8s"}})
+	a.spawn()
+	hung := a.spawn()
+	c := &http.Client{}
+	const clients = 8
+	ask := func() (slowest time.Duration, hanging int) {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for i := range clients {
+			wg.Go(func() {
+				r, err := askRaw(ctx, c, a, fmt.Sprint("story ", i), 8, i%2 == 0)
+				mu.Lock()
+				defer mu.Unlock()
+				slowest = max(slowest, r.took)
+				if err != nil || r.status != http.StatusOK || strings.Contains(r.text, `"error"`) {
+					t.Logf("%v: status %d: %s", err, r.status, r.text)
+					hanging++
+				}
+			})
+		}
+		wg.Wait()
+		return slowest, hanging
+	}
+	slowest, hanging := ask()
+	must.Zero(t, hanging)
+	t.Logf("before: %d requests in %s at most", clients, slowest)
+	must.NoError(t, syscall.Kill(hung.PID, syscall.SIGSTOP))
+	slowest, hanging = ask()
+	t.Logf("with a stopped worker: %d requests in %s at most, %d of them in vain", clients, slowest, hanging)
+	must.Zero(t, hanging)
+	must.Less(t, 25*time.Second, slowest)
+	coretest.Eventually(t, patience, func() error {
+		if err := syscall.Kill(hung.PID, 0); err == nil {
+			return fmt.Errorf("process %d is there", hung.PID)
+		}
+		return nil
+	})
+	must.Len(t, 1, jsonOf[[]core.Worker](a, "worker", "list"))
+	slowest, hanging = ask()
+	must.Zero(t, hanging)
+	t.Logf("after: %d requests in %s at most", clients, slowest)
 }

@@ -2146,8 +2146,12 @@ type Load struct {
 	TokensPerSecond float64                `protobuf:"fixed64,3,opt,name=tokens_per_second,json=tokensPerSecond,proto3" json:"tokens_per_second,omitempty"`
 	TokensTotal     int64                  `protobuf:"varint,4,opt,name=tokens_total,json=tokensTotal,proto3" json:"tokens_total,omitempty"`
 	KvUsedTokens    int64                  `protobuf:"varint,5,opt,name=kv_used_tokens,json=kvUsedTokens,proto3" json:"kv_used_tokens,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Since the worker last told its state; absent: a moment.
+	Silence *durationpb.Duration `protobuf:"bytes,6,opt,name=silence,proto3" json:"silence,omitempty"`
+	// Since a worker with requests last made progress; absent: a moment, or it does not tell.
+	Stalled       *durationpb.Duration `protobuf:"bytes,7,opt,name=stalled,proto3" json:"stalled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Load) Reset() {
@@ -2213,6 +2217,20 @@ func (x *Load) GetKvUsedTokens() int64 {
 		return x.KvUsedTokens
 	}
 	return 0
+}
+
+func (x *Load) GetSilence() *durationpb.Duration {
+	if x != nil {
+		return x.Silence
+	}
+	return nil
+}
+
+func (x *Load) GetStalled() *durationpb.Duration {
+	if x != nil {
+		return x.Stalled
+	}
+	return nil
 }
 
 var File_queen_v1_queen_proto protoreflect.FileDescriptor
@@ -2367,13 +2385,15 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x05state\x18\t \x01(\tR\x05state\x12\x14\n" +
 	"\x05nonce\x18\n" +
 	" \x01(\tR\x05nonce\x12'\n" +
-	"\x04load\x18\v \x01(\v2\x13.rbee.queen.v1.LoadR\x04load\"\xab\x01\n" +
+	"\x04load\x18\v \x01(\v2\x13.rbee.queen.v1.LoadR\x04load\"\x95\x02\n" +
 	"\x04Load\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\x05R\x06active\x12\x16\n" +
 	"\x06queued\x18\x02 \x01(\x05R\x06queued\x12*\n" +
 	"\x11tokens_per_second\x18\x03 \x01(\x01R\x0ftokensPerSecond\x12!\n" +
 	"\ftokens_total\x18\x04 \x01(\x03R\vtokensTotal\x12$\n" +
-	"\x0ekv_used_tokens\x18\x05 \x01(\x03R\fkvUsedTokens*\x9f\x01\n" +
+	"\x0ekv_used_tokens\x18\x05 \x01(\x03R\fkvUsedTokens\x123\n" +
+	"\asilence\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\asilence\x123\n" +
+	"\astalled\x18\a \x01(\v2\x19.google.protobuf.DurationR\astalled*\x9f\x01\n" +
 	"\tBlobStage\x12\x1a\n" +
 	"\x16BLOB_STAGE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11BLOB_STAGE_ASKING\x10\x01\x12\x18\n" +
@@ -2482,37 +2502,39 @@ var file_queen_v1_queen_proto_depIdxs = []int32{
 	3,  // 12: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
 	36, // 13: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
 	34, // 14: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	1,  // 15: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
-	5,  // 16: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
-	8,  // 17: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
-	10, // 18: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
-	12, // 19: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
-	14, // 20: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	16, // 21: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
-	18, // 22: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	21, // 23: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
-	24, // 24: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	26, // 25: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	28, // 26: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	30, // 27: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	2,  // 28: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	6,  // 29: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
-	9,  // 30: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	11, // 31: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	13, // 32: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	15, // 33: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	17, // 34: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
-	19, // 35: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	22, // 36: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
-	25, // 37: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	27, // 38: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	29, // 39: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	31, // 40: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	28, // [28:41] is the sub-list for method output_type
-	15, // [15:28] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	35, // 15: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
+	35, // 16: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
+	1,  // 17: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	5,  // 18: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
+	8,  // 19: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	10, // 20: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	12, // 21: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	14, // 22: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	16, // 23: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	18, // 24: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	21, // 25: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
+	24, // 26: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	26, // 27: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	28, // 28: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	30, // 29: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	2,  // 30: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	6,  // 31: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
+	9,  // 32: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	11, // 33: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	13, // 34: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	15, // 35: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	17, // 36: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	19, // 37: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	22, // 38: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
+	25, // 39: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	27, // 40: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	29, // 41: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	31, // 42: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	30, // [30:43] is the sub-list for method output_type
+	17, // [17:30] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }

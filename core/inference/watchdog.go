@@ -1,0 +1,79 @@
+package inference
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// errStalled is the cause of the end of an attempt at a worker that hangs.
+var errStalled = errors.New("the worker stopped answering")
+
+// watchdog ends an attempt at a worker that hangs: it sends nothing, and neither its state nor its
+// progress says that it works. Each byte counts, comments included.
+type watchdog struct {
+	o        *Options
+	signs    func() Signs
+	cancel   context.CancelCauseFunc
+	streamed bool
+	start    time.Time
+	heard    atomic.Int64 // nanoseconds from start to the last byte
+	token    atomic.Bool  // an event came
+	timer    *time.Timer
+}
+
+func watch(o *Options, l Lease, streamed bool, cancel context.CancelCauseFunc) *watchdog {
+	d := &watchdog{o: o, signs: l.signs, cancel: cancel, streamed: streamed, start: time.Now()}
+	d.timer = time.AfterFunc(d.tick(), d.look)
+	return d
+}
+
+func (d *watchdog) tick() time.Duration {
+	return min(d.o.HungTimeout, d.o.TokenTimeout, d.o.FirstTokenTimeout) / 3
+}
+
+// fed notes that the worker has sent something, and whether an event was in it.
+func (d *watchdog) fed(event bool) {
+	d.heard.Store(int64(time.Since(d.start)))
+	if event && !d.token.Load() {
+		d.token.Store(true)
+	}
+}
+
+// stop ends the watch. A look that runs may still cancel the attempt, which has ended.
+func (d *watchdog) stop() { d.timer.Stop() }
+
+func (d *watchdog) look() {
+	quiet := time.Since(d.start) - time.Duration(d.heard.Load())
+	if hangs(d.o, d.streamed, d.token.Load(), quiet, d.signs()) {
+		d.cancel(errStalled)
+		return
+	}
+	d.timer.Reset(d.tick())
+}
+
+// hangs reports whether a worker that has sent nothing for so long is to be given up.
+func hangs(o *Options, streamed, token bool, quiet time.Duration, s Signs) bool {
+	switch {
+	case quiet >= o.HungTimeout && s.Silence >= o.HungTimeout:
+		return true // its process does nothing
+	case streamed && token:
+		return quiet >= o.TokenTimeout
+	case s.Progress: // it reads a long prompt, or writes a long answer
+		return quiet >= o.FirstTokenTimeout && s.Stalled >= o.FirstTokenTimeout
+	case streamed:
+		return quiet >= o.FirstTokenTimeout
+	}
+	return false // a whole answer takes its time, and nobody knows how far it is
+}
+
+// lostBy is why an answer broke off with err.
+func lostBy(err error) error {
+	if errors.Is(err, errStalled) {
+		return core.WithHint(core.Errorf("", core.WorkerLost, "the worker stopped answering"), retryHint)
+	}
+	return lost()
+}
