@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -62,9 +61,8 @@ var pluginDir = sync.OnceValues(func() (string, error) {
 		"rbee-worker-fake":  "../../plugins/sdk/sdktest/fakeworker",
 		"rbee-catalog-fake": "../../plugins/sdk/sdktest/fakecatalog",
 	} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
+		if err := coretest.Build(filepath.Join(dir, name), pkg); err != nil {
+			return "", err
 		}
 	}
 	// The same under another name needs an engine.

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -53,9 +52,8 @@ func run(m *testing.M) (int, error) {
 		"rbee-catalog-fake": "github.com/rbee-project/rbee/plugins/sdk/sdktest/fakecatalog",
 		"rbee-worker-probe": "github.com/rbee-project/rbee/core/pluginhost/testdata/probe",
 	} {
-		out, err := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg).CombinedOutput()
-		if err != nil {
-			return 1, fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+		if err := coretest.Build(filepath.Join(dir, name), pkg); err != nil {
+			return 1, err
 		}
 		if err := os.Chmod(filepath.Join(dir, name), 0o755); err != nil {
 			return 1, err

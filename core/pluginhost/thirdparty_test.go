@@ -44,7 +44,7 @@ func (s stranger) run(t *testing.T, args ...string) string {
 	cmd := exec.CommandContext(t.Context(), "go", args...)
 	cmd.Dir = s.dir
 	// Offline: everything is in the module cache, since this test was built from it.
-	cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "GOPROXY=off", "GOSUMDB=off", "GOWORK=off")
+	cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "GOPROXY=off", "GOSUMDB=off", "GOWORK=off", "CGO_ENABLED=0")
 	out, err := cmd.Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, exit.Stderr)
@@ -56,7 +56,7 @@ func (s stranger) run(t *testing.T, args ...string) string {
 func (s stranger) build(t *testing.T, name string) string {
 	t.Helper()
 	exe := filepath.Join(s.dir, name)
-	s.run(t, "build", "-ldflags", "-s -w", "-o", exe, ".")
+	s.run(t, "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", exe, ".")
 	must.NoError(t, os.Chmod(exe, 0o755))
 	return exe
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -29,8 +28,8 @@ var plugins = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	for name, pkg := range map[string]string{"rbee-worker-fake": "fakeworker", "rbee-catalog-fake": "fakecatalog"} {
-		if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, name), "../../plugins/sdk/sdktest/"+pkg).CombinedOutput(); err != nil {
-			return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
+		if err := coretest.Build(filepath.Join(dir, name), "../../plugins/sdk/sdktest/"+pkg); err != nil {
+			return "", err
 		}
 	}
 	return dir, nil

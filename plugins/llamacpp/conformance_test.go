@@ -3,12 +3,12 @@ package llamacpp_test
 import (
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/plugins/llamacpp"
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
@@ -36,9 +36,6 @@ func TestConformance(t *testing.T) {
 func TestConformanceOfTheBinary(t *testing.T) {
 	o := options(t)
 	exe := filepath.Join(t.TempDir(), "rbee-worker-cpu")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", exe, "../worker-cpu")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
-	must.NoError(t, err, must.Sprintf("%s", out))
+	must.NoError(t, coretest.Build(exe, "../worker-cpu"))
 	sdktest.Worker(t, sdktest.WorkerBinary(exe), o)
 }

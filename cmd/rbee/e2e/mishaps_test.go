@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -141,8 +140,7 @@ func mortals(t *testing.T, n int) *agent {
 		must.NoError(t, err)
 		must.NoError(t, os.WriteFile(filepath.Join(plugins, filepath.Base(p)), data, 0o700))
 	}
-	build := exec.CommandContext(patient(t), "go", "build", "-o", filepath.Join(plugins, "rbee-worker-mortal"), "./testdata/mortal")
-	must.Eq(t, 0, run(t, build).code)
+	must.NoError(t, coretest.Build(filepath.Join(plugins, "rbee-worker-mortal"), "./testdata/mortal"))
 	a := startAgent(t, agentOptions{store: t.TempDir(), args: []string{"-plugin-dir", plugins}})
 	for range n {
 		a.spawn("--type", "mortal")

@@ -20,6 +20,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
@@ -105,9 +106,7 @@ func newSeedingCluster(t testing.TB, o *countedOrigin) *cluster {
 	t.Helper()
 	c := newCluster(t)
 	plugins := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(plugins, "rbee-catalog-counted"), "./testdata/counted")
-	r := run(t, build)
-	must.Eq(t, 0, r.code, must.Sprint(r.stderr))
+	must.NoError(t, coretest.Build(filepath.Join(plugins, "rbee-catalog-counted"), "./testdata/counted"))
 	c.extra = fmt.Sprintf("plugin_dir = %q\ncatalog \"counted\" {\n  config {\n    origin = %q\n  }\n}\n", plugins, o.url)
 	c.ownStores = true
 	for i := range 3 {

@@ -37,7 +37,7 @@ func TestWorkerTypeOfAThirdParty(t *testing.T) {
 	}
 
 	plugins := t.TempDir()
-	goTool("build", "-o", filepath.Join(plugins, "rbee-worker-parrot"), ".")
+	goTool("build", "-trimpath", "-tags", "grpcnotrace", "-o", filepath.Join(plugins, "rbee-worker-parrot"), ".")
 	modules := strings.Fields(goTool("list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", "."))
 	slices.Sort(modules)
 	modules = slices.Compact(modules)

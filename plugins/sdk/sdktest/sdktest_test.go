@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest/fake"
@@ -38,9 +38,8 @@ func run(m *testing.M) (int, error) {
 	defer os.RemoveAll(dir)
 	built = dir
 	for name, pkg := range map[string]string{"rbee-worker-fake": "./fakeworker", "rbee-catalog-fake": "./fakecatalog"} {
-		out, err := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg).CombinedOutput()
-		if err != nil {
-			return 1, fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+		if err := coretest.Build(filepath.Join(dir, name), pkg); err != nil {
+			return 1, err
 		}
 	}
 	return m.Run(), nil
