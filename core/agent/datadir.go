@@ -16,8 +16,12 @@ import (
 
 // lockDataDir makes the data folder and keeps other agents out of it until unlock is called. Errors: InUse, Internal.
 func lockDataDir(dir string) (unlock func(), err error) {
+	_, missing := os.Stat(dir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, core.WithHint(core.E("make the data folder", core.Internal, err), "Choose another folder with -data-dir or data_dir = ….")
+	}
+	if err := syncFolder(filepath.Dir(filepath.Clean(dir))); err != nil && missing != nil { // a folder that is forgotten takes everything along
+		return nil, core.E("make the data folder", core.Internal, err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "agent.lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -55,6 +59,14 @@ func writeRecord(dataDir string, r Record) error {
 	return writeFile(filepath.Join(dataDir, "agent.json"), append(b, '\n'))
 }
 
+func syncFolder(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
 // writeFile publishes a file whole or not at all.
 func writeFile(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
@@ -67,6 +79,8 @@ func writeFile(path string, data []byte) error {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
+	} else {
+		err = syncFolder(filepath.Dir(path))
 	}
 	return core.E("write "+path, core.Internal, err)
 }

@@ -45,11 +45,15 @@ func openLayout(dataDir string) (layout, error) {
 			"Set data_dir to a shorter path.")
 	}
 	for _, d := range []string{l.hive, l.handles, l.run} {
+		_, missing := os.Stat(d)
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return layout{}, core.E("open data folder", core.Internal, err)
 		}
 		// What was there before may be open to others.
 		if err := os.Chmod(d, 0o700); err != nil {
+			return layout{}, core.E("open data folder", core.Internal, err)
+		}
+		if err := syncDir(filepath.Dir(d)); err != nil && missing != nil {
 			return layout{}, core.E("open data folder", core.Internal, err)
 		}
 	}

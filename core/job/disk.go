@@ -21,7 +21,11 @@ var errRestarted = core.WithHint(core.E("", core.Unavailable, errors.New("the ag
 // failed, with all its events. Errors: Internal when the folder cannot be used.
 func Open(opts Options) (*Manager, error) {
 	m := New(opts)
+	_, missing := os.Stat(m.opts.Dir)
 	if err := os.MkdirAll(m.opts.Dir, 0o700); err != nil {
+		return nil, core.E("open the folder of jobs", core.Internal, err)
+	}
+	if err := syncFolder(filepath.Dir(m.opts.Dir)); err != nil && missing != nil { // a folder that is forgotten takes its jobs along
 		return nil, core.E("open the folder of jobs", core.Internal, err)
 	}
 	entries, err := os.ReadDir(m.opts.Dir)

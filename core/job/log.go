@@ -168,13 +168,17 @@ func (l *logFile) add(events []core.Event, kept func() []core.Event) error {
 func (l *logFile) sync() error {
 	err := l.f.Sync()
 	if err == nil {
-		var dir *os.File
-		if dir, err = os.Open(filepath.Dir(l.path)); err == nil {
-			err = dir.Sync()
-			dir.Close()
-		}
+		err = syncFolder(filepath.Dir(l.path))
 	}
 	return core.E("keep a job", core.Internal, err)
+}
+
+func syncFolder(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // renew replaces the file by one with these events.

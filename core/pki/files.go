@@ -314,8 +314,13 @@ func (i *Identity) get(name string) ([]byte, error) {
 // writeFolder publishes a folder of files, whole or not at all.
 func writeFolder(dataDir, dir string, files map[string][]byte) error {
 	const op = "write the identity"
+	_, missing := os.Stat(dataDir)
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
 		return core.WithHint(core.E(op, core.Internal, err), "Choose another folder with -data-dir or data_dir = ….")
+	}
+	// A folder whose own name is not on the disk takes everything along. The one above may be closed to this user, unless this one was just made there.
+	if err := syncDir(filepath.Dir(filepath.Clean(dataDir))); err != nil && missing != nil {
+		return err
 	}
 	// Left empty by somebody: a rename replaces nothing that is there.
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {

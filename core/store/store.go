@@ -97,7 +97,12 @@ func Open(dir string, log hclog.Logger) (*Store, error) {
 }
 
 func (s *Store) open() error {
+	_, missing := os.Stat(s.dir)
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	// A folder whose own name is not on the disk takes everything along. The one above may be closed to this user, unless this one was just made there.
+	if err := syncPath(filepath.Dir(s.dir)); err != nil && missing != nil {
 		return err
 	}
 	root, err := os.OpenRoot(s.dir)
@@ -110,6 +115,10 @@ func (s *Store) open() error {
 			_ = root.Close()
 			return err
 		}
+	}
+	if err := s.syncDir("."); err != nil {
+		_ = root.Close()
+		return err
 	}
 	if err := s.cleanPartial(time.Now()); err != nil {
 		s.log.Warn("leftovers of earlier transfers could not be removed", "error", err)
@@ -200,6 +209,14 @@ func (s *Store) publish(name, to string) error {
 		return err
 	}
 	return s.syncDir(path.Dir(name))
+}
+
+func syncPath(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func (s *Store) syncDir(name string) error {

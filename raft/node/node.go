@@ -271,8 +271,12 @@ func (n *Node) stores() (*snapshots, error) {
 		n.disk.delay = n.opts.delay
 		return &snapshots{SnapshotStore: n.memory.snaps, disk: n.disk, off: n.opts.noAlign}, nil
 	}
+	_, missing := os.Stat(n.opts.Dir)
 	if err := os.MkdirAll(n.opts.Dir, 0o700); err != nil {
 		return nil, core.WithHint(core.E("open raft node", core.Unavailable, err), "Choose a data_dir that this user may write to.")
+	}
+	if err := syncFolder(filepath.Dir(n.opts.Dir)); err != nil && missing != nil { // a folder that is forgotten takes along all that was promised
+		return nil, core.E("open raft node", core.Unavailable, err)
 	}
 	store, err := logstore.Open(filepath.Join(n.opts.Dir, "log.db"), logstore.Options{})
 	if err != nil {

@@ -1,0 +1,25 @@
+package agent
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core/coretest/disktrace"
+)
+
+// C-08: who this machine is, and which queens it knows, is on the disk before anybody hears of it.
+func TestPowerLossAgent(t *testing.T) {
+	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
+		data := filepath.Join(dir, "data")
+		unlock, err := lockDataDir(data)
+		must.NoError(t, err)
+		defer unlock()
+		_, err = nodeID(data)
+		must.NoError(t, err)
+		ack("a node id")
+		must.NoError(t, storeQueens(filepath.Join(data, "queens.json"), nil))
+		ack("a list of queens")
+	}})
+}

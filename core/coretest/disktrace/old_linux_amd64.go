@@ -1,0 +1,37 @@
+package disktrace
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// enterOld and exitOld look at system calls that newer machines do not have.
+func (m *model) enterOld(c *call, tid int) {
+	here := unix.AT_FDCWD
+	cwd := uint64(int64(here)) //nolint:gosec // the bits of a number
+	switch c.number {
+	case unix.SYS_MKDIR, unix.SYS_UNLINK, unix.SYS_RMDIR:
+		c.path = pathAt(tid, cwd, c.args[0])
+	case unix.SYS_RENAME, unix.SYS_LINK:
+		c.path, c.other = pathAt(tid, cwd, c.args[0]), pathAt(tid, cwd, c.args[1])
+	case unix.SYS_ACCESS:
+		if name, ok := strings.CutPrefix(text(tid, c.args[0]), ackPrefix); ok {
+			m.acknowledged(name)
+		}
+	}
+}
+
+func (m *model) exitOld(c *call) {
+	switch c.number {
+	case unix.SYS_MKDIR:
+		m.changed(c.path, "made")
+	case unix.SYS_UNLINK, unix.SYS_RMDIR:
+		m.changed(c.path, "removed")
+	case unix.SYS_RENAME:
+		m.changed(c.path, "moved away")
+		m.changed(c.other, "moved here")
+	case unix.SYS_LINK:
+		m.changed(c.other, "made")
+	}
+}
