@@ -53,11 +53,12 @@ type unanswered struct {
 func (e *unanswered) Error() string { return e.err.Error() }
 func (e *unanswered) Unwrap() error { return e.err }
 
-// busy is the answer of a worker that lives and takes no request now.
+// busy is the answer of a worker that lives and does not take the request, while another may.
 type busy struct {
 	err   error
 	full  bool          // its own queue is full: it is asked again as soon as it may have room
 	after time.Duration // when it wants to be asked again
+	short bool          // it takes requests, but none of this length
 	// answer is passed on where no other worker helps; nil: err is.
 	answer *Answer
 }

@@ -27,6 +27,9 @@ type Query struct {
 	Key       string // who asks: the id of a token; empty: unknown
 	// Tried are the workers that this request was sent to in vain: they are not chosen.
 	Tried []core.Worker
+	// ContextOver asks for a worker with more positions per slot than that; 0: any. A shorter one has
+	// refused the request.
+	ContextOver int
 	// Other asks for a worker that is ready now: Route neither waits nor starts one.
 	Other bool
 	// Patience bounds the wait for a worker to be started.

@@ -126,6 +126,8 @@ func (c *call) whole(resp *http.Response) error {
 		return core.Errorf("", core.Internal, "unexpected status %d from the worker", a.Status)
 	case a.Status < 300 && !isJSON: // cut without a trace where neither length nor chunks tell
 		return &unanswered{err: lost(), sent: true, lost: true}
+	case a.Status == http.StatusBadRequest && isJSON && tooShort(a):
+		return &busy{err: lateAnswer(a), short: true, answer: &a}
 	case c.begun:
 		return lateAnswer(a)
 	case a.Status >= 400 && !isJSON:
@@ -136,6 +138,12 @@ func (c *call) whole(resp *http.Response) error {
 	c.status = a.Status
 	c.client.Answer(a)
 	return nil
+}
+
+// tooShort reports whether a worker refuses a request because its context is too short for it.
+func tooShort(a Answer) bool {
+	e := openai.DecodeError(a.Status, a.Body)
+	return e.Code != nil && *e.Code == openai.CodeContextLength
 }
 
 // lateAnswer is the error for an answer that is not a stream where the stream has begun with

@@ -113,14 +113,17 @@ func (c *call) run() error {
 		return err
 	}
 	c.s.admitted()
-	left := maxRetries
+	left, contextOver := maxRetries, 0
 	for tried := []core.Worker(nil); ; {
 		began := time.Now()
 		err := c.attempt(began)
 		failed, again := errors.AsType[*unanswered](err)
 		full, isBusy := errors.AsType[*busy](err)
 		problem := core.KindOf(err)
-		if isBusy {
+		switch {
+		case isBusy && full.short:
+			problem = "" // it did answer
+		case isBusy:
 			problem = core.Overloaded
 		}
 		c.s.records.asked(c.record, c.lease.Worker, began, time.Now(), problem)
@@ -153,7 +156,10 @@ func (c *call) run() error {
 			left--
 			tried = append(tried, c.lease.Worker)
 		}
-		next, routeErr := c.acquire(c.ctx, Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Tried: tried, Other: true})
+		if isBusy && full.short {
+			contextOver = max(contextOver, c.lease.Worker.ContextTokens)
+		}
+		next, routeErr := c.acquire(c.ctx, Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Tried: tried, ContextOver: contextOver, Other: true})
 		if _, waited := errors.AsType[*OverloadError](routeErr); waited && isBusy && full.full {
 			return routeErr
 		}

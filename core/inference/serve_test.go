@@ -44,8 +44,9 @@ func dies(net.Conn) {}
 // bench is a Service with fake workers of model "tiny", in the order in which they are chosen.
 type bench struct {
 	*Service
-	slots int          // in all; 0: no limit
-	signs func() Signs // of all workers; nil: none
+	slots   int          // in all; 0: no limit
+	signs   func() Signs // of all workers; nil: none
+	context []int        // of each worker; nil: not said
 
 	mu      sync.Mutex // guards below
 	workers []behaviour
@@ -70,7 +71,10 @@ func (b *bench) Route(_ context.Context, q Query) (Lease, error) {
 	full := b.slots > 0 && b.running >= b.slots
 	for i := range b.workers {
 		w := core.Worker{ID: fmt.Sprintf("w%d", i), Hive: "h", Model: "tiny", Nonce: fmt.Sprint(i)}
-		tried := false
+		if b.context != nil {
+			w.ContextTokens = b.context[i]
+		}
+		tried := q.ContextOver > 0 && w.ContextTokens <= q.ContextOver
 		for _, t := range q.Tried {
 			tried = tried || t.Nonce == w.Nonce
 		}
@@ -270,6 +274,7 @@ func TestServeQueue(t *testing.T) {
 		must.NoError(t, ends[0])
 		must.Eq(t, 2*time.Second, took[0])
 		time.Sleep(4 * time.Second) // the next one runs, the last one has waited long enough
+		synctest.Wait()
 		late, ok := errors.AsType[*OverloadError](ends[2])
 		must.True(t, ok, must.Sprint(ends[2]))
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(late))
@@ -353,6 +358,31 @@ func TestServeWorkerFull(t *testing.T) {
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(late))
 		must.Between(t, b.o.QueueTimeout, time.Since(start), b.o.QueueTimeout+fullBusy)
 	})
+}
+
+// A worker that refuses a request for its length is no failure: one with more room is asked, and the
+// refusal is passed on where there is none.
+func TestServeContextLength(t *testing.T) {
+	t.Parallel()
+	body := `{"error":{"message":"too long","type":"x","param":null,"code":"context_length_exceeded"}}`
+	short := says(fmt.Sprintf("HTTP/1.1 400 Bad\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+	b := newBench(Options{}, short, short, says(wholeAnswer))
+	b.context = []int{64, 64, 1024}
+	defer b.end()
+	status, err := b.ask(askTiny)
+	must.NoError(t, err)
+	must.Eq(t, 200, status)
+	must.Eq(t, []string{"w0", "w2"}, b.asked)
+	must.SliceEmpty(t, b.failed)
+	must.Zero(t, b.Records().Worker("0").Failures)
+
+	none := newBench(Options{}, short, short)
+	none.context = []int{64, 64}
+	defer none.end()
+	status, err = none.ask(askTiny)
+	must.NoError(t, err)
+	must.Eq(t, 400, status)
+	must.Eq(t, []string{"w0"}, none.asked)
 }
 
 func TestNotes(t *testing.T) {

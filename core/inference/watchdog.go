@@ -3,6 +3,7 @@ package inference
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,11 +23,16 @@ type watchdog struct {
 	start    time.Time
 	heard    atomic.Int64 // nanoseconds from start to the last byte
 	token    atomic.Bool  // an event came
-	timer    *time.Timer
+
+	mu    sync.Mutex // guards below
+	timer *time.Timer
+	over  bool // the attempt has ended
 }
 
 func watch(o *Options, l Lease, streamed bool, cancel context.CancelCauseFunc) *watchdog {
 	d := &watchdog{o: o, signs: l.signs, cancel: cancel, streamed: streamed, start: time.Now()}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.timer = time.AfterFunc(d.tick(), d.look)
 	return d
 }
@@ -44,7 +50,12 @@ func (d *watchdog) fed(event bool) {
 }
 
 // stop ends the watch. A look that runs may still cancel the attempt, which has ended.
-func (d *watchdog) stop() { d.timer.Stop() }
+func (d *watchdog) stop() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.over = true
+	d.timer.Stop()
+}
 
 func (d *watchdog) look() {
 	quiet := time.Since(d.start) - time.Duration(d.heard.Load())
@@ -52,7 +63,11 @@ func (d *watchdog) look() {
 		d.cancel(errStalled)
 		return
 	}
-	d.timer.Reset(d.tick())
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.over {
+		d.timer.Reset(d.tick())
+	}
 }
 
 // hangs reports whether a worker that has sent nothing for so long is to be given up.

@@ -437,6 +437,17 @@ func (q *Queen) leads() bool {
 	return q.leading && q.opts.Node.IsLeader()
 }
 
+// noLine is why a hive is not used that other queens may use.
+const noLine = "has no line to this queen"
+
+// linkedTo reports whether a hive reports to this queen, or may be about to.
+func (q *Queen) linkedTo(hive string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	p := q.pulses[hive]
+	return p != nil && p.report != nil || time.Since(q.since) <= LinkGrace
+}
+
 // avoidLocked says why this queen gives a worker no request; empty: nothing speaks against it.
 func (q *Queen) avoidLocked(w instance, p *pulse) string {
 	if len(q.suspects) > 0 {
@@ -448,7 +459,7 @@ func (q *Queen) avoidLocked(w instance, p *pulse) string {
 	case p != nil && p.suspect != "":
 		return p.suspect
 	case (p == nil || p.report == nil) && time.Since(q.since) > LinkGrace:
-		return "its hive has no line to this queen"
+		return "its hive " + noLine
 	}
 	return ""
 }

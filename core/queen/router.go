@@ -40,7 +40,7 @@ func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, 
 	if r.Model == "" {
 		return inference.Lease{}, core.WithHint(core.Errorf("", core.Invalid, "the request names no model"), `Set "model" to one of those that GET /v1/models lists.`)
 	}
-	found, refused, _ := q.candidates(nil, r.Model, r.Tried)
+	found, refused, _ := q.candidates(nil, r.Model, &r)
 	if len(found) > 0 {
 		return q.lease(found, refused), nil // the case of nearly every request
 	}
@@ -103,7 +103,7 @@ func (q *Queen) await(ctx context.Context, model string, progress func(core.Prog
 	var patientUntil time.Time // with avoided workers; zero: not waited for yet
 	for starts := 0; ; {
 		ws := watchSet{q.watch(): {}}
-		found, refused, waitFor := q.candidates(ws, id, nil)
+		found, refused, waitFor := q.candidates(ws, id, &inference.Query{})
 		if len(found) > 0 {
 			return found, refused, nil
 		}
@@ -172,16 +172,17 @@ const (
 	waitSuspect            // workers that are avoided and may come back
 )
 
-// candidates picks among the workers of exactly this model but those in tried. ws, unless it is nil,
+// candidates picks among the workers of exactly this model but those that the
+// query excludes. ws, unless it is nil,
 // collects the channels that are closed when the answer may change.
-func (q *Queen) candidates(ws watchSet, id string, tried []core.Worker) ([]core.Candidate, []sched.Refusal, waitReason) {
+func (q *Queen) candidates(ws watchSet, id string, query *inference.Query) ([]core.Candidate, []sched.Refusal, waitReason) {
 	wait := waitNothing
 	var few [8]sched.Prospect // most models have no more workers
 	prospects := few[:0]
 	registry := q.registry()
 	q.mu.Lock()
 	registry.EachRoute(ws, id, func(w *core.Worker, h *core.Hive) bool {
-		if slices.ContainsFunc(tried, func(t core.Worker) bool { return instanceOf(&t) == instanceOf(w) }) {
+		if excluded(query, w) {
 			return true
 		}
 		p := q.prospectLocked(w)
@@ -207,6 +208,11 @@ func (q *Queen) candidates(ws watchSet, id string, tried []core.Worker) ([]core.
 	}
 	found, refused := sched.PickWorker(id, prospects, q.opts.Rand)
 	return found, refused, wait
+}
+
+func excluded(q *inference.Query, w *core.Worker) bool {
+	return q.ContextOver > 0 && w.ContextTokens <= q.ContextOver ||
+		slices.ContainsFunc(q.Tried, func(t core.Worker) bool { return instanceOf(&t) == instanceOf(w) })
 }
 
 // prospect adds to a registered worker what this queen alone knows.

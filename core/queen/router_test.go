@@ -35,7 +35,7 @@ func pick(ctx context.Context, q *Queen, query inference.Query) ([]core.Candidat
 
 // ready returns the workers of exactly this model that can answer now, best first.
 func (q *Queen) ready(model string) []core.Candidate {
-	found, _, _ := q.candidates(nil, model, nil)
+	found, _, _ := q.candidates(nil, model, &inference.Query{})
 	return found
 }
 
@@ -608,5 +608,26 @@ func TestRouteAvoidsSilentWorker(t *testing.T) {
 		h.change(func(h *fakeHive) { h.workers[0].Load.Silence = 0 })
 		h.mustBeat()
 		must.Len(t, 2, c.mustPick("m"))
+	})
+}
+
+// A worker of a hive that only other queens reach is of no use here, and neither would be a second
+// one that this queen has started there.
+func TestNoStartOnUnlinkedHive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		far := c.newHive("h2")
+		far.addModel("m")
+		_, err := c.node.Apply(t.Context(), fsm.SyncHive(core.Hive{ID: "h2", Name: "far", Incarnation: 1, Status: core.HiveReady}, []core.Worker{
+			{ID: "w", Hive: "h2", Type: "cpu", Model: "m", Slots: 1, State: core.WorkerReady, Nonce: "n"},
+		}))
+		must.NoError(t, err)
+		time.Sleep(LinkGrace - 3*time.Second) // the leader has not given it up yet, which this queen may not be
+		c.q.since = c.q.since.Add(-LinkGrace)
+		_, err = c.q.Route(t.Context(), inference.Query{Model: "m"})
+		must.Error(t, err)
+		must.Eq(t, 0, far.submits.Load(), must.Sprint(err))
+		must.StrContains(t, err.Error(), noLine)
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -68,6 +69,14 @@ func (q *Queen) startJob(ctx context.Context, m knownModel) (core.Job, error) {
 		}
 	}
 	live, refused := q.liveHives()
+	live = slices.DeleteFunc(live, func(h core.Hive) bool {
+		if q.linkedTo(h.ID) {
+			return false
+		}
+		// This queen could not send a request there: the next request would start another worker.
+		refused = append(refused, sched.Refusal{Name: h.Name, Reason: noLine})
+		return true
+	})
 	hive, err := q.place(sched.Demand{Model: m.id}, m, live, refused)
 	if err != nil {
 		return core.Job{}, err
