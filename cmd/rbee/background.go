@@ -24,7 +24,7 @@ const (
 	// backgroundStart is how long a background agent may take until it can serve.
 	backgroundStart = 20 * time.Second
 	// backgroundStop is how long it may take to stop its workers and end.
-	backgroundStop = 30 * time.Second
+	backgroundStop = 90 * time.Second
 	// backgroundPoll is the time between two looks at it.
 	backgroundPoll = 50 * time.Millisecond
 )

@@ -38,8 +38,6 @@ import (
 )
 
 const (
-	// drainGrace is how long open requests may go on when the agent is told to end.
-	drainGrace = 10 * time.Second
 	// jobsGrace is how long jobs may take to end when they are cancelled since the agent ends.
 	jobsGrace = 10 * time.Second
 	// rpcGrace is how long calls between queen and hive may go on after both have ended their work.
@@ -103,7 +101,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 		return err
 	}
 	defer unlock()
-	p := &process{cfg: cfg, opts: o, log: log, started: time.Now()}
+	p := &process{cfg: cfg, opts: o, log: log, started: time.Now(), places: placesFor(openFiles())}
 	defer func() {
 		for _, closer := range slices.Backward(p.closers) {
 			err = errors.Join(err, closer())
@@ -126,6 +124,7 @@ type process struct {
 	started time.Time
 	closers []func() error // in the order of opening
 
+	places   places // for connections
 	id       string // of the node
 	net      *network
 	pipe     *rpc.Pipe // between the queen and the hive of this process
@@ -357,6 +356,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	})
 	p.defers(func() error { p.answers.Close(); return nil })
 	g := gateway.Options{
+		MaxBodyBytes: int64(p.cfg.Queen.MaxBody), BodyMemory: int64(p.cfg.Queen.BodyMemory), MaxConns: p.places.public,
 		Inference: p.answers, Metrics: metrics, Cluster: p.queen, Jobs: p.queen, Reader: p.queen, Admin: p.queen, Version: p.opts.Version, Logger: p.log.Named("gateway"),
 	}
 	if p.net != nil {
@@ -511,7 +511,7 @@ func (p *process) stages() []stage {
 		list = append(list, stage{"renew", func(ctx context.Context) error { return p.net.renew(ctx, hostNames(p.cfg), p.moved()) }})
 	}
 	if p.api != nil {
-		list = append(list, stage{"gateway", func(ctx context.Context) error { return p.api.Serve(ctx, p.listener, drainGrace) }})
+		list = append(list, stage{"gateway", func(ctx context.Context) error { return p.api.Serve(ctx, p.listener, p.cfg.Hive.StopGrace) }})
 	}
 	if p.net != nil {
 		list = append(list, stage{"leave", p.leaving.run})

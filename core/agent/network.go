@@ -85,7 +85,10 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 			l.Close()
 		}
 	}()
-	n.mux = rpc.NewMux(l, rpc.MuxOptions{Identity: id, Revoked: n.isRevoked, Refused: n.refuse, Logger: n.log})
+	room := placesFor(openFiles())
+	n.mux = rpc.NewMux(l, rpc.MuxOptions{
+		Identity: id, Revoked: n.isRevoked, Refused: n.refuse, Logger: n.log, MaxHandshakes: room.handshakes, MaxGuests: room.guests, MaxStreams: room.streams,
+	})
 	n.pool = rpc.NewPool(rpc.PoolOptions{Identity: id, Revoked: n.isRevoked, Broken: n.broken, Logger: n.log})
 	n.probes = rpc.NewPool(rpc.PoolOptions{Identity: id, Revoked: n.isRevoked, Logger: n.log})
 	n.stream = rpc.NewRaftStream(rpc.RaftOptions{Mux: n.mux, Identity: id, Revoked: n.isRevoked, Broken: n.broken})

@@ -60,6 +60,8 @@ type Queen struct {
 	// TokenTimeout that between two events of a stream.
 	FirstTokenTimeout time.Duration
 	TokenTimeout      time.Duration
+	MaxBody           Bytes // of one inference request
+	BodyMemory        Bytes // for the bodies of all requests that run; one token gets half of it
 	// OperatorTokenFile has the first operator's token, for a cluster whose certificates come from files; empty: another queen begins it.
 	OperatorTokenFile string
 }

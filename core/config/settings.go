@@ -66,6 +66,8 @@ func settings() []setting {
 		{name: "queen.token_timeout", field: func(c *Config) any { return &c.Queen.TokenTimeout }, check: func(c *Config) string {
 			return checkDuration(c.Queen.TokenTimeout, time.Second, 24*time.Hour, "1s", "24h")
 		}},
+		{name: "queen.max_body", field: func(c *Config) any { return &c.Queen.MaxBody }, check: func(c *Config) string { return checkBytes(c.Queen.MaxBody, 1<<10, 1<<30) }},
+		{name: "queen.body_memory", field: func(c *Config) any { return &c.Queen.BodyMemory }, check: checkBodyMemory},
 		{name: "hive.enabled", field: func(c *Config) any { return &c.Hive.Enabled }},
 		{name: "hive.slots", field: func(c *Config) any { return &c.Hive.Slots }, check: func(c *Config) string { return checkRange(c.Hive.Slots, 1, 1024) }},
 		{name: "hive.context_tokens", field: func(c *Config) any { return &c.Hive.ContextTokens }, check: func(c *Config) string { return checkRange(c.Hive.ContextTokens, 0, 1<<24) }},
@@ -101,7 +103,7 @@ func defaults(env Env) *Config {
 	c := &Config{
 		LogLevel: "info",
 		Bind:     Bind{Address: "127.0.0.1", HTTPPort: DefaultHTTPPort, RPCPort: DefaultRPCPort, GossipPort: DefaultGossipPort},
-		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour, TokenGrace: time.Hour, QueueLimit: 128, QueueTimeout: 10 * time.Second, FirstTokenTimeout: 5 * time.Minute, TokenTimeout: time.Minute},
+		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour, TokenGrace: time.Hour, QueueLimit: 128, QueueTimeout: 10 * time.Second, FirstTokenTimeout: 5 * time.Minute, TokenTimeout: time.Minute, MaxBody: 16 << 20, BodyMemory: 256 << 20},
 		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, WorkerTimeout: time.Minute, KeepWorkers: true, Download: Download{Connections: 4, Seed: true}, Build: Build{Timeout: 10 * time.Minute, MaxDisk: 8 << 30}},
 		origins:  map[string]Origin{},
 		env:      env,
@@ -255,6 +257,21 @@ func checkEngines(c *Config) string {
 		case source == "sha256" && (err != nil || len(digest) != sha256.Size || strings.ToLower(rest) != rest):
 			return fmt.Sprintf("%q is not the SHA-256 of an archive: write sha256: and 64 lower-case hexadecimal digits.", a)
 		}
+	}
+	return ""
+}
+
+func checkBytes(n, least, most Bytes) string {
+	if n < least || n > most {
+		return fmt.Sprintf("%s is out of range: it must be between %s and %s.", n, least, most)
+	}
+	return ""
+}
+
+// checkBodyMemory wants room for the largest body of one token, which is copied when it grows.
+func checkBodyMemory(c *Config) string {
+	if c.Queen.BodyMemory < 4*c.Queen.MaxBody {
+		return fmt.Sprintf("%s is too little: it must be at least four times queen.max_body, which is %s.", c.Queen.BodyMemory, c.Queen.MaxBody)
 	}
 	return ""
 }

@@ -11,15 +11,30 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// readBody reads a request's body of at most limit bytes. A longer one is not read to its end: the connection is closed instead.
+// firstBody is the room that a body begins with, in bytes.
+const firstBody = 4 << 10
+
+// readBody reads a request's body of at most limit bytes. A longer one is not read to its end: the
+// connection is closed instead. What it takes is counted until the request ends, and grows with what has
+// come: the stated length is not believed before its bytes are there.
 func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, g.refuseBody(w, limit)
 	}
+	w.body.of = g.bodies
+	if g.o.Auth != nil {
+		w.body.key = tokenOf(r.Header)
+	}
+	size := int64(firstBody)
+	if r.ContentLength >= 0 {
+		size = min(size, r.ContentLength+1)
+	}
+	if err := w.body.grow(r.Context(), size); err != nil {
+		return nil, g.closeAfter(w, err)
+	}
+	body := make([]byte, 0, size)
 	// The server's own writer is told, so that it gives the client time to read the answer before the connection is closed.
 	from := http.MaxBytesReader(w.inner, r.Body, limit)
-	// The stated length is not believed before its bytes are there.
-	body := make([]byte, 0, max(512, min(r.ContentLength+1, 1<<20)))
 	for {
 		n, err := from.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
@@ -37,16 +52,31 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 			}
 			return nil, core.Errorf("", core.Invalid, "the request's body could not be read to its end")
 		case len(body) == cap(body):
-			body = append(body, 0)[:len(body)]
+			old := int64(cap(body))
+			size := min(2*old, limit+1)
+			if r.ContentLength >= 0 {
+				size = min(size, r.ContentLength+1)
+			}
+			size = max(size, old+1)
+			if err := w.body.grow(r.Context(), size); err != nil { // both are there while one is copied
+				return nil, g.closeAfter(w, err)
+			}
+			body = append(make([]byte, 0, size), body...)
+			w.body.shrink(old)
 		}
 	}
 }
 
-func (g *Gateway) refuseBody(w *response, limit int64) error {
+// closeAfter has the connection closed after the answer: what is left of the body is not read.
+func (g *Gateway) closeAfter(w *response, err error) error {
 	w.Header().Set("Connection", "close")
 	_ = w.c.SetReadDeadline(time.Now()) // else the server would read on, in the hope to keep the connection
-	return &apiError{status: http.StatusRequestEntityTooLarge, code: openai.CodeTooLarge, err: core.WithHint(
-		core.Errorf("", core.Invalid, "the request's body is larger than %d bytes", limit), "Send a shorter prompt.")}
+	return err
+}
+
+func (g *Gateway) refuseBody(w *response, limit int64) error {
+	return g.closeAfter(w, &apiError{status: http.StatusRequestEntityTooLarge, code: openai.CodeTooLarge, err: core.WithHint(
+		core.Errorf("", core.Invalid, "the request's body is larger than %d bytes", limit), "Send a shorter prompt.")})
 }
 
 func badBody(param, format string, args ...any) error {

@@ -2,34 +2,8 @@ package gateway
 
 import (
 	"net"
-	"net/http"
-	"sync"
 	"time"
 )
-
-// conns knows the connections of a server.
-type conns struct {
-	mu   sync.Mutex        // guards below
-	open map[net.Conn]bool // true: at least one request came
-}
-
-// changed is called by the server at every step of a connection's life.
-func (c *conns) changed(conn net.Conn, state http.ConnState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch state {
-	case http.StateNew:
-		if c.open == nil {
-			c.open = map[net.Conn]bool{}
-		}
-		c.open[conn] = false
-	case http.StateActive:
-		c.open[conn] = true
-	case http.StateHijacked, http.StateClosed:
-		delete(c.open, conn)
-	case http.StateIdle:
-	}
-}
 
 func (c *conns) none() bool {
 	c.mu.Lock()
@@ -41,8 +15,8 @@ func (c *conns) none() bool {
 func (c *conns) closeUnused() {
 	c.mu.Lock()
 	var unused []net.Conn
-	for conn, used := range c.open {
-		if !used {
+	for conn, of := range c.open {
+		if !of.used {
 			unused = append(unused, conn)
 		}
 	}

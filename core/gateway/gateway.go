@@ -35,7 +35,10 @@ type Options struct {
 	// when it arrives on a loopback address. Requests that arrive on other addresses are not checked.
 	Hosts []string
 
-	MaxBodyBytes     int64         // of an inference request; 0: 32 MiB
+	MaxBodyBytes     int64         // of an inference request; 0: 16 MiB
+	BodyMemory       int64         // for the bodies of all requests that run, half of it for one token; 0: 256 MiB
+	MaxConns         int           // open at a time, half of them from one address; 0: 4096
+	BodyWait         time.Duration // for a body that there is no memory for; 0: 2 seconds
 	MaxSnapshotBytes int64         // of a snapshot that is restored; 0: 4 GiB
 	BodyTimeout      time.Duration // for a request's body to arrive; 0: 1 minute
 	WriteTimeout     time.Duration // for one write to a client that reads slowly; 0: 1 minute
@@ -51,6 +54,7 @@ type Gateway struct {
 	mux     *http.ServeMux
 	metrics *Metrics
 	streams streams
+	bodies  *bodies
 	guesses *guesses
 }
 
@@ -61,6 +65,7 @@ func New(o Options) *Gateway {
 		d time.Duration
 	}{
 		{&o.BodyTimeout, time.Minute},
+		{&o.BodyWait, 2 * time.Second},
 		{&o.WriteTimeout, time.Minute},
 		{&o.KeepAlive, 15 * time.Second},
 		{&o.LameDuck, time.Second},
@@ -70,7 +75,13 @@ func New(o Options) *Gateway {
 		}
 	}
 	if o.MaxBodyBytes == 0 {
-		o.MaxBodyBytes = 32 << 20
+		o.MaxBodyBytes = 16 << 20
+	}
+	if o.MaxConns == 0 {
+		o.MaxConns = 4096
+	}
+	if o.BodyMemory == 0 {
+		o.BodyMemory = 256 << 20
 	}
 	if o.MaxSnapshotBytes == 0 {
 		o.MaxSnapshotBytes = 4 << 30
@@ -85,6 +96,7 @@ func New(o Options) *Gateway {
 	for _, h := range o.Hosts {
 		g.hosts[strings.ToLower(strings.TrimSuffix(h, "."))] = true
 	}
+	g.bodies = newBodies(o.BodyMemory, o.BodyMemory/2, o.BodyWait)
 	g.mux = g.buildMux(routes())
 	return g
 }
@@ -99,11 +111,18 @@ func (g *Gateway) Registry() *prometheus.Registry { return g.metrics.registry }
 // and what a client calls a model are never logged.
 func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	w := &response{inner: inner, c: http.NewResponseController(inner), limit: g.o.WriteTimeout, id: requestID(r), route: "unknown", lame: &g.streams.lame}
-	w.arm(start)
+	w := newResponse(inner, g.o.WriteTimeout)
+	w.id, w.route, w.lame = requestID(r), "unknown", &g.streams.lame
+	defer w.end()
+	defer w.body.release()
 	w.Header().Set("X-Request-Id", w.id)
 	if r.ContentLength != 0 {
 		_ = w.c.SetReadDeadline(start.Add(g.o.BodyTimeout)) // a recorder in a test has none
+	}
+	if len(r.TransferEncoding) > 0 {
+		// The length may have been stated as well, which net/http keeps to itself: then the connection must
+		// not be used again, RFC 9112 6.1.
+		w.Header().Set("Connection", "close")
 	}
 	g.metrics.inFlight.Inc()
 	g.streams.enter()

@@ -112,7 +112,7 @@ func TestStatedLengthIsNotBelieved(t *testing.T) {
 	r := newRig(t, nil)
 	c, err := net.Dial("tcp", r.addr)
 	must.NoError(t, err)
-	_, err = io.WriteString(c, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 33554432\r\n\r\n{")
+	_, err = io.WriteString(c, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16777216\r\n\r\n{")
 	must.NoError(t, err)
 	must.NoError(t, c.(*net.TCPConn).CloseWrite())
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)

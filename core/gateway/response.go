@@ -2,17 +2,19 @@ package gateway
 
 import (
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// response remembers what was answered, and bounds how long a write to the client may take.
+// response remembers what was answered, and bounds how long a write to the client may take. The bound
+// begins when there is something to write: an answer may take as long as it takes.
 type response struct {
 	inner http.ResponseWriter
-	c     *http.ResponseController
-	limit time.Duration // of one write
-	armed time.Time     // when the limit was set last
-	lame  *atomic.Bool  // the connection is to be closed after the answer; nil: never
+	conn  *http.ResponseController // of inner
+	c     *http.ResponseController // of the response itself
+	limit time.Duration            // of one write
+	lame  *atomic.Bool             // the connection is to be closed after the answer; nil: never
 
 	id     string // of the request
 	route  string // its name for metrics and logs
@@ -20,13 +22,28 @@ type response struct {
 	model  string // core.Model.ID, once it is known: never what the client wrote
 	worker string
 	key    string // the id of the token that it was asked with; empty: none
+	body   heldBody
+
+	mu    sync.Mutex  // guards below
+	began time.Time   // when the write that runs began; zero: none runs
+	timer *time.Timer // cuts a write that runs too long; nil: there was none yet
 }
 
+// newResponse returns the response to a request. The caller ends it. net/http clears the deadline of the
+// connection's earlier request.
+func newResponse(inner http.ResponseWriter, limit time.Duration) *response {
+	w := &response{inner: inner, conn: http.NewResponseController(inner), limit: limit}
+	w.c = http.NewResponseController(w)
+	return w
+}
+
+// Header is part of http.ResponseWriter.
 func (w *response) Header() http.Header { return w.inner.Header() }
 
 // Unwrap lets an http.ResponseController reach the server's own writer.
 func (w *response) Unwrap() http.ResponseWriter { return w.inner }
 
+// WriteHeader is part of http.ResponseWriter.
 func (w *response) WriteHeader(status int) {
 	if w.status != 0 {
 		return
@@ -35,21 +52,57 @@ func (w *response) WriteHeader(status int) {
 	if w.lame != nil && w.lame.Load() {
 		w.Header().Set("Connection", "close")
 	}
-	w.arm(time.Now())
 	w.inner.WriteHeader(status)
 }
 
+// Write is part of http.ResponseWriter.
 func (w *response) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
-	} else if now := time.Now(); now.Sub(w.armed) > w.limit/4 {
-		w.arm(now)
 	}
+	w.arm()
+	defer w.disarm()
 	return w.inner.Write(b)
 }
 
-// arm gives the client until now+limit to take what is written. The limit of an earlier request on the connection ends with it.
-func (w *response) arm(now time.Time) {
-	w.armed = now
-	_ = w.c.SetWriteDeadline(now.Add(w.limit)) // a recorder in a test has none
+// FlushError sends what was written. An http.ResponseController calls it.
+func (w *response) FlushError() error {
+	w.arm()
+	defer w.disarm()
+	return w.conn.Flush()
 }
+
+// arm bounds the write that begins.
+func (w *response) arm() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.began = time.Now()
+	if w.timer == nil {
+		w.timer = time.AfterFunc(w.limit, w.late)
+		return
+	}
+	w.timer.Reset(w.limit)
+}
+
+func (w *response) disarm() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.began = time.Time{}
+	w.timer.Stop()
+}
+
+// late ends a write that runs too long.
+func (w *response) late() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.began.IsZero() && time.Since(w.began) >= w.limit {
+		w.deadline(time.Now())
+	}
+}
+
+// end gives the client the limit to take what the server has still in its buffers.
+func (w *response) end() { w.deadline(time.Now().Add(w.limit)) }
+
+// deadline sets the write deadline of the connection or, in HTTP/2, of the stream, where it fires
+// whether something is written or not. A recorder in a test has none.
+func (w *response) deadline(t time.Time) { _ = w.conn.SetWriteDeadline(t) }

@@ -25,7 +25,14 @@ func (g *Gateway) Server() *http.Server {
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          log.New(g.log.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}), "", 0),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          100,
+			MaxReceiveBufferPerConnection: 1 << 20,
+			MaxReceiveBufferPerStream:     256 << 10,
+			SendPingTimeout:               time.Minute,
+			PingTimeout:                   15 * time.Second,
+		},
+		ErrorLog: log.New(g.log.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}), "", 0),
 	}
 }
 
@@ -34,12 +41,12 @@ func (g *Gateway) Server() *http.Server {
 // grace. Inference streams that still run then get an error event; job streams end at once, since they can be resumed elsewhere.
 // It closes l and returns nil after an orderly end. It is called once.
 func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration) error {
-	srv, open := g.Server(), &conns{}
+	srv, open := g.Server(), newConns(l, g.o.MaxConns, g.log)
 	srv.ConnState = open.changed
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { ended <- srv.Serve(l) })
+	wg.Go(func() { ended <- srv.Serve(open) })
 	select {
 	case err := <-ended:
 		_ = srv.Close()

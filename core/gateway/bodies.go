@@ -1,0 +1,102 @@
+package gateway
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// codeOverloaded is the code of an answer to a request that there is no room for at the moment.
+const codeOverloaded = "overloaded"
+
+// bodies is the memory for the bodies of all requests that run. It is safe for concurrent use.
+type bodies struct {
+	total, perKey int64
+	wait          time.Duration // how long a body waits for room
+
+	mu    sync.Mutex // guards below
+	used  int64
+	keys  map[string]int64
+	freed chan struct{} // closed, and made anew, whenever there is more room
+}
+
+func newBodies(total, perKey int64, wait time.Duration) *bodies {
+	return &bodies{total: total, perKey: perKey, wait: wait, keys: map[string]int64{}, freed: make(chan struct{})}
+}
+
+// heldBody is what one request holds of bodies. The zero value holds nothing.
+type heldBody struct {
+	of    *bodies
+	key   string // of the API; empty: whoever has none, who is not counted apart
+	held  int64
+	until time.Time // the end of all its waiting; zero: it has not waited
+}
+
+// grow makes room for n bytes more, and waits for it for a bounded time. Errors: Overloaded, Cancelled.
+func (h *heldBody) grow(ctx context.Context, n int64) error {
+	for {
+		freed, err := h.try(n)
+		if err == nil {
+			return nil
+		}
+		if h.until.IsZero() {
+			h.until = time.Now().Add(h.of.wait)
+		}
+		timer := time.NewTimer(time.Until(h.until))
+		select {
+		case <-freed:
+			timer.Stop()
+		case <-timer.C:
+			return err
+		case <-ctx.Done():
+			timer.Stop()
+			return core.Errorf("", core.Cancelled, "the client is gone")
+		}
+	}
+}
+
+// try takes n bytes if there is room for them, otherwise freed is closed when there is more.
+func (h *heldBody) try(n int64) (freed <-chan struct{}, err error) {
+	b := h.of
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case h.key != "" && b.keys[h.key]+n > b.perKey:
+		return b.freed, &apiError{code: codeOverloaded, err: core.WithHint(
+			core.Errorf("", core.Overloaded, "the requests that run with this token have too many bytes"), "Ask again when some have ended, or send less at once.")}
+	case b.used+n > b.total:
+		return b.freed, &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.WithHint(
+			core.Errorf("", core.Overloaded, "the requests that run have too many bytes"), "Ask again in a moment, or ask another queen.")}
+	}
+	b.used += n
+	if h.key != "" {
+		b.keys[h.key] += n
+	}
+	h.held += n
+	return nil, nil
+}
+
+// shrink gives back n bytes.
+func (h *heldBody) shrink(n int64) {
+	if n == 0 || h.of == nil {
+		return
+	}
+	b := h.of
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h.held -= n
+	b.used -= n
+	if h.key != "" {
+		if b.keys[h.key] -= n; b.keys[h.key] == 0 {
+			delete(b.keys, h.key)
+		}
+	}
+	close(b.freed)
+	b.freed = make(chan struct{})
+}
+
+// release gives back everything.
+func (h *heldBody) release() { h.shrink(h.held) }
