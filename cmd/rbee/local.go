@@ -109,11 +109,15 @@ func (l local) addresses() []string {
 	return out
 }
 
-// usualAddress is where an agent of this machine that is in no cluster serves its API, whoever started it. Nothing answers
-// at port 0, with which an agent takes any free port and says in agent.json which.
+// usualAddress returns where an agent of this machine that is in no cluster serves its API, whoever started it. With port 0
+// an agent takes any free port and tells it in agent.json alone: the address is then one where nobody answers.
 func (l local) usualAddress() string {
-	if l.dir == "" { // the configuration could not be read
+	const nobodys = 1 // needs root to listen on
+	switch {
+	case l.dir == "": // the configuration could not be read
 		return client.DefaultAddress
+	case l.port == 0:
+		return "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(nobodys))
 	}
 	return "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(l.port))
 }
