@@ -13,10 +13,14 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-// ensureWorker returns the id of model, and has a worker started for it, with progress on stderr, when none is ready.
+// ensureWorker returns the id of model, and has a worker started for it, with progress on stderr, when none is ready. A token that may ask models and
+// nothing else sees no workers: then the queen starts one, if it must, for the request itself.
 func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) (string, error) {
 	// A queen that hears of no leader answers all the same, and so do the workers that it knows.
 	id, ready, _, err := a.workersOf(ctx, c, model, client.Consistency(core.ConsistencyStale))
+	if core.KindOf(err) == core.Forbidden && id != "" {
+		return id, nil
+	}
 	if err != nil || ready {
 		return id, err
 	}
@@ -65,7 +69,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// workersOf returns the id of model, and whether a worker of it is ready, or loading.
+// workersOf returns the id of model, and whether a worker of it is ready, or loading. The id is there also with the error of a list of workers.
 func (a *app) workersOf(ctx context.Context, c *client.Client, model string, read ...client.ReadOption) (id string, ready, loading bool, err error) {
 	id = model
 	m, err := c.Model(ctx, model)
@@ -77,7 +81,7 @@ func (a *app) workersOf(ctx context.Context, c *client.Client, model string, rea
 	}
 	workers, err := c.Workers(ctx, read...)
 	if err != nil {
-		return "", false, false, err
+		return id, false, false, err
 	}
 	for _, w := range workers {
 		if w.Model == id {

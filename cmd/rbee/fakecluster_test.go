@@ -18,7 +18,6 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gateway"
-	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/token"
 )
@@ -265,7 +264,11 @@ func (q *fakeQueen) secure(ts *testscript.TestScript) {
 	q.mu.Lock()
 	q.cluster.tokens = append(q.cluster.tokens, core.Token{ID: reader, Name: "reader", Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeRead}, SecretHash: token.Hash(p.Secret), CreatedAt: fakeStart})
 	q.mu.Unlock()
-	s := httptest.NewUnstartedServer(gateway.New(gateway.Options{Inference: inference.New(inference.Options{Router: q}), Cluster: q, Jobs: q, Auth: q, Reader: q, Admin: q, Version: "1.2.3"}).Handler())
+	asker, askHash, askText := token.New()
+	q.mu.Lock()
+	q.cluster.tokens = append(q.cluster.tokens, core.Token{ID: asker, Name: "asker", Kind: core.TokenAPI, Scopes: []core.Scope{core.ScopeInfer}, SecretHash: askHash, CreatedAt: fakeStart})
+	q.mu.Unlock()
+	s := httptest.NewUnstartedServer(gateway.New(gateway.Options{Inference: q.answers, Cluster: q, Jobs: q, Auth: q, Reader: q, Admin: q, Version: "1.2.3"}).Handler())
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{*made.Identity.Certificate()}}
 	s.StartTLS()
 	ts.Defer(s.Close)
@@ -275,5 +278,6 @@ func (q *fakeQueen) secure(ts *testscript.TestScript) {
 	ts.Setenv("SECURE", s.Listener.Addr().String())
 	ts.Setenv("OPERATOR", text)
 	ts.Setenv("READER", readText)
+	ts.Setenv("ASKER", askText)
 	ts.Setenv("RBEE_ADDR", "")
 }

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,11 +16,13 @@ import (
 	"slices"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/agent"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/gateway"
 	"github.com/rbee-project/rbee/core/pki"
 )
 
@@ -141,6 +146,36 @@ func knownQueens(dir string) []string {
 	return out
 }
 
+// client returns a client of the agent's local socket.
+func (l local) client() (*client.Client, error) {
+	socket := agent.LocalSocket(l.dir)
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}
+	return client.New(client.Options{Addresses: []string{"http://" + core.LocalHive}, HTTPClient: &http.Client{Transport: proving{transport, l.identity}}})
+}
+
+// proving is a transport that proves with each request that this command may read the agent's data folder.
+type proving struct {
+	to       http.RoundTripper
+	identity *pki.Identity // nil: there is nothing to prove
+}
+
+func (p proving) RoundTrip(r *http.Request) (*http.Response, error) {
+	if p.identity == nil || r.Body == nil {
+		return p.to.RoundTrip(r)
+	}
+	body, err := io.ReadAll(r.Body)
+	if err := errors.Join(err, r.Body.Close()); err != nil {
+		return nil, err
+	}
+	r = r.Clone(r.Context())
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	r.Header.Set(gateway.ProofHeader, gateway.LocalProof(body, time.Now(), p.identity.Proof))
+	return p.to.RoundTrip(r)
+}
+
 // fromHive gets something of a hive from a queen. Where none answers and the hive is this machine's, its agent is asked itself.
 func fromHive[T any](ctx context.Context, a *app, c *client.Client, hive string, get func(*client.Client) (T, error)) (T, error) {
 	v, err := get(c)
@@ -151,12 +186,7 @@ func fromHive[T any](ctx context.Context, a *app, c *client.Client, hive string,
 	if terr != nil || t.named || t.local.dir == "" {
 		return v, err
 	}
-	socket := agent.LocalSocket(t.local.dir)
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	}}
-	l, lerr := client.New(client.Options{Addresses: []string{"http://" + core.LocalHive}, HTTPClient: &http.Client{Transport: transport}})
+	l, lerr := t.local.client()
 	if lerr != nil {
 		return v, err
 	}

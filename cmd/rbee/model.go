@@ -52,7 +52,7 @@ func (a *app) lsCommand() *cobra.Command {
 			return err
 		}
 		hives, err := c.Hives(ctx)
-		if err != nil {
+		if err != nil && core.KindOf(err) != core.Forbidden { // without their names they are shown by id
 			return err
 		}
 		sortModels(models)

@@ -27,6 +27,8 @@ type fakeQueen struct {
 	worker *httptest.Server
 	http   *httptest.Server
 
+	answers *inference.Service
+
 	mu        sync.Mutex // guards below
 	down      bool       // nothing can be served
 	silent    bool       // the hive is down
@@ -60,11 +62,11 @@ func newFakeQueen(tb testing.TB) *fakeQueen {
 		{ID: "broken", Aliases: []string{}, Ref: "file:/broken.gguf", Hives: []string{"h1"}, LoadedBy: []string{}, Damaged: "the file is shorter than its header says"},
 	}
 	q.worker = httptest.NewServer(http.HandlerFunc(q.serveWorker))
-	answers := inference.New(inference.Options{Router: q, Dial: func(ctx context.Context, _ core.Worker) (net.Conn, error) {
+	q.answers = inference.New(inference.Options{Router: q, Dial: func(ctx context.Context, _ core.Worker) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", q.worker.Listener.Addr().String())
 	}})
-	api := gateway.New(gateway.Options{Inference: answers, Cluster: q, Jobs: q, Reader: q, Admin: q, Version: "1.2.3"})
+	api := gateway.New(gateway.Options{Inference: q.answers, Cluster: q, Jobs: q, Reader: q, Admin: q, Version: "1.2.3"})
 	q.http = httptest.NewServer(api.Handler())
 	tb.Cleanup(func() {
 		q.http.CloseClientConnections()

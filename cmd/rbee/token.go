@@ -46,6 +46,7 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 		kind, name    string
 		scopes, roles []string
 		ttl           time.Duration
+		local         bool
 	)
 	cmd := &cobra.Command{
 		Use:   "create --type join|api",
@@ -59,21 +60,37 @@ An API token is sent with requests, as RBEE_TOKEN, or as the key of an OpenAI cl
   infer    ask models
   read     look
   operate  change what runs and what is stored
-  admin    change who may do what`,
+  admin    change who may do what
+
+No token is needed on a queen's machine for those who may read its data folder, such as root: with --local, or where neither RBEE_TOKEN nor
+RBEE_ADDR is set, the queen of this machine is asked through its local socket. So the loss of the operator token is mended. The queen logs it.`,
 		Example: "  rbee token create --type join --ttl 15m\n  rbee token create --type join --role queen\n  rbee token create --type api --scope infer --name alice --ttl 720h",
 		Args:    exactly(),
 	}
-	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
+	cmd.RunE = a.do(func(ctx context.Context, _ *cobra.Command, _ []string) error {
 		r, err := tokenRequest(kind, name, scopes, roles, ttl, cmd.Flags().Changed("ttl"))
 		if err != nil {
 			return err
 		}
-		t, err := c.CreateToken(ctx, r)
+		c, host, err := a.tokenMaker(ctx, local)
 		if err != nil {
 			return err
 		}
+		t, err := c.CreateToken(ctx, r)
+		switch {
+		case err == nil:
+		case host != "" && core.KindOf(err) == core.Unavailable:
+			return core.WithHint(err, "The agent of this machine makes the token: look whether it runs, and whether a majority of the queens does.")
+		case host != "":
+			return err
+		default:
+			return a.explainUnreachable(ctx, c, err)
+		}
 		return a.show(t, func(w io.Writer) error {
-			a.explainToken(ctx, c, t)
+			if host == "" && t.Kind == core.TokenJoin {
+				host = a.joinHost(ctx, c)
+			}
+			a.explainToken(t, host)
 			_, err := fmt.Fprintln(w, t.Secret)
 			return err
 		})
@@ -83,6 +100,7 @@ An API token is sent with requests, as RBEE_TOKEN, or as the key of an OpenAI cl
 	f.StringSliceVar(&scopes, "scope", nil, "`SCOPES` of an API token: "+strings.Join(scopeNames(), ", ")+"; may be repeated")
 	f.StringSliceVar(&roles, "role", nil, "`ROLE` of the machine that joins: hive, or queen, which may be a hive as well (default: hive)")
 	f.StringVar(&name, "name", "", "`NAME` to know it by in \"rbee token list\"")
+	f.BoolVar(&local, "local", false, "ask the queen of this machine through its local socket, without a token")
 	f.DurationVar(&ttl, "ttl", 0, "how long it is good for (default: 1h for join, for ever for api)")
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{string(core.TokenJoin), string(core.TokenAPI)}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("scope", cobra.FixedCompletions(scopeNames(), cobra.ShellCompDirectiveNoFileComp))
@@ -138,8 +156,34 @@ func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, 
 	return r, nil
 }
 
-// explainToken says on stderr what to do with a new token.
-func (a *app) explainToken(ctx context.Context, c *client.Client, t core.NewToken) {
+// tokenMaker returns a client of who makes a token. host is where machines join, if it is this machine's queen, which is asked through its local socket;
+// otherwise empty.
+func (a *app) tokenMaker(ctx context.Context, local bool) (c *client.Client, host string, err error) {
+	t, err := a.target()
+	if err != nil {
+		return nil, "", err
+	}
+	bearer, err := a.bearer(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	id := t.local.identity
+	queen := id != nil && id.Has(core.RoleQueen)
+	switch {
+	case local && !queen:
+		return nil, "", core.WithHint(core.Errorf("", core.NotFound, "there is no queen in the data folder %s that this user may read", t.local.dir),
+			"Run it on a queen's machine as the user of its agent, or as root; RBEE_DATA_DIR names another data folder.")
+	case !local && (t.named || bearer != "" || !queen):
+		c, err = a.connectTo(ctx, t)
+		return c, "", err
+	}
+	fmt.Fprintln(a.stderr, "Asking the queen of this machine through its local socket, which it logs.")
+	c, err = t.local.client()
+	return c, joinAddress(id.RPCAddress()), err
+}
+
+// explainToken says on stderr what to do with a new token; host is where a machine joins.
+func (a *app) explainToken(t core.NewToken, host string) {
 	until := "It does not expire"
 	if t.TTL > 0 {
 		until = fmt.Sprintf("It is good for %s", durationText(time.Duration(t.TTL)))
@@ -154,7 +198,7 @@ func (a *app) explainToken(ctx context.Context, c *client.Client, t core.NewToke
 		as = "a queen"
 	}
 	fmt.Fprintf(a.stderr, "%s and takes one machine into the cluster, as %s"+once+" On that machine:\n  rbee agent -join %s@%s\nThe token alone:\n",
-		until, as, t.ID, t.Secret, a.joinHost(ctx, c))
+		until, as, t.ID, t.Secret, host)
 }
 
 // joinHost is where a machine can join the cluster, as short as it can be said.
@@ -173,6 +217,11 @@ func (a *app) joinHost(ctx context.Context, c *client.Client) string {
 		}
 		address = net.JoinHostPort(u.Hostname(), strconv.Itoa(token.DefaultPort))
 	}
+	return joinAddress(address)
+}
+
+// joinAddress is the address of an RPC port as short as it can be said.
+func joinAddress(address string) string {
 	if host, port, err := net.SplitHostPort(address); err == nil && port == strconv.Itoa(token.DefaultPort) {
 		if strings.Contains(host, ":") {
 			return "[" + host + "]"

@@ -499,8 +499,9 @@ func (p *process) stages() []stage {
 			list = append(list, stage{"bootstrap", p.bootstrap})
 		}
 	}
+	list = append(list, stage{"local", p.serveLocal})
 	if p.bees != nil {
-		list = append(list, stage{"hive", p.bees.Run}, stage{"local", p.serveLocal})
+		list = append(list, stage{"hive", p.bees.Run})
 		if p.net != nil {
 			list = append(list, stage{"data", func(ctx context.Context) error { return p.bees.ServeData(ctx, p.net.mux.Data()) }},
 				stage{"blobs", func(ctx context.Context) error { return p.bees.ServeBlobs(ctx, p.net.mux.Blobs()) }})

@@ -13,14 +13,17 @@ import (
 	"github.com/rbee-project/rbee/core/gateway"
 )
 
-// LocalSocket is the path of the unix socket in a data folder on which an agent with a hive tells its own user what runs here, whether or not any
-// queen can be reached: gateway.LocalHandler.
+// LocalSocket is the path of the unix socket in a data folder on which an agent tells its own user what runs here, whether or not any queen can be
+// reached, and a queen of a cluster makes tokens: gateway.LocalHandler.
 func LocalSocket(dataDir string) string { return filepath.Join(dataDir, "run", "agent.sock") }
 
 // serveLocal serves the local socket until ctx ends. The data folder is locked, so a socket that is there is a dead agent's.
 func (p *process) serveLocal(ctx context.Context) error {
 	const op = "serve the local socket"
 	path := LocalSocket(p.cfg.DataDir)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return core.E(op, core.Internal, err)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return core.E(op, core.Internal, err)
 	}
@@ -32,7 +35,17 @@ func (p *process) serveLocal(ctx context.Context) error {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return core.E(op, core.Internal, errors.Join(err, l.Close()))
 	}
-	srv := &http.Server{Handler: gateway.LocalHandler(p.bees), ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10}
+	var bees gateway.LocalHive
+	if p.bees != nil {
+		bees = p.bees
+	}
+	var tokens *gateway.LocalTokens
+	if p.queen != nil && p.net != nil {
+		tokens = &gateway.LocalTokens{Create: p.queen.CreateToken, Proof: p.net.identity.Proof, Told: func(ctx context.Context, made core.Token) {
+			p.log.Warn("token made through the local socket", "token", made.ID, "kind", made.Kind, "name", made.Name, "scopes", made.Scopes, "roles", made.Roles, "by", peerOf(ctx))
+		}}
+	}
+	srv := &http.Server{Handler: gateway.LocalHandler(bees, tokens), ConnContext: withPeer, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
 	select {

@@ -2,8 +2,15 @@ package gateway
 
 import (
 	"context"
+	"crypto/hmac"
+	"fmt"
+	"io"
+	"maps"
 	"net/http"
 	"strconv"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/rbee-project/rbee/core"
 )
@@ -16,10 +23,95 @@ type LocalHive interface {
 	Binary(ctx context.Context, id string) (core.WorkerBinary, error)
 }
 
-// LocalHandler serves what a hive knows of itself, read-only, in the form of the public API with core.LocalHive as the hive. It is for a socket that
-// only the agent's user can open: it asks for no token.
-func LocalHandler(h LocalHive) http.Handler {
+// LocalTokens makes tokens for the people of a queen's own machine. Whoever may read its data folder has the keys of the cluster, so that a token gives
+// them nothing, and a cluster whose last operator token was lost is not lost with it. That they may read it they prove by each request: plugins, which
+// run as the same user and can reach the socket, may not.
+type LocalTokens struct {
+	Create func(ctx context.Context, r core.TokenRequest) (core.NewToken, error)
+	Proof  func(message []byte) []byte                // pki.Identity.Proof
+	Told   func(ctx context.Context, made core.Token) // is told of each token; must not block
+}
+
+// ProofHeader has LocalProof's text.
+const ProofHeader = "X-Rbee-Proof"
+
+// proofLife bounds the age of a proof; each serves once.
+const proofLife = time.Minute
+
+// LocalProof is the proof for a request with a body, made now.
+func LocalProof(body []byte, now time.Time, proof func(message []byte) []byte) string {
+	at := strconv.FormatInt(now.UnixNano(), 10)
+	return at + "." + fmt.Sprintf("%x", proof([]byte(at+"\n"+string(body))))
+}
+
+// usedProofs are the proofs of the last proofLife.
+type usedProofs struct {
+	mu   sync.Mutex // guards below
+	seen map[string]time.Time
+}
+
+// check reports why a proof is none. Errors: Forbidden.
+func (u *usedProofs) check(text string, body []byte, now time.Time, proof func([]byte) []byte) error {
+	at, _, _ := strings.Cut(text, ".")
+	nanos, err := strconv.ParseInt(at, 10, 64)
+	age := now.Sub(time.Unix(0, nanos)).Abs()
+	if err != nil || age > proofLife || !hmac.Equal([]byte(text), []byte(LocalProof(body, time.Unix(0, nanos), proof))) {
+		return core.WithHint(core.Errorf("", core.Forbidden, "it is not proved that the data folder of this queen may be read"), "Run the command as the user of the agent, or as root.")
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	maps.DeleteFunc(u.seen, func(_ string, t time.Time) bool { return now.Sub(t) > 2*proofLife })
+	if _, used := u.seen[text]; used {
+		return core.Errorf("", core.Forbidden, "the proof was used already")
+	}
+	u.seen[text] = now
+	return nil
+}
+
+// LocalHandler serves what a hive knows of itself, read-only, in the form of the public API with core.LocalHive as the hive, and on a queen the making
+// of tokens. Each of h and tokens may be nil. It is for a socket that only the agent's user can open: it asks for no token.
+func LocalHandler(h LocalHive, tokens *LocalTokens) http.Handler {
 	mux := http.NewServeMux()
+	if tokens != nil {
+		used := &usedProofs{seen: map[string]time.Time{}}
+		mux.HandleFunc("POST /v1/tokens", func(w http.ResponseWriter, r *http.Request) {
+			made, err := localToken(tokens, used, w, r)
+			if err == nil {
+				w.Header().Set("Cache-Control", "no-store")
+				err = writeJSON(w, http.StatusCreated, made)
+			}
+			if err != nil {
+				fail(w, err)
+			}
+		})
+	}
+	if h != nil {
+		localHive(mux, h)
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fail(w, noRoute(r)) })
+	return mux
+}
+
+func localToken(tokens *LocalTokens, used *usedProofs, w http.ResponseWriter, r *http.Request) (core.NewToken, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAdminBody))
+	if err != nil {
+		return core.NewToken{}, core.Errorf("", core.Invalid, "the request cannot be read: %w", err)
+	}
+	if err := used.check(r.Header.Get(ProofHeader), body, time.Now(), tokens.Proof); err != nil {
+		return core.NewToken{}, err
+	}
+	var request core.TokenRequest
+	if err := decodeObject(body, &request, "a token"); err != nil {
+		return core.NewToken{}, err
+	}
+	made, err := tokens.Create(r.Context(), request)
+	if err == nil {
+		tokens.Told(r.Context(), made.Token)
+	}
+	return made, err
+}
+
+func localHive(mux *http.ServeMux, h LocalHive) {
 	handle := func(path string, f func(r *http.Request) (any, error)) {
 		mux.HandleFunc("GET /v1/hives/"+core.LocalHive+path, func(w http.ResponseWriter, r *http.Request) {
 			v, err := f(r)
@@ -51,6 +143,4 @@ func LocalHandler(h LocalHive) http.Handler {
 		v, err := h.Binary(r.Context(), r.PathValue("id"))
 		return v, err
 	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fail(w, noRoute(r)) })
-	return mux
 }

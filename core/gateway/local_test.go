@@ -2,9 +2,12 @@ package gateway_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -36,7 +39,7 @@ func (loneHive) Binary(_ context.Context, id string) (core.WorkerBinary, error) 
 // What a hive says of itself is read by the same client as what a queen says.
 func TestLocalHandler(t *testing.T) {
 	t.Parallel()
-	s := httptest.NewServer(gateway.LocalHandler(loneHive{}))
+	s := httptest.NewServer(gateway.LocalHandler(loneHive{}, nil))
 	t.Cleanup(s.Close)
 	c, err := client.New(client.Options{Addresses: []string{s.URL}})
 	must.NoError(t, err)
@@ -63,6 +66,7 @@ func TestLocalHandler(t *testing.T) {
 		{http.MethodGet, "/v1/hives/other/processes"},
 		{http.MethodGet, "/v1/workers"},
 		{http.MethodPost, "/v1/jobs"},
+		{http.MethodPost, "/v1/tokens"},
 		{http.MethodDelete, "/v1/hives/localhost/processes/42"},
 		{http.MethodPost, "/v1/hives/localhost/processes"},
 		{http.MethodGet, "/"},
@@ -82,4 +86,49 @@ func TestLocalHandler(t *testing.T) {
 		must.NoError(t, resp.Body.Close())
 		must.Eq(t, http.StatusBadRequest, resp.StatusCode, must.Sprint(pid))
 	}
+}
+
+// A queen makes tokens for who proves that he may read its data folder, with a proof of each request that serves once.
+func TestLocalTokens(t *testing.T) {
+	t.Parallel()
+	proof := func(message []byte) []byte { sum := sha256.Sum256(append([]byte("key"), message...)); return sum[:] }
+	var told []core.Token
+	made := 0
+	s := httptest.NewServer(gateway.LocalHandler(nil, &gateway.LocalTokens{
+		Create: func(_ context.Context, r core.TokenRequest) (core.NewToken, error) {
+			made++
+			return core.NewToken{Token: core.Token{ID: "t1", Name: r.Name, Kind: r.Kind}, Secret: "rbee_t1_secret"}, nil
+		},
+		Proof: proof,
+		Told:  func(_ context.Context, made core.Token) { told = append(told, made) },
+	}))
+	t.Cleanup(s.Close)
+	post := func(body, header string) int {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+"/v1/tokens", strings.NewReader(body))
+		must.NoError(t, err)
+		req.Header.Set(gateway.ProofHeader, header)
+		resp, err := http.DefaultClient.Do(req)
+		must.NoError(t, err)
+		must.NoError(t, resp.Body.Close())
+		return resp.StatusCode
+	}
+	const body = `{"kind":"api","name":"alice","scopes":["admin"]}`
+	now := time.Now()
+	good := gateway.LocalProof([]byte(body), now, proof)
+	for name, header := range map[string]string{
+		"none":           "",
+		"garbage":        "x.y",
+		"another key":    gateway.LocalProof([]byte(body), now, func([]byte) []byte { return make([]byte, 32) }),
+		"another body":   gateway.LocalProof([]byte(`{}`), now, proof),
+		"too old":        gateway.LocalProof([]byte(body), now.Add(-2*time.Minute), proof),
+		"of tomorrow":    gateway.LocalProof([]byte(body), now.Add(24*time.Hour), proof),
+		"another moment": strings.Replace(good, good[:4], "1234", 1),
+	} {
+		must.Eq(t, http.StatusForbidden, post(body, header), must.Sprint(name))
+	}
+	must.Eq(t, 0, made)
+	must.Eq(t, http.StatusCreated, post(body, good))
+	must.Eq(t, http.StatusForbidden, post(body, good)) // once
+	must.Eq(t, []core.Token{{ID: "t1", Name: "alice", Kind: core.TokenAPI}}, told)
 }

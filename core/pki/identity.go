@@ -2,6 +2,7 @@ package pki
 
 import (
 	"bytes"
+	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -201,6 +202,15 @@ func (i *Identity) CAPEM() []byte { return slices.Clone(i.state.Load().caPEM) }
 
 // SealKey opens sealed settings of the registry. It is nil on a hive, and in a cluster whose certificates are made elsewhere.
 func (i *Identity) SealKey() Secret { return slices.Clone(i.state.Load().sealKey) }
+
+// Proof returns what only those who may read the files of this node can make of a message: a MAC by the node's key.
+func (i *Identity) Proof(message []byte) []byte {
+	key := sha256.Sum256(i.state.Load().key)
+	mac := hmac.New(sha256.New, key[:])
+	mac.Write([]byte("rbee local proof\n"))
+	mac.Write(message)
+	return mac.Sum(nil)
+}
 
 // Certificate is the node's, with its key and the chain up to and including the CA's. It is not to be changed.
 func (i *Identity) Certificate() *tls.Certificate { return i.state.Load().tls }

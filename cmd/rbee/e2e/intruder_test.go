@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -226,6 +228,21 @@ func TestIntruders(t *testing.T) {
 	for _, r := range []result{as(reader.Secret, "token", "list"), as(reader.Secret, "infer", "--model", "rbee-tiny", "--prompt", "x"), as("", "hive", "list"), as(otherSecret(reader.Secret), "hive", "list")} {
 		must.Eq(t, 1, r.code, must.Sprint(r.stdout, r.stderr))
 	}
+	// The operator's token is lost: who may read the queen's data folder makes another one, and it is logged. A plugin, which can reach the socket but
+	// not read the folder, cannot.
+	lost := c.token
+	c.token = ""
+	for _, n := range []*node{first, second} {
+		n.env = append(n.env, "RBEE_DATA_DIR="+n.dir)
+	}
+	made2 := asJSON[core.NewToken](first, "token", "create", "--type", "api", "--scope", "admin,read", "--local")
+	must.Eq(t, 0, as(made2.Secret, "token", "list").code)
+	must.StrContains(t, first.log.String(), "token made through the local socket")
+	must.StrContains(t, first.log.String(), fmt.Sprintf("user %d, process ", os.Getuid()))
+	must.Eq(t, http.StatusForbidden, postToSocket(t, filepath.Join(first.dir, "run", "agent.sock"), "/v1/tokens", `{"kind":"api","scopes":["admin"]}`))
+	must.Eq(t, 1, second.run("token", "create", "--type", "api", "--scope", "admin", "--local").code) // a hive makes none
+	c.token = lost
+	first.must("token", "revoke", made2.ID, "--yes")
 	first.must("token", "revoke", reader.ID, "--yes")
 	must.Eq(t, 1, as(reader.Secret, "hive", "list").code) // at once on the queen that was asked
 
@@ -292,6 +309,21 @@ func (n *node) joinAgain(joinToken, queen string, roles ...core.Role) (*queenv1.
 		return nil, rpc.FromStatus(err)
 	}
 	return resp, nil
+}
+
+// postToSocket sends a request to a unix socket.
+func postToSocket(t *testing.T, socket, path, body string) int {
+	t.Helper()
+	hc := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://localhost"+path, strings.NewReader(body))
+	must.NoError(t, err)
+	resp, err := hc.Do(req)
+	must.NoError(t, err)
+	must.NoError(t, resp.Body.Close())
+	return resp.StatusCode
 }
 
 // otherSecret is a token with the same id and another secret.
