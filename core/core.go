@@ -254,17 +254,18 @@ type Queen struct {
 
 // Status is the whole cluster on one screen.
 type Status struct {
-	Version   string    `json:"version"`
-	Node      string    `json:"node"` // the queen that answers
-	StartedAt time.Time `json:"started_at"`
-	Leader    string    `json:"leader"` // empty: none known
-	Index     uint64    `json:"index"`  // last applied raft index
-	Read      ReadInfo  `json:"read"`   // how new the registry part is
-	Cluster   *Cluster  `json:"cluster,omitempty"`
-	Queens    []Queen   `json:"queens"`
-	Hives     []Hive    `json:"hives"`
-	Workers   []Worker  `json:"workers"`
-	Models    []Model   `json:"models"`
-	Jobs      []Job     `json:"jobs"` // running ones and the latest ended
-	Problems  []string  `json:"problems"`
+	Version         string    `json:"version"`
+	Node            string    `json:"node"` // the queen that answers
+	StartedAt       time.Time `json:"started_at"`
+	Leader          string    `json:"leader"` // empty: none known
+	Index           uint64    `json:"index"`  // last applied raft index
+	Read            ReadInfo  `json:"read"`   // how new the registry part is
+	Cluster         *Cluster  `json:"cluster,omitempty"`
+	CertificatesEnd time.Time `json:"certificates_end,omitzero"` // of the node whose certificate ends first
+	Queens          []Queen   `json:"queens"`
+	Hives           []Hive    `json:"hives"`
+	Workers         []Worker  `json:"workers"`
+	Models          []Model   `json:"models"`
+	Jobs            []Job     `json:"jobs"` // running ones and the latest ended
+	Problems        []string  `json:"problems"`
 }

@@ -127,6 +127,9 @@ func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []s
 	}
 	f.addf("Queen", "%s, rbee %s, at %s, up %s", s.Node, s.Version, address, orElse(a.since(s.StartedAt), "?"))
 	f.addf("Queens", "%d (%s), leader %s, index %d", len(s.Queens), plural(voters, "voter"), orElse(leader, "unknown"), s.Index)
+	if !s.CertificatesEnd.IsZero() {
+		f.addf("Certificates", "the first one ends on %s", s.CertificatesEnd.UTC().Format(time.DateOnly))
+	}
 	if seen < voters {
 		f.addf("Majority", "%d of %s seen, %d needed", seen, plural(voters, "voter"), voters/2+1)
 	}

@@ -104,47 +104,6 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	return storeQueens(filepath.Join(cfg.DataDir, queensFile), queens)
 }
 
-// renewRetry is the pause after a renewal that failed: there is a third of the certificate's life for it.
-const renewRetry = time.Minute
-
-// movedRetry is the same where clients are refused meanwhile: the queens may have to elect a leader first, or hear of the new address.
-const movedRetry = time.Second
-
-// renew has the node's certificate renewed in time, until ctx ends, and at once where the machine has moved: clients refuse the one that it has.
-func (n *network) renew(ctx context.Context, hosts []string, moved bool) error {
-	for {
-		wait := time.Until(n.identity.RenewAt())
-		if wait <= 0 || moved {
-			err := n.renewNow(ctx, hosts)
-			switch {
-			case ctx.Err() != nil:
-				return ctx.Err()
-			case core.KindOf(err) == core.Unsupported:
-				moved = false
-				n.log.Warn("the certificate ends soon, or is not for this machine's address, and cannot be renewed by the cluster", "expires", n.identity.Node().NotAfter, "error", err)
-				wait = renewRetry * 60
-			case err != nil && moved:
-				n.log.Warn("the certificate is not for this machine's address yet, trying again", "error", err)
-				wait = movedRetry
-			case err != nil:
-				n.log.Error("cannot renew the certificate, trying again", "expires", n.identity.Node().NotAfter, "error", err)
-				wait = renewRetry
-			default:
-				moved = false
-				n.log.Info("certificate renewed", "expires", n.identity.Node().NotAfter)
-				continue
-			}
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		}
-	}
-}
-
 // renewNow asks the queens in turn.
 func (n *network) renewNow(ctx context.Context, hosts []string) error {
 	request, err := n.identity.Request()

@@ -10,9 +10,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core/config"
@@ -99,4 +102,35 @@ func TestRenewal(t *testing.T) {
 	kept, err := pki.Load(dir)
 	must.NoError(t, err)
 	must.True(t, kept.Node().NotAfter.After(first.Node().NotAfter))
+}
+
+// A machine sleeps for weeks, in which its timers stand still. Its certificate is renewed within an
+// hour after it woke up, and not earlier than due.
+func TestRenewalAfterSleep(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var slept atomic.Int64
+		start := time.Now()
+		now := func() time.Time { return time.Now().Add(time.Duration(slept.Load())) }
+		due := start.Add(60 * 24 * time.Hour)
+		renewed := make(chan time.Time, 10)
+		r := renewal{
+			now: now, due: func() time.Time { return due }, expires: func() time.Time { return due.Add(time.Hour) },
+			renew: func(context.Context) error { due = due.Add(60 * 24 * time.Hour); renewed <- time.Now(); return nil },
+			log:   hclog.NewNullLogger(),
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.run(ctx, false) }()
+		time.Sleep(24 * time.Hour)
+		must.Eq(t, 0, len(renewed))
+		slept.Store(int64(70 * 24 * time.Hour))
+		time.Sleep(renewLook + time.Second)
+		must.Eq(t, 1, len(renewed))
+		<-renewed
+		time.Sleep(24 * time.Hour)
+		must.Eq(t, 0, len(renewed))
+		cancel()
+		must.ErrorIs(t, <-ended, context.Canceled)
+	})
 }

@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/wire"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
@@ -62,10 +61,12 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	}
 	if queens, err := q.Queens(ctx); err == nil {
 		s.Queens = queens
-		for _, o := range queens {
-			if (o.Gossip == string(gossip.Failed) || o.Gossip == string(gossip.Left)) && !q.answers(o.ID) {
-				problems = append(problems, fmt.Sprintf("queen %s (%s) has %s", cmp.Or(o.Name, o.ID), o.Address, o.Gossip))
-			}
+		if q.opts.Membership != nil {
+			registry := q.registry()
+			problems = append(problems, q.membershipProblems(registry, queens)...)
+			first, ending := q.certificates(registry)
+			s.CertificatesEnd = first
+			problems = append(problems, ending...)
 		}
 	} else {
 		problems = append(problems, fmt.Sprintf("the queens are not known: %v", err))
