@@ -35,6 +35,9 @@ func (q *Queen) notLeader() error {
 	if leader := q.opts.Node.Leader(); leader != "" && leader != q.opts.ID {
 		return core.WithHint(err, "Ask the leader, queen %s.", leader)
 	}
+	if problem := q.opts.Node.DiskProblem(); problem != nil {
+		return problem
+	}
 	return core.WithHint(err, "Try again in a moment: a leader is being elected.")
 }
 

@@ -22,6 +22,8 @@ func (q *Queen) Ready(context.Context) error {
 	n := q.opts.Node
 	leading := q.leads()
 	switch {
+	case n.Leader() == "" && n.DiskProblem() != nil:
+		return n.DiskProblem()
 	case n.Leader() == "" && q.opts.Membership == nil:
 		return core.WithHint(core.Errorf("", core.Unavailable, "the cluster has no leader"), "Wait for the election, or look at `rbee status` if it lasts.")
 	case n.IsLeader() && !leading:
@@ -53,6 +55,9 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 		s.Cluster = &c
 	}
 	var problems []string
+	if err := q.opts.Node.DiskProblem(); err != nil {
+		problems = append(problems, fmt.Sprintf("the disk of this queen takes no entries: %v", err))
+	}
 	if s.Leader == "" {
 		problems = append(problems, "the cluster has no leader: nothing in the registry can change")
 	}

@@ -222,6 +222,14 @@ func (d *disk) stalled() error {
 	return nil
 }
 
+// DiskProblem reports why this node writes nothing to its log: its disk is full, failed, or does not answer; nil: it does. It cannot lead meanwhile.
+func (n *Node) DiskProblem() error {
+	if err := n.disk.stalled(); err != nil {
+		return err
+	}
+	return n.disk.room()
+}
+
 // median is how long a write takes; false: there were too few to say.
 func (d *disk) median() (time.Duration, bool) {
 	d.mu.Lock()
