@@ -68,6 +68,7 @@ type agentOptions struct {
 	config string // HCL text: a configured agent instead of -dev
 	env    []string
 	args   []string
+	files  int // that the agent may have open; 0: as many as the test
 }
 
 // startAgent starts an agent and waits until it can serve. The test ends it and every worker it left behind.
@@ -94,6 +95,10 @@ func startAgent(t testing.TB, o agentOptions) *agent {
 		env: append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + os.TempDir()}, o.env...),
 	}
 	a.cmd = exec.Command(filepath.Join(bin, "rbee"), args...)
+	if o.files > 0 {
+		limited := []string{"-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, o.files), filepath.Join(bin, "rbee")}
+		a.cmd = exec.Command("sh", append(limited, args...)...)
+	}
 	a.cmd.Env = a.env
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	// A worker that outlives the agent inherits no pipe of the test, but be sure not to wait for one.
