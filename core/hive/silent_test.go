@@ -2,6 +2,7 @@ package hive
 
 import (
 	"fmt"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
 )
 
 // A worker that hangs is told of as silent, and killed after the worker timeout.
@@ -25,5 +27,11 @@ func TestHungWorkerIsKilled(t *testing.T) {
 	})
 	r.told(patience, count(0))
 	must.Len(t, 0, r.processes())
+	coretest.Eventually(t, patience, func() error { // the queens are told first
+		if left := entries(t, filepath.Join(r.dir, "hive", "workers")); len(left) > 0 {
+			return fmt.Errorf("there are %v", left)
+		}
+		return nil
+	})
 	r.nothingLeft()
 }
