@@ -145,6 +145,9 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if n.Name == p.opts.Self.ID {
+		if n.Address() == p.self.GossipAddress && m.Incarnation > p.self.Incarnation {
+			p.outbid(m.Incarnation)
+		}
 		return nil // memberlist itself denies what is wrong about this node
 	}
 	e := p.members[n.Name]
@@ -157,6 +160,21 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 		return fmt.Errorf("it was started before the node that has this id now (%d, %d)", m.Incarnation, e.Incarnation)
 	}
 	return nil
+}
+
+// outbid starts another incarnation of this node, higher than one that somebody made up for it: the
+// others would refuse this node's own as one of the past. The caller holds p.mu.
+func (p *Pool) outbid(forged uint64) {
+	m := p.self
+	m.Incarnation = forged + 1
+	meta, err := m.encode()
+	if err != nil {
+		return // what is there stays right
+	}
+	p.refused.Add(1)
+	p.self, p.meta, p.update = m, meta, true
+	p.peers.raise(m.Incarnation)
+	p.signal()
 }
 
 // seen copies what a node that is alive tells.

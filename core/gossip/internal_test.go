@@ -2,6 +2,8 @@ package gossip
 
 import (
 	"bytes"
+	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +15,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/memberlist"
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core/coretest/gossipnet"
 )
 
 func fullMember() Member {
@@ -251,4 +255,45 @@ func TestManyDeathsAreBelieved(t *testing.T) {
 	must.False(t, p.doubts(first))
 	d.NotifyLeave(nodes[0]) // a second death is another
 	must.False(t, p.doubts(first))
+}
+
+// Somebody with the key makes up an incarnation of this node, so that the others refuse its own as
+// one of the past. It takes a higher one, also at its next start; there is none that it could not.
+func TestForgedIncarnation(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		start := func() *Pool {
+			p, err := New(Options{
+				Self: Member{ID: "0a0b0c0d", Queen: true}, Keys: Keys{bytes.Repeat([]byte{1}, 32)}, ClusterID: "c", Dir: dir,
+				Transport: gossipnet.New(1).Listen("10.0.0.1:7835"),
+			})
+			must.NoError(t, err)
+			p.self.GossipAddress = "10.0.0.1:7835"
+			return p
+		}
+		p := start()
+		forge := func(address string, incarnation uint64) error {
+			m := p.Self()
+			m.Incarnation = incarnation
+			meta, err := m.encode()
+			must.NoError(t, err)
+			return delegate{p}.NotifyAlive(&memberlist.Node{Name: m.ID, Addr: net.ParseIP(address), Port: 7835, Meta: meta})
+		}
+		before := p.Self().Incarnation
+		must.NoError(t, forge("10.0.0.9", before+1000)) // a twin elsewhere is another matter
+		must.Eq(t, before, p.Self().Incarnation)
+		must.NoError(t, forge("10.0.0.1", before+1000))
+		must.Eq(t, before+1001, p.Self().Incarnation)
+		told, err := decodeMember("0a0b0c0d", delegate{p}.NodeMeta(0))
+		must.NoError(t, err)
+		must.Eq(t, before+1001, told.Incarnation)
+		must.Error(t, forge("10.0.0.1", math.MaxUint64))
+		must.Eq(t, before+1001, p.Self().Incarnation)
+		p.peers.save(nil)
+		must.NoError(t, p.Close())
+		p = start()
+		must.Greater(t, before+1001, p.Self().Incarnation)
+		must.NoError(t, p.Close())
+	})
 }

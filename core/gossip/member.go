@@ -1,8 +1,10 @@
 package gossip
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"time"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -44,6 +46,10 @@ const (
 	maxIDBytes   = 64
 	maxNameBytes = 64
 )
+
+// maxAhead is how far a node's clock may be ahead. No count of starts is higher than the time in
+// nanoseconds, so that nobody can take the highest number for ever.
+const maxAhead = 24 * time.Hour
 
 // encode makes the metadata that is gossiped.
 func (m Member) encode() ([]byte, error) {
@@ -89,6 +95,9 @@ func decodeMember(name string, meta []byte) (Member, error) {
 		ID: p.GetId(), Name: p.GetName(), Queen: p.GetQueen(), Hive: p.GetHive(), RPCAddress: p.GetRpcAddress(), HTTPAddress: p.GetHttpAddress(),
 		Version: p.GetVersion(), FSM: p.GetFsm(), BootstrapExpect: p.GetBootstrapExpect(), RaftID: p.GetRaftId(), HasState: p.GetHasState(),
 		Incarnation: p.GetIncarnation(),
+	}
+	if m.Incarnation > uint64(time.Now().Add(maxAhead).UnixNano()) { //nolint:gosec // after 1970
+		return Member{}, errors.New("its incarnation is none that a start counts")
 	}
 	if m.ID != name {
 		return Member{}, fmt.Errorf("it calls itself %q in its metadata", m.ID)

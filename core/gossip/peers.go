@@ -105,6 +105,13 @@ func (f *peerFile) start() (uint64, error) {
 	return f.now.Starts, nil
 }
 
+// raise has the next starts count on from a number; it is written with the next save.
+func (f *peerFile) raise(starts uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.now.Starts = max(f.now.Starts, starts)
+}
+
 // addresses are those of all remembered peers, queens first, otherwise in random order.
 func (f *peerFile) addresses() []string {
 	f.mu.Lock()
