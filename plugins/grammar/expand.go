@@ -2,6 +2,7 @@ package grammar
 
 import (
 	"encoding/binary"
+	"errors"
 	"slices"
 	"strings"
 )
@@ -77,12 +78,13 @@ type compiler struct {
 }
 
 const (
-	maxPartials    = 4000
-	maxExpansions  = 150_000
-	maxNodes       = 50000
-	unionBranches  = 1000
-	maxProbeDepth  = 4
-	maxConjunction = 2000
+	maxPartials     = 4000
+	maxExpansions   = 150_000
+	maxNodes        = 50000
+	unionBranches   = 1000
+	maxProbeDepth   = 4
+	maxConjunction  = 2000
+	maxAlternatives = 128
 )
 
 func newCompiler(p *parser) *compiler {
@@ -188,6 +190,11 @@ func (c *compiler) partials(n *node) ([]*partial, error) {
 		}
 		choice := p.choices[0]
 		p.choices = p.choices[1:]
+		choice, settled := c.prune(p, choice)
+		if settled {
+			work = append(work, p)
+			continue
+		}
 		for _, branch := range slices.Backward(choice) {
 			q := p.clone()
 			q.pending = append(q.pending, branch...)
@@ -710,6 +717,9 @@ func (c *compiler) gather(n *node, parts []*partial) error {
 			}
 		}
 	}
+	if len(n.objs)+len(n.arrs) > maxAlternatives {
+		return refuse(n.at(), "", "too many combinations of schemas")
+	}
 	n.str = c.set.alt(strs...)
 	if slices.ContainsFunc(n.nums, func(m *numMachine) bool { return m.any }) {
 		n.nums = slices.DeleteFunc(n.nums, func(m *numMachine) bool { return !m.any })
@@ -751,6 +761,9 @@ func (c *compiler) machine(spec *numSpec) (*numMachine, error) {
 	copied := *spec
 	m, err := newNumMachine(&copied)
 	if err == nil {
+		if m.alive(m.start()); m.visited > maxNumStates/2 {
+			return nil, errors.New("too many states")
+		}
 		m.id = len(c.nums)
 		c.nums[b.String()] = m
 	}
@@ -1133,6 +1146,158 @@ func (c *compiler) arraySat(a *arrNode) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// known is what is plain about the objects that satisfy a partial conjunction.
+type known struct {
+	required, forbidden map[string]bool
+	values              map[string]map[string]bool // of properties: canonical texts of the only values
+}
+
+func (c *compiler) knownOf(p *partial) *known {
+	k := &known{required: map[string]bool{}, forbidden: map[string]bool{}, values: map[string]map[string]bool{}}
+	for _, o := range p.objs {
+		for _, r := range o.required {
+			k.required[r] = true
+		}
+		for name, lits := range o.props {
+			for _, l := range lits {
+				switch {
+				case l.s.never && !l.neg:
+					k.forbidden[name] = true
+				case !l.neg:
+					if v := c.factsOf(l.s, 4).values; v != nil && k.values[name] == nil {
+						k.values[name] = v
+					}
+				}
+			}
+		}
+	}
+	return k
+}
+
+// prune drops the branches that plainly contradict p. It reports that the choice is settled when
+// one of them plainly holds already.
+func (c *compiler) prune(p *partial, choice [][]lit) (left [][]lit, settled bool) {
+	if len(p.objs) == 0 || p.types != tObject {
+		return choice, false
+	}
+	k := c.knownOf(p)
+	for _, branch := range choice {
+		if len(branch) == 1 && !branch[0].neg && c.holds(k, branch[0].s) {
+			return nil, true
+		}
+		if !slices.ContainsFunc(branch, func(l lit) bool { return !l.neg && c.contradicts(k, l.s) }) {
+			left = append(left, branch)
+		}
+	}
+	return left, false
+}
+
+// holds reports whether every object of which k is known plainly satisfies s.
+func (c *compiler) holds(k *known, s *schema) bool {
+	o := s.obj
+	if s.never || s.types&tObject == 0 || o == nil || s.enum != nil || len(s.all)+len(s.choice)+len(s.ones) > 0 ||
+		len(o.patterns)+len(o.names)+len(o.deps)+len(o.some) > 0 || o.rest != nil || o.min > 0 || o.max >= 0 {
+		return false
+	}
+	for _, r := range o.required {
+		if !k.required[r] {
+			return false
+		}
+	}
+	for name, lits := range o.props {
+		for _, l := range lits {
+			if k.forbidden[name] || l.s == c.any && !l.neg {
+				continue
+			}
+			v := k.values[name]
+			if !l.neg || v == nil || !separate(v, c.factsOf(l.s, 4).values) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// separate reports whether two sets of values are known and share nothing.
+func separate(a, b map[string]bool) bool {
+	if a == nil || b == nil {
+		return false
+	}
+	for v := range a {
+		if b[v] {
+			return false
+		}
+	}
+	return true
+}
+
+// contradicts reports whether no object of which k is known satisfies s, plainly.
+func (c *compiler) contradicts(k *known, s *schema) bool {
+	if s.never || s.types&tObject == 0 {
+		return true
+	}
+	if s.obj == nil {
+		return false
+	}
+	for _, r := range s.obj.required {
+		if k.forbidden[r] {
+			return true
+		}
+	}
+	for name, lits := range s.obj.props {
+		if !k.required[name] && !slices.Contains(s.obj.required, name) {
+			continue
+		}
+		for _, l := range lits {
+			if l.s.never && !l.neg || l.s == c.any && l.neg {
+				return true
+			}
+			v := k.values[name]
+			if v == nil {
+				continue
+			}
+			if !l.neg && separate(v, c.factsOf(l.s, 4).values) || l.neg && c.within(v, l.s) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// within reports whether s is an enumeration that holds all values.
+func (c *compiler) within(values map[string]bool, s *schema) bool {
+	for len(s.all) == 1 && !s.all[0].neg && s.plain() && s.enum == nil {
+		s = s.all[0].s
+	}
+	if s.enum == nil || len(s.all) > 0 || !s.plain() {
+		return false
+	}
+	of := map[string]bool{}
+	for _, v := range s.enum {
+		of[v.canonical()] = true
+	}
+	for v := range values {
+		if !of[v] {
+			return false
+		}
+	}
+	return true
+}
+
+// plain reports whether s says nothing beyond enum and allOf, or only what a string is.
+func (s *schema) plain() bool {
+	if s.enum != nil && s.types == tString {
+		for _, v := range s.enum {
+			if v.kind != jString {
+				return false
+			}
+		}
+	} else if s.types != tAll {
+		return false
+	}
+	return !s.never && s.num == nil && s.str == rxAll && s.obj == nil && s.arr == nil && len(s.choice)+len(s.ones) == 0
 }
 
 // facts are what is plain about a schema, without expanding it.

@@ -78,6 +78,7 @@ type walker struct {
 	mask []uint64
 	path [256]config
 
+	leaves [256]*leaf
 	start  *config // of a mask within a string
 	byName bool    // what follows a name depends on which it is
 }
@@ -113,6 +114,47 @@ func (w *walker) walk(t *trie, start *config) {
 
 // walkFrom does so for the nodes from i up to end.
 func (w *walker) walkFrom(t *trie, i, end int, start *config) {
+	if start.more == nil && !start.leaf.keep {
+		w.walkLeaves(t, i, end, start)
+		return
+	}
+	w.walkStates(t, i, end, start)
+}
+
+// walkLeaves walks where nothing is remembered: as long as a token of JSON goes on, its position
+// is all there is.
+func (w *walker) walkLeaves(t *trie, i, end int, start *config) {
+	for i < end {
+		d := int(t.depth[i])
+		from := start.leaf
+		if d > 0 {
+			from = w.leaves[d-1]
+		}
+		to := w.g.next(from, t.bytes[i])
+		switch to {
+		case nil:
+			i = int(t.skip[i])
+			continue
+		case structural:
+			next := int(t.skip[i])
+			if d == 0 {
+				w.walkStates(t, i, next, start)
+			} else {
+				w.path[d-1] = config{thread: thread{from, start.stk}}
+				w.walkStates(t, i, next, start)
+			}
+			i = next
+			continue
+		}
+		w.leaves[d] = to
+		if k := t.tok[i]; k >= 0 {
+			w.set(t.tokens[k])
+		}
+		i++
+	}
+}
+
+func (w *walker) walkStates(t *trie, i, end int, start *config) {
 	for i < end {
 		d := int(t.depth[i])
 		from := start

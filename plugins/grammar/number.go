@@ -124,7 +124,7 @@ type numSpec struct {
 	only      []decimal // nil: any; emptied by split
 }
 
-const maxMultiple = 1 << 20
+const maxMultiple = 20_000
 
 // contains reports whether d belongs to the set.
 func (n *numSpec) contains(d decimal) bool {
@@ -251,6 +251,7 @@ type numMachine struct {
 	maxWhole int
 	maxFrac  int
 	known    map[string]bool // whether a state is alive
+	visited  int             // states that searches have visited
 }
 
 func newNumMachine(spec *numSpec) (*numMachine, error) {
@@ -548,7 +549,7 @@ func (s *numState) fracLeft(x comparison) bool { return s.f < len(x.mag.frac) }
 
 const (
 	numberBytes  = "0123456789.-eE+"
-	maxNumStates = 200_000
+	maxNumStates = 50_000
 )
 
 // start returns the encoded state before a number.
@@ -596,7 +597,7 @@ func (m *numMachine) alive(state string) bool {
 			}
 			return true
 		}
-		if len(m.known)+len(from) > maxNumStates {
+		if m.visited++; m.visited > maxNumStates {
 			return true
 		}
 		for _, c := range []byte(numberBytes) {
