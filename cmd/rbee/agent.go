@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"strconv"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -196,7 +198,19 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 	if err != nil {
 		return err
 	}
+	reload := make(chan struct{}, 1)
+	if !source.dev { // which ends with its terminal
+		defer a.onHangup(reload)()
+	}
 	err = agent.Run(ctx, cfg, agent.Options{
+		Reload: reload,
+		Load: func() (*config.Config, error) {
+			cfg, diags := source.load(a, cmd, temp)
+			if err := a.writeDiagnostics(diags); err != nil {
+				return nil, err
+			}
+			return cfg, diags.Err()
+		},
 		Suite:   suite,
 		Version: thisBuild().Version, Logger: log, NotifySocket: a.getenv("NOTIFY_SOCKET"), Ready: ready,
 		SSH: agent.SSH{Home: a.getenv("HOME"), Agent: a.getenv("SSH_AUTH_SOCK")},
@@ -208,6 +222,36 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 		return nil // told to end, and did
 	}
 	return err
+}
+
+// onHangup has SIGHUP fill reload in place of ending the command. stop must be called; it waits for the watching goroutine.
+func (a *app) onHangup(reload chan<- struct{}) (stop func()) {
+	if signal.Ignored(syscall.SIGHUP) { // nohup keeps its promise
+		return func() {}
+	}
+	hangups := make(chan os.Signal, 1)
+	signal.Reset(syscall.SIGHUP)
+	signal.Notify(hangups, syscall.SIGHUP)
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-quit:
+				return
+			case <-hangups:
+				select {
+				case reload <- struct{}{}:
+				default: // it is to be reloaded already
+				}
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(hangups)
+		close(quit)
+		<-done
+	}
 }
 
 func (a *app) agentLogger(cfg *config.Config) hclog.Logger {

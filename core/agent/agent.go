@@ -66,6 +66,9 @@ type Options struct {
 	SSH  SSH // with which other machines are reached
 	// NotifySocket is NOTIFY_SOCKET of a service manager that is told when the agent serves, and when it begins to end; empty: none.
 	NotifySocket string
+	// Load reads the configuration anew, for each value of Reload; nil: there is no reloading. Its error is logged.
+	Load   func() (*config.Config, error)
+	Reload <-chan struct{}
 	// Suite is the command that runs the conformance suite of plugins, plugintest.Child; empty: no plugin can be built.
 	Suite []string
 	// Ready is called once, when the agent serves, with the host:port of its HTTP API; empty: it has none, being a hive alone. A queen of a
@@ -140,6 +143,9 @@ type process struct {
 	answers  *inference.Service
 	api      *gateway.Gateway
 	leaving  *leaver
+
+	plugins          *pluginhost.Host
+	download, upload *download.Limiter
 }
 
 // defers has something closed at the end.
@@ -235,6 +241,7 @@ func (p *process) buildHive(ctx context.Context) error {
 	if err := cfg.Diagnostics(plugins.Validate(ctx, cfg)).Err(); err != nil {
 		return core.WithHint(err, "\"rbee config validate\" checks a configuration without starting anything.")
 	}
+	p.plugins = plugins
 	workers, catalogs, err := specs(plugins, cfg, p.log)
 	if err != nil {
 		return err
@@ -256,10 +263,12 @@ func (p *process) buildHive(ctx context.Context) error {
 			p.net.queens.pipe = p.conn
 		}
 	}
+	p.upload = download.NewLimiter(int64(cfg.Hive.Download.UploadLimit))
 	p.bees, err = hive.New(hive.Options{
-		ID: p.id, Name: nodeName(cfg), Version: p.opts.Version, DataDir: cfg.DataDir, RPCAddress: rpcAddress,
+		Discover: func() (workers, catalogs []pluginhost.Spec, err error) { return specs(plugins, cfg, p.log) },
+		ID:       p.id, Name: nodeName(cfg), Version: p.opts.Version, DataDir: cfg.DataDir, RPCAddress: rpcAddress,
 		Jobs: p.jobs, Store: blobs, Plugins: plugins, WorkerSpecs: workers, CatalogSpecs: catalogs, Origins: origins, Queens: queens, Peers: peers, Logger: p.log,
-		KeepFiles: !cfg.Hive.Download.Seed, UploadLimit: download.NewLimiter(int64(cfg.Hive.Download.UploadLimit)),
+		KeepFiles: !cfg.Hive.Download.Seed, UploadLimit: p.upload,
 		StopWorkersOnExit: !cfg.Hive.KeepWorkers, Build: buildOptions(cfg.Hive.Build, p.opts.Suite), Engines: cfg.Hive.Engines.Allow,
 		Slots: cfg.Hive.Slots, ContextTokens: cfg.Hive.ContextTokens, Threads: cfg.Hive.Threads, StopGrace: cfg.Hive.StopGrace, WorkerTimeout: cfg.Hive.WorkerTimeout,
 	})
@@ -278,7 +287,8 @@ func (p *process) origins() (hive.Origins, error) {
 		return hive.Origins{}, core.WithHint(core.E("prepare downloads", core.Invalid, err), "%s", sdk.HintOf(err))
 	}
 	p.defers(func() error { client.Close(); return nil })
-	return hive.Origins{Client: client, Connections: o.Connections, Limit: download.NewLimiter(int64(o.RateLimit))}, nil
+	p.download = download.NewLimiter(int64(o.RateLimit))
+	return hive.Origins{Client: client, Connections: o.Connections, Limit: p.download}, nil
 }
 
 func (p *process) buildQueen(identity *pki.Identity) error {
@@ -519,6 +529,9 @@ func (p *process) stages() []stage {
 	}
 	if p.registry != nil && p.net != nil {
 		list = append(list, stage{"leadership", p.handOver})
+	}
+	if p.opts.Load != nil {
+		list = append(list, stage{"reload", p.followReloads})
 	}
 	return append(list, stage{"ready", p.ready})
 }

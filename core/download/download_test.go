@@ -464,7 +464,6 @@ func TestLimiter(t *testing.T) {
 		must.ErrorIs(t, err, context.DeadlineExceeded)
 		must.Less(t, 2100, n)
 	})
-	must.Nil(t, download.NewLimiter(0))
 	var none *download.Limiter
 	must.Eq[io.Writer](t, io.Discard, none.Writer(t.Context(), io.Discard))
 }

@@ -9,18 +9,24 @@ import (
 
 // Limiter holds back what passes it, of all transfers together. nil limits nothing. It is safe for concurrent use.
 type Limiter struct {
-	rate int64 // bytes per second
-
-	mu   sync.Mutex // guards next
+	mu   sync.Mutex // guards below
+	rate int64      // bytes per second; 0: no limit
 	next time.Time  // when the next byte may pass
 }
 
-// NewLimiter lets rate bytes pass in a second; 0 or less gives nil: no limit.
+// NewLimiter lets rate bytes pass in a second; 0 or less is no limit.
 func NewLimiter(rate int64) *Limiter {
-	if rate <= 0 {
-		return nil
-	}
-	return &Limiter{rate: rate}
+	l := &Limiter{}
+	l.SetRate(rate)
+	return l
+}
+
+// SetRate changes how many bytes pass in a second, also for transfers that are under way; 0 or less is no limit.
+func (l *Limiter) SetRate(rate int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rate = max(rate, 0)
+	l.next = time.Time{}
 }
 
 // wait waits until n bytes may pass. Who comes meanwhile waits behind them.
@@ -29,6 +35,10 @@ func (l *Limiter) wait(ctx context.Context, n int) error {
 		return nil
 	}
 	l.mu.Lock()
+	if l.rate == 0 {
+		l.mu.Unlock()
+		return nil
+	}
 	now := time.Now()
 	if l.next.Before(now) {
 		l.next = now
@@ -44,6 +54,11 @@ func (l *Limiter) wait(ctx context.Context, n int) error {
 // piece is how much to read at once, at most most bytes: a tenth of a second's worth.
 func (l *Limiter) piece(most int) int {
 	if l == nil {
+		return most
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rate == 0 {
 		return most
 	}
 	return int(min(max(l.rate/10, 1<<10), int64(most)))

@@ -1,6 +1,7 @@
 package gobuild
 
 import (
+	"cmp"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -10,6 +11,16 @@ import (
 
 // moduleSource is a package path and a version. Neither can be taken for a flag or a file.
 var moduleSource = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._~-]*(/[a-zA-Z0-9._~-]+)*@[a-zA-Z0-9][a-zA-Z0-9._+-]*$`)
+
+// WorkerType is the name behind "rbee-worker-" of the folder or package, which is what such an executable is called; empty: it has none.
+func (s Source) WorkerType() string {
+	path, _, _ := strings.Cut(s.module, "@")
+	name, found := strings.CutPrefix(filepath.Base(cmp.Or(path, s.folder)), "rbee-worker-")
+	if !found {
+		return ""
+	}
+	return name
+}
 
 // ParseSource reads the absolute path of a folder, or a package and a version: "example.org/bee/cmd/worker@v1.2.3". Errors: Invalid.
 func ParseSource(text string) (Source, error) {

@@ -38,8 +38,9 @@ func (h *Hive) workerBuild(ctx context.Context, r core.Request, run *job.Run) (c
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
-	if r.Type != "" {
-		if err := h.canBeBuilt(r.Type); err != nil {
+	// Otherwise a clash would be told after compiling.
+	if typ := cmp.Or(r.Type, src.WorkerType()); typ != "" {
+		if err := h.canBeBuilt(typ); err != nil {
 			return core.WorkerBinary{}, err
 		}
 	}
@@ -94,7 +95,7 @@ func (h *Hive) canBeBuilt(typ string) error {
 	if !store.ValidWorkerType(typ) {
 		return core.Errorf("build worker", core.Invalid, "%q cannot be a worker type: use up to 32 small letters, digits and dashes", typ)
 	}
-	if t, err := h.workerType(typ); err == nil && !t.built {
+	if t, err := h.typeNamed(typ); err == nil && !t.built {
 		return core.WithHint(core.Errorf("build worker", core.Conflict, "this hive has a plugin for the worker type %s already", typ), "Give it another name with --type.")
 	}
 	return nil

@@ -121,6 +121,7 @@ func TestWorkerBuildThatFailsLeavesNothing(t *testing.T) {
 		"not conforming": {"printf '#!/bin/sh\\nif [ -e %s/once ]; then exit 1; fi; touch %s/once; exec %s\\n' $(dirname $0) $(dirname $0) $FAKE > $GOBIN/bee; chmod 700 $GOBIN/bee", core.Request{Source: "a.org/b@v1", Type: "bee"}, core.Invalid, "conformance suite"},
 		"source":         {installFake, core.Request{Source: "-o", Type: "bee"}, core.Invalid, "source"},
 		"type":           {installFake, core.Request{Source: "a.org/b@v1", Type: "../bee"}, core.Invalid, "worker type"},
+		"taken by name":  {"exit 1", core.Request{Source: "a.org/cmd/rbee-worker-fake@v1"}, core.Conflict, "--type"},
 		"taken type":     {installFake, core.Request{Source: "a.org/b@v1", Type: "fake"}, core.Conflict, "--type"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -26,8 +26,11 @@ const (
 type catalogs struct {
 	launch  func(ctx context.Context, s pluginhost.Spec) (catalogProcess, error)
 	log     hclog.Logger
-	list    []*source
 	origins Origins
+
+	mu   sync.Mutex // guards below
+	list []*source  // replaced, never changed
+	old  []*source  // replaced while they may have been running
 }
 
 type source struct {
@@ -44,10 +47,36 @@ type source struct {
 
 func newCatalogs(specs []pluginhost.Spec, launch func(context.Context, pluginhost.Spec) (catalogProcess, error), log hclog.Logger) *catalogs {
 	c := &catalogs{launch: launch, log: log}
-	for _, s := range specs {
-		c.list = append(c.list, &source{spec: s, gate: make(chan struct{}, 1)})
-	}
+	c.replace(specs)
 	return c
+}
+
+// replace takes other sources than before. What uses an old one goes on with it.
+func (c *catalogs) replace(specs []pluginhost.Spec) {
+	var list []*source
+	for _, s := range specs {
+		list = append(list, &source{spec: s, gate: make(chan struct{}, 1)})
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.old, c.list = append(c.old, c.list...), list
+}
+
+// add takes further sources behind those that are there.
+func (c *catalogs) add(specs []pluginhost.Spec) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range specs {
+		if !slices.ContainsFunc(c.list, func(o *source) bool { return o.spec.Name == s.Name }) {
+			c.list = append(slices.Clone(c.list), &source{spec: s, gate: make(chan struct{}, 1)})
+		}
+	}
+}
+
+func (c *catalogs) sources() []*source {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.list
 }
 
 func (s *source) lock(ctx context.Context) error {
@@ -71,7 +100,7 @@ func (c *catalogs) split(ref string) (*source, string, error) {
 		name, rest = urlSource, ref
 	}
 	for _, name := range []string{name, shortNames()[name]} {
-		for _, s := range c.list {
+		for _, s := range c.sources() {
 			if s.spec.Name == name {
 				return s, rest, nil
 			}
@@ -99,11 +128,12 @@ func (s *source) ref(own string) string {
 }
 
 func (c *catalogs) hint() string {
-	if len(c.list) == 0 {
+	list := c.sources()
+	if len(list) == 0 {
 		return "This hive has no catalog source: put catalog plugins (rbee-catalog-…) into the plugin folder and restart the agent."
 	}
-	names := make([]string, 0, len(c.list))
-	for _, s := range c.list {
+	names := make([]string, 0, len(list))
+	for _, s := range list {
 		names = append(names, s.spec.Name)
 	}
 	return "A reference is written SOURCE:NAME; the sources of this hive are " + strings.Join(names, ", ") + "."
@@ -204,7 +234,7 @@ func (c *catalogs) fetcher(ref string) store.Fetch {
 // search asks all sources at once, or only the one that is named, and returns what they offer in the order of the sources. Sources that fail are left
 // out unless all do.
 func (c *catalogs) search(ctx context.Context, q catalog.Query, only string) ([]core.CatalogItem, error) {
-	asked := slices.DeleteFunc(slices.Clone(c.list), func(s *source) bool { return only != "" && s.spec.Name != only })
+	asked := slices.DeleteFunc(slices.Clone(c.sources()), func(s *source) bool { return only != "" && s.spec.Name != only })
 	found := make([][]core.CatalogItem, len(asked))
 	errs := make([]error, len(asked))
 	var wg sync.WaitGroup
@@ -285,7 +315,11 @@ func (c *catalogs) run(ctx context.Context) {
 }
 
 func (c *catalogs) sweep(all bool) {
-	for _, s := range c.list {
+	c.mu.Lock()
+	list, old := c.list, c.old
+	c.old = nil
+	c.mu.Unlock()
+	for _, s := range list {
 		s.gate <- struct{}{} // held for a start at the longest
 		s.closed = s.closed || all
 		if s.proc != nil && (all || s.users == 0 && time.Since(s.idleSince) >= catalogIdle) {
@@ -293,6 +327,21 @@ func (c *catalogs) sweep(all bool) {
 		}
 		s.unlock()
 	}
+	var used []*source
+	for _, s := range old {
+		s.gate <- struct{}{}
+		s.closed = s.closed || all
+		switch {
+		case s.proc != nil && (all || s.users == 0):
+			c.closeLocked(s)
+		case s.proc != nil:
+			used = append(used, s)
+		}
+		s.unlock()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.old = append(c.old, used...)
 }
 
 func (c *catalogs) closeLocked(s *source) {

@@ -59,7 +59,7 @@ func (h *Hive) refOf(ctx context.Context, name string, missing error) (string, e
 	if missing == nil || core.KindOf(missing) == core.Integrity {
 		missing = core.Errorf("find model", core.NotFound, "there is no model %q", name)
 	}
-	if len(h.catalogs.list) == 0 {
+	if len(h.catalogs.sources()) == 0 {
 		return "", missing
 	}
 	ref, near, err := h.catalogs.findModel(ctx, name)

@@ -28,7 +28,7 @@ func (h *Hive) processDelete(ctx context.Context, r core.Request, run *job.Run) 
 	if err != nil {
 		return core.ExitResult{}, err
 	}
-	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), h.opts.StopGrace), now: r.Now}, run)
+	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), h.defaults.Load().StopGrace), now: r.Now}, run)
 }
 
 // activeRetire retires a worker and returns when it has ended. Where the job is cancelled the retirement goes on.
@@ -153,7 +153,7 @@ func (h *Hive) stop(ctx context.Context, w *worker) error {
 	if isDone(w.proc.Done()) {
 		return nil
 	}
-	left := max(min(time.Until(w.deadline()), h.opts.StopGrace), lastWait)
+	left := max(min(time.Until(w.deadline()), h.defaults.Load().StopGrace), lastWait)
 	stopping, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
 	patience := left / 2

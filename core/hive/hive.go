@@ -62,14 +62,15 @@ type Options struct {
 	Logger      hclog.Logger // nil: none
 	// StopWorkersOnExit ends all workers when Run ends; otherwise they go on and the next Run takes them over.
 	StopWorkersOnExit bool
-	Slots             int              // of a worker, where a spawn does not say; 0: 4
-	ContextTokens     int              // per slot, where a spawn does not say; 0: the model's own, as far as memory allows, at most 4096
-	Threads           int              // of a worker, where a spawn does not say; 0: the worker's choice
-	StopGrace         time.Duration    // how long running requests may go on when a worker process is deleted; 0: 10 s
-	WorkerTimeout     time.Duration    // for a worker that neither tells its state nor works before it is killed; 0: 60 s
-	Build             *BuildOptions    // nil: no worker plugin is built here
-	Engines           []string         // engines beside those that plugins name: digests, references and their beginnings; see config.Engines
-	Now               func() time.Time // nil: time.Now
+	Slots             int                                                     // of a worker, where a spawn does not say; 0: 4
+	ContextTokens     int                                                     // per slot, where a spawn does not say; 0: the model's own, as far as memory allows, at most 4096
+	Threads           int                                                     // of a worker, where a spawn does not say; 0: the worker's choice
+	StopGrace         time.Duration                                           // how long running requests may go on when a worker process is deleted; 0: 10 s
+	WorkerTimeout     time.Duration                                           // for a worker that neither tells its state nor works before it is killed; 0: 60 s
+	Build             *BuildOptions                                           // nil: no worker plugin is built here
+	Engines           []string                                                // engines beside those that plugins name: digests, references and their beginnings; see config.Engines
+	Discover          func() (workers, catalogs []pluginhost.Spec, err error) // what plugins there are now; nil: no others than the given
+	Now               func() time.Time                                        // nil: time.Now
 
 	logBytes int64 // of a worker's log before it is rotated; 0: maxLogBytes
 }
@@ -93,6 +94,8 @@ type Hive struct {
 	adopted chan struct{}                  // closed when the workers of an earlier agent are taken over
 	ending  chan struct{}                  // closed when Run is told to end
 	over    chan struct{}                  // closed when Run takes no more tasks
+
+	defaults atomic.Pointer[Defaults]
 
 	takeAlong atomic.Bool // workers end with Run, whatever the options say
 
@@ -134,8 +137,6 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	opts.Slots = cmp.Or(opts.Slots, defaultSlots)
-	opts.StopGrace = cmp.Or(opts.StopGrace, defaultStopGrace)
 	opts.WorkerTimeout = cmp.Or(opts.WorkerTimeout, defaultWorkerTimeout)
 	opts.logBytes = cmp.Or(opts.logBytes, maxLogBytes)
 	h := &Hive{
@@ -144,6 +145,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 		workers: map[string]*worker{}, reserved: map[string]int64{}, launches: map[string]int{}, leaving: map[string]bool{}, building: make(chan struct{}, 1),
 		loads: map[string]int{}, deleting: map[string]chan struct{}{},
 	}
+	h.setDefaults(Defaults{Slots: opts.Slots, ContextTokens: opts.ContextTokens, Threads: opts.Threads, StopGrace: opts.StopGrace, Engines: opts.Engines})
 	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
 		return nil, err
 	}

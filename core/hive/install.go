@@ -23,7 +23,7 @@ type wish struct {
 
 // workerDownload installs a worker type: the plugin, and the engine that it needs.
 func (h *Hive) workerDownload(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
-	t, err := h.workerType(r.Type)
+	t, err := h.typeNamed(r.Type)
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
@@ -128,7 +128,7 @@ func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine,
 	if known, ok := engineByRef(info, ref); ok {
 		return known, nil, nil
 	}
-	if len(h.opts.Engines) == 0 {
+	if len(h.defaults.Load().Engines) == 0 {
 		return sdk.Engine{}, nil, h.engineRefused(ref)
 	}
 	m, err := h.catalogs.resolve(ctx, ref)
@@ -141,7 +141,7 @@ func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine,
 		return sdk.Engine{}, nil, core.WithHint(core.Errorf(what, core.Integrity, "%s publishes no digest of the engine", ref),
 			"An engine is code: name its digest, such as https://host/file.tar.gz#sha256=…, or use another catalog source.")
 	}
-	if !engineAllowed(h.opts.Engines, source.ref(m.Ref), digest) {
+	if !engineAllowed(h.defaults.Load().Engines, source.ref(m.Ref), digest) {
 		return sdk.Engine{}, nil, h.engineRefused(ref)
 	}
 	engine.Ref, engine.Version = ref, cmp.Or(m.Version, engine.Version)+"+"+sum[:codeDigits]

@@ -30,7 +30,7 @@ func (h *Hive) detailed(ctx context.Context, m core.Model) (core.Model, error) {
 		h.mu.Lock()
 		d.FreeBytes = max(d.FreeBytes-h.reserved[d.ID], 0)
 		h.mu.Unlock()
-		f := fitOn(d, m, header, h.opts.Slots, h.wantedContext(0, m))
+		f := fitOn(d, m, header, h.defaults.Load().Slots, h.wantedContext(0, m))
 		f.Hive = h.opts.ID
 		m.Fits = append(m.Fits, f)
 	}
@@ -74,11 +74,11 @@ func leastFit(want, trained int) int {
 
 // wantedContext is how many positions per slot a spawn that asks for so many gets; 0: as many as fit.
 func (h *Hive) wantedContext(asked int, m core.Model) int {
-	if asked > 0 || h.opts.ContextTokens == 0 {
+	if asked > 0 || h.defaults.Load().ContextTokens == 0 {
 		return asked
 	}
 	if m.ContextTokens > 0 {
-		return min(h.opts.ContextTokens, m.ContextTokens)
+		return min(h.defaults.Load().ContextTokens, m.ContextTokens)
 	}
-	return h.opts.ContextTokens
+	return h.defaults.Load().ContextTokens
 }

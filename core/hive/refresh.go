@@ -21,6 +21,7 @@ func (s hiveService) Refresh(ctx context.Context, _ *hivev1.RefreshRequest) (*hi
 	}
 	resp := &hivev1.RefreshResponse{}
 	before, typesBefore := h.devicesNow(ctx)
+	h.discover()
 	for _, t := range h.typeList() {
 		if err := h.lookAgain(ctx, t); err != nil {
 			return nil, err

@@ -51,7 +51,7 @@ func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.Sp
 // can be meant are waited for.
 func (h *Hive) typeFor(ctx context.Context, r core.Request, architecture string) (*workerType, error) {
 	if r.Type != "" {
-		t, err := h.workerType(r.Type)
+		t, err := h.typeNamed(r.Type)
 		if err != nil {
 			return nil, err
 		}
@@ -197,7 +197,7 @@ func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model c
 	if err != nil {
 		return handle{}, nil, err
 	}
-	slots := cmp.Or(r.Slots, h.opts.Slots)
+	slots := cmp.Or(r.Slots, h.defaults.Load().Slots)
 	estimate := func(contextTokens int) int64 { return header.EstimateBytes(slots, contextTokens) }
 	want := h.wantedContext(r.ContextTokens, model)
 	for {
@@ -234,7 +234,7 @@ func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model c
 		}
 		hd := handle{
 			Format: handleFormat, Attachment: p.Attachment(), Model: model.ID, ModelDigest: model.Digest, Device: device.ID, Slots: slots,
-			ContextTokens: size.ContextTokens, Threads: cmp.Or(r.Threads, h.opts.Threads), CreatedAt: h.now(),
+			ContextTokens: size.ContextTokens, Threads: cmp.Or(r.Threads, h.defaults.Load().Threads), CreatedAt: h.now(),
 		}
 		return hd, func() {
 			h.mu.Lock()
