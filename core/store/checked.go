@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path"
 	"strings"
 	"sync"
@@ -56,9 +57,7 @@ func (s *Store) readCheckedLocked() {
 	c.read, c.blobs, c.others = true, map[string]stamp{}, map[string]stamp{}
 	var r checkedRecord
 	if boot := s.boot(); boot != "" && s.readJSON(checkedFile, &r) == nil && r.Boot == boot {
-		for d, st := range r.Blobs {
-			c.blobs[d] = st
-		}
+		maps.Copy(c.blobs, r.Blobs)
 	}
 }
 

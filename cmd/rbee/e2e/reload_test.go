@@ -50,7 +50,7 @@ func TestReloadOnHangup(t *testing.T) {
 		return nil
 	})
 	coretest.Eventually(t, patience, func() error {
-		if shown := a.must("hive", "get", "local"); !strings.Contains(shown, "late") {
+		if shown := a.rbee("hive", "list", "--format", "json").stdout; !strings.Contains(shown, `"late"`) {
 			return fmt.Errorf("the new type is not there:\n%s", shown)
 		}
 		return nil
