@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/url"
@@ -574,6 +575,9 @@ func (p *parser) patternText(s *schema, text, key string) (rx, error) {
 }
 
 func (p *parser) format(name string) (rx, error) {
+	if name == "regex" {
+		return rxNone, errors.New("regex cannot be guaranteed")
+	}
 	pattern, ok := formats[name]
 	if !ok {
 		return rxAll, nil

@@ -163,6 +163,7 @@ func TestCompileRefused(t *testing.T) {
 		{"lookbehind", `{"items":{"pattern":"(?<=a)b"}}`, "/items", "pattern"},
 		{"unevaluated", `{"properties":{"x":{"unevaluatedProperties":false}}}`, "/properties/x", "unevaluatedProperties"},
 		{"unique composites", `{"properties":{"x":{"type":"array","uniqueItems":true}}}`, "/properties/x", "uniqueItems"},
+		{"format of a regular expression", `{"format":"regex"}`, "", "format"},
 		{"huge minimum length", `{"minLength":100000000}`, "", "minLength"},
 		{"huge minimum of items", `{"minItems":100000000}`, "", "minItems"},
 		{"many digits", `{"multipleOf":0.00000000000001234567}`, "", "multipleOf"},
