@@ -44,7 +44,7 @@ func LocalProof(body []byte, now time.Time, proof func(message []byte) []byte) s
 	return at + "." + fmt.Sprintf("%x", proof([]byte(at+"\n"+string(body))))
 }
 
-// usedProofs are the proofs of the last proofLife.
+// usedProofs remembers proofs for twice proofLife, so that each serves once.
 type usedProofs struct {
 	mu   sync.Mutex // guards below
 	seen map[string]time.Time
