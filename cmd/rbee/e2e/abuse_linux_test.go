@@ -2,10 +2,9 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -16,8 +15,10 @@ import (
 	"time"
 
 	"github.com/shoenig/test/must"
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
 // peak is the most memory that a process has held.
@@ -93,35 +94,25 @@ func TestStrangersTakeNoMemory(t *testing.T) {
 	c.start(1, 0)
 	n := c.nodes[0]
 	before := peak(t, n.process.Load().cmd.Process.Pid)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
 	for range 8 {
-		raw, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", net.JoinHostPort(n.ip, "7834"), &tls.Config{
-			InsecureSkipVerify: true, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13, //nolint:gosec // it is the server that is tested
-		})
+		config := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13} //nolint:gosec // it is the server that is tested
+		cc, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(n.ip, "7834"), grpc.WithTransportCredentials(credentials.NewTLS(config)))
 		must.NoError(t, err)
-		t.Cleanup(func() { _ = raw.Close() })
-		must.NoError(t, raw.SetDeadline(time.Now().Add(5*time.Second)))
-		_, _ = io.WriteString(raw, http2.ClientPreface)
-		f := http2.NewFramer(raw, nil)
-		_ = f.WriteSettings()
-		go func() { _, _ = io.Copy(io.Discard, raw) }() // until it is closed
-		part := make([]byte, 16<<10)
-		binary.BigEndian.PutUint32(part[1:], 15<<20)
-		for stream := range uint32(16) {
-			var head bytes.Buffer
-			enc := hpack.NewEncoder(&head)
-			for _, h := range [][2]string{
-				{":method", "POST"}, {":scheme", "https"}, {":path", "/rbee.queen.v1.JoinService/Join"}, {":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"},
-			} {
-				_ = enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
-			}
-			_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*stream + 1, BlockFragment: head.Bytes(), EndHeaders: true})
-			for range 60 { // just below 1 MiB
-				if err := f.WriteData(2*stream+1, false, part); err != nil {
-					break
+		t.Cleanup(func() { _ = cc.Close() })
+		for range 16 {
+			wg.Go(func() { // a whole message, and never the end of the call
+				s, err := cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, queenv1.JoinService_Join_FullMethodName)
+				if err == nil {
+					_ = s.SendMsg(&queenv1.JoinRequest{CertificateRequest: make([]byte, 15<<20)})
 				}
-			}
+			})
 		}
 	}
+	wg.Wait()
+	<-ctx.Done()
 	after := peak(t, n.process.Load().cmd.Process.Pid)
 	t.Logf("before %d MiB, at most %d MiB", before>>20, after>>20)
 	must.Less(t, before+64<<20, after)
