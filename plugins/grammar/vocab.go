@@ -174,7 +174,7 @@ func (v *Vocabulary) MaskLen() int { return v.words }
 
 // prefix returns how many characters of the class at the start of t stand for themselves in a JSON
 // string, and their length. An incomplete character at the end counts, if the class holds all
-// characters. It reports false when t cannot stand in a string at all.
+// characters with its first byte. It reports false when t cannot stand in a string at all.
 func (r *runs) prefix(t []byte) (chars, length int, ok bool) {
 	for length < len(t) {
 		b := t[length]
@@ -191,7 +191,7 @@ func (r *runs) prefix(t []byte) (chars, length int, ok bool) {
 			if utf8.FullRune(t[length:]) {
 				return chars, length, false
 			}
-			if r.contains(0, maxRune) {
+			if r.contains(span(b)) {
 				return chars + 1, len(t), true
 			}
 			return chars, length, true

@@ -74,7 +74,8 @@ func (e *entry) keepTombstone(stone state.Tombstone) {
 }
 
 // Adopt makes a node part of a registry that was read from a snapshot and does not know it, or knows it with another key or address. Other nodes of
-// its name, which it stands in for, are revoked; Adopt returns their ids. Errors: Conflict for a node that is revoked.
+// its name, which it stands in for, are revoked; Adopt returns their ids. The gossip keys count as newer than that: hives find a queen that they do
+// not know by gossip alone, and a key that was replaced at once would shut them out. Errors: Conflict for a node that is revoked.
 func Adopt(restored *state.Store, n core.Node) (replaced []string, err error) {
 	index := restored.AppliedIndex()
 	err = restored.Update(index, func(t *state.Txn) error {
@@ -93,6 +94,10 @@ func Adopt(restored *state.Store, n core.Node) (replaced []string, err error) {
 				return err
 			}
 			replaced = append(replaced, other.ID)
+		}
+		if c, ok := e.Cluster(); ok && len(replaced) > 0 {
+			c.ModifyIndex = index
+			e.PutCluster(c)
 		}
 		n.Revoked, n.CreateIndex, n.ModifyIndex = false, index, index
 		if known {
