@@ -103,7 +103,7 @@ func defaults(env Env) *Config {
 	c := &Config{
 		LogLevel: "info",
 		Bind:     Bind{Address: "127.0.0.1", HTTPPort: DefaultHTTPPort, RPCPort: DefaultRPCPort, GossipPort: DefaultGossipPort},
-		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour, TokenGrace: time.Hour, QueueLimit: 128, QueueTimeout: 10 * time.Second, FirstTokenTimeout: 5 * time.Minute, TokenTimeout: time.Minute, MaxBody: 16 << 20, BodyMemory: 256 << 20},
+		Queen:    Queen{BootstrapExpect: 1, ElectionTimeout: 250 * time.Millisecond, CertificateTTL: 90 * 24 * time.Hour, TokenGrace: time.Hour, QueueLimit: 128, QueueTimeout: 2 * time.Minute, FirstTokenTimeout: 5 * time.Minute, TokenTimeout: time.Minute, MaxBody: 16 << 20, BodyMemory: 256 << 20},
 		Hive:     Hive{Slots: 4, StopGrace: 30 * time.Second, WorkerTimeout: time.Minute, KeepWorkers: true, Download: Download{Connections: 4, Seed: true}, Build: Build{Timeout: 10 * time.Minute, MaxDisk: 8 << 30}},
 		origins:  map[string]Origin{},
 		env:      env,

@@ -168,7 +168,7 @@ type Options struct {
 	HungTimeout       time.Duration // for a worker that neither sends anything nor tells its state; 0: 15 seconds
 
 	QueueLimit   int           // requests that wait for a free slot of one model; 0: 128
-	QueueTimeout time.Duration // for such a wait; 0: 10 seconds
+	QueueTimeout time.Duration // for such a wait; 0: 2 minutes, as answers on a CPU take long
 	RefuseDeadly time.Duration // how long a request is refused that killed two workers; 0: 5 minutes
 }
 
@@ -198,7 +198,7 @@ func New(o Options) *Service {
 		{&o.StartTimeout, 10 * time.Minute},
 		{&o.ProgressAfter, 5 * time.Second},
 		{&o.ProgressInterval, 2 * time.Second},
-		{&o.QueueTimeout, 10 * time.Second},
+		{&o.QueueTimeout, 2 * time.Minute},
 		{&o.FirstTokenTimeout, 5 * time.Minute},
 		{&o.TokenTimeout, time.Minute},
 		{&o.HungTimeout, 15 * time.Second},
