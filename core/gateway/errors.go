@@ -88,6 +88,9 @@ func envelope(err error) (*openai.Error, answer) {
 	}
 	e := openai.NewError(a.status, a.typ, param, code, "%s", err.Error())
 	e.Kind, e.Hint = string(kind), core.HintOf(err)
+	if _, ok := errors.AsType[*concealed](err); ok {
+		e.Hint = conceal(e.Hint)
+	}
 	return e, a
 }
 

@@ -97,9 +97,9 @@ func (c *openaiClient) Answer(a inference.Answer) {
 // Fail implements inference.Client. A stream that has begun ends with an error event and without
 // the mark of a whole answer.
 func (c *openaiClient) Fail(err error) (status int) {
-	e, a := envelope(err)
+	e, a := envelope(&concealed{err})
 	if c.w.status == 0 {
-		c.err = err
+		c.err = &concealed{err}
 		return a.status
 	}
 	c.err = http.ErrAbortHandler
