@@ -402,8 +402,8 @@ func TestWaitForAWorkerToBeStarted(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, 200, resp.StatusCode)
 		must.Eq(t, "text/event-stream", resp.Header.Get("Content-Type"))
-		must.StrContains(t, body, ": rbee: load model 25%\n\n")
-		must.True(t, strings.HasSuffix(body, "\n\n"+roleEvent+tokenEvent(1)+doneEvent))
+		must.StrContains(t, body, ": rbee: load model 25%\n")
+		must.True(t, strings.HasSuffix(body, "%\n"+roleEvent+tokenEvent(1)+doneEvent))
 	})
 	t.Run("then it fails", func(t *testing.T) {
 		t.Parallel()
@@ -434,7 +434,7 @@ func TestWaitForAWorkerToBeStarted(t *testing.T) {
 		seen := slow(r, nil)
 		_, body, err := ask(t, r, seen)
 		must.NoError(t, err)
-		must.True(t, strings.HasSuffix(body, "\n\n"+tokenEvent(1)+doneEvent))
+		must.True(t, strings.HasSuffix(body, "%\n"+tokenEvent(1)+doneEvent))
 	})
 	t.Run("too long for a stream", func(t *testing.T) {
 		t.Parallel()

@@ -105,7 +105,7 @@ func (g *Gateway) jobStream(w *response, r *http.Request) error {
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Accel-Buffering", "no")
 	w.WriteHeader(http.StatusOK)
-	if err := s.send([]byte(": rbee: events of job\n\n")); err != nil {
+	if err := s.send([]byte(": rbee: events of job\n")); err != nil {
 		return http.ErrAbortHandler
 	}
 	var wg sync.WaitGroup
@@ -197,7 +197,7 @@ func (s *eventStream) keepAlive(ctx context.Context, every time.Duration, cancel
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := s.send([]byte(": keep-alive\n\n")); err != nil {
+			if err := s.send([]byte(": keep-alive\n")); err != nil {
 				cancel(err)
 				return
 			}

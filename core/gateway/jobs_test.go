@@ -104,7 +104,7 @@ func TestJobStream(t *testing.T) {
 		}
 		must.Eq(t, "text/event-stream", resp.Header.Get("Content-Type"))
 		must.Eq(t, "no-store", resp.Header.Get("Cache-Control"))
-		_, events, ok := strings.Cut(body, "\n\n")
+		_, events, ok := strings.Cut(body, "\n")
 		must.True(t, ok)
 		must.True(t, strings.HasPrefix(events, c.first), must.Sprint(body))
 		must.True(t, strings.Contains(body, "event: end\n"))

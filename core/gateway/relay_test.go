@@ -19,8 +19,8 @@ func lastError(t testing.TB, body string) openai.Error {
 	t.Helper()
 	must.StrNotContains(t, body, "[DONE]")
 	must.True(t, strings.HasSuffix(body, "\n\n"))
-	blocks := strings.Split(strings.TrimSuffix(body, "\n\n"), "\n\n")
-	return errorIn(t, strings.TrimPrefix(blocks[len(blocks)-1], "data: "))
+	lines := strings.Split(strings.TrimSuffix(body, "\n\n"), "\n")
+	return errorIn(t, strings.TrimPrefix(lines[len(lines)-1], "data: "))
 }
 
 const chunkedHead = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -96,7 +96,7 @@ func (p *progress) stop() {
 	}
 }
 
-// comment returns a block that clients ignore.
+// comment returns a line that clients ignore. No blank line follows, which OpenAI's Go client takes for an event.
 func comment(text string) []byte {
 	line := append([]byte(": "), strings.Map(func(r rune) rune {
 		if r < ' ' {
@@ -104,7 +104,7 @@ func comment(text string) []byte {
 		}
 		return r
 	}, text)...)
-	return append(line, "\n\n"...)
+	return append(line, '\n')
 }
 
 func progressText(p core.Progress) string {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -24,6 +25,10 @@ func TestReloadOnHangup(t *testing.T) {
 	put("rbee-worker-cpu", "rbee-worker-cpu")
 	put("rbee-catalog-builtin", "rbee-catalog-builtin")
 	put("rbee-catalog-npm", "rbee-catalog-npm")
+	// Under nohup the agent would inherit that the signal is ignored. What is caught here has its default there.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	a := startAgent(t, agentOptions{config: oneMachine, args: []string{"-plugin-dir", plugins}})
 	file := filepath.Join(a.home, "rbee.hcl")
 	reload := func(config, says string) {

@@ -59,11 +59,13 @@ func (e *EventWriter) Error(err *Error) error { return e.JSON(envelope{err}) }
 // Done writes the end of a whole answer: data: [DONE].
 func (e *EventWriter) Done() error { return e.Data([]byte(doneData)) }
 
-// Comment writes a comment, which clients ignore. Line breaks in it become spaces.
+// Comment writes a comment, which clients ignore. Line breaks in it become spaces. No blank line follows: OpenAI's Go
+// client takes a blank line after a comment for an event without data, and fails.
 func (e *EventWriter) Comment(text string) error {
+	e.start()
 	e.buf = append(e.buf[:0], ": "...)
 	e.buf = append(e.buf, strings.NewReplacer("\n", " ", "\r", " ").Replace(text)...)
-	return e.send()
+	return e.write(append(e.buf, '\n'))
 }
 
 // Raw writes a whole event as an EventReader gave it in Event.Raw.
@@ -102,12 +104,12 @@ func (e *EventWriter) start() {
 
 const doneData = "[DONE]"
 
-// Event is one server-sent event, or a block of comments.
+// Event is one server-sent event, or a comment before one.
 type Event struct {
 	ID   string // of the event's own id: line; empty where it has none
 	Name string // of event:
-	Data []byte // the data: lines, joined by a line feed; nil: only comments
-	// Raw is the whole block as it came, blank line included.
+	Data []byte // the data: lines, joined by a line feed; nil: a comment, or an event without data
+	// Raw is the event as it came, with its blank line, or the comment's line.
 	Raw []byte
 }
 
@@ -154,6 +156,10 @@ func (e *EventReader) Next() (Event, error) {
 			if hasData {
 				ev.Data = e.data
 			}
+			return ev, nil
+		}
+		if start == 0 && line[0] == ':' {
+			ev.Raw = e.raw
 			return ev, nil
 		}
 		field, value, _ := bytes.Cut(line, []byte(":"))

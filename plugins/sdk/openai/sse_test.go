@@ -42,7 +42,7 @@ func TestEventWriter(t *testing.T) {
 	must.NoError(t, e.Raw([]byte("data: raw\n\n")))
 	must.NoError(t, e.Error(NewError(500, TypeServer, "", "", "bad")))
 	must.NoError(t, e.Done())
-	must.Eq(t, "data: {\"a\":1}\n\ndata: {\"b\":2}\n\n: wait for it\n\ndata: raw\n\n"+
+	must.Eq(t, "data: {\"a\":1}\n\ndata: {\"b\":2}\n\n: wait for it\ndata: raw\n\n"+
 		"data: {\"error\":{\"message\":\"bad\",\"type\":\"server_error\",\"param\":null,\"code\":null}}\n\ndata: [DONE]\n\n", w.Body.String())
 	must.Eq(t, 6, w.writes)
 	must.Eq(t, 6, w.flushes)
@@ -68,7 +68,9 @@ func TestEventReader(t *testing.T) {
 		"crlf":            {"data: a\r\n\r\n", []ev{{"", "", "a", "data: a\r\n\r\n"}}, io.EOF},
 		"several lines":   {"data: a\ndata:b\ndata\n\n", []ev{{"", "", "a\nb\n", "data: a\ndata:b\ndata\n\n"}}, io.EOF},
 		"one space goes":  {"data:  a\n\n", []ev{{"", "", " a", "data:  a\n\n"}}, io.EOF},
-		"comment":         {": hello\n\n", []ev{{"", "", none, ": hello\n\n"}}, io.EOF},
+		"comment":         {": hello\n\n", []ev{{"", "", none, ": hello\n"}}, io.EOF},
+		"comment alone":   {": hello\ndata: a\n\n", []ev{{"", "", none, ": hello\n"}, {"", "", "a", "data: a\n\n"}}, io.EOF},
+		"comment inside":  {"data: a\n: hello\n\n", []ev{{"", "", "a", "data: a\n: hello\n\n"}}, io.EOF},
 		"id and name":     {"id: 7\nevent: job\ndata: {}\nretry: 5\nother: x\n\n", []ev{{"7", "job", "{}", "id: 7\nevent: job\ndata: {}\nretry: 5\nother: x\n\n"}}, io.EOF},
 		"empty data":      {"data:\n\n", []ev{{"", "", "", "data:\n\n"}}, io.EOF},
 		"byte order mark": {"\ufeffdata: a\n\n", []ev{{"", "", "a", "\ufeffdata: a\n\n"}}, io.EOF},
