@@ -88,7 +88,8 @@ type NewToken struct {
 	Secret string `json:"token"` // the whole token, as it is to be used
 }
 
-// Cluster is what all nodes of a cluster share, as the registry knows it. Sealed fields open with the queens' seal key.
+// Cluster is what all nodes of a cluster share, as the registry knows it. Sealed fields open with
+// the queens' seal key.
 type Cluster struct {
 	ID               string `json:"id"`
 	Name             string `json:"name"`
@@ -105,12 +106,13 @@ type Consistency string
 
 // The consistencies.
 const (
-	// ConsistencyDefault is as new as the leader knows. A leader that was cut off and has not noticed yet may answer with what was so until
-	// then, for at most its lease.
+	// ConsistencyDefault is as new as the leader knows. A leader that was cut off and has not
+	// noticed yet may answer with what was so until then, for at most its lease.
 	ConsistencyDefault Consistency = "default"
 	// ConsistencyStale is what the queen that is asked knows, also without a leader.
 	ConsistencyStale Consistency = "stale"
-	// ConsistencyLinearizable has everything that was acknowledged before the read began. It costs a round to a majority.
+	// ConsistencyLinearizable has everything that was acknowledged before the read began. It costs
+	// a round to a majority.
 	ConsistencyLinearizable Consistency = "linearizable"
 )
 

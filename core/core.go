@@ -1,6 +1,8 @@
-// Package core holds rbee's nouns (hives, workers, models, devices, jobs) and error kinds. It imports only the standard library.
+// Package core holds rbee's nouns (hives, workers, models, devices, jobs) and error kinds. It
+// imports only the standard library.
 //
-// The JSON form of these types is the public HTTP API's: sizes are bytes, times RFC 3339, empty lists [] and never null.
+// The JSON form of these types is the public HTTP API's: sizes are bytes, times RFC 3339, empty
+// lists [] and never null.
 package core
 
 import (
@@ -29,7 +31,8 @@ const (
 	HiveReady   HiveStatus = "ready"
 	HiveSuspect HiveStatus = "suspect" // silent, not yet given up
 	HiveDown    HiveStatus = "down"
-	// HiveConfigured is no hive yet: a machine that one can be installed on, as the queen that is asked remembers it. It has a name and no id.
+	// HiveConfigured is no hive yet: a machine that one can be installed on, as the queen that is
+	// asked remembers it. It has a name and no id.
 	HiveConfigured HiveStatus = "configured"
 )
 
@@ -44,7 +47,8 @@ type Hive struct {
 	Status      HiveStatus `json:"status"`
 	Devices     []Device   `json:"devices"`
 	WorkerTypes []string   `json:"worker_types"` // worker types that the hive can run, installed or not
-	// Unconfined says why the hive's plugins can read the secrets of its agent; empty: they cannot, or the hive has not said.
+	// Unconfined says why the hive's plugins can read the secrets of its agent; empty: they cannot,
+	// or the hive has not said.
 	Unconfined  string    `json:"unconfined,omitempty"`
 	LastBeat    time.Time `json:"last_beat,omitzero"`
 	RPCAddress  string    `json:"rpc_address,omitempty"` // host:port; empty: only reachable in its own process
@@ -118,7 +122,8 @@ type File struct {
 	Digest    string `json:"digest"` // "sha256:<hex>"
 }
 
-// WorkerBinary is an installed worker type: plugin executable, engine libraries and manifest in the hive's worker catalog.
+// WorkerBinary is an installed worker type: plugin executable, engine libraries and manifest in the
+// hive's worker catalog.
 type WorkerBinary struct {
 	ID            string    `json:"id"` // "<type>@<version>"
 	Type          string    `json:"type"`
@@ -142,7 +147,8 @@ type WorkerBinary struct {
 	Schema json.RawMessage `json:"schema,omitempty"`
 }
 
-// Check is one thing that a probe made sure of, such as that the engine has the layouts that the plugin was built for.
+// Check is one thing that a probe made sure of, such as that the engine has the layouts that the
+// plugin was built for.
 type Check struct {
 	Name   string `json:"name"`
 	Passed bool   `json:"passed"`
@@ -190,7 +196,8 @@ type Model struct {
 	Hives         []string  `json:"hives"`     // Hive.IDs that have it; empty in one hive's own answer
 	LoadedBy      []string  `json:"loaded_by"` // worker ids
 	Files         []File    `json:"files,omitempty"`
-	// EstimateBytes is the device memory that one worker with one slot and the model's own context needs.
+	// EstimateBytes is the device memory that one worker with one slot and the model's own context
+	// needs.
 	EstimateBytes int64  `json:"estimate_bytes"`
 	Damaged       string `json:"damaged,omitempty"` // why the entry cannot be used
 	// What follows is only in a single model's answer.
@@ -198,7 +205,8 @@ type Model struct {
 	Fits  []ModelFit  `json:"fits,omitempty"` // on the devices of the hives that have it
 }
 
-// ModelFacts are what the model's GGUF header says beyond what Model has. Numbers that it does not give are 0.
+// ModelFacts are what the model's GGUF header says beyond what Model has. Numbers that it does not
+// give are 0.
 type ModelFacts struct {
 	Name         string `json:"name"`
 	Layers       int    `json:"layers"`
@@ -212,7 +220,8 @@ type ModelFacts struct {
 	ChatTemplate bool   `json:"chat_template"`
 }
 
-// ModelFit is what a worker with the model would take of a device, with the hive's own number of slots and the context that it would get.
+// ModelFit is what a worker with the model would take of a device, with the hive's own number of
+// slots and the context that it would get.
 type ModelFit struct {
 	Hive          string `json:"hive"` // Hive.ID
 	Device        string `json:"device"`

@@ -6,7 +6,8 @@ import (
 	"fmt"
 )
 
-// Kind classifies an error by what can be done about it. It is decided once, where the error is born, and survives gRPC and HTTP.
+// Kind classifies an error by what can be done about it. It is decided once, where the error is
+// born, and survives gRPC and HTTP.
 type Kind string
 
 // The kinds. They are names on the wire: never rename or reuse one.
@@ -36,7 +37,8 @@ type Error struct {
 	Err  error  // never nil
 }
 
-// E classifies err. A nil err gives nil. An err that is already classified keeps its hint unless a new one is set.
+// E classifies err. A nil err gives nil. An err that is already classified keeps its hint unless a
+// new one is set.
 func E(op string, kind Kind, err error) error {
 	if err == nil {
 		return nil
@@ -67,7 +69,8 @@ func (e *Error) Error() string {
 // Unwrap returns the wrapped error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// KindOf returns the kind of the outermost classified error in err's chain. Context errors are classified; any other error is Internal. A nil err has the empty kind.
+// KindOf returns the kind of the outermost classified error in err's chain. Context errors are
+// classified; any other error is Internal. A nil err has the empty kind.
 func KindOf(err error) Kind {
 	if err == nil {
 		return ""

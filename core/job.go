@@ -42,8 +42,9 @@ const (
 	OpStatus                  Operation = "status"
 )
 
-// Request is the body of POST /v1/jobs: the operation's name, where to run it, and the fields of that operation. Which operation knows which
-// field, and what the field means there, is said by Operations; fields that an operation does not know are refused.
+// Request is the body of POST /v1/jobs: the operation's name, where to run it, and the fields of
+// that operation. Which operation knows which field, and what the field means there, is said by
+// Operations; fields that an operation does not know are refused.
 type Request struct {
 	Operation Operation `json:"operation"`
 	Hive      string    `json:"hive,omitempty"`       // id, name or LocalHive; empty: the cluster chooses
@@ -113,7 +114,8 @@ type Job struct {
 // EventKind says what an event tells.
 type EventKind string
 
-// The event kinds. A job has any number of progress and log events, at most one result, and one end, which is the last.
+// The event kinds. A job has any number of progress and log events, at most one result, and one
+// end, which is the last.
 const (
 	EventProgress EventKind = "progress"
 	EventLog      EventKind = "log"

@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// Nearest returns at most three of names that want is most likely a misspelling or a part of, nearest first; it is empty when nothing is alike.
-// Case does not count; what is longer than 128 runes is compared by its beginning.
+// Nearest returns at most three of names that want is most likely a misspelling or a part of,
+// nearest first; it is empty when nothing is alike. Case does not count; what is longer than 128
+// runes is compared by its beginning.
 func Nearest(want string, names []string) []string {
 	type near struct {
 		name  string

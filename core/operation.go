@@ -28,7 +28,8 @@ const (
 	MaxGrace          = 24 * time.Hour
 )
 
-// Runs says who runs an operation as a job, and how that one is found where the request does not name it.
+// Runs says who runs an operation as a job, and how that one is found where the request does not
+// name it.
 type Runs string
 
 // Who runs an operation.
@@ -36,9 +37,11 @@ const (
 	RunsOnHive       Runs = "hive"        // the hive that the request names; the only one where it names none
 	RunsOnChosenHive Runs = "chosen_hive" // the hive that the request names, or that the scheduler chooses
 	RunsOnWorker     Runs = "worker_hive" // the hive of the worker that the request names
-	// RunsOnQueen is the machine of the queen that is asked. What "hive" means there, if anything, is said by the operation's fields.
+	// RunsOnQueen is the machine of the queen that is asked. What "hive" means there, if anything,
+	// is said by the operation's fields.
 	RunsOnQueen Runs = "queen"
-	// RunsOverSSH is the machine of the queen that is asked, which reaches another one with the SSH identity of whoever runs its agent.
+	// RunsOverSSH is the machine of the queen that is asked, which reaches another one with the SSH
+	// identity of whoever runs its agent.
 	RunsOverSSH Runs = "ssh"
 )
 
@@ -62,8 +65,9 @@ func (r Runs) Text() string {
 	return string(r)
 }
 
-// OperationSpec describes one operation: what POST /v1/jobs takes for it, and by what other ways it can be reached. Operations lists all of
-// them; validation, documentation and help come from there and from nowhere else.
+// OperationSpec describes one operation: what POST /v1/jobs takes for it, and by what other ways it
+// can be reached. Operations lists all of them; validation, documentation and help come from there
+// and from nowhere else.
 type OperationSpec struct {
 	Name    Operation
 	Number  int    // of its row in contributing/operations.md; 0: beyond the contract's 28
@@ -79,20 +83,22 @@ type OperationSpec struct {
 	Test    string      // the end-to-end test of it, in cmd/rbee/e2e
 }
 
-// FieldSpec is one field of Request that an operation knows. The kind of its value is that of the field of Request.
+// FieldSpec is one field of Request that an operation knows. The kind of its value is that of the
+// field of Request.
 type FieldSpec struct {
 	Name     string // in JSON
 	Required bool
 	Doc      string // a phrase that completes "Give the …"
-	// Max is the greatest number; the most bytes of a text, or of each in a list; the longest time in nanoseconds.
-	// 0: MaxTextBytes, MaxGrace, or for a number whatever an int32 holds.
+	// Max is the greatest number; the most bytes of a text, or of each in a list; the longest time
+	// in nanoseconds. 0: MaxTextBytes, MaxGrace, or for a number whatever an int32 holds.
 	Max   int64
 	Enum  []string // the only texts that are taken; nil: any
 	Lines bool     // a text may have several lines
 	Scope Scope    // that a token needs to give it, where the operation needs less; empty: the operation's
 }
 
-// Needs is the scope that a token needs for a request: the operation's, or that of a field that the request gives.
+// Needs is the scope that a token needs for a request: the operation's, or that of a field that the
+// request gives.
 func (s OperationSpec) Needs(r Request) Scope {
 	need := cmp.Or(s.Scope, ScopeOperate)
 	for _, f := range s.Fields {
@@ -119,7 +125,8 @@ func (s OperationSpec) common() []string {
 	return []string{"operation", "hive", "request_id"}
 }
 
-// FieldNames lists the JSON names of the fields that the operation knows, those that all know first.
+// FieldNames lists the JSON names of the fields that the operation knows, those that all know
+// first.
 func (s OperationSpec) FieldNames() []string {
 	names := s.common()
 	for _, f := range s.Fields {
@@ -128,7 +135,8 @@ func (s OperationSpec) FieldNames() []string {
 	return names
 }
 
-// FindOperation returns the description of an operation. Errors: Invalid, with the names that are most like it.
+// FindOperation returns the description of an operation. Errors: Invalid, with the names that are
+// most like it.
 func FindOperation(name Operation) (OperationSpec, error) {
 	var names []string
 	for _, s := range Operations() {
@@ -150,7 +158,8 @@ func FindOperation(name Operation) (OperationSpec, error) {
 
 func clipRequestText(s string) string { return string(clipRunes(s)) }
 
-// DecodeRequest reads the JSON of a request and checks it as CheckRequest does. Errors: Invalid, each naming what is wrong.
+// DecodeRequest reads the JSON of a request and checks it as CheckRequest does. Errors: Invalid,
+// each naming what is wrong.
 func DecodeRequest(body []byte) (Request, error) {
 	const what = "read request"
 	if len(body) > MaxRequestBytes {
@@ -168,8 +177,9 @@ func DecodeRequest(body []byte) (Request, error) {
 	return r, CheckRequest(r)
 }
 
-// CheckRequest says whether a request names a known operation and holds that operation's fields, all that are required and no others, within the
-// limits. It does not look whether what it names exists. Errors: Invalid.
+// CheckRequest says whether a request names a known operation and holds that operation's fields,
+// all that are required and no others, within the limits. It does not look whether what it names
+// exists. Errors: Invalid.
 func CheckRequest(r Request) error {
 	spec, err := FindOperation(r.Operation)
 	if err != nil {

@@ -126,7 +126,8 @@ func TestEveryOperationChecksItsFields(t *testing.T) {
 			}
 		})
 	}
-	// Every field of a request belongs to some operation: a new one cannot be forgotten in the table.
+	// Every field of a request belongs to some operation: a new one cannot be forgotten in the
+	// table.
 	for f := range reflect.TypeFor[core.Request]().Fields() {
 		must.True(t, known[jsonName(f)], must.Sprint(jsonName(f)))
 	}

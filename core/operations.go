@@ -2,7 +2,8 @@ package core
 
 import "slices"
 
-// Operations lists every operation, in the order of the contract. To add one, add its entry here, and its function where Runs says.
+// Operations lists every operation, in the order of the contract. To add one, add its entry here,
+// and its function where Runs says.
 func Operations() []OperationSpec {
 	// Those who may take machines into the cluster may use the SSH identity of a queen.
 	overSSH := []FieldSpec{

@@ -19,7 +19,8 @@ type HostKey struct {
 	Expected    []string     `json:"expected,omitempty"` // fingerprints of a changed one
 }
 
-// SSHStep is one step of reaching a machine over SSH: resolve, connect, host key, authenticate, session, platform, disk, sudo, rbee.
+// SSHStep is one step of reaching a machine over SSH: resolve, connect, host key, authenticate,
+// session, platform, disk, sudo, rbee.
 type SSHStep struct {
 	Name   string   `json:"name"`
 	OK     bool     `json:"ok"`

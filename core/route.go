@@ -14,7 +14,8 @@ type RouteRefusal struct {
 	Reason string `json:"reason"` // for people: "is retiring"
 }
 
-// RouteRecord is how one inference request was routed, as the queen that took it remembers it. It holds nothing of the request's content.
+// RouteRecord is how one inference request was routed, as the queen that took it remembers it. It
+// holds nothing of the request's content.
 type RouteRecord struct {
 	RequestID  string           `json:"request_id"`
 	At         time.Time        `json:"at"`

@@ -20,7 +20,8 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 )
 
-// settingFlags are the flags of "rbee agent" and "rbee config" that stand for a setting of the configuration.
+// settingFlags are the flags of "rbee agent" and "rbee config" that stand for a setting of the
+// configuration.
 var settingFlags = [...]struct{ flag, setting, usage string }{
 	{"data-dir", "data_dir", "`FOLDER` for the state of the agent"},
 	{"store-dir", "store_dir", "`FOLDER` for models and worker binaries"},
@@ -78,7 +79,8 @@ func (s *configSource) check() error {
 	return nil
 }
 
-// load reads the configuration. With dev, dataDir is the temporary folder. The configuration is nil when the diagnostics have errors.
+// load reads the configuration. With dev, dataDir is the temporary folder. The configuration is nil
+// when the diagnostics have errors.
 func (s *configSource) load(a *app, cmd *cobra.Command, dataDir string) (*config.Config, *config.Diagnostics) {
 	var flags []config.Flag
 	for _, x := range settingFlags {
@@ -224,7 +226,8 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 	return err
 }
 
-// onHangup has SIGHUP fill reload in place of ending the command. stop must be called; it waits for the watching goroutine.
+// onHangup has SIGHUP fill reload in place of ending the command. stop must be called; it waits for
+// the watching goroutine.
 func (a *app) onHangup(reload chan<- struct{}) (stop func()) {
 	if signal.Ignored(syscall.SIGHUP) { // nohup keeps its promise
 		return func() {}

@@ -9,7 +9,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// The verbs are alike: what destroys asks and can be tried out, an argument that names something of the cluster is completed, and everything says what it is.
+// The verbs are alike: what destroys asks and can be tried out, an argument that names something of
+// the cluster is completed, and everything says what it is.
 func TestCommandsAreAlike(t *testing.T) {
 	t.Parallel()
 	destroys := []string{"delete", "rm", "retire", "stop", "remove", "revoke", "uninstall", "leave"}

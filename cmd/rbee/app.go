@@ -75,7 +75,8 @@ func (a *app) run(args []string) int {
 	return a.report(cmd, args, err)
 }
 
-// action is the body of a command. Its context ends at the first ^C, SIGTERM or SIGHUP; a second one ends the program at once.
+// action is the body of a command. Its context ends at the first ^C, SIGTERM or SIGHUP; a second
+// one ends the program at once.
 type action func(ctx context.Context, cmd *cobra.Command, args []string) error
 
 // do makes a command's RunE of an action.
@@ -101,8 +102,8 @@ func (e interruptError) Error() string { return "interrupted by " + e.signal.Str
 // Unwrap makes it a cancellation to everybody who classifies errors.
 func (e interruptError) Unwrap() error { return context.Canceled }
 
-// interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP cancels. From then on these signals have their usual effect.
-// stop must be called; it waits for the watching goroutine.
+// interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP cancels. From then on
+// these signals have their usual effect. stop must be called; it waits for the watching goroutine.
 func interruptible(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)

@@ -37,7 +37,8 @@ type agentRecord struct {
 	StartedAt time.Time         `json:"started_at"`
 }
 
-// stateDir is the folder that remembers the background agent: $XDG_STATE_HOME/rbee or ~/.local/state/rbee.
+// stateDir is the folder that remembers the background agent: $XDG_STATE_HOME/rbee or
+// ~/.local/state/rbee.
 func (a *app) stateDir() (string, error) {
 	if dir := a.getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "rbee"), nil
@@ -104,8 +105,8 @@ func writeRecord(path, addr, version string, now time.Time) (err error) {
 	return os.Rename(temp.Name(), path)
 }
 
-// startBackground starts "rbee agent -dev" apart from this terminal, waits until ready(addr) is nil, and returns its address.
-// Two at once start one agent.
+// startBackground starts "rbee agent -dev" apart from this terminal, waits until ready(addr) is
+// nil, and returns its address. Two at once start one agent.
 func (a *app) startBackground(ctx context.Context, ready func(ctx context.Context, addr string) error) (string, error) {
 	dir, err := a.stateDir()
 	if err != nil {
@@ -159,7 +160,8 @@ func startFailed(err error) error {
 		"Start one yourself with \"rbee agent -dev\" in another terminal.")
 }
 
-// spawnAgent starts the agent in a session of its own, so that neither ^C nor the end of this terminal reaches it.
+// spawnAgent starts the agent in a session of its own, so that neither ^C nor the end of this
+// terminal reaches it.
 func (a *app) spawnAgent(dir string) (*exec.Cmd, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -182,7 +184,8 @@ func (a *app) spawnAgent(dir string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// awaitReady polls until the agent listens and ready says so. An agent that ends meanwhile is an error.
+// awaitReady polls until the agent listens and ready says so. An agent that ends meanwhile is an
+// error.
 func (a *app) awaitReady(ctx context.Context, id hostinfo.Identity, addr func() string, ready func(context.Context, string) error) error {
 	tick := time.NewTicker(backgroundPoll)
 	defer tick.Stop()
@@ -258,7 +261,8 @@ func logTail(path string, lines int) string {
 	return "\nThe end of the log:\n  " + strings.Join(all, "\n  ")
 }
 
-// stopBackground ends the background agent and waits until it is gone. Without one it returns nil, nil.
+// stopBackground ends the background agent and waits until it is gone. Without one it returns nil,
+// nil.
 func (a *app) stopBackground(ctx context.Context) (*agentRecord, error) {
 	dir, err := a.stateDir()
 	if err != nil {

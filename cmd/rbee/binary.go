@@ -183,7 +183,8 @@ func checkLines(checks []core.Check) string {
 	return strings.Join(lines, "\n")
 }
 
-// schemaLines shows the settings of a plugin, one a line; "rbee plugin schema" has their documentation.
+// schemaLines shows the settings of a plugin, one a line; "rbee plugin schema" has their
+// documentation.
 func schemaLines(text json.RawMessage) string {
 	var s core.Schema
 	if len(text) == 0 || json.Unmarshal(text, &s) != nil {

@@ -108,7 +108,8 @@ func (v *conversation) clear() {
 	v.messages = v.messages[:len(v.messages)-1]
 }
 
-// loop reads and answers messages until the user has enough. Without a person at the terminal, an error ends it.
+// loop reads and answers messages until the user has enough. Without a person at the terminal, an
+// error ends it.
 func (v *conversation) loop(ctx context.Context, p prompter, person bool) error {
 	for {
 		text, err := v.message(p)
@@ -207,8 +208,8 @@ func (l *lineReader) read(string) (string, error) {
 	return strings.TrimRight(line, "\r\n"), nil
 }
 
-// lineEditor reads messages from a terminal with editing, history and paste. The terminal is raw only while a line is edited,
-// so that ^C is a signal while an answer is given.
+// lineEditor reads messages from a terminal with editing, history and paste. The terminal is raw
+// only while a line is edited, so that ^C is a signal while an answer is given.
 type lineEditor struct {
 	in      *os.File
 	out     io.Writer
@@ -237,7 +238,8 @@ func (k *keyReader) Read(p []byte) (int, error) {
 		}
 		k.pending = buf[:n]
 	}
-	// One key at a time up to a ^C, so that what was typed behind it is not lost with the editor's buffer.
+	// One key at a time up to a ^C, so that what was typed behind it is not lost with the editor's
+	// buffer.
 	n := min(len(p), len(k.pending))
 	for i, b := range k.pending[:n] {
 		if b == 3 {
@@ -261,7 +263,8 @@ func (e *lineEditor) read(prompt string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// A terminal that stays raw is of no use to the shell: put it right before the program dies of a signal.
+	// A terminal that stays raw is of no use to the shell: put it right before the program dies of
+	// a signal.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
 	done, stopped := make(chan struct{}), make(chan struct{})

@@ -152,7 +152,8 @@ func joinedOf(id *pki.Identity) joined {
 	return joined{Cluster: id.Cluster(), ClusterName: id.ClusterName(), Node: n.ID, Name: n.Name, Roles: n.Roles, RPCAddress: id.RPCAddress(), Expires: n.NotAfter}
 }
 
-// join takes this machine into the cluster of tokenAtHost, and says so on stderr. One that is in that cluster already is left as it is.
+// join takes this machine into the cluster of tokenAtHost, and says so on stderr. One that is in
+// that cluster already is left as it is.
 func (a *app) join(ctx context.Context, cfg *config.Config, tokenAtHost string) (joined, error) {
 	parsed, address, err := token.ParseJoin(tokenAtHost)
 	if err != nil {
@@ -411,8 +412,8 @@ func (a *app) forget(ctx context.Context, cmd *cobra.Command, source *configSour
 	})
 }
 
-// findNode is the machine of the cluster that a person named by id, by a unique beginning of it, or by name. A revoked one is found by its name
-// only where no other machine has it.
+// findNode is the machine of the cluster that a person named by id, by a unique beginning of it, or
+// by name. A revoked one is found by its name only where no other machine has it.
 func findNode(ctx context.Context, c *client.Client, wanted string) (core.Node, error) {
 	nodes, err := c.Nodes(ctx)
 	if err != nil {

@@ -168,7 +168,8 @@ func describeConfig(cfg *config.Config) ([]settingJSON, []pluginBlockJSON) {
 	return settings, blocks
 }
 
-// pluginHost is the host of the plugins of a folder, for commands that start them for a moment. rules may be nil.
+// pluginHost is the host of the plugins of a folder, for commands that start them for a moment.
+// rules may be nil.
 func (a *app) pluginHost(dir string, rules confine.Rules) *pluginhost.Host {
 	return pluginhost.New(pluginhost.Options{PluginDir: dir, Logger: hclog.NewNullLogger(), Rules: rules})
 }

@@ -93,7 +93,8 @@ func (a *app) connectTo(ctx context.Context, t target) (*client.Client, error) {
 		return nil, err
 	}
 	c, err := client.New(client.Options{
-		// An agent without TLS needs no token. Who names an address with http:// may have a proxy there that takes one.
+		// An agent without TLS needs no token. Who names an address with http:// may have a proxy
+		// there that takes one.
 		Addresses: t.addresses, Token: bearer, TokenInClear: t.named, CACert: t.ca, UserAgent: "rbee/" + thisBuild().Version,
 	})
 	if err != nil {
@@ -164,7 +165,8 @@ func unreachable(t target) error {
 		"Start one with \"rbee agent -dev\", or name one elsewhere with --addr or RBEE_ADDR.")
 }
 
-// certificateHint is what to do about a certificate that cannot be trusted; empty for every other error.
+// certificateHint is what to do about a certificate that cannot be trusted; empty for every other
+// error.
 func certificateHint(err error, t target) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		if len(t.ca) == 0 {
@@ -181,8 +183,8 @@ func certificateHint(err error, t target) string {
 	return ""
 }
 
-// connectOrStart returns a client of an agent that can serve. When no address was named and no agent runs on this machine,
-// it starts one in the background and says so on stderr.
+// connectOrStart returns a client of an agent that can serve. When no address was named and no
+// agent runs on this machine, it starts one in the background and says so on stderr.
 func (a *app) connectOrStart(ctx context.Context) (*client.Client, error) {
 	t, err := a.target()
 	if err != nil {
@@ -219,7 +221,8 @@ func (a *app) connectOrStart(ctx context.Context) (*client.Client, error) {
 	return a.connectTo(ctx, target{addresses: []string{"http://" + addr}})
 }
 
-// serveTimeout is what is waited for an agent that answers but cannot serve yet, since it is just starting or electing a leader.
+// serveTimeout is what is waited for an agent that answers but cannot serve yet, since it is just
+// starting or electing a leader.
 const serveTimeout = 10 * time.Second
 
 func (a *app) awaitServing(ctx context.Context, c *client.Client) error {
@@ -242,7 +245,8 @@ func (a *app) awaitServing(ctx context.Context, c *client.Client) error {
 // completeTimeout bounds what a person waits for after the tab key.
 const completeTimeout = time.Second
 
-// names completes arguments or flags with live names, when an agent answers. It never complains: there is nobody to read it.
+// names completes arguments or flags with live names, when an agent answers. It never complains:
+// there is nobody to read it.
 func (a *app) names(f func(ctx context.Context, c *client.Client) ([]string, error)) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completeTimeout)

@@ -13,8 +13,9 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-// ensureWorker returns the id of model, and has a worker started for it, with progress on stderr, when none is ready. A token that may ask models and
-// nothing else sees no workers: then the queen starts one, if it must, for the request itself.
+// ensureWorker returns the id of model, and has a worker started for it, with progress on stderr,
+// when none is ready. A token that may ask models and nothing else sees no workers: then the queen
+// starts one, if it must, for the request itself.
 func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) (string, error) {
 	// A queen that hears of no leader answers all the same, and so do the workers that it knows.
 	id, ready, _, err := a.workersOf(ctx, c, model, client.Consistency(core.ConsistencyStale))
@@ -24,7 +25,8 @@ func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) 
 	if err != nil || ready {
 		return id, err
 	}
-	// Several commands for one model at once start one worker: the first does, the others wait for it.
+	// Several commands for one model at once start one worker: the first does, the others wait for
+	// it.
 	unlock, err := a.lockModel(ctx, c, model)
 	if err != nil {
 		return "", err
@@ -69,7 +71,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// workersOf returns the id of model, and whether a worker of it is ready, or loading. The id is there also with the error of a list of workers.
+// workersOf returns the id of model, and whether a worker of it is ready, or loading. The id is
+// there also with the error of a list of workers.
 func (a *app) workersOf(ctx context.Context, c *client.Client, model string, read ...client.ReadOption) (id string, ready, loading bool, err error) {
 	id = model
 	m, err := c.Model(ctx, model)

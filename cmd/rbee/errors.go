@@ -49,10 +49,12 @@ type interruptedError struct {
 func (e *interruptedError) Error() string { return e.err.Error() }
 func (e *interruptedError) Unwrap() error { return e.err }
 
-// errShown is returned by a command that has already said what is wrong; only the exit code is left to give.
+// errShown is returned by a command that has already said what is wrong; only the exit code is left
+// to give.
 var errShown = errors.New("failed")
 
-// report tells the user about err on stderr and returns the exit code. It is the only place that prints errors.
+// report tells the user about err on stderr and returns the exit code. It is the only place that
+// prints errors.
 func (a *app) report(cmd *cobra.Command, args []string, err error) int {
 	if errors.Is(err, errShown) {
 		return exitFailed

@@ -248,7 +248,8 @@ func (q *fakeQueen) ChangeKeyring(ctx context.Context, c core.KeyringChange) (co
 	return q.Keyring(ctx)
 }
 
-// secure has the queen serve a cluster: over TLS, and to tokens only. The identity is in the data folder of the script, and agent.json says where.
+// secure has the queen serve a cluster: over TLS, and to tokens only. The identity is in the data
+// folder of the script, and agent.json says where.
 func (q *fakeQueen) secure(ts *testscript.TestScript) {
 	data := filepath.Join(ts.Getenv("XDG_DATA_HOME"), "rbee")
 	id, hash, text := token.New()

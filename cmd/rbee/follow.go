@@ -14,7 +14,8 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-// cancelTimeout is how long a cancelled job may take to end before the command stops waiting for it.
+// cancelTimeout is how long a cancelled job may take to end before the command stops waiting for
+// it.
 const cancelTimeout = 10 * time.Second
 
 // runJob starts an operation, shows its events on stderr and returns the job once it succeeded.
@@ -81,7 +82,8 @@ func (a *app) cancelJob(ctx context.Context, c *client.Client, job core.Job, seq
 	return ctx.Err()
 }
 
-// submit starts an operation; with detach it only shows the job, otherwise done shows the result of the job that succeeded.
+// submit starts an operation; with detach it only shows the job, otherwise done shows the result of
+// the job that succeeded.
 func (a *app) submit(ctx context.Context, c *client.Client, r core.Request, detach bool, done func(core.Job) error) error {
 	if !detach {
 		job, err := a.runJob(ctx, c, r)
@@ -139,7 +141,8 @@ func (a *app) readLine(ctx context.Context) (string, error) {
 	return line, err
 }
 
-// reading does a read of stdin, which cannot be interrupted: when ctx ends first, its goroutine ends with the program.
+// reading does a read of stdin, which cannot be interrupted: when ctx ends first, its goroutine
+// ends with the program.
 func (a *app) reading(ctx context.Context, read func() (string, error)) (string, error) {
 	type answer struct {
 		text string

@@ -16,7 +16,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// generation is what the user may say about how an answer is made. What is not said is left to the worker.
+// generation is what the user may say about how an answer is made. What is not said is left to the
+// worker.
 type generation struct {
 	system      string
 	maxTokens   int
@@ -193,7 +194,8 @@ func (a *app) readPrompt(ctx context.Context) (string, error) {
 	return text, err
 }
 
-// isPiped says whether stdin is a pipe or a file that somebody meant to be read, and not, for example, /dev/null.
+// isPiped says whether stdin is a pipe or a file that somebody meant to be read, and not, for
+// example, /dev/null.
 func isPiped(r io.Reader) bool {
 	f, ok := r.(*os.File)
 	if !ok {
@@ -301,7 +303,8 @@ func (a *app) waiting(m *meter, comment string) {
 	}
 }
 
-// textWriter writes generated text. On a terminal it leaves out control characters: a model must not move the cursor or set a title.
+// textWriter writes generated text. On a terminal it leaves out control characters: a model must
+// not move the cursor or set a title.
 type textWriter struct {
 	w        io.Writer
 	terminal bool

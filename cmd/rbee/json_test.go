@@ -64,7 +64,8 @@ func printedJSON() []printed {
 	}
 }
 
-// What contributing/json.md says is what the commands print: each runs, and what it prints is read strictly into its type.
+// What contributing/json.md says is what the commands print: each runs, and what it prints is read
+// strictly into its type.
 func TestJSON(t *testing.T) {
 	t.Parallel()
 	for _, p := range printedJSON() {

@@ -35,8 +35,8 @@ type local struct {
 	address  string        // where the agent that runs serves its API, with the scheme; empty: none runs
 }
 
-// localAgent looks at the default data folder, or the one that RBEE_DATA_DIR names. What cannot be read is not there: the folder may belong to
-// a service.
+// localAgent looks at the default data folder, or the one that RBEE_DATA_DIR names. What cannot be
+// read is not there: the folder may belong to a service.
 func (a *app) localAgent() local {
 	cfg, _ := config.Load(nil, func(name string) (string, bool) {
 		switch name {
@@ -69,7 +69,8 @@ func runningAddress(dir string, inCluster bool) string {
 	if json.Unmarshal(b, &r) != nil || r.PID <= 0 || r.HTTPAddress == "" {
 		return ""
 	}
-	// Asked only whether it lives: a process that got the same id later costs one connection that is refused.
+	// Asked only whether it lives: a process that got the same id later costs one connection that
+	// is refused.
 	if p, err := os.FindProcess(r.PID); err != nil || p.Signal(syscall.Signal(0)) != nil {
 		return ""
 	}
@@ -87,7 +88,8 @@ func runningAddress(dir string, inCluster bool) string {
 	return cmp.Or(r.Scheme, scheme) + "://" + net.JoinHostPort(host, port)
 }
 
-// addresses are those at which the agent of this machine is to be looked for, the best guess first; on a hive, those of the queens.
+// addresses are those at which the agent of this machine is to be looked for, the best guess first;
+// on a hive, those of the queens.
 func (l local) addresses() []string {
 	var out []string
 	if l.address != "" {
@@ -114,8 +116,9 @@ func (l local) addresses() []string {
 	return out
 }
 
-// usualAddress returns where an agent of this machine that is in no cluster serves its API, whoever started it. With port 0
-// an agent takes any free port and tells it in agent.json alone: the address is then one where nobody answers.
+// usualAddress returns where an agent of this machine that is in no cluster serves its API, whoever
+// started it. With port 0 an agent takes any free port and tells it in agent.json alone: the
+// address is then one where nobody answers.
 func (l local) usualAddress() string {
 	const nobodys = 1 // needs root to listen on
 	switch {
@@ -156,7 +159,8 @@ func (l local) client() (*client.Client, error) {
 	return client.New(client.Options{Addresses: []string{"http://" + core.LocalHive}, HTTPClient: &http.Client{Transport: proving{transport, l.identity}}})
 }
 
-// proving is a transport that proves with each request that this command may read the agent's data folder.
+// proving is a transport that proves with each request that this command may read the agent's data
+// folder.
 type proving struct {
 	to       http.RoundTripper
 	identity *pki.Identity // nil: there is nothing to prove
@@ -176,7 +180,8 @@ func (p proving) RoundTrip(r *http.Request) (*http.Response, error) {
 	return p.to.RoundTrip(r)
 }
 
-// fromHive gets something of a hive from a queen. Where none answers and the hive is this machine's, its agent is asked itself.
+// fromHive gets something of a hive from a queen. Where none answers and the hive is this
+// machine's, its agent is asked itself.
 func fromHive[T any](ctx context.Context, a *app, c *client.Client, hive string, get func(*client.Client) (T, error)) (T, error) {
 	v, err := get(c)
 	if err == nil || hive != core.LocalHive || core.KindOf(err) != core.Unavailable {

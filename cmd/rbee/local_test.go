@@ -192,7 +192,8 @@ func TestTargetWithOnlyACA(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, []string{client.DefaultSecureAddress}, got.addresses)
 
-	// Without a CA it is the agent that one tries rbee out with, which needs no token and gets none.
+	// Without a CA it is the agent that one tries rbee out with, which needs no token and gets
+	// none.
 	delete(env, "RBEE_CACERT")
 	c, err = a.connect(t.Context())
 	must.NoError(t, err)

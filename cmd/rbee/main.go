@@ -1,4 +1,5 @@
-// Command rbee is the whole of rbee in one binary: the agent of a machine and the command line that talks to it.
+// Command rbee is the whole of rbee in one binary: the agent of a machine and the command line that
+// talks to it.
 //
 // Exit codes: 0 it worked, 1 it failed, 2 it was called wrongly, 130 it was interrupted.
 package main

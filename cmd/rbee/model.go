@@ -112,7 +112,8 @@ func (a *app) showCommand() *cobra.Command {
 	return cmd
 }
 
-// getModel is a model as one hive has it, or as the cluster knows it, with its files and what it takes on each device of the hives that have it.
+// getModel is a model as one hive has it, or as the cluster knows it, with its files and what it
+// takes on each device of the hives that have it.
 func getModel(ctx context.Context, c *client.Client, hive, id string) (core.Model, []core.Hive, error) {
 	hives, err := c.Hives(ctx)
 	if err != nil {

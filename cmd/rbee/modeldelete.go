@@ -86,7 +86,8 @@ type modelOn struct {
 	size  int64
 }
 
-// findModelOn finds a model by id or alias on the hive, or where none is named on the only one that has it.
+// findModelOn finds a model by id or alias on the hive, or where none is named on the only one that
+// has it.
 func findModelOn(ctx context.Context, c *client.Client, hive, name string) (modelOn, error) {
 	if hive != "" {
 		h, err := c.Hive(ctx, hive)

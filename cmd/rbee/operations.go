@@ -9,7 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// operationsCommand shows the table that everything else about operations comes from, as this program knows it. No agent is asked.
+// operationsCommand shows the table that everything else about operations comes from, as this
+// program knows it. No agent is asked.
 func (a *app) operationsCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "operations",

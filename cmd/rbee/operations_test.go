@@ -26,7 +26,8 @@ const (
 // contractRow is a row of the contract's prose: "| 7 | WorkerProcessList | …".
 var contractRow = regexp.MustCompile(`(?m)^\| (\d+) \| (\w+) \|`)
 
-// operationsTable is the table of contributing/operations.md: all 28 of the contract, then those beyond it.
+// operationsTable is the table of contributing/operations.md: all 28 of the contract, then those
+// beyond it.
 func operationsTable(titles map[int]string) string {
 	var b strings.Builder
 	b.WriteString("| # | Job | GET | CLI | Test |\n|---|---|---|---|---|\n")
@@ -62,8 +63,9 @@ func operationsTable(titles map[int]string) string {
 	return b.String()
 }
 
-// The table of operations, its copy in the contract, the contract's prose, the commands and the end-to-end tests cannot disagree. core/gateway
-// has the same for the routes, core/hive and core/queen for the functions.
+// The table of operations, its copy in the contract, the contract's prose, the commands and the
+// end-to-end tests cannot disagree. core/gateway has the same for the routes, core/hive and
+// core/queen for the functions.
 func TestOperationsTable(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile(contractFile)
@@ -110,7 +112,8 @@ func TestOperationsTable(t *testing.T) {
 // namedTest is a test in contributing/edge-cases.md: a package and a function.
 var namedTest = regexp.MustCompile("`((?:core|cmd|plugins)[a-z0-9/-]*)\\.(Test[A-Za-z0-9]+)`")
 
-// Every operation has its edge cases in contributing/edge-cases.md, and the tests that are named there exist.
+// Every operation has its edge cases in contributing/edge-cases.md, and the tests that are named
+// there exist.
 func TestEdgeCases(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "..")

@@ -133,7 +133,8 @@ is left; this is for those that are not. A queen that still runs joins again: en
 	return cmd
 }
 
-// recoverHint is what to do when a queen cannot be removed since there is no majority to agree to it.
+// recoverHint is what to do when a queen cannot be removed since there is no majority to agree to
+// it.
 func recoverHint(servers []core.Queen, gone core.Queen) string {
 	var left []string
 	for _, q := range servers {

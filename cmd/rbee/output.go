@@ -55,7 +55,8 @@ func newTable(empty string, header ...string) *table {
 
 func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
 
-// write aligns and writes the table. Control characters in cells are replaced: names come from other machines.
+// write aligns and writes the table. Control characters in cells are replaced: names come from
+// other machines.
 func (t *table) write(w io.Writer) error {
 	if len(t.rows) == 0 {
 		_, err := fmt.Fprintln(w, t.empty)

@@ -86,7 +86,8 @@ func (a *app) pluginListCommand() *cobra.Command {
 	return cmd
 }
 
-// hostOf is the host of the plugins that an agent with this configuration would find. Without -config, that of -dev.
+// hostOf is the host of the plugins that an agent with this configuration would find. Without
+// -config, that of -dev.
 func (a *app) hostOf(source *configSource, cmd *cobra.Command) (*pluginhost.Host, string, error) {
 	source.dev = source.dev || len(source.paths) == 0
 	cfg, diags := source.load(a, cmd, "/nonexistent")
@@ -152,7 +153,8 @@ func (a *app) pluginSchemaCommand() *cobra.Command {
 	return cmd
 }
 
-// findPlugin finds a plugin by kind/name, by the name of its executable, or by a name that only one has.
+// findPlugin finds a plugin by kind/name, by the name of its executable, or by a name that only one
+// has.
 func findPlugin(host *pluginhost.Host, arg string) (pluginhost.Executable, error) {
 	if kind, name, ok := strings.Cut(arg, "/"); ok {
 		return host.Find(sdk.Kind(kind), name)

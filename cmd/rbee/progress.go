@@ -11,8 +11,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// meter shows the progress of a job on stderr: a bar on a terminal, otherwise a line at the start of a phase,
-// at each quarter and at its end. It is not safe for concurrent use.
+// meter shows the progress of a job on stderr: a bar on a terminal, otherwise a line at the start
+// of a phase, at each quarter and at its end. It is not safe for concurrent use.
 type meter struct {
 	w        io.Writer
 	terminal bool
@@ -106,7 +106,8 @@ func (m *meter) newBar(name string, p core.Progress) *progressbar.ProgressBar {
 	)
 }
 
-// leave takes the bar of an unfinished phase off the screen, so that another one or a line can be shown.
+// leave takes the bar of an unfinished phase off the screen, so that another one or a line can be
+// shown.
 func (m *meter) leave() {
 	if m.current == nil {
 		return

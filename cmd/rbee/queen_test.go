@@ -21,7 +21,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// fakeQueen is a cluster that exists only in memory, behind the real gateway. Its worker answers with what it was asked.
+// fakeQueen is a cluster that exists only in memory, behind the real gateway. Its worker answers
+// with what it was asked.
 type fakeQueen struct {
 	jobs   *job.Manager
 	worker *httptest.Server

@@ -18,10 +18,12 @@ func consistencies() []string {
 	return []string{string(core.ConsistencyDefault), string(core.ConsistencyStale), string(core.ConsistencyLinearizable)}
 }
 
-// readAsk is the body of a command that reads the registry. It hands read to every call that takes it.
+// readAsk is the body of a command that reads the registry. It hands read to every call that takes
+// it.
 type readAsk func(ctx context.Context, c *client.Client, args []string, read ...client.ReadOption) error
 
-// reads makes cmd read the registry: it gets --consistency and --stale, and says on stderr how old an answer is that may be old.
+// reads makes cmd read the registry: it gets --consistency and --stale, and says on stderr how old
+// an answer is that may be old.
 func (a *app) reads(cmd *cobra.Command, f readAsk) *cobra.Command {
 	var (
 		consistency string

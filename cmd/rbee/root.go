@@ -86,7 +86,8 @@ Long flags work with one dash, too: -dev is --dev.`,
 	return root
 }
 
-// classifyUsage makes usage errors of what is wrong with the arguments of any command, and of a noun without a known verb.
+// classifyUsage makes usage errors of what is wrong with the arguments of any command, and of a
+// noun without a known verb.
 func classifyUsage(cmd *cobra.Command) {
 	check := cmd.Args
 	switch {

@@ -125,9 +125,11 @@ func TestScript(t *testing.T) {
 					ts.Fatalf("reads were %v", q.cluster.reads)
 				}
 			},
-			// secure: the queen serves a cluster whose identity is in the data folder; $SECURE is its address
+			// secure: the queen serves a cluster whose identity is in the data folder; $SECURE is
+			// its address
 			"secure": func(ts *testscript.TestScript, _ bool, _ []string) { queenOf(ts).secure(ts) },
-			// setenv NAME FILE: the variable is what the file (or stdout) has, spaces around it taken off
+			// setenv NAME FILE: the variable is what the file (or stdout) has, spaces around it
+			// taken off
 			"setenv": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
 			},
@@ -135,7 +137,8 @@ func TestScript(t *testing.T) {
 			"tofile": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(ts.Getenv(args[1])+"\n"), 0o600))
 			},
-			// fingerprint FILE: FINGERPRINT is that of the first certificate that "rbee tls info" wrote to the file (or stdout)
+			// fingerprint FILE: FINGERPRINT is that of the first certificate that "rbee tls info"
+			// wrote to the file (or stdout)
 			"fingerprint": func(ts *testscript.TestScript, _ bool, args []string) {
 				var list []certificateJSON
 				ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &list))

@@ -63,7 +63,8 @@ old that is. Where several addresses are named, each is asked whether it answers
 // answerTimeout is how long "rbee status" waits for each queen that was named.
 const answerTimeout = time.Second
 
-// whoAnswers asks every queen that the user named, where it is more than one, whether it is there: one line for each that is not.
+// whoAnswers asks every queen that the user named, where it is more than one, whether it is there:
+// one line for each that is not.
 func (a *app) whoAnswers(ctx context.Context, c *client.Client) (silent []string) {
 	t, err := a.target()
 	if err != nil || !t.named || len(t.addresses) < 2 {
@@ -171,7 +172,8 @@ func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []s
 	)
 }
 
-// missing are the queens and hives of the registry that are not there: by gossip, and by their own reports.
+// missing are the queens and hives of the registry that are not there: by gossip, and by their own
+// reports.
 func missing(s core.Status) []string {
 	var out []string
 	for _, q := range s.Queens {

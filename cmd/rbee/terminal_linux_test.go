@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onTerminal runs "rbee args" with a terminal of its own as stdin, stdout and stderr. keys are what a person types; screen is what it sees.
+// onTerminal runs "rbee args" with a terminal of its own as stdin, stdout and stderr. keys are what
+// a person types; screen is what it sees.
 func onTerminal(t *testing.T, addr string, args ...string) (r *running, keys *os.File, screen *buffer) {
 	t.Helper()
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)

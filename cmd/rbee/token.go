@@ -156,8 +156,8 @@ func tokenRequest(kind, name string, scopes, roles []string, ttl time.Duration, 
 	return r, nil
 }
 
-// tokenMaker returns a client of who makes a token. host is where machines join, if it is this machine's queen, which is asked through its local socket;
-// otherwise empty.
+// tokenMaker returns a client of who makes a token. host is where machines join, if it is this
+// machine's queen, which is asked through its local socket; otherwise empty.
 func (a *app) tokenMaker(ctx context.Context, local bool) (c *client.Client, host string, err error) {
 	t, err := a.target()
 	if err != nil {

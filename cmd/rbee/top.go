@@ -64,7 +64,8 @@ terminal it goes on until ^C; elsewhere it is shown once.`,
 	return cmd
 }
 
-// lookTop reads what the queen that answers knows by itself: whoever watches is not to keep the leader busy.
+// lookTop reads what the queen that answers knows by itself: whoever watches is not to keep the
+// leader busy.
 func (a *app) lookTop(ctx context.Context, c *client.Client) (topView, error) {
 	v := topView{At: a.now()}
 	var err error
@@ -90,7 +91,8 @@ func (a *app) lookTop(ctx context.Context, c *client.Client) (topView, error) {
 	return v, nil
 }
 
-// watchTop draws until ^C, which is its ordinary end. A queen that does not answer for a while ends nothing.
+// watchTop draws until ^C, which is its ordinary end. A queen that does not answer for a while ends
+// nothing.
 func (a *app) watchTop(ctx context.Context, c *client.Client, v topView, interval time.Duration) error {
 	fmt.Fprint(a.stdout, screenBegin)
 	defer fmt.Fprint(a.stdout, screenEnd)

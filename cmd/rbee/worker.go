@@ -313,7 +313,8 @@ func destructiveFlags(cmd *cobra.Command, yes, dryRun *bool) {
 	cmd.Flags().BoolVar(dryRun, "dry-run", false, "only show what would be done")
 }
 
-// findWorkers resolves ids, prefixes of ids and models to workers, each once, in the order of the arguments.
+// findWorkers resolves ids, prefixes of ids and models to workers, each once, in the order of the
+// arguments.
 func findWorkers(ctx context.Context, c *client.Client, args []string) ([]core.Worker, error) {
 	var found []core.Worker
 	for _, arg := range args {

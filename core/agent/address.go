@@ -15,8 +15,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// hostTowards is the address at which the machines of the cluster reach this one: what the configuration says, else the address that it
-// speaks to the queen from.
+// hostTowards is the address at which the machines of the cluster reach this one: what the
+// configuration says, else the address that it speaks to the queen from.
 func hostTowards(ctx context.Context, cfg *config.Config, queen string) (string, error) {
 	if cfg.Bind.Advertise != "" || cfg.Bind.Address != "" && !unspecified(cfg.ListenAddress(true)) {
 		return cfg.AdvertiseHost(ctx)
@@ -39,9 +39,10 @@ func unspecified(address string) bool {
 	return ip != nil && ip.IsUnspecified()
 }
 
-// followAddress has the identity say where others reach this machine now, when the agent starts, and returns the host of it: a router may have
-// given it another address since, or somebody changed the configuration. The others learn it by gossip, from the hive's reports and with the
-// renewal of the certificate. Errors: those of the configuration's address, Integrity, Internal.
+// followAddress has the identity say where others reach this machine now, when the agent starts,
+// and returns the host of it: a router may have given it another address since, or somebody changed
+// the configuration. The others learn it by gossip, from the hive's reports and with the renewal of
+// the certificate. Errors: those of the configuration's address, Integrity, Internal.
 func followAddress(ctx context.Context, cfg *config.Config, id *pki.Identity, queens []hive.QueenAddress, log hclog.Logger) (host string, err error) {
 	before := id.RPCAddress()
 	if host, _, err = net.SplitHostPort(before); err != nil {
@@ -58,8 +59,9 @@ func followAddress(ctx context.Context, cfg *config.Config, id *pki.Identity, qu
 	return host, id.SetRPCAddress(now)
 }
 
-// hostNow is the host that others reach this machine at: what the configuration advertises; what was given when the machine joined; what it
-// listens on; what it was, as long as it is one of this machine's; else what the queens see it at.
+// hostNow is the host that others reach this machine at: what the configuration advertises; what
+// was given when the machine joined; what it listens on; what it was, as long as it is one of this
+// machine's; else what the queens see it at.
 func hostNow(ctx context.Context, cfg *config.Config, before string, found bool, queens []hive.QueenAddress) (string, error) {
 	listens := cfg.ListenAddress(true)
 	switch {

@@ -1,4 +1,5 @@
-// Package agent builds one process out of a configuration, a queen and a hive, and runs it: start, ready, stop in order.
+// Package agent builds one process out of a configuration, a queen and a hive, and runs it: start,
+// ready, stop in order.
 package agent
 
 import (
@@ -42,7 +43,8 @@ const (
 	jobsGrace = 10 * time.Second
 	// rpcGrace is how long calls between queen and hive may go on after both have ended their work.
 	rpcGrace = time.Second
-	// handOverGrace is how long the agent tries to give its leadership to another queen before it ends.
+	// handOverGrace is how long the agent tries to give its leadership to another queen before it
+	// ends.
 	handOverGrace = 3 * time.Second
 )
 
@@ -61,18 +63,23 @@ var (
 type Options struct {
 	Version string       // of the program
 	Logger  hclog.Logger // nil: none
-	// Join is a join token and a queen, "TOKEN@host", for a machine that is in no cluster yet; one that is in a cluster ignores it. Empty: none.
+	// Join is a join token and a queen, "TOKEN@host", for a machine that is in no cluster yet; one
+	// that is in a cluster ignores it. Empty: none.
 	Join string
 	SSH  SSH // with which other machines are reached
-	// NotifySocket is NOTIFY_SOCKET of a service manager that is told when the agent serves, and when it begins to end; empty: none.
+	// NotifySocket is NOTIFY_SOCKET of a service manager that is told when the agent serves, and
+	// when it begins to end; empty: none.
 	NotifySocket string
-	// Load reads the configuration anew, for each value of Reload; nil: there is no reloading. Its error is logged.
+	// Load reads the configuration anew, for each value of Reload; nil: there is no reloading. Its
+	// error is logged.
 	Load   func() (*config.Config, error)
 	Reload <-chan struct{}
-	// Suite is the command that runs the conformance suite of plugins, plugintest.Child; empty: no plugin can be built.
+	// Suite is the command that runs the conformance suite of plugins, plugintest.Child; empty: no
+	// plugin can be built.
 	Suite []string
-	// Ready is called once, when the agent serves, with the host:port of its HTTP API; empty: it has none, being a hive alone. A queen of a
-	// cluster is ready as soon as it answers, also while there is no leader.
+	// Ready is called once, when the agent serves, with the host:port of its HTTP API; empty: it
+	// has none, being a hive alone. A queen of a cluster is ready as soon as it answers, also while
+	// there is no leader.
 	Ready func(address string)
 }
 
@@ -86,8 +93,8 @@ type Record struct {
 	StartedAt   time.Time `json:"started_at"`
 }
 
-// Run runs an agent until ctx ends. Errors: Invalid for a configuration that cannot work, InUse for an address or a data folder that
-// another process has, those of Join, Internal.
+// Run runs an agent until ctx ends. Errors: Invalid for a configuration that cannot work, InUse for
+// an address or a data folder that another process has, those of Join, Internal.
 func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 	log := o.Logger
 	if log == nil {
@@ -151,7 +158,8 @@ type process struct {
 // defers has something closed at the end.
 func (p *process) defers(closer func() error) { p.closers = append(p.closers, closer) }
 
-// build opens everything and starts nothing. What it has opened when it fails is closed by the caller as well.
+// build opens everything and starts nothing. What it has opened when it fails is closed by the
+// caller as well.
 func (p *process) build(ctx context.Context) error {
 	identity, err := p.identity(ctx)
 	if err != nil {
@@ -237,7 +245,8 @@ func (p *process) buildHive(ctx context.Context) error {
 	if problem := plugins.Confinement(); problem != "" {
 		p.log.Warn("plugins can read the secrets of this agent", "problem", problem)
 	}
-	// Wrong plugin settings end the agent now, at their line of the file, rather than the first worker later.
+	// Wrong plugin settings end the agent now, at their line of the file, rather than the first
+	// worker later.
 	if err := cfg.Diagnostics(plugins.Validate(ctx, cfg)).Err(); err != nil {
 		return core.WithHint(err, "\"rbee config validate\" checks a configuration without starting anything.")
 	}
@@ -371,7 +380,8 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	}
 	if p.net != nil {
 		g.Auth = p.queen
-		// The names in this machine's certificate: it may know itself by one of them at a loopback address.
+		// The names in this machine's certificate: it may know itself by one of them at a loopback
+		// address.
 		g.Hosts = hostNames(cfg)
 		if host, _, err := net.SplitHostPort(identity.RPCAddress()); err == nil {
 			g.Hosts = append(g.Hosts, host)
@@ -384,7 +394,8 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	return nil
 }
 
-// buildJobs makes the owner of the jobs of this machine: of its hive's, and of those that its queen runs.
+// buildJobs makes the owner of the jobs of this machine: of its hive's, and of those that its queen
+// runs.
 func (p *process) buildJobs() (err error) {
 	log := p.log.Named("job")
 	p.jobs, err = job.Open(job.Options{
@@ -431,7 +442,8 @@ func (p *process) hiveAddress(h string) (string, error) {
 	return known.RPCAddress, nil
 }
 
-// dial connects to the data socket of a worker: of this process's hive directly, of another one by way of its agent.
+// dial connects to the data socket of a worker: of this process's hive directly, of another one by
+// way of its agent.
 func (p *process) dial(ctx context.Context, w core.Worker) (net.Conn, error) {
 	if p.bees != nil && w.Hive == p.bees.ID() {
 		path, err := p.bees.DataSocket(w.ID)
@@ -448,7 +460,8 @@ func (p *process) dial(ctx context.Context, w core.Worker) (net.Conn, error) {
 	return p.net.pool.DialData(ctx, w.Hive, address, w.ID)
 }
 
-// buildServers makes the gRPC servers: one for calls within the process, in a cluster another one for calls from other nodes.
+// buildServers makes the gRPC servers: one for calls within the process, in a cluster another one
+// for calls from other nodes.
 func (p *process) buildServers() {
 	o := rpc.ServerOptions{Logger: p.log.Named("rpc"), Self: pki.Node{ID: p.id}}
 	var pool *gossip.Pool
@@ -536,7 +549,8 @@ func (p *process) stages() []stage {
 	return append(list, stage{"ready", p.ready})
 }
 
-// handOver gives the leadership to another queen before anything else ends, so that no write waits for an election.
+// handOver gives the leadership to another queen before anything else ends, so that no write waits
+// for an election.
 func (p *process) handOver(ctx context.Context) error {
 	<-ctx.Done()
 	if p.registry.IsLeader() {

@@ -14,7 +14,8 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// room is a gossip pool that a test fills, and a queen without a cluster in it. The test's goroutine changes it while the other one waits.
+// room is a gossip pool that a test fills, and a queen without a cluster in it. The test's
+// goroutine changes it while the other one waits.
 type room struct {
 	members  []gossip.Member
 	changed  chan struct{}
@@ -53,7 +54,8 @@ func TestBegin(t *testing.T) {
 		want   error
 	}{
 		"three meet": {last: func(r *room) { r.members = append(r.members, newQueen("c")) }, voters: 3},
-		// Two of three that have met are a majority: they elect a leader while this one still counts, and it hears of it from raft first.
+		// Two of three that have met are a majority: they elect a leader while this one still
+		// counts, and it hears of it from raft first.
 		"the others were faster": {
 			answer: core.Errorf("bootstrap", core.Conflict, "this queen is part of a cluster already"),
 			last:   func(r *room) { r.members = append(r.members, newQueen("c")) }, voters: 3,

@@ -14,7 +14,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// lockDataDir makes the data folder and keeps other agents out of it until unlock is called. Errors: InUse, Internal.
+// lockDataDir makes the data folder and keeps other agents out of it until unlock is called.
+// Errors: InUse, Internal.
 func lockDataDir(dir string) (unlock func(), err error) {
 	_, missing := os.Stat(dir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -35,7 +36,8 @@ func lockDataDir(dir string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// nodeID is this machine's name in the cluster: random at the first start, then kept in the data folder.
+// nodeID is this machine's name in the cluster: random at the first start, then kept in the data
+// folder.
 func nodeID(dataDir string) (string, error) {
 	path := filepath.Join(dataDir, "node-id")
 	b, err := os.ReadFile(path)

@@ -31,9 +31,11 @@ type InitResult struct {
 	Token       string      `json:"token"` // the first operator token, with all scopes: it is nowhere else
 }
 
-// Init begins a cluster on this machine, its first queen, without starting it: everything is written to the data folder of cfg. A registry that
-// is there already is kept. Errors: Conflict when the machine is in a cluster already, InUse when an agent uses the data folder, Invalid when
-// cfg has no queen, has certificates from files, or no address can be found that others reach this machine at.
+// Init begins a cluster on this machine, its first queen, without starting it: everything is
+// written to the data folder of cfg. A registry that is there already is kept. Errors: Conflict
+// when the machine is in a cluster already, InUse when an agent uses the data folder, Invalid when
+// cfg has no queen, has certificates from files, or no address can be found that others reach this
+// machine at.
 func Init(ctx context.Context, cfg *config.Config, clusterName string, now time.Time) (InitResult, error) {
 	const op = "begin a cluster"
 	if cfg.TLS.Given() {
@@ -73,9 +75,10 @@ func Init(ctx context.Context, cfg *config.Config, clusterName string, now time.
 	}, nil
 }
 
-// Forget has this machine forget its cluster without telling anybody there: for a cluster that is no more. The registry of a queen is put
-// aside, in a folder whose name it returns; empty: there was none. Errors: NotFound when the machine is in no cluster, InUse when an agent uses
-// the data folder.
+// Forget has this machine forget its cluster without telling anybody there: for a cluster that is
+// no more. The registry of a queen is put aside, in a folder whose name it returns; empty: there
+// was none. Errors: NotFound when the machine is in no cluster, InUse when an agent uses the data
+// folder.
 func Forget(cfg *config.Config) (aside string, err error) {
 	unlock, err := lockDataDir(cfg.DataDir)
 	if err != nil {
@@ -109,7 +112,8 @@ func Forget(cfg *config.Config) (aside string, err error) {
 	return aside, pki.Remove(cfg.DataDir)
 }
 
-// nodeName is what this machine is called: what the configuration says, else the host name as far as it can be one.
+// nodeName is what this machine is called: what the configuration says, else the host name as far
+// as it can be one.
 func nodeName(cfg *config.Config) string {
 	if cfg.Name != "" {
 		return cfg.Name
@@ -121,7 +125,8 @@ func nodeName(cfg *config.Config) string {
 	return name
 }
 
-// hostNames are the names and addresses, beside the advertised one, that this machine's certificate is to be valid for.
+// hostNames are the names and addresses, beside the advertised one, that this machine's certificate
+// is to be valid for.
 func hostNames(cfg *config.Config) []string {
 	var hosts []string
 	if name, err := os.Hostname(); err == nil && name != "" && !strings.HasSuffix(strings.ToLower(name), ".rbee") && !strings.ContainsAny(name, " /:") {

@@ -20,12 +20,14 @@ import (
 // joinTimeout bounds the whole of joining. It covers an election.
 const joinTimeout = 30 * time.Second
 
-// Join takes this machine into a cluster: it redeems tokenAtHost, "TOKEN@host" or "TOKEN@host:port", at a queen and writes the identity that
-// it gets to the data folder. It does not start anything. Where nobody said the roles of this machine, it takes those that the token gives, and cfg
-// says so afterwards. Errors: Invalid for a token that cannot be read or an address that others cannot
-// reach, Conflict when the machine is in a cluster already or its name is taken, InUse when an agent uses the data folder, Unauthenticated for
-// a token that was used, revoked or is too old, or a queen of another cluster; Forbidden for a role that the token does not allow, Unavailable
-// when no queen answers.
+// Join takes this machine into a cluster: it redeems tokenAtHost, "TOKEN@host" or
+// "TOKEN@host:port", at a queen and writes the identity that it gets to the data folder. It does
+// not start anything. Where nobody said the roles of this machine, it takes those that the token
+// gives, and cfg says so afterwards. Errors: Invalid for a token that cannot be read or an address
+// that others cannot reach, Conflict when the machine is in a cluster already or its name is taken,
+// InUse when an agent uses the data folder, Unauthenticated for a token that was used, revoked or
+// is too old, or a queen of another cluster; Forbidden for a role that the token does not allow,
+// Unavailable when no queen answers.
 func Join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	unlock, err := lockDataDir(cfg.DataDir)
 	if err != nil {

@@ -18,7 +18,8 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// leaver has the agent leave its cluster when a queen says so: it ends like at a signal, takes its workers along, and forgets the cluster.
+// leaver has the agent leave its cluster when a queen says so: it ends like at a signal, takes its
+// workers along, and forgets the cluster.
 type leaver struct {
 	hivev1.UnimplementedAgentServiceServer
 	bees   *hive.Hive   // nil: none
@@ -81,7 +82,8 @@ func (l *leaver) left() bool {
 	}
 }
 
-// forget removes what makes this machine a node of the cluster. Its models and worker binaries stay.
+// forget removes what makes this machine a node of the cluster. Its models and worker binaries
+// stay.
 func forget(dataDir string) error {
 	err := pki.Remove(dataDir)
 	for _, name := range []string{"raft", "gossip", "node-id"} {

@@ -13,11 +13,13 @@ import (
 	"github.com/rbee-project/rbee/core/gateway"
 )
 
-// LocalSocket is the path of the unix socket in a data folder on which an agent tells its own user what runs here, whether or not any queen can be
-// reached, and a queen of a cluster makes tokens: gateway.LocalHandler.
+// LocalSocket is the path of the unix socket in a data folder on which an agent tells its own user
+// what runs here, whether or not any queen can be reached, and a queen of a cluster makes tokens:
+// gateway.LocalHandler.
 func LocalSocket(dataDir string) string { return filepath.Join(dataDir, "run", "agent.sock") }
 
-// serveLocal serves the local socket until ctx ends. The data folder is locked, so a socket that is there is a dead agent's.
+// serveLocal serves the local socket until ctx ends. The data folder is locked, so a socket that is
+// there is a dead agent's.
 func (p *process) serveLocal(ctx context.Context) error {
 	const op = "serve the local socket"
 	path := LocalSocket(p.cfg.DataDir)

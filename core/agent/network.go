@@ -228,8 +228,8 @@ func (n *network) membersChanged() {
 	n.stream.CloseRevoked()
 }
 
-// SetKeys gives gossip its keys, step by step where they replace others, and keeps them for the next
-// start.
+// SetKeys gives gossip its keys, step by step where they replace others, and keeps them for the
+// next start.
 func (n *network) SetKeys(keys [][]byte) error {
 	if err := n.gossip.ReplaceKeys(gossip.Keys(keys)); err != nil {
 		return err

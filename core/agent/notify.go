@@ -9,7 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// notify tells the service manager a state, as sd_notify(3) has it: "READY=1", "STOPPING=1". socket is NOTIFY_SOCKET; without one nobody is told.
+// notify tells the service manager a state, as sd_notify(3) has it: "READY=1", "STOPPING=1". socket
+// is NOTIFY_SOCKET; without one nobody is told.
 func notify(ctx context.Context, socket, state string) error {
 	if socket == "" {
 		return nil

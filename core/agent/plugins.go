@@ -16,8 +16,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// specs are the worker types and catalog sources of this agent: those with a block in the configuration, and every other plugin in the
-// plugin folder with its defaults. builtin and file come first, because a bare model name is looked for in the order of the sources.
+// specs are the worker types and catalog sources of this agent: those with a block in the
+// configuration, and every other plugin in the plugin folder with its defaults. builtin and file
+// come first, because a bare model name is looked for in the order of the sources.
 func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers, catalogs []pluginhost.Spec, err error) {
 	named := map[sdk.Kind]map[string]bool{sdk.KindWorker: {}, sdk.KindCatalog: {}}
 	add := func(s pluginhost.Spec) {
@@ -60,8 +61,8 @@ func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers
 	return workers, catalogs, nil
 }
 
-// PluginRules say which files the plugins of an agent reach: not its data folder and its keys, and the programs and models that
-// are installed only for reading.
+// PluginRules say which files the plugins of an agent reach: not its data folder and its keys, and
+// the programs and models that are installed only for reading.
 func PluginRules(cfg *config.Config) confine.Rules {
 	rules := confine.Rules{}
 	add := func(access confine.Access, paths ...string) {
@@ -76,7 +77,8 @@ func PluginRules(cfg *config.Config) confine.Rules {
 	if self, err := os.Executable(); err == nil {
 		add(confine.Read, filepath.Dir(self))
 	}
-	// The home folder of a service may be its data folder. GPU drivers and engines keep compiled code in the cache.
+	// The home folder of a service may be its data folder. GPU drivers and engines keep compiled
+	// code in the cache.
 	if cache, err := os.UserCacheDir(); err == nil && rules.Access(cache) == confine.None {
 		add(confine.Full, cache)
 	}

@@ -21,8 +21,9 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// queenList is the queens that a hive keeps its lines to: those that a queen named last, and those that gossip knows. It is kept on disk, so that
-// a machine that starts finds them. It is the hive's Queens.
+// queenList is the queens that a hive keeps its lines to: those that a queen named last, and those
+// that gossip knows. It is kept on disk, so that a machine that starts finds them. It is the hive's
+// Queens.
 type queenList struct {
 	path string
 	pool *rpc.Pool
@@ -214,7 +215,8 @@ func (l *queenList) SetView(v *queenv1.ClusterView) {
 	}
 }
 
-// gossipHosts are where gossip may find the queens: their hosts, with the gossip port that this node has.
+// gossipHosts are where gossip may find the queens: their hosts, with the gossip port that this
+// node has.
 func (l *queenList) gossipHosts(port int) []string {
 	var out []string
 	for _, q := range l.List() {

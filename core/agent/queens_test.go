@@ -39,8 +39,8 @@ func newQueenList(t *testing.T, g hinted) *queenList {
 	return l
 }
 
-// A queen that is not where it was is looked for where gossip hints at, and back again when it is not
-// there either.
+// A queen that is not where it was is looked for where gossip hints at, and back again when it is
+// not there either.
 func TestQueenListTriesHint(t *testing.T) {
 	t.Parallel()
 	l := newQueenList(t, hinted{{ID: "aaaaaaaa", Queen: true, Status: gossip.Alive, RPCAddress: "10.1.0.1:7834"}})

@@ -9,7 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core/queen"
 )
 
-// registryPatience is how long a queen that begins a cluster, or has just joined one, is not called ready for want of a registry to look tokens up in.
+// registryPatience is how long a queen that begins a cluster, or has just joined one, is not called
+// ready for want of a registry to look tokens up in.
 const registryPatience = 10 * time.Second
 
 // ready tells the world.

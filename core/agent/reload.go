@@ -12,7 +12,8 @@ import (
 	"github.com/rbee-project/rbee/core/hive"
 )
 
-// reloadable are the settings that a running agent takes. Blocks of workers and catalogs are taken as well.
+// reloadable are the settings that a running agent takes. Blocks of workers and catalogs are taken
+// as well.
 func reloadable() []string {
 	return []string{
 		"log_level", "hive.slots", "hive.context_tokens", "hive.threads", "hive.stop_grace", "hive.download.rate_limit", "hive.download.upload_limit",
@@ -38,7 +39,8 @@ func (p *process) followReloads(ctx context.Context) error {
 	}
 }
 
-// reload takes what can be taken of a configuration, all of it or nothing, and says what needs a restart.
+// reload takes what can be taken of a configuration, all of it or nothing, and says what needs a
+// restart.
 func (p *process) reload(ctx context.Context, cfg *config.Config) error {
 	if p.bees != nil {
 		if err := cfg.Diagnostics(p.plugins.Validate(ctx, cfg)).Err(); err != nil {
@@ -65,7 +67,8 @@ func (p *process) reload(ctx context.Context, cfg *config.Config) error {
 	return nil
 }
 
-// needRestart names the settings in which two configurations differ and that a running agent does not take.
+// needRestart names the settings in which two configurations differ and that a running agent does
+// not take.
 func needRestart(running, cfg *config.Config) []string {
 	var out []string
 	was := running.Settings()

@@ -15,7 +15,8 @@ import (
 // installTokenTTL is the life of a join token that hive_install uses at once.
 const installTokenTTL = 10 * time.Minute
 
-// SSH is the identity with which a queen reaches other machines. The zero value has none of the files.
+// SSH is the identity with which a queen reaches other machines. The zero value has none of the
+// files.
 type SSH struct {
 	Home  string // the folder that .ssh is in; empty: the data folder
 	Agent string // SSH_AUTH_SOCK; empty: no agent

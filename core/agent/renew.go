@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	// renewLook bounds the wait for a renewal: timers stand still while a machine sleeps, so that the
-	// wall clock is looked at now and then.
+	// renewLook bounds the wait for a renewal: timers stand still while a machine sleeps, so that
+	// the wall clock is looked at now and then.
 	renewLook = time.Hour
-	// renewRetry is the pause after a renewal that failed: there is a third of the certificate's life
-	// for it.
+	// renewRetry is the pause after a renewal that failed: there is a third of the certificate's
+	// life for it.
 	renewRetry = time.Minute
-	// movedRetry is the same where clients are refused meanwhile: the queens may have to elect a leader
-	// first, or hear of the new address.
+	// movedRetry is the same where clients are refused meanwhile: the queens may have to elect a
+	// leader first, or hear of the new address.
 	movedRetry = time.Second
 )
 
@@ -30,8 +30,8 @@ type renewal struct {
 	log     hclog.Logger
 }
 
-// renew has the node's certificate renewed in time, until ctx ends, and at once where the machine has
-// moved: clients refuse the one that it has.
+// renew has the node's certificate renewed in time, until ctx ends, and at once where the machine
+// has moved: clients refuse the one that it has.
 func (n *network) renew(ctx context.Context, hosts []string, moved bool) error {
 	r := renewal{
 		now: time.Now, due: n.identity.RenewAt, expires: func() time.Time { return n.identity.Node().NotAfter },

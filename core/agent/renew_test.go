@@ -23,7 +23,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// A queen has its certificate renewed while it runs: who connects sees the new one, who is connected stays so, and the next start finds it on disk.
+// A queen has its certificate renewed while it runs: who connects sees the new one, who is
+// connected stays so, and the next start finds it on disk.
 func TestRenewal(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a certificate's life takes seconds")

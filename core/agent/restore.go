@@ -30,12 +30,14 @@ type RestoreResult struct {
 	Problems []string `json:"problems,omitempty"` // what could not be read of the raft folder of before
 }
 
-// RestoreOffline makes a snapshot the registry of this machine, the only queen of its cluster from then on, while no agent runs here. Where the
-// machine has no identity, recoveryKey makes it a new queen of the cluster. What is in the raft folder is heeded where it is readable (what is
-// revoked stays revoked) and put aside, never deleted.
+// RestoreOffline makes a snapshot the registry of this machine, the only queen of its cluster from
+// then on, while no agent runs here. Where the machine has no identity, recoveryKey makes it a new
+// queen of the cluster. What is in the raft folder is heeded where it is readable (what is revoked
+// stays revoked) and put aside, never deleted.
 //
-// Errors: NotFound when the machine is in no cluster and there is no recovery key, InUse while an agent uses the data folder, Conflict for a snapshot
-// of another cluster and on a revoked machine, Integrity, Unsupported, Invalid.
+// Errors: NotFound when the machine is in no cluster and there is no recovery key, InUse while an
+// agent uses the data folder, Conflict for a snapshot of another cluster and on a revoked machine,
+// Integrity, Unsupported, Invalid.
 func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recoveryKey string, now time.Time, log hclog.Logger) (RestoreResult, error) {
 	const op = "restore the snapshot"
 	if !cfg.Queen.Enabled {
@@ -61,7 +63,8 @@ func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recove
 		return RestoreResult{}, err
 	}
 	done.Node = o.Node.ID
-	// The old folder goes first: should the machine stop here, its agent finds no registry, says so, and this is done again.
+	// The old folder goes first: should the machine stop here, its agent finds no registry, says
+	// so, and this is done again.
 	if o.Old, err = putAside(o.Dir, now); err != nil {
 		return RestoreResult{}, err
 	}
@@ -73,7 +76,8 @@ func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recove
 	return done, err
 }
 
-// restoredIdentity returns who this machine is, or makes it a queen with the recovery key; nil: it is in no cluster, and the snapshot is of none.
+// restoredIdentity returns who this machine is, or makes it a queen with the recovery key; nil: it
+// is in no cluster, and the snapshot is of none.
 func restoredIdentity(ctx context.Context, cfg *config.Config, c core.Cluster, recoveryKey string, now time.Time) (*pki.Identity, error) {
 	const op = "restore the snapshot"
 	id, err := identityOf(ctx, cfg)
@@ -136,7 +140,8 @@ func putAside(dir string, now time.Time) (string, error) {
 	}
 }
 
-// RecoveryKey returns the recovery key of this machine's cluster, to be kept apart from its snapshots. Errors: NotFound, Unsupported on a hive.
+// RecoveryKey returns the recovery key of this machine's cluster, to be kept apart from its
+// snapshots. Errors: NotFound, Unsupported on a hive.
 func RecoveryKey(cfg *config.Config) (pki.Secret, error) {
 	id, err := pki.Load(cfg.DataDir)
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// beginning is how a queen's raft begins where it has no state, and what the queen writes to the registry of a cluster that begins; nil: nothing.
+// beginning is how a queen's raft begins where it has no state, and what the queen writes to the
+// registry of a cluster that begins; nil: nothing.
 func beginning(cfg *config.Config, id *pki.Identity, now time.Time) (node.Bootstrap, *queen.Seed, error) {
 	if cfg.TLS.Given() {
 		seed, err := seedOfFiles(cfg, id, now)
@@ -35,8 +36,9 @@ func beginning(cfg *config.Config, id *pki.Identity, now time.Time) (node.Bootst
 	}, nil
 }
 
-// seedOfFiles is what a queen whose certificate was made elsewhere writes to the registry: itself, and as long as there is no cluster in it the
-// cluster, where it was given the first operator's token.
+// seedOfFiles is what a queen whose certificate was made elsewhere writes to the registry: itself,
+// and as long as there is no cluster in it the cluster, where it was given the first operator's
+// token.
 func seedOfFiles(cfg *config.Config, id *pki.Identity, now time.Time) (*queen.Seed, error) {
 	s := &queen.Seed{
 		Cluster: core.Cluster{ID: id.Cluster(), CACertificates: id.CAPEM()}, Node: nodeOf(id), Planted: func() error { return nil },

@@ -7,6 +7,6 @@ import (
 	"github.com/rbee-project/rbee/core/queen"
 )
 
-// InspectSnapshot says what a snapshot of the registry holds, without a cluster. Errors: Integrity for a file that is damaged or no snapshot,
-// Unsupported for one of a newer rbee.
+// InspectSnapshot says what a snapshot of the registry holds, without a cluster. Errors: Integrity
+// for a file that is damaged or no snapshot, Unsupported for one of a newer rbee.
 func InspectSnapshot(r io.Reader) (core.SnapshotInfo, error) { return queen.InspectSnapshot(r) }

@@ -15,9 +15,10 @@ type stage struct {
 	run  func(ctx context.Context) error
 }
 
-// runStages starts the stages in order and, when ctx ends or one of them fails, stops them in the opposite order, each waiting for the one after it:
-// the gateway takes no more requests before the hive goes, the hive says goodbye before the registry goes.
-// It returns the first failure; ending with ctx is none.
+// runStages starts the stages in order and, when ctx ends or one of them fails, stops them in the
+// opposite order, each waiting for the one after it: the gateway takes no more requests before the
+// hive goes, the hive says goodbye before the registry goes. It returns the first failure; ending
+// with ctx is none.
 func runStages(ctx context.Context, stages []stage) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)

@@ -9,11 +9,13 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// twinTimeout is how long it is looked for another agent with this node's identity. Where none is, the connection is refused at once as a rule.
+// twinTimeout is how long it is looked for another agent with this node's identity. Where none is,
+// the connection is refused at once as a rule.
 const twinTimeout = 500 * time.Millisecond
 
-// noTwin refuses to be a second agent with one identity, as in a copy of a data folder: two queens with one vote could make two leaders. It is
-// asked before this agent listens itself. Errors: InUse.
+// noTwin refuses to be a second agent with one identity, as in a copy of a data folder: two queens
+// with one vote could make two leaders. It is asked before this agent listens itself. Errors:
+// InUse.
 func noTwin(ctx context.Context, id *pki.Identity) error {
 	ctx, cancel := context.WithTimeout(ctx, twinTimeout)
 	defer cancel()

@@ -12,7 +12,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// A copy of a data folder does not run beside its original; anybody else at the address is none of this agent's business.
+// A copy of a data folder does not run beside its original; anybody else at the address is none of
+// this agent's business.
 func TestTwin(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

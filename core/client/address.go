@@ -24,9 +24,11 @@ type queenAddress struct {
 	spelled bool   // somebody wrote the scheme
 }
 
-// parseAddress understands how people write where a queen is: "host", "host:port", "::1", "[::1]:7833", ":7833", "7833", each with or without a scheme, and
-// with the path /v1 that OpenAI clients are given. 0.0.0.0 and [::] are what an agent listens on: they are this machine. Without a scheme the port is
-// DefaultPort unless it is named, and the address has TLS if secure says so of its host. With a scheme the port is that of the scheme. Errors: Invalid.
+// parseAddress understands how people write where a queen is: "host", "host:port", "::1",
+// "[::1]:7833", ":7833", "7833", each with or without a scheme, and with the path /v1 that OpenAI
+// clients are given. 0.0.0.0 and [::] are what an agent listens on: they are this machine. Without
+// a scheme the port is DefaultPort unless it is named, and the address has TLS if secure says so of
+// its host. With a scheme the port is that of the scheme. Errors: Invalid.
 func parseAddress(s string, secure func(host string) bool) (queenAddress, error) {
 	shown := s[strings.LastIndex(s, "@")+1:] // without a password
 	bad := core.WithHint(core.Errorf("", core.Invalid, "%q is not the address of a queen", shown), "Write it as host or host:7833, or as https://host:7833 in a cluster.")
@@ -72,7 +74,8 @@ func parseAddress(s string, secure func(host string) bool) (queenAddress, error)
 	return a, nil
 }
 
-// splitAddress takes host and port apart; an empty port was not named, and an empty host is this machine.
+// splitAddress takes host and port apart; an empty port was not named, and an empty host is this
+// machine.
 func splitAddress(s string) (host, port string, ok bool) {
 	bare := strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")
 	ip, err := netip.ParseAddr(bare)
@@ -113,8 +116,8 @@ func isLoopback(host string) bool {
 // lookupTimeout bounds how long a name is looked up before a proxy is asked.
 const lookupTimeout = 2 * time.Second
 
-// direct has requests to private addresses go there without the proxy that proxy names: the proxy is another network's, could not reach them, and would
-// see the tokens of those without TLS.
+// direct has requests to private addresses go there without the proxy that proxy names: the proxy
+// is another network's, could not reach them, and would see the tokens of those without TLS.
 func direct(proxy func(*http.Request) (*url.URL, error), lookup func(ctx context.Context, host string) ([]netip.Addr, error)) func(*http.Request) (*url.URL, error) {
 	return func(r *http.Request) (*url.URL, error) {
 		p, err := proxy(r)
@@ -125,7 +128,8 @@ func direct(proxy func(*http.Request) (*url.URL, error), lookup func(ctx context
 	}
 }
 
-// isPrivate reports whether a host is not on the internet. A name that cannot be looked up here is: the proxy may know it.
+// isPrivate reports whether a host is not on the internet. A name that cannot be looked up here is:
+// the proxy may know it.
 func isPrivate(ctx context.Context, host string, lookup func(context.Context, string) ([]netip.Addr, error)) bool {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return isPrivateAddress(ip)

@@ -30,7 +30,8 @@ func (c *Client) RemoveQueen(ctx context.Context, id string) error {
 	return err
 }
 
-// TransferLeadership gives the leadership to a queen by node id or name; empty: to whoever is most up to date.
+// TransferLeadership gives the leadership to a queen by node id or name; empty: to whoever is most
+// up to date.
 func (c *Client) TransferLeadership(ctx context.Context, to string) error {
 	_, err := change[struct{}](ctx, c, http.MethodPost, "/v1/operator/raft/transfer", map[string]string{"to": to}, to == "")
 	return err
@@ -56,7 +57,8 @@ func (c *Client) Tokens(ctx context.Context, opts ...ReadOption) ([]core.Token, 
 	return fetchList[core.Token](ctx, c, "/v1/tokens", opts...)
 }
 
-// CreateToken makes a token. Its secret is in the answer and nowhere else, so a request whose answer is lost is not sent again.
+// CreateToken makes a token. Its secret is in the answer and nowhere else, so a request whose
+// answer is lost is not sent again.
 func (c *Client) CreateToken(ctx context.Context, r core.TokenRequest) (core.NewToken, error) {
 	return change[core.NewToken](ctx, c, http.MethodPost, "/v1/tokens", r, true)
 }
@@ -91,7 +93,8 @@ func (c *Client) ChangeKeyring(ctx context.Context, k core.KeyringChange) (core.
 	return change[core.Keyring](ctx, c, http.MethodPost, "/v1/operator/keyring", k, k.Action == "install" && k.Key == "")
 }
 
-// SaveSnapshot writes the leader's registry to w. After an error w may have a part of it, which is of no use. An error of w is returned as it is.
+// SaveSnapshot writes the leader's registry to w. After an error w may have a part of it, which is
+// of no use. An error of w is returned as it is.
 func (c *Client) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	resp, _, err := c.do(ctx, call{method: http.MethodGet, path: "/v1/operator/snapshot", accept: "application/octet-stream", slow: true})
 	if err != nil {
@@ -128,7 +131,8 @@ func (w *writing) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// RestoreSnapshot replaces the registry by a snapshot of the same cluster, which is read to its end. It is sent to one queen only.
+// RestoreSnapshot replaces the registry by a snapshot of the same cluster, which is read to its
+// end. It is sent to one queen only.
 func (c *Client) RestoreSnapshot(ctx context.Context, r io.Reader) (core.SnapshotInfo, error) {
 	return fetch[core.SnapshotInfo](ctx, c, call{method: http.MethodPost, path: "/v1/operator/snapshot", upload: r, once: true})
 }

@@ -38,7 +38,8 @@ type streamOptions struct {
 	answer  func(Answer)
 }
 
-// OnComment has f called with every comment of a stream: progress while a worker is started. It must not block.
+// OnComment has f called with every comment of a stream: progress while a worker is started. It
+// must not block.
 func OnComment(f func(text string)) StreamOption { return func(o *streamOptions) { o.comment = f } }
 
 // OnAnswer has f called once, when the answer begins.
@@ -50,8 +51,9 @@ func (c *Client) Chat(ctx context.Context, r openai.ChatRequest) (openai.ChatRes
 	return ask[openai.ChatResponse](ctx, c, chatPath, r)
 }
 
-// ChatStream asks for a chat completion and calls emit for every chunk, in order, until the answer is whole.
-// Errors: WorkerLost where the stream ends before that, the in-band error's kind where it has one, emit's own error as it is.
+// ChatStream asks for a chat completion and calls emit for every chunk, in order, until the answer
+// is whole. Errors: WorkerLost where the stream ends before that, the in-band error's kind where it
+// has one, emit's own error as it is.
 func (c *Client) ChatStream(ctx context.Context, r openai.ChatRequest, emit func(openai.ChatChunk) error, opts ...StreamOption) error {
 	r.Stream = true
 	return stream(ctx, c, chatPath, r, emit, opts)

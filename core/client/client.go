@@ -25,27 +25,34 @@ const maxAnswer = 64 << 20
 
 // Options says which queens to ask and how.
 type Options struct {
-	// Addresses of queens, such as "http://127.0.0.1:7833", "host:7833" or "::1"; empty: DefaultAddress, or https with CACert or ServerName. An address
-	// without a scheme has TLS with CACert or ServerName, and with a Token unless it is this machine's.
-	// A call goes to the one that answered last, then to the others in turn: when it cannot be reached or stops; and, if nothing is done twice by that, also
-	// when the connection breaks or the queen cannot help at this moment, as for want of a leader.
+	// Addresses of queens, such as "http://127.0.0.1:7833", "host:7833" or "::1"; empty:
+	// DefaultAddress, or https with CACert or ServerName. An address without a scheme has TLS with
+	// CACert or ServerName, and with a Token unless it is this machine's. A call goes to the one
+	// that answered last, then to the others in turn: when it cannot be reached or stops; and, if
+	// nothing is done twice by that, also when the connection breaks or the queen cannot help at
+	// this moment, as for want of a leader.
 	Addresses []string
-	// Token is sent as bearer token; empty: none. It goes to addresses with TLS alone, unless TokenInClear.
+	// Token is sent as bearer token; empty: none. It goes to addresses with TLS alone, unless
+	// TokenInClear.
 	Token string
-	// TokenInClear has Token sent also to addresses that were written with http://, where whoever is on the way can read it. See InClear.
+	// TokenInClear has Token sent also to addresses that were written with http://, where whoever
+	// is on the way can read it. See InClear.
 	TokenInClear bool
-	// CACert are the PEM certificates that queens' certificates must be signed by; empty: the system's.
+	// CACert are the PEM certificates that queens' certificates must be signed by; empty: the
+	// system's.
 	CACert []byte
-	// ServerName is the name that queens' certificates must be for; empty: that of the address. Every queen's certificate is for "localhost", so that
-	// name reaches a queen whatever it is called on the way. A certificate of a cluster must be a queen's in any case; see checkQueen.
+	// ServerName is the name that queens' certificates must be for; empty: that of the address.
+	// Every queen's certificate is for "localhost", so that name reaches a queen whatever it is
+	// called on the way. A certificate of a cluster must be a queen's in any case; see checkQueen.
 	ServerName string
-	// HTTPClient makes the requests; nil: one without a time limit, since streams last. The client never closes one that is given.
+	// HTTPClient makes the requests; nil: one without a time limit, since streams last. The client
+	// never closes one that is given.
 	HTTPClient *http.Client
 	UserAgent  string // empty: "rbee"
 }
 
-// Client asks queens. It is safe for concurrent use. Every error is a core.Error with the kind and the hint that the queen gave;
-// Unavailable when no queen can be reached.
+// Client asks queens. It is safe for concurrent use. Every error is a core.Error with the kind and
+// the hint that the queen gave; Unavailable when no queen can be reached.
 type Client struct {
 	queens []string // their addresses, without a slash at the end
 	open   []bool   // of each queen: it gets the token although it has no TLS
@@ -56,7 +63,8 @@ type Client struct {
 	own    *http.Transport // nil: the caller's
 }
 
-// New returns a client. It connects to nothing yet. Errors: Invalid for an address or a certificate that cannot be read.
+// New returns a client. It connects to nothing yet. Errors: Invalid for an address or a certificate
+// that cannot be read.
 func New(o Options) (*Client, error) {
 	c := &Client{token: o.Token, agent: o.UserAgent, http: o.HTTPClient}
 	verified := len(o.CACert) > 0 || o.ServerName != ""
@@ -112,7 +120,8 @@ func (c *Client) InClear() []string {
 // Address is the queen that answered last, or the first configured one.
 func (c *Client) Address() string { return c.queens[c.health.best()] }
 
-// statusError is nil for an answer of success; otherwise the error that the answer tells, and the answer is closed.
+// statusError is nil for an answer of success; otherwise the error that the answer tells, and the
+// answer is closed.
 func statusError(resp *http.Response) error {
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
 		return nil
@@ -141,7 +150,8 @@ func errorOf(e *openai.Error) error {
 	return err
 }
 
-// kindOfStatus is for answers that name no kind, such as those of workers and of proxies in between.
+// kindOfStatus is for answers that name no kind, such as those of workers and of proxies in
+// between.
 func kindOfStatus(status int) core.Kind {
 	switch status {
 	case http.StatusUnauthorized:

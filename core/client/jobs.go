@@ -20,7 +20,8 @@ const (
 	longestPause   = 2 * time.Second
 )
 
-// Submit starts an operation and returns its job at once. A request without an id gets one, so that it can be sent again without a second job.
+// Submit starts an operation and returns its job at once. A request without an id gets one, so that
+// it can be sent again without a second job.
 func (c *Client) Submit(ctx context.Context, r core.Request) (core.Job, error) {
 	if r.RequestID == "" {
 		r.RequestID = rand.Text()
@@ -47,9 +48,10 @@ func (c *Client) CancelJob(ctx context.Context, id string) (core.Job, error) {
 	return fetch[core.Job](ctx, c, call{method: http.MethodDelete, path: "/v1/jobs/" + segment(id)})
 }
 
-// FollowJob calls emit for every event of the job with a greater number than after, then for new ones as they happen, and returns nil after
-// the end event. A connection that breaks is opened again, also to another queen, without an event lost or repeated; after half a minute
-// in which no queen answers it gives up with Unavailable. An error of emit is returned as it is.
+// FollowJob calls emit for every event of the job with a greater number than after, then for new
+// ones as they happen, and returns nil after the end event. A connection that breaks is opened
+// again, also to another queen, without an event lost or repeated; after half a minute in which no
+// queen answers it gives up with Unavailable. An error of emit is returned as it is.
 func (c *Client) FollowJob(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
 	f := &follower{c: c, id: id, after: after, emit: emit}
 	pause, answered := firstPause, time.Now()
@@ -156,8 +158,9 @@ func (f *follower) once(ctx context.Context) error {
 	}
 }
 
-// Run submits r, follows the job to its end and returns it as it ended; emit may be nil. The error is the job's own where it failed or was cancelled.
-// When ctx ends or emit fails the job goes on: CancelJob ends it; the returned job has its id.
+// Run submits r, follows the job to its end and returns it as it ended; emit may be nil. The error
+// is the job's own where it failed or was cancelled. When ctx ends or emit fails the job goes on:
+// CancelJob ends it; the returned job has its id.
 func (c *Client) Run(ctx context.Context, r core.Request, emit func(core.Event) error) (core.Job, error) {
 	job, err := c.Submit(ctx, r)
 	if err != nil {
@@ -179,7 +182,8 @@ func (c *Client) Run(ctx context.Context, r core.Request, emit func(core.Event) 
 	return ended, ended.Error.Err()
 }
 
-// Result decodes the result of a job that succeeded, for example into a core.SpawnResult. Errors: Invalid where it is of another type.
+// Result decodes the result of a job that succeeded, for example into a core.SpawnResult. Errors:
+// Invalid where it is of another type.
 func Result[T any](j core.Job) (T, error) {
 	var v T
 	if len(j.Result) == 0 {

@@ -28,7 +28,8 @@ func (h *health) best() int {
 	return h.current
 }
 
-// order is all queens in the order to ask them: the one that answered last, the others in turn, and those that failed lately in the end.
+// order is all queens in the order to ask them: the one that answered last, the others in turn, and
+// those that failed lately in the end.
 func (h *health) order(now time.Time) []int {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -144,7 +144,8 @@ func TestMovesOn(t *testing.T) {
 	}
 }
 
-// A dead queen costs its timeout now and then, not with every call; and it is asked again when nothing better is left.
+// A dead queen costs its timeout now and then, not with every call; and it is asked again when
+// nothing better is left.
 func TestDeadQueenIsAskedLast(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -83,12 +83,14 @@ func (c *Client) WorkerDetails(ctx context.Context, id string, opts ...ReadOptio
 	return fetchOne[core.WorkerDetails](ctx, c, "/v1/workers/"+segment(id), opts...)
 }
 
-// Route returns how an inference request was routed, by its x-request-id. Only the queen that took it knows, for its latest requests.
+// Route returns how an inference request was routed, by its x-request-id. Only the queen that took
+// it knows, for its latest requests.
 func (c *Client) Route(ctx context.Context, id string) (core.RouteRecord, error) {
 	return fetchOne[core.RouteRecord](ctx, c, "/v1/requests/"+segment(id))
 }
 
-// Routes lists how the latest requests that the queen took were routed, newest first. limit 0: the queen's default.
+// Routes lists how the latest requests that the queen took were routed, newest first. limit 0: the
+// queen's default.
 func (c *Client) Routes(ctx context.Context, limit int) ([]core.RouteRecord, error) {
 	path := "/v1/requests"
 	if limit > 0 {
@@ -164,7 +166,8 @@ func hivePath(hive string) string {
 	return "/v1/hives/" + segment(hive)
 }
 
-// segment is a name as one part of a path: one that is only dots, or empty, must not become another path.
+// segment is a name as one part of a path: one that is only dots, or empty, must not become another
+// path.
 func segment(name string) string {
 	switch name {
 	case "", ".", "..":

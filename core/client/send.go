@@ -19,7 +19,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// silence is how long a queen may take to begin an answer that needs no long work, while there is another one to ask.
+// silence is how long a queen may take to begin an answer that needs no long work, while there is
+// another one to ask.
 const silence = 10 * time.Second
 
 // codeStopping is the code of the answer of a queen that stops: it has done nothing.
@@ -40,7 +41,8 @@ type call struct {
 	model        bool // asks a model: where a queen can find no worker, another one cannot
 }
 
-// newTransport makes connections to queens. With several of them one that does not answer is given up sooner.
+// newTransport makes connections to queens. With several of them one that does not answer is given
+// up sooner.
 func newTransport(o Options, several bool) (*http.Transport, error) {
 	dial, handshake := 5*time.Second, 10*time.Second
 	if several {
@@ -68,8 +70,8 @@ func newTransport(o Options, several bool) (*http.Transport, error) {
 	}, nil
 }
 
-// do makes a request to the queens in turn until one answers, and returns its answer, whose body the caller closes, and which queen that is.
-// An answer of status 400 or above is an error.
+// do makes a request to the queens in turn until one answers, and returns its answer, whose body
+// the caller closes, and which queen that is. An answer of status 400 or above is an error.
 func (c *Client) do(ctx context.Context, r call) (*http.Response, int, error) {
 	order := c.health.order(time.Now())
 	var said, last error // what a queen said that could not help, and why the last one said nothing
@@ -137,7 +139,8 @@ type stoppingError struct{ err error }
 func (e *stoppingError) Error() string { return e.err.Error() }
 func (e *stoppingError) Unwrap() error { return e.err }
 
-// try makes a request to one queen. sent says that the queen may have got it. Where patience is not 0, the header of the answer must be there by then.
+// try makes a request to one queen. sent says that the queen may have got it. Where patience is not
+// 0, the header of the answer must be there by then.
 func (c *Client) try(ctx context.Context, address, token string, r call, patience time.Duration) (resp *http.Response, sent bool, err error) {
 	var body io.Reader
 	switch {

@@ -6,10 +6,12 @@ import (
 	"slices"
 )
 
-// checkQueen refuses a certificate of a cluster that is not a queen's. Its chain is verified already, and its host name; but every node of a cluster has
-// a certificate of the same CA, and a hive must not be sent the tokens of people. A certificate is one of a cluster when it, or a CA above it, names one:
-// rbee://<cluster id>. That is so for those that the cluster signs, for those of "rbee tls cert create", and for any other that an agent takes from its
-// tls block. One that names no cluster is that of a proxy in front, and the host name is all there is to check.
+// checkQueen refuses a certificate of a cluster that is not a queen's. Its chain is verified
+// already, and its host name; but every node of a cluster has a certificate of the same CA, and a
+// hive must not be sent the tokens of people. A certificate is one of a cluster when it, or a CA
+// above it, names one: rbee://<cluster id>. That is so for those that the cluster signs, for those
+// of "rbee tls cert create", and for any other that an agent takes from its tls block. One that
+// names no cluster is that of a proxy in front, and the host name is all there is to check.
 func checkQueen(cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return nil // crypto/tls refuses it

@@ -68,7 +68,8 @@ func (a *authority) leaf(t *testing.T, uri string, names ...string) tls.Certific
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// A node that is no queen is not sent a token, whatever hosts its certificate is for; a proxy with a certificate of its own is.
+// A node that is no queen is not sent a token, whatever hosts its certificate is for; a proxy with
+// a certificate of its own is.
 func TestQueenRoleIsDemanded(t *testing.T) {
 	t.Parallel()
 	const cluster = "rbee://0123456789abcdef"

@@ -1,4 +1,5 @@
-// Package config reads rbee's configuration: HCL or JSON files, environment and flags, merged into one Config whose every value knows where it comes from.
+// Package config reads rbee's configuration: HCL or JSON files, environment and flags, merged into
+// one Config whose every value knows where it comes from.
 package config
 
 import (
@@ -14,7 +15,8 @@ const (
 	DefaultGossipPort = 7835 // gossip, TCP and UDP
 )
 
-// Config is the configuration of one agent: complete, defaults filled in, paths absolute. It is not changed after Load.
+// Config is the configuration of one agent: complete, defaults filled in, paths absolute. It is not
+// changed after Load.
 type Config struct {
 	DataDir   string // state of this machine's agent: cluster, raft, hive, run
 	StoreDir  string // models and worker binaries
@@ -62,7 +64,8 @@ type Queen struct {
 	TokenTimeout      time.Duration
 	MaxBody           Bytes // of one inference request
 	BodyMemory        Bytes // for the bodies of all requests that run; one token gets half of it
-	// OperatorTokenFile has the first operator's token, for a cluster whose certificates come from files; empty: another queen begins it.
+	// OperatorTokenFile has the first operator's token, for a cluster whose certificates come from
+	// files; empty: another queen begins it.
 	OperatorTokenFile string
 }
 
@@ -98,7 +101,8 @@ type Hive struct {
 
 // Engines says which engines may be installed beside those that the plugins name themselves.
 type Engines struct {
-	// Allow has archives by digest ("sha256:<hex>"), catalog references, and beginnings of references that end with ":" or "/".
+	// Allow has archives by digest ("sha256:<hex>"), catalog references, and beginnings of
+	// references that end with ":" or "/".
 	Allow []string
 }
 

@@ -30,7 +30,8 @@ func environment(pairs ...string) config.Env {
 	}
 }
 
-// Every testdata/<case>.hcl, .json or folder is loaded, and its diagnostics must be those of <case>.diag. A case without that file must load without any.
+// Every testdata/<case>.hcl, .json or folder is loaded, and its diagnostics must be those of
+// <case>.diag. A case without that file must load without any.
 func TestDiagnostics(t *testing.T) {
 	t.Parallel()
 	entries, err := os.ReadDir("testdata")

@@ -24,7 +24,8 @@ func (d *Diagnostics) HasErrors() bool { return d != nil && d.List.HasErrors() }
 // Append adds diagnostics about the same files, such as those of plugins.
 func (d *Diagnostics) Append(list hcl.Diagnostics) { d.List = append(d.List, list...) }
 
-// Diagnostics wraps diagnostics about this configuration's files, so that they print with their source lines.
+// Diagnostics wraps diagnostics about this configuration's files, so that they print with their
+// source lines.
 func (c *Config) Diagnostics(list hcl.Diagnostics) *Diagnostics {
 	return &Diagnostics{List: list, files: c.files}
 }
@@ -36,7 +37,8 @@ func (d *Diagnostics) Write(w io.Writer, width uint, color bool) error {
 	}
 	list := make(hcl.Diagnostics, 0, len(d.List))
 	for _, x := range d.List {
-		// With the expression the writer would print the values of its variables, and an environment variable may be a secret.
+		// With the expression the writer would print the values of its variables, and an
+		// environment variable may be a secret.
 		x := *x
 		x.Expression, x.EvalContext = nil, nil
 		list = append(list, &x)
@@ -44,7 +46,8 @@ func (d *Diagnostics) Write(w io.Writer, width uint, color bool) error {
 	return hcl.NewDiagnosticTextWriter(w, maps.Clone(d.files), width, color).WriteDiagnostics(list)
 }
 
-// Err is the errors among the diagnostics as one error of kind Invalid, nil where there is none. Its text has the source lines.
+// Err is the errors among the diagnostics as one error of kind Invalid, nil where there is none.
+// Its text has the source lines.
 func (d *Diagnostics) Err() error {
 	if !d.HasErrors() {
 		return nil

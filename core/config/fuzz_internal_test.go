@@ -9,7 +9,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Whatever stands in a file, loading it ends with a Config or with errors that can be printed, and never with both or neither.
+// Whatever stands in a file, loading it ends with a Config or with errors that can be printed, and
+// never with both or neither.
 func FuzzSource(f *testing.F) {
 	names, err := filepath.Glob("testdata/*.hcl")
 	must.NoError(f, err)

@@ -15,8 +15,9 @@ import (
 	"github.com/zclconf/go-cty/cty/convert"
 )
 
-// Load reads the files, and the *.hcl and *.json files of the folders, that paths name, merges them, and adds environment and flags.
-// Without any path it gives the defaults, with both roles enabled. The Config is nil when the diagnostics have errors.
+// Load reads the files, and the *.hcl and *.json files of the folders, that paths name, merges
+// them, and adds environment and flags. Without any path it gives the defaults, with both roles
+// enabled. The Config is nil when the diagnostics have errors.
 func Load(paths []string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	c := defaults(env)
 	l := newLoader(c)
@@ -31,8 +32,9 @@ func Load(paths []string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	return l.finish(env)
 }
 
-// Dev is the configuration of an agent that keeps nothing: queen and hive on loopback, everything but the store below dataDir, which the caller makes and removes.
-// Environment and flags apply, but for RBEE_DATA_DIR.
+// Dev is the configuration of an agent that keeps nothing: queen and hive on loopback, everything
+// but the store below dataDir, which the caller makes and removes. Environment and flags apply, but
+// for RBEE_DATA_DIR.
 func Dev(dataDir string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	c := defaults(env)
 	c.Dev, c.Queen.Enabled, c.Hive.Enabled, c.Hive.KeepWorkers = true, true, true, false
@@ -411,7 +413,8 @@ func (c *Config) blame(name, summary, problem string) hcl.Diagnostics {
 	return errorf(nil, summary, "%s (from %s %s): %s", name, o.Source, o.Name, problem)
 }
 
-// RolesGiven reports whether a file, a variable or a flag says what this machine is. Without any it is both.
+// RolesGiven reports whether a file, a variable or a flag says what this machine is. Without any it
+// is both.
 func (c *Config) RolesGiven() bool {
 	return c.origins["queen.enabled"].Source != SourceDefault || c.origins["hive.enabled"].Source != SourceDefault
 }

@@ -10,12 +10,14 @@ import (
 	"github.com/zclconf/go-cty/cty/convert"
 )
 
-// ValidPluginName says whether name may stand behind rbee-<kind>- in a plugin's file name, and be a block's label.
+// ValidPluginName says whether name may stand behind rbee-<kind>- in a plugin's file name, and be a
+// block's label.
 func ValidPluginName(name string) bool {
 	return regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`).MatchString(name)
 }
 
-// EvalContext is what expressions of the plugin's config block may use; see Config.EvalContext. A Plugin that Load did not make has no variables.
+// EvalContext is what expressions of the plugin's config block may use; see Config.EvalContext. A
+// Plugin that Load did not make has no variables.
 func (p Plugin) EvalContext(traversals []hcl.Traversal) (*hcl.EvalContext, hcl.Diagnostics) {
 	if p.owner == nil {
 		return (&Config{}).EvalContext(traversals)
@@ -23,7 +25,8 @@ func (p Plugin) EvalContext(traversals []hcl.Traversal) (*hcl.EvalContext, hcl.D
 	return p.owner.EvalContext(traversals)
 }
 
-// Diagnostics wraps diagnostics about the plugin's block, so that they print with their source lines.
+// Diagnostics wraps diagnostics about the plugin's block, so that they print with their source
+// lines.
 func (p Plugin) Diagnostics(list hcl.Diagnostics) *Diagnostics {
 	if p.owner == nil {
 		return &Diagnostics{List: list}

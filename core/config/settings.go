@@ -17,7 +17,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// setting is one value of a Config. Where it stands in a file, what its variable is called and how it is shown all follow from its name.
+// setting is one value of a Config. Where it stands in a file, what its variable is called and how
+// it is shown all follow from its name.
 type setting struct {
 	name  string                 // "data_dir", or "bind.http_port" for one in a block
 	field func(*Config) any      // *string, *[]string, *int, *bool, *time.Duration or *Bytes
@@ -137,7 +138,8 @@ func (c *Config) defaultFolders(env Env) hcl.Diagnostics {
 	return nil
 }
 
-// personal is the folder of rbee below one of the XDG base folders; empty for somebody without a home.
+// personal is the folder of rbee below one of the XDG base folders; empty for somebody without a
+// home.
 func personal(env Env, xdg, inHome string) string {
 	// The XDG specification says that a relative path there is to be ignored.
 	if dir, _ := env(xdg); filepath.IsAbs(dir) {

@@ -1,7 +1,8 @@
 // Package confine starts child processes that cannot reach certain files of their parent's user.
 //
-// On Linux it uses Landlock, which needs neither privileges nor a helper: one thread of this process gives up its
-// access, starts the child, which inherits that, and ends. Elsewhere Start starts the child as it is; Problem says so.
+// On Linux it uses Landlock, which needs neither privileges nor a helper: one thread of this
+// process gives up its access, starts the child, which inherits that, and ends. Elsewhere Start
+// starts the child as it is; Problem says so.
 package confine
 
 import (
@@ -25,11 +26,11 @@ const (
 	Full
 )
 
-// Rules maps absolute paths to the access below them. The longest path that leads to a file decides;
-// what no rule names has Full access. A path may not exist yet.
+// Rules maps absolute paths to the access below them. The longest path that leads to a file
+// decides; what no rule names has Full access. A path may not exist yet.
 //
-// A file that is created, after the child started, directly in a folder on the way to a rule is out of
-// the child's reach, whatever its rule: Landlock has lists of what is allowed only.
+// A file that is created, after the child started, directly in a folder on the way to a rule is out
+// of the child's reach, whatever its rule: Landlock has lists of what is allowed only.
 type Rules map[string]Access
 
 // With returns the rules and one more, which replaces one of the same path.
@@ -78,7 +79,8 @@ type grant struct {
 	dir    bool
 }
 
-// resolved returns the rules with every symbolic link in their paths followed as far as the paths exist.
+// resolved returns the rules with every symbolic link in their paths followed as far as the paths
+// exist.
 func (r Rules) resolved() (Rules, error) {
 	out := Rules{}
 	for path, access := range r {
@@ -149,7 +151,8 @@ func (r Rules) below(dir string) bool {
 	return false
 }
 
-// children lists what is in dir, as far as it matters: where access is None, or dir cannot be listed, what leads to a rule.
+// children lists what is in dir, as far as it matters: where access is None, or dir cannot be
+// listed, what leads to a rule.
 func (r Rules) children(dir string, access Access) []fs.DirEntry {
 	if access != None {
 		if f, err := os.Open(dir); err == nil {

@@ -18,7 +18,8 @@ const (
 	writeFile = unix.LANDLOCK_ACCESS_FS_WRITE_FILE
 )
 
-// Rights on folders alone. Listing a folder and executing a file are not handled, and so stay allowed everywhere.
+// Rights on folders alone. Listing a folder and executing a file are not handled, and so stay
+// allowed everywhere.
 const changeDir = unix.LANDLOCK_ACCESS_FS_REMOVE_DIR | unix.LANDLOCK_ACCESS_FS_REMOVE_FILE |
 	unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_DIR | unix.LANDLOCK_ACCESS_FS_MAKE_REG |
 	unix.LANDLOCK_ACCESS_FS_MAKE_SOCK | unix.LANDLOCK_ACCESS_FS_MAKE_FIFO | unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK |
@@ -54,9 +55,9 @@ func Problem() string {
 	}
 }
 
-// Start starts cmd under the rules. Where Problem is not empty it starts cmd as it is.
-// The process cannot gain privileges by setuid programs; nor can it signal, trace or read the memory of processes that are
-// not its own children, where the kernel's Landlock covers that.
+// Start starts cmd under the rules. Where Problem is not empty it starts cmd as it is. The process
+// cannot gain privileges by setuid programs; nor can it signal, trace or read the memory of
+// processes that are not its own children, where the kernel's Landlock covers that.
 func Start(cmd *exec.Cmd, rules Rules) error {
 	version, err := abi()
 	if err != nil {
@@ -123,10 +124,12 @@ func addRule(ruleset int, path string, rights uint64) error {
 	return nil
 }
 
-// startOn starts cmd from a thread that is restricted by the ruleset and ends with that. beforeEnd is called on it at last.
+// startOn starts cmd from a thread that is restricted by the ruleset and ends with that. beforeEnd
+// is called on it at last.
 //
-// Until it ends the thread belongs to the child's domain, and the child could read this process's memory through it. So the
-// child is traced by the thread, which stops it at its first instruction: the kernel lets it go when the thread ends.
+// Until it ends the thread belongs to the child's domain, and the child could read this process's
+// memory through it. So the child is traced by the thread, which stops it at its first instruction:
+// the kernel lets it go when the thread ends.
 func startOn(cmd *exec.Cmd, ruleset int, beforeEnd func()) error {
 	done := make(chan error, 1)
 	go func() {
@@ -169,8 +172,8 @@ func startStopped(cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	// It stops, or was killed. Its end, in that case, is left for cmd.Wait to collect; the stop is collected, or the
-	// kernel would give the process the signal that stopped it.
+	// It stops, or was killed. Its end, in that case, is left for cmd.Wait to collect; the stop is
+	// collected, or the kernel would give the process the signal that stopped it.
 	for _, options := range []int{unix.WSTOPPED | unix.WEXITED | unix.WNOWAIT, unix.WSTOPPED | unix.WNOHANG} {
 		var err error = unix.EINTR
 		for errors.Is(err, unix.EINTR) {

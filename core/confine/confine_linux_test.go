@@ -239,7 +239,8 @@ func TestStartForbidsSignals(t *testing.T) {
 func TestStartWaitsForTheThread(t *testing.T) {
 	t.Parallel()
 	needLandlock(t, 1)
-	// The thread that starts the child is in the child's domain. The child runs when it has ended, not before.
+	// The thread that starts the child is in the child's domain. The child runs when it has ended,
+	// not before.
 	root := tree(t, "data/")
 	version, err := abi()
 	must.NoError(t, err)

@@ -1,4 +1,5 @@
-// Package coretest holds what tests of several packages share: loggers, patience, and the import table.
+// Package coretest holds what tests of several packages share: loggers, patience, and the import
+// table.
 package coretest
 
 import (
@@ -22,8 +23,8 @@ func Logger(t testing.TB) hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{Name: "test", Level: hclog.Debug, Output: Output(t)})
 }
 
-// Output is the test's own output for as long as the test runs. What comes later is dropped, where t.Output panics: libraries have goroutines that
-// nobody can wait for.
+// Output is the test's own output for as long as the test runs. What comes later is dropped, where
+// t.Output panics: libraries have goroutines that nobody can wait for.
 func Output(t testing.TB) io.Writer {
 	o := &output{w: t.Output()}
 	t.Cleanup(o.end)
@@ -50,8 +51,9 @@ func (o *output) end() {
 	o.w = nil
 }
 
-// Eventually calls check until it returns nil, and fails the test with its last error when that takes longer than patience.
-// It is for foreign processes and real sockets; inside one process use testing/synctest.
+// Eventually calls check until it returns nil, and fails the test with its last error when that
+// takes longer than patience. It is for foreign processes and real sockets; inside one process use
+// testing/synctest.
 func Eventually(t testing.TB, patience time.Duration, check func() error) {
 	t.Helper()
 	deadline := time.NewTimer(patience)
@@ -71,8 +73,9 @@ func Eventually(t testing.TB, patience time.Duration, check func() error) {
 	}
 }
 
-// Build compiles the program of pkg to out with the flags of `make dev`, so that it takes from the build cache what that
-// compiled already. Without them each package of a plugin would be compiled once more, with cgo.
+// Build compiles the program of pkg to out with the flags of `make dev`, so that it takes from the
+// build cache what that compiled already. Without them each package of a plugin would be compiled
+// once more, with cgo.
 func Build(out, pkg string) error {
 	cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -82,9 +85,10 @@ func Build(out, pkg string) error {
 	return nil
 }
 
-// Module returns a new folder with the program of the file source as a module of its own, outside the repository, which
-// requires rbee as it is in the folder root. Its go.mod lists what rbee's lists: the go command then reads no go.mod of
-// another version, which the module cache of a machine that only built rbee does not have.
+// Module returns a new folder with the program of the file source as a module of its own, outside
+// the repository, which requires rbee as it is in the folder root. Its go.mod lists what rbee's
+// lists: the go command then reads no go.mod of another version, which the module cache of a
+// machine that only built rbee does not have.
 func Module(t testing.TB, root, name, source string) string {
 	t.Helper()
 	root, err := filepath.Abs(root)

@@ -15,8 +15,9 @@ import (
 
 const module = "github.com/rbee-project/rbee"
 
-// allowed is the import table of contributing/design.md, section 3: which packages of rbee a package may import.
-// A pattern ends in /... for a whole tree. Every package must match exactly one row, the first that fits.
+// allowed is the import table of contributing/design.md, section 3: which packages of rbee a
+// package may import. A pattern ends in /... for a whole tree. Every package must match exactly one
+// row, the first that fits.
 var allowed = []struct {
 	packages string
 	imports  []string

@@ -94,7 +94,8 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 // ranged says whether less than the whole file is asked for.
 func (r *run) ranged() bool { return r.at > 0 || r.to >= 0 && r.to != r.o.f.SizeBytes }
 
-// judge looks whether a reply is what was asked for: its next n bytes (-1: all there are) behind those to be skipped are the file's from r.at on.
+// judge looks whether a reply is what was asked for: its next n bytes (-1: all there are) behind
+// those to be skipped are the file's from r.at on.
 func (r *run) judge(resp *http.Response) (n, skip int64, err error) {
 	o := r.o
 	switch resp.StatusCode {
@@ -223,7 +224,8 @@ func (o *Origin) explain(ctx context.Context, err error) error {
 	return kinds(o.o.Client.Explain(ctx, u, err))
 }
 
-// parseContentRange reads "bytes 5-9/10" as 5, 9, 10, and "bytes */10" as 0, -1, 10. An unknown total is -1.
+// parseContentRange reads "bytes 5-9/10" as 5, 9, 10, and "bytes */10" as 0, -1, 10. An unknown
+// total is -1.
 func parseContentRange(text string) (first, last, total int64, ok bool) {
 	rest, ok := strings.CutPrefix(text, "bytes ")
 	if !ok {

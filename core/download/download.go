@@ -1,4 +1,5 @@
-// Package download brings ranges of one file by HTTP: what is missing after a cut, several at once, never of two versions.
+// Package download brings ranges of one file by HTTP: what is missing after a cut, several at once,
+// never of two versions.
 package download
 
 import (
@@ -31,7 +32,8 @@ type File struct {
 	URL       string            // http or https
 	Header    map[string]string // sent to the URL's own origin only; may hold a credential, which is written nowhere
 	SizeBytes int64             // 0: unknown
-	// Digested says that the whole will be compared with a digest: parts may be put together although the server has no names for versions.
+	// Digested says that the whole will be compared with a digest: parts may be put together
+	// although the server has no names for versions.
 	Digested bool
 }
 
@@ -44,7 +46,8 @@ type Options struct {
 	Backoff     time.Duration // before the second attempt, doubled for each one after; 0: 500 ms
 }
 
-// Origin is one file at its HTTP server. It is a source of core/store. It is safe for concurrent use.
+// Origin is one file at its HTTP server. It is a source of core/store. It is safe for concurrent
+// use.
 type Origin struct {
 	f      File
 	o      Options
@@ -57,7 +60,8 @@ type Origin struct {
 	direct   *url.URL // where the URL's redirects end; nil: not known
 }
 
-// New prepares a file. It connects to nobody. Errors: core.Invalid for an address that cannot be used.
+// New prepares a file. It connects to nobody. Errors: core.Invalid for an address that cannot be
+// used.
 func New(f File, o Options) (*Origin, error) {
 	u, err := url.Parse(f.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
@@ -106,9 +110,11 @@ func (o *Origin) Expect(version string) {
 	o.version = parseValidator(version)
 }
 
-// Fetch writes the bytes from offset from on into w, at least those before to (-1: to the end), and mends broken connections as long as
-// something comes between two breaks. Where the server ignores ranges it writes on behind to. Errors: core.Conflict if the file has another
-// version or size than before, also where what the server says of it does not fit together; w's own as it is; those of origin.Client.Explain.
+// Fetch writes the bytes from offset from on into w, at least those before to (-1: to the end), and
+// mends broken connections as long as something comes between two breaks. Where the server ignores
+// ranges it writes on behind to. Errors: core.Conflict if the file has another version or size than
+// before, also where what the server says of it does not fit together; w's own as it is; those of
+// origin.Client.Explain.
 func (o *Origin) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	r := &run{o: o, at: from, to: to, w: w}
 	failures := 0
@@ -218,7 +224,8 @@ func (v validator) strong() string {
 	return ""
 }
 
-// take compares the version of a reply with what is known, and remembers it. same is false for another version.
+// take compares the version of a reply with what is known, and remembers it. same is false for
+// another version.
 func (o *Origin) take(h http.Header) (same, known bool) {
 	got := validator{etag: h.Get("ETag")}
 	if got.etag == "" {

@@ -113,7 +113,8 @@ func TestRange(t *testing.T) {
 	must.Eq(t, `etag "v1"`, o.Version())
 }
 
-// S-01: a connection that is cut is mended from where it was, as long as something comes between the cuts.
+// S-01: a connection that is cut is mended from where it was, as long as something comes between
+// the cuts.
 func TestCuts(t *testing.T) {
 	t.Parallel()
 	body := noise(1 << 20)
@@ -151,7 +152,8 @@ func (c *cutter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// S-02: what a server says that does not fit together, or is of another version, is never taken for the file's bytes.
+// S-02: what a server says that does not fit together, or is of another version, is never taken for
+// the file's bytes.
 func TestDishonestServers(t *testing.T) {
 	t.Parallel()
 	body := noise(100_000)
@@ -320,7 +322,8 @@ type writerFunc func(b []byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-// A credential goes to the address's own server and never on; the place behind the redirect is asked directly from then on, until it refuses.
+// A credential goes to the address's own server and never on; the place behind the redirect is
+// asked directly from then on, until it refuses.
 func TestRedirect(t *testing.T) {
 	t.Parallel()
 	body := noise(100_000)

@@ -94,7 +94,8 @@ func modelOf(t testing.TB, size int64, digest string) store.ModelSpec {
 	}}
 }
 
-// rough is a server that cuts connections, and tells when whoever asks it is to be killed, at places that are counted in all the bytes it has sent.
+// rough is a server that cuts connections, and tells when whoever asks it is to be killed, at
+// places that are counted in all the bytes it has sent.
 type rough struct {
 	body []byte
 	kill chan struct{} // a place for a kill has been passed
@@ -171,7 +172,8 @@ func (r *rough) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// smallBuffers are connections that hold little of what was sent and not yet read: it is lost with who was to read it.
+// smallBuffers are connections that hold little of what was sent and not yet read: it is lost with
+// who was to read it.
 type smallBuffers struct{ net.Listener }
 
 func (l smallBuffers) Accept() (net.Conn, error) {
@@ -182,8 +184,9 @@ func (l smallBuffers) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// S-01: a transfer whose connections are cut and whose process is killed, over and over, ends with the right bytes and has fetched few of them
-// twice. RBEE_DOWNLOAD_FAULTS=1 makes it long: 512 MiB, 100 cuts, 20 kills.
+// S-01: a transfer whose connections are cut and whose process is killed, over and over, ends with
+// the right bytes and has fetched few of them twice. RBEE_DOWNLOAD_FAULTS=1 makes it long: 512 MiB,
+// 100 cuts, 20 kills.
 func TestFaultCutsAndKills(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Limiter holds back what passes it, of all transfers together. nil limits nothing. It is safe for concurrent use.
+// Limiter holds back what passes it, of all transfers together. nil limits nothing. It is safe for
+// concurrent use.
 type Limiter struct {
 	mu   sync.Mutex // guards below
 	rate int64      // bytes per second; 0: no limit
@@ -21,7 +22,8 @@ func NewLimiter(rate int64) *Limiter {
 	return l
 }
 
-// SetRate changes how many bytes pass in a second, also for transfers that are under way; 0 or less is no limit.
+// SetRate changes how many bytes pass in a second, also for transfers that are under way; 0 or less
+// is no limit.
 func (l *Limiter) SetRate(rate int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

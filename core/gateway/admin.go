@@ -7,26 +7,29 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Reader makes reads as new as the client wants. Every read of Cluster and Admin answers from this queen's replica; Sync is called before it.
+// Reader makes reads as new as the client wants. Every read of Cluster and Admin answers from this
+// queen's replica; Sync is called before it.
 type Reader interface {
-	// Sync returns when the replica is as new as c asks. Errors: Unavailable when there is no leader, or no majority, to ask; Invalid for
-	// an unknown consistency.
+	// Sync returns when the replica is as new as c asks. Errors: Unavailable when there is no
+	// leader, or no majority, to ask; Invalid for an unknown consistency.
 	Sync(ctx context.Context, c core.Consistency) (core.ReadInfo, error)
 }
 
 // Authorizer knows tokens.
 type Authorizer interface {
-	// Authorize says whose the token is. Errors: Unauthenticated for a token that is unknown, revoked or no API token; Forbidden when it
-	// lacks the scope.
+	// Authorize says whose the token is. Errors: Unauthenticated for a token that is unknown,
+	// revoked or no API token; Forbidden when it lacks the scope.
 	Authorize(ctx context.Context, token string, scope core.Scope) (core.Token, error)
 }
 
-// Admin is what people who look after a cluster do. Errors: NotFound, Invalid, Conflict, Unavailable; Unsupported where the agent is in no cluster.
+// Admin is what people who look after a cluster do. Errors: NotFound, Invalid, Conflict,
+// Unavailable; Unsupported where the agent is in no cluster.
 type Admin interface {
 	Queens(ctx context.Context) ([]core.Queen, error)
 	// RemoveQueen takes a queen out of raft, by node id, name or raft id.
 	RemoveQueen(ctx context.Context, id string) error
-	// TransferLeadership gives the leadership to a queen by node id or name; empty: to whoever is most up to date.
+	// TransferLeadership gives the leadership to a queen by node id or name; empty: to whoever is
+	// most up to date.
 	TransferLeadership(ctx context.Context, to string) error
 
 	Nodes(ctx context.Context) ([]core.Node, error)

@@ -34,8 +34,9 @@ const (
 	refusedGuesses = "too_many_bad_tokens"
 )
 
-// authorize reports why a request may not go to a route that needs a scope; nil where it may. No part of a token, and nothing that the Authorizer says
-// of a token, is in the error: both end in logs of clients.
+// authorize reports why a request may not go to a route that needs a scope; nil where it may. No
+// part of a token, and nothing that the Authorizer says of a token, is in the error: both end in
+// logs of clients.
 func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error {
 	if g.o.Auth == nil || need == scopeOpen {
 		return nil
@@ -52,7 +53,8 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 		w.key = known.ID
 		return nil
 	case core.Unauthenticated:
-		// Only now: a right token is let in whoever shares its address. Nobody guesses one of 160 random bits.
+		// Only now: a right token is let in whoever shares its address. Nobody guesses one of 160
+		// random bits.
 		if wait := g.guesses.wrong(clientOf(r), time.Now()); wait > 0 {
 			g.metrics.refused.WithLabelValues(refusedGuesses).Inc()
 			return &apiError{code: codeManyBadTokens, retryAfter: int(wait/time.Second) + 1, err: core.WithHint(
@@ -86,8 +88,8 @@ func (g *Gateway) authority(ctx context.Context, token string, need core.Scope) 
 	return g.o.Auth.Authorize(ctx, token, need)
 }
 
-// tokenOf is the token of a request, from its headers alone: addresses end in logs and histories. Some clients of other APIs send x-api-key.
-// What cannot be a token gives one that nobody has.
+// tokenOf is the token of a request, from its headers alone: addresses end in logs and histories.
+// Some clients of other APIs send x-api-key. What cannot be a token gives one that nobody has.
 func tokenOf(h http.Header) string {
 	const nobodys = "?"
 	values, keys := h["Authorization"], h["X-Api-Key"]

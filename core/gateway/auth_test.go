@@ -23,7 +23,8 @@ import (
 	"github.com/rbee-project/rbee/core/inference"
 )
 
-// guarded is a gateway with tokens: for each scope "only-<scope>" and "all-but-<scope>", and "join".
+// guarded is a gateway with tokens: for each scope "only-<scope>" and "all-but-<scope>", and
+// "join".
 func guarded(log io.Writer) (*Gateway, *fakeAuth) {
 	auth := &fakeAuth{tokens: map[string]core.Token{"rbee_join_secret": {Kind: core.TokenJoin, Scopes: core.Scopes()}}}
 	for _, s := range core.Scopes() {
@@ -58,7 +59,8 @@ func askFrom(g *Gateway, n int, rt route, header, value string) *httptest.Respon
 	return w
 }
 
-// TestRouteScopes holds a second copy of who may call what, so that no edit of the table alone opens a route.
+// TestRouteScopes holds a second copy of who may call what, so that no edit of the table alone
+// opens a route.
 func TestRouteScopes(t *testing.T) {
 	t.Parallel()
 	want := map[core.Scope][]string{
@@ -206,8 +208,8 @@ func TestTokensElsewhere(t *testing.T) {
 	must.LessEq(t, 3, auth.looks())
 }
 
-// Who sends wrong tokens is soon told to wait, and a right token of the same address is let in all the same, also one that was never seen before: a proxy
-// in front gives everybody one address.
+// Who sends wrong tokens is soon told to wait, and a right token of the same address is let in all
+// the same, also one that was never seen before: a proxy in front gives everybody one address.
 func TestWrongTokensAreBounded(t *testing.T) {
 	t.Parallel()
 	g, auth := guarded(io.Discard)

@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// The benchmarks compare a worker asked directly over its unix socket with the same worker behind the gateway, request by request in turn,
-// so that both see the same machine. The direct client pays one hop, the other two.
+// The benchmarks compare a worker asked directly over its unix socket with the same worker behind
+// the gateway, request by request in turn, so that both see the same machine. The direct client
+// pays one hop, the other two.
 
 func benchRig(b *testing.B, h http.HandlerFunc) (direct, through func(body string) (*http.Response, error)) {
 	r := newRig(b, nil)
@@ -68,8 +69,9 @@ func BenchmarkUnary(b *testing.B) {
 	}
 }
 
-// BenchmarkStream is the rate of a stream through the gateway against the direct one: goal at least 0.99 where the worker sets the pace,
-// as an engine does; without a pace it shows what the relay costs.
+// BenchmarkStream is the rate of a stream through the gateway against the direct one: goal at least
+// 0.99 where the worker sets the pace, as an engine does; without a pace it shows what the relay
+// costs.
 func BenchmarkStream(b *testing.B) {
 	for _, c := range []struct {
 		name   string

@@ -35,7 +35,8 @@ type heldBody struct {
 	until time.Time // the end of all its waiting; zero: it has not waited
 }
 
-// grow makes room for n bytes more, and waits for it for a bounded time. Errors: Overloaded, Cancelled.
+// grow makes room for n bytes more, and waits for it for a bounded time. Errors: Overloaded,
+// Cancelled.
 func (h *heldBody) grow(ctx context.Context, n int64) error {
 	for {
 		freed, err := h.try(n)

@@ -15,8 +15,8 @@ import (
 const firstBody = 4 << 10
 
 // readBody reads a request's body of at most limit bytes. A longer one is not read to its end: the
-// connection is closed instead. What it takes is counted until the request ends, and grows with what has
-// come: the stated length is not believed before its bytes are there.
+// connection is closed instead. What it takes is counted until the request ends, and grows with
+// what has come: the stated length is not believed before its bytes are there.
 func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, g.refuseBody(w, limit)
@@ -33,7 +33,8 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 		return nil, g.closeAfter(w, err)
 	}
 	body := make([]byte, 0, size)
-	// The server's own writer is told, so that it gives the client time to read the answer before the connection is closed.
+	// The server's own writer is told, so that it gives the client time to read the answer before
+	// the connection is closed.
 	from := http.MaxBytesReader(w.inner, r.Body, limit)
 	for {
 		n, err := from.Read(body[len(body):cap(body)])

@@ -31,7 +31,8 @@ func http2Client(t *testing.T, r *rig) (c *http.Client, url string) {
 	return &http.Client{Transport: transport}, "https://" + addr
 }
 
-// An answer may take longer than the write timeout: before its first byte, between two bytes, as a whole.
+// An answer may take longer than the write timeout: before its first byte, between two bytes, as a
+// whole.
 func TestSlowAnswers(t *testing.T) {
 	t.Parallel()
 	const limit = 100 * time.Millisecond
@@ -129,7 +130,8 @@ func padded(n int) string {
 	return head + strings.Repeat("x", n-len(head)-len(tail)) + tail
 }
 
-// Bodies have a budget of memory: a request that finds no room is told to come again, or waits for a moment.
+// Bodies have a budget of memory: a request that finds no room is told to come again, or waits for
+// a moment.
 func TestBodyMemory(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {

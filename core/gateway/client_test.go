@@ -229,7 +229,8 @@ func TestClientJobs(t *testing.T) {
 	must.ErrorIs(t, c.FollowJob(t.Context(), "j1-h1", 0, func(core.Event) error { return enough }), enough)
 }
 
-// The queen that is followed goes away: the client goes on with another, without an event lost or repeated.
+// The queen that is followed goes away: the client goes on with another, without an event lost or
+// repeated.
 func TestFollowGoesOnElsewhere(t *testing.T) {
 	t.Parallel()
 	first, second := newRig(t, nil), newRig(t, nil)

@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// concealed is an error for a client of inference, who is told nothing of the machines behind the API: no path, address,
-// socket or name server. GET /v1/requests/{id} has the whole text for those who may read it; the log has none of it, as
-// errors may repeat what a user wrote.
+// concealed is an error for a client of inference, who is told nothing of the machines behind the
+// API: no path, address, socket or name server. GET /v1/requests/{id} has the whole text for those
+// who may read it; the log has none of it, as errors may repeat what a user wrote.
 type concealed struct{ err error }
 
 func (e *concealed) Error() string { return conceal(e.err.Error()) }
@@ -21,7 +21,8 @@ var secrets = []struct {
 	// The net package's way to say where it tried to go.
 	{regexp.MustCompile(`\b(dial|read|write|listen|accept) (tcp|udp|unix|ip)[46]?( \S+->\S+| \S+)?:? ?`), ""},
 	{regexp.MustCompile(`\blookup \S+( on \S+)?:? ?`), "name lookup: "},
-	// Absolute paths of two parts and more, and files of sockets. The API's own routes are told apart by keep.
+	// Absolute paths of two parts and more, and files of sockets. The API's own routes are told
+	// apart by keep.
 	{regexp.MustCompile(`(^|[\s"'(=:\[])(~?/[^\s"'():,;]+/[^\s"'():,;]+|[^\s"'():,;]+\.sock)`), "$1(file)"},
 	{regexp.MustCompile(`\[[0-9a-fA-F:.%]*:[0-9a-fA-F:.%a-z]*\](:\d+)?`), "(address)"},
 	{regexp.MustCompile(`\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b`), "(address)"},
@@ -32,7 +33,8 @@ var secrets = []struct {
 // apiRoute finds the routes that an error tells a client to use.
 var apiRoute = regexp.MustCompile(`(GET|POST|DELETE|PUT|HEAD) /[^\s"']*|/v1/[a-z/_-]+`)
 
-// conceal replaces what tells of the server's files and network in a text for a client of inference.
+// conceal replaces what tells of the server's files and network in a text for a client of
+// inference.
 func conceal(s string) string {
 	var b strings.Builder
 	at := 0

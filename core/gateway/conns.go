@@ -15,9 +15,10 @@ import (
 // warnEvery is the time between two warnings about connections.
 const warnEvery = 10 * time.Second
 
-// conns is a server's connections, and the listener that they come from. When there are as many as there
-// may be, a new one takes the place of one that no request runs on: of the address that has the most, the
-// one that has been idle for longest. Where a request runs on every other, it is closed.
+// conns is a server's connections, and the listener that they come from. When there are as many as
+// there may be, a new one takes the place of one that no request runs on: of the address that has
+// the most, the one that has been idle for longest. Where a request runs on every other, it is
+// closed.
 type conns struct {
 	net.Listener
 	max     int // in all

@@ -85,7 +85,8 @@ func (g *Gateway) sync(ctx context.Context, w *response, c core.Consistency, pat
 	return info, nil
 }
 
-// status is a read of the registry that always comes: without a leader it is a stale one, and says so.
+// status is a read of the registry that always comes: without a leader it is a stale one, and says
+// so.
 func (g *Gateway) status(w *response, r *http.Request) error {
 	c, err := consistencyOf(r)
 	if err != nil {

@@ -76,7 +76,8 @@ func TestConsistencyOfEveryRoute(t *testing.T) {
 	must.Eq(t, 4*len(registryReads), seen)
 }
 
-// Without a leader what must be new is refused with the way out, and what serves models goes on and says so.
+// Without a leader what must be new is refused with the way out, and what serves models goes on and
+// says so.
 func TestReadsWithoutLeader(t *testing.T) {
 	t.Parallel()
 	reader := &fakeReader{gone: core.Errorf("", core.Unavailable, "there is no leader")}

@@ -11,7 +11,8 @@ func (c *conns) none() bool {
 	return len(c.open) == 0
 }
 
-// closeUnused closes the connections that no request came on. Others that have none at the moment are the server's to close.
+// closeUnused closes the connections that no request came on. Others that have none at the moment
+// are the server's to close.
 func (c *conns) closeUnused() {
 	c.mu.Lock()
 	var unused []net.Conn
@@ -26,8 +27,9 @@ func (c *conns) closeUnused() {
 	}
 }
 
-// lameDuck goes on to answer what comes on open connections, each answer with the word that the connection is closed after it, until nothing has come
-// for a while: then whoever still has a connection does not use it, and closing it fails no request. It returns at end at the latest.
+// lameDuck goes on to answer what comes on open connections, each answer with the word that the
+// connection is closed after it, until nothing has come for a while: then whoever still has a
+// connection does not use it, and closing it fails no request. It returns at end at the latest.
 func (g *Gateway) lameDuck(c *conns, end <-chan time.Time) {
 	tick := time.NewTicker(max(g.o.LameDuck/20, time.Millisecond))
 	defer tick.Stop()

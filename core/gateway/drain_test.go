@@ -131,7 +131,8 @@ func TestDrainAnswersOpenConnections(t *testing.T) {
 	<-stopped
 }
 
-// A rolling restart under clients with kept-alive connections, which send a request elsewhere only where the connection was refused.
+// A rolling restart under clients with kept-alive connections, which send a request elsewhere only
+// where the connection was refused.
 func TestDrainFailsNoRequest(t *testing.T) {
 	t.Parallel()
 	one := newRig(t, func(o *rigOptions) { o.LameDuck = 250 * time.Millisecond })
@@ -205,7 +206,8 @@ func tlsRig(t *testing.T, r *rig) (addr string, ca []byte, stop func()) {
 	return tcp.Addr().String(), ca, stop
 }
 
-// With TLS clients speak HTTP/2: one connection for all, which must not be cut under a stream either.
+// With TLS clients speak HTTP/2: one connection for all, which must not be cut under a stream
+// either.
 func TestDrainWithHTTP2(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

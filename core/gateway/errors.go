@@ -22,7 +22,8 @@ type answer struct {
 // statusClientGone is nginx's: nobody reads the answer, but logs and metrics show it.
 const statusClientGone = 499
 
-// answers has every kind. TooLarge is a model that does not fit; a request that is too long has its own status, 413.
+// answers has every kind. TooLarge is a model that does not fit; a request that is too long has its
+// own status, 413.
 var answers = map[core.Kind]answer{
 	core.Internal:         {status: http.StatusInternalServerError, typ: openai.TypeServer},
 	core.Invalid:          {status: http.StatusBadRequest, typ: openai.TypeInvalidRequest},

@@ -219,7 +219,8 @@ func (r *rig) serve(id string, h http.HandlerFunc) *http.Server {
 	return srv
 }
 
-// raw makes a worker that answers each connection with f after it has read a whole request, then closes it.
+// raw makes a worker that answers each connection with f after it has read a whole request, then
+// closes it.
 func (r *rig) raw(id string, f func(c net.Conn)) {
 	r.t.Helper()
 	l := r.listen(id)
@@ -267,7 +268,8 @@ func readRequest(c net.Conn) error {
 	}
 }
 
-// post sends a body and returns status, headers and what came of the answer, with the error that ended it.
+// post sends a body and returns status, headers and what came of the answer, with the error that
+// ended it.
 func (r *rig) post(path, body string) (*http.Response, string, error) {
 	r.t.Helper()
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, r.url+path, strings.NewReader(body))

@@ -26,13 +26,15 @@ type Options struct {
 
 	// Auth knows tokens; nil: everything is allowed, which is for an agent alone on loopback.
 	Auth Authorizer
-	// Reader makes reads of the registry as new as the client wants; nil: they are as new as the replica is.
+	// Reader makes reads of the registry as new as the client wants; nil: they are as new as the
+	// replica is.
 	Reader Reader
 	// Admin does what people who look after a cluster do; nil: its routes answer Unsupported.
 	Admin Admin
 
-	// Hosts are the names, without port, that a request's Host header may have beside the loopback ones
-	// when it arrives on a loopback address. Requests that arrive on other addresses are not checked.
+	// Hosts are the names, without port, that a request's Host header may have beside the loopback
+	// ones when it arrives on a loopback address. Requests that arrive on other addresses are not
+	// checked.
 	Hosts []string
 
 	MaxBodyBytes     int64         // of an inference request; 0: 16 MiB
@@ -101,14 +103,16 @@ func New(o Options) *Gateway {
 	return g
 }
 
-// Handler answers every route of the API. Serve uses it with the timeouts that a public server needs.
+// Handler answers every route of the API. Serve uses it with the timeouts that a public server
+// needs.
 func (g *Gateway) Handler() http.Handler { return http.HandlerFunc(g.serve) }
 
-// Registry holds the gateway's metrics, which GET /metrics shows; others may add theirs, named rbee_….
+// Registry holds the gateway's metrics, which GET /metrics shows; others may add theirs, named
+// rbee_….
 func (g *Gateway) Registry() *prometheus.Registry { return g.metrics.registry }
 
-// serve is what every request goes through: an id, the guard, the routes, and one line in metrics and log. Bodies, prompts, paths with names
-// and what a client calls a model are never logged.
+// serve is what every request goes through: an id, the guard, the routes, and one line in metrics
+// and log. Bodies, prompts, paths with names and what a client calls a model are never logged.
 func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w := newResponse(inner, g.o.WriteTimeout)
@@ -120,8 +124,8 @@ func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 		_ = w.c.SetReadDeadline(start.Add(g.o.BodyTimeout)) // a recorder in a test has none
 	}
 	if len(r.TransferEncoding) > 0 {
-		// The length may have been stated as well, which net/http keeps to itself: then the connection must
-		// not be used again, RFC 9112 6.1.
+		// The length may have been stated as well, which net/http keeps to itself: then the
+		// connection must not be used again, RFC 9112 6.1.
 		w.Header().Set("Connection", "close")
 	}
 	g.metrics.inFlight.Inc()

@@ -28,8 +28,8 @@ func requestID(r *http.Request) string {
 	return id
 }
 
-// guard refuses what a web page of a stranger can make a browser send: requests under another name that resolves to loopback
-// (DNS rebinding), and writes from another origin.
+// guard refuses what a web page of a stranger can make a browser send: requests under another name
+// that resolves to loopback (DNS rebinding), and writes from another origin.
 func (g *Gateway) guard(r *http.Request) error {
 	if onLoopback(r) && !g.hostAllowed(r.Host) {
 		g.metrics.refused.WithLabelValues(refusedHost).Inc()
@@ -50,8 +50,9 @@ func (g *Gateway) guard(r *http.Request) error {
 	return nil
 }
 
-// onLoopback says whether r came in on a loopback address, where only programs of this machine, browsers included, can be the client.
-// What is not known counts as loopback; a unix socket does not, since no browser can reach it.
+// onLoopback says whether r came in on a loopback address, where only programs of this machine,
+// browsers included, can be the client. What is not known counts as loopback; a unix socket does
+// not, since no browser can reach it.
 func onLoopback(r *http.Request) bool {
 	addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	switch a := addr.(type) {

@@ -13,8 +13,9 @@ const (
 	maxGuessers = 4096        // addresses that are remembered
 )
 
-// guesses counts wrong tokens by address, so that who sends many of them is told to wait. It bounds what is answered, not what is looked at: a right token
-// of the same address is let in. Memory is bounded as well: with very many addresses some are forgotten too early.
+// guesses counts wrong tokens by address, so that who sends many of them is told to wait. It bounds
+// what is answered, not what is looked at: a right token of the same address is let in. Memory is
+// bounded as well: with very many addresses some are forgotten too early.
 type guesses struct {
 	mu     sync.Mutex // guards below
 	wrongs map[netip.Prefix]wrongs
@@ -28,7 +29,8 @@ type wrongs struct {
 
 func newGuesses() *guesses { return &guesses{wrongs: map[netip.Prefix]wrongs{}} }
 
-// wrong notes a wrong token, and returns how long the client is to wait before the next; 0: not at all.
+// wrong notes a wrong token, and returns how long the client is to wait before the next; 0: not at
+// all.
 func (g *guesses) wrong(from netip.Prefix, now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -47,7 +49,8 @@ func (g *guesses) wrong(from netip.Prefix, now time.Time) time.Duration {
 	return w.first.Add(wrongWindow).Sub(now)
 }
 
-// makeRoomLocked looks at a few addresses, whichever they are, and forgets those whose window is over, or else the one with the fewest wrong tokens.
+// makeRoomLocked looks at a few addresses, whichever they are, and forgets those whose window is
+// over, or else the one with the fewest wrong tokens.
 func (g *guesses) makeRoomLocked(now time.Time) {
 	looked, forgot := 0, false
 	var least netip.Prefix
@@ -68,7 +71,8 @@ func (g *guesses) makeRoomLocked(now time.Time) {
 	}
 }
 
-// clientOf is where a request comes from: an IPv4 address, or the 64 bits of an IPv6 address that one customer gets. Unix sockets share one.
+// clientOf is where a request comes from: an IPv4 address, or the 64 bits of an IPv6 address that
+// one customer gets. Unix sockets share one.
 func clientOf(r *http.Request) netip.Prefix {
 	addr, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {

@@ -249,7 +249,8 @@ func TestStaleConnectionIsRetriedOnce(t *testing.T) {
 	r.raw("w1", func(c net.Conn) {
 		requests.Add(1)
 		_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(wholeAnswer), wholeAnswer)
-		// A second request on the connection is read and then dropped without an answer: the worst moment to close it.
+		// A second request on the connection is read and then dropped without an answer: the worst
+		// moment to close it.
 		_ = readRequest(c)
 	})
 	for range 50 {

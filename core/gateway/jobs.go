@@ -80,8 +80,9 @@ func (g *Gateway) cancelJob(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusAccepted, job)
 }
 
-// jobStream sends a job's events as server-sent events, from the one after Last-Event-ID or ?after= on, and ends after the end event.
-// A stream that ends without one was cut: the client asks again with the number of its last event.
+// jobStream sends a job's events as server-sent events, from the one after Last-Event-ID or ?after=
+// on, and ends after the end event. A stream that ends without one was cut: the client asks again
+// with the number of its last event.
 func (g *Gateway) jobStream(w *response, r *http.Request) error {
 	after, err := eventsAfter(r)
 	if err != nil {
@@ -163,7 +164,8 @@ func (s *eventStream) event(e core.Event) error {
 	return s.sendLocked(s.buf)
 }
 
-// failure tells why a stream is cut. It has no id, so that a client resumes behind the last real event.
+// failure tells why a stream is cut. It has no id, so that a client resumes behind the last real
+// event.
 func (s *eventStream) failure(e *openai.Error) error {
 	data, err := json.Marshal(map[string]*openai.Error{"error": e})
 	if err != nil {
@@ -188,7 +190,8 @@ func (s *eventStream) sendLocked(b []byte) error {
 	return nil
 }
 
-// keepAlive sends comments until ctx ends, so that neither side nor a proxy between takes silence for death.
+// keepAlive sends comments until ctx ends, so that neither side nor a proxy between takes silence
+// for death.
 func (s *eventStream) keepAlive(ctx context.Context, every time.Duration, cancel context.CancelCauseFunc) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()

@@ -38,7 +38,8 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	return nil
 }
 
-// decodeObject reads a request's body into v. It is strict: a field that is misspelt would silently do something else than was asked.
+// decodeObject reads a request's body into v. It is strict: a field that is misspelt would silently
+// do something else than was asked.
 func decodeObject(body []byte, v any, what string) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()
@@ -58,7 +59,8 @@ func decodeObject(body []byte, v any, what string) error {
 	return nil
 }
 
-// filled is v with empty slices in place of nil ones. It copies what it changes, since v may be shared with others.
+// filled is v with empty slices in place of nil ones. It copies what it changes, since v may be
+// shared with others.
 func filled(v reflect.Value) reflect.Value {
 	if !v.IsValid() || writesItself(v.Type()) {
 		return v

@@ -23,9 +23,10 @@ type LocalHive interface {
 	Binary(ctx context.Context, id string) (core.WorkerBinary, error)
 }
 
-// LocalTokens makes tokens for the people of a queen's own machine. Whoever may read its data folder has the keys of the cluster, so that a token gives
-// them nothing, and a cluster whose last operator token was lost is not lost with it. That they may read it they prove by each request: plugins, which
-// run as the same user and can reach the socket, may not.
+// LocalTokens makes tokens for the people of a queen's own machine. Whoever may read its data
+// folder has the keys of the cluster, so that a token gives them nothing, and a cluster whose last
+// operator token was lost is not lost with it. That they may read it they prove by each request:
+// plugins, which run as the same user and can reach the socket, may not.
 type LocalTokens struct {
 	Create func(ctx context.Context, r core.TokenRequest) (core.NewToken, error)
 	Proof  func(message []byte) []byte                // pki.Identity.Proof
@@ -68,8 +69,9 @@ func (u *usedProofs) check(text string, body []byte, now time.Time, proof func([
 	return nil
 }
 
-// LocalHandler serves what a hive knows of itself, read-only, in the form of the public API with core.LocalHive as the hive, and on a queen the making
-// of tokens. Each of h and tokens may be nil. It is for a socket that only the agent's user can open: it asks for no token.
+// LocalHandler serves what a hive knows of itself, read-only, in the form of the public API with
+// core.LocalHive as the hive, and on a queen the making of tokens. Each of h and tokens may be nil.
+// It is for a socket that only the agent's user can open: it asks for no token.
 func LocalHandler(h LocalHive, tokens *LocalTokens) http.Handler {
 	mux := http.NewServeMux()
 	if tokens != nil {

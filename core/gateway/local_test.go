@@ -88,7 +88,8 @@ func TestLocalHandler(t *testing.T) {
 	}
 }
 
-// A queen makes tokens for who proves that he may read its data folder, with a proof of each request that serves once.
+// A queen makes tokens for who proves that he may read its data folder, with a proof of each
+// request that serves once.
 func TestLocalTokens(t *testing.T) {
 	t.Parallel()
 	proof := func(message []byte) []byte { sum := sha256.Sum256(append([]byte("key"), message...)); return sum[:] }

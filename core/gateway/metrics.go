@@ -15,7 +15,8 @@ import (
 
 var _ inference.Meter = (*Metrics)(nil)
 
-// maxModelLabels bounds the series of metrics that are told by model; models beyond it share the label "other".
+// maxModelLabels bounds the series of metrics that are told by model; models beyond it share the
+// label "other".
 const maxModelLabels = 100
 
 // Metrics are the gateway's and, as an inference.Meter, those of inference. Labels have values that
@@ -75,7 +76,8 @@ func (m *Metrics) request(route string, status int, took time.Duration) {
 	m.duration.WithLabelValues(route).Observe(took.Seconds())
 }
 
-// RPCRefused counts a connection or a call on the RPC port that was refused. The reason is the program's, never text of a client.
+// RPCRefused counts a connection or a call on the RPC port that was refused. The reason is the
+// program's, never text of a client.
 func (g *Gateway) RPCRefused(reason string) { g.metrics.rpcRefused.WithLabelValues(reason).Inc() }
 
 // model is the label of a model.

@@ -16,7 +16,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// rawAsk writes bytes to the gateway and gives the first answer and whether the connection was closed after it.
+// rawAsk writes bytes to the gateway and gives the first answer and whether the connection was
+// closed after it.
 func rawAsk(t *testing.T, addr, request string) (*http.Response, string, bool) {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)

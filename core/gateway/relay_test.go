@@ -189,7 +189,8 @@ func TestDoneEndsTheAnswer(t *testing.T) {
 	<-gone
 }
 
-// FAULTS G-06, in short: a client that does not read is given up at the limit, and its worker with it.
+// FAULTS G-06, in short: a client that does not read is given up at the limit, and its worker with
+// it.
 func TestClientThatDoesNotReadIsGivenUp(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(o *rigOptions) { o.WriteTimeout = 200 * time.Millisecond })

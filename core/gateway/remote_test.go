@@ -12,7 +12,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// A worker whose machine does not answer costs a moment while there is another one, and gets its time where there is none.
+// A worker whose machine does not answer costs a moment while there is another one, and gets its
+// time where there is none.
 func TestDialGoesOnToTheNextCandidate(t *testing.T) {
 	t.Parallel()
 	var (

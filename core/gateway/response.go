@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// response remembers what was answered, and bounds how long a write to the client may take. The bound
-// begins when there is something to write: an answer may take as long as it takes.
+// response remembers what was answered, and bounds how long a write to the client may take. The
+// bound begins when there is something to write: an answer may take as long as it takes.
 type response struct {
 	inner http.ResponseWriter
 	conn  *http.ResponseController // of inner
@@ -29,8 +29,8 @@ type response struct {
 	timer *time.Timer // cuts a write that runs too long; nil: there was none yet
 }
 
-// newResponse returns the response to a request. The caller ends it. net/http clears the deadline of the
-// connection's earlier request.
+// newResponse returns the response to a request. The caller ends it. net/http clears the deadline
+// of the connection's earlier request.
 func newResponse(inner http.ResponseWriter, limit time.Duration) *response {
 	w := &response{inner: inner, conn: http.NewResponseController(inner), limit: limit}
 	w.c = http.NewResponseController(w)

@@ -8,7 +8,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// route is one method of one path, for tokens with a scope. An error that handle returns is answered in OpenAI's envelope, unless the answer has begun: then it is cut.
+// route is one method of one path, for tokens with a scope. An error that handle returns is
+// answered in OpenAI's envelope, unless the answer has begun: then it is cut.
 type route struct {
 	method  string
 	pattern string // of http.ServeMux, without method
@@ -60,7 +61,8 @@ func routes() []route {
 	}...)
 }
 
-// buildMux turns the table into a handler. Methods are told apart here and not by http.ServeMux, whose own 404 and 405 are plain text.
+// buildMux turns the table into a handler. Methods are told apart here and not by http.ServeMux,
+// whose own 404 and 405 are plain text.
 func (g *Gateway) buildMux(table []route) *http.ServeMux {
 	byPath := map[string]map[string]route{}
 	for _, rt := range table {
@@ -133,7 +135,8 @@ func (g *Gateway) answer(w *response, r *http.Request, handle handler) {
 	fail(w, err)
 }
 
-// cleanPath says whether http.ServeMux takes the path as it is. Others it answers with a redirect in HTML.
+// cleanPath says whether http.ServeMux takes the path as it is. Others it answers with a redirect
+// in HTML.
 func cleanPath(escaped string) bool {
 	if !strings.HasPrefix(escaped, "/") || strings.Contains(escaped, "//") {
 		return false

@@ -17,8 +17,9 @@ import (
 // lastWords is how long streams that are cut at the end of the grace get to send their error event.
 const lastWords = time.Second
 
-// Server returns an http.Server with the limits that a public one needs; those of bodies and answers are the handler's.
-// Serve uses it; others need it only to serve the handler in their own way.
+// Server returns an http.Server with the limits that a public one needs; those of bodies and
+// answers are the handler's. Serve uses it; others need it only to serve the handler in their own
+// way.
 func (g *Gateway) Server() *http.Server {
 	return &http.Server{
 		Handler:           g.Handler(),
@@ -36,10 +37,12 @@ func (g *Gateway) Server() *http.Server {
 	}
 }
 
-// Serve answers connections of l until ctx ends. Then it takes no new one, so that clients go elsewhere; requests that come on open connections are
-// answered, and the connection is closed with the answer; a connection on which nothing comes is closed after a while. What runs may go on until the end of
-// grace. Inference streams that still run then get an error event; job streams end at once, since they can be resumed elsewhere.
-// It closes l and returns nil after an orderly end. It is called once.
+// Serve answers connections of l until ctx ends. Then it takes no new one, so that clients go
+// elsewhere; requests that come on open connections are answered, and the connection is closed with
+// the answer; a connection on which nothing comes is closed after a while. What runs may go on
+// until the end of grace. Inference streams that still run then get an error event; job streams end
+// at once, since they can be resumed elsewhere. It closes l and returns nil after an orderly end.
+// It is called once.
 func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration) error {
 	srv, open := g.Server(), newConns(l, g.o.MaxConns, g.log)
 	srv.ConnState = open.changed

@@ -14,7 +14,8 @@ import (
 // writePiece is how much is written to a client before the time for it begins anew, in bytes.
 const writePiece = 64 << 10
 
-// saveSnapshot sends the leader's registry. A failure in the middle cuts the answer, so that nobody takes a part for the whole.
+// saveSnapshot sends the leader's registry. A failure in the middle cuts the answer, so that nobody
+// takes a part for the whole.
 func (g *Gateway) saveSnapshot(a Admin, w *response, r *http.Request) error {
 	h := w.Header()
 	h.Set("Content-Type", "application/octet-stream")

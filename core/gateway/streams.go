@@ -9,7 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// codeStopping is the code of an answer that refuses a request before anything was done for it: it can be sent elsewhere, whatever it asks.
+// codeStopping is the code of an answer that refuses a request before anything was done for it: it
+// can be sent elsewhere, whatever it asks.
 const codeStopping = "stopping"
 
 var (
@@ -19,7 +20,8 @@ var (
 	errRefused = &apiError{err: errStopping, code: codeStopping}
 )
 
-// streams knows what runs, so that a stop can wait for it, and end it with a reason instead of a silent cut. The zero value is ready.
+// streams knows what runs, so that a stop can wait for it, and end it with a reason instead of a
+// silent cut. The zero value is ready.
 type streams struct {
 	lame   atomic.Bool  // the server stops: whoever gets an answer is told to connect to another one
 	active atomic.Int64 // requests of all kinds that are being answered
@@ -61,7 +63,8 @@ func (s *streams) quiet(now time.Time) time.Duration {
 	return now.Sub(time.Unix(0, s.last.Load()))
 }
 
-// add registers what is cancelled by cancel; false where it must not begin any more. done must be called at its end.
+// add registers what is cancelled by cancel; false where it must not begin any more. done must be
+// called at its end.
 func (s *streams) add(job bool, cancel context.CancelCauseFunc) (done func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,7 +85,8 @@ func (s *streams) add(job bool, cancel context.CancelCauseFunc) (done func(), ok
 
 func (s *streams) stopping() bool { return s.lame.Load() }
 
-// drain ends job streams, which go on elsewhere, and refuses new ones. Everything else is answered as before.
+// drain ends job streams, which go on elsewhere, and refuses new ones. Everything else is answered
+// as before.
 func (s *streams) drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -2,7 +2,8 @@ package gguf
 
 import "math"
 
-// Figures of the engine, measured with llama.cpp v0.5.0 as rbee runs it: an end-to-end test holds them against a real worker.
+// Figures of the engine, measured with llama.cpp v0.5.0 as rbee runs it: an end-to-end test holds
+// them against a real worker.
 const (
 	microBatch      = 512      // positions that the engine works on at once, llama.cpp's n_ubatch
 	contextStep     = 256      // contexts are rounded up to it
@@ -22,8 +23,8 @@ type Memory struct {
 // Total is the sum, at most math.MaxInt64.
 func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Compute, m.Overhead)) }
 
-// Estimate is the memory that a worker with this model, so many slots, and so many positions per slot needs. slots below 1 count as 1;
-// contextTokens below 1 means the model's own.
+// Estimate is the memory that a worker with this model, so many slots, and so many positions per
+// slot needs. slots below 1 count as 1; contextTokens below 1 means the model's own.
 //
 //	weights   the tensors
 //	cache     per layer: KV heads × (K width + V width) × 2 bytes (F16) × slots × positions rounded up to 256
@@ -31,10 +32,11 @@ func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Comput
 //	          and 4 bytes × vocabulary × slots for the answers
 //	overhead  24 MiB and 384 bytes × vocabulary
 //
-// For llama-like models of 0.01 to 0.1 GiB it is within 10 % + 16 MiB of what a worker really holds. Not considered: sliding windows and recurrent
-// layers (the estimate is too high), an engine without flash attention or a cache of F32 (too low). A CPU engine that repacks weights holds a
-// second copy of them, but the first is a mapped file then, which the system takes back when it needs memory. A graphics driver's own memory
-// is not in it.
+// For llama-like models of 0.01 to 0.1 GiB it is within 10 % + 16 MiB of what a worker really
+// holds. Not considered: sliding windows and recurrent layers (the estimate is too high), an engine
+// without flash attention or a cache of F32 (too low). A CPU engine that repacks weights holds a
+// second copy of them, but the first is a mapped file then, which the system takes back when it
+// needs memory. A graphics driver's own memory is not in it.
 func (f *File) Estimate(slots, contextTokens int) Memory {
 	if contextTokens < 1 {
 		contextTokens = f.ContextTokens

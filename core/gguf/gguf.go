@@ -1,7 +1,9 @@
-// Package gguf reads the header of a GGUF model file, within bounds, before any engine sees the file.
+// Package gguf reads the header of a GGUF model file, within bounds, before any engine sees the
+// file.
 //
-// It trusts nothing that the file says: counts, lengths, types and offsets are checked against the file's size, so that a file that passes
-// cannot make a reader allocate more than its header is worth or look beyond its end. Tensor data is never read.
+// It trusts nothing that the file says: counts, lengths, types and offsets are checked against the
+// file's size, so that a file that passes cannot make a reader allocate more than its header is
+// worth or look beyond its end. Tensor data is never read.
 package gguf
 
 import (
@@ -50,16 +52,18 @@ type File struct {
 	ofType       map[uint32]uint64 // bytes per tensor type
 }
 
-// Read reads and checks the header of a GGUF file of size bytes. It reads only the header, in order, once.
-// Bytes that are not a GGUF file of version 2 or 3, or that lie about themselves, are core.Integrity, with a sentence that says what is wrong.
-// An error of r is returned as it is, wrapped.
+// Read reads and checks the header of a GGUF file of size bytes. It reads only the header, in
+// order, once. Bytes that are not a GGUF file of version 2 or 3, or that lie about themselves, are
+// core.Integrity, with a sentence that says what is wrong. An error of r is returned as it is,
+// wrapped.
 func Read(r io.ReaderAt, size int64) (*File, error) {
 	p := &parser{in: newReader(r, size), size: uint64(max(size, 0)), alignment: defaultAlignment, keys: map[string]struct{}{}}
 	return p.file()
 }
 
-// Join gives the facts of a model that is split into several files, from the headers of all of them in order: those of the first, with the tensors
-// of all. A single whole file is its own. Parts that do not belong together, are not all there, or are not in order are core.Integrity.
+// Join gives the facts of a model that is split into several files, from the headers of all of them
+// in order: those of the first, with the tensors of all. A single whole file is its own. Parts that
+// do not belong together, are not all there, or are not in order are core.Integrity.
 func Join(parts ...*File) (*File, error) {
 	if len(parts) == 0 {
 		return nil, bad("there is no file")

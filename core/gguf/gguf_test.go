@@ -45,7 +45,8 @@ func TestReadSynthetic(t *testing.T) {
 	must.Eq(t, 3, f.Tensors)
 	must.Eq(t, 3, f.Version)
 
-	// 2 layers × 2 heads × 32 × 2 bytes × positions; 512 × (4 × (4×64 + 3×128) + 2 × positions) + 4 × 3 × slots
+	// 2 layers × 2 heads × 32 × 2 bytes × positions; 512 × (4 × (4×64 + 3×128) + 2 × positions) + 4
+	// × 3 × slots
 	overhead := int64(24<<20 + 384*3)
 	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Cache: 2 * 2 * 32 * 2 * 512, Compute: 512*(4*(256+384)+2*512) + 12, Overhead: overhead}, f.Estimate(1, 0))
 	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Cache: 2 * 2 * 32 * 2 * 3 * 256, Compute: 512*(4*(256+384)+2*256) + 36, Overhead: overhead}, f.Estimate(3, 200))
@@ -106,7 +107,8 @@ func TestReadTiny(t *testing.T) {
 	must.Greater(t, info.Size(), f.EstimateBytes(1, 0))
 }
 
-// Every file of the corpus is refused, with a sentence that says what is wrong, and reading it allocates no more than a sound header of its size may.
+// Every file of the corpus is refused, with a sentence that says what is wrong, and reading it
+// allocates no more than a sound header of its size may.
 func TestMalformed(t *testing.T) {
 	corpus := badgguf.Corpus()
 	must.Between(t, 30, len(corpus), 200)

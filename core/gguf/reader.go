@@ -16,8 +16,8 @@ func bad(format string, args ...any) error {
 	return core.WithHint(core.Errorf("", core.Integrity, "not a sound GGUF file: "+format, args...), hint)
 }
 
-// reader reads the header in order through a small buffer, never beyond the smaller of the file and the header's limit.
-// Its first error sticks.
+// reader reads the header in order through a small buffer, never beyond the smaller of the file and
+// the header's limit. Its first error sticks.
 type reader struct {
 	src   io.ReaderAt
 	pos   uint64 // of the next byte to hand out
@@ -126,7 +126,8 @@ func (r *reader) text(what string, limit uint64) string {
 	return string(out)
 }
 
-// integer reads a number of an integer type. Negative ones are refused: no fact that is asked for can be negative.
+// integer reads a number of an integer type. Negative ones are refused: no fact that is asked for
+// can be negative.
 func (r *reader) integer(key string, t valueType) uint64 {
 	width, _ := t.width()
 	b := r.next(width)

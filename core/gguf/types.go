@@ -7,8 +7,9 @@ type tensorType struct {
 	bytes    uint64 // of a block
 }
 
-// tensorTypeOf gives the ggml tensor type with the number id. Numbers, names and sizes are those of enum ggml_type in ggml.h and of the
-// block_* structs in ggml-common.h (llama.cpp). The gaps are types that ggml has removed; engines refuse them too.
+// tensorTypeOf gives the ggml tensor type with the number id. Numbers, names and sizes are those of
+// enum ggml_type in ggml.h and of the block_* structs in ggml-common.h (llama.cpp). The gaps are
+// types that ggml has removed; engines refuse them too.
 func tensorTypeOf(id uint32) (tensorType, bool) {
 	if id >= uint32(len(tensorTypes)) || tensorTypes[id].elements == 0 {
 		return tensorType{}, false

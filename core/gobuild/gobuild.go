@@ -1,4 +1,5 @@
-// Package gobuild compiles Go programs with the machine's Go toolchain, in an environment of its own and within limits.
+// Package gobuild compiles Go programs with the machine's Go toolchain, in an environment of its
+// own and within limits.
 package gobuild
 
 import (
@@ -25,9 +26,11 @@ type Options struct {
 	ModuleCache string // GOMODCACHE, kept likewise; empty: a temporary one
 	CGO         bool   // C code is compiled as well: that of a module can run commands of its author while it is built
 	Timeout     time.Duration
-	// MaxDiskBytes is what the temporary folder may take, and so the caches that are in it; 0: 8 GiB.
+	// MaxDiskBytes is what the temporary folder may take, and so the caches that are in it; 0: 8
+	// GiB.
 	MaxDiskBytes int64
-	// Environ returns the environment that the few variables are picked from which a build may see; nil: os.Environ.
+	// Environ returns the environment that the few variables are picked from which a build may see;
+	// nil: os.Environ.
 	Environ func() []string
 }
 
@@ -54,9 +57,11 @@ func (s Source) String() string {
 	return s.module
 }
 
-// Build compiles the program and writes its executable to out, whose folder must be there. Every line that the toolchain says goes to emit, within
-// limits. When it fails or ctx ends nothing is left: no file, no process. Errors: Unsupported without a toolchain, NotFound for a folder that is not
-// there, Invalid with what the compiler said, TooLarge for the limit of the disk, DeadlineExceeded, ctx's.
+// Build compiles the program and writes its executable to out, whose folder must be there. Every
+// line that the toolchain says goes to emit, within limits. When it fails or ctx ends nothing is
+// left: no file, no process. Errors: Unsupported without a toolchain, NotFound for a folder that is
+// not there, Invalid with what the compiler said, TooLarge for the limit of the disk,
+// DeadlineExceeded, ctx's.
 func Build(ctx context.Context, o Options, src Source, out string, emit func(line string)) (err error) {
 	const op = "build"
 	if o.Timeout == 0 {
@@ -145,7 +150,8 @@ func lookup(environ []string, name string) string {
 	return ""
 }
 
-// passedOn are the variables of the agent that a build sees: where modules come from, and how to get there.
+// passedOn are the variables of the agent that a build sees: where modules come from, and how to
+// get there.
 func passedOn() []string {
 	return []string{
 		"GOPROXY", "GONOPROXY", "GOPRIVATE", "GOSUMDB", "GONOSUMDB", "GOINSECURE", "GOVCS",
@@ -170,7 +176,8 @@ func environment(o Options, goTool, dir string) []string {
 		"PATH=" + filepath.Dir(goTool) + string(filepath.ListSeparator) + lookup(environ, "PATH"),
 		"HOME=" + filepath.Join(dir, "home"), "TMPDIR=" + filepath.Join(dir, "tmp"), "GOTMPDIR=" + filepath.Join(dir, "tmp"),
 		"GOPATH=" + filepath.Join(dir, "gopath"), "GOMODCACHE=" + or(o.ModuleCache, "modules"), "GOCACHE=" + or(o.BuildCache, "cache"), "GOBIN=" + filepath.Join(dir, "bin"),
-		// No settings of a person, no other toolchain from the network; the caches can be removed again.
+		// No settings of a person, no other toolchain from the network; the caches can be removed
+		// again.
 		"GOENV=off", "GOTOOLCHAIN=local", "GOWORK=off", "GOFLAGS=-modcacherw", "CGO_ENABLED=" + cgo,
 		"GIT_TERMINAL_PROMPT=0", "LC_ALL=C",
 	}
@@ -217,7 +224,8 @@ func (b *build) run(ctx context.Context, goTool string, src Source) error {
 	const op = "build"
 	var cmd *exec.Cmd
 	if src.folder != "" {
-		// Not even version control is asked about the folder: its settings may name programs to run.
+		// Not even version control is asked about the folder: its settings may name programs to
+		// run.
 		cmd = b.command(goTool, "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(b.dir, "bin")+string(filepath.Separator), "--", ".")
 		cmd.Dir = src.folder
 	} else {

@@ -204,7 +204,8 @@ func fakeGo(t *testing.T, s *site, script string) string {
 	return dir
 }
 
-// The build starts children, of which one leaves its group and its session: all are gone when it is cancelled, and none when it is not ours.
+// The build starts children, of which one leaves its group and its session: all are gone when it is
+// cancelled, and none when it is not ours.
 func TestCancelKillsTheWholeGroup(t *testing.T) {
 	t.Parallel()
 	bystander := exec.Command("sleep", "600")

@@ -22,7 +22,8 @@ const (
 	pipePatience = time.Second
 )
 
-// group runs a command as the leader of a process group, and returns when all of the group is gone. When ctx ends it is killed at once.
+// group runs a command as the leader of a process group, and returns when all of the group is gone.
+// When ctx ends it is killed at once.
 func (b *build) group(ctx context.Context, cmd *exec.Cmd, said *output) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -55,7 +56,8 @@ func (b *build) group(ctx context.Context, cmd *exec.Cmd, said *output) error {
 	return err
 }
 
-// leader is the first process of a group. Its number, which is the group's, is its own until it is collected.
+// leader is the first process of a group. Its number, which is the group's, is its own until it is
+// collected.
 type leader struct {
 	cmd *exec.Cmd
 

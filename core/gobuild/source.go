@@ -12,7 +12,8 @@ import (
 // moduleSource is a package path and a version. Neither can be taken for a flag or a file.
 var moduleSource = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._~-]*(/[a-zA-Z0-9._~-]+)*@[a-zA-Z0-9][a-zA-Z0-9._+-]*$`)
 
-// WorkerType is the name behind "rbee-worker-" of the folder or package, which is what such an executable is called; empty: it has none.
+// WorkerType is the name behind "rbee-worker-" of the folder or package, which is what such an
+// executable is called; empty: it has none.
 func (s Source) WorkerType() string {
 	path, _, _ := strings.Cut(s.module, "@")
 	name, found := strings.CutPrefix(filepath.Base(cmp.Or(path, s.folder)), "rbee-worker-")
@@ -22,7 +23,8 @@ func (s Source) WorkerType() string {
 	return name
 }
 
-// ParseSource reads the absolute path of a folder, or a package and a version: "example.org/bee/cmd/worker@v1.2.3". Errors: Invalid.
+// ParseSource reads the absolute path of a folder, or a package and a version:
+// "example.org/bee/cmd/worker@v1.2.3". Errors: Invalid.
 func ParseSource(text string) (Source, error) {
 	switch {
 	case len(text) > 1<<10, strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }):

@@ -20,8 +20,8 @@ type death struct {
 	doubt       int
 }
 
-// lookInto finds out whether a node is dead that memberlist takes for dead. One that answers is asked to compare everything, which is how the whole
-// pool hears that it is alive.
+// lookInto finds out whether a node is dead that memberlist takes for dead. One that answers is
+// asked to compare everything, which is how the whole pool hears that it is alive.
 func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d death) {
 	defer func() {
 		p.mu.Lock()
@@ -33,7 +33,8 @@ func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d deat
 			break
 		}
 		p.log.Debug("a node was taken for dead and answers", "node", d.id, "address", d.address)
-		// The first time it hears that it is said to be dead and denies it, the second time it tells so.
+		// The first time it hears that it is said to be dead and denies it, the second time it
+		// tells so.
 		for range 2 {
 			if _, err := list.Join([]string{d.address}); err != nil || !p.doubts(d) {
 				break

@@ -16,10 +16,12 @@ const (
 	maxNoteSize = 256
 )
 
-// delegate is what memberlist calls, mostly with its own lock held: each call copies what it needs under the pool's lock and returns.
+// delegate is what memberlist calls, mostly with its own lock held: each call copies what it needs
+// under the pool's lock and returns.
 //
-// memberlist knows who left and who is dead, but does not say: Node.State in its events is never set (0.7.0). So a node that leaves says it in a note
-// of its own first, which everybody passes on, and the death of a member whose note is known is a leave.
+// memberlist knows who left and who is dead, but does not say: Node.State in its events is never
+// set (0.7.0). So a node that leaves says it in a note of its own first, which everybody passes on,
+// and the death of a member whose note is known is a leave.
 type delegate struct{ p *Pool }
 
 // NodeMeta is what this node tells about itself.
@@ -134,7 +136,8 @@ func (d delegate) NotifyMerge(peers []*memberlist.Node) error {
 	return nil
 }
 
-// NotifyAlive refuses what cannot be a node, and a run of a node that was followed by another: an old packet, or an old machine, never comes back.
+// NotifyAlive refuses what cannot be a node, and a run of a node that was followed by another: an
+// old packet, or an old machine, never comes back.
 func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	p := d.p
 	m, err := decodeMember(n.Name, n.Meta)
@@ -222,7 +225,8 @@ func (p *Pool) noteLeave(l *gossipv1.Leave) bool {
 	return true
 }
 
-// tellLeave tells everybody that this node leaves: those that it reaches at once, and the others through them.
+// tellLeave tells everybody that this node leaves: those that it reaches at once, and the others
+// through them.
 func (p *Pool) tellLeave(list *memberlist.Memberlist) {
 	p.mu.Lock()
 	l := &gossipv1.Leave{Id: p.self.ID, Incarnation: p.self.Incarnation}

@@ -97,7 +97,8 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 	})
 }
 
-// C-29: a part of the pool that misses a rotation comes back as long as its key was not removed, and after it was, not before it gets the new one.
+// C-29: a part of the pool that misses a rotation comes back as long as its key was not removed,
+// and after it was, not before it gets the new one.
 func TestKeysRotateDuringPartition(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -205,8 +206,8 @@ func TestGarbageLosesNobody(t *testing.T) {
 	})
 }
 
-// Keys are replaced without a member being lost, although the nodes hear of it at different times; a
-// node that hears nothing of it, as a revoked one does, is out.
+// Keys are replaced without a member being lost, although the nodes hear of it at different times;
+// a node that hears nothing of it, as a revoked one does, is out.
 func TestReplaceKeys(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -1,16 +1,21 @@
-// Package gossip is the pool in which all nodes of a cluster, queens and hives, know of each other: who is there, what they say about themselves,
-// who fell silent and who left. It wraps memberlist: events, metadata, rejoining, keys. Gossip is a hint and never the truth.
+// Package gossip is the pool in which all nodes of a cluster, queens and hives, know of each other:
+// who is there, what they say about themselves, who fell silent and who left. It wraps memberlist:
+// events, metadata, rejoining, keys. Gossip is a hint and never the truth.
 //
 // # Numbers
 //
-// They start from memberlist's settings for a LAN (memberlist.DefaultLANConfig, which Consul and Nomad use too): a probe every second, 0.5 s for its
-// answer, three helpers, gossip every 200 ms to three nodes, a comparison of everything every 30 s, 4 s from an accusation to a death (SuspicionMult
-// 4) and every rumour told 4 times by each node of a small pool (RetransmitMult 4). With 30 % of all packets lost every fourth probe or so fails, and
-// an accused node denies it once: when all copies of its denial are lost it is dead. Here it has 8 s (SuspicionMult 8; in pools above ten nodes times
-// log10 n) and a rumour is told 8 times, which leaves less than one false death in 1000 accusations (measured: 3 in about 4500, three nodes). And no
-// death is believed that was not looked into: of twelve pings in three seconds the chance that a living node answers none is 0.51^12, or 0.03 %. The price
-// is that a dead node is noticed after about 12 s instead of 6, which nobody waits for: a broken connection and a missing report are noticed in
-// milliseconds and seconds by the queens themselves.
+// They start from memberlist's settings for a LAN (memberlist.DefaultLANConfig, which Consul and
+// Nomad use too): a probe every second, 0.5 s for its answer, three helpers, gossip every 200 ms to
+// three nodes, a comparison of everything every 30 s, 4 s from an accusation to a death
+// (SuspicionMult 4) and every rumour told 4 times by each node of a small pool (RetransmitMult 4).
+// With 30 % of all packets lost every fourth probe or so fails, and an accused node denies it once:
+// when all copies of its denial are lost it is dead. Here it has 8 s (SuspicionMult 8; in pools
+// above ten nodes times log10 n) and a rumour is told 8 times, which leaves less than one false
+// death in 1000 accusations (measured: 3 in about 4500, three nodes). And no death is believed that
+// was not looked into: of twelve pings in three seconds the chance that a living node answers none
+// is 0.51^12, or 0.03 %. The price is that a dead node is noticed after about 12 s instead of 6,
+// which nobody waits for: a broken connection and a missing report are noticed in milliseconds and
+// seconds by the queens themselves.
 package gossip
 
 import (
@@ -57,9 +62,11 @@ type Options struct {
 	Dir       string   // folder of peers.json; empty: nothing is remembered
 	Logger    hclog.Logger
 
-	// OnConflict is told when two nodes use one id, at most once in 10 seconds per address. It is called from Run and must not wait for it. May be nil.
+	// OnConflict is told when two nodes use one id, at most once in 10 seconds per address. It is
+	// called from Run and must not wait for it. May be nil.
 	OnConflict func(Conflict)
-	// Transport takes the place of UDP and TCP; Bind and Advertise are then not used. For tests. The pool shuts it down.
+	// Transport takes the place of UDP and TCP; Bind and Advertise are then not used. For tests.
+	// The pool shuts it down.
 	Transport memberlist.Transport
 }
 
@@ -124,8 +131,8 @@ type entry struct {
 	ends  int       // how many deaths there were
 }
 
-// New prepares a pool and binds its port; Run starts it. Errors: Invalid for options that cannot be, TooLarge when Self does not fit, Unavailable when
-// the port is taken.
+// New prepares a pool and binds its port; Run starts it. Errors: Invalid for options that cannot
+// be, TooLarge when Self does not fit, Unavailable when the port is taken.
 func New(o Options) (*Pool, error) {
 	if o.Logger == nil {
 		o.Logger = hclog.NewNullLogger()
@@ -177,7 +184,8 @@ func New(o Options) (*Pool, error) {
 // Close gives the port of a pool back that was never run.
 func (p *Pool) Close() error { return p.net.Shutdown() }
 
-// Run is the pool until ctx ends; then it is silent, which others take for a failure unless Leave was called before. It can be run once.
+// Run is the pool until ctx ends; then it is silent, which others take for a failure unless Leave
+// was called before. It can be run once.
 func (p *Pool) Run(ctx context.Context) error {
 	defer p.net.Shutdown() //nolint:errcheck // it cannot fail
 	if p.own != nil {
@@ -252,7 +260,8 @@ func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<
 		}
 		step := p.stepKeys()
 		if update {
-			// It fails when nobody hears it within the time; they will, when they next compare everything.
+			// It fails when nobody hears it within the time; they will, when they next compare
+			// everything.
 			_ = list.UpdateNode(probeInterval)
 		}
 		select {
@@ -287,7 +296,8 @@ func (p *Pool) Self() Member {
 // KnowsQueen reports whether the pool remembers another queen, of this run or one before.
 func (p *Pool) KnowsQueen() bool { return p.peers.queen() }
 
-// Members are all nodes that are known, this one too, sorted by id: alive, failed (for 24 hours) and left (for one hour).
+// Members are all nodes that are known, this one too, sorted by id: alive, failed (for 24 hours)
+// and left (for one hour).
 func (p *Pool) Members() []Member {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -313,15 +323,16 @@ func (p *Pool) Member(id string) (Member, bool) {
 	return Member{}, false
 }
 
-// Changed is closed at the next change of what Members returns. Take it before Members to miss none.
+// Changed is closed at the next change of what Members returns. Take it before Members to miss
+// none.
 func (p *Pool) Changed() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.changed
 }
 
-// Update changes what this node tells about itself: everything but its id, status and gossip address. It does not wait until others know.
-// Errors: TooLarge, Invalid; nothing is changed then.
+// Update changes what this node tells about itself: everything but its id, status and gossip
+// address. It does not wait until others know. Errors: TooLarge, Invalid; nothing is changed then.
 func (p *Pool) Update(change func(*Member)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -341,9 +352,10 @@ func (p *Pool) Update(change func(*Member)) error {
 	return nil
 }
 
-// Ping asks a member by one UDP packet whether it is there, and waits for the answer until ctx ends, half a second at most. It is not sent again.
-// Errors: NotFound for a node that the pool does not know, Unavailable when there is no answer in half a second or the pool does not run, Cancelled,
-// DeadlineExceeded.
+// Ping asks a member by one UDP packet whether it is there, and waits for the answer until ctx
+// ends, half a second at most. It is not sent again. Errors: NotFound for a node that the pool does
+// not know, Unavailable when there is no answer in half a second or the pool does not run,
+// Cancelled, DeadlineExceeded.
 func (p *Pool) Ping(ctx context.Context, id string) error {
 	p.mu.Lock()
 	list, e := p.list, p.members[id]
@@ -375,8 +387,9 @@ func (p *Pool) Ping(ctx context.Context, id string) error {
 	}
 }
 
-// SetKeys makes the pool's keys exactly these, the one that encrypts first. All nodes should know a key before any encrypts with it, and all should
-// encrypt with another before any removes it. Errors: Invalid.
+// SetKeys makes the pool's keys exactly these, the one that encrypts first. All nodes should know a
+// key before any encrypts with it, and all should encrypt with another before any removes it.
+// Errors: Invalid.
 func (p *Pool) SetKeys(keys Keys) error {
 	if err := keys.check(); err != nil {
 		return err
@@ -394,8 +407,9 @@ func (p *Pool) Keys() Keys {
 	return p.opts.Keys.clone()
 }
 
-// Leave tells the others that this node leaves, so that its silence is no failure, and waits until some have heard it or ctx ends. Run goes on until
-// its own context ends, but joins nobody any more. Errors: Unavailable when nobody heard it, Cancelled, DeadlineExceeded.
+// Leave tells the others that this node leaves, so that its silence is no failure, and waits until
+// some have heard it or ctx ends. Run goes on until its own context ends, but joins nobody any
+// more. Errors: Unavailable when nobody heard it, Cancelled, DeadlineExceeded.
 func (p *Pool) Leave(ctx context.Context) error {
 	p.mu.Lock()
 	list := p.list
@@ -425,7 +439,8 @@ func (p *Pool) Leave(ctx context.Context) error {
 	}
 }
 
-// RejoinNow looks for the pool at once, also at these addresses (host:port, or DNS names), which are kept in mind from now on.
+// RejoinNow looks for the pool at once, also at these addresses (host:port, or DNS names), which
+// are kept in mind from now on.
 func (p *Pool) RejoinNow(addresses ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -149,7 +149,8 @@ func TestSplitAddress(t *testing.T) {
 	}
 }
 
-// While keys change, everybody who decrypts with the slice of a moment ago still has whole keys; the race detector looks on.
+// While keys change, everybody who decrypts with the slice of a moment ago still has whole keys;
+// the race detector looks on.
 func TestChangeRingWhileOthersRead(t *testing.T) {
 	t.Parallel()
 	k := func(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
@@ -248,7 +249,8 @@ func TestManyDeathsAreBelieved(t *testing.T) {
 	must.Len(t, maxLooking, p.deaths)
 	<-changed
 
-	// A node that is there again has nothing to be looked into: whatever comes of it is not believed.
+	// A node that is there again has nothing to be looked into: whatever comes of it is not
+	// believed.
 	first := p.deaths[0]
 	d.NotifyJoin(nodes[0])
 	must.Eq(t, 0, p.members[first.id].doubt)

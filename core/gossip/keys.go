@@ -11,8 +11,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Keys encrypt the pool: 16, 24 or 32 bytes each (32 is AES-256), the one that encrypts first; all decrypt. They show themselves to no format verb
-// and no JSON; but hclog takes slices apart by itself, so never hand it one.
+// Keys encrypt the pool: 16, 24 or 32 bytes each (32 is AES-256), the one that encrypts first; all
+// decrypt. They show themselves to no format verb and no JSON; but hclog takes slices apart by
+// itself, so never hand it one.
 type Keys [][]byte
 
 const hidden = "[secret]"
@@ -46,14 +47,14 @@ func (k Keys) check() error {
 	return nil
 }
 
-// keyStep is between the steps of ReplaceKeys. Within it every node that has a line to a queen hears
-// of the new keys.
+// keyStep is between the steps of ReplaceKeys. Within it every node that has a line to a queen
+// hears of the new keys.
 const keyStep = 3 * time.Second
 
 // ReplaceKeys makes the pool's keys exactly these without losing the nodes that hear of them some
 // seconds later: the pool understands the new keys at once, encrypts with the first of them after
-// keyStep, and forgets the old ones after another keyStep. Where the pool does not run it is SetKeys.
-// Errors: Invalid.
+// keyStep, and forgets the old ones after another keyStep. Where the pool does not run it is
+// SetKeys. Errors: Invalid.
 func (p *Pool) ReplaceKeys(keys Keys) error {
 	if err := keys.check(); err != nil {
 		return err
@@ -130,8 +131,9 @@ func union(a, b Keys) Keys {
 
 // changeRing makes the ring's keys exactly those wanted, the first of them primary.
 //
-// Keyring.RemoveKey of memberlist 0.7.0 moves the keys behind the removed one within the slice that GetKeys has handed out to whoever decrypts at
-// that moment. Only the removal of the last key moves none, so keys are taken off the end, and wanted ones among them put back.
+// Keyring.RemoveKey of memberlist 0.7.0 moves the keys behind the removed one within the slice that
+// GetKeys has handed out to whoever decrypts at that moment. Only the removal of the last key moves
+// none, so keys are taken off the end, and wanted ones among them put back.
 func changeRing(ring *memberlist.Keyring, want Keys) error {
 	for _, k := range want {
 		if err := ring.AddKey(k); err != nil {

@@ -9,14 +9,15 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// Of what the library says about failures at most this much is logged: one line for every bad packet would let anybody fill the disk.
+// Of what the library says about failures at most this much is logged: one line for every bad
+// packet would let anybody fill the disk.
 const (
 	logBurst  = 20
 	logPeriod = 10 * time.Second
 )
 
-// libraryLog gives memberlist a logger. Its errors are about one packet or one try, and mostly about a node that is away: warnings at most. What it
-// calls informative is for debugging.
+// libraryLog gives memberlist a logger. Its errors are about one packet or one try, and mostly
+// about a node that is away: warnings at most. What it calls informative is for debugging.
 func libraryLog(l hclog.Logger) *log.Logger {
 	infer := l.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true})
 	return log.New(&levels{to: infer, log: l}, "", 0)

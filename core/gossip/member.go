@@ -82,7 +82,8 @@ func (m Member) check() error {
 	return nil
 }
 
-// decodeMember reads the metadata of the node that memberlist calls name. It trusts nothing: whoever has the key can send anything.
+// decodeMember reads the metadata of the node that memberlist calls name. It trusts nothing:
+// whoever has the key can send anything.
 func decodeMember(name string, meta []byte) (Member, error) {
 	if len(meta) > maxMetaBytes {
 		return Member{}, fmt.Errorf("its metadata has %d bytes", len(meta))

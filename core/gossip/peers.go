@@ -37,7 +37,8 @@ type peersFile struct {
 	Peers  []peer `json:"peers"`
 }
 
-// peerFile remembers peers on disk. All of it is a hint: what cannot be read is forgotten, what cannot be written is a warning.
+// peerFile remembers peers on disk. All of it is a hint: what cannot be read is forgotten, what
+// cannot be written is a warning.
 type peerFile struct {
 	dir string // empty: in memory
 	log hclog.Logger
@@ -87,7 +88,8 @@ func (f *peerFile) read() ([]byte, error) {
 	return io.ReadAll(io.LimitReader(file, maxPeersBytes))
 }
 
-// start counts a start of the pool. Where the count was lost it goes on from the time, which is higher than any count.
+// start counts a start of the pool. Where the count was lost it goes on from the time, which is
+// higher than any count.
 func (f *peerFile) start() (uint64, error) {
 	if f.dir == "" {
 		return uint64(time.Now().UnixNano()), nil
@@ -133,7 +135,8 @@ func (f *peerFile) queen() bool {
 	return slices.ContainsFunc(f.now.Peers, func(p peer) bool { return p.Queen })
 }
 
-// save makes the remembered peers these and those that were remembered before, and writes them if that changes anything.
+// save makes the remembered peers these and those that were remembered before, and writes them if
+// that changes anything.
 func (f *peerFile) save(fresh []peer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

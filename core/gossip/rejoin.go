@@ -27,8 +27,9 @@ const (
 	maxExtra       = 64
 )
 
-// rejoinLoop looks for nodes that should be in the pool and are not. memberlist itself forgets a dead node after half a minute and never asks for it
-// again, so that two halves of a network that was cut for longer would never find each other.
+// rejoinLoop looks for nodes that should be in the pool and are not. memberlist itself forgets a
+// dead node after half a minute and never asks for it again, so that two halves of a network that
+// was cut for longer would never find each other.
 func (p *Pool) rejoinLoop(ctx context.Context, list *memberlist.Memberlist, kick <-chan struct{}) {
 	alone := rejoinFirst
 	for {

@@ -28,8 +28,9 @@ const (
 	bindTries     = 10
 )
 
-// transport is UDP and TCP on one port. Unlike memberlist's own it binds before it runs, looks at the label before it does anything else for a packet
-// or a connection (without one it costs neither memory nor a line in the log), and lets nobody open connections without end.
+// transport is UDP and TCP on one port. Unlike memberlist's own it binds before it runs, looks at
+// the label before it does anything else for a packet or a connection (without one it costs neither
+// memory nor a line in the log), and lets nobody open connections without end.
 type transport struct {
 	log       hclog.Logger
 	header    []byte // what everything must begin with
@@ -109,7 +110,8 @@ func (t *transport) bind(ip netip.Addr, port int) error {
 // address is what the transport is bound to.
 func (t *transport) address() string { return t.tcp.Addr().String() }
 
-// run finds out what to advertise and begins to listen. Errors: those of ctx; Invalid when there is nothing to advertise.
+// run finds out what to advertise and begins to listen. Errors: those of ctx; Invalid when there is
+// nothing to advertise.
 func (t *transport) run(ctx context.Context) error {
 	if err := t.choose(ctx); err != nil {
 		return err
@@ -176,7 +178,8 @@ func (t *transport) choose(ctx context.Context) error {
 	}
 }
 
-// privateAddress is an address of this machine that its network would reach it at, private ones first.
+// privateAddress is an address of this machine that its network would reach it at, private ones
+// first.
 func privateAddress() (netip.Addr, error) {
 	var found []netip.Addr
 	addrs, err := net.InterfaceAddrs()

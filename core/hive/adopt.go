@@ -17,8 +17,9 @@ const adoptTimeout = 2 * time.Second
 // adoptMargin is how much later an answer that should have come in time is not waited for any more.
 const adoptMargin = 200 * time.Millisecond
 
-// takeOver walks the handles that an earlier agent left: workers that still serve become this hive's, all others are ended and forgotten.
-// Nothing that is damaged stops it. Errors: Internal for folders that cannot be read or written.
+// takeOver walks the handles that an earlier agent left: workers that still serve become this
+// hive's, all others are ended and forgotten. Nothing that is damaged stops it. Errors: Internal
+// for folders that cannot be read or written.
 func (h *Hive) takeOver(ctx context.Context) ([]*worker, error) {
 	handles, err := h.disk.readHandles(func(file string, err error) {
 		h.log.Error("a handle is damaged and was set aside", "file", file, "error", err)

@@ -22,7 +22,8 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// agentMain is an agent whose end is to be killed: it spawns as many workers as its environment says and tells when it has.
+// agentMain is an agent whose end is to be killed: it spawns as many workers as its environment
+// says and tells when it has.
 func agentMain(dir string) {
 	opts, _, err := options(dir, "", hclog.NewNullLogger())
 	if err != nil {

@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// loadSpacing is the least time between reports that only tell of load, as a part of the interval that the queen asks for, within the two
-	// bounds: what is worth telling of a large cluster's load is told less often, or its queens would do nothing else.
+	// loadSpacing is the least time between reports that only tell of load, as a part of the
+	// interval that the queen asks for, within the two bounds: what is worth telling of a large
+	// cluster's load is told less often, or its queens would do nothing else.
 	loadSpacing      = 4
 	loadSpacingLeast = 250 * time.Millisecond
 	loadSpacingMost  = 5 * time.Second
@@ -77,7 +78,8 @@ func wake(c chan struct{}) {
 	}
 }
 
-// flush waits until the leader has said that the state as it is now is registered. The error is ctx's.
+// flush waits until the leader has said that the state as it is now is registered. The error is
+// ctx's.
 func (b *beater) flush(ctx context.Context) error {
 	b.mu.Lock()
 	want := b.changed
@@ -134,7 +136,8 @@ func (b *beater) viewed(v *queenv1.ClusterView) {
 	}
 }
 
-// run keeps a line to every queen until ctx ends, tells them then that the hive ends, and returns when all lines have.
+// run keeps a line to every queen until ctx ends, tells them then that the hive ends, and returns
+// when all lines have.
 func (b *beater) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -153,7 +156,8 @@ func (b *beater) run(ctx context.Context) {
 	b.end(life)
 }
 
-// keep starts lines to queens that are new and ends those to queens that are no longer there, or elsewhere.
+// keep starts lines to queens that are new and ends those to queens that are no longer there, or
+// elsewhere.
 func (b *beater) keep(ctx context.Context, wg *sync.WaitGroup, queens []QueenAddress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -60,8 +60,9 @@ func (h *Hive) usersLocked(folders []string) []string {
 	return users
 }
 
-// holdBinary gives the paths of a worker binary, found as store.Binary does, and keeps its folder until release is called.
-// Its files have their digests. Errors: those of the store, Conflict while it is being deleted.
+// holdBinary gives the paths of a worker binary, found as store.Binary does, and keeps its folder
+// until release is called. Its files have their digests. Errors: those of the store, Conflict while
+// it is being deleted.
 func (h *Hive) holdBinary(ctx context.Context, id string) (exe, engine string, release func(), err error) {
 	if exe, engine, err = h.store.BinaryPaths(id); err != nil {
 		return "", "", nil, err
@@ -90,15 +91,17 @@ func (h *Hive) holdBinary(ctx context.Context, id string) (exe, engine string, r
 	return exe, engine, release, nil
 }
 
-// removeSuperseded removes the installed files that a renewal has replaced and that no worker runs from.
+// removeSuperseded removes the installed files that a renewal has replaced and that no worker runs
+// from.
 func (h *Hive) removeSuperseded() {
 	if err := h.store.RemoveSuperseded(h.folderInUse); err != nil {
 		h.log.Warn("remove superseded worker binaries", "error", err)
 	}
 }
 
-// engineOf picks the engine of a plugin for a version: that of the engine (v0.5.0 or 0.5.0), of the package that has it (3.22.1), or of the worker
-// binary as a whole. Empty: the plugin's first choice. Errors: NotFound with the versions there are.
+// engineOf picks the engine of a plugin for a version: that of the engine (v0.5.0 or 0.5.0), of the
+// package that has it (3.22.1), or of the worker binary as a whole. Empty: the plugin's first
+// choice. Errors: NotFound with the versions there are.
 func engineOf(typ string, info sdk.Info, version string) (sdk.Engine, error) {
 	var names []string
 	for _, e := range append([]sdk.Engine{info.Engine}, info.OtherEngines...) {

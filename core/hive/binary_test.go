@@ -35,7 +35,8 @@ func (r *rig) words(ref, library string) {
 	must.NoError(r.t, os.WriteFile(filepath.Join(r.dir, "catalog", ref), b.Bytes(), 0o600))
 }
 
-// Several versions of a worker type live side by side, and a worker keeps the one that it was started with.
+// Several versions of a worker type live side by side, and a worker keeps the one that it was
+// started with.
 func TestVersionsSideBySide(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: "worker \"engined\" {\n  config {}\n}", change: func(o *Options) { o.Engines = []string{"fake:mirror"} }})
@@ -52,7 +53,8 @@ func TestVersionsSideBySide(t *testing.T) {
 		must.Eq(t, "engined@1.2.3-words-v1", b.ID)
 		must.Eq(t, "v1", b.EngineVersion)
 	}
-	// A reference that the plugin names has that engine's layout; any other one has that of the version.
+	// A reference that the plugin names has that engine's layout; any other one has that of the
+	// version.
 	b := result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, From: "fake:words@1"})
 	must.Eq(t, "engined@1.2.3-words-v1", b.ID)
 	b = result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: fake.Engined, Version: "v1", From: "fake:mirror"})
@@ -177,7 +179,8 @@ func TestWorkerBinaryDelete(t *testing.T) {
 	r.spawn("fake") // it is installed again
 }
 
-// Between the look at a binary and the launch from it nobody can delete it, nor launch what is being deleted.
+// Between the look at a binary and the launch from it nobody can delete it, nor launch what is
+// being deleted.
 func TestDeletedBinaryIsNotLaunched(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{alone: true})

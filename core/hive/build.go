@@ -27,7 +27,8 @@ type BuildOptions struct {
 // builtSource begins the Source of a worker binary that was built on this hive.
 const builtSource = "build:"
 
-// workerBuild compiles a worker plugin, runs the conformance suite against it and publishes it as a worker binary. One builds at a time.
+// workerBuild compiles a worker plugin, runs the conformance suite against it and publishes it as a
+// worker binary. One builds at a time.
 func (h *Hive) workerBuild(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
 	const what = "build worker"
 	if h.opts.Build == nil {
@@ -181,7 +182,8 @@ func (h *Hive) publishBuilt(ctx context.Context, s pluginhost.Spec, info sdk.Inf
 	return b, nil
 }
 
-// builtBinary finds the binary of a type that was built here. Errors: NotFound, Integrity, Invalid for what only a plugin can be asked for.
+// builtBinary finds the binary of a type that was built here. Errors: NotFound, Integrity, Invalid
+// for what only a plugin can be asked for.
 func (h *Hive) builtBinary(t *workerType, w wish) (core.WorkerBinary, error) {
 	again := "\"rbee worker build\" builds it again."
 	if w.from != "" || w.force {
@@ -237,7 +239,8 @@ func (h *Hive) addBuilt(typ string) (*workerType, error) {
 	return t, nil
 }
 
-// forgetType drops a built type whose last binary was deleted, and lets one that has others left use those.
+// forgetType drops a built type whose last binary was deleted, and lets one that has others left
+// use those.
 func (h *Hive) forgetType(ctx context.Context, typ string) {
 	t, err := h.workerType(typ)
 	if err != nil || !t.built {

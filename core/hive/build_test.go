@@ -22,7 +22,8 @@ import (
 // suiteArg makes the test binary the process that runs the conformance suite.
 const suiteArg = "run-suite"
 
-// builds allows a hive to build, with a toolchain that is a shell script: it puts the file "program" of its folder, or the fake worker, where go does.
+// builds allows a hive to build, with a toolchain that is a shell script: it puts the file
+// "program" of its folder, or the fake worker, where go does.
 func builds(t *testing.T, script string) func(*Options) {
 	t.Helper()
 	plugins, err := pluginDir()
@@ -191,7 +192,8 @@ func TestWorkerBuildWithTheRealToolchain(t *testing.T) {
 		return strings.TrimSpace(string(out))
 	}
 	dir := coretest.Module(t, "../..", "example.com/stranger", "../pluginhost/testdata/thirdparty/bee/main.go")
-	// It completes go.mod. "go mod tidy" also wants what only the tests of others need, which a machine that built rbee need not have.
+	// It completes go.mod. "go mod tidy" also wants what only the tests of others need, which a
+	// machine that built rbee need not have.
 	list := exec.CommandContext(t.Context(), "go", "list", "-deps", ".")
 	list.Dir, list.Env = dir, append(os.Environ(), "GOFLAGS=-mod=mod", "GOPROXY=off", "GOSUMDB=off", "GOWORK=off")
 	out, err := list.CombinedOutput()

@@ -12,12 +12,14 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// A catalog plugin is somebody else's program: it may hang, end, or say more than anybody wants to hear. It is ended when it no longer answers at all,
-// started again after a rest that grows, and what it says is bounded.
+// A catalog plugin is somebody else's program: it may hang, end, or say more than anybody wants to
+// hear. It is ended when it no longer answers at all, started again after a rest that grows, and
+// what it says is bounded.
 const (
 	pingEvery   = 3 * time.Second // while the plugin is in use
 	pingTimeout = 6 * time.Second
-	// resolveTimeout bounds the answer to one reference. Its origin may be slow, and repeats what fails.
+	// resolveTimeout bounds the answer to one reference. Its origin may be slow, and repeats what
+	// fails.
 	resolveTimeout = 2 * time.Minute
 	// fetchStall is how long a plugin may bring nothing of a file.
 	fetchStall = 2 * time.Minute
@@ -33,7 +35,8 @@ const (
 // errEnough ends a search that gives too much.
 var errEnough = errors.New("enough")
 
-// rest says how long a plugin that ended by itself so many times in a row is left alone. The first time it is none.
+// rest says how long a plugin that ended by itself so many times in a row is left alone. The first
+// time it is none.
 func rest(failures int) time.Duration {
 	if failures < 2 {
 		return 0
@@ -83,7 +86,8 @@ func (c *catalogs) watched(ctx context.Context, s *source, p catalogProcess, f f
 	return err
 }
 
-// resting says that a plugin which ended by itself too often is left alone for a while. The caller holds the gate.
+// resting says that a plugin which ended by itself too often is left alone for a while. The caller
+// holds the gate.
 func (s *source) resting(now time.Time) error {
 	wait := s.notBefore.Sub(now)
 	if wait <= 0 {
@@ -127,13 +131,15 @@ func fitting(i catalog.Item) bool {
 	return max(len(i.Ref), len(i.Name), len(i.Summary), len(i.License), len(i.Kind)) <= maxTextBytes
 }
 
-// moving writes for a transfer that is given up when nothing comes for too long. The time that the writer itself takes does not count.
+// moving writes for a transfer that is given up when nothing comes for too long. The time that the
+// writer itself takes does not count.
 type moving struct {
 	w     io.Writer
 	timer *time.Timer
 }
 
-// copying calls f with a writer into w and with a context that ends when f writes nothing for too long.
+// copying calls f with a writer into w and with a context that ends when f writes nothing for too
+// long.
 func copying(ctx context.Context, w io.Writer, f func(context.Context, io.Writer) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -66,7 +66,8 @@ func TestACatalogThatEndsByItselfIsRestedLongerEachTime(t *testing.T) {
 			}
 			return err
 		}
-		// Each crash costs a launch; the second one in a row a rest before the next, then twice as long.
+		// Each crash costs a launch; the second one in a row a rest before the next, then twice as
+		// long.
 		launches := func() int { return len(s.launched["bad"]) }
 		crash()
 		crash()

@@ -22,7 +22,8 @@ const (
 	searchTimeout = 3 * time.Second // of one source; well below the patience of the queen that asks, which would get nothing otherwise
 )
 
-// catalogs runs catalog plugins: started when they are needed, ended when they are not used for a while.
+// catalogs runs catalog plugins: started when they are needed, ended when they are not used for a
+// while.
 type catalogs struct {
 	launch  func(ctx context.Context, s pluginhost.Spec) (catalogProcess, error)
 	log     hclog.Logger
@@ -90,7 +91,8 @@ func (s *source) lock(ctx context.Context) error {
 
 func (s *source) unlock() { <-s.gate }
 
-// split takes a reference apart. Errors: Invalid for one without a source, NotFound for one of an unknown source.
+// split takes a reference apart. Errors: Invalid for one without a source, NotFound for one of an
+// unknown source.
 func (c *catalogs) split(ref string) (*source, string, error) {
 	name, rest, found := strings.Cut(ref, ":")
 	if !found || rest == "" {
@@ -139,7 +141,8 @@ func (c *catalogs) hint() string {
 	return "A reference is written SOURCE:NAME; the sources of this hive are " + strings.Join(names, ", ") + "."
 }
 
-// use calls f with the running plugin of a source, which is started if need be and goes on at least until f returns.
+// use calls f with the running plugin of a source, which is started if need be and goes on at least
+// until f returns.
 func (c *catalogs) use(ctx context.Context, s *source, f func(context.Context, catalogProcess) error) (err error) {
 	if err := s.lock(ctx); err != nil {
 		return err
@@ -215,7 +218,8 @@ func (c *catalogs) resolve(ctx context.Context, ref string) (m catalog.Manifest,
 	return m, nil
 }
 
-// fetcher brings the files of a reference. It holds the plugin for each file anew: a transfer may outlive the job that began it.
+// fetcher brings the files of a reference. It holds the plugin for each file anew: a transfer may
+// outlive the job that began it.
 func (c *catalogs) fetcher(ref string) store.Fetch {
 	return func(ctx context.Context, f store.FileSpec, offset int64, w io.Writer) error {
 		s, _, err := c.split(ref)
@@ -231,8 +235,8 @@ func (c *catalogs) fetcher(ref string) store.Fetch {
 	}
 }
 
-// search asks all sources at once, or only the one that is named, and returns what they offer in the order of the sources. Sources that fail are left
-// out unless all do.
+// search asks all sources at once, or only the one that is named, and returns what they offer in
+// the order of the sources. Sources that fail are left out unless all do.
 func (c *catalogs) search(ctx context.Context, q catalog.Query, only string) ([]core.CatalogItem, error) {
 	asked := slices.DeleteFunc(slices.Clone(c.sources()), func(s *source) bool { return only != "" && s.spec.Name != only })
 	found := make([][]core.CatalogItem, len(asked))
@@ -284,7 +288,8 @@ func (c *catalogs) search(ctx context.Context, q catalog.Query, only string) ([]
 	return out, nil
 }
 
-// findModel looks for a model of exactly this name and returns its reference, and the names of models that come near.
+// findModel looks for a model of exactly this name and returns its reference, and the names of
+// models that come near.
 func (c *catalogs) findModel(ctx context.Context, name string) (ref string, near []string, err error) {
 	items, err := c.search(ctx, catalog.Query{Text: name, Kind: catalog.KindModel, Exact: true}, "")
 	if err != nil {

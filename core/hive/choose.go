@@ -34,7 +34,8 @@ func (v typeView) serves(architecture string) bool {
 		(architecture == "" || len(v.Architectures) == 0 || slices.Contains(v.Architectures, architecture))
 }
 
-// owns reports whether devices of that id or kind are the type's by its name, whoever else reports them.
+// owns reports whether devices of that id or kind are the type's by its name, whoever else reports
+// them.
 func (v typeView) owns(device string) bool { return v.Name == deviceKind(device) }
 
 func (v typeView) usable() bool {
@@ -49,9 +50,11 @@ func (v typeView) onlyCPU() bool {
 	return !slices.ContainsFunc(v.Devices, func(d core.Device) bool { return d.Kind != kindCPU })
 }
 
-// chooseType picks the worker type for a spawn: the one that is named. Else, among those that say that they serve models of the architecture
-// (empty: not known yet): the one whose devices include the device, first the one that has its kind's name; else the first that can use
-// something better than the CPU; else the first that works. Errors: Invalid, NotFound, Unsupported, each saying what there is.
+// chooseType picks the worker type for a spawn: the one that is named. Else, among those that say
+// that they serve models of the architecture (empty: not known yet): the one whose devices include
+// the device, first the one that has its kind's name; else the first that can use something better
+// than the CPU; else the first that works. Errors: Invalid, NotFound, Unsupported, each saying what
+// there is.
 func chooseType(types []typeView, wantType, wantDevice, architecture string) (string, error) {
 	const what = "choose worker type"
 	names := make([]string, 0, len(types))
@@ -145,8 +148,8 @@ func deviceKind(device string) string {
 	return kind
 }
 
-// chooseDevice picks the device of a worker type: the one that is named by id, else the one of the named kind, else any, with the most
-// free memory. Errors: NotFound, Unsupported.
+// chooseDevice picks the device of a worker type: the one that is named by id, else the one of the
+// named kind, else any, with the most free memory. Errors: NotFound, Unsupported.
 func chooseDevice(devices []core.Device, want string) (core.Device, error) {
 	const what = "choose device"
 	var best *core.Device
@@ -189,9 +192,10 @@ type memory struct {
 	Known     bool  // false: the device cannot tell, so everything fits
 }
 
-// chooseFit finds the context of a worker. want is per slot, 0 leaves it open: then it is the model's own, at most defaultContextTokens, halved
-// until it fits. trained is the context that the model was trained for, 0: unknown. estimate gives the bytes for a context, 0: unknown.
-// Errors: TooLarge naming the missing bytes, Invalid for more context than the model was trained for.
+// chooseFit finds the context of a worker. want is per slot, 0 leaves it open: then it is the
+// model's own, at most defaultContextTokens, halved until it fits. trained is the context that the
+// model was trained for, 0: unknown. estimate gives the bytes for a context, 0: unknown. Errors:
+// TooLarge naming the missing bytes, Invalid for more context than the model was trained for.
 func chooseFit(m memory, model string, slots, want, trained int, estimate func(contextTokens int) int64) (fit, error) {
 	if want > 0 && trained > 0 && want > trained {
 		return fit{}, core.WithHint(core.Errorf("check memory", core.Invalid, "a context of %d tokens is more than %s was trained for", want, model),

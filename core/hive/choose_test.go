@@ -73,7 +73,8 @@ func TestChooseType(t *testing.T) {
 	}
 }
 
-// A device that several types report is shown as the one that has its name knows it, whatever their order.
+// A device that several types report is shown as the one that has its name knows it, whatever their
+// order.
 func TestDevicesOwnType(t *testing.T) {
 	t.Parallel()
 	device := func(id, name string) sdkworker.Fingerprint {

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// maxDataConns bounds the connections of queens to workers. A queen keeps up to 64 unused ones to each worker.
+	// maxDataConns bounds the connections of queens to workers. A queen keeps up to 64 unused ones
+	// to each worker.
 	maxDataConns = 4096
 	// dataSpare are those that are told that there are too many.
 	dataSpare = 64
@@ -29,8 +30,9 @@ const (
 	dataRecord = 16 << 10
 )
 
-// ServeData joins the connections that queens make with the data sockets of this hive's workers, until ctx ends or l is closed, then cuts those
-// that are left and returns. The connections of l are those of rpc.Mux.Data. Errors: what l says, but nil when it was closed.
+// ServeData joins the connections that queens make with the data sockets of this hive's workers,
+// until ctx ends or l is closed, then cuts those that are left and returns. The connections of l
+// are those of rpc.Mux.Data. Errors: what l says, but nil when it was closed.
 func (h *Hive) ServeData(ctx context.Context, l net.Listener) error {
 	return (&dataServer{socket: h.DataSocket, max: maxDataConns}).serve(ctx, l)
 }
@@ -97,14 +99,16 @@ func (s *dataServer) join(ctx context.Context, queen net.Conn) {
 	p := &pair{queen: queen, worker: worker}
 	defer context.AfterFunc(ctx, p.cut)()
 
-	// This goroutine waits for the queen, another one for the worker. Each blocks in a read and writes what it got: no other hand-over.
+	// This goroutine waits for the queen, another one for the worker. Each blocks in a read and
+	// writes what it got: no other hand-over.
 	var wg sync.WaitGroup
 	wg.Go(p.fromWorker)
 	p.fromQueen(first)
 	wg.Wait()
 }
 
-// connect reads which worker the queen wants, connects to it, and answers. first is what the queen has already sent for the worker.
+// connect reads which worker the queen wants, connects to it, and answers. first is what the queen
+// has already sent for the worker.
 func (s *dataServer) connect(ctx context.Context, queen net.Conn) (worker *net.UnixConn, first []byte, err error) {
 	n := s.active.Add(1)
 	if err := queen.SetDeadline(time.Now().Add(dataStart)); err != nil {
@@ -170,8 +174,8 @@ func (p *pair) cut() {
 	abort(p.queen)
 }
 
-// fromQueen passes on what the queen sends. It returns when the queen is gone, and the worker's connection is closed then: a request that
-// nobody waits for any more ends.
+// fromQueen passes on what the queen sends. It returns when the queen is gone, and the worker's
+// connection is closed then: a request that nobody waits for any more ends.
 func (p *pair) fromQueen(first []byte) {
 	defer p.worker.Close()
 	deaf := !p.toWorker(first)
@@ -185,7 +189,8 @@ func (p *pair) fromQueen(first []byte) {
 		case err == nil:
 			continue
 		case errors.Is(err, io.EOF):
-			// The queen says no more. Whether it still listens, only the connection below knows: that has ended too if the queen closed.
+			// The queen says no more. Whether it still listens, only the connection below knows:
+			// that has ended too if the queen closed.
 			p.said.Store(true)
 			_ = p.worker.CloseWrite()
 			_, _ = below(p.queen).Read(buf[:1])
@@ -234,8 +239,9 @@ func (p *pair) fromWorker() {
 	}
 }
 
-// listens says whether a worker that says no more is still there. A socket that nobody has open takes not even nothing. One that was told of the
-// queen's end takes nothing either way: there the worker's end is taken for one that it meant.
+// listens says whether a worker that says no more is still there. A socket that nobody has open
+// takes not even nothing. One that was told of the queen's end takes nothing either way: there the
+// worker's end is taken for one that it meant.
 func (p *pair) listens() bool {
 	if p.said.Load() {
 		return true
@@ -244,8 +250,8 @@ func (p *pair) listens() bool {
 	return err == nil
 }
 
-// workerGone has the queen see a cut after the worker's last byte. The connection is not closed at once: what the queen has sent and nobody read
-// would have the rest of the answer thrown away.
+// workerGone has the queen see a cut after the worker's last byte. The connection is not closed at
+// once: what the queen has sent and nobody read would have the rest of the answer thrown away.
 func (p *pair) workerGone() {
 	if t, ok := below(p.queen).(interface{ CloseWrite() error }); !ok || t.CloseWrite() != nil {
 		p.cut()

@@ -192,7 +192,8 @@ func TestDataHalfClose(t *testing.T) {
 	r.none(t, time.Second)
 }
 
-// When nobody waits for an answer any more, the worker's socket is closed at once, whatever is under way.
+// When nobody waits for an answer any more, the worker's socket is closed at once, whatever is
+// under way.
 func TestDataQueenGoes(t *testing.T) {
 	t.Parallel()
 	for _, abort := range []bool{false, true} {
@@ -385,7 +386,8 @@ func TestDataOfAWorkerProcess(t *testing.T) {
 	r.told(patience, count(0))
 }
 
-// BenchmarkDataRoundTrip is a token-sized exchange with a worker: over its socket, and over TLS and the hive.
+// BenchmarkDataRoundTrip is a token-sized exchange with a worker: over its socket, and over TLS and
+// the hive.
 func BenchmarkDataRoundTrip(b *testing.B) {
 	r := newDataRig(b)
 	direct, err := net.Dial("unix", r.socket)

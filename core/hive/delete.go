@@ -9,7 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// modelDelete removes a model from the store. Errors: NotFound; InUse, naming the workers, for one that is loaded or about to be.
+// modelDelete removes a model from the store. Errors: NotFound; InUse, naming the workers, for one
+// that is loaded or about to be.
 func (h *Hive) modelDelete(_ context.Context, r core.Request, run *job.Run) (core.ModelDeleteResult, error) {
 	m, err := h.model(r.Model)
 	if err != nil {
@@ -65,7 +66,8 @@ func (h *Hive) beginDelete(id string) (done func(), err error) {
 	}, nil
 }
 
-// takeModel is ensureModel for a worker that is about to load the model: it cannot be deleted until release is called.
+// takeModel is ensureModel for a worker that is about to load the model: it cannot be deleted until
+// release is called.
 func (h *Hive) takeModel(ctx context.Context, name string, run *job.Run) (m core.Model, path string, release func(), err error) {
 	for {
 		if m, _, err = h.ensureModel(ctx, name, run); err != nil {

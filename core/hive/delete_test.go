@@ -108,7 +108,8 @@ worker "slow" {
 	done()
 }
 
-// Spawns and deletions at once: every spawn gets a whole model, and none is pulled away under a worker.
+// Spawns and deletions at once: every spawn gets a whole model, and none is pulled away under a
+// worker.
 func TestSpawnAgainstDelete(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
@@ -151,7 +152,8 @@ func TestSplitModelAndNotes(t *testing.T) {
 	must.Eq(t, core.InUse, f.Kind)
 }
 
-// Two downloads of one model share a transfer; each can be cancelled, and a cancelled one leaves nothing that could be used.
+// Two downloads of one model share a transfer; each can be cancelled, and a cancelled one leaves
+// nothing that could be used.
 func TestModelDownloadCancel(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})

@@ -81,8 +81,8 @@ func validID(id string) bool {
 	return !strings.ContainsFunc(id, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') })
 }
 
-// nextIncarnation counts the starts of the agent on this data folder. Where the count was lost it goes on from the time, which is higher than
-// any count.
+// nextIncarnation counts the starts of the agent on this data folder. Where the count was lost it
+// goes on from the time, which is higher than any count.
 func (l layout) nextIncarnation(now time.Time) (uint64, error) {
 	path := filepath.Join(l.hive, "incarnation")
 	b, err := os.ReadFile(path)
@@ -116,7 +116,8 @@ func (l layout) ownID() (string, error) {
 	return id, writeFile(path, []byte(id+"\n"))
 }
 
-// writeFile replaces a file at once and for good: whoever reads it sees the old or the new content whole, also after a power cut.
+// writeFile replaces a file at once and for good: whoever reads it sees the old or the new content
+// whole, also after a power cut.
 func writeFile(path string, content []byte) (err error) {
 	const what = "write state"
 	dir := filepath.Dir(path)

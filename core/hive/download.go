@@ -35,7 +35,8 @@ func (h *Hive) modelDownload(ctx context.Context, r core.Request, run *job.Run) 
 	return m, err
 }
 
-// ensureModel finds a model in the store, or brings it there, and returns the path of its GGUF file.
+// ensureModel finds a model in the store, or brings it there, and returns the path of its GGUF
+// file.
 func (h *Hive) ensureModel(ctx context.Context, name string, run *job.Run) (core.Model, string, error) {
 	m, path, err := h.store.Model(name)
 	if core.KindOf(err) != core.NotFound {
@@ -53,8 +54,8 @@ func (h *Hive) ensureModel(ctx context.Context, name string, run *job.Run) (core
 	return h.store.Model(m.ID)
 }
 
-// refOf finds the reference of a bare name in the catalog sources. missing is the store's error for the name; it is returned, with what
-// the sources have, when they do not know the name either.
+// refOf finds the reference of a bare name in the catalog sources. missing is the store's error for
+// the name; it is returned, with what the sources have, when they do not know the name either.
 func (h *Hive) refOf(ctx context.Context, name string, missing error) (string, error) {
 	if missing == nil || core.KindOf(missing) == core.Integrity {
 		missing = core.Errorf("find model", core.NotFound, "there is no model %q", name)

@@ -178,7 +178,8 @@ func TestReplacedPluginIsInstalledAnew(t *testing.T) {
 	must.StrContains(t, text, "still here")
 }
 
-// A plugin of another version under a running agent is installed under its own id, and the old id stays what it was.
+// A plugin of another version under a running agent is installed under its own id, and the old id
+// stays what it was.
 func TestReplacedPluginKeepsIDs(t *testing.T) {
 	t.Parallel()
 	exe := filepath.Join(shortDir(t), "rbee-worker-fake")

@@ -16,13 +16,15 @@ import (
 const (
 	// defaultRetireGrace is how long the running requests of a retired worker may go on.
 	defaultRetireGrace = 10 * time.Minute
-	// lastWait is what each of the last means gets when a worker does not end: Stop, SIGTERM, SIGKILL.
+	// lastWait is what each of the last means gets when a worker does not end: Stop, SIGTERM,
+	// SIGKILL.
 	lastWait = 300 * time.Millisecond
 	// tellTimeout is how long the result of an operation waits for a queen to know it.
 	tellTimeout = 2 * time.Second
 )
 
-// processDelete ends a worker process: it drains, stops, and is signalled where that does not help. Where the job is cancelled the end goes on.
+// processDelete ends a worker process: it drains, stops, and is signalled where that does not help.
+// Where the job is cancelled the end goes on.
 func (h *Hive) processDelete(ctx context.Context, r core.Request, run *job.Run) (core.ExitResult, error) {
 	w, gone, err := h.findProcess(r.PID)
 	if err != nil {
@@ -31,7 +33,8 @@ func (h *Hive) processDelete(ctx context.Context, r core.Request, run *job.Run) 
 	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), h.defaults.Load().StopGrace), now: r.Now}, run)
 }
 
-// activeRetire retires a worker and returns when it has ended. Where the job is cancelled the retirement goes on.
+// activeRetire retires a worker and returns when it has ended. Where the job is cancelled the
+// retirement goes on.
 func (h *Hive) activeRetire(ctx context.Context, r core.Request, run *job.Run) (core.ExitResult, error) {
 	w, gone, err := h.findWorker(r.Worker)
 	if err != nil {
@@ -40,7 +43,8 @@ func (h *Hive) activeRetire(ctx context.Context, r core.Request, run *job.Run) (
 	return h.endAndTell(ctx, w, gone, ending{grace: cmp.Or(time.Duration(r.Grace), defaultRetireGrace)}, run)
 }
 
-// endAndTell ends a worker, or for none says that gone is what became of it, and returns when nothing of it is left and a queen knows.
+// endAndTell ends a worker, or for none says that gone is what became of it, and returns when
+// nothing of it is left and a queen knows.
 func (h *Hive) endAndTell(ctx context.Context, w *worker, gone exit, e ending, run *job.Run) (core.ExitResult, error) {
 	if w == nil {
 		run.Log("worker %s, process %d, has ended already", gone.WorkerID, gone.Process.PID)
@@ -75,7 +79,8 @@ type ending struct {
 	now   bool          // running requests are cut
 }
 
-// endWorker begins the end of a worker, or hurries one that goes on. It does not wait. Errors: Unavailable when the hive ends.
+// endWorker begins the end of a worker, or hurries one that goes on. It does not wait. Errors:
+// Unavailable when the hive ends.
 func (h *Hive) endWorker(w *worker, e ending) error {
 	by := time.Now().Add(e.grace)
 	w.mu.Lock()
@@ -148,7 +153,8 @@ func (h *Hive) drain(ctx context.Context, w *worker) error {
 	}
 }
 
-// stop makes the process end: by asking, by SIGTERM, by SIGKILL, each to the whole group. Errors: Internal, ctx's.
+// stop makes the process end: by asking, by SIGTERM, by SIGKILL, each to the whole group. Errors:
+// Internal, ctx's.
 func (h *Hive) stop(ctx context.Context, w *worker) error {
 	if isDone(w.proc.Done()) {
 		return nil
@@ -207,7 +213,8 @@ func (h *Hive) signal(w *worker, sig syscall.Signal) error {
 	return err
 }
 
-// tell waits until a queen knows the state, not long: an operation on a hive succeeds without any queen.
+// tell waits until a queen knows the state, not long: an operation on a hive succeeds without any
+// queen.
 func (h *Hive) tell(ctx context.Context) {
 	if h.opts.Queens == nil {
 		return
@@ -219,7 +226,8 @@ func (h *Hive) tell(ctx context.Context) {
 	}
 }
 
-// findProcess finds the worker of a pid; it is nil when that worker has ended, which the exit tells. Errors: NotFound.
+// findProcess finds the worker of a pid; it is nil when that worker has ended, which the exit
+// tells. Errors: NotFound.
 func (h *Hive) findProcess(pid int) (*worker, exit, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -241,7 +249,8 @@ func (h *Hive) findProcess(pid int) (*worker, exit, error) {
 		"The process list of the hive shows its workers; no other process is ever touched.")
 }
 
-// findWorker finds a worker by its id or a unique prefix of it; it is nil when that worker has ended. Errors: NotFound, Invalid for a prefix of several.
+// findWorker finds a worker by its id or a unique prefix of it; it is nil when that worker has
+// ended. Errors: NotFound, Invalid for a prefix of several.
 func (h *Hive) findWorker(prefix string) (*worker, exit, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -18,8 +18,8 @@ type Origins struct {
 	Limit       *download.Limiter // of all files together, also of those that plugins bring; nil: none
 }
 
-// supply says where the files of a manifest can be had from: by HTTP where the source has told an address, and from its plugin in any case.
-// log tells the person who asked.
+// supply says where the files of a manifest can be had from: by HTTP where the source has told an
+// address, and from its plugin in any case. log tells the person who asked.
 func (c *catalogs) supply(ref string, m catalog.Manifest, log func(format string, args ...any)) store.Supply {
 	return store.SupplyFunc(func(f store.FileSpec) store.Sources {
 		s := &fileSources{plugin: c.fetcher(ref), spec: f, origins: c.origins, log: log}

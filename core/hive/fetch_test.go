@@ -26,7 +26,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/origin"
 )
 
-// Files are taken from their address by HTTP, over several connections, and from the plugin where that fails; wrong bytes are asked for once.
+// Files are taken from their address by HTTP, over several connections, and from the plugin where
+// that fails; wrong bytes are asked for once.
 func TestSupply(t *testing.T) {
 	t.Parallel()
 	tiny, err := os.ReadFile("../../plugins/catalog-builtin/rbee-tiny.gguf")

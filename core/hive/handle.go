@@ -58,7 +58,8 @@ func parseHandle(id string, content []byte) (handle, error) {
 	return h, nil
 }
 
-// readHandles reads all handle files, ordered by worker id. Files that cannot be read are moved aside and told to damaged.
+// readHandles reads all handle files, ordered by worker id. Files that cannot be read are moved
+// aside and told to damaged.
 func (l layout) readHandles(damaged func(file string, err error)) ([]handle, error) {
 	entries, err := os.ReadDir(l.handles)
 	if err != nil {

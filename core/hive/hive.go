@@ -1,4 +1,5 @@
-// Package hive runs the worker processes of one machine, keeps its models and worker binaries, and tells the queens about them.
+// Package hive runs the worker processes of one machine, keeps its models and worker binaries, and
+// tells the queens about them.
 package hive
 
 import (
@@ -30,11 +31,13 @@ const (
 	defaultStopGrace = 10 * time.Second
 	// defaultWorkerTimeout bounds the silence of a worker that does nothing.
 	defaultWorkerTimeout = time.Minute
-	// firstProbe is how long the first report waits for the worker types, so that a queen does not learn of a hive without any.
+	// firstProbe is how long the first report waits for the worker types, so that a queen does not
+	// learn of a hive without any.
 	firstProbe = time.Second
 	// exitGrace bounds the end of Run: jobs, then workers that are stopped.
 	exitGrace = 10 * time.Second
-	// exitStopGrace is how long the running requests of a worker may go on when the agent ends and takes its workers along.
+	// exitStopGrace is how long the running requests of a worker may go on when the agent ends and
+	// takes its workers along.
 	exitStopGrace = time.Second
 )
 
@@ -46,12 +49,13 @@ type Options struct {
 	DataDir string // the hive keeps its state in hive/ and run/ below it
 	Store   *store.Store
 	Plugins *pluginhost.Host
-	// WorkerSpecs are the worker types of this hive, CatalogSpecs its catalog sources; the first that has a name of an item wins.
+	// WorkerSpecs are the worker types of this hive, CatalogSpecs its catalog sources; the first
+	// that has a name of an item wins.
 	WorkerSpecs  []pluginhost.Spec
 	CatalogSpecs []pluginhost.Spec
 	Origins      Origins // how files are taken from HTTP servers
-	// Jobs runs the hive's operations; Run ends them. Jobs of an owner with another id than the hive's cannot be found. nil: jobs of its own, which
-	// nobody else can reach.
+	// Jobs runs the hive's operations; Run ends them. Jobs of an owner with another id than the
+	// hive's cannot be found. nil: jobs of its own, which nobody else can reach.
 	Jobs      *job.Manager
 	Queens    Queens // where reports go; nil: nowhere
 	Peers     Peers  // the files of other hives; nil: there are none
@@ -60,7 +64,8 @@ type Options struct {
 	UploadLimit *download.Limiter
 	RPCAddress  string       // host:port at which queens reach this hive; empty: only within the process
 	Logger      hclog.Logger // nil: none
-	// StopWorkersOnExit ends all workers when Run ends; otherwise they go on and the next Run takes them over.
+	// StopWorkersOnExit ends all workers when Run ends; otherwise they go on and the next Run takes
+	// them over.
 	StopWorkersOnExit bool
 	Slots             int                                                     // of a worker, where a spawn does not say; 0: 4
 	ContextTokens     int                                                     // per slot, where a spawn does not say; 0: the model's own, as far as memory allows, at most 4096
@@ -172,10 +177,12 @@ func (h *Hive) Name() string { return h.opts.Name }
 // Ready is closed when the leader has said that the hive is registered.
 func (h *Hive) Ready() <-chan struct{} { return h.beat.ready }
 
-// Run takes over the workers that an earlier agent left, then supervises workers and reports to the queens until ctx ends, and returns
-// when everything it started is gone: jobs are cancelled, workers stopped or left running as Options say. It is called once.
+// Run takes over the workers that an earlier agent left, then supervises workers and reports to the
+// queens until ctx ends, and returns when everything it started is gone: jobs are cancelled,
+// workers stopped or left running as Options say. It is called once.
 func (h *Hive) Run(ctx context.Context) error {
-	// What Run starts lives on through the orderly end, in which workers are stopped and the queens are told.
+	// What Run starts lives on through the orderly end, in which workers are stopped and the queens
+	// are told.
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	var wg sync.WaitGroup
@@ -306,7 +313,8 @@ func (h *Hive) worker(id string) (*worker, bool) {
 	return w, ok
 }
 
-// DataSocket is the path of the unix socket that a worker of this hive serves HTTP on. Errors: NotFound, Unavailable while it loads.
+// DataSocket is the path of the unix socket that a worker of this hive serves HTTP on. Errors:
+// NotFound, Unavailable while it loads.
 func (h *Hive) DataSocket(workerID string) (string, error) {
 	w, ok := h.worker(workerID)
 	if !ok {

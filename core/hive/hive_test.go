@@ -176,7 +176,8 @@ func TestStrangersAreNeverSignalled(t *testing.T) {
 	lines := bufio.NewScanner(out)
 	must.True(t, lines.Scan())
 
-	// The stranger, init, the agent itself (queen and hive), who started it, a process of another user, and a number that nobody has.
+	// The stranger, init, the agent itself (queen and hive), who started it, a process of another
+	// user, and a number that nobody has.
 	pids := []int{cmd.Process.Pid, 1, os.Getpid(), os.Getppid(), 1 << 22}
 	if os.Geteuid() == 0 {
 		other := exec.Command("sleep", "600")
@@ -203,7 +204,8 @@ func TestStrangersAreNeverSignalled(t *testing.T) {
 	must.NoError(t, syscall.Kill(cmd.Process.Pid, 0))
 }
 
-// FAULTS C-33: what does not end when it is asked and ignores SIGTERM is killed after the grace, and its exit is remembered.
+// FAULTS C-33: what does not end when it is asked and ignores SIGTERM is killed after the grace,
+// and its exit is remembered.
 func TestStubbornWorkerIsKilledAfterTheGrace(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{workers: `

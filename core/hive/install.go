@@ -30,7 +30,8 @@ func (h *Hive) workerDownload(ctx context.Context, r core.Request, run *job.Run)
 	return h.install(ctx, t, wish{version: r.Version, from: r.From, force: r.Force}, run)
 }
 
-// ensureBinary returns the worker binary of a type, and installs it where it is missing or damaged. A version that is installed is taken as it is.
+// ensureBinary returns the worker binary of a type, and installs it where it is missing or damaged.
+// A version that is installed is taken as it is.
 func (h *Hive) ensureBinary(ctx context.Context, t *workerType, version string, run *job.Run) (core.WorkerBinary, error) {
 	if version != "" {
 		if b, err := h.store.Binary(t.name() + "@" + version); err == nil && b.Damaged == "" {
@@ -92,8 +93,8 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 	return h.probeBinary(ctx, t, b, run)
 }
 
-// engineSupply fills in the engine's archive, if the spec has an engine, and says where it comes from: an exact reference.
-// offer is what the catalog source said of ref; nil: it is asked.
+// engineSupply fills in the engine's archive, if the spec has an engine, and says where it comes
+// from: an exact reference. offer is what the catalog source said of ref; nil: it is asked.
 func (h *Hive) engineSupply(ctx context.Context, spec *store.BinarySpec, ref string, offer *catalog.Manifest, run *job.Run) (supply store.Supply, exact string, err error) {
 	if spec.EngineName == "" {
 		return nil, "", nil
@@ -116,9 +117,10 @@ func (h *Hive) engineSupply(ctx context.Context, spec *store.BinarySpec, ref str
 	return h.catalogs.supply(exact, m, run.Log), exact, nil
 }
 
-// engineFrom returns the engine that a reference stands for, and what its catalog source offers. One that the plugin does not name
-// needs the hive's permission. It has the layout of the engine that was chosen and a version with the archive's digest, so
-// that it is never taken for the plugin's own. Errors: Forbidden, Integrity for an archive without a digest.
+// engineFrom returns the engine that a reference stands for, and what its catalog source offers.
+// One that the plugin does not name needs the hive's permission. It has the layout of the engine
+// that was chosen and a version with the archive's digest, so that it is never taken for the
+// plugin's own. Errors: Forbidden, Integrity for an archive without a digest.
 func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine, ref string) (sdk.Engine, *catalog.Manifest, error) {
 	const what = "install worker type"
 	source, _, err := h.catalogs.split(ref)
@@ -148,7 +150,8 @@ func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine,
 	return engine, &m, nil
 }
 
-// codeDigits is how many hexadecimal digits of an engine's digest are in the version of one that no plugin names.
+// codeDigits is how many hexadecimal digits of an engine's digest are in the version of one that no
+// plugin names.
 const codeDigits = 12
 
 func (h *Hive) engineRefused(ref string) error {
@@ -156,7 +159,8 @@ func (h *Hive) engineRefused(ref string) error {
 		"An engine is code that runs on the hive's machine. To allow it, name its registry or digest in hive { engines { allow = [...] } } of the hive's configuration and restart its agent. --version chooses among the engines that the plugin names.")
 }
 
-// engineAllowed reports whether a list allows an archive, which has a digest and an exact reference.
+// engineAllowed reports whether a list allows an archive, which has a digest and an exact
+// reference.
 func engineAllowed(allow []string, ref, digest string) bool {
 	return slices.ContainsFunc(allow, func(a string) bool {
 		switch {

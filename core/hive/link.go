@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// answerTimeout is how long a queen may take to answer a report before its connection is taken to be stuck. A queen answers without waiting
-	// for anything.
+	// answerTimeout is how long a queen may take to answer a report before its connection is taken
+	// to be stuck. A queen answers without waiting for anything.
 	answerTimeout = 4 * time.Second
 	lineRetry     = 25 * time.Millisecond // doubles with every failure
 	lineRetryMost = time.Second
@@ -31,16 +31,18 @@ type QueenAddress struct {
 	RPCAddress string // host:port; it may be empty where Conn needs none
 }
 
-// Queens is how a hive reaches the queens, and where it puts what they say of the cluster. Methods are called concurrently.
+// Queens is how a hive reaches the queens, and where it puts what they say of the cluster. Methods
+// are called concurrently.
 type Queens interface {
 	// List gives the queens to keep a line to.
 	List() []QueenAddress
 	// Changed is closed when List has a new answer. It is taken before List is asked.
 	Changed() <-chan struct{}
-	// Conn gives the connection to a queen of the list. It does not block; the connection is not the hive's to close. Its errors must be
-	// classified, as those of rpc.Client are.
+	// Conn gives the connection to a queen of the list. It does not block; the connection is not
+	// the hive's to close. Its errors must be classified, as those of rpc.Client are.
 	Conn(q QueenAddress) (grpc.ClientConnInterface, error)
-	// Reset says that the connection to a queen is stuck or does not come about: the next Conn shall dial anew, and List may know another address.
+	// Reset says that the connection to a queen is stuck or does not come about: the next Conn
+	// shall dial anew, and List may know another address.
 	Reset(q QueenAddress)
 	// SetView takes in what a queen says of the cluster. An older view never follows a newer one.
 	SetView(v *queenv1.ClusterView)
@@ -57,8 +59,8 @@ func (o oneQueen) Conn(QueenAddress) (grpc.ClientConnInterface, error) { return 
 func (o oneQueen) Reset(QueenAddress)                                  {}
 func (o oneQueen) SetView(*queenv1.ClusterView)                        {}
 
-// line is the hive's line to one queen. It reports at once when something changed and otherwise when the queen said, one report at a time: what
-// changes before the answer goes into the next.
+// line is the hive's line to one queen. It reports at once when something changed and otherwise
+// when the queen said, one report at a time: what changes before the answer goes into the next.
 type line struct {
 	b       *beater
 	queen   QueenAddress
@@ -129,7 +131,8 @@ const lostFailures = 3
 // loudFailures is after how many failed attempts it is said aloud: about two seconds.
 const loudFailures = 7
 
-// retryAfter grows with the failures and is spread by a quarter, so that many hives do not come back at once.
+// retryAfter grows with the failures and is spread by a quarter, so that many hives do not come
+// back at once.
 func retryAfter(failures int) time.Duration {
 	d := lineRetryMost
 	if failures < 6 {
@@ -138,7 +141,8 @@ func retryAfter(failures int) time.Duration {
 	return time.Duration(float64(d) * (0.75 + rand.Float64()/2))
 }
 
-// talk reports over one stream until it breaks. answered says whether the queen has taken a report in.
+// talk reports over one stream until it breaks. answered says whether the queen has taken a report
+// in.
 func (l *line) talk(ctx context.Context) (answered bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup

@@ -6,10 +6,12 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Processes is the hive's process table, from the operating system, ordered by pid. Errors: Unavailable, ctx's.
+// Processes is the hive's process table, from the operating system, ordered by pid. Errors:
+// Unavailable, ctx's.
 func (h *Hive) Processes(ctx context.Context) ([]core.Process, error) { return h.processes(ctx) }
 
-// Process is one worker process with its details. Errors: NotFound for a pid that is no worker of this hive.
+// Process is one worker process with its details. Errors: NotFound for a pid that is no worker of
+// this hive.
 func (h *Hive) Process(ctx context.Context, pid int) (core.Process, error) {
 	return h.process(ctx, pid)
 }

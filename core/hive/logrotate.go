@@ -10,17 +10,20 @@ import (
 )
 
 const (
-	// maxLogBytes is how large the log of a worker gets before it is rotated, and what is kept of it then.
+	// maxLogBytes is how large the log of a worker gets before it is rotated, and what is kept of
+	// it then.
 	maxLogBytes = 16 << 20
-	// logEvery is between looks at the size of a worker's log. What is written meanwhile comes on top of the bound.
+	// logEvery is between looks at the size of a worker's log. What is written meanwhile comes on
+	// top of the bound.
 	logEvery = 2 * time.Second
 )
 
 // olderLog is the file that takes what a worker's log held when it was rotated.
 func olderLog(path string) string { return path + ".1" }
 
-// boundLog rotates the log of a worker that has become too long. What goes wrong is said once, until a rotation succeeds again, and tried again at the
-// next look. It is the supervisor's alone, which also removes the worker's folder: nothing is written to a folder that is being removed.
+// boundLog rotates the log of a worker that has become too long. What goes wrong is said once,
+// until a rotation succeeds again, and tried again at the next look. It is the supervisor's alone,
+// which also removes the worker's folder: nothing is written to a folder that is being removed.
 func (h *Hive) boundLog(w *worker) {
 	rotated, err := rotateLog(h.disk.logFile(w.id()), h.opts.logBytes)
 	switch {
@@ -32,14 +35,18 @@ func (h *Hive) boundLog(w *worker) {
 	}
 }
 
-// rotateLog moves the last limit bytes of a log to the older piece beside it, whose first line may be torn, and says whether the log was over the limit and
-// is empty now. The previous older piece is removed before, so that both take about twice the limit at any time.
+// rotateLog moves the last limit bytes of a log to the older piece beside it, whose first line may
+// be torn, and says whether the log was over the limit and is empty now. The previous older piece
+// is removed before, so that both take about twice the limit at any time.
 //
-// The log is the standard error of a process that outlives the hive, so no other file can take its place: the content is copied, and the file truncated where
-// it is. Whoever writes has it open with O_APPEND and goes on at its new start. What was appended during the copy is copied last, up to limit bytes, and the
-// truncation follows at once: only lines between these two system calls are lost.
+// The log is the standard error of a process that outlives the hive, so no other file can take its
+// place: the content is copied, and the file truncated where it is. Whoever writes has it open with
+// O_APPEND and goes on at its new start. What was appended during the copy is copied last, up to
+// limit bytes, and the truncation follows at once: only lines between these two system calls are
+// lost.
 //
-// Where no copy can be made, for a full disk say, the log is truncated all the same, as one without end is worse; the error says so. Errors: Internal.
+// Where no copy can be made, for a full disk say, the log is truncated all the same, as one without
+// end is worse; the error says so. Errors: Internal.
 func rotateLog(path string, limit int64) (rotated bool, err error) {
 	const op = "rotate worker log"
 	info, err := os.Lstat(path)
@@ -72,15 +79,17 @@ func rotateLog(path string, limit int64) (rotated bool, err error) {
 	return true, nil
 }
 
-// moveRest adds to the copy of a log what was appended since, at most limit bytes, truncates the log at once, and closes the copy.
+// moveRest adds to the copy of a log what was appended since, at most limit bytes, truncates the
+// log at once, and closes the copy.
 func moveRest(log, older *os.File, limit int64) (copyErr, truncateErr error) {
 	_, copyErr = io.Copy(older, io.LimitReader(log, limit))
 	truncateErr = log.Truncate(0)
 	return errors.Join(copyErr, older.Close()), truncateErr
 }
 
-// copyEnd publishes the last limit bytes of a log under a name and returns the copy, to which more can be written. The log is read to where it ended.
-// Nothing is flushed to the disk: a loss of power ends the worker, and the next hive removes its folder.
+// copyEnd publishes the last limit bytes of a log under a name and returns the copy, to which more
+// can be written. The log is read to where it ended. Nothing is flushed to the disk: a loss of
+// power ends the worker, and the next hive removes its folder.
 func copyEnd(log *os.File, to string, limit int64) (_ *os.File, err error) {
 	if err := os.Remove(to); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err

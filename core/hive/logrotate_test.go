@@ -72,7 +72,8 @@ func TestLogIsRotated(t *testing.T) {
 	}
 	rotate(false)
 
-	// The next rotation replaces what the one before kept, and what a killed hive left in the middle of one.
+	// The next rotation replaces what the one before kept, and what a killed hive left in the
+	// middle of one.
 	must.NoError(t, os.WriteFile(olderLog(path)+".new", bytes.Repeat([]byte("x"), 1000), 0o600))
 	second := strings.ToUpper(first)
 	write(t, w, second+"!")
@@ -162,7 +163,8 @@ func TestLogThatCannotBeCopiedIsTruncated(t *testing.T) {
 	}
 }
 
-// What goes wrong is said once for each worker, and once more when rotations had succeeded in between.
+// What goes wrong is said once for each worker, and once more when rotations had succeeded in
+// between.
 func TestFailedRotationIsSaidOnce(t *testing.T) {
 	t.Parallel()
 	var said bytes.Buffer
@@ -194,7 +196,8 @@ func TestFailedRotationIsSaidOnce(t *testing.T) {
 	must.StrContains(t, said.String(), "no regular file")
 }
 
-// A worker that an earlier agent left has its log bounded by the next one, writes on, and leaves nothing when it ends.
+// A worker that an earlier agent left has its log bounded by the next one, writes on, and leaves
+// nothing when it ends.
 func TestLogOfAnAdoptedWorkerIsBounded(t *testing.T) {
 	t.Parallel()
 	const limit = 4 << 10

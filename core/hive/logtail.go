@@ -23,8 +23,8 @@ const (
 	maxLineBytes = 2 << 10
 )
 
-// tailFile returns at most n last lines of a log file for people, oldest first. Of a log that was rotated lately the older piece has them. A file that is
-// not there has no lines.
+// tailFile returns at most n last lines of a log file for people, oldest first. Of a log that was
+// rotated lately the older piece has them. A file that is not there has no lines.
 func tailFile(path string, n int) ([]string, error) {
 	text, whole, err := endOf(path)
 	if err == nil && whole {
@@ -38,7 +38,8 @@ func tailFile(path string, n int) ([]string, error) {
 	return tailText(text, n), nil
 }
 
-// endOf is the end of a file, at most tailBytes of it, and whether that is all that the file has. A file that is not there has nothing.
+// endOf is the end of a file, at most tailBytes of it, and whether that is all that the file has. A
+// file that is not there has nothing.
 func endOf(path string) (text string, whole bool, err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -80,7 +81,8 @@ func tailText(text string, n int) []string {
 	return lines
 }
 
-// logLine makes a JSON line of a plugin's logger readable: "2026-11-23T10:00:00Z [WARN] message: key=value". Any other line stays as it is.
+// logLine makes a JSON line of a plugin's logger readable: "2026-11-23T10:00:00Z [WARN] message:
+// key=value". Any other line stays as it is.
 func logLine(line string) string {
 	var m map[string]any
 	if json.Unmarshal([]byte(line), &m) == nil && m["@message"] != nil {

@@ -42,7 +42,8 @@ func FuzzLogLine(f *testing.F) {
 	})
 }
 
-// The tail of a log that was rotated lately begins in the older piece, also in the middle of a line.
+// The tail of a log that was rotated lately begins in the older piece, also in the middle of a
+// line.
 func TestTailOfARotatedLog(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "log")

@@ -26,7 +26,8 @@ func (c *countingHost) LaunchWorker(ctx context.Context, l pluginhost.WorkerLaun
 	return c.pluginHost.LaunchWorker(ctx, l)
 }
 
-// Whatever is wrong with a model's file, no process is started for it, nothing of it is published, and the job says what it is.
+// Whatever is wrong with a model's file, no process is started for it, nothing of it is published,
+// and the job says what it is.
 func TestMalformedModelNeverReachesAnEngine(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})

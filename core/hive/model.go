@@ -8,7 +8,8 @@ import (
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
-// detailed is a model with what its header says and what a worker with it would take of each device. A damaged model has neither.
+// detailed is a model with what its header says and what a worker with it would take of each
+// device. A damaged model has neither.
 func (h *Hive) detailed(ctx context.Context, m core.Model) (core.Model, error) {
 	if m.Damaged != "" {
 		return m, nil
@@ -37,7 +38,8 @@ func (h *Hive) detailed(ctx context.Context, m core.Model) (core.Model, error) {
 	return m, nil
 }
 
-// fitOn is what a worker would take of the device: with the context that a spawn would choose, or where even the least does not fit, with that.
+// fitOn is what a worker would take of the device: with the context that a spawn would choose, or
+// where even the least does not fit, with that.
 func fitOn(d core.Device, m core.Model, header *gguf.File, slots, want int) core.ModelFit {
 	room := memory{Device: d.ID, FreeBytes: d.FreeBytes, Known: d.TotalBytes > 0}
 	estimate := func(contextTokens int) int64 { return header.EstimateBytes(slots, contextTokens) }
@@ -72,7 +74,8 @@ func leastFit(want, trained int) int {
 	return ctx
 }
 
-// wantedContext is how many positions per slot a spawn that asks for so many gets; 0: as many as fit.
+// wantedContext is how many positions per slot a spawn that asks for so many gets; 0: as many as
+// fit.
 func (h *Hive) wantedContext(asked int, m core.Model) int {
 	if asked > 0 || h.defaults.Load().ContextTokens == 0 {
 		return asked

@@ -11,7 +11,8 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// What model get says of each device is what a spawn then does: where it fits with that context, and where bytes are missing, so many.
+// What model get says of each device is what a spawn then does: where it fits with that context,
+// and where bytes are missing, so many.
 func TestModelFits(t *testing.T) {
 	t.Parallel()
 	device := func(id string, total, free int) string {

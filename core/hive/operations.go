@@ -7,7 +7,8 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// operations are the functions of the operations that a hive runs: one for each that core.Operations gives to hives.
+// operations are the functions of the operations that a hive runs: one for each that
+// core.Operations gives to hives.
 func (h *Hive) operations() map[core.Operation]job.Func {
 	return map[core.Operation]job.Func{
 		core.OpWorkerDownload:      job.Typed(h.workerDownload),
@@ -23,7 +24,8 @@ func (h *Hive) operations() map[core.Operation]job.Func {
 	}
 }
 
-// handle gives the operations to the jobs. Each waits until the workers of an earlier agent are taken over.
+// handle gives the operations to the jobs. Each waits until the workers of an earlier agent are
+// taken over.
 func (h *Hive) handle(jobs *job.Manager) {
 	funcs := h.operations()
 	for op, f := range funcs {

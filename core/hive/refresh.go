@@ -13,7 +13,8 @@ import (
 // refreshFlush is how long an answer waits for the queens to have what was found.
 const refreshFlush = 3 * time.Second
 
-// Refresh looks again at the devices of every worker type, and answers when the queens know, or have not heard in time.
+// Refresh looks again at the devices of every worker type, and answers when the queens know, or
+// have not heard in time.
 func (s hiveService) Refresh(ctx context.Context, _ *hivev1.RefreshRequest) (*hivev1.RefreshResponse, error) {
 	h := s.h
 	if err := h.settled(ctx); err != nil {
@@ -47,8 +48,8 @@ func (h *Hive) devicesNow(ctx context.Context) ([]core.Device, []string) {
 	return h.devices(free)
 }
 
-// lookAgain probes a worker type anew: by one of its workers, which sees what is free, else by a short-lived process, with the engine if one is
-// installed. Errors: only ctx's.
+// lookAgain probes a worker type anew: by one of its workers, which sees what is free, else by a
+// short-lived process, with the engine if one is installed. Errors: only ctx's.
 func (h *Hive) lookAgain(ctx context.Context, t *workerType) error {
 	for _, w := range h.all() {
 		if w.handle.Attachment.Type == t.name() {
@@ -79,5 +80,6 @@ func (h *Hive) lookAgain(ctx context.Context, t *workerType) error {
 	return nil
 }
 
-// TakeWorkersAlong has the workers end with Run, whatever the options say: the machine leaves its cluster.
+// TakeWorkersAlong has the workers end with Run, whatever the options say: the machine leaves its
+// cluster.
 func (h *Hive) TakeWorkersAlong() { h.takeAlong.Store(true) }

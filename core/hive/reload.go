@@ -10,7 +10,8 @@ import (
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
-// Defaults are the settings of a hive that may change while it runs. The fields are those of Options.
+// Defaults are the settings of a hive that may change while it runs. The fields are those of
+// Options.
 type Defaults struct {
 	Slots, ContextTokens, Threads int
 	StopGrace                     time.Duration
@@ -22,8 +23,9 @@ func (h *Hive) setDefaults(d Defaults) {
 	h.defaults.Store(&d)
 }
 
-// Reload takes other settings, worker types and catalog sources. Workers that run stay as they are, and so does what is under way; worker
-// types are probed anew. Errors: Unavailable when the hive ends.
+// Reload takes other settings, worker types and catalog sources. Workers that run stay as they are,
+// and so does what is under way; worker types are probed anew. Errors: Unavailable when the hive
+// ends.
 func (h *Hive) Reload(d Defaults, workers, catalogs []pluginhost.Spec) error {
 	h.setDefaults(d)
 	h.catalogs.replace(catalogs)
@@ -45,7 +47,8 @@ func (h *Hive) Reload(d Defaults, workers, catalogs []pluginhost.Spec) error {
 	return h.probeLater()
 }
 
-// discover takes in the plugins that came into the folder since the last look, and reports whether there are worker types among them.
+// discover takes in the plugins that came into the folder since the last look, and reports whether
+// there are worker types among them.
 func (h *Hive) discover() bool {
 	if h.opts.Discover == nil {
 		return false

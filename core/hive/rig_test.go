@@ -43,7 +43,8 @@ const (
 	patience = 20 * time.Second
 	// tinyModel is the model that the fake catalog offers, as a file beside this package.
 	tinyModel = "../../plugins/catalog-builtin/rbee-tiny.gguf"
-	// agentVariable makes the test binary an agent that runs a hive in the folder it names; see TestAgentIsKilled.
+	// agentVariable makes the test binary an agent that runs a hive in the folder it names; see
+	// TestAgentIsKilled.
 	agentVariable = "RBEE_TEST_HIVE"
 )
 
@@ -395,7 +396,8 @@ func (r *rig) processes() []core.Process {
 	return out
 }
 
-// nothingLeft checks that the hive has no worker, and that neither files nor processes of one are there.
+// nothingLeft checks that the hive has no worker, and that neither files nor processes of one are
+// there.
 func (r *rig) nothingLeft() {
 	r.t.Helper()
 	must.Len(r.t, 0, r.processes())
@@ -422,7 +424,8 @@ func entries(t *testing.T, dir string) []string {
 	return out
 }
 
-// marked lists the pids of worker processes, and what they started, whose socket folder is a worker's below prefix.
+// marked lists the pids of worker processes, and what they started, whose socket folder is a
+// worker's below prefix.
 func marked(t *testing.T, prefix string) []string {
 	t.Helper()
 	procs, err := filepath.Glob("/proc/[0-9]*/environ")

@@ -13,7 +13,8 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// Register serves HiveService on r. The jobs are served by who made them, Jobs. Requests wait until Run has taken over the workers of an earlier agent.
+// Register serves HiveService on r. The jobs are served by who made them, Jobs. Requests wait until
+// Run has taken over the workers of an earlier agent.
 func (h *Hive) Register(r grpc.ServiceRegistrar) {
 	hivev1.RegisterHiveServiceServer(r, hiveService{h: h})
 }
@@ -169,7 +170,8 @@ func (w *worker) process(u hostinfo.Usage) core.Process {
 	}
 }
 
-// process is one worker process with its details. Errors: NotFound for a pid that is no worker of this hive.
+// process is one worker process with its details. Errors: NotFound for a pid that is no worker of
+// this hive.
 func (h *Hive) process(ctx context.Context, pid int) (core.Process, error) {
 	if err := h.settled(ctx); err != nil {
 		return core.Process{}, err

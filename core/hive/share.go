@@ -21,9 +21,11 @@ import (
 )
 
 const (
-	// leastShared is the least size of a file, in bytes, that other hives are asked for: a smaller one is fetched sooner than asked for.
+	// leastShared is the least size of a file, in bytes, that other hives are asked for: a smaller
+	// one is fetched sooner than asked for.
 	leastShared = 1 << 20
-	// claimTimeout is how long one queen may take to say where to take a file from; another one is asked then.
+	// claimTimeout is how long one queen may take to say where to take a file from; another one is
+	// asked then.
 	claimTimeout = 2500 * time.Millisecond
 )
 
@@ -33,8 +35,9 @@ type Peers interface {
 	DialBlob(ctx context.Context, hive, address string) (net.Conn, error)
 }
 
-// ServeBlobs gives this hive's files to the hives that connect, until ctx ends or l is closed. The connections of l are those of rpc.Mux.Blobs.
-// Where the options say that the hive gives none, it closes l.
+// ServeBlobs gives this hive's files to the hives that connect, until ctx ends or l is closed. The
+// connections of l are those of rpc.Mux.Blobs. Where the options say that the hive gives none, it
+// closes l.
 func (h *Hive) ServeBlobs(ctx context.Context, l net.Listener) error {
 	if h.opts.KeepFiles {
 		_ = l.Close()
@@ -76,7 +79,8 @@ func (h *Hive) haveBytes(digest string) int64 {
 	return n
 }
 
-// hasBlob is how much of a file is there, from its beginning, and whether that is all of it, checked.
+// hasBlob is how much of a file is there, from its beginning, and whether that is all of it,
+// checked.
 func (h *Hive) hasBlob(digest string) (bytes int64, whole bool) {
 	b, err := h.store.OpenBlob(digest)
 	if err != nil {
@@ -106,7 +110,8 @@ func (s hiveService) FindBlob(_ context.Context, req *hivev1.FindBlobRequest) (*
 	return resp, nil
 }
 
-// claimer asks the leading queen, by way of any, where to take a file from. It is safe for concurrent use.
+// claimer asks the leading queen, by way of any, where to take a file from. It is safe for
+// concurrent use.
 type claimer struct {
 	queens Queens
 
@@ -170,7 +175,8 @@ type sharing struct {
 	seekers map[*swarm.Seeker]string
 }
 
-// share has other hives asked for the files of origin, where there are any. done must be called when the job has what it wanted, or not.
+// share has other hives asked for the files of origin, where there are any. done must be called
+// when the job has what it wanted, or not.
 func (h *Hive) share(ctx context.Context, source *source, origin store.Supply, run *job.Run) (supply store.Supply, done func()) {
 	if h.swarm == nil || source.local() {
 		return origin, func() {}

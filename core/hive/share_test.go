@@ -116,7 +116,8 @@ func (w *town) holdings(ctx context.Context, digest string) map[string]swarm.Hol
 
 func wantTiny() core.Request { return core.Request{Operation: core.OpModelDownload, Model: "tiny"} }
 
-// Hives that want a model at once fetch it from its origin once, and a later one does not at all. Their jobs say from whom.
+// Hives that want a model at once fetch it from its origin once, and a later one does not at all.
+// Their jobs say from whom.
 func TestModelFromOtherHives(t *testing.T) {
 	t.Parallel()
 	w := newTown(t)
@@ -151,7 +152,8 @@ func TestModelFromOtherHives(t *testing.T) {
 	must.StrNotContains(t, logs(events), "origin")
 }
 
-// A hive with a damaged copy is no danger to others: what it gives has the wrong digest, and they go to the origin.
+// A hive with a damaged copy is no danger to others: what it gives has the wrong digest, and they
+// go to the origin.
 func TestModelFromAHiveWithADamagedCopy(t *testing.T) {
 	t.Parallel()
 	w := newTown(t)
@@ -178,7 +180,8 @@ func TestModelFromAHiveWithADamagedCopy(t *testing.T) {
 	must.Eq(t, "", resp.GetModel().GetDamaged())
 }
 
-// A hive that the leader names and that is not to be reached costs a moment; so does a leader that does not know the service.
+// A hive that the leader names and that is not to be reached costs a moment; so does a leader that
+// does not know the service.
 func TestModelWithoutOtherHives(t *testing.T) {
 	t.Parallel()
 	w := newTown(t)
@@ -219,7 +222,8 @@ func TestModelOfAHiveThatKeepsItsFiles(t *testing.T) {
 	must.StrContains(t, logs(events), "taking it from hive name-h2")
 }
 
-// Sources at the origin are gone through one after the other, as without other hives; and again from the first when what hives brought was wrong.
+// Sources at the origin are gone through one after the other, as without other hives; and again
+// from the first when what hives brought was wrong.
 func TestSourcesAtTheOrigin(t *testing.T) {
 	t.Parallel()
 	gone := core.Errorf("", core.Unavailable, "gone")

@@ -13,8 +13,9 @@ import (
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// spawn starts a worker and returns when it serves. Whatever it needs and is missing is fetched first. When it fails or is cancelled,
-// no process and no file of the worker is left; what was fetched stays.
+// spawn starts a worker and returns when it serves. Whatever it needs and is missing is fetched
+// first. When it fails or is cancelled, no process and no file of the worker is left; what was
+// fetched stays.
 func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.SpawnResult, error) {
 	var version string
 	r.Type, version, _ = strings.Cut(r.Type, "@")
@@ -47,8 +48,8 @@ func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.Sp
 	return core.SpawnResult{Worker: w.view(h.opts.ID), PID: w.pid()}, nil
 }
 
-// typeFor chooses the worker type of a spawn with a model of an architecture, which is empty while that is not known. Only the types that
-// can be meant are waited for.
+// typeFor chooses the worker type of a spawn with a model of an architecture, which is empty while
+// that is not known. Only the types that can be meant are waited for.
 func (h *Hive) typeFor(ctx context.Context, r core.Request, architecture string) (*workerType, error) {
 	if r.Type != "" {
 		t, err := h.typeNamed(r.Type)
@@ -91,7 +92,8 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 	defer loaded()
 	hd.Binary, hd.Version = binary.ID, p.Info().Version
 	w := newWorker(hd, p, core.WorkerLoading)
-	// The handle is on disk before the model is loaded: an agent that is killed now is followed by one that knows of the process.
+	// The handle is on disk before the model is loaded: an agent that is killed now is followed by
+	// one that knows of the process.
 	if err := writeJSON(h.disk.handleFile(id), hd); err != nil {
 		h.discard(p, id)
 		return nil, err

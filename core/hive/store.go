@@ -9,7 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// storeVerify reads everything in the store and says what is damaged, which is no failure of the job.
+// storeVerify reads everything in the store and says what is damaged, which is no failure of the
+// job.
 func (h *Hive) storeVerify(ctx context.Context, _ core.Request, run *job.Run) (core.StoreVerifyResult, error) {
 	result, err := h.store.Verify(ctx, run.Progress)
 	if err != nil {

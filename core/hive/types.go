@@ -27,7 +27,8 @@ const (
 type workerType struct {
 	spec pluginhost.Spec
 	gate chan struct{} // holds one: whoever took it may probe
-	// built says that the plugin was built on this hive: it has no file in the plugin folder, and lies in the store alone.
+	// built says that the plugin was built on this hive: it has no file in the plugin folder, and
+	// lies in the store alone.
 	built bool
 
 	mu     sync.Mutex // guards below
@@ -78,15 +79,17 @@ func (t *workerType) note(info sdk.Info, f sdkworker.Fingerprint, digest string)
 	t.info, t.seen, t.digest, t.found = info, f, digest, true
 }
 
-// noteDevices keeps what a process of the type sees now. It may run other code than the plugin is by now.
+// noteDevices keeps what a process of the type sees now. It may run other code than the plugin is
+// by now.
 func (t *workerType) noteDevices(f sdkworker.Fingerprint) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.seen = f
 }
 
-// probe asks the plugin of a worker type who it is and what it finds, without an engine, unless that is known of the executable as it is on
-// the disk now. A plugin that does not start has a Problem that says so. Errors: only ctx's.
+// probe asks the plugin of a worker type who it is and what it finds, without an engine, unless
+// that is known of the executable as it is on the disk now. A plugin that does not start has a
+// Problem that says so. Errors: only ctx's.
 func (h *Hive) probe(ctx context.Context, t *workerType) error {
 	select {
 	case t.gate <- struct{}{}:
@@ -131,7 +134,8 @@ type probeResult struct {
 	digest string // of the executable that ran, "sha256:<hex>"
 }
 
-// fingerprint runs a worker plugin as a probe. exe and engineDir are the installed binary's, or empty.
+// fingerprint runs a worker plugin as a probe. exe and engineDir are the installed binary's, or
+// empty.
 func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDir string) (r probeResult, err error) {
 	p, err := h.launch(ctx, pluginhost.WorkerLaunch{Spec: s, Executable: exe, EngineDir: engineDir, Tethered: true})
 	if err != nil {
@@ -149,8 +153,8 @@ func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDi
 	return r, said("probe "+s.Name, err)
 }
 
-// launch launches a worker plugin. A fresh executable may still be open for writing in a process that is just being forked off to
-// run something else; that is over in a moment.
+// launch launches a worker plugin. A fresh executable may still be open for writing in a process
+// that is just being forked off to run something else; that is over in a moment.
 func (h *Hive) launch(ctx context.Context, l pluginhost.WorkerLaunch) (workerProcess, error) {
 	for tries := 1; ; tries++ {
 		p, err := h.plugins.LaunchWorker(ctx, l)
@@ -179,7 +183,8 @@ func (h *Hive) refresh(ctx context.Context, w *worker) {
 	}
 }
 
-// refreshAfter looks at the devices again once the last worker of a type has ended and nobody else can tell what became free.
+// refreshAfter looks at the devices again once the last worker of a type has ended and nobody else
+// can tell what became free.
 func (h *Hive) refreshAfter(ctx context.Context, w *worker) {
 	t, err := h.workerType(w.handle.Attachment.Type)
 	if err != nil || isDone(h.ending) {
@@ -268,11 +273,13 @@ func (h *Hive) devices(free int64) (devices []core.Device, types []string) {
 		}
 		types = append(types, v.Name)
 		for _, d := range v.Devices {
-			// The memory of the machine is looked at anew every time; that of other devices by the next worker on them.
+			// The memory of the machine is looked at anew every time; that of other devices by the
+			// next worker on them.
 			if d.Kind == kindCPU && free > 0 {
 				d.FreeBytes = free
 			}
-			// Devices of one id are one device, and the type that has its kind's name knows it best.
+			// Devices of one id are one device, and the type that has its kind's name knows it
+			// best.
 			switch i := slices.IndexFunc(devices, func(o core.Device) bool { return o.ID == d.ID }); {
 			case i < 0:
 				devices = append(devices, d)

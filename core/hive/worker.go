@@ -35,7 +35,8 @@ type worker struct {
 	// gone is closed by the supervisor when the process has ended and nothing of it is left.
 	gone   chan struct{}
 	sooner chan struct{} // holds one: endBy has changed
-	// logFailed says that a rotation of the log went wrong and none has succeeded since. The supervisor's alone.
+	// logFailed says that a rotation of the log went wrong and none has succeeded since. The
+	// supervisor's alone.
 	logFailed bool
 
 	mu       sync.Mutex // guards below
@@ -94,7 +95,8 @@ func (w *worker) stateNow() core.WorkerState {
 	return w.state
 }
 
-// setState changes the state and says whether that was a change. A retiring worker never becomes ready again, a failed one nothing else.
+// setState changes the state and says whether that was a change. A retiring worker never becomes
+// ready again, a failed one nothing else.
 func (w *worker) setState(s core.WorkerState) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -168,7 +170,8 @@ type exit struct {
 // maxExits bounds how many ends are remembered.
 const maxExits = 64
 
-// supervise owns the worker until its process ends or ctx does. With ctx it lets go of the process, which goes on.
+// supervise owns the worker until its process ends or ctx does. With ctx it lets go of the process,
+// which goes on.
 func (h *Hive) supervise(ctx context.Context, w *worker) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -216,7 +219,8 @@ func (h *Hive) supervise(ctx context.Context, w *worker) {
 	}
 }
 
-// poll asks a worker for its state. One that says it has failed is ended. Busy is not dead: see watchSilent.
+// poll asks a worker for its state. One that says it has failed is ended. Busy is not dead: see
+// watchSilent.
 func (h *Hive) poll(ctx context.Context, w *worker) error {
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
@@ -320,7 +324,8 @@ func (h *Hive) letGo(id string, p workerProcess) {
 
 // clean ends the processes that a dead worker left behind and removes its files.
 func (h *Hive) clean(id string) {
-	// Whatever a worker starts inherits this variable, also when it leaves the process group or the session; the folder is the worker's alone.
+	// Whatever a worker starts inherits this variable, also when it leaves the process group or the
+	// session; the folder is the worker's alone.
 	left, err := hostinfo.KillMarked(socketDirVariable + "=" + h.disk.runDir(id))
 	if err != nil {
 		h.log.Warn("look for processes that a worker left", "worker", id, "error", err)

@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// groupMemory reads the memory limit and use of this process's control group (version 2); ok is false where there is none.
+// groupMemory reads the memory limit and use of this process's control group (version 2); ok is
+// false where there is none.
 func groupMemory() (limit, used int64, ok bool) {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {

@@ -1,4 +1,5 @@
-// Package hostinfo tells what this machine has and what its processes are, and signals a process only when it is the very one that is meant.
+// Package hostinfo tells what this machine has and what its processes are, and signals a process
+// only when it is the very one that is meant.
 package hostinfo
 
 import (
@@ -34,8 +35,8 @@ type Memory struct {
 	AvailableBytes int64 // what can be had without swapping
 }
 
-// Read looks at this machine. dir names the folder whose file system is looked at and may be empty. Errors: Internal.
-// What a machine cannot tell, such as its load, is left zero.
+// Read looks at this machine. dir names the folder whose file system is looked at and may be empty.
+// Errors: Internal. What a machine cannot tell, such as its load, is left zero.
 func Read(ctx context.Context, dir string) (Host, error) {
 	h := Host{OS: runtime.GOOS, Arch: runtime.GOARCH}
 	var err error
@@ -62,7 +63,8 @@ func Read(ctx context.Context, dir string) (Host, error) {
 	return h, nil
 }
 
-// ReadMemory returns the main memory, bounded by the memory limit of the control group where there is one. Errors: Internal.
+// ReadMemory returns the main memory, bounded by the memory limit of the control group where there
+// is one. Errors: Internal.
 func ReadMemory(ctx context.Context) (Memory, error) {
 	v, err := mem.VirtualMemoryWithContext(ctx)
 	if err != nil {
@@ -76,7 +78,8 @@ func ReadMemory(ctx context.Context) (Memory, error) {
 	return m, nil
 }
 
-// DiskFree returns the bytes that an ordinary user can still write to the file system of dir. Errors: Internal.
+// DiskFree returns the bytes that an ordinary user can still write to the file system of dir.
+// Errors: Internal.
 func DiskFree(ctx context.Context, dir string) (int64, error) {
 	u, err := disk.UsageWithContext(ctx, dir)
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Identity tells a process from every other that ever had or will have its pid. It is comparable and survives JSON.
+// Identity tells a process from every other that ever had or will have its pid. It is comparable
+// and survives JSON.
 type Identity struct {
 	PID int `json:"pid"`
 	// Start is the start time: clock ticks since boot on Linux, milliseconds since 1970 elsewhere.
@@ -23,8 +24,8 @@ type Identity struct {
 	BootID string `json:"boot_id,omitempty"`
 }
 
-// Identify returns the identity of the process that has pid now. A process that has ended but was not collected yet counts as gone.
-// Errors: NotFound.
+// Identify returns the identity of the process that has pid now. A process that has ended but was
+// not collected yet counts as gone. Errors: NotFound.
 func Identify(pid int) (Identity, error) {
 	if pid <= 0 {
 		return Identity{}, gone(pid)
@@ -45,14 +46,16 @@ func (id Identity) Alive() bool {
 	return err == nil && now == id
 }
 
-// Process is a held process: a signal through it reaches the identified process or nobody. Close it. Methods may be called concurrently.
+// Process is a held process: a signal through it reaches the identified process or nobody. Close
+// it. Methods may be called concurrently.
 type Process struct {
 	id   Identity
 	held *os.Process
 }
 
-// Open takes hold of the process of an identity. Errors: NotFound when it is gone or its pid now belongs to another process,
-// Forbidden for a process that must never be signalled: the first one, this one, its parent, one of another user.
+// Open takes hold of the process of an identity. Errors: NotFound when it is gone or its pid now
+// belongs to another process, Forbidden for a process that must never be signalled: the first one,
+// this one, its parent, one of another user.
 func Open(id Identity) (*Process, error) {
 	if id.PID <= 1 || id.PID == os.Getpid() || id.PID == os.Getppid() {
 		return nil, core.Errorf("open process", core.Forbidden, "process %d is not one that may be signalled", id.PID)
@@ -89,8 +92,8 @@ func (p *Process) Signal(sig syscall.Signal) error {
 	return p.signalled(p.held.Signal(sig))
 }
 
-// SignalGroup sends sig to the process and all of its group. Errors: NotFound when it has ended, Forbidden when it does not lead its group,
-// since others than its own would be hit.
+// SignalGroup sends sig to the process and all of its group. Errors: NotFound when it has ended,
+// Forbidden when it does not lead its group, since others than its own would be hit.
 func (p *Process) SignalGroup(sig syscall.Signal) error {
 	if !p.id.Alive() {
 		return gone(p.id.PID)
@@ -145,7 +148,8 @@ func ReadUsage(ctx context.Context, id Identity) (Usage, error) {
 	return u, err
 }
 
-// ReadDetails returns what the process of an identity is and uses. Errors: NotFound when it is gone.
+// ReadDetails returns what the process of an identity is and uses. Errors: NotFound when it is
+// gone.
 func ReadDetails(ctx context.Context, id Identity) (Details, error) {
 	u, family, err := usage(ctx, id)
 	if err != nil {

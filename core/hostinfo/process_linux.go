@@ -29,8 +29,8 @@ type stat struct {
 	group  int    // field 5
 	kernel bool   // field 9 has PF_KTHREAD: it has no program
 	start  uint64 // field 22, clock ticks since boot
-	// Fields 50 and 51: where the environment begins and ends. The end is 0 for a kernel thread, while a program is being replaced, and for
-	// another user's process.
+	// Fields 50 and 51: where the environment begins and ends. The end is 0 for a kernel thread,
+	// while a program is being replaced, and for another user's process.
 	envStart, envEnd uint64
 }
 
@@ -45,7 +45,8 @@ func readStat(pid int) (stat, error) {
 }
 
 func parseStat(b []byte) (stat, error) {
-	// The command name stands in parentheses and may contain anything, parentheses too: the last one closes it.
+	// The command name stands in parentheses and may contain anything, parentheses too: the last
+	// one closes it.
 	end := bytes.LastIndexByte(b, ')')
 	if end < 0 {
 		return stat{}, errors.New("process status has no command name")
@@ -89,7 +90,8 @@ func identify(pid int) (id Identity, ended bool, err error) {
 	return Identity{PID: pid, Start: s.start, BootID: strings.TrimSpace(string(boot))}, s.ended(), nil
 }
 
-// ownUser refuses a process of another user. The superuser may signal anybody, so the operating system does not refuse it by itself.
+// ownUser refuses a process of another user. The superuser may signal anybody, so the operating
+// system does not refuse it by itself.
 func ownUser(pid int) error {
 	b, err := os.ReadFile(procFile(pid, "status"))
 	if err != nil {
@@ -108,7 +110,8 @@ func ownUser(pid int) error {
 	return core.Errorf("open process", core.Internal, "process %d does not say whom it belongs to", pid)
 }
 
-// signalGroup reaches exactly the group of the held process on Linux 6.9 and later. Earlier ones know groups only by number.
+// signalGroup reaches exactly the group of the held process on Linux 6.9 and later. Earlier ones
+// know groups only by number.
 func signalGroup(held *os.Process, id Identity, sig syscall.Signal) error {
 	const (
 		pidfdSendSignal = 424 // the same on every architecture
@@ -129,7 +132,8 @@ func signalGroup(held *os.Process, id Identity, sig syscall.Signal) error {
 	return syscall.Kill(-id.PID, sig)
 }
 
-// descendants returns the processes that p started, directly or not, and those of its group, ascending.
+// descendants returns the processes that p started, directly or not, and those of its group,
+// ascending.
 func descendants(ctx context.Context, p *process.Process) []*process.Process {
 	stats := allStats()
 	family := map[int]bool{int(p.Pid): true}
@@ -170,9 +174,10 @@ func allStats() map[int]stat {
 	return out
 }
 
-// KillMarked kills every process of this user that was started with the environment entry mark, "NAME=value", and returns their pids, ascending.
-// It finds what a dead process left behind, also what changed its group or session. A mark must be unique to whom it marks.
-// Where the operating system does not show environments nothing is found. Errors: Invalid for a mark without a value.
+// KillMarked kills every process of this user that was started with the environment entry mark,
+// "NAME=value", and returns their pids, ascending. It finds what a dead process left behind, also
+// what changed its group or session. A mark must be unique to whom it marks. Where the operating
+// system does not show environments nothing is found. Errors: Invalid for a mark without a value.
 func KillMarked(mark string) ([]int, error) {
 	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
 		return nil, core.Errorf("kill leftovers", core.Invalid, "%q marks nothing", mark)
@@ -187,14 +192,16 @@ func KillMarked(mark string) ([]int, error) {
 	return slices.Sorted(maps.Keys(killed)), nil
 }
 
-// A program is replaced within less than a millisecond, or some when its file has to be read first: 0.1 s in all is patient.
+// A program is replaced within less than a millisecond, or some when its file has to be read first:
+// 0.1 s in all is patient.
 const (
 	looks     = 50
 	lookAgain = 2 * time.Millisecond
 )
 
-// killMarked kills what has the mark and is not in killed, and adds it there. It says whether to look again: a process that was killed may have
-// started another one meanwhile, and the mark of one whose program is being replaced shows only after that.
+// killMarked kills what has the mark and is not in killed, and adds it there. It says whether to
+// look again: a process that was killed may have started another one meanwhile, and the mark of one
+// whose program is being replaced shows only after that.
 func killMarked(mark string, killed map[int]bool) (again bool) {
 	for pid, s := range allStats() {
 		if s.ended() || s.kernel || pid <= 1 || pid == os.Getpid() || pid == os.Getppid() || killed[pid] {
@@ -213,7 +220,8 @@ func killMarked(mark string, killed map[int]bool) (again bool) {
 		if err != nil {
 			continue
 		}
-		// The pid was the same process's from the first look to the hold, so the environment read between was its own.
+		// The pid was the same process's from the first look to the hold, so the environment read
+		// between was its own.
 		if p.Signal(syscall.SIGKILL) == nil {
 			killed[pid], again = true, true
 		}
@@ -222,7 +230,8 @@ func killMarked(mark string, killed map[int]bool) (again bool) {
 	return again
 }
 
-// marked says whether a process has the mark; not known: its program is being replaced, so that its environment reads as empty.
+// marked says whether a process has the mark; not known: its program is being replaced, so that its
+// environment reads as empty.
 func marked(pid int, mark string) (has, known bool) {
 	for range looks {
 		env, err := os.ReadFile(procFile(pid, "environ"))

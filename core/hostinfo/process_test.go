@@ -18,7 +18,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// child starts a command that leads its own group unless attr says otherwise, and ends it with the test.
+// child starts a command that leads its own group unless attr says otherwise, and ends it with the
+// test.
 func child(t *testing.T, attr *syscall.SysProcAttr, env []string, name string, args ...string) (*exec.Cmd, io.Reader) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
@@ -196,8 +197,9 @@ func TestKillMarkedFindsWhatLeftItsSession(t *testing.T) {
 	}
 }
 
-// While the program of a process is being replaced, its environment reads as empty: KillMarked looks again. Every try starts one that replaces its
-// program twice, and looks in the midst of that; before it looked again, one try in a hundred missed it.
+// While the program of a process is being replaced, its environment reads as empty: KillMarked
+// looks again. Every try starts one that replaces its program twice, and looks in the midst of
+// that; before it looked again, one try in a hundred missed it.
 func TestKillMarkedFindsWhatReplacesItsProgram(t *testing.T) {
 	t.Parallel()
 	for try := range 60 {

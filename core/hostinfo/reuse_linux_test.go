@@ -17,8 +17,9 @@ import (
 // insideVariable makes the test binary the first process of a namespace of process numbers.
 const insideVariable = "RBEE_TEST_PID_NAMESPACE"
 
-// FAULTS C-31: a worker ends, and its number is given to another process, which must never be signalled. Numbers are only given again at once where
-// one can say which comes next: in a namespace of one's own.
+// FAULTS C-31: a worker ends, and its number is given to another process, which must never be
+// signalled. Numbers are only given again at once where one can say which comes next: in a
+// namespace of one's own.
 func TestReusedPidIsNeverSignalled(t *testing.T) {
 	if os.Getenv(insideVariable) != "" {
 		reusedPid(t)
@@ -62,7 +63,8 @@ func reusedPid(t *testing.T) {
 	must.Eq(t, "signal", lines.Text())
 }
 
-// reuse ends a process and starts another one that has its number. A thread of this process may be faster, and keeps the number then: another try.
+// reuse ends a process and starts another one that has its number. A thread of this process may be
+// faster, and keeps the number then: another try.
 func reuse(t *testing.T) (old Identity, stranger *exec.Cmd, lines *bufio.Scanner) {
 	t.Helper()
 	for range 200 {

@@ -161,8 +161,8 @@ func (s *scanner) take(c byte) bool {
 	return false
 }
 
-// object walks over the outermost object. It calls member with each key, quotes included, and member
-// walks over the value.
+// object walks over the outermost object. It calls member with each key, quotes included, and
+// member walks over the value.
 func (s *scanner) object(member func(key []byte) (bool, error)) error {
 	s.i++
 	s.space()

@@ -27,8 +27,8 @@ type Query struct {
 	Key       string // who asks: the id of a token; empty: unknown
 	// Tried are the workers that this request was sent to in vain: they are not chosen.
 	Tried []core.Worker
-	// ContextOver asks for a worker with more positions per slot than that; 0: any. A shorter one has
-	// refused the request.
+	// ContextOver asks for a worker with more positions per slot than that; 0: any. A shorter one
+	// has refused the request.
 	ContextOver int
 	// Other asks for a worker that is ready now: Route neither waits nor starts one.
 	Other bool
@@ -45,8 +45,8 @@ type Router interface {
 	// worker serves it, Route has one started and waits for it. Errors: NotFound for an unknown
 	// model (with the nearest names as hint), Unavailable or TooLarge when no worker can be had
 	// (with the reason per hive), DeadlineExceeded after Patience, those of ctx. With an error the
-	// lease holds only the refusals, and there is nothing to release. *Busy where all workers of the
-	// model have as many requests as they should have: Route does not wait for a free slot.
+	// lease holds only the refusals, and there is nothing to release. *Busy where all workers of
+	// the model have as many requests as they should have: Route does not wait for a free slot.
 	Route(ctx context.Context, q Query) (Lease, error)
 }
 
@@ -79,8 +79,8 @@ type Signs struct {
 	Progress bool          // it tells its progress at all
 }
 
-// NewLease returns a lease on the first of the ranked workers. signs may be called at any time, also
-// concurrently; nil: there are none. release is called once.
+// NewLease returns a lease on the first of the ranked workers. signs may be called at any time,
+// also concurrently; nil: there are none. release is called once.
 func NewLease(ranked []core.Candidate, refused []core.RouteRefusal, signs func() Signs, release func(Outcome)) Lease {
 	if signs == nil {
 		signs = func() Signs { return Signs{} }
@@ -161,8 +161,8 @@ type Options struct {
 	ProgressAfter    time.Duration // silence before a waiting stream gets progress comments; 0: 5 seconds
 	ProgressInterval time.Duration // between progress comments; 0: 2 seconds
 
-	// FirstTokenTimeout bounds the time until the first byte of an answer in which the worker makes no
-	// progress either; 0: 5 minutes. For an answer that is not streamed it is the whole of it.
+	// FirstTokenTimeout bounds the time until the first byte of an answer in which the worker makes
+	// no progress either; 0: 5 minutes. For an answer that is not streamed it is the whole of it.
 	FirstTokenTimeout time.Duration
 	TokenTimeout      time.Duration // between two events of a stream; 0: 1 minute
 	HungTimeout       time.Duration // for a worker that neither sends anything nor tells its state; 0: 15 seconds

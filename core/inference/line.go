@@ -18,8 +18,8 @@ const (
 	codeTimeout = "queue_timeout"
 )
 
-// lines are the requests that wait for a free slot, a line for each name of a model. A line is there
-// only while somebody waits in it. The zero value is ready but for limit.
+// lines are the requests that wait for a free slot, a line for each name of a model. A line is
+// there only while somebody waits in it. The zero value is ready but for limit.
 type lines struct {
 	limit int // of one line
 

@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// drainTime bounds how long a stream may go on after its [DONE] before its connection is given up.
+	// drainTime bounds how long a stream may go on after its [DONE] before its connection is given
+	// up.
 	drainTime = 100 * time.Millisecond
 	// maxAnswer bounds an answer that is not streamed, in bytes.
 	maxAnswer = 64 << 20
@@ -99,8 +100,8 @@ func (c *call) count(sp *sse.Splitter, events int) {
 	c.lastToken = now
 }
 
-// drain reads what comes after [DONE], which must be nothing: then the connection can be used again.
-// Otherwise the caller closes it unread.
+// drain reads what comes after [DONE], which must be nothing: then the connection can be used
+// again. Otherwise the caller closes it unread.
 func drain(body io.Reader, cancel context.CancelFunc) {
 	timer := time.AfterFunc(drainTime, cancel)
 	defer timer.Stop()

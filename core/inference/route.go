@@ -96,7 +96,8 @@ func (p *progress) stop() {
 	}
 }
 
-// comment returns a line that clients ignore. No blank line follows, which OpenAI's Go client takes for an event.
+// comment returns a line that clients ignore. No blank line follows, which OpenAI's Go client takes
+// for an event.
 func comment(text string) []byte {
 	line := append([]byte(": "), strings.Map(func(r rune) rune {
 		if r < ' ' {

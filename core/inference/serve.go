@@ -24,8 +24,8 @@ const (
 	retryRatio, retryReserve = 0.2, 10
 	// maxRefusal bounds what is read of a refusal, in bytes.
 	maxRefusal = 16 << 10
-	// A worker with a full queue is asked again after fullBusy; one that says otherwise that it takes
-	// no request after the time it gives, at most maxBusy, or defaultBusy.
+	// A worker with a full queue is asked again after fullBusy; one that says otherwise that it
+	// takes no request after the time it gives, at most maxBusy, or defaultBusy.
 	fullBusy, defaultBusy, maxBusy = 250 * time.Millisecond, time.Second, 30 * time.Second
 
 	codeOverloaded = openai.CodeOverloaded

@@ -240,7 +240,8 @@ func TestServeRefusesDeadlyRequest(t *testing.T) {
 	})
 }
 
-// Requests wait in order for a slot, not more than the line is long and not longer than the timeout.
+// Requests wait in order for a slot, not more than the line is long and not longer than the
+// timeout.
 func TestServeQueue(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -360,8 +361,8 @@ func TestServeWorkerFull(t *testing.T) {
 	})
 }
 
-// A worker that refuses a request for its length is no failure: one with more room is asked, and the
-// refusal is passed on where there is none.
+// A worker that refuses a request for its length is no failure: one with more room is asked, and
+// the refusal is passed on where there is none.
 func TestServeContextLength(t *testing.T) {
 	t.Parallel()
 	body := `{"error":{"message":"too long","type":"x","param":null,"code":"context_length_exceeded"}}`

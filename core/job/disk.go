@@ -17,8 +17,9 @@ import (
 var errRestarted = core.WithHint(core.E("", core.Unavailable, errors.New("the agent was restarted while the job ran")),
 	"Submit the request again: what was fetched already is kept.")
 
-// Open is New for a Manager that keeps its jobs in Options.Dir: those of an earlier one are found again. A job that ran when that one died is found as
-// failed, with all its events. Errors: Internal when the folder cannot be used.
+// Open is New for a Manager that keeps its jobs in Options.Dir: those of an earlier one are found
+// again. A job that ran when that one died is found as failed, with all its events. Errors:
+// Internal when the folder cannot be used.
 func Open(opts Options) (*Manager, error) {
 	m := New(opts)
 	_, missing := os.Stat(m.opts.Dir)
@@ -38,7 +39,8 @@ func Open(opts Options) (*Manager, error) {
 		path := filepath.Join(m.opts.Dir, e.Name())
 		switch {
 		case strings.HasSuffix(e.Name(), logSuffix+".new"), isLog && err == nil && node != m.opts.Owner:
-			// Half a file, or a job of the time when this machine had another id: nobody can ask for it.
+			// Half a file, or a job of the time when this machine had another id: nobody can ask
+			// for it.
 			err = os.Remove(path)
 		case isLog && err == nil && e.Type().IsRegular():
 			err = m.load(id, path)
@@ -105,7 +107,8 @@ func (m *Manager) load(id, path string) error {
 	return err
 }
 
-// pruneLocked forgets ended jobs until what is kept is within the bounds, and returns the files to remove.
+// pruneLocked forgets ended jobs until what is kept is within the bounds, and returns the files to
+// remove.
 func (m *Manager) pruneLocked() (files []string) {
 	var bytes int64
 	for _, j := range m.ended {
@@ -138,7 +141,8 @@ func (m *Manager) remove(files []string) {
 	}
 }
 
-// keep writes a job's events to its file, and shows them to the readers when they are there, until the end of the job is.
+// keep writes a job's events to its file, and shows them to the readers when they are there, until
+// the end of the job is.
 func (m *Manager) keep(j *job, l *logFile) {
 	defer l.close()
 	broken := false

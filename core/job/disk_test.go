@@ -115,7 +115,8 @@ func TestJobsAreFoundAgain(t *testing.T) {
 	must.Eq(t, 0o600, info.Mode().Perm())
 }
 
-// What a reader has seen is still there when the agent was killed, whenever that was, and the numbers go on.
+// What a reader has seen is still there when the agent was killed, whenever that was, and the
+// numbers go on.
 func TestJobThatRanWhenItsAgentWasKilled(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")

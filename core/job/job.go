@@ -1,4 +1,5 @@
-// Package job runs operations as jobs: lifecycle, numbered events that can be resumed, cancellation.
+// Package job runs operations as jobs: lifecycle, numbered events that can be resumed,
+// cancellation.
 package job
 
 import (
@@ -53,17 +54,23 @@ type Options struct {
 	MaxBytes  int64            // of the files of ended jobs; 0: DefaultMaxBytes
 	// Dir is the folder in which Open keeps the jobs, one file for each; New does not look at it.
 	//
-	// An event is in the file before anybody sees it, so that it outlasts the agent, killed or not. The end of a job, with its result, is flushed to the
-	// disk before anybody sees it, and so outlasts a loss of power; earlier events may not, and a reader who has seen some that are lost gets the end
-	// of the job with the next number. Operations that are private (core.OperationSpec) are kept in memory only. Where a file cannot be written, the job goes on.
+	// An event is in the file before anybody sees it, so that it outlasts the agent, killed or not.
+	// The end of a job, with its result, is flushed to the disk before anybody sees it, and so
+	// outlasts a loss of power; earlier events may not, and a reader who has seen some that are
+	// lost gets the end of the job with the next number. Operations that are private
+	// (core.OperationSpec) are kept in memory only. Where a file cannot be written, the job goes
+	// on.
 	Dir string
-	// Trouble is told of a job whose file cannot be written, read or removed; nil: nobody. It must not call the Manager.
+	// Trouble is told of a job whose file cannot be written, read or removed; nil: nobody. It must
+	// not call the Manager.
 	Trouble func(id string, err error)
-	// Panicked is told of an operation that panicked, with the stack; nil: nobody. It must not call the Manager.
+	// Panicked is told of an operation that panicked, with the stack; nil: nobody. It must not call
+	// the Manager.
 	Panicked func(id string, op core.Operation, value any, stack []byte)
 }
 
-// Manager owns the jobs of one agent: those of its hive and those of its queen. Methods may be called concurrently.
+// Manager owns the jobs of one agent: those of its hive and those of its queen. Methods may be
+// called concurrently.
 type Manager struct {
 	opts Options
 	wg   sync.WaitGroup // running operations
@@ -112,11 +119,12 @@ type job struct {
 	kick      chan struct{} // holds one: there is something in the queue
 }
 
-// Start runs fn as a new job and returns it at once. The job belongs to the manager, not to the caller's request: only Cancel and Close
-// end its context. What fn returns becomes the result as JSON (nil: no result), its error the failure; a panic is an Internal failure.
+// Start runs fn as a new job and returns it at once. The job belongs to the manager, not to the
+// caller's request: only Cancel and Close end its context. What fn returns becomes the result as
+// JSON (nil: no result), its error the failure; a panic is an Internal failure.
 //
-// A requestID that a kept job already has returns that job, and fn is not run; an empty one is never the same as another.
-// After Close the job fails at once as Unavailable.
+// A requestID that a kept job already has returns that job, and fn is not run; an empty one is
+// never the same as another. After Close the job fails at once as Unavailable.
 func (m *Manager) Start(op core.Operation, requestID string, fn func(ctx context.Context, r *Run) (any, error)) core.Job {
 	j, kept := m.start(op, requestID, fn)
 	<-kept // it has its file: from now on it is found again, whatever happens to the agent
@@ -262,7 +270,8 @@ func (m *Manager) endLocked(j *job, state core.JobState, result json.RawMessage,
 	}
 }
 
-// emitLocked numbers an event and shows it to the readers, or has both done when it is in the job's file.
+// emitLocked numbers an event and shows it to the readers, or has both done when it is in the job's
+// file.
 func (m *Manager) emitLocked(j *job, e core.Event) {
 	e.At = m.opts.Now()
 	if j.kick == nil {
@@ -292,7 +301,8 @@ func (m *Manager) publishLocked(j *job, e core.Event) {
 	j.changed = make(chan struct{})
 }
 
-// copyLocked is the job for a caller. Result and Error are written once and never changed, so they are shared.
+// copyLocked is the job for a caller. Result and Error are written once and never changed, so they
+// are shared.
 func (j *job) copyLocked() core.Job { return j.view }
 
 func (m *Manager) find(id string) (*job, error) {
@@ -327,7 +337,8 @@ func (m *Manager) ByRequest(requestID string) (core.Job, bool) {
 	return j.copyLocked(), true
 }
 
-// List returns the running and the kept ended jobs, newest first, those that are private without their results.
+// List returns the running and the kept ended jobs, newest first, those that are private without
+// their results.
 func (m *Manager) List() []core.Job {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -343,8 +354,8 @@ func (m *Manager) List() []core.Job {
 	return list
 }
 
-// Cancel asks a job to stop and returns it as it is now; it ends, as JobCancelled, when its operation has cleaned up.
-// A job that has ended stays as it is. Errors: NotFound.
+// Cancel asks a job to stop and returns it as it is now; it ends, as JobCancelled, when its
+// operation has cleaned up. A job that has ended stays as it is. Errors: NotFound.
 func (m *Manager) Cancel(id string) (core.Job, error) {
 	j, err := m.find(id)
 	if err != nil {
@@ -356,9 +367,10 @@ func (m *Manager) Cancel(id string) (core.Job, error) {
 	return j.copyLocked(), nil
 }
 
-// Events calls emit for every kept event with a greater number than after, in order, then for new ones as they happen. It returns nil
-// after the end event, the error of emit, or ctx's. Any number of readers may follow a job, and a slow one holds up nobody: where it falls
-// behind by more than the kept events, the oldest progress is missing for it. Errors: NotFound.
+// Events calls emit for every kept event with a greater number than after, in order, then for new
+// ones as they happen. It returns nil after the end event, the error of emit, or ctx's. Any number
+// of readers may follow a job, and a slow one holds up nobody: where it falls behind by more than
+// the kept events, the oldest progress is missing for it. Errors: NotFound.
 func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
 	j, err := m.find(id)
 	if err != nil {
@@ -404,8 +416,8 @@ func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(
 	}
 }
 
-// Close cancels all jobs and waits until their operations have returned. No job starts afterwards; what there is can still be read.
-// The error is ctx's, when an operation does not end in time.
+// Close cancels all jobs and waits until their operations have returned. No job starts afterwards;
+// what there is can still be read. The error is ctx's, when an operation does not end in time.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.closed = true

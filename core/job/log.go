@@ -17,16 +17,19 @@ import (
 
 const (
 	logSuffix = ".log"
-	// maxLogBytes is when a job's file is written anew with the events that are kept of it; the events after that are appended again.
+	// maxLogBytes is when a job's file is written anew with the events that are kept of it; the
+	// events after that are appended again.
 	maxLogBytes = 2 << 20
-	// maxReadBytes bounds what is read of a file, and maxLineBytes one line, which holds at most one result.
+	// maxReadBytes bounds what is read of a file, and maxLineBytes one line, which holds at most
+	// one result.
 	maxReadBytes = 64 << 20
 	maxLineBytes = maxResultBytes + 64<<10
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// header is the first line of a job's file. The request itself is not kept: it may hold what is nobody else's business.
+// header is the first line of a job's file. The request itself is not kept: it may hold what is
+// nobody else's business.
 type header struct {
 	ID        string         `json:"id"`
 	Operation core.Operation `json:"operation"`
@@ -57,8 +60,9 @@ func readLine(line []byte, v any) bool {
 	return dec.Decode(v) == nil
 }
 
-// readLog reads a job's file. What follows the last whole line, as a machine that loses its power leaves it, does not count: good is the length of what does.
-// Errors: Integrity where not even the first line is whole, Internal.
+// readLog reads a job's file. What follows the last whole line, as a machine that loses its power
+// leaves it, does not count: good is the length of what does. Errors: Integrity where not even the
+// first line is whole, Internal.
 func readLog(r io.Reader) (h header, events []core.Event, good int64, err error) {
 	in := bufio.NewScanner(io.LimitReader(r, maxReadBytes))
 	in.Buffer(nil, maxLineBytes)
@@ -140,8 +144,9 @@ func (l *logFile) write(b []byte) error {
 	return core.E("keep a job", core.Internal, err)
 }
 
-// add writes events, the last ones for good when the job has ended: then they outlast a loss of power, before that the end of the agent only.
-// kept are all events that are to be in the file from now on, for when it has become too long.
+// add writes events, the last ones for good when the job has ended: then they outlast a loss of
+// power, before that the end of the agent only. kept are all events that are to be in the file from
+// now on, for when it has become too long.
 func (l *logFile) add(events []core.Event, kept func() []core.Event) error {
 	var b []byte
 	ended := false

@@ -12,7 +12,8 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// What people ask a model, and what it answers, is on no disk, and is not shown to who lists the jobs.
+// What people ask a model, and what it answers, is on no disk, and is not shown to who lists the
+// jobs.
 func TestPrivateJobsAreInMemoryOnly(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")

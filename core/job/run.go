@@ -16,7 +16,8 @@ const (
 	maxMessageBytes = 8 << 10
 )
 
-// Run is a running job as its operation sees it. Methods may be called concurrently; after the operation returned they do nothing.
+// Run is a running job as its operation sees it. Methods may be called concurrently; after the
+// operation returned they do nothing.
 type Run struct {
 	m  *Manager
 	j  *job
@@ -26,8 +27,9 @@ type Run struct {
 // ID returns the job's id.
 func (r *Run) ID() string { return r.id }
 
-// Progress tells how far a phase is. It may be called as often as one likes: at most ten events a second come of one phase, and the last
-// state of a phase always becomes an event, before a log line or another phase that follows it. What did not change makes no event.
+// Progress tells how far a phase is. It may be called as often as one likes: at most ten events a
+// second come of one phase, and the last state of a phase always becomes an event, before a log
+// line or another phase that follows it. What did not change makes no event.
 func (r *Run) Progress(p core.Progress) {
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
@@ -55,7 +57,8 @@ func (r *Run) Log(format string, args ...any) {
 	}
 }
 
-// flushLocked makes events of the progress that is due, or of all, and sees to it that the rest follows in time.
+// flushLocked makes events of the progress that is due, or of all, and sees to it that the rest
+// follows in time.
 func (m *Manager) flushLocked(j *job, all bool) {
 	ps := &j.phases
 	if ps.timer != nil {
@@ -74,7 +77,8 @@ func (m *Manager) flushLocked(j *job, all bool) {
 		if p.pending && (next.IsZero() || p.next.Before(next)) {
 			next = p.next
 		}
-		// A phase that has been quiet is forgotten once others push it out, so that a thousand files are not a thousand phases.
+		// A phase that has been quiet is forgotten once others push it out, so that a thousand
+		// files are not a thousand phases.
 		return due && len(ps.list) > maxQuietPhases
 	})
 	if all || next.IsZero() {
@@ -118,7 +122,8 @@ func (ps *phases) set(p core.Progress) {
 	}
 }
 
-// history is the kept events of a job, in memory while it runs, and afterwards where it has no file.
+// history is the kept events of a job, in memory while it runs, and afterwards where it has no
+// file.
 type history struct {
 	max     int
 	events  []core.Event
@@ -126,7 +131,8 @@ type history struct {
 	dropped bool // they are in the file only
 }
 
-// add keeps an event. Over the bounds the oldest progress goes first, then the oldest log line; result and end always stay.
+// add keeps an event. Over the bounds the oldest progress goes first, then the oldest log line;
+// result and end always stay.
 func (h *history) add(e core.Event) {
 	h.events = append(h.events, e)
 	h.bytes += weight(e)

@@ -19,7 +19,8 @@ type service struct {
 }
 
 func (s service) Submit(_ context.Context, req *jobv1.SubmitRequest) (*jobv1.SubmitResponse, error) {
-	// Before the request is read: one of an operation that came later may have fields that came later.
+	// Before the request is read: one of an operation that came later may have fields that came
+	// later.
 	op := req.GetOperation()
 	if op != "" {
 		if err := s.m.Knows(core.Operation(op)); err != nil {

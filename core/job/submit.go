@@ -7,7 +7,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Func does what a request asks for and returns its result, which becomes JSON. It honours ctx, and returns success only after the effect was observed.
+// Func does what a request asks for and returns its result, which becomes JSON. It honours ctx, and
+// returns success only after the effect was observed.
 type Func func(ctx context.Context, r core.Request, run *Run) (any, error)
 
 // Typed is a function with a result of its own type as a Func, whose result is nil with an error.
@@ -21,14 +22,16 @@ func Typed[T any](f func(ctx context.Context, r core.Request, run *Run) (T, erro
 	}
 }
 
-// Handle adds the functions of operations. It is called before the first Submit, by each part of the agent that runs operations.
+// Handle adds the functions of operations. It is called before the first Submit, by each part of
+// the agent that runs operations.
 func (m *Manager) Handle(funcs map[core.Operation]Func) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	maps.Copy(m.funcs, funcs)
 }
 
-// Knows says whether there is a function for an operation. Errors: Unsupported: the queen that asks may be newer than this agent.
+// Knows says whether there is a function for an operation. Errors: Unsupported: the queen that asks
+// may be newer than this agent.
 func (m *Manager) Knows(op core.Operation) error {
 	_, err := m.function(op)
 	return err

@@ -33,7 +33,8 @@ const (
 	maxNameBytes    = 64 // of an organizational unit, X.520
 )
 
-// CA signs the certificates of a cluster's nodes. It is immutable, safe for concurrent use, and does not show its key when formatted.
+// CA signs the certificates of a cluster's nodes. It is immutable, safe for concurrent use, and
+// does not show its key when formatted.
 type CA struct {
 	cluster string
 	cert    *x509.Certificate
@@ -41,7 +42,8 @@ type CA struct {
 	key     *ecdsa.PrivateKey
 }
 
-// NewCA makes the CA of a new cluster. The name is for people. Errors: Invalid for an id that is not 8 to 32 hex digits or a name over 64 bytes.
+// NewCA makes the CA of a new cluster. The name is for people. Errors: Invalid for an id that is
+// not 8 to 32 hex digits or a name over 64 bytes.
 func NewCA(clusterID, name string, now time.Time) (*CA, error) {
 	if !isClusterID(clusterID) {
 		return nil, core.WithHint(core.Errorf("make a CA", core.Invalid, "%q is not a cluster id", clusterID), "A cluster id is 8 to 32 lower-case hex digits.")
@@ -75,7 +77,8 @@ func NewCA(clusterID, name string, now time.Time) (*CA, error) {
 	return &CA{cluster: clusterID, cert: cert, certPEM: encodePEM(blockCertificate, der), key: key}, core.E("make a CA", core.Internal, err)
 }
 
-// ParseCA reads a CA's certificate and key, both PEM. Of several certificates the first is the CA's. Errors: Integrity.
+// ParseCA reads a CA's certificate and key, both PEM. Of several certificates the first is the
+// CA's. Errors: Integrity.
 func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
 	certs, err := parseCertificates(certPEM)
 	if err != nil {
@@ -116,11 +119,14 @@ func (c *CA) Fingerprint() string { return fingerprint(c.cert) }
 // Format shows which CA it is, and never its key.
 func (c *CA) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "CA of cluster %s", c.cluster) }
 
-// Sign signs the certificate of node n (its Cluster, ID, Roles and Name) for the key of a PKCS #10 request (DER). Of the request only the key and
-// the common name, which must be the node id, count. A queen's certificate is also valid for localhost, the loopback addresses and the hosts (DNS
-// names, addresses), as browsers and OpenAI clients check those alone. A node that is no queen serves no such client: its certificate names no host,
-// and could not pass for a queen's. A ttl of 0 is DefaultTTL; no certificate outlives the CA's. The returned node is that of the new certificate.
-// Errors: Invalid for a request, node or host that cannot be; Unavailable when the CA's certificate has ended.
+// Sign signs the certificate of node n (its Cluster, ID, Roles and Name) for the key of a PKCS #10
+// request (DER). Of the request only the key and the common name, which must be the node id, count.
+// A queen's certificate is also valid for localhost, the loopback addresses and the hosts (DNS
+// names, addresses), as browsers and OpenAI clients check those alone. A node that is no queen
+// serves no such client: its certificate names no host, and could not pass for a queen's. A ttl of
+// 0 is DefaultTTL; no certificate outlives the CA's. The returned node is that of the new
+// certificate. Errors: Invalid for a request, node or host that cannot be; Unavailable when the
+// CA's certificate has ended.
 func (c *CA) Sign(csrDER []byte, n Node, hosts []string, ttl time.Duration, now time.Time) (certPEM []byte, node Node, err error) {
 	key, err := requestKey(csrDER, n.ID)
 	if err != nil {
@@ -268,7 +274,8 @@ func NewKey() (Secret, error) {
 	return encodeKey(key), nil
 }
 
-// NewRequest makes the certificate request of a node: PKCS #10, DER. Errors: Integrity for a key that is not one of NewKey.
+// NewRequest makes the certificate request of a node: PKCS #10, DER. Errors: Integrity for a key
+// that is not one of NewKey.
 func NewRequest(keyPEM []byte, nodeID string) (csrDER []byte, err error) {
 	key, err := parseKey(keyPEM)
 	if err != nil {
@@ -278,7 +285,8 @@ func NewRequest(keyPEM []byte, nodeID string) (csrDER []byte, err error) {
 	return der, core.E("make a certificate request", core.Internal, err)
 }
 
-// Fingerprint is that of the first certificate, as join tokens have it: SHA-256 of the DER, lower-case base32 without padding. Errors: Integrity.
+// Fingerprint is that of the first certificate, as join tokens have it: SHA-256 of the DER,
+// lower-case base32 without padding. Errors: Integrity.
 func Fingerprint(certPEM []byte) (string, error) {
 	certs, err := parseCertificates(certPEM)
 	if err != nil {

@@ -28,15 +28,17 @@ const (
 	maxFileBytes = 1 << 20
 )
 
-// Files name an identity that is not kept in the data folder, as the tls block of a configuration does.
+// Files name an identity that is not kept in the data folder, as the tls block of a configuration
+// does.
 type Files struct {
 	CA, Certificate, Key string // paths; PEM
 	Name                 string // of the node; empty: what the certificate says
 	RPCAddress           string // host:port
 }
 
-// Load reads the identity in a data folder. Errors: NotFound when the node is in no cluster, Forbidden when other users could read its keys,
-// Integrity when parts are damaged, missing or do not belong together.
+// Load reads the identity in a data folder. Errors: NotFound when the node is in no cluster,
+// Forbidden when other users could read its keys, Integrity when parts are damaged, missing or do
+// not belong together.
 func Load(dataDir string) (*Identity, error) {
 	dir := filepath.Join(dataDir, Folder)
 	root, err := os.OpenRoot(dir)
@@ -81,8 +83,9 @@ func Load(dataDir string) (*Identity, error) {
 	return i, nil
 }
 
-// LoadFiles reads an identity whose files the configuration names. It has no seal key, and nothing of it is ever written; Reload reads it again.
-// Errors: NotFound for a file that is not there, Forbidden when everybody could read the key, Integrity.
+// LoadFiles reads an identity whose files the configuration names. It has no seal key, and nothing
+// of it is ever written; Reload reads it again. Errors: NotFound for a file that is not there,
+// Forbidden when everybody could read the key, Integrity.
 func LoadFiles(f Files) (*Identity, error) {
 	var parts [3][]byte
 	for n, path := range []string{f.CA, f.Certificate, f.Key} {
@@ -116,7 +119,8 @@ func LoadFiles(f Files) (*Identity, error) {
 	return i, nil
 }
 
-// Reload makes what LoadFiles read that of the files now, if they are in order and of the same node. Errors: as LoadFiles, Conflict for another node.
+// Reload makes what LoadFiles read that of the files now, if they are in order and of the same
+// node. Errors: as LoadFiles, Conflict for another node.
 func (i *Identity) Reload(f Files) error {
 	i.write.Lock()
 	defer i.write.Unlock()
@@ -132,8 +136,9 @@ func (i *Identity) Reload(f Files) error {
 	return nil
 }
 
-// Create writes a new identity into a data folder, whole or not at all, and returns it. Errors: Conflict when there is one, Integrity when the parts
-// do not belong together, Invalid for a seal key on a node that is no queen.
+// Create writes a new identity into a data folder, whole or not at all, and returns it. Errors:
+// Conflict when there is one, Integrity when the parts do not belong together, Invalid for a seal
+// key on a node that is no queen.
 func Create(dataDir string, m Material) (*Identity, error) {
 	s, err := build(info{ClusterName: m.ClusterName, Name: m.Name, RPCAddress: m.RPCAddress, AddressFound: m.AddressFound}, slices.Clone(m.CAPEM), slices.Clone(m.NodePEM), slices.Clone(m.Key), slices.Clone(m.SealKey))
 	if err != nil {
@@ -168,9 +173,10 @@ func Create(dataDir string, m Material) (*Identity, error) {
 	return i, nil
 }
 
-// Replace takes a renewed certificate and the CA's certificates of now into use, on disk and in memory. Connections that stand, and handshakes that
-// are under way, are not touched. The key stays. Errors: Conflict for a certificate of another node, Integrity when it is not for this node's key
-// or not signed by one of the CAs, Unsupported when the files are the configuration's.
+// Replace takes a renewed certificate and the CA's certificates of now into use, on disk and in
+// memory. Connections that stand, and handshakes that are under way, are not touched. The key
+// stays. Errors: Conflict for a certificate of another node, Integrity when it is not for this
+// node's key or not signed by one of the CAs, Unsupported when the files are the configuration's.
 func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	i.write.Lock()
 	defer i.write.Unlock()
@@ -188,7 +194,8 @@ func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	if s.node.ID != old.node.ID || s.node.Cluster != old.node.Cluster {
 		return otherNode()
 	}
-	// At no moment may the disk have a certificate without its CA: first all CAs, then the certificate, then the CAs that stay.
+	// At no moment may the disk have a certificate without its CA: first all CAs, then the
+	// certificate, then the CAs that stay.
 	both, err := union(s.caPEM, old.caPEM)
 	if err != nil {
 		return err
@@ -229,8 +236,9 @@ func (i *Identity) SetRPCAddress(address string) error {
 	return nil
 }
 
-// GossipKeys are the keys of the gossip pool that were last kept with SetGossipKeys: with them a node finds the others before anybody told it the
-// newest. Errors: NotFound when there are none, Integrity.
+// GossipKeys are the keys of the gossip pool that were last kept with SetGossipKeys: with them a
+// node finds the others before anybody told it the newest. Errors: NotFound when there are none,
+// Integrity.
 func (i *Identity) GossipKeys() (Secrets, error) {
 	b, err := i.get(fileGossip)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -242,7 +250,8 @@ func (i *Identity) GossipKeys() (Secrets, error) {
 	return decodeGossipKeys(b)
 }
 
-// SetGossipKeys keeps the keys of the gossip pool, the one in use first. Errors: Invalid, Unsupported when the files are the configuration's.
+// SetGossipKeys keeps the keys of the gossip pool, the one in use first. Errors: Invalid,
+// Unsupported when the files are the configuration's.
 func (i *Identity) SetGossipKeys(keys Secrets) error {
 	b, err := encodeGossipKeys(keys)
 	if err != nil {
@@ -253,7 +262,8 @@ func (i *Identity) SetGossipKeys(keys Secrets) error {
 	return i.put(fileGossip, b)
 }
 
-// Remove forgets the identity in a data folder: the node is in no cluster then. Removing none changes nothing.
+// Remove forgets the identity in a data folder: the node is in no cluster then. Removing none
+// changes nothing.
 func Remove(dataDir string) error {
 	dir := filepath.Join(dataDir, Folder)
 	gone, err := os.MkdirTemp(dataDir, "."+Folder+"-*")
@@ -318,7 +328,8 @@ func writeFolder(dataDir, dir string, files map[string][]byte) error {
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
 		return core.WithHint(core.E(op, core.Internal, err), "Choose another folder with -data-dir or data_dir = ….")
 	}
-	// A folder whose own name is not on the disk takes everything along. The one above may be closed to this user, unless this one was just made there.
+	// A folder whose own name is not on the disk takes everything along. The one above may be
+	// closed to this user, unless this one was just made there.
 	if err := syncDir(filepath.Dir(filepath.Clean(dataDir))); err != nil && missing != nil {
 		return err
 	}

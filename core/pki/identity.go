@@ -17,8 +17,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Identity is who this node is in its cluster: its certificate and key, the CA's certificates, and for queens the key that opens sealed settings.
-// It is safe for concurrent use: what it hands out for TLS always follows the newest certificate. It does not show its keys when formatted.
+// Identity is who this node is in its cluster: its certificate and key, the CA's certificates, and
+// for queens the key that opens sealed settings. It is safe for concurrent use: what it hands out
+// for TLS always follows the newest certificate. It does not show its keys when formatted.
 type Identity struct {
 	dir string // the cluster folder; empty: files named by the configuration, nothing is ever written
 
@@ -47,7 +48,8 @@ type info struct {
 	Name        string      `json:"name"`
 	Roles       []core.Role `json:"roles"`
 	RPCAddress  string      `json:"rpc_address"`
-	// Nobody said the address in so many words: it was found out, and may be found out anew. Absent in identities of before there was it.
+	// Nobody said the address in so many words: it was found out, and may be found out anew. Absent
+	// in identities of before there was it.
 	AddressFound bool `json:"address_found,omitempty"`
 	// The address has changed since the cluster signed the certificate.
 	AddressNew bool `json:"address_new,omitempty"`
@@ -73,7 +75,8 @@ func (m Material) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "identity of %s in %s", m.Name, m.ClusterName)
 }
 
-// build checks that all parts belong together. It looks at no clock: a certificate that has ended is one that has to be renewed, not a broken file.
+// build checks that all parts belong together. It looks at no clock: a certificate that has ended
+// is one that has to be renewed, not a broken file.
 func build(i info, caPEM, nodePEM []byte, key, sealKey Secret) (*state, error) {
 	cas, err := parseCertificates(caPEM)
 	if err != nil {
@@ -131,7 +134,8 @@ func build(i info, caPEM, nodePEM []byte, key, sealKey Secret) (*state, error) {
 	if i.ClusterName == "" && len(cas[0].Subject.OrganizationalUnit) == 1 {
 		i.ClusterName = cas[0].Subject.OrganizationalUnit[0]
 	}
-	// The CA's certificate goes along, so that a machine which joins can compare it with the fingerprint in its token.
+	// The CA's certificate goes along, so that a machine which joins can compare it with the
+	// fingerprint in its token.
 	chain := [][]byte{}
 	for _, c := range chains[0] {
 		chain = append(chain, c.Raw)
@@ -178,11 +182,13 @@ func (i *Identity) Has(r core.Role) bool { return i.state.Load().node.Has(r) }
 // RPCAddress is where others reach the node's RPC port: host:port.
 func (i *Identity) RPCAddress() string { return i.state.Load().info.RPCAddress }
 
-// AddressFound says that RPCAddress was found out, so that it may be another one by now, rather than given as one to advertise.
+// AddressFound says that RPCAddress was found out, so that it may be another one by now, rather
+// than given as one to advertise.
 func (i *Identity) AddressFound() bool { return i.state.Load().info.AddressFound }
 
-// Outdated reports whether the cluster is to sign a new certificate at once: it does not know the node's address yet, a queen's certificate is not for that
-// address, or one of before is for host names although the node is no queen.
+// Outdated reports whether the cluster is to sign a new certificate at once: it does not know the
+// node's address yet, a queen's certificate is not for that address, or one of before is for host
+// names although the node is no queen.
 func (i *Identity) Outdated() bool {
 	s := i.state.Load()
 	if !s.node.Has(core.RoleQueen) {
@@ -192,7 +198,8 @@ func (i *Identity) Outdated() bool {
 	return s.info.AddressNew || err == nil && !i.ValidFor(host)
 }
 
-// ValidFor reports whether the certificate names a host, so that clients that reach the node there accept it.
+// ValidFor reports whether the certificate names a host, so that clients that reach the node there
+// accept it.
 func (i *Identity) ValidFor(host string) bool {
 	return i.state.Load().tls.Leaf.VerifyHostname(host) == nil
 }
@@ -200,10 +207,12 @@ func (i *Identity) ValidFor(host string) bool {
 // CAPEM are the CA's certificates, the one that signs first.
 func (i *Identity) CAPEM() []byte { return slices.Clone(i.state.Load().caPEM) }
 
-// SealKey opens sealed settings of the registry. It is nil on a hive, and in a cluster whose certificates are made elsewhere.
+// SealKey opens sealed settings of the registry. It is nil on a hive, and in a cluster whose
+// certificates are made elsewhere.
 func (i *Identity) SealKey() Secret { return slices.Clone(i.state.Load().sealKey) }
 
-// Proof returns what only those who may read the files of this node can make of a message: a MAC by the node's key.
+// Proof returns what only those who may read the files of this node can make of a message: a MAC by
+// the node's key.
 func (i *Identity) Proof(message []byte) []byte {
 	key := sha256.Sum256(i.state.Load().key)
 	mac := hmac.New(sha256.New, key[:])
@@ -212,13 +221,15 @@ func (i *Identity) Proof(message []byte) []byte {
 	return mac.Sum(nil)
 }
 
-// Certificate is the node's, with its key and the chain up to and including the CA's. It is not to be changed.
+// Certificate is the node's, with its key and the chain up to and including the CA's. It is not to
+// be changed.
 func (i *Identity) Certificate() *tls.Certificate { return i.state.Load().tls }
 
 // Roots are the CA's certificates. They are not to be changed.
 func (i *Identity) Roots() *x509.CertPool { return i.state.Load().roots }
 
-// RenewAt is when the certificate should be replaced: at a third of its life left, which began when it was made.
+// RenewAt is when the certificate should be replaced: at a third of its life left, which began when
+// it was made.
 func (i *Identity) RenewAt() time.Time {
 	s := i.state.Load()
 	life := s.node.NotAfter.Sub(s.began.Add(backdate))
@@ -248,8 +259,9 @@ func (i *Identity) Request() ([]byte, error) {
 	return NewRequest(s.key, s.node.ID)
 }
 
-// CA is the cluster's CA, from its sealed key in the registry. The CA's certificates are the registry's; its first one signs.
-// Errors: Unsupported when this node cannot open it or there is none, Integrity.
+// CA is the cluster's CA, from its sealed key in the registry. The CA's certificates are the
+// registry's; its first one signs. Errors: Unsupported when this node cannot open it or there is
+// none, Integrity.
 func (i *Identity) CA(caPEM, sealedKey []byte) (*CA, error) {
 	s := i.state.Load()
 	if len(s.sealKey) == 0 || len(sealedKey) == 0 {
@@ -270,7 +282,8 @@ func (i *Identity) CA(caPEM, sealedKey []byte) (*CA, error) {
 	return ca, nil
 }
 
-// SealGossipKeys seals the keys of the gossip pool for the registry, the one in use first. Errors: Invalid, Unsupported without a seal key.
+// SealGossipKeys seals the keys of the gossip pool for the registry, the one in use first. Errors:
+// Invalid, Unsupported without a seal key.
 func (i *Identity) SealGossipKeys(keys Secrets) ([]byte, error) {
 	s := i.state.Load()
 	if len(s.sealKey) == 0 {
@@ -279,7 +292,8 @@ func (i *Identity) SealGossipKeys(keys Secrets) ([]byte, error) {
 	return sealGossipKeys(s.sealKey, s.info.Cluster, keys)
 }
 
-// OpenGossipKeys opens what SealGossipKeys sealed. Errors: Unsupported without a seal key, Integrity.
+// OpenGossipKeys opens what SealGossipKeys sealed. Errors: Unsupported without a seal key,
+// Integrity.
 func (i *Identity) OpenGossipKeys(sealed []byte) (Secrets, error) {
 	s := i.state.Load()
 	if len(s.sealKey) == 0 {

@@ -332,7 +332,8 @@ func TestReplaceIsSafeAtEveryStep(t *testing.T) {
 				return
 			default:
 			}
-			// Two files are read one after the other, so a reader may see them of different moments; a crash sees one moment.
+			// Two files are read one after the other, so a reader may see them of different
+			// moments; a crash sees one moment.
 			caPEM, node := read(t, dir, "ca.pem"), read(t, dir, "node.pem")
 			if bytes.Equal(caPEM, read(t, dir, "ca.pem")) && bytes.Equal(node, read(t, dir, "node.pem")) {
 				copied := t.TempDir()

@@ -21,7 +21,8 @@ type InitOptions struct {
 	Hosts          []string      // further DNS names and addresses that the certificate is to be valid for
 	Roles          []core.Role   // of this node; it must be a queen
 	CertificateTTL time.Duration // 0: DefaultTTL
-	// Token is the first operator token: its id, hash, scopes and so on. See core/token for how it is made.
+	// Token is the first operator token: its id, hash, scopes and so on. See core/token for how it
+	// is made.
 	Token core.Token
 	Now   time.Time
 }
@@ -32,7 +33,8 @@ type InitResult struct {
 	Fingerprint string // of the CA's certificate
 }
 
-// Seed is what the first queen puts into the registry when the cluster begins. Formatted, it shows nothing of it.
+// Seed is what the first queen puts into the registry when the cluster begins. Formatted, it shows
+// nothing of it.
 type Seed struct {
 	CAPEM            []byte
 	SealedCAKey      []byte
@@ -56,9 +58,10 @@ func (s *Seed) file() seedFile {
 	return seedFile{CAPEM: s.CAPEM, SealedCAKey: s.SealedCAKey, SealedGossipKeys: s.SealedGossipKeys, Token: s.Token, TokenHash: s.Token.SecretHash}
 }
 
-// Init starts a cluster: it makes the CA, the first node's certificate, the seal key and the first gossip key, and writes them into the data folder,
-// whole or not at all. What belongs into the registry waits there, sealed, as the Seed. The CA's key itself is nowhere in clear.
-// Errors: Conflict when the node is in a cluster already, Invalid.
+// Init starts a cluster: it makes the CA, the first node's certificate, the seal key and the first
+// gossip key, and writes them into the data folder, whole or not at all. What belongs into the
+// registry waits there, sealed, as the Seed. The CA's key itself is nowhere in clear. Errors:
+// Conflict when the node is in a cluster already, Invalid.
 func Init(dataDir string, o InitOptions) (InitResult, error) {
 	const op = "start a cluster"
 	if _, err := os.Lstat(dataDir + "/" + Folder + "/" + fileInfo); err == nil {
@@ -107,7 +110,8 @@ func Init(dataDir string, o InitOptions) (InitResult, error) {
 	return InitResult{Identity: id, Fingerprint: ca.Fingerprint()}, err
 }
 
-// Seed is what is to be put into the registry when the cluster begins, or nil when that was done, or was never this node's task. Errors: Integrity.
+// Seed is what is to be put into the registry when the cluster begins, or nil when that was done,
+// or was never this node's task. Errors: Integrity.
 func (i *Identity) Seed() (*Seed, error) {
 	b, err := i.get(fileSeed)
 	if errors.Is(err, fs.ErrNotExist) {

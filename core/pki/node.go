@@ -1,9 +1,10 @@
-// Package pki is the cluster's certificates: its CA, the identity of a node on its disk, the roles that a certificate gives, and the sealing
-// of what the registry must keep but not show.
+// Package pki is the cluster's certificates: its CA, the identity of a node on its disk, the roles
+// that a certificate gives, and the sealing of what the registry must keep but not show.
 //
-// Every node has one ECDSA P-256 certificate from the cluster's CA. Its common name is the node id, its URI name is
-// rbee://<cluster id>/node/<node id>, and each of its roles is a DNS name: queen.<cluster id>.rbee, hive.<cluster id>.rbee. That makes the role
-// something that TLS itself checks: who dials a queen asks for the server name of a queen.
+// Every node has one ECDSA P-256 certificate from the cluster's CA. Its common name is the node id,
+// its URI name is rbee://<cluster id>/node/<node id>, and each of its roles is a DNS name:
+// queen.<cluster id>.rbee, hive.<cluster id>.rbee. That makes the role something that TLS itself
+// checks: who dials a queen asks for the server name of a queen.
 package pki
 
 import (
@@ -41,7 +42,8 @@ func isClusterID(id string) bool {
 	return len(id) >= 8 && len(id) <= 32 && strings.Trim(id, "0123456789abcdef") == ""
 }
 
-// NodeOf says whose certificate it is. It does not verify the certificate; TLS did. Errors: Unauthenticated for a certificate that is not a node's.
+// NodeOf says whose certificate it is. It does not verify the certificate; TLS did. Errors:
+// Unauthenticated for a certificate that is not a node's.
 func NodeOf(cert *x509.Certificate) (Node, error) {
 	if cert == nil {
 		return Node{}, notNode("there is no certificate")

@@ -9,14 +9,15 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// A recovery key is the seal key of a cluster in a form that people keep: a prefix, the cluster's id, and the key with the first bytes of a checksum
-// over both, in base64.
+// A recovery key is the seal key of a cluster in a form that people keep: a prefix, the cluster's
+// id, and the key with the first bytes of a checksum over both, in base64.
 const (
 	recoveryPrefix   = "rbee-recovery-"
 	recoverySumBytes = 4
 )
 
-// RecoveryKey returns the recovery key of the node's cluster: who has it and a snapshot has the cluster's CA. Errors: Unsupported without a seal key.
+// RecoveryKey returns the recovery key of the node's cluster: who has it and a snapshot has the
+// cluster's CA. Errors: Unsupported without a seal key.
 func (i *Identity) RecoveryKey() (Secret, error) {
 	key := i.SealKey()
 	if len(key) == 0 {
@@ -30,7 +31,8 @@ func formatRecoveryKey(cluster string, key []byte) Secret {
 	return Secret(recoveryPrefix + cluster + "-" + base64.RawURLEncoding.EncodeToString(data))
 }
 
-// ParseRecoveryKey returns the cluster and the seal key of a recovery key, which may have space around it. Errors: Invalid.
+// ParseRecoveryKey returns the cluster and the seal key of a recovery key, which may have space
+// around it. Errors: Invalid.
 func ParseRecoveryKey(text string) (cluster string, sealKey Secret, err error) {
 	invalid := core.WithHint(core.Errorf("read the recovery key", core.Invalid, "it is not a recovery key, or not all of it"),
 		"It is the line that \"rbee operator recovery-key\" printed on a queen's machine; it begins with %s.", recoveryPrefix)
@@ -72,8 +74,9 @@ type RecoverOptions struct {
 	Now            time.Time
 }
 
-// Recover makes the identity of a new queen of a cluster that has no queen any more, signed by the CA in its registry, and writes it to the data
-// folder. Errors: Integrity where the seal key does not open the registry's keys, Unsupported where the registry has no CA, Conflict, Invalid.
+// Recover makes the identity of a new queen of a cluster that has no queen any more, signed by the
+// CA in its registry, and writes it to the data folder. Errors: Integrity where the seal key does
+// not open the registry's keys, Unsupported where the registry has no CA, Conflict, Invalid.
 func Recover(dataDir string, o RecoverOptions) (*Identity, error) {
 	c := o.Cluster
 	if len(c.SealedCAKey) == 0 {

@@ -29,8 +29,9 @@ func random(n int) []byte {
 	return b
 }
 
-// Seal encrypts plain so that only Open with the same key and label gives it back. The label says what it is, so that one sealed thing cannot be
-// put in the place of another. Errors: Invalid when the key is not one of NewSealKey.
+// Seal encrypts plain so that only Open with the same key and label gives it back. The label says
+// what it is, so that one sealed thing cannot be put in the place of another. Errors: Invalid when
+// the key is not one of NewSealKey.
 func Seal(key, plain []byte, label string) ([]byte, error) {
 	a, err := aead(key)
 	if err != nil {
@@ -39,8 +40,8 @@ func Seal(key, plain []byte, label string) ([]byte, error) {
 	return a.Seal([]byte{sealVersion}, nil, plain, []byte(label)), nil
 }
 
-// Open decrypts what Seal made. Errors: Invalid when the key is not one of NewSealKey; Integrity when the key or the label is another, or the
-// bytes were changed.
+// Open decrypts what Seal made. Errors: Invalid when the key is not one of NewSealKey; Integrity
+// when the key or the label is another, or the bytes were changed.
 func Open(key, sealed []byte, label string) (Secret, error) {
 	a, err := aead(key)
 	if err != nil {
@@ -74,7 +75,8 @@ func unopened(label, why string) error {
 		"Queens of one cluster share one seal key: if this queen's is lost or from another cluster, join it again.")
 }
 
-// The labels of what a registry keeps sealed. They have the cluster's id, so that nothing can be brought over from another cluster.
+// The labels of what a registry keeps sealed. They have the cluster's id, so that nothing can be
+// brought over from another cluster.
 func caKeyLabel(cluster string) string      { return "CA key of cluster " + cluster }
 func gossipKeysLabel(cluster string) string { return "gossip keys of cluster " + cluster }
 

@@ -10,8 +10,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// ServerConfig is TLS 1.3 for the RPC port. A client may show a certificate; one that it shows must be of a node of this cluster. Whether a call
-// needs one is for the caller to say. Without any alpn, none is chosen; otherwise a client must ask for one of them.
+// ServerConfig is TLS 1.3 for the RPC port. A client may show a certificate; one that it shows must
+// be of a node of this cluster. Whether a call needs one is for the caller to say. Without any
+// alpn, none is chosen; otherwise a client must ask for one of them.
 func (i *Identity) ServerConfig(alpn ...string) *tls.Config {
 	current := func() *tls.Config {
 		return &tls.Config{
@@ -20,7 +21,8 @@ func (i *Identity) ServerConfig(alpn ...string) *tls.Config {
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.Certificate(), nil },
 			ClientAuth:     tls.VerifyClientCertIfGiven,
 			ClientCAs:      i.Roots(),
-			// A resumed session would not be looked at again: neither whether the certificate has ended, nor whether it was revoked.
+			// A resumed session would not be looked at again: neither whether the certificate has
+			// ended, nor whether it was revoked.
 			SessionTicketsDisabled: true,
 			VerifyConnection: func(cs tls.ConnectionState) error {
 				if len(alpn) > 0 && !slices.Contains(alpn, cs.NegotiatedProtocol) {
@@ -42,8 +44,9 @@ func (i *Identity) ServerConfig(alpn ...string) *tls.Config {
 	return c
 }
 
-// ClientConfig is TLS 1.3 to a node of this cluster that must have the role, and the id unless it is empty. A handshake fails with Unauthenticated
-// or with what crypto/x509 says. A renewed certificate and new CAs count from the next handshake on.
+// ClientConfig is TLS 1.3 to a node of this cluster that must have the role, and the id unless it
+// is empty. A handshake fails with Unauthenticated or with what crypto/x509 says. A renewed
+// certificate and new CAs count from the next handshake on.
 func (i *Identity) ClientConfig(alpn string, role core.Role, nodeID string) *tls.Config {
 	name := ServerName(role, i.Cluster())
 	return &tls.Config{
@@ -70,8 +73,9 @@ func (i *Identity) ClientConfig(alpn string, role core.Role, nodeID string) *tls
 	}
 }
 
-// JoinConfig is TLS 1.3 to a queen of a cluster of which only the fingerprint of the CA's certificate is known, from a join token. It shows no
-// certificate. A handshake fails with Unauthenticated, or with what crypto/x509 says.
+// JoinConfig is TLS 1.3 to a queen of a cluster of which only the fingerprint of the CA's
+// certificate is known, from a join token. It shows no certificate. A handshake fails with
+// Unauthenticated, or with what crypto/x509 says.
 func JoinConfig(alpn, fingerprintOfCA string) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS13,
@@ -96,8 +100,9 @@ func JoinConfig(alpn, fingerprintOfCA string) *tls.Config {
 	}
 }
 
-// HTTPConfig returns the TLS of the HTTP port: the node's certificate, no client certificates. Proxies and clients that speak TLS 1.2 at most, such as
-// nginx as Debian has it, are let in; between machines it is 1.3 alone, see ServerConfig.
+// HTTPConfig returns the TLS of the HTTP port: the node's certificate, no client certificates.
+// Proxies and clients that speak TLS 1.2 at most, such as nginx as Debian has it, are let in;
+// between machines it is 1.3 alone, see ServerConfig.
 func (i *Identity) HTTPConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS12,

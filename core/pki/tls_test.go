@@ -137,7 +137,8 @@ func TestHandshakesAreRefused(t *testing.T) {
 		"join with TLS 1.2":             {server: queen.ServerConfig("h2"), client: old(pki.JoinConfig("h2", ca.Fingerprint())), onServer: any},
 		"join through an expired queen": {server: expired.ServerConfig("h2"), client: pki.JoinConfig("h2", ca.Fingerprint()), onClient: isInvalid},
 		"join, the CA only shown": {
-			// Somebody in between has the CA's certificate, which is public, but nothing signed by it.
+			// Somebody in between has the CA's certificate, which is public, but nothing signed by
+			// it.
 			server:   &tls.Config{Certificates: []tls.Certificate{{Certificate: append(twin.Certificate().Certificate[:1:1], queen.Certificate().Certificate[1]), PrivateKey: twin.Certificate().PrivateKey}}, NextProtos: []string{"h2"}},
 			client:   pki.JoinConfig("h2", ca.Fingerprint()),
 			onClient: isUnknownCA,

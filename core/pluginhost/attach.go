@@ -27,8 +27,8 @@ type Attachment struct {
 	Process    hostinfo.Identity `json:"process"`
 	Executable string            `json:"executable"` // path at launch
 	Digest     string            `json:"digest"`     // of the executable at launch: "sha256:<hex>"
-	// Runs is the digest of the program that the process ran when it had been configured, such as a script's interpreter.
-	// Empty: that of the executable.
+	// Runs is the digest of the program that the process ran when it had been configured, such as a
+	// script's interpreter. Empty: that of the executable.
 	Runs       string `json:"runs,omitempty"`
 	Network    string `json:"network"` // of the control socket
 	Address    string `json:"address"`
@@ -42,9 +42,11 @@ type Attachment struct {
 	LogFile    string `json:"log_file,omitempty"`
 }
 
-// Reattach takes over a worker that this or an earlier host launched: same process (pid, start time, boot), same executable, and Status answers within 2 s with the
-// same worker id and nonce. It signals nobody. Errors: NotFound when the process is gone or is another one, Conflict when it answers for another worker or was never started,
-// Unsupported for a protocol that this host does not speak, Unavailable when it does not answer.
+// Reattach takes over a worker that this or an earlier host launched: same process (pid, start
+// time, boot), same executable, and Status answers within 2 s with the same worker id and nonce. It
+// signals nobody. Errors: NotFound when the process is gone or is another one, Conflict when it
+// answers for another worker or was never started, Unsupported for a protocol that this host does
+// not speak, Unavailable when it does not answer.
 func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
 	const op = "re-attach worker"
 	name := fmt.Sprintf("worker plugin %q", a.Type)
@@ -114,7 +116,8 @@ func (h *Host) answers(ctx context.Context, p *process, a Attachment) (*Worker, 
 	return &Worker{p: p, client: client, info: info, at: a, engine: a.EngineDir}, nil
 }
 
-// sameExecutable sees that the process is the attachment's and runs the executable that was launched.
+// sameExecutable sees that the process is the attachment's and runs the executable that was
+// launched.
 func (h *Host) sameExecutable(a Attachment) error {
 	const op = "re-attach worker"
 	if now, err := hostinfo.Identify(a.Process.PID); err != nil || now != a.Process {
@@ -134,7 +137,8 @@ func (h *Host) sameExecutable(a Attachment) error {
 	return nil
 }
 
-// runningFile is a path of the program that a process runs, also when its file was replaced since; empty: this system has none.
+// runningFile is a path of the program that a process runs, also when its file was replaced since;
+// empty: this system has none.
 func runningFile(pid int) string {
 	if runtime.GOOS != "linux" {
 		return ""
@@ -142,8 +146,9 @@ func runningFile(pid int) string {
 	return "/proc/" + strconv.Itoa(pid) + "/exe"
 }
 
-// EndAttachment kills the process group of a worker that cannot be taken over, if it is still the same process, and waits until it is gone.
-// It returns whether there was a process to kill. What a dead worker left behind is ended as well. Errors: ctx's, Forbidden.
+// EndAttachment kills the process group of a worker that cannot be taken over, if it is still the
+// same process, and waits until it is gone. It returns whether there was a process to kill. What a
+// dead worker left behind is ended as well. Errors: ctx's, Forbidden.
 func (h *Host) EndAttachment(ctx context.Context, a Attachment) (bool, error) {
 	const op = "end worker"
 	p, err := hostinfo.Open(a.Process)

@@ -10,8 +10,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// Catalog is a running catalog plugin process. Its errors are core's: NotFound, Unavailable, Unauthenticated, Forbidden, WorkerLost when the process ended.
-// It is safe for concurrent use.
+// Catalog is a running catalog plugin process. Its errors are core's: NotFound, Unavailable,
+// Unauthenticated, Forbidden, WorkerLost when the process ended. It is safe for concurrent use.
 type Catalog struct {
 	p      *process
 	client *catalog.Client
@@ -20,7 +20,8 @@ type Catalog struct {
 
 var _ catalog.Source = (*Catalog)(nil)
 
-// LaunchCatalog starts and configures a catalog plugin, which ends with this process. ctx bounds the launch only. Close it. Errors as LaunchWorker.
+// LaunchCatalog starts and configures a catalog plugin, which ends with this process. ctx bounds
+// the launch only. Close it. Errors as LaunchWorker.
 func (h *Host) LaunchCatalog(ctx context.Context, s Spec) (*Catalog, error) {
 	if s.Kind != sdk.KindCatalog {
 		return nil, core.Errorf("launch plugin", core.Invalid, "%q is a %s plugin, not a catalog source", s.Name, s.Kind)
@@ -75,7 +76,8 @@ func (c *Catalog) Resolve(ctx context.Context, ref string) (catalog.Manifest, er
 	return m, c.p.explain("resolve reference", err)
 }
 
-// Fetch writes the file's bytes from offset to its end into w. An error of w ends it and is returned as it is.
+// Fetch writes the file's bytes from offset to its end into w. An error of w ends it and is
+// returned as it is.
 func (c *Catalog) Fetch(ctx context.Context, f catalog.File, offset int64, w io.Writer) error {
 	kept := &keepError{w: w}
 	err := c.client.Fetch(ctx, f, offset, kept)
@@ -103,7 +105,8 @@ func (c *Catalog) Ping(ctx context.Context) error {
 	return c.p.explain("ping catalog", err)
 }
 
-// Kill kills the process at once; one that is gone already is no error. It does not wait: Done does.
+// Kill kills the process at once; one that is gone already is no error. It does not wait: Done
+// does.
 func (c *Catalog) Kill() error { return c.p.run.kill() }
 
 // PID is the process's id.

@@ -31,7 +31,8 @@ func loadCase(t *testing.T, file string) *config.Config {
 	return c
 }
 
-// Every testdata/config/<case> is validated with the fake plugins; what is said must be <case>.diag, and nothing where there is no such file.
+// Every testdata/config/<case> is validated with the fake plugins; what is said must be
+// <case>.diag, and nothing where there is no such file.
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	entries, err := os.ReadDir("testdata/config")

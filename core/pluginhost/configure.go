@@ -13,8 +13,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// configure asks a freshly launched plugin who it is, decodes its config block by its own schema, and hands it over.
-// Diagnostics are about the block; an error is the plugin's.
+// configure asks a freshly launched plugin who it is, decodes its config block by its own schema,
+// and hands it over. Diagnostics are about the block; an error is the plugin's.
 func (h *Host) configure(ctx context.Context, p *process, plugin sdk.Plugin, s Spec, engineDir string) (info sdk.Info, schema sdk.Schema, diags hcl.Diagnostics, err error) {
 	if info, schema, err = h.introduce(ctx, p, plugin, s); err != nil {
 		return sdk.Info{}, sdk.Schema{}, nil, err
@@ -62,7 +62,8 @@ func (h *Host) call(ctx context.Context, p *process, name string, fn func(contex
 	bounded, cancel := context.WithTimeout(ctx, h.o.CallTimeout)
 	defer cancel()
 	err := fn(bounded)
-	// The deadline travels with the call, so that the plugin's side may see it a moment before this one.
+	// The deadline travels with the call, so that the plugin's side may see it a moment before this
+	// one.
 	if ctx.Err() == nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) {
 		return core.WithHint(core.Errorf("launch plugin", core.Unavailable, "%s does not answer %s within %s", p.name, name, h.o.CallTimeout), "It hangs, and was ended. See what it logs, and report it to the author of the plugin.")
 	}
@@ -85,7 +86,8 @@ func (h *Host) warn(s Spec, diags hcl.Diagnostics) {
 	}
 }
 
-// Describe launches the plugin for a moment and returns who it is and its schema. Errors as LaunchWorker, but for those of the configuration.
+// Describe launches the plugin for a moment and returns who it is and its schema. Errors as
+// LaunchWorker, but for those of the configuration.
 func (h *Host) Describe(ctx context.Context, s Spec) (sdk.Info, sdk.Schema, error) {
 	p, err := h.start(ctx, launch{spec: s, tethered: true})
 	if err != nil {
@@ -102,7 +104,8 @@ func (p *process) end() {
 	<-p.run.done
 }
 
-// explain classifies the error of a call. A process that ended explains it better than the broken connection does.
+// explain classifies the error of a call. A process that ended explains it better than the broken
+// connection does.
 func (p *process) explain(op string, err error) error {
 	if err == nil {
 		return nil

@@ -18,8 +18,9 @@ func (h *Host) Confinement() string {
 	return confine.Problem()
 }
 
-// StartConfined starts cmd, which runs the plugin executable or something that will, under the host's rules.
-// It may do everything in its folder dir, which is its folder for temporary files where it may not use the system's.
+// StartConfined starts cmd, which runs the plugin executable or something that will, under the
+// host's rules. It may do everything in its folder dir, which is its folder for temporary files
+// where it may not use the system's.
 func (h *Host) StartConfined(cmd *exec.Cmd, executable, dir string) error {
 	if h.o.Rules == nil || confine.Problem() != "" {
 		return cmd.Start()

@@ -8,8 +8,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// allowedEnv lists the variables that a plugin may see; a name that ends in * stands for all that begin so. executable is the name of its file:
-// some plugins read what the tools of their origin read, credentials among it, which are no other plugin's business.
+// allowedEnv lists the variables that a plugin may see; a name that ends in * stands for all that
+// begin so. executable is the name of its file: some plugins read what the tools of their origin
+// read, credentials among it, which are no other plugin's business.
 func allowedEnv(kind sdk.Kind, executable string) []string {
 	own := map[string][]string{
 		"rbee-catalog-huggingface": {"HF_*", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"},

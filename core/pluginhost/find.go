@@ -27,13 +27,14 @@ type Executable struct {
 	Problem string `json:"problem,omitempty"`
 }
 
-// Find returns the plugin of that kind and name. Errors: NotFound with the nearest names as hint, Forbidden for a file that others can write,
-// Unsupported for one that is no executable file.
+// Find returns the plugin of that kind and name. Errors: NotFound with the nearest names as hint,
+// Forbidden for a file that others can write, Unsupported for one that is no executable file.
 func (h *Host) Find(kind sdk.Kind, name string) (Executable, error) {
 	return h.findFile(fmt.Sprintf("rbee-%s-%s", kind, name))
 }
 
-// List returns the plugins of the plugin folder, ordered by kind and name; those that cannot be launched have a Problem. A missing folder is an empty one.
+// List returns the plugins of the plugin folder, ordered by kind and name; those that cannot be
+// launched have a Problem. A missing folder is an empty one.
 func (h *Host) List() ([]Executable, error) {
 	entries, err := os.ReadDir(h.o.PluginDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -125,8 +126,8 @@ func checkExecutable(path string) error {
 	return nil
 }
 
-// fileKey changes whenever a file's content does, as far as the file system can tell. Nobody can set the time of a change
-// of an inode without setting the system's clock.
+// fileKey changes whenever a file's content does, as far as the file system can tell. Nobody can
+// set the time of a change of an inode without setting the system's clock.
 type fileKey struct {
 	path     string // where there are no inodes
 	size     int64
@@ -151,7 +152,8 @@ func (h *Host) Digest(path string) (string, error) {
 	return "sha256:" + sum, nil
 }
 
-// digest is the SHA-256 of the file in lower-case hex. It is remembered as long as the file does not change, unless fresh is asked for.
+// digest is the SHA-256 of the file in lower-case hex. It is remembered as long as the file does
+// not change, unless fresh is asked for.
 func (h *Host) digest(path string, fresh bool) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {

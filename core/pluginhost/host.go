@@ -1,4 +1,5 @@
-// Package pluginhost is the host side of plugins: it finds, verifies, launches, configures, supervises and re-attaches them.
+// Package pluginhost is the host side of plugins: it finds, verifies, launches, configures,
+// supervises and re-attaches them.
 package pluginhost
 
 import (
@@ -28,11 +29,13 @@ type Options struct {
 	CallTimeout time.Duration
 	// AllowAddresses are handed to every plugin: see sdk.Config.
 	AllowAddresses []string
-	// Rules say which files plugins reach, beside their own run folders; nil: all that the user does.
+	// Rules say which files plugins reach, beside their own run folders; nil: all that the user
+	// does.
 	Rules confine.Rules
 }
 
-// Host launches plugins. It is safe for concurrent use. It holds nothing that must be closed: the plugins it returns do.
+// Host launches plugins. It is safe for concurrent use. It holds nothing that must be closed: the
+// plugins it returns do.
 type Host struct {
 	o Options
 
@@ -57,7 +60,8 @@ func New(o Options) *Host {
 	return &Host{o: o, digests: map[fileKey]string{}}
 }
 
-// Spec says what to launch and how to configure it. The zero value is of no use: Host.Spec and Host.DefaultSpec make it.
+// Spec says what to launch and how to configure it. The zero value is of no use: Host.Spec and
+// Host.DefaultSpec make it.
 type Spec struct {
 	Kind       sdk.Kind
 	Name       string // worker type or catalog source: the block's label
@@ -77,7 +81,8 @@ func (h *Host) Spec(p config.Plugin) (Spec, error) {
 	return Spec{Kind: sdk.Kind(p.Kind), Name: p.Label, Executable: exe.Path, Env: p.Env, SHA256: p.SHA256, plugin: p}, nil
 }
 
-// FileSpec returns what is launched for an executable that lies outside of the plugin folder: its config block is empty. Errors as Find.
+// FileSpec returns what is launched for an executable that lies outside of the plugin folder: its
+// config block is empty. Errors as Find.
 func (h *Host) FileSpec(kind sdk.Kind, name, path string) (Spec, error) {
 	if err := checkExecutable(path); err != nil {
 		return Spec{}, err
@@ -88,7 +93,8 @@ func (h *Host) FileSpec(kind sdk.Kind, name, path string) (Spec, error) {
 	}, nil
 }
 
-// DefaultSpec returns what is launched for a plugin that the configuration does not name: its config block is empty. Errors as Find.
+// DefaultSpec returns what is launched for a plugin that the configuration does not name: its
+// config block is empty. Errors as Find.
 func (h *Host) DefaultSpec(kind sdk.Kind, name string) (Spec, error) {
 	exe, err := h.Find(kind, name)
 	if err != nil {

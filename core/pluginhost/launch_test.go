@@ -28,7 +28,8 @@ func misbehaving(t *testing.T, mode string, change ...func(*pluginhost.Options))
 	return h, probeSpec(t, h)
 }
 
-// Every way in which an executable can fail to be a plugin is said in words, with what the plugin said and what to do, and leaves no process behind.
+// Every way in which an executable can fail to be a plugin is said in words, with what the plugin
+// said and what to do, and leaves no process behind.
 func TestLaunchFailures(t *testing.T) {
 	t.Parallel()
 	soon := func(o *pluginhost.Options) { o.StartTimeout, o.CallTimeout = 3*time.Second, 500*time.Millisecond }

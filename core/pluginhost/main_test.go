@@ -67,7 +67,8 @@ func run(m *testing.M) (int, error) {
 	return code, nil
 }
 
-// shortDir is a temporary folder with a path short enough for sockets; t.TempDir has the test's name in it.
+// shortDir is a temporary folder with a path short enough for sockets; t.TempDir has the test's
+// name in it.
 func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ph") //nolint:usetesting // see above

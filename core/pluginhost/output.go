@@ -21,7 +21,8 @@ const (
 	maxTailBytes  = 256 << 10 // read from the end of a log file; the dump of a crash is long
 	maxKeptLines  = 400       // that a pump remembers, for the same reason
 	maxLineBytes  = 64 << 10  // longer log lines are cut
-	// What a pump passes on within a second. The rest is counted: a plugin must not fill the host's log.
+	// What a pump passes on within a second. The rest is counted: a plugin must not fill the host's
+	// log.
 	maxLinesPerSecond, maxBytesPerSecond = 200, 256 << 10
 )
 
@@ -152,7 +153,8 @@ type logLine struct {
 	pairs   []any
 }
 
-// parseLogLine reads a line of hclog's JSON. Anything else is a message of level info, such as what a C library prints.
+// parseLogLine reads a line of hclog's JSON. Anything else is a message of level info, such as what
+// a C library prints.
 func parseLogLine(b []byte) logLine {
 	plain := logLine{level: hclog.Info, message: strings.ToValidUTF8(string(b), "?")}
 	if len(b) == 0 || b[0] != '{' {
@@ -214,7 +216,8 @@ func (l logLine) text() string {
 	return out.String()
 }
 
-// logTail is the last lines of a log file from an offset on, readable; of a file that was truncated before the offset, from its start.
+// logTail is the last lines of a log file from an offset on, readable; of a file that was truncated
+// before the offset, from its start.
 func logTail(path string, from int64) []string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -245,7 +248,8 @@ func logTail(path string, from int64) []string {
 	return lastWords(lines)
 }
 
-// lastWords is the end of what a process said. Of a crash it is what came before the dump, and the dump's first lines: the rest says nothing to most people.
+// lastWords is the end of what a process said. Of a crash it is what came before the dump, and the
+// dump's first lines: the rest says nothing to most people.
 func lastWords(lines []string) []string {
 	end := len(lines)
 	for i, line := range lines {

@@ -119,7 +119,8 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 		VersionedPlugins: versions(l.spec.Kind),
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		RunnerFunc: func(_ hclog.Logger, set *exec.Cmd, tempDir string) (runner.Runner, error) {
-			// go-plugin made a folder of its own for the socket. The private one is ours, and its path is shorter.
+			// go-plugin made a folder of its own for the socket. The private one is ours, and its
+			// path is shorter.
 			_ = os.Remove(tempDir)
 			cmd.Env = append(append(cmd.Env, set.Env...), goplugin.EnvUnixSocketDir+"="+runDir)
 			return c, nil
@@ -266,8 +267,8 @@ func (c *child) launch(o *outputs) error {
 		return err
 	}
 	if o.logFile != "" {
-		// The file itself and no pipe: the process writes on when this one is gone, and so do the C libraries in it. Appended, as whoever bounds the file
-		// truncates it under them.
+		// The file itself and no pipe: the process writes on when this one is gone, and so do the C
+		// libraries in it. Appended, as whoever bounds the file truncates it under them.
 		f, err := os.OpenFile(o.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			return fail(err)

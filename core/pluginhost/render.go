@@ -10,8 +10,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// SchemaHCL renders a plugin's schema as a documented block that parses: required attributes with a value to replace, others with their defaults, and those without
-// a default commented out.
+// SchemaHCL renders a plugin's schema as a documented block that parses: required attributes with a
+// value to replace, others with their defaults, and those without a default commented out.
 func SchemaHCL(i sdk.Info, s sdk.Schema) string {
 	var b strings.Builder
 	comment(&b, i.Summary)

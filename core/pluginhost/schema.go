@@ -23,8 +23,8 @@ import (
 // maxSchemaDepth bounds the nesting of a plugin's blocks.
 const maxSchemaDepth = 16
 
-// decodeConfig decodes a plugin's config block by the plugin's schema into the JSON that Configure is given.
-// Diagnostics are the user's fault, an error is the plugin's: a schema that is none.
+// decodeConfig decodes a plugin's config block by the plugin's schema into the JSON that Configure
+// is given. Diagnostics are the user's fault, an error is the plugin's: a schema that is none.
 func decodeConfig(p config.Plugin, schema sdk.Schema) (json.RawMessage, hcl.Diagnostics, error) {
 	spec, err := decodeSpec(schema, 0)
 	if err != nil {
@@ -52,7 +52,8 @@ func decodeConfig(p config.Plugin, schema sdk.Schema) (json.RawMessage, hcl.Diag
 	return nil, place(p, schema, diags), nil
 }
 
-// place gives diagnostics without a place the block's header, and takes the source lines of secrets out.
+// place gives diagnostics without a place the block's header, and takes the source lines of secrets
+// out.
 func place(p config.Plugin, schema sdk.Schema, diags hcl.Diagnostics) hcl.Diagnostics {
 	secrets := sensitiveRanges(p.Body, schema)
 	for _, d := range diags {
@@ -253,7 +254,8 @@ func bodySchema(s sdk.Schema) *hcl.BodySchema {
 	return out
 }
 
-// pluginDiagnostics puts what the plugin says about its configuration at the lines of the configuration.
+// pluginDiagnostics puts what the plugin says about its configuration at the lines of the
+// configuration.
 func pluginDiagnostics(p config.Plugin, schema sdk.Schema, name string, said sdk.Diagnostics) hcl.Diagnostics {
 	var out hcl.Diagnostics
 	for _, d := range said {

@@ -161,7 +161,8 @@ func TestPickEnv(t *testing.T) {
 	must.Eq(t, []string{"PATH=a", "LC_ALL=b", "npm_config_registry=d", "https_proxy=e", "TOKEN=f", "USER=h"}, pickEnv(Spec{Kind: sdk.KindCatalog, Env: []string{"TOKEN"}}, environ))
 }
 
-// A plugin's schema and the block it describes may be anything: what comes out is JSON, diagnostics, or an error, and the rendered schema never breaks.
+// A plugin's schema and the block it describes may be anything: what comes out is JSON,
+// diagnostics, or an error, and the rendered schema never breaks.
 func FuzzDecodeConfig(f *testing.F) {
 	f.Add("list(object({x = number}))", []byte(`[]`), "a = [{ x = 1 }]", false)
 	f.Add("any", []byte(`{"k":[1,null]}`), "a = env.X", true)

@@ -31,7 +31,8 @@ func launchError(name, path string, err error) error {
 	return core.Errorf(op, core.Internal, "%s: %w", name, err)
 }
 
-// startError says why a process that was started is no plugin that can be used. The process is gone.
+// startError says why a process that was started is no plugin that can be used. The process is
+// gone.
 func (h *Host) startError(p *process, err error, late bool, out *outputs) error {
 	const op = "launch plugin"
 	first := p.run.stdout.firstLine()

@@ -22,7 +22,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// helper is this test executable as another hive: it launches and starts a worker, prints its attachment, and waits to be killed.
+// helper is this test executable as another hive: it launches and starts a worker, prints its
+// attachment, and waits to be killed.
 func helper() {
 	var in struct {
 		PluginDir, Dir, Model string
@@ -68,7 +69,8 @@ func otherHive(t *testing.T, tethered bool) (*exec.Cmd, pluginhost.Attachment) {
 	return cmd, a
 }
 
-// A hive that is killed leaves its worker running; it answers, logs, and is taken over by the next hive.
+// A hive that is killed leaves its worker running; it answers, logs, and is taken over by the next
+// hive.
 func TestWorkerSurvivesItsHive(t *testing.T) {
 	t.Parallel()
 	hive, a := otherHive(t, false)

@@ -77,7 +77,8 @@ func (s stranger) modules(t *testing.T) []string {
 	return out
 }
 
-// A stranger's module outside the repository, which imports only plugins/sdk/…, builds a worker that fulfils the contract and does not get rbee's own dependencies with it.
+// A stranger's module outside the repository, which imports only plugins/sdk/…, builds a worker
+// that fulfils the contract and does not get rbee's own dependencies with it.
 func TestThirdPartyWorker(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

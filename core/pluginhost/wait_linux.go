@@ -8,7 +8,8 @@ import (
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
-// waitGone returns true when the process has ended, collected or not, and false when released is closed first.
+// waitGone returns true when the process has ended, collected or not, and false when released is
+// closed first.
 func waitGone(id hostinfo.Identity, released <-chan struct{}) bool {
 	fd, err := unix.PidfdOpen(id.PID, unix.PIDFD_NONBLOCK)
 	if err != nil {

@@ -29,10 +29,12 @@ type WorkerLaunch struct {
 	WorkerID   string // empty for a probe
 	Nonce      string // random per start; empty for a probe
 	RunDir     string // private folder of the sockets, made where it is missing; empty: a temporary one, removed when the process has ended
-	// LogFile takes everything the process writes to its standard error, appended (O_APPEND): truncated in place, it goes on at its new start. Nothing here
-	// bounds it. Empty: lines go to the host's logger.
+	// LogFile takes everything the process writes to its standard error, appended (O_APPEND):
+	// truncated in place, it goes on at its new start. Nothing here bounds it. Empty: lines go to
+	// the host's logger.
 	LogFile string
-	// Tethered makes the process end with this one. Probes, and workers of an agent that keeps nothing, are tethered.
+	// Tethered makes the process end with this one. Probes, and workers of an agent that keeps
+	// nothing, are tethered.
 	Tethered bool
 }
 
@@ -47,9 +49,11 @@ type Worker struct {
 	logStart int64 // size of the log file before the launch; 0 for one that was re-attached
 }
 
-// LaunchWorker starts the plugin, decodes its configuration by its own schema and configures it. Afterwards Fingerprint or Start may be called.
-// ctx bounds the launch only. The process runs on until Stop, Kill, or its own end. Errors: Invalid for the configuration (with source lines), Unavailable for a plugin
-// that does not start or answer, Unsupported for one that is not for this machine or this rbee, Forbidden, NotFound, Integrity for a wrong digest.
+// LaunchWorker starts the plugin, decodes its configuration by its own schema and configures it.
+// Afterwards Fingerprint or Start may be called. ctx bounds the launch only. The process runs on
+// until Stop, Kill, or its own end. Errors: Invalid for the configuration (with source lines),
+// Unavailable for a plugin that does not start or answer, Unsupported for one that is not for this
+// machine or this rbee, Forbidden, NotFound, Integrity for a wrong digest.
 func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error) {
 	const op = "launch plugin"
 	if l.Spec.Kind != sdk.KindWorker {
@@ -98,7 +102,8 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 // Info is what the plugin said of itself at launch.
 func (w *Worker) Info() sdk.Info { return w.info }
 
-// Schema is what may stand in the plugin's config block, as it said at launch; empty for one that was re-attached.
+// Schema is what may stand in the plugin's config block, as it said at launch; empty for one that
+// was re-attached.
 func (w *Worker) Schema() core.Schema { return SchemaOf(w.schema) }
 
 // Fingerprint calls emit with every report until ctx ends or emit fails, and returns that error.
@@ -132,9 +137,10 @@ func (w *Worker) FingerprintOnce(ctx context.Context) (worker.Fingerprint, error
 	return worker.Fingerprint{}, core.WithHint(core.Errorf("fingerprint", core.Internal, "%s reported nothing", w.p.name), "Report this to the author of the plugin.")
 }
 
-// Start loads the model and returns when the worker serves on DataSocket. WorkerID, Nonce and EngineDir of spec are those of the launch and need not be set.
-// progress may be nil; its error ends the start and is returned. After an error, also ctx's, the process is of no more use: Kill it.
-// Errors: the backend's kind; WorkerLost when the process ended, with its last log lines.
+// Start loads the model and returns when the worker serves on DataSocket. WorkerID, Nonce and
+// EngineDir of spec are those of the launch and need not be set. progress may be nil; its error
+// ends the start and is returned. After an error, also ctx's, the process is of no more use: Kill
+// it. Errors: the backend's kind; WorkerLost when the process ended, with its last log lines.
 func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func(worker.Progress) error) error {
 	const op = "start worker"
 	if w.at.WorkerID == "" || w.at.Nonce == "" {
@@ -160,7 +166,8 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 	return err
 }
 
-// Tail is the last that the process logged since its launch, one readable line each, oldest first; of a log file that was truncated since, what came after.
+// Tail is the last that the process logged since its launch, one readable line each, oldest first;
+// of a log file that was truncated since, what came after.
 func (w *Worker) Tail() []string { return slices.Clone(w.p.tail(w.at.LogFile, w.logStart)) }
 
 // Status asks for the worker's state and load.
@@ -174,8 +181,9 @@ func (w *Worker) Drain(ctx context.Context) error {
 	return w.p.explain("drain worker", w.client.Drain(ctx))
 }
 
-// Stop ends the work within grace, waits for the process to go, and kills its group when it does not go within grace and 5 s more, or when ctx ends.
-// forced says that it was killed. It is idempotent; a process that is gone already is no error.
+// Stop ends the work within grace, waits for the process to go, and kills its group when it does
+// not go within grace and 5 s more, or when ctx ends. forced says that it was killed. It is
+// idempotent; a process that is gone already is no error.
 func (w *Worker) Stop(ctx context.Context, grace time.Duration) (forced bool, err error) {
 	if w.p.run.gone() {
 		return false, nil
@@ -211,16 +219,20 @@ func (w *Worker) DataSocket() string { return w.at.DataSocket }
 // Attachment is what Reattach needs. Write it to disk before Start.
 func (w *Worker) Attachment() Attachment { return w.at }
 
-// Done is closed when the process is gone; one that this host launched is then collected, and what it left behind in its group is ended.
+// Done is closed when the process is gone; one that this host launched is then collected, and what
+// it left behind in its group is ended.
 func (w *Worker) Done() <-chan struct{} { return w.p.run.done }
 
-// Exit says how the process ended: "exit code 0", "signal killed"; empty while it runs and where it cannot be known, which is so after Reattach.
+// Exit says how the process ended: "exit code 0", "signal killed"; empty while it runs and where it
+// cannot be known, which is so after Reattach.
 func (w *Worker) Exit() string { return w.p.run.exitSaid() }
 
-// Kill kills the process and its group at once; one that is gone already is no error. It does not wait: Done does.
+// Kill kills the process and its group at once; one that is gone already is no error. It does not
+// wait: Done does.
 func (w *Worker) Kill() error { return w.p.run.kill() }
 
-// Close lets go of the process, which goes on unless it is tethered. Done is not closed any more for one that was re-attached. It is idempotent.
+// Close lets go of the process, which goes on unless it is tethered. Done is not closed any more
+// for one that was re-attached. It is idempotent.
 func (w *Worker) Close() error {
 	w.p.letGo()
 	return nil

@@ -13,8 +13,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
-// Child runs the suite that Run describes on standard input, tells the results on standard output and ends the process. Nothing else may run in
-// the process: the test framework has the flags and the standard output to itself.
+// Child runs the suite that Run describes on standard input, tells the results on standard output
+// and ends the process. Nothing else may run in the process: the test framework has the flags and
+// the standard output to itself.
 func Child() {
 	var o Options
 	if err := json.NewDecoder(io.LimitReader(os.Stdin, 1<<20)).Decode(&o); err != nil {

@@ -18,7 +18,8 @@ const (
 	maxResults     = 1000
 )
 
-// The lines of "go test -v", which the suite writes in the form that is meant for programs: those of the test framework begin with a ^V.
+// The lines of "go test -v", which the suite writes in the form that is meant for programs: those
+// of the test framework begin with a ^V.
 const framework = "\x16"
 
 var (

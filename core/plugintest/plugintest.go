@@ -1,7 +1,9 @@
-// Package plugintest runs the conformance suite of plugins (plugins/sdk/sdktest) against an executable.
+// Package plugintest runs the conformance suite of plugins (plugins/sdk/sdktest) against an
+// executable.
 //
-// The suite is made of Go tests, which end their process when they hang and print as they like: it runs in a process of its own, which is this
-// program once more. Run starts it, and Child is what it runs.
+// The suite is made of Go tests, which end their process when they hang and print as they like: it
+// runs in a process of its own, which is this program once more. Run starts it, and Child is what
+// it runs.
 package plugintest
 
 import (
@@ -36,8 +38,9 @@ type Options struct {
 
 const defaultTimeout = 5 * time.Minute
 
-// Run runs the suite. emit is called with each test as it ends; it may be nil. An error says that the suite could not be run to its end, not that
-// a test failed: that is for the report to say. Errors: DeadlineExceeded, ctx's, Internal.
+// Run runs the suite. emit is called with each test as it ends; it may be nil. An error says that
+// the suite could not be run to its end, not that a test failed: that is for the report to say.
+// Errors: DeadlineExceeded, ctx's, Internal.
 func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.PluginReport, error) {
 	const op = "test plugin"
 	if o.Timeout == 0 {
@@ -51,7 +54,8 @@ func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.Plugi
 	defer cancel()
 	cmd := exec.CommandContext(bounded, o.Self[0], o.Self[1:]...)
 	cmd.Args[0] = os.Args[0] // a program may look at the name by which it is called
-	// The plugins that it launches have process groups of their own, and end with the standard input that the suite holds.
+	// The plugins that it launches have process groups of their own, and end with the standard
+	// input that the suite holds.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second

@@ -93,8 +93,8 @@ func (s *clusterService) Announce(ctx context.Context, req *queenv1.AnnounceRequ
 	return &queenv1.AnnounceResponse{Self: s.q.announcement()}, nil
 }
 
-// believe keeps what a queen said of itself. The caller has its certificate. Errors: Invalid when it
-// says what cannot be, such as the raft id of another node.
+// believe keeps what a queen said of itself. The caller has its certificate. Errors: Invalid when
+// it says what cannot be, such as the raft id of another node.
 func (q *Queen) believe(peer pki.Node, said *queenv1.Announcement) error {
 	if peer.ID == q.opts.ID {
 		return nil
@@ -239,10 +239,10 @@ func (q *Queen) announce(ctx context.Context) {
 	}
 }
 
-// queensToAsk are the queens that this one exchanges announcements with, and where each may be: what
-// it proved last comes first, gossip's hint last. Queens that only gossip knows are asked where the
-// registry cannot know them: before there is one, and in a cluster whose certificates are made
-// elsewhere.
+// queensToAsk are the queens that this one exchanges announcements with, and where each may be:
+// what it proved last comes first, gossip's hint last. Queens that only gossip knows are asked
+// where the registry cannot know them: before there is one, and in a cluster whose certificates are
+// made elsewhere.
 func (q *Queen) queensToAsk() map[string][]string {
 	ask := map[string][]string{}
 	add := func(id, address string) {
@@ -336,9 +336,9 @@ func (q *Queen) raftIDOf(id string) string {
 	return ""
 }
 
-// admit writes queens to the registry whose certificates were made elsewhere and that proved to have
-// them, while this queen leads. Where the cluster signs certificates itself, it has written their
-// owners to the registry before.
+// admit writes queens to the registry whose certificates were made elsewhere and that proved to
+// have them, while this queen leads. Where the cluster signs certificates itself, it has written
+// their owners to the registry before.
 func (q *Queen) admit(ctx context.Context) error {
 	refused := map[string]string{}
 	for ctx.Err() == nil {
@@ -375,8 +375,8 @@ func (q *Queen) admit(ctx context.Context) error {
 	return nil
 }
 
-// raftMembers is what raft's autopilot knows of the queens: those of the registry, as they proved it
-// themselves. Gossip has no say in it.
+// raftMembers is what raft's autopilot knows of the queens: those of the registry, as they proved
+// it themselves. Gossip has no say in it.
 type raftMembers struct{ q *Queen }
 
 // Members are the queens that raft follows. A revoked queen counts as one that left.

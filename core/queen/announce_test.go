@@ -271,8 +271,8 @@ func (m *lanQueen) write(ctx context.Context) error {
 	return m.q.apply(ctx, "", fsm.PutToken(core.Token{ID: id, Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: time.Now().UTC().Truncate(time.Second)}))
 }
 
-// Whoever has the gossip key can say anything about anybody there. Neither the versions, raft ids and
-// addresses that it makes up nor the deaths and goodbyes of real queens change what raft does.
+// Whoever has the gossip key can say anything about anybody there. Neither the versions, raft ids
+// and addresses that it makes up nor the deaths and goodbyes of real queens change what raft does.
 func TestForgedGossip(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

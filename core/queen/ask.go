@@ -17,7 +17,8 @@ import (
 // askTimeout bounds a question to a hive that the hive answers from memory or disk.
 const askTimeout = 5 * time.Second
 
-// searchTimeout bounds a question that a hive asks its catalog sources, which it may have to start first, and of which one may be silent: it leaves that out.
+// searchTimeout bounds a question that a hive asks its catalog sources, which it may have to start
+// first, and of which one may be silent: it leaves that out.
 const searchTimeout = 15 * time.Second
 
 // hiveConn is the connection to a hive.
@@ -35,8 +36,8 @@ func (q *Queen) conn(hive string) (hiveConn, error) {
 	return c, nil
 }
 
-// hiveError is what a hive's answer means to the one who asked this queen with ctx. A hive that is slow or unreachable is Unavailable, unless it was
-// the caller who gave up.
+// hiveError is what a hive's answer means to the one who asked this queen with ctx. A hive that is
+// slow or unreachable is Unavailable, unless it was the caller who gave up.
 func (q *Queen) hiveError(ctx context.Context, hive string, err error) error {
 	err = rpc.FromStatus(err)
 	switch core.KindOf(err) {
@@ -56,7 +57,8 @@ func (q *Queen) hiveError(ctx context.Context, hive string, err error) error {
 	return err
 }
 
-// liveHives gives the hives that are worth asking, the local one first, and says why the others are not.
+// liveHives gives the hives that are worth asking, the local one first, and says why the others are
+// not.
 func (q *Queen) liveHives() (live []core.Hive, refused []sched.Refusal) {
 	local := q.opts.LocalHive()
 	for _, h := range q.hives() {
@@ -99,8 +101,9 @@ type answered[T any] struct {
 	answer T
 }
 
-// askAll asks every live hive at once, each for at most the timeout. Answers are in the order of liveHives; problems name the hives that are not
-// ready or did not answer. err is not nil only when nobody answered, or ctx ended.
+// askAll asks every live hive at once, each for at most the timeout. Answers are in the order of
+// liveHives; problems name the hives that are not ready or did not answer. err is not nil only when
+// nobody answered, or ctx ended.
 func askAll[T any](ctx context.Context, q *Queen, timeout time.Duration, ask func(context.Context, hiveConn) (T, error)) (got []answered[T], problems []string, err error) {
 	live, refused := q.liveHives()
 	for _, r := range refused {

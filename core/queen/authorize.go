@@ -12,17 +12,20 @@ import (
 )
 
 const (
-	// contactLost is the time without a word of a leader after which a queen no longer takes its registry's word for a token. An election is over long
-	// before.
+	// contactLost is the time without a word of a leader after which a queen no longer takes its
+	// registry's word for a token. An election is over long before.
 	contactLost = 10 * time.Second
 	// defaultTokenGrace is Membership.TokenGrace where nothing else is said.
 	defaultTokenGrace = time.Hour
 )
 
-// Authorize says whose an API token is. A token that this queen's replica has is looked up there alone. One that it does not have may have been made at
-// another queen a moment ago: the queen catches up with the leader before it refuses it. A queen that has heard of no leader for contactLost would not
-// hear of a revocation either: it takes a token only for Membership.TokenGrace after it proved it last. Errors: Unauthenticated for a token that is
-// unknown, revoked or for something else; Forbidden when it lacks the scope; Unavailable when this queen cannot tell. No error tells anything of the token.
+// Authorize says whose an API token is. A token that this queen's replica has is looked up there
+// alone. One that it does not have may have been made at another queen a moment ago: the queen
+// catches up with the leader before it refuses it. A queen that has heard of no leader for
+// contactLost would not hear of a revocation either: it takes a token only for
+// Membership.TokenGrace after it proved it last. Errors: Unauthenticated for a token that is
+// unknown, revoked or for something else; Forbidden when it lacks the scope; Unavailable when this
+// queen cannot tell. No error tells anything of the token.
 func (q *Queen) Authorize(ctx context.Context, text string, scope core.Scope) (core.Token, error) {
 	p, err := token.Parse(text)
 	if err != nil || p.Kind != core.TokenAPI {
@@ -61,8 +64,9 @@ type tokenProofs struct {
 	warned bool // that it is out of contact
 }
 
-// proved reports why a token that the registry has may not be taken: out of contact it must have been proved lately. What the registry had when this
-// queen started counts as proved then. Errors: Unavailable.
+// proved reports why a token that the registry has may not be taken: out of contact it must have
+// been proved lately. What the registry had when this queen started counts as proved then. Errors:
+// Unavailable.
 func (q *Queen) proved(id string) error {
 	now := time.Now()
 	cut, silence := q.outOfContact()
@@ -94,7 +98,8 @@ func (q *Queen) proved(id string) error {
 	return nil
 }
 
-// outOfContact reports whether this queen would hear of no revocation, and for how long it has heard of no leader.
+// outOfContact reports whether this queen would hear of no revocation, and for how long it has
+// heard of no leader.
 func (q *Queen) outOfContact() (bool, time.Duration) {
 	if q.opts.Membership == nil || q.leads() {
 		return false, 0
@@ -125,8 +130,8 @@ type catchUps struct {
 	began time.Time     // when the latest question that was answered was asked
 }
 
-// catchUpTogether is catchUp for requests of whoever reaches the API: however many come, one question at a time goes to the leader. It takes at most
-// lookPatience.
+// catchUpTogether is catchUp for requests of whoever reaches the API: however many come, one
+// question at a time goes to the leader. It takes at most lookPatience.
 func (q *Queen) catchUpTogether(ctx context.Context) error {
 	arrived := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, lookPatience)

@@ -91,8 +91,8 @@ func (f *follower) authorize(text string) error {
 	return err
 }
 
-// A token that was made at another queen a moment ago is taken: this queen catches up before it refuses one. Wrong tokens cannot have the leader asked
-// more than once at a time.
+// A token that was made at another queen a moment ago is taken: this queen catches up before it
+// refuses one. Wrong tokens cannot have the leader asked more than once at a time.
 func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -132,7 +132,8 @@ func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
 	})
 }
 
-// A queen that is cut off hears of no revocation. It takes what it proved lately, for a bounded time, and says so; nothing else.
+// A queen that is cut off hears of no revocation. It takes what it proved lately, for a bounded
+// time, and says so; nothing else.
 func TestAuthorizeOutOfContact(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// writeInterval is between two writes that follow from reports or silence: 200 entries of the log each second at most.
+	// writeInterval is between two writes that follow from reports or silence: 200 entries of the
+	// log each second at most.
 	writeInterval = 5 * time.Millisecond
 	// retryWrite is the pause after a write that failed.
 	retryWrite = 50 * time.Millisecond
@@ -41,7 +42,8 @@ func (q *Queen) notLeader() error {
 	return core.WithHint(err, "Try again in a moment: a leader is being elected.")
 }
 
-// lead does the leader's duties until ctx ends. node.Run calls it when the registry holds everything that was committed before.
+// lead does the leader's duties until ctx ends. node.Run calls it when the registry holds
+// everything that was committed before.
 func (q *Queen) lead(ctx context.Context) error {
 	q.takeOver()
 	defer q.stepDown()
@@ -81,7 +83,8 @@ func (q *Queen) goneLocked(p *pulse, forget bool) {
 	wake(q.wake)
 }
 
-// write writes what reports and silence change, in batches, until ctx ends. It alone does: of two writes for one hive the later is the newer.
+// write writes what reports and silence change, in batches, until ctx ends. It alone does: of two
+// writes for one hive the later is the newer.
 func (q *Queen) write(ctx context.Context) {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
@@ -128,8 +131,8 @@ func (b pending) state() fsm.HiveState {
 	return fsm.HiveState{Hive: b.report.hive, Workers: b.report.workers, OwnIDs: b.ownIDs}
 }
 
-// sharesIDs reports whether another hive has a worker with an id of this report. The ids are random,
-// so that one of the two hives copied it; neither can keep the other out by that.
+// sharesIDs reports whether another hive has a worker with an id of this report. The ids are
+// random, so that one of the two hives copied it; neither can keep the other out by that.
 func (r *report) sharesIDs(registry *state.Snapshot) bool {
 	return slices.ContainsFunc(r.workers, func(w core.Worker) bool {
 		return slices.ContainsFunc(registry.WorkersWithID(nil, w.ID), func(other core.Worker) bool { return other.Hive != r.hive.ID })
@@ -189,7 +192,8 @@ func (q *Queen) nextReportsLocked() []pending {
 	return batch
 }
 
-// writeReports writes reports in one entry of the log, and says whether that worked, whatever became of each of them.
+// writeReports writes reports in one entry of the log, and says whether that worked, whatever
+// became of each of them.
 func (q *Queen) writeReports(ctx context.Context, batch []pending) bool {
 	var errs []error
 	var err error
@@ -250,7 +254,8 @@ func (p *pulse) registeredLocked() {
 	}
 }
 
-// giveUp writes that a silent hive is down, or removes one that was down for long, and says whether that worked.
+// giveUp writes that a silent hive is down, or removes one that was down for long, and says whether
+// that worked.
 func (q *Queen) giveUp(ctx context.Context, p *pulse) bool {
 	h := q.registry().PeekHive(nil, p.id)
 	q.mu.Lock()

@@ -14,20 +14,22 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// findBlobTimeout bounds the question to all hives who has a file. One that does not answer is not counted on.
+// findBlobTimeout bounds the question to all hives who has a file. One that does not answer is not
+// counted on.
 const findBlobTimeout = 1500 * time.Millisecond
 
 // maxAvoided bounds what a claim says of other hives.
 const maxAvoided = 1024
 
-// blobService tells hives where to take files from. Its errors are classified; the gRPC server of core/rpc carries them.
+// blobService tells hives where to take files from. Its errors are classified; the gRPC server of
+// core/rpc carries them.
 type blobService struct {
 	queenv1.UnimplementedBlobServiceServer
 	q *Queen
 }
 
-// Claim takes in how far a hive is with a file, and says where it shall take it from. Errors: Invalid, Overloaded, Unavailable when this queen
-// does not lead.
+// Claim takes in how far a hive is with a file, and says where it shall take it from. Errors:
+// Invalid, Overloaded, Unavailable when this queen does not lead.
 func (s *blobService) Claim(ctx context.Context, req *queenv1.ClaimRequest) (*queenv1.ClaimResponse, error) {
 	return s.q.claimBlob(ctx, rpc.Caller(ctx), req)
 }
@@ -70,7 +72,8 @@ func (q *Queen) claimBlob(ctx context.Context, hive string, req *queenv1.ClaimRe
 	return resp, nil
 }
 
-// findBlob asks the live hives what they have of a file. Others may wait for the answer than the one whose ctx it is, which does not end it.
+// findBlob asks the live hives what they have of a file. Others may wait for the answer than the
+// one whose ctx it is, which does not end it.
 func (q *Queen) findBlob(ctx context.Context, digest string) map[string]swarm.Holding {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), findBlobTimeout)
 	defer cancel()

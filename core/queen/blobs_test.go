@@ -44,7 +44,8 @@ func seedersOf(r *queenv1.ClaimResponse) (ids []string) {
 	return ids
 }
 
-// Four hives want a file at once: the hives are asked once who has it, one goes to the origin, the others take it from that one.
+// Four hives want a file at once: the hives are asked once who has it, one goes to the origin, the
+// others take it from that one.
 func TestBlobIsFetchedOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -16,8 +16,9 @@ import (
 // statusJobs is how many ended jobs Status shows.
 const statusJobs = 10
 
-// Ready is nil when requests can be served: the registry is read, and a hive is ready, which on the leader means that it has reported. Among several queens
-// one that has lost the leader goes on with what it knows.
+// Ready is nil when requests can be served: the registry is read, and a hive is ready, which on the
+// leader means that it has reported. Among several queens one that has lost the leader goes on with
+// what it knows.
 func (q *Queen) Ready(context.Context) error {
 	n := q.opts.Node
 	leading := q.leads()
@@ -45,7 +46,8 @@ func (q *Queen) Ready(context.Context) error {
 	return nil
 }
 
-// Status is the cluster on one screen. It answers with what it can get: what it cannot is in Problems.
+// Status is the cluster on one screen. It answers with what it can get: what it cannot is in
+// Problems.
 func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	s := core.Status{
 		Version: q.opts.Version, Node: q.opts.ID, StartedAt: q.started, Leader: q.opts.Node.Leader(), Index: q.opts.Node.AppliedIndex(),
@@ -147,8 +149,8 @@ func latest(jobs []core.Job) []core.Job {
 	})
 }
 
-// Hives lists the hives of the registry, with last beat, free bytes and suspicion where this queen leads, then the machines that this queen's machine
-// knows and that have no hive.
+// Hives lists the hives of the registry, with last beat, free bytes and suspicion where this queen
+// leads, then the machines that this queen's machine knows and that have no hive.
 func (q *Queen) Hives(context.Context) ([]core.Hive, error) {
 	hives := q.hives()
 	if q.opts.Hosts == nil {
@@ -194,7 +196,8 @@ func (q *Queen) addPulseLocked(h *core.Hive) {
 	}
 }
 
-// Hive finds a hive by id, unique name, or core.LocalHive. Errors: NotFound; Conflict when several have the name.
+// Hive finds a hive by id, unique name, or core.LocalHive. Errors: NotFound; Conflict when several
+// have the name.
 func (q *Queen) Hive(ctx context.Context, hive string) (core.Hive, error) {
 	return q.hiveNamed(ctx, hive)
 }
@@ -242,7 +245,8 @@ func (q *Queen) knownHive(name string) (core.Hive, error) {
 	return core.Hive{}, core.WithHint(core.Errorf("", core.NotFound, "there is no hive %q", name), "%sSee all with `rbee status`.", nearest(name, names))
 }
 
-// liveHive is hiveNamed for a hive that is about to be asked. Errors also: Unavailable when it is down.
+// liveHive is hiveNamed for a hive that is about to be asked. Errors also: Unavailable when it is
+// down.
 func (q *Queen) liveHive(ctx context.Context, name string) (core.Hive, error) {
 	h, err := q.hiveNamed(ctx, name)
 	if err == nil && h.Status == core.HiveDown {
@@ -262,7 +266,8 @@ func (q *Queen) workers() []core.Worker {
 	return workers
 }
 
-// Worker finds an active worker by its id or a unique prefix of it. Errors: NotFound; Conflict when several begin with the prefix.
+// Worker finds an active worker by its id or a unique prefix of it. Errors: NotFound; Conflict when
+// several begin with the prefix.
 func (q *Queen) Worker(ctx context.Context, id string) (core.Worker, error) {
 	return lookedUp(ctx, q, func() (core.Worker, error) { return q.knownWorker("", id) })
 }
@@ -377,7 +382,8 @@ func (q *Queen) Binary(ctx context.Context, hive, id string) (core.WorkerBinary,
 	return b, err
 }
 
-// Catalog asks the catalog sources of one hive; an empty name is the local hive's, or where there is none the first that is ready.
+// Catalog asks the catalog sources of one hive; an empty name is the local hive's, or where there
+// is none the first that is ready.
 func (q *Queen) Catalog(ctx context.Context, hive, text, kind string, limit int) ([]core.CatalogItem, error) {
 	if hive == "" {
 		live, refused := q.liveHives()

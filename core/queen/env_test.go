@@ -26,7 +26,8 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// cluster is a real queen on a real raft node, and hives that are fake but for their gRPC. It lives inside a synctest bubble.
+// cluster is a real queen on a real raft node, and hives that are fake but for their gRPC. It lives
+// inside a synctest bubble.
 type cluster struct {
 	t      *testing.T
 	q      *Queen
@@ -234,7 +235,8 @@ func (l *fakeLine) send(req *queenv1.LinkRequest) uint64 {
 	return req.GetSeq()
 }
 
-// await waits for an answer to the report, one that says that it is registered unless that takes more than 100 ms.
+// await waits for an answer to the report, one that says that it is registered unless that takes
+// more than 100 ms.
 func (l *fakeLine) await(ctx context.Context, seq uint64) (*queenv1.LinkResponse, error) {
 	limit := time.After(100 * time.Millisecond)
 	for {
@@ -264,7 +266,8 @@ func (l *fakeLine) close() {
 	<-l.ended
 }
 
-// beat reports the state as it is, and waits until the registry has it or, where the queen does not lead, until it was taken in.
+// beat reports the state as it is, and waits until the registry has it or, where the queen does not
+// lead, until it was taken in.
 func (h *fakeHive) beat(ctx context.Context) (*queenv1.LinkResponse, error) {
 	h.beating <- struct{}{}
 	defer func() { <-h.beating }()
@@ -518,7 +521,8 @@ func (h *fakeHive) ListBinaries(context.Context, *hivev1.ListBinariesRequest) (*
 	return &hivev1.ListBinariesResponse{Binaries: wire.All(h.binaries, wire.BinaryToProto)}, h.mute
 }
 
-// The method sets that core/gateway asks for. That package may not be imported here; core/agent holds the same.
+// The method sets that core/gateway asks for. That package may not be imported here; core/agent
+// holds the same.
 var (
 	_ inference.Router = (*Queen)(nil)
 	_ interface {

@@ -14,7 +14,8 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// report is what a hive told of itself, in a normal form: lists sorted, texts fit for the registry. It is constant once a pulse has it.
+// report is what a hive told of itself, in a normal form: lists sorted, texts fit for the registry.
+// It is constant once a pulse has it.
 type report struct {
 	at      time.Time // by Options.Now
 	hive    core.Hive
@@ -57,8 +58,8 @@ func reportOf(req *queenv1.LinkRequest, at time.Time) (*report, error) {
 	return r, nil
 }
 
-// bound makes a load fit to be shown: JSON has no number for what is infinite or not a number, so that one such load would
-// take the whole list of workers away.
+// bound makes a load fit to be shown: JSON has no number for what is infinite or not a number, so
+// that one such load would take the whole list of workers away.
 func bound(l *core.Load) {
 	if !(l.TokensPerSecond >= 0 && l.TokensPerSecond <= maxRate) {
 		l.TokensPerSecond = 0
@@ -81,7 +82,8 @@ func invalidReport(format string, args ...any) error {
 	return core.WithHint(core.Errorf("report", core.Invalid, format, args...), "This is a defect of the hive's agent: please report it.")
 }
 
-// fit makes a text for people, such as an engine's message, fit for the registry: one line, bounded.
+// fit makes a text for people, such as an engine's message, fit for the registry: one line,
+// bounded.
 func fit(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
@@ -95,8 +97,9 @@ func fit(s string) string {
 	return s
 }
 
-// registered tells whether the registry has what the report says: syncing it would change nothing. It mirrors the state machine's rules. old is
-// the registry's entry of the hive; nil: there is none.
+// registered tells whether the registry has what the report says: syncing it would change nothing.
+// It mirrors the state machine's rules. old is the registry's entry of the hive; nil: there is
+// none.
 func (r *report) registered(s *state.Snapshot) (same bool, old *core.Hive) {
 	old = s.PeekHive(nil, r.hive.ID)
 	if old == nil {
@@ -132,7 +135,8 @@ func sameWorker(told core.Worker, registered *core.Worker) bool {
 	return told == *registered
 }
 
-// share lets a report that the registry has use the registry's memory: most of what hives say is said again and again.
+// share lets a report that the registry has use the registry's memory: most of what hives say is
+// said again and again.
 func (r *report) share(s *state.Snapshot, old *core.Hive) {
 	free, unconfined := r.hive.Devices, r.hive.Unconfined
 	r.hive = *old

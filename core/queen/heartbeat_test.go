@@ -45,7 +45,8 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 		index := c.node.AppliedIndex()
 		for i := range 100 {
 			for _, h := range hives {
-				// Load, free memory, confinement and the order of lists are no news for the registry.
+				// Load, free memory, confinement and the order of lists are no news for the
+				// registry.
 				h.change(func(h *fakeHive) {
 					h.hive.Devices[0].FreeBytes, h.hive.Unconfined = int64(i), fmt.Sprint("reason ", i)
 					h.workers[0].Load = core.Load{Active: i, Queued: 1, TokensPerSecond: 3, TokensTotal: int64(i), KVUsedTokens: i}
@@ -294,7 +295,8 @@ func TestManyHivesReportLessOften(t *testing.T) {
 	})
 }
 
-// FuzzReport: no report makes the queen panic, and one that was accepted is, repeated, no news for the registry.
+// FuzzReport: no report makes the queen panic, and one that was accepted is, repeated, no news for
+// the registry.
 func FuzzReport(f *testing.F) {
 	for _, r := range []*queenv1.LinkRequest{
 		{},

@@ -17,8 +17,9 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// TestHostileHive has a hive that was taken over say whatever it likes, beside an honest one. Its reports may be taken in or
-// refused; what the cluster knows of the other hive, and what it can show, stays.
+// TestHostileHive has a hive that was taken over say whatever it likes, beside an honest one. Its
+// reports may be taken in or refused; what the cluster knows of the other hive, and what it can
+// show, stays.
 func TestHostileHive(t *testing.T) {
 	t.Parallel()
 	edit := func(f func(r *queenv1.LinkRequest)) func(h *fakeHive) []*queenv1.LinkRequest {
@@ -125,7 +126,8 @@ func TestHostileHive(t *testing.T) {
 // unharmed checks what must hold whatever another hive says.
 func (c *cluster) unharmed(mine core.Worker) {
 	c.t.Helper()
-	// Its worker is known, as it is, and routed to, also after another hive's of the same run failed a request.
+	// Its worker is known, as it is, and routed to, also after another hive's of the same run
+	// failed a request.
 	workers, err := c.q.Workers(c.t.Context())
 	must.NoError(c.t, err)
 	for _, w := range workers {

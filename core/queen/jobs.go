@@ -16,8 +16,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// Submit checks a request, finds the agent that owns it, a hive's or this queen's, and starts the job there. A request id that was used before, at this
-// queen or another, gives the job it started.
+// Submit checks a request, finds the agent that owns it, a hive's or this queen's, and starts the
+// job there. A request id that was used before, at this queen or another, gives the job it started.
 // Errors: Invalid, NotFound, Unavailable, Conflict, TooLarge.
 func (q *Queen) Submit(ctx context.Context, r core.Request) (core.Job, error) {
 	if err := core.CheckRequest(r); err != nil {
@@ -99,8 +99,9 @@ func (q *Queen) submit(ctx context.Context, node string, r core.Request) (core.J
 	return wire.JobFromProto(resp.GetJob()), nil
 }
 
-// retire writes the intent through raft first: from then on no queen gives the worker a request, whatever becomes of the job, and its hive is
-// told with every beat. Then the worker's hive stops it as a job. Repeating it gives the same job while that runs or after it succeeded.
+// retire writes the intent through raft first: from then on no queen gives the worker a request,
+// whatever becomes of the job, and its hive is told with every beat. Then the worker's hive stops
+// it as a job. Repeating it gives the same job while that runs or after it succeeded.
 func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
 	hive := ""
 	if r.Hive != "" {
@@ -174,7 +175,8 @@ func (q *Queen) Cancel(ctx context.Context, id string) (core.Job, error) {
 	return wire.JobFromProto(resp.GetJob()), nil
 }
 
-// Jobs lists the jobs of all agents that answer, newest first: those of a hive that is down are not among them. Errors: Unavailable when none answers.
+// Jobs lists the jobs of all agents that answer, newest first: those of a hive that is down are not
+// among them. Errors: Unavailable when none answers.
 func (q *Queen) Jobs(ctx context.Context) ([]core.Job, error) {
 	jobs, _, err := q.allJobs(ctx)
 	return jobs, err
@@ -193,8 +195,9 @@ func (q *Queen) allJobs(ctx context.Context) ([]core.Job, []string, error) {
 	return jobs, problems, nil
 }
 
-// Events calls emit for every event of the job with a greater number than after, then for new ones as they happen, and returns nil after the
-// end event, or the error of emit or ctx. Errors: NotFound; Unavailable when the hive goes away before the end: go on with the last number.
+// Events calls emit for every event of the job with a greater number than after, then for new ones
+// as they happen, and returns nil after the end event, or the error of emit or ctx. Errors:
+// NotFound; Unavailable when the hive goes away before the end: go on with the last number.
 func (q *Queen) Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
 	hive, c, err := q.jobService(ctx, id)
 	if err != nil {

@@ -69,7 +69,8 @@ func TestSubmit(t *testing.T) {
 		_, err = c.q.Submit(t.Context(), r)
 		mustFail(t, err, core.NotFound, `"name-h1"`)
 
-		// Several hives: what ends a process must say where, a spawn goes where the model is, and the same request stays where it was.
+		// Several hives: what ends a process must say where, a spawn goes where the model is, and
+		// the same request stays where it was.
 		h2 := c.newHive("h2")
 		h2.addModel("m")
 		h2.run = h.run
@@ -103,7 +104,8 @@ func TestSubmit(t *testing.T) {
 	})
 }
 
-// A download that names no hive goes where the model is, else where a worker with it would be started.
+// A download that names no hive goes where the model is, else where a worker with it would be
+// started.
 func TestDownloadChoosesItsHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -212,7 +214,8 @@ func TestRetire(t *testing.T) {
 		mustFail(t, err, core.Conflict, "is on hive h1")
 		must.Eq(t, []string{"w-abc", "w-abd"}, c.mustPick("m"))
 
-		// The intent is in force before the hive hears of the job, and stays, whatever the hive says.
+		// The intent is in force before the hive hears of the job, and stays, whatever the hive
+		// says.
 		j, err := retire("w-abc")
 		must.NoError(t, err)
 		must.Eq(t, "h1", j.Hive)
@@ -244,7 +247,8 @@ func TestRetire(t *testing.T) {
 		_, err = retire("w-abc")
 		mustFail(t, err, core.NotFound)
 
-		// The hive does not hear of it: the intent is in force nevertheless, and told with the next beat.
+		// The hive does not hear of it: the intent is in force nevertheless, and told with the next
+		// beat.
 		h.change(func(h *fakeHive) { h.mute = core.Errorf("", core.Unavailable, "no answer") })
 		_, err = retire("w-abd")
 		mustFail(t, err, core.Unavailable, "gets no new request any more")

@@ -40,8 +40,9 @@ func errNoCAKey() error {
 		"Make the certificate of the machine where the CA's key is, with `rbee tls cert create`, and name its files in tls { … }.")
 }
 
-// Join checks the token, signs the certificate, and writes the node to the registry, which uses the token up. Errors: Unauthenticated for a token
-// that is not valid; Forbidden for a role that it does not give; Conflict for a name or an id that is taken; Invalid; Unsupported; Unavailable.
+// Join checks the token, signs the certificate, and writes the node to the registry, which uses the
+// token up. Errors: Unauthenticated for a token that is not valid; Forbidden for a role that it
+// does not give; Conflict for a name or an id that is taken; Invalid; Unsupported; Unavailable.
 func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*queenv1.JoinResponse, error) {
 	q := s.q
 	if q.opts.Membership == nil {
@@ -74,7 +75,8 @@ func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*quee
 		return nil, err
 	}
 	registered, _ := registry.Node(nil, n.ID)
-	// The state machine decides; but what it would refuse is not worth a signature and an entry of the log.
+	// The state machine decides; but what it would refuse is not worth a signature and an entry of
+	// the log.
 	if err := fsm.CheckJoin(t, n, registered, q.opts.Now()); err != nil {
 		return nil, err
 	}
@@ -99,7 +101,8 @@ func errJoinToken(why string) error {
 	return core.WithHint(core.Errorf("", core.Unauthenticated, "%s", why), "Make a new one on a machine of the cluster: `rbee token create --type join`. Each takes one machine in.")
 }
 
-// Renew signs a new certificate for the calling node, with the key that it has had from the beginning. Errors: Forbidden, Invalid, Unavailable, Unsupported.
+// Renew signs a new certificate for the calling node, with the key that it has had from the
+// beginning. Errors: Forbidden, Invalid, Unavailable, Unsupported.
 func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*queenv1.RenewResponse, error) {
 	q := s.q
 	if q.opts.Membership == nil {
@@ -208,7 +211,8 @@ func checkAddress(address string) error {
 	return nil
 }
 
-// checkHosts are the names that a node asks to have in its certificate, with the host of its address.
+// checkHosts are the names that a node asks to have in its certificate, with the host of its
+// address.
 func checkHosts(asked []string, rpcAddress string) ([]string, error) {
 	host, _, err := net.SplitHostPort(rpcAddress)
 	if err != nil {
@@ -229,9 +233,11 @@ func checkHosts(asked []string, rpcAddress string) ([]string, error) {
 	return hosts, nil
 }
 
-// ownHosts returns those of the hosts that node n may have in its certificate: not the name or the address of another node of the cluster, which clients
-// would find it at. Agents with the same host in their addresses are on one machine and share its names; a node that took over the address of one that is
-// gone passes for that as well. A host is left out rather than the certificate refused, as a machine with the old name of another would lose its own.
+// ownHosts returns those of the hosts that node n may have in its certificate: not the name or the
+// address of another node of the cluster, which clients would find it at. Agents with the same host
+// in their addresses are on one machine and share its names; a node that took over the address of
+// one that is gone passes for that as well. A host is left out rather than the certificate refused,
+// as a machine with the old name of another would lose its own.
 func (q *Queen) ownHosts(registry *state.Snapshot, n core.Node, hosts []string) []string {
 	fold := func(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
 	hostOf := func(n core.Node) string {
@@ -258,7 +264,8 @@ func (q *Queen) ownHosts(registry *state.Snapshot, n core.Node, hosts []string) 
 	})
 }
 
-// requestKey is the hash of the key of a certificate request, whose signature shows that the sender has it.
+// requestKey is the hash of the key of a certificate request, whose signature shows that the sender
+// has it.
 func requestKey(der []byte) ([]byte, error) {
 	r, err := x509.ParseCertificateRequest(der)
 	if err == nil {

@@ -15,10 +15,12 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// incumbentWait is how long a hive that has a line has for a sign of life when another agent with its id wants one.
+// incumbentWait is how long a hive that has a line has for a sign of life when another agent with
+// its id wants one.
 const incumbentWait = 500 * time.Millisecond
 
-// registryService answers hives. Its errors are classified; the gRPC server of core/rpc carries them.
+// registryService answers hives. Its errors are classified; the gRPC server of core/rpc carries
+// them.
 type registryService struct {
 	queenv1.UnimplementedRegistryServiceServer
 	q *Queen
@@ -53,8 +55,9 @@ func (l *line) endLocked(err error) {
 	}
 }
 
-// Link is the line of one hive. It ends with Conflict when the hive has started again since or another agent has its id, with Invalid for a report that
-// no hive sends, with Unavailable when the queen ends.
+// Link is the line of one hive. It ends with Conflict when the hive has started again since or
+// another agent has its id, with Invalid for a report that no hive sends, with Unavailable when the
+// queen ends.
 func (s *registryService) Link(stream grpc.BidiStreamingServer[queenv1.LinkRequest, queenv1.LinkResponse]) error {
 	q := s.q
 	first, err := stream.Recv()
@@ -144,8 +147,9 @@ func (q *Queen) receive(stream grpc.BidiStreamingServer[queenv1.LinkRequest, que
 	}
 }
 
-// openLine makes the line the one of its hive. A line that the same start of the hive has is taken to be broken. Where another start has one, that one
-// stays if it gives a sign of life. Errors: Conflict.
+// openLine makes the line the one of its hive. A line that the same start of the hive has is taken
+// to be broken. Where another start has one, that one stays if it gives a sign of life. Errors:
+// Conflict.
 func (q *Queen) openLine(ctx context.Context, h core.Hive) (*line, error) {
 	for asked := false; ; asked = true {
 		q.mu.Lock()
@@ -224,7 +228,8 @@ func (q *Queen) closeLine(l *line) {
 	q.scheduleLocked(p)
 }
 
-// take takes a report in. It is in the registry, or about to be, where this queen leads. Errors: Invalid, Conflict; Unavailable for a line that is over.
+// take takes a report in. It is in the registry, or about to be, where this queen leads. Errors:
+// Invalid, Conflict; Unavailable for a line that is over.
 func (q *Queen) take(l *line, seq uint64, r *report, ending bool) error {
 	registry := q.registry()
 	same, old := r.registered(registry)

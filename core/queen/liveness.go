@@ -10,12 +10,15 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// The timing of reports and of what follows from silence, for queens and hives on one local network. A hive reports early when something changes.
+// The timing of reports and of what follows from silence, for queens and hives on one local
+// network. A hive reports early when something changes.
 //
-// Every queen for itself avoids the workers of a hive whose line to it broke, that said it ends, or that is silent for its interval and SuspectGrace.
-// That is nowhere but in its memory, and the next report undoes it. The leader then asks the hive for a sign of life by another way (Options.Pinger)
-// and writes that it is down, which takes its workers out of the registry, when there is neither a report nor a sign for DownAfter, or no report for
-// SilentAlive in spite of signs. Busy is not dead: a report, however late, undoes that as well.
+// Every queen for itself avoids the workers of a hive whose line to it broke, that said it ends, or
+// that is silent for its interval and SuspectGrace. That is nowhere but in its memory, and the next
+// report undoes it. The leader then asks the hive for a sign of life by another way
+// (Options.Pinger) and writes that it is down, which takes its workers out of the registry, when
+// there is neither a report nor a sign for DownAfter, or no report for SilentAlive in spite of
+// signs. Busy is not dead: a report, however late, undoes that as well.
 //
 // All of it is measured with the monotonic clock: the wall clock may jump as it likes.
 const (
@@ -39,7 +42,8 @@ const (
 	maxExpiryWait = 365 * 24 * time.Hour // where nothing can expire
 )
 
-// pulse is what this queen knows of a hive beyond the registry. Its fields are guarded by Queen.mu. Zero times do not come.
+// pulse is what this queen knows of a hive beyond the registry. Its fields are guarded by Queen.mu.
+// Zero times do not come.
 type pulse struct {
 	id     string
 	line   *line   // nil: none
@@ -77,7 +81,8 @@ func (p *pulse) due() time.Time {
 	return next
 }
 
-// alarms is a heap of pulses by wakeAt. A due time that moves away leaves the heap as it is: the pulse is looked at in vain once, and put back.
+// alarms is a heap of pulses by wakeAt. A due time that moves away leaves the heap as it is: the
+// pulse is looked at in vain once, and put back.
 type alarms []*pulse
 
 func (a alarms) Len() int           { return len(a) }
@@ -255,8 +260,9 @@ func (q *Queen) trustLocked(p *pulse) bool {
 	return true
 }
 
-// confirmLocked ends the avoidance of the workers of a hive that failed requests and are in its report, and says whether there were any. Those that
-// are not are forgotten when the registry knows no more of them either: all.
+// confirmLocked ends the avoidance of the workers of a hive that failed requests and are in its
+// report, and says whether there were any. Those that are not are forgotten when the registry knows
+// no more of them either: all.
 func (q *Queen) confirmLocked(hive string, r *report, all bool) bool {
 	found := false
 	for at := range q.suspects {
@@ -365,7 +371,8 @@ func (q *Queen) ping(ctx context.Context, hive string) {
 	}
 }
 
-// takeOver starts with the hives of the registry and with what this queen heard of them before it led. Hives that have no line to it get LinkGrace.
+// takeOver starts with the hives of the registry and with what this queen heard of them before it
+// led. Hives that have no line to it get LinkGrace.
 func (q *Queen) takeOver() {
 	now := time.Now()
 	q.board.Clear() // of an earlier time
@@ -429,8 +436,9 @@ func (q *Queen) stepDown() {
 	q.log.Info("no longer leading the cluster")
 }
 
-// leads says whether this queen has taken over the leadership and still has it. Raft knows of its loss some milliseconds before the queen's own loop does:
-// a read in between would be refused here, instead of waiting for the next leader.
+// leads says whether this queen has taken over the leadership and still has it. Raft knows of its
+// loss some milliseconds before the queen's own loop does: a read in between would be refused here,
+// instead of waiting for the next leader.
 func (q *Queen) leads() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -464,7 +472,8 @@ func (q *Queen) avoidLocked(w instance, p *pulse) string {
 	return ""
 }
 
-// pulseOf says whether a hive has a line to this queen, and when it last reported; zero: not since this queen started.
+// pulseOf says whether a hive has a line to this queen, and when it last reported; zero: not since
+// this queen started.
 func (q *Queen) pulseOf(hive string) (linked bool, last time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -53,7 +53,8 @@ func (h *simHive) report(at time.Time) *report {
 	return r
 }
 
-// tell reports to a queen, over a new line where there is none, and returns when the queen wants the next report.
+// tell reports to a queen, over a new line where there is none, and returns when the queen wants
+// the next report.
 func (h *simHive) tell(t *testing.T, q *Queen) (next time.Duration, err error) {
 	t.Helper()
 	l, ok := h.lines[q]
@@ -145,7 +146,8 @@ func TestFiveHoursWriteNothing(t *testing.T) {
 	})
 }
 
-// The wall clock jumps by ten seconds every second and by an hour now and then: nobody is lost, and nothing is written.
+// The wall clock jumps by ten seconds every second and by an hour now and then: nobody is lost, and
+// nothing is written.
 func TestWallClockJumps(t *testing.T) {
 	t.Parallel()
 	for name, pinger := range map[string]Pinger{"alone": nil, "with gossip": fakePinger(noSign)} {
@@ -284,7 +286,8 @@ func TestSilenceAfterASign(t *testing.T) {
 	})
 }
 
-// lossy runs 50 hives for ten minutes, of whose reports and pings a part is lost, and gives how many hives were written as down.
+// lossy runs 50 hives for ten minutes, of whose reports and pings a part is lost, and gives how
+// many hives were written as down.
 func lossy(t *testing.T, reports, pings float64) (down int) {
 	synctest.Test(t, func(t *testing.T) {
 		// Which reports are lost does not depend on the order in which pings are sent.
@@ -347,7 +350,8 @@ func TestLossWithoutSignsOfLife(t *testing.T) {
 	must.Positive(t, lossy(t, 0.3, 1))
 }
 
-// A hive that has started again is one; a second agent with its identity is refused as long as the first lives.
+// A hive that has started again is one; a second agent with its identity is refused as long as the
+// first lives.
 func TestIncarnations(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -382,7 +386,8 @@ func TestIncarnations(t *testing.T) {
 		time.Sleep(2 * writeInterval)
 		must.Len(t, 1, c.q.workers())
 
-		// The older start is not let in again, neither over its old line nor over a new one, nor when the newer one has none.
+		// The older start is not let in again, neither over its old line nor over a new one, nor
+		// when the newer one has none.
 		_, err = first.tell(t, c.q)
 		must.Error(t, err)
 		index = c.node.AppliedIndex()
@@ -416,7 +421,8 @@ func TestIncarnations(t *testing.T) {
 	})
 }
 
-// Ten thousand hives within a second, as after a power cut: all are in the registry within ten seconds, in few entries, and none is lost.
+// Ten thousand hives within a second, as after a power cut: all are in the registry within ten
+// seconds, in few entries, and none is lost.
 func TestThunderingHerd(t *testing.T) {
 	t.Parallel()
 	hives, workers := 10_000, 4
@@ -509,7 +515,8 @@ func TestDrainingHive(t *testing.T) {
 	})
 }
 
-// What hives must know of the cluster is in the first answer, and in another one only when it has changed.
+// What hives must know of the cluster is in the first answer, and in another one only when it has
+// changed.
 func TestViewIsTold(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

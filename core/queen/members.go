@@ -21,24 +21,29 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Membership is what a queen needs to be one of several nodes. All fields but Seed and HiveDown are required.
+// Membership is what a queen needs to be one of several nodes. All fields but Seed and HiveDown are
+// required.
 type Membership struct {
 	Identity *pki.Identity
 	Gossip   Gossip
-	// Self is the connection to this process's own services. Methods that the leader answers are passed on from there.
+	// Self is the connection to this process's own services. Methods that the leader answers are
+	// passed on from there.
 	Self grpc.ClientConnInterface
-	// Conn gives the connection to another node. Its errors are classified; the connection is not the queen's to close.
+	// Conn gives the connection to another node. Its errors are classified; the connection is not
+	// the queen's to close.
 	Conn func(node, address string, role core.Role) (grpc.ClientConnInterface, error)
 	// Probe gives a connection to whoever answers at an address with the certificate of this queen,
 	// for announcements alone. It is not the queen's to close. nil: no announcements are exchanged.
 	Probe func(node, address string) (grpc.ClientConnInterface, error)
 	// CertificateTTL is the life of the certificates that this queen signs while it leads.
 	CertificateTTL time.Duration
-	// TokenGrace is how long this queen takes a token after it proved it last while it is out of contact with a leader; nil: an hour.
+	// TokenGrace is how long this queen takes a token after it proved it last while it is out of
+	// contact with a leader; nil: an hour.
 	TokenGrace *time.Duration
 	// NodesChanged is called when a node came, changed or was revoked. It must not block for long.
 	NodesChanged func()
-	// HiveDown is called when a hive is down that this queen does not hear of either: no answer will come from there. nil: nobody wants to know.
+	// HiveDown is called when a hive is down that this queen does not hear of either: no answer
+	// will come from there. nil: nobody wants to know.
 	HiveDown func(hive string)
 	// Seed is what this queen writes to the registry at the beginning; nil: nothing.
 	Seed *Seed
@@ -46,7 +51,8 @@ type Membership struct {
 
 // Seed is the beginning of a cluster, or of a queen whose certificate was made elsewhere.
 type Seed struct {
-	// Cluster is written together with Token, where the registry has none. Several queens of one cluster may try.
+	// Cluster is written together with Token, where the registry has none. Several queens of one
+	// cluster may try.
 	Cluster core.Cluster
 	Token   core.Token // the first operator's; without an id another queen begins the cluster
 	Node    core.Node  // this one
@@ -94,7 +100,8 @@ func (q *Queen) duties(ctx context.Context) error {
 	return nil
 }
 
-// watchCluster does what every queen does beside raft: it plants the seed of a new cluster, and gives gossip the keys of the registry.
+// watchCluster does what every queen does beside raft: it plants the seed of a new cluster, and
+// gives gossip the keys of the registry.
 func (q *Queen) watchCluster(ctx context.Context) {
 	m := q.opts.Membership
 	var wg sync.WaitGroup
@@ -172,7 +179,8 @@ func (q *Queen) sow(ctx context.Context, s *Seed) error {
 	return s.Planted()
 }
 
-// command writes to the registry through the leader, whoever that is, and returns when this queen's replica has it.
+// command writes to the registry through the leader, whoever that is, and returns when this queen's
+// replica has it.
 func (q *Queen) command(ctx context.Context, requestID string, c *raftv1.Command) error {
 	m := q.opts.Membership
 	if m == nil || q.leads() {
@@ -192,7 +200,8 @@ func (q *Queen) command(ctx context.Context, requestID string, c *raftv1.Command
 	return q.opts.Node.WaitApplied(ctx, resp.GetIndex())
 }
 
-// clusterOf is the registry's cluster. Errors: Unsupported for an agent alone; Unavailable before the registry has it.
+// clusterOf is the registry's cluster. Errors: Unsupported for an agent alone; Unavailable before
+// the registry has it.
 func clusterOf(s *state.Snapshot) (core.Cluster, error) {
 	c, ok := s.Cluster(nil)
 	if !ok {
@@ -258,7 +267,8 @@ func (q *Queen) Cluster(context.Context) (core.Cluster, error) {
 	return clusterOf(q.registry())
 }
 
-// Queens lists the queens that raft knows, and those of the registry that answer and raft does not know (yet).
+// Queens lists the queens that raft knows, and those of the registry that answer and raft does not
+// know (yet).
 func (q *Queen) Queens(context.Context) ([]core.Queen, error) {
 	servers, err := q.opts.Node.Queens()
 	m := q.opts.Membership
@@ -320,7 +330,8 @@ func (q *Queen) queenNamed(ctx context.Context, name string) (core.Queen, error)
 // FSMVersion is the state machine version of this build.
 const FSMVersion uint32 = fsm.Version
 
-// Leader is the queen that leads, as far as this one knows now; it does not wait. local: it is this one, and it has taken over. Errors: Unavailable.
+// Leader is the queen that leads, as far as this one knows now; it does not wait. local: it is this
+// one, and it has taken over. Errors: Unavailable.
 func (q *Queen) Leader(context.Context) (nodeID, address string, local bool, err error) {
 	if q.leads() {
 		return q.opts.ID, "", true, nil
@@ -337,8 +348,8 @@ func (q *Queen) Leader(context.Context) (nodeID, address string, local bool, err
 	return "", "", false, q.notLeader()
 }
 
-// keepQueens has raft's configuration follow the queens that are there: new ones are added and promoted, dead ones removed as long as a
-// majority stays.
+// keepQueens has raft's configuration follow the queens that are there: new ones are added and
+// promoted, dead ones removed as long as a majority stays.
 func (q *Queen) keepQueens(ctx context.Context) error {
 	return q.opts.Node.Autopilot(ctx, raftMembers{q})
 }

@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// builtinSource is the catalog source whose models a client gets by their bare name, fetched when they are first asked for: they are
-	// part of rbee. A model of any other source is fetched only when somebody says so (model_download, worker_spawn): a chat request must not be able to
+	// builtinSource is the catalog source whose models a client gets by their bare name, fetched
+	// when they are first asked for: they are part of rbee. A model of any other source is fetched
+	// only when somebody says so (model_download, worker_spawn): a chat request must not be able to
 	// make a hive download whatever it names.
 	builtinSource = "builtin:"
 	kindModel     = "model"
@@ -33,7 +34,8 @@ type alias struct {
 	until time.Time
 }
 
-// canonical gives the model id for a name as far as it is known without asking a hive; otherwise the name itself.
+// canonical gives the model id for a name as far as it is known without asking a hive; otherwise
+// the name itself.
 func (q *Queen) canonical(name string) string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -70,7 +72,8 @@ func (q *Queen) modelsOf(ctx context.Context) ([]answered[[]core.Model], []strin
 	})
 }
 
-// searchBuiltin asks every live hive what its builtin source offers. What a client of the API calls a model is nothing to tell other origins.
+// searchBuiltin asks every live hive what its builtin source offers. What a client of the API calls
+// a model is nothing to tell other origins.
 func (q *Queen) searchBuiltin(ctx context.Context, text string, limit int) ([]answered[[]core.CatalogItem], []string, error) {
 	return askAll(ctx, q, searchTimeout, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
 		return searchCatalog(ctx, c, &hivev1.SearchCatalogRequest{Text: text, Kind: kindModel, Limit: int32(limit), Source: strings.TrimSuffix(builtinSource, ":")}) //nolint:gosec // small
@@ -82,8 +85,9 @@ func searchCatalog(ctx context.Context, c hiveConn, req *hivev1.SearchCatalogReq
 	return wire.All(resp.GetItems(), wire.CatalogItemFromProto), err
 }
 
-// find looks a model up by the name a client used: an id, else an alias, else the exact reference of a stored model; and where no hive has it, the bare
-// name of a model of the builtin source. Errors: NotFound with the nearest names; Unavailable when a hive that may have it did not answer.
+// find looks a model up by the name a client used: an id, else an alias, else the exact reference
+// of a stored model; and where no hive has it, the bare name of a model of the builtin source.
+// Errors: NotFound with the nearest names; Unavailable when a hive that may have it did not answer.
 func (q *Queen) find(ctx context.Context, name string) (knownModel, error) {
 	lists, problems, err := q.modelsOf(ctx)
 	if err != nil {
@@ -134,7 +138,8 @@ func (q *Queen) find(ctx context.Context, name string) (knownModel, error) {
 	return knownModel{}, core.WithHint(err, "%sSee all with `rbee model list`.", nearest(name, names))
 }
 
-// stored finds a model in the hives' stores. An id on any hive comes before an alias on any, and that before a reference.
+// stored finds a model in the hives' stores. An id on any hive comes before an alias on any, and
+// that before a reference.
 func stored(lists []answered[[]core.Model], name string) (knownModel, bool) {
 	for _, is := range []func(core.Model) bool{
 		func(m core.Model) bool { return m.ID == name },
@@ -181,7 +186,8 @@ func offered(offers []answered[[]core.CatalogItem], name string) (knownModel, bo
 	return k, k.argument != ""
 }
 
-// place chooses the hive for a worker with the model. Errors: TooLarge, Unavailable, both with the reason per hive.
+// place chooses the hive for a worker with the model. Errors: TooLarge, Unavailable, both with the
+// reason per hive.
 func (q *Queen) place(d sched.Demand, m knownModel, hives []core.Hive, refused []sched.Refusal) (string, error) {
 	d.MinBytes, d.EstimateBytes = m.sizeBytes, m.estimateBytes
 	perHive := map[string]int{}
@@ -212,7 +218,8 @@ func (q *Queen) place(d sched.Demand, m knownModel, hives []core.Hive, refused [
 		"Look at `rbee status`, and at `rbee plugin list` on the hives.")
 }
 
-// placeSpawn chooses the hive for a worker_spawn that names none. Only the hive can judge what the request asks beyond the model's own size.
+// placeSpawn chooses the hive for a worker_spawn that names none. Only the hive can judge what the
+// request asks beyond the model's own size.
 func (q *Queen) placeSpawn(ctx context.Context, r core.Request, live []core.Hive) (string, error) {
 	if len(live) == 1 && !live[0].Draining {
 		return live[0].ID, nil // it says better itself why it cannot
@@ -230,7 +237,8 @@ func (q *Queen) placeSpawn(ctx context.Context, r core.Request, live []core.Hive
 	return q.place(sched.Demand{Model: r.Model, Type: typ, Device: r.Device}, m, live, refused)
 }
 
-// placeDownload chooses the hive for a model_download that names none: one that has the model, else the one on which a worker with it would be placed.
+// placeDownload chooses the hive for a model_download that names none: one that has the model, else
+// the one on which a worker with it would be placed.
 func (q *Queen) placeDownload(ctx context.Context, r core.Request, live []core.Hive) (string, error) {
 	if len(live) == 1 {
 		return live[0].ID, nil
@@ -249,7 +257,8 @@ func (q *Queen) placeDownload(ctx context.Context, r core.Request, live []core.H
 	return q.place(sched.Demand{Model: r.Model}, knownModel{id: r.Model}, live, refused)
 }
 
-// Models lists the models of all hives that answer, each once. Errors: Unavailable when no hive answers.
+// Models lists the models of all hives that answer, each once. Errors: Unavailable when no hive
+// answers.
 func (q *Queen) Models(ctx context.Context) ([]core.Model, error) {
 	models, _, err := q.allModels(ctx)
 	return models, err

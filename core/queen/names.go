@@ -8,8 +8,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// nearest gives the names most like the wanted one, best first, as the start of a hint: `The nearest names are "a", "b". `. It is empty where
-// nothing is alike.
+// nearest gives the names most like the wanted one, best first, as the start of a hint: `The
+// nearest names are "a", "b". `. It is empty where nothing is alike.
 func nearest(want string, names []string) string {
 	var quoted []string
 	for _, n := range core.Nearest(want, names) {

@@ -17,7 +17,8 @@ const leaveTimeout = 30 * time.Second
 // leaveGrace is how long a node that leaves may still speak to the others.
 const leaveGrace = 5 * time.Second
 
-// RevokeNode has a node's certificates refused for ever; its hive and its seat among the queens go with it. Errors: NotFound, Conflict, Unavailable.
+// RevokeNode has a node's certificates refused for ever; its hive and its seat among the queens go
+// with it. Errors: NotFound, Conflict, Unavailable.
 func (q *Queen) RevokeNode(ctx context.Context, id string) (core.Node, error) {
 	if q.opts.Membership == nil {
 		return core.Node{}, errAlone()
@@ -45,8 +46,9 @@ func (q *Queen) RevokeNode(ctx context.Context, id string) (core.Node, error) {
 	return n, nil
 }
 
-// LeaveNode has a node leave for good: its agent retires its workers, forgets its certificate and ends; then the cluster forgets it. A node that does
-// not answer is removed all the same. Errors: NotFound, Conflict, Unavailable.
+// LeaveNode has a node leave for good: its agent retires its workers, forgets its certificate and
+// ends; then the cluster forgets it. A node that does not answer is removed all the same. Errors:
+// NotFound, Conflict, Unavailable.
 func (q *Queen) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	m := q.opts.Membership
 	if m == nil {
@@ -92,7 +94,8 @@ func (q *Queen) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	return core.Node{}, err
 }
 
-// takeOut has another node leave. Its certificate is refused a little later, when its agent has ended and nobody waits for an answer through it.
+// takeOut has another node leave. Its certificate is refused a little later, when its agent has
+// ended and nobody waits for an answer through it.
 func (q *Queen) takeOut(ctx context.Context, n core.Node) error {
 	role := core.RoleHive
 	if n.Has(core.RoleQueen) {

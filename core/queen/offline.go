@@ -15,7 +15,8 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Snapshot is a snapshot of the registry that was read and checked, for a restore without a cluster.
+// Snapshot is a snapshot of the registry that was read and checked, for a restore without a
+// cluster.
 type Snapshot struct {
 	Info    core.SnapshotInfo
 	Cluster core.Cluster // zero: of no cluster
@@ -53,8 +54,9 @@ type Founded struct {
 	Problems []string // what could not be read of the old raft folder
 }
 
-// Found makes a raft folder out of the snapshot. What the old raft folder knows to be revoked stays so, and the cluster's newest keys stay. A
-// snapshot can be used once. Errors: Conflict for another cluster's and on a machine that is revoked, Integrity where this machine's seal key is another
+// Found makes a raft folder out of the snapshot. What the old raft folder knows to be revoked stays
+// so, and the cluster's newest keys stay. A snapshot can be used once. Errors: Conflict for another
+// cluster's and on a machine that is revoked, Integrity where this machine's seal key is another
 // than the snapshot's, InUse, Unavailable.
 func (s *Snapshot) Found(o Founding) (Founded, error) {
 	address := "in-process/" + o.Node.ID
@@ -89,7 +91,8 @@ func (s *Snapshot) Found(o Founding) (Founded, error) {
 	return done, node.Found(o.Dir, o.Node.ID, address, s.store, old, o.Now, o.Logger)
 }
 
-// checkKeys reports whether the machine's seal key opens what the snapshot has sealed: without that the queen could sign no certificate.
+// checkKeys reports whether the machine's seal key opens what the snapshot has sealed: without that
+// the queen could sign no certificate.
 func (s *Snapshot) checkKeys(id *pki.Identity) error {
 	if len(s.Cluster.SealedCAKey) == 0 {
 		return nil // certificates are made elsewhere
@@ -101,8 +104,9 @@ func (s *Snapshot) checkKeys(id *pki.Identity) error {
 	return err
 }
 
-// keepGossipKeys adds this machine's own gossip keys to the registry's. Neither need be the newest: the machine's may come from a backup, and the
-// snapshot may be older than a rotation. With all of them the queen hears whoever is left, and tells them which keys count.
+// keepGossipKeys adds this machine's own gossip keys to the registry's. Neither need be the newest:
+// the machine's may come from a backup, and the snapshot may be older than a rotation. With all of
+// them the queen hears whoever is left, and tells them which keys count.
 func (s *Snapshot) keepGossipKeys(id *pki.Identity) error {
 	c, ok := s.store.Snapshot().Cluster(nil)
 	if !ok || len(c.SealedGossipKeys) == 0 {

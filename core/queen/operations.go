@@ -8,7 +8,8 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// operations are the functions of the operations that a queen runs on its own machine: one for each that core.Operations gives to queens.
+// operations are the functions of the operations that a queen runs on its own machine: one for each
+// that core.Operations gives to queens.
 func (q *Queen) operations() map[core.Operation]job.Func {
 	return map[core.Operation]job.Func{
 		core.OpWorkerBinaryList: read(func(ctx context.Context, r core.Request) ([]core.WorkerBinary, error) { return q.Binaries(ctx, r.Hive) }),
@@ -37,7 +38,8 @@ func read[T any](f func(ctx context.Context, r core.Request) (T, error)) job.Fun
 	return job.Typed(func(ctx context.Context, r core.Request, _ *job.Run) (T, error) { return f(ctx, r) })
 }
 
-// fresh is an operation that reads the registry as it is known to be, as a plain GET does that does not ask for less.
+// fresh is an operation that reads the registry as it is known to be, as a plain GET does that does
+// not ask for less.
 func (q *Queen) fresh(f job.Func) job.Func {
 	return func(ctx context.Context, r core.Request, run *job.Run) (any, error) {
 		if _, err := q.Sync(ctx, core.ConsistencyDefault); err != nil {
@@ -47,7 +49,8 @@ func (q *Queen) fresh(f job.Func) job.Func {
 	}
 }
 
-// status is the status as a plain GET gives it: of the registry as it is known to be, or, where no leader says so in time, as this queen knows it.
+// status is the status as a plain GET gives it: of the registry as it is known to be, or, where no
+// leader says so in time, as this queen knows it.
 func (q *Queen) status(ctx context.Context, _ core.Request) (core.Status, error) {
 	limited, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()

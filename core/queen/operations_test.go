@@ -96,7 +96,8 @@ func TestReadsAsJobs(t *testing.T) {
 	})
 }
 
-// A request that is sent again to another queen, which knows nothing of the first one, is not started on another hive.
+// A request that is sent again to another queen, which knows nothing of the first one, is not
+// started on another hive.
 func TestRequestThatIsRepeatedAtAnotherQueen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -115,7 +116,8 @@ func TestRequestThatIsRepeatedAtAnotherQueen(t *testing.T) {
 	})
 }
 
-// A hive that takes its time to search, since one of its catalog sources is silent, is still asked for a model that it has in another one.
+// A hive that takes its time to search, since one of its catalog sources is silent, is still asked
+// for a model that it has in another one.
 func TestSearchIsGivenMoreTimeThanAQuestion(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -27,7 +27,8 @@ import (
 )
 
 const (
-	// maxSnapshotBytes bounds what RestoreSnapshot takes: ten times the registry of 10,000 hives with 4 workers each.
+	// maxSnapshotBytes bounds what RestoreSnapshot takes: ten times the registry of 10,000 hives
+	// with 4 workers each.
 	maxSnapshotBytes = 512 << 20
 	snapshotChunk    = 256 << 10
 	maxGossipKeys    = 8
@@ -229,13 +230,15 @@ func (q *Queen) self() (queenv1.ClusterServiceClient, error) {
 }
 
 const (
-	// handOverTries is how often a call is repeated whose leader hands over to the one that can do it.
+	// handOverTries is how often a call is repeated whose leader hands over to the one that can do
+	// it.
 	handOverTries = 5
 	// handOverPatience is how long a call may have waited for a leader to be repeated.
 	handOverPatience = 3 * time.Second
 )
 
-// RemoveQueen takes a queen out of raft, named by node id, name or raft id. Errors: NotFound; Conflict for the last one; Unavailable; Unsupported.
+// RemoveQueen takes a queen out of raft, named by node id, name or raft id. Errors: NotFound;
+// Conflict for the last one; Unavailable; Unsupported.
 func (q *Queen) RemoveQueen(ctx context.Context, id string) error {
 	c, err := q.self()
 	if err != nil {
@@ -257,7 +260,8 @@ func (q *Queen) RemoveQueen(ctx context.Context, id string) error {
 	return err
 }
 
-// TransferLeadership gives the leadership to a queen named by node id or name; empty: to whoever is most up to date. Errors: NotFound, Conflict, Unavailable.
+// TransferLeadership gives the leadership to a queen named by node id or name; empty: to whoever is
+// most up to date. Errors: NotFound, Conflict, Unavailable.
 func (q *Queen) TransferLeadership(ctx context.Context, to string) error {
 	c, err := q.self()
 	if err != nil {
@@ -304,8 +308,9 @@ func (q *Queen) saveSnapshot(ctx context.Context, w io.Writer) error {
 	}
 }
 
-// RestoreSnapshot replaces the registry by a snapshot. It is read and checked whole before anything changes. Errors: Integrity for what is no snapshot;
-// Conflict for one of another cluster; TooLarge; Unavailable.
+// RestoreSnapshot replaces the registry by a snapshot. It is read and checked whole before anything
+// changes. Errors: Integrity for what is no snapshot; Conflict for one of another cluster;
+// TooLarge; Unavailable.
 func (q *Queen) RestoreSnapshot(ctx context.Context, r io.Reader) (core.SnapshotInfo, error) {
 	data, info, err := readSnapshot(r)
 	if err != nil {
@@ -338,7 +343,8 @@ func (q *Queen) RestoreSnapshot(ctx context.Context, r io.Reader) (core.Snapshot
 	return info, q.opts.Node.WaitApplied(ctx, resp.GetIndex())
 }
 
-// DrainHive sets or ends the draining of a hive: one that drains gets no new worker, and its workers no new request. Errors: NotFound, Unavailable.
+// DrainHive sets or ends the draining of a hive: one that drains gets no new worker, and its
+// workers no new request. Errors: NotFound, Unavailable.
 func (q *Queen) DrainHive(ctx context.Context, hive string, drain bool) (core.Hive, error) {
 	if err := q.catchUp(ctx); err != nil {
 		return core.Hive{}, err
@@ -476,8 +482,9 @@ func keyringOf(keys pki.Secrets) core.Keyring {
 	return k
 }
 
-// ChangeKeyring does one step of a rotation: install a new key everywhere, use it for what is sent, remove the old one. Errors: Invalid; NotFound for an
-// unknown fingerprint; Conflict when somebody else changed the keys meanwhile, or the primary would be removed; Unavailable; Unsupported.
+// ChangeKeyring does one step of a rotation: install a new key everywhere, use it for what is sent,
+// remove the old one. Errors: Invalid; NotFound for an unknown fingerprint; Conflict when somebody
+// else changed the keys meanwhile, or the primary would be removed; Unavailable; Unsupported.
 func (q *Queen) ChangeKeyring(ctx context.Context, change core.KeyringChange) (core.Keyring, error) {
 	if q.opts.Membership == nil {
 		return core.Keyring{}, errAlone()

@@ -103,8 +103,8 @@ func (q *Queen) jobs(o owner) (jobv1.JobServiceClient, error) {
 	return jobv1.NewJobServiceClient(c), nil
 }
 
-// askOwners asks all owners at once, each for at most the timeout. The problems name those that did not answer; err is not nil only when nobody did, or
-// ctx ended.
+// askOwners asks all owners at once, each for at most the timeout. The problems name those that did
+// not answer; err is not nil only when nobody did, or ctx ended.
 func (q *Queen) askOwners(ctx context.Context, timeout time.Duration, req *jobv1.ListRequest) (jobs []core.Job, problems []string, err error) {
 	owners, problems := q.owners()
 	if len(owners) == 0 {
@@ -154,7 +154,8 @@ func (q *Queen) hiveErrorOrNil(ctx context.Context, hive string, err error) erro
 	return q.hiveError(ctx, hive, err)
 }
 
-// recall finds where a request id was started, by this queen or another: the same request again must not be started elsewhere. Empty: nowhere that answers.
+// recall finds where a request id was started, by this queen or another: the same request again
+// must not be started elsewhere. Empty: nowhere that answers.
 func (q *Queen) recall(ctx context.Context, requestID string) (node string) {
 	if requestID == "" {
 		return ""

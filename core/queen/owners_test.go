@@ -14,7 +14,8 @@ import (
 	"github.com/rbee-project/rbee/core/gossip"
 )
 
-// silentConn is the connection to a dark machine: a call lasts as long as its caller is willing to wait.
+// silentConn is the connection to a dark machine: a call lasts as long as its caller is willing to
+// wait.
 type silentConn struct {
 	grpc.ClientConnInterface
 	asked func()
@@ -26,7 +27,8 @@ func (s silentConn) Invoke(ctx context.Context, _ string, _, _ any, _ ...grpc.Ca
 	return ctx.Err()
 }
 
-// Jobs of a queen without a hive are asked of that queen, unless gossip says that it is gone: then nobody waits for it, and it is said.
+// Jobs of a queen without a hive are asked of that queen, unless gossip says that it is gone: then
+// nobody waits for it, and it is said.
 func TestQueenThatIsGoneIsNotAskedForItsJobs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

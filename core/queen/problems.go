@@ -9,12 +9,12 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// fileCertificateWarning is how long before its end a certificate is a problem that the cluster cannot
-// renew.
+// fileCertificateWarning is how long before its end a certificate is a problem that the cluster
+// cannot renew.
 const fileCertificateWarning = 14 * 24 * time.Hour
 
-// certificates returns when the first certificate of the nodes ends, and what is wrong with any. Nodes
-// renew theirs at a third of its life left, so that one with a quarter left has failed to.
+// certificates returns when the first certificate of the nodes ends, and what is wrong with any.
+// Nodes renew theirs at a third of its life left, so that one with a quarter left has failed to.
 func (q *Queen) certificates(s *state.Snapshot) (first time.Time, problems []string) {
 	c, ok := s.Cluster(nil)
 	if !ok {

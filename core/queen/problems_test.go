@@ -47,8 +47,8 @@ func TestStatusCertificates(t *testing.T) {
 	})
 }
 
-// The status names queens and hives that should be there and are not, and two queens, which are worse
-// than one.
+// The status names queens and hives that should be there and are not, and two queens, which are
+// worse than one.
 func TestStatusMembership(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

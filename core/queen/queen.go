@@ -1,4 +1,5 @@
-// Package queen is a node of the cluster: the leader's duties, the choice of workers for inference, and operations handed to the hives that own them.
+// Package queen is a node of the cluster: the leader's duties, the choice of workers for inference,
+// and operations handed to the hives that own them.
 package queen
 
 import (
@@ -25,22 +26,27 @@ type Options struct {
 	ID      string       // of this queen, as in the raft configuration
 	Version string       // of the program
 	Logger  hclog.Logger // named by the caller; nil: no log
-	// HiveConn gives the connection to the hive with this id, or for the id of this queen to its own agent. Its errors must be classified, as those of rpc.Client are.
-	// The connection is the caller's to close.
+	// HiveConn gives the connection to the hive with this id, or for the id of this queen to its
+	// own agent. Its errors must be classified, as those of rpc.Client are. The connection is the
+	// caller's to close.
 	HiveConn func(hive string) (grpc.ClientConnInterface, error)
 	// LocalHive is the id of the hive in this process, or empty; nil: there never is one.
 	LocalHive func() string
-	// Jobs runs the operations that queens run, on this machine. The caller serves and closes it; its owner has the id of this queen. nil: there are none.
+	// Jobs runs the operations that queens run, on this machine. The caller serves and closes it;
+	// its owner has the id of this queen. nil: there are none.
 	Jobs *job.Manager
 	// Hosts are the machines that hives can be installed on; nil: none are known.
 	Hosts func() []core.HiveHost
-	// Infer answers a prompt, calls progress as it goes, and log while a worker is started; nil: nobody does. It never logs what is asked and answered.
+	// Infer answers a prompt, calls progress as it goes, and log while a worker is started; nil:
+	// nobody does. It never logs what is asked and answered.
 	Infer func(ctx context.Context, r core.Request, progress func(core.Progress), log func(line string)) (core.InferResult, error)
 	// Membership makes this queen one of several nodes; nil: it is alone.
 	Membership *Membership
-	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor call the queen. nil: nobody.
+	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor
+	// call the queen. nil: nobody.
 	Suspected func(hive string)
-	// Pinger asks hives that went silent for a sign of life; nil: there is no other way to a hive than its line, and it is given more time.
+	// Pinger asks hives that went silent for a sign of life; nil: there is no other way to a hive
+	// than its line, and it is given more time.
 	Pinger Pinger
 	Now    func() time.Time // stamps beats and reports; nil: time.Now
 	Rand   func(n int) int  // a number in [0, n); nil: math/rand
@@ -48,12 +54,14 @@ type Options struct {
 
 // Pinger is another way to a hive than its line, such as gossip. It may be called concurrently.
 type Pinger interface {
-	// Ping returns nil as soon as the hive has answered, and an error when it has not until ctx ends, or earlier.
+	// Ping returns nil as soon as the hive has answered, and an error when it has not until ctx
+	// ends, or earlier.
 	Ping(ctx context.Context, hive string) error
 }
 
-// Queen is one queen. It implements inference.Router and the gateway's Cluster and Jobs. Methods may be called concurrently; those that need
-// the leader's knowledge (loads, last beats) answer from the replica without it on other queens.
+// Queen is one queen. It implements inference.Router and the gateway's Cluster and Jobs. Methods
+// may be called concurrently; those that need the leader's knowledge (loads, last beats) answer
+// from the replica without it on other queens.
 type Queen struct {
 	opts     Options
 	log      hclog.Logger
@@ -135,7 +143,8 @@ func New(o Options) *Queen {
 	return q
 }
 
-// Register adds the services of a queen, for hives, other queens and machines that join, to a gRPC server whose errors keep their kind, as those of rpc.NewServer do.
+// Register adds the services of a queen, for hives, other queens and machines that join, to a gRPC
+// server whose errors keep their kind, as those of rpc.NewServer do.
 func (q *Queen) Register(s grpc.ServiceRegistrar) {
 	queenv1.RegisterRegistryServiceServer(s, &registryService{q: q})
 	queenv1.RegisterBlobServiceServer(s, &blobService{q: q})
@@ -148,8 +157,8 @@ func (q *Queen) RegisterJoin(s grpc.ServiceRegistrar) {
 	queenv1.RegisterJoinServiceServer(s, &joinService{q: q})
 }
 
-// Run runs the raft node, the watch over hives, and the leader's duties whenever this queen leads, until ctx ends. All lines have ended when it
-// returns. It is called once.
+// Run runs the raft node, the watch over hives, and the leader's duties whenever this queen leads,
+// until ctx ends. All lines have ended when it returns. It is called once.
 func (q *Queen) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -175,7 +184,8 @@ func (q *Queen) Run(ctx context.Context) error {
 	return err
 }
 
-// lock waits for the lock with the given name and returns its release. Names are of hives and models, so their number is bounded.
+// lock waits for the lock with the given name and returns its release. Names are of hives and
+// models, so their number is bounded.
 func (q *Queen) lock(ctx context.Context, name string) (unlock func(), err error) {
 	q.mu.Lock()
 	l, ok := q.locks[name]

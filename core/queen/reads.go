@@ -14,8 +14,9 @@ const (
 	lookPatience = time.Second     // the same for an answer that comes in any case
 )
 
-// Sync returns when this queen's replica is as new as c asks: after it, what this queen reads from its registry is. Errors: Unavailable when there is no
-// leader, or for a linearizable read no majority; Invalid for an unknown consistency; ctx's.
+// Sync returns when this queen's replica is as new as c asks: after it, what this queen reads from
+// its registry is. Errors: Unavailable when there is no leader, or for a linearizable read no
+// majority; Invalid for an unknown consistency; ctx's.
 func (q *Queen) Sync(ctx context.Context, c core.Consistency) (core.ReadInfo, error) {
 	n := q.opts.Node
 	switch c {
@@ -40,7 +41,8 @@ func (q *Queen) Sync(ctx context.Context, c core.Consistency) (core.ReadInfo, er
 	return core.ReadInfo{}, err
 }
 
-// catchUp has this queen know what was acknowledged before, so that a change builds on that: the caller may have made the last one at another queen.
+// catchUp has this queen know what was acknowledged before, so that a change builds on that: the
+// caller may have made the last one at another queen.
 func (q *Queen) catchUp(ctx context.Context) error {
 	if q.opts.Membership == nil || q.leads() {
 		return nil
@@ -54,8 +56,9 @@ func (q *Queen) catchUp(ctx context.Context) error {
 	return err
 }
 
-// lookedUp is what find finds. Where it is not found this queen catches up with the leader first and looks again: what the caller names may have come
-// to the registry a moment ago, at another queen. Errors: find's.
+// lookedUp is what find finds. Where it is not found this queen catches up with the leader first
+// and looks again: what the caller names may have come to the registry a moment ago, at another
+// queen. Errors: find's.
 func lookedUp[T any](ctx context.Context, q *Queen, find func() (T, error)) (T, error) {
 	v, err := find()
 	if core.KindOf(err) != core.NotFound {

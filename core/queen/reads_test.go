@@ -37,14 +37,16 @@ func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ 
 	return nil
 }
 
-// lateQueen takes itself for the leader because its node was it: it is not run, so that it never hears that it leads no longer.
+// lateQueen takes itself for the leader because its node was it: it is not run, so that it never
+// hears that it leads no longer.
 func lateQueen(t *testing.T, m *member, leader func() *Queen) *Queen {
 	q := New(Options{Node: m.node, ID: m.q.opts.ID, Logger: coretest.Logger(t), Membership: &Membership{Self: leaderConn{leader: leader}}})
 	q.leading = true
 	return q
 }
 
-// Raft knows that the leadership is lost some milliseconds before the queen does. Who reads in between hears from the next leader, and is not refused.
+// Raft knows that the leadership is lost some milliseconds before the queen does. Who reads in
+// between hears from the next leader, and is not refused.
 func TestReadAtQueenThatLostTheLeadership(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -94,8 +96,9 @@ func TestReadWhileTheLeadershipIsLost(t *testing.T) {
 	})
 }
 
-// What came to the registry at another queen a moment ago is there for who asks a queen that has not heard of it yet, by name and in the status.
-// Where no leader says how new the registry is, the answer comes all the same.
+// What came to the registry at another queen a moment ago is there for who asks a queen that has
+// not heard of it yet, by name and in the status. Where no leader says how new the registry is, the
+// answer comes all the same.
 func TestReadsOfQueenThatIsBehind(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -14,10 +14,12 @@ import (
 )
 
 const (
-	// suspectPatience is how long a request waits for the hive of the only, avoided, workers to confirm them or to tell that they are gone, before another
-	// worker is started. It covers a line that broke and the time until a hive is known to be down.
+	// suspectPatience is how long a request waits for the hive of the only, avoided, workers to
+	// confirm them or to tell that they are gone, before another worker is started. It covers a
+	// line that broke and the time until a hive is known to be down.
 	suspectPatience = 3 * time.Second
-	// maxStarts bounds how often one request has a worker started that is gone again before it can be used.
+	// maxStarts bounds how often one request has a worker started that is gone again before it can
+	// be used.
 	maxStarts = 2
 )
 
@@ -29,13 +31,14 @@ const (
 // scheduler chooses, once per model however many requests wait. A start outlasts the requests that
 // wait for it: the next one finds the worker.
 //
-// A model is known by its id, an alias, or the exact reference of a stored one, and by the bare name
-// of a model of the builtin source. A reference to another source is not fetched for a request: that
-// takes a model_download or worker_spawn.
+// A model is known by its id, an alias, or the exact reference of a stored one, and by the bare
+// name of a model of the builtin source. A reference to another source is not fetched for a
+// request: that takes a model_download or worker_spawn.
 //
-// Errors: Invalid without a model; NotFound for an unknown model, with the nearest names; Unavailable
-// or TooLarge when no worker can be had, with the reason per hive; Overloaded when the hive says so;
-// Cancelled and DeadlineExceeded of ctx, and DeadlineExceeded after the query's patience.
+// Errors: Invalid without a model; NotFound for an unknown model, with the nearest names;
+// Unavailable or TooLarge when no worker can be had, with the reason per hive; Overloaded when the
+// hive says so; Cancelled and DeadlineExceeded of ctx, and DeadlineExceeded after the query's
+// patience.
 func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, error) {
 	if r.Model == "" {
 		return inference.Lease{}, core.WithHint(core.Errorf("", core.Invalid, "the request names no model"), `Set "model" to one of those that GET /v1/models lists.`)
@@ -306,7 +309,8 @@ func (q *Queen) busy(w instance, d time.Duration) {
 	q.busyUntil[w] = now.Add(d)
 }
 
-// instance tells one start of a worker from all others. The nonce alone would not: a hive can report that of another's worker.
+// instance tells one start of a worker from all others. The nonce alone would not: a hive can
+// report that of another's worker.
 type instance struct{ hive, nonce string }
 
 func instanceOf(w *core.Worker) instance { return instance{w.Hive, w.Nonce} }

@@ -163,7 +163,8 @@ func TestPickUnknownModel(t *testing.T) {
 	})
 }
 
-// Twenty clients ask for a model that nobody serves: one worker is started, every one hears of it, and those who leave stop nothing.
+// Twenty clients ask for a model that nobody serves: one worker is started, every one hears of it,
+// and those who leave stop nothing.
 func TestPickStartsOneWorker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -234,7 +235,8 @@ func TestStartOutlivesItsClients(t *testing.T) {
 		// The next one joins it while it loads.
 		must.Eq(t, []string{"w1"}, c.mustPick("m"))
 
-		// And when that worker is gone, a client that finds the old job does not take it for a start.
+		// And when that worker is gone, a client that finds the old job does not take it for a
+		// start.
 		h.removeWorker("w1")
 		h.mustBeat()
 		ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -530,8 +532,8 @@ func TestRouteTellsRefusals(t *testing.T) {
 	})
 }
 
-// A worker gets no more requests than it has slots for and half as many that wait, and none while it
-// says that it takes none. Neither is held against it.
+// A worker gets no more requests than it has slots for and half as many that wait, and none while
+// it says that it takes none. Neither is held against it.
 func TestRouteBusy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -574,8 +576,8 @@ func TestRouteBusy(t *testing.T) {
 	})
 }
 
-// A worker that has not told its state for a while gets no request, whatever its hive says of it, and
-// its requests are told how long it has been silent.
+// A worker that has not told its state for a while gets no request, whatever its hive says of it,
+// and its requests are told how long it has been silent.
 func TestRouteAvoidsSilentWorker(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -37,10 +37,12 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// scaleVariable asks for TestScale: it takes minutes and all of the machine. Its value is the number of hives, or 1 for ten thousand.
+// scaleVariable asks for TestScale: it takes minutes and all of the machine. Its value is the
+// number of hives, or 1 for ten thousand.
 const scaleVariable = "RBEE_SCALE"
 
-// scaleQueens runs three queens with their registries on disk, raft in memory between them, and gRPC over loopback TCP without TLS.
+// scaleQueens runs three queens with their registries on disk, raft in memory between them, and
+// gRPC over loopback TCP without TLS.
 type scaleQueens struct {
 	t         *testing.T
 	dir       string
@@ -135,7 +137,8 @@ func (s *scaleQueens) mustLeader() *Queen {
 	return leader
 }
 
-// scaleHives are hives that have a line to each of three queens, a hundred of them over one connection.
+// scaleHives are hives that have a line to each of three queens, a hundred of them over one
+// connection.
 type scaleHives struct {
 	conns   [][]*grpc.ClientConn // by queen
 	spacing atomic.Int64         // between reports of one hive that its load changed; 0: it does not
@@ -211,7 +214,8 @@ func (h *scaleHives) run(ctx context.Context, i, queen int) {
 func (h *scaleHives) talk(ctx context.Context, client queenv1.RegistryServiceClient, i, queen int, req *queenv1.LinkRequest) (answered bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Waiting for the connection costs nothing: thirty thousand lines that try again by themselves would take the queens' processor.
+	// Waiting for the connection costs nothing: thirty thousand lines that try again by themselves
+	// would take the queens' processor.
 	stream, err := client.Link(ctx, grpc.WaitForReady(true))
 	if err != nil {
 		return false
@@ -267,7 +271,8 @@ func (h *scaleHives) talk(ctx context.Context, client queenv1.RegistryServiceCli
 	}
 }
 
-// cpuByQueen reads a CPU profile and gives the time of goroutines labelled with each queen, and of all.
+// cpuByQueen reads a CPU profile and gives the time of goroutines labelled with each queen, and of
+// all.
 func cpuByQueen(profile []byte) (by map[string]time.Duration, all time.Duration, err error) {
 	z, err := gzip.NewReader(bytes.NewReader(profile))
 	if err != nil {
@@ -557,7 +562,8 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	row("until every hive has its lines again", time.Since(began).Round(time.Millisecond).String())
 	within(t, 2*time.Minute, "all hives are registered", registered)
 	row("until every hive has heard that it is registered", time.Since(began).Round(time.Millisecond).String())
-	// Where all of this has less than the processor time of one queen, a few hives need more than LinkGrace to find the new leader.
+	// Where all of this has less than the processor time of one queen, a few hives need more than
+	// LinkGrace to find the new leader.
 	within(t, time.Minute, "no hive is down", func() bool {
 		down := 0
 		s.mustLeader().registry().EachHive(nil, func(x *core.Hive) bool {

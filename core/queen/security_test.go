@@ -257,7 +257,8 @@ func TestTokenRequestsAreChecked(t *testing.T) {
 	})
 }
 
-// A token lives by the leader's monotonic clock: a wall clock that jumps by an hour or a day ends none, nor makes one live longer.
+// A token lives by the leader's monotonic clock: a wall clock that jumps by an hour or a day ends
+// none, nor makes one live longer.
 func TestTokensExpire(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -414,7 +415,8 @@ func TestRevokedNodeAndLeaving(t *testing.T) {
 	})
 }
 
-// caller returns a client of the queen whose calls come from a node, as another queen passes them on.
+// caller returns a client of the queen whose calls come from a node, as another queen passes them
+// on.
 func (s *secured) caller(id string) (queenv1.JoinServiceClient, context.Context) {
 	s.t.Helper()
 	pipe := rpc.NewPipe()
@@ -555,8 +557,9 @@ func TestAloneHasNoCluster(t *testing.T) {
 	})
 }
 
-// A join token makes a hive unless a queen's is asked for by name, and what it made stays what it is: neither the same token, minutes or hours later, nor
-// the renewal of the certificate makes a queen of a hive.
+// A join token makes a hive unless a queen's is asked for by name, and what it made stays what it
+// is: neither the same token, minutes or hours later, nor the renewal of the certificate makes a
+// queen of a hive.
 func TestUsedJoinTokenMakesNoQueen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -590,7 +593,8 @@ func TestUsedJoinTokenMakesNoQueen(t *testing.T) {
 				mustFail(t, err, core.Unauthenticated, "used already")
 			}
 
-			// Another token does not widen it either, and a certificate that is renewed says what the registry says.
+			// Another token does not widen it either, and a certificate that is renewed says what
+			// the registry says.
 			m.req.Token, m.req.Roles = s.joinToken(core.RoleQueen), []string{"queen", "hive"}
 			_, err = s.tryJoin(m)
 			mustFail(t, err, core.Forbidden, "cannot become")
@@ -627,7 +631,8 @@ func TestJoinTakesTheRolesOfItsToken(t *testing.T) {
 	})
 }
 
-// A queen's certificate is for its own names: not for the name or the address of another node, unless both are agents of one machine.
+// A queen's certificate is for its own names: not for the name or the address of another node,
+// unless both are agents of one machine.
 func TestCertificateNamesNoOtherNode(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

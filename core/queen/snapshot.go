@@ -10,8 +10,9 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// A snapshot that a person keeps is the state machine's, and behind it a seal: these bytes and the SHA-256 of all before them. Raft has checksums
-// of its own for what it keeps; a file that was cut off or changed on its way must not become the registry.
+// A snapshot that a person keeps is the state machine's, and behind it a seal: these bytes and the
+// SHA-256 of all before them. Raft has checksums of its own for what it keeps; a file that was cut
+// off or changed on its way must not become the registry.
 const snapshotSeal = "\nrbee snapshot sha256\n"
 
 // sealing passes on what is written to it, and seals it at the end.
@@ -46,7 +47,8 @@ func unsealed(data []byte) ([]byte, error) {
 	return data[:end], nil
 }
 
-// readSnapshot reads a sealed snapshot whole and says what it holds. Errors: Integrity, TooLarge, Unsupported, r's as Invalid.
+// readSnapshot reads a sealed snapshot whole and says what it holds. Errors: Integrity, TooLarge,
+// Unsupported, r's as Invalid.
 func readSnapshot(r io.Reader) ([]byte, core.SnapshotInfo, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSnapshotBytes+1))
 	switch {

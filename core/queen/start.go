@@ -12,14 +12,17 @@ import (
 	"github.com/rbee-project/rbee/core/sched"
 )
 
-// registrationPatience is how long after the end of worker_spawn the worker must be in the registry. Its hive beats at once, so it is a generous bound.
+// registrationPatience is how long after the end of worker_spawn the worker must be in the
+// registry. Its hive beats at once, so it is a generous bound.
 const registrationPatience = 10 * time.Second
 
 // errAlreadyThere says that there is nothing to start.
 var errAlreadyThere = errors.New("a worker is there already")
 
-// start has one worker with the model started and returns when it is in the registry, whatever its state is then. All requests that wait for the same model
-// follow one job. None of them owns it: the job is the hive's, and goes on when they are all gone. started is false when there was nothing to start.
+// start has one worker with the model started and returns when it is in the registry, whatever its
+// state is then. All requests that wait for the same model follow one job. None of them owns it:
+// the job is the hive's, and goes on when they are all gone. started is false when there was
+// nothing to start.
 func (q *Queen) start(ctx context.Context, m knownModel, progress func(core.Progress)) (started bool, err error) {
 	j, err := q.startJob(ctx, m)
 	switch {
@@ -152,8 +155,8 @@ func (q *Queen) registered(ctx context.Context, w core.Worker) error {
 	}
 }
 
-// startError is a failed start as the failure of a request for an answer: the client's request was right, so that it is not Invalid, NotFound
-// or Cancelled, whatever the job was.
+// startError is a failed start as the failure of a request for an answer: the client's request was
+// right, so that it is not Invalid, NotFound or Cancelled, whatever the job was.
 func startError(ctx context.Context, model string, err error) error {
 	if ctx.Err() != nil {
 		return core.E("", core.KindOf(ctx.Err()), ctx.Err())

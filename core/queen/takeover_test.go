@@ -102,7 +102,8 @@ func leaderOf(t *testing.T, members []*member) *member {
 	return nil
 }
 
-// A new leader knows already what hives told it: nothing is written but what changed meanwhile, at once, and nobody is lost. Every queen routes all the time.
+// A new leader knows already what hives told it: nothing is written but what changed meanwhile, at
+// once, and nobody is lost. Every queen routes all the time.
 func TestTakeOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -129,7 +130,8 @@ func TestTakeOver(t *testing.T) {
 		}
 		index := first.node.AppliedIndex()
 
-		// The leader is gone, and with it one hive; the load of all and the workers of another change before there is a new one.
+		// The leader is gone, and with it one hive; the load of all and the workers of another
+		// change before there is a new one.
 		first.kill()
 		living = nil
 		for _, m := range members {

@@ -34,7 +34,8 @@ func (q *Queen) Tokens(context.Context) ([]core.Token, error) {
 	return q.registry().Tokens(nil), nil
 }
 
-// CreateToken makes a token. Its secret is in the answer and nowhere else. Errors: Invalid, TooLarge, Unsupported, Unavailable.
+// CreateToken makes a token. Its secret is in the answer and nowhere else. Errors: Invalid,
+// TooLarge, Unsupported, Unavailable.
 func (q *Queen) CreateToken(ctx context.Context, r core.TokenRequest) (core.NewToken, error) {
 	if q.opts.Membership == nil {
 		return core.NewToken{}, errAlone()
@@ -107,7 +108,8 @@ func checkTokenRequest(r *core.TokenRequest) error {
 		case len(r.Roles) == 0:
 			r.Roles = []core.Role{core.RoleHive}
 		case slices.Contains(r.Roles, core.RoleQueen):
-			// A queen can sign whatever certificate it likes: to keep it from running workers would keep nothing.
+			// A queen can sign whatever certificate it likes: to keep it from running workers would
+			// keep nothing.
 			r.Roles = append(r.Roles, core.RoleHive)
 		}
 		for _, role := range r.Roles {
@@ -129,7 +131,8 @@ func checkTokenRequest(r *core.TokenRequest) error {
 	return nil
 }
 
-// RevokeToken deletes a token, named by its id or a unique prefix of it. Errors: NotFound, Conflict, Unavailable.
+// RevokeToken deletes a token, named by its id or a unique prefix of it. Errors: NotFound,
+// Conflict, Unavailable.
 func (q *Queen) RevokeToken(ctx context.Context, id string) (core.Token, error) {
 	if q.opts.Membership == nil {
 		return core.Token{}, errAlone()
@@ -177,8 +180,9 @@ func clipped(s string) string {
 	return s[:min(len(s), 40)]
 }
 
-// expireTokens deletes tokens when their time is over. Only the leader looks at a clock, and at the wall's only once, when it takes over: from then on a
-// token lives by the monotonic clock, so that a wall clock that jumps expires nothing.
+// expireTokens deletes tokens when their time is over. Only the leader looks at a clock, and at the
+// wall's only once, when it takes over: from then on a token lives by the monotonic clock, so that
+// a wall clock that jumps expires nothing.
 func (q *Queen) expireTokens(ctx context.Context) error {
 	deadlines := map[string]time.Time{}
 	before := q.registry().AppliedIndex()

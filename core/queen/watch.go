@@ -9,11 +9,13 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// viewInterval is between two looks at what the registry does not tell: the members of the raft cluster.
+// viewInterval is between two looks at what the registry does not tell: the members of the raft
+// cluster.
 const viewInterval = time.Second
 
-// watchSet is what the registry's queries add their channels to: each is closed when the answer may have changed. It is memdb's WatchSet by
-// structure, so that this package need not know the database.
+// watchSet is what the registry's queries add their channels to: each is closed when the answer may
+// have changed. It is memdb's WatchSet by structure, so that this package need not know the
+// database.
 type watchSet = map[<-chan struct{}]struct{}
 
 // wait returns nil at the next change, or the error of ctx.
@@ -36,14 +38,16 @@ func waitUntil(ctx context.Context, ws watchSet, deadline time.Time) error {
 	return wait(ctx, ws)
 }
 
-// watch returns a channel that is closed at the next change of what requests wait for, beyond the registry. Take it before reading what may change.
+// watch returns a channel that is closed at the next change of what requests wait for, beyond the
+// registry. Take it before reading what may change.
 func (q *Queen) watch() <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.changed
 }
 
-// watchView tells the hives what they must know of the cluster, now and whenever it changes, until ctx ends.
+// watchView tells the hives what they must know of the cluster, now and whenever it changes, until
+// ctx ends.
 func (q *Queen) watchView(ctx context.Context) {
 	for ctx.Err() == nil {
 		ws := watchSet{}
@@ -54,7 +58,8 @@ func (q *Queen) watchView(ctx context.Context) {
 	}
 }
 
-// watchDown tells of hives that are down, until ctx ends. One that this queen hears of is only out of the leader's sight.
+// watchDown tells of hives that are down, until ctx ends. One that this queen hears of is only out
+// of the leader's sight.
 func (q *Queen) watchDown(ctx context.Context, tell func(hive string)) {
 	told := map[string]bool{}
 	for ctx.Err() == nil {

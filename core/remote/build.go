@@ -59,8 +59,9 @@ type buildFile struct {
 	digest string // SHA-256, hex
 }
 
-// pick finds the build for a system: this machine's own, or one of a folder of releases as "make release" lays them out. What it unpacks is in
-// temp. Errors: Unsupported where there is none, Integrity for an archive that is not what SHA256SUMS says, Invalid, Internal.
+// pick finds the build for a system: this machine's own, or one of a folder of releases as "make
+// release" lays them out. What it unpacks is in temp. Errors: Unsupported where there is none,
+// Integrity for an archive that is not what SHA256SUMS says, Invalid, Internal.
 func (p Program) pick(ctx context.Context, goos, arch, from, temp string) (build, error) {
 	if from != "" {
 		return fromRelease(ctx, goos, arch, from, temp)
@@ -191,7 +192,8 @@ func sumOf(sums, name string) (string, error) {
 	return "", core.WithHint(core.Errorf(what, core.Integrity, "it does not name %s", name), "\"make release\" writes it.")
 }
 
-// unpack takes the program and its plugins out of a release archive, and nothing else. Errors: Integrity, TooLarge, Internal.
+// unpack takes the program and its plugins out of a release archive, and nothing else. Errors:
+// Integrity, TooLarge, Internal.
 func unpack(r io.Reader, dir string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {

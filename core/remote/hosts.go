@@ -18,8 +18,8 @@ import (
 
 const maxHosts = 10000
 
-// Hosts is the list of machines that hives can be, or are, installed on: a file on the machine whose SSH identity reaches them. It may be used
-// concurrently.
+// Hosts is the list of machines that hives can be, or are, installed on: a file on the machine
+// whose SSH identity reaches them. It may be used concurrently.
 type Hosts struct {
 	file string
 
@@ -143,7 +143,8 @@ func (h *Hosts) uninstalled(name string) error {
 	})
 }
 
-// Import is hive_import_ssh: it adds the hosts of an OpenSSH configuration of this machine. Hosts that are there stay as they are.
+// Import is hive_import_ssh: it adds the hosts of an OpenSSH configuration of this machine. Hosts
+// that are there stay as they are.
 func (r *Remote) Import(_ context.Context, req core.Request, run Run) (core.ImportResult, error) {
 	file := req.File
 	switch rest, home := strings.CutPrefix(file, "~/"); {

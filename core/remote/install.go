@@ -19,7 +19,8 @@ func (r *Remote) alone() error {
 	return core.WithHint(core.Errorf("", core.Unsupported, "%s is in no cluster that another machine could join", r.o.Name), "Begin one: \"rbee cluster init\", then start the agent.")
 }
 
-// Install is hive_install: it brings rbee to a machine, has it join the cluster, and keeps it running there. Repeated, it upgrades.
+// Install is hive_install: it brings rbee to a machine, has it join the cluster, and keeps it
+// running there. Repeated, it upgrades.
 func (r *Remote) Install(ctx context.Context, req core.Request, run Run) (core.InstallResult, error) {
 	if err := r.alone(); err != nil {
 		return core.InstallResult{}, err
@@ -180,7 +181,8 @@ func (i *installation) install(ctx context.Context) (core.InstallResult, error) 
 	return i.result(h, false), i.sweep(ctx)
 }
 
-// claim makes the folders and writes down what the installation is about to be, so that it can be removed from here on.
+// claim makes the folders and writes down what the installation is about to be, so that it can be
+// removed from here on.
 func (i *installation) claim(ctx context.Context) (manifest, error) {
 	m, l := i.m, i.l
 	man := i.old
@@ -259,7 +261,8 @@ func (i *installation) configure(ctx context.Context) error {
 	return nil
 }
 
-// join gives the machine a certificate of the cluster, unless it has one. The token goes there on stdin and is nowhere else.
+// join gives the machine a certificate of the cluster, unless it has one. The token goes there on
+// stdin and is nowhere else.
 func (i *installation) join(ctx context.Context) error {
 	m, l := i.m, i.l
 	if out, err := m.root(ctx, l, scriptIdentity, l.data); err != nil {
@@ -291,7 +294,8 @@ func (i *installation) join(ctx context.Context) error {
 	return nil
 }
 
-// start switches to the new build and waits until the hive runs with it. If it does not, the old build is put back.
+// start switches to the new build and waits until the hive runs with it. If it does not, the old
+// build is put back.
 func (i *installation) start(ctx context.Context, id string, before core.Hive) (core.Hive, error) {
 	m, l := i.m, i.l
 	action := "start"
@@ -383,7 +387,8 @@ func (r *Remote) tellLog(ctx context.Context, m *machine, l layout, run Run) {
 	}
 }
 
-// awaitReady waits until the registry has the hive as ready, in a life that began after the given one.
+// awaitReady waits until the registry has the hive as ready, in a life that began after the given
+// one.
 func (r *Remote) awaitReady(ctx context.Context, m *machine, l layout, id string, before core.Hive, run Run) (core.Hive, error) {
 	deadline := time.Now().Add(r.o.Patience)
 	stopped := 0 // how often the service was found not to run

@@ -67,7 +67,8 @@ func (l layout) staging(name string) string { return path.Join(l.lib, ".partial-
 func (l layout) pidFile() string            { return path.Join(l.lib, "agent.pid") }
 func (l layout) logFile() string            { return path.Join(l.lib, "agent.log") }
 
-// umask is that of the folders of the program: everybody may run what is installed for the whole machine.
+// umask is that of the folders of the program: everybody may run what is installed for the whole
+// machine.
 func (l layout) umask() string {
 	if l.system {
 		return "022"
@@ -146,7 +147,8 @@ func (l layout) unitText() string {
 	return ""
 }
 
-// systemdText keeps what breaks graphics cards or compilers at run time out: PrivateDevices, MemoryDenyWriteExecute, ProcSubset.
+// systemdText keeps what breaks graphics cards or compilers at run time out: PrivateDevices,
+// MemoryDenyWriteExecute, ProcSubset.
 func (l layout) systemdText() string {
 	hardening, who, target := "", "", "default.target"
 	if l.system {

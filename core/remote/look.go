@@ -20,7 +20,8 @@ type look struct {
 	version       string   // of the rbee there; empty: none
 }
 
-// parseLook reads what scriptLook prints. Unknown lines, such as those of a shell's greeting, are passed over; what is no fit value is left out.
+// parseLook reads what scriptLook prints. Unknown lines, such as those of a shell's greeting, are
+// passed over; what is no fit value is left out.
 func parseLook(text string) look {
 	m := look{freeBytes: -1}
 	for line := range strings.Lines(text) {

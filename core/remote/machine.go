@@ -56,7 +56,8 @@ func (m *machine) feed(ctx context.Context, stdin io.Reader, prefix, script stri
 	return m.conn.Run(ctx, prefix+line, stdin)
 }
 
-// explain classifies the failure of a command: a full disk, missing rights, or the machine's own words.
+// explain classifies the failure of a command: a full disk, missing rights, or the machine's own
+// words.
 func (m *machine) explain(op string, err error) error {
 	exit, ok := errors.AsType[*ssh.ExitError](err)
 	if !ok {
@@ -73,7 +74,8 @@ func (m *machine) explain(op string, err error) error {
 	return core.WithHint(core.Errorf(op, core.Internal, "%s: %w", m.name, err), "Log in there and look; \"rbee hive ssh-test %s\" tells what rbee sees.", m.name)
 }
 
-// installed is what an earlier installation left; ok says whether there is one. Errors: Integrity, Unavailable.
+// installed is what an earlier installation left; ok says whether there is one. Errors: Integrity,
+// Unavailable.
 func (m *machine) installed(ctx context.Context) (man manifest, l layout, ok bool, err error) {
 	if m.look.home == "" {
 		return manifest{}, layout{}, false, core.WithHint(core.Errorf("look for rbee", core.Unsupported, "%s has no home folder for %s", m.name, m.conn.User), "Name another user.")
@@ -113,8 +115,9 @@ func (m *machine) sums(ctx context.Context, l layout, files []string) ([]string,
 	return got, nil
 }
 
-// send brings a build to the machine, into the folder where it is complete. What is there of it already, with the right digest, is not sent again.
-// Errors: TooLarge for a full disk, Integrity, Unavailable.
+// send brings a build to the machine, into the folder where it is complete. What is there of it
+// already, with the right digest, is not sent again. Errors: TooLarge for a full disk, Integrity,
+// Unavailable.
 func (m *machine) send(ctx context.Context, l layout, b build, run Run) error {
 	dir := l.staging(b.name)
 	if _, err := m.root(ctx, l, scriptFolders, l.umask(), dir, path.Join(dir, "plugins")); err != nil {

@@ -31,8 +31,8 @@ func (m manifest) text() string {
 	return b.String()
 }
 
-// parseManifest reads a manifest, whose folders must be among those of the layout: whatever it says, nothing else is ever removed. Errors:
-// Integrity.
+// parseManifest reads a manifest, whose folders must be among those of the layout: whatever it
+// says, nothing else is ever removed. Errors: Integrity.
 func parseManifest(text, home string) (manifest, layout, error) {
 	bad := func(format string, args ...any) (manifest, layout, error) {
 		return manifest{}, layout{}, core.WithHint(core.Errorf("read what is installed there", core.Integrity, format, args...),

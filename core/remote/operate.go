@@ -67,8 +67,8 @@ func (r *Remote) Start(ctx context.Context, req core.Request, run Run) (core.Ins
 	return res, nil
 }
 
-// Stop is hive_stop: it stops the service of a machine. Workers stay, for the next start to take over, unless they are drained: then running
-// requests end, and the workers with them.
+// Stop is hive_stop: it stops the service of a machine. Workers stay, for the next start to take
+// over, unless they are drained: then running requests end, and the workers with them.
 func (r *Remote) Stop(ctx context.Context, req core.Request, run Run) (core.InstallResult, error) {
 	m, host, man, l, err := r.installedHive(ctx, req, run)
 	if err != nil {
@@ -153,7 +153,8 @@ func (r *Remote) drain(ctx context.Context, h core.Hive, grace time.Duration, ru
 	return nil
 }
 
-// Uninstall is hive_uninstall: it drains the hive, has it leave the cluster, and removes what the installation wrote.
+// Uninstall is hive_uninstall: it drains the hive, has it leave the cluster, and removes what the
+// installation wrote.
 func (r *Remote) Uninstall(ctx context.Context, req core.Request, run Run) (core.UninstallResult, error) {
 	m, host, man, l, err := r.installedHive(ctx, req, run)
 	res := core.UninstallResult{Host: host.Name, Removed: []string{}}

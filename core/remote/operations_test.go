@@ -8,8 +8,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// An operation cannot be in the table without a function, nor have one without being there. All of them need the strongest scope: they use the
-// SSH identity of a machine, and take others into the cluster.
+// An operation cannot be in the table without a function, nor have one without being there. All of
+// them need the strongest scope: they use the SSH identity of a machine, and take others into the
+// cluster.
 func TestEveryOperationOverSSHHasItsFunction(t *testing.T) {
 	t.Parallel()
 	have := (&Remote{}).Operations()

@@ -19,7 +19,8 @@ import (
 const (
 	testTimeout    = 5 * time.Second
 	connectTimeout = 15 * time.Second
-	// patience is how long a hive may take to join after its service was started, where Options do not say.
+	// patience is how long a hive may take to join after its service was started, where Options do
+	// not say.
 	patience = 90 * time.Second
 	// poll is the pause between two looks at the registry.
 	poll = 200 * time.Millisecond
@@ -32,7 +33,8 @@ const (
 
 // Cluster is what the operations need of the queen that runs them.
 type Cluster interface {
-	// JoinToken makes a one-time token for a machine, as "TOKEN@host:port". Its id is for RevokeToken.
+	// JoinToken makes a one-time token for a machine, as "TOKEN@host:port". Its id is for
+	// RevokeToken.
 	JoinToken(ctx context.Context, name string, roles []core.Role) (tokenAtQueen, id string, err error)
 	RevokeToken(ctx context.Context, id string) (core.Token, error)
 	Hive(ctx context.Context, hive string) (core.Hive, error)
@@ -155,8 +157,8 @@ func (r *Remote) reach(ctx context.Context, req core.Request, run Run) (*machine
 	return m, host, nil
 }
 
-// Test is ssh_test: it tries to reach a machine and tells of every step. A step that fails is in the result; the error is for what is wrong with
-// the request itself.
+// Test is ssh_test: it tries to reach a machine and tells of every step. A step that fails is in
+// the result; the error is for what is wrong with the request itself.
 func (r *Remote) Test(ctx context.Context, req core.Request, _ Run) (core.SSHTest, error) {
 	t, host, err := r.target(ctx, req)
 	if err != nil {
@@ -249,7 +251,8 @@ func sizeText(n int64) string {
 
 var machineName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
-// hiveName is what a new hive is called: what the request says, else the host's name here, unless that is an address.
+// hiveName is what a new hive is called: what the request says, else the host's name here, unless
+// that is an address.
 func hiveName(req core.Request, host core.HiveHost) (string, error) {
 	if req.Name != "" {
 		if !machineName.MatchString(req.Name) || req.Name == core.LocalHive {

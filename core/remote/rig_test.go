@@ -89,7 +89,8 @@ func newRig(t *testing.T, env ...string) *rig {
 	return g
 }
 
-// program makes a build: its version, what tells it from others, and shell lines at the start of its agent.
+// program makes a build: its version, what tells it from others, and shell lines at the start of
+// its agent.
 func (g *rig) program(version, mark, start string) Program {
 	g.t.Helper()
 	dir := g.t.TempDir()

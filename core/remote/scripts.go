@@ -1,7 +1,7 @@
 package remote
 
-// Everything that is ever run on another machine: fixed scripts for a POSIX shell, whose arguments are quoted. None of them reads a name or a
-// path from anywhere else.
+// Everything that is ever run on another machine: fixed scripts for a POSIX shell, whose arguments
+// are quoted. None of them reads a name or a path from anywhere else.
 const (
 	// scriptLook tells what the machine is, a fact a line.
 	scriptLook = `LC_ALL=C; export LC_ALL
@@ -75,7 +75,8 @@ exit 0`
 	// scriptRemoveFolders removes folders that are empty.
 	scriptRemoveFolders = `for d; do rmdir "$d" 2>/dev/null; done; exit 0`
 
-	// scriptUser makes the user of the system service, who may use graphics cards, and says whether it did: name home.
+	// scriptUser makes the user of the system service, who may use graphics cards, and says whether
+	// it did: name home.
 	scriptUser = `if ! id "$1" >/dev/null 2>&1; then
   useradd --system --user-group --no-create-home --home-dir "$2" --shell /usr/sbin/nologin "$1" && echo made || exit 1
 fi
@@ -91,7 +92,8 @@ exit 0`
 	// scriptJoin joins the cluster of the token on stdin: program configuration.
 	scriptJoin = `exec "$1" cluster join -config "$2" -`
 
-	// scriptService starts, stops and asks for the service: kind action link configuration pid-file log-file unit.
+	// scriptService starts, stops and asks for the service: kind action link configuration pid-file
+	// log-file unit.
 	scriptService = `kind=$1 action=$2 link=$3 conf=$4 pid=$5 log=$6 unit=$7
 XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}; export XDG_RUNTIME_DIR
 ctl() { if [ $kind = systemd-user ]; then systemctl --user "$@"; else systemctl "$@"; fi; }

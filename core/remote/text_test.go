@@ -62,7 +62,8 @@ func TestChooseService(t *testing.T) {
 	}
 }
 
-// The units are what systemd takes without a word, also for a home folder with every special character.
+// The units are what systemd takes without a word, also for a home folder with every special
+// character.
 func TestUnitsAreVerified(t *testing.T) {
 	t.Parallel()
 	analyze, err := exec.LookPath("systemd-analyze")

@@ -96,7 +96,8 @@ func (c *rawClient) begin(stream uint32, length, sent int) error {
 	return nil
 }
 
-// answer waits for the end of a stream: the status of gRPC, or the code that the stream was reset with.
+// answer waits for the end of a stream: the status of gRPC, or the code that the stream was reset
+// with.
 func (c *rawClient) answer(stream uint32) (status string, reset http2.ErrCode, err error) {
 	for {
 		f, err := c.ReadFrame()
@@ -175,8 +176,8 @@ func TestGuestCallBounds(t *testing.T) {
 	must.Eq(t, strconv.Itoa(int(codes.ResourceExhausted)), got)
 }
 
-// A connection without a certificate has one of few places until it is closed. When all are taken, the
-// oldest makes room.
+// A connection without a certificate has one of few places until it is closed. When all are taken,
+// the oldest makes room.
 func TestGuestPlaces(t *testing.T) {
 	t.Parallel()
 	n, _ := queenNode(t, func(o *rpc.MuxOptions) { o.MaxGuests = 3 })
@@ -224,7 +225,8 @@ func TestGuestAtHive(t *testing.T) {
 	eventually(t, time.Second, "counted", func() bool { return n.refused.all()[rpc.ReasonNoCertificate] == 1 })
 }
 
-// A node keeps few connections for calls: older ones make room. For data and files newer ones are refused.
+// A node keeps few connections for calls: older ones make room. For data and files newer ones are
+// refused.
 func TestNodeConnectionBounds(t *testing.T) {
 	t.Parallel()
 	n, ca := queenNode(t, func(o *rpc.MuxOptions) { o.MaxStreams = 4 })

@@ -2,12 +2,13 @@ package rpc
 
 import "sync"
 
-// defaultHeldBytes bounds the messages of all peers together that have come in part, or whose call runs.
+// defaultHeldBytes bounds the messages of all peers together that have come in part, or whose call
+// runs.
 const defaultHeldBytes = 128 << 20
 
-// budget bounds the bytes of messages that peers make a server hold: what has come of a message, until
-// its call has ended or asks for the next message. Where the bound is passed, the node that holds the
-// most loses the connection that holds the most. It is safe for concurrent use.
+// budget bounds the bytes of messages that peers make a server hold: what has come of a message,
+// until its call has ended or asks for the next message. Where the bound is passed, the node that
+// holds the most loses the connection that holds the most. It is safe for concurrent use.
 type budget struct {
 	total, perNode int64
 	cut            func(node string, held int64, c *Conn) // closes a connection; called without the lock

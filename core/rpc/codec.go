@@ -20,7 +20,8 @@ const (
 	// maxDecodedBytes bounds the memory of a message. On the wire an empty worker takes two bytes,
 	// decoded more than two hundred.
 	maxDecodedBytes = 16 << 20
-	// smallMessage is a size below which a message is not looked at: it cannot grow beyond a few MiB.
+	// smallMessage is a size below which a message is not looked at: it cannot grow beyond a few
+	// MiB.
 	smallMessage = 16 << 10
 	// maxNesting bounds messages within messages.
 	maxNesting = 32
@@ -29,8 +30,8 @@ const (
 	mapEntry    = 96 // bytes of an entry of a Go map with its share of empty ones
 )
 
-// Codec returns a codec of protobuf that refuses a message that would take more than 16 MiB of memory
-// before it is decoded.
+// Codec returns a codec of protobuf that refuses a message that would take more than 16 MiB of
+// memory before it is decoded.
 func Codec() encoding.CodecV2 { return boundedCodec{encoding.GetCodecV2(encodingproto.Name)} }
 
 type boundedCodec struct{ encoding.CodecV2 }
@@ -118,8 +119,8 @@ func (c *costs) field(f protoreflect.FieldDescriptor, typ protowire.Type, value 
 	return c.take(2 * 8 * len(inner)) // packed numbers, of a byte each
 }
 
-// sizes are those of the Go structs, by the descriptor's full name. They are bounded by the types of the
-// program.
+// sizes are those of the Go structs, by the descriptor's full name. They are bounded by the types
+// of the program.
 var sizes sync.Map
 
 func sizeOf(d protoreflect.MessageDescriptor) int {

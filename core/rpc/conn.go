@@ -14,7 +14,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// wire is what is below TLS. It notes that the other end closed it: crypto/tls takes that for a regular end, as it does a goodbye.
+// wire is what is below TLS. It notes that the other end closed it: crypto/tls takes that for a
+// regular end, as it does a goodbye.
 type wire struct {
 	net.Conn
 	over atomic.Bool
@@ -36,8 +37,9 @@ func (w *wire) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// Conn is a connection after its handshake. CloseWrite says goodbye in one direction, NetConn is what is below TLS. The end of a connection
-// for data or files without a goodbye is io.ErrUnexpectedEOF.
+// Conn is a connection after its handshake. CloseWrite says goodbye in one direction, NetConn is
+// what is below TLS. The end of a connection for data or files without a goodbye is
+// io.ErrUnexpectedEOF.
 type Conn struct {
 	*tls.Conn
 	wire     *wire
@@ -87,7 +89,8 @@ func (c *Conn) Write(p []byte) (int, error) {
 // onBreak has f called when the connection breaks that this side has not closed.
 func (c *Conn) onBreak(f func()) { c.broke.Store(&f) }
 
-// failed tells of the end of the connection, unless this side made it or a deadline was all there was.
+// failed tells of the end of the connection, unless this side made it or a deadline was all there
+// was.
 func (c *Conn) failed(err error) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.broken()

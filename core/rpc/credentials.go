@@ -9,8 +9,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// shaken are the credentials of servers: their connections come from a Mux, which has shaken hands, or
-// from a Pipe of this process.
+// shaken are the credentials of servers: their connections come from a Mux, which has shaken hands,
+// or from a Pipe of this process.
 type shaken struct {
 	budget *budget // of what other nodes' connections hold; nil: not counted
 }

@@ -6,9 +6,9 @@ import (
 	"net/netip"
 )
 
-// crowd holds at most max members in the order of arrival. When it is full, a newcomer takes the place
-// of the oldest member of the host that has the most of them, so that one host crowds out only itself.
-// It is not safe for concurrent use.
+// crowd holds at most max members in the order of arrival. When it is full, a newcomer takes the
+// place of the oldest member of the host that has the most of them, so that one host crowds out
+// only itself. It is not safe for concurrent use.
 type crowd[T any] struct {
 	max   int
 	order *list.List // of member[T], the oldest first

@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// maxConnectBytes bounds what a queen says before the worker's bytes, and the head of the answer.
+	// maxConnectBytes bounds what a queen says before the worker's bytes, and the head of the
+	// answer.
 	maxConnectBytes = 1 << 10
 	// maxFailureBytes bounds the reason for a refusal.
 	maxFailureBytes = 64 << 10
@@ -26,9 +27,10 @@ const (
 
 var headEnd = []byte("\r\n\r\n")
 
-// DialData connects to a worker's data socket, by way of its hive. What comes back is the worker's bytes: CloseWrite ends one direction, a cut
-// is io.ErrUnexpectedEOF, and Close reaches the worker at once. The hive's errors keep their kind. Errors besides: Unavailable, Unauthenticated
-// or Forbidden when the two nodes do not take each other's certificates, Cancelled, DeadlineExceeded.
+// DialData connects to a worker's data socket, by way of its hive. What comes back is the worker's
+// bytes: CloseWrite ends one direction, a cut is io.ErrUnexpectedEOF, and Close reaches the worker
+// at once. The hive's errors keep their kind. Errors besides: Unavailable, Unauthenticated or
+// Forbidden when the two nodes do not take each other's certificates, Cancelled, DeadlineExceeded.
 func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (net.Conn, error) {
 	const op = "connect to the worker's hive"
 	if !validWorker(workerID) {
@@ -62,8 +64,9 @@ func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (
 	return c, nil
 }
 
-// DialBlob connects to a hive's files. What is spoken is HTTP/1.1; see core/swarm. The connection is cut when the node is revoked. Errors:
-// Unavailable, Unauthenticated or Forbidden when the two nodes do not take each other's certificates, Cancelled, DeadlineExceeded.
+// DialBlob connects to a hive's files. What is spoken is HTTP/1.1; see core/swarm. The connection
+// is cut when the node is revoked. Errors: Unavailable, Unauthenticated or Forbidden when the two
+// nodes do not take each other's certificates, Cancelled, DeadlineExceeded.
 func (p *Pool) DialBlob(ctx context.Context, nodeID, address string) (net.Conn, error) {
 	c, err := p.track(ctx, "connect to the hive", nodeID, address, p.config(ProtocolBlob, core.RoleHive, nodeID))
 	if err != nil {
@@ -72,7 +75,8 @@ func (p *Pool) DialBlob(ctx context.Context, nodeID, address string) (net.Conn, 
 	return c, nil
 }
 
-// track connects to a node, and keeps the connection in mind until it is closed: it is cut when the node is thrown out.
+// track connects to a node, and keeps the connection in mind until it is closed: it is cut when the
+// node is thrown out.
 func (p *Pool) track(ctx context.Context, op, nodeID, address string, config *tls.Config) (*Conn, error) {
 	if p.revoked != nil && p.revoked(nodeID) {
 		return nil, dialError(op, address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
@@ -194,8 +198,9 @@ func readHead(r io.Reader) (head string, rest []byte, err error) {
 	}
 }
 
-// ReadConnect reads what a queen begins a data connection with, and says which worker it wants. The rest are bytes for the worker that came
-// along. The caller sets a deadline. Errors: Invalid, or those of r.
+// ReadConnect reads what a queen begins a data connection with, and says which worker it wants. The
+// rest are bytes for the worker that came along. The caller sets a deadline. Errors: Invalid, or
+// those of r.
 func ReadConnect(r io.Reader) (workerID string, rest []byte, err error) {
 	head, rest, err := readHead(r)
 	if err != nil {

@@ -19,7 +19,8 @@ type dialer struct {
 	dial     func(ctx context.Context, address string) (net.Conn, error)
 }
 
-// tcp is a dial function whose connections notice a dead peer, when nothing is under way, about deadAfter later.
+// tcp is a dial function whose connections notice a dead peer, when nothing is under way, about
+// deadAfter later.
 func tcp(deadAfter time.Duration) func(ctx context.Context, address string) (net.Conn, error) {
 	third := max(deadAfter/3, time.Second)
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: third, Interval: third, Count: 2}}
@@ -29,7 +30,8 @@ func tcp(deadAfter time.Duration) func(ctx context.Context, address string) (net
 // config is how this node shakes hands with another one. nodeID may be empty: any.
 func (d *dialer) config(protocol string, role core.Role, nodeID string) *tls.Config {
 	c := d.identity.ClientConfig(protocol, role, nodeID).Clone()
-	// The identity's own checks come first: they are the ones that find out whether the certificate is of the cluster at all.
+	// The identity's own checks come first: they are the ones that find out whether the certificate
+	// is of the cluster at all.
 	own := c.VerifyConnection
 	if own == nil {
 		own = func(tls.ConnectionState) error { return nil }

@@ -16,11 +16,13 @@ const (
 	// errorDomain marks the status details that hold a core.Kind.
 	errorDomain = "rbee"
 	hintKey     = "hint"
-	// maxTextBytes bounds the message and the hint of an error on the wire, which travel in HTTP/2 headers.
+	// maxTextBytes bounds the message and the hint of an error on the wire, which travel in HTTP/2
+	// headers.
 	maxTextBytes = 16 << 10
 )
 
-// CodeOf is the gRPC code that stands for a kind. Several kinds share a code; ToStatus adds what tells them apart.
+// CodeOf is the gRPC code that stands for a kind. Several kinds share a code; ToStatus adds what
+// tells them apart.
 func CodeOf(k core.Kind) codes.Code {
 	switch k {
 	case "":
@@ -53,7 +55,8 @@ func CodeOf(k core.Kind) codes.Code {
 	return codes.Internal
 }
 
-// KindOfCode is the kind that a gRPC code from elsewhere means: from a plugin, from gRPC itself, from a third party.
+// KindOfCode is the kind that a gRPC code from elsewhere means: from a plugin, from gRPC itself,
+// from a third party.
 func KindOfCode(c codes.Code) core.Kind {
 	switch c {
 	case codes.OK:
@@ -86,8 +89,8 @@ func KindOfCode(c codes.Code) core.Kind {
 	return core.Internal
 }
 
-// ToStatus is err as a gRPC status error that carries its kind, message and hint; nil for nil. A status error that nobody classified,
-// such as a plugin's, is classified by KindOfCode.
+// ToStatus is err as a gRPC status error that carries its kind, message and hint; nil for nil. A
+// status error that nobody classified, such as a plugin's, is classified by KindOfCode.
 func ToStatus(err error) error {
 	if err == nil {
 		return nil
@@ -107,8 +110,9 @@ func ToStatus(err error) error {
 	return st.Err()
 }
 
-// FromStatus is a gRPC error as a classified one: what ToStatus was given, or for a status from elsewhere its message, classified by
-// KindOfCode. An error that is no status is returned classified by core.KindOf; nil for nil.
+// FromStatus is a gRPC error as a classified one: what ToStatus was given, or for a status from
+// elsewhere its message, classified by KindOfCode. An error that is no status is returned
+// classified by core.KindOf; nil for nil.
 func FromStatus(err error) error {
 	if err == nil {
 		return nil

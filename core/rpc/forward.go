@@ -25,13 +25,15 @@ const (
 	leaderWatch = 100 * time.Millisecond
 	// answeredKey is in the trailer of what the leader itself has answered.
 	answeredKey = "rbee-answered"
-	// notLeaderKey is in the trailer of an answer by which a queen says that it does not lead and has done nothing.
+	// notLeaderKey is in the trailer of an answer by which a queen says that it does not lead and
+	// has done nothing.
 	notLeaderKey = "rbee-not-leader"
 )
 
 // Forwarder says where calls go that only the leader answers.
 type Forwarder struct {
-	// Leader is the queen that leads, as far as is known now; it does not wait. local: it is this one. Errors: Unavailable.
+	// Leader is the queen that leads, as far as is known now; it does not wait. local: it is this
+	// one. Errors: Unavailable.
 	Leader func(ctx context.Context) (nodeID, address string, local bool, err error)
 	// Conn is a connection to another queen.
 	Conn func(nodeID, address string) (grpc.ClientConnInterface, error)
@@ -55,7 +57,8 @@ func (f *Forwarder) route(ctx context.Context, c *call, until time.Time) (leader
 		case err == nil && local:
 			return id, nil, nil
 		case c.forwarded:
-			// The queen that passed it on looks again; passing it on once more could go round in circles.
+			// The queen that passed it on looks again; passing it on once more could go round in
+			// circles.
 			return "", nil, noLeader()
 		case err == nil:
 			if conn, err = f.Conn(id, address); err == nil {
@@ -70,7 +73,8 @@ func (f *Forwarder) route(ctx context.Context, c *call, until time.Time) (leader
 	}
 }
 
-// follow is a context that ends when another queen than the one that was asked is known to lead: one that was stopped or cut off never answers.
+// follow is a context that ends when another queen than the one that was asked is known to lead:
+// one that was stopped or cut off never answers.
 func (f *Forwarder) follow(ctx context.Context, leader string) (following context.Context, cancel func()) {
 	following, end := context.WithCancelCause(ctx)
 	looking := make(chan struct{}, 1) // holds one while nobody looks
@@ -125,7 +129,8 @@ func (a *attempt) options() []grpc.CallOption {
 	return []grpc.CallOption{grpc.Trailer(&a.trailer), grpc.Peer(&a.peer)}
 }
 
-// untouched says that nobody has done anything about the call: it did not get there, or that queen does not lead.
+// untouched says that nobody has done anything about the call: it did not get there, or that queen
+// does not lead.
 func (a *attempt) untouched(ctx context.Context, err error) bool {
 	if core.KindOf(FromStatus(err)) != core.Unavailable && !errors.Is(context.Cause(ctx), errLeaderChanged) {
 		return false
@@ -274,7 +279,8 @@ func (f *Forwarder) download(ctx context.Context, c *call, conn grpc.ClientConnI
 	}
 }
 
-// upload passes on a call with many requests and one answer. It is not tried twice: the requests are gone.
+// upload passes on a call with many requests and one answer. It is not tried twice: the requests
+// are gone.
 func (f *Forwarder) upload(ctx context.Context, c *call, conn grpc.ClientConnInterface, ss grpc.ServerStream, info *grpc.StreamServerInfo) error {
 	var a attempt
 	cs, err := conn.NewStream(c.outgoing(ctx), &grpc.StreamDesc{ClientStreams: true}, info.FullMethod, a.options()...)

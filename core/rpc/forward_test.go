@@ -281,7 +281,8 @@ func TestForwardCaller(t *testing.T) {
 	must.Eq(t, `at 00000001: peer "00000003" true, caller "00000003", host "192.0.2.1"`, r.GetCluster())
 }
 
-// A call waits for a leader and finds it, also when the queen that it was passed on to no longer leads.
+// A call waits for a leader and finds it, also when the queen that it was passed on to no longer
+// leads.
 func TestForwardWaitsForALeader(t *testing.T) {
 	t.Parallel()
 	qs := startQueens(t, newCA(t))
@@ -388,7 +389,8 @@ func TestForwardGoesRoundNoCircles(t *testing.T) {
 	must.Zero(t, qs.all[0].handled.Load()+qs.all[1].handled.Load())
 }
 
-// When the leader goes while it has the call, nobody does it a second time, and the caller is told that the outcome is not known.
+// When the leader goes while it has the call, nobody does it a second time, and the caller is told
+// that the outcome is not known.
 func TestLeaderLostWithACall(t *testing.T) {
 	t.Parallel()
 	for name, lose := range map[string]func(qs *queens){

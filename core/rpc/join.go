@@ -11,8 +11,9 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// JoinConn connects a machine that has no certificate yet to a queen whose cluster's CA certificate has the fingerprint. It may call what anyone
-// may. The caller closes it. Errors: Unauthenticated when somebody else answers there, Unavailable, DeadlineExceeded, Cancelled.
+// JoinConn connects a machine that has no certificate yet to a queen whose cluster's CA certificate
+// has the fingerprint. It may call what anyone may. The caller closes it. Errors: Unauthenticated
+// when somebody else answers there, Unavailable, DeadlineExceeded, Cancelled.
 func JoinConn(ctx context.Context, address, fingerprint string) (*grpc.ClientConn, error) {
 	d := dialer{dial: tcp(hiveDeadAfter)}
 	config := pki.JoinConfig(ProtocolGRPC, fingerprint)

@@ -21,7 +21,8 @@ import (
 const (
 	// pingMethod is one that no server has: its refusal is a sign of life.
 	pingMethod = "/rbee/ping"
-	// clientPing is between grpc's own pings of a server that is silent while it is asked something; grpc does not allow less than 10 s.
+	// clientPing is between grpc's own pings of a server that is silent while it is asked
+	// something; grpc does not allow less than 10 s.
 	clientPing = 15 * time.Second
 )
 
@@ -110,7 +111,8 @@ func (k *kept) done() {
 	k.mu.Unlock()
 }
 
-// look cuts the connection to a peer that gives no sign of life: grpc's own pings are too far apart.
+// look cuts the connection to a peer that gives no sign of life: grpc's own pings are too far
+// apart.
 func (k *kept) look(ctx context.Context) {
 	defer k.wg.Done()
 	k.mu.Lock()
@@ -138,7 +140,8 @@ func (k *kept) look(ctx context.Context) {
 	}
 }
 
-// explain replaces what grpc says of calls that the end of the connection cut: the caller did not cancel them.
+// explain replaces what grpc says of calls that the end of the connection cut: the caller did not
+// cancel them.
 func (k *kept) explain(ctx context.Context, err error) error {
 	if err == nil || errors.Is(err, io.EOF) || status.Code(err) != codes.Canceled || ctx.Err() != nil {
 		return err

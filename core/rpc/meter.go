@@ -77,8 +77,8 @@ func (f *frames) feed(p []byte, begin func() error, payload func(part []byte), e
 	return nil
 }
 
-// meter is a node's connection to a server of gRPC. It notes in a budget what has come of messages that
-// are not whole.
+// meter is a node's connection to a server of gRPC. It notes in a budget what has come of messages
+// that are not whole.
 type meter struct {
 	*Conn
 	budget *budget
@@ -203,8 +203,8 @@ func (m *meter) over(id uint32) {
 	}
 }
 
-// callMeter notes in a budget what calls hold: a whole message, until the call ends or asks for the next
-// one.
+// callMeter notes in a budget what calls hold: a whole message, until the call ends or asks for the
+// next one.
 type callMeter struct{ budget *budget }
 
 type callHeldKey struct{}

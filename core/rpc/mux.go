@@ -34,8 +34,8 @@ const (
 	defaultGuests     = 32
 	defaultStreams    = 4096
 	defaultGuestLife  = 30 * time.Second
-	// maxKept bounds the connections of a node for gRPC and for raft, each. A node keeps one or two; older
-	// ones are left over from a network that broke.
+	// maxKept bounds the connections of a node for gRPC and for raft, each. A node keeps one or
+	// two; older ones are left over from a network that broke.
 	maxKept            = 16
 	maxAcceptPause     = time.Second
 	acceptKeepAlive    = 10 * time.Second
@@ -43,7 +43,8 @@ const (
 	acceptKeepCount    = 3
 )
 
-// Identity is what a node shows of itself, and what it asks of others. *pki.Identity is one. The configurations follow renewals.
+// Identity is what a node shows of itself, and what it asks of others. *pki.Identity is one. The
+// configurations follow renewals.
 type Identity interface {
 	Node() pki.Node
 	RPCAddress() string
@@ -54,24 +55,28 @@ type Identity interface {
 // MuxOptions are what a Mux needs.
 type MuxOptions struct {
 	Identity Identity
-	// Revoked says whether the certificates of a node are refused; nil: none are. It is asked at each handshake and by CloseRevoked.
+	// Revoked says whether the certificates of a node are refused; nil: none are. It is asked at
+	// each handshake and by CloseRevoked.
 	Revoked func(nodeID string) bool
 	// Refused is told of each connection that was refused; nil: nobody.
 	Refused func(Reason)
 	Logger  hclog.Logger // nil: none
-	// MaxHandshakes bounds the connections that have not said who they are. A new one takes the place of
-	// the oldest of the host that has the most. 0: 256.
+	// MaxHandshakes bounds the connections that have not said who they are. A new one takes the
+	// place of the oldest of the host that has the most. 0: 256.
 	MaxHandshakes int
-	// MaxGuests bounds the connections without a certificate in the same way, until they are closed. 0: 32.
+	// MaxGuests bounds the connections without a certificate in the same way, until they are
+	// closed. 0: 32.
 	MaxGuests int
-	// GuestLife is how long a connection without a certificate may stand: joining takes a few calls. 0: 30 s.
+	// GuestLife is how long a connection without a certificate may stand: joining takes a few
+	// calls. 0: 30 s.
 	GuestLife time.Duration
-	// MaxStreams bounds the connections of other nodes for data and files; a new one beyond is refused.
-	// One node gets at most half of them. 0: 4096.
+	// MaxStreams bounds the connections of other nodes for data and files; a new one beyond is
+	// refused. One node gets at most half of them. 0: 4096.
 	MaxStreams int
 }
 
-// Mux splits one TLS 1.3 port into raft, gRPC, inference data and files. Connections are handed out after their handshake, each as a *Conn.
+// Mux splits one TLS 1.3 port into raft, gRPC, inference data and files. Connections are handed out
+// after their handshake, each as a *Conn.
 type Mux struct {
 	opts    MuxOptions
 	l       net.Listener
@@ -146,8 +151,9 @@ func both(first, second func(tls.ConnectionState) error) func(tls.ConnectionStat
 	}
 }
 
-// serverConfig is c with the checks of the Mux. Data connections may be resumed: they are made for single requests. The checks are then made
-// again, and crypto/tls looks at the certificate's time and CA again.
+// serverConfig is c with the checks of the Mux. Data connections may be resumed: they are made for
+// single requests. The checks are then made again, and crypto/tls looks at the certificate's time
+// and CA again.
 func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
 	strictly := c.Clone()
 	strictly.VerifyConnection = both(m.check, c.VerifyConnection)
@@ -163,7 +169,8 @@ func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
 			}
 		}
 		now, own := now.Clone(), now.VerifyConnection
-		// By now crypto/tls has found that a certificate is of this cluster and valid. The Mux's checks come first: they know their reasons.
+		// By now crypto/tls has found that a certificate is of this cluster and valid. The Mux's
+		// checks come first: they know their reasons.
 		now.VerifyConnection = both(m.check, own)
 		now.GetConfigForClient = nil
 		if slices.Equal(h.SupportedProtos, []string{ProtocolData}) {
@@ -175,7 +182,8 @@ func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
 	return strictly
 }
 
-// tickets are the keys that sessions of data connections are sealed with. They never leave the process.
+// tickets are the keys that sessions of data connections are sealed with. They never leave the
+// process.
 type tickets struct {
 	mu    sync.Mutex // guards below
 	all   [][32]byte // the newest first
@@ -217,14 +225,15 @@ func (m *Mux) check(s tls.ConnectionState) error {
 	return err
 }
 
-// Raft is the connections of other queens' raft. It is the same for every call, as those of GRPC, Data and Blobs are.
+// Raft is the connections of other queens' raft. It is the same for every call, as those of GRPC,
+// Data and Blobs are.
 func (m *Mux) Raft() net.Listener { return m.ports[ProtocolRaft] }
 
 // GRPC is the connections of other nodes for a server that NewServer or NewNodeServer made.
 func (m *Mux) GRPC() net.Listener { return m.ports[ProtocolGRPC] }
 
-// Guests is the connections without a certificate, for a server that NewGuestServer made. Each is cut
-// after half a minute.
+// Guests is the connections without a certificate, for a server that NewGuestServer made. Each is
+// cut after half a minute.
 func (m *Mux) Guests() net.Listener { return m.ports[guestPort] }
 
 // Data is the connections that queens ask workers over.
@@ -236,8 +245,8 @@ func (m *Mux) Blobs() net.Listener { return m.ports[ProtocolBlob] }
 // Addr is the address that the port listens on.
 func (m *Mux) Addr() net.Addr { return m.l.Addr() }
 
-// Run accepts connections until ctx ends. Those that were handed out are their owners' then; all others are closed. The error is nil when
-// ctx ended it.
+// Run accepts connections until ctx ends. Those that were handed out are their owners' then; all
+// others are closed. The error is nil when ctx ended it.
 func (m *Mux) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -250,7 +259,8 @@ func (m *Mux) Run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			pause = 0
-			// In the order of arrival: goroutines do not keep it, and who came last must not be taken for the oldest.
+			// In the order of arrival: goroutines do not keep it, and who came last must not be
+			// taken for the oldest.
 			if g := m.enter(c); g != nil {
 				wg.Go(func() { m.admit(g) })
 			}
@@ -447,7 +457,8 @@ func (m *Mux) CloseNode(nodeID string) {
 	m.closeIf(func(c *Conn) bool { return c.known && c.node.ID == nodeID })
 }
 
-// CloseRevoked cuts the connections of all nodes that are revoked. It is to be called whenever there is one more.
+// CloseRevoked cuts the connections of all nodes that are revoked. It is to be called whenever
+// there is one more.
 func (m *Mux) CloseRevoked() {
 	if revoked := m.opts.Revoked; revoked != nil {
 		m.closeIf(func(c *Conn) bool { return c.known && revoked(c.node.ID) })

@@ -204,7 +204,8 @@ func TestMuxGarbage(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// Those who say nothing do not keep others out, and are sent away: the oldest when there are too many, each after five seconds.
+// Those who say nothing do not keep others out, and are sent away: the oldest when there are too
+// many, each after five seconds.
 func TestMuxSilent(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -380,7 +381,8 @@ func (p *pipes) Close() error {
 
 func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
-// The first data connection pays for signatures; the following do not, and are checked all the same.
+// The first data connection pays for signatures; the following do not, and are checked all the
+// same.
 func TestDataConnectionsAreResumed(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)

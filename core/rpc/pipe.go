@@ -1,4 +1,5 @@
-// Package rpc is how queens and hives speak gRPC to each other: listeners, servers and clients whose errors keep their core.Kind.
+// Package rpc is how queens and hives speak gRPC to each other: listeners, servers and clients
+// whose errors keep their core.Kind.
 package rpc
 
 import (
@@ -13,7 +14,8 @@ import (
 // pipeBufferBytes is the buffer of each direction of a connection of a Pipe.
 const pipeBufferBytes = 64 << 10
 
-// Pipe joins a server and its clients within one process, without a socket. It is safe for concurrent use.
+// Pipe joins a server and its clients within one process, without a socket. It is safe for
+// concurrent use.
 type Pipe struct{ l pipeListener }
 
 // NewPipe returns a pipe that nobody listens on yet: a Dial waits until the listener accepts.
@@ -24,8 +26,8 @@ func NewPipe() *Pipe {
 // Listener is the server's end. It is the same for every call; closing it is closing the pipe.
 func (p *Pipe) Listener() net.Listener { return p.l }
 
-// Dial connects to the server's end and waits until it is accepted. The caller closes the connection.
-// Errors: Unavailable when the pipe is closed, Cancelled, DeadlineExceeded.
+// Dial connects to the server's end and waits until it is accepted. The caller closes the
+// connection. Errors: Unavailable when the pipe is closed, Cancelled, DeadlineExceeded.
 func (p *Pipe) Dial(ctx context.Context) (net.Conn, error) {
 	c, err := p.l.DialContext(ctx)
 	switch {
@@ -37,7 +39,8 @@ func (p *Pipe) Dial(ctx context.Context) (net.Conn, error) {
 	return nil, core.E("dial in process", core.Unavailable, net.ErrClosed)
 }
 
-// Close ends listening and waiting dials. Connections that stand are not touched. It never fails and may be repeated.
+// Close ends listening and waiting dials. Connections that stand are not touched. It never fails
+// and may be repeated.
 func (p *Pipe) Close() error { return p.l.Close() }
 
 type pipeListener struct{ *bufconn.Listener }

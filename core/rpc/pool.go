@@ -25,10 +25,12 @@ type PoolOptions struct {
 	Identity Identity
 	// Revoked says whether a node is not to be talked to; nil: none are.
 	Revoked func(nodeID string) bool
-	// Broken is told that a connection broke that this side did not close. It must not block. nil: nobody.
+	// Broken is told that a connection broke that this side did not close. It must not block. nil:
+	// nobody.
 	Broken func(nodeID, address string)
-	// DeadAfter is how long a peer may be silent while it is asked something before the connection is given up. 0: 3 s for a queen. A hive that
-	// is no queen leaves it to TCP, which takes 10 s: its lines to queens have beats of their own, and a lossy network should not cut them.
+	// DeadAfter is how long a peer may be silent while it is asked something before the connection
+	// is given up. 0: 3 s for a queen. A hive that is no queen leaves it to TCP, which takes 10 s:
+	// its lines to queens have beats of their own, and a lossy network should not cut them.
 	DeadAfter time.Duration
 	// Dial makes connections; nil: TCP.
 	Dial   func(ctx context.Context, address string) (net.Conn, error)
@@ -76,9 +78,11 @@ func NewPool(o PoolOptions) *Pool {
 	}
 }
 
-// Conn is the kept connection to a node, whose certificate must give it the role. It is dialled with the first call and after it broke; a call
-// fails fast while the node cannot be reached. Another address than before closes what there was and dials anew. The pool closes it. nodeID may
-// be empty: whoever answers at the address. Its errors are those of DialOptions. Errors: Forbidden for a revoked node, Unavailable after Close.
+// Conn is the kept connection to a node, whose certificate must give it the role. It is dialled
+// with the first call and after it broke; a call fails fast while the node cannot be reached.
+// Another address than before closes what there was and dials anew. The pool closes it. nodeID may
+// be empty: whoever answers at the address. Its errors are those of DialOptions. Errors: Forbidden
+// for a revoked node, Unavailable after Close.
 func (p *Pool) Conn(nodeID, address string, role core.Role) (*grpc.ClientConn, error) {
 	if nodeID != "" && p.revoked != nil && p.revoked(nodeID) {
 		return nil, dialError("connect", address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
@@ -112,7 +116,8 @@ func (p *Pool) Forget(nodeID string) {
 	p.drop(func(id string) bool { return id == nodeID })
 }
 
-// CloseRevoked closes the connections to all nodes that are revoked. It is to be called whenever there is one more.
+// CloseRevoked closes the connections to all nodes that are revoked. It is to be called whenever
+// there is one more.
 func (p *Pool) CloseRevoked() {
 	if p.revoked != nil {
 		p.drop(p.revoked)

@@ -130,7 +130,8 @@ func newProxy(t testing.TB, to string) *proxy {
 	return p
 }
 
-// One connection per node, however often it is asked for; dialled anew for another address, after a Forget and after it broke.
+// One connection per node, however often it is asked for; dialled anew for another address, after a
+// Forget and after it broke.
 func TestPoolKeeps(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -215,7 +216,8 @@ func TestPoolForgetEndsCalls(t *testing.T) {
 	must.Eq(t, core.Forbidden, core.KindOf(err))
 }
 
-// A peer that is gone without a word is noticed in three seconds by those who wait for it, and one that is only slow is not given up.
+// A peer that is gone without a word is noticed in three seconds by those who wait for it, and one
+// that is only slow is not given up.
 func TestPoolNoticesADeadPeer(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)

@@ -14,15 +14,17 @@ type RaftOptions struct {
 	Mux      *Mux
 	Identity Identity
 	Revoked  func(nodeID string) bool // nil: none
-	// Broken is told that a connection broke that this side did not close: one that this queen dialled, with its address, or one that the
-	// other queen dialled, with an empty one. It is the first sign of a queen's death, and may be a false one. It must not block. nil: nobody.
+	// Broken is told that a connection broke that this side did not close: one that this queen
+	// dialled, with its address, or one that the other queen dialled, with an empty one. It is the
+	// first sign of a queen's death, and may be a false one. It must not block. nil: nobody.
 	Broken func(nodeID, address string)
 	// Dial makes connections; nil: TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
-// RaftStream carries raft between queens over the RPC port: both ends show the certificate of a queen. It has the methods of raft's StreamLayer,
-// with the address as a string. It is safe for concurrent use.
+// RaftStream carries raft between queens over the RPC port: both ends show the certificate of a
+// queen. It has the methods of raft's StreamLayer, with the address as a string. It is safe for
+// concurrent use.
 type RaftStream struct {
 	opts   RaftOptions
 	dialer dialer
@@ -52,7 +54,8 @@ func (s *RaftStream) Accept() (net.Conn, error) {
 	return conn, nil
 }
 
-// Dial connects to the queen at an RPC address. Errors: Unavailable, Unauthenticated or Forbidden when somebody else is there, DeadlineExceeded.
+// Dial connects to the queen at an RPC address. Errors: Unavailable, Unauthenticated or Forbidden
+// when somebody else is there, DeadlineExceeded.
 func (s *RaftStream) Dial(address string, timeout time.Duration) (net.Conn, error) {
 	if timeout <= 0 {
 		timeout = connectTimeout
@@ -99,7 +102,8 @@ func (s *RaftStream) CloseNode(nodeID string) {
 	s.closeIf(func(c *Conn) bool { return c.node.ID == nodeID })
 }
 
-// CloseRevoked closes the connections to all nodes that are revoked; for those that they made see Mux.CloseRevoked.
+// CloseRevoked closes the connections to all nodes that are revoked; for those that they made see
+// Mux.CloseRevoked.
 func (s *RaftStream) CloseRevoked() {
 	if s.opts.Revoked != nil {
 		s.closeIf(func(c *Conn) bool { return s.opts.Revoked(c.node.ID) })

@@ -18,7 +18,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// Reason says why a connection was refused. The reasons are label values of a metric: never rename one.
+// Reason says why a connection was refused. The reasons are label values of a metric: never rename
+// one.
 type Reason string
 
 // The reasons.
@@ -113,7 +114,8 @@ func (r *refusals) note(reason Reason, from, node string, err error) {
 	r.log.Warn("refused a connection", "reason", string(reason), "from", from, "node", node, "error", err, "others", quiet)
 }
 
-// verify is what a peer's certificate must fulfil beyond being the cluster's. role may be empty: any. known is false without a certificate.
+// verify is what a peer's certificate must fulfil beyond being the cluster's. role may be empty:
+// any. known is false without a certificate.
 func verify(state *tls.ConnectionState, role core.Role, nodeID string, revoked func(string) bool) (n pki.Node, known bool, err error) {
 	if len(state.PeerCertificates) == 0 {
 		if role == "" && nodeID == "" {

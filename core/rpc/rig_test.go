@@ -30,7 +30,8 @@ func newCA(t testing.TB) *pki.CA {
 	return ca
 }
 
-// issue makes a node's identity with a certificate that began at a time and lives for ttl from then.
+// issue makes a node's identity with a certificate that began at a time and lives for ttl from
+// then.
 func issue(t testing.TB, ca *pki.CA, id string, ttl time.Duration, began time.Time, roles ...core.Role) *pki.Identity {
 	t.Helper()
 	key, err := pki.NewKey()
@@ -166,7 +167,8 @@ func echo(t testing.TB, l net.Listener) *atomic.Int64 {
 	return &open
 }
 
-// shake connects with a configuration of TLS and exchanges a byte with an echo: a server's refusal is only seen when it is read.
+// shake connects with a configuration of TLS and exchanges a byte with an echo: a server's refusal
+// is only seen when it is read.
 func shake(t testing.TB, addr string, config *tls.Config) (*tls.Conn, error) {
 	t.Helper()
 	raw, err := net.Dial("tcp", addr)

@@ -38,7 +38,8 @@ var kinds = []core.Kind{
 	core.Unsupported, core.Unauthenticated, core.Forbidden, core.Cancelled, core.DeadlineExceeded, core.WorkerLost,
 }
 
-// service answers Check and Watch with functions. gRPC's health service is used because it has a request and a stream.
+// service answers Check and Watch with functions. gRPC's health service is used because it has a
+// request and a stream.
 type service struct {
 	health.UnimplementedHealthServer
 	check func(ctx context.Context, text string) (health.HealthCheckResponse_ServingStatus, error)
@@ -86,7 +87,8 @@ func recv(s health.Health_WatchClient, err error) (n int, _ error) {
 	return n - 1, err
 }
 
-// An error that a handler returns is the error that the caller gets: kind, message, hint, of a request and of a stream.
+// An error that a handler returns is the error that the caller gets: kind, message, hint, of a
+// request and of a stream.
 func TestErrorsSurvive(t *testing.T) {
 	t.Parallel()
 	var next atomic.Pointer[error]
@@ -145,7 +147,8 @@ func TestNil(t *testing.T) {
 	must.NoError(t, rpc.FromStatus(nil))
 }
 
-// Every code has a kind, every kind a code, and a kind whose code is its own comes back even without details.
+// Every code has a kind, every kind a code, and a kind whose code is its own comes back even
+// without details.
 func TestCodes(t *testing.T) {
 	t.Parallel()
 	shared := map[core.Kind]core.Kind{core.InUse: core.Conflict, core.WorkerLost: core.Unavailable}
@@ -259,7 +262,8 @@ func TestPanic(t *testing.T) {
 	must.Eq(t, health.HealthCheckResponse_SERVING, r.GetStatus())
 }
 
-// Serve lets a running request finish, cuts one that takes longer than the grace, and takes no new one.
+// Serve lets a running request finish, cuts one that takes longer than the grace, and takes no new
+// one.
 func TestServeEnds(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -27,7 +27,8 @@ const (
 	callerAddressKey = "rbee-caller-address" // host that the first call came from; empty: this process
 )
 
-// RuleOf is the rule of a method, such as "/rbee.queen.v1.JoinService/Join". Without one nobody may call it.
+// RuleOf is the rule of a method, such as "/rbee.queen.v1.JoinService/Join". Without one nobody may
+// call it.
 func RuleOf(method string) (*optionsv1.Rule, bool) {
 	d, ok := methodOf(method)
 	if !ok {
@@ -57,9 +58,10 @@ func methodOf(method string) (protoreflect.MethodDescriptor, bool) {
 	return m, ok
 }
 
-// Peer is the node at the other end of the connection that a call came over; a call from this process counts as this node. False without a
-// certificate. It is known in handlers of a server that NewNodeServer made. A call that another queen passed on has that queen as its peer:
-// see Caller.
+// Peer is the node at the other end of the connection that a call came over; a call from this
+// process counts as this node. False without a certificate. It is known in handlers of a server
+// that NewNodeServer made. A call that another queen passed on has that queen as its peer: see
+// Caller.
 func Peer(ctx context.Context) (pki.Node, bool) {
 	c, _ := ctx.Value(callKey{}).(*call)
 	if c == nil {
@@ -68,7 +70,8 @@ func Peer(ctx context.Context) (pki.Node, bool) {
 	return c.peer, c.known
 }
 
-// Caller is the id of the node that made the call, also when another queen passed it on; empty without a certificate.
+// Caller is the id of the node that made the call, also when another queen passed it on; empty
+// without a certificate.
 func Caller(ctx context.Context) string {
 	c, _ := ctx.Value(callKey{}).(*call)
 	if c == nil {
@@ -77,8 +80,8 @@ func Caller(ctx context.Context) string {
 	return c.caller
 }
 
-// CallerHost is the address, without a port, that the call came from, also when another queen passed it on; empty for a call from the
-// process that took it first.
+// CallerHost is the address, without a port, that the call came from, also when another queen
+// passed it on; empty for a call from the process that took it first.
 func CallerHost(ctx context.Context) string {
 	c, _ := ctx.Value(callKey{}).(*call)
 	if c == nil {
@@ -208,8 +211,8 @@ func (g *gate) allow(c *call, method string) error {
 	return core.WithHint(core.E("", core.Forbidden, err), "A node has the roles that its join token allowed; join again with another token to change them.")
 }
 
-// tap admits a call when its headers have come, before anything of its messages is read. The connection
-// reads nothing else meanwhile.
+// tap admits a call when its headers have come, before anything of its messages is read. The
+// connection reads nothing else meanwhile.
 func (g *gate) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	ctx, _, err := g.admit(ctx, info.FullMethodName)
 	if err != nil {

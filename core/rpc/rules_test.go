@@ -30,7 +30,8 @@ import (
 // served are the packages whose services queens or hives serve.
 var served = []protoreflect.FullName{"rbee.queen.v1", "rbee.hive.v1", "rbee.job.v1"} // constant
 
-// mayCall is who may call what: a for anyone, h for hives, q for queens. It is written here a second time so that a change of a rule is seen.
+// mayCall is who may call what: a for anyone, h for hives, q for queens. It is written here a
+// second time so that a change of a rule is seen.
 var mayCall = map[string]string{ // constant
 	"/rbee.queen.v1.RegistryService/Link":              "h",
 	"/rbee.queen.v1.BlobService/Claim":                 "h",
@@ -80,7 +81,8 @@ func methods(t *testing.T) map[string]protoreflect.MethodDescriptor {
 	return all
 }
 
-// A method that somebody adds without saying who may call it, or one that cannot be passed on to the leader, fails here.
+// A method that somebody adds without saying who may call it, or one that cannot be passed on to
+// the leader, fails here.
 func TestEveryMethodHasARule(t *testing.T) {
 	t.Parallel()
 	for method, d := range methods(t) {
@@ -107,7 +109,8 @@ func registerAll(s *grpc.Server) {
 	health.RegisterHealthServer(s, &service{})
 }
 
-// call calls any method and gives its error. The servers of these tests implement nothing, so a call that was let through is Unsupported.
+// call calls any method and gives its error. The servers of these tests implement nothing, so a
+// call that was let through is Unsupported.
 func call(ctx context.Context, c grpc.ClientConnInterface, method string, d protoreflect.MethodDescriptor) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

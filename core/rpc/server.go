@@ -30,7 +30,8 @@ const (
 	// streamWindow is what a call may send before the server asks for more.
 	streamWindow = 256 << 10
 	connWindow   = 1 << 20
-	// maxTrailerBytes bounds a server's answer but its messages; an error's text travels in it three times.
+	// maxTrailerBytes bounds a server's answer but its messages; an error's text travels in it
+	// three times.
 	maxTrailerBytes = 256 << 10
 )
 
@@ -41,7 +42,8 @@ const (
 	maxGuestHeader  = 4 << 10
 )
 
-// The keepalive of connections that cross a machine's border: a peer that is gone is noticed within pingInterval + pingTimeout.
+// The keepalive of connections that cross a machine's border: a peer that is gone is noticed within
+// pingInterval + pingTimeout.
 const (
 	pingInterval = 15 * time.Second
 	pingTimeout  = 5 * time.Second
@@ -61,15 +63,16 @@ type ServerOptions struct {
 	Refused func(Reason)
 	// Forward passes on calls that only the leader answers; nil: they are answered here.
 	Forward *Forwarder
-	// MaxHeldBytes bounds what a node server holds of all nodes' messages; one node gets a quarter. 0: 128 MiB.
+	// MaxHeldBytes bounds what a node server holds of all nodes' messages; one node gets a quarter.
+	// 0: 128 MiB.
 	MaxHeldBytes int64
 }
 
-// NewNodeServer returns a server that lets only those call a method whom its rule (rbee.options.v1.rule)
-// names; a method without one is refused. Whether a call is let in is decided before anything of its
-// messages is read. It serves a Pipe, whose callers count as this node, and a Mux's GRPC. What it holds
-// of all nodes' messages is bounded: a node that makes it hold too much loses its connection. For the
-// rest see NewServer.
+// NewNodeServer returns a server that lets only those call a method whom its rule
+// (rbee.options.v1.rule) names; a method without one is refused. Whether a call is let in is
+// decided before anything of its messages is read. It serves a Pipe, whose callers count as this
+// node, and a Mux's GRPC. What it holds of all nodes' messages is bounded: a node that makes it
+// hold too much loses its connection. For the rest see NewServer.
 func NewNodeServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
 	o.prepare()
 	refused := newRefusals(o.Logger, o.Refused)
@@ -88,8 +91,8 @@ func NewNodeServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
 	}, opts...)...)
 }
 
-// NewGuestServer returns a server for a Mux's Guests. It is NewNodeServer with bounds for callers that
-// nobody knows: small messages, and few calls at once.
+// NewGuestServer returns a server for a Mux's Guests. It is NewNodeServer with bounds for callers
+// that nobody knows: small messages, and few calls at once.
 func NewGuestServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
 	o.prepare()
 	return newGated(o, newRefusals(o.Logger, o.Refused), append([]grpc.ServerOption{
@@ -124,9 +127,10 @@ func newGated(o ServerOptions, refused *refusals, opts ...grpc.ServerOption) *gr
 	return NewServer(o.Logger, append(all, opts...)...)
 }
 
-// NewServer returns a server whose handlers' errors reach the client with their kind and hint (see ToStatus), and whose handlers' panics
-// become Internal errors, logged with their stack. Errors that a handler gets from its stream are classified too. It serves a Pipe or a Mux's
-// GRPC, and lets everybody call everything: see NewNodeServer.
+// NewServer returns a server whose handlers' errors reach the client with their kind and hint (see
+// ToStatus), and whose handlers' panics become Internal errors, logged with their stack. Errors
+// that a handler gets from its stream are classified too. It serves a Pipe or a Mux's GRPC, and
+// lets everybody call everything: see NewNodeServer.
 func NewServer(log hclog.Logger, opts ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append([]grpc.ServerOption{
 		grpc.Creds(shaken{}),
@@ -168,8 +172,8 @@ func fromStream(err error) error {
 	return FromStatus(err)
 }
 
-// Serve serves on l until ctx ends, then lets running requests finish for grace before it cuts them. It closes l, and returns when all
-// handlers have. The error is nil when ctx ended it.
+// Serve serves on l until ctx ends, then lets running requests finish for grace before it cuts
+// them. It closes l, and returns when all handlers have. The error is nil when ctx ended it.
 func Serve(ctx context.Context, s *grpc.Server, l net.Listener, grace time.Duration) error {
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
@@ -196,8 +200,8 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, grace time.Durat
 	return nil
 }
 
-// Client returns a client of the server at the other end of p; see DialOptions for its errors. It connects with the first request.
-// The caller closes it.
+// Client returns a client of the server at the other end of p; see DialOptions for its errors. It
+// connects with the first request. The caller closes it.
 func Client(p *Pipe, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	all := append(DialOptions(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // the wire does not leave the process
@@ -209,15 +213,17 @@ func Client(p *Pipe, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	return c, nil
 }
 
-// RemoteOptions are DialOptions for a server on another machine: they also notice a peer that is gone.
+// RemoteOptions are DialOptions for a server on another machine: they also notice a peer that is
+// gone.
 func RemoteOptions() []grpc.DialOption {
 	return append(DialOptions(), grpc.WithKeepaliveParams(keepalive.ClientParameters{
 		Time: pingInterval, Timeout: pingTimeout, PermitWithoutStream: true,
 	}))
 }
 
-// DialOptions are the options of every client: message limits, quick reconnects, and errors, of requests and of streams, as the
-// classified errors that the server's handler returned. A stream's regular end stays io.EOF.
+// DialOptions are the options of every client: message limits, quick reconnects, and errors, of
+// requests and of streams, as the classified errors that the server's handler returned. A stream's
+// regular end stays io.EOF.
 func DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessageBytes), grpc.MaxCallSendMsgSize(MaxMessageBytes), grpc.ForceCodecV2(Codec())),

@@ -141,7 +141,8 @@ func TestPickWorker(t *testing.T) {
 	}
 }
 
-// Whatever is drawn, every able worker is a candidate exactly once, and requests spread evenly over equal workers.
+// Whatever is drawn, every able worker is a candidate exactly once, and requests spread evenly over
+// equal workers.
 func TestPickWorkerSpreads(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -168,7 +169,8 @@ func TestPickWorkerSpreads(t *testing.T) {
 	must.Eq(t, 0, prospects[4].InFlight)
 }
 
-// Many workers are not sorted, but the rules are the same: the first is drawn among those with a free slot, the next ones are the least busy.
+// Many workers are not sorted, but the rules are the same: the first is drawn among those with a
+// free slot, the next ones are the least busy.
 func TestPickWorkerOfMany(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))

@@ -27,17 +27,21 @@ type Room struct {
 	Workers  int                 // workers it runs now
 }
 
-// Placement is the hive that gets a new worker. The hive itself chooses the device: it knows better what is free at that moment.
+// Placement is the hive that gets a new worker. The hive itself chooses the device: it knows better
+// what is free at that moment.
 type Placement struct {
 	Hive   string // Hive.ID
 	Reason string
 }
 
-// Place chooses the hive for a new worker: one that is ready, can run the worker type and has a device with MinBytes free; among those, one
-// with EstimateBytes free, then one that has the model, then the one with the most free memory, then the one with the fewest workers.
-// Where no hive will do, ok is false and every hive is in the refusals with the reason, for each device the bytes it lacks.
+// Place chooses the hive for a new worker: one that is ready, can run the worker type and has a
+// device with MinBytes free; among those, one with EstimateBytes free, then one that has the model,
+// then the one with the most free memory, then the one with the fewest workers. Where no hive will
+// do, ok is false and every hive is in the refusals with the reason, for each device the bytes it
+// lacks.
 //
-// A hive that has told nothing about its devices, or not the size of one, is not refused for it: it judges itself when it starts the worker.
+// A hive that has told nothing about its devices, or not the size of one, is not refused for it: it
+// judges itself when it starts the worker.
 func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
 	type fit struct {
 		room  Room
@@ -155,8 +159,9 @@ func runs(r Room, typ string) bool {
 		slices.ContainsFunc(r.Binaries, func(b core.WorkerBinary) bool { return b.Type == typ && b.Damaged == "" })
 }
 
-// devicesFor gives the devices that the demand leaves open. An installed binary of the type knows its devices; without one, a type's devices
-// are those of the kind with its name, and where there are none, all.
+// devicesFor gives the devices that the demand leaves open. An installed binary of the type knows
+// its devices; without one, a type's devices are those of the kind with its name, and where there
+// are none, all.
 func devicesFor(d Demand, r Room) []core.Device {
 	devices := r.Hive.Devices
 	if d.Type != "" {

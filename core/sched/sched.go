@@ -1,6 +1,8 @@
-// Package sched decides which worker answers a request and which hive gets a new worker, and says why not elsewhere.
+// Package sched decides which worker answers a request and which hive gets a new worker, and says
+// why not elsewhere.
 //
-// Its functions are pure: the same arguments give the same answer. They read no clock and take randomness as an argument.
+// Its functions are pure: the same arguments give the same answer. They read no clock and take
+// randomness as an argument.
 package sched
 
 import (
@@ -18,20 +20,21 @@ type Prospect struct {
 	Load     core.Load    // as last reported by its hive; zero: no report yet
 	Suspect  string       // why it is avoided for now; empty: it is not
 	Draining bool         // its hive gets no new request
-	// InFlight is the number of requests that this queen has given it and that have not ended. Reports of the hive lag behind; this does not.
+	// InFlight is the number of requests that this queen has given it and that have not ended.
+	// Reports of the hive lag behind; this does not.
 	InFlight int
 	// Busy says that the worker has said a moment ago that it takes no request now.
 	Busy bool
 }
 
-// busy is the number of requests the worker has, as far as is known: what the hive reported (which counts other queens' requests too)
-// or what this queen knows better.
+// busy is the number of requests the worker has, as far as is known: what the hive reported (which
+// counts other queens' requests too) or what this queen knows better.
 func (p Prospect) busy() int { return max(p.InFlight, p.Load.Active+p.Load.Queued, 0) }
 
 // full reports whether the worker gets no further request from this queen. Half its slots again may
 // wait at the worker, so that a slot that becomes free is not idle until the next request arrives.
-// Reports do not count: they may be of requests that have ended. What other queens have given it, it
-// says itself.
+// Reports do not count: they may be of requests that have ended. What other queens have given it,
+// it says itself.
 func (p Prospect) full() bool {
 	return p.Busy || p.InFlight >= p.slots()+max(p.slots()/2, 1)
 }
@@ -61,12 +64,14 @@ type Refusal struct {
 
 func (r Refusal) String() string { return r.Name + " " + r.Reason }
 
-// PickWorker ranks the workers that serve the model (an exact core.Model.ID), best first, each with the reason for its place, and says
-// for each of the model's other workers why it cannot be used. Workers of other models are in neither list. Of many workers only MaxCandidates
-// are ranked: nobody tries more.
+// PickWorker ranks the workers that serve the model (an exact core.Model.ID), best first, each with
+// the reason for its place, and says for each of the model's other workers why it cannot be used.
+// Workers of other models are in neither list. Of many workers only MaxCandidates are ranked:
+// nobody tries more.
 //
-// The first is the less busy, in requests per slot, of two that are drawn among those with a free slot (among all where no slot is free): the
-// power of two choices, which keeps several queens with reports of the same age from all choosing the same worker. The rest follow by load.
+// The first is the less busy, in requests per slot, of two that are drawn among those with a free
+// slot (among all where no slot is free): the power of two choices, which keeps several queens with
+// reports of the same age from all choosing the same worker. The rest follow by load.
 //
 // rnd(n) gives a number in [0, n); it is called only where there is something to draw.
 func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core.Candidate, []Refusal) {
@@ -95,7 +100,8 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 	}
 	slices.SortFunc(able, byLoad)
 
-	// Those with a free slot are a prefix: all of them are below one request per slot, all others are not.
+	// Those with a free slot are a prefix: all of them are below one request per slot, all others
+	// are not.
 	pool := len(able)
 	if n := slices.IndexFunc(able, func(p Prospect) bool { return !p.free() }); n > 0 {
 		pool = n
@@ -118,8 +124,8 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 // MaxCandidates is how many workers PickWorker gives at most.
 const MaxCandidates = 16
 
-// fewOf is PickWorker for so many workers that sorting them would take longer than it helps. The draw is the same; it is among the workers in the order
-// in which they came.
+// fewOf is PickWorker for so many workers that sorting them would take longer than it helps. The
+// draw is the same; it is among the workers in the order in which they came.
 func fewOf(able []Prospect, rnd func(n int) int) []core.Candidate {
 	// The free ones first.
 	pool := 0
@@ -165,8 +171,8 @@ func candidates(able []Prospect, reason string) []core.Candidate {
 	return out
 }
 
-// draw takes two different members of the pool, which is sorted by load and has at least two, and returns the index of the less busy;
-// of two that are equally busy, the first drawn.
+// draw takes two different members of the pool, which is sorted by load and has at least two, and
+// returns the index of the less busy; of two that are equally busy, the first drawn.
 func draw(pool []Prospect, rnd func(n int) int) int {
 	i := rnd(len(pool))
 	j := rnd(len(pool) - 1)

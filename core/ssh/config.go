@@ -21,8 +21,8 @@ const (
 	maxDepth       = 16 // of files that include each other, as in OpenSSH
 )
 
-// Config is an OpenSSH client configuration, as far as rbee reads it: Host, Include, and the values that Lookup is asked for. Blocks of Match
-// are skipped.
+// Config is an OpenSSH client configuration, as far as rbee reads it: Host, Include, and the values
+// that Lookup is asked for. Blocks of Match are skipped.
 type Config struct {
 	Problems []Problem // lines that cannot be read, in order
 
@@ -47,8 +47,9 @@ type entry struct {
 	key, value string
 }
 
-// ReadConfig reads the file, and what it includes; home is what "~" and relative Include paths begin at. A file that is not there is an
-// empty configuration. Errors: Invalid for one that is too large, Internal.
+// ReadConfig reads the file, and what it includes; home is what "~" and relative Include paths
+// begin at. A file that is not there is an empty configuration. Errors: Invalid for one that is too
+// large, Internal.
 func ReadConfig(file, home string) (*Config, error) {
 	c := &Config{home: home}
 	text, err := readBounded(file)
@@ -168,7 +169,8 @@ func (c *Config) include(pattern string, blocks [][]string, depth int) (problem 
 	return ""
 }
 
-// splitLine takes a line apart: the keyword in small letters and its arguments. An empty line or a comment has no keyword.
+// splitLine takes a line apart: the keyword in small letters and its arguments. An empty line or a
+// comment has no keyword.
 func splitLine(line string) (key string, words []string, problem string) {
 	line = strings.TrimSpace(line)
 	if line == "" || line[0] == '#' {
@@ -226,7 +228,8 @@ func (c *Config) Lookup(host, key string) string {
 	return ""
 }
 
-// LookupAll is every value of a keyword that holds for a host, in order: OpenSSH adds up identity files.
+// LookupAll is every value of a keyword that holds for a host, in order: OpenSSH adds up identity
+// files.
 func (c *Config) LookupAll(host, key string) []string {
 	var out []string
 	for _, e := range c.entries {
@@ -256,7 +259,8 @@ func (e entry) fits(host string) bool {
 	return true
 }
 
-// match is OpenSSH's pattern: "*" any text, "?" any one character. It takes no more than len(pattern)·len(text) steps.
+// match is OpenSSH's pattern: "*" any text, "?" any one character. It takes no more than
+// len(pattern)·len(text) steps.
 func match(pattern, text string) bool {
 	pi, ti, star, mark := 0, 0, -1, 0
 	for ti < len(text) {

@@ -135,7 +135,8 @@ func TestCheckTarget(t *testing.T) {
 	must.Eq(t, core.Invalid, core.KindOf(Target{Host: "ok", Port: -1}.Check()))
 }
 
-// FuzzTarget: whatever passes the check holds nothing that a shell or an option parser would take for more than a word.
+// FuzzTarget: whatever passes the check holds nothing that a shell or an option parser would take
+// for more than a word.
 func FuzzTarget(f *testing.F) {
 	for _, s := range []string{"box", "-x", "a b", "$(x)", "a\nb", "\u00e9", "a\\b", "fe80::1"} {
 		f.Add(s, s)
@@ -157,7 +158,8 @@ func FuzzTarget(f *testing.F) {
 	})
 }
 
-// FuzzQuote: a POSIX shell reads back what was quoted, as one word. unquote is the grammar of that, and TestQuoteInAShell asks a real one.
+// FuzzQuote: a POSIX shell reads back what was quoted, as one word. unquote is the grammar of that,
+// and TestQuoteInAShell asks a real one.
 func FuzzQuote(f *testing.F) {
 	for _, s := range []string{"", "a", "a b", "'", "''", `\'`, "$(x)", "`x`", "a\nb", "!", `"`, "\x01\xff"} {
 		f.Add(s)

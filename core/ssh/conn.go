@@ -59,9 +59,9 @@ func (e *ExitError) Error() string {
 	return text
 }
 
-// Run runs a command line, see Command, gives it stdin, nil for none, and returns what it wrote to stdout. When ctx ends the connection is
-// closed: nothing can be run over it any more. Errors: *ExitError, Unavailable for a connection that broke, TooLarge for an answer beyond
-// 1 MiB.
+// Run runs a command line, see Command, gives it stdin, nil for none, and returns what it wrote to
+// stdout. When ctx ends the connection is closed: nothing can be run over it any more. Errors:
+// *ExitError, Unavailable for a connection that broke, TooLarge for an answer beyond 1 MiB.
 func (c *Conn) Run(ctx context.Context, command string, stdin io.Reader) (string, error) {
 	stop := context.AfterFunc(ctx, c.Close)
 	defer stop()
@@ -95,7 +95,8 @@ func broken(ctx context.Context, err error) error {
 	return core.WithHint(core.Errorf("", core.Unavailable, "the connection broke: %w", err), "Try again: what is there already is not sent again.")
 }
 
-// Clean makes what another machine said fit for an error or a log: its last lines, on one line, without control characters.
+// Clean makes what another machine said fit for an error or a log: its last lines, on one line,
+// without control characters.
 func Clean(text string) string {
 	const most = 600
 	text = strings.Join(strings.Fields(strings.Map(func(r rune) rune {

@@ -37,9 +37,10 @@ type Dialer struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Connect connects and authenticates, and tells step of every step as it ends, the failing one too. ctx bounds the connecting alone; the
-// caller closes the connection. Errors: Invalid, NotFound for a name that has no address, Unavailable, Unauthenticated for an unknown host
-// key, Integrity for a changed one, Forbidden where no identity is accepted, Unsupported; each names the step.
+// Connect connects and authenticates, and tells step of every step as it ends, the failing one too.
+// ctx bounds the connecting alone; the caller closes the connection. Errors: Invalid, NotFound for
+// a name that has no address, Unavailable, Unauthenticated for an unknown host key, Integrity for a
+// changed one, Forbidden where no identity is accepted, Unsupported; each names the step.
 func (d *Dialer) Connect(ctx context.Context, t Target, step func(core.SSHStep)) (*Conn, *core.HostKey, error) {
 	w := &walk{d: d, step: step, begin: time.Now()}
 	c, err := ReadConfig(filepath.Join(d.Home, ".ssh", "config"), d.Home)

@@ -53,7 +53,8 @@ func (d *Dialer) hostKeys(r route) (*hostKeys, error) {
 	return k, nil
 }
 
-// algorithms are those to ask the server for: a key that is known first, so that another key of the same host is not taken for a change.
+// algorithms are those to ask the server for: a key that is known first, so that another key of the
+// same host is not taken for a change.
 func (k *hostKeys) algorithms() []string {
 	if k.known == nil {
 		return nil
@@ -91,7 +92,8 @@ func (k *hostKeys) refuse(err error, hint string) error {
 	return k.taken
 }
 
-// check is a gossh.HostKeyCallback. Errors: Unauthenticated for an unknown key, Integrity for a changed or revoked one.
+// check is a gossh.HostKeyCallback. Errors: Unauthenticated for an unknown key, Integrity for a
+// changed or revoked one.
 func (k *hostKeys) check(_ string, remote net.Addr, key gossh.PublicKey) error {
 	k.seen = &core.HostKey{Type: key.Type(), Fingerprint: gossh.FingerprintSHA256(key), State: core.HostKeyUnknown}
 	var err error = &knownhosts.KeyError{}

@@ -21,8 +21,9 @@ const (
 	agentTimeout = 30 * time.Second
 )
 
-// identities are the keys to offer to a server, and for people which ones these are and which ones were passed over. close ends the
-// connection to the agent, which must be there while the keys are in use.
+// identities are the keys to offer to a server, and for people which ones these are and which ones
+// were passed over. close ends the connection to the agent, which must be there while the keys are
+// in use.
 func (d *Dialer) identities(ctx context.Context, r route) (signers []gossh.Signer, tried []string, closeAgent func()) {
 	closeAgent = func() {}
 	var files []gossh.Signer

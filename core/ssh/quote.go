@@ -6,8 +6,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Quote makes one word for a POSIX shell of any text: the shell that reads it sees exactly text. Errors: Invalid for a NUL byte, which no
-// argument can hold.
+// Quote makes one word for a POSIX shell of any text: the shell that reads it sees exactly text.
+// Errors: Invalid for a NUL byte, which no argument can hold.
 func Quote(text string) (string, error) {
 	if strings.ContainsRune(text, 0) {
 		return "", core.Errorf("quote", core.Invalid, "an argument has a NUL byte")
@@ -15,7 +15,8 @@ func Quote(text string) (string, error) {
 	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'", nil
 }
 
-// Command is the command line that runs words[0] with the other words as its arguments, each quoted. Errors: Invalid.
+// Command is the command line that runs words[0] with the other words as its arguments, each
+// quoted. Errors: Invalid.
 func Command(words ...string) (string, error) {
 	quoted := make([]string, len(words))
 	for i, w := range words {

@@ -32,8 +32,9 @@ type BinarySpec struct {
 	Force         bool              // bring it anew even if a sound entry is there
 }
 
-// ID is the id of the entry that the spec makes: "<type>@<version>", or "<type>@<version>-<engine name>-<engine version>".
-// Where other code has that id already, the entry has it with "+" and the beginning of its own digest.
+// ID is the id of the entry that the spec makes: "<type>@<version>", or "<type>@<version>-<engine
+// name>-<engine version>". Where other code has that id already, the entry has it with "+" and the
+// beginning of its own digest.
 func (b BinarySpec) ID() string { return b.Type + "@" + b.version() }
 
 func (b BinarySpec) version() string {
@@ -43,9 +44,10 @@ func (b BinarySpec) version() string {
 	return b.Version + "-" + b.EngineName + "-" + b.EngineVersion
 }
 
-// A published folder is never changed again except for its state.json: a running worker keeps the files that it was started from.
-// What brings the same code anew (Force, the repair of a damaged one) is published beside it as a new revision,
-// "<version>~2" and so on, and the highest revision stands for the id. Other code has another id.
+// A published folder is never changed again except for its state.json: a running worker keeps the
+// files that it was started from. What brings the same code anew (Force, the repair of a damaged
+// one) is published beside it as a new revision, "<version>~2" and so on, and the highest revision
+// stands for the id. Other code has another id.
 const (
 	manifestFile = "manifest.json"
 	stateFile    = "state.json"
@@ -109,7 +111,8 @@ func (r revision) entry(s *Store) core.WorkerBinary {
 	return b
 }
 
-// Binaries lists the worker binaries, sorted by id, without what only a single one's answer has. Damaged ones are listed as such.
+// Binaries lists the worker binaries, sorted by id, without what only a single one's answer has.
+// Damaged ones are listed as such.
 func (s *Store) Binaries() ([]core.WorkerBinary, error) {
 	revisions, err := s.current()
 	if err != nil {
@@ -124,8 +127,8 @@ func (s *Store) Binaries() ([]core.WorkerBinary, error) {
 	return out, nil
 }
 
-// Binary finds a worker binary by id; a type alone means the newest sound one of that type, or the newest if none is sound.
-// core.NotFound carries the nearest names as hint.
+// Binary finds a worker binary by id; a type alone means the newest sound one of that type, or the
+// newest if none is sound. core.NotFound carries the nearest names as hint.
 func (s *Store) Binary(id string) (core.WorkerBinary, error) {
 	r, err := s.binary(id)
 	if err != nil {
@@ -134,8 +137,8 @@ func (s *Store) Binary(id string) (core.WorkerBinary, error) {
 	return r.entry(s), nil
 }
 
-// InstalledBinary finds the newest sound worker binary that the spec would make, by the digest of its executable; a damaged one where there
-// is no sound one. Errors: NotFound.
+// InstalledBinary finds the newest sound worker binary that the spec would make, by the digest of
+// its executable; a damaged one where there is no sound one. Errors: NotFound.
 func (s *Store) InstalledBinary(spec BinarySpec) (core.WorkerBinary, error) {
 	all, err := s.current()
 	if err != nil {
@@ -173,15 +176,17 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// kin reports whether the revision is of the spec's plugin and engine in their versions, whatever the code.
+// kin reports whether the revision is of the spec's plugin and engine in their versions, whatever
+// the code.
 func (r revision) kin(spec BinarySpec) bool {
 	b := r.manifest.Binary
 	rest, ok := strings.CutPrefix(r.version, spec.version())
 	return r.typ == spec.Type && ok && (rest == "" || rest[0] == '+') && b.EngineName == spec.EngineName && b.EngineVersion == spec.EngineVersion
 }
 
-// BinaryPaths gives the paths of a worker binary's executable and of its engine folder, which is empty without an engine.
-// id is as in Binary; a damaged entry is core.Integrity. What the paths stand for stays as it is while RemoveSuperseded is told that it is in use.
+// BinaryPaths gives the paths of a worker binary's executable and of its engine folder, which is
+// empty without an engine. id is as in Binary; a damaged entry is core.Integrity. What the paths
+// stand for stays as it is while RemoveSuperseded is told that it is in use.
 func (s *Store) BinaryPaths(id string) (exe, engine string, err error) {
 	r, err := s.binary(id)
 	if err != nil {
@@ -299,7 +304,8 @@ func parseFolder(name string) (version string, number int, ok bool) {
 	return version, number, err == nil && number > 1 && strconv.Itoa(number) == n
 }
 
-// load reads what a revision is and says in damaged what is wrong with it, as far as names, sizes and links show it.
+// load reads what a revision is and says in damaged what is wrong with it, as far as names, sizes
+// and links show it.
 func (s *Store) load(r *revision) {
 	r.damaged = ""
 	if err := s.readJSON(path.Join(r.folder, manifestFile), &r.manifest); err != nil {
@@ -317,7 +323,8 @@ func (s *Store) load(r *revision) {
 	r.damaged = cmp.Or(s.compareFolder(*r), r.state.Damaged)
 }
 
-// compareFolder says how a folder differs from its manifest: what is missing, what has another size or kind, what does not belong there.
+// compareFolder says how a folder differs from its manifest: what is missing, what has another size
+// or kind, what does not belong there.
 func (s *Store) compareFolder(r revision) string {
 	want := map[string]int64{}
 	for _, f := range r.manifest.Binary.Files {
@@ -379,8 +386,8 @@ func (s *Store) compareFolder(r revision) string {
 	return ""
 }
 
-// VerifyBinary reads all files of a worker binary, found as in Binary, and compares their digests. A difference is core.Integrity, and the
-// entry is listed as damaged from then on.
+// VerifyBinary reads all files of a worker binary, found as in Binary, and compares their digests.
+// A difference is core.Integrity, and the entry is listed as damaged from then on.
 func (s *Store) VerifyBinary(ctx context.Context, id string) error {
 	r, err := s.binary(id)
 	if err != nil {
@@ -389,8 +396,8 @@ func (s *Store) VerifyBinary(ctx context.Context, id string) error {
 	return s.verifyBinary(ctx, r, false, func(int64) {})
 }
 
-// verifyBinary compares the files of one revision with their digests; with changed, only those that may have changed since that was
-// done. read is told of each piece that is read.
+// verifyBinary compares the files of one revision with their digests; with changed, only those that
+// may have changed since that was done. read is told of each piece that is read.
 func (s *Store) verifyBinary(ctx context.Context, r revision, changed bool, read func(int64)) error {
 	if r.damaged != "" {
 		return damagedBinary(r)
@@ -449,8 +456,9 @@ func (s *Store) changeState(r revision, change func(*binaryState)) error {
 	return s.writeJSON(path.Join(r.folder, stateFile), st)
 }
 
-// RemoveSuperseded removes the folders of worker binaries that a later revision has replaced, except those that inUse says are in use
-// (it is given the folder's path, the Path of the core.WorkerBinary that once stood for it).
+// RemoveSuperseded removes the folders of worker binaries that a later revision has replaced,
+// except those that inUse says are in use (it is given the folder's path, the Path of the
+// core.WorkerBinary that once stood for it).
 func (s *Store) RemoveSuperseded(inUse func(folder string) bool) error {
 	old, err := s.superseded(inUse)
 	if err != nil {

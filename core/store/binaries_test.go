@@ -295,7 +295,8 @@ func TestForceKeepsTheOldFolder(t *testing.T) {
 	must.SliceEmpty(t, files(t, s, "partial"))
 }
 
-// A plugin that was built anew under the same version takes the engine over from the entry that it replaces.
+// A plugin that was built anew under the same version takes the engine over from the entry that it
+// replaces.
 func TestNewExecutableOldEngine(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -548,7 +549,8 @@ func TestOpenUnusable(t *testing.T) {
 	must.StrContains(t, core.HintOf(err), "store_dir")
 }
 
-// Whatever an archive holds, only harmless names get through, each once, and never more bytes than allowed.
+// Whatever an archive holds, only harmless names get through, each once, and never more bytes than
+// allowed.
 func FuzzArchive(f *testing.F) {
 	add := func(headers ...tar.Header) {
 		var b bytes.Buffer

@@ -10,8 +10,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Blob is a file of a model that is read by its digest. It may still be arriving: then what has arrived can be read, and is not yet checked,
-// so that whoever takes it compares the digest of the whole itself. It is safe for concurrent use.
+// Blob is a file of a model that is read by its digest. It may still be arriving: then what has
+// arrived can be read, and is not yet checked, so that whoever takes it compares the digest of the
+// whole itself. It is safe for concurrent use.
 type Blob struct {
 	file       *os.File
 	size       int64
@@ -19,8 +20,9 @@ type Blob struct {
 	generation int
 }
 
-// OpenBlob opens a file by its name, the digest that it was announced with, "sha256:<hex>", or "sha512:<hex>" while it arrives. Close it.
-// core.NotFound if it is neither there nor arriving in this process.
+// OpenBlob opens a file by its name, the digest that it was announced with, "sha256:<hex>", or
+// "sha512:<hex>" while it arrives. Close it. core.NotFound if it is neither there nor arriving in
+// this process.
 func (s *Store) OpenBlob(name string) (*Blob, error) {
 	d, err := parseDigest(name)
 	if err != nil {
@@ -90,8 +92,9 @@ func (b *Blob) SizeBytes() int64 {
 // Arriving says whether some of the file was not there when it was opened.
 func (b *Blob) Arriving() bool { return b.p != nil }
 
-// Wait says up to where the bytes from offset on can be read, and waits until the first of them can; io.EOF if offset is the file's end.
-// Once the transfer has ended without them it is core.Unavailable, and core.Conflict when something that could be read was found to be wrong.
+// Wait says up to where the bytes from offset on can be read, and waits until the first of them
+// can; io.EOF if offset is the file's end. Once the transfer has ended without them it is
+// core.Unavailable, and core.Conflict when something that could be read was found to be wrong.
 func (b *Blob) Wait(ctx context.Context, offset int64) (end int64, err error) {
 	if b.p != nil {
 		return b.p.wait(ctx, offset, b.generation)

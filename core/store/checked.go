@@ -14,8 +14,9 @@ import (
 // checkedFile remembers, until the machine is started again, which blobs had their digests.
 const checkedFile = "checked.json"
 
-// stamp is the state of a file as the file system tells it. Every change of the content changes it: the time of the
-// inode's change follows the system's clock and can be set by nobody who cannot set that.
+// stamp is the state of a file as the file system tells it. Every change of the content changes it:
+// the time of the inode's change follows the system's clock and can be set by nobody who cannot set
+// that.
 type stamp struct {
 	Device   uint64 `json:"device"`
 	Inode    uint64 `json:"inode"`
@@ -24,8 +25,8 @@ type stamp struct {
 	Changed  int64  `json:"changed"`  // nanoseconds
 }
 
-// checked remembers which files were compared with their digests. A memory of an earlier boot is of no use: while the
-// machine was off, the disk may have been anywhere.
+// checked remembers which files were compared with their digests. A memory of an earlier boot is of
+// no use: while the machine was off, the disk may have been anywhere.
 type checked struct {
 	mu     sync.Mutex // guards below
 	read   bool
@@ -39,7 +40,8 @@ type checkedRecord struct {
 	Blobs map[string]stamp `json:"blobs"`
 }
 
-// stampNow is the stamp of a file of the store. It is not ok where the file system tells too little.
+// stampNow is the stamp of a file of the store. It is not ok where the file system tells too
+// little.
 func (s *Store) stampNow(name string) (stamp, bool) {
 	info, err := s.root.Lstat(name)
 	if err != nil || !info.Mode().IsRegular() {
@@ -86,8 +88,9 @@ func (s *Store) noteBlob(d digest, st stamp) {
 	}
 }
 
-// CheckModel compares the files of a model, found as in Model, with their digests, unless that was done since the machine
-// was started and they have not changed. A difference is core.Integrity, as by VerifyModel.
+// CheckModel compares the files of a model, found as in Model, with their digests, unless that was
+// done since the machine was started and they have not changed. A difference is core.Integrity, as
+// by VerifyModel.
 func (s *Store) CheckModel(ctx context.Context, name string, progress func(core.Progress)) error {
 	r, err := s.findModel(name)
 	if err != nil {
@@ -123,8 +126,9 @@ func (s *Store) CheckModel(ctx context.Context, name string, progress func(core.
 	return err
 }
 
-// CheckBinary compares the files of a worker binary, which is in that folder (the directory of BinaryPaths' executable), with their
-// digests, unless this store has done so and they have not changed since. A difference is core.Integrity, as by VerifyBinary.
+// CheckBinary compares the files of a worker binary, which is in that folder (the directory of
+// BinaryPaths' executable), with their digests, unless this store has done so and they have not
+// changed since. A difference is core.Integrity, as by VerifyBinary.
 func (s *Store) CheckBinary(ctx context.Context, folder string) error {
 	all, err := s.current()
 	if err != nil {

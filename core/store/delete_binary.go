@@ -8,8 +8,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// DeleteBinary removes a worker binary, also a damaged one, with every revision of it, and returns what it was. id is as in Binary, but a type
-// alone must have one version only (core.Invalid). claim is given the folders that are about to go; its error ends it, and nothing is removed.
+// DeleteBinary removes a worker binary, also a damaged one, with every revision of it, and returns
+// what it was. id is as in Binary, but a type alone must have one version only (core.Invalid).
+// claim is given the folders that are about to go; its error ends it, and nothing is removed.
 func (s *Store) DeleteBinary(id string, claim func(folders []string) error) (core.WorkerBinary, error) {
 	current, err := s.current()
 	if err != nil {

@@ -65,7 +65,8 @@ func TestDeleteBinary(t *testing.T) {
 	must.SliceEmpty(t, list)
 }
 
-// FAULTS S-10: whatever the name and whatever lies in the catalog, nothing outside of it is written, changed or removed.
+// FAULTS S-10: whatever the name and whatever lies in the catalog, nothing outside of it is
+// written, changed or removed.
 func TestNothingOutsideTheCatalogIsTouched(t *testing.T) {
 	t.Parallel()
 	top := t.TempDir()

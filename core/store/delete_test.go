@@ -74,8 +74,8 @@ func TestDeleteModel(t *testing.T) {
 	nothingPublished(t, s)
 }
 
-// Nothing that a name says leads out of the store.
-// Each model shares a file with each other one: whatever the order of the records, a deletion leaves what the others need.
+// Nothing that a name says leads out of the store. Each model shares a file with each other one:
+// whatever the order of the records, a deletion leaves what the others need.
 func TestDeleteModelAmongMany(t *testing.T) {
 	t.Parallel()
 	ids := []string{"a", "b", "c", "d"}

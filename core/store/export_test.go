@@ -32,7 +32,8 @@ func ParseDigest(text string) (string, error) {
 	return d.String(), err
 }
 
-// WalkArchive gives the names below prefix of a tar archive, which is compressed first, and how many bytes their files had.
+// WalkArchive gives the names below prefix of a tar archive, which is compressed first, and how
+// many bytes their files had.
 func WalkArchive(ctx context.Context, raw []byte, prefix string, limit int64) (names []string, total int64, err error) {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)

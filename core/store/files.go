@@ -15,7 +15,8 @@ const (
 	copyBuffer  = 256 << 10
 )
 
-// lockedFile opens a file of the store, which it makes where it is missing, and waits until it has its lock.
+// lockedFile opens a file of the store, which it makes where it is missing, and waits until it has
+// its lock.
 func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
 	var poll *time.Ticker
 	for {

@@ -27,8 +27,9 @@ type outcome struct {
 	err error
 }
 
-// run starts fetches while something is missing, and sums what arrives. It returns when all is there and summed, at the first error, or,
-// without a source, when something is missing. All its goroutines have ended then.
+// run starts fetches while something is missing, and sums what arrives. It returns when all is
+// there and summed, at the first error, or, without a source, when something is missing. All its
+// goroutines have ended then.
 func (f *filling) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -77,7 +78,8 @@ func (f *filling) run(ctx context.Context) error {
 	}
 }
 
-// start begins as many fetches as help: one until the first bytes have come, which tells whether ranges are to be had.
+// start begins as many fetches as help: one until the first bytes have come, which tells whether
+// ranges are to be had.
 func (f *filling) start(ctx context.Context, wg *sync.WaitGroup, st state) error {
 	if f.source == nil {
 		return nil
@@ -150,7 +152,8 @@ func (f *filling) release(w *sink) {
 	}
 }
 
-// noteVersion keeps the version that the source serves, so that a later process can ask for the same.
+// noteVersion keeps the version that the source serves, so that a later process can ask for the
+// same.
 func (f *filling) noteVersion() {
 	v, ok := f.source.(Versioned)
 	if !ok || v.Version() == "" || f.t.p.versionAt(v.Origin()) == v.Version() {

@@ -9,8 +9,9 @@ import (
 
 // flights lets callers that want the same thing at the same time share one piece of work.
 //
-// The first caller works, with its own context and its own means; the others wait and are told its progress and its outcome. If the first
-// gives up, one of the others goes on in its place, with its own means: what is on disk by then is not fetched again.
+// The first caller works, with its own context and its own means; the others wait and are told its
+// progress and its outcome. If the first gives up, one of the others goes on in its place, with its
+// own means: what is on disk by then is not fetched again.
 type flights[T any] struct {
 	mu  sync.Mutex // guards all
 	all map[string]*flight[T]
@@ -33,7 +34,8 @@ type watcher struct {
 	phases []core.Progress
 }
 
-// do runs work unless it is running under key already, and gives its outcome. progress is only called in the caller's goroutine or in work's.
+// do runs work unless it is running under key already, and gives its outcome. progress is only
+// called in the caller's goroutine or in work's.
 func (g *flights[T]) do(ctx context.Context, key string, progress func(core.Progress), work func(ctx context.Context, report func(core.Progress)) (T, error)) (T, error) {
 	if progress == nil {
 		progress = func(core.Progress) {}

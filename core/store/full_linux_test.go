@@ -12,8 +12,8 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// S-03: a disk that fills up at 37 % of a transfer costs nothing: the transfer fails and says why, what had arrived is kept, the store works on,
-// and with room again only the rest is fetched.
+// S-03: a disk that fills up at 37 % of a transfer costs nothing: the transfer fails and says why,
+// what had arrived is kept, the store works on, and with room again only the rest is fetched.
 func TestDiskFullInTheMiddle(t *testing.T) {
 	t.Parallel()
 	body := noise(10 * mib)

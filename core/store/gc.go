@@ -21,8 +21,9 @@ type InUse struct {
 	Folder func(folder string) bool // whether a worker runs from that folder of a worker binary, or is about to
 }
 
-// GC removes what nobody needs: files of no model, transfers that were given up a day ago, what is in quarantine, worker binaries that a
-// later one has replaced. With dryRun it only says what it would remove. What is being brought or used right now stays.
+// GC removes what nobody needs: files of no model, transfers that were given up a day ago, what is
+// in quarantine, worker binaries that a later one has replaced. With dryRun it only says what it
+// would remove. What is being brought or used right now stays.
 func (s *Store) GC(now time.Time, use InUse, dryRun bool) (core.StoreGCResult, error) {
 	out := core.StoreGCResult{Removed: []core.StoreItem{}, DryRun: dryRun}
 	for _, part := range []func() ([]core.StoreItem, error){
@@ -97,7 +98,8 @@ func (s *Store) loadedBlobs(models []string) map[digest]bool {
 	return keep
 }
 
-// gcPartial removes transfers that nobody has gone on with for a day, and what killed processes have left.
+// gcPartial removes transfers that nobody has gone on with for a day, and what killed processes
+// have left.
 func (s *Store) gcPartial(now time.Time, dryRun bool) ([]core.StoreItem, error) {
 	entries, err := fs.ReadDir(s.root.FS(), partialDir)
 	if err != nil {
@@ -180,8 +182,8 @@ func (s *Store) gcSuperseded(inUse func(folder string) bool, dryRun bool) ([]cor
 	return out, nil
 }
 
-// superseded lists the worker binaries that are not in use and that a later revision has replaced, or other code of the same versions of
-// plugin and engine: that of a plugin that was built anew.
+// superseded lists the worker binaries that are not in use and that a later revision has replaced,
+// or other code of the same versions of plugin and engine: that of a plugin that was built anew.
 func (s *Store) superseded(inUse func(folder string) bool) ([]revision, error) {
 	all, err := s.revisions()
 	if err != nil {

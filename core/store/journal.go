@@ -12,14 +12,18 @@ import (
 	"sync"
 )
 
-// A journal stands beside a partial file and says which segments of it are there: partial/sha256-<hex>.journal.
+// A journal stands beside a partial file and says which segments of it are there:
+// partial/sha256-<hex>.journal.
 //
-// It is a line for each thing that happened: eight hexadecimal digits of the line's own CRC-32C, a space, and JSON. Lines are only ever added.
-// A line is written after the bytes that it speaks of; a process that is killed loses neither. After a power cut the disk may have lines
-// without their bytes, or half a line: what follows a line that is not whole is not believed, and segments are compared with their sums.
+// It is a line for each thing that happened: eight hexadecimal digits of the line's own CRC-32C, a
+// space, and JSON. Lines are only ever added. A line is written after the bytes that it speaks of;
+// a process that is killed loses neither. After a power cut the disk may have lines without their
+// bytes, or half a line: what follows a line that is not whole is not believed, and segments are
+// compared with their sums.
 //
-// The sums of segments find damage. They do not stand against malice, that is what the digest of the whole file is for: CRC-32C is twenty
-// times as fast as SHA-256, which every byte passes only once.
+// The sums of segments find damage. They do not stand against malice, that is what the digest of
+// the whole file is for: CRC-32C is twenty times as fast as SHA-256, which every byte passes only
+// once.
 const (
 	segmentBytes    = 1 << 20 // what a killed process loses at most, for each connection
 	journalFormat   = 1

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryLock takes the file's lock for this open file; the lock goes with its Close and with the end of the process.
-// It reports false when another open file, in this or another process, has it.
+// tryLock takes the file's lock for this open file; the lock goes with its Close and with the end
+// of the process. It reports false when another open file, in this or another process, has it.
 func tryLock(f *os.File) (bool, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {

@@ -37,7 +37,8 @@ const (
 	maxAttempts  = 3 // to bring a model whose files somebody else deletes meanwhile
 )
 
-// errVanished is a blob that was deleted, with another model that had it, before the model that needs it too was published.
+// errVanished is a blob that was deleted, with another model that had it, before the model that
+// needs it too was published.
 var errVanished = core.Errorf("", core.Conflict, "a file of the model was deleted while it was brought")
 
 // blob is a file in blobs/.
@@ -140,8 +141,9 @@ func (s *Store) blobDamage(d digest, size int64) string {
 	return ""
 }
 
-// Model finds a model by id, alias or reference, and the path of its GGUF file, or of the first of several beside which the others are.
-// core.NotFound carries the nearest names as hint; a damaged model is core.Integrity.
+// Model finds a model by id, alias or reference, and the path of its GGUF file, or of the first of
+// several beside which the others are. core.NotFound carries the nearest names as hint; a damaged
+// model is core.Integrity.
 func (s *Store) Model(name string) (core.Model, string, error) {
 	r, err := s.findModel(name)
 	if err != nil {
@@ -199,7 +201,8 @@ func byName(records []modelRecord, name string) (modelRecord, bool) {
 	return modelRecord{}, false
 }
 
-// Header reads the GGUF header of a model, of all its parts together, for memory estimates with other slots and contexts. name is as in Model.
+// Header reads the GGUF header of a model, of all its parts together, for memory estimates with
+// other slots and contexts. name is as in Model.
 func (s *Store) Header(name string) (*gguf.File, error) {
 	r, err := s.findModel(name)
 	if err != nil {
@@ -234,12 +237,14 @@ func (s *Store) header(name string) (*gguf.File, error) {
 	return gguf.Read(f, info.Size())
 }
 
-// PutModel brings a model into the store, or gives the one that is there, with the new aliases added. A damaged one is replaced.
+// PutModel brings a model into the store, or gives the one that is there, with the new aliases
+// added. A damaged one is replaced.
 //
-// Nothing is published unless every file has its announced size and digest and the first, and each that is called .gguf, is a sound GGUF file
-// (core.Integrity otherwise). A model that is split into several GGUF files has them first, in order; one of them alone is core.Unsupported.
-// The same reference with other files replaces the model; the same id from another reference with other files is core.Conflict.
-// Files that do not fit on the disk are core.TooLarge.
+// Nothing is published unless every file has its announced size and digest and the first, and each
+// that is called .gguf, is a sound GGUF file (core.Integrity otherwise). A model that is split into
+// several GGUF files has them first, in order; one of them alone is core.Unsupported. The same
+// reference with other files replaces the model; the same id from another reference with other
+// files is core.Conflict. Files that do not fit on the disk are core.TooLarge.
 func (s *Store) PutModel(ctx context.Context, spec ModelSpec, from Supply, progress func(core.Progress)) (core.Model, error) {
 	m, err := s.putModel(ctx, spec, from, progress)
 	if err != nil {
@@ -270,7 +275,8 @@ func (s *Store) putModel(ctx context.Context, spec ModelSpec, from Supply, progr
 	}
 }
 
-// bringModel has all files of a model in blobs/ and publishes it. Files that it brought for nothing are removed.
+// bringModel has all files of a model in blobs/ and publishes it. Files that it brought for nothing
+// are removed.
 func (s *Store) bringModel(ctx context.Context, spec ModelSpec, from Supply, progress func(core.Progress)) (_ core.Model, err error) {
 	r := modelRecord{Format: recordFormat, Model: core.Model{
 		ID: spec.ID, Aliases: nonNil(slices.Clone(spec.Aliases)), Ref: spec.Ref, License: spec.License, CreatedAt: time.Now().UTC().Truncate(time.Second),
@@ -423,7 +429,8 @@ func merged(id string, have, more []string) []string {
 	return have
 }
 
-// writeRecord publishes a model whose blobs are there. Names are looked at again: much may have happened since the transfer began.
+// writeRecord publishes a model whose blobs are there. Names are looked at again: much may have
+// happened since the transfer began.
 func (s *Store) writeRecord(spec ModelSpec, r modelRecord) (core.Model, error) {
 	s.records.Lock()
 	defer s.records.Unlock()
@@ -523,8 +530,9 @@ func (s *Store) publishBlob(a *arrival, isGGUF bool) (blob, error) {
 	return b, nil
 }
 
-// VerifyModel reads all files of a model, found as in Model, and compares their digests. A difference is core.Integrity; the file is
-// set aside, and the model is listed as damaged until it is downloaded again.
+// VerifyModel reads all files of a model, found as in Model, and compares their digests. A
+// difference is core.Integrity; the file is set aside, and the model is listed as damaged until it
+// is downloaded again.
 func (s *Store) VerifyModel(ctx context.Context, name string) error {
 	r, err := s.findModel(name)
 	if err != nil {

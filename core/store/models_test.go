@@ -379,7 +379,8 @@ func TestWaiterMayLeave(t *testing.T) {
 	must.Eq(t, 1, g.fetches.Load())
 }
 
-// Two stores in one folder stand for two processes: the second waits for the first's lock, then finds the blob there.
+// Two stores in one folder stand for two processes: the second waits for the first's lock, then
+// finds the blob there.
 func TestTwoProcessesOneFetch(t *testing.T) {
 	t.Parallel()
 	body := tinyModel(t)

@@ -53,7 +53,8 @@ func checkBinaryName(typ, version string) error {
 	return nil
 }
 
-// plainName says whether s names an entry of a folder itself: no separator, nothing hidden in it, not the folder or its parent.
+// plainName says whether s names an entry of a folder itself: no separator, nothing hidden in it,
+// not the folder or its parent.
 func plainName(s string) bool {
 	return fs.ValidPath(s) && s != "." && len(s) <= 255 && !strings.ContainsFunc(s, func(r rune) bool { return r == '/' || r == '\\' || r == ':' || r < ' ' || r == 0x7f })
 }
@@ -88,7 +89,8 @@ func (d digest) String() string {
 // fileName is the digest as the name of a file: "sha256-<hex>".
 func (d digest) fileName() string { return d.algorithm + "-" + hex.EncodeToString(d.bytes()) }
 
-// parseDigest reads "sha256:<64 hex digits>" or "sha512:<128 hex digits>", in small letters. Empty text is no digest.
+// parseDigest reads "sha256:<64 hex digits>" or "sha512:<128 hex digits>", in small letters. Empty
+// text is no digest.
 func parseDigest(text string) (digest, error) {
 	if text == "" {
 		return digest{}, nil
@@ -125,7 +127,8 @@ func humanBytes(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", v, units[i])
 }
 
-// hasher writes into a file, sums what it writes, and tells apart a failed write from a failed read.
+// hasher writes into a file, sums what it writes, and tells apart a failed write from a failed
+// read.
 type hasher struct {
 	w     io.Writer
 	sum   hash.Hash

@@ -12,10 +12,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// partial is a file on its way in: which of its bytes are there, and who is at work on which. It is safe for concurrent use.
+// partial is a file on its way in: which of its bytes are there, and who is at work on which. It is
+// safe for concurrent use.
 //
-// The file is cut into segments. A segment is filled from its beginning, by one connection at a time. What is there of an earlier attempt is
-// known from the journal.
+// The file is cut into segments. A segment is filled from its beginning, by one connection at a
+// time. What is there of an earlier attempt is known from the journal.
 type partial struct {
 	s     *Store
 	file  *os.File // locked until it is closed
@@ -35,7 +36,8 @@ type partial struct {
 	news       chan struct{}     // closed and replaced when any of the above changes
 }
 
-// segment is a part of the file. There may be fewer of them than the file has, as long as the rest is not there.
+// segment is a part of the file. There may be fewer of them than the file has, as long as the rest
+// is not there.
 type segment struct {
 	n     int64  // how many of its bytes are there, from its beginning
 	sum   uint32 // CRC-32C of those
@@ -138,8 +140,9 @@ func (p *partial) moveFrontLocked() {
 	}
 }
 
-// claim takes the first part that is missing and that nobody is at work on, of most bytes or a little more (0: as far as it goes).
-// to is -1 if the size is not known. ok is false if there is none.
+// claim takes the first part that is missing and that nobody is at work on, of most bytes or a
+// little more (0: as far as it goes). to is -1 if the size is not known. ok is false if there is
+// none.
 func (p *partial) claim(most int64) (w *sink, from, to int64, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -214,7 +217,8 @@ func (p *partial) noteDropped(gone []int64) error {
 	return nil
 }
 
-// note writes a line into the journal. A disk that is too full for it costs a part of what could be resumed, and nothing else.
+// note writes a line into the journal. A disk that is too full for it costs a part of what could be
+// resumed, and nothing else.
 func (p *partial) note(l journalLine) error {
 	if p.notes == nil {
 		return nil
@@ -253,7 +257,8 @@ func (p *partial) noteVersion(origin, version string) error {
 	return p.note(journalLine{Origin: &journalOrigin{Origin: origin, Version: version}})
 }
 
-// sound compares a segment that is there with its sum. buf holds segmentBytes at least; its first bytes are the segment's afterwards.
+// sound compares a segment that is there with its sum. buf holds segmentBytes at least; its first
+// bytes are the segment's afterwards.
 func (p *partial) sound(i int64, buf []byte) (b []byte, sound bool, err error) {
 	p.mu.Lock()
 	s := p.segments[i]
@@ -324,7 +329,8 @@ func (p *partial) wait(ctx context.Context, offset int64, generation int) (end i
 	}
 }
 
-// untilLocked looks at 64 segments at the most, so that a reader of a long file does not count it all again for each part.
+// untilLocked looks at 64 segments at the most, so that a reader of a long file does not count it
+// all again for each part.
 func (p *partial) untilLocked(offset int64) int64 {
 	if offset < 0 {
 		return offset

@@ -11,8 +11,9 @@ import (
 	"github.com/rbee-project/rbee/core/gguf"
 )
 
-// An engine finds the other files of a split model by their names, beside the first. Blobs have names that say nothing, so that such a model has a
-// folder parts/<digest of its first file>/ with links of the right names to them. It can be made anew at any time.
+// An engine finds the other files of a split model by their names, beside the first. Blobs have
+// names that say nothing, so that such a model has a folder parts/<digest of its first file>/ with
+// links of the right names to them. It can be made anew at any time.
 
 func isGGUF(name string) bool { return strings.EqualFold(path.Ext(name), ".gguf") }
 
@@ -25,7 +26,8 @@ func checkParts(first *gguf.File, files int) error {
 	return core.WithHint(err, "Choose a reference that stands for all of them, or a file that holds the whole model, or join the pieces with llama-gguf-split --merge.")
 }
 
-// join gives the facts of a model from the headers of its files, nil for those that are no GGUF, and how many are parts of it; 0: it is not split.
+// join gives the facts of a model from the headers of its files, nil for those that are no GGUF,
+// and how many are parts of it; 0: it is not split.
 func join(headers []*gguf.File) (whole *gguf.File, parts int, err error) {
 	n := headers[0].Splits
 	if n <= 1 {

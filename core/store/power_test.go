@@ -10,8 +10,9 @@ import (
 	"github.com/rbee-project/rbee/core/store"
 )
 
-// C-08: a model and a worker binary that were said to be there are on the disk: blobs before their record, every file and every folder. A model that is
-// deleted loses its record for good before its files go.
+// C-08: a model and a worker binary that were said to be there are on the disk: blobs before their
+// record, every file and every folder. A model that is deleted loses its record for good before its
+// files go.
 func TestPowerLossStore(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{
 		Ignore: func(path string) bool {

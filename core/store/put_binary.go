@@ -19,11 +19,14 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// PutBinary brings a worker binary into the store, or gives the sound one that is there unless spec.Force is set.
+// PutBinary brings a worker binary into the store, or gives the sound one that is there unless
+// spec.Force is set.
 //
-// An entry made from another executable or another archive than the spec's is not the one that was asked for: it is superseded.
-// The archive is checked whole, size and digest, before anything of it is unpacked; it may hold only plain files and folders with harmless
-// names, within limits (core.Integrity, core.TooLarge). An engine without a digest is refused as core.Integrity: it is code.
+// An entry made from another executable or another archive than the spec's is not the one that was
+// asked for: it is superseded. The archive is checked whole, size and digest, before anything of it
+// is unpacked; it may hold only plain files and folders with harmless names, within limits
+// (core.Integrity, core.TooLarge). An engine without a digest is refused as core.Integrity: it is
+// code.
 func (s *Store) PutBinary(ctx context.Context, spec BinarySpec, from Supply, progress func(core.Progress)) (core.WorkerBinary, error) {
 	b, err := s.putBinary(ctx, spec, from, progress)
 	if err != nil {
@@ -206,8 +209,8 @@ func (p *putting) find() (revision, bool) {
 	return all[i], true
 }
 
-// engineSource gives a sound revision, of whatever type and version, that has the spec's engine already: a new release of a plugin need not
-// fetch it again.
+// engineSource gives a sound revision, of whatever type and version, that has the spec's engine
+// already: a new release of a plugin need not fetch it again.
 func (p *putting) engineSource() (revision, bool) {
 	all, err := p.s.current()
 	if err != nil {
@@ -259,7 +262,8 @@ func (p *putting) unpack(ctx context.Context, stage *stage, archived *arrival) (
 	return below(engineDir, files), nil
 }
 
-// copyEngine takes the engine's files over from another revision, if they are what its manifest says.
+// copyEngine takes the engine's files over from another revision, if they are what its manifest
+// says.
 func (p *putting) copyEngine(ctx context.Context, stage *stage, from revision) ([]core.File, error) {
 	source, err := p.s.root.OpenRoot(path.Join(from.folder, engineDir))
 	if err != nil {
@@ -410,7 +414,8 @@ func (p *putting) publish(ctx context.Context, stage *stage) (revision, error) {
 	}
 }
 
-// stage is a folder in partial/ in which a worker binary is put together. Its lock file tells other processes that it is being worked on.
+// stage is a folder in partial/ in which a worker binary is put together. Its lock file tells other
+// processes that it is being worked on.
 type stage struct {
 	s      *Store
 	folder string

@@ -12,14 +12,16 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// What does not have its announced digest goes into quarantine/, where nothing looks for models: somebody may want to know what it was.
+// What does not have its announced digest goes into quarantine/, where nothing looks for models:
+// somebody may want to know what it was.
 const (
 	quarantineDir   = "quarantine"
 	quarantineFiles = 3        // the newest are kept
 	quarantineBytes = 16 << 30 // of all together
 )
 
-// quarantine moves what has arrived out of the way and begins the partial file anew. where is its new path; empty: it was too large to be kept.
+// quarantine moves what has arrived out of the way and begins the partial file anew. where is its
+// new path; empty: it was too large to be kept.
 func (t *transfer) quarantine(ctx context.Context) (where string, err error) {
 	s, p := t.s, t.p
 	size := p.state().size

@@ -9,8 +9,9 @@ import (
 	"os"
 )
 
-// openPartial opens what is there of f, or begins it. file is locked and belongs to the partial from now on; it is closed after an error.
-// A file without a digest is begun anew: nobody could say whether its parts belong together.
+// openPartial opens what is there of f, or begins it. file is locked and belongs to the partial
+// from now on; it is closed after an error. A file without a digest is begun anew: nobody could say
+// whether its parts belong together.
 func (s *Store) openPartial(file *os.File, name string, f FileSpec, want digest) (p *partial, saved *journalHash, err error) {
 	p = &partial{s: s, file: file, name: name, size: max(f.SizeBytes, 0), news: make(chan struct{})}
 	if want.algorithm == "" {
@@ -25,7 +26,8 @@ func (s *Store) openPartial(file *os.File, name string, f FileSpec, want digest)
 	return p, saved, nil
 }
 
-// resume takes in what the journal says, as far as the file has the bytes for it, and begins a new chapter of it.
+// resume takes in what the journal says, as far as the file has the bytes for it, and begins a new
+// chapter of it.
 func (p *partial) resume() (*journalHash, error) {
 	file, err := p.s.root.OpenFile(journalName(p.name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -44,7 +46,8 @@ func (p *partial) resume() (*journalHash, error) {
 	var saved *journalHash
 	switch {
 	case len(lines) == 0 && end == 0 && info.Size() > 0 && info.Size() <= p.size:
-		// Somebody put it there, or an earlier version of rbee, which kept no journal and wrote from the beginning to the end.
+		// Somebody put it there, or an earlier version of rbee, which kept no journal and wrote
+		// from the beginning to the end.
 		if err := p.adopt(info.Size()); err != nil {
 			return nil, err
 		}
@@ -87,8 +90,8 @@ func (p *partial) segmentLine(i int64) journalLine {
 	return journalLine{Segment: &journalSegment{Index: i, N: s.n, Sum: s.sum}}
 }
 
-// replay does what the lines say. It gives the last state of the digests that still holds: it says what was written, and only while the
-// machine is up is that what is there.
+// replay does what the lines say. It gives the last state of the digests that still holds: it says
+// what was written, and only while the machine is up is that what is there.
 func (p *partial) replay(lines []journalLine, fileSize int64, boot string) (saved *journalHash) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -146,7 +149,8 @@ func (p *partial) adopt(n int64) error {
 	return nil
 }
 
-// restore puts a saved state into a digest. It reports false where it is none, of another version of Go for example.
+// restore puts a saved state into a digest. It reports false where it is none, of another version
+// of Go for example.
 func restore(h hash.Hash, state []byte) bool {
 	u, ok := h.(encoding.BinaryUnmarshaler)
 	return ok && u.UnmarshalBinary(state) == nil

@@ -7,8 +7,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// sink is what a source writes a part of a file into: from pos on, as far as segments are missing and nobody else is at work on them.
-// After its first error it takes nothing more. It is used by one goroutine.
+// sink is what a source writes a part of a file into: from pos on, as far as segments are missing
+// and nobody else is at work on them. After its first error it takes nothing more. It is used by
+// one goroutine.
 type sink struct {
 	t     *transfer // set before the first Write
 	ctx   context.Context
@@ -66,7 +67,8 @@ func (w *sink) write(b []byte) (int, error) {
 	return n, nil
 }
 
-// roomFor says how many bytes w may write into segment i from its position on, and takes the segment where nobody else has it.
+// roomFor says how many bytes w may write into segment i from its position on, and takes the
+// segment where nobody else has it.
 func (p *partial) roomFor(w *sink, i int64) (int64, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -113,7 +115,8 @@ func (p *partial) filled(i int64, b []byte, by uint64) error {
 	return p.note(p.segmentLine(i))
 }
 
-// release gives back what w has taken and not filled. What is there of a segment that is not whole is noted.
+// release gives back what w has taken and not filled. What is there of a segment that is not whole
+// is noted.
 func (p *partial) release(w *sink) error {
 	p.mu.Lock()
 	at := int64(-1)

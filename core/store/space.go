@@ -43,7 +43,8 @@ func spaceError(what string, err error) error {
 	return fmt.Errorf("write %s: %w", what, err)
 }
 
-// reservation is room on the disk that a transfer has announced and not yet used. It is safe for concurrent use.
+// reservation is room on the disk that a transfer has announced and not yet used. It is safe for
+// concurrent use.
 type reservation struct {
 	s    *Store
 	held int64 // guarded by s.mu

@@ -1,4 +1,5 @@
-// Package store keeps a hive's models and worker binaries on disk: partial files, digests, safe unpacking, atomic publish, free space.
+// Package store keeps a hive's models and worker binaries on disk: partial files, digests, safe
+// unpacking, atomic publish, free space.
 //
 // Layout below the store's folder:
 //
@@ -10,11 +11,13 @@
 //	checked.json                             which blobs had their digests since the machine was started
 //	quarantine/                              what did not have its announced digest; nothing there is ever used
 //
-// Several processes may have one store open: what they bring in is locked file by file, and published by rename.
+// Several processes may have one store open: what they bring in is locked file by file, and
+// published by rename.
 //
-// Bytes come from a Supply, which names one Source after the other for each file: an origin, other hives, a catalog plugin. A transfer keeps
-// what one source has brought when it goes on with the next, and across the death of its process (see journal.go); the digest of the whole
-// decides. OpenBlob reads a file by its digest, also while it is still arriving.
+// Bytes come from a Supply, which names one Source after the other for each file: an origin, other
+// hives, a catalog plugin. A transfer keeps what one source has brought when it goes on with the
+// next, and across the death of its process (see journal.go); the digest of the whole decides.
+// OpenBlob reads a file by its digest, also while it is still arriving.
 package store
 
 import (
@@ -79,8 +82,8 @@ type Store struct {
 	pinned  map[digest]int // blobs that somebody is about to write a record of
 }
 
-// Open opens the store in dir, makes what is missing of its layout, and removes what killed processes left in partial/.
-// Close it when all its transfers have ended.
+// Open opens the store in dir, makes what is missing of its layout, and removes what killed
+// processes left in partial/. Close it when all its transfers have ended.
 func Open(dir string, log hclog.Logger) (*Store, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -101,7 +104,8 @@ func (s *Store) open() error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	// A folder whose own name is not on the disk takes everything along. The one above may be closed to this user, unless this one was just made there.
+	// A folder whose own name is not on the disk takes everything along. The one above may be
+	// closed to this user, unless this one was just made there.
 	if err := syncPath(filepath.Dir(s.dir)); err != nil && missing != nil {
 		return err
 	}
@@ -135,7 +139,8 @@ func (s *Store) Dir() string { return s.dir }
 // abs is the path of a file of the store for other processes.
 func (s *Store) abs(name string) string { return filepath.Join(s.dir, filepath.FromSlash(name)) }
 
-// cleanPartial removes what no living process holds: unfinished folders and nameless files at once, resumable files after a while.
+// cleanPartial removes what no living process holds: unfinished folders and nameless files at once,
+// resumable files after a while.
 func (s *Store) cleanPartial(now time.Time) error {
 	entries, err := fs.ReadDir(s.root.FS(), partialDir)
 	if err != nil {
@@ -165,7 +170,8 @@ func (s *Store) cleanPartial(now time.Time) error {
 	return errors.Join(failed...)
 }
 
-// removeUnlocked removes a file unless a process has it locked, and before it the folder that it stands for.
+// removeUnlocked removes a file unless a process has it locked, and before it the folder that it
+// stands for.
 func (s *Store) removeUnlocked(name, folder string) error {
 	f, err := s.root.OpenFile(name, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {

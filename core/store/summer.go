@@ -12,9 +12,10 @@ import (
 
 const saveEvery = 16 << 20 // of what a killed process has summed, that much is summed again
 
-// summer sums a partial's bytes from the beginning, close behind where they arrive: they are still in the page cache then, and the other
-// processor has something to do. Where an earlier process has brought them, they are compared with their segment's sum first.
-// Its methods are called by one goroutine at a time.
+// summer sums a partial's bytes from the beginning, close behind where they arrive: they are still
+// in the page cache then, and the other processor has something to do. Where an earlier process has
+// brought them, they are compared with their segment's sum first. Its methods are called by one
+// goroutine at a time.
 type summer struct {
 	p      *partial
 	sum256 hash.Hash

@@ -18,7 +18,8 @@ const (
 	maxRestarts  = 3        // of a source whose file changes under the transfer
 )
 
-// arrival is a file in partial/ whose bytes are all there and have the announced size and digest. It is locked until it is closed.
+// arrival is a file in partial/ whose bytes are all there and have the announced size and digest.
+// It is locked until it is closed.
 type arrival struct {
 	*partial
 	size   int64
@@ -43,8 +44,9 @@ type transfer struct {
 	lookedAt atomic.Int64 // of a file of unknown size: how long it was when the free space was last looked at
 }
 
-// bring fetches f into partial/ and checks it. What is there of an earlier attempt is kept if its digest is known.
-// done is asked once nobody else can be bringing the same: if it says true, there is nothing to bring, and the arrival is nil.
+// bring fetches f into partial/ and checks it. What is there of an earlier attempt is kept if its
+// digest is known. done is asked once nobody else can be bringing the same: if it says true, there
+// is nothing to bring, and the arrival is nil.
 func (s *Store) bring(ctx context.Context, f FileSpec, supply Supply, report func(core.Progress), done func() bool) (*arrival, error) {
 	want, err := parseDigest(f.Digest)
 	if err != nil {
@@ -130,7 +132,8 @@ func (t *transfer) run(ctx context.Context, sources Sources) error {
 	}
 }
 
-// from fetches from one source until the file is whole and right, or the source is of no use any more.
+// from fetches from one source until the file is whole and right, or the source is of no use any
+// more.
 func (t *transfer) from(ctx context.Context, source Source) error {
 	if v, ok := source.(Versioned); ok {
 		if version := t.p.versionAt(v.Origin()); version != "" && t.p.state().there > 0 {
@@ -169,8 +172,9 @@ func (t *transfer) from(ctx context.Context, source Source) error {
 	}
 }
 
-// fillAndCheck fetches what is missing and compares the digest. It is neither sound nor an error if something of an earlier attempt turned
-// out to be damaged and is missing now. A nil source fetches nothing.
+// fillAndCheck fetches what is missing and compares the digest. It is neither sound nor an error if
+// something of an earlier attempt turned out to be damaged and is missing now. A nil source fetches
+// nothing.
 func (t *transfer) fillAndCheck(ctx context.Context, source Source) (sound bool, err error) {
 	if err := t.fill(ctx, source); err != nil || !t.p.state().complete() {
 		return false, err
@@ -196,7 +200,8 @@ func (t *transfer) check(ctx context.Context) (sound bool, err error) {
 		t.s.log.Warn("parts of a file were damaged on this disk: fetching them anew", "file", t.spec.Path, "segments", damaged)
 		return false, t.begin()
 	}
-	// Somebody else may have brought the wrong bytes: an earlier process from another version, or a hive.
+	// Somebody else may have brought the wrong bytes: an earlier process from another version, or a
+	// hive.
 	if t.p.mixed(t.by) {
 		t.s.log.Warn("the parts of a file do not belong together: fetching those from elsewhere anew", "file", t.spec.Path)
 		return false, t.drop(^t.by, false)
@@ -250,8 +255,8 @@ func (t *transfer) tell() {
 	t.report(core.Progress{Phase: "download " + path.Base(t.spec.Path), Done: st.there, Total: max(t.spec.SizeBytes, 0), Unit: "bytes"})
 }
 
-// fill fetches what is missing from source and sums it, over as many connections as help. It returns when all is there and summed, or
-// nothing more goes on.
+// fill fetches what is missing from source and sums it, over as many connections as help. It
+// returns when all is there and summed, or nothing more goes on.
 func (t *transfer) fill(ctx context.Context, source Source) error {
 	f := &filling{t: t, source: source, ended: make(chan outcome), came: t.p.state().came}
 	return f.run(ctx)

@@ -285,7 +285,8 @@ func TestNoDigestNoMixing(t *testing.T) {
 	must.Eq(t, []int64{0}, b.asked)
 }
 
-// killed is what a killed process leaves behind: what was on disk when its source had come to a place.
+// killed is what a killed process leaves behind: what was on disk when its source had come to a
+// place.
 func killed(t *testing.T, body []byte, connections int, at int64, between func(s *store.Store)) *store.Store {
 	t.Helper()
 	s := open(t, t.TempDir())
@@ -297,7 +298,8 @@ func killed(t *testing.T, body []byte, connections int, at int64, between func(s
 			return nil
 		}
 		once.Do(func() {
-			// What follows depends on whether the first 16 MiB have been summed: over one connection they have.
+			// What follows depends on whether the first 16 MiB have been summed: over one
+			// connection they have.
 			coretest.Eventually(t, time.Minute, func() error {
 				b, err := os.ReadFile(filepath.Join(s.Dir(), "partial", "sha256-"+sha256Of(body)[7:]+".journal"))
 				if err == nil && connections == 1 && at > 17*mib && !bytes.Contains(b, []byte(`{"hash"`)) {
@@ -320,7 +322,8 @@ func killed(t *testing.T, body []byte, connections int, at int64, between func(s
 	return next
 }
 
-// S-01: a process that is killed loses a segment for each connection, and nothing of what it had is summed anew but the last parts.
+// S-01: a process that is killed loses a segment for each connection, and nothing of what it had is
+// summed anew but the last parts.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	body := noise(33*mib + 1)
@@ -333,7 +336,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// After a power cut the disk may have lost what the journal says. What is damaged is fetched anew, and nothing else.
+// After a power cut the disk may have lost what the journal says. What is damaged is fetched anew,
+// and nothing else.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	body := noise(24 * mib)
@@ -468,7 +472,8 @@ func TestReadAlongEnds(t *testing.T) {
 	}
 }
 
-// Two processes cannot be at one file; what a source does after it was told to stop changes nothing.
+// Two processes cannot be at one file; what a source does after it was told to stop changes
+// nothing.
 func TestNobodyToAsk(t *testing.T) {
 	t.Parallel()
 	body := noise(100)

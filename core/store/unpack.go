@@ -39,8 +39,9 @@ type archive struct {
 	limits unpackLimits
 }
 
-// walk reads the whole archive, refuses it if any entry is one that it must not have, and calls each with the files below the prefix.
-// name is relative to the prefix and safe: it has no empty, . or .. element, and no two are the same, not even without regard to case.
+// walk reads the whole archive, refuses it if any entry is one that it must not have, and calls
+// each with the files below the prefix. name is relative to the prefix and safe: it has no empty, .
+// or .. element, and no two are the same, not even without regard to case.
 func (a archive) walk(ctx context.Context, each func(name string, h *tar.Header, r io.Reader) error) error {
 	z, err := gzip.NewReader(contextReader{ctx, io.NewSectionReader(a.file, 0, a.size)})
 	if err != nil {
@@ -102,7 +103,8 @@ func (a archive) readError(ctx context.Context, err error) error {
 	return badArchive("cannot be read as .tar.gz: %w", err)
 }
 
-// check refuses every entry that is not a plain file or folder with a harmless, new name, wherever in the archive it lies.
+// check refuses every entry that is not a plain file or folder with a harmless, new name, wherever
+// in the archive it lies.
 func (a archive) check(h *tar.Header, seen map[string]bool) (string, error) {
 	name := strings.TrimSuffix(strings.TrimPrefix(h.Name, "./"), "/")
 	if h.Typeflag == tar.TypeDir && (name == "" || name == ".") {
@@ -142,7 +144,8 @@ func (a archive) check(h *tar.Header, seen map[string]bool) (string, error) {
 	return name, nil
 }
 
-// measure reads the archive once without writing anything, and gives the number and size of the files below the prefix.
+// measure reads the archive once without writing anything, and gives the number and size of the
+// files below the prefix.
 func (a archive) measure(ctx context.Context) (files int, bytes int64, err error) {
 	err = a.walk(ctx, func(_ string, h *tar.Header, _ io.Reader) error {
 		files++
@@ -155,7 +158,8 @@ func (a archive) measure(ctx context.Context) (files int, bytes int64, err error
 	return files, bytes, err
 }
 
-// unpack writes the files below the prefix into folder and gives them with their digests. wrote is told the bytes of each piece.
+// unpack writes the files below the prefix into folder and gives them with their digests. wrote is
+// told the bytes of each piece.
 func (a archive) unpack(ctx context.Context, folder *os.Root, wrote func(int64)) ([]core.File, error) {
 	var files []core.File
 	err := a.walk(ctx, func(name string, h *tar.Header, r io.Reader) error {

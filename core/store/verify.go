@@ -12,8 +12,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Verify reads all files of models and worker binaries and compares their digests. What is damaged is set aside or marked, as by VerifyModel and
-// VerifyBinary, and named in the result; that is not an error. progress is called in the caller's goroutine.
+// Verify reads all files of models and worker binaries and compares their digests. What is damaged
+// is set aside or marked, as by VerifyModel and VerifyBinary, and named in the result; that is not
+// an error. progress is called in the caller's goroutine.
 func (s *Store) Verify(ctx context.Context, progress func(core.Progress)) (core.StoreVerifyResult, error) {
 	out := core.StoreVerifyResult{Damaged: []core.StoreItem{}}
 	blobs, err := s.blobsOnDisk()

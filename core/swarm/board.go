@@ -10,7 +10,8 @@ import (
 )
 
 const (
-	// ClaimTTL is how long a claim holds that is not renewed. Busy is not dead: a hive that is not suspect has all of it.
+	// ClaimTTL is how long a claim holds that is not renewed. Busy is not dead: a hive that is not
+	// suspect has all of it.
 	ClaimTTL = 10 * time.Second
 	// suspectTTL is how long the claim of a hive holds whose line to the leader broke or is silent.
 	suspectTTL = 2 * time.Second
@@ -73,8 +74,9 @@ type claim struct {
 	grew time.Time // when HaveBytes last grew, or the lease was given
 }
 
-// Begin says whether the hives are to be asked who has the file, since nobody has for a while; the caller does, and calls Asked. Otherwise
-// asked is closed when whoever does has called it. Errors: Overloaded.
+// Begin says whether the hives are to be asked who has the file, since nobody has for a while; the
+// caller does, and calls Asked. Otherwise asked is closed when whoever does has called it. Errors:
+// Overloaded.
 func (b *Board) Begin(now time.Time, digest string) (ask bool, asked <-chan struct{}, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -102,7 +104,8 @@ func (b *Board) Begin(now time.Time, digest string) (ask bool, asked <-chan stru
 	return true, f.asked, nil
 }
 
-// Asked takes in what the hives have answered, by node id. What a hive has claimed meanwhile is newer.
+// Asked takes in what the hives have answered, by node id. What a hive has claimed meanwhile is
+// newer.
 func (b *Board) Asked(now time.Time, digest string, answers map[string]Holding) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -151,7 +154,8 @@ func (b *Board) Clear() {
 	clear(b.files)
 }
 
-// Claim takes a claim in and says what its hive is to do. Errors: Overloaded for too many files at once, Unavailable when Begin has not been called.
+// Claim takes a claim in and says what its hive is to do. Errors: Overloaded for too many files at
+// once, Unavailable when Begin has not been called.
 func (b *Board) Claim(now time.Time, c Claim) (Plan, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -265,8 +269,9 @@ func (b *Board) hopeLocked(f *file, c Claim) bool {
 	return false
 }
 
-// seedersLocked is the hives that have what c's lacks, the one to ask first first. Nobody is sent in a circle: a hive reads only from one that
-// has more than itself, and from the one at the origin, which reads from nobody.
+// seedersLocked is the hives that have what c's lacks, the one to ask first first. Nobody is sent
+// in a circle: a hive reads only from one that has more than itself, and from the one at the
+// origin, which reads from nobody.
 func (b *Board) seedersLocked(f *file, c Claim) []Seeder {
 	type candidate struct {
 		Seeder

@@ -297,7 +297,8 @@ func TestBoardIsBounded(t *testing.T) {
 	must.Less(t, 5000, files)
 }
 
-// Whatever hives do, some hive that wants the file goes on: it is sent to one that has more, or to the origin, and they do not all wait for each other.
+// Whatever hives do, some hive that wants the file goes on: it is sent to one that has more, or to
+// the origin, and they do not all wait for each other.
 func TestBoardNobodyIsStuck(t *testing.T) {
 	t.Parallel()
 	for run := range uint64(200) {

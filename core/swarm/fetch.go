@@ -17,7 +17,8 @@ import (
 const (
 	// answerWithin is how long a hive may take to begin its answer.
 	answerWithin = 15 * time.Second
-	// quietFor is how long a hive may send nothing when the leader does not think that it has more, silentFor however that is.
+	// quietFor is how long a hive may send nothing when the leader does not think that it has more,
+	// silentFor however that is.
 	quietFor       = 5 * time.Second
 	silentFor      = 40 * time.Second
 	maxFailureBody = 64 << 10
@@ -41,13 +42,15 @@ type link struct {
 func newLink(s Seeder, digest string, size int64, dial func(ctx context.Context, hive, address string) (net.Conn, error), doubt func() bool) *link {
 	return &link{seeder: s, digest: digest, size: size, doubt: doubt, tr: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, s.Hive, s.Address) },
-		// A connection for each part: few parts are all there is, and what comes unasked on an idle connection would be nobody's.
+		// A connection for each part: few parts are all there is, and what comes unasked on an idle
+		// connection would be nobody's.
 		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxHeader, ResponseHeaderTimeout: answerWithin,
 	}}
 }
 
-// fetch writes the bytes from from to before to into w, as they come. The error of w is returned as it is. Errors: Overloaded when the hive
-// gives to too many others, NotFound, Unavailable; Cancelled when ctx has ended.
+// fetch writes the bytes from from to before to into w, as they come. The error of w is returned as
+// it is. Errors: Overloaded when the hive gives to too many others, NotFound, Unavailable;
+// Cancelled when ctx has ended.
 func (l *link) fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	const op = "fetch from a hive"
 	ctx, cancel := context.WithCancelCause(ctx)

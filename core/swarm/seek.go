@@ -16,11 +16,13 @@ import (
 )
 
 const (
-	// alonePatience is how long a hive waits that nobody gives a byte to, before it goes to the origin whatever the leader says; busyPatience
-	// where there are hives that give to too many others already.
+	// alonePatience is how long a hive waits that nobody gives a byte to, before it goes to the
+	// origin whatever the leader says; busyPatience where there are hives that give to too many
+	// others already.
 	alonePatience = 10 * time.Second
 	busyPatience  = time.Minute
-	// avoidFor is how long a hive is not asked again that has failed, busyFor one that had no place.
+	// avoidFor is how long a hive is not asked again that has failed, busyFor one that had no
+	// place.
 	avoidFor = 30 * time.Second
 	busyFor  = 2 * time.Second
 	// farewell bounds the last claim of a file.
@@ -32,7 +34,8 @@ const (
 type ClientOptions struct {
 	// Dial connects to the files of a hive, as rpc.Pool.DialBlob does.
 	Dial func(ctx context.Context, hive, address string) (net.Conn, error)
-	// Claim asks the leader. It has its own deadline. Hive need not be set: the leader knows who asks.
+	// Claim asks the leader. It has its own deadline. Hive need not be set: the leader knows who
+	// asks.
 	Claim func(ctx context.Context, c Claim) (Plan, error)
 	// Have says how much of a file is there, in bytes from its beginning.
 	Have   func(digest string) int64
@@ -102,7 +105,8 @@ type Seeker struct {
 	doubt bool       // the leader does not think that this hive has more
 }
 
-// Seek begins with a file of this digest and size. say tells a person where it comes from. The caller closes the seeker.
+// Seek begins with a file of this digest and size. say tells a person where it comes from. The
+// caller closes the seeker.
 func (c *Client) Seek(digest string, sizeBytes int64, say func(format string, args ...any)) *Seeker {
 	s := &Seeker{
 		c: c, digest: digest, size: sizeBytes, say: say,
@@ -146,8 +150,9 @@ func (s *Seeker) Close(ctx context.Context, whole bool) {
 	}
 }
 
-// Next says where to take the file from. failed is why the last step did not do, nil at first: core.Integrity if the digest was wrong at the
-// end, anything else if there is no more to be had. It waits for another hive where one is about to have something. Errors: ctx's.
+// Next says where to take the file from. failed is why the last step did not do, nil at first:
+// core.Integrity if the digest was wrong at the end, anything else if there is no more to be had.
+// It waits for another hive where one is about to have something. Errors: ctx's.
 func (s *Seeker) Next(ctx context.Context, failed error) (Step, error) {
 	if failed != nil {
 		s.blame(failed)
@@ -207,8 +212,8 @@ func (s *Seeker) Next(ctx context.Context, failed error) (Step, error) {
 	}
 }
 
-// Fetch writes the bytes from from to before to, of the hive that the last Next named, into w. Errors: those of w, as they are; Overloaded,
-// NotFound, Unavailable, Cancelled.
+// Fetch writes the bytes from from to before to, of the hive that the last Next named, into w.
+// Errors: those of w, as they are; Overloaded, NotFound, Unavailable, Cancelled.
 func (s *Seeker) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	s.mu.Lock()
 	l := s.link
@@ -245,7 +250,8 @@ func (s *Seeker) blame(failed error) {
 	hive := s.now.Seeder.Hive
 	switch {
 	case core.KindOf(failed) == core.Integrity && len(s.used) > 0:
-		// Whole files have digests, their parts have none: any of these hives may have been it. From here on only the origin counts.
+		// Whole files have digests, their parts have none: any of these hives may have been it.
+		// From here on only the origin counts.
 		hives := sortedKeys(s.used)
 		s.c.poison(s.digest, hives)
 		s.c.opts.Logger.Warn("a file that came from other hives had the wrong digest: it is taken from its origin", "hives", hives, "error", failed)

@@ -47,8 +47,9 @@ type Blob interface {
 	io.Closer
 	// Size is that of the whole file, in bytes; 0 when it is not known.
 	Size() int64
-	// Wait waits until there are bytes from offset on, and says where they end. Errors: io.EOF at the file's end, ctx's, and any other when
-	// there will be no more, or what was there is not any more.
+	// Wait waits until there are bytes from offset on, and says where they end. Errors: io.EOF at
+	// the file's end, ctx's, and any other when there will be no more, or what was there is not any
+	// more.
 	Wait(ctx context.Context, offset int64) (end int64, err error)
 }
 
@@ -67,7 +68,8 @@ type Server struct {
 	part   sync.Pool
 }
 
-// NewServer returns a server for the files of shelf. limit holds back all uploads together; nil: nothing does. log may be nil.
+// NewServer returns a server for the files of shelf. limit holds back all uploads together; nil:
+// nothing does. log may be nil.
 func NewServer(shelf Shelf, limit Limiter, log hclog.Logger) *Server {
 	if log == nil {
 		log = hclog.NewNullLogger()
@@ -78,8 +80,8 @@ func NewServer(shelf Shelf, limit Limiter, log hclog.Logger) *Server {
 	}
 }
 
-// Serve serves the connections of l, those of rpc.Mux.Blobs, until ctx ends or l is closed, then cuts those that are left and returns when all
-// uploads have ended.
+// Serve serves the connections of l, those of rpc.Mux.Blobs, until ctx ends or l is closed, then
+// cuts those that are left and returns when all uploads have ended.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -198,7 +200,8 @@ func (s *Server) open(r *http.Request) (b Blob, from, to int64, err error) {
 	return b, from, to, nil
 }
 
-// parseRange reads "bytes=FROM-" and "bytes=FROM-LAST"; empty is all. It gives a part that is not empty and within size. Errors: Invalid.
+// parseRange reads "bytes=FROM-" and "bytes=FROM-LAST"; empty is all. It gives a part that is not
+// empty and within size. Errors: Invalid.
 func parseRange(text string, size int64) (from, to int64, err error) {
 	if text == "" {
 		return 0, size, nil

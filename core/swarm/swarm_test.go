@@ -291,8 +291,8 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 func (l *pipeListener) Close() error   { return nil }
 func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// download does what a hive's store does with its sources: one after the other, each goes on where the last one ended; what is wrong in the end is
-// fetched anew.
+// download does what a hive's store does with its sources: one after the other, each goes on where
+// the last one ended; what is wrong in the end is fetched anew.
 func (b *bee) download(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -500,7 +500,8 @@ func TestWithoutALeaderEachGoesToTheOrigin(t *testing.T) {
 	})
 }
 
-// A hive that gives wrong bytes harms nobody: the file is taken from its origin, and that hive is not asked for it again.
+// A hive that gives wrong bytes harms nobody: the file is taken from its origin, and that hive is
+// not asked for it again.
 func TestWrongBytesFromAHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -556,7 +557,8 @@ func TestASilentHive(t *testing.T) {
 	}
 }
 
-// A hive that cannot reach the one at the origin does not wait for it for ever, however long that takes.
+// A hive that cannot reach the one at the origin does not wait for it for ever, however long that
+// takes.
 func TestAHiveThatCannotBeReached(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

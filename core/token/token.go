@@ -1,7 +1,9 @@
-// Package token is the text of the tokens that people and programs show, and the hashes that the registry has instead of them.
+// Package token is the text of the tokens that people and programs show, and the hashes that the
+// registry has instead of them.
 //
-// An API token is rbee_<id>_<secret>, a join token is rbeejoin_<id>_<secret>_<fingerprint>: id, secret and the fingerprint of the CA certificate
-// are lower-case base32 (RFC 4648, no padding). The id is public, the secret has 160 random bits, and a hash of it is enough to recognise it:
+// An API token is rbee_<id>_<secret>, a join token is rbeejoin_<id>_<secret>_<fingerprint>: id,
+// secret and the fingerprint of the CA certificate are lower-case base32 (RFC 4648, no padding).
+// The id is public, the secret has 160 random bits, and a hash of it is enough to recognise it:
 // nothing that random can be guessed from its hash, so the hash needs no salt and no work.
 package token
 
@@ -43,14 +45,15 @@ type Parsed struct {
 	Fingerprint string // of the CA certificate; join tokens only
 }
 
-// New makes an API token. The text is all there is of its secret: show it once and keep only the id and the hash.
+// New makes an API token. The text is all there is of its secret: show it once and keep only the id
+// and the hash.
 func New() (id string, secretHash []byte, text string) {
 	p := fresh(core.TokenAPI)
 	return p.ID, Hash(p.Secret), p.Text()
 }
 
-// NewJoin makes a join token for the cluster whose CA certificate has the fingerprint (see pki.Fingerprint).
-// It panics if that is not a fingerprint.
+// NewJoin makes a join token for the cluster whose CA certificate has the fingerprint (see
+// pki.Fingerprint). It panics if that is not a fingerprint.
 func NewJoin(fingerprint string) (id string, secretHash []byte, text string) {
 	if !is(fingerprint, fingerprintChars) {
 		panic("token: not the fingerprint of a CA certificate")
@@ -70,7 +73,8 @@ func fresh(kind core.TokenKind) Parsed {
 	}
 }
 
-// Parse takes a token apart. It says nothing about whether any registry knows it. Errors: Unauthenticated; they never repeat the text.
+// Parse takes a token apart. It says nothing about whether any registry knows it. Errors:
+// Unauthenticated; they never repeat the text.
 func Parse(text string) (Parsed, error) {
 	parts := strings.Split(text, "_")
 	var p Parsed
@@ -93,8 +97,9 @@ func Parse(text string) (Parsed, error) {
 	return p, nil
 }
 
-// ParseJoin takes TOKEN@host, TOKEN@host:port or TOKEN@[v6]:port apart, as "rbee agent -join" and "rbee cluster join" are given it.
-// The address is host:port, with DefaultPort if none is said. Errors: Invalid; they never repeat the token.
+// ParseJoin takes TOKEN@host, TOKEN@host:port or TOKEN@[v6]:port apart, as "rbee agent -join" and
+// "rbee cluster join" are given it. The address is host:port, with DefaultPort if none is said.
+// Errors: Invalid; they never repeat the token.
 func ParseJoin(text string) (Parsed, string, error) {
 	tok, address, found := strings.Cut(text, "@")
 	if !found {
@@ -131,7 +136,8 @@ func (p Parsed) Text() string {
 	return strings.Join([]string{apiPrefix, p.ID, string(p.Secret)}, "_")
 }
 
-// Matches says in constant time whether the registry's hash is that of the token's secret. No hash matches nothing.
+// Matches says in constant time whether the registry's hash is that of the token's secret. No hash
+// matches nothing.
 func (p Parsed) Matches(hash []byte) bool {
 	return subtle.ConstantTimeCompare(Hash(p.Secret), hash) == 1
 }
@@ -157,7 +163,8 @@ func badJoin(why string) error {
 		"Join with TOKEN@host or TOKEN@host:port, where the token is from \"rbee token create --type join\" and the host is any queen.")
 }
 
-// Secret is the part of a token that proves it. It shows itself to no format verb, no JSON and no logger; string(s) is the secret.
+// Secret is the part of a token that proves it. It shows itself to no format verb, no JSON and no
+// logger; string(s) is the secret.
 type Secret string
 
 const hidden = "[secret]"

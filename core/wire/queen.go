@@ -9,7 +9,8 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// HiveToProto is for reports. Status, Draining, LastBeat and the raft indexes are not carried: they are the queen's to say.
+// HiveToProto is for reports. Status, Draining, LastBeat and the raft indexes are not carried: they
+// are the queen's to say.
 func HiveToProto(h core.Hive) *queenv1.Hive {
 	return &queenv1.Hive{
 		Id:          h.ID,
@@ -41,7 +42,8 @@ func HiveFromProto(h *queenv1.Hive) core.Hive {
 	}
 }
 
-// WorkerToProto is for reports. Hive is not carried, it is the sender; nor are the raft indexes and the time of the load report.
+// WorkerToProto is for reports. Hive is not carried, it is the sender; nor are the raft indexes and
+// the time of the load report.
 func WorkerToProto(w core.Worker) *queenv1.Worker {
 	return &queenv1.Worker{
 		Id:            w.ID,
@@ -58,7 +60,8 @@ func WorkerToProto(w core.Worker) *queenv1.Worker {
 	}
 }
 
-// WorkerFromProto undoes WorkerToProto for a worker of the hive with the given id, whose load was reported at the given time.
+// WorkerFromProto undoes WorkerToProto for a worker of the hive with the given id, whose load was
+// reported at the given time.
 func WorkerFromProto(w *queenv1.Worker, hive string, at time.Time) core.Worker {
 	return core.Worker{
 		ID:            w.GetId(),

@@ -1,8 +1,9 @@
 // Package wire turns core nouns into protobuf messages and back.
 //
-// XToProto and XFromProto are for the messages of queen.v1, hive.v1 and job.v1; XToRaft and XFromRaft for those of raft.v1.
-// A nil message becomes the zero noun, a zero time is a missing timestamp, and lists that the public API writes as [] are never nil after FromProto.
-// Slices are copied: noun and message share no memory that either side may change.
+// XToProto and XFromProto are for the messages of queen.v1, hive.v1 and job.v1; XToRaft and
+// XFromRaft for those of raft.v1. A nil message becomes the zero noun, a zero time is a missing
+// timestamp, and lists that the public API writes as [] are never nil after FromProto. Slices are
+// copied: noun and message share no memory that either side may change.
 package wire
 
 import (

@@ -123,7 +123,8 @@ func scalar(t *testing.T, f protoreflect.FieldDescriptor, n *int) protoreflect.V
 	}
 }
 
-// roundTrip checks both ways: no field of the noun is lost but those in lost, and no field of the message at all.
+// roundTrip checks both ways: no field of the noun is lost but those in lost, and no field of the
+// message at all.
 func roundTrip[N any, M proto.Message](name string, to func(N) M, from func(M) N, lost ...string) (string, func(*testing.T)) {
 	return name, func(t *testing.T) {
 		t.Parallel()

@@ -33,10 +33,11 @@ const (
 
 // source offers GGUF files of this machine.
 //
-// Who may ask for a model may be anybody with a token of the cluster, while the files belong to the user that runs the hive. So only files
-// below the configured folders can be named; links must not lead out of them. With allow_any every file that this user may read can be
-// named, which is right on a person's own machine. In both cases only GGUF files are taken, and of others nothing is told but that they
-// are none, so that nobody learns the digest of a secret.
+// Who may ask for a model may be anybody with a token of the cluster, while the files belong to the
+// user that runs the hive. So only files below the configured folders can be named; links must not
+// lead out of them. With allow_any every file that this user may read can be named, which is right
+// on a person's own machine. In both cases only GGUF files are taken, and of others nothing is told
+// but that they are none, so that nobody learns the digest of a secret.
 type source struct {
 	version string
 
@@ -78,7 +79,8 @@ func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	}}, nil
 }
 
-// Configure takes the folders. One that is not there is only warned of: its disk may be plugged in later.
+// Configure takes the folders. One that is not there is only warned of: its disk may be plugged in
+// later.
 func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostics, error) {
 	var v struct {
 		Paths    []string `json:"paths"`
@@ -125,7 +127,8 @@ func (s *source) config() (paths []string, allowAny bool) {
 	return s.paths, s.allowAny
 }
 
-// part is the name of a later piece of a model that is split into several files, or of a projector, which is no model by itself.
+// part is the name of a later piece of a model that is split into several files, or of a projector,
+// which is no model by itself.
 var part = regexp.MustCompile(`(?i)-\d{5}-of-\d{5}\.gguf$|^mmproj`)
 
 // firstPart is the name of the first piece, which stands for all.
@@ -216,10 +219,12 @@ func nameOf(path string) string {
 	return base
 }
 
-// partOf takes the name of a part of a split model apart: what is before its number, the number, and how many there are.
+// partOf takes the name of a part of a split model apart: what is before its number, the number,
+// and how many there are.
 var partOf = regexp.MustCompile(`(?i)^(.+)-(\d{5})-of-(\d{5})(\.gguf)$`)
 
-// partsOf are the paths of all files of the model that path is a file of, in order, and the model's name. A whole file is its own.
+// partsOf are the paths of all files of the model that path is a file of, in order, and the model's
+// name. A whole file is its own.
 func partsOf(path string) (paths []string, name string) {
 	m := partOf.FindStringSubmatch(filepath.Base(path))
 	if m == nil {
@@ -236,8 +241,9 @@ func partsOf(path string) (paths []string, name string) {
 	return paths, m[1]
 }
 
-// Resolve reads the whole file: its digest is that of the bytes on the disk now. For a large model this takes as long as reading it.
-// A part of a model that is split into several files stands for all of them, which lie beside it.
+// Resolve reads the whole file: its digest is that of the bytes on the disk now. For a large model
+// this takes as long as reading it. A part of a model that is split into several files stands for
+// all of them, which lie beside it.
 func (s *source) Resolve(ctx context.Context, ref string) (catalog.Manifest, error) {
 	paths, name := partsOf(ref)
 	m := catalog.Manifest{Name: name, Kind: catalog.KindModel}
@@ -337,7 +343,8 @@ func (s *source) open(ref string) (*os.File, string, error) {
 	return f, path, nil
 }
 
-// openPermitted opens path through the configured folder that it lies in. A refusal is the same whether the file is there or not.
+// openPermitted opens path through the configured folder that it lies in. A refusal is the same
+// whether the file is there or not.
 func (s *source) openPermitted(path string) (*os.File, error) {
 	// A pipe must not make the opening wait for its other end.
 	const flags = os.O_RDONLY | syscall.O_NONBLOCK

@@ -37,7 +37,8 @@ type asset struct {
 
 const maxRemembered = 64 // replies of the API
 
-// remembered is a reply with its entity tag. To ask whether it changed costs nothing of the rate limit.
+// remembered is a reply with its entity tag. To ask whether it changed costs nothing of the rate
+// limit.
 type remembered struct {
 	etag string
 	body []byte
@@ -58,7 +59,8 @@ func (s *source) header() (http.Header, error) {
 	return h, nil
 }
 
-// get asks the API, and decodes into v. It returns the address of the next page of a list, or the empty string.
+// get asks the API, and decodes into v. It returns the address of the next page of a list, or the
+// empty string.
 func (s *source) get(ctx context.Context, ref reference, address string, v any) (next string, err error) {
 	h, err := s.header()
 	if err != nil {
@@ -161,7 +163,8 @@ func (s *source) next(r origin.Reply) string {
 	return ""
 }
 
-// where says from where the bytes of an asset come, and with which headers: with a token from the API, which redirects, and otherwise from the public address.
+// where says from where the bytes of an asset come, and with which headers: with a token from the
+// API, which redirects, and otherwise from the public address.
 func (s *source) where(ref reference, id int64, public string) (string, http.Header, error) {
 	h, err := s.header()
 	if err != nil {
@@ -183,7 +186,8 @@ var (
 	bsdLine   = regexp.MustCompile(`^SHA256 ?\((.+)\) ?= ?([0-9A-Fa-f]{64})$`)
 )
 
-// checksum finds the digest of an asset in the files of checksums of its release. Empty: none has it.
+// checksum finds the digest of an asset in the files of checksums of its release. Empty: none has
+// it.
 func (s *source) checksum(ctx context.Context, ref reference, a asset, all []asset) (hexDigest, from string, err error) {
 	for _, own := range []bool{true, false} { // the asset's own file first
 		for _, c := range all {
@@ -206,7 +210,8 @@ func (s *source) checksum(ctx context.Context, ref reference, a asset, all []ass
 	return "", "", nil
 }
 
-// findSum looks for the SHA-256 of a file in the output of sha256sum, GNU or BSD style. alone: a digest without a name is the file's.
+// findSum looks for the SHA-256 of a file in the output of sha256sum, GNU or BSD style. alone: a
+// digest without a name is the file's.
 func findSum(text, name string, alone bool) string {
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)

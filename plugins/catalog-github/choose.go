@@ -67,7 +67,8 @@ func mentions(words []string, things map[string][]string) []string {
 	return out
 }
 
-// fits says whether a file is for this system, architecture and backend. Its name must say system and architecture, and no other backend.
+// fits says whether a file is for this system, architecture and backend. Its name must say system
+// and architecture, and no other backend.
 func fits(name, goos, goarch, backend string) bool {
 	words := tokens(name)
 	if !slices.Equal(mentions(words, systems()), []string{goos}) || !slices.Equal(mentions(words, architectures()), []string{goarch}) {

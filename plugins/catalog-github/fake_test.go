@@ -21,8 +21,9 @@ import (
 
 const testToken = "ghp_testtoken"
 
-// forge is GitHub as far as a client can see: the API of releases below /api/v3 with entity tags and a rate limit, public addresses of files, and another
-// host where the bytes are, which fails the test when it sees a credential.
+// forge is GitHub as far as a client can see: the API of releases below /api/v3 with entity tags
+// and a rate limit, public addresses of files, and another host where the bytes are, which fails
+// the test when it sees a credential.
 type forge struct {
 	*httptest.Server
 	t     testing.TB

@@ -159,7 +159,8 @@ func (s *source) ready() error {
 	return nil
 }
 
-// Search lists the files of the releases of a repository, newest first. For another text than OWNER/REPO it asks nobody: GitHub is searched elsewhere.
+// Search lists the files of the releases of a repository, newest first. For another text than
+// OWNER/REPO it asks nobody: GitHub is searched elsewhere.
 func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.Item) error) error {
 	if err := s.ready(); err != nil {
 		return err

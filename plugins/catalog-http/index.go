@@ -60,7 +60,8 @@ type index struct {
 	entries []listed
 }
 
-// parseIndex reads a list of entries, or an object with the list as "models". An entry that cannot be used spoils the document: whoever wrote it should know.
+// parseIndex reads a list of entries, or an object with the list as "models". An entry that cannot
+// be used spoils the document: whoever wrote it should know.
 func parseIndex(at *url.URL, body []byte) ([]listed, error) {
 	var entries []entry
 	if json.Unmarshal(body, &entries) != nil {

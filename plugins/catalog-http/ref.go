@@ -35,7 +35,8 @@ func isURL(text string) bool {
 	return strings.HasPrefix(text, "https://") || strings.HasPrefix(text, "http://")
 }
 
-// parseLink reads an address with #sha256=<hex>, #sha512=<hex>, @sha256:<hex> or @sha512:<hex> behind it, or without a digest.
+// parseLink reads an address with #sha256=<hex>, #sha512=<hex>, @sha256:<hex> or @sha512:<hex>
+// behind it, or without a digest.
 func parseLink(text string) (link, error) {
 	u, err := url.Parse(text)
 	if err != nil || !isURL(text) || u.Host == "" {

@@ -340,7 +340,8 @@ func (s *source) file(l link, size int64) (catalog.File, error) {
 	return f, nil
 }
 
-// resolveName finds a name in the index documents. NAME@DIGEST is the name as long as its first file begins with that digest.
+// resolveName finds a name in the index documents. NAME@DIGEST is the name as long as its first
+// file begins with that digest.
 func (s *source) resolveName(ctx context.Context, ref string) (catalog.Manifest, error) {
 	name, want, pinned := strings.Cut(ref, "@")
 	if !nameOK.MatchString(name) || pinned && want == "" {

@@ -31,8 +31,8 @@ func sum(b []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
-// web is a server of files with ranges, entity tags and an index. What is below /private/ wants a token; /cdn/ redirects to another host, which
-// fails the test when it sees one.
+// web is a server of files with ranges, entity tags and an index. What is below /private/ wants a
+// token; /cdn/ redirects to another host, which fails the test when it sees one.
 type web struct {
 	*httptest.Server
 	cdn   *httptest.Server

@@ -17,8 +17,9 @@ import (
 
 var sha256OK = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// cached is one repository in the cache that Hugging Face's tools keep: refs/<revision> holds a commit, snapshots/<commit>/ has the files as links into
-// blobs/, where a file of Git LFS is called by its SHA-256. Nothing outside of the repository's folder is read, wherever links lead.
+// cached is one repository in the cache that Hugging Face's tools keep: refs/<revision> holds a
+// commit, snapshots/<commit>/ has the files as links into blobs/, where a file of Git LFS is called
+// by its SHA-256. Nothing outside of the repository's folder is read, wherever links lead.
 type cached struct {
 	root *os.Root
 }

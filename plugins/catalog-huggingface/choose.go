@@ -34,7 +34,8 @@ var (
 	quantInName = regexp.MustCompile(`(?i)(?:^|[-._/])((?:UD-)?(?:I?Q[1-8](?:_[0-9A-Z]+)*|TQ[12]_0|BF16|FP?16|FP?32|MXFP4(?:_MOE)?))(?:[-._/]|$)`)
 )
 
-// quantOf reads the quantisation out of a path: the last one of the file's name, or else of its folders. ending is cut off already.
+// quantOf reads the quantisation out of a path: the last one of the file's name, or else of its
+// folders. ending is cut off already.
 func quantOf(stem string) string {
 	for _, part := range []string{path.Base(stem), path.Dir(stem)} {
 		if all := quantInName.FindAllStringSubmatch(part, -1); len(all) > 0 {
@@ -48,7 +49,8 @@ func quantOf(stem string) string {
 	return ""
 }
 
-// variants groups the GGUF models among files. Projectors of vision models and importance matrices are no models.
+// variants groups the GGUF models among files. Projectors of vision models and importance matrices
+// are no models.
 func variants(files []hubFile) []variant {
 	byKey := map[string]*variant{}
 	var keys []string
@@ -96,8 +98,9 @@ func (v variant) complete() error {
 	return nil
 }
 
-// nearest is the order in which a quantisation is chosen where none is asked for: 4 bits of the K family first, then what is a little
-// larger, then what is smaller, then what is much larger. One with the prefix UD- comes right behind the one without.
+// nearest is the order in which a quantisation is chosen where none is asked for: 4 bits of the K
+// family first, then what is a little larger, then what is smaller, then what is much larger. One
+// with the prefix UD- comes right behind the one without.
 func nearest() []string {
 	return []string{
 		"Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "Q4_K", "IQ4_XS", "IQ4_NL", "MXFP4", "MXFP4_MOE", "Q4_0", "Q4_1",
@@ -208,7 +211,8 @@ func short(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// localName is what the model is called on this machine: its file's name, with that of the repository before it if it does not say what it is.
+// localName is what the model is called on this machine: its file's name, with that of the
+// repository before it if it does not say what it is.
 func localName(repo string, v variant) string {
 	base := path.Base(v.files[0].path)
 	if m := partName.FindStringSubmatch(base); m != nil {

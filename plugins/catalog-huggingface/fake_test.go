@@ -27,8 +27,8 @@ const (
 	otherToken = "hf_stranger"
 )
 
-// hub is a Hub as far as a client can see: the API of models, and files that are redirected to a server of another host, which wants a signature
-// and fails the test when it sees a credential.
+// hub is a Hub as far as a client can see: the API of models, and files that are redirected to a
+// server of another host, which wants a signature and fails the test when it sees a credential.
 type hub struct {
 	*httptest.Server
 	t     testing.TB

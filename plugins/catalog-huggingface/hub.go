@@ -117,7 +117,8 @@ func (s *source) address(id, commit, file string) string {
 	return s.set.endpoint.JoinPath(parts...).String()
 }
 
-// look asks for a file's header without following it to where the bytes are. It tells whether the file may be read, and its digest and size.
+// look asks for a file's header without following it to where the bytes are. It tells whether the
+// file may be read, and its digest and size.
 func (s *source) look(ctx context.Context, ref reference, commit string, f *hubFile) error {
 	h, err := s.header()
 	if err != nil {
@@ -180,7 +181,8 @@ func (s *source) explain(ref reference, h http.Header, err error) error {
 
 var nextLink = regexp.MustCompile(`<([^>]*)>\s*;[^,]*\brel="?next"?`)
 
-// next is the address of the next page of a list, which must be at the Hub too; empty: there is none.
+// next is the address of the next page of a list, which must be at the Hub too; empty: there is
+// none.
 func (s *source) next(r origin.Reply) string {
 	for _, link := range r.Header.Values("Link") {
 		if m := nextLink.FindStringSubmatch(link); m != nil {

@@ -14,7 +14,8 @@ import (
 
 const publicHub = "https://huggingface.co"
 
-// settings are those of the config block and of the environment, which has the names that Hugging Face's own tools read.
+// settings are those of the config block and of the environment, which has the names that Hugging
+// Face's own tools read.
 type settings struct {
 	endpoint  *url.URL
 	token     string // of the block
@@ -82,7 +83,8 @@ func parseEndpoint(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// bearer is the token to send, read anew each time so that one that was renewed is taken. Empty: none.
+// bearer is the token to send, read anew each time so that one that was renewed is taken. Empty:
+// none.
 func (s *settings) bearer() (string, error) {
 	token := s.token
 	if token == "" && s.tokenFile != "" {

@@ -32,7 +32,8 @@ const (
 	dialTimeout   = 15 * time.Second
 )
 
-// client asks registries. Its requests carry credentials only for addresses that the settings have some for, whoever leads to them.
+// client asks registries. Its requests carry credentials only for addresses that the settings have
+// some for, whoever leads to them.
 type client struct {
 	settings  *settings
 	http      *http.Client
@@ -41,7 +42,8 @@ type client struct {
 	backoff   time.Duration // before the first repetition; doubled each time
 }
 
-// newClient makes a client. private allows addresses of this machine and its own network that no setting names.
+// newClient makes a client. private allows addresses of this machine and its own network that no
+// setting names.
 func newClient(s *settings, userAgent string, stall, backoff time.Duration, private bool) (*client, error) {
 	roots, err := s.roots()
 	if err != nil {
@@ -115,8 +117,9 @@ func (s *settings) roots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// dialer connects. A host that no setting names, because a registry's answer led to it, must have a public address: otherwise whoever can
-// publish a package could have this machine ask its neighbours.
+// dialer connects. A host that no setting names, because a registry's answer led to it, must have a
+// public address: otherwise whoever can publish a package could have this machine ask its
+// neighbours.
 type dialer struct {
 	settings *settings
 	private  bool
@@ -262,7 +265,8 @@ func failed(u *url.URL, resp *http.Response) *failure {
 	return f
 }
 
-// again says whether a failed attempt is worth another, and waits before it. attempt counts from 1 since the last progress.
+// again says whether a failed attempt is worth another, and waits before it. attempt counts from 1
+// since the last progress.
 func (c *client) again(ctx context.Context, attempt int, err error) bool {
 	if ctx.Err() != nil || attempt >= maxAttempts || !temporary(err) {
 		return false

@@ -25,7 +25,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// registry is an npm registry as far as a client can see: documents under the escaped name, archives with ranges and entity tags.
+// registry is an npm registry as far as a client can see: documents under the escaped name,
+// archives with ranges and entity tags.
 type registry struct {
 	*httptest.Server
 	archive []byte

@@ -21,7 +21,8 @@ const defaultRegistry = "https://registry.npmjs.org/"
 
 const maxNpmrcBytes = 1 << 20
 
-// settings are npm's settings as npm itself would find them: environment, then the user's npmrc, then the machine's.
+// settings are npm's settings as npm itself would find them: environment, then the user's npmrc,
+// then the machine's.
 type settings struct {
 	values map[string]string
 	lists  map[string][]string
@@ -31,8 +32,9 @@ type settings struct {
 	allow  []netip.Prefix // addresses that may be connected to although they are not public; the host's, not npm's
 }
 
-// loadSettings reads the environment and the npmrc files that it leads to. userconfig and registry, where not empty, replace the user's
-// npmrc and what all of them say of the setting registry. The settings are not changed afterwards.
+// loadSettings reads the environment and the npmrc files that it leads to. userconfig and registry,
+// where not empty, replace the user's npmrc and what all of them say of the setting registry. The
+// settings are not changed afterwards.
 func loadSettings(environ []string, userconfig, registry string) (*settings, error) {
 	env := map[string]string{}
 	for _, e := range environ {
@@ -93,7 +95,8 @@ func (s *settings) globalFiles() []string {
 	return []string{"/usr/local/etc/npmrc", "/usr/etc/npmrc", "/etc/npmrc"}
 }
 
-// environmentProxies takes over the variables that npm and others agree on, where npm's own settings say nothing.
+// environmentProxies takes over the variables that npm and others agree on, where npm's own
+// settings say nothing.
 func (s *settings) environmentProxies(env map[string]string) {
 	fill := func(key string, names ...string) {
 		for _, n := range names {
@@ -110,7 +113,8 @@ func (s *settings) environmentProxies(env map[string]string) {
 	fill("extra-ca", "NODE_EXTRA_CA_CERTS")
 }
 
-// read takes what an npmrc says and nothing more important has said. A file that is not there says nothing.
+// read takes what an npmrc says and nothing more important has said. A file that is not there says
+// nothing.
 func (s *settings) read(name string, env map[string]string) error {
 	if name == "" || slices.Contains(s.files, name) {
 		return nil
@@ -156,7 +160,8 @@ func (s *settings) read(name string, env map[string]string) error {
 	return nil
 }
 
-// parseNpmrc calls set with every key and value of an npmrc, in the dialect of npm's ini format. Sections are not npm's and are skipped.
+// parseNpmrc calls set with every key and value of an npmrc, in the dialect of npm's ini format.
+// Sections are not npm's and are skipped.
 func parseNpmrc(text string, set func(key, value string)) {
 	section := false
 	for line := range strings.Lines(strings.TrimPrefix(text, "\ufeff")) {
@@ -208,7 +213,8 @@ func unquote(s string) string {
 
 var variable = regexp.MustCompile(`(\\*)\$\{([^${}?]+)(\?)?\}`)
 
-// expand replaces ${NAME} by the environment variable's value. Where it is not set, ${NAME?} is empty and ${NAME} stays as it is.
+// expand replaces ${NAME} by the environment variable's value. Where it is not set, ${NAME?} is
+// empty and ${NAME} stays as it is.
 func (s *settings) expand(text string, env map[string]string) string {
 	return variable.ReplaceAllStringFunc(text, func(m string) string {
 		parts := variable.FindStringSubmatch(m)
@@ -239,7 +245,8 @@ func (s *settings) set(key string) string {
 	}
 }
 
-// registry is the registry of a package's scope ("" or "@name"), with a slash at its end and without credentials.
+// registry is the registry of a package's scope ("" or "@name"), with a slash at its end and
+// without credentials.
 func (s *settings) registry(scope string) (*url.URL, error) {
 	text := ""
 	if scope != "" {
@@ -262,7 +269,8 @@ func (s *settings) registry(scope string) (*url.URL, error) {
 	return u, nil
 }
 
-// credentialsInRegistries makes settings of their own out of the user names and passwords that stand in addresses of registries.
+// credentialsInRegistries makes settings of their own out of the user names and passwords that
+// stand in addresses of registries.
 func (s *settings) credentialsInRegistries() {
 	for _, k := range slices.Sorted(maps.Keys(s.values)) {
 		if k != "registry" && !strings.HasSuffix(k, ":registry") {
@@ -296,8 +304,9 @@ func nerf(u *url.URL) string {
 	return "//" + u.Host + path[:strings.LastIndex(path, "/")+1]
 }
 
-// authorization is the header for a request to u: that of the longest configured address that u lies under. Empty: none.
-// So nothing is ever sent to a host that has no credentials of its own in the settings.
+// authorization is the header for a request to u: that of the longest configured address that u
+// lies under. Empty: none. So nothing is ever sent to a host that has no credentials of its own in
+// the settings.
 func (s *settings) authorization(u *url.URL) string {
 	key := nerf(u)
 	for {

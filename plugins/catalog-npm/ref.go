@@ -29,7 +29,8 @@ var (
 
 const refForm = "Write it as npm:@scope/package@1.2.3; without a version the one that is tagged latest is meant."
 
-// parseRef reads "@scope/name@version", "name@version", or either without the version, which then is latest.
+// parseRef reads "@scope/name@version", "name@version", or either without the version, which then
+// is latest.
 func parseRef(ref string) (packageRef, error) {
 	r := packageRef{name: ref, version: "latest"}
 	if i := strings.LastIndex(ref, "@"); i > 0 {
@@ -47,7 +48,8 @@ func parseRef(ref string) (packageRef, error) {
 	return r, nil
 }
 
-// nearestVersions gives the versions beside want in order, and the newest: what somebody may have meant.
+// nearestVersions gives the versions beside want in order, and the newest: what somebody may have
+// meant.
 func nearestVersions(want string, versions []string, latest string) []string {
 	sorted := slices.Clone(versions)
 	slices.SortFunc(sorted, compareVersions)

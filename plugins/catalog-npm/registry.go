@@ -23,8 +23,8 @@ import (
 // maxReplyBytes bounds what a registry may say about a package, uncompressed.
 const maxReplyBytes = 8 << 20
 
-// document is what a registry says about a package, abbreviated or full. Fields that are not needed are not read; os, cpu and libc are
-// left out because packages are wrong about them.
+// document is what a registry says about a package, abbreviated or full. Fields that are not needed
+// are not read; os, cpu and libc are left out because packages are wrong about them.
 type document struct {
 	Tags     map[string]string  `json:"dist-tags"`
 	Versions map[string]release `json:"versions"`
@@ -134,8 +134,9 @@ func (c *client) size(ctx context.Context, u *url.URL) int64 {
 	return max(resp.ContentLength, 0)
 }
 
-// tarball is where a release's archive is fetched from. Mirrors often pass on npm's own addresses unchanged; npm's setting
-// replace-registry-host says which are replaced by the registry's, by default only those of npm's own registry.
+// tarball is where a release's archive is fetched from. Mirrors often pass on npm's own addresses
+// unchanged; npm's setting replace-registry-host says which are replaced by the registry's, by
+// default only those of npm's own registry.
 func (c *client) tarball(r release, registry *url.URL) (*url.URL, error) {
 	u, err := registry.Parse(r.Dist.Tarball)
 	if r.Dist.Tarball == "" || err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
@@ -154,7 +155,8 @@ func (c *client) tarball(r release, registry *url.URL) (*url.URL, error) {
 	return u, nil
 }
 
-// digest turns a release's integrity into the digest that hosts check: its strongest of SHA-512 and SHA-256.
+// digest turns a release's integrity into the digest that hosts check: its strongest of SHA-512 and
+// SHA-256.
 func (r release) digest() (string, error) {
 	for _, a := range []struct {
 		name  string

@@ -146,7 +146,8 @@ func (s *source) configured() (*client, error) {
 	return s.client, nil
 }
 
-// Search asks the registry for packages. There are no models at npm, so a search for those asks nobody.
+// Search asks the registry for packages. There are no models at npm, so a search for those asks
+// nobody.
 func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.Item) error) error {
 	if q.Kind == catalog.KindModel || strings.TrimSpace(q.Text) == "" {
 		return nil

@@ -12,7 +12,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/origin"
 )
 
-// transfer writes a file from offset to its end, size bytes in all (0: unknown). There is no limit to how long it takes as long as something comes.
+// transfer writes a file from offset to its end, size bytes in all (0: unknown). There is no limit
+// to how long it takes as long as something comes.
 func (c *client) transfer(ctx context.Context, u *url.URL, size, offset int64, w io.Writer) error {
 	t := &origin.Transfer{Name: u.Redacted(), SizeBytes: size, Stall: c.stall, Backoff: c.backoff, Ask: func(ctx context.Context, h http.Header) (*http.Response, error) {
 		resp, err := c.do(ctx, http.MethodGet, u, h)

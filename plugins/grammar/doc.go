@@ -1,5 +1,6 @@
 // Package grammar constrains what a language model writes. It compiles a JSON Schema into a machine
-// over bytes, and computes from the state of that machine which tokens of a vocabulary may come next.
+// over bytes, and computes from the state of that machine which tokens of a vocabulary may come
+// next.
 //
 // A conjunction of schemas is expanded into alternatives by type, lazily. A document is followed by
 // threads: each has a position within a token of JSON, which does not depend on what surrounds it,

@@ -9,7 +9,8 @@ import (
 	"unicode/utf8"
 )
 
-// CompileRegex compiles a regular expression in the dialect of ECMA 262 that a text matches from end to end.
+// CompileRegex compiles a regular expression in the dialect of ECMA 262 that a text matches from
+// end to end.
 func CompileRegex(pattern string, opts Options) (*Grammar, error) {
 	set := newRxSet(compileWork)
 	q, err := set.parseWholeRegex(pattern)
@@ -93,7 +94,8 @@ type gbnfParser struct {
 	depth  int
 }
 
-// CompileGBNF compiles a grammar in the notation of llama.cpp. Its texts are those of the rule root.
+// CompileGBNF compiles a grammar in the notation of llama.cpp. Its texts are those of the rule
+// root.
 func CompileGBNF(text string, opts Options) (*Grammar, error) {
 	if len(text) > opts.maxBytes() {
 		return nil, &Error{Reason: fmt.Sprintf("grammar is larger than %d bytes", opts.maxBytes())}

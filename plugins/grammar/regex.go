@@ -233,7 +233,8 @@ func onlyEnds(a *ast) bool {
 	return true
 }
 
-// parseBraces reads {n}, {n,} or {n,m} and returns its length, or 0 if s begins with something else.
+// parseBraces reads {n}, {n,} or {n,m} and returns its length, or 0 if s begins with something
+// else.
 func parseBraces(s string) (lo, hi int32, n int, err error) {
 	end := strings.IndexByte(s, '}')
 	if end < 0 {

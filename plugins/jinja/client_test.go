@@ -87,8 +87,8 @@ func TestClientText(t *testing.T) {
 	}
 }
 
-// FuzzClientText renders any template with text of Greek letters, which the template has none of: no byte that counts as
-// the template's may come from it.
+// FuzzClientText renders any template with text of Greek letters, which the template has none of:
+// no byte that counts as the template's may come from it.
 func FuzzClientText(f *testing.F) {
 	for _, template := range []string{
 		"{{ x | upper }}{{ x | reverse }}", "{{ x.format(1) ~ (x % ()) }}", "{% for c in x %}{{ loop.cycle(c, 'a') }}{% endfor %}",

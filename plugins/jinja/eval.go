@@ -606,8 +606,8 @@ func (in *interp) slice(v any, from, to, by *int) (any, error) {
 	return nil, typeError("'%s' object is not subscriptable", typeName(v))
 }
 
-// sliceBounds returns the first index and the one to stop at, as Python's slice.indices does. Steps over the length are
-// no different from the length.
+// sliceBounds returns the first index and the one to stop at, as Python's slice.indices does. Steps
+// over the length are no different from the length.
 func sliceBounds(n int, from, to *int, step int) (a, b int) {
 	clamp := func(p *int, otherwise, low, high int) int {
 		if p == nil {

@@ -5,7 +5,8 @@ import (
 	"strings"
 )
 
-// tuple reads one expression, or several with commas between them as a tuple. Without cond, an if ends the expression.
+// tuple reads one expression, or several with commas between them as a tuple. Without cond, an if
+// ends the expression.
 func (p *parser) tuple(cond bool) (expr, error) {
 	read := p.or
 	if cond {
@@ -130,7 +131,8 @@ func (p *parser) compare() (expr, error) {
 	}
 }
 
-// binary reads operands that next reads, with any of the operators between them, from left to right.
+// binary reads operands that next reads, with any of the operators between them, from left to
+// right.
 func (p *parser) binary(next func() (expr, error), ops ...string) (expr, error) {
 	left, err := next()
 	for err == nil {

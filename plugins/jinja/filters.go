@@ -11,7 +11,8 @@ import (
 	"unicode"
 )
 
-// filterNamed returns a filter of Jinja's, or nil. A switch and not a table: map and select look filters up themselves.
+// filterNamed returns a filter of Jinja's, or nil. A switch and not a table: map and select look
+// filters up themselves.
 func filterNamed(name string) filter {
 	switch name {
 	case "abs":
@@ -223,7 +224,8 @@ func filterAttr(c *call, v any) (any, error) {
 	return c.in.attribute(v, name.s)
 }
 
-// groups cuts items into lists and fills the last with a value; the caller has charged for the items.
+// groups cuts items into lists and fills the last with a value; the caller has charged for the
+// items.
 func filterBatch(c *call, v any) (any, error) {
 	n, err := c.integer("linecount", 0)
 	if err != nil {
@@ -542,7 +544,8 @@ func filterMap(c *call, v any) (any, error) {
 	return &generator{items: out}, nil
 }
 
-// selected keeps the items for which a test of them, or of an attribute of theirs, says what is wanted.
+// selected keeps the items for which a test of them, or of an attribute of theirs, says what is
+// wanted.
 func (c *call) selected(v any, byAttribute, want bool) (any, error) {
 	if !truth(v) {
 		c.rest()
@@ -964,7 +967,8 @@ func unescape(t Text) Text {
 	return b.text()
 }
 
-// filterTitle begins each word with a capital; words end at white space and opening brackets, unlike str.title's.
+// filterTitle begins each word with a capital; words end at white space and opening brackets,
+// unlike str.title's.
 func filterTitle(c *call, v any) (any, error) {
 	return c.onText(v, func(t Text) (any, error) {
 		start := true

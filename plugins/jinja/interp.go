@@ -17,7 +17,8 @@ type interp struct {
 	depth    int // left
 }
 
-// newInterp returns a run. size is the number of bytes of text in the variables: work grows with it.
+// newInterp returns a run. size is the number of bytes of text in the variables: work grows with
+// it.
 func newInterp(ctx context.Context, t *Template, l Limits, size int) *interp {
 	in := &interp{ctx: ctx, template: t, now: l.Now, steps: l.Steps, bytes: l.Bytes, depth: l.Depth}
 	if in.now.IsZero() {
@@ -66,7 +67,8 @@ func (in *interp) charge(n int) error {
 	return nil
 }
 
-// valueBytes is what an item of a list is charged with: two words for the interface, two or three for what it points to.
+// valueBytes is what an item of a list is charged with: two words for the interface, two or three
+// for what it points to.
 const valueBytes = 40
 
 func (in *interp) chargeItems(n int) error {
@@ -90,8 +92,8 @@ func (in *interp) enter() error {
 
 func (in *interp) leave() { in.depth++ }
 
-// scope holds the variables of a block. Names that it lacks are looked for in its parent. A block has few variables: a
-// slice is faster than a map, and smaller.
+// scope holds the variables of a block. Names that it lacks are looked for in its parent. A block
+// has few variables: a slice is faster than a map, and smaller.
 type scope struct {
 	parent *scope
 	vars   []variable

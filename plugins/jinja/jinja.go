@@ -1,9 +1,11 @@
-// Package jinja renders chat templates as Hugging Face's transformers does: Jinja2's immutable sandbox with trim_blocks
-// and lstrip_blocks, loop controls, the generation tag, Python's way to print values, and JSON as json.dumps writes it.
+// Package jinja renders chat templates as Hugging Face's transformers does: Jinja2's immutable
+// sandbox with trim_blocks and lstrip_blocks, loop controls, the generation tag, Python's way to
+// print values, and JSON as json.dumps writes it.
 //
-// Two things set it apart from a general template engine. Rendering is bounded in steps, bytes, depth and time, so that a
-// hostile template costs an error and nothing else. And every byte of the result knows whether a client wrote it, through
-// every filter and method, so that a caller can keep clients from writing control tokens.
+// Two things set it apart from a general template engine. Rendering is bounded in steps, bytes,
+// depth and time, so that a hostile template costs an error and nothing else. And every byte of the
+// result knows whether a client wrote it, through every filter and method, so that a caller can
+// keep clients from writing control tokens.
 package jinja
 
 import (
@@ -19,10 +21,12 @@ type Template struct {
 	blocks map[string]*blockStmt
 }
 
-// MaxSource is the size of the largest source that Compile takes, in bytes. The largest templates in use have 30 kB.
+// MaxSource is the size of the largest source that Compile takes, in bytes. The largest templates
+// in use have 30 kB.
 const MaxSource = 128 << 10
 
-// Compile parses a template. An error is an *Error of class TemplateSyntaxError or TemplateAssertionError.
+// Compile parses a template. An error is an *Error of class TemplateSyntaxError or
+// TemplateAssertionError.
 func Compile(source string) (*Template, error) {
 	if len(source) > MaxSource {
 		return nil, &Error{Class: classLimit, Message: fmt.Sprintf("the template has %d bytes; %d are allowed", len(source), MaxSource)}
@@ -36,15 +40,18 @@ func Compile(source string) (*Template, error) {
 
 // Limits bounds one call of Render. A zero field takes its default.
 type Limits struct {
-	// Steps bounds evaluated nodes, loop rounds and touched list items; 16 bytes of text that are read are one.
-	// Default 500,000, and one for each byte of text in the variables. A turn of a usual chat template takes 50 to 500.
+	// Steps bounds evaluated nodes, loop rounds and touched list items; 16 bytes of text that are
+	// read are one. Default 500,000, and one for each byte of text in the variables. A turn of a
+	// usual chat template takes 50 to 500.
 	Steps int
-	// Bytes bounds all text and lists that the template makes, its output included, in bytes. What was made and
-	// dropped counts as well. Default 12 MiB, and 16 for each byte of text in the variables.
+	// Bytes bounds all text and lists that the template makes, its output included, in bytes. What
+	// was made and dropped counts as well. Default 12 MiB, and 16 for each byte of text in the
+	// variables.
 	Bytes int
 	// Depth bounds nested expressions and calls of macros. Default 800.
 	Depth int
-	// Now is the time that strftime_now prints, in its own location. The zero value is the start of 1970 in UTC.
+	// Now is the time that strftime_now prints, in its own location. The zero value is the start of
+	// 1970 in UTC.
 	Now time.Time
 }
 
@@ -55,9 +62,10 @@ const (
 	bytesPerByte = 16
 )
 
-// Render renders the template with the variables of vars. A variable is nil, a bool, an int, an int64, a float64, a
-// string (trusted as the template's own text), a Text, a []any, []Entry (a dict in that order) or map[string]any (keys in
-// alphabetical order) of these, or what ParseJSON returned. Render does not change them. An error is an *Error, or the context's error.
+// Render renders the template with the variables of vars. A variable is nil, a bool, an int, an
+// int64, a float64, a string (trusted as the template's own text), a Text, a []any, []Entry (a dict
+// in that order) or map[string]any (keys in alphabetical order) of these, or what ParseJSON
+// returned. Render does not change them. An error is an *Error, or the context's error.
 func (t *Template) Render(ctx context.Context, vars map[string]any, limits Limits) (Text, error) {
 	size := 0
 	for _, v := range vars {
@@ -86,8 +94,9 @@ const (
 	classRaise = "TemplateError"
 )
 
-// Error says why a template was refused. Class is the name of the exception that Python would raise, "TemplateError" for
-// raise_exception, or "LimitError" where a bound of this package ended the work.
+// Error says why a template was refused. Class is the name of the exception that Python would
+// raise, "TemplateError" for raise_exception, or "LimitError" where a bound of this package ended
+// the work.
 type Error struct {
 	Class   string
 	Message string

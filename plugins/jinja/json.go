@@ -13,8 +13,9 @@ import (
 	"unicode/utf8"
 )
 
-// ParseJSON reads a JSON document into a value for Render, as Python's json.loads does: objects keep their order, integers
-// their digits. With client, every string in it, keys included, counts as written by a client.
+// ParseJSON reads a JSON document into a value for Render, as Python's json.loads does: objects
+// keep their order, integers their digits. With client, every string in it, keys included, counts
+// as written by a client.
 func ParseJSON(data []byte, client bool) (any, error) {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
@@ -260,7 +261,8 @@ func (in *interp) writeJSONItems(b *textBuilder, open, end rune, n int, style js
 
 const hexDigits = "0123456789abcdef"
 
-// writeJSONString writes a string with its quotes. An escape has the origin of the character that it stands for.
+// writeJSONString writes a string with its quotes. An escape has the origin of the character that
+// it stands for.
 func writeJSONString(b *textBuilder, t Text, ascii bool) {
 	b.addRune('"', false)
 	start := 0

@@ -23,7 +23,8 @@ const (
 	tokOperator
 )
 
-// token is one word of a template. value holds the text of data and strings, and the number of a number.
+// token is one word of a template. value holds the text of data and strings, and the number of a
+// number.
 type token struct {
 	kind  tokenKind
 	text  string // name, operator, data, string
@@ -146,7 +147,8 @@ func isSpace(r rune) bool {
 	return unicode.IsSpace(r) || r >= 0x1c && r <= 0x1f
 }
 
-// closing returns the length of the closing tag at the start of s, with what it swallows behind it; 0: there is none.
+// closing returns the length of the closing tag at the start of s, with what it swallows behind it;
+// 0: there is none.
 func closing(s, tag string, trim bool) int {
 	switch {
 	case strings.HasPrefix(s, "-"+tag):

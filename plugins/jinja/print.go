@@ -140,7 +140,8 @@ func (in *interp) writeReprDict(b *textBuilder, d *dict) error {
 	return nil
 }
 
-// writeReprText writes a string with quotes; an escape has the origin of the character that it stands for.
+// writeReprText writes a string with quotes; an escape has the origin of the character that it
+// stands for.
 func writeReprText(b *textBuilder, t Text) {
 	quote := byte('\'')
 	if strings.Contains(t.s, "'") && !strings.Contains(t.s, "\"") {

@@ -10,7 +10,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/jinja"
 )
 
-// TestRenderAsRecorded compares with what Jinja2 rendered of random templates; testdata/record.py wrote it down.
+// TestRenderAsRecorded compares with what Jinja2 rendered of random templates; testdata/record.py
+// wrote it down.
 func TestRenderAsRecorded(t *testing.T) {
 	t.Parallel()
 	path := os.Getenv("RBEE_JINJA_RECORDED")

@@ -2,7 +2,8 @@ package jinja
 
 import "math/big"
 
-// testNamed returns a test of Jinja's, or nil. A switch and not a table: select looks tests up itself.
+// testNamed returns a test of Jinja's, or nil. A switch and not a table: select looks tests up
+// itself.
 func testNamed(name string) test {
 	simple := func(is func(v any) bool) test {
 		return func(_ *call, v any) (bool, error) { return is(v), nil }
@@ -118,7 +119,8 @@ func isIterable(v any) bool {
 	return false
 }
 
-// isSequence reports whether the value has a length and items by index, as Jinja asks; dicts and undefined values do.
+// isSequence reports whether the value has a length and items by index, as Jinja asks; dicts and
+// undefined values do.
 func isSequence(v any) bool {
 	switch v.(type) {
 	case Text, *list, *dict, *undefined:

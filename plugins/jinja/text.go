@@ -7,8 +7,8 @@ import (
 	"unicode/utf8"
 )
 
-// Text is a string that knows which of its bytes came from a client. The zero value is the empty text of the template.
-// A Text is immutable and safe for concurrent use.
+// Text is a string that knows which of its bytes came from a client. The zero value is the empty
+// text of the template. A Text is immutable and safe for concurrent use.
 type Text struct {
 	s      string
 	client []span // sorted, disjoint, not touching; byte offsets into s
@@ -77,8 +77,8 @@ func (t Text) slice(from, to int) Text {
 	return out
 }
 
-// taint returns what the text, a part of a format string, made: all of it is a client's where any of the text is, since
-// its fill characters and signs come from there.
+// taint returns what the text, a part of a format string, made: all of it is a client's where any
+// of the text is, since its fill characters and signs come from there.
 func (t Text) taint(made Text) Text {
 	if len(t.client) == 0 {
 		return made
@@ -179,7 +179,8 @@ func (t Text) chars() iter.Seq[char] {
 	}
 }
 
-// offset returns the byte offset of character n; the length of the text where it has no more than n characters.
+// offset returns the byte offset of character n; the length of the text where it has no more than n
+// characters.
 func (t Text) offset(n int) int {
 	if n <= 0 {
 		return 0

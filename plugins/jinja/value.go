@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// A value is one of: nil (None), bool, int64, *big.Int (beyond int64), float64, Text, *list, *dict, *undefined,
-// *namespace, *generator, *view, *function, *loop.
+// A value is one of: nil (None), bool, int64, *big.Int (beyond int64), float64, Text, *list, *dict,
+// *undefined, *namespace, *generator, *view, *function, *loop.
 
 // list is a Python list or tuple. It does not change once it is made.
 type list struct {

@@ -38,7 +38,8 @@ type Backend struct {
 	served    *served
 }
 
-// served is what a successful Start leaves: owned by the engine's goroutine until it is done, then by Stop.
+// served is what a successful Start leaves: owned by the engine's goroutine until it is done, then
+// by Stop.
 type served struct {
 	model   *model
 	engine  *engine
@@ -368,7 +369,8 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
 	if err := b.gate.wait(settle); err != nil {
-		// A handler that still waits for its client may be inside the model. The process ends soon and frees all.
+		// A handler that still waits for its client may be inside the model. The process ends soon
+		// and frees all.
 		b.log.Warn("model not freed: a client does not take its answer")
 		return nil
 	}

@@ -94,7 +94,8 @@ func (w *testWorker) read(ctx context.Context, body string) error {
 	return err
 }
 
-// BenchmarkToken is this package's own work for a token, without engine and sockets: from its piece to the bytes of its event.
+// BenchmarkToken is this package's own work for a token, without engine and sockets: from its piece
+// to the bytes of its event.
 func BenchmarkToken(b *testing.B) {
 	req := newRequest()
 	split := splitter{stops: []string{"\n\nUser:"}}

@@ -13,8 +13,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// The libraries are bound by name alone: one with other struct layouts loads, seems to work and overwrites memory. So before anything else is called,
-// the two structs that the library returns are measured and compared with the binding's.
+// The libraries are bound by name alone: one with other struct layouts loads, seems to work and
+// overwrites memory. So before anything else is called, the two structs that the library returns
+// are measured and compared with the binding's.
 
 // knownVersions are the releases whose layouts were proved equal to the binding's.
 func knownVersions() []string { return []string{"0.4.0", "0.5.0"} }
@@ -102,7 +103,8 @@ func measureLayout(path string) (layout, error) {
 	return l, err
 }
 
-// measure calls a function that returns a large struct into two differently filled buffers: the bytes that agree are the bytes it wrote.
+// measure calls a function that returns a large struct into two differently filled buffers: the
+// bytes that agree are the bytes it wrote.
 func measure(lib uintptr, name string) ([]byte, error) {
 	words := make([]*ffi.Type, paramsRoom/8)
 	for i := range words {
@@ -123,7 +125,8 @@ func measure(lib uintptr, name string) ([]byte, error) {
 	return written(rooms[0][:], rooms[1][:]), nil
 }
 
-// written returns the part of a that a call wrote, where a and b had different contents before the same call.
+// written returns the part of a that a call wrote, where a and b had different contents before the
+// same call.
 func written(a, b []byte) []byte {
 	n := len(a)
 	for n > 0 && a[n-1] != b[n-1] {

@@ -44,8 +44,9 @@ func (c config) kvType() llama.GGMLType {
 	}
 }
 
-// threads returns the number of threads for a worker: what was asked for, else the config's, else the physical cores minus one.
-// A thread that loses its core makes all the others wait for it, so that using every core is slower by far on a machine that does anything else.
+// threads returns the number of threads for a worker: what was asked for, else the config's, else
+// the physical cores minus one. A thread that loses its core makes all the others wait for it, so
+// that using every core is slower by far on a machine that does anything else.
 func (c config) threads(asked int) int {
 	if asked > 0 {
 		return asked

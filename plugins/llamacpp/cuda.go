@@ -50,7 +50,8 @@ func cudaDevices(open func() (cudaDriver, error)) ([]worker.Device, string) {
 	return out, ""
 }
 
-// realCUDA asks libcuda, and libnvidia-ml for the free memory: libcuda tells that only to who has taken some already.
+// realCUDA asks libcuda, and libnvidia-ml for the free memory: libcuda tells that only to who has
+// taken some already.
 type realCUDA struct {
 	deviceCount func(n *int32) int32
 	deviceGet   func(device *int32, index int32) int32

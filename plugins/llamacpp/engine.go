@@ -15,8 +15,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// engine runs the steps of one context: each decodes a token of every request that is being answered and a chunk of new prompts.
-// Everything of the context is touched by the goroutine of run alone.
+// engine runs the steps of one context: each decodes a token of every request that is being
+// answered and a chunk of new prompts. Everything of the context is touched by the goroutine of run
+// alone.
 type engine struct {
 	log   hclog.Logger
 	model *model
@@ -138,7 +139,8 @@ func engineFailed(why string) *openai.Error {
 	return openai.NewError(http.StatusInternalServerError, openai.TypeServer, "", "engine_failed", "the engine of this worker has failed (%s); send the request again, to another worker", why)
 }
 
-// settle drops what is cancelled and fills free slots. It says whether there is work, and whether to end.
+// settle drops what is cancelled and fills free slots. It says whether there is work, and whether
+// to end.
 func (e *engine) settle() (busy, stop bool) {
 	for _, s := range e.slots {
 		if s.req != nil && s.req.cancelled.Load() {
@@ -197,7 +199,8 @@ func (e *engine) release(s *slot) {
 	e.mu.Unlock()
 }
 
-// finish ends a slot's request well. The slot is free before the client can know, so that its next request finds it.
+// finish ends a slot's request well. The slot is free before the client can know, so that its next
+// request finds it.
 func (e *engine) finish(s *slot, text, reason string) {
 	r, n := s.req, s.generated
 	e.release(s)
@@ -221,7 +224,8 @@ func (e *engine) countCache() {
 	e.kvUsed.Store(int64(used))
 }
 
-// fill builds the batch of a step: the chosen token of every slot first, then prompts in the order they came.
+// fill builds the batch of a step: the chosen token of every slot first, then prompts in the order
+// they came.
 func (e *engine) fill() error {
 	if err := e.batch.Clear(); err != nil {
 		return err
@@ -412,7 +416,8 @@ func (r *rate) sumLocked(at int64) int {
 	return sum
 }
 
-// perSecond is the rate over the last 5 seconds, or since the first token after a pause where that is shorter, but at least a second.
+// perSecond is the rate over the last 5 seconds, or since the first token after a pause where that
+// is shorter, but at least a second.
 func (r *rate) perSecond(now time.Time) float64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -22,8 +22,8 @@ import (
 // endless is a request whose answer does not end before its context is full.
 const endless = `,"ignore_eos":true,"stream":true`
 
-// On another processor than the one of the author, and beside other requests, the tokens are the same up to near ties:
-// see contributing/engine.md.
+// On another processor than the one of the author, and beside other requests, the tokens are the
+// same up to near ties: see contributing/engine.md.
 func TestAnswersAsThePlainLoop(t *testing.T) {
 	loop := plainLoop(t)
 	w := startWorker(t, 2, 1024, "")
@@ -215,7 +215,8 @@ func TestControlTokensOfClients(t *testing.T) {
 	must.Eq(t, 2, starts)
 	must.Eq(t, 1, ends)
 
-	// In a legacy prompt they are real, and the first token is there once whether the client writes it or not.
+	// In a legacy prompt they are real, and the first token is there once whether the client writes
+	// it or not.
 	m := w.served.model
 	plain, err := m.textPrompt(openai.TextPrompt("<|im_start|>user"), 256)
 	must.NoError(t, err)
@@ -390,7 +391,8 @@ func TestStopStrings(t *testing.T) {
 	}
 }
 
-// The tiny model's vocabulary spells what it does not know byte by byte: random text is full of halves of characters.
+// The tiny model's vocabulary spells what it does not know byte by byte: random text is full of
+// halves of characters.
 func TestStreamIsUTF8(t *testing.T) {
 	w := startWorker(t, 1, 512, "")
 	s := w.stream(t.Context(), t, question("東京 🐝", `,"stream":true,"ignore_eos":true,"temperature":2,"seed":5,"top_k":0,"max_tokens":400`), func(c openai.ChatChunk) {

@@ -55,7 +55,8 @@ func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {
 	if f.Problem != "" || dir == "" {
 		return f
 	}
-	// The engine has the last word: without its backend there is nothing to work with, and the processor is no substitute.
+	// The engine has the last word: without its backend there is nothing to work with, and the
+	// processor is no substitute.
 	err := theLibrary.load(dir, b.log)
 	if c, looked := theLibrary.abiCheck(); looked {
 		f.Checks = append(f.Checks, c)
@@ -130,7 +131,8 @@ func processorName(ctx context.Context) string {
 	return runtime.GOARCH + " processor"
 }
 
-// metalDevice describes the graphics processor of Apple silicon, which shares the memory of the machine.
+// metalDevice describes the graphics processor of Apple silicon, which shares the memory of the
+// machine.
 func metalDevice(ctx context.Context) worker.Device {
 	d := worker.Device{ID: "metal:0", Kind: string(Metal), Name: processorName(ctx) + " GPU"}
 	if m, err := mem.VirtualMemoryWithContext(ctx); err == nil {

@@ -1,6 +1,8 @@
-// Package llamacpp serves GGUF models with llama.cpp's shared libraries, loaded into the process: the engine of the worker types cpu, cuda, metal and vulkan.
+// Package llamacpp serves GGUF models with llama.cpp's shared libraries, loaded into the process:
+// the engine of the worker types cpu, cuda, metal and vulkan.
 //
-// One process serves one model. The requests of all slots share every step of the engine (continuous batching); each has a cache of its own.
+// One process serves one model. The requests of all slots share every step of the engine
+// (continuous batching); each has a cache of its own.
 package llamacpp
 
 import (
@@ -53,13 +55,15 @@ func New(f Flavour, opts ...Option) worker.Backend {
 	return b
 }
 
-// release is one release of the engine's packages whose layouts are those that the binding was made for.
+// release is one release of the engine's packages whose layouts are those that the binding was made
+// for.
 type release struct {
 	packages string // version of the npm packages
 	engine   string // version of llama.cpp
 }
 
-// releasesFor lists the releases that a system can have, the best first. The older one is the newest that is served for macOS.
+// releasesFor lists the releases that a system can have, the best first. The older one is the
+// newest that is served for macOS.
 func releasesFor(goos string) []release {
 	newer, older := release{"3.22.1", "v0.5.0"}, release{"3.21.1", "v0.4.0"}
 	if goos == "darwin" {
@@ -68,7 +72,8 @@ func releasesFor(goos string) []release {
 	return []release{newer, older}
 }
 
-// enginesFor returns the engines that a flavour can use on an operating system and architecture, the best first; none where it does not exist.
+// enginesFor returns the engines that a flavour can use on an operating system and architecture,
+// the best first; none where it does not exist.
 func enginesFor(f Flavour, goos, goarch string) []sdk.Engine {
 	type target struct {
 		Flavour

@@ -216,7 +216,8 @@ func writeError(w http.ResponseWriter, err error) {
 	openai.WriteError(w, 0, e)
 }
 
-// stream sends each token as it comes. Status and headers go out with the first one, so that a failure before it has its own status.
+// stream sends each token as it comes. Status and headers go out with the first one, so that a
+// failure before it has its own status.
 func (s *server) stream(w http.ResponseWriter, r *http.Request, req *request, f format, includeUsage bool) {
 	out := openai.NewEventWriter(w)
 	var events []event

@@ -15,7 +15,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// library is llama.cpp's shared libraries in this process. C code has one instance per process, and so has this: see theLibrary.
+// library is llama.cpp's shared libraries in this process. C code has one instance per process, and
+// so has this: see theLibrary.
 type library struct {
 	mu      sync.Mutex // guards below
 	dir     string     // empty: not loaded
@@ -26,7 +27,8 @@ type library struct {
 	logs    engineLog
 }
 
-// theLibrary is the only one: the binding, the engine's log callback and its list of devices are the process's.
+// theLibrary is the only one: the binding, the engine's log callback and its list of devices are
+// the process's.
 var theLibrary library
 
 // engineDevice is a device as the engine lists it.
@@ -105,14 +107,16 @@ func (l *library) open(log hclog.Logger) error {
 	return nil
 }
 
-// deviceList returns the devices of a flavour, in the engine's order. Device n of the list has the id "<flavour>:n", or "cpu".
+// deviceList returns the devices of a flavour, in the engine's order. Device n of the list has the
+// id "<flavour>:n", or "cpu".
 func (l *library) deviceList(f Flavour) []engineDevice {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return ofFlavour(l.devices, f)
 }
 
-// abiCheck is what the canary found of the engine in this process; false: there was none to look at yet.
+// abiCheck is what the canary found of the engine in this process; false: there was none to look at
+// yet.
 func (l *library) abiCheck() (worker.Check, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -70,7 +70,8 @@ func TestStopEndsStreams(t *testing.T) {
 	must.Eq(t, openai.TypeUnavailable, s.err.Type)
 }
 
-// A request in a slot when the engine fails gets an error and no [DONE], and the worker says that it failed.
+// A request in a slot when the engine fails gets an error and no [DONE], and the worker says that
+// it failed.
 func TestEngineFailure(t *testing.T) {
 	w := startWorker(t, 2, 512, "")
 	e := w.served.engine

@@ -111,8 +111,8 @@ func (m *model) samplingDefaults() sampling {
 	return s
 }
 
-// chatPrompt makes the tokens of a conversation. limit is what fits; a prompt that is longer by far is refused before it
-// costs time. now is the time for the template.
+// chatPrompt makes the tokens of a conversation. limit is what fits; a prompt that is longer by far
+// is refused before it costs time. now is the time for the template.
 func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit int, now time.Time) ([]llama.Token, error) {
 	if m.template == nil {
 		return nil, openai.NotSupported("messages", "%s", m.noChat)
@@ -135,7 +135,8 @@ func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit i
 	return tokens, nil
 }
 
-// textPrompt makes the tokens of a legacy prompt. It is taken as it is: control tokens in it are real, so that a client can write its own template.
+// textPrompt makes the tokens of a legacy prompt. It is taken as it is: control tokens in it are
+// real, so that a client can write its own template.
 func (m *model) textPrompt(p openai.Prompt, limit int) ([]llama.Token, error) {
 	if len(p.Texts)+len(p.Tokens) != 1 {
 		return nil, openai.NotSupported("prompt", "prompt must be one text or one list of tokens; send several prompts as several requests")

@@ -36,8 +36,9 @@ type event struct {
 
 func (e event) last() bool { return e.finish != "" || e.err != nil }
 
-// mailbox carries events from the engine to one reader. It never blocks the engine: a slow client must not hold up the others.
-// It is bounded by the context's length, because each event is a token.
+// mailbox carries events from the engine to one reader. It never blocks the engine: a slow client
+// must not hold up the others. It is bounded by the context's length, because each event is a
+// token.
 type mailbox struct {
 	ready chan struct{} // capacity 1
 
@@ -55,7 +56,8 @@ func (m *mailbox) put(e event) {
 	}
 }
 
-// take returns the events since the last call and keeps spare, which the caller is done with, for the next ones.
+// take returns the events since the last call and keeps spare, which the caller is done with, for
+// the next ones.
 func (m *mailbox) take(spare []event) []event {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -23,7 +23,8 @@ type sampling struct {
 }
 
 const (
-	// maxTopK is always in front of the others: without it top-p sorts the whole vocabulary on every token.
+	// maxTopK is always in front of the others: without it top-p sorts the whole vocabulary on
+	// every token.
 	maxTopK = 512
 	// penaltyWindow is how many of the last tokens the penalties look at.
 	penaltyWindow = 64
@@ -74,7 +75,8 @@ func (m *model) choose(r *openai.Sampling) (sampling, error) {
 	return s, nil
 }
 
-// newSampler makes the engine's chain for s. The caller frees it. prompt is what the penalties count before the first token.
+// newSampler makes the engine's chain for s. The caller frees it. prompt is what the penalties
+// count before the first token.
 func (m *model) newSampler(s sampling, prompt []llama.Token) llama.Sampler {
 	chain := llama.SamplerChainInit(llama.SamplerChainParams{NoPerf: 1})
 	add := func(x llama.Sampler) {

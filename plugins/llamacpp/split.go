@@ -5,14 +5,16 @@ import (
 	"unicode/utf8"
 )
 
-// splitter turns the pieces of a generation into text that may be sent: whole characters, and nothing that could be the beginning of a stop string.
-// Bytes that are no UTF-8 become U+FFFD, one for each.
+// splitter turns the pieces of a generation into text that may be sent: whole characters, and
+// nothing that could be the beginning of a stop string. Bytes that are no UTF-8 become U+FFFD, one
+// for each.
 type splitter struct {
 	stops []string
 	held  string // not sent yet
 }
 
-// push adds a piece. It returns what may be sent now, and whether a stop string ended the generation; the stop string is never sent.
+// push adds a piece. It returns what may be sent now, and whether a stop string ended the
+// generation; the stop string is never sent.
 func (s *splitter) push(piece string) (text string, stopped bool) {
 	if s.held == "" && len(s.stops) == 0 && utf8.ValidString(piece) {
 		return piece, false // the usual case: nothing to look for and nothing to copy
@@ -67,7 +69,8 @@ func beginning(s, stop string) int {
 	return 0
 }
 
-// validText replaces each byte that is no UTF-8, so that the result does not depend on where the text was cut.
+// validText replaces each byte that is no UTF-8, so that the result does not depend on where the
+// text was cut.
 func validText(s string) string {
 	if utf8.ValidString(s) {
 		return s

@@ -66,7 +66,8 @@ func FuzzSplitter(f *testing.F) {
 			}
 		}
 		n := int(size%5) + 1
-		// What is wanted: at the end of the first piece that completes a stop string, everything before the first one.
+		// What is wanted: at the end of the first piece that completes a stop string, everything
+		// before the first one.
 		end, complete := len(text), false
 		for i := n; !complete && i < len(text)+n; i += n {
 			for _, s := range stops {

@@ -29,7 +29,8 @@ type templateWants struct {
 const chatML = `{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}` +
 	`{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}`
 
-// newChatTemplate compiles a template and tries what it takes. control holds the texts of the vocabulary's control tokens.
+// newChatTemplate compiles a template and tries what it takes. control holds the texts of the
+// vocabulary's control tokens.
 func newChatTemplate(source, bos, eos string, control []string) (*chatTemplate, error) {
 	compiled, err := jinja.Compile(source)
 	if err != nil {
@@ -40,7 +41,8 @@ func newChatTemplate(source, bos, eos string, control []string) (*chatTemplate, 
 	return t, nil
 }
 
-// probe renders conversations of its own to see in which form the text of a user and the arguments of a call arrive.
+// probe renders conversations of its own to see in which form the text of a user and the arguments
+// of a call arrive.
 func (t *chatTemplate) probe() {
 	const mark = "rbee-probe-text"
 	arrives := func(messages ...openai.Message) bool {
@@ -60,8 +62,8 @@ func (t *chatTemplate) probe() {
 	}
 }
 
-// render makes the prompt of a conversation. now is what the template takes for the time. An error is the client's, an
-// *openai.Error: the template refuses what it was given; or the context's.
+// render makes the prompt of a conversation. now is what the template takes for the time. An error
+// is the client's, an *openai.Error: the template refuses what it was given; or the context's.
 func (t *chatTemplate) render(ctx context.Context, req *openai.ChatRequest, now time.Time) (jinja.Text, error) {
 	messages := make([]any, len(req.Messages))
 	for i, m := range req.Messages {
@@ -92,7 +94,8 @@ func (t *chatTemplate) render(ctx context.Context, req *openai.ChatRequest, now 
 	return jinja.Text{}, openai.Invalid("messages", "the model's chat template refuses the conversation: %v", err)
 }
 
-// message returns a message as a template takes it. Its role is one of a fixed list and so not the client's text.
+// message returns a message as a template takes it. Its role is one of a fixed list and so not the
+// client's text.
 func (t *chatTemplate) message(m openai.Message, text string) []jinja.Entry {
 	role := m.Role
 	if role == "developer" { // the newer name of the same thing
@@ -201,8 +204,8 @@ type segment struct {
 	trusted bool
 }
 
-// segments cuts a prompt where the text of a control token has bytes of a client. It cuts nowhere else: the engine would
-// make other tokens of the same text in pieces.
+// segments cuts a prompt where the text of a control token has bytes of a client. It cuts nowhere
+// else: the engine would make other tokens of the same text in pieces.
 func (t *chatTemplate) segments(prompt jinja.Text) []segment {
 	var out []segment
 	s, from := prompt.String(), 0

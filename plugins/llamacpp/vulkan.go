@@ -20,7 +20,8 @@ type vulkanCard struct {
 	localBytes int64  // memory of the device itself; an integrated one has the machine's
 }
 
-// The kinds of VkPhysicalDeviceType that are graphics processors. A software renderer, which is a CPU there, is none.
+// The kinds of VkPhysicalDeviceType that are graphics processors. A software renderer, which is a
+// CPU there, is none.
 const (
 	vulkanIntegrated = 1
 	vulkanDiscrete   = 2
@@ -28,7 +29,8 @@ const (
 
 func (c vulkanCard) gpu() bool { return c.kind == vulkanIntegrated || c.kind == vulkanDiscrete }
 
-// vulkanDevices lists the graphics cards that have a Vulkan driver, or says in one sentence why there are none.
+// vulkanDevices lists the graphics cards that have a Vulkan driver, or says in one sentence why
+// there are none.
 func vulkanDevices(list func() ([]vulkanCard, error)) ([]worker.Device, string) {
 	cards, err := list()
 	if err != nil {

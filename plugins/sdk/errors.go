@@ -10,8 +10,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The errors that a host tells apart. A plugin wraps one of them with %w where it knows the cause; any other error is the plugin's own defect.
-// They survive the way to the host: errors.Is holds there as well.
+// The errors that a host tells apart. A plugin wraps one of them with %w where it knows the cause;
+// any other error is the plugin's own defect. They survive the way to the host: errors.Is holds
+// there as well.
 var (
 	ErrInvalid         = errors.New("invalid")                      // the request or the reference is wrong
 	ErrNotFound        = errors.New("not found")                    // no such thing
@@ -63,7 +64,8 @@ func WithHint(err error, format string, args ...any) error {
 	return &hinted{error: err, hint: fmt.Sprintf(format, args...)}
 }
 
-// HintOf returns the outermost hint in err's chain, on either side of the wire, or the empty string.
+// HintOf returns the outermost hint in err's chain, on either side of the wire, or the empty
+// string.
 func HintOf(err error) string {
 	if h, ok := errors.AsType[*hinted](err); ok {
 		return h.hint
@@ -76,7 +78,8 @@ func HintOf(err error) string {
 
 const hintDomain = "rbee.plugin"
 
-// ToStatus turns a plugin's error into a gRPC status error with its code and hint. A status error is passed on as it is; nil gives nil.
+// ToStatus turns a plugin's error into a gRPC status error with its code and hint. A status error
+// is passed on as it is; nil gives nil.
 func ToStatus(err error) error {
 	if err == nil {
 		return nil
@@ -114,7 +117,8 @@ func (e *remoteError) Error() string              { return e.st.Message() }
 func (e *remoteError) Unwrap() error              { return e.is }
 func (e *remoteError) GRPCStatus() *status.Status { return e.st }
 
-// FromStatus turns the error of a call to a plugin back into the error that the plugin returned. An error that is no status is passed on; nil gives nil.
+// FromStatus turns the error of a call to a plugin back into the error that the plugin returned. An
+// error that is no status is passed on; nil gives nil.
 func FromStatus(err error) error {
 	if err == nil {
 		return nil

@@ -25,15 +25,16 @@ const (
 	EnvCookie = "RBEE_PLUGIN"
 	// EnvLogLevel is the lowest level that Logger writes: trace, debug, info, warn, error or off.
 	EnvLogLevel = "RBEE_PLUGIN_LOG_LEVEL"
-	// EnvTether, set to "1", makes the process end when its standard input ends, which is when its host dies.
-	// Hosts set it for every process but workers that shall outlive them.
+	// EnvTether, set to "1", makes the process end when its standard input ends, which is when its
+	// host dies. Hosts set it for every process but workers that shall outlive them.
 	EnvTether = "RBEE_PLUGIN_TETHER"
 )
 
 // Cookie is the value of EnvCookie.
 const Cookie = "4f1c2a7e-rbee-plugin"
 
-// exitGrace is how long the work of a plugin may go on after its process is told to end by a signal.
+// exitGrace is how long the work of a plugin may go on after its process is told to end by a
+// signal.
 const exitGrace = 10 * time.Second
 
 // Handshake is what host and plugin must agree on before they negotiate a protocol version.
@@ -41,8 +42,9 @@ func Handshake() goplugin.HandshakeConfig {
 	return goplugin.HandshakeConfig{MagicCookieKey: EnvCookie, MagicCookieValue: Cookie}
 }
 
-// Logger returns a logger that writes JSON lines to the process's standard error, where the host reads them: from a pipe, or for a worker from the
-// worker's log file. Use it for everything a plugin has to say; standard output belongs to the protocol. Numbers arrive as they are.
+// Logger returns a logger that writes JSON lines to the process's standard error, where the host
+// reads them: from a pipe, or for a worker from the worker's log file. Use it for everything a
+// plugin has to say; standard output belongs to the protocol. Numbers arrive as they are.
 func Logger(name string) hclog.Logger {
 	level := hclog.LevelFromString(os.Getenv(EnvLogLevel))
 	if level == hclog.NoLevel {
@@ -51,7 +53,8 @@ func Logger(name string) hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{Name: name, Level: level, JSONFormat: true, Output: rawStderr{}})
 }
 
-// Process is the running plugin process. Authors do not need it: worker.Serve and catalog.Serve use it.
+// Process is the running plugin process. Authors do not need it: worker.Serve and catalog.Serve use
+// it.
 type Process struct {
 	log    hclog.Logger
 	stdout *os.File // before go-plugin replaced it
@@ -64,8 +67,9 @@ type Process struct {
 	server *grpc.Server
 }
 
-// Serve serves p and what register adds until the host ends the process, a SIGTERM comes, or End is called, and then returns.
-// stop ends the plugin's work within its grace; it may be called more than once. A process that no host started exits with a message.
+// Serve serves p and what register adds until the host ends the process, a SIGTERM comes, or End is
+// called, and then returns. stop ends the plugin's work within its grace; it may be called more
+// than once. A process that no host started exits with a message.
 func Serve(kind Kind, p Plugin, register func(grpc.ServiceRegistrar, *Process), stop func(ctx context.Context, grace time.Duration) error) {
 	name := filepath.Base(os.Args[0])
 	if os.Getenv(EnvCookie) != Cookie {
@@ -101,7 +105,8 @@ func Serve(kind Kind, p Plugin, register func(grpc.ServiceRegistrar, *Process), 
 	})
 	cancel()
 	wg.Wait()
-	// The host may have closed the connection without a word, or the process was told to end: the work ends in any case.
+	// The host may have closed the connection without a word, or the process was told to end: the
+	// work ends in any case.
 	stopCtx, stopCancel := context.WithTimeout(context.Background(), exitGrace) // a shutdown deadline
 	defer stopCancel()
 	if err := stop(stopCtx, time.Second); err != nil {
@@ -167,8 +172,9 @@ func (p *Process) newGRPCServer(opts []grpc.ServerOption) *grpc.Server {
 	return s
 }
 
-// settleStdio runs at the first call, when the handshake line is read: from then on everything printed goes to standard error.
-// Otherwise it would fill a pipe of go-plugin that nobody empties once the host is gone, and the printing goroutine would hang.
+// settleStdio runs at the first call, when the handshake line is read: from then on everything
+// printed goes to standard error. Otherwise it would fill a pipe of go-plugin that nobody empties
+// once the host is gone, and the printing goroutine would hang.
 func (p *Process) settleStdio() {
 	os.Stdout, os.Stderr = p.stderr, p.stderr
 	if err := stdoutToStderr(); err != nil {
@@ -183,7 +189,8 @@ func (p *Process) recovered(err *error) {
 	}
 }
 
-// grpcPlugin is the plugin side of go-plugin's interface. Hosts build their clients with NewClient of the kind's package.
+// grpcPlugin is the plugin side of go-plugin's interface. Hosts build their clients with NewClient
+// of the kind's package.
 type grpcPlugin struct {
 	goplugin.NetRPCUnsupportedPlugin
 	register func(*grpc.Server)

@@ -1,7 +1,8 @@
-// Package sdk is the contract every rbee plugin fulfils: who it is, what it can be configured with, and how its configuration is judged.
+// Package sdk is the contract every rbee plugin fulfils: who it is, what it can be configured with,
+// and how its configuration is judged.
 //
-// A plugin author imports this package and one of sdk/worker or sdk/catalog, implements the Go interface there and calls its Serve in main.
-// Nothing here pulls in hcl, raft or memberlist.
+// A plugin author imports this package and one of sdk/worker or sdk/catalog, implements the Go
+// interface there and calls its Serve in main. Nothing here pulls in hcl, raft or memberlist.
 package sdk
 
 import (
@@ -9,8 +10,8 @@ import (
 	"encoding/json"
 )
 
-// ProtocolVersion is the newest plugin protocol this SDK speaks. Additive features are capability strings in Info;
-// only a breaking change makes a new number.
+// ProtocolVersion is the newest plugin protocol this SDK speaks. Additive features are capability
+// strings in Info; only a breaking change makes a new number.
 const ProtocolVersion = 1
 
 // Kind says what a plugin does. The executable of a plugin is named rbee-<kind>-<name>.
@@ -24,12 +25,15 @@ const (
 
 // Plugin is what every plugin implements, whatever its kind. Methods may be called concurrently.
 type Plugin interface {
-	// Info says who the plugin is. It needs no configuration, is cheap, and answers the same for the life of the process.
+	// Info says who the plugin is. It needs no configuration, is cheap, and answers the same for
+	// the life of the process.
 	Info(ctx context.Context) (Info, error)
-	// Schema says what may stand in the plugin's config block. It answers the same for the life of the process.
+	// Schema says what may stand in the plugin's config block. It answers the same for the life of
+	// the process.
 	Schema(ctx context.Context) (Schema, error)
-	// Configure judges and takes the configuration. It is called once, before anything but Info and Schema.
-	// Diagnostics are the user's fault and are shown at the line of the configuration file; an error is the plugin's own.
+	// Configure judges and takes the configuration. It is called once, before anything but Info and
+	// Schema. Diagnostics are the user's fault and are shown at the line of the configuration file;
+	// an error is the plugin's own.
 	Configure(ctx context.Context, config Config) (Diagnostics, error)
 }
 
@@ -40,15 +44,17 @@ type Info struct {
 	Version      string   // of the plugin, without a leading v
 	Summary      string   // one line for people
 	Capabilities []string // additive features, sorted; see the constants of the kind's package
-	// Engine is the engine library set that the plugin needs beside its executable on this operating system and architecture.
-	// The zero value means that it needs none.
+	// Engine is the engine library set that the plugin needs beside its executable on this
+	// operating system and architecture. The zero value means that it needs none.
 	Engine Engine
-	// OtherEngines are other releases of Engine that the plugin works with as well, the best first, for whoever asks for a certain version.
+	// OtherEngines are other releases of Engine that the plugin works with as well, the best first,
+	// for whoever asks for a certain version.
 	OtherEngines []Engine
-	// Formats are the formats of model files that a worker type serves: FormatGGUF. A type that says none is used where it is named, and
-	// never chosen by the host.
+	// Formats are the formats of model files that a worker type serves: FormatGGUF. A type that
+	// says none is used where it is named, and never chosen by the host.
 	Formats []string
-	// Architectures are those that a worker type serves, as the model's file names them, such as "llama". Empty: all of its formats.
+	// Architectures are those that a worker type serves, as the model's file names them, such as
+	// "llama". Empty: all of its formats.
 	Architectures []string
 }
 
@@ -60,7 +66,8 @@ type Engine struct {
 	Name    string // such as "llama.cpp"; empty: no engine needed
 	Version string // such as "v0.5.0"
 	Ref     string // catalog reference, such as "npm:@node-llama-cpp/linux-x64@3.22.1"
-	// Prefix selects the files of the archive: those below this folder, which is cut off. It ends with a slash.
+	// Prefix selects the files of the archive: those below this folder, which is cut off. It ends
+	// with a slash.
 	Prefix string
 	// Links maps a link's name to the file it points to, both in the unpacked folder.
 	Links map[string]string
@@ -68,12 +75,15 @@ type Engine struct {
 
 // Config is what Configure is given.
 type Config struct {
-	// JSON is the decoded config block: an object whose keys are those of the Schema, defaults filled in.
+	// JSON is the decoded config block: an object whose keys are those of the Schema, defaults
+	// filled in.
 	JSON json.RawMessage
-	// EngineDir is the folder of the unpacked Engine; empty where none is needed or none is there yet.
+	// EngineDir is the folder of the unpacked Engine; empty where none is needed or none is there
+	// yet.
 	EngineDir string
-	// AllowAddresses are the prefixes of addresses (CIDR, such as "10.0.0.0/8") that may be connected to although they are not public.
-	// Those of this machine and its networks are refused otherwise: see package origin. Empty: none.
+	// AllowAddresses are the prefixes of addresses (CIDR, such as "10.0.0.0/8") that may be
+	// connected to although they are not public. Those of this machine and its networks are refused
+	// otherwise: see package origin. Empty: none.
 	AllowAddresses []string
 }
 
@@ -116,7 +126,8 @@ type Diagnostic struct {
 	Severity Severity
 	Summary  string // short, capitalised, no full stop: "No such device"
 	Detail   string // full sentences that say what to do
-	// Path leads to the value: string steps are attribute and block names, int steps are list indexes.
+	// Path leads to the value: string steps are attribute and block names, int steps are list
+	// indexes.
 	Path []any
 }
 

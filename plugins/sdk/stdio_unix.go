@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rawStderr writes to file descriptor 2 itself: the variable os.Stderr is replaced by go-plugin while it serves.
+// rawStderr writes to file descriptor 2 itself: the variable os.Stderr is replaced by go-plugin
+// while it serves.
 type rawStderr struct{}
 
 func (rawStderr) Write(b []byte) (int, error) {

@@ -74,8 +74,9 @@ var _ Plugin = (*Client)(nil)
 // MaxReplyBytes is the largest message that a host takes from a plugin.
 const MaxReplyBytes = 8 << 20
 
-// BoundReplies returns conn for a host that does not trust what is at the other end: a reply beyond MaxReplyBytes is refused before there is memory for it.
-// go-plugin's own connection takes two gigabytes.
+// BoundReplies returns conn for a host that does not trust what is at the other end: a reply beyond
+// MaxReplyBytes is refused before there is memory for it. go-plugin's own connection takes two
+// gigabytes.
 func BoundReplies(conn grpc.ClientConnInterface) grpc.ClientConnInterface { return bounded{conn} }
 
 type bounded struct{ grpc.ClientConnInterface }

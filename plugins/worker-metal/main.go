@@ -1,4 +1,5 @@
-// Command rbee-worker-metal is the worker type metal: llama.cpp on the graphics processor of Apple silicon.
+// Command rbee-worker-metal is the worker type metal: llama.cpp on the graphics processor of Apple
+// silicon.
 package main
 
 import (

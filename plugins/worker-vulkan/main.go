@@ -1,4 +1,5 @@
-// Command rbee-worker-vulkan is the worker type vulkan: llama.cpp on graphics cards with a Vulkan driver.
+// Command rbee-worker-vulkan is the worker type vulkan: llama.cpp on graphics cards with a Vulkan
+// driver.
 package main
 
 import (

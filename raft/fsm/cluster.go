@@ -97,12 +97,15 @@ func (e *entry) joinToken(op *raftv1.PutNode, n core.Node) (core.Token, error) {
 	return token, checkRoles(token, n)
 }
 
-// JoinRepeat bounds how long after its first use a join token lets the same machine repeat the call, whose answer may have been lost.
+// JoinRepeat bounds how long after its first use a join token lets the same machine repeat the
+// call, whose answer may have been lost.
 const JoinRepeat = 5 * time.Minute
 
-// CheckJoin reports why a join token does not take node n in, at a time; nil: it does. The first use of a token binds it to the node's id, name, roles,
-// address and key, which registered, the registry's entry under the node's id, has. Errors: Unauthenticated for a token that was used, unless it is a
-// repetition within JoinRepeat; Forbidden for a role that the token does not give, or that a registered node does not have.
+// CheckJoin reports why a join token does not take node n in, at a time; nil: it does. The first
+// use of a token binds it to the node's id, name, roles, address and key, which registered, the
+// registry's entry under the node's id, has. Errors: Unauthenticated for a token that was used,
+// unless it is a repetition within JoinRepeat; Forbidden for a role that the token does not give,
+// or that a registered node does not have.
 func CheckJoin(t core.Token, n, registered core.Node, at time.Time) error {
 	switch {
 	case t.UsedBy != "" && (t.UsedBy != n.ID || !bytes.Equal(t.UsedKeyHash, n.KeyHash)):
@@ -137,7 +140,8 @@ func widens(old core.Node, roles []core.Role) error {
 		"Have it leave, `rbee cluster leave %s`, and join again with a token for the new role.", old.ID)
 }
 
-// sameMachine compares what a machine says of itself when it joins; the certificate is made anew each time.
+// sameMachine compares what a machine says of itself when it joins; the certificate is made anew
+// each time.
 func sameMachine(a, b core.Node) bool {
 	return a.ID == b.ID && a.Name == b.Name && slices.Equal(a.Roles, b.Roles) && a.RPCAddress == b.RPCAddress && bytes.Equal(a.KeyHash, b.KeyHash)
 }

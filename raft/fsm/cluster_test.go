@@ -339,7 +339,8 @@ func TestApplyToCluster(t *testing.T) {
 	}
 }
 
-// A worker that was to retire while its hive was cut off is still to retire when the hive is back with it.
+// A worker that was to retire while its hive was cut off is still to retire when the hive is back
+// with it.
 func TestRetireIntentSurvivesDown(t *testing.T) {
 	t.Parallel()
 	f := fsm.New()
@@ -375,7 +376,8 @@ func TestRetireIntentSurvivesDown(t *testing.T) {
 	must.Eq(t, []core.WorkerState{wReady}, states())
 }
 
-// C-27: packets of earlier starts of a hive, replayed in any order among those of the newest, never bring a worker back.
+// C-27: packets of earlier starts of a hive, replayed in any order among those of the newest, never
+// bring a worker back.
 func TestOldIncarnationsNeverResurrect(t *testing.T) {
 	t.Parallel()
 	var f *fsm.FSM
@@ -443,7 +445,8 @@ func TestTwoMachinesWithOneID(t *testing.T) {
 	must.True(t, bytes.Equal(before, records(t, f)))
 }
 
-// A join token is bound to its first use: what comes later is the same call within minutes, or refused.
+// A join token is bound to its first use: what comes later is the same call within minutes, or
+// refused.
 func TestJoinTokenSecondUse(t *testing.T) {
 	t.Parallel()
 	both := []core.Role{core.RoleHive, core.RoleQueen}
@@ -485,7 +488,8 @@ func TestJoinTokenSecondUse(t *testing.T) {
 	}
 }
 
-// No command gives a registered node another role, whatever it comes with; entries of an older log are applied as they were.
+// No command gives a registered node another role, whatever it comes with; entries of an older log
+// are applied as they were.
 func TestNodeKeepsItsRoles(t *testing.T) {
 	t.Parallel()
 	both := []core.Role{core.RoleHive, core.RoleQueen}

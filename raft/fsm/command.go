@@ -18,11 +18,13 @@ type HiveState struct {
 	OwnIDs bool
 }
 
-// SyncHive makes the command that registers or renews a hive and makes its workers exactly those given. An empty status is ready.
-// Load, LastBeat, FreeBytes, Draining and the indexes do not go along: draining is said by SetHiveDraining alone.
+// SyncHive makes the command that registers or renews a hive and makes its workers exactly those
+// given. An empty status is ready. Load, LastBeat, FreeBytes, Draining and the indexes do not go
+// along: draining is said by SetHiveDraining alone.
 //
-// Result: Conflict for an incarnation older than the registered one, for one that was removed (that or a newer start of the hive), and for another
-// hive's worker; Forbidden for the hive of a revoked node.
+// Result: Conflict for an incarnation older than the registered one, for one that was removed (that
+// or a newer start of the hive), and for another hive's worker; Forbidden for the hive of a revoked
+// node.
 func SyncHive(h core.Hive, workers []core.Worker) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SyncHive{SyncHive: syncHiveOp(h, workers, false)}}
 }
@@ -32,9 +34,10 @@ func SyncHiveState(h HiveState) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SyncHive{SyncHive: syncHiveOp(h.Hive, h.Workers, h.OwnIDs)}}
 }
 
-// SyncHives makes the command that is SyncHive for several hives at once, at most as many as FitSyncHives says. Result.Errs has what SyncHive would
-// have given for each; one that is refused leaves the others alone. Validate refuses all of them for one that is wrong, and a hive that is there twice:
-// check each as a SyncHive first.
+// SyncHives makes the command that is SyncHive for several hives at once, at most as many as
+// FitSyncHives says. Result.Errs has what SyncHive would have given for each; one that is refused
+// leaves the others alone. Validate refuses all of them for one that is wrong, and a hive that is
+// there twice: check each as a SyncHive first.
 func SyncHives(hives []HiveState) *raftv1.Command {
 	op := &raftv1.SyncHives{}
 	for _, h := range hives {
@@ -43,7 +46,8 @@ func SyncHives(hives []HiveState) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SyncHives{SyncHives: op}}
 }
 
-// FitSyncHives says how many of the first hives fit into one SyncHives; at least one of one or more.
+// FitSyncHives says how many of the first hives fit into one SyncHives; at least one of one or
+// more.
 func FitSyncHives(hives []HiveState) int {
 	left := MaxCommandBytes - commandOverhead
 	for i, h := range hives {
@@ -66,8 +70,9 @@ func syncHiveOp(h core.Hive, workers []core.Worker, own bool) *raftv1.SyncHive {
 	return op
 }
 
-// SetHiveStatus makes the command that changes a hive's status if it has this incarnation; 0: whatever it has. A hive that is down
-// loses its workers, not what is known of their retirement. Result: NotFound, Conflict.
+// SetHiveStatus makes the command that changes a hive's status if it has this incarnation; 0:
+// whatever it has. A hive that is down loses its workers, not what is known of their retirement.
+// Result: NotFound, Conflict.
 func SetHiveStatus(hive string, status core.HiveStatus, incarnation uint64) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetHiveStatus{SetHiveStatus: &raftv1.SetHiveStatus{
 		Hive: hive, Status: string(status), Incarnation: incarnation,
@@ -79,19 +84,22 @@ func SetHiveDraining(hive string, draining bool) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetHiveDraining{SetHiveDraining: &raftv1.SetHiveDraining{Hive: hive, Draining: draining}}}
 }
 
-// RetireWorker makes the command that marks a worker of a hive as retiring for ever, also when it is registered again after its hive was down. Without a
-// hive it is the only one with the id. Result: NotFound, Conflict.
+// RetireWorker makes the command that marks a worker of a hive as retiring for ever, also when it
+// is registered again after its hive was down. Without a hive it is the only one with the id.
+// Result: NotFound, Conflict.
 func RetireWorker(hive, worker string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RetireWorker{RetireWorker: &raftv1.RetireWorker{Worker: worker, Hive: hive}}}
 }
 
-// RemoveHive makes the command that forgets a hive and its workers. A start of the hive that is not newer than the removed one is refused from then on.
+// RemoveHive makes the command that forgets a hive and its workers. A start of the hive that is not
+// newer than the removed one is refused from then on.
 func RemoveHive(hive string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RemoveHive{RemoveHive: &raftv1.RemoveHive{Hive: hive}}}
 }
 
-// InitCluster makes the command that makes the registry that of a cluster. token and node may be nil. A GossipVersion of 0 becomes 1.
-// Repeating it changes nothing, whatever became of its parts meanwhile. Result: Conflict when the registry is another cluster's.
+// InitCluster makes the command that makes the registry that of a cluster. token and node may be
+// nil. A GossipVersion of 0 becomes 1. Repeating it changes nothing, whatever became of its parts
+// meanwhile. Result: Conflict when the registry is another cluster's.
 func InitCluster(c core.Cluster, token *core.Token, node *core.Node) *raftv1.Command {
 	c.GossipVersion = max(c.GossipVersion, 1)
 	op := &raftv1.InitCluster{Cluster: clusterToProto(c)}
@@ -105,45 +113,50 @@ func InitCluster(c core.Cluster, token *core.Token, node *core.Node) *raftv1.Com
 	return &raftv1.Command{Op: &raftv1.Command_InitCluster{InitCluster: op}}
 }
 
-// PutNode makes the command that takes a node into the cluster or renews what is known of it, and uses up the join token with the id, if there is one.
-// Revoked and the indexes do not go along.
+// PutNode makes the command that takes a node into the cluster or renews what is known of it, and
+// uses up the join token with the id, if there is one. Revoked and the indexes do not go along.
 //
-// Result: Conflict for a name that another node has (revoked ones aside), an id that has another key, and a revoked node; Forbidden for a role that the
-// registered node does not have; Unauthenticated for a join token that is not there or is none; and what CheckJoin says.
+// Result: Conflict for a name that another node has (revoked ones aside), an id that has another
+// key, and a revoked node; Forbidden for a role that the registered node does not have;
+// Unauthenticated for a join token that is not there or is none; and what CheckJoin says.
 func PutNode(n core.Node, joinToken string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_PutNode{PutNode: &raftv1.PutNode{Node: newNode(n), JoinToken: joinToken, BindToken: joinToken != "", KeepRoles: true}}}
 }
 
-// RevokeNode makes the command that has a node's certificates refused for ever, and removes its hive as RemoveHive does. Result: NotFound.
+// RevokeNode makes the command that has a node's certificates refused for ever, and removes its
+// hive as RemoveHive does. Result: NotFound.
 func RevokeNode(node string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RevokeNode{RevokeNode: &raftv1.RevokeNode{Node: node}}}
 }
 
-// RemoveNode makes the command that forgets a node that left, the join token that it used, and its hive as RemoveHive does. Removing one that is not
-// there changes nothing. Result: Conflict for a revoked node, which would be let in again.
+// RemoveNode makes the command that forgets a node that left, the join token that it used, and its
+// hive as RemoveHive does. Removing one that is not there changes nothing. Result: Conflict for a
+// revoked node, which would be let in again.
 func RemoveNode(node string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RemoveNode{RemoveNode: &raftv1.RemoveNode{Node: node}}}
 }
 
-// PutToken makes the command that adds a token. A TTL is rounded up to seconds; UsedBy and the indexes do not go along. Result: Conflict for an id that
-// is there, unless the token is the same.
+// PutToken makes the command that adds a token. A TTL is rounded up to seconds; UsedBy and the
+// indexes do not go along. Result: Conflict for an id that is there, unless the token is the same.
 func PutToken(t core.Token) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_PutToken{PutToken: &raftv1.PutToken{Token: newToken(t)}}}
 }
 
-// RevokeToken makes the command that deletes a token and remembers that, so that no snapshot brings it back. Revoking one that is not there changes
-// nothing.
+// RevokeToken makes the command that deletes a token and remembers that, so that no snapshot brings
+// it back. Revoking one that is not there changes nothing.
 func RevokeToken(id string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_DeleteToken{DeleteToken: &raftv1.DeleteToken{Token: id, Revoked: true}}}
 }
 
-// DeleteToken makes the command that deletes an expired token. Deleting one that is not there changes nothing.
+// DeleteToken makes the command that deletes an expired token. Deleting one that is not there
+// changes nothing.
 func DeleteToken(id string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_DeleteToken{DeleteToken: &raftv1.DeleteToken{Token: id}}}
 }
 
-// SetKeyring makes the command that replaces the sealed gossip keys if they are at the expected version, which becomes one more. Repeating the very
-// same change is no conflict. Result: Conflict; NotFound when the registry is of no cluster.
+// SetKeyring makes the command that replaces the sealed gossip keys if they are at the expected
+// version, which becomes one more. Repeating the very same change is no conflict. Result: Conflict;
+// NotFound when the registry is of no cluster.
 func SetKeyring(sealed []byte, expected uint64) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetKeyring{SetKeyring: &raftv1.SetKeyring{SealedKeys: sealed, ExpectedVersion: expected}}}
 }

@@ -1,4 +1,5 @@
-// Package fsm turns the commands of the replicated log into state, the same on every queen, and writes and reads its snapshots.
+// Package fsm turns the commands of the replicated log into state, the same on every queen, and
+// writes and reads its snapshots.
 package fsm
 
 import (
@@ -14,15 +15,18 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Result is what applying a command gave. It depends on the state and the command alone, so it is the same on every queen.
+// Result is what applying a command gave. It depends on the state and the command alone, so it is
+// the same on every queen.
 type Result struct {
 	Index uint64 // of the command in the log
 	Err   error  // why the command changed nothing: see its constructor; nil: it is in force
-	// Errs is for SyncHives alone: why each hive was refused, in the order of the command; nil where it is in force.
+	// Errs is for SyncHives alone: why each hive was refused, in the order of the command; nil
+	// where it is in force.
 	Errs []error
 }
 
-// FSM is the state machine that raft drives. State may be called at any time, the other methods are raft's.
+// FSM is the state machine that raft drives. State may be called at any time, the other methods are
+// raft's.
 type FSM struct {
 	table *Table
 	store atomic.Pointer[state.Store]
@@ -55,7 +59,8 @@ func Encode(c *raftv1.Command) ([]byte, error) {
 	return data, nil
 }
 
-// Check reports why Apply would panic at an entry of the log. Errors: Unsupported, with what to do, and Integrity.
+// Check reports why Apply would panic at an entry of the log. Errors: Unsupported, with what to do,
+// and Integrity.
 func (f *FSM) Check(l *raft.Log) error {
 	_, err := f.decode(l)
 	return err
@@ -79,8 +84,9 @@ func (f *FSM) decode(l *raft.Log) (*raftv1.Command, error) {
 	return c, nil
 }
 
-// Apply applies one entry of the log and returns a Result. It panics at an entry that this version cannot apply as every other queen does:
-// to stop is better than to diverge. An entry that is already in the state, because a snapshot was newer than its place in the log, is passed over.
+// Apply applies one entry of the log and returns a Result. It panics at an entry that this version
+// cannot apply as every other queen does: to stop is better than to diverge. An entry that is
+// already in the state, because a snapshot was newer than its place in the log, is passed over.
 func (f *FSM) Apply(l *raft.Log) any {
 	store := f.store.Load()
 	if l.Index <= store.AppliedIndex() {

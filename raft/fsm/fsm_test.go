@@ -249,7 +249,8 @@ func TestApply(t *testing.T) {
 			}
 			check(f.State())
 
-			// What raft applies again, because it restored a snapshot that was ahead of the log, changes nothing.
+			// What raft applies again, because it restored a snapshot that was ahead of the log,
+			// changes nothing.
 			for i, c := range append(tt.before, tt.cmd) {
 				must.NoError(t, apply(t, f, uint64(i+1), c).Err)
 			}

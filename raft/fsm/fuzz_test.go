@@ -17,7 +17,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// A command that was checked before it was logged never stops a queen, and what was applied can be saved and restored.
+// A command that was checked before it was logged never stops a queen, and what was applied can be
+// saved and restored.
 func FuzzCommand(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for range 100 {

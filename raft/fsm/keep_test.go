@@ -26,7 +26,8 @@ func applied(t *testing.T, from *fsm.FSM, commands ...*raftv1.Command) *fsm.FSM 
 	return f
 }
 
-// What either the snapshot or the registry of now has revoked stays so, whichever of the two is newer.
+// What either the snapshot or the registry of now has revoked stays so, whichever of the two is
+// newer.
 func TestKeepRevoked(t *testing.T) {
 	t.Parallel()
 	begun := applied(t, fsm.New(),
@@ -107,7 +108,8 @@ func TestRevokedTokensBounded(t *testing.T) {
 	must.Eq(t, "t000002", left[0].Token)
 }
 
-// The machine that restores is in the registry, whatever the snapshot knows of it, in the place of those that have its name.
+// The machine that restores is in the registry, whatever the snapshot knows of it, in the place of
+// those that have its name.
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	f := applied(t, fsm.New(),

@@ -82,7 +82,8 @@ func random(r *rand.Rand) *raftv1.Command {
 	return c
 }
 
-// Two state machines that get the same commands, one of them with restores in between, have the same snapshot to the byte.
+// Two state machines that get the same commands, one of them with restores in between, have the
+// same snapshot to the byte.
 func TestDeterminism(t *testing.T) {
 	t.Parallel()
 	seen := map[string]int{} // commands that did something
@@ -117,7 +118,8 @@ func TestDeterminism(t *testing.T) {
 	must.MapLen(t, ops, seen, must.Sprint(seen)) // a new command is in random, too
 }
 
-// A command that is repeated, because its outcome was unknown, changes nothing more and has the same result.
+// A command that is repeated, because its outcome was unknown, changes nothing more and has the
+// same result.
 func TestRepeatedIsOnce(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(6) {
@@ -156,7 +158,8 @@ func records(t testing.TB, f *fsm.FSM) []byte {
 	return data
 }
 
-// Everything that raft holds survives command and snapshot; found by reflection, so that a new field is not forgotten.
+// Everything that raft holds survives command and snapshot; found by reflection, so that a new
+// field is not forgotten.
 func TestEveryFieldSurvives(t *testing.T) {
 	t.Parallel()
 	h := core.Hive{}

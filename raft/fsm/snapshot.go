@@ -16,9 +16,11 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// SnapshotFormat is the newest format of snapshots that this build reads and writes: a SnapshotHeader, then SnapshotRecords, each behind its length as
-// a varint, in the order of recordKinds, each kind sorted by id. The header has the state machine version that the state needs (see features), so that
-// a queen that was not upgraded yet, or is taken back, reads what it can. Format 1 goes with version 1. The format changes only when the framing does.
+// SnapshotFormat is the newest format of snapshots that this build reads and writes: a
+// SnapshotHeader, then SnapshotRecords, each behind its length as a varint, in the order of
+// recordKinds, each kind sorted by id. The header has the state machine version that the state
+// needs (see features), so that a queen that was not upgraded yet, or is taken back, reads what it
+// can. Format 1 goes with version 1. The format changes only when the framing does.
 const SnapshotFormat = 2
 
 // Snapshot takes the state as it is now, without copying it.
@@ -151,7 +153,8 @@ func (w *writer) record(r *raftv1.SnapshotRecord) bool {
 // ReadSnapshot is Table.ReadSnapshot of this build.
 func ReadSnapshot(r io.Reader) (*state.Store, error) { return current.ReadSnapshot(r) }
 
-// ReadSnapshot reads a snapshot into a new store. Errors: Integrity, and Unsupported for one of a newer version.
+// ReadSnapshot reads a snapshot into a new store. Errors: Integrity, and Unsupported for one of a
+// newer version.
 func (t *Table) ReadSnapshot(r io.Reader) (*state.Store, error) {
 	store, _, err := t.readSnapshot(r)
 	return store, err

@@ -95,7 +95,8 @@ func TestSnapshotOfFormat1(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, core.SnapshotInfo{Format: 1, FSM: 1, Index: 8, Hives: 2, Workers: 2}, info)
 
-	// What version 1 wrote, version 1 can have back, until there is something that it does not know.
+	// What version 1 wrote, version 1 can have back, until there is something that it does not
+	// know.
 	must.Eq(t, data, snapshot(t, f))
 	must.NoError(t, apply(t, f, 9, fsm.SyncHive(addressed(hive("h1", 8, ""), "h1:1"), nil)).Err)
 	info, err = fsm.Inspect(bytes.NewReader(snapshot(t, f)))

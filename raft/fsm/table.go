@@ -10,25 +10,31 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Version is the state machine version of this build: it applies commands whose min_fsm is at most this, and reads snapshots that need no more.
-// It grows with a release that adds features; see features.
+// Version is the state machine version of this build: it applies commands whose min_fsm is at most
+// this, and reads snapshots that need no more. It grows with a release that adds features; see
+// features.
 const Version = 3
 
-// Feature is something that commands or the state may use and that older state machine versions do not know.
+// Feature is something that commands or the state may use and that older state machine versions do
+// not know.
 type Feature struct {
 	Name  string // for people, who are told what an older queen lacks
 	Since uint32 // the first version that knows it, 2 or more
-	// Fields of messages of proto/raft/v1, as Message.field. A command or a snapshot that has one of them set needs the feature. A field of
-	// Command is there for an operation that is new or gives another state than before; one of SnapshotRecord for a kind of row.
+	// Fields of messages of proto/raft/v1, as Message.field. A command or a snapshot that has one
+	// of them set needs the feature. A field of Command is there for an operation that is new or
+	// gives another state than before; one of SnapshotRecord for a kind of row.
 	Fields []string
-	// State reports whether a state needs the feature although no field tells; nil: a field always tells.
+	// State reports whether a state needs the feature although no field tells; nil: a field always
+	// tells.
 	State func(*state.Snapshot) bool
-	// Optional says that a command does without the fields, but not without being applied. They are left out while an older queen lives.
+	// Optional says that a command does without the fields, but not without being applied. They are
+	// left out while an older queen lives.
 	Optional bool
 }
 
-// features is the table by which the registry evolves: Required, the header of a snapshot and the tests come from it. Every field that is not in
-// testdata/fields.txt, which has those of the versions 1 and 2, must be in it. See contributing/add-a-raft-command.md.
+// features is the table by which the registry evolves: Required, the header of a snapshot and the
+// tests come from it. Every field that is not in testdata/fields.txt, which has those of the
+// versions 1 and 2, must be in it. See contributing/add-a-raft-command.md.
 var features = []Feature{
 	{Name: "batches of reports", Since: 2, Fields: []string{"Command.sync_hives"}},
 	{Name: "addresses of hives", Since: 2, Fields: []string{"Hive.rpc_address"}},
@@ -74,8 +80,9 @@ var current = NewTable(Version, features)
 // Features returns the table of this build.
 func Features() []Feature { return slices.Clone(features) }
 
-// NewTable returns the table of a build of a version that has these features. To features that are newer than the version it is blind, as such
-// a build is: that is how tests have old and new builds in one process. It panics at a field that does not exist.
+// NewTable returns the table of a build of a version that has these features. To features that are
+// newer than the version it is blind, as such a build is: that is how tests have old and new builds
+// in one process. It panics at a field that does not exist.
 func NewTable(version uint32, list []Feature) *Table {
 	t := &Table{version: version, features: list, plans: map[protoreflect.FullName]*plan{}}
 	rows := map[protoreflect.FullName]sinceField{}
@@ -141,7 +148,8 @@ func (t *Table) needs(m protoreflect.Message, atLeast uint32) uint32 {
 	return atLeast
 }
 
-// strip clears the fields that are newer than the version; only those that a command does without, if optional.
+// strip clears the fields that are newer than the version; only those that a command does without,
+// if optional.
 func (t *Table) strip(m protoreflect.Message, version uint32, optional bool) {
 	p := t.plans[m.Descriptor().FullName()]
 	if p.max <= version {
@@ -170,11 +178,13 @@ func eachNested(p *plan, m protoreflect.Message, visit func(sinceField, protoref
 	}
 }
 
-// Required returns the state machine version that a command needs. It is stamped as min_fsm, and says by which version's rules the command is
-// applied: an entry of the log that an older version applied is applied the same by this one.
+// Required returns the state machine version that a command needs. It is stamped as min_fsm, and
+// says by which version's rules the command is applied: an entry of the log that an older version
+// applied is applied the same by this one.
 func (t *Table) Required(c *raftv1.Command) uint32 { return t.needs(c.ProtoReflect(), 1) }
 
-// Fit leaves out of a command what queens of a version do not know and the command does without. What it still needs, Required says.
+// Fit leaves out of a command what queens of a version do not know and the command does without.
+// What it still needs, Required says.
 func (t *Table) Fit(c *raftv1.Command, version uint32) {
 	t.strip(c.ProtoReflect(), version, true)
 }
@@ -190,7 +200,8 @@ func (t *Table) Missing(c *raftv1.Command, version uint32) []string {
 	return names
 }
 
-// stateNeeds returns the version that a state needs to be read: not what the build could, but what is there.
+// stateNeeds returns the version that a state needs to be read: not what the build could, but what
+// is there.
 func (t *Table) stateNeeds(s *state.Snapshot) uint32 {
 	version := uint32(1)
 	for _, f := range t.features {
@@ -220,7 +231,8 @@ func (t *Table) kindMax(kind protoreflect.Name) uint32 {
 	return highest
 }
 
-// known returns a copy of a message without what the version does not know, as a build of that version reads it.
+// known returns a copy of a message without what the version does not know, as a build of that
+// version reads it.
 func known[M proto.Message](t *Table, m M) M {
 	if t.plans[m.ProtoReflect().Descriptor().FullName()].max > t.version {
 		m = proto.CloneOf(m)

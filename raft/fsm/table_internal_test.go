@@ -17,8 +17,8 @@ func roots() []protoreflect.Message {
 	return []protoreflect.Message{(&raftv1.Command{}).ProtoReflect(), (&raftv1.SnapshotRecord{}).ProtoReflect()}
 }
 
-// An older queen drops a field that it does not know without a word. So each field is either one of versions 1 and 2, which testdata/fields.txt
-// has for ever, or has a row in the table.
+// An older queen drops a field that it does not know without a word. So each field is either one of
+// versions 1 and 2, which testdata/fields.txt has for ever, or has a row in the table.
 func TestTableIsComplete(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile("testdata/fields.txt")
@@ -52,7 +52,8 @@ func fieldsOf(m protoreflect.MessageDescriptor, list []string) []string {
 	return list
 }
 
-// Wherever a field of the table is set, the message needs its version, and an older build does not see it.
+// Wherever a field of the table is set, the message needs its version, and an older build does not
+// see it.
 func TestTableNoticesEachField(t *testing.T) {
 	t.Parallel()
 	for _, f := range features {

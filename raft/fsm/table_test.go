@@ -14,8 +14,8 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// nextBuilds are the tables of a build as it is and of the one after it, whose new features are draining, which is one of today's, and an
-// idea of two hives with one name, which no field tells.
+// nextBuilds are the tables of a build as it is and of the one after it, whose new features are
+// draining, which is one of today's, and an idea of two hives with one name, which no field tells.
 func nextBuilds() (older, newer *fsm.Table) {
 	list := append(fsm.Features(),
 		fsm.Feature{Name: "draining", Since: fsm.Version + 1, Fields: []string{"Command.set_hive_draining", "Hive.draining"}},
@@ -118,8 +118,8 @@ func TestFit(t *testing.T) {
 	must.Eq(t, []string{"batches"}, table.Missing(many, 6))
 }
 
-// A state in which two hives share a worker id is not read by a build that knows workers by id alone,
-// one in which they do not is.
+// A state in which two hives share a worker id is not read by a build that knows workers by id
+// alone, one in which they do not is.
 func TestSharedWorkerIDs(t *testing.T) {
 	t.Parallel()
 	old := fsm.NewTable(2, fsm.Features())

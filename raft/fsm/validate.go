@@ -14,7 +14,8 @@ import (
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 )
 
-// The limits of a command; Validate holds them before the command is logged. They bound one entry of the log, not the registry.
+// The limits of a command; Validate holds them before the command is logged. They bound one entry
+// of the log, not the registry.
 const (
 	MaxIDBytes         = 128     // of an id, a state or another name
 	MaxNameBytes       = 255     // of a node, a token or a cluster
@@ -30,7 +31,8 @@ const (
 	commandOverhead = 4 << 10
 )
 
-// Validate says whether a command may be logged. What it lets pass, Apply of this version never panics at. Errors: Invalid, TooLarge.
+// Validate says whether a command may be logged. What it lets pass, Apply of this version never
+// panics at. Errors: Invalid, TooLarge.
 func Validate(c *raftv1.Command) error {
 	v := &validator{}
 	v.text("request id", c.GetRequestId(), MaxIDBytes)

@@ -185,7 +185,8 @@ func TestRequired(t *testing.T) {
 	} {
 		must.Eq(t, 2, fsm.Required(c), must.Sprint(c))
 	}
-	// A certificate is renewed while an older queen lives; a machine that joins waits for the upgrade, as its token would not be bound.
+	// A certificate is renewed while an older queen lives; a machine that joins waits for the
+	// upgrade, as its token would not be bound.
 	table := fsm.NewTable(fsm.Version, fsm.Features())
 	for token, want := range map[string]uint32{"": 2, "j": 3} {
 		c := fsm.PutNode(node("n", "n"), token)

@@ -10,8 +10,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// An entry is: format (1 byte), type (1), index (8), term (8), append time in Unix nanoseconds (8, 0: none), length of data (4), data, extensions,
-// CRC-32C of all before (4). Numbers are big endian. bbolt has no checksums of its own below its meta pages.
+// An entry is: format (1 byte), type (1), index (8), term (8), append time in Unix nanoseconds (8,
+// 0: none), length of data (4), data, extensions, CRC-32C of all before (4). Numbers are big
+// endian. bbolt has no checksums of its own below its meta pages.
 const (
 	entryFormat = 1
 	headBytes   = 1 + 1 + 8 + 8 + 8 + 4

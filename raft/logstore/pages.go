@@ -9,8 +9,9 @@ import (
 	"io"
 )
 
-// The pages of a bbolt file, in the machine's byte order. Each begins with its number (8 bytes), its kind (2), how many elements it has (2), and how
-// many pages follow that belong to it (4). bbolt itself believes all of it: a page that names itself as its child has it run for ever.
+// The pages of a bbolt file, in the machine's byte order. Each begins with its number (8 bytes),
+// its kind (2), how many elements it has (2), and how many pages follow that belong to it (4).
+// bbolt itself believes all of it: a page that names itself as its child has it run for ever.
 const (
 	pageHead    = 16
 	kindBranch  = 1
@@ -35,8 +36,9 @@ type pages struct {
 	seen map[uint64]bool
 }
 
-// checkPages reports whether both meta pages are whole and of two transactions in a row, and everything that the newer one leads to is a tree of
-// pages. bbolt writes one meta page at a time, within one sector, so that a loss of power leaves each as it was or as it should be.
+// checkPages reports whether both meta pages are whole and of two transactions in a row, and
+// everything that the newer one leads to is a tree of pages. bbolt writes one meta page at a time,
+// within one sector, so that a loss of power leaves each as it was or as it should be.
 func checkPages(f io.ReaderAt, fileSize int64) error {
 	head := make([]byte, pageHead+metaSize)
 	if _, err := f.ReadAt(head, 0); err != nil {

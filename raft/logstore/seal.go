@@ -10,10 +10,11 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// bbolt has a checksum over each of its two meta pages and none below. When the newest meta page is damaged it silently goes by the older one, which
-// forgets the last transaction: a vote that was given, or entries that were acknowledged. So every transaction writes a seal over everything that the
-// file holds, the number of the seal goes to a second file, and opening checks that both meta pages are whole, that the contents fit their seal, and that no later
-// seal is known.
+// bbolt has a checksum over each of its two meta pages and none below. When the newest meta page is
+// damaged it silently goes by the older one, which forgets the last transaction: a vote that was
+// given, or entries that were acknowledged. So every transaction writes a seal over everything that
+// the file holds, the number of the seal goes to a second file, and opening checks that both meta
+// pages are whole, that the contents fit their seal, and that no later seal is known.
 
 var keySeal = []byte("seal")
 
@@ -24,8 +25,8 @@ const (
 	tipSlot = 512 // one sector: it is written whole or not
 )
 
-// seal stands for the contents of the file. The number of entries and the sum of their checksums change with each entry, so that no transaction reads
-// the whole log.
+// seal stands for the contents of the file. The number of entries and the sum of their checksums
+// change with each entry, so that no transaction reads the whole log.
 type seal struct {
 	number  uint64 // of the transaction, from 1
 	entries uint64
@@ -133,8 +134,8 @@ func rest(tx *bbolt.Tx) uint32 {
 	return h.Sum32()
 }
 
-// checkSeal compares the contents of a file with their seal, and the seal with the highest number that is known. A file without one is of an older
-// version, unless a number is known.
+// checkSeal compares the contents of a file with their seal, and the seal with the highest number
+// that is known. A file without one is of an older version, unless a number is known.
 func checkSeal(tx *bbolt.Tx, tip uint64) error {
 	for _, name := range [][]byte{bucketLog, bucketStable, bucketMeta} {
 		if tx.Bucket(name) == nil {
@@ -165,8 +166,9 @@ func checkSeal(tx *bbolt.Tx, tip uint64) error {
 	return nil
 }
 
-// tip is the file with the number of the last seal. It is not synced with each transaction, which would double what a vote takes: it may be behind,
-// and is never ahead. It has two slots, so that one that was torn leaves the one before.
+// tip is the file with the number of the last seal. It is not synced with each transaction, which
+// would double what a vote takes: it may be behind, and is never ahead. It has two slots, so that
+// one that was torn leaves the one before.
 type tip struct{ f *os.File }
 
 // openTip opens or creates the file.

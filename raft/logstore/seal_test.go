@@ -34,8 +34,9 @@ func contents(db *bbolt.DB) (text string, err error) {
 	return b.String(), err
 }
 
-// C-11: one bit anywhere in the file is another one: a meta page, the votes, the commit index, an entry, what bbolt keeps around them. Either the file is
-// refused, or nothing that raft asks for has changed.
+// C-11: one bit anywhere in the file is another one: a meta page, the votes, the commit index, an
+// entry, what bbolt keeps around them. Either the file is refused, or nothing that raft asks for
+// has changed.
 func TestEveryFlippedByte(t *testing.T) {
 	t.Parallel()
 	p := path(t)
@@ -85,7 +86,8 @@ func TestEveryFlippedByte(t *testing.T) {
 	must.NoError(t, verify(p, Options{LockTimeout: 1 << 30}))
 }
 
-// A file that went back to what it was before an acknowledged write is refused: this queen may have given its vote in between.
+// A file that went back to what it was before an acknowledged write is refused: this queen may have
+// given its vote in between.
 func TestRolledBack(t *testing.T) {
 	t.Parallel()
 	for name, write := range map[string]func(*Store) error{

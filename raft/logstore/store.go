@@ -23,7 +23,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// tipSuffix is what the name of the file with the number of the last seal has behind that of the log.
+// tipSuffix is what the name of the file with the number of the last seal has behind that of the
+// log.
 const tipSuffix = ".tip"
 
 var (
@@ -46,11 +47,12 @@ type Options struct {
 	openFile func(string, int, os.FileMode) (*os.File, error) // for tests
 }
 
-// Store is a bbolt file with raft's log and votes. Every write is on disk when it returns. After one failed write every later one fails,
-// until the file is opened again: a disk that lost a write once cannot be believed. Reads go on. Methods may be called concurrently.
+// Store is a bbolt file with raft's log and votes. Every write is on disk when it returns. After
+// one failed write every later one fails, until the file is opened again: a disk that lost a write
+// once cannot be believed. Reads go on. Methods may be called concurrently.
 //
-// Not found is raft.ErrLogNotFound for a log entry, and an empty value for a stable key. Other errors: Unavailable after a failed write or Close,
-// Integrity for a damaged entry.
+// Not found is raft.ErrLogNotFound for a log entry, and an empty value for a stable key. Other
+// errors: Unavailable after a failed write or Close, Integrity for a damaged entry.
 type Store struct {
 	path   string
 	db     *bbolt.DB
@@ -65,8 +67,9 @@ var (
 	_ raft.StableStore            = (*Store)(nil)
 )
 
-// Open opens or creates the file at path, whose folder must be there, and reads all of it to see that it is whole.
-// Only one process can have it open. Errors: InUse, Integrity for a file that is damaged or something else, Unavailable.
+// Open opens or creates the file at path, whose folder must be there, and reads all of it to see
+// that it is whole. Only one process can have it open. Errors: InUse, Integrity for a file that is
+// damaged or something else, Unavailable.
 func Open(path string, opts Options) (s *Store, err error) {
 	opts.LockTimeout = cmp.Or(opts.LockTimeout, time.Second)
 	if err := verify(path, opts); err != nil {
@@ -110,7 +113,8 @@ func syncFolder(path string) error {
 	return core.E("open raft log", core.Unavailable, d.Sync())
 }
 
-// verify reads the file, if it is there, before bbolt does in goroutines of its own, where a damaged page ends the process.
+// verify reads the file, if it is there, before bbolt does in goroutines of its own, where a
+// damaged page ends the process.
 func verify(path string, opts Options) (err error) {
 	tip := readTip(path + tipSuffix)
 	if info, statErr := os.Stat(path); statErr != nil || info.Size() == 0 {
@@ -119,7 +123,8 @@ func verify(path string, opts Options) (err error) {
 		}
 		return nil // to be created, or opening it says why not
 	}
-	// A page that is not what it should be is a panic, and one that is not there a fault, because the file is mapped.
+	// A page that is not what it should be is a panic, and one that is not there a fault, because
+	// the file is mapped.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if value := recover(); value != nil {
@@ -210,7 +215,8 @@ func (s *Store) Err() error {
 	return nil
 }
 
-// update is one durable transaction. An error of fn, before anything reached the disk, is no failure of the store.
+// update is one durable transaction. An error of fn, before anything reached the disk, is no
+// failure of the store.
 func (s *Store) update(op string, fn func(*txn) error) error {
 	var (
 		refused error
@@ -331,8 +337,9 @@ func (s *Store) DeleteRange(minIndex, maxIndex uint64) error {
 	})
 }
 
-// lastWithout is the last index when the range is deleted; 0: none. It is asked before: bbolt's cursor never finds the last key of a bucket whose
-// last pages were emptied in the same transaction (go.etcd.io/bbolt 1.5.0, Cursor.Last).
+// lastWithout is the last index when the range is deleted; 0: none. It is asked before: bbolt's
+// cursor never finds the last key of a bucket whose last pages were emptied in the same transaction
+// (go.etcd.io/bbolt 1.5.0, Cursor.Last).
 func lastWithout(b *bbolt.Bucket, minIndex, maxIndex uint64) uint64 {
 	c := b.Cursor()
 	k, _ := c.Last()
@@ -345,7 +352,8 @@ func lastWithout(b *bbolt.Bucket, minIndex, maxIndex uint64) uint64 {
 	return number(k)
 }
 
-// StartAt makes l the oldest entry: it replaces the one at its index, those before it are deleted, those after it stay.
+// StartAt makes l the oldest entry: it replaces the one at its index, those before it are deleted,
+// those after it stay.
 func (s *Store) StartAt(l *raft.Log) error {
 	return s.update("begin raft log anew", func(tx *txn) error {
 		if l.Index > 0 {
@@ -378,7 +386,8 @@ func (s *Store) StageCommitIndex(index uint64) error {
 	return nil
 }
 
-// GetCommitIndex returns the commit index that the last StoreLogs wrote: what is known to be committed, and never beyond the last entry. 0: unknown.
+// GetCommitIndex returns the commit index that the last StoreLogs wrote: what is known to be
+// committed, and never beyond the last entry. 0: unknown.
 func (s *Store) GetCommitIndex() (index uint64, err error) {
 	err = s.view("read raft commit index", func(tx *bbolt.Tx) error {
 		index = min(commit(tx), edge(tx, (*bbolt.Cursor).Last))

@@ -289,7 +289,8 @@ func TestEncode(t *testing.T) {
 	}
 }
 
-// After one failed write nothing is ever acknowledged again, although the disk is well again; reading goes on.
+// After one failed write nothing is ever acknowledged again, although the disk is well again;
+// reading goes on.
 func TestFailsForEver(t *testing.T) {
 	t.Parallel()
 	p := path(t)
@@ -385,7 +386,8 @@ func TestOpenRefuses(t *testing.T) {
 	})
 }
 
-// A bit that flipped on the disk is noticed when the file is opened, and at the latest when the entry is read.
+// A bit that flipped on the disk is noticed when the file is opened, and at the latest when the
+// entry is read.
 func TestDamagedEntry(t *testing.T) {
 	t.Parallel()
 	p := path(t)
@@ -410,8 +412,9 @@ func TestDamagedEntry(t *testing.T) {
 	must.StrContains(t, err.Error(), "entry 2")
 }
 
-// C-10: the power goes while a batch is written: some of its sectors are on the disk, in any order, and others are not. The file opens with everything up to
-// the batch before, or with the batch, and takes writes. bbolt writes pages where nothing is in use, then one meta page.
+// C-10: the power goes while a batch is written: some of its sectors are on the disk, in any order,
+// and others are not. The file opens with everything up to the batch before, or with the batch, and
+// takes writes. bbolt writes pages where nothing is in use, then one meta page.
 func TestTornLastWrite(t *testing.T) {
 	t.Parallel()
 	const sector = 512

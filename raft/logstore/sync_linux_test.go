@@ -10,8 +10,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// C-09: the disk takes every write, fails one fsync, and is well again. What the kernel then holds, nobody knows: the store must not write again, and what was
-// acknowledged before is there when it is opened anew. Without fsync no error would come, and the test notices that too.
+// C-09: the disk takes every write, fails one fsync, and is well again. What the kernel then holds,
+// nobody knows: the store must not write again, and what was acknowledged before is there when it
+// is opened anew. Without fsync no error would come, and the test notices that too.
 func TestFailedSyncIsForEver(t *testing.T) {
 	t.Parallel()
 	// /dev/null takes what is written anywhere, and cannot sync.

@@ -14,15 +14,16 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// ErrOutcomeUnknown is in the chain of an error after which nobody can say whether the command is, or will be, in force.
-// Commands may be repeated, so the way on is to repeat it.
+// ErrOutcomeUnknown is in the chain of an error after which nobody can say whether the command is,
+// or will be, in force. Commands may be repeated, so the way on is to repeat it.
 var ErrOutcomeUnknown = errors.New("it is unknown whether the change was made")
 
-// Apply checks a command, stamps it, has it logged by a majority and applied here, and returns its result. A result that refuses the command
-// is also the error. c is not changed.
+// Apply checks a command, stamps it, has it logged by a majority and applied here, and returns its
+// result. A result that refuses the command is also the error. c is not changed.
 //
-// Errors: Invalid and TooLarge before anything is logged; NotFound, Conflict and Invalid from the state; Unavailable when this node is not
-// the leader, its disk failed or it shuts down; Cancelled and DeadlineExceeded from ctx. ErrOutcomeUnknown is in the chain where it is.
+// Errors: Invalid and TooLarge before anything is logged; NotFound, Conflict and Invalid from the
+// state; Unavailable when this node is not the leader, its disk failed or it shuts down; Cancelled
+// and DeadlineExceeded from ctx. ErrOutcomeUnknown is in the chain where it is.
 func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error) {
 	c = proto.CloneOf(c)
 	c.AtUnixNano = n.opts.Now().UnixNano()
@@ -59,8 +60,9 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 	return r, r.Err
 }
 
-// stamp gives a command the state machine version that it needs. A queen that does not know the command would stop when it comes to it, so the command
-// is refused while an older one lives; what the command can do without is left out then.
+// stamp gives a command the state machine version that it needs. A queen that does not know the
+// command would stop when it comes to it, so the command is refused while an older one lives; what
+// the command can do without is left out then.
 func (n *Node) stamp(c *raftv1.Command) error {
 	lowest := uint32(0)
 	if n.opts.MinFSM != nil {
@@ -79,8 +81,9 @@ func (n *Node) stamp(c *raftv1.Command) error {
 		"Finish the upgrade: all queens need the version of rbee that this one runs.")
 }
 
-// Barrier returns when everything that was committed before the call is in State, and this node was still the leader then: what State says
-// afterwards is linearizable. It costs one entry of the log. Errors: Unavailable, and ctx's.
+// Barrier returns when everything that was committed before the call is in State, and this node was
+// still the leader then: what State says afterwards is linearizable. It costs one entry of the log.
+// Errors: Unavailable, and ctx's.
 func (n *Node) Barrier(ctx context.Context) error {
 	term := n.raft.CurrentTerm()
 	err := n.wait(ctx, "wait for the registry", func() error { return n.raft.Barrier(0).Error() })
@@ -90,7 +93,8 @@ func (n *Node) Barrier(ctx context.Context) error {
 	return err
 }
 
-// wait waits for a future of raft, which knows no context. A future that is given up on is answered when raft gets to it.
+// wait waits for a future of raft, which knows no context. A future that is given up on is answered
+// when raft gets to it.
 func (n *Node) wait(ctx context.Context, op string, future func() error) error {
 	if err := ctx.Err(); err != nil {
 		return core.E(op, core.KindOf(err), err)

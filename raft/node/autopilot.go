@@ -19,7 +19,8 @@ const (
 	wellWithin = time.Second
 	// maxTrailing is how many entries a queen that is well may be behind.
 	maxTrailing = 256
-	// heardWithin is for how long raft's word that a queen lives outweighs gossip's that it does not.
+	// heardWithin is for how long raft's word that a queen lives outweighs gossip's that it does
+	// not.
 	heardWithin = 5 * time.Second
 )
 
@@ -40,9 +41,11 @@ type Membership interface {
 	Members() []Member
 }
 
-// Autopilot keeps the raft cluster as the membership says, until ctx ends; run it while leading, within lead. It adds queens as nonvoters and gives them
-// a vote when they were well for Options.Stabilization; removes those that were dead for Options.DeadAfter, as long as Options.MinVoters stay, and at
-// once an identity that its machine has lost; and follows addresses. It returns nil.
+// Autopilot keeps the raft cluster as the membership says, until ctx ends; run it while leading,
+// within lead. It adds queens as nonvoters and gives them a vote when they were well for
+// Options.Stabilization; removes those that were dead for Options.DeadAfter, as long as
+// Options.MinVoters stay, and at once an identity that its machine has lost; and follows addresses.
+// It returns nil.
 func (n *Node) Autopilot(ctx context.Context, m Membership) error {
 	p := &pilot{n: n, membership: m, dead: map[raft.ServerID]time.Time{}}
 	tick := min(2*time.Second, max(n.opts.Stabilization/5, 50*time.Millisecond))
@@ -63,8 +66,9 @@ func (n *Node) Autopilot(ctx context.Context, m Membership) error {
 	}
 }
 
-// careful is raft as autopilot sees it. Autopilot promotes by what it saw a tick ago, and raft adds a server that it is to promote: one that was removed
-// meanwhile would come back, with a vote, and nobody there.
+// careful is raft as autopilot sees it. Autopilot promotes by what it saw a tick ago, and raft adds
+// a server that it is to promote: one that was removed meanwhile would come back, with a vote, and
+// nobody there.
 type careful struct{ *raft.Raft }
 
 // AddVoter gives a member a vote. Errors: when it is none any more.
@@ -85,7 +89,8 @@ type refused struct{ err error }
 func (r refused) Error() error  { return r.err }
 func (r refused) Index() uint64 { return 0 }
 
-// pilot tells autopilot what it needs to know, and does what autopilot does not: adding, following addresses, lost identities.
+// pilot tells autopilot what it needs to know, and does what autopilot does not: adding, following
+// addresses, lost identities.
 type pilot struct {
 	n          *Node
 	membership Membership
@@ -146,7 +151,8 @@ func (p *pilot) replaced(s Server, live map[string]Member) bool {
 	return false
 }
 
-// heard says whether raft heard of the server lately, which is the only way to be sure that it lives.
+// heard says whether raft heard of the server lately, which is the only way to be sure that it
+// lives.
 func (p *pilot) heard(id raft.ServerID, within time.Duration) bool {
 	c, ok := p.n.trans.contact(id, p.n.raft.CurrentTerm())
 	return ok && time.Since(c.at) < within
@@ -163,7 +169,8 @@ func (p *pilot) AutopilotConfig() *autopilot.Config {
 // NotifyState is part of autopilot.ApplicationIntegration.
 func (p *pilot) NotifyState(*autopilot.State) {}
 
-// FetchServerStats is part of autopilot.ApplicationIntegration. Nobody is asked: heartbeats say it all.
+// FetchServerStats is part of autopilot.ApplicationIntegration. Nobody is asked: heartbeats say it
+// all.
 func (p *pilot) FetchServerStats(_ context.Context, servers map[raft.ServerID]*autopilot.Server) map[raft.ServerID]*autopilot.ServerStats {
 	term := p.n.raft.CurrentTerm()
 	lastTerm, err := strconv.ParseUint(p.n.raft.Stats()["last_log_term"], 10, 64)
@@ -221,7 +228,8 @@ func (p *pilot) RemoveFailedServer(s *autopilot.Server) {
 	}
 }
 
-// promoter holds autopilot back where it takes a queen for dead that raft still hears of, or that gossip does not know yet.
+// promoter holds autopilot back where it takes a queen for dead that raft still hears of, or that
+// gossip does not know yet.
 type promoter struct {
 	autopilot.StablePromoter
 	p *pilot

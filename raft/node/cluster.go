@@ -44,8 +44,9 @@ type Server struct {
 	Leader  bool // this node believes so
 }
 
-// Bootstrap begins a cluster of these voters, this node among them, with ids as ID gives them. All of them call it with the same list, in any order;
-// it is harmless where a cluster begins meanwhile. Errors: Conflict where there is state already, Invalid, Unavailable.
+// Bootstrap begins a cluster of these voters, this node among them, with ids as ID gives them. All
+// of them call it with the same list, in any order; it is harmless where a cluster begins
+// meanwhile. Errors: Conflict where there is state already, Invalid, Unavailable.
 func (n *Node) Bootstrap(voters []Voter) error {
 	const op = "bootstrap raft cluster"
 	if n.opts.Bootstrap == Never {
@@ -73,7 +74,8 @@ func (n *Node) Bootstrap(voters []Voter) error {
 	return nil
 }
 
-// AddNonvoter adds a server that gets the log and has no vote, or changes a member's address. Errors: as Apply.
+// AddNonvoter adds a server that gets the log and has no vote, or changes a member's address.
+// Errors: as Apply.
 func (n *Node) AddNonvoter(ctx context.Context, raftID, address string) error {
 	return n.change(ctx, "add queen", func() raft.Future {
 		return n.raft.AddNonvoter(raft.ServerID(raftID), raft.ServerAddress(address), 0, changeTimeout)
@@ -87,7 +89,8 @@ func (n *Node) AddVoter(ctx context.Context, raftID, address string) error {
 	})
 }
 
-// RemoveServer takes a server out of the cluster; one that is not there is no error. Errors: Conflict for the only voter, and as Apply.
+// RemoveServer takes a server out of the cluster; one that is not there is no error. Errors:
+// Conflict for the only voter, and as Apply.
 func (n *Node) RemoveServer(ctx context.Context, raftID string) error {
 	if v := n.voterIDs(); len(v) == 1 && v[0] == raft.ServerID(raftID) {
 		return core.WithHint(core.Errorf("remove queen", core.Conflict, "queen %s is the only one with a vote", raftID), "Have another queen join first.")
@@ -107,8 +110,9 @@ func (n *Node) change(ctx context.Context, op string, begin func() raft.Future) 
 	return err
 }
 
-// SaveSnapshot writes the state as a snapshot that RestoreSnapshot takes: on the leader, everything that was acknowledged before the call; on another
-// node, what it has. Errors: w's, Unavailable; ctx's.
+// SaveSnapshot writes the state as a snapshot that RestoreSnapshot takes: on the leader, everything
+// that was acknowledged before the call; on another node, what it has. Errors: w's, Unavailable;
+// ctx's.
 func (n *Node) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	if n.IsLeader() {
 		if _, err := n.ReadIndex(ctx, true); err != nil {
@@ -118,8 +122,10 @@ func (n *Node) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	return n.fsm.Table().WriteSnapshot(w, n.State().Snapshot())
 }
 
-// RestoreSnapshot replaces the state of the whole cluster by a snapshot's, but for revocations and keys: see fsm.KeepRevoked. Only the leader can.
-// Nothing changes before the snapshot was read and checked. The index of the state grows. Errors: Integrity, Unsupported, TooLarge; Conflict for another cluster's; Unavailable; ctx's.
+// RestoreSnapshot replaces the state of the whole cluster by a snapshot's, but for revocations and
+// keys: see fsm.KeepRevoked. Only the leader can. Nothing changes before the snapshot was read and
+// checked. The index of the state grows. Errors: Integrity, Unsupported, TooLarge; Conflict for
+// another cluster's; Unavailable; ctx's.
 func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	const op = "restore snapshot"
 	if n.raft.State() != raft.Leader {
@@ -142,7 +148,8 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 		return core.WithHint(core.Errorf(op, core.Conflict, "the snapshot is of cluster %q, this is cluster %q", theirs.ID, ours.ID),
 			"A snapshot goes back only into the cluster that it was taken of: its keys and certificates are that cluster's.")
 	}
-	// Whoever waits for an index must not find an older one after it. Raft takes the next index that is free, and there may be more by then.
+	// Whoever waits for an index must not find an older one after it. Raft takes the next index
+	// that is free, and there may be more by then.
 	index := max(store.AppliedIndex(), n.raft.LastIndex())
 	if err := store.Update(index, func(*state.Txn) error { return nil }); err != nil {
 		return err
@@ -166,7 +173,8 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	return n.revokeAgain(ctx, before.Snapshot())
 }
 
-// revokeAgain repeats what was revoked while a snapshot was being restored: the state before knows it, and the snapshot could not.
+// revokeAgain repeats what was revoked while a snapshot was being restored: the state before knows
+// it, and the snapshot could not.
 func (n *Node) revokeAgain(ctx context.Context, before *state.Snapshot) error {
 	now := n.State().Snapshot()
 	for _, v := range before.Nodes(nil) {

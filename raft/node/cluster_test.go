@@ -16,7 +16,8 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// The shape of it: election, writes, the leader killed, another elected, nothing lost, the leadership handed over, no majority.
+// The shape of it: election, writes, the leader killed, another elected, nothing lost, the
+// leadership handed over, no majority.
 func TestThreeQueens(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -46,7 +47,8 @@ func TestThreeQueens(t *testing.T) {
 		must.Len(t, 100, second.State().Hives(nil))
 		must.NoError(t, write1(t.Context(), second.Node, "h100", 1))
 
-		// Lead gives up: the other takes over, and the one that gave up does not lead at the same time.
+		// Lead gives up: the other takes over, and the one that gave up does not lead at the same
+		// time.
 		third := s.others(first, second)[0]
 		must.NoError(t, second.LeadershipTransfer(t.Context()))
 		time.Sleep(5 * time.Second)
@@ -70,8 +72,9 @@ func TestThreeQueens(t *testing.T) {
 	})
 }
 
-// C-01 in small: the leader is killed again and again under load, and comes back. Every acknowledged write is there in the end.
-// The gap: without Lost the election timeout is waited for, and it is 250 ms and more.
+// C-01 in small: the leader is killed again and again under load, and comes back. Every
+// acknowledged write is there in the end. The gap: without Lost the election timeout is waited for,
+// and it is 250 ms and more.
 func TestKillLeader(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{3, 5} {
@@ -103,7 +106,8 @@ func TestKillLeader(t *testing.T) {
 	}
 }
 
-// C-02: two of three die; what is written meanwhile is refused in time, and nothing is lost. Then one comes back.
+// C-02: two of three die; what is written meanwhile is refused in time, and nothing is lost. Then
+// one comes back.
 func TestQuorumLost(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -135,7 +139,8 @@ func TestQuorumLost(t *testing.T) {
 	})
 }
 
-// C-06: the leader is cut off for 30 s. The majority goes on, the minority refuses writes and reads that must be new; its state stays.
+// C-06: the leader is cut off for 30 s. The majority goes on, the minority refuses writes and reads
+// that must be new; its state stays.
 func TestPartition(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{3, 5} {
@@ -180,8 +185,9 @@ func TestPartition(t *testing.T) {
 	}
 }
 
-// C-07: the leader's messages arrive, and the answers do not. It steps down within its lease; nobody storms elections.
-// With heartbeats that count as contact although they are not answered, it would stay.
+// C-07: the leader's messages arrive, and the answers do not. It steps down within its lease;
+// nobody storms elections. With heartbeats that count as contact although they are not answered, it
+// would stay.
 func TestOneWayPartition(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -208,7 +214,8 @@ func TestOneWayPartition(t *testing.T) {
 	})
 }
 
-// C-07: two followers do not see each other, the leader sees both; then two see only the third, which is not the leader.
+// C-07: two followers do not see each other, the leader sees both; then two see only the third,
+// which is not the leader.
 func TestBridgePartition(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -232,7 +239,8 @@ func TestBridgePartition(t *testing.T) {
 	})
 }
 
-// C-14 (hashicorp/raft issues 605 and 606): of three, one is down, and the leader is made to step down. One of the two leads again soon.
+// C-14 (hashicorp/raft issues 605 and 606): of three, one is down, and the leader is made to step
+// down. One of the two leads again soon.
 func TestStepDownOfTwo(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -298,7 +306,8 @@ func TestReadIndex(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, index, now.AppliedIndex())
 
-		// C-04, C-05: a leader that was stopped, and does not know yet that time has passed, answers no read from before.
+		// C-04, C-05: a leader that was stopped, and does not know yet that time has passed,
+		// answers no read from before.
 		other := s.others(leader, now)[0]
 		s.net.split(names(now), names(other))
 		time.Sleep(200 * time.Millisecond) // it is the leader still
@@ -311,7 +320,8 @@ func TestReadIndex(t *testing.T) {
 	})
 }
 
-// C-05: what a majority said before the question is no answer to it. A process that was stopped finds such answers in its sockets when it goes on.
+// C-05: what a majority said before the question is no answer to it. A process that was stopped
+// finds such answers in its sockets when it goes on.
 func TestReadBelievesNoAnswerFromBefore(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -335,7 +345,8 @@ func TestReadBelievesNoAnswerFromBefore(t *testing.T) {
 	})
 }
 
-// A leader that was just elected has entries that the one before acknowledged, and does not know yet that they are committed. It answers no read before it does.
+// A leader that was just elected has entries that the one before acknowledged, and does not know
+// yet that they are committed. It answers no read before it does.
 func TestReadOfNewLeader(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {

@@ -13,11 +13,14 @@ import (
 )
 
 const (
-	// minFree is kept on the disk for votes: without it entries of the log are refused. It is also enough for one append that must not be refused.
+	// minFree is kept on the disk for votes: without it entries of the log are refused. It is also
+	// enough for one append that must not be refused.
 	minFree = 16 << 20
-	// stallAfter is how long a write may take before this node is silent towards the others, so that they go on without it.
+	// stallAfter is how long a write may take before this node is silent towards the others, so
+	// that they go on without it.
 	stallAfter = 2 * time.Second
-	// A disk is slow when the median of its last writes is above slowWrite: of slowLast, or those of slowWindow, and slowCount or more.
+	// A disk is slow when the median of its last writes is above slowWrite: of slowLast, or those
+	// of slowWindow, and slowCount or more.
 	slowWrite  = 100 * time.Millisecond
 	slowWindow = 10 * time.Second
 	slowLast   = 15
@@ -31,7 +34,8 @@ var errFull = errors.New("the disk is almost full")
 type logs interface {
 	raft.LogStore
 	raft.StableStore
-	// StartAt makes l the oldest entry: it replaces the one at its index, those before it are deleted, those after it stay.
+	// StartAt makes l the oldest entry: it replaces the one at its index, those before it are
+	// deleted, those after it stay.
 	StartAt(l *raft.Log) error
 	// SetBoth is SetUint64 of the first and Set of the second, all or nothing.
 	SetBoth(numberKey []byte, n uint64, k, v []byte) error
@@ -43,8 +47,9 @@ const (
 	keyVoteCandidate = "LastVoteCand"
 )
 
-// disk is the log and the votes on their way to the store. It notes how long writes take, persists the commit index together with the entries (see
-// replay.go), and refuses entries while there is little room, which unlike a failed write is not for ever.
+// disk is the log and the votes on their way to the store. It notes how long writes take, persists
+// the commit index together with the entries (see replay.go), and refuses entries while there is
+// little room, which unlike a failed write is not for ever.
 type disk struct {
 	logs
 	free  func() (uint64, error)    // bytes that may still be written
@@ -54,10 +59,11 @@ type disk struct {
 	ended chan struct{}             // closed when nothing can be sent any more
 	raft  atomic.Pointer[raft.Raft] // nil until it runs
 
-	// owed says that the end of the log was deleted for the entries that follow. They must not be refused: raft believes the deleted ones to be there
-	// still, and would never get over it.
+	// owed says that the end of the log was deleted for the entries that follow. They must not be
+	// refused: raft believes the deleted ones to be there still, and would never get over it.
 	owed atomic.Bool
-	// keep is the end of the newest snapshot. Its entry stays when the log is shortened: what follows is checked against it.
+	// keep is the end of the newest snapshot. Its entry stays when the log is shortened: what
+	// follows is checked against it.
 	keep atomic.Uint64
 	// restoring says that the log was begun anew for a snapshot that is not in the state yet.
 	restoring atomic.Bool
@@ -125,8 +131,8 @@ func (d *disk) DeleteRange(minIndex, maxIndex uint64) error {
 	return nil
 }
 
-// Set stores one of raft's values. Raft writes a vote's term, then its candidate, and gives the vote: the two go to the disk together, which makes
-// elections faster by one write on each side.
+// Set stores one of raft's values. Raft writes a vote's term, then its candidate, and gives the
+// vote: the two go to the disk together, which makes elections faster by one write on each side.
 func (d *disk) Set(k, v []byte) error {
 	if string(k) != keyVoteCandidate {
 		return d.write("vote", func() error { return d.logs.Set(k, v) })
@@ -168,7 +174,8 @@ func (d *disk) write(op string, fn func() error) error {
 		err = fn()
 	}
 	if err != nil && op == "vote" && d.raft.Load() != nil && d.lost() != nil {
-		// Raft would end the process here and now. It waits until nothing can leave this node any more, and then it does not matter.
+		// Raft would end the process here and now. It waits until nothing can leave this node any
+		// more, and then it does not matter.
 		<-d.ended
 		err = nil
 	}
@@ -222,7 +229,8 @@ func (d *disk) stalled() error {
 	return nil
 }
 
-// DiskProblem reports why this node writes nothing to its log: its disk is full, failed, or does not answer; nil: it does. It cannot lead meanwhile.
+// DiskProblem reports why this node writes nothing to its log: its disk is full, failed, or does
+// not answer; nil: it does. It cannot lead meanwhile.
 func (n *Node) DiskProblem() error {
 	if err := n.disk.stalled(); err != nil {
 		return err

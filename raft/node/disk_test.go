@@ -82,8 +82,9 @@ func (d *disks) stall(n *simNode) (release func()) {
 	})
 }
 
-// C-12: the leader's disk is full. The leadership moves, nothing that was acknowledged is lost, and the node takes part again when there is room.
-// Without the check votes fail next, and the node for ever with them. If it did ask for votes, it would win again and again.
+// C-12: the leader's disk is full. The leadership moves, nothing that was acknowledged is lost, and
+// the node takes part again when there is room. Without the check votes fail next, and the node for
+// ever with them. If it did ask for votes, it would win again and again.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	d := newDisks()
@@ -148,8 +149,9 @@ func TestDiskFull(t *testing.T) {
 	})
 }
 
-// A follower whose disk is full has as much of the log as any, and the leader dies. It does not stand, for it could not write its first entry.
-// If it asks for votes it gets them, being the first to ask.
+// A follower whose disk is full has as much of the log as any, and the leader dies. It does not
+// stand, for it could not write its first entry. If it asks for votes it gets them, being the first
+// to ask.
 func TestFullDiskDoesNotStand(t *testing.T) {
 	t.Parallel()
 	d := newDisks()
@@ -173,8 +175,9 @@ func TestFullDiskDoesNotStand(t *testing.T) {
 	})
 }
 
-// A write to the leader's disk hangs, and raft's loop with it. The others elect another leader; the one that hangs answers no read.
-// Without the silence its heartbeats go on, and nobody writes until the disk answers.
+// A write to the leader's disk hangs, and raft's loop with it. The others elect another leader; the
+// one that hangs answers no read. Without the silence its heartbeats go on, and nobody writes until
+// the disk answers.
 func TestDiskStalls(t *testing.T) {
 	t.Parallel()
 	d := newDisks()
@@ -220,7 +223,8 @@ func TestDiskStalls(t *testing.T) {
 	})
 }
 
-// C-20: the leader's disk takes 200 ms for each write. The leadership moves; where all disks are slow it does not go round and round.
+// C-20: the leader's disk takes 200 ms for each write. The leadership moves; where all disks are
+// slow it does not go round and round.
 func TestDiskSlow(t *testing.T) {
 	t.Parallel()
 	t.Run("one", func(t *testing.T) {
@@ -272,8 +276,9 @@ func TestDiskSlow(t *testing.T) {
 	})
 }
 
-// The disk fills up between the two halves of an overruled end of the log: what replaces it is written nevertheless, out of what is kept. Otherwise raft
-// believes the deleted entries to be there, and refuses everything that the leader sends until the queen is restarted.
+// The disk fills up between the two halves of an overruled end of the log: what replaces it is
+// written nevertheless, out of what is kept. Otherwise raft believes the deleted entries to be
+// there, and refuses everything that the leader sends until the queen is restarted.
 func TestDiskFullAfterTruncation(t *testing.T) {
 	t.Parallel()
 	free := uint64(math.MaxUint64)
@@ -316,8 +321,9 @@ func TestVoteIsOneWrite(t *testing.T) {
 	must.Eq(t, "a", candidate)
 }
 
-// C-05: the leader's loop hangs for less than what makes it silent, it is cut off, and others lead meanwhile. It takes itself for the leader, and must not answer
-// from its state, which lacks what was acknowledged since. Without the look at its lease it does.
+// C-05: the leader's loop hangs for less than what makes it silent, it is cut off, and others lead
+// meanwhile. It takes itself for the leader, and must not answer from its state, which lacks what
+// was acknowledged since. Without the look at its lease it does.
 func TestReadOfDeposedLeader(t *testing.T) {
 	t.Parallel()
 	d := newDisks()

@@ -25,8 +25,10 @@ func setTerm(t *testing.T, m *node.Memory, term uint64) {
 	must.NoError(t, m.Stable().SetUint64([]byte("CurrentTerm"), term))
 }
 
-// C-13 (hashicorp/raft issue 697): a follower was the leader of a term in which nobody followed it, and has entries that the others do not have. They have
-// forgotten theirs, all but a snapshot. With Options that leave the log alone, raft sends the snapshot again and again, and the follower never gets on.
+// C-13 (hashicorp/raft issue 697): a follower was the leader of a term in which nobody followed it,
+// and has entries that the others do not have. They have forgotten theirs, all but a snapshot. With
+// Options that leave the log alone, raft sends the snapshot again and again, and the follower never
+// gets on.
 func TestSnapshotOntoDivergedLog(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -87,7 +89,8 @@ func TestSnapshotOntoDivergedLog(t *testing.T) {
 	}
 }
 
-// The follower installed the snapshot, got one more entry that nobody else has, and was restarted: its log has a gap at the snapshot's end.
+// The follower installed the snapshot, got one more entry that nobody else has, and was restarted:
+// its log has a gap at the snapshot's end.
 func TestRestartBehindSnapshotGap(t *testing.T) {
 	t.Parallel()
 	for _, alone := range []bool{false, true} {
@@ -126,8 +129,9 @@ func TestRestartBehindSnapshotGap(t *testing.T) {
 	}
 }
 
-// prepareDivergence kills a follower, and has the others go on in terms of their own until all they have is a snapshot. It returns a term in which the
-// follower may have been the leader, and the snapshot's index.
+// prepareDivergence kills a follower, and has the others go on in terms of their own until all they
+// have is a snapshot. It returns a term in which the follower may have been the leader, and the
+// snapshot's index.
 func prepareDivergence(t *testing.T, s *sim) (follower *simNode, term, snapshot uint64) {
 	t.Helper()
 	leader := s.leader()

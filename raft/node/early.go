@@ -16,15 +16,17 @@ import (
 const (
 	probeTimeout = 200 * time.Millisecond
 	probeEvery   = 5 * time.Millisecond
-	// Voters stand one after another, so that they do not split the votes: each after the time that an election takes, which is that of some writes
-	// and of machines that are busy with the end of a leader. The first one does not wait.
+	// Voters stand one after another, so that they do not split the votes: each after the time that
+	// an election takes, which is that of some writes and of machines that are busy with the end of
+	// a leader. The first one does not wait.
 	standEvery  = 75 * time.Millisecond
 	standWrites = 6
 	standJitter = 10 * time.Millisecond
 )
 
-// Lost says that a connection to a queen broke, named by its node id, raft id or address; empty: it is not known whose. If it is the leader, and its
-// address refuses connections, this node does not wait for the election timeout. It does not block, and a wrong hint does no harm.
+// Lost says that a connection to a queen broke, named by its node id, raft id or address; empty: it
+// is not known whose. If it is the leader, and its address refuses connections, this node does not
+// wait for the election timeout. It does not block, and a wrong hint does no harm.
 func (n *Node) Lost(hint string) {
 	if n.opts.Probe == nil || n.disk.raft.Load() == nil {
 		return
@@ -79,13 +81,15 @@ func (n *Node) standFor(ctx context.Context, leader Server) {
 		if !ok {
 			return // this node gave its vote; it does not when it has more of the log than who stands
 		}
-		// What the leader sent before its end was only stored now: that is a contact as well, but not one with a leader that lives.
+		// What the leader sent before its end was only stored now: that is a contact as well, but
+		// not one with a leader that lives.
 	}
 	n.log.Info("the leader is gone, standing for election", "queen", leader.RaftID)
 	n.standNow()
 }
 
-// refuses says whether nobody listens at the address any more. A process that is being killed may still take a connection, and drop it.
+// refuses says whether nobody listens at the address any more. A process that is being killed may
+// still take a connection, and drop it.
 func (n *Node) refuses(ctx context.Context, address string) bool {
 	for until := time.Now().Add(probeTimeout); ; {
 		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
@@ -102,8 +106,9 @@ func (n *Node) refuses(ctx context.Context, address string) bool {
 	}
 }
 
-// standNow has this node stand for election without asking beforehand, and although others may believe in a leader. A node that is its
-// cluster's only voter does not wait for a leader that cannot be. When it fails, the timeouts do it.
+// standNow has this node stand for election without asking beforehand, and although others may
+// believe in a leader. A node that is its cluster's only voter does not wait for a leader that
+// cannot be. When it fails, the timeouts do it.
 func (n *Node) standNow() {
 	self := raft.Server{ID: raft.ServerID(n.id), Address: n.trans.LocalAddr()}
 	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self.ID), Addr: n.trans.EncodePeer(self.ID, self.Address)}

@@ -27,8 +27,9 @@ const (
 	usedFile  = "peers.json.used"
 )
 
-// A raft id is the node's id and eight random hex digits, made anew with every new state: votes and acknowledgements that were lost with the
-// old state were given under another name. State of the time before has the node's id alone.
+// A raft id is the node's id and eight random hex digits, made anew with every new state: votes and
+// acknowledgements that were lost with the old state were given under another name. State of the
+// time before has the node's id alone.
 var raftID = regexp.MustCompile(`^(.+)\.[0-9a-f]{8}$`)
 
 // OfRaftID is the node id within a raft id.
@@ -56,7 +57,8 @@ func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.
 		return false, core.E("list raft snapshots", core.Unavailable, err)
 	}
 	if !exists && len(list) > 0 {
-		// To go on from there would take back what was acknowledged since, and raft would throw away newer snapshots of a lower term.
+		// To go on from there would take back what was acknowledged since, and raft would throw
+		// away newer snapshots of a lower term.
 		return false, core.WithHint(core.Errorf("open raft node", core.Integrity, "there are snapshots in %s, but the log is gone", n.opts.Dir), moveAway)
 	}
 	if !exists {
@@ -137,7 +139,8 @@ type peer struct {
 	NonVoter bool   `json:"non_voter"`
 }
 
-// recoverPeers makes the cluster one of the servers in the peers file, if there is one: for a majority that is gone for ever.
+// recoverPeers makes the cluster one of the servers in the peers file, if there is one: for a
+// majority that is gone for ever.
 func (n *Node) recoverPeers(conf *raft.Config, exists bool, d *disk, snaps raft.SnapshotStore) error {
 	if n.opts.Dir == "" {
 		return nil

@@ -34,7 +34,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A process is killed in the middle of its writes, again and again: what it acknowledged is there after the next start.
+// A process is killed in the middle of its writes, again and again: what it acknowledged is there
+// after the next start.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

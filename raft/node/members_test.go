@@ -99,8 +99,9 @@ func (s *sim) until(within time.Duration, what string, done func() bool) {
 	}
 }
 
-// Queens come and go: a new one gets a vote when it was well for a while; a dead one is removed above the minimum, and not before it was dead for long;
-// one that said goodbye at once; an address is followed.
+// Queens come and go: a new one gets a vote when it was well for a while; a dead one is removed
+// above the minimum, and not before it was dead for long; one that said goodbye at once; an address
+// is followed.
 func TestAutopilot(t *testing.T) {
 	t.Parallel()
 	opts := func(o node.Options) node.Options { o.DeadAfter = 20 * time.Second; return o }
@@ -178,7 +179,8 @@ func TestAutopilot(t *testing.T) {
 	})
 }
 
-// A queen that was just given its vote and leaves at once stays away: autopilot, which acts on what it saw a tick ago, does not promote it again.
+// A queen that was just given its vote and leaves at once stays away: autopilot, which acts on what
+// it saw a tick ago, does not promote it again.
 func TestPromotedQueenThatLeavesStaysAway(t *testing.T) {
 	t.Parallel()
 	piloted(t, 3, nil, func(t *testing.T, s *sim, g *gossip) {
@@ -213,8 +215,9 @@ func TestOwnAddress(t *testing.T) {
 	})
 }
 
-// C-15: a queen loses its disk, and starts again at the same address. What it promised under its old name does not count any more: with the leader dead
-// too, the third, which was cut off and lacks a write, must not be elected by it. Where any answer counts, it is, and the write is lost.
+// C-15: a queen loses its disk, and starts again at the same address. What it promised under its
+// old name does not count any more: with the leader dead too, the third, which was cut off and
+// lacks a write, must not be elected by it. Where any answer counts, it is, and the write is lost.
 func TestAmnesia(t *testing.T) {
 	t.Parallel()
 	for _, anybody := range []bool{false, true} {
@@ -258,7 +261,8 @@ func TestAmnesia(t *testing.T) {
 	}
 }
 
-// The same with the autopilot: the lost identity goes at once, the new one gets a vote, and nobody does anything.
+// The same with the autopilot: the lost identity goes at once, the new one gets a vote, and nobody
+// does anything.
 func TestAmnesiaHeals(t *testing.T) {
 	t.Parallel()
 	opts := func(o node.Options) node.Options { o.Stabilization = 2 * time.Second; return o }
@@ -290,7 +294,8 @@ func TestAmnesiaHeals(t *testing.T) {
 	})
 }
 
-// C-16 (hashicorp/raft issue 212): a follower is down while the leader shortens its log past it, and comes back under load.
+// C-16 (hashicorp/raft issue 212): a follower is down while the leader shortens its log past it,
+// and comes back under load.
 func TestFarBehind(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, func(o node.Options) node.Options { return o.WithTrailing(8) }, func(t *testing.T, s *sim) {
@@ -319,7 +324,8 @@ func TestFarBehind(t *testing.T) {
 	})
 }
 
-// C-17: queens are added, removed and replaced during partitions and load. No two have a majority, and nothing is lost.
+// C-17: queens are added, removed and replaced during partitions and load. No two have a majority,
+// and nothing is lost.
 func TestMembersChangeDuringPartitions(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {
@@ -368,8 +374,8 @@ func TestMembersChangeDuringPartitions(t *testing.T) {
 	})
 }
 
-// C-18: a command that an older queen does not know is refused before it is logged, for as long as that queen lives.
-// Without the gate the old queen stops at the entry, and at each start again.
+// C-18: a command that an older queen does not know is refused before it is logged, for as long as
+// that queen lives. Without the gate the old queen stops at the entry, and at each start again.
 func TestRollingUpgrade(t *testing.T) {
 	t.Parallel()
 	var lowest atomic.Uint32
@@ -419,7 +425,8 @@ func TestPoison(t *testing.T) {
 	})
 }
 
-// A snapshot goes back into its cluster: everywhere, and for those who were down; the index grows; and the cluster goes on.
+// A snapshot goes back into its cluster: everywhere, and for those who were down; the index grows;
+// and the cluster goes on.
 func TestSaveAndRestore(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, func(o node.Options) node.Options { return o.WithTrailing(4) }, func(t *testing.T, s *sim) {
@@ -516,7 +523,8 @@ func TestBootstrapRefuses(t *testing.T) {
 	})
 }
 
-// A queen that comes too late to begin the cluster is told so, and is part of it all the same: the two others had elected a leader meanwhile.
+// A queen that comes too late to begin the cluster is told so, and is part of it all the same: the
+// two others had elected a leader meanwhile.
 func TestBootstrapTooLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

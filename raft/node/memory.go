@@ -10,7 +10,8 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// memory keeps a node's state where there is no folder. It outlives the node in tests, as a disk does.
+// memory keeps a node's state where there is no folder. It outlives the node in tests, as a disk
+// does.
 type memory struct {
 	logs  *memoryLogs
 	snaps *memorySnapshots
@@ -58,7 +59,8 @@ func (m *memoryLogs) SetBoth(numberKey []byte, n uint64, k, v []byte) error {
 	return errors.Join(m.InmemStore.SetUint64(numberKey, n), m.InmemStore.Set(k, v))
 }
 
-// memorySnapshots keeps the newest snapshot, once it is whole: raft's own in-memory store shows it while it is being written.
+// memorySnapshots keeps the newest snapshot, once it is whole: raft's own in-memory store shows it
+// while it is being written.
 type memorySnapshots struct {
 	mu     sync.Mutex
 	count  int

@@ -1,4 +1,5 @@
-// Package node owns hashicorp/raft: it opens and bootstraps a queen's copy of the registry, applies commands and runs the leader's duties.
+// Package node owns hashicorp/raft: it opens and bootstraps a queen's copy of the registry, applies
+// commands and runs the leader's duties.
 package node
 
 import (
@@ -24,11 +25,11 @@ import (
 
 const (
 	retainedSnapshots = 2
-	// snapshotThreshold is how many entries make a new snapshot worth while. A restart applies at most about as many; they are what it
-	// waits for. Raft's default is 8192.
+	// snapshotThreshold is how many entries make a new snapshot worth while. A restart applies at
+	// most about as many; they are what it waits for. Raft's default is 8192.
 	snapshotThreshold = 1024
-	// rpcTimeout is how long raft waits for an answer: a follower writes to its disk before it gives one, and a connection whose other end is gone is
-	// given up after that long.
+	// rpcTimeout is how long raft waits for an answer: a follower writes to its disk before it
+	// gives one, and a connection whose other end is gone is given up after that long.
 	rpcTimeout = 3 * time.Second
 
 	// drainOpen is how long Shutdown waits for what is under way before it cuts the connections.
@@ -50,20 +51,21 @@ type Options struct {
 	Logger hclog.Logger
 	// Transport carries raft between queens; the node closes it. nil: Stream does.
 	Transport raft.Transport
-	// Stream carries raft between queens where Transport is nil; the node closes it. Its Addr is what other nodes dial. nil: a single queen,
-	// within the process.
+	// Stream carries raft between queens where Transport is nil; the node closes it. Its Addr is
+	// what other nodes dial. nil: a single queen, within the process.
 	Stream raft.StreamLayer
 	Now    func() time.Time // stamps commands; nil: time.Now
 
 	// Bootstrap says what the node does where there is no state; the zero value is Alone.
 	Bootstrap Bootstrap
-	// ElectionTimeout is after how long without a sign of the leader a node stands for election, and the leader's lease; 0: 250 ms, 1 s within the
-	// process alone; at least 50 ms.
+	// ElectionTimeout is after how long without a sign of the leader a node stands for election,
+	// and the leader's lease; 0: 250 ms, 1 s within the process alone; at least 50 ms.
 	ElectionTimeout time.Duration
-	// Probe connects to an address and hangs up: see Lost. Its error has syscall.ECONNREFUSED in its chain where nobody listens.
-	// nil: through Stream; without it, Lost does nothing.
+	// Probe connects to an address and hangs up: see Lost. Its error has syscall.ECONNREFUSED in
+	// its chain where nobody listens. nil: through Stream; without it, Lost does nothing.
 	Probe func(ctx context.Context, address string) error
-	// MinFSM is the lowest state machine version among the queens that live, 0: not known. A command that needs a higher one is refused. nil: not known.
+	// MinFSM is the lowest state machine version among the queens that live, 0: not known. A
+	// command that needs a higher one is refused. nil: not known.
 	MinFSM func() uint32
 	// AddressOf is where the server with a raft id proved to be lately; empty: where the raft
 	// configuration says. A cluster all of whose addresses changed at once finds itself by it. nil:
@@ -71,7 +73,8 @@ type Options struct {
 	AddressOf func(raftID string) string
 	// Stabilization is how long a new queen must be well before it gets a vote; 0: 10 s.
 	Stabilization time.Duration
-	// DeadAfter is for how long a queen must not have been heard of, by gossip and raft, before it is removed; 0: 1 min.
+	// DeadAfter is for how long a queen must not have been heard of, by gossip and raft, before it
+	// is removed; 0: 1 min.
 	DeadAfter time.Duration
 	// MinVoters is the number of voters below which no dead one is removed; 0: 3.
 	MinVoters int
@@ -124,12 +127,14 @@ func NetworkTransport(stream raft.StreamLayer, log hclog.Logger) raft.Transport 
 	})
 }
 
-// Open opens or creates the node's state, bootstraps the cluster where it should, and starts to take part in it. A node that is its
-// cluster's only voter is its leader a few milliseconds later. State is restored, up to what is known to be committed, when Open returns.
-// The caller ends it with Shutdown. Errors: InUse when another process has Dir open, Conflict when Dir is another node's,
-// Integrity, Unavailable, Invalid.
+// Open opens or creates the node's state, bootstraps the cluster where it should, and starts to
+// take part in it. A node that is its cluster's only voter is its leader a few milliseconds later.
+// State is restored, up to what is known to be committed, when Open returns. The caller ends it
+// with Shutdown. Errors: InUse when another process has Dir open, Conflict when Dir is another
+// node's, Integrity, Unavailable, Invalid.
 //
-// A file peers.json in Dir makes the cluster one of the queens that it lists, with what this node has: for a majority that is lost.
+// A file peers.json in Dir makes the cluster one of the queens that it lists, with what this node
+// has: for a majority that is lost.
 func Open(opts Options) (*Node, error) {
 	if opts.ID == "" {
 		return nil, core.Errorf("open raft node", core.Invalid, "the node has no id")
@@ -199,7 +204,8 @@ func (n *Node) open() error {
 	return n.checkMembership()
 }
 
-// connect makes the transport, which asks the stores; without them, it closes what it was to be made of.
+// connect makes the transport, which asks the stores; without them, it closes what it was to be
+// made of.
 func (n *Node) connect(ready bool) error {
 	inner := n.opts.Transport
 	if !ready {
@@ -238,7 +244,8 @@ func (n *Node) connect(ready bool) error {
 	return err
 }
 
-// leads says whether this node leads in the term, and has the server among its followers. The transport asks when raft runs.
+// leads says whether this node leads in the term, and has the server among its followers. The
+// transport asks when raft runs.
 func (n *Node) leads(id raft.ServerID, term uint64) bool {
 	r := n.disk.raft.Load()
 	return r != nil && r.State() == raft.Leader && r.CurrentTerm() == term &&
@@ -307,7 +314,8 @@ func (n *Node) resume(snaps *snapshots) error {
 	return snaps.align(list[0].Index, list[0].Term, false)
 }
 
-// checkMembership refuses to wait for ever for the leader of a cluster that this node alone could be, and is not in.
+// checkMembership refuses to wait for ever for the leader of a cluster that this node alone could
+// be, and is not in.
 func (n *Node) checkMembership() error {
 	servers := n.Servers()
 	if len(servers) == 0 {
@@ -325,14 +333,15 @@ func (n *Node) checkMembership() error {
 	return nil
 }
 
-// State is the registry as this node has it now: the leader's has every command that Apply returned. After a restore from a snapshot it
-// is another one; see state.Store.Abandoned.
+// State is the registry as this node has it now: the leader's has every command that Apply
+// returned. After a restore from a snapshot it is another one; see state.Store.Abandoned.
 func (n *Node) State() *state.Store { return n.fsm.State() }
 
 // AppliedIndex is the raft index of the newest command in State; 0: none yet.
 func (n *Node) AppliedIndex() uint64 { return n.State().AppliedIndex() }
 
-// ID is the node's raft id: Options.ID and, except in state of the time before, eight random hex digits of its own state.
+// ID is the node's raft id: Options.ID and, except in state of the time before, eight random hex
+// digits of its own state.
 func (n *Node) ID() string { return n.id }
 
 // NodeID is Options.ID.
@@ -356,10 +365,12 @@ func (n *Node) LeaderServer() (Server, bool) {
 	return Server{NodeID: OfRaftID(string(id)), RaftID: string(id), Address: string(address), Voter: true, Leader: true}, true
 }
 
-// IsLeader says whether this node believes to be the leader. Only Apply, Barrier and ReadIndex are sure of it.
+// IsLeader says whether this node believes to be the leader. Only Apply, Barrier and ReadIndex are
+// sure of it.
 func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader && n.disk.stalled() == nil }
 
-// Servers are the members of the raft cluster, in the order of its configuration; none where there is no state yet.
+// Servers are the members of the raft cluster, in the order of its configuration; none where there
+// is no state yet.
 func (n *Node) Servers() []Server {
 	leader, _ := n.LeaderServer()
 	var servers []Server
@@ -380,7 +391,8 @@ func (n *Node) Queens() ([]core.Queen, error) {
 	return queens, nil
 }
 
-// Snapshot saves the state and shortens the log, which also happens by itself. Nothing new to save is no error.
+// Snapshot saves the state and shortens the log, which also happens by itself. Nothing new to save
+// is no error.
 func (n *Node) Snapshot(ctx context.Context) error {
 	return n.wait(ctx, "save raft snapshot", func() error {
 		if err := n.raft.Snapshot().Error(); !errors.Is(err, raft.ErrNothingNewToSnapshot) {
@@ -390,7 +402,8 @@ func (n *Node) Snapshot(ctx context.Context) error {
 	})
 }
 
-// Shutdown leaves the cluster without a word, as a crash does, and closes the stores. It ends Run, and may be repeated.
+// Shutdown leaves the cluster without a word, as a crash does, and closes the stores. It ends Run,
+// and may be repeated.
 func (n *Node) Shutdown() error {
 	n.shutdown.Do(func() {
 		n.mu.Lock()
@@ -399,7 +412,8 @@ func (n *Node) Shutdown() error {
 		close(n.closed)
 		var raftDone func() error
 		if n.raft != nil {
-			// Raft forgets futures that are being applied when it ends; those that can be are answered before, the others when it does not lead any more.
+			// Raft forgets futures that are being applied when it ends; those that can be are
+			// answered before, the others when it does not lead any more.
 			n.drain(drainOpen)
 			if n.trans.Close() == nil {
 				n.drain(3 * n.opts.ElectionTimeout)

@@ -71,7 +71,8 @@ func hive(id string, incarnation uint64) core.Hive {
 	return core.Hive{ID: id, Name: id, Version: "1.0.0", OS: "linux", Arch: "amd64", Incarnation: incarnation}
 }
 
-// soonLeader opens a node that leads in less than the second which it takes without the early election. On a busy machine it may take several.
+// soonLeader opens a node that leads in less than the second which it takes without the early
+// election. On a busy machine it may take several.
 func soonLeader(t *testing.T, dir string) (n *node.Node, stop func()) {
 	t.Helper()
 	for attempt := 1; ; attempt++ {
@@ -180,7 +181,8 @@ func TestRestartWithManyEntries(t *testing.T) {
 	stop()
 }
 
-// A snapshot that the disk damaged is passed over: the one before and the log behind it have everything.
+// A snapshot that the disk damaged is passed over: the one before and the log behind it have
+// everything.
 func TestDamagedSnapshot(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -213,7 +215,8 @@ func TestDamagedSnapshot(t *testing.T) {
 		must.NoError(t, n.Shutdown())
 	}
 
-	// Without the log either there is nothing to start from, and it says so instead of starting with less.
+	// Without the log either there is nothing to start from, and it says so instead of starting
+	// with less.
 	must.NoError(t, os.Remove(filepath.Join(dir, "log.db")))
 	_, err = node.Open(node.Options{ID: "queen-a", Dir: dir})
 	must.Eq(t, core.Integrity, core.KindOf(err), must.Sprint(err))
@@ -311,7 +314,8 @@ func TestLeadAgainAfterAnError(t *testing.T) {
 	must.Eq(t, 3, calls)
 }
 
-// Why Config.RestoreCommittedLogs is not used: when this test fails, raft has learnt it and replay.go can go.
+// Why Config.RestoreCommittedLogs is not used: when this test fails, raft has learnt it and
+// replay.go can go.
 func TestRaftCannotRestoreCommittedLogs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

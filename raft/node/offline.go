@@ -16,8 +16,9 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// foundGap is how far the index of a founded registry is beyond every index that is known of before. What was written after the snapshot, and is lost,
-// must not have an index that is used again: hives go by the highest that they have seen, and raft by index and term.
+// foundGap is how far the index of a founded registry is beyond every index that is known of
+// before. What was written after the snapshot, and is lost, must not have an index that is used
+// again: hives go by the highest that they have seen, and raft by index and term.
 const foundGap = 1 << 20
 
 // Salvaged is what could still be read of a raft folder.
@@ -28,8 +29,9 @@ type Salvaged struct {
 	Problems []string        // what could not be read, for people
 }
 
-// Salvage reads what there is in a raft folder that no process has open: the newest snapshot that is readable, and the log after it as far as it goes,
-// acknowledged or not. Nothing in it is trusted to be complete. A folder that is not there is an empty one. Errors: InUse.
+// Salvage reads what there is in a raft folder that no process has open: the newest snapshot that
+// is readable, and the log after it as far as it goes, acknowledged or not. Nothing in it is
+// trusted to be complete. A folder that is not there is an empty one. Errors: InUse.
 func Salvage(dir string, log hclog.Logger) (Salvaged, error) {
 	m := fsm.New()
 	found := Salvaged{State: m.State().Snapshot()}
@@ -106,9 +108,10 @@ func (s *Salvaged) replay(m *fsm.FSM, logs *logstore.Store) error {
 	return nil
 }
 
-// Found writes a new raft folder at dir, which must not be there: that of a cluster whose only queen is this node, with the registry in store, which it
-// changes. It is whole or not there at all. Index and term are beyond any of before, known or not, so that no queen of the lost cluster mistakes
-// its own log for this one's. Errors: Conflict, Unavailable.
+// Found writes a new raft folder at dir, which must not be there: that of a cluster whose only
+// queen is this node, with the registry in store, which it changes. It is whole or not there at
+// all. Index and term are beyond any of before, known or not, so that no queen of the lost cluster
+// mistakes its own log for this one's. Errors: Conflict, Unavailable.
 func Found(dir, nodeID, address string, store *state.Store, before Salvaged, now time.Time, log hclog.Logger) error {
 	const op = "write the raft folder"
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {

@@ -16,7 +16,8 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// A raft folder that Found writes is a cluster of one, which leads at once, has the registry, and goes on from there, also after a restart.
+// A raft folder that Found writes is a cluster of one, which leads at once, has the registry, and
+// goes on from there, also after a restart.
 func TestFound(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "raft")
@@ -47,7 +48,8 @@ func TestFound(t *testing.T) {
 	must.SliceEmpty(t, left)
 }
 
-// Salvage gets everything out of a folder that is whole, what is readable out of one that is not, and changes nothing.
+// Salvage gets everything out of a folder that is whole, what is readable out of one that is not,
+// and changes nothing.
 func TestSalvage(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "raft")

@@ -19,10 +19,12 @@ func mayBeBehind(path string) bool { return strings.HasSuffix(path, "log.db.tip"
 // oldSnapshot is one that raft deleted: nobody minds it.
 func oldSnapshot(path string) bool { return strings.Contains(path, "/snapshots/") }
 
-// oneSnapshot is the folder of one: raft syncs it only after it has its name, and shortens the log after that.
+// oneSnapshot is the folder of one: raft syncs it only after it has its name, and shortens the log
+// after that.
 func oneSnapshot(path string) bool { return filepath.Base(filepath.Dir(path)) == "snapshots" }
 
-// C-08: what a node acknowledges is on the disk: its id, commands, snapshots with their description, and the folders that they are in.
+// C-08: what a node acknowledges is on the disk: its id, commands, snapshots with their
+// description, and the folders that they are in.
 func TestPowerLossNode(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Ignore: mayBeBehind, Returns: oldSnapshot, Late: oneSnapshot, Run: func(t *testing.T, dir string, ack func(string)) {
 		n, err := node.Open(node.Options{ID: "queen-a", Dir: filepath.Join(dir, "raft")})

@@ -13,12 +13,14 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// appliedEvery is how often it is looked whether raft passed an entry that is no command, of which the state machine does not hear.
+// appliedEvery is how often it is looked whether raft passed an entry that is no command, of which
+// the state machine does not hear.
 const appliedEvery = 5 * time.Millisecond
 
-// ReadIndex is the index that a node must have applied for its State to hold everything that was acknowledged before the call; see WaitApplied.
-// Only the leader knows it. With verify it asks a majority whether it still leads; without, it believes so for as long as its lease, the
-// election timeout since a majority was heard. Errors: Unavailable; ctx's.
+// ReadIndex is the index that a node must have applied for its State to hold everything that was
+// acknowledged before the call; see WaitApplied. Only the leader knows it. With verify it asks a
+// majority whether it still leads; without, it believes so for as long as its lease, the election
+// timeout since a majority was heard. Errors: Unavailable; ctx's.
 func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 	const op = "read the registry"
 	if err := n.disk.stalled(); err != nil {
@@ -48,9 +50,11 @@ func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 
 // verify asks a majority whether it still takes this node for the leader of the term.
 //
-// Raft's own answer (VerifyLeader, raft 1.8.0) counts whatever a server says after the question, also what it says to a heartbeat that was sent before:
-// a process that was stopped for a while finds such answers in its sockets, and would take itself for the leader although there is another. So it is
-// asked until a majority has answered to what was sent after the question; the second time nearly always, since it sends heartbeats each time.
+// Raft's own answer (VerifyLeader, raft 1.8.0) counts whatever a server says after the question,
+// also what it says to a heartbeat that was sent before: a process that was stopped for a while
+// finds such answers in its sockets, and would take itself for the leader although there is
+// another. So it is asked until a majority has answered to what was sent after the question; the
+// second time nearly always, since it sends heartbeats each time.
 func (n *Node) verify(ctx context.Context, op string, term uint64) error {
 	asked := time.Now()
 	for {
@@ -66,7 +70,8 @@ func (n *Node) verify(ctx context.Context, op string, term uint64) error {
 	}
 }
 
-// quorumContact is when the last question was sent by which a majority took this node for the leader of the term.
+// quorumContact is when the last question was sent by which a majority took this node for the
+// leader of the term.
 func (n *Node) quorumContact(term uint64) time.Time {
 	return n.trans.quorumContact(n.voterIDs(), raft.ServerID(n.id), term)
 }
@@ -85,7 +90,8 @@ func (n *Node) confirm(ctx context.Context, term uint64) error {
 	return n.Barrier(ctx)
 }
 
-// WaitApplied returns when State has everything up to the raft index. Errors: Unavailable when the node shuts down; ctx's.
+// WaitApplied returns when State has everything up to the raft index. Errors: Unavailable when the
+// node shuts down; ctx's.
 func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
 	const op = "wait for the registry"
 	for {
@@ -104,7 +110,8 @@ func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// hasApplied says whether State has everything up to index, which it may without having heard of it: only commands reach it.
+// hasApplied says whether State has everything up to index, which it may without having heard of
+// it: only commands reach it.
 func (n *Node) hasApplied(index uint64) bool {
 	if n.AppliedIndex() >= index || n.empty.Load() >= index {
 		return true
@@ -131,7 +138,8 @@ func (n *Node) hasApplied(index uint64) bool {
 	return true
 }
 
-// LastContact is how long ago this node heard of its leader, or was it: 0 on the leader. A node that never did counts from Open.
+// LastContact is how long ago this node heard of its leader, or was it: 0 on the leader. A node
+// that never did counts from Open.
 func (n *Node) LastContact() time.Duration {
 	if n.IsLeader() {
 		return 0

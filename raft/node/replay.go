@@ -8,12 +8,14 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Raft 1.8 can apply at start what is known to be committed (Config.RestoreCommittedLogs), but skips the membership entries among it, so
-// that a restarted only voter never elects itself, and blocks for ever on more than 128 batches. So the node does it: disk
-// persists the commit index together with the entries, replay applies up to it before raft starts, and the state machine passes over
-// what raft then applies again.
+// Raft 1.8 can apply at start what is known to be committed (Config.RestoreCommittedLogs), but
+// skips the membership entries among it, so that a restarted only voter never elects itself, and
+// blocks for ever on more than 128 batches. So the node does it: disk persists the commit index
+// together with the entries, replay applies up to it before raft starts, and the state machine
+// passes over what raft then applies again.
 
-// replay restores the newest snapshot that is readable and applies the entries after it that are known to be committed.
+// replay restores the newest snapshot that is readable and applies the entries after it that are
+// known to be committed.
 func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 	list, err := snaps.List()
 	if err != nil {

@@ -10,7 +10,8 @@ import (
 	"github.com/rbee-project/rbee/raft/logstore"
 )
 
-// restoreCommittedLogs starts raft itself on the files of a node, and returns the members of the cluster that it then knows.
+// restoreCommittedLogs starts raft itself on the files of a node, and returns the members of the
+// cluster that it then knows.
 func restoreCommittedLogs(t *testing.T, dir string) []raft.Server {
 	t.Helper()
 	store, err := logstore.Open(filepath.Join(dir, "log.db"), logstore.Options{})

@@ -12,7 +12,8 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// builds are a cluster's builds during an upgrade: of this version, and of the next, which knows draining and an optional address of hives.
+// builds are a cluster's builds during an upgrade: of this version, and of the next, which knows
+// draining and an optional address of hives.
 type builds struct {
 	older, newer *fsm.Table
 	lowest       atomic.Uint32
@@ -35,8 +36,8 @@ func (b *builds) options(t *fsm.Table) func(node.Options) node.Options {
 	}
 }
 
-// roll gives the nodes another build, one after the other, the leader last. While each is away the log is shortened, so that it comes back to a snapshot
-// that the others took.
+// roll gives the nodes another build, one after the other, the leader last. While each is away the
+// log is shortened, so that it comes back to a snapshot that the others took.
 func (b *builds) roll(s *sim, to *fsm.Table) {
 	s.t.Helper()
 	leader := s.leader()
@@ -58,8 +59,9 @@ func (b *builds) roll(s *sim, to *fsm.Table) {
 	}
 }
 
-// C-18: three queens go to the next version and back, with snapshots between, in either direction. A mixed cluster works all the time: what the
-// next version adds waits until all have it, or is left out. Then there is a way back only until it is used.
+// C-18: three queens go to the next version and back, with snapshots between, in either direction.
+// A mixed cluster works all the time: what the next version adds waits until all have it, or is
+// left out. Then there is a way back only until it is used.
 func TestRollWithSnapshots(t *testing.T) {
 	t.Parallel()
 	b := newBuilds()

@@ -16,13 +16,14 @@ const (
 	maxPause   = 10 * time.Second
 )
 
-// Run calls lead whenever this node becomes the leader, once all that was committed before is in State, and cancels its context when the
-// leadership is lost. There is never more than one lead at a time: the next one waits for the one before, also when the leadership was
-// lost and regained at once. When lead returns an error the node hands the leadership to another; where there is none, lead runs again
-// after a pause. When it returns nil it is done until the next leadership.
+// Run calls lead whenever this node becomes the leader, once all that was committed before is in
+// State, and cancels its context when the leadership is lost. There is never more than one lead at
+// a time: the next one waits for the one before, also when the leadership was lost and regained at
+// once. When lead returns an error the node hands the leadership to another; where there is none,
+// lead runs again after a pause. When it returns nil it is done until the next leadership.
 //
-// Run returns nil when ctx ends or the node shuts down, and an error when the node's disk failed: end the process then, for the node
-// cannot vote any more. It may be called once.
+// Run returns nil when ctx ends or the node shuts down, and an error when the node's disk failed:
+// end the process then, for the node cannot vote any more. It may be called once.
 func (n *Node) Run(ctx context.Context, lead func(ctx context.Context) error) error {
 	var failed <-chan struct{}
 	if n.store != nil {
@@ -106,13 +107,14 @@ func (n *Node) leadUntil(ctx context.Context, lead func(context.Context) error) 
 	}
 }
 
-// LeadershipTransfer asks the voter that is most up to date to take the leadership over, and waits until it stands for it.
-// Errors: Unavailable when none did, or this node is not the leader; ctx's.
+// LeadershipTransfer asks the voter that is most up to date to take the leadership over, and waits
+// until it stands for it. Errors: Unavailable when none did, or this node is not the leader; ctx's.
 func (n *Node) LeadershipTransfer(ctx context.Context) error {
 	return n.transfer(ctx, func() raft.Future { return n.raft.LeadershipTransfer() })
 }
 
-// LeadershipTransferTo asks a voter to take the leadership over, and waits until it stands for it. Errors: as LeadershipTransfer.
+// LeadershipTransferTo asks a voter to take the leadership over, and waits until it stands for it.
+// Errors: as LeadershipTransfer.
 func (n *Node) LeadershipTransferTo(ctx context.Context, raftID, address string) error {
 	if raftID == n.id {
 		return core.Errorf("hand over the leadership", core.Conflict, "queen %s is the leader, or wants to be", raftID)

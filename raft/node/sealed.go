@@ -15,15 +15,16 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Raft's snapshots have a checksum of their data, in a file of JSON that has none itself: index, term and members in it are believed. So the checksum of
-// that file is kept beside it.
+// Raft's snapshots have a checksum of their data, in a file of JSON that has none itself: index,
+// term and members in it are believed. So the checksum of that file is kept beside it.
 const (
 	snapshotsFolder = "snapshots"
 	snapshotMeta    = "meta.json"
 	snapshotSum     = "meta.sum"
 )
 
-// sealedSnapshots are the snapshots below a folder whose description is what was written. One without a checksum is of an older version.
+// sealedSnapshots are the snapshots below a folder whose description is what was written. One
+// without a checksum is of an older version.
 type sealedSnapshots struct {
 	raft.SnapshotStore
 	dir string

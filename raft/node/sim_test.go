@@ -70,8 +70,8 @@ func (s *simNet) heal() {
 	clear(s.cut)
 }
 
-// holdAnswers keeps the answers to heartbeats, which have arrived, from whom they are for, until release is called: as when a process is stopped.
-// Each that is held is told of on arrived.
+// holdAnswers keeps the answers to heartbeats, which have arrived, from whom they are for, until
+// release is called: as when a process is stopped. Each that is held is told of on arrived.
 func (s *simNet) holdAnswers() (arrived <-chan struct{}, release func()) {
 	h := &hold{arrived: make(chan struct{}), released: make(chan struct{})}
 	s.setHold(h)

@@ -8,13 +8,16 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// A snapshot of index S and term T that a leader installs stands for all entries up to S. Raft leaves the log as it is, and believes it: where the log has
-// another entry at S, or none there but later ones, the leader's next entries never fit, so it sends the snapshot again, for ever (hashicorp/raft issue
-// 697). Where the log has only older ones, they may be others than the snapshot stands for, and this node would give them to others when it leads.
+// A snapshot of index S and term T that a leader installs stands for all entries up to S. Raft
+// leaves the log as it is, and believes it: where the log has another entry at S, or none there but
+// later ones, the leader's next entries never fit, so it sends the snapshot again, for ever
+// (hashicorp/raft issue 697). Where the log has only older ones, they may be others than the
+// snapshot stands for, and this node would give them to others when it leads.
 //
-// So when a snapshot is whole, the log is made to begin at S, with an empty entry that stands for the snapshot; what is after S stays, and raft finds
-// out itself whether it fits. And because raft has the last entry's term in memory, it is given that entry once more after it installed a snapshot
-// (see transport.install).
+// So when a snapshot is whole, the log is made to begin at S, with an empty entry that stands for
+// the snapshot; what is after S stays, and raft finds out itself whether it fits. And because raft
+// has the last entry's term in memory, it is given that entry once more after it installed a
+// snapshot (see transport.install).
 
 // roomEvery is after how many bytes of a snapshot it is looked whether there is still room.
 const roomEvery = 1 << 20
@@ -22,7 +25,8 @@ const roomEvery = 1 << 20
 // inSnapshot marks the entry that stands for a snapshot.
 const inSnapshot = "rbee: this entry is in the snapshot"
 
-// standIn is the entry that stands for what a snapshot ends with. It is never sent to another node: nothing is before it, so raft sends the snapshot.
+// standIn is the entry that stands for what a snapshot ends with. It is never sent to another node:
+// nothing is before it, so raft sends the snapshot.
 func standIn(index, term uint64) *raft.Log {
 	return &raft.Log{Index: index, Term: term, Type: raft.LogNoop, Extensions: []byte(inSnapshot)}
 }
@@ -79,7 +83,8 @@ func (s *snapshotSink) Close() error {
 	return s.store.align(s.index, s.term, true)
 }
 
-// align makes the log one that a snapshot with this end can be followed by. With running, raft knows the end of the log in memory.
+// align makes the log one that a snapshot with this end can be followed by. With running, raft
+// knows the end of the log in memory.
 func (s *snapshots) align(index, term uint64, running bool) error {
 	if s.off {
 		return nil
@@ -107,7 +112,8 @@ func (s *snapshots) align(index, term uint64, running bool) error {
 	}
 	s.disk.restoring.Store(running)
 	if running && last == index {
-		// Raft has this entry's term in memory. It replaces the entry itself, when it is given to it.
+		// Raft has this entry's term in memory. It replaces the entry itself, when it is given to
+		// it.
 		first, err := s.disk.FirstIndex()
 		if err != nil || first >= index {
 			return err

@@ -20,7 +20,8 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// tcpStream is raft over TCP on loopback. Close drops all connections, as the end of a process does.
+// tcpStream is raft over TCP on loopback. Close drops all connections, as the end of a process
+// does.
 type tcpStream struct {
 	net.Listener
 	mu     sync.Mutex
@@ -141,8 +142,9 @@ func writes(t *testing.T, all []*queen, id string, incarnation uint64) *queen {
 	return nil
 }
 
-// The leader's end is noticed by its connections, and its address says that it is no pause: the others do not wait for the election timeout.
-// Without Lost the gap is 250 ms and more, every time: TestKillLeader holds that in simulated time, this one shows that real connections do it too.
+// The leader's end is noticed by its connections, and its address says that it is no pause: the
+// others do not wait for the election timeout. Without Lost the gap is 250 ms and more, every time:
+// TestKillLeader holds that in simulated time, this one shows that real connections do it too.
 func TestGapAfterLeaderLoss(t *testing.T) {
 	t.Parallel()
 	all := queens(t, 3, node.Options{})
@@ -176,7 +178,8 @@ func TestGapAfterLeaderLoss(t *testing.T) {
 	}
 }
 
-// C-03: all queens end at once, under load, and start again: everything that was acknowledged is there, and soon.
+// C-03: all queens end at once, under load, and start again: everything that was acknowledged is
+// there, and soon.
 func TestAllKilled(t *testing.T) {
 	t.Parallel()
 	all := queens(t, 3, node.Options{})
@@ -318,8 +321,9 @@ func TestRaftID(t *testing.T) {
 	stop()
 }
 
-// C-15 (hashicorp/raft issue 395): the log is gone, snapshots of a high term are there. To begin anew would have raft throw the new snapshots away, which
-// have a lower term, and the state with the log that they replaced.
+// C-15 (hashicorp/raft issue 395): the log is gone, snapshots of a high term are there. To begin
+// anew would have raft throw the new snapshots away, which have a lower term, and the state with
+// the log that they replaced.
 func TestSnapshotsWithoutLog(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -346,8 +350,8 @@ func TestSnapshotsWithoutLog(t *testing.T) {
 	}
 }
 
-// C-16 with the state of a large cluster: a queen is away while 100,000 workers are registered and the log is shortened, and catches up under load.
-// Its short form is TestFarBehind.
+// C-16 with the state of a large cluster: a queen is away while 100,000 workers are registered and
+// the log is shortened, and catches up under load. Its short form is TestFarBehind.
 func TestFarBehindLarge(t *testing.T) {
 	if os.Getenv("RBEE_SOAK") == "" {
 		t.Skip("it takes a minute: set RBEE_SOAK=1, as `make soak` does")

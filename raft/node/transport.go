@@ -23,13 +23,15 @@ const heartbeatPoll = 10 * time.Millisecond
 // fullPoll is how often a server whose disk is full is asked whether there is room.
 const fullPoll = 200 * time.Millisecond
 
-// keptConns is how many idle connections to a server are kept; anewWithin is how long a question is repeated on others when one is broken.
+// keptConns is how many idle connections to a server are kept; anewWithin is how long a question is
+// repeated on others when one is broken.
 const (
 	keptConns  = 3
 	anewWithin = 50 * time.Millisecond
 )
 
-// transport is between raft and the network. Raft waits for its disk in its only loop, so whatever has to happen meanwhile happens here:
+// transport is between raft and the network. Raft waits for its disk in its only loop, so whatever
+// has to happen meanwhile happens here:
 //   - a node whose disk hangs is silent, so that the others go on without it;
 //   - a node whose disk hangs or is full does not stand for election;
 //   - an answer counts only if it is from the server that was asked: a machine that lost its disk is another one, at the same address;
@@ -167,7 +169,8 @@ func (t *transport) deliver(rpc raft.RPC) {
 	}
 }
 
-// install has raft look at its log again before the leader hears that its snapshot is installed: see snapshots.go.
+// install has raft look at its log again before the leader hears that its snapshot is installed:
+// see snapshots.go.
 func (t *transport) install(c *raft.InstallSnapshotRequest, result <-chan raft.RPCResponse, answer chan<- raft.RPCResponse) {
 	var r raft.RPCResponse
 	select {
@@ -249,8 +252,9 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, r
 	return nil
 }
 
-// awaitHeartbeat returns when a heartbeat of this term was answered after an append failed. Raft waits longer after each failure, up to 10 s, and so much
-// longer than needed when the server is back; heartbeats try more often.
+// awaitHeartbeat returns when a heartbeat of this term was answered after an append failed. Raft
+// waits longer after each failure, up to 10 s, and so much longer than needed when the server is
+// back; heartbeats try more often.
 func (t *transport) awaitHeartbeat(id raft.ServerID, term uint64, since time.Time) {
 	for t.leadsFor(id, term, heartbeatPoll) {
 		if c, ok := t.contact(id, term); ok && c.at.After(since) {
@@ -323,8 +327,8 @@ func (t *transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req 
 	return t.anew(func() error { return t.inner.TimeoutNow(id, target, req, resp) })
 }
 
-// anew repeats a question that failed at once: kept connections to a server that was restarted meanwhile do, one after another, and an election is
-// no time to find that out.
+// anew repeats a question that failed at once: kept connections to a server that was restarted
+// meanwhile do, one after another, and an election is no time to find that out.
 func (t *transport) anew(ask func() error) error {
 	start := time.Now()
 	for tries := 0; ; tries++ {
@@ -380,8 +384,9 @@ func (p *pipeline) Close() error {
 	return p.AppendPipeline.Close()
 }
 
-// run hands on answers until raft closes the pipeline. It always takes them: raft stops to when it has seen a bad one, may send once more nevertheless,
-// and would then wait for ever for its own transport to take the answers before.
+// run hands on answers until raft closes the pipeline. It always takes them: raft stops to when it
+// has seen a bad one, may send once more nevertheless, and would then wait for ever for its own
+// transport to take the answers before.
 func (p *pipeline) run() {
 	in := p.AppendPipeline.Consumer()
 	var queue []raft.AppendFuture
@@ -451,7 +456,8 @@ func (t *transport) contact(id raft.ServerID, term uint64) (contact, bool) {
 	return c, ok && c.term == term
 }
 
-// quorumContact is the last time at which a majority of the voters took this node for the leader of the term.
+// quorumContact is the last time at which a majority of the voters took this node for the leader of
+// the term.
 func (t *transport) quorumContact(voters []raft.ServerID, self raft.ServerID, term uint64) time.Time {
 	var at []time.Time
 	for _, id := range voters {

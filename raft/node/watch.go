@@ -16,7 +16,8 @@ const (
 	watchEvery = 250 * time.Millisecond
 	// slowFor is for how long the disk must be slow.
 	slowFor = 2 * time.Second
-	// The pause between two moves of the leadership away from this node: it grows, because where all disks are slow a move helps nobody.
+	// The pause between two moves of the leadership away from this node: it grows, because where
+	// all disks are slow a move helps nobody.
 	firstRest = time.Minute
 	maxRest   = time.Hour
 	// An election takes as long as so many writes, and at most maxElectionTimeout.
@@ -50,7 +51,8 @@ func (m *moves) allow(now time.Time) bool {
 	return true
 }
 
-// watchDisk moves the leadership to another queen when this one's disk is full or slow, until ctx ends.
+// watchDisk moves the leadership to another queen when this one's disk is full or slow, until ctx
+// ends.
 func (n *Node) watchDisk(ctx context.Context) {
 	var slowSince, triedFull time.Time
 	retry := time.Second
@@ -82,8 +84,9 @@ func (n *Node) watchDisk(ctx context.Context) {
 	}
 }
 
-// adapt gives elections the time that they need on this disk: a vote takes two writes on each side. Where nobody can be elected in time, they all try for
-// ever. It does not change how soon an election begins.
+// adapt gives elections the time that they need on this disk: a vote takes two writes on each side.
+// Where nobody can be elected in time, they all try for ever. It does not change how soon an
+// election begins.
 func (n *Node) adapt() {
 	took, known := n.disk.median()
 	if !known {
@@ -107,7 +110,8 @@ func (n *Node) move(ctx context.Context, why error) {
 	}
 }
 
-// handOver gives the leadership to another voter, and says whether one took it: not every one can, and the first choice is who has most of the log.
+// handOver gives the leadership to another voter, and says whether one took it: not every one can,
+// and the first choice is who has most of the log.
 func (n *Node) handOver(ctx context.Context) bool {
 	term := n.raft.CurrentTerm()
 	type candidate struct {

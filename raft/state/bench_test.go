@@ -35,8 +35,9 @@ func large(b *testing.B, models int) *state.Store {
 
 func modelName(n int) string { return fmt.Sprintf("library/model-%d-instruct-q4_k_m", n) }
 
-// BenchmarkRouteLookup is what routing asks for each request, of a new snapshot each time: the workers of a model, and whether their hives are there.
-// p99-ns is of single lookups, the clock included.
+// BenchmarkRouteLookup is what routing asks for each request, of a new snapshot each time: the
+// workers of a model, and whether their hives are there. p99-ns is of single lookups, the clock
+// included.
 func BenchmarkRouteLookup(b *testing.B) {
 	for _, shape := range []struct {
 		name   string

@@ -46,14 +46,16 @@ func (s *Snapshot) Node(ws memdb.WatchSet, id string) (core.Node, bool) {
 	return core.Node{}, false
 }
 
-// Revoked says whether the node's certificates are refused. A node that is not known is not revoked.
+// Revoked says whether the node's certificates are refused. A node that is not known is not
+// revoked.
 func (s *Snapshot) Revoked(ws memdb.WatchSet, node string) bool {
 	s.watch(ws)
 	n := first[core.Node](s.txn, ws, tableNodes, text(node))
 	return n != nil && n.Revoked
 }
 
-// NodeNamed returns the node with the name, however its ASCII letters are written. A revoked node is found only where no other has its name.
+// NodeNamed returns the node with the name, however its ASCII letters are written. A revoked node
+// is found only where no other has its name.
 func (s *Snapshot) NodeNamed(ws memdb.WatchSet, name string) (core.Node, bool) {
 	s.watch(ws)
 	if n := nodeNamed(s.txn, ws, name); n != nil {

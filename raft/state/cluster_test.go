@@ -173,7 +173,8 @@ func routesOf(s *state.Snapshot, model string) (got, want string) {
 	return g.String(), w.String()
 }
 
-// The routes are what the workers and hives say, after any changes, in every snapshot, and by each query.
+// The routes are what the workers and hives say, after any changes, in every snapshot, and by each
+// query.
 func TestRoutesAgree(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))

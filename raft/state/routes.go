@@ -12,8 +12,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// routes is a row of the routes table: the workers of one model, sorted by id, with their hives. It is derived from the other tables at the end of each
-// Update, so that routing finds in one place all that it asks for each request. Model is not empty, nor is list.
+// routes is a row of the routes table: the workers of one model, sorted by id, with their hives. It
+// is derived from the other tables at the end of each Update, so that routing finds in one place
+// all that it asks for each request. Model is not empty, nor is list.
 type routes struct {
 	Model string
 	list  []route
@@ -24,9 +25,10 @@ type route struct {
 	hive   *core.Hive // nil: not registered
 }
 
-// EachRoute calls yield with the registry's own entries of each worker that serves exactly the model and of its hive, sorted by worker id, until it
-// returns false. They must not be changed. hive is nil if it is not registered. It copies nothing: routing asks it for every request. The WatchSet
-// fires when a worker of the model or its hive changes.
+// EachRoute calls yield with the registry's own entries of each worker that serves exactly the
+// model and of its hive, sorted by worker id, until it returns false. They must not be changed.
+// hive is nil if it is not registered. It copies nothing: routing asks it for every request. The
+// WatchSet fires when a worker of the model or its hive changes.
 func (s *Snapshot) EachRoute(ws memdb.WatchSet, model string, yield func(worker *core.Worker, hive *core.Hive) bool) {
 	for _, r := range s.routesOf(ws, model) {
 		if !yield(r.worker, r.hive) {
@@ -68,8 +70,9 @@ func (s *Snapshot) routesOf(ws memdb.WatchSet, model string) []route {
 	return r.list
 }
 
-// routeIndex finds the rows of the routes table in one step, for who does not watch them: the table's own index takes a dozen steps through cold memory.
-// It is constant; an update makes a new one that has all but the changed parts in common with the old.
+// routeIndex finds the rows of the routes table in one step, for who does not watch them: the
+// table's own index takes a dozen steps through cold memory. It is constant; an update makes a new
+// one that has all but the changed parts in common with the old.
 type routeIndex struct {
 	seed  maphash.Seed // has no part in any answer
 	parts [256]map[string]*routes

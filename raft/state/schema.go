@@ -33,7 +33,8 @@ const (
 // count is the one row of its table: how many tombstones and revoked tokens there are.
 type count struct{ Tombstones, RevokedTokens int }
 
-// Tombstone keeps the incarnation of a hive that was removed, so that the same start of it never comes back.
+// Tombstone keeps the incarnation of a hive that was removed, so that the same start of it never
+// comes back.
 type Tombstone struct {
 	Hive        string // Hive.ID
 	Incarnation uint64
@@ -46,7 +47,8 @@ type RevokedToken struct {
 	Index uint64 // raft index of the revocation
 }
 
-// RetireIntent says that a worker is retiring for ever. It outlives the worker's entry while its hive is down.
+// RetireIntent says that a worker is retiring for ever. It outlives the worker's entry while its
+// hive is down.
 type RetireIntent struct {
 	Hive  string // Hive.ID
 	Nonce string // Worker.Nonce
@@ -114,7 +116,8 @@ func workerKey(hive, id string) key {
 // number is the key of a number: they sort as the numbers do.
 func number(n uint64) key { return binary.BigEndian.AppendUint64(nil, n) }
 
-// foldName is a name without the case of ASCII letters. The Unicode tables are left alone: they are not the same in every build.
+// foldName is a name without the case of ASCII letters. The Unicode tables are left alone: they are
+// not the same in every build.
 func foldName(s string) string {
 	folded := []byte(s)
 	for i, c := range folded {

@@ -1,7 +1,9 @@
-// Package state is the replicated registry in memory: tables and queries of the cluster, its nodes and tokens, hives and workers.
+// Package state is the replicated registry in memory: tables and queries of the cluster, its nodes
+// and tokens, hives and workers.
 //
-// A Store is read by anybody and written by raft/fsm alone. What a query returns belongs to the caller, unless it says otherwise. Time, randomness
-// and map order have no part in it: the same updates give the same contents and the same order everywhere.
+// A Store is read by anybody and written by raft/fsm alone. What a query returns belongs to the
+// caller, unless it says otherwise. Time, randomness and map order have no part in it: the same
+// updates give the same contents and the same order everywhere.
 package state
 
 import (
@@ -13,8 +15,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Store is one version line of the registry. A restore from a snapshot makes a new Store; the old one is then abandoned.
-// Methods may be called concurrently.
+// Store is one version line of the registry. A restore from a snapshot makes a new Store; the old
+// one is then abandoned. Methods may be called concurrently.
 type Store struct {
 	db        *memdb.MemDB
 	abandoned chan struct{}
@@ -32,13 +34,15 @@ func New() *Store {
 	return s
 }
 
-// Abandoned is closed when the store was replaced by a restored one: ask for the current store again.
+// Abandoned is closed when the store was replaced by a restored one: ask for the current store
+// again.
 func (s *Store) Abandoned() <-chan struct{} { return s.abandoned }
 
 // Abandon closes Abandoned. raft/fsm calls it, once.
 func (s *Store) Abandon() { close(s.abandoned) }
 
-// Snapshot returns the store as it is now, for several queries that must agree. It costs nothing and needs no release.
+// Snapshot returns the store as it is now, for several queries that must agree. It costs nothing
+// and needs no release.
 func (s *Store) Snapshot() *Snapshot { return s.current.Load() }
 
 // AppliedIndex is the raft index of the last applied command; 0 before the first.
@@ -75,8 +79,9 @@ func (s *Store) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Worke
 	return s.Snapshot().WorkersWithPrefix(ws, prefix)
 }
 
-// Snapshot is the registry at one moment. Lists are sorted by id and never nil. A non-nil WatchSet fires when the answer may have changed,
-// and when the store is abandoned; a nil one is allowed. Methods may be called concurrently.
+// Snapshot is the registry at one moment. Lists are sorted by id and never nil. A non-nil WatchSet
+// fires when the answer may have changed, and when the store is abandoned; a nil one is allowed.
+// Methods may be called concurrently.
 //
 // What raft does not hold is zero: Hive.LastBeat, Device.FreeBytes, Worker.Load.
 type Snapshot struct {
@@ -103,13 +108,15 @@ func (s *Snapshot) Hive(ws memdb.WatchSet, id string) (core.Hive, bool) {
 	return core.Hive{}, false
 }
 
-// PeekHive returns the registry's own entry of a hive, which must not be changed; nil: there is none. It allocates nothing to speak of.
+// PeekHive returns the registry's own entry of a hive, which must not be changed; nil: there is
+// none. It allocates nothing to speak of.
 func (s *Snapshot) PeekHive(ws memdb.WatchSet, id string) *core.Hive {
 	s.watch(ws)
 	return first[core.Hive](s.txn, ws, tableHives, text(id))
 }
 
-// EachHive calls yield with the registry's own entry of each hive, which must not be changed, until it returns false.
+// EachHive calls yield with the registry's own entry of each hive, which must not be changed, until
+// it returns false.
 func (s *Snapshot) EachHive(ws memdb.WatchSet, yield func(*core.Hive) bool) {
 	s.watch(ws)
 	each(s.txn, ws, tableHives, indexPrefix, nil, yield)
@@ -121,7 +128,8 @@ func (s *Snapshot) Workers(ws memdb.WatchSet) []core.Worker {
 	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, nil)
 }
 
-// EachWorker calls yield with the registry's own entry of each worker, which must not be changed, until it returns false.
+// EachWorker calls yield with the registry's own entry of each worker, which must not be changed,
+// until it returns false.
 func (s *Snapshot) EachWorker(ws memdb.WatchSet, yield func(*core.Worker) bool) {
 	s.watch(ws)
 	each(s.txn, ws, tableWorkers, indexPrefix, nil, yield)
@@ -133,7 +141,8 @@ func (s *Snapshot) WorkersOfHive(ws memdb.WatchSet, hive string) []core.Worker {
 	return list(s.txn, ws, cloneWorker, tableWorkers, indexHive, text(hive))
 }
 
-// EachWorkerOfHive calls yield with the registry's own entry of each worker of a hive, which must not be changed, until it returns false.
+// EachWorkerOfHive calls yield with the registry's own entry of each worker of a hive, which must
+// not be changed, until it returns false.
 func (s *Snapshot) EachWorkerOfHive(ws memdb.WatchSet, hive string, yield func(*core.Worker) bool) {
 	s.watch(ws)
 	each(s.txn, ws, tableWorkers, indexHive, text(hive), yield)
@@ -157,7 +166,8 @@ func (s *Snapshot) WorkersWithID(ws memdb.WatchSet, id string) []core.Worker {
 	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, text(id))
 }
 
-// WorkersWithPrefix returns the workers whose id begins with prefix; an empty one is every worker's.
+// WorkersWithPrefix returns the workers whose id begins with prefix; an empty one is every
+// worker's.
 func (s *Snapshot) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Worker {
 	s.watch(ws)
 	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, key(prefix))
@@ -179,7 +189,8 @@ func first[T any](txn *memdb.Txn, ws memdb.WatchSet, table string, id key) *T {
 	return row
 }
 
-// each goes through rows, which are the table's own: constant. An empty key finds nothing, but all in an index of prefixes.
+// each goes through rows, which are the table's own: constant. An empty key finds nothing, but all
+// in an index of prefixes.
 func each[T any](txn *memdb.Txn, ws memdb.WatchSet, table, index string, k key, yield func(*T) bool) {
 	if len(k) == 0 && index != indexPrefix {
 		return

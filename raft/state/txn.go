@@ -8,22 +8,24 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// MaxTombstones bounds how many tombstones are kept, and MaxRevokedTokens how many ids of revoked tokens; the oldest go first.
+// MaxTombstones bounds how many tombstones are kept, and MaxRevokedTokens how many ids of revoked
+// tokens; the oldest go first.
 const (
 	MaxTombstones    = 10_000
 	MaxRevokedTokens = 10_000
 )
 
-// Txn changes a Store: all of it or, when fn of Update fails, nothing. Ids must not be empty. What it returns is the tables' own where it has
-// slices: constant; what it is given must not be changed afterwards.
+// Txn changes a Store: all of it or, when fn of Update fails, nothing. Ids must not be empty. What
+// it returns is the tables' own where it has slices: constant; what it is given must not be changed
+// afterwards.
 type Txn struct {
 	txn     *memdb.Txn
 	touched touched
 	workers map[workerID]*core.Worker // rows that were read or written, nil where there is none: memdb writes the slower the more is read in between
 }
 
-// Update runs fn as the only writer and stores index as the applied one. An error of fn undoes what it changed, but not the index:
-// a refused command is an applied one.
+// Update runs fn as the only writer and stores index as the applied one. An error of fn undoes what
+// it changed, but not the index: a refused command is an applied one.
 func (s *Store) Update(index uint64, fn func(*Txn) error) error {
 	t := &Txn{txn: s.db.Txn(true)}
 	defer t.txn.Abort() // if fn panics

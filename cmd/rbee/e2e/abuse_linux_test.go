@@ -37,7 +37,8 @@ func peak(t testing.TB, pid int) int64 {
 	return 0
 }
 
-// A hundred bodies of almost 16 MiB, none of which ends, stay within the budget of memory; a small request is answered meanwhile.
+// A hundred bodies of almost 16 MiB, none of which ends, stay within the budget of memory; a small
+// request is answered meanwhile.
 func TestBodiesStayWithinMemory(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{})
@@ -70,7 +71,8 @@ func TestBodiesStayWithinMemory(t *testing.T) {
 	must.Less(t, 1<<30, after) // the budget of 256 MiB, what is copied, and what is not yet collected; without one, 3 GB
 }
 
-// Idle connections, more than the agent may have files, do not take the API away, and the log has a line.
+// Idle connections, more than the agent may have files, do not take the API away, and the log has a
+// line.
 func TestIdleConnectionsWithFewFiles(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{files: 256})

@@ -72,7 +72,8 @@ func median[T int64 | float64 | time.Duration](list []T) T {
 	return list[len(list)/2]
 }
 
-// echoSocket is the variable by which bareHop has this test binary answer on a socket instead of running tests.
+// echoSocket is the variable by which bareHop has this test binary answer on a socket instead of
+// running tests.
 const echoSocket = "RBEE_E2E_ECHO_SOCKET"
 
 // echo sends back what comes on the first connection to a socket.
@@ -91,8 +92,9 @@ func echo(socket string) error {
 	return err
 }
 
-// bareHop is what this machine charges for one more Go process on the way, whatever it does: the round trip of a byte through one that
-// echoes it, after as long a pause as a first token takes. On a virtual machine, waking a sleeping processor is most of it.
+// bareHop is what this machine charges for one more Go process on the way, whatever it does: the
+// round trip of a byte through one that echoes it, after as long a pause as a first token takes. On
+// a virtual machine, waking a sleeping processor is most of it.
 func bareHop(b *testing.B) time.Duration {
 	b.Helper()
 	socket := filepath.Join(shortDir(b), "echo")
@@ -142,10 +144,12 @@ func reverseProxy(b *testing.B, socket string, mode ...string) string {
 	return "http://" + strings.TrimSpace(addr)
 }
 
-// BenchmarkRelay compares a stream through the queen with the same stream from the worker's own socket, in turn, on the same worker.
-// Goals: ratio of tokens/s at least 0.99, added time to the first token at most 200 µs (medians). What of it is the machine's say two others
-// in the same rounds, each in a process of its own: a bare net/http/httputil.ReverseProxy (peer_), and one that copies bytes between the two
-// connections and knows no HTTP (copy_); and, on an idle machine, a process that echoes a byte (bare_hop_).
+// BenchmarkRelay compares a stream through the queen with the same stream from the worker's own
+// socket, in turn, on the same worker. Goals: ratio of tokens/s at least 0.99, added time to the
+// first token at most 200 µs (medians). What of it is the machine's say two others in the same
+// rounds, each in a process of its own: a bare net/http/httputil.ReverseProxy (peer_), and one that
+// copies bytes between the two connections and knows no HTTP (copy_); and, on an idle machine, a
+// process that echoes a byte (bare_hop_).
 func BenchmarkRelay(b *testing.B) {
 	a := startAgent(b, agentOptions{})
 	a.spawn("--threads", "1")
@@ -209,7 +213,8 @@ func BenchmarkRelay(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// BenchmarkAgentStart measures from exec to ready, and the resident memory of the idle agent. Goals: 300 ms, 60 MiB.
+// BenchmarkAgentStart measures from exec to ready, and the resident memory of the idle agent.
+// Goals: 300 ms, 60 MiB.
 func BenchmarkAgentStart(b *testing.B) {
 	for b.Loop() {
 		var took []time.Duration
@@ -241,7 +246,8 @@ func BenchmarkAgentStart(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// BenchmarkCancel measures from ^C of a running `rbee infer` until its worker is idle. Goal: 100 ms.
+// BenchmarkCancel measures from ^C of a running `rbee infer` until its worker is idle. Goal: 100
+// ms.
 func BenchmarkCancel(b *testing.B) {
 	a := startAgent(b, agentOptions{config: configured(b)})
 	spawned := a.spawnModel("file:" + slowModel(b))
@@ -283,8 +289,9 @@ func programSize(t testing.TB) int64 {
 	return info.Size()
 }
 
-// The stripped program has at most 30 MB. It grows by millions of bytes at once when something in it may call methods by name, as text/template does:
-// then the linker keeps all methods of all types. `go build -ldflags=-dumpdep ./cmd/rbee 2>&1 | grep ReflectMethod` shows what it is.
+// The stripped program has at most 30 MB. It grows by millions of bytes at once when something in
+// it may call methods by name, as text/template does: then the linker keeps all methods of all
+// types. `go build -ldflags=-dumpdep ./cmd/rbee 2>&1 | grep ReflectMethod` shows what it is.
 func TestSize(t *testing.T) {
 	t.Parallel()
 	must.LessEq(t, 30_000_000, programSize(t))

@@ -27,8 +27,9 @@ func buildEnv(t testing.TB) []string {
 	return []string{"RBEE_HIVE_BUILD_ENABLED=true", "RBEE_HIVE_BUILD_CACHE_DIR=" + dir, "GOPROXY=off"}
 }
 
-// tidyParrot is the parrot as somebody would have it in a repository of their own, with what it needs in its go.mod. That is asked of the go command
-// offline, by what is built: "go mod tidy" also wants what only the tests of others need, which a machine that built rbee need not have.
+// tidyParrot is the parrot as somebody would have it in a repository of their own, with what it
+// needs in its go.mod. That is asked of the go command offline, by what is built: "go mod tidy"
+// also wants what only the tests of others need, which a machine that built rbee need not have.
 func tidyParrot(t testing.TB) string {
 	t.Helper()
 	dir := parrotModule(t)

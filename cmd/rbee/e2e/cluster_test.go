@@ -28,7 +28,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// cluster is several agents of one cluster on this machine, each with a loopback address of its own and the default ports there.
+// cluster is several agents of one cluster on this machine, each with a loopback address of its own
+// and the default ports there.
 type cluster struct {
 	t      testing.TB
 	net    string // the first three numbers of the addresses
@@ -113,7 +114,8 @@ func (c *cluster) add(name string, queen, hive bool) *node {
 	return n
 }
 
-// start makes a cluster of queens and hives as a person would: init, agent, and for each further machine a join token and its agent.
+// start makes a cluster of queens and hives as a person would: init, agent, and for each further
+// machine a join token and its agent.
 func (c *cluster) start(queens, hives int) {
 	c.t.Helper()
 	for i := range queens {
@@ -125,7 +127,8 @@ func (c *cluster) start(queens, hives int) {
 	c.join(queens, hives)
 }
 
-// join starts the agents of the nodes that were added, the first of which begins the cluster, and waits until all are there.
+// join starts the agents of the nodes that were added, the first of which begins the cluster, and
+// waits until all are there.
 func (c *cluster) join(queens, hives int) {
 	c.t.Helper()
 	first := c.nodes[0]

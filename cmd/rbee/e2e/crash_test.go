@@ -17,12 +17,14 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// configured is an agent with a registry on disk, whose workers outlive it, and which may load the slow model.
+// configured is an agent with a registry on disk, whose workers outlive it, and which may load the
+// slow model.
 func configured(t testing.TB) string {
 	return oneMachine + fileCatalog(slowDir(t))
 }
 
-// stream asks for an answer of so many tokens and returns the lines of the event stream as they come.
+// stream asks for an answer of so many tokens and returns the lines of the event stream as they
+// come.
 func (a *agent) stream(model string, tokens int) (*http.Response, *bufio.Reader) {
 	a.t.Helper()
 	body := fmt.Sprintf(`{"model":%q,"stream":true,"ignore_eos":true,"max_tokens":%d,"temperature":0,"messages":[{"role":"user","content":"Tell me a story."}]}`, model, tokens)

@@ -32,7 +32,8 @@ func envOr(t testing.TB, name string, short int) int {
 	return n
 }
 
-// load is inference and registry writes against the queens of a cluster, each queen's outcome counted apart.
+// load is inference and registry writes against the queens of a cluster, each queen's outcome
+// counted apart.
 type load struct {
 	c    *cluster
 	http *http.Client
@@ -123,7 +124,8 @@ func (l *load) ask(ctx context.Context, n *node, stream bool, maxTokens int) err
 	return nil
 }
 
-// streams keeps n streams open until stop, spread over the queens; a stream that has begun is read to its end.
+// streams keeps n streams open until stop, spread over the queens; a stream that has begun is read
+// to its end.
 func (l *load) streams(wg *sync.WaitGroup, stop <-chan struct{}, n int, queens []*node) {
 	for i := range n {
 		q := queens[i%len(queens)]
@@ -163,7 +165,8 @@ func (l *load) requests(wg *sync.WaitGroup, stop <-chan struct{}, perSecond int,
 	})
 }
 
-// writes changes the registry through one queen, one write after the other, and notes when each was acknowledged.
+// writes changes the registry through one queen, one write after the other, and notes when each was
+// acknowledged.
 func (l *load) writes(wg *sync.WaitGroup, stop <-chan struct{}, q *node) {
 	cl := l.c.client(q)
 	wg.Go(func() {
@@ -215,7 +218,8 @@ func (c *cluster) serve() {
 	}
 }
 
-// The leader is killed under load: what runs through the other queens does not notice. `make cluster` runs it with 50 streams and 50 requests a second.
+// The leader is killed under load: what runs through the other queens does not notice. `make
+// cluster` runs it with 50 streams and 50 requests a second.
 func TestKilledLeader(t *testing.T) {
 	streams, perSecond, seconds := envOr(t, "RBEE_CLUSTER_STREAMS", 6), envOr(t, "RBEE_CLUSTER_RPS", 5), envOr(t, "RBEE_CLUSTER_SECONDS", 4)
 	c := newCluster(t)

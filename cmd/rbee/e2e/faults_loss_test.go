@@ -55,7 +55,8 @@ func busy(wg *sync.WaitGroup, stop <-chan struct{}, share float64) {
 	}
 }
 
-// C-25: a network that loses 30 % of all packets, each way, and processors that are busy for 80 % of the time, are not the death of a hive.
+// C-25: a network that loses 30 % of all packets, each way, and processors that are busy for 80 %
+// of the time, are not the death of a hive.
 func TestFaultC25NetworkLosesPackets(t *testing.T) {
 	slowFault(t)
 	seconds := envOr(t, "RBEE_FAULT_LOSS_SECONDS", 60)

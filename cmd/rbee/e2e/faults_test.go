@@ -18,8 +18,9 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// The faults of queens whose processes are killed, paused or robbed of their disks. `make faults` runs those that are skipped by `make test`,
-// and holds the times that are promised; `make soak` runs the long forms.
+// The faults of queens whose processes are killed, paused or robbed of their disks. `make faults`
+// runs those that are skipped by `make test`, and holds the times that are promised; `make soak`
+// runs the long forms.
 
 // faultRun says whether the times count: `make test` runs beside much else.
 func faultRun() bool { return os.Getenv("RBEE_FAULTS") != "" }
@@ -165,7 +166,8 @@ func (r *registry) mustBe(q *node, key, want string) {
 	})
 }
 
-// refused has a queen refuse a write and a linearizable read, and says how long it thought about it.
+// refused has a queen refuse a write and a linearizable read, and says how long it thought about
+// it.
 func (r *registry) refused(q *node, key string) time.Duration {
 	r.c.t.Helper()
 	ctx, cancel := context.WithTimeout(r.c.t.Context(), 20*time.Second)
@@ -346,8 +348,9 @@ func max2(a, b time.Time) time.Time {
 	return b
 }
 
-// resume pauses the leader until another queen leads and has written, resumes it, and looks at its answers to reads that waited for it: each
-// is of the history. It returns how many of them it answered, and how many with what was before.
+// resume pauses the leader until another queen leads and has written, resumes it, and looks at its
+// answers to reads that waited for it: each is of the history. It returns how many of them it
+// answered, and how many with what was before.
 func (r *registry) resume(key string, pause time.Duration, readers int) (answered, old int, gap time.Duration) {
 	t := r.c.t
 	t.Helper()
@@ -414,7 +417,8 @@ func TestFaultC04LeaderIsPaused(t *testing.T) {
 	r.linear()
 }
 
-// C-05: a leader that is paused in the midst of reads, for about its lease, never answers with what was.
+// C-05: a leader that is paused in the midst of reads, for about its lease, never answers with what
+// was.
 func TestFaultC05ReadsDuringPauses(t *testing.T) {
 	rounds := envOr(t, "RBEE_FAULT_PAUSES", 1)
 	c := newCluster(t)
@@ -433,7 +437,8 @@ func TestFaultC05ReadsDuringPauses(t *testing.T) {
 	r.linear()
 }
 
-// The proof that the checker is able to fail: RBEE_STALE_READS_BIN names a build in which reads skip the leader check.
+// The proof that the checker is able to fail: RBEE_STALE_READS_BIN names a build in which reads
+// skip the leader check.
 func TestStaleReadsAreFound(t *testing.T) {
 	name := os.Getenv("RBEE_STALE_READS_BIN")
 	if name == "" {

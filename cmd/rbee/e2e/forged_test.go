@@ -20,8 +20,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// forge runs a member of the cluster's gossip pool that no queen made, with the keys that a hive has
-// on its disk. It says of itself what m says.
+// forge runs a member of the cluster's gossip pool that no queen made, with the keys that a hive
+// has on its disk. It says of itself what m says.
 func forge(t *testing.T, from, seed *node, ip string, m gossip.Member) *gossip.Pool {
 	t.Helper()
 	id, err := pki.Load(from.dir)

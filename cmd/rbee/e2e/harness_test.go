@@ -1,5 +1,6 @@
 // Package e2e drives the real binary with the real plugins and the real engine, as a person would.
-// `make test` builds them and says where they are (RBEE_TEST_BIN); without that these tests are skipped.
+// `make test` builds them and says where they are (RBEE_TEST_BIN); without that these tests are
+// skipped.
 package e2e
 
 import (
@@ -25,7 +26,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// patience is how long a step may take on a busy machine of two cores. What a test claims to be fast is measured apart from it.
+// patience is how long a step may take on a busy machine of two cores. What a test claims to be
+// fast is measured apart from it.
 const patience = 60 * time.Second
 
 // binDir is the folder of the built program; the test is skipped without one.
@@ -38,7 +40,8 @@ func binDir(t testing.TB) string {
 	return dir
 }
 
-// sharedStore is a store folder that has the engine already, so that only the tests of the download download.
+// sharedStore is a store folder that has the engine already, so that only the tests of the download
+// download.
 func sharedStore(t testing.TB) string { return filepath.Join(binDir(t), "test-store") }
 
 // oneMachine is the configuration of queen and hive in one process.
@@ -61,7 +64,8 @@ type agent struct {
 	env  []string
 }
 
-// agentOptions say how to start an agent. The zero value is a dev agent on a fresh data folder and the shared store.
+// agentOptions say how to start an agent. The zero value is a dev agent on a fresh data folder and
+// the shared store.
 type agentOptions struct {
 	dir    string // data folder; empty: a new one
 	store  string // store folder; empty: the shared one
@@ -71,7 +75,8 @@ type agentOptions struct {
 	files  int // that the agent may have open; 0: as many as the test
 }
 
-// startAgent starts an agent and waits until it can serve. The test ends it and every worker it left behind.
+// startAgent starts an agent and waits until it can serve. The test ends it and every worker it
+// left behind.
 func startAgent(t testing.TB, o agentOptions) *agent {
 	t.Helper()
 	bin := binDir(t)
@@ -101,7 +106,8 @@ func startAgent(t testing.TB, o agentOptions) *agent {
 	}
 	a.cmd.Env = a.env
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
-	// A worker that outlives the agent inherits no pipe of the test, but be sure not to wait for one.
+	// A worker that outlives the agent inherits no pipe of the test, but be sure not to wait for
+	// one.
 	a.cmd.WaitDelay = time.Second
 	_ = os.Remove(filepath.Join(o.dir, "agent.json"))
 	must.NoError(t, a.cmd.Start())
@@ -140,7 +146,8 @@ func startAgent(t testing.TB, o agentOptions) *agent {
 	return a
 }
 
-// shortDir is a temporary folder with a short path: the path of a unix socket may have about 100 bytes.
+// shortDir is a temporary folder with a short path: the path of a unix socket may have about 100
+// bytes.
 func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "rb") //nolint:usetesting // t.TempDir has the name of the test in its path

@@ -25,7 +25,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/llamacpp/llamatest"
 )
 
-// recorded is one prompt of plugins/llamacpp/testdata/prompts.json: a question and the tokens that it is to the model.
+// recorded is one prompt of plugins/llamacpp/testdata/prompts.json: a question and the tokens that
+// it is to the model.
 type recorded struct {
 	Prompt string            `json:"question"`
 	Tokens []llamatest.Token `json:"tokens"`
@@ -50,8 +51,9 @@ type said struct {
 
 const plainLoopVariable = "RBEE_TEST_PLAIN_LOOP"
 
-// asThePlainLoop checks answers against llama.cpp's own loop over rbee-tiny, which says what a worker should answer on this
-// machine. It runs in a process of its own: C libraries are no guests for one that starts processes in other namespaces.
+// asThePlainLoop checks answers against llama.cpp's own loop over rbee-tiny, which says what a
+// worker should answer on this machine. It runs in a process of its own: C libraries are no guests
+// for one that starts processes in other namespaces.
 func asThePlainLoop(t testing.TB, answers ...said) {
 	t.Helper()
 	b, err := json.Marshal(answers)
@@ -256,7 +258,8 @@ func TestInterruptOfInferStopsTheGeneration(t *testing.T) {
 	_ = cmd.Wait()
 	must.Eq(t, 130, cmd.ProcessState.ExitCode(), must.Sprint(out.String()))
 	t.Logf("the worker was idle %s after the interrupt", took)
-	// The promise is 100 ms; on a machine that runs all tests at once a multiple is granted, and the benchmark measures it alone.
+	// The promise is 100 ms; on a machine that runs all tests at once a multiple is granted, and
+	// the benchmark measures it alone.
 	must.Less(t, 5*time.Second, took)
 }
 

@@ -13,7 +13,8 @@ import (
 	"github.com/rbee-project/rbee/core/client"
 )
 
-// A prompt is answered as a job, too, and neither it nor the answer is on the disk or in the log afterwards.
+// A prompt is answered as a job, too, and neither it nor the answer is on the disk or in the log
+// afterwards.
 func TestInferAsJob(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{})

@@ -33,7 +33,8 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// insider has the CA of a cluster, which nobody outside the registry has once the first queen has started.
+// insider has the CA of a cluster, which nobody outside the registry has once the first queen has
+// started.
 type insider struct {
 	t  *testing.T
 	ca *pki.CA
@@ -62,7 +63,8 @@ func signed(t *testing.T, ca *pki.CA, id string, ttl time.Duration, roles ...cor
 	return pair
 }
 
-// knock shakes hands with an RPC port and says how that ended: nil when the port took the connection and waits for more.
+// knock shakes hands with an RPC port and says how that ended: nil when the port took the
+// connection and waits for more.
 func knock(address, protocol string, version uint16, certificates ...tls.Certificate) error {
 	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", address, &tls.Config{
 		InsecureSkipVerify: true, NextProtos: []string{protocol}, MinVersion: tls.VersionTLS12, MaxVersion: version, //nolint:gosec // it is the server that is tested
@@ -106,7 +108,8 @@ func (n *node) refusals() map[string]int {
 	return found
 }
 
-// Whoever should not come in does not, and is counted: on the RPC port without the right certificate, with the token of another time, after being revoked.
+// Whoever should not come in does not, and is counted: on the RPC port without the right
+// certificate, with the token of another time, after being revoked.
 func TestIntruders(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -193,7 +196,8 @@ func TestIntruders(t *testing.T) {
 		must.Eq(t, core.Unauthenticated, core.KindOf(err), must.Sprint(err))
 		must.Nil(t, resp)
 	}
-	// A hive that answers at a queen's address gets no token, even with a certificate of an earlier release, which names hosts.
+	// A hive that answers at a queen's address gets no token, even with a certificate of an earlier
+	// release, which names hosts.
 	own, err := pki.Load(second.dir)
 	must.NoError(t, err)
 	for _, certificate := range []tls.Certificate{*own.Certificate(), withHosts(t, ca, hive)} {
@@ -228,8 +232,8 @@ func TestIntruders(t *testing.T) {
 	for _, r := range []result{as(reader.Secret, "token", "list"), as(reader.Secret, "infer", "--model", "rbee-tiny", "--prompt", "x"), as("", "hive", "list"), as(otherSecret(reader.Secret), "hive", "list")} {
 		must.Eq(t, 1, r.code, must.Sprint(r.stdout, r.stderr))
 	}
-	// The operator's token is lost: who may read the queen's data folder makes another one, and it is logged. A plugin, which can reach the socket but
-	// not read the folder, cannot.
+	// The operator's token is lost: who may read the queen's data folder makes another one, and it
+	// is logged. A plugin, which can reach the socket but not read the folder, cannot.
 	lost := c.token
 	c.token = ""
 	for _, n := range []*node{first, second} {
@@ -287,7 +291,8 @@ func withHosts(t *testing.T, ca *pki.CA, old tls.Certificate) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: old.PrivateKey}
 }
 
-// joinAgain repeats the call with which a node joined, with its own id, key, name and address, in these roles.
+// joinAgain repeats the call with which a node joined, with its own id, key, name and address, in
+// these roles.
 func (n *node) joinAgain(joinToken, queen string, roles ...core.Role) (*queenv1.JoinResponse, error) {
 	t := n.c.t
 	t.Helper()

@@ -81,7 +81,8 @@ func (x *command) end() int {
 	return x.cmd.ProcessState.ExitCode()
 }
 
-// whole fails the test unless the events are those of one job from its beginning to its end: none missing, none twice.
+// whole fails the test unless the events are those of one job from its beginning to its end: none
+// missing, none twice.
 func whole(t *testing.T, events []core.Event, state core.JobState) {
 	t.Helper()
 	must.NotEq(t, 0, len(events))
@@ -101,7 +102,8 @@ func whole(t *testing.T, events []core.Event, state core.JobState) {
 	}
 }
 
-// Jobs survive what happens to queens and hives: three queens without a hive of their own, and a hive whose downloads take their time.
+// Jobs survive what happens to queens and hives: three queens without a hive of their own, and a
+// hive whose downloads take their time.
 func TestJobs(t *testing.T) {
 	c := newCluster(t)
 	store := t.TempDir()
@@ -143,7 +145,8 @@ func TestJobs(t *testing.T) {
 		must.NotEq(t, 0, len(again.Result))
 	}
 
-	// A person whose queen dies in the middle of a download goes on through another one, and misses nothing.
+	// A person whose queen dies in the middle of a download goes on through another one, and misses
+	// nothing.
 	download := []string{"worker", "download", "cpu", "--hive", "hive-1", "--format", "json"}
 	id := strings.TrimSpace(queens[1].must(append(download, "--detach", "--format", "table")...))
 	reader, follower := c.begin("job", "logs", "-f", id, "--format", "json"), c.begin(download...)
@@ -161,7 +164,8 @@ func TestJobs(t *testing.T) {
 	must.NoError(t, json.Unmarshal([]byte(follower.out.String()), &b), must.Sprint(follower.out.String()))
 	must.Eq(t, "cpu", b.Type)
 
-	// A job whose hive is killed is found as failed, with all that was seen of it, and its request is still the same one.
+	// A job whose hive is killed is found as failed, with all that was seen of it, and its request
+	// is still the same one.
 	r := core.Request{Operation: core.OpWorkerDownload, Type: "cpu", Force: true, Hive: "hive-1", RequestID: "killed"}
 	j, err := c.client(queens[1]).Submit(t.Context(), r)
 	must.NoError(t, err)

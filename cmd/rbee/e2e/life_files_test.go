@@ -42,7 +42,8 @@ func (c *fileCluster) addWithFiles(name string, queen bool, settings string) *no
 	return n
 }
 
-// Three queens with certificates from files find each other and begin one cluster; a fourth and a hive come in the same way, and no token takes anybody in.
+// Three queens with certificates from files find each other and begin one cluster; a fourth and a
+// hive come in the same way, and no token takes anybody in.
 func TestClusterOfFiles(t *testing.T) {
 	c := &fileCluster{newCluster(t), t.TempDir()}
 	must.Eq(t, 0, stray(t, nil, "tls", "ca", "create", "--out", c.pki).code)
@@ -96,7 +97,8 @@ func TestClusterOfFiles(t *testing.T) {
 	fourth.start()
 	c.awaitVoters(4, 1)
 
-	// The operator's token is the registry's from now on: a queen that starts again does not bring it back.
+	// The operator's token is the registry's from now on: a queen that starts again does not bring
+	// it back.
 	second := asJSON[core.NewToken](c.nodes[0], "token", "create", "--type", "api", "--scope", "admin", "--scope", "read")
 	c.nodes[0].must("token", "revoke", strings.Split(c.token, "_")[1], "--yes")
 	c.nodes[0].stop(syscall.SIGTERM)

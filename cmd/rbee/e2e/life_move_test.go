@@ -52,7 +52,8 @@ func (n *node) configure(text string) {
 	must.NoError(t, f.Close())
 }
 
-// Machines whose addresses change are found again: the hive's worker answers, queens keep their votes, and clients accept the certificates.
+// Machines whose addresses change are found again: the hive's worker answers, queens keep their
+// votes, and clients accept the certificates.
 func TestMovedMachines(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)

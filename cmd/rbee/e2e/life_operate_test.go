@@ -52,7 +52,8 @@ func (n *node) get(path string) answer {
 	return answer{resp.StatusCode, resp.Header, string(body), time.Since(began)}
 }
 
-// A hive that drains gets no new request and finishes what runs; a hive whose agent is frozen is shown with the paths that fail.
+// A hive that drains gets no new request and finishes what runs; a hive whose agent is frozen is
+// shown with the paths that fail.
 func TestDrainAndStatusOfHives(t *testing.T) {
 	c := newCluster(t)
 	c.start(3, 2)
@@ -157,7 +158,8 @@ func (c *cluster) streamSlowly(ctx context.Context, cl *client.Client, tokens in
 	}, client.OnAnswer(func(a client.Answer) { *worker = a.Worker }))
 }
 
-// The gossip keys are rotated under load: nobody is lost and nothing fails. A hive and a queen that were away meanwhile come back.
+// The gossip keys are rotated under load: nobody is lost and nothing fails. A hive and a queen that
+// were away meanwhile come back.
 func TestKeyRotation(t *testing.T) {
 	c := newCluster(t)
 	c.start(3, 2)
@@ -309,7 +311,8 @@ func TestConsistency(t *testing.T) {
 	c.awaitHealth(3, 1)
 }
 
-// A worker is retired, and while its last request runs the leader dies: the retirement is brought to its end all the same.
+// A worker is retired, and while its last request runs the leader dies: the retirement is brought
+// to its end all the same.
 func TestRetireSurvivesTheLeader(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)

@@ -22,7 +22,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// Two of three queens are gone for good. The one that is left says so, goes on answering, becomes the cluster by the peers file, and takes a new queen in.
+// Two of three queens are gone for good. The one that is left says so, goes on answering, becomes
+// the cluster by the peers file, and takes a new queen in.
 func TestLostQuorum(t *testing.T) {
 	c := newCluster(t)
 	c.start(3, 1)
@@ -95,7 +96,8 @@ func TestLostQuorum(t *testing.T) {
 	})
 }
 
-// A snapshot brings the registry back as it was, in its own cluster only, and tells nobody a secret.
+// A snapshot brings the registry back as it was, in its own cluster only, and tells nobody a
+// secret.
 func TestSnapshots(t *testing.T) {
 	c := newCluster(t)
 	c.start(3, 1)
@@ -135,7 +137,8 @@ func TestSnapshots(t *testing.T) {
 	}
 	must.True(t, bytes.Contains(data, []byte("hive-1"))) // it is not just all encrypted
 
-	// What was made since is gone afterwards, what was revoked stays revoked, and the cluster goes on with the keys that it has now.
+	// What was made since is gone afterwards, what was revoked stays revoked, and the cluster goes
+	// on with the keys that it has now.
 	revoked := asJSON[core.NewToken](first, "token", "create", "--type", "api", "--scope", "read", "--name", "revoked")
 	must.NoError(t, os.Remove(file))
 	first.must("operator", "snapshot", "save", file)
@@ -192,7 +195,8 @@ func readNodeKey(t testing.TB, n *node) []byte {
 	return block.Bytes
 }
 
-// copyFolder copies what a backup would: folders and files, and no sockets, while an agent writes there.
+// copyFolder copies what a backup would: folders and files, and no sockets, while an agent writes
+// there.
 func copyFolder(t testing.TB, from, to string) {
 	t.Helper()
 	must.NoError(t, filepath.WalkDir(from, func(path string, d os.DirEntry, err error) error {
@@ -217,7 +221,8 @@ func copyFolder(t testing.TB, from, to string) {
 	}))
 }
 
-// Two agents with one identity, from a copy of a data folder: the second one is refused and says so, the first goes on as if nothing were.
+// Two agents with one identity, from a copy of a data folder: the second one is refused and says
+// so, the first goes on as if nothing were.
 func TestCopiedDataFolder(t *testing.T) {
 	for _, role := range []string{"queen", "hive"} {
 		t.Run(role, func(t *testing.T) {

@@ -28,7 +28,8 @@ func (n *node) ended() string {
 	return n.log.String()
 }
 
-// awaitHive waits until the cluster has its leader and one hive that answers. A restored registry says that the hive is ready before it has come back.
+// awaitHive waits until the cluster has its leader and one hive that answers. A restored registry
+// says that the hive is ready before it has come back.
 func (c *cluster) awaitHive(q *node) {
 	c.t.Helper()
 	coretest.Eventually(c.t, patience, func() error {
@@ -43,8 +44,9 @@ func (c *cluster) awaitHive(q *node) {
 	})
 }
 
-// The only queen of a cluster loses its registry, then all of its data folder. A snapshot brings the cluster back each time: with what is left of the
-// registry, with the identity alone, and with nothing but the recovery key.
+// The only queen of a cluster loses its registry, then all of its data folder. A snapshot brings
+// the cluster back each time: with what is left of the registry, with the identity alone, and with
+// nothing but the recovery key.
 func TestOfflineRestore(t *testing.T) {
 	c := newCluster(t)
 	c.start(1, 1)
@@ -108,7 +110,8 @@ func TestOfflineRestore(t *testing.T) {
 		}
 		return nil
 	})
-	// Leaving rotates the gossip key, which nobody but the registry and the nodes have: a snapshot of before is of no use then.
+	// Leaving rotates the gossip key, which nobody but the registry and the nodes have: a snapshot
+	// of before is of no use then.
 	keyring := func() string { return asJSON[core.Keyring](q, "operator", "keyring", "list").Primary }
 	old := keyring()
 	q.must("cluster", "leave", "hive-2", "--yes")

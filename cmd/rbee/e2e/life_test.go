@@ -63,7 +63,8 @@ func (c *cluster) awaitHealth(queens, hives int) {
 	})
 }
 
-// allClient is a client with its own connections that knows all queens, as a program far away would be.
+// allClient is a client with its own connections that knows all queens, as a program far away would
+// be.
 func (c *cluster) allClient() *client.Client {
 	c.t.Helper()
 	var addresses []string
@@ -85,7 +86,8 @@ func tinyQuestion(maxTokens int) openai.ChatRequest {
 	}
 }
 
-// traffic is steady work through a client: answers, streams and registry writes, until it is stopped.
+// traffic is steady work through a client: answers, streams and registry writes, until it is
+// stopped.
 type traffic struct {
 	cl   *client.Client
 	wg   sync.WaitGroup
@@ -210,7 +212,8 @@ func TestRollingRestart(t *testing.T) {
 	}
 }
 
-// A queen and a hive leave for good. The others see nothing wrong, what left is let in no more, and comes back with a new token as a new node.
+// A queen and a hive leave for good. The others see nothing wrong, what left is let in no more, and
+// comes back with a new token as a new node.
 func TestLeave(t *testing.T) {
 	c := newCluster(t)
 	c.start(3, 2)
@@ -288,7 +291,8 @@ func TestLeave(t *testing.T) {
 	must.True(t, stays.running())
 }
 
-// Everything loses its power at once. All that the registry knew is there again, and requests find their workers, without anybody's help.
+// Everything loses its power at once. All that the registry knew is there again, and requests find
+// their workers, without anybody's help.
 func TestPowerLoss(t *testing.T) {
 	c := newCluster(t)
 	c.start(3, 2)
@@ -359,7 +363,8 @@ func (n *node) runFor(limit time.Duration, args ...string) (result, time.Duratio
 	return result{out.String(), talk.String(), cmd.ProcessState.ExitCode()}, time.Since(began)
 }
 
-// Every operation works through every queen, whoever leads, and at once after another queen acknowledged the one before.
+// Every operation works through every queen, whoever leads, and at once after another queen
+// acknowledged the one before.
 func TestOperationsThroughEveryQueen(t *testing.T) {
 	c := newCluster(t)
 	c.start(3, 1)

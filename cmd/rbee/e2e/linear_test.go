@@ -29,8 +29,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// op is one operation on a register: a write of a value that is written once in the whole history, or a read of what it gave. "" is what a
-// register holds that was never written.
+// op is one operation on a register: a write of a value that is written once in the whole history,
+// or a read of what it gave. "" is what a register holds that was never written.
 type op struct {
 	client  int
 	key     string
@@ -100,8 +100,10 @@ type verdict struct {
 	undecided  []string // keys whose history took too long
 }
 
-// check looks for an order of the operations on each key that a register could have had, each operation somewhere between its call and its return.
-// A history without such an order and with many operations at once may take for ever to refute: after patience only its telling operations count.
+// check looks for an order of the operations on each key that a register could have had, each
+// operation somewhere between its call and its return. A history without such an order and with
+// many operations at once may take for ever to refute: after patience only its telling operations
+// count.
 func (h *history) check(patience time.Duration) verdict {
 	var v verdict
 	for key, ops := range settle(h.ops) {
@@ -133,9 +135,10 @@ func operations(ops []op) []porcupine.Operation {
 	return list
 }
 
-// telling leaves out reads that say nothing new. A register has a value for one stretch of time, since each is written once; a read of it fits if it
-// returned after the stretch began and was called before it ended. So of all reads of a value, the one that returned first and the one that was called
-// last say all.
+// telling leaves out reads that say nothing new. A register has a value for one stretch of time,
+// since each is written once; a read of it fits if it returned after the stretch began and was
+// called before it ended. So of all reads of a value, the one that returned first and the one that
+// was called last say all.
 func telling(ops []op) []op {
 	first, last := map[string]int{}, map[string]int{}
 	for i, o := range ops {
@@ -158,8 +161,9 @@ func telling(ops []op) []op {
 	return list
 }
 
-// settle sorts the operations by key and says when each write of unknown outcome ended. One whose value nobody ever read may as well have happened
-// after everything else, or never: it is left out. One whose value was read happened before the first of those reads returned. This is no more and
+// settle sorts the operations by key and says when each write of unknown outcome ended. One whose
+// value nobody ever read may as well have happened after everything else, or never: it is left out.
+// One whose value was read happened before the first of those reads returned. This is no more and
 // no less strict than leaving them open to the end, and far cheaper to check.
 func settle(ops []op) map[string][]op {
 	seen := map[string]int64{} // by key and value: when the first read of it returned
@@ -314,7 +318,8 @@ func TestChecker(t *testing.T) {
 	})
 }
 
-// registry is a cluster's registry used as registers, one for each hive id: the version of the hive is the value.
+// registry is a cluster's registry used as registers, one for each hive id: the version of the hive
+// is the value.
 type registry struct {
 	c       *cluster
 	history *history
@@ -510,7 +515,8 @@ func seedOf(t testing.TB) uint64 {
 	return seed
 }
 
-// The registry is linearizable while queens are killed, paused and cut off. `make linear` runs it with 200,000 operations and all faults.
+// The registry is linearizable while queens are killed, paused and cut off. `make linear` runs it
+// with 200,000 operations and all faults.
 func TestLinear(t *testing.T) {
 	operations := envOr(t, "RBEE_LINEAR_OPS", 0)
 	short := operations == 0

@@ -35,8 +35,9 @@ func resident(t testing.TB, pid int) (own, files int64) {
 	return own, files
 }
 
-// The estimate is held against what a worker with the real engine holds after it has read a prompt as long as a step of the engine: within 10 % and
-// 16 MiB. Where the engine has repacked the weights, the mapped file does not count: the system takes its pages back when it needs memory.
+// The estimate is held against what a worker with the real engine holds after it has read a prompt
+// as long as a step of the engine: within 10 % and 16 MiB. Where the engine has repacked the
+// weights, the mapped file does not count: the system takes its pages back when it needs memory.
 func TestMemoryEstimateIsWhatTheEngineTakes(t *testing.T) {
 	t.Parallel()
 	tiny, err := filepath.Abs("../../../plugins/catalog-builtin/rbee-tiny.gguf")

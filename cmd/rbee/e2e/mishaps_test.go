@@ -181,7 +181,8 @@ func TestDeadlyRequest(t *testing.T) {
 	t.Logf("%d of %d workers are left", workers(), all)
 }
 
-// A worker that hangs costs its requests seconds, not for ever: they go to another one, and it is killed.
+// A worker that hangs costs its requests seconds, not for ever: they go to another one, and it is
+// killed.
 func TestHungWorker(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t, agentOptions{env: []string{"RBEE_HIVE_WORKER_TIMEOUT=8s"}})

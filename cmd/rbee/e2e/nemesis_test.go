@@ -127,7 +127,8 @@ func (c *cluster) leaderNow(hc *http.Client) *node {
 	return nil
 }
 
-// leaderAt is the id of the node that a queen takes for the leader; empty: none, or it does not answer.
+// leaderAt is the id of the node that a queen takes for the leader; empty: none, or it does not
+// answer.
 func (c *cluster) leaderAt(hc *http.Client, q *node) string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()

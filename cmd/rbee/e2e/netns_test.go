@@ -19,8 +19,9 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// lan is a network of machines, each a network namespace of its own with one cable to a bridge in yet another namespace. None of them has a
-// name: the kernel takes it all away with the last process and file that holds it, however the test ends.
+// lan is a network of machines, each a network namespace of its own with one cable to a bridge in
+// yet another namespace. None of them has a name: the kernel takes it all away with the last
+// process and file that holds it, however the test ends.
 type lan struct {
 	hub   *netns
 	hosts map[string]*netns // by address
@@ -123,7 +124,8 @@ func (l *lan) plug(address string, in bool) error {
 	return l.hub.ip("link", "set", l.ports[address], state)
 }
 
-// nobody is a hardware address that no machine has: what is sent to it is lost without a sign, as in a broken network.
+// nobody is a hardware address that no machine has: what is sent to it is lost without a sign, as
+// in a broken network.
 const nobody = "02:00:00:00:00:99"
 
 // cut loses everything that one machine sends to another, or no longer.
@@ -139,13 +141,15 @@ func (l *lan) start(address string, cmd *exec.Cmd) error {
 	return l.hosts[address].start(cmd)
 }
 
-// start starts a command that is killed when this thread ends, and with it the process that runs the tests.
+// start starts a command that is killed when this thread ends, and with it the process that runs
+// the tests.
 func (t *thread) start(cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return t.do(cmd.Start)
 }
 
-// dial connects to a machine as a program on that machine would, so that no broken cable is in the way.
+// dial connects to a machine as a program on that machine would, so that no broken cable is in the
+// way.
 func (l *lan) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {

@@ -20,7 +20,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// contract runs the operations of the contract on one cluster, each step through other queens than the one before.
+// contract runs the operations of the contract on one cluster, each step through other queens than
+// the one before.
 type contract struct {
 	c    *cluster
 	t    *testing.T // of the step that runs
@@ -42,7 +43,8 @@ func (o *contract) queen() *node {
 	return queens[o.turn%len(queens)]
 }
 
-// asJob runs a request as a job through the next queen, looks at its events, and has another queen tell the same.
+// asJob runs a request as a job through the next queen, looks at its events, and has another queen
+// tell the same.
 func asJob[T any](o *contract, r core.Request) T {
 	o.t.Helper()
 	return asJobAt[T](o, o.queen(), r)
@@ -109,8 +111,8 @@ func cli[T any](o *contract, args ...string) T {
 	return asJSON[T](o.queen(), args...)
 }
 
-// TestOperations runs every operation of the contract against three queens and two hives with the real engine: as a job, by its plain GET and by
-// its command.
+// TestOperations runs every operation of the contract against three queens and two hives with the
+// real engine: as a job, by its plain GET and by its command.
 func TestOperations(t *testing.T) {
 	c := newCluster(t)
 	c.ownStores = true

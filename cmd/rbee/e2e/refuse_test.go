@@ -25,7 +25,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// refused is what a command that is refused must look like: one clear error, what to do next, no panic.
+// refused is what a command that is refused must look like: one clear error, what to do next, no
+// panic.
 func refused(t testing.TB, r result, code int, says ...string) {
 	t.Helper()
 	must.Eq(t, code, r.code, must.Sprint(r.stderr))
@@ -86,7 +87,8 @@ func TestBadModels(t *testing.T) {
 	}
 }
 
-// fakeRegistry is an npm registry that serves one archive for every package, with the digest of another when it lies.
+// fakeRegistry is an npm registry that serves one archive for every package, with the digest of
+// another when it lies.
 func fakeRegistry(t testing.TB, archive []byte, digestOf []byte) *httptest.Server {
 	t.Helper()
 	sum := sha512.Sum512(digestOf)

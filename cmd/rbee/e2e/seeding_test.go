@@ -101,7 +101,8 @@ func (o *countedOrigin) file(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// newSeedingCluster is three queens that are hives as well, and one more hive, each with a store of its own, and an origin that counts.
+// newSeedingCluster is three queens that are hives as well, and one more hive, each with a store of
+// its own, and an origin that counts.
 func newSeedingCluster(t testing.TB, o *countedOrigin) *cluster {
 	t.Helper()
 	c := newCluster(t)
@@ -120,7 +121,8 @@ func newSeedingCluster(t testing.TB, o *countedOrigin) *cluster {
 	return c
 }
 
-// download has all nodes download the model at once. each is called with what a job says, as it does.
+// download has all nodes download the model at once. each is called with what a job says, as it
+// does.
 func (c *cluster) download(nodes []*node, each func(n *node, said string)) map[*node]core.Job {
 	c.t.Helper()
 	cl := c.client(c.queens()...)
@@ -164,7 +166,8 @@ func (n *node) has(o *countedOrigin) {
 	must.Eq(n.c.t, o.digest, fmt.Sprintf("sha256:%x", sha256.Sum256(data)), must.Sprint(n.name))
 }
 
-// Four hives are asked for one model at once: its origin gives every byte once. A fifth download needs the origin for nothing.
+// Four hives are asked for one model at once: its origin gives every byte once. A fifth download
+// needs the origin for nothing.
 func TestSeedingDownloadsOnce(t *testing.T) {
 	t.Parallel()
 	o := newCountedOrigin(t, 4<<20, true)
@@ -190,8 +193,9 @@ func TestSeedingDownloadsOnce(t *testing.T) {
 	must.Eq(t, int64(len(o.data)), o.given.Load())
 }
 
-// The hive that fetches the model from its origin is killed in the middle: all others have it in the end, and the origin gives again only what
-// that hive had not passed on. Where the leader is killed with it, so does the next leader.
+// The hive that fetches the model from its origin is killed in the middle: all others have it in
+// the end, and the origin gives again only what that hive had not passed on. Where the leader is
+// killed with it, so does the next leader.
 func TestSeedingHiveIsKilled(t *testing.T) {
 	t.Parallel()
 	o := newCountedOrigin(t, 6<<20, false)

@@ -26,7 +26,8 @@ const (
 	hubCommit = "0123456789abcdef0123456789abcdef01234567"
 )
 
-// fakeHub has rbee-tiny in a gated repository. Its files are at another host, which is given no token.
+// fakeHub has rbee-tiny in a gated repository. Its files are at another host, which is given no
+// token.
 type fakeHub struct {
 	hub, cdn *httptest.Server
 	model    []byte

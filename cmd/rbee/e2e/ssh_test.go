@@ -30,7 +30,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// sshd is an OpenSSH server of the test's own, whose users have another home folder: another machine, as far as SSH tells.
+// sshd is an OpenSSH server of the test's own, whose users have another home folder: another
+// machine, as far as SSH tells.
 type sshd struct {
 	home        string
 	port        int
@@ -38,7 +39,8 @@ type sshd struct {
 	log         *lockedBuffer
 }
 
-// startSSHD starts the server for a key. It is Debian's package openssh-server; the test is skipped where there is none.
+// startSSHD starts the server for a key. It is Debian's package openssh-server; the test is skipped
+// where there is none.
 func startSSHD(t *testing.T, key ssh.PublicKey) *sshd {
 	t.Helper()
 	program := "/usr/sbin/sshd"
@@ -144,7 +146,8 @@ func tree(t *testing.T, dir string) []string {
 	return list
 }
 
-// releaseOf makes a folder with a release of another build: the built program and one byte more, which no loader minds.
+// releaseOf makes a folder with a release of another build: the built program and one byte more,
+// which no loader minds.
 func releaseOf(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -183,7 +186,8 @@ func resultOf[T any](n *node, args ...string) T {
 	return v
 }
 
-// A hive is installed over SSH on another machine, answers, is upgraded under a running worker, stopped, started and removed without a trace.
+// A hive is installed over SSH on another machine, answers, is upgraded under a running worker,
+// stopped, started and removed without a trace.
 func TestHivesOverSSH(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -280,7 +284,8 @@ func TestHivesOverSSH(t *testing.T) {
 	must.StrContains(t, r.stderr, "the host key has changed")
 }
 
-// runs says whether a process runs. One that has ended, and that nobody has asked for its status yet, does not.
+// runs says whether a process runs. One that has ended, and that nobody has asked for its status
+// yet, does not.
 func runs(pid int) bool {
 	out, err := exec.Command("ps", "-o", "stat=", "-p", fmt.Sprint(pid)).Output()
 	return err == nil && !strings.HasPrefix(strings.TrimSpace(string(out)), "Z")

@@ -13,7 +13,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// starve gives a process a share of one core, in percent, until the test ends. It needs root and a cgroup file system that can be written.
+// starve gives a process a share of one core, in percent, until the test ends. It needs root and a
+// cgroup file system that can be written.
 func starve(t *testing.T, pid, percent int) {
 	t.Helper()
 	const periodMicros = 100_000
@@ -47,8 +48,9 @@ func (c *cluster) changes() int {
 	return n
 }
 
-// A leader that gets a twentieth of a core may lose the leadership once, to one that has more; then it is quiet (C-21). With timeouts that do not suit
-// such a node, it and the others would go on electing each other.
+// A leader that gets a twentieth of a core may lose the leadership once, to one that has more; then
+// it is quiet (C-21). With timeouts that do not suit such a node, it and the others would go on
+// electing each other.
 func TestStarvedLeader(t *testing.T) {
 	if os.Getenv("RBEE_FAULTS") == "" {
 		t.Skip("RBEE_FAULTS is not set: `make faults` runs it, with nothing else beside it that takes the processor")

@@ -13,7 +13,8 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 )
 
-// parrotModule is a module outside the repository that imports only plugins/sdk/…: a worker type in a few lines.
+// parrotModule is a module outside the repository that imports only plugins/sdk/…: a worker type in
+// a few lines.
 func parrotModule(t testing.TB) string {
 	t.Helper()
 	source := filepath.Join("testdata", "parrot", "main.go")
@@ -23,7 +24,8 @@ func parrotModule(t testing.TB) string {
 	return coretest.Module(t, filepath.Join("..", "..", ".."), "example.org/parrot", source)
 }
 
-// A module outside the repository that imports only plugins/sdk/… makes a worker type that the real agent runs.
+// A module outside the repository that imports only plugins/sdk/… makes a worker type that the real
+// agent runs.
 func TestWorkerTypeOfAThirdParty(t *testing.T) {
 	t.Parallel()
 	dir := parrotModule(t)

@@ -47,7 +47,8 @@ func (a *agent) handles() []handle {
 	return list
 }
 
-// workerStatus asks the agent's only worker itself, past queen and hive, how many requests it works on.
+// workerStatus asks the agent's only worker itself, past queen and hive, how many requests it works
+// on.
 func workerStatus(t testing.TB, a *agent) func(testing.TB) int {
 	t.Helper()
 	list := a.handles()
@@ -72,7 +73,8 @@ var slow struct {
 	err  error
 }
 
-// slowModel is a GGUF file with random weights that generates for many seconds where rbee-tiny is done in half a one.
+// slowModel is a GGUF file with random weights that generates for many seconds where rbee-tiny is
+// done in half a one.
 func slowModel(t testing.TB) string {
 	t.Helper()
 	slow.once.Do(func() {

@@ -94,12 +94,14 @@ func Corpus() []Case {
 	}
 }
 
-// Part is one file of a model that is split, with GoodTensors. tensors is how many all files say that they have together.
+// Part is one file of a model that is split, with GoodTensors. tensors is how many all files say
+// that they have together.
 func Part(no, count, tensors uint32, entries ...Entry) []byte {
 	return File(split(no, count, tensors, entries), GoodTensors(), GoodData)
 }
 
-// Split is the model of Good in three files, as llama-gguf-split writes them: the first has the metadata alone, the others only what part they are.
+// Split is the model of Good in three files, as llama-gguf-split writes them: the first has the
+// metadata alone, the others only what part they are.
 func Split() [][]byte {
 	all := GoodTensors()
 	last := []Tensor{{all[2].Name, all[2].Dims, all[2].Type, 0}}

@@ -1,4 +1,5 @@
-// Package badgguf writes GGUF files for tests: sound ones, and a corpus of malformed ones that every reader must refuse.
+// Package badgguf writes GGUF files for tests: sound ones, and a corpus of malformed ones that
+// every reader must refuse.
 package badgguf
 
 import (
@@ -163,7 +164,8 @@ func GoodEntries() []Entry {
 	}
 }
 
-// Nested is the bytes of an array value, so many arrays deep, with an empty list of bytes at the bottom.
+// Nested is the bytes of an array value, so many arrays deep, with an empty list of bytes at the
+// bottom.
 func Nested(depth int) []byte {
 	h := &header{}
 	for range depth - 1 {

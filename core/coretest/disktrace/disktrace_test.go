@@ -58,7 +58,8 @@ func noticed(t *testing.T, without, want string) {
 	must.StrContains(t, strings.Join(found, "\n"), want)
 }
 
-// Each step that is left out is noticed. A scenario is a test of its own, as it runs in a process of its own.
+// Each step that is left out is noticed. A scenario is a test of its own, as it runs in a process
+// of its own.
 func TestMissingFolder(t *testing.T) {
 	noticed(t, "the folder's own name", "folder was made")
 }

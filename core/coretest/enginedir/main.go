@@ -1,5 +1,5 @@
-// Command enginedir installs a worker type into a store, by the same road as a hive, and prints the folder of its engine libraries:
-// the engine's own tests need one without an agent.
+// Command enginedir installs a worker type into a store, by the same road as a hive, and prints the
+// folder of its engine libraries: the engine's own tests need one without an agent.
 package main
 
 import (

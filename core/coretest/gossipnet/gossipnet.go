@@ -1,5 +1,6 @@
-// Package gossipnet is a network in memory for gossip pools in tests: packets that get lost, streams that get slow, nodes that cannot reach each
-// other. It has no goroutines of its own and only timers, so it works within testing/synctest.
+// Package gossipnet is a network in memory for gossip pools in tests: packets that get lost,
+// streams that get slow, nodes that cannot reach each other. It has no goroutines of its own and
+// only timers, so it works within testing/synctest.
 //
 //	net := gossipnet.New(1)
 //	pool, err := gossip.New(gossip.Options{Transport: net.Listen("10.0.0.1:7835"), …})
@@ -34,7 +35,8 @@ func New(seed uint64) *Network {
 	return &Network{rand: rand.New(rand.NewPCG(seed, 1)), nodes: map[string]*Transport{}, cut: map[[2]string]bool{}}
 }
 
-// Listen is the transport of a node at an address (IP:port). An address can be used again when its transport was shut down; it panics if it is in use.
+// Listen is the transport of a node at an address (IP:port). An address can be used again when its
+// transport was shut down; it panics if it is in use.
 func (n *Network) Listen(address string) *Transport {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -49,7 +51,8 @@ func (n *Network) Listen(address string) *Transport {
 	return t
 }
 
-// SetLoss has this part of all packets (0 to 1) lost. Streams lose them too, and send them again as TCP does: that takes time.
+// SetLoss has this part of all packets (0 to 1) lost. Streams lose them too, and send them again as
+// TCP does: that takes time.
 func (n *Network) SetLoss(part float64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -63,7 +66,8 @@ func (n *Network) Cut(from, to string) {
 	n.cut[[2]string{from, to}] = true
 }
 
-// Partition cuts both ways between all nodes of different groups. Nodes in no group reach everybody.
+// Partition cuts both ways between all nodes of different groups. Nodes in no group reach
+// everybody.
 func (n *Network) Partition(groups ...[]string) {
 	for i, g := range groups {
 		for _, other := range groups[i+1:] {
@@ -84,7 +88,8 @@ func (n *Network) Heal() {
 	clear(n.cut)
 }
 
-// Inject has a packet arrive at a node, as if somebody had sent it. It is lost when the node's queue is full.
+// Inject has a packet arrive at a node, as if somebody had sent it. It is lost when the node's
+// queue is full.
 func (n *Network) Inject(from, to string, packet []byte) {
 	n.mu.Lock()
 	t := n.nodes[to]
@@ -111,7 +116,8 @@ func (n *Network) loses() bool {
 	return n.loss > 0 && n.rand.Float64() < n.loss
 }
 
-// delay is how long TCP needs to get something to the other side and an answer back, when it waits first for an answer and then twice as long.
+// delay is how long TCP needs to get something to the other side and an answer back, when it waits
+// first for an answer and then twice as long.
 func (n *Network) delay(first time.Duration) time.Duration {
 	var d time.Duration
 	for wait := first; ; wait *= 2 {

@@ -1,4 +1,5 @@
-// Package sshserver is an SSH server within a test: real handshakes, and commands that a test answers or has a shell run.
+// Package sshserver is an SSH server within a test: real handshakes, and commands that a test
+// answers or has a shell run.
 package sshserver
 
 import (
@@ -56,7 +57,8 @@ func NewKey(t testing.TB) ssh.Signer {
 	return s
 }
 
-// Home is a temporary home folder with a new key in .ssh/id_ed25519, encrypted if there is a passphrase.
+// Home is a temporary home folder with a new key in .ssh/id_ed25519, encrypted if there is a
+// passphrase.
 func Home(t testing.TB, passphrase string) (home string, key ssh.PublicKey) {
 	t.Helper()
 	home = t.TempDir()

@@ -25,8 +25,8 @@ const (
 )
 
 // pool holds the connections to one worker. A request and its answer stay on the caller's
-// goroutine: the transport of net/http hands both to goroutines of its own, and each hand-over costs
-// a wake-up before the first token. BenchmarkStream measures it.
+// goroutine: the transport of net/http hands both to goroutines of its own, and each hand-over
+// costs a wake-up before the first token. BenchmarkStream measures it.
 type pool struct {
 	dial  func(ctx context.Context, patience time.Duration) (*workerConn, error)
 	hive  string
@@ -137,8 +137,8 @@ func (p *pool) roundTrip(ctx context.Context, q Request) (*http.Response, error)
 	}
 }
 
-// exchange sends the request and reads the header of the answer. sent reports that the whole request
-// was written, answered that at least one byte of the answer arrived.
+// exchange sends the request and reads the header of the answer. sent reports that the whole
+// request was written, answered that at least one byte of the answer arrived.
 func (p *pool) exchange(ctx context.Context, c *workerConn, q Request) (resp *http.Response, sent, answered bool, err error) {
 	// The connection carries nothing else: closing it tells the worker that nobody waits.
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })

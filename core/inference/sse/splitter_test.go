@@ -90,7 +90,8 @@ func FuzzSplitter(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What is passed on is a beginning of what came, but for a byte order mark and the line ends of a last [DONE].
+		// What is passed on is a beginning of what came, but for a byte order mark and the line
+		// ends of a last [DONE].
 		if want := strings.TrimPrefix(string(stream), "\ufeff"); !strings.HasPrefix(want, strings.TrimRight(out, "\r\n")) {
 			t.Fatalf("%q became %q", stream, out)
 		}

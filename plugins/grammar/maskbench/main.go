@@ -1,5 +1,5 @@
-// Command maskbench runs the grammar library over the schemas and documents of MaskBench and prints how
-// many it judges rightly, what it refuses, and how long masks and compilations take.
+// Command maskbench runs the grammar library over the schemas and documents of MaskBench and prints
+// how many it judges rightly, what it refuses, and how long masks and compilations take.
 package main
 
 import (

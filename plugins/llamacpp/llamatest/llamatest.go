@@ -1,5 +1,6 @@
-// Package llamatest checks answers against llama.cpp's own plain loop, which it runs at test time on the machine at hand:
-// kernels round differently from processor to processor, so a recorded answer is right on one of them only.
+// Package llamatest checks answers against llama.cpp's own plain loop, which it runs at test time
+// on the machine at hand: kernels round differently from processor to processor, so a recorded
+// answer is right on one of them only.
 package llamatest
 
 import (
@@ -14,8 +15,9 @@ import (
 	"github.com/hybridgroup/yzma/pkg/llama"
 )
 
-// Margin bounds a near tie: how far the log-probability of a chosen token may lie below that of the likeliest one,
-// in nats, in the plain loop with the same tokens before it. contributing/engine.md says how it was measured.
+// Margin bounds a near tie: how far the log-probability of a chosen token may lie below that of the
+// likeliest one, in nats, in the plain loop with the same tokens before it. contributing/engine.md
+// says how it was measured.
 const Margin = 0.25
 
 // contextTokens is the size of the loop's context. No prompt and answer of a test is longer.
@@ -24,8 +26,8 @@ const contextTokens = 1024
 // Token is a token of a model's vocabulary.
 type Token = llama.Token
 
-// Loop is llama.cpp's simplest loop over one model: decode, look at the logits, take the largest. It uses the
-// binding and nothing of rbee. Not safe for concurrent use.
+// Loop is llama.cpp's simplest loop over one model: decode, look at the logits, take the largest.
+// It uses the binding and nothing of rbee. Not safe for concurrent use.
 type Loop struct {
 	ctx   llama.Context
 	mem   llama.Memory
@@ -39,8 +41,8 @@ type Answer struct {
 	Gap    float64 // the smallest distance between the likeliest token and the next one, in nats
 }
 
-// Load loads the engine's libraries below dir. It is for the tests of other packages: llamacpp loads them itself, and
-// once is enough for a process.
+// Load loads the engine's libraries below dir. It is for the tests of other packages: llamacpp
+// loads them itself, and once is enough for a process.
 func Load(t testing.TB, dir string) {
 	t.Helper()
 	noError(t, llama.Load(dir))
@@ -90,9 +92,10 @@ func (l *Loop) Answer(t testing.TB, prompt []Token, limit int) Answer {
 	return a
 }
 
-// Check returns nil if text is an answer to prompt, cut off after limit tokens at most, of which each token is the
-// likeliest one in the plain loop after the same tokens, or a near tie with it. Text alone does not tell its tokens,
-// so Check looks for one way to spell it. The error shows how far it came.
+// Check returns nil if text is an answer to prompt, cut off after limit tokens at most, of which
+// each token is the likeliest one in the plain loop after the same tokens, or a near tie with it.
+// Text alone does not tell its tokens, so Check looks for one way to spell it. The error shows how
+// far it came.
 func (l *Loop) Check(t testing.TB, prompt []Token, limit int, text string) error {
 	t.Helper()
 	s := search{loop: l, t: t, text: text, limit: limit, prompt: len(prompt)}
@@ -119,7 +122,8 @@ type search struct {
 	far, want string // the longest beginning that was reached, and what the likeliest token makes of it
 }
 
-// from decodes next, after which raw is said in n tokens, and reports whether the rest of the text follows.
+// from decodes next, after which raw is said in n tokens, and reports whether the rest of the text
+// follows.
 func (s *search) from(next []Token, raw string, n int) bool {
 	if n == s.limit {
 		return valid(raw) == s.text
@@ -157,8 +161,8 @@ type choice struct {
 	logit float32
 }
 
-// decode adds tokens to the context and returns the vocabulary, the likeliest token first. Differences of logits are
-// differences of log-probabilities.
+// decode adds tokens to the context and returns the vocabulary, the likeliest token first.
+// Differences of logits are differences of log-probabilities.
 func (l *Loop) decode(t testing.TB, tokens []Token) []choice {
 	t.Helper()
 	code, err := llama.Decode(l.ctx, llama.BatchGetOne(tokens))

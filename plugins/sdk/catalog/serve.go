@@ -15,7 +15,8 @@ import (
 	catalogv1 "github.com/rbee-project/rbee/proto/catalog/v1"
 )
 
-// The errors that a host tells apart; wrap them with %w. They are those of package sdk under the names that fit a source.
+// The errors that a host tells apart; wrap them with %w. They are those of package sdk under the
+// names that fit a source.
 var (
 	ErrInvalid         = sdk.ErrInvalid         // the reference is malformed
 	ErrNotFound        = sdk.ErrNotFound        // the reference does not exist
@@ -29,15 +30,16 @@ var (
 // MaxChunkBytes is the largest piece of a file in one message.
 const MaxChunkBytes = 1 << 20
 
-// Serve runs s as the plugin of this process and returns when the process shall end. Call it from main, and nothing after it but cleaning up.
-// A process that no host started exits with a message.
+// Serve runs s as the plugin of this process and returns when the process shall end. Call it from
+// main, and nothing after it but cleaning up. A process that no host started exits with a message.
 func Serve(s Source) {
 	sdk.Serve(sdk.KindCatalog, s, func(r grpc.ServiceRegistrar, _ *sdk.Process) {
 		catalogv1.RegisterCatalogServiceServer(r, &server{source: s})
 	}, func(context.Context, time.Duration) error { return nil })
 }
 
-// Register serves s on r inside this process, for tests and for hosts that need no process of their own.
+// Register serves s on r inside this process, for tests and for hosts that need no process of their
+// own.
 func Register(r grpc.ServiceRegistrar, s Source) {
 	sdk.Register(r, s)
 	catalogv1.RegisterCatalogServiceServer(r, &server{source: s})
@@ -108,7 +110,8 @@ func (c *chunks) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// Client is a source in another process. It is safe for concurrent use. Its errors answer errors.Is for the values of this package.
+// Client is a source in another process. It is safe for concurrent use. Its errors answer errors.Is
+// for the values of this package.
 type Client struct {
 	*sdk.Client
 	rpc catalogv1.CatalogServiceClient
@@ -149,7 +152,8 @@ func (c *Client) Resolve(ctx context.Context, ref string) (Manifest, error) {
 	return m, nil
 }
 
-// Fetch writes the file's bytes from offset to its end into w. What it wrote before an error is part of the file. An error of w ends it and is returned.
+// Fetch writes the file's bytes from offset to its end into w. What it wrote before an error is
+// part of the file. An error of w ends it and is returned.
 func (c *Client) Fetch(ctx context.Context, f File, offset int64, w io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -163,7 +167,8 @@ func (c *Client) Fetch(ctx context.Context, f File, offset int64, w io.Writer) e
 	})
 }
 
-// receive calls each with every message of stream until its end. The caller cancels the stream's context afterwards.
+// receive calls each with every message of stream until its end. The caller cancels the stream's
+// context afterwards.
 func receive[M any](stream grpc.ServerStreamingClient[M], each func(*M) error) error {
 	for {
 		m, err := stream.Recv()

@@ -1,4 +1,5 @@
-// Package catalog is the contract of a catalog source: a plugin that finds models or engine libraries and brings their files.
+// Package catalog is the contract of a catalog source: a plugin that finds models or engine
+// libraries and brings their files.
 package catalog
 
 import (
@@ -10,12 +11,15 @@ import (
 
 // Source is what the author of a catalog source implements. Methods may be called concurrently.
 //
-// A reference is what stands behind the source's name and the colon: in "npm:@scope/pkg@1.0.0" the source "npm" is given "@scope/pkg@1.0.0".
+// A reference is what stands behind the source's name and the colon: in "npm:@scope/pkg@1.0.0" the
+// source "npm" is given "@scope/pkg@1.0.0".
 type Source interface {
 	sdk.Plugin
-	// Search emits what matches the query, best first, until everything is said, the query's limit is reached or emit fails.
+	// Search emits what matches the query, best first, until everything is said, the query's limit
+	// is reached or emit fails.
 	Search(ctx context.Context, q Query, emit func(Item) error) error
-	// Resolve says which files a reference stands for, with sizes and digests. A reference that does not exist is ErrNotFound.
+	// Resolve says which files a reference stands for, with sizes and digests. A reference that
+	// does not exist is ErrNotFound.
 	Resolve(ctx context.Context, ref string) (Manifest, error)
 	// Fetch writes the bytes of a file from offset to its end. The host checks size and digest.
 	Fetch(ctx context.Context, f File, offset int64, w io.Writer) error
@@ -41,7 +45,8 @@ type Query struct {
 	Text  string   // empty: everything
 	Kind  ItemKind // empty: every kind
 	Limit int      // 0: the source's choice
-	// Exact says that Text is a whole name as a person gave it. A source on a network asks nobody for a text that none of its names can be.
+	// Exact says that Text is a whole name as a person gave it. A source on a network asks nobody
+	// for a text that none of its names can be.
 	Exact bool
 }
 
@@ -63,7 +68,8 @@ type Manifest struct {
 	Version string // of the thing, where it has one
 	License string
 	Files   []File // at least one; a model's first file is the GGUF to load
-	// Notes are lines for the person who asked, such as which quantisation was chosen and why. The host shows them in the job.
+	// Notes are lines for the person who asked, such as which quantisation was chosen and why. The
+	// host shows them in the job.
 	Notes []string
 }
 
@@ -74,12 +80,15 @@ type File struct {
 	SizeBytes int64  // 0: unknown
 	// Digest is "sha256:<hex>", "sha512:<hex>" or empty where the origin publishes none.
 	Digest string
-	// Locator is the source's own way to find the file again in Fetch; opaque to the host, which may keep it on disk: it holds no credential.
+	// Locator is the source's own way to find the file again in Fetch; opaque to the host, which
+	// may keep it on disk: it holds no credential.
 	Locator string
-	// URL is where the host itself may take the bytes from by HTTP, several ranges at once. Empty: it asks Fetch, which must work in any case.
-	// It holds no credential, since it is shown in messages.
+	// URL is where the host itself may take the bytes from by HTTP, several ranges at once. Empty:
+	// it asks Fetch, which must work in any case. It holds no credential, since it is shown in
+	// messages.
 	URL string
-	// Header goes with requests for URL to its own origin (scheme, host and port), and never to where that redirects. It may hold a credential:
-	// the host writes it nowhere, and asks Resolve for a new one.
+	// Header goes with requests for URL to its own origin (scheme, host and port), and never to
+	// where that redirects. It may hold a credential: the host writes it nowhere, and asks Resolve
+	// for a new one.
 	Header map[string]string
 }

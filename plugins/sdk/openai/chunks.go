@@ -6,7 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// Chunks encodes the text chunks of one stream without reflection and without allocating. It is not safe for concurrent use.
+// Chunks encodes the text chunks of one stream without reflection and without allocating. It is not
+// safe for concurrent use.
 type Chunks struct {
 	prefix, suffix string
 	buf            []byte

@@ -28,7 +28,8 @@ type Head struct {
 	Stream bool
 	// IncludeUsage is stream_options.include_usage.
 	IncludeUsage bool
-	// Text is the prompt or the messages' text, joined, for prefix affinity; at most the asked number of bytes.
+	// Text is the prompt or the messages' text, joined, for prefix affinity; at most the asked
+	// number of bytes.
 	Text []byte
 }
 
@@ -51,8 +52,8 @@ func bodyTooLarge(limit int64) *Error {
 	return NewError(http.StatusRequestEntityTooLarge, TypeInvalidRequest, "", CodeTooLarge, "the request's body is larger than %d bytes; send a shorter prompt", limit)
 }
 
-// DecodeChat reads a ChatRequest from a body and checks it. Every error is an *Error that can be written to the client as it is.
-// Unknown fields are ignored, because clients send them.
+// DecodeChat reads a ChatRequest from a body and checks it. Every error is an *Error that can be
+// written to the client as it is. Unknown fields are ignored, because clients send them.
 func DecodeChat(body []byte) (*ChatRequest, error) {
 	r := new(ChatRequest)
 	if err := decode(body, r); err != nil {
@@ -76,8 +77,9 @@ func DecodeCompletion(body []byte) (*CompletionRequest, error) {
 	return r, nil
 }
 
-// PeekHead reads the Head of a request of either kind. It checks no more of the body than that it is JSON with fields of the right type;
-// textBytes bounds Head.Text, 0 means none. Every error is an *Error that can be written to the client as it is.
+// PeekHead reads the Head of a request of either kind. It checks no more of the body than that it
+// is JSON with fields of the right type; textBytes bounds Head.Text, 0 means none. Every error is
+// an *Error that can be written to the client as it is.
 func PeekHead(body []byte, textBytes int) (Head, error) {
 	var v struct {
 		Model         string         `json:"model"`

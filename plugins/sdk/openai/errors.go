@@ -28,13 +28,15 @@ const (
 	maxErrorBody        = 64 << 10                    // of an error answer that DecodeError looks at
 )
 
-// Error is OpenAI's error object. It is an error itself. On the wire it stands in an envelope: {"error":{…}}.
+// Error is OpenAI's error object. It is an error itself. On the wire it stands in an envelope:
+// {"error":{…}}.
 type Error struct {
 	Message string  `json:"message"` // what is wrong and what to do, for people
 	Type    string  `json:"type"`    // one of the Type constants
 	Param   *string `json:"param"`   // the request's field that is wrong; nil: none
 	Code    *string `json:"code"`    // for programs; nil: none
-	// Kind is what a program can do about it and Hint what a person can do next, where the sender says so; both are rbee's own, others leave them out.
+	// Kind is what a program can do about it and Hint what a person can do next, where the sender
+	// says so; both are rbee's own, others leave them out.
 	Kind string `json:"kind,omitempty"`
 	Hint string `json:"hint,omitempty"`
 	// Status is the HTTP status that fits; 0: unknown. It is not part of the body.
@@ -65,7 +67,8 @@ func Invalid(param, format string, args ...any) *Error {
 	return NewError(http.StatusBadRequest, TypeInvalidRequest, param, "", format, args...)
 }
 
-// NotSupported makes an Error of status 400 about a field that is understood but cannot be honoured.
+// NotSupported makes an Error of status 400 about a field that is understood but cannot be
+// honoured.
 func NotSupported(param, format string, args ...any) *Error {
 	return NewError(http.StatusBadRequest, TypeNotSupported, param, CodeNotSupported, format, args...)
 }
@@ -74,8 +77,9 @@ type envelope struct {
 	Error *Error `json:"error"`
 }
 
-// WriteError answers with e in OpenAI's envelope. A status of 0 means e.Status, or 500 where that is 0 as well. Headers set before, such as Retry-After, are kept.
-// Nothing may have been written yet; inside an event stream use EventWriter.Error.
+// WriteError answers with e in OpenAI's envelope. A status of 0 means e.Status, or 500 where that
+// is 0 as well. Headers set before, such as Retry-After, are kept. Nothing may have been written
+// yet; inside an event stream use EventWriter.Error.
 func WriteError(w http.ResponseWriter, status int, e *Error) {
 	if status == 0 {
 		status = e.Status
@@ -95,7 +99,9 @@ func WriteError(w http.ResponseWriter, status int, e *Error) {
 	_, _ = w.Write(append(body, '\n')) // the client may be gone; there is nobody to tell
 }
 
-// DecodeError makes an Error of the body of a failed answer, whoever sent it. A code that is a number becomes a string; a body that is no envelope becomes the message, cut to a sensible length.
+// DecodeError makes an Error of the body of a failed answer, whoever sent it. A code that is a
+// number becomes a string; a body that is no envelope becomes the message, cut to a sensible
+// length.
 func DecodeError(status int, body []byte) *Error {
 	if len(body) > maxErrorBody {
 		body = body[:maxErrorBody]
@@ -120,7 +126,8 @@ func DecodeError(status int, body []byte) *Error {
 
 // ErrorIn returns the error that the data of an event carries, or nil where it carries none.
 func ErrorIn(data []byte) *Error {
-	// Every chunk of a stream passes here: look before parsing. The envelope's only key comes first.
+	// Every chunk of a stream passes here: look before parsing. The envelope's only key comes
+	// first.
 	s := data
 	for len(s) > 0 && (s[0] == ' ' || s[0] == '{' || s[0] == '\t') {
 		s = s[1:]

@@ -60,7 +60,8 @@ func (r *CompletionRequest) MaxOutput() int {
 	return DefaultCompletionTokens
 }
 
-// Sampling is what both kinds of request say about how to choose tokens and how to answer. A nil field was left out or null.
+// Sampling is what both kinds of request say about how to choose tokens and how to answer. A nil
+// field was left out or null.
 type Sampling struct {
 	Temperature      *float64           `json:"temperature,omitempty"`       // 0 to 2; 0: always the likeliest token
 	TopP             *float64           `json:"top_p,omitempty"`             // 0 to 1
@@ -119,7 +120,8 @@ type ToolFunction struct {
 	Arguments string `json:"arguments"` // JSON
 }
 
-// Content is the content of a message: a string or an array of parts. On the wire null is the same as an empty string.
+// Content is the content of a message: a string or an array of parts. On the wire null is the same
+// as an empty string.
 type Content struct {
 	Text  string // where Parts is nil
 	Parts []Part // nil: the content was a string
@@ -134,7 +136,8 @@ type Part struct {
 // TextContent makes a Content of a string.
 func TextContent(s string) Content { return Content{Text: s} }
 
-// PlainText returns the content as one string, parts joined as they are. It fails with the type of the first part that is no text.
+// PlainText returns the content as one string, parts joined as they are. It fails with the type of
+// the first part that is no text.
 func (c Content) PlainText() (text, otherType string) {
 	if c.Parts == nil {
 		return c.Text, ""
@@ -180,7 +183,8 @@ func (c *Content) UnmarshalJSON(b []byte) error {
 	return typeError[Content](jsonKind(b))
 }
 
-// Stop is a list of strings that end a generation. On the wire it may be one string, a list, or null.
+// Stop is a list of strings that end a generation. On the wire it may be one string, a list, or
+// null.
 type Stop []string
 
 // UnmarshalJSON reads a string, a list of strings, or null.
@@ -205,7 +209,8 @@ func (s *Stop) UnmarshalJSON(b []byte) error {
 	return typeError[Stop](jsonKind(b))
 }
 
-// Prompt is the prompt of a legacy completion: one text, several, or token ids. Exactly one of the two is set.
+// Prompt is the prompt of a legacy completion: one text, several, or token ids. Exactly one of the
+// two is set.
 type Prompt struct {
 	Texts  []string
 	Tokens [][]int32
@@ -227,7 +232,8 @@ func (p Prompt) MarshalJSON() ([]byte, error) {
 	return json.Marshal(p.Tokens)
 }
 
-// UnmarshalJSON reads a string, a list of strings, a list of token ids, a list of such lists, or null.
+// UnmarshalJSON reads a string, a list of strings, a list of token ids, a list of such lists, or
+// null.
 func (p *Prompt) UnmarshalJSON(b []byte) error {
 	*p = Prompt{}
 	switch b[0] {
@@ -255,7 +261,8 @@ func (p *Prompt) UnmarshalJSON(b []byte) error {
 	return typeError[Prompt](jsonKind(b))
 }
 
-// typeError is told apart by its Go type when it is put into words; encoding/json adds the field's path.
+// typeError is told apart by its Go type when it is put into words; encoding/json adds the field's
+// path.
 func typeError[T any](value string) error {
 	return &json.UnmarshalTypeError{Value: value, Type: reflect.TypeFor[T]()}
 }

@@ -70,7 +70,8 @@ type Delta struct {
 	ToolCalls []ToolCall `json:"tool_calls,omitempty"`
 }
 
-// CompletionResponse is the answer of POST /v1/completions, and the data of one event of its stream.
+// CompletionResponse is the answer of POST /v1/completions, and the data of one event of its
+// stream.
 type CompletionResponse struct {
 	ID                string             `json:"id"`
 	Object            string             `json:"object"` // ObjectCompletion

@@ -17,11 +17,13 @@ const (
 	MaxEventBytes = 4 << 20
 )
 
-// ErrEventTooLarge is returned by EventReader.Next for a line over MaxLineBytes or an event over MaxEventBytes.
+// ErrEventTooLarge is returned by EventReader.Next for a line over MaxLineBytes or an event over
+// MaxEventBytes.
 var ErrEventTooLarge = errors.New("event stream: line or event is too large")
 
-// EventWriter writes server-sent events: every event is one Write and one Flush, so that nothing waits in a buffer.
-// Headers and status 200 go out with the first event; until then an error can still be answered with WriteError. It is not safe for concurrent use.
+// EventWriter writes server-sent events: every event is one Write and one Flush, so that nothing
+// waits in a buffer. Headers and status 200 go out with the first event; until then an error can
+// still be answered with WriteError. It is not safe for concurrent use.
 type EventWriter struct {
 	w       http.ResponseWriter
 	c       *http.ResponseController
@@ -53,14 +55,16 @@ func (e *EventWriter) JSON(v any) error {
 	return e.Data(b)
 }
 
-// Error writes err as an in-band error event. No Done may follow: its absence tells a client that the answer is not whole.
+// Error writes err as an in-band error event. No Done may follow: its absence tells a client that
+// the answer is not whole.
 func (e *EventWriter) Error(err *Error) error { return e.JSON(envelope{err}) }
 
 // Done writes the end of a whole answer: data: [DONE].
 func (e *EventWriter) Done() error { return e.Data([]byte(doneData)) }
 
-// Comment writes a comment, which clients ignore. Line breaks in it become spaces. No blank line follows: OpenAI's Go
-// client takes a blank line after a comment for an event without data, and fails.
+// Comment writes a comment, which clients ignore. Line breaks in it become spaces. No blank line
+// follows: OpenAI's Go client takes a blank line after a comment for an event without data, and
+// fails.
 func (e *EventWriter) Comment(text string) error {
 	e.start()
 	e.buf = append(e.buf[:0], ": "...)
@@ -116,7 +120,8 @@ type Event struct {
 // IsDone says whether the event is the data: [DONE] that ends a whole answer.
 func (e Event) IsDone() bool { return string(e.Data) == doneData }
 
-// EventReader reads server-sent events in bounded memory. It takes LF and CRLF, comments and several data: lines. It is not safe for concurrent use.
+// EventReader reads server-sent events in bounded memory. It takes LF and CRLF, comments and
+// several data: lines. It is not safe for concurrent use.
 type EventReader struct {
 	r         *bufio.Reader
 	raw, data []byte
@@ -128,8 +133,9 @@ func NewEventReader(r io.Reader) *EventReader {
 	return &EventReader{r: bufio.NewReaderSize(r, 16<<10), first: true}
 }
 
-// Next returns the next event; its Data and Raw are valid until the next call. At the end of the stream it returns io.EOF,
-// or io.ErrUnexpectedEOF where the stream ends within an event. An EOF before an event with IsDone means that the answer is not whole.
+// Next returns the next event; its Data and Raw are valid until the next call. At the end of the
+// stream it returns io.EOF, or io.ErrUnexpectedEOF where the stream ends within an event. An EOF
+// before an event with IsDone means that the answer is not whole.
 func (e *EventReader) Next() (Event, error) {
 	e.raw, e.data = e.raw[:0], e.data[:0]
 	var ev Event

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// dns is a name server in memory. A name's answers are given in turn, the last one for ever; without any, the name does not exist.
+// dns is a name server in memory. A name's answers are given in turn, the last one for ever;
+// without any, the name does not exist.
 type dns struct {
 	mu      sync.Mutex // guards below
 	answers map[string][][]netip.Addr
@@ -84,7 +85,8 @@ func (d *dns) answer(conn net.Conn) error {
 	return err
 }
 
-// next gives the next answer for the question for addresses of IPv4, and the same one for that for IPv6.
+// next gives the next answer for the question for addresses of IPv4, and the same one for that for
+// IPv6.
 func (d *dns) next(name string, kind dnsmessage.Type) ([]netip.Addr, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -14,10 +14,12 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// MaxRetryAfter is the longest wait that an origin can ask for. A longer one ends the request with an error that says when to try again.
+// MaxRetryAfter is the longest wait that an origin can ask for. A longer one ends the request with
+// an error that says when to try again.
 const MaxRetryAfter = 30 * time.Second
 
-// StatusError is a reply that is not what was asked for. errors.Is holds for one of the errors of package sdk, by its status.
+// StatusError is a reply that is not what was asked for. errors.Is holds for one of the errors of
+// package sdk, by its status.
 type StatusError struct {
 	URL        string // without query
 	Status     int
@@ -26,7 +28,8 @@ type StatusError struct {
 	RetryAfter time.Duration // what the reply asks to wait; 0: nothing
 }
 
-// NewStatusError makes the error of a reply, and reads the beginning of its body. now is for a Retry-After that is a date.
+// NewStatusError makes the error of a reply, and reads the beginning of its body. now is for a
+// Retry-After that is a date.
 func NewStatusError(resp *http.Response, body []byte, now time.Time) *StatusError {
 	e := &StatusError{Status: resp.StatusCode, Header: resp.Header, Body: body[:min(len(body), 4<<10)]}
 	if resp.Request != nil && resp.Request.URL != nil {
@@ -92,8 +95,9 @@ func classified(err error) bool {
 	return false
 }
 
-// Explain classifies an error of a request to u with the errors of package sdk, and says what a person can do about it. It has no part of an
-// address that may be a secret. An error that is classified keeps its class and its hint; nil gives nil.
+// Explain classifies an error of a request to u with the errors of package sdk, and says what a
+// person can do about it. It has no part of an address that may be a secret. An error that is
+// classified keeps its class and its hint; nil gives nil.
 func (c *Client) Explain(ctx context.Context, u *url.URL, err error) error {
 	if err == nil {
 		return nil

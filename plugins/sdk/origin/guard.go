@@ -16,7 +16,8 @@ type guard struct {
 	allow []netip.Prefix
 }
 
-// ParsePrefixes reads CIDR prefixes such as "10.0.0.0/8"; a bare address stands for itself alone. An element that is neither is ErrInvalid.
+// ParsePrefixes reads CIDR prefixes such as "10.0.0.0/8"; a bare address stands for itself alone.
+// An element that is neither is ErrInvalid.
 func ParsePrefixes(texts []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, text := range texts {
@@ -36,7 +37,8 @@ func ParsePrefixes(texts []string) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// special4 lists the blocks of IPv4 that are not the public internet: IANA's registry of special-purpose addresses, multicast and class E.
+// special4 lists the blocks of IPv4 that are not the public internet: IANA's registry of
+// special-purpose addresses, multicast and class E.
 func special4() []netip.Prefix {
 	return prefixes(
 		"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24",
@@ -45,7 +47,8 @@ func special4() []netip.Prefix {
 	)
 }
 
-// special6 lists the blocks below 2000::/3 that are not the public internet, tunnels among them: what 6to4 and Teredo lead to is not seen.
+// special6 lists the blocks below 2000::/3 that are not the public internet, tunnels among them:
+// what 6to4 and Teredo lead to is not seen.
 func special6() []netip.Prefix {
 	return prefixes("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 }
@@ -73,7 +76,8 @@ func public(a netip.Addr) bool {
 	if nat64().Contains(a) {
 		return public(embedded4(a))
 	}
-	// Everything else of IPv6, such as loopback, unique local and link-local, is outside of the one block that is given out.
+	// Everything else of IPv6, such as loopback, unique local and link-local, is outside of the one
+	// block that is given out.
 	return netip.MustParsePrefix("2000::/3").Contains(a) && !contains(special6(), a)
 }
 
@@ -106,8 +110,9 @@ func refused(host string, a netip.Addr) error {
 		netip.PrefixFrom(plain, plain.BitLen()))
 }
 
-// checkURL refuses what is no address of an origin, whoever wrote it, before anything is looked up. Addresses that are spelled out are checked
-// here, since a proxy would look at them and not this machine.
+// checkURL refuses what is no address of an origin, whoever wrote it, before anything is looked up.
+// Addresses that are spelled out are checked here, since a proxy would look at them and not this
+// machine.
 func (g *guard) checkURL(u *url.URL) error {
 	if u.Scheme != "https" && u.Scheme != "http" {
 		return fmt.Errorf("%q is no scheme of an origin, only https and http are: %w", u.Scheme, sdk.ErrForbidden)
@@ -151,8 +156,8 @@ func (g *guard) checkHost(host string) error {
 	return nil
 }
 
-// endsInNumber says whether some programs would read a host as an IPv4 address: 2130706433, 0x7f.1, 0177.0.0.1, 127.1. It is the test of the
-// WHATWG's URL standard.
+// endsInNumber says whether some programs would read a host as an IPv4 address: 2130706433, 0x7f.1,
+// 0177.0.0.1, 127.1. It is the test of the WHATWG's URL standard.
 func endsInNumber(host string) bool {
 	last := host[strings.LastIndexByte(host, '.')+1:]
 	if last == "" {

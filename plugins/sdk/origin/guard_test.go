@@ -61,7 +61,8 @@ func answers(text string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })
 }
 
-// forbidden are hosts that must not be connected to: IANA's special blocks, and the ways to write an address that hide them.
+// forbidden are hosts that must not be connected to: IANA's special blocks, and the ways to write
+// an address that hide them.
 func forbidden() map[string]string {
 	return map[string]string{
 		"loopback":                      "127.0.0.1",
@@ -228,7 +229,8 @@ func TestARefusalSaysWhatToAllow(t *testing.T) {
 	must.StrNotContains(t, err.Error()+sdk.HintOf(err), "secret")
 }
 
-// A name that means an allowed address when it is looked at and another one when it is connected to.
+// A name that means an allowed address when it is looked at and another one when it is connected
+// to.
 func TestAnAlternatingNameServerGetsNoConnection(t *testing.T) {
 	t.Parallel()
 	port, good := counted(t, "127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

@@ -1,12 +1,16 @@
-// Package origin is HTTP to origins on the internet: it guards addresses, follows redirects, keeps credentials where they belong, and bounds replies.
+// Package origin is HTTP to origins on the internet: it guards addresses, follows redirects, keeps
+// credentials where they belong, and bounds replies.
 //
-// What an address in a reference, in a reply of an origin or in a redirect leads to is chosen by strangers. A [Client] connects to public
-// addresses only, and to private ones that the configuration allows: it looks at the address that is dialled, after the name was looked up, so
-// that a name which means another address a moment later does not help. It follows at most 5 redirects, each checked anew, none from https
-// to http. Headers that a caller adds go to the first origin (scheme, host and port) only; but for those of HTTP itself they are dropped as soon as
-// a redirect leads elsewhere.
+// What an address in a reference, in a reply of an origin or in a redirect leads to is chosen by
+// strangers. A [Client] connects to public addresses only, and to private ones that the
+// configuration allows: it looks at the address that is dialled, after the name was looked up, so
+// that a name which means another address a moment later does not help. It follows at most 5
+// redirects, each checked anew, none from https to http. Headers that a caller adds go to the first
+// origin (scheme, host and port) only; but for those of HTTP itself they are dropped as soon as a
+// redirect leads elsewhere.
 //
-// Where a proxy is set, it looks up the names, and is trusted to guard them; addresses that are spelled out are refused here all the same.
+// Where a proxy is set, it looks up the names, and is trusted to guard them; addresses that are
+// spelled out are refused here all the same.
 package origin
 
 import (
@@ -35,18 +39,23 @@ import (
 // MaxRedirects is how many redirects are followed.
 const MaxRedirects = 5
 
-// Options are what a Client needs. The zero value asks public origins without a proxy and with the system's certificates.
+// Options are what a Client needs. The zero value asks public origins without a proxy and with the
+// system's certificates.
 type Options struct {
-	// Allow lists the addresses that may be dialled although they are not public. See ParsePrefixes.
+	// Allow lists the addresses that may be dialled although they are not public. See
+	// ParsePrefixes.
 	Allow []netip.Prefix
-	// Environ is the environment, as os.Environ gives it, for HTTPS_PROXY, HTTP_PROXY, NO_PROXY and SSL_CERT_FILE.
+	// Environ is the environment, as os.Environ gives it, for HTTPS_PROXY, HTTP_PROXY, NO_PROXY and
+	// SSL_CERT_FILE.
 	Environ   []string
 	UserAgent string         // sent where a request has none; empty: Go's
 	Resolver  *net.Resolver  // nil: the system's
 	Roots     *x509.CertPool // nil: the system's, and those of SSL_CERT_FILE in Environ
-	// DialTimeout bounds a connection, HeaderTimeout the wait for a reply's header. 0: 15 s and 30 s.
+	// DialTimeout bounds a connection, HeaderTimeout the wait for a reply's header. 0: 15 s and 30
+	// s.
 	DialTimeout, HeaderTimeout time.Duration
-	// Backoff is the pause before the first repetition of a request that failed, doubled each time. 0: 500 ms.
+	// Backoff is the pause before the first repetition of a request that failed, doubled each time.
+	// 0: 500 ms.
 	Backoff time.Duration
 	// Stall is how long a transfer may bring nothing before it is broken off. 0: 30 s.
 	Stall time.Duration
@@ -80,7 +89,8 @@ func New(o Options) (*Client, error) {
 		if err != nil {
 			return nil, sdk.WithHint(fmt.Errorf("SSL_CERT_FILE: %w: %w", err, sdk.ErrInvalid), "Correct the variable in the agent's environment.")
 		}
-		// The system's stay: on Linux they are those of the variable anyway, and on macOS Go does not know it.
+		// The system's stay: on Linux they are those of the variable anyway, and on macOS Go does
+		// not know it.
 		if o.Roots, err = x509.SystemCertPool(); err != nil {
 			o.Roots = x509.NewCertPool()
 		}
@@ -140,10 +150,12 @@ func (c *Client) Close() {
 	c.rt.proxied.CloseIdleConnections()
 }
 
-// HTTP is the client for callers that need one of net/http. Its errors are raw: Explain classifies them.
+// HTTP is the client for callers that need one of net/http. Its errors are raw: Explain classifies
+// them.
 func (c *Client) HTTP() *http.Client { return c.http }
 
-// Do sends req, follows its redirects and returns the reply, whatever its status. The caller closes the body, which is not bounded. Errors: as Explain.
+// Do sends req, follows its redirects and returns the reply, whatever its status. The caller closes
+// the body, which is not bounded. Errors: as Explain.
 func (c *Client) Do(req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -188,7 +200,8 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // errRedirect is a redirect that is not followed.
 var errRedirect = errors.New("redirect refused")
 
-// checkRedirect judges the next hop and takes away what it must not see. net/http has copied the first request's headers to it.
+// checkRedirect judges the next hop and takes away what it must not see. net/http has copied the
+// first request's headers to it.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	first, last := via[0], via[len(via)-1]
 	if len(via) > MaxRedirects {
@@ -199,7 +212,8 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	}
 	req.URL.User = nil
 	req.Header.Del("Referer") // the address before may hold a signature
-	// Once elsewhere, nothing comes back: whoever leads back is not the one whom the headers are for.
+	// Once elsewhere, nothing comes back: whoever leads back is not the one whom the headers are
+	// for.
 	left := !SameOrigin(first.URL, req.URL) || slices.ContainsFunc(via, func(r *http.Request) bool { return !SameOrigin(first.URL, r.URL) })
 	if left {
 		maps.DeleteFunc(req.Header, func(name string, _ []string) bool { return !slices.Contains(plainHeaders(), name) })

@@ -20,7 +20,8 @@ import (
 const (
 	// MaxReplyBytes is the most that a reply of Get may have, unpacked.
 	MaxReplyBytes = 8 << 20
-	// maxRatio is how much larger than it came a reply may become from a size on that matters. JSON reaches 50.
+	// maxRatio is how much larger than it came a reply may become from a size on that matters. JSON
+	// reaches 50.
 	maxRatio       = 200
 	ratioFromBytes = 256 << 10
 	maxAttempts    = 4
@@ -35,8 +36,9 @@ type Reply struct {
 	Body   []byte
 }
 
-// Get asks for a piece of metadata, such as JSON, with header, of which see the package. It tries up to 4 times where the origin has trouble, and waits
-// as the origin asks, up to MaxRetryAfter. Errors: *StatusError for a status that is neither 2xx nor 304, ErrTooLarge for a reply beyond
+// Get asks for a piece of metadata, such as JSON, with header, of which see the package. It tries
+// up to 4 times where the origin has trouble, and waits as the origin asks, up to MaxRetryAfter.
+// Errors: *StatusError for a status that is neither 2xx nor 304, ErrTooLarge for a reply beyond
 // MaxReplyBytes or one that is packed absurdly well, and as Explain.
 func (c *Client) Get(ctx context.Context, address string, header http.Header) (Reply, error) {
 	u, err := url.Parse(address)

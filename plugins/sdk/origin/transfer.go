@@ -17,9 +17,10 @@ import (
 
 const transferAttempts = 5 // without any progress
 
-// Fetch writes the bytes of a file from offset to its end into w. Broken connections are mended by asking for the rest; there is no limit to how
-// long it takes as long as something comes. sizeBytes is the file's size, 0 where it is unknown. Errors: w's own as it is, ErrIntegrity for a
-// file that is not the one that was looked up, and as Explain.
+// Fetch writes the bytes of a file from offset to its end into w. Broken connections are mended by
+// asking for the rest; there is no limit to how long it takes as long as something comes. sizeBytes
+// is the file's size, 0 where it is unknown. Errors: w's own as it is, ErrIntegrity for a file that
+// is not the one that was looked up, and as Explain.
 func (c *Client) Fetch(ctx context.Context, address string, header http.Header, sizeBytes, offset int64, w io.Writer) error {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -47,8 +48,8 @@ func (c *Client) Fetch(ctx context.Context, address string, header http.Header, 
 
 // Transfer is one file on its way from an origin. It is used once.
 type Transfer struct {
-	// Ask sends a request with these headers and returns the reply behind its redirects, whatever its status. Its errors are worth a repetition
-	// unless they are classified.
+	// Ask sends a request with these headers and returns the reply behind its redirects, whatever
+	// its status. Its errors are worth a repetition unless they are classified.
 	Ask            func(ctx context.Context, header http.Header) (*http.Response, error)
 	Name           string // for messages; holds no secret
 	SizeBytes      int64  // 0: unknown
@@ -66,7 +67,8 @@ type WriteError struct{ Err error }
 func (e WriteError) Error() string { return e.Err.Error() }
 func (e WriteError) Unwrap() error { return e.Err }
 
-// Run writes the file from offset to its end. Errors are raw: *StatusError, ErrIntegrity, ErrInvalid, those of Ask, and WriteError.
+// Run writes the file from offset to its end. Errors are raw: *StatusError, ErrIntegrity,
+// ErrInvalid, those of Ask, and WriteError.
 func (t *Transfer) Run(ctx context.Context, offset int64, w io.Writer) error {
 	if offset < 0 || t.SizeBytes > 0 && offset > t.SizeBytes {
 		return fmt.Errorf("%s has %d bytes and cannot be read from %d: %w", t.Name, t.SizeBytes, offset, sdk.ErrInvalid)

@@ -59,7 +59,8 @@ func broken() map[string]string {
 	}
 }
 
-// The suite finds every defect that it claims to find: each runs in a process of its own, which must fail with the right words.
+// The suite finds every defect that it claims to find: each runs in a process of its own, which
+// must fail with the right words.
 func TestSuiteFindsDefects(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

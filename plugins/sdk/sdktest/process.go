@@ -20,7 +20,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// process runs an executable for go-plugin, with a private folder and a standard error that can be broken.
+// process runs an executable for go-plugin, with a private folder and a standard error that can be
+// broken.
 type process struct {
 	t    testing.TB
 	cmd  *exec.Cmd

@@ -1,4 +1,5 @@
-// Package sdktest is the conformance suite of plugins: what a host relies on, checked against an implementation in this process or against an executable.
+// Package sdktest is the conformance suite of plugins: what a host relies on, checked against an
+// implementation in this process or against an executable.
 //
 // A worker's test is a few lines:
 //
@@ -192,7 +193,8 @@ func checkSchema(t *testing.T, at string, s sdk.Schema) {
 	}
 }
 
-// defaultConfig is what a host hands over for an empty config block; complete is false where something is required.
+// defaultConfig is what a host hands over for an empty config block; complete is false where
+// something is required.
 func defaultConfig(s sdk.Schema) (config json.RawMessage, complete bool) {
 	out := map[string]any{}
 	complete = true

@@ -36,11 +36,13 @@ type WorkerInstance struct {
 	Client     WorkerClient
 	DataSocket string          // where Start shall serve
 	Exited     <-chan struct{} // closed when the process is gone; nil where there is none
-	// BreakStderr does to the process's standard error what the death of its host does; nil where it cannot be done.
+	// BreakStderr does to the process's standard error what the death of its host does; nil where
+	// it cannot be done.
 	BreakStderr func()
 }
 
-// WorkerTarget is a worker type to test. Each call of Launch gives a new worker, which ends with the test.
+// WorkerTarget is a worker type to test. Each call of Launch gives a new worker, which ends with
+// the test.
 type WorkerTarget struct {
 	Launch func(t testing.TB) WorkerInstance
 }
@@ -82,13 +84,16 @@ type WorkerOptions struct {
 	Threads       int
 	StartTimeout  time.Duration // how long loading may take; 0: a minute
 	Prompt        string        // of the requests; empty: "Count to ten."
-	// LongConfig makes answers long enough to be cancelled in the middle; nil: Config. LongTokens is their max_tokens; 0: 512.
+	// LongConfig makes answers long enough to be cancelled in the middle; nil: Config. LongTokens
+	// is their max_tokens; 0: 512.
 	LongConfig json.RawMessage
 	LongTokens int
 	LongPrompt string // empty: Prompt
-	// AnyLength says that answers may be over before they can be cut in the middle: what needs longer ones is then skipped.
+	// AnyLength says that answers may be over before they can be cut in the middle: what needs
+	// longer ones is then skipped.
 	AnyLength bool
-	// NoStart says that there is no engine or no model to start with: what needs a worker that serves is skipped.
+	// NoStart says that there is no engine or no model to start with: what needs a worker that
+	// serves is skipped.
 	NoStart bool
 }
 

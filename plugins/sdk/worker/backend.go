@@ -1,7 +1,8 @@
-// Package worker is the contract of a worker type: a plugin that serves models on the devices of one machine.
+// Package worker is the contract of a worker type: a plugin that serves models on the devices of
+// one machine.
 //
-// One plugin process is one worker. The same executable runs as a probe (Configure and Fingerprint, no device memory)
-// or as a worker (Start with one model).
+// One plugin process is one worker. The same executable runs as a probe (Configure and Fingerprint,
+// no device memory) or as a worker (Start with one model).
 package worker
 
 import (
@@ -15,28 +16,34 @@ import (
 // Backend is what the author of a worker type implements. Methods may be called concurrently.
 type Backend interface {
 	sdk.Plugin
-	// Fingerprint reports devices and health: at once, on change, and at least every 30 s, until ctx ends or emit fails.
-	// It must answer without an engine folder and must not allocate device memory.
+	// Fingerprint reports devices and health: at once, on change, and at least every 30 s, until
+	// ctx ends or emit fails. It must answer without an engine folder and must not allocate device
+	// memory.
 	Fingerprint(ctx context.Context, emit func(Fingerprint) error) error
-	// Start loads the model and returns when it can serve. Progress never goes backwards. It is called at most once in the life of a process.
-	// The SDK serves the returned handler, which speaks OpenAI's HTTP API, on the worker's data socket.
+	// Start loads the model and returns when it can serve. Progress never goes backwards. It is
+	// called at most once in the life of a process. The SDK serves the returned handler, which
+	// speaks OpenAI's HTTP API, on the worker's data socket.
 	Start(ctx context.Context, spec StartSpec, progress func(Progress) error) (http.Handler, error)
-	// Status reports the state and the load of the worker. It is cheap and answers also while a model loads.
+	// Status reports the state and the load of the worker. It is cheap and answers also while a
+	// model loads.
 	Status(ctx context.Context) (Status, error)
 	// Drain refuses new work and returns when the last running request is finished, or with ctx.
 	Drain(ctx context.Context) error
-	// Stop ends the work within grace and frees the device. It is idempotent; the process exits after it.
+	// Stop ends the work within grace and frees the device. It is idempotent; the process exits
+	// after it.
 	Stop(ctx context.Context, grace time.Duration) error
 }
 
 // Fingerprint is what a worker type finds on its machine.
 type Fingerprint struct {
-	// Problem says in one sentence why the worker type cannot work here and what to do; empty: it can.
+	// Problem says in one sentence why the worker type cannot work here and what to do; empty: it
+	// can.
 	Problem string
 	// Warnings are worth a line to the operator though the type works.
 	Warnings []string
 	Devices  []Device
-	// Checks are what the worker type made sure of, such as that the engine is one that it was built for; people see them with the installed binary.
+	// Checks are what the worker type made sure of, such as that the engine is one that it was
+	// built for; people see them with the installed binary.
 	Checks []Check
 }
 

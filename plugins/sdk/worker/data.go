@@ -16,14 +16,16 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// dataServer serves a backend's handler on the worker's data socket. Before the handler is there it answers 503, so that nobody hangs on a worker that loads.
+// dataServer serves a backend's handler on the worker's data socket. Before the handler is there it
+// answers 503, so that nobody hangs on a worker that loads.
 type dataServer struct {
 	http    *http.Server
 	handler atomic.Pointer[http.Handler]
 	done    sync.WaitGroup
 }
 
-// listenData binds the socket and serves it. The folder must exist and be private; the socket must not exist.
+// listenData binds the socket and serves it. The folder must exist and be private; the socket must
+// not exist.
 func listenData(socket string, log hclog.Logger) (*dataServer, error) {
 	dir, err := os.Stat(filepath.Dir(socket))
 	if err != nil {
@@ -43,14 +45,16 @@ func listenData(socket string, log hclog.Logger) (*dataServer, error) {
 	d := &dataServer{}
 	d.http = &http.Server{
 		Handler: d,
-		// No WriteTimeout: a stream lasts as long as its generation. No ReadTimeout: it would cut the same connection while it streams.
+		// No WriteTimeout: a stream lasts as long as its generation. No ReadTimeout: it would cut
+		// the same connection while it streams.
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Warn}),
 	}
 	d.done.Go(func() {
-		// Ends with http.ErrServerClosed when close is called; any other end is seen by the host as a refused connection.
+		// Ends with http.ErrServerClosed when close is called; any other end is seen by the host as
+		// a refused connection.
 		_ = d.http.Serve(l)
 	})
 	return d, nil
@@ -67,12 +71,15 @@ func (d *dataServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	refuseUnavailable(w, "the model is still loading", "loading")
 }
 
-// flushTime is how long an answer whose handler has returned may take to reach its reader when the server closes.
+// flushTime is how long an answer whose handler has returned may take to reach its reader when the
+// server closes.
 const flushTime = 500 * time.Millisecond
 
-// close ends every connection, those of finished answers once they are flushed, and removes the socket.
+// close ends every connection, those of finished answers once they are flushed, and removes the
+// socket.
 func (d *dataServer) close() {
-	// The backend has stopped: what still runs is on its way out, and nobody's context is left to wait on.
+	// The backend has stopped: what still runs is on its way out, and nobody's context is left to
+	// wait on.
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
 	_ = d.http.Shutdown(ctx)

@@ -8,8 +8,10 @@ import (
 	"time"
 )
 
-// Gate admits a worker's requests to its slots, counts them, drains and cuts them: what Status, Drain and Stop of a Backend need and what is the same everywhere.
-// It is for backends that have no queue of their own. Create it with NewGate when Start knows the slots. It is safe for concurrent use.
+// Gate admits a worker's requests to its slots, counts them, drains and cuts them: what Status,
+// Drain and Stop of a Backend need and what is the same everywhere. It is for backends that have no
+// queue of their own. Create it with NewGate when Start knows the slots. It is safe for concurrent
+// use.
 type Gate struct {
 	slots chan struct{}
 	open  context.Context // ends with Stop
@@ -29,8 +31,9 @@ func NewGate(slots int) *Gate {
 	return &Gate{slots: make(chan struct{}, max(slots, 1)), open: open, close: closeGate}
 }
 
-// Handler lets POST requests through to next as slots become free, first come, first served, and refuses them with 503 while it drains. Other methods pass at once.
-// The context of an admitted request ends when its client goes away or the Gate is stopped.
+// Handler lets POST requests through to next as slots become free, first come, first served, and
+// refuses them with 503 while it drains. Other methods pass at once. The context of an admitted
+// request ends when its client goes away or the Gate is stopped.
 func (g *Gate) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
@@ -96,7 +99,8 @@ func (g *Gate) AddTokens(n int) {
 	g.tokens += int64(n)
 }
 
-// Fill sets what the Gate knows in st: slots, active, queued, tokens, and the state when it is draining. A nil Gate, before Start, knows nothing.
+// Fill sets what the Gate knows in st: slots, active, queued, tokens, and the state when it is
+// draining. A nil Gate, before Start, knows nothing.
 func (g *Gate) Fill(st *Status) {
 	if g == nil {
 		return
@@ -109,7 +113,8 @@ func (g *Gate) Fill(st *Status) {
 	}
 }
 
-// Drain refuses new requests and returns when the last admitted one, waiting ones included, is finished, or with ctx. A nil Gate is drained.
+// Drain refuses new requests and returns when the last admitted one, waiting ones included, is
+// finished, or with ctx. A nil Gate is drained.
 func (g *Gate) Drain(ctx context.Context) error {
 	if g == nil {
 		return nil
@@ -133,7 +138,8 @@ func (g *Gate) Drain(ctx context.Context) error {
 	}
 }
 
-// Stop drains for the grace, then ends the contexts of the requests that are left, and waits for them as long as ctx allows. It is idempotent.
+// Stop drains for the grace, then ends the contexts of the requests that are left, and waits for
+// them as long as ctx allows. It is idempotent.
 func (g *Gate) Stop(ctx context.Context, grace time.Duration) error {
 	if g == nil {
 		return nil

@@ -19,8 +19,8 @@ import (
 // answerDelay lets the answer of Stop reach the host before the process ends.
 const answerDelay = 100 * time.Millisecond
 
-// Serve runs b as the plugin of this process and returns when the process shall end. Call it from main, and nothing after it but cleaning up.
-// A process that no host started exits with a message.
+// Serve runs b as the plugin of this process and returns when the process shall end. Call it from
+// main, and nothing after it but cleaning up. A process that no host started exits with a message.
 func Serve(b Backend) {
 	s := newServer(b, sdk.Logger("worker"))
 	sdk.Serve(sdk.KindWorker, b, func(r grpc.ServiceRegistrar, p *sdk.Process) {
@@ -29,8 +29,9 @@ func Serve(b Backend) {
 	}, s.stop)
 }
 
-// Register serves b on r inside this process, for tests and for hosts that need no process of their own.
-// The returned function ends b's work and closes the data socket; it may be called more than once.
+// Register serves b on r inside this process, for tests and for hosts that need no process of their
+// own. The returned function ends b's work and closes the data socket; it may be called more than
+// once.
 func Register(r grpc.ServiceRegistrar, b Backend, log hclog.Logger) (stop func(ctx context.Context, grace time.Duration) error) {
 	s := newServer(b, log)
 	sdk.Register(r, b)
@@ -136,7 +137,8 @@ func checkStart(spec StartSpec, socket string) error {
 	return nil
 }
 
-// Status adds to the backend's word what the SDK knows: the identity, and that the worker was never started, failed or stopped.
+// Status adds to the backend's word what the SDK knows: the identity, and that the worker was never
+// started, failed or stopped.
 func (s *server) Status(ctx context.Context, _ *workerv1.StatusRequest) (*workerv1.StatusResponse, error) {
 	st, err := s.backend.Status(ctx)
 	if err != nil {
@@ -196,7 +198,8 @@ func (s *server) stop(ctx context.Context, grace time.Duration) error {
 	return err
 }
 
-// Client is a worker in another process. It is safe for concurrent use. Its errors answer errors.Is for the values of package sdk.
+// Client is a worker in another process. It is safe for concurrent use. Its errors answer errors.Is
+// for the values of package sdk.
 type Client struct {
 	*sdk.Client
 	rpc workerv1.WorkerServiceClient
@@ -207,7 +210,8 @@ func NewClient(conn grpc.ClientConnInterface) *Client {
 	return &Client{Client: sdk.NewClient(conn), rpc: workerv1.NewWorkerServiceClient(sdk.BoundReplies(conn))}
 }
 
-// Fingerprint calls emit with every report until ctx ends or emit fails, and returns that error. A plugin that ends the stream by itself gives nil.
+// Fingerprint calls emit with every report until ctx ends or emit fails, and returns that error. A
+// plugin that ends the stream by itself gives nil.
 func (c *Client) Fingerprint(ctx context.Context, emit func(Fingerprint) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -218,8 +222,9 @@ func (c *Client) Fingerprint(ctx context.Context, emit func(Fingerprint) error) 
 	return receive(stream, func(r *workerv1.FingerprintResponse) error { return emit(fingerprintFromProto(r)) })
 }
 
-// Start loads the model and returns when the worker serves on dataSocket, an absolute path in a private folder where nothing is yet.
-// progress may be nil; its error cancels the start. A cancelled start leaves a process that is of no more use.
+// Start loads the model and returns when the worker serves on dataSocket, an absolute path in a
+// private folder where nothing is yet. progress may be nil; its error cancels the start. A
+// cancelled start leaves a process that is of no more use.
 func (c *Client) Start(ctx context.Context, spec StartSpec, dataSocket string, progress func(Progress) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -10,7 +10,8 @@ import (
 	workerv1 "github.com/rbee-project/rbee/proto/worker/v1"
 )
 
-// receive calls each with every message of stream until its end. The caller cancels the stream's context afterwards.
+// receive calls each with every message of stream until its end. The caller cancels the stream's
+// context afterwards.
 func receive[M any](stream grpc.ServerStreamingClient[M], each func(*M) error) error {
 	for {
 		m, err := stream.Recv()

@@ -17,9 +17,10 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// Catalog is the fake catalog source: the files of one folder are its items, each a model named like the file without its ending.
-// A folder in it is a model of its files, in the order of their names. The reference "refused" is unauthenticated and "away" unavailable; "stuck" is
-// a model whose bytes stop coming after the first.
+// Catalog is the fake catalog source: the files of one folder are its items, each a model named
+// like the file without its ending. A folder in it is a model of its files, in the order of their
+// names. The reference "refused" is unauthenticated and "away" unavailable; "stuck" is a model
+// whose bytes stop coming after the first.
 type Catalog struct {
 	name string
 	dir  string // set by Configure

@@ -1,6 +1,8 @@
-// Package fake holds a worker and a catalog source without an engine and without a network, for tests of whatever uses plugins.
+// Package fake holds a worker and a catalog source without an engine and without a network, for
+// tests of whatever uses plugins.
 //
-// The worker answers a prompt with the prompt's own words, one token each. Its config block makes it slow, fail, hang or crash.
+// The worker answers a prompt with the prompt's own words, one token each. Its config block makes
+// it slow, fail, hang or crash.
 package fake
 
 import (
@@ -77,7 +79,8 @@ func NewWorker(name string, log hclog.Logger) *Worker {
 	return &Worker{name: name, log: log, state: worker.StateIdle, stopped: ctx, stopping: cancel}
 }
 
-// NameOf is the plugin name in an executable's path: the part behind rbee-<kind>-. A copy of a fake's executable is thus a plugin of its own.
+// NameOf is the plugin name in an executable's path: the part behind rbee-<kind>-. A copy of a
+// fake's executable is thus a plugin of its own.
 func NameOf(kind sdk.Kind, path string) string {
 	return strings.TrimPrefix(filepath.Base(path), fmt.Sprintf("rbee-%s-", kind))
 }

@@ -1,5 +1,6 @@
-// Command rbee-catalog-fake is the catalog source of package fake as a plugin. It misbehaves when it is asked for the references crash, freeze, huge and flood, and
-// from its start when RBEE_FAKE_GARBAGE is set.
+// Command rbee-catalog-fake is the catalog source of package fake as a plugin. It misbehaves when
+// it is asked for the references crash, freeze, huge and flood, and from its start when
+// RBEE_FAKE_GARBAGE is set.
 package main
 
 import (
