@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -45,7 +46,8 @@ func abi() (int, error) {
 func Problem() string {
 	switch _, err := abi(); {
 	case err == nil:
-		return ""
+		scope, _ := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope") // absent: the kernel has no Yama
+		return tracingProblem(string(scope), unix.PtraceCont(os.Getpid(), 0))
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return "Landlock is switched off in this kernel (boot it with landlock among the LSMs)"
 	case errors.Is(err, unix.ENOSYS):
@@ -55,12 +57,25 @@ func Problem() string {
 	}
 }
 
+// tracingProblem says why the thread that starts a process cannot trace it; empty: it can. scope is
+// Yama's setting. refused is the kernel's answer to a request about a process that is not traced:
+// ESRCH, unless a filter of system calls, such as a container's, forbids tracing.
+func tracingProblem(scope string, refused error) string {
+	switch {
+	case strings.TrimSpace(scope) == "3":
+		return "tracing is switched off in this kernel, which confinement needs (kernel.yama.ptrace_scope is 3)"
+	case !errors.Is(refused, unix.ESRCH):
+		return "tracing is forbidden here, which confinement needs (allow the system call ptrace in this container)"
+	}
+	return ""
+}
+
 // Start starts cmd under the rules. Where Problem is not empty it starts cmd as it is. The process
 // cannot gain privileges by setuid programs; nor can it signal, trace or read the memory of
 // processes that are not its own children, where the kernel's Landlock covers that.
 func Start(cmd *exec.Cmd, rules Rules) error {
 	version, err := abi()
-	if err != nil {
+	if err != nil || Problem() != "" {
 		return cmd.Start()
 	}
 	ruleset, err := newRuleset(version, rules)

@@ -302,3 +302,25 @@ func TestStartKeepsErrors(t *testing.T) {
 	err := Start(exec.Command(filepath.Join(t.TempDir(), "missing")), Rules{"/nowhere": None}) //nolint:noctx // Start takes none
 	must.ErrorIs(t, err, fs.ErrNotExist)
 }
+
+func TestTracingProblem(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		scope   string
+		refused error
+		says    string
+	}{
+		"no Yama":            {"", syscall.ESRCH, ""},
+		"children only":      {"1\n", syscall.ESRCH, ""},
+		"switched off":       {"3\n", syscall.ESRCH, "ptrace_scope is 3"},
+		"filtered":           {"1\n", syscall.EPERM, "allow the system call"},
+		"filtered as absent": {"", syscall.ENOSYS, "allow the system call"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			problem := tracingProblem(c.scope, c.refused)
+			must.StrContains(t, problem, c.says)
+			must.Eq(t, c.says == "", problem == "")
+		})
+	}
+}
