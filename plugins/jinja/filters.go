@@ -194,7 +194,7 @@ func parseFloat(s string) (float64, bool) {
 }
 
 func filterAbs(_ *call, v any) (any, error) {
-	n, ok := number(v)
+	n, _ := number(v)
 	switch n := n.(type) {
 	case int64:
 		return normalInt(new(big.Int).Abs(big.NewInt(n))), nil
@@ -203,7 +203,6 @@ func filterAbs(_ *call, v any) (any, error) {
 	case float64:
 		return math.Abs(n), nil
 	}
-	_ = ok
 	if u, isUndefined := v.(*undefined); isUndefined {
 		return nil, u.err()
 	}
@@ -224,8 +223,7 @@ func filterAttr(c *call, v any) (any, error) {
 	return c.in.attribute(v, name.s)
 }
 
-// groups cuts items into lists and fills the last with a value; the caller has charged for the
-// items.
+// filterBatch cuts items into lists of n and fills the last with a value, if one is given.
 func filterBatch(c *call, v any) (any, error) {
 	n, err := c.integer("linecount", 0)
 	if err != nil {
@@ -252,9 +250,6 @@ func filterBatch(c *call, v any) (any, error) {
 			}
 		}
 		out = append(out, &list{items: group})
-		if from+n < from {
-			break
-		}
 	}
 	return &generator{items: out}, nil
 }

@@ -8,19 +8,18 @@ import (
 
 // interp is one run of a template.
 type interp struct {
-	ctx      context.Context //nolint:containedctx // of this run alone
-	template *Template
-	out      *textBuilder
-	now      time.Time
-	steps    int // left
-	bytes    int // left
-	depth    int // left
+	ctx   context.Context //nolint:containedctx // of this run alone
+	out   *textBuilder
+	now   time.Time
+	steps int // left
+	bytes int // left
+	depth int // left
 }
 
 // newInterp returns a run. size is the number of bytes of text in the variables: work grows with
 // it.
-func newInterp(ctx context.Context, t *Template, l Limits, size int) *interp {
-	in := &interp{ctx: ctx, template: t, now: l.Now, steps: l.Steps, bytes: l.Bytes, depth: l.Depth}
+func newInterp(ctx context.Context, l Limits, size int) *interp {
+	in := &interp{ctx: ctx, now: l.Now, steps: l.Steps, bytes: l.Bytes, depth: l.Depth}
 	if in.now.IsZero() {
 		in.now = time.Unix(0, 0).UTC()
 	}

@@ -16,10 +16,7 @@ import (
 )
 
 // Template is a compiled template. It is immutable and safe for concurrent use.
-type Template struct {
-	body   []stmt
-	blocks map[string]*blockStmt
-}
+type Template struct{ body []stmt }
 
 // MaxSource is the size of the largest source that Compile takes, in bytes. The largest templates
 // in use have 30 kB.
@@ -71,7 +68,7 @@ func (t *Template) Render(ctx context.Context, vars map[string]any, limits Limit
 	for _, v := range vars {
 		size += textSize(v, 0)
 	}
-	in := newInterp(ctx, t, limits, size)
+	in := newInterp(ctx, limits, size)
 	root := &scope{}
 	for name, v := range vars {
 		value, err := in.fromGo(v, 0)

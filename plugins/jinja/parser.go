@@ -15,11 +15,11 @@ type parser struct {
 	soft   int // inside of an if: unknown filters and tests fail only where they are reached
 	loops  int
 	names  []map[string]bool // names that are read, for each macro around
-	blocks map[string]*blockStmt
+	blocks map[string]bool   // names that are taken
 }
 
 func parse(tokens []token) (*Template, error) {
-	p := &parser{tokens: tokens, blocks: map[string]*blockStmt{}}
+	p := &parser{tokens: tokens, blocks: map[string]bool{}}
 	body, err := p.body()
 	if err != nil {
 		return nil, err
@@ -27,7 +27,7 @@ func parse(tokens []token) (*Template, error) {
 	if p.peek().kind != tokEOF {
 		return nil, p.fail("Encountered unknown tag '%s'.", p.tokens[p.at+1].text)
 	}
-	return &Template{body: body, blocks: p.blocks}, nil
+	return &Template{body: body}, nil
 }
 
 func (p *parser) peek() token { return p.tokens[p.at] }
@@ -269,11 +269,11 @@ func (p *parser) blockStatement() (stmt, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.blocks[name] != nil {
+	if p.blocks[name] {
 		return nil, p.fail("block '%s' defined twice", name)
 	}
 	b := &blockStmt{}
-	p.blocks[name] = b
+	p.blocks[name] = true
 	for p.peek().kind == tokName { // scoped, required
 		p.next()
 	}
