@@ -29,26 +29,42 @@ const (
 	WorkerLost       Kind = "worker_lost"       // the worker died with the request in its hands
 )
 
-// Error is an error with a Kind and a hint for people. Create it with E.
+// Error is an error with a kind and a hint for people. Errorf, Wrap, WithKind, WithHint and
+// FromContext make one. It is immutable.
 type Error struct {
-	Op   string // what was being done, such as "spawn worker"; may be empty
-	Kind Kind
-	Hint string // what to do next, a full sentence; may be empty
-	Err  error  // never nil
+	kind Kind
+	hint string // what to do next, a full sentence; may be empty
+	err  error  // never nil
 }
 
-// E classifies err. A nil err gives nil. An err that is already classified keeps its hint unless a
-// new one is set.
-func E(op string, kind Kind, err error) error {
+// Errorf returns an error of the given kind with a formatted message; %w wraps.
+func Errorf(kind Kind, format string, args ...any) *Error {
+	return &Error{kind: kind, err: fmt.Errorf(format, args...)}
+}
+
+// Hint returns e with what to do next.
+func (e *Error) Hint(format string, args ...any) *Error {
+	return &Error{kind: e.kind, hint: fmt.Sprintf(format, args...), err: e.err}
+}
+
+// Wrap classifies err and says what failed: "what: err". A nil err gives nil. The hint of err
+// stays.
+func Wrap(err error, kind Kind, what string) error {
 	if err == nil {
 		return nil
 	}
-	return &Error{Op: op, Kind: kind, Err: err}
+	return &Error{kind: kind, err: fmt.Errorf("%s: %w", what, err)}
 }
 
-// Errorf is E with a formatted message; %w wraps.
-func Errorf(op string, kind Kind, format string, args ...any) error {
-	return &Error{Op: op, Kind: kind, Err: fmt.Errorf(format, args...)}
+// Prefix says what failed, "what: err", and keeps the kind and the hint of err. A nil err gives nil.
+func Prefix(err error, what string) error { return Wrap(err, KindOf(err), what) }
+
+// WithKind classifies err and keeps its text and hint. A nil err gives nil.
+func WithKind(err error, kind Kind) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{kind: kind, err: err}
 }
 
 // WithHint adds what to do next to err and keeps its kind. A nil err gives nil.
@@ -56,18 +72,18 @@ func WithHint(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
 	}
-	return &Error{Kind: KindOf(err), Hint: fmt.Sprintf(format, args...), Err: err}
+	return &Error{kind: KindOf(err), hint: fmt.Sprintf(format, args...), err: err}
 }
 
-func (e *Error) Error() string {
-	if e.Op == "" {
-		return e.Err.Error()
-	}
-	return e.Op + ": " + e.Err.Error()
+// FromContext returns why ctx ended, as Cancelled or DeadlineExceeded. It is nil while ctx lives.
+func FromContext(ctx context.Context) error {
+	return WithKind(context.Cause(ctx), KindOf(ctx.Err()))
 }
+
+func (e *Error) Error() string { return e.err.Error() }
 
 // Unwrap returns the wrapped error.
-func (e *Error) Unwrap() error { return e.Err }
+func (e *Error) Unwrap() error { return e.err }
 
 // KindOf returns the kind of the outermost classified error in err's chain. Context errors are
 // classified; any other error is Internal. A nil err has the empty kind.
@@ -76,7 +92,7 @@ func KindOf(err error) Kind {
 		return ""
 	}
 	if e, ok := errors.AsType[*Error](err); ok {
-		return e.Kind
+		return e.kind
 	}
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -94,10 +110,10 @@ func HintOf(err error) string {
 		if !ok {
 			return ""
 		}
-		if e.Hint != "" {
-			return e.Hint
+		if e.hint != "" {
+			return e.hint
 		}
-		err = e.Err
+		err = e.err
 	}
 	return ""
 }

@@ -163,7 +163,7 @@ func (f *Failure) Err() error {
 	if f == nil {
 		return nil
 	}
-	return &Error{Kind: f.Kind, Hint: f.Hint, Err: errorString(f.Message)}
+	return &Error{kind: f.Kind, hint: f.Hint, err: errorString(f.Message)}
 }
 
 type errorString string
@@ -180,7 +180,7 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
 	if err != nil {
-		return E("", Invalid, err)
+		return WithKind(err, Invalid)
 	}
 	*d = Duration(v)
 	return nil

@@ -147,9 +147,9 @@ func FindOperation(name Operation) (OperationSpec, error) {
 	}
 	slices.Sort(names)
 	if name == "" {
-		return OperationSpec{}, WithHint(Errorf("", Invalid, "the request names no operation"), "The operations are %s.", strings.Join(names, ", "))
+		return OperationSpec{}, Errorf(Invalid, "the request names no operation").Hint("The operations are %s.", strings.Join(names, ", "))
 	}
-	err := Errorf("", Invalid, "there is no operation %q", clipRequestText(string(name)))
+	err := Errorf(Invalid, "there is no operation %q", clipRequestText(string(name)))
 	if near := Nearest(string(name), names); len(near) > 0 {
 		return OperationSpec{}, WithHint(err, "Did you mean %s? The operations are %s.", near[0], strings.Join(names, ", "))
 	}
@@ -163,16 +163,16 @@ func clipRequestText(s string) string { return string(clipRunes(s)) }
 func DecodeRequest(body []byte) (Request, error) {
 	const what = "read request"
 	if len(body) > MaxRequestBytes {
-		return Request{}, Errorf(what, Invalid, "it has %d bytes; at most %d are read", len(body), MaxRequestBytes)
+		return Request{}, Errorf(Invalid, "%s: it has %d bytes; at most %d are read", what, len(body), MaxRequestBytes)
 	}
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()
 	var r Request
 	if err := dec.Decode(&r); err != nil {
-		return Request{}, E(what, Invalid, err)
+		return Request{}, Wrap(err, Invalid, what)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Request{}, Errorf(what, Invalid, "something follows the request's JSON object")
+		return Request{}, Errorf(Invalid, "%s: something follows the request's JSON object", what)
 	}
 	return r, CheckRequest(r)
 }
@@ -188,7 +188,7 @@ func CheckRequest(r Request) error {
 	known := spec.FieldNames()
 	for name, v := range requestFields(r) {
 		if !v.IsZero() && !slices.Contains(known, name) {
-			return WithHint(Errorf("", Invalid, "%s has no field %q", spec.Name, name), "Its fields are %s.", strings.Join(spec.FieldNames(), ", "))
+			return Errorf(Invalid, "%s has no field %q", spec.Name, name).Hint("Its fields are %s.", strings.Join(spec.FieldNames(), ", "))
 		}
 	}
 	if err := (FieldSpec{Name: "request_id", Max: MaxRequestIDBytes}).check(reflect.ValueOf(r.RequestID)); err != nil {
@@ -200,10 +200,10 @@ func CheckRequest(r Request) error {
 	for _, f := range spec.Fields {
 		v, ok := requestField(r, f.Name)
 		if !ok {
-			return Errorf("", Internal, "%s has a field %q that Request has not", spec.Name, f.Name)
+			return Errorf(Internal, "%s has a field %q that Request has not", spec.Name, f.Name)
 		}
 		if f.Required && v.IsZero() {
-			return WithHint(Errorf("", Invalid, "%s needs %q", spec.Name, f.Name), "Give the %s.", f.Doc)
+			return Errorf(Invalid, "%s needs %q", spec.Name, f.Name).Hint("Give the %s.", f.Doc)
 		}
 		if err := f.check(v); err != nil {
 			return err
@@ -250,7 +250,7 @@ func (f FieldSpec) limit(v reflect.Value) int64 {
 // check says whether a value is within the field's limits.
 func (f FieldSpec) check(v reflect.Value) error {
 	bad := func(format string, args ...any) error {
-		return WithHint(E("", Invalid, fmt.Errorf(format, args...)), "Correct the field and send the request again.")
+		return WithHint(WithKind(fmt.Errorf(format, args...), Invalid), "Correct the field and send the request again.")
 	}
 	top := f.limit(v)
 	switch x := v.Interface().(type) {
@@ -275,7 +275,7 @@ func (f FieldSpec) check(v reflect.Value) error {
 			}
 		}
 	default:
-		return Errorf("", Internal, "%s is a %s, which no request can have", f.Name, v.Type())
+		return Errorf(Internal, "%s is a %s, which no request can have", f.Name, v.Type())
 	}
 	return nil
 }

@@ -4,7 +4,11 @@
 // Exit codes: 0 it worked, 1 it failed, 2 it was called wrongly, 130 it was interrupted.
 package main
 
-import "os"
+import (
+	"os"
+
+	"github.com/rbee-project/rbee/cmd/rbee/cli"
+)
 
 // Set at build time: -ldflags "-X main.version=1.2.3 -X main.commit=abc".
 var (
@@ -13,5 +17,5 @@ var (
 )
 
 func main() {
-	os.Exit(newApp().run(os.Args[1:]))
+	os.Exit(cli.Main(version, commit, os.Args[1:]))
 }

@@ -24,7 +24,7 @@ func hostTowards(ctx context.Context, cfg *config.Config, queen string) (string,
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "udp", queen) // sends nothing
 	if err != nil {
-		return "", core.WithHint(core.E("find the address of this machine", core.Unavailable, err), "Check the address of the queen, or set bind { advertise = … }.")
+		return "", core.WithHint(core.Wrap(err, core.Unavailable, "find the address of this machine"), "Check the address of the queen, or set bind { advertise = … }.")
 	}
 	defer conn.Close()
 	a, ok := conn.LocalAddr().(*net.UDPAddr)
@@ -46,7 +46,7 @@ func unspecified(address string) bool {
 func followAddress(ctx context.Context, cfg *config.Config, id *pki.Identity, queens []hive.QueenAddress, log hclog.Logger) (host string, err error) {
 	before := id.RPCAddress()
 	if host, _, err = net.SplitHostPort(before); err != nil {
-		return "", core.E("read the address of this node", core.Integrity, err)
+		return "", core.Wrap(err, core.Integrity, "read the address of this node")
 	}
 	if host, err = hostNow(ctx, cfg, host, id.AddressFound(), queens); err != nil {
 		return "", err

@@ -102,7 +102,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 	}
 	if cfg.DataDir == "" {
 		if cfg.DataDir, err = os.MkdirTemp("", "rbee-"); err != nil {
-			return core.E("make a temporary data folder", core.Internal, err)
+			return core.Wrap(err, core.Internal, "make a temporary data folder")
 		}
 		defer os.RemoveAll(cfg.DataDir)
 	}
@@ -180,7 +180,7 @@ func (p *process) build(ctx context.Context) error {
 			return err
 		}
 		if !p.cfg.Queen.Enabled || !p.cfg.Hive.Enabled {
-			return core.WithHint(core.Errorf("", core.Invalid, "an agent in no cluster is queen and hive in one"),
+			return core.Errorf(core.Invalid, "an agent in no cluster is queen and hive in one").Hint(
 				"Enable both, or make this machine part of a cluster: \"rbee cluster init\" on the first, \"rbee agent -join TOKEN@host\" on the others.")
 		}
 	} else {
@@ -289,11 +289,11 @@ func (p *process) origins() (hive.Origins, error) {
 	o := p.cfg.Hive.Download
 	allow, err := origin.ParsePrefixes(o.AllowAddresses)
 	if err != nil {
-		return hive.Origins{}, core.E("read hive.download.allow_addresses", core.Invalid, err)
+		return hive.Origins{}, core.Wrap(err, core.Invalid, "read hive.download.allow_addresses")
 	}
 	client, err := origin.New(origin.Options{Allow: allow, Environ: os.Environ(), UserAgent: "rbee/" + p.opts.Version})
 	if err != nil {
-		return hive.Origins{}, core.WithHint(core.E("prepare downloads", core.Invalid, err), "%s", sdk.HintOf(err))
+		return hive.Origins{}, core.WithHint(core.Wrap(err, core.Invalid, "prepare downloads"), "%s", sdk.HintOf(err))
 	}
 	p.defers(func() error { client.Close(); return nil })
 	p.download = download.NewLimiter(int64(o.RateLimit))
@@ -437,7 +437,7 @@ func (p *process) hiveConn(h string) (grpc.ClientConnInterface, error) {
 func (p *process) hiveAddress(h string) (string, error) {
 	known, ok := p.registry.State().Hive(nil, h)
 	if p.net == nil || !ok || known.RPCAddress == "" {
-		return "", core.WithHint(core.Errorf("", core.Unavailable, "hive %s is not on this machine, and no address of it is known", h), "Look at `rbee status`.")
+		return "", core.Errorf(core.Unavailable, "hive %s is not on this machine, and no address of it is known", h).Hint("Look at `rbee status`.")
 	}
 	return known.RPCAddress, nil
 }
@@ -574,12 +574,12 @@ func listen(ctx context.Context, address string, port int, setting string) (net.
 		if setting == "http_port" {
 			flag = "-http-port or "
 		}
-		return nil, core.WithHint(core.Errorf("", core.InUse, "the address %s is taken by another process", address),
+		return nil, core.Errorf(core.InUse, "the address %s is taken by another process", address).Hint(
 			"If it is an rbee agent, use it as it is (\"rbee status\"); otherwise choose another port with %sbind { %s = … }.", flag, setting)
 	case errors.Is(err, syscall.EACCES):
-		return nil, core.WithHint(core.Errorf("", core.Forbidden, "may not listen on %s", address), "Choose a port above 1023.")
+		return nil, core.Errorf(core.Forbidden, "may not listen on %s", address).Hint("Choose a port above 1023.")
 	case err != nil:
-		return nil, core.WithHint(core.E("listen", core.Invalid, err), "Check bind { address = … } in the configuration.")
+		return nil, core.WithHint(core.Wrap(err, core.Invalid, "listen"), "Check bind { address = … } in the configuration.")
 	}
 	return l, nil
 }

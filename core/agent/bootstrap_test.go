@@ -57,7 +57,7 @@ func TestBegin(t *testing.T) {
 		// Two of three that have met are a majority: they elect a leader while this one still
 		// counts, and it hears of it from raft first.
 		"the others were faster": {
-			answer: core.Errorf("bootstrap", core.Conflict, "this queen is part of a cluster already"),
+			answer: core.Errorf(core.Conflict, "bootstrap: this queen is part of a cluster already"),
 			last:   func(r *room) { r.members = append(r.members, newQueen("c")) }, voters: 3,
 		},
 		"it fails": {answer: broken, last: func(r *room) { r.members = append(r.members, newQueen("c")) }, voters: 3, want: broken},

@@ -19,18 +19,18 @@ import (
 func lockDataDir(dir string) (unlock func(), err error) {
 	_, missing := os.Stat(dir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, core.WithHint(core.E("make the data folder", core.Internal, err), "Choose another folder with -data-dir or data_dir = ….")
+		return nil, core.WithHint(core.Wrap(err, core.Internal, "make the data folder"), "Choose another folder with -data-dir or data_dir = ….")
 	}
 	if err := syncFolder(filepath.Dir(filepath.Clean(dir))); err != nil && missing != nil { // a folder that is forgotten takes everything along
-		return nil, core.E("make the data folder", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "make the data folder")
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "agent.lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, core.WithHint(core.E("open the data folder", core.Internal, err), "The folder must belong to the user who runs the agent.")
+		return nil, core.WithHint(core.Wrap(err, core.Internal, "open the data folder"), "The folder must belong to the user who runs the agent.")
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
-		return nil, core.WithHint(core.Errorf("", core.InUse, "another agent uses the data folder %s", dir),
+		return nil, core.Errorf(core.InUse, "another agent uses the data folder %s", dir).Hint(
 			"Use that agent (\"rbee status\"), stop it, or choose another folder with -data-dir.")
 	}
 	return func() { f.Close() }, nil
@@ -45,7 +45,7 @@ func nodeID(dataDir string) (string, error) {
 		return string(b), nil
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", core.E("read the node id", core.Internal, err)
+		return "", core.Wrap(err, core.Internal, "read the node id")
 	}
 	id := make([]byte, 4)
 	_, _ = rand.Read(id) // never fails
@@ -56,7 +56,7 @@ func nodeID(dataDir string) (string, error) {
 func writeRecord(dataDir string, r Record) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
-		return core.E("write agent.json", core.Internal, err)
+		return core.Wrap(err, core.Internal, "write agent.json")
 	}
 	return writeFile(filepath.Join(dataDir, "agent.json"), append(b, '\n'))
 }
@@ -73,7 +73,7 @@ func syncFolder(path string) error {
 func writeFile(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
 	if err != nil {
-		return core.E("write "+path, core.Internal, err)
+		return core.Wrap(err, core.Internal, "write "+path)
 	}
 	_, err = f.Write(data)
 	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
@@ -84,5 +84,5 @@ func writeFile(path string, data []byte) error {
 	} else {
 		err = syncFolder(filepath.Dir(path))
 	}
-	return core.E("write "+path, core.Internal, err)
+	return core.Wrap(err, core.Internal, "write "+path)
 }

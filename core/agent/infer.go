@@ -29,7 +29,7 @@ func (p *process) infer(ctx context.Context, r core.Request, progress func(core.
 	}
 	body, err := json.Marshal(request)
 	if err != nil {
-		return core.InferResult{}, core.E("encode request", core.Internal, err)
+		return core.InferResult{}, core.Wrap(err, core.Internal, "encode request")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -90,7 +90,7 @@ func (c *jobClient) chunk(data []byte) error {
 	}
 	var chunk openai.ChatChunk
 	if err := json.Unmarshal(data, &chunk); err != nil {
-		return core.Errorf("", core.Internal, "malformed chunk in the worker's answer")
+		return core.Errorf(core.Internal, "malformed chunk in the worker's answer")
 	}
 	if chunk.Model != "" {
 		c.result.Model = chunk.Model
@@ -106,7 +106,7 @@ func (c *jobClient) chunk(data []byte) error {
 			continue
 		}
 		if c.text.Len()+len(*choice.Delta.Content) > maxInferText {
-			return core.WithHint(core.Errorf("", core.TooLarge, "the answer has more than %d bytes", maxInferText), "Set max_tokens, or use POST /v1/chat/completions, which streams.")
+			return core.Errorf(core.TooLarge, "the answer has more than %d bytes", maxInferText).Hint("Set max_tokens, or use POST /v1/chat/completions, which streams.")
 		}
 		c.text.WriteString(*choice.Delta.Content)
 		c.tokens++
@@ -137,9 +137,5 @@ func refusal(e *openai.Error) error {
 	if kind == "" {
 		kind = core.Internal
 	}
-	err := core.Errorf("", kind, "%s", e.Message)
-	if e.Hint != "" {
-		err = core.WithHint(err, "%s", e.Hint)
-	}
-	return err
+	return core.Errorf(kind, "%s", e.Message).Hint("%s", e.Hint)
 }

@@ -20,7 +20,7 @@ type oneWorker struct{ running atomic.Int64 }
 
 func (r *oneWorker) Route(_ context.Context, q inference.Query) (inference.Lease, error) {
 	if q.Model != "tiny" || q.Other {
-		return inference.Lease{}, core.WithHint(core.Errorf("", core.NotFound, "no model %q", q.Model), "Near to it are: tiny.")
+		return inference.Lease{}, core.Errorf(core.NotFound, "no model %q", q.Model).Hint("Near to it are: tiny.")
 	}
 	if q.Progress != nil {
 		q.Progress(core.Progress{})

@@ -39,11 +39,11 @@ type InitResult struct {
 func Init(ctx context.Context, cfg *config.Config, clusterName string, now time.Time) (InitResult, error) {
 	const op = "begin a cluster"
 	if cfg.TLS.Given() {
-		return InitResult{}, core.WithHint(core.Errorf(op, core.Invalid, "the configuration names certificates that were made elsewhere"),
+		return InitResult{}, core.Errorf(core.Invalid, "%s: the configuration names certificates that were made elsewhere", op).Hint(
 			"With those the cluster begins when the agent starts. Take the block tls out of the configuration to have certificates made.")
 	}
 	if !cfg.Queen.Enabled {
-		return InitResult{}, core.WithHint(core.Errorf(op, core.Invalid, "this machine is no queen"), "Begin the cluster on a machine with queen { enabled = true }.")
+		return InitResult{}, core.Errorf(core.Invalid, "%s: this machine is no queen", op).Hint("Begin the cluster on a machine with queen { enabled = true }.")
 	}
 	host, err := cfg.AdvertiseHost(ctx)
 	if err != nil {
@@ -107,7 +107,7 @@ func Forget(cfg *config.Config) (aside string, err error) {
 	case errors.Is(err, fs.ErrNotExist):
 		aside = ""
 	case err != nil:
-		return "", core.E("put the registry aside", core.Internal, err)
+		return "", core.Wrap(err, core.Internal, "put the registry aside")
 	}
 	return aside, pki.Remove(cfg.DataDir)
 }

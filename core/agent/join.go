@@ -41,7 +41,7 @@ func Join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	const op = "join the cluster"
 	if cfg.TLS.Given() {
-		return core.WithHint(core.Errorf(op, core.Invalid, "the configuration names certificates that were made elsewhere"),
+		return core.Errorf(core.Invalid, "%s: the configuration names certificates that were made elsewhere", op).Hint(
 			"With those a machine needs no token: start the agent. Take the block tls out of the configuration to get a certificate by token.")
 	}
 	parsed, address, err := token.ParseJoin(tokenAtHost)
@@ -50,7 +50,7 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	}
 	if _, err := pki.Load(cfg.DataDir); core.KindOf(err) != core.NotFound {
 		if err == nil {
-			err = core.Errorf(op, core.Conflict, "this machine is in a cluster already")
+			err = core.Errorf(core.Conflict, "%s: this machine is in a cluster already", op)
 		}
 		return core.WithHint(err, "To give up that cluster, run \"rbee cluster leave\" first.")
 	}
@@ -112,7 +112,7 @@ func (n *network) renewNow(ctx context.Context, hosts []string) error {
 	if err != nil {
 		return err
 	}
-	err = core.Errorf("renew the certificate", core.Unavailable, "no queen is known")
+	err = core.Errorf(core.Unavailable, "renew the certificate: no queen is known")
 	for _, q := range n.queens.List() {
 		conn, connErr := n.queens.Conn(q)
 		if connErr != nil {

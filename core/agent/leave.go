@@ -60,7 +60,7 @@ func (l *leaver) Leave(ctx context.Context, _ *hivev1.LeaveRequest) (*hivev1.Lea
 }
 
 // errLeft ends the agent after Leave.
-var errLeft = core.Errorf("", core.Cancelled, "this node has left the cluster")
+var errLeft = core.Errorf(core.Cancelled, "this node has left the cluster")
 
 // run ends when the node is told to leave.
 func (l *leaver) run(ctx context.Context) error {
@@ -89,5 +89,5 @@ func forget(dataDir string) error {
 	for _, name := range []string{"raft", "gossip", "node-id"} {
 		err = errors.Join(err, os.RemoveAll(filepath.Join(dataDir, name)))
 	}
-	return core.E("forget the cluster", core.Internal, err)
+	return core.Wrap(err, core.Internal, "forget the cluster")
 }

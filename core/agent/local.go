@@ -24,18 +24,18 @@ func (p *process) serveLocal(ctx context.Context) error {
 	const op = "serve the local socket"
 	path := LocalSocket(p.cfg.DataDir)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, "unix", path) // in a folder that only this user can enter
 	if err != nil {
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
-		return core.E(op, core.Internal, errors.Join(err, l.Close()))
+		return core.Wrap(errors.Join(err, l.Close()), core.Internal, op)
 	}
 	var bees gateway.LocalHive
 	if p.bees != nil {
@@ -52,12 +52,12 @@ func (p *process) serveLocal(ctx context.Context) error {
 	go func() { ended <- srv.Serve(l) }()
 	select {
 	case err := <-ended:
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	case <-ctx.Done():
 	}
 	_ = srv.Close() // its answers are short, and nothing is lost with one
 	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
 	return nil
 }

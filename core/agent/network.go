@@ -136,7 +136,7 @@ func gossipKeys(cfg *config.Config, id *pki.Identity) (gossip.Keys, error) {
 	}
 	keys, err := id.GossipKeys()
 	if core.KindOf(err) == core.NotFound && cfg.TLS.Given() {
-		return nil, core.WithHint(core.Errorf("", core.Invalid, "there is no gossip key"), "Set gossip { key_file = … }: a file with the same 32 random bytes, in base64, on all nodes: head -c 32 /dev/urandom | base64.")
+		return nil, core.Errorf(core.Invalid, "there is no gossip key").Hint("Set gossip { key_file = … }: a file with the same 32 random bytes, in base64, on all nodes: head -c 32 /dev/urandom | base64.")
 	}
 	return gossip.Keys(keys), err
 }
@@ -145,11 +145,11 @@ func gossipKeys(cfg *config.Config, id *pki.Identity) (gossip.Keys, error) {
 func readKeyFile(path string) (gossip.Keys, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, core.WithHint(core.E("read the gossip key", core.Invalid, err), "Check gossip { key_file = … }.")
+		return nil, core.WithHint(core.Wrap(err, core.Invalid, "read the gossip key"), "Check gossip { key_file = … }.")
 	}
 	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(b)))
 	if err != nil || len(key) != 32 {
-		return nil, core.WithHint(core.Errorf("read the gossip key", core.Invalid, "%s does not hold 32 bytes in base64", path), "Make one: head -c 32 /dev/urandom | base64.")
+		return nil, core.Errorf(core.Invalid, "read the gossip key: %s does not hold 32 bytes in base64", path).Hint("Make one: head -c 32 /dev/urandom | base64.")
 	}
 	return gossip.Keys{key}, nil
 }

@@ -70,7 +70,7 @@ func openQueenList(path, self string, pool *rpc.Pool, log hclog.Logger) (*queenL
 	case errors.Is(err, fs.ErrNotExist):
 		return l, nil
 	case err != nil:
-		return nil, core.E("read the list of queens", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "read the list of queens")
 	}
 	var stored storedQueens
 	if err := json.Unmarshal(b, &stored); err != nil {
@@ -90,7 +90,7 @@ func storeQueens(path string, queens []hive.QueenAddress) error {
 	}
 	b, err := json.MarshalIndent(stored, "", "  ")
 	if err != nil {
-		return core.E("keep the list of queens", core.Internal, err)
+		return core.Wrap(err, core.Internal, "keep the list of queens")
 	}
 	return writeFile(path, append(b, '\n'))
 }

@@ -26,7 +26,7 @@ type SSH struct {
 func (p *process) buildRemote() error {
 	exe, err := os.Executable()
 	if err != nil {
-		return core.E("find this program", core.Internal, err)
+		return core.Wrap(err, core.Internal, "find this program")
 	}
 	if real, err := filepath.EvalSymlinks(exe); err == nil {
 		exe = real

@@ -41,7 +41,7 @@ type RestoreResult struct {
 func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recoveryKey string, now time.Time, log hclog.Logger) (RestoreResult, error) {
 	const op = "restore the snapshot"
 	if !cfg.Queen.Enabled {
-		return RestoreResult{}, core.WithHint(core.Errorf(op, core.Invalid, "this machine is no queen"), "Restore on a machine with queen { enabled = true }.")
+		return RestoreResult{}, core.Errorf(core.Invalid, "%s: this machine is no queen", op).Hint("Restore on a machine with queen { enabled = true }.")
 	}
 	snap, err := queen.ReadSnapshot(r)
 	if err != nil {
@@ -71,7 +71,7 @@ func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recove
 	made, err := snap.Found(o)
 	done.Aside, done.Revoked, done.Problems = o.Old, made.Revoked, made.Problems
 	if err != nil && o.Old != "" {
-		err = errors.Join(err, core.E("put the registry back", core.Internal, os.Rename(o.Old, o.Dir)))
+		err = errors.Join(err, core.Wrap(os.Rename(o.Old, o.Dir), core.Internal, "put the registry back"))
 	}
 	return done, err
 }
@@ -86,7 +86,7 @@ func restoredIdentity(ctx context.Context, cfg *config.Config, c core.Cluster, r
 	}
 	if id != nil {
 		if !id.Has(core.RoleQueen) {
-			return nil, core.WithHint(core.Errorf(op, core.Invalid, "this machine is a hive of the cluster"), "Restore on a queen's machine, or on a machine with an empty data_dir and the recovery key.")
+			return nil, core.Errorf(core.Invalid, "%s: this machine is a hive of the cluster", op).Hint("Restore on a queen's machine, or on a machine with an empty data_dir and the recovery key.")
 		}
 		return id, nil
 	}
@@ -94,7 +94,7 @@ func restoredIdentity(ctx context.Context, cfg *config.Config, c core.Cluster, r
 		return nil, nil //nolint:nilnil // alone
 	}
 	if recoveryKey == "" {
-		return nil, core.WithHint(core.Errorf(op, core.NotFound, "this machine is in no cluster, and the snapshot is of cluster %s", c.ID),
+		return nil, core.Errorf(core.NotFound, "%s: this machine is in no cluster, and the snapshot is of cluster %s", op, c.ID).Hint(
 			"Restore on a queen's machine, whose data_dir has the folder %q. If no such folder is left, say --recovery-key FILE with what \"rbee operator recovery-key\" printed. "+
 				"Without either the cluster's CA is lost: begin a new one with \"rbee cluster init\", and have every machine join it.", pki.Folder)
 	}
@@ -103,7 +103,7 @@ func restoredIdentity(ctx context.Context, cfg *config.Config, c core.Cluster, r
 		return nil, err
 	}
 	if cluster != c.ID {
-		return nil, core.WithHint(core.Errorf(op, core.Conflict, "the recovery key is of cluster %s, the snapshot of cluster %s", cluster, c.ID), "Use the recovery key of the same cluster.")
+		return nil, core.Errorf(core.Conflict, "%s: the recovery key is of cluster %s, the snapshot of cluster %s", op, cluster, c.ID).Hint("Use the recovery key of the same cluster.")
 	}
 	host, err := cfg.AdvertiseHost(ctx)
 	if err != nil {
@@ -134,7 +134,7 @@ func putAside(dir string, now time.Time) (string, error) {
 		case errors.Is(err, fs.ErrNotExist):
 			return "", nil
 		case err != nil:
-			return "", core.E("put the registry aside", core.Internal, err)
+			return "", core.Wrap(err, core.Internal, "put the registry aside")
 		}
 		return aside, nil
 	}
@@ -159,7 +159,7 @@ func (p *process) knowsQueen() bool {
 
 // lostRegistry is the error of a queen that would wait for a registry that nobody has.
 func lostRegistry(id *pki.Identity, dir string) error {
-	return core.WithHint(core.Errorf("start the queen", core.NotFound, "this machine is a queen of cluster %s, but its registry in %s is gone, and it knows no other queen", id.Cluster(), dir),
-		"Restore a snapshot: \"rbee operator snapshot restore --offline FILE\". If there is another queen, name its host in gossip { retry_join = [...] } and start again. "+
+	return core.Errorf(core.NotFound, "start the queen: this machine is a queen of cluster %s, but its registry in %s is gone, and it knows no other queen", id.Cluster(), dir).Hint(
+		"Restore a snapshot: \"rbee operator snapshot restore --offline FILE\". If there is another queen, name its host in gossip { retry_join = [...] } and start again. " +
 			"Without a snapshot and another queen the cluster is lost: \"rbee cluster leave --forget\", then \"rbee cluster init\".")
 }

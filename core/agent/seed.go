@@ -50,11 +50,11 @@ func seedOfFiles(cfg *config.Config, id *pki.Identity, now time.Time) (*queen.Se
 	const hint = "\"rbee tls ca create\" makes one: operator.token. Check queen { operator_token_file = … }."
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, core.WithHint(core.E("read the operator token", core.Invalid, err), hint)
+		return nil, core.WithHint(core.Wrap(err, core.Invalid, "read the operator token"), hint)
 	}
 	p, err := token.Parse(strings.TrimSpace(string(b)))
 	if err != nil || p.Kind != core.TokenAPI {
-		return nil, core.WithHint(core.Errorf("read the operator token", core.Invalid, "%s does not hold an API token", path), hint)
+		return nil, core.Errorf(core.Invalid, "read the operator token: %s does not hold an API token", path).Hint(hint)
 	}
 	s.Token = core.Token{ID: p.ID, Name: "operator", Kind: core.TokenAPI, SecretHash: token.Hash(p.Secret), Scopes: core.Scopes(), CreatedAt: now.UTC().Truncate(time.Second)}
 	return s, nil

@@ -30,6 +30,6 @@ func noTwin(ctx context.Context, id *pki.Identity) error {
 		return nil // nobody is there, or somebody else
 	}
 	conn.Close()
-	return core.WithHint(core.Errorf("", core.InUse, "another agent runs with this machine's identity, node %s, at %s", n.ID, id.RPCAddress()),
+	return core.Errorf(core.InUse, "another agent runs with this machine's identity, node %s, at %s", n.ID, id.RPCAddress()).Hint(
 		"One of the two data folders is a copy of the other. Stop that agent, or give this machine an empty data_dir and a join token of its own.")
 }

@@ -31,7 +31,7 @@ type queenAddress struct {
 // its host. With a scheme the port is that of the scheme. Errors: Invalid.
 func parseAddress(s string, secure func(host string) bool) (queenAddress, error) {
 	shown := s[strings.LastIndex(s, "@")+1:] // without a password
-	bad := core.WithHint(core.Errorf("", core.Invalid, "%q is not the address of a queen", shown), "Write it as host or host:7833, or as https://host:7833 in a cluster.")
+	bad := core.Errorf(core.Invalid, "%q is not the address of a queen", shown).Hint("Write it as host or host:7833, or as https://host:7833 in a cluster.")
 	rest := strings.TrimSpace(s)
 	scheme, after, spelled := strings.Cut(rest, "://")
 	if spelled {

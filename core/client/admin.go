@@ -110,9 +110,9 @@ func (c *Client) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	case to.err != nil:
 		return to.err
 	case ctx.Err() != nil:
-		return core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
+		return core.FromContext(ctx)
 	case err != nil:
-		return core.WithHint(core.Errorf("", core.Unavailable, "the snapshot was cut: %w", err), "Ask again; what came is of no use.")
+		return core.Errorf(core.Unavailable, "the snapshot was cut: %w", err).Hint("Ask again; what came is of no use.")
 	}
 	return nil
 }
@@ -144,7 +144,7 @@ func change[T any](ctx context.Context, c *Client, method, path string, body any
 		var err error
 		if data, err = json.Marshal(body); err != nil {
 			var zero T
-			return zero, core.E("", core.Invalid, err)
+			return zero, core.WithKind(err, core.Invalid)
 		}
 	}
 	return fetch[T](ctx, c, call{method: method, path: path, body: data, once: once})

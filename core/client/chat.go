@@ -75,7 +75,7 @@ func ask[T any](ctx context.Context, c *Client, path string, r any) (T, Answer, 
 	var zero T
 	body, err := json.Marshal(r)
 	if err != nil {
-		return zero, Answer{}, core.E("", core.Invalid, err)
+		return zero, Answer{}, core.WithKind(err, core.Invalid)
 	}
 	v, h, err := fetchWithHeader[T](ctx, c, call{method: http.MethodPost, path: path, body: body, model: true, requestID: rand.Text()})
 	return v, answerOf(h), err
@@ -88,7 +88,7 @@ func stream[T any](ctx context.Context, c *Client, path string, r any, emit func
 	}
 	body, err := json.Marshal(r)
 	if err != nil {
-		return core.E("", core.Invalid, err)
+		return core.WithKind(err, core.Invalid)
 	}
 	resp, _, err := c.do(ctx, call{method: http.MethodPost, path: path, body: body, model: true, requestID: rand.Text(), accept: "text/event-stream"})
 	if err != nil {
@@ -105,9 +105,9 @@ func stream[T any](ctx context.Context, c *Client, path string, r any, emit func
 		switch {
 		case err == nil:
 		case ctx.Err() != nil:
-			return core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
+			return core.FromContext(ctx)
 		case errors.Is(err, openai.ErrEventTooLarge):
-			return core.E("", core.Internal, err)
+			return core.WithKind(err, core.Internal)
 		case errors.Is(err, io.EOF):
 			return lost("the answer ended before it was whole")
 		default:
@@ -129,7 +129,7 @@ func stream[T any](ctx context.Context, c *Client, path string, r any, emit func
 		}
 		var chunk T
 		if err := json.Unmarshal(ev.Data, &chunk); err != nil {
-			return core.Errorf("", core.Internal, "a chunk of the answer cannot be read")
+			return core.Errorf(core.Internal, "a chunk of the answer cannot be read")
 		}
 		if err := emit(chunk); err != nil {
 			return err
@@ -138,5 +138,5 @@ func stream[T any](ctx context.Context, c *Client, path string, r any, emit func
 }
 
 func lost(what string) error {
-	return core.WithHint(core.E("", core.WorkerLost, errors.New(what)), "Ask again; `rbee ps` shows which workers there are.")
+	return core.WithHint(core.WithKind(errors.New(what), core.WorkerLost), "Ask again; `rbee ps` shows which workers there are.")
 }

@@ -94,7 +94,7 @@ func New(o Options) (*Client, error) {
 		// A redirect could lead the token to a stranger; the API has none.
 		c.http = &http.Client{Transport: c.own, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	} else if len(o.CACert) > 0 || o.ServerName != "" {
-		return nil, core.Errorf("", core.Invalid, "an HTTP client has its own certificates and server name")
+		return nil, core.Errorf(core.Invalid, "an HTTP client has its own certificates and server name")
 	}
 	return c, nil
 }
@@ -132,7 +132,7 @@ func statusError(resp *http.Response) error {
 		return notRbee(fmt.Sprintf("status %d", resp.StatusCode))
 	}
 	if resp.StatusCode == http.StatusBadRequest && strings.HasPrefix(string(body), "Client sent an HTTP request to an HTTPS server") { // net/http's words
-		return core.WithHint(core.Errorf("", core.Invalid, "the server takes only TLS"), "Write the address with https://.")
+		return core.Errorf(core.Invalid, "the server takes only TLS").Hint("Write the address with https://.")
 	}
 	return errorOf(openai.DecodeError(resp.StatusCode, body))
 }
@@ -143,7 +143,7 @@ func errorOf(e *openai.Error) error {
 	if kind == "" {
 		kind = kindOfStatus(e.Status)
 	}
-	err := &core.Error{Kind: kind, Hint: e.Hint, Err: errors.New(e.Error())}
+	err := core.WithHint(core.WithKind(errors.New(e.Error()), kind), "%s", e.Hint)
 	if e.Code != nil && *e.Code == codeStopping {
 		return &stoppingError{err}
 	}
@@ -182,7 +182,7 @@ func kindOfStatus(status int) core.Kind {
 }
 
 func notRbee(what string) error {
-	return core.WithHint(core.Errorf("", core.Invalid, "the server answers as no rbee agent does: %s", what), "Look whether the address is right.")
+	return core.Errorf(core.Invalid, "the server answers as no rbee agent does: %s", what).Hint("Look whether the address is right.")
 }
 
 // fetch makes a request and decodes its answer.
@@ -201,11 +201,11 @@ func fetchWithHeader[T any](ctx context.Context, c *Client, r call) (T, http.Hea
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {
 	case ctx.Err() != nil:
-		return v, nil, core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
+		return v, nil, core.FromContext(ctx)
 	case err != nil:
-		return v, nil, core.Errorf("", core.Unavailable, "the answer was cut: %w", err)
+		return v, nil, core.Errorf(core.Unavailable, "the answer was cut: %w", err)
 	case len(body) > maxAnswer:
-		return v, nil, core.Errorf("", core.TooLarge, "the answer is longer than %d bytes", maxAnswer)
+		return v, nil, core.Errorf(core.TooLarge, "the answer is longer than %d bytes", maxAnswer)
 	}
 	if err := json.Unmarshal(body, &v); err != nil {
 		return v, nil, notRbee(err.Error())

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -28,7 +29,7 @@ func (c *Client) Submit(ctx context.Context, r core.Request) (core.Job, error) {
 	}
 	body, err := json.Marshal(r)
 	if err != nil {
-		return core.Job{}, core.E("submit job", core.Invalid, err)
+		return core.Job{}, core.Wrap(err, core.Invalid, "submit job")
 	}
 	return fetch[core.Job](ctx, c, call{method: http.MethodPost, path: "/v1/jobs", body: body})
 }
@@ -62,7 +63,7 @@ func (c *Client) FollowJob(ctx context.Context, id string, after int64, emit fun
 		case f.ended || f.refused != nil:
 			return f.refused
 		case ctx.Err() != nil:
-			return core.E("follow job", core.KindOf(ctx.Err()), context.Cause(ctx))
+			return fmt.Errorf("follow job: %w", core.FromContext(ctx))
 		case final(err):
 			return err
 		}
@@ -80,7 +81,7 @@ func (c *Client) FollowJob(ctx context.Context, id string, after int64, emit fun
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return core.E("follow job", core.KindOf(ctx.Err()), context.Cause(ctx))
+			return fmt.Errorf("follow job: %w", core.FromContext(ctx))
 		}
 		pause = min(2*pause, longestPause)
 	}
@@ -128,7 +129,7 @@ func (f *follower) once(ctx context.Context) error {
 	for {
 		ev, err := events.Next()
 		if err != nil {
-			return core.Errorf("follow job", core.Unavailable, "the stream was cut: %w", err)
+			return core.Errorf(core.Unavailable, "follow job: the stream was cut: %w", err)
 		}
 		silence.Reset(followSilence)
 		if ev.Data == nil {
@@ -177,7 +178,7 @@ func (c *Client) Run(ctx context.Context, r core.Request, emit func(core.Event) 
 		return job, err
 	}
 	if ended.State != core.JobSucceeded && ended.Error == nil {
-		return ended, core.Errorf("", core.Internal, "the job ended as %s without a reason", ended.State)
+		return ended, core.Errorf(core.Internal, "the job ended as %s without a reason", ended.State)
 	}
 	return ended, ended.Error.Err()
 }
@@ -187,7 +188,7 @@ func (c *Client) Run(ctx context.Context, r core.Request, emit func(core.Event) 
 func Result[T any](j core.Job) (T, error) {
 	var v T
 	if len(j.Result) == 0 {
-		return v, core.E("read result of "+string(j.Operation), core.Invalid, errors.New("the job has no result"))
+		return v, core.Wrap(errors.New("the job has no result"), core.Invalid, "read result of "+string(j.Operation))
 	}
-	return v, core.E("read result of "+string(j.Operation), core.Invalid, json.Unmarshal(j.Result, &v))
+	return v, core.Wrap(json.Unmarshal(j.Result, &v), core.Invalid, "read result of "+string(j.Operation))
 }

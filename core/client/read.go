@@ -50,7 +50,7 @@ func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	return text, core.E("read metrics", core.Unavailable, err)
+	return text, core.Wrap(err, core.Unavailable, "read metrics")
 }
 
 // Status returns the whole cluster on one screen.

@@ -52,7 +52,7 @@ func newTransport(o Options, several bool) (*http.Transport, error) {
 	if len(o.CACert) > 0 {
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(o.CACert) {
-			return nil, core.WithHint(core.Errorf("", core.Invalid, "there is no certificate in what should be the CA's"), "It is the file that begins with -----BEGIN CERTIFICATE-----.")
+			return nil, core.Errorf(core.Invalid, "there is no certificate in what should be the CA's").Hint("It is the file that begins with -----BEGIN CERTIFICATE-----.")
 		}
 	}
 	lookup := func(ctx context.Context, host string) ([]netip.Addr, error) {
@@ -104,11 +104,11 @@ func (c *Client) do(ctx context.Context, r call) (*http.Response, int, error) {
 			if !sent && errors.Is(ctx.Err(), context.DeadlineExceeded) { // else the next call would wait for it as well
 				c.health.fails(n, time.Now())
 			}
-			return nil, n, core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
+			return nil, n, core.FromContext(ctx)
 		}
 		c.health.fails(n, time.Now())
 		if last = err; sent && r.once {
-			return nil, n, core.WithHint(core.Errorf("", core.Unavailable, "the connection to %s broke: %w", c.queens[n], unwrapURL(err)), "It is not known whether the request was carried out: look before you repeat it.")
+			return nil, n, core.Errorf(core.Unavailable, "the connection to %s broke: %w", c.queens[n], unwrapURL(err)).Hint("It is not known whether the request was carried out: look before you repeat it.")
 		}
 	}
 	if said != nil {
@@ -212,17 +212,17 @@ func (b *answerBody) Close() error {
 func (c *Client) unreachable(err error) error {
 	at := strings.Join(c.queens, ", ")
 	if e, ok := errors.AsType[*notQueenError](err); ok {
-		return core.WithHint(core.Errorf("", core.Unauthenticated, "%s answers as a queen and is none: %w", at, e),
+		return core.Errorf(core.Unauthenticated, "%s answers as a queen and is none: %w", at, e).Hint(
 			"Look where the queens are, `rbee status`. If one should be there, a machine of the cluster answers in its place: revoke that node, `rbee tls revoke`.")
 	}
 	switch bad, isBad := errors.AsType[*tls.CertificateVerificationError](err); {
 	case isBad:
-		return core.WithHint(core.Errorf("", core.Unauthenticated, "the certificate that was shown at %s cannot be trusted: %w", at, bad.Err),
+		return core.Errorf(core.Unauthenticated, "the certificate that was shown at %s cannot be trusted: %w", at, bad.Err).Hint(
 			"Give the certificate of the cluster's CA with RBEE_CACERT, which is ca.pem on every node, and see that the address is one of the node's names.")
 	case errors.Is(err, http.ErrSchemeMismatch):
-		return core.WithHint(core.Errorf("", core.Invalid, "the server at %s has no TLS", at), "Write the address with http://.")
+		return core.Errorf(core.Invalid, "the server at %s has no TLS", at).Hint("Write the address with http://.")
 	}
-	return core.WithHint(core.Errorf("", core.Unavailable, "no agent answers at %s: %w", at, unwrapURL(err)),
+	return core.Errorf(core.Unavailable, "no agent answers at %s: %w", at, unwrapURL(err)).Hint(
 		"Start one with `rbee agent -dev`, or say where one runs with RBEE_ADDR.")
 }
 

@@ -71,7 +71,7 @@ func (c *Config) AdvertiseHost(ctx context.Context) (string, error) {
 			return p.Addr().Unmap().String(), nil
 		}
 	}
-	return "", core.WithHint(core.Errorf("", core.Invalid, "this machine has no address that others could reach it at"),
+	return "", core.Errorf(core.Invalid, "this machine has no address that others could reach it at").Hint(
 		"Say it with --advertise HOST, or bind { advertise = … } in the configuration; 127.0.0.1 will do for a cluster on this machine alone.")
 }
 

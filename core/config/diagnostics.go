@@ -60,7 +60,7 @@ func (d *Diagnostics) Err() error {
 	}
 	var b strings.Builder
 	if err := only.Write(&b, 0, false); err != nil {
-		return core.E("configuration", core.Invalid, errors.Join(d.List, err))
+		return core.Wrap(errors.Join(d.List, err), core.Invalid, "configuration")
 	}
-	return core.E("configuration", core.Invalid, fmt.Errorf("%s", strings.TrimSpace(b.String())))
+	return core.Wrap(fmt.Errorf("%s", strings.TrimSpace(b.String())), core.Invalid, "configuration")
 }

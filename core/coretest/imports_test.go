@@ -67,6 +67,7 @@ var allowed = []struct {
 	{"core/client", []string{"core", "plugins/sdk/openai"}},
 	{"core/agent", []string{"core/...", "raft/node", "plugins/sdk/...", "proto/..."}},
 	{"core/coretest/...", []string{"core/...", "plugins/sdk/..."}},
+	{"cmd/rbee", []string{"cmd/rbee/cli"}},
 	{"cmd/rbee/...", []string{"core/...", "plugins/sdk/..."}},
 }
 

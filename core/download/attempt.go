@@ -53,7 +53,7 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 		u, direct := r.o.target()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 		if err != nil {
-			return nil, core.Errorf("", core.Invalid, "the file's address cannot be used") // its text may hold a secret
+			return nil, core.Errorf(core.Invalid, "the file's address cannot be used") // its text may hold a secret
 		}
 		if origin.SameOrigin(u, r.o.u) {
 			maps.Copy(req.Header, r.o.header)
@@ -105,7 +105,7 @@ func (r *run) judge(resp *http.Response) (n, skip int64, err error) {
 		return 0, 0, origin.NewStatusError(resp, body, time.Now())
 	}
 	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return 0, 0, core.WithHint(core.Errorf("", core.Unsupported, "%s sends the file in another form (%.40q)", o.u.Host, e), "The server must send files as they are: choose another one.")
+		return 0, 0, core.Errorf(core.Unsupported, "%s sends the file in another form (%.40q)", o.u.Host, e).Hint("The server must send files as they are: choose another one.")
 	}
 	size := o.f.SizeBytes
 	if resp.StatusCode == http.StatusRequestedRangeNotSatisfiable {

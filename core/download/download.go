@@ -65,7 +65,7 @@ type Origin struct {
 func New(f File, o Options) (*Origin, error) {
 	u, err := url.Parse(f.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, core.Errorf("", core.Invalid, "the file's address is no http or https URL") // its text may hold a secret
+		return nil, core.Errorf(core.Invalid, "the file's address is no http or https URL") // its text may hold a secret
 	}
 	o.Connections = max(o.Connections, 1)
 	o.Stall = cmp.Or(o.Stall, 30*time.Second)
@@ -246,7 +246,7 @@ func (o *Origin) take(h http.Header) (same, known bool) {
 }
 
 func (o *Origin) changed(format string, args ...any) error {
-	err := core.Errorf("", core.Conflict, "%s at %s has changed: %s", fileName(o.u), o.u.Host, fmt.Sprintf(format, args...))
+	err := core.Errorf(core.Conflict, "%s at %s has changed: %s", fileName(o.u), o.u.Host, fmt.Sprintf(format, args...))
 	return core.WithHint(err, "Try again: the file was replaced while it was fetched.")
 }
 

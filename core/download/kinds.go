@@ -33,7 +33,7 @@ func kinds(err error) error {
 			break
 		}
 	}
-	classified := core.E("", kind, err)
+	classified := core.WithKind(err, kind)
 	if hint := sdk.HintOf(err); hint != "" {
 		return core.WithHint(classified, "%s", hint)
 	}

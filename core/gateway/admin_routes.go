@@ -26,7 +26,7 @@ func admin(handle func(*Gateway, Admin, *response, *http.Request) error) handler
 }
 
 func noCluster() error {
-	return core.WithHint(core.Errorf("", core.Unsupported, "this agent is in no cluster"), "`rbee cluster init` makes one, `rbee cluster join` has this machine join one.")
+	return core.Errorf(core.Unsupported, "this agent is in no cluster").Hint("`rbee cluster init` makes one, `rbee cluster join` has this machine join one.")
 }
 
 // ask is a route that only asks, by the values of its path.
@@ -112,7 +112,7 @@ func (g *Gateway) drainHive(a Admin, w *response, r *http.Request) error {
 		return err
 	}
 	if request.Drain == nil {
-		return &apiError{param: "drain", err: core.WithHint(core.Errorf("", core.Invalid, "drain is missing"), `Send {"drain":true} or {"drain":false}.`)}
+		return &apiError{param: "drain", err: core.Errorf(core.Invalid, "drain is missing").Hint(`Send {"drain":true} or {"drain":false}.`)}
 	}
 	v, err := a.DrainHive(r.Context(), r.PathValue("hive"), *request.Drain)
 	return answerOne(w, v, err)

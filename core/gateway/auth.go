@@ -45,7 +45,7 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 	if token == "" {
 		g.metrics.refused.WithLabelValues(refusedNoToken).Inc()
 		w.Header().Set("WWW-Authenticate", `Bearer realm="rbee"`)
-		return &apiError{code: codeBadToken, err: core.WithHint(core.Errorf("", core.Unauthenticated, "a token is needed"), tokenHint)}
+		return &apiError{code: codeBadToken, err: core.Errorf(core.Unauthenticated, "a token is needed").Hint(tokenHint)}
 	}
 	known, err := g.authority(r.Context(), token, need)
 	switch kind := core.KindOf(err); kind {
@@ -57,8 +57,7 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 		// random bits.
 		if wait := g.guesses.wrong(clientOf(r), time.Now()); wait > 0 {
 			g.metrics.refused.WithLabelValues(refusedGuesses).Inc()
-			return &apiError{code: codeManyBadTokens, retryAfter: int(wait/time.Second) + 1, err: core.WithHint(
-				core.Errorf("", core.Overloaded, "too many wrong tokens came from this address"), "Wait before you try another one.")}
+			return &apiError{code: codeManyBadTokens, retryAfter: int(wait/time.Second) + 1, err: core.Errorf(core.Overloaded, "too many wrong tokens came from this address").Hint("Wait before you try another one.")}
 		}
 		g.metrics.refused.WithLabelValues(refusedToken).Inc()
 		w.Header().Set("WWW-Authenticate", `Bearer realm="rbee", error="invalid_token"`)
@@ -66,24 +65,24 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 		if strings.HasPrefix(token, "rbeejoin_") {
 			problem, hint = "the token takes machines into the cluster and opens no API", "Use one of `rbee token create --type api`."
 		}
-		return &apiError{code: codeBadToken, err: core.WithHint(core.Errorf("", core.Unauthenticated, "%s", problem), "%s", hint)}
+		return &apiError{code: codeBadToken, err: core.Errorf(core.Unauthenticated, "%s", problem).Hint("%s", hint)}
 	case core.Forbidden:
 		g.metrics.refused.WithLabelValues(refusedScope).Inc()
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="rbee", error="insufficient_scope", scope="%s"`, need))
-		return core.WithHint(core.Errorf("", core.Forbidden, "the token does not have the scope %q", need), "Use a token that has it: `rbee token create` makes one.")
+		return core.Errorf(core.Forbidden, "the token does not have the scope %q", need).Hint("Use a token that has it: `rbee token create` makes one.")
 	default:
 		problem := "the token could not be checked"
 		if kind == core.Unavailable {
 			problem += ": this queen has just started, or has no contact with a leader"
 		}
-		return core.WithHint(core.Errorf("", kind, "%s", problem), "Ask again in a moment, or ask another queen.")
+		return core.Errorf(kind, "%s", problem).Hint("Ask again in a moment, or ask another queen.")
 	}
 }
 
 // authority asks the Authorizer, unless the token is none on sight.
 func (g *Gateway) authority(ctx context.Context, token string, need core.Scope) (core.Token, error) {
 	if len(token) > maxToken {
-		return core.Token{}, core.Errorf("", core.Unauthenticated, "the token is too long")
+		return core.Token{}, core.Errorf(core.Unauthenticated, "the token is too long")
 	}
 	return g.o.Auth.Authorize(ctx, token, need)
 }

@@ -54,7 +54,7 @@ func (h *heldBody) grow(ctx context.Context, n int64) error {
 			return err
 		case <-ctx.Done():
 			timer.Stop()
-			return core.Errorf("", core.Cancelled, "the client is gone")
+			return core.Errorf(core.Cancelled, "the client is gone")
 		}
 	}
 }
@@ -66,11 +66,9 @@ func (h *heldBody) try(n int64) (freed <-chan struct{}, err error) {
 	defer b.mu.Unlock()
 	switch {
 	case h.key != "" && b.keys[h.key]+n > b.perKey:
-		return b.freed, &apiError{code: codeOverloaded, err: core.WithHint(
-			core.Errorf("", core.Overloaded, "the requests that run with this token have too many bytes"), "Ask again when some have ended, or send less at once.")}
+		return b.freed, &apiError{code: codeOverloaded, err: core.Errorf(core.Overloaded, "the requests that run with this token have too many bytes").Hint("Ask again when some have ended, or send less at once.")}
 	case b.used+n > b.total:
-		return b.freed, &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.WithHint(
-			core.Errorf("", core.Overloaded, "the requests that run have too many bytes"), "Ask again in a moment, or ask another queen.")}
+		return b.freed, &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.Errorf(core.Overloaded, "the requests that run have too many bytes").Hint("Ask again in a moment, or ask another queen.")}
 	}
 	b.used += n
 	if h.key != "" {

@@ -49,9 +49,9 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 			}
 			w.Header().Set("Connection", "close")
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				return nil, &apiError{status: http.StatusRequestTimeout, code: "request_timeout", err: core.Errorf("", core.DeadlineExceeded, "the request's body did not arrive within %s", g.o.BodyTimeout)}
+				return nil, &apiError{status: http.StatusRequestTimeout, code: "request_timeout", err: core.Errorf(core.DeadlineExceeded, "the request's body did not arrive within %s", g.o.BodyTimeout)}
 			}
-			return nil, core.Errorf("", core.Invalid, "the request's body could not be read to its end")
+			return nil, core.Errorf(core.Invalid, "the request's body could not be read to its end")
 		case len(body) == cap(body):
 			old := int64(cap(body))
 			size := min(2*old, limit+1)
@@ -76,10 +76,9 @@ func (g *Gateway) closeAfter(w *response, err error) error {
 }
 
 func (g *Gateway) refuseBody(w *response, limit int64) error {
-	return g.closeAfter(w, &apiError{status: http.StatusRequestEntityTooLarge, code: openai.CodeTooLarge, err: core.WithHint(
-		core.Errorf("", core.Invalid, "the request's body is larger than %d bytes", limit), "Send a shorter prompt.")})
+	return g.closeAfter(w, &apiError{status: http.StatusRequestEntityTooLarge, code: openai.CodeTooLarge, err: core.Errorf(core.Invalid, "the request's body is larger than %d bytes", limit).Hint("Send a shorter prompt.")})
 }
 
 func badBody(param, format string, args ...any) error {
-	return &apiError{param: param, err: core.Errorf("", core.Invalid, format, args...)}
+	return &apiError{param: param, err: core.Errorf(core.Invalid, format, args...)}
 }

@@ -104,7 +104,7 @@ func TestEveryKindSurvivesTheWay(t *testing.T) {
 	c := newClient(t, r.url)
 	for kind := range answers {
 		r.router.wait = func(context.Context, func(core.Progress)) error {
-			return core.WithHint(core.Errorf("", kind, "because"), "Do this.")
+			return core.Errorf(kind, "because").Hint("Do this.")
 		}
 		_, _, err := c.Chat(t.Context(), openai.ChatRequest{Model: "tiny"})
 		must.Eq(t, kind, core.KindOf(err))

@@ -37,7 +37,7 @@ func TestConcealedError(t *testing.T) {
 	t.Parallel()
 	_, err := net.Dial("unix", "/nowhere/at/all.sock")
 	must.Error(t, err)
-	err = core.WithHint(core.Errorf("", core.Unavailable, "the worker cannot be reached: %w", fmt.Errorf("%w, see %s", err, os.DevNull)), "Look at /var/log/rbee/agent.log on 10.0.0.2.")
+	err = core.Errorf(core.Unavailable, "the worker cannot be reached: %w", fmt.Errorf("%w, see %s", err, os.DevNull)).Hint("Look at /var/log/rbee/agent.log on 10.0.0.2.")
 	e, a := envelope(&concealed{err})
 	must.Eq(t, 503, a.status)
 	must.Eq(t, "unavailable", e.Kind)

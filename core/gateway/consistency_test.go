@@ -80,7 +80,7 @@ func TestConsistencyOfEveryRoute(t *testing.T) {
 // says so.
 func TestReadsWithoutLeader(t *testing.T) {
 	t.Parallel()
-	reader := &fakeReader{gone: core.Errorf("", core.Unavailable, "there is no leader")}
+	reader := &fakeReader{gone: core.Errorf(core.Unavailable, "there is no leader")}
 	r := newRig(t, func(o *rigOptions) { o.Reader, o.Admin = reader, &fakeAdmin{} })
 	r.cluster.models, r.cluster.cluster = []core.Model{{ID: "tiny"}}, &core.Cluster{ID: "c1"}
 	r.serve("w1", answerJSON(200, wholeAnswer))
@@ -193,7 +193,7 @@ func TestAdminRoutes(t *testing.T) {
 			must.SliceEmpty(t, done, what)
 		} else {
 			must.Eq(t, []string{c.done}, done, what)
-			a.err = core.WithHint(core.Errorf("", core.Conflict, "it is so already"), "Look again.")
+			a.err = core.Errorf(core.Conflict, "it is so already").Hint("Look again.")
 			w = served(g, c.method, c.path, c.body)
 			must.Eq(t, 409, w.Code, what)
 			must.Eq(t, "Look again.", errorIn(t, w.Body.String()).Hint)
@@ -218,11 +218,11 @@ func TestSnapshotRoutes(t *testing.T) {
 
 	a.snapshot = func(w io.Writer) error {
 		_, _ = io.WriteString(w, piece)
-		return core.Errorf("", core.Unavailable, "the leader is gone")
+		return core.Errorf(core.Unavailable, "the leader is gone")
 	}
 	must.Eq(t, core.Unavailable, core.KindOf(c.SaveSnapshot(ctx, io.Discard)))
 
-	a.snapshot = func(io.Writer) error { return core.Errorf("", core.Integrity, "the disk is bad") }
+	a.snapshot = func(io.Writer) error { return core.Errorf(core.Integrity, "the disk is bad") }
 	resp, body := r.get("/v1/operator/snapshot")
 	must.Eq(t, 500, resp.StatusCode)
 	must.Eq(t, "application/json", resp.Header.Get("Content-Type"))

@@ -108,7 +108,7 @@ func fail(w http.ResponseWriter, err error) {
 }
 
 func noRoute(r *http.Request) error {
-	return core.WithHint(core.Errorf("", core.NotFound, "no route %s %s", r.Method, clip(r.URL.Path, 100)),
+	return core.Errorf(core.NotFound, "no route %s %s", r.Method, clip(r.URL.Path, 100)).Hint(
 		"OpenAI's routes are POST /v1/chat/completions, POST /v1/completions and GET /v1/models; the others are in the documentation.")
 }
 

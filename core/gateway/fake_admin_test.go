@@ -24,9 +24,9 @@ func (f *fakeAuth) Authorize(_ context.Context, token string, scope core.Scope) 
 	t, ok := f.tokens[token]
 	switch {
 	case !ok || t.Kind != core.TokenAPI:
-		return core.Token{}, core.WithHint(core.Errorf("", core.Unauthenticated, "no token %s", token), "What is %s?", token)
+		return core.Token{}, core.Errorf(core.Unauthenticated, "no token %s", token).Hint("What is %s?", token)
 	case !t.Allows(scope):
-		return core.Token{}, core.Errorf("", core.Forbidden, "%s may not", token)
+		return core.Token{}, core.Errorf(core.Forbidden, "%s may not", token)
 	}
 	return t, nil
 }
@@ -161,7 +161,7 @@ func (f *fakeAdmin) RestoreSnapshot(_ context.Context, r io.Reader) (core.Snapsh
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.restored = b
-	return core.SnapshotInfo{Format: 2, Index: uint64(len(b))}, core.E("", core.Integrity, err)
+	return core.SnapshotInfo{Format: 2, Index: uint64(len(b))}, core.WithKind(err, core.Integrity)
 }
 
 func (f *fakeAdmin) Keyring(context.Context) (core.Keyring, error) {
@@ -176,5 +176,5 @@ func (f *fakeAdmin) ChangeKeyring(_ context.Context, c core.KeyringChange) (core
 type brokenAuth struct{}
 
 func (brokenAuth) Authorize(_ context.Context, token string, _ core.Scope) (core.Token, error) {
-	return core.Token{}, core.Errorf("", core.Unavailable, "no answer about %s", token)
+	return core.Token{}, core.Errorf(core.Unavailable, "no answer about %s", token)
 }

@@ -63,7 +63,7 @@ func (f *fakeRouter) Route(ctx context.Context, q inference.Query) (inference.Le
 		}
 	}
 	if len(ranked) == 0 {
-		return inference.Lease{}, core.WithHint(core.Errorf("", core.NotFound, "no model %q", q.Model), "Near to it are: tiny.")
+		return inference.Lease{}, core.Errorf(core.NotFound, "no model %q", q.Model).Hint("Near to it are: tiny.")
 	}
 	id := ranked[0].Worker.ID
 	if f.active == nil {
@@ -366,7 +366,7 @@ func (f *fakeCluster) Status(context.Context) (core.Status, error) {
 func (f *fakeCluster) Hives(context.Context) ([]core.Hive, error) { return nil, nil }
 func (f *fakeCluster) Hive(_ context.Context, hive string) (core.Hive, error) {
 	if hive != "h1" && hive != core.LocalHive {
-		return core.Hive{}, core.WithHint(core.Errorf("", core.NotFound, "no hive %q", hive), "There is h1.")
+		return core.Hive{}, core.Errorf(core.NotFound, "no hive %q", hive).Hint("There is h1.")
 	}
 	return core.Hive{ID: "h1", Name: "desk"}, nil
 }
@@ -422,7 +422,7 @@ func (f *fakeJobs) Submit(_ context.Context, r core.Request) (core.Job, error) {
 
 func (f *fakeJobs) Job(_ context.Context, id string) (core.Job, error) {
 	if id != "j1-h1" {
-		return core.Job{}, core.Errorf("", core.NotFound, "no job %q", id)
+		return core.Job{}, core.Errorf(core.NotFound, "no job %q", id)
 	}
 	return core.Job{ID: id, State: core.JobRunning}, nil
 }

@@ -154,7 +154,7 @@ func (g *Gateway) run(w *response, r *http.Request) (cut bool) {
 		default:
 			g.log.Error("a request handler panicked", "request", w.id, "route", w.route, "error", fmt.Sprint(v), "stack", string(debug.Stack()))
 			if cut = w.status != 0; !cut {
-				fail(w, core.WithHint(core.Errorf("", core.Internal, "the server has a defect and could not answer"), "Its log has the details under request id %s.", w.id))
+				fail(w, core.Errorf(core.Internal, "the server has a defect and could not answer").Hint("Its log has the details under request id %s.", w.id))
 			}
 		}
 	}()

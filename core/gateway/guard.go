@@ -33,7 +33,7 @@ func requestID(r *http.Request) string {
 func (g *Gateway) guard(r *http.Request) error {
 	if onLoopback(r) && !g.hostAllowed(r.Host) {
 		g.metrics.refused.WithLabelValues(refusedHost).Inc()
-		return core.WithHint(core.Errorf("", core.Forbidden, "the host name %q is not one of this server's", clip(r.Host, 100)),
+		return core.Errorf(core.Forbidden, "the host name %q is not one of this server's", clip(r.Host, 100)).Hint(
 			"Use localhost or 127.0.0.1, or add the name to the configuration.")
 	}
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
@@ -43,7 +43,7 @@ func (g *Gateway) guard(r *http.Request) error {
 		u, err := url.Parse(origin)
 		if err != nil || u.Host == "" || !strings.EqualFold(u.Host, r.Host) || len(r.Header.Values("Origin")) != 1 || r.Header.Get("Sec-Fetch-Site") == "cross-site" {
 			g.metrics.refused.WithLabelValues(refusedOrigin).Inc()
-			return core.WithHint(core.Errorf("", core.Forbidden, "requests from web pages of another origin are refused"),
+			return core.Errorf(core.Forbidden, "requests from web pages of another origin are refused").Hint(
 				"Call the API from a program, or from a page that this server's own address serves.")
 		}
 	}

@@ -21,7 +21,7 @@ func (g *Gateway) completion(w *response, r *http.Request) error {
 }
 
 func (g *Gateway) embeddings(*response, *http.Request) error {
-	return core.WithHint(core.Errorf("", core.Unsupported, "embeddings are not supported yet"),
+	return core.Errorf(core.Unsupported, "embeddings are not supported yet").Hint(
 		"Supported are POST /v1/chat/completions and POST /v1/completions.")
 }
 

@@ -409,7 +409,7 @@ func TestWaitForAWorkerToBeStarted(t *testing.T) {
 	t.Run("then it fails", func(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, fast)
-		seen := slow(r, core.WithHint(core.Errorf("", core.TooLarge, "does not fit"), "Buy memory."))
+		seen := slow(r, core.Errorf(core.TooLarge, "does not fit").Hint("Buy memory."))
 		_, body, err := ask(t, r, seen)
 		must.ErrorIs(t, err, io.ErrUnexpectedEOF)
 		e := lastError(t, body)
@@ -459,7 +459,7 @@ func TestWaitForAWorkerToBeStarted(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, nil)
 		r.router.wait = func(context.Context, func(core.Progress)) error {
-			return core.Errorf("", core.Unavailable, "no hive has room")
+			return core.Errorf(core.Unavailable, "no hive has room")
 		}
 		resp, body, err := r.post("/v1/chat/completions", streamAsk)
 		must.NoError(t, err)
@@ -477,7 +477,7 @@ func TestEveryKindHasAStatus(t *testing.T) {
 	}
 	must.MapLen(t, len(want), answers)
 	for kind, status := range want {
-		e, a := envelope(core.WithHint(core.Errorf("", kind, "x"), "do y"))
+		e, a := envelope(core.Errorf(kind, "x").Hint("do y"))
 		must.Eq(t, status, a.status)
 		must.Eq(t, string(kind), e.Kind)
 		must.Eq(t, "do y", e.Hint)

@@ -56,7 +56,7 @@ func readJobRequest(body []byte) (core.Request, error) {
 		return request, err
 	}
 	if request.Operation == "" {
-		return request, &apiError{param: "operation", err: core.WithHint(core.Errorf("", core.Invalid, "operation is missing"),
+		return request, &apiError{param: "operation", err: core.Errorf(core.Invalid, "operation is missing").Hint(
 			`A job is such as {"operation":"worker_spawn","model":"rbee-tiny"}.`)}
 	}
 	return request, nil
@@ -135,7 +135,7 @@ func eventsAfter(r *http.Request) (int64, error) {
 	}
 	after, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || after < 0 {
-		return 0, core.Errorf("", core.Invalid, "%q is not the number of an event", clip(s, 40))
+		return 0, core.Errorf(core.Invalid, "%q is not the number of an event", clip(s, 40))
 	}
 	return after, nil
 }
@@ -150,7 +150,7 @@ type eventStream struct {
 func (s *eventStream) event(e core.Event) error {
 	data, err := json.Marshal(e)
 	if err != nil {
-		return core.E("write event", core.Internal, err)
+		return core.Wrap(err, core.Internal, "write event")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -169,7 +169,7 @@ func (s *eventStream) event(e core.Event) error {
 func (s *eventStream) failure(e *openai.Error) error {
 	data, err := json.Marshal(map[string]*openai.Error{"error": e})
 	if err != nil {
-		return core.E("write event", core.Internal, err)
+		return core.Wrap(err, core.Internal, "write event")
 	}
 	return s.send([]byte("event: error\ndata: " + string(data) + "\n\n"))
 }
@@ -182,10 +182,10 @@ func (s *eventStream) send(b []byte) error {
 
 func (s *eventStream) sendLocked(b []byte) error {
 	if _, err := s.w.Write(b); err != nil {
-		return core.E("write event", core.Cancelled, err)
+		return core.Wrap(err, core.Cancelled, "write event")
 	}
 	if err := s.w.c.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return core.E("write event", core.Cancelled, err)
+		return core.Wrap(err, core.Cancelled, "write event")
 	}
 	return nil
 }

@@ -139,7 +139,7 @@ func TestJobStreamThatBreaksIsCut(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	r.jobs.add(core.Event{Kind: core.EventLog, Message: "a"})
-	r.jobs.fail = core.Errorf("", core.Unavailable, "the hive is gone")
+	r.jobs.fail = core.Errorf(core.Unavailable, "the hive is gone")
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+"/v1/jobs/j1-h1/stream", nil)
 	must.NoError(t, err)
 	_, body, err := r.do(req)

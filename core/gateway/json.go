@@ -27,7 +27,7 @@ func listOf[T any](items []T) list[T] { return list[T]{Object: openai.ObjectList
 func writeJSON(w http.ResponseWriter, status int, v any) error {
 	body, err := json.Marshal(filled(reflect.ValueOf(v)).Interface())
 	if err != nil {
-		return core.E("write answer", core.Internal, err)
+		return core.Wrap(err, core.Internal, "write answer")
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
@@ -48,8 +48,7 @@ func decodeObject(body []byte, v any, what string) error {
 			return badBody(te.Field, "%s cannot be a %s", te.Field, te.Value)
 		}
 		if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-			return &apiError{param: strings.Trim(clip(field, 60), `"`), err: core.WithHint(
-				core.Errorf("", core.Invalid, "there is no field %s", clip(field, 60)), "See the documentation for the fields of %s.", what)}
+			return &apiError{param: strings.Trim(clip(field, 60), `"`), err: core.Errorf(core.Invalid, "there is no field %s", clip(field, 60)).Hint("See the documentation for the fields of %s.", what)}
 		}
 		return badBody("", "the request's body is not valid JSON of %s: %v", what, err)
 	}

@@ -57,13 +57,13 @@ func (u *usedProofs) check(text string, body []byte, now time.Time, proof func([
 	nanos, err := strconv.ParseInt(at, 10, 64)
 	age := now.Sub(time.Unix(0, nanos)).Abs()
 	if err != nil || age > proofLife || !hmac.Equal([]byte(text), []byte(LocalProof(body, time.Unix(0, nanos), proof))) {
-		return core.WithHint(core.Errorf("", core.Forbidden, "it is not proved that the data folder of this queen may be read"), "Run the command as the user of the agent, or as root.")
+		return core.Errorf(core.Forbidden, "it is not proved that the data folder of this queen may be read").Hint("Run the command as the user of the agent, or as root.")
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	maps.DeleteFunc(u.seen, func(_ string, t time.Time) bool { return now.Sub(t) > 2*proofLife })
 	if _, used := u.seen[text]; used {
-		return core.Errorf("", core.Forbidden, "the proof was used already")
+		return core.Errorf(core.Forbidden, "the proof was used already")
 	}
 	u.seen[text] = now
 	return nil
@@ -97,7 +97,7 @@ func LocalHandler(h LocalHive, tokens *LocalTokens) http.Handler {
 func localToken(tokens *LocalTokens, used *usedProofs, w http.ResponseWriter, r *http.Request) (core.NewToken, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAdminBody))
 	if err != nil {
-		return core.NewToken{}, core.Errorf("", core.Invalid, "the request cannot be read: %w", err)
+		return core.NewToken{}, core.Errorf(core.Invalid, "the request cannot be read: %w", err)
 	}
 	if err := used.check(r.Header.Get(ProofHeader), body, time.Now(), tokens.Proof); err != nil {
 		return core.NewToken{}, err
@@ -132,7 +132,7 @@ func localHive(mux *http.ServeMux, h LocalHive) {
 	handle("/processes/{pid}", func(r *http.Request) (any, error) {
 		pid, err := strconv.Atoi(r.PathValue("pid"))
 		if err != nil || pid < 1 {
-			return nil, core.Errorf("", core.Invalid, "%q is no process id", clip(r.PathValue("pid"), 40))
+			return nil, core.Errorf(core.Invalid, "%q is no process id", clip(r.PathValue("pid"), 40))
 		}
 		v, err := h.Process(r.Context(), pid)
 		return v, err

@@ -25,7 +25,7 @@ func (loneHive) Processes(context.Context) ([]core.Process, error) {
 
 func (loneHive) Process(_ context.Context, pid int) (core.Process, error) {
 	if pid != 42 {
-		return core.Process{}, core.WithHint(core.Errorf("", core.NotFound, "process %d is not a worker", pid), "Look at the list.")
+		return core.Process{}, core.Errorf(core.NotFound, "process %d is not a worker", pid).Hint("Look at the list.")
 	}
 	return core.Process{PID: pid, WorkerID: "w1", Log: []string{"loaded"}}, nil
 }

@@ -53,7 +53,7 @@ func (g *Gateway) model(w *response, r *http.Request) error {
 			}
 		}
 	}
-	err = core.Errorf("", core.NotFound, "no model %q", clip(id, 100))
+	err = core.Errorf(core.NotFound, "no model %q", clip(id, 100))
 	if near := nearest(id, models); len(near) > 0 {
 		err = core.WithHint(err, "Near to it are: %s.", strings.Join(near, ", "))
 	} else {
@@ -106,7 +106,7 @@ func (g *Gateway) processes(w *response, r *http.Request) error {
 func (g *Gateway) process(w *response, r *http.Request) error {
 	pid, err := strconv.Atoi(r.PathValue("pid"))
 	if err != nil || pid < 1 {
-		return core.Errorf("", core.Invalid, "%q is no process id", clip(r.PathValue("pid"), 40))
+		return core.Errorf(core.Invalid, "%q is no process id", clip(r.PathValue("pid"), 40))
 	}
 	v, err := g.o.Cluster.Process(r.Context(), r.PathValue("hive"), pid)
 	return answerOne(w, v, err)
@@ -138,7 +138,7 @@ func (g *Gateway) catalog(w *response, r *http.Request) error {
 	if s := q.Get("limit"); s != "" {
 		var err error
 		if limit, err = strconv.Atoi(s); err != nil || limit < 1 || limit > maxCatalogItems {
-			return core.Errorf("", core.Invalid, "limit must be a number from 1 to %d", maxCatalogItems)
+			return core.Errorf(core.Invalid, "limit must be a number from 1 to %d", maxCatalogItems)
 		}
 	}
 	v, err := g.o.Cluster.Catalog(r.Context(), r.PathValue("hive"), q.Get("q"), q.Get("kind"), limit)

@@ -18,7 +18,7 @@ func (g *Gateway) routeOf(w *response, r *http.Request) error {
 	id := r.PathValue("id")
 	v, ok := g.o.Inference.Records().Find(id)
 	if !ok {
-		return core.WithHint(core.Errorf("", core.NotFound, "this queen remembers no request %q", clip(id, 100)),
+		return core.Errorf(core.NotFound, "this queen remembers no request %q", clip(id, 100)).Hint(
 			"A queen remembers the latest %d requests that it took itself; ids are in the header x-request-id, GET /v1/requests lists the latest.", inference.MaxRecords)
 	}
 	return writeJSON(w, http.StatusOK, v)
@@ -29,7 +29,7 @@ func (g *Gateway) routesLatest(w *response, r *http.Request) error {
 	if s := r.URL.Query().Get("limit"); s != "" {
 		var err error
 		if limit, err = strconv.Atoi(s); err != nil || limit < 1 || limit > inference.MaxRecords {
-			return core.Errorf("", core.Invalid, "limit must be a number from 1 to %d", inference.MaxRecords)
+			return core.Errorf(core.Invalid, "limit must be a number from 1 to %d", inference.MaxRecords)
 		}
 	}
 	return answerList(w, g.o.Inference.Records().Latest(cmp.Or(limit, 20)), nil)

@@ -118,8 +118,7 @@ func (d dispatch) ServeHTTP(hw http.ResponseWriter, r *http.Request) {
 		fail(w, noRoute(r))
 	default:
 		w.Header().Set("Allow", d.allow)
-		fail(w, &apiError{status: http.StatusMethodNotAllowed, code: "method_not_allowed", err: core.WithHint(
-			core.Errorf("", core.Invalid, "%s does not take %s", d.pattern, clip(r.Method, 20)), "It takes %s.", d.allow)})
+		fail(w, &apiError{status: http.StatusMethodNotAllowed, code: "method_not_allowed", err: core.Errorf(core.Invalid, "%s does not take %s", d.pattern, clip(r.Method, 20)).Hint("It takes %s.", d.allow)})
 	}
 }
 

@@ -53,7 +53,7 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 	select {
 	case err := <-ended:
 		_ = srv.Close()
-		return core.E("serve http", core.Internal, err)
+		return core.Wrap(err, core.Internal, "serve http")
 	case <-ctx.Done():
 	}
 	g.log.Info("http server stops", "grace", grace)

@@ -42,7 +42,7 @@ func (p pieces) Write(b []byte) (int, error) {
 		m, err := p.w.Write(b[:min(len(b), writePiece)])
 		n += m
 		if err != nil {
-			return n, core.E("write snapshot", core.Cancelled, err)
+			return n, core.Wrap(err, core.Cancelled, "write snapshot")
 		}
 		b = b[m:]
 	}
@@ -62,9 +62,9 @@ func (g *Gateway) restoreSnapshot(a Admin, w *response, r *http.Request) error {
 		case tooLong:
 			return g.refuseSnapshot(w)
 		case errors.Is(up.err, os.ErrDeadlineExceeded):
-			return &apiError{status: http.StatusRequestTimeout, code: "request_timeout", err: core.Errorf("", core.DeadlineExceeded, "nothing of the snapshot arrived for %s", g.o.BodyTimeout)}
+			return &apiError{status: http.StatusRequestTimeout, code: "request_timeout", err: core.Errorf(core.DeadlineExceeded, "nothing of the snapshot arrived for %s", g.o.BodyTimeout)}
 		default:
-			return core.Errorf("", core.Invalid, "the snapshot could not be read to its end")
+			return core.Errorf(core.Invalid, "the snapshot could not be read to its end")
 		}
 	}
 	_ = w.c.SetReadDeadline(time.Time{})
@@ -74,8 +74,7 @@ func (g *Gateway) restoreSnapshot(a Admin, w *response, r *http.Request) error {
 func (g *Gateway) refuseSnapshot(w *response) error {
 	w.Header().Set("Connection", "close")
 	_ = w.c.SetReadDeadline(time.Now())
-	return &apiError{status: http.StatusRequestEntityTooLarge, code: openai.CodeTooLarge, err: core.WithHint(
-		core.Errorf("", core.Invalid, "the snapshot is larger than %d bytes", g.o.MaxSnapshotBytes), "Is it a snapshot?")}
+	return &apiError{status: http.StatusRequestEntityTooLarge, code: openai.CodeTooLarge, err: core.Errorf(core.Invalid, "the snapshot is larger than %d bytes", g.o.MaxSnapshotBytes).Hint("Is it a snapshot?")}
 }
 
 // upload reads a body of any length, as long as some of it arrives within timeout.

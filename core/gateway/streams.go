@@ -15,7 +15,7 @@ const codeStopping = "stopping"
 
 var (
 	// errStopping is why what runs is ended when the server stops.
-	errStopping = core.WithHint(core.Errorf("", core.Unavailable, "this server is stopping"), "Ask again in a moment, or ask another queen.")
+	errStopping = core.Errorf(core.Unavailable, "this server is stopping").Hint("Ask again in a moment, or ask another queen.")
 	// errRefused is errStopping for what has not begun.
 	errRefused = &apiError{err: errStopping, code: codeStopping}
 )

@@ -13,7 +13,7 @@ const hint = "Fetch the model again from where it was published. If it is refuse
 
 // bad is what is wrong with the file.
 func bad(format string, args ...any) error {
-	return core.WithHint(core.Errorf("", core.Integrity, "not a sound GGUF file: "+format, args...), hint)
+	return core.Errorf(core.Integrity, "not a sound GGUF file: "+format, args...).Hint(hint)
 }
 
 // reader reads the header in order through a small buffer, never beyond the smaller of the file and

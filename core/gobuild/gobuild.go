@@ -79,22 +79,22 @@ func Build(ctx context.Context, o Options, src Source, out string, emit func(lin
 	}
 	if src.folder != "" {
 		if info, err := os.Stat(src.folder); err != nil || !info.IsDir() {
-			return core.WithHint(core.Errorf(op, core.NotFound, "there is no folder %s on this machine", src.folder), "The source is a folder of the hive's machine, or module@version.")
+			return core.Errorf(core.NotFound, "%s: there is no folder %s on this machine", op, src.folder).Hint("The source is a folder of the hive's machine, or module@version.")
 		}
 	}
 	dir, err := os.MkdirTemp(o.WorkDir, "build-")
 	if err != nil {
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
 	defer func() {
 		if rmErr := os.RemoveAll(dir); rmErr != nil {
-			err = errors.Join(err, core.E(op, core.Internal, rmErr))
+			err = errors.Join(err, core.Wrap(rmErr, core.Internal, op))
 		}
 	}()
 	b := &build{o: o, dir: dir, mark: rand.Text(), emit: emit, env: environment(o, goTool, dir)}
 	for _, d := range []string{"home", "tmp", "bin"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
-			return core.E(op, core.Internal, err)
+			return core.Wrap(err, core.Internal, op)
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
@@ -119,7 +119,7 @@ func toolchain(o Options) (string, error) {
 	}
 	path, err := lookPath(name, o.Environ())
 	if err != nil {
-		return "", core.WithHint(core.Errorf("build", core.Unsupported, "there is no Go toolchain on this machine: %w", err),
+		return "", core.Errorf(core.Unsupported, "build: there is no Go toolchain on this machine: %w", err).Hint(
 			"Install Go on the hive's machine, or say where it is with hive { build { go = \"/usr/local/go/bin/go\" } }.")
 	}
 	return path, nil
@@ -212,9 +212,9 @@ func (b *build) version(ctx context.Context, goTool string) (string, error) {
 	said.emit = func(string) {}
 	if err := b.group(ctx, b.command(goTool, "version"), &said); err != nil {
 		if ctx.Err() != nil {
-			return "", core.E("build", core.KindOf(ctx.Err()), context.Cause(ctx))
+			return "", fmt.Errorf("build: %w", core.FromContext(ctx))
 		}
-		return "", core.WithHint(core.Errorf("build", core.Unsupported, "the Go toolchain %s does not work: %w", goTool, err), "It says: %s", strings.Join(said.tail, "; "))
+		return "", core.Errorf(core.Unsupported, "build: the Go toolchain %s does not work: %w", goTool, err).Hint("It says: %s", strings.Join(said.tail, "; "))
 	}
 	return strings.Join(said.tail, " "), nil
 }
@@ -246,11 +246,11 @@ func (b *build) run(ctx context.Context, goTool string, src Source) error {
 	}
 	switch {
 	case ctx.Err() != nil && core.KindOf(ctx.Err()) == core.DeadlineExceeded:
-		return core.WithHint(core.Errorf(op, core.DeadlineExceeded, "the build takes longer than %s", b.o.Timeout), "Allow more time with hive { build { timeout = … } }, or keep the caches with cache_dir.")
+		return core.Errorf(core.DeadlineExceeded, "%s: the build takes longer than %s", op, b.o.Timeout).Hint("Allow more time with hive { build { timeout = … } }, or keep the caches with cache_dir.")
 	case ctx.Err() != nil:
-		return core.E(op, core.KindOf(ctx.Err()), context.Cause(ctx))
+		return fmt.Errorf("%s: %w", op, core.FromContext(ctx))
 	case err != nil:
-		return core.WithHint(core.Errorf(op, core.Invalid, "%s cannot be built: %w", src, err), "The toolchain says:\n%s", strings.Join(said.tail, "\n"))
+		return core.Errorf(core.Invalid, "%s: %s cannot be built: %w", op, src, err).Hint("The toolchain says:\n%s", strings.Join(said.tail, "\n"))
 	}
 	return nil
 }
@@ -266,7 +266,7 @@ func (b *build) watchDisk(ctx context.Context, stop context.CancelCauseFunc) err
 		case <-tick.C:
 		}
 		if used := folderBytes(b.dir); used > b.o.MaxDiskBytes {
-			err := core.WithHint(core.Errorf("build", core.TooLarge, "the build takes more than %d bytes on disk", b.o.MaxDiskBytes), "Build it elsewhere, and put the executable into plugin_dir.")
+			err := core.Errorf(core.TooLarge, "build: the build takes more than %d bytes on disk", b.o.MaxDiskBytes).Hint("Build it elsewhere, and put the executable into plugin_dir.")
 			stop(err)
 			return err
 		}
@@ -292,16 +292,16 @@ func (b *build) publish(out string) error {
 	const op = "build"
 	made, err := os.ReadDir(filepath.Join(b.dir, "bin"))
 	if err != nil {
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
 	if len(made) != 1 || !made[0].Type().IsRegular() {
-		return core.WithHint(core.Errorf(op, core.Invalid, "it is no program: the build made %d executables", len(made)), "Name the package main of the plugin.")
+		return core.Errorf(core.Invalid, "%s: it is no program: the build made %d executables", op, len(made)).Hint("Name the package main of the plugin.")
 	}
 	path := filepath.Join(b.dir, "bin", made[0].Name())
 	if err := os.Chmod(path, 0o700); err != nil {
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
-	return core.E(op, core.Internal, os.Rename(path, out))
+	return core.Wrap(os.Rename(path, out), core.Internal, op)
 }
 
 // leftovers ends what a build left behind, also what changed its process group.

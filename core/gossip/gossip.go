@@ -141,7 +141,7 @@ func New(o Options) (*Pool, error) {
 		return nil, err
 	}
 	if o.ClusterID == "" || len(o.ClusterID) > memberlist.LabelMaxSize {
-		return nil, core.WithHint(core.Errorf("join the gossip pool", core.Invalid, "there is no cluster id"), "Start a cluster with \"rbee cluster init\" or join one.")
+		return nil, core.Errorf(core.Invalid, "join the gossip pool: there is no cluster id").Hint("Start a cluster with \"rbee cluster init\" or join one.")
 	}
 	for _, a := range o.RetryJoin {
 		if _, _, err := splitAddress(a); err != nil {
@@ -165,7 +165,7 @@ func New(o Options) (*Pool, error) {
 	o.Keys = o.Keys.clone()
 	ring, err := memberlist.NewKeyring(o.Keys, o.Keys[0])
 	if err != nil {
-		return nil, core.E("use the gossip keys", core.Invalid, err)
+		return nil, core.Wrap(err, core.Invalid, "use the gossip keys")
 	}
 	p := &Pool{
 		opts: o, log: o.Logger, net: o.Transport, ring: ring, wake: make(chan struct{}, 1), peers: peers,
@@ -195,7 +195,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	}
 	list, err := memberlist.Create(p.config())
 	if err != nil {
-		return core.WithHint(core.E("join the gossip pool", core.Unavailable, err), "Check gossip and advertise in the configuration.")
+		return core.WithHint(core.Wrap(err, core.Unavailable, "join the gossip pool"), "Check gossip and advertise in the configuration.")
 	}
 	here := list.LocalNode().Address() // before p.mu: others may tell of themselves already, with memberlist's lock held
 	p.mu.Lock()
@@ -215,7 +215,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	err = list.Shutdown()
 	rejoiner.Wait()
 	p.peers.save(p.remember())
-	return core.E("leave the gossip pool", core.Internal, err)
+	return core.Wrap(err, core.Internal, "leave the gossip pool")
 }
 
 func (p *Pool) config() *memberlist.Config {
@@ -362,13 +362,13 @@ func (p *Pool) Ping(ctx context.Context, id string) error {
 	switch {
 	case list == nil:
 		p.mu.Unlock()
-		return core.WithHint(core.Errorf("ping "+id, core.Unavailable, "gossip does not run"), "Try again when the agent has started.")
+		return core.Errorf(core.Unavailable, "%s: gossip does not run", "ping "+id).Hint("Try again when the agent has started.")
 	case id == p.self.ID:
 		p.mu.Unlock()
 		return nil
 	case e == nil:
 		p.mu.Unlock()
-		return core.WithHint(core.Errorf("ping "+id, core.NotFound, "gossip knows no such node"), "\"rbee status\" shows the nodes.")
+		return core.Errorf(core.NotFound, "%s: gossip knows no such node", "ping "+id).Hint("\"rbee status\" shows the nodes.")
 	}
 	address := e.GossipAddress
 	p.wg.Add(1) // under the lock: Run waits only after it took the list away
@@ -381,9 +381,9 @@ func (p *Pool) Ping(ctx context.Context, id string) error {
 	}()
 	select {
 	case err := <-done:
-		return core.WithHint(core.E("ping "+id, core.Unavailable, err), "The node may be down, or UDP between the two may be blocked.")
+		return core.WithHint(core.Wrap(err, core.Unavailable, "ping "+id), "The node may be down, or UDP between the two may be blocked.")
 	case <-ctx.Done():
-		return core.WithHint(core.E("ping "+id, core.KindOf(ctx.Err()), ctx.Err()), "The node may be down, or UDP between the two may be blocked.")
+		return core.WithHint(fmt.Errorf("%s: %w", "ping "+id, core.FromContext(ctx)), "The node may be down, or UDP between the two may be blocked.")
 	}
 }
 
@@ -433,9 +433,9 @@ func (p *Pool) Leave(ctx context.Context) error {
 	}()
 	select {
 	case err := <-done:
-		return core.WithHint(core.E("leave the gossip pool", core.Unavailable, err), "The others will take this node for failed for a while.")
+		return core.WithHint(core.Wrap(err, core.Unavailable, "leave the gossip pool"), "The others will take this node for failed for a while.")
 	case <-ctx.Done():
-		return core.E("leave the gossip pool", core.KindOf(ctx.Err()), ctx.Err())
+		return fmt.Errorf("leave the gossip pool: %w", core.FromContext(ctx))
 	}
 }
 

@@ -37,11 +37,11 @@ func (k Keys) clone() Keys {
 
 func (k Keys) check() error {
 	if len(k) == 0 {
-		return core.WithHint(core.Errorf("", core.Invalid, "there is no gossip key"), "A pool is always encrypted: \"rbee cluster init\" makes the first key.")
+		return core.Errorf(core.Invalid, "there is no gossip key").Hint("A pool is always encrypted: \"rbee cluster init\" makes the first key.")
 	}
 	for i, key := range k {
 		if err := memberlist.ValidateKey(key); err != nil {
-			return core.WithHint(core.E(fmt.Sprintf("gossip key %d", i+1), core.Invalid, err), "A key is 32 random bytes.")
+			return core.WithHint(core.Wrap(err, core.Invalid, fmt.Sprintf("gossip key %d", i+1)), "A key is 32 random bytes.")
 		}
 	}
 	return nil
@@ -110,7 +110,7 @@ func (p *Pool) setKeysLocked(keys Keys) error {
 		return nil
 	}
 	if err := changeRing(p.ring, keys); err != nil {
-		return core.E("change the gossip keys", core.Internal, err)
+		return core.Wrap(err, core.Internal, "change the gossip keys")
 	}
 	p.opts.Keys = keys
 	return nil

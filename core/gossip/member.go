@@ -61,10 +61,10 @@ func (m Member) encode() ([]byte, error) {
 		Fsm: m.FSM, BootstrapExpect: m.BootstrapExpect, RaftId: m.RaftID, HasState: m.HasState, Incarnation: m.Incarnation,
 	})
 	if err != nil {
-		return nil, core.E("encode what gossip tells", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "encode what gossip tells")
 	}
 	if len(b) > maxMetaBytes {
-		return nil, core.WithHint(core.Errorf("encode what gossip tells", core.TooLarge, "this node's name and addresses take %d bytes, %d at most", len(b), maxMetaBytes),
+		return nil, core.Errorf(core.TooLarge, "encode what gossip tells: this node's name and addresses take %d bytes, %d at most", len(b), maxMetaBytes).Hint(
 			"Use a shorter name, or addresses instead of long host names.")
 	}
 	return b, nil
@@ -73,11 +73,11 @@ func (m Member) encode() ([]byte, error) {
 func (m Member) check() error {
 	switch {
 	case m.ID == "" || len(m.ID) > maxIDBytes:
-		return core.WithHint(core.Errorf("", core.Invalid, "a node id of %d bytes", len(m.ID)), "A node id has 1 to %d bytes.", maxIDBytes)
+		return core.Errorf(core.Invalid, "a node id of %d bytes", len(m.ID)).Hint("A node id has 1 to %d bytes.", maxIDBytes)
 	case len(m.Name) > maxNameBytes || !utf8.ValidString(m.Name):
-		return core.WithHint(core.Errorf("", core.Invalid, "a node name of %d bytes", len(m.Name)), "A name is text of at most %d bytes.", maxNameBytes)
+		return core.Errorf(core.Invalid, "a node name of %d bytes", len(m.Name)).Hint("A name is text of at most %d bytes.", maxNameBytes)
 	case !m.Queen && !m.Hive:
-		return core.WithHint(core.Errorf("", core.Invalid, "a node without a role"), "A node is a queen, a hive or both.")
+		return core.Errorf(core.Invalid, "a node without a role").Hint("A node is a queen, a hive or both.")
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func openPeers(dir string, log hclog.Logger) (*peerFile, error) {
 		return f, nil
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, core.WithHint(core.E("make the gossip folder", core.Internal, err), "Choose another folder with -data-dir or data_dir = ….")
+		return nil, core.WithHint(core.Wrap(err, core.Internal, "make the gossip folder"), "Choose another folder with -data-dir or data_dir = ….")
 	}
 	b, err := f.read()
 	if err == nil {
@@ -102,7 +102,7 @@ func (f *peerFile) start() (uint64, error) {
 		f.now.Starts++
 	}
 	if err := f.write(); err != nil {
-		return 0, core.WithHint(core.E("count the starts of gossip", core.Internal, err), "The folder %s must be writable and not full.", f.dir)
+		return 0, core.WithHint(core.Wrap(err, core.Internal, "count the starts of gossip"), "The folder %s must be writable and not full.", f.dir)
 	}
 	return f.now.Starts, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -56,11 +57,11 @@ type transport struct {
 func listen(bind, advertise, label string, log hclog.Logger) (*transport, error) {
 	host, port, err := net.SplitHostPort(bind)
 	if err != nil {
-		return nil, core.WithHint(core.Errorf("", core.Invalid, "%q is not an address to listen on", bind), "Say address:port, as in 0.0.0.0:%d.", DefaultPort)
+		return nil, core.Errorf(core.Invalid, "%q is not an address to listen on", bind).Hint("Say address:port, as in 0.0.0.0:%d.", DefaultPort)
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
-		return nil, core.WithHint(core.Errorf("", core.Invalid, "%q is not an address to listen on", bind), "The port is a number up to 65535.")
+		return nil, core.Errorf(core.Invalid, "%q is not an address to listen on", bind).Hint("The port is a number up to 65535.")
 	}
 	var ip netip.Addr
 	if host != "" {
@@ -68,7 +69,7 @@ func listen(bind, advertise, label string, log hclog.Logger) (*transport, error)
 			host = "127.0.0.1"
 		}
 		if ip, err = netip.ParseAddr(host); err != nil {
-			return nil, core.WithHint(core.Errorf("", core.Invalid, "%q is not an address to listen on", bind), "Say an IP address of this machine, or 0.0.0.0 for all.")
+			return nil, core.Errorf(core.Invalid, "%q is not an address to listen on", bind).Hint("Say an IP address of this machine, or 0.0.0.0 for all.")
 		}
 	}
 	t := &transport{
@@ -82,7 +83,7 @@ func listen(bind, advertise, label string, log hclog.Logger) (*transport, error)
 		}
 		// A free port for TCP may be taken for UDP.
 		if n != 0 || try == bindTries {
-			return nil, core.WithHint(core.E("listen for gossip", core.Unavailable, err), "Another program may use the port: choose another with gossip_port, or stop it.")
+			return nil, core.WithHint(core.Wrap(err, core.Unavailable, "listen for gossip"), "Another program may use the port: choose another with gossip_port, or stop it.")
 		}
 	}
 	_ = t.udp.SetReadBuffer(receiveBytes) // as much as the system allows
@@ -137,7 +138,7 @@ func (t *transport) choose(ctx context.Context) error {
 	if h, p, err := net.SplitHostPort(t.advertise); err == nil {
 		n, err := strconv.ParseUint(p, 10, 16)
 		if err != nil {
-			return core.WithHint(core.Errorf("", core.Invalid, "%q is not an address to advertise", t.advertise), "Say host or host:port.")
+			return core.Errorf(core.Invalid, "%q is not an address to advertise", t.advertise).Hint("Say host or host:port.")
 		}
 		if host = h; n != 0 {
 			t.port = uint16(n)
@@ -155,7 +156,7 @@ func (t *transport) choose(ctx context.Context) error {
 	for wait := time.Second; ; wait = min(2*wait, rejoinInterval) {
 		if ip, err := netip.ParseAddr(host); err == nil {
 			if ip.IsUnspecified() {
-				return core.WithHint(core.Errorf("", core.Invalid, "%q is no address that others could reach", t.advertise), "Say an address of this machine in advertise.")
+				return core.Errorf(core.Invalid, "%q is no address that others could reach", t.advertise).Hint("Say an address of this machine in advertise.")
 			}
 			t.ip = ip.Unmap()
 			return nil
@@ -166,7 +167,7 @@ func (t *transport) choose(ctx context.Context) error {
 			return nil
 		}
 		if ctx.Err() != nil {
-			return core.E("look up the advertised address", core.KindOf(ctx.Err()), ctx.Err())
+			return fmt.Errorf("look up the advertised address: %w", core.FromContext(ctx))
 		}
 		t.log.Warn("the advertised address cannot be looked up: gossip waits", "host", host, "error", err)
 		timer := time.NewTimer(wait)
@@ -191,7 +192,7 @@ func privateAddress() (netip.Addr, error) {
 		}
 	}
 	if len(found) == 0 {
-		return netip.Addr{}, core.WithHint(core.Errorf("choose an address to advertise", core.Invalid, "this machine has none that others could reach (%v)", err), "Say one in advertise.")
+		return netip.Addr{}, core.Errorf(core.Invalid, "choose an address to advertise: this machine has none that others could reach (%v)", err).Hint("Say one in advertise.")
 	}
 	rank := func(a netip.Addr) int {
 		switch {

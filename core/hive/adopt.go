@@ -69,7 +69,7 @@ func (h *Hive) adopt(ctx context.Context, a handle) *worker {
 		}
 	case <-timer.C:
 		answered = false
-		err = core.Errorf("ask for its state", core.Unavailable, "it does not answer within %s", adoptTimeout)
+		err = core.Errorf(core.Unavailable, "ask for its state: it does not answer within %s", adoptTimeout)
 	}
 	killed, endErr := h.plugins.EndAttachment(ctx, a.Attachment)
 	if endErr != nil {
@@ -106,12 +106,12 @@ func (h *Hive) reattach(ctx context.Context, a handle) (*worker, error) {
 	case err != nil:
 		err = said("ask for its state", err)
 	case s.WorkerID != a.id() || s.Nonce != a.Attachment.Nonce:
-		err = core.Errorf("ask for its state", core.Conflict, "it answers as worker %q", s.WorkerID)
+		err = core.Errorf(core.Conflict, "ask for its state: it answers as worker %q", s.WorkerID)
 	case s.State == sdkworker.StateDraining:
 		state = core.WorkerRetiring
 	case s.State != sdkworker.StateReady:
 		// A load has lost the agent that asked for it and would tell the outcome.
-		err = core.Errorf("ask for its state", core.Conflict, "it is %s", s.State)
+		err = core.Errorf(core.Conflict, "ask for its state: it is %s", s.State)
 	}
 	if err != nil {
 		h.letGo(a.id(), p)
@@ -126,7 +126,7 @@ func (h *Hive) reattach(ctx context.Context, a handle) (*worker, error) {
 func (h *Hive) sweepRunDirs() error {
 	entries, err := os.ReadDir(h.disk.run)
 	if err != nil {
-		return core.E("clean run folder", core.Internal, err)
+		return core.Wrap(err, core.Internal, "clean run folder")
 	}
 	for _, e := range entries {
 		_, mine := h.worker(e.Name())

@@ -2,6 +2,7 @@ package hive
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -94,7 +95,7 @@ func (b *beater) flush(ctx context.Context) error {
 		select {
 		case <-news:
 		case <-ctx.Done():
-			return core.E("tell the queens", core.KindOf(ctx.Err()), ctx.Err())
+			return fmt.Errorf("tell the queens: %w", core.FromContext(ctx))
 		}
 		b.mu.Lock()
 	}

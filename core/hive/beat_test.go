@@ -117,7 +117,7 @@ func (f *fleet) Conn(q QueenAddress) (grpc.ClientConnInterface, error) {
 	if r, ok := f.queens[q]; ok {
 		return r.conn, nil
 	}
-	return nil, core.Errorf("", core.Unavailable, "no way to %s", q.ID)
+	return nil, core.Errorf(core.Unavailable, "no way to %s", q.ID)
 }
 
 func (f *fleet) Reset(QueenAddress) { f.mu.Lock(); defer f.mu.Unlock(); f.resets++ }
@@ -248,7 +248,7 @@ func TestLoadIsToldSoon(t *testing.T) {
 }
 
 func TestReadyWithTheFirstRegisteredReport(t *testing.T) {
-	r := &recorder{next: time.Minute, err: core.Errorf("", core.Unavailable, "no")}
+	r := &recorder{next: time.Minute, err: core.Errorf(core.Unavailable, "no")}
 	beating(t, func(t *testing.T, b *beater, _ *fleet) {
 		time.Sleep(10 * time.Second)
 		must.False(t, ready(b))
@@ -269,7 +269,7 @@ func TestReadyWithTheFirstRegisteredReport(t *testing.T) {
 
 // Every queen has a line of its own: one that is gone disturbs no other.
 func TestALineToEveryQueen(t *testing.T) {
-	leader, follower, dead := &recorder{next: time.Second}, &recorder{next: 2 * time.Second, follower: true}, &recorder{err: core.Errorf("", core.Unavailable, "no")}
+	leader, follower, dead := &recorder{next: time.Second}, &recorder{next: 2 * time.Second, follower: true}, &recorder{err: core.Errorf(core.Unavailable, "no")}
 	beating(t, func(t *testing.T, b *beater, f *fleet) {
 		synctest.Wait()
 		must.True(t, ready(b))

@@ -25,7 +25,7 @@ func (h *Hive) binaryDelete(ctx context.Context, r core.Request, run *job.Run) (
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if users := h.usersLocked(folders); len(users) > 0 {
-			return core.WithHint(core.Errorf("delete worker binary", core.InUse, "%s is in use by %s", r.Binary, strings.Join(users, ", ")),
+			return core.Errorf(core.InUse, "delete worker binary: %s is in use by %s", r.Binary, strings.Join(users, ", ")).Hint(
 				"End what uses it first: \"rbee worker retire ID\".")
 		}
 		for _, f := range folders {
@@ -75,7 +75,7 @@ func (h *Hive) holdBinary(ctx context.Context, id string) (exe, engine string, r
 	}
 	h.mu.Unlock()
 	if leaving {
-		return "", "", nil, core.Errorf("", core.Conflict, "worker binary %s is being deleted", id)
+		return "", "", nil, core.Errorf(core.Conflict, "worker binary %s is being deleted", id)
 	}
 	release = func() {
 		h.mu.Lock()
@@ -116,7 +116,7 @@ func engineOf(typ string, info sdk.Info, version string) (sdk.Engine, error) {
 			names = append(names, e.Version+" ("+e.Ref+")")
 		}
 	}
-	return sdk.Engine{}, core.WithHint(core.Errorf("install worker type", core.NotFound, "worker type %s has no version %q", typ, version),
+	return sdk.Engine{}, core.Errorf(core.NotFound, "install worker type: worker type %s has no version %q", typ, version).Hint(
 		"It has: %s.", strings.Join(names, ", "))
 }
 

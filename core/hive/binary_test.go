@@ -253,7 +253,7 @@ worker "slow" {
 		if len(list) == 1 && list[0].Load.Active == 1 {
 			return nil
 		}
-		return core.Errorf("", core.Unavailable, "told of %v", list)
+		return core.Errorf(core.Unavailable, "told of %v", list)
 	})
 	// Deleting it the usual way waits; whoever is in a hurry says so.
 	slow := r.submit(core.Request{Operation: core.OpWorkerProcessDelete, PID: w.PID, Grace: core.Duration(time.Hour)})

@@ -3,6 +3,7 @@ package hive
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,7 +33,7 @@ const builtSource = "build:"
 func (h *Hive) workerBuild(ctx context.Context, r core.Request, run *job.Run) (core.WorkerBinary, error) {
 	const what = "build worker"
 	if h.opts.Build == nil {
-		return core.WorkerBinary{}, core.WithHint(core.Errorf(what, core.Forbidden, "hive %s builds nothing", h.opts.Name),
+		return core.WorkerBinary{}, core.Errorf(core.Forbidden, "%s: hive %s builds nothing", what, h.opts.Name).Hint(
 			"Whoever may build may run any program on the hive's machine. To allow it, set hive { build { enabled = true } } in its configuration and restart its agent.")
 	}
 	src, err := gobuild.ParseSource(r.Source)
@@ -54,13 +55,13 @@ func (h *Hive) workerBuild(ctx context.Context, r core.Request, run *job.Run) (c
 		case h.building <- struct{}{}:
 			defer func() { <-h.building }()
 		case <-ctx.Done():
-			return core.WorkerBinary{}, core.E(what, core.KindOf(ctx.Err()), ctx.Err())
+			return core.WorkerBinary{}, fmt.Errorf("%s: %w", what, core.FromContext(ctx))
 		}
 	}
 	// Below the folder of the run files, which is swept when an agent starts.
 	dir, err := os.MkdirTemp(h.disk.run, "b")
 	if err != nil {
-		return core.WorkerBinary{}, core.E(what, core.Internal, err)
+		return core.WorkerBinary{}, core.Wrap(err, core.Internal, what)
 	}
 	defer func() {
 		if err := os.RemoveAll(dir); err != nil {
@@ -94,10 +95,10 @@ func (h *Hive) workerBuild(ctx context.Context, r core.Request, run *job.Run) (c
 // canBeBuilt says whether a worker type of this name may be a built one. Errors: Invalid, Conflict.
 func (h *Hive) canBeBuilt(typ string) error {
 	if !store.ValidWorkerType(typ) {
-		return core.Errorf("build worker", core.Invalid, "%q cannot be a worker type: use up to 32 small letters, digits and dashes", typ)
+		return core.Errorf(core.Invalid, "build worker: %q cannot be a worker type: use up to 32 small letters, digits and dashes", typ)
 	}
 	if t, err := h.typeNamed(typ); err == nil && !t.built {
-		return core.WithHint(core.Errorf("build worker", core.Conflict, "this hive has a plugin for the worker type %s already", typ), "Give it another name with --type.")
+		return core.Errorf(core.Conflict, "build worker: this hive has a plugin for the worker type %s already", typ).Hint("Give it another name with --type.")
 	}
 	return nil
 }
@@ -140,7 +141,7 @@ func (h *Hive) judgeBuilt(ctx context.Context, typ, exe string, run *job.Run) (p
 				run.Log("%s: %s", r.Name, line)
 			}
 		}
-		return spec, info, core.WithHint(core.Errorf(what, core.Invalid, "it does not pass the conformance suite of plugins: %s", strings.Join(failed, ", ")),
+		return spec, info, core.Errorf(core.Invalid, "%s: it does not pass the conformance suite of plugins: %s", what, strings.Join(failed, ", ")).Hint(
 			"The job's log says why; \"rbee plugin test\" runs the suite against an executable.")
 	}
 	return spec, info, nil
@@ -187,7 +188,7 @@ func (h *Hive) publishBuilt(ctx context.Context, s pluginhost.Spec, info sdk.Inf
 func (h *Hive) builtBinary(t *workerType, w wish) (core.WorkerBinary, error) {
 	again := "\"rbee worker build\" builds it again."
 	if w.from != "" || w.force {
-		return core.WorkerBinary{}, core.WithHint(core.Errorf("find worker binary", core.Invalid, "worker type %s was built on this hive and cannot be downloaded", t.name()), "%s", again)
+		return core.WorkerBinary{}, core.Errorf(core.Invalid, "find worker binary: worker type %s was built on this hive and cannot be downloaded", t.name()).Hint("%s", again)
 	}
 	id := t.name()
 	if w.version != "" {
@@ -195,7 +196,7 @@ func (h *Hive) builtBinary(t *workerType, w wish) (core.WorkerBinary, error) {
 	}
 	b, err := h.store.Binary(id)
 	if err == nil && b.Damaged != "" {
-		err = core.WithHint(core.Errorf("find worker binary", core.Integrity, "%s is damaged: %s", b.ID, b.Damaged), "%s", again)
+		err = core.Errorf(core.Integrity, "find worker binary: %s is damaged: %s", b.ID, b.Damaged).Hint("%s", again)
 	}
 	return b, err
 }

@@ -69,7 +69,7 @@ func (c *catalogs) watched(ctx context.Context, s *source, p catalogProcess, f f
 				continue
 			}
 			c.log.Warn("a catalog plugin does not answer and is ended", "plugin", s.spec.Name)
-			hung = core.WithHint(core.Errorf("use catalog source "+s.spec.Name, core.Unavailable, "its plugin does not answer, and was ended"), "Try again: it is started anew. If it happens again, report it to the author of the plugin.")
+			hung = core.Errorf(core.Unavailable, "%s: its plugin does not answer, and was ended", "use catalog source "+s.spec.Name).Hint("Try again: it is started anew. If it happens again, report it to the author of the plugin.")
 			if err := p.Kill(); err != nil {
 				c.log.Warn("end a catalog plugin", "plugin", s.spec.Name, "error", err)
 			}
@@ -93,7 +93,7 @@ func (s *source) resting(now time.Time) error {
 	if wait <= 0 {
 		return nil
 	}
-	return core.WithHint(core.Errorf("use catalog source "+s.spec.Name, core.Unavailable, "its plugin ended by itself %d times in a row", s.failures),
+	return core.Errorf(core.Unavailable, "%s: its plugin ended by itself %d times in a row", "use catalog source "+s.spec.Name, s.failures).Hint(
 		"It can be used again in %s. See the agent's log for what it said.", max(wait.Round(time.Second), time.Second))
 }
 
@@ -143,7 +143,7 @@ type moving struct {
 func copying(ctx context.Context, w io.Writer, f func(context.Context, io.Writer) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stalled := core.Errorf("", core.Unavailable, "the catalog source has brought nothing for %s", fetchStall)
+	stalled := core.Errorf(core.Unavailable, "the catalog source has brought nothing for %s", fetchStall)
 	m := &moving{w: w, timer: time.AfterFunc(fetchStall, func() { cancel(stalled) })}
 	defer m.timer.Stop()
 	err := f(ctx, m)

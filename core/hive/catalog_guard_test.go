@@ -57,7 +57,7 @@ func TestAReferenceThatTakesForEverIsGivenUp(t *testing.T) {
 
 func TestACatalogThatEndsByItselfIsRestedLongerEachTime(t *testing.T) {
 	t.Parallel()
-	selling(t, map[string]*shop{"bad": {err: core.Errorf("", core.WorkerLost, "it ended")}, "good": {manifest: good()}}, []string{"bad", "good"}, func(t *testing.T, c *catalogs, s *shops) {
+	selling(t, map[string]*shop{"bad": {err: core.Errorf(core.WorkerLost, "it ended")}, "good": {manifest: good()}}, []string{"bad", "good"}, func(t *testing.T, c *catalogs, s *shops) {
 		crash := func() error {
 			_, err := c.resolve(t.Context(), "bad:x")
 			must.Error(t, err)

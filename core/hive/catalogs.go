@@ -3,6 +3,7 @@ package hive
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -85,7 +86,7 @@ func (s *source) lock(ctx context.Context) error {
 	case s.gate <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return core.E("use catalog source "+s.spec.Name, core.KindOf(ctx.Err()), ctx.Err())
+		return fmt.Errorf("%s: %w", "use catalog source "+s.spec.Name, core.FromContext(ctx))
 	}
 }
 
@@ -96,7 +97,7 @@ func (s *source) unlock() { <-s.gate }
 func (c *catalogs) split(ref string) (*source, string, error) {
 	name, rest, found := strings.Cut(ref, ":")
 	if !found || rest == "" {
-		return nil, "", core.WithHint(core.Errorf("read reference", core.Invalid, "%q names no catalog source", ref), "%s", c.hint())
+		return nil, "", core.Errorf(core.Invalid, "read reference: %q names no catalog source", ref).Hint("%s", c.hint())
 	}
 	if isURL(ref) {
 		name, rest = urlSource, ref
@@ -108,7 +109,7 @@ func (c *catalogs) split(ref string) (*source, string, error) {
 			}
 		}
 	}
-	return nil, "", core.WithHint(core.Errorf("read reference", core.NotFound, "there is no catalog source %q", name), "%s", c.hint())
+	return nil, "", core.Errorf(core.NotFound, "read reference: there is no catalog source %q", name).Hint("%s", c.hint())
 }
 
 // urlSource is the source that is given bare addresses, which are references without its name.
@@ -166,7 +167,7 @@ func (c *catalogs) use(ctx context.Context, s *source, f func(context.Context, c
 
 func (c *catalogs) runningLocked(ctx context.Context, s *source) (catalogProcess, error) {
 	if s.closed {
-		return nil, core.Errorf("use catalog source "+s.spec.Name, core.Unavailable, "the hive is shutting down")
+		return nil, core.Errorf(core.Unavailable, "%s: the hive is shutting down", "use catalog source "+s.spec.Name)
 	}
 	if s.proc != nil {
 		select {
@@ -203,13 +204,13 @@ func (c *catalogs) resolve(ctx context.Context, ref string) (m catalog.Manifest,
 		defer cancel()
 		m, err = p.Resolve(bounded, rest)
 		if bounded.Err() != nil && ctx.Err() == nil && err != nil {
-			err = core.Errorf("", core.Unavailable, "catalog source %s has no answer within %s", s.spec.Name, resolveTimeout)
+			err = core.Errorf(core.Unavailable, "catalog source %s has no answer within %s", s.spec.Name, resolveTimeout)
 		}
 		return said("resolve "+ref, err)
 	})
 	if err == nil {
 		if bad := checkManifest(m); bad != nil {
-			err = core.WithHint(core.Errorf("resolve "+ref, core.Internal, "catalog source %s gives an answer that is of no use: %w", s.spec.Name, bad), "Report this to the author of the plugin.")
+			err = core.Errorf(core.Internal, "%s: catalog source %s gives an answer that is of no use: %w", "resolve "+ref, s.spec.Name, bad).Hint("Report this to the author of the plugin.")
 		}
 	}
 	if err != nil {

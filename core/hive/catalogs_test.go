@@ -149,7 +149,7 @@ func TestCrashedCatalogIsLaunchedAgain(t *testing.T) {
 			must.NoError(t, s.launched["a"][len(s.launched["a"])-1].Close())
 		}
 		must.Len(t, 2, s.launched["a"])
-		s.err = core.Errorf("", core.Unavailable, "no such file")
+		s.err = core.Errorf(core.Unavailable, "no such file")
 		_, err := c.resolve(t.Context(), "a:x")
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.ErrorContains(t, err, "no such file")

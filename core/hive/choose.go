@@ -63,13 +63,13 @@ func chooseType(types []typeView, wantType, wantDevice, architecture string) (st
 	}
 	there := "Worker types of this hive: " + strings.Join(names, ", ") + "."
 	if len(types) == 0 {
-		return "", core.WithHint(core.Errorf(what, core.Unsupported, "this hive has no worker type"),
+		return "", core.Errorf(core.Unsupported, "%s: this hive has no worker type", what).Hint(
 			"Put worker plugins (rbee-worker-…) into the plugin folder and restart the agent.")
 	}
 	if wantType != "" {
 		i := slices.IndexFunc(types, func(v typeView) bool { return v.Name == wantType })
 		if i < 0 {
-			return "", core.WithHint(core.Errorf(what, core.NotFound, "this hive has no worker type %q", wantType), "%s", there)
+			return "", core.Errorf(core.NotFound, "%s: this hive has no worker type %q", what, wantType).Hint("%s", there)
 		}
 		if p := types[i].Problem; p != "" {
 			return "", unsupported(what, wantType, p)
@@ -113,7 +113,7 @@ func chooseType(types []typeView, wantType, wantDevice, architecture string) (st
 			}
 		}
 		slices.Sort(devices)
-		return "", core.WithHint(core.Errorf(what, core.NotFound, "this hive has no device %q", wantDevice),
+		return "", core.Errorf(core.NotFound, "%s: this hive has no device %q", what, wantDevice).Hint(
 			"Devices of this hive: %s.", strings.Join(slices.Compact(devices), ", "))
 	}
 	for _, better := range []bool{true, false} {
@@ -130,17 +130,17 @@ func chooseType(types []typeView, wantType, wantDevice, architecture string) (st
 		}
 		problems = append(problems, v.Name+": "+v.Problem)
 	}
-	return "", core.Errorf(what, core.Unsupported, "no worker type of this hive can be used: %s", strings.Join(problems, "; "))
+	return "", core.Errorf(core.Unsupported, "%s: no worker type of this hive can be used: %s", what, strings.Join(problems, "; "))
 }
 
 // unasked says that a type works, and why it is not chosen.
 func unasked(name, architecture string) error {
-	err := core.Errorf("choose worker type", core.Unsupported, "worker type %s does not say that it serves %s", name, cmp.Or(architecture, "models of this kind"))
+	err := core.Errorf(core.Unsupported, "choose worker type: worker type %s does not say that it serves %s", name, cmp.Or(architecture, "models of this kind"))
 	return core.WithHint(err, "Name it to use it all the same: --type %s.", name)
 }
 
 func unsupported(what, name, problem string) error {
-	return core.Errorf(what, core.Unsupported, "worker type %s cannot be used here: %s", name, problem)
+	return core.Errorf(core.Unsupported, "%s: worker type %s cannot be used here: %s", what, name, problem)
 }
 
 func deviceKind(device string) string {
@@ -161,7 +161,7 @@ func chooseDevice(devices []core.Device, want string) (core.Device, error) {
 			continue
 		}
 		if d.Problem != "" {
-			problem = core.Errorf(what, core.Unsupported, "device %s cannot be used: %s", d.ID, d.Problem)
+			problem = core.Errorf(core.Unsupported, "%s: device %s cannot be used: %s", what, d.ID, d.Problem)
 			continue
 		}
 		if best == nil || d.ID == want || (best.ID != want && d.FreeBytes > best.FreeBytes) {
@@ -174,9 +174,9 @@ func chooseDevice(devices []core.Device, want string) (core.Device, error) {
 	case problem != nil:
 		return core.Device{}, problem
 	case want == "":
-		return core.Device{}, core.Errorf(what, core.Unsupported, "the worker type found no device")
+		return core.Device{}, core.Errorf(core.Unsupported, "%s: the worker type found no device", what)
 	}
-	return core.Device{}, core.WithHint(core.Errorf(what, core.NotFound, "there is no device %q", want), "Devices of this worker type: %s.", strings.Join(ids, ", "))
+	return core.Device{}, core.Errorf(core.NotFound, "%s: there is no device %q", what, want).Hint("Devices of this worker type: %s.", strings.Join(ids, ", "))
 }
 
 // fit says how large a worker is to be.
@@ -198,7 +198,7 @@ type memory struct {
 // TooLarge naming the missing bytes, Invalid for more context than the model was trained for.
 func chooseFit(m memory, model string, slots, want, trained int, estimate func(contextTokens int) int64) (fit, error) {
 	if want > 0 && trained > 0 && want > trained {
-		return fit{}, core.WithHint(core.Errorf("check memory", core.Invalid, "a context of %d tokens is more than %s was trained for", want, model),
+		return fit{}, core.Errorf(core.Invalid, "check memory: a context of %d tokens is more than %s was trained for", want, model).Hint(
 			"Ask for at most %d, or leave it out.", trained)
 	}
 	ctx := want
@@ -214,8 +214,7 @@ func chooseFit(m memory, model string, slots, want, trained int, estimate func(c
 			return fit{ContextTokens: ctx, EstimateBytes: need}, nil
 		}
 		if want > 0 || ctx/2 < leastContextTokens {
-			err := core.Errorf("check memory", core.TooLarge,
-				"%s does not fit on device %s: with %d slots of %d tokens it needs %d bytes, %d are free, %d are missing",
+			err := core.Errorf(core.TooLarge, "check memory: %s does not fit on device %s: with %d slots of %d tokens it needs %d bytes, %d are free, %d are missing",
 				model, m.Device, slots, ctx, need, m.FreeBytes, need-m.FreeBytes)
 			return fit{}, core.WithHint(err, "%s", fitHint(slots, ctx))
 		}

@@ -67,7 +67,7 @@ func (s *dataServer) serve(ctx context.Context, l net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return nil
 		case err != nil:
-			return core.E("accept data connections", core.Unavailable, err)
+			return core.Wrap(err, core.Unavailable, "accept data connections")
 		}
 		wg.Go(func() {
 			defer func() { <-places }()
@@ -119,7 +119,7 @@ func (s *dataServer) connect(ctx context.Context, queen net.Conn) (worker *net.U
 		return nil, nil, err // the connection's: there is nobody to answer
 	}
 	if err == nil && n > s.max {
-		err = core.WithHint(core.Errorf("connect to worker", core.Overloaded, "the hive has %d connections to its workers", s.max), "Ask again shortly, or spread the workers over more hives.")
+		err = core.Errorf(core.Overloaded, "connect to worker: the hive has %d connections to its workers", s.max).Hint("Ask again shortly, or spread the workers over more hives.")
 	}
 	if err == nil {
 		worker, err = s.dial(ctx, id)
@@ -150,13 +150,13 @@ func (s *dataServer) dial(ctx context.Context, workerID string) (*net.UnixConn, 
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
-		return nil, core.WithHint(core.Errorf("connect to worker", core.Unavailable, "worker %s does not take connections", workerID),
+		return nil, core.Errorf(core.Unavailable, "connect to worker: worker %s does not take connections", workerID).Hint(
 			"It may have just ended; \"rbee worker process list\" shows what runs.")
 	}
 	w, ok := c.(*net.UnixConn)
 	if !ok {
 		_ = c.Close()
-		return nil, core.Errorf("connect to worker", core.Internal, "not a unix socket: %T", c)
+		return nil, core.Errorf(core.Internal, "connect to worker: not a unix socket: %T", c)
 	}
 	return w, nil
 }

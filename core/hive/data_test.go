@@ -79,11 +79,11 @@ func dataRigOf(t testing.TB, h *Hive) *dataRig {
 		case "w":
 			return r.socket, nil
 		case "loading":
-			return "", core.Errorf("find worker", core.Unavailable, "worker loading is loading")
+			return "", core.Errorf(core.Unavailable, "find worker: worker loading is loading")
 		case "dead":
 			return r.socket + "-gone", nil
 		}
-		return "", core.WithHint(core.Errorf("find worker", core.NotFound, "hive x has no worker %q", id), "Look again.")
+		return "", core.Errorf(core.NotFound, "find worker: hive x has no worker %q", id).Hint("Look again.")
 	}}
 	serving, end := context.WithCancel(ctx)
 	served := make(chan error, 1)

@@ -2,6 +2,7 @@ package hive
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -40,7 +41,7 @@ func (h *Hive) beginDelete(id string) (done func(), err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.deleting[id] != nil {
-		return nil, core.WithHint(core.Errorf(what, core.Conflict, "%s is being deleted already", id), "Look at `rbee job list`.")
+		return nil, core.Errorf(core.Conflict, "%s: %s is being deleted already", what, id).Hint("Look at `rbee job list`.")
 	}
 	var users []string
 	for _, w := range h.workers {
@@ -51,10 +52,10 @@ func (h *Hive) beginDelete(id string) (done func(), err error) {
 	slices.Sort(users)
 	switch {
 	case len(users) > 0:
-		return nil, core.WithHint(core.Errorf(what, core.InUse, "%s is loaded by %s", id, strings.Join(users, ", ")),
+		return nil, core.Errorf(core.InUse, "%s: %s is loaded by %s", what, id, strings.Join(users, ", ")).Hint(
 			"Retire them first: `rbee worker retire %s`.", strings.Join(users, " "))
 	case h.loads[id] > 0:
-		return nil, core.WithHint(core.Errorf(what, core.InUse, "a worker is about to load %s", id), "Cancel the job that starts it (`rbee job list`), or wait for it and retire the worker.")
+		return nil, core.Errorf(core.InUse, "%s: a worker is about to load %s", what, id).Hint("Cancel the job that starts it (`rbee job list`), or wait for it and retire the worker.")
 	}
 	over := make(chan struct{})
 	h.deleting[id] = over
@@ -110,7 +111,7 @@ func (h *Hive) holdModel(ctx context.Context, id string) (release func(), err er
 		select {
 		case <-over:
 		case <-ctx.Done():
-			return nil, core.E("wait for the end of a deletion", core.KindOf(ctx.Err()), ctx.Err())
+			return nil, fmt.Errorf("wait for the end of a deletion: %w", core.FromContext(ctx))
 		}
 	}
 }

@@ -30,7 +30,7 @@ type layout struct {
 func openLayout(dataDir string) (layout, error) {
 	dir, err := filepath.Abs(dataDir)
 	if err != nil {
-		return layout{}, core.E("open data folder", core.Internal, err)
+		return layout{}, core.Wrap(err, core.Internal, "open data folder")
 	}
 	l := layout{
 		hive:    filepath.Join(dir, "hive"),
@@ -40,21 +40,20 @@ func openLayout(dataDir string) (layout, error) {
 	}
 	// go-plugin adds a file name of its own of at most 16 characters.
 	if longest := filepath.Join(l.run, newID(), "plugin0123456789"); len(longest) > maxSocketPathBytes {
-		return layout{}, core.WithHint(core.Errorf("open data folder", core.Invalid,
-			"%s is too long: the sockets in it would have paths of %d bytes, %d are possible", dir, len(longest), maxSocketPathBytes),
+		return layout{}, core.Errorf(core.Invalid, "open data folder: %s is too long: the sockets in it would have paths of %d bytes, %d are possible", dir, len(longest), maxSocketPathBytes).Hint(
 			"Set data_dir to a shorter path.")
 	}
 	for _, d := range []string{l.hive, l.handles, l.run} {
 		_, missing := os.Stat(d)
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			return layout{}, core.E("open data folder", core.Internal, err)
+			return layout{}, core.Wrap(err, core.Internal, "open data folder")
 		}
 		// What was there before may be open to others.
 		if err := os.Chmod(d, 0o700); err != nil {
-			return layout{}, core.E("open data folder", core.Internal, err)
+			return layout{}, core.Wrap(err, core.Internal, "open data folder")
 		}
 		if err := syncDir(filepath.Dir(d)); err != nil && missing != nil {
-			return layout{}, core.E("open data folder", core.Internal, err)
+			return layout{}, core.Wrap(err, core.Internal, "open data folder")
 		}
 	}
 	return l, nil
@@ -93,7 +92,7 @@ func (l layout) nextIncarnation(now time.Time) (uint64, error) {
 	case err == nil, errors.Is(err, os.ErrNotExist):
 		n = uint64(max(now.Unix(), 1))
 	default:
-		return 0, core.E("count starts", core.Internal, err)
+		return 0, core.Wrap(err, core.Internal, "count starts")
 	}
 	return n, writeFile(path, []byte(strconv.FormatUint(n, 10)+"\n"))
 }
@@ -106,10 +105,10 @@ func (l layout) ownID() (string, error) {
 		return id, nil
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", core.E("read the hive's id", core.Internal, err)
+		return "", core.Wrap(err, core.Internal, "read the hive's id")
 	}
 	if err == nil {
-		return "", core.WithHint(core.Errorf("read the hive's id", core.Integrity, "%s is damaged", path),
+		return "", core.Errorf(core.Integrity, "read the hive's id: %s is damaged", path).Hint(
 			"Restore it, or remove it to let the hive register as a new one.")
 	}
 	id := newID()
@@ -123,7 +122,7 @@ func writeFile(path string, content []byte) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, ".tmp-*") // 0600
 	if err != nil {
-		return core.E(what, core.Internal, err)
+		return core.Wrap(err, core.Internal, what)
 	}
 	defer func() {
 		if err != nil {
@@ -138,7 +137,7 @@ func writeFile(path string, content []byte) (err error) {
 	if err == nil {
 		err = syncDir(dir)
 	}
-	return core.E(what, core.Internal, err)
+	return core.Wrap(err, core.Internal, what)
 }
 
 // removeFile removes a file for good. One that is not there is removed.
@@ -147,9 +146,9 @@ func removeFile(path string) error {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
-		return core.E("remove state", core.Internal, err)
+		return core.Wrap(err, core.Internal, "remove state")
 	}
-	return core.E("remove state", core.Internal, syncDir(filepath.Dir(path)))
+	return core.Wrap(syncDir(filepath.Dir(path)), core.Internal, "remove state")
 }
 
 func syncDir(dir string) error {
@@ -163,7 +162,7 @@ func syncDir(dir string) error {
 func writeJSON(path string, v any) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
-		return core.E("write state", core.Internal, err)
+		return core.Wrap(err, core.Internal, "write state")
 	}
 	return writeFile(path, append(b, '\n'))
 }

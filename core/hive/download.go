@@ -58,7 +58,7 @@ func (h *Hive) ensureModel(ctx context.Context, name string, run *job.Run) (core
 // the name; it is returned, with what the sources have, when they do not know the name either.
 func (h *Hive) refOf(ctx context.Context, name string, missing error) (string, error) {
 	if missing == nil || core.KindOf(missing) == core.Integrity {
-		missing = core.Errorf("find model", core.NotFound, "there is no model %q", name)
+		missing = core.Errorf(core.NotFound, "find model: there is no model %q", name)
 	}
 	if len(h.catalogs.sources()) == 0 {
 		return "", missing
@@ -88,7 +88,7 @@ func (h *Hive) fetchModel(ctx context.Context, ref string, run *job.Run) (core.M
 		return core.Model{}, err
 	}
 	if m.Kind != "" && m.Kind != catalog.KindModel {
-		return core.Model{}, core.Errorf("resolve "+ref, core.Invalid, "it is no model but %s", m.Kind)
+		return core.Model{}, core.Errorf(core.Invalid, "%s: it is no model but %s", "resolve "+ref, m.Kind)
 	}
 	for _, note := range m.Notes {
 		run.Log("%s", note)

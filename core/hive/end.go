@@ -3,6 +3,7 @@ package hive
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"syscall"
@@ -61,10 +62,10 @@ func (h *Hive) endAndTell(ctx context.Context, w *worker, gone exit, e ending, r
 	select {
 	case <-w.gone:
 	case <-ctx.Done():
-		return core.ExitResult{}, core.E("end worker "+w.id(), core.KindOf(ctx.Err()), ctx.Err())
+		return core.ExitResult{}, fmt.Errorf("%s: %w", "end worker "+w.id(), core.FromContext(ctx))
 	}
 	if !isDone(w.proc.Done()) {
-		return core.ExitResult{}, core.Errorf("end worker "+w.id(), core.Unavailable, "the hive is shutting down")
+		return core.ExitResult{}, core.Errorf(core.Unavailable, "%s: the hive is shutting down", "end worker "+w.id())
 	}
 	h.tell(ctx)
 	w.mu.Lock()
@@ -245,7 +246,7 @@ func (h *Hive) findProcess(pid int) (*worker, exit, error) {
 		}
 		return nil, e, nil
 	}
-	return nil, exit{}, core.WithHint(core.Errorf("find worker process", core.NotFound, "process %d is not a worker of hive %s", pid, h.opts.Name),
+	return nil, exit{}, core.Errorf(core.NotFound, "find worker process: process %d is not a worker of hive %s", pid, h.opts.Name).Hint(
 		"The process list of the hive shows its workers; no other process is ever touched.")
 }
 
@@ -267,14 +268,14 @@ func (h *Hive) findWorker(prefix string) (*worker, exit, error) {
 	case len(found) == 1:
 		return found[0], exit{}, nil
 	case len(found) > 1:
-		return nil, exit{}, core.WithHint(core.Errorf("find worker", core.Invalid, "%q begins the ids of %d workers", prefix, len(found)), "Give more of the id.")
+		return nil, exit{}, core.Errorf(core.Invalid, "find worker: %q begins the ids of %d workers", prefix, len(found)).Hint("Give more of the id.")
 	}
 	for _, e := range slices.Backward(h.exits) {
 		if strings.HasPrefix(e.WorkerID, prefix) {
 			return nil, e, nil
 		}
 	}
-	return nil, exit{}, core.WithHint(core.Errorf("find worker", core.NotFound, "hive %s has no worker %q", h.opts.Name, prefix),
+	return nil, exit{}, core.Errorf(core.NotFound, "find worker: hive %s has no worker %q", h.opts.Name, prefix).Hint(
 		"Workers of this hive: %s.", cmp.Or(strings.Join(ids, ", "), "none"))
 }
 

@@ -37,7 +37,7 @@ func (h handle) id() string { return h.Attachment.WorkerID }
 func parseHandle(id string, content []byte) (handle, error) {
 	var h handle
 	if err := json.Unmarshal(content, &h); err != nil {
-		return handle{}, core.E("read handle", core.Integrity, err)
+		return handle{}, core.Wrap(err, core.Integrity, "read handle")
 	}
 	for _, c := range []struct {
 		bad  bool
@@ -52,7 +52,7 @@ func parseHandle(id string, content []byte) (handle, error) {
 		{h.Slots < 1 || h.ContextTokens < 0 || h.Threads < 0, "impossible numbers"},
 	} {
 		if c.bad {
-			return handle{}, core.Errorf("read handle", core.Integrity, "it has %s", c.what)
+			return handle{}, core.Errorf(core.Integrity, "read handle: it has %s", c.what)
 		}
 	}
 	return h, nil
@@ -63,7 +63,7 @@ func parseHandle(id string, content []byte) (handle, error) {
 func (l layout) readHandles(damaged func(file string, err error)) ([]handle, error) {
 	entries, err := os.ReadDir(l.handles)
 	if err != nil {
-		return nil, core.E("read handles", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "read handles")
 	}
 	var out []handle
 	for _, e := range entries {
@@ -110,11 +110,11 @@ func readRegular(path string, e os.DirEntry) ([]byte, error) {
 
 func (l layout) setAside(name string) error {
 	if err := os.MkdirAll(l.damaged, 0o700); err != nil {
-		return core.E("set handle aside", core.Internal, err)
+		return core.Wrap(err, core.Internal, "set handle aside")
 	}
 	to := filepath.Join(l.damaged, name)
 	if err := os.RemoveAll(to); err != nil {
-		return core.E("set handle aside", core.Internal, err)
+		return core.Wrap(err, core.Internal, "set handle aside")
 	}
-	return core.E("set handle aside", core.Internal, os.Rename(filepath.Join(l.handles, name), to))
+	return core.Wrap(os.Rename(filepath.Join(l.handles, name), to), core.Internal, "set handle aside")
 }

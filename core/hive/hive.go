@@ -5,6 +5,7 @@ package hive
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"os"
 	"runtime"
 	"slices"
@@ -133,7 +134,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	}
 	if opts.Name == "" {
 		if opts.Name, err = os.Hostname(); err != nil {
-			return nil, core.E("name the hive", core.Internal, err)
+			return nil, core.Wrap(err, core.Internal, "name the hive")
 		}
 	}
 	if opts.Logger == nil {
@@ -278,7 +279,7 @@ func (h *Hive) task(f func(ctx context.Context)) error {
 	case h.tasks <- f:
 		return nil
 	case <-h.over:
-		return core.Errorf("", core.Unavailable, "the hive is shutting down")
+		return core.Errorf(core.Unavailable, "the hive is shutting down")
 	}
 }
 
@@ -288,9 +289,9 @@ func (h *Hive) settled(ctx context.Context) error {
 	case <-h.adopted:
 		return nil
 	case <-h.over:
-		return core.Errorf("", core.Unavailable, "the hive is shutting down")
+		return core.Errorf(core.Unavailable, "the hive is shutting down")
 	case <-ctx.Done():
-		return core.E("wait for the hive", core.KindOf(ctx.Err()), ctx.Err())
+		return fmt.Errorf("wait for the hive: %w", core.FromContext(ctx))
 	}
 }
 
@@ -318,10 +319,10 @@ func (h *Hive) worker(id string) (*worker, bool) {
 func (h *Hive) DataSocket(workerID string) (string, error) {
 	w, ok := h.worker(workerID)
 	if !ok {
-		return "", core.Errorf("find worker", core.NotFound, "hive %s has no worker %q", h.opts.Name, workerID)
+		return "", core.Errorf(core.NotFound, "find worker: hive %s has no worker %q", h.opts.Name, workerID)
 	}
 	if s := w.stateNow(); s != core.WorkerReady && s != core.WorkerRetiring {
-		return "", core.Errorf("find worker", core.Unavailable, "worker %s is %s", workerID, s)
+		return "", core.Errorf(core.Unavailable, "find worker: worker %s is %s", workerID, s)
 	}
 	return w.proc.DataSocket(), nil
 }

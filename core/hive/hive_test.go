@@ -110,7 +110,7 @@ func TestEverythingWorksWithoutAQueen(t *testing.T) {
 func TestUnreachableQueenHoldsNothingUp(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
-	r.queen.set(func(q *queen) { q.err = core.Errorf("", core.Unavailable, "no leader") })
+	r.queen.set(func(q *queen) { q.err = core.Errorf(core.Unavailable, "no leader") })
 	w := r.spawn("fake")
 	must.Len(t, 1, r.processes())
 	r.queen.set(func(q *queen) { q.err = nil })

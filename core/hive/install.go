@@ -61,7 +61,7 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 	var offer *catalog.Manifest
 	if w.from != "" {
 		if engine.Name == "" {
-			return core.WorkerBinary{}, core.Errorf(what, core.Invalid, "worker type %s needs no engine, so there is nothing to take from %s", t.name(), w.from)
+			return core.WorkerBinary{}, core.Errorf(core.Invalid, "%s: worker type %s needs no engine, so there is nothing to take from %s", what, t.name(), w.from)
 		}
 		if engine, offer, err = h.engineFrom(ctx, info, engine, w.from); err != nil {
 			return core.WorkerBinary{}, err
@@ -140,7 +140,7 @@ func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine,
 	digest := m.Files[0].Digest
 	_, sum, ok := strings.Cut(digest, ":")
 	if !ok || len(sum) < codeDigits {
-		return sdk.Engine{}, nil, core.WithHint(core.Errorf(what, core.Integrity, "%s publishes no digest of the engine", ref),
+		return sdk.Engine{}, nil, core.Errorf(core.Integrity, "%s: %s publishes no digest of the engine", what, ref).Hint(
 			"An engine is code: name its digest, such as https://host/file.tar.gz#sha256=…, or use another catalog source.")
 	}
 	if !engineAllowed(h.defaults.Load().Engines, source.ref(m.Ref), digest) {
@@ -155,7 +155,7 @@ func (h *Hive) engineFrom(ctx context.Context, info sdk.Info, engine sdk.Engine,
 const codeDigits = 12
 
 func (h *Hive) engineRefused(ref string) error {
-	return core.WithHint(core.Errorf("install worker type", core.Forbidden, "hive %s takes no engine from %s", h.opts.Name, ref),
+	return core.Errorf(core.Forbidden, "install worker type: hive %s takes no engine from %s", h.opts.Name, ref).Hint(
 		"An engine is code that runs on the hive's machine. To allow it, name its registry or digest in hive { engines { allow = [...] } } of the hive's configuration and restart its agent. --version chooses among the engines that the plugin names.")
 }
 

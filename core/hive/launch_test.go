@@ -25,7 +25,7 @@ type busyHost struct {
 func (b *busyHost) LaunchWorker(context.Context, pluginhost.WorkerLaunch) (workerProcess, error) {
 	b.tries++
 	if time.Now().Before(b.until) {
-		return nil, core.Errorf("launch", core.Unavailable, "fork/exec: %w", syscall.ETXTBSY)
+		return nil, core.Errorf(core.Unavailable, "launch: fork/exec: %w", syscall.ETXTBSY)
 	}
 	return nil, fmt.Errorf("reached")
 }

@@ -205,7 +205,7 @@ func (l *line) talk(ctx context.Context) (answered bool, err error) {
 			t.due(ctx)
 		case err := <-broken:
 			if errors.Is(err, io.EOF) {
-				err = core.Errorf("", core.Unavailable, "queen %s hung up", l.queen.ID)
+				err = core.Errorf(core.Unavailable, "queen %s hung up", l.queen.ID)
 			}
 			return answered, because(ctx, err)
 		case <-ctx.Done():
@@ -217,7 +217,7 @@ func (l *line) talk(ctx context.Context) (answered bool, err error) {
 // because is what ended ctx, if it has ended, and otherwise err.
 func because(ctx context.Context, err error) error {
 	if errors.Is(context.Cause(ctx), errStuck) {
-		return core.E("", core.Unavailable, errStuck)
+		return core.WithKind(errStuck, core.Unavailable)
 	}
 	return err
 }

@@ -51,17 +51,17 @@ func rotateLog(path string, limit int64) (rotated bool, err error) {
 	const op = "rotate worker log"
 	info, err := os.Lstat(path)
 	if err != nil {
-		return false, core.E(op, core.Internal, err)
+		return false, core.Wrap(err, core.Internal, op)
 	}
 	if !info.Mode().IsRegular() { // opening a pipe would block
-		return false, core.Errorf(op, core.Internal, "%s is no regular file", path)
+		return false, core.Errorf(core.Internal, "%s: %s is no regular file", op, path)
 	}
 	if info.Size() <= limit {
 		return false, nil
 	}
 	log, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		return false, core.E(op, core.Internal, err)
+		return false, core.Wrap(err, core.Internal, op)
 	}
 	defer log.Close()
 	older, copyErr := copyEnd(log, olderLog(path), limit)
@@ -71,10 +71,10 @@ func rotateLog(path string, limit int64) (rotated bool, err error) {
 		err = log.Truncate(0)
 	}
 	if err != nil {
-		return false, core.E(op, core.Internal, errors.Join(copyErr, err))
+		return false, core.Wrap(errors.Join(copyErr, err), core.Internal, op)
 	}
 	if copyErr != nil {
-		return true, core.Errorf(op, core.Internal, "%s had more than %d bytes and was truncated without a whole copy: %w", path, limit, copyErr)
+		return true, core.Errorf(core.Internal, "%s: %s had more than %d bytes and was truncated without a whole copy: %w", op, path, limit, copyErr)
 	}
 	return true, nil
 }

@@ -33,7 +33,7 @@ func tailFile(path string, n int) ([]string, error) {
 		text = before + text
 	}
 	if err != nil {
-		return nil, core.E("read worker log", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "read worker log")
 	}
 	return tailText(text, n), nil
 }

@@ -110,4 +110,4 @@ func (p processes) LaunchCatalog(ctx context.Context, s pluginhost.Spec) (catalo
 }
 
 // said adds to an error of a plugin what the plugin was asked for, and keeps its kind and hint.
-func said(op string, err error) error { return core.E(op, core.KindOf(err), err) }
+func said(op string, err error) error { return core.Prefix(err, op) }

@@ -2,6 +2,7 @@ package hive
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -61,7 +62,7 @@ func (h *Hive) lookAgain(ctx context.Context, t *workerType) error {
 	case t.gate <- struct{}{}:
 		defer func() { <-t.gate }()
 	case <-ctx.Done():
-		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
+		return fmt.Errorf("probe worker type: %w", core.FromContext(ctx))
 	}
 	var exe, engine string
 	if x, e, release, err := h.holdBinary(ctx, t.name()); err == nil {
@@ -70,7 +71,7 @@ func (h *Hive) lookAgain(ctx context.Context, t *workerType) error {
 	}
 	found, err := h.fingerprint(ctx, t.spec, exe, engine)
 	if ctx.Err() != nil {
-		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
+		return fmt.Errorf("probe worker type: %w", core.FromContext(ctx))
 	}
 	if err != nil {
 		h.log.Warn("a worker type cannot be probed", "plugin", t.name(), "error", err)

@@ -181,7 +181,7 @@ func (h *Hive) process(ctx context.Context, pid int) (core.Process, error) {
 		return core.Process{}, err
 	}
 	if w == nil {
-		return core.Process{}, core.Errorf("find worker process", core.NotFound, "process %d of worker %s has ended: %s", pid, gone.WorkerID, gone.How)
+		return core.Process{}, core.Errorf(core.NotFound, "find worker process: process %d of worker %s has ended: %s", pid, gone.WorkerID, gone.How)
 	}
 	d, err := hostinfo.ReadDetails(ctx, w.identity())
 	if err != nil {

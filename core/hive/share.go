@@ -131,7 +131,7 @@ func (c *claimer) claim(ctx context.Context, claim swarm.Claim) (swarm.Plan, err
 	if i := slices.IndexFunc(list, func(q QueenAddress) bool { return q.ID == last }); i > 0 {
 		list[0], list[i] = list[i], list[0]
 	}
-	err := core.Errorf("", core.Unavailable, "no queen is known")
+	var err error = core.Errorf(core.Unavailable, "no queen is known")
 	for _, q := range list {
 		var conn grpc.ClientConnInterface
 		if conn, err = c.queens.Conn(q); err != nil {
@@ -145,7 +145,7 @@ func (c *claimer) claim(ctx context.Context, claim swarm.Claim) (swarm.Plan, err
 			return planOf(resp), nil
 		}
 		if ctx.Err() != nil {
-			return swarm.Plan{}, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+			return swarm.Plan{}, core.FromContext(ctx)
 		}
 	}
 	return swarm.Plan{}, err
@@ -249,7 +249,7 @@ func (s *sharedSources) Next(ctx context.Context, failed error) (store.Source, e
 			return next, err
 		}
 		if failed = err; err == nil {
-			failed = core.Errorf("", core.Unavailable, "nobody has %s to offer", s.file.Path)
+			failed = core.Errorf(core.Unavailable, "nobody has %s to offer", s.file.Path)
 		}
 	}
 }

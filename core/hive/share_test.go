@@ -72,7 +72,7 @@ func (w *town) DialBlob(ctx context.Context, hive, address string) (net.Conn, er
 	l, shut := w.doors[hive], w.shut[hive]
 	w.mu.Unlock()
 	if l == nil || shut || address != hive {
-		return nil, core.Errorf("", core.Unavailable, "no way to %s", hive)
+		return nil, core.Errorf(core.Unavailable, "no way to %s", hive)
 	}
 	var d net.Dialer
 	return d.DialContext(ctx, "tcp", l.Addr().String())
@@ -226,7 +226,7 @@ func TestModelOfAHiveThatKeepsItsFiles(t *testing.T) {
 // from the first when what hives brought was wrong.
 func TestSourcesAtTheOrigin(t *testing.T) {
 	t.Parallel()
-	gone := core.Errorf("", core.Unavailable, "gone")
+	gone := core.Errorf(core.Unavailable, "gone")
 	first := store.Fetch(nil).Source("first", store.FileSpec{})
 	second := store.Fetch(nil).Source("second", store.FileSpec{})
 	alone := swarm.Plan{Origin: true}
@@ -240,10 +240,10 @@ func TestSourcesAtTheOrigin(t *testing.T) {
 		"none does":             {[]swarm.Plan{alone, {Nobody: true}}, []error{nil, gone, gone}, []string{"first", "second", ""}},
 		"a hive does":           {[]swarm.Plan{{Seeders: []swarm.Seeder{{Hive: "x", Name: "x"}}}}, []error{nil}, []string{"hive x"}},
 		"a hive dies":           {[]swarm.Plan{{Seeders: []swarm.Seeder{{Hive: "x", Name: "x"}}}, alone}, []error{nil, gone, gone}, []string{"hive x", "first", "second"}},
-		"a hive has lied":       {[]swarm.Plan{{Seeders: []swarm.Seeder{{Hive: "x", Name: "x"}}}}, []error{nil, core.Errorf("", core.Integrity, "wrong")}, []string{"hive x", "first"}},
-		"a hive had lied":       {[]swarm.Plan{{Seeders: []swarm.Seeder{{Hive: "x", Name: "x"}}}, alone}, []error{nil, gone, core.Errorf("", core.Integrity, "wrong")}, []string{"hive x", "first", "first"}},
-		"the origin is wrong":   {[]swarm.Plan{alone, {Nobody: true}}, []error{nil, core.Errorf("", core.Integrity, "wrong"), gone}, []string{"first", "second", ""}},
-		"wrong after all hives": {[]swarm.Plan{{Seeders: []swarm.Seeder{{Hive: "x", Name: "x"}}}}, []error{nil, core.Errorf("", core.Integrity, "wrong"), core.Errorf("", core.Integrity, "wrong"), gone}, []string{"hive x", "first", "second", ""}},
+		"a hive has lied":       {[]swarm.Plan{{Seeders: []swarm.Seeder{{Hive: "x", Name: "x"}}}}, []error{nil, core.Errorf(core.Integrity, "wrong")}, []string{"hive x", "first"}},
+		"a hive had lied":       {[]swarm.Plan{{Seeders: []swarm.Seeder{{Hive: "x", Name: "x"}}}, alone}, []error{nil, gone, core.Errorf(core.Integrity, "wrong")}, []string{"hive x", "first", "first"}},
+		"the origin is wrong":   {[]swarm.Plan{alone, {Nobody: true}}, []error{nil, core.Errorf(core.Integrity, "wrong"), gone}, []string{"first", "second", ""}},
+		"wrong after all hives": {[]swarm.Plan{{Seeders: []swarm.Seeder{{Hive: "x", Name: "x"}}}}, []error{nil, core.Errorf(core.Integrity, "wrong"), core.Errorf(core.Integrity, "wrong"), gone}, []string{"hive x", "first", "second", ""}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

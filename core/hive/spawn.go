@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 
@@ -128,7 +129,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 		err = h.poll(ctx, w)
 	}
 	if err == nil && !w.setState(core.WorkerReady) {
-		err = core.Errorf("", core.Conflict, "the worker was ended while it was loading")
+		err = core.Errorf(core.Conflict, "the worker was ended while it was loading")
 	}
 	if err != nil {
 		return nil, h.failedLoad(ctx, w, model, err)
@@ -153,17 +154,17 @@ func (h *Hive) failedLoad(ctx context.Context, w *worker, model core.Model, caus
 	}
 	<-w.gone // the supervisor removes what is left
 	if ctx.Err() != nil {
-		return core.E(op, core.KindOf(ctx.Err()), context.Cause(ctx))
+		return fmt.Errorf("%s: %w", op, core.FromContext(ctx))
 	}
 	if asked {
-		return core.Errorf(op, core.Conflict, "the worker was ended while it was loading")
+		return core.Errorf(core.Conflict, "%s: the worker was ended while it was loading", op)
 	}
 	e := h.exitOf(w.id())
 	h.log.Error("a model could not be loaded", "worker", w.id(), "model", model.ID, "device", w.handle.Device, "error", cause)
 	err := said(op, cause)
 	if core.KindOf(cause) == core.Unavailable || ended {
 		// The connection broke: the process died, which the engine could not put into words.
-		err = core.Errorf(op, core.Internal, "the worker process ended while it was loading (%s)", cmp.Or(e.How, "exit unknown"))
+		err = core.Errorf(core.Internal, "%s: the worker process ended while it was loading (%s)", op, cmp.Or(e.How, "exit unknown"))
 	}
 	if core.HintOf(err) == "" && len(e.Log) > 0 {
 		err = core.WithHint(err, "The last lines of its log:\n%s", strings.Join(e.Log, "\n"))

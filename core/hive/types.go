@@ -3,6 +3,7 @@ package hive
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"syscall"
@@ -95,7 +96,7 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 	case t.gate <- struct{}{}:
 		defer func() { <-t.gate }()
 	case <-ctx.Done():
-		return core.E("probe worker type", core.KindOf(ctx.Err()), ctx.Err())
+		return fmt.Errorf("probe worker type: %w", core.FromContext(ctx))
 	}
 	digest, err := h.plugins.Digest(t.spec.Executable)
 	if err != nil {
@@ -115,7 +116,7 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 	}
 	found, err := h.fingerprint(ctx, t.spec, exe, engine)
 	if err := ctx.Err(); err != nil {
-		return core.E("probe worker type", core.KindOf(err), err)
+		return core.Prefix(err, "probe worker type")
 	}
 	if err != nil {
 		h.log.Warn("a worker type cannot be probed", "plugin", t.name(), "error", err)
@@ -143,7 +144,7 @@ func (h *Hive) fingerprint(ctx context.Context, s pluginhost.Spec, exe, engineDi
 	}
 	defer func() {
 		if killErr := p.Kill(); killErr != nil && err == nil {
-			err = core.E("end the probe of "+s.Name, core.Internal, killErr)
+			err = core.Wrap(killErr, core.Internal, "end the probe of "+s.Name)
 		}
 		<-p.Done()
 		h.letGo("", p)
@@ -164,7 +165,7 @@ func (h *Hive) launch(ctx context.Context, l pluginhost.WorkerLaunch) (workerPro
 		select {
 		case <-time.After(busyWait):
 		case <-ctx.Done():
-			return nil, core.E("launch "+l.Spec.Name, core.KindOf(ctx.Err()), ctx.Err())
+			return nil, fmt.Errorf("%s: %w", "launch "+l.Spec.Name, core.FromContext(ctx))
 		}
 	}
 }
@@ -232,7 +233,7 @@ func (h *Hive) workerType(name string) (*workerType, error) {
 	}
 	_, err := chooseType(h.typeViews(), name, "", "")
 	if err == nil {
-		err = core.Errorf("", core.NotFound, "this hive has no worker type %q", name)
+		err = core.Errorf(core.NotFound, "this hive has no worker type %q", name)
 	}
 	return nil, err
 }

@@ -41,7 +41,7 @@ func Read(ctx context.Context, dir string) (Host, error) {
 	h := Host{OS: runtime.GOOS, Arch: runtime.GOARCH}
 	var err error
 	if h.Name, err = os.Hostname(); err != nil {
-		return Host{}, core.Errorf("read host", core.Internal, "host name: %w", err)
+		return Host{}, core.Errorf(core.Internal, "read host: host name: %w", err)
 	}
 	if h.Memory, err = ReadMemory(ctx); err != nil {
 		return Host{}, err
@@ -68,7 +68,7 @@ func Read(ctx context.Context, dir string) (Host, error) {
 func ReadMemory(ctx context.Context) (Memory, error) {
 	v, err := mem.VirtualMemoryWithContext(ctx)
 	if err != nil {
-		return Memory{}, core.Errorf("read host", core.Internal, "memory: %w", err)
+		return Memory{}, core.Errorf(core.Internal, "read host: memory: %w", err)
 	}
 	m := Memory{TotalBytes: clamp(v.Total), AvailableBytes: clamp(v.Available)}
 	if limit, used, ok := groupMemory(); ok && limit < m.TotalBytes {
@@ -83,7 +83,7 @@ func ReadMemory(ctx context.Context) (Memory, error) {
 func DiskFree(ctx context.Context, dir string) (int64, error) {
 	u, err := disk.UsageWithContext(ctx, dir)
 	if err != nil {
-		return 0, core.Errorf("read host", core.Internal, "disk of %s: %w", dir, err)
+		return 0, core.Errorf(core.Internal, "read host: disk of %s: %w", dir, err)
 	}
 	return clamp(u.Free), nil
 }

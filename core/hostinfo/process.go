@@ -58,7 +58,7 @@ type Process struct {
 // this one, its parent, one of another user.
 func Open(id Identity) (*Process, error) {
 	if id.PID <= 1 || id.PID == os.Getpid() || id.PID == os.Getppid() {
-		return nil, core.Errorf("open process", core.Forbidden, "process %d is not one that may be signalled", id.PID)
+		return nil, core.Errorf(core.Forbidden, "open process: process %d is not one that may be signalled", id.PID)
 	}
 	held, err := os.FindProcess(id.PID)
 	if err != nil {
@@ -67,7 +67,7 @@ func Open(id Identity) (*Process, error) {
 	// Only now, with the process held, does a look at the pid say whom the handle reaches.
 	now, err := Identify(id.PID)
 	if err == nil && now != id {
-		err = core.Errorf("open process", core.NotFound, "process %d is another one by now: it started at another time", id.PID)
+		err = core.Errorf(core.NotFound, "open process: process %d is another one by now: it started at another time", id.PID)
 	}
 	if err == nil {
 		err = ownUser(id.PID)
@@ -103,7 +103,7 @@ func (p *Process) SignalGroup(sig syscall.Signal) error {
 		return p.signalled(err)
 	}
 	if group != p.id.PID {
-		return core.Errorf("signal group", core.Forbidden, "process %d does not lead its process group", p.id.PID)
+		return core.Errorf(core.Forbidden, "signal group: process %d does not lead its process group", p.id.PID)
 	}
 	return p.signalled(signalGroup(p.held, p.id, sig))
 }
@@ -121,9 +121,9 @@ func (p *Process) signalled(err error) error {
 	case errors.Is(err, os.ErrProcessDone), errors.Is(err, syscall.ESRCH):
 		return gone(p.id.PID)
 	case errors.Is(err, syscall.EPERM):
-		return core.E("signal process", core.Forbidden, err)
+		return core.Wrap(err, core.Forbidden, "signal process")
 	}
-	return core.E("signal process", core.Internal, err)
+	return core.Wrap(err, core.Internal, "signal process")
 }
 
 // Usage is what a process uses, as the operating system counts it.
@@ -161,7 +161,7 @@ func ReadDetails(ctx context.Context, id Identity) (Details, error) {
 	}
 	slices.Sort(d.Children)
 	if d.CommandLine, err = family[0].CmdlineSliceWithContext(ctx); err != nil {
-		return Details{}, core.Errorf("read process", core.NotFound, "command line of process %d: %w", id.PID, err)
+		return Details{}, core.Errorf(core.NotFound, "read process: command line of process %d: %w", id.PID, err)
 	}
 	// Where sockets cannot be told the rest is still worth an answer.
 	if conns, err := net.ConnectionsPidWithContext(ctx, "unix", int32(id.PID)); err == nil {
@@ -215,5 +215,5 @@ func usage(ctx context.Context, id Identity) (Usage, []*process.Process, error) 
 }
 
 func gone(pid int) error {
-	return core.Errorf("read process", core.NotFound, "process %d is not there any more", pid)
+	return core.Errorf(core.NotFound, "read process: process %d is not there any more", pid)
 }

@@ -78,14 +78,14 @@ func parseStat(b []byte) (stat, error) {
 func identify(pid int) (id Identity, ended bool, err error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return Identity{}, false, core.Errorf("identify process", core.Internal, "boot id: %w", err)
+		return Identity{}, false, core.Errorf(core.Internal, "identify process: boot id: %w", err)
 	}
 	s, err := readStat(pid)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
 			return Identity{}, false, gone(pid)
 		}
-		return Identity{}, false, core.Errorf("identify process", core.Internal, "process %d: %w", pid, err)
+		return Identity{}, false, core.Errorf(core.Internal, "identify process: process %d: %w", pid, err)
 	}
 	return Identity{PID: pid, Start: s.start, BootID: strings.TrimSpace(string(boot))}, s.ended(), nil
 }
@@ -105,9 +105,9 @@ func ownUser(pid int) error {
 		if f := strings.Fields(ids); len(f) >= 2 && f[1] == strconv.Itoa(os.Geteuid()) {
 			return nil
 		}
-		return core.Errorf("open process", core.Forbidden, "process %d belongs to another user", pid)
+		return core.Errorf(core.Forbidden, "open process: process %d belongs to another user", pid)
 	}
-	return core.Errorf("open process", core.Internal, "process %d does not say whom it belongs to", pid)
+	return core.Errorf(core.Internal, "open process: process %d does not say whom it belongs to", pid)
 }
 
 // signalGroup reaches exactly the group of the held process on Linux 6.9 and later. Earlier ones
@@ -180,7 +180,7 @@ func allStats() map[int]stat {
 // system does not show environments nothing is found. Errors: Invalid for a mark without a value.
 func KillMarked(mark string) ([]int, error) {
 	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
-		return nil, core.Errorf("kill leftovers", core.Invalid, "%q marks nothing", mark)
+		return nil, core.Errorf(core.Invalid, "kill leftovers: %q marks nothing", mark)
 	}
 	killed := map[int]bool{}
 	for range looks {

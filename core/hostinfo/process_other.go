@@ -38,10 +38,10 @@ func ownUser(pid int) error {
 	}
 	uids, err := p.Uids()
 	if err != nil {
-		return core.Errorf("open process", core.Internal, "owner of process %d: %w", pid, err)
+		return core.Errorf(core.Internal, "open process: owner of process %d: %w", pid, err)
 	}
 	if !slices.Contains(uids, uint32(os.Geteuid())) {
-		return core.Errorf("open process", core.Forbidden, "process %d belongs to another user", pid)
+		return core.Errorf(core.Forbidden, "open process: process %d belongs to another user", pid)
 	}
 	return nil
 }
@@ -66,7 +66,7 @@ func descendants(ctx context.Context, p *process.Process) []*process.Process {
 // KillMarked does nothing here, where the environment of a process cannot be read.
 func KillMarked(mark string) ([]int, error) {
 	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
-		return nil, core.Errorf("kill leftovers", core.Invalid, "%q marks nothing", mark)
+		return nil, core.Errorf(core.Invalid, "kill leftovers: %q marks nothing", mark)
 	}
 	return nil, nil
 }

@@ -37,7 +37,7 @@ func (s *Service) refuseDeadly(r *Request) error {
 	if left == 0 {
 		return nil
 	}
-	return &FieldError{Code: codeRefused, Err: core.WithHint(core.Errorf("", core.Invalid, "two workers were lost while they worked on this request"),
+	return &FieldError{Code: codeRefused, Err: core.Errorf(core.Invalid, "two workers were lost while they worked on this request").Hint(
 		"It is refused for %s; change it, or look at the logs of the workers.", left.Round(time.Second))}
 }
 

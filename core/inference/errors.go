@@ -14,7 +14,7 @@ const retryHint = "Ask again; GET /v1/workers shows which workers there are."
 
 // ErrTold is the error of a stream that ended with the worker's own error event, which the client
 // has seen: the answer is to be cut without another one.
-var ErrTold = core.Errorf("", core.Internal, "the worker ended its stream with an error")
+var ErrTold = core.Errorf(core.Internal, "the worker ended its stream with an error")
 
 // Refusal is a worker's refusal of a request whose stream has begun already. Other refusals are
 // answers.
@@ -23,7 +23,7 @@ type Refusal struct{ Err *openai.Error }
 func (e *Refusal) Error() string { return e.Err.Message }
 
 // Unwrap returns the refusal as a classified error.
-func (e *Refusal) Unwrap() error { return core.Errorf("", core.Kind(e.Err.Kind), "%s", e.Err.Message) }
+func (e *Refusal) Unwrap() error { return core.Errorf(core.Kind(e.Err.Kind), "%s", e.Err.Message) }
 
 // OverloadError says that all workers of a model are busy: too many requests wait already (kind
 // Overloaded), or this one waited too long (kind DeadlineExceeded).
@@ -89,11 +89,11 @@ func ended(ctx context.Context) error {
 	if err := context.Cause(ctx); core.KindOf(err) == core.Unavailable {
 		return err
 	}
-	return core.Errorf("", core.Cancelled, "the client is gone")
+	return core.Errorf(core.Cancelled, "the client is gone")
 }
 
 func lost() error {
-	return core.WithHint(core.Errorf("", core.WorkerLost, "the worker was lost before its answer was whole"), retryHint)
+	return core.Errorf(core.WorkerLost, "the worker was lost before its answer was whole").Hint(retryHint)
 }
 
 // clip bounds text of a client that an error repeats.

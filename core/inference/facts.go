@@ -106,7 +106,7 @@ func readFacts(body []byte) (facts, error) {
 	case !s.ok || s.i != len(body):
 		return f, badBody("", "the request's body is not valid JSON at byte %d", s.i)
 	case !hasModel || f.model == "":
-		return f, &FieldError{Param: "model", Err: core.WithHint(core.Errorf("", core.Invalid, "model is missing"), `Add "model"; GET /v1/models lists what there is.`)}
+		return f, &FieldError{Param: "model", Err: core.Errorf(core.Invalid, "model is missing").Hint(`Add "model"; GET /v1/models lists what there is.`)}
 	case len(f.model) > maxModelName || strings.ContainsFunc(f.model, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return f, badBody("model", "model is not a name: it is longer than %d bytes or has control characters", maxModelName)
 	}
@@ -114,7 +114,7 @@ func readFacts(body []byte) (facts, error) {
 }
 
 func badBody(param, format string, args ...any) error {
-	return &FieldError{Param: param, Err: core.Errorf("", core.Invalid, format, args...)}
+	return &FieldError{Param: param, Err: core.Errorf(core.Invalid, format, args...)}
 }
 
 // unquote decodes a JSON string that the scanner has accepted.

@@ -57,7 +57,7 @@ func (e *Busy) Error() string { return "all workers with " + e.Model + " are bus
 
 // Unwrap returns the error as a classified one.
 func (e *Busy) Unwrap() error {
-	return core.Errorf("", core.Overloaded, "all workers with %s are busy", e.Model)
+	return core.Errorf(core.Overloaded, "all workers with %s are busy", e.Model)
 }
 
 // Lease is a worker that one request may be sent to. The worker counts it as in flight until it

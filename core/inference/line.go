@@ -176,7 +176,7 @@ func (c *call) acquire(ctx context.Context, q Query) (Lease, error) {
 			expired = true
 		case <-ctx.Done():
 			l.leave(q.Model, t)
-			return Lease{}, core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
+			return Lease{}, core.FromContext(ctx)
 		}
 		if expired {
 			retry := l.leave(q.Model, t)
@@ -199,6 +199,6 @@ func (c *call) waited(retry time.Duration) error {
 }
 
 func overloaded(kind core.Kind, code string, retry time.Duration, format string, args ...any) error {
-	return &OverloadError{Code: code, RetryAfter: retry, Err: core.WithHint(core.Errorf("", kind, format, args...),
+	return &OverloadError{Code: code, RetryAfter: retry, Err: core.Errorf(kind, format, args...).Hint(
 		"Ask again after the time in Retry-After, or start another worker.")}
 }

@@ -56,7 +56,7 @@ func (c *call) relay(body io.Reader, cancel context.CancelFunc) error {
 		case c.ctx.Err() != nil:
 			return ended(c.ctx)
 		case errors.Is(readErr, sse.ErrEventTooLarge):
-			return core.WithHint(core.E("", core.Internal, readErr), "The worker's engine sends what is no event stream: see its log.")
+			return core.WithHint(core.WithKind(readErr, core.Internal), "The worker's engine sends what is no event stream: see its log.")
 		case errors.Is(readErr, io.EOF):
 			if end := sp.Rest(); end != nil {
 				_ = c.send(end) // where the client is gone there is nobody to tell
@@ -124,7 +124,7 @@ func (c *call) whole(resp *http.Response) error {
 	isJSON := isJSONObject(body)
 	switch {
 	case a.Status < 200 || a.Status >= 300 && a.Status < 400:
-		return core.Errorf("", core.Internal, "unexpected status %d from the worker", a.Status)
+		return core.Errorf(core.Internal, "unexpected status %d from the worker", a.Status)
 	case a.Status < 300 && !isJSON: // cut without a trace where neither length nor chunks tell
 		return &unanswered{err: lost(), sent: true, lost: true}
 	case a.Status == http.StatusBadRequest && isJSON && tooShort(a):
@@ -151,7 +151,7 @@ func tooShort(a Answer) bool {
 // comments.
 func lateAnswer(a Answer) error {
 	if a.Status < 400 {
-		return core.Errorf("", core.Internal, "the worker did not stream its answer")
+		return core.Errorf(core.Internal, "the worker did not stream its answer")
 	}
 	e := openai.DecodeError(a.Status, a.Body)
 	if e.Kind == "" {
@@ -182,5 +182,5 @@ func readAnswer(resp *http.Response) ([]byte, error) {
 }
 
 func tooLong() error {
-	return core.WithHint(core.Errorf("", core.TooLarge, "the worker's answer is longer than %d bytes", maxAnswer), "Ask for a stream, or for fewer tokens.")
+	return core.Errorf(core.TooLarge, "the worker's answer is longer than %d bytes", maxAnswer).Hint("Ask for a stream, or for fewer tokens.")
 }

@@ -32,10 +32,10 @@ func (c *call) route() error {
 	case c.ctx.Err() != nil:
 		return ended(c.ctx)
 	case ctx.Err() != nil: // a comment could not be sent
-		return core.Errorf("", core.Cancelled, "the client is gone")
+		return core.Errorf(core.Cancelled, "the client is gone")
 	case isOverload(err):
 	case errors.Is(err, context.DeadlineExceeded):
-		return core.WithHint(core.Errorf("", core.DeadlineExceeded, "no worker of %q was ready within %s", clip(c.facts.model, 100), c.s.o.StartTimeout),
+		return core.Errorf(core.DeadlineExceeded, "no worker of %q was ready within %s", clip(c.facts.model, 100), c.s.o.StartTimeout).Hint(
 			"It may still be starting: GET /v1/jobs shows how far it is.")
 	case core.KindOf(err) == core.NotFound:
 		return &FieldError{Err: err, Code: openai.CodeModelNotFound, Param: "model"}

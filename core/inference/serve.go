@@ -271,8 +271,8 @@ func (c *call) ask(reason string) error {
 // answered is the error for a status that is not passed on.
 func answered(resp *http.Response) error {
 	head, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
-	return core.WithHint(core.Errorf("", core.Unavailable, "the worker answered %d: %s", resp.StatusCode,
-		clip(openai.DecodeError(resp.StatusCode, head).Message, 500)), retryHint)
+	return core.Errorf(core.Unavailable, "the worker answered %d: %s", resp.StatusCode,
+		clip(openai.DecodeError(resp.StatusCode, head).Message, 500)).Hint(retryHint)
 }
 
 // busy reads the answer of a worker that takes no request now. That is no failure: it lives.
@@ -280,13 +280,13 @@ func (c *call) busy(resp *http.Response) error {
 	head, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
 	e := openai.DecodeError(resp.StatusCode, head)
 	b := &busy{after: defaultBusy}
-	b.err = core.WithHint(core.Errorf("", core.Unavailable, "the worker answered %d: %s", resp.StatusCode, clip(e.Message, 500)), retryHint)
+	b.err = core.Errorf(core.Unavailable, "the worker answered %d: %s", resp.StatusCode, clip(e.Message, 500)).Hint(retryHint)
 	if after, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && after > 0 {
 		b.after = min(time.Duration(after)*time.Second, maxBusy)
 	}
 	switch {
 	case resp.StatusCode == http.StatusTooManyRequests:
-		b.err = core.WithHint(core.Errorf("", core.Overloaded, "the worker answered %d: %s", resp.StatusCode, clip(e.Message, 500)), retryHint)
+		b.err = core.Errorf(core.Overloaded, "the worker answered %d: %s", resp.StatusCode, clip(e.Message, 500)).Hint(retryHint)
 		if err == nil && isJSONObject(head) {
 			b.answer = &Answer{Status: resp.StatusCode, ContentType: resp.Header.Get("Content-Type"), RetryAfter: resp.Header.Get("Retry-After"), Body: head}
 		}
@@ -302,7 +302,7 @@ func (c *call) noAnswer(err error) error {
 		return ended(c.ctx)
 	}
 	if de, ok := errors.AsType[*conn.DialError](err); ok {
-		return &unanswered{err: core.WithHint(core.Errorf("", core.Unavailable, "the worker cannot be reached: %w", de), retryHint)}
+		return &unanswered{err: core.Errorf(core.Unavailable, "the worker cannot be reached: %w", de).Hint(retryHint)}
 	}
 	return &unanswered{err: lostBy(err), sent: true, lost: true}
 }
@@ -311,7 +311,7 @@ func (c *call) noAnswer(err error) error {
 func (c *call) send(block []byte) error {
 	c.begun, c.status = true, http.StatusOK
 	if err := c.client.Send(block); err != nil {
-		return core.Errorf("", core.Cancelled, "the client is gone")
+		return core.Errorf(core.Cancelled, "the client is gone")
 	}
 	return nil
 }

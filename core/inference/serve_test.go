@@ -90,7 +90,7 @@ func (b *bench) Route(_ context.Context, q Query) (Lease, error) {
 	case full && (len(ranked) == 0 || b.slots > 0):
 		return Lease{}, &Busy{Model: "tiny"}
 	case len(ranked) == 0:
-		return Lease{}, core.Errorf("", core.Unavailable, "no worker")
+		return Lease{}, core.Errorf(core.Unavailable, "no worker")
 	}
 	b.running++
 	id := ranked[0].Worker.ID

@@ -88,7 +88,7 @@ func hangs(o *Options, streamed, token bool, quiet time.Duration, s Signs) bool 
 // lostBy is why an answer broke off with err.
 func lostBy(err error) error {
 	if errors.Is(err, errStalled) {
-		return core.WithHint(core.Errorf("", core.WorkerLost, "the worker stopped answering"), retryHint)
+		return core.Errorf(core.WorkerLost, "the worker stopped answering").Hint(retryHint)
 	}
 	return lost()
 }

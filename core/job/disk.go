@@ -14,7 +14,7 @@ import (
 )
 
 // errRestarted is how a job ends that ran when its agent died.
-var errRestarted = core.WithHint(core.E("", core.Unavailable, errors.New("the agent was restarted while the job ran")),
+var errRestarted = core.WithHint(core.WithKind(errors.New("the agent was restarted while the job ran"), core.Unavailable),
 	"Submit the request again: what was fetched already is kept.")
 
 // Open is New for a Manager that keeps its jobs in Options.Dir: those of an earlier one are found
@@ -24,14 +24,14 @@ func Open(opts Options) (*Manager, error) {
 	m := New(opts)
 	_, missing := os.Stat(m.opts.Dir)
 	if err := os.MkdirAll(m.opts.Dir, 0o700); err != nil {
-		return nil, core.E("open the folder of jobs", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "open the folder of jobs")
 	}
 	if err := syncFolder(filepath.Dir(m.opts.Dir)); err != nil && missing != nil { // a folder that is forgotten takes its jobs along
-		return nil, core.E("open the folder of jobs", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "open the folder of jobs")
 	}
 	entries, err := os.ReadDir(m.opts.Dir)
 	if err != nil {
-		return nil, core.E("open the folder of jobs", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "open the folder of jobs")
 	}
 	for _, e := range entries {
 		id, isLog := strings.CutSuffix(e.Name(), logSuffix)
@@ -65,11 +65,11 @@ func Open(opts Options) (*Manager, error) {
 func (m *Manager) load(id, path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND, 0)
 	if err != nil {
-		return core.E("read a job", core.Internal, err)
+		return core.Wrap(err, core.Internal, "read a job")
 	}
 	h, events, good, err := readLog(f)
 	if err == nil && h.ID != id {
-		err = core.Errorf("read a job", core.Integrity, "its file says that it is another one")
+		err = core.Errorf(core.Integrity, "read a job: its file says that it is another one")
 	}
 	if err != nil {
 		f.Close()
@@ -136,7 +136,7 @@ func (m *Manager) pruneLocked() (files []string) {
 func (m *Manager) remove(files []string) {
 	for _, path := range files {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) && m.opts.Trouble != nil {
-			m.opts.Trouble(strings.TrimSuffix(filepath.Base(path), logSuffix), core.E("remove a job", core.Internal, err))
+			m.opts.Trouble(strings.TrimSuffix(filepath.Base(path), logSuffix), core.Wrap(err, core.Internal, "remove a job"))
 		}
 	}
 }

@@ -67,7 +67,7 @@ func TestJobsAreFoundAgain(t *testing.T) {
 			return result{42}, nil
 		},
 		"bad": func(context.Context, *job.Run) (any, error) {
-			return nil, core.WithHint(core.Errorf("", core.TooLarge, "no room"), "Make some.")
+			return nil, core.Errorf(core.TooLarge, "no room").Hint("Make some.")
 		},
 	} {
 		j := a.Start(core.OpModelDownload, name, fn)

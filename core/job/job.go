@@ -38,8 +38,8 @@ const (
 
 // Causes of a job's cancelled context.
 var (
-	errCancelled = core.E("", core.Cancelled, errors.New("the job was cancelled"))
-	errShutdown  = core.WithHint(core.E("", core.Cancelled, errors.New("the job was cancelled: the agent is shutting down")),
+	errCancelled = core.WithKind(errors.New("the job was cancelled"), core.Cancelled)
+	errShutdown  = core.WithHint(core.WithKind(errors.New("the job was cancelled: the agent is shutting down"), core.Cancelled),
 		"Submit the request again when it is back.")
 )
 
@@ -156,7 +156,7 @@ func (m *Manager) start(op core.Operation, requestID string, fn func(ctx context
 	}
 	if m.closed {
 		j.cancel = func(error) {}
-		err := core.WithHint(core.Errorf("", core.Unavailable, "the agent is shutting down"), "Try again when it is back.")
+		err := core.Errorf(core.Unavailable, "the agent is shutting down").Hint("Try again when it is back.")
 		m.endLocked(j, core.JobFailed, nil, err)
 		close(done)
 		return j, done
@@ -202,7 +202,7 @@ func (m *Manager) newIDLocked() string {
 func Owner(id string) (node string, err error) {
 	stamp, node, ok := strings.Cut(id, "-")
 	if _, parseErr := ulid.ParseStrict(strings.ToUpper(stamp)); !ok || parseErr != nil || node == "" || stamp != strings.ToLower(stamp) {
-		return "", core.WithHint(core.Errorf("", core.Invalid, "%q is not a job id", id), "List the jobs to see their ids.")
+		return "", core.Errorf(core.Invalid, "%q is not a job id", id).Hint("List the jobs to see their ids.")
 	}
 	return node, nil
 }
@@ -210,7 +210,7 @@ func Owner(id string) (node string, err error) {
 // run runs the operation and ends the job, also when the operation ends its goroutine.
 func (m *Manager) run(ctx context.Context, j *job, fn func(context.Context, *Run) (any, error)) {
 	var result json.RawMessage
-	err := core.Errorf("", core.Internal, "%s ended without a result", j.view.Operation)
+	var err error = core.Errorf(core.Internal, "%s ended without a result", j.view.Operation)
 	defer func() { m.end(ctx, j, result, err) }()
 	result, err = m.call(ctx, j, fn)
 }
@@ -224,7 +224,7 @@ func (m *Manager) call(ctx context.Context, j *job, fn func(context.Context, *Ru
 				m.opts.Panicked(id, op, value, debug.Stack())
 			}
 			data = nil
-			err = core.WithHint(core.Errorf("", core.Internal, "%s crashed: %v", op, value),
+			err = core.Errorf(core.Internal, "%s crashed: %v", op, value).Hint(
 				"This is a defect: please report it with the agent's log.")
 		}
 	}()
@@ -233,10 +233,10 @@ func (m *Manager) call(ctx context.Context, j *job, fn func(context.Context, *Ru
 		return nil, err
 	}
 	if data, err = json.Marshal(result); err != nil {
-		return nil, core.Errorf("encode the result", core.Internal, "%w", err)
+		return nil, core.Errorf(core.Internal, "encode the result: %w", err)
 	}
 	if len(data) > maxResultBytes {
-		return nil, core.Errorf("keep the result", core.TooLarge, "it has %d bytes; at most %d are kept", len(data), maxResultBytes)
+		return nil, core.Errorf(core.TooLarge, "keep the result: it has %d bytes; at most %d are kept", len(data), maxResultBytes)
 	}
 	return data, nil
 }
@@ -311,7 +311,7 @@ func (m *Manager) find(id string) (*job, error) {
 	if j, ok := m.jobs[id]; ok {
 		return j, nil
 	}
-	return nil, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q on node %s", id, m.opts.Owner),
+	return nil, core.Errorf(core.NotFound, "there is no job %q on node %s", id, m.opts.Owner).Hint(
 		"The last %d ended jobs are kept; list them to see their ids.", m.opts.Retain)
 }
 
@@ -383,7 +383,7 @@ func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(
 		m.mu.Unlock()
 		if stored {
 			if events, err = readEvents(path); err != nil {
-				return core.E("read job "+id, core.NotFound, err) // it has just been forgotten
+				return core.Wrap(err, core.NotFound, "read job "+id) // it has just been forgotten
 			}
 			if after >= last && len(events) > 0 {
 				end := events[len(events)-1]
@@ -398,7 +398,7 @@ func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(
 				continue
 			}
 			if err := ctx.Err(); err != nil {
-				return core.E("follow job", core.KindOf(err), err)
+				return core.Prefix(err, "follow job")
 			}
 			if err := emit(e); err != nil {
 				return err
@@ -411,7 +411,7 @@ func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return core.E("follow job", core.KindOf(ctx.Err()), ctx.Err())
+			return fmt.Errorf("follow job: %w", core.FromContext(ctx))
 		}
 	}
 }
@@ -433,7 +433,7 @@ func (m *Manager) Close(ctx context.Context) error {
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return core.E("wait for the jobs to end", core.KindOf(ctx.Err()), fmt.Errorf("%d still running: %w", m.running(), ctx.Err()))
+		return core.Wrap(fmt.Errorf("%d still running: %w", m.running(), ctx.Err()), core.KindOf(ctx.Err()), "wait for the jobs to end")
 	}
 }
 

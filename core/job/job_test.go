@@ -123,7 +123,7 @@ func TestEnds(t *testing.T) {
 		{
 			name: "a failure keeps kind and hint", state: core.JobFailed,
 			fn: func(context.Context, *job.Run) (any, error) {
-				return result{1}, core.WithHint(core.Errorf("spawn", core.TooLarge, "3 bytes are missing"), "Buy memory.")
+				return result{1}, core.Errorf(core.TooLarge, "spawn: 3 bytes are missing").Hint("Buy memory.")
 			},
 			failure: &core.Failure{Kind: core.TooLarge, Message: "spawn: 3 bytes are missing", Hint: "Buy memory."},
 		},
@@ -153,7 +153,7 @@ func TestEnds(t *testing.T) {
 			name: "cancelled, and trouble with it", cancel: true, state: core.JobCancelled,
 			fn: func(ctx context.Context, _ *job.Run) (any, error) {
 				<-ctx.Done()
-				return nil, core.Errorf("", core.Unavailable, "the worker did not stop")
+				return nil, core.Errorf(core.Unavailable, "the worker did not stop")
 			},
 			failure: &core.Failure{Kind: core.Unavailable, Message: "the worker did not stop"},
 		},

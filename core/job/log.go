@@ -41,7 +41,7 @@ type header struct {
 func appendLine(b []byte, v any) ([]byte, error) {
 	data, err := json.Marshal(v)
 	if err != nil {
-		return b, core.E("encode an event", core.Internal, err)
+		return b, core.Wrap(err, core.Internal, "encode an event")
 	}
 	b = fmt.Appendf(b, "%08x ", crc32.Checksum(data, castagnoli))
 	return append(append(b, data...), '\n'), nil
@@ -74,9 +74,9 @@ func readLog(r io.Reader) (h header, events []core.Event, good int64, err error)
 	})
 	if !in.Scan() || !readLine(in.Bytes(), &h) {
 		if err := in.Err(); err != nil && !errors.Is(err, bufio.ErrTooLong) {
-			return h, nil, 0, core.E("read a job", core.Internal, err)
+			return h, nil, 0, core.Wrap(err, core.Internal, "read a job")
 		}
-		return h, nil, 0, core.Errorf("read a job", core.Integrity, "its file has no whole first line")
+		return h, nil, 0, core.Errorf(core.Integrity, "read a job: its file has no whole first line")
 	}
 	good = int64(len(in.Bytes())) + 1
 	for in.Scan() {
@@ -123,7 +123,7 @@ func createLog(dir string, h header) (*logFile, error) {
 	l := &logFile{path: filepath.Join(dir, h.ID+logSuffix), h: h}
 	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, core.E("keep a job", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "keep a job")
 	}
 	l.f = f
 	b, err := appendLine(nil, h)
@@ -141,7 +141,7 @@ func createLog(dir string, h header) (*logFile, error) {
 func (l *logFile) write(b []byte) error {
 	n, err := l.f.Write(b)
 	l.size += int64(n)
-	return core.E("keep a job", core.Internal, err)
+	return core.Wrap(err, core.Internal, "keep a job")
 }
 
 // add writes events, the last ones for good when the job has ended: then they outlast a loss of
@@ -175,7 +175,7 @@ func (l *logFile) sync() error {
 	if err == nil {
 		err = syncFolder(filepath.Dir(l.path))
 	}
-	return core.E("keep a job", core.Internal, err)
+	return core.Wrap(err, core.Internal, "keep a job")
 }
 
 func syncFolder(path string) error {
@@ -199,7 +199,7 @@ func (l *logFile) renew(events []core.Event) error {
 	}
 	f, err := os.OpenFile(l.path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return core.E("keep a job", core.Internal, err)
+		return core.Wrap(err, core.Internal, "keep a job")
 	}
 	_, err = f.Write(b)
 	if err == nil {
@@ -210,7 +210,7 @@ func (l *logFile) renew(events []core.Event) error {
 	}
 	if err != nil {
 		f.Close()
-		return core.E("keep a job", core.Internal, err)
+		return core.Wrap(err, core.Internal, "keep a job")
 	}
 	l.f.Close()
 	l.f, l.size = f, int64(len(b))

@@ -32,7 +32,7 @@ func (s service) Submit(_ context.Context, req *jobv1.SubmitRequest) (*jobv1.Sub
 		return nil, err
 	}
 	if op != "" && op != string(r.Operation) {
-		return nil, core.Errorf("submit job", core.Invalid, "the request is for %q, not for %q", r.Operation, op)
+		return nil, core.Errorf(core.Invalid, "submit job: the request is for %q, not for %q", r.Operation, op)
 	}
 	j, err := s.m.Submit(r)
 	if err != nil {

@@ -43,7 +43,7 @@ func (m *Manager) function(op core.Operation) (Func, error) {
 	if f, ok := m.funcs[op]; ok {
 		return f, nil
 	}
-	return nil, core.WithHint(core.Errorf("", core.Unsupported, "node %s, which runs rbee %s, does not know the operation %q", m.opts.Owner, m.opts.Version, op),
+	return nil, core.Errorf(core.Unsupported, "node %s, which runs rbee %s, does not know the operation %q", m.opts.Owner, m.opts.Version, op).Hint(
 		"Install the same version of rbee there as on the queens.")
 }
 

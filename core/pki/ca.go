@@ -46,14 +46,14 @@ type CA struct {
 // not 8 to 32 hex digits or a name over 64 bytes.
 func NewCA(clusterID, name string, now time.Time) (*CA, error) {
 	if !isClusterID(clusterID) {
-		return nil, core.WithHint(core.Errorf("make a CA", core.Invalid, "%q is not a cluster id", clusterID), "A cluster id is 8 to 32 lower-case hex digits.")
+		return nil, core.Errorf(core.Invalid, "make a CA: %q is not a cluster id", clusterID).Hint("A cluster id is 8 to 32 lower-case hex digits.")
 	}
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, core.E("make a CA", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "make a CA")
 	}
 	subject := pkix.Name{Organization: []string{"rbee"}, CommonName: "rbee CA " + clusterID}
 	if name != "" {
@@ -71,10 +71,10 @@ func NewCA(clusterID, name string, now time.Time) (*CA, error) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		return nil, core.E("make a CA", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "make a CA")
 	}
 	cert, err := x509.ParseCertificate(der)
-	return &CA{cluster: clusterID, cert: cert, certPEM: encodePEM(blockCertificate, der), key: key}, core.E("make a CA", core.Internal, err)
+	return &CA{cluster: clusterID, cert: cert, certPEM: encodePEM(blockCertificate, der), key: key}, core.Wrap(err, core.Internal, "make a CA")
 }
 
 // ParseCA reads a CA's certificate and key, both PEM. Of several certificates the first is the
@@ -140,23 +140,23 @@ func (c *CA) Sign(csrDER []byte, n Node, hosts []string, ttl time.Duration, now 
 		ttl = DefaultTTL
 	}
 	if ttl < 0 {
-		return nil, Node{}, core.WithHint(core.Errorf("sign a certificate", core.Invalid, "it would have ended before it began"), "The time to live must be positive.")
+		return nil, Node{}, core.Errorf(core.Invalid, "sign a certificate: it would have ended before it began").Hint("The time to live must be positive.")
 	}
 	template.NotBefore, template.NotAfter = now.Add(-backdate), now.Add(ttl)
 	if template.NotAfter.After(c.cert.NotAfter) {
 		template.NotAfter = c.cert.NotAfter
 	}
 	if !now.Before(c.cert.NotAfter) {
-		return nil, Node{}, core.WithHint(core.Errorf("sign a certificate", core.Unavailable, "the CA's certificate ended on %s", c.cert.NotAfter.Format(time.DateOnly)),
+		return nil, Node{}, core.Errorf(core.Unavailable, "sign a certificate: the CA's certificate ended on %s", c.cert.NotAfter.Format(time.DateOnly)).Hint(
 			"The cluster needs a new CA.")
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, c.cert, key, c.key)
 	if err != nil {
-		return nil, Node{}, core.E("sign a certificate", core.Internal, err)
+		return nil, Node{}, core.Wrap(err, core.Internal, "sign a certificate")
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, Node{}, core.E("sign a certificate", core.Internal, err)
+		return nil, Node{}, core.Wrap(err, core.Internal, "sign a certificate")
 	}
 	node, err = NodeOf(cert)
 	return encodePEM(blockCertificate, der), node, err
@@ -167,13 +167,13 @@ func (c *CA) template(n Node, hosts []string) (*x509.Certificate, error) {
 	const op = "sign a certificate"
 	switch {
 	case n.Cluster != c.cluster:
-		return nil, core.WithHint(core.Errorf(op, core.Invalid, "the node is of cluster %q, the CA of %s", n.Cluster, c.cluster), "A node belongs to one cluster: join it with a token of this one.")
+		return nil, core.Errorf(core.Invalid, "%s: the node is of cluster %q, the CA of %s", op, n.Cluster, c.cluster).Hint("A node belongs to one cluster: join it with a token of this one.")
 	case !IsNodeID(n.ID):
-		return nil, core.WithHint(core.Errorf(op, core.Invalid, "%q is not a node id", n.ID), "A node id is 8 lower-case hex digits.")
+		return nil, core.Errorf(core.Invalid, "%s: %q is not a node id", op, n.ID).Hint("A node id is 8 lower-case hex digits.")
 	case len(n.Roles) == 0:
-		return nil, core.WithHint(core.Errorf(op, core.Invalid, "the node has no role"), "A node is a queen, a hive or both.")
+		return nil, core.Errorf(core.Invalid, "%s: the node has no role", op).Hint("A node is a queen, a hive or both.")
 	case len(hosts) > maxHosts:
-		return nil, core.WithHint(core.Errorf(op, core.Invalid, "%d host names are too many", len(hosts)), "A certificate can have %d.", maxHosts)
+		return nil, core.Errorf(core.Invalid, "%s: %d host names are too many", op, len(hosts)).Hint("A certificate can have %d.", maxHosts)
 	}
 	if err := checkName(n.Name); err != nil {
 		return nil, err
@@ -190,7 +190,7 @@ func (c *CA) template(n Node, hosts []string) (*x509.Certificate, error) {
 	}
 	for _, r := range n.Roles {
 		if r != core.RoleQueen && r != core.RoleHive {
-			return nil, core.WithHint(core.Errorf(op, core.Invalid, "there is no role %q", r), "A node is a queen, a hive or both.")
+			return nil, core.Errorf(core.Invalid, "%s: there is no role %q", op, r).Hint("A node is a queen, a hive or both.")
 		}
 		t.DNSNames = appendNew(t.DNSNames, ServerName(r, c.cluster))
 	}
@@ -217,7 +217,7 @@ func (c *CA) template(n Node, hosts []string) (*x509.Certificate, error) {
 
 // checkHost refuses what is no DNS name, and names that would be a role.
 func checkHost(h string) error {
-	bad := core.WithHint(core.Errorf("sign a certificate", core.Invalid, "%q is not a host name", h), "A host is a DNS name or an IP address, without a port.")
+	bad := core.Errorf(core.Invalid, "sign a certificate: %q is not a host name", h).Hint("A host is a DNS name or an IP address, without a port.")
 	if h == "" || len(h) > 253 {
 		return bad
 	}
@@ -228,7 +228,7 @@ func checkHost(h string) error {
 		}
 	}
 	if labels[len(labels)-1] == "rbee" {
-		return core.WithHint(core.Errorf("sign a certificate", core.Invalid, "%q is a name that says a role", h), "Host names must not end in .rbee.")
+		return core.Errorf(core.Invalid, "sign a certificate: %q is a name that says a role", h).Hint("Host names must not end in .rbee.")
 	}
 	return nil
 }
@@ -237,13 +237,13 @@ func checkName(name string) error {
 	if len(name) <= maxNameBytes && !strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f || r == 0xfffd }) {
 		return nil
 	}
-	return core.WithHint(core.Errorf("", core.Invalid, "%q is not a name", name), "A name has at most %d bytes and no control characters.", maxNameBytes)
+	return core.Errorf(core.Invalid, "%q is not a name", name).Hint("A name has at most %d bytes and no control characters.", maxNameBytes)
 }
 
 // requestKey checks a certificate request and returns its key.
 func requestKey(csrDER []byte, nodeID string) (*ecdsa.PublicKey, error) {
 	bad := func(why string) error {
-		return core.WithHint(core.Errorf("check the certificate request", core.Invalid, "%s", why), "The node makes its own request when it joins: try again with the same version of rbee.")
+		return core.Errorf(core.Invalid, "check the certificate request: %s", why).Hint("The node makes its own request when it joins: try again with the same version of rbee.")
 	}
 	if len(csrDER) > maxRequestBytes {
 		return nil, bad("it is too large")
@@ -269,7 +269,7 @@ func requestKey(csrDER []byte, nodeID string) (*ecdsa.PublicKey, error) {
 func NewKey() (Secret, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, core.E("make a key", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "make a key")
 	}
 	return encodeKey(key), nil
 }
@@ -282,7 +282,7 @@ func NewRequest(keyPEM []byte, nodeID string) (csrDER []byte, err error) {
 		return nil, err
 	}
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: nodeID}}, key)
-	return der, core.E("make a certificate request", core.Internal, err)
+	return der, core.Wrap(err, core.Internal, "make a certificate request")
 }
 
 // Fingerprint is that of the first certificate, as join tokens have it: SHA-256 of the DER,
@@ -389,7 +389,7 @@ func checkCA(c *x509.Certificate) error {
 }
 
 func damaged(why string) error {
-	return core.WithHint(core.E("", core.Integrity, stringError(why)), "Restore the files from a backup, or join the node again.")
+	return core.WithHint(core.WithKind(stringError(why), core.Integrity), "Restore the files from a backup, or join the node again.")
 }
 
 func appendNew(list []string, s string) []string {
@@ -406,7 +406,7 @@ func withHostOf(address string, hosts []string) ([]string, error) {
 	}
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, core.WithHint(core.Errorf("", core.Invalid, "%q is not host:port", address), "Say the address that other machines reach this one at, as in 10.0.0.1:7834.")
+		return nil, core.Errorf(core.Invalid, "%q is not host:port", address).Hint("Say the address that other machines reach this one at, as in 10.0.0.1:7834.")
 	}
 	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
 		return hosts, nil

@@ -46,7 +46,7 @@ func Load(dataDir string) (*Identity, error) {
 		return nil, notInCluster()
 	}
 	if err != nil {
-		return nil, core.E("open the identity", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "open the identity")
 	}
 	defer root.Close()
 	b, err := readFile(root, fileInfo)
@@ -95,7 +95,7 @@ func LoadFiles(f Files) (*Identity, error) {
 			return nil, noFile(path)
 		}
 		if err != nil {
-			return nil, core.E("open "+path, core.Internal, err)
+			return nil, core.Wrap(err, core.Internal, "open "+path)
 		}
 		secret := fs.FileMode(0)
 		if n == 2 {
@@ -145,7 +145,7 @@ func Create(dataDir string, m Material) (*Identity, error) {
 		return nil, err
 	}
 	if len(m.SealKey) > 0 && !s.node.Has(core.RoleQueen) {
-		return nil, core.WithHint(core.Errorf("write the identity", core.Invalid, "a hive must not have the seal key"), "Join it as a queen.")
+		return nil, core.Errorf(core.Invalid, "write the identity: a hive must not have the seal key").Hint("Join it as a queen.")
 	}
 	files := map[string][]byte{fileCA: s.caPEM, fileNode: s.nodePEM, fileKey: s.key}
 	if files[fileInfo], err = encodeJSON(s.info); err != nil {
@@ -181,7 +181,7 @@ func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	i.write.Lock()
 	defer i.write.Unlock()
 	if i.dir == "" {
-		return core.WithHint(core.Errorf("renew the certificate", core.Unsupported, "its files are named by the configuration"), "Make a new one with \"rbee tls cert create\" in their place.")
+		return core.Errorf(core.Unsupported, "renew the certificate: its files are named by the configuration").Hint("Make a new one with \"rbee tls cert create\" in their place.")
 	}
 	old := i.state.Load()
 	in := old.info
@@ -242,7 +242,7 @@ func (i *Identity) SetRPCAddress(address string) error {
 func (i *Identity) GossipKeys() (Secrets, error) {
 	b, err := i.get(fileGossip)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, core.WithHint(core.Errorf("read the gossip keys", core.NotFound, "the node has none yet"), "It gets them from the first queen that it reaches.")
+		return nil, core.Errorf(core.NotFound, "read the gossip keys: the node has none yet").Hint("It gets them from the first queen that it reaches.")
 	}
 	if err != nil {
 		return nil, err
@@ -271,11 +271,11 @@ func Remove(dataDir string) error {
 		return nil
 	}
 	if err != nil {
-		return core.E("remove the identity", core.Internal, err)
+		return core.Wrap(err, core.Internal, "remove the identity")
 	}
 	defer os.RemoveAll(gone)
 	if err := os.Rename(dir, filepath.Join(gone, Folder)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return core.E("remove the identity", core.Internal, err)
+		return core.Wrap(err, core.Internal, "remove the identity")
 	}
 	return syncDir(dataDir)
 }
@@ -291,11 +291,11 @@ func (i *Identity) putInfo(in info) error {
 // put publishes one file, whole or not at all. The caller holds i.write.
 func (i *Identity) put(name string, data []byte) error {
 	if i.dir == "" {
-		return core.WithHint(core.Errorf("write "+name, core.Unsupported, "the identity's files are named by the configuration"), "Join the node with a token to have its identity kept for it.")
+		return core.Errorf(core.Unsupported, "%s: the identity's files are named by the configuration", "write "+name).Hint("Join the node with a token to have its identity kept for it.")
 	}
 	root, err := os.OpenRoot(i.dir)
 	if err != nil {
-		return core.E("write "+name, core.Internal, err)
+		return core.Wrap(err, core.Internal, "write "+name)
 	}
 	defer root.Close()
 	tmp := "." + name + ".new"
@@ -304,7 +304,7 @@ func (i *Identity) put(name string, data []byte) error {
 		return err
 	}
 	if err := root.Rename(tmp, name); err != nil {
-		return core.E("write "+name, core.Internal, err)
+		return core.Wrap(err, core.Internal, "write "+name)
 	}
 	return syncDir(i.dir)
 }
@@ -315,7 +315,7 @@ func (i *Identity) get(name string) ([]byte, error) {
 	}
 	root, err := os.OpenRoot(i.dir)
 	if err != nil {
-		return nil, core.E("read "+name, core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "read "+name)
 	}
 	defer root.Close()
 	return readFile(root, name)
@@ -326,7 +326,7 @@ func writeFolder(dataDir, dir string, files map[string][]byte) error {
 	const op = "write the identity"
 	_, missing := os.Stat(dataDir)
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
-		return core.WithHint(core.E(op, core.Internal, err), "Choose another folder with -data-dir or data_dir = ….")
+		return core.WithHint(core.Wrap(err, core.Internal, op), "Choose another folder with -data-dir or data_dir = ….")
 	}
 	// A folder whose own name is not on the disk takes everything along. The one above may be
 	// closed to this user, unless this one was just made there.
@@ -335,17 +335,17 @@ func writeFolder(dataDir, dir string, files map[string][]byte) error {
 	}
 	// Left empty by somebody: a rename replaces nothing that is there.
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return core.WithHint(core.Errorf(op, core.Conflict, "%s is there already: this node is in a cluster", dir),
+		return core.Errorf(core.Conflict, "%s: %s is there already: this node is in a cluster", op, dir).Hint(
 			"Use it as it is; or leave that cluster first with \"rbee cluster leave\".")
 	}
 	tmp, err := os.MkdirTemp(dataDir, "."+Folder+"-*") // 0700
 	if err != nil {
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
 	defer os.RemoveAll(tmp)
 	root, err := os.OpenRoot(tmp)
 	if err != nil {
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
 	defer root.Close()
 	for name, data := range files {
@@ -358,10 +358,10 @@ func writeFolder(dataDir, dir string, files map[string][]byte) error {
 	}
 	if err := os.Rename(tmp, dir); err != nil {
 		if _, statErr := os.Lstat(dir); statErr == nil {
-			return core.WithHint(core.Errorf(op, core.Conflict, "%s is there already: this node is in a cluster", dir),
+			return core.Errorf(core.Conflict, "%s: %s is there already: this node is in a cluster", op, dir).Hint(
 				"Use it as it is; or leave that cluster first with \"rbee cluster leave\".")
 		}
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
 	return syncDir(dataDir)
 }
@@ -369,10 +369,10 @@ func writeFolder(dataDir, dir string, files map[string][]byte) error {
 func createFile(root *os.Root, name string, data []byte) error {
 	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return core.E("write "+name, core.Internal, err)
+		return core.Wrap(err, core.Internal, "write "+name)
 	}
 	_, err = f.Write(data)
-	return core.E("write "+name, core.Internal, errors.Join(err, f.Sync(), f.Close()))
+	return core.Wrap(errors.Join(err, f.Sync(), f.Close()), core.Internal, "write "+name)
 }
 
 func readFile(root *os.Root, name string) ([]byte, error) { return readMode(root, name, 0o077) }
@@ -384,22 +384,22 @@ func readMode(root *os.Root, name string, forbidden fs.FileMode) ([]byte, error)
 		return nil, err
 	}
 	if err != nil {
-		return nil, core.WithHint(core.E("open "+name, core.Internal, err), "The file must belong to the user who runs the agent.")
+		return nil, core.WithHint(core.Wrap(err, core.Internal, "open "+name), "The file must belong to the user who runs the agent.")
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return nil, core.E("read "+name, core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "read "+name)
 	}
 	if !st.Mode().IsRegular() {
 		return nil, damaged(name + " is not a file")
 	}
 	if st.Mode().Perm()&forbidden != 0 {
-		return nil, core.WithHint(core.Errorf("", core.Forbidden, "other users may read %s", filepath.Join(root.Name(), name)), "chmod 600 %s", filepath.Join(root.Name(), name))
+		return nil, core.Errorf(core.Forbidden, "other users may read %s", filepath.Join(root.Name(), name)).Hint("chmod 600 %s", filepath.Join(root.Name(), name))
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
 	if err != nil {
-		return nil, core.E("read "+name, core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "read "+name)
 	}
 	if len(b) > maxFileBytes {
 		return nil, damaged(name + " is too large")
@@ -410,15 +410,15 @@ func readMode(root *os.Root, name string, forbidden fs.FileMode) ([]byte, error)
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
-		return core.E("write to disk", core.Internal, err)
+		return core.Wrap(err, core.Internal, "write to disk")
 	}
 	defer d.Close()
-	return core.E("write to disk", core.Internal, d.Sync())
+	return core.Wrap(d.Sync(), core.Internal, "write to disk")
 }
 
 func encodeJSON(v any) ([]byte, error) {
 	b, err := json.MarshalIndent(v, "", "  ")
-	return append(b, '\n'), core.E("write the identity", core.Internal, err)
+	return append(b, '\n'), core.Wrap(err, core.Internal, "write the identity")
 }
 
 // union is all certificates of both bundles, those of the first first.
@@ -440,13 +440,13 @@ func union(a, b []byte) ([]byte, error) {
 }
 
 func notInCluster() error {
-	return core.WithHint(core.Errorf("", core.NotFound, "this node is in no cluster"), "Start one with \"rbee cluster init\", or join one with \"rbee cluster join TOKEN@host\".")
+	return core.Errorf(core.NotFound, "this node is in no cluster").Hint("Start one with \"rbee cluster init\", or join one with \"rbee cluster join TOKEN@host\".")
 }
 
 func noFile(path string) error {
-	return core.WithHint(core.Errorf("", core.NotFound, "there is no file %s", path), "Correct the path in the configuration, or make the file with \"rbee tls cert create\".")
+	return core.Errorf(core.NotFound, "there is no file %s", path).Hint("Correct the path in the configuration, or make the file with \"rbee tls cert create\".")
 }
 
 func otherNode() error {
-	return core.WithHint(core.Errorf("renew the certificate", core.Conflict, "it is for another node"), "Use a certificate of this node, or join this node again.")
+	return core.Errorf(core.Conflict, "renew the certificate: it is for another node").Hint("Use a certificate of this node, or join this node again.")
 }

@@ -244,10 +244,10 @@ func (i *Identity) Check(now time.Time) error {
 	s := i.state.Load()
 	switch {
 	case now.After(s.node.NotAfter):
-		return core.WithHint(core.Errorf("check this node's certificate", core.Forbidden, "it ended on %s", s.node.NotAfter.UTC().Format(time.RFC3339)),
+		return core.Errorf(core.Forbidden, "check this node's certificate: it ended on %s", s.node.NotAfter.UTC().Format(time.RFC3339)).Hint(
 			"The node was away for too long to renew it. Join it again: \"rbee cluster join\" with a new token.")
 	case now.Before(s.began):
-		return core.WithHint(core.Errorf("check this node's certificate", core.Forbidden, "it begins on %s, which this machine's clock has not reached", s.began.UTC().Format(time.RFC3339)),
+		return core.Errorf(core.Forbidden, "check this node's certificate: it begins on %s, which this machine's clock has not reached", s.began.UTC().Format(time.RFC3339)).Hint(
 			"Set the clock of this machine.")
 	}
 	return nil
@@ -265,7 +265,7 @@ func (i *Identity) Request() ([]byte, error) {
 func (i *Identity) CA(caPEM, sealedKey []byte) (*CA, error) {
 	s := i.state.Load()
 	if len(s.sealKey) == 0 || len(sealedKey) == 0 {
-		return nil, core.WithHint(core.Errorf("sign certificates", core.Unsupported, "this cluster's certificates are made elsewhere"),
+		return nil, core.Errorf(core.Unsupported, "sign certificates: this cluster's certificates are made elsewhere").Hint(
 			"Make the node's certificate with \"rbee tls cert create\", copy it to the machine and name it in its configuration: tls { … }.")
 	}
 	key, err := Open(s.sealKey, sealedKey, caKeyLabel(s.info.Cluster))
@@ -309,7 +309,7 @@ func KeyFingerprint(key []byte) string {
 }
 
 func noSealKey() error {
-	return core.WithHint(core.Errorf("use the seal key", core.Unsupported, "this node has none"), "Only queens that joined with a token have it.")
+	return core.Errorf(core.Unsupported, "use the seal key: this node has none").Hint("Only queens that joined with a token have it.")
 }
 
 func later(a, b time.Time) time.Time {

@@ -65,15 +65,15 @@ func (s *Seed) file() seedFile {
 func Init(dataDir string, o InitOptions) (InitResult, error) {
 	const op = "start a cluster"
 	if _, err := os.Lstat(dataDir + "/" + Folder + "/" + fileInfo); err == nil {
-		return InitResult{}, core.WithHint(core.Errorf(op, core.Conflict, "this node is in a cluster already"),
+		return InitResult{}, core.Errorf(core.Conflict, "%s: this node is in a cluster already", op).Hint(
 			"\"rbee agent\" starts it. To give up that cluster, run \"rbee cluster leave\" first.")
 	}
 	if o.Token.Kind != core.TokenAPI || o.Token.ID == "" || len(o.Token.SecretHash) == 0 {
-		return InitResult{}, core.WithHint(core.Errorf(op, core.Invalid, "there is no operator token"), "A cluster without one could never be changed.")
+		return InitResult{}, core.Errorf(core.Invalid, "%s: there is no operator token", op).Hint("A cluster without one could never be changed.")
 	}
 	n := Node{Cluster: fmt.Sprintf("%x", random(8)), ID: o.NodeID, Name: o.NodeName, Roles: o.Roles}
 	if !n.Has(core.RoleQueen) {
-		return InitResult{}, core.WithHint(core.Errorf(op, core.Invalid, "the first node is not a queen"), "Start the cluster on a machine with queen { enabled = true }.")
+		return InitResult{}, core.Errorf(core.Invalid, "%s: the first node is not a queen", op).Hint("Start the cluster on a machine with queen { enabled = true }.")
 	}
 	hosts, err := withHostOf(o.RPCAddress, o.Hosts)
 	if err != nil {
@@ -137,11 +137,11 @@ func (i *Identity) DropSeed() error {
 	}
 	root, err := os.OpenRoot(i.dir)
 	if err != nil {
-		return core.E("forget the seed", core.Internal, err)
+		return core.Wrap(err, core.Internal, "forget the seed")
 	}
 	defer root.Close()
 	if err := root.Remove(fileSeed); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return core.E("forget the seed", core.Internal, err)
+		return core.Wrap(err, core.Internal, "forget the seed")
 	}
 	return syncDir(i.dir)
 }

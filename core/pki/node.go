@@ -85,7 +85,7 @@ func KeyHash(spki []byte) []byte {
 }
 
 func notNode(why string) error {
-	return core.WithHint(core.E("", core.Unauthenticated, stringError(why)), "Use the certificate that the node got when it joined the cluster.")
+	return core.WithHint(core.WithKind(stringError(why), core.Unauthenticated), "Use the certificate that the node got when it joined the cluster.")
 }
 
 type stringError string

@@ -34,7 +34,7 @@ func formatRecoveryKey(cluster string, key []byte) Secret {
 // ParseRecoveryKey returns the cluster and the seal key of a recovery key, which may have space
 // around it. Errors: Invalid.
 func ParseRecoveryKey(text string) (cluster string, sealKey Secret, err error) {
-	invalid := core.WithHint(core.Errorf("read the recovery key", core.Invalid, "it is not a recovery key, or not all of it"),
+	invalid := core.Errorf(core.Invalid, "read the recovery key: it is not a recovery key, or not all of it").Hint(
 		"It is the line that \"rbee operator recovery-key\" printed on a queen's machine; it begins with %s.", recoveryPrefix)
 	rest, ok := strings.CutPrefix(strings.TrimSpace(text), recoveryPrefix)
 	if !ok {
@@ -80,7 +80,7 @@ type RecoverOptions struct {
 func Recover(dataDir string, o RecoverOptions) (*Identity, error) {
 	c := o.Cluster
 	if len(c.SealedCAKey) == 0 {
-		return nil, core.WithHint(core.Errorf("recover the cluster", core.Unsupported, "its certificates are made elsewhere"),
+		return nil, core.Errorf(core.Unsupported, "recover the cluster: its certificates are made elsewhere").Hint(
 			"Make this machine's certificate with \"rbee tls cert create\", name it in the configuration (tls { … }), and restore then.")
 	}
 	caKey, err := Open(o.SealKey, c.SealedCAKey, caKeyLabel(c.ID))

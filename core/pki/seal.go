@@ -59,19 +59,19 @@ func Open(key, sealed []byte, label string) (Secret, error) {
 
 func aead(key []byte) (cipher.AEAD, error) {
 	if len(key) != sealKeyBytes {
-		return nil, core.WithHint(core.Errorf("", core.Invalid, "the seal key has %d bytes, not %d", len(key), sealKeyBytes),
+		return nil, core.Errorf(core.Invalid, "the seal key has %d bytes, not %d", len(key), sealKeyBytes).Hint(
 			"A queen gets the seal key when it joins; join it again.")
 	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
-		return nil, core.E("use the seal key", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "use the seal key")
 	}
 	a, err := cipher.NewGCMWithRandomNonce(block)
-	return a, core.E("use the seal key", core.Internal, err)
+	return a, core.Wrap(err, core.Internal, "use the seal key")
 }
 
 func unopened(label, why string) error {
-	return core.WithHint(core.Errorf("open the sealed "+label, core.Integrity, "%s", why),
+	return core.Errorf(core.Integrity, "%s: %s", "open the sealed "+label, why).Hint(
 		"Queens of one cluster share one seal key: if this queen's is lost or from another cluster, join it again.")
 }
 
@@ -102,28 +102,28 @@ func encodeGossipKeys(keys Secrets) ([]byte, error) {
 		return nil, err
 	}
 	b, err := json.Marshal([][]byte(keys))
-	return b, core.E("encode the gossip keys", core.Internal, err)
+	return b, core.Wrap(err, core.Internal, "encode the gossip keys")
 }
 
 func decodeGossipKeys(b []byte) (Secrets, error) {
 	var keys [][]byte
 	if err := json.Unmarshal(b, &keys); err != nil {
-		return nil, core.WithHint(core.Errorf("read the gossip keys", core.Integrity, "they are not a list of keys"), "Join the node again.")
+		return nil, core.Errorf(core.Integrity, "read the gossip keys: they are not a list of keys").Hint("Join the node again.")
 	}
 	return keys, checkGossipKeys(keys)
 }
 
 func checkGossipKeys(keys Secrets) error {
 	if len(keys) == 0 || len(keys) > maxGossipKeys {
-		return core.WithHint(core.Errorf("", core.Invalid, "there are %d gossip keys, not 1 to %d", len(keys), maxGossipKeys), "Remove keys that are no longer used.")
+		return core.Errorf(core.Invalid, "there are %d gossip keys, not 1 to %d", len(keys), maxGossipKeys).Hint("Remove keys that are no longer used.")
 	}
 	for i, k := range keys {
 		if len(k) != gossipKeyBytes {
-			return core.WithHint(core.Errorf("", core.Invalid, "gossip key %d has %d bytes, not %d", i+1, len(k), gossipKeyBytes), "A key is 32 random bytes.")
+			return core.Errorf(core.Invalid, "gossip key %d has %d bytes, not %d", i+1, len(k), gossipKeyBytes).Hint("A key is 32 random bytes.")
 		}
 		for _, other := range keys[:i] {
 			if bytes.Equal(k, other) {
-				return core.WithHint(core.Errorf("", core.Invalid, "gossip key %d is there twice", i+1), "Name every key once.")
+				return core.Errorf(core.Invalid, "gossip key %d is there twice", i+1).Hint("Name every key once.")
 			}
 		}
 	}

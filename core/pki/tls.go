@@ -63,7 +63,7 @@ func (i *Identity) ClientConfig(alpn string, role core.Role, nodeID string) *tls
 			case n.Cluster != i.Cluster():
 				return refused("it is of another cluster")
 			case nodeID != "" && n.ID != nodeID:
-				return core.WithHint(core.Errorf("check the other side's certificate", core.Unauthenticated, "this is node %s, not %s", n.ID, nodeID),
+				return core.Errorf(core.Unauthenticated, "check the other side's certificate: this is node %s, not %s", n.ID, nodeID).Hint(
 					"The address belongs to another node now: \"rbee status\" shows where the nodes are.")
 			case alpn != "" && cs.NegotiatedProtocol != alpn:
 				return refused("it does not speak " + alpn)
@@ -94,7 +94,7 @@ func JoinConfig(alpn, fingerprintOfCA string) *tls.Config {
 				}
 				return err
 			}
-			return core.WithHint(core.Errorf("check the queen's certificate", core.Unauthenticated, "it is not of the cluster that the token is for"),
+			return core.Errorf(core.Unauthenticated, "check the queen's certificate: it is not of the cluster that the token is for").Hint(
 				"Make sure that the address is that of a queen, and that the token is from the same cluster. If both are so, somebody is in between.")
 		},
 	}
@@ -136,14 +136,14 @@ func classify(err error) error {
 	var name x509.HostnameError
 	switch {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return core.WithHint(core.E("check the other side's certificate", core.Unauthenticated, err),
+		return core.WithHint(core.Wrap(err, core.Unauthenticated, "check the other side's certificate"),
 			"Compare the clocks of both machines (here it is %s); a node that was away for too long has to join again.", time.Now().UTC().Format(time.RFC3339))
 	case errors.As(err, &name):
-		return core.WithHint(core.E("check the other side's certificate", core.Unauthenticated, err), "That node does not have the role that is needed here.")
+		return core.WithHint(core.Wrap(err, core.Unauthenticated, "check the other side's certificate"), "That node does not have the role that is needed here.")
 	}
-	return core.WithHint(core.E("check the other side's certificate", core.Unauthenticated, err), "The two nodes are not of one cluster.")
+	return core.WithHint(core.Wrap(err, core.Unauthenticated, "check the other side's certificate"), "The two nodes are not of one cluster.")
 }
 
 func refused(why string) error {
-	return core.WithHint(core.Errorf("check the other side", core.Unauthenticated, "%s", why), "Both sides must be nodes of one cluster: \"rbee cluster join\" takes a machine in.")
+	return core.Errorf(core.Unauthenticated, "check the other side: %s", why).Hint("Both sides must be nodes of one cluster: \"rbee cluster join\" takes a machine in.")
 }

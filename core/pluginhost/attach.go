@@ -51,10 +51,10 @@ func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
 	const op = "re-attach worker"
 	name := fmt.Sprintf("worker plugin %q", a.Type)
 	if a.Protocol != sdk.ProtocolVersion {
-		return nil, core.Errorf(op, core.Unsupported, "worker %s speaks plugin protocol %d, and this rbee speaks %d", a.WorkerID, a.Protocol, sdk.ProtocolVersion)
+		return nil, core.Errorf(core.Unsupported, "%s: worker %s speaks plugin protocol %d, and this rbee speaks %d", op, a.WorkerID, a.Protocol, sdk.ProtocolVersion)
 	}
 	if a.Network != "unix" {
-		return nil, core.Errorf(op, core.Invalid, "worker %s: %q is no network of a control socket", a.WorkerID, a.Network)
+		return nil, core.Errorf(core.Invalid, "%s: worker %s: %q is no network of a control socket", op, a.WorkerID, a.Network)
 	}
 	if err := h.sameExecutable(a); err != nil {
 		return nil, err
@@ -92,26 +92,26 @@ func (h *Host) answers(ctx context.Context, p *process, a Attachment) (*Worker, 
 	const op = "re-attach worker"
 	conn, err := (&net.Dialer{}).DialContext(ctx, a.Network, a.Address)
 	if err != nil {
-		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: control socket: %w", a.WorkerID, a.Process.PID, err)
+		return nil, core.Errorf(core.Unavailable, "%s: worker %s, process %d: control socket: %w", op, a.WorkerID, a.Process.PID, err)
 	}
 	_ = conn.Close()
 	if err := p.connect(); err != nil {
-		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: %w", a.WorkerID, a.Process.PID, err)
+		return nil, core.Errorf(core.Unavailable, "%s: worker %s, process %d: %w", op, a.WorkerID, a.Process.PID, err)
 	}
 	client := worker.NewClient(p.conn)
 	st, err := client.Status(ctx)
 	if ctx.Err() != nil {
-		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d does not answer within %s", a.WorkerID, a.Process.PID, attachTimeout)
+		return nil, core.Errorf(core.Unavailable, "%s: worker %s, process %d does not answer within %s", op, a.WorkerID, a.Process.PID, attachTimeout)
 	}
 	if err != nil {
-		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: %w", a.WorkerID, a.Process.PID, err)
+		return nil, core.Errorf(core.Unavailable, "%s: worker %s, process %d: %w", op, a.WorkerID, a.Process.PID, err)
 	}
 	if st.WorkerID != a.WorkerID || st.Nonce != a.Nonce || a.Nonce == "" {
-		return nil, core.Errorf(op, core.Conflict, "process %d answers for worker %q, not for %q as it was started", a.Process.PID, st.WorkerID, a.WorkerID)
+		return nil, core.Errorf(core.Conflict, "%s: process %d answers for worker %q, not for %q as it was started", op, a.Process.PID, st.WorkerID, a.WorkerID)
 	}
 	info, err := client.Info(ctx)
 	if err != nil {
-		return nil, core.Errorf(op, core.Unavailable, "worker %s, process %d: %w", a.WorkerID, a.Process.PID, err)
+		return nil, core.Errorf(core.Unavailable, "%s: worker %s, process %d: %w", op, a.WorkerID, a.Process.PID, err)
 	}
 	return &Worker{p: p, client: client, info: info, at: a, engine: a.EngineDir}, nil
 }
@@ -121,7 +121,7 @@ func (h *Host) answers(ctx context.Context, p *process, a Attachment) (*Worker, 
 func (h *Host) sameExecutable(a Attachment) error {
 	const op = "re-attach worker"
 	if now, err := hostinfo.Identify(a.Process.PID); err != nil || now != a.Process {
-		return core.Errorf(op, core.NotFound, "worker %s is gone: there is no process %d that started when it did", a.WorkerID, a.Process.PID)
+		return core.Errorf(core.NotFound, "%s: worker %s is gone: there is no process %d that started when it did", op, a.WorkerID, a.Process.PID)
 	}
 	path := runningFile(a.Process.PID)
 	if path == "" {
@@ -129,10 +129,10 @@ func (h *Host) sameExecutable(a Attachment) error {
 	}
 	got, err := h.digest(path, false)
 	if err != nil {
-		return core.Errorf(op, core.NotFound, "worker %s, process %d: its executable cannot be read: %w", a.WorkerID, a.Process.PID, err)
+		return core.Errorf(core.NotFound, "%s: worker %s, process %d: its executable cannot be read: %w", op, a.WorkerID, a.Process.PID, err)
 	}
 	if "sha256:"+got != cmp.Or(a.Runs, a.Digest) {
-		return core.Errorf(op, core.NotFound, "process %d runs another executable than worker %s did", a.Process.PID, a.WorkerID)
+		return core.Errorf(core.NotFound, "%s: process %d runs another executable than worker %s did", op, a.Process.PID, a.WorkerID)
 	}
 	return nil
 }
@@ -176,7 +176,7 @@ func (h *Host) EndAttachment(ctx context.Context, a Attachment) (bool, error) {
 	case <-ctx.Done():
 		close(released)
 		<-gone
-		return true, core.E(op, core.KindOf(ctx.Err()), ctx.Err())
+		return true, fmt.Errorf("%s: %w", op, core.FromContext(ctx))
 	}
 	return true, endMarked(a.Nonce)
 }

@@ -24,7 +24,7 @@ var _ catalog.Source = (*Catalog)(nil)
 // the launch only. Close it. Errors as LaunchWorker.
 func (h *Host) LaunchCatalog(ctx context.Context, s Spec) (*Catalog, error) {
 	if s.Kind != sdk.KindCatalog {
-		return nil, core.Errorf("launch plugin", core.Invalid, "%q is a %s plugin, not a catalog source", s.Name, s.Kind)
+		return nil, core.Errorf(core.Invalid, "launch plugin: %q is a %s plugin, not a catalog source", s.Name, s.Kind)
 	}
 	p, err := h.start(ctx, launch{spec: s, tethered: true})
 	if err != nil {
@@ -54,7 +54,7 @@ func (c *Catalog) Schema(ctx context.Context) (sdk.Schema, error) {
 
 // Configure is refused: LaunchCatalog did it.
 func (c *Catalog) Configure(context.Context, sdk.Config) (sdk.Diagnostics, error) {
-	return nil, core.Errorf("configure plugin", core.Conflict, "%s is configured already", c.p.name)
+	return nil, core.Errorf(core.Conflict, "configure plugin: %s is configured already", c.p.name)
 }
 
 // Search emits what the source offers. An error of emit ends it and is returned as it is.

@@ -21,7 +21,7 @@ func (h *Host) configure(ctx context.Context, p *process, plugin sdk.Plugin, s S
 	}
 	config, diags, err := decodeConfig(s.plugin, schema)
 	if err != nil {
-		return info, schema, nil, core.WithHint(core.Errorf("launch plugin", core.Internal, "%s sent a broken schema: %w", p.name, err), "Report this to the author of the plugin.")
+		return info, schema, nil, core.Errorf(core.Internal, "launch plugin: %s sent a broken schema: %w", p.name, err).Hint("Report this to the author of the plugin.")
 	}
 	if diags.HasErrors() {
 		return info, schema, diags, nil
@@ -47,7 +47,7 @@ func (h *Host) introduce(ctx context.Context, p *process, plugin sdk.Plugin, s S
 		return info, schema, err
 	}
 	if info.Kind != s.Kind {
-		return info, schema, core.WithHint(core.Errorf("launch plugin", core.Invalid, "%s says that it is a %s plugin, but it stands under the name %s", p.name, info.Kind, filepath.Base(s.Executable)),
+		return info, schema, core.Errorf(core.Invalid, "launch plugin: %s says that it is a %s plugin, but it stands under the name %s", p.name, info.Kind, filepath.Base(s.Executable)).Hint(
 			"Rename the file to rbee-%s-%s.", info.Kind, info.Name)
 	}
 	err = h.call(ctx, p, "Schema", func(ctx context.Context) (err error) {
@@ -65,7 +65,7 @@ func (h *Host) call(ctx context.Context, p *process, name string, fn func(contex
 	// The deadline travels with the call, so that the plugin's side may see it a moment before this
 	// one.
 	if ctx.Err() == nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) {
-		return core.WithHint(core.Errorf("launch plugin", core.Unavailable, "%s does not answer %s within %s", p.name, name, h.o.CallTimeout), "It hangs, and was ended. See what it logs, and report it to the author of the plugin.")
+		return core.Errorf(core.Unavailable, "launch plugin: %s does not answer %s within %s", p.name, name, h.o.CallTimeout).Hint("It hangs, and was ended. See what it logs, and report it to the author of the plugin.")
 	}
 	return p.explain("launch plugin", err)
 }
@@ -116,7 +116,7 @@ func (p *process) explain(op string, err error) error {
 		if exit := p.run.exitSaid(); exit != "" {
 			msg += fmt.Sprintf(" (%s)", exit)
 		}
-		return core.E(op, core.WorkerLost, errors.New(msg))
+		return core.Wrap(errors.New(msg), core.WorkerLost, op)
 	}
 	return coreError(op, fmt.Errorf("%s: %w", p.name, err))
 }

@@ -38,7 +38,7 @@ func coreError(op string, err error) error {
 			break
 		}
 	}
-	classified := core.E(op, kind, err)
+	classified := core.Wrap(err, kind, op)
 	if hint := sdk.HintOf(err); hint != "" {
 		return core.WithHint(classified, "%s", hint)
 	}

@@ -38,7 +38,7 @@ func (h *Host) Find(kind sdk.Kind, name string) (Executable, error) {
 func (h *Host) List() ([]Executable, error) {
 	entries, err := os.ReadDir(h.o.PluginDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, core.Errorf("list plugins", core.Internal, "plugin folder: %w", err)
+		return nil, core.Errorf(core.Internal, "list plugins: plugin folder: %w", err)
 	}
 	var out []Executable
 	for _, e := range entries {
@@ -74,15 +74,15 @@ func (h *Host) findFile(file string) (Executable, error) {
 	const op = "find plugin"
 	kind, name, ok := splitName(file)
 	if !ok {
-		return Executable{}, core.Errorf(op, core.Invalid, "%q is no plugin's file name: it is rbee-worker-NAME or rbee-catalog-NAME with a name of lower-case letters, digits, dashes and underscores", file)
+		return Executable{}, core.Errorf(core.Invalid, "%s: %q is no plugin's file name: it is rbee-worker-NAME or rbee-catalog-NAME with a name of lower-case letters, digits, dashes and underscores", op, file)
 	}
 	path, err := filepath.Abs(filepath.Join(h.o.PluginDir, file))
 	if err != nil {
-		return Executable{}, core.E(op, core.Internal, err)
+		return Executable{}, core.Wrap(err, core.Internal, op)
 	}
 	err = checkExecutable(path)
 	if core.KindOf(err) == core.NotFound {
-		return Executable{}, core.WithHint(core.Errorf(op, core.NotFound, "there is no %s in %s", file, h.o.PluginDir), "%s", h.namesHint(kind, name))
+		return Executable{}, core.Errorf(core.NotFound, "%s: there is no %s in %s", op, file, h.o.PluginDir).Hint("%s", h.namesHint(kind, name))
 	}
 	if err != nil {
 		return Executable{}, err
@@ -113,15 +113,15 @@ func checkExecutable(path string) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return core.Errorf(op, core.NotFound, "there is no %s", path)
+		return core.Errorf(core.NotFound, "%s: there is no %s", op, path)
 	case err != nil:
-		return core.E(op, core.Forbidden, err)
+		return core.Wrap(err, core.Forbidden, op)
 	case !info.Mode().IsRegular():
-		return core.WithHint(core.Errorf(op, core.Unsupported, "%s is not a regular file", path), "Put the executable itself there, not a link to it.")
+		return core.Errorf(core.Unsupported, "%s: %s is not a regular file", op, path).Hint("Put the executable itself there, not a link to it.")
 	case info.Mode().Perm()&0o022 != 0:
-		return core.WithHint(core.Errorf(op, core.Forbidden, "%s has mode %s: other users could replace what runs here", path, info.Mode()), "Run: chmod go-w %s", path)
+		return core.Errorf(core.Forbidden, "%s: %s has mode %s: other users could replace what runs here", op, path, info.Mode()).Hint("Run: chmod go-w %s", path)
 	case info.Mode().Perm()&0o111 == 0:
-		return core.WithHint(core.Errorf(op, core.Unsupported, "%s is not executable", path), "Run: chmod u+x %s", path)
+		return core.Errorf(core.Unsupported, "%s: %s is not executable", op, path).Hint("Run: chmod u+x %s", path)
 	}
 	return nil
 }
@@ -147,7 +147,7 @@ func fileKeyOf(path string, info fs.FileInfo) fileKey {
 func (h *Host) Digest(path string) (string, error) {
 	sum, err := h.digest(path, false)
 	if err != nil {
-		return "", core.E("read plugin", core.Internal, err)
+		return "", core.Wrap(err, core.Internal, "read plugin")
 	}
 	return "sha256:" + sum, nil
 }

@@ -87,10 +87,10 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 	if l.spec.SHA256 != "" {
 		got, err := h.digest(l.spec.Executable, true)
 		if err != nil {
-			return nil, core.E(op, core.Internal, err)
+			return nil, core.Wrap(err, core.Internal, op)
 		}
 		if got != l.spec.SHA256 {
-			return nil, core.WithHint(core.Errorf(op, core.Integrity, "%s: %s has the SHA-256 %s, and the configuration wants %s", name, l.spec.Executable, got, l.spec.SHA256),
+			return nil, core.Errorf(core.Integrity, "%s: %s: %s has the SHA-256 %s, and the configuration wants %s", op, name, l.spec.Executable, got, l.spec.SHA256).Hint(
 				"If you replaced the executable yourself, put its new sha256 into the block %s %q.", l.spec.Kind, l.spec.Name)
 		}
 	}
@@ -156,7 +156,7 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 			_ = p.conn.Close()
 		}
 		if ctx.Err() != nil {
-			return nil, core.Errorf(op, core.KindOf(context.Cause(ctx)), "%s: %w", name, context.Cause(ctx))
+			return nil, core.Errorf(core.KindOf(context.Cause(ctx)), "%s: %s: %w", op, name, context.Cause(ctx))
 		}
 		return nil, h.startError(p, err, late, out)
 	}
@@ -204,28 +204,28 @@ func (h *Host) runDir(dir string) (path string, cleanup func(), err error) {
 	if dir == "" {
 		if h.o.RunDir != "" {
 			if err := os.MkdirAll(h.o.RunDir, 0o700); err != nil {
-				return "", nil, core.E(op, core.Internal, err)
+				return "", nil, core.Wrap(err, core.Internal, op)
 			}
 		}
 		dir, err = os.MkdirTemp(h.o.RunDir, "p")
 		if err != nil {
-			return "", nil, core.E(op, core.Internal, err)
+			return "", nil, core.Wrap(err, core.Internal, op)
 		}
 		path, cleanup = dir, func() { _ = os.RemoveAll(dir) }
 	} else {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return "", nil, core.E(op, core.Internal, err)
+			return "", nil, core.Wrap(err, core.Internal, op)
 		}
 		path, cleanup = dir, func() {}
 	}
 	info, err := os.Lstat(path)
 	switch {
 	case err != nil:
-		err = core.E(op, core.Internal, err)
+		err = core.Wrap(err, core.Internal, op)
 	case !info.IsDir() || info.Mode().Perm()&0o077 != 0:
-		err = core.WithHint(core.Errorf(op, core.Forbidden, "%s is not a folder that only its owner can enter (its mode is %s)", path, info.Mode()), "Run: chmod 700 %s", path)
+		err = core.Errorf(core.Forbidden, "%s: %s is not a folder that only its owner can enter (its mode is %s)", op, path, info.Mode()).Hint("Run: chmod 700 %s", path)
 	case len(filepath.Join(path, controlSocketName)) > maxSocketPath:
-		err = core.WithHint(core.Errorf(op, core.Invalid, "%s is too long a path for sockets: %d bytes, at most %d fit", path, len(path), maxSocketPath-len(controlSocketName)-1), "Set data_dir to a shorter path.")
+		err = core.Errorf(core.Invalid, "%s: %s is too long a path for sockets: %d bytes, at most %d fit", op, path, len(path), maxSocketPath-len(controlSocketName)-1).Hint("Set data_dir to a shorter path.")
 	}
 	if err != nil {
 		cleanup()

@@ -19,16 +19,16 @@ func launchError(name, path string, err error) error {
 	const op = "launch plugin"
 	switch {
 	case errors.Is(err, syscall.ENOEXEC):
-		return core.WithHint(core.Errorf(op, core.Unsupported, "%s: %s is no executable for this machine: %w", name, path, err), "Install the plugin that was built for %s/%s.", runtime.GOOS, runtime.GOARCH)
+		return core.Errorf(core.Unsupported, "%s: %s: %s is no executable for this machine: %w", op, name, path, err).Hint("Install the plugin that was built for %s/%s.", runtime.GOOS, runtime.GOARCH)
 	case errors.Is(err, syscall.ETXTBSY):
-		return core.WithHint(core.Errorf(op, core.Unavailable, "%s: %s is being written: %w", name, path, err), "Try again when it is complete.")
+		return core.Errorf(core.Unavailable, "%s: %s: %s is being written: %w", op, name, path, err).Hint("Try again when it is complete.")
 	case errors.Is(err, fs.ErrPermission):
-		return core.WithHint(core.Errorf(op, core.Forbidden, "%s: %s may not be executed: %w", name, path, err), "Make it executable (chmod u+x), and see that its file system is not mounted noexec.")
+		return core.Errorf(core.Forbidden, "%s: %s: %s may not be executed: %w", op, name, path, err).Hint("Make it executable (chmod u+x), and see that its file system is not mounted noexec.")
 	case errors.Is(err, fs.ErrNotExist):
 		// The file was there a moment ago: it is its interpreter that is missing.
-		return core.WithHint(core.Errorf(op, core.Unsupported, "%s: what %s needs to run is missing: %w", name, path, err), "Install the interpreter or the dynamic loader that it names.")
+		return core.Errorf(core.Unsupported, "%s: %s: what %s needs to run is missing: %w", op, name, path, err).Hint("Install the interpreter or the dynamic loader that it names.")
 	}
-	return core.Errorf(op, core.Internal, "%s: %w", name, err)
+	return core.Errorf(core.Internal, "%s: %s: %w", op, name, err)
 }
 
 // startError says why a process that was started is no plugin that can be used. The process is
@@ -66,7 +66,7 @@ func (h *Host) startError(p *process, err error, late bool, out *outputs) error 
 	if len(tail) > 0 {
 		msg += "; it said:\n  " + strings.Join(tail, "\n  ")
 	}
-	return core.WithHint(core.E(op, kind, errors.New(msg)), "%s", hint)
+	return core.WithHint(core.Wrap(errors.New(msg), kind, op), "%s", hint)
 }
 
 // handshakeVersion reads go-plugin's first line: core version|protocol version|network|address|…

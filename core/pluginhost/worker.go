@@ -57,14 +57,14 @@ type Worker struct {
 func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error) {
 	const op = "launch plugin"
 	if l.Spec.Kind != sdk.KindWorker {
-		return nil, core.Errorf(op, core.Invalid, "%q is a %s plugin, not a worker", l.Spec.Name, l.Spec.Kind)
+		return nil, core.Errorf(core.Invalid, "%s: %q is a %s plugin, not a worker", op, l.Spec.Name, l.Spec.Kind)
 	}
 	if l.Executable != "" {
 		l.Spec.Executable = l.Executable
 	}
 	digest, err := h.digest(l.Spec.Executable, false)
 	if err != nil {
-		return nil, core.E(op, core.NotFound, err)
+		return nil, core.Wrap(err, core.NotFound, op)
 	}
 	logStart := fileSize(l.LogFile)
 	p, err := h.start(ctx, launch{spec: l.Spec, runDir: l.RunDir, logFile: l.LogFile, nonce: l.Nonce, tethered: l.Tethered})
@@ -85,7 +85,7 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 	if file := runningFile(p.run.id.PID); file != "" {
 		if runs, err = h.digest(file, false); err != nil {
 			p.end()
-			return nil, core.Errorf(op, core.Unavailable, "%s: look at what it runs: %w", p.name, err)
+			return nil, core.Errorf(core.Unavailable, "%s: %s: look at what it runs: %w", op, p.name, err)
 		}
 		runs = "sha256:" + runs
 	}
@@ -134,7 +134,7 @@ func (w *Worker) FingerprintOnce(ctx context.Context) (worker.Fingerprint, error
 	case err != nil:
 		return worker.Fingerprint{}, err
 	}
-	return worker.Fingerprint{}, core.WithHint(core.Errorf("fingerprint", core.Internal, "%s reported nothing", w.p.name), "Report this to the author of the plugin.")
+	return worker.Fingerprint{}, core.Errorf(core.Internal, "fingerprint: %s reported nothing", w.p.name).Hint("Report this to the author of the plugin.")
 }
 
 // Start loads the model and returns when the worker serves on DataSocket. WorkerID, Nonce and
@@ -144,7 +144,7 @@ func (w *Worker) FingerprintOnce(ctx context.Context) (worker.Fingerprint, error
 func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func(worker.Progress) error) error {
 	const op = "start worker"
 	if w.at.WorkerID == "" || w.at.Nonce == "" {
-		return core.Errorf(op, core.Conflict, "%s was launched as a probe, without worker id and nonce", w.p.name)
+		return core.Errorf(core.Conflict, "%s: %s was launched as a probe, without worker id and nonce", op, w.p.name)
 	}
 	spec.WorkerID, spec.Nonce, spec.EngineDir = w.at.WorkerID, w.at.Nonce, w.engine
 	var ours error
@@ -160,7 +160,7 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 	err = w.p.explain(op, err)
 	if core.KindOf(err) == core.WorkerLost {
 		if tail := w.Tail(); len(tail) > 0 {
-			err = core.Errorf("", core.WorkerLost, "%w; its last words:\n  %s", err, strings.Join(tail, "\n  "))
+			err = core.Errorf(core.WorkerLost, "%w; its last words:\n  %s", err, strings.Join(tail, "\n  "))
 		}
 	}
 	return err

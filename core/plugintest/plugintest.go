@@ -10,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -48,7 +49,7 @@ func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.Plugi
 	}
 	spec, err := json.Marshal(o)
 	if err != nil {
-		return core.PluginReport{}, core.E(op, core.Internal, err)
+		return core.PluginReport{}, core.Wrap(err, core.Internal, op)
 	}
 	bounded, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
@@ -67,7 +68,7 @@ func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.Plugi
 		start = (*exec.Cmd).Start
 	}
 	if err := start(cmd); err != nil {
-		return core.PluginReport{}, core.E(op, core.Internal, err)
+		return core.PluginReport{}, core.Wrap(err, core.Internal, op)
 	}
 	ended := make(chan error, 1)
 	go func() {
@@ -85,14 +86,14 @@ func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.Plugi
 	}
 	switch {
 	case ctx.Err() != nil:
-		return report, core.E(op, core.KindOf(ctx.Err()), context.Cause(ctx))
+		return report, fmt.Errorf("%s: %w", op, core.FromContext(ctx))
 	case bounded.Err() != nil:
-		return report, core.WithHint(core.Errorf(op, core.DeadlineExceeded, "the suite takes longer than %s", o.Timeout), "The plugin hangs in the test %q.", p.running)
+		return report, core.Errorf(core.DeadlineExceeded, "%s: the suite takes longer than %s", op, o.Timeout).Hint("The plugin hangs in the test %q.", p.running)
 	case err != nil && !failed, len(p.results) == 0:
 		if err == nil {
 			err = errors.New("no test ran")
 		}
-		return report, core.Errorf(op, core.Internal, "the suite ended by itself (%w): %s", err, strings.Join(p.tail, "; "))
+		return report, core.Errorf(core.Internal, "%s: the suite ended by itself (%w): %s", op, err, strings.Join(p.tail, "; "))
 	}
 	report.Passed = err == nil
 	return report, nil

@@ -85,7 +85,7 @@ func (s *clusterService) Announce(ctx context.Context, req *queenv1.AnnounceRequ
 	}
 	peer, ok := rpc.Peer(ctx)
 	if !ok {
-		return nil, core.Errorf("", core.Unauthenticated, "an announcement needs a certificate")
+		return nil, core.Errorf(core.Unauthenticated, "an announcement needs a certificate")
 	}
 	if err := s.q.believe(peer, req.GetSelf()); err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func (q *Queen) believe(peer pki.Node, said *queenv1.Announcement) error {
 		return nil
 	}
 	if id := said.GetRaftId(); len(id) > fsm.MaxIDBytes || id != "" && node.OfRaftID(id) != peer.ID {
-		return core.Errorf("", core.Invalid, "node %s announces the raft id of another node", peer.ID)
+		return core.Errorf(core.Invalid, "node %s announces the raft id of another node", peer.ID)
 	}
 	if err := checkAddress(said.GetRpcAddress()); err != nil {
 		return err

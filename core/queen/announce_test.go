@@ -227,13 +227,13 @@ func (l *lan) until(what string, done func() bool) {
 // probe reaches whoever is at the address.
 func (m *lanQueen) probe(id, address string) (grpc.ClientConnInterface, error) {
 	if m.old.Load() {
-		return nil, core.Errorf("connect", core.Unavailable, "it asks nobody")
+		return nil, core.Errorf(core.Unavailable, "connect: it asks nobody")
 	}
 	m.lan.mu.Lock()
 	defer m.lan.mu.Unlock()
 	there, ok := m.lan.at[address]
 	if !ok || there.id != id {
-		return nil, core.Errorf("connect", core.Unavailable, "node %s is not at %s", id, address)
+		return nil, core.Errorf(core.Unavailable, "connect: node %s is not at %s", id, address)
 	}
 	return announcing{from: m.cert, to: there}, nil
 }
@@ -248,7 +248,7 @@ type announcing struct {
 // Invoke knows Announce only.
 func (c announcing) Invoke(_ context.Context, method string, req, resp any, _ ...grpc.CallOption) error {
 	if c.to.old.Load() || method != queenv1.ClusterService_Announce_FullMethodName {
-		return rpc.ToStatus(core.Errorf("", core.Unsupported, "unknown method %s", method))
+		return rpc.ToStatus(core.Errorf(core.Unsupported, "unknown method %s", method))
 	}
 	if err := c.to.q.believe(c.from, proto.CloneOf(req.(*queenv1.AnnounceRequest).GetSelf())); err != nil {
 		return rpc.ToStatus(err)

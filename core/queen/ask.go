@@ -27,7 +27,7 @@ type hiveConn = grpc.ClientConnInterface
 func (q *Queen) conn(hive string) (hiveConn, error) {
 	c, err := q.opts.HiveConn(hive)
 	if err != nil {
-		err = core.E("reach hive "+hive, core.KindOf(err), err)
+		err = core.Prefix(err, "reach hive "+hive)
 		if core.HintOf(err) == "" {
 			err = core.WithHint(err, "Look at `rbee status` to see whether the hive is up.")
 		}
@@ -43,9 +43,9 @@ func (q *Queen) hiveError(ctx context.Context, hive string, err error) error {
 	switch core.KindOf(err) {
 	case core.DeadlineExceeded, core.Cancelled:
 		if ctx.Err() != nil {
-			return core.E("", core.KindOf(ctx.Err()), ctx.Err())
+			return core.FromContext(ctx)
 		}
-		err = core.Errorf("", core.Unavailable, "hive %s did not answer in time", hive)
+		err = core.Errorf(core.Unavailable, "hive %s did not answer in time", hive)
 	case core.Unsupported:
 		if core.HintOf(err) == "" {
 			err = core.WithHint(err, "Install the same version of rbee on hive %s as on the queens.", hive)
@@ -79,10 +79,10 @@ func (q *Queen) liveHives() (live []core.Hive, refused []sched.Refusal) {
 // noHive is the error when no hive is ready.
 func noHive(refused []sched.Refusal) error {
 	if len(refused) == 0 {
-		return core.WithHint(core.Errorf("", core.Unavailable, "no hive has joined the cluster yet"),
+		return core.Errorf(core.Unavailable, "no hive has joined the cluster yet").Hint(
 			"Start an agent with its hive enabled, such as `rbee agent -dev`, or wait a moment if it is starting.")
 	}
-	return core.WithHint(core.Errorf("", core.Unavailable, "no hive is ready: %s", reasons(refused)),
+	return core.Errorf(core.Unavailable, "no hive is ready: %s", reasons(refused)).Hint(
 		"Start the agents of these hives again, and look at `rbee status`.")
 }
 
@@ -122,7 +122,7 @@ func askAll[T any](ctx context.Context, q *Queen, timeout time.Duration, ask fun
 	}
 	wg.Wait()
 	if ctx.Err() != nil {
-		return nil, problems, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+		return nil, problems, core.FromContext(ctx)
 	}
 	for i, h := range live {
 		if errs[i] != nil {

@@ -29,7 +29,7 @@ const (
 func (q *Queen) Authorize(ctx context.Context, text string, scope core.Scope) (core.Token, error) {
 	p, err := token.Parse(text)
 	if err != nil || p.Kind != core.TokenAPI {
-		return core.Token{}, core.WithHint(core.Errorf("", core.Unauthenticated, "this is not an API token"),
+		return core.Token{}, core.Errorf(core.Unauthenticated, "this is not an API token").Hint(
 			"Send one that `rbee token create` made; a join token only takes a machine into the cluster.")
 	}
 	if _, err := clusterOf(q.registry()); err != nil {
@@ -38,20 +38,20 @@ func (q *Queen) Authorize(ctx context.Context, text string, scope core.Scope) (c
 	t, ok := q.registry().Token(nil, p.ID)
 	if !ok {
 		if err := q.catchUpTogether(ctx); err != nil {
-			return core.Token{}, core.WithHint(core.Errorf("", core.Unavailable, "this queen does not know the token, and no leader says whether there is one"),
+			return core.Token{}, core.Errorf(core.Unavailable, "this queen does not know the token, and no leader says whether there is one").Hint(
 				"Ask again in a moment, or ask another queen.")
 		}
 		t, ok = q.registry().Token(nil, p.ID)
 	}
 	if !ok || t.Kind != core.TokenAPI || !p.Matches(t.SecretHash) {
-		return core.Token{}, core.WithHint(core.Errorf("", core.Unauthenticated, "the token is not valid: it is unknown, was revoked, or has expired"),
+		return core.Token{}, core.Errorf(core.Unauthenticated, "the token is not valid: it is unknown, was revoked, or has expired").Hint(
 			"Ask somebody with an admin token for a new one: `rbee token create`.")
 	}
 	if err := q.proved(t.ID); err != nil {
 		return core.Token{}, err
 	}
 	if !t.Allows(scope) {
-		return core.Token{}, core.WithHint(core.Errorf("", core.Forbidden, "token %s (%s) lacks the scope %q", t.ID, t.Name, scope),
+		return core.Token{}, core.Errorf(core.Forbidden, "token %s (%s) lacks the scope %q", t.ID, t.Name, scope).Hint(
 			"It has %v. Use another token, or have one made: `rbee token create --scope %s`.", slices.Clone(t.Scopes), scope)
 	}
 	return t, nil
@@ -92,8 +92,8 @@ func (q *Queen) proved(id string) error {
 		last = q.since
 	}
 	if cut && now.Sub(last) > q.tokenGrace() {
-		return core.WithHint(core.Errorf("", core.Unavailable, "this queen has been without a leader for %s and no longer takes tokens that it has not proved for %s",
-			silence.Round(time.Second), q.tokenGrace()), "Ask another queen. `rbee status` there says what is missing; queen { token_grace = … } is for how long.")
+		return core.Errorf(core.Unavailable, "this queen has been without a leader for %s and no longer takes tokens that it has not proved for %s",
+			silence.Round(time.Second), q.tokenGrace()).Hint("Ask another queen. `rbee status` there says what is missing; queen { token_grace = … } is for how long.")
 	}
 	return nil
 }

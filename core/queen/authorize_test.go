@@ -62,7 +62,7 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 	f.q = New(Options{
 		Node: m.node, ID: m.q.opts.ID, Logger: hclog.New(&hclog.LoggerOptions{Output: &f.log}),
 		HiveConn: func(string) (grpc.ClientConnInterface, error) {
-			return nil, core.Errorf("", core.Unavailable, "no way")
+			return nil, core.Errorf(core.Unavailable, "no way")
 		},
 		Membership: &Membership{TokenGrace: &grace, Gossip: &fakeGossip{}, Self: leaderConn{leader: func() *Queen {
 			f.asked.Add(1)

@@ -32,7 +32,7 @@ func (q *Queen) apply(ctx context.Context, requestID string, c *raftv1.Command) 
 }
 
 func (q *Queen) notLeader() error {
-	err := core.Errorf("", core.Unavailable, "this queen does not lead the cluster")
+	err := core.Errorf(core.Unavailable, "this queen does not lead the cluster")
 	if leader := q.opts.Node.Leader(); leader != "" && leader != q.opts.ID {
 		return core.WithHint(err, "Ask the leader, queen %s.", leader)
 	}
@@ -213,7 +213,7 @@ func (q *Queen) writeReports(ctx context.Context, batch []pending) bool {
 		result, err = q.opts.Node.Apply(ctx, fsm.SyncHives(states))
 		errs = result.Errs
 		if err == nil && len(errs) != len(batch) {
-			err = core.Errorf("write reports", core.Internal, "%d hives were written, %d answers came", len(batch), len(errs))
+			err = core.Errorf(core.Internal, "write reports: %d hives were written, %d answers came", len(batch), len(errs))
 		}
 	}
 	if err != nil && ctx.Err() == nil {
@@ -298,7 +298,7 @@ func (q *Queen) giveUp(ctx context.Context, p *pulse) bool {
 	default:
 		q.log.Warn("a hive is down, its workers are gone", "hive", p.id)
 		if p.line != nil { // whatever hangs at its end shall open a new one when it lives
-			p.line.endLocked(core.Errorf("", core.Unavailable, "hive %s was silent for too long", p.id))
+			p.line.endLocked(core.Errorf(core.Unavailable, "hive %s was silent for too long", p.id))
 		}
 		p.forgetAt = time.Now().Add(ForgetAfter)
 		q.scheduleLocked(p)

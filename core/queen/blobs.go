@@ -41,9 +41,9 @@ func (q *Queen) claimBlob(ctx context.Context, hive string, req *queenv1.ClaimRe
 	}
 	switch {
 	case c.Hive == "":
-		return nil, core.Errorf("claim a file", core.Unauthenticated, "it is not known which hive asks")
+		return nil, core.Errorf(core.Unauthenticated, "claim a file: it is not known which hive asks")
 	case !swarm.ValidDigest(c.Digest) || c.Stage < swarm.Asking || c.Stage > swarm.Over || c.HaveBytes < 0 || len(c.Avoid) > maxAvoided:
-		return nil, core.WithHint(core.Errorf("claim a file", core.Invalid, "hive %s says of a file what no hive says", c.Hive), "This is a defect of the hive's agent: please report it.")
+		return nil, core.Errorf(core.Invalid, "claim a file: hive %s says of a file what no hive says", c.Hive).Hint("This is a defect of the hive's agent: please report it.")
 	case !q.leads():
 		return nil, q.notLeader()
 	}
@@ -58,7 +58,7 @@ func (q *Queen) claimBlob(ctx context.Context, hive string, req *queenv1.ClaimRe
 		select {
 		case <-asked:
 		case <-ctx.Done():
-			return nil, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+			return nil, core.FromContext(ctx)
 		}
 	}
 	p, err := q.board.Claim(time.Now(), c)

@@ -102,7 +102,7 @@ func TestBlobThatAHiveHas(t *testing.T) {
 		c := newCluster(t, "")
 		hives := c.withAddresses("h1", "h2", "h3")
 		hives["h2"].change(func(h *fakeHive) { h.blob = &hivev1.FindBlobResponse{Whole: true} })
-		hives["h3"].change(func(h *fakeHive) { h.mute = core.Errorf("", core.Internal, "broken") })
+		hives["h3"].change(func(h *fakeHive) { h.mute = core.Errorf(core.Internal, "broken") })
 		must.Eq(t, []string{"h2@h2:7834"}, seedersOf(c.claimBlob("h1", queenv1.BlobStage_BLOB_STAGE_ASKING, 0)))
 
 		// A leader that has begun anew asks again, and one that leads no more does not answer.

@@ -26,9 +26,9 @@ func (q *Queen) Ready(context.Context) error {
 	case n.Leader() == "" && n.DiskProblem() != nil:
 		return n.DiskProblem()
 	case n.Leader() == "" && q.opts.Membership == nil:
-		return core.WithHint(core.Errorf("", core.Unavailable, "the cluster has no leader"), "Wait for the election, or look at `rbee status` if it lasts.")
+		return core.Errorf(core.Unavailable, "the cluster has no leader").Hint("Wait for the election, or look at `rbee status` if it lasts.")
 	case n.IsLeader() && !leading:
-		return core.WithHint(core.Errorf("", core.Unavailable, "the registry is being read"), "Try again in a moment.")
+		return core.Errorf(core.Unavailable, "the registry is being read").Hint("Try again in a moment.")
 	}
 	q.mu.Lock()
 	beaten := map[string]bool{}
@@ -41,7 +41,7 @@ func (q *Queen) Ready(context.Context) error {
 		return noHive(refused)
 	}
 	if leading && !slices.ContainsFunc(live, func(h core.Hive) bool { return beaten[h.ID] }) {
-		return core.WithHint(core.Errorf("", core.Unavailable, "no hive has reported yet"), "Wait a moment, or look at the log of the hives.")
+		return core.Errorf(core.Unavailable, "no hive has reported yet").Hint("Wait a moment, or look at the log of the hives.")
 	}
 	return nil
 }
@@ -117,7 +117,7 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 		})
 		wg.Wait()
 		if ctx.Err() != nil {
-			return core.Status{}, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+			return core.Status{}, core.FromContext(ctx)
 		}
 		for _, p := range append(silent, alsoSilent...) {
 			if !strings.HasSuffix(p, " is down") && !strings.HasSuffix(p, " is silent") { // said above
@@ -220,7 +220,7 @@ func (q *Queen) knownHive(name string) (core.Hive, error) {
 			return h, nil
 		}
 		if q.opts.LocalHive() != "" {
-			return core.Hive{}, core.WithHint(core.Errorf("", core.NotFound, "the hive of queen %s has not joined yet", q.opts.ID), "Try again in a moment, or look at the log of the agent.")
+			return core.Hive{}, core.Errorf(core.NotFound, "the hive of queen %s has not joined yet", q.opts.ID).Hint("Try again in a moment, or look at the log of the agent.")
 		}
 	}
 	if h, ok := byID(name); ok {
@@ -238,11 +238,11 @@ func (q *Queen) knownHive(name string) (core.Hive, error) {
 		h, _ := byID(named[0])
 		return h, nil
 	case len(named) > 1:
-		return core.Hive{}, core.WithHint(core.Errorf("", core.Conflict, "%d hives are named %q", len(named), name), "Use an id: %s.", strings.Join(named, ", "))
+		return core.Hive{}, core.Errorf(core.Conflict, "%d hives are named %q", len(named), name).Hint("Use an id: %s.", strings.Join(named, ", "))
 	case name == core.LocalHive:
-		return core.Hive{}, core.WithHint(core.Errorf("", core.NotFound, "queen %s has no hive of its own", q.opts.ID), "Name one of these: %s.", cmp.Or(strings.Join(unique(names), ", "), "none has joined yet"))
+		return core.Hive{}, core.Errorf(core.NotFound, "queen %s has no hive of its own", q.opts.ID).Hint("Name one of these: %s.", cmp.Or(strings.Join(unique(names), ", "), "none has joined yet"))
 	}
-	return core.Hive{}, core.WithHint(core.Errorf("", core.NotFound, "there is no hive %q", name), "%sSee all with `rbee status`.", nearest(name, names))
+	return core.Hive{}, core.Errorf(core.NotFound, "there is no hive %q", name).Hint("%sSee all with `rbee status`.", nearest(name, names))
 }
 
 // liveHive is hiveNamed for a hive that is about to be asked. Errors also: Unavailable when it is
@@ -250,7 +250,7 @@ func (q *Queen) knownHive(name string) (core.Hive, error) {
 func (q *Queen) liveHive(ctx context.Context, name string) (core.Hive, error) {
 	h, err := q.hiveNamed(ctx, name)
 	if err == nil && h.Status == core.HiveDown {
-		err = core.WithHint(core.Errorf("", core.Unavailable, "hive %s is down", h.Name), "Start its agent again, and look at `rbee status`.")
+		err = core.Errorf(core.Unavailable, "hive %s is down", h.Name).Hint("Start its agent again, and look at `rbee status`.")
 	}
 	return h, err
 }
@@ -287,7 +287,7 @@ func (q *Queen) knownWorker(hive, id string) (core.Worker, error) {
 			}
 			hives = append(hives, w.Hive)
 		}
-		return core.Worker{}, core.WithHint(core.Errorf("", core.Conflict, "%d hives have a worker %s", len(same), id),
+		return core.Worker{}, core.Errorf(core.Conflict, "%d hives have a worker %s", len(same), id).Hint(
 			"Name the hive: it may be %s. Worker ids are random, so that one of the hives copied it.", strings.Join(hives, " or "))
 	}
 	var found []core.Worker
@@ -302,13 +302,13 @@ func (q *Queen) knownWorker(hive, id string) (core.Worker, error) {
 		for _, w := range registry.Workers(nil) {
 			ids = append(ids, w.ID)
 		}
-		return core.Worker{}, core.WithHint(core.Errorf("", core.NotFound, "there is no active worker %q", id), "%sSee all with `rbee ps`.", nearest(id, ids))
+		return core.Worker{}, core.Errorf(core.NotFound, "there is no active worker %q", id).Hint("%sSee all with `rbee ps`.", nearest(id, ids))
 	}
 	var ids []string
 	for _, w := range found {
 		ids = append(ids, w.ID)
 	}
-	return core.Worker{}, core.WithHint(core.Errorf("", core.Conflict, "%d workers have an id that begins with %q", len(found), id), "It may be %s: write more of the id.", strings.Join(ids, " or "))
+	return core.Worker{}, core.Errorf(core.Conflict, "%d workers have an id that begins with %q", len(found), id).Hint("It may be %s: write more of the id.", strings.Join(ids, " or "))
 }
 
 // askNamed asks one hive, named as in hiveNamed.

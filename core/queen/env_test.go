@@ -58,7 +58,7 @@ func newCluster(t *testing.T, dir string, change ...func(*Options)) *cluster {
 			if h, ok := c.hives[hive]; ok {
 				return h.conn, nil
 			}
-			return nil, core.Errorf("", core.Unavailable, "no way to hive %s", hive)
+			return nil, core.Errorf(core.Unavailable, "no way to hive %s", hive)
 		},
 		LocalHive: func() string {
 			c.mu.Lock()
@@ -423,7 +423,7 @@ func (h *fakeHive) FindBlob(context.Context, *hivev1.FindBlobRequest) (*hivev1.F
 func (h *fakeHive) Submit(_ context.Context, req *jobv1.SubmitRequest) (*jobv1.SubmitResponse, error) {
 	var r core.Request
 	if err := json.Unmarshal(req.GetRequestJson(), &r); err != nil || string(r.Operation) != req.GetOperation() {
-		return nil, core.Errorf("", core.Invalid, "bad request %s: %v", req.GetRequestJson(), err)
+		return nil, core.Errorf(core.Invalid, "bad request %s: %v", req.GetRequestJson(), err)
 	}
 	h.submits.Add(1)
 	h.mu.Lock()
@@ -491,7 +491,7 @@ func (h *fakeHive) GetModel(_ context.Context, req *hivev1.GetModelRequest) (*hi
 			return &hivev1.GetModelResponse{Model: wire.ModelToProto(m)}, h.mute
 		}
 	}
-	return nil, core.WithHint(core.Errorf("", core.NotFound, "no model %q here", req.GetId()), "Try another.")
+	return nil, core.Errorf(core.NotFound, "no model %q here", req.GetId()).Hint("Try another.")
 }
 
 func (h *fakeHive) SearchCatalog(_ context.Context, req *hivev1.SearchCatalogRequest) (*hivev1.SearchCatalogResponse, error) {

@@ -73,13 +73,13 @@ const maxRate = 1e9
 // check applies the same bounds as the log's. It is for what is not in the registry already.
 func (r *report) check() error {
 	if err := fsm.Validate(fsm.SyncHive(r.hive, r.workers)); err != nil {
-		return core.WithHint(core.E("report", core.KindOf(err), err), "This is a defect of the hive's agent: please report it.")
+		return core.WithHint(core.Prefix(err, "report"), "This is a defect of the hive's agent: please report it.")
 	}
 	return nil
 }
 
 func invalidReport(format string, args ...any) error {
-	return core.WithHint(core.Errorf("report", core.Invalid, format, args...), "This is a defect of the hive's agent: please report it.")
+	return core.Errorf(core.Invalid, "report: "+format, args...).Hint("This is a defect of the hive's agent: please report it.")
 }
 
 // fit makes a text for people, such as an engine's message, fit for the registry: one line,

@@ -11,7 +11,7 @@ import (
 // nothing else.
 func (q *Queen) infer(ctx context.Context, r core.Request, run *job.Run) (core.InferResult, error) {
 	if q.opts.Infer == nil {
-		return core.InferResult{}, core.Errorf("", core.Unsupported, "this queen answers no prompts")
+		return core.InferResult{}, core.Errorf(core.Unsupported, "this queen answers no prompts")
 	}
 	return q.opts.Infer(ctx, r, run.Progress, func(line string) { run.Log("%s", line) })
 }

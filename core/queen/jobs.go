@@ -49,7 +49,7 @@ func (q *Queen) choose(ctx context.Context, r core.Request) (string, error) {
 	if r.Hive != "" {
 		h, err := q.liveHive(ctx, r.Hive)
 		if err == nil && h.Draining && r.Operation == core.OpWorkerSpawn {
-			err = core.WithHint(core.Errorf("", core.Conflict, "hive %s is draining: it gets no new worker", h.Name), "Choose another hive, or end that: `rbee hive drain %s --undo`.", h.Name)
+			err = core.Errorf(core.Conflict, "hive %s is draining: it gets no new worker", h.Name).Hint("Choose another hive, or end that: `rbee hive drain %s --undo`.", h.Name)
 		}
 		return h.ID, err
 	}
@@ -71,7 +71,7 @@ func (q *Queen) choose(ctx context.Context, r core.Request) (string, error) {
 	for _, h := range live {
 		names = append(names, h.Name)
 	}
-	return "", core.WithHint(core.Errorf("", core.Invalid, "%s must say on which of the %d hives", r.Operation, len(live)),
+	return "", core.Errorf(core.Invalid, "%s must say on which of the %d hives", r.Operation, len(live)).Hint(
 		`Set "hive" to one of %s.`, strings.Join(names, ", "))
 }
 
@@ -82,7 +82,7 @@ func (q *Queen) submit(ctx context.Context, node string, r core.Request) (core.J
 	}
 	text, err := json.Marshal(r)
 	if err != nil {
-		return core.Job{}, core.E("encode request", core.Internal, err)
+		return core.Job{}, core.Wrap(err, core.Internal, "encode request")
 	}
 	o := owner{id: node}
 	if live, _ := q.owners(); slices.ContainsFunc(live, func(x owner) bool { return x.id == node }) {
@@ -116,7 +116,7 @@ func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
 		return core.Job{}, err
 	}
 	if hive != "" && hive != w.Hive {
-		return core.Job{}, core.WithHint(core.Errorf("", core.Conflict, "worker %s is on hive %s, not on %s", w.ID, w.Hive, hive), `Leave "hive" out.`)
+		return core.Job{}, core.Errorf(core.Conflict, "worker %s is on hive %s, not on %s", w.ID, w.Hive, hive).Hint(`Leave "hive" out.`)
 	}
 	ofHive := "" // older queens know worker ids without hives
 	if len(q.registry().WorkersWithID(nil, w.ID)) > 1 {
@@ -219,7 +219,7 @@ func (q *Queen) Events(ctx context.Context, id string, after int64, emit func(co
 			// Also the answer to a reader who has the end event already.
 			j, err := q.Job(ctx, id)
 			if err == nil && j.State == core.JobRunning {
-				err = core.Errorf("", core.Unavailable, "hive %s stopped telling of job %s", hive, id)
+				err = core.Errorf(core.Unavailable, "hive %s stopped telling of job %s", hive, id)
 				err = core.WithHint(err, "Ask again for the events after the last one.")
 			}
 			return err

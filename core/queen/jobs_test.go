@@ -249,7 +249,7 @@ func TestRetire(t *testing.T) {
 
 		// The hive does not hear of it: the intent is in force nevertheless, and told with the next
 		// beat.
-		h.change(func(h *fakeHive) { h.mute = core.Errorf("", core.Unavailable, "no answer") })
+		h.change(func(h *fakeHive) { h.mute = core.Errorf(core.Unavailable, "no answer") })
 		_, err = retire("w-abd")
 		mustFail(t, err, core.Unavailable, "gets no new request any more")
 		must.Eq(t, []string{"w-abd"}, h.mustBeat().GetRetire())

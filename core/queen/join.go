@@ -36,7 +36,7 @@ type joinService struct {
 }
 
 func errNoCAKey() error {
-	return core.WithHint(core.Errorf("", core.Unsupported, "the key of this cluster's CA is not in its registry, so that no machine can join by token"),
+	return core.Errorf(core.Unsupported, "the key of this cluster's CA is not in its registry, so that no machine can join by token").Hint(
 		"Make the certificate of the machine where the CA's key is, with `rbee tls cert create`, and name its files in tls { … }.")
 }
 
@@ -98,7 +98,7 @@ func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*quee
 }
 
 func errJoinToken(why string) error {
-	return core.WithHint(core.Errorf("", core.Unauthenticated, "%s", why), "Make a new one on a machine of the cluster: `rbee token create --type join`. Each takes one machine in.")
+	return core.Errorf(core.Unauthenticated, "%s", why).Hint("Make a new one on a machine of the cluster: `rbee token create --type join`. Each takes one machine in.")
 }
 
 // Renew signs a new certificate for the calling node, with the key that it has had from the
@@ -119,14 +119,14 @@ func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*qu
 	id := rpc.Caller(ctx)
 	n, ok := registry.Node(nil, id)
 	if !ok || n.Revoked {
-		return nil, core.WithHint(core.Errorf("", core.Forbidden, "node %q is not part of the cluster", id), "Have it join again, with a new join token and an empty cluster folder.")
+		return nil, core.Errorf(core.Forbidden, "node %q is not part of the cluster", id).Hint("Have it join again, with a new join token and an empty cluster folder.")
 	}
 	key, err := requestKey(req.GetCertificateRequest())
 	if err != nil {
 		return nil, err
 	}
 	if !sameKey(n, key) {
-		return nil, core.WithHint(core.Errorf("", core.Forbidden, "node %s (%s) asks with another key than it joined with", n.ID, n.Name), "If that is right, revoke the node and have it join again.")
+		return nil, core.Errorf(core.Forbidden, "node %s (%s) asks with another key than it joined with", n.ID, n.Name).Hint("If that is right, revoke the node and have it join again.")
 	}
 	if address := req.GetRpcAddress(); address != "" && address != n.RPCAddress {
 		if err := checkAddress(address); err != nil {
@@ -170,7 +170,7 @@ func (q *Queen) sign(c core.Cluster, request []byte, n *core.Node, hosts []strin
 // nodeOf checks what a joining machine says of itself.
 func nodeOf(req *queenv1.JoinRequest) (n core.Node, hosts []string, err error) {
 	invalid := func(hint, format string, args ...any) (core.Node, []string, error) {
-		return core.Node{}, nil, core.WithHint(core.Errorf("", core.Invalid, format, args...), "%s", hint)
+		return core.Node{}, nil, core.Errorf(core.Invalid, format, args...).Hint("%s", hint)
 	}
 	n = core.Node{ID: req.GetNode(), Name: req.GetName(), RPCAddress: req.GetRpcAddress()}
 	switch {
@@ -205,7 +205,7 @@ func checkAddress(address string) error {
 	number, portErr := strconv.Atoi(port)
 	ip, ipErr := netip.ParseAddr(host)
 	if err != nil || portErr != nil || number < 1 || number > 65535 || ipErr == nil && ip.IsUnspecified() || ipErr != nil && !hostNameForm.MatchString(host) {
-		return core.WithHint(core.Errorf("", core.Invalid, "%q is not an address that other machines can reach", address[:min(len(address), 100)]),
+		return core.Errorf(core.Invalid, "%q is not an address that other machines can reach", address[:min(len(address), 100)]).Hint(
 			"Set bind { advertise = … } to the address that the other machines reach this one at.")
 	}
 	return nil
@@ -216,15 +216,15 @@ func checkAddress(address string) error {
 func checkHosts(asked []string, rpcAddress string) ([]string, error) {
 	host, _, err := net.SplitHostPort(rpcAddress)
 	if err != nil {
-		return nil, core.Errorf("", core.Invalid, "the node's address: %w", err)
+		return nil, core.Errorf(core.Invalid, "the node's address: %w", err)
 	}
 	hosts := []string{host}
 	if len(asked) > maxHosts {
-		return nil, core.WithHint(core.Errorf("", core.Invalid, "a certificate for %d host names", len(asked)), "At most %d.", maxHosts)
+		return nil, core.Errorf(core.Invalid, "a certificate for %d host names", len(asked)).Hint("At most %d.", maxHosts)
 	}
 	for _, h := range asked {
 		if _, err := netip.ParseAddr(h); err != nil && (len(h) > 253 || !hostNameForm.MatchString(h)) {
-			return nil, core.WithHint(core.Errorf("", core.Invalid, "%q is neither a host name nor an IP address", h[:min(len(h), 100)]), "Check the host name of the machine.")
+			return nil, core.Errorf(core.Invalid, "%q is neither a host name nor an IP address", h[:min(len(h), 100)]).Hint("Check the host name of the machine.")
 		}
 		if !slices.Contains(hosts, h) {
 			hosts = append(hosts, h)
@@ -272,7 +272,7 @@ func requestKey(der []byte) ([]byte, error) {
 		err = r.CheckSignature()
 	}
 	if err != nil {
-		return nil, core.WithHint(core.Errorf("", core.Invalid, "the certificate request is not valid: %w", err), "This is a defect of the joining agent: please report it.")
+		return nil, core.Errorf(core.Invalid, "the certificate request is not valid: %w", err).Hint("This is a defect of the joining agent: please report it.")
 	}
 	sum := sha256.Sum256(r.RawSubjectPublicKeyInfo)
 	return sum[:], nil

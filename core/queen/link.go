@@ -69,7 +69,7 @@ func (s *registryService) Link(stream grpc.BidiStreamingServer[queenv1.LinkReque
 		return err
 	}
 	if peer, ok := rpc.Peer(stream.Context()); ok && peer.ID != r.hive.ID {
-		return core.WithHint(core.Errorf("", core.Forbidden, "node %s tells of hive %s", peer.ID, r.hive.ID), "A hive's id is that of its node: remove node-id from its data_dir, or let it join again.")
+		return core.Errorf(core.Forbidden, "node %s tells of hive %s", peer.ID, r.hive.ID).Hint("A hive's id is that of its node: remove node-id from its data_dir, or let it join again.")
 	}
 	l, err := q.openLine(stream.Context(), r.hive)
 	if err != nil {
@@ -107,11 +107,11 @@ func lineEnd(err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	return core.E("", core.KindOf(err), err)
+	return core.WithKind(err, core.KindOf(err))
 }
 
 func (q *Queen) ending() error {
-	return core.WithHint(core.Errorf("", core.Unavailable, "queen %s is shutting down", q.opts.ID), "The hive tries again by itself.")
+	return core.Errorf(core.Unavailable, "queen %s is shutting down", q.opts.ID).Hint("The hive tries again by itself.")
 }
 
 // reader starts a goroutine that Run waits for; false: Run has ended.
@@ -164,7 +164,7 @@ func (q *Queen) openLine(ctx context.Context, h core.Hive) (*line, error) {
 			if old == nil {
 				q.lines++
 			} else {
-				old.endLocked(core.WithHint(core.Errorf("", core.Unavailable, "hive %s has a newer line to this queen", h.ID), "The hive uses that one."))
+				old.endLocked(core.Errorf(core.Unavailable, "hive %s has a newer line to this queen", h.ID).Hint("The hive uses that one."))
 			}
 			p.line = l
 			q.mu.Unlock()
@@ -188,19 +188,18 @@ func (q *Queen) openLine(ctx context.Context, h core.Hive) (*line, error) {
 				continue
 			}
 			q.log.Error("a second agent uses the identity of a hive; it is refused", "hive", h.ID, "name", h.Name)
-			return nil, core.WithHint(core.Errorf("", core.Conflict, "hive %s (%s) is here already: another agent has the same identity", h.ID, h.Name),
+			return nil, core.Errorf(core.Conflict, "hive %s (%s) is here already: another agent has the same identity", h.ID, h.Name).Hint(
 				"Stop one of the two agents, or give it a data_dir of its own.")
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+			return nil, core.FromContext(ctx)
 		}
 	}
 }
 
 func olderStart(h core.Hive, registered uint64) error {
-	return core.WithHint(
-		core.Errorf("", core.Conflict, "hive %s (%s) has started again since: this is start %d, start %d is registered", h.ID, h.Name, h.Incarnation, registered),
+	return core.Errorf(core.Conflict, "hive %s (%s) has started again since: this is start %d, start %d is registered", h.ID, h.Name, h.Incarnation, registered).Hint(
 		"Two agents use one hive identity. Stop one of them, or give it a data_dir of its own.")
 }
 

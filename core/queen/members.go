@@ -72,7 +72,7 @@ type Gossip interface {
 
 // errAlone is the answer of an agent that is in no cluster.
 func errAlone() error {
-	return core.WithHint(core.Errorf("", core.Unsupported, "this agent is in no cluster"),
+	return core.Errorf(core.Unsupported, "this agent is in no cluster").Hint(
 		"Stop it, make a cluster with `rbee cluster init`, and start it again; its models and its registry stay.")
 }
 
@@ -205,7 +205,7 @@ func (q *Queen) command(ctx context.Context, requestID string, c *raftv1.Command
 func clusterOf(s *state.Snapshot) (core.Cluster, error) {
 	c, ok := s.Cluster(nil)
 	if !ok {
-		return c, core.WithHint(core.Errorf("", core.Unavailable, "the registry of this cluster is not there yet"), "Try again in a moment; if it stays so, look at the log of the first queen.")
+		return c, core.Errorf(core.Unavailable, "the registry of this cluster is not there yet").Hint("Try again in a moment; if it stays so, look at the log of the first queen.")
 	}
 	return c, nil
 }
@@ -246,9 +246,9 @@ func nodeNamed(s *state.Snapshot, name string) (core.Node, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return core.Node{}, core.WithHint(core.Errorf("", core.NotFound, "there is no node %q", name), "%sSee all with `rbee tls list`.", nearest(name, names))
+		return core.Node{}, core.Errorf(core.NotFound, "there is no node %q", name).Hint("%sSee all with `rbee tls list`.", nearest(name, names))
 	}
-	return core.Node{}, core.WithHint(core.Errorf("", core.Conflict, "%d nodes have an id that begins with %q", len(found), name), "Write more of the id.")
+	return core.Node{}, core.Errorf(core.Conflict, "%d nodes have an id that begins with %q", len(found), name).Hint("Write more of the id.")
 }
 
 // Nodes lists the nodes of the cluster, revoked ones included.
@@ -324,7 +324,7 @@ func (q *Queen) queenNamed(ctx context.Context, name string) (core.Queen, error)
 		}
 		names = append(names, s.ID, s.Name)
 	}
-	return core.Queen{}, core.WithHint(core.Errorf("", core.NotFound, "there is no queen %q", name), "%sSee all with `rbee queen list`.", nearest(name, names))
+	return core.Queen{}, core.Errorf(core.NotFound, "there is no queen %q", name).Hint("%sSee all with `rbee queen list`.", nearest(name, names))
 }
 
 // FSMVersion is the state machine version of this build.

@@ -107,13 +107,13 @@ func (q *Queen) find(ctx context.Context, name string) (knownModel, error) {
 	for _, l := range lists {
 		for _, m := range l.answer {
 			if m.Damaged != "" && (m.ID == name || slices.Contains(m.Aliases, name) || m.Ref == name) {
-				return knownModel{}, core.WithHint(core.Errorf("", core.Unavailable, "model %q on hive %s is damaged: %s", name, l.hive.Name, m.Damaged),
+				return knownModel{}, core.Errorf(core.Unavailable, "model %q on hive %s is damaged: %s", name, l.hive.Name, m.Damaged).Hint(
 					"Download it again with a job model_download of %q.", cmp.Or(m.Ref, m.ID))
 			}
 		}
 	}
 	if len(problems) > 0 {
-		return knownModel{}, core.WithHint(core.Errorf("", core.Unavailable, "model %q is on no hive that answers; %s", name, strings.Join(problems, "; ")),
+		return knownModel{}, core.Errorf(core.Unavailable, "model %q is on no hive that answers; %s", name, strings.Join(problems, "; ")).Hint(
 			"Look at `rbee status`, and try again when these hives are back.")
 	}
 	var names []string
@@ -130,7 +130,7 @@ func (q *Queen) find(ctx context.Context, name string) (knownModel, error) {
 			}
 		}
 	}
-	err = core.Errorf("", core.NotFound, "there is no model %q", name)
+	err = core.Errorf(core.NotFound, "there is no model %q", name)
 	if strings.Contains(name, ":") {
 		return knownModel{}, core.WithHint(err, "%sA catalog reference is not fetched by a request for an answer: start it with `rbee worker spawn --model %s` first.",
 			nearest(name, names), name)
@@ -210,11 +210,11 @@ func (q *Queen) place(d sched.Demand, m knownModel, hives []core.Hive, refused [
 	refused = append(refused, more...)
 	for _, r := range more {
 		if r.MissingBytes > 0 {
-			return "", core.WithHint(core.Errorf("", core.TooLarge, "no hive has room for a worker with %s: %s", d.Model, reasons(refused)),
+			return "", core.Errorf(core.TooLarge, "no hive has room for a worker with %s: %s", d.Model, reasons(refused)).Hint(
 				"Retire a worker that is not needed (`rbee ps`, `rbee worker retire`), or use a smaller model.")
 		}
 	}
-	return "", core.WithHint(core.Errorf("", core.Unavailable, "no hive can run a worker with %s: %s", d.Model, reasons(refused)),
+	return "", core.Errorf(core.Unavailable, "no hive can run a worker with %s: %s", d.Model, reasons(refused)).Hint(
 		"Look at `rbee status`, and at `rbee plugin list` on the hives.")
 }
 

@@ -39,7 +39,7 @@ func (q *Queen) RevokeNode(ctx context.Context, id string) (core.Node, error) {
 	q.log.Warn("node revoked: its certificates are refused from now on", "node", n.ID, "name", n.Name)
 	if n.Has(core.RoleQueen) {
 		if err := q.RemoveQueen(ctx, n.ID); err != nil && core.KindOf(err) != core.NotFound {
-			return core.Node{}, core.WithHint(core.E("take the revoked queen out of raft", core.KindOf(err), err), "Try again: `rbee operator raft remove %s`.", n.ID)
+			return core.Node{}, core.WithHint(core.Prefix(err, "take the revoked queen out of raft"), "Try again: `rbee operator raft remove %s`.", n.ID)
 		}
 	}
 	n.Revoked = true
@@ -65,7 +65,7 @@ func (q *Queen) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 		return core.Node{}, err
 	}
 	if n.Revoked {
-		return core.Node{}, core.WithHint(core.Errorf("", core.Conflict, "node %s (%s) is out of the cluster already", n.ID, n.Name), "See all with `rbee tls list`.")
+		return core.Node{}, core.Errorf(core.Conflict, "node %s (%s) is out of the cluster already", n.ID, n.Name).Hint("See all with `rbee tls list`.")
 	}
 	if err := q.checkLast(n, "taken out"); err != nil {
 		return core.Node{}, err
@@ -74,7 +74,7 @@ func (q *Queen) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 		return n, q.takeOut(ctx, n)
 	}
 	// This queen's way to the others ends half-way through, so one of them does it.
-	err = core.WithHint(core.Errorf("", core.Unavailable, "no other queen answers"), "Look at `rbee status`.")
+	err = core.Errorf(core.Unavailable, "no other queen answers").Hint("Look at `rbee status`.")
 	for _, s := range q.registry().Nodes(nil) {
 		if s.ID == n.ID || s.Revoked || !s.Has(core.RoleQueen) {
 			continue
@@ -136,7 +136,7 @@ func (q *Queen) takeOut(ctx context.Context, n core.Node) error {
 	case q.later <- revoke:
 		return nil
 	case <-ctx.Done():
-		return core.E("", core.KindOf(ctx.Err()), ctx.Err())
+		return core.FromContext(ctx)
 	}
 }
 
@@ -157,7 +157,7 @@ func (q *Queen) checkLast(n core.Node, what string) error {
 		}
 	}
 	if is && voters == 1 {
-		return core.WithHint(core.Errorf("", core.Conflict, "%s is the only voting queen and cannot be %s", n.Name, what), "Have another queen join first, or stop the agent if the whole cluster shall end.")
+		return core.Errorf(core.Conflict, "%s is the only voting queen and cannot be %s", n.Name, what).Hint("Have another queen join first, or stop the agent if the whole cluster shall end.")
 	}
 	return nil
 }

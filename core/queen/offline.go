@@ -62,7 +62,7 @@ func (s *Snapshot) Found(o Founding) (Founded, error) {
 	address := "in-process/" + o.Node.ID
 	if id := o.Identity; id != nil {
 		if s.Cluster.ID != id.Cluster() {
-			return Founded{}, core.WithHint(core.Errorf("restore snapshot", core.Conflict, "the snapshot is of cluster %q, this machine is in cluster %q", s.Cluster.ID, id.Cluster()),
+			return Founded{}, core.Errorf(core.Conflict, "restore snapshot: the snapshot is of cluster %q, this machine is in cluster %q", s.Cluster.ID, id.Cluster()).Hint(
 				"A snapshot goes back only into the cluster that it was taken of: its keys and certificates are that cluster's.")
 		}
 		if err := s.checkKeys(id); err != nil {
@@ -70,7 +70,7 @@ func (s *Snapshot) Found(o Founding) (Founded, error) {
 		}
 		address = id.RPCAddress()
 	} else if s.Cluster.ID != "" {
-		return Founded{}, core.Errorf("restore snapshot", core.Conflict, "the snapshot is of cluster %q, and this machine is in none", s.Cluster.ID)
+		return Founded{}, core.Errorf(core.Conflict, "restore snapshot: the snapshot is of cluster %q, and this machine is in none", s.Cluster.ID)
 	}
 	old, err := node.Salvage(o.Old, o.Logger)
 	if err != nil {

@@ -90,5 +90,5 @@ func (q *Queen) modelGet(ctx context.Context, r core.Request) (core.Model, error
 		}
 		names = append(append(names, m.ID), m.Aliases...)
 	}
-	return core.Model{}, core.WithHint(core.Errorf("", core.NotFound, "no hive has a model %q", r.Model), "%sList the models to see what there is.", nearest(r.Model, names))
+	return core.Model{}, core.Errorf(core.NotFound, "no hive has a model %q", r.Model).Hint("%sList the models to see what there is.", nearest(r.Model, names))
 }

@@ -49,7 +49,7 @@ func (s *clusterService) Apply(ctx context.Context, req *queenv1.ApplyRequest) (
 	}
 	var c raftv1.Command
 	if err := proto.Unmarshal(req.GetCommand(), &c); err != nil {
-		return nil, core.WithHint(core.Errorf("read a command", core.Invalid, "%w", err), "Install the same version of rbee on all queens.")
+		return nil, core.Errorf(core.Invalid, "read a command: %w", err).Hint("Install the same version of rbee on all queens.")
 	}
 	r, err := s.q.opts.Node.Apply(ctx, &c)
 	if err != nil {
@@ -84,7 +84,7 @@ func (s *clusterService) TransferLeadership(ctx context.Context, req *queenv1.Tr
 	case to.Leader:
 		return &queenv1.TransferLeadershipResponse{}, nil
 	case !to.Voter:
-		return nil, core.WithHint(core.Errorf("", core.Conflict, "queen %s does not vote yet", to.Name), "Wait until it does: `rbee queen list`.")
+		return nil, core.Errorf(core.Conflict, "queen %s does not vote yet", to.Name).Hint("Wait until it does: `rbee queen list`.")
 	}
 	return &queenv1.TransferLeadershipResponse{}, q.opts.Node.LeadershipTransferTo(ctx, to.RaftID, to.Address)
 }
@@ -110,13 +110,13 @@ func (s *clusterService) RemoveQueen(ctx context.Context, req *queenv1.RemoveQue
 	}
 	switch {
 	case queen.Voter && voters == 1:
-		return nil, core.WithHint(core.Errorf("", core.Conflict, "%s is the only voting queen", queen.Name), "Have another queen join first.")
+		return nil, core.Errorf(core.Conflict, "%s is the only voting queen", queen.Name).Hint("Have another queen join first.")
 	case queen.ID == q.opts.ID:
 		// It leads: another one removes it.
 		if err := q.opts.Node.LeadershipTransfer(ctx); err != nil {
 			return nil, err
 		}
-		return nil, core.WithHint(core.Errorf("", core.Unavailable, "the leadership was handed over"), "Try again: the new leader does it.")
+		return nil, core.Errorf(core.Unavailable, "the leadership was handed over").Hint("Try again: the new leader does it.")
 	}
 	q.disprove(queen.ID) // what it said before must not bring it back
 	if err := q.opts.Node.RemoveServer(ctx, queen.RaftID); err != nil {
@@ -132,7 +132,7 @@ func (s *clusterService) LeaveNode(ctx context.Context, req *queenv1.LeaveNodeRe
 	case err != nil:
 		return nil, err
 	case n.ID == s.q.opts.ID:
-		return nil, core.Errorf("", core.Conflict, "a queen cannot take itself out")
+		return nil, core.Errorf(core.Conflict, "a queen cannot take itself out")
 	}
 	if err := s.q.checkLast(n, "taken out"); err != nil {
 		return nil, err
@@ -218,7 +218,7 @@ func (s *clusterService) RestoreSnapshot(stream queenv1.ClusterService_RestoreSn
 }
 
 func errSnapshotSize() error {
-	return core.WithHint(core.Errorf("", core.TooLarge, "the snapshot is longer than %d bytes", maxSnapshotBytes), "Check that the file is a snapshot of rbee: `rbee operator snapshot inspect`.")
+	return core.Errorf(core.TooLarge, "the snapshot is longer than %d bytes", maxSnapshotBytes).Hint("Check that the file is a snapshot of rbee: `rbee operator snapshot inspect`.")
 }
 
 // self is the client of the leader's services, wherever the leader is.
@@ -317,7 +317,7 @@ func (q *Queen) RestoreSnapshot(ctx context.Context, r io.Reader) (core.Snapshot
 		return info, err
 	}
 	if own, ok := q.registry().Cluster(nil); ok && info.Cluster != own.ID {
-		return info, core.WithHint(core.Errorf("", core.Conflict, "the snapshot is of cluster %q, this is cluster %q", info.Cluster, own.ID),
+		return info, core.Errorf(core.Conflict, "the snapshot is of cluster %q, this is cluster %q", info.Cluster, own.ID).Hint(
 			"A snapshot goes back only into the cluster that it was taken of: its keys and certificates are that cluster's.")
 	}
 	if q.opts.Membership == nil {
@@ -497,7 +497,7 @@ func (q *Queen) ChangeKeyring(ctx context.Context, change core.KeyringChange) (c
 		return core.Keyring{}, err
 	}
 	if keyringDue(c, q.registry(), nil) {
-		return core.Keyring{}, core.WithHint(core.Errorf("", core.Unavailable, "the gossip keys are being replaced, because a node was revoked or left"), "Try again in a moment.")
+		return core.Keyring{}, core.Errorf(core.Unavailable, "the gossip keys are being replaced, because a node was revoked or left").Hint("Try again in a moment.")
 	}
 	keys, err := q.gossipKeys(c)
 	if err != nil {
@@ -520,7 +520,7 @@ func (q *Queen) ChangeKeyring(ctx context.Context, change core.KeyringChange) (c
 func changeKeys(keys pki.Secrets, change core.KeyringChange) (pki.Secrets, error) {
 	at := slices.IndexFunc(keys, func(k []byte) bool { return pki.KeyFingerprint(k) == change.Fingerprint })
 	if change.Action != "install" && at < 0 {
-		return nil, core.WithHint(core.Errorf("", core.NotFound, "there is no gossip key %q", clipped(change.Fingerprint)), "See all with `rbee operator keyring list`.")
+		return nil, core.Errorf(core.NotFound, "there is no gossip key %q", clipped(change.Fingerprint)).Hint("See all with `rbee operator keyring list`.")
 	}
 	switch change.Action {
 	case "install":
@@ -528,14 +528,14 @@ func changeKeys(keys pki.Secrets, change core.KeyringChange) (pki.Secrets, error
 		if change.Key != "" {
 			var err error
 			if key, err = base64.StdEncoding.DecodeString(change.Key); err != nil || len(key) != gossipKeyBytes {
-				return nil, core.WithHint(core.Errorf("", core.Invalid, "the key is not base64 of %d bytes", gossipKeyBytes), "Leave it out to have one made.")
+				return nil, core.Errorf(core.Invalid, "the key is not base64 of %d bytes", gossipKeyBytes).Hint("Leave it out to have one made.")
 			}
 		}
 		if slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, key) }) {
 			return keys, nil
 		}
 		if len(keys) >= maxGossipKeys {
-			return nil, core.WithHint(core.Errorf("", core.TooLarge, "there are %d gossip keys already", len(keys)), "Remove those that are not used any more.")
+			return nil, core.Errorf(core.TooLarge, "there are %d gossip keys already", len(keys)).Hint("Remove those that are not used any more.")
 		}
 		return append(keys, key), nil
 	case "use":
@@ -543,9 +543,9 @@ func changeKeys(keys pki.Secrets, change core.KeyringChange) (pki.Secrets, error
 		return slices.Insert(slices.Delete(keys, at, at+1), 0, key), nil
 	case "remove":
 		if at == 0 {
-			return nil, core.WithHint(core.Errorf("", core.Conflict, "the primary gossip key is in use"), "Use another one first: `rbee operator keyring use`.")
+			return nil, core.Errorf(core.Conflict, "the primary gossip key is in use").Hint("Use another one first: `rbee operator keyring use`.")
 		}
 		return slices.Delete(keys, at, at+1), nil
 	}
-	return nil, core.WithHint(core.Errorf("", core.Invalid, "there is no change %q of the keyring", clipped(change.Action)), "It is install, use or remove.")
+	return nil, core.Errorf(core.Invalid, "there is no change %q of the keyring", clipped(change.Action)).Hint("It is install, use or remove.")
 }

@@ -65,11 +65,11 @@ func (q *Queen) owners() (live []owner, problems []string) {
 func (q *Queen) ownerOf(id string) (owner, error) {
 	node, err := job.Owner(id)
 	if err != nil {
-		return owner{}, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q", id), "List the jobs to see their ids.")
+		return owner{}, core.Errorf(core.NotFound, "there is no job %q", id).Hint("List the jobs to see their ids.")
 	}
 	if h, ok := q.registry().Hive(nil, node); ok && node != q.opts.ID {
 		if h.Status == core.HiveDown {
-			return owner{}, core.WithHint(core.Errorf("", core.Unavailable, "hive %s, which owns job %s, is down", h.Name, id),
+			return owner{}, core.Errorf(core.Unavailable, "hive %s, which owns job %s, is down", h.Name, id).Hint(
 				"Start its agent again, which keeps its jobs, and look at `rbee status`.")
 		}
 		return owner{id: node, name: "hive " + h.Name}, nil
@@ -81,10 +81,10 @@ func (q *Queen) ownerOf(id string) (owner, error) {
 		}
 	}
 	if n, ok := q.registry().Node(nil, node); ok && !n.Revoked {
-		return owner{}, core.WithHint(core.Errorf("", core.Unavailable, "queen %s, which owns job %s, is gone", cmp.Or(n.Name, n.ID), id),
+		return owner{}, core.Errorf(core.Unavailable, "queen %s, which owns job %s, is gone", cmp.Or(n.Name, n.ID), id).Hint(
 			"Start its agent again, which keeps its jobs, and look at `rbee status`.")
 	}
-	return owner{}, core.WithHint(core.Errorf("", core.NotFound, "there is no job %q: its owner is not part of the cluster", id), "List the jobs to see their ids.")
+	return owner{}, core.Errorf(core.NotFound, "there is no job %q: its owner is not part of the cluster", id).Hint("List the jobs to see their ids.")
 }
 
 // jobs is the service of an owner.
@@ -92,7 +92,7 @@ func (q *Queen) jobs(o owner) (jobv1.JobServiceClient, error) {
 	if o.queen != nil {
 		c, err := q.opts.Membership.Conn(o.id, o.queen.RPCAddress, core.RoleQueen)
 		if err != nil {
-			return nil, core.E("reach "+o.name, core.KindOf(err), err)
+			return nil, core.Prefix(err, "reach "+o.name)
 		}
 		return jobv1.NewJobServiceClient(c), nil
 	}
@@ -129,7 +129,7 @@ func (q *Queen) askOwners(ctx context.Context, timeout time.Duration, req *jobv1
 	}
 	wg.Wait()
 	if ctx.Err() != nil {
-		return nil, problems, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+		return nil, problems, core.FromContext(ctx)
 	}
 	answered := false
 	for i, o := range owners {

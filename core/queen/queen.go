@@ -198,6 +198,6 @@ func (q *Queen) lock(ctx context.Context, name string) (unlock func(), err error
 	case l <- struct{}{}:
 		return func() { <-l }, nil
 	case <-ctx.Done():
-		return nil, core.E("", core.KindOf(ctx.Err()), ctx.Err())
+		return nil, core.FromContext(ctx)
 	}
 }

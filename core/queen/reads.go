@@ -24,7 +24,7 @@ func (q *Queen) Sync(ctx context.Context, c core.Consistency) (core.ReadInfo, er
 		return core.ReadInfo{Index: n.AppliedIndex(), Leader: n.Leader(), LastContact: core.Duration(n.LastContact()), Stale: !q.leads()}, nil
 	case "", core.ConsistencyDefault, core.ConsistencyLinearizable:
 	default:
-		return core.ReadInfo{}, core.WithHint(core.Errorf("", core.Invalid, "there is no consistency %q", clipped(string(c))), "It is default, stale or linearizable.")
+		return core.ReadInfo{}, core.Errorf(core.Invalid, "there is no consistency %q", clipped(string(c))).Hint("It is default, stale or linearizable.")
 	}
 	limited, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
@@ -33,7 +33,7 @@ func (q *Queen) Sync(ctx context.Context, c core.Consistency) (core.ReadInfo, er
 	case err == nil:
 		return info, nil
 	case ctx.Err() == nil && limited.Err() != nil:
-		err = core.Errorf("", core.Unavailable, "the leader did not answer within %s", syncTimeout)
+		err = core.Errorf(core.Unavailable, "the leader did not answer within %s", syncTimeout)
 	}
 	if core.KindOf(err) == core.Unavailable {
 		err = core.WithHint(err, "Ask again in a moment, or ask for what this queen knows: ?consistency=stale, --stale.")

@@ -111,7 +111,7 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 		q := New(Options{
 			Node: behind.node, ID: behind.q.opts.ID, Logger: coretest.Logger(t), LocalHive: func() string { return "" },
 			HiveConn: func(string) (grpc.ClientConnInterface, error) {
-				return nil, core.Errorf("", core.Unavailable, "no way")
+				return nil, core.Errorf(core.Unavailable, "no way")
 			},
 			Membership: &Membership{Gossip: &fakeGossip{}, Self: leaderConn{leader: func() *Queen { return leader.q }}},
 		})

@@ -41,7 +41,7 @@ const (
 // patience.
 func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, error) {
 	if r.Model == "" {
-		return inference.Lease{}, core.WithHint(core.Errorf("", core.Invalid, "the request names no model"), `Set "model" to one of those that GET /v1/models lists.`)
+		return inference.Lease{}, core.Errorf(core.Invalid, "the request names no model").Hint(`Set "model" to one of those that GET /v1/models lists.`)
 	}
 	found, refused, _ := q.candidates(nil, r.Model, &r)
 	if len(found) > 0 {
@@ -52,7 +52,7 @@ func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, 
 		return none, &inference.Busy{Model: r.Model}
 	}
 	if r.Other {
-		return none, core.Errorf("", core.Unavailable, "no other worker with %s is ready: %s", r.Model, workerReasons(refused))
+		return none, core.Errorf(core.Unavailable, "no other worker with %s is ready: %s", r.Model, workerReasons(refused))
 	}
 	if r.Patience > 0 {
 		limited, cancel := context.WithTimeout(ctx, r.Patience)
@@ -153,7 +153,7 @@ func (q *Queen) await(ctx context.Context, model string, progress func(core.Prog
 			continue
 		}
 		if starts == maxStarts {
-			return nil, nil, core.WithHint(core.Errorf("", core.Unavailable, "workers with %s start but are gone again at once: %s", id, workerReasons(refused)),
+			return nil, nil, core.Errorf(core.Unavailable, "workers with %s start but are gone again at once: %s", id, workerReasons(refused)).Hint(
 				"Look at the log of the hive, and try again.")
 		}
 		started, err := q.start(ctx, m, progress)
@@ -335,7 +335,7 @@ func ctxError(ctx context.Context, refused []sched.Refusal) error {
 	if len(refused) > 0 {
 		err = fmt.Errorf("%w while waiting: %s", err, workerReasons(refused))
 	}
-	return core.E("", core.KindOf(ctx.Err()), err)
+	return core.WithKind(err, core.KindOf(ctx.Err()))
 }
 
 func workerReasons(refused []sched.Refusal) string {

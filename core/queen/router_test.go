@@ -73,7 +73,7 @@ func TestPickServing(t *testing.T) {
 		must.Eq(t, 0, h.submits.Load())
 
 		// The hive is asked for an alias once, not with every request.
-		h.change(func(h *fakeHive) { h.mute = core.Errorf("", core.Unavailable, "no answer") })
+		h.change(func(h *fakeHive) { h.mute = core.Errorf(core.Unavailable, "no answer") })
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("alias"))
 		time.Sleep(aliasTTL)
 		h.mustBeat()
@@ -260,12 +260,12 @@ func TestStartFails(t *testing.T) {
 		kind core.Kind
 		says []string
 	}{
-		{"too large", core.WithHint(core.Errorf("load", core.TooLarge, "cpu lacks 12 bytes"), "Use a smaller one."), core.TooLarge, []string{"lacks 12 bytes", "Use a smaller one."}},
+		{"too large", core.Errorf(core.TooLarge, "load: cpu lacks 12 bytes").Hint("Use a smaller one."), core.TooLarge, []string{"lacks 12 bytes", "Use a smaller one."}},
 		{"the engine's message", errors.New("tensor 'x' has wrong shape"), core.Unavailable, []string{"tensor 'x' has wrong shape", "rbee worker spawn"}},
-		{"not the client's fault", core.Errorf("", core.NotFound, "no worker type"), core.Unavailable, []string{"no worker type"}},
-		{"damaged", core.Errorf("", core.Integrity, "digest is wrong"), core.Unavailable, []string{"digest is wrong"}},
+		{"not the client's fault", core.Errorf(core.NotFound, "no worker type"), core.Unavailable, []string{"no worker type"}},
+		{"damaged", core.Errorf(core.Integrity, "digest is wrong"), core.Unavailable, []string{"digest is wrong"}},
 		{"cancelled by somebody", context.Canceled, core.Unavailable, []string{"start a worker with m"}},
-		{"overloaded", core.Errorf("", core.Overloaded, "too many"), core.Overloaded, []string{"too many"}},
+		{"overloaded", core.Errorf(core.Overloaded, "too many"), core.Overloaded, []string{"too many"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

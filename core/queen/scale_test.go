@@ -531,7 +531,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		q.mu.Lock()
 		for _, p := range q.pulses {
 			if p.line != nil {
-				p.line.endLocked(core.Errorf("", core.Unavailable, "again"))
+				p.line.endLocked(core.Errorf(core.Unavailable, "again"))
 			}
 		}
 		q.mu.Unlock()

@@ -94,7 +94,7 @@ type agents struct {
 
 func (a agents) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
 	if method != hivev1.AgentService_Leave_FullMethodName {
-		return core.Errorf("", core.Unavailable, "nobody serves %s", method)
+		return core.Errorf(core.Unavailable, "nobody serves %s", method)
 	}
 	a.left(a.node)
 	return nil

@@ -39,10 +39,10 @@ func unsealed(data []byte) ([]byte, error) {
 	end := len(data) - len(snapshotSeal) - sha256.Size
 	const hint = "It is not what \"rbee operator snapshot save\" wrote, or not all of it. Use another one."
 	if end < 0 || !bytes.HasPrefix(data[end:], []byte(snapshotSeal)) {
-		return nil, core.WithHint(core.Errorf("read the snapshot", core.Integrity, "its end is missing"), hint)
+		return nil, core.Errorf(core.Integrity, "read the snapshot: its end is missing").Hint(hint)
 	}
 	if sum := sha256.Sum256(data[:end]); !bytes.Equal(sum[:], data[end+len(snapshotSeal):]) {
-		return nil, core.WithHint(core.Errorf("read the snapshot", core.Integrity, "it was changed"), hint)
+		return nil, core.Errorf(core.Integrity, "read the snapshot: it was changed").Hint(hint)
 	}
 	return data[:end], nil
 }
@@ -53,7 +53,7 @@ func readSnapshot(r io.Reader) ([]byte, core.SnapshotInfo, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSnapshotBytes+1))
 	switch {
 	case err != nil:
-		return nil, core.SnapshotInfo{}, core.E("read the snapshot", core.Invalid, err)
+		return nil, core.SnapshotInfo{}, core.Wrap(err, core.Invalid, "read the snapshot")
 	case len(data) > maxSnapshotBytes:
 		return nil, core.SnapshotInfo{}, errSnapshotSize()
 	}

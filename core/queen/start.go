@@ -121,11 +121,11 @@ func (q *Queen) follow(ctx context.Context, id string, progress func(core.Progre
 		case e.Kind == core.EventProgress && e.Progress != nil:
 			progress(*e.Progress)
 		case e.Kind == core.EventResult:
-			return core.E("read the result of job "+id, core.Internal, json.Unmarshal(e.Result, &result))
+			return core.Wrap(json.Unmarshal(e.Result, &result), core.Internal, "read the result of job "+id)
 		case e.Kind == core.EventEnd && e.State != core.JobSucceeded:
 			failure = e.Error.Err()
 			if failure == nil {
-				failure = core.Errorf("", core.Unavailable, "job %s ended as %s", id, e.State)
+				failure = core.Errorf(core.Unavailable, "job %s ended as %s", id, e.State)
 			}
 		}
 		return nil
@@ -148,9 +148,9 @@ func (q *Queen) registered(ctx context.Context, w core.Worker) error {
 			continue
 		}
 		if ctx.Err() != nil {
-			return core.E("", core.KindOf(ctx.Err()), ctx.Err())
+			return core.FromContext(ctx)
 		}
-		return core.WithHint(core.Errorf("", core.Unavailable, "worker %s was started on hive %s, but the hive has not reported it", w.ID, w.Hive),
+		return core.Errorf(core.Unavailable, "worker %s was started on hive %s, but the hive has not reported it", w.ID, w.Hive).Hint(
 			"Look at `rbee ps` and at the log of the hive, and try again.")
 	}
 }
@@ -159,7 +159,7 @@ func (q *Queen) registered(ctx context.Context, w core.Worker) error {
 // right, so that it is not Invalid, NotFound or Cancelled, whatever the job was.
 func startError(ctx context.Context, model string, err error) error {
 	if ctx.Err() != nil {
-		return core.E("", core.KindOf(ctx.Err()), ctx.Err())
+		return core.FromContext(ctx)
 	}
 	kind := core.KindOf(err)
 	switch kind {
@@ -168,7 +168,7 @@ func startError(ctx context.Context, model string, err error) error {
 		kind = core.Unavailable
 	}
 	hint := core.HintOf(err)
-	err = core.E("start a worker with "+model, kind, err)
+	err = core.Wrap(err, kind, "start a worker with "+model)
 	if hint == "" {
 		return core.WithHint(err, "Start it with `rbee worker spawn --model %s` to see every step.", model)
 	}

@@ -49,7 +49,7 @@ func (q *Queen) CreateToken(ctx context.Context, r core.TokenRequest) (core.NewT
 		return core.NewToken{}, err
 	}
 	if len(s.Tokens(nil)) >= maxTokens {
-		return core.NewToken{}, core.WithHint(core.Errorf("", core.TooLarge, "there are %d tokens already", maxTokens), "Revoke those that nobody uses: `rbee token list`, `rbee token revoke`.")
+		return core.NewToken{}, core.Errorf(core.TooLarge, "there are %d tokens already", maxTokens).Hint("Revoke those that nobody uses: `rbee token list`, `rbee token revoke`.")
 	}
 	t := core.Token{
 		Name: r.Name, Kind: r.Kind, Scopes: r.Scopes, Roles: r.Roles, CreatedAt: q.opts.Now().UTC().Truncate(time.Second), TTL: r.TTL,
@@ -77,7 +77,7 @@ func (q *Queen) CreateToken(ctx context.Context, r core.TokenRequest) (core.NewT
 // checkTokenRequest also fills in the defaults.
 func checkTokenRequest(r *core.TokenRequest) error {
 	invalid := func(hint, format string, args ...any) error {
-		return core.WithHint(core.Errorf("", core.Invalid, format, args...), "%s", hint)
+		return core.Errorf(core.Invalid, format, args...).Hint("%s", hint)
 	}
 	if len(r.Name) > maxTokenName || !utf8.ValidString(r.Name) || strings.ContainsFunc(r.Name, func(c rune) bool { return c < ' ' || c == 0x7f }) {
 		return invalid("Use up to 100 printable characters.", "the name of a token is too long or not printable")
@@ -167,9 +167,9 @@ func tokenNamed(s *state.Snapshot, id string) (core.Token, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return core.Token{}, core.WithHint(core.Errorf("", core.NotFound, "there is no token %q", clipped(id)), "%sSee all with `rbee token list`.", nearest(id, ids))
+		return core.Token{}, core.Errorf(core.NotFound, "there is no token %q", clipped(id)).Hint("%sSee all with `rbee token list`.", nearest(id, ids))
 	}
-	return core.Token{}, core.WithHint(core.Errorf("", core.Conflict, "%d tokens are named so, or have an id that begins so", len(found)), "Write the whole id: `rbee token list`.")
+	return core.Token{}, core.Errorf(core.Conflict, "%d tokens are named so, or have an id that begins so", len(found)).Hint("Write the whole id: `rbee token list`.")
 }
 
 // clipped is a name from outside, fit for an error. What looks like a whole token is not repeated.

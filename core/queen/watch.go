@@ -26,7 +26,7 @@ func wait(ctx context.Context, ws watchSet) error {
 		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ch)})
 	}
 	if chosen, _, _ := reflect.Select(cases); chosen == 0 {
-		return core.E("", core.KindOf(ctx.Err()), ctx.Err())
+		return core.FromContext(ctx)
 	}
 	return nil
 }

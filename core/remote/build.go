@@ -67,7 +67,7 @@ func (p Program) pick(ctx context.Context, goos, arch, from, temp string) (build
 		return fromRelease(ctx, goos, arch, from, temp)
 	}
 	if own := [2]string{cmp.Or(p.OS, runtime.GOOS), cmp.Or(p.Arch, runtime.GOARCH)}; own != [2]string{goos, arch} {
-		return build{}, core.WithHint(core.Errorf("", core.Unsupported, "that machine is %s/%s, and the rbee here is built for %s/%s", goos, arch, own[0], own[1]),
+		return build{}, core.Errorf(core.Unsupported, "that machine is %s/%s, and the rbee here is built for %s/%s", goos, arch, own[0], own[1]).Hint(
 			"Name a folder with releases, as \"make release\" makes them in dist/, on the machine that installs: --from DIR.")
 	}
 	return fromFolder(ctx, p.Version, p.Executable, p.PluginDir)
@@ -79,12 +79,12 @@ func fromFolder(ctx context.Context, version, executable, plugins string) (build
 		f := buildFile{path: name, source: source}
 		in, err := os.Open(source)
 		if err != nil {
-			return core.E("read the build", core.Internal, err)
+			return core.Wrap(err, core.Internal, "read the build")
 		}
 		defer in.Close()
 		h := sha256.New()
 		if f.size, err = io.Copy(h, contextReader{ctx, in}); err != nil {
-			return core.E("read the build", core.Internal, err)
+			return core.Wrap(err, core.Internal, "read the build")
 		}
 		f.digest = hex.EncodeToString(h.Sum(nil))
 		b.files, b.bytes = append(b.files, f), b.bytes+f.size
@@ -95,7 +95,7 @@ func fromFolder(ctx context.Context, version, executable, plugins string) (build
 	}
 	entries, err := os.ReadDir(plugins)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return build{}, core.E("read the plugins", core.Internal, err)
+		return build{}, core.Wrap(err, core.Internal, "read the plugins")
 	}
 	for _, e := range entries {
 		info, err := os.Stat(filepath.Join(plugins, e.Name()))
@@ -112,7 +112,7 @@ func fromFolder(ctx context.Context, version, executable, plugins string) (build
 	}
 	b.name = b.version + "-" + hex.EncodeToString(all.Sum(nil))[:12]
 	if !buildName.MatchString(b.name) {
-		return build{}, core.Errorf("read the build", core.Invalid, "the version %q cannot be the name of a folder", clip(version))
+		return build{}, core.Errorf(core.Invalid, "read the build: the version %q cannot be the name of a folder", clip(version))
 	}
 	return b, nil
 }
@@ -133,7 +133,7 @@ func (c contextReader) Read(p []byte) (int, error) {
 func fromRelease(ctx context.Context, goos, arch, dir, temp string) (build, error) {
 	const what = "read the releases"
 	if !filepath.IsAbs(dir) {
-		return build{}, core.WithHint(core.Errorf(what, core.Invalid, "%q is no absolute path", clip(dir)), "The folder is on the machine that installs: write its whole path.")
+		return build{}, core.Errorf(core.Invalid, "%s: %q is no absolute path", what, clip(dir)).Hint("The folder is on the machine that installs: write its whole path.")
 	}
 	suffix := "-" + goos + "-" + arch + ".tar.gz"
 	found, err := filepath.Glob(filepath.Join(dir, "rbee-*"+suffix)) // a folder with a pattern's characters has none
@@ -143,9 +143,9 @@ func fromRelease(ctx context.Context, goos, arch, dir, temp string) (build, erro
 			names = append(names, filepath.Base(f))
 		}
 		if len(found) > 1 {
-			return build{}, core.WithHint(core.Errorf(what, core.Conflict, "%s has several releases for %s/%s: %s", dir, goos, arch, strings.Join(names, ", ")), "Name a folder with one.")
+			return build{}, core.Errorf(core.Conflict, "%s: %s has several releases for %s/%s: %s", what, dir, goos, arch, strings.Join(names, ", ")).Hint("Name a folder with one.")
 		}
-		return build{}, core.WithHint(core.Errorf(what, core.Unsupported, "%s has no release for %s/%s, rbee-VERSION%s", dir, goos, arch, suffix), "\"make release\" makes them in dist/.")
+		return build{}, core.Errorf(core.Unsupported, "%s: %s has no release for %s/%s, rbee-VERSION%s", what, dir, goos, arch, suffix).Hint("\"make release\" makes them in dist/.")
 	}
 	archive := found[0]
 	want, err := sumOf(filepath.Join(dir, "SHA256SUMS"), filepath.Base(archive))
@@ -154,21 +154,21 @@ func fromRelease(ctx context.Context, goos, arch, dir, temp string) (build, erro
 	}
 	in, err := os.Open(archive)
 	if err != nil {
-		return build{}, core.E(what, core.Internal, err)
+		return build{}, core.Wrap(err, core.Internal, what)
 	}
 	defer in.Close()
 	h := sha256.New()
 	if _, err := io.Copy(h, contextReader{ctx, in}); err != nil {
-		return build{}, core.E(what, core.Internal, err)
+		return build{}, core.Wrap(err, core.Internal, what)
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != want {
-		return build{}, core.WithHint(core.Errorf(what, core.Integrity, "%s has the digest %s, and SHA256SUMS says %s", filepath.Base(archive), got, want), "Fetch or make the release again.")
+		return build{}, core.Errorf(core.Integrity, "%s: %s has the digest %s, and SHA256SUMS says %s", what, filepath.Base(archive), got, want).Hint("Fetch or make the release again.")
 	}
 	if _, err := in.Seek(0, io.SeekStart); err != nil {
-		return build{}, core.E(what, core.Internal, err)
+		return build{}, core.Wrap(err, core.Internal, what)
 	}
 	if err := unpack(contextReader{ctx, in}, temp); err != nil {
-		return build{}, core.E(what, core.KindOf(err), err)
+		return build{}, core.Prefix(err, what)
 	}
 	version := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(archive), "rbee-"), suffix)
 	return fromFolder(ctx, version, filepath.Join(temp, "rbee"), filepath.Join(temp, "plugins"))
@@ -179,7 +179,7 @@ func sumOf(sums, name string) (string, error) {
 	const what = "read SHA256SUMS"
 	f, err := os.Open(sums)
 	if err != nil {
-		return "", core.WithHint(core.E(what, core.Integrity, err), "It stands beside the releases; \"make release\" writes it.")
+		return "", core.WithHint(core.Wrap(err, core.Integrity, what), "It stands beside the releases; \"make release\" writes it.")
 	}
 	defer f.Close()
 	s := bufio.NewScanner(io.LimitReader(f, maxSumsBytes))
@@ -189,7 +189,7 @@ func sumOf(sums, name string) (string, error) {
 			return strings.ToLower(digest), nil
 		}
 	}
-	return "", core.WithHint(core.Errorf(what, core.Integrity, "it does not name %s", name), "\"make release\" writes it.")
+	return "", core.Errorf(core.Integrity, "%s: it does not name %s", what, name).Hint("\"make release\" writes it.")
 }
 
 // unpack takes the program and its plugins out of a release archive, and nothing else. Errors:
@@ -197,15 +197,15 @@ func sumOf(sums, name string) (string, error) {
 func unpack(r io.Reader, dir string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return core.E("unpack", core.Internal, err)
+		return core.Wrap(err, core.Internal, "unpack")
 	}
 	defer root.Close()
 	if err := root.Mkdir("plugins", 0o700); err != nil {
-		return core.E("unpack", core.Internal, err)
+		return core.Wrap(err, core.Internal, "unpack")
 	}
 	z, err := gzip.NewReader(r)
 	if err != nil {
-		return core.E("unpack", core.Integrity, err)
+		return core.Wrap(err, core.Integrity, "unpack")
 	}
 	left := int64(maxReleaseBytes)
 	t := tar.NewReader(z)
@@ -216,7 +216,7 @@ func unpack(r io.Reader, dir string) error {
 			break
 		}
 		if err != nil {
-			return core.E("unpack", core.Integrity, err)
+			return core.Wrap(err, core.Integrity, "unpack")
 		}
 		_, name, _ := strings.Cut(path.Clean(h.Name), "/")
 		dir, base := path.Split(name)
@@ -224,23 +224,23 @@ func unpack(r io.Reader, dir string) error {
 			continue
 		}
 		if len(got) == maxReleaseFiles || h.Size > left {
-			return core.Errorf("unpack", core.TooLarge, "the release is larger than any can be")
+			return core.Errorf(core.TooLarge, "unpack: the release is larger than any can be")
 		}
 		if slices.Contains(got, name) {
-			return core.Errorf("unpack", core.Integrity, "%s is in it twice", name)
+			return core.Errorf(core.Integrity, "unpack: %s is in it twice", name)
 		}
 		got, left = append(got, name), left-h.Size
 		out, err := root.OpenFile(filepath.FromSlash(name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o700)
 		if err != nil {
-			return core.E("unpack", core.Internal, err)
+			return core.Wrap(err, core.Internal, "unpack")
 		}
 		_, err = io.Copy(out, t)
 		if err = errors.Join(err, out.Close()); err != nil {
-			return core.E("unpack", core.Internal, err)
+			return core.Wrap(err, core.Internal, "unpack")
 		}
 	}
 	if !slices.Contains(got, "rbee") {
-		return core.Errorf("unpack", core.Integrity, "there is no rbee in it")
+		return core.Errorf(core.Integrity, "unpack: there is no rbee in it")
 	}
 	return nil
 }

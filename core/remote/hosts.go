@@ -42,7 +42,7 @@ func openHosts(file string) (*Hosts, error) {
 		err = json.Unmarshal(b, &f)
 	}
 	if err != nil {
-		return nil, core.WithHint(core.E("read the list of hosts", core.Internal, err), "Correct or remove %s: \"rbee hive import-ssh\" makes it anew.", file)
+		return nil, core.WithHint(core.Wrap(err, core.Internal, "read the list of hosts"), "Correct or remove %s: \"rbee hive import-ssh\" makes it anew.", file)
 	}
 	for _, x := range f.Hosts {
 		if (ssh.Target{Host: x.Name, HostName: x.HostName, User: x.User, Port: x.Port}).Check() == nil {
@@ -83,7 +83,7 @@ func (h *Hosts) change(f func([]core.HiveHost) []core.HiveHost) error {
 	defer h.mu.Unlock()
 	list := f(slices.Clone(h.list))
 	if len(list) > maxHosts {
-		return core.Errorf("remember the hosts", core.TooLarge, "there would be %d hosts, at most %d are kept", len(list), maxHosts)
+		return core.Errorf(core.TooLarge, "remember the hosts: there would be %d hosts, at most %d are kept", len(list), maxHosts)
 	}
 	slices.SortFunc(list, func(a, b core.HiveHost) int { return strings.Compare(a.Name, b.Name) })
 	b, err := json.MarshalIndent(hostsFile{list}, "", "  ")
@@ -91,7 +91,7 @@ func (h *Hosts) change(f func([]core.HiveHost) []core.HiveHost) error {
 		err = publish(h.file, append(b, '\n'))
 	}
 	if err != nil {
-		return core.WithHint(core.E("remember the hosts", core.Internal, err), "The data folder of the agent must be writable.")
+		return core.WithHint(core.Wrap(err, core.Internal, "remember the hosts"), "The data folder of the agent must be writable.")
 	}
 	h.list = list
 	return nil
@@ -153,10 +153,10 @@ func (r *Remote) Import(_ context.Context, req core.Request, run Run) (core.Impo
 	case home:
 		file = filepath.Join(r.o.Home, rest)
 	case !filepath.IsAbs(file):
-		return core.ImportResult{}, core.WithHint(core.Errorf("", core.Invalid, "the file is no absolute path"), "It is on the machine of the queen that is asked: write its whole path.")
+		return core.ImportResult{}, core.Errorf(core.Invalid, "the file is no absolute path").Hint("It is on the machine of the queen that is asked: write its whole path.")
 	}
 	if info, err := os.Stat(file); err != nil || !info.Mode().IsRegular() {
-		return core.ImportResult{}, core.WithHint(core.Errorf("read the SSH configuration", core.NotFound, "there is no file %s on %s that can be read", clip(file), r.o.Name), "Name the file: rbee hive import-ssh FILE. It is read on the machine of the queen.")
+		return core.ImportResult{}, core.Errorf(core.NotFound, "read the SSH configuration: there is no file %s on %s that can be read", clip(file), r.o.Name).Hint("Name the file: rbee hive import-ssh FILE. It is read on the machine of the queen.")
 	}
 	c, err := ssh.ReadConfig(file, r.o.Home)
 	if err != nil {

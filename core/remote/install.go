@@ -16,7 +16,7 @@ func (r *Remote) alone() error {
 	if r.o.Cluster != nil {
 		return nil
 	}
-	return core.WithHint(core.Errorf("", core.Unsupported, "%s is in no cluster that another machine could join", r.o.Name), "Begin one: \"rbee cluster init\", then start the agent.")
+	return core.Errorf(core.Unsupported, "%s is in no cluster that another machine could join", r.o.Name).Hint("Begin one: \"rbee cluster init\", then start the agent.")
 }
 
 // Install is hive_install: it brings rbee to a machine, has it join the cluster, and keeps it
@@ -74,9 +74,9 @@ func (i *installation) prepare(ctx context.Context) error {
 	m, k := i.m, i.m.look
 	switch {
 	case !k.runs():
-		return core.WithHint(core.Errorf("platform", core.Unsupported, "%s is %s/%s", m.name, k.os, k.arch), "rbee is built for linux/amd64, linux/arm64 and darwin/arm64.")
+		return core.Errorf(core.Unsupported, "platform: %s is %s/%s", m.name, k.os, k.arch).Hint("rbee is built for linux/amd64, linux/arm64 and darwin/arm64.")
 	case k.sum == "":
-		return core.WithHint(core.Errorf("check", core.Unsupported, "%s has neither sha256sum nor shasum", m.name), "Install one of them there: what is copied must be checked.")
+		return core.Errorf(core.Unsupported, "check: %s has neither sha256sum nor shasum", m.name).Hint("Install one of them there: what is copied must be checked.")
 	}
 	var err error
 	if i.old, i.l, i.had, err = m.installed(ctx); err != nil {
@@ -84,10 +84,10 @@ func (i *installation) prepare(ctx context.Context) error {
 	}
 	if i.had {
 		if i.req.System != i.old.system {
-			return core.WithHint(core.Errorf("", core.Conflict, "rbee is installed on %s already, %s", m.name, modeText(i.old.system)), "Uninstall it first, or repeat that kind of installation.")
+			return core.Errorf(core.Conflict, "rbee is installed on %s already, %s", m.name, modeText(i.old.system)).Hint("Uninstall it first, or repeat that kind of installation.")
 		}
 		if s := i.req.Service; s != "" && s != ServiceAuto && s != i.old.service {
-			return core.WithHint(core.Errorf("", core.Conflict, "rbee is installed on %s already, with the service %s", m.name, i.old.service), "Uninstall it first, or leave --service out.")
+			return core.Errorf(core.Conflict, "rbee is installed on %s already, with the service %s", m.name, i.old.service).Hint("Uninstall it first, or leave --service out.")
 		}
 		if i.l.system && !k.root && !k.sudo {
 			_, err := chooseService(ServiceAuto, true, k)
@@ -105,7 +105,7 @@ func (i *installation) prepare(ctx context.Context) error {
 		return m.explain("look for rbee", err)
 	}
 	if found, _, _ := strings.Cut(out, "\n"); found != "" {
-		return core.WithHint(core.Errorf("", core.Conflict, "%s is on %s already, and \"rbee hive install\" did not put it there", clip(ssh.Clean(found)), m.name),
+		return core.Errorf(core.Conflict, "%s is on %s already, and \"rbee hive install\" did not put it there", clip(ssh.Clean(found)), m.name).Hint(
 			"If that machine is in a cluster, have it leave (\"rbee cluster leave\" there); then move the file or folder away.")
 	}
 	return nil
@@ -136,7 +136,7 @@ func (i *installation) install(ctx context.Context) (core.InstallResult, error) 
 	}
 	have := m.look.freeBytes
 	if need := b.bytes + b.bytes/4 + 16<<20; have >= 0 && have < need && !(i.had && i.old.build == b.name) {
-		return core.InstallResult{}, core.WithHint(core.Errorf("disk", core.TooLarge, "%s has %s free, and %s are needed", m.name, sizeText(have), sizeText(need)), "Make room there.")
+		return core.InstallResult{}, core.Errorf(core.TooLarge, "disk: %s has %s free, and %s are needed", m.name, sizeText(have), sizeText(need)).Hint("Make room there.")
 	}
 	man, err := i.claim(ctx)
 	if err != nil {
@@ -406,11 +406,11 @@ func (r *Remote) awaitReady(ctx context.Context, m *machine, l layout, id string
 		}
 		if stopped == 2 {
 			r.tellLog(ctx, m, l, run)
-			return core.Hive{}, core.WithHint(core.Errorf("start the hive", core.Internal, "the service was started on %s and has ended", m.name), "The last lines of its log are above.")
+			return core.Hive{}, core.Errorf(core.Internal, "start the hive: the service was started on %s and has ended", m.name).Hint("The last lines of its log are above.")
 		}
 		if time.Now().After(deadline) {
 			r.tellLog(ctx, m, l, run)
-			return core.Hive{}, core.WithHint(core.Errorf("start the hive", core.DeadlineExceeded, "the service was started on %s, and hive %s did not become ready within %s", m.name, id, r.o.Patience),
+			return core.Hive{}, core.Errorf(core.DeadlineExceeded, "start the hive: the service was started on %s, and hive %s did not become ready within %s", m.name, id, r.o.Patience).Hint(
 				"The last lines of its log are above. The machine must reach the queens' ports 7834 and 7835, and they its own.")
 		}
 		if err := pause(ctx, poll); err != nil {

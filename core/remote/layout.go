@@ -220,7 +220,7 @@ func (l layout) launchdText() string {
 // chooseService says how rbee is kept running on a machine. Errors: Unsupported.
 func chooseService(wanted string, system bool, m look) (string, error) {
 	no := func(hint, format string, args ...any) (string, error) {
-		return "", core.WithHint(core.Errorf("", core.Unsupported, format, args...), "%s", hint)
+		return "", core.Errorf(core.Unsupported, format, args...).Hint("%s", hint)
 	}
 	if system {
 		switch {

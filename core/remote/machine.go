@@ -61,24 +61,24 @@ func (m *machine) feed(ctx context.Context, stdin io.Reader, prefix, script stri
 func (m *machine) explain(op string, err error) error {
 	exit, ok := errors.AsType[*ssh.ExitError](err)
 	if !ok {
-		return core.E(op, core.KindOf(err), err)
+		return core.Prefix(err, op)
 	}
 	switch {
 	case strings.Contains(exit.Stderr, "No space left") || strings.Contains(exit.Stderr, "Disk quota exceeded"):
-		return core.WithHint(core.Errorf(op, core.TooLarge, "the disk of %s is full: %w", m.name, err), "Make room there and try again: what was sent stays and is not sent again.")
+		return core.Errorf(core.TooLarge, "%s: the disk of %s is full: %w", op, m.name, err).Hint("Make room there and try again: what was sent stays and is not sent again.")
 	case strings.Contains(exit.Stderr, "sudo:"):
-		return core.WithHint(core.Errorf(op, core.Forbidden, "%s: %w", m.name, err), "Let sudo work without a password there, or leave --system-wide out.")
+		return core.Errorf(core.Forbidden, "%s: %s: %w", op, m.name, err).Hint("Let sudo work without a password there, or leave --system-wide out.")
 	case strings.Contains(exit.Stderr, "ermission denied") || strings.Contains(exit.Stderr, "Read-only file system"):
-		return core.WithHint(core.Errorf(op, core.Forbidden, "%s: %w", m.name, err), "The files there must belong to the user who logs in.")
+		return core.Errorf(core.Forbidden, "%s: %s: %w", op, m.name, err).Hint("The files there must belong to the user who logs in.")
 	}
-	return core.WithHint(core.Errorf(op, core.Internal, "%s: %w", m.name, err), "Log in there and look; \"rbee hive ssh-test %s\" tells what rbee sees.", m.name)
+	return core.Errorf(core.Internal, "%s: %s: %w", op, m.name, err).Hint("Log in there and look; \"rbee hive ssh-test %s\" tells what rbee sees.", m.name)
 }
 
 // installed is what an earlier installation left; ok says whether there is one. Errors: Integrity,
 // Unavailable.
 func (m *machine) installed(ctx context.Context) (man manifest, l layout, ok bool, err error) {
 	if m.look.home == "" {
-		return manifest{}, layout{}, false, core.WithHint(core.Errorf("look for rbee", core.Unsupported, "%s has no home folder for %s", m.name, m.conn.User), "Name another user.")
+		return manifest{}, layout{}, false, core.Errorf(core.Unsupported, "look for rbee: %s has no home folder for %s", m.name, m.conn.User).Hint("Name another user.")
 	}
 	for _, known := range []layout{layoutOf(m.look.home, false, ServiceNone), layoutOf(m.look.home, true, ServiceSystemdSystem)} {
 		if !slices.Contains(m.look.manifests, known.manifest()) {
@@ -110,7 +110,7 @@ func (m *machine) sums(ctx context.Context, l layout, files []string) ([]string,
 	}
 	got := strings.Fields(out)
 	if len(got) != len(files) {
-		return nil, core.Errorf("check what was sent", core.Integrity, "%s answered %d sums for %d files", m.name, len(got), len(files))
+		return nil, core.Errorf(core.Integrity, "check what was sent: %s answered %d sums for %d files", m.name, len(got), len(files))
 	}
 	return got, nil
 }
@@ -152,7 +152,7 @@ func (m *machine) send(ctx context.Context, l layout, b build, run Run) error {
 	for i, f := range b.files {
 		if got[i] != f.digest {
 			_, _ = m.root(ctx, l, scriptRemove, paths[i]) // best effort: it is overwritten next time
-			return core.WithHint(core.Errorf("check what was sent", core.Integrity, "%s arrived with the digest %s instead of %s", f.path, clip(got[i]), f.digest),
+			return core.Errorf(core.Integrity, "check what was sent: %s arrived with the digest %s instead of %s", f.path, clip(got[i]), f.digest).Hint(
 				"Nothing was changed there. Try again; if it stays so, that machine's disk or memory is damaged.")
 		}
 	}
@@ -165,7 +165,7 @@ func (m *machine) send(ctx context.Context, l layout, b build, run Run) error {
 func (m *machine) sendFile(ctx context.Context, l layout, f buildFile, to string, tell func(int64)) error {
 	in, err := os.Open(f.source)
 	if err != nil {
-		return core.E("read the build", core.Internal, err)
+		return core.Wrap(err, core.Internal, "read the build")
 	}
 	defer in.Close()
 	h := sha256.New()
@@ -174,7 +174,7 @@ func (m *machine) sendFile(ctx context.Context, l layout, f buildFile, to string
 		return m.explain("send "+f.path, err)
 	}
 	if fmt.Sprintf("%x", h.Sum(nil)) != f.digest {
-		return core.WithHint(core.Errorf("send "+f.path, core.Conflict, "%s changed while it was read", f.source), "Try again.")
+		return core.Errorf(core.Conflict, "%s: %s changed while it was read", "send "+f.path, f.source).Hint("Try again.")
 	}
 	return nil
 }
@@ -212,7 +212,7 @@ func (m *machine) nodeID(ctx context.Context, l layout) (string, error) {
 	}
 	id := strings.TrimSpace(out)
 	if id != "" && !hiveID.MatchString(id) {
-		return "", core.Errorf("read the id of the hive", core.Integrity, "%q is none", clip(id))
+		return "", core.Errorf(core.Integrity, "read the id of the hive: %q is none", clip(id))
 	}
 	return id, nil
 }
@@ -225,6 +225,6 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-t.C:
 		return nil
 	case <-ctx.Done():
-		return core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
+		return core.FromContext(ctx)
 	}
 }

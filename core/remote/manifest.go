@@ -35,8 +35,8 @@ func (m manifest) text() string {
 // says, nothing else is ever removed. Errors: Integrity.
 func parseManifest(text, home string) (manifest, layout, error) {
 	bad := func(format string, args ...any) (manifest, layout, error) {
-		return manifest{}, layout{}, core.WithHint(core.Errorf("read what is installed there", core.Integrity, format, args...),
-			"Remove rbee there by hand: its files are in ~/.local/lib/rbee, or in /usr/local/lib/rbee.")
+		return manifest{}, layout{}, core.Errorf(core.Integrity, "read what is installed there: "+format, args...).
+			Hint("Remove rbee there by hand: its files are in ~/.local/lib/rbee, or in /usr/local/lib/rbee.")
 	}
 	head, rest, _ := strings.Cut(text, "\n")
 	if head != manifestHead {

@@ -23,7 +23,7 @@ func (r *Remote) installedHive(ctx context.Context, req core.Request, run Run) (
 	}
 	man, l, ok, err := m.installed(ctx)
 	if err == nil && !ok {
-		err = core.WithHint(core.Errorf("", core.NotFound, "%w on %s for %s", errNotInstalled, m.name, m.conn.User), "Install it: \"rbee hive install %s\".", m.name)
+		err = core.Errorf(core.NotFound, "%w on %s for %s", errNotInstalled, m.name, m.conn.User).Hint("Install it: \"rbee hive install %s\".", m.name)
 	}
 	if err == nil && l.system && !m.look.root && !m.look.sudo {
 		_, err = chooseService(ServiceAuto, true, m.look)
@@ -104,7 +104,7 @@ func (r *Remote) Stop(ctx context.Context, req core.Request, run Run) (core.Inst
 		return res, err
 	}
 	if up, err = m.running(ctx, l); err == nil && up {
-		err = core.WithHint(core.Errorf("stop the service", core.Internal, "it still runs on %s", m.name), "Log in there and look.")
+		err = core.Errorf(core.Internal, "stop the service: it still runs on %s", m.name).Hint("Log in there and look.")
 	}
 	return res, err
 }
@@ -139,12 +139,12 @@ func (r *Remote) drain(ctx context.Context, h core.Hive, grace time.Duration, ru
 		j, err := r.o.Cluster.Job(ctx, jobs[0])
 		switch {
 		case err == nil && j.State == core.JobFailed && core.KindOf(j.Error.Err()) != core.NotFound:
-			return core.E("drain", j.Error.Kind, j.Error.Err())
+			return core.Wrap(j.Error.Err(), j.Error.Kind, "drain")
 		case err == nil && j.State != core.JobRunning:
 			jobs = jobs[1:]
 			continue
 		case time.Now().After(deadline):
-			return core.Errorf("drain", core.DeadlineExceeded, "workers of hive %s did not end", h.Name)
+			return core.Errorf(core.DeadlineExceeded, "drain: workers of hive %s did not end", h.Name)
 		}
 		if err := pause(ctx, poll); err != nil {
 			return err

@@ -118,7 +118,7 @@ func (r *Remote) occupy(host string) (free func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.busy[host] {
-		return nil, core.WithHint(core.Errorf("", core.InUse, "another operation is at work on %s", host), "Wait for its end: \"rbee job list\".")
+		return nil, core.Errorf(core.InUse, "another operation is at work on %s", host).Hint("Wait for its end: \"rbee job list\".")
 	}
 	r.busy[host] = true
 	return func() {
@@ -185,11 +185,11 @@ func (r *Remote) Test(ctx context.Context, req core.Request, _ Run) (core.SSHTes
 	out, err := m.run(limited, scriptLook)
 	took := core.Duration(time.Since(begin))
 	if err == nil && parseLook(out).home == "" {
-		err = core.Errorf("", core.Unsupported, "the machine did not say what it is: is there a POSIX shell?")
+		err = core.Errorf(core.Unsupported, "the machine did not say what it is: is there a POSIX shell?")
 	}
 	if err != nil {
 		if limited.Err() != nil {
-			err = core.Errorf("", core.Unavailable, "the machine did not answer a command in time")
+			err = core.Errorf(core.Unavailable, "the machine did not answer a command in time")
 		}
 		step(core.SSHStep{Name: "session", Detail: err.Error(), Hint: "The account there needs a shell.", Took: took})
 		return res, cancelled(ctx)
@@ -239,7 +239,7 @@ func cancelled(ctx context.Context) error {
 	if ctx.Err() == nil {
 		return nil
 	}
-	return core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
+	return core.FromContext(ctx)
 }
 
 func sizeText(n int64) string {
@@ -256,7 +256,7 @@ var machineName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 func hiveName(req core.Request, host core.HiveHost) (string, error) {
 	if req.Name != "" {
 		if !machineName.MatchString(req.Name) || req.Name == core.LocalHive {
-			return "", core.WithHint(core.Errorf("", core.Invalid, "%q is no name for a machine", clip(req.Name)), "Use up to 63 letters, digits, dots, dashes and underscores.")
+			return "", core.Errorf(core.Invalid, "%q is no name for a machine", clip(req.Name)).Hint("Use up to 63 letters, digits, dots, dashes and underscores.")
 		}
 		return req.Name, nil
 	}
@@ -271,7 +271,7 @@ func checkAddress(field, v string) error {
 		return nil
 	}
 	if _, err := netip.ParseAddr(v); err != nil {
-		return core.WithHint(core.Errorf("", core.Invalid, "%s is no IP address", field), "Write an IP address of that machine.")
+		return core.Errorf(core.Invalid, "%s is no IP address", field).Hint("Write an IP address of that machine.")
 	}
 	return nil
 }
@@ -280,11 +280,11 @@ func checkAddress(field, v string) error {
 func (r *Remote) tempDir() (string, func(), error) {
 	parent := filepath.Join(r.o.DataDir, "ssh")
 	if err := os.MkdirAll(parent, 0o700); err != nil {
-		return "", nil, core.E("make a temporary folder", core.Internal, err)
+		return "", nil, core.Wrap(err, core.Internal, "make a temporary folder")
 	}
 	dir, err := os.MkdirTemp(parent, "release-")
 	if err != nil {
-		return "", nil, core.E("make a temporary folder", core.Internal, err)
+		return "", nil, core.Wrap(err, core.Internal, "make a temporary folder")
 	}
 	return dir, func() { _ = os.RemoveAll(dir) }, nil
 }

@@ -223,7 +223,7 @@ func (f *fakeCluster) Hive(_ context.Context, hive string) (core.Hive, error) {
 		}
 		return h, nil
 	}
-	return core.Hive{}, core.Errorf("", core.NotFound, "there is no hive %q", hive)
+	return core.Hive{}, core.Errorf(core.NotFound, "there is no hive %q", hive)
 }
 
 func (f *fakeCluster) Workers(context.Context) ([]core.Worker, error) {
@@ -245,7 +245,7 @@ func (f *fakeCluster) LeaveNode(_ context.Context, id string) (core.Node, error)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.stays {
-		return core.Node{}, core.Errorf("", core.Conflict, "it is the only voting queen")
+		return core.Node{}, core.Errorf(core.Conflict, "it is the only voting queen")
 	}
 	f.gone = true
 	return core.Node{ID: id}, nil

@@ -42,11 +42,11 @@ func (s shaken) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, e
 	case pipeConn:
 		return c, inProcess{private()}, nil
 	}
-	return nil, nil, core.Errorf("", core.Internal, "the server takes connections of a Mux or a Pipe only, not a %T", raw)
+	return nil, nil, core.Errorf(core.Internal, "the server takes connections of a Mux or a Pipe only, not a %T", raw)
 }
 
 func (shaken) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, core.Errorf("", core.Internal, "these are a server's credentials")
+	return nil, nil, core.Errorf(core.Internal, "these are a server's credentials")
 }
 
 func (shaken) Info() credentials.ProtocolInfo {
@@ -71,7 +71,7 @@ func (s shaking) ClientHandshake(ctx context.Context, _ string, raw net.Conn) (n
 }
 
 func (shaking) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, core.Errorf("", core.Internal, "these are a client's credentials")
+	return nil, nil, core.Errorf(core.Internal, "these are a client's credentials")
 }
 
 func (shaking) Info() credentials.ProtocolInfo {

@@ -34,7 +34,7 @@ var headEnd = []byte("\r\n\r\n")
 func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (net.Conn, error) {
 	const op = "connect to the worker's hive"
 	if !validWorker(workerID) {
-		return nil, core.Errorf(op, core.Invalid, "%q is not a worker id", workerID)
+		return nil, core.Errorf(core.Invalid, "%s: %q is not a worker id", op, workerID)
 	}
 	config := p.config(ProtocolData, core.RoleHive, nodeID)
 	config.ClientSessionCache = p.session(nodeID, address)
@@ -51,7 +51,7 @@ func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (
 	if err != nil {
 		c.Abort()
 		if ctx.Err() != nil {
-			return nil, core.E(op, core.KindOf(ctx.Err()), fmt.Errorf("%s: %w", address, ctx.Err()))
+			return nil, core.Wrap(fmt.Errorf("%s: %w", address, ctx.Err()), core.KindOf(ctx.Err()), op)
 		}
 		if _, ok := errors.AsType[*core.Error](err); ok {
 			return nil, err // the hive's own words
@@ -92,7 +92,7 @@ func (p *Pool) track(ctx context.Context, op, nodeID, address string, config *tl
 	p.mu.Unlock()
 	if closed {
 		c.Abort()
-		return nil, core.Errorf(op, core.Unavailable, "the agent is shutting down")
+		return nil, core.Errorf(core.Unavailable, "%s: the agent is shutting down", op)
 	}
 	if p.revoked != nil && p.revoked(nodeID) { // since the handshake: CloseRevoked may have been too early to see it
 		c.Abort()
@@ -153,7 +153,7 @@ func connectWorker(c io.ReadWriter, workerID string) (rest []byte, err error) {
 	proto, status, _ := strings.Cut(line, " ")
 	code, _, _ := strings.Cut(status, " ")
 	if proto != "HTTP/1.1" || len(code) != 3 {
-		return nil, core.Errorf("", core.Unavailable, "the hive gave an answer that is none")
+		return nil, core.Errorf(core.Unavailable, "the hive gave an answer that is none")
 	}
 	if code == "200" {
 		return rest, nil
@@ -173,7 +173,7 @@ func connectWorker(c io.ReadWriter, workerID string) (rest []byte, err error) {
 			return nil, f.Err()
 		}
 	}
-	return nil, core.Errorf("", core.Unavailable, "the hive answers %s", strconv.Quote(code))
+	return nil, core.Errorf(core.Unavailable, "the hive answers %s", strconv.Quote(code))
 }
 
 // readHead reads up to an empty line. The rest is what came after it.
@@ -189,7 +189,7 @@ func readHead(r io.Reader) (head string, rest []byte, err error) {
 		}
 		switch {
 		case len(buf) == cap(buf):
-			return "", nil, core.Errorf("", core.Invalid, "more than %d bytes without an empty line", maxConnectBytes)
+			return "", nil, core.Errorf(core.Invalid, "more than %d bytes without an empty line", maxConnectBytes)
 		case errors.Is(err, io.EOF) && len(buf) > 0:
 			return "", nil, io.ErrUnexpectedEOF
 		case err != nil:
@@ -215,12 +215,12 @@ func parseConnect(head string) (workerID string, err error) {
 	after, ok := strings.CutPrefix(line, "CONNECT ")
 	workerID, ok2 := strings.CutSuffix(after, " HTTP/1.1")
 	if !ok || !ok2 || !validWorker(workerID) {
-		return "", core.WithHint(core.Errorf("", core.Invalid, "not a CONNECT to a worker"), "Only queens speak on this connection.")
+		return "", core.Errorf(core.Invalid, "not a CONNECT to a worker").Hint("Only queens speak on this connection.")
 	}
 	for field := range strings.SplitSeq(fields, "\r\n") {
 		name, value, _ := strings.Cut(field, ":")
 		if strings.EqualFold(name, "Host") && strings.TrimSpace(value) != workerID {
-			return "", core.Errorf("", core.Invalid, "CONNECT to one worker and Host of another")
+			return "", core.Errorf(core.Invalid, "CONNECT to one worker and Host of another")
 		}
 	}
 	return workerID, nil

@@ -150,7 +150,7 @@ func dataNode(t *testing.T, answer func(c net.Conn)) (*rpc.Pool, *node) {
 
 func TestDialData(t *testing.T) {
 	t.Parallel()
-	failure := core.WithHint(core.Errorf("", core.NotFound, "hive x has no worker %q", "gone"), "Look again.")
+	failure := core.Errorf(core.NotFound, "hive x has no worker %q", "gone").Hint("Look again.")
 	p, n := dataNode(t, func(c net.Conn) {
 		id, _, err := rpc.ReadConnect(c)
 		must.NoError(t, err)

@@ -122,7 +122,7 @@ func FromStatus(err error) error {
 	}
 	inner, ok := errors.AsType[statusError](err)
 	if !ok || inner.GRPCStatus().Code() == codes.OK {
-		return core.E("", core.KindOf(err), err)
+		return core.WithKind(err, core.KindOf(err))
 	}
 	st := inner.GRPCStatus()
 	// What others wrapped around the status stays; gRPC's own "rpc error: code = …" goes.

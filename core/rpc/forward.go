@@ -45,7 +45,7 @@ var (
 )
 
 func noLeader() error {
-	return core.WithHint(core.E("", core.Unavailable, errNoLeader),
+	return core.WithHint(core.WithKind(errNoLeader, core.Unavailable),
 		"Try again shortly. If it stays so, most queens are down or cut off: \"rbee status\" says which.")
 }
 
@@ -149,7 +149,7 @@ func (a *attempt) lost(ctx context.Context, err error) error {
 	case core.KindOf(err) != core.Unavailable:
 		return err
 	}
-	return core.WithHint(core.Errorf("", core.Unavailable, "the leader was lost before it answered: %w", err),
+	return core.Errorf(core.Unavailable, "the leader was lost before it answered: %w", err).Hint(
 		"Whether it was done is not known: look before you repeat it.")
 }
 
@@ -223,7 +223,7 @@ func (f *Forwarder) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 		}
 		if info.IsClientStream {
 			if info.IsServerStream {
-				return core.Errorf("", core.Unsupported, "%s talks in both directions and cannot be passed on to the leader", info.FullMethod)
+				return core.Errorf(core.Unsupported, "%s talks in both directions and cannot be passed on to the leader", info.FullMethod)
 			}
 			following, cancel := f.follow(ctx, leader)
 			defer cancel()
@@ -337,7 +337,7 @@ func (r *replay) RecvMsg(m any) error {
 func newMessage(d protoreflect.MessageDescriptor) (proto.Message, error) {
 	t, err := protoregistry.GlobalTypes.FindMessageByName(d.FullName())
 	if err != nil {
-		return nil, core.E("pass on a call", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "pass on a call")
 	}
 	return t.New().Interface(), nil
 }

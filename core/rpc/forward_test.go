@@ -79,7 +79,7 @@ func (q *queen) RestoreSnapshot(s grpc.ClientStreamingServer[queenv1.RestoreSnap
 			return err
 		}
 		if string(m.GetData()) == "bad" {
-			return core.WithHint(core.Errorf("", core.Integrity, "it is damaged"), "Take another.")
+			return core.Errorf(core.Integrity, "it is damaged").Hint("Take another.")
 		}
 		n += uint64(len(m.GetData()))
 	}
@@ -134,7 +134,7 @@ func startQueens(t testing.TB, ca *pki.CA) *queens {
 						return id, other.addr, id == self, nil
 					}
 				}
-				return "", "", false, core.Errorf("", core.Unavailable, "nobody leads")
+				return "", "", false, core.Errorf(core.Unavailable, "nobody leads")
 			},
 			Conn: func(id, address string) (grpc.ClientConnInterface, error) {
 				return q.pool.Conn(id, address, core.RoleQueen)
@@ -164,10 +164,10 @@ func TestForward(t *testing.T) {
 	leader := qs.all[0]
 	leader.apply = func(ctx context.Context, command string) error {
 		if peer, ok := rpc.Peer(ctx); !ok || peer.ID == "" || rpc.Caller(ctx) != peer.ID {
-			return core.Errorf("", core.Internal, "peer %q, caller %q", peer.ID, rpc.Caller(ctx)) // whoever passes on its own call is both
+			return core.Errorf(core.Internal, "peer %q, caller %q", peer.ID, rpc.Caller(ctx)) // whoever passes on its own call is both
 		}
 		if kind, ok := strings.CutPrefix(command, "fail "); ok {
-			return core.WithHint(core.Errorf("", core.Kind(kind), "it went wrong"), "Do this.")
+			return core.Errorf(core.Kind(kind), "it went wrong").Hint("Do this.")
 		}
 		return nil
 	}
@@ -203,7 +203,7 @@ func TestForward(t *testing.T) {
 	must.NoError(t, err)
 	must.StrHasSuffix(t, "98,99,", all)
 	leader.apply = func(context.Context, string) error {
-		return core.WithHint(core.Errorf("", core.Integrity, "half of it"), "Again.")
+		return core.Errorf(core.Integrity, "half of it").Hint("Again.")
 	}
 	all, err = save()
 	must.StrHasSuffix(t, "98,99,", all)
@@ -335,7 +335,7 @@ func TestNoLeader(t *testing.T) {
 		p := rpc.NewPipe()
 		s := rpc.NewNodeServer(rpc.ServerOptions{Forward: &rpc.Forwarder{
 			Leader: func(context.Context) (string, string, bool, error) {
-				return "", "", false, core.Errorf("", core.Unavailable, "nobody leads")
+				return "", "", false, core.Errorf(core.Unavailable, "nobody leads")
 			},
 		}})
 		registerAll(s)

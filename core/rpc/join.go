@@ -42,7 +42,7 @@ func JoinConn(ctx context.Context, address, fingerprint string) (*grpc.ClientCon
 		}}))...)
 	if err != nil {
 		_ = first.Close()
-		return nil, core.E("connect", core.Invalid, err)
+		return nil, core.Wrap(err, core.Invalid, "connect")
 	}
 	cc.Connect()
 	return cc, nil

@@ -64,7 +64,7 @@ func (p *Pool) keep(nodeID, address string, role core.Role) (*kept, error) {
 		grpc.WithChainStreamInterceptor(k.stream),
 	)...)
 	if err != nil {
-		return nil, core.E("connect", core.Invalid, err)
+		return nil, core.Wrap(err, core.Invalid, "connect")
 	}
 	k.cc = cc
 	return k, nil

@@ -268,7 +268,7 @@ func (m *Mux) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, net.ErrClosed):
-			return core.E("accept rpc connections", core.Unavailable, err)
+			return core.Wrap(err, core.Unavailable, "accept rpc connections")
 		}
 		// Such as no more files: what is open goes on, and some of it will end.
 		pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)

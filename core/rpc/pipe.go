@@ -4,6 +4,7 @@ package rpc
 
 import (
 	"context"
+	"fmt"
 	"net"
 
 	"google.golang.org/grpc/test/bufconn"
@@ -34,9 +35,9 @@ func (p *Pipe) Dial(ctx context.Context) (net.Conn, error) {
 	case err == nil:
 		return c, nil
 	case ctx.Err() != nil:
-		return nil, core.E("dial in process", core.KindOf(ctx.Err()), ctx.Err())
+		return nil, fmt.Errorf("dial in process: %w", core.FromContext(ctx))
 	}
-	return nil, core.E("dial in process", core.Unavailable, net.ErrClosed)
+	return nil, core.Wrap(net.ErrClosed, core.Unavailable, "dial in process")
 }
 
 // Close ends listening and waiting dials. Connections that stand are not touched. It never fails

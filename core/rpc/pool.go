@@ -94,7 +94,7 @@ func (p *Pool) Conn(nodeID, address string, role core.Role) (*grpc.ClientConn, e
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return nil, core.Errorf("connect", core.Unavailable, "the agent is shutting down")
+		return nil, core.Errorf(core.Unavailable, "connect: the agent is shutting down")
 	}
 	old, ok := p.kept[key]
 	if ok && old.address == address {

@@ -70,7 +70,7 @@ func (s *RaftStream) Dial(address string, timeout time.Duration) (net.Conn, erro
 	defer s.mu.Unlock()
 	if s.closed {
 		c.Abort()
-		return nil, core.E("connect", core.Unavailable, net.ErrClosed)
+		return nil, core.Wrap(net.ErrClosed, core.Unavailable, "connect")
 	}
 	s.open[c] = struct{}{}
 	c.forget = s.forget

@@ -144,33 +144,33 @@ func dialError(op, address string, err error) error {
 	}
 	wrapped := fmt.Errorf("%s: %w", address, err)
 	if r, ok := errors.AsType[*refusal](err); ok {
-		return core.WithHint(core.E(op, core.Forbidden, wrapped), "%s", refusalHint(r.reason))
+		return core.WithHint(core.Wrap(wrapped, core.Forbidden, op), "%s", refusalHint(r.reason))
 	}
 	if _, ok := errors.AsType[*core.Error](err); ok {
-		return core.E(op, core.KindOf(err), wrapped)
+		return core.Wrap(wrapped, core.KindOf(err), op)
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return core.WithHint(core.E(op, core.Unauthenticated, wrapped), "%s", refusalHint(reasonOf(err)))
+		return core.WithHint(core.Wrap(wrapped, core.Unauthenticated, op), "%s", refusalHint(reasonOf(err)))
 	}
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return core.E(op, core.DeadlineExceeded, wrapped)
+		return core.Wrap(wrapped, core.DeadlineExceeded, op)
 	case strings.Contains(err.Error(), "no application protocol"):
-		return core.WithHint(core.E(op, core.Unavailable, wrapped), "That machine has not the role that is needed: raft is spoken by queens, workers are asked of hives.")
+		return core.WithHint(core.Wrap(wrapped, core.Unavailable, op), "That machine has not the role that is needed: raft is spoken by queens, workers are asked of hives.")
 	case strings.Contains(err.Error(), "remote error: tls:"):
 		// Only the other side knows why, and its log says so.
-		return core.WithHint(core.E(op, core.Forbidden, wrapped),
+		return core.WithHint(core.Wrap(wrapped, core.Forbidden, op),
 			"The other machine refuses this one's certificate: it may be revoked, expired, of another cluster or without the role. The log over there says which.")
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return core.E(op, core.Unavailable, wrapped)
+		return core.Wrap(wrapped, core.Unavailable, op)
 	}
 	if _, ok := errors.AsType[net.Error](err); ok {
-		return core.E(op, core.Unavailable, wrapped)
+		return core.Wrap(wrapped, core.Unavailable, op)
 	}
 	if kind := core.KindOf(err); kind != core.Internal {
-		return core.E(op, kind, wrapped)
+		return core.Wrap(wrapped, kind, op)
 	}
-	return core.E(op, core.Unavailable, wrapped)
+	return core.Wrap(wrapped, core.Unavailable, op)
 }
 
 func refusalHint(reason Reason) string {

@@ -112,14 +112,14 @@ func TestErrorsSurvive(t *testing.T) {
 		{status.Error(codes.NotFound, "from a plugin"), core.NotFound, "from a plugin", ""},
 		{fmt.Errorf("fetch x: %w", status.Error(codes.DataLoss, "cut")), core.Integrity, "fetch x: cut", ""},
 		{status.Error(codes.AlreadyExists, ""), core.Conflict, "AlreadyExists", ""},
-		{fmt.Errorf("above: %w", core.WithHint(core.Errorf("op", core.InUse, "below"), "Do %d%%.", 5)), core.InUse, "above: op: below", "Do 5%."},
-		{core.E("", core.Invalid, errors.New("new\nline, ü, 蜂, \x01 and no \xff UTF-8")), core.Invalid, "new\nline, ü, 蜂, \x01 and no � UTF-8", ""},
-		{core.E("", "a_kind_of_tomorrow", errors.New("x")), "a_kind_of_tomorrow", "x", ""},
+		{fmt.Errorf("above: %w", core.Errorf(core.InUse, "op: below").Hint("Do %d%%.", 5)), core.InUse, "above: op: below", "Do 5%."},
+		{core.WithKind(errors.New("new\nline, ü, 蜂, \x01 and no \xff UTF-8"), core.Invalid), core.Invalid, "new\nline, ü, 蜂, \x01 and no � UTF-8", ""},
+		{core.WithKind(errors.New("x"), "a_kind_of_tomorrow"), "a_kind_of_tomorrow", "x", ""},
 	}
 	for _, k := range kinds {
 		cases = append(cases,
-			want{core.Errorf("", k, "without hint"), k, "without hint", ""},
-			want{core.WithHint(core.Errorf("doing", k, "with hint"), "Look at: %s", k), k, "doing: with hint", "Look at: " + string(k)})
+			want{core.Errorf(k, "without hint"), k, "without hint", ""},
+			want{core.Errorf(k, "doing: with hint").Hint("Look at: %s", k), k, "doing: with hint", "Look at: " + string(k)})
 	}
 	for _, tt := range cases {
 		next.Store(&tt.err)
@@ -133,7 +133,7 @@ func TestErrorsSurvive(t *testing.T) {
 		}
 	}
 
-	long := core.WithHint(core.E("", core.Invalid, errors.New(strings.Repeat("ü", 1<<20))), "%s", strings.Repeat("x", 1<<20))
+	long := core.WithHint(core.WithKind(errors.New(strings.Repeat("ü", 1<<20)), core.Invalid), "%s", strings.Repeat("x", 1<<20))
 	next.Store(&long)
 	_, err := c.Check(t.Context(), &health.HealthCheckRequest{})
 	must.Eq(t, core.Invalid, core.KindOf(err))
@@ -353,7 +353,7 @@ func TestConcurrent(t *testing.T) {
 	t.Parallel()
 	c := start(t, &service{
 		check: func(_ context.Context, text string) (health.HealthCheckResponse_ServingStatus, error) {
-			return 0, core.Errorf("", core.InUse, "%s", text)
+			return 0, core.Errorf(core.InUse, "%s", text)
 		},
 		watch: func(text string, s health.Health_WatchServer) error {
 			for range 100 {
@@ -361,7 +361,7 @@ func TestConcurrent(t *testing.T) {
 					return err
 				}
 			}
-			return core.Errorf("", core.WorkerLost, "%s", text)
+			return core.Errorf(core.WorkerLost, "%s", text)
 		},
 	}, hclog.NewNullLogger())
 	errs := make(chan error, 32)
@@ -385,7 +385,7 @@ func TestConcurrent(t *testing.T) {
 // Any status from the wire becomes an error with a kind.
 func FuzzFromStatus(f *testing.F) {
 	for _, k := range kinds {
-		data, err := proto.Marshal(status.Convert(rpc.ToStatus(core.WithHint(core.Errorf("op", k, "text"), "hint"))).Proto())
+		data, err := proto.Marshal(status.Convert(rpc.ToStatus(core.Errorf(k, "op: text").Hint("hint"))).Proto())
 		must.NoError(f, err)
 		f.Add(data)
 	}

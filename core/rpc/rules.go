@@ -120,7 +120,7 @@ func (g *gate) admit(ctx context.Context, method string) (context.Context, *call
 	c := *known
 	from, ok := peer.FromContext(ctx)
 	if !ok {
-		return nil, nil, core.Errorf("", core.Internal, "a call without a peer")
+		return nil, nil, core.Errorf(core.Internal, "a call without a peer")
 	}
 	switch info := from.AuthInfo.(type) {
 	case inProcess:
@@ -139,7 +139,7 @@ func (g *gate) admit(ctx context.Context, method string) (context.Context, *call
 	if c.known && g.revoked != nil && g.revoked(c.peer.ID) {
 		err = refuse(ReasonRevoked, "node %s was revoked", c.peer.ID)
 		g.refused.note(ReasonRevoked, c.host, c.peer.ID, err)
-		return nil, nil, core.E("", core.Forbidden, err)
+		return nil, nil, core.WithKind(err, core.Forbidden)
 	}
 	if md, ok := metadata.FromIncomingContext(ctx); ok && first(md, forwardedKey) != "" && c.known && c.peer.Has(core.RoleQueen) {
 		// The queen has asked who it is; nobody else is believed.
@@ -166,11 +166,11 @@ func (g *gate) method(method string) (*call, error) {
 	}
 	d, ok := methodOf(method)
 	if !ok {
-		return nil, core.Errorf("", core.Forbidden, "%s has no rule, so nobody may call it", method)
+		return nil, core.Errorf(core.Forbidden, "%s has no rule, so nobody may call it", method)
 	}
 	rule, ok := ruleOf(d)
 	if !ok {
-		return nil, core.Errorf("", core.Forbidden, "%s has no rule, so nobody may call it", method)
+		return nil, core.Errorf(core.Forbidden, "%s has no rule, so nobody may call it", method)
 	}
 	c := &call{method: d, rule: rule}
 	g.methods.Store(method, c) // bounded: only registered methods get here
@@ -204,11 +204,11 @@ func (g *gate) allow(c *call, method string) error {
 	if !c.known {
 		err := refuse(ReasonNoCertificate, "%s needs the certificate of a %s", method, who)
 		g.refused.note(ReasonNoCertificate, c.host, "", err)
-		return core.WithHint(core.E("", core.Unauthenticated, err), "Join the cluster first: \"rbee cluster join\".")
+		return core.WithHint(core.WithKind(err, core.Unauthenticated), "Join the cluster first: \"rbee cluster join\".")
 	}
 	err := refuse(ReasonWrongRole, "%s is for a %s, and node %s is none", method, who, c.peer.ID)
 	g.refused.note(ReasonWrongRole, c.host, c.peer.ID, err)
-	return core.WithHint(core.E("", core.Forbidden, err), "A node has the roles that its join token allowed; join again with another token to change them.")
+	return core.WithHint(core.WithKind(err, core.Forbidden), "A node has the roles that its join token allowed; join again with another token to change them.")
 }
 
 // tap admits a call when its headers have come, before anything of its messages is read. The

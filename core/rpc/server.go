@@ -154,7 +154,7 @@ func NewServer(log hclog.Logger, opts ...grpc.ServerOption) *grpc.Server {
 func answer(log hclog.Logger, method string, err *error) {
 	if value := recover(); value != nil {
 		log.Error("panic in a request", "method", method, "panic", value, "stack", string(debug.Stack()))
-		*err = core.WithHint(core.Errorf("", core.Internal, "%s crashed", method), "This is a defect: please report it with the log of the agent.")
+		*err = core.Errorf(core.Internal, "%s crashed", method).Hint("This is a defect: please report it with the log of the agent.")
 	}
 	*err = ToStatus(*err)
 }
@@ -181,7 +181,7 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, grace time.Durat
 	case err := <-served:
 		if ctx.Err() == nil {
 			s.Stop()
-			return core.E("serve rpc", core.Unavailable, err)
+			return core.Wrap(err, core.Unavailable, "serve rpc")
 		}
 		served <- err // a Mux closes its listeners with ctx
 	case <-ctx.Done():
@@ -208,7 +208,7 @@ func Client(p *Pipe, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return p.Dial(ctx) }))
 	c, err := grpc.NewClient("passthrough:///in-process", append(all, opts...)...)
 	if err != nil {
-		return nil, core.E("create rpc client", core.Internal, err)
+		return nil, core.Wrap(err, core.Internal, "create rpc client")
 	}
 	return c, nil
 }

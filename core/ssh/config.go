@@ -57,7 +57,7 @@ func ReadConfig(file, home string) (*Config, error) {
 		return c, nil
 	}
 	if err != nil {
-		return nil, core.WithHint(core.E("read the SSH configuration", core.KindOf(err), err), "Name another file.")
+		return nil, core.WithHint(core.Prefix(err, "read the SSH configuration"), "Name another file.")
 	}
 	c.read(filepath.Base(file), text, nil, 0)
 	return c, nil
@@ -70,11 +70,11 @@ func readBounded(file string) (string, error) {
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return "", errors.Join(err, core.Errorf("", core.Invalid, "%s is no file", file))
+		return "", errors.Join(err, core.Errorf(core.Invalid, "%s is no file", file))
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
 	if err == nil && len(b) > maxConfigBytes {
-		err = core.Errorf("", core.Invalid, "%s has more than %d bytes", file, maxConfigBytes)
+		err = core.Errorf(core.Invalid, "%s has more than %d bytes", file, maxConfigBytes)
 	}
 	return string(b), err
 }

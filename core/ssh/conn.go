@@ -83,16 +83,16 @@ func (c *Conn) Run(ctx context.Context, command string, stdin io.Reader) (string
 	case err != nil:
 		return "", broken(ctx, err)
 	case out.cut:
-		return "", core.Errorf("", core.TooLarge, "the machine answered more than %d bytes", maxStdout)
+		return "", core.Errorf(core.TooLarge, "the machine answered more than %d bytes", maxStdout)
 	}
 	return out.String(), nil
 }
 
 func broken(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return core.E("", core.KindOf(ctx.Err()), context.Cause(ctx))
+		return core.FromContext(ctx)
 	}
-	return core.WithHint(core.Errorf("", core.Unavailable, "the connection broke: %w", err), "Try again: what is there already is not sent again.")
+	return core.Errorf(core.Unavailable, "the connection broke: %w", err).Hint("Try again: what is there already is not sent again.")
 }
 
 // Clean makes what another machine said fit for an error or a log: its last lines, on one line,

@@ -52,7 +52,7 @@ func (d *Dialer) Connect(ctx context.Context, t Target, step func(core.SSHStep))
 		return nil, nil, w.fail(StepResolve, err)
 	}
 	if len(r.jumps) > maxJumps {
-		return nil, nil, w.fail(StepResolve, core.Errorf("", core.Unsupported, "ProxyJump has %d hosts, at most %d are followed", len(r.jumps), maxJumps))
+		return nil, nil, w.fail(StepResolve, core.Errorf(core.Unsupported, "ProxyJump has %d hosts, at most %d are followed", len(r.jumps), maxJumps))
 	}
 	conn := &Conn{User: r.user, Address: net.JoinHostPort(r.hostName, strconv.Itoa(r.port))}
 	for _, hop := range r.jumps {
@@ -63,13 +63,13 @@ func (d *Dialer) Connect(ctx context.Context, t Target, step func(core.SSHStep))
 		}
 		if err != nil {
 			conn.Close()
-			return nil, nil, w.fail(StepResolve, core.E("jump host", core.KindOf(err), err))
+			return nil, nil, w.fail(StepResolve, core.Prefix(err, "jump host"))
 		}
 		quiet := &walk{d: d, step: func(core.SSHStep) {}, begin: time.Now(), via: conn.last()}
 		client, key, err := quiet.open(ctx, jr)
 		if err != nil {
 			conn.Close()
-			return nil, key, w.fail(StepConnect, core.E("jump host "+jr.alias, core.KindOf(err), err))
+			return nil, key, w.fail(StepConnect, core.Prefix(err, "jump host "+jr.alias))
 		}
 		conn.clients = append(conn.clients, client)
 	}
@@ -99,7 +99,7 @@ func (w *walk) done(name, detail string) {
 
 func (w *walk) fail(name string, err error) error {
 	w.step(core.SSHStep{Name: name, Detail: err.Error(), Hint: core.HintOf(err), Took: core.Duration(time.Since(w.begin))})
-	return core.E(name, core.KindOf(err), err)
+	return core.Prefix(err, name)
 }
 
 func (w *walk) open(ctx context.Context, r route) (*gossh.Client, *core.HostKey, error) {
@@ -112,13 +112,13 @@ func (w *walk) open(ctx context.Context, r route) (*gossh.Client, *core.HostKey,
 			if ctx.Err() != nil {
 				kind = core.Unavailable
 			}
-			return nil, nil, w.fail(StepResolve, core.WithHint(core.Errorf("", kind, "%s has no address that can be found", r.hostName), "Check the name, or write HostName in ~/.ssh/config."))
+			return nil, nil, w.fail(StepResolve, core.Errorf(kind, "%s has no address that can be found", r.hostName).Hint("Check the name, or write HostName in ~/.ssh/config."))
 		}
 	}
 	w.done(StepResolve, strings.Join(addresses, ", "))
 	conn, err := w.dial(ctx, addresses, port)
 	if err != nil {
-		return nil, nil, w.fail(StepConnect, core.WithHint(core.E("", core.Unavailable, err), "Is the machine on, does an SSH server listen there, and does no firewall stand between?"))
+		return nil, nil, w.fail(StepConnect, core.WithHint(core.WithKind(err, core.Unavailable), "Is the machine on, does an SSH server listen there, and does no firewall stand between?"))
 	}
 	w.done(StepConnect, conn.RemoteAddr().String())
 	keys, err := w.d.hostKeys(r)
@@ -153,13 +153,13 @@ func (w *walk) open(ctx context.Context, r route) (*gossh.Client, *core.HostKey,
 	case keys.taken != nil:
 		return nil, keys.seen, w.fail(StepHostKey, keys.taken)
 	case ctx.Err() != nil && keys.seen == nil:
-		return nil, nil, w.fail(StepHostKey, core.WithHint(core.Errorf("", core.Unavailable, "the server did not show its key in time"), "Does an SSH server listen on port %s?", port))
+		return nil, nil, w.fail(StepHostKey, core.Errorf(core.Unavailable, "the server did not show its key in time").Hint("Does an SSH server listen on port %s?", port))
 	case keys.seen == nil:
-		return nil, nil, w.fail(StepHostKey, core.WithHint(core.Errorf("", core.Unavailable, "no SSH server answers at %s: %w", conn.RemoteAddr(), err), "Name the right port with --port."))
+		return nil, nil, w.fail(StepHostKey, core.Errorf(core.Unavailable, "no SSH server answers at %s: %w", conn.RemoteAddr(), err).Hint("Name the right port with --port."))
 	case ctx.Err() != nil:
-		return nil, keys.seen, w.fail(StepAuthenticate, core.Errorf("", core.Unavailable, "the server did not answer in time"))
+		return nil, keys.seen, w.fail(StepAuthenticate, core.Errorf(core.Unavailable, "the server did not answer in time"))
 	default:
-		return nil, keys.seen, w.fail(StepAuthenticate, core.WithHint(core.Errorf("", core.Forbidden, "%s does not let %s in; %s", r.alias, r.user, triedText(tried)),
+		return nil, keys.seen, w.fail(StepAuthenticate, core.Errorf(core.Forbidden, "%s does not let %s in; %s", r.alias, r.user, triedText(tried)).Hint(
 			"Put a public key of yours into ~/.ssh/authorized_keys there (ssh-copy-id), or name the right user with --user. The identities are those of whoever runs the agent."))
 	}
 }

@@ -48,7 +48,7 @@ func (d *Dialer) hostKeys(r route) (*hostKeys, error) {
 	}
 	var err error
 	if k.known, err = knownhosts.New(files...); err != nil {
-		return nil, core.WithHint(core.E("read the known hosts", core.Invalid, err), "Correct or remove that line: without the file nobody can tell whether a host is the right one.")
+		return nil, core.WithHint(core.Wrap(err, core.Invalid, "read the known hosts"), "Correct or remove that line: without the file nobody can tell whether a host is the right one.")
 	}
 	return k, nil
 }
@@ -107,7 +107,7 @@ func (k *hostKeys) check(_ string, remote net.Addr, key gossh.PublicKey) error {
 	unknown, ok := errors.AsType[*knownhosts.KeyError](err)
 	if !ok {
 		k.seen.State = core.HostKeyChanged
-		return k.refuse(core.Errorf("", core.Integrity, "the host key %s is marked as revoked", k.seen.Fingerprint), "Somebody else may answer in the host's place. Ask whoever runs it.")
+		return k.refuse(core.Errorf(core.Integrity, "the host key %s is marked as revoked", k.seen.Fingerprint), "Somebody else may answer in the host's place. Ask whoever runs it.")
 	}
 	if len(unknown.Want) > 0 {
 		k.seen.State = core.HostKeyChanged
@@ -116,13 +116,13 @@ func (k *hostKeys) check(_ string, remote net.Addr, key gossh.PublicKey) error {
 			k.seen.Expected = append(k.seen.Expected, gossh.FingerprintSHA256(w.Key))
 			places = append(places, fmt.Sprintf("%s, line %d", w.Filename, w.Line))
 		}
-		return k.refuse(core.Errorf("", core.Integrity, "the host key has changed: %s is known, the host shows %s", strings.Join(k.seen.Expected, " or "), k.seen.Fingerprint),
+		return k.refuse(core.Errorf(core.Integrity, "the host key has changed: %s is known, the host shows %s", strings.Join(k.seen.Expected, " or "), k.seen.Fingerprint),
 			"Somebody else may answer in the host's place. If the host was set up anew, remove the old key: "+strings.Join(places, "; ")+".")
 	}
 	if !k.acceptNew && k.accept != k.seen.Fingerprint {
-		err := core.Errorf("", core.Unauthenticated, "the host key %s (%s) is not known", k.seen.Fingerprint, k.seen.Type)
+		err := core.Errorf(core.Unauthenticated, "the host key %s (%s) is not known", k.seen.Fingerprint, k.seen.Type)
 		if k.accept != "" {
-			err = core.Errorf("", core.Integrity, "the host key is %s, and %s was to be accepted", k.seen.Fingerprint, clip(k.accept))
+			err = core.Errorf(core.Integrity, "the host key is %s, and %s was to be accepted", k.seen.Fingerprint, clip(k.accept))
 		}
 		return k.refuse(err, "Compare it with what the host itself says (ssh-keygen -lf on its /etc/ssh/*.pub), then accept it with --host-key "+k.seen.Fingerprint+", or any key with --accept-new.")
 	}
@@ -136,12 +136,12 @@ func (k *hostKeys) check(_ string, remote net.Addr, key gossh.PublicKey) error {
 // appendLine adds a line to a file, which it makes where it is missing.
 func appendLine(file, line string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-		return core.E("remember the host key", core.Internal, err)
+		return core.Wrap(err, core.Internal, "remember the host key")
 	}
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return core.E("remember the host key", core.Internal, err)
+		return core.Wrap(err, core.Internal, "remember the host key")
 	}
 	_, err = f.WriteString(line + "\n")
-	return core.E("remember the host key", core.Internal, errors.Join(err, f.Sync(), f.Close()))
+	return core.Wrap(errors.Join(err, f.Sync(), f.Close()), core.Internal, "remember the host key")
 }

@@ -10,7 +10,7 @@ import (
 // Errors: Invalid for a NUL byte, which no argument can hold.
 func Quote(text string) (string, error) {
 	if strings.ContainsRune(text, 0) {
-		return "", core.Errorf("quote", core.Invalid, "an argument has a NUL byte")
+		return "", core.Errorf(core.Invalid, "quote: an argument has a NUL byte")
 	}
 	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'", nil
 }

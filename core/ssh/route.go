@@ -40,7 +40,7 @@ func (d *Dialer) routeTo(t Target, c *Config) (route, error) {
 	if r.user == "" {
 		u, err := user.Current()
 		if err != nil {
-			return route{}, core.WithHint(core.E("", core.Invalid, err), "Name the user.")
+			return route{}, core.WithHint(core.WithKind(err, core.Invalid), "Name the user.")
 		}
 		r.user = u.Username
 	}
@@ -51,10 +51,10 @@ func (d *Dialer) routeTo(t Target, c *Config) (route, error) {
 		r.port = 22
 	}
 	if err := (Target{Host: t.Host, HostName: r.hostName, User: r.user, Port: r.port}).Check(); err != nil {
-		return route{}, core.E("~/.ssh/config", core.Invalid, err)
+		return route{}, core.Wrap(err, core.Invalid, "~/.ssh/config")
 	}
 	if c.Lookup(t.Host, "proxycommand") != "" && !strings.EqualFold(c.Lookup(t.Host, "proxycommand"), "none") {
-		return route{}, core.WithHint(core.Errorf("", core.Unsupported, "%s is reached by a ProxyCommand, which rbee does not run", t.Host), "Use ProxyJump in ~/.ssh/config instead.")
+		return route{}, core.Errorf(core.Unsupported, "%s is reached by a ProxyCommand, which rbee does not run", t.Host).Hint("Use ProxyJump in ~/.ssh/config instead.")
 	}
 	if jump := c.Lookup(t.Host, "proxyjump"); jump != "" && !strings.EqualFold(jump, "none") {
 		r.jumps = strings.Split(strings.ReplaceAll(jump, " ", ""), ",")
@@ -103,7 +103,7 @@ func jumpTarget(hop string) (Target, error) {
 	if i := strings.LastIndexByte(hop, ':'); i >= 0 && (strings.Count(hop, ":") == 1 || strings.HasPrefix(hop, "[")) {
 		port, err := strconv.Atoi(hop[i+1:])
 		if err != nil || port < 1 || port > 65535 {
-			return Target{}, core.Errorf("", core.Invalid, "ProxyJump has no usable port")
+			return Target{}, core.Errorf(core.Invalid, "ProxyJump has no usable port")
 		}
 		t.Host, t.Port = strings.Trim(hop[:i], "[]"), port
 	}

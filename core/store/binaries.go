@@ -154,7 +154,7 @@ func (s *Store) InstalledBinary(spec BinarySpec) (core.WorkerBinary, error) {
 		}
 	}
 	if best == nil {
-		return core.WorkerBinary{}, core.Errorf("", core.NotFound, "no worker binary %s of this executable in the store", spec.ID())
+		return core.WorkerBinary{}, core.Errorf(core.NotFound, "no worker binary %s of this executable in the store", spec.ID())
 	}
 	return best.entry(s), nil
 }
@@ -202,7 +202,7 @@ func (s *Store) BinaryPaths(id string) (exe, engine string, err error) {
 }
 
 func damagedBinary(r revision) error {
-	return core.WithHint(core.Errorf("", core.Integrity, "worker binary %s is damaged: %s", r.id(), r.damaged),
+	return core.Errorf(core.Integrity, "worker binary %s is damaged: %s", r.id(), r.damaged).Hint(
 		"`rbee worker binary download %s` replaces it.", r.typ)
 }
 
@@ -229,7 +229,7 @@ func (s *Store) binary(id string) (revision, error) {
 	if best != nil {
 		return *best, nil
 	}
-	err = core.Errorf("", core.NotFound, "no worker binary %q in the store", id)
+	err = core.Errorf(core.NotFound, "no worker binary %q in the store", id)
 	slices.Sort(names)
 	if near := core.Nearest(id, slices.Compact(names)); len(near) > 0 {
 		return revision{}, core.WithHint(err, "Did you mean %s?", strings.Join(near, " or "))

@@ -29,7 +29,7 @@ func (s *Store) OpenBlob(name string) (*Blob, error) {
 		return nil, err
 	}
 	if d.algorithm == "" {
-		return nil, core.Errorf("open blob", core.Invalid, "it has no digest")
+		return nil, core.Errorf(core.Invalid, "open blob: it has no digest")
 	}
 	// A file that is published meanwhile is found in its new place.
 	for _, open := range []func(digest) (*Blob, error){s.openPublished, s.openArriving, s.openPublished} {
@@ -38,7 +38,7 @@ func (s *Store) OpenBlob(name string) (*Blob, error) {
 			return b, err
 		}
 	}
-	return nil, core.Errorf("open blob", core.NotFound, "there is no file %s in the store", d)
+	return nil, core.Errorf(core.NotFound, "open blob: there is no file %s in the store", d)
 }
 
 func (s *Store) openPublished(d digest) (*Blob, error) {
@@ -51,7 +51,7 @@ func (s *Store) openPublished(d digest) (*Blob, error) {
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = core.Errorf("open blob", core.Integrity, "it is not a regular file")
+		err = core.Errorf(core.Integrity, "open blob: it is not a regular file")
 	}
 	if err != nil {
 		_ = f.Close()

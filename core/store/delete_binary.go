@@ -27,7 +27,7 @@ func (s *Store) DeleteBinary(id string, claim func(folders []string) error) (cor
 		for _, r := range found {
 			ids = append(ids, r.id())
 		}
-		return core.WorkerBinary{}, core.WithHint(core.Errorf("", core.Invalid, "%d versions of the worker type %s are installed", len(ids), id), "Say which: %s.", strings.Join(ids, ", "))
+		return core.WorkerBinary{}, core.Errorf(core.Invalid, "%d versions of the worker type %s are installed", len(ids), id).Hint("Say which: %s.", strings.Join(ids, ", "))
 	}
 	gone := found[0]
 	all, err := s.revisions()

@@ -133,7 +133,7 @@ func (f *filling) settle(o outcome) error {
 		return nil
 	}
 	if w.pos < o.to {
-		err := core.Errorf("", core.Integrity, "%s has ended after %d bytes and should have %d", f.t.spec.Path, w.pos, f.t.spec.SizeBytes)
+		err := core.Errorf(core.Integrity, "%s has ended after %d bytes and should have %d", f.t.spec.Path, w.pos, f.t.spec.SizeBytes)
 		return core.WithHint(err, "The file at its origin is shorter than announced, or was cut on the way. Try again; if it stays so, choose another version.")
 	}
 	return nil

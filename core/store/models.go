@@ -39,7 +39,7 @@ const (
 
 // errVanished is a blob that was deleted, with another model that had it, before the model that
 // needs it too was published.
-var errVanished = core.Errorf("", core.Conflict, "a file of the model was deleted while it was brought")
+var errVanished = core.Errorf(core.Conflict, "a file of the model was deleted while it was brought")
 
 // blob is a file in blobs/.
 type blob struct {
@@ -106,13 +106,13 @@ func (s *Store) modelRecord(id string) (modelRecord, error) {
 		return r, err
 	}
 	if r.Format != recordFormat || r.Model.ID != id || len(r.Model.Files) == 0 || len(r.Origins) != len(r.Model.Files) || r.Parts < 0 || r.Parts > len(r.Model.Files) {
-		return r, core.Errorf("", core.Integrity, "%s.json is not a record of this model that this version of rbee can read", id)
+		return r, core.Errorf(core.Integrity, "%s.json is not a record of this model that this version of rbee can read", id)
 	}
 	r.Model.Damaged = ""
 	for _, f := range r.Model.Files {
 		d, err := parseDigest(f.Digest)
 		if err != nil || d.algorithm != "sha256" {
-			return r, core.Errorf("", core.Integrity, "%s.json has the unusable digest %q", id, f.Digest)
+			return r, core.Errorf(core.Integrity, "%s.json has the unusable digest %q", id, f.Digest)
 		}
 		if why := s.blobDamage(d, f.SizeBytes); why != "" {
 			r.Model.Damaged = f.Path + ": " + why
@@ -160,7 +160,7 @@ func (s *Store) Model(name string) (core.Model, string, error) {
 }
 
 func damagedModel(m core.Model) error {
-	return core.WithHint(core.Errorf("", core.Integrity, "model %s is damaged: %s", m.ID, m.Damaged),
+	return core.Errorf(core.Integrity, "model %s is damaged: %s", m.ID, m.Damaged).Hint(
 		"Download it again: what is damaged is replaced. It came from %s.", cmp.Or(m.Ref, "an unknown place"))
 }
 
@@ -180,7 +180,7 @@ func (s *Store) findModel(name string) (modelRecord, error) {
 	for _, r := range records {
 		names = append(append(names, r.Model.ID), r.Model.Aliases...)
 	}
-	err = core.Errorf("", core.NotFound, "no model %q in the store", name)
+	err = core.Errorf(core.NotFound, "no model %q in the store", name)
 	if near := core.Nearest(name, names); len(near) > 0 {
 		return modelRecord{}, core.WithHint(err, "Did you mean %s?", strings.Join(near, " or "))
 	}
@@ -328,7 +328,7 @@ func checkModelSpec(spec ModelSpec) error {
 		}
 	}
 	if len(spec.Files) == 0 {
-		return core.Errorf("", core.Invalid, "it has no files")
+		return core.Errorf(core.Invalid, "it has no files")
 	}
 	for _, f := range spec.Files {
 		if err := checkFileSpec(f); err != nil {
@@ -340,10 +340,10 @@ func checkModelSpec(spec ModelSpec) error {
 
 func checkFileSpec(f FileSpec) error {
 	if !fs.ValidPath(f.Path) || f.Path == "." || strings.ContainsFunc(f.Path, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\\' }) {
-		return core.Errorf("", core.Invalid, "%q cannot be a file's name: it must be relative and without ..", f.Path)
+		return core.Errorf(core.Invalid, "%q cannot be a file's name: it must be relative and without ..", f.Path)
 	}
 	if f.SizeBytes < 0 {
-		return core.Errorf("", core.Invalid, "%s cannot have %d bytes", f.Path, f.SizeBytes)
+		return core.Errorf(core.Invalid, "%s cannot have %d bytes", f.Path, f.SizeBytes)
 	}
 	_, err := parseDigest(f.Digest)
 	return err
@@ -354,17 +354,17 @@ func clash(records []modelRecord, spec ModelSpec) error {
 	for _, r := range records {
 		if r.Model.ID == spec.ID {
 			if r.Model.Damaged == "" && r.Model.Ref != spec.Ref && !sameFiles(r, spec) {
-				return core.WithHint(core.Errorf("", core.Conflict, "the store has another model of this name, from %s", r.Model.Ref),
+				return core.Errorf(core.Conflict, "the store has another model of this name, from %s", r.Model.Ref).Hint(
 					"Use that one by its name, or bring this one in under another name.")
 			}
 			continue
 		}
 		if strings.EqualFold(r.Model.ID, spec.ID) {
-			return core.WithHint(core.Errorf("", core.Conflict, "the store has the model %s, which differs only in capital letters", r.Model.ID), "Choose another name.")
+			return core.Errorf(core.Conflict, "the store has the model %s, which differs only in capital letters", r.Model.ID).Hint("Choose another name.")
 		}
 		for _, a := range spec.Aliases {
 			if r.Model.ID == a || slices.Contains(r.Model.Aliases, a) {
-				return core.WithHint(core.Errorf("", core.Conflict, "the name %s belongs to the model %s", a, r.Model.ID), "Choose another alias.")
+				return core.Errorf(core.Conflict, "the name %s belongs to the model %s", a, r.Model.ID).Hint("Choose another alias.")
 			}
 		}
 	}

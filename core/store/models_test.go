@@ -196,7 +196,7 @@ func TestResume(t *testing.T) {
 	interrupted := func(body []byte) store.Fetch {
 		return func(_ context.Context, _ store.FileSpec, offset int64, w io.Writer) error {
 			_, err := w.Write(body[offset:half])
-			return errors.Join(err, core.E("", core.Unavailable, broken))
+			return errors.Join(err, core.WithKind(broken, core.Unavailable))
 		}
 	}
 	in := spec("m", body, sha256Of(body))

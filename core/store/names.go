@@ -31,7 +31,7 @@ func checkModelID(id string) error {
 	if ValidModelID(id) {
 		return nil
 	}
-	return core.WithHint(core.Errorf("", core.Invalid, "%q cannot be a model's name", id),
+	return core.Errorf(core.Invalid, "%q cannot be a model's name", id).Hint(
 		"Use up to 128 letters, digits, dots, dashes and underscores, beginning with a letter or digit and without two dots in a row.")
 }
 
@@ -39,16 +39,16 @@ func checkAlias(alias string) error {
 	if modelAlias.MatchString(alias) && !strings.Contains(alias, "..") {
 		return nil
 	}
-	return core.WithHint(core.Errorf("", core.Invalid, "%q cannot be a model's alias", alias),
+	return core.Errorf(core.Invalid, "%q cannot be a model's alias", alias).Hint(
 		"Use up to 128 letters, digits, dots, dashes, underscores, colons and slashes, beginning with a letter or digit and without two dots in a row.")
 }
 
 func checkBinaryName(typ, version string) error {
 	if !workerType.MatchString(typ) {
-		return core.Errorf("", core.Invalid, "%q cannot be a worker type: use up to 32 small letters, digits and dashes", typ)
+		return core.Errorf(core.Invalid, "%q cannot be a worker type: use up to 32 small letters, digits and dashes", typ)
 	}
 	if !workerVersion.MatchString(version) || strings.Contains(version, "..") {
-		return core.Errorf("", core.Invalid, "%q cannot be a version: use up to 128 letters, digits and . _ + -", version)
+		return core.Errorf(core.Invalid, "%q cannot be a version: use up to 128 letters, digits and . _ + -", version)
 	}
 	return nil
 }
@@ -105,7 +105,7 @@ func parseDigest(text string) (digest, error) {
 	}
 	sum, err := hex.DecodeString(hexSum)
 	if err != nil || size == 0 || len(sum) != size || hexSum != strings.ToLower(hexSum) {
-		return digest{}, core.WithHint(core.Errorf("", core.Invalid, "%q is not a digest", text),
+		return digest{}, core.Errorf(core.Invalid, "%q is not a digest", text).Hint(
 			"A digest is sha256: with 64 or sha512: with 128 hexadecimal digits in small letters.")
 	}
 	d := digest{algorithm: algorithm}

@@ -313,13 +313,13 @@ func (p *partial) wait(ctx context.Context, offset int64, generation int) (end i
 		p.mu.Unlock()
 		switch {
 		case changed:
-			return 0, core.Errorf("", core.Conflict, "what had arrived was dropped")
+			return 0, core.Errorf(core.Conflict, "what had arrived was dropped")
 		case end > offset:
 			return end, nil
 		case size > 0 && offset >= size:
 			return size, io.EOF
 		case ended:
-			return 0, core.Errorf("", core.Unavailable, "the transfer has ended before it was complete")
+			return 0, core.Errorf(core.Unavailable, "the transfer has ended before it was complete")
 		}
 		select {
 		case <-ctx.Done():

@@ -22,7 +22,7 @@ func checkParts(first *gguf.File, files int) error {
 	if first.SplitNo == 0 && first.Splits <= max(files, 1) {
 		return nil
 	}
-	err := core.Errorf("", core.Unsupported, "the model is split into %d GGUF files, and this is number %d of them, with %d beside it", first.Splits, first.SplitNo+1, files-1)
+	err := core.Errorf(core.Unsupported, "the model is split into %d GGUF files, and this is number %d of them, with %d beside it", first.Splits, first.SplitNo+1, files-1)
 	return core.WithHint(err, "Choose a reference that stands for all of them, or a file that holds the whole model, or join the pieces with llama-gguf-split --merge.")
 }
 
@@ -35,7 +35,7 @@ func join(headers []*gguf.File) (whole *gguf.File, parts int, err error) {
 	}
 	for i, h := range headers[:n] {
 		if h == nil {
-			return nil, 0, core.Errorf("", core.Integrity, "file %d of the %d that the model is split into is not called .gguf", i+1, n)
+			return nil, 0, core.Errorf(core.Integrity, "file %d of the %d that the model is split into is not called .gguf", i+1, n)
 		}
 	}
 	whole, err = gguf.Join(headers[:n]...)

@@ -41,7 +41,7 @@ func (s *Store) putBinary(ctx context.Context, spec BinarySpec, from Supply, pro
 	}
 	exe, err := os.Open(spec.Executable)
 	if err != nil {
-		return core.WorkerBinary{}, core.WithHint(core.Errorf("", core.NotFound, "open the plugin executable: %w", err), "Check plugin_dir, or build the plugins again.")
+		return core.WorkerBinary{}, core.Errorf(core.NotFound, "open the plugin executable: %w", err).Hint("Check plugin_dir, or build the plugins again.")
 	}
 	defer exe.Close()
 	info, err := exe.Stat()
@@ -49,7 +49,7 @@ func (s *Store) putBinary(ctx context.Context, spec BinarySpec, from Supply, pro
 		return core.WorkerBinary{}, err
 	}
 	if !info.Mode().IsRegular() {
-		return core.WorkerBinary{}, core.Errorf("", core.Invalid, "%s is not a regular file", spec.Executable)
+		return core.WorkerBinary{}, core.Errorf(core.Invalid, "%s is not a regular file", spec.Executable)
 	}
 	h := newHasher(io.Discard, func(int64) {})
 	if _, err := io.CopyBuffer(h, contextReader{ctx, exe}, make([]byte, copyBuffer)); err != nil {
@@ -57,7 +57,7 @@ func (s *Store) putBinary(ctx context.Context, spec BinarySpec, from Supply, pro
 	}
 	p := &putting{s: s, spec: spec, exe: exe, exeSize: info.Size(), exeDigest: h.digest().String(), version: spec.version()}
 	if spec.Digest != "" && spec.Digest != p.exeDigest {
-		return core.WorkerBinary{}, core.WithHint(core.Errorf("", core.Conflict, "%s was replaced meanwhile", path.Base(spec.Executable)), "Try again: the new one is installed then.")
+		return core.WorkerBinary{}, core.Errorf(core.Conflict, "%s was replaced meanwhile", path.Base(spec.Executable)).Hint("Try again: the new one is installed then.")
 	}
 	key := strings.Join([]string{spec.ID(), p.exeDigest, spec.engineDigest(), spec.Prefix, fmt.Sprint(spec.Links, spec.Force)}, "\x00")
 	return s.binaries.do(ctx, key, progress, func(ctx context.Context, report func(core.Progress)) (core.WorkerBinary, error) {
@@ -79,7 +79,7 @@ func checkBinarySpec(spec BinarySpec) error {
 	}
 	if spec.Engine == nil {
 		if len(spec.Links) > 0 || spec.Prefix != "" {
-			return core.Errorf("", core.Invalid, "it has links or a prefix for an engine that it does not have")
+			return core.Errorf(core.Invalid, "it has links or a prefix for an engine that it does not have")
 		}
 		return nil
 	}
@@ -87,15 +87,15 @@ func checkBinarySpec(spec BinarySpec) error {
 		return err
 	}
 	if spec.Engine.Digest == "" {
-		return core.WithHint(core.Errorf("", core.Integrity, "the source of its engine publishes no digest of %s", spec.Engine.Path),
+		return core.Errorf(core.Integrity, "the source of its engine publishes no digest of %s", spec.Engine.Path).Hint(
 			"An engine is code, and is only taken where its registry says what it should be: use another catalog source.")
 	}
 	if p := spec.Prefix; p != "" && (!strings.HasSuffix(p, "/") || !fs.ValidPath(strings.TrimSuffix(p, "/"))) {
-		return core.Errorf("", core.Invalid, "the prefix %q must be a relative folder with a slash at its end", p)
+		return core.Errorf(core.Invalid, "the prefix %q must be a relative folder with a slash at its end", p)
 	}
 	for name, target := range spec.Links {
 		if !plainName(name) || !plainName(target) || name == target {
-			return core.Errorf("", core.Invalid, "the link %q to %q must be between two plain names of one folder", name, target)
+			return core.Errorf(core.Invalid, "the link %q to %q must be between two plain names of one folder", name, target)
 		}
 	}
 	return nil
@@ -129,7 +129,7 @@ func (p *putting) choose() (revision, bool, error) {
 	}
 	there, found = p.find()
 	if found && there.manifest.Format != 0 && !p.matches(there) {
-		return revision{}, false, core.Errorf("", core.Conflict, "other code has the id %s@%s", p.spec.Type, p.version)
+		return revision{}, false, core.Errorf(core.Conflict, "other code has the id %s@%s", p.spec.Type, p.version)
 	}
 	return there, found, nil
 }
@@ -287,7 +287,7 @@ func (p *putting) copyEngine(ctx context.Context, stage *stage, from revision) (
 			return nil, err
 		}
 		if got.Digest != want.Digest {
-			return nil, core.WithHint(core.Errorf("", core.Integrity, "the installed %s does not match its digest", want.Path),
+			return nil, core.Errorf(core.Integrity, "the installed %s does not match its digest", want.Path).Hint(
 				"Fetch the engine anew with `rbee worker binary download %s --force`.", p.spec.Type)
 		}
 		files = append(files, got)
@@ -343,11 +343,11 @@ func (p *putting) link(stage *stage, files []core.File) error {
 			return slices.ContainsFunc(files, func(f core.File) bool { return strings.EqualFold(f.Path, path.Join(engineDir, n)) })
 		}
 		if !has(target) {
-			return core.WithHint(core.Errorf("", core.Invalid, "the engine has no file %s, to which %s should be a link", target, name),
+			return core.Errorf(core.Invalid, "the engine has no file %s, to which %s should be a link", target, name).Hint(
 				"The plugin expects another version of the engine: install the one that it names.")
 		}
 		if has(name) {
-			return core.Errorf("", core.Invalid, "the engine has a file %s already, so no link can have that name", name)
+			return core.Errorf(core.Invalid, "the engine has a file %s already, so no link can have that name", name)
 		}
 		if err := p.s.root.Symlink(target, path.Join(stage.folder, engineDir, name)); err != nil {
 			return err
@@ -367,7 +367,7 @@ func (p *putting) copyExecutable(ctx context.Context, stage *stage, name string)
 	defer folder.Close()
 	f, err := writeNew(folder, name, 0o755, contextReader{ctx, io.NewSectionReader(p.exe, 0, p.exeSize+1)}, p.exeSize, func(int64) {})
 	if err == nil && f.Digest != p.exeDigest {
-		err = core.WithHint(core.Errorf("", core.Conflict, "%s was changed while it was copied", p.spec.Executable), "Try again when it is built.")
+		err = core.Errorf(core.Conflict, "%s was changed while it was copied", p.spec.Executable).Hint("Try again when it is built.")
 	}
 	return f, err
 }

@@ -73,7 +73,7 @@ func (p *partial) roomFor(w *sink, i int64) (int64, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.size > 0 && w.pos >= p.size {
-		err := core.Errorf("", core.Integrity, "%s is longer than the announced %d bytes", w.t.spec.Path, p.size)
+		err := core.Errorf(core.Integrity, "%s is longer than the announced %d bytes", w.t.spec.Path, p.size)
 		return 0, core.WithHint(err, "It was not used. Try again; if it stays so, choose another version.")
 	}
 	if i >= w.next {

@@ -28,7 +28,7 @@ func (s *Store) checkSpaceLocked(n int64) error {
 	if missing <= 0 {
 		return nil
 	}
-	return core.WithHint(core.Errorf("", core.TooLarge, "%d bytes do not fit on the disk of the store: %d bytes are missing", n, missing),
+	return core.Errorf(core.TooLarge, "%d bytes do not fit on the disk of the store: %d bytes are missing", n, missing).Hint(
 		"Free at least %s on the disk of %s, or set store_dir to a folder on a larger one.", humanBytes(missing), s.dir)
 }
 
@@ -38,7 +38,7 @@ func spaceError(what string, err error) error {
 		return nil
 	}
 	if noSpace(err) {
-		return core.WithHint(core.Errorf("", core.TooLarge, "write %s: %w", what, err), "The disk is full. Free some space and try again: what has arrived is kept.")
+		return core.Errorf(core.TooLarge, "write %s: %w", what, err).Hint("The disk is full. Free some space and try again: what has arrived is kept.")
 	}
 	return fmt.Errorf("write %s: %w", what, err)
 }

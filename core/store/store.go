@@ -285,7 +285,7 @@ func (s *Store) tempFile() (string, *os.File, error) {
 func (s *Store) readJSON(name string, v any) error {
 	f, err := s.root.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return core.Errorf("", core.NotFound, "%s is missing", path.Base(name))
+		return core.Errorf(core.NotFound, "%s is missing", path.Base(name))
 	}
 	if err != nil {
 		return err
@@ -296,10 +296,10 @@ func (s *Store) readJSON(name string, v any) error {
 		return err
 	}
 	if len(b) > maxRecordBytes {
-		return core.Errorf("", core.Integrity, "%s is larger than %d MiB", path.Base(name), maxRecordBytes>>20)
+		return core.Errorf(core.Integrity, "%s is larger than %d MiB", path.Base(name), maxRecordBytes>>20)
 	}
 	if err := json.Unmarshal(b, v); err != nil {
-		return core.Errorf("", core.Integrity, "%s cannot be read: %w", path.Base(name), err)
+		return core.Errorf(core.Integrity, "%s cannot be read: %w", path.Base(name), err)
 	}
 	return nil
 }

@@ -117,7 +117,7 @@ func (t *transfer) run(ctx context.Context, sources Sources) error {
 		case err != nil:
 			return fmt.Errorf("fetch %s: %w", t.spec.Path, err)
 		case source == nil:
-			return core.Errorf("", core.Unavailable, "nobody has %s to offer", t.spec.Path)
+			return core.Errorf(core.Unavailable, "nobody has %s to offer", t.spec.Path)
 		}
 		t.by = 1 << min(t.sources+1, 63)
 		t.sources++
@@ -206,7 +206,7 @@ func (t *transfer) check(ctx context.Context) (sound bool, err error) {
 		t.s.log.Warn("the parts of a file do not belong together: fetching those from elsewhere anew", "file", t.spec.Path)
 		return false, t.drop(^t.by, false)
 	}
-	err = core.Errorf("", core.Integrity, "%w: %s is %s and should be %s", errMismatch, t.spec.Path, got, t.want)
+	err = core.Errorf(core.Integrity, "%w: %s is %s and should be %s", errMismatch, t.spec.Path, got, t.want)
 	where, quarantineErr := t.quarantine(ctx)
 	if quarantineErr != nil {
 		return false, fatalError{errors.Join(err, quarantineErr)}

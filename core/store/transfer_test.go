@@ -80,7 +80,7 @@ func (p *place) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 func stopAt(limit int64, kind core.Kind) func(int64) error {
 	return func(at int64) error {
 		if at >= limit {
-			return core.Errorf("", kind, "lost")
+			return core.Errorf(kind, "lost")
 		}
 		return nil
 	}
@@ -252,7 +252,7 @@ func TestChangedInTheMiddle(t *testing.T) {
 			p.stop = func(at int64) error {
 				if at >= 2*mib && &p.body[0] == &old[0] {
 					p.body = body
-					return core.Errorf("", core.Conflict, "it has another ETag")
+					return core.Errorf(core.Conflict, "it has another ETag")
 				}
 				return nil
 			}
@@ -313,7 +313,7 @@ func killed(t *testing.T, body []byte, connections int, at int64, between func(s
 				must.NoError(t, os.WriteFile(filepath.Join(next.Dir(), "partial", f), b, 0o600))
 			}
 		})
-		return core.Errorf("", core.Forbidden, "enough")
+		return core.Errorf(core.Forbidden, "enough")
 	}
 	must.Error(t, s.EnsureBlob(t.Context(), fileSpec(body), from(p)))
 	if between != nil {
@@ -453,7 +453,7 @@ func TestReadAlongEnds(t *testing.T) {
 			}
 			close(at)
 			<-let
-			return core.Errorf("", kind, "lost")
+			return core.Errorf(kind, "lost")
 		}
 		done := make(chan error, 1)
 		go func() { done <- s.EnsureBlob(t.Context(), fileSpec(body), from(p)) }()

@@ -28,7 +28,7 @@ var defaultLimits = unpackLimits{entries: 20_000, bytes: 16 << 30, nameBytes: 1 
 const archiveHint = "Nothing of it was unpacked. It is not an archive that rbee takes an engine from: choose another version or another source."
 
 func badArchive(format string, args ...any) error {
-	return core.WithHint(core.Errorf("", core.Integrity, "the archive "+format, args...), archiveHint)
+	return core.Errorf(core.Integrity, "the archive "+format, args...).Hint(archiveHint)
 }
 
 // archive is a .tar.gz whose digest has been checked.
@@ -62,7 +62,7 @@ func (a archive) walk(ctx context.Context, each func(name string, h *tar.Header,
 			return a.readError(ctx, err)
 		}
 		if n > a.limits.entries {
-			return core.WithHint(core.Errorf("", core.TooLarge, "the archive has more than %d entries", a.limits.entries), archiveHint)
+			return core.Errorf(core.TooLarge, "the archive has more than %d entries", a.limits.entries).Hint(archiveHint)
 		}
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			continue // a comment
@@ -93,7 +93,7 @@ func (a archive) walk(ctx context.Context, each func(name string, h *tar.Header,
 }
 
 func (a archive) tooLarge() error {
-	return core.WithHint(core.Errorf("", core.TooLarge, "the archive unpacks to more than %s", humanBytes(a.limits.bytes)), archiveHint)
+	return core.Errorf(core.TooLarge, "the archive unpacks to more than %s", humanBytes(a.limits.bytes)).Hint(archiveHint)
 }
 
 func (a archive) readError(ctx context.Context, err error) error {
@@ -153,7 +153,7 @@ func (a archive) measure(ctx context.Context) (files int, bytes int64, err error
 		return nil
 	})
 	if err == nil && files == 0 {
-		err = core.WithHint(core.Errorf("", core.Invalid, "the archive has no file below %q", a.prefix), archiveHint)
+		err = core.Errorf(core.Invalid, "the archive has no file below %q", a.prefix).Hint(archiveHint)
 	}
 	return files, bytes, err
 }
@@ -198,7 +198,7 @@ func writeNew(folder *os.Root, name string, mode os.FileMode, r io.Reader, size 
 		return core.File{}, fmt.Errorf("read %s: %w", name, err)
 	}
 	if n != size {
-		return core.File{}, core.Errorf("", core.Integrity, "%s has %d bytes and should have %d", name, n, size)
+		return core.File{}, core.Errorf(core.Integrity, "%s has %d bytes and should have %d", name, n, size)
 	}
 	// The mode once more: the umask may have taken something away.
 	if err := f.Chmod(mode); err != nil {

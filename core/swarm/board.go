@@ -97,7 +97,7 @@ func (b *Board) Begin(now time.Time, digest string) (ask bool, asked <-chan stru
 		delete(b.files, digest)
 	}
 	if len(b.files) >= maxFiles {
-		return false, nil, core.Errorf("", core.Overloaded, "%d files are on their way", maxFiles)
+		return false, nil, core.Errorf(core.Overloaded, "%d files are on their way", maxFiles)
 	}
 	f := &file{asked: make(chan struct{}), holders: map[string]bool{}, claims: map[string]*claim{}, touched: now}
 	b.files[digest] = f
@@ -164,7 +164,7 @@ func (b *Board) Claim(now time.Time, c Claim) (Plan, error) {
 		return Plan{}, nil // whoever wants it later asks the hives
 	}
 	if !ok {
-		return Plan{}, core.Errorf("", core.Unavailable, "nothing is known of this file yet")
+		return Plan{}, core.Errorf(core.Unavailable, "nothing is known of this file yet")
 	}
 	f.touched = now
 	b.expireLocked(f, now)
@@ -200,7 +200,7 @@ func (b *Board) noteLocked(f *file, now time.Time, c Claim) error {
 			}
 		}
 		if n >= maxFilesPerHive {
-			return core.Errorf("", core.Overloaded, "hive %s fetches %d files", c.Hive, n)
+			return core.Errorf(core.Overloaded, "hive %s fetches %d files", c.Hive, n)
 		}
 		old = &claim{grew: now}
 		f.claims[c.Hive] = old

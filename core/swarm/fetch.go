@@ -57,7 +57,7 @@ func (l *link) fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	defer cancel(nil)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://hive"+blobPath+l.digest, http.NoBody)
 	if err != nil {
-		return core.E(op, core.Internal, err)
+		return core.Wrap(err, core.Internal, op)
 	}
 	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
 	resp, err := l.tr.RoundTrip(req)
@@ -69,7 +69,7 @@ func (l *link) fetch(ctx context.Context, from, to int64, w io.Writer) error {
 		return l.refusal(resp)
 	}
 	if got, want := resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-%d/%d", from, to-1, l.size); got != want || resp.ContentLength != to-from {
-		return core.Errorf(op, core.Unavailable, "hive %s gives another part than was asked for", l.seeder.Name)
+		return core.Errorf(core.Unavailable, "%s: hive %s gives another part than was asked for", op, l.seeder.Name)
 	}
 	body := &watched{r: resp.Body}
 	stop := body.watch(l.doubt, cancel)
@@ -86,9 +86,9 @@ func (l *link) explain(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, errQuiet) || errors.Is(cause, errSilent) {
 		err = cause
 	} else if ctx.Err() != nil {
-		return core.E("", core.KindOf(ctx.Err()), ctx.Err())
+		return core.FromContext(ctx)
 	}
-	return core.Errorf("fetch from hive "+l.seeder.Name, core.Unavailable, "%w", err)
+	return core.Errorf(core.Unavailable, "%s: %w", "fetch from hive "+l.seeder.Name, err)
 }
 
 // refusal is what the hive says instead of bytes.
@@ -103,7 +103,7 @@ func (l *link) refusal(resp *http.Response) error {
 	default: // another hive does not decide what a wrong answer means here
 		f.Kind = core.Unavailable
 	}
-	return core.E("fetch from hive "+l.seeder.Name, f.Kind, f.Err())
+	return core.Wrap(f.Err(), f.Kind, "fetch from hive "+l.seeder.Name)
 }
 
 // watched is a body that notes when bytes came, and its own errors.

@@ -162,7 +162,7 @@ func (s *Seeker) Next(ctx context.Context, failed error) (Step, error) {
 	begin := time.Now()
 	for {
 		if err := ctx.Err(); err != nil {
-			return Step{}, core.E("", core.KindOf(err), err)
+			return Step{}, core.WithKind(err, core.KindOf(err))
 		}
 		if s.direct {
 			return s.origin(), nil
@@ -219,7 +219,7 @@ func (s *Seeker) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	l := s.link
 	s.mu.Unlock()
 	if l == nil {
-		return core.Errorf("fetch from a hive", core.Internal, "no hive was chosen")
+		return core.Errorf(core.Internal, "fetch from a hive: no hive was chosen")
 	}
 	return l.fetch(ctx, from, to, w)
 }

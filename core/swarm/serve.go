@@ -108,7 +108,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
 		return nil
 	}
-	return core.E("give files to other hives", core.Unavailable, err)
+	return core.Wrap(err, core.Unavailable, "give files to other hives")
 }
 
 // limited bounds the connections that are open.
@@ -161,7 +161,7 @@ func (s *Server) upload(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	case s.places <- struct{}{}:
 		defer func() { <-s.places }()
 	default:
-		refuse(w, core.Errorf("", core.Overloaded, "this hive gives %d files to others already", maxUploads))
+		refuse(w, core.Errorf(core.Overloaded, "this hive gives %d files to others already", maxUploads))
 		return
 	}
 	h := w.Header()
@@ -182,14 +182,14 @@ func (s *Server) upload(ctx context.Context, w http.ResponseWriter, r *http.Requ
 func (s *Server) open(r *http.Request) (b Blob, from, to int64, err error) {
 	digest, ok := strings.CutPrefix(r.URL.Path, blobPath)
 	if r.Method != http.MethodGet || !ok || !ValidDigest(digest) {
-		return nil, 0, 0, core.Errorf("", core.Invalid, "only GET %ssha256:<hex> is answered here", blobPath)
+		return nil, 0, 0, core.Errorf(core.Invalid, "only GET %ssha256:<hex> is answered here", blobPath)
 	}
 	if b, err = s.shelf.OpenBlob(digest); err != nil {
 		return nil, 0, 0, err
 	}
 	size := b.Size()
 	if size <= 0 {
-		err = core.Errorf("", core.NotFound, "the size of the file is not known yet")
+		err = core.Errorf(core.NotFound, "the size of the file is not known yet")
 	} else {
 		from, to, err = parseRange(r.Header.Get("Range"), size)
 	}
@@ -215,7 +215,7 @@ func parseRange(text string, size int64) (from, to int64, err error) {
 		to = min(to, size-1) + 1
 	}
 	if !ok || !ok2 || err != nil || from < 0 || from >= to {
-		return 0, 0, core.Errorf("", core.Invalid, "%q is no part of a file of %d bytes", text[:min(len(text), 64)], size)
+		return 0, 0, core.Errorf(core.Invalid, "%q is no part of a file of %d bytes", text[:min(len(text), 64)], size)
 	}
 	return from, to, nil
 }

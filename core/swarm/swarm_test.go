@@ -84,7 +84,7 @@ func (f *memFile) Wait(ctx context.Context, offset int64) (int64, error) {
 		case offset >= int64(len(f.data)):
 			return have, io.EOF
 		case ended:
-			return 0, core.Errorf("", core.Unavailable, "the transfer has ended")
+			return 0, core.Errorf(core.Unavailable, "the transfer has ended")
 		}
 		select {
 		case <-news:
@@ -135,7 +135,7 @@ func (m *memShelf) OpenBlob(digest string) (swarm.Blob, error) {
 		m.odd = append(m.odd, digest)
 	}
 	if m.file == nil || digest != m.digest {
-		return nil, core.Errorf("", core.NotFound, "there is no such file")
+		return nil, core.Errorf(core.NotFound, "there is no such file")
 	}
 	return m.file, nil
 }
@@ -339,7 +339,7 @@ func (b *bee) bring(ctx context.Context, k *swarm.Seeker, f *memFile) error {
 		if fmt.Sprintf("sha256:%x", sha256.Sum256(f.data)) == b.s.digest {
 			return nil
 		}
-		failed = core.Errorf("", core.Integrity, "digest mismatch")
+		failed = core.Errorf(core.Integrity, "digest mismatch")
 		f.change(func() { f.have = 0 })
 	}
 }
@@ -469,7 +469,7 @@ func TestNewLeaderAsksTheHives(t *testing.T) {
 		s := newRig(t, "a", "b", "c", "late")
 		later(3*time.Second, func() {
 			s.mu.Lock()
-			s.leader = core.Errorf("", core.Unavailable, "there is no leader")
+			s.leader = core.Errorf(core.Unavailable, "there is no leader")
 			s.mu.Unlock()
 		})
 		later(5*time.Second, func() {
@@ -492,7 +492,7 @@ func TestWithoutALeaderEachGoesToTheOrigin(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newRig(t, "a", "b")
-		s.leader = core.Errorf("", core.Unavailable, "there is no leader")
+		s.leader = core.Errorf(core.Unavailable, "there is no leader")
 		for id, err := range s.all("a", "b") {
 			must.NoError(t, err, must.Sprint(id))
 		}
@@ -591,7 +591,7 @@ func TestAHiveThatCannotBeReached(t *testing.T) {
 func TestTheOriginFailsOneHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		refused := core.Errorf("", core.Unauthenticated, "a token is needed")
+		refused := core.Errorf(core.Unauthenticated, "a token is needed")
 		s := newRig(t, "a", "b")
 		s.fetch = func(ctx context.Context, hive string, offset int64, w io.Writer) error {
 			if hive == "a" {

@@ -154,12 +154,12 @@ func is(s string, n int) bool {
 }
 
 func malformed(why string) error {
-	return core.WithHint(core.Errorf("", core.Unauthenticated, "the token is malformed: %s", why),
+	return core.Errorf(core.Unauthenticated, "the token is malformed: %s", why).Hint(
 		"Copy the whole token, as it was shown when it was made; \"rbee token create\" makes a new one.")
 }
 
 func badJoin(why string) error {
-	return core.WithHint(core.Errorf("", core.Invalid, "cannot join with this: %s", why),
+	return core.Errorf(core.Invalid, "cannot join with this: %s", why).Hint(
 		"Join with TOKEN@host or TOKEN@host:port, where the token is from \"rbee token create --type join\" and the host is any queen.")
 }
 

@@ -13,13 +13,13 @@ import (
 func (e *entry) initCluster(op *raftv1.InitCluster) error {
 	c := clusterFromProto(op.GetCluster())
 	if c.ID == "" {
-		return core.Errorf("init cluster", core.Invalid, "the cluster has no id")
+		return core.Errorf(core.Invalid, "init cluster: the cluster has no id")
 	}
 	if old, ok := e.Cluster(); ok {
 		if old.ID == c.ID {
 			return nil // its keys and tokens may be others by now
 		}
-		return core.WithHint(core.Errorf("init cluster", core.Conflict, "this registry is that of cluster %s (%s), not of %s (%s)", old.ID, old.Name, c.ID, c.Name),
+		return core.Errorf(core.Conflict, "init cluster: this registry is that of cluster %s (%s), not of %s (%s)", old.ID, old.Name, c.ID, c.Name).Hint(
 			"A queen of another cluster starts with an empty data_dir.")
 	}
 	c.CreateIndex, c.ModifyIndex = e.index, e.index
@@ -39,7 +39,7 @@ func (e *entry) putNode(op *raftv1.PutNode) error {
 	n := nodeFromProto(op.GetNode())
 	n.Revoked = false
 	if n.ID == "" {
-		return core.Errorf("put node", core.Invalid, "the node has no id")
+		return core.Errorf(core.Invalid, "put node: the node has no id")
 	}
 	token, err := e.joinToken(op, n)
 	if err != nil {
@@ -48,16 +48,16 @@ func (e *entry) putNode(op *raftv1.PutNode) error {
 	old, known := e.Node(n.ID)
 	switch {
 	case known && old.Revoked:
-		return core.WithHint(core.Errorf("put node", core.Conflict, "node %s (%s) is revoked", old.ID, old.Name),
+		return core.Errorf(core.Conflict, "put node: node %s (%s) is revoked", old.ID, old.Name).Hint(
 			"It never comes back under this id: remove the data_dir/node-id of the machine's agent and let it join with a new token.")
 	case known && !bytes.Equal(old.KeyHash, n.KeyHash):
-		return core.WithHint(core.Errorf("put node", core.Conflict, "node %s (%s) is in the cluster with another key", old.ID, old.Name),
+		return core.Errorf(core.Conflict, "put node: node %s (%s) is in the cluster with another key", old.ID, old.Name).Hint(
 			"Two machines have one node id, or this one lost its key: remove the data_dir/node-id of its agent and let it join with a new token.")
 	case known && op.GetKeepRoles() && !within(n.Roles, old.Roles):
 		return widens(old, n.Roles)
 	}
 	if other, ok := e.NodeNamed(n.Name); ok && other.ID != n.ID && !other.Revoked {
-		return core.WithHint(core.Errorf("put node", core.Conflict, "node %s has the name %q already", other.ID, other.Name), "Give this node another name.")
+		return core.Errorf(core.Conflict, "put node: node %s has the name %q already", other.ID, other.Name).Hint("Give this node another name.")
 	}
 	n.CreateIndex, n.ModifyIndex = e.index, e.index
 	if known {
@@ -123,7 +123,7 @@ func CheckJoin(t core.Token, n, registered core.Node, at time.Time) error {
 func checkRoles(t core.Token, n core.Node) error {
 	for _, r := range n.Roles {
 		if len(t.Roles) > 0 && !slices.Contains(t.Roles, r) {
-			return core.WithHint(core.Errorf("put node", core.Forbidden, "join token %s is not for a %s", t.ID, r),
+			return core.Errorf(core.Forbidden, "put node: join token %s is not for a %s", t.ID, r).Hint(
 				"Make one that is: `rbee token create --type join --role %s`, or join in another role.", r)
 		}
 	}
@@ -136,7 +136,7 @@ func within(roles, allowed []core.Role) bool {
 }
 
 func widens(old core.Node, roles []core.Role) error {
-	return core.WithHint(core.Errorf("put node", core.Forbidden, "node %s (%s) is registered as %v and cannot become %v", old.ID, old.Name, old.Roles, roles),
+	return core.Errorf(core.Forbidden, "put node: node %s (%s) is registered as %v and cannot become %v", old.ID, old.Name, old.Roles, roles).Hint(
 		"Have it leave, `rbee cluster leave %s`, and join again with a token for the new role.", old.ID)
 }
 
@@ -147,7 +147,7 @@ func sameMachine(a, b core.Node) bool {
 }
 
 func badToken(format string, args ...any) error {
-	return core.WithHint(core.Errorf("put node", core.Unauthenticated, format, args...), "Make a new one: a join token takes in one machine, for a limited time.")
+	return core.Errorf(core.Unauthenticated, "put node: "+format, args...).Hint("Make a new one: a join token takes in one machine, for a limited time.")
 }
 
 func sameNode(a, b core.Node) bool {
@@ -158,7 +158,7 @@ func sameNode(a, b core.Node) bool {
 func (e *entry) revokeNode(id string) error {
 	n, ok := e.Node(id)
 	if !ok {
-		return core.WithHint(core.Errorf("revoke node", core.NotFound, "there is no node %q", id), "List the nodes to see their ids.")
+		return core.Errorf(core.NotFound, "revoke node: there is no node %q", id).Hint("List the nodes to see their ids.")
 	}
 	if !n.Revoked {
 		n.Revoked, n.ModifyIndex = true, e.index
@@ -174,7 +174,7 @@ func (e *entry) removeNode(id string) error {
 		return nil
 	}
 	if n.Revoked {
-		return core.WithHint(core.Errorf("remove node", core.Conflict, "node %s (%s) is revoked: forgetting that would let it in again", n.ID, n.Name),
+		return core.Errorf(core.Conflict, "remove node: node %s (%s) is revoked: forgetting that would let it in again", n.ID, n.Name).Hint(
 			"Leave it listed: a revoked node blocks neither its name nor anything else.")
 	}
 	for _, t := range e.TokensUsedBy(n.ID) {
@@ -189,13 +189,13 @@ func (e *entry) putToken(p *raftv1.Token) error {
 	t := tokenFromProto(p)
 	t.UsedBy, t.UsedKeyHash, t.UsedAt = "", nil, time.Time{}
 	if t.ID == "" {
-		return core.Errorf("put token", core.Invalid, "the token has no id")
+		return core.Errorf(core.Invalid, "put token: the token has no id")
 	}
 	if old, ok := e.Token(t.ID); ok {
 		if sameToken(t, old) {
 			return nil
 		}
-		return core.WithHint(core.Errorf("put token", core.Conflict, "there is another token %s", t.ID), "Make the token again: its id is random.")
+		return core.Errorf(core.Conflict, "put token: there is another token %s", t.ID).Hint("Make the token again: its id is random.")
 	}
 	t.CreateIndex, t.ModifyIndex = e.index, e.index
 	e.PutToken(t)
@@ -221,14 +221,14 @@ func sameToken(a, b core.Token) bool {
 func (e *entry) setKeyring(op *raftv1.SetKeyring) error {
 	c, ok := e.Cluster()
 	if !ok {
-		return core.Errorf("set keyring", core.NotFound, "the registry is of no cluster, so it has no keys")
+		return core.Errorf(core.NotFound, "set keyring: the registry is of no cluster, so it has no keys")
 	}
 	// Not expected+1: that may be 0.
 	if c.GossipVersion != 0 && c.GossipVersion-1 == op.GetExpectedVersion() && bytes.Equal(c.SealedGossipKeys, op.GetSealedKeys()) {
 		return nil // this very change, repeated
 	}
 	if c.GossipVersion != op.GetExpectedVersion() {
-		return core.WithHint(core.Errorf("set keyring", core.Conflict, "the gossip keys are at version %d, not %d", c.GossipVersion, op.GetExpectedVersion()),
+		return core.Errorf(core.Conflict, "set keyring: the gossip keys are at version %d, not %d", c.GossipVersion, op.GetExpectedVersion()).Hint(
 			"Somebody else changed them meanwhile: look at them and try again.")
 	}
 	c.SealedGossipKeys, c.GossipVersion, c.ModifyIndex = bytes.Clone(op.GetSealedKeys()), c.GossipVersion+1, e.index

@@ -54,7 +54,7 @@ func (f *FSM) State() *state.Store { return f.store.Load() }
 func Encode(c *raftv1.Command) ([]byte, error) {
 	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)
 	if err != nil {
-		return nil, core.E("encode raft command", core.Invalid, err)
+		return nil, core.Wrap(err, core.Invalid, "encode raft command")
 	}
 	return data, nil
 }
@@ -71,15 +71,14 @@ func (f *FSM) decode(l *raft.Log) (*raftv1.Command, error) {
 	const op = "apply raft command"
 	c := &raftv1.Command{}
 	if err := proto.Unmarshal(l.Data, c); err != nil {
-		return nil, core.WithHint(core.Errorf(op, core.Integrity, "the replicated log is damaged at index %d: %w", l.Index, err),
-			"If there are other queens, move this queen's raft folder away and start again; the only one goes back to a snapshot: "+
+		return nil, core.Errorf(core.Integrity, "%s: the replicated log is damaged at index %d: %w", op, l.Index, err).Hint(
+			"If there are other queens, move this queen's raft folder away and start again; the only one goes back to a snapshot: " +
 				"\"rbee operator snapshot restore --offline FILE\".")
 	}
 	c = known(f.table, c)
 	if f.operation(c) == nil && !c.GetIgnorable() {
-		return nil, core.WithHint(core.Errorf(op, core.Unsupported,
-			"the replicated log holds at index %d a command that state machine version %d does not know (it needs %d)",
-			l.Index, f.table.version, max(c.GetMinFsm(), f.table.version+1)), "Install on this queen the version of rbee that its leader runs.")
+		return nil, core.Errorf(core.Unsupported, "%s: the replicated log holds at index %d a command that state machine version %d does not know (it needs %d)", op,
+			l.Index, f.table.version, max(c.GetMinFsm(), f.table.version+1)).Hint("Install on this queen the version of rbee that its leader runs.")
 	}
 	return c, nil
 }

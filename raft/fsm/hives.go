@@ -33,12 +33,12 @@ func (e *entry) syncHive(op *raftv1.SyncHive) error {
 		w := workerFromProto(p)
 		w.Hive = hive.ID
 		if w.ID == "" {
-			return core.Errorf("sync hive", core.Invalid, "a worker of hive %s has no id", hive.ID)
+			return core.Errorf(core.Invalid, "sync hive: a worker of hive %s has no id", hive.ID)
 		}
 		if _, has := e.Worker(w.Hive, w.ID); !has && !op.GetOwnIds() {
 			for _, other := range e.WorkersWithID(w.ID) {
 				if other.Hive != w.Hive {
-					return core.WithHint(core.Errorf("sync hive", core.Conflict, "worker %s belongs to hive %s, not to %s", w.ID, other.Hive, w.Hive),
+					return core.Errorf(core.Conflict, "sync hive: worker %s belongs to hive %s, not to %s", w.ID, other.Hive, w.Hive).Hint(
 						"Stop the worker on one of the two hives.")
 				}
 			}
@@ -82,18 +82,18 @@ func (e *entry) syncHive(op *raftv1.SyncHive) error {
 // mayRegister says whether this start of the hive may be in the registry.
 func (e *entry) mayRegister(hive core.Hive, registered, buried uint64, removed bool) error {
 	if hive.ID == "" {
-		return core.Errorf("sync hive", core.Invalid, "the hive has no id")
+		return core.Errorf(core.Invalid, "sync hive: the hive has no id")
 	}
 	if n, ok := e.Node(hive.ID); ok && n.Revoked {
-		return core.WithHint(core.Errorf("sync hive", core.Forbidden, "node %s (%s) is revoked", n.ID, n.Name),
+		return core.Errorf(core.Forbidden, "sync hive: node %s (%s) is revoked", n.ID, n.Name).Hint(
 			"If the machine may be in the cluster after all: remove the data_dir/cluster and data_dir/node-id of its agent and let it join with a new token.")
 	}
 	if hive.Incarnation < registered {
-		return core.WithHint(core.Errorf("sync hive", core.Conflict, "hive %s has incarnation %d, this is the older %d", hive.ID, registered, hive.Incarnation),
+		return core.Errorf(core.Conflict, "sync hive: hive %s has incarnation %d, this is the older %d", hive.ID, registered, hive.Incarnation).Hint(
 			"Another agent runs with this hive's id: give each its own data_dir, or restart this one if it is the right one.")
 	}
 	if removed && hive.Incarnation <= buried {
-		return core.WithHint(core.Errorf("sync hive", core.Conflict, "hive %s was removed at incarnation %d, this is %d", hive.ID, buried, hive.Incarnation),
+		return core.Errorf(core.Conflict, "sync hive: hive %s was removed at incarnation %d, this is %d", hive.ID, buried, hive.Incarnation).Hint(
 			"Restart the hive's agent to have it back in the cluster.")
 	}
 	return nil
@@ -130,7 +130,7 @@ func (e *entry) setHiveStatus(op *raftv1.SetHiveStatus) error {
 		return noHive("set hive status", op.GetHive())
 	}
 	if op.GetIncarnation() != 0 && op.GetIncarnation() != h.Incarnation {
-		return core.Errorf("set hive status", core.Conflict, "hive %s has incarnation %d, not %d", h.ID, h.Incarnation, op.GetIncarnation())
+		return core.Errorf(core.Conflict, "set hive status: hive %s has incarnation %d, not %d", h.ID, h.Incarnation, op.GetIncarnation())
 	}
 	status := core.HiveStatus(op.GetStatus())
 	if h.Status != status {
@@ -156,7 +156,7 @@ func (e *entry) setHiveDraining(op *raftv1.SetHiveDraining) error {
 }
 
 func noHive(op, id string) error {
-	return core.WithHint(core.Errorf(op, core.NotFound, "there is no hive %q", id), "List the hives to see their ids.")
+	return core.Errorf(core.NotFound, "%s: there is no hive %q", op, id).Hint("List the hives to see their ids.")
 }
 
 func (e *entry) retireWorker(op *raftv1.RetireWorker) error {
@@ -166,10 +166,10 @@ func (e *entry) retireWorker(op *raftv1.RetireWorker) error {
 	}
 	switch len(found) {
 	case 0:
-		return core.WithHint(core.Errorf("retire worker", core.NotFound, "there is no active worker %q", op.GetWorker()), "List the workers to see their ids.")
+		return core.Errorf(core.NotFound, "retire worker: there is no active worker %q", op.GetWorker()).Hint("List the workers to see their ids.")
 	case 1:
 	default:
-		return core.WithHint(core.Errorf("retire worker", core.Conflict, "%d hives have a worker %q", len(found), op.GetWorker()), "Say of which hive.")
+		return core.Errorf(core.Conflict, "retire worker: %d hives have a worker %q", len(found), op.GetWorker()).Hint("Say of which hive.")
 	}
 	w := found[0]
 	if e.rules >= 2 && w.Nonce != "" && !e.RetireIntent(w.Hive, w.Nonce) {

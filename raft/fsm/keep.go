@@ -87,7 +87,7 @@ func Adopt(restored *state.Store, n core.Node) (replaced []string, err error) {
 		e := &entry{Txn: t, index: index, rules: Version}
 		old, known := e.Node(n.ID)
 		if known && old.Revoked {
-			return core.WithHint(core.Errorf("restore snapshot", core.Conflict, "this machine, node %s (%s), is revoked", old.ID, old.Name),
+			return core.Errorf(core.Conflict, "restore snapshot: this machine, node %s (%s), is revoked", old.ID, old.Name).Hint(
 				"Restore on another queen's machine, or on a machine with an empty data_dir and the cluster's recovery key.")
 		}
 		for {

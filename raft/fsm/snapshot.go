@@ -47,7 +47,7 @@ func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 	if err := s.table.WriteSnapshot(sink, s.state); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
-	return core.E("finish snapshot", core.Unavailable, sink.Close())
+	return core.Wrap(sink.Close(), core.Unavailable, "finish snapshot")
 }
 
 func (s *snapshot) Release() {}
@@ -129,7 +129,7 @@ func (t *Table) WriteSnapshot(w io.Writer, s *state.Snapshot) error {
 	if out.err == nil {
 		out.err = out.buf.Flush()
 	}
-	return core.E("write snapshot", core.Unavailable, out.err)
+	return core.Wrap(out.err, core.Unavailable, "write snapshot")
 }
 
 // writer keeps the first error.
@@ -185,8 +185,7 @@ func (t *Table) readSnapshot(r io.Reader) (*state.Store, *raftv1.SnapshotHeader,
 		return nil, nil, damaged("the header: no format")
 	}
 	if header.GetFormat() > SnapshotFormat || header.GetFsm() > t.version {
-		return nil, nil, core.WithHint(core.Errorf("read snapshot", core.Unsupported,
-			"it has format %d and state machine version %d, this build reads them up to %d and %d", header.GetFormat(), header.GetFsm(), SnapshotFormat, t.version),
+		return nil, nil, core.Errorf(core.Unsupported, "read snapshot: it has format %d and state machine version %d, this build reads them up to %d and %d", header.GetFormat(), header.GetFsm(), SnapshotFormat, t.version).Hint(
 			"Install the version of rbee that wrote the snapshot, or a newer one.")
 	}
 	store := state.New()
@@ -275,5 +274,5 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 func isID(s string) bool { return s != "" && !strings.Contains(s, "\x00") }
 
 func damaged(format string, args ...any) error {
-	return core.WithHint(core.Errorf("read snapshot", core.Integrity, format, args...), "Use another snapshot.")
+	return core.Errorf(core.Integrity, "read snapshot: "+format, args...).Hint("Use another snapshot.")
 }

@@ -80,7 +80,7 @@ type validator struct{ err error }
 
 func (v *validator) fail(kind core.Kind, format string, args ...any) {
 	if v.err == nil {
-		v.err = core.Errorf("check raft command", kind, format, args...)
+		v.err = core.Errorf(kind, "check raft command: "+format, args...)
 	}
 }
 

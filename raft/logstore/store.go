@@ -81,7 +81,7 @@ func Open(path string, opts Options) (s *Store, err error) {
 	}
 	s = &Store{path: path, db: db, down: make(chan struct{})}
 	if s.tip, err = openTip(path + tipSuffix); err != nil {
-		return nil, core.E("open raft log", core.Unavailable, errors.Join(err, db.Close()))
+		return nil, core.Wrap(errors.Join(err, db.Close()), core.Unavailable, "open raft log")
 	}
 	err = s.update("create raft log", func(tx *txn) error {
 		for _, name := range [][]byte{bucketLog, bucketStable, bucketMeta} {
@@ -104,13 +104,13 @@ func Open(path string, opts Options) (s *Store, err error) {
 func syncFolder(path string) error {
 	d, err := os.Open(path)
 	if err != nil {
-		return core.E("open raft log", core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, "open raft log")
 	}
 	defer d.Close()
 	if runtime.GOOS == "windows" {
 		return nil // it has no such thing
 	}
-	return core.E("open raft log", core.Unavailable, d.Sync())
+	return core.Wrap(d.Sync(), core.Unavailable, "open raft log")
 }
 
 // verify reads the file, if it is there, before bbolt does in goroutines of its own, where a
@@ -187,10 +187,10 @@ func openFile(path string, opts Options, readOnly bool) (*bbolt.DB, error) {
 	case err == nil:
 		return db, nil
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, core.WithHint(core.Errorf("open raft log", core.InUse, "another process has %s open", path),
+		return nil, core.Errorf(core.InUse, "open raft log: another process has %s open", path).Hint(
 			"Another rbee agent runs on the same data folder: stop it, or give this one its own data_dir.")
 	case system:
-		return nil, core.WithHint(core.E("open raft log", core.Unavailable, err), "Check that the folder %s exists and that this user may write there.", filepath.Dir(path))
+		return nil, core.WithHint(core.Wrap(err, core.Unavailable, "open raft log"), "Check that the folder %s exists and that this user may write there.", filepath.Dir(path))
 	}
 	return nil, damaged(path, err)
 }
@@ -201,7 +201,7 @@ func (s *Store) Close() error {
 	if tipErr := s.tip.close(); !errors.Is(tipErr, fs.ErrClosed) {
 		err = errors.Join(err, tipErr)
 	}
-	return core.E("close raft log", core.Unavailable, err)
+	return core.Wrap(err, core.Unavailable, "close raft log")
 }
 
 // Failed is closed when a write failed, which is for ever; Err then says why.
@@ -233,7 +233,7 @@ func (s *Store) update(op string, fn func(*txn) error) error {
 		if err == nil {
 			err = t.finish()
 		}
-		refused, sealed = core.E(op, core.Internal, err), t.seal.number
+		refused, sealed = core.Wrap(err, core.Internal, op), t.seal.number
 		if refused == nil {
 			tx.OnCommit(func() { _ = s.tip.set(sealed) }) // without it, only a later loss of this write would not be noticed
 		}
@@ -245,9 +245,9 @@ func (s *Store) update(op string, fn func(*txn) error) error {
 	case refused != nil:
 		return refused
 	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
-		return core.E(op, core.Unavailable, errors.New("the raft log is closed"))
+		return core.Wrap(errors.New("the raft log is closed"), core.Unavailable, op)
 	}
-	err = core.WithHint(core.Errorf(op, core.Unavailable, "write %s: %w", s.path, err),
+	err = core.Errorf(core.Unavailable, "%s: write %s: %w", op, s.path, err).Hint(
 		"Nothing more is written to this file until the agent restarts: check the disk and its free space first.")
 	if s.failed.CompareAndSwap(nil, &err) {
 		close(s.down)
@@ -258,7 +258,7 @@ func (s *Store) update(op string, fn func(*txn) error) error {
 func (s *Store) view(op string, fn func(*bbolt.Tx) error) error {
 	err := s.db.View(fn)
 	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
-		return core.E(op, core.Unavailable, errors.New("the raft log is closed"))
+		return core.Wrap(errors.New("the raft log is closed"), core.Unavailable, op)
 	}
 	return err
 }
@@ -457,6 +457,6 @@ func number(b []byte) uint64 {
 }
 
 func damaged(path string, err error) error {
-	return core.WithHint(core.Errorf("read raft log", core.Integrity, "%s is damaged: %w", path, err),
+	return core.Errorf(core.Integrity, "read raft log: %s is damaged: %w", path, err).Hint(
 		Lost)
 }

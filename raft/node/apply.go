@@ -38,7 +38,7 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 		return fsm.Result{}, err
 	}
 	if err := n.disk.stalled(); err != nil {
-		return fsm.Result{}, core.E("change the registry", core.Unavailable, err) // raft hangs with it, and takes nothing
+		return fsm.Result{}, core.Wrap(err, core.Unavailable, "change the registry") // raft hangs with it, and takes nothing
 	}
 	results := make(chan fsm.Result, 1)
 	err = n.wait(ctx, "change the registry", func() error {
@@ -48,7 +48,7 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 		}
 		r, ok := f.Response().(fsm.Result)
 		if !ok {
-			return core.Errorf("change the registry", core.Internal, "the state machine answered %T", f.Response())
+			return core.Errorf(core.Internal, "change the registry: the state machine answered %T", f.Response())
 		}
 		results <- r
 		return nil
@@ -76,8 +76,7 @@ func (n *Node) stamp(c *raftv1.Command) error {
 	if lowest == 0 || c.GetMinFsm() <= lowest || fsm.Revokes(c) {
 		return nil // nobody may hold up a revocation by an old version
 	}
-	return core.WithHint(core.Errorf("change the registry", core.Unavailable,
-		"the change needs state machine version %d (%s), and a queen that lives has %d", c.GetMinFsm(), strings.Join(table.Missing(c, lowest), ", "), lowest),
+	return core.Errorf(core.Unavailable, "change the registry: the change needs state machine version %d (%s), and a queen that lives has %d", c.GetMinFsm(), strings.Join(table.Missing(c, lowest), ", "), lowest).Hint(
 		"Finish the upgrade: all queens need the version of rbee that this one runs.")
 }
 
@@ -97,10 +96,10 @@ func (n *Node) Barrier(ctx context.Context) error {
 // when raft gets to it.
 func (n *Node) wait(ctx context.Context, op string, future func() error) error {
 	if err := ctx.Err(); err != nil {
-		return core.E(op, core.KindOf(err), err)
+		return core.Prefix(err, op)
 	}
 	if !n.begin() {
-		return core.Errorf(op, core.Unavailable, "this queen is shutting down")
+		return core.Errorf(core.Unavailable, "%s: this queen is shutting down", op)
 	}
 	answer := make(chan error, 1)
 	go func() {
@@ -111,10 +110,10 @@ func (n *Node) wait(ctx context.Context, op string, future func() error) error {
 	case err := <-answer:
 		return n.classify(op, err)
 	case <-ctx.Done():
-		return core.WithHint(core.Errorf(op, core.KindOf(ctx.Err()), "%w; %w", ctx.Err(), ErrOutcomeUnknown), "Try again: repeating a change does no harm.")
+		return core.Errorf(core.KindOf(ctx.Err()), "%s: %w; %w", op, ctx.Err(), ErrOutcomeUnknown).Hint("Try again: repeating a change does no harm.")
 	case <-n.closed:
 		// Raft forgets some futures when it shuts down.
-		return core.Errorf(op, core.Unavailable, "this queen is shutting down; %w", ErrOutcomeUnknown)
+		return core.Errorf(core.Unavailable, "%s: this queen is shutting down; %w", op, ErrOutcomeUnknown)
 	}
 }
 
@@ -154,15 +153,15 @@ func (n *Node) classify(op string, err error) error {
 		return nil
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
 		if leader := n.Leader(); leader != "" && leader != n.opts.ID {
-			return core.WithHint(core.Errorf(op, core.Unavailable, "queen %s is not the leader, %s is", n.opts.ID, leader), "Try again.")
+			return core.Errorf(core.Unavailable, "%s: queen %s is not the leader, %s is", op, n.opts.ID, leader).Hint("Try again.")
 		}
-		return core.WithHint(core.Errorf(op, core.Unavailable, "there is no leader"), "Try again in a moment; if it stays so, check that a majority of the queens runs.")
+		return core.Errorf(core.Unavailable, "%s: there is no leader", op).Hint("Try again in a moment; if it stays so, check that a majority of the queens runs.")
 	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrAbortedByRestore):
-		return core.WithHint(core.Errorf(op, core.Unavailable, "%w; %w", err, ErrOutcomeUnknown), "Try again: repeating a change does no harm.")
+		return core.Errorf(core.Unavailable, "%s: %w; %w", op, err, ErrOutcomeUnknown).Hint("Try again: repeating a change does no harm.")
 	case errors.Is(err, raft.ErrRaftShutdown):
-		return core.Errorf(op, core.Unavailable, "this queen is shutting down")
+		return core.Errorf(core.Unavailable, "%s: this queen is shutting down", op)
 	case n.store != nil && n.store.Err() != nil:
-		return core.E(op, core.Unavailable, errors.Join(n.store.Err(), ErrOutcomeUnknown))
+		return core.Wrap(errors.Join(n.store.Err(), ErrOutcomeUnknown), core.Unavailable, op)
 	}
-	return core.E(op, core.KindOf(err), err)
+	return core.Prefix(err, op)
 }

@@ -50,7 +50,7 @@ type Server struct {
 func (n *Node) Bootstrap(voters []Voter) error {
 	const op = "bootstrap raft cluster"
 	if n.opts.Bootstrap == Never {
-		return core.Errorf(op, core.Conflict, "this queen belongs to a cluster, and begins no other one")
+		return core.Errorf(core.Conflict, "%s: this queen belongs to a cluster, and begins no other one", op)
 	}
 	voters = slices.Clone(voters)
 	slices.SortFunc(voters, func(a, b Voter) int { return strings.Compare(a.ID, b.ID) })
@@ -60,13 +60,13 @@ func (n *Node) Bootstrap(voters []Voter) error {
 	}
 	switch err := n.raft.BootstrapCluster(c).Error(); {
 	case errors.Is(err, raft.ErrCantBootstrap):
-		return core.Errorf(op, core.Conflict, "this queen is part of a cluster already")
+		return core.Errorf(core.Conflict, "%s: this queen is part of a cluster already", op)
 	case errors.Is(err, raft.ErrNotVoter):
-		return core.Errorf(op, core.Invalid, "this queen, %s, is not among the voters", n.id)
+		return core.Errorf(core.Invalid, "%s: this queen, %s, is not among the voters", op, n.id)
 	case errors.Is(err, raft.ErrRaftShutdown):
 		return n.classify(op, err)
 	case err != nil:
-		return core.E(op, core.Invalid, err)
+		return core.Wrap(err, core.Invalid, op)
 	}
 	if len(voters) == 1 {
 		n.standNow()
@@ -93,7 +93,7 @@ func (n *Node) AddVoter(ctx context.Context, raftID, address string) error {
 // Conflict for the only voter, and as Apply.
 func (n *Node) RemoveServer(ctx context.Context, raftID string) error {
 	if v := n.voterIDs(); len(v) == 1 && v[0] == raft.ServerID(raftID) {
-		return core.WithHint(core.Errorf("remove queen", core.Conflict, "queen %s is the only one with a vote", raftID), "Have another queen join first.")
+		return core.Errorf(core.Conflict, "remove queen: queen %s is the only one with a vote", raftID).Hint("Have another queen join first.")
 	}
 	return n.change(ctx, "remove queen", func() raft.Future { return n.raft.RemoveServer(raft.ServerID(raftID), 0, changeTimeout) })
 }
@@ -103,9 +103,9 @@ func (n *Node) change(ctx context.Context, op string, begin func() raft.Future) 
 	err := n.wait(ctx, op, func() error { return begin().Error() })
 	switch {
 	case errors.Is(err, raft.ErrEnqueueTimeout):
-		return core.WithHint(core.Errorf(op, core.Unavailable, "another change of the cluster is under way"), "Try again; it needs a majority of the queens.")
+		return core.Errorf(core.Unavailable, "%s: another change of the cluster is under way", op).Hint("Try again; it needs a majority of the queens.")
 	case err != nil && core.KindOf(err) == core.Internal:
-		return core.E("", core.Conflict, err) // raft's own words
+		return core.WithKind(err, core.Conflict) // raft's own words
 	}
 	return err
 }
@@ -133,10 +133,10 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	}
 	data, err := io.ReadAll(io.LimitReader(r, maxSnapshotBytes+1))
 	if err != nil {
-		return core.E(op, core.KindOf(err), err)
+		return core.Prefix(err, op)
 	}
 	if len(data) > maxSnapshotBytes {
-		return core.Errorf(op, core.TooLarge, "the snapshot has more than %d MiB", maxSnapshotBytes>>20)
+		return core.Errorf(core.TooLarge, "%s: the snapshot has more than %d MiB", op, maxSnapshotBytes>>20)
 	}
 	store, err := n.fsm.Table().ReadSnapshot(bytes.NewReader(data))
 	if err != nil {
@@ -145,7 +145,7 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	theirs, _ := store.Snapshot().Cluster(nil)
 	before := n.State()
 	if ours, ok := before.Snapshot().Cluster(nil); ok && ours.ID != theirs.ID {
-		return core.WithHint(core.Errorf(op, core.Conflict, "the snapshot is of cluster %q, this is cluster %q", theirs.ID, ours.ID),
+		return core.Errorf(core.Conflict, "%s: the snapshot is of cluster %q, this is cluster %q", op, theirs.ID, ours.ID).Hint(
 			"A snapshot goes back only into the cluster that it was taken of: its keys and certificates are that cluster's.")
 	}
 	// Whoever waits for an index must not find an older one after it. Raft takes the next index
@@ -165,7 +165,7 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	meta := &raft.SnapshotMeta{Version: 1, Index: index, Term: n.raft.CurrentTerm(), Size: int64(out.Len())}
 	err = n.wait(ctx, op, func() error { return n.raft.Restore(meta, &out, changeTimeout) })
 	if errors.Is(err, raft.ErrEnqueueTimeout) {
-		return core.Errorf(op, core.Unavailable, "there is no leader")
+		return core.Errorf(core.Unavailable, "%s: there is no leader", op)
 	}
 	if err != nil {
 		return err

@@ -208,7 +208,7 @@ func (d *disk) room() error {
 	if err != nil || free >= minFree {
 		return nil //nolint:nilerr // what is not known is found out by writing
 	}
-	return core.WithHint(core.Errorf("write raft log", core.Unavailable, "%w: %d MiB are free, and %d MiB are kept for elections", errFull, free>>20, minFree>>20),
+	return core.Errorf(core.Unavailable, "write raft log: %w: %d MiB are free, and %d MiB are kept for elections", errFull, free>>20, minFree>>20).Hint(
 		"Free space on the disk of data_dir; nothing needs a restart.")
 }
 
@@ -222,7 +222,7 @@ func (d *disk) stalled() error {
 	now := time.Now()
 	for _, since := range d.inFlight {
 		if took := now.Sub(since); took > stallAfter {
-			return core.WithHint(core.Errorf("write raft log", core.Unavailable, "the disk of this queen has not answered for %s", took.Round(time.Millisecond)),
+			return core.Errorf(core.Unavailable, "write raft log: the disk of this queen has not answered for %s", took.Round(time.Millisecond)).Hint(
 				"Other queens take over meanwhile: check the disk of data_dir.")
 		}
 	}

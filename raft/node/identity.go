@@ -50,16 +50,16 @@ func newRaftID(node string) string {
 func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.SnapshotStore) (exists bool, err error) {
 	exists, err = raft.HasExistingState(logs, stable, raft.NewDiscardSnapshotStore())
 	if err != nil {
-		return false, core.E("open raft node", core.Unavailable, err)
+		return false, core.Wrap(err, core.Unavailable, "open raft node")
 	}
 	list, err := snaps.List()
 	if err != nil {
-		return false, core.E("list raft snapshots", core.Unavailable, err)
+		return false, core.Wrap(err, core.Unavailable, "list raft snapshots")
 	}
 	if !exists && len(list) > 0 {
 		// To go on from there would take back what was acknowledged since, and raft would throw
 		// away newer snapshots of a lower term.
-		return false, core.WithHint(core.Errorf("open raft node", core.Integrity, "there are snapshots in %s, but the log is gone", n.opts.Dir), moveAway)
+		return false, core.Errorf(core.Integrity, "open raft node: there are snapshots in %s, but the log is gone", n.opts.Dir).Hint(moveAway)
 	}
 	if !exists {
 		n.id = newRaftID(n.opts.ID)
@@ -77,8 +77,8 @@ func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.
 const moveAway = logstore.Lost
 
 func (n *Node) notMine(owner string) error {
-	return core.WithHint(core.Errorf("open raft node", core.Conflict, "the raft folder %s belongs to queen %s, this is %s", n.opts.Dir, owner, n.opts.ID),
-		"Use the data_dir that belongs to this queen. Or go on without that folder. "+moveAway)
+	return core.Errorf(core.Conflict, "open raft node: the raft folder %s belongs to queen %s, this is %s", n.opts.Dir, owner, n.opts.ID).Hint(
+		"Use the data_dir that belongs to this queen. Or go on without that folder. " + moveAway)
 }
 
 func (n *Node) loadID() (string, error) {
@@ -90,11 +90,11 @@ func (n *Node) loadID() (string, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return n.opts.ID, nil
 	case err != nil:
-		return "", core.E("read raft id", core.Unavailable, err)
+		return "", core.Wrap(err, core.Unavailable, "read raft id")
 	}
 	id := strings.TrimSpace(string(b))
 	if !raftID.MatchString(id) {
-		return "", core.WithHint(core.Errorf("read raft id", core.Integrity, "%s does not hold a raft id", filepath.Join(n.opts.Dir, idFile)), moveAway)
+		return "", core.Errorf(core.Integrity, "read raft id: %s does not hold a raft id", filepath.Join(n.opts.Dir, idFile)).Hint(moveAway)
 	}
 	return id, nil
 }
@@ -106,10 +106,10 @@ func (n *Node) saveID() error {
 	}
 	root, err := os.OpenRoot(n.opts.Dir)
 	if err != nil {
-		return core.E("write raft id", core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, "write raft id")
 	}
 	defer root.Close()
-	return core.E("write raft id", core.Unavailable, errors.Join(writeFile(root, idFile+".tmp", n.id+"\n"), root.Rename(idFile+".tmp", idFile), syncRoot(root)))
+	return core.Wrap(errors.Join(writeFile(root, idFile+".tmp", n.id+"\n"), root.Rename(idFile+".tmp", idFile), syncRoot(root)), core.Unavailable, "write raft id")
 }
 
 func writeFile(root *os.Root, name, text string) error {
@@ -147,7 +147,7 @@ func (n *Node) recoverPeers(conf *raft.Config, exists bool, d *disk, snaps raft.
 	}
 	root, err := os.OpenRoot(n.opts.Dir)
 	if err != nil {
-		return core.E("open raft node", core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, "open raft node")
 	}
 	defer root.Close()
 	data, err := root.ReadFile(peersFile)
@@ -155,10 +155,10 @@ func (n *Node) recoverPeers(conf *raft.Config, exists bool, d *disk, snaps raft.
 		return nil
 	}
 	if err != nil {
-		return core.E("recover raft cluster", core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, "recover raft cluster")
 	}
 	if !exists {
-		return core.WithHint(core.Errorf("recover raft cluster", core.Invalid, "there is a %s, but no state to recover", peersFile),
+		return core.Errorf(core.Invalid, "recover raft cluster: there is a %s, but no state to recover", peersFile).Hint(
 			"Put the file into the raft folder of a queen that has the registry, and remove it here: this queen joins that one.")
 	}
 	current, err := n.knownServers(conf, d, snaps)
@@ -167,15 +167,15 @@ func (n *Node) recoverPeers(conf *raft.Config, exists bool, d *disk, snaps raft.
 	}
 	want, err := n.parsePeers(data, current)
 	if err != nil {
-		return core.WithHint(core.Errorf("recover raft cluster", core.Invalid, "%s: %w", filepath.Join(n.opts.Dir, peersFile), err),
+		return core.Errorf(core.Invalid, "recover raft cluster: %s: %w", filepath.Join(n.opts.Dir, peersFile), err).Hint(
 			`It is a list of the queens that are left, the same on all of them: [{"id": "0123abcd", "address": "10.0.0.1:7834"}, …]. Or remove it.`)
 	}
 	n.log.Warn("recovering the raft cluster from the peers file: what only the lost queens had is lost", "servers", want.Servers)
 	if err := raft.RecoverCluster(conf, fsm.NewOf(n.fsm.Table()), d, d, snaps, n.trans, want); err != nil {
-		return core.E("recover raft cluster", core.KindOf(err), err)
+		return core.Prefix(err, "recover raft cluster")
 	}
 	d.owed.Store(false)
-	return core.E("recover raft cluster", core.Unavailable, errors.Join(root.Rename(peersFile, usedFile), syncRoot(root)))
+	return core.Wrap(errors.Join(root.Rename(peersFile, usedFile), syncRoot(root)), core.Unavailable, "recover raft cluster")
 }
 
 // parsePeers completes the list by what is known of its servers.
@@ -236,7 +236,7 @@ func (n *Node) knownServers(conf *raft.Config, d *disk, snaps raft.SnapshotStore
 	_, nowhere := raft.NewInmemTransport("")
 	c, err := raft.GetConfiguration(&quiet, fsm.NewOf(n.fsm.Table()), d, d, snaps, nowhere)
 	if err != nil {
-		return nil, core.E("read raft configuration", core.Unavailable, err)
+		return nil, core.Wrap(err, core.Unavailable, "read raft configuration")
 	}
 	return c.Servers, nil
 }

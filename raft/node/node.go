@@ -137,10 +137,10 @@ func NetworkTransport(stream raft.StreamLayer, log hclog.Logger) raft.Transport 
 // has: for a majority that is lost.
 func Open(opts Options) (*Node, error) {
 	if opts.ID == "" {
-		return nil, core.Errorf("open raft node", core.Invalid, "the node has no id")
+		return nil, core.Errorf(core.Invalid, "open raft node: the node has no id")
 	}
 	if opts.ElectionTimeout != 0 && opts.ElectionTimeout < minElectionTimeout {
-		return nil, core.Errorf("open raft node", core.Invalid, "an election timeout of %s is too short, it is %s or more", opts.ElectionTimeout, minElectionTimeout)
+		return nil, core.Errorf(core.Invalid, "open raft node: an election timeout of %s is too short, it is %s or more", opts.ElectionTimeout, minElectionTimeout)
 	}
 	usual := 250 * time.Millisecond
 	if opts.Stream == nil && opts.Transport == nil {
@@ -189,7 +189,7 @@ func (n *Node) open() error {
 		err = n.resume(snaps)
 	} else if n.opts.Bootstrap == Alone {
 		alone := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(n.id), Address: n.trans.LocalAddr()}}}
-		err = core.E("bootstrap raft cluster", core.Unavailable, raft.BootstrapCluster(conf, n.disk, n.disk, snaps, n.trans, alone))
+		err = core.Wrap(raft.BootstrapCluster(conf, n.disk, n.disk, snaps, n.trans, alone), core.Unavailable, "bootstrap raft cluster")
 	}
 	if err != nil {
 		return err
@@ -198,7 +198,7 @@ func (n *Node) open() error {
 	m := machine{FSM: n.fsm, applied: &n.applied, restored: func() { n.disk.restoring.Store(false) }}
 	n.raft, err = raft.NewRaft(conf, m, n.disk, n.disk, snaps, n.trans)
 	if err != nil {
-		return core.E("start raft", core.KindOf(err), err)
+		return core.Prefix(err, "start raft")
 	}
 	n.disk.raft.Store(n.raft)
 	return n.checkMembership()
@@ -280,10 +280,10 @@ func (n *Node) stores() (*snapshots, error) {
 	}
 	_, missing := os.Stat(n.opts.Dir)
 	if err := os.MkdirAll(n.opts.Dir, 0o700); err != nil {
-		return nil, core.WithHint(core.E("open raft node", core.Unavailable, err), "Choose a data_dir that this user may write to.")
+		return nil, core.WithHint(core.Wrap(err, core.Unavailable, "open raft node"), "Choose a data_dir that this user may write to.")
 	}
 	if err := syncFolder(filepath.Dir(n.opts.Dir)); err != nil && missing != nil { // a folder that is forgotten takes along all that was promised
-		return nil, core.E("open raft node", core.Unavailable, err)
+		return nil, core.Wrap(err, core.Unavailable, "open raft node")
 	}
 	store, err := logstore.Open(filepath.Join(n.opts.Dir, "log.db"), logstore.Options{})
 	if err != nil {
@@ -309,7 +309,7 @@ func (n *Node) resume(snaps *snapshots) error {
 	}
 	list, err := snaps.List()
 	if err != nil || len(list) == 0 {
-		return core.E("list raft snapshots", core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, "list raft snapshots")
 	}
 	return snaps.align(list[0].Index, list[0].Term, false)
 }
@@ -432,7 +432,7 @@ func (n *Node) Shutdown() error {
 		if n.store != nil {
 			n.err = errors.Join(n.err, n.store.Close())
 		}
-		n.err = core.E("shut down raft", core.Unavailable, n.err)
+		n.err = core.Wrap(n.err, core.Unavailable, "shut down raft")
 	})
 	return n.err
 }

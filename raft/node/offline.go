@@ -115,7 +115,7 @@ func (s *Salvaged) replay(m *fsm.FSM, logs *logstore.Store) error {
 func Found(dir, nodeID, address string, store *state.Store, before Salvaged, now time.Time, log hclog.Logger) error {
 	const op = "write the raft folder"
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
-		return core.Errorf(op, core.Conflict, "%s is there already", dir)
+		return core.Errorf(core.Conflict, "%s: %s is there already", op, dir)
 	}
 	clock := uint64(max(now.UnixMilli(), 0)) // beyond a registry that was founded before and is lost again: neither grows by 1000 a second
 	index := max(store.AppliedIndex(), before.Index, clock) + foundGap
@@ -125,10 +125,10 @@ func Found(dir, nodeID, address string, store *state.Store, before Salvaged, now
 	}
 	making := dir + ".new"
 	if err := os.RemoveAll(making); err != nil {
-		return core.E(op, core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, op)
 	}
 	if err := os.Mkdir(making, 0o700); err != nil {
-		return core.E(op, core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, op)
 	}
 	n := &Node{opts: Options{ID: nodeID, Dir: making}, id: newRaftID(nodeID)}
 	err := errors.Join(n.saveID(), found(making, n.id, address, store.Snapshot(), index, term, log))
@@ -139,7 +139,7 @@ func Found(dir, nodeID, address string, store *state.Store, before Salvaged, now
 		err = syncFolder(filepath.Dir(dir))
 	}
 	if err != nil {
-		return core.WithHint(core.E(op, core.Unavailable, errors.Join(err, os.RemoveAll(making))), "Check the disk of data_dir, and try again.")
+		return core.WithHint(core.Wrap(errors.Join(err, os.RemoveAll(making)), core.Unavailable, op), "Check the disk of data_dir, and try again.")
 	}
 	return nil
 }

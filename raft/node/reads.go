@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -24,7 +25,7 @@ const appliedEvery = 5 * time.Millisecond
 func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 	const op = "read the registry"
 	if err := n.disk.stalled(); err != nil {
-		return 0, core.E(op, core.Unavailable, err) // raft hangs with it, and does not notice that it leads no longer
+		return 0, core.Wrap(err, core.Unavailable, op) // raft hangs with it, and does not notice that it leads no longer
 	}
 	term := n.raft.CurrentTerm()
 	if n.raft.State() != raft.Leader {
@@ -82,7 +83,7 @@ func (n *Node) confirm(ctx context.Context, term uint64) error {
 	case n.confirming <- struct{}{}:
 		defer func() { <-n.confirming }()
 	case <-ctx.Done():
-		return core.E("read the registry", core.KindOf(ctx.Err()), ctx.Err())
+		return fmt.Errorf("read the registry: %w", core.FromContext(ctx))
 	}
 	if n.confirmed.Load() == term {
 		return nil
@@ -103,9 +104,9 @@ func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
 		case <-changed:
 		case <-time.After(appliedEvery):
 		case <-ctx.Done():
-			return core.WithHint(core.E(op, core.KindOf(ctx.Err()), ctx.Err()), "This queen is behind the leader: try again, or ask another one.")
+			return core.WithHint(fmt.Errorf("%s: %w", op, core.FromContext(ctx)), "This queen is behind the leader: try again, or ask another one.")
 		case <-n.closed:
-			return core.Errorf(op, core.Unavailable, "this queen is shutting down")
+			return core.Errorf(core.Unavailable, "%s: this queen is shutting down", op)
 		}
 	}
 }

@@ -19,7 +19,7 @@ import (
 func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 	list, err := snaps.List()
 	if err != nil {
-		return core.E("list raft snapshots", core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, "list raft snapshots")
 	}
 	var restored, needed uint64
 	for i, meta := range list {
@@ -33,7 +33,7 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 			break
 		}
 		if core.KindOf(err) == core.Unsupported {
-			return core.E("restore raft state", core.Unsupported, err) // an older snapshot would only lead to entries that are as new
+			return core.Wrap(err, core.Unsupported, "restore raft state") // an older snapshot would only lead to entries that are as new
 		}
 		n.log.Warn("raft snapshot is not readable", "snapshot", meta.ID, "left", len(list)-1-i, "error", err)
 	}
@@ -51,13 +51,13 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 			err = errors.New("it is in a snapshot that is damaged")
 		}
 		if err != nil {
-			return core.WithHint(core.Errorf("restore raft state", core.Integrity, "the snapshots reach to index %d and entry %d is not readable: %w", restored, i, err), moveAway)
+			return core.Errorf(core.Integrity, "restore raft state: the snapshots reach to index %d and entry %d is not readable: %w", restored, i, err).Hint(moveAway)
 		}
 		if l.Type != raft.LogCommand {
 			continue
 		}
 		if err := n.fsm.Check(&l); err != nil {
-			return core.E("restore raft state", core.KindOf(err), err)
+			return core.Prefix(err, "restore raft state")
 		}
 		n.fsm.Apply(&l)
 	}

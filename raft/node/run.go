@@ -47,7 +47,7 @@ func (n *Node) Run(ctx context.Context, lead func(ctx context.Context) error) er
 		case <-n.closed:
 			return nil
 		case <-failed:
-			return core.E("keep the registry", core.Unavailable, n.store.Err())
+			return core.Wrap(n.store.Err(), core.Unavailable, "keep the registry")
 		}
 	}
 }
@@ -117,7 +117,7 @@ func (n *Node) LeadershipTransfer(ctx context.Context) error {
 // Errors: as LeadershipTransfer.
 func (n *Node) LeadershipTransferTo(ctx context.Context, raftID, address string) error {
 	if raftID == n.id {
-		return core.Errorf("hand over the leadership", core.Conflict, "queen %s is the leader, or wants to be", raftID)
+		return core.Errorf(core.Conflict, "hand over the leadership: queen %s is the leader, or wants to be", raftID)
 	}
 	return n.transfer(ctx, func() raft.Future {
 		return n.raft.LeadershipTransferToServer(raft.ServerID(raftID), raft.ServerAddress(address))
@@ -127,7 +127,7 @@ func (n *Node) LeadershipTransferTo(ctx context.Context, raftID, address string)
 func (n *Node) transfer(ctx context.Context, begin func() raft.Future) error {
 	err := n.wait(ctx, "hand over the leadership", func() error { return begin().Error() })
 	if core.KindOf(err) == core.Internal {
-		return core.E("", core.Unavailable, err) // raft's own words for nobody to take it
+		return core.WithKind(err, core.Unavailable) // raft's own words for nobody to take it
 	}
 	return err
 }

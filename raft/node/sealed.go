@@ -35,7 +35,7 @@ type sealedSnapshots struct {
 func openSnapshots(dir string, log hclog.Logger) (*sealedSnapshots, error) {
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, retainedSnapshots, log.Named("raft"))
 	if err != nil {
-		return nil, core.E("open raft snapshots", core.Unavailable, err)
+		return nil, core.Wrap(err, core.Unavailable, "open raft snapshots")
 	}
 	return &sealedSnapshots{snaps, dir, log}, nil
 }
@@ -72,7 +72,7 @@ func (s *sealedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, er
 func (s *sealedSnapshots) check(id string) error {
 	root, err := os.OpenRoot(filepath.Join(s.dir, snapshotsFolder, id))
 	if err != nil {
-		return core.E("check raft snapshot", core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, "check raft snapshot")
 	}
 	defer root.Close()
 	want, err := root.ReadFile(snapshotSum)
@@ -81,10 +81,10 @@ func (s *sealedSnapshots) check(id string) error {
 	}
 	have, metaErr := sumOf(root)
 	if err := errors.Join(err, metaErr); err != nil {
-		return core.E("check raft snapshot", core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, "check raft snapshot")
 	}
 	if string(want) != have {
-		return core.Errorf("check raft snapshot", core.Integrity, "its description is not what was written")
+		return core.Errorf(core.Integrity, "check raft snapshot: its description is not what was written")
 	}
 	return nil
 }
@@ -114,9 +114,9 @@ func (s *sealedSink) Close() error {
 	s.done = true
 	root, err := os.OpenRoot(filepath.Join(s.store.dir, snapshotsFolder, s.ID()))
 	if err != nil {
-		return core.E("seal raft snapshot", core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, "seal raft snapshot")
 	}
 	defer root.Close()
 	sum, err := sumOf(root)
-	return core.E("seal raft snapshot", core.Unavailable, errors.Join(err, writeFile(root, snapshotSum, sum), syncRoot(root)))
+	return core.Wrap(errors.Join(err, writeFile(root, snapshotSum, sum), syncRoot(root)), core.Unavailable, "seal raft snapshot")
 }

@@ -91,7 +91,7 @@ func (s *snapshots) align(index, term uint64, running bool) error {
 	}
 	list, err := s.List()
 	if err != nil {
-		return core.E("list raft snapshots", core.Unavailable, err)
+		return core.Wrap(err, core.Unavailable, "list raft snapshots")
 	}
 	for _, meta := range list {
 		if meta.Index > index && running {

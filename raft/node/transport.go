@@ -77,7 +77,7 @@ var (
 func newTransport(inner raft.Transport, mute, abstain, full func() error, log hclog.Logger) (*transport, error) {
 	preVote, ok := inner.(raft.WithPreVote)
 	if !ok {
-		return nil, core.Errorf("open raft node", core.Invalid, "a %T cannot ask for votes beforehand", inner)
+		return nil, core.Errorf(core.Invalid, "open raft node: a %T cannot ask for votes beforehand", inner)
 	}
 	t := &transport{
 		inner: inner, preVote: preVote, log: log, mute: mute, abstain: abstain, full: full, out: make(chan raft.RPC), done: make(chan struct{}),
@@ -426,7 +426,7 @@ func (t *transport) answered(id raft.ServerID, target raft.ServerAddress, by raf
 }
 
 func stranger(id raft.ServerID, target raft.ServerAddress, other string) error {
-	return core.Errorf("reach queen", core.Conflict, "at %s there is %q, not %s", target, other, id)
+	return core.Errorf(core.Conflict, "reach queen: at %s there is %q, not %s", target, other, id)
 }
 
 func (t *transport) note(id raft.ServerID, start time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {

@@ -79,7 +79,7 @@ func (n *Node) watchDisk(ctx context.Context) {
 			slowSince = now
 		case now.Sub(slowSince) >= slowFor && len(n.voterIDs()) > 1 && n.moves.allow(now):
 			slowSince = time.Time{}
-			n.move(ctx, core.Errorf("write raft log", core.Unavailable, "half of the writes take %s or more", took.Round(time.Millisecond)))
+			n.move(ctx, core.Errorf(core.Unavailable, "write raft log: half of the writes take %s or more", took.Round(time.Millisecond)))
 		}
 	}
 }

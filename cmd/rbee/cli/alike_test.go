@@ -1,0 +1,52 @@
+package cli
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+	"github.com/spf13/cobra"
+)
+
+// The verbs are alike: what destroys asks and can be tried out, an argument that names something of
+// the cluster is completed, and everything says what it is.
+func TestCommandsAreAlike(t *testing.T) {
+	t.Parallel()
+	destroys := []string{"delete", "rm", "retire", "stop", "remove", "revoke", "uninstall", "leave"}
+	mild := []string{"rbee agent stop"} // ends what "rbee run" began by itself
+	// What is a file or free text is completed by the shell or not at all.
+	free := []string{"[TEXT]", "FILE", "[FILE]", "FILE...", "[FILE...]", "FILE|DIR...", "[FILE|DIR...]", "PATH", "PATH|PLUGIN", "SOURCE", "TOKEN@HOST[:PORT]", "[PROMPT]"}
+	byName := []string{"rbee cluster join", "rbee infer", "rbee config fmt", "rbee config show", "rbee config validate"}
+	seen := 0
+	var visit func(c *cobra.Command)
+	visit = func(c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			if sub.Name() == "help" || sub.Name() == "completion" || sub.Hidden {
+				continue
+			}
+			visit(sub)
+			path := sub.CommandPath()
+			must.NotEq(t, "", sub.Short, must.Sprint(path))
+			if sub.HasSubCommands() {
+				continue
+			}
+			seen++
+			if slices.Contains(destroys, sub.Name()) && !slices.Contains(mild, path) {
+				if sub.Flags().Lookup("yes") == nil {
+					t.Errorf("%s has no --yes", path)
+				}
+				if sub.Flags().Lookup("dry-run") == nil {
+					t.Errorf("%s has no --dry-run", path)
+				}
+			}
+			if _, args, takes := strings.Cut(sub.Use, " "); takes && !strings.HasPrefix(args, "--") && !slices.Contains(free, args) && !slices.Contains(byName, path) {
+				if sub.ValidArgsFunction == nil && len(sub.ValidArgs) == 0 {
+					t.Errorf("%s does not complete %s", path, args)
+				}
+			}
+		}
+	}
+	visit((&app{}).rootCommand())
+	must.Greater(t, 40, seen)
+}

@@ -1,0 +1,140 @@
+// Package cli is the command line of rbee: a file for each noun (hive.go, worker.go, model.go), the
+// output, and what a terminal needs.
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// app is what every command needs: where to read and write, and the flags that all commands share.
+type app struct {
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+	env    func(string) (string, bool)
+	build  build // what this program is
+	now    func() time.Time
+
+	// Whether each is a terminal that a person sits at.
+	stdinTerminal  bool
+	stdoutTerminal bool
+	stderrTerminal bool
+
+	addr      string // --addr
+	caCert    string // --cacert
+	tokenFile string // --token-file
+	format    string // --format, "table" or "json"
+	json      bool   // --json, the same as --format json
+
+	warnInClear sync.Once // that a token is sent without encryption
+}
+
+// Main runs the command line args, without the program's name, and returns the exit code. version and
+// commit are what the linker was told; empty ones are taken from the Go toolchain.
+func Main(version, commit string, args []string) int {
+	return newApp(buildOf(version, commit)).run(args)
+}
+
+func newApp(b build) *app {
+	dumb := os.Getenv("TERM") == "dumb"
+	return &app{
+		stdin:          os.Stdin,
+		stdout:         os.Stdout,
+		stderr:         os.Stderr,
+		env:            os.LookupEnv,
+		build:          b,
+		now:            time.Now,
+		stdinTerminal:  term.IsTerminal(int(os.Stdin.Fd())),
+		stdoutTerminal: term.IsTerminal(int(os.Stdout.Fd())),
+		stderrTerminal: term.IsTerminal(int(os.Stderr.Fd())) && !dumb,
+	}
+}
+
+// getenv is the environment variable, or the empty string.
+func (a *app) getenv(name string) string {
+	v, _ := a.env(name)
+	return v
+}
+
+// wantJSON says whether the user asked for JSON.
+func (a *app) wantJSON() bool { return a.json || a.format == formatJSON }
+
+// run executes the command line and returns the exit code.
+func (a *app) run(args []string) int {
+	root := a.rootCommand()
+	args = normalizeArgs(root, args)
+	root.SetArgs(args)
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	// The one place where a context begins: everything below takes it.
+	cmd, err := root.ExecuteContextC(context.Background())
+	if err == nil {
+		return exitOK
+	}
+	return a.report(cmd, args, err)
+}
+
+// action is the body of a command. Its context ends at the first ^C, SIGTERM or SIGHUP; a second
+// one ends the program at once.
+type action func(ctx context.Context, cmd *cobra.Command, args []string) error
+
+// do makes a command's RunE of an action.
+func (a *app) do(f action) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		ctx, stop := interruptible(cmd.Context())
+		defer stop()
+		err := f(ctx, cmd, args)
+		if err != nil {
+			if i, ok := errors.AsType[interruptError](context.Cause(ctx)); ok {
+				return &interruptedError{signal: i.signal, err: err}
+			}
+		}
+		return err
+	}
+}
+
+// interruptError is the cause of a context that a signal ended.
+type interruptError struct{ signal syscall.Signal }
+
+func (e interruptError) Error() string { return "interrupted by " + e.signal.String() }
+
+// Unwrap makes it a cancellation to everybody who classifies errors.
+func (e interruptError) Unwrap() error { return context.Canceled }
+
+// interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP cancels. From then on
+// these signals have their usual effect. stop must be called; it waits for the watching goroutine.
+func interruptible(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup keeps its promise
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case s := <-signals:
+			signal.Stop(signals)
+			sig, _ := s.(syscall.Signal)
+			cancel(interruptError{sig})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		cancel(nil)
+		<-done
+	}
+}

@@ -1,0 +1,484 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/agent"
+	"github.com/rbee-project/rbee/core/client"
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/token"
+)
+
+func (a *app) clusterCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "cluster",
+		Short: "Begin, join, show and leave a cluster",
+		Long: `Begin, join, show and leave a cluster. Three machines:
+  a$ export RBEE_TOKEN=$(rbee cluster init)
+  a$ rbee agent
+  a$ rbee token create --type join --role queen   once for each queen that joins; without --role for a hive
+  b$ rbee agent -join TOKEN@a`,
+	}
+	cmd.AddCommand(a.clusterInitCommand(), a.clusterJoinCommand(), a.clusterInfoCommand(), a.clusterLeaveCommand())
+	return cmd
+}
+
+// loadSettings reads the configuration and shows what is wrong with it.
+func (a *app) loadSettings(cmd *cobra.Command, source *configSource) (*config.Config, error) {
+	if err := source.check(); err != nil {
+		return nil, err
+	}
+	cfg, diags := source.load(a, cmd, "")
+	if err := a.writeDiagnostics(diags); err != nil {
+		return nil, err
+	}
+	if diags.HasErrors() {
+		return nil, errShown
+	}
+	return cfg, nil
+}
+
+// startHint is the command that starts the agent with the same settings.
+func startHint(cmd *cobra.Command, source *configSource) string {
+	words := []string{"rbee agent"}
+	for _, p := range source.paths {
+		words = append(words, "-config", p)
+	}
+	for _, x := range settingFlags {
+		if f := cmd.Flags().Lookup(x.flag); f.Changed && x.flag != "name" {
+			words = append(words, "-"+x.flag, f.Value.String())
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+func (a *app) clusterInitCommand() *cobra.Command {
+	var (
+		source      configSource
+		clusterName string
+	)
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "Begin a cluster on this machine",
+		Long: `Begin a cluster on this machine, its first queen: make the certificates' CA, this machine's certificate, the gossip key and the first
+operator token, and write them below the data folder. Nothing is started. A registry that this machine has already is kept.
+
+The operator token has all scopes. It is shown once, and is all that goes to stdout.`,
+		Example: "  export RBEE_TOKEN=$(rbee cluster init)\n  rbee cluster init --advertise 10.0.0.1 --queen-only",
+		Args:    exactly(),
+	}
+	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, _ []string) error {
+		if source.hiveOnly {
+			return usageHint("The first machine of a cluster holds its registry. Others may join as hives.", "a cluster begins with a queen, not with --hive-only")
+		}
+		cfg, err := a.loadSettings(cmd, &source)
+		if err != nil {
+			return err
+		}
+		made, err := agent.Init(ctx, cfg, clusterName, a.now())
+		if err != nil {
+			return err
+		}
+		return a.show(made, func(w io.Writer) error {
+			f := &facts{}
+			f.add("Cluster", named(made.ClusterName, made.Cluster))
+			f.addf("This machine", "%s, a %s, at %s", named(made.Name, made.Node), rolesText(made.Roles), made.RPCAddress)
+			f.add("Files", made.DataDir+"/"+pki.Folder)
+			if err := f.write(a.stderr); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stderr, `
+Next:
+  export RBEE_TOKEN=…                    the token below: it is shown now and never again
+  %s
+  rbee token create --type join          once for each machine that joins; with --role queen it is one more queen
+
+`, startHint(cmd, &source))
+			_, err := fmt.Fprintln(w, made.Token)
+			return err
+		})
+	})
+	source.fileFlags(cmd)
+	cmd.Flags().StringVar(&clusterName, "cluster-name", "", "`NAME` of the cluster, for people")
+	return cmd
+}
+
+// named is a name with its id, or the id alone.
+func named(name, id string) string {
+	if name == "" || name == id {
+		return id
+	}
+	return name + " (" + id + ")"
+}
+
+// roleList are the names of roles, the queen's first.
+func roleList(roles []core.Role) []string {
+	var names []string
+	for _, r := range []core.Role{core.RoleQueen, core.RoleHive} {
+		if slices.Contains(roles, r) {
+			names = append(names, string(r))
+		}
+	}
+	return names
+}
+
+func rolesText(roles []core.Role) string {
+	return strings.Join(roleList(roles), " and ")
+}
+
+// joined says what this machine is in the cluster.
+type joined struct {
+	Cluster     string      `json:"cluster"`
+	ClusterName string      `json:"cluster_name"`
+	Node        string      `json:"node"`
+	Name        string      `json:"name"`
+	Roles       []core.Role `json:"roles"`
+	RPCAddress  string      `json:"rpc_address"`
+	Expires     time.Time   `json:"certificate_expires_at"`
+	Already     bool        `json:"already"` // it had joined before
+}
+
+func joinedOf(id *pki.Identity) joined {
+	n := id.Node()
+	return joined{Cluster: id.Cluster(), ClusterName: id.ClusterName(), Node: n.ID, Name: n.Name, Roles: n.Roles, RPCAddress: id.RPCAddress(), Expires: n.NotAfter}
+}
+
+// join takes this machine into the cluster of tokenAtHost, and says so on stderr. One that is in
+// that cluster already is left as it is.
+func (a *app) join(ctx context.Context, cfg *config.Config, tokenAtHost string) (joined, error) {
+	parsed, address, err := token.ParseJoin(tokenAtHost)
+	if err != nil {
+		return joined{}, err
+	}
+	if cfg.TLS.Given() {
+		return joined{}, core.Errorf(core.Invalid, "join a cluster: the configuration names certificates that were made elsewhere").Hint(
+			"Such a machine finds the others with gossip { retry_join = … } and needs no token. Take the block tls out of the configuration to join with one.")
+	}
+	id, err := pki.Load(cfg.DataDir)
+	switch {
+	case err == nil:
+		have, err := pki.Fingerprint(id.CAPEM())
+		if err != nil {
+			return joined{}, err
+		}
+		if have != parsed.Fingerprint {
+			return joined{}, core.Errorf(core.Conflict, "join a cluster: this machine is in cluster %s already, and the token is of another one", named(id.ClusterName(), id.Cluster())).Hint(
+				"Leave that cluster first with \"rbee cluster leave\", or choose another folder with -data-dir.")
+		}
+		j := joinedOf(id)
+		j.Already = true
+		fmt.Fprintf(a.stderr, "This machine is in cluster %s already, as %s, a %s: the join token is not needed any more.\n", named(j.ClusterName, j.Cluster), named(j.Name, j.Node), rolesText(j.Roles))
+		return j, nil
+	case core.KindOf(err) != core.NotFound:
+		return joined{}, err
+	}
+	fmt.Fprintf(a.stderr, "Joining the cluster of %s …\n", address)
+	if err := agent.Join(ctx, cfg, tokenAtHost); err != nil {
+		return joined{}, err
+	}
+	if id, err = pki.Load(cfg.DataDir); err != nil {
+		return joined{}, err
+	}
+	j := joinedOf(id)
+	fmt.Fprintf(a.stderr, "This machine is in cluster %s now, as %s, a %s.\n", named(j.ClusterName, j.Cluster), named(j.Name, j.Node), rolesText(j.Roles))
+	return j, nil
+}
+
+func (a *app) clusterJoinCommand() *cobra.Command {
+	var source configSource
+	cmd := &cobra.Command{
+		Use:   "join TOKEN@HOST[:PORT]|-",
+		Short: "Join a cluster with this machine, without starting the agent",
+		Long: `Join a cluster with this machine, without starting the agent: "rbee agent -join" does both. The token is from
+"rbee token create --type join"; the host is any queen, and the port that of its machines' talk (default 7834). The token carries the
+fingerprint of the cluster's CA, so no stranger can answer in the queen's place. With "-" it is read from stdin, and so is in no list of processes.`,
+		Args: exactly("TOKEN@HOST"),
+	}
+	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		tokenAtHost := args[0]
+		if tokenAtHost == "-" {
+			line, err := a.readLine(ctx)
+			if err != nil {
+				return err
+			}
+			tokenAtHost = strings.TrimSpace(line)
+		}
+		if _, _, err := token.ParseJoin(tokenAtHost); err != nil {
+			return &usageError{err: err, hint: core.HintOf(err)}
+		}
+		cfg, err := a.loadSettings(cmd, &source)
+		if err != nil {
+			return err
+		}
+		j, err := a.join(ctx, cfg, tokenAtHost)
+		if err != nil {
+			return err
+		}
+		return a.show(j, func(io.Writer) error {
+			fmt.Fprintf(a.stderr, "Start it with:\n  %s\n", startHint(cmd, &source))
+			return nil
+		})
+	})
+	source.fileFlags(cmd)
+	return cmd
+}
+
+// clusterInfo is what "rbee cluster info" shows.
+type clusterInfo struct {
+	Cluster *core.Cluster `json:"cluster"` // null: no queen answered
+	Queens  []core.Queen  `json:"queens"`
+	Nodes   []core.Node   `json:"nodes"`
+	Local   *joined       `json:"local"` // null: this machine is in no cluster, or its files cannot be read
+}
+
+func (a *app) clusterInfoCommand() *cobra.Command {
+	return a.reads(&cobra.Command{
+		Use:   "info",
+		Short: "Show the cluster, its machines, and what this machine is in it",
+		Args:  exactly(),
+	}, func(ctx context.Context, c *client.Client, _ []string, read ...client.ReadOption) error {
+		var info clusterInfo
+		if l := a.localAgent(); l.identity != nil {
+			j := joinedOf(l.identity)
+			j.Already = true
+			info.Local = &j
+		}
+		err := func() error {
+			cluster, err := c.Cluster(ctx, read...)
+			if err != nil {
+				return err
+			}
+			if info.Queens, err = c.Queens(ctx, read...); err != nil {
+				return err
+			}
+			info.Nodes, err = c.Nodes(ctx, read...)
+			info.Cluster = &cluster
+			return err
+		}()
+		if err != nil && (info.Local == nil || ctx.Err() != nil) {
+			return err
+		}
+		if err != nil {
+			fmt.Fprintf(a.stderr, "The cluster was not asked: %s. What follows is from this machine's disk.\n", cleanLine(err.Error()))
+		}
+		info.Queens, info.Nodes = list(info.Queens), list(info.Nodes)
+		sortQueens(info.Queens)
+		sortNodes(info.Nodes)
+		return a.show(info, func(w io.Writer) error { return a.writeClusterInfo(w, info) })
+	})
+}
+
+func (a *app) writeClusterInfo(w io.Writer, info clusterInfo) error {
+	f := &facts{}
+	if info.Cluster != nil {
+		f.add("Cluster", named(info.Cluster.Name, info.Cluster.ID))
+	} else {
+		f.add("Cluster", named(info.Local.ClusterName, info.Local.Cluster))
+	}
+	if l := info.Local; l != nil {
+		f.addf("This machine", "%s, a %s, at %s", named(l.Name, l.Node), rolesText(l.Roles), l.RPCAddress)
+		f.add("Certificate", a.expiry(l.Expires))
+	}
+	if err := f.write(w); err != nil || info.Cluster == nil {
+		return err
+	}
+	return inOrder(
+		func() error { return heading(w, "Queens") },
+		func() error { return queenTable(info.Queens).write(w) },
+		func() error { return heading(w, "Machines") },
+		func() error { return a.nodeTable(info.Nodes).write(w) },
+	)
+}
+
+func (a *app) clusterLeaveCommand() *cobra.Command {
+	var (
+		source              configSource
+		yes, dryRun, forget bool
+	)
+	cmd := &cobra.Command{
+		Use:   "leave [NODE]",
+		Short: "Take a machine out of the cluster for good",
+		Long: `Take a machine out of the cluster for good, this one if none is named by id or name: a queen hands its leadership and its vote over, workers
+are retired, the certificate is refused from then on, and the agent there forgets it and ends. It needs a new join token to come back.
+
+--forget only has this machine forget its cluster, without telling anybody: for a cluster that is no more.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef("one argument too many: %q", args[1])
+			}
+			return nil
+		},
+		ValidArgsFunction: first(a.names(nodeNames)),
+	}
+	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		if forget {
+			if len(args) > 0 {
+				return usageHint("A machine forgets its cluster where it stands.", "--forget is for this machine: it takes no NODE")
+			}
+			return a.forget(ctx, cmd, &source, yes, dryRun)
+		}
+		wanted := strings.Join(args, "")
+		if wanted == "" {
+			cfg, err := a.loadSettings(cmd, &source)
+			if err != nil {
+				return err
+			}
+			id, err := pki.Load(cfg.DataDir)
+			if core.KindOf(err) == core.NotFound {
+				return core.Errorf(core.NotFound, "this machine is in no cluster (%s)", cfg.DataDir).Hint("Name another machine of the cluster: \"rbee cluster leave NODE\"; \"rbee tls list\" shows them.")
+			}
+			if err != nil {
+				return err
+			}
+			wanted = id.Node().ID
+		}
+		c, err := a.connect(ctx)
+		if err != nil {
+			return err
+		}
+		return a.explainUnreachable(ctx, c, a.leave(ctx, c, wanted, yes, dryRun))
+	})
+	source.fileFlags(cmd)
+	cmd.Flags().BoolVar(&forget, "forget", false, "only forget the cluster on this machine's disk, and tell nobody")
+	destructiveFlags(cmd, &yes, &dryRun)
+	return cmd
+}
+
+func (a *app) leave(ctx context.Context, c *client.Client, wanted string, yes, dryRun bool) error {
+	n, err := findNode(ctx, c, wanted)
+	if err != nil {
+		return err
+	}
+	if dryRun {
+		fmt.Fprintln(a.stderr, "Would take this machine out of the cluster:")
+		return a.show(n, a.nodeTable([]core.Node{n}).write)
+	}
+	if err := a.confirm(ctx, yes, fmt.Sprintf("Take %s, a %s, out of the cluster for good?", named(n.Name, n.ID), rolesText(n.Roles))); err != nil {
+		return err
+	}
+	gone, err := c.LeaveNode(ctx, n.ID)
+	if err != nil {
+		if core.KindOf(err) == core.Unavailable && core.HintOf(err) == "" {
+			return core.WithHint(err, "A machine that is gone cannot leave: \"rbee tls revoke %s\" has it refused, and \"rbee operator raft remove %s\" takes its vote.", n.ID, n.ID)
+		}
+		return err
+	}
+	return a.show(gone, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "%s is out of the cluster.\n", cleanLine(named(n.Name, n.ID)))
+		return err
+	})
+}
+
+func (a *app) forget(ctx context.Context, cmd *cobra.Command, source *configSource, yes, dryRun bool) error {
+	cfg, err := a.loadSettings(cmd, source)
+	if err != nil {
+		return err
+	}
+	id, err := pki.Load(cfg.DataDir)
+	if core.KindOf(err) == core.NotFound {
+		return err
+	}
+	cluster := "whose files in " + cfg.DataDir + " are damaged"
+	if err == nil {
+		cluster = named(id.ClusterName(), id.Cluster())
+	}
+	if dryRun {
+		fmt.Fprintf(a.stderr, "Would forget cluster %s: remove %s/%s, and put the registry aside.\n", cleanLine(cluster), cfg.DataDir, pki.Folder)
+		return nil
+	}
+	if err := a.confirm(ctx, yes, fmt.Sprintf("Forget cluster %s on this machine, and tell nobody?", cluster)); err != nil {
+		return err
+	}
+	aside, err := agent.Forget(cfg)
+	if err != nil {
+		return err
+	}
+	return a.show(map[string]any{"forgotten": true, "registry": aside}, func(w io.Writer) error {
+		text := fmt.Sprintf("This machine has forgotten cluster %s.", cluster)
+		if aside != "" {
+			text += " Its copy of the registry is in " + aside + "."
+		}
+		_, err := fmt.Fprintln(w, cleanLine(text))
+		return err
+	})
+}
+
+// findNode is the machine of the cluster that a person named by id, by a unique beginning of it, or
+// by name. A revoked one is found by its name only where no other machine has it.
+func findNode(ctx context.Context, c *client.Client, wanted string) (core.Node, error) {
+	nodes, err := c.Nodes(ctx)
+	if err != nil {
+		return core.Node{}, err
+	}
+	slices.SortStableFunc(nodes, func(x, y core.Node) int { return b2i(x.Revoked) - b2i(y.Revoked) })
+	if at := slices.IndexFunc(nodes, func(n core.Node) bool { return n.ID == wanted }); at >= 0 {
+		return nodes[at], nil
+	}
+	var (
+		matches []core.Node
+		names   []string
+	)
+	for _, n := range nodes {
+		if n.Name == wanted {
+			return n, nil
+		}
+		if len(wanted) >= 3 && strings.HasPrefix(n.ID, wanted) {
+			matches = append(matches, n)
+		}
+		names = append(names, n.Name, n.ID)
+	}
+	if len(matches) == 1 {
+		return matches[0], nil
+	}
+	hint := `"rbee tls list" shows the machines of the cluster.`
+	if near := nearest(wanted, names); near != "" {
+		hint = fmt.Sprintf("Did you mean %s? %s", near, hint)
+	}
+	return core.Node{}, core.Errorf(core.NotFound, "no machine %q in this cluster", wanted).Hint("%s", hint)
+}
+
+func nodeNames(ctx context.Context, c *client.Client) ([]string, error) {
+	nodes, err := c.Nodes(ctx)
+	var names []string
+	for _, n := range nodes {
+		names = append(names, orElse(n.Name, n.ID))
+	}
+	return names, err
+}
+
+func sortNodes(nodes []core.Node) {
+	slices.SortFunc(nodes, func(x, y core.Node) int { return strings.Compare(x.Name+"\x00"+x.ID, y.Name+"\x00"+y.ID) })
+}
+
+func (a *app) nodeTable(nodes []core.Node) *table {
+	t := newTable("No machines.", "NAME", "ROLES", "ADDRESS", "CERTIFICATE", "ID")
+	for _, n := range nodes {
+		state := a.expiry(n.CertificateExpiresAt)
+		if n.Revoked {
+			state = "revoked"
+		}
+		t.add(n.Name, rolesText(n.Roles), n.RPCAddress, state, n.ID)
+	}
+	return t
+}
+
+// expiry says until when a certificate is good.
+func (a *app) expiry(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	left := t.Sub(a.now())
+	if left <= 0 {
+		return "expired " + a.ago(t)
+	}
+	return "expires in " + durationText(left)
+}

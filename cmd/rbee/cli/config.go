@@ -1,0 +1,175 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/hcl/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core/agent"
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/confine"
+	"github.com/rbee-project/rbee/core/pluginhost"
+)
+
+func (a *app) configCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "config", Short: "Check and show configurations"}
+	cmd.AddCommand(a.configValidateCommand(), a.configShowCommand())
+	return cmd
+}
+
+// diagnosticJSON is one complaint for programs.
+type diagnosticJSON struct {
+	Severity string `json:"severity"` // "error" or "warning"
+	Summary  string `json:"summary"`
+	Detail   string `json:"detail,omitempty"`
+	File     string `json:"file,omitempty"`
+	Line     int    `json:"line,omitempty"`
+	Column   int    `json:"column,omitempty"`
+}
+
+func diagnosticsJSON(list hcl.Diagnostics) []diagnosticJSON {
+	out := []diagnosticJSON{}
+	for _, d := range list {
+		j := diagnosticJSON{Severity: "error", Summary: d.Summary, Detail: d.Detail}
+		if d.Severity == hcl.DiagWarning {
+			j.Severity = "warning"
+		}
+		if d.Subject != nil {
+			j.File, j.Line, j.Column = d.Subject.Filename, d.Subject.Start.Line, d.Subject.Start.Column
+		}
+		out = append(out, j)
+	}
+	return out
+}
+
+func (a *app) configValidateCommand() *cobra.Command {
+	var (
+		source    configSource
+		noPlugins bool
+	)
+	cmd := &cobra.Command{
+		Use:   "validate FILE|FOLDER...",
+		Short: "Check a configuration, plugins' blocks included",
+		Long: `Check a configuration. Every plugin that has a block is started for a moment and judges its own configuration.
+What is wrong is shown with its source lines on stderr. Exit code 1 when there are errors; warnings are none.`,
+		Example: "  rbee config validate /etc/rbee.d",
+		Args:    cobra.ArbitraryArgs,
+		RunE: a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+			source.paths = append(source.paths, args...)
+			if len(source.paths) == 0 && !source.dev {
+				return usagef("FILE|FOLDER is missing: %s FILE|FOLDER...", cmd.CommandPath())
+			}
+			cfg, diags := source.load(a, cmd, "/nonexistent")
+			if cfg != nil && !noPlugins {
+				diags.Append(a.pluginHost(cfg.PluginDir, agent.PluginRules(cfg)).Validate(ctx, cfg))
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if a.wantJSON() {
+				if err := writeJSON(a.stdout, map[string]any{"valid": !diags.HasErrors(), "diagnostics": diagnosticsJSON(diags.List)}); err != nil {
+					return err
+				}
+			} else {
+				if err := a.writeDiagnostics(diags); err != nil {
+					return err
+				}
+				if !diags.HasErrors() {
+					fmt.Fprintln(a.stdout, "The configuration is valid.")
+				}
+			}
+			if diags.HasErrors() {
+				return errShown
+			}
+			return nil
+		}),
+	}
+	source.flags(cmd)
+	cmd.Flags().BoolVar(&noPlugins, "no-plugins", false, "do not start plugins: leave their config blocks unchecked")
+	return cmd
+}
+
+// settingJSON is one setting for programs.
+type settingJSON struct {
+	Name   string `json:"name"`
+	Value  any    `json:"value"`
+	Source string `json:"source"`          // "default", "file", "env" or "flag"
+	Where  string `json:"where,omitempty"` // file:line, or the variable or flag
+}
+
+// pluginBlockJSON is one worker or catalog block. Its config is not shown: it may hold secrets.
+type pluginBlockJSON struct {
+	Kind       string `json:"kind"`
+	Label      string `json:"label"`
+	Executable string `json:"executable"`
+	Where      string `json:"where,omitempty"`
+}
+
+func (a *app) configShowCommand() *cobra.Command {
+	var source configSource
+	cmd := &cobra.Command{
+		Use:   "show [FILE|FOLDER...]",
+		Short: "Show every setting with where it comes from",
+		Long:  "Show every setting as an agent with these files, flags and this environment has it. The contents of plugins' config blocks are not shown.",
+		Args:  cobra.ArbitraryArgs,
+		RunE: a.do(func(_ context.Context, cmd *cobra.Command, args []string) error {
+			source.paths = append(source.paths, args...)
+			cfg, diags := source.load(a, cmd, "/a temporary folder")
+			if err := a.writeDiagnostics(diags); err != nil {
+				return err
+			}
+			if diags.HasErrors() {
+				return errShown
+			}
+			settings, blocks := describeConfig(cfg)
+			return a.show(map[string]any{"settings": settings, "plugins": blocks}, func(w io.Writer) error {
+				t := newTable("", "SETTING", "VALUE", "FROM")
+				for _, s := range settings {
+					t.add(s.Name, fmt.Sprint(s.Value), orElse(s.Where, s.Source))
+				}
+				for _, b := range blocks {
+					t.add(fmt.Sprintf("%s %q", b.Kind, b.Label), b.Executable, orElse(b.Where, "default"))
+				}
+				return t.write(w)
+			})
+		}),
+	}
+	source.flags(cmd)
+	return cmd
+}
+
+func describeConfig(cfg *config.Config) ([]settingJSON, []pluginBlockJSON) {
+	settings := []settingJSON{}
+	for _, s := range cfg.Settings() {
+		j := settingJSON{Name: s.Name, Value: s.Value, Source: string(s.Origin.Source), Where: s.Origin.Name}
+		if d, ok := s.Value.(time.Duration); ok {
+			j.Value = d.String()
+		}
+		if s.Origin.Range.Filename != "" {
+			j.Where = fmt.Sprintf("%s:%d", s.Origin.Range.Filename, s.Origin.Range.Start.Line)
+		}
+		settings = append(settings, j)
+	}
+	blocks := []pluginBlockJSON{}
+	for _, list := range [][]config.Plugin{cfg.Workers, cfg.Catalogs} {
+		for _, p := range list {
+			b := pluginBlockJSON{Kind: p.Kind, Label: p.Label, Executable: p.Executable}
+			if p.Range.Filename != "" {
+				b.Where = fmt.Sprintf("%s:%d", p.Range.Filename, p.Range.Start.Line)
+			}
+			blocks = append(blocks, b)
+		}
+	}
+	return settings, blocks
+}
+
+// pluginHost is the host of the plugins of a folder, for commands that start them for a moment.
+// rules may be nil.
+func (a *app) pluginHost(dir string, rules confine.Rules) *pluginhost.Host {
+	return pluginhost.New(pluginhost.Options{PluginDir: dir, Logger: hclog.NewNullLogger(), Rules: rules})
+}

@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+// ensureWorker returns the id of model, and has a worker started for it, with progress on stderr,
+// when none is ready. A token that may ask models and nothing else sees no workers: then the queen
+// starts one, if it must, for the request itself.
+func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) (string, error) {
+	// A queen that hears of no leader answers all the same, and so do the workers that it knows.
+	id, ready, _, err := a.workersOf(ctx, c, model, client.Consistency(core.ConsistencyStale))
+	if core.KindOf(err) == core.Forbidden && id != "" {
+		return id, nil
+	}
+	if err != nil || ready {
+		return id, err
+	}
+	// Several commands for one model at once start one worker: the first does, the others wait for
+	// it.
+	unlock, err := a.lockModel(ctx, c, model)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	for {
+		id, ready, loading, err := a.workersOf(ctx, c, model)
+		if err != nil || ready {
+			return id, err
+		}
+		if !loading {
+			break
+		}
+		if err := sleep(ctx, loadPoll); err != nil {
+			return "", err
+		}
+	}
+	fmt.Fprintf(a.stderr, "No worker serves %s: starting one.\n", cleanLine(model))
+	job, err := a.runJob(ctx, c, core.Request{Operation: core.OpWorkerSpawn, Model: model})
+	if err != nil {
+		return "", err
+	}
+	result, err := client.Result[core.SpawnResult](job)
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(a.stderr, "Worker %s is ready on %s.\n", cleanLine(result.Worker.ID), cleanLine(result.Worker.Device))
+	return result.Worker.Model, nil
+}
+
+// loadPoll is the time between two looks at a worker that loads its model.
+const loadPoll = 250 * time.Millisecond
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// workersOf returns the id of model, and whether a worker of it is ready, or loading. The id is
+// there also with the error of a list of workers.
+func (a *app) workersOf(ctx context.Context, c *client.Client, model string, read ...client.ReadOption) (id string, ready, loading bool, err error) {
+	id = model
+	m, err := c.Model(ctx, model)
+	switch {
+	case err == nil:
+		id = m.ID
+	case core.KindOf(err) != core.NotFound: // it may still be in a catalog: the hive will know
+		return "", false, false, err
+	}
+	workers, err := c.Workers(ctx, read...)
+	if err != nil {
+		return id, false, false, err
+	}
+	for _, w := range workers {
+		if w.Model == id {
+			ready = ready || w.State == core.WorkerReady
+			loading = loading || w.State == core.WorkerLoading
+		}
+	}
+	return id, ready, loading, nil
+}
+
+// lockModel makes the commands of this user that start a worker for one model wait for each other.
+func (a *app) lockModel(ctx context.Context, c *client.Client, model string) (unlock func(), err error) {
+	dir, err := a.stateDir()
+	if err != nil {
+		return func() {}, nil //nolint:nilerr // without a folder for it, there is no such lock
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return func() {}, nil //nolint:nilerr // as above
+	}
+	sum := sha256.Sum256([]byte(c.Address() + "\x00" + model))
+	path := filepath.Join(dir, "model-"+hex.EncodeToString(sum[:8])+".lock")
+	unlock, err = lockFile(ctx, path)
+	switch {
+	case err == nil:
+		return unlock, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	}
+	return func() {}, nil
+}

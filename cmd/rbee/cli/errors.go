@@ -1,0 +1,156 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// The exit codes.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitInterrupted = 128 // plus the number of the signal, as shells do: 130 for ^C
+)
+
+// usageError says that the command line itself is wrong.
+type usageError struct {
+	err  error
+	hint string // what to type instead; may be empty
+}
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// usagef is a usage error without a hint of its own.
+func usagef(format string, args ...any) error {
+	return &usageError{err: fmt.Errorf(format, args...)}
+}
+
+// usageHint is a usage error with what to type instead.
+func usageHint(hint, format string, args ...any) error {
+	return &usageError{err: fmt.Errorf(format, args...), hint: hint}
+}
+
+// interruptedError is the error of a command that a signal ended.
+type interruptedError struct {
+	signal syscall.Signal
+	err    error
+}
+
+func (e *interruptedError) Error() string { return e.err.Error() }
+func (e *interruptedError) Unwrap() error { return e.err }
+
+// errShown is returned by a command that has already said what is wrong; only the exit code is left
+// to give.
+var errShown = errors.New("failed")
+
+// report tells the user about err on stderr and returns the exit code. It is the only place that
+// prints errors.
+func (a *app) report(cmd *cobra.Command, args []string, err error) int {
+	if errors.Is(err, errShown) {
+		return exitFailed
+	}
+	code := exitFailed
+	failure := &core.Failure{Kind: core.KindOf(err), Message: err.Error(), Hint: core.HintOf(err)}
+	if u, ok := errors.AsType[*usageError](err); ok {
+		code = exitUsage
+		failure.Kind = core.Invalid
+		failure.Hint = u.hint
+		if failure.Hint == "" {
+			failure.Hint = fmt.Sprintf("%q shows how it is called.", cmd.CommandPath()+" --help")
+		}
+	}
+	if i, ok := errors.AsType[*interruptedError](err); ok {
+		code = exitInterrupted + int(i.signal)
+		if failure.Kind == core.Cancelled || errors.Is(err, context.Canceled) {
+			failure = &core.Failure{Kind: core.Cancelled, Message: "interrupted"}
+		}
+	} else if failure.Hint == "" {
+		failure.Hint = defaultHint(failure.Kind)
+	}
+	// A wrong flag ends parsing before --format is known, hence the look at the arguments.
+	if a.wantJSON() || asksJSON(args) {
+		_ = writeJSON(a.stderr, map[string]*core.Failure{"error": failure})
+		return code
+	}
+	fmt.Fprintf(a.stderr, "rbee: %s\n", cleanText(failure.Message))
+	if failure.Hint != "" {
+		fmt.Fprintf(a.stderr, "      %s\n", strings.ReplaceAll(cleanText(failure.Hint), "\n", "\n      "))
+	}
+	return code
+}
+
+// defaultHint is what to do about an error that brings no hint of its own.
+func defaultHint(kind core.Kind) string {
+	switch kind {
+	case core.Unavailable, core.WorkerLost:
+		return `Try again; "rbee status" shows what is wrong.`
+	case core.Overloaded:
+		return "Try again in a while, or start another worker with \"rbee worker spawn\"."
+	case core.Unauthenticated:
+		return "Set RBEE_TOKEN to a token of this cluster."
+	case core.Forbidden:
+		return "Use a token with a wider scope in RBEE_TOKEN."
+	case core.DeadlineExceeded:
+		return `"rbee job list" shows whether it goes on.`
+	case core.NotFound:
+		return `"rbee ls" shows the models, "rbee ps" the workers, "rbee job list" the jobs.`
+	case core.Integrity:
+		return "Download it again; if it happens twice, the source is damaged."
+	case core.TooLarge:
+		return `Take a smaller model, fewer slots or a shorter context; "rbee hive get localhost" and "rbee ps" show what is in use.`
+	case core.InUse:
+		return `"rbee ps" shows the workers; "rbee stop ID" ends one.`
+	case core.Internal:
+		return "The agent's log says more; this may be a defect of rbee."
+	case core.Cancelled, core.Invalid, core.Conflict, core.Unsupported:
+	}
+	return ""
+}
+
+// asksJSON looks for --format json in unparsed arguments.
+func asksJSON(args []string) bool {
+	for i, arg := range args {
+		switch {
+		case arg == "--":
+			return false
+		case arg == "--json", arg == "--format=json", arg == "--format" && i+1 < len(args) && args[i+1] == formatJSON:
+			return true
+		}
+	}
+	return false
+}
+
+// flagError turns what the flag parser says into a usage error with the nearest flag's name.
+func flagError(cmd *cobra.Command, err error) error {
+	if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		name := unknown.GetSpecifiedName()
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden {
+				names = append(names, f.Name)
+			}
+		})
+		if n := nearest(name, names); n != "" && len(name) > 1 {
+			return usageHint(fmt.Sprintf("Did you mean --%s? %q shows all flags.", n, cmd.CommandPath()+" --help"), "%w", err)
+		}
+	}
+	return &usageError{err: err}
+}
+
+// nearest is the candidate that name is most likely a misspelling of, or the empty string.
+func nearest(name string, candidates []string) string {
+	if near := core.Nearest(name, candidates); len(near) > 0 {
+		return near[0]
+	}
+	return ""
+}

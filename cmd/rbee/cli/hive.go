@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+func (a *app) hiveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "hive",
+		Aliases: []string{"hives"},
+		Short:   "Hives: the machines that run workers",
+	}
+	cmd.AddCommand(a.hiveListCommand(), a.hiveGetCommand(), a.hiveStatusCommand(), a.hiveDrainCommand(), a.hiveRefreshCommand(),
+		a.hiveInstallCommand(), a.hiveUninstallCommand(), a.hiveStartCommand(), a.hiveStopCommand(), a.hiveSSHTestCommand(), a.hiveImportSSHCommand())
+	return cmd
+}
+
+func (a *app) hiveListCommand() *cobra.Command {
+	return a.reads(&cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the hives",
+		Args:    exactly(),
+	}, func(ctx context.Context, c *client.Client, _ []string, read ...client.ReadOption) error {
+		hives, err := c.Hives(ctx, read...)
+		if err != nil {
+			return err
+		}
+		workers, err := c.Workers(ctx, read...)
+		if err != nil {
+			return err
+		}
+		sortHives(hives)
+		return a.show(list(hives), a.hiveTable(hives, workers).write)
+	})
+}
+
+func (a *app) hiveGetCommand() *cobra.Command {
+	return a.reads(&cobra.Command{
+		Use:               "get HIVE",
+		Aliases:           []string{"show"},
+		Short:             "Show a hive with its devices",
+		Long:              "Show a hive with its devices. \"localhost\" is the hive of the queen that is asked.",
+		Args:              exactly("HIVE"),
+		ValidArgsFunction: first(a.names(hiveNames)),
+	}, func(ctx context.Context, c *client.Client, args []string, read ...client.ReadOption) error {
+		h, err := c.Hive(ctx, args[0], read...)
+		if err != nil {
+			return err
+		}
+		return a.show(h, a.hiveFacts(h).write)
+	})
+}
+
+func sortHives(hives []core.Hive) {
+	slices.SortFunc(hives, func(x, y core.Hive) int { return strings.Compare(x.Name+"\x00"+x.ID, y.Name+"\x00"+y.ID) })
+}
+
+func (a *app) hiveTable(hives []core.Hive, workers []core.Worker) *table {
+	t := newTable("No hives.", "NAME", "STATUS", "DEVICES", "WORKERS", "OS/ARCH", "VERSION", "LAST BEAT", "ADDRESS", "ID")
+	for _, h := range hives {
+		n := 0
+		for _, w := range workers {
+			if w.Hive == h.ID {
+				n++
+			}
+		}
+		t.add(h.Name, hiveState(h), deviceText(h.Devices), fmt.Sprint(n), strings.Trim(h.OS+"/"+h.Arch, "/"), h.Version, a.ago(h.LastBeat), h.RPCAddress, h.ID)
+	}
+	return t
+}
+
+// hiveState is the hive's status, and whether it is drained.
+func hiveState(h core.Hive) string {
+	if h.Draining {
+		return string(h.Status) + ", draining"
+	}
+	return string(h.Status)
+}
+
+func (a *app) hiveFacts(h core.Hive) *facts {
+	f := &facts{}
+	f.add("Name", h.Name)
+	f.add("ID", h.ID)
+	f.add("Status", hiveState(h))
+	f.add("Address", h.RPCAddress)
+	f.add("Last beat", a.ago(h.LastBeat))
+	f.add("Version", h.Version)
+	f.add("System", h.OS+"/"+h.Arch)
+	f.add("Worker types", strings.Join(h.WorkerTypes, ", "))
+	f.add("Unconfined", h.Unconfined)
+	f.add("Devices", deviceLines(h.Devices))
+	f.addf("Incarnation", "%d", h.Incarnation)
+	f.addf("Indexes", "created at %d, changed at %d", h.CreateIndex, h.ModifyIndex)
+	return f
+}

@@ -1,0 +1,230 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+func (a *app) modelCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "model",
+		Aliases: []string{"models"},
+		Short:   "Models: fetch, look at and delete them",
+	}
+	ls := a.lsCommand()
+	ls.Use, ls.Aliases = "list", []string{"ls"}
+	pull := a.pullCommand()
+	pull.Use, pull.Aliases = "download REF", []string{"pull"}
+	rm := a.rmCommand()
+	rm.Use, rm.Aliases = "delete ID...", []string{"rm"}
+	get := a.showCommand()
+	get.Use, get.Aliases = "get ID", []string{"show"}
+	cmd.AddCommand(ls, get, pull, rm)
+	return cmd
+}
+
+func (a *app) lsCommand() *cobra.Command {
+	var hive string
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List the models",
+		Long:  "List the models of the whole cluster, or of one hive. \"rbee catalog search\" lists those that can be fetched.",
+		Args:  exactly(),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
+		var models []core.Model
+		var err error
+		if hive == "" {
+			models, err = c.Models(ctx)
+		} else {
+			models, err = c.HiveModels(ctx, hive)
+		}
+		if err != nil {
+			return err
+		}
+		hives, err := c.Hives(ctx)
+		if err != nil && core.KindOf(err) != core.Forbidden { // without their names they are shown by id
+			return err
+		}
+		sortModels(models)
+		return a.show(list(models), modelTable(models, hives).write)
+	})
+	a.hiveFlag(cmd, &hive, "", "only those of this `HIVE`")
+	return cmd
+}
+
+func sortModels(models []core.Model) {
+	slices.SortFunc(models, func(x, y core.Model) int { return strings.Compare(x.ID, y.ID) })
+}
+
+func modelTable(models []core.Model, hives []core.Hive) *table {
+	t := newTable("No models yet. \"rbee pull REF\" fetches one, \"rbee catalog search\" lists what there is; rbee-tiny is always there.",
+		"ID", "ALIASES", "SIZE", "QUANT", "PARAMETERS", "CONTEXT", "LOADED BY", "HIVES", "STATUS")
+	for _, m := range models {
+		status := "ok"
+		if m.Damaged != "" {
+			status = "damaged"
+		}
+		t.add(m.ID, strings.Join(m.Aliases, ","), bytesText(m.SizeBytes), m.Quantization, countText(m.Parameters), numberText(m.ContextTokens),
+			strings.Join(m.LoadedBy, ","), strings.Join(hiveNamesOf(m.Hives, hives), ","), status)
+	}
+	return t
+}
+
+// hiveNamesOf turns ids of hives into their names, as far as they are known.
+func hiveNamesOf(ids []string, hives []core.Hive) []string {
+	names := slices.Clone(ids)
+	for i, id := range ids {
+		for _, h := range hives {
+			if h.ID == id {
+				names[i] = h.Name
+			}
+		}
+	}
+	return names
+}
+
+func (a *app) showCommand() *cobra.Command {
+	var hive string
+	cmd := &cobra.Command{
+		Use:               "show ID",
+		Short:             "Show a model",
+		Args:              exactly("ID"),
+		ValidArgsFunction: first(a.names(modelIDs)),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		m, hives, err := getModel(ctx, c, hive, args[0])
+		if err != nil {
+			return err
+		}
+		return a.show(m, func(w io.Writer) error { return a.writeModel(w, m, hives) })
+	})
+	a.hiveFlag(cmd, &hive, "", "as this `HIVE` has it (default: as the cluster knows it)")
+	return cmd
+}
+
+// getModel is a model as one hive has it, or as the cluster knows it, with its files and what it
+// takes on each device of the hives that have it.
+func getModel(ctx context.Context, c *client.Client, hive, id string) (core.Model, []core.Hive, error) {
+	hives, err := c.Hives(ctx)
+	if err != nil {
+		return core.Model{}, nil, err
+	}
+	if hive != "" {
+		m, err := c.HiveModel(ctx, hive, id)
+		return m, hives, err
+	}
+	m, err := c.Model(ctx, id)
+	if err != nil {
+		return core.Model{}, nil, err
+	}
+	for _, h := range m.Hives {
+		one, err := c.HiveModel(ctx, h, m.ID)
+		if core.KindOf(err) == core.Unavailable || core.KindOf(err) == core.NotFound {
+			continue // what the others say is still worth showing
+		}
+		if err != nil {
+			return core.Model{}, nil, err
+		}
+		if m.Facts == nil {
+			m.Facts, m.Files = one.Facts, one.Files
+		}
+		m.Fits = append(m.Fits, one.Fits...)
+	}
+	return m, hives, nil
+}
+
+func (a *app) writeModel(w io.Writer, m core.Model, hives []core.Hive) error {
+	f := &facts{}
+	f.add("ID", m.ID)
+	f.add("Aliases", strings.Join(m.Aliases, ", "))
+	f.add("Damaged", m.Damaged)
+	f.add("From", m.Ref)
+	f.add("Licence", m.License)
+	f.add("Architecture", m.Architecture)
+	f.add("Parameters", countText(m.Parameters))
+	f.add("Quantisation", m.Quantization)
+	f.add("Context", numberText(m.ContextTokens))
+	f.add("Size", bytesText(m.SizeBytes))
+	if x := m.Facts; x != nil {
+		f.add("Name", x.Name)
+		f.addf("Shape", "%s, %d wide, %d heads (%d for keys and values), vocabulary %d, %s", plural(x.Layers, "layer"), x.Embedding, x.Heads, x.KVHeads, x.Vocabulary, plural(x.Tensors, "tensor"))
+		f.add("Chat", map[bool]string{true: "has a template", false: "no template"}[x.ChatTemplate])
+		if x.Parts > 1 {
+			f.addf("Parts", "%d", x.Parts)
+		}
+	}
+	f.add("Digest", m.Digest)
+	if m.EstimateBytes > 0 {
+		f.addf("Memory", "about %s with one slot", sizeText(m.EstimateBytes))
+	}
+	f.add("Fetched", a.ago(m.CreatedAt))
+	f.add("Hives", strings.Join(hiveNamesOf(m.Hives, hives), ", "))
+	f.add("Loaded by", strings.Join(m.LoadedBy, ", "))
+	return errors.Join(f.write(w), writeFits(w, m.Fits, hives), writeFiles(w, m.Files))
+}
+
+// writeFits says what a worker with a model would take of each device.
+func writeFits(w io.Writer, fits []core.ModelFit, hives []core.Hive) error {
+	if len(fits) == 0 {
+		return nil
+	}
+	if err := heading(w, "Memory"); err != nil {
+		return err
+	}
+	t := newTable("", "HIVE", "DEVICE", "SLOTS", "CONTEXT", "WEIGHTS", "CACHE", "REST", "NEEDS", "FREE", "FITS")
+	for _, f := range fits {
+		verdict := "yes"
+		switch {
+		case f.Problem != "":
+			verdict = "no: " + f.Problem
+		case f.MissingBytes > 0:
+			verdict = fmt.Sprintf("no: %s (%d bytes) are missing", sizeText(f.MissingBytes), f.MissingBytes)
+		}
+		t.add(strings.Join(hiveNamesOf([]string{f.Hive}, hives), ""), f.Device, fmt.Sprint(f.Slots), fmt.Sprint(f.ContextTokens), bytesText(f.WeightsBytes), bytesText(f.CacheBytes),
+			bytesText(f.ComputeBytes+f.OverheadBytes), bytesText(f.NeedBytes), bytesText(f.FreeBytes), verdict)
+	}
+	return t.write(w)
+}
+
+func (a *app) pullCommand() *cobra.Command {
+	r := core.Request{Operation: core.OpModelDownload}
+	var detach bool
+	cmd := &cobra.Command{
+		Use:     "pull REF",
+		Short:   "Fetch a model",
+		Long:    "Fetch a model from a catalog source and check it. ^C cancels it; a later attempt goes on where it was.",
+		Example: "  rbee pull builtin:rbee-tiny\n  rbee pull file:/models/some.gguf",
+		Args:    exactly("REF"),
+		ValidArgsFunction: first(a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
+			items, err := c.Catalog(ctx, orElse(r.Hive, core.LocalHive), client.CatalogQuery{Kind: "model", Limit: 100})
+			var refs []string
+			for _, item := range items {
+				refs = append(refs, item.Ref)
+			}
+			return refs, err
+		})),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		r.Model = args[0]
+		return a.submit(ctx, c, r, detach, func(job core.Job) error {
+			m, err := client.Result[core.Model](job)
+			if err != nil {
+				return err
+			}
+			return a.show(m, func(w io.Writer) error { return a.writeModel(w, m, nil) })
+		})
+	})
+	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")
+	a.hiveFlag(cmd, &r.Hive, "", "`HIVE` to fetch it on (default: chosen)")
+	return cmd
+}

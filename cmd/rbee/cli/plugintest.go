@@ -1,0 +1,185 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/plugintest"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// suiteCommandName is the hidden command that runs the conformance suite in a process of its own.
+const suiteCommandName = "run-suite"
+
+// suiteCommand is what core/plugintest starts: this program once more.
+func suiteCommand() ([]string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, core.Wrap(err, core.Internal, "find this program")
+	}
+	return []string{exe, "plugin", suiteCommandName}, nil
+}
+
+func (a *app) pluginSuiteCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: suiteCommandName, Hidden: true, Short: "Run the conformance suite that is described on standard input", Args: exactly()}
+	cmd.RunE = a.do(func(context.Context, *cobra.Command, []string) error {
+		plugintest.Child() // ends the process
+		return nil
+	})
+	return cmd
+}
+
+func (a *app) pluginTestCommand() *cobra.Command {
+	var (
+		source  configSource
+		o       plugintest.Options
+		kind    string
+		timeout time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "test PATH|PLUGIN",
+		Short: "Run the conformance suite against a plugin",
+		Long: `Run the conformance suite of plugins against an executable: what a hive relies on. PATH is a file; PLUGIN is worker/NAME, catalog/NAME, or NAME where
+that is enough. A worker type that needs an engine is started with a model only when --engine-dir and --model say where they are; what needs that is
+skipped otherwise. A catalog source is asked for something only when --ref names a small thing that it has.`,
+		Example: "  rbee plugin test ./rbee-worker-mine\n  rbee plugin test worker/cpu --engine-dir ~/.cache/rbee/workers/cpu/…/engine --model tiny.gguf\n  rbee plugin test catalog/builtin --ref rbee-tiny",
+		Args:    exactly("PATH|PLUGIN"),
+	}
+	cmd.RunE = a.do(func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		if timeout < 0 {
+			return usagef("--timeout must not be negative")
+		}
+		if err := a.findPluginToTest(&source, cmd, &o, args[0], kind); err != nil {
+			return err
+		}
+		for _, path := range []*string{&o.Executable, &o.EngineDir, &o.ModelPath} {
+			if *path == "" {
+				continue
+			}
+			abs, err := filepath.Abs(*path)
+			if err == nil {
+				_, err = os.Stat(abs)
+			}
+			if err != nil {
+				return core.WithKind(err, core.NotFound)
+			}
+			*path = abs
+		}
+		if err := a.canStart(ctx, &o); err != nil {
+			return err
+		}
+		var err error
+		if o.Self, err = suiteCommand(); err != nil {
+			return err
+		}
+		o.Timeout = timeout
+		report, err := plugintest.Run(ctx, o, func(r core.TestResult) {
+			if !a.wantJSON() {
+				fmt.Fprintf(a.stderr, "%-7s  %s\n", r.Outcome, cleanLine(r.Name))
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if err := a.show(report, func(w io.Writer) error { return writeReport(w, report) }); err != nil {
+			return err
+		}
+		if !report.Passed {
+			return errShown
+		}
+		return nil
+	})
+	f := cmd.Flags()
+	f.StringVar(&o.EngineDir, "engine-dir", "", "`FOLDER` of the unpacked engine")
+	f.StringVar(&o.ModelPath, "model", "", "GGUF `FILE` to start a worker with")
+	f.StringVar(&o.Device, "device", "", "`DEVICE` to start a worker on (default: the first it reports)")
+	f.StringVar(&o.Ref, "ref", "", "`REF` of a small thing that a catalog source has")
+	f.StringVar(&kind, "kind", "", "`KIND` of a file that is not named rbee-KIND-NAME: worker or catalog")
+	f.DurationVar(&timeout, "timeout", 0, "of the whole suite (default: 5m)")
+	source.flags(cmd)
+	return cmd
+}
+
+// findPluginToTest finds the executable and its kind.
+func (a *app) findPluginToTest(source *configSource, cmd *cobra.Command, o *plugintest.Options, arg, kind string) error {
+	if info, err := os.Stat(arg); err == nil && info.Mode().IsRegular() {
+		o.Executable = arg
+		for _, k := range []sdk.Kind{sdk.KindWorker, sdk.KindCatalog} {
+			if strings.HasPrefix(filepath.Base(arg), "rbee-"+string(k)+"-") || kind == string(k) {
+				o.Kind = k
+			}
+		}
+		if o.Kind == "" {
+			return usageHint("Say --kind worker or --kind catalog.", "%s is not named rbee-worker-NAME or rbee-catalog-NAME", arg)
+		}
+		return nil
+	}
+	if strings.HasPrefix(arg, ".") || filepath.IsAbs(arg) {
+		return core.Errorf(core.NotFound, "there is no file %s", arg)
+	}
+	host, _, err := a.hostOf(source, cmd)
+	if err != nil {
+		return err
+	}
+	x, err := findPlugin(host, arg)
+	if err != nil {
+		return err
+	}
+	o.Kind, o.Executable = x.Kind, x.Path
+	return nil
+}
+
+// canStart decides whether a worker plugin is started with a model.
+func (a *app) canStart(ctx context.Context, o *plugintest.Options) error {
+	if o.Kind != sdk.KindWorker {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
+	defer cancel()
+	host := a.pluginHost(filepath.Dir(o.Executable), nil)
+	spec, err := host.FileSpec(o.Kind, "test", o.Executable)
+	if err != nil {
+		return err
+	}
+	info, _, err := host.Describe(ctx, spec)
+	if err != nil {
+		return err
+	}
+	if info.Engine.Name != "" && (o.EngineDir == "" || o.ModelPath == "") {
+		o.NoStart = true
+		fmt.Fprintf(a.stderr, "It needs %s: what needs a worker that serves is skipped without --engine-dir and --model.\n", cleanLine(info.Engine.Name))
+	}
+	return nil
+}
+
+func writeReport(w io.Writer, report core.PluginReport) error {
+	t := newTable("", "RESULT", "TEST", "SECONDS")
+	count := map[core.TestOutcome]int{}
+	for _, r := range report.Results {
+		count[r.Outcome]++
+		t.add(string(r.Outcome), r.Name, fmt.Sprintf("%.2f", r.Seconds))
+	}
+	err := t.write(w)
+	for _, r := range report.Results {
+		if r.Outcome != core.TestFailed {
+			continue
+		}
+		_, lineErr := fmt.Fprintf(w, "\n%s failed:\n", cleanLine(r.Name))
+		err = errors.Join(err, lineErr)
+		for _, line := range r.Output {
+			_, lineErr := fmt.Fprintln(w, "  "+cleanLine(line))
+			err = errors.Join(err, lineErr)
+		}
+	}
+	_, lineErr := fmt.Fprintf(w, "\n%d passed, %d failed, %d skipped.\n", count[core.TestPassed], count[core.TestFailed], count[core.TestSkipped])
+	return errors.Join(err, lineErr)
+}

@@ -1,0 +1,178 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+func (a *app) processCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "process",
+		Aliases: []string{"processes", "proc"},
+		Short:   "Worker processes of a hive, as the operating system sees them",
+	}
+	cmd.AddCommand(a.processListCommand(), a.processGetCommand(), a.processDeleteCommand())
+	return cmd
+}
+
+func (a *app) processListCommand() *cobra.Command {
+	var hive string
+	cmd := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the worker processes of a hive",
+		Args:    exactly(),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
+		processes, err := fromHive(ctx, a, c, hive, func(c *client.Client) ([]core.Process, error) { return c.Processes(ctx, hive) })
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(processes, func(x, y core.Process) int { return x.PID - y.PID })
+		t := newTable("No worker processes.", "PID", "WORKER", "MODEL", "TYPE", "DEVICE", "STATE", "MEMORY", "CPU", "ELAPSED")
+		for _, p := range processes {
+			t.add(strconv.Itoa(p.PID), p.WorkerID, p.Model, p.Type, p.Device, string(p.State), bytesText(p.MemoryBytes), fmt.Sprintf("%.1f%%", p.CPUPercent), a.since(p.StartedAt))
+		}
+		return a.show(list(processes), t.write)
+	})
+	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` to look at")
+	return cmd
+}
+
+// pidArg reads a process id.
+func pidArg(s string) (int, error) {
+	pid, err := strconv.Atoi(s)
+	if err != nil || pid <= 0 {
+		return 0, usageHint("\"rbee worker process list\" shows the process ids.", "%q is no process id", s)
+	}
+	return pid, nil
+}
+
+func (a *app) pids(hive *string) cobra.CompletionFunc {
+	return first(a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
+		processes, err := c.Processes(ctx, *hive)
+		var pids []string
+		for _, p := range processes {
+			pids = append(pids, strconv.Itoa(p.PID))
+		}
+		return pids, err
+	}))
+}
+
+func (a *app) processGetCommand() *cobra.Command {
+	var hive string
+	cmd := &cobra.Command{
+		Use:               "get PID",
+		Aliases:           []string{"show"},
+		Short:             "Show a worker process with its command line, sockets and log",
+		Args:              exactly("PID"),
+		ValidArgsFunction: a.pids(&hive),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		pid, err := pidArg(args[0])
+		if err != nil {
+			return err
+		}
+		p, err := fromHive(ctx, a, c, hive, func(c *client.Client) (core.Process, error) { return c.Process(ctx, hive, pid) })
+		if err != nil {
+			return err
+		}
+		return a.show(p, func(w io.Writer) error { return a.writeProcess(w, p) })
+	})
+	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` to look at")
+	return cmd
+}
+
+func (a *app) writeProcess(w io.Writer, p core.Process) error {
+	f := &facts{}
+	f.addf("Process", "%d", p.PID)
+	f.add("Worker", p.WorkerID)
+	f.add("Type", p.Type)
+	f.add("Model", p.Model)
+	f.add("Device", p.Device)
+	f.add("State", string(p.State))
+	f.add("Memory", bytesText(p.MemoryBytes))
+	f.addf("CPU", "%.1f%% of one core", p.CPUPercent)
+	if !p.StartedAt.IsZero() {
+		f.addf("Started", "%s (%s)", p.StartedAt.Local().Format(time.DateTime), a.ago(p.StartedAt))
+	}
+	f.add("Command", strings.Join(p.CommandLine, " "))
+	f.add("Sockets", strings.Join(p.Sockets, "\n"))
+	if len(p.Children) > 0 {
+		f.add("Children", strings.Trim(fmt.Sprint(p.Children), "[]"))
+	}
+	if err := f.write(w); err != nil || len(p.Log) == 0 {
+		return err
+	}
+	_, err := fmt.Fprintln(w, "\nLog, the last lines:")
+	for _, line := range p.Log {
+		_, lineErr := fmt.Fprintln(w, "  "+cleanLine(line))
+		err = errors.Join(err, lineErr)
+	}
+	return err
+}
+
+func (a *app) processDeleteCommand() *cobra.Command {
+	var (
+		hive        string
+		grace       time.Duration
+		now         bool
+		yes, dryRun bool
+		detach      bool
+	)
+	cmd := &cobra.Command{
+		Use:   "delete PID",
+		Short: "End a worker process",
+		Long: `End a worker process: running requests finish within --grace, then it is asked to end, then it is killed with everything it started.
+With --now its running requests are cut; --grace is then what the process gets to end in.
+Only a process that is a worker of this hive is ever signalled. One that is gone already is no error.`,
+		Aliases:           []string{"rm"},
+		Args:              exactly("PID"),
+		ValidArgsFunction: a.pids(&hive),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		pid, err := pidArg(args[0])
+		if err != nil {
+			return err
+		}
+		if grace < 0 {
+			return usagef("--grace must not be negative")
+		}
+		if dryRun {
+			p, err := c.Process(ctx, hive, pid)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stderr, "Would end process %d:\n", pid)
+			return a.show(p, func(w io.Writer) error { return a.writeProcess(w, p) })
+		}
+		if err := a.confirm(ctx, yes, fmt.Sprintf("End worker process %d?", pid)); err != nil {
+			return err
+		}
+		r := core.Request{Operation: core.OpWorkerProcessDelete, Hive: hive, PID: pid, Grace: core.Duration(grace), Now: now}
+		return a.submit(ctx, c, r, detach, func(job core.Job) error {
+			result, err := client.Result[core.ExitResult](job)
+			if err != nil {
+				return err
+			}
+			return a.show(result, func(w io.Writer) error { return writeExits(w, []core.ExitResult{result}) })
+		})
+	})
+	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")
+	cmd.Flags().DurationVar(&grace, "grace", 0, "how long running requests may go on (default: the hive's)")
+	cmd.Flags().BoolVar(&now, "now", false, "cut running requests")
+	destructiveFlags(cmd, &yes, &dryRun)
+	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` it runs on")
+	return cmd
+}

@@ -1,0 +1,86 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+// consistencies are the values of --consistency.
+func consistencies() []string {
+	return []string{string(core.ConsistencyDefault), string(core.ConsistencyStale), string(core.ConsistencyLinearizable)}
+}
+
+// readAsk is the body of a command that reads the registry. It hands read to every call that takes
+// it.
+type readAsk func(ctx context.Context, c *client.Client, args []string, read ...client.ReadOption) error
+
+// reads makes cmd read the registry: it gets --consistency and --stale, and says on stderr how old
+// an answer is that may be old.
+func (a *app) reads(cmd *cobra.Command, f readAsk) *cobra.Command {
+	var (
+		consistency string
+		stale       bool
+	)
+	cmd.Flags().StringVar(&consistency, "consistency", "", "how new the answer must be: `default|stale|linearizable`")
+	cmd.Flags().BoolVar(&stale, "stale", false, "same as --consistency stale: what the queen that is asked knows, also without a leader")
+	_ = cmd.RegisterFlagCompletionFunc("consistency", cobra.FixedCompletions(consistencies(), cobra.ShellCompDirectiveNoFileComp))
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		want := core.Consistency(consistency)
+		switch {
+		case consistency != "" && !slices.Contains(consistencies(), consistency):
+			return usageHint("It is one of "+strings.Join(consistencies(), ", ")+".", "unknown consistency %q", consistency)
+		case stale && consistency != "" && want != core.ConsistencyStale:
+			return usageHint("Leave one of the two.", "--stale and --consistency %s do not go together", consistency)
+		case stale:
+			want = core.ConsistencyStale
+		}
+		var info core.ReadInfo
+		read := []client.ReadOption{client.Report(&info)}
+		if want != "" {
+			read = append(read, client.Consistency(want))
+		}
+		if err := f(ctx, c, args, read...); err != nil {
+			if core.KindOf(err) == core.Unavailable && want != core.ConsistencyStale && (core.HintOf(err) == "" || strings.Contains(core.HintOf(err), "consistency=stale")) {
+				return core.WithHint(err, "--stale shows what the queen knows without asking a leader; \"rbee status\" shows what is wrong.")
+			}
+			return err
+		}
+		if info.Stale {
+			fmt.Fprintln(a.stderr, staleText(info))
+		}
+		return nil
+	})
+	return cmd
+}
+
+// staleText says how old an answer may be.
+func staleText(r core.ReadInfo) string {
+	if r.Leader == "" {
+		return fmt.Sprintf("Stale: this queen knows no leader%s. What is shown is its own copy, at index %d.", contactText(" and last heard of one %s ago", r.LastContact), r.Index)
+	}
+	return fmt.Sprintf("Stale: the leader was not asked%s. What is shown is this queen's own copy, at index %d.", contactText("; this queen last heard of it %s ago", r.LastContact), r.Index)
+}
+
+// contactText is empty where nothing was ever heard, or just now.
+func contactText(format string, d core.Duration) string {
+	if d <= 0 {
+		return ""
+	}
+	return fmt.Sprintf(format, shortDuration(time.Duration(d)))
+}
+
+// shortDuration is durationText that tells 30 ms from 900.
+func shortDuration(d time.Duration) string {
+	if d < 10*time.Second {
+		return d.Round(time.Millisecond).String()
+	}
+	return durationText(d)
+}

@@ -1,0 +1,219 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+// How much of a long list the one screen shows.
+const (
+	statusModels = 8
+	statusJobs   = 5
+	watchEvery   = 2 * time.Second
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the cluster on one screen, problems first",
+		Long: `Show the cluster on one screen, problems first: from the leader where there is one, else what the queen that is asked knows by itself, and how
+old that is. Where several addresses are named, each is asked whether it answers.`,
+		Args: exactly(),
+	}
+	a.reads(cmd, func(ctx context.Context, c *client.Client, _ []string, read ...client.ReadOption) error {
+		for {
+			s, err := c.Status(ctx, read...)
+			switch {
+			case err == nil:
+				answers := a.whoAnswers(ctx, c)
+				if watch && a.stdoutTerminal && !a.wantJSON() {
+					fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
+				}
+				if err := a.show(s, func(w io.Writer) error { return a.writeStatus(w, s, c.Address(), answers) }); err != nil {
+					return err
+				}
+			case !watch || ctx.Err() != nil || core.KindOf(err) != core.Unavailable:
+				return err
+			default:
+				fmt.Fprintf(a.stderr, "rbee: %s; trying again\n", cleanLine(err.Error()))
+			}
+			if !watch {
+				return nil
+			}
+			if err := sleep(ctx, watchEvery); err != nil {
+				return err
+			}
+		}
+	})
+	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every "+watchEvery.String()+", until ^C")
+	return cmd
+}
+
+// answerTimeout is how long "rbee status" waits for each queen that was named.
+const answerTimeout = time.Second
+
+// whoAnswers asks every queen that the user named, where it is more than one, whether it is there:
+// one line for each that is not.
+func (a *app) whoAnswers(ctx context.Context, c *client.Client) (silent []string) {
+	t, err := a.target()
+	if err != nil || !t.named || len(t.addresses) < 2 {
+		return nil
+	}
+	problems := make([]error, len(t.addresses))
+	var wg sync.WaitGroup
+	for i, address := range t.addresses {
+		wg.Go(func() {
+			one := t
+			one.addresses = []string{address}
+			queen, err := a.connectTo(ctx, one)
+			if err != nil {
+				problems[i] = err
+				return
+			}
+			defer queen.Close()
+			if queen.Address() == c.Address() {
+				return // it has just answered
+			}
+			ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+			defer cancel()
+			problems[i] = queen.Healthy(ctx)
+		})
+	}
+	wg.Wait()
+	for i, address := range t.addresses {
+		if problems[i] != nil && ctx.Err() == nil {
+			silent = append(silent, address)
+		}
+	}
+	return silent
+}
+
+func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []string) error {
+	for _, p := range s.Problems {
+		if _, err := fmt.Fprintf(w, "PROBLEM: %s\n", cleanLine(p)); err != nil {
+			return err
+		}
+	}
+	if len(s.Problems) > 0 {
+		fmt.Fprintln(w)
+	}
+	voters, seen := 0, 0
+	for _, q := range s.Queens {
+		voters += b2i(q.Voter)
+		seen += b2i(q.Voter && (q.Gossip == "alive" || q.Gossip == ""))
+	}
+	leader := s.Leader
+	for _, q := range s.Queens {
+		if q.ID == s.Leader {
+			leader = orElse(q.Name, q.ID)
+		}
+	}
+	f := &facts{}
+	if len(s.Problems) == 0 {
+		f.add("Problems", "none")
+	}
+	if s.Cluster != nil && s.Cluster.ID != "" {
+		f.add("Cluster", named(s.Cluster.Name, s.Cluster.ID))
+	}
+	f.addf("Queen", "%s, rbee %s, at %s, up %s", s.Node, s.Version, address, orElse(a.since(s.StartedAt), "?"))
+	f.addf("Queens", "%d (%s), leader %s, index %d", len(s.Queens), plural(voters, "voter"), orElse(leader, "unknown"), s.Index)
+	if !s.CertificatesEnd.IsZero() {
+		f.addf("Certificates", "the first one ends on %s", s.CertificatesEnd.UTC().Format(time.DateOnly))
+	}
+	if seen < voters {
+		f.addf("Majority", "%d of %s seen, %d needed", seen, plural(voters, "voter"), voters/2+1)
+	}
+	f.add("Missing", strings.Join(missing(s), "\n"))
+	f.add("No answer", strings.Join(silent, "\n"))
+	f.add("Unconfined", strings.Join(unconfined(s.Hives), "\n"))
+	if s.Read.Stale {
+		f.addf("Age", "stale: %s", orElse(contactText("the leader was last heard of %s ago", s.Read.LastContact), "no leader was heard of"))
+	}
+	if err := f.write(w); err != nil {
+		return err
+	}
+	if len(s.Queens) > 1 {
+		sortQueens(s.Queens)
+		if err := heading(w, "Queens"); err != nil {
+			return err
+		}
+		if err := queenTable(s.Queens).write(w); err != nil {
+			return err
+		}
+	}
+	sortHives(s.Hives)
+	sortWorkers(s.Workers)
+	sortModels(s.Models)
+	sortJobs(s.Jobs)
+	models, moreModels := cut(s.Models, statusModels, "rbee ls")
+	jobs, moreJobs := cut(s.Jobs, statusJobs, "rbee job list")
+	return inOrder(
+		func() error { return heading(w, "Hives") },
+		func() error { return a.hiveTable(s.Hives, s.Workers).write(w) },
+		func() error { return heading(w, "Workers") },
+		func() error { return a.workerTable(s.Workers, s.Hives).write(w) },
+		func() error { return heading(w, "Models") },
+		func() error { return modelTable(models, s.Hives).write(w) },
+		func() error { return moreLine(w, moreModels) },
+		func() error { return heading(w, "Jobs") },
+		func() error { return a.jobTable(jobs).write(w) },
+		func() error { return moreLine(w, moreJobs) },
+	)
+}
+
+// missing are the queens and hives of the registry that are not there: by gossip, and by their own
+// reports.
+func missing(s core.Status) []string {
+	var out []string
+	for _, q := range s.Queens {
+		if q.Gossip != "" && q.Gossip != "alive" {
+			out = append(out, fmt.Sprintf("queen %s (gossip: %s)", orElse(q.Name, q.ID), q.Gossip))
+		}
+	}
+	for _, h := range s.Hives {
+		if h.Status == core.HiveSuspect || h.Status == core.HiveDown {
+			out = append(out, fmt.Sprintf("hive %s (%s)", orElse(h.Name, h.ID), h.Status))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// unconfined lists the hives whose plugins can read the secrets of their agents.
+func unconfined(hives []core.Hive) []string {
+	var out []string
+	for _, h := range hives {
+		if h.Unconfined != "" {
+			out = append(out, fmt.Sprintf("plugins of hive %s can read its secrets: %s", orElse(h.Name, h.ID), cleanLine(h.Unconfined)))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// cut returns the first n of all and, where there are more, a line that says how to see them.
+func cut[T any](all []T, n int, command string) (some []T, more string) {
+	if len(all) <= n {
+		return all, ""
+	}
+	return all[:n], fmt.Sprintf("… and %d more: %s", len(all)-n, command)
+}
+
+func moreLine(w io.Writer, line string) error {
+	if line == "" {
+		return nil
+	}
+	_, err := fmt.Fprintln(w, strings.TrimSpace(line))
+	return err
+}

@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+func (a *app) whyCommand() *cobra.Command {
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "why [REQUEST-ID]",
+		Short: "Show how a request was routed: which workers could answer, which not, who was asked",
+		Long: `Show how an inference request was routed: which workers could answer, in which order and why, which could not, who was asked, and how it
+ended. Its id is in the header x-request-id of the answer. Without an id, the latest requests are listed.
+
+A queen remembers the latest requests that it took itself; the other queens are asked where the first does not know it.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef("one argument too many: %q", args[1])
+			}
+			return nil
+		},
+		ValidArgsFunction: first(a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
+			routes, err := c.Routes(ctx, 0)
+			var ids []string
+			for _, r := range routes {
+				ids = append(ids, r.RequestID)
+			}
+			return ids, err
+		})),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		if limit < 0 {
+			return usagef("--limit must not be negative")
+		}
+		hives, err := c.Hives(ctx, client.Consistency(core.ConsistencyStale))
+		if err != nil {
+			return err
+		}
+		if len(args) == 0 {
+			routes, err := c.Routes(ctx, limit)
+			if err != nil {
+				return err
+			}
+			return a.show(list(routes), a.routeTable(routes, hives).write)
+		}
+		r, err := a.findRoute(ctx, c, args[0])
+		if err != nil {
+			return err
+		}
+		return a.show(r, func(w io.Writer) error { return a.writeRoute(w, r, hives) })
+	})
+	cmd.Flags().IntVar(&limit, "limit", 0, "at most this many requests (default: the queen's)")
+	return cmd
+}
+
+// findRoute asks the queen that answers, then the others.
+func (a *app) findRoute(ctx context.Context, c *client.Client, id string) (core.RouteRecord, error) {
+	r, err := c.Route(ctx, id)
+	if core.KindOf(err) != core.NotFound {
+		return r, err
+	}
+	t, terr := a.target()
+	queens, qerr := c.Queens(ctx, client.Consistency(core.ConsistencyStale))
+	if terr != nil || qerr != nil {
+		return r, err
+	}
+	others := slices.Clone(t.addresses)
+	for _, q := range queens {
+		if q.HTTPAddress != "" {
+			others = append(others, q.HTTPAddress)
+		}
+	}
+	for _, address := range others {
+		one := t
+		one.addresses = []string{address}
+		other, oerr := a.connectTo(ctx, one)
+		if oerr != nil {
+			continue
+		}
+		if other.Address() == c.Address() {
+			other.Close()
+			continue
+		}
+		limited, cancel := context.WithTimeout(ctx, answerTimeout)
+		found, oerr := other.Route(limited, id)
+		cancel()
+		other.Close()
+		if oerr == nil {
+			return found, nil
+		}
+	}
+	return r, err
+}
+
+func (a *app) routeTable(routes []core.RouteRecord, hives []core.Hive) *table {
+	t := newTable("No requests yet.", "REQUEST", "WHEN", "MODEL", "WORKER", "HIVE", "ASKED", "STATE", "FIRST", "TOOK", "TOKENS")
+	for _, r := range routes {
+		worker, hive := "", ""
+		if n := len(r.Attempts); n > 0 {
+			worker, hive = r.Attempts[n-1].Worker, hiveNamesOf([]string{r.Attempts[n-1].Hive}, hives)[0]
+		}
+		t.add(r.RequestID, a.ago(r.At), r.Model, worker, hive, fmt.Sprint(len(r.Attempts)), routeStateText(r), millis(r.FirstToken), millis(r.Took), countText(r.Events))
+	}
+	return t
+}
+
+func routeStateText(r core.RouteRecord) string {
+	if r.Problem != "" {
+		return fmt.Sprintf("%s (%s)", r.State, r.Problem)
+	}
+	return string(r.State)
+}
+
+// millis is a short time for people; empty for none.
+func millis(d core.Duration) string {
+	if d <= 0 {
+		return ""
+	}
+	return time.Duration(d).Round(time.Millisecond).String()
+}
+
+func (a *app) writeRoute(w io.Writer, r core.RouteRecord, hives []core.Hive) error {
+	f := &facts{}
+	f.add("Request", r.RequestID)
+	f.add("When", a.ago(r.At))
+	f.add("Path", r.Path)
+	f.add("Model", r.Model)
+	f.add("State", routeStateText(r))
+	if r.Status != 0 {
+		f.addf("Status", "%d", r.Status)
+	}
+	f.add("Waited", millis(r.Waited))
+	f.add("First token", millis(r.FirstToken))
+	f.add("Took", millis(r.Took))
+	f.add("Tokens", countText(r.Events))
+	name := func(hive string) string { return hiveNamesOf([]string{hive}, hives)[0] }
+
+	attempts := newTable("Nobody was asked.", "ASKED", "HIVE", "TOOK", "ANSWERED")
+	for _, x := range r.Attempts {
+		answer := "yes"
+		if x.Problem != "" {
+			answer = "no: " + string(x.Problem)
+		}
+		attempts.add(x.Worker, name(x.Hive), millis(x.Took), answer)
+	}
+	candidates := newTable("No worker could answer.", "COULD ANSWER", "HIVE", "DEVICE", "BUSY", "QUEUE", "PLACE")
+	for _, x := range r.Candidates {
+		candidates.add(x.Worker, name(x.Hive), x.Device, fmt.Sprintf("%d/%d", x.Active, x.Slots), fmt.Sprint(x.Queued), x.Reason)
+	}
+	err := errors.Join(f.write(w), line(w), attempts.write(w), line(w), candidates.write(w))
+	if len(r.Refused) == 0 {
+		return err
+	}
+	refused := newTable("", "COULD NOT", "WHY")
+	for _, x := range r.Refused {
+		refused.add(x.Worker, x.Reason)
+	}
+	return errors.Join(err, line(w), refused.write(w))
+}
+
+func line(w io.Writer) error {
+	_, err := fmt.Fprintln(w)
+	return err
+}

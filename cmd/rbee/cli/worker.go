@@ -1,0 +1,394 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+func (a *app) workerCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "worker",
+		Aliases: []string{"workers"},
+		Short:   "Workers: start, look at and end them, their processes and their binaries",
+	}
+	list := a.workerListCommand()
+	list.Use, list.Aliases = "list", []string{"ls"}
+	retire := a.stopCommand()
+	retire.Use, retire.Aliases = "retire ID|MODEL...", []string{"stop"}
+	download := a.binaryDownloadCommand()
+	cmd.AddCommand(a.workerSpawnCommand(), list, a.workerGetCommand(), retire, a.processCommand(), a.binaryCommand(), download, a.workerBuildCommand())
+	return cmd
+}
+
+func (a *app) psCommand() *cobra.Command {
+	cmd := a.workerListCommand()
+	cmd.Use = "ps"
+	return cmd
+}
+
+func (a *app) workerListCommand() *cobra.Command {
+	var hive string
+	cmd := &cobra.Command{
+		Short: "List the active workers",
+		Args:  exactly(),
+	}
+	a.reads(cmd, func(ctx context.Context, c *client.Client, _ []string, read ...client.ReadOption) error {
+		workers, err := c.Workers(ctx, read...)
+		if err != nil {
+			return err
+		}
+		hives, err := c.Hives(ctx, read...)
+		if err != nil {
+			return err
+		}
+		if hive != "" {
+			h, err := c.Hive(ctx, hive, read...)
+			if err != nil {
+				return err
+			}
+			workers = slices.DeleteFunc(workers, func(w core.Worker) bool { return w.Hive != h.ID })
+		}
+		sortWorkers(workers)
+		return a.show(list(workers), a.workerTable(workers, hives).write)
+	})
+	a.hiveFlag(cmd, &hive, "", "only those of this `HIVE`")
+	return cmd
+}
+
+func sortWorkers(workers []core.Worker) {
+	slices.SortFunc(workers, func(x, y core.Worker) int {
+		return strings.Compare(x.Model+"\x00"+x.ID, y.Model+"\x00"+y.ID)
+	})
+}
+
+// workerTable is the table of "rbee ps". A worker of a silent hive shows what is known of the hive.
+func (a *app) workerTable(workers []core.Worker, hives []core.Hive) *table {
+	t := newTable("No workers. \"rbee run MODEL\" starts one.", "ID", "MODEL", "HIVE", "TYPE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "SEEN")
+	for _, w := range workers {
+		name, state, seen := w.Hive, string(w.State), w.Load.At
+		for _, h := range hives {
+			if h.ID != w.Hive {
+				continue
+			}
+			name = h.Name
+			switch h.Status {
+			case core.HiveSuspect:
+				state = "suspect"
+			case core.HiveDown:
+				state = "lost"
+			case core.HiveReady:
+			}
+			if h.LastBeat.After(seen) {
+				seen = h.LastBeat
+			}
+		}
+		t.add(w.ID, w.Model, name, w.Type, w.Device, state, fmt.Sprintf("%d/%d", w.Load.Active, w.Slots), fmt.Sprint(w.Load.Queued),
+			rateText(w.Load.TokensPerSecond), a.ago(seen))
+	}
+	return t
+}
+
+func rateText(perSecond float64) string {
+	switch {
+	case perSecond <= 0:
+		return ""
+	case perSecond < 10:
+		return fmt.Sprintf("%.1f", perSecond)
+	}
+	return fmt.Sprintf("%.0f", perSecond)
+}
+
+func (a *app) workerGetCommand() *cobra.Command {
+	return a.reads(&cobra.Command{
+		Use:               "get ID",
+		Aliases:           []string{"show"},
+		Short:             "Show an active worker",
+		Long:              "Show an active worker. A unique prefix of its id is enough.",
+		Args:              exactly("ID"),
+		ValidArgsFunction: first(a.names(workerIDs)),
+	}, func(ctx context.Context, c *client.Client, args []string, read ...client.ReadOption) error {
+		w, err := c.WorkerDetails(ctx, args[0], read...)
+		if err != nil {
+			return err
+		}
+		return a.show(w, func(out io.Writer) error { return a.writeWorker(out, w) })
+	})
+}
+
+func (a *app) workerFacts(w core.Worker) *facts {
+	f := &facts{}
+	f.add("ID", w.ID)
+	f.add("Model", w.Model)
+	f.add("Digest", w.ModelDigest)
+	f.add("Hive", w.Hive)
+	f.add("Type", w.Type)
+	f.add("Version", w.Version)
+	f.add("Device", w.Device)
+	f.add("State", string(w.State))
+	f.addf("Slots", "%d", w.Slots)
+	f.addf("Context", "%d tokens per slot", w.ContextTokens)
+	f.addf("Load", "%d running, %d waiting, %s, %d positions in use, %d tokens so far", w.Load.Active, w.Load.Queued,
+		orElse(rateText(w.Load.TokensPerSecond), "0")+" tokens/s", w.Load.KVUsedTokens, w.Load.TokensTotal)
+	f.add("Seen", a.ago(w.Load.At))
+	f.addf("Indexes", "created at %d, changed at %d", w.CreateIndex, w.ModifyIndex)
+	return f
+}
+
+func (a *app) writeWorker(out io.Writer, w core.WorkerDetails) error {
+	f := a.workerFacts(w.Worker)
+	f.addf("Routed", "%s by the queen that was asked, %d failed", plural(int(w.Routes.Requests), "request"), w.Routes.Failures)
+	if err := f.write(out); err != nil || len(w.Routes.Recent) == 0 {
+		return err
+	}
+	t := newTable("", "FAILED", "REQUEST", "WHY")
+	for _, x := range w.Routes.Recent {
+		t.add(a.ago(x.At), x.RequestID, string(x.Problem))
+	}
+	return errors.Join(line(out), t.write(out))
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+func (a *app) workerSpawnCommand() *cobra.Command {
+	r := core.Request{Operation: core.OpWorkerSpawn}
+	var detach bool
+	cmd := &cobra.Command{
+		Use:   "spawn --model MODEL",
+		Short: "Start a worker",
+		Long: `Start a worker for a model, and wait until it is ready. What is missing, the engine or the model, is fetched first.
+^C cancels it. What is not said is chosen: the hive, the worker type, the device.`,
+		Example: "  rbee worker spawn --model rbee-tiny --device cpu --slots 4",
+		Args:    exactly(),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
+		if r.Model == "" {
+			return usageHint("\"rbee ls\" lists the models.", "--model is missing")
+		}
+		for name, v := range map[string]int{"--slots": r.Slots, "--context": r.ContextTokens, "--threads": r.Threads} {
+			if v < 0 {
+				return usagef("%s must not be negative", name)
+			}
+		}
+		return a.submit(ctx, c, r, detach, func(job core.Job) error {
+			result, err := client.Result[core.SpawnResult](job)
+			if err != nil {
+				return err
+			}
+			return a.show(result, func(w io.Writer) error {
+				f := &facts{}
+				f.add("ID", result.Worker.ID)
+				f.add("Model", result.Worker.Model)
+				f.add("Type", result.Worker.Type)
+				f.add("Device", result.Worker.Device)
+				f.addf("Slots", "%d", result.Worker.Slots)
+				f.addf("Context", "%d tokens per slot", result.Worker.ContextTokens)
+				f.addf("Process", "%d", result.PID)
+				return f.write(w)
+			})
+		})
+	})
+	f := cmd.Flags()
+	f.StringVarP(&r.Model, "model", "m", "", "`MODEL` to serve: id, alias or catalog reference")
+	f.StringVar(&r.Type, "type", "", "worker `TYPE`, or TYPE@VERSION: cpu, cuda, vulkan, metal, …")
+	f.StringVar(&r.Device, "device", "", "`DEVICE` to load it on: cpu, cuda:0, …")
+	f.IntVar(&r.Slots, "slots", 0, "requests served at once (default: the hive's)")
+	f.IntVar(&r.ContextTokens, "context", 0, "positions per slot (default: the model's own, as far as memory allows)")
+	f.IntVar(&r.Threads, "threads", 0, "CPU threads (default: the hive's)")
+	f.StringVar(&r.RequestID, "request-id", "", "`ID` of the request: the same one twice starts one worker")
+	f.BoolVar(&detach, "detach", false, "do not wait: show the job's id")
+	a.hiveFlag(cmd, &r.Hive, "", "`HIVE` to start it on (default: chosen)")
+	_ = cmd.RegisterFlagCompletionFunc("model", a.names(modelsToUse))
+	_ = cmd.RegisterFlagCompletionFunc("type", a.names(workerTypes))
+	_ = cmd.RegisterFlagCompletionFunc("device", a.names(deviceIDs))
+	return cmd
+}
+
+func workerTypes(ctx context.Context, c *client.Client) ([]string, error) {
+	hives, err := c.Hives(ctx)
+	var types []string
+	for _, h := range hives {
+		types = append(types, h.WorkerTypes...)
+	}
+	return types, err
+}
+
+func deviceIDs(ctx context.Context, c *client.Client) ([]string, error) {
+	hives, err := c.Hives(ctx)
+	var ids []string
+	for _, h := range hives {
+		for _, d := range h.Devices {
+			ids = append(ids, d.ID)
+		}
+	}
+	return ids, err
+}
+
+func (a *app) stopCommand() *cobra.Command {
+	var (
+		deadline    time.Duration
+		yes, dryRun bool
+		detach      bool
+	)
+	cmd := &cobra.Command{
+		Use:   "stop ID|MODEL...",
+		Short: "Retire workers: no new requests; running ones finish, then they stop",
+		Long: `Retire workers, named by id, unique prefix of an id, or model: they take no new request, running ones finish, then they stop.
+A worker that is retired already is no error.`,
+		Args: atLeast("ID|MODEL"),
+		ValidArgsFunction: a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
+			workers, err := c.Workers(ctx)
+			var names []string
+			for _, w := range workers {
+				names = append(names, w.ID, w.Model)
+			}
+			return names, err
+		}),
+	}
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		if deadline < 0 {
+			return usagef("--deadline must not be negative")
+		}
+		workers, err := findWorkers(ctx, c, args)
+		if err != nil {
+			return err
+		}
+		if dryRun {
+			hives, err := c.Hives(ctx)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stderr, "Would retire %s:\n", plural(len(workers), "worker"))
+			return a.show(workers, a.workerTable(workers, hives).write)
+		}
+		if err := a.confirm(ctx, yes, fmt.Sprintf("Retire %s?", describeWorkers(workers))); err != nil {
+			return err
+		}
+		results := make([]core.ExitResult, 0, len(workers))
+		for _, w := range workers {
+			r := core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.ID, Grace: core.Duration(deadline)}
+			if detach {
+				if err := a.submit(ctx, c, r, true, nil); err != nil {
+					return fmt.Errorf("retire worker %s: %w", w.ID, err)
+				}
+				continue
+			}
+			job, err := a.runJob(ctx, c, r)
+			if err != nil {
+				return fmt.Errorf("retire worker %s: %w", w.ID, err)
+			}
+			result, err := client.Result[core.ExitResult](job)
+			if err != nil {
+				return err
+			}
+			results = append(results, result)
+		}
+		if detach {
+			return nil
+		}
+		return a.show(results, func(out io.Writer) error { return writeExits(out, results) })
+	})
+	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the ids of the jobs")
+	cmd.Flags().DurationVar(&deadline, "deadline", 0, "how long running requests may go on (default: the hive's)")
+	destructiveFlags(cmd, &yes, &dryRun)
+	return cmd
+}
+
+func destructiveFlags(cmd *cobra.Command, yes, dryRun *bool) {
+	cmd.Flags().BoolVarP(yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVar(dryRun, "dry-run", false, "only show what would be done")
+}
+
+// findWorkers resolves ids, prefixes of ids and models to workers, each once, in the order of the
+// arguments.
+func findWorkers(ctx context.Context, c *client.Client, args []string) ([]core.Worker, error) {
+	var found []core.Worker
+	for _, arg := range args {
+		matches, err := findWorker(ctx, c, arg)
+		if err != nil {
+			return nil, err
+		}
+		for _, w := range matches {
+			if !slices.ContainsFunc(found, func(f core.Worker) bool { return f.ID == w.ID }) {
+				found = append(found, w)
+			}
+		}
+	}
+	return found, nil
+}
+
+func findWorker(ctx context.Context, c *client.Client, arg string) ([]core.Worker, error) {
+	w, err := c.Worker(ctx, arg)
+	if err == nil {
+		return []core.Worker{w}, nil
+	}
+	if core.KindOf(err) != core.NotFound {
+		return nil, err
+	}
+	id := arg
+	if m, merr := c.Model(ctx, arg); merr == nil {
+		id = m.ID
+	}
+	workers, werr := c.Workers(ctx)
+	if werr != nil {
+		return nil, werr
+	}
+	workers = slices.DeleteFunc(workers, func(w core.Worker) bool { return w.Model != id })
+	if len(workers) == 0 {
+		return nil, err
+	}
+	sortWorkers(workers)
+	return workers, nil
+}
+
+func describeWorkers(workers []core.Worker) string {
+	if len(workers) == 1 {
+		w := workers[0]
+		return fmt.Sprintf("worker %s (%s, %s)", w.ID, w.Model, plural(w.Load.Active, "running request"))
+	}
+	var names []string
+	active := 0
+	for _, w := range workers {
+		names = append(names, w.ID+" ("+w.Model+")")
+		active += w.Load.Active
+	}
+	return fmt.Sprintf("%d workers, %s, with %s", len(workers), strings.Join(names, ", "), plural(active, "running request"))
+}
+
+// writeExits says how each worker ended.
+func writeExits(out io.Writer, results []core.ExitResult) error {
+	for _, r := range results {
+		text := fmt.Sprintf("Worker %s ended", r.WorkerID)
+		switch {
+		case r.AlreadyGone:
+			text = fmt.Sprintf("Worker %s was gone already", r.WorkerID)
+		case r.Forced:
+			text += ", killed because it did not end by itself"
+		}
+		if r.PID != 0 {
+			text += fmt.Sprintf(" (process %d", r.PID)
+			if r.Exit != "" {
+				text += ", " + r.Exit
+			}
+			text += ")"
+		}
+		if _, err := fmt.Fprintln(out, cleanLine(text)+"."); err != nil {
+			return err
+		}
+	}
+	return nil
+}
