@@ -58,6 +58,8 @@ const (
 	rCall                  // another rule, then next
 	rSplit                 // any of branches
 	rDone                  // the text ends
+	rJSON                  // a JSON value of node, then next
+	rText                  // a text of the expression class, then next
 )
 
 // ruleState is a position within a rule of a GBNF grammar.
@@ -67,6 +69,7 @@ type ruleState struct {
 	rule     *rule
 	next     *ruleState
 	branches []*ruleState
+	node     *node
 }
 
 type rule struct {
@@ -616,6 +619,15 @@ func (g *Grammar) closure(s *ruleState, stk *stack, out *threads) bool {
 			}
 		case rDone:
 			out.add(g.leaf(leafKey{kind: lEnd}), x.stk)
+		case rJSON:
+			out.add(g.leaf(leafKey{kind: lValue, node: x.s.node}), g.stackOf([]top{{g.frame(frameKey{rule: x.s.next}), x.stk}}))
+		case rText:
+			if g.set.nullable(x.s.class) {
+				queue = append(queue, item{x.s.next, x.stk})
+			}
+			g.characters(x.s, func(class rx, next *ruleState) {
+				out.add(g.leaf(leafKey{kind: lRule, q: class, rule: next}), x.stk)
+			})
 		}
 	}
 	return true

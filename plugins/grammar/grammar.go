@@ -92,6 +92,8 @@ type Grammar struct {
 	leads        map[leadKey]*[0xF5 - 0xC2]*leaf
 	freeNames    map[freeKey]rx
 	names        map[namesKey]rx
+	texts        map[textKey]*ruleState
+	mixed        bool // JSON stands within rules
 }
 
 func newGrammar(opts Options, set *rxSet) *Grammar {
@@ -115,6 +117,7 @@ func (g *Grammar) forget() {
 	g.leads = map[leadKey]*[0xF5 - 0xC2]*leaf{}
 	g.freeNames = map[freeKey]rx{}
 	g.names = map[namesKey]rx{}
+	g.texts = map[textKey]*ruleState{}
 }
 
 func (g *Grammar) nextID() int { g.ids++; return g.ids }

@@ -426,7 +426,7 @@ func (g *Grammar) endValue(t thread, text []byte, out *threads) {
 		}
 		stk = g.stackOf(tops)
 	}
-	out.add(g.leaf(leafKey{kind: lAfter}), stk)
+	g.afterValue(stk, out)
 	out.text = nil
 }
 
@@ -439,7 +439,7 @@ func (g *Grammar) close(stk *stack, out *threads) {
 		}
 	}
 	if up != nil {
-		out.add(g.leaf(leafKey{kind: lAfter}), up)
+		g.afterValue(up, out)
 	}
 }
 
@@ -723,7 +723,13 @@ func (g *Grammar) itemsFit(k frameKey) bool {
 func (g *Grammar) final(c *config) bool {
 	var one [1]thread
 	for _, t := range c.list(&one) {
-		if t.leaf == nil || len(t.stk.tops) > 0 {
+		if t.leaf == nil {
+			continue
+		}
+		if len(t.stk.tops) > 0 {
+			if g.endsBehind(t) {
+				return true
+			}
 			continue
 		}
 		if t.leaf.kind == lAfter || t.leaf.final {

@@ -24,7 +24,7 @@ func (m *Matcher) Mask(dst []uint64) {
 	var one [1]thread
 	list := m.at.list(&one)
 	if m.at.more != nil && slices.ContainsFunc(list, func(t thread) bool { return t.leaf.kind == lRule }) {
-		copy(dst, m.g.mask(m.v, thread{}, m.at.more, nil))
+		copy(dst, m.g.mask(m.v, thread{}, m.at.more, m.at.text))
 		list = nil
 	}
 	for i, t := range list {
@@ -49,7 +49,7 @@ func (m *Matcher) Mask(dst []uint64) {
 // mask returns the tokens whose bytes may come next in one thread. The caller must not change it.
 func (g *Grammar) mask(v *Vocabulary, t thread, more *many, text []byte) []uint64 {
 	key := maskKey{thread: t, more: more}
-	if more == nil && t.leaf.keep {
+	if more == nil && t.leaf.keep || more != nil && more.keep {
 		key.text = string(text)
 	}
 	if mask := g.masks[key]; mask != nil && g.maskVocab == v {
@@ -58,7 +58,7 @@ func (g *Grammar) mask(v *Vocabulary, t thread, more *many, text []byte) []uint6
 	w := &g.walker
 	w.g, w.v, w.mask = g, v, make([]uint64, v.words)
 	if more != nil {
-		w.walk(v.trie, &config{more: more})
+		w.walk(v.trie, &config{more: more, text: slices.Clone(text)})
 	} else {
 		w.run(t, text)
 	}

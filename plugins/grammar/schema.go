@@ -145,13 +145,7 @@ func newParser(root *jvalue, opts *Options, set *rxSet) *parser {
 		schemas: map[*jvalue]*schema{}, resources: map[string]*resource{}, anchors: map[string]*jvalue{},
 		bases: map[*jvalue]*resource{}, patterns: map[string]rx{}, consts: map[*jvalue]*schema{},
 	}
-	if uri := root.get("$schema"); uri != nil {
-		for text, draft := range map[string]int{"draft-03": 4, "draft-04": 4, "draft-06": 6, "draft-07": 7, "2019-09": 2019, "2020-12": 2020} {
-			if strings.Contains(uri.str, text) {
-				p.draft = draft
-			}
-		}
-	}
+	p.draft = draftOf(root)
 	p.any, p.none = p.synthetic(""), p.synthetic("")
 	p.none.never = true
 	p.index(root, &resource{root: root, uri: &url.URL{}}, true)
