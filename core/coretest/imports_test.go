@@ -33,6 +33,10 @@ var allowed = []struct {
 	{"plugins/jinja", nil},
 	{"plugins/grammar", nil},
 	{"plugins/grammar/...", []string{"plugins/grammar"}},
+	{"plugins/llamacpp/internal/batch", nil},
+	{"plugins/llamacpp/internal/native", []string{"plugins/sdk/...", "plugins/llamacpp/internal/batch"}},
+	{"plugins/llamacpp", []string{"plugins/sdk/...", "plugins/jinja", "plugins/llamacpp/internal/..."}},
+	{"plugins/llamacpp/...", []string{"plugins/sdk/..."}},
 	{"plugins/...", []string{"plugins/sdk/...", "plugins/llamacpp", "plugins/jinja"}},
 	{"raft/state", []string{"core", "proto/raft/v1"}},
 	{"raft/fsm", []string{"core", "proto/raft/v1", "raft/state"}},
@@ -73,6 +77,10 @@ var allowed = []struct {
 
 // engineOnly may be imported only below plugins/llamacpp: yzma panics at start without libffi.
 var engineOnly = []string{"github.com/hybridgroup/yzma", "github.com/ebitengine/purego", "github.com/jupiterrider/ffi"}
+
+// bindingOnly may import yzma: what can crash the process is in one place. llamatest is for tests and
+// checks that place.
+var bindingOnly = []string{"plugins/llamacpp/internal/native", "plugins/llamacpp/llamatest"}
 
 type goPackage struct {
 	ImportPath string
@@ -116,6 +124,9 @@ func TestImportsFollowTheTable(t *testing.T) {
 			}
 			if !strings.HasPrefix(name, "plugins/llamacpp") && slices.ContainsFunc(engineOnly, func(e string) bool { return strings.HasPrefix(imp, e) }) {
 				t.Errorf("%s imports %s, which only the engine may", name, imp)
+			}
+			if strings.HasPrefix(imp, engineOnly[0]) && !slices.Contains(bindingOnly, name) {
+				t.Errorf("%s imports %s, which only %v may", name, imp, bindingOnly)
 			}
 			if name == "core" && strings.Contains(strings.SplitN(imp, "/", 2)[0], ".") {
 				t.Errorf("core imports %s: it may use the standard library only", imp)

@@ -11,9 +11,10 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hybridgroup/yzma/pkg/llama"
 	"github.com/shirou/gopsutil/v4/process"
 
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
@@ -98,7 +99,7 @@ func (b *Backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 		return nil, err
 	}
 	b.served = s
-	go s.engine.run() // ended and awaited by Stop
+	go s.engine.Run() // ended and awaited by Stop
 	if b.state == worker.StateLoading {
 		b.state = worker.StateReady
 	}
@@ -126,7 +127,7 @@ func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, 
 	if err := report(worker.Progress{Phase: "loading the engine"}); err != nil {
 		return nil, err
 	}
-	if err := theLibrary.load(spec.EngineDir, b.log); err != nil {
+	if err := native.Load(spec.EngineDir, b.log); err != nil {
 		return nil, err
 	}
 	device, err := b.device(spec.Device)
@@ -136,35 +137,31 @@ func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, 
 	if _, err := os.Stat(spec.ModelPath); err != nil {
 		return nil, sdk.WithHint(fmt.Errorf("load model: %w: %w", err, sdk.ErrNotFound), "Download the model again.")
 	}
-	handle, err := loadModel(spec.ModelPath, device, b.flavour, conf, report)
+	loaded, err := b.loadModel(spec.ModelPath, device, conf, report)
 	if err != nil {
 		return nil, err
 	}
 	if err := report(worker.Progress{Phase: "preparing the context"}); err != nil {
-		freeModel(handle)
-		return nil, err
+		return nil, errors.Join(err, loaded.Free())
 	}
-	s, err := b.prepare(handle, spec, conf)
+	s, err := b.prepare(loaded, spec, conf)
 	if err != nil {
-		freeModel(handle)
-		return nil, err
+		return nil, errors.Join(err, loaded.Free())
 	}
-	b.log.Info("model loaded", "model", spec.ModelID, "device", device.name, "engine", theLibrary.version, "slots", spec.Slots, "context", s.engine.limit, "threads", s.threads)
+	b.log.Info("model loaded", "model", spec.ModelID, "device", device.Name, "engine", native.Version(), "slots", spec.Slots, "context", s.engine.limit, "threads", s.threads)
 	return s, nil
 }
 
-func freeModel(handle llama.Model) { _ = llama.ModelFree(handle) } // fails for no model only
-
 // device finds the engine's device for a Device.ID. There is no falling back to another kind.
-func (b *Backend) device(id string) (engineDevice, error) {
-	list := theLibrary.deviceList(b.flavour)
+func (b *Backend) device(id string) (native.Device, error) {
+	list := ofFlavour(native.Devices(), b.flavour)
 	if len(list) == 0 {
 		err := fmt.Errorf("start: %s: %w", b.noDevice(), sdk.ErrUnsupported)
-		return engineDevice{}, err
+		return native.Device{}, err
 	}
 	if b.flavour == CPU {
 		if id != "" && id != "cpu" {
-			return engineDevice{}, fmt.Errorf("start: this worker type has the device cpu, not %q: %w", id, sdk.ErrInvalid)
+			return native.Device{}, fmt.Errorf("start: this worker type has the device cpu, not %q: %w", id, sdk.ErrInvalid)
 		}
 		return list[0], nil
 	}
@@ -176,66 +173,31 @@ func (b *Backend) device(id string) (engineDevice, error) {
 			return d, nil
 		}
 	}
-	return engineDevice{}, fmt.Errorf("start: there is no device %q; the engine sees %s:0 to %s:%d: %w", id, b.flavour, b.flavour, len(list)-1, sdk.ErrNotFound)
+	return native.Device{}, fmt.Errorf("start: there is no device %q; the engine sees %s:0 to %s:%d: %w", id, b.flavour, b.flavour, len(list)-1, sdk.ErrNotFound)
 }
 
 // loadModel reads the model's file. report's error ends it.
-func loadModel(path string, device engineDevice, f Flavour, conf config, report func(worker.Progress) error) (llama.Model, error) {
-	params := llama.ModelDefaultParams()
-	devices := []llama.GGMLBackendDevice{device.handle, 0}
-	if f == CPU {
-		params.NGpuLayers = 0
-		devices[0] = 0 // no graphics device: the processor is always there
-		if !conf.Repack {
-			params.UseExtraBufts = 0
-		}
-	} else {
-		params.NGpuLayers = int32(conf.GPULayers)
-		if conf.GPULayers < 0 {
-			params.NGpuLayers = 9999
-		}
-		params.SplitMode = llama.SplitModeNone
+func (b *Backend) loadModel(path string, device native.Device, conf config, report func(worker.Progress) error) (*native.Model, error) {
+	params := native.ModelParams{GPULayers: conf.GPULayers, Repack: conf.Repack, Progress: func(percent int) error {
+		return report(worker.Progress{Phase: "reading the model", Done: int64(percent), Total: 100, Unit: "percent"})
+	}}
+	if b.flavour != CPU {
+		params.Device = &device
 	}
-	if err := params.SetDevices(devices); err != nil {
-		return 0, fmt.Errorf("load model: %w", err)
+	loaded, err := native.LoadModel(path, params)
+	if err != nil {
+		return nil, err
 	}
-	var stopped error
-	percent := -1
-	params.SetProgressCallback(func(progress float32, _ uintptr) uint8 {
-		if stopped != nil {
-			return 0
-		}
-		if p := int(progress * 100); p > percent {
-			percent = p
-			if stopped = report(worker.Progress{Phase: "reading the model", Done: int64(p), Total: 100, Unit: "percent"}); stopped != nil {
-				return 0
-			}
-		}
-		return 1
-	})
-	theLibrary.logs.forget()
-	handle, err := llama.ModelLoadFromFile(path, params)
-	runtime.KeepAlive(devices)
-	switch {
-	case stopped != nil:
-		if handle != 0 {
-			freeModel(handle)
-		}
-		return 0, stopped
-	case err != nil:
-		err = fmt.Errorf("load model: the engine cannot load %s%s: %w", path, theLibrary.logs.explain(), sdk.ErrInvalid)
-		return 0, sdk.WithHint(err, "If the file is damaged, delete the model and download it again; if it does not fit in memory, take a smaller one.")
+	if !loaded.PlainDecoder() {
+		err := fmt.Errorf("load model: %s has no plain decoder, which is the only kind this worker serves: %w", path, sdk.ErrUnsupported)
+		return nil, errors.Join(err, loaded.Free())
 	}
-	if llama.ModelHasEncoder(handle) || !llama.ModelHasDecoder(handle) {
-		freeModel(handle)
-		return 0, fmt.Errorf("load model: %s has no plain decoder, which is the only kind this worker serves: %w", path, sdk.ErrUnsupported)
-	}
-	return handle, nil
+	return loaded, nil
 }
 
 // prepare makes the context and the engine around it.
-func (b *Backend) prepare(handle llama.Model, spec worker.StartSpec, conf config) (*served, error) {
-	m := describe(handle)
+func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf config) (*served, error) {
+	m := describe(loaded)
 	limit := spec.ContextTokens
 	if limit == 0 {
 		limit = conf.ContextTokens
@@ -244,34 +206,20 @@ func (b *Backend) prepare(handle llama.Model, spec worker.StartSpec, conf config
 		limit = min(limit, m.trained)
 	}
 	threads := conf.threads(spec.Threads)
-	batch := max(conf.BatchTokens, spec.Slots) // every slot has a place in every step
-	params := llama.ContextDefaultParams()
-	params.NCtx = uint32(limit * spec.Slots)
-	params.NSeqMax = uint32(spec.Slots)
-	params.NBatch, params.NUbatch = uint32(batch), uint32(batch)
-	params.NThreads, params.NThreadsBatch = int32(threads), int32(threads)
-	params.TypeK, params.TypeV = conf.kvType(), conf.kvType()
-	params.NOutputsMax = uint32(spec.Slots) // one row of logits per slot and step
-	params.KVUnified = 0                    // a shared cache makes every slot look through everybody's positions
-	params.NoPerf = 1
-	theLibrary.logs.forget()
-	ctx, err := llama.InitFromModel(handle, params)
+	step := max(conf.BatchTokens, spec.Slots) // every slot has a place in every step
+	ctx, err := loaded.NewContext(native.ContextParams{
+		Sequences: spec.Slots, Tokens: limit, BatchTokens: step, Threads: threads, KVType: conf.KVCacheType,
+		OutputTokens: spec.Slots, // one row of logits per slot and step
+	})
 	if err != nil {
-		err = fmt.Errorf("load model: a context of %d slots with %d tokens each cannot be made%s: %w", spec.Slots, limit, theLibrary.logs.explain(), sdk.ErrTooLarge)
+		err = fmt.Errorf("load model: a context of %d slots with %d tokens each cannot be made: %w: %w", spec.Slots, limit, err, sdk.ErrTooLarge)
 		return nil, sdk.WithHint(err, "Start the worker with fewer slots or a smaller context.")
 	}
-	mem, err := llama.GetMemory(ctx)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("load model: %w", err), llama.Free(ctx))
-	}
-	e := &engine{
-		log: b.log, model: m, ctx: ctx, mem: mem, batch: llama.BatchInit(int32(batch), 0, 1),
-		limit: min(limit, int(llama.NCtxSeq(ctx))), batchTokens: batch, promptChunk: min(conf.PromptChunk, batch), maxQueue: conf.Queue,
-		pinned: b.flavour != CPU, wake: make(chan struct{}, 1), done: make(chan struct{}),
-	}
-	for i := range spec.Slots {
-		e.slots = append(e.slots, &slot{seq: []llama.SeqId{llama.SeqId(i)}, next: llama.TokenNull, row: -1})
-	}
+	limit = min(limit, ctx.SequenceTokens())
+	e := &engine{model: m, ctx: ctx, limit: limit, Scheduler: batch.New(ctx, batch.Config{
+		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), Queue: conf.Queue,
+		PinThread: b.flavour != CPU, Vocab: batch.Vocab{Pieces: m.pieces, Ends: m.ends}, Log: b.log,
+	})}
 	return &served{model: m, engine: e, threads: threads}, nil
 }
 
@@ -291,14 +239,12 @@ func (b *Backend) Status(ctx context.Context) (worker.Status, error) {
 		return st, nil
 	}
 	st.ContextTokens = s.engine.limit
-	var failure string
-	st.Active, st.Queued, failure = s.engine.load()
-	if failure != "" && st.State != worker.StateStopped {
-		st.State, st.Problem = worker.StateFailed, failure
+	load := s.engine.Stats()
+	st.Active, st.Queued = load.Active, load.Queued
+	if load.Failure != "" && st.State != worker.StateStopped {
+		st.State, st.Problem = worker.StateFailed, load.Failure
 	}
-	st.TokensPerSecond = s.engine.rate.perSecond(time.Now())
-	st.TokensTotal = s.engine.rate.total.Load()
-	st.KVUsedTokens = int(s.engine.kvUsed.Load())
+	st.TokensPerSecond, st.TokensTotal, st.KVUsedTokens = load.TokensPerSecond, load.TokensTotal, load.CacheTokens
 	if b.flavour == CPU { // the processor's memory is the process's
 		if p, err := process.NewProcessWithContext(ctx, int32(os.Getpid())); err == nil {
 			if info, err := p.MemoryInfoWithContext(ctx); err == nil {
@@ -360,9 +306,9 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	if s == nil {
 		return nil
 	}
-	s.engine.stop()
+	s.engine.Stop()
 	select {
-	case <-s.engine.done: // after the step that is running
+	case <-s.engine.Done(): // after the step that is running
 	case <-ctx.Done():
 		return fmt.Errorf("stop: the engine is still busy: %w", ctx.Err())
 	}
@@ -374,5 +320,5 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 		b.log.Warn("model not freed: a client does not take its answer")
 		return nil
 	}
-	return errors.Join(llama.BatchFree(s.engine.batch), llama.Free(s.engine.ctx), llama.ModelFree(s.model.handle))
+	return errors.Join(s.engine.ctx.Free(), s.model.native.Free())
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
@@ -100,13 +101,13 @@ func TestCUDADevices(t *testing.T) {
 
 func TestOfFlavour(t *testing.T) {
 	t.Parallel()
-	all := []engineDevice{{name: "CUDA0", registry: "CUDA", gpu: true}, {name: "CUDA1", registry: "CUDA", gpu: true}, {name: "MTL0", registry: "MTL", gpu: true}, {name: "BLAS", registry: "BLAS"}, {name: "CPU", registry: "CPU"}}
+	all := []native.Device{{Name: "CUDA0", Registry: "CUDA", GPU: true}, {Name: "CUDA1", Registry: "CUDA", GPU: true}, {Name: "MTL0", Registry: "MTL", GPU: true}, {Name: "BLAS", Registry: "BLAS"}, {Name: "CPU", Registry: "CPU"}}
 	must.Len(t, 2, ofFlavour(all, CUDA))
-	must.Eq(t, "MTL0", ofFlavour(all, Metal)[0].name)
-	must.Eq(t, []engineDevice{all[4]}, ofFlavour(all, CPU))
+	must.Eq(t, "MTL0", ofFlavour(all, Metal)[0].Name)
+	must.Eq(t, []native.Device{all[4]}, ofFlavour(all, CPU))
 	must.Len(t, 0, ofFlavour(all[3:], CUDA))
 	must.Len(t, 0, ofFlavour(all, Vulkan))
-	must.Len(t, 1, ofFlavour([]engineDevice{{name: "Vulkan0", registry: "Vulkan", gpu: true}, {name: "Vulkan1", registry: "Vulkan"}}, Vulkan)) // a software renderer is none
+	must.Len(t, 1, ofFlavour([]native.Device{{Name: "Vulkan0", Registry: "Vulkan", GPU: true}, {Name: "Vulkan1", Registry: "Vulkan"}}, Vulkan)) // a software renderer is none
 }
 
 func TestEngineNames(t *testing.T) {
@@ -148,7 +149,7 @@ func TestEngineNames(t *testing.T) {
 		Links: map[string]string{"libllama.so": "libllama.v0.4.0.so", "libggml.so": "libggml.v0.4.0.so"},
 	}, list[1])
 	for _, e := range list { // what is offered is what the canary lets pass
-		must.SliceContains(t, knownVersions(), strings.TrimPrefix(e.Version, "v"))
+		must.SliceContains(t, native.KnownVersions(), strings.TrimPrefix(e.Version, "v"))
 	}
 }
 

@@ -8,43 +8,14 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hybridgroup/yzma/pkg/llama"
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
 // benchTokens is the length of an answer in the benchmarks.
 const benchTokens = 256
-
-// BenchmarkPlainLoop is llama.cpp without this package: what the others can at best reach.
-func BenchmarkPlainLoop(b *testing.B) {
-	w := startWorker(b, 1, 1024, "")
-	m := w.served.model
-	params := llama.ContextDefaultParams()
-	params.NCtx, params.NThreads, params.NThreadsBatch, params.NOutputsMax = 1024, 1, 1, 1
-	ctx, err := llama.InitFromModel(m.handle, params)
-	must.NoError(b, err)
-	defer func() { must.NoError(b, llama.Free(ctx)) }()
-	mem, err := llama.GetMemory(ctx)
-	must.NoError(b, err)
-	sampler := llama.SamplerInitGreedy()
-	defer llama.SamplerFree(sampler)
-	prompt := llama.Tokenize(m.vocab, "<|im_start|>user\nTell me a story<|im_end|>\n<|im_start|>assistant\n", true, true)
-	b.ReportAllocs()
-	for b.Loop() {
-		_, err := llama.MemorySeqRm(mem, 0, -1, -1)
-		must.NoError(b, err)
-		next := prompt
-		for range benchTokens {
-			code, err := llama.Decode(ctx, llama.BatchGetOne(next))
-			must.NoError(b, err)
-			must.Eq(b, int32(0), code)
-			next = []llama.Token{llama.SamplerSample(sampler, ctx, -1)}
-		}
-	}
-	b.ReportMetric(benchTokens*float64(b.N)/b.Elapsed().Seconds(), "tok/s")
-}
 
 // BenchmarkStream is the whole worker, over HTTP.
 func BenchmarkStream(b *testing.B) {
@@ -94,19 +65,17 @@ func (w *testWorker) read(ctx context.Context, body string) error {
 	return err
 }
 
-// BenchmarkToken is this package's own work for a token, without engine and sockets: from its piece
-// to the bytes of its event.
+// BenchmarkToken is the handler's own work for a token, without engine and sockets: from its event
+// to the bytes of a chunk.
 func BenchmarkToken(b *testing.B) {
 	req := newRequest()
-	split := splitter{stops: []string{"\n\nUser:"}}
 	srv := &server{}
 	out := openai.NewEventWriter(discard{http.Header{}})
 	f := newChatFormat("chatcmpl-0123456789abcdef", 1, "rbee-tiny")
 	var events []event
 	b.ReportAllocs()
 	for b.Loop() {
-		text, _ := split.push(" token")
-		req.out.put(event{text: text, tokens: 1})
+		req.emit(batch.Event{Text: " token", Tokens: 1})
 		<-req.out.ready
 		events = req.out.take(events)
 		for _, e := range events {

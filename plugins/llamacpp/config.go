@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/hybridgroup/yzma/pkg/llama"
 	"github.com/shirou/gopsutil/v4/cpu"
 
 	"github.com/rbee-project/rbee/plugins/sdk"
@@ -32,17 +31,6 @@ func defaultConfig() config {
 
 // kvTypes are the cache types on offer, the default first.
 func kvTypes() []string { return []string{"f16", "q8_0", "f32"} }
-
-func (c config) kvType() llama.GGMLType {
-	switch c.KVCacheType {
-	case "q8_0":
-		return llama.GGMLTypeQ8_0
-	case "f32":
-		return llama.GGMLTypeF32
-	default:
-		return llama.GGMLTypeF16
-	}
-}
 
 // threads returns the number of threads for a worker: what was asked for, else the config's, else
 // the physical cores minus one. A thread that loses its core makes all the others wait for it, so

@@ -304,7 +304,7 @@ func TestClientGone(t *testing.T) {
 	began := time.Now()
 	w.idle(t)
 	t.Logf("the slot was free %s after the client left", time.Since(began))
-	must.Less(t, 1000, w.served.engine.rate.total.Load()) // and not because it had come to its end
+	must.Less(t, 1000, w.served.engine.Stats().TokensTotal) // and not because it had come to its end
 
 	// The same for a request that is not streamed: it hears of its client only from the connection.
 	ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)

@@ -11,6 +11,7 @@ import (
 	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/mem"
 
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
@@ -57,17 +58,17 @@ func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {
 	}
 	// The engine has the last word: without its backend there is nothing to work with, and the
 	// processor is no substitute.
-	err := theLibrary.load(dir, b.log)
-	if c, looked := theLibrary.abiCheck(); looked {
+	err := native.Load(dir, b.log)
+	if c, looked := native.ABICheck(); looked {
 		f.Checks = append(f.Checks, c)
 	}
 	switch {
 	case err != nil:
 		f.Problem = "The engine cannot be used: " + err.Error()
-	case len(theLibrary.deviceList(b.flavour)) == 0:
+	case len(ofFlavour(native.Devices(), b.flavour)) == 0:
 		f.Problem = b.noDevice()
 	case b.flavour == Vulkan:
-		f.Devices = theLibrary.memoryOf(Vulkan) // in the engine's order, which may leave out a card
+		f.Devices = memoryOf(Vulkan) // in the engine's order, which may leave out a card
 	}
 	if f.Problem != "" {
 		for i := range f.Devices {
@@ -75,6 +76,32 @@ func (b *Backend) fingerprint(ctx context.Context) worker.Fingerprint {
 		}
 	}
 	return f
+}
+
+// ofFlavour returns the devices of a flavour. Device n of them has the id "<flavour>:n", or "cpu".
+func ofFlavour(devices []native.Device, f Flavour) []native.Device {
+	var out []native.Device
+	for _, d := range devices {
+		registry := strings.ToLower(d.Registry)
+		switch {
+		case f == CPU && registry == "cpu",
+			f == CUDA && d.GPU && registry == "cuda",
+			f == Vulkan && d.GPU && registry == "vulkan",
+			f == Metal && d.GPU && (registry == "metal" || registry == "mtl"):
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// memoryOf describes the devices of a flavour as the engine sees them.
+func memoryOf(f Flavour) []worker.Device {
+	var out []worker.Device
+	for i, d := range ofFlavour(native.Devices(), f) {
+		free, total := d.Memory()
+		out = append(out, worker.Device{ID: fmt.Sprintf("%s:%d", f, i), Kind: string(f), Name: d.Description, TotalBytes: total, FreeBytes: free})
+	}
+	return out
 }
 
 // elsewhere says what to use where a flavour does not exist.

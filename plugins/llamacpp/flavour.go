@@ -7,7 +7,6 @@ package llamacpp
 
 import (
 	"fmt"
-	"runtime"
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
@@ -129,14 +128,6 @@ func (f Flavour) where() string {
 	default:
 		return "linux/amd64, linux/arm64, darwin/arm64 and darwin/amd64"
 	}
-}
-
-// libraryName returns the file name of one of the engine's libraries.
-func libraryName(name string) string {
-	if runtime.GOOS == "darwin" {
-		return "lib" + name + ".dylib"
-	}
-	return "lib" + name + ".so"
 }
 
 // summary is the line that people read about the worker type.

@@ -9,22 +9,20 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hybridgroup/yzma/pkg/llama"
-
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
 // model is a loaded model and what is worth knowing of it on every token.
 type model struct {
-	handle llama.Model
-	vocab  llama.Vocab
+	native *native.Model
 
-	pieces   []string      // the text of each token; control tokens have none
-	ends     []bool        // tokens that end a generation
-	endList  []llama.Token // the same as a list
-	maxPiece int           // bytes of the longest piece
+	pieces   []string // the text of each token; control tokens have none
+	ends     []bool   // tokens that end a generation
+	endList  []token  // the same as a list
+	maxPiece int      // bytes of the longest piece
 
-	bos      llama.Token
+	bos      token
 	addBOS   bool
 	trained  int // positions the model was trained for
 	template *chatTemplate
@@ -33,35 +31,27 @@ type model struct {
 }
 
 // describe reads what is worth knowing of a loaded model.
-func describe(handle llama.Model) *model {
-	m := &model{handle: handle, vocab: llama.ModelGetVocab(handle), trained: int(llama.ModelNCtxTrain(handle))}
-	n := int(llama.VocabNTokens(m.vocab))
+func describe(loaded *native.Model) *model {
+	m := &model{native: loaded, trained: loaded.TrainedTokens()}
+	n := loaded.VocabSize()
 	m.pieces, m.ends = make([]string, n), make([]bool, n)
-	buf := make([]byte, 256)
 	var control []string
 	for i := range n {
-		t := llama.Token(i)
-		size := llama.TokenToPiece(m.vocab, t, buf, 0, false)
-		if size < 0 { // the needed size
-			buf = make([]byte, -size)
-			size = llama.TokenToPiece(m.vocab, t, buf, 0, false)
-		}
-		if size > 0 {
-			m.pieces[i] = string(buf[:size])
-		}
-		if llama.VocabIsEOG(m.vocab, t) {
+		t := token(i)
+		m.pieces[i] = loaded.Piece(t)
+		if loaded.Ends(t) {
 			m.ends[i] = true
 			m.endList = append(m.endList, t)
 		}
 		text := ""
-		if a := llama.VocabGetAttr(m.vocab, t); a&(llama.TokenAttrControl|llama.TokenAttrUnknown) != 0 {
-			text = llama.VocabGetText(m.vocab, t)
+		if loaded.Control(t) {
+			text = loaded.Text(t)
 			control = append(control, text)
 		}
 		m.maxPiece = max(m.maxPiece, len(m.pieces[i]), len(text))
 	}
-	m.bos, m.addBOS = llama.VocabBOS(m.vocab), llama.VocabGetAddBOS(m.vocab)
-	source := llama.ModelChatTemplate(handle, "")
+	m.bos, m.addBOS = loaded.BOS(), loaded.AddsBOS()
+	source := loaded.ChatTemplate()
 	if source == "" {
 		has := 0
 		for _, c := range control {
@@ -75,7 +65,7 @@ func describe(handle llama.Model) *model {
 	}
 	if source == "" {
 		m.noChat = "this model has no chat template, so that it cannot be used for chat; send the whole prompt to /v1/completions instead"
-	} else if t, err := newChatTemplate(source, m.tokenText(m.bos), m.tokenText(llama.VocabEOS(m.vocab)), control); err != nil {
+	} else if t, err := newChatTemplate(source, m.tokenText(m.bos), m.tokenText(loaded.EOS()), control); err != nil {
 		m.noChat = fmt.Sprintf("this model's %v; send the whole prompt to /v1/completions instead", err)
 	} else {
 		m.template = t
@@ -84,18 +74,13 @@ func describe(handle llama.Model) *model {
 	return m
 }
 
-func (m *model) tokenText(t llama.Token) string {
-	if t < 0 || int(t) >= len(m.pieces) {
-		return ""
-	}
-	return llama.VocabGetText(m.vocab, t)
-}
+func (m *model) tokenText(t token) string { return m.native.Text(t) }
 
 // samplingDefaults are llama.cpp's own, unless the model's file says which suit it.
 func (m *model) samplingDefaults() sampling {
 	s := sampling{temperature: 0.8, topK: 40, topP: 0.95, minP: 0.05, repeat: 1}
-	read := func(key llama.ModelMetaKey, lo, hi float64, set func(float64)) {
-		text, ok := llama.ModelMetaValStr(m.handle, llama.ModelMetaKeyStr(key))
+	read := func(name string, lo, hi float64, set func(float64)) {
+		text, ok := m.native.SamplingDefault(name)
 		if !ok {
 			return
 		}
@@ -103,17 +88,17 @@ func (m *model) samplingDefaults() sampling {
 			set(v)
 		}
 	}
-	read(llama.ModelMetaKeySamplingTemp, 0, 2, func(v float64) { s.temperature = float32(v) })
-	read(llama.ModelMetaKeySamplingTopK, 0, math.MaxInt32, func(v float64) { s.topK = int32(v) })
-	read(llama.ModelMetaKeySamplingTopP, 0, 1, func(v float64) { s.topP = float32(v) })
-	read(llama.ModelMetaKeySamplingMinP, 0, 1, func(v float64) { s.minP = float32(v) })
-	read(llama.ModelMetaKeySamplingPenaltyRepeat, 0.01, 10, func(v float64) { s.repeat = float32(v) })
+	read("temp", 0, 2, func(v float64) { s.temperature = float32(v) })
+	read("top_k", 0, math.MaxInt32, func(v float64) { s.topK = int32(v) })
+	read("top_p", 0, 1, func(v float64) { s.topP = float32(v) })
+	read("min_p", 0, 1, func(v float64) { s.minP = float32(v) })
+	read("penalty_repeat", 0.01, 10, func(v float64) { s.repeat = float32(v) })
 	return s
 }
 
 // chatPrompt makes the tokens of a conversation. limit is what fits; a prompt that is longer by far
 // is refused before it costs time. now is the time for the template.
-func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit int, now time.Time) ([]llama.Token, error) {
+func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit int, now time.Time) ([]token, error) {
 	if m.template == nil {
 		return nil, openai.NotSupported("messages", "%s", m.noChat)
 	}
@@ -124,30 +109,30 @@ func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit i
 	if err := m.checkLength(len(prompt.String()), limit); err != nil {
 		return nil, err
 	}
-	var tokens []llama.Token
+	var tokens []token
 	for _, s := range m.template.segments(prompt) {
-		tokens = append(tokens, llama.Tokenize(m.vocab, s.text, false, s.trusted)...)
+		tokens = append(tokens, m.native.Tokenize(s.text, false, s.trusted)...)
 	}
 	// A template may write the first token or leave it to the engine; it must be there once.
 	if m.addBOS && m.bos >= 0 && !slices.Contains(tokens, m.bos) {
-		tokens = append([]llama.Token{m.bos}, tokens...)
+		tokens = append([]token{m.bos}, tokens...)
 	}
 	return tokens, nil
 }
 
 // textPrompt makes the tokens of a legacy prompt. It is taken as it is: control tokens in it are
 // real, so that a client can write its own template.
-func (m *model) textPrompt(p openai.Prompt, limit int) ([]llama.Token, error) {
+func (m *model) textPrompt(p openai.Prompt, limit int) ([]token, error) {
 	if len(p.Texts)+len(p.Tokens) != 1 {
 		return nil, openai.NotSupported("prompt", "prompt must be one text or one list of tokens; send several prompts as several requests")
 	}
 	if p.Tokens != nil {
-		tokens := make([]llama.Token, len(p.Tokens[0]))
+		tokens := make([]token, len(p.Tokens[0]))
 		for i, t := range p.Tokens[0] {
 			if t < 0 || int(t) >= len(m.pieces) {
 				return nil, openai.Invalid("prompt", "prompt has the token %d; this model's tokens go from 0 to %d", t, len(m.pieces)-1)
 			}
-			tokens[i] = llama.Token(t)
+			tokens[i] = t
 		}
 		return tokens, nil
 	}
@@ -155,7 +140,7 @@ func (m *model) textPrompt(p openai.Prompt, limit int) ([]llama.Token, error) {
 	if err := m.checkLength(len(text), limit); err != nil {
 		return nil, err
 	}
-	tokens := llama.Tokenize(m.vocab, text, true, true)
+	tokens := m.native.Tokenize(text, true, true)
 	if m.addBOS && len(tokens) > 1 && tokens[0] == m.bos && tokens[1] == m.bos { // the client wrote it and the engine added it
 		tokens = tokens[1:]
 	}

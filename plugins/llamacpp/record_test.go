@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hybridgroup/yzma/pkg/llama"
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/llamacpp/llamatest"
 )
 
@@ -18,9 +18,9 @@ var update = flag.Bool("update", false, "record testdata/prompts.json anew")
 // recorded is a question, as the chat template and the tokenizer make a prompt of it. Neither
 // depends on the processor.
 type recorded struct {
-	Question string        `json:"question"`
-	Prompt   string        `json:"prompt"`
-	Tokens   []llama.Token `json:"tokens"`
+	Question string  `json:"question"`
+	Prompt   string  `json:"prompt"`
+	Tokens   []token `json:"tokens"`
 }
 
 const (
@@ -71,7 +71,7 @@ func TestRecord(t *testing.T) {
 // answer on this machine.
 func plainLoop(t testing.TB) *llamatest.Loop {
 	t.Helper()
-	must.NoError(t, theLibrary.load(engineDir(t), hclog.NewNullLogger()))
+	must.NoError(t, native.Load(engineDir(t), hclog.NewNullLogger()))
 	return llamatest.New(t, tinyModel(t))
 }
 

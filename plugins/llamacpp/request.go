@@ -2,22 +2,24 @@ package llamacpp
 
 import (
 	"sync"
-	"sync/atomic"
 
-	"github.com/hybridgroup/yzma/pkg/llama"
-
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
+// token is a token of the model's vocabulary.
+type token = native.Token
+
 // request is one generation, from the HTTP handler to the engine.
 type request struct {
-	prompt    []llama.Token
+	prompt    []token
 	maxTokens int // 0: as many as fit
 	sampling  sampling
 	stops     []string
 
-	cancelled atomic.Bool
-	out       mailbox
+	work batch.Request // what the scheduler has of it, from submit on
+	out  mailbox
 }
 
 func newRequest() *request {
@@ -28,13 +30,19 @@ func newRequest() *request {
 
 // event is what the engine says about a request. The last event has a finish reason or an error.
 type event struct {
-	text   string
-	finish string        // one of openai's finish reasons
-	err    *openai.Error // the request failed; nothing follows
-	tokens int           // generated so far, the token that ended the generation included
+	text     string
+	finish   string        // one of openai's finish reasons
+	err      *openai.Error // the request failed; nothing follows
+	tokens   int           // generated so far, the token that ended the generation included
+	logprobs []batch.LogProb
 }
 
 func (e event) last() bool { return e.finish != "" || e.err != nil }
+
+// emit takes an event from the scheduler.
+func (r *request) emit(e batch.Event) {
+	r.out.put(event{text: e.Text, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, logprobs: e.LogProbs})
+}
 
 // mailbox carries events from the engine to one reader. It never blocks the engine: a slow client
 // must not hold up the others. It is bounded by the context's length, because each event is a

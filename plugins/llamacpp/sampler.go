@@ -6,8 +6,7 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/hybridgroup/yzma/pkg/llama"
-
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -19,7 +18,7 @@ type sampling struct {
 	repeat              float32 // 1: off
 	frequency, presence float32
 	seed                uint32
-	bias                []llama.LogitBias
+	bias                []native.Bias
 }
 
 const (
@@ -29,7 +28,7 @@ const (
 	// penaltyWindow is how many of the last tokens the penalties look at.
 	penaltyWindow = 64
 	// randomSeed means to the engine that it shall choose one.
-	randomSeed = llama.DefaultSeed
+	randomSeed = native.RandomSeed
 )
 
 // choose fills in what a request says over the model's defaults.
@@ -59,54 +58,18 @@ func (m *model) choose(r *openai.Sampling) (sampling, error) {
 	if s.seed == randomSeed {
 		s.seed--
 	}
-	for token, bias := range r.LogitBias {
-		id, err := strconv.ParseInt(token, 10, 32)
+	for name, bias := range r.LogitBias {
+		id, err := strconv.ParseInt(name, 10, 32)
 		if err != nil || id < 0 || int(id) >= len(m.pieces) {
-			return s, openai.Invalid("logit_bias", "logit_bias has the token %s; this model's tokens go from 0 to %d", token, len(m.pieces)-1)
+			return s, openai.Invalid("logit_bias", "logit_bias has the token %s; this model's tokens go from 0 to %d", name, len(m.pieces)-1)
 		}
-		s.bias = append(s.bias, llama.LogitBias{Token: llama.Token(id), Bias: float32(bias)})
+		s.bias = append(s.bias, native.Bias{Token: token(id), Bias: float32(bias)})
 	}
 	if r.IgnoreEOS {
 		for _, t := range m.endList {
-			s.bias = append(s.bias, llama.LogitBias{Token: t, Bias: float32(math.Inf(-1))})
+			s.bias = append(s.bias, native.Bias{Token: t, Bias: float32(math.Inf(-1))})
 		}
 	}
-	slices.SortFunc(s.bias, func(a, b llama.LogitBias) int { return int(a.Token) - int(b.Token) })
+	slices.SortFunc(s.bias, func(a, b native.Bias) int { return int(a.Token) - int(b.Token) })
 	return s, nil
-}
-
-// newSampler makes the engine's chain for s. The caller frees it. prompt is what the penalties
-// count before the first token.
-func (m *model) newSampler(s sampling, prompt []llama.Token) llama.Sampler {
-	chain := llama.SamplerChainInit(llama.SamplerChainParams{NoPerf: 1})
-	add := func(x llama.Sampler) {
-		if x != 0 {
-			llama.SamplerChainAdd(chain, x)
-		}
-	}
-	if len(s.bias) > 0 {
-		add(llama.SamplerInitLogitBias(int32(len(m.pieces)), int32(len(s.bias)), &s.bias[0]))
-	}
-	if s.repeat != 1 || s.frequency != 0 || s.presence != 0 {
-		add(llama.SamplerInitPenalties(int32(len(m.pieces)), penaltyWindow, s.repeat, s.frequency, s.presence))
-	}
-	if s.temperature <= 0 {
-		add(llama.SamplerInitGreedy())
-	} else {
-		add(llama.SamplerInitTopK(s.topK))
-		if s.topP < 1 {
-			add(llama.SamplerInitTopP(s.topP, 1))
-		}
-		if s.minP > 0 {
-			add(llama.SamplerInitMinP(s.minP, 1))
-		}
-		add(llama.SamplerInitTemp(s.temperature))
-		add(llama.SamplerInitDist(s.seed))
-	}
-	if s.repeat != 1 { // what the prompt says counts as said
-		for _, t := range prompt[max(0, len(prompt)-penaltyWindow):] {
-			llama.SamplerAccept(chain, t)
-		}
-	}
-	return chain
 }

@@ -24,7 +24,7 @@ const Margin = 0.25
 const contextTokens = 1024
 
 // Token is a token of a model's vocabulary.
-type Token = llama.Token
+type Token = int32
 
 // Loop is llama.cpp's simplest loop over one model: decode, look at the logits, take the largest.
 // It uses the binding and nothing of rbee. Not safe for concurrent use.
@@ -69,7 +69,12 @@ func New(t testing.TB, path string) *Loop {
 
 // Tokens returns the tokens of a rendered prompt.
 func (l *Loop) Tokens(prompt string) []Token {
-	return llama.Tokenize(l.vocab, prompt, true, true)
+	list := llama.Tokenize(l.vocab, prompt, true, true)
+	out := make([]Token, len(list))
+	for i, t := range list {
+		out[i] = Token(t)
+	}
+	return out
 }
 
 // Answer runs the loop to the end of the answer, or for limit tokens.
@@ -82,7 +87,7 @@ func (l *Loop) Answer(t testing.TB, prompt []Token, limit int) Answer {
 		two := l.decode(t, next)[:2]
 		best := two[0]
 		a.Tokens, a.Gap = append(a.Tokens, best.token), min(a.Gap, float64(two[0].logit-two[1].logit))
-		if llama.VocabIsEOG(l.vocab, best.token) {
+		if llama.VocabIsEOG(l.vocab, llama.Token(best.token)) {
 			break
 		}
 		raw.WriteString(l.piece(best.token))
@@ -139,7 +144,7 @@ func (s *search) from(next []Token, raw string, n int) bool {
 		if i > 0 {
 			s.ties++
 		}
-		if llama.VocabIsEOG(s.loop.vocab, c.token) {
+		if llama.VocabIsEOG(s.loop.vocab, llama.Token(c.token)) {
 			if valid(raw) == s.text {
 				return true
 			}
@@ -165,7 +170,11 @@ type choice struct {
 // Differences of logits are differences of log-probabilities.
 func (l *Loop) decode(t testing.TB, tokens []Token) []choice {
 	t.Helper()
-	code, err := llama.Decode(l.ctx, llama.BatchGetOne(tokens))
+	list := make([]llama.Token, len(tokens))
+	for i, t := range tokens {
+		list[i] = llama.Token(t)
+	}
+	code, err := llama.Decode(l.ctx, llama.BatchGetOne(list))
 	noError(t, err)
 	if code != 0 {
 		t.Fatalf("llama_decode returned %d", code)
@@ -189,7 +198,7 @@ func (l *Loop) rewind(t testing.TB, n int) {
 
 func (l *Loop) piece(token Token) string {
 	buf := make([]byte, 256)
-	return string(buf[:max(0, llama.TokenToPiece(l.vocab, token, buf, 0, false))])
+	return string(buf[:max(0, llama.TokenToPiece(l.vocab, llama.Token(token), buf, 0, false))])
 }
 
 // valid is text as a worker sends it: U+FFFD for each byte that is not UTF-8.

@@ -1,4 +1,4 @@
-package llamacpp
+package native
 
 import (
 	"fmt"
@@ -17,9 +17,6 @@ import (
 // overwrites memory. So before anything else is called, the two structs that the library returns
 // are measured and compared with the binding's.
 
-// knownVersions are the releases whose layouts were proved equal to the binding's.
-func knownVersions() []string { return []string{"0.4.0", "0.5.0"} }
-
 // layout is what the canary saw of a library.
 type layout struct {
 	version       string // as llama_version says, such as "0.5.0-dev"
@@ -31,15 +28,15 @@ type layout struct {
 func (l layout) check() error {
 	bad := func(format string, args ...any) error {
 		err := fmt.Errorf("engine: llama.cpp %q does not fit this plugin: %s: %w", l.version, fmt.Sprintf(format, args...), sdk.ErrUnsupported)
-		return sdk.WithHint(err, "Download the worker binary again; it needs llama.cpp %s.", strings.Join(knownVersions(), " or "))
+		return sdk.WithHint(err, "Download the worker binary again; it needs llama.cpp %s.", strings.Join(KnownVersions(), " or "))
 	}
 	version, _, _ := strings.Cut(l.version, "-")
 	known := false
-	for _, v := range knownVersions() {
+	for _, v := range KnownVersions() {
 		known = known || v == version
 	}
 	if !known {
-		return bad("the release is not one of %s", strings.Join(knownVersions(), ", "))
+		return bad("the release is not one of %s", strings.Join(KnownVersions(), ", "))
 	}
 	var m llama.ModelParams
 	var c llama.ContextParams

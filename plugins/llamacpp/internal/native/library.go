@@ -1,9 +1,13 @@
-package llamacpp
+// Package native is the only part of the worker that calls llama.cpp: its libraries, devices,
+// models and contexts, through yzma. Whatever can crash the process is here.
+package native
 
 import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -15,32 +19,62 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// library is llama.cpp's shared libraries in this process. C code has one instance per process, and
-// so has this: see theLibrary.
+// library is llama.cpp's shared libraries in this process.
 type library struct {
 	mu      sync.Mutex // guards below
 	dir     string     // empty: not loaded
 	err     error      // why dir could not be loaded; it stays, because a half loaded library cannot be unloaded
 	version string
 	abi     *worker.Check // what the canary saw; nil: it has not looked
-	devices []engineDevice
+	devices []Device
 	logs    engineLog
 }
 
-// theLibrary is the only one: the binding, the engine's log callback and its list of devices are
-// the process's.
+// theLibrary is the only one: C code has one instance per process, and so have the binding, the
+// engine's log callback and its list of devices.
 var theLibrary library
 
-// engineDevice is a device as the engine lists it.
-type engineDevice struct {
-	handle      llama.GGMLBackendDevice
-	name        string // such as "CPU" or "CUDA0"
-	description string
-	registry    string // such as "CPU", "CUDA", "Metal"
-	gpu         bool
+// Device is a device as the engine lists it.
+type Device struct {
+	Name        string // such as "CPU" or "CUDA0"
+	Description string
+	Registry    string // such as "CPU", "CUDA", "Metal"
+	GPU         bool
+
+	handle llama.GGMLBackendDevice
 }
 
-// load loads the libraries below dir, once in the life of the process.
+// Memory returns the device's free and total memory in bytes, as the engine sees it.
+func (d Device) Memory() (free, total int64) {
+	f, t := llama.GGMLBackendDeviceMemory(d.handle)
+	return int64(min(f, t)), int64(t)
+}
+
+// Load loads the libraries below dir, once in the life of the process. A failure stays: a half
+// loaded library cannot be unloaded.
+func Load(dir string, log hclog.Logger) error { return theLibrary.load(dir, log) }
+
+// Version returns the release of llama.cpp that is loaded, such as "0.5.0".
+func Version() string {
+	theLibrary.mu.Lock()
+	defer theLibrary.mu.Unlock()
+	return theLibrary.version
+}
+
+// Devices returns the engine's devices, in its order.
+func Devices() []Device {
+	theLibrary.mu.Lock()
+	defer theLibrary.mu.Unlock()
+	return slices.Clone(theLibrary.devices)
+}
+
+// ABICheck returns what the canary found of the engine in this process. It reports false where
+// there was no engine to look at yet.
+func ABICheck() (worker.Check, bool) { return theLibrary.abiCheck() }
+
+// KnownVersions returns the releases of llama.cpp whose layouts were proved equal to the binding's.
+func KnownVersions() []string { return []string{"0.4.0", "0.5.0"} }
+
 func (l *library) load(dir string, log hclog.Logger) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -92,31 +126,21 @@ func (l *library) open(log hclog.Logger) error {
 	for i := range llama.GGMLBackendDeviceCount() {
 		d := llama.GGMLBackendDeviceGet(i)
 		kind := llama.GGMLBackendDevType(d)
-		l.devices = append(l.devices, engineDevice{
-			handle: d, name: llama.GGMLBackendDeviceName(d), description: llama.GGMLBackendDeviceDescription(d),
-			registry: llama.GGMLBackendRegName(llama.GGMLBackendDeviceBackendReg(d)),
-			gpu:      kind == llama.GGMLBackendDeviceTypeGPU || kind == llama.GGMLBackendDeviceTypeIGPU,
+		l.devices = append(l.devices, Device{
+			handle: d, Name: llama.GGMLBackendDeviceName(d), Description: llama.GGMLBackendDeviceDescription(d),
+			Registry: llama.GGMLBackendRegName(llama.GGMLBackendDeviceBackendReg(d)),
+			GPU:      kind == llama.GGMLBackendDeviceTypeGPU || kind == llama.GGMLBackendDeviceTypeIGPU,
 		})
 	}
 	if len(l.devices) == 0 {
 		return sdk.WithHint(fmt.Errorf("engine: no backend in %s fits this processor: %w", l.dir, sdk.ErrUnsupported), "Download the worker binary again; if that does not help, this processor is too old.")
 	}
 	for _, d := range l.devices {
-		log.Debug("engine device", "device", d.name, "name", d.description, "backend", d.registry)
+		log.Debug("engine device", "device", d.Name, "name", d.Description, "backend", d.Registry)
 	}
 	return nil
 }
 
-// deviceList returns the devices of a flavour, in the engine's order. Device n of the list has the
-// id "<flavour>:n", or "cpu".
-func (l *library) deviceList(f Flavour) []engineDevice {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return ofFlavour(l.devices, f)
-}
-
-// abiCheck is what the canary found of the engine in this process; false: there was none to look at
-// yet.
 func (l *library) abiCheck() (worker.Check, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -126,29 +150,12 @@ func (l *library) abiCheck() (worker.Check, bool) {
 	return *l.abi, true
 }
 
-// memoryOf describes the devices of a flavour as the engine sees them.
-func (l *library) memoryOf(f Flavour) []worker.Device {
-	var out []worker.Device
-	for i, d := range l.deviceList(f) {
-		free, total := llama.GGMLBackendDeviceMemory(d.handle)
-		out = append(out, worker.Device{ID: fmt.Sprintf("%s:%d", f, i), Kind: string(f), Name: d.description, TotalBytes: int64(total), FreeBytes: int64(min(free, total))})
+// libraryName returns the file name of one of the engine's libraries.
+func libraryName(name string) string {
+	if runtime.GOOS == "darwin" {
+		return "lib" + name + ".dylib"
 	}
-	return out
-}
-
-func ofFlavour(devices []engineDevice, f Flavour) []engineDevice {
-	var out []engineDevice
-	for _, d := range devices {
-		registry := strings.ToLower(d.registry)
-		switch {
-		case f == CPU && registry == "cpu",
-			f == CUDA && d.gpu && registry == "cuda",
-			f == Vulkan && d.gpu && registry == "vulkan",
-			f == Metal && d.gpu && (registry == "metal" || registry == "mtl"):
-			out = append(out, d)
-		}
-	}
-	return out
+	return "lib" + name + ".so"
 }
 
 func setenv(name, value string) error {

@@ -1,0 +1,264 @@
+package batch
+
+import (
+	"errors"
+	"hash/fnv"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+)
+
+// fakeVocab is the number of the fake engine's tokens. Token 0 ends a generation, the piece of
+// token n is the n-th letter.
+const fakeVocab = 26
+
+// fakeDecoder is an engine whose logits are a function of the sequence's exact tokens, so that a
+// token in the wrong place changes what follows. It fails the test where it is used wrongly.
+type fakeDecoder struct {
+	t     testing.TB
+	slots int
+	seq   [][]Token // what the cache holds
+	cells int       // positions of all sequences together; 0: no bound
+	fail  error     // what Decode returns
+
+	perStep, perToken time.Duration      // how long Decode takes
+	before            func(step []Entry) // called at the beginning of Decode
+
+	steps   int
+	decoded int   // tokens
+	batch   []int // for each entry of the last step: its sequence; -1: no logits
+	history [][]Token
+}
+
+func newFake(t testing.TB, slots int) *fakeDecoder {
+	return &fakeDecoder{t: t, slots: slots, seq: make([][]Token, slots)}
+}
+
+func (f *fakeDecoder) Decode(entries []Entry) error {
+	if len(entries) == 0 {
+		f.t.Error("an empty step")
+	}
+	if f.before != nil {
+		f.before(entries)
+	}
+	if d := f.perStep + time.Duration(len(entries))*f.perToken; d > 0 {
+		time.Sleep(d) // synctest's clock
+	}
+	if f.fail != nil {
+		return f.fail
+	}
+	used := 0
+	for _, s := range f.seq {
+		used += len(s)
+	}
+	if f.cells > 0 && used+len(entries) > f.cells {
+		return ErrFull
+	}
+	f.batch, f.history = f.batch[:0], f.history[:0]
+	for _, e := range entries {
+		if e.Pos != len(f.seq[e.Seq]) {
+			f.t.Errorf("sequence %d has %d tokens and goes on at %d", e.Seq, len(f.seq[e.Seq]), e.Pos)
+		}
+		f.seq[e.Seq] = append(f.seq[e.Seq], e.Token)
+		row := -1
+		if e.Logits {
+			row = e.Seq
+		}
+		f.batch = append(f.batch, row)
+		f.history = append(f.history, slices.Clone(f.seq[e.Seq]))
+	}
+	f.steps++
+	f.decoded += len(entries)
+	return nil
+}
+
+func (f *fakeDecoder) Logits(entry int) []float32 {
+	if f.batch[entry] < 0 {
+		f.t.Errorf("logits of entry %d, which asked for none", entry)
+	}
+	return fakeLogits(f.history[entry])
+}
+
+func (f *fakeDecoder) Remove(seq, from int) bool {
+	f.seq[seq] = f.seq[seq][:min(from, len(f.seq[seq]))]
+	return true
+}
+
+// fakeLogits is what the fake engine says after the tokens.
+func fakeLogits(history []Token) []float32 {
+	h := fnv.New64a()
+	for _, t := range history {
+		_, _ = h.Write([]byte{byte(t), byte(t >> 8)})
+	}
+	x := h.Sum64()
+	out := make([]float32, fakeVocab)
+	for i := range out {
+		x = x*6364136223846793005 + 1442695040888963407
+		out[i] = float32(x >> 40)
+	}
+	out[0] /= 2 // ends are rare
+	return out
+}
+
+// fakeChooser takes the likeliest token, or with a seed another one that depends on the seed, the
+// logits and on how many it has chosen.
+type fakeChooser struct {
+	seed   uint64
+	chosen uint64
+	closed int
+	err    error
+}
+
+func (c *fakeChooser) Choose(logits []float32) (Choice, error) {
+	if c.err != nil {
+		return Choice{}, c.err
+	}
+	c.chosen++
+	best := 0
+	for i, l := range logits {
+		if l > logits[best] {
+			best = i
+		}
+	}
+	if c.seed != 0 && best != 0 {
+		best = 1 + int((uint64(best)+c.seed*c.chosen)%(fakeVocab-1))
+	}
+	return Choice{Token: Token(best), LogProbs: []LogProb{{Token(best), -float32(c.chosen)}}}, nil
+}
+
+func (c *fakeChooser) Close() { c.closed++ }
+
+func fakeVocabulary() Vocab {
+	v := Vocab{Pieces: make([]string, fakeVocab), Ends: make([]bool, fakeVocab)}
+	for i := 1; i < fakeVocab; i++ {
+		v.Pieces[i] = string(rune('a' + i - 1))
+	}
+	v.Ends[0] = true
+	return v
+}
+
+// alone is what a request must be answered, whatever else happens.
+func alone(prompt []Token, seed uint64, maxTokens, slotTokens int, stops []string) (text string, finish Finish, tokens int) {
+	history, c, split := slices.Clone(prompt), &fakeChooser{seed: seed}, splitter{stops: stops}
+	vocab := fakeVocabulary()
+	var b strings.Builder
+	for {
+		choice, _ := c.Choose(fakeLogits(history))
+		tokens++
+		if vocab.Ends[choice.Token] {
+			return b.String() + split.flush(), FinishStop, tokens
+		}
+		part, stopped := split.push(vocab.Pieces[choice.Token])
+		b.WriteString(part)
+		switch {
+		case stopped:
+			return b.String(), FinishStop, tokens
+		case maxTokens > 0 && tokens >= maxTokens, len(prompt)+tokens >= slotTokens:
+			return b.String() + split.flush(), FinishLength, tokens
+		}
+		history = append(history, choice.Token)
+	}
+}
+
+// run is a request of a test and what came of it.
+type run struct {
+	*Request
+	chooser *fakeChooser
+
+	mu     sync.Mutex // guards below
+	text   strings.Builder
+	events []Event
+	ended  chan struct{} // closed by the last event
+}
+
+func newRun(prompt []Token, maxTokens int) *run {
+	r := &run{chooser: &fakeChooser{}, ended: make(chan struct{})}
+	r.Request = &Request{Prompt: prompt, MaxTokens: maxTokens, Chooser: r.chooser, Emit: r.take}
+	return r
+}
+
+func (r *run) take(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.events) > 0 && r.events[len(r.events)-1].Last() {
+		panic("an event after the last one")
+	}
+	r.events = append(r.events, e)
+	r.text.WriteString(e.Text)
+	if e.Last() {
+		close(r.ended)
+	}
+}
+
+// last waits for the end and returns the text and the last event.
+func (r *run) last() (string, Event) {
+	<-r.ended
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.String(), r.events[len(r.events)-1]
+}
+
+func (r *run) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.events)
+}
+
+func fakeConfig(slots int) Config {
+	return Config{Slots: slots, SlotTokens: 200, StepTokens: 32, PromptChunk: 8, Queue: 100, Vocab: fakeVocabulary(), Log: hclog.NewNullLogger()}
+}
+
+// bubble runs a test with a scheduler in a bubble of synctest, and ends the scheduler after it.
+func bubble(t *testing.T, f *fakeDecoder, conf Config, test func(t *testing.T, s *Scheduler)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := New(f, conf)
+		go s.Run()
+		defer func() {
+			s.Stop()
+			<-s.Done()
+		}()
+		test(t, s)
+	})
+}
+
+// prompt returns n tokens that differ with the seed.
+func prompt(seed, n int) []Token {
+	out := make([]Token, n)
+	for i := range out {
+		out[i] = Token(1 + (seed*7+i*i+seed*i)%(fakeVocab-1))
+	}
+	return out
+}
+
+// long is a prompt whose answer does not end within n tokens.
+func long(t testing.TB, length, n int) []Token {
+	t.Helper()
+	for seed := range 10000 {
+		if _, _, got := alone(prompt(seed, length), 0, n, 1<<30, nil); got == n {
+			return prompt(seed, length)
+		}
+	}
+	t.Fatal("no long answer")
+	return nil
+}
+
+var errBroken = errors.New("it is broken")
+
+// asAlone checks a run's answer.
+func asAlone(t testing.TB, r *run, conf Config) {
+	t.Helper()
+	text, e := r.last()
+	must.NoError(t, e.Err)
+	want, finish, tokens := alone(r.Prompt, r.chooser.seed, r.MaxTokens, conf.SlotTokens, r.Stops)
+	must.Eq(t, want, text)
+	must.Eq(t, finish, e.Finish)
+	must.Eq(t, tokens, e.Tokens)
+	must.Eq(t, 1, r.chooser.closed)
+}

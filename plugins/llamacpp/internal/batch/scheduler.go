@@ -1,0 +1,393 @@
+package batch
+
+import (
+	"errors"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// Config says how a Scheduler works.
+type Config struct {
+	Slots       int  // sequences of the decoder
+	SlotTokens  int  // positions of each
+	StepTokens  int  // tokens of a step, at most; not below Slots
+	PromptChunk int  // prompt tokens of a step while answers are being generated
+	Queue       int  // requests that may wait for a slot
+	PinThread   bool // stay on one thread, which graphics drivers like better
+	Vocab       Vocab
+	Log         hclog.Logger
+}
+
+// Scheduler runs the steps of one decoder: each step evaluates the last token of every request that
+// is being answered and a part of new prompts. Its methods are safe for concurrent use.
+type Scheduler struct {
+	conf    Config
+	decoder Decoder
+
+	// The goroutine of Run owns these.
+	slots   []*slot
+	prompts []*slot // slots whose prompt is not whole in the cache yet, oldest first
+	entries []Entry // of the current step
+
+	wake chan struct{} // capacity 1: something changed
+	done chan struct{} // closed when Run has returned
+
+	kvUsed atomic.Int64
+	rate   rate
+
+	mu       sync.Mutex // guards below
+	queue    []*Request
+	active   int
+	stopping bool
+	failure  string // why the engine is of no more use
+}
+
+// slot is one sequence of the decoder.
+type slot struct {
+	seq   int
+	req   *Request // nil: free
+	split splitter
+
+	fed       int   // prompt tokens in the cache
+	past      int   // positions in the cache
+	next      Token // chosen and not in the cache yet
+	generated int
+
+	add int // tokens of this slot in the current step
+	row int // of the current step, whose logits are this slot's; -1: none
+}
+
+func (s *slot) feeding() bool { return s.fed < len(s.req.Prompt) }
+
+// New returns a scheduler. Somebody must call Run.
+func New(decoder Decoder, conf Config) *Scheduler {
+	s := &Scheduler{conf: conf, decoder: decoder, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	for i := range conf.Slots {
+		s.slots = append(s.slots, &slot{seq: i, next: none, row: -1})
+	}
+	return s
+}
+
+// Run works until Stop is called and every request has ended.
+func (s *Scheduler) Run() {
+	defer close(s.done)
+	if s.conf.PinThread {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+	}
+	for {
+		busy, stop := s.settle()
+		switch {
+		case stop:
+			return
+		case !busy:
+			<-s.wake
+		default:
+			s.step()
+		}
+	}
+}
+
+// Submit queues a request, whose events come to its Emit. It returns a *BusyError, a *FailedError
+// or ErrStopping, and then the request's Chooser is closed.
+func (s *Scheduler) Submit(r *Request) error {
+	err := s.enqueue(r)
+	if err != nil {
+		r.Chooser.Close()
+	}
+	return err
+}
+
+func (s *Scheduler) enqueue(r *Request) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.failure != "":
+		return &FailedError{s.failure}
+	case s.stopping:
+		return ErrStopping
+	case len(s.queue) >= s.conf.Queue && s.active+len(s.queue) >= len(s.slots)+s.conf.Queue:
+		return &BusyError{Slots: len(s.slots), Waiting: len(s.queue)}
+	}
+	s.queue = append(s.queue, r)
+	s.poke()
+	return nil
+}
+
+// Cancel ends a request whose client is gone, between two steps. No event follows, but one that is
+// on its way.
+func (s *Scheduler) Cancel(r *Request) {
+	r.cancelled.Store(true)
+	s.poke()
+}
+
+// Stop ends every request with ErrStopping, and then Run. It does not wait: see Done.
+func (s *Scheduler) Stop() {
+	s.mu.Lock()
+	s.stopping = true
+	s.mu.Unlock()
+	s.poke()
+}
+
+// Done is closed when Run has returned.
+func (s *Scheduler) Done() <-chan struct{} { return s.done }
+
+// Stats is what a scheduler does at a moment.
+type Stats struct {
+	Active, Queued  int
+	Failure         string // why the engine failed; empty: it has not
+	CacheTokens     int    // positions that requests take
+	TokensTotal     int64  // generated
+	TokensPerSecond float64
+}
+
+// Stats returns the scheduler's load.
+func (s *Scheduler) Stats() Stats {
+	st := Stats{
+		CacheTokens: int(s.kvUsed.Load()), TokensTotal: s.rate.total.Load(), TokensPerSecond: s.rate.perSecond(time.Now()),
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.Active, st.Queued, st.Failure = s.active, len(s.queue), s.failure
+	return st
+}
+
+func (s *Scheduler) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// settle drops what is cancelled and fills free slots. It reports whether there is work, and whether
+// to end.
+func (s *Scheduler) settle() (busy, stop bool) {
+	for _, x := range s.slots {
+		if x.req != nil && x.req.cancelled.Load() {
+			s.release(x)
+		}
+	}
+	s.mu.Lock()
+	if s.stopping {
+		queue := s.queue
+		s.queue = nil
+		s.mu.Unlock()
+		s.failAll(queue, ErrStopping)
+		return false, true
+	}
+	var dropped []*Request
+	s.queue = slices.DeleteFunc(s.queue, func(r *Request) bool {
+		gone := r.cancelled.Load()
+		if gone {
+			dropped = append(dropped, r)
+		}
+		return gone
+	})
+	var admitted []*slot
+	for _, x := range s.slots {
+		if x.req == nil && len(s.queue) > 0 {
+			x.req = s.queue[0]
+			s.queue = slices.Delete(s.queue, 0, 1)
+			s.active++
+			admitted = append(admitted, x)
+		}
+	}
+	busy = s.active > 0
+	s.mu.Unlock()
+	for _, r := range dropped {
+		r.Chooser.Close()
+	}
+	for _, x := range admitted {
+		x.fed, x.past, x.generated, x.next = 0, 0, 0, none
+		x.split = splitter{stops: x.req.Stops}
+		s.prompts = append(s.prompts, x)
+	}
+	return busy, false
+}
+
+// release frees a slot and its part of the cache.
+func (s *Scheduler) release(x *slot) {
+	if !s.decoder.Remove(x.seq, 0) {
+		s.conf.Log.Warn("failed to clear the cache of a slot")
+	}
+	x.req.Chooser.Close()
+	s.prompts = slices.DeleteFunc(s.prompts, func(p *slot) bool { return p == x })
+	x.req, x.past, x.row, x.add = nil, 0, -1, 0
+	s.countCache()
+	s.mu.Lock()
+	s.active--
+	s.mu.Unlock()
+}
+
+// end frees a slot and then sends its request's last event: the slot is free before the client can
+// know, so that its next request finds it.
+func (s *Scheduler) end(x *slot, e Event) {
+	r := x.req
+	e.Tokens = x.generated
+	s.release(x)
+	r.Emit(e)
+}
+
+func (s *Scheduler) fail(x *slot, err error) { s.end(x, Event{Chosen: none, Err: err}) }
+
+// failAll ends what waits in queue and in slots.
+func (s *Scheduler) failAll(queue []*Request, err error) {
+	for _, r := range queue {
+		r.Chooser.Close()
+		r.Emit(Event{Chosen: none, Err: err})
+	}
+	for _, x := range s.slots {
+		if x.req != nil {
+			s.fail(x, err)
+		}
+	}
+}
+
+func (s *Scheduler) countCache() {
+	used := 0
+	for _, x := range s.slots {
+		if x.req != nil {
+			used += x.past
+		}
+	}
+	s.kvUsed.Store(int64(used))
+}
+
+// fill builds the batch of a step: the chosen token of every slot first, then prompts in the order
+// they came.
+func (s *Scheduler) fill() {
+	s.entries = s.entries[:0]
+	for _, x := range s.slots {
+		x.row, x.add = -1, 0
+		if x.req == nil || x.next < 0 {
+			continue
+		}
+		x.row, x.add = len(s.entries), 1
+		s.entries = append(s.entries, Entry{Token: x.next, Pos: x.past, Seq: x.seq, Logits: true})
+	}
+	room := s.conf.StepTokens - len(s.entries)
+	if len(s.entries) > 0 { // running streams pause for as long as the step takes
+		room = min(room, s.conf.PromptChunk)
+	}
+	for _, x := range s.prompts {
+		x.add = min(room, len(x.req.Prompt)-x.fed)
+		for i := range x.add {
+			at := x.fed + i
+			last := at == len(x.req.Prompt)-1
+			if last {
+				x.row = len(s.entries)
+			}
+			s.entries = append(s.entries, Entry{Token: x.req.Prompt[at], Pos: x.past + i, Seq: x.seq, Logits: last})
+		}
+		room -= x.add
+	}
+}
+
+// step decodes one batch and deals out what came of it.
+func (s *Scheduler) step() {
+	s.fill()
+	if err := s.decoder.Decode(s.entries); errors.Is(err, ErrFull) {
+		s.shed()
+		return
+	} else if err != nil {
+		s.broken(err.Error())
+		return
+	}
+	for _, x := range s.slots {
+		if x.req == nil || x.add == 0 {
+			continue
+		}
+		x.past += x.add
+		if x.feeding() {
+			x.fed += x.add
+			if !x.feeding() {
+				s.prompts = slices.DeleteFunc(s.prompts, func(p *slot) bool { return p == x })
+			}
+		}
+		x.next = none
+	}
+	s.countCache()
+	made := 0
+	for _, x := range s.slots {
+		if x.req == nil || x.row < 0 {
+			continue
+		}
+		choice, err := x.req.Chooser.Choose(s.decoder.Logits(x.row))
+		if err == nil && (choice.Token < 0 || int(choice.Token) >= len(s.conf.Vocab.Pieces)) {
+			err = errors.New("it chose no token")
+		}
+		if err != nil {
+			s.fail(x, err)
+			continue
+		}
+		made++
+		s.deal(x, choice)
+	}
+	if made > 0 {
+		s.rate.add(made, time.Now())
+	}
+}
+
+// deal sends what a chosen token makes, and ends the request where it ends.
+func (s *Scheduler) deal(x *slot, c Choice) {
+	x.generated++
+	e := Event{Tokens: x.generated, Chosen: c.Token, LogProbs: c.LogProbs}
+	if s.conf.Vocab.Ends[c.Token] {
+		e.Text, e.Finish = x.split.flush(), FinishStop
+		s.end(x, e)
+		return
+	}
+	var stopped bool
+	e.Text, stopped = x.split.push(s.conf.Vocab.Pieces[c.Token])
+	switch {
+	case stopped:
+		e.Finish = FinishStop
+	case x.req.MaxTokens > 0 && x.generated >= x.req.MaxTokens, len(x.req.Prompt)+x.generated >= s.conf.SlotTokens:
+		e.Text += x.split.flush()
+		e.Finish = FinishLength
+	}
+	if e.Finish != "" {
+		s.end(x, e)
+		return
+	}
+	x.next = c.Token
+	if e.Text != "" || e.LogProbs != nil {
+		x.req.Emit(e)
+	}
+}
+
+// shed gives up the youngest request when the cache has no room for a step, which changed nothing.
+func (s *Scheduler) shed() {
+	var victim *slot
+	if n := len(s.prompts); n > 0 {
+		victim = s.prompts[n-1]
+	} else {
+		for _, x := range s.slots {
+			if x.req != nil && (victim == nil || x.generated < victim.generated) {
+				victim = x
+			}
+		}
+	}
+	if victim == nil {
+		s.broken("the cache is full though no request uses it")
+		return
+	}
+	s.conf.Log.Warn("no room in the context cache, a request was given up", "positions", victim.past)
+	s.fail(victim, ErrCacheFull)
+}
+
+// broken ends every request: after an error of the engine nothing that it says can be trusted.
+func (s *Scheduler) broken(why string) {
+	s.conf.Log.Error("engine failed", "error", why)
+	s.mu.Lock()
+	s.failure = why
+	queue := s.queue
+	s.queue = nil
+	s.mu.Unlock()
+	s.failAll(queue, &FailedError{why})
+}

@@ -1,0 +1,159 @@
+package native
+
+import (
+	"fmt"
+	"runtime"
+
+	"github.com/hybridgroup/yzma/pkg/llama"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// Token is a token of a model's vocabulary; negative: none.
+type Token = int32
+
+// allLayers is more than any model has.
+const allLayers = 9999
+
+// ModelParams say how a model is loaded.
+type ModelParams struct {
+	Device    *Device // nil: the processor
+	GPULayers int     // layers that go to the device; negative: all
+	Repack    bool    // keep a second copy of the weights in the layout that the processor likes
+	// Progress is called with 0 to 100, growing. Its error ends the load and is returned. Nil: none.
+	Progress func(percent int) error
+}
+
+// Model is a loaded model. Its methods are safe for concurrent use, except Free.
+type Model struct {
+	handle llama.Model
+	vocab  llama.Vocab
+}
+
+// LoadModel reads a model's file. The libraries must be loaded. The caller frees the model.
+func LoadModel(path string, p ModelParams) (*Model, error) {
+	params := llama.ModelDefaultParams()
+	devices := []llama.GGMLBackendDevice{0, 0} // no graphics device: the processor is always there
+	if p.Device == nil {
+		params.NGpuLayers = 0
+		if !p.Repack {
+			params.UseExtraBufts = 0
+		}
+	} else {
+		devices[0] = p.Device.handle
+		params.NGpuLayers = int32(p.GPULayers)
+		if p.GPULayers < 0 {
+			params.NGpuLayers = allLayers
+		}
+		params.SplitMode = llama.SplitModeNone
+	}
+	if err := params.SetDevices(devices); err != nil {
+		return nil, fmt.Errorf("load model: %w", err)
+	}
+	var stopped error
+	percent := -1
+	params.SetProgressCallback(func(progress float32, _ uintptr) uint8 {
+		if stopped != nil {
+			return 0
+		}
+		if n := int(progress * 100); n > percent && p.Progress != nil {
+			percent = n
+			if stopped = p.Progress(n); stopped != nil {
+				return 0
+			}
+		}
+		return 1
+	})
+	theLibrary.logs.forget()
+	handle, err := llama.ModelLoadFromFile(path, params)
+	runtime.KeepAlive(devices)
+	switch {
+	case stopped != nil:
+		if handle != 0 {
+			_ = llama.ModelFree(handle) // fails for no model only
+		}
+		return nil, stopped
+	case err != nil:
+		err = fmt.Errorf("load model: the engine cannot load %s%s: %w", path, theLibrary.logs.explain(), sdk.ErrInvalid)
+		return nil, sdk.WithHint(err, "If the file is damaged, delete the model and download it again; if it does not fit in memory, take a smaller one.")
+	}
+	return &Model{handle: handle, vocab: llama.ModelGetVocab(handle)}, nil
+}
+
+// Free frees the model. Its contexts must be freed before.
+func (m *Model) Free() error { return llama.ModelFree(m.handle) }
+
+// PlainDecoder reports whether the model is a decoder without an encoder.
+func (m *Model) PlainDecoder() bool {
+	return !llama.ModelHasEncoder(m.handle) && llama.ModelHasDecoder(m.handle)
+}
+
+// TrainedTokens returns the number of positions that the model was trained for, or 0.
+func (m *Model) TrainedTokens() int { return int(llama.ModelNCtxTrain(m.handle)) }
+
+// ChatTemplate returns the source of the model's own chat template, or the empty string.
+func (m *Model) ChatTemplate() string { return llama.ModelChatTemplate(m.handle, "") }
+
+// SamplingDefault returns what the model's file recommends for a sampling setting: "temp", "top_k",
+// "top_p", "min_p" or "penalty_repeat". It reports false where the file says nothing.
+func (m *Model) SamplingDefault(name string) (string, bool) {
+	key, ok := map[string]llama.ModelMetaKey{
+		"temp": llama.ModelMetaKeySamplingTemp, "top_k": llama.ModelMetaKeySamplingTopK, "top_p": llama.ModelMetaKeySamplingTopP,
+		"min_p": llama.ModelMetaKeySamplingMinP, "penalty_repeat": llama.ModelMetaKeySamplingPenaltyRepeat,
+	}[name]
+	if !ok {
+		return "", false
+	}
+	return llama.ModelMetaValStr(m.handle, llama.ModelMetaKeyStr(key))
+}
+
+// VocabSize returns the number of tokens: they are 0 to VocabSize-1.
+func (m *Model) VocabSize() int { return int(llama.VocabNTokens(m.vocab)) }
+
+// Piece returns the bytes of a token; a control token has none.
+func (m *Model) Piece(t Token) string {
+	var room [128]byte
+	buf := room[:]
+	n := llama.TokenToPiece(m.vocab, llama.Token(t), buf, 0, false)
+	if n < 0 { // the needed size
+		buf = make([]byte, -n)
+		n = llama.TokenToPiece(m.vocab, llama.Token(t), buf, 0, false)
+	}
+	return string(buf[:max(0, n)])
+}
+
+// Ends reports whether a token ends a generation.
+func (m *Model) Ends(t Token) bool { return llama.VocabIsEOG(m.vocab, llama.Token(t)) }
+
+// Control reports whether a token is a control token or the unknown one.
+func (m *Model) Control(t Token) bool {
+	return llama.VocabGetAttr(m.vocab, llama.Token(t))&(llama.TokenAttrControl|llama.TokenAttrUnknown) != 0
+}
+
+// Text returns how the vocabulary spells a token, control tokens too; no token has none.
+func (m *Model) Text(t Token) string {
+	if t < 0 || int(t) >= m.VocabSize() {
+		return ""
+	}
+	return llama.VocabGetText(m.vocab, llama.Token(t))
+}
+
+// BOS returns the token that begins a text, or a negative number.
+func (m *Model) BOS() Token { return Token(llama.VocabBOS(m.vocab)) }
+
+// EOS returns the token that ends a text, or a negative number.
+func (m *Model) EOS() Token { return Token(llama.VocabEOS(m.vocab)) }
+
+// AddsBOS reports whether the model wants BOS in front of every prompt.
+func (m *Model) AddsBOS() bool { return llama.VocabGetAddBOS(m.vocab) }
+
+// Tokenize returns the tokens of a text, which must have no NUL. addSpecial puts BOS and EOS where
+// the model wants them, parseSpecial takes the texts of control tokens for control tokens.
+func (m *Model) Tokenize(text string, addSpecial, parseSpecial bool) []Token {
+	list := llama.Tokenize(m.vocab, text, addSpecial, parseSpecial)
+	out := make([]Token, len(list))
+	for i, t := range list {
+		out[i] = Token(t)
+	}
+	return out
+}
