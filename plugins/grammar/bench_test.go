@@ -50,7 +50,9 @@ func BenchmarkMask(b *testing.B) {
 		}
 		m := g.NewMatcher(v)
 		for _, c := range doc {
-			m.Mask(mask)
+			if err := m.Mask(mask); err != nil {
+				b.Fatal(err)
+			}
 			masks++
 			if err := m.Accept(int(c)); err != nil {
 				b.Fatal(err)

@@ -33,7 +33,9 @@ func Example() {
 		}
 	}
 	mask := make([]uint64, v.MaskLen())
-	m.Mask(mask)
+	if err := m.Mask(mask); err != nil {
+		panic(err)
+	}
 	fmt.Printf("mask: %011b\n", mask[0])
 	// Output:
 	// forced: {"city":"Ber

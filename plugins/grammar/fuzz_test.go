@@ -142,7 +142,9 @@ func checkMasks(t testing.TB, g *grammar.Grammar, v *grammar.Vocabulary, tokens 
 	mask := make([]uint64, v.MaskLen())
 	var text []byte
 	for range 30 {
-		m.Mask(mask)
+		if err := m.Mask(mask); err != nil {
+			t.Fatalf("after %q: %v", text, err)
+		}
 		var can []int
 		for id := range tokens {
 			allowed := mask[id/64]>>(id%64)&1 == 1

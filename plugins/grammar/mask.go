@@ -12,15 +12,26 @@ type maskKey struct {
 	text string
 }
 
-// Mask sets in dst the bits of the tokens that may come next, those that end the text among
-// them, and clears all others. dst has MaskLen words.
-func (m *Matcher) Mask(dst []uint64) {
+// Mask sets in dst the bits of the tokens that may come next, including those that end the text,
+// and clears all others. dst has MaskLen words. Mask returns ErrExhausted, and clears dst, when the
+// tokens cannot be found within the bounds of the grammar: what the caller would sample then is
+// not known to be valid. The state of the matcher does not change.
+func (m *Matcher) Mask(dst []uint64) error {
 	m.g.mu.Lock()
 	defer m.g.mu.Unlock()
 	clear(dst)
 	if m.ended {
-		return
+		return nil
 	}
+	m.maskInto(dst)
+	if m.g.set.exhausted() {
+		clear(dst)
+		return ErrExhausted
+	}
+	return nil
+}
+
+func (m *Matcher) maskInto(dst []uint64) {
 	var one [1]thread
 	list := m.at.list(&one)
 	if m.at.more != nil && slices.ContainsFunc(list, func(t thread) bool { return t.leaf.kind == lRule }) {

@@ -57,7 +57,7 @@ func (m *Matcher) run(text []byte) (config, bool) {
 
 func (m *Matcher) isEnd(token int) bool { return slices.Contains(m.v.eos, token) }
 
-// Err returns ErrExhausted when the grammar has used up its bounds: its masks then lack tokens.
+// Err returns ErrExhausted when the grammar has used up its bounds. Mask and Accept return it too.
 func (m *Matcher) Err() error {
 	m.g.mu.Lock()
 	defer m.g.mu.Unlock()

@@ -191,7 +191,9 @@ func randomDocument(g *grammar.Grammar, v *grammar.Vocabulary, rng *rand.Rand) [
 		if m.Done() && rng.IntN(3) == 0 {
 			return doc
 		}
-		m.Mask(mask)
+		if m.Mask(mask) != nil {
+			break
+		}
 		var can, closing []int
 		for b := range 256 {
 			if mask[b/64]>>(b%64)&1 == 1 {
