@@ -70,20 +70,21 @@ const (
 
 // Worker is an active worker: one entry of the replicated registry.
 type Worker struct {
-	ID            string      `json:"id"`
-	Hive          string      `json:"hive"` // Hive.ID
-	Type          string      `json:"type"` // "cpu", "cuda", …
-	Version       string      `json:"version"`
-	Model         string      `json:"model"` // Model.ID: the name that clients use
-	ModelDigest   string      `json:"model_digest"`
-	Device        string      `json:"device"`
-	Slots         int         `json:"slots"`          // requests served at once
-	ContextTokens int         `json:"context_tokens"` // positions per slot
-	State         WorkerState `json:"state"`
-	Nonce         string      `json:"nonce"` // random per start: tells this worker from a later one with the same id
-	CreateIndex   uint64      `json:"create_index"`
-	ModifyIndex   uint64      `json:"modify_index"`
-	Load          Load        `json:"load"` // never in raft; zero until the first report
+	ID            string       `json:"id"`
+	Hive          string       `json:"hive"` // Hive.ID
+	Type          string       `json:"type"` // "cpu", "cuda", …
+	Version       string       `json:"version"`
+	Model         string       `json:"model"` // Model.ID: the name that clients use
+	ModelDigest   string       `json:"model_digest"`
+	Device        string       `json:"device"`
+	Slots         int          `json:"slots"`          // requests served at once
+	ContextTokens int          `json:"context_tokens"` // positions per slot
+	State         WorkerState  `json:"state"`
+	Nonce         string       `json:"nonce"` // random per start: tells this worker from a later one with the same id
+	Capabilities  Capabilities `json:"capabilities,omitempty"`
+	CreateIndex   uint64       `json:"create_index"`
+	ModifyIndex   uint64       `json:"modify_index"`
+	Load          Load         `json:"load"` // never in raft; zero until the first report
 }
 
 // Load is how busy a worker is, as its hive last reported it.

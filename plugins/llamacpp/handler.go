@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
 // maxBody bounds a request's body. The longest context there is takes less.
@@ -121,6 +123,17 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 		out.maxTokens = req.MaxOutput()
 		return out, newTextFormat("cmpl-"+randomHex(12), s.now().Unix(), s.modelID), &req.Sampling, nil
 	})
+}
+
+// capabilities returns what requests for the model may ask for, sorted. unsupportedChat and
+// unsupportedCompletion refuse the rest.
+func (m *model) capabilities() []worker.Capability {
+	list := []worker.Capability{worker.CapabilityCompletions}
+	if m.template != nil {
+		list = append(list, worker.CapabilityChat)
+	}
+	slices.Sort(list)
+	return list
 }
 
 // unsupportedChat refuses what would otherwise be ignored without a word.

@@ -167,7 +167,7 @@ func TestEveryFieldSurvives(t *testing.T) {
 	h.Status, h.RPCAddress = core.HiveSuspect, "h:1"
 	w := core.Worker{}
 	fill(t, reflect.ValueOf(&w).Elem(), "Load", "CreateIndex", "ModifyIndex")
-	w.Hive, w.State = h.ID, core.WorkerReady
+	w.Hive, w.State, w.Capabilities = h.ID, core.WorkerReady, "chat tools"
 	c := core.Cluster{}
 	fill(t, reflect.ValueOf(&c).Elem(), "CreateIndex", "ModifyIndex")
 	api := core.Token{}

@@ -292,5 +292,13 @@ func (v *validator) worker(hive string, w *raftv1.Worker) {
 	if w.GetSlots() < 0 || w.GetContextTokens() < 0 {
 		v.fail(core.Invalid, "worker %s has %d slots of %d tokens", w.GetId(), w.GetSlots(), w.GetContextTokens())
 	}
+	if n := len(w.GetCapabilities()); n > core.MaxCapabilities {
+		v.fail(core.Invalid, "worker %s has %d capabilities, at most %d are allowed", w.GetId(), n, core.MaxCapabilities)
+	}
+	for _, c := range w.GetCapabilities() {
+		if !core.ValidCapability(c) {
+			v.fail(core.Invalid, "worker %s has a malformed capability", w.GetId())
+		}
+	}
 	oneOf(v, "worker state", w.GetState(), core.WorkerLoading, core.WorkerReady, core.WorkerRetiring, core.WorkerFailed)
 }

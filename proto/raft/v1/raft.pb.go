@@ -1775,6 +1775,8 @@ type Worker struct {
 	Nonce         string                 `protobuf:"bytes,11,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	CreateIndex   uint64                 `protobuf:"varint,12,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
 	ModifyIndex   uint64                 `protobuf:"varint,13,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	// What it can do; empty: it does not say.
+	Capabilities  []string `protobuf:"bytes,14,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1898,6 +1900,13 @@ func (x *Worker) GetModifyIndex() uint64 {
 		return x.ModifyIndex
 	}
 	return 0
+}
+
+func (x *Worker) GetCapabilities() []string {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
 }
 
 type SnapshotHeader struct {
@@ -2286,7 +2295,7 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\fmodify_index\x18\v \x01(\x04R\vmodifyIndex\x12\x1f\n" +
 	"\vrpc_address\x18\f \x01(\tR\n" +
 	"rpcAddress\x12\x1a\n" +
-	"\bdraining\x18\r \x01(\bR\bdraining\"\xda\x02\n" +
+	"\bdraining\x18\r \x01(\bR\bdraining\"\xfe\x02\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04hive\x18\x02 \x01(\tR\x04hive\x12\x12\n" +
@@ -2301,7 +2310,8 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	" \x01(\tR\x05state\x12\x14\n" +
 	"\x05nonce\x18\v \x01(\tR\x05nonce\x12!\n" +
 	"\fcreate_index\x18\f \x01(\x04R\vcreateIndex\x12!\n" +
-	"\fmodify_index\x18\r \x01(\x04R\vmodifyIndex\"P\n" +
+	"\fmodify_index\x18\r \x01(\x04R\vmodifyIndex\x12\"\n" +
+	"\fcapabilities\x18\x0e \x03(\tR\fcapabilities\"P\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x10\n" +
 	"\x03fsm\x18\x02 \x01(\rR\x03fsm\x12\x14\n" +
