@@ -147,9 +147,9 @@ func (q *Queen) await(ctx context.Context, model string, progress func(core.Prog
 		if err != nil {
 			return nil, nil, err
 		}
-		if m.id != id {
-			q.learnAlias(model, m.id)
-			id = m.id
+		if name := cmp.Or(q.servedAs(m), m.id); name != id {
+			q.learnAlias(model, name)
+			id = name
 			continue
 		}
 		if starts == maxStarts {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/state"
 )
 
 func hiveToProto(h core.Hive) *raftv1.Hive {
@@ -105,6 +106,16 @@ func tokenFromProto(p *raftv1.Token) core.Token {
 		Scopes: texts[core.Scope](p.GetScopes()), Roles: texts[core.Role](p.GetRoles()),
 		CreatedAt: timeOf(p.GetCreatedUnix()), TTL: core.Duration(max(0, min(p.GetTtlSeconds(), maxTTLSeconds)) * second),
 		UsedBy: p.GetUsedBy(), UsedKeyHash: bytes.Clone(p.GetUsedKeyHash()), UsedAt: timeOf(p.GetUsedUnix()), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
+	}
+}
+
+func startToProto(s state.Start) *raftv1.Start {
+	return &raftv1.Start{Model: s.Model, Hive: s.Hive, Served: s.Served, Request: s.Request, Registered: s.Registered, Index: s.Index}
+}
+
+func startFromProto(p *raftv1.Start) state.Start {
+	return state.Start{
+		Model: p.GetModel(), Hive: p.GetHive(), Served: p.GetServed(), Request: p.GetRequest(), Registered: p.GetRegistered(), Index: p.GetIndex(),
 	}
 }
 

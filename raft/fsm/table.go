@@ -53,6 +53,10 @@ var features = []Feature{
 	{Name: "remembered revocations", Since: 3, Optional: true, Fields: []string{
 		"DeleteToken.revoked", "SnapshotRecord.revoked_token", "RevokedToken.token", "RevokedToken.index",
 	}},
+	{Name: "starts that are decided once", Since: 3, Fields: []string{
+		"Command.claim_start", "ClaimStart.start", "ClaimStart.previous", "SnapshotRecord.start",
+		"Start.model", "Start.hive", "Start.served", "Start.request", "Start.registered", "Start.index",
+	}},
 }
 
 // Table says what a build of some version knows. Its methods may be called concurrently.

@@ -66,6 +66,8 @@ func Validate(c *raftv1.Command) error {
 		v.id("token id", op.DeleteToken.GetToken())
 	case *raftv1.Command_SetKeyring:
 		v.blob("sealed gossip keys", op.SetKeyring.GetSealedKeys(), 1, MaxBlobBytes)
+	case *raftv1.Command_ClaimStart:
+		v.claimStart(op.ClaimStart)
 	default:
 		v.fail(core.Invalid, "the command says nothing to do")
 	}
@@ -208,6 +210,21 @@ func (v *validator) token(t *raftv1.Token) {
 	case core.TokenJoin:
 		set(v, "token role", t.GetRoles(), 1, core.RoleQueen, core.RoleHive)
 		set[core.Scope](v, "scope of a join token", t.GetScopes(), 0)
+	}
+}
+
+func (v *validator) claimStart(op *raftv1.ClaimStart) {
+	s := op.GetStart()
+	v.some("model", s.GetModel(), MaxTextBytes)
+	v.some("model on the hive", s.GetServed(), MaxTextBytes)
+	v.id("hive id", s.GetHive())
+	v.id("request id", s.GetRequest())
+	v.text("previous request id", op.GetPrevious(), MaxIDBytes)
+	if s.GetRequest() == op.GetPrevious() {
+		v.fail(core.Invalid, "the start of %s replaces itself", s.GetModel())
+	}
+	if s.GetRegistered() || s.GetIndex() != 0 {
+		v.fail(core.Invalid, "the start of %s claims what only the registry knows", s.GetModel())
 	}
 }
 
