@@ -59,6 +59,14 @@ func (c Capabilities) List() []string {
 	return strings.Split(string(c), " ")
 }
 
+// With returns those of c and of o.
+func (c Capabilities) With(o Capabilities) Capabilities {
+	if o == "" || c == o {
+		return c
+	}
+	return CapabilitiesOf(append(c.List(), o.List()...))
+}
+
 // Has reports whether name is among them. It allocates nothing.
 func (c Capabilities) Has(name string) bool {
 	for rest := string(c); rest != ""; {

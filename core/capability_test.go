@@ -22,6 +22,8 @@ func TestCapabilities(t *testing.T) {
 	must.Eq(t, "", c.Lacks([]string{"chat", "tools"}))
 	must.Eq(t, "", core.Capabilities("").Lacks([]string{"tools"})) // it does not say
 	must.Nil(t, core.Capabilities("").List())
+	must.Eq(t, "chat tools vision", c.With("chat vision"))
+	must.Eq(t, "chat", core.Capabilities("").With("chat"))
 
 	b, err := json.Marshal(core.Worker{Capabilities: c})
 	must.NoError(t, err)

@@ -330,6 +330,9 @@ func (q *Queen) allModels(ctx context.Context) ([]core.Model, []string, error) {
 	for _, w := range q.registry().Workers(nil) {
 		if m, ok := merged[w.Model]; ok {
 			m.LoadedBy = append(m.LoadedBy, w.ID)
+			if w.State == core.WorkerReady {
+				m.Capabilities = m.Capabilities.With(w.Capabilities)
+			}
 		}
 	}
 	models := make([]core.Model, 0, len(merged))
