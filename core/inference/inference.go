@@ -62,7 +62,7 @@ func (e *Busy) Error() string { return "all workers with " + e.Model + " are bus
 
 // Unwrap returns the error as a classified one.
 func (e *Busy) Unwrap() error {
-	return core.Errorf(core.Overloaded, "all workers with %s are busy", e.Model)
+	return core.Errorf(core.Overloaded, "all workers with %s are busy", e.Model).Hint("Try again in a while, or start another worker with `rbee worker spawn`.")
 }
 
 // Unable is Route's error where workers serve the model, and none of them can do what the request
