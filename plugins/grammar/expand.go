@@ -16,6 +16,7 @@ type node struct {
 	err                 error
 	literals            typeSet // of null, false and true
 	str                 rx
+	length              lengths // of strings, beside str
 	nums                []*numMachine
 	objs                []*objNode
 	arrs                []*arrNode
@@ -125,6 +126,7 @@ type partial struct {
 	num     numSpec
 	nums    bool // whether num says anything
 	str     rx
+	length  lengths
 	objs    []*objRule
 	arrs    []*arrRule
 	done    []lit
@@ -169,7 +171,7 @@ func (n *node) at() string {
 }
 
 func (c *compiler) partials(n *node) ([]*partial, error) {
-	work := []*partial{{types: tAll, str: rxAll, pending: n.lits}}
+	work := []*partial{{types: tAll, str: rxAll, length: anyLength, pending: n.lits}}
 	var out []*partial
 	for len(work) > 0 {
 		if c.left--; c.left < 0 || len(out)+len(work) > maxPartials || c.set.exhausted() {
@@ -236,7 +238,7 @@ func (c *compiler) settle(p *partial) (bool, error) {
 		if p.types&tNumber != 0 && p.nums && p.num.empty() {
 			p.types &^= tNumber
 		}
-		if p.str == rxNone {
+		if p.str == rxNone || p.length.empty() {
 			p.types &^= tString
 		}
 		if p.types == 0 {
@@ -257,6 +259,7 @@ func (c *compiler) apply(p *partial, s *schema) error {
 		p.nums = true
 	}
 	p.str = c.set.and(p.str, s.str)
+	p.length = p.length.intersect(s.length)
 	if s.obj != nil {
 		p.objs = append(p.objs, s.obj)
 	}
@@ -552,6 +555,12 @@ func (c *compiler) denyScalars(s *schema, add func(func(*schema), ...lit)) {
 	if s.str != rxAll {
 		add(func(x *schema) { x.types, x.str = tString, c.set.not(s.str) })
 	}
+	if s.length.lo > 0 {
+		add(func(x *schema) { x.types, x.length = tString, lengths{hi: s.length.lo - 1} })
+	}
+	if s.length.hi >= 0 {
+		add(func(x *schema) { x.types, x.length = tString, lengths{lo: s.length.hi + 1, hi: rxUnbounded} })
+	}
 }
 
 func (c *compiler) denyObject(s *schema, add func(func(*schema), ...lit)) error {
@@ -635,7 +644,7 @@ func (c *compiler) stringLanguage(lits []lit) (rx, error) {
 	if err := c.expand(n); err != nil {
 		return rxNone, err
 	}
-	return n.str, nil
+	return c.set.bounded(n.str, n.length), nil
 }
 
 func (c *compiler) denyArray(s *schema, add func(func(*schema), ...lit)) error {
@@ -686,13 +695,12 @@ func (c *compiler) denyArray(s *schema, add func(func(*schema), ...lit)) error {
 
 // gather joins the alternatives of a node.
 func (c *compiler) gather(n *node, parts []*partial) error {
-	n.str = rxNone
-	var strs []rx
+	var strs []*partial
 	seenNum := map[*numMachine]bool{}
 	for _, p := range parts {
 		n.literals |= p.types & (tNull | tFalse | tTrue)
 		if p.types&tString != 0 {
-			strs = append(strs, p.str)
+			strs = append(strs, p)
 		}
 		if p.types&tNumber != 0 {
 			for _, spec := range p.num.split() {
@@ -720,11 +728,39 @@ func (c *compiler) gather(n *node, parts []*partial) error {
 	if len(n.objs)+len(n.arrs) > maxAlternatives {
 		return refuse(n.at(), "", "too many combinations of schemas")
 	}
-	n.str = c.set.alt(strs...)
+	c.gatherStrings(n, strs)
 	if slices.ContainsFunc(n.nums, func(m *numMachine) bool { return m.any }) {
 		n.nums = slices.DeleteFunc(n.nums, func(m *numMachine) bool { return !m.any })
 	}
 	return nil
+}
+
+// gatherStrings joins the strings of the alternatives. Only where all have the same lengths, these
+// stay apart.
+func (c *compiler) gatherStrings(n *node, parts []*partial) {
+	n.str, n.length = rxNone, anyLength
+	same := true
+	for _, p := range parts {
+		same = same && p.length == parts[0].length
+	}
+	for _, p := range parts {
+		if same {
+			n.str, n.length = c.set.alt(n.str, p.str), p.length
+		} else {
+			n.str = c.set.alt(n.str, c.set.bounded(p.str, p.length))
+		}
+	}
+}
+
+// hasString reports whether any string satisfies n.
+func (c *compiler) hasString(n *node) bool {
+	switch {
+	case n.str == rxNone:
+		return false
+	case n.length.any() || c.set.countable(n.str, n.length):
+		return c.set.alive(n.str)
+	}
+	return c.set.alive(c.set.bounded(n.str, n.length))
 }
 
 func (c *compiler) machine(spec *numSpec) (*numMachine, error) {
@@ -1040,7 +1076,7 @@ func (c *compiler) satisfiable(n *node) (bool, error) {
 	} else if n.err != nil {
 		return false, n.err
 	}
-	if n.literals != 0 || n.str != rxNone && c.set.alive(n.str) {
+	if n.literals != 0 || c.hasString(n) {
 		n.sat = 1
 		return true, nil
 	}
@@ -1297,7 +1333,7 @@ func (s *schema) plain() bool {
 	} else if s.types != tAll {
 		return false
 	}
-	return !s.never && s.num == nil && s.str == rxAll && s.obj == nil && s.arr == nil && len(s.choice)+len(s.ones) == 0
+	return !s.never && s.num == nil && s.str == rxAll && s.length.any() && s.obj == nil && s.arr == nil && len(s.choice)+len(s.ones) == 0
 }
 
 // facts are what is plain about a schema, without expanding it.

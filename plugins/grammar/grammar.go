@@ -76,6 +76,7 @@ type Grammar struct {
 	ids          int
 	spent        int
 	leaves       map[leafKey]*leaf
+	counts       map[countedKey]*leaf
 	classes      map[[256]uint8]*[256]uint8
 	frames       map[frameKey]*frame
 	usedLists    map[usedList]*usedList
@@ -107,6 +108,7 @@ func newGrammar(opts Options, set *rxSet) *Grammar {
 func (g *Grammar) forget() {
 	g.spent = 0
 	g.leaves = map[leafKey]*leaf{}
+	g.counts = map[countedKey]*leaf{}
 	g.classes = map[[256]uint8]*[256]uint8{}
 	g.frames = map[frameKey]*frame{}
 	g.usedLists = map[usedList]*usedList{}

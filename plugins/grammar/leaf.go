@@ -2,6 +2,7 @@ package grammar
 
 import (
 	"encoding/binary"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -50,6 +51,9 @@ type leaf struct {
 	nums  []numAt
 	word  string
 	final bool // a number, or a text, may end here
+
+	base *leaf // if not nil, the same position without bounds of the length
+	left lengths
 
 	class *[256]uint8
 	to    []*leaf
@@ -126,6 +130,9 @@ func (g *Grammar) numberLeaf(nums []numAt, keep bool) *leaf {
 // step returns the position after b within the same token: nil when b cannot stand there,
 // structural when the token ends before or with b.
 func (g *Grammar) next(l *leaf, b byte) *leaf {
+	if l.base != nil {
+		return g.nextCounted(l, b)
+	}
 	if l.class == nil {
 		g.fill(l)
 	}
@@ -209,19 +216,16 @@ func (g *Grammar) fill(l *leaf) {
 		row[','], row['}'], row[']'] = structural, structural, structural
 	}
 	var class [256]uint8
-	l.to = l.to[:0]
-	seen := map[*leaf]uint8{}
+	l.to = append(l.to[:0], row[0])
+	c := 0
 	for b, t := range row {
-		c, ok := seen[t]
-		if !ok {
-			if len(l.to) == 256 {
-				panic("grammar: more than 256 classes of bytes")
+		if t != l.to[c] {
+			if c = slices.Index(l.to, t); c < 0 {
+				c = len(l.to)
+				l.to = append(l.to, t)
 			}
-			c = uint8(len(l.to))
-			seen[t] = c
-			l.to = append(l.to, t)
 		}
-		class[b] = c
+		class[b] = uint8(c)
 	}
 	shared := g.classes[class]
 	if shared == nil {
@@ -267,7 +271,7 @@ func (g *Grammar) fillValue(l *leaf, row *[256]*leaf) {
 		}
 	}
 	if q != rxNone && g.set.alive(q) {
-		row['"'] = g.leaf(leafKey{kind: lString, keep: l.keep, q: q})
+		row['"'] = g.counted(g.leaf(leafKey{kind: lString, keep: l.keep, q: q}), n.length)
 	}
 	for _, b := range []byte("-0123456789") {
 		var nums []numAt
@@ -447,17 +451,44 @@ func (g *Grammar) part(l *leaf, left, v uint64, least rune) *leaf {
 		}
 		return g.after(l, lo)
 	}
+	e := g.set.edges(l.q)
+	if rune(v<<(6*left)) >= least && rune((v+1)<<(6*left)-1) <= maxRune && (hi < 0xD800 || lo > 0xDFFF) {
+		i := e.index(lo)
+		if i+1 == len(e.from) || e.from[i+1] > hi { // all such characters lead to the same
+			if e.next[i] == rxNone || !g.set.alive(e.next[i]) {
+				return nil
+			}
+			k := l.with(mUTF8, left|uniform)
+			k.q = g.set.concat(rxAny, e.next[i])
+			return g.leaf(k)
+		}
+	}
 	if !g.reaches(l.q, lo, hi) {
 		return nil
 	}
 	k := l.with(mUTF8, left|v<<2|uint64(least)<<32)
-	if e := g.set.edges(l.q); e.from[len(e.from)-1] <= 0x80 && l.kind != lRule { // such expressions share the rest
+	if e.from[len(e.from)-1] <= 0x80 && l.kind != lRule { // such expressions share the rest
 		k.q = g.set.concat(rxAny, e.next[len(e.next)-1])
 	}
 	return g.leaf(k)
 }
 
+// uniform marks a position within a character, any of which leads to the same.
+const uniform = 1 << 30
+
 func (g *Grammar) fillUTF8(l *leaf, row *[256]*leaf) {
+	if l.aux&uniform != 0 {
+		var to *leaf
+		if left := l.aux & 3; left == 1 {
+			to = g.after(l, 0)
+		} else {
+			to = g.leaf(l.with(mUTF8, left-1|uniform))
+		}
+		for b := 0x80; b <= 0xBF; b++ {
+			row[b] = to
+		}
+		return
+	}
 	left, v, least := l.aux&3, l.aux>>2&0x1FFFFF, rune(l.aux>>32)
 	for b := 0x80; b <= 0xBF; b++ {
 		row[b] = g.part(l, left-1, v<<6|uint64(b&0x3F), least)

@@ -59,6 +59,9 @@ func (m *Matcher) maskInto(dst []uint64) {
 
 // mask returns the tokens whose bytes may come next in one thread. The caller must not change it.
 func (g *Grammar) mask(v *Vocabulary, t thread, more *many, text []byte) []uint64 {
+	if t.leaf != nil && t.leaf.base != nil {
+		t.leaf = g.rounded(v, t.leaf)
+	}
 	key := maskKey{thread: t, more: more}
 	if more == nil && t.leaf.keep || more != nil && more.keep {
 		key.text = string(text)
@@ -90,8 +93,9 @@ type walker struct {
 	path [256]config
 
 	leaves [256]*leaf
-	start  *config // of a mask within a string
-	byName bool    // what follows a name depends on which it is
+	counts [256]int32 // of complete characters, or -1 where the position knows its bounds
+	start  *config    // of a mask within a string
+	byName bool       // what follows a name depends on which it is
 }
 
 func (w *walker) set(ids []int32) {
@@ -108,8 +112,21 @@ func (w *walker) unset(ids []int32) {
 
 func (w *walker) run(t thread, text []byte) {
 	start := config{thread: t, text: slices.Clone(text)}
+	if l := t.leaf; l.base != nil {
+		q := w.g.set.bounded(l.q, l.left)
+		switch {
+		case l.keep:
+			w.walk(w.v.trie, &start)
+			return
+		case l.mode != mChar || w.g.set.nodes[q].kind != kRepeat:
+			w.walkCounted(w.v.trie, &start)
+			return
+		}
+		t.leaf = w.g.leaf(leafKey{kind: l.kind, q: q}) // a run of characters
+		start.thread = t
+	}
 	l := t.leaf
-	if (l.kind == lString || l.kind == lKey) && l.mode == mChar && w.inString(&start) {
+	if (l.kind == lString || l.kind == lKey || l.kind == lText) && l.mode == mChar && w.inString(&start) {
 		if l.keep {
 			w.checkHazards(&start)
 		}
@@ -221,8 +238,13 @@ func (w *walker) inString(start *config) bool {
 	l := start.leaf
 	w.start = start
 	w.byName = l.kind == lKey && slices.ContainsFunc(start.stk.tops, func(x top) bool { return !x.f.key.obj.simple })
+	raw, needed := l.kind == lText, l.keep
 	if r, ok := set.runOf(l.q); ok {
-		w.free(w.v.runsOf(r.class), start, 0, r)
+		runs := w.v.runsOf(r.class, raw, needed || !r.loop)
+		if runs == nil {
+			return false
+		}
+		w.free(runs, start, 0, r)
 		return true
 	}
 	// After the first character, most texts may lead to such a run.
@@ -235,7 +257,10 @@ func (w *walker) inString(start *config) bool {
 		if !ok || len(r.class) == 1 && r.class[0].hi-r.class[0].lo < 8 {
 			continue
 		}
-		runs := w.v.runsOf(r.class)
+		runs := w.v.runsOf(r.class, raw, needed)
+		if runs == nil {
+			return false
+		}
 		rest := w.g.leaf(leafKey{kind: l.kind, keep: l.keep, q: q})
 		state := config{thread: thread{rest, start.stk}, text: w.filler(start, r.class, 1)}
 		w.free(runs, &state, 1, r)
@@ -309,7 +334,7 @@ func (w *walker) free(v *runs, state *config, before int, r run) {
 		}
 		next := config{thread: thread{stk: state.stk}, text: w.filler(state, v.class, k)}
 		next.leaf = w.repeat(state.leaf, v.class, max(r.lo-k, 0), less(r.hi, k))
-		w.walk(v.exit(n), &next)
+		w.walk(v.exit(w.v, n), &next)
 	}
 }
 
@@ -333,7 +358,7 @@ func (w *walker) leave(v *runs, start *config) {
 	for i := 0; i < len(t.bytes); {
 		end := int(t.skip[i])
 		b := t.bytes[i]
-		inside := b < 0x80 && b != '"' && b != '\\' && v.contains(rune(b), rune(b))
+		inside := b < 0x80 && v.ascii[b]
 		if b >= 0xC2 {
 			inside = v.contains(span(b))
 		}
@@ -360,7 +385,7 @@ func (w *walker) differ(v *runs, start *config, rest *leaf, steady bool) {
 		*to = w.g.step(from, b)
 		end := int(t.skip[i])
 		leads := b >= 0xC2 && w.leads(v, from, to, b, rest)
-		if i >= exact && !leads && (b >= 0x80 || b == '"' || b == '\\' || !v.contains(rune(b), rune(b))) {
+		if i >= exact && !leads && (b >= 0x80 || !v.ascii[b]) {
 			exact = end
 		}
 		switch {
@@ -406,10 +431,7 @@ func (w *walker) leads(v *runs, from, to *config, b byte, rest *leaf) bool {
 		return false
 	}
 	e := w.g.set.edges(from.leaf.q)
-	i, found := slices.BinarySearch(e.from, lo)
-	if !found {
-		i--
-	}
+	i := e.index(lo)
 	return e.next[i] == rest.q && (i+1 == len(e.from) || e.from[i+1] > hi)
 }
 

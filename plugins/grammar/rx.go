@@ -59,25 +59,29 @@ type rxEdges struct {
 	next []rx
 }
 
-func (e *rxEdges) by(r rune) rx {
+func (e *rxEdges) by(r rune) rx { return e.next[e.index(r)] }
+
+// index returns which of the ranges holds r.
+func (e *rxEdges) index(r rune) int {
 	i, found := slices.BinarySearch(e.from, r)
 	if !found {
 		i--
 	}
-	return e.next[i]
+	return i
 }
 
 // rxSet interns expressions. It is not safe for concurrent use.
 type rxSet struct {
-	nodes []rxNode
-	index map[string]rx
-	buf   []byte
-	trees map[string]rx // of literalTree
-	work  int           // steps that may still be taken; below zero the set is exhausted
+	nodes   []rxNode
+	index   map[string]rx
+	buf     []byte
+	trees   map[string]rx // of literalTree
+	spreads map[rx]int32
+	work    int // steps that may still be taken; below zero the set is exhausted
 }
 
 func newRxSet(work int) *rxSet {
-	s := &rxSet{index: map[string]rx{}, trees: map[string]rx{}, work: work}
+	s := &rxSet{index: map[string]rx{}, trees: map[string]rx{}, spreads: map[rx]int32{}, work: work}
 	s.nodes = append(s.nodes,
 		rxNode{kind: kNone, live: -1},
 		rxNode{kind: kEmpty, nullable: true, live: 1},

@@ -53,6 +53,7 @@ type schema struct {
 	types  typeSet
 	num    *numSpec
 	str    rx
+	length lengths // of a string, beside str
 	obj    *objRule
 	arr    *arrRule
 	all    []lit     // every one holds
@@ -155,7 +156,7 @@ func newParser(root *jvalue, opts *Options, set *rxSet) *parser {
 // synthetic returns a new schema that allows everything.
 func (p *parser) synthetic(at string) *schema {
 	p.nextID++
-	return &schema{id: p.nextID, at: at, types: tAll, str: rxAll}
+	return &schema{id: p.nextID, at: at, types: tAll, str: rxAll, length: anyLength}
 }
 
 // index finds the identifiers and anchors below v.
@@ -526,27 +527,32 @@ func (p *parser) stringKeywords(s *schema, v *jvalue) error {
 	if hi > maxRepeat {
 		hi = rxUnbounded // no document is as long
 	}
-	switch {
-	case hi >= 0 && hi < lo:
+	s.length = lengths{int32(lo), int32(hi)}
+	if s.length.empty() {
 		s.str = rxNone
-	case lo > 0 || hi >= 0:
-		s.str = p.set.repeat(rxAny, int32(lo), int32(hi))
 	}
 	if pat := v.get("pattern"); pat != nil {
 		r, err := p.pattern(s, pat, "pattern")
 		if err != nil {
 			return err
 		}
-		s.str = p.set.and(s.str, r)
+		s.restrict(p.set, r)
 	}
 	if f := v.get("format"); f != nil && f.kind == jString {
 		r, err := p.format(f.str)
 		if err != nil {
 			return refuse(s.at, "format", "%v", err)
 		}
-		s.str = p.set.and(s.str, r)
+		s.restrict(p.set, r)
 	}
 	return nil
+}
+
+// restrict narrows the strings of s to those of r.
+func (s *schema) restrict(set *rxSet, r rx) {
+	q, of := set.split(r)
+	s.str = set.and(s.str, q)
+	s.length = s.length.intersect(of)
 }
 
 func (p *parser) pattern(s *schema, v *jvalue, key string) (rx, error) {

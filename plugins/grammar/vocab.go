@@ -18,24 +18,33 @@ type Vocabulary struct {
 	trie    *trie // all tokens
 	hazards *trie // tokens that end a string and begin the text of another one
 
-	mu    sync.Mutex // guards runs
+	every *runs // of any characters of a JSON string
+
+	mu    sync.Mutex // guards below
 	runs  map[string]*runs
-	every *runs // of any characters
+	asked map[string]bool // the classes that were asked for
 }
 
-// runs are the tokens of a vocabulary, sorted by how long they stay within a class of characters,
-// all of which stand for themselves in a JSON string.
+// runs are the tokens of a vocabulary, sorted by how long they stay within a class of characters
+// that stand for themselves: in a JSON string or, if raw, in any text.
 type runs struct {
 	class []runeRange
+	raw   bool
+	ascii [utf8.RuneSelf]bool
 	all   []uint64  // tokens that stay within it
 	size  [][]int32 // [n]: those of n characters
 	later *trie     // what tokens go on with that begin within the class and leave it
 
 	mu    sync.Mutex // guards below
-	exits []*trie    // [n]: those of later with n characters of the class before; nil until needed
-	lists [][]entry
-	whole *trie // the tokens of lists as they are; nil until needed
-	ascii [utf8.RuneSelf]bool
+	cuts  [][]cut    // [n]: tokens that leave after n characters
+	exits []*trie    // [n]: what they go on with; nil until needed
+	whole *trie      // the tokens of cuts as they are; nil until needed
+}
+
+// cut is a token and the number of its bytes before it leaves a class.
+type cut struct {
+	id int32
+	at uint8
 }
 
 // leavers returns the tokens that begin within the class and leave it.
@@ -44,9 +53,9 @@ func (r *runs) leavers(v *Vocabulary) *trie {
 	defer r.mu.Unlock()
 	if r.whole == nil {
 		var list []entry
-		for _, l := range r.lists {
-			for _, e := range l {
-				list = append(list, entry{v.tokens[e.id], e.id})
+		for _, cuts := range r.cuts {
+			for _, c := range cuts {
+				list = append(list, entry{v.tokens[c.id], []int32{c.id}})
 			}
 		}
 		r.whole = newTrie(list)
@@ -55,16 +64,38 @@ func (r *runs) leavers(v *Vocabulary) *trie {
 }
 
 // exit returns what tokens go on with after n characters of the class, n > 0.
-func (r *runs) exit(n int) *trie {
+func (r *runs) exit(v *Vocabulary, n int) *trie {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.exits[n] == nil {
-		r.exits[n] = newTrie(r.lists[n])
+		r.exits[n] = v.rests(r.cuts[n : n+1])
 	}
 	return r.exits[n]
 }
 
-const maxRuns = 32
+// rests returns what the tokens of cuts go on with.
+func (v *Vocabulary) rests(lists [][]cut) *trie {
+	index := map[string]int{}
+	var list []entry
+	for _, cuts := range lists {
+		for _, c := range cuts {
+			rest := v.tokens[c.id][c.at:]
+			i, ok := index[string(rest)]
+			if !ok {
+				i = len(list)
+				index[string(rest)] = i
+				list = append(list, entry{bytes: rest})
+			}
+			list[i].ids = append(list[i].ids, c.id)
+		}
+	}
+	return newTrie(list)
+}
+
+const (
+	maxRuns  = 32
+	maxAsked = 1000 // classes whose requests are counted
+)
 
 // trie holds byte strings in depth-first order.
 type trie struct {
@@ -73,18 +104,28 @@ type trie struct {
 	skip   []int32 // index behind the node's subtree
 	tokens [][]int32
 	tok    []int32 // index into tokens of those that end here, or -1
+	first  []int32 // index into tokens of the first in the node's subtree
+}
+
+// below returns the tokens of node i and of all nodes below it.
+func (t *trie) below(i int) [][]int32 {
+	if end := int(t.skip[i]); end < len(t.first) {
+		return t.tokens[t.first[i]:t.first[end]]
+	}
+	return t.tokens[t.first[i]:]
 }
 
 // NewVocabulary prepares the tokens of a model: the bytes of each token by its number, empty for
 // those that stand for no text, and the numbers of those that end a text.
 func NewVocabulary(tokens [][]byte, eos ...int) *Vocabulary {
-	v := &Vocabulary{tokens: tokens, eos: eos, words: (len(tokens) + 63) / 64, runs: map[string]*runs{}}
+	v := &Vocabulary{tokens: tokens, eos: eos, words: (len(tokens) + 63) / 64, runs: map[string]*runs{}, asked: map[string]bool{}}
 	v.ends = make([]bool, len(tokens))
 	for _, id := range eos {
 		if id >= 0 && id < len(tokens) {
 			v.ends[id] = true
 		}
 	}
+	ids := make([]int32, len(tokens))
 	all := make([]entry, 0, len(tokens))
 	var hazards []entry
 	for id, t := range tokens {
@@ -92,13 +133,15 @@ func NewVocabulary(tokens [][]byte, eos ...int) *Vocabulary {
 			continue
 		}
 		v.longest = max(v.longest, len(t))
-		all = append(all, entry{t, int32(id)})
+		ids[id] = int32(id)
+		e := entry{t, ids[id : id+1 : id+1]}
+		all = append(all, e)
 		if hazardous(t) {
-			hazards = append(hazards, entry{t, int32(id)})
+			hazards = append(hazards, e)
 		}
 	}
 	v.trie, v.hazards = newTrie(all), newTrie(hazards)
-	v.every = v.newRuns([]runeRange{{0, maxRune}})
+	v.every = v.newRuns([]runeRange{{0, maxRune}}, false)
 	return v
 }
 
@@ -107,55 +150,137 @@ func (v *Vocabulary) usable(id int) bool {
 	return n > 0 && n <= 255 && !v.ends[id]
 }
 
-// runsOf returns the runs of a class, computed once.
-func (v *Vocabulary) runsOf(class []runeRange) *runs {
-	if len(class) == 1 && class[0] == (runeRange{0, maxRune}) {
+// runsOf returns the runs of a class. Sorting the tokens takes longer than one walk over them: the
+// first time that a class is asked for, runsOf returns nil, unless they are needed.
+func (v *Vocabulary) runsOf(class []runeRange, raw, needed bool) *runs {
+	if !raw && len(class) == 1 && class[0] == (runeRange{0, maxRune}) {
 		return v.every
 	}
-	key := fmt.Sprint(class)
+	key := fmt.Sprint(class, raw)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	r := v.runs[key]
-	if r == nil {
-		if len(v.runs) >= maxRuns {
-			clear(v.runs)
-		}
-		r = v.newRuns(class)
-		v.runs[key] = r
+	if r != nil {
+		return r
 	}
+	if !needed && !v.asked[key] {
+		if len(v.asked) >= maxAsked {
+			clear(v.asked)
+		}
+		v.asked[key] = true
+		return nil
+	}
+	if len(v.runs) >= maxRuns {
+		for k := range v.runs {
+			delete(v.runs, k)
+			break
+		}
+	}
+	r = v.newRuns(class, raw)
+	v.runs[key] = r
 	return r
 }
 
-func (v *Vocabulary) newRuns(class []runeRange) *runs {
-	r := &runs{class: class, all: make([]uint64, v.words)}
+// newRuns walks over the tokens as far as they stay within the class. An incomplete character at
+// the end of a token counts, if the class holds all characters with its first byte.
+func (v *Vocabulary) newRuns(class []runeRange, raw bool) *runs {
+	r := &runs{class: class, raw: raw, all: make([]uint64, v.words)}
 	for b := range r.ascii {
-		r.ascii[b] = b >= 0x20 && b != '"' && b != '\\' && r.contains(rune(b), rune(b))
+		r.ascii[b] = (raw || b >= 0x20 && b != '"' && b != '\\') && r.contains(rune(b), rune(b))
 	}
-	var later []entry
-	for id, t := range v.tokens {
-		if !v.usable(id) {
+	t := v.trie
+	var path [256]byte
+	var chars, begins [256]int // complete characters, and where the next one begins
+	for i := 0; i < len(t.bytes); {
+		d, n, from := int(t.depth[i]), 0, 0
+		if d > 0 {
+			n, from = chars[d-1], begins[d-1]
+		}
+		path[d] = t.bytes[i]
+		fits := r.fits(path[from : d+1])
+		if fits == fitsNot {
+			if raw || path[from] >= 0x20 {
+				r.leave(t.below(i), n, from)
+			}
+			i = int(t.skip[i])
 			continue
 		}
-		n, rest, ok := r.prefix(t)
-		switch {
-		case !ok:
-		case rest == len(t):
-			for len(r.size) <= n {
-				r.size = append(r.size, nil)
+		if fits == fitsNever {
+			i = int(t.skip[i])
+			continue
+		}
+		if k := t.tok[i]; k >= 0 {
+			switch {
+			case fits == fitsYes || r.contains(span(path[from])):
+				r.stay(t.tokens[k], n+1)
+			default:
+				r.leave(t.tokens[k:k+1], n, from)
 			}
-			r.size[n] = append(r.size[n], int32(id))
-			r.all[id/64] |= 1 << (id % 64)
-		case n > 0:
-			for len(r.lists) <= n {
-				r.lists = append(r.lists, nil)
-			}
-			r.lists[n] = append(r.lists[n], entry{t[rest:], int32(id)})
-			later = append(later, entry{t[rest:], int32(id)})
+		}
+		if fits == fitsYes {
+			n, from = n+1, d+1
+		}
+		chars[d], begins[d] = n, from
+		i++
+	}
+	r.exits = make([]*trie, len(r.cuts))
+	r.later = v.rests(r.cuts)
+	return r
+}
+
+type fit uint8
+
+const (
+	fitsNot   fit = iota // the character is outside of the class
+	fitsYes              // or inside
+	fitsYet              // it is incomplete
+	fitsNever            // it is none
+)
+
+// fits reports whether the character that begins with b belongs to the class.
+func (r *runs) fits(b []byte) fit {
+	if b[0] < utf8.RuneSelf {
+		if r.ascii[b[0]] {
+			return fitsYes
+		}
+		return fitsNot
+	}
+	c, n := utf8.DecodeRune(b)
+	switch {
+	case c == utf8.RuneError && n == 1 && utf8.FullRune(b):
+		return fitsNever
+	case c == utf8.RuneError && n == 1:
+		return fitsYet
+	case r.contains(c, c):
+		return fitsYes
+	}
+	return fitsNot
+}
+
+// stay notes tokens of n characters that stay within the class.
+func (r *runs) stay(ids []int32, n int) {
+	for len(r.size) <= n {
+		r.size = append(r.size, nil)
+	}
+	r.size[n] = append(r.size[n], ids...)
+	for _, id := range ids {
+		r.all[id/64] |= 1 << (id % 64)
+	}
+}
+
+// leave notes tokens that leave the class after n characters, at a byte.
+func (r *runs) leave(tokens [][]int32, n, at int) {
+	if n == 0 {
+		return
+	}
+	for len(r.cuts) <= n {
+		r.cuts = append(r.cuts, nil)
+	}
+	for _, ids := range tokens {
+		for _, id := range ids {
+			r.cuts[n] = append(r.cuts[n], cut{id, uint8(at)})
 		}
 	}
-	r.exits = make([]*trie, len(r.lists))
-	r.later = newTrie(later)
-	return r
 }
 
 func (r *runs) contains(lo, hi rune) bool {
@@ -171,39 +296,6 @@ func (v *Vocabulary) Len() int { return len(v.tokens) }
 
 // MaskLen returns the number of words of a mask.
 func (v *Vocabulary) MaskLen() int { return v.words }
-
-// prefix returns how many characters of the class at the start of t stand for themselves in a JSON
-// string, and their length. An incomplete character at the end counts, if the class holds all
-// characters with its first byte. It reports false when t cannot stand in a string at all.
-func (r *runs) prefix(t []byte) (chars, length int, ok bool) {
-	for length < len(t) {
-		b := t[length]
-		if b < utf8.RuneSelf {
-			if !r.ascii[b] {
-				return chars, length, b >= 0x20
-			}
-			length++
-			chars++
-			continue
-		}
-		c, n := utf8.DecodeRune(t[length:])
-		if c == utf8.RuneError && n == 1 {
-			if utf8.FullRune(t[length:]) {
-				return chars, length, false
-			}
-			if r.contains(span(b)) {
-				return chars + 1, len(t), true
-			}
-			return chars, length, true
-		}
-		if !r.contains(c, c) {
-			return chars, length, true
-		}
-		length += n
-		chars++
-	}
-	return chars, length, true
-}
 
 // hazardous reports whether a token that ends a string begins another name or item with text.
 func hazardous(rest []byte) bool {
@@ -221,7 +313,7 @@ func hazardous(rest []byte) bool {
 
 type entry struct {
 	bytes []byte
-	id    int32
+	ids   []int32
 }
 
 func newTrie(list []entry) *trie {
@@ -236,7 +328,7 @@ func newTrie(list []entry) *trie {
 		}
 		if len(prev) > 0 && n == len(e.bytes) && n == len(prev) {
 			last := len(t.tokens) - 1
-			t.tokens[last] = append(t.tokens[last], e.id)
+			t.tokens[last] = append(t.tokens[last], e.ids...)
 			continue
 		}
 		for len(path) > n {
@@ -249,9 +341,10 @@ func newTrie(list []entry) *trie {
 			t.depth = append(t.depth, uint8(n))
 			t.skip = append(t.skip, 0)
 			t.tok = append(t.tok, -1)
+			t.first = append(t.first, int32(len(t.tokens)))
 		}
 		t.tok[len(t.tok)-1] = int32(len(t.tokens))
-		t.tokens = append(t.tokens, []int32{e.id})
+		t.tokens = append(t.tokens, e.ids)
 		prev = e.bytes
 	}
 	for _, i := range path {
