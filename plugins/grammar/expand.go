@@ -116,6 +116,7 @@ func (c *compiler) node(lits []lit) *node {
 	}
 	n := &node{id: len(c.list), lits: keys}
 	c.nodes[string(b)] = n
+	c.set.charge(300 + 24*len(keys) + len(b))
 	c.list = append(c.list, n)
 	return n
 }
@@ -174,6 +175,7 @@ func (c *compiler) partials(n *node) ([]*partial, error) {
 	work := []*partial{{types: tAll, str: rxAll, length: anyLength, pending: n.lits}}
 	var out []*partial
 	for len(work) > 0 {
+		c.set.work -= 5
 		if c.left--; c.left < 0 || len(out)+len(work) > maxPartials || c.set.exhausted() {
 			return nil, refuse(n.at(), "", "too many combinations of schemas")
 		}
@@ -361,6 +363,9 @@ func (c *compiler) exactlyOne(list []lit, p *partial) ([][]lit, error) {
 	if !ok {
 		for i, a := range list {
 			for j, b := range list[:i] {
+				if c.set.exhausted() {
+					return nil, refuse(a.s.at, "oneOf", "too many overlapping alternatives")
+				}
 				if !c.disjoint(a, b) {
 					pairs = append(pairs, [2]int{i, j})
 				}
@@ -400,9 +405,11 @@ func (c *compiler) disjoint(a, b lit) bool {
 	if !a.neg && !b.neg && apart(c.factsOf(a.s, 0), c.factsOf(b.s, 0), nil) {
 		return true
 	}
+	c.set.work -= 2
 	if c.probing >= maxProbeDepth {
 		return false
 	}
+	c.set.work -= 20
 	c.probing++
 	defer func() { c.probing-- }()
 	depth, cut := c.depth, c.cut
@@ -797,6 +804,7 @@ func (c *compiler) machine(spec *numSpec) (*numMachine, error) {
 	copied := *spec
 	m, err := newNumMachine(&copied)
 	if err == nil {
+		m.work = &c.set.work
 		if m.alive(m.start()); m.visited > maxNumStates/2 {
 			return nil, errors.New("too many states")
 		}
@@ -926,6 +934,7 @@ func (c *compiler) merge(o *objNode) error {
 		return refuse("", "not", "too many negated properties")
 	}
 	for _, name := range o.names {
+		c.set.charge(200 + len(name))
 		lits := o.childLits(c, name)
 		if !c.set.match(lang, name) {
 			lits = []lit{{s: c.none}}

@@ -64,9 +64,9 @@ func (w *schemaWriter) keyword(s map[string]any, depth int) {
 	case 5:
 		s["minLength"] = n
 	case 6:
-		s["maxLength"] = n + 1
+		s["maxLength"] = n*n + 1
 	case 7:
-		s["pattern"] = w.pick("^a", "b$", "^[a-c]*$", "a|b", "^(a|bc)+$", "[^x]", `^\w{1,3}$`, `\d`, `^[^b]+$`)
+		s["pattern"] = w.pick("^a", "b$", "^[a-c]*$", "a|b", "^(a|bc)+$", "[^x]", `^\w{1,3}$`, `\d`, `^[^b]+$`, `^a[a-é]{2,20}$`, `^(a|bb)*c?$`, `^\S+( \S+)*$`)
 	case 8:
 		s["required"] = []any{w.name()}
 	case 9:

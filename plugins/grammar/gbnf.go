@@ -12,12 +12,13 @@ import (
 // CompileRegex compiles a regular expression in the dialect of ECMA 262 that a text matches from
 // end to end.
 func CompileRegex(pattern string, opts Options) (*Grammar, error) {
-	set := newRxSet(compileWork)
-	q, err := set.parseWholeRegex(pattern)
-	if err != nil {
-		return nil, &Error{Reason: err.Error()}
-	}
-	return textGrammar(opts, set, q)
+	return newGrammar(opts, compileWork, func(g *Grammar) error {
+		q, err := g.set.parseWholeRegex(pattern)
+		if err != nil {
+			return &Error{Reason: err.Error()}
+		}
+		return g.textOf(q)
+	})
 }
 
 // CompileChoice compiles a choice among texts.
@@ -32,22 +33,21 @@ func CompileChoice(choices []string, opts Options) (*Grammar, error) {
 	if size > opts.maxBytes() {
 		return nil, &Error{Reason: fmt.Sprintf("choices are larger than %d bytes", opts.maxBytes())}
 	}
-	set := newRxSet(compileWork + 40*size)
-	return textGrammar(opts, set, set.literals(choices))
+	choices = slices.Clone(choices)
+	return newGrammar(opts, compileWork+40*size, func(g *Grammar) error { return g.textOf(g.set.literals(choices)) })
 }
 
-func textGrammar(opts Options, set *rxSet, q rx) (*Grammar, error) {
-	g := newGrammar(opts, set)
-	alive := set.alive(q)
-	if set.exhausted() {
-		return nil, &Error{Reason: errRegexSize.Error()}
+// textOf begins with a text of q.
+func (g *Grammar) textOf(q rx) error {
+	alive := g.set.alive(q)
+	if g.set.exhausted() {
+		return &Error{Reason: errRegexSize.Error()}
 	}
 	if !alive {
-		return nil, &Error{Reason: "no text matches"}
+		return &Error{Reason: "no text matches"}
 	}
-	set.work = maxWork
 	g.first = config{thread: thread{g.leaf(leafKey{kind: lText, q: q}), g.root}}
-	return g, nil
+	return nil
 }
 
 type ruleKind uint8
@@ -103,38 +103,48 @@ func CompileGBNF(text string, opts Options) (*Grammar, error) {
 	if len(text) > opts.maxBytes() {
 		return nil, &Error{Reason: fmt.Sprintf("grammar is larger than %d bytes", opts.maxBytes())}
 	}
-	set := newRxSet(compileWork)
-	p := &gbnfParser{src: text, set: set, rules: map[string]*rule{}}
+	return newGrammar(opts, compileWork, func(g *Grammar) error { return g.compileRules(text) })
+}
+
+func (g *Grammar) compileRules(text string) error {
+	g.charge(6 * len(text))
+	p := &gbnfParser{src: text, set: g.set, rules: map[string]*rule{}}
 	if err := p.parse(); err != nil {
 		line := 1 + strings.Count(text[:min(p.pos, len(text))], "\n")
-		return nil, &Error{Reason: fmt.Sprintf("line %d: %v", line, err)}
+		return &Error{Reason: fmt.Sprintf("line %d: %v", line, err)}
 	}
 	root := p.rules["root"]
 	if root == nil || !root.defined {
-		return nil, &Error{Reason: "no rule root"}
+		return &Error{Reason: "no rule root"}
 	}
 	for _, r := range p.order {
 		if !r.defined {
-			return nil, &Error{Reason: fmt.Sprintf("rule %s is not defined", r.name)}
+			return &Error{Reason: fmt.Sprintf("rule %s is not defined", r.name)}
 		}
 	}
 	p.settle()
 	if !root.ends {
-		return nil, &Error{Reason: "no text matches"}
+		return &Error{Reason: "no text matches"}
 	}
 	if r := p.leftRecursion(); r != nil {
-		return nil, &Error{Reason: fmt.Sprintf("rule %s is left-recursive", r.name)}
+		return &Error{Reason: fmt.Sprintf("rule %s is left-recursive", r.name)}
 	}
-	set.work = maxWork
-	g := newGrammar(opts, set)
-	var out threads
+	if !g.enter(root.start) {
+		return &Error{Reason: "grammar is too ambiguous"}
+	}
+	return nil
+}
+
+// enter begins with a rule. It reports false when it is too ambiguous.
+func (g *Grammar) enter(start *ruleState) bool {
 	// Stacks of different depth may be joined: so the root, too, is an alternative with a frame.
 	bottom := g.frame(frameKey{rule: &ruleState{kind: rDone}})
-	if !g.closure(root.start, g.stackOf([]top{{bottom, g.root}}), &out) {
-		return nil, &Error{Reason: "grammar is too ambiguous"}
+	var out threads
+	if !g.closure(start, g.stackOf([]top{{bottom, g.root}}), &out) {
+		return false
 	}
 	g.first = g.collect(out.list, nil)
-	return g, nil
+	return true
 }
 
 func (p *gbnfParser) rule(name string) *rule {
@@ -151,6 +161,7 @@ func (p *gbnfParser) state(s ruleState) (*ruleState, error) {
 	if p.states++; p.states > maxRuleStates {
 		return nil, errors.New("grammar is too large")
 	}
+	p.set.charge(120)
 	return &s, nil
 }
 

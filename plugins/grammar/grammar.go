@@ -38,9 +38,16 @@ const (
 	defaultMaxBytes  = 4 << 20
 	defaultMaxMemory = 48 << 20
 	maxSchemaDepth   = 1000
-	maxSchemaValues  = 1 << 20
-	maxWork          = 6_000_000
-	compileWork      = 1_000_000
+	maxSchemaValues  = 1 << 18
+)
+
+// Work is counted in steps of some tenths of a microsecond.
+const (
+	compileWork = 1_000_000
+	maskWork    = 600_000   // one mask
+	callWork    = 300_000   // any other call of a matcher
+	byteWork    = 1_000     // more for each byte of a text
+	maxWork     = 6_000_000 // a whole text
 )
 
 func (o *Options) maxBytes() int {
@@ -60,21 +67,26 @@ func (o *Options) maxMemory() int {
 func (o *Options) maxLength() int { return 1 << 20 }
 func (o *Options) maxItems() int  { return 1 << 15 }
 
-// ErrExhausted reports that a grammar has used up its bound of memory or work. The document so
-// far stays valid; a grammar compiled anew goes on.
-var ErrExhausted = errors.New("grammar: bound of states is exhausted")
+// ErrExhausted reports that a call would need more work or memory than a grammar may take. The
+// state of the matcher does not change, and the text so far stays valid, but what may come next is
+// not known: end the text, or take up to where another token can be tried.
+var ErrExhausted = errors.New("grammar: bound of work or memory is exhausted")
 
 // Grammar is a compiled schema, expression or grammar. Its matchers share what they find out
 // about it; it is safe for concurrent use.
 type Grammar struct {
 	mu    sync.Mutex // guards all below
 	opts  Options
+	work  int                  // that compiling may take
+	build func(*Grammar) error // compiles: sets first, and all that it needs
+	err   error                // if not nil, build has failed
 	set   *rxSet
 	c     *compiler
 	first config
 
+	generation   int // counts how often the grammar was compiled
+	floor        int // bytes in use right after that
 	ids          int
-	spent        int
 	leaves       map[leafKey]*leaf
 	counts       map[countedKey]*leaf
 	classes      map[[256]uint8]*[256]uint8
@@ -87,6 +99,7 @@ type Grammar struct {
 	buf          []byte
 	root         *stack
 	masks        map[maskKey][]uint64
+	maskBytes    int
 	maskVocab    *Vocabulary
 	walker       walker
 	escaped      rx // the characters that must be escaped
@@ -97,16 +110,21 @@ type Grammar struct {
 	mixed        bool // JSON stands within rules
 }
 
-func newGrammar(opts Options, set *rxSet) *Grammar {
-	g := &Grammar{opts: opts, set: set, root: &stack{}, conjunctions: map[*lit]*schema{}}
-	g.escaped = set.class([]runeRange{{0, 0x1F}, {'"', '"'}, {'\\', '\\'}})
-	g.forget()
-	return g
+// newGrammar compiles by build, which may take some work.
+func newGrammar(opts Options, work int, build func(*Grammar) error) (*Grammar, error) {
+	g := &Grammar{opts: opts, work: work, build: build}
+	g.reset()
+	if g.err != nil {
+		return nil, g.err
+	}
+	return g, nil
 }
 
-// forget drops everything that can be found out again.
-func (g *Grammar) forget() {
-	g.spent = 0
+// reset forgets all states and compiles anew. Matchers follow their texts again from the start.
+func (g *Grammar) reset() {
+	g.generation++
+	g.set = newRxSet(g.work, g.opts.maxMemory())
+	g.c, g.first, g.root = nil, config{}, &stack{}
 	g.leaves = map[leafKey]*leaf{}
 	g.counts = map[countedKey]*leaf{}
 	g.classes = map[[256]uint8]*[256]uint8{}
@@ -115,23 +133,38 @@ func (g *Grammar) forget() {
 	g.single = map[top]*stack{}
 	g.stacks = map[string]*stack{}
 	g.manys = map[string]*many{}
-	g.masks = map[maskKey][]uint64{}
+	g.conjunctions = map[*lit]*schema{}
+	g.masks, g.maskBytes = map[maskKey][]uint64{}, 0
+	g.walker = walker{}
 	g.leads = map[leadKey]*[0xF5 - 0xC2]*leaf{}
 	g.freeNames = map[freeKey]rx{}
 	g.names = map[namesKey]rx{}
 	g.texts = map[textKey]*ruleState{}
+	g.escaped = g.set.class([]runeRange{{0, 0x1F}, {'"', '"'}, {'\\', '\\'}})
+	g.err = g.build(g)
+	if g.err == nil && g.set.exhausted() {
+		g.err = refuse("", "", "too complex")
+	}
+	g.floor = g.set.bytes
 }
 
 func (g *Grammar) nextID() int { g.ids++; return g.ids }
 
-func (g *Grammar) charge(bytes int) { g.spent += bytes }
+func (g *Grammar) charge(bytes int) { g.set.charge(bytes) }
 
 // relieve forgets states when they take too much memory. It must not be called between steps
 // that compare states.
 func (g *Grammar) relieve() {
-	if g.spent > g.opts.maxMemory() {
-		g.forget()
+	if limit := g.opts.maxMemory(); g.set.bytes > limit-limit/4 {
+		g.reset()
 	}
+}
+
+// dropMasks forgets the masks.
+func (g *Grammar) dropMasks() {
+	clear(g.masks)
+	g.charge(-g.maskBytes)
+	g.maskBytes = 0
 }
 
 // Compile compiles a JSON Schema. What it cannot guarantee it refuses, as an *Error.
@@ -139,27 +172,27 @@ func Compile(text []byte, opts Options) (*Grammar, error) {
 	if len(text) > opts.maxBytes() {
 		return nil, refuse("", "", "schema is larger than %d bytes", opts.maxBytes())
 	}
-	root, err := parseJSON(string(text), maxSchemaDepth, maxSchemaValues)
+	schema := string(text)
+	return newGrammar(opts, compileWork, func(g *Grammar) error { return g.compileSchema(schema) })
+}
+
+func (g *Grammar) compileSchema(text string) error {
+	g.charge(6 * len(text))
+	root, err := parseJSON(text, maxSchemaDepth, maxSchemaValues)
 	if err != nil {
-		return nil, refuse("", "", "schema: %v", err)
+		return refuse("", "", "schema: %v", err)
 	}
-	set := newRxSet(compileWork)
-	g := newGrammar(opts, set)
-	g.c = newCompiler(newParser(root, &g.opts, set))
+	g.c = newCompiler(newParser(root, &g.opts, g.set))
 	s, err := g.c.parse(root, "")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	n := g.c.node([]lit{{s: s}})
 	if err := g.c.complete(n); err != nil {
-		return nil, err
+		return err
 	}
-	if set.exhausted() {
-		return nil, refuse("", "", "schema is too complex")
-	}
-	set.work = maxWork
 	g.first = config{thread: thread{g.leaf(leafKey{kind: lValue, node: n}), g.root}}
-	return g, nil
+	return nil
 }
 
 // complete expands everything that a document can reach from n, so that what cannot be
@@ -247,15 +280,21 @@ func (c *compiler) checkUnique(n *node, a *arrNode) error {
 	return nil
 }
 
-// Accepts reports whether doc is a whole document of the grammar.
+// Accepts reports whether doc is a whole document of the grammar. It reports false when it cannot
+// find out within the bounds of the grammar.
 func (g *Grammar) Accepts(doc []byte) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	c := g.first
-	for _, b := range doc {
-		if c = g.step(&c, b); c.dead() {
-			return false
-		}
+	if g.err != nil {
+		return false
 	}
-	return g.final(&c)
+	g.set.work = maxWork
+	c, ok := g.run(g.first, doc)
+	ok = ok && g.final(&c)
+	if g.set.exhausted() {
+		g.reset()
+		return false
+	}
+	g.relieve()
+	return ok
 }

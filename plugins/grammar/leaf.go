@@ -182,6 +182,7 @@ func (g *Grammar) lead(l *leaf, b byte) *leaf {
 // fill computes where every byte leads.
 func (g *Grammar) fill(l *leaf) {
 	row := new([256]*leaf)
+	g.set.work -= 3
 	switch l.kind {
 	case lValue:
 		g.fillValue(l, row)
@@ -270,7 +271,7 @@ func (g *Grammar) fillValue(l *leaf, row *[256]*leaf) {
 			row[x.text[0]] = g.leaf(leafKey{kind: lLiteral, keep: l.keep, text: x.text[1:]})
 		}
 	}
-	if q != rxNone && g.set.alive(q) {
+	if q != rxNone && (!n.length.any() || g.set.alive(q)) {
 		row['"'] = g.counted(g.leaf(leafKey{kind: lString, keep: l.keep, q: q}), n.length)
 	}
 	for _, b := range []byte("-0123456789") {

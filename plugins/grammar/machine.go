@@ -202,6 +202,7 @@ func (g *Grammar) join(a, b *stack) *stack {
 		return b
 	}
 	tops := slices.Clone(a.tops)
+	g.set.work -= len(b.tops)
 	for _, t := range b.tops {
 		i := slices.IndexFunc(tops, func(x top) bool { return x.f == t.f })
 		if i >= 0 {
@@ -296,6 +297,7 @@ func (g *Grammar) stepSlow(c *config, b byte) config {
 	var out threads
 	out.text = c.text
 	for _, t := range c.list(&one) {
+		g.set.work -= 2
 		g.advance(t, b, c.text, &out)
 	}
 	return g.collect(out.list, out.text)
@@ -491,6 +493,8 @@ func (g *Grammar) object(f *frame) *objFrame {
 	o := k.obj
 	of := &objFrame{lang: -1, freeQ: rxNone}
 	f.obj = of
+	g.set.work -= 2 + len(o.names)/8
+	g.charge(100 + 8*len(o.names))
 	needed := make([]bool, len(o.names))
 	needs := 0
 	for i := range o.names {

@@ -17,18 +17,20 @@ type maskKey struct {
 // tokens cannot be found within the bounds of the grammar: what the caller would sample then is
 // not known to be valid. The state of the matcher does not change.
 func (m *Matcher) Mask(dst []uint64) error {
-	m.g.mu.Lock()
-	defer m.g.mu.Unlock()
 	clear(dst)
 	if m.ended {
 		return nil
 	}
-	m.maskInto(dst)
-	if m.g.set.exhausted() {
-		clear(dst)
-		return ErrExhausted
+	if err := m.begin(maskWork); err != nil {
+		m.g.mu.Unlock()
+		return err
 	}
-	return nil
+	m.maskInto(dst)
+	err := m.end()
+	if err != nil {
+		clear(dst)
+	}
+	return err
 }
 
 func (m *Matcher) maskInto(dst []uint64) {
@@ -78,8 +80,12 @@ func (g *Grammar) mask(v *Vocabulary, t thread, more *many, text []byte) []uint6
 	}
 	mask := w.mask
 	w.mask = nil
-	if g.maskVocab == v {
+	if g.maskVocab == v && !g.set.exhausted() {
+		if g.maskBytes > g.opts.maxMemory()/3 {
+			g.dropMasks()
+		}
 		g.charge(8*v.words + 200)
+		g.maskBytes += 8*v.words + 200
 		g.masks[key] = mask
 	}
 	return mask

@@ -9,22 +9,32 @@ import (
 // Matcher follows one text through a grammar. It is not safe for concurrent use; different
 // matchers of one grammar are.
 type Matcher struct {
-	g       *Grammar
-	v       *Vocabulary
-	at      config
-	history []config // states before each accepted token
-	ended   bool
+	g          *Grammar
+	v          *Vocabulary
+	generation int // of the states of g that at and history hold
+	at         config
+	text       []byte // all of it, so that the matcher can follow it again
+	history    []past // before each accepted token
+	ended      bool
+	err        error // if not nil, the matcher cannot go on
 }
 
-// NewMatcher returns a matcher at the start of a text. Its masks are over the tokens of v.
+// past is the state of a matcher after some bytes of its text.
+type past struct {
+	at     config
+	length int
+}
+
+// NewMatcher returns a matcher at the start of a text. Its masks are over the tokens of v. The
+// matchers of a grammar share their masks only as long as they have the same vocabulary.
 func (g *Grammar) NewMatcher(v *Vocabulary) *Matcher {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.maskVocab != v {
 		g.maskVocab = v
-		clear(g.masks)
+		g.dropMasks()
 	}
-	return &Matcher{g: g, v: v, at: g.first}
+	return &Matcher{g: g, v: v, generation: g.generation, at: g.first}
 }
 
 var errEnded = errors.New("grammar: the text has ended")
@@ -32,23 +42,80 @@ var errEnded = errors.New("grammar: the text has ended")
 // Clone returns a matcher in the same state.
 func (m *Matcher) Clone() *Matcher {
 	c := *m
+	c.text = slices.Clip(m.text)
+	m.text = c.text
 	c.history = slices.Clone(m.history)
 	return &c
 }
 
-// Done reports whether the text may end here.
-func (m *Matcher) Done() bool {
+// begin locks the grammar and gives it the work that one call may cost. If the grammar has
+// forgotten its states, begin follows the text again.
+func (m *Matcher) begin(work int) error {
 	m.g.mu.Lock()
+	if m.err == nil && m.generation != m.g.generation {
+		m.err = m.replay()
+	}
+	m.g.set.work = work
+	return m.err
+}
+
+// end reports whether the work was enough, and unlocks the grammar.
+func (m *Matcher) end() error {
 	defer m.g.mu.Unlock()
-	return m.g.final(&m.at)
+	if m.g.set.exhausted() {
+		// What was found out while the work ran out may be wrong.
+		m.g.reset()
+		return ErrExhausted
+	}
+	m.g.relieve()
+	return nil
+}
+
+// replay follows the text of the matcher from the start of the grammar.
+func (m *Matcher) replay() error {
+	g := m.g
+	if g.err != nil {
+		return ErrExhausted
+	}
+	g.set.work = maxWork
+	at, done := g.first, 0
+	follow := func(length int) bool {
+		next, ok := g.run(at, m.text[done:length])
+		at, done = next, length
+		return ok
+	}
+	for i := range m.history {
+		if !follow(m.history[i].length) {
+			return ErrExhausted
+		}
+		m.history[i].at = at
+	}
+	if !follow(len(m.text)) || g.set.exhausted() {
+		return ErrExhausted
+	}
+	// A text that needs all the memory would be followed again after every token.
+	if g.set.bytes-g.floor > (g.opts.maxMemory()-g.floor)/2 {
+		return ErrExhausted
+	}
+	m.at, m.generation = at, g.generation
+	return nil
+}
+
+// Done reports whether the text may end here. It reports false when the matcher cannot go on.
+func (m *Matcher) Done() bool {
+	if m.begin(callWork) != nil {
+		m.g.mu.Unlock()
+		return false
+	}
+	done := m.g.final(&m.at)
+	return m.end() == nil && done
 }
 
 // run returns the state after text.
-func (m *Matcher) run(text []byte) (config, bool) {
-	c := m.at
+func (g *Grammar) run(c config, text []byte) (config, bool) {
 	c.text = slices.Clone(c.text)
 	for _, b := range text {
-		if c = m.g.step(&c, b); c.dead() {
+		if c = g.step(&c, b); c.dead() {
 			return config{}, false
 		}
 	}
@@ -57,21 +124,23 @@ func (m *Matcher) run(text []byte) (config, bool) {
 
 func (m *Matcher) isEnd(token int) bool { return slices.Contains(m.v.eos, token) }
 
-// Err returns ErrExhausted when the grammar has used up its bounds. Mask and Accept return it too.
+// Err returns ErrExhausted when the matcher cannot go on, because its text alone needs more memory
+// or work than the grammar may take.
 func (m *Matcher) Err() error {
-	m.g.mu.Lock()
-	defer m.g.mu.Unlock()
-	if m.g.set.exhausted() {
-		return ErrExhausted
-	}
-	return nil
+	err := m.begin(callWork)
+	m.g.mu.Unlock()
+	return err
 }
 
-// Try reports whether token may come next. It costs far less than a mask.
+// Try reports whether token may come next. It costs far less than a mask. It reports false when
+// it cannot find out within the bounds of the grammar.
 func (m *Matcher) Try(token int) bool {
-	m.g.mu.Lock()
-	defer m.g.mu.Unlock()
-	return m.try(token)
+	if m.begin(callWork) != nil {
+		m.g.mu.Unlock()
+		return false
+	}
+	ok := m.try(token)
+	return m.end() == nil && ok
 }
 
 func (m *Matcher) try(token int) bool {
@@ -81,70 +150,70 @@ func (m *Matcher) try(token int) bool {
 	if m.isEnd(token) {
 		return m.g.final(&m.at)
 	}
-	if t := m.v.tokens[token]; len(t) > 0 && len(t) <= 255 {
-		_, ok := m.run(t)
+	if t := m.v.tokens[token]; len(t) > 0 && len(t) <= maxToken {
+		_, ok := m.g.run(m.at, t)
 		return ok
 	}
 	return false
 }
 
-// Accept appends token to the text. It fails, and changes nothing, when token cannot come next.
+// Accept appends token to the text. It fails, and changes nothing, when token cannot come next. It
+// returns ErrExhausted when it cannot find out within the bounds of the grammar.
 func (m *Matcher) Accept(token int) error {
-	m.g.mu.Lock()
-	defer m.g.mu.Unlock()
-	if m.ended {
-		return errEnded
-	}
-	if m.g.set.exhausted() {
-		return ErrExhausted
-	}
 	if token < 0 || token >= len(m.v.tokens) {
 		return fmt.Errorf("grammar: token %d is outside of the vocabulary", token)
 	}
-	if m.isEnd(token) {
-		if !m.g.final(&m.at) {
-			return errors.New("grammar: the text cannot end here")
+	if !m.isEnd(token) {
+		switch n := len(m.v.tokens[token]); {
+		case n == 0:
+			return fmt.Errorf("grammar: token %d stands for no text", token)
+		case n > maxToken:
+			return fmt.Errorf("grammar: token %d is longer than %d bytes", token, maxToken)
 		}
-		m.history = append(m.history, m.at)
-		m.ended = true
-		return nil
+		return m.AcceptBytes(m.v.tokens[token])
 	}
-	t := m.v.tokens[token]
-	if len(t) == 0 {
-		return fmt.Errorf("grammar: token %d stands for no text", token)
+	if m.ended {
+		return errEnded
 	}
-	next, ok := m.run(t)
-	if !ok {
-		return m.refused(t)
+	if err := m.begin(callWork); err != nil {
+		m.g.mu.Unlock()
+		return err
 	}
-	m.history = append(m.history, m.at)
-	m.at = next
-	m.g.relieve()
+	final := m.g.final(&m.at)
+	if err := m.end(); err != nil {
+		return err
+	}
+	if !final {
+		return errors.New("grammar: the text cannot end here")
+	}
+	m.history = append(m.history, past{m.at, len(m.text)})
+	m.ended = true
 	return nil
 }
 
 // AcceptBytes appends text that is not one token, such as what Forced returned. Rollback takes
 // it for one token.
 func (m *Matcher) AcceptBytes(text []byte) error {
-	m.g.mu.Lock()
-	defer m.g.mu.Unlock()
 	if m.ended {
 		return errEnded
 	}
-	next, ok := m.run(text)
+	if err := m.begin(callWork + len(text)*byteWork); err != nil {
+		m.g.mu.Unlock()
+		return err
+	}
+	next, ok := m.g.run(m.at, text)
+	if ok && !m.g.set.exhausted() {
+		m.history = append(m.history, past{m.at, len(m.text)})
+		m.at = next
+		m.text = append(m.text, text...)
+	}
+	if err := m.end(); err != nil {
+		return err
+	}
 	if !ok {
-		return m.refused(text)
+		return fmt.Errorf("grammar: %q cannot come next", text)
 	}
-	m.history = append(m.history, m.at)
-	m.at = next
 	return nil
-}
-
-func (m *Matcher) refused(text []byte) error {
-	if m.g.set.exhausted() {
-		return ErrExhausted
-	}
-	return fmt.Errorf("grammar: %q cannot come next", text)
 }
 
 // Rollback takes the last n accepted tokens back.
@@ -153,9 +222,10 @@ func (m *Matcher) Rollback(n int) error {
 		return fmt.Errorf("grammar: cannot take back %d of %d tokens", n, len(m.history))
 	}
 	if n > 0 {
-		m.at = m.history[len(m.history)-n]
+		p := m.history[len(m.history)-n]
+		m.at, m.text = p.at, slices.Clip(m.text[:p.length])
 		m.history = m.history[:len(m.history)-n]
-		m.ended = false
+		m.ended, m.err = false, nil
 	}
 	return nil
 }
@@ -163,13 +233,24 @@ func (m *Matcher) Rollback(n int) error {
 const maxForced = 4096
 
 // Forced returns the text that every document has next: where only one byte can come, that byte,
-// and so on. It is empty where there is a choice, or where the text may end.
+// and so on. It is empty where there is a choice, where the text may end, or where the bounds of
+// the grammar are exhausted.
 func (m *Matcher) Forced() []byte {
-	m.g.mu.Lock()
-	defer m.g.mu.Unlock()
 	if m.ended {
 		return nil
 	}
+	if m.begin(callWork) != nil {
+		m.g.mu.Unlock()
+		return nil
+	}
+	out := m.forced()
+	if m.end() != nil {
+		return nil
+	}
+	return out
+}
+
+func (m *Matcher) forced() []byte {
 	var out []byte
 	c := m.at
 	c.text = slices.Clone(c.text)

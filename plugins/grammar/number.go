@@ -252,6 +252,7 @@ type numMachine struct {
 	maxFrac  int
 	known    map[string]bool // whether a state is alive
 	visited  int             // states that searches have visited
+	work     *int            // that searches may still take
 }
 
 func newNumMachine(spec *numSpec) (*numMachine, error) {
@@ -550,6 +551,7 @@ func (s *numState) fracLeft(x comparison) bool { return s.f < len(x.mag.frac) }
 const (
 	numberBytes  = "0123456789.-eE+"
 	maxNumStates = 50_000
+	numWork      = 5 // of visiting one
 )
 
 // start returns the encoded state before a number.
@@ -597,7 +599,8 @@ func (m *numMachine) alive(state string) bool {
 			}
 			return true
 		}
-		if m.visited++; m.visited > maxNumStates {
+		*m.work -= numWork
+		if m.visited++; m.visited > maxNumStates || *m.work < 0 {
 			return true
 		}
 		for _, c := range []byte(numberBytes) {

@@ -78,10 +78,12 @@ type rxSet struct {
 	trees   map[string]rx // of literalTree
 	spreads map[rx]int32
 	work    int // steps that may still be taken; below zero the set is exhausted
+	bytes   int // of memory in use, roughly
+	limit   int // more of them exhaust the set
 }
 
-func newRxSet(work int) *rxSet {
-	s := &rxSet{index: map[string]rx{}, trees: map[string]rx{}, spreads: map[rx]int32{}, work: work}
+func newRxSet(work, limit int) *rxSet {
+	s := &rxSet{index: map[string]rx{}, trees: map[string]rx{}, spreads: map[rx]int32{}, work: work, limit: limit}
 	s.nodes = append(s.nodes,
 		rxNode{kind: kNone, live: -1},
 		rxNode{kind: kEmpty, nullable: true, live: 1},
@@ -93,6 +95,13 @@ func newRxSet(work int) *rxSet {
 }
 
 func (s *rxSet) exhausted() bool { return s.work < 0 }
+
+// charge counts bytes of memory.
+func (s *rxSet) charge(bytes int) {
+	if s.bytes += bytes; s.bytes > s.limit {
+		s.work = -1
+	}
+}
 
 func (s *rxSet) key(n *rxNode) string {
 	b := s.buf[:0]
@@ -128,6 +137,7 @@ func (s *rxSet) intern(n rxNode) rx {
 	id := rx(len(s.nodes))
 	s.nodes = append(s.nodes, n)
 	s.index[k] = id
+	s.charge(200 + len(k) + 4*len(n.kids) + 8*len(n.class))
 	return id
 }
 
@@ -538,6 +548,7 @@ func (s *rxSet) edges(r rx) *rxEdges {
 		e.next = append(e.next, d)
 	}
 	s.nodes[r].edges = e
+	s.charge(64 + 16*len(e.from))
 	return e
 }
 

@@ -156,6 +156,7 @@ func newParser(root *jvalue, opts *Options, set *rxSet) *parser {
 // synthetic returns a new schema that allows everything.
 func (p *parser) synthetic(at string) *schema {
 	p.nextID++
+	p.set.charge(400)
 	return &schema{id: p.nextID, at: at, types: tAll, str: rxAll, length: anyLength}
 }
 

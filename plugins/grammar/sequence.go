@@ -61,29 +61,24 @@ func Repeat(part Part, least, most int) Part {
 // CompileParts compiles a text that is composed of parts. What cannot be guaranteed it refuses, as
 // an *Error; Error.Pointer is then relative to the schema of the part.
 func CompileParts(p Part, opts Options) (*Grammar, error) {
-	set := newRxSet(compileWork)
-	g := newGrammar(opts, set)
-	g.c = newCompiler(newParser(&jvalue{kind: jObject}, &g.opts, set))
-	b := &partBuilder{g: g, left: opts.maxBytes(), rules: &gbnfParser{set: set, rules: map[string]*rule{}}}
+	return newGrammar(opts, compileWork, func(g *Grammar) error { return g.compileParts(p) })
+}
+
+func (g *Grammar) compileParts(p Part) error {
+	g.c = newCompiler(newParser(&jvalue{kind: jObject}, &g.opts, g.set))
+	b := &partBuilder{g: g, left: g.opts.maxBytes(), rules: &gbnfParser{set: g.set, rules: map[string]*rule{}}}
 	start, err := b.build(p, &ruleState{kind: rEnd})
 	if err != nil {
 		if e, ok := errors.AsType[*Error](err); ok {
-			return nil, e
+			return e
 		}
-		return nil, &Error{Reason: err.Error()}
+		return &Error{Reason: err.Error()}
 	}
-	if set.exhausted() {
-		return nil, &Error{Reason: "parts are too complex"}
-	}
-	set.work = maxWork
 	g.mixed = true
-	var out threads
-	bottom := g.frame(frameKey{rule: &ruleState{kind: rDone}})
-	if !g.closure(start, g.stackOf([]top{{bottom, g.root}}), &out) {
-		return nil, &Error{Reason: "parts are too ambiguous"}
+	if !g.enter(start) {
+		return &Error{Reason: "parts are too ambiguous"}
 	}
-	g.first = g.collect(out.list, nil)
-	return g, nil
+	return nil
 }
 
 // partBuilder turns parts into the states of one rule, from the last to the first.

@@ -122,7 +122,7 @@ func TestPartsMasks(t *testing.T) {
 	for name, p := range parts {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			g, err := grammar.CompileParts(p, grammar.Options{MaxMemory: 1 << 16})
+			g, err := grammar.CompileParts(p, grammar.Options{MaxMemory: 1 << 19})
 			must.NoError(t, err)
 			rng := rand.New(rand.NewPCG(1, 2))
 			finished := 0
@@ -131,7 +131,7 @@ func TestPartsMasks(t *testing.T) {
 				var text []byte
 				mask := make([]uint64, v.MaskLen())
 				for range 60 {
-					m.Mask(mask)
+					must.NoError(t, m.Mask(mask))
 					var allowed []int
 					for id := range end + 1 {
 						in := mask[id/64]>>(id%64)&1 == 1

@@ -115,8 +115,12 @@ func (t *trie) below(i int) [][]int32 {
 	return t.tokens[t.first[i]:]
 }
 
+// maxToken is the length of the longest token that a mask can hold.
+const maxToken = 255
+
 // NewVocabulary prepares the tokens of a model: the bytes of each token by its number, empty for
-// those that stand for no text, and the numbers of those that end a text.
+// those that stand for no text, and the numbers of those that end a text. It keeps tokens. No
+// text takes a token of more than 255 bytes.
 func NewVocabulary(tokens [][]byte, eos ...int) *Vocabulary {
 	v := &Vocabulary{tokens: tokens, eos: eos, words: (len(tokens) + 63) / 64, runs: map[string]*runs{}, asked: map[string]bool{}}
 	v.ends = make([]bool, len(tokens))
@@ -147,7 +151,7 @@ func NewVocabulary(tokens [][]byte, eos ...int) *Vocabulary {
 
 func (v *Vocabulary) usable(id int) bool {
 	n := len(v.tokens[id])
-	return n > 0 && n <= 255 && !v.ends[id]
+	return n > 0 && n <= maxToken && !v.ends[id]
 }
 
 // runsOf returns the runs of a class. Sorting the tokens takes longer than one walk over them: the
