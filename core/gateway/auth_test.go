@@ -64,10 +64,12 @@ func askFrom(g *Gateway, n int, rt route, header, value string) *httptest.Respon
 func TestRouteScopes(t *testing.T) {
 	t.Parallel()
 	want := map[core.Scope][]string{
-		scopeOpen: {"GET /healthz", "GET /health", "GET /readyz", "GET /version"},
+		scopeOpen: {"GET /healthz", "GET /health", "GET /readyz", "GET /version", "GET /api/version", "GET /{$}"},
 		core.ScopeInfer: {
 			"POST /v1/chat/completions", "POST /chat/completions", "POST /v1/completions", "POST /completions", "POST /v1/embeddings", "POST /embeddings",
 			"GET /v1/models", "GET /models", "GET /v1/models/{id...}", "GET /models/{id...}",
+			"POST /v1/responses", "POST /responses", "POST /v1/messages", "POST /v1/messages/count_tokens",
+			"POST /api/chat", "POST /api/generate", "POST /api/embed", "POST /api/embeddings", "GET /api/tags", "POST /api/show", "GET /api/ps",
 		},
 		core.ScopeRead: {
 			"GET /v1/jobs", "GET /v1/jobs/{id}", "GET /v1/jobs/{id}/stream", "GET /v1/operations", "GET /v1/status", "GET /metrics",
@@ -76,7 +78,7 @@ func TestRouteScopes(t *testing.T) {
 			"GET /v1/hives/{hive}/catalog", "GET /v1/workers", "GET /v1/workers/{id}", "GET /v1/requests", "GET /v1/requests/{id...}",
 			"GET /v1/cluster", "GET /v1/queens", "GET /v1/nodes", "GET /v1/operator/raft",
 		},
-		core.ScopeOperate: {"POST /v1/jobs", "DELETE /v1/jobs/{id}", "POST /v1/hives/{hive}/drain", "POST /v1/hives/{hive}/refresh"},
+		core.ScopeOperate: {"POST /v1/jobs", "DELETE /v1/jobs/{id}", "POST /v1/hives/{hive}/drain", "POST /v1/hives/{hive}/refresh", "POST /api/pull", "DELETE /api/delete"},
 		core.ScopeAdmin: {
 			"DELETE /v1/nodes/{id}", "POST /v1/nodes/{id}/leave", "GET /v1/tokens", "POST /v1/tokens", "DELETE /v1/tokens/{id}",
 			"DELETE /v1/operator/raft/{id}", "POST /v1/operator/raft/transfer", "GET /v1/operator/snapshot", "POST /v1/operator/snapshot",
@@ -138,13 +140,17 @@ func TestScopesOfEveryRoute(t *testing.T) {
 				continue
 			}
 			must.Eq(t, a.status, w.Code, what)
-			e := errorIn(t, w.Body.String())
-			must.Eq(t, a.code, code(e), what)
-			must.NotEq(t, "", e.Hint)
+			message := w.Body.String()
+			if failer(rt.pattern) == nil {
+				e := errorIn(t, message)
+				must.Eq(t, a.code, code(e), what)
+				must.NotEq(t, "", e.Hint)
+				message = e.Message
+			}
 			challenge := w.Header().Get("WWW-Authenticate")
 			must.StrHasPrefix(t, "Bearer ", challenge, what)
 			if a.status == 403 {
-				must.StrContains(t, e.Message, strconv.Quote(string(rt.scope)))
+				must.StrContains(t, strings.ReplaceAll(message, `\"`, `"`), strconv.Quote(string(rt.scope)))
 				must.StrContains(t, challenge, `scope="`+string(rt.scope)+`"`)
 			}
 			_ = w.Header().Write(answers)

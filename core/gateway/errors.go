@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gateway/dialect"
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
@@ -57,6 +58,9 @@ func (e *apiError) Unwrap() error { return e.err }
 
 // envelope is err as OpenAI's error object. Its code is the kind unless err says more.
 func envelope(err error) (*openai.Error, answer) {
+	if e, ok := errors.AsType[*openai.Error](err); ok { // a translation's, about the request
+		return e, answer{status: e.Status, typ: e.Type}
+	}
 	kind := core.KindOf(err)
 	a, ok := answers[kind]
 	if !ok {
@@ -104,12 +108,18 @@ func fail(w http.ResponseWriter, err error) {
 	if a.final {
 		w.Header().Set("X-Should-Retry", "false")
 	}
+	if rw, ok := w.(*response); ok && rw.fail != nil {
+		e.Status = a.status
+		status, body := rw.fail(e, dialect.About{Request: rw.id})
+		writeBody(w, status, body)
+		return
+	}
 	openai.WriteError(w, a.status, e)
 }
 
 func noRoute(r *http.Request) error {
 	return core.Errorf(core.NotFound, "no route %s %s", r.Method, clip(r.URL.Path, 100)).Hint(
-		"OpenAI's routes are POST /v1/chat/completions, POST /v1/completions and GET /v1/models; the others are in the documentation.")
+		"OpenAI's routes are POST /v1/chat/completions, /v1/completions, /v1/responses and GET /v1/models, Anthropic's POST /v1/messages, Ollama's POST /api/chat and /api/generate; the others are in the documentation.")
 }
 
 // clip bounds text of a client that an error repeats.

@@ -356,6 +356,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 type fakeCluster struct {
 	notReady error
 	models   []core.Model
+	workers  []core.Worker // none: one, w1
 	cluster  *core.Cluster
 }
 
@@ -372,6 +373,9 @@ func (f *fakeCluster) Hive(_ context.Context, hive string) (core.Hive, error) {
 }
 
 func (f *fakeCluster) Workers(context.Context) ([]core.Worker, error) {
+	if f.workers != nil {
+		return f.workers, nil
+	}
 	return []core.Worker{{ID: "w1"}}, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gateway/dialect/responses"
 	"github.com/rbee-project/rbee/core/inference"
 )
 
@@ -58,6 +59,7 @@ type Gateway struct {
 	streams streams
 	bodies  *bodies
 	guesses *guesses
+	answers responses.Store // for the Responses API
 }
 
 // New returns a gateway. It starts nothing.
@@ -116,7 +118,7 @@ func (g *Gateway) Registry() *prometheus.Registry { return g.metrics.registry }
 func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w := newResponse(inner, g.o.WriteTimeout)
-	w.id, w.route, w.lame = requestID(r), "unknown", &g.streams.lame
+	w.id, w.route, w.lame, w.fail = requestID(r), "unknown", &g.streams.lame, failer(r.URL.Path)
 	defer w.end()
 	defer w.body.release()
 	w.Header().Set("X-Request-Id", w.id)

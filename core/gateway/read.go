@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -41,25 +40,11 @@ func (g *Gateway) models(w *response, r *http.Request) error {
 }
 
 func (g *Gateway) model(w *response, r *http.Request) error {
-	models, err := g.o.Cluster.Models(r.Context())
+	m, err := g.findModel(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}
-	id := r.PathValue("id")
-	for _, byAlias := range []bool{false, true} { // an id wins over another model's alias
-		for _, m := range models {
-			if !byAlias && m.ID == id || byAlias && slices.Contains(m.Aliases, id) {
-				return writeJSON(w, http.StatusOK, modelObjectOf(m))
-			}
-		}
-	}
-	err = core.Errorf(core.NotFound, "no model %q", clip(id, 100))
-	if near := nearest(id, models); len(near) > 0 {
-		err = core.WithHint(err, "Near to it are: %s.", strings.Join(near, ", "))
-	} else {
-		err = core.WithHint(err, "GET /v1/models lists what there is.")
-	}
-	return &apiError{err: err, code: openai.CodeModelNotFound, param: "model"}
+	return writeJSON(w, http.StatusOK, modelObjectOf(m))
 }
 
 // nearest are at most three names of models that are like name.

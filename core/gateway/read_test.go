@@ -45,10 +45,9 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 		status       int
 		allow        string
 	}{
-		{"GET", "/", 404, ""},
 		{"GET", "/v1", 404, ""},
 		{"GET", "/v1/nothing", 404, ""},
-		{"POST", "/v1/responses", 404, ""},
+		{"POST", "/v1/realtime", 404, ""},
 		{"GET", "/v1/workers/", 404, ""},
 		{"GET", "//v1/models", 404, ""},
 		{"GET", "/v1/../v1/models", 404, ""},

@@ -5,6 +5,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/rbee-project/rbee/core/gateway/dialect"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
 // response remembers what was answered, and bounds how long a write to the client may take. The
@@ -23,6 +26,8 @@ type response struct {
 	worker string
 	key    string // the id of the token that it was asked with; empty: none
 	body   heldBody
+	// fail tells an error in the words of another API; nil: OpenAI's.
+	fail func(*openai.Error, dialect.About) (int, []byte)
 
 	mu    sync.Mutex  // guards below
 	began time.Time   // when the write that runs began; zero: none runs

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gateway/dialect/anthropic"
+	"github.com/rbee-project/rbee/core/gateway/dialect/ollama"
 )
 
 // route is one method of one path, for tokens with a scope. An error that handle returns is
@@ -30,6 +32,23 @@ func routes() []route {
 		{"GET", "/models", core.ScopeInfer, local((*Gateway).models)},
 		{"GET", "/v1/models/{id...}", core.ScopeInfer, local((*Gateway).model)},
 		{"GET", "/models/{id...}", core.ScopeInfer, local((*Gateway).model)},
+
+		{"POST", "/v1/responses", core.ScopeInfer, speak(openaiResponses)},
+		{"POST", "/responses", core.ScopeInfer, speak(openaiResponses)},
+		{"POST", "/v1/messages", core.ScopeInfer, speak(always(anthropic.Messages))},
+		{"POST", "/v1/messages/count_tokens", core.ScopeInfer, (*Gateway).countTokens},
+
+		{"POST", "/api/chat", core.ScopeInfer, speak(always(ollama.Chat))},
+		{"POST", "/api/generate", core.ScopeInfer, speak(always(ollama.Generate))},
+		{"POST", "/api/embed", core.ScopeInfer, (*Gateway).embeddings},
+		{"POST", "/api/embeddings", core.ScopeInfer, (*Gateway).embeddings},
+		{"GET", "/api/tags", core.ScopeInfer, local((*Gateway).ollamaTags)},
+		{"POST", "/api/show", core.ScopeInfer, local((*Gateway).ollamaShow)},
+		{"GET", "/api/ps", core.ScopeInfer, local((*Gateway).ollamaRunning)},
+		{"POST", "/api/pull", core.ScopeOperate, (*Gateway).ollamaPull},
+		{"DELETE", "/api/delete", core.ScopeOperate, (*Gateway).ollamaDelete},
+		{"GET", "/api/version", scopeOpen, (*Gateway).ollamaVersion},
+		{"GET", "/{$}", scopeOpen, (*Gateway).greeting},
 
 		{"POST", "/v1/jobs", core.ScopeOperate, (*Gateway).submit},
 		{"GET", "/v1/jobs", core.ScopeRead, (*Gateway).jobs},

@@ -20,7 +20,6 @@ const (
 type facts struct {
 	model  string
 	stream bool
-	wants  wants
 }
 
 // FieldError names the field of a request that an error is about.
@@ -94,8 +93,6 @@ func readFacts(body []byte) (facts, error) {
 				return false, badBody("stream", "stream must be true or false")
 			}
 			f.stream = value[0] == 't'
-		default:
-			f.wants |= wantsOf(string(key), value)
 		}
 		return true, nil
 	})
@@ -114,6 +111,13 @@ func readFacts(body []byte) (facts, error) {
 		return f, badBody("model", "model is not a name: it is longer than %d bytes or has control characters", maxModelName)
 	}
 	return f, nil
+}
+
+// CheckBody reports why body is not one JSON object with the name of a model, that can be read in
+// one way only. Errors: *FieldError.
+func CheckBody(body []byte) error {
+	_, err := readFacts(body)
+	return err
 }
 
 func badBody(param, format string, args ...any) error {

@@ -38,7 +38,6 @@ func (a *app) psCommand() *cobra.Command {
 
 func (a *app) workerListCommand() *cobra.Command {
 	var hive string
-	var long bool
 	cmd := &cobra.Command{
 		Short: "List the active workers",
 		Args:  exactly(),
@@ -60,10 +59,9 @@ func (a *app) workerListCommand() *cobra.Command {
 			workers = slices.DeleteFunc(workers, func(w core.Worker) bool { return w.Hive != h.ID })
 		}
 		sortWorkers(workers)
-		return a.show(list(workers), a.workerTable(workers, hives, long).write)
+		return a.show(list(workers), a.workerTable(workers, hives).write)
 	})
 	a.hiveFlag(cmd, &hive, "", "only those of this `HIVE`")
-	cmd.Flags().BoolVarP(&long, "long", "l", false, "show also their context and what they can do")
 	return cmd
 }
 
@@ -74,13 +72,8 @@ func sortWorkers(workers []core.Worker) {
 }
 
 // workerTable is the table of "rbee ps". A worker of a silent hive shows what is known of the hive.
-// long adds what they can do.
-func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *table {
-	columns := []string{"ID", "MODEL", "HIVE", "TYPE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "SEEN"}
-	if long {
-		columns = append(columns, "CONTEXT", "CAN DO")
-	}
-	t := newTable("No workers. \"rbee run MODEL\" starts one.", columns...)
+func (a *app) workerTable(workers []core.Worker, hives []core.Hive) *table {
+	t := newTable("No workers. \"rbee run MODEL\" starts one.", "ID", "MODEL", "HIVE", "TYPE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "SEEN")
 	for _, w := range workers {
 		name, state, seen := w.Hive, string(w.State), w.Load.At
 		for _, h := range hives {
@@ -99,14 +92,8 @@ func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *
 				seen = h.LastBeat
 			}
 		}
-		row := []string{
-			w.ID, w.Model, name, w.Type, w.Device, state, fmt.Sprintf("%d/%d", w.Load.Active, w.Slots), fmt.Sprint(w.Load.Queued),
-			rateText(w.Load.TokensPerSecond), a.ago(seen),
-		}
-		if long {
-			row = append(row, numberText(w.ContextTokens), strings.Join(w.Capabilities.List(), " "))
-		}
-		t.add(row...)
+		t.add(w.ID, w.Model, name, w.Type, w.Device, state, fmt.Sprintf("%d/%d", w.Load.Active, w.Slots), fmt.Sprint(w.Load.Queued),
+			rateText(w.Load.TokensPerSecond), a.ago(seen))
 	}
 	return t
 }
@@ -286,7 +273,7 @@ A worker that is retired already is no error.`,
 				return err
 			}
 			fmt.Fprintf(a.stderr, "Would retire %s:\n", plural(len(workers), "worker"))
-			return a.show(workers, a.workerTable(workers, hives, false).write)
+			return a.show(workers, a.workerTable(workers, hives).write)
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("Retire %s?", describeWorkers(workers))); err != nil {
 			return err

@@ -1,0 +1,339 @@
+// Package dialect holds what the translations of other APIs share. Each API that people speak has a
+// package of its own below: it decodes a request into one of OpenAI's, which workers answer, and
+// encodes the worker's answer as its clients expect it. A translation is pure: it does no I/O and
+// keeps nothing beyond one request.
+package dialect
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// The routes of OpenAI's API that workers answer.
+const (
+	PathChat       = "/v1/chat/completions"
+	PathCompletion = "/v1/completions"
+)
+
+// Dialect translates one route of an API. Both functions are safe for concurrent use.
+type Dialect struct {
+	// Decode translates the body of a request. The error is an *openai.Error about the request.
+	Decode func(body []byte, about About) (Request, Encoder, error)
+	// Fail returns the status and the body of an answer that is an error. The error has a status.
+	Fail func(e *openai.Error, about About) (status int, body []byte)
+}
+
+// About says what a translation must know beside the body.
+type About struct {
+	ID      string // of the answer: random, so that nobody can choose another one's
+	Request string // the id of the request, for people who look into logs
+	Key     string // of who asks: the id of a token; empty: unknown
+	Now     func() time.Time
+}
+
+// Request is an inference request in OpenAI's form.
+type Request struct {
+	Path   string // PathChat or PathCompletion
+	Body   []byte
+	Stream bool // the client wants a stream; Body asks for the same
+}
+
+// Encoder writes one answer. It is not safe for concurrent use.
+type Encoder interface {
+	// ContentType is that of a stream.
+	ContentType() string
+	// Chunk appends what a chunk of a stream is to dst. The result may be dst itself.
+	Chunk(dst []byte, c Chunk) []byte
+	// End appends what follows the last chunk of a whole stream.
+	End(dst []byte) []byte
+	// Error appends the error that cuts a stream.
+	Error(dst []byte, e *openai.Error) []byte
+	// Alive appends what keeps a silent stream open; nothing where the dialect has no such thing.
+	Alive(dst []byte) []byte
+	// Whole returns the body of an answer that is not a stream.
+	Whole(a Answer) ([]byte, error)
+}
+
+// Chunk is what one event of a worker's stream adds to the answer.
+type Chunk struct {
+	Text      string
+	Reasoning string
+	Calls     []CallPart
+	Finish    string // one of OpenAI's finish reasons; empty until the answer ends
+	Usage     *openai.Usage
+}
+
+// CallPart is a part of a tool call. The first part of a call has its ID and Name.
+type CallPart struct {
+	Index     int
+	ID, Name  string
+	Arguments string // a piece of JSON
+}
+
+// Call is a whole tool call.
+type Call struct {
+	ID, Name  string
+	Arguments string // JSON
+}
+
+// Answer is a worker's whole answer.
+type Answer struct {
+	Text      string
+	Reasoning string
+	Calls     []Call
+	Finish    string
+	Usage     *openai.Usage
+}
+
+// message is the message of an answer or the delta of a chunk, in OpenAI's form.
+type message struct {
+	Content   *string `json:"content"`
+	Reasoning *string `json:"reasoning_content"`
+	ToolCalls []struct {
+		Index    int    `json:"index"`
+		ID       string `json:"id"`
+		Function struct {
+			Name      string `json:"name"`
+			Arguments string `json:"arguments"`
+		} `json:"function"`
+	} `json:"tool_calls"`
+}
+
+type choice struct {
+	Index   int     `json:"index"`
+	Delta   message `json:"delta"`
+	Message message `json:"message"`
+	Text    string  `json:"text"`
+	Finish  *string `json:"finish_reason"`
+}
+
+type envelope struct {
+	Choices []choice      `json:"choices"`
+	Usage   *openai.Usage `json:"usage"`
+}
+
+func (m message) text() string {
+	if m.Content == nil {
+		return ""
+	}
+	return *m.Content
+}
+
+func (m message) reasoning() string {
+	if m.Reasoning == nil {
+		return ""
+	}
+	return *m.Reasoning
+}
+
+// ParseChunk reads the data of one event of a chat's or a completion's stream. Only the first
+// choice counts: no dialect asks for more.
+func ParseChunk(data []byte) (Chunk, error) {
+	var e envelope
+	if err := json.Unmarshal(data, &e); err != nil {
+		return Chunk{}, err
+	}
+	c := Chunk{Usage: e.Usage}
+	for _, ch := range e.Choices {
+		if ch.Index != 0 {
+			continue
+		}
+		c.Text += ch.Delta.text() + ch.Text
+		c.Reasoning += ch.Delta.reasoning()
+		for _, t := range ch.Delta.ToolCalls {
+			c.Calls = append(c.Calls, CallPart{Index: t.Index, ID: t.ID, Name: t.Function.Name, Arguments: t.Function.Arguments})
+		}
+		if ch.Finish != nil {
+			c.Finish = *ch.Finish
+		}
+	}
+	return c, nil
+}
+
+// ParseAnswer reads the body of a whole answer of a chat or a completion.
+func ParseAnswer(body []byte) (Answer, error) {
+	var e envelope
+	if err := json.Unmarshal(body, &e); err != nil {
+		return Answer{}, err
+	}
+	a := Answer{Usage: e.Usage}
+	for _, ch := range e.Choices {
+		if ch.Index != 0 {
+			continue
+		}
+		a.Text += ch.Message.text() + ch.Text
+		a.Reasoning += ch.Message.reasoning()
+		for _, t := range ch.Message.ToolCalls {
+			a.Calls = append(a.Calls, Call{ID: t.ID, Name: t.Function.Name, Arguments: t.Function.Arguments})
+		}
+		if ch.Finish != nil {
+			a.Finish = *ch.Finish
+		}
+	}
+	return a, nil
+}
+
+// Calls joins the parts of tool calls as they come. The zero value is empty.
+type Calls struct{ list []Call }
+
+// MaxCalls bounds the tool calls of one answer: a worker's index is not trusted.
+const MaxCalls = 128
+
+// Add adds parts.
+func (c *Calls) Add(parts []CallPart) {
+	for _, p := range parts {
+		if p.Index < 0 || p.Index >= MaxCalls {
+			continue
+		}
+		for len(c.list) <= p.Index {
+			c.list = append(c.list, Call{})
+		}
+		call := &c.list[p.Index]
+		if p.ID != "" {
+			call.ID = p.ID
+		}
+		if p.Name != "" {
+			call.Name = p.Name
+		}
+		call.Arguments += p.Arguments
+	}
+}
+
+// List returns the calls so far. It belongs to c.
+func (c *Calls) List() []Call { return c.list }
+
+// Invalid returns an error about a request that cannot be translated.
+func Invalid(param, format string, args ...any) *openai.Error {
+	return openai.Invalid(param, format, args...)
+}
+
+// Unmarshal reads a request's body into v. Errors name the field.
+func Unmarshal(body []byte, v any) error {
+	err := json.Unmarshal(body, v)
+	if err == nil {
+		return nil
+	}
+	if typeErr, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && typeErr.Field != "" {
+		return Invalid(typeErr.Field, "%s cannot be a %s", typeErr.Field, typeErr.Value)
+	}
+	return openai.NewError(http.StatusBadRequest, openai.TypeInvalidRequest, "", "", "the request's body is not valid JSON of this route")
+}
+
+// Object returns raw where it is a JSON object, and an empty object otherwise.
+func Object(raw string) json.RawMessage {
+	var m map[string]json.RawMessage
+	if json.Unmarshal([]byte(raw), &m) != nil || m == nil {
+		return json.RawMessage("{}")
+	}
+	return json.RawMessage(raw)
+}
+
+// Chat is a request of OpenAI's chat that a dialect fills in. Fields that are left out stay out.
+type Chat struct {
+	Model    string    `json:"model"`
+	Messages []Message `json:"messages,omitempty"`
+	Stream   bool      `json:"stream,omitempty"`
+	Options  *Stream   `json:"stream_options,omitempty"`
+
+	MaxTokens        *int64          `json:"max_tokens,omitempty"`
+	Temperature      json.RawMessage `json:"temperature,omitempty"`
+	TopP             json.RawMessage `json:"top_p,omitempty"`
+	TopK             json.RawMessage `json:"top_k,omitempty"`
+	MinP             json.RawMessage `json:"min_p,omitempty"`
+	TypicalP         json.RawMessage `json:"typical_p,omitempty"`
+	Seed             json.RawMessage `json:"seed,omitempty"`
+	Stop             json.RawMessage `json:"stop,omitempty"`
+	RepeatPenalty    json.RawMessage `json:"repeat_penalty,omitempty"`
+	RepeatLastN      json.RawMessage `json:"repeat_last_n,omitempty"`
+	PresencePenalty  json.RawMessage `json:"presence_penalty,omitempty"`
+	FrequencyPenalty json.RawMessage `json:"frequency_penalty,omitempty"`
+	ResponseFormat   json.RawMessage `json:"response_format,omitempty"`
+	Tools            json.RawMessage `json:"tools,omitempty"`
+	ToolChoice       json.RawMessage `json:"tool_choice,omitempty"`
+	ParallelCalls    *bool           `json:"parallel_tool_calls,omitempty"`
+	ReasoningEffort  string          `json:"reasoning_effort,omitempty"`
+	TemplateKwargs   map[string]any  `json:"chat_template_kwargs,omitempty"`
+	User             string          `json:"user,omitempty"`
+
+	Prompt *string `json:"prompt,omitempty"` // of a completion, which has no messages
+	Suffix string  `json:"suffix,omitempty"`
+}
+
+// Stream is OpenAI's stream_options.
+type Stream struct {
+	IncludeUsage bool `json:"include_usage"`
+}
+
+// Message is one message of a Chat.
+type Message struct {
+	Role       string     `json:"role"`
+	Content    any        `json:"content"` // a string, []Part or nil
+	Reasoning  string     `json:"reasoning_content,omitempty"`
+	ToolCalls  []ToolCall `json:"tool_calls,omitempty"`
+	ToolCallID string     `json:"tool_call_id,omitempty"`
+}
+
+// Part is one part of a message's content.
+type Part struct {
+	Type     string    `json:"type"` // "text" or "image_url"
+	Text     string    `json:"text,omitempty"`
+	ImageURL *ImageURL `json:"image_url,omitempty"`
+}
+
+// ImageURL is the image of a Part.
+type ImageURL struct {
+	URL string `json:"url"`
+}
+
+// ToolCall is a call in a message of the assistant.
+type ToolCall struct {
+	ID       string   `json:"id"`
+	Type     string   `json:"type"` // "function"
+	Function Function `json:"function"`
+}
+
+// Function is the function of a ToolCall.
+type Function struct {
+	Name      string `json:"name"`
+	Arguments string `json:"arguments"`
+}
+
+// Tool makes OpenAI's form of a tool.
+func Tool(name, description string, parameters json.RawMessage, strict *bool) map[string]any {
+	f := map[string]any{"name": name}
+	if description != "" {
+		f["description"] = description
+	}
+	if len(parameters) > 0 {
+		f["parameters"] = parameters
+	}
+	if strict != nil {
+		f["strict"] = *strict
+	}
+	return map[string]any{"type": "function", "function": f}
+}
+
+// NewCall makes a ToolCall.
+func NewCall(id, name, arguments string) ToolCall {
+	return ToolCall{ID: id, Type: "function", Function: Function{Name: name, Arguments: arguments}}
+}
+
+// Encode returns the request. stream says what the client wants.
+func (c *Chat) Encode(path string, stream bool) (Request, error) {
+	c.Stream = stream
+	if stream {
+		c.Options = &Stream{IncludeUsage: true}
+	}
+	body, err := json.Marshal(c)
+	if err != nil {
+		return Request{}, Invalid("", "the request holds a value that is not JSON")
+	}
+	return Request{Path: path, Body: body, Stream: stream}, nil
+}
+
+// Data returns the URL of an image whose bytes are given in base64.
+func Data(mime, base64 string) *ImageURL { return &ImageURL{URL: "data:" + mime + ";base64," + base64} }

@@ -1,0 +1,181 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gateway/dialect"
+	"github.com/rbee-project/rbee/core/gateway/dialect/anthropic"
+	"github.com/rbee-project/rbee/core/gateway/dialect/ollama"
+	"github.com/rbee-project/rbee/core/inference"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// failer tells an error in the words of the API that a path belongs to; nil: OpenAI's.
+func failer(path string) func(*openai.Error, dialect.About) (int, []byte) {
+	switch {
+	case strings.HasPrefix(path, "/api/"):
+		return ollama.Fail
+	case path == "/v1/messages" || strings.HasPrefix(path, "/v1/messages/"):
+		return anthropic.Fail
+	}
+	return nil
+}
+
+// speak returns the handler of an inference route in another dialect than OpenAI's chat.
+func speak(d func(*Gateway) dialect.Dialect) handler {
+	return local(func(g *Gateway, w *response, r *http.Request) error { return g.translate(w, r, d(g)) })
+}
+
+func always(d dialect.Dialect) func(*Gateway) dialect.Dialect {
+	return func(*Gateway) dialect.Dialect { return d }
+}
+
+// translate answers an inference request in a dialect.
+func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) error {
+	start := time.Now()
+	body, err := g.readBody(w, r, g.o.MaxBodyBytes)
+	if err != nil {
+		return err
+	}
+	if err := inference.CheckBody(body); err != nil { // so that no key can be read in two ways
+		return err
+	}
+	about := dialect.About{ID: rand.Text(), Request: w.id, Key: w.key, Now: time.Now}
+	request, encoder, err := d.Decode(body, about)
+	if err != nil {
+		return err
+	}
+	if err := w.body.grow(r.Context(), int64(len(request.Body))); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	done, ok := g.streams.add(false, cancel)
+	if !ok {
+		return errRefused
+	}
+	defer done()
+	c := &dialectClient{openaiClient: openaiClient{w: w}, d: d, encoder: encoder, about: about}
+	_ = g.o.Inference.Serve(ctx, inference.Request{ID: w.id, Key: w.key, Path: request.Path, Body: request.Body, At: start}, c) // c was told
+	return c.err
+}
+
+// dialectClient translates the answer of an inference request.
+type dialectClient struct {
+	openaiClient
+	d       dialect.Dialect
+	encoder dialect.Encoder
+	about   dialect.About
+	out     []byte
+}
+
+// Send implements inference.Client.
+func (c *dialectClient) Send(block []byte) error {
+	if c.w.status == 0 {
+		h := c.w.Header()
+		h.Set("Content-Type", c.encoder.ContentType())
+		h.Set("Cache-Control", "no-store")
+		h.Set("X-Accel-Buffering", "no")
+		c.w.WriteHeader(http.StatusOK)
+	}
+	c.out = c.out[:0]
+	for line := range bytes.Lines(block) {
+		if err := c.line(bytes.TrimRight(line, "\r\n")); err != nil {
+			return err
+		}
+	}
+	if len(c.out) == 0 {
+		return nil
+	}
+	if _, err := c.w.Write(c.out); err != nil {
+		return err
+	}
+	if err := c.w.c.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+// line translates one line of a worker's stream.
+func (c *dialectClient) line(line []byte) error {
+	data, isData := bytes.CutPrefix(line, []byte("data:"))
+	switch {
+	case len(line) > 0 && line[0] == ':':
+		c.out = c.encoder.Alive(c.out)
+	case !isData:
+	case string(bytes.TrimSpace(data)) == "[DONE]":
+		c.out = c.encoder.End(c.out)
+	default:
+		if e := openai.ErrorIn(data); e != nil {
+			c.out = c.encoder.Error(c.out, e)
+			return nil
+		}
+		chunk, err := dialect.ParseChunk(data)
+		if err != nil {
+			return core.Errorf(core.Internal, "the worker sent an event that cannot be read")
+		}
+		c.out = c.encoder.Chunk(c.out, chunk)
+	}
+	return nil
+}
+
+// Answer implements inference.Client.
+func (c *dialectClient) Answer(a inference.Answer) {
+	e := a.Error
+	if e == nil && a.Status >= http.StatusBadRequest {
+		e = openai.DecodeError(a.Status, a.Body)
+	}
+	if e == nil {
+		answer, err := dialect.ParseAnswer(a.Body)
+		if err == nil {
+			var body []byte
+			if body, err = c.encoder.Whole(answer); err == nil {
+				writeBody(c.w, a.Status, body)
+				return
+			}
+		}
+		e = openai.NewError(http.StatusBadGateway, openai.TypeServer, "", "", "the worker's answer cannot be read")
+	}
+	e.Status = max(e.Status, a.Status)
+	if a.RetryAfter != "" {
+		c.w.Header().Set("Retry-After", a.RetryAfter)
+	}
+	status, body := c.d.Fail(e, c.about)
+	writeBody(c.w, status, body)
+}
+
+func writeBody(w http.ResponseWriter, status int, body []byte) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // where the client is gone there is nobody to tell
+}
+
+// Fail implements inference.Client.
+func (c *dialectClient) Fail(err error) (status int) {
+	e, a := envelope(&concealed{err})
+	if c.w.status == 0 {
+		c.err = &concealed{err}
+		return a.status
+	}
+	c.err = http.ErrAbortHandler
+	if refusal, ok := errors.AsType[*inference.Refusal](err); ok {
+		e = refusal.Err
+	}
+	if core.KindOf(err) != core.Cancelled && !errors.Is(err, inference.ErrTold) {
+		if _, err := c.w.Write(c.encoder.Error(nil, e)); err == nil { // else the client is gone
+			_ = c.w.c.Flush()
+		}
+	}
+	return c.w.status
+}

@@ -1,0 +1,321 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/anthropics/anthropic-sdk-go"
+	anthropicoption "github.com/anthropics/anthropic-sdk-go/option"
+	"github.com/openai/openai-go/v3"
+	"github.com/openai/openai-go/v3/responses"
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+const (
+	wholeCall = `{"id":"c1","object":"chat.completion","created":1,"model":"tiny","choices":[{"index":0,"message":{"role":"assistant","content":"Let me see.","reasoning_content":"hm",` +
+		`"tool_calls":[{"id":"call_a","type":"function","function":{"name":"weather","arguments":"{\"city\":\"Oslo\"}"}}]},"finish_reason":"tool_calls"}],` +
+		`"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13,"prompt_tokens_details":{"cached_tokens":5}}}`
+	usageEvent = `data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13,"prompt_tokens_details":{"cached_tokens":5}}}` + "\n\n"
+)
+
+// callStream is wholeCall as a stream.
+var callStream = []string{
+	roleEvent,
+	`data: {"choices":[{"index":0,"delta":{"reasoning_content":"hm"}}]}` + "\n\n",
+	`data: {"choices":[{"index":0,"delta":{"content":"Let me "}}]}` + "\n\n",
+	`data: {"choices":[{"index":0,"delta":{"content":"see."}}]}` + "\n\n",
+	`data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"call_a","type":"function","function":{"name":"weather","arguments":""}}]}}]}` + "\n\n",
+	`data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{\"city\":"}}]}}]}` + "\n\n",
+	`data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"\"Oslo\"}"}}]}}]}` + "\n\n",
+	`data: {"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}` + "\n\n",
+	usageEvent, doneEvent,
+}
+
+// wholeOrStream answers as the request wants it, and gives what it was asked.
+func wholeOrStream(asked *map[string]any) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		clear(*asked)
+		_ = json.NewDecoder(r.Body).Decode(asked)
+		if (*asked)["stream"] == true {
+			streamOf(callStream...)(w, r)
+			return
+		}
+		answerJSON(200, wholeCall)(w, r)
+	}
+}
+
+func TestAnthropicSDK(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	asked := map[string]any{}
+	r.serve("w1", wholeOrStream(&asked))
+	c := anthropic.NewClient(anthropicoption.WithBaseURL(r.url), anthropicoption.WithAPIKey("any"), anthropicoption.WithHTTPClient(r.client), anthropicoption.WithMaxRetries(0))
+	ask := anthropic.MessageNewParams{
+		Model: "tiny", MaxTokens: 50, System: []anthropic.TextBlockParam{{Text: "Be brief."}},
+		Thinking: anthropic.ThinkingConfigParamOfEnabled(1024),
+		Messages: []anthropic.MessageParam{
+			anthropic.NewUserMessage(anthropic.NewTextBlock("Weather?")),
+			anthropic.NewAssistantMessage(anthropic.NewToolUseBlock("call_0", map[string]string{"city": "Bonn"}, "weather")),
+			anthropic.NewUserMessage(anthropic.NewToolResultBlock("call_0", "rain", false), anthropic.NewTextBlock("And Oslo?")),
+		},
+		Tools: []anthropic.ToolUnionParam{{OfTool: &anthropic.ToolParam{Name: "weather", InputSchema: anthropic.ToolInputSchemaParam{Properties: map[string]any{"city": map[string]any{"type": "string"}}}}}},
+	}
+	check := func(t *testing.T, m *anthropic.Message) {
+		t.Helper()
+		must.Len(t, 3, m.Content)
+		must.Eq(t, "hm", m.Content[0].AsThinking().Thinking)
+		must.Eq(t, "Let me see.", m.Content[1].AsText().Text)
+		call := m.Content[2].AsToolUse()
+		must.Eq(t, "call_a", call.ID)
+		must.Eq(t, "weather", call.Name)
+		must.Eq(t, `{"city":"Oslo"}`, string(call.Input))
+		must.Eq(t, anthropic.StopReasonToolUse, m.StopReason)
+		must.Eq(t, 4, m.Usage.OutputTokens)
+		must.Eq(t, 5, m.Usage.CacheReadInputTokens)
+	}
+	m, err := c.Messages.New(t.Context(), ask)
+	must.NoError(t, err)
+	check(t, m)
+	must.Eq(t, 4, m.Usage.InputTokens)
+	roles := []any{}
+	for _, x := range asked["messages"].([]any) {
+		roles = append(roles, x.(map[string]any)["role"])
+	}
+	must.Eq(t, []any{"system", "user", "assistant", "tool", "user"}, roles)
+	must.Eq(t, any(50.0), asked["max_tokens"])
+
+	stream := c.Messages.NewStreaming(t.Context(), ask)
+	defer stream.Close()
+	var whole anthropic.Message
+	for stream.Next() {
+		must.NoError(t, whole.Accumulate(stream.Current()))
+	}
+	must.NoError(t, stream.Err())
+	check(t, &whole)
+
+	ask.Model = "nobody"
+	_, err = c.Messages.New(t.Context(), ask)
+	refused, ok := errors.AsType[*anthropic.Error](err)
+	must.True(t, ok)
+	must.Eq(t, 404, refused.StatusCode)
+	must.StrContains(t, refused.RawJSON(), `"not_found_error"`)
+}
+
+// A stream that breaks ends with Anthropic's error event.
+func TestAnthropicBrokenStream(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.serve("w1", streamOf(roleEvent, tokenEvent(1)))
+	_, body, err := r.post("/v1/messages", `{"model":"tiny","max_tokens":9,"stream":true,"messages":[{"role":"user","content":"hi"}]}`)
+	must.Error(t, err)
+	must.StrContains(t, body, "event: error\ndata: {\"type\":\"error\"")
+	must.StrNotContains(t, body, "message_stop")
+}
+
+func TestResponsesSDK(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	asked := map[string]any{}
+	r.serve("w1", wholeOrStream(&asked))
+	c := sdk(r)
+	ask := responses.ResponseNewParams{
+		Model: "tiny", Instructions: openai.String("Be brief."),
+		Input: responses.ResponseNewParamsInputUnion{OfString: openai.String("Weather in Oslo?")},
+		Tools: []responses.ToolUnionParam{responses.ToolParamOfFunction("weather", map[string]any{"type": "object"}, true)},
+	}
+	check := func(t *testing.T, a *responses.Response) {
+		t.Helper()
+		must.Eq(t, responses.ResponseStatusCompleted, a.Status)
+		must.Eq(t, "Let me see.", a.OutputText())
+		must.Len(t, 3, a.Output)
+		call := a.Output[2].AsFunctionCall()
+		must.Eq(t, "call_a", call.CallID)
+		must.Eq(t, `{"city":"Oslo"}`, call.Arguments)
+		must.Eq(t, 13, a.Usage.TotalTokens)
+		must.Eq(t, 5, a.Usage.InputTokensDetails.CachedTokens)
+	}
+	first, err := c.Responses.New(t.Context(), ask)
+	must.NoError(t, err)
+	check(t, first)
+
+	stream := c.Responses.NewStreaming(t.Context(), ask)
+	defer stream.Close()
+	var last responses.Response
+	text, seq := "", int64(0)
+	for stream.Next() {
+		e := stream.Current()
+		must.Eq(t, seq, e.SequenceNumber)
+		seq++
+		switch e.Type {
+		case "response.output_text.delta":
+			text += e.Delta
+		case "response.completed":
+			last = e.Response
+		}
+	}
+	must.NoError(t, stream.Err())
+	must.Eq(t, "Let me see.", text)
+	check(t, &last)
+
+	next := responses.ResponseNewParams{
+		Model: "tiny", PreviousResponseID: openai.String(last.ID), Store: openai.Bool(false),
+		Input: responses.ResponseNewParamsInputUnion{OfInputItemList: responses.ResponseInputParam{{OfFunctionCallOutput: &responses.ResponseInputItemFunctionCallOutputParam{CallID: openai.String("call_a"), Output: responses.ResponseInputItemFunctionCallOutputOutputUnionParam{OfString: openai.String("sun")}}}}},
+	}
+	kept, err := c.Responses.New(t.Context(), next)
+	must.NoError(t, err)
+	roles := []any{}
+	for _, x := range asked["messages"].([]any) {
+		roles = append(roles, x.(map[string]any)["role"])
+	}
+	must.Eq(t, []any{"user", "assistant", "tool"}, roles) // instructions do not carry over
+	next.PreviousResponseID = openai.String(kept.ID)
+	_, err = c.Responses.New(t.Context(), next)
+	refused, ok := errors.AsType[*openai.Error](err)
+	must.True(t, ok)
+	must.Eq(t, "previous_response_not_found", refused.Code, must.Sprint(refused.RawJSON())) // it was not to be stored
+}
+
+// lines are the lines of an answer, each decoded.
+func lines(t *testing.T, body string) []map[string]any {
+	t.Helper()
+	var out []map[string]any
+	for line := range strings.Lines(body) {
+		var v map[string]any
+		must.NoError(t, json.Unmarshal([]byte(line), &v), must.Sprint(line))
+		out = append(out, v)
+	}
+	return out
+}
+
+func TestOllamaChat(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	asked := map[string]any{}
+	r.serve("w1", wholeOrStream(&asked))
+	ask := `{"model":"tiny:latest","messages":[{"role":"user","content":"Weather?"},{"role":"assistant","content":"","tool_calls":[{"function":{"name":"weather","arguments":{"city":"Bonn"}}}]},` +
+		`{"role":"tool","tool_name":"weather","content":"rain"}],"options":{"num_predict":7,"temperature":0.5,"num_ctx":4096},"think":true,"format":{"type":"object"}`
+	resp, body, err := r.post("/api/chat", ask+`}`)
+	must.NoError(t, err)
+	must.Eq(t, "application/x-ndjson", resp.Header.Get("Content-Type"))
+	got := lines(t, body)
+	last := got[len(got)-1]
+	text, thinking := "", ""
+	var calls []any
+	for _, l := range got {
+		must.Eq(t, any("tiny:latest"), l["model"])
+		m := l["message"].(map[string]any)
+		text += m["content"].(string)
+		if s, ok := m["thinking"].(string); ok {
+			thinking += s
+		}
+		if c, ok := m["tool_calls"].([]any); ok {
+			calls = append(calls, c...)
+		}
+		must.Eq(t, any(l["done"] == true), any(l["done_reason"] != nil))
+	}
+	must.Eq(t, "Let me see.", text)
+	must.Eq(t, "hm", thinking)
+	must.Eq(t, []any{map[string]any{"function": map[string]any{"name": "weather", "arguments": map[string]any{"city": "Oslo"}}}}, calls)
+	must.Eq(t, any("stop"), last["done_reason"])
+	must.Eq(t, any(9.0), last["prompt_eval_count"])
+	must.Eq(t, any(4.0), last["eval_count"])
+	must.Positive(t, last["total_duration"].(float64))
+
+	must.Eq(t, any("tiny"), asked["model"])
+	must.Eq(t, any(7.0), asked["max_tokens"])
+	must.Eq(t, any(0.5), asked["temperature"])
+	must.Eq(t, any(map[string]any{"enable_thinking": true}), asked["chat_template_kwargs"])
+	must.Eq(t, any("json_schema"), asked["response_format"].(map[string]any)["type"])
+	messages := asked["messages"].([]any)
+	call := messages[1].(map[string]any)["tool_calls"].([]any)[0].(map[string]any)
+	must.Eq(t, call["id"], messages[2].(map[string]any)["tool_call_id"])
+
+	_, body, err = r.post("/api/chat", ask+`,"stream":false}`)
+	must.NoError(t, err)
+	whole := lines(t, body)
+	must.Len(t, 1, whole)
+	must.Eq(t, any(true), whole[0]["done"])
+	m := whole[0]["message"].(map[string]any)
+	must.Eq(t, any("Let me see."), m["content"])
+	must.Eq(t, calls, m["tool_calls"].([]any))
+}
+
+func TestOllamaGenerate(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	asked, path := map[string]any{}, ""
+	r.serve("w1", func(w http.ResponseWriter, req *http.Request) {
+		asked, path = map[string]any{}, req.URL.Path
+		_ = json.NewDecoder(req.Body).Decode(&asked)
+		streamOf(`data: {"choices":[{"index":0,"text":"ab","delta":{"content":""}}]}`+"\n\n", `data: {"choices":[{"index":0,"text":"","finish_reason":"length"}]}`+"\n\n", usageEvent, doneEvent)(w, req)
+	})
+	_, body, err := r.post("/api/generate", `{"model":"tiny","prompt":"Once","system":"Tell."}`)
+	must.NoError(t, err)
+	must.Eq(t, "/v1/chat/completions", path)
+	must.Len(t, 2, asked["messages"].([]any))
+	got := lines(t, body)
+	must.Eq(t, any("ab"), got[0]["response"])
+	must.Eq(t, any("length"), got[len(got)-1]["done_reason"])
+
+	_, _, err = r.post("/api/generate", `{"model":"tiny","prompt":"Once","raw":true}`)
+	must.NoError(t, err)
+	must.Eq(t, "/v1/completions", path)
+	must.Eq(t, any("Once"), asked["prompt"])
+
+	_, body, err = r.post("/api/generate", `{"model":"tiny"}`) // loads the model
+	must.NoError(t, err)
+	got = lines(t, body)
+	must.Len(t, 1, got)
+	must.Eq(t, any("load"), got[0]["done_reason"])
+	must.Eq(t, any(""), got[0]["response"])
+
+	resp, body, err := r.post("/api/generate", `{"model":"nobody","prompt":"a"}`)
+	must.NoError(t, err)
+	must.Eq(t, 404, resp.StatusCode)
+	must.StrContains(t, body, `{"error":"no model`)
+}
+
+// What Ollama's clients ask for before they chat.
+func TestOllamaModels(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.cluster.models = []core.Model{{ID: "tiny", Digest: "sha256:abc", SizeBytes: 7, Architecture: "llama", Quantization: "Q8_0", Parameters: 135_000_000, Hives: []string{"h1"}}}
+	r.cluster.workers = []core.Worker{{ID: "w1", Model: "tiny", State: core.WorkerReady, ContextTokens: 64}, {ID: "w2", Model: "tiny", State: core.WorkerReady, ContextTokens: 32}}
+	var tags struct {
+		Models []struct {
+			Name, Digest string
+			Size         int64
+			Details      struct {
+				ParameterSize string `json:"parameter_size"`
+			}
+			ContextLength int `json:"context_length"`
+		}
+	}
+	for _, path := range []string{"/api/tags", "/api/ps"} {
+		_, body := r.get(path)
+		must.NoError(t, json.Unmarshal([]byte(body), &tags))
+		must.Len(t, 1, tags.Models, must.Sprint(path))
+		must.Eq(t, "tiny", tags.Models[0].Name)
+		must.Eq(t, "abc", tags.Models[0].Digest)
+		must.Eq(t, "135.00M", tags.Models[0].Details.ParameterSize)
+	}
+	must.Eq(t, 32, tags.Models[0].ContextLength)
+	_, body, err := r.post("/api/show", `{"model":"tiny:latest"}`)
+	must.NoError(t, err)
+	must.StrContains(t, body, `"general.architecture":"llama"`)
+	resp, body, err := r.post("/api/show", `{"name":"tinny"}`)
+	must.NoError(t, err)
+	must.Eq(t, 404, resp.StatusCode)
+	must.StrContains(t, body, "Near to it are: tiny.")
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodHead, r.url+"/", nil)
+	must.NoError(t, err)
+	resp, _, err = r.do(req)
+	must.NoError(t, err)
+	must.Eq(t, 200, resp.StatusCode)
+}

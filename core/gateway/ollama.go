@@ -1,0 +1,233 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gateway/dialect"
+	"github.com/rbee-project/rbee/core/gateway/dialect/ollama"
+	"github.com/rbee-project/rbee/core/gateway/dialect/responses"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+func openaiResponses(g *Gateway) dialect.Dialect { return responses.New(&g.answers) }
+
+func (g *Gateway) countTokens(*response, *http.Request) error {
+	return core.Errorf(core.Unsupported, "counting the tokens of a message is not supported yet").Hint(
+		"The usage of an answer says how many tokens its request had.")
+}
+
+// greeting is what clients of Ollama ask for to see whether a server is there.
+func (g *Gateway) greeting(w *response, _ *http.Request) error {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = w.Write([]byte("rbee is running\n")) // the client may be gone
+	return nil
+}
+
+func (g *Gateway) ollamaVersion(w *response, _ *http.Request) error {
+	return writeJSON(w, http.StatusOK, map[string]string{"version": ollama.Version})
+}
+
+func (g *Gateway) ollamaTags(w *response, r *http.Request) error {
+	models, err := g.o.Cluster.Models(r.Context())
+	return answerOne(w, ollama.TagsOf(models), err)
+}
+
+func (g *Gateway) ollamaRunning(w *response, r *http.Request) error {
+	workers, err := g.o.Cluster.Workers(r.Context())
+	if err != nil {
+		return err
+	}
+	models, err := g.o.Cluster.Models(r.Context())
+	return answerOne(w, ollama.RunningOf(workers, models, time.Now()), err)
+}
+
+// named is the body of Ollama's routes about one model.
+type named struct {
+	Model  string `json:"model"`
+	Name   string `json:"name"` // older clients
+	Stream *bool  `json:"stream"`
+}
+
+func (g *Gateway) readNamed(w *response, r *http.Request) (named, error) {
+	var n named
+	body, err := g.readBody(w, r, maxJobBody)
+	if err != nil {
+		return n, err
+	}
+	if err := json.Unmarshal(body, &n); err != nil {
+		return n, badBody("", "the request's body is not a JSON object with a model")
+	}
+	if n.Model == "" {
+		n.Model = n.Name
+	}
+	if n.Model == "" {
+		return n, badBody("model", "model is missing")
+	}
+	n.Model = ollama.Name(n.Model)
+	return n, nil
+}
+
+func (g *Gateway) ollamaShow(w *response, r *http.Request) error {
+	n, err := g.readNamed(w, r)
+	if err != nil {
+		return err
+	}
+	m, err := g.findModel(r.Context(), n.Model)
+	if err != nil {
+		return err
+	}
+	for _, hive := range m.Hives { // one hive's own answer has the facts of the file
+		if whole, err := g.o.Cluster.HiveModel(r.Context(), hive, m.ID); err == nil {
+			m.Facts = whole.Facts
+			break
+		}
+	}
+	return writeJSON(w, http.StatusOK, ollama.ShowOf(m))
+}
+
+// ollamaDelete deletes a model on every hive that has it.
+func (g *Gateway) ollamaDelete(w *response, r *http.Request) error {
+	n, err := g.readNamed(w, r)
+	if err != nil {
+		return err
+	}
+	m, err := g.findModel(r.Context(), n.Model)
+	if err != nil {
+		return err
+	}
+	for _, hive := range m.Hives {
+		if err := g.runJob(r.Context(), core.Request{Operation: core.OpModelDelete, Hive: hive, Model: m.ID}, nil); err != nil {
+			return err
+		}
+	}
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// pullLine is one line of the progress of a pull.
+type pullLine struct {
+	Status    string `json:"status,omitempty"`
+	Digest    string `json:"digest,omitempty"`
+	Total     int64  `json:"total,omitempty"`     // bytes
+	Completed int64  `json:"completed,omitempty"` // bytes
+	Error     string `json:"error,omitempty"`
+}
+
+// ollamaPull downloads a model and tells how far it is.
+func (g *Gateway) ollamaPull(w *response, r *http.Request) error {
+	n, err := g.readNamed(w, r)
+	if err != nil {
+		return err
+	}
+	request := core.Request{Operation: core.OpModelDownload, Model: reference(n.Model)}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	done, ok := g.streams.add(true, cancel)
+	if !ok {
+		return errRefused
+	}
+	defer done()
+	if n.Stream != nil && !*n.Stream {
+		if err := g.runJob(ctx, request, nil); err != nil {
+			return err
+		}
+		return writeJSON(w, http.StatusOK, pullLine{Status: "success"})
+	}
+	send := func(l pullLine) error {
+		b, err := json.Marshal(l)
+		if err != nil {
+			return core.Wrap(err, core.Internal, "write progress")
+		}
+		if w.status == 0 {
+			w.Header().Set("Content-Type", "application/x-ndjson")
+			w.WriteHeader(http.StatusOK)
+		}
+		if _, err := w.Write(append(b, '\n')); err != nil {
+			return core.WithKind(err, core.Cancelled)
+		}
+		if err := w.c.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return core.WithKind(err, core.Cancelled)
+		}
+		return nil
+	}
+	err = g.runJob(ctx, request, func(p core.Progress) error {
+		l := pullLine{Status: p.Phase}
+		if p.Unit == "bytes" {
+			l.Total, l.Completed, l.Digest = p.Total, p.Done, p.Phase
+		}
+		return send(l)
+	})
+	switch {
+	case err == nil:
+		return send(pullLine{Status: "success"})
+	case w.status == 0:
+		return err
+	case core.KindOf(err) == core.Cancelled:
+		return http.ErrAbortHandler
+	}
+	e, _ := envelope(err)
+	return send(pullLine{Error: e.Message})
+}
+
+// reference is the catalog reference of a name that clients of Ollama know.
+func reference(name string) string {
+	for _, host := range []string{"hf.co/", "huggingface.co/", "https://hf.co/", "https://huggingface.co/"} {
+		if rest, ok := strings.CutPrefix(name, host); ok {
+			return "hf:" + rest
+		}
+	}
+	return name
+}
+
+// runJob submits a job, waits for its end and returns the error that it ended with. progress is
+// called for each progress event; nil: not wanted. Where the client leaves, the job goes on: others
+// may wait for it.
+func (g *Gateway) runJob(ctx context.Context, r core.Request, progress func(core.Progress) error) error {
+	job, err := g.o.Jobs.Submit(ctx, r)
+	if err != nil {
+		return err
+	}
+	var ended error
+	err = g.o.Jobs.Events(ctx, job.ID, 0, func(e core.Event) error {
+		if e.Progress != nil && progress != nil {
+			return progress(*e.Progress)
+		}
+		if e.State != "" && e.Error != nil {
+			ended = e.Error.Err()
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return ended
+}
+
+// findModel finds a model by its id or an alias; an id wins over another model's alias.
+func (g *Gateway) findModel(ctx context.Context, id string) (core.Model, error) {
+	models, err := g.o.Cluster.Models(ctx)
+	if err != nil {
+		return core.Model{}, err
+	}
+	for _, byAlias := range []bool{false, true} {
+		for _, m := range models {
+			if !byAlias && m.ID == id || byAlias && slices.Contains(m.Aliases, id) {
+				return m, nil
+			}
+		}
+	}
+	refused := core.Errorf(core.NotFound, "no model %q", clip(id, 100))
+	if near := nearest(id, models); len(near) > 0 {
+		refused = refused.Hint("Near to it are: %s.", strings.Join(near, ", "))
+	} else {
+		refused = refused.Hint("GET /v1/models lists what there is.")
+	}
+	return core.Model{}, &apiError{err: refused, code: openai.CodeModelNotFound, param: "model"}
+}
