@@ -128,7 +128,7 @@ func unsupportedChat(r *openai.ChatRequest) error {
 	switch {
 	case len(r.Tools) > 0:
 		return openai.NotSupported("tools", "tools are not supported by this worker yet; leave them out")
-	case len(r.Functions) > 0 && string(r.Functions) != "null" && string(r.Functions) != "[]":
+	case len(r.Functions) > 0:
 		return openai.NotSupported("functions", "functions are not supported by this worker; leave them out")
 	case r.ResponseFormat != nil && r.ResponseFormat.Type != "text":
 		return openai.NotSupported("response_format", "response_format %q is not supported by this worker yet; ask for JSON in the prompt", r.ResponseFormat.Type)

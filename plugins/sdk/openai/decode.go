@@ -3,11 +3,11 @@ package openai
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"math"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -173,6 +173,8 @@ func wants(t reflect.Type) string {
 	switch t {
 	case reflect.TypeFor[Content]():
 		return "a string or an array of parts"
+	case reflect.TypeFor[ToolChoice]():
+		return "auto, none, required or an object that names a function"
 	case reflect.TypeFor[[]Part]():
 		return `an array of objects with a "type"`
 	case reflect.TypeFor[Stop]():
@@ -208,7 +210,11 @@ func withArticle(kind string) string {
 	return "a " + kind
 }
 
-// Validate checks what the types cannot: required fields and ranges. Its error is an *Error.
+// Efforts are the values of reasoning_effort.
+var Efforts = []string{"none", "minimal", "low", "medium", "high", "xhigh"}
+
+// Validate checks what the types cannot: required fields and ranges. It puts older and sloppier
+// forms of messages into today's. Its error is an *Error.
 func (r *ChatRequest) Validate() error {
 	if len(r.Messages) == 0 {
 		return Invalid("messages", "messages must have at least one message")
@@ -216,14 +222,16 @@ func (r *ChatRequest) Validate() error {
 	if len(r.Messages) > MaxMessages {
 		return Invalid("messages", "messages has %d messages; at most %d are taken", len(r.Messages), MaxMessages)
 	}
-	for i, m := range r.Messages {
-		switch m.Role {
-		case "system", "developer", "user", "assistant", "tool":
-		case "":
-			return Invalid(fmt.Sprintf("messages[%d].role", i), "messages[%d].role is missing; it is one of system, developer, user, assistant, tool", i)
-		default:
-			return Invalid(fmt.Sprintf("messages[%d].role", i), "messages[%d].role %q is unknown; it is one of system, developer, user, assistant, tool", i, m.Role)
+	for i := range r.Messages {
+		if err := r.validateMessage(i); err != nil {
+			return err
 		}
+	}
+	if err := r.validateTools(); err != nil {
+		return err
+	}
+	if r.ReasoningEffort != "" && !slices.Contains(Efforts, r.ReasoningEffort) {
+		return Invalid("reasoning_effort", "reasoning_effort %q is unknown; it is one of %s", r.ReasoningEffort, strings.Join(Efforts, ", "))
 	}
 	if err := intRange("max_completion_tokens", r.MaxCompletionTokens, 1, maxTokensLimit); err != nil {
 		return err

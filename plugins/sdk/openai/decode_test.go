@@ -23,7 +23,7 @@ func TestDecodeChat(t *testing.T) {
 			{"role":"tool","tool_call_id":"1","content":"r"}],
 		"temperature":0,"top_p":0.9,"top_k":40,"min_p":0.1,"seed":-5,"max_tokens":5,"max_completion_tokens":6,"stop":"x","stream":true,
 		"stream_options":{"include_usage":true},"n":2,"logit_bias":{"5":-100},"frequency_penalty":-2,"presence_penalty":2,"repeat_penalty":1.1,
-		"logprobs":true,"top_logprobs":3,"ignore_eos":true,"response_format":{"type":"json_schema","json_schema":{}},"tools":[{}],"a_field_of_tomorrow":[1]}`))
+		"logprobs":true,"top_logprobs":3,"ignore_eos":true,"response_format":{"type":"json_schema","json_schema":{}},"tools":[{"type":"function","function":{"name":"f"}}],"a_field_of_tomorrow":[1]}`))
 	must.NoError(t, err)
 	must.Eq(t, 4, len(r.Messages))
 	text, other := r.Messages[1].Content.PlainText()
@@ -36,7 +36,7 @@ func TestDecodeChat(t *testing.T) {
 	must.Eq(t, -5, *r.Seed)
 	must.Eq(t, "f", r.Messages[2].ToolCalls[0].Function.Name)
 
-	r, err = DecodeChat([]byte(`{"messages":[{"role":"user"}],"stop":["a","b"],"temperature":null,"max_tokens":null,"stop_sequences":1}`))
+	r, err = DecodeChat([]byte(`{"messages":[{"role":"user","content":""}],"stop":["a","b"],"temperature":null,"max_tokens":null,"stop_sequences":1}`))
 	must.NoError(t, err)
 	must.Eq(t, Stop{"a", "b"}, r.Stop)
 	must.Nil(t, r.Temperature)

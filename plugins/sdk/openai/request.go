@@ -11,19 +11,19 @@ type ChatRequest struct {
 	Messages []Message `json:"messages"`
 	Sampling
 
-	MaxCompletionTokens *int              `json:"max_completion_tokens,omitempty"` // wins over MaxTokens
-	LogProbs            *bool             `json:"logprobs,omitempty"`
-	TopLogProbs         *int              `json:"top_logprobs,omitempty"` // 0 to 20, needs LogProbs
-	ResponseFormat      *ResponseFormat   `json:"response_format,omitempty"`
-	Tools               []json.RawMessage `json:"tools,omitempty"`
-	ToolChoice          json.RawMessage   `json:"tool_choice,omitempty"`
-	ParallelToolCalls   *bool             `json:"parallel_tool_calls,omitempty"`
-	Functions           json.RawMessage   `json:"functions,omitempty"`     // the old form of Tools
-	FunctionCall        json.RawMessage   `json:"function_call,omitempty"` // the old form of ToolChoice
-	ReasoningEffort     string            `json:"reasoning_effort,omitempty"`
-	ChatTemplateKwargs  json.RawMessage   `json:"chat_template_kwargs,omitempty"` // an object, passed to the template as variables
-	Metadata            json.RawMessage   `json:"metadata,omitempty"`
-	Store               *bool             `json:"store,omitempty"`
+	MaxCompletionTokens *int            `json:"max_completion_tokens,omitempty"` // wins over MaxTokens
+	LogProbs            *bool           `json:"logprobs,omitempty"`
+	TopLogProbs         *int            `json:"top_logprobs,omitempty"` // 0 to 20, needs LogProbs
+	ResponseFormat      *ResponseFormat `json:"response_format,omitempty"`
+	Tools               []Tool          `json:"tools,omitempty"`
+	ToolChoice          ToolChoice      `json:"tool_choice,omitzero"`
+	ParallelToolCalls   *bool           `json:"parallel_tool_calls,omitempty"`
+	Functions           []Function      `json:"functions,omitempty"`            // the old form of Tools
+	FunctionCall        ToolChoice      `json:"function_call,omitzero"`         // the old form of ToolChoice
+	ReasoningEffort     string          `json:"reasoning_effort,omitempty"`     // one of Efforts
+	ChatTemplateKwargs  json.RawMessage `json:"chat_template_kwargs,omitempty"` // an object, passed to the template as variables
+	Metadata            json.RawMessage `json:"metadata,omitempty"`
+	Store               *bool           `json:"store,omitempty"`
 }
 
 // MaxOutput returns the number of tokens to generate at most; 0: as many as fit.
@@ -99,11 +99,15 @@ type ResponseFormat struct {
 
 // Message is one message of a conversation.
 type Message struct {
-	Role       string     `json:"role"` // "system", "developer", "user", "assistant" or "tool"
+	Role       string     `json:"role"` // "system", "developer", "user", "assistant" or "tool"; "function" is the old form of "tool"
 	Content    Content    `json:"content"`
 	Name       string     `json:"name,omitempty"`
 	ToolCalls  []ToolCall `json:"tool_calls,omitempty"`
 	ToolCallID string     `json:"tool_call_id,omitempty"`
+
+	ReasoningContent string        `json:"reasoning_content,omitempty"` // what the assistant thought
+	Reasoning        string        `json:"reasoning,omitempty"`         // another name of the same
+	FunctionCall     *ToolFunction `json:"function_call,omitempty"`     // the old form of ToolCalls
 }
 
 // ToolCall is a call of a function that a model asks for.
@@ -125,6 +129,7 @@ type ToolFunction struct {
 type Content struct {
 	Text  string // where Parts is nil
 	Parts []Part // nil: the content was a string
+	Given bool   // a string was on the wire, if only an empty one
 }
 
 // Part is one part of a Content that is an array.
@@ -133,8 +138,30 @@ type Part struct {
 	Text string `json:"text,omitempty"`
 }
 
+// UnmarshalJSON reads a part. One that says it is text and has none is left empty, without a type.
+func (p *Part) UnmarshalJSON(b []byte) error {
+	var v struct {
+		Type string  `json:"type"`
+		Text *string `json:"text"`
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return err
+	}
+	*p = Part{Type: v.Type}
+	switch {
+	case v.Text != nil:
+		p.Text = *v.Text
+		if v.Type == "" {
+			p.Type = "text"
+		}
+	case v.Type == "text" || v.Type == "input_text":
+		p.Type = ""
+	}
+	return nil
+}
+
 // TextContent makes a Content of a string.
-func TextContent(s string) Content { return Content{Text: s} }
+func TextContent(s string) Content { return Content{Text: s, Given: true} }
 
 // PlainText returns the content as one string, parts joined as they are. It fails with the type of
 // the first part that is no text.
@@ -170,6 +197,7 @@ func (c *Content) UnmarshalJSON(b []byte) error {
 	case 'n':
 		return nil
 	case '"':
+		c.Given = true
 		return json.Unmarshal(b, &c.Text)
 	case '[':
 		if err := json.Unmarshal(b, &c.Parts); err != nil {

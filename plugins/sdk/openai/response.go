@@ -11,9 +11,10 @@ const (
 
 // The values of finish_reason.
 const (
-	FinishStop      = "stop"       // the model ended, or a stop string came
-	FinishLength    = "length"     // max_tokens, or the context is full
-	FinishToolCalls = "tool_calls" //
+	FinishStop      = "stop"          // the model ended, or a stop string came
+	FinishLength    = "length"        // max_tokens, or the context is full
+	FinishToolCalls = "tool_calls"    //
+	FinishFunction  = "function_call" // the old form of tool_calls
 )
 
 // ChatResponse is the answer of POST /v1/chat/completions without stream.
@@ -37,10 +38,12 @@ type ChatChoice struct {
 
 // AnswerMessage is the message of a ChatChoice.
 type AnswerMessage struct {
-	Role      string     `json:"role"` // "assistant"
-	Content   *string    `json:"content"`
-	Refusal   *string    `json:"refusal"`
-	ToolCalls []ToolCall `json:"tool_calls,omitempty"`
+	Role             string        `json:"role"` // "assistant"
+	Content          *string       `json:"content"`
+	Refusal          *string       `json:"refusal"`
+	ReasoningContent string        `json:"reasoning_content,omitempty"` // what the model thought; not OpenAI's
+	ToolCalls        []ToolCall    `json:"tool_calls,omitempty"`
+	FunctionCall     *ToolFunction `json:"function_call,omitempty"` // the old form of ToolCalls
 }
 
 // ChatChunk is the data of one event of a streamed chat completion.
@@ -64,10 +67,12 @@ type ChunkChoice struct {
 
 // Delta is what a chunk adds to a message.
 type Delta struct {
-	Role      string     `json:"role,omitempty"` // in the first chunk
-	Content   *string    `json:"content,omitempty"`
-	Refusal   *string    `json:"refusal,omitempty"`
-	ToolCalls []ToolCall `json:"tool_calls,omitempty"`
+	Role             string        `json:"role,omitempty"` // in the first chunk
+	Content          *string       `json:"content,omitempty"`
+	Refusal          *string       `json:"refusal,omitempty"`
+	ReasoningContent string        `json:"reasoning_content,omitempty"` // not OpenAI's
+	ToolCalls        []ToolCall    `json:"tool_calls,omitempty"`
+	FunctionCall     *ToolFunction `json:"function_call,omitempty"` // the old form of ToolCalls
 }
 
 // CompletionResponse is the answer of POST /v1/completions, and the data of one event of its
