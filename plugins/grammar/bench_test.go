@@ -78,3 +78,25 @@ func BenchmarkTry(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkRuleMask computes the masks within a string of a GBNF grammar: the first one, and those
+// of a grammar that is new to a known vocabulary.
+func BenchmarkRuleMask(b *testing.B) {
+	v := benchVocabulary()
+	mask := make([]uint64, v.MaskLen())
+	for b.Loop() {
+		b.StopTimer()
+		g, err := grammar.CompileGBNF(jsonGBNF, grammar.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		m := g.NewMatcher(v)
+		if err := m.AcceptBytes([]byte(`{"a": "x`)); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		if err := m.Mask(mask); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -113,6 +117,30 @@ func (w *schemaWriter) keyword(s map[string]any, depth int) {
 	}
 }
 
+// vocabularyOf returns one of a few vocabularies. Different grammars share them, as they do in a
+// server, so that masks also come from what the vocabulary knows about classes of characters.
+func vocabularyOf(seed uint64) (*grammar.Vocabulary, [][]byte) {
+	vocabulariesMu.Lock()
+	defer vocabulariesMu.Unlock()
+	i := seed % uint64(len(vocabularies))
+	if vocabularies[i].v == nil {
+		w := &schemaWriter{rand.New(rand.NewPCG(i, 3))}
+		vocabularies[i].v, vocabularies[i].tokens = w.vocabulary()
+	}
+	return vocabularies[i].v, vocabularies[i].tokens
+}
+
+var (
+	vocabulariesMu sync.Mutex // guards below
+	vocabularies   [8]struct {
+		v      *grammar.Vocabulary
+		tokens [][]byte
+	}
+)
+
+// steps counts the tokens of which a mask and acceptance were compared.
+var steps atomic.Int64
+
 // vocabulary returns tokens of the bytes, pieces of JSON and random texts.
 func (w *schemaWriter) vocabulary() (*grammar.Vocabulary, [][]byte) {
 	var tokens [][]byte
@@ -145,6 +173,7 @@ func checkMasks(t testing.TB, g *grammar.Grammar, v *grammar.Vocabulary, tokens 
 		if err := m.Mask(mask); err != nil {
 			t.Fatalf("after %q: %v", text, err)
 		}
+		steps.Add(int64(len(tokens)))
 		var can []int
 		for id := range tokens {
 			allowed := mask[id/64]>>(id%64)&1 == 1
@@ -214,7 +243,7 @@ func checkSchema(t testing.TB, seed uint64) int {
 		return -1
 	}
 	validator := compileValidator(t, string(text))
-	v, tokens := w.vocabulary()
+	v, tokens := vocabularyOf(seed)
 	finished := 0
 	for range 4 {
 		doc := checkMasks(t, g, v, tokens, rng)
@@ -266,4 +295,102 @@ func FuzzCompile(f *testing.F) {
 		}
 		g.Accepts([]byte(`{"a":1}`))
 	})
+}
+
+// randomRules writes grammars of three rules.
+func randomRules(rng *rand.Rand) string {
+	pick := func(of ...string) string { return of[rng.IntN(len(of))] }
+	var sequence func(depth int, names ...string) string
+	sequence = func(depth int, names ...string) string {
+		var b strings.Builder
+		for range 1 + rng.IntN(3) {
+			switch k := rng.IntN(8); {
+			case k < 3:
+				b.WriteString(pick(`"a"`, `"ab"`, `"\\""`, `"{"`, `"é"`, `","`))
+			case k < 5:
+				b.WriteString(pick(`[a-c]`, `[^"]`, `[^"\\]`, `[0-9]`, `[é-ö1]`, `.`))
+			case k < 6 && depth > 0:
+				b.WriteString("(" + sequence(depth-1, names...) + " | " + sequence(depth-1, names...) + ")")
+			case len(names) > 0:
+				b.WriteString(pick(names...))
+			default:
+				b.WriteString(`"b"`)
+			}
+			b.WriteString(pick("", "", "", "*", "?", "+", "{1,2}") + " ")
+		}
+		return b.String()
+	}
+	return "root ::= " + sequence(2, "one", "two") + "\none ::= " + sequence(1, "two") + "\ntwo ::= " + sequence(1) + " | \"[\" root \"]\""
+}
+
+// checkRules compares the masks of random rules, or of an expression, with what is accepted.
+func checkRules(t testing.TB, seed uint64) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(seed, 4))
+	var g *grammar.Grammar
+	var err error
+	var text string
+	if rng.IntN(2) == 0 {
+		text = randomRules(rng)
+		g, err = grammar.CompileGBNF(text, grammar.Options{})
+	} else {
+		text = randomPattern(rng, 3)
+		g, err = grammar.CompileRegex(text, grammar.Options{})
+	}
+	if err != nil {
+		if _, ok := errors.AsType[*grammar.Error](err); !ok {
+			t.Fatalf("%s: %v", text, err)
+		}
+		return
+	}
+	v, tokens := vocabularyOf(seed)
+	for range 3 {
+		if doc := checkMasks(t, g, v, tokens, rng); doc != nil && !g.Accepts(doc) {
+			t.Fatalf("%s: %q was masked, but is not accepted", text, doc)
+		}
+	}
+}
+
+func TestRandomRules(t *testing.T) {
+	t.Parallel()
+	n := uint64(300)
+	if testing.Short() {
+		n = 50
+	}
+	for seed := range n {
+		checkRules(t, seed)
+	}
+}
+
+func FuzzRules(f *testing.F) {
+	f.Add(uint64(1))
+	f.Fuzz(func(t *testing.T, seed uint64) { checkRules(t, seed) })
+}
+
+// TestSteps compares masks and acceptance of RBEE_GRAMMAR_STEPS tokens, with grammars from the seed
+// RBEE_GRAMMAR_SEED on.
+func TestSteps(t *testing.T) {
+	t.Parallel()
+	want, err := strconv.ParseFloat(os.Getenv("RBEE_GRAMMAR_STEPS"), 64)
+	if err != nil {
+		t.Skip("RBEE_GRAMMAR_STEPS is not set")
+	}
+	seed, _ := strconv.ParseUint(os.Getenv("RBEE_GRAMMAR_SEED"), 10, 64)
+	first := seed
+	finished, refused := 0, 0
+	for ; float64(steps.Load()) < want; seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			if k := checkSchema(t, seed); k < 0 {
+				refused++
+			} else {
+				finished += k
+			}
+			checkRules(t, seed)
+			checkPattern(t, seed)
+		})
+		if (seed-first)%1000 == 999 {
+			t.Logf("seed %d: %d steps, %d documents validate, %d schemas refused", seed, steps.Load(), finished, refused)
+		}
+	}
+	t.Logf("seed %d: %d steps, %d documents validate, %d schemas refused", seed, steps.Load(), finished, refused)
 }

@@ -33,22 +33,26 @@ func (m *Matcher) Mask(dst []uint64) error {
 	return err
 }
 
+// maskInto sets the tokens that any thread allows. Threads within rules are taken together: after
+// a character there are others, which only together come back to where they began.
 func (m *Matcher) maskInto(dst []uint64) {
 	var one [1]thread
-	list := m.at.list(&one)
-	if m.at.more != nil && slices.ContainsFunc(list, func(t thread) bool { return t.leaf.kind == lRule }) {
-		copy(dst, m.g.mask(m.v, thread{}, m.at.more, m.at.text))
-		list = nil
-	}
-	for i, t := range list {
-		mask := m.g.mask(m.v, t, nil, m.at.text)
-		if i == 0 {
-			copy(dst, mask)
-			continue
-		}
+	var rules []thread
+	add := func(mask []uint64) {
 		for j, w := range mask {
 			dst[j] |= w
 		}
+	}
+	for _, t := range m.at.list(&one) {
+		if t.leaf.kind == lRule {
+			rules = append(rules, t)
+		} else {
+			add(m.g.mask(m.v, t, nil, m.at.text))
+		}
+	}
+	if rules != nil {
+		c := m.g.collect(rules, nil)
+		add(m.g.mask(m.v, thread{}, c.more, nil))
 	}
 	if m.g.final(&m.at) {
 		for _, id := range m.v.eos {
@@ -59,13 +63,13 @@ func (m *Matcher) maskInto(dst []uint64) {
 	}
 }
 
-// mask returns the tokens whose bytes may come next in one thread. The caller must not change it.
+// mask returns the tokens whose bytes may come next in one thread, or in more. The caller must not change it.
 func (g *Grammar) mask(v *Vocabulary, t thread, more *many, text []byte) []uint64 {
 	if t.leaf != nil && t.leaf.base != nil {
 		t.leaf = g.rounded(v, t.leaf)
 	}
 	key := maskKey{thread: t, more: more}
-	if more == nil && t.leaf.keep || more != nil && more.keep {
+	if more == nil && t.leaf.keep {
 		key.text = string(text)
 	}
 	if mask := g.masks[key]; mask != nil && g.maskVocab == v {
@@ -74,7 +78,7 @@ func (g *Grammar) mask(v *Vocabulary, t thread, more *many, text []byte) []uint6
 	w := &g.walker
 	w.g, w.v, w.mask = g, v, make([]uint64, v.words)
 	if more != nil {
-		w.walk(v.trie, &config{more: more, text: slices.Clone(text)})
+		w.inRules(&config{more: more})
 	} else {
 		w.run(t, text)
 	}
@@ -274,6 +278,61 @@ func (w *walker) inString(start *config) bool {
 		return true
 	}
 	return false
+}
+
+// inRules computes the mask of threads within rules. Where characters of a class lead back to the
+// same threads, the vocabulary knows most of it.
+func (w *walker) inRules(start *config) {
+	class := w.g.loop(start)
+	if len(class) == 0 || len(class) == 1 && class[0].hi-class[0].lo < 8 {
+		w.walk(w.v.trie, start)
+		return
+	}
+	v := w.v.runsOf(class, true, false)
+	if v == nil {
+		w.walk(w.v.trie, start)
+		return
+	}
+	copy(w.mask, v.all)
+	w.leave(v, start)
+	w.walk(v.later, start)
+}
+
+const maxLoopParts = 300 // classes of characters that loop tries
+
+// loop returns the characters that lead from threads within rules back to them.
+func (g *Grammar) loop(start *config) []runeRange {
+	from := []rune{0}
+	for _, t := range start.more.threads {
+		for _, r := range g.set.nodes[t.leaf.q].class {
+			from = append(from, r.lo)
+			if r.hi < maxRune {
+				from = append(from, r.hi+1)
+			}
+		}
+	}
+	slices.Sort(from)
+	if from = slices.Compact(from); len(from) > maxLoopParts {
+		return nil
+	}
+	var out []runeRange
+	for i, lo := range from {
+		hi := rune(maxRune)
+		if i+1 < len(from) {
+			hi = from[i+1] - 1
+		}
+		at := lo
+		if at >= 0xD800 && at <= 0xDFFF {
+			at = 0xE000
+		}
+		if at > hi {
+			continue
+		}
+		if to, ok := g.run(*start, utf8.AppendRune(nil, at)); ok && to.more == start.more && to.text == nil {
+			out = append(out, runeRange{lo, hi})
+		}
+	}
+	return normalize(out)
 }
 
 // filler returns a remembered text of start after n more characters of class that match nothing
