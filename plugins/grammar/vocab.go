@@ -36,15 +36,9 @@ type runs struct {
 	later *trie     // what tokens go on with that begin within the class and leave it
 
 	mu    sync.Mutex // guards below
-	cuts  [][]cut    // [n]: tokens that leave after n characters
+	cuts  [][]int32  // [n]: nodes of the vocabulary's trie where tokens leave after n characters
 	exits []*trie    // [n]: what they go on with; nil until needed
 	whole *trie      // the tokens of cuts as they are; nil until needed
-}
-
-// cut is a token and the number of its bytes before it leaves a class.
-type cut struct {
-	id int32
-	at uint8
 }
 
 // leavers returns the tokens that begin within the class and leave it.
@@ -52,13 +46,7 @@ func (r *runs) leavers(v *Vocabulary) *trie {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.whole == nil {
-		var list []entry
-		for _, cuts := range r.cuts {
-			for _, c := range cuts {
-				list = append(list, entry{v.tokens[c.id], []int32{c.id}})
-			}
-		}
-		r.whole = newTrie(list)
+		r.whole = v.trie.through(slices.Concat(r.cuts...))
 	}
 	return r.whole
 }
@@ -68,28 +56,9 @@ func (r *runs) exit(v *Vocabulary, n int) *trie {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.exits[n] == nil {
-		r.exits[n] = v.rests(r.cuts[n : n+1])
+		r.exits[n] = v.trie.merge(r.cuts[n])
 	}
 	return r.exits[n]
-}
-
-// rests returns what the tokens of cuts go on with.
-func (v *Vocabulary) rests(lists [][]cut) *trie {
-	index := map[string]int{}
-	var list []entry
-	for _, cuts := range lists {
-		for _, c := range cuts {
-			rest := v.tokens[c.id][c.at:]
-			i, ok := index[string(rest)]
-			if !ok {
-				i = len(list)
-				index[string(rest)] = i
-				list = append(list, entry{bytes: rest})
-			}
-			list[i].ids = append(list[i].ids, c.id)
-		}
-	}
-	return newTrie(list)
 }
 
 const (
@@ -104,15 +73,136 @@ type trie struct {
 	skip   []int32 // index behind the node's subtree
 	tokens [][]int32
 	tok    []int32 // index into tokens of those that end here, or -1
-	first  []int32 // index into tokens of the first in the node's subtree
 }
 
-// below returns the tokens of node i and of all nodes below it.
-func (t *trie) below(i int) [][]int32 {
-	if end := int(t.skip[i]); end < len(t.first) {
-		return t.tokens[t.first[i]:t.first[end]]
+// add appends a node and returns its index. Its subtree ends where skip is set to.
+func (t *trie) add(b byte, depth int, ids []int32) int {
+	i := len(t.bytes)
+	t.bytes = append(t.bytes, b)
+	t.depth = append(t.depth, uint8(depth))
+	t.skip = append(t.skip, 0)
+	t.tok = append(t.tok, -1)
+	if len(ids) > 0 {
+		t.tok[i] = int32(len(t.tokens))
+		t.tokens = append(t.tokens, ids)
 	}
-	return t.tokens[t.first[i]:]
+	return i
+}
+
+// ids returns the tokens that end at node i.
+func (t *trie) ids(i int32) []int32 {
+	if k := t.tok[i]; k >= 0 {
+		return t.tokens[k]
+	}
+	return nil
+}
+
+// merge returns the trie of the byte strings that begin with one of the nodes.
+func (t *trie) merge(nodes []int32) *trie {
+	out := &trie{}
+	t.mergeInto(out, nodes, 0)
+	return out
+}
+
+func (t *trie) mergeInto(out *trie, nodes []int32, depth int) {
+	t.sortByByte(nodes)
+	for len(nodes) > 0 {
+		n := 1
+		for n < len(nodes) && t.bytes[nodes[n]] == t.bytes[nodes[0]] {
+			n++
+		}
+		var ids, next []int32
+		if n == 1 {
+			ids = t.ids(nodes[0])
+		}
+		for _, i := range nodes[:n] {
+			if n > 1 {
+				ids = append(ids, t.ids(i)...)
+			}
+			for c := i + 1; c < t.skip[i]; c = t.skip[c] {
+				next = append(next, c)
+			}
+		}
+		at := out.add(t.bytes[nodes[0]], depth, ids)
+		t.mergeInto(out, next, depth+1)
+		out.skip[at] = int32(len(out.bytes))
+		nodes = nodes[n:]
+	}
+}
+
+func (t *trie) sortByByte(nodes []int32) {
+	if len(nodes) < 100 {
+		slices.SortFunc(nodes, func(a, b int32) int { return int(t.bytes[a]) - int(t.bytes[b]) })
+		return
+	}
+	var at [257]int
+	for _, i := range nodes {
+		at[int(t.bytes[i])+1]++
+	}
+	for b := range 256 {
+		at[b+1] += at[b]
+	}
+	for _, i := range slices.Clone(nodes) {
+		nodes[at[t.bytes[i]]] = i
+		at[t.bytes[i]]++
+	}
+}
+
+// through returns the trie of the byte strings that pass one of the nodes.
+func (t *trie) through(nodes []int32) *trie {
+	const above, all = 1, 2
+	mark := make([]uint8, len(t.bytes))
+	for _, i := range nodes {
+		mark[i] = all
+	}
+	var path [256]int
+	for i := 0; i < len(t.bytes); {
+		d := int(t.depth[i])
+		path[d] = i
+		if mark[i] != all {
+			i++
+			continue
+		}
+		for d--; d >= 0 && mark[path[d]] == 0; d-- {
+			mark[path[d]] = above
+		}
+		i = int(t.skip[i])
+	}
+	out := &trie{}
+	var copies [256]int
+	end := 0 // of a subtree that is copied as a whole
+	for i := 0; i < len(t.bytes); {
+		if i >= end {
+			switch mark[i] {
+			case 0:
+				i = int(t.skip[i])
+				continue
+			case all:
+				end = int(t.skip[i])
+			}
+		}
+		d := int(t.depth[i])
+		var ids []int32
+		if i < end {
+			ids = t.ids(int32(i))
+		}
+		out.close(&copies, d)
+		copies[d] = out.add(t.bytes[i], d, ids)
+		i++
+	}
+	out.close(&copies, 0)
+	return out
+}
+
+// close ends the subtrees of the last node and those above it, down to a depth. path holds the
+// nodes by depth.
+func (t *trie) close(path *[256]int, depth int) {
+	if len(t.bytes) == 0 {
+		return
+	}
+	for d := int(t.depth[len(t.depth)-1]); d >= depth; d-- {
+		t.skip[path[d]] = int32(len(t.bytes))
+	}
 }
 
 // maxToken is the length of the longest token that a mask can hold.
@@ -194,32 +284,29 @@ func (v *Vocabulary) newRuns(class []runeRange, raw bool) *runs {
 	}
 	t := v.trie
 	var path [256]byte
+	var nodes [256]int32
 	var chars, begins [256]int // complete characters, and where the next one begins
+	last := int32(-1)          // node where tokens left
 	for i := 0; i < len(t.bytes); {
 		d, n, from := int(t.depth[i]), 0, 0
 		if d > 0 {
 			n, from = chars[d-1], begins[d-1]
 		}
-		path[d] = t.bytes[i]
+		path[d], nodes[d] = t.bytes[i], int32(i)
 		fits := r.fits(path[from : d+1])
-		if fits == fitsNot {
-			if raw || path[from] >= 0x20 {
-				r.leave(t.below(i), n, from)
-			}
+		inside := fits == fitsYes || fits == fitsYet && t.tok[i] >= 0 && r.contains(span(path[from]))
+		if k := t.tok[i]; k >= 0 && inside {
+			r.stay(t.tokens[k], n+1)
+		}
+		// All tokens that share the first byte of the character count as leaving: what they go
+		// on with is followed byte by byte.
+		if leaves := fits == fitsNot && (raw || path[from] >= 0x20) || fits == fitsYet && t.tok[i] >= 0 && !inside; leaves && nodes[from] != last {
+			last = nodes[from]
+			r.leave(last, n)
+		}
+		if fits == fitsNot || fits == fitsNever {
 			i = int(t.skip[i])
 			continue
-		}
-		if fits == fitsNever {
-			i = int(t.skip[i])
-			continue
-		}
-		if k := t.tok[i]; k >= 0 {
-			switch {
-			case fits == fitsYes || r.contains(span(path[from])):
-				r.stay(t.tokens[k], n+1)
-			default:
-				r.leave(t.tokens[k:k+1], n, from)
-			}
 		}
 		if fits == fitsYes {
 			n, from = n+1, d+1
@@ -228,7 +315,7 @@ func (v *Vocabulary) newRuns(class []runeRange, raw bool) *runs {
 		i++
 	}
 	r.exits = make([]*trie, len(r.cuts))
-	r.later = v.rests(r.cuts)
+	r.later = t.merge(slices.Concat(r.cuts...))
 	return r
 }
 
@@ -272,19 +359,15 @@ func (r *runs) stay(ids []int32, n int) {
 	}
 }
 
-// leave notes tokens that leave the class after n characters, at a byte.
-func (r *runs) leave(tokens [][]int32, n, at int) {
+// leave notes that tokens leave the class after n characters, at a node.
+func (r *runs) leave(node int32, n int) {
 	if n == 0 {
 		return
 	}
 	for len(r.cuts) <= n {
 		r.cuts = append(r.cuts, nil)
 	}
-	for _, ids := range tokens {
-		for _, id := range ids {
-			r.cuts[n] = append(r.cuts[n], cut{id, uint8(at)})
-		}
-	}
+	r.cuts[n] = append(r.cuts[n], node)
 }
 
 func (r *runs) contains(lo, hi rune) bool {
@@ -345,7 +428,6 @@ func newTrie(list []entry) *trie {
 			t.depth = append(t.depth, uint8(n))
 			t.skip = append(t.skip, 0)
 			t.tok = append(t.tok, -1)
-			t.first = append(t.first, int32(len(t.tokens)))
 		}
 		t.tok[len(t.tok)-1] = int32(len(t.tokens))
 		t.tokens = append(t.tokens, e.ids)
