@@ -70,20 +70,21 @@ const (
 
 // Worker is an active worker: one entry of the replicated registry.
 type Worker struct {
-	ID            string      `json:"id"`
-	Hive          string      `json:"hive"` // Hive.ID
-	Type          string      `json:"type"` // "cpu", "cuda", …
-	Version       string      `json:"version"`
-	Model         string      `json:"model"` // Model.ID: the name that clients use
-	ModelDigest   string      `json:"model_digest"`
-	Device        string      `json:"device"`
-	Slots         int         `json:"slots"`          // requests served at once
-	ContextTokens int         `json:"context_tokens"` // positions per slot
-	State         WorkerState `json:"state"`
-	Nonce         string      `json:"nonce"` // random per start: tells this worker from a later one with the same id
-	CreateIndex   uint64      `json:"create_index"`
-	ModifyIndex   uint64      `json:"modify_index"`
-	Load          Load        `json:"load"` // never in raft; zero until the first report
+	ID            string       `json:"id"`
+	Hive          string       `json:"hive"` // Hive.ID
+	Type          string       `json:"type"` // "cpu", "cuda", …
+	Version       string       `json:"version"`
+	Model         string       `json:"model"` // Model.ID: the name that clients use
+	ModelDigest   string       `json:"model_digest"`
+	Device        string       `json:"device"`
+	Slots         int          `json:"slots"`          // requests served at once
+	ContextTokens int          `json:"context_tokens"` // positions per slot
+	State         WorkerState  `json:"state"`
+	Nonce         string       `json:"nonce"`                  // random per start: tells this worker from a later one with the same id
+	Capabilities  Capabilities `json:"capabilities,omitempty"` // what it can do with its model; absent: it does not say, and may be asked for anything
+	CreateIndex   uint64       `json:"create_index"`
+	ModifyIndex   uint64       `json:"modify_index"`
+	Load          Load         `json:"load"` // never in raft; zero until the first report
 }
 
 // Load is how busy a worker is, as its hive last reported it.
@@ -200,6 +201,9 @@ type Model struct {
 	// needs.
 	EstimateBytes int64  `json:"estimate_bytes"`
 	Damaged       string `json:"damaged,omitempty"` // why the entry cannot be used
+	// Capabilities are what at least one of the workers that serve it can do; empty where none runs,
+	// and in one hive's own answer.
+	Capabilities Capabilities `json:"capabilities,omitempty"`
 	// What follows is only in a single model's answer.
 	Facts *ModelFacts `json:"facts,omitempty"`
 	Fits  []ModelFit  `json:"fits,omitempty"` // on the devices of the hives that have it

@@ -25,7 +25,7 @@ func (p *process) infer(ctx context.Context, r core.Request, progress func(core.
 	}
 	request.Messages = append(request.Messages, openai.Message{Role: "user", Content: openai.TextContent(r.Prompt)})
 	if r.MaxTokens > 0 {
-		request.MaxCompletionTokens = new(r.MaxTokens)
+		request.MaxCompletionTokens = new(openai.Int(r.MaxTokens))
 	}
 	body, err := json.Marshal(request)
 	if err != nil {

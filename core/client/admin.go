@@ -96,13 +96,13 @@ func (c *Client) ChangeKeyring(ctx context.Context, k core.KeyringChange) (core.
 // SaveSnapshot writes the leader's registry to w. After an error w may have a part of it, which is
 // of no use. An error of w is returned as it is.
 func (c *Client) SaveSnapshot(ctx context.Context, w io.Writer) error {
-	resp, _, err := c.do(ctx, call{method: http.MethodGet, path: "/v1/operator/snapshot", accept: "application/octet-stream", slow: true})
+	resp, n, err := c.do(ctx, call{method: http.MethodGet, path: "/v1/operator/snapshot", accept: "application/octet-stream", slow: true})
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	if t := resp.Header.Get("Content-Type"); t != "application/octet-stream" {
-		return notRbee("a snapshot of type " + t)
+		return notRbee(resp, c.queens[n], nil)
 	}
 	to := &writing{w: w}
 	_, err = io.Copy(to, resp.Body)

@@ -90,13 +90,14 @@ func stream[T any](ctx context.Context, c *Client, path string, r any, emit func
 	if err != nil {
 		return core.WithKind(err, core.Invalid)
 	}
-	resp, _, err := c.do(ctx, call{method: http.MethodPost, path: path, body: body, model: true, requestID: rand.Text(), accept: "text/event-stream"})
+	resp, n, err := c.do(ctx, call{method: http.MethodPost, path: path, body: body, model: true, requestID: rand.Text(), accept: "text/event-stream"})
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
-		return notRbee("the answer is no event stream")
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) // what came is enough for a message
+		return notRbee(resp, c.queens[n], body)
 	}
 	o.answer(answerOf(resp.Header))
 	events := openai.NewEventReader(resp.Body)

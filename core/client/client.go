@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"strings"
 
@@ -120,19 +121,22 @@ func (c *Client) InClear() []string {
 // Address is the queen that answered last, or the first configured one.
 func (c *Client) Address() string { return c.queens[c.health.best()] }
 
-// statusError is nil for an answer of success; otherwise the error that the answer tells, and the
-// answer is closed.
-func statusError(resp *http.Response) error {
+// statusError returns the error that an answer of the queen at address tells, and closes the answer;
+// nil where it tells of success.
+func statusError(resp *http.Response, address string) error {
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
 		return nil
 	}
 	defer resp.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // what came is enough for a message
-	if resp.StatusCode < 400 {
-		return notRbee(fmt.Sprintf("status %d", resp.StatusCode))
-	}
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))                                                                           // what came is enough for a message
 	if resp.StatusCode == http.StatusBadRequest && strings.HasPrefix(string(body), "Client sent an HTTP request to an HTTPS server") { // net/http's words
 		return core.Errorf(core.Invalid, "the server takes only TLS").Hint("Write the address with https://.")
+	}
+	var envelope struct {
+		Error json.RawMessage `json:"error"`
+	}
+	if resp.StatusCode < 400 || json.Unmarshal(body, &envelope) != nil || len(envelope.Error) == 0 {
+		return notRbee(resp, address, body)
 	}
 	return errorOf(openai.DecodeError(resp.StatusCode, body))
 }
@@ -181,8 +185,44 @@ func kindOfStatus(status int) core.Kind {
 	return core.Internal
 }
 
-func notRbee(what string) error {
-	return core.Errorf(core.Invalid, "the server answers as no rbee agent does: %s", what).Hint("Look whether the address is right.")
+// maxForeign bounds what is shown of an answer that is not rbee's, in characters.
+const maxForeign = 120
+
+// notRbee returns the error for an answer that rbee does not give: of another server at this
+// address, or of a proxy that cannot reach its queen.
+func notRbee(resp *http.Response, address string, body []byte) error {
+	kind := core.Invalid
+	if resp.StatusCode >= 400 && resp.StatusCode != http.StatusNotFound { // of a proxy, perhaps
+		kind = kindOfStatus(resp.StatusCode)
+	}
+	said := "it answered " + resp.Status
+	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	text := strings.Join(strings.Fields(strings.ToValidUTF8(string(body), "")), " ")
+	switch {
+	case media == "text/html" || strings.HasPrefix(text, "<"):
+		said += " with an HTML page"
+	case text != "":
+		if r := []rune(text); len(r) > maxForeign {
+			text = string(r[:maxForeign]) + "…"
+		}
+		said += fmt.Sprintf(": %q", text)
+	}
+	return foreign(kind, address, said)
+}
+
+// ForeignError says that something else than rbee answers at an address.
+type ForeignError struct {
+	Address string // with the scheme
+	said    string
+}
+
+func (e *ForeignError) Error() string {
+	return "the server at " + e.Address + " is not rbee: " + e.said
+}
+
+func foreign(kind core.Kind, address, said string) error {
+	return core.WithHint(core.WithKind(&ForeignError{address, said}, kind),
+		"Name the address of an agent, or end that server where an agent should be. Behind a proxy, look at the proxy.")
 }
 
 // fetch makes a request and decodes its answer.
@@ -193,7 +233,7 @@ func fetch[T any](ctx context.Context, c *Client, r call) (T, error) {
 
 func fetchWithHeader[T any](ctx context.Context, c *Client, r call) (T, http.Header, error) {
 	var v T
-	resp, _, err := c.do(ctx, r)
+	resp, n, err := c.do(ctx, r)
 	if err != nil {
 		return v, nil, err
 	}
@@ -208,7 +248,7 @@ func fetchWithHeader[T any](ctx context.Context, c *Client, r call) (T, http.Hea
 		return v, nil, core.Errorf(core.TooLarge, "the answer is longer than %d bytes", maxAnswer)
 	}
 	if err := json.Unmarshal(body, &v); err != nil {
-		return v, nil, notRbee(err.Error())
+		return v, nil, notRbee(resp, c.queens[n], body)
 	}
 	return v, resp.Header, nil
 }

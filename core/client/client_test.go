@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -215,7 +216,7 @@ func TestErrorsOfOthers(t *testing.T) {
 		{400, `{"error":{"message":"no","type":"x","code":400}}`, core.Invalid, "no"},
 		{401, ``, core.Unauthenticated, "401"},
 		{429, `slow down`, core.Overloaded, "slow down"},
-		{502, `<html>Bad Gateway</html>`, core.WorkerLost, "Bad Gateway"},
+		{502, `<html>Bad Gateway</html>`, core.WorkerLost, "502 Bad Gateway with an HTML page"},
 		{503, `{"error":{"message":"later","type":"x"}}`, core.Unavailable, "later"},
 		{500, `{"error":{"message":"new","type":"x","kind":"kind_of_tomorrow"}}`, "kind_of_tomorrow", "new"},
 		{418, `{}`, core.Invalid, "{}"},
@@ -392,5 +393,95 @@ func TestRun(t *testing.T) {
 		} else {
 			must.Eq(t, core.Invalid, core.KindOf(err))
 		}
+	}
+}
+
+// Another server than rbee is called that, whatever it answers, and its page is not shown.
+func TestForeignServer(t *testing.T) {
+	t.Parallel()
+	page := "<!DOCTYPE html><html>" + strings.Repeat("<p>welcome</p>", 5000) + "</html>"
+	cases := []struct {
+		name, media, body string
+		status            int
+		kind              core.Kind
+		says              string
+	}{
+		{"page", "text/html; charset=utf-8", page, 200, core.Invalid, "200 OK with an HTML page"},
+		{"page not found", "text/html", page, 404, core.Invalid, "404 Not Found with an HTML page"},
+		{"page of no type", "", page, 500, core.Internal, "500 Internal Server Error with an HTML page"},
+		{"sign in", "text/html", page, 401, core.Unauthenticated, "401 Unauthorized with an HTML page"},
+		{"redirect", "", "", 302, core.Invalid, "302 Found"},
+		{"text", "text/plain", "404 page\n not found \xff" + strings.Repeat("!", 9000), 404, core.Invalid, "404 Not Found: \"404 page not found !"},
+		{"other JSON", "application/json", `{"detail":"Not Found"}`, 404, core.Invalid, "Not Found"},
+		{"a proxy alone", "text/html", page, 503, core.Unavailable, "503 Service Unavailable with an HTML page"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", c.media)
+				w.WriteHeader(c.status)
+				_, _ = io.WriteString(w, c.body)
+			}))
+			t.Cleanup(srv.Close)
+			q, err := New(Options{Addresses: []string{srv.URL}, HTTPClient: srv.Client()})
+			must.NoError(t, err)
+			srv.Client().CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+			_, _, chat := q.Chat(t.Context(), openai.ChatRequest{})
+			_, models := q.Models(t.Context())
+			_, job := q.Submit(t.Context(), core.Request{})
+			for name, err := range map[string]error{
+				"health": q.Healthy(t.Context()), "models": models, "chat": chat, "job": job,
+				"stream":   q.ChatStream(t.Context(), openai.ChatRequest{}, func(openai.ChatChunk) error { return nil }),
+				"snapshot": q.SaveSnapshot(t.Context(), io.Discard),
+			} {
+				must.Error(t, err, must.Sprint(name))
+				must.Eq(t, c.kind, core.KindOf(err), must.Sprint(name, err))
+				must.StrContains(t, err.Error(), "the server at "+srv.URL+" is not rbee: ")
+				must.StrContains(t, err.Error(), c.says)
+				must.Less(t, 300, len(err.Error()))
+				must.StrNotContains(t, err.Error(), "welcome")
+				must.NotEq(t, "", core.HintOf(err))
+			}
+		})
+	}
+}
+
+// So is one that does not speak HTTP, or not with TLS where it is asked to, and the other way round.
+func TestForeignProtocol(t *testing.T) {
+	t.Parallel()
+	answering := func(answer string) string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must.NoError(t, err)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = io.WriteString(conn, answer)
+				_, _ = conn.Read(make([]byte, 1024))
+				conn.Close()
+			}
+		}()
+		t.Cleanup(func() { l.Close(); <-done })
+		return l.Addr().String()
+	}
+	for _, c := range []struct{ name, scheme, answer, says string }{
+		{"SSH", "http", "SSH-2.0-OpenSSH_9.6\r\n", "is not rbee: it does not speak HTTP"},
+		{"SSH with TLS", "https", "SSH-2.0-OpenSSH_9.6\r\n", "is not rbee: it does not speak TLS"},
+		{"alert", "http", "\x15\x03\x03\x00\x02\x02\x16", "takes only TLS"},
+		{"plain", "https", "HTTP/1.1 400 Bad Request\r\n\r\n", "has no TLS"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			q, err := New(Options{Addresses: []string{c.scheme + "://" + answering(c.answer)}})
+			must.NoError(t, err)
+			t.Cleanup(q.Close)
+			err = q.Healthy(t.Context())
+			must.ErrorContains(t, err, c.says)
+			must.Eq(t, core.Invalid, core.KindOf(err))
+		})
 	}
 }

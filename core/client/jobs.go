@@ -142,7 +142,7 @@ func (f *follower) once(ctx context.Context) error {
 		}
 		var event core.Event
 		if err := json.Unmarshal(ev.Data, &event); err != nil {
-			return notRbee("an event of a job cannot be read")
+			return foreign(core.Invalid, f.c.queens[queen], "an event of a job cannot be read")
 		}
 		if event.Seq <= f.after {
 			continue

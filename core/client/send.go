@@ -83,7 +83,7 @@ func (c *Client) do(ctx context.Context, r call) (*http.Response, int, error) {
 		token := c.tokenFor(n)
 		resp, sent, err := c.try(ctx, c.queens[n], token, r, patience)
 		if err == nil {
-			if err = statusError(resp); err == nil {
+			if err = statusError(resp, c.queens[n]); err == nil {
 				c.health.answered(n)
 				return resp, n, nil
 			}
@@ -221,6 +221,15 @@ func (c *Client) unreachable(err error) error {
 			"Give the certificate of the cluster's CA with RBEE_CACERT, which is ca.pem on every node, and see that the address is one of the node's names.")
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return core.Errorf(core.Invalid, "the server at %s has no TLS", at).Hint("Write the address with http://.")
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return foreign(core.Invalid, at, "it does not speak TLS")
+	}
+	if err != nil && strings.Contains(err.Error(), "malformed HTTP") { // net/http's words; the type is its own
+		if strings.Contains(err.Error(), `"\x15\x03`) { // a TLS alert
+			return core.Errorf(core.Invalid, "the server at %s takes only TLS", at).Hint("Write the address with https://.")
+		}
+		return foreign(core.Invalid, at, "it does not speak HTTP")
 	}
 	return core.Errorf(core.Unavailable, "no agent answers at %s: %w", at, unwrapURL(err)).Hint(
 		"Start one with `rbee agent -dev`, or say where one runs with RBEE_ADDR.")

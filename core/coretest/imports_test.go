@@ -34,6 +34,7 @@ var allowed = []struct {
 	{"plugins/grammar", nil},
 	{"plugins/grammar/...", []string{"plugins/grammar"}},
 	{"plugins/llamacpp/internal/batch", nil},
+	{"plugins/llamacpp/internal/sampler", nil},
 	{"plugins/llamacpp/internal/native", []string{"plugins/sdk/...", "plugins/llamacpp/internal/batch"}},
 	{"plugins/llamacpp", []string{"plugins/sdk/...", "plugins/jinja", "plugins/llamacpp/internal/..."}},
 	{"plugins/llamacpp/...", []string{"plugins/sdk/..."}},

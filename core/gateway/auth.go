@@ -82,7 +82,7 @@ func (g *Gateway) authorize(w *response, r *http.Request, need core.Scope) error
 // authority asks the Authorizer, unless the token is none on sight.
 func (g *Gateway) authority(ctx context.Context, token string, need core.Scope) (core.Token, error) {
 	if len(token) > maxToken {
-		return core.Token{}, core.Errorf(core.Unauthenticated, "the token is too long")
+		return core.Token{}, core.Errorf(core.Unauthenticated, "the token is too long").Hint("%s", tokenHint)
 	}
 	return g.o.Auth.Authorize(ctx, token, need)
 }

@@ -51,6 +51,7 @@ func TestSpawnListDelete(t *testing.T) {
 	must.Eq(t, "fake:0", w.Device)
 	must.Eq(t, 3, w.Slots)
 	must.Eq(t, 64, w.ContextTokens)
+	must.Eq(t, core.Capabilities("chat completions"), w.Capabilities)
 	must.NotEq(t, "", w.Nonce)
 	must.StrHasPrefix(t, "sha256:", w.ModelDigest)
 

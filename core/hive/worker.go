@@ -3,6 +3,7 @@ package hive
 import (
 	"context"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -78,6 +79,7 @@ func (w *worker) view(hive string) core.Worker {
 	if w.status.ContextTokens > 0 {
 		v.ContextTokens = w.status.ContextTokens
 	}
+	v.Capabilities = core.CapabilitiesOf(w.status.Capabilities)
 	v.Load = core.Load{
 		At: w.statusAt, Active: w.status.Active, Queued: w.status.Queued, TokensPerSecond: w.status.TokensPerSecond,
 		TokensTotal: w.status.TokensTotal, KVUsedTokens: w.status.KVUsedTokens,
@@ -141,7 +143,7 @@ func (w *worker) noteStatus(s sdkworker.Status, at time.Time) bool {
 		w.moved = now
 	}
 	news := w.statusAt.IsZero() || now.Sub(w.heard) >= silentAfter || s.Active != w.status.Active || s.Queued != w.status.Queued ||
-		s.Slots != w.status.Slots || s.ContextTokens != w.status.ContextTokens
+		s.Slots != w.status.Slots || s.ContextTokens != w.status.ContextTokens || !slices.Equal(s.Capabilities, w.status.Capabilities)
 	w.status, w.statusAt, w.heard = s, at, now
 	return news
 }

@@ -105,7 +105,7 @@ func ownUser(pid int) error {
 		if f := strings.Fields(ids); len(f) >= 2 && f[1] == strconv.Itoa(os.Geteuid()) {
 			return nil
 		}
-		return core.Errorf(core.Forbidden, "open process: process %d belongs to another user", pid)
+		return core.Errorf(core.Forbidden, "open process: process %d belongs to another user", pid).Hint("Run the command as that user, or as root.")
 	}
 	return core.Errorf(core.Internal, "open process: process %d does not say whom it belongs to", pid)
 }

@@ -41,7 +41,7 @@ func ownUser(pid int) error {
 		return core.Errorf(core.Internal, "open process: owner of process %d: %w", pid, err)
 	}
 	if !slices.Contains(uids, uint32(os.Geteuid())) {
-		return core.Errorf(core.Forbidden, "open process: process %d belongs to another user", pid)
+		return core.Errorf(core.Forbidden, "open process: process %d belongs to another user", pid).Hint("Run the command as that user, or as root.")
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ const (
 type facts struct {
 	model  string
 	stream bool
+	wants  wants
 }
 
 // FieldError names the field of a request that an error is about.
@@ -93,6 +94,8 @@ func readFacts(body []byte) (facts, error) {
 				return false, badBody("stream", "stream must be true or false")
 			}
 			f.stream = value[0] == 't'
+		default:
+			f.wants |= wantsOf(string(key), value)
 		}
 		return true, nil
 	})

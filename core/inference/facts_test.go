@@ -28,7 +28,7 @@ func TestReadFacts(t *testing.T) {
 	} {
 		f, err := readFacts([]byte(c.body))
 		must.NoError(t, err, must.Sprint(c.body))
-		must.Eq(t, facts{c.model, c.stream}, f)
+		must.Eq(t, facts{model: c.model, stream: c.stream}, f)
 	}
 }
 

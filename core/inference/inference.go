@@ -7,6 +7,7 @@ package inference
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -30,6 +31,9 @@ type Query struct {
 	// ContextOver asks for a worker with more positions per slot than that; 0: any. A shorter one
 	// has refused the request.
 	ContextOver int
+	// Needs are the capabilities without which a worker cannot answer; see core.Capabilities. A
+	// worker that does not say what it can do is not refused for them.
+	Needs []string
 	// Other asks for a worker that is ready now: Route neither waits nor starts one.
 	Other bool
 	// Patience bounds the wait for a worker to be started.
@@ -47,6 +51,7 @@ type Router interface {
 	// (with the reason per hive), DeadlineExceeded after Patience, those of ctx. With an error the
 	// lease holds only the refusals, and there is nothing to release. *Busy where all workers of
 	// the model have as many requests as they should have: Route does not wait for a free slot.
+	// *Unable where they lack a capability that the query needs.
 	Route(ctx context.Context, q Query) (Lease, error)
 }
 
@@ -57,8 +62,22 @@ func (e *Busy) Error() string { return "all workers with " + e.Model + " are bus
 
 // Unwrap returns the error as a classified one.
 func (e *Busy) Unwrap() error {
-	return core.Errorf(core.Overloaded, "all workers with %s are busy", e.Model)
+	return core.Errorf(core.Overloaded, "all workers with %s are busy", e.Model).Hint("Try again in a while, or start another worker with `rbee worker spawn`.")
 }
+
+// Unable is Route's error where workers serve the model, and none of them can do what the request
+// needs.
+type Unable struct {
+	Model string // core.Model.ID
+	Need  string // a capability
+}
+
+func (e *Unable) Error() string {
+	return fmt.Sprintf("no worker of %s can do %s", clip(e.Model, 100), e.Need)
+}
+
+// Unwrap returns the error as a classified one.
+func (e *Unable) Unwrap() error { return core.Errorf(core.Invalid, "%s", e.Error()) }
 
 // Lease is a worker that one request may be sent to. The worker counts it as in flight until it
 // is released.

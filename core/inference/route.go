@@ -14,7 +14,7 @@ import (
 
 // route has the router choose a worker, or start one. A stream is told how far that is.
 func (c *call) route() error {
-	q := Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.facts.model, Patience: c.s.o.StartTimeout}
+	q := Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.facts.model, Needs: c.facts.needs(c.r.Path), Patience: c.s.o.StartTimeout}
 	ctx := c.ctx
 	if c.facts.stream {
 		var cancel context.CancelFunc
@@ -34,6 +34,8 @@ func (c *call) route() error {
 	case ctx.Err() != nil: // a comment could not be sent
 		return core.Errorf(core.Cancelled, "the client is gone")
 	case isOverload(err):
+	case isUnable(err):
+		return unable(err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return core.Errorf(core.DeadlineExceeded, "no worker of %q was ready within %s", clip(c.facts.model, 100), c.s.o.StartTimeout).Hint(
 			"It may still be starting: GET /v1/jobs shows how far it is.")

@@ -375,6 +375,47 @@ func TestMinFSM(t *testing.T) {
 	})
 }
 
+// Capabilities are left out of commands while an older queen lives; a report that has them is in
+// the registry all the same, and is not written again and again.
+func TestCapabilitiesWaitForUpgrade(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l, queens := newLAN(t, 3, true)
+		leader := l.leader(queens...)
+		follower := queens[0]
+		if follower == leader {
+			follower = queens[1]
+		}
+		l.until("all are proven", func() bool { return len(leader.q.proven()) == 2 })
+		line, err := leader.q.openLine(t.Context(), core.Hive{ID: "h"})
+		must.NoError(t, err)
+		seq := uint64(0)
+		tell := func() core.Worker {
+			r, err := reportOf(&queenv1.LinkRequest{
+				Hive:    &queenv1.Hive{Id: "h", Os: "linux", Arch: "amd64"},
+				Workers: []*queenv1.Worker{{Id: "w", Type: "cpu", State: "ready", Nonce: "n", Capabilities: []string{"chat", "tools"}}},
+			}, time.Now())
+			must.NoError(t, err)
+			seq++
+			must.NoError(t, leader.q.take(line, seq, r, false))
+			l.until("the report is registered", func() bool {
+				leader.q.mu.Lock()
+				defer leader.q.mu.Unlock()
+				same, _ := r.registered(leader.q.registry())
+				return same
+			})
+			w, ok := leader.q.registry().Worker(nil, "h", "w")
+			must.True(t, ok)
+			return w
+		}
+		must.NoError(t, leader.q.believe(follower.cert, &queenv1.Announcement{RaftId: follower.node.ID(), RpcAddress: follower.address, Fsm: 2}))
+		must.Eq(t, 2, leader.q.MinFSM())
+		must.Eq(t, "", tell().Capabilities)
+		l.until("the follower is upgraded", func() bool { return leader.q.MinFSM() == fsm.Version })
+		must.Eq(t, "chat tools", tell().Capabilities)
+	})
+}
+
 // What a queen says counts for itself alone.
 func TestBelieve(t *testing.T) {
 	t.Parallel()

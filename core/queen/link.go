@@ -13,6 +13,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/rpc"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
 )
 
 // incumbentWait is how long a hive that has a line has for a sign of life when another agent with
@@ -230,6 +231,12 @@ func (q *Queen) closeLine(l *line) {
 // take takes a report in. It is in the registry, or about to be, where this queen leads. Errors:
 // Invalid, Conflict; Unavailable for a line that is over.
 func (q *Queen) take(l *line, seq uint64, r *report, ending bool) error {
+	if !fsm.Knows(q.MinFSM(), "Worker.capabilities") {
+		// Commands leave them out, so that a report with them would never be in the registry.
+		for i := range r.workers {
+			r.workers[i].Capabilities = ""
+		}
+	}
 	registry := q.registry()
 	same, old := r.registered(registry)
 	switch {

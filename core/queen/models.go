@@ -56,12 +56,28 @@ func (q *Queen) learnAlias(name, id string) {
 
 // knownModel is a model that can be started.
 type knownModel struct {
-	id            string          // of the model once it is loaded
-	argument      string          // for worker_spawn
-	stored        map[string]bool // ids of the hives that have it
-	offered       map[string]bool // ids of the hives that can fetch it; only where none has it
+	id            string            // of the model once it is loaded, where the hive has no other name for it
+	argument      string            // for worker_spawn, likewise
+	stored        map[string]string // what the hives that have it call it, by hive id
+	offered       map[string]bool   // ids of the hives that can fetch it; only where none has it
 	sizeBytes     int64
 	estimateBytes int64
+}
+
+// on returns what worker_spawn is told on a hive, and what the worker's model is called there; false:
+// the hive can have no worker with the model.
+func (m knownModel) on(hive string) (argument, served string, ok bool) {
+	if name, ok := m.stored[hive]; ok {
+		return name, name, true
+	}
+	return m.argument, m.id, m.offered == nil || m.offered[hive]
+}
+
+func (m knownModel) has(hive string) bool { return m.stored[hive] != "" }
+
+// names returns what the hives call the model, each name once.
+func (m knownModel) names() []string {
+	return unique(append(slices.Collect(maps.Values(m.stored)), m.id))
 }
 
 // modelsOf asks every live hive for its store.
@@ -139,7 +155,8 @@ func (q *Queen) find(ctx context.Context, name string) (knownModel, error) {
 }
 
 // stored finds a model in the hives' stores. An id on any hive comes before an alias on any, and
-// that before a reference.
+// that before a reference. Models of the same files are one model: it has the first of their ids,
+// whichever was asked for, and workers with any of them serve it.
 func stored(lists []answered[[]core.Model], name string) (knownModel, bool) {
 	for _, is := range []func(core.Model) bool{
 		func(m core.Model) bool { return m.ID == name },
@@ -157,18 +174,39 @@ func stored(lists []answered[[]core.Model], name string) (knownModel, bool) {
 		if id == "" {
 			continue
 		}
-		k := knownModel{id: id, argument: id, stored: map[string]bool{}}
+		files := map[string]bool{}
 		for _, l := range lists {
 			for _, m := range l.answer {
-				if m.ID == id && m.Damaged == "" {
-					k.stored[l.hive.ID] = true
+				if m.ID == id && m.Damaged == "" && m.Digest != "" {
+					files[fileDigests(m)] = true
+				}
+			}
+		}
+		k := knownModel{id: id, argument: id, stored: map[string]string{}}
+		for _, l := range lists {
+			for _, m := range l.answer {
+				if m.Damaged == "" && (m.ID == id || files[fileDigests(m)]) {
+					k.id = min(k.id, m.ID)
+					if have, ok := k.stored[l.hive.ID]; !ok || have != id && (m.ID == id || m.ID < have) {
+						k.stored[l.hive.ID] = m.ID
+					}
 					k.sizeBytes, k.estimateBytes = max(k.sizeBytes, m.SizeBytes), max(k.estimateBytes, m.EstimateBytes)
 				}
 			}
 		}
+		k.argument = k.id
 		return k, true
 	}
 	return knownModel{}, false
+}
+
+// fileDigests identifies a model by its files, in their order.
+func fileDigests(m core.Model) string {
+	all := []string{m.Digest}
+	for _, f := range m.Files {
+		all = append(all, f.Digest)
+	}
+	return strings.Join(all, " ")
 }
 
 // offered finds a model of the builtin source by its bare name.
@@ -200,7 +238,7 @@ func (q *Queen) place(d sched.Demand, m knownModel, hives []core.Hive, refused [
 			refused = append(refused, sched.Refusal{Name: h.Name, Reason: "does not have the model and cannot fetch it"})
 			continue
 		}
-		rooms = append(rooms, sched.Room{Hive: h, HasModel: m.stored[h.ID], Workers: perHive[h.ID]})
+		rooms = append(rooms, sched.Room{Hive: h, HasModel: m.has(h.ID), Workers: perHive[h.ID]})
 	}
 	p, more, ok := sched.Place(d, rooms)
 	if ok {
@@ -249,7 +287,7 @@ func (q *Queen) placeDownload(ctx context.Context, r core.Request, live []core.H
 	}
 	m, ok := stored(lists, r.Model)
 	for _, h := range live {
-		if ok && m.stored[h.ID] {
+		if ok && m.has(h.ID) {
 			return h.ID, nil
 		}
 	}
@@ -292,6 +330,9 @@ func (q *Queen) allModels(ctx context.Context) ([]core.Model, []string, error) {
 	for _, w := range q.registry().Workers(nil) {
 		if m, ok := merged[w.Model]; ok {
 			m.LoadedBy = append(m.LoadedBy, w.ID)
+			if w.State == core.WorkerReady {
+				m.Capabilities = m.Capabilities.With(w.Capabilities)
+			}
 		}
 	}
 	models := make([]core.Model, 0, len(merged))

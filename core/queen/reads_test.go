@@ -24,12 +24,18 @@ type leaderConn struct {
 	leader func() *Queen
 }
 
-// Invoke knows ReadIndex only.
+// Invoke knows ReadIndex and Apply only.
 func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ ...grpc.CallOption) error {
-	if method != queenv1.ClusterService_ReadIndex_FullMethodName {
+	var answer proto.Message
+	var err error
+	switch req := req.(type) {
+	case *queenv1.ReadIndexRequest:
+		answer, err = (&clusterService{q: c.leader()}).ReadIndex(ctx, req)
+	case *queenv1.ApplyRequest:
+		answer, err = (&clusterService{q: c.leader()}).Apply(ctx, req)
+	default:
 		return fmt.Errorf("%s is not passed on here", method)
 	}
-	answer, err := (&clusterService{q: c.leader()}).ReadIndex(ctx, req.(*queenv1.ReadIndexRequest))
 	if err != nil {
 		return rpc.ToStatus(err)
 	}

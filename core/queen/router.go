@@ -43,11 +43,14 @@ func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, 
 	if r.Model == "" {
 		return inference.Lease{}, core.Errorf(core.Invalid, "the request names no model").Hint(`Set "model" to one of those that GET /v1/models lists.`)
 	}
-	found, refused, _ := q.candidates(nil, r.Model, &r)
+	found, refused, waitFor := q.candidates(nil, r.Model, &r)
 	if len(found) > 0 {
 		return q.lease(found, refused), nil // the case of nearly every request
 	}
 	none := inference.Lease{Refused: refusals(refused)}
+	if lack := lacking(refused); lack != "" && waitFor == waitNothing {
+		return none, &inference.Unable{Model: r.Model, Need: lack}
+	}
 	if slices.ContainsFunc(refused, isBusy) {
 		return none, &inference.Busy{Model: r.Model}
 	}
@@ -64,7 +67,7 @@ func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, 
 		progress = func(core.Progress) {}
 	}
 	progress(core.Progress{})
-	found, refused, err := q.await(ctx, r.Model, progress)
+	found, refused, err := q.await(ctx, r.Model, r.Needs, progress)
 	if err != nil {
 		return none, err
 	}
@@ -89,6 +92,16 @@ func (q *Queen) lease(found []core.Candidate, refused []sched.Refusal) inference
 
 func isBusy(r sched.Refusal) bool { return r.Busy }
 
+// lacking returns what a worker lacks that could answer otherwise; empty: there is none.
+func lacking(refused []sched.Refusal) string {
+	for _, r := range refused {
+		if r.Lacks != "" {
+			return r.Lacks
+		}
+	}
+	return ""
+}
+
 func refusals(refused []sched.Refusal) []core.RouteRefusal {
 	if len(refused) == 0 {
 		return nil
@@ -101,17 +114,20 @@ func refusals(refused []sched.Refusal) []core.RouteRefusal {
 }
 
 // await waits until the model has workers that are ready, and has one started where it must.
-func (q *Queen) await(ctx context.Context, model string, progress func(core.Progress)) ([]core.Candidate, []sched.Refusal, error) {
+func (q *Queen) await(ctx context.Context, model string, needs []string, progress func(core.Progress)) ([]core.Candidate, []sched.Refusal, error) {
 	id := model
 	var patientUntil time.Time // with avoided workers; zero: not waited for yet
 	for starts := 0; ; {
 		ws := watchSet{q.watch(): {}}
-		found, refused, waitFor := q.candidates(ws, id, &inference.Query{})
+		found, refused, waitFor := q.candidates(ws, id, &inference.Query{Needs: needs})
 		if len(found) > 0 {
 			return found, refused, nil
 		}
 		if slices.ContainsFunc(refused, isBusy) {
 			return nil, nil, &inference.Busy{Model: id}
+		}
+		if lack := lacking(refused); lack != "" && waitFor == waitNothing {
+			return nil, nil, &inference.Unable{Model: id, Need: lack}
 		}
 		if id == model {
 			if canonical := q.canonical(id); canonical != id {
@@ -147,9 +163,9 @@ func (q *Queen) await(ctx context.Context, model string, progress func(core.Prog
 		if err != nil {
 			return nil, nil, err
 		}
-		if m.id != id {
-			q.learnAlias(model, m.id)
-			id = m.id
+		if name := cmp.Or(q.servedAs(m), m.id); name != id {
+			q.learnAlias(model, name)
+			id = name
 			continue
 		}
 		if starts == maxStarts {
@@ -195,8 +211,9 @@ func (q *Queen) candidates(ws watchSet, id string, query *inference.Query) ([]co
 		case h.Draining:
 			p.Draining = true
 		}
+		p.Lacks = w.Capabilities.Lacks(query.Needs)
 		switch {
-		case p.Draining:
+		case p.Draining, p.Lacks != "":
 		case w.State == core.WorkerLoading && p.Suspect == "":
 			wait = waitLoading
 		case w.State == core.WorkerReady && p.Suspect != "" && wait == waitNothing:

@@ -532,6 +532,40 @@ func TestRouteTellsRefusals(t *testing.T) {
 	})
 }
 
+// A request goes to workers that can do what it needs, or say nothing of it. Where none can, it is
+// refused at once: another worker of the same type could not either.
+func TestRouteByCapability(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		a := h.addWorker("a", "m", core.WorkerReady)
+		h.addWorker("retiring", "m", core.WorkerRetiring)
+		h.change(func(h *fakeHive) { h.workers[0].Capabilities = "chat" })
+		h.mustBeat()
+		tools := inference.Query{Model: "m", Needs: []string{"chat", "tools"}}
+		lease, err := c.q.Route(t.Context(), tools)
+		unable, ok := errors.AsType[*inference.Unable](err)
+		must.True(t, ok, must.Sprint(err))
+		must.Eq(t, inference.Unable{Model: "m", Need: "tools"}, *unable)
+		must.SliceContains(t, lease.Refused, core.RouteRefusal{Worker: "a", Reason: "cannot do tools"})
+		_, err = pick(t.Context(), c.q, inference.Query{Model: "m", Needs: []string{"chat"}})
+		must.NoError(t, err)
+
+		b := h.addWorker("b", "m", core.WorkerReady) // it does not say what it can
+		h.mustBeat()
+		found, err := pick(t.Context(), c.q, tools)
+		must.NoError(t, err)
+		must.Len(t, 1, found)
+		must.Eq(t, b.ID, found[0].Worker.ID)
+		tools.Tried = []core.Worker{b, a}
+		tools.Other = true
+		_, err = c.q.Route(t.Context(), tools)
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+		must.MapLen(t, 0, c.q.inFlight)
+	})
+}
+
 // A worker gets no more requests than it has slots for and half as many that wait, and none while
 // it says that it takes none. Neither is held against it.
 func TestRouteBusy(t *testing.T) {

@@ -10,11 +10,17 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/sched"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
 )
 
 // registrationPatience is how long after the end of worker_spawn the worker must be in the
 // registry. Its hive beats at once, so it is a generous bound.
 const registrationPatience = 10 * time.Second
+
+// maxClaims bounds how often one request decides where its model starts, against other queens that
+// decide it at the same time: whoever loses follows the winner's.
+const maxClaims = 4
 
 // errAlreadyThere says that there is nothing to start.
 var errAlreadyThere = errors.New("a worker is there already")
@@ -42,7 +48,12 @@ func (q *Queen) start(ctx context.Context, m knownModel, progress func(core.Prog
 	return true, q.registered(ctx, result.Worker)
 }
 
-// startJob gives the running worker_spawn for the model, or submits one.
+// startJob returns the running worker_spawn for the model, or submits one.
+//
+// All queens start the same one: the registry says for each model on which hive it was last
+// started, and with which request ID, which makes it one job whichever queen submits it. A queen
+// that finds that decision stale replaces it by another, and only one of several at once succeeds.
+// The decision outlives the queen that made it.
 func (q *Queen) startJob(ctx context.Context, m knownModel) (core.Job, error) {
 	unlock, err := q.lock(ctx, "start/"+m.id)
 	if err != nil {
@@ -59,18 +70,33 @@ func (q *Queen) startJob(ctx context.Context, m knownModel) (core.Job, error) {
 		}
 		q.endStart(m.id, j.ID)
 	}
-	if ws := q.registry().WorkersOfModel(nil, m.id); len(ws) > 0 {
-		// While this request waited for the lock, another one's worker came.
-		drains := map[string]bool{}
-		for _, h := range q.registry().Hives(nil) {
-			drains[h.ID] = h.Draining
+	for range maxClaims {
+		if q.servedAs(m) != "" {
+			return core.Job{}, errAlreadyThere // another request's worker came while this one waited
 		}
-		for _, w := range ws {
-			if p := q.prospect(&w); p.Suspect == "" && !drains[w.Hive] && (w.State == core.WorkerReady || w.State == core.WorkerLoading) {
-				return core.Job{}, errAlreadyThere
-			}
+		j, err = q.claimStart(ctx, m)
+		if err == nil {
+			break
+		}
+		if core.KindOf(err) != core.Conflict {
+			return core.Job{}, err
+		}
+		if err := q.catchUp(ctx); err != nil { // with the queen that decided it
+			return core.Job{}, startError(ctx, m.id, err)
 		}
 	}
+	if err != nil {
+		return core.Job{}, startError(ctx, m.id, err)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.starts[m.id] = j
+	return j, nil
+}
+
+// claimStart returns the job of the last decision where the model starts, while that may still bring
+// a worker; otherwise it decides anew. Errors: Conflict when another queen decided meanwhile.
+func (q *Queen) claimStart(ctx context.Context, m knownModel) (core.Job, error) {
 	live, refused := q.liveHives()
 	live = slices.DeleteFunc(live, func(h core.Hive) bool {
 		if q.linkedTo(h.ID) {
@@ -80,19 +106,61 @@ func (q *Queen) startJob(ctx context.Context, m knownModel) (core.Job, error) {
 		refused = append(refused, sched.Refusal{Name: h.Name, Reason: noLine})
 		return true
 	})
+	last, _ := q.registry().Start(nil, m.id)
+	if isLive := slices.ContainsFunc(live, func(h core.Hive) bool { return h.ID == last.Hive }); isLive && !last.Registered {
+		j, err := q.submitStart(ctx, m, last)
+		ended := time.Since(j.EndedAt)
+		reporting := j.State == core.JobSucceeded && ended >= 0 && ended < registrationPatience
+		if err != nil || j.State == core.JobRunning || reporting {
+			return j, err
+		}
+	}
 	hive, err := q.place(sched.Demand{Model: m.id}, m, live, refused)
 	if err != nil {
 		return core.Job{}, err
 	}
-	j, err = q.submit(ctx, hive, core.Request{Operation: core.OpWorkerSpawn, Model: m.argument, RequestID: "start-" + rand.Text()})
+	_, served, _ := m.on(hive)
+	next := state.Start{Model: m.id, Hive: hive, Served: served, Request: "start-" + rand.Text()}
+	claim := fsm.ClaimStart(next, last.Request)
+	if lowest := q.MinFSM(); lowest == 0 || lowest >= fsm.Required(claim) {
+		if err := q.command(ctx, "start "+m.id, claim); core.KindOf(err) == core.Conflict {
+			return core.Job{}, err
+		} else if err != nil {
+			return core.Job{}, startError(ctx, m.id, err)
+		}
+	} // otherwise each queen decides for itself until all are upgraded
+	j, err := q.submitStart(ctx, m, next)
+	if err == nil {
+		q.log.Info("starting a worker for a request", "model", m.id, "hive", hive, "job", j.ID)
+	}
+	return j, err
+}
+
+// submitStart submits the worker_spawn of a decision, or returns the job that it already is.
+func (q *Queen) submitStart(ctx context.Context, m knownModel, s state.Start) (core.Job, error) {
+	argument, _, _ := m.on(s.Hive)
+	j, err := q.submit(ctx, s.Hive, core.Request{Operation: core.OpWorkerSpawn, Model: argument, RequestID: s.Request})
 	if err != nil {
 		return core.Job{}, startError(ctx, m.id, err)
 	}
-	q.log.Info("starting a worker for a request", "model", m.id, "hive", hive, "job", j.ID)
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.starts[m.id] = j
 	return j, nil
+}
+
+// servedAs returns the name under which a worker has the model, ready or loading, that this queen
+// can use; empty: there is none.
+func (q *Queen) servedAs(m knownModel) string {
+	draining := map[string]bool{}
+	for _, h := range q.registry().Hives(nil) {
+		draining[h.ID] = h.Draining
+	}
+	for _, name := range m.names() {
+		for _, w := range q.registry().WorkersOfModel(nil, name) {
+			if p := q.prospect(&w); p.Suspect == "" && !draining[w.Hive] && (w.State == core.WorkerReady || w.State == core.WorkerLoading) {
+				return name
+			}
+		}
+	}
+	return ""
 }
 
 // starting tells whether this queen knows a job that starts a worker with the model.

@@ -24,7 +24,7 @@ type member struct {
 }
 
 // newQueens runs queens that form one cluster, in a bubble, until its end.
-func newQueens(t *testing.T, size int) []*member {
+func newQueens(t *testing.T, size int, change ...func(*Options)) []*member {
 	t.Helper()
 	var members []*member
 	var nodes []*node.Node
@@ -42,7 +42,11 @@ func newQueens(t *testing.T, size int) []*member {
 		n, err := node.Open(node.Options{ID: id, Logger: coretest.Logger(t), Transport: m.trans, Bootstrap: node.Later})
 		must.NoError(t, err)
 		nodes, transports = append(nodes, n), append(transports, m.trans)
-		m.node, m.q = n, New(Options{Node: n, ID: id, Logger: coretest.Logger(t), Pinger: fakePinger(noSign)})
+		opts := Options{Node: n, ID: id, Logger: coretest.Logger(t), Pinger: fakePinger(noSign)}
+		for _, f := range change {
+			f(&opts)
+		}
+		m.node, m.q = n, New(opts)
 		ctx, cancel := context.WithCancel(context.Background())
 		ran := make(chan struct{})
 		go func() {

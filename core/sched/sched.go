@@ -25,6 +25,8 @@ type Prospect struct {
 	InFlight int
 	// Busy says that the worker has said a moment ago that it takes no request now.
 	Busy bool
+	// Lacks is a capability that the request needs and the worker does not have; empty: none.
+	Lacks string
 }
 
 // busy is the number of requests the worker has, as far as is known: what the hive reported (which
@@ -60,6 +62,8 @@ type Refusal struct {
 	MissingBytes int64
 	// Busy says that it could be used but for the requests that it has.
 	Busy bool
+	// Lacks is the capability without which the worker cannot answer this request.
+	Lacks string
 }
 
 func (r Refusal) String() string { return r.Name + " " + r.Reason }
@@ -83,6 +87,10 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 		}
 		if reason := unfit(p); reason != "" {
 			refused = append(refused, Refusal{Name: p.Worker.ID, Reason: reason})
+			continue
+		}
+		if p.Lacks != "" {
+			refused = append(refused, Refusal{Name: p.Worker.ID, Reason: "cannot do " + p.Lacks, Lacks: p.Lacks})
 			continue
 		}
 		if p.full() {

@@ -57,6 +57,7 @@ func WorkerToProto(w core.Worker) *queenv1.Worker {
 		State:         string(w.State),
 		Nonce:         w.Nonce,
 		Load:          LoadToProto(w.Load),
+		Capabilities:  w.Capabilities.List(),
 	}
 }
 
@@ -76,6 +77,7 @@ func WorkerFromProto(w *queenv1.Worker, hive string, at time.Time) core.Worker {
 		State:         core.WorkerState(w.GetState()),
 		Nonce:         w.GetNonce(),
 		Load:          LoadFromProto(w.GetLoad(), at),
+		Capabilities:  core.CapabilitiesOf(w.GetCapabilities()),
 	}
 }
 

@@ -165,7 +165,7 @@ func TestRoundTrip(t *testing.T) {
 	t.Run(roundTrip("file", FileToProto, FileFromProto))
 	t.Run(roundTrip("process", ProcessToProto, ProcessFromProto))
 	t.Run(roundTrip("binary", BinaryToProto, BinaryFromProto))
-	t.Run(roundTrip("model", ModelToProto, ModelFromProto, "Hives"))
+	t.Run(roundTrip("model", ModelToProto, ModelFromProto, "Hives", "Capabilities"))
 	t.Run(roundTrip("catalog item", CatalogItemToProto, CatalogItemFromProto))
 	t.Run(roundTrip("failure", FailureToProto, FailureFromProto))
 	t.Run(roundTrip("progress", ProgressToProto, ProgressFromProto))

@@ -238,7 +238,7 @@ func (b *Backend) Status(ctx context.Context) (worker.Status, error) {
 	if s == nil {
 		return st, nil
 	}
-	st.ContextTokens = s.engine.limit
+	st.ContextTokens, st.Capabilities = s.engine.limit, s.model.capabilities()
 	load := s.engine.Stats()
 	st.Active, st.Queued = load.Active, load.Queued
 	if load.Failure != "" && st.State != worker.StateStopped {

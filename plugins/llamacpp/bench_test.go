@@ -69,9 +69,9 @@ func (w *testWorker) read(ctx context.Context, body string) error {
 // to the bytes of a chunk.
 func BenchmarkToken(b *testing.B) {
 	req := newRequest()
-	srv := &server{}
+	srv := &server{model: new(model)}
 	out := openai.NewEventWriter(discard{http.Header{}})
-	f := newChatFormat("chatcmpl-0123456789abcdef", 1, "rbee-tiny")
+	f := newChatFormat("chatcmpl-0123456789abcdef", 1, "rbee-tiny", nil)
 	var events []event
 	b.ReportAllocs()
 	for b.Loop() {

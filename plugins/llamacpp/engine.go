@@ -3,10 +3,10 @@ package llamacpp
 import (
 	"errors"
 	"net/http"
-	"slices"
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/sampler"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -17,19 +17,17 @@ type engine struct {
 
 	model *model
 	ctx   *native.Context
-	limit int // positions per slot
+	limit int          // positions per slot
+	work  sampler.Work // of the choosers, which the scheduler calls one after the other
 }
 
 // submit queues a request. Its events come to r.out until the last one.
 func (e *engine) submit(r *request) *openai.Error {
-	var said []token
-	if r.sampling.repeat != 1 { // what the prompt says counts as said
-		said = r.prompt[max(0, len(r.prompt)-penaltyWindow):]
+	c, err := e.newChooser(r)
+	if err != nil {
+		return apiError(err)
 	}
-	r.work = batch.Request{
-		Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Emit: r.emit,
-		Chooser: e.model.native.NewChain(r.sampling.chain(), said),
-	}
+	r.work = batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Emit: r.emit, Chooser: c}
 	return apiError(e.Submit(&r.work))
 }
 
@@ -68,12 +66,4 @@ func apiError(err error) *openai.Error {
 
 func engineFailed(why string) *openai.Error {
 	return openai.NewError(http.StatusInternalServerError, openai.TypeServer, "", "engine_failed", "the engine of this worker has failed (%s); send the request again, to another worker", why)
-}
-
-// chain returns s as the engine's samplers take it.
-func (s sampling) chain() native.ChainParams {
-	return native.ChainParams{
-		Temperature: s.temperature, TopK: s.topK, TopP: s.topP, MinP: s.minP, Repeat: s.repeat, Frequency: s.frequency,
-		Presence: s.presence, Window: penaltyWindow, Seed: s.seed, Bias: slices.Clone(s.bias),
-	}
 }

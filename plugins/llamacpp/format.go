@@ -1,10 +1,15 @@
 package llamacpp
 
-import "github.com/rbee-project/rbee/plugins/sdk/openai"
+import (
+	"encoding/json"
+
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
 
 // format puts an answer into the shape of one of the two APIs.
 type format interface {
 	first() any                // the chunk before the first text; nil: none
+	tokens(list []shownToken)  // says which tokens the next text, or the whole one, shows
 	text(text string) []byte   // the JSON of a chunk, valid until the next call
 	finish(reason string) any  // the chunk that ends the answer
 	usage(u *openai.Usage) any // the chunk that follows it, where it was asked for
@@ -16,10 +21,12 @@ type chatFormat struct {
 	created int64
 	model   string
 	chunks  *openai.Chunks
+	vocab   *model
+	shown   *openai.LogProbs // of the next text
 }
 
-func newChatFormat(id string, created int64, model string) *chatFormat {
-	return &chatFormat{id: id, created: created, model: model, chunks: openai.NewChatChunks(id, created, model)}
+func newChatFormat(id string, created int64, model string, vocab *model) *chatFormat {
+	return &chatFormat{id: id, created: created, model: model, vocab: vocab, chunks: openai.NewChatChunks(id, created, model)}
 }
 
 func (f *chatFormat) chunk() openai.ChatChunk {
@@ -32,7 +39,26 @@ func (f *chatFormat) first() any {
 	return c
 }
 
-func (f *chatFormat) text(text string) []byte { return f.chunks.Text(text) }
+func (f *chatFormat) tokens(list []shownToken) { f.shown = f.vocab.chatLogProbs(list) }
+
+func (f *chatFormat) text(text string) []byte {
+	if f.shown == nil {
+		return f.chunks.Text(text)
+	}
+	c := f.chunk()
+	c.Choices = append(c.Choices, openai.ChunkChoice{Delta: openai.Delta{Content: &text}, LogProbs: f.shown})
+	f.shown = nil
+	return marshal(c)
+}
+
+// marshal returns the JSON of a chunk.
+func marshal(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil { // numbers and strings always marshal
+		return []byte("null")
+	}
+	return b
+}
 
 func (f *chatFormat) finish(reason string) any {
 	c := f.chunk()
@@ -49,7 +75,7 @@ func (f *chatFormat) usage(u *openai.Usage) any {
 func (f *chatFormat) whole(text, reason string, u *openai.Usage) any {
 	return openai.ChatResponse{
 		ID: f.id, Object: openai.ObjectChat, Created: f.created, Model: f.model, Usage: u,
-		Choices: []openai.ChatChoice{{Message: openai.AnswerMessage{Role: "assistant", Content: &text}, FinishReason: reason}},
+		Choices: []openai.ChatChoice{{Message: openai.AnswerMessage{Role: "assistant", Content: &text}, LogProbs: f.shown, FinishReason: reason}},
 	}
 }
 
@@ -58,10 +84,13 @@ type textFormat struct {
 	created int64
 	model   string
 	chunks  *openai.Chunks
+	vocab   *model
+	shown   *openai.CompletionLogProbs // of the next text
+	offset  int                        // characters of the texts before it
 }
 
-func newTextFormat(id string, created int64, model string) *textFormat {
-	return &textFormat{id: id, created: created, model: model, chunks: openai.NewCompletionChunks(id, created, model)}
+func newTextFormat(id string, created int64, model string, vocab *model) *textFormat {
+	return &textFormat{id: id, created: created, model: model, vocab: vocab, chunks: openai.NewCompletionChunks(id, created, model)}
 }
 
 func (f *textFormat) response() openai.CompletionResponse {
@@ -70,7 +99,19 @@ func (f *textFormat) response() openai.CompletionResponse {
 
 func (f *textFormat) first() any { return nil }
 
-func (f *textFormat) text(text string) []byte { return f.chunks.Text(text) }
+func (f *textFormat) tokens(list []shownToken) {
+	f.shown, f.offset = f.vocab.textLogProbs(list, f.offset)
+}
+
+func (f *textFormat) text(text string) []byte {
+	if f.shown == nil {
+		return f.chunks.Text(text)
+	}
+	c := f.response()
+	c.Choices = append(c.Choices, openai.CompletionChoice{Text: text, LogProbs: f.shown})
+	f.shown = nil
+	return marshal(c)
+}
 
 func (f *textFormat) finish(reason string) any { return f.whole("", reason, nil) }
 
@@ -82,7 +123,7 @@ func (f *textFormat) usage(u *openai.Usage) any {
 
 func (f *textFormat) whole(text, reason string, u *openai.Usage) any {
 	c := f.response()
-	c.Choices = append(c.Choices, openai.CompletionChoice{Text: text, FinishReason: &reason})
+	c.Choices = append(c.Choices, openai.CompletionChoice{Text: text, LogProbs: f.shown, FinishReason: &reason})
 	c.Usage = u
 	return c
 }

@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
 // maxBody bounds a request's body. The longest context there is takes less.
@@ -100,8 +102,14 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 		if out.prompt, err = s.model.chatPrompt(r.Context(), req, s.engine.limit, s.now()); err != nil {
 			return nil, nil, nil, err
 		}
-		out.maxTokens = req.MaxOutput()
-		return out, newChatFormat("chatcmpl-"+randomHex(12), s.now().Unix(), s.modelID), &req.Sampling, nil
+		out.maxTokens, out.noOutput = req.MaxOutput(), req.NoOutput()
+		if req.LogProbs != nil && *req.LogProbs {
+			out.logprobs = 0
+			if req.TopLogProbs != nil {
+				out.logprobs = int(*req.TopLogProbs)
+			}
+		}
+		return out, newChatFormat("chatcmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model), &req.Sampling, nil
 	})
 }
 
@@ -118,9 +126,23 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 		if out.prompt, err = s.model.textPrompt(req.Prompt, s.engine.limit); err != nil {
 			return nil, nil, nil, err
 		}
-		out.maxTokens = req.MaxOutput()
-		return out, newTextFormat("cmpl-"+randomHex(12), s.now().Unix(), s.modelID), &req.Sampling, nil
+		out.maxTokens, out.noOutput = req.MaxOutput(), req.NoOutput()
+		if req.LogProbs != nil {
+			out.logprobs = int(*req.LogProbs)
+		}
+		return out, newTextFormat("cmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model), &req.Sampling, nil
 	})
+}
+
+// capabilities returns what requests for the model may ask for, sorted. unsupportedChat and
+// unsupportedCompletion refuse the rest.
+func (m *model) capabilities() []worker.Capability {
+	list := []worker.Capability{worker.CapabilityCompletions}
+	if m.template != nil {
+		list = append(list, worker.CapabilityChat)
+	}
+	slices.Sort(list)
+	return list
 }
 
 // unsupportedChat refuses what would otherwise be ignored without a word.
@@ -132,16 +154,12 @@ func unsupportedChat(r *openai.ChatRequest) error {
 		return openai.NotSupported("functions", "functions are not supported by this worker; leave them out")
 	case r.ResponseFormat != nil && r.ResponseFormat.Type != "text":
 		return openai.NotSupported("response_format", "response_format %q is not supported by this worker yet; ask for JSON in the prompt", r.ResponseFormat.Type)
-	case r.LogProbs != nil && *r.LogProbs:
-		return openai.NotSupported("logprobs", "logprobs are not supported by this worker yet; leave them out")
 	}
 	return unsupportedSampling(&r.Sampling)
 }
 
 func unsupportedCompletion(r *openai.CompletionRequest) error {
 	switch {
-	case r.LogProbs != nil:
-		return openai.NotSupported("logprobs", "logprobs are not supported by this worker yet; leave them out")
 	case r.Echo != nil && *r.Echo:
 		return openai.NotSupported("echo", "echo is not supported by this worker; put the prompt before the answer yourself")
 	case r.Suffix != "":
@@ -189,6 +207,9 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body [
 	if req.sampling, err = s.model.choose(sampling); err != nil {
 		writeError(w, err)
 		return
+	}
+	if req.noOutput {
+		req.maxTokens = 1 // the step that evaluates the prompt's end yields it
 	}
 	req.stops = sampling.Stop
 	if e := s.engine.submit(req); e != nil {
@@ -256,6 +277,9 @@ func (s *server) send(out *openai.EventWriter, f format, req *request, e event, 
 			}
 		}
 	}
+	if shown := req.tokens.take(e, s.model.pieces); len(shown) > 0 {
+		f.tokens(shown)
+	}
 	if e.text != "" {
 		if err := out.Data(f.text(e.text)); err != nil {
 			return err
@@ -279,6 +303,7 @@ func (s *server) send(out *openai.EventWriter, f format, req *request, e event, 
 func (s *server) whole(w http.ResponseWriter, r *http.Request, req *request, f format) {
 	var text strings.Builder
 	var events []event
+	var shown []shownToken
 	for {
 		select {
 		case <-req.out.ready:
@@ -288,11 +313,15 @@ func (s *server) whole(w http.ResponseWriter, r *http.Request, req *request, f f
 		events = req.out.take(events)
 		for _, e := range events {
 			text.WriteString(e.text)
+			shown = append(shown, req.tokens.take(e, s.model.pieces)...)
 			if e.err != nil {
 				writeError(w, e.err)
 				return
 			}
 			if e.finish != "" {
+				if req.logprobs >= 0 {
+					f.tokens(shown)
+				}
 				writeJSON(w, f.whole(text.String(), e.finish, usage(req, e)))
 				return
 			}

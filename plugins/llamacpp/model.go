@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/sampler"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -27,7 +28,7 @@ type model struct {
 	trained  int // positions the model was trained for
 	template *chatTemplate
 	noChat   string // why there is no template
-	defaults sampling
+	defaults sampler.Params
 }
 
 // describe reads what is worth knowing of a loaded model.
@@ -76,9 +77,11 @@ func describe(loaded *native.Model) *model {
 
 func (m *model) tokenText(t token) string { return m.native.Text(t) }
 
-// samplingDefaults are llama.cpp's own, unless the model's file says which suit it.
-func (m *model) samplingDefaults() sampling {
-	s := sampling{temperature: 0.8, topK: 40, topP: 0.95, minP: 0.05, repeat: 1}
+// samplingDefaults returns OpenAI's defaults of what its API has, temperature and top_p of 1, and
+// llama.cpp's of what it has beside, unless the model's file says what suits it.
+func (m *model) samplingDefaults() sampler.Params {
+	p := sampler.Defaults()
+	p.TopK, p.MinP = 40, 0.05
 	read := func(name string, lo, hi float64, set func(float64)) {
 		text, ok := m.native.SamplingDefault(name)
 		if !ok {
@@ -88,12 +91,12 @@ func (m *model) samplingDefaults() sampling {
 			set(v)
 		}
 	}
-	read("temp", 0, 2, func(v float64) { s.temperature = float32(v) })
-	read("top_k", 0, math.MaxInt32, func(v float64) { s.topK = int32(v) })
-	read("top_p", 0, 1, func(v float64) { s.topP = float32(v) })
-	read("min_p", 0, 1, func(v float64) { s.minP = float32(v) })
-	read("penalty_repeat", 0.01, 10, func(v float64) { s.repeat = float32(v) })
-	return s
+	read("temp", 0, 2, func(v float64) { p.Temperature = v })
+	read("top_k", 0, math.MaxInt32, func(v float64) { p.TopK = int(v) })
+	read("top_p", 0, 1, func(v float64) { p.TopP = v })
+	read("min_p", 0, 1, func(v float64) { p.MinP = v })
+	read("penalty_repeat", 0.01, 10, func(v float64) { p.Repeat = v })
+	return p
 }
 
 // chatPrompt makes the tokens of a conversation. limit is what fits; a prompt that is longer by far

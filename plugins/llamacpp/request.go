@@ -5,6 +5,7 @@ import (
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/sampler"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -14,16 +15,20 @@ type token = native.Token
 // request is one generation, from the HTTP handler to the engine.
 type request struct {
 	prompt    []token
-	maxTokens int // 0: as many as fit
-	sampling  sampling
+	maxTokens int  // 0: as many as fit
+	noOutput  bool // the prompt is evaluated, and nothing is said
+	sampling  sampler.Params
+	logprobs  int // the likeliest tokens that are wanted with each; negative: no log probabilities
 	stops     []string
 
 	work batch.Request // what the scheduler has of it, from submit on
 	out  mailbox
+
+	tokens tokenQueue // the reader's of out
 }
 
 func newRequest() *request {
-	r := &request{}
+	r := &request{logprobs: -1}
 	r.out.ready = make(chan struct{}, 1)
 	return r
 }
@@ -31,6 +36,7 @@ func newRequest() *request {
 // event is what the engine says about a request. The last event has a finish reason or an error.
 type event struct {
 	text     string
+	sent     int           // bytes of the pieces of tokens that all texts so far show
 	finish   string        // one of openai's finish reasons
 	err      *openai.Error // the request failed; nothing follows
 	tokens   int           // generated so far, the token that ended the generation included
@@ -41,7 +47,16 @@ func (e event) last() bool { return e.finish != "" || e.err != nil }
 
 // emit takes an event from the scheduler.
 func (r *request) emit(e batch.Event) {
-	r.out.put(event{text: e.Text, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, logprobs: e.LogProbs})
+	if r.noOutput {
+		if !e.Last() {
+			return
+		}
+		e = batch.Event{Err: e.Err}
+		if e.Err == nil {
+			e.Finish = batch.FinishLength
+		}
+	}
+	r.out.put(event{text: e.Text, sent: e.Sent, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, logprobs: e.LogProbs})
 }
 
 // mailbox carries events from the engine to one reader. It never blocks the engine: a slow client

@@ -1,75 +1,157 @@
 package llamacpp
 
 import (
+	"cmp"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"slices"
-	"strconv"
+	"strings"
 
-	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/sampler"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// sampling says how a request's tokens are chosen.
-type sampling struct {
-	temperature         float32 // 0: always the likeliest token
-	topK                int32
-	topP, minP          float32
-	repeat              float32 // 1: off
-	frequency, presence float32
-	seed                uint32
-	bias                []native.Bias
+// choose fills in what a request says over the model's defaults.
+func (m *model) choose(r *openai.Sampling) (sampler.Params, error) {
+	p := m.defaults
+	for _, c := range []struct {
+		to   *float64
+		from *float64
+	}{
+		{&p.Temperature, r.Temperature},
+		{&p.DynamicRange, r.DynatempRange},
+		{&p.DynamicExponent, r.DynatempExponent},
+		{&p.TopP, r.TopP},
+		{&p.MinP, r.MinP},
+		{&p.Typical, r.TypicalP},
+		{&p.TopNSigma, r.TopNSigma},
+		{&p.XTCProbability, r.XTCProbability},
+		{&p.XTCThreshold, r.XTCThreshold},
+		{&p.DRYMultiplier, r.DRYMultiplier},
+		{&p.DRYBase, r.DRYBase},
+		{&p.Repeat, r.RepetitionPenalty},
+		{&p.Repeat, r.RepeatPenalty},
+		{&p.Frequency, r.FrequencyPenalty},
+		{&p.Presence, r.PresencePenalty},
+	} {
+		if c.from != nil {
+			*c.to = *c.from
+		}
+	}
+	for _, c := range []struct {
+		to   *int
+		from *openai.Int
+	}{
+		{&p.TopK, r.TopK},
+		{&p.MinKeep, r.MinKeep},
+		{&p.DRYAllowedLength, r.DRYAllowedLength},
+		{&p.DRYLastN, r.DRYLastN},
+		{&p.RepeatLastN, r.RepeatLastN},
+		{&p.PresenceLast, r.RepeatLastN},
+	} {
+		if c.from != nil {
+			*c.to = int(min(*c.from, math.MaxInt32))
+		}
+	}
+	if r.DRYBreakers != nil {
+		p.DRYBreakers = r.DRYBreakers
+	}
+	if r.Mirostat != nil && *r.Mirostat != 0 {
+		return p, openai.NotSupported("mirostat", "mirostat is not supported by this worker; use min_p or top_p")
+	}
+	p.Seed = rand.Uint64()
+	if r.Seed != nil && *r.Seed != -1 {
+		p.Seed = uint64(*r.Seed)
+	}
+	var err error
+	switch {
+	case r.Samplers.Names != nil:
+		p.Stages, err = sampler.ParseStages(r.Samplers.Names)
+	case r.Samplers.Letters != "":
+		p.Stages, err = sampler.ParseStageLetters(r.Samplers.Letters)
+	}
+	if err != nil {
+		return p, samplingError(err)
+	}
+	p.Bias = m.bias(r)
+	if err := p.Check(len(m.pieces)); err != nil {
+		return p, samplingError(err)
+	}
+	return p, nil
 }
 
-const (
-	// maxTopK is always in front of the others: without it top-p sorts the whole vocabulary on
-	// every token.
-	maxTopK = 512
-	// penaltyWindow is how many of the last tokens the penalties look at.
-	penaltyWindow = 64
-	// randomSeed means to the engine that it shall choose one.
-	randomSeed = native.RandomSeed
-)
+// samplingError returns what a client is told of parameters that cannot be used.
+func samplingError(err error) error {
+	if e, ok := errors.AsType[*sampler.Error](err); ok {
+		return openai.Invalid(e.Param, "%v", e)
+	}
+	return err
+}
 
-// choose fills in what a request says over the model's defaults.
-func (m *model) choose(r *openai.Sampling) (sampling, error) {
-	s := m.defaults
-	set := func(to *float32, from *float64) {
-		if from != nil {
-			*to = float32(*from)
+// bias returns what a request adds to logits. A text stands for each of its tokens.
+func (m *model) bias(r *openai.Sampling) []sampler.Bias {
+	var list []sampler.Bias
+	for _, e := range r.LogitBias {
+		if e.Text == "" {
+			list = append(list, sampler.Bias{Token: e.ID, Add: float32(e.Bias)})
+			continue
 		}
-	}
-	set(&s.temperature, r.Temperature)
-	set(&s.topP, r.TopP)
-	set(&s.minP, r.MinP)
-	set(&s.repeat, r.RepeatPenalty)
-	set(&s.frequency, r.FrequencyPenalty)
-	set(&s.presence, r.PresencePenalty)
-	if r.TopK != nil {
-		s.topK = int32(*r.TopK)
-	}
-	if s.topK <= 0 || s.topK > maxTopK {
-		s.topK = maxTopK
-	}
-	s.seed = rand.Uint32()
-	if r.Seed != nil {
-		s.seed = uint32(*r.Seed) ^ uint32(*r.Seed>>32)
-	}
-	if s.seed == randomSeed {
-		s.seed--
-	}
-	for name, bias := range r.LogitBias {
-		id, err := strconv.ParseInt(name, 10, 32)
-		if err != nil || id < 0 || int(id) >= len(m.pieces) {
-			return s, openai.Invalid("logit_bias", "logit_bias has the token %s; this model's tokens go from 0 to %d", name, len(m.pieces)-1)
+		text := strings.ReplaceAll(e.Text, "\x00", "\uFFFD") // the engine takes a C string
+		for _, t := range m.native.Tokenize(text, false, false) {
+			list = append(list, sampler.Bias{Token: t, Add: float32(e.Bias)})
 		}
-		s.bias = append(s.bias, native.Bias{Token: token(id), Bias: float32(bias)})
 	}
 	if r.IgnoreEOS {
 		for _, t := range m.endList {
-			s.bias = append(s.bias, native.Bias{Token: t, Bias: float32(math.Inf(-1))})
+			list = append(list, sampler.Bias{Token: t, Add: float32(math.Inf(-1))})
 		}
 	}
-	slices.SortFunc(s.bias, func(a, b native.Bias) int { return int(a.Token) - int(b.Token) })
-	return s, nil
+	slices.SortStableFunc(list, func(a, b sampler.Bias) int { return cmp.Compare(a.Token, b.Token) })
+	return list
 }
+
+// chooser chooses the tokens of one request.
+type chooser struct {
+	sampler  *sampler.Sampler
+	work     *sampler.Work // the engine's, shared by all its choosers
+	logprobs int           // the likeliest tokens that are wanted with each; negative: no log probabilities
+	biased   bool
+}
+
+var _ batch.Chooser = (*chooser)(nil)
+
+// newChooser returns the chooser of a request.
+func (e *engine) newChooser(r *request) (*chooser, error) {
+	s, err := sampler.New(r.sampling, len(e.model.pieces), e.model.pieces)
+	if err != nil {
+		return nil, samplingError(err)
+	}
+	s.Prompt(r.prompt)
+	return &chooser{sampler: s, work: &e.work, logprobs: r.logprobs, biased: len(r.sampling.Bias) > 0}, nil
+}
+
+// Choose chooses the next token.
+func (c *chooser) Choose(logits []float32) (batch.Choice, error) {
+	t, err := c.sampler.Choose(c.work, logits, nil)
+	switch {
+	case errors.Is(err, sampler.ErrNone) && c.biased:
+		return batch.Choice{}, openai.Invalid("logit_bias", "logit_bias forbids every token that could come next; allow some")
+	case err != nil:
+		return batch.Choice{}, err
+	}
+	choice := batch.Choice{Token: t}
+	if c.logprobs >= 0 {
+		own, top := c.work.LogProbs(logits, t, c.logprobs, nil)
+		choice.LogProbs = append(choice.LogProbs, batch.LogProb{Token: t, LogProb: float32(own)})
+		for _, x := range top {
+			choice.LogProbs = append(choice.LogProbs, batch.LogProb{Token: x.Token, LogProb: float32(x.LogProb)})
+		}
+	}
+	c.sampler.Accept(t)
+	return choice, nil
+}
+
+// Close does nothing: a chooser holds memory only.
+func (c *chooser) Close() {}

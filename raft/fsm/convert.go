@@ -7,6 +7,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/state"
 )
 
 func hiveToProto(h core.Hive) *raftv1.Hive {
@@ -40,7 +41,7 @@ func workerToProto(w core.Worker) *raftv1.Worker {
 	return &raftv1.Worker{
 		Id: w.ID, Hive: w.Hive, Type: w.Type, Version: w.Version, Model: w.Model, ModelDigest: w.ModelDigest, Device: w.Device,
 		Slots: int32Of(w.Slots), ContextTokens: int32Of(w.ContextTokens), State: string(w.State), Nonce: w.Nonce,
-		CreateIndex: w.CreateIndex, ModifyIndex: w.ModifyIndex,
+		CreateIndex: w.CreateIndex, ModifyIndex: w.ModifyIndex, Capabilities: w.Capabilities.List(),
 	}
 }
 
@@ -49,6 +50,7 @@ func workerFromProto(p *raftv1.Worker) core.Worker {
 		ID: p.GetId(), Hive: p.GetHive(), Type: p.GetType(), Version: p.GetVersion(), Model: p.GetModel(), ModelDigest: p.GetModelDigest(),
 		Device: p.GetDevice(), Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), State: core.WorkerState(p.GetState()),
 		Nonce: p.GetNonce(), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
+		Capabilities: core.CapabilitiesOf(p.GetCapabilities()),
 	}
 }
 
@@ -104,6 +106,16 @@ func tokenFromProto(p *raftv1.Token) core.Token {
 		Scopes: texts[core.Scope](p.GetScopes()), Roles: texts[core.Role](p.GetRoles()),
 		CreatedAt: timeOf(p.GetCreatedUnix()), TTL: core.Duration(max(0, min(p.GetTtlSeconds(), maxTTLSeconds)) * second),
 		UsedBy: p.GetUsedBy(), UsedKeyHash: bytes.Clone(p.GetUsedKeyHash()), UsedAt: timeOf(p.GetUsedUnix()), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex(),
+	}
+}
+
+func startToProto(s state.Start) *raftv1.Start {
+	return &raftv1.Start{Model: s.Model, Hive: s.Hive, Served: s.Served, Request: s.Request, Registered: s.Registered, Index: s.Index}
+}
+
+func startFromProto(p *raftv1.Start) state.Start {
+	return state.Start{
+		Model: p.GetModel(), Hive: p.GetHive(), Served: p.GetServed(), Request: p.GetRequest(), Registered: p.GetRegistered(), Index: p.GetIndex(),
 	}
 }
 

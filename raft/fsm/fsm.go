@@ -150,6 +150,8 @@ func (f *FSM) operation(c *raftv1.Command) func(*entry) error {
 		return func(e *entry) error { e.deleteToken(op.DeleteToken); return nil }
 	case *raftv1.Command_SetKeyring:
 		return func(e *entry) error { return e.setKeyring(op.SetKeyring) }
+	case *raftv1.Command_ClaimStart:
+		return func(e *entry) error { return e.claimStart(op.ClaimStart) }
 	}
 	return nil
 }

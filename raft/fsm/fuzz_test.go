@@ -15,6 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
 )
 
 // A command that was checked before it was logged never stops a queen, and what was applied can be
@@ -68,6 +69,7 @@ func inhabited(t testing.TB) *fsm.FSM {
 		fsm.SetHiveDraining("h2", true),
 		fsm.PutToken(apiToken("t2")),
 		fsm.RevokeToken("t2"),
+		fsm.ClaimStart(state.Start{Model: "m", Hive: "h1", Served: "m", Request: "r"}, ""),
 	} {
 		r := apply(t, m, uint64(i+1), c)
 		must.NoError(t, errors.Join(append(r.Errs, r.Err)...))

@@ -115,7 +115,30 @@ func (e *entry) syncWorker(w core.Worker, retire bool) {
 		}
 		w.ModifyIndex = e.index
 	}
+	for _, s := range e.StartsServing(w.Model) {
+		if s.Hive == w.Hive && !s.Registered {
+			s.Registered = true
+			e.PutStart(s)
+		}
+	}
 	e.PutWorker(w)
+}
+
+// claimStart replaces the last decision where a worker with the model starts, if that is the one
+// the caller knows.
+func (e *entry) claimStart(op *raftv1.ClaimStart) error {
+	s := startFromProto(op.GetStart())
+	last, _ := e.Start(s.Model)
+	switch last.Request {
+	case s.Request:
+		return nil // repeated
+	case op.GetPrevious():
+	default:
+		return core.Errorf(core.Conflict, "start a worker with %s: another queen has decided where", s.Model).Hint("Try again.")
+	}
+	s.Index = e.index
+	e.PutStart(s)
+	return nil
 }
 
 func sameHive(a, b core.Hive) bool {

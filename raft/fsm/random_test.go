@@ -34,7 +34,7 @@ func random(r *rand.Rand) *raftv1.Command {
 		return s
 	}
 	c := func() *raftv1.Command {
-		switch r.IntN(20) {
+		switch r.IntN(22) {
 		case 0:
 			return fsm.RemoveHive(h())
 		case 1:
@@ -65,6 +65,10 @@ func random(r *rand.Rand) *raftv1.Command {
 			return fsm.DeleteToken(fmt.Sprint("j", r.IntN(3)))
 		case 13:
 			return fsm.SetKeyring([]byte{byte(r.IntN(3))}, uint64(r.IntN(5)))
+		case 20, 21:
+			n := r.IntN(3)
+			previous := []string{"", fmt.Sprint("r", (n+1)%3)}[r.IntN(2)]
+			return fsm.ClaimStart(state.Start{Model: "m", Hive: h(), Served: "rbee-tiny", Request: fmt.Sprint("r", n)}, previous)
 		case 14, 15, 16:
 			var list []fsm.HiveState
 			for _, n := range r.Perm(4)[:1+r.IntN(3)] {
@@ -167,7 +171,7 @@ func TestEveryFieldSurvives(t *testing.T) {
 	h.Status, h.RPCAddress = core.HiveSuspect, "h:1"
 	w := core.Worker{}
 	fill(t, reflect.ValueOf(&w).Elem(), "Load", "CreateIndex", "ModifyIndex")
-	w.Hive, w.State = h.ID, core.WorkerReady
+	w.Hive, w.State, w.Capabilities = h.ID, core.WorkerReady, "chat tools"
 	c := core.Cluster{}
 	fill(t, reflect.ValueOf(&c).Elem(), "CreateIndex", "ModifyIndex")
 	api := core.Token{}

@@ -81,6 +81,11 @@ var recordKinds = []recordKind{
 			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RevokedToken{RevokedToken: &raftv1.RevokedToken{Token: t.Token, Index: t.Index}}}
 		})
 	}},
+	{"start", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		yieldAll(s.Starts(nil), yield, func(d state.Start) *raftv1.SnapshotRecord {
+			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Start{Start: startToProto(d)}}
+		})
+	}},
 	{"hive", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
 		s.EachHive(nil, func(h *core.Hive) bool {
 			return yield(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: hiveToProto(*h)}})
@@ -240,6 +245,12 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 			return errors.New("a revoked token without an id, or there twice")
 		}
 		t.PutRevokedToken(gone)
+	case *raftv1.SnapshotRecord_Start:
+		d := startFromProto(r.Start)
+		if _, twice := t.Start(d.Model); twice || !isID(d.Model) {
+			return errors.New("a start without a model, or there twice")
+		}
+		t.PutStart(d)
 	case *raftv1.SnapshotRecord_Hive:
 		h := hiveFromProto(r.Hive)
 		if _, twice := t.Hive(h.ID); twice || !isID(h.ID) {

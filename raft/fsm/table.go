@@ -49,8 +49,13 @@ var features = []Feature{
 	{Name: "join tokens that are bound to their first use", Since: 3, Fields: []string{"PutNode.bind_token", "Token.used_unix"}},
 	{Name: "worker ids that are each hive's own", Since: 3, Fields: []string{"SyncHive.own_ids", "RetireWorker.hive"}, State: sharedWorkerIDs, Optional: true},
 	{Name: "nodes that keep their roles", Since: 3, Fields: []string{"PutNode.keep_roles"}, Optional: true},
+	{Name: "capabilities of workers", Since: 3, Fields: []string{"Worker.capabilities"}, Optional: true},
 	{Name: "remembered revocations", Since: 3, Optional: true, Fields: []string{
 		"DeleteToken.revoked", "SnapshotRecord.revoked_token", "RevokedToken.token", "RevokedToken.index",
+	}},
+	{Name: "starts that are decided once", Since: 3, Fields: []string{
+		"Command.claim_start", "ClaimStart.start", "ClaimStart.previous", "SnapshotRecord.start",
+		"Start.model", "Start.hive", "Start.served", "Start.request", "Start.registered", "Start.index",
 	}},
 }
 
@@ -187,6 +192,12 @@ func (t *Table) Required(c *raftv1.Command) uint32 { return t.needs(c.ProtoRefle
 // What it still needs, Required says.
 func (t *Table) Fit(c *raftv1.Command, version uint32) {
 	t.strip(c.ProtoReflect(), version, true)
+}
+
+// Knows reports whether queens of a version know a field, such as Worker.capabilities. Version 0,
+// of no queen, knows all.
+func Knows(version uint32, field string) bool {
+	return version == 0 || !slices.ContainsFunc(features, func(f Feature) bool { return f.Since > version && slices.Contains(f.Fields, field) })
 }
 
 // Missing names the features of a command that queens of a version lack.

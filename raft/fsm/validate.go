@@ -66,6 +66,8 @@ func Validate(c *raftv1.Command) error {
 		v.id("token id", op.DeleteToken.GetToken())
 	case *raftv1.Command_SetKeyring:
 		v.blob("sealed gossip keys", op.SetKeyring.GetSealedKeys(), 1, MaxBlobBytes)
+	case *raftv1.Command_ClaimStart:
+		v.claimStart(op.ClaimStart)
 	default:
 		v.fail(core.Invalid, "the command says nothing to do")
 	}
@@ -211,6 +213,21 @@ func (v *validator) token(t *raftv1.Token) {
 	}
 }
 
+func (v *validator) claimStart(op *raftv1.ClaimStart) {
+	s := op.GetStart()
+	v.some("model", s.GetModel(), MaxTextBytes)
+	v.some("model on the hive", s.GetServed(), MaxTextBytes)
+	v.id("hive id", s.GetHive())
+	v.id("request id", s.GetRequest())
+	v.text("previous request id", op.GetPrevious(), MaxIDBytes)
+	if s.GetRequest() == op.GetPrevious() {
+		v.fail(core.Invalid, "the start of %s replaces itself", s.GetModel())
+	}
+	if s.GetRegistered() || s.GetIndex() != 0 {
+		v.fail(core.Invalid, "the start of %s claims what only the registry knows", s.GetModel())
+	}
+}
+
 func (v *validator) syncHives(op *raftv1.SyncHives) {
 	switch n := len(op.GetHives()); {
 	case n == 0:
@@ -291,6 +308,14 @@ func (v *validator) worker(hive string, w *raftv1.Worker) {
 	v.text("worker nonce", w.GetNonce(), MaxIDBytes)
 	if w.GetSlots() < 0 || w.GetContextTokens() < 0 {
 		v.fail(core.Invalid, "worker %s has %d slots of %d tokens", w.GetId(), w.GetSlots(), w.GetContextTokens())
+	}
+	if n := len(w.GetCapabilities()); n > core.MaxCapabilities {
+		v.fail(core.Invalid, "worker %s has %d capabilities, at most %d are allowed", w.GetId(), n, core.MaxCapabilities)
+	}
+	for _, c := range w.GetCapabilities() {
+		if !core.ValidCapability(c) {
+			v.fail(core.Invalid, "worker %s has a malformed capability", w.GetId())
+		}
 	}
 	oneOf(v, "worker state", w.GetState(), core.WorkerLoading, core.WorkerReady, core.WorkerRetiring, core.WorkerFailed)
 }

@@ -2,6 +2,7 @@ package fsm_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,6 +64,8 @@ func TestValidate(t *testing.T) {
 		"another hive's worker":         {with(func(s *raftv1.SyncHive) { s.Workers[0].Hive = "h2" }), core.Invalid},
 		"a worker twice":                {with(func(s *raftv1.SyncHive) { s.Workers = append(s.Workers, s.Workers[0]) }), core.Invalid},
 		"an unknown state":              {with(func(s *raftv1.SyncHive) { s.Workers[0].State = "" }), core.Invalid},
+		"a malformed capability":        {with(func(s *raftv1.SyncHive) { s.Workers[0].Capabilities = []string{"chat tools"} }), core.Invalid},
+		"many capabilities":             {with(func(s *raftv1.SyncHive) { s.Workers[0].Capabilities = slices.Repeat([]string{"chat"}, 33) }), core.Invalid},
 		"negative slots":                {with(func(s *raftv1.SyncHive) { s.Workers[0].Slots = -1 }), core.Invalid},
 		"a long device problem":         {with(func(s *raftv1.SyncHive) { s.Hive.Devices[0].Problem = strings.Repeat("x", 2000) }), core.Invalid},
 		"no hives":                      {fsm.SyncHives(nil), core.Invalid},

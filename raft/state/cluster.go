@@ -97,6 +97,21 @@ func (s *Snapshot) RevokedTokens(ws memdb.WatchSet) []RevokedToken {
 	return list(s.txn, ws, same[RevokedToken], tableRevoked, indexPrefix, nil)
 }
 
+// Start returns the last decision where a worker with a model starts.
+func (s *Snapshot) Start(ws memdb.WatchSet, model string) (Start, bool) {
+	s.watch(ws)
+	if found := first[Start](s.txn, ws, tableStarts, text(model)); found != nil {
+		return *found, true
+	}
+	return Start{}, false
+}
+
+// Starts returns the last decisions where workers start, sorted by model.
+func (s *Snapshot) Starts(ws memdb.WatchSet) []Start {
+	s.watch(ws)
+	return list(s.txn, ws, same[Start], tableStarts, indexPrefix, nil)
+}
+
 // RetireIntents returns all retire intents, sorted by hive and nonce.
 func (s *Snapshot) RetireIntents(ws memdb.WatchSet) []RetireIntent {
 	s.watch(ws)

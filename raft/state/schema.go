@@ -21,6 +21,7 @@ const (
 	tableHives      = "hives"
 	tableWorkers    = "workers"
 	tableRoutes     = "routes"
+	tableStarts     = "starts"
 
 	indexID     = "id"
 	indexPrefix = "id_prefix"
@@ -28,10 +29,11 @@ const (
 	indexName   = "name"
 	indexAge    = "age"
 	indexNode   = "node"
+	indexServed = "served"
 )
 
-// count is the one row of its table: how many tombstones and revoked tokens there are.
-type count struct{ Tombstones, RevokedTokens int }
+// count is the one row of its table: the numbers of rows of the bounded tables.
+type count struct{ Tombstones, RevokedTokens, Starts int }
 
 // Tombstone keeps the incarnation of a hive that was removed, so that the same start of it never
 // comes back.
@@ -52,6 +54,17 @@ type RevokedToken struct {
 type RetireIntent struct {
 	Hive  string // Hive.ID
 	Nonce string // Worker.Nonce
+}
+
+// Start is the last decision where a worker with a model is started for requests. The worker_spawn
+// has the request ID that the decision made up, so that it is one job whichever queen submits it.
+type Start struct {
+	Model      string // Model.ID
+	Hive       string // Hive.ID
+	Served     string // what the hive calls the model
+	Request    string // Request.RequestID of the worker_spawn
+	Registered bool   // the hive has had a worker with the model in the registry since
+	Index      uint64 // raft index of the decision
 }
 
 func schema() *memdb.DBSchema {
@@ -77,6 +90,9 @@ func schema() *memdb.DBSchema {
 		table(tableHives, unique(func(h *core.Hive) key { return text(h.ID) })),
 		table(tableWorkers, unique(func(w *core.Worker) key { return workerKey(w.Hive, w.ID) }),
 			many(indexHive, func(w *core.Worker) key { return text(w.Hive) })),
+		table(tableStarts, unique(func(s *Start) key { return text(s.Model) }),
+			many(indexServed, func(s *Start) key { return text(s.Served) }),
+			many(indexAge, func(s *Start) key { return number(s.Index) })),
 		table(tableRoutes, unique(func(r *routes) key { return text(r.Model) })),
 	}
 	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}

@@ -8,11 +8,12 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// MaxTombstones bounds how many tombstones are kept, and MaxRevokedTokens how many ids of revoked
-// tokens; the oldest go first.
+// MaxTombstones bounds the tombstones, MaxRevokedTokens the ids of revoked tokens and MaxStarts the
+// decisions where workers start; the oldest go first.
 const (
 	MaxTombstones    = 10_000
 	MaxRevokedTokens = 10_000
+	MaxStarts        = 1_000
 )
 
 // Txn changes a Store: all of it or, when fn of Update fails, nothing. Ids must not be empty. What
@@ -144,6 +145,35 @@ func (t *Txn) PutRevokedToken(r RevokedToken) {
 		if old := oldest[RevokedToken](t, tableRevoked); old != nil {
 			t.delete(tableRevoked, text(old.Token))
 			n.RevokedTokens--
+		}
+	}
+	t.insert(tableCount, &n)
+}
+
+// Start returns the last decision where a worker with a model starts.
+func (t *Txn) Start(model string) (Start, bool) { return row[Start](t, tableStarts, model) }
+
+// StartsServing returns the decisions whose hives call the model by the name.
+func (t *Txn) StartsServing(name string) []Start {
+	if name == "" {
+		return nil
+	}
+	return list(t.txn, nil, same[Start], tableStarts, indexServed, text(name))
+}
+
+// PutStart stores a decision in place of the model's last one, and forgets the oldest when there
+// are too many.
+func (t *Txn) PutStart(s Start) {
+	_, known := t.Start(s.Model)
+	t.insert(tableStarts, &s)
+	if known {
+		return
+	}
+	n := t.counts()
+	if n.Starts++; n.Starts > MaxStarts {
+		if old := oldest[Start](t, tableStarts); old != nil {
+			t.delete(tableStarts, text(old.Model))
+			n.Starts--
 		}
 	}
 	t.insert(tableCount, &n)

@@ -28,6 +28,7 @@ type app struct {
 	// Whether each is a terminal that a person sits at.
 	stdinTerminal  bool
 	stdoutTerminal bool
+	stdoutClosed   bool // since before this program began
 	stderrTerminal bool
 
 	addr      string // --addr
@@ -39,10 +40,17 @@ type app struct {
 	warnInClear sync.Once // that a token is sent without encryption
 }
 
-// Main runs the command line args, without the program's name, and returns the exit code. version and
-// commit are what the linker was told; empty ones are taken from the Go toolchain.
-func Main(version, commit string, args []string) int {
-	return newApp(buildOf(version, commit)).run(args)
+// Program is what Main cannot know by itself.
+type Program struct {
+	Version, Commit string // as the linker was told; empty: taken from the Go toolchain
+	StdoutClosed    bool   // before the Go runtime put /dev/null there
+}
+
+// Main runs the command line args, without the program's name, and returns the exit code.
+func Main(p Program, args []string) int {
+	a := newApp(buildOf(p.Version, p.Commit))
+	a.stdoutClosed = p.StdoutClosed
+	return a.run(args)
 }
 
 func newApp(b build) *app {
@@ -71,14 +79,18 @@ func (a *app) wantJSON() bool { return a.json || a.format == formatJSON }
 
 // run executes the command line and returns the exit code.
 func (a *app) run(args []string) int {
+	out := &output{to: a.stdout, closed: a.stdoutClosed}
+	a.stdout = out
 	root := a.rootCommand()
 	args = normalizeArgs(root, args)
 	root.SetArgs(args)
 	root.SetIn(a.stdin)
-	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	// The one place where a context begins: everything below takes it.
 	cmd, err := root.ExecuteContextC(context.Background())
+	if err == nil {
+		err = out.err // help and completion scripts are written by those who look at no error
+	}
 	if err == nil {
 		return exitOK
 	}

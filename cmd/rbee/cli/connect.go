@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -137,6 +139,9 @@ func (a *app) explainUnreachable(ctx context.Context, c *client.Client, err erro
 	if strings.Contains(core.HintOf(err), "?consistency=") { // that is for programs
 		return core.WithHint(err, "Try again in a moment. If it stays so, no majority of the queens is there: \"rbee status\" says who is missing.")
 	}
+	if _, foreign := errors.AsType[*client.ForeignError](err); foreign && !t.named && t.local.identity == nil {
+		return core.WithHint(err, "Another program uses the port of rbee. End it, or give rbee another port: set RBEE_BIND_HTTP_PORT, for this command and for the agent.")
+	}
 	if core.KindOf(err) != core.Unavailable {
 		return err
 	}
@@ -145,11 +150,16 @@ func (a *app) explainUnreachable(ctx context.Context, c *client.Client, err erro
 	if c.Healthy(probe) == nil {
 		return err // somebody is there: the error is about something else
 	}
-	return unreachable(t)
+	return unreachable(t, err)
 }
 
-func unreachable(t target) error {
+// unreachable returns the error for queens that do not answer. A refused connection says no more than
+// that; any other cause is named.
+func unreachable(t target, cause error) error {
 	where := strings.Join(t.addresses, ", ")
+	if op, ok := errors.AsType[*net.OpError](cause); ok && !errors.Is(cause, syscall.ECONNREFUSED) {
+		where += ": " + op.Err.Error()
+	}
 	switch {
 	case t.named:
 		return core.Errorf(core.Unavailable, "no agent answers at %s", where).Hint(

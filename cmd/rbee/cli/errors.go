@@ -74,8 +74,6 @@ func (a *app) report(cmd *cobra.Command, args []string, err error) int {
 		if failure.Kind == core.Cancelled || errors.Is(err, context.Canceled) {
 			failure = &core.Failure{Kind: core.Cancelled, Message: "interrupted"}
 		}
-	} else if failure.Hint == "" {
-		failure.Hint = defaultHint(failure.Kind)
 	}
 	// A wrong flag ends parsing before --format is known, hence the look at the arguments.
 	if a.wantJSON() || asksJSON(args) {
@@ -87,34 +85,6 @@ func (a *app) report(cmd *cobra.Command, args []string, err error) int {
 		fmt.Fprintf(a.stderr, "      %s\n", strings.ReplaceAll(cleanText(failure.Hint), "\n", "\n      "))
 	}
 	return code
-}
-
-// defaultHint is what to do about an error that brings no hint of its own.
-func defaultHint(kind core.Kind) string {
-	switch kind {
-	case core.Unavailable, core.WorkerLost:
-		return `Try again; "rbee status" shows what is wrong.`
-	case core.Overloaded:
-		return "Try again in a while, or start another worker with \"rbee worker spawn\"."
-	case core.Unauthenticated:
-		return "Set RBEE_TOKEN to a token of this cluster."
-	case core.Forbidden:
-		return "Use a token with a wider scope in RBEE_TOKEN."
-	case core.DeadlineExceeded:
-		return `"rbee job list" shows whether it goes on.`
-	case core.NotFound:
-		return `"rbee ls" shows the models, "rbee ps" the workers, "rbee job list" the jobs.`
-	case core.Integrity:
-		return "Download it again; if it happens twice, the source is damaged."
-	case core.TooLarge:
-		return `Take a smaller model, fewer slots or a shorter context; "rbee hive get localhost" and "rbee ps" show what is in use.`
-	case core.InUse:
-		return `"rbee ps" shows the workers; "rbee stop ID" ends one.`
-	case core.Internal:
-		return "The agent's log says more; this may be a defect of rbee."
-	case core.Cancelled, core.Invalid, core.Conflict, core.Unsupported:
-	}
-	return ""
 }
 
 // asksJSON looks for --format json in unparsed arguments.

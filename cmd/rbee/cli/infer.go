@@ -44,7 +44,7 @@ func (g *generation) read(cmd *cobra.Command) error {
 		if g.maxTokens < 1 {
 			return usagef("--max-tokens must be 1 or more, not %d", g.maxTokens)
 		}
-		g.sampling.MaxTokens = &g.maxTokens
+		g.sampling.MaxTokens = new(openai.Int(g.maxTokens))
 	}
 	if f.Changed("temperature") {
 		if !(g.temperature >= 0 && g.temperature <= 2) {
@@ -53,7 +53,7 @@ func (g *generation) read(cmd *cobra.Command) error {
 		g.sampling.Temperature = &g.temperature
 	}
 	if f.Changed("seed") {
-		g.sampling.Seed = &g.seed
+		g.sampling.Seed = new(openai.Int(g.seed))
 	}
 	if slices.Contains(g.stop, "") {
 		return usagef("--stop must not be empty")
@@ -264,7 +264,7 @@ func (a *app) streamChat(ctx context.Context, c *client.Client, r openai.ChatReq
 
 func (a *app) completeRaw(ctx context.Context, c *client.Client, r openai.CompletionRequest, noStream bool) error {
 	if r.MaxTokens == nil {
-		r.MaxTokens = new(defaultRawTokens) // the API's own default is 16
+		r.MaxTokens = new(openai.Int(defaultRawTokens)) // the API's own default is 16
 	}
 	if noStream || a.wantJSON() {
 		resp, _, err := c.Complete(ctx, r)

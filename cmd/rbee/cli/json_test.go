@@ -175,6 +175,8 @@ func typeText(rt reflect.Type) string {
 		return "any"
 	case rt.Implements(textMarshaler):
 		return "duration"
+	case rt == reflect.TypeFor[core.Capabilities]():
+		return "list of text"
 	}
 	switch rt.Kind() {
 	case reflect.Slice:

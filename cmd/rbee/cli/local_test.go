@@ -1,9 +1,15 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,7 +93,7 @@ func TestTargetOfAMachineInACluster(t *testing.T) {
 	got, err = appWith(env).target()
 	must.NoError(t, err)
 	must.Eq(t, []string{"https://10.0.0.2:9000", "https://[fd00::3]:9000"}, got.addresses)
-	must.StrContains(t, unreachable(got).Error(), "this machine is a hive")
+	must.StrContains(t, unreachable(got, nil).Error(), "this machine is a hive")
 
 	// What the user names wins; the CA of the cluster is still known.
 	env["RBEE_ADDR"] = " q1:1, ,q2:2 "
@@ -199,4 +205,32 @@ func TestTargetWithOnlyACA(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, client.DefaultAddress, c.Address())
 	must.SliceEmpty(t, c.InClear())
+}
+
+// Another server has the port: no command takes it for an agent, and none is started behind it.
+func TestForeignServerOnThePort(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = io.WriteString(w, strings.Repeat("<p>welcome</p>", 1000))
+	}))
+	t.Cleanup(srv.Close)
+	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
+	must.NoError(t, err)
+	for _, command := range []string{"run rbee-tiny hi", "infer --model rbee-tiny --prompt hi", "chat rbee-tiny", "ls", "status", "pull rbee-tiny"} {
+		t.Run(command, func(t *testing.T) {
+			t.Parallel()
+			env := map[string]string{"HOME": t.TempDir(), "RBEE_BIND_HTTP_PORT": port}
+			var stdout, stderr bytes.Buffer
+			a := &app{stdin: strings.NewReader("hi\n"), stdout: &stdout, stderr: &stderr, now: time.Now, env: func(name string) (string, bool) { v, ok := env[name]; return v, ok }}
+			must.Eq(t, exitFailed, a.run(strings.Fields(command)))
+			must.Eq(t, "", stdout.String())
+			must.StrContains(t, stderr.String(), "the server at "+srv.URL+" is not rbee: it answered 200 OK with an HTML page")
+			must.StrContains(t, stderr.String(), "RBEE_BIND_HTTP_PORT")
+			must.Less(t, 500, stderr.Len())
+			entries, err := os.ReadDir(env["HOME"])
+			must.NoError(t, err)
+			must.Len(t, 0, entries)
+		})
+	}
 }

@@ -170,6 +170,7 @@ func (a *app) writeModel(w io.Writer, m core.Model, hives []core.Hive) error {
 	f.add("Fetched", a.ago(m.CreatedAt))
 	f.add("Hives", strings.Join(hiveNamesOf(m.Hives, hives), ", "))
 	f.add("Loaded by", strings.Join(m.LoadedBy, ", "))
+	f.add("Can do", strings.Join(m.Capabilities.List(), ", "))
 	return errors.Join(f.write(w), writeFits(w, m.Fits, hives), writeFiles(w, m.Files))
 }
 

@@ -2,14 +2,18 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 // The values of --format.
@@ -17,6 +21,30 @@ const (
 	formatTable = "table"
 	formatJSON  = "json"
 )
+
+// output is stdout. It remembers the first error of writing, which fails the command whatever wrote.
+// It is not safe for concurrent use.
+type output struct {
+	to     io.Writer
+	closed bool // it was closed before this program began
+	err    error
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	if o.err != nil {
+		return 0, o.err
+	}
+	if o.closed {
+		o.err = core.Errorf(core.Internal, "write to stdout: it is closed")
+		return 0, o.err
+	}
+	n, err := o.to.Write(b)
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		err = path.Err
+	}
+	o.err = core.Wrap(err, core.Internal, "write to stdout")
+	return n, o.err
+}
 
 // writeJSON writes v as the CLI shows JSON everywhere: indented, with a newline at the end.
 func writeJSON(w io.Writer, v any) error {

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"bytes"
+	"io/fs"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -152,5 +154,48 @@ func TestMeterTakesOddProgress(t *testing.T) {
 		}
 		m.close()
 		must.StrNotContains(t, b.String(), "a\nb")
+	}
+}
+
+// fullDisk takes no byte.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) {
+	return 0, &fs.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}
+}
+
+// What is not written fails the command, whoever wrote it.
+func TestOutputThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	commands := []string{"--help", "help ls", "ls --help", "version", "--version", "completion bash", "completion zsh", "operations", "config show --dev", "__complete ls --f", "infer --model rbee-tiny --prompt hi", "run rbee-tiny hi"}
+	for _, p := range printedJSON() {
+		commands = append(commands, p.command, p.command+" --json")
+	}
+	for _, command := range commands {
+		t.Run(command, func(t *testing.T) {
+			t.Parallel()
+			for name, a := range map[string]*app{"full": {stdout: fullDisk{}}, "closed": {stdout: &bytes.Buffer{}, stdoutClosed: true}} {
+				q := newFakeQueen(t)
+				q.addWorker(fakeWorker("w1", "rbee-tiny"))
+				home := t.TempDir()
+				var stderr bytes.Buffer
+				env := map[string]string{"RBEE_ADDR": q.http.URL, "HOME": home}
+				a.stdin, a.stderr, a.now, a.build = strings.NewReader(""), &stderr, time.Now, buildOf("", "")
+				a.env = func(name string) (string, bool) { v, ok := env[name]; return v, ok }
+				must.Eq(t, exitFailed, a.run(strings.Fields(command)), must.Sprint(name))
+				must.StrContains(t, stderr.String(), "write to stdout: ")
+			}
+		})
+	}
+}
+
+// A hint is of the one who knows the cause: none is made up from the kind of an error.
+func TestReportAddsNoHint(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []core.Kind{core.Internal, core.Invalid, core.NotFound, core.Conflict, core.InUse, core.Unavailable, core.Overloaded, core.TooLarge, core.Integrity, core.Unsupported, core.Unauthenticated, core.Forbidden, core.Cancelled, core.DeadlineExceeded, core.WorkerLost} {
+		var stderr bytes.Buffer
+		a := &app{stderr: &stderr}
+		must.Eq(t, exitFailed, a.report(nil, nil, core.Errorf(kind, "it broke")))
+		must.Eq(t, "rbee: it broke\n", stderr.String())
 	}
 }

@@ -84,7 +84,7 @@ func newFakeQueen(tb testing.TB) *fakeQueen {
 func fakeWorker(id, model string) core.Worker {
 	return core.Worker{
 		ID: id, Hive: "h1", Type: "cpu", Version: "0.1.0-llama.cpp-v0.5.0", Model: model, ModelDigest: "sha256:" + strings.Repeat("ab", 32), Device: "cpu", Slots: 4,
-		ContextTokens: 1024, State: core.WorkerReady, Nonce: "n", CreateIndex: 7, ModifyIndex: 9,
+		ContextTokens: 1024, State: core.WorkerReady, Nonce: "n", Capabilities: "chat tools", CreateIndex: 7, ModifyIndex: 9,
 		Load: core.Load{At: fakeStart.Add(80 * time.Second), Active: 1, Queued: 2, TokensPerSecond: 123.4, TokensTotal: 99, KVUsedTokens: 17},
 	}
 }

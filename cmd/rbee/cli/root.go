@@ -80,6 +80,7 @@ Long flags work with one dash, too: -dev is --dev.`,
 	_ = root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{formatTable, formatJSON}, cobra.ShellCompDirectiveNoFileComp))
 	_ = root.RegisterFlagCompletionFunc("addr", cobra.NoFileCompletions)
 
+	root.SetOut(a.stdout) // before the command is made that writes completion scripts
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	classifyUsage(root)

@@ -17,7 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"rbee": func() { os.Exit(Main("", "", os.Args[1:])) }})
+	testscript.Main(m, map[string]func(){"rbee": func() { os.Exit(Main(Program{}, os.Args[1:])) }})
 }
 
 type queenKey struct{}

@@ -162,7 +162,7 @@ func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []s
 		func() error { return heading(w, "Hives") },
 		func() error { return a.hiveTable(s.Hives, s.Workers).write(w) },
 		func() error { return heading(w, "Workers") },
-		func() error { return a.workerTable(s.Workers, s.Hives).write(w) },
+		func() error { return a.workerTable(s.Workers, s.Hives, false).write(w) },
 		func() error { return heading(w, "Models") },
 		func() error { return modelTable(models, s.Hives).write(w) },
 		func() error { return moreLine(w, moreModels) },

@@ -128,7 +128,8 @@ func (a *app) watchTop(ctx context.Context, c *client.Client, v topView, interva
 
 // screenSize is that of the terminal at stdout, and what is usual where it does not say.
 func (a *app) screenSize() (width, height int) {
-	if f, ok := a.stdout.(*os.File); ok {
+	out, _ := a.stdout.(*output)
+	if f, ok := out.to.(*os.File); ok {
 		if width, height, err := term.GetSize(int(f.Fd())); err == nil && width > 0 && height > 0 {
 			return width, height
 		}

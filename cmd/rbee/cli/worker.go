@@ -38,6 +38,7 @@ func (a *app) psCommand() *cobra.Command {
 
 func (a *app) workerListCommand() *cobra.Command {
 	var hive string
+	var long bool
 	cmd := &cobra.Command{
 		Short: "List the active workers",
 		Args:  exactly(),
@@ -59,9 +60,10 @@ func (a *app) workerListCommand() *cobra.Command {
 			workers = slices.DeleteFunc(workers, func(w core.Worker) bool { return w.Hive != h.ID })
 		}
 		sortWorkers(workers)
-		return a.show(list(workers), a.workerTable(workers, hives).write)
+		return a.show(list(workers), a.workerTable(workers, hives, long).write)
 	})
 	a.hiveFlag(cmd, &hive, "", "only those of this `HIVE`")
+	cmd.Flags().BoolVarP(&long, "long", "l", false, "show also their context and what they can do")
 	return cmd
 }
 
@@ -72,8 +74,13 @@ func sortWorkers(workers []core.Worker) {
 }
 
 // workerTable is the table of "rbee ps". A worker of a silent hive shows what is known of the hive.
-func (a *app) workerTable(workers []core.Worker, hives []core.Hive) *table {
-	t := newTable("No workers. \"rbee run MODEL\" starts one.", "ID", "MODEL", "HIVE", "TYPE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "SEEN")
+// long adds what they can do.
+func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *table {
+	columns := []string{"ID", "MODEL", "HIVE", "TYPE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "SEEN"}
+	if long {
+		columns = append(columns, "CONTEXT", "CAN DO")
+	}
+	t := newTable("No workers. \"rbee run MODEL\" starts one.", columns...)
 	for _, w := range workers {
 		name, state, seen := w.Hive, string(w.State), w.Load.At
 		for _, h := range hives {
@@ -92,8 +99,14 @@ func (a *app) workerTable(workers []core.Worker, hives []core.Hive) *table {
 				seen = h.LastBeat
 			}
 		}
-		t.add(w.ID, w.Model, name, w.Type, w.Device, state, fmt.Sprintf("%d/%d", w.Load.Active, w.Slots), fmt.Sprint(w.Load.Queued),
-			rateText(w.Load.TokensPerSecond), a.ago(seen))
+		row := []string{
+			w.ID, w.Model, name, w.Type, w.Device, state, fmt.Sprintf("%d/%d", w.Load.Active, w.Slots), fmt.Sprint(w.Load.Queued),
+			rateText(w.Load.TokensPerSecond), a.ago(seen),
+		}
+		if long {
+			row = append(row, numberText(w.ContextTokens), strings.Join(w.Capabilities.List(), " "))
+		}
+		t.add(row...)
 	}
 	return t
 }
@@ -273,7 +286,7 @@ A worker that is retired already is no error.`,
 				return err
 			}
 			fmt.Fprintf(a.stderr, "Would retire %s:\n", plural(len(workers), "worker"))
-			return a.show(workers, a.workerTable(workers, hives).write)
+			return a.show(workers, a.workerTable(workers, hives, false).write)
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("Retire %s?", describeWorkers(workers))); err != nil {
 			return err

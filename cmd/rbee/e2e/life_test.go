@@ -82,7 +82,7 @@ func (c *cluster) allClient() *client.Client {
 // tinyQuestion is one that rbee-tiny knows the answer to.
 func tinyQuestion(maxTokens int) openai.ChatRequest {
 	return openai.ChatRequest{
-		Model: "rbee-tiny", MaxCompletionTokens: &maxTokens, Messages: []openai.Message{{Role: "user", Content: openai.TextContent("What is a queen?")}},
+		Model: "rbee-tiny", MaxCompletionTokens: new(openai.Int(maxTokens)), Messages: []openai.Message{{Role: "user", Content: openai.TextContent("What is a queen?")}},
 	}
 }
 

@@ -8,18 +8,19 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 )
 
 // Bounds of a request, beside the size that the caller sets.
 const (
-	MaxDepth       = 64   // nesting of arrays and objects
-	MaxMessages    = 8192 // of one conversation
-	MaxStops       = 16   // stop strings
-	MaxStopBytes   = 512  // of one stop string
-	MaxLogitBias   = 1024 // entries
-	maxTokensLimit = math.MaxInt32
+	MaxDepth     = 64   // nesting of arrays and objects
+	MaxMessages  = 8192 // of one conversation
+	MaxStops     = 16   // stop strings
+	MaxStopBytes = 512  // of one stop string
+	MaxLogitBias = 4096 // entries
+	MaxBiasBytes = 256  // of one text of logit_bias
+	MaxBreakers  = 64   // dry_sequence_breakers
+	MaxSamplers  = 32   // entries of samplers
 )
 
 // Head is what a router needs to know of a request before it passes the body on untouched.
@@ -179,6 +180,12 @@ func wants(t reflect.Type) string {
 		return `an array of objects with a "type"`
 	case reflect.TypeFor[Stop]():
 		return "a string or an array of strings"
+	case reflect.TypeFor[Int]():
+		return "an integer"
+	case reflect.TypeFor[LogitBias]():
+		return "an object from token ids to numbers, or an array of such pairs"
+	case reflect.TypeFor[Samplers]():
+		return "an array of names or a string of letters"
 	case reflect.TypeFor[Prompt]():
 		return "a string, an array of strings or an array of token ids"
 	}
@@ -233,13 +240,13 @@ func (r *ChatRequest) Validate() error {
 	if r.ReasoningEffort != "" && !slices.Contains(Efforts, r.ReasoningEffort) {
 		return Invalid("reasoning_effort", "reasoning_effort %q is unknown; it is one of %s", r.ReasoningEffort, strings.Join(Efforts, ", "))
 	}
-	if err := intRange("max_completion_tokens", r.MaxCompletionTokens, 1, maxTokensLimit); err != nil {
+	if err := intRange("max_completion_tokens", r.MaxCompletionTokens, -1, math.MaxInt64); err != nil {
 		return err
 	}
 	if err := intRange("top_logprobs", r.TopLogProbs, 0, 20); err != nil {
 		return err
 	}
-	if r.TopLogProbs != nil && (r.LogProbs == nil || !*r.LogProbs) {
+	if r.TopLogProbs != nil && *r.TopLogProbs > 0 && (r.LogProbs == nil || !*r.LogProbs) {
 		return Invalid("top_logprobs", "top_logprobs needs logprobs: true")
 	}
 	if f := r.ResponseFormat; f != nil {
@@ -257,7 +264,7 @@ func (r *CompletionRequest) Validate() error {
 	if r.Prompt.Texts == nil && r.Prompt.Tokens == nil {
 		return Invalid("prompt", "prompt is missing")
 	}
-	if err := intRange("logprobs", r.LogProbs, 0, 5); err != nil {
+	if err := intRange("logprobs", r.LogProbs, 0, 20); err != nil {
 		return err
 	}
 	if err := intRange("best_of", r.BestOf, 1, 20); err != nil {
@@ -266,62 +273,8 @@ func (r *CompletionRequest) Validate() error {
 	return r.Sampling.validate()
 }
 
-func (s *Sampling) validate() error {
-	for _, c := range []struct {
-		name     string
-		v        *float64
-		min, max float64
-	}{
-		{"temperature", s.Temperature, 0, 2},
-		{"top_p", s.TopP, 0, 1},
-		{"min_p", s.MinP, 0, 1},
-		{"frequency_penalty", s.FrequencyPenalty, -2, 2},
-		{"presence_penalty", s.PresencePenalty, -2, 2},
-		{"repeat_penalty", s.RepeatPenalty, 0.01, 10},
-	} {
-		if c.v != nil && !(*c.v >= c.min && *c.v <= c.max) {
-			return Invalid(c.name, "%s must be between %v and %v, not %v", c.name, c.min, c.max, *c.v)
-		}
-	}
-	if err := intRange("top_k", s.TopK, -1, math.MaxInt32); err != nil {
-		return err
-	}
-	if err := intRange("max_tokens", s.MaxTokens, 1, maxTokensLimit); err != nil {
-		return err
-	}
-	if err := intRange("n", s.N, 1, 128); err != nil {
-		return err
-	}
-	if s.StreamOptions != nil && !s.Stream {
-		return Invalid("stream_options", "stream_options needs stream: true")
-	}
-	if len(s.Stop) > MaxStops {
-		return Invalid("stop", "stop has %d strings; at most %d are taken", len(s.Stop), MaxStops)
-	}
-	for _, stop := range s.Stop {
-		if stop == "" {
-			return Invalid("stop", "stop must not have an empty string")
-		}
-		if len(stop) > MaxStopBytes {
-			return Invalid("stop", "stop has a string of %d bytes; at most %d are taken", len(stop), MaxStopBytes)
-		}
-	}
-	if len(s.LogitBias) > MaxLogitBias {
-		return Invalid("logit_bias", "logit_bias has %d entries; at most %d are taken", len(s.LogitBias), MaxLogitBias)
-	}
-	for token, bias := range s.LogitBias {
-		if id, err := strconv.ParseInt(token, 10, 32); err != nil || id < 0 {
-			return Invalid("logit_bias", "logit_bias has the key %q; keys are token ids", token)
-		}
-		if !(bias >= -100 && bias <= 100) {
-			return Invalid("logit_bias", "logit_bias of token %s must be between -100 and 100, not %v", token, bias)
-		}
-	}
-	return nil
-}
-
-func intRange(name string, v *int, lo, hi int) error {
-	if v == nil || *v >= lo && *v <= hi {
+func intRange(name string, v *Int, lo, hi int64) error {
+	if v == nil || int64(*v) >= lo && int64(*v) <= hi {
 		return nil
 	}
 	if hi >= math.MaxInt32 {

@@ -62,28 +62,40 @@ func TestDecodeRefuses(t *testing.T) {
 		`{"messages":["x"]}`:             {"messages", "messages must be an object, not a string"},
 		`{"messages":[{"content":"x"}]}`: {"messages[0].role", "missing"},
 		`{"messages":[{"role":"king"}]}`: {"messages[0].role", `"king" is unknown`},
-		`{"messages":[{"role":"user","content":7}]}`:                      {"messages.content", "a string or an array of parts, not a number"},
-		`{"messages":[{"role":"user","content":{"a":1}}]}`:                {"messages.content", "a string or an array of parts, not an object"},
-		`{"messages":[{"role":"user","content":[1]}]}`:                    {"messages.content", "array of objects"},
-		msg(`"temperature":"hot"`):                                        {"temperature", "temperature must be a number, not a string"},
-		msg(`"temperature":2.1`):                                          {"temperature", "between 0 and 2"},
-		msg(`"top_p":-0.1`):                                               {"top_p", "between 0 and 1"},
-		msg(`"min_p":1.5`):                                                {"min_p", "between 0 and 1"},
-		msg(`"top_k":-2`):                                                 {"top_k", "-1 or more"},
-		msg(`"top_k":1.5`):                                                {"top_k", "top_k must be an integer, not 1.5"},
-		msg(`"seed":1e30`):                                                {"seed", "an integer"},
-		msg(`"max_tokens":0`):                                             {"max_tokens", "1 or more"},
-		msg(`"max_completion_tokens":-1`):                                 {"max_completion_tokens", "1 or more"},
-		msg(`"stop":""`):                                                  {"stop", "empty string"},
-		msg(`"stop":[1]`):                                                 {"stop", "a string or an array of strings"},
-		msg(`"stop":{}`):                                                  {"stop", "a string or an array of strings, not an object"},
-		msg(`"stop":[` + strings.Join(many, ",") + `]`):                   {"stop", "at most 16"},
-		msg(`"stop":"` + strings.Repeat("x", 600) + `"`):                  {"stop", "600 bytes"},
-		msg(`"stream":"yes"`):                                             {"stream", "true or false"},
-		msg(`"stream_options":{"include_usage":true}`):                    {"stream_options", "needs stream"},
-		msg(`"stream":true,"stream_options":{"include_usage":1}`):         {"stream_options.include_usage", "true or false"},
-		msg(`"n":0`):                                                      {"n", "between 1 and 128"},
-		msg(`"logit_bias":{"x":1}`):                                       {"logit_bias", "token ids"},
+		`{"messages":[{"role":"user","content":7}]}`:              {"messages.content", "a string or an array of parts, not a number"},
+		`{"messages":[{"role":"user","content":{"a":1}}]}`:        {"messages.content", "a string or an array of parts, not an object"},
+		`{"messages":[{"role":"user","content":[1]}]}`:            {"messages.content", "array of objects"},
+		msg(`"temperature":"hot"`):                                {"temperature", "temperature must be a number, not a string"},
+		msg(`"temperature":2.1`):                                  {"temperature", "between 0 and 2"},
+		msg(`"top_p":-0.1`):                                       {"top_p", "between 0 and 1"},
+		msg(`"min_p":1.5`):                                        {"min_p", "between 0 and 1"},
+		msg(`"top_k":-2`):                                         {"top_k", "-1 or more"},
+		msg(`"top_k":1.5`):                                        {"top_k", "top_k must be an integer, not 1.5"},
+		msg(`"seed":1.5`):                                         {"seed", "seed must be an integer, not 1.5"},
+		msg(`"seed":"1"`):                                         {"seed", "seed must be an integer, not a string"},
+		msg(`"max_tokens":-2`):                                    {"max_tokens", "-1 or more"},
+		msg(`"max_completion_tokens":-2`):                         {"max_completion_tokens", "-1 or more"},
+		msg(`"stop":""`):                                          {"stop", "empty string"},
+		msg(`"stop":[1]`):                                         {"stop", "a string or an array of strings"},
+		msg(`"stop":{}`):                                          {"stop", "a string or an array of strings, not an object"},
+		msg(`"stop":[` + strings.Join(many, ",") + `]`):           {"stop", "at most 16"},
+		msg(`"stop":"` + strings.Repeat("x", 600) + `"`):          {"stop", "600 bytes"},
+		msg(`"stream":"yes"`):                                     {"stream", "true or false"},
+		msg(`"stream":true,"stream_options":{"include_usage":1}`): {"stream_options.include_usage", "true or false"},
+		msg(`"n":0`):                                              {"n", "between 1 and 128"},
+		msg(`"logit_bias":{"x":true}`):                            {"logit_bias", "an object from token ids to numbers"},
+		msg(`"logit_bias":[["x"]]`):                               {"logit_bias", "an array of such pairs"},
+		msg(`"logit_bias":[[1.5,1]]`):                             {"logit_bias", "an array of such pairs"},
+		msg(`"logit_bias":7`):                                     {"logit_bias", "not a number"},
+		msg(`"logit_bias":[` + strings.Repeat(`[1,1],`, 1_000_000) + `[1,1]]`): {"logit_bias", "more than 4096"},
+		msg(`"samplers":[1]`):                                             {"samplers", "an array of names"},
+		msg(`"samplers":"` + strings.Repeat("k", 99) + `"`):               {"samplers", "99 entries"},
+		msg(`"typical_p":2`):                                              {"typical_p", "between 0 and 1"},
+		msg(`"xtc_probability":-1`):                                       {"xtc_probability", "between 0 and 1"},
+		msg(`"dry_allowed_length":0`):                                     {"dry_allowed_length", "1 or more"},
+		msg(`"dry_sequence_breakers":[""]`):                               {"dry_sequence_breakers", "empty string"},
+		msg(`"repeat_last_n":-2`):                                         {"repeat_last_n", "-1 or more"},
+		msg(`"mirostat":3`):                                               {"mirostat", "between 0 and 2"},
 		msg(`"logit_bias":{"-1":1}`):                                      {"logit_bias", "token ids"},
 		msg(`"logit_bias":{"5":101}`):                                     {"logit_bias", "between -100 and 100"},
 		msg(`"frequency_penalty":3`):                                      {"frequency_penalty", "between -2 and 2"},
@@ -116,6 +128,43 @@ func msg(more string) string {
 	return `{"messages":[{"role":"user","content":"x"}],` + more + `}`
 }
 
+func TestDecodeNumbers(t *testing.T) {
+	t.Parallel()
+	for spelling, want := range map[string]int{
+		"100": 100, "100.0": 100, "1e2": 100, "-1": 0, "-1.0": 0, "0": 0, "2147483648": math.MaxInt32, "1e30": math.MaxInt32, "null": 0,
+	} {
+		r, err := DecodeChat([]byte(msg(`"max_tokens":` + spelling)))
+		must.NoError(t, err, must.Sprint(spelling))
+		must.Eq(t, want, r.MaxOutput(), must.Sprint(spelling))
+		must.Eq(t, spelling == "0", r.NoOutput(), must.Sprint(spelling))
+	}
+	r, err := DecodeCompletion([]byte(`{"prompt":"x","n_predict":7,"seed":18446744073709551615,"top_logprobs":0,"stream_options":{"include_usage":true}}`))
+	must.NoError(t, err)
+	must.Eq(t, 7, r.MaxOutput())
+	must.Eq(t, math.MaxInt64, *r.Seed)
+}
+
+func TestDecodeLogitBias(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]LogitBias{
+		`{"5":-100,"7":1.5}`:                {{ID: 5, Bias: -100}, {ID: 7, Bias: 1.5}},
+		`{" bee":2,"5":false}`:              {{Text: " bee", Bias: 2}, {ID: 5, Bias: math.Inf(-1)}},
+		`[[5,false],["bee",-1],["5",1]]`:    {{ID: 5, Bias: math.Inf(-1)}, {Text: "bee", Bias: -1}, {ID: 5, Bias: 1}},
+		`[]`:                                nil,
+		`null`:                              nil,
+		`{"1":0.0000000000000000000000001}`: {{ID: 1, Bias: 1e-25}},
+	} {
+		r, err := DecodeChat([]byte(msg(`"logit_bias":` + text)))
+		must.NoError(t, err, must.Sprint(text))
+		must.Eq(t, want, r.LogitBias)
+		b, err := json.Marshal(r)
+		must.NoError(t, err)
+		again, err := DecodeChat(b)
+		must.NoError(t, err)
+		must.Eq(t, want, again.LogitBias)
+	}
+}
+
 func TestDecodeCompletion(t *testing.T) {
 	t.Parallel()
 	for body, want := range map[string]Prompt{
@@ -130,7 +179,7 @@ func TestDecodeCompletion(t *testing.T) {
 		must.Eq(t, want, r.Prompt)
 		must.Eq(t, DefaultCompletionTokens, r.MaxOutput())
 	}
-	for _, body := range []string{`{}`, `{"prompt":null}`, `{"prompt":5}`, `{"prompt":{}}`, `{"prompt":["a",1]}`, `{"prompt":[99999999999]}`, `{"prompt":"a","logprobs":6}`, `{"prompt":"a","best_of":0}`} {
+	for _, body := range []string{`{}`, `{"prompt":null}`, `{"prompt":5}`, `{"prompt":{}}`, `{"prompt":["a",1]}`, `{"prompt":[99999999999]}`, `{"prompt":"a","logprobs":21}`, `{"prompt":"a","best_of":0}`} {
 		_, err := DecodeCompletion([]byte(body))
 		must.Error(t, err, must.Sprint(body))
 	}
@@ -142,7 +191,7 @@ func TestRequestRoundTrip(t *testing.T) {
 	in := ChatRequest{
 		Model:    "m",
 		Messages: []Message{{Role: "user", Content: TextContent("hi")}, {Role: "user", Content: Content{Parts: []Part{{Type: "text", Text: "x"}}}}},
-		Sampling: Sampling{Temperature: new(0.0), Stop: Stop{"a"}, MaxTokens: new(3), Stream: true, StreamOptions: &StreamOptions{IncludeUsage: true}},
+		Sampling: Sampling{Temperature: new(0.0), Stop: Stop{"a"}, MaxTokens: new(Int(3)), Seed: new(Int(math.MaxInt64)), LogitBias: LogitBias{{ID: 3, Bias: -5}}, Samplers: Samplers{Names: []string{"top_k"}}, Stream: true, StreamOptions: &StreamOptions{IncludeUsage: true}},
 	}
 	b, err := json.Marshal(in)
 	must.NoError(t, err)
@@ -200,6 +249,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(msg(`"stop":["a"],"temperature":1`)))
 	f.Add([]byte(`{"prompt":[[1,2],[3]],"logit_bias":{"1":2}}`))
 	f.Add([]byte(`{"messages":[{"role":"user","content":[{"type":"text"}]}]}`))
+	f.Add([]byte(msg(`"logit_bias":[[1,false],[" x",-5],["7",1e0]],"samplers":"kt","seed":1e99,"max_tokens":-1`)))
+	f.Add([]byte(msg(`"logit_bias":{"1":false," x":2}}`)))
 	f.Add([]byte(strings.Repeat("[", 100)))
 	f.Add([]byte(`{"messages":null,"prompt":null,"stop":null}`))
 	f.Fuzz(func(t *testing.T, body []byte) {

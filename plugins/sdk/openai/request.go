@@ -11,9 +11,9 @@ type ChatRequest struct {
 	Messages []Message `json:"messages"`
 	Sampling
 
-	MaxCompletionTokens *int            `json:"max_completion_tokens,omitempty"` // wins over MaxTokens
+	MaxCompletionTokens *Int            `json:"max_completion_tokens,omitempty"` // wins over MaxTokens
 	LogProbs            *bool           `json:"logprobs,omitempty"`
-	TopLogProbs         *int            `json:"top_logprobs,omitempty"` // 0 to 20, needs LogProbs
+	TopLogProbs         *Int            `json:"top_logprobs,omitempty"` // 0 to 20, needs LogProbs
 	ResponseFormat      *ResponseFormat `json:"response_format,omitempty"`
 	Tools               []Tool          `json:"tools,omitempty"`
 	ToolChoice          ToolChoice      `json:"tool_choice,omitzero"`
@@ -28,13 +28,12 @@ type ChatRequest struct {
 
 // MaxOutput returns the number of tokens to generate at most; 0: as many as fit.
 func (r *ChatRequest) MaxOutput() int {
-	if r.MaxCompletionTokens != nil {
-		return *r.MaxCompletionTokens
-	}
-	if r.MaxTokens != nil {
-		return *r.MaxTokens
-	}
-	return 0
+	return maxOutput(r.MaxCompletionTokens, r.MaxTokens, r.NPredict)
+}
+
+// NoOutput reports whether the client asks for no token at all: the prompt is evaluated only.
+func (r *ChatRequest) NoOutput() bool {
+	return noOutput(r.MaxCompletionTokens, r.MaxTokens, r.NPredict)
 }
 
 // CompletionRequest is the body of the legacy POST /v1/completions.
@@ -43,43 +42,25 @@ type CompletionRequest struct {
 	Prompt Prompt `json:"prompt"`
 	Sampling
 
-	LogProbs *int   `json:"logprobs,omitempty"` // 0 to 5
+	LogProbs *Int   `json:"logprobs,omitempty"` // 0 to 20
 	Echo     *bool  `json:"echo,omitempty"`
 	Suffix   string `json:"suffix,omitempty"`
-	BestOf   *int   `json:"best_of,omitempty"`
+	BestOf   *Int   `json:"best_of,omitempty"`
 }
 
 // DefaultCompletionTokens is OpenAI's documented default of max_tokens in POST /v1/completions.
 const DefaultCompletionTokens = 16
 
-// MaxOutput returns the number of tokens to generate at most.
+// MaxOutput returns the number of tokens to generate at most; 0: as many as fit.
 func (r *CompletionRequest) MaxOutput() int {
-	if r.MaxTokens != nil {
-		return *r.MaxTokens
+	if r.MaxTokens == nil && r.NPredict == nil {
+		return DefaultCompletionTokens
 	}
-	return DefaultCompletionTokens
+	return maxOutput(r.MaxTokens, r.NPredict)
 }
 
-// Sampling is what both kinds of request say about how to choose tokens and how to answer. A nil
-// field was left out or null.
-type Sampling struct {
-	Temperature      *float64           `json:"temperature,omitempty"`       // 0 to 2; 0: always the likeliest token
-	TopP             *float64           `json:"top_p,omitempty"`             // 0 to 1
-	TopK             *int               `json:"top_k,omitempty"`             // 0 or -1: off; not OpenAI's
-	MinP             *float64           `json:"min_p,omitempty"`             // 0 to 1; not OpenAI's
-	Seed             *int64             `json:"seed,omitempty"`              //
-	MaxTokens        *int               `json:"max_tokens,omitempty"`        // 1 or more
-	Stop             Stop               `json:"stop,omitempty"`              //
-	Stream           bool               `json:"stream,omitempty"`            //
-	StreamOptions    *StreamOptions     `json:"stream_options,omitempty"`    //
-	N                *int               `json:"n,omitempty"`                 // 1 to 128
-	LogitBias        map[string]float64 `json:"logit_bias,omitempty"`        // token id in decimal → -100 to 100
-	FrequencyPenalty *float64           `json:"frequency_penalty,omitempty"` // -2 to 2
-	PresencePenalty  *float64           `json:"presence_penalty,omitempty"`  // -2 to 2
-	RepeatPenalty    *float64           `json:"repeat_penalty,omitempty"`    // above 0 to 10; 1: off; not OpenAI's
-	IgnoreEOS        bool               `json:"ignore_eos,omitempty"`        // go on after the model's end of text; not OpenAI's
-	User             string             `json:"user,omitempty"`              //
-}
+// NoOutput reports whether the client asks for no token at all: the prompt is evaluated only.
+func (r *CompletionRequest) NoOutput() bool { return noOutput(r.MaxTokens, r.NPredict) }
 
 // IncludeUsage says whether a stream shall end with a usage chunk.
 func (s *Sampling) IncludeUsage() bool {

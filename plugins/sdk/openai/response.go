@@ -89,10 +89,19 @@ type CompletionResponse struct {
 
 // CompletionChoice is one answer, or its part, of a CompletionResponse.
 type CompletionChoice struct {
-	Text         string    `json:"text"`
-	Index        int       `json:"index"`
-	LogProbs     *LogProbs `json:"logprobs"`
-	FinishReason *string   `json:"finish_reason"` // null until the answer's last chunk
+	Text         string              `json:"text"`
+	Index        int                 `json:"index"`
+	LogProbs     *CompletionLogProbs `json:"logprobs"`
+	FinishReason *string             `json:"finish_reason"` // null until the answer's last chunk
+}
+
+// CompletionLogProbs holds the log probabilities of the tokens of a legacy completion. Its lists are
+// as long as Tokens.
+type CompletionLogProbs struct {
+	Tokens        []string             `json:"tokens"`
+	TokenLogProbs []float64            `json:"token_logprobs"`
+	TopLogProbs   []map[string]float64 `json:"top_logprobs"` // null where none were asked for
+	TextOffset    []int                `json:"text_offset"`  // characters of the text before each token
 }
 
 // LogProbs holds the log probabilities of the tokens of a choice.
@@ -104,7 +113,7 @@ type LogProbs struct {
 type TokenLogProb struct {
 	Token       string       `json:"token"`
 	LogProb     float64      `json:"logprob"`
-	Bytes       []int        `json:"bytes"` // the token's bytes as numbers
+	Bytes       []int        `json:"bytes"` // the token's bytes as numbers; null: it stands for no text
 	TopLogProbs []TopLogProb `json:"top_logprobs"`
 }
 

@@ -99,6 +99,32 @@ const (
 	StateFailed   State = "failed"   // the process is of no more use
 )
 
+// Capability names something that a worker can do with the model it serves. A worker is asked for
+// nothing that it does not name, and refuses it with status 400 or 501 if it is asked all the same.
+// Authors may add names of their own: lower-case letters, digits and _, at most
+// MaxCapabilityBytes.
+type Capability = string
+
+// The capabilities that a host knows.
+const (
+	CapabilityChat        Capability = "chat"        // /v1/chat/completions
+	CapabilityCompletions Capability = "completions" // /v1/completions
+	CapabilityEmbeddings  Capability = "embeddings"  // /v1/embeddings
+	CapabilityRerank      Capability = "rerank"      // /v1/rerank
+	CapabilityTools       Capability = "tools"       // tools and tool_choice of a chat
+	CapabilityJSONSchema  Capability = "json_schema" // response_format json_object and json_schema
+	CapabilityLogprobs    Capability = "logprobs"    // logprobs and top_logprobs
+	CapabilityReasoning   Capability = "reasoning"   // thoughts apart from the answer, reasoning_content
+	CapabilityVision      Capability = "vision"      // parts image_url of a message
+	CapabilityAudio       Capability = "audio"       // parts input_audio of a message
+)
+
+// Bounds of Status.Capabilities; a host drops what is beyond them.
+const (
+	MaxCapabilities    = 32
+	MaxCapabilityBytes = 32
+)
+
 // Status is the state and load of a worker at one moment.
 type Status struct {
 	WorkerID        string
@@ -114,4 +140,7 @@ type Status struct {
 	TokensTotal     int64   // generated tokens since Start
 	KVUsedTokens    int     // cache positions in use, all slots
 	MemoryBytes     int64   // of the device, where the engine can tell; 0: unknown
+	// Capabilities are what the worker can do, sorted, once it is ready. Empty: it does not say, and
+	// is asked for anything.
+	Capabilities []Capability
 }

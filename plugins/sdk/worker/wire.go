@@ -80,6 +80,7 @@ func statusToProto(s Status) *workerv1.StatusResponse {
 		WorkerId: s.WorkerID, Nonce: s.Nonce, ModelId: s.ModelID, State: string(s.State), Problem: s.Problem,
 		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Active: int32(s.Active), Queued: int32(s.Queued),
 		TokensPerSecond: s.TokensPerSecond, TokensTotal: s.TokensTotal, KvUsedTokens: int64(s.KVUsedTokens), MemoryBytes: s.MemoryBytes,
+		Capabilities: s.Capabilities,
 	}
 }
 
@@ -88,5 +89,6 @@ func statusFromProto(p *workerv1.StatusResponse) Status {
 		WorkerID: p.GetWorkerId(), Nonce: p.GetNonce(), ModelID: p.GetModelId(), State: State(p.GetState()), Problem: p.GetProblem(),
 		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Active: int(p.GetActive()), Queued: int(p.GetQueued()),
 		TokensPerSecond: p.GetTokensPerSecond(), TokensTotal: p.GetTokensTotal(), KVUsedTokens: int(p.GetKvUsedTokens()), MemoryBytes: p.GetMemoryBytes(),
+		Capabilities: p.GetCapabilities(),
 	}
 }

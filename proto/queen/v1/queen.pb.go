@@ -2028,6 +2028,8 @@ type Worker struct {
 	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
 	Nonce         string                 `protobuf:"bytes,10,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	Load          *Load                  `protobuf:"bytes,11,opt,name=load,proto3" json:"load,omitempty"`
+	// What it can do; empty: it does not say.
+	Capabilities  []string `protobuf:"bytes,12,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2135,6 +2137,13 @@ func (x *Worker) GetNonce() string {
 func (x *Worker) GetLoad() *Load {
 	if x != nil {
 		return x.Load
+	}
+	return nil
+}
+
+func (x *Worker) GetCapabilities() []string {
+	if x != nil {
+		return x.Capabilities
 	}
 	return nil
 }
@@ -2372,7 +2381,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\n" +
 	"unconfined\x18\n" +
 	" \x01(\tR\n" +
-	"unconfined\"\xa9\x02\n" +
+	"unconfined\"\xcd\x02\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -2385,7 +2394,8 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x05state\x18\t \x01(\tR\x05state\x12\x14\n" +
 	"\x05nonce\x18\n" +
 	" \x01(\tR\x05nonce\x12'\n" +
-	"\x04load\x18\v \x01(\v2\x13.rbee.queen.v1.LoadR\x04load\"\x95\x02\n" +
+	"\x04load\x18\v \x01(\v2\x13.rbee.queen.v1.LoadR\x04load\x12\"\n" +
+	"\fcapabilities\x18\f \x03(\tR\fcapabilities\"\x95\x02\n" +
 	"\x04Load\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\x05R\x06active\x12\x16\n" +
 	"\x06queued\x18\x02 \x01(\x05R\x06queued\x12*\n" +

@@ -49,6 +49,7 @@ type Command struct {
 	//	*Command_PutToken
 	//	*Command_DeleteToken
 	//	*Command_SetKeyring
+	//	*Command_ClaimStart
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -236,6 +237,15 @@ func (x *Command) GetSetKeyring() *SetKeyring {
 	return nil
 }
 
+func (x *Command) GetClaimStart() *ClaimStart {
+	if x != nil {
+		if x, ok := x.Op.(*Command_ClaimStart); ok {
+			return x.ClaimStart
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -292,6 +302,10 @@ type Command_SetKeyring struct {
 	SetKeyring *SetKeyring `protobuf:"bytes,22,opt,name=set_keyring,json=setKeyring,proto3,oneof"`
 }
 
+type Command_ClaimStart struct {
+	ClaimStart *ClaimStart `protobuf:"bytes,23,opt,name=claim_start,json=claimStart,proto3,oneof"`
+}
+
 func (*Command_SyncHive) isCommand_Op() {}
 
 func (*Command_SetHiveStatus) isCommand_Op() {}
@@ -317,6 +331,8 @@ func (*Command_PutToken) isCommand_Op() {}
 func (*Command_DeleteToken) isCommand_Op() {}
 
 func (*Command_SetKeyring) isCommand_Op() {}
+
+func (*Command_ClaimStart) isCommand_Op() {}
 
 // SyncHive registers or renews a hive and makes its workers exactly those given. An incarnation older than the registered one is a conflict.
 type SyncHive struct {
@@ -1020,6 +1036,61 @@ func (x *SetKeyring) GetExpectedVersion() uint64 {
 	return 0
 }
 
+// ClaimStart decides where a worker with a model is started, if the last such decision is still the one that the caller knows; otherwise it is a
+// conflict. Repeating the same changes nothing.
+type ClaimStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Start *Start                 `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
+	// Start.request of the decision that this one replaces; empty: there is none.
+	Previous      string `protobuf:"bytes,2,opt,name=previous,proto3" json:"previous,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimStart) Reset() {
+	*x = ClaimStart{}
+	mi := &file_raft_v1_raft_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimStart) ProtoMessage() {}
+
+func (x *ClaimStart) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimStart.ProtoReflect.Descriptor instead.
+func (*ClaimStart) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ClaimStart) GetStart() *Start {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *ClaimStart) GetPrevious() string {
+	if x != nil {
+		return x.Previous
+	}
+	return ""
+}
+
 // Cluster is what all nodes share. Key material is sealed with a key that is not in the registry.
 type Cluster struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -1037,7 +1108,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_raft_v1_raft_proto_msgTypes[14]
+	mi := &file_raft_v1_raft_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1120,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[14]
+	mi := &file_raft_v1_raft_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1133,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{14}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Cluster) GetId() string {
@@ -1139,7 +1210,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	mi := &file_raft_v1_raft_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1222,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	mi := &file_raft_v1_raft_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1235,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{15}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Node) GetId() string {
@@ -1258,7 +1329,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	mi := &file_raft_v1_raft_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1341,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	mi := &file_raft_v1_raft_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1354,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{16}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Token) GetId() string {
@@ -1389,7 +1460,7 @@ type Tombstone struct {
 
 func (x *Tombstone) Reset() {
 	*x = Tombstone{}
-	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1472,7 @@ func (x *Tombstone) String() string {
 func (*Tombstone) ProtoMessage() {}
 
 func (x *Tombstone) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1485,7 @@ func (x *Tombstone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
 func (*Tombstone) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{17}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Tombstone) GetHive() string {
@@ -1449,7 +1520,7 @@ type RevokedToken struct {
 
 func (x *RevokedToken) Reset() {
 	*x = RevokedToken{}
-	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1532,7 @@ func (x *RevokedToken) String() string {
 func (*RevokedToken) ProtoMessage() {}
 
 func (x *RevokedToken) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1545,7 @@ func (x *RevokedToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedToken.ProtoReflect.Descriptor instead.
 func (*RevokedToken) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RevokedToken) GetToken() string {
@@ -1502,7 +1573,7 @@ type RetireIntent struct {
 
 func (x *RetireIntent) Reset() {
 	*x = RetireIntent{}
-	mi := &file_raft_v1_raft_proto_msgTypes[19]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1585,7 @@ func (x *RetireIntent) String() string {
 func (*RetireIntent) ProtoMessage() {}
 
 func (x *RetireIntent) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[19]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1598,7 @@ func (x *RetireIntent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireIntent.ProtoReflect.Descriptor instead.
 func (*RetireIntent) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RetireIntent) GetNonce() string {
@@ -1544,6 +1615,94 @@ func (x *RetireIntent) GetHive() string {
 	return ""
 }
 
+// Start is the last decision where a worker with a model is started for requests.
+type Start struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Model string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Hive  string                 `protobuf:"bytes,2,opt,name=hive,proto3" json:"hive,omitempty"`
+	// What the hive calls the model.
+	Served string `protobuf:"bytes,3,opt,name=served,proto3" json:"served,omitempty"`
+	// The request ID of the worker_spawn on the hive, which makes it one job whichever queen submits it.
+	Request string `protobuf:"bytes,4,opt,name=request,proto3" json:"request,omitempty"`
+	// The hive has had a worker with the model in the registry since.
+	Registered    bool   `protobuf:"varint,5,opt,name=registered,proto3" json:"registered,omitempty"`
+	Index         uint64 `protobuf:"varint,6,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Start) Reset() {
+	*x = Start{}
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Start) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Start) ProtoMessage() {}
+
+func (x *Start) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Start.ProtoReflect.Descriptor instead.
+func (*Start) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Start) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Start) GetHive() string {
+	if x != nil {
+		return x.Hive
+	}
+	return ""
+}
+
+func (x *Start) GetServed() string {
+	if x != nil {
+		return x.Served
+	}
+	return ""
+}
+
+func (x *Start) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
+func (x *Start) GetRegistered() bool {
+	if x != nil {
+		return x.Registered
+	}
+	return false
+}
+
+func (x *Start) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 type Device struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1557,7 +1716,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_raft_v1_raft_proto_msgTypes[20]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1728,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[20]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1741,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Device) GetId() string {
@@ -1641,7 +1800,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1812,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1825,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Hive) GetId() string {
@@ -1775,13 +1934,15 @@ type Worker struct {
 	Nonce         string                 `protobuf:"bytes,11,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	CreateIndex   uint64                 `protobuf:"varint,12,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
 	ModifyIndex   uint64                 `protobuf:"varint,13,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	// What it can do; empty: it does not say.
+	Capabilities  []string `protobuf:"bytes,14,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1954,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1967,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Worker) GetId() string {
@@ -1900,6 +2061,13 @@ func (x *Worker) GetModifyIndex() uint64 {
 	return 0
 }
 
+func (x *Worker) GetCapabilities() []string {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
@@ -1911,7 +2079,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2091,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2104,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -1972,6 +2140,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Tombstone
 	//	*SnapshotRecord_RetireIntent
 	//	*SnapshotRecord_RevokedToken
+	//	*SnapshotRecord_Start
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1979,7 +2148,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	mi := &file_raft_v1_raft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2160,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	mi := &file_raft_v1_raft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2173,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2086,6 +2255,15 @@ func (x *SnapshotRecord) GetRevokedToken() *RevokedToken {
 	return nil
 }
 
+func (x *SnapshotRecord) GetStart() *Start {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -2122,6 +2300,10 @@ type SnapshotRecord_RevokedToken struct {
 	RevokedToken *RevokedToken `protobuf:"bytes,8,opt,name=revoked_token,json=revokedToken,proto3,oneof"`
 }
 
+type SnapshotRecord_Start struct {
+	Start *Start `protobuf:"bytes,9,opt,name=start,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Hive) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Worker) isSnapshotRecord_Record() {}
@@ -2138,11 +2320,13 @@ func (*SnapshotRecord_RetireIntent) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_RevokedToken) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Start) isSnapshotRecord_Record() {}
+
 var File_raft_v1_raft_proto protoreflect.FileDescriptor
 
 const file_raft_v1_raft_proto_rawDesc = "" +
 	"\n" +
-	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\xae\a\n" +
+	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\xeb\a\n" +
 	"\aCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12 \n" +
@@ -2168,7 +2352,9 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\tput_token\x18\x14 \x01(\v2\x16.rbee.raft.v1.PutTokenH\x00R\bputToken\x12>\n" +
 	"\fdelete_token\x18\x15 \x01(\v2\x19.rbee.raft.v1.DeleteTokenH\x00R\vdeleteToken\x12;\n" +
 	"\vset_keyring\x18\x16 \x01(\v2\x18.rbee.raft.v1.SetKeyringH\x00R\n" +
-	"setKeyringB\x04\n" +
+	"setKeyring\x12;\n" +
+	"\vclaim_start\x18\x17 \x01(\v2\x18.rbee.raft.v1.ClaimStartH\x00R\n" +
+	"claimStartB\x04\n" +
 	"\x02op\"{\n" +
 	"\bSyncHive\x12&\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveR\x04hive\x12.\n" +
@@ -2216,7 +2402,11 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"SetKeyring\x12\x1f\n" +
 	"\vsealed_keys\x18\x01 \x01(\fR\n" +
 	"sealedKeys\x12)\n" +
-	"\x10expected_version\x18\x02 \x01(\x04R\x0fexpectedVersion\"\x95\x02\n" +
+	"\x10expected_version\x18\x02 \x01(\x04R\x0fexpectedVersion\"S\n" +
+	"\n" +
+	"ClaimStart\x12)\n" +
+	"\x05start\x18\x01 \x01(\v2\x13.rbee.raft.v1.StartR\x05start\x12\x1a\n" +
+	"\bprevious\x18\x02 \x01(\tR\bprevious\"\x95\x02\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12'\n" +
@@ -2263,7 +2453,16 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\"8\n" +
 	"\fRetireIntent\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\tR\x05nonce\x12\x12\n" +
-	"\x04hive\x18\x02 \x01(\tR\x04hive\"{\n" +
+	"\x04hive\x18\x02 \x01(\tR\x04hive\"\x99\x01\n" +
+	"\x05Start\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
+	"\x04hive\x18\x02 \x01(\tR\x04hive\x12\x16\n" +
+	"\x06served\x18\x03 \x01(\tR\x06served\x12\x18\n" +
+	"\arequest\x18\x04 \x01(\tR\arequest\x12\x1e\n" +
+	"\n" +
+	"registered\x18\x05 \x01(\bR\n" +
+	"registered\x12\x14\n" +
+	"\x05index\x18\x06 \x01(\x04R\x05index\"{\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -2286,7 +2485,7 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\fmodify_index\x18\v \x01(\x04R\vmodifyIndex\x12\x1f\n" +
 	"\vrpc_address\x18\f \x01(\tR\n" +
 	"rpcAddress\x12\x1a\n" +
-	"\bdraining\x18\r \x01(\bR\bdraining\"\xda\x02\n" +
+	"\bdraining\x18\r \x01(\bR\bdraining\"\xfe\x02\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04hive\x18\x02 \x01(\tR\x04hive\x12\x12\n" +
@@ -2301,11 +2500,12 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	" \x01(\tR\x05state\x12\x14\n" +
 	"\x05nonce\x18\v \x01(\tR\x05nonce\x12!\n" +
 	"\fcreate_index\x18\f \x01(\x04R\vcreateIndex\x12!\n" +
-	"\fmodify_index\x18\r \x01(\x04R\vmodifyIndex\"P\n" +
+	"\fmodify_index\x18\r \x01(\x04R\vmodifyIndex\x12\"\n" +
+	"\fcapabilities\x18\x0e \x03(\tR\fcapabilities\"P\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x10\n" +
 	"\x03fsm\x18\x02 \x01(\rR\x03fsm\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\xbd\x03\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\xea\x03\n" +
 	"\x0eSnapshotRecord\x12(\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveH\x00R\x04hive\x12.\n" +
 	"\x06worker\x18\x02 \x01(\v2\x14.rbee.raft.v1.WorkerH\x00R\x06worker\x121\n" +
@@ -2314,7 +2514,8 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x05token\x18\x05 \x01(\v2\x13.rbee.raft.v1.TokenH\x00R\x05token\x127\n" +
 	"\ttombstone\x18\x06 \x01(\v2\x17.rbee.raft.v1.TombstoneH\x00R\ttombstone\x12A\n" +
 	"\rretire_intent\x18\a \x01(\v2\x1a.rbee.raft.v1.RetireIntentH\x00R\fretireIntent\x12A\n" +
-	"\rrevoked_token\x18\b \x01(\v2\x1a.rbee.raft.v1.RevokedTokenH\x00R\frevokedTokenB\b\n" +
+	"\rrevoked_token\x18\b \x01(\v2\x1a.rbee.raft.v1.RevokedTokenH\x00R\frevokedToken\x12+\n" +
+	"\x05start\x18\t \x01(\v2\x13.rbee.raft.v1.StartH\x00R\x05startB\b\n" +
 	"\x06recordB3Z1github.com/rbee-project/rbee/proto/raft/v1;raftv1b\x06proto3"
 
 var (
@@ -2329,7 +2530,7 @@ func file_raft_v1_raft_proto_rawDescGZIP() []byte {
 	return file_raft_v1_raft_proto_rawDescData
 }
 
-var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_raft_v1_raft_proto_goTypes = []any{
 	(*Command)(nil),         // 0: rbee.raft.v1.Command
 	(*SyncHive)(nil),        // 1: rbee.raft.v1.SyncHive
@@ -2345,17 +2546,19 @@ var file_raft_v1_raft_proto_goTypes = []any{
 	(*PutToken)(nil),        // 11: rbee.raft.v1.PutToken
 	(*DeleteToken)(nil),     // 12: rbee.raft.v1.DeleteToken
 	(*SetKeyring)(nil),      // 13: rbee.raft.v1.SetKeyring
-	(*Cluster)(nil),         // 14: rbee.raft.v1.Cluster
-	(*Node)(nil),            // 15: rbee.raft.v1.Node
-	(*Token)(nil),           // 16: rbee.raft.v1.Token
-	(*Tombstone)(nil),       // 17: rbee.raft.v1.Tombstone
-	(*RevokedToken)(nil),    // 18: rbee.raft.v1.RevokedToken
-	(*RetireIntent)(nil),    // 19: rbee.raft.v1.RetireIntent
-	(*Device)(nil),          // 20: rbee.raft.v1.Device
-	(*Hive)(nil),            // 21: rbee.raft.v1.Hive
-	(*Worker)(nil),          // 22: rbee.raft.v1.Worker
-	(*SnapshotHeader)(nil),  // 23: rbee.raft.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),  // 24: rbee.raft.v1.SnapshotRecord
+	(*ClaimStart)(nil),      // 14: rbee.raft.v1.ClaimStart
+	(*Cluster)(nil),         // 15: rbee.raft.v1.Cluster
+	(*Node)(nil),            // 16: rbee.raft.v1.Node
+	(*Token)(nil),           // 17: rbee.raft.v1.Token
+	(*Tombstone)(nil),       // 18: rbee.raft.v1.Tombstone
+	(*RevokedToken)(nil),    // 19: rbee.raft.v1.RevokedToken
+	(*RetireIntent)(nil),    // 20: rbee.raft.v1.RetireIntent
+	(*Start)(nil),           // 21: rbee.raft.v1.Start
+	(*Device)(nil),          // 22: rbee.raft.v1.Device
+	(*Hive)(nil),            // 23: rbee.raft.v1.Hive
+	(*Worker)(nil),          // 24: rbee.raft.v1.Worker
+	(*SnapshotHeader)(nil),  // 25: rbee.raft.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),  // 26: rbee.raft.v1.SnapshotRecord
 }
 var file_raft_v1_raft_proto_depIdxs = []int32{
 	1,  // 0: rbee.raft.v1.Command.sync_hive:type_name -> rbee.raft.v1.SyncHive
@@ -2371,28 +2574,31 @@ var file_raft_v1_raft_proto_depIdxs = []int32{
 	11, // 10: rbee.raft.v1.Command.put_token:type_name -> rbee.raft.v1.PutToken
 	12, // 11: rbee.raft.v1.Command.delete_token:type_name -> rbee.raft.v1.DeleteToken
 	13, // 12: rbee.raft.v1.Command.set_keyring:type_name -> rbee.raft.v1.SetKeyring
-	21, // 13: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
-	22, // 14: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
-	1,  // 15: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
-	14, // 16: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
-	16, // 17: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
-	15, // 18: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
-	15, // 19: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
-	16, // 20: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
-	20, // 21: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
-	21, // 22: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
-	22, // 23: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
-	14, // 24: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
-	15, // 25: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
-	16, // 26: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
-	17, // 27: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
-	19, // 28: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
-	18, // 29: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	14, // 13: rbee.raft.v1.Command.claim_start:type_name -> rbee.raft.v1.ClaimStart
+	23, // 14: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
+	24, // 15: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
+	1,  // 16: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
+	15, // 17: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
+	17, // 18: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
+	16, // 19: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
+	16, // 20: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
+	17, // 21: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
+	21, // 22: rbee.raft.v1.ClaimStart.start:type_name -> rbee.raft.v1.Start
+	22, // 23: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
+	23, // 24: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
+	24, // 25: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
+	15, // 26: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
+	16, // 27: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
+	17, // 28: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
+	18, // 29: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
+	20, // 30: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
+	19, // 31: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
+	21, // 32: rbee.raft.v1.SnapshotRecord.start:type_name -> rbee.raft.v1.Start
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_raft_v1_raft_proto_init() }
@@ -2414,8 +2620,9 @@ func file_raft_v1_raft_proto_init() {
 		(*Command_PutToken)(nil),
 		(*Command_DeleteToken)(nil),
 		(*Command_SetKeyring)(nil),
+		(*Command_ClaimStart)(nil),
 	}
-	file_raft_v1_raft_proto_msgTypes[24].OneofWrappers = []any{
+	file_raft_v1_raft_proto_msgTypes[26].OneofWrappers = []any{
 		(*SnapshotRecord_Hive)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Cluster)(nil),
@@ -2424,6 +2631,7 @@ func file_raft_v1_raft_proto_init() {
 		(*SnapshotRecord_Tombstone)(nil),
 		(*SnapshotRecord_RetireIntent)(nil),
 		(*SnapshotRecord_RevokedToken)(nil),
+		(*SnapshotRecord_Start)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2431,7 +2639,7 @@ func file_raft_v1_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_v1_raft_proto_rawDesc), len(file_raft_v1_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

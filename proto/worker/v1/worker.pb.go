@@ -518,8 +518,10 @@ type StatusResponse struct {
 	TokensTotal     int64                  `protobuf:"varint,11,opt,name=tokens_total,json=tokensTotal,proto3" json:"tokens_total,omitempty"`
 	KvUsedTokens    int64                  `protobuf:"varint,12,opt,name=kv_used_tokens,json=kvUsedTokens,proto3" json:"kv_used_tokens,omitempty"`
 	MemoryBytes     int64                  `protobuf:"varint,13,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What the worker can do with its model, once it is ready: chat, tools, … Empty: it does not say.
+	Capabilities  []string `protobuf:"bytes,14,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -641,6 +643,13 @@ func (x *StatusResponse) GetMemoryBytes() int64 {
 		return x.MemoryBytes
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetCapabilities() []string {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
 }
 
 type DrainRequest struct {
@@ -840,7 +849,7 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\x12\x12\n" +
 	"\x04unit\x18\x04 \x01(\tR\x04unit\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\"\x0f\n" +
-	"\rStatusRequest\"\x93\x03\n" +
+	"\rStatusRequest\"\xb7\x03\n" +
 	"\x0eStatusResponse\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x19\n" +
@@ -855,7 +864,8 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	" \x01(\x01R\x0ftokensPerSecond\x12!\n" +
 	"\ftokens_total\x18\v \x01(\x03R\vtokensTotal\x12$\n" +
 	"\x0ekv_used_tokens\x18\f \x01(\x03R\fkvUsedTokens\x12!\n" +
-	"\fmemory_bytes\x18\r \x01(\x03R\vmemoryBytes\"\x0e\n" +
+	"\fmemory_bytes\x18\r \x01(\x03R\vmemoryBytes\x12\"\n" +
+	"\fcapabilities\x18\x0e \x03(\tR\fcapabilities\"\x0e\n" +
 	"\fDrainRequest\"\x0f\n" +
 	"\rDrainResponse\">\n" +
 	"\vStopRequest\x12/\n" +

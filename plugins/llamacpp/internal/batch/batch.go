@@ -30,7 +30,7 @@ type Decoder interface {
 	// engine is of no more use.
 	Decode(entries []Entry) error
 	// Logits returns the logits of an entry of the last Decode, in the engine's own memory. They
-	// are valid until the next Decode; nobody changes them.
+	// are valid until the next Decode.
 	Logits(entry int) []float32
 	// Remove drops a sequence's positions from the given one on. It reports false, and changes
 	// nothing, where the sequence cannot be cut there; from 0 it always can.
@@ -43,7 +43,7 @@ var ErrFull = errors.New("no room in the cache")
 // Chooser chooses the tokens of one request. Only the goroutine of Run calls it.
 type Chooser interface {
 	// Choose returns the next token and takes it for said. The logits are valid for the call only
-	// and must not be changed. An error ends the request.
+	// and must be as they were when it returns. An error ends the request.
 	Choose(logits []float32) (Choice, error)
 	// Close is called once, when the request has ended.
 	Close()
@@ -92,6 +92,7 @@ type Request struct {
 // Event is what the scheduler says about a request. The last event has a finish or an error.
 type Event struct {
 	Text     string    // may be empty: a stop string might begin in it
+	Sent     int       // bytes of the pieces of tokens that all Texts so far show
 	Tokens   int       // generated so far, the token that ended the generation included
 	Chosen   Token     // the token behind the event; negative where there is none
 	LogProbs []LogProb // of Chosen, as its Chooser said

@@ -339,6 +339,7 @@ func (s *Scheduler) deal(x *slot, c Choice) {
 	e := Event{Tokens: x.generated, Chosen: c.Token, LogProbs: c.LogProbs}
 	if s.conf.Vocab.Ends[c.Token] {
 		e.Text, e.Finish = x.split.flush(), FinishStop
+		e.Sent = x.split.sent
 		s.end(x, e)
 		return
 	}
@@ -351,6 +352,7 @@ func (s *Scheduler) deal(x *slot, c Choice) {
 		e.Text += x.split.flush()
 		e.Finish = FinishLength
 	}
+	e.Sent = x.split.sent
 	if e.Finish != "" {
 		s.end(x, e)
 		return

@@ -11,12 +11,14 @@ import (
 type splitter struct {
 	stops []string
 	held  string // not sent yet
+	sent  int    // bytes of pieces that were returned
 }
 
 // push adds a piece. It returns what may be sent now, and whether a stop string ended the
 // generation; the stop string is never sent.
 func (s *splitter) push(piece string) (text string, stopped bool) {
 	if s.held == "" && len(s.stops) == 0 && utf8.ValidString(piece) {
+		s.sent += len(piece)
 		return piece, false // the usual case: nothing to look for and nothing to copy
 	}
 	s.held += piece
@@ -28,6 +30,7 @@ func (s *splitter) push(piece string) (text string, stopped bool) {
 	}
 	if first >= 0 {
 		text, s.held = s.held[:first], ""
+		s.sent += first
 		return validText(text), true
 	}
 	keep := incomplete(s.held)
@@ -36,6 +39,7 @@ func (s *splitter) push(piece string) (text string, stopped bool) {
 	}
 	cut := len(s.held) - keep
 	text, s.held = s.held[:cut], s.held[cut:]
+	s.sent += cut
 	return validText(text), false
 }
 
@@ -43,6 +47,7 @@ func (s *splitter) push(piece string) (text string, stopped bool) {
 func (s *splitter) flush() string {
 	text := s.held
 	s.held = ""
+	s.sent += len(text)
 	return validText(text)
 }
 

@@ -37,11 +37,18 @@ func TestSplitter(t *testing.T) {
 			t.Parallel()
 			s := splitter{stops: c.stops}
 			var sent []string
-			stopped := false
+			stopped, pushed := false, 0
 			for _, p := range c.pieces {
 				var text string
 				text, stopped = s.push(p)
 				sent = append(sent, text)
+				pushed += len(p)
+				if !stopped { // what is not held back was sent
+					must.Eq(t, pushed-len(s.held), s.sent)
+				}
+			}
+			if stopped {
+				must.Eq(t, len(strings.Join(sent, "")), s.sent)
 			}
 			must.Eq(t, c.sent, sent)
 			must.Eq(t, c.stopped, stopped)

@@ -295,13 +295,14 @@ type allows []bool
 
 func (a allows) Try(t int) bool { return a[t] }
 
-func (a allows) Mask(dst []uint64) {
+func (a allows) Mask(dst []uint64) error {
 	clear(dst)
 	for i, ok := range a {
 		if ok {
 			dst[i/64] |= 1 << (i % 64)
 		}
 	}
+	return nil
 }
 
 func chance(rng *rand.Rand, p float64) bool { return rng.Float64() < p }

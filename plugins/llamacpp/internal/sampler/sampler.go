@@ -10,8 +10,9 @@ import (
 type Constraint interface {
 	// Try reports whether token may come next.
 	Try(token int) bool
-	// Mask sets the bits of the tokens that may come next and clears all others.
-	Mask(dst []uint64)
+	// Mask sets the bits of the tokens that may come next and clears all others. Its error ends
+	// the choice.
+	Mask(dst []uint64) error
 }
 
 // ErrNone reports that no token is left to choose from: every logit is negative infinity or not a
@@ -118,8 +119,8 @@ func (s *Sampler) Accept(token int32) {
 }
 
 // Choose returns the token that comes next. c may be nil. Choose changes row while it runs and
-// restores it before it returns. It does not accept the token. It fails with ErrNone, or where the
-// row does not have the vocabulary's length.
+// restores it before it returns. It does not accept the token. It fails with ErrNone, with the
+// error of a mask, or where the row does not have the vocabulary's length.
 func (s *Sampler) Choose(w *Work, row []float32, c Constraint) (int32, error) {
 	if len(row) != s.vocabulary {
 		return -1, fmt.Errorf("a row of %d logits for a vocabulary of %d", len(row), s.vocabulary)
@@ -139,7 +140,9 @@ func (s *Sampler) Choose(w *Work, row []float32, c Constraint) (int32, error) {
 	if n := (s.vocabulary + 63) / 64; len(w.mask) != n {
 		w.mask = make([]uint64, n)
 	}
-	c.Mask(w.mask)
+	if err := c.Mask(w.mask); err != nil {
+		return -1, err
+	}
 	w.keepMasked(w.mask)
 	if i = s.draw(w, drawAgain); i >= 0 {
 		return w.token(i), nil

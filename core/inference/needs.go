@@ -1,0 +1,152 @@
+package inference
+
+import (
+	"bytes"
+	"errors"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// wants are the features that a request's body asks for.
+type wants uint8
+
+const (
+	wantsTools wants = 1 << iota
+	wantsJSON
+	wantsLogprobs
+	wantsVision
+	wantsAudio
+)
+
+// features say which capability a feature needs, and which field asks for it.
+var features = [...]struct {
+	wants        wants
+	need, param  string
+	ofCompletion bool // /v1/completions has it as well
+}{
+	{wantsTools, core.CapabilityTools, "tools", false},
+	{wantsJSON, core.CapabilityJSONSchema, "response_format", false},
+	{wantsLogprobs, core.CapabilityLogprobs, "logprobs", true},
+	{wantsVision, core.CapabilityVision, "messages", false},
+	{wantsAudio, core.CapabilityAudio, "messages", false},
+}
+
+// wantsOf returns what a field of a request asks for. value is valid JSON.
+func wantsOf(key string, value []byte) wants {
+	switch key {
+	case "tools", "functions":
+		if value[0] == '[' && !emptyList(value) {
+			return wantsTools
+		}
+	case "response_format":
+		if typ := memberText(value, "type"); typ != "" && typ != "text" {
+			return wantsJSON
+		}
+	case "logprobs": // true in a chat, a number in a completion
+		if value[0] != 'n' && value[0] != 'f' {
+			return wantsLogprobs
+		}
+	case "messages":
+		var w wants
+		if hasType(value, `"image_url"`) {
+			w |= wantsVision
+		}
+		if hasType(value, `"input_audio"`) {
+			w |= wantsAudio
+		}
+		return w
+	}
+	return 0
+}
+
+func emptyList(value []byte) bool {
+	s := scanner{b: value, i: 1}
+	s.space()
+	return s.take(']')
+}
+
+// memberText returns the text of an object's member; empty where value is no object, or the member
+// is no text.
+func memberText(value []byte, name string) string {
+	s := scanner{b: value}
+	if value[0] != '{' {
+		return ""
+	}
+	text := ""
+	_ = s.object(func(rawKey []byte) (bool, error) { // value was scanned before
+		key, err := unquote(rawKey)
+		s.space()
+		start := s.i
+		if !s.value(0) {
+			return false, nil
+		}
+		if found := s.b[start:s.i]; err == nil && string(key) == name && found[0] == '"' {
+			if plain, err := unquote(found); err == nil {
+				text = string(plain)
+			}
+		}
+		return true, nil
+	})
+	return text
+}
+
+// hasType reports whether a value has an object whose member "type" is the quoted text. Quotes in
+// texts are escaped, so that no text looks like it.
+func hasType(value []byte, quoted string) bool {
+	for rest := value; ; {
+		i := bytes.Index(rest, []byte(quoted))
+		if i < 0 {
+			return false
+		}
+		before, ok := bytes.CutSuffix(bytes.TrimRight(rest[:i], " \t\r\n"), []byte(":"))
+		if ok && bytes.HasSuffix(bytes.TrimRight(before, " \t\r\n"), []byte(`"type"`)) {
+			return true
+		}
+		rest = rest[i+len(quoted):]
+	}
+}
+
+// needs returns the capabilities that a worker must have to answer the request on a path.
+func (f facts) needs(path string) []string {
+	var list []string
+	completion := false
+	switch path {
+	case "/v1/chat/completions":
+		list = append(list, core.CapabilityChat)
+	case "/v1/completions":
+		list, completion = append(list, core.CapabilityCompletions), true
+	default:
+		return nil
+	}
+	for _, x := range features {
+		if f.wants&x.wants != 0 && (x.ofCompletion || !completion) {
+			list = append(list, x.need)
+		}
+	}
+	return list
+}
+
+func isUnable(err error) bool {
+	_, ok := errors.AsType[*Unable](err)
+	return ok
+}
+
+// unable names the field that asks for what no worker can do.
+func unable(err error) error {
+	u, ok := errors.AsType[*Unable](err)
+	if !ok {
+		return err
+	}
+	param := "model"
+	for _, x := range features {
+		if x.need == u.Need {
+			param = x.param
+		}
+	}
+	hint := "Leave it out, or serve the model with a worker type that can: GET /v1/models shows the capabilities of each model's workers."
+	if u.Need == core.CapabilityChat {
+		hint = "The model may have no chat template: send the whole prompt to /v1/completions."
+	}
+	return &FieldError{Param: param, Code: openai.CodeNotSupported, Err: core.WithHint(u.Unwrap(), "%s", hint)}
+}
