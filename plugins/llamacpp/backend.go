@@ -217,7 +217,7 @@ func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf conf
 	}
 	limit = min(limit, ctx.SequenceTokens())
 	e := &engine{model: m, ctx: ctx, limit: limit, Scheduler: batch.New(ctx, batch.Config{
-		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), Queue: conf.Queue,
+		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), Queue: conf.Queue, SavedBytes: conf.storeBytes(),
 		PinThread: b.flavour != CPU, Vocab: batch.Vocab{Pieces: m.pieces, Ends: m.ends}, Log: b.log,
 	})}
 	return &served{model: m, engine: e, threads: threads}, nil
@@ -312,6 +312,8 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	case <-ctx.Done():
 		return fmt.Errorf("stop: the engine is still busy: %w", ctx.Err())
 	}
+	load := s.engine.Stats()
+	b.log.Info("engine stopped", "tokens", load.TokensTotal, "prompt_tokens_evaluated", load.PromptEvaluated, "prompt_tokens_reused", load.PromptReused)
 	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
 	if err := b.gate.wait(settle); err != nil {

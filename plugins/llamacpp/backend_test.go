@@ -168,6 +168,8 @@ func TestConfigure(t *testing.T) {
 		"small batch":       {CPU, `{"batch_tokens":1}`, "batch_tokens"},
 		"small chunk":       {CPU, `{"prompt_chunk":0}`, "prompt_chunk"},
 		"tiny context":      {CPU, `{"context_tokens":3}`, "context_tokens"},
+		"odd store":         {CPU, `{"prefix_store_mib":-2}`, "prefix_store_mib"},
+		"no store":          {CPU, `{"prefix_store_mib":0}`, ""},
 		"negative queue":    {CPU, `{"queue":-1}`, "queue"},
 		"unknown cache":     {CPU, `{"kv_cache_type":"q3"}`, "kv_cache_type"},
 		"layers on the cpu": {CUDA, `{"gpu_layers":-2}`, "gpu_layers"},

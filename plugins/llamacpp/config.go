@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/shirou/gopsutil/v4/cpu"
+	"github.com/shirou/gopsutil/v4/mem"
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
@@ -21,12 +22,13 @@ type config struct {
 	ContextTokens int    `json:"context_tokens"`
 	KVCacheType   string `json:"kv_cache_type"`
 	Queue         int    `json:"queue"`
+	PrefixStore   int    `json:"prefix_store_mib"`
 	Repack        bool   `json:"repack"`
 	GPULayers     int    `json:"gpu_layers"`
 }
 
 func defaultConfig() config {
-	return config{BatchTokens: 512, PromptChunk: 128, ContextTokens: 4096, KVCacheType: "f16", Queue: 64, Repack: true, GPULayers: -1}
+	return config{BatchTokens: 512, PromptChunk: 128, ContextTokens: 4096, KVCacheType: "f16", Queue: 64, PrefixStore: -1, Repack: true, GPULayers: -1}
 }
 
 // kvTypes are the cache types on offer, the default first.
@@ -49,6 +51,24 @@ func (c config) threads(asked int) int {
 	return max(1, min(cores, runtime.NumCPU())-1)
 }
 
+// The store of prefixes, where the config does not say.
+const (
+	storeShare = 16   // it takes one part in so many of the free memory
+	storeMost  = 1024 // MiB
+)
+
+// storeBytes returns the size of the store of prefixes.
+func (c config) storeBytes() int64 {
+	if c.PrefixStore >= 0 {
+		return int64(c.PrefixStore) << 20
+	}
+	m, err := mem.VirtualMemory()
+	if err != nil {
+		return 0
+	}
+	return min(int64(m.Available/storeShare), storeMost<<20)
+}
+
 type field struct {
 	name     string
 	doc      string
@@ -65,6 +85,10 @@ func fields(f Flavour) []field {
 		{"context_tokens", "Positions per slot, where the spawn request does not say. Never more than the model was trained for.", 64, 1 << 24, func(c config) int { return c.ContextTokens }},
 		{"queue", "Requests that may wait for a slot. More are refused.", 0, 100000, func(c config) int { return c.Queue }},
 	}
+	list = append(list, field{
+		"prefix_store_mib", fmt.Sprintf("Memory in MiB for conversations that gave up their slot, so that their next turn is not read from the beginning. 0: none. -1: a %dth of the memory that is free when the model is loaded, at most %d.", storeShare, storeMost), -1, 1 << 24,
+		func(c config) int { return c.PrefixStore },
+	})
 	if f != CPU {
 		list = append(list, field{"gpu_layers", "Layers of the model that go to the graphics processor. -1: all.", -1, 10000, func(c config) int { return c.GPULayers }})
 	}

@@ -331,5 +331,8 @@ func (s *server) whole(w http.ResponseWriter, r *http.Request, req *request, f f
 }
 
 func usage(req *request, e event) *openai.Usage {
-	return &openai.Usage{PromptTokens: len(req.prompt), CompletionTokens: e.tokens, TotalTokens: len(req.prompt) + e.tokens}
+	return &openai.Usage{
+		PromptTokens: len(req.prompt), CompletionTokens: e.tokens, TotalTokens: len(req.prompt) + e.tokens,
+		PromptTokensDetails: &openai.PromptTokensDetails{CachedTokens: e.reused},
+	}
 }

@@ -40,6 +40,7 @@ type event struct {
 	finish   string        // one of openai's finish reasons
 	err      *openai.Error // the request failed; nothing follows
 	tokens   int           // generated so far, the token that ended the generation included
+	reused   int           // tokens of the prompt that were in the cache already
 	logprobs []batch.LogProb
 }
 
@@ -51,12 +52,12 @@ func (r *request) emit(e batch.Event) {
 		if !e.Last() {
 			return
 		}
-		e = batch.Event{Err: e.Err}
+		e = batch.Event{Err: e.Err, Reused: e.Reused}
 		if e.Err == nil {
 			e.Finish = batch.FinishLength
 		}
 	}
-	r.out.put(event{text: e.Text, sent: e.Sent, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, logprobs: e.LogProbs})
+	r.out.put(event{text: e.Text, sent: e.Sent, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, reused: e.Reused, logprobs: e.LogProbs})
 }
 
 // mailbox carries events from the engine to one reader. It never blocks the engine: a slow client

@@ -35,6 +35,23 @@ type Decoder interface {
 	// Remove drops a sequence's positions from the given one on. It reports false, and changes
 	// nothing, where the sequence cannot be cut there; from 0 it always can.
 	Remove(seq, from int) bool
+	// Floor returns the least position above 0 from which on Remove can cut a sequence.
+	Floor(seq int) int
+	// Copy replaces a sequence by a copy of the whole of another one. The copy may take place with
+	// the next Decode only.
+	Copy(from, to int)
+	// Save copies a sequence to memory that the decoder keeps. It returns nil where that takes more
+	// than limit bytes.
+	Save(seq int, limit int64) State
+	// Load replaces a sequence by what Save copied. Where it reports false the sequence is empty.
+	Load(seq int, state State) bool
+}
+
+// State is a saved sequence.
+type State interface {
+	Bytes() int64
+	// Free gives the memory back. It is called once.
+	Free()
 }
 
 // ErrFull is returned by a Decoder whose cache has no room for a batch.
@@ -94,6 +111,7 @@ type Event struct {
 	Text     string    // may be empty: a stop string might begin in it
 	Sent     int       // bytes of the pieces of tokens that all Texts so far show
 	Tokens   int       // generated so far, the token that ended the generation included
+	Reused   int       // tokens of the prompt that were in the cache already
 	Chosen   Token     // the token behind the event; negative where there is none
 	LogProbs []LogProb // of Chosen, as its Chooser said
 	Finish   Finish

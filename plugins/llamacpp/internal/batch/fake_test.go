@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,25 +20,31 @@ import (
 const fakeVocab = 26
 
 // fakeDecoder is an engine whose logits are a function of the sequence's exact tokens, so that a
-// token in the wrong place changes what follows. It fails the test where it is used wrongly.
+// token in the wrong place changes what follows. It fails the test where it is used wrongly. Like
+// the real one it moves the data of a copy with the next step only.
 type fakeDecoder struct {
-	t     testing.TB
-	slots int
-	seq   [][]Token // what the cache holds
-	cells int       // positions of all sequences together; 0: no bound
-	fail  error     // what Decode returns
+	t      testing.TB
+	length []int     // positions of each sequence
+	data   [][]Token // what the cache has of each sequence, beyond its length too
+	copies [][2]int  // that are not done yet: from, to
+	cells  int       // positions of all sequences together; 0: no bound
+	fail   error     // what Decode returns
+	window int       // how far back a sequence can be cut; 0: everywhere; negative: not at all
 
 	perStep, perToken time.Duration      // how long Decode takes
 	before            func(step []Entry) // called at the beginning of Decode
 
-	steps   int
-	decoded int   // tokens
-	batch   []int // for each entry of the last step: its sequence; -1: no logits
-	history [][]Token
+	steps, decoded int // decoded: tokens
+	logits         []bool
+	history        [][]Token // for each entry of the last step: the tokens up to it
+
+	copied, loaded int          // calls
+	states         atomic.Int64 // saved and not freed
+	bytes          atomic.Int64 // of them
 }
 
 func newFake(t testing.TB, slots int) *fakeDecoder {
-	return &fakeDecoder{t: t, slots: slots, seq: make([][]Token, slots)}
+	return &fakeDecoder{t: t, length: make([]int, slots), data: make([][]Token, slots)}
 }
 
 func (f *fakeDecoder) Decode(entries []Entry) error {
@@ -54,24 +61,24 @@ func (f *fakeDecoder) Decode(entries []Entry) error {
 		return f.fail
 	}
 	used := 0
-	for _, s := range f.seq {
-		used += len(s)
+	for _, n := range f.length {
+		used += n
 	}
 	if f.cells > 0 && used+len(entries) > f.cells {
 		return ErrFull
 	}
-	f.batch, f.history = f.batch[:0], f.history[:0]
+	for _, c := range f.copies {
+		f.data[c[1]] = slices.Clone(f.data[c[0]])
+	}
+	f.copies, f.logits, f.history = nil, f.logits[:0], f.history[:0]
 	for _, e := range entries {
-		if e.Pos != len(f.seq[e.Seq]) {
-			f.t.Errorf("sequence %d has %d tokens and goes on at %d", e.Seq, len(f.seq[e.Seq]), e.Pos)
+		if e.Pos != f.length[e.Seq] {
+			f.t.Errorf("sequence %d has %d tokens and goes on at %d", e.Seq, f.length[e.Seq], e.Pos)
 		}
-		f.seq[e.Seq] = append(f.seq[e.Seq], e.Token)
-		row := -1
-		if e.Logits {
-			row = e.Seq
-		}
-		f.batch = append(f.batch, row)
-		f.history = append(f.history, slices.Clone(f.seq[e.Seq]))
+		f.data[e.Seq] = append(f.data[e.Seq][:e.Pos], e.Token)
+		f.length[e.Seq]++
+		f.logits = append(f.logits, e.Logits)
+		f.history = append(f.history, slices.Clone(f.data[e.Seq]))
 	}
 	f.steps++
 	f.decoded += len(entries)
@@ -79,14 +86,77 @@ func (f *fakeDecoder) Decode(entries []Entry) error {
 }
 
 func (f *fakeDecoder) Logits(entry int) []float32 {
-	if f.batch[entry] < 0 {
+	if !f.logits[entry] {
 		f.t.Errorf("logits of entry %d, which asked for none", entry)
 	}
 	return fakeLogits(f.history[entry])
 }
 
+func (f *fakeDecoder) Floor(seq int) int {
+	switch {
+	case f.window == 0:
+		return 0
+	case f.window < 0:
+		return f.length[seq]
+	default:
+		return max(0, f.length[seq]-f.window)
+	}
+}
+
 func (f *fakeDecoder) Remove(seq, from int) bool {
-	f.seq[seq] = f.seq[seq][:min(from, len(f.seq[seq]))]
+	if from > f.length[seq] {
+		f.t.Errorf("sequence %d has %d tokens and is cut at %d", seq, f.length[seq], from)
+	}
+	if from > 0 && from < f.Floor(seq) {
+		return false
+	}
+	f.length[seq] = from
+	return true
+}
+
+func (f *fakeDecoder) Copy(from, to int) {
+	f.copies = append(f.copies, [2]int{from, to})
+	f.length[to] = f.length[from]
+	f.copied++
+}
+
+// fakeState is a saved sequence. Each token takes a byte.
+type fakeState struct {
+	f    *fakeDecoder
+	data []Token
+}
+
+func (s *fakeState) Bytes() int64 { return int64(len(s.data)) }
+
+func (s *fakeState) Free() {
+	if s.data == nil {
+		s.f.t.Error("a state was freed twice")
+	}
+	s.f.bytes.Add(-s.Bytes())
+	s.f.states.Add(-1)
+	s.data = nil
+}
+
+func (f *fakeDecoder) Save(seq int, limit int64) State {
+	if int64(f.length[seq]) > limit {
+		return nil
+	}
+	s := &fakeState{f, make([]Token, f.length[seq])}
+	copy(s.data, f.data[seq])
+	f.states.Add(1)
+	f.bytes.Add(s.Bytes())
+	return s
+}
+
+func (f *fakeDecoder) Load(seq int, state State) bool {
+	s, ok := state.(*fakeState)
+	if !ok || s.data == nil {
+		f.t.Error("a state was loaded that is not there")
+		return false
+	}
+	f.data[seq] = slices.Clone(s.data)
+	f.length[seq] = len(s.data)
+	f.loaded++
 	return true
 }
 
@@ -223,6 +293,8 @@ func bubble(t *testing.T, f *fakeDecoder, conf Config, test func(t *testing.T, s
 		defer func() {
 			s.Stop()
 			<-s.Done()
+			must.Eq(t, 0, f.states.Load())
+			must.Eq(t, 0, f.bytes.Load())
 		}()
 		test(t, s)
 	})
@@ -240,7 +312,7 @@ func prompt(seed, n int) []Token {
 // long is a prompt whose answer does not end within n tokens.
 func long(t testing.TB, length, n int) []Token {
 	t.Helper()
-	for seed := range 10000 {
+	for seed := length; seed < 10000; seed++ { // prompts of different lengths share nothing
 		if _, _, got := alone(prompt(seed, length), 0, n, 1<<30, nil); got == n {
 			return prompt(seed, length)
 		}

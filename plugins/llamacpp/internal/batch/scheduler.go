@@ -13,12 +13,13 @@ import (
 
 // Config says how a Scheduler works.
 type Config struct {
-	Slots       int  // sequences of the decoder
-	SlotTokens  int  // positions of each
-	StepTokens  int  // tokens of a step, at most; not below Slots
-	PromptChunk int  // prompt tokens of a step while answers are being generated
-	Queue       int  // requests that may wait for a slot
-	PinThread   bool // stay on one thread, which graphics drivers like better
+	Slots       int   // sequences of the decoder
+	SlotTokens  int   // positions of each
+	StepTokens  int   // tokens of a step, at most; not below Slots
+	PromptChunk int   // prompt tokens of a step while answers are being generated
+	Queue       int   // requests that may wait for a slot
+	SavedBytes  int64 // of sequences that gave up their slot, at most; 0: none is saved
+	PinThread   bool  // stay on one thread, which graphics drivers like better
 	Vocab       Vocab
 	Log         hclog.Logger
 }
@@ -33,12 +34,16 @@ type Scheduler struct {
 	slots   []*slot
 	prompts []*slot // slots whose prompt is not whole in the cache yet, oldest first
 	entries []Entry // of the current step
+	saved   store
+	clock   int64 // counts uses of slots
 
 	wake chan struct{} // capacity 1: something changed
 	done chan struct{} // closed when Run has returned
 
-	kvUsed atomic.Int64
-	rate   rate
+	kvUsed    atomic.Int64
+	evaluated atomic.Int64 // prompt tokens
+	reused    atomic.Int64 // prompt tokens that were in the cache
+	rate      rate
 
 	mu       sync.Mutex // guards below
 	queue    []*Request
@@ -47,14 +52,20 @@ type Scheduler struct {
 	failure  string // why the engine is of no more use
 }
 
-// slot is one sequence of the decoder.
+// slot is one sequence of the decoder. What it holds stays when its request ends, for the next one
+// that begins alike.
 type slot struct {
 	seq   int
 	req   *Request // nil: free
 	split splitter
 
-	fed       int   // prompt tokens in the cache
-	past      int   // positions in the cache
+	held    []Token // what the cache holds of the sequence
+	turn    int     // tokens of held that were the last request's prompt
+	used    int64   // when the slot was last used, by the scheduler's clock
+	copying bool    // the copy that makes held takes place with the next step
+	copied  bool    // the same, and it is copied from here
+
+	reused    int   // prompt tokens that were in the cache at the beginning
 	next      Token // chosen and not in the cache yet
 	generated int
 
@@ -62,11 +73,13 @@ type slot struct {
 	row int // of the current step, whose logits are this slot's; -1: none
 }
 
-func (s *slot) feeding() bool { return s.fed < len(s.req.Prompt) }
+// feeding reports whether prompt tokens are missing in the cache.
+func (s *slot) feeding() bool { return len(s.held) < len(s.req.Prompt) }
 
 // New returns a scheduler. Somebody must call Run.
 func New(decoder Decoder, conf Config) *Scheduler {
 	s := &Scheduler{conf: conf, decoder: decoder, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	s.saved.limit = conf.SavedBytes
 	for i := range conf.Slots {
 		s.slots = append(s.slots, &slot{seq: i, next: none, row: -1})
 	}
@@ -76,6 +89,7 @@ func New(decoder Decoder, conf Config) *Scheduler {
 // Run works until Stop is called and every request has ended.
 func (s *Scheduler) Run() {
 	defer close(s.done)
+	defer s.saved.clear()
 	if s.conf.PinThread {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
@@ -141,7 +155,9 @@ func (s *Scheduler) Done() <-chan struct{} { return s.done }
 type Stats struct {
 	Active, Queued  int
 	Failure         string // why the engine failed; empty: it has not
-	CacheTokens     int    // positions that requests take
+	CacheTokens     int    // positions that requests take; what is kept for later ones is not counted
+	PromptEvaluated int64  // prompt tokens
+	PromptReused    int64  // prompt tokens that were in the cache already
 	TokensTotal     int64  // generated
 	TokensPerSecond float64
 }
@@ -149,7 +165,8 @@ type Stats struct {
 // Stats returns the scheduler's load.
 func (s *Scheduler) Stats() Stats {
 	st := Stats{
-		CacheTokens: int(s.kvUsed.Load()), TokensTotal: s.rate.total.Load(), TokensPerSecond: s.rate.perSecond(time.Now()),
+		CacheTokens: int(s.kvUsed.Load()), PromptEvaluated: s.evaluated.Load(), PromptReused: s.reused.Load(),
+		TokensTotal: s.rate.total.Load(), TokensPerSecond: s.rate.perSecond(time.Now()),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,36 +205,45 @@ func (s *Scheduler) settle() (busy, stop bool) {
 		}
 		return gone
 	})
-	var admitted []*slot
+	free := 0
 	for _, x := range s.slots {
-		if x.req == nil && len(s.queue) > 0 {
-			x.req = s.queue[0]
-			s.queue = slices.Delete(s.queue, 0, 1)
-			s.active++
-			admitted = append(admitted, x)
+		if x.req == nil {
+			free++
 		}
 	}
+	admitted := slices.Clone(s.queue[:min(free, len(s.queue))])
+	s.queue = slices.Delete(s.queue, 0, len(admitted))
+	s.active += len(admitted)
 	busy = s.active > 0
 	s.mu.Unlock()
 	for _, r := range dropped {
 		r.Chooser.Close()
 	}
-	for _, x := range admitted {
-		x.fed, x.past, x.generated, x.next = 0, 0, 0, none
-		x.split = splitter{stops: x.req.Stops}
-		s.prompts = append(s.prompts, x)
+	for _, r := range admitted {
+		s.admit(r)
+	}
+	if len(admitted) > 0 {
+		s.countCache()
 	}
 	return busy, false
 }
 
-// release frees a slot and its part of the cache.
+// admit gives a request a free slot.
+func (s *Scheduler) admit(r *Request) {
+	x := s.place(r.Prompt)
+	s.clock++
+	x.req, x.split, x.next, x.generated, x.used = r, splitter{stops: r.Stops}, none, 0, s.clock
+	x.reused, x.turn = len(x.held), len(r.Prompt)
+	s.reused.Add(int64(x.reused))
+	s.prompts = append(s.prompts, x)
+}
+
+// release frees a slot. What it holds stays.
 func (s *Scheduler) release(x *slot) {
-	if !s.decoder.Remove(x.seq, 0) {
-		s.conf.Log.Warn("failed to clear the cache of a slot")
-	}
 	x.req.Chooser.Close()
 	s.prompts = slices.DeleteFunc(s.prompts, func(p *slot) bool { return p == x })
-	x.req, x.past, x.row, x.add = nil, 0, -1, 0
+	s.clock++
+	x.req, x.row, x.add, x.used = nil, -1, 0, s.clock
 	s.countCache()
 	s.mu.Lock()
 	s.active--
@@ -228,7 +254,7 @@ func (s *Scheduler) release(x *slot) {
 // know, so that its next request finds it.
 func (s *Scheduler) end(x *slot, e Event) {
 	r := x.req
-	e.Tokens = x.generated
+	e.Tokens, e.Reused = x.generated, x.reused
 	s.release(x)
 	r.Emit(e)
 }
@@ -252,7 +278,7 @@ func (s *Scheduler) countCache() {
 	used := 0
 	for _, x := range s.slots {
 		if x.req != nil {
-			used += x.past
+			used += len(x.held)
 		}
 	}
 	s.kvUsed.Store(int64(used))
@@ -268,21 +294,21 @@ func (s *Scheduler) fill() {
 			continue
 		}
 		x.row, x.add = len(s.entries), 1
-		s.entries = append(s.entries, Entry{Token: x.next, Pos: x.past, Seq: x.seq, Logits: true})
+		s.entries = append(s.entries, Entry{Token: x.next, Pos: len(x.held), Seq: x.seq, Logits: true})
 	}
 	room := s.conf.StepTokens - len(s.entries)
 	if len(s.entries) > 0 { // running streams pause for as long as the step takes
 		room = min(room, s.conf.PromptChunk)
 	}
 	for _, x := range s.prompts {
-		x.add = min(room, len(x.req.Prompt)-x.fed)
+		x.add = min(room, len(x.req.Prompt)-len(x.held))
 		for i := range x.add {
-			at := x.fed + i
+			at := len(x.held) + i
 			last := at == len(x.req.Prompt)-1
 			if last {
 				x.row = len(s.entries)
 			}
-			s.entries = append(s.entries, Entry{Token: x.req.Prompt[at], Pos: x.past + i, Seq: x.seq, Logits: last})
+			s.entries = append(s.entries, Entry{Token: x.req.Prompt[at], Pos: at, Seq: x.seq, Logits: last})
 		}
 		room -= x.add
 	}
@@ -298,19 +324,17 @@ func (s *Scheduler) step() {
 		s.broken(err.Error())
 		return
 	}
-	for _, x := range s.slots {
-		if x.req == nil || x.add == 0 {
-			continue
-		}
-		x.past += x.add
+	for _, e := range s.entries {
+		x := s.slots[e.Seq]
 		if x.feeding() {
-			x.fed += x.add
-			if !x.feeding() {
-				s.prompts = slices.DeleteFunc(s.prompts, func(p *slot) bool { return p == x })
-			}
+			s.evaluated.Add(1)
 		}
-		x.next = none
+		x.held, x.next = append(x.held, e.Token), none
 	}
+	for _, x := range s.slots {
+		x.copying, x.copied = false, false
+	}
+	s.prompts = slices.DeleteFunc(s.prompts, func(x *slot) bool { return !x.feeding() })
 	s.countCache()
 	made := 0
 	for _, x := range s.slots {
@@ -336,7 +360,7 @@ func (s *Scheduler) step() {
 // deal sends what a chosen token makes, and ends the request where it ends.
 func (s *Scheduler) deal(x *slot, c Choice) {
 	x.generated++
-	e := Event{Tokens: x.generated, Chosen: c.Token, LogProbs: c.LogProbs}
+	e := Event{Tokens: x.generated, Reused: x.reused, Chosen: c.Token, LogProbs: c.LogProbs}
 	if s.conf.Vocab.Ends[c.Token] {
 		e.Text, e.Finish = x.split.flush(), FinishStop
 		e.Sent = x.split.sent
@@ -363,8 +387,13 @@ func (s *Scheduler) deal(x *slot, c Choice) {
 	}
 }
 
-// shed gives up the youngest request when the cache has no room for a step, which changed nothing.
+// shed makes room when the cache has none for a step, which changed nothing: what is kept of ended
+// requests goes first, and then the youngest request.
 func (s *Scheduler) shed() {
+	if x := s.oldestKept(); x != nil {
+		s.forget(x)
+		return
+	}
 	var victim *slot
 	if n := len(s.prompts); n > 0 {
 		victim = s.prompts[n-1]
@@ -379,7 +408,8 @@ func (s *Scheduler) shed() {
 		s.broken("the cache is full though no request uses it")
 		return
 	}
-	s.conf.Log.Warn("no room in the context cache, a request was given up", "positions", victim.past)
+	s.conf.Log.Warn("no room in the context cache, a request was given up", "positions", len(victim.held))
+	s.forget(victim)
 	s.fail(victim, ErrCacheFull)
 }
 

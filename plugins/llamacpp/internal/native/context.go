@@ -3,6 +3,7 @@ package native
 import (
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/hybridgroup/yzma/pkg/llama"
 
@@ -108,6 +109,84 @@ func (c *Context) Logits(entry int) []float32 {
 // Remove drops a sequence's positions from the given one on. It reports false where the cache
 // cannot be cut there, as one with recurrent layers cannot: then nothing has changed.
 func (c *Context) Remove(seq, from int) bool {
+	if from > 0 && from < c.Floor(seq) {
+		return false
+	}
 	done, err := llama.MemorySeqRm(c.mem, llama.SeqId(seq), llama.Pos(from), -1)
 	return err == nil && done
+}
+
+// Floor returns the least position above 0 from which on a sequence can be cut. Layers with a
+// sliding window have forgotten what is before it: the engine would cut them and attend to less.
+func (c *Context) Floor(seq int) int {
+	last, err := llama.MemorySeqPosMax(c.mem, llama.SeqId(seq))
+	if err != nil || last < 0 {
+		return 0
+	}
+	if c.model.recurrent {
+		return int(last) + 1
+	}
+	first, err := llama.MemorySeqPosMin(c.mem, llama.SeqId(seq))
+	switch {
+	case err != nil:
+		return int(last) + 1
+	case first <= 0:
+		return 0
+	}
+	return int(first) + c.model.window
+}
+
+// Copy replaces a sequence by a copy of another one, with the next Decode. A cache that is not
+// shared can copy whole sequences only.
+func (c *Context) Copy(from, to int) {
+	_ = llama.MemorySeqCp(c.mem, llama.SeqId(from), llama.SeqId(to), -1, -1) // fails without a context only
+}
+
+// Save copies a sequence out of the context. It returns nil where that takes more than limit bytes
+// or fails.
+func (c *Context) Save(seq int, limit int64) batch.State {
+	size := llama.StateSeqGetSize(c.handle, llama.SeqId(seq))
+	if size == 0 || size > uint64(max(0, limit)) {
+		return nil
+	}
+	s, err := newState(int(size))
+	if err != nil {
+		return nil
+	}
+	if n := llama.StateSeqGetData(c.handle, s.data, llama.SeqId(seq)); n != size {
+		s.Free()
+		return nil
+	}
+	return s
+}
+
+// Load replaces a sequence by what Save of the same context copied. Where it reports false the
+// sequence is empty.
+func (c *Context) Load(seq int, saved batch.State) bool {
+	if s, ok := saved.(*state); ok && llama.StateSeqSetData(c.handle, s.data, llama.SeqId(seq)) == uint64(len(s.data)) {
+		return true
+	}
+	_, _ = llama.MemorySeqRm(c.mem, llama.SeqId(seq), -1, -1) // fails without a context only
+	return false
+}
+
+// state is a saved sequence. Its memory is not the garbage collector's, which would let the process
+// take as much again, and goes back to the system at once.
+type state struct{ data []byte }
+
+func newState(size int) (*state, error) {
+	data, err := syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	if err != nil {
+		return nil, fmt.Errorf("memory for a saved sequence: %w", err)
+	}
+	return &state{data}, nil
+}
+
+// Bytes returns the size of the state.
+func (s *state) Bytes() int64 { return int64(len(s.data)) }
+
+// Free gives the memory back.
+func (s *state) Free() {
+	_ = syscall.Munmap(s.data) // fails for what is not mapped only
+	s.data = nil
 }

@@ -2,11 +2,14 @@ package native
 
 import (
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hybridgroup/yzma/pkg/llama"
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
 )
 
 // engineDir returns the folder of the engine's libraries, or skips the test.
@@ -27,6 +30,57 @@ func tinyModel(t testing.TB) *Model {
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, m.Free()) })
 	return m
+}
+
+// feed evaluates tokens at the end of a sequence and returns a copy of the logits after them.
+func feed(t testing.TB, c *Context, seq, from int, tokens ...Token) []float32 {
+	t.Helper()
+	var entries []batch.Entry
+	for i, token := range tokens {
+		entries = append(entries, batch.Entry{Token: token, Pos: from + i, Seq: seq, Logits: i == len(tokens)-1})
+	}
+	must.NoError(t, c.Decode(entries))
+	logits := c.Logits(len(tokens) - 1)
+	must.Len(t, c.vocab, logits)
+	return slices.Clone(logits)
+}
+
+// A sequence goes on in a copy, after a cut and out of a saved state as it does where it was read.
+func TestSequencesMove(t *testing.T) {
+	m := tinyModel(t)
+	for _, kind := range []string{"f16", "q8_0"} {
+		t.Run(kind, func(t *testing.T) {
+			c, err := m.NewContext(ContextParams{Sequences: 3, Tokens: 256, BatchTokens: 128, Threads: 1, KVType: kind, OutputTokens: 3})
+			must.NoError(t, err)
+			defer func() { must.NoError(t, c.Free()) }()
+			text := m.Tokenize("<|im_start|>user\nWhat is a queen? And what is a hive?<|im_end|>\n<|im_start|>assistant\n", true, true)
+			n := len(text) - 5
+			feed(t, c, 0, 0, text[:n]...)
+			want := feed(t, c, 0, n, text[n:]...)
+
+			c.Copy(0, 1)
+			must.True(t, c.Remove(1, n))
+			must.Eq(t, want, feed(t, c, 1, n, text[n:]...))
+
+			must.Eq(t, 0, c.Floor(0))
+			must.True(t, c.Remove(0, n))
+			must.Eq(t, want, feed(t, c, 0, n, text[n:]...))
+
+			must.True(t, c.Remove(0, n))
+			must.Nil(t, c.Save(0, 100))
+			s := c.Save(0, 1<<30)
+			must.NotNil(t, s)
+			t.Logf("%d bytes for %d tokens", s.Bytes(), n)
+			must.True(t, c.Remove(0, 0))
+			feed(t, c, 2, 0, text[:20]...) // it is replaced
+			must.True(t, c.Load(2, s))
+			s.Free()
+			must.Eq(t, want, feed(t, c, 2, n, text[n:]...))
+			must.False(t, c.Load(2, &state{data: make([]byte, 100)}))
+			must.Eq(t, 0, c.Floor(2))
+			feed(t, c, 2, 0, text...) // it is empty
+		})
+	}
 }
 
 // BenchmarkPlainLoop is llama.cpp without this package: what the others can at best reach.
@@ -56,4 +110,58 @@ func BenchmarkPlainLoop(b *testing.B) {
 		}
 	}
 	b.ReportMetric(benchTokens*float64(b.N)/b.Elapsed().Seconds(), "tok/s")
+}
+
+// BenchmarkMoves says what it takes to copy, save and load a sequence of 1000 tokens, beside
+// evaluating 100. RBEE_BENCH_MODEL is the path of a model.
+func BenchmarkMoves(b *testing.B) {
+	path := os.Getenv("RBEE_BENCH_MODEL")
+	if path == "" {
+		b.Skip("RBEE_BENCH_MODEL is not set")
+	}
+	must.NoError(b, Load(engineDir(b), hclog.NewNullLogger()))
+	m, err := LoadModel(path, ModelParams{Repack: true})
+	must.NoError(b, err)
+	defer func() { must.NoError(b, m.Free()) }()
+	c, err := m.NewContext(ContextParams{Sequences: 4, Tokens: 4096, BatchTokens: 512, Threads: 1, KVType: "f16", OutputTokens: 4})
+	must.NoError(b, err)
+	defer func() { must.NoError(b, c.Free()) }()
+	text := make([]Token, 1000)
+	for i := range text {
+		text[i] = Token(300 + i%100)
+	}
+	feed(b, c, 0, 0, text[:500]...)
+	feed(b, c, 0, 500, text[500:]...)
+	b.Run("token", func(b *testing.B) {
+		for b.Loop() {
+			feed(b, c, 0, 1000, 7)
+			must.True(b, c.Remove(0, 1000))
+		}
+	})
+	b.Run("evaluate", func(b *testing.B) {
+		for b.Loop() {
+			feed(b, c, 0, 1000, text[:100]...)
+			must.True(b, c.Remove(0, 1000))
+		}
+	})
+	b.Run("copy and token", func(b *testing.B) {
+		for b.Loop() {
+			c.Copy(0, 1)
+			feed(b, c, 1, 1000, 7)
+		}
+	})
+	b.Run("save", func(b *testing.B) {
+		for b.Loop() {
+			s := c.Save(0, 1<<40)
+			b.ReportMetric(float64(s.Bytes())/1000, "B/token")
+			s.Free()
+		}
+	})
+	s := c.Save(0, 1<<40)
+	defer s.Free()
+	b.Run("load", func(b *testing.B) {
+		for b.Loop() {
+			must.True(b, c.Load(2, s))
+		}
+	})
 }

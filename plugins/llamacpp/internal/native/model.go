@@ -28,6 +28,9 @@ type ModelParams struct {
 type Model struct {
 	handle llama.Model
 	vocab  llama.Vocab
+
+	recurrent bool // some layers have a state in place of a cache
+	window    int  // positions that layers with a sliding window see
 }
 
 // LoadModel reads a model's file. The libraries must be loaded. The caller frees the model.
@@ -77,7 +80,10 @@ func LoadModel(path string, p ModelParams) (*Model, error) {
 		err = fmt.Errorf("load model: the engine cannot load %s%s: %w", path, theLibrary.logs.explain(), sdk.ErrInvalid)
 		return nil, sdk.WithHint(err, "If the file is damaged, delete the model and download it again; if it does not fit in memory, take a smaller one.")
 	}
-	return &Model{handle: handle, vocab: llama.ModelGetVocab(handle)}, nil
+	return &Model{
+		handle: handle, vocab: llama.ModelGetVocab(handle),
+		recurrent: llama.ModelIsRecurrent(handle) || llama.ModelIsHybrid(handle), window: int(llama.ModelNSWA(handle)),
+	}, nil
 }
 
 // Free frees the model. Its contexts must be freed before.

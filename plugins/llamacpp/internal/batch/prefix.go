@@ -1,0 +1,223 @@
+package batch
+
+import "slices"
+
+const (
+	// turnSlack is how many of the last tokens of a prompt the next turn of its conversation may
+	// lack: chat templates leave out what opened the model's thoughts. It is less than what closes a
+	// question and opens an answer, so that another question is no next turn.
+	turnSlack = 4
+	// leastMoved bounds below what is worth a copy of a sequence, which moves the whole slot,
+	// or a place in the store. In tokens; see Scheduler.worth.
+	leastMoved = 16
+	// movedShare is the part of a slot's positions that takes about as long to evaluate as the
+	// whole slot takes to copy: contributing/engine.md has the figures.
+	movedShare = 256
+)
+
+// worth is how many tokens more a source must have to be worth a copy.
+func (s *Scheduler) worth() int { return max(leastMoved, s.conf.SlotTokens/movedShare) }
+
+// common returns the number of tokens with which a and b begin alike.
+func common(a, b []Token) int {
+	n := min(len(a), len(b))
+	for i := range n {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return n
+}
+
+// usable returns how many tokens of held serve a prompt, where held can be cut from floor on only.
+// At least one token of the prompt is left to evaluate: its logits are wanted.
+func usable(prompt, held []Token, floor int) int {
+	n := min(common(prompt, held), len(prompt)-1)
+	if n < len(held) && n < floor {
+		return 0
+	}
+	return n
+}
+
+// source is where the beginning of a prompt is.
+type source struct {
+	slot   *slot  // nil: saved
+	saved  *saved // nil with slot nil: nowhere
+	tokens int
+}
+
+// place chooses a free slot for a prompt and brings as much of the prompt into it as can be had
+// more cheaply than by evaluating it: a conversation goes on where it was, and another one takes the
+// slot that was not used for longest.
+func (s *Scheduler) place(prompt []Token) *slot {
+	best := s.find(prompt)
+	if x := best.slot; x != nil && x.req == nil && best.tokens >= max(x.turn-turnSlack, x.turn*3/4) {
+		s.cut(x, best.tokens)
+		return x
+	}
+	var to *slot
+	for _, x := range s.slots {
+		if x.req == nil && (to == nil || len(x.held) == 0 && len(to.held) > 0 ||
+			(len(x.held) == 0) == (len(to.held) == 0) && x.used < to.used) {
+			to = x
+		}
+	}
+	own := usable(prompt, to.held, s.floor(to))
+	switch {
+	case best.slot == to, best.tokens < own+s.worth(), best.saved != nil && (to.copying || to.copied):
+		s.keep(to, own)
+		s.cut(to, own)
+	case best.slot != nil:
+		s.keep(to, 0)
+		s.decoder.Copy(best.slot.seq, to.seq)
+		to.held, to.copying, best.slot.copied = slices.Clone(best.slot.held), true, true
+		s.cut(to, best.tokens)
+	default:
+		s.saved.take(best.saved)
+		s.keep(to, 0)
+		to.held = nil
+		if s.decoder.Load(to.seq, best.saved.state) {
+			to.held = slices.Clone(best.saved.held)
+		}
+		if best.tokens < len(best.saved.held) { // another conversation, which begins alike
+			s.clock++
+			best.saved.used = s.clock
+			s.saved.put(best.saved)
+		} else {
+			best.saved.state.Free()
+		}
+		s.cut(to, min(best.tokens, len(to.held)))
+	}
+	return to
+}
+
+// find returns where most of a prompt is, a free slot rather than another one, and any slot rather
+// than the store.
+func (s *Scheduler) find(prompt []Token) source {
+	var best source
+	for _, free := range []bool{true, false} {
+		for _, x := range s.slots {
+			if (x.req == nil) != free {
+				continue
+			}
+			n := usable(prompt, x.held, s.floor(x))
+			if n > best.tokens && (free || n >= best.tokens+s.worth()) {
+				best = source{slot: x, tokens: n}
+			}
+		}
+	}
+	for _, e := range s.saved.list {
+		if n := usable(prompt, e.held, e.floor); n >= best.tokens+s.worth() {
+			best = source{saved: e, tokens: n}
+		}
+	}
+	return best
+}
+
+func (s *Scheduler) floor(x *slot) int {
+	if len(x.held) == 0 {
+		return 0
+	}
+	return s.decoder.Floor(x.seq)
+}
+
+// cut leaves the first n tokens of what a slot holds, or nothing where that cannot be done.
+func (s *Scheduler) cut(x *slot, n int) {
+	if n == len(x.held) {
+		return
+	}
+	if n > 0 && s.decoder.Remove(x.seq, n) {
+		x.held = x.held[:n]
+		return
+	}
+	s.forget(x)
+}
+
+// forget empties a slot.
+func (s *Scheduler) forget(x *slot) {
+	if !s.decoder.Remove(x.seq, 0) {
+		s.conf.Log.Warn("failed to clear the cache of a slot")
+	}
+	x.held = nil
+}
+
+// keep saves what a slot holds before all but the first n tokens of it are lost.
+func (s *Scheduler) keep(x *slot, n int) {
+	if len(x.held)-n < s.worth() || x.copying || s.conf.SavedBytes <= 0 {
+		return
+	}
+	for _, other := range s.slots {
+		if other != x && common(x.held, other.held) == len(x.held) {
+			return
+		}
+	}
+	for _, e := range s.saved.list {
+		if common(x.held, e.held) == len(x.held) {
+			s.clock++
+			e.used = s.clock
+			return
+		}
+	}
+	state := s.decoder.Save(x.seq, s.conf.SavedBytes)
+	if state == nil {
+		return
+	}
+	s.saved.put(&saved{held: slices.Clone(x.held), floor: s.floor(x), used: x.used, state: state})
+}
+
+// oldestKept returns the free slot that holds something and was not used for longest, or nil.
+func (s *Scheduler) oldestKept() *slot {
+	var oldest *slot
+	for _, x := range s.slots {
+		if x.req == nil && len(x.held) > 0 && (oldest == nil || x.used < oldest.used) {
+			oldest = x
+		}
+	}
+	return oldest
+}
+
+// saved is a sequence that gave up its slot.
+type saved struct {
+	held  []Token
+	floor int // see Decoder.Floor
+	used  int64
+	state State
+}
+
+// store keeps sequences within a bound of bytes: what was not used for longest goes first.
+type store struct {
+	limit, bytes int64
+	list         []*saved
+}
+
+// put adds a sequence. Those that it contains go, and those that there is no room for.
+func (s *store) put(e *saved) {
+	s.drop(func(o *saved) bool {
+		return common(o.held, e.held) == len(o.held) && e.floor <= len(o.held)
+	})
+	s.list = append(s.list, e)
+	s.bytes += e.state.Bytes()
+	for s.bytes > s.limit && len(s.list) > 0 {
+		oldest := slices.MinFunc(s.list, func(a, b *saved) int { return int(a.used - b.used) })
+		s.drop(func(o *saved) bool { return o == oldest })
+	}
+}
+
+// take removes a sequence without freeing its state.
+func (s *store) take(e *saved) {
+	s.list = slices.DeleteFunc(s.list, func(o *saved) bool { return o == e })
+	s.bytes -= e.state.Bytes()
+}
+
+func (s *store) drop(these func(*saved) bool) {
+	s.list = slices.DeleteFunc(s.list, func(o *saved) bool {
+		gone := these(o)
+		if gone {
+			s.bytes -= o.state.Bytes()
+			o.state.Free()
+		}
+		return gone
+	})
+}
+
+func (s *store) clear() { s.drop(func(*saved) bool { return true }) }

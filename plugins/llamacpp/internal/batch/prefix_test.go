@@ -1,0 +1,332 @@
+package batch
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+)
+
+// answered returns the tokens of a run that has ended: its prompt and its answer.
+func answered(r *run) []Token {
+	out := slices.Clone(r.Prompt)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.events {
+		if e.Chosen > 0 {
+			out = append(out, e.Chosen)
+		}
+	}
+	return out
+}
+
+// say runs a request to its end and returns it.
+func say(t *testing.T, s *Scheduler, conf Config, prompt []Token, maxTokens int) *run {
+	t.Helper()
+	r := newRun(prompt, maxTokens)
+	must.NoError(t, s.Submit(r.Request))
+	asAlone(t, r, conf)
+	return r
+}
+
+func reusedBy(r *run) int {
+	_, e := r.last()
+	return e.Reused
+}
+
+// A conversation is read once: each turn evaluates what is new in it, and the last token of the
+// answer before, which was chosen and never evaluated.
+func TestConversationIsReadOnce(t *testing.T) {
+	t.Parallel()
+	for name, saved := range map[string]int64{"slots only": 0, "with a store": 1 << 20} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, conf := newFake(t, 2), fakeConfig(2)
+			conf.SlotTokens, conf.SavedBytes = 2000, saved
+			bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+				history := long(t, 40, 5)
+				for turn := range 20 {
+					before := s.Stats()
+					r := say(t, s, conf, history, 0)
+					now := s.Stats()
+					if turn > 0 {
+						must.Eq(t, int64(21), now.PromptEvaluated-before.PromptEvaluated)
+						must.Eq(t, len(history)-21, reusedBy(r))
+						must.Eq(t, int64(len(history)-21), now.PromptReused-before.PromptReused)
+					}
+					history = append(answered(r), prompt(turn, 20)...)
+				}
+			})
+		})
+	}
+}
+
+// The same prompt again is evaluated from its last token on: its logits are wanted.
+func TestSamePromptAgain(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 1), fakeConfig(1)
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		p := long(t, 40, 20)
+		say(t, s, conf, p, 20)
+		must.Eq(t, 39, reusedBy(say(t, s, conf, p, 20)))
+		must.Eq(t, 29, reusedBy(say(t, s, conf, p[:30], 20)))
+	})
+}
+
+// Four conversations that begin with the same instructions, on two slots: the instructions are
+// evaluated once, and with a store every turn evaluates only what is new.
+func TestSharedBeginning(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 2), fakeConfig(2)
+	conf.SlotTokens, conf.SavedBytes = 2000, 1<<20
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		system := prompt(77, 300)
+		var talks [4][]Token
+		fresh := 0
+		for i := range talks {
+			talks[i] = append(slices.Clone(system), prompt(i+1, 30)...)
+			talks[i][300] = Token(i + 1)
+		}
+		for turn := range 5 {
+			for i := range talks {
+				r := say(t, s, conf, talks[i], 25)
+				if turn == 0 {
+					fresh += 30
+				} else {
+					fresh += 21
+				}
+				talks[i] = append(answered(r), prompt(turn*4+i, 20)...)
+			}
+		}
+		must.Eq(t, int64(300+fresh), s.Stats().PromptEvaluated)
+		must.Positive(t, f.loaded)
+	})
+}
+
+// A prompt that begins like one that is being answered gets a copy of it.
+func TestCopyFromBusySlot(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 3), fakeConfig(3)
+	f.perStep = time.Millisecond
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		first := newRun(long(t, 60, 100), 100)
+		must.NoError(t, s.Submit(first.Request))
+		time.Sleep(10 * time.Millisecond)
+		second := newRun(append(slices.Clone(first.Prompt[:50]), prompt(9, 20)...), 20)
+		second.Prompt[50] = first.Prompt[50]%25 + 1
+		must.NoError(t, s.Submit(second.Request))
+		asAlone(t, second, conf)
+		must.Eq(t, 50, reusedBy(second))
+		must.Eq(t, 1, f.copied)
+		asAlone(t, first, conf)
+
+		// What is too short for a copy is evaluated.
+		third := newRun(append(slices.Clone(first.Prompt[:10]), prompt(10, 20)...), 20)
+		must.NoError(t, s.Submit(third.Request))
+		asAlone(t, third, conf)
+		must.Eq(t, 1, f.copied)
+	})
+}
+
+// A new conversation takes the slot that was not used for longest, not the one that shares a few
+// tokens with it.
+func TestLeastRecentlyUsedSlot(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 3), fakeConfig(3)
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		var talks []*run
+		for i := range 3 {
+			talks = append(talks, say(t, s, conf, long(t, 40+i, 30), 30))
+		}
+		must.Positive(t, reusedBy(say(t, s, conf, append(answered(talks[0]), 3, 4), 5)))
+		stranger := append(slices.Clone(talks[2].Prompt[:8]), prompt(5, 30)...)
+		stranger[8] = talks[2].Prompt[8]%25 + 1
+		must.Eq(t, 0, reusedBy(say(t, s, conf, stranger, 5)))
+		must.Eq(t, 0, reusedBy(say(t, s, conf, append(answered(talks[1]), 3, 4), 5))) // it had to go
+		must.Positive(t, reusedBy(say(t, s, conf, append(answered(talks[0]), 3, 4, 5), 5)))
+	})
+}
+
+// A next turn that lacks the last tokens of the prompt before stays in its slot; another question
+// leaves that slot alone.
+func TestTurnStaysInItsSlot(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 2), fakeConfig(2)
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		first := say(t, s, conf, long(t, 40, 30), 30)
+		next := append(slices.Clone(first.Prompt[:37]), 3, 4, 5, 6)
+		next[37] = first.Prompt[37]%25 + 1
+		must.Eq(t, 37, reusedBy(say(t, s, conf, next, 1)))
+		must.Eq(t, 0, f.copied)
+		other := append(slices.Clone(next[:35]), 7, 8, 9, 10, 11, 12)
+		other[35] = next[35]%25 + 1
+		must.Eq(t, 35, reusedBy(say(t, s, conf, other, 1)))
+		must.Eq(t, 1, f.copied)
+		must.Eq(t, 40, reusedBy(say(t, s, conf, next, 1)))
+	})
+}
+
+func TestStoreIsBounded(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 1), fakeConfig(1)
+	conf.SavedBytes = 150
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		var talks []*run
+		for i := range 5 {
+			talks = append(talks, say(t, s, conf, long(t, 40+i, 20), 20)) // 59 to 63 tokens in the cache
+			must.LessEq(t, 150, f.bytes.Load())
+		}
+		must.Eq(t, 2, f.states.Load())
+		must.Eq(t, 0, reusedBy(say(t, s, conf, append(answered(talks[0]), 3), 1)))
+		// It went over a third state. What was saved last is there.
+		must.Eq(t, 63, reusedBy(say(t, s, conf, append(answered(talks[4]), 3), 1)))
+	})
+}
+
+// A cache that cannot be cut goes on only where a sequence ends.
+func TestCacheThatCannotBeCut(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 2), fakeConfig(2)
+	f.window, conf.SavedBytes = -1, 1<<20
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		r := say(t, s, conf, long(t, 40, 20), 20)
+		must.Eq(t, 59, reusedBy(say(t, s, conf, append(answered(r), 3, 4), 1)))
+		must.Eq(t, 0, reusedBy(say(t, s, conf, r.Prompt, 20)))
+		must.Eq(t, 0, reusedBy(say(t, s, conf, append(slices.Clone(r.Prompt[:35]), 5, 6, 7), 20)))
+		// A short sequence to go on with is worth more than a long one to cut.
+		short := say(t, s, conf, r.Prompt[:20], 1)
+		must.Eq(t, 20, reusedBy(say(t, s, conf, append(slices.Clone(short.Prompt), r.Prompt[20:30]...), 1)))
+	})
+}
+
+// A copy that has not taken place yet is neither saved nor loaded over.
+func TestCopyThatIsNotDone(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 2), fakeConfig(2)
+	f.perStep, conf.SavedBytes = time.Millisecond, 1<<20
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		first := newRun(long(t, 60, 100), 100)
+		must.NoError(t, s.Submit(first.Request))
+		time.Sleep(10*time.Millisecond + 1)
+		synctest.Wait()
+		second := newRun(append(slices.Clone(first.Prompt), 3, 4, 5), 20)
+		third := newRun(long(t, 61, 20), 20)
+		refused := false
+		f.before = func(step []Entry) {
+			if !refused && len(f.copies) > 0 { // no room, and its client goes
+				refused, f.cells = true, 1
+				s.Cancel(second.Request)
+				_ = s.Submit(third.Request)
+				return
+			}
+			f.cells = 0
+		}
+		must.NoError(t, s.Submit(second.Request))
+		asAlone(t, third, conf)
+		must.True(t, refused)
+		asAlone(t, first, conf)
+		fourth := say(t, s, conf, append(slices.Clone(first.Prompt), 3, 4, 6), 20)
+		must.Positive(t, reusedBy(fourth))
+	})
+}
+
+// What is kept of ended requests makes room for running ones, whose tokens share the memory.
+func TestKeptGoesFirst(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 3), fakeConfig(3)
+	f.cells = 100
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		say(t, s, conf, long(t, 30, 10), 10)
+		say(t, s, conf, long(t, 31, 10), 10)
+		say(t, s, conf, long(t, 60, 30), 30) // together 169
+	})
+}
+
+// TestAnswersDoNotDependOnReuse is the test that finds wrong reuse: whatever is kept, copied, cut,
+// saved, dropped and cancelled, each answer is the one that its request gets alone.
+func TestAnswersDoNotDependOnReuse(t *testing.T) {
+	t.Parallel()
+	rounds := 200
+	if testing.Short() {
+		rounds = 40
+	}
+	for seed := range rounds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			randomRequests(t, rand.New(rand.NewPCG(uint64(seed), 14)))
+		})
+	}
+}
+
+func randomRequests(t *testing.T, rnd *rand.Rand) {
+	t.Helper()
+	pick := func(values ...int) int { return values[rnd.IntN(len(values))] }
+	slots := 1 + rnd.IntN(4)
+	f, conf := newFake(t, slots), fakeConfig(slots)
+	f.window, f.cells = pick(0, 0, 0, -1, 5, 30), pick(0, 0, 150*slots, 220)
+	f.perStep, f.perToken = time.Millisecond, time.Duration(rnd.IntN(2))*100*time.Microsecond
+	conf.SavedBytes = int64(pick(0, 100, 400, 1<<20))
+	conf.StepTokens, conf.PromptChunk = pick(8, 32, 200), pick(4, 8, 100)
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		known := [][]Token{prompt(rnd.IntN(50), 60), prompt(rnd.IntN(50), 100)} // what prompts begin with
+		var open []*run
+		for range 60 {
+			// A beginning of something known, cut anywhere, and something new.
+			base := known[rnd.IntN(len(known))]
+			p := slices.Clone(base[:min(len(base), pick(0, 5, 30, 60, len(base), len(base), rnd.IntN(len(base)+1)))])
+			p = append(p, prompt(rnd.IntN(1000), 1+rnd.IntN(pick(2, 30)))...)
+			p = p[:min(len(p), conf.SlotTokens-1)]
+			r := newRun(p, pick(1, 5, 20, 0))
+			r.chooser.seed = uint64(pick(0, 1, 2, 3))
+			if pick(0, 0, 1) == 1 {
+				r.Stops = []string{"ab", "q"}
+			}
+			must.NoError(t, s.Submit(r.Request))
+			open = append(open, r)
+			if pick(0, 0, 1) == 1 { // several at once
+				continue
+			}
+			time.Sleep(time.Duration(rnd.IntN(pick(2, 20, 100))) * time.Millisecond)
+			synctest.Wait()
+			if pick(0, 0, 0, 1) == 1 {
+				s.Cancel(open[rnd.IntN(len(open))].Request) // it may have ended
+			}
+			if one := open[rnd.IntN(len(open))]; len(answered(one)) < conf.SlotTokens-30 {
+				known = append(known, answered(one))
+			}
+		}
+		cancelled, full := 0, 0
+		for _, r := range open {
+			if r.cancelled.Load() {
+				cancelled++
+				continue
+			}
+			if _, e := r.last(); e.Err != nil && f.cells > 0 {
+				must.ErrorIs(t, e.Err, ErrCacheFull)
+				full++
+				continue
+			}
+			asAlone(t, r, conf)
+		}
+		for s.Stats().Active+s.Stats().Queued > 0 {
+			time.Sleep(time.Millisecond)
+		}
+		synctest.Wait()
+		for _, r := range open {
+			must.Eq(t, 1, r.chooser.closed)
+		}
+		for _, x := range s.slots { // and what it believes of the cache is true
+			must.Eq(t, f.length[x.seq], len(x.held))
+			must.True(t, slices.Equal(f.data[x.seq][:len(x.held)], x.held))
+		}
+		st := s.Stats()
+		must.Eq(t, 0, st.CacheTokens)
+		must.LessEq(t, conf.SavedBytes, f.bytes.Load())
+		t.Logf("%d slots, %d cancelled, %d without room, %d prompt tokens evaluated, %d reused, %d copies, %d loads, %d saved",
+			slots, cancelled, full, st.PromptEvaluated, st.PromptReused, f.copied, f.loaded, f.states.Load())
+	})
+}

@@ -1,0 +1,99 @@
+package llamacpp
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/llamacpp/llamatest"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// talk is a conversation with a worker.
+type talk struct {
+	w        *testWorker
+	loop     *llamatest.Loop
+	messages []openai.Message
+	held     int // tokens of the last prompt and answer that are in a cache
+}
+
+// turnTokens bounds an answer of a talk.
+const turnTokens = 16
+
+// respelled is how many tokens of the last answer the next prompt may spell otherwise: all of them.
+const respelled = turnTokens
+
+// say asks a question, checks the answer against a fresh read of the whole conversation, and
+// returns the tokens of the prompt, how many were evaluated by the engine's counters, and how many
+// of them were new.
+func (k *talk) say(t *testing.T, question string) (prompt, evaluated, fresh int) {
+	t.Helper()
+	k.messages = append(k.messages, openai.Message{Role: "user", Content: openai.TextContent(question)})
+	req := &openai.ChatRequest{Messages: k.messages}
+	tokens, err := k.w.served.model.chatPrompt(t.Context(), req, 1024, time.Time{})
+	must.NoError(t, err)
+	messages, err := json.Marshal(k.messages)
+	must.NoError(t, err)
+	before := k.w.served.engine.Stats()
+	answer := k.w.chat(t, fmt.Sprintf(`{"temperature":0,"max_tokens":%d,"messages":%s}`, turnTokens, messages))
+	after := k.w.served.engine.Stats()
+	text := *answer.Choices[0].Message.Content
+	must.NoError(t, k.loop.Check(t, tokens, turnTokens, text), must.Sprint(question))
+	evaluated = int(after.PromptEvaluated - before.PromptEvaluated)
+	must.Eq(t, len(tokens), evaluated+int(after.PromptReused-before.PromptReused))
+	must.Eq(t, len(tokens)-evaluated, answer.Usage.PromptTokensDetails.CachedTokens)
+	fresh = len(tokens) - k.held
+	k.messages = append(k.messages, openai.Message{Role: "assistant", Content: openai.TextContent(text)})
+	k.held = len(tokens) + answer.Usage.CompletionTokens - 1 // the last one was chosen and not evaluated
+	return len(tokens), evaluated, fresh
+}
+
+// A conversation is read once. The tokens that are evaluated are those that are new, and those at
+// the end of the answer before that its text spells otherwise.
+func TestConversationIsReadOnce(t *testing.T) {
+	w := startWorker(t, 2, 1024, "")
+	k := talk{w: w, loop: plainLoop(t)}
+	questions := recordQuestions()
+	sum, all := 0, 0
+	for turn := range 20 {
+		prompt, evaluated, fresh := k.say(t, questions[turn%len(questions)])
+		t.Logf("turn %d: prompt of %d tokens, %d new, %d evaluated", turn, prompt, fresh, evaluated)
+		must.Between(t, fresh, evaluated, fresh+respelled)
+		sum, all = sum+evaluated, all+prompt
+	}
+	must.LessEq(t, all/5, sum)
+}
+
+// Four conversations with one system prompt take turns on two slots: it is evaluated once, and each
+// turn evaluates what is new in its own conversation.
+func TestConversationsThatShareSlots(t *testing.T) {
+	w := startWorker(t, 2, 1024, `{"prefix_store_mib":64}`)
+	loop := plainLoop(t)
+	system := "You answer questions about bees, hives and queens. You are brief and exact, you say what you know and nothing else, and you never make up a number. Where a question is not about bees you answer it all the same, in one sentence."
+	var talks [4]talk
+	for i := range talks {
+		talks[i] = talk{w: w, loop: loop, messages: []openai.Message{{Role: "system", Content: openai.TextContent(system)}}}
+	}
+	questions := recordQuestions()
+	shared, sum, owed := 0, 0, 0
+	for turn := range 5 {
+		for i := range talks {
+			prompt, evaluated, fresh := talks[i].say(t, questions[(turn+3*i)%len(questions)])
+			t.Logf("turn %d of conversation %d: prompt of %d tokens, %d new, %d evaluated", turn, i, prompt, fresh, evaluated)
+			switch {
+			case turn > 0:
+				must.Between(t, fresh, evaluated, fresh+respelled)
+				sum, owed = sum+evaluated, owed+fresh
+			case i == 0:
+				must.Eq(t, prompt, evaluated)
+				shared = prompt - 20
+			default: // the system prompt is there already
+				must.LessEq(t, prompt-shared, evaluated)
+			}
+		}
+	}
+	must.LessEq(t, owed*3/2, sum)
+}
