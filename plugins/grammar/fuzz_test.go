@@ -70,7 +70,7 @@ func (w *schemaWriter) keyword(s map[string]any, depth int) {
 	case 6:
 		s["maxLength"] = n*n + 1
 	case 7:
-		s["pattern"] = w.pick("^a", "b$", "^[a-c]*$", "a|b", "^(a|bc)+$", "[^x]", `^\w{1,3}$`, `\d`, `^[^b]+$`, `^a[a-é]{2,20}$`, `^(a|bb)*c?$`, `^\S+( \S+)*$`)
+		s["pattern"] = w.pick("^a", "b$", "^[a-c]*$", "a|b", "^(a|bc)+$", "[^x]", `^\w{1,3}$`, `\d`, `^[^b]+$`, `^a[a-é]{2,20}$`, `^(a|bb)*c?$`, `^[^ ]+( [^ ]+)*$`)
 	case 8:
 		s["required"] = []any{w.name()}
 	case 9:
@@ -88,7 +88,7 @@ func (w *schemaWriter) keyword(s map[string]any, depth int) {
 	case 16, 17:
 		s["additionalProperties"] = w.schema(depth - 1)
 	case 18:
-		s["patternProperties"] = map[string]any{w.pick("^a", "b", ".").(string): w.schema(depth - 1)}
+		s["patternProperties"] = map[string]any{w.pick("^a", "b", "[^q]").(string): w.schema(depth - 1)}
 	case 19:
 		s["propertyNames"] = map[string]any{"maxLength": 2}
 	case 20, 21:
