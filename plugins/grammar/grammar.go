@@ -2,7 +2,6 @@ package grammar
 
 import (
 	"errors"
-	"slices"
 	"sync"
 )
 
@@ -65,7 +64,8 @@ func (o *Options) maxMemory() int {
 }
 
 func (o *Options) maxLength() int { return 1 << 20 }
-func (o *Options) maxItems() int  { return 1 << 15 }
+
+func (o *Options) maxItems() int { return 1 << 15 }
 
 // ErrExhausted reports that a call would need more work or memory than a grammar may take. The
 // state of the matcher does not change, and the text so far stays valid, but what may come next is
@@ -192,91 +192,6 @@ func (g *Grammar) compileSchema(text string) error {
 		return err
 	}
 	g.first = config{thread: thread{g.leaf(leafKey{kind: lValue, node: n}), g.root}}
-	return nil
-}
-
-// complete expands everything that a document can reach from n, so that what cannot be
-// guaranteed is refused now.
-func (c *compiler) complete(n *node) error {
-	state := map[*schema]bool{}
-	for _, l := range n.lits {
-		if x := c.loops(l.s, state); x != nil {
-			return refuse(x.at, "$ref", "refers to itself")
-		}
-	}
-	queue := []*node{n}
-	seen := map[*node]bool{n: true}
-	visit := func(n *node) {
-		if n != nil && !seen[n] {
-			seen[n] = true
-			queue = append(queue, n)
-		}
-	}
-	for i := 0; i < len(queue); i++ {
-		n := queue[i]
-		for _, l := range n.lits {
-			if x := c.loops(l.s, state); x != nil {
-				return refuse(x.at, "$ref", "refers to itself")
-			}
-		}
-		if _, err := c.satisfiable(n); err != nil {
-			return err
-		}
-		if n.sat < 0 {
-			continue
-		}
-		for _, o := range n.objs {
-			if err := c.build(o); err != nil {
-				return err
-			}
-			for _, x := range o.nodes {
-				visit(x)
-			}
-			for _, x := range o.others {
-				visit(x)
-			}
-			for _, r := range o.some {
-				visit(c.node(r.lits))
-			}
-		}
-		for _, a := range n.arrs {
-			if err := c.buildArray(a); err != nil {
-				return err
-			}
-			for _, x := range a.prefix {
-				visit(x)
-			}
-			visit(a.rest)
-			if err := c.checkUnique(n, a); err != nil {
-				return err
-			}
-			for _, r := range a.contains {
-				visit(c.node(append(slices.Clip(a.rest.lits), r.lits...)))
-			}
-		}
-	}
-	if ok, err := c.satisfiable(n); err != nil || !ok {
-		if err == nil {
-			err = refuse("", "", "no value satisfies the schema")
-		}
-		return err
-	}
-	return nil
-}
-
-// checkUnique refuses an array of unique items that may be arrays or objects.
-func (c *compiler) checkUnique(n *node, a *arrNode) error {
-	if !a.unique || a.max >= 0 && a.max < 2 {
-		return nil
-	}
-	for _, x := range append(slices.Clip(a.prefix), a.rest) {
-		if ok, err := c.satisfiable(x); err != nil || !ok {
-			continue
-		}
-		if ok, err := c.composite(x); ok || err != nil {
-			return refuse(n.at(), "uniqueItems", "supported only for items that are neither objects nor arrays")
-		}
-	}
 	return nil
 }
 

@@ -10,7 +10,8 @@ type lengths struct {
 
 var anyLength = lengths{hi: rxUnbounded}
 
-func (n lengths) any() bool   { return n.lo <= 0 && n.hi < 0 }
+func (n lengths) any() bool { return n.lo <= 0 && n.hi < 0 }
+
 func (n lengths) empty() bool { return n.hi >= 0 && n.hi < n.lo }
 
 func (n lengths) intersect(o lengths) lengths {

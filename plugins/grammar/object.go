@@ -1,0 +1,468 @@
+package grammar
+
+import "slices"
+
+// objNode is one way to be an object: an intersection of rules.
+type objNode struct {
+	id       int
+	rules    []*objRule
+	names    []string // declared, in order
+	index    map[string]int
+	children [][]lit
+	nodes    []*node
+	required []bool
+	free     rx // names of undeclared properties
+	min, max int
+	deps     map[int][]int
+	some     []someRule
+	count    bool // whether the number of properties matters
+	building bool
+	built    bool
+	err      error
+	others   []*node // of undeclared properties
+	rest     *node   // of undeclared properties, when no patterns tell them apart
+	simple   bool
+}
+
+func (c *compiler) object(rules []*objRule) *objNode {
+	key := ruleKey(c, rules)
+	o := c.objs[key]
+	if o == nil {
+		o = &objNode{id: len(c.objs), rules: rules}
+		c.objs[key] = o
+	}
+	return o
+}
+
+// childLits returns what the property name must satisfy.
+func (o *objNode) childLits(c *compiler, name string) []lit {
+	var out []lit
+	for _, r := range o.rules {
+		own, known := r.props[name]
+		out = append(out, own...)
+		for _, p := range r.patterns {
+			if c.set.match(p.lang, name) {
+				known = true
+				out = append(out, p.lits...)
+			}
+		}
+		if !known {
+			out = append(out, r.rest...)
+		}
+	}
+	return out
+}
+
+// build merges the rules of an object.
+func (c *compiler) build(o *objNode) error {
+	if o.built || o.building {
+		return o.err
+	}
+	o.building = true
+	o.err = c.merge(o)
+	o.building, o.built = false, true
+	return o.err
+}
+
+func (c *compiler) merge(o *objNode) error {
+	o.index, o.max, o.deps, o.simple = map[string]int{}, -1, map[int][]int{}, true
+	declare := func(name string) int {
+		i, ok := o.index[name]
+		if !ok {
+			i = len(o.names)
+			o.index[name] = i
+			o.names = append(o.names, name)
+			o.required = append(o.required, false)
+		}
+		return i
+	}
+	for _, r := range o.rules {
+		for _, k := range r.order {
+			declare(k)
+		}
+	}
+	lang := rxAll
+	for _, r := range o.rules {
+		for _, k := range sortedKeys(r.props) {
+			declare(k)
+		}
+		for _, k := range r.required {
+			o.required[declare(k)] = true
+		}
+		for _, k := range sortedKeys(r.deps) {
+			i := declare(k)
+			for _, d := range r.deps[k] {
+				o.deps[i] = append(o.deps[i], declare(d))
+			}
+		}
+		o.min = max(o.min, r.min)
+		if r.max >= 0 && (o.max < 0 || r.max < o.max) {
+			o.max = r.max
+		}
+		o.some = append(o.some, r.some...)
+		if len(r.patterns) > 0 {
+			o.simple = false
+		}
+		for _, names := range r.names {
+			l, err := c.stringLanguage(names)
+			if err != nil {
+				return err
+			}
+			lang = c.set.and(lang, l)
+		}
+	}
+	if len(o.some) > 16 {
+		return refuse("", "not", "too many negated properties")
+	}
+	for _, name := range o.names {
+		c.set.charge(200 + len(name))
+		lits := o.childLits(c, name)
+		if !c.set.match(lang, name) {
+			lits = []lit{{s: c.none}}
+		}
+		o.children = append(o.children, lits)
+		o.nodes = append(o.nodes, c.node(lits))
+	}
+	o.count = o.min > 0 || o.max >= 0
+	return c.undeclaredNames(o, lang)
+}
+
+// undeclaredNames finds the names of undeclared properties that a value exists for.
+func (c *compiler) undeclaredNames(o *objNode, lang rx) error {
+	// Every rule adds its patterns; where none matches, its rest.
+	type class struct {
+		lang rx
+		lits []lit
+	}
+	classes := []class{{lang, nil}}
+	for _, r := range o.rules {
+		var next []class
+		parts := []class{{rxAll, nil}}
+		for _, p := range r.patterns {
+			var split []class
+			for _, x := range parts {
+				yes, no := c.set.and(x.lang, p.lang), c.set.and(x.lang, c.set.not(p.lang))
+				if c.set.alive(yes) {
+					split = append(split, class{yes, append(slices.Clip(x.lits), p.lits...)})
+				}
+				if c.set.alive(no) {
+					split = append(split, class{no, x.lits})
+				}
+			}
+			if parts = split; len(parts) > 64 || c.set.exhausted() {
+				return refuse("", "patternProperties", "too many combinations of patterns")
+			}
+		}
+		none := rxAll
+		for _, p := range r.patterns {
+			none = c.set.and(none, c.set.not(p.lang))
+		}
+		for _, x := range classes {
+			for _, y := range parts {
+				both := c.set.and(x.lang, y.lang)
+				if !c.set.alive(both) {
+					continue
+				}
+				lits := append(slices.Clip(x.lits), y.lits...)
+				if y.lits == nil && r.rest != nil {
+					lits = append(lits, r.rest...)
+				}
+				next = append(next, class{both, lits})
+			}
+		}
+		if classes = next; len(classes) > 256 || c.set.exhausted() {
+			return refuse("", "patternProperties", "too many combinations of patterns")
+		}
+	}
+	o.free = rxNone
+	for _, x := range classes {
+		n := c.node(x.lits)
+		ok, err := c.satisfiable(n)
+		if err != nil {
+			return err
+		}
+		if ok {
+			o.free = c.set.alt(o.free, x.lang)
+			o.rest = n
+			o.others = append(o.others, n)
+		}
+	}
+	if len(o.names) > 0 && o.free != rxNone {
+		o.free = c.set.and(o.free, c.set.not(c.set.literals(o.names)))
+	}
+	if !c.set.alive(o.free) {
+		o.free = rxNone
+	}
+	return nil
+}
+
+func (c *compiler) objectSat(o *objNode) (bool, error) {
+	if o.building {
+		return true, nil
+	}
+	if err := c.build(o); err != nil {
+		return false, err
+	}
+	need, have := 0, 0
+	for i, n := range o.nodes {
+		if !o.required[i] {
+			have++
+			continue
+		}
+		ok, err := c.satisfiable(n)
+		if !ok || err != nil {
+			return false, err
+		}
+		need++
+	}
+	if o.max >= 0 && max(need, o.min) > o.max {
+		return false, nil
+	}
+	if need < o.min && o.free == rxNone {
+		have = 0
+		for i, n := range o.nodes {
+			if o.required[i] {
+				continue
+			}
+			ok, err := c.satisfiable(n)
+			if err != nil {
+				return false, err
+			}
+			if ok {
+				have++
+			}
+		}
+		return need+have >= o.min, nil
+	}
+	return true, nil
+}
+
+// objFrame is what follows from the state of an object.
+type objFrame struct {
+	allowed []int // declared properties that may come next
+	closes  bool
+	freeQ   rx // names of undeclared ones that may
+	lang    rx // all names that may come next, or -1 if not known yet; use Grammar.lang
+}
+
+// freeKey and namesKey name sets of properties.
+type freeKey struct {
+	obj  *objNode
+	used *usedList
+}
+
+type namesKey struct {
+	obj     *objNode
+	allowed string
+	free    rx
+}
+
+// unused returns the undeclared names that are not used.
+func (g *Grammar) unused(o *objNode, used *usedList) rx {
+	if used == nil {
+		return o.free
+	}
+	k := freeKey{o, used}
+	if q, ok := g.freeNames[k]; ok {
+		return q
+	}
+	q := g.set.and(g.unused(o, used.prev), g.set.not(g.set.literal(used.text)))
+	if !g.set.alive(q) {
+		q = rxNone
+	}
+	g.freeNames[k] = q
+	g.charge(60)
+	return q
+}
+
+// lang returns the names that may come next in f.
+func (g *Grammar) lang(f *frame) rx {
+	of := g.object(f)
+	if of.lang >= 0 {
+		return of.lang
+	}
+	o := f.key.obj
+	b := make([]byte, (len(o.names)+7)/8)
+	names := make([]string, len(of.allowed))
+	for j, i := range of.allowed {
+		names[j] = o.names[i]
+		b[i/8] |= 1 << (i % 8)
+	}
+	k := namesKey{o, string(b), of.freeQ}
+	q, ok := g.names[k]
+	if !ok {
+		q = g.set.alt(g.set.literals(names), of.freeQ)
+		g.names[k] = q
+		g.charge(100 + len(b))
+	}
+	of.lang = q
+	return q
+}
+
+// continues reports whether another property may come in f.
+func (g *Grammar) continues(f *frame) bool {
+	of := g.object(f)
+	return len(of.allowed) > 0 || of.freeQ != rxNone
+}
+
+// object computes what may follow in an object.
+func (g *Grammar) object(f *frame) *objFrame {
+	if f.obj != nil {
+		return f.obj
+	}
+	k := f.key
+	o := k.obj
+	of := &objFrame{lang: -1, freeQ: rxNone}
+	f.obj = of
+	g.set.work -= 2 + len(o.names)/8
+	g.charge(100 + 8*len(o.names))
+	needed := make([]bool, len(o.names))
+	needs := 0
+	for i := range o.names {
+		if !bit(k.seen, i) {
+			needed[i] = needed[i] || o.required[i]
+			continue
+		}
+		for _, d := range o.deps[i] {
+			needed[d] = needed[d] || !bit(k.seen, d)
+		}
+	}
+	for _, n := range needed {
+		if n {
+			needs++
+		}
+	}
+	fits := func(more int) bool { return o.max < 0 || k.n+more <= o.max }
+	for i := k.at; i < len(o.names); i++ {
+		if bit(k.seen, i) {
+			continue
+		}
+		more := needs
+		if !needed[i] {
+			more++
+		}
+		if fits(more) && g.sat(o.nodes[i]) && g.depsAhead(o, k.seen, i) {
+			of.allowed = append(of.allowed, i)
+		}
+		if needed[i] && g.opts.Order == SchemaOrder {
+			break
+		}
+	}
+	if o.min > k.n && o.free == rxNone && g.opts.Order == SchemaOrder {
+		of.allowed = g.enough(o, k, of.allowed)
+	}
+	if o.free != rxNone && fits(needs+1) && (needs == 0 || g.opts.Order == AnyOrder) {
+		of.freeQ = g.unused(o, k.used)
+	}
+	of.closes = needs == 0 && k.n >= o.min && k.undone == 0
+	return of
+}
+
+// depsAhead reports whether what property i requires is there already or can still come.
+func (g *Grammar) depsAhead(o *objNode, seen string, i int) bool {
+	for _, d := range o.deps[i] {
+		if !bit(seen, d) && (d < i && g.opts.Order == SchemaOrder || !g.sat(o.nodes[d])) {
+			return false
+		}
+	}
+	return true
+}
+
+// enough keeps of allowed the properties behind which enough others are left.
+func (g *Grammar) enough(o *objNode, k frameKey, allowed []int) []int {
+	var out []int
+	for _, i := range allowed {
+		left := 1
+		for j := i + 1; j < len(o.names); j++ {
+			if g.sat(o.nodes[j]) {
+				left++
+			}
+		}
+		if k.n+left >= o.min {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// comma goes on behind a comma in an object.
+func (g *Grammar) comma(stk *stack, out *threads) {
+	var tops []top
+	for _, x := range stk.tops {
+		if g.continues(x.f) {
+			tops = append(tops, x)
+		}
+	}
+	if len(tops) > 0 {
+		out.add(g.leaf(leafKey{kind: lName}), g.stackOf(tops))
+	}
+}
+
+// endKey goes on behind a property's name.
+func (g *Grammar) endKey(stk *stack, name string, out *threads) {
+	for _, x := range stk.tops {
+		k := x.f.key
+		o := k.obj
+		of := g.object(x.f)
+		var child *node
+		if i, declared := o.index[name]; declared {
+			if !slices.Contains(of.allowed, i) {
+				continue
+			}
+			child = o.nodes[i]
+			k.seen = withBit(k.seen, i)
+			if g.opts.Order == SchemaOrder {
+				k.at = i + 1
+			}
+		} else {
+			if of.freeQ == rxNone || !g.set.match(of.freeQ, name) {
+				continue
+			}
+			child = o.rest
+			if !o.simple {
+				child = g.c.node(o.childLits(g.c, name))
+			}
+			k.used = g.used(k.used, name)
+			if g.opts.Order == SchemaOrder {
+				k.at = len(o.names)
+			}
+		}
+		if o.count {
+			k.n++
+		}
+		g.value(k, child, name, x.up, out)
+	}
+}
+
+// value adds the ways in which the property name may have a value of child: each also fulfils
+// some of the demands that are still open.
+func (g *Grammar) value(k frameKey, child *node, name string, up *stack, out *threads) {
+	var open []int
+	for i, r := range k.obj.some {
+		if k.undone>>i&1 == 1 && g.set.match(r.lang, name) {
+			open = append(open, i)
+		}
+	}
+	for set := range 1 << min(len(open), 6) {
+		n, lits := child, child.lits
+		undone := k.undone
+		for j, i := range open {
+			if set>>j&1 == 1 {
+				lits = append(slices.Clip(lits), k.obj.some[i].lits...)
+				undone &^= 1 << i
+			}
+		}
+		if set > 0 {
+			n = g.c.node(lits)
+		}
+		if !g.sat(n) {
+			continue
+		}
+		next := k
+		next.undone = undone
+		f := g.frame(next)
+		if g.object(f).closes || g.continues(f) {
+			out.add(g.leaf(leafKey{kind: lColon, node: n}), g.stackOf([]top{{f, up}}))
+		}
+	}
+}
