@@ -165,8 +165,8 @@ func (p *process) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.cfg.OpenWithoutTLS(identity != nil); err != nil {
-		return err
+	if err := problems(ctx, p.cfg, identity).Err(); err != nil {
+		return core.WithHint(err, "\"rbee config validate\" checks a configuration without starting anything.")
 	}
 	// The addresses first: when one is taken nothing else has happened yet.
 	if p.cfg.Queen.Enabled {
@@ -178,10 +178,6 @@ func (p *process) build(ctx context.Context) error {
 	if identity == nil {
 		if p.id, err = nodeID(p.cfg.DataDir); err != nil {
 			return err
-		}
-		if !p.cfg.Queen.Enabled || !p.cfg.Hive.Enabled {
-			return core.Errorf(core.Invalid, "an agent in no cluster is queen and hive in one").Hint(
-				"Enable both, or make this machine part of a cluster: \"rbee cluster init\" on the first, \"rbee agent -join TOKEN@host\" on the others.")
 		}
 	} else {
 		p.id = identity.Node().ID

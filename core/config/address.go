@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/hcl/v2"
+
 	"github.com/rbee-project/rbee/core"
 )
 
@@ -26,16 +28,15 @@ func (c *Config) ListenAddress(inCluster bool) string {
 	return c.Bind.Address
 }
 
-// OpenWithoutTLS is the reason not to start an agent whose HTTP API would be open to other machines
-// without TLS and tokens: of kind Invalid, nil where there is none. Only the agent knows at its
-// start whether it is in a cluster.
-func (c *Config) OpenWithoutTLS(inCluster bool) error {
+// OpenWithoutTLS returns the complaint about an HTTP API that would be open to other machines
+// without TLS and tokens; none where it would not be. Only the agent knows at its start whether it
+// is in a cluster.
+func (c *Config) OpenWithoutTLS(inCluster bool) hcl.Diagnostics {
 	loopback, ok := isLoopback(c.Bind.Address)
 	if !ok || loopback || c.Insecure || c.TLS.Given() || inCluster {
 		return nil
 	}
-	d := &Diagnostics{List: c.blame("bind.address", "Open without TLS", c.openWithoutTLS()), files: c.files}
-	return d.Err()
+	return c.blame("bind.address", "Open without TLS", c.openWithoutTLS())
 }
 
 func (c *Config) openWithoutTLS() string {

@@ -195,7 +195,7 @@ func TestOpenWithoutTLS(t *testing.T) {
 			t.Parallel()
 			c, diags := config.Load(nil, tc.env)
 			must.NoError(t, diags.Err())
-			err := c.OpenWithoutTLS(tc.inCluster)
+			err := c.Diagnostics(c.OpenWithoutTLS(tc.inCluster)).Err()
 			if tc.want == "" {
 				must.NoError(t, err)
 				return
@@ -367,4 +367,39 @@ func TestBuildBlock(t *testing.T) {
 	c, diags = config.Load(nil, environment("RBEE_QUEEN_ENABLED=true"))
 	must.NoError(t, diags.Err())
 	must.False(t, c.Hive.Build.Enabled)
+}
+
+func TestMisspelt(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"RBEE_BIND_PORT":             "RBEE_BIND_HTTP_PORT or RBEE_BIND_RPC_PORT or RBEE_BIND_GOSSIP_PORT",
+		"RBEE_PORT":                  "RBEE_BIND_HTTP_PORT",
+		"RBEE_HIVE_SLOT":             "RBEE_HIVE_SLOTS",
+		"RBEE_HVIE_SLOTS":            "RBEE_HIVE_SLOTS",
+		"RBEE_LOGLEVEL":              "RBEE_LOG_LEVEL",
+		"rbee_log_level":             "RBEE_LOG_LEVEL",
+		"RBEE_DATADIR":               "RBEE_DATA_DIR",
+		"RBEE_TOKN":                  "RBEE_TOKEN",
+		"RBEE_ADDRESS":               "RBEE_BIND_ADDRESS",
+		"RBEE_ADRR":                  "RBEE_ADDR",
+		"RBEE_CA_CERT":               "RBEE_CACERT",
+		"RBEE_HIVE_FAVOURITE_COLOUR": "there is no such setting",
+		"RBEE_HIVE_SLOTS":            "",
+		"RBEE_TOKEN":                 "",
+		"RBEE_TEST_BIN":              "",
+		"RBEE_TEST_ENGINE_DIR":       "",
+		"RBEE_FAULTS":                "",
+		"RBEE_MY_OWN":                "",
+		"RBEEKEEPER":                 "",
+	} {
+		got := config.Misspelt([]string{"HOME=/", in + "=secret"}, "RBEE_ADDR", "RBEE_TOKEN", "RBEE_CACERT", "RBEE_JOIN")
+		if want == "" {
+			must.Len(t, 0, got, must.Sprint(in))
+			continue
+		}
+		must.Len(t, 1, got, must.Sprint(in))
+		must.StrContains(t, got[0], in+" has no effect")
+		must.StrContains(t, got[0], want)
+		must.StrNotContains(t, got[0], "secret")
+	}
 }

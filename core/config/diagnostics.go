@@ -24,6 +24,14 @@ func (d *Diagnostics) HasErrors() bool { return d != nil && d.List.HasErrors() }
 // Append adds diagnostics about the same files, such as those of plugins.
 func (d *Diagnostics) Append(list hcl.Diagnostics) { d.List = append(d.List, list...) }
 
+// Warning returns list as warnings.
+func Warning(list hcl.Diagnostics) hcl.Diagnostics {
+	for _, d := range list {
+		d.Severity = hcl.DiagWarning
+	}
+	return list
+}
+
 // Diagnostics wraps diagnostics about this configuration's files, so that they print with their
 // source lines.
 func (c *Config) Diagnostics(list hcl.Diagnostics) *Diagnostics {

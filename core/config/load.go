@@ -13,6 +13,8 @@ import (
 	"github.com/hashicorp/hcl/v2/hclparse"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/convert"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 // Load reads the files, and the *.hcl and *.json files of the folders, that paths name, merges
@@ -401,6 +403,22 @@ func (l *loader) finish(env Env) (*Config, *Diagnostics) {
 	return c, d
 }
 
+// Blame returns err as a complaint about a setting, at the place where its value comes from; none
+// for a nil err.
+func (c *Config) Blame(name, summary string, err error) hcl.Diagnostics {
+	if err == nil {
+		return nil
+	}
+	problem := err.Error() + "."
+	if hint := core.HintOf(err); hint != "" {
+		problem += " " + hint
+	}
+	return c.blame(name, summary, problem)
+}
+
+// Given reports whether a file, a variable or a flag says a setting.
+func (c *Config) Given(name string) bool { return c.origins[name].Source != SourceDefault }
+
 // blame makes an error about a setting, at the place where its value comes from.
 func (c *Config) blame(name, summary, problem string) hcl.Diagnostics {
 	o := c.origins[name]
@@ -416,39 +434,32 @@ func (c *Config) blame(name, summary, problem string) hcl.Diagnostics {
 // RolesGiven reports whether a file, a variable or a flag says what this machine is. Without any it
 // is both.
 func (c *Config) RolesGiven() bool {
-	return c.origins["queen.enabled"].Source != SourceDefault || c.origins["hive.enabled"].Source != SourceDefault
+	return c.Given("queen.enabled") || c.Given("hive.enabled")
 }
 
 // DefaultRoles sets what this machine is as far as nothing else says it.
 func (c *Config) DefaultRoles(queen, hive bool) {
-	if c.origins["queen.enabled"].Source == SourceDefault {
+	if !c.Given("queen.enabled") {
 		c.Queen.Enabled = queen
 	}
-	if c.origins["hive.enabled"].Source == SourceDefault {
+	if !c.Given("hive.enabled") {
 		c.Hive.Enabled = hive
 	}
 }
 
-// roles insists on something to do.
+// roles insists on something to do, and makes a machine whose roles nobody says both.
 func (l *loader) roles() {
 	c := l.c
 	if c.Queen.Enabled || c.Hive.Enabled {
 		return
 	}
-	const summary, what = "Nothing to do", "An agent is a queen, a hive, or both: "
 	for _, role := range []string{"queen", "hive"} {
 		if name := role + ".enabled"; c.origins[name].Source != SourceDefault {
-			l.add(c.blame(name, summary, what+"set enabled = true in the block queen, in the block hive, or in both."))
+			l.add(c.blame(name, "Nothing to do", "An agent is a queen, a hive, or both: set enabled = true in the block queen, in the block hive, or in both."))
 			return
 		}
 	}
-	for _, role := range []string{"queen", "hive"} {
-		if r, ok := l.blocks[role]; ok {
-			l.add(errorf(&r, summary, "%sadd enabled = true to the block %s.", what, role))
-			return
-		}
-	}
-	l.add(errorf(nil, summary, "%sadd the block queen { enabled = true }, the block hive { enabled = true }, or both.", what))
+	c.Queen.Enabled, c.Hive.Enabled = true, true
 }
 
 // tls insists on all of the files that certificates come from, or none.

@@ -97,10 +97,10 @@ func (s *configSource) load(a *app, cmd *cobra.Command, dataDir string) (*config
 		flags = append(flags, config.Flag{Name: "queen.enabled", Value: strconv.FormatBool(s.queenOnly)}, config.Flag{Name: "hive.enabled", Value: strconv.FormatBool(s.hiveOnly)})
 	}
 	cfg, diags := config.Load(s.paths, a.env, flags...)
-	if cfg == nil || len(s.paths) > 0 {
+	if cfg == nil || cfg.TLS.Given() {
 		return cfg, diags
 	}
-	// Without files a machine of a cluster is what it joined as.
+	// A machine of a cluster is what it joined as, unless something else is said of that role.
 	if id, err := pki.Load(cfg.DataDir); err == nil {
 		cfg.DefaultRoles(id.Has(core.RoleQueen), id.Has(core.RoleHive))
 	}

@@ -22,8 +22,10 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 	env    func(string) (string, bool)
-	build  build // what this program is
-	now    func() time.Time
+	// environ lists all of the environment, as os.Environ does; nil: it is not known.
+	environ func() []string
+	build   build // what this program is
+	now     func() time.Time
 
 	// Whether each is a terminal that a person sits at.
 	stdinTerminal  bool
@@ -60,6 +62,7 @@ func newApp(b build) *app {
 		stdout:         os.Stdout,
 		stderr:         os.Stderr,
 		env:            os.LookupEnv,
+		environ:        os.Environ,
 		build:          b,
 		now:            time.Now,
 		stdinTerminal:  term.IsTerminal(int(os.Stdin.Fd())),

@@ -55,7 +55,8 @@ func (a *app) configValidateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "validate FILE|FOLDER...",
 		Short: "Check a configuration, plugins' blocks included",
-		Long: `Check a configuration. Every plugin that has a block is started for a moment and judges its own configuration.
+		Long: `Check a configuration as an agent on this machine would when it starts with it: files that it names, this machine's place in its
+cluster, and addresses included. Every plugin that has a block is started for a moment and judges its own configuration.
 What is wrong is shown with its source lines on stderr. Exit code 1 when there are errors; warnings are none.`,
 		Example: "  rbee config validate /etc/rbee.d",
 		Args:    cobra.ArbitraryArgs,
@@ -65,8 +66,12 @@ What is wrong is shown with its source lines on stderr. Exit code 1 when there a
 				return usagef("FILE|FOLDER is missing: %s FILE|FOLDER...", cmd.CommandPath())
 			}
 			cfg, diags := source.load(a, cmd, "/nonexistent")
-			if cfg != nil && !noPlugins {
-				diags.Append(a.pluginHost(cfg.PluginDir, agent.PluginRules(cfg)).Validate(ctx, cfg))
+			if cfg != nil {
+				var plugins *pluginhost.Host
+				if !noPlugins {
+					plugins = a.pluginHost(cfg.PluginDir, agent.PluginRules(cfg))
+				}
+				diags.Append(agent.Check(ctx, cfg, plugins).List)
 			}
 			if ctx.Err() != nil {
 				return ctx.Err()

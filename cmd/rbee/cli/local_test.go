@@ -119,21 +119,39 @@ func TestTargetOfAMachineInACluster(t *testing.T) {
 	must.Eq(t, []string{"http://127.0.0.1:7833"}, got.addresses)
 }
 
-// A machine that joined as a hive stays one when its agent is started without any flag.
-func TestRolesOfAnAgentWithoutFilesAreThoseItJoinedWith(t *testing.T) {
+// A machine of a cluster is what it joined as, as far as nobody says otherwise: a block with another
+// setting says nothing of its role.
+func TestRolesAreTheIdentitys(t *testing.T) {
 	t.Parallel()
-	dir, _ := identityOf(t, core.RoleHive)
+	member, _ := identityOf(t, core.RoleHive)
+	queen, _ := identityOf(t, core.RoleQueen, core.RoleHive)
+	alone := t.TempDir()
 	for name, tc := range map[string]struct {
-		env         string
-		queen, hive bool
-	}{"joined as": {"", false, true}, "told otherwise": {"true", true, true}} {
+		dir, env, file string
+		queen, hive    bool
+	}{
+		"joined as a hive":         {member, "", "", false, true},
+		"told otherwise":           {member, "true", "", true, true},
+		"a hive's other setting":   {member, "", "hive {\n slots = 2\n}\n", false, true},
+		"a queen's other setting":  {queen, "", "hive {\n download {\n  connections = 2\n }\n}\n", true, true},
+		"the hive of a queen":      {queen, "", "hive {\n enabled = true\n}\n", true, true},
+		"a queen that gives it up": {queen, "", "queen {\n enabled = false\n}\nhive {\n enabled = true\n}\n", false, true},
+		"alone":                    {alone, "", "hive {\n slots = 2\n}\n", true, true},
+		"alone, said":              {alone, "", "hive {\n enabled = true\n}\n", false, true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := appWith(map[string]string{"RBEE_DATA_DIR": dir, "HOME": t.TempDir(), "RBEE_QUEEN_ENABLED": tc.env})
+			a := appWith(map[string]string{"RBEE_DATA_DIR": tc.dir, "HOME": t.TempDir(), "RBEE_QUEEN_ENABLED": tc.env})
 			root := a.rootCommand()
 			cmd, _, err := root.Find([]string{"agent"})
 			must.NoError(t, err)
-			cfg, diags := (&configSource{}).load(a, cmd, "")
+			source := &configSource{}
+			if tc.file != "" {
+				path := filepath.Join(t.TempDir(), "rbee.hcl")
+				must.NoError(t, os.WriteFile(path, []byte(tc.file), 0o600))
+				source.paths = []string{path}
+			}
+			cfg, diags := source.load(a, cmd, "")
 			must.NoError(t, diags.Err())
 			must.Eq(t, tc.queen, cfg.Queen.Enabled)
 			must.Eq(t, tc.hive, cfg.Hive.Enabled)

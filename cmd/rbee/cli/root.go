@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rbee-project/rbee/core/client"
+	"github.com/rbee-project/rbee/core/config"
 )
 
 // The groups of the commands in "rbee --help".
@@ -52,7 +53,12 @@ Long flags work with one dash, too: -dev is --dev.`,
 	root.PersistentFlags().StringVar(&a.caCert, "cacert", "", "`FILE` with the certificate of the queens' CA (default: RBEE_CACERT, then this machine's cluster)")
 	root.PersistentFlags().StringVar(&a.format, "format", formatTable, "output as `table|json`")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "same as --format json")
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if a.environ != nil && !strings.HasPrefix(cmd.Name(), cobra.ShellCompRequestCmd) {
+			for _, warning := range config.Misspelt(a.environ(), "RBEE_ADDR", "RBEE_TOKEN", "RBEE_CACERT", "RBEE_JOIN") {
+				fmt.Fprintln(a.stderr, "Warning: "+cleanLine(warning))
+			}
+		}
 		if a.format != formatTable && a.format != formatJSON {
 			return usageHint(`It is "table" or "json".`, "unknown format %q", a.format)
 		}
