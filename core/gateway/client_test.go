@@ -293,7 +293,7 @@ func TestClientAtAStranger(t *testing.T) {
 		}()
 		_, err = newClient(t, l.Addr().String()).Status(t.Context())
 		must.Eq(t, core.Invalid, core.KindOf(err), must.Sprint(name))
-		must.True(t, strings.Contains(err.Error(), "no rbee agent"))
+		must.True(t, strings.Contains(err.Error(), "is not rbee"))
 		<-done
 		l.Close()
 	}
