@@ -217,7 +217,8 @@ func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf conf
 	}
 	limit = min(limit, ctx.SequenceTokens())
 	e := &engine{model: m, ctx: ctx, limit: limit, Scheduler: batch.New(ctx, batch.Config{
-		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), Queue: conf.Queue, SavedBytes: conf.storeBytes(),
+		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), PromptPause: time.Duration(conf.PromptPause) * time.Millisecond,
+		Queue: conf.Queue, SavedBytes: conf.storeBytes(),
 		PinThread: b.flavour != CPU, Vocab: batch.Vocab{Pieces: m.pieces, Ends: m.ends}, Log: b.log,
 	})}
 	return &served{model: m, engine: e, threads: threads}, nil

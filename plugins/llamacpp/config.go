@@ -19,6 +19,7 @@ type config struct {
 	Threads       int    `json:"threads"`
 	BatchTokens   int    `json:"batch_tokens"`
 	PromptChunk   int    `json:"prompt_chunk"`
+	PromptPause   int    `json:"prompt_pause_ms"`
 	ContextTokens int    `json:"context_tokens"`
 	KVCacheType   string `json:"kv_cache_type"`
 	Queue         int    `json:"queue"`
@@ -28,7 +29,7 @@ type config struct {
 }
 
 func defaultConfig() config {
-	return config{BatchTokens: 512, PromptChunk: 128, ContextTokens: 4096, KVCacheType: "f16", Queue: 64, PrefixStore: -1, Repack: true, GPULayers: -1}
+	return config{BatchTokens: 512, PromptPause: 100, ContextTokens: 4096, KVCacheType: "f16", Queue: 64, PrefixStore: -1, Repack: true, GPULayers: -1}
 }
 
 // kvTypes are the cache types on offer, the default first.
@@ -81,7 +82,8 @@ func fields(f Flavour) []field {
 	list := []field{
 		{"threads", "CPU threads of a worker, where the spawn request does not say. 0: the physical cores minus one.", 0, 1024, func(c config) int { return c.Threads }},
 		{"batch_tokens", "Tokens that one step of the engine takes at most.", 32, 8192, func(c config) int { return c.BatchTokens }},
-		{"prompt_chunk", "Tokens of new prompts that one step takes while other requests are being answered. A higher number answers new requests sooner and makes running streams pause longer.", 16, 8192, func(c config) int { return c.PromptChunk }},
+		{"prompt_pause_ms", "Milliseconds by which new prompts may make a step of the engine longer while other requests are being answered: as many tokens are taken as fit, going by the steps before. A higher number answers new requests sooner and makes running streams pause longer. Where more requests wait for their first token than are being answered, it is up to four times as long.", 1, 60000, func(c config) int { return c.PromptPause }},
+		{"prompt_chunk", "Tokens of new prompts that such a step takes, instead of those that fit into prompt_pause_ms. 0: as many as fit.", 0, 8192, func(c config) int { return c.PromptChunk }},
 		{"context_tokens", "Positions per slot, where the spawn request does not say. Never more than the model was trained for.", 64, 1 << 24, func(c config) int { return c.ContextTokens }},
 		{"queue", "Requests that may wait for a slot. More are refused.", 0, 100000, func(c config) int { return c.Queue }},
 	}

@@ -281,7 +281,7 @@ func (r *run) count() int {
 }
 
 func fakeConfig(slots int) Config {
-	return Config{Slots: slots, SlotTokens: 200, StepTokens: 32, PromptChunk: 8, Queue: 100, Vocab: fakeVocabulary(), Log: hclog.NewNullLogger()}
+	return Config{Slots: slots, SlotTokens: 200, StepTokens: 32, PromptChunk: 8, PromptPause: 100 * time.Millisecond, Queue: 100, Vocab: fakeVocabulary(), Log: hclog.NewNullLogger()}
 }
 
 // bubble runs a test with a scheduler in a bubble of synctest, and ends the scheduler after it.

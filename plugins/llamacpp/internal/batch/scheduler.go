@@ -13,13 +13,14 @@ import (
 
 // Config says how a Scheduler works.
 type Config struct {
-	Slots       int   // sequences of the decoder
-	SlotTokens  int   // positions of each
-	StepTokens  int   // tokens of a step, at most; not below Slots
-	PromptChunk int   // prompt tokens of a step while answers are being generated
-	Queue       int   // requests that may wait for a slot
-	SavedBytes  int64 // of sequences that gave up their slot, at most; 0: none is saved
-	PinThread   bool  // stay on one thread, which graphics drivers like better
+	Slots       int           // sequences of the decoder
+	SlotTokens  int           // positions of each
+	StepTokens  int           // tokens of a step, at most; not below Slots
+	PromptChunk int           // prompt tokens of a step while answers are being generated; 0: by PromptPause
+	PromptPause time.Duration // how much longer prompts make such a step, as far as it can be told before
+	Queue       int           // requests that may wait for a slot
+	SavedBytes  int64         // of sequences that gave up their slot, at most; 0: none is saved
+	PinThread   bool          // stay on one thread, which graphics drivers like better
 	Vocab       Vocab
 	Log         hclog.Logger
 }
@@ -32,8 +33,9 @@ type Scheduler struct {
 
 	// The goroutine of Run owns these.
 	slots   []*slot
-	prompts []*slot // slots whose prompt is not whole in the cache yet, oldest first
+	prompts []*slot // slots whose prompt is not whole in the cache yet
 	entries []Entry // of the current step
+	pace    pace
 	saved   store
 	clock   int64 // counts uses of slots
 
@@ -66,6 +68,7 @@ type slot struct {
 	copied  bool    // the same, and it is copied from here
 
 	reused    int   // prompt tokens that were in the cache at the beginning
+	waited    int   // prompt tokens that other requests got while this one's prompt waited
 	next      Token // chosen and not in the cache yet
 	generated int
 
@@ -73,8 +76,8 @@ type slot struct {
 	row int // of the current step, whose logits are this slot's; -1: none
 }
 
-// feeding reports whether prompt tokens are missing in the cache.
-func (s *slot) feeding() bool { return len(s.held) < len(s.req.Prompt) }
+// missing returns how many prompt tokens are not in the cache yet.
+func (s *slot) missing() int { return max(0, len(s.req.Prompt)-len(s.held)) }
 
 // New returns a scheduler. Somebody must call Run.
 func New(decoder Decoder, conf Config) *Scheduler {
@@ -233,7 +236,7 @@ func (s *Scheduler) admit(r *Request) {
 	x := s.place(r.Prompt)
 	s.clock++
 	x.req, x.split, x.next, x.generated, x.used = r, splitter{stops: r.Stops}, none, 0, s.clock
-	x.reused, x.turn = len(x.held), len(r.Prompt)
+	x.reused, x.turn, x.waited = len(x.held), len(r.Prompt), 0
 	s.reused.Add(int64(x.reused))
 	s.prompts = append(s.prompts, x)
 }
@@ -284,9 +287,9 @@ func (s *Scheduler) countCache() {
 	s.kvUsed.Store(int64(used))
 }
 
-// fill builds the batch of a step: the chosen token of every slot first, then prompts in the order
-// they came.
-func (s *Scheduler) fill() {
+// fill builds the batch of a step: the chosen token of every slot first, then what there is room for
+// of prompts. It returns the number of prompt tokens.
+func (s *Scheduler) fill() (prompt int) {
 	s.entries = s.entries[:0]
 	for _, x := range s.slots {
 		x.row, x.add = -1, 0
@@ -296,12 +299,13 @@ func (s *Scheduler) fill() {
 		x.row, x.add = len(s.entries), 1
 		s.entries = append(s.entries, Entry{Token: x.next, Pos: len(x.held), Seq: x.seq, Logits: true})
 	}
-	room := s.conf.StepTokens - len(s.entries)
-	if len(s.entries) > 0 { // running streams pause for as long as the step takes
-		room = min(room, s.conf.PromptChunk)
+	if len(s.prompts) == 0 {
+		return 0
 	}
+	s.orderPrompts()
+	room := s.promptRoom(len(s.entries))
 	for _, x := range s.prompts {
-		x.add = min(room, len(x.req.Prompt)-len(x.held))
+		x.add = min(room-prompt, x.missing())
 		for i := range x.add {
 			at := len(x.held) + i
 			last := at == len(x.req.Prompt)-1
@@ -310,13 +314,15 @@ func (s *Scheduler) fill() {
 			}
 			s.entries = append(s.entries, Entry{Token: x.req.Prompt[at], Pos: at, Seq: x.seq, Logits: last})
 		}
-		room -= x.add
+		prompt += x.add
 	}
+	return prompt
 }
 
 // step decodes one batch and deals out what came of it.
 func (s *Scheduler) step() {
-	s.fill()
+	prompt := s.fill()
+	began := time.Now()
 	if err := s.decoder.Decode(s.entries); errors.Is(err, ErrFull) {
 		s.shed()
 		return
@@ -324,17 +330,18 @@ func (s *Scheduler) step() {
 		s.broken(err.Error())
 		return
 	}
+	now := time.Now()
+	s.pace.measured(now.Sub(began), prompt)
+	s.evaluated.Add(int64(prompt))
+	s.agePrompts(prompt)
 	for _, e := range s.entries {
 		x := s.slots[e.Seq]
-		if x.feeding() {
-			s.evaluated.Add(1)
-		}
 		x.held, x.next = append(x.held, e.Token), none
 	}
 	for _, x := range s.slots {
 		x.copying, x.copied = false, false
 	}
-	s.prompts = slices.DeleteFunc(s.prompts, func(x *slot) bool { return !x.feeding() })
+	s.prompts = slices.DeleteFunc(s.prompts, func(x *slot) bool { return x.missing() == 0 })
 	s.countCache()
 	made := 0
 	for _, x := range s.slots {
@@ -353,7 +360,7 @@ func (s *Scheduler) step() {
 		s.deal(x, choice)
 	}
 	if made > 0 {
-		s.rate.add(made, time.Now())
+		s.rate.add(made, now)
 	}
 }
 
@@ -388,20 +395,16 @@ func (s *Scheduler) deal(x *slot, c Choice) {
 }
 
 // shed makes room when the cache has none for a step, which changed nothing: what is kept of ended
-// requests goes first, and then the youngest request.
+// requests goes first, and then the request that has the shortest answer, the youngest of them.
 func (s *Scheduler) shed() {
 	if x := s.oldestKept(); x != nil {
 		s.forget(x)
 		return
 	}
 	var victim *slot
-	if n := len(s.prompts); n > 0 {
-		victim = s.prompts[n-1]
-	} else {
-		for _, x := range s.slots {
-			if x.req != nil && (victim == nil || x.generated < victim.generated) {
-				victim = x
-			}
+	for _, x := range s.slots {
+		if x.req != nil && (victim == nil || x.generated < victim.generated || x.generated == victim.generated && x.used > victim.used) {
+			victim = x
 		}
 	}
 	if victim == nil {

@@ -93,7 +93,7 @@ func (c *Context) Decode(entries []batch.Entry) error {
 	case code != 0:
 		return fmt.Errorf("decoding returned %d%s", code, theLibrary.logs.explain())
 	}
-	return nil
+	return llama.Synchronize(c.handle) // so that the time of a step is its own
 }
 
 // Logits returns the logits of an entry of the last batch, in the engine's memory: they are valid

@@ -1,0 +1,87 @@
+package batch
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+const (
+	// firstChunk is the prompt tokens of a step as long as no step with a prompt was measured.
+	firstChunk = 64
+	// leastChunk bounds below what a step takes of prompts: less costs more than it takes.
+	leastChunk = 8
+	// soloTime and soloChunk bound a step that has prompts alone. It holds up nobody who is being
+	// answered, but a short prompt that comes after it began, and a cancellation.
+	soloTime  = 500 * time.Millisecond
+	soloChunk = 128
+	// mostPatience bounds by how much streams wait longer where many wait for their first token.
+	mostPatience = 4
+	// smoothing is the weight of a new measurement.
+	smoothing = 0.3
+)
+
+// pace measures steps, to say how many prompt tokens fit into a time.
+type pace struct {
+	plain time.Duration // of a step without prompts; 0: not measured
+	token time.Duration // what a prompt token adds to a step; 0: not measured
+}
+
+// measured takes the time of a step with so many prompt tokens.
+func (p *pace) measured(took time.Duration, prompt int) {
+	if prompt == 0 {
+		p.plain = smooth(p.plain, took)
+		return
+	}
+	// The rest is what the step takes without them, and never more than half of it: that is of
+	// another step, with more answers or fewer.
+	p.token = smooth(p.token, (took-min(p.plain, took/2))/time.Duration(prompt))
+}
+
+// smooth returns the next estimate. One step that was held up counts as one that took four times as
+// long as usual, at most.
+func smooth(old, now time.Duration) time.Duration {
+	now = max(now, 1)
+	if old == 0 {
+		return now
+	}
+	return old + time.Duration(smoothing*float64(min(now, 4*old)-old))
+}
+
+// within returns how many prompt tokens fit into a time.
+func (p *pace) within(d time.Duration, least int) int {
+	if p.token == 0 {
+		return max(firstChunk, least)
+	}
+	return max(int(d/p.token), least)
+}
+
+// promptRoom returns how many prompt tokens the next step takes beside the answers that it goes on
+// with.
+func (s *Scheduler) promptRoom(answers int) int {
+	room := s.conf.StepTokens - answers
+	switch {
+	case answers == 0:
+		return min(room, s.pace.within(soloTime, soloChunk))
+	case s.conf.PromptChunk > 0:
+		return min(room, s.conf.PromptChunk)
+	}
+	// Where more wait for their first token than for their next one, the latter wait longer.
+	patience := min(max(1, float64(len(s.prompts))/float64(answers)), mostPatience)
+	return min(room, s.pace.within(time.Duration(patience*float64(s.conf.PromptPause)), leastChunk))
+}
+
+// orderPrompts puts those first that are soon whole. What others got before a prompt makes it as
+// much shorter, so that each gets its turn.
+func (s *Scheduler) orderPrompts() {
+	slices.SortStableFunc(s.prompts, func(a, b *slot) int {
+		return cmp.Compare(a.missing()-a.waited, b.missing()-b.waited)
+	})
+}
+
+// agePrompts counts what others got in a step.
+func (s *Scheduler) agePrompts(total int) {
+	for _, x := range s.prompts {
+		x.waited += total - x.add
+	}
+}

@@ -1,0 +1,170 @@
+package batch
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+)
+
+// pacedConfig is that of an engine that takes 10 ms for a step and 1 ms for each of its tokens.
+func pacedConfig(f *fakeDecoder, slots int) Config {
+	f.perStep, f.perToken = 10*time.Millisecond, time.Millisecond
+	conf := fakeConfig(slots)
+	conf.SlotTokens, conf.StepTokens, conf.PromptChunk, conf.PromptPause = 5000, 512, 0, 50*time.Millisecond
+	return conf
+}
+
+// timed is a run that notes when its tokens came.
+func timed(prompt []Token, maxTokens int) (*run, *[]time.Time) {
+	r := newRun(prompt, maxTokens)
+	at := new([]time.Time)
+	emit := r.Emit
+	r.Emit = func(e Event) {
+		*at = append(*at, time.Now())
+		emit(e)
+	}
+	return r, at
+}
+
+func gaps(at []time.Time) []time.Duration {
+	var out []time.Duration
+	for i := range len(at) - 1 {
+		out = append(out, at[i+1].Sub(at[i]))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// A stream keeps its pace while a long prompt is read: its steps take as much longer as they may.
+func TestStreamKeepsItsPace(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, 2)
+	conf := pacedConfig(f, 2)
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		stream, at := timed(long(t, 20, 100), 100)
+		must.NoError(t, s.Submit(stream.Request))
+		time.Sleep(200 * time.Millisecond)
+		reader, _ := timed(prompt(5, 2000), 1)
+		began := time.Now()
+		must.NoError(t, s.Submit(reader.Request))
+		asAlone(t, reader, conf)
+		took := time.Since(began)
+		asAlone(t, stream, conf)
+		all := gaps(*at)
+		must.LessEq(t, 80*time.Millisecond, all[len(all)-1]) // 11 ms and 50, and a first guess
+		must.LessEq(t, 62*time.Millisecond, all[len(all)-3])
+		must.LessEq(t, 2800*time.Millisecond, took) // 2000 tokens in steps of 50 and 11 ms
+	})
+}
+
+// Whoever waits for a first token beside one stream is not held up for its sake as if there were
+// many.
+func TestManyWaitersGetMore(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, 8)
+	conf := pacedConfig(f, 8)
+	var most int
+	f.before = func(step []Entry) { most = max(most, len(step)) }
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		stream, at := timed(long(t, 20, 100), 100)
+		must.NoError(t, s.Submit(stream.Request))
+		time.Sleep(200 * time.Millisecond)
+		var waiters []*run
+		for i := range 7 {
+			p := prompt(i, 60)
+			p[0] = Token(i + 1)
+			waiters = append(waiters, newRun(p, 1))
+			must.NoError(t, s.Submit(waiters[i].Request))
+		}
+		for _, r := range waiters {
+			asAlone(t, r, conf)
+		}
+		asAlone(t, stream, conf)
+		must.Between(t, 130, most, 220)
+		all := gaps(*at)
+		must.LessEq(t, 230*time.Millisecond, all[len(all)-1])
+	})
+}
+
+// A short prompt that comes after a long one is answered first, whether a stream runs or not.
+func TestShortPromptFirst(t *testing.T) {
+	t.Parallel()
+	for name, streams := range map[string]int{"beside a stream": 1, "alone": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t, 3)
+			conf := pacedConfig(f, 3)
+			bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+				stream := newRun(long(t, 20, 200), 200)
+				if streams > 0 {
+					must.NoError(t, s.Submit(stream.Request))
+					time.Sleep(200 * time.Millisecond)
+				}
+				slow := newRun(prompt(5, 3000), 1)
+				must.NoError(t, s.Submit(slow.Request))
+				time.Sleep(100 * time.Millisecond)
+				quick := newRun(prompt(6, 30), 1)
+				began := time.Now()
+				must.NoError(t, s.Submit(quick.Request))
+				asAlone(t, quick, conf)
+				must.LessEq(t, 700*time.Millisecond, time.Since(began))
+				must.Eq(t, 0, slow.count())
+				asAlone(t, slow, conf)
+				s.Cancel(stream.Request)
+			})
+		})
+	}
+}
+
+// Short prompts that keep coming do not hold up a long one for ever.
+func TestLongPromptGetsItsTurn(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, 4)
+	conf := pacedConfig(f, 4)
+	conf.PromptPause = 20 * time.Millisecond // at most 80 with many waiting: less than a short one
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		stream := newRun(long(t, 20, 1000), 1000)
+		must.NoError(t, s.Submit(stream.Request))
+		time.Sleep(200 * time.Millisecond)
+		slow := newRun(prompt(5, 1000), 1)
+		must.NoError(t, s.Submit(slow.Request))
+		short := 0
+		var before *run
+		for ; short < 200 && slow.count() == 0; short++ { // one of two is always there
+			p := prompt(short, 100)
+			p[0], p[1] = Token(short%25+1), Token(short/25+1)
+			r := newRun(p, 1)
+			must.NoError(t, s.Submit(r.Request))
+			if before != nil {
+				asAlone(t, before, conf)
+			}
+			before = r
+		}
+		must.Positive(t, slow.count())
+		must.Between(t, 5, short, 40)
+		s.Cancel(stream.Request)
+	})
+}
+
+// One step that was held up does not make the next ones tiny.
+func TestPaceForgivesHiccups(t *testing.T) {
+	t.Parallel()
+	var p pace
+	must.Eq(t, firstChunk, p.within(time.Second, 1))
+	for range 20 {
+		p.measured(10*time.Millisecond, 0)
+		p.measured(60*time.Millisecond, 50)
+	}
+	must.Between(t, 90, p.within(100*time.Millisecond, 1), 110)
+	p.measured(5*time.Second, 100)
+	must.Between(t, 50, p.within(100*time.Millisecond, 1), 60)
+	for range 5 {
+		p.measured(110*time.Millisecond, 100)
+	}
+	must.Between(t, 80, p.within(100*time.Millisecond, 1), 110)
+	must.Eq(t, 8, p.within(time.Microsecond, 8))
+	p.measured(0, 100) // a clock that stands still
+	p.measured(0, 100)
+}
