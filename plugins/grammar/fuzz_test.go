@@ -50,7 +50,7 @@ func (w *schemaWriter) name() string { return w.pick("a", "b", "ab", "é", "x\n"
 
 func (w *schemaWriter) keyword(s map[string]any, depth int) {
 	n := w.rng.IntN(4)
-	k := w.rng.IntN(30)
+	k := w.rng.IntN(32)
 	if depth <= 0 {
 		k = w.rng.IntN(12)
 	}
@@ -111,6 +111,12 @@ func (w *schemaWriter) keyword(s map[string]any, depth int) {
 		s["not"] = w.schema(depth - 1)
 	case 28:
 		s["if"], s["then"], s["else"] = w.schema(depth-1), w.schema(depth-1), w.schema(depth-1)
+	case 30:
+		s["unevaluatedProperties"] = w.schema(0)
+		s[w.pick("allOf", "anyOf", "oneOf").(string)] = w.list(depth, 2)
+	case 31:
+		s["unevaluatedItems"] = w.schema(0)
+		s[w.pick("allOf", "anyOf", "oneOf").(string)] = w.list(depth, 2)
 	case 29:
 		s["type"], s["uniqueItems"] = "array", true
 		s["items"] = map[string]any{"type": w.pick("integer", "string", "boolean")}

@@ -1,7 +1,6 @@
 package grammar
 
 import (
-	"errors"
 	"strconv"
 	"strings"
 )
@@ -44,7 +43,7 @@ func (p *parser) keywords(s *schema, v *jvalue) error {
 			}
 		}
 	}
-	for _, step := range []func(*schema, *jvalue) error{p.typeKeywords, p.numberKeywords, p.stringKeywords, p.objectKeywords, p.arrayKeywords, p.combiners} {
+	for _, step := range []func(*schema, *jvalue) error{p.typeKeywords, p.numberKeywords, p.stringKeywords, p.objectKeywords, p.arrayKeywords, p.combiners, p.unevaluated} {
 		if err := step(s, v); err != nil {
 			return err
 		}
@@ -245,11 +244,11 @@ func (p *parser) patternText(s *schema, text, key string) (rx, error) {
 }
 
 func (p *parser) format(name string) (rx, error) {
-	if name == "regex" {
-		return rxNone, errors.New("regex cannot be guaranteed")
-	}
 	pattern, ok := formats[name]
-	if !ok {
+	switch {
+	case name == "regex":
+		pattern = []string{regexFormat()}
+	case !ok:
 		return rxAll, nil
 	}
 	if r, ok := p.patterns["format:"+name]; ok {
@@ -488,15 +487,7 @@ func (p *parser) combiners(s *schema, v *jvalue) error {
 		}
 		s.all = append(s.all, lit{s: l.s, neg: true})
 	}
-	if err := p.conditional(s, v); err != nil {
-		return err
-	}
-	for _, key := range []string{"unevaluatedProperties", "unevaluatedItems"} {
-		if u := v.get(key); u != nil && u.kind != jTrue {
-			return refuse(s.at, key, "not supported")
-		}
-	}
-	return nil
+	return p.conditional(s, v)
 }
 
 func (p *parser) conditional(s *schema, v *jvalue) error {

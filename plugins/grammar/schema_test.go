@@ -2,8 +2,10 @@ package grammar_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"math/rand/v2"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -78,6 +80,45 @@ var schemaCases = []struct {
 		"recursion", `{"$ref":"#/$defs/t","$defs":{"t":{"type":"object","properties":{"next":{"$ref":"#/$defs/t"},"v":{"type":"integer"}},"additionalProperties":false,"required":["v"]}}}`,
 		[]string{`{"v":1}`, `{"next":{"next":{"v":1},"v":2},"v":3}`},
 		[]string{`{"next":{},"v":1}`},
+	},
+	{
+		"unevaluated properties", `{"$defs":{"base":{"properties":{"a":{"type":"integer"}},"patternProperties":{"^x":{}}}},"allOf":[{"$ref":"#/$defs/base"}],"properties":{"b":{}},"unevaluatedProperties":false}`,
+		[]string{`{"a":1,"b":2,"xy":3}`, `{}`, `3`},
+		[]string{`{"c":1}`, `{"a":1,"c":2}`},
+	},
+	{
+		"unevaluated properties of a schema", `{"type":"object","allOf":[{"properties":{"a":true}}],"unevaluatedProperties":{"type":"null"}}`,
+		[]string{`{"a":1,"b":null}`},
+		[]string{`{"b":1}`},
+	},
+	{
+		"unevaluated properties of oneOf", `{"type":"object","oneOf":[{"properties":{"a":{"type":"integer"}},"required":["a"]},{"properties":{"b":{"type":"integer"}},"required":["b"]}],"unevaluatedProperties":false}`,
+		[]string{`{"a":1}`, `{"b":1}`},
+		[]string{`{}`, `{"a":1,"b":2}`, `{"a":1,"c":2}`, `{"a":1,"b":"x"}`},
+	},
+	{
+		"unevaluated properties of anyOf", `{"type":"object","anyOf":[{"properties":{"a":{"type":"integer"}},"required":["a"]},{"properties":{"b":{"type":"integer"}},"required":["b"]}],"unevaluatedProperties":false}`,
+		[]string{`{"a":1}`, `{"b":1}`, `{"a":1,"b":2}`},
+		[]string{`{}`, `{"a":1,"b":"x"}`, `{"a":1,"c":2}`},
+	},
+	{
+		"unevaluated properties of a condition", `{"type":"object","properties":{"k":{}},"if":{"properties":{"k":{"const":"x"}},"required":["k"]},"then":{"properties":{"v":{}}},"else":{"properties":{"w":{}}},"unevaluatedProperties":false}`,
+		[]string{`{"k":"x","v":1}`, `{"k":"y","w":1}`, `{"w":1}`},
+		[]string{`{"k":"x","w":1}`, `{"k":"y","v":1}`, `{"v":1}`},
+	},
+	{
+		"unevaluated properties of dependent schemas", `{"type":"object","properties":{"a":{}},"dependentSchemas":{"a":{"properties":{"b":{}}}},"unevaluatedProperties":false}`,
+		[]string{`{"a":1,"b":2}`, `{"a":1}`, `{}`},
+		[]string{`{"b":2}`, `{"a":1,"c":2}`},
+	},
+	{"unevaluated and additional properties", `{"allOf":[{"additionalProperties":{"type":"integer"}}],"unevaluatedProperties":false}`, []string{`{"a":1}`}, []string{`{"a":"x"}`}},
+	{"negated unevaluated properties", `{"type":"object","not":{"properties":{"a":{}},"unevaluatedProperties":false}}`, []string{`{"b":1}`, `{"a":1,"b":2}`}, []string{`{"a":1}`, `{}`}},
+	{"unevaluated items", `{"type":"array","allOf":[{"prefixItems":[{"type":"integer"},true]}],"prefixItems":[true],"unevaluatedItems":{"type":"string"}}`, []string{`[1,2,"x"]`, `[1]`}, []string{`["x"]`, `[1,2,3]`}},
+	{"unevaluated items of oneOf", `{"type":"array","oneOf":[{"prefixItems":[{"const":1}]},{"prefixItems":[{"const":2},true]}],"minItems":1,"unevaluatedItems":false}`, []string{`[1]`, `[2]`, `[2,3]`}, []string{`[1,2]`, `[2,3,4]`, `[3]`}},
+	{
+		"format of regular expressions", `{"type":"string","format":"regex"}`,
+		[]string{`"^[a-zA-Z0-9_-]+$"`, `"a{2,5}(?:b|c)*\\d"`, `"^(([0-9]|[1-9][0-9])\\.){3}[^a-f]?$"`, `""`, `"x|"`, `"[.]+\\.[^\\]]"`, `"\\bfoo\\B"`},
+		[]string{`"("`, `")"`, `"*"`, `"a**"`, `"[a"`, `"[]"`, `"[b-a]"`, `"a{3,2}"`, `"\\"`, `"(?<=a)"`, `"^*"`, `"a{"`, `"\\q"`, `"(()"`},
 	},
 	{"anchor", `{"$ref":"#x","$defs":{"t":{"$anchor":"x","type":"null"}}}`, []string{`null`}, []string{`1`}},
 	{"ignored beside $ref", `{"$schema":"http://json-schema.org/draft-07/schema#","definitions":{"t":{"type":"integer"}},"properties":{"a":{"$ref":"#/definitions/t","maximum":3}}}`, []string{`{"a":5}`}, []string{`{"a":"x"}`}},
@@ -161,9 +202,10 @@ func TestCompileRefused(t *testing.T) {
 		{"circle of references", `{"$ref":"#/$defs/a","$defs":{"a":{"anyOf":[{"$ref":"#/$defs/b"},{"type":"null"}]},"b":{"allOf":[{"$ref":"#/$defs/a"}]}}}`, "/$defs/a", "$ref"},
 		{"backreference", `{"pattern":"(a)\\1"}`, "", "pattern"},
 		{"lookbehind", `{"items":{"pattern":"(?<=a)b"}}`, "/items", "pattern"},
-		{"unevaluated", `{"properties":{"x":{"unevaluatedProperties":false}}}`, "/properties/x", "unevaluatedProperties"},
+		{"unevaluated beside contains", `{"properties":{"x":{"contains":{},"unevaluatedItems":false}}}`, "/properties/x", "unevaluatedItems"},
+		{"unevaluated beside nested conditions", `{"anyOf":[{"oneOf":[{"properties":{"a":{}}},{"properties":{"b":{}}}]}],"unevaluatedProperties":false}`, "", "unevaluatedProperties"},
+		{"unevaluated beside many conditions", `{"anyOf":[{},{},{},{},{}],"unevaluatedProperties":false}`, "", "unevaluatedProperties"},
 		{"unique composites", `{"properties":{"x":{"type":"array","uniqueItems":true}}}`, "/properties/x", "uniqueItems"},
-		{"format of a regular expression", `{"format":"regex"}`, "", "format"},
 		{"huge minimum length", `{"minLength":100000000}`, "", "minLength"},
 		{"huge minimum of items", `{"minItems":100000000}`, "", "minItems"},
 		{"many digits", `{"multipleOf":0.00000000000001234567}`, "", "multipleOf"},
@@ -250,4 +292,26 @@ func TestRandomDocumentsValidate(t *testing.T) {
 		}
 	}
 	must.Greater(t, 20*len(schemaCases), finished)
+}
+
+// Go takes all that the format allows. It is stricter than ECMA 262 about counts.
+func TestFormatRegexCompiles(t *testing.T) {
+	t.Parallel()
+	g, err := grammar.Compile([]byte(`{"type":"string","format":"regex"}`), grammar.Options{})
+	must.NoError(t, err)
+	v := byteVocabulary()
+	rng := rand.New(rand.NewPCG(5, 5))
+	finished := 0
+	for range 300 {
+		doc := randomDocument(g, v, rng)
+		if doc == nil {
+			continue
+		}
+		finished++
+		var pattern string
+		must.NoError(t, json.Unmarshal(doc, &pattern))
+		_, err := regexp.Compile(pattern)
+		must.NoError(t, err)
+	}
+	must.Greater(t, 200, finished)
 }
