@@ -269,6 +269,25 @@ func TestGuesses(t *testing.T) {
 }
 
 // Without an Authorizer everything is allowed, whatever is sent.
+// The log says who changed something, and from where, for every route that changes; never with the
+// token, and never of those who read or infer.
+func TestAudit(t *testing.T) {
+	t.Parallel()
+	for _, rt := range routes() {
+		var log bytes.Buffer
+		g, auth := guarded(&log)
+		auth.tokens["rbee_anna_secret"] = core.Token{ID: "anna1", Name: "anna", Kind: core.TokenAPI, Scopes: core.Scopes()}
+		askFrom(g, 7, rt, "Authorization", "Bearer rbee_anna_secret")
+		changes := rt.method != http.MethodGet && (rt.scope == core.ScopeOperate || rt.scope == core.ScopeAdmin)
+		want := 0
+		if changes {
+			want = 1
+		}
+		must.Eq(t, want, strings.Count(log.String(), `by="anna (anna1)" from=10.0.0.7`), must.Sprint(rt.method, rt.pattern, log.String()))
+		must.StrNotContains(t, log.String(), "rbee_anna_secret")
+	}
+}
+
 func TestNoTokensWithoutAuthorizer(t *testing.T) {
 	t.Parallel()
 	g := New(Options{Cluster: &fakeCluster{}})

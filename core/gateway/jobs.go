@@ -41,6 +41,7 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	w.job = job
 	w.Header().Set("Location", "/v1/jobs/"+job.ID)
 	return writeJSON(w, http.StatusAccepted, job)
 }

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gateway/dialect"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
@@ -24,7 +25,9 @@ type response struct {
 	status int    // 0: nothing was sent yet
 	model  string // core.Model.ID, once it is known: never what the client wrote
 	worker string
-	key    string // the id of the token that it was asked with; empty: none
+	key    string   // the id of the token that it was asked with; empty: none
+	by     string   // the name of that token
+	job    core.Job // that it began; zero: none
 	body   heldBody
 	// fail tells an error in the words of another API; nil: OpenAI's.
 	fail func(*openai.Error, dialect.About) (int, []byte)

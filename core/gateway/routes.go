@@ -133,12 +133,33 @@ func (d dispatch) ServeHTTP(hw http.ResponseWriter, r *http.Request) {
 			return
 		}
 		d.g.answer(w, r, rt.handle)
+		d.g.audit(w, r, rt)
 	case d.methods == nil:
 		fail(w, noRoute(r))
 	default:
 		w.Header().Set("Allow", d.allow)
 		fail(w, &apiError{status: http.StatusMethodNotAllowed, code: "method_not_allowed", err: core.Errorf(core.Invalid, "%s does not take %s", d.pattern, clip(r.Method, 20)).Hint("It takes %s.", d.allow)})
 	}
+}
+
+// audit tells the log who changed something: one line for each request that may, with the token's
+// name and id, never the token.
+func (g *Gateway) audit(w *response, r *http.Request, rt route) {
+	if rt.method == http.MethodGet || rt.scope != core.ScopeOperate && rt.scope != core.ScopeAdmin {
+		return
+	}
+	by := "anybody on this machine"
+	if w.key != "" {
+		by = w.key
+		if w.by != "" {
+			by = w.by + " (" + w.key + ")"
+		}
+	}
+	pairs := []any{"action", rt.method + " " + clip(r.URL.Path, 200), "by", by, "from", clientOf(r).Addr().String(), "status", w.status}
+	if w.job.ID != "" {
+		pairs = append(pairs, "operation", w.job.Operation, "job", w.job.ID)
+	}
+	g.log.Info("request to change something", pairs...)
 }
 
 // answer runs a handler and answers with its error.

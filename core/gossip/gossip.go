@@ -233,7 +233,7 @@ func (p *Pool) config() *memberlist.Config {
 	c.DelegateProtocolMin, c.DelegateProtocolMax, c.DelegateProtocolVersion = protocolVersion, protocolVersion, protocolVersion
 	d := delegate{p}
 	c.Delegate, c.Events, c.Conflict, c.Merge, c.Alive = d, d, d, d, d
-	c.Logger = libraryLog(p.log)
+	c.Logger = libraryLog(p.log, p.nameOf)
 	return c
 }
 
@@ -308,6 +308,12 @@ func (p *Pool) Members() []Member {
 	}
 	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(a.ID, b.ID) })
 	return out
+}
+
+// nameOf is the name of a node for people; empty where it is not known.
+func (p *Pool) nameOf(id string) string {
+	m, _ := p.Member(id)
+	return m.Name
 }
 
 // Member is one node. The second result says whether it is known.

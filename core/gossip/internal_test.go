@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/memberlist"
@@ -188,25 +190,61 @@ func TestLibraryLogIsLevelledAndBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var b bytes.Buffer
-		l := libraryLog(hclog.New(&hclog.LoggerOptions{Output: &b, Level: hclog.Debug}))
+		l := libraryLog(hclog.New(&hclog.LoggerOptions{Output: &b, Level: hclog.Info}), nil)
 		l.Print("[DEBUG] memberlist: a detail")
 		l.Print("[INFO] memberlist: an event")
+		must.Eq(t, "", b.String())
 		l.Print("[ERR] memberlist: a packet was bad")
 		l.Print("no level")
-		must.StrContains(t, b.String(), "[DEBUG] memberlist: a detail")
-		must.StrContains(t, b.String(), "[DEBUG] memberlist: an event")
 		must.StrContains(t, b.String(), "[WARN]  memberlist: a packet was bad")
 		must.StrContains(t, b.String(), "[WARN]  no level")
 		must.StrNotContains(t, b.String(), "[ERROR]")
-		for range 100_000 {
-			l.Print("[ERR] memberlist: garbage")
+		for i := range 100_000 {
+			l.Print("[ERR] memberlist: garbage " + strings.Repeat("x", i%1000))
 		}
 		must.LessEq(t, logBurst+2, strings.Count(b.String(), "\n"))
 		time.Sleep(logPeriod)
 		l.Print("[WARN] memberlist: later")
-		must.StrContains(t, b.String(), "left out: count=99982")
+		must.StrContains(t, b.String(), "left out: count=")
 		must.StrContains(t, b.String(), "later")
 	})
+}
+
+// What goes on is told once a minute, with how often it was.
+func TestLibraryLogRepeats(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var b bytes.Buffer
+		l := libraryLog(hclog.New(&hclog.LoggerOptions{Output: &b, Level: hclog.Info, DisableTime: true}), nil)
+		for i := range 5 * 60 {
+			l.Printf("[ERR] memberlist: Failed to send gossip to 10.0.0.%d:7835: write udp %d", i%200, i)
+			time.Sleep(time.Second)
+		}
+		lines := strings.Split(strings.TrimSpace(b.String()), "\n")
+		must.Len(t, 5, lines)
+		must.StrContains(t, lines[4], "repeated=59")
+	})
+}
+
+// The library prints what it got: no bytes end in the log, and nodes have their names.
+func TestLibraryLogIsReadable(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	names := func(id string) string { return map[string]string{"0a0b0c0d": "ant"}[id] }
+	l := libraryLog(hclog.New(&hclog.LoggerOptions{Output: &b, Level: hclog.Info, DisableTime: true}), names)
+	meta, err := fullMember().encode()
+	must.NoError(t, err)
+	l.Printf("[WARN] memberlist: Refuting an alive message for '%s' (%v:%d) meta:(%v VS %v), vsn:(%v VS %v)", "0a0b0c0d", net.IP{10, 0, 0, 1}, 7835, meta, meta, []byte{1, 5, 2, 2, 5, 2}, []byte{1, 5, 2, 2, 5, 2})
+	l.Printf("[ERR] memberlist: Conflicting address. Old state: %s", string(meta)+"\x00\xff\x1b[2J")
+	l.Printf("[ERR] memberlist: discarding packet with unacceptable label %q: %s", string(meta), strings.Repeat("long ", 1000))
+	must.StrContains(t, b.String(), "for 'ant (0a0b0c0d)' (10.0.0.1:7835)")
+	must.StrContains(t, b.String(), "vsn:((6 bytes) VS (6 bytes))")
+	for line := range strings.Lines(b.String()) {
+		must.Less(t, maxLine+20, utf8.RuneCountInString(line))
+		for _, r := range strings.TrimSuffix(line, "\n") {
+			must.True(t, unicode.IsPrint(r), must.Sprintf("%q", r))
+		}
+	}
 }
 
 // idlePool is a pool that is not run.

@@ -2,7 +2,10 @@ package gossip
 
 import (
 	"bytes"
+	"fmt"
 	"log"
+	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,23 +17,37 @@ import (
 const (
 	logBurst  = 20
 	logPeriod = 10 * time.Second
+	// logAgain is the time between two lines of one kind.
+	logAgain = time.Minute
+	maxKinds = 64
+	maxLine  = 300
 )
 
 // libraryLog gives memberlist a logger. Its errors are about one packet or one try, and mostly
-// about a node that is away: warnings at most. What it calls informative is for debugging.
-func libraryLog(l hclog.Logger) *log.Logger {
-	infer := l.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true})
-	return log.New(&levels{to: infer, log: l}, "", 0)
+// about a node that is away: warnings at most, and one a minute of a kind. What it calls informative
+// is for debugging. name gives the name of a node for its id; nil: none has one.
+func libraryLog(l hclog.Logger, name func(id string) string) *log.Logger {
+	if name == nil {
+		name = func(string) string { return "" }
+	}
+	return log.New(&levels{log: l, name: name, kinds: map[string]*kind{}}, "", 0)
 }
 
 type levels struct {
-	to  *log.Logger
-	log hclog.Logger
+	log  hclog.Logger
+	name func(id string) string
 
-	mu         sync.Mutex
+	mu         sync.Mutex // guards below
 	since      time.Time
 	lines      int
 	suppressed int
+	kinds      map[string]*kind
+}
+
+// kind is all lines that differ only in numbers.
+type kind struct {
+	told, last time.Time
+	count      int // since it was told
 }
 
 // Write takes one line.
@@ -49,29 +66,89 @@ func (w *levels) Write(line []byte) (int, error) {
 	}
 	if !warn {
 		if w.log.IsDebug() {
-			w.to.Print("[DEBUG] " + string(line))
+			w.log.Debug(w.readable(line))
 		}
 		return n, nil
 	}
-	if ok, missed := w.allow(); ok {
-		if missed > 0 {
-			w.log.Warn("gossip warnings were left out", "count", missed)
-		}
-		w.to.Print("[WARN] " + string(line))
+	text := w.readable(line)
+	ok, repeated, missed := w.allow(kindOf(text), time.Now())
+	switch {
+	case !ok:
+		w.log.Debug(text)
+		return n, nil
+	case missed > 0:
+		w.log.Warn("gossip warnings were left out", "count", missed)
+	}
+	if repeated > 0 {
+		w.log.Warn(text, "repeated", repeated)
+	} else {
+		w.log.Warn(text)
 	}
 	return n, nil
 }
 
-func (w *levels) allow() (ok bool, missed int) {
+// allow reports whether a line of a kind is told, how many of its kind were not since the last one,
+// and how many lines of all kinds were left out, as there were too many.
+func (w *levels) allow(what string, now time.Time) (ok bool, repeated, missed int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if now := time.Now(); w.since.IsZero() || now.Sub(w.since) >= logPeriod {
+	k := w.kinds[what]
+	if k != nil && now.Sub(k.told) < logAgain {
+		k.count++
+		k.last = now
+		return false, 0, 0
+	}
+	if w.since.IsZero() || now.Sub(w.since) >= logPeriod {
 		missed = w.suppressed
 		w.since, w.lines, w.suppressed = now, 0, 0
 	}
 	if w.lines++; w.lines > logBurst {
 		w.suppressed++
-		return false, 0
+		return false, 0, 0
 	}
-	return true, missed
+	if k == nil {
+		if len(w.kinds) >= maxKinds {
+			clear(w.kinds)
+		}
+		k = &kind{}
+		w.kinds[what] = k
+	}
+	repeated = k.count
+	if now.Sub(k.last) >= 2*logAgain { // it is a new trouble
+		repeated = 0
+	}
+	k.told, k.last, k.count = now, now, 0
+	return true, repeated, missed
 }
+
+var (
+	byteList = regexp.MustCompile(`\[(?:\d{1,3} ){3,}\d{1,3}\]`) // %v of a []byte
+	hexList  = regexp.MustCompile(`(?:\\x[0-9a-f]{2}){3,}`)
+	numbers  = regexp.MustCompile(`[0-9a-fA-F:.]*[0-9][0-9a-fA-F:.]*`)
+	nodeID   = regexp.MustCompile(`\b[0-9a-f]{8}\b`)
+)
+
+// readable returns a line of the library without the bytes that it prints, with names beside the
+// ids of nodes, bounded.
+func (w *levels) readable(line []byte) string {
+	text := strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '\uFFFD' {
+			return '·'
+		}
+		return r
+	}, strings.ToValidUTF8(string(line[:min(len(line), 16*maxLine)]), "·"))
+	text = byteList.ReplaceAllStringFunc(text, func(s string) string { return fmt.Sprintf("(%d bytes)", strings.Count(s, " ")+1) })
+	text = hexList.ReplaceAllString(text, "…")
+	text = nodeID.ReplaceAllStringFunc(text, func(id string) string {
+		if name := w.name(id); name != "" && name != id {
+			return name + " (" + id + ")"
+		}
+		return id
+	})
+	if r := []rune(text); len(r) > maxLine {
+		text = string(r[:maxLine]) + "…"
+	}
+	return text
+}
+
+func kindOf(text string) string { return numbers.ReplaceAllString(text, "#") }

@@ -87,7 +87,7 @@ var (
 // run opens the line, and opens it again whenever it breaks, until ctx ends or the hive does.
 func (l *line) run(ctx context.Context) {
 	defer close(l.ended)
-	log := l.b.log.With("queen", l.queen.ID)
+	log := l.b.log.With("queen", l.queen.ID, "address", l.queen.RPCAddress)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	<-timer.C

@@ -294,9 +294,9 @@ func (q *Queen) giveUp(ctx context.Context, p *pulse) bool {
 		q.goneLocked(p, forget)
 	case p.line == nil && (h == nil || forget && h.Status == core.HiveDown):
 		q.dropLocked(p)
-		q.log.Info("a hive is forgotten", "hive", p.id)
+		q.log.Info("hive is forgotten", "hive", q.hiveLabel(p.id))
 	default:
-		q.log.Warn("a hive is down, its workers are gone", "hive", p.id)
+		q.log.Warn("hive is down, its workers are gone", "hive", q.hiveLabel(p.id))
 		if p.line != nil { // whatever hangs at its end shall open a new one when it lives
 			p.line.endLocked(core.Errorf(core.Unavailable, "hive %s was silent for too long", p.id))
 		}

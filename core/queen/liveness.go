@@ -228,7 +228,7 @@ func (q *Queen) suspectLocked(p *pulse, why string) {
 		return
 	}
 	p.suspect, p.suspectSince = why, time.Now()
-	q.log.Warn("the workers of a hive are avoided", "hive", p.id, "because", why)
+	q.log.Warn("hive does not report: its workers are avoided", "hive", q.hiveLabel(p.id), "reason", why)
 	q.changedLocked()
 	if q.opts.Suspected != nil {
 		q.opts.Suspected(p.id)
@@ -255,7 +255,7 @@ func (q *Queen) trustLocked(p *pulse) bool {
 	if p.suspect == "" {
 		return false
 	}
-	q.log.Info("a hive reports again", "hive", p.id, "after", time.Since(p.suspectSince), "was", p.suspect)
+	q.log.Info("hive reports again", "hive", q.hiveLabel(p.id), "after", time.Since(p.suspectSince).Round(time.Millisecond), "reason", p.suspect)
 	p.suspect, p.suspectSince = "", time.Time{}
 	return true
 }

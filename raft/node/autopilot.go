@@ -50,7 +50,7 @@ func (n *Node) Autopilot(ctx context.Context, m Membership) error {
 	p := &pilot{n: n, membership: m, dead: map[raft.ServerID]time.Time{}}
 	tick := min(2*time.Second, max(n.opts.Stabilization/5, 50*time.Millisecond))
 	a := autopilot.New(careful{n.raft}, p,
-		autopilot.WithLogger(n.log), autopilot.WithPromoter(&promoter{p: p}),
+		autopilot.WithLogger(n.quiet), autopilot.WithPromoter(&promoter{p: p}),
 		autopilot.WithUpdateInterval(tick), autopilot.WithReconcileInterval(tick))
 	a.Start(ctx)
 	defer func() { <-a.Stop() }()

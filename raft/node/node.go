@@ -94,6 +94,7 @@ type Node struct {
 	opts    Options
 	id      string // raft id
 	log     hclog.Logger
+	quiet   raftLog // for raft and autopilot
 	fsm     *fsm.FSM
 	raft    *raft.Raft
 	store   *logstore.Store // nil: in memory
@@ -123,7 +124,7 @@ type Node struct {
 // NetworkTransport is raft over a stream layer, with the settings that all queens must share.
 func NetworkTransport(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: stream, MaxPool: keptConns, Timeout: rpcTimeout, Logger: log.Named("raft"), MsgpackUseNewTimeFormat: true,
+		Stream: stream, MaxPool: keptConns, Timeout: rpcTimeout, Logger: log, MsgpackUseNewTimeFormat: true,
 	})
 }
 
@@ -159,6 +160,7 @@ func Open(opts Options) (*Node, error) {
 	n := &Node{
 		opts: opts, log: opts.Logger, fsm: fsm.New(), opened: time.Now(), closed: make(chan struct{}), confirming: make(chan struct{}, 1),
 	}
+	n.quiet = newRaftLog(n.log.Named("raft"), n.serverName, n.servers)
 	if opts.table != nil {
 		n.fsm = fsm.NewOf(opts.table)
 	}
@@ -201,6 +203,7 @@ func (n *Node) open() error {
 		return core.Prefix(err, "start raft")
 	}
 	n.disk.raft.Store(n.raft)
+	n.raft.RegisterObserver(raft.NewObserver(nil, false, n.quiet.observe))
 	return n.checkMembership()
 }
 
@@ -223,7 +226,7 @@ func (n *Node) connect(ready bool) error {
 		if n.opts.Probe == nil {
 			n.opts.Probe = dial(n.opts.Stream)
 		}
-		inner = NetworkTransport(watchedStream{StreamLayer: n.opts.Stream, broken: func() { n.Lost("") }}, n.log)
+		inner = NetworkTransport(watchedStream{StreamLayer: n.opts.Stream, broken: func() { n.Lost("") }}, n.quiet)
 	default:
 		_, inner = raft.NewInmemTransport(raft.ServerAddress("in-process/" + n.opts.ID))
 	}
@@ -252,10 +255,31 @@ func (n *Node) leads(id raft.ServerID, term uint64) bool {
 		slices.ContainsFunc(r.GetConfiguration().Configuration().Servers, func(s raft.Server) bool { return s.ID == id })
 }
 
+// serverName is the name of a queen for people; its id where the registry does not know it.
+func (n *Node) serverName(id raft.ServerID) string {
+	node := OfRaftID(string(id))
+	if known, ok := n.fsm.State().Node(nil, node); ok && known.Name != "" {
+		return known.Name
+	}
+	return node
+}
+
+// servers lists raft's servers; none before raft runs.
+func (n *Node) servers() []raft.Server {
+	if n.disk == nil {
+		return nil
+	}
+	r := n.disk.raft.Load()
+	if r == nil {
+		return nil
+	}
+	return r.GetConfiguration().Configuration().Servers
+}
+
 func (n *Node) config() *raft.Config {
 	conf := raft.DefaultConfig()
 	conf.LocalID = raft.ServerID(n.id)
-	conf.Logger = n.log.Named("raft")
+	conf.Logger = n.quiet
 	conf.NoLegacyTelemetry = true
 	conf.SnapshotThreshold = snapshotThreshold
 	conf.HeartbeatTimeout, conf.ElectionTimeout, conf.LeaderLeaseTimeout = n.opts.ElectionTimeout, n.opts.ElectionTimeout, n.opts.ElectionTimeout

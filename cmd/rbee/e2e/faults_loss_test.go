@@ -75,7 +75,7 @@ func TestFaultC25NetworkLosesPackets(t *testing.T) {
 		}
 		return n
 	}
-	const down, silent = "a hive is down", "the workers of a hive are avoided"
+	const down, silent = "hive is down", "hive does not report"
 	before := said(down)
 	suspected := said(silent)
 	sleep(time.Duration(seconds) * time.Second)
