@@ -74,6 +74,9 @@ type Options struct {
 	// error is logged.
 	Load   func() (*config.Config, error)
 	Reload <-chan struct{}
+	// Hurry is closed when an agent that ends is not to wait for running requests any more, which
+	// then end with an error event; nil: it waits for as long as its configuration says.
+	Hurry <-chan struct{}
 	// Suite is the command that runs the conformance suite of plugins, plugintest.Child; empty: no
 	// plugin can be built.
 	Suite []string
@@ -367,11 +370,11 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	metrics := gateway.NewMetrics()
 	p.answers = inference.New(inference.Options{
 		Router: p.queen, Dial: p.dial, Meter: metrics, Logger: p.log.Named("inference"), QueueLimit: cfg.Queen.QueueLimit, QueueTimeout: cfg.Queen.QueueTimeout,
-		FirstTokenTimeout: cfg.Queen.FirstTokenTimeout, TokenTimeout: cfg.Queen.TokenTimeout,
+		FirstTokenTimeout: cfg.Queen.FirstTokenTimeout, TokenTimeout: cfg.Queen.TokenTimeout, AnswerMemory: int64(cfg.Queen.BodyMemory),
 	})
 	p.defers(func() error { p.answers.Close(); return nil })
 	g := gateway.Options{
-		MaxBodyBytes: int64(p.cfg.Queen.MaxBody), BodyMemory: int64(p.cfg.Queen.BodyMemory), MaxConns: p.places.public,
+		Hurry: p.opts.Hurry, MaxBodyBytes: int64(p.cfg.Queen.MaxBody), BodyMemory: int64(p.cfg.Queen.BodyMemory), MaxConns: p.places.public,
 		Inference: p.answers, Metrics: metrics, Cluster: p.queen, Jobs: p.queen, Reader: p.queen, Admin: p.queen, Version: p.opts.Version, Logger: p.log.Named("gateway"),
 	}
 	if p.net != nil {
@@ -530,6 +533,9 @@ func (p *process) stages() []stage {
 	if p.net != nil {
 		list = append(list, stage{"renew", func(ctx context.Context) error { return p.net.renew(ctx, hostNames(p.cfg), p.moved()) }})
 	}
+	if p.answers != nil {
+		list = append(list, stage{"connections", p.dropGone})
+	}
 	if p.api != nil {
 		list = append(list, stage{"gateway", func(ctx context.Context) error { return p.api.Serve(ctx, p.listener, p.cfg.Hive.StopGrace) }})
 	}
@@ -543,6 +549,27 @@ func (p *process) stages() []stage {
 		list = append(list, stage{"reload", p.followReloads})
 	}
 	return append(list, stage{"ready", p.ready})
+}
+
+// goneInterval is the time between two looks for connections to workers that are gone.
+const goneInterval = 2 * time.Second
+
+// dropGone closes the idle connections to workers that are not in the registry any more.
+func (p *process) dropGone(ctx context.Context) error {
+	tick := time.NewTicker(goneInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			registry := p.registry.State()
+			p.answers.DropGone(func(w core.Worker) bool {
+				now, ok := registry.Worker(nil, w.Hive, w.ID)
+				return ok && now.Nonce == w.Nonce
+			})
+		}
+	}
 }
 
 // handOver gives the leadership to another queen before anything else ends, so that no write waits

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
 	"net/http"
 	"sync"
 	"time"
@@ -19,18 +20,21 @@ type bodies struct {
 
 	mu    sync.Mutex // guards below
 	used  int64
-	keys  map[string]int64
+	keys  map[tokenDigest]int64
 	freed chan struct{} // closed, and made anew, whenever there is more room
 }
 
 func newBodies(total, perKey int64, wait time.Duration) *bodies {
-	return &bodies{total: total, perKey: perKey, wait: wait, keys: map[string]int64{}, freed: make(chan struct{})}
+	return &bodies{total: total, perKey: perKey, wait: wait, keys: map[tokenDigest]int64{}, freed: make(chan struct{})}
 }
+
+// tokenDigest is the SHA-256 of a token.
+type tokenDigest [sha256.Size]byte
 
 // heldBody is what one request holds of bodies. The zero value holds nothing.
 type heldBody struct {
 	of    *bodies
-	key   string // of the API; empty: whoever has none, who is not counted apart
+	key   tokenDigest // zero: the client has no token and is not counted apart
 	held  int64
 	until time.Time // the end of all its waiting; zero: it has not waited
 }
@@ -65,13 +69,13 @@ func (h *heldBody) try(n int64) (freed <-chan struct{}, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case h.key != "" && b.keys[h.key]+n > b.perKey:
+	case h.key != (tokenDigest{}) && b.keys[h.key]+n > b.perKey:
 		return b.freed, &apiError{code: codeOverloaded, err: core.Errorf(core.Overloaded, "the requests that run with this token have too many bytes").Hint("Ask again when some have ended, or send less at once.")}
 	case b.used+n > b.total:
 		return b.freed, &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.Errorf(core.Overloaded, "the requests that run have too many bytes").Hint("Ask again in a moment, or ask another queen.")}
 	}
 	b.used += n
-	if h.key != "" {
+	if h.key != (tokenDigest{}) {
 		b.keys[h.key] += n
 	}
 	h.held += n
@@ -88,7 +92,7 @@ func (h *heldBody) shrink(n int64) {
 	defer b.mu.Unlock()
 	h.held -= n
 	b.used -= n
-	if h.key != "" {
+	if h.key != (tokenDigest{}) {
 		if b.keys[h.key] -= n; b.keys[h.key] == 0 {
 			delete(b.keys, h.key)
 		}

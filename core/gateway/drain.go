@@ -30,7 +30,7 @@ func (c *conns) closeUnused() {
 // lameDuck goes on to answer what comes on open connections, each answer with the word that the
 // connection is closed after it, until nothing has come for a while: then whoever still has a
 // connection does not use it, and closing it fails no request. It returns at end at the latest.
-func (g *Gateway) lameDuck(c *conns, end <-chan time.Time) {
+func (g *Gateway) lameDuck(c *conns, end <-chan struct{}) {
 	tick := time.NewTicker(max(g.o.LameDuck/20, time.Millisecond))
 	defer tick.Stop()
 	for !c.none() && g.streams.quiet(time.Now()) < g.o.LameDuck {

@@ -183,6 +183,40 @@ func TestDrainFailsNoRequest(t *testing.T) {
 	must.Zero(t, failed.Load())
 }
 
+// Whoever is in a hurry waits for no stream, and the stream is told all the same.
+func TestHurryEndsStreamsWithEvent(t *testing.T) {
+	t.Parallel()
+	hurry, begun := make(chan struct{}), make(chan struct{})
+	r := newRig(t, func(o *rigOptions) { o.Hurry, o.grace = hurry, time.Hour })
+	r.serve("w1", func(w http.ResponseWriter, q *http.Request) {
+		_, _ = io.Copy(io.Discard, q.Body)
+		streamOf(tokenEvent(1))(w, q)
+		close(begun)
+		<-q.Context().Done()
+	})
+	streaming, br := dialed(t, r.addr)
+	_, err := io.WriteString(streaming, askWith(streamAsk))
+	must.NoError(t, err)
+	<-begun
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); r.stop() }()
+	eventually(t, "no connection is taken", func() bool {
+		c, err := net.Dial("tcp", r.addr)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	close(hurry)
+	resp, err := http.ReadResponse(br, nil)
+	must.NoError(t, err)
+	events, err := io.ReadAll(resp.Body)
+	must.ErrorIs(t, err, io.ErrUnexpectedEOF, must.Sprint("no clean end"))
+	must.StrContains(t, string(events), tokenEvent(1))
+	must.StrContains(t, string(events), "this server is stopping")
+	<-stopped
+}
+
 // tlsRig serves a rig's gateway with TLS too and gives the address and the certificate.
 func tlsRig(t *testing.T, r *rig) (addr string, ca []byte, stop func()) {
 	t.Helper()

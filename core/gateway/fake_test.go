@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -127,7 +128,8 @@ type rig struct {
 // rigOptions are those of the gateway and of the inference behind it.
 type rigOptions struct {
 	Options
-	inf inference.Options
+	inf   inference.Options
+	grace time.Duration // of Serve; 0: 1 second
 }
 
 func newRig(t testing.TB, change func(*rigOptions)) *rig {
@@ -152,7 +154,7 @@ func newRig(t testing.TB, change func(*rigOptions)) *rig {
 	r.url = "http://" + r.addr
 	ctx, cancel := context.WithCancel(context.Background()) // not t.Context: that ends before cleanups run
 	served := make(chan error, 1)
-	go func() { served <- r.Serve(ctx, l, time.Second) }()
+	go func() { served <- r.Serve(ctx, l, cmp.Or(o.grace, time.Second)) }()
 	var once sync.Once
 	r.stop = func() {
 		once.Do(func() {

@@ -38,6 +38,9 @@ type Options struct {
 	// checked.
 	Hosts []string
 
+	// Hurry is closed when a server that stops is not to wait for the end of its grace; nil: never.
+	Hurry <-chan struct{}
+
 	MaxBodyBytes     int64         // of an inference request; 0: 16 MiB
 	BodyMemory       int64         // for the bodies of all requests that run, half of it for one token; 0: 256 MiB
 	MaxConns         int           // open at a time, half of them from one address; 0: 4096

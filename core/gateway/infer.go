@@ -40,7 +40,7 @@ func (g *Gateway) infer(w *response, r *http.Request, path string) error {
 	}
 	defer done()
 	c := &openaiClient{w: w}
-	_ = g.o.Inference.Serve(ctx, inference.Request{ID: w.id, Key: w.key, Path: path, Body: body, At: start}, c) // c was told
+	_ = g.o.Inference.Serve(ctx, inference.Request{ID: w.id, Key: w.key, Path: path, Body: body, At: start, Release: w.body.release}, c) // c was told
 	return c.err
 }
 

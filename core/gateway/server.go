@@ -40,7 +40,7 @@ func (g *Gateway) Server() *http.Server {
 // Serve answers connections of l until ctx ends. Then it takes no new one, so that clients go
 // elsewhere; requests that come on open connections are answered, and the connection is closed with
 // the answer; a connection on which nothing comes is closed after a while. What runs may go on
-// until the end of grace. Inference streams that still run then get an error event; job streams end
+// until the end of grace, or until Options.Hurry is closed. Inference streams that still run then get an error event; job streams end
 // at once, since they can be resumed elsewhere. It closes l and returns nil after an orderly end.
 // It is called once.
 func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration) error {
@@ -57,19 +57,23 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 	case <-ctx.Done():
 	}
 	g.log.Info("http server stops", "grace", grace)
-	deadline := time.Now().Add(grace)
-	end := time.NewTimer(grace)
-	defer end.Stop()
+	// The deadlines of a shutdown must outlive the context that asks for it.
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	wg.Go(func() {
+		select {
+		case <-g.o.Hurry:
+			cancel()
+		case <-stop.Done():
+		}
+	})
 	g.streams.drain()
 	_ = l.Close() // the server's own way to stop would close connections under requests that are on their way
 	if err := <-ended; !errors.Is(err, net.ErrClosed) {
 		g.log.Warn("http server stopped taking connections", "error", err)
 	}
-	g.lameDuck(open, end.C)
+	g.lameDuck(open, stop.Done())
 	open.closeUnused()
-	// The deadlines of a shutdown must outlive the context that asks for it.
-	stop, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
-	defer cancel()
 	err := srv.Shutdown(stop)
 	if err != nil {
 		g.streams.cut()
@@ -77,7 +81,7 @@ func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration
 		defer cancel()
 		err = srv.Shutdown(last)
 	}
-	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
 		g.log.Warn("http server did not stop in order", "error", err)
 	}
 	_ = srv.Close() // what Shutdown left is cut

@@ -35,3 +35,39 @@ func TestHungWorkerIsKilled(t *testing.T) {
 	})
 	r.nothingLeft()
 }
+
+// A silent worker is killed after the worker timeout, one that uses its processor after ten.
+func TestVigilHangs(t *testing.T) {
+	t.Parallel()
+	const timeout = time.Minute
+	for name, tt := range map[string]struct {
+		share float64       // of one core that the worker uses
+		after time.Duration // until it is killed
+	}{
+		"idle":                    {0, timeout},
+		"less than a worker uses": {busyShare / 2, timeout},
+		"at work":                 {1, deafFactor * timeout},
+		"starved at work":         {2 * busyShare, deafFactor * timeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var v vigil
+			start := time.Now()
+			for silence := silentAfter; ; silence += time.Second {
+				cpu := time.Duration(tt.share * float64(silence))
+				if v.hangs(silence, cpu, start.Add(silence), timeout) {
+					must.Eq(t, tt.after, silence)
+					return
+				}
+				must.Less(t, 20*timeout, silence)
+			}
+		})
+	}
+
+	// It worked once and hangs now.
+	var v vigil
+	start := time.Now()
+	must.False(t, v.hangs(timeout, time.Second, start, timeout))
+	must.False(t, v.hangs(timeout+time.Second, 2*time.Second, start.Add(time.Second), timeout))
+	must.True(t, v.hangs(timeout+2*time.Second, 2*time.Second, start.Add(2*time.Second), timeout))
+}

@@ -251,6 +251,24 @@ type vigil struct {
 	at   time.Time     // of that look; zero: there was none
 }
 
+// hangs reports whether a worker is to be killed that has been silent for so long, and has used so
+// much processor time by now.
+func (v *vigil) hangs(silence, cpu time.Duration, now time.Time, timeout time.Duration) bool {
+	if v.at.IsZero() {
+		v.at, v.cpu = now, cpu
+		return false // nothing to compare with
+	}
+	if silence < timeout {
+		return false
+	}
+	works := cpu-v.cpu > time.Duration(busyShare*float64(now.Sub(v.at)))
+	if works && silence < deafFactor*timeout {
+		v.at, v.cpu = now, cpu
+		return false
+	}
+	return true
+}
+
 // watchSilent tells the queens of a worker that has become silent, and kills one that is silent for
 // the worker timeout and does nothing. One that uses its processor may only be starved, or deaf
 // while it works: it is left for ten times as long.
@@ -268,16 +286,7 @@ func (h *Hive) watchSilent(ctx context.Context, w *worker, v *vigil) {
 	if err != nil {
 		return // it ends, or ctx does
 	}
-	now := time.Now()
-	if v.at.IsZero() {
-		v.at, v.cpu = now, used.CPUTime
-	}
-	if silence < h.opts.WorkerTimeout {
-		return
-	}
-	works := used.CPUTime-v.cpu > time.Duration(busyShare*float64(now.Sub(v.at)))
-	if works && silence < deafFactor*h.opts.WorkerTimeout {
-		v.at, v.cpu = now, used.CPUTime
+	if !v.hangs(silence, used.CPUTime, time.Now(), h.opts.WorkerTimeout) {
 		return
 	}
 	w.mu.Lock()

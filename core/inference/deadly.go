@@ -43,15 +43,32 @@ func (s *Service) refuseDeadly(r *Request) error {
 
 // lost counts a worker that was lost under the request and reports whether the request is refused
 // from now on.
-func (s *Service) lost(r *Request) (deadly bool) {
-	f := fingerprint(r)
+func (c *call) lost() (deadly bool) {
+	s := c.s
+	if c.print == nil {
+		c.print = new(fingerprint(&c.r))
+	}
 	s.mu.Lock()
-	deadly = s.suspects.Lost(f, time.Now())
+	deadly = s.suspects.Lost(*c.print, time.Now())
 	s.mu.Unlock()
 	if deadly {
-		s.log.Error("a request killed two workers and is refused for a while", "request", r.ID, "for", s.o.RefuseDeadly)
+		s.log.Error("a request killed two workers and is refused for a while", "request", c.r.ID, "for", s.o.RefuseDeadly)
 	}
 	return deadly
+}
+
+// releaseOver is the length of a body, in bytes, from which it is worth its digest to be rid of it.
+const releaseOver = 64 << 10
+
+// releaseBody gives up the body of a request that is given to no other worker: a stream may take
+// hours from then on. Only the fingerprint is kept.
+func (c *call) releaseBody() {
+	if len(c.r.Body) < releaseOver || c.r.Release == nil {
+		return
+	}
+	c.print = new(fingerprint(&c.r))
+	c.r.Body = nil
+	c.r.Release()
 }
 
 // admitted counts a request for the retry budget.

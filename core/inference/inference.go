@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -186,6 +187,7 @@ type Options struct {
 	TokenTimeout      time.Duration // between two events of a stream; 0: 1 minute
 	HungTimeout       time.Duration // for a worker that neither sends anything nor tells its state; 0: 15 seconds
 
+	AnswerMemory int64         // bytes of all answers that are not streamed, while they arrive; 0: 256 MiB
 	QueueLimit   int           // requests that wait for a free slot of one model; 0: 128
 	QueueTimeout time.Duration // for such a wait; 0: 2 minutes, as answers on a CPU take long
 	RefuseDeadly time.Duration // how long a request is refused that killed two workers; 0: 5 minutes
@@ -201,6 +203,7 @@ type Service struct {
 	splitters sync.Pool // *sse.Splitter
 	lines     lines
 	notes     notes
+	answers   atomic.Int64 // bytes of answers that are not streamed
 
 	mu       sync.Mutex // guards below
 	budget   *admission.Budget
@@ -227,6 +230,9 @@ func New(o Options) *Service {
 			*d.v = d.d
 		}
 	}
+	if o.AnswerMemory == 0 {
+		o.AnswerMemory = 256 << 20
+	}
 	if o.QueueLimit == 0 {
 		o.QueueLimit = 128
 	}
@@ -251,6 +257,10 @@ func (s *Service) Records() *Records { return s.records }
 // DropHive closes the idle connections to the workers of a hive, by its id: where the hive is
 // suspect, they may lead nowhere. Running requests are not touched.
 func (s *Service) DropHive(hive string) { s.workers.DropHive(hive) }
+
+// DropGone closes the idle connections to workers of which alive says no. Running requests are not
+// touched.
+func (s *Service) DropGone(alive func(core.Worker) bool) { s.workers.DropGone(alive) }
 
 // Close closes the idle connections to workers.
 func (s *Service) Close() { s.workers.Close() }

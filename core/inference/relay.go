@@ -18,7 +18,9 @@ const (
 	// up.
 	drainTime = 100 * time.Millisecond
 	// maxAnswer bounds an answer that is not streamed, in bytes.
-	maxAnswer = 64 << 20
+	maxAnswer = 16 << 20
+	// firstAnswer is the room that such an answer begins with, in bytes.
+	firstAnswer = 4 << 10
 )
 
 // relay passes the events of a worker's stream on, byte for byte, each as soon as it is whole. It
@@ -83,6 +85,7 @@ func (c *call) count(sp *sse.Splitter, events int) {
 	m, now := c.s.meter, time.Now()
 	if !c.sent {
 		c.sent = true
+		c.releaseBody()
 		m.Began(c.lease.Worker.Model)
 	}
 	m.Events(events)
@@ -111,11 +114,13 @@ func drain(body io.Reader, cancel context.CancelFunc) {
 // whole relays an answer that is not a stream. It reads it to its end before it passes on the first
 // byte, so that the death of the worker can still be told.
 func (c *call) whole(resp *http.Response) error {
-	body, err := readAnswer(resp)
+	var held heldAnswer
+	defer func() { c.s.answers.Add(-held.bytes) }()
+	body, err := c.readAnswer(resp, &held)
 	switch {
 	case err != nil && c.ctx.Err() != nil:
 		return ended(c.ctx)
-	case core.KindOf(err) == core.TooLarge:
+	case held.refused:
 		return err
 	case err != nil:
 		return &unanswered{err: lostBy(err), sent: true, lost: true}
@@ -160,27 +165,47 @@ func lateAnswer(a Answer) error {
 	return &Refusal{e}
 }
 
-func readAnswer(resp *http.Response) ([]byte, error) {
-	if resp.ContentLength > maxAnswer {
-		return nil, tooLong()
-	}
-	body := make([]byte, 0, max(512, min(resp.ContentLength+1, 1<<20)))
-	for {
-		n, err := resp.Body.Read(body[len(body):cap(body)])
-		body = body[:len(body)+n]
-		switch {
-		case len(body) > maxAnswer:
-			return nil, tooLong()
-		case err == io.EOF:
-			return body, nil
-		case err != nil:
+// heldAnswer is what the answer of one request holds of the memory for all of them.
+type heldAnswer struct {
+	bytes   int64
+	refused bool // the answer had no room
+}
+
+// readAnswer reads an answer to its end. Its room grows with what has come: the stated length is not
+// believed before its bytes are there.
+func (c *call) readAnswer(resp *http.Response, held *heldAnswer) ([]byte, error) {
+	var body []byte
+	for size := int64(firstAnswer); ; size = min(2*size, maxAnswer+1) {
+		if err := c.holdAnswer(held, size); err != nil { // both are there while one is copied
 			return nil, err
-		case len(body) == cap(body):
-			body = append(body, 0)[:len(body)]
+		}
+		old := int64(cap(body))
+		body = append(make([]byte, 0, size), body...)
+		held.bytes -= old
+		c.s.answers.Add(-old)
+		for len(body) < cap(body) {
+			n, err := resp.Body.Read(body[len(body):cap(body)])
+			body = body[:len(body)+n]
+			switch {
+			case len(body) > maxAnswer:
+				held.refused = true
+				return nil, core.Errorf(core.TooLarge, "the worker's answer is longer than %d bytes", maxAnswer).Hint("Ask for a stream, or for fewer tokens.")
+			case err == io.EOF:
+				return body, nil
+			case err != nil:
+				return nil, err
+			}
 		}
 	}
 }
 
-func tooLong() error {
-	return core.Errorf(core.TooLarge, "the worker's answer is longer than %d bytes", maxAnswer).Hint("Ask for a stream, or for fewer tokens.")
+// holdAnswer takes n bytes of the memory for answers. Errors: Overloaded.
+func (c *call) holdAnswer(held *heldAnswer, n int64) error {
+	if c.s.answers.Add(n) > c.s.o.AnswerMemory {
+		c.s.answers.Add(-n)
+		held.refused = true
+		return core.Errorf(core.Overloaded, "the answers that are on their way have too many bytes").Hint("Ask again in a moment, or ask for a stream.")
+	}
+	held.bytes += n
+	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/admission"
 	"github.com/rbee-project/rbee/core/inference/conn"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
@@ -38,6 +39,9 @@ type Request struct {
 	Key  string // who asks: the id of a token; empty: unknown
 	Body []byte // JSON as the client sent it
 	At   time.Time
+	// Release is called when a long Body is not read any more, before the request ends; nil: nobody
+	// wants to know.
+	Release func()
 }
 
 // call is one request on its way to a worker.
@@ -59,6 +63,8 @@ type call struct {
 	lastToken  time.Time     // zero: none yet
 	firstToken time.Duration // after r.At; 0: none came
 	events     int64         // that were passed on
+
+	print *admission.Fingerprint // of a request whose body was released; nil: not yet known
 }
 
 // Serve finds a worker for a request and passes its answer to the client. It returns nil once the
@@ -128,7 +134,7 @@ func (c *call) run() error {
 		}
 		c.s.records.asked(c.record, c.lease.Worker, began, time.Now(), problem)
 		switch {
-		case again && failed.lost && c.s.lost(&c.r):
+		case again && failed.lost && c.lost():
 			return err // it kills workers
 		case again:
 			if failed.lost {
@@ -148,7 +154,7 @@ func (c *call) run() error {
 			return c.refused(full)
 		case !isBusy:
 			if core.KindOf(err) == core.WorkerLost {
-				c.s.lost(&c.r)
+				c.lost()
 			}
 			return err
 		}

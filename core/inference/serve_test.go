@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -237,6 +238,104 @@ func TestServeRefusesDeadlyRequest(t *testing.T) {
 		_, err = b.ask(askTiny)
 		must.Eq(t, core.WorkerLost, core.KindOf(err))
 		must.Eq(t, 6, b.count())
+	})
+}
+
+// A request that killed two workers is refused to the one who sent it: another key's same words may
+// be anything but an attack.
+func TestServeDeadlyPerKey(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(Options{}, dies, dies, dies, dies)
+		defer b.end()
+		ask := func(key string) error {
+			return b.Serve(t.Context(), Request{ID: "r", Key: key, Path: "/v1/chat/completions", Body: []byte(askTiny), At: time.Now()}, &sink{})
+		}
+		must.Eq(t, core.WorkerLost, core.KindOf(ask("one")))
+		must.Eq(t, core.Invalid, core.KindOf(ask("one")))
+		must.Eq(t, core.WorkerLost, core.KindOf(ask("two")))
+		must.Eq(t, 4, b.count())
+	})
+}
+
+// The body of a stream that has begun is given up, and still counts as deadly when its worker dies.
+func TestServeReleasesBody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		goOn := make(chan struct{})
+		head := "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+		cut := func(c net.Conn) {
+			_, _ = io.WriteString(c, head+"data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n")
+			<-goOn
+		}
+		b := newBench(Options{}, cut, cut, cut)
+		defer b.end()
+		var released, ended atomic.Int64
+		body := `{"model":"tiny","stream":true,"messages":[{"role":"user","content":"` + strings.Repeat("x", releaseOver) + `"}]}`
+		ask := func() error {
+			defer ended.Add(1)
+			return b.Serve(t.Context(), Request{ID: "r", Path: "/v1/chat/completions", Body: []byte(body), At: time.Now(), Release: func() { released.Add(1) }}, &sink{})
+		}
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				err := ask()
+				must.Eq(t, core.WorkerLost, core.KindOf(err), must.Sprint(err))
+			})
+		}
+		synctest.Wait()
+		must.Eq(t, 0, ended.Load())
+		must.Eq(t, 2, released.Load())
+		close(goOn)
+		wg.Wait()
+		must.Eq(t, core.Invalid, core.KindOf(ask()))
+	})
+}
+
+// Answers that are not streamed have a limit, each and all together.
+func TestServeAnswerMemory(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		goOn := make(chan struct{})
+		const half = 1 << 20
+		slow := func(c net.Conn) {
+			_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{%s", 2*half, strings.Repeat(" ", half-1))
+			<-goOn
+			_, _ = io.WriteString(c, strings.Repeat(" ", half-1)+"}")
+		}
+		b := newBench(Options{AnswerMemory: 3 * half}, slow)
+		defer b.end()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			status, err := b.ask(askTiny)
+			must.NoError(t, err)
+			must.Eq(t, 200, status)
+		})
+		synctest.Wait()
+		must.Between(t, half, b.answers.Load(), 2*half)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		err := b.Serve(ctx, Request{ID: "r", Path: "/v1/chat/completions", Body: []byte(askTiny), At: time.Now()}, &sink{})
+		must.Eq(t, core.Overloaded, core.KindOf(err))
+		must.SliceEmpty(t, b.failed)
+		must.Between(t, half, b.answers.Load(), 2*half)
+		close(goOn)
+		wg.Wait()
+		must.Zero(t, b.answers.Load())
+
+		long := newBench(Options{}, func(c net.Conn) {
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{")
+			space := []byte(strings.Repeat(" ", 1<<20))
+			for {
+				if _, err := c.Write(space); err != nil {
+					return
+				}
+			}
+		})
+		defer long.end()
+		_, err = long.ask(askTiny)
+		must.Eq(t, core.TooLarge, core.KindOf(err))
+		must.Zero(t, long.answers.Load())
 	})
 }
 

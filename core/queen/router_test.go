@@ -610,6 +610,29 @@ func TestRouteBusy(t *testing.T) {
 	})
 }
 
+// A request that was too long for a worker goes to one with more context, and starts none.
+func TestRouteContextOver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h := c.newHive("h1")
+		h.addModel("m")
+		for id, context := range map[string]int{"short": 64, "long": 1024} {
+			h.addWorker(id, "m", core.WorkerReady)
+			h.change(func(h *fakeHive) { h.workers[len(h.workers)-1].ContextTokens = context })
+		}
+		h.keepBeating()
+		must.Len(t, 2, c.mustPick("m"))
+		found, err := pick(t.Context(), c.q, inference.Query{Model: "m", ContextOver: 64, Other: true})
+		must.NoError(t, err)
+		must.Len(t, 1, found)
+		must.Eq(t, "long", found[0].Worker.ID)
+		_, err = pick(t.Context(), c.q, inference.Query{Model: "m", ContextOver: 1024, Other: true})
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+		must.Eq(t, 0, h.submits.Load())
+	})
+}
+
 // A worker that has not told its state for a while gets no request, whatever its hive says of it,
 // and its requests are told how long it has been silent.
 func TestRouteAvoidsSilentWorker(t *testing.T) {

@@ -204,8 +204,10 @@ func (a *app) runAgent(ctx context.Context, cmd *cobra.Command, source *configSo
 	if !source.dev { // which ends with its terminal
 		defer a.onHangup(reload)()
 	}
+	hurry, told := a.onSecondSignal()
+	defer told()
 	err = agent.Run(ctx, cfg, agent.Options{
-		Reload: reload,
+		Reload: reload, Hurry: hurry,
 		Load: func() (*config.Config, error) {
 			cfg, diags := source.load(a, cmd, temp)
 			if err := a.writeDiagnostics(diags); err != nil {
@@ -252,6 +254,31 @@ func (a *app) onHangup(reload chan<- struct{}) (stop func()) {
 	}()
 	return func() {
 		signal.Stop(hangups)
+		close(quit)
+		<-done
+	}
+}
+
+// onSecondSignal returns a channel that the second SIGINT or SIGTERM closes; a third one has its
+// usual effect. stop must be called; it waits for the watching goroutine.
+func (a *app) onSecondSignal() (hurry <-chan struct{}, stop func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	second, quit, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 2 {
+			select {
+			case <-signals:
+			case <-quit:
+				return
+			}
+		}
+		signal.Stop(signals)
+		close(second)
+	}()
+	return second, func() {
+		signal.Stop(signals)
 		close(quit)
 		<-done
 	}

@@ -5,9 +5,11 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/rbee-project/rbee/core/coretest"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
@@ -118,4 +121,43 @@ func TestStrangersTakeNoMemory(t *testing.T) {
 	after := peak(t, n.process.Load().cmd.Process.Pid)
 	t.Logf("before %d MiB, at most %d MiB", before>>20, after>>20)
 	must.Less(t, before+64<<20, after)
+}
+
+// The descriptors of connections to a worker go with the worker.
+func TestConnectionsGoWithWorker(t *testing.T) {
+	t.Parallel()
+	a := startAgent(t, agentOptions{})
+	sockets := func() (n int) {
+		folder := fmt.Sprintf("/proc/%d/fd", a.cmd.Process.Pid)
+		files, err := os.ReadDir(folder)
+		must.NoError(t, err)
+		for _, f := range files {
+			if to, _ := os.Readlink(filepath.Join(folder, f.Name())); strings.HasPrefix(to, "socket:") {
+				n++
+			}
+		}
+		return n
+	}
+	spawned := a.spawn()
+	before := sockets()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Post("http://"+a.addr+"/v1/chat/completions", "application/json",
+				strings.NewReader(`{"model":"rbee-tiny","max_tokens":8,"messages":[{"role":"user","content":"hello"}]}`))
+			must.NoError(t, err)
+			_, err = io.Copy(io.Discard, resp.Body)
+			must.NoError(t, err)
+			must.NoError(t, resp.Body.Close())
+		})
+	}
+	wg.Wait()
+	must.Greater(t, before, sockets())
+	a.must("worker", "retire", "--yes", spawned.Worker.ID)
+	coretest.Eventually(t, patience, func() error {
+		if n := sockets(); n > before {
+			return fmt.Errorf("%d sockets, %d before the requests", n, before)
+		}
+		return nil
+	})
 }

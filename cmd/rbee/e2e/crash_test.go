@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -146,6 +147,31 @@ func TestEndedAgent(t *testing.T) {
 		must.Eq(t, 0, a.cmd.ProcessState.ExitCode())
 		must.ErrorIs(t, syscall.Kill(pid, 0), syscall.ESRCH)
 	})
+}
+
+// The first TERM waits for running streams as long as the configuration says, a second one no
+// longer; the stream is told why it ends.
+func TestSecondTermTellsStreams(t *testing.T) {
+	t.Parallel()
+	a := startAgent(t, agentOptions{config: configured(t), env: []string{"RBEE_HIVE_STOP_GRACE=10m"}})
+	spawned := a.spawnModel("file:" + slowModel(t))
+	_, r := a.stream(spawned.Worker.Model, 100_000)
+	events(t, r, 2)
+	must.NoError(t, a.cmd.Process.Signal(syscall.SIGTERM))
+	coretest.Eventually(t, patience, func() error {
+		if !strings.Contains(a.log.String(), "http server stops") {
+			return errors.New("it does not stop yet")
+		}
+		return nil
+	})
+	events(t, r, 2)
+	must.NoError(t, a.cmd.Process.Signal(syscall.SIGTERM))
+	rest, err := io.ReadAll(r)
+	must.Error(t, err)
+	must.StrContains(t, string(rest), "this server is stopping")
+	must.StrNotContains(t, string(rest), "[DONE]")
+	<-a.done
+	must.Eq(t, 0, a.cmd.ProcessState.ExitCode())
 }
 
 func TestRetire(t *testing.T) {

@@ -48,13 +48,13 @@ func (u *Pools) pool(w core.Worker) *pool {
 		p.asked = now
 		return p
 	}
-	for k, p := range u.m { // nobody announces here that a worker is gone
+	for k, p := range u.m {
 		if now.Sub(p.asked) > poolIdle {
 			delete(u.m, k)
 			p.close()
 		}
 	}
-	p := &pool{hive: w.Hive, asked: now, dial: func(ctx context.Context, patience time.Duration) (*workerConn, error) {
+	p := &pool{worker: w, asked: now, dial: func(ctx context.Context, patience time.Duration) (*workerConn, error) {
 		if patience == 0 || patience > u.timeout {
 			patience = u.timeout
 		}
@@ -86,7 +86,20 @@ func (u *Pools) DropHive(hive string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for k, p := range u.m {
-		if p.hive == hive {
+		if p.worker.Hive == hive {
+			delete(u.m, k)
+			p.close()
+		}
+	}
+}
+
+// DropGone closes the idle connections to workers of which alive says no: a worker that ends closes
+// its side alone. Running requests are not touched. alive must not call Pools.
+func (u *Pools) DropGone(alive func(core.Worker) bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for k, p := range u.m {
+		if !alive(p.worker) {
 			delete(u.m, k)
 			p.close()
 		}

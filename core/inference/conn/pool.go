@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 const (
@@ -28,9 +30,9 @@ const (
 // goroutine: the transport of net/http hands both to goroutines of its own, and each hand-over
 // costs a wake-up before the first token. BenchmarkStream measures it.
 type pool struct {
-	dial  func(ctx context.Context, patience time.Duration) (*workerConn, error)
-	hive  string
-	asked time.Time // time of the last request; guarded by Pools.mu
+	dial   func(ctx context.Context, patience time.Duration) (*workerConn, error)
+	worker core.Worker
+	asked  time.Time // time of the last request; guarded by Pools.mu
 
 	mu     sync.Mutex    // guards below
 	idle   []*workerConn // the longest idle first

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 // worker answers connections on a unix socket by hand and counts them.
@@ -193,4 +195,33 @@ func TestPoolClosesWithContext(t *testing.T) {
 	must.ErrorIs(t, err, context.Canceled)
 	<-gone
 	must.Nil(t, p.take())
+}
+
+// The connections to a worker that is gone are closed, and those to others are not.
+func TestDropGone(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	must.NoError(t, err)
+	srv := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: time.Minute}
+	served := make(chan struct{})
+	go func() { defer close(served); _ = srv.Serve(l) }()
+	defer func() { _ = srv.Close(); <-served }()
+	pools := NewPools(func(ctx context.Context, _ core.Worker) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", l.Addr().String())
+	}, time.Second)
+	defer pools.Close()
+	gone, alive := core.Worker{Hive: "h", ID: "w1", Nonce: "1"}, core.Worker{Hive: "h", ID: "w2", Nonce: "2"}
+	idle := map[string]*workerConn{}
+	for _, w := range []core.Worker{gone, alive} {
+		resp, err := pools.Post(t.Context(), w, Request{Path: "/"})
+		must.NoError(t, err)
+		_, err = io.ReadAll(resp.Body)
+		must.NoError(t, err)
+		must.NoError(t, resp.Body.Close())
+		idle[w.ID] = pools.pool(w).idle[0]
+	}
+	pools.DropGone(func(w core.Worker) bool { return w.ID == "w2" })
+	must.MapLen(t, 1, pools.m)
+	must.ErrorIs(t, idle["w1"].SetDeadline(time.Now()), net.ErrClosed)
+	must.NoError(t, idle["w2"].SetDeadline(time.Now()))
 }
