@@ -35,6 +35,7 @@ var allowed = []struct {
 	{"plugins/grammar/...", []string{"plugins/grammar"}},
 	{"plugins/llamacpp/internal/batch", nil},
 	{"plugins/llamacpp/internal/sampler", nil},
+	{"plugins/llamacpp/internal/dialogue", []string{"plugins/grammar"}},
 	{"plugins/llamacpp/internal/native", []string{"plugins/sdk/...", "plugins/llamacpp/internal/batch"}},
 	{"plugins/llamacpp", []string{"plugins/sdk/...", "plugins/jinja", "plugins/llamacpp/internal/..."}},
 	{"plugins/llamacpp/...", []string{"plugins/sdk/..."}},

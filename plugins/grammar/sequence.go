@@ -44,8 +44,14 @@ func JSON(schema []byte) Part { return Part{kind: partJSON, text: string(schema)
 // and what follows both allow a text, either may have written it.
 func Regex(pattern string) Part { return Part{kind: partRegex, text: pattern} }
 
-// Until is any text that does not contain marker, such as the one in front of Literal(marker).
-func Until(marker string) Part { return Part{kind: partUntil, text: marker} }
+// Until is any text that contains none of markers, such as the one in front of Literal(marker).
+func Until(markers ...string) Part {
+	p := Part{kind: partUntil}
+	for _, m := range markers {
+		p.parts = append(p.parts, Literal(m))
+	}
+	return p
+}
 
 // Sequence is parts one behind the other.
 func Sequence(parts ...Part) Part { return Part{kind: partSequence, parts: parts} }
@@ -114,11 +120,21 @@ func (b *partBuilder) build(p Part, next *ruleState) (*ruleState, error) {
 		}
 		return b.rules.state(ruleState{kind: rJSON, node: node, next: next})
 	case partUntil:
-		if p.text == "" || !utf8.ValidString(p.text) {
-			return nil, fmt.Errorf("marker %q is empty or not valid UTF-8", p.text)
-		}
 		set := b.g.set
-		q := set.not(set.concat(rxAll, set.concat(set.literal(p.text), rxAll)))
+		var texts []rx
+		for _, m := range p.parts {
+			if m.text == "" || !utf8.ValidString(m.text) {
+				return nil, fmt.Errorf("marker %q is empty or not valid UTF-8", m.text)
+			}
+			if b.left -= len(m.text); b.left < 0 {
+				return nil, fmt.Errorf("parts are larger than %d bytes", b.g.opts.maxBytes())
+			}
+			texts = append(texts, set.not(set.concat(rxAll, set.concat(set.literal(m.text), rxAll))))
+		}
+		q := set.and(texts...)
+		if len(texts) == 0 {
+			q = rxAll
+		}
 		return b.rules.state(ruleState{kind: rText, class: q, next: next})
 	case partRegex:
 		q, err := b.g.set.parseWholeRegex(p.text)

@@ -42,6 +42,8 @@ func TestParts(t *testing.T) {
 		{"two values", grammar.Sequence(number, grammar.JSON([]byte(`{"type":["array","boolean"]}`))), []string{"12true", "1[]"}, []string{"1", "-", "true", "1{}"}},
 		{"value or text", grammar.OneOf(grammar.JSON([]byte(`{"type":"object"}`)), grammar.Regex(`\{[a-z]*\}?`)), []string{"{}", `{"a":[1]}`, "{ab", "{ab}"}, []string{`{"a"`, `{a"`}},
 		{"text up to a marker", grammar.Sequence(grammar.Until("</p>"), grammar.Literal("</p>")), []string{"</p>", "a<\n</p</p>"}, []string{"a</p", "</p></p>"}},
+		{"text up to either of two markers", grammar.Sequence(grammar.Until("</p>", "</q>"), grammar.Literal("</q>")), []string{"</q>", "a</</q>"}, []string{"</p></q>", "</q></q>"}},
+		{"any text", grammar.Until(), []string{"", "a"}, []string{"\xff"}},
 		{"repeated", grammar.Repeat(grammar.Literal("ab"), 1, 2), []string{"ab", "abab"}, []string{"", "ababab", "aba"}},
 		{"repeated exactly", grammar.Repeat(grammar.Literal("ab"), 2, 2), []string{"abab"}, []string{"ab", "ababab"}},
 		{"repeated without end", grammar.Repeat(grammar.OneOf(grammar.Literal(""), grammar.Literal("a")), 0, -1), []string{"", "aaa"}, []string{"b"}},

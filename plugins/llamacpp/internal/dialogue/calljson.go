@@ -422,6 +422,9 @@ func (p *Parser) typedName() bool {
 
 // recipient reads whom a part of the answer is for: all, or a tool.
 func (p *Parser) recipient() bool {
+	if len(p.name) == 0 {
+		p.skipSpace()
+	}
 	_, st := p.nameUntil([]string{"\n"})
 	if st == more {
 		return false

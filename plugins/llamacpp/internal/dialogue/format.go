@@ -49,6 +49,8 @@ type Format struct {
 	typed     bool     // the name may be the type function, the real one on the next line
 	kimi      bool     // the name is functions.NAME:INDEX, and the id
 	afterName string   // recipients: what follows a name
+	oldArray  bool     // calls are written in the older form, an array
+	fenced    bool     // arguments are written within a fence
 	// xmlCalls:
 	bareName                                    bool // nothing of its own follows the name
 	paramOpen, valueOpen, paramClose, callClose string
@@ -225,6 +227,8 @@ func Recognise(template string, takesTools bool, has func(token string) bool) *F
 	}
 	f := formats[name]
 	f.Name, f.TakesTools = name, takesTools
+	f.oldArray = f.arrays && !strings.Contains(template, "[ARGS]")
+	f.fenced = f.typed && strings.Contains(template, "```json")
 	f.addThinks(template, has)
 	return &f
 }
@@ -245,6 +249,9 @@ var otherThinks = []thinks{
 
 // addThinks adds the markers that the template or the vocabulary names.
 func (f *Format) addThinks(template string, has func(string) bool) {
+	if f.syntax == harmony {
+		return
+	}
 	list := slices.Clip(f.thinks)
 	for _, t := range otherThinks {
 		if !slices.Contains(list, t) && (strings.Contains(template, t.close) || strings.Contains(template, t.open) || has(t.open) && has(t.close)) {

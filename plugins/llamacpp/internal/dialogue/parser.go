@@ -65,6 +65,7 @@ type Parser struct {
 	said    [2]bool  // any reasoning, any content yet
 	join    bool     // a message of its own follows another one of its kind
 
+	closes  []string // markers that end the block of thinking
 	calls   int
 	begun   bool // the delta Call of the current call was sent
 	held    []byte
@@ -98,6 +99,9 @@ func (f *Format) NewParser(opts Options) *Parser {
 	case opts.Thinking && len(f.thinks) > 0:
 		p.state = (*Parser).think
 		p.trimmed = true
+		for _, t := range f.thinks {
+			p.closes = append(p.closes, t.close)
+		}
 	}
 	return p
 }
@@ -323,6 +327,7 @@ func (p *Parser) start() bool {
 	case i >= 0:
 		p.take(len(opens[i]))
 		p.state, p.trimmed = (*Parser).think, true
+		p.closes = []string{p.f.thinks[i].close}
 		return true
 	}
 	p.say(Content, lead)
@@ -370,13 +375,10 @@ func (p *Parser) skipLead() {
 // think is a block of thinking.
 func (p *Parser) think() bool {
 	p.header = harmonyHeader{kind: Reasoning, open: true}
-	ends := make([]string, 0, 8)
-	for _, t := range p.f.thinks {
-		ends = append(ends, t.close)
-	}
-	closers := len(ends)
-	if p.opts.Calls && p.f.endsThinking {
-		ends = append(append(ends, p.f.sections...), p.f.opens...)
+	closers := len(p.closes)
+	ends := p.closes
+	if p.opts.Calls {
+		ends = p.f.endOfThinking(p.closes)
 	}
 	at, which, free := p.find(ends)
 	if at < 0 {
@@ -393,6 +395,14 @@ func (p *Parser) think() bool {
 	p.header.open = false
 	p.space, p.trimmed = p.space[:0], true
 	return p.answer()
+}
+
+// endOfThinking returns what ends a block of thinking: one of closes, or a call.
+func (f *Format) endOfThinking(closes []string) []string {
+	if !f.endsThinking {
+		return closes
+	}
+	return slices.Concat(closes, f.sections, f.opens)
 }
 
 // text is content, up to the next marker.
