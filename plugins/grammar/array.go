@@ -1,6 +1,9 @@
 package grammar
 
-import "slices"
+import (
+	"math/bits"
+	"slices"
+)
 
 // arrNode is one way to be an array.
 type arrNode struct {
@@ -87,6 +90,14 @@ func (c *compiler) arraySat(a *arrNode) (bool, error) {
 	if a.max >= 0 && need > a.max {
 		return false, nil
 	}
+	if a.unique && len(a.prefix) == 0 && need > 1 {
+		if err := c.expand(a.rest); err != nil {
+			return false, err
+		}
+		if n, finite := c.countValues(a.rest, need); finite && n < need {
+			return false, nil
+		}
+	}
 	for i := range min(need, len(a.prefix)+1) {
 		ok, err := c.satisfiable(a.item(i))
 		if !ok || err != nil {
@@ -112,6 +123,23 @@ func (c *compiler) checkUnique(n *node, a *arrNode) error {
 	return nil
 }
 
+// countValues returns how many values satisfy n, and whether their number is known to be that.
+func (c *compiler) countValues(n *node, enough int) (int, bool) {
+	if len(n.objs)+len(n.arrs) > 0 {
+		return 0, false
+	}
+	count := bits.OnesCount8(uint8(n.literals))
+	for _, m := range n.nums {
+		k, finite := m.spec.count()
+		if !finite {
+			return 0, false
+		}
+		count += k
+	}
+	texts, finite := c.set.count(c.set.bounded(n.str, n.length), enough)
+	return count + texts, finite
+}
+
 // items adds the ways in which an array may go on with another item.
 func (g *Grammar) items(stk *stack, out *threads) {
 	for _, x := range stk.tops {
@@ -130,6 +158,14 @@ func (g *Grammar) items(stk *stack, out *threads) {
 	out.text = nil
 }
 
+// begins reports whether any value can begin at l: unique items may run out of them.
+func (g *Grammar) begins(l *leaf) bool {
+	if l.class == nil {
+		g.fill(l)
+	}
+	return slices.ContainsFunc(l.to, func(to *leaf) bool { return to != nil && to != l })
+}
+
 // horizon is the number of items from which on all arrays are alike.
 func (a *arrNode) horizon() int {
 	n := max(len(a.prefix), a.min)
@@ -146,7 +182,11 @@ func (g *Grammar) item(x top, k frameKey, child *node, index, i int, out *thread
 		if !g.sat(child) || !g.itemsFit(k) {
 			return
 		}
-		out.add(g.leaf(leafKey{kind: lValue, node: child, keep: a.unique, used: k.used}), g.stackOf([]top{{g.frame(k), x.up}}))
+		value := g.leaf(leafKey{kind: lValue, node: child, keep: a.unique, used: k.used})
+		if a.unique && !g.begins(value) {
+			return
+		}
+		out.add(value, g.stackOf([]top{{g.frame(k), x.up}}))
 		return
 	}
 	r := a.contains[i]

@@ -202,6 +202,35 @@ func (n *numSpec) split() []numSpec {
 	return out
 }
 
+// count returns at most how many numbers belong to the set, and whether it is known that they are
+// not more.
+func (n *numSpec) count() (int, bool) {
+	if n.lo == nil || n.hi == nil {
+		return 0, false
+	}
+	if n.lo.at.cmp(n.hi.at) == 0 {
+		return 1, true
+	}
+	if !n.integer {
+		return 0, false
+	}
+	lo, hi := n.lo.at, n.hi.at
+	if !lo.integer() || !hi.integer() {
+		return 0, false
+	}
+	size := new(big.Int).Sub(hi.scaled(0), lo.scaled(0))
+	if !size.IsInt64() || size.Int64() > 1<<12 {
+		return 0, false
+	}
+	count := 0
+	for x, last := lo.scaled(0), hi.scaled(0); x.Cmp(last) <= 0; x.Add(x, big.NewInt(1)) {
+		if d, err := parseDecimal(x.String()); err == nil && n.contains(d) {
+			count++
+		}
+	}
+	return count, true
+}
+
 // empty reports whether the range is plainly empty. Its machine knows better.
 func (n *numSpec) empty() bool {
 	if n.integer && n.nonInt || n.only != nil && len(n.only) == 0 {

@@ -176,7 +176,7 @@ func checkMasks(t testing.TB, g *grammar.Grammar, v *grammar.Vocabulary, tokens 
 	mask := make([]uint64, v.MaskLen())
 	var text []byte
 	for range 30 {
-		if err := m.Mask(mask); err != nil {
+		if err := m.Mask(mask); err != nil { // neither exhausted nor in a dead end
 			t.Fatalf("after %q: %v", text, err)
 		}
 		steps.Add(int64(len(tokens)))

@@ -72,6 +72,10 @@ func (o *Options) maxItems() int { return 1 << 15 }
 // not known: end the text, or take up to where another token can be tried.
 var ErrExhausted = errors.New("grammar: bound of work or memory is exhausted")
 
+// ErrNoToken reports that no token of the vocabulary can come next, although the text is not whole:
+// the vocabulary lacks what the grammar needs, or unique items have run out of values.
+var ErrNoToken = errors.New("grammar: no token can come next")
+
 // Grammar is a compiled schema, expression or grammar. Its matchers share what they find out
 // about it; it is safe for concurrent use.
 type Grammar struct {

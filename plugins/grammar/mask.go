@@ -12,7 +12,8 @@ type maskKey struct {
 // Mask sets in dst the bits of the tokens that may come next, including those that end the text,
 // and clears all others. dst has MaskLen words. Mask returns ErrExhausted, and clears dst, when the
 // tokens cannot be found within the bounds of the grammar: what the caller would sample then is
-// not known to be valid. The state of the matcher does not change.
+// not known to be valid. It returns ErrNoToken when it finds none. The state of the matcher does
+// not change. Behind the token that ends a text the mask is empty.
 func (m *Matcher) Mask(dst []uint64) error {
 	clear(dst)
 	if m.ended {
@@ -24,8 +25,11 @@ func (m *Matcher) Mask(dst []uint64) error {
 	}
 	m.maskInto(dst)
 	err := m.end()
-	if err != nil {
+	switch {
+	case err != nil:
 		clear(dst)
+	case !slices.ContainsFunc(dst, func(w uint64) bool { return w != 0 }):
+		err = ErrNoToken
 	}
 	return err
 }

@@ -602,6 +602,40 @@ func (s *rxSet) free(r rx) bool {
 	return len(e.next) == 1 && s.alive(e.next[0])
 }
 
+// count returns how many texts r matches, if they are fewer than enough.
+func (s *rxSet) count(r rx, enough int) (int, bool) {
+	if r == rxNone {
+		return 0, true
+	}
+	count := 0
+	type step struct {
+		at  rx
+		len int
+	}
+	queue := []step{{r, 0}}
+	for i := 0; i < len(queue); i++ {
+		if count >= enough || len(queue) > 1<<12 || queue[i].len > 1<<10 || s.exhausted() {
+			return 0, false
+		}
+		if s.nullable(queue[i].at) {
+			count++
+		}
+		e := s.edges(queue[i].at)
+		for k, next := range e.next {
+			if next == rxNone || !s.alive(next) {
+				continue
+			}
+			if hi := k + 1; hi == len(e.from) || e.from[hi]-e.from[k] > 16 {
+				return 0, false // many
+			}
+			for range e.from[k+1] - e.from[k] {
+				queue = append(queue, step{next, queue[i].len + 1})
+			}
+		}
+	}
+	return count, true
+}
+
 // match reports whether r matches text as a whole.
 func (s *rxSet) match(r rx, text string) bool {
 	for _, c := range text {

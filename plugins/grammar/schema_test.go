@@ -60,6 +60,7 @@ var schemaCases = []struct {
 	{"tuple", `{"type":"array","prefixItems":[{"type":"integer"},{"type":"string"}],"items":false}`, []string{`[]`, `[1]`, `[1,"a"]`}, []string{`["a"]`, `[1,"a",2]`}},
 	{"contains", `{"type":"array","contains":{"type":"string"},"minContains":2,"maxContains":3}`, []string{`["a",1,"b"]`, `["a","b","c",1]`}, []string{`["a"]`, `[]`, `["a","b","c","d"]`}},
 	{"unique items", `{"type":"array","items":{"type":["integer","string","boolean"]},"uniqueItems":true}`, []string{`[]`, `[1,2,"1",true,false]`, `["a","b"]`}, []string{`[1,1]`, `["a","a"]`, `[true,true]`}},
+	{"few unique items", `{"type":"array","items":{"enum":[true,"a","b",3]},"uniqueItems":true,"minItems":4}`, []string{`[true,"b",3,"a"]`}, []string{`[true,"a",3]`, `[true,"a","b",3,3]`}},
 	{"all of", `{"allOf":[{"type":"integer","minimum":3},{"maximum":5}]}`, []string{`3`, `5`}, []string{`2`, `6`, `"x"`}},
 	{"any of", `{"anyOf":[{"type":"integer"},{"type":"string","maxLength":1}]}`, []string{`3`, `"x"`}, []string{`"xx"`, `1.5`}},
 	{"one of numbers", `{"oneOf":[{"type":"integer","minimum":3},{"type":"integer","maximum":5}]}`, []string{`2`, `6`}, []string{`3`, `4`, `5`}},
@@ -206,6 +207,8 @@ func TestCompileRefused(t *testing.T) {
 		{"unevaluated beside nested conditions", `{"anyOf":[{"oneOf":[{"properties":{"a":{}}},{"properties":{"b":{}}}]}],"unevaluatedProperties":false}`, "", "unevaluatedProperties"},
 		{"unevaluated beside many conditions", `{"anyOf":[{},{},{},{},{}],"unevaluatedProperties":false}`, "", "unevaluatedProperties"},
 		{"unique composites", `{"properties":{"x":{"type":"array","uniqueItems":true}}}`, "/properties/x", "uniqueItems"},
+		{"more unique items than values", `{"type":"array","items":{"enum":[true,"a",3]},"uniqueItems":true,"minItems":4}`, "", ""},
+		{"more unique items than numbers", `{"type":"array","items":{"type":"integer","minimum":1,"maximum":3},"uniqueItems":true,"minItems":4}`, "", ""},
 		{"huge minimum length", `{"minLength":100000000}`, "", "minLength"},
 		{"huge minimum of items", `{"minItems":100000000}`, "", "minItems"},
 		{"many digits", `{"multipleOf":0.00000000000001234567}`, "", "multipleOf"},
@@ -314,4 +317,34 @@ func TestFormatRegexCompiles(t *testing.T) {
 		must.NoError(t, err)
 	}
 	must.Greater(t, 200, finished)
+}
+
+// Behind the last value of unique items no comma can come.
+func TestUniqueItemsRunOut(t *testing.T) {
+	t.Parallel()
+	g, err := grammar.Compile([]byte(`{"type":"array","items":{"type":"boolean"},"uniqueItems":true}`), grammar.Options{})
+	must.NoError(t, err)
+	m := g.NewMatcher(byteVocabulary())
+	must.NoError(t, m.AcceptBytes([]byte(`[true`)))
+	must.True(t, m.Try(','))
+	must.NoError(t, m.AcceptBytes([]byte(`,false`)))
+	must.False(t, m.Try(','))
+	must.EqOp(t, "]", string(m.Forced()))
+}
+
+func TestMaskNoToken(t *testing.T) {
+	t.Parallel()
+	g, err := grammar.Compile([]byte(`{"enum":["ab"]}`), grammar.Options{})
+	must.NoError(t, err)
+	v := grammar.NewVocabulary([][]byte{[]byte(`"a`), []byte(`"`), nil}, 2)
+	m := g.NewMatcher(v)
+	mask := make([]uint64, v.MaskLen())
+	must.NoError(t, m.Mask(mask))
+	must.NoError(t, m.Accept(0))
+	must.ErrorIs(t, m.Mask(mask), grammar.ErrNoToken)
+	must.NoError(t, m.AcceptBytes([]byte(`b"`)))
+	must.NoError(t, m.Mask(mask))
+	must.Eq(t, []uint64{1 << 2}, mask)
+	must.NoError(t, m.Accept(2))
+	must.NoError(t, m.Mask(mask)) // ended
 }
