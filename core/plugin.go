@@ -16,6 +16,13 @@ type TestResult struct {
 	Outcome TestOutcome `json:"outcome"`
 	Seconds float64     `json:"seconds"`
 	Output  []string    `json:"output,omitempty"` // the last lines of a test that did not pass, oldest first
+	Rules   []Rule      `json:"rules,omitempty"`  // that a failed test found broken
+}
+
+// Rule is something that a host relies on in a plugin.
+type Rule struct {
+	Name string `json:"name"` // short, such as "slot-limit"
+	Text string `json:"text"` // one sentence
 }
 
 // PluginReport is what the conformance suite says of a plugin.

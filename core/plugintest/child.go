@@ -34,11 +34,11 @@ func Child() {
 
 func (o Options) suite(t *testing.T) {
 	if o.Kind == sdk.KindCatalog {
-		sdktest.Catalog(t, sdktest.CatalogBinary(o.Executable), sdktest.CatalogOptions{Ref: o.Ref, Unsearchable: o.Ref == ""})
+		sdktest.Catalog(t, sdktest.CatalogBinary(o.Executable), sdktest.CatalogOptions{Config: o.Config, Ref: o.Ref, Unsearchable: o.Ref == ""})
 		return
 	}
 	sdktest.Worker(t, sdktest.WorkerBinary(o.Executable), sdktest.WorkerOptions{
-		EngineDir: o.EngineDir, ModelPath: o.ModelPath, Device: o.Device, NoStart: o.NoStart, Threads: 1,
+		Config: o.Config, EngineDir: o.EngineDir, ModelPath: o.ModelPath, Device: o.Device, NoStart: o.NoStart, Threads: 1,
 		// How fast and how talkative the worker is nobody knows here.
 		AnyLength: true, LongPrompt: "Tell me a long story. " + strings.Repeat("On and on it goes. ", 60),
 	})

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
 const (
@@ -24,6 +26,7 @@ const framework = "\x16"
 
 var (
 	startLine = regexp.MustCompile(`^=== (?:RUN|CONT|NAME) +(\S+)$`)
+	ruleLine  = regexp.MustCompile(`^\S+\.go:\d+: ` + sdktest.RulePrefix + `([a-z0-9-]+): `)
 	endLine   = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \((\d+\.\d+)s\)$`)
 )
 
@@ -84,11 +87,30 @@ func (p *parser) end(outcome, name, seconds string) {
 		if r.Outcome != core.TestPassed {
 			r.Output = output
 		}
+		if r.Outcome == core.TestFailed {
+			r.Rules = rulesIn(output)
+		}
 		p.results = append(p.results, r)
 		if p.emit != nil {
 			p.emit(r)
 		}
 	}
+}
+
+// rulesIn returns the rules that lines of a test name, each once.
+func rulesIn(output []string) []core.Rule {
+	var list []core.Rule
+	for _, line := range output {
+		m := ruleLine.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		rule, ok := sdktest.RuleNamed(m[1])
+		if ok && !slices.Contains(list, core.Rule(rule)) {
+			list = append(list, core.Rule(rule))
+		}
+	}
+	return list
 }
 
 func appendBounded(lines []string, line string) []string {

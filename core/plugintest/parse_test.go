@@ -13,12 +13,16 @@ func TestParse(t *testing.T) {
 	t.Parallel()
 	p := parser{}
 	p.read(strings.NewReader(strings.Join([]string{
-		"\x16=== RUN   plugin", "\x16=== RUN   plugin/info", "    a.go:1: \x1b[31mhello", "--- PASS: plugin/forged (0.00s)", "\x16    --- FAIL: plugin/info (0.25s)",
+		"\x16=== RUN   plugin", "\x16=== RUN   plugin/info", "    a.go:1: \x1b[31mhello", "    a.go:2: rule info-name: it is bad", "    a.go:3: rule info-name: again",
+		"    a.go:4: rule no-such-rule: x", "rule stop: said by the plugin", "--- PASS: plugin/forged (0.00s)", "\x16    --- FAIL: plugin/info (0.25s)",
 		"\x16=== RUN   plugin/refused_starts", "\x16=== RUN   plugin/refused_starts/no_slots", "\x16        --- SKIP: plugin/refused_starts/no_slots (1.00s)",
 		"text without its end\x16    --- PASS: plugin/refused_starts (1.50s)", "\x16--- FAIL: plugin (2.00s)", "FAIL", "",
 	}, "\n")))
 	must.Eq(t, []core.TestResult{
-		{Name: "info", Outcome: core.TestFailed, Seconds: 0.25, Output: []string{"a.go:1:  [31mhello", "--- PASS: plugin/forged (0.00s)"}},
+		{Name: "info", Outcome: core.TestFailed, Seconds: 0.25, Output: []string{
+			"a.go:1:  [31mhello", "a.go:2: rule info-name: it is bad", "a.go:3: rule info-name: again", "a.go:4: rule no-such-rule: x", "rule stop: said by the plugin",
+			"--- PASS: plugin/forged (0.00s)",
+		}, Rules: []core.Rule{{Name: "info-name", Text: "Info.Name is lower-case letters, digits, dashes and underscores, at most 64."}}},
 		{Name: "refused starts/no slots", Outcome: core.TestSkipped, Seconds: 1},
 		{Name: "refused starts", Outcome: core.TestPassed, Seconds: 1.5},
 	}, p.results)

@@ -33,6 +33,7 @@ type Options struct {
 	EngineDir  string                    `json:"engine_dir"` // unpacked engine of a worker plugin; empty: none
 	ModelPath  string                    `json:"model_path"` // a GGUF file for a worker plugin; empty: an empty file, with which many cannot start
 	Device     string                    `json:"device"`     // of a worker plugin; empty: the first that it reports
+	Config     json.RawMessage           `json:"config"`     // on top of the schema's defaults; empty: those
 	NoStart    bool                      `json:"no_start"`   // a worker plugin is not started with a model: what needs that is skipped
 	Ref        string                    `json:"ref"`        // a small thing that a catalog plugin has; empty: nothing is resolved or fetched
 }

@@ -2,6 +2,7 @@ package plugintest_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -110,6 +111,23 @@ func TestPluginThatFails(t *testing.T) {
 	info := find(report.Results, "info")
 	must.Eq(t, core.TestFailed, info.Outcome)
 	must.StrContains(t, fmt.Sprint(info.Output), "no plugin that can be used")
+	must.Len(t, 1, info.Rules)
+	must.Eq(t, "launch", info.Rules[0].Name)
+}
+
+// Settings are given on top of the schema's defaults.
+func TestPluginConfig(t *testing.T) {
+	t.Parallel()
+	o := options(t, sdk.KindWorker)
+	o.NoStart, o.Config = true, json.RawMessage(`{"problem":"no words here"}`)
+	report, err := plugintest.Run(t.Context(), o, nil)
+	must.NoError(t, err)
+	must.True(t, report.Passed, must.Sprintf("%+v", report.Results))
+	o.Config = json.RawMessage(`{"token_delay":"soon"}`)
+	report, err = plugintest.Run(t.Context(), o, nil)
+	must.NoError(t, err)
+	must.False(t, report.Passed)
+	must.Eq(t, "configure-defaults", find(report.Results, "configure").Rules[0].Name)
 }
 
 // Whoever gives up, or has no more time, leaves no process behind.

@@ -137,7 +137,7 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 // capabilities returns what requests for the model may ask for, sorted. unsupportedChat and
 // unsupportedCompletion refuse the rest.
 func (m *model) capabilities() []worker.Capability {
-	list := []worker.Capability{worker.CapabilityCompletions}
+	list := []worker.Capability{worker.CapabilityCompletions, worker.CapabilityLogprobs}
 	if m.template != nil {
 		list = append(list, worker.CapabilityChat)
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -43,13 +44,14 @@ func (a *app) pluginTestCommand() *cobra.Command {
 		source  configSource
 		o       plugintest.Options
 		kind    string
+		config  string
 		timeout time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "test PATH|PLUGIN",
 		Short: "Run the conformance suite against a plugin",
 		Long: `Run the conformance suite of plugins against an executable: what a hive relies on. PATH is a file; PLUGIN is worker/NAME, catalog/NAME, or NAME where
-that is enough. A worker type that needs an engine is started with a model only when --engine-dir and --model say where they are; what needs that is
+that is enough. The plugin is configured with its schema's defaults and what --plugin-config says. A worker type that needs an engine is started with a model only when --engine-dir and --model say where they are; what needs that is
 skipped otherwise. A catalog source is asked for something only when --ref names a small thing that it has.`,
 		Example: "  rbee plugin test ./rbee-worker-mine\n  rbee plugin test worker/cpu --engine-dir ~/.cache/rbee/workers/cpu/…/engine --model tiny.gguf\n  rbee plugin test catalog/builtin --ref rbee-tiny",
 		Args:    exactly("PATH|PLUGIN"),
@@ -58,7 +60,8 @@ skipped otherwise. A catalog source is asked for something only when --ref names
 		if timeout < 0 {
 			return usagef("--timeout must not be negative")
 		}
-		if err := a.findPluginToTest(&source, cmd, &o, args[0], kind); err != nil {
+		err := a.findPluginToTest(&source, cmd, &o, args[0], kind)
+		if err != nil {
 			return err
 		}
 		for _, path := range []*string{&o.Executable, &o.EngineDir, &o.ModelPath} {
@@ -74,10 +77,12 @@ skipped otherwise. A catalog source is asked for something only when --ref names
 			}
 			*path = abs
 		}
+		if o.Config, err = pluginConfig(config); err != nil {
+			return err
+		}
 		if err := a.canStart(ctx, &o); err != nil {
 			return err
 		}
-		var err error
 		if o.Self, err = suiteCommand(); err != nil {
 			return err
 		}
@@ -102,11 +107,38 @@ skipped otherwise. A catalog source is asked for something only when --ref names
 	f.StringVar(&o.EngineDir, "engine-dir", "", "`FOLDER` of the unpacked engine")
 	f.StringVar(&o.ModelPath, "model", "", "GGUF `FILE` to start a worker with")
 	f.StringVar(&o.Device, "device", "", "`DEVICE` to start a worker on (default: the first it reports)")
+	f.StringVar(&config, "plugin-config", "", "settings of the plugin's block as JSON, or a `FILE` of it")
 	f.StringVar(&o.Ref, "ref", "", "`REF` of a small thing that a catalog source has")
 	f.StringVar(&kind, "kind", "", "`KIND` of a file that is not named rbee-KIND-NAME: worker or catalog")
 	f.DurationVar(&timeout, "timeout", 0, "of the whole suite (default: 5m)")
 	source.flags(cmd)
 	return cmd
+}
+
+// maxPluginConfig bounds the settings that are given for a test.
+const maxPluginConfig = 1 << 20
+
+// pluginConfig reads settings: a JSON object, or a file of one.
+func pluginConfig(arg string) (json.RawMessage, error) {
+	if arg == "" {
+		return nil, nil
+	}
+	text := []byte(arg)
+	if !strings.HasPrefix(strings.TrimSpace(arg), "{") {
+		f, err := os.Open(arg)
+		if err != nil {
+			return nil, core.WithHint(core.WithKind(err, core.NotFound), "Give a JSON object, such as '{\"url\":\"http://localhost:8080\"}', or a file of one.")
+		}
+		defer f.Close()
+		if text, err = io.ReadAll(io.LimitReader(f, maxPluginConfig)); err != nil {
+			return nil, core.Wrap(err, core.Internal, "read settings")
+		}
+	}
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(text, &object); err != nil {
+		return nil, core.Errorf(core.Invalid, "the settings of --plugin-config are not a JSON object: %w", err)
+	}
+	return text, nil
 }
 
 // findPluginToTest finds the executable and its kind.
@@ -175,6 +207,10 @@ func writeReport(w io.Writer, report core.PluginReport) error {
 		}
 		_, lineErr := fmt.Fprintf(w, "\n%s failed:\n", cleanLine(r.Name))
 		err = errors.Join(err, lineErr)
+		for _, rule := range r.Rules {
+			_, lineErr := fmt.Fprintf(w, "  %s: %s\n", rule.Name, rule.Text)
+			err = errors.Join(err, lineErr)
+		}
 		for _, line := range r.Output {
 			_, lineErr := fmt.Fprintln(w, "  "+cleanLine(line))
 			err = errors.Join(err, lineErr)

@@ -4,29 +4,47 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-func (s *workerSuite) body(stream bool, prompt string, maxTokens int) string {
-	b, err := json.Marshal(map[string]any{
+const (
+	chatPath       = "/v1/chat/completions"
+	completionPath = "/v1/completions"
+	answerTokens   = 16
+)
+
+// fields are the members of a request's body.
+type fields map[string]any
+
+// body is a chat request; more are further fields of it.
+func (s *workerSuite) body(stream bool, prompt string, maxTokens int, more fields) string {
+	f := fields{
 		"model": modelID, "stream": stream, "max_tokens": maxTokens, "temperature": 0,
-		"messages":       []any{map[string]any{"role": "user", "content": prompt}},
-		"stream_options": map[string]any{"include_usage": true},
-	})
-	if err != nil {
-		panic(err) // strings, numbers and booleans always marshal
+		"messages": []any{map[string]any{"role": "user", "content": prompt}},
 	}
-	if !stream {
-		return strings.Replace(string(b), `"stream_options":{"include_usage":true},`, "", 1)
+	if stream {
+		f["stream_options"] = map[string]any{"include_usage": true}
+	}
+	maps.Copy(f, more)
+	return jsonOf(f)
+}
+
+func jsonOf(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // texts, numbers and lists of them always marshal
 	}
 	return string(b)
 }
@@ -40,53 +58,80 @@ func post(ctx context.Context, c *http.Client, path, body string) (*http.Respons
 	return c.Do(req)
 }
 
+// answerTo posts a request and reads its answer.
+func answerTo(ctx context.Context, c *http.Client, path, body string) (status int, answer []byte, err error) {
+	resp, err := post(ctx, c, path, body)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	answer, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, answer, err
+}
+
+// ask gets a whole answer of a few tokens.
+func (s *workerSuite) ask(ctx context.Context, c *http.Client) (string, error) {
+	r, err := s.chat(ctx, c, s.o.Prompt, answerTokens)
+	if err != nil {
+		return "", err
+	}
+	return *r.Choices[0].Message.Content, nil
+}
+
+// chat gets a whole answer.
+func (s *workerSuite) chat(ctx context.Context, c *http.Client, prompt string, maxTokens int) (*openai.ChatResponse, error) {
+	status, body, err := answerTo(ctx, c, chatPath, s.body(false, prompt, maxTokens, nil))
+	if err != nil {
+		return nil, err
+	}
+	if status != http.StatusOK {
+		return nil, fmt.Errorf("chat: status %d: %s", status, body)
+	}
+	var r openai.ChatResponse
+	if err := json.Unmarshal(body, &r); err != nil {
+		return nil, fmt.Errorf("chat: %w: %s", err, body)
+	}
+	if r.Object != openai.ObjectChat || len(r.Choices) != 1 || r.Choices[0].Message.Content == nil || r.Choices[0].FinishReason == "" {
+		return nil, fmt.Errorf("chat: incomplete answer: %s", body)
+	}
+	return &r, nil
+}
+
 func (s *workerSuite) answers(t *testing.T) {
 	w, c := s.started(t, s.o.Config)
-	whole, err := s.ask(t.Context(), c)
+	s.needsChat(t, w)
+	whole, err := s.chat(t.Context(), c, s.o.Prompt, answerTokens)
 	if err != nil {
-		t.Fatal(err)
+		brokenNow(t, "chat", "%v", err)
 	}
+	var streamed *openai.Usage
 	t.Run("stream", func(t *testing.T) {
-		resp, err := post(t.Context(), c, "/v1/chat/completions", s.body(true, s.o.Prompt, 16))
-		if err != nil {
-			t.Fatal(err)
+		text, usage := s.stream(t, c, s.o.Prompt)
+		if want := *whole.Choices[0].Message.Content; text != want {
+			broken(t, "chat-stream", "streamed at temperature 0 the answer is %q, and %q otherwise", text, want)
 		}
-		defer resp.Body.Close()
-		if ct := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(ct, "text/event-stream") {
-			t.Fatalf("status %s, content type %q", resp.Status, ct)
-		}
-		text, usage := readStream(t, resp.Body)
-		if text != whole {
-			t.Errorf("streamed at temperature 0 the answer is %q, and %q otherwise", text, whole)
-		}
-		if usage == nil || usage.PromptTokens <= 0 || usage.CompletionTokens <= 0 || usage.TotalTokens != usage.PromptTokens+usage.CompletionTokens {
-			t.Errorf("usage is %+v", usage)
-		}
+		streamed = usage
 	})
+	if !t.Failed() { // else there is nothing to compare with
+		t.Run("usage", func(t *testing.T) { s.usage(t, c, whole, streamed) })
+		t.Run("utf-8", func(t *testing.T) { s.utf8(t, c) })
+	}
 	t.Run("errors", func(t *testing.T) {
 		for _, tc := range []struct {
 			path, body string
 			status     int
 		}{
-			{"/v1/chat/completions", `{"messages":`, http.StatusBadRequest},
-			{"/v1/chat/completions", `{"model":"` + modelID + `","messages":[]}`, http.StatusBadRequest},
+			{chatPath, `{"messages":`, http.StatusBadRequest},
+			{chatPath, `{"model":"` + modelID + `","messages":[]}`, http.StatusBadRequest},
 			{"/v1/no/such/route", `{}`, http.StatusNotFound},
 		} {
-			resp, err := post(t.Context(), c, tc.path, tc.body)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var envelope struct {
-				Error *openai.Error `json:"error"`
-			}
-			err = json.NewDecoder(resp.Body).Decode(&envelope)
-			_ = resp.Body.Close()
-			if resp.StatusCode != tc.status || err != nil || envelope.Error == nil || envelope.Error.Message == "" {
-				t.Errorf("POST %s with %s: status %d (want %d), envelope %+v (%v)", tc.path, tc.body, resp.StatusCode, tc.status, envelope.Error, err)
+			status, body, err := answerTo(t.Context(), c, tc.path, tc.body)
+			if e := errorIn(body); err != nil || status != tc.status || e == nil {
+				broken(t, "errors", "POST %s with %s: status %d (want %d), envelope %+v (%v)", tc.path, tc.body, status, tc.status, e, err)
 			}
 		}
 	})
-	eventually(t, time.Second, func() error {
+	eventually(t, "status-load", time.Second, func() error {
 		st, err := w.Client.Status(t.Context())
 		if err == nil && (st.Active != 0 || st.TokensTotal <= 0) {
 			err = fmt.Errorf("after the answers the status is %+v", st)
@@ -95,29 +140,29 @@ func (s *workerSuite) answers(t *testing.T) {
 	})
 }
 
-// ask gets a whole answer of a few tokens.
-func (s *workerSuite) ask(ctx context.Context, c *http.Client) (string, error) {
-	resp, err := post(ctx, c, "/v1/chat/completions", s.body(false, s.o.Prompt, 16))
+// errorIn returns the error of OpenAI's envelope; nil: there is none.
+func errorIn(body []byte) *openai.Error {
+	var envelope struct {
+		Error *openai.Error `json:"error"`
+	}
+	if err := json.Unmarshal(body, &envelope); err == nil && envelope.Error != nil && envelope.Error.Message != "" {
+		return envelope.Error
+	}
+	return nil
+}
+
+// stream gets a streamed answer of a few tokens.
+func (s *workerSuite) stream(t *testing.T, c *http.Client, prompt string) (string, *openai.Usage) {
+	t.Helper()
+	resp, err := post(t.Context(), c, chatPath, s.body(true, prompt, answerTokens, nil))
 	if err != nil {
-		return "", err
+		brokenNow(t, "chat-stream", "%v", err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return "", err
+	if ct := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(ct, "text/event-stream") {
+		brokenNow(t, "chat-stream", "status %s, content type %q", resp.Status, ct)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("chat: %s: %s", resp.Status, body)
-	}
-	var r openai.ChatResponse
-	if err := json.Unmarshal(body, &r); err != nil {
-		return "", fmt.Errorf("chat: %w: %s", err, body)
-	}
-	if r.Object != openai.ObjectChat || len(r.Choices) != 1 || r.Choices[0].Message.Content == nil || r.Choices[0].FinishReason == "" || r.Usage == nil ||
-		r.Usage.CompletionTokens <= 0 || r.Usage.CompletionTokens > 16 {
-		return "", fmt.Errorf("chat: incomplete answer: %s", body)
-	}
-	return *r.Choices[0].Message.Content, nil
+	return readStream(t, resp.Body)
 }
 
 func readStream(t *testing.T, r io.Reader) (string, *openai.Usage) {
@@ -129,7 +174,7 @@ func readStream(t *testing.T, r io.Reader) (string, *openai.Usage) {
 	for {
 		e, err := events.Next()
 		if err != nil {
-			t.Fatalf("the stream ends without [DONE]: %v", err)
+			brokenNow(t, "chat-stream", "the stream ends without [DONE]: %v", err)
 		}
 		if e.Data == nil {
 			continue
@@ -137,15 +182,18 @@ func readStream(t *testing.T, r io.Reader) (string, *openai.Usage) {
 		if e.IsDone() {
 			break
 		}
+		if !utf8.Valid(e.Data) {
+			broken(t, "utf8", "an event has a cut character: %q", e.Data)
+		}
 		var c openai.ChatChunk
 		if err := json.Unmarshal(e.Data, &c); err != nil || c.Object != openai.ObjectChatChunk {
-			t.Fatalf("chunk %s: %v", e.Data, err)
+			brokenNow(t, "chat-stream", "chunk %s: %v", e.Data, err)
 		}
 		if id == "" {
 			id = c.ID
 		}
 		if c.ID != id || id == "" {
-			t.Errorf("the id changes from %q to %q", id, c.ID)
+			broken(t, "chat-stream", "the id changes from %q to %q", id, c.ID)
 		}
 		for _, x := range c.Choices {
 			if x.Delta.Content != nil {
@@ -160,39 +208,164 @@ func readStream(t *testing.T, r io.Reader) (string, *openai.Usage) {
 		}
 	}
 	if finish == "" {
-		t.Error("no chunk has a finish_reason")
+		broken(t, "chat-stream", "no chunk has a finish_reason")
 	}
 	return text.String(), usage
 }
 
+// usage holds the counts against what can be known without the model's vocabulary.
+func (s *workerSuite) usage(t *testing.T, c *http.Client, whole *openai.ChatResponse, streamed *openai.Usage) {
+	if whole.Usage == nil || streamed == nil {
+		brokenNow(t, "usage", "the whole answer has usage %+v, and the stream, which asked for it, %+v", whole.Usage, streamed)
+	}
+	u := *whole.Usage
+	if u.PromptTokens <= 0 || u.CompletionTokens <= 0 || u.TotalTokens != u.PromptTokens+u.CompletionTokens {
+		broken(t, "usage", "usage is %+v", u)
+	}
+	if streamed.PromptTokens != u.PromptTokens || streamed.CompletionTokens != u.CompletionTokens || streamed.TotalTokens != u.TotalTokens {
+		broken(t, "usage", "the usage of a stream is %+v, and %+v for the same answer in one piece", *streamed, u)
+	}
+	for _, limit := range []int{1, 3} {
+		r, err := s.chat(t.Context(), c, s.o.Prompt, limit)
+		switch {
+		case err != nil:
+			brokenNow(t, "chat", "with max_tokens %d: %v", limit, err)
+		case r.Usage == nil || r.Usage.CompletionTokens > limit:
+			broken(t, "usage", "with max_tokens %d the usage is %+v", limit, r.Usage)
+		case r.Choices[0].FinishReason == openai.FinishLength && r.Usage.CompletionTokens != limit:
+			broken(t, "usage", "the answer was ended by max_tokens %d and the usage says %d", limit, r.Usage.CompletionTokens)
+		}
+	}
+	longer, err := s.chat(t.Context(), c, s.o.Prompt+" "+s.o.Prompt, 1)
+	if err != nil {
+		brokenNow(t, "chat", "%v", err)
+	}
+	if longer.Usage == nil || longer.Usage.PromptTokens <= u.PromptTokens {
+		broken(t, "usage", "twice the prompt has usage %+v, once it has %+v", longer.Usage, u)
+	}
+}
+
+// utf8 asks for an answer that is likely to have characters of several bytes.
+func (s *workerSuite) utf8(t *testing.T, c *http.Client) {
+	const prompt = "Say these words again: Zürich naïve 東京 🐝🐝 ñandú"
+	whole, err := s.chat(t.Context(), c, prompt, answerTokens)
+	if err != nil {
+		brokenNow(t, "chat", "%v", err)
+	}
+	text, _ := s.stream(t, c, prompt)
+	want := *whole.Choices[0].Message.Content
+	if strings.ContainsRune(text, utf8.RuneError) && !strings.ContainsRune(want, utf8.RuneError) {
+		broken(t, "utf8", "streamed the answer is %q, and %q otherwise", text, want)
+	}
+}
+
 func (s *workerSuite) crowd(t *testing.T) {
-	_, c := s.started(t, s.o.Config)
+	w, c := s.started(t, s.o.Config)
+	s.needsChat(t, w)
 	alone, err := s.ask(t.Context(), c)
 	if err != nil {
-		t.Fatal(err)
+		brokenNow(t, "chat", "%v", err)
 	}
 	var wg sync.WaitGroup
 	for range s.o.Slots + 2 {
 		wg.Go(func() {
 			if got, err := s.ask(t.Context(), c); err != nil || got != alone {
-				t.Errorf("in a crowd the answer is %q (%v), alone it was %q", got, err, alone)
+				broken(t, "queue", "in a crowd the answer is %q (%v), alone it was %q", got, err, alone)
 			}
 		})
 	}
 	wg.Wait()
 }
 
-// long starts an answer and returns when its first text is there.
+// slotMargin is how much longer than a request beyond the slots the others must go on for it to
+// count as answered beside them. It covers what the client's own reading is late.
+const slotMargin = 250 * time.Millisecond
+
+// slotLimit sends one streamed request more than there are slots: its text may come only when one
+// of the others has ended.
+func (s *workerSuite) slotLimit(t *testing.T) {
+	w, c := s.started(t, s.o.LongConfig)
+	s.needsChat(t, w)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	ended := make(chan struct{}, s.o.Slots)
+	for range s.o.Slots {
+		first := make(chan struct{})
+		wg.Go(func() {
+			s.watch(ctx, c, first)
+			ended <- struct{}{}
+		})
+		select {
+		case <-first:
+		case <-time.After(s.o.StartTimeout):
+			brokenNow(t, "chat-stream", "no text within %s", s.o.StartTimeout)
+		}
+	}
+	extra := make(chan struct{})
+	wg.Go(func() { s.watch(ctx, c, extra) })
+	for {
+		st, err := w.Client.Status(t.Context())
+		if err != nil {
+			brokenNow(t, "status", "%v", err)
+		}
+		if st.Active > s.o.Slots {
+			brokenNow(t, "slot-limit", "%d requests are active in %d slots", st.Active, s.o.Slots)
+		}
+		select {
+		case <-ended:
+			return
+		case <-extra:
+			select {
+			case <-ended:
+			case <-time.After(slotMargin):
+				broken(t, "slot-limit", "%d requests are answered at once in %d slots", s.o.Slots+1, s.o.Slots)
+			}
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// watch reads a long stream to its end, and closes first at its first text, or at its end.
+func (s *workerSuite) watch(ctx context.Context, c *http.Client, first chan<- struct{}) {
+	var once sync.Once
+	defer once.Do(func() { close(first) })
+	resp, err := post(ctx, c, chatPath, s.body(true, s.o.LongPrompt, s.o.LongTokens, nil))
+	if err != nil {
+		return
+	}
+	defer resp.Body.Close()
+	for events := openai.NewEventReader(resp.Body); ; {
+		e, err := events.Next()
+		if err != nil || e.IsDone() {
+			return
+		}
+		var chunk openai.ChatChunk
+		if e.Data == nil || json.Unmarshal(e.Data, &chunk) != nil {
+			continue
+		}
+		for _, x := range chunk.Choices {
+			if x.Delta.Content != nil && *x.Delta.Content != "" {
+				once.Do(func() { close(first) })
+			}
+		}
+	}
+}
+
+// long starts an answer and returns when its first byte is there.
 func (s *workerSuite) long(ctx context.Context, t *testing.T, c *http.Client) io.Reader {
 	t.Helper()
-	resp, err := post(ctx, c, "/v1/chat/completions", s.body(true, s.o.LongPrompt, s.o.LongTokens))
+	resp, err := post(ctx, c, chatPath, s.body(true, s.o.LongPrompt, s.o.LongTokens, nil))
 	if err != nil {
-		t.Fatal(err)
+		brokenNow(t, "chat-stream", "%v", err)
 	}
 	t.Cleanup(func() { _ = resp.Body.Close() })
 	buf := make([]byte, 1)
 	if _, err := resp.Body.Read(buf); err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("no first byte: %s %v", resp.Status, err)
+		brokenNow(t, "chat-stream", "no first byte: %s %v", resp.Status, err)
 	}
 	return resp.Body
 }
@@ -208,35 +381,87 @@ func active(ctx context.Context, w WorkerInstance, want int) error {
 	return nil
 }
 
+// tooShort skips the test where answers may be over before they can be cut.
+func (s *workerSuite) tooShort(t *testing.T, err error) {
+	t.Helper()
+	if s.o.AnyLength {
+		t.Skipf("the answer was too short to be cut in the middle: %v", err)
+	}
+	brokenNow(t, "status-load", "in the middle of an answer: %v (set LongConfig, LongPrompt or LongTokens so that answers take a second or more)", err)
+}
+
 func (s *workerSuite) cancel(t *testing.T) {
 	w, c := s.started(t, s.o.LongConfig)
+	s.needsChat(t, w)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	s.long(ctx, t, c)
 	if err := active(t.Context(), w, 1); err != nil {
-		if s.o.AnyLength {
-			t.Skipf("the answer was too short to be cut in the middle: %v", err)
-		}
-		t.Fatalf("in the middle of an answer: %v (set LongConfig, LongPrompt or LongTokens so that answers take a second or more)", err)
+		s.tooShort(t, err)
 	}
 	cancel()
-	eventually(t, time.Second, func() error { return active(t.Context(), w, 0) })
-	after, err := post(t.Context(), c, "/v1/chat/completions", s.body(false, s.o.Prompt, 1))
-	if err != nil {
-		t.Fatalf("the request after a cancelled one: %v", err)
+	eventually(t, "cancel", time.Second, func() error { return active(t.Context(), w, 0) })
+	status, _, err := answerTo(t.Context(), c, chatPath, s.body(false, s.o.Prompt, 1, nil))
+	if err != nil || status != http.StatusOK {
+		broken(t, "cancel", "the request after a cancelled one: status %d (%v)", status, err)
 	}
-	_ = after.Body.Close()
-	if after.StatusCode != http.StatusOK {
-		t.Errorf("the request after a cancelled one: %s", after.Status)
+}
+
+// cancelQueued cancels a request that waits for a slot.
+func (s *workerSuite) cancelQueued(t *testing.T) {
+	w, c := s.started(t, s.o.LongConfig)
+	s.needsChat(t, w)
+	for range s.o.Slots {
+		s.long(t.Context(), t, c)
 	}
+	if err := active(t.Context(), w, s.o.Slots); err != nil {
+		s.tooShort(t, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _, _ = answerTo(ctx, c, chatPath, s.body(true, s.o.LongPrompt, s.o.LongTokens, nil)) // until it is cancelled
+	}()
+	deadline := time.Now().Add(patience)
+	for {
+		st, err := w.Client.Status(t.Context())
+		if err != nil {
+			brokenNow(t, "status", "%v", err)
+		}
+		if st.Queued == 1 {
+			break
+		}
+		if st.Active > s.o.Slots {
+			t.Skip("it does not wait: see slot-limit")
+		}
+		if st.Active < s.o.Slots {
+			s.tooShort(t, fmt.Errorf("%d requests are active, want %d", st.Active, s.o.Slots))
+		}
+		if time.Now().After(deadline) {
+			brokenNow(t, "status-load", "a request waits for a slot, and the status is %+v", st)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	cancel()
+	<-ended
+	eventually(t, "cancel-queued", time.Second, func() error {
+		st, err := w.Client.Status(t.Context())
+		if err == nil && st.Queued != 0 {
+			err = errors.New("the request is still queued")
+		}
+		return err
+	})
 }
 
 func (s *workerSuite) drain(t *testing.T) {
 	w, c := s.started(t, s.o.LongConfig)
+	s.needsChat(t, w)
 	answer := s.long(t.Context(), t, c)
 	drained := make(chan error, 1)
 	go func() { drained <- w.Client.Drain(t.Context()) }()
-	eventually(t, patience, func() error {
+	eventually(t, "drain", patience, func() error {
 		st, err := w.Client.Status(t.Context())
 		if err == nil && st.State != worker.StateDraining {
 			err = fmt.Errorf("the state is %s, want draining", st.State)
@@ -245,27 +470,26 @@ func (s *workerSuite) drain(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	refused, err := post(ctx, c, "/v1/chat/completions", s.body(false, s.o.Prompt, 1))
+	status, _, err := answerTo(ctx, c, chatPath, s.body(false, s.o.Prompt, 1, nil))
 	if err != nil {
-		t.Fatalf("a new request while it drains: %v, want 503 at once", err)
+		brokenNow(t, "drain", "a new request while it drains: %v, want 503 at once", err)
 	}
-	_ = refused.Body.Close()
-	if refused.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("a new request while it drains: %s, want 503", refused.Status)
+	if status != http.StatusServiceUnavailable {
+		broken(t, "drain", "a new request while it drains: status %d, want 503", status)
 	}
 	select {
 	case err := <-drained:
 		if rest, readErr := io.ReadAll(answer); s.o.AnyLength && err == nil && readErr == nil && bytes.Contains(rest, []byte("[DONE]")) {
 			t.Skip("the answer was too short to be waited for")
 		}
-		t.Fatalf("Drain returned (%v) while a request ran", err)
+		brokenNow(t, "drain", "Drain returned (%v) while a request ran", err)
 	default:
 	}
 	rest, err := io.ReadAll(answer)
 	if err != nil || !bytes.Contains(rest, []byte("[DONE]")) {
-		t.Errorf("the running request was cut: %v", err)
+		broken(t, "drain", "the running request was cut: %v", err)
 	}
-	if err := within(t, patience, "Drain after the last request", func() error { return <-drained }); err != nil {
-		t.Errorf("Drain: %v", err)
+	if err := within(t, "drain", patience, "Drain after the last request", func() error { return <-drained }); err != nil {
+		broken(t, "drain", "Drain: %v", err)
 	}
 }

@@ -8,8 +8,11 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,45 +25,69 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-const breakEnv = "SDKTEST_BREAK"
+const (
+	breakEnv = "SDKTEST_BREAK"
+	builtEnv = "SDKTEST_BUILT"
+)
 
-// broken lists defects, and what the suite must say about each.
+// broken lists defects, and the rule that each of them breaks; one breaks two.
 func broken() map[string]string {
 	return map[string]string{
-		"info changes":         "Info answers differently",
-		"name":                 "Info.Name is",
-		"no version":           "Info.Version is",
-		"schema without doc":   "has no documentation",
-		"takes anything":       "Configure takes",
-		"error for the user":   "is a diagnostic",
-		"no path":              "has no path",
-		"mute":                 "Fingerprint ended without a report",
-		"two devices, one id":  "must be there",
-		"any device":           "want an error",
-		"progress backwards":   "progress of",
-		"fewer slots":          "after Start the status is",
-		"no usage":             "usage is",
-		"cut without a word":   "without [DONE]",
-		"one at a time":        "while it drains",
-		"cancels nothing":      "still not so after 1s",
-		"drains at once":       "while a request ran",
-		"accepts when drained": "want 503",
-		"stop fails":           "cannot stop",
-		"plain text errors":    "envelope",
-		"resolve changes":      "the exact reference",
-		"wrong digest":         "the manifest says sha256",
-		"ignores offset":       "which are not the rest",
-		"hides not found":      "want ErrNotFound",
-		"ignores limit":        "Search with limit 1",
-		"path outside":         "leads outside",
-		"url with password":    "without credentials",
-		"url not announced":    "do not say \"url\"",
-		"header without url":   "no URL to send them to",
+		"info changes":         "info-stable",
+		"name":                 "info-name",
+		"no version":           "info-version",
+		"schema without doc":   "schema-docs",
+		"takes anything":       "configure-diagnostics",
+		"error for the user":   "configure-diagnostics",
+		"no path":              "configure-diagnostics",
+		"wants no defaults":    "configure-defaults",
+		"mute":                 "fingerprint-first",
+		"two devices, one id":  "fingerprint-devices",
+		"any device":           "start-refuses",
+		"progress backwards":   "start-progress",
+		"fewer slots":          "status",
+		"no usage":             "usage",
+		"wrong usage":          "usage",
+		"usage beyond limit":   "usage",
+		"cut without a word":   "chat-stream",
+		"cut characters":       "utf8",
+		"no completions":       "completions",
+		"no slot limit":        "slot-limit",
+		"hidden slot limit":    "slot-limit",
+		"cancels nothing":      "cancel cancel-queued",
+		"cancels nothing yet":  "cancel-queued",
+		"drains at once":       "drain",
+		"accepts when drained": "drain",
+		"stop fails":           "stop",
+		"plain text errors":    "errors",
+		"says nothing":         "capabilities",
+		"unsorted":             "capabilities",
+		"ignores tools":        "tools",
+		"says tools":           "tools",
+		"ignores format":       "json-schema",
+		"says json":            "json-schema",
+		"ignores logprobs":     "logprobs",
+		"ignores images":       "vision",
+		"outlives its tether":  "tether",
+		"prints":               "stdout",
+		"closes stdout":        "launch",
+		"resolve changes":      "resolve-exact",
+		"wrong digest":         "file-digest",
+		"ignores offset":       "fetch",
+		"hides not found":      "resolve-missing",
+		"ignores limit":        "search-limit",
+		"path outside":         "file-path",
+		"url with password":    "file-url",
+		"url not announced":    "file-url",
+		"header without url":   "file-url",
 	}
 }
 
-// The suite finds every defect that it claims to find: each runs in a process of its own, which
-// must fail with the right words.
+// places bounds how many suites run at once. Most of the time they wait.
+const places = 8
+
+// Every defect breaks the rule that it is about, and no other: each runs in a process of its own,
+// which must fail and name that rule.
 func TestSuiteFindsDefects(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -70,19 +97,43 @@ func TestSuiteFindsDefects(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range broken() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			cmd := exec.CommandContext(t.Context(), exe, "-test.run", "^TestDefect$", "-test.timeout", "90s", "-test.failfast")
-			cmd.Env = append(os.Environ(), breakEnv+"="+name)
+	named := regexp.MustCompile(`(?m)\.go:\d+: ` + sdktest.RulePrefix + `([a-z0-9-]+): `)
+	place := make(chan struct{}, places)
+	var wg sync.WaitGroup
+	for defect, want := range broken() {
+		wg.Go(func() {
+			place <- struct{}{}
+			defer func() { <-place }()
+			cmd := exec.CommandContext(t.Context(), exe, "-test.run", "^TestDefect$", "-test.timeout", "180s")
+			cmd.Env = append(os.Environ(), breakEnv+"="+defect, builtEnv+"="+built)
 			out, err := cmd.CombinedOutput()
 			if err == nil {
-				t.Fatalf("the suite does not notice")
+				t.Errorf("%s: the suite does not notice", defect)
+				return
 			}
-			if !strings.Contains(string(out), want) {
-				t.Errorf("the suite does not say %q:\n%s", want, out)
+			var got []string
+			for _, m := range named.FindAllStringSubmatch(string(out), -1) {
+				if !slices.Contains(got, m[1]) {
+					got = append(got, m[1])
+				}
+			}
+			if strings.Join(got, " ") != want {
+				t.Errorf("%s: the suite names the rules %q, want %q:\n%s", defect, got, want, out)
 			}
 		})
+	}
+	wg.Wait()
+}
+
+// Every rule has a sentence and a name of its own.
+func TestRules(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for _, r := range sdktest.Rules() {
+		if !regexp.MustCompile(`^[a-z0-9-]{3,24}$`).MatchString(r.Name) || seen[r.Name] || !strings.HasSuffix(r.Text, ".") {
+			t.Errorf("rule %+v", r)
+		}
+		seen[r.Name] = true
 	}
 }
 
@@ -91,6 +142,10 @@ func TestDefect(t *testing.T) {
 	name := os.Getenv(breakEnv)
 	if name == "" {
 		t.Skip("run by TestSuiteFindsDefects")
+	}
+	if defect, ok := ofProcesses()[name]; ok {
+		sdktest.Worker(t, sdktest.WorkerBinary(os.Getenv(builtEnv)+"/rbee-worker-fake", "FAKE_DEFECT="+defect), shortOptions())
+		return
 	}
 	if !slices.Contains(ofCatalogs(), name) {
 		defectiveWorker(t, name)
@@ -110,18 +165,27 @@ func ofCatalogs() []string {
 	return []string{"resolve changes", "wrong digest", "ignores offset", "hides not found", "ignores limit", "path outside", "url with password", "url not announced", "header without url"}
 }
 
+// ofProcesses has the defects that only a process can have, and what the fake worker calls them.
+func ofProcesses() map[string]string {
+	return map[string]string{"outlives its tether": "tether", "prints": "stdout", "closes stdout": "closed stdout"}
+}
+
+func shortOptions() sdktest.WorkerOptions {
+	return sdktest.WorkerOptions{BadConfig: json.RawMessage(`{"token_delay":"soon"}`), LongConfig: json.RawMessage(`{"token_delay":"4ms","tokens":300}`)}
+}
+
 func defectiveWorker(t *testing.T, name string) {
 	sdktest.Worker(t, sdktest.WorkerInProcess(func() worker.Backend {
 		return &badWorker{Worker: fake.NewWorker("fake", hclog.NewNullLogger()), defect: name}
-	}),
-		sdktest.WorkerOptions{BadConfig: json.RawMessage(`{"token_delay":"soon"}`), LongConfig: json.RawMessage(`{"token_delay":"5ms","tokens":300}`)})
+	}), shortOptions())
 }
 
 type badWorker struct {
 	*fake.Worker
 	defect string
 	infos  int
-	one    chan struct{}
+	line   chan struct{} // slots of "cancels nothing yet"
+	queued atomic.Int32
 }
 
 func (b *badWorker) Info(ctx context.Context) (sdk.Info, error) {
@@ -147,6 +211,9 @@ func (b *badWorker) Schema(ctx context.Context) (sdk.Schema, error) {
 }
 
 func (b *badWorker) Configure(ctx context.Context, c sdk.Config) (sdk.Diagnostics, error) {
+	if b.defect == "wants no defaults" && strings.Contains(string(c.JSON), `"fail_start"`) && strings.Contains(string(c.JSON), `"token_delay":"0s"`) {
+		return sdk.Diagnostics{{Summary: "Not needed", Detail: "Leave it out.", Path: []any{"fail_start"}}}, nil
+	}
 	d, err := b.Worker.Configure(ctx, c)
 	switch {
 	case !d.HasErrors():
@@ -164,7 +231,11 @@ func (b *badWorker) Fingerprint(ctx context.Context, emit func(worker.Fingerprin
 	switch b.defect {
 	case "two devices, one id":
 		d := worker.Device{ID: "fake:0", Kind: "fake", Name: "x"}
-		return emit(worker.Fingerprint{Devices: []worker.Device{d, d}})
+		if err := emit(worker.Fingerprint{Devices: []worker.Device{d, d}}); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return ctx.Err()
 	case "mute":
 		return nil
 	}
@@ -181,24 +252,59 @@ func (b *badWorker) Start(ctx context.Context, s worker.StartSpec, progress func
 		}
 	case "fewer slots":
 		s.Slots--
+	case "no slot limit", "hidden slot limit":
+		s.Slots = 100
 	}
 	h, err := b.Worker.Start(ctx, s, progress)
 	if err != nil {
 		return nil, err
 	}
-	b.one = make(chan struct{}, 1)
+	b.line = make(chan struct{}, s.Slots)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch b.defect {
-		case "one at a time":
-			b.one <- struct{}{}
-			defer func() { <-b.one }()
+		case "cancels nothing yet":
+			if r.Method == http.MethodPost {
+				b.queued.Add(1)
+				b.line <- struct{}{}
+				b.queued.Add(-1)
+				defer func() { <-b.line }()
+			}
 		case "cancels nothing":
 			r = r.WithContext(context.WithoutCancel(r.Context()))
 			w = unbreakable{w}
 		case "no usage":
 			w = &filter{ResponseWriter: w, drop: `"usage":{`}
+		case "wrong usage":
+			w = &filter{ResponseWriter: w, replace: func(s string) string {
+				if strings.HasPrefix(s, "data:") {
+					return strings.Replace(s, `"prompt_tokens":3`, `"prompt_tokens":4`, 1)
+				}
+				return s
+			}}
+		case "usage beyond limit":
+			w = &filter{ResponseWriter: w, replace: func(s string) string {
+				return strings.ReplaceAll(s, `"completion_tokens":1,"total_tokens":4`, `"completion_tokens":2,"total_tokens":5`)
+			}}
 		case "cut without a word":
-			w = &filter{ResponseWriter: w, drop: "[DONE]"}
+			if body, err := io.ReadAll(r.Body); err == nil {
+				r.Body = io.NopCloser(strings.NewReader(string(body)))
+				if strings.Contains(string(body), `"max_tokens":16`) && strings.Contains(string(body), `"messages"`) {
+					w = &filter{ResponseWriter: w, drop: "[DONE]"}
+				}
+			}
+		case "cut characters":
+			w = &filter{ResponseWriter: w, replace: func(s string) string {
+				if strings.HasPrefix(s, "data:") {
+					return strings.Replace(s, "東", "\xe6\x9d", 1)
+				}
+				return s
+			}}
+		case "no completions":
+			if strings.HasSuffix(r.URL.Path, "/v1/completions") {
+				r.URL.Path = "/none"
+			}
+		case "ignores tools", "ignores format", "ignores logprobs", "ignores images":
+			r = without(r, b.defect)
 		case "plain text errors":
 			if strings.Contains(r.URL.Path, "/no/such") {
 				http.Error(w, "not found", http.StatusNotFound)
@@ -212,6 +318,64 @@ func (b *badWorker) Start(ctx context.Context, s worker.StartSpec, progress func
 		}
 		h.ServeHTTP(w, r)
 	}), nil
+}
+
+// without takes out of a request what a worker ignores.
+func without(r *http.Request, defect string) *http.Request {
+	var body map[string]any
+	if json.NewDecoder(r.Body).Decode(&body) != nil {
+		return r
+	}
+	switch defect {
+	case "ignores tools":
+		delete(body, "tools")
+		delete(body, "tool_choice")
+	case "ignores format":
+		delete(body, "response_format")
+	case "ignores logprobs":
+		delete(body, "logprobs")
+		delete(body, "top_logprobs")
+	case "ignores images":
+		if list, ok := body["messages"].([]any); ok && len(list) > 0 {
+			if m, ok := list[0].(map[string]any); ok {
+				if parts, ok := m["content"].([]any); ok {
+					m["content"] = parts[:1]
+				}
+			}
+		}
+	}
+	text, err := json.Marshal(body)
+	if err != nil {
+		return r
+	}
+	r = r.Clone(r.Context())
+	r.Body = io.NopCloser(strings.NewReader(string(text)))
+	r.ContentLength = int64(len(text))
+	return r
+}
+
+func (b *badWorker) Status(ctx context.Context) (worker.Status, error) {
+	st, err := b.Worker.Status(ctx)
+	switch b.defect {
+	case "no slot limit":
+		st.Slots = min(st.Slots, 2)
+	case "hidden slot limit":
+		if st.Slots > 2 {
+			over := max(st.Active-2, 0)
+			st.Slots, st.Active, st.Queued = 2, st.Active-over, over
+		}
+	case "cancels nothing yet":
+		st.Queued += int(b.queued.Load())
+	case "says nothing":
+		st.Capabilities = nil
+	case "unsorted":
+		st.Capabilities = []worker.Capability{worker.CapabilityCompletions, worker.CapabilityChat}
+	case "says tools":
+		st.Capabilities = append(st.Capabilities, worker.CapabilityTools)
+	case "says json":
+		st.Capabilities = append(st.Capabilities, worker.CapabilityJSONSchema)
+	}
+	return st, err
 }
 
 func (b *badWorker) Drain(ctx context.Context) error {
@@ -243,17 +407,23 @@ func (u unbreakable) FlushError() error {
 	return nil
 }
 
-// filter swallows the writes that contain drop.
+// filter swallows the events that contain drop, and changes what it writes.
 type filter struct {
 	http.ResponseWriter
-	drop string
+	drop    string
+	replace func(string) string
 }
 
 func (f *filter) Write(b []byte) (int, error) {
-	if strings.Contains(string(b), f.drop) && strings.HasPrefix(string(b), "data:") {
+	text := string(b)
+	if f.drop != "" && strings.Contains(text, f.drop) && strings.HasPrefix(text, "data:") {
 		return len(b), nil
 	}
-	return f.ResponseWriter.Write(b)
+	if f.replace != nil {
+		text = f.replace(text)
+	}
+	_, err := f.ResponseWriter.Write([]byte(text))
+	return len(b), err
 }
 
 func (f *filter) FlushError() error { return http.NewResponseController(f.ResponseWriter).Flush() }

@@ -2,6 +2,7 @@ package sdktest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -31,6 +32,10 @@ type process struct {
 	stdout, stderr *os.File // our ends
 	tether         *os.File
 	logs           sync.WaitGroup
+
+	mu     sync.Mutex // guards below
+	behind []byte     // of standard output, the beginning of what came behind the first line
+	lines  bool       // the first line is over
 }
 
 var _ runner.Runner = (*process)(nil)
@@ -129,7 +134,39 @@ func (p *process) Kill(context.Context) error {
 }
 
 // Stdout carries the handshake.
-func (p *process) Stdout() io.ReadCloser { return p.stdout }
+func (p *process) Stdout() io.ReadCloser { return tee{p} }
+
+// maxPrinted is how much is kept of what comes on standard output behind the handshake line.
+const maxPrinted = 200
+
+// tee passes standard output on and keeps what comes behind the handshake line.
+type tee struct{ *process }
+
+func (r tee) Read(b []byte) (int, error) {
+	n, err := r.stdout.Read(b)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rest := b[:n]
+	if !r.lines {
+		_, rest, r.lines = bytes.Cut(rest, []byte("\n"))
+	}
+	r.behind = append(r.behind, rest[:min(len(rest), maxPrinted-len(r.behind))]...)
+	return n, err
+}
+
+func (r tee) Close() error { return r.stdout.Close() }
+
+func (p *process) printed() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return string(p.behind)
+}
+
+// breakStdout closes the host's end of the plugin's standard output.
+func (p *process) breakStdout() { _ = p.stdout.Close() }
+
+// untether closes the plugin's standard input.
+func (p *process) untether() { _ = p.tether.Close() }
 
 // Stderr is empty for go-plugin: the test's log has it.
 func (p *process) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }

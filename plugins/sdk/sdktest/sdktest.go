@@ -13,6 +13,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -76,36 +77,72 @@ func logger(t testing.TB) hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{Name: "plugin", Level: hclog.Debug, Output: t.Output()})
 }
 
-// plugin checks what every plugin must do. fresh makes one that is not configured.
-func plugin(t *testing.T, kind sdk.Kind, fresh func(t testing.TB) sdk.Plugin, good, bad json.RawMessage) {
+// config is what a host makes of an empty config block.
+type config struct {
+	defaults map[string]json.RawMessage
+	required []string // without a default
+}
+
+// with returns the defaults with the members of over on top.
+func (c config) with(over json.RawMessage) json.RawMessage {
+	all := maps.Clone(c.defaults)
+	if len(over) > 0 && json.Unmarshal(over, &all) != nil {
+		return over // for the plugin to refuse
+	}
+	text, err := json.Marshal(all)
+	if err != nil {
+		return over
+	}
+	return text
+}
+
+// missing returns the required settings that over has not.
+func (c config) missing(over json.RawMessage) []string {
+	given := map[string]json.RawMessage{}
+	_ = json.Unmarshal(over, &given) // what is no object has none
+	return slices.DeleteFunc(slices.Clone(c.required), func(name string) bool { return given[name] != nil })
+}
+
+// skipWithout skips a test of a plugin that nobody configured enough.
+func skipWithout(t testing.TB, missing []string) {
+	t.Helper()
+	if len(missing) > 0 {
+		t.Skipf("the plugin needs settings: %s; give them with --plugin-config, or Config in a test", strings.Join(missing, ", "))
+	}
+}
+
+// plugin checks what every plugin must do, and returns what its schema says of a configuration.
+// fresh makes one that is not configured.
+func plugin(t *testing.T, kind sdk.Kind, fresh func(t testing.TB) sdk.Plugin, good, bad json.RawMessage) config {
+	var c config
 	t.Run("info", func(t *testing.T) {
 		p := fresh(t)
 		first, err := p.Info(t.Context())
 		if err != nil {
-			t.Fatalf("Info: %v", err)
+			brokenNow(t, "info-stable", "Info: %v", err)
 		}
 		second, err := p.Info(t.Context())
 		if err != nil || !reflect.DeepEqual(first, second) {
-			t.Errorf("Info answers differently the second time: %+v, then %+v (%v)", first, second, err)
+			broken(t, "info-stable", "Info answers differently the second time: %+v, then %+v (%v)", first, second, err)
 		}
 		if first.Kind != kind {
-			t.Errorf("Info.Kind is %q, want %q", first.Kind, kind)
+			broken(t, "info-kind", "Info.Kind is %q, want %q", first.Kind, kind)
 		}
 		if !regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`).MatchString(first.Name) {
-			t.Errorf("Info.Name is %q: lower-case letters, digits, dashes and underscores, at most 64", first.Name)
+			broken(t, "info-name", "Info.Name is %q: lower-case letters, digits, dashes and underscores, at most 64", first.Name)
 		}
 		if first.Version == "" || strings.HasPrefix(first.Version, "v") {
-			t.Errorf("Info.Version is %q: it must be there, without a leading v", first.Version)
+			broken(t, "info-version", "Info.Version is %q: it must be there, without a leading v", first.Version)
 		}
 		if first.Summary == "" || strings.Contains(first.Summary, "\n") {
-			t.Errorf("Info.Summary is %q: it must be one line", first.Summary)
+			broken(t, "info-summary", "Info.Summary is %q: it must be one line", first.Summary)
 		}
 		if !slices.IsSorted(first.Capabilities) {
-			t.Errorf("Info.Capabilities %q are not sorted", first.Capabilities)
+			broken(t, "info-capabilities", "Info.Capabilities %q are not sorted", first.Capabilities)
 		}
 		for _, e := range append([]sdk.Engine{first.Engine}, first.OtherEngines...) {
 			if e.Name != "" && (e.Ref == "" || e.Version == "") {
-				t.Errorf("the engine %+v in Info has no reference or no version", e)
+				broken(t, "info-engine", "the engine %+v in Info has no reference or no version", e)
 			}
 		}
 	})
@@ -113,48 +150,52 @@ func plugin(t *testing.T, kind sdk.Kind, fresh func(t testing.TB) sdk.Plugin, go
 		p := fresh(t)
 		first, err := p.Schema(t.Context())
 		if err != nil {
-			t.Fatalf("Schema: %v", err)
+			brokenNow(t, "schema-stable", "Schema: %v", err)
 		}
 		second, err := p.Schema(t.Context())
 		if err != nil || !reflect.DeepEqual(first, second) {
-			t.Errorf("Schema answers differently the second time (%v)", err)
+			broken(t, "schema-stable", "Schema answers differently the second time (%v)", err)
 		}
 		checkSchema(t, "", first)
-		defaults, complete := defaultConfig(first)
-		if !complete {
-			return // something is required: the defaults alone are no configuration
+		c = configOf(first)
+		if len(c.required) > 0 {
+			return // the defaults alone are no configuration
 		}
+		defaults := c.with(nil)
 		diags, err := p.Configure(t.Context(), sdk.Config{JSON: defaults})
 		if err != nil || diags.HasErrors() {
-			t.Errorf("Configure refuses the schema's own defaults %s: %v %v", defaults, diags, err)
+			broken(t, "configure-defaults", "Configure refuses the schema's own defaults %s: %v %v", defaults, diags, err)
 		}
 	})
 	t.Run("configure", func(t *testing.T) {
+		skipWithout(t, c.missing(good))
 		p := fresh(t)
+		good := c.with(good)
 		diags, err := p.Configure(t.Context(), sdk.Config{JSON: good})
 		if err != nil || diags.HasErrors() {
-			t.Errorf("Configure refuses %s: %v %v", good, diags, err)
+			broken(t, "configure-defaults", "Configure refuses %s: %v %v", good, diags, err)
 		}
 		if bad == nil {
 			return
 		}
-		p = fresh(t)
+		p, bad = fresh(t), c.with(bad)
 		diags, err = p.Configure(t.Context(), sdk.Config{JSON: bad})
 		if err != nil {
-			t.Errorf("Configure of %s: error %v: what the user did wrong is a diagnostic", bad, err)
+			broken(t, "configure-diagnostics", "Configure of %s: error %v: what the user did wrong is a diagnostic", bad, err)
 		}
 		if !diags.HasErrors() {
-			t.Errorf("Configure takes %s", bad)
+			broken(t, "configure-diagnostics", "Configure takes %s", bad)
 		}
 		for _, d := range diags {
 			if d.Summary == "" || d.Detail == "" {
-				t.Errorf("diagnostic %+v has no summary or no detail", d)
+				broken(t, "configure-diagnostics", "diagnostic %+v has no summary or no detail", d)
 			}
 			if len(d.Path) == 0 {
-				t.Errorf("diagnostic %q has no path: the user is not shown which line is meant", d.Summary)
+				broken(t, "configure-diagnostics", "diagnostic %q has no path: the user is not shown which line is meant", d.Summary)
 			}
 		}
 	})
+	return c
 }
 
 func checkSchema(t *testing.T, at string, s sdk.Schema) {
@@ -162,58 +203,59 @@ func checkSchema(t *testing.T, at string, s sdk.Schema) {
 	seen := map[string]bool{}
 	name := func(n string) {
 		if !regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`).MatchString(n) {
-			t.Errorf("schema: %q is no name", at+n)
+			broken(t, "schema-names", "schema: %q is no name", at+n)
 		}
 		if seen[n] {
-			t.Errorf("schema: %s is there twice", at+n)
+			broken(t, "schema-names", "schema: %s is there twice", at+n)
 		}
 		seen[n] = true
 	}
 	for _, a := range s.Attributes {
 		name(a.Name)
 		if a.Type == "" {
-			t.Errorf("schema: %s has no type", at+a.Name)
+			broken(t, "schema-names", "schema: %s has no type", at+a.Name)
 		}
 		if a.Doc == "" {
-			t.Errorf("schema: %s has no documentation", at+a.Name)
+			broken(t, "schema-docs", "schema: %s has no documentation", at+a.Name)
 		}
 		if len(a.Default) > 0 && !json.Valid(a.Default) {
-			t.Errorf("schema: the default of %s is no JSON: %s", at+a.Name, a.Default)
+			broken(t, "schema-defaults", "schema: the default of %s is no JSON: %s", at+a.Name, a.Default)
 		}
 		if len(a.Default) > 0 && a.Required {
-			t.Errorf("schema: %s is required and has a default", at+a.Name)
+			broken(t, "schema-defaults", "schema: %s is required and has a default", at+a.Name)
 		}
 	}
 	for _, b := range s.Blocks {
 		name(b.Name)
 		if b.Doc == "" {
-			t.Errorf("schema: the block %s has no documentation", at+b.Name)
+			broken(t, "schema-docs", "schema: the block %s has no documentation", at+b.Name)
 		}
 		checkSchema(t, at+b.Name+".", b.Schema)
 	}
 }
 
-// defaultConfig is what a host hands over for an empty config block; complete is false where
-// something is required.
-func defaultConfig(s sdk.Schema) (config json.RawMessage, complete bool) {
-	out := map[string]any{}
-	complete = true
+// configOf reads a schema.
+func configOf(s sdk.Schema) config {
+	c := config{defaults: map[string]json.RawMessage{}}
 	for _, a := range s.Attributes {
-		complete = complete && !a.Required
-		out[a.Name] = nil
+		if a.Required {
+			c.required = append(c.required, a.Name)
+		}
+		c.defaults[a.Name] = json.RawMessage("null")
 		if len(a.Default) > 0 {
-			out[a.Name] = a.Default
+			c.defaults[a.Name] = a.Default
 		}
 	}
 	for _, b := range s.Blocks {
-		complete = complete && !b.Required
-		out[b.Name] = nil
+		if b.Required {
+			c.required = append(c.required, b.Name)
+		}
+		c.defaults[b.Name] = json.RawMessage("null")
 		if b.Repeated {
-			out[b.Name] = []any{}
+			c.defaults[b.Name] = json.RawMessage("[]")
 		}
 	}
-	text, err := json.Marshal(out)
-	return text, complete && err == nil
+	return c
 }
 
 // CatalogTarget is a catalog source to test. Each call of Launch gives one that nobody configured.
@@ -235,8 +277,8 @@ func CatalogBinary(path string, env ...string) CatalogTarget {
 
 // CatalogOptions say what the source under test knows.
 type CatalogOptions struct {
-	Config    json.RawMessage // what Configure is given; nil: an empty object
-	BadConfig json.RawMessage // must be refused with a path; nil: not tested
+	Config    json.RawMessage // what Configure is given, on top of the schema's defaults; nil: the defaults
+	BadConfig json.RawMessage // likewise; must be refused with a path; nil: not tested
 	Ref       string          // exists, and is small enough to be fetched several times; empty: resolving and fetching are not tested
 	NoRef     string          // well-formed, and does not exist; empty: not tested
 	Query     string          // finds at least one item; empty: everything
@@ -248,16 +290,16 @@ type CatalogOptions struct {
 
 // Catalog runs the suite.
 func Catalog(t *testing.T, target CatalogTarget, o CatalogOptions) {
-	if o.Config == nil {
-		o.Config = json.RawMessage("{}")
-	}
-	plugin(t, sdk.KindCatalog, func(t testing.TB) sdk.Plugin { return target.Launch(t) }, o.Config, o.BadConfig)
+	c := plugin(t, sdk.KindCatalog, func(t testing.TB) sdk.Plugin { return target.Launch(t) }, o.Config, o.BadConfig)
+	missing := c.missing(o.Config)
+	o.Config = c.with(o.Config)
 	ready := func(t testing.TB) catalog.Source {
 		t.Helper()
+		skipWithout(t, missing)
 		s := target.Launch(t)
 		diags, err := s.Configure(t.Context(), sdk.Config{JSON: o.Config, AllowAddresses: o.AllowAddresses})
 		if err != nil || diags.HasErrors() {
-			t.Fatalf("Configure: %v %v", diags, err)
+			brokenNow(t, "configure-defaults", "Configure: %v %v", diags, err)
 		}
 		return s
 	}
@@ -265,7 +307,7 @@ func Catalog(t *testing.T, target CatalogTarget, o CatalogOptions) {
 	if o.NoRef != "" {
 		t.Run("not found", func(t *testing.T) {
 			if _, err := ready(t).Resolve(t.Context(), o.NoRef); !errors.Is(err, catalog.ErrNotFound) {
-				t.Errorf("Resolve(%q): %v, want ErrNotFound", o.NoRef, err)
+				broken(t, "resolve-missing", "Resolve(%q): %v, want ErrNotFound", o.NoRef, err)
 			}
 		})
 	}
@@ -282,62 +324,62 @@ func catalogSearch(t *testing.T, s catalog.Source, o CatalogOptions) {
 		return nil
 	}
 	if err := s.Search(t.Context(), catalog.Query{Text: o.Query}, collect); err != nil {
-		t.Fatalf("Search: %v", err)
+		brokenNow(t, "search", "Search: %v", err)
 	}
 	if len(items) == 0 && !o.Unsearchable {
-		t.Fatalf("Search(%q) finds nothing", o.Query)
+		brokenNow(t, "search", "Search(%q) finds nothing", o.Query)
 	}
 	for _, i := range items {
 		if i.Ref == "" || i.Name == "" || (i.Kind != catalog.KindModel && i.Kind != catalog.KindEngine) || i.SizeBytes < 0 {
-			t.Errorf("Search gives the item %+v: reference, name and kind must be there", i)
+			broken(t, "search", "Search gives the item %+v: reference, name and kind must be there", i)
 		}
 	}
 	items = nil
 	if err := s.Search(t.Context(), catalog.Query{Text: o.Query, Limit: 1}, collect); err != nil || len(items) > 1 {
-		t.Errorf("Search with limit 1 gives %d items (%v)", len(items), err)
+		broken(t, "search-limit", "Search with limit 1 gives %d items (%v)", len(items), err)
 	}
 	items = nil
 	if err := s.Search(t.Context(), catalog.Query{Text: "no such thing, surely"}, collect); err != nil || len(items) > 0 {
-		t.Errorf("Search for nonsense gives %d items (%v)", len(items), err)
+		broken(t, "search", "Search for nonsense gives %d items (%v)", len(items), err)
 	}
 	if o.Unsearchable {
 		return
 	}
 	enough := errors.New("enough")
 	if err := s.Search(t.Context(), catalog.Query{Text: o.Query}, func(catalog.Item) error { return enough }); !errors.Is(err, enough) {
-		t.Errorf("Search goes on after emit failed: %v", err)
+		broken(t, "search-limit", "Search goes on after emit failed: %v", err)
 	}
 }
 
 func catalogResolve(t *testing.T, s catalog.Source, o CatalogOptions) {
 	m, err := s.Resolve(t.Context(), o.Ref)
 	if err != nil {
-		t.Fatalf("Resolve(%q): %v", o.Ref, err)
+		brokenNow(t, "resolve", "Resolve(%q): %v", o.Ref, err)
 	}
 	if m.Ref == "" || m.Name == "" || (m.Kind != catalog.KindModel && m.Kind != catalog.KindEngine) || len(m.Files) == 0 {
-		t.Fatalf("Resolve(%q) gives %+v: reference, name, kind and files must be there", o.Ref, m)
+		brokenNow(t, "resolve", "Resolve(%q) gives %+v: reference, name, kind and files must be there", o.Ref, m)
 	}
 	for _, f := range m.Files {
 		if !filepath.IsLocal(filepath.FromSlash(f.Path)) || strings.Contains(f.Path, `\`) {
-			t.Errorf("path %q is not relative and slash-separated, or leads outside", f.Path)
+			broken(t, "file-path", "path %q is not relative and slash-separated, or leads outside", f.Path)
 		}
 		if f.Digest != "" && !regexp.MustCompile(`^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$`).MatchString(f.Digest) {
-			t.Errorf("digest %q is not sha256:<hex> or sha512:<hex>", f.Digest)
+			broken(t, "file-digest", "digest %q is not sha256:<hex> or sha512:<hex>", f.Digest)
 		}
 		if f.SizeBytes < 0 {
-			t.Errorf("size %d of %s", f.SizeBytes, f.Path)
+			broken(t, "file-digest", "size %d of %s", f.SizeBytes, f.Path)
 		}
 		checkURL(t, s, f)
 	}
 	for _, n := range m.Notes {
 		if n == "" || len(n) > 1000 || strings.ContainsAny(n, "\r\n") {
-			t.Errorf("note %q is not one line of at most 1000 bytes", n)
+			broken(t, "resolve", "note %q is not one line of at most 1000 bytes", n)
 		}
 	}
 	again, err := s.Resolve(t.Context(), m.Ref)
 	m.Notes, again.Notes = nil, nil // about the reference that was asked for
 	if err != nil || !reflect.DeepEqual(m, again) {
-		t.Errorf("the exact reference %q gives %+v, then %+v (%v)", m.Ref, m, again, err)
+		broken(t, "resolve-exact", "the exact reference %q gives %+v, then %+v (%v)", m.Ref, m, again, err)
 	}
 }
 
@@ -346,17 +388,17 @@ func checkURL(t *testing.T, s catalog.Source, f catalog.File) {
 	t.Helper()
 	if f.URL == "" {
 		if len(f.Header) > 0 {
-			t.Errorf("%s has headers and no URL to send them to", f.Path)
+			broken(t, "file-url", "%s has headers and no URL to send them to", f.Path)
 		}
 		return
 	}
 	u, err := url.Parse(f.URL)
 	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.User != nil {
-		t.Errorf("URL of %s is not one of http or https without credentials", f.Path)
+		broken(t, "file-url", "URL of %s is not one of http or https without credentials", f.Path)
 	}
 	info, err := s.Info(t.Context())
 	if err != nil || !slices.Contains(info.Capabilities, catalog.CapabilityURL) {
-		t.Errorf("%s has a URL, and Info.Capabilities %q do not say %q (%v)", f.Path, info.Capabilities, catalog.CapabilityURL, err)
+		broken(t, "file-url", "%s has a URL, and Info.Capabilities %q do not say %q (%v)", f.Path, info.Capabilities, catalog.CapabilityURL, err)
 	}
 }
 
@@ -378,7 +420,7 @@ func start(t testing.TB, kind sdk.Kind, path string, env []string) *started {
 	t.Cleanup(run.end)
 	protocol, err := client.Client()
 	if err != nil {
-		t.Fatalf("%s is no plugin that can be used: %v", path, err)
+		brokenNow(t, "launch", "%s is no plugin that can be used: %v", path, err)
 	}
 	conn := protocol.(*goplugin.GRPCClient).Conn
 	t.Cleanup(func() { _ = conn.Close() })
@@ -400,8 +442,8 @@ func (noClient) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientCo
 	return nil, sdk.ErrUnsupported
 }
 
-// within fails when fn takes longer than the limit.
-func within(t testing.TB, limit time.Duration, what string, fn func() error) error {
+// within says that a rule is broken when fn takes longer than the limit.
+func within(t testing.TB, rule string, limit time.Duration, what string, fn func() error) error {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
@@ -409,13 +451,13 @@ func within(t testing.TB, limit time.Duration, what string, fn func() error) err
 	case err := <-done:
 		return err
 	case <-time.After(limit):
-		t.Fatalf("%s takes longer than %s", what, limit)
+		brokenNow(t, rule, "%s takes longer than %s", what, limit)
 		return nil
 	}
 }
 
-// eventually waits for check.
-func eventually(t testing.TB, limit time.Duration, check func() error) {
+// eventually waits for check, and says that a rule is broken when it does not come true.
+func eventually(t testing.TB, rule string, limit time.Duration, check func() error) {
 	t.Helper()
 	deadline := time.After(limit)
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -427,7 +469,7 @@ func eventually(t testing.TB, limit time.Duration, check func() error) {
 		}
 		select {
 		case <-deadline:
-			t.Fatalf("still not so after %s: %v", limit, err)
+			brokenNow(t, rule, "still not so after %s: %v", limit, err)
 		case <-tick.C:
 		}
 	}

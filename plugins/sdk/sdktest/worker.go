@@ -36,9 +36,11 @@ type WorkerInstance struct {
 	Client     WorkerClient
 	DataSocket string          // where Start shall serve
 	Exited     <-chan struct{} // closed when the process is gone; nil where there is none
-	// BreakStderr does to the process's standard error what the death of its host does; nil where
-	// it cannot be done.
-	BreakStderr func()
+	// BreakStderr and BreakStdout do to the process's standard error and output what the death of
+	// its host does; nil where it cannot be done. So are the others.
+	BreakStderr, BreakStdout func()
+	Printed                  func() string // the beginning of what came on standard output behind the handshake line
+	Untether                 func()        // ends the process's standard input
 }
 
 // WorkerTarget is a worker type to test. Each call of Launch gives a new worker, which ends with
@@ -67,15 +69,16 @@ func WorkerBinary(path string, env ...string) WorkerTarget {
 	return WorkerTarget{Launch: func(t testing.TB) WorkerInstance {
 		p := start(t, sdk.KindWorker, path, env)
 		return WorkerInstance{
-			Client: worker.NewClient(p.conn), DataSocket: filepath.Join(p.dir, "data.sock"), Exited: p.done, BreakStderr: p.breakStderr,
+			Client: worker.NewClient(p.conn), DataSocket: filepath.Join(p.dir, "data.sock"), Exited: p.done,
+			BreakStderr: p.breakStderr, BreakStdout: p.breakStdout, Printed: p.printed, Untether: p.untether,
 		}
 	}}
 }
 
 // WorkerOptions say what the worker under test needs.
 type WorkerOptions struct {
-	Config        json.RawMessage // what Configure is given; nil: an empty object
-	BadConfig     json.RawMessage // must be refused with a path; nil: not tested
+	Config        json.RawMessage // what Configure is given, on top of the schema's defaults; nil: the defaults
+	BadConfig     json.RawMessage // likewise; must be refused with a path; nil: not tested
 	EngineDir     string          // as in sdk.Config
 	ModelPath     string          // empty: an empty file, which most worker types refuse
 	Device        string          // empty: the first one that Fingerprint reports without a problem
@@ -104,17 +107,24 @@ const modelID = "sdktest-model"
 func Worker(t *testing.T, target WorkerTarget, o WorkerOptions) {
 	s := &workerSuite{target: target, o: o}
 	s.defaults(t)
-	plugin(t, sdk.KindWorker, func(t testing.TB) sdk.Plugin { return target.Launch(t).Client }, s.o.Config, s.o.BadConfig)
+	fresh := func(t testing.TB) sdk.Plugin { return target.Launch(t).Client }
+	c := plugin(t, sdk.KindWorker, fresh, s.o.Config, s.o.BadConfig)
+	s.o.Config, s.o.LongConfig, s.missing = c.with(s.o.Config), c.with(s.o.LongConfig), c.missing(s.o.Config)
 	t.Run("fingerprint", s.fingerprint)
 	t.Run("refused starts", s.starts(s.refusedStarts))
 	t.Run("life", s.starts(s.life))
+	t.Run("capabilities", s.starts(s.capabilities))
 	t.Run("answers", s.starts(s.answers))
 	t.Run("more requests than slots", s.starts(s.crowd))
+	t.Run("slots", s.starts(s.slotLimit))
 	t.Run("cancelled request", s.starts(s.cancel))
+	t.Run("cancelled while queued", s.starts(s.cancelQueued))
 	t.Run("drain", s.starts(s.drain))
 	t.Run("stop", s.starts(s.stop))
 	t.Run("stop before start", s.stopIdle)
 	t.Run("broken standard error", s.starts(s.brokenStderr))
+	t.Run("standard output", s.starts(s.stdout))
+	t.Run("tether", s.starts(s.tether))
 }
 
 // starts is a test that needs an engine and a model.
@@ -128,15 +138,13 @@ func (s *workerSuite) starts(test func(*testing.T)) func(*testing.T) {
 }
 
 type workerSuite struct {
-	target WorkerTarget
-	o      WorkerOptions
+	target  WorkerTarget
+	o       WorkerOptions
+	missing []string // required settings that nobody gave
 }
 
 func (s *workerSuite) defaults(t *testing.T) {
 	t.Helper()
-	if s.o.Config == nil {
-		s.o.Config = json.RawMessage("{}")
-	}
 	if s.o.LongConfig == nil {
 		s.o.LongConfig = s.o.Config
 	}
@@ -165,10 +173,11 @@ func (s *workerSuite) defaults(t *testing.T) {
 
 func (s *workerSuite) configured(t testing.TB, config json.RawMessage) WorkerInstance {
 	t.Helper()
+	skipWithout(t, s.missing)
 	w := s.target.Launch(t)
 	diags, err := w.Client.Configure(t.Context(), sdk.Config{JSON: config, EngineDir: s.o.EngineDir})
 	if err != nil || diags.HasErrors() {
-		t.Fatalf("Configure: %v %v", diags, err)
+		brokenNow(t, "configure-defaults", "Configure: %v %v", diags, err)
 	}
 	return w
 }
@@ -189,8 +198,10 @@ var errEnough = errors.New("enough")
 
 func firstDevice(t testing.TB, c WorkerClient) string {
 	t.Helper()
-	var id string
+	var id, problem string
+	reported := false
 	err := c.Fingerprint(t.Context(), func(f worker.Fingerprint) error {
+		reported, problem = true, f.Problem
 		for _, d := range f.Devices {
 			if d.Problem == "" && id == "" {
 				id = d.ID
@@ -198,8 +209,11 @@ func firstDevice(t testing.TB, c WorkerClient) string {
 		}
 		return errEnough
 	})
+	if !reported {
+		brokenNow(t, "fingerprint-first", "Fingerprint ended without a report: %v", err)
+	}
 	if id == "" {
-		t.Fatalf("Fingerprint reports no device that can be used (%v)", err)
+		brokenNow(t, "fingerprint-devices", "Fingerprint reports no device that can be used: %s (%v)", problem, err)
 	}
 	return id
 }
@@ -211,7 +225,10 @@ func (s *workerSuite) started(t testing.TB, config json.RawMessage) (WorkerInsta
 	ctx, cancel := context.WithTimeout(t.Context(), s.o.StartTimeout)
 	defer cancel()
 	if err := w.Client.Start(ctx, s.spec(t, w), w.DataSocket, nil); err != nil {
-		t.Fatalf("Start: %v", err)
+		brokenNow(t, "start", "Start: %v", err)
+	}
+	if st, err := w.Client.Status(t.Context()); err != nil || st.Slots != s.o.Slots {
+		brokenNow(t, "status", "started with %d slots, the status is %+v (%v)", s.o.Slots, st, err)
 	}
 	return w, dataClient(t, w.DataSocket)
 }
@@ -244,29 +261,29 @@ func (s *workerSuite) fingerprint(t *testing.T) {
 		seen := map[string]bool{}
 		for _, d := range f.Devices {
 			if d.ID == "" || d.Kind == "" || d.Name == "" || seen[d.ID] {
-				t.Errorf("device %+v: id (unique), kind and name must be there", d)
+				broken(t, "fingerprint-devices", "device %+v: id (unique), kind and name must be there", d)
 			}
 			seen[d.ID] = true
 			if d.TotalBytes < 0 || d.FreeBytes < 0 || (d.TotalBytes > 0 && d.FreeBytes > d.TotalBytes) {
-				t.Errorf("device %s has %d of %d bytes free", d.ID, d.FreeBytes, d.TotalBytes)
+				broken(t, "fingerprint-devices", "device %s has %d of %d bytes free", d.ID, d.FreeBytes, d.TotalBytes)
 			}
 		}
 		if f.Problem == "" && len(f.Devices) == 0 {
-			t.Error("no device, and no problem that says why")
+			broken(t, "fingerprint-devices", "no device, and no problem that says why")
 		}
 	case err := <-done:
-		t.Fatalf("Fingerprint ended without a report: %v", err)
+		brokenNow(t, "fingerprint-first", "Fingerprint ended without a report: %v", err)
 	case <-time.After(patience):
-		t.Fatalf("no report within %s", patience)
+		brokenNow(t, "fingerprint-first", "no report within %s", patience)
 	}
 	cancel()
 	select {
 	case err := <-done:
 		if err == nil {
-			t.Error("Fingerprint says that all is well when its context ended it")
+			broken(t, "fingerprint-ends", "Fingerprint says that all is well when its context ended it")
 		}
 	case <-time.After(patience):
-		t.Fatalf("Fingerprint goes on %s after its context ended", patience)
+		brokenNow(t, "fingerprint-ends", "Fingerprint goes on %s after its context ended", patience)
 	}
 }
 
@@ -285,19 +302,19 @@ func (s *workerSuite) refusedStarts(t *testing.T) {
 			w := s.configured(t, s.o.Config)
 			spec := s.spec(t, w)
 			tc.change(&spec)
-			err := within(t, s.o.StartTimeout, "a start that must fail", func() error { return w.Client.Start(t.Context(), spec, w.DataSocket, nil) })
+			err := within(t, "start-refuses", s.o.StartTimeout, "a start that must fail", func() error { return w.Client.Start(t.Context(), spec, w.DataSocket, nil) })
 			if err == nil || (tc.is != nil && !errors.Is(err, tc.is)) {
-				t.Fatalf("Start: %v, want an error (%v)", err, tc.is)
+				brokenNow(t, "start-refuses", "Start: %v, want an error (%v)", err, tc.is)
 			}
 			st, err := w.Client.Status(t.Context())
 			if err != nil {
-				t.Fatalf("Status after a failed start: %v", err)
+				brokenNow(t, "status", "Status after a failed start: %v", err)
 			}
 			if st.State == worker.StateReady {
-				t.Error("the worker says that it is ready")
+				broken(t, "start-failed", "the worker says that it is ready")
 			}
 			if tc.is == nil && (st.State != worker.StateFailed || st.Problem == "") {
-				t.Errorf("the worker says that it is %s (%q), want failed with a problem", st.State, st.Problem)
+				broken(t, "start-failed", "the worker says that it is %s (%q), want failed with a problem", st.State, st.Problem)
 			}
 		})
 	}
@@ -307,7 +324,7 @@ func (s *workerSuite) life(t *testing.T) {
 	w := s.configured(t, s.o.Config)
 	st, err := w.Client.Status(t.Context())
 	if err != nil || st.State != worker.StateIdle {
-		t.Errorf("before Start the state is %q, want idle (%v)", st.State, err)
+		broken(t, "status", "before Start the state is %q, want idle (%v)", st.State, err)
 	}
 	spec := s.spec(t, w)
 	last := map[string]int64{}
@@ -315,47 +332,47 @@ func (s *workerSuite) life(t *testing.T) {
 	defer cancel()
 	err = w.Client.Start(ctx, spec, w.DataSocket, func(p worker.Progress) error {
 		if p.Done < last[p.Phase] || (p.Total > 0 && p.Done > p.Total) {
-			t.Errorf("progress of %q goes from %d to %d of %d", p.Phase, last[p.Phase], p.Done, p.Total)
+			broken(t, "start-progress", "progress of %q goes from %d to %d of %d", p.Phase, last[p.Phase], p.Done, p.Total)
 		}
 		last[p.Phase] = p.Done
 		if st, err := w.Client.Status(ctx); err != nil || st.State != worker.StateLoading && st.State != worker.StateReady {
-			t.Errorf("while it loads the state is %q (%v)", st.State, err)
+			broken(t, "status", "while it loads the state is %q (%v)", st.State, err)
 		}
 		return nil
 	})
 	if err != nil {
-		t.Fatalf("Start: %v", err)
+		brokenNow(t, "start", "Start: %v", err)
 	}
 	st, err = w.Client.Status(t.Context())
 	if err != nil {
-		t.Fatalf("Status: %v", err)
+		brokenNow(t, "status", "Status: %v", err)
 	}
 	if st.State != worker.StateReady || st.WorkerID != spec.WorkerID || st.Nonce != spec.Nonce || st.ModelID != spec.ModelID || st.Slots != spec.Slots || st.ContextTokens <= 0 {
-		t.Errorf("after Start the status is %+v", st)
+		broken(t, "status", "after Start the status is %+v", st)
 	}
 	if info, err := os.Lstat(w.DataSocket); err != nil || info.Mode().Perm()&0o077 != 0 {
-		t.Errorf("others can use the data socket: %v %v", info, err)
+		broken(t, "data-socket", "others can use the data socket: %v %v", info, err)
 	}
 	if err := w.Client.Start(t.Context(), spec, w.DataSocket+"2", nil); !errors.Is(err, sdk.ErrState) {
-		t.Errorf("a second Start: %v, want ErrState", err)
+		broken(t, "start-once", "a second Start: %v, want ErrState", err)
 	}
 }
 
 func (s *workerSuite) stop(t *testing.T) {
 	w, c := s.started(t, s.o.LongConfig)
 	answer := s.long(t.Context(), t, c)
-	if err := within(t, patience, "Stop without grace", func() error { return w.Client.Stop(t.Context(), 0) }); err != nil {
-		t.Errorf("Stop: %v", err)
+	if err := within(t, "stop", patience, "Stop without grace", func() error { return w.Client.Stop(t.Context(), 0) }); err != nil {
+		broken(t, "stop", "Stop: %v", err)
 	}
 	if rest, err := io.ReadAll(answer); err == nil && bytes.Contains(rest, []byte("[DONE]")) && !s.o.AnyLength {
-		t.Error("the request that was cut ends as if it were whole")
+		broken(t, "stop", "the request that was cut ends as if it were whole")
 	}
-	if err := within(t, patience, "a second Stop", func() error { return w.Client.Stop(t.Context(), 0) }); err != nil && !errors.Is(err, sdk.ErrUnavailable) {
-		t.Errorf("a second Stop: %v", err)
+	if err := within(t, "stop", patience, "a second Stop", func() error { return w.Client.Stop(t.Context(), 0) }); err != nil && !errors.Is(err, sdk.ErrUnavailable) {
+		broken(t, "stop", "a second Stop: %v", err)
 	}
 	s.exited(t, w)
 	if _, err := os.Lstat(w.DataSocket); err == nil {
-		t.Error("the data socket is still there")
+		broken(t, "data-socket", "the data socket is still there")
 	}
 }
 
@@ -367,30 +384,14 @@ func (s *workerSuite) exited(t *testing.T, w WorkerInstance) {
 	select {
 	case <-w.Exited:
 	case <-time.After(patience):
-		t.Errorf("the process is still there %s after Stop", patience)
+		broken(t, "stop", "the process is still there %s after Stop", patience)
 	}
 }
 
 func (s *workerSuite) stopIdle(t *testing.T) {
 	w := s.configured(t, s.o.Config)
-	if err := within(t, patience, "Stop", func() error { return w.Client.Stop(t.Context(), time.Second) }); err != nil {
-		t.Errorf("Stop: %v", err)
+	if err := within(t, "stop", patience, "Stop", func() error { return w.Client.Stop(t.Context(), time.Second) }); err != nil {
+		broken(t, "stop", "Stop: %v", err)
 	}
 	s.exited(t, w)
-}
-
-func (s *workerSuite) brokenStderr(t *testing.T) {
-	w, c := s.started(t, s.o.Config)
-	if w.BreakStderr == nil {
-		t.Skip("there is no standard error to break")
-	}
-	w.BreakStderr()
-	for range 5 {
-		if _, err := s.ask(t.Context(), c); err != nil {
-			t.Fatalf("a worker whose host is gone must go on: %v", err)
-		}
-	}
-	if _, err := w.Client.Status(t.Context()); err != nil {
-		t.Fatalf("Status: %v", err)
-	}
 }

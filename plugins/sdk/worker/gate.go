@@ -1,7 +1,9 @@
 package worker
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"net/http"
 	"strconv"
 	"sync"
@@ -33,14 +35,16 @@ func NewGate(slots int) *Gate {
 
 // Handler lets POST requests through to next as slots become free, first come, first served, and
 // refuses them with 503 while it drains. Other methods pass at once. The context of an admitted
-// request ends when its client goes away or the Gate is stopped.
+// request ends when its client goes away or the Gate is stopped. The body of a request that must
+// wait is read first, at most MaxQueuedBody of it: net/http looks for a client that has gone only
+// behind the body.
 func (g *Gate) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
 			next.ServeHTTP(w, r)
 			return
 		}
-		if !g.enter(r.Context()) {
+		if !g.enter(r) {
 			refuseUnavailable(w, "this worker takes no new requests; send it again", "draining")
 			return
 		}
@@ -52,7 +56,11 @@ func (g *Gate) Handler(next http.Handler) http.Handler {
 	})
 }
 
-func (g *Gate) enter(ctx context.Context) bool {
+// MaxQueuedBody is how much of a request's body is read while it waits for a slot. That the client
+// of a longer one has gone is seen when it has a slot.
+const MaxQueuedBody = 16 << 20
+
+func (g *Gate) enter(r *http.Request) bool {
 	g.mu.Lock()
 	if g.draining {
 		g.mu.Unlock()
@@ -60,12 +68,12 @@ func (g *Gate) enter(ctx context.Context) bool {
 	}
 	g.queued++
 	g.mu.Unlock()
-	admitted := false
+	var admitted bool
 	select {
 	case g.slots <- struct{}{}:
 		admitted = true
-	case <-g.open.Done():
-	case <-ctx.Done():
+	default:
+		admitted = g.wait(r)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -75,6 +83,26 @@ func (g *Gate) enter(ctx context.Context) bool {
 	}
 	g.quietLocked()
 	return admitted
+}
+
+// wait waits for a slot.
+func (g *Gate) wait(r *http.Request) bool {
+	body, err := io.ReadAll(io.LimitReader(r.Body, MaxQueuedBody))
+	if err != nil {
+		return false // the client is gone, or sends too slowly
+	}
+	rest := r.Body
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(body), rest), rest}
+	select {
+	case g.slots <- struct{}{}:
+		return true
+	case <-g.open.Done():
+	case <-r.Context().Done():
+	}
+	return false
 }
 
 func (g *Gate) leave() {

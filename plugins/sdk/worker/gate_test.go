@@ -3,14 +3,19 @@ package worker
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core/coretest"
 )
 
 func post(ctx context.Context, h http.Handler) *httptest.ResponseRecorder {
@@ -89,6 +94,67 @@ func TestGateLetsOtherMethodsPass(t *testing.T) {
 	rec := httptest.NewRecorder()
 	g.Handler(http.NotFoundHandler()).ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil))
 	must.Eq(t, http.StatusNotFound, rec.Code)
+}
+
+// A client that goes away while it waits leaves the queue, also when nobody has read its body yet;
+// whoever stays has its whole body.
+func TestGateQueuedClientGone(t *testing.T) {
+	t.Parallel()
+	g := NewGate(1)
+	release := make(chan struct{})
+	server := httptest.NewServer(g.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		<-release
+		_, _ = fmt.Fprint(w, n)
+	})))
+	t.Cleanup(server.Close)
+	free := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(free) // before the server closes, which waits for its requests
+	send := func(ctx context.Context, body string) (string, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, server.URL, strings.NewReader(body))
+		must.NoError(t, err)
+		resp, err := server.Client().Do(req)
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		return string(text), err
+	}
+	load := func(active, queued int) {
+		t.Helper()
+		coretest.Eventually(t, 10*time.Second, func() error {
+			if st := status(g); st.Active != active || st.Queued != queued {
+				return fmt.Errorf("%d active, %d queued", st.Active, st.Queued)
+			}
+			return nil
+		})
+	}
+	var wg sync.WaitGroup
+	answers := make(chan string, 2)
+	serve := func(body string) {
+		wg.Go(func() {
+			text, err := send(t.Context(), body)
+			must.NoError(t, err)
+			answers <- text
+		})
+	}
+	serve("x")
+	load(1, 0)
+	serve(strings.Repeat("x", 1<<20))
+	load(1, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	wg.Go(func() {
+		_, err := send(ctx, strings.Repeat("x", 1<<20))
+		must.Error(t, err)
+	})
+	load(1, 2)
+	cancel()
+	load(1, 1)
+	free()
+	wg.Wait()
+	must.Eq(t, "1", <-answers)
+	must.Eq(t, "1048576", <-answers)
 }
 
 func TestNoGateBeforeStart(t *testing.T) {

@@ -44,6 +44,10 @@ func (w *Worker) chat(rw http.ResponseWriter, r *http.Request) {
 		refuse(rw, err)
 		return
 	}
+	if err := req.CheckAbility(abilities()); err != nil {
+		refuse(rw, err)
+		return
+	}
 	var all, last string
 	for _, m := range req.Messages {
 		text, _ := m.Content.PlainText()
@@ -65,6 +69,10 @@ func (w *Worker) complete(rw http.ResponseWriter, r *http.Request) {
 	}
 	req, err := openai.DecodeCompletion(body)
 	if err != nil {
+		refuse(rw, err)
+		return
+	}
+	if err := req.CheckAbility(abilities()); err != nil {
 		refuse(rw, err)
 		return
 	}

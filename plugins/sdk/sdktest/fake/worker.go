@@ -289,8 +289,13 @@ func (w *Worker) Status(ctx context.Context) (worker.Status, error) {
 	return worker.Status{
 		WorkerID: w.spec.WorkerID, Nonce: w.spec.Nonce, ModelID: w.spec.ModelID, State: w.state,
 		Slots: w.spec.Slots, ContextTokens: w.contextLocked(), Active: w.active, Queued: w.queued, TokensTotal: w.tokens,
-		Capabilities: []worker.Capability{worker.CapabilityChat, worker.CapabilityCompletions},
+		Capabilities: abilities(),
 	}, nil
+}
+
+// abilities are what the fake can do.
+func abilities() []worker.Capability {
+	return []worker.Capability{worker.CapabilityChat, worker.CapabilityCompletions}
 }
 
 func (w *Worker) contextLocked() int {

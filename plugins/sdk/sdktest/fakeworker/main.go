@@ -1,8 +1,11 @@
-// Command rbee-worker-fake is the worker of package fake as a plugin.
+// Command rbee-worker-fake is the worker of package fake as a plugin. The environment variable
+// FAKE_DEFECT, which no host passes on, breaks it for the tests of the conformance suite.
 package main
 
 import (
+	"context"
 	"os"
+	"syscall"
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest/fake"
@@ -10,5 +13,27 @@ import (
 )
 
 func main() {
-	worker.Serve(fake.NewWorker(fake.NameOf(sdk.KindWorker, os.Args[0]), sdk.Logger("fake")))
+	var b worker.Backend = fake.NewWorker(fake.NameOf(sdk.KindWorker, os.Args[0]), sdk.Logger("fake"))
+	switch os.Getenv("FAKE_DEFECT") {
+	case "tether":
+		_ = os.Unsetenv(sdk.EnvTether)
+	case "stdout":
+		if fd, err := syscall.Dup(1); err == nil { // before the SDK makes it standard error
+			b = chatty{b, os.NewFile(uintptr(fd), "stdout")}
+		}
+	case "closed stdout":
+		_ = os.Stdout.Close()
+	}
+	worker.Serve(b)
+}
+
+// chatty writes to the protocol's standard output.
+type chatty struct {
+	worker.Backend
+	out *os.File
+}
+
+func (c chatty) Status(ctx context.Context) (worker.Status, error) {
+	_, _ = c.out.WriteString("status was asked for\n") // the host may be gone
+	return c.Backend.Status(ctx)
 }

@@ -66,7 +66,7 @@ func (p *parrot) Start(_ context.Context, s worker.StartSpec, _ func(worker.Prog
 
 func (p *parrot) Status(context.Context) (worker.Status, error) {
 	if s := p.spec.Load(); s != nil {
-		return worker.Status{WorkerID: s.WorkerID, Nonce: s.Nonce, ModelID: s.ModelID, State: worker.StateReady, Slots: s.Slots}, nil
+		return worker.Status{WorkerID: s.WorkerID, Nonce: s.Nonce, ModelID: s.ModelID, State: worker.StateReady, Slots: s.Slots, Capabilities: []string{"chat"}}, nil
 	}
 	return worker.Status{State: worker.StateIdle}, nil
 }

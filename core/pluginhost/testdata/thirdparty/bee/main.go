@@ -24,6 +24,8 @@ type bee struct {
 	gate *worker.Gate
 }
 
+var abilities = []worker.Capability{worker.CapabilityChat}
+
 func main() { worker.Serve(&bee{}) }
 
 func (b *bee) Info(context.Context) (sdk.Info, error) {
@@ -75,6 +77,9 @@ func (b *bee) Start(_ context.Context, s worker.StartSpec, progress func(worker.
 func (b *bee) answer(w http.ResponseWriter, r *http.Request) {
 	body, err := openai.ReadBody(r.Body, 1<<20)
 	req, bad := openai.DecodeChat(body)
+	if bad == nil {
+		bad = req.CheckAbility(abilities)
+	}
 	switch {
 	case r.URL.Path != "/v1/chat/completions":
 		openai.WriteError(w, http.StatusNotFound, openai.NewError(http.StatusNotFound, openai.TypeNotFound, "", "", "bees only chat"))
@@ -84,7 +89,12 @@ func (b *bee) answer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	n := req.MaxOutput()
-	usage := &openai.Usage{PromptTokens: 1, CompletionTokens: n, TotalTokens: n + 1}
+	heard := 0
+	for _, m := range req.Messages {
+		text, _ := m.Content.PlainText()
+		heard += len(strings.Fields(text))
+	}
+	usage := &openai.Usage{PromptTokens: heard, CompletionTokens: n, TotalTokens: heard + n}
 	text, stop, events := "", openai.FinishLength, openai.NewEventWriter(w)
 	chunk := openai.ChatChunk{ID: "bee", Object: openai.ObjectChatChunk, Model: b.spec.ModelID}
 	for range n {
@@ -112,7 +122,7 @@ func (b *bee) answer(w http.ResponseWriter, r *http.Request) {
 }
 
 func (b *bee) Status(context.Context) (worker.Status, error) {
-	st := worker.Status{State: worker.StateReady, ContextTokens: b.spec.ContextTokens}
+	st := worker.Status{State: worker.StateReady, ContextTokens: b.spec.ContextTokens, Capabilities: abilities}
 	b.gate.Fill(&st)
 	return st, nil
 }

@@ -1,0 +1,36 @@
+package openai
+
+import "slices"
+
+// CheckAbility refuses what the request asks for and a worker cannot do. can are the worker's
+// capabilities, as its Status says them: see package worker. Every error is an *Error of status 400
+// that names the field.
+func (r *ChatRequest) CheckAbility(can []string) error {
+	lacks := func(name string) bool { return !slices.Contains(can, name) }
+	switch {
+	case len(r.Tools) > 0 && lacks("tools"):
+		return NotSupported("tools", "tools are not supported by this worker; leave them out")
+	case len(r.Functions) > 0 && lacks("tools"):
+		return NotSupported("functions", "functions are not supported by this worker; leave them out")
+	case r.ResponseFormat != nil && r.ResponseFormat.Type != "text" && lacks("json_schema"):
+		return NotSupported("response_format", "response_format %q is not supported by this worker; ask for JSON in the prompt", r.ResponseFormat.Type)
+	case r.LogProbs != nil && *r.LogProbs && lacks("logprobs"):
+		return NotSupported("logprobs", "logprobs are not supported by this worker; leave them out")
+	}
+	for _, m := range r.Messages {
+		for _, p := range m.Content.Parts {
+			if p.Type == "image_url" && lacks("vision") || p.Type == "input_audio" && lacks("audio") {
+				return NotSupported("messages", "parts of type %s are not supported by this worker; send text", p.Type)
+			}
+		}
+	}
+	return nil
+}
+
+// CheckAbility is ChatRequest.CheckAbility for a completion.
+func (r *CompletionRequest) CheckAbility(can []string) error {
+	if r.LogProbs != nil && !slices.Contains(can, "logprobs") {
+		return NotSupported("logprobs", "logprobs are not supported by this worker; leave them out")
+	}
+	return nil
+}
