@@ -175,7 +175,7 @@ func (q *Queen) Announced() ([]gossip.Member, <-chan struct{}) {
 // does.
 func (q *Queen) MinFSM() uint32 {
 	lowest := uint32(0)
-	registry := q.registry()
+	registry := q.registry.View()
 	for _, p := range q.proven() {
 		if _, ok := trusted(registry, p.node.ID); ok && p.alive() && (lowest == 0 || p.said.GetFsm() < lowest) {
 			lowest = p.said.GetFsm()
@@ -193,7 +193,7 @@ func (q *Queen) AddressOf(raftID string) string {
 	q.mu.Lock()
 	p, ok := q.proofs[id]
 	q.mu.Unlock()
-	if _, queen := trusted(q.registry(), id); !ok || !queen || !p.alive() || p.said.GetRaftId() != raftID {
+	if _, queen := trusted(q.registry.View(), id); !ok || !queen || !p.alive() || p.said.GetRaftId() != raftID {
 		return ""
 	}
 	return p.said.GetRpcAddress()
@@ -250,7 +250,7 @@ func (q *Queen) queensToAsk() map[string][]string {
 			ask[id] = append(ask[id], address)
 		}
 	}
-	registry := q.registry()
+	registry := q.registry.View()
 	for _, p := range q.proven() {
 		if !registry.Revoked(nil, p.node.ID) {
 			add(p.node.ID, p.said.GetRpcAddress())
@@ -345,7 +345,7 @@ func (q *Queen) admit(ctx context.Context) error {
 		q.mu.Lock()
 		changed := q.announced
 		q.mu.Unlock()
-		s := q.registry()
+		s := q.registry.View()
 		if c, ok := s.Cluster(nil); ok && len(c.SealedCAKey) == 0 {
 			for _, p := range q.proven() {
 				if _, known := s.Node(nil, p.node.ID); known || len(p.node.KeyHash) == 0 || !p.alive() {
@@ -381,7 +381,7 @@ type raftMembers struct{ q *Queen }
 
 // Members are the queens that raft follows. A revoked queen counts as one that left.
 func (m raftMembers) Members() []node.Member {
-	registry := m.q.registry()
+	registry := m.q.registry.View()
 	var out []node.Member
 	for _, p := range m.q.proven() {
 		if n, ok := trusted(registry, p.node.ID); ok {

@@ -22,6 +22,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/queen/liveness"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/token"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
@@ -387,24 +388,23 @@ func TestCapabilitiesWaitForUpgrade(t *testing.T) {
 			follower = queens[1]
 		}
 		l.until("all are proven", func() bool { return len(leader.q.proven()) == 2 })
-		line, err := leader.q.openLine(t.Context(), core.Hive{ID: "h"})
+		link, err := leader.q.liveness.Open(t.Context(), core.Hive{ID: "h"})
 		must.NoError(t, err)
 		seq := uint64(0)
 		tell := func() core.Worker {
-			r, err := reportOf(&queenv1.LinkRequest{
+			r, err := liveness.ReportOf(&queenv1.LinkRequest{
 				Hive:    &queenv1.Hive{Id: "h", Os: "linux", Arch: "amd64"},
 				Workers: []*queenv1.Worker{{Id: "w", Type: "cpu", State: "ready", Nonce: "n", Capabilities: []string{"chat", "tools"}}},
 			}, time.Now())
 			must.NoError(t, err)
 			seq++
-			must.NoError(t, leader.q.take(line, seq, r, false))
+			must.NoError(t, link.Take(seq, r, false))
 			l.until("the report is registered", func() bool {
-				leader.q.mu.Lock()
-				defer leader.q.mu.Unlock()
-				same, _ := r.registered(leader.q.registry())
-				return same
+				resp, err := link.Answer()
+				must.NoError(t, err)
+				return resp.GetRegistered()
 			})
-			w, ok := leader.q.registry().Worker(nil, "h", "w")
+			w, ok := leader.q.registry.View().Worker(nil, "h", "w")
 			must.True(t, ok)
 			return w
 		}
@@ -492,7 +492,7 @@ func TestQueensComeAndGo(t *testing.T) {
 		l.until("it has a vote", func() bool {
 			return strings.Contains(leader.raftServers(), fourth.node.ID()+" at "+fourth.address+", voter true")
 		})
-		n, ok := leader.q.registry().Node(nil, fourth.id)
+		n, ok := leader.q.registry.View().Node(nil, fourth.id)
 		must.True(t, ok)
 		must.Eq(t, fourth.cert.KeyHash, n.KeyHash)
 

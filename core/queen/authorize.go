@@ -32,16 +32,16 @@ func (q *Queen) Authorize(ctx context.Context, text string, scope core.Scope) (c
 		return core.Token{}, core.Errorf(core.Unauthenticated, "this is not an API token").Hint(
 			"Send one that `rbee token create` made; a join token only takes a machine into the cluster.")
 	}
-	if _, err := clusterOf(q.registry()); err != nil {
+	if _, err := clusterOf(q.registry.View()); err != nil {
 		return core.Token{}, err // just begun or joined: nobody can tell yet
 	}
-	t, ok := q.registry().Token(nil, p.ID)
+	t, ok := q.registry.View().Token(nil, p.ID)
 	if !ok {
 		if err := q.catchUpTogether(ctx); err != nil {
 			return core.Token{}, core.Errorf(core.Unavailable, "this queen does not know the token, and no leader says whether there is one").Hint(
 				"Ask again in a moment, or ask another queen.")
 		}
-		t, ok = q.registry().Token(nil, p.ID)
+		t, ok = q.registry.View().Token(nil, p.ID)
 	}
 	if !ok || t.Kind != core.TokenAPI || !p.Matches(t.SecretHash) {
 		return core.Token{}, core.Errorf(core.Unauthenticated, "the token is not valid: it is unknown, was revoked, or has expired").Hint(

@@ -56,7 +56,7 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 			}
 		}
 	}
-	for _, err := clusterOf(m.q.registry()); err != nil; _, err = clusterOf(m.q.registry()) {
+	for _, err := clusterOf(m.q.registry.View()); err != nil; _, err = clusterOf(m.q.registry.View()) {
 		time.Sleep(time.Millisecond)
 	}
 	f.q = New(Options{
@@ -100,7 +100,7 @@ func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
 		synctest.Wait()
 		f.connect(false) // its replica is behind, as it is for some milliseconds after each write
 		text, id := f.token()
-		_, known := f.q.registry().Token(nil, id)
+		_, known := f.q.registry.View().Token(nil, id)
 		must.False(t, known)
 		f.connect(true)
 		must.NoError(t, f.authorize(text))

@@ -101,12 +101,10 @@ func (q *Queen) findBlob(ctx context.Context, digest string) map[string]swarm.Ho
 
 // swarmHive is what the board must know of a hive; false: it is down, or there is none.
 func (q *Queen) swarmHive(id string) (swarm.Hive, bool) {
-	h, ok := q.registry().Hive(nil, id)
+	h, ok := q.registry.View().Hive(nil, id)
 	if !ok || h.Status == core.HiveDown {
 		return swarm.Hive{}, false
 	}
-	q.mu.Lock()
-	q.addPulseLocked(&h)
-	q.mu.Unlock()
+	q.liveness.Hive(id).AddTo(&h)
 	return swarm.Hive{Name: h.Name, Address: h.RPCAddress, Suspect: h.Status == core.HiveSuspect}, true
 }

@@ -112,10 +112,10 @@ func TestBlobThatAHiveHas(t *testing.T) {
 		c.q.board.Clear()
 		must.Eq(t, []string{"h1@h1:7834"}, seedersOf(c.claimBlob("h3", queenv1.BlobStage_BLOB_STAGE_ASKING, 0)))
 		must.Eq(t, index, c.node.AppliedIndex()) // nothing of it is in raft
-		c.q.stepDown()
+		c.q.liveness.StepDown()
 		_, err := c.q.claimBlob(t.Context(), "h3", &queenv1.ClaimRequest{Digest: blobDigest, Stage: queenv1.BlobStage_BLOB_STAGE_ASKING})
 		must.Eq(t, core.Unavailable, core.KindOf(err))
-		c.q.takeOver()
+		c.q.liveness.TakeOver()
 	})
 }
 

@@ -30,17 +30,11 @@ func (q *Queen) Ready(context.Context) error {
 	case n.IsLeader() && !leading:
 		return core.Errorf(core.Unavailable, "the registry is being read").Hint("Try again in a moment.")
 	}
-	q.mu.Lock()
-	beaten := map[string]bool{}
-	for id, p := range q.pulses {
-		beaten[id] = p.report != nil
-	}
-	q.mu.Unlock()
 	live, refused := q.liveHives()
 	if len(live) == 0 {
 		return noHive(refused)
 	}
-	if leading && !slices.ContainsFunc(live, func(h core.Hive) bool { return beaten[h.ID] }) {
+	if leading && !slices.ContainsFunc(live, func(h core.Hive) bool { return q.liveness.Hive(h.ID).Report != nil }) {
 		return core.Errorf(core.Unavailable, "no hive has reported yet").Hint("Wait a moment, or look at the log of the hives.")
 	}
 	return nil
@@ -53,7 +47,7 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 		Version: q.opts.Version, Node: q.opts.ID, StartedAt: q.started, Leader: q.opts.Node.Leader(), Index: q.opts.Node.AppliedIndex(),
 		Queens: []core.Queen{}, Hives: q.hives(), Workers: q.workers(), Models: []core.Model{}, Jobs: []core.Job{}, Problems: []string{},
 	}
-	if c, ok := q.registry().Cluster(nil); ok {
+	if c, ok := q.registry.View().Cluster(nil); ok {
 		s.Cluster = &c
 	}
 	var problems []string
@@ -69,7 +63,7 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	if queens, err := q.Queens(ctx); err == nil {
 		s.Queens = queens
 		if q.opts.Membership != nil {
-			registry := q.registry()
+			registry := q.registry.View()
 			problems = append(problems, q.membershipProblems(registry, queens)...)
 			first, ending := q.certificates(registry)
 			s.CertificatesEnd = first
@@ -165,35 +159,11 @@ func (q *Queen) Hives(context.Context) ([]core.Hive, error) {
 }
 
 func (q *Queen) hives() []core.Hive {
-	hives := q.registry().Hives(nil)
-	q.mu.Lock()
-	defer q.mu.Unlock()
+	hives := q.registry.View().Hives(nil)
 	for i := range hives {
-		q.addPulseLocked(&hives[i])
+		q.liveness.Hive(hives[i].ID).AddTo(&hives[i])
 	}
 	return hives
-}
-
-// addPulseLocked adds to a registered hive what this queen has heard of it.
-func (q *Queen) addPulseLocked(h *core.Hive) {
-	p, ok := q.pulses[h.ID]
-	if !ok {
-		return
-	}
-	if p.suspect != "" && h.Status == core.HiveReady {
-		h.Status = core.HiveSuspect
-	}
-	if p.report == nil {
-		return
-	}
-	h.LastBeat = p.report.at
-	h.Unconfined = p.report.hive.Unconfined
-	for i := range h.Devices {
-		d := &h.Devices[i]
-		if at := slices.IndexFunc(p.report.hive.Devices, func(told core.Device) bool { return told.ID == d.ID }); at >= 0 {
-			d.FreeBytes = p.report.hive.Devices[at].FreeBytes
-		}
-	}
 }
 
 // Hive finds a hive by id, unique name, or core.LocalHive. Errors: NotFound; Conflict when several
@@ -259,7 +229,7 @@ func (q *Queen) liveHive(ctx context.Context, name string) (core.Hive, error) {
 func (q *Queen) Workers(context.Context) ([]core.Worker, error) { return q.workers(), nil }
 
 func (q *Queen) workers() []core.Worker {
-	workers := q.registry().Workers(nil)
+	workers := q.registry.View().Workers(nil)
 	for i := range workers {
 		workers[i] = q.loaded(workers[i])
 	}
@@ -275,7 +245,7 @@ func (q *Queen) Worker(ctx context.Context, id string) (core.Worker, error) {
 // knownWorker finds a worker by its id or a unique prefix of it. Where several hives have a worker
 // with the id it is the one of the hive; an empty hive is any.
 func (q *Queen) knownWorker(hive, id string) (core.Worker, error) {
-	registry := q.registry()
+	registry := q.registry.View()
 	switch same := registry.WorkersWithID(nil, id); {
 	case len(same) == 1:
 		return q.loaded(same[0]), nil

@@ -10,6 +10,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/queen/liveness"
 )
 
 func TestReady(t *testing.T) {
@@ -22,7 +23,7 @@ func TestReady(t *testing.T) {
 		h.addWorker("w1", "m", core.WorkerReady)
 		h.mustBeat()
 		must.NoError(t, c.q.Ready(t.Context()))
-		time.Sleep(BeatInterval + SuspectGrace + time.Second)
+		time.Sleep(liveness.ReportInterval + liveness.SuspectGrace + time.Second)
 		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "name-h1 is silent")
 		h.mustBeat()
 		must.NoError(t, c.q.Ready(t.Context()))
@@ -38,7 +39,7 @@ func TestReady(t *testing.T) {
 		must.NoError(t, c.q.Ready(t.Context()))
 		must.Len(t, 0, c.q.workers())
 
-		c.q.stepDown()
+		c.q.liveness.StepDown()
 		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "is being read")
 	})
 }
@@ -202,7 +203,7 @@ func TestStatus(t *testing.T) {
 		h1.addWorker("w2", "m", core.WorkerFailed)
 		h2.change(func(h *fakeHive) { h.hive.Devices[0].Problem = "on fire" })
 		h2.mustBeat()
-		time.Sleep(BeatInterval + SuspectGrace + time.Second)
+		time.Sleep(liveness.ReportInterval + liveness.SuspectGrace + time.Second)
 		h1.mustBeat()
 		for range statusJobs + 5 {
 			_, err := c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Hive: "h1", Model: "m"})
@@ -213,7 +214,7 @@ func TestStatus(t *testing.T) {
 		h1.mustBeat()
 		w1, err := c.q.Worker(t.Context(), "w1")
 		must.NoError(t, err)
-		c.q.failed(w1)
+		c.q.liveness.Fail(w1)
 		s, err = c.q.Status(t.Context())
 		must.NoError(t, err)
 		must.Eq(t, "q1", s.Node)

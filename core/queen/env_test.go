@@ -18,6 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/queen/liveness"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/wire"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
@@ -339,7 +340,7 @@ func (h *fakeHive) keepBeating() (stop func()) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(BeatInterval):
+			case <-time.After(liveness.ReportInterval):
 			}
 			_, _ = h.beat(ctx)
 		}

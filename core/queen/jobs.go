@@ -119,7 +119,7 @@ func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
 		return core.Job{}, core.Errorf(core.Conflict, "worker %s is on hive %s, not on %s", w.ID, w.Hive, hive).Hint(`Leave "hive" out.`)
 	}
 	ofHive := "" // older queens know worker ids without hives
-	if len(q.registry().WorkersWithID(nil, w.ID)) > 1 {
+	if len(q.registry.View().WorkersWithID(nil, w.ID)) > 1 {
 		ofHive = w.Hive
 	}
 	if err := q.command(ctx, "retire "+w.ID, fsm.RetireWorker(ofHive, w.ID)); err != nil {

@@ -243,7 +243,7 @@ func TestRetire(t *testing.T) {
 		must.NotEq(t, j.ID, third.ID)
 		must.Eq(t, core.JobRunning, third.State)
 		finish <- nil
-		time.Sleep(2 * writeInterval)
+		time.Sleep(10 * time.Millisecond)
 		_, err = retire("w-abc")
 		mustFail(t, err, core.NotFound)
 

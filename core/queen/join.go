@@ -51,7 +51,7 @@ func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*quee
 	if !q.leads() {
 		return nil, q.notLeader()
 	}
-	registry := q.registry()
+	registry := q.registry.View()
 	c, err := clusterOf(registry)
 	if err != nil {
 		return nil, err
@@ -111,7 +111,7 @@ func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*qu
 	if !q.leads() {
 		return nil, q.notLeader()
 	}
-	registry := q.registry()
+	registry := q.registry.View()
 	c, err := clusterOf(registry)
 	if err != nil {
 		return nil, err

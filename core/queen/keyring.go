@@ -30,7 +30,7 @@ func keyringDue(c core.Cluster, s *state.Snapshot, ws watchSet) bool {
 func (q *Queen) keepKeyring(ctx context.Context) error {
 	for ctx.Err() == nil {
 		ws := watchSet{}
-		s := q.registry()
+		s := q.registry.View()
 		c, ok := s.Cluster(ws)
 		if !ok || !keyringDue(c, s, ws) {
 			_ = wait(ctx, ws)

@@ -64,14 +64,14 @@ func TestKeyringDue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSecured(t)
 		c := core.Cluster{ModifyIndex: 1, SealedGossipKeys: []byte("sealed")}
-		must.False(t, keyringDue(c, s.q.registry(), nil))
+		must.False(t, keyringDue(c, s.q.registry.View(), nil))
 		_, err := s.tryJoin(newMachine(t, "bbbbbbbb", "beta", s.joinToken(core.RoleHive), "hive"))
 		must.NoError(t, err)
-		must.False(t, keyringDue(c, s.q.registry(), nil))
+		must.False(t, keyringDue(c, s.q.registry.View(), nil))
 		_, err = s.q.RevokeNode(t.Context(), "bbbbbbbb")
 		must.NoError(t, err)
-		must.True(t, keyringDue(c, s.q.registry(), nil))
+		must.True(t, keyringDue(c, s.q.registry.View(), nil))
 		c.SealedGossipKeys = nil // they are in files
-		must.False(t, keyringDue(c, s.q.registry(), nil))
+		must.False(t, keyringDue(c, s.q.registry.View(), nil))
 	})
 }

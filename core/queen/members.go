@@ -80,12 +80,12 @@ func errAlone() error {
 func (q *Queen) duties(ctx context.Context) error {
 	m := q.opts.Membership
 	if m == nil {
-		return q.lead(ctx)
+		return q.liveness.Lead(ctx)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
-	for _, duty := range []func(context.Context) error{q.lead, q.expireTokens, q.keepQueens, q.admit, q.keepKeyring} {
+	for _, duty := range []func(context.Context) error{q.liveness.Lead, q.expireTokens, q.keepQueens, q.admit, q.keepKeyring} {
 		wg.Go(func() {
 			if err := duty(ctx); err != nil {
 				cancel(err)
@@ -124,7 +124,7 @@ func (q *Queen) watchCluster(ctx context.Context) {
 	var version uint64
 	for ctx.Err() == nil {
 		ws := watchSet{}
-		s := q.registry()
+		s := q.registry.View()
 		s.Nodes(ws)
 		m.NodesChanged()
 		c, ok := s.Cluster(ws)
@@ -167,7 +167,7 @@ func (q *Queen) plant(ctx context.Context, s *Seed) {
 
 func (q *Queen) sow(ctx context.Context, s *Seed) error {
 	if s.Token.ID == "" {
-		if _, err := clusterOf(q.registry()); err != nil {
+		if _, err := clusterOf(q.registry.View()); err != nil {
 			return err
 		}
 	} else if err := q.command(ctx, "init "+s.Cluster.ID, fsm.InitCluster(s.Cluster, &s.Token, &s.Node)); err != nil {
@@ -256,7 +256,7 @@ func (q *Queen) Nodes(context.Context) ([]core.Node, error) {
 	if q.opts.Membership == nil {
 		return nil, errAlone()
 	}
-	return q.registry().Nodes(nil), nil
+	return q.registry.View().Nodes(nil), nil
 }
 
 // Cluster is what the registry says of the cluster. Errors: Unsupported, Unavailable.
@@ -264,7 +264,7 @@ func (q *Queen) Cluster(context.Context) (core.Cluster, error) {
 	if q.opts.Membership == nil {
 		return core.Cluster{}, errAlone()
 	}
-	return clusterOf(q.registry())
+	return clusterOf(q.registry.View())
 }
 
 // Queens lists the queens that raft knows, and those of the registry that answer and raft does not
@@ -279,7 +279,7 @@ func (q *Queen) Queens(context.Context) ([]core.Queen, error) {
 	for _, g := range m.Gossip.Members() {
 		status[g.ID] = string(g.Status)
 	}
-	registry := q.registry()
+	registry := q.registry.View()
 	own, proofs := q.ownMember(), q.proven()
 	known := map[string]bool{}
 	for i := range servers {

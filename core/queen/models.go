@@ -229,7 +229,7 @@ func offered(offers []answered[[]core.CatalogItem], name string) (knownModel, bo
 func (q *Queen) place(d sched.Demand, m knownModel, hives []core.Hive, refused []sched.Refusal) (string, error) {
 	d.MinBytes, d.EstimateBytes = m.sizeBytes, m.estimateBytes
 	perHive := map[string]int{}
-	for _, w := range q.registry().Workers(nil) {
+	for _, w := range q.registry.View().Workers(nil) {
 		perHive[w.Hive]++
 	}
 	rooms := make([]sched.Room, 0, len(hives))
@@ -327,7 +327,7 @@ func (q *Queen) allModels(ctx context.Context) ([]core.Model, []string, error) {
 			seen.Hives = append(seen.Hives, l.hive.ID)
 		}
 	}
-	for _, w := range q.registry().Workers(nil) {
+	for _, w := range q.registry.View().Workers(nil) {
 		if m, ok := merged[w.Model]; ok {
 			m.LoadedBy = append(m.LoadedBy, w.ID)
 			if w.State == core.WorkerReady {

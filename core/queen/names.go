@@ -30,11 +30,3 @@ func unique(names []string) []string {
 	slices.Sort(names)
 	return slices.Compact(names)
 }
-
-// hiveLabel is the name of a hive for the log, or its id where the registry does not know it.
-func (q *Queen) hiveLabel(id string) string {
-	if h, ok := q.opts.Node.State().Hive(nil, id); ok && h.Name != "" {
-		return h.Name
-	}
-	return id
-}

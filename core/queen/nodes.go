@@ -26,7 +26,7 @@ func (q *Queen) RevokeNode(ctx context.Context, id string) (core.Node, error) {
 	if err := q.catchUp(ctx); err != nil {
 		return core.Node{}, err
 	}
-	n, err := nodeNamed(q.registry(), id)
+	n, err := nodeNamed(q.registry.View(), id)
 	if err != nil {
 		return core.Node{}, err
 	}
@@ -60,7 +60,7 @@ func (q *Queen) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	if err := q.catchUp(ctx); err != nil {
 		return core.Node{}, err
 	}
-	n, err := nodeNamed(q.registry(), id)
+	n, err := nodeNamed(q.registry.View(), id)
 	if err != nil {
 		return core.Node{}, err
 	}
@@ -75,7 +75,7 @@ func (q *Queen) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	}
 	// This queen's way to the others ends half-way through, so one of them does it.
 	err = core.Errorf(core.Unavailable, "no other queen answers").Hint("Look at `rbee status`.")
-	for _, s := range q.registry().Nodes(nil) {
+	for _, s := range q.registry.View().Nodes(nil) {
 		if s.ID == n.ID || s.Revoked || !s.Has(core.RoleQueen) {
 			continue
 		}

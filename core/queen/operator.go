@@ -127,7 +127,7 @@ func (s *clusterService) RemoveQueen(ctx context.Context, req *queenv1.RemoveQue
 }
 
 func (s *clusterService) LeaveNode(ctx context.Context, req *queenv1.LeaveNodeRequest) (*queenv1.LeaveNodeResponse, error) {
-	n, err := nodeNamed(s.q.registry(), req.GetNode())
+	n, err := nodeNamed(s.q.registry.View(), req.GetNode())
 	switch {
 	case err != nil:
 		return nil, err
@@ -142,7 +142,7 @@ func (s *clusterService) LeaveNode(ctx context.Context, req *queenv1.LeaveNodeRe
 
 func (s *clusterService) Sight(_ context.Context, req *queenv1.SightRequest) (*queenv1.SightResponse, error) {
 	resp := &queenv1.SightResponse{Queen: s.q.opts.ID}
-	for _, h := range s.q.registry().Hives(nil) {
+	for _, h := range s.q.registry.View().Hives(nil) {
 		if req.GetHive() == "" || req.GetHive() == h.ID {
 			resp.Hives = append(resp.Hives, sightToProto(h.ID, s.q.sight(h.ID)))
 		}
@@ -153,9 +153,10 @@ func (s *clusterService) Sight(_ context.Context, req *queenv1.SightRequest) (*q
 // sight is how this queen sees a hive, gossip included.
 func (q *Queen) sight(hive string) core.HiveSight {
 	s := core.HiveSight{Queen: q.opts.ID}
-	var last time.Time
-	if s.Linked, last = q.pulseOf(hive); !last.IsZero() {
-		s.Heard, s.Silence = true, core.Duration(max(time.Since(last), 0))
+	seen := q.liveness.Hive(hive)
+	s.Linked = seen.Linked
+	if !seen.Heard.IsZero() {
+		s.Heard, s.Silence = true, core.Duration(max(time.Since(seen.Heard), 0))
 	}
 	if m := q.opts.Membership; m != nil {
 		s.Gossip = "unknown"
@@ -316,7 +317,7 @@ func (q *Queen) RestoreSnapshot(ctx context.Context, r io.Reader) (core.Snapshot
 	if err != nil {
 		return info, err
 	}
-	if own, ok := q.registry().Cluster(nil); ok && info.Cluster != own.ID {
+	if own, ok := q.registry.View().Cluster(nil); ok && info.Cluster != own.ID {
 		return info, core.Errorf(core.Conflict, "the snapshot is of cluster %q, this is cluster %q", info.Cluster, own.ID).Hint(
 			"A snapshot goes back only into the cluster that it was taken of: its keys and certificates are that cluster's.")
 	}
@@ -387,7 +388,7 @@ func (q *Queen) HiveHealth(ctx context.Context, hive string) (core.HiveHealth, e
 	})
 	var mu sync.Mutex // guards health.Queens
 	if m := q.opts.Membership; m != nil {
-		for _, n := range q.registry().Nodes(nil) {
+		for _, n := range q.registry.View().Nodes(nil) {
 			if n.ID == q.opts.ID || n.Revoked || !n.Has(core.RoleQueen) {
 				continue
 			}
@@ -463,7 +464,7 @@ func (q *Queen) Keyring(context.Context) (core.Keyring, error) {
 	if q.opts.Membership == nil {
 		return core.Keyring{}, errAlone()
 	}
-	c, err := clusterOf(q.registry())
+	c, err := clusterOf(q.registry.View())
 	if err != nil {
 		return core.Keyring{}, err
 	}
@@ -492,11 +493,11 @@ func (q *Queen) ChangeKeyring(ctx context.Context, change core.KeyringChange) (c
 	if err := q.catchUp(ctx); err != nil {
 		return core.Keyring{}, err
 	}
-	c, err := clusterOf(q.registry())
+	c, err := clusterOf(q.registry.View())
 	if err != nil {
 		return core.Keyring{}, err
 	}
-	if keyringDue(c, q.registry(), nil) {
+	if keyringDue(c, q.registry.View(), nil) {
 		return core.Keyring{}, core.Errorf(core.Unavailable, "the gossip keys are being replaced, because a node was revoked or left").Hint("Try again in a moment.")
 	}
 	keys, err := q.gossipKeys(c)

@@ -48,7 +48,7 @@ func (q *Queen) owners() (live []owner, problems []string) {
 			gone[m.ID] = m.Status
 		}
 	}
-	for _, n := range q.registry().Nodes(nil) {
+	for _, n := range q.registry.View().Nodes(nil) {
 		name := "queen " + cmp.Or(n.Name, n.ID)
 		switch status, isGone := gone[n.ID]; {
 		case known[n.ID] || n.ID == q.opts.ID || n.Revoked || !n.Has(core.RoleQueen):
@@ -67,7 +67,7 @@ func (q *Queen) ownerOf(id string) (owner, error) {
 	if err != nil {
 		return owner{}, core.Errorf(core.NotFound, "there is no job %q", id).Hint("List the jobs to see their ids.")
 	}
-	if h, ok := q.registry().Hive(nil, node); ok && node != q.opts.ID {
+	if h, ok := q.registry.View().Hive(nil, node); ok && node != q.opts.ID {
 		if h.Status == core.HiveDown {
 			return owner{}, core.Errorf(core.Unavailable, "hive %s, which owns job %s, is down", h.Name, id).Hint(
 				"Start its agent again, which keeps its jobs, and look at `rbee status`.")
@@ -80,7 +80,7 @@ func (q *Queen) ownerOf(id string) (owner, error) {
 			return o, nil
 		}
 	}
-	if n, ok := q.registry().Node(nil, node); ok && !n.Revoked {
+	if n, ok := q.registry.View().Node(nil, node); ok && !n.Revoked {
 		return owner{}, core.Errorf(core.Unavailable, "queen %s, which owns job %s, is gone", cmp.Or(n.Name, n.ID), id).Hint(
 			"Start its agent again, which keeps its jobs, and look at `rbee status`.")
 	}

@@ -22,11 +22,11 @@ func TestStatusCertificates(t *testing.T) {
 		s := newSecured(t, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) } })
 		_, err := s.tryJoin(newMachine(t, "bbbbbbbb", "beta", s.joinToken(core.RoleHive), "hive"))
 		must.NoError(t, err)
-		n, ok := s.q.registry().Node(nil, "bbbbbbbb")
+		n, ok := s.q.registry.View().Node(nil, "bbbbbbbb")
 		must.True(t, ok)
 		must.False(t, n.CertificateExpiresAt.IsZero())
 		problems := func() []string {
-			first, list := s.q.certificates(s.q.registry())
+			first, list := s.q.certificates(s.q.registry.View())
 			must.True(t, first.Equal(n.CertificateExpiresAt))
 			return list
 		}
@@ -41,7 +41,7 @@ func TestStatusCertificates(t *testing.T) {
 		must.Len(t, 1, problems())
 		must.StrContains(t, problems()[0], "the certificate of beta has ended")
 		must.NoError(t, s.q.apply(t.Context(), "", fsm.RevokeNode("bbbbbbbb")))
-		first, list := s.q.certificates(s.q.registry())
+		first, list := s.q.certificates(s.q.registry.View())
 		must.True(t, first.IsZero())
 		must.SliceEmpty(t, list)
 	})
@@ -58,7 +58,7 @@ func TestStatusMembership(t *testing.T) {
 		problems := func() string {
 			list, err := leader.q.Queens(t.Context())
 			must.NoError(t, err)
-			return strings.Join(leader.q.membershipProblems(leader.q.registry(), list), "\n")
+			return strings.Join(leader.q.membershipProblems(leader.q.registry.View(), list), "\n")
 		}
 		must.Eq(t, "", problems())
 		i := slices.IndexFunc(queens, func(m *lanQueen) bool { return m != leader })

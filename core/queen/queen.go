@@ -15,6 +15,8 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/swarm"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 	"github.com/rbee-project/rbee/raft/node"
@@ -45,18 +47,11 @@ type Options struct {
 	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor
 	// call the queen. nil: nobody.
 	Suspected func(hive string)
-	// Pinger asks hives that went silent for a sign of life; nil: there is no other way to a hive
-	// than its line, and it is given more time.
-	Pinger Pinger
+	// Pinger asks hives that went silent for a sign of life; nil: only its link leads to a hive,
+	// which is then given more time.
+	Pinger liveness.Pinger
 	Now    func() time.Time // stamps beats and reports; nil: time.Now
 	Rand   func(n int) int  // a number in [0, n); nil: math/rand
-}
-
-// Pinger is another way to a hive than its line, such as gossip. It may be called concurrently.
-type Pinger interface {
-	// Ping returns nil as soon as the hive has answered, and an error when it has not until ctx
-	// ends, or earlier.
-	Ping(ctx context.Context, hive string) error
 }
 
 // Queen is one queen. It implements inference.Router and the gateway's Cluster and Jobs. Methods
@@ -66,28 +61,16 @@ type Queen struct {
 	opts     Options
 	log      hclog.Logger
 	started  time.Time
-	since    time.Time     // when it was made, by the monotonic clock
-	alarm    chan struct{} // an earlier pulse is due; as all of these it holds one
-	wake     chan struct{} // there is something to write
-	doubt    chan struct{} // there is a silent hive
-	ended    chan struct{} // closed when Run ends
-	readers  sync.WaitGroup
+	since    time.Time // when it was made, by the monotonic clock
+	registry *registry.Registry
+	liveness *liveness.Monitor
 	leaving  atomic.Bool                // this queen leaves the cluster for good
 	later    chan func(context.Context) // what Run does and waits for, beside its other work
 	tokens   tokenProofs
 	catching catchUps
-	board    *swarm.Board // which hive has which file; only while leading. It may ask for mu, and is not asked under it
+	board    *swarm.Board // which hive has which file; only while leading
 
 	mu        sync.Mutex // guards below
-	leading   bool
-	pulses    map[string]*pulse // by hive id
-	alarms    alarms
-	lines     int                  // that stand
-	dirty     []*pulse             // to be written; only while leading, as the next two
-	gone      []*pulse             // to be written as down, or removed
-	silent    map[string]*pulse    // to be asked for a sign of life
-	told      *queenv1.ClusterView // what hives are to know; nil: nothing
-	suspects  map[instance]string  // why workers are avoided
 	inFlight  map[instance]int
 	busyUntil map[instance]time.Time   // workers that said that they take no request now
 	aliases   map[string]alias         // learned from the hives' stores
@@ -96,7 +79,6 @@ type Queen struct {
 	locks     map[string]chan struct{} // see lock
 	proofs    map[string]proof         // of the other queens, by node id
 	announced chan struct{}            // closed and replaced when a proof changed
-	changed   chan struct{}            // closed and replaced when something that a waiting request needs has changed
 }
 
 // New returns a queen. It starts nothing.
@@ -118,15 +100,9 @@ func New(o Options) *Queen {
 		log:       o.Logger,
 		started:   o.Now(),
 		since:     time.Now(),
-		alarm:     make(chan struct{}, 1),
-		wake:      make(chan struct{}, 1),
-		doubt:     make(chan struct{}, 1),
-		ended:     make(chan struct{}),
 		later:     make(chan func(context.Context)),
 		catching:  catchUps{turn: make(chan struct{}, 1)},
-		pulses:    map[string]*pulse{},
-		silent:    map[string]*pulse{},
-		suspects:  map[instance]string{},
+		registry:  registry.New(o.Node),
 		inFlight:  map[instance]int{},
 		busyUntil: map[instance]time.Time{},
 		aliases:   map[string]alias{},
@@ -134,12 +110,14 @@ func New(o Options) *Queen {
 		locks:     map[string]chan struct{}{},
 		proofs:    map[string]proof{},
 		announced: make(chan struct{}),
-		changed:   make(chan struct{}),
 	}
 	if o.Jobs != nil {
 		o.Jobs.Handle(q.operations())
 	}
 	q.board = swarm.NewBoard(q.swarmHive)
+	q.liveness = liveness.New(liveness.Options{
+		Registry: q.registry, ID: o.ID, Logger: o.Logger, MinFSM: q.MinFSM, Pinger: o.Pinger, Suspected: o.Suspected, TermChanged: q.board.Clear, Now: o.Now,
+	})
 	return q
 }
 
@@ -152,17 +130,29 @@ func (q *Queen) Register(s grpc.ServiceRegistrar) {
 	q.RegisterJoin(s)
 }
 
+// registryService answers hives. Its errors are classified; the gRPC server of core/rpc carries
+// them.
+type registryService struct {
+	queenv1.UnimplementedRegistryServiceServer
+	q *Queen
+}
+
+// Link runs the link of one hive.
+func (s *registryService) Link(stream grpc.BidiStreamingServer[queenv1.LinkRequest, queenv1.LinkResponse]) error {
+	return s.q.liveness.Serve(stream)
+}
+
 // RegisterJoin registers what machines without a certificate may call.
 func (q *Queen) RegisterJoin(s grpc.ServiceRegistrar) {
 	queenv1.RegisterJoinServiceServer(s, &joinService{q: q})
 }
 
 // Run runs the raft node, the watch over hives, and the leader's duties whenever this queen leads,
-// until ctx ends. All lines have ended when it returns. It is called once.
+// until ctx ends. All links have ended when it returns. It is called once.
 func (q *Queen) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { q.watchPulses(ctx) })
+	wg.Go(func() { q.liveness.Run(ctx) })
 	wg.Go(func() { q.watchView(ctx) })
 	if q.opts.Membership != nil {
 		wg.Go(func() { q.watchCluster(ctx) })
@@ -174,10 +164,7 @@ func (q *Queen) Run(ctx context.Context) error {
 	ended := ctx.Err()
 	cancel()
 	wg.Wait()
-	q.mu.Lock()
-	close(q.ended)
-	q.mu.Unlock()
-	q.readers.Wait()
+	q.liveness.Close()
 	if ended != nil && (err == nil || errors.Is(err, ended)) {
 		return nil
 	}

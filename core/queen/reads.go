@@ -7,6 +7,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/rpc"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 )
 
 const (
@@ -99,4 +100,26 @@ func (q *Queen) sync(ctx context.Context, verify bool) (core.ReadInfo, error) {
 		return core.ReadInfo{}, err
 	}
 	return core.ReadInfo{Index: n.AppliedIndex(), Leader: resp.GetLeader(), LastContact: core.Duration(n.LastContact())}, nil
+}
+
+// leads reports whether this queen has taken over the leadership and still has it. Raft knows of
+// its loss some milliseconds before the queen's own loop does: a read in between would be refused
+// here, instead of waiting for the next leader.
+func (q *Queen) leads() bool { return q.liveness.Leads() && q.opts.Node.IsLeader() }
+
+func (q *Queen) notLeader() error {
+	err := core.Errorf(core.Unavailable, "this queen does not lead the cluster")
+	if leader := q.opts.Node.Leader(); leader != "" && leader != q.opts.ID {
+		return core.WithHint(err, "Ask the leader, queen %s.", leader)
+	}
+	if problem := q.opts.Node.DiskProblem(); problem != nil {
+		return problem
+	}
+	return core.WithHint(err, "Try again in a moment: a leader is being elected.")
+}
+
+// apply writes a command to raft and returns when it is in force, or refused.
+func (q *Queen) apply(ctx context.Context, requestID string, c *raftv1.Command) error {
+	_, err := q.registry.Write(ctx, requestID, c)
+	return err
 }

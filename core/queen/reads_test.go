@@ -14,6 +14,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/coretest/simhive"
 	"github.com/rbee-project/rbee/core/rpc"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
@@ -47,7 +48,7 @@ func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ 
 // hears that it leads no longer.
 func lateQueen(t *testing.T, m *member, leader func() *Queen) *Queen {
 	q := New(Options{Node: m.node, ID: m.q.opts.ID, Logger: coretest.Logger(t), Membership: &Membership{Self: leaderConn{leader: leader}}})
-	q.leading = true
+	q.liveness.TakeOver()
 	return q
 }
 
@@ -137,18 +138,18 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 		join := func(deaf time.Duration) (hive string) {
 			synctest.Wait()
 			connect(false)
-			h := newSimHive(fmt.Sprintf("h%d", joined), 1)
+			h := simhive.New(fmt.Sprintf("h%d", joined), 1)
 			joined++
-			h.mustTell(t, leader.q)
-			for len(leader.q.registry().Workers(nil)) < joined {
+			h.MustTell(t, leader.q.liveness)
+			for len(leader.q.registry.View().Workers(nil)) < joined {
 				time.Sleep(time.Millisecond)
 			}
-			must.Less(t, joined, len(behind.q.registry().Workers(nil)))
+			must.Less(t, joined, len(behind.q.registry.View().Workers(nil)))
 			go func() {
 				time.Sleep(deaf)
 				connect(true)
 			}()
-			return h.hive.ID
+			return h.Hive.ID
 		}
 
 		hive := join(100 * time.Millisecond)
@@ -159,7 +160,7 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 		mustFail(t, err, core.NotFound, `no hive "h9"`)
 
 		hive = join(100 * time.Millisecond)
-		id := leader.q.registry().Workers(nil)[1].ID
+		id := leader.q.registry.View().Workers(nil)[1].ID
 		w, err := q.Worker(t.Context(), id)
 		must.NoError(t, err)
 		must.Eq(t, hive, w.Hive)

@@ -85,7 +85,7 @@ func (q *Queen) lease(found []core.Candidate, refused []sched.Refusal) inference
 			q.busy(instanceOf(&w), o.Busy)
 		}
 		if o.Failed {
-			q.failed(w)
+			q.liveness.Fail(w)
 		}
 	})
 }
@@ -118,7 +118,7 @@ func (q *Queen) await(ctx context.Context, model string, needs []string, progres
 	id := model
 	var patientUntil time.Time // with avoided workers; zero: not waited for yet
 	for starts := 0; ; {
-		ws := watchSet{q.watch(): {}}
+		ws := watchSet{q.liveness.Changed(): {}}
 		found, refused, waitFor := q.candidates(ws, id, &inference.Query{Needs: needs})
 		if len(found) > 0 {
 			return found, refused, nil
@@ -198,7 +198,7 @@ func (q *Queen) candidates(ws watchSet, id string, query *inference.Query) ([]co
 	wait := waitNothing
 	var few [8]sched.Prospect // most models have no more workers
 	prospects := few[:0]
-	registry := q.registry()
+	registry := q.registry.View()
 	q.mu.Lock()
 	registry.EachRoute(ws, id, func(w *core.Worker, h *core.Hive) bool {
 		if excluded(query, w) {
@@ -243,24 +243,13 @@ func (q *Queen) prospect(w *core.Worker) sched.Prospect {
 }
 
 func (q *Queen) prospectLocked(w *core.Worker) sched.Prospect {
-	pulse := q.pulses[w.Hive]
-	p := sched.Prospect{Worker: w, Suspect: q.avoidLocked(instanceOf(w), pulse)}
+	p := sched.Prospect{Worker: w}
+	p.Suspect, p.Load = q.liveness.Hive(w.Hive).Avoid(w)
 	if len(q.inFlight) > 0 {
 		p.InFlight = q.inFlight[instanceOf(w)]
 	}
 	if until, ok := q.busyUntil[instanceOf(w)]; ok {
 		p.Busy = until.After(time.Now())
-	}
-	if pulse == nil || pulse.report == nil {
-		return p
-	}
-	if told := pulse.report.find(w.ID, w.Nonce); told != nil {
-		p.Load = told.Load
-		if silence := time.Duration(told.Load.Silence); silence >= SilentWorker {
-			p.Suspect = cmp.Or(p.Suspect, fmt.Sprintf("it has not told its state for %s", silence.Round(time.Second)))
-		}
-	} else if p.Suspect == "" {
-		p.Suspect = "its hive says no longer, or not yet, that it is there" // the registry follows
 	}
 	return p
 }
@@ -271,38 +260,14 @@ func (q *Queen) loaded(w core.Worker) core.Worker {
 	return w
 }
 
-// failed avoids a worker that could not be reached or died under a request until the next report of
-// its hive still lists this very start of it. A hive reports a process that has ended at once, so
-// what it still lists is alive.
-func (q *Queen) failed(w core.Worker) {
-	key := instanceOf(&w)
-	if now, ok := q.registry().Worker(nil, w.Hive, w.ID); !ok || instanceOf(&now) != key {
-		return // gone already, and with it the reason to avoid it
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if _, ok := q.suspects[key]; ok {
-		return
-	}
-	q.suspects[key] = "it failed a request a moment ago"
-	if p, ok := q.pulses[w.Hive]; ok && p.line != nil { // what its hive says of it is wanted now
-		p.line.hurry = true
-		p.line.wakeUp()
-	}
-	q.changedLocked()
-	q.log.Warn("worker failed a request, it is avoided until its hive confirms it", "worker", w.ID, "hive", w.Hive, "model", w.Model)
-}
-
 // signs returns what is known of a worker's life from the reports of its hive.
 func (q *Queen) signs(hive, id, nonce string) inference.Signs {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	p := q.pulses[hive]
-	if p == nil || p.report == nil {
+	seen := q.liveness.Hive(hive)
+	if seen.Report == nil {
 		return inference.Signs{} // nothing is known, nothing is held against it
 	}
-	since := time.Since(p.heard)
-	told := p.report.find(id, nonce)
+	since := time.Since(seen.Heard)
+	told := seen.Report.Find(id, nonce)
 	if told == nil {
 		return inference.Signs{Silence: since} // its end closes the connection
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/queen/liveness"
 	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/node"
 )
@@ -96,7 +97,7 @@ func TestPickServing(t *testing.T) {
 		// A worker that failed a request is avoided until its hive confirms it.
 		h.change(func(h *fakeHive) { h.workers[0].Load.Active = 0 })
 		h.mustBeat()
-		c.q.failed(w1)
+		c.q.liveness.Fail(w1)
 		must.Eq(t, []string{"w2"}, c.mustPick("m"))
 		h.mustBeat()
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
@@ -104,9 +105,9 @@ func TestPickServing(t *testing.T) {
 		// News of an earlier start of the worker mean nothing.
 		h.change(func(h *fakeHive) { h.workers[0].Nonce = "second start" })
 		h.mustBeat()
-		c.q.failed(w1)
+		c.q.liveness.Fail(w1)
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
-		must.MapLen(t, 0, c.q.suspects)
+		must.Eq(t, 0, c.q.liveness.Failed())
 	})
 }
 
@@ -330,7 +331,7 @@ func TestStartOnTheRightHive(t *testing.T) {
 		h2.addModel("m")
 		h3.addModel("m")
 		h3.mustBeat()
-		time.Sleep(BeatInterval + SuspectGrace + time.Second)
+		time.Sleep(liveness.ReportInterval + liveness.SuspectGrace + time.Second)
 		h1.keepBeating()
 		h2.keepBeating()
 		must.Eq(t, []string{"w1"}, c.mustPick("m"))
@@ -351,7 +352,7 @@ func TestPickWaitsForSuspects(t *testing.T) {
 		after time.Duration // at the latest
 	}{
 		{"confirmed", func(h *fakeHive) { h.mustBeat() }, "a", 0, 501 * time.Millisecond},
-		{"dead", func(h *fakeHive) { h.removeWorker("a"); h.mustBeat() }, "w1", 1, 1501*time.Millisecond + writeInterval},
+		{"dead", func(h *fakeHive) { h.removeWorker("a"); h.mustBeat() }, "w1", 1, 1501*time.Millisecond + 5*time.Millisecond},
 		{"no word of it", func(*fakeHive) {}, "w1", 1, suspectPatience + 1001*time.Millisecond},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -366,7 +367,7 @@ func TestPickWaitsForSuspects(t *testing.T) {
 				h.mustBeat()
 				other.keepBeating()
 				start := time.Now()
-				c.q.failed(a)
+				c.q.liveness.Fail(a)
 				var wg sync.WaitGroup
 				defer wg.Wait()
 				wg.Go(func() {
@@ -379,7 +380,7 @@ func TestPickWaitsForSuspects(t *testing.T) {
 				if tc.name != "no word of it" {
 					wg.Wait()
 					other.mustBeat()
-					must.MapLen(t, 0, c.q.suspects) // nothing is kept of workers that are gone
+					must.Eq(t, 0, c.q.liveness.Failed()) // nothing is kept of workers that are gone
 				}
 			})
 		})
@@ -602,7 +603,7 @@ func TestRouteBusy(t *testing.T) {
 		_, err = route()
 		_, ok := errors.AsType[*inference.Busy](err)
 		must.True(t, ok)
-		must.MapLen(t, 0, c.q.suspects)
+		must.Eq(t, 0, c.q.liveness.Failed())
 		time.Sleep(time.Second)
 		lease, err = route()
 		must.NoError(t, err)
@@ -652,13 +653,13 @@ func TestRouteAvoidsSilentWorker(t *testing.T) {
 		must.Eq(t, inference.Signs{Progress: true, Stalled: time.Second}, lease.Signs())
 		lease.Release(inference.Outcome{})
 
-		h.change(func(h *fakeHive) { h.workers[0].Load.Silence = core.Duration(SilentWorker) })
+		h.change(func(h *fakeHive) { h.workers[0].Load.Silence = core.Duration(liveness.SilentWorker) })
 		h.mustBeat()
 		must.Eq(t, []string{"b"}, c.mustPick("m"))
-		must.Eq(t, inference.Signs{Progress: true, Stalled: time.Second, Silence: SilentWorker}, lease.Signs())
+		must.Eq(t, inference.Signs{Progress: true, Stalled: time.Second, Silence: liveness.SilentWorker}, lease.Signs())
 		got, err := c.q.Worker(t.Context(), a.ID)
 		must.NoError(t, err)
-		must.Eq(t, SilentWorker, time.Since(got.Load.At), must.Sprint("when the worker was seen, not its hive"))
+		must.Eq(t, liveness.SilentWorker, time.Since(got.Load.At), must.Sprint("when the worker was seen, not its hive"))
 		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m"})
 		must.NoError(t, err)
 		must.StrContains(t, lease.Refused[0].Reason, "has not told its state for 3s")
@@ -682,11 +683,55 @@ func TestNoStartOnUnlinkedHive(t *testing.T) {
 			{ID: "w", Hive: "h2", Type: "cpu", Model: "m", Slots: 1, State: core.WorkerReady, Nonce: "n"},
 		}))
 		must.NoError(t, err)
-		time.Sleep(LinkGrace - 3*time.Second) // the leader has not given it up yet, which this queen may not be
-		c.q.since = c.q.since.Add(-LinkGrace)
+		time.Sleep(liveness.LinkGrace - time.Second)
+		c.q.liveness.TakeOver() // a leader that has just taken over does not give it up yet
+		time.Sleep(2 * time.Second)
 		_, err = c.q.Route(t.Context(), inference.Query{Model: "m"})
 		must.Error(t, err)
 		must.Eq(t, 0, far.submits.Load(), must.Sprint(err))
-		must.StrContains(t, err.Error(), noLine)
+		must.StrContains(t, err.Error(), liveness.NoLink)
+	})
+}
+
+// Hives that drain get neither requests nor workers, and are no reason to wait.
+func TestDrainingHive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		h1, h2 := c.newHive("h1"), c.newHive("h2")
+		h1.addModel("m")
+		h1.addModel("n")
+		h1.addWorker("a", "m", core.WorkerReady)
+		h1.addWorker("n1", "n", core.WorkerReady)
+		h2.addModel("m")
+		h2.addWorker("b", "m", core.WorkerReady)
+		h1.keepBeating()
+		h2.keepBeating()
+		must.Eq(t, []string{"a", "b"}, c.mustPick("m"))
+		_, err := c.node.Apply(t.Context(), fsm.SetHiveDraining("h1", true))
+		must.NoError(t, err)
+		must.Eq(t, []string{"b"}, c.mustPick("m"))
+		must.Eq(t, []string{"w1"}, c.mustPick("n")) // started on the other hive
+		must.Eq(t, 0, h1.submits.Load())
+		must.Eq(t, 1, h2.submits.Load())
+		// What the hive reports does not undo it.
+		time.Sleep(5 * time.Second)
+		must.True(t, c.q.registry.View().PeekHive(nil, "h1").Draining)
+		_, err = c.node.Apply(t.Context(), fsm.SetHiveDraining("h1", false))
+		must.NoError(t, err)
+		must.Eq(t, []string{"a", "b"}, c.mustPick("m"))
+		must.Eq(t, []string{"n1", "w1"}, c.mustPick("n"))
+
+		// Where all drain nothing is started, and nobody waits.
+		for _, id := range []string{"h1", "h2"} {
+			_, err = c.node.Apply(t.Context(), fsm.SetHiveDraining(id, true))
+			must.NoError(t, err)
+		}
+		began := time.Now()
+		_, err = c.pick("m")
+		mustFail(t, err, core.Unavailable, "name-h1 drains", "name-h2 drains")
+		must.Eq(t, 0, time.Since(began))
+		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
+		mustFail(t, err, core.Unavailable, "name-h1 drains")
 	})
 }

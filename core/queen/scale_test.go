@@ -31,6 +31,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/simhive"
+	"github.com/rbee-project/rbee/core/queen/liveness"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/wire"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
@@ -152,16 +154,16 @@ type scaleHives struct {
 const hivesPerConn = 100
 
 func (h *scaleHives) request(i int) *queenv1.LinkRequest {
-	s := newSimHive(fmt.Sprintf("h%05d", i), 0)
+	s := simhive.New(fmt.Sprintf("h%05d", i), 0)
 	for j := range 4 {
-		s.workers = append(s.workers, core.Worker{
+		s.Workers = append(s.Workers, core.Worker{
 			ID: fmt.Sprintf("w-%05d-%d", i, j), Type: "cpu", Version: "0.1.0-llama.cpp-0.5.0", Model: scaleModel((i*4 + j) % len(h.known)),
 			ModelDigest: "sha256:" + strings.Repeat("0", 64), Device: "cpu", Slots: 4, ContextTokens: 4096, State: core.WorkerReady,
 			Nonce: fmt.Sprintf("%032d-%d", i, j),
 		})
 	}
-	s.hive.Incarnation += h.starts
-	return &queenv1.LinkRequest{Hive: wire.HiveToProto(s.hive), Workers: wire.All(s.workers, wire.WorkerToProto)}
+	s.Hive.Incarnation += h.starts
+	return &queenv1.LinkRequest{Hive: wire.HiveToProto(s.Hive), Workers: wire.All(s.Workers, wire.WorkerToProto)}
 }
 
 func scaleModel(n int) string { return fmt.Sprintf("library/model-%d-instruct-q4_k_m", n) }
@@ -435,36 +437,35 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		defer wg.Wait()
 		defer cancel()
 		within(t, 10*time.Second, "one queen leads", q.leads)
+		var links []*liveness.Link
 		plain := &scaleHives{known: make([]atomic.Bool, size)}
 		for i := range size {
-			r, err := reportOf(plain.request(i), time.Now())
+			r, err := liveness.ReportOf(plain.request(i), time.Now())
 			must.NoError(t, err)
-			l, err := q.openLine(ctx, r.hive)
+			l, err := q.liveness.Open(ctx, r.Hive)
 			must.NoError(t, err)
-			must.NoError(t, q.take(l, 1, r, false))
+			must.NoError(t, l.Take(1, r, false))
+			links = append(links, l)
 		}
 		within(t, time.Minute, "all are registered", func() bool {
 			ready := 0
-			q.registry().EachHive(nil, func(*core.Hive) bool { ready++; return true })
+			q.registry.View().EachHive(nil, func(*core.Hive) bool { ready++; return true })
 			return ready == size
 		})
 		for i := range size { // the second report shares the registry's memory
-			r, err := reportOf(plain.request(i), time.Now())
+			r, err := liveness.ReportOf(plain.request(i), time.Now())
 			must.NoError(t, err)
-			q.mu.Lock()
-			l := q.pulses[r.hive.ID].line
-			q.mu.Unlock()
-			must.NoError(t, q.take(l, 2, r, false))
+			must.NoError(t, links[i].Take(2, r, false))
 		}
 		must.NoError(t, n.Snapshot(ctx)) // the log is on disk elsewhere
 		runtime.GC()
 		runtime.ReadMemStats(&after)
-		row("memory of one queen for it: registry, pulses, log in memory", fmt.Sprintf("%d MiB", (int64(after.HeapAlloc)-int64(before.HeapAlloc))>>20)) //nolint:gosec // small
+		row("memory of one queen for it: registry, reports, log in memory", fmt.Sprintf("%d MiB", (int64(after.HeapAlloc)-int64(before.HeapAlloc))>>20)) //nolint:gosec // small
 
 		snapshot := func(i int) string { return scaleModel(rand.IntN(size)) }
 		found := 0
 		median, top := p99(200_000, func(i int) {
-			q.registry().EachRoute(nil, snapshot(i), func(*core.Worker, *core.Hive) bool { found++; return true })
+			q.registry.View().EachRoute(nil, snapshot(i), func(*core.Worker, *core.Hive) bool { found++; return true })
 		})
 		must.Eq(t, 4*200_000, found)
 		row("registry: workers of a model and their hives, of 4 each", fmt.Sprintf("p50 %s, p99 %s", median, top))
@@ -490,16 +491,20 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	}
 	within(t, 2*time.Minute, "all hives are registered", registered)
 	row("all hives at once: until each has heard that it is registered", time.Since(began).Round(time.Millisecond).String())
-	lines := func() int {
+	links := func() int {
 		least := size
 		for _, q := range s.queens {
-			q.mu.Lock()
-			least = min(least, q.lines)
-			q.mu.Unlock()
+			linked := 0
+			for i := range size {
+				if q.liveness.Hive(fmt.Sprintf("h%05d", i)).Linked {
+					linked++
+				}
+			}
+			least = min(least, linked)
 		}
 		return least
 	}
-	within(t, 2*time.Minute, "all lines stand", func() bool { return lines() == size })
+	within(t, 2*time.Minute, "all links stand", func() bool { return links() == size })
 	time.Sleep(10 * time.Second) // what was told an early, short interval has reported again by now
 
 	load := func(name string, d time.Duration) {
@@ -528,16 +533,14 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	h.spacing.Store(int64(5 * time.Second))
 	// A sleeping hive learns of it when it wakes: give it a new line.
 	for _, q := range s.queens {
-		q.mu.Lock()
-		for _, p := range q.pulses {
-			if p.line != nil {
-				p.line.endLocked(core.Errorf(core.Unavailable, "again"))
-			}
+		for i := range size { // a newer link ends the older one
+			l, err := q.liveness.Open(t.Context(), core.Hive{ID: fmt.Sprintf("h%05d", i), Incarnation: 1})
+			must.NoError(t, err)
+			l.Close()
 		}
-		q.mu.Unlock()
 	}
 	time.Sleep(10 * time.Second)
-	within(t, 2*time.Minute, "all lines stand", func() bool { return lines() == size })
+	within(t, 2*time.Minute, "all links stand", func() bool { return links() == size })
 	load("load of every hive changes all the time", 30*time.Second)
 	h.spacing.Store(0)
 	runtime.GC()
@@ -558,15 +561,15 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	stopHives = h.start(t, s.addresses)
 	within(t, 30*time.Second, "a leader", func() bool { return s.leader() != nil })
 	row("all hives started as well: until there is a leader", time.Since(began).Round(time.Millisecond).String())
-	within(t, 2*time.Minute, "all lines stand", func() bool { return lines() == size })
+	within(t, 2*time.Minute, "all links stand", func() bool { return links() == size })
 	row("until every hive has its lines again", time.Since(began).Round(time.Millisecond).String())
 	within(t, 2*time.Minute, "all hives are registered", registered)
 	row("until every hive has heard that it is registered", time.Since(began).Round(time.Millisecond).String())
 	// Where all of this has less than the processor time of one queen, a few hives need more than
-	// LinkGrace to find the new leader.
+	// liveness.LinkGrace to find the new leader.
 	within(t, time.Minute, "no hive is down", func() bool {
 		down := 0
-		s.mustLeader().registry().EachHive(nil, func(x *core.Hive) bool {
+		s.mustLeader().registry.View().EachHive(nil, func(x *core.Hive) bool {
 			if x.Status == core.HiveDown {
 				down++
 			}

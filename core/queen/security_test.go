@@ -306,7 +306,7 @@ func TestJoin(t *testing.T) {
 		must.NoError(t, err)
 		must.True(t, id.Has(core.RoleQueen))
 		must.Eq(t, "bbbbbbbb", id.Node().ID)
-		n, ok := s.q.registry().Node(nil, "bbbbbbbb")
+		n, ok := s.q.registry.View().Node(nil, "bbbbbbbb")
 		must.True(t, ok)
 		must.Eq(t, id.Node().KeyHash, n.KeyHash)
 
@@ -396,7 +396,7 @@ func TestRevokedNodeAndLeaving(t *testing.T) {
 		n, err := s.q.RevokeNode(t.Context(), "BETA")
 		must.NoError(t, err)
 		must.True(t, n.Revoked)
-		must.True(t, s.q.registry().Revoked(nil, "bbbbbbbb"))
+		must.True(t, s.q.registry.View().Revoked(nil, "bbbbbbbb"))
 		s.eventually("the view tells of it", func() bool { return slices.Contains(s.q.clusterView(watchSet{}).GetRevoked(), "bbbbbbbb") })
 		_, err = s.tryJoin(newMachine(t, "bbbbbbbb", "beta2", s.joinToken(), "hive"))
 		mustFail(t, err, core.Conflict)
@@ -405,9 +405,9 @@ func TestRevokedNodeAndLeaving(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, "cccccccc", left.ID)
 		must.Eq(t, []string{"cccccccc"}, s.left)
-		must.False(t, s.q.registry().Revoked(nil, "cccccccc")) // it still speaks
+		must.False(t, s.q.registry.View().Revoked(nil, "cccccccc")) // it still speaks
 		time.Sleep(2 * leaveGrace)
-		must.True(t, s.q.registry().Revoked(nil, "cccccccc"))
+		must.True(t, s.q.registry.View().Revoked(nil, "cccccccc"))
 
 		// The only voting queen stays.
 		_, err = s.q.RevokeNode(t.Context(), "nobody")
@@ -445,7 +445,7 @@ func TestRenew(t *testing.T) {
 		must.NoError(t, err)
 		beta := func() core.Node {
 			t.Helper()
-			n, ok := s.q.registry().Node(nil, "bbbbbbbb")
+			n, ok := s.q.registry.View().Node(nil, "bbbbbbbb")
 			must.True(t, ok)
 			return n
 		}
@@ -625,7 +625,7 @@ func TestJoinTakesTheRolesOfItsToken(t *testing.T) {
 			resp, err := s.tryJoin(m)
 			must.NoError(t, err)
 			must.Eq(t, slices.Contains(tt.want, core.RoleQueen), len(resp.GetSealKey()) > 0)
-			n, _ := s.q.registry().Node(nil, id)
+			n, _ := s.q.registry.View().Node(nil, id)
 			must.Eq(t, tt.want, n.Roles)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/queen/liveness"
 	"github.com/rbee-project/rbee/core/sched"
 	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/state"
@@ -99,14 +100,14 @@ func (q *Queen) startJob(ctx context.Context, m knownModel) (core.Job, error) {
 func (q *Queen) claimStart(ctx context.Context, m knownModel) (core.Job, error) {
 	live, refused := q.liveHives()
 	live = slices.DeleteFunc(live, func(h core.Hive) bool {
-		if q.linkedTo(h.ID) {
+		if q.liveness.Hive(h.ID).LinkedSoon() {
 			return false
 		}
 		// This queen could not send a request there: the next request would start another worker.
-		refused = append(refused, sched.Refusal{Name: h.Name, Reason: noLine})
+		refused = append(refused, sched.Refusal{Name: h.Name, Reason: liveness.NoLink})
 		return true
 	})
-	last, _ := q.registry().Start(nil, m.id)
+	last, _ := q.registry.View().Start(nil, m.id)
 	if isLive := slices.ContainsFunc(live, func(h core.Hive) bool { return h.ID == last.Hive }); isLive && !last.Registered {
 		j, err := q.submitStart(ctx, m, last)
 		ended := time.Since(j.EndedAt)
@@ -150,11 +151,11 @@ func (q *Queen) submitStart(ctx context.Context, m knownModel, s state.Start) (c
 // can use; empty: there is none.
 func (q *Queen) servedAs(m knownModel) string {
 	draining := map[string]bool{}
-	for _, h := range q.registry().Hives(nil) {
+	for _, h := range q.registry.View().Hives(nil) {
 		draining[h.ID] = h.Draining
 	}
 	for _, name := range m.names() {
-		for _, w := range q.registry().WorkersOfModel(nil, name) {
+		for _, w := range q.registry.View().WorkersOfModel(nil, name) {
 			if p := q.prospect(&w); p.Suspect == "" && !draining[w.Hive] && (w.State == core.WorkerReady || w.State == core.WorkerLoading) {
 				return name
 			}
@@ -209,7 +210,7 @@ func (q *Queen) registered(ctx context.Context, w core.Worker) error {
 	until := time.Now().Add(registrationPatience)
 	for {
 		ws := watchSet{}
-		if now, ok := q.registry().Worker(ws, w.Hive, w.ID); ok && now.State != core.WorkerLoading {
+		if now, ok := q.registry.View().Worker(ws, w.Hive, w.ID); ok && now.State != core.WorkerLoading {
 			return nil
 		}
 		if err := waitUntil(ctx, ws, until); err == nil {

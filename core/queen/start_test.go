@@ -14,8 +14,10 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/simhive"
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/queen/liveness"
 )
 
 // swarmOfQueens are three queens with hives that report to some of them, in a bubble.
@@ -25,12 +27,12 @@ type swarmOfQueens struct {
 	jobs    *cluster // holds the hives' gRPC services
 
 	mu    sync.Mutex // guards below
-	hives map[string]*simHive
+	hives map[string]*simhive.Hive
 	lines map[string][]*member // the queens that a hive reports to
 }
 
 func newSwarmOfQueens(t *testing.T) *swarmOfQueens {
-	s := &swarmOfQueens{t: t, jobs: &cluster{t: t, hives: map[string]*fakeHive{}}, hives: map[string]*simHive{}, lines: map[string][]*member{}}
+	s := &swarmOfQueens{t: t, jobs: &cluster{t: t, hives: map[string]*fakeHive{}}, hives: map[string]*simhive.Hive{}, lines: map[string][]*member{}}
 	s.members = newQueens(t, 3, func(o *Options) {
 		o.HiveConn = func(hive string) (grpc.ClientConnInterface, error) {
 			s.jobs.mu.Lock()
@@ -52,29 +54,29 @@ func (s *swarmOfQueens) add(id, model string, queens ...*member) *fakeHive {
 	h.addModel(model)
 	s.t.Cleanup(h.close)
 	s.mu.Lock()
-	s.hives[id], s.lines[id] = newSimHive(id, 0), queens
+	s.hives[id], s.lines[id] = simhive.New(id, 0), queens
 	s.mu.Unlock()
 	h.run = func(_ context.Context, r core.Request, _ *job.Run) (any, error) {
 		w := core.Worker{ID: fmt.Sprintf("w%d", h.ran.Load()), Hive: id, Type: "cpu", Model: r.Model, Slots: 4, State: core.WorkerLoading, Nonce: fmt.Sprint(id, h.ran.Load())}
-		s.tell(id, func(sim *simHive) { sim.workers = append(sim.workers, w) })
+		s.tell(id, func(sim *simhive.Hive) { sim.Workers = append(sim.Workers, w) })
 		time.Sleep(time.Second)
 		w.State = core.WorkerReady
-		s.tell(id, func(sim *simHive) {
-			sim.workers[slices.IndexFunc(sim.workers, func(x core.Worker) bool { return x.ID == w.ID })] = w
+		s.tell(id, func(sim *simhive.Hive) {
+			sim.Workers[slices.IndexFunc(sim.Workers, func(x core.Worker) bool { return x.ID == w.ID })] = w
 		})
 		return core.SpawnResult{Worker: w}, nil
 	}
-	s.tell(id, func(*simHive) {})
+	s.tell(id, func(*simhive.Hive) {})
 	return h
 }
 
 // tell changes a hive and has it report.
-func (s *swarmOfQueens) tell(id string, change func(*simHive)) {
+func (s *swarmOfQueens) tell(id string, change func(*simhive.Hive)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change(s.hives[id])
 	for _, m := range s.lines[id] {
-		_, _ = s.hives[id].tell(s.t, m.q) // a killed queen hears nothing
+		_, _ = s.hives[id].Tell(s.t, m.q.liveness) // a killed queen hears nothing
 	}
 }
 
@@ -84,12 +86,12 @@ func (s *swarmOfQueens) beat() {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for ctx.Err() == nil {
-			time.Sleep(BeatInterval)
+			time.Sleep(liveness.ReportInterval)
 			s.mu.Lock()
 			ids := slices.Sorted(maps.Keys(s.hives))
 			s.mu.Unlock()
 			for _, id := range ids {
-				s.tell(id, func(*simHive) {})
+				s.tell(id, func(*simhive.Hive) {})
 			}
 		}
 	})
@@ -131,16 +133,16 @@ func TestStartOnceAtThreeQueens(t *testing.T) {
 			})
 		}
 		s.beat()
-		time.Sleep(BeatInterval)
+		time.Sleep(liveness.ReportInterval)
 		s.routeAll(s.members, "m", "alias-m", "copy", "alias-copy")
 		must.Eq(t, 1, ran(h0, h1))
 		s.routeAll(s.members, "copy", "m")
 		must.Eq(t, 1, ran(h0, h1))
 
 		for _, id := range []string{"h0", "h1"} {
-			s.tell(id, func(sim *simHive) { sim.workers = nil })
+			s.tell(id, func(sim *simhive.Hive) { sim.Workers = nil })
 		}
-		time.Sleep(BeatInterval)
+		time.Sleep(liveness.ReportInterval)
 		s.routeAll(s.members, "copy", "alias-m")
 		must.Eq(t, 2, ran(h0, h1))
 	})
@@ -154,7 +156,7 @@ func TestStartSurvivesItsQueen(t *testing.T) {
 		s := newSwarmOfQueens(t)
 		h0, h1 := s.add("h0", "m", s.members...), s.add("h1", "m", s.members...)
 		s.beat()
-		time.Sleep(BeatInterval)
+		time.Sleep(liveness.ReportInterval)
 		leader := leaderOf(t, s.members)
 		others := slices.DeleteFunc(slices.Clone(s.members), func(m *member) bool { return m == leader })
 		deciding := make(chan struct{})
@@ -192,17 +194,17 @@ func TestStartWhereTheQueenReaches(t *testing.T) {
 		far := s.members[slices.IndexFunc(s.members, func(m *member) bool { return m != near })]
 		h0 := s.add("h0", "m", near)
 		s.beat()
-		time.Sleep(LinkGrace + BeatInterval)
+		time.Sleep(liveness.LinkGrace + liveness.ReportInterval)
 		for range 3 {
 			_, err := pick(t.Context(), far.q, inference.Query{Model: "m"})
-			must.StrContains(t, fmt.Sprint(err), noLine)
+			must.StrContains(t, fmt.Sprint(err), liveness.NoLink)
 		}
 		must.Eq(t, 0, ran(h0))
 		s.routeAll([]*member{near}, "m")
 		must.Eq(t, 1, ran(h0))
 
 		h1 := s.add("h1", "m", s.members...)
-		time.Sleep(BeatInterval)
+		time.Sleep(liveness.ReportInterval)
 		for range 2 {
 			s.routeAll(s.members, "m")
 		}

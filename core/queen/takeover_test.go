@@ -12,6 +12,8 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/coretest/simhive"
+	"github.com/rbee-project/rbee/core/queen/liveness"
 	"github.com/rbee-project/rbee/raft/node"
 )
 
@@ -112,16 +114,16 @@ func TestTakeOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		members := newQueens(t, 3)
-		var hives []*simHive
+		var hives []*simhive.Hive
 		for i := range 10 {
-			hives = append(hives, newSimHive(fmt.Sprintf("h%d", i), 2))
+			hives = append(hives, simhive.New(fmt.Sprintf("h%d", i), 2))
 		}
 		first := leaderOf(t, members)
 		living := members
-		tellAll := func(hives []*simHive) {
+		tellAll := func(hives []*simhive.Hive) {
 			for _, h := range hives {
 				for _, m := range living {
-					h.mustTell(t, m.q)
+					h.MustTell(t, m.q.liveness)
 				}
 			}
 		}
@@ -129,7 +131,7 @@ func TestTakeOver(t *testing.T) {
 		time.Sleep(time.Second)
 		tellAll(hives)
 		for _, m := range members {
-			must.Len(t, 20, m.q.registry().Workers(nil))
+			must.Len(t, 20, m.q.registry.View().Workers(nil))
 			must.Len(t, 10, m.q.ready("m0"))
 		}
 		index := first.node.AppliedIndex()
@@ -145,11 +147,11 @@ func TestTakeOver(t *testing.T) {
 		}
 		dead, rest := hives[9], hives[:9]
 		for _, m := range living {
-			dead.hangUp(m.q)
+			dead.HangUp(m.q.liveness)
 		}
-		hives[0].workers = hives[0].workers[1:]
+		hives[0].Workers = hives[0].Workers[1:]
 		for _, h := range rest {
-			h.workers[0].Load.Active = 3
+			h.Workers[0].Load.Active = 3
 		}
 		tellAll(rest)
 		for _, m := range living {
@@ -167,27 +169,27 @@ func TestTakeOver(t *testing.T) {
 		time.Sleep(300 * time.Millisecond) // followers hear of it with the next sign of the leader
 		for _, m := range living {
 			must.Eq(t, index, m.node.AppliedIndex())
-			must.Len(t, 1, m.q.registry().WorkersOfHive(nil, "h0"))
+			must.Len(t, 1, m.q.registry.View().WorkersOfHive(nil, "h0"))
 		}
 		// Who reported while nobody led is told now that it is registered.
 		for _, h := range rest {
-			resp, err := second.q.answer(h.lines[second.q].line)
+			resp, err := h.Link(second.q.liveness).Answer()
 			must.NoError(t, err)
-			must.True(t, resp.GetRegistered(), must.Sprint(h.hive.ID))
+			must.True(t, resp.GetRegistered(), must.Sprint(h.Hive.ID))
 		}
 
 		// The lost hive has its time to find the new leader.
-		for time.Since(led) < LinkGrace-200*time.Millisecond {
+		for time.Since(led) < liveness.LinkGrace-200*time.Millisecond {
 			tellAll(rest)
 			time.Sleep(100 * time.Millisecond)
-			must.Eq(t, core.HiveReady, second.q.registry().PeekHive(nil, "h9").Status)
+			must.Eq(t, core.HiveReady, second.q.registry.View().PeekHive(nil, "h9").Status)
 		}
-		for time.Since(led) < LinkGrace+200*time.Millisecond {
+		for time.Since(led) < liveness.LinkGrace+200*time.Millisecond {
 			tellAll(rest)
 			time.Sleep(100 * time.Millisecond)
 		}
 		for _, m := range living {
-			must.Eq(t, core.HiveDown, m.q.registry().PeekHive(nil, "h9").Status)
+			must.Eq(t, core.HiveDown, m.q.registry.View().PeekHive(nil, "h9").Status)
 		}
 		for range 60 {
 			tellAll(rest)
@@ -208,11 +210,11 @@ func TestMinorityRoutesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		members := newQueens(t, 3)
 		leader := leaderOf(t, members)
-		a, b := newSimHive("a", 1), newSimHive("b", 1)
+		a, b := simhive.New("a", 1), simhive.New("b", 1)
 		for range 3 {
 			for _, m := range members {
-				a.mustTell(t, m.q)
-				b.mustTell(t, m.q)
+				a.MustTell(t, m.q.liveness)
+				b.MustTell(t, m.q.liveness)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -229,16 +231,26 @@ func TestMinorityRoutesOn(t *testing.T) {
 		index := cut.node.AppliedIndex()
 		for second := range 30 {
 			for _, m := range members {
-				a.mustTell(t, m.q)
+				a.MustTell(t, m.q.liveness)
 				if second < 10 {
-					b.mustTell(t, m.q)
+					b.MustTell(t, m.q.liveness)
 				}
 			}
 			time.Sleep(time.Second)
 		}
 		must.Eq(t, index, cut.node.AppliedIndex())
 		must.Len(t, 1, cut.q.ready("m0")) // a; b is suspect here
-		must.Eq(t, core.HiveReady, cut.q.registry().PeekHive(nil, "b").Status)
-		must.Eq(t, core.HiveDown, leaderOf(t, members).q.registry().PeekHive(nil, "b").Status)
+		must.Eq(t, core.HiveReady, cut.q.registry.View().PeekHive(nil, "b").Status)
+		must.Eq(t, core.HiveDown, leaderOf(t, members).q.registry.View().PeekHive(nil, "b").Status)
 	})
+}
+
+// fakePinger answers as the test says.
+type fakePinger func(ctx context.Context, hive string) error
+
+func (f fakePinger) Ping(ctx context.Context, hive string) error { return f(ctx, hive) }
+
+func noSign(ctx context.Context, _ string) error {
+	<-ctx.Done()
+	return ctx.Err()
 }

@@ -31,7 +31,7 @@ func (q *Queen) Tokens(context.Context) ([]core.Token, error) {
 	if q.opts.Membership == nil {
 		return nil, errAlone()
 	}
-	return q.registry().Tokens(nil), nil
+	return q.registry.View().Tokens(nil), nil
 }
 
 // CreateToken makes a token. Its secret is in the answer and nowhere else. Errors: Invalid,
@@ -40,7 +40,7 @@ func (q *Queen) CreateToken(ctx context.Context, r core.TokenRequest) (core.NewT
 	if q.opts.Membership == nil {
 		return core.NewToken{}, errAlone()
 	}
-	s := q.registry()
+	s := q.registry.View()
 	c, err := clusterOf(s)
 	if err != nil {
 		return core.NewToken{}, err
@@ -140,7 +140,7 @@ func (q *Queen) RevokeToken(ctx context.Context, id string) (core.Token, error) 
 	if err := q.catchUp(ctx); err != nil {
 		return core.Token{}, err
 	}
-	t, err := tokenNamed(q.registry(), id)
+	t, err := tokenNamed(q.registry.View(), id)
 	if err != nil {
 		return core.Token{}, err
 	}
@@ -185,14 +185,14 @@ func clipped(s string) string {
 // a wall clock that jumps expires nothing.
 func (q *Queen) expireTokens(ctx context.Context) error {
 	deadlines := map[string]time.Time{}
-	before := q.registry().AppliedIndex()
+	before := q.registry.View().AppliedIndex()
 	timer := time.NewTimer(maxTokenTimeout)
 	defer timer.Stop()
 	for ctx.Err() == nil {
 		ws := watchSet{}
 		next := maxTokenTimeout
 		there := map[string]bool{}
-		for _, t := range q.registry().Tokens(ws) {
+		for _, t := range q.registry.View().Tokens(ws) {
 			ttl := time.Duration(t.TTL)
 			if t.UsedBy != "" {
 				ttl += usedTokenStays

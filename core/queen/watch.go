@@ -38,21 +38,13 @@ func waitUntil(ctx context.Context, ws watchSet, deadline time.Time) error {
 	return wait(ctx, ws)
 }
 
-// watch returns a channel that is closed at the next change of what requests wait for, beyond the
-// registry. Take it before reading what may change.
-func (q *Queen) watch() <-chan struct{} {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.changed
-}
-
 // watchView tells the hives what they must know of the cluster, now and whenever it changes, until
 // ctx ends.
 func (q *Queen) watchView(ctx context.Context) {
 	for ctx.Err() == nil {
 		ws := watchSet{}
 		if v := q.clusterView(ws); v != nil {
-			q.setView(v)
+			q.liveness.SetView(v)
 		}
 		_ = waitUntil(ctx, ws, time.Now().Add(viewInterval)) // the next turn sees what it was
 	}
@@ -64,12 +56,12 @@ func (q *Queen) watchDown(ctx context.Context, tell func(hive string)) {
 	told := map[string]bool{}
 	for ctx.Err() == nil {
 		ws, later := watchSet{}, false
-		for _, h := range q.registry().Hives(ws) {
+		for _, h := range q.registry.View().Hives(ws) {
 			switch {
 			case h.Status != core.HiveDown:
 				delete(told, h.ID)
 			case told[h.ID]:
-			case q.hears(h.ID):
+			case q.liveness.Hive(h.ID).Hears():
 				later = true
 			default:
 				told[h.ID] = true
@@ -84,17 +76,9 @@ func (q *Queen) watchDown(ctx context.Context, tell func(hive string)) {
 	}
 }
 
-// hears says whether a hive has a line to this queen and reports on it.
-func (q *Queen) hears(hive string) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	p, ok := q.pulses[hive]
-	return ok && p.line != nil && p.suspect == ""
-}
-
 // clusterView is what hives must know of the cluster; nil: there is none.
 func (q *Queen) clusterView(ws watchSet) *queenv1.ClusterView {
-	registry := q.registry()
+	registry := q.registry.View()
 	c, ok := registry.Cluster(ws)
 	if !ok || q.opts.Membership == nil {
 		return nil
@@ -116,9 +100,4 @@ func (q *Queen) clusterView(ws watchSet) *queenv1.ClusterView {
 		}
 	}
 	return v
-}
-
-func (q *Queen) changedLocked() {
-	close(q.changed)
-	q.changed = make(chan struct{})
 }

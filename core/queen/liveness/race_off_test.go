@@ -1,5 +1,5 @@
 //go:build !race
 
-package queen
+package liveness_test
 
 const raceDetector = false

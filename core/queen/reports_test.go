@@ -2,18 +2,15 @@ package queen
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/raft"
 	"github.com/shoenig/test/must"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/wire"
+	"github.com/rbee-project/rbee/core/queen/liveness"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
 )
@@ -40,7 +37,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 			h.addWorker(id+"-a", "m", core.WorkerReady)
 			h.addWorker(id+"-b", "m", core.WorkerReady)
 			hives = append(hives, h)
-			must.Eq(t, BeatInterval, h.mustBeat().GetNext().AsDuration())
+			must.Eq(t, liveness.ReportInterval, h.mustBeat().GetNext().AsDuration())
 		}
 		index := c.node.AppliedIndex()
 		for i := range 100 {
@@ -54,7 +51,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 				})
 				h.mustBeat()
 			}
-			time.Sleep(BeatInterval)
+			time.Sleep(liveness.ReportInterval)
 		}
 		must.Eq(t, index, c.node.AppliedIndex())
 
@@ -63,7 +60,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, 99, h.Devices[0].FreeBytes)
 		must.Eq(t, "reason 99", h.Unconfined)
-		must.Eq(t, time.Now().Add(-BeatInterval), h.LastBeat)
+		must.Eq(t, time.Now().Add(-liveness.ReportInterval), h.LastBeat)
 		w, err := c.q.Worker(t.Context(), "h1-b")
 		must.NoError(t, err)
 		must.Eq(t, 99, w.Load.Active)
@@ -133,7 +130,7 @@ func TestReportIsRefused(t *testing.T) {
 				tc.change(r)
 				_, err = l.await(t.Context(), l.send(r))
 				if id := r.GetHive().GetId(); second && id != "" && (id != "h1" || r.GetHive().GetIncarnation() != 7) {
-					mustFail(t, err, core.Invalid, "the line of hive h1, start 7, tells of") // and of no other
+					mustFail(t, err, core.Invalid, "the link of hive h1, start 7, tells of") // and of no other
 				} else {
 					mustFail(t, err, tc.kind, tc.says)
 				}
@@ -153,7 +150,7 @@ func TestSilentHive(t *testing.T) {
 		other.addWorker("w2", "other", core.WorkerReady)
 		stop := other.keepBeating()
 		h.mustBeat()
-		time.Sleep(2 * writeInterval)
+		time.Sleep(10 * time.Millisecond)
 		h.mustBeat()
 		status := func() core.HiveStatus {
 			got, err := c.q.Hive(t.Context(), "h1")
@@ -162,12 +159,12 @@ func TestSilentHive(t *testing.T) {
 		}
 		// A missed beat and the grace: suspect, in memory alone.
 		index := c.node.AppliedIndex()
-		time.Sleep(BeatInterval + SuspectGrace - time.Millisecond)
+		time.Sleep(liveness.ReportInterval + liveness.SuspectGrace - time.Millisecond)
 		must.Eq(t, core.HiveReady, status())
 		time.Sleep(2 * time.Millisecond)
 		must.Eq(t, core.HiveSuspect, status())
 		must.Eq(t, index, c.node.AppliedIndex())
-		ws := c.q.registry().WorkersOfModel(nil, "m")
+		ws := c.q.registry.View().WorkersOfModel(nil, "m")
 		must.Len(t, 1, ws)
 		must.Eq(t, "its hive is silent", c.q.prospect(&ws[0]).Suspect)
 
@@ -177,7 +174,7 @@ func TestSilentHive(t *testing.T) {
 		must.Eq(t, index, c.node.AppliedIndex())
 
 		// The TTL and its grace: down, and the workers gone.
-		time.Sleep(DownAlone - time.Millisecond)
+		time.Sleep(liveness.DownAlone - time.Millisecond)
 		must.Eq(t, core.HiveSuspect, status())
 		must.Len(t, 2, c.q.workers())
 		time.Sleep(2 * time.Millisecond)
@@ -186,10 +183,10 @@ func TestSilentHive(t *testing.T) {
 		must.Eq(t, index+1, c.node.AppliedIndex())
 		got, err := c.q.Hive(t.Context(), "h1")
 		must.NoError(t, err)
-		must.Eq(t, DownAlone+time.Millisecond, time.Since(got.LastBeat))
+		must.Eq(t, liveness.DownAlone+time.Millisecond, time.Since(got.LastBeat))
 
 		// It comes back whole.
-		time.Sleep(2 * writeInterval)
+		time.Sleep(10 * time.Millisecond)
 		h.mustBeat()
 		must.Eq(t, core.HiveReady, status())
 		must.Len(t, 2, c.q.workers())
@@ -197,16 +194,14 @@ func TestSilentHive(t *testing.T) {
 
 		// Down for long, it is forgotten, unless it came back meanwhile.
 		stop()
-		time.Sleep(ForgetAfter)
+		time.Sleep(liveness.ForgetAfter)
 		must.Len(t, 2, c.q.hives())
 		other.mustBeat()
-		time.Sleep(DownAlone + time.Second)
+		time.Sleep(liveness.DownAlone + time.Second)
 		_, err = c.q.Hive(t.Context(), "h1")
 		mustFail(t, err, core.NotFound)
 		must.Len(t, 1, c.q.hives())
-		c.q.mu.Lock()
-		defer c.q.mu.Unlock()
-		must.MapLen(t, 1, c.q.pulses)
+		must.Nil(t, c.q.liveness.Hive("h1").Report)
 	})
 }
 
@@ -232,10 +227,10 @@ func TestLinkGrace(t *testing.T) {
 			must.NoError(t, err)
 			return got.Status
 		}
-		time.Sleep(LinkGrace - time.Second)
+		time.Sleep(liveness.LinkGrace - time.Second)
 		must.Eq(t, core.HiveReady, status())
 		must.Eq(t, []string{"w1"}, c.mustPick("m"))
-		time.Sleep(time.Until(started.Add(LinkGrace + 100*time.Millisecond)))
+		time.Sleep(time.Until(started.Add(liveness.LinkGrace + 100*time.Millisecond)))
 		must.Eq(t, core.HiveDown, status())
 		must.Len(t, 0, c.q.workers())
 	})
@@ -249,7 +244,7 @@ func TestReportNotLeading(t *testing.T) {
 		h := c.newHive("h1")
 		h.addWorker("w1", "m", core.WorkerReady)
 		must.True(t, h.mustBeat().GetRegistered())
-		c.q.stepDown()
+		c.q.liveness.StepDown()
 		index := c.node.AppliedIndex()
 		h.change(func(h *fakeHive) {
 			h.workers[0].Load.Active = 3
@@ -263,7 +258,7 @@ func TestReportNotLeading(t *testing.T) {
 		must.Eq(t, index, c.node.AppliedIndex())
 
 		// When it leads again the pulse is there already: nobody has to report first.
-		c.q.takeOver()
+		c.q.liveness.TakeOver()
 		resp, err := h.line.await(t.Context(), h.line.seq)
 		must.NoError(t, err)
 		must.True(t, resp.GetRegistered())
@@ -271,77 +266,6 @@ func TestReportNotLeading(t *testing.T) {
 		w, err = c.q.Worker(t.Context(), "w1")
 		must.NoError(t, err)
 		must.Eq(t, 8, w.Slots)
-	})
-}
-
-func TestManyHivesReportLessOften(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, "")
-		var last time.Duration
-		for i := range 100 {
-			id := string(rune('a'+i%26)) + strings.Repeat("x", i/26)
-			l, err := c.q.openLine(t.Context(), core.Hive{ID: id})
-			must.NoError(t, err)
-			r, err := reportOf(&queenv1.LinkRequest{Hive: &queenv1.Hive{Id: id, Os: "linux", Arch: "amd64"}}, time.Now())
-			must.NoError(t, err)
-			must.NoError(t, c.q.take(l, 1, r, false))
-			resp, err := c.q.answer(l)
-			must.NoError(t, err)
-			last = resp.GetNext().AsDuration()
-			must.Eq(t, max(time.Second, time.Duration(i+1)*time.Second/50), last)
-		}
-		must.Eq(t, 2*time.Second, last)
-	})
-}
-
-// FuzzReport: no report makes the queen panic, and one that was accepted is, repeated, no news for
-// the registry.
-func FuzzReport(f *testing.F) {
-	for _, r := range []*queenv1.LinkRequest{
-		{},
-		{Hive: &queenv1.Hive{Id: "h", Name: "n", Incarnation: 1, WorkerTypes: []string{"b", "a", "b"}}},
-		{
-			Hive:    wire.HiveToProto(core.Hive{ID: "h", Devices: []core.Device{{ID: "cuda:0", Problem: "x\ny\x00"}, {ID: "cpu", TotalBytes: 5, FreeBytes: -1}}}),
-			Workers: []*queenv1.Worker{{Id: "w", Type: "cpu", State: "ready", Nonce: "n", Slots: 4, Load: &queenv1.Load{Active: 1}}, {Id: "a", Type: "cpu", State: "failed", Nonce: "m"}},
-		},
-		{Hive: &queenv1.Hive{Id: "h", Name: strings.Repeat("ä", 600)}},
-	} {
-		data, err := proto.Marshal(r)
-		must.NoError(f, err)
-		f.Add(data)
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var r queenv1.LinkRequest
-		if proto.Unmarshal(data, &r) != nil {
-			return
-		}
-		b, err := reportOf(&r, time.Unix(1, 0))
-		if err == nil {
-			err = b.check()
-		}
-		if err != nil {
-			must.NotEq(t, "", core.HintOf(err))
-			return
-		}
-		entry, err := fsm.Encode(fsm.SyncHive(b.hive, b.workers))
-		must.NoError(t, err)
-		m := fsm.New()
-		result, ok := m.Apply(&raft.Log{Index: 1, Data: entry}).(fsm.Result)
-		must.True(t, ok)
-		must.NoError(t, result.Err)
-		snapshot := m.State().Snapshot()
-		same, old := b.registered(snapshot)
-		must.True(t, same)
-		told := *b
-		told.workers = slices.Clone(b.workers)
-		b.share(snapshot, old)
-		must.Eq(t, told.hive.Devices, b.hive.Devices)
-		for i := range told.workers {
-			must.Eq(t, told.workers[i].Load, b.workers[i].Load)
-			must.Eq(t, told.workers[i].Load, b.find(told.workers[i].ID, told.workers[i].Nonce).Load)
-			must.Nil(t, b.find(told.workers[i].ID, "another start"))
-		}
 	})
 }
 
@@ -359,13 +283,13 @@ func TestHiveTakesWorkerID(t *testing.T) {
 		victim.mustBeat()
 		must.NoError(t, c.q.apply(t.Context(), "", fsm.SetHiveStatus("h1", core.HiveDown, 0)))
 		thief.keepBeating()
-		must.Len(t, 1, c.q.registry().Workers(nil))
+		must.Len(t, 1, c.q.registry.View().Workers(nil))
 		victim.keepBeating()
-		c.eventually("all workers are there", func() bool { return len(c.q.registry().Workers(nil)) == 3 })
+		c.eventually("all workers are there", func() bool { return len(c.q.registry.View().Workers(nil)) == 3 })
 		h, err := c.q.Hive(t.Context(), "h1")
 		must.NoError(t, err)
 		must.Eq(t, core.HiveReady, h.Status)
-		must.Len(t, 3, c.q.registry().WorkersOfModel(nil, "tiny")) // what requests are routed by
+		must.Len(t, 3, c.q.registry.View().WorkersOfModel(nil, "tiny")) // what requests are routed by
 
 		_, err = c.q.Worker(t.Context(), "w1")
 		mustFail(t, err, core.Conflict, "2 hives")
@@ -373,10 +297,10 @@ func TestHiveTakesWorkerID(t *testing.T) {
 		mustFail(t, err, core.Conflict, "2 hives")
 		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1", Hive: "h2"})
 		must.NoError(t, err)
-		kept, ok := c.q.registry().Worker(nil, "h1", "w1")
+		kept, ok := c.q.registry.View().Worker(nil, "h1", "w1")
 		must.True(t, ok)
 		must.Eq(t, core.WorkerReady, kept.State)
-		w, ok := c.q.registry().Worker(nil, "h2", "w1")
+		w, ok := c.q.registry.View().Worker(nil, "h2", "w1")
 		must.True(t, ok)
 		must.Eq(t, core.WorkerRetiring, w.State)
 	})

@@ -1,4 +1,4 @@
-package queen
+package liveness
 
 import (
 	"cmp"
@@ -14,18 +14,18 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// report is what a hive told of itself, in a normal form: lists sorted, texts fit for the registry.
-// It is constant once a pulse has it.
-type report struct {
-	at      time.Time // by Options.Now
-	hive    core.Hive
-	workers []core.Worker // by id
+// Report is what a hive told of itself, in a normal form: lists sorted, texts fit for the registry.
+// It is immutable once a link has taken it.
+type Report struct {
+	At      time.Time // by Options.Now
+	Hive    core.Hive
+	Workers []core.Worker // by id
 }
 
-// reportOf reads a report. Errors: Invalid.
-func reportOf(req *queenv1.LinkRequest, at time.Time) (*report, error) {
-	r := &report{at: at, hive: wire.HiveFromProto(req.GetHive())}
-	h := &r.hive
+// ReportOf reads a report. Errors: Invalid.
+func ReportOf(req *queenv1.LinkRequest, at time.Time) (*Report, error) {
+	r := &Report{At: at, Hive: wire.HiveFromProto(req.GetHive())}
+	h := &r.Hive
 	if h.ID == "" {
 		return nil, invalidReport("the hive id is empty")
 	}
@@ -40,7 +40,7 @@ func reportOf(req *queenv1.LinkRequest, at time.Time) (*report, error) {
 	slices.Sort(h.WorkerTypes)
 	h.WorkerTypes = slices.Compact(h.WorkerTypes)
 	nonces := make(map[string]bool, len(req.GetWorkers()))
-	r.workers = make([]core.Worker, 0, len(req.GetWorkers()))
+	r.Workers = make([]core.Worker, 0, len(req.GetWorkers()))
 	for _, p := range req.GetWorkers() {
 		w := wire.WorkerFromProto(p, h.ID, at)
 		if w.Nonce == "" || nonces[w.Nonce] {
@@ -52,9 +52,9 @@ func reportOf(req *queenv1.LinkRequest, at time.Time) (*report, error) {
 		}
 		bound(&w.Load)
 		w.Load.At = at.Add(-time.Duration(w.Load.Silence)) // when the worker was heard, not its hive
-		r.workers = append(r.workers, w)
+		r.Workers = append(r.Workers, w)
 	}
-	slices.SortFunc(r.workers, func(a, b core.Worker) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(r.Workers, func(a, b core.Worker) int { return cmp.Compare(a.ID, b.ID) })
 	return r, nil
 }
 
@@ -71,8 +71,8 @@ func bound(l *core.Load) {
 const maxRate = 1e9
 
 // check applies the same bounds as the log's. It is for what is not in the registry already.
-func (r *report) check() error {
-	if err := fsm.Validate(fsm.SyncHive(r.hive, r.workers)); err != nil {
+func (r *Report) check() error {
+	if err := fsm.Validate(fsm.SyncHive(r.Hive, r.Workers)); err != nil {
 		return core.WithHint(core.Prefix(err, "report"), "This is a defect of the hive's agent: please report it.")
 	}
 	return nil
@@ -97,15 +97,14 @@ func fit(s string) string {
 	return s
 }
 
-// registered tells whether the registry has what the report says: syncing it would change nothing.
-// It mirrors the state machine's rules. old is the registry's entry of the hive; nil: there is
-// none.
-func (r *report) registered(s *state.Snapshot) (same bool, old *core.Hive) {
-	old = s.PeekHive(nil, r.hive.ID)
+// registered reports whether the registry has what the report says: syncing it would change nothing.
+// It mirrors the state machine's rules. old is the registry's entry of the hive; nil: there is none.
+func (r *Report) registered(s *state.Snapshot) (same bool, old *core.Hive) {
+	old = s.PeekHive(nil, r.Hive.ID)
 	if old == nil {
 		return false, nil
 	}
-	h := &r.hive
+	h := &r.Hive
 	if h.Name != old.Name || h.Version != old.Version || h.OS != old.OS || h.Arch != old.Arch || h.Incarnation != old.Incarnation ||
 		h.Status != old.Status || h.RPCAddress != old.RPCAddress {
 		return false, old
@@ -119,11 +118,11 @@ func (r *report) registered(s *state.Snapshot) (same bool, old *core.Hive) {
 	}
 	i, same := 0, true
 	s.EachWorkerOfHive(nil, h.ID, func(w *core.Worker) bool {
-		same = i < len(r.workers) && sameWorker(r.workers[i], w)
+		same = i < len(r.Workers) && sameWorker(r.Workers[i], w)
 		i++
 		return same
 	})
-	return same && i == len(r.workers), old
+	return same && i == len(r.Workers), old
 }
 
 func sameWorker(told core.Worker, registered *core.Worker) bool {
@@ -137,36 +136,36 @@ func sameWorker(told core.Worker, registered *core.Worker) bool {
 
 // share lets a report that the registry has use the registry's memory: most of what hives say is
 // said again and again.
-func (r *report) share(s *state.Snapshot, old *core.Hive) {
-	free, unconfined := r.hive.Devices, r.hive.Unconfined
-	r.hive = *old
-	r.hive.Unconfined = unconfined
-	r.hive.Devices = slices.Clone(old.Devices)
-	for i := range r.hive.Devices {
-		r.hive.Devices[i].FreeBytes = free[i].FreeBytes
+func (r *Report) share(s *state.Snapshot, old *core.Hive) {
+	free, unconfined := r.Hive.Devices, r.Hive.Unconfined
+	r.Hive = *old
+	r.Hive.Unconfined = unconfined
+	r.Hive.Devices = slices.Clone(old.Devices)
+	for i := range r.Hive.Devices {
+		r.Hive.Devices[i].FreeBytes = free[i].FreeBytes
 	}
 	i := 0
 	s.EachWorkerOfHive(nil, old.ID, func(w *core.Worker) bool {
-		load := r.workers[i].Load
-		r.workers[i] = *w
-		r.workers[i].Load = load
+		load := r.Workers[i].Load
+		r.Workers[i] = *w
+		r.Workers[i].Load = load
 		i++
 		return true
 	})
 }
 
-// find gives what the report says of a worker; nil: nothing.
-func (r *report) find(id, nonce string) *core.Worker {
-	low, high := 0, len(r.workers)
+// Find returns what the report says of one start of a worker; nil: nothing.
+func (r *Report) Find(id, nonce string) *core.Worker {
+	low, high := 0, len(r.Workers)
 	for low < high {
-		if mid := (low + high) / 2; r.workers[mid].ID < id {
+		if mid := (low + high) / 2; r.Workers[mid].ID < id {
 			low = mid + 1
 		} else {
 			high = mid
 		}
 	}
-	if low == len(r.workers) || r.workers[low].ID != id || r.workers[low].Nonce != nonce {
+	if low == len(r.Workers) || r.Workers[low].ID != id || r.Workers[low].Nonce != nonce {
 		return nil
 	}
-	return &r.workers[low]
+	return &r.Workers[low]
 }

@@ -1,0 +1,156 @@
+package liveness_test
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/queen/liveness"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+// registry is a registry in memory: the state machine without raft.
+type registry struct {
+	mu      sync.Mutex // guards below
+	machine *fsm.FSM
+	index   uint64
+}
+
+func newRegistry() *registry { return &registry{machine: fsm.New()} }
+
+func (r *registry) View() *state.Snapshot { return r.machine.State().Snapshot() }
+
+func (r *registry) Replaced() <-chan struct{} { return r.machine.State().Abandoned() }
+
+func (r *registry) Write(_ context.Context, _ string, c *raftv1.Command) (fsm.Result, error) {
+	entry, err := fsm.Encode(c)
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.index++
+	result, ok := r.machine.Apply(&raft.Log{Index: r.index, Data: entry}).(fsm.Result)
+	if !ok {
+		return fsm.Result{}, core.Errorf(core.Internal, "no result")
+	}
+	return result, result.Err
+}
+
+// AppliedIndex returns how much was written.
+func (r *registry) AppliedIndex() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.index
+}
+
+// rig is the monitor of a queen that leads, in a bubble, until its end.
+type rig struct {
+	*liveness.Monitor
+	t        *testing.T
+	registry *registry
+}
+
+func newRig(t *testing.T, change ...func(*liveness.Options)) *rig {
+	t.Helper()
+	r := &rig{t: t, registry: newRegistry()}
+	o := liveness.Options{Registry: r.registry, ID: "q1", Logger: coretest.Logger(t)}
+	for _, f := range change {
+		f(&o)
+	}
+	r.Monitor = liveness.New(o)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { r.Run(ctx) })
+	wg.Go(func() { must.NoError(t, r.Lead(ctx)) })
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		r.Close()
+	})
+	r.eventually("it leads", r.Leads)
+	return r
+}
+
+// eventually waits in the bubble's time.
+func (r *rig) eventually(what string, ok func() bool) {
+	r.t.Helper()
+	for range 20_000 {
+		if ok() {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	r.t.Fatalf("not within 20 s: %s", what)
+}
+
+// registered waits until the registry has so many workers.
+func (r *rig) registered(workers int) {
+	r.t.Helper()
+	r.eventually("all are registered", func() bool { return len(r.workers()) == workers })
+}
+
+func (r *rig) workers() []core.Worker { return r.registry.View().Workers(nil) }
+
+// hives are those of the registry, with what is heard of them.
+func (r *rig) hives() []core.Hive {
+	hives := r.registry.View().Hives(nil)
+	for i := range hives {
+		r.Hive(hives[i].ID).AddTo(&hives[i])
+	}
+	return hives
+}
+
+func (r *rig) status(hive string) core.HiveStatus {
+	r.t.Helper()
+	hives := r.hives()
+	i := slices.IndexFunc(hives, func(h core.Hive) bool { return h.ID == hive })
+	must.NotEq(r.t, -1, i)
+	return hives[i].Status
+}
+
+// usable counts the workers of a model that get requests.
+func (r *rig) usable(model string) int {
+	n := 0
+	r.registry.View().EachRoute(nil, model, func(w *core.Worker, h *core.Hive) bool {
+		if why, _ := r.Hive(w.Hive).Avoid(w); why == "" && h != nil && h.Status != core.HiveDown {
+			n++
+		}
+		return true
+	})
+	return n
+}
+
+// pinger answers as the test says.
+type pinger func(ctx context.Context, hive string) error
+
+func (f pinger) Ping(ctx context.Context, hive string) error { return f(ctx, hive) }
+
+func noSign(ctx context.Context, _ string) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func withPinger(p pinger) func(*liveness.Options) {
+	return func(o *liveness.Options) { o.Pinger = p }
+}
+
+// mustFail checks that err has the kind, says something, and tells a person what to do next.
+func mustFail(t *testing.T, err error, kind core.Kind, parts ...string) {
+	t.Helper()
+	must.Error(t, err)
+	must.Eq(t, kind, core.KindOf(err), must.Sprint(err))
+	must.NotEq(t, "", core.HintOf(err), must.Sprintf("no hint: %v", err))
+	for _, p := range parts {
+		must.StrContains(t, err.Error()+" | "+core.HintOf(err), p)
+	}
+}

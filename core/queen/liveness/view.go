@@ -1,0 +1,140 @@
+package liveness
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// NoLink is why a hive is not used that other queens may use.
+const NoLink = "has no link to this queen"
+
+// View is what this queen knew of one hive at one moment. It is immutable.
+type View struct {
+	// Linked reports whether the hive has a link to this queen.
+	Linked bool
+	// Heard is when it last reported, by the monotonic clock; zero: not since this queen started.
+	Heard time.Time
+	// Suspect is why its workers are avoided; empty: they are not.
+	Suspect string
+	// Report is its last one; nil: none yet.
+	Report *Report
+
+	since  time.Time         // when this queen started
+	failed map[string]string // nonce of a worker → why it is avoided
+}
+
+// Hive returns what this queen knows of a hive. It takes no lock, and never returns nil.
+func (m *Monitor) Hive(id string) *View {
+	if v, ok := m.views.Load(id); ok {
+		if view, ok := v.(*View); ok {
+			return view
+		}
+	}
+	return m.unheard
+}
+
+// publishLocked replaces the View of a hive by what is known of it now.
+func (m *Monitor) publishLocked(id string) {
+	v := &View{since: m.unheard.since}
+	for at, why := range m.suspects { // few
+		if at.hive == id {
+			if v.failed == nil {
+				v.failed = map[string]string{}
+			}
+			v.failed[at.nonce] = why
+		}
+	}
+	p, ok := m.peers[id]
+	if !ok && v.failed == nil {
+		m.views.Delete(id)
+		return
+	}
+	if ok {
+		v.Linked, v.Heard, v.Suspect, v.Report = p.link != nil, p.heard, p.suspect, p.report
+	}
+	m.views.Store(id, v)
+}
+
+// Fail avoids a worker that could not be reached, or was lost with a request, until the next report
+// of its hive still lists this very start of it. A hive reports a process that has ended at once:
+// what it still lists is alive.
+func (m *Monitor) Fail(w core.Worker) {
+	key := instance{w.Hive, w.Nonce}
+	if now, ok := m.opts.Registry.View().Worker(nil, w.Hive, w.ID); !ok || now.Nonce != w.Nonce {
+		return // gone already, and with it the reason to avoid it
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.suspects[key]; ok {
+		return
+	}
+	m.suspects[key] = "it failed a request a moment ago"
+	if p, ok := m.peers[w.Hive]; ok && p.link != nil { // its hive shall report now
+		p.link.hurry = true
+		p.link.wakeUp()
+	}
+	m.publishLocked(w.Hive)
+	m.changedLocked()
+	m.log.Warn("worker failed a request, it is avoided until its hive confirms it", "worker", w.ID, "hive", w.Hive, "model", w.Model)
+}
+
+// Failed returns how many workers are avoided because they failed a request.
+func (m *Monitor) Failed() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.suspects)
+}
+
+// LinkedSoon reports whether the hive reports to this queen, or may be about to.
+func (v *View) LinkedSoon() bool { return v.Report != nil || time.Since(v.since) <= LinkGrace }
+
+// Hears reports whether the hive has a link to this queen and reports on it.
+func (v *View) Hears() bool { return v.Linked && v.Suspect == "" }
+
+// Avoid returns why this queen gives a worker of the hive no request; empty: nothing speaks against
+// it. load is what the hive last said of the worker.
+func (v *View) Avoid(w *core.Worker) (why string, load core.Load) {
+	why = v.failed[w.Nonce]
+	switch {
+	case why != "":
+	case v.Suspect != "":
+		why = v.Suspect
+	case !v.LinkedSoon():
+		why = "its hive " + NoLink
+	}
+	if v.Report == nil {
+		return why, core.Load{}
+	}
+	told := v.Report.Find(w.ID, w.Nonce)
+	switch {
+	case told == nil && why == "":
+		return "its hive says no longer, or not yet, that it is there", core.Load{} // the registry follows
+	case told == nil:
+		return why, core.Load{}
+	}
+	if silence := time.Duration(told.Load.Silence); silence >= SilentWorker && why == "" {
+		why = fmt.Sprintf("it has not told its state for %s", silence.Round(time.Second))
+	}
+	return why, told.Load
+}
+
+// AddTo adds to a hive of the registry what this queen has heard of it.
+func (v *View) AddTo(h *core.Hive) {
+	if v.Suspect != "" && h.Status == core.HiveReady {
+		h.Status = core.HiveSuspect
+	}
+	if v.Report == nil {
+		return
+	}
+	h.LastBeat = v.Report.At
+	h.Unconfined = v.Report.Hive.Unconfined
+	for i := range h.Devices {
+		d := &h.Devices[i]
+		if at := slices.IndexFunc(v.Report.Hive.Devices, func(told core.Device) bool { return told.ID == d.ID }); at >= 0 {
+			d.FreeBytes = v.Report.Hive.Devices[at].FreeBytes
+		}
+	}
+}

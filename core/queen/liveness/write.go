@@ -1,0 +1,285 @@
+package liveness
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+const (
+	// writeInterval is between two writes that follow from reports or silence: 200 entries of the
+	// log each second at most.
+	writeInterval = 5 * time.Millisecond
+	// retryWrite is the pause after a write that failed.
+	retryWrite = 50 * time.Millisecond
+)
+
+// Lead does the leader's duties, from TakeOver to StepDown, until ctx ends. Call it when the registry holds everything that was
+// committed before.
+func (m *Monitor) Lead(ctx context.Context) error {
+	m.TakeOver()
+	defer m.StepDown()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pinging := make(chan struct{})
+	go func() {
+		defer close(pinging)
+		if m.opts.Pinger != nil {
+			m.pingSilent(ctx)
+		}
+	}()
+	m.write(ctx)
+	cancel()
+	<-pinging
+	return nil
+}
+
+// dirtyLocked queues the last report of a hive for writing.
+func (m *Monitor) dirtyLocked(p *peer) {
+	if p.dirty {
+		return
+	}
+	p.dirty = true
+	m.dirty = append(m.dirty, p)
+	wake(m.wake)
+}
+
+// goneLocked queues a hive for being written as down, or removed.
+func (m *Monitor) goneLocked(p *peer, forget bool) {
+	p.forget = forget
+	if p.gone {
+		return
+	}
+	p.gone = true
+	m.gone = append(m.gone, p)
+	wake(m.wake)
+}
+
+// write writes what reports and silence change, in batches, until ctx ends. Nothing else writes it:
+// of two writes for one hive the later is the newer.
+func (m *Monitor) write(ctx context.Context) {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select { // the first of several writes waits for nothing
+		case <-pause.C:
+		case <-ctx.Done():
+			return
+		}
+		restored := m.opts.Registry.Replaced()
+		wait := writeInterval
+		switch batch, gone := m.nextWrite(); {
+		case len(batch) > 0:
+			if !m.writeReports(ctx, batch) {
+				wait = retryWrite
+			}
+		case gone != nil:
+			if !m.giveUp(ctx, gone) {
+				wait = retryWrite
+			}
+		default:
+			select {
+			case <-m.wake:
+				wait = 0
+			case <-restored:
+				m.TakeOver() // the registry is another one
+				wait = 0
+			case <-ctx.Done():
+				return
+			}
+		}
+		pause.Reset(wait)
+	}
+}
+
+// pending is a report that is being written.
+type pending struct {
+	peer   *peer
+	report *Report
+	ownIDs bool // another hive has a worker with an id of this report
+}
+
+func (b pending) state() fsm.HiveState {
+	return fsm.HiveState{Hive: b.report.Hive, Workers: b.report.Workers, OwnIDs: b.ownIDs}
+}
+
+// sharesIDs reports whether another hive has a worker with an id of this report. The ids are
+// random, so that one of the two hives copied it; neither can keep the other out by that.
+func (r *Report) sharesIDs(registry *state.Snapshot) bool {
+	return slices.ContainsFunc(r.Workers, func(w core.Worker) bool {
+		return slices.ContainsFunc(registry.WorkersWithID(nil, w.ID), func(other core.Worker) bool { return other.Hive != r.Hive.ID })
+	})
+}
+
+// nextWrite takes out what is to be written next: reports first, as they are of the living.
+func (m *Monitor) nextWrite() ([]pending, *peer) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if batch := m.nextReportsLocked(); len(batch) > 0 {
+		return batch, nil
+	}
+	for len(m.gone) > 0 {
+		p := m.gone[0]
+		m.gone = m.gone[1:]
+		p.gone = false
+		if m.peers[p.id] == p && (p.link == nil || p.suspect != "") {
+			p.writing = true
+			return nil, p
+		}
+	}
+	return nil, nil
+}
+
+func (m *Monitor) nextReportsLocked() []pending {
+	registry := m.opts.Registry.View()
+	var batch []pending
+	states := make([]fsm.HiveState, 0, min(len(m.dirty), fsm.MaxHivesPerCommand))
+	rest := m.dirty
+	for len(rest) > 0 && len(batch) < fsm.MaxHivesPerCommand {
+		p := rest[0]
+		rest = rest[1:]
+		p.dirty = false
+		switch same, old := p.report.registered(registry); {
+		case same:
+			p.registeredLocked()
+			continue
+		case p.link == nil && old != nil && old.Status == core.HiveDown:
+			continue // it is older than what is known since
+		}
+		p.writing = true
+		batch = append(batch, pending{p, p.report, p.report.sharesIDs(registry)})
+		states = append(states, batch[len(batch)-1].state())
+	}
+	if fits := fsm.FitSyncHives(states); fits < len(batch) {
+		for _, b := range batch[fits:] {
+			b.peer.writing, b.peer.dirty = false, true
+			rest = append(rest, b.peer)
+		}
+		batch = batch[:fits]
+	}
+	m.dirty = rest
+	if len(m.dirty) == 0 {
+		m.dirty = nil // lets go of the array
+	}
+	return batch
+}
+
+// writeReports writes reports in one entry of the log, and reports whether that worked, whatever
+// became of each of them.
+func (m *Monitor) writeReports(ctx context.Context, batch []pending) bool {
+	var errs []error
+	var err error
+	if len(batch) == 1 {
+		h := batch[0].report.Hive
+		_, err = m.opts.Registry.Write(ctx, "report "+h.ID, fsm.SyncHiveState(batch[0].state()))
+		errs = []error{err}
+		if k := core.KindOf(err); k == core.Conflict || k == core.Forbidden || k == core.Invalid {
+			err = nil // this one was refused: no other attempt will do better
+		}
+	} else {
+		states := make([]fsm.HiveState, 0, len(batch))
+		for _, b := range batch {
+			states = append(states, b.state())
+		}
+		var result fsm.Result
+		result, err = m.opts.Registry.Write(ctx, "", fsm.SyncHives(states))
+		errs = result.Errs
+		if err == nil && len(errs) != len(batch) {
+			err = core.Errorf(core.Internal, "write reports: %d hives were written, %d answers came", len(batch), len(errs))
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		m.log.Warn("cannot write what hives report, trying again", "hives", len(batch), "error", err)
+	}
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, b := range batch {
+		p := b.peer
+		p.writing = false
+		if m.peers[p.id] != p || !m.leading {
+			continue
+		}
+		switch {
+		case err != nil:
+			m.dirtyLocked(p)
+		case errs[i] != nil:
+			m.log.Error("what a hive reports is refused", "hive", p.id, "error", errs[i])
+			if p.link != nil {
+				p.link.endLocked(errs[i])
+			}
+		case p.report == b.report:
+			p.registeredLocked()
+			if m.confirmLocked(p.id, p.report, true) {
+				m.publishLocked(p.id)
+			}
+		default: // it has reported since
+			m.dirtyLocked(p)
+		}
+	}
+	return err == nil
+}
+
+// registeredLocked tells the hive that the registry has its last report.
+func (p *peer) registeredLocked() {
+	if p.link != nil && p.link.registered != p.link.seq {
+		p.link.registered = p.link.seq
+		p.link.wakeUp()
+	}
+}
+
+// giveUp writes that a silent hive is down, or removes one that was down for long, and reports
+// whether that worked.
+func (m *Monitor) giveUp(ctx context.Context, p *peer) bool {
+	h := m.opts.Registry.View().PeekHive(nil, p.id)
+	m.mu.Lock()
+	forget := p.forget
+	m.mu.Unlock()
+	var err error
+	switch {
+	case h == nil:
+	case h.Status == core.HiveDown && !forget:
+	case h.Status == core.HiveDown:
+		_, err = m.opts.Registry.Write(ctx, "forget "+p.id, fsm.RemoveHive(p.id))
+	default:
+		_, err = m.opts.Registry.Write(ctx, "silent "+p.id, fsm.SetHiveStatus(p.id, core.HiveDown, h.Incarnation))
+	}
+	if err != nil && core.KindOf(err) != core.NotFound {
+		if ctx.Err() == nil {
+			m.log.Error("cannot write that a hive is gone, trying again", "hive", p.id, "error", err)
+		}
+	} else {
+		err = nil
+	}
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p.writing = false
+	if m.peers[p.id] != p || !m.leading {
+		return err == nil
+	}
+	delete(m.silent, p.id)
+	p.graceUntil = time.Time{}
+	m.changedLocked()
+	switch {
+	case p.link != nil && p.suspect == "": // it has reported meanwhile
+		m.dirtyLocked(p)
+	case err != nil:
+		m.goneLocked(p, forget)
+	case p.link == nil && (h == nil || forget && h.Status == core.HiveDown):
+		m.dropLocked(p)
+		m.log.Info("hive is forgotten", "hive", m.label(p.id))
+	default:
+		m.log.Warn("hive is down, its workers are gone", "hive", m.label(p.id))
+		if p.link != nil { // whatever hangs at its end shall open a new one when it lives
+			p.link.endLocked(core.Errorf(core.Unavailable, "hive %s was silent for too long", p.id))
+		}
+		p.forgetAt = time.Now().Add(ForgetAfter)
+		m.scheduleLocked(p)
+	}
+	return err == nil
+}
