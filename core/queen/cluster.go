@@ -83,8 +83,8 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 		}
 	}
 	for _, w := range s.Workers {
-		if p := q.prospect(&w); p.Suspect != "" {
-			problems = append(problems, fmt.Sprintf("worker %s is avoided: %s", w.ID, p.Suspect))
+		if why, _ := q.liveness.Hive(w.Hive).Avoid(&w); why != "" {
+			problems = append(problems, fmt.Sprintf("worker %s is avoided: %s", w.ID, why))
 		}
 		if w.State == core.WorkerFailed {
 			problems = append(problems, fmt.Sprintf("worker %s could not load %s", w.ID, w.Model))
@@ -369,4 +369,10 @@ func (q *Queen) Catalog(ctx context.Context, hive, text, kind string, limit int)
 	return askWithin(ctx, q, h.ID, searchTimeout, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
 		return searchCatalog(ctx, c, &hivev1.SearchCatalogRequest{Text: text, Kind: kind, Limit: int32(min(max(limit, 0), 1000))})
 	})
+}
+
+// loaded adds to a registered worker the load that this queen has heard of.
+func (q *Queen) loaded(w core.Worker) core.Worker {
+	_, w.Load = q.liveness.Hive(w.Hive).Avoid(&w)
+	return w
 }

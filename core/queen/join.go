@@ -89,7 +89,7 @@ func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*quee
 	}
 	q.log.Info("node joined", "node", n.ID, "name", n.Name, "roles", n.Roles, "address", n.RPCAddress, "token", t.ID)
 	resp := &queenv1.JoinResponse{
-		Cluster: c.ID, ClusterName: c.Name, CaCertificates: c.CACertificates, Certificate: certificate, View: q.clusterView(watchSet{}), RpcAddress: n.RPCAddress,
+		Cluster: c.ID, ClusterName: c.Name, CaCertificates: c.CACertificates, Certificate: certificate, View: q.clusterView(nil), RpcAddress: n.RPCAddress,
 	}
 	if n.Has(core.RoleQueen) {
 		resp.SealKey = q.opts.Membership.Identity.SealKey()

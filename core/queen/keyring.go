@@ -6,6 +6,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/state"
 )
@@ -15,7 +16,7 @@ const keyringRetry = time.Second
 
 // keyringDue reports whether a revoked node still knows the gossip keys: they are older than its
 // revocation. A node that left counts as revoked.
-func keyringDue(c core.Cluster, s *state.Snapshot, ws watchSet) bool {
+func keyringDue(c core.Cluster, s *state.Snapshot, ws registry.WatchSet) bool {
 	for _, n := range s.Nodes(ws) {
 		if n.Revoked && n.ModifyIndex > c.ModifyIndex {
 			return len(c.SealedGossipKeys) > 0
@@ -29,18 +30,18 @@ func keyringDue(c core.Cluster, s *state.Snapshot, ws watchSet) bool {
 // by the next one.
 func (q *Queen) keepKeyring(ctx context.Context) error {
 	for ctx.Err() == nil {
-		ws := watchSet{}
+		ws := registry.WatchSet{}
 		s := q.registry.View()
 		c, ok := s.Cluster(ws)
 		if !ok || !keyringDue(c, s, ws) {
-			_ = wait(ctx, ws)
+			_ = registry.Wait(ctx, ws)
 			continue
 		}
 		if err := q.replaceKeyring(ctx, c); err != nil && ctx.Err() == nil {
 			if core.KindOf(err) != core.Conflict { // somebody else changed the keys meanwhile
 				q.log.Error("cannot replace the gossip key that a revoked node knows, trying again", "error", err)
 			}
-			_ = waitUntil(ctx, watchSet{}, time.Now().Add(keyringRetry))
+			_ = registry.WaitUntil(ctx, registry.WatchSet{}, time.Now().Add(keyringRetry))
 		}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
@@ -52,7 +53,7 @@ func TestKeyringReplaced(t *testing.T) {
 		replaced("after a revocation by another leader")
 
 		// The keys that the hives are told are the new ones.
-		view := s.q.clusterView(watchSet{})
+		view := s.q.clusterView(registry.WatchSet{})
 		must.Len(t, 1, view.GetGossipKeys())
 		must.Eq(t, s.gossip.primary(), pki.KeyFingerprint(view.GetGossipKeys()[0]))
 	})

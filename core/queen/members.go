@@ -14,6 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
@@ -123,7 +124,7 @@ func (q *Queen) watchCluster(ctx context.Context) {
 	})
 	var version uint64
 	for ctx.Err() == nil {
-		ws := watchSet{}
+		ws := registry.WatchSet{}
 		s := q.registry.View()
 		s.Nodes(ws)
 		m.NodesChanged()
@@ -135,7 +136,7 @@ func (q *Queen) watchCluster(ctx context.Context) {
 				version = c.GossipVersion
 			}
 		}
-		_ = wait(ctx, ws)
+		_ = registry.Wait(ctx, ws)
 	}
 	wg.Wait()
 }

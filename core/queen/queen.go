@@ -14,8 +14,10 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/queen/router"
 	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/swarm"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
@@ -64,15 +66,14 @@ type Queen struct {
 	since    time.Time // when it was made, by the monotonic clock
 	registry *registry.Registry
 	liveness *liveness.Monitor
+	router   *router.Router
 	leaving  atomic.Bool                // this queen leaves the cluster for good
 	later    chan func(context.Context) // what Run does and waits for, beside its other work
 	tokens   tokenProofs
 	catching catchUps
 	board    *swarm.Board // which hive has which file; only while leading
 
-	mu        sync.Mutex // guards below
-	inFlight  map[instance]int
-	busyUntil map[instance]time.Time   // workers that said that they take no request now
+	mu        sync.Mutex               // guards below
 	aliases   map[string]alias         // learned from the hives' stores
 	starts    map[string]core.Job      // by model id: the worker_spawn that requests wait for
 	requests  requestMemory            // request ids → hives
@@ -103,8 +104,6 @@ func New(o Options) *Queen {
 		later:     make(chan func(context.Context)),
 		catching:  catchUps{turn: make(chan struct{}, 1)},
 		registry:  registry.New(o.Node),
-		inFlight:  map[instance]int{},
-		busyUntil: map[instance]time.Time{},
 		aliases:   map[string]alias{},
 		starts:    map[string]core.Job{},
 		locks:     map[string]chan struct{}{},
@@ -118,7 +117,13 @@ func New(o Options) *Queen {
 	q.liveness = liveness.New(liveness.Options{
 		Registry: q.registry, ID: o.ID, Logger: o.Logger, MinFSM: q.MinFSM, Pinger: o.Pinger, Suspected: o.Suspected, TermChanged: q.board.Clear, Now: o.Now,
 	})
+	q.router = router.New(router.Options{Registry: q.registry, Liveness: q.liveness, Starter: starter{q}, Rand: o.Rand})
 	return q
+}
+
+// Route implements inference.Router.
+func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, error) {
+	return q.router.Route(ctx, r)
 }
 
 // Register adds the services of a queen, for hives, other queens and machines that join, to a gRPC

@@ -166,7 +166,8 @@ func TestSilentHive(t *testing.T) {
 		must.Eq(t, index, c.node.AppliedIndex())
 		ws := c.q.registry.View().WorkersOfModel(nil, "m")
 		must.Len(t, 1, ws)
-		must.Eq(t, "its hive is silent", c.q.prospect(&ws[0]).Suspect)
+		why, _ := c.q.liveness.Hive("h1").Avoid(&ws[0])
+		must.Eq(t, "its hive is silent", why)
 
 		// A beat makes it as if nothing had been.
 		h.mustBeat()

@@ -12,12 +12,11 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/queen/router"
 	"github.com/rbee-project/rbee/raft/fsm"
-	"github.com/rbee-project/rbee/raft/node"
 )
 
 func (c *cluster) pick(model string) ([]core.Candidate, error) {
@@ -36,7 +35,7 @@ func pick(ctx context.Context, q *Queen, query inference.Query) ([]core.Candidat
 
 // ready returns the workers of exactly this model that can answer now, best first.
 func (q *Queen) ready(model string) []core.Candidate {
-	found, _, _ := q.candidates(nil, model, &inference.Query{})
+	found, _ := pick(context.Background(), q, inference.Query{Model: model, Other: true})
 	return found
 }
 
@@ -85,11 +84,13 @@ func TestPickServing(t *testing.T) {
 		// Requests that run count, until they end; reports count too.
 		w1, err := c.q.Worker(t.Context(), "w1")
 		must.NoError(t, err)
-		end := c.q.begin(instanceOf(&w1))
+		lease, err := c.q.Route(t.Context(), inference.Query{Model: "m"})
+		must.NoError(t, err)
+		must.Eq(t, "w1", lease.Worker.ID)
 		must.Eq(t, []string{"w2", "w1"}, c.mustPick("m"))
-		end()
+		lease.Release(inference.Outcome{})
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
-		must.MapLen(t, 0, c.q.inFlight)
+		must.Eq(t, 0, c.q.router.InFlight())
 		h.change(func(h *fakeHive) { h.workers[0].Load.Active = 1 })
 		h.mustBeat()
 		must.Eq(t, []string{"w2", "w1"}, c.mustPick("m"))
@@ -353,7 +354,7 @@ func TestPickWaitsForSuspects(t *testing.T) {
 	}{
 		{"confirmed", func(h *fakeHive) { h.mustBeat() }, "a", 0, 501 * time.Millisecond},
 		{"dead", func(h *fakeHive) { h.removeWorker("a"); h.mustBeat() }, "w1", 1, 1501*time.Millisecond + 5*time.Millisecond},
-		{"no word of it", func(*fakeHive) {}, "w1", 1, suspectPatience + 1001*time.Millisecond},
+		{"no word of it", func(*fakeHive) {}, "w1", 1, router.SuspectPatience + 1001*time.Millisecond},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -457,7 +458,7 @@ func TestPickGivesUp(t *testing.T) {
 		}
 		_, err := c.pick("m")
 		mustFail(t, err, core.Unavailable, "worker w1 failed to load")
-		must.Eq(t, maxStarts, h.ran.Load())
+		must.Eq(t, router.MaxStarts, h.ran.Load())
 
 		// Said to be started and never reported: an error too, and soon.
 		h.change(func(h *fakeHive) {
@@ -472,30 +473,6 @@ func TestPickGivesUp(t *testing.T) {
 		mustFail(t, err, core.Unavailable, "ghost")
 		must.LessEq(t, registrationPatience+time.Second, time.Since(start))
 	})
-}
-
-// BenchmarkRoute is the whole price of a choice among 4 workers of a model in a registry of 64.
-func BenchmarkRoute(b *testing.B) {
-	n, err := node.Open(node.Options{ID: "q1"})
-	must.NoError(b, err)
-	defer func() { must.NoError(b, n.Shutdown()) }()
-	coretest.Eventually(b, 5*time.Second, func() error { return n.Barrier(b.Context()) })
-	var workers []core.Worker
-	for i := range 64 {
-		workers = append(workers, core.Worker{
-			ID: fmt.Sprintf("w%d", i), Hive: "h1", Type: "cpu", Model: fmt.Sprintf("m%d", i%16), Slots: 4, State: core.WorkerReady, Nonce: fmt.Sprint(i),
-		})
-	}
-	_, err = n.Apply(b.Context(), fsm.SyncHive(core.Hive{ID: "h1", Incarnation: 1}, workers))
-	must.NoError(b, err)
-	q := New(Options{Node: n, ID: "q1"})
-	b.ReportAllocs()
-	for b.Loop() {
-		found, err := pick(b.Context(), q, inference.Query{Model: "m3"})
-		if err != nil || len(found) != 4 {
-			b.Fatal(len(found), err)
-		}
-	}
 }
 
 // Who cannot answer, and why, is told beside those that can.
@@ -514,15 +491,15 @@ func TestRouteTellsRefusals(t *testing.T) {
 		must.Len(t, 1, lease.Ranked)
 		want := []core.RouteRefusal{{Worker: "b", Reason: "is retiring"}, {Worker: "c", Reason: "is still loading"}}
 		must.Eq(t, want, lease.Refused)
-		must.Eq(t, 1, c.q.inFlight[instanceOf(&a)])
+		must.Eq(t, 1, c.q.router.InFlight())
 		lease.Release(inference.Outcome{})
-		must.MapLen(t, 0, c.q.inFlight)
+		must.Eq(t, 0, c.q.router.InFlight())
 
 		// Another worker is not waited for, and the one that was tried is not chosen again.
 		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}, Other: true})
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.Eq(t, want, lease.Refused)
-		must.MapLen(t, 0, c.q.inFlight)
+		must.Eq(t, 0, c.q.router.InFlight())
 		h.addWorker("d", "m", core.WorkerReady)
 		h.mustBeat()
 		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}, Other: true})
@@ -563,7 +540,7 @@ func TestRouteByCapability(t *testing.T) {
 		tools.Other = true
 		_, err = c.q.Route(t.Context(), tools)
 		must.Eq(t, core.Unavailable, core.KindOf(err))
-		must.MapLen(t, 0, c.q.inFlight)
+		must.Eq(t, 0, c.q.router.InFlight())
 	})
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/token"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
@@ -397,7 +398,7 @@ func TestRevokedNodeAndLeaving(t *testing.T) {
 		must.NoError(t, err)
 		must.True(t, n.Revoked)
 		must.True(t, s.q.registry.View().Revoked(nil, "bbbbbbbb"))
-		s.eventually("the view tells of it", func() bool { return slices.Contains(s.q.clusterView(watchSet{}).GetRevoked(), "bbbbbbbb") })
+		s.eventually("the view tells of it", func() bool { return slices.Contains(s.q.clusterView(registry.WatchSet{}).GetRevoked(), "bbbbbbbb") })
 		_, err = s.tryJoin(newMachine(t, "bbbbbbbb", "beta2", s.joinToken(), "hive"))
 		mustFail(t, err, core.Conflict)
 

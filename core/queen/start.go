@@ -1,6 +1,7 @@
 package queen
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/queen/router"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/sched"
 	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/state"
@@ -25,6 +28,35 @@ const maxClaims = 4
 
 // errAlreadyThere says that there is nothing to start.
 var errAlreadyThere = errors.New("a worker is there already")
+
+// starter implements router.Starter.
+type starter struct{ q *Queen }
+
+func (s starter) Canonical(name string) string { return s.q.canonical(name) }
+
+func (s starter) Starting(model string) router.Start {
+	if !s.q.starting(model) {
+		return nil
+	}
+	return func(ctx context.Context, progress func(core.Progress)) (bool, error) {
+		return s.q.start(ctx, knownModel{id: model, argument: model}, progress)
+	}
+}
+
+// Resolve also remembers the name that it found.
+func (s starter) Resolve(ctx context.Context, name string) (string, router.Start, error) {
+	m, err := s.q.find(ctx, name)
+	if err != nil {
+		return "", nil, err
+	}
+	served := cmp.Or(s.q.servedAs(m), m.id)
+	if served != s.q.canonical(name) {
+		s.q.learnAlias(name, served)
+	}
+	return served, func(ctx context.Context, progress func(core.Progress)) (bool, error) {
+		return s.q.start(ctx, m, progress)
+	}, nil
+}
 
 // start has one worker with the model started and returns when it is in the registry, whatever its
 // state is then. All requests that wait for the same model follow one job. None of them owns it:
@@ -156,7 +188,7 @@ func (q *Queen) servedAs(m knownModel) string {
 	}
 	for _, name := range m.names() {
 		for _, w := range q.registry.View().WorkersOfModel(nil, name) {
-			if p := q.prospect(&w); p.Suspect == "" && !draining[w.Hive] && (w.State == core.WorkerReady || w.State == core.WorkerLoading) {
+			if why, _ := q.liveness.Hive(w.Hive).Avoid(&w); why == "" && !draining[w.Hive] && (w.State == core.WorkerReady || w.State == core.WorkerLoading) {
 				return name
 			}
 		}
@@ -209,11 +241,11 @@ func (q *Queen) follow(ctx context.Context, id string, progress func(core.Progre
 func (q *Queen) registered(ctx context.Context, w core.Worker) error {
 	until := time.Now().Add(registrationPatience)
 	for {
-		ws := watchSet{}
+		ws := registry.WatchSet{}
 		if now, ok := q.registry.View().Worker(ws, w.Hive, w.ID); ok && now.State != core.WorkerLoading {
 			return nil
 		}
-		if err := waitUntil(ctx, ws, until); err == nil {
+		if err := registry.WaitUntil(ctx, ws, until); err == nil {
 			continue
 		}
 		if ctx.Err() != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/token"
 	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/state"
@@ -189,7 +190,7 @@ func (q *Queen) expireTokens(ctx context.Context) error {
 	timer := time.NewTimer(maxTokenTimeout)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		ws := watchSet{}
+		ws := registry.WatchSet{}
 		next := maxTokenTimeout
 		there := map[string]bool{}
 		for _, t := range q.registry.View().Tokens(ws) {
@@ -225,7 +226,7 @@ func (q *Queen) expireTokens(ctx context.Context) error {
 			q.log.Info("token expired", "token", t.ID, "name", t.Name)
 		}
 		maps.DeleteFunc(deadlines, func(key string, _ time.Time) bool { return !there[key] })
-		_ = waitUntil(ctx, ws, time.Now().Add(next))
+		_ = registry.WaitUntil(ctx, ws, time.Now().Add(next))
 	}
 	return nil
 }

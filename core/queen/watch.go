@@ -2,10 +2,10 @@ package queen
 
 import (
 	"context"
-	"reflect"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/registry"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
@@ -13,40 +13,15 @@ import (
 // cluster.
 const viewInterval = time.Second
 
-// watchSet is what the registry's queries add their channels to: each is closed when the answer may
-// have changed. It is memdb's WatchSet by structure, so that this package need not know the
-// database.
-type watchSet = map[<-chan struct{}]struct{}
-
-// wait returns nil at the next change, or the error of ctx.
-func wait(ctx context.Context, ws watchSet) error {
-	cases := make([]reflect.SelectCase, 1, len(ws)+1)
-	cases[0] = reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())}
-	for ch := range ws {
-		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ch)})
-	}
-	if chosen, _, _ := reflect.Select(cases); chosen == 0 {
-		return core.FromContext(ctx)
-	}
-	return nil
-}
-
-// waitUntil is wait with a deadline.
-func waitUntil(ctx context.Context, ws watchSet, deadline time.Time) error {
-	ctx, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
-	return wait(ctx, ws)
-}
-
 // watchView tells the hives what they must know of the cluster, now and whenever it changes, until
 // ctx ends.
 func (q *Queen) watchView(ctx context.Context) {
 	for ctx.Err() == nil {
-		ws := watchSet{}
+		ws := registry.WatchSet{}
 		if v := q.clusterView(ws); v != nil {
 			q.liveness.SetView(v)
 		}
-		_ = waitUntil(ctx, ws, time.Now().Add(viewInterval)) // the next turn sees what it was
+		_ = registry.WaitUntil(ctx, ws, time.Now().Add(viewInterval)) // the next turn sees what it was
 	}
 }
 
@@ -55,7 +30,7 @@ func (q *Queen) watchView(ctx context.Context) {
 func (q *Queen) watchDown(ctx context.Context, tell func(hive string)) {
 	told := map[string]bool{}
 	for ctx.Err() == nil {
-		ws, later := watchSet{}, false
+		ws, later := registry.WatchSet{}, false
 		for _, h := range q.registry.View().Hives(ws) {
 			switch {
 			case h.Status != core.HiveDown:
@@ -69,15 +44,15 @@ func (q *Queen) watchDown(ctx context.Context, tell func(hive string)) {
 			}
 		}
 		if later {
-			_ = waitUntil(ctx, ws, time.Now().Add(viewInterval))
+			_ = registry.WaitUntil(ctx, ws, time.Now().Add(viewInterval))
 		} else {
-			_ = wait(ctx, ws)
+			_ = registry.Wait(ctx, ws)
 		}
 	}
 }
 
 // clusterView is what hives must know of the cluster; nil: there is none.
-func (q *Queen) clusterView(ws watchSet) *queenv1.ClusterView {
+func (q *Queen) clusterView(ws registry.WatchSet) *queenv1.ClusterView {
 	registry := q.registry.View()
 	c, ok := registry.Cluster(ws)
 	if !ok || q.opts.Membership == nil {

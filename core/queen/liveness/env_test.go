@@ -7,62 +7,24 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/raft"
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/coretest/memregistry"
 	"github.com/rbee-project/rbee/core/queen/liveness"
-	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
-	"github.com/rbee-project/rbee/raft/fsm"
-	"github.com/rbee-project/rbee/raft/state"
 )
-
-// registry is a registry in memory: the state machine without raft.
-type registry struct {
-	mu      sync.Mutex // guards below
-	machine *fsm.FSM
-	index   uint64
-}
-
-func newRegistry() *registry { return &registry{machine: fsm.New()} }
-
-func (r *registry) View() *state.Snapshot { return r.machine.State().Snapshot() }
-
-func (r *registry) Replaced() <-chan struct{} { return r.machine.State().Abandoned() }
-
-func (r *registry) Write(_ context.Context, _ string, c *raftv1.Command) (fsm.Result, error) {
-	entry, err := fsm.Encode(c)
-	if err != nil {
-		return fsm.Result{}, err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.index++
-	result, ok := r.machine.Apply(&raft.Log{Index: r.index, Data: entry}).(fsm.Result)
-	if !ok {
-		return fsm.Result{}, core.Errorf(core.Internal, "no result")
-	}
-	return result, result.Err
-}
-
-// AppliedIndex returns how much was written.
-func (r *registry) AppliedIndex() uint64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.index
-}
 
 // rig is the monitor of a queen that leads, in a bubble, until its end.
 type rig struct {
 	*liveness.Monitor
 	t        *testing.T
-	registry *registry
+	registry *memregistry.Registry
 }
 
 func newRig(t *testing.T, change ...func(*liveness.Options)) *rig {
 	t.Helper()
-	r := &rig{t: t, registry: newRegistry()}
+	r := &rig{t: t, registry: memregistry.New()}
 	o := liveness.Options{Registry: r.registry, ID: "q1", Logger: coretest.Logger(t)}
 	for _, f := range change {
 		f(&o)

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/memregistry"
 	"github.com/rbee-project/rbee/core/coretest/simhive"
 	"github.com/rbee-project/rbee/core/queen/liveness"
 	"github.com/rbee-project/rbee/core/wire"
@@ -61,7 +62,7 @@ func FuzzReport(f *testing.F) {
 			must.NotEq(t, "", core.HintOf(err))
 			return
 		}
-		registry := newRegistry()
+		registry := memregistry.New()
 		_, err = registry.Write(t.Context(), "", fsm.SyncHive(b.Hive, b.Workers))
 		must.NoError(t, err)
 		told := *b

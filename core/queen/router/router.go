@@ -1,27 +1,89 @@
-package queen
+// Package router chooses the worker that answers a request: out of what the registry and the reports
+// of hives say, and of the requests that this queen has sent.
+package router
 
 import (
 	"cmp"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/inference"
+	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/sched"
+	"github.com/rbee-project/rbee/raft/state"
 )
 
 const (
-	// suspectPatience is how long a request waits for the hive of the only, avoided, workers to
-	// confirm them or to tell that they are gone, before another worker is started. It covers a
-	// line that broke and the time until a hive is known to be down.
-	suspectPatience = 3 * time.Second
-	// maxStarts bounds how often one request has a worker started that is gone again before it can
+	// SuspectPatience bounds the wait for news of the only workers where all of them are avoided,
+	// before another one is started. It covers a link that broke and the time until a hive is known
+	// to be down.
+	SuspectPatience = 3 * time.Second
+	// MaxStarts bounds how often one request has a worker started that is gone again before it can
 	// be used.
-	maxStarts = 2
+	MaxStarts = 2
 )
+
+// Registry is the replicated registry, as far as a Router needs it.
+type Registry interface {
+	View() *state.Snapshot
+}
+
+// Liveness is what this queen hears of hives.
+type Liveness interface {
+	Hive(id string) *liveness.View
+	// Changed returns a channel that is closed when a View changed in a way that may matter.
+	Changed() <-chan struct{}
+	// Fail avoids a worker that failed a request until its hive confirms it.
+	Fail(w core.Worker)
+}
+
+// Start has a worker started, or follows a start under way, and returns once the worker is in the
+// registry. started is false where there was nothing to start.
+type Start func(ctx context.Context, progress func(core.Progress)) (started bool, err error)
+
+// Starter finds models that no worker serves, and has workers with them started.
+type Starter interface {
+	// Canonical returns the name that workers serve a model under, as far as that is known without
+	// asking a hive; otherwise the name itself.
+	Canonical(name string) string
+	// Starting returns how to follow the start of a worker with the model; nil: none is under way.
+	Starting(model string) Start
+	// Resolve finds a model by the name that a client uses. It returns the name that workers serve
+	// it under and how to start one. Errors: NotFound, Unavailable.
+	Resolve(ctx context.Context, name string) (served string, start Start, err error)
+}
+
+// Options say what a Router works with. All fields but Rand are required.
+type Options struct {
+	Registry Registry
+	Liveness Liveness
+	Starter  Starter
+	Rand     func(n int) int // a number in [0, n); nil: math/rand
+}
+
+// Router implements inference.Router.
+type Router struct {
+	opts Options
+
+	mu        sync.Mutex // guards below
+	inFlight  map[instance]int
+	busyUntil map[instance]time.Time // workers that said that they take no request now
+}
+
+// New returns a router that has sent no request.
+func New(o Options) *Router {
+	if o.Rand == nil {
+		o.Rand = rand.IntN
+	}
+	return &Router{opts: o, inFlight: map[instance]int{}, busyUntil: map[instance]time.Time{}}
+}
 
 // Route implements inference.Router. While a worker serves the model it reads this queen's replica
 // alone and asks nobody.
@@ -39,53 +101,53 @@ const (
 // Unavailable or TooLarge when no worker can be had, with the reason per hive; Overloaded when the
 // hive says so; Cancelled and DeadlineExceeded of ctx, and DeadlineExceeded after the query's
 // patience.
-func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, error) {
-	if r.Model == "" {
+func (r *Router) Route(ctx context.Context, q inference.Query) (inference.Lease, error) {
+	if q.Model == "" {
 		return inference.Lease{}, core.Errorf(core.Invalid, "the request names no model").Hint(`Set "model" to one of those that GET /v1/models lists.`)
 	}
-	found, refused, waitFor := q.candidates(nil, r.Model, &r)
+	found, refused, waitFor := r.candidates(nil, q.Model, &q)
 	if len(found) > 0 {
-		return q.lease(found, refused), nil // the case of nearly every request
+		return r.lease(found, refused), nil // the case of nearly every request
 	}
 	none := inference.Lease{Refused: refusals(refused)}
 	if lack := lacking(refused); lack != "" && waitFor == waitNothing {
-		return none, &inference.Unable{Model: r.Model, Need: lack}
+		return none, &inference.Unable{Model: q.Model, Need: lack}
 	}
 	if slices.ContainsFunc(refused, isBusy) {
-		return none, &inference.Busy{Model: r.Model}
+		return none, &inference.Busy{Model: q.Model}
 	}
-	if r.Other {
-		return none, core.Errorf(core.Unavailable, "no other worker with %s is ready: %s", r.Model, workerReasons(refused))
+	if q.Other {
+		return none, core.Errorf(core.Unavailable, "no other worker with %s is ready: %s", q.Model, workerReasons(refused))
 	}
-	if r.Patience > 0 {
-		limited, cancel := context.WithTimeout(ctx, r.Patience)
+	if q.Patience > 0 {
+		limited, cancel := context.WithTimeout(ctx, q.Patience)
 		defer cancel()
 		ctx = limited
 	}
-	progress := r.Progress
+	progress := q.Progress
 	if progress == nil {
 		progress = func(core.Progress) {}
 	}
 	progress(core.Progress{})
-	found, refused, err := q.await(ctx, r.Model, r.Needs, progress)
+	found, refused, err := r.await(ctx, q.Model, q.Needs, progress)
 	if err != nil {
 		return none, err
 	}
-	return q.lease(found, refused), nil
+	return r.lease(found, refused), nil
 }
 
-// lease counts a request at the first of the workers.
-func (q *Queen) lease(found []core.Candidate, refused []sched.Refusal) inference.Lease {
+// lease counts a request at the first of the workers until it is released.
+func (r *Router) lease(found []core.Candidate, refused []sched.Refusal) inference.Lease {
 	w := found[0].Worker
-	end := q.begin(instanceOf(&w))
-	signs := func() inference.Signs { return q.signs(w.Hive, w.ID, w.Nonce) }
+	end := r.begin(instanceOf(&w))
+	signs := func() inference.Signs { return r.signs(w.Hive, w.ID, w.Nonce) }
 	return inference.NewLease(found, refusals(refused), signs, func(o inference.Outcome) {
 		end()
 		if o.Busy > 0 {
-			q.busy(instanceOf(&w), o.Busy)
+			r.busy(instanceOf(&w), o.Busy)
 		}
 		if o.Failed {
-			q.liveness.Fail(w)
+			r.opts.Liveness.Fail(w)
 		}
 	})
 }
@@ -113,13 +175,14 @@ func refusals(refused []sched.Refusal) []core.RouteRefusal {
 	return why
 }
 
-// await waits until the model has workers that are ready, and has one started where it must.
-func (q *Queen) await(ctx context.Context, model string, needs []string, progress func(core.Progress)) ([]core.Candidate, []sched.Refusal, error) {
+// await waits until the model has workers that are ready, and has one started where none is on its
+// way.
+func (r *Router) await(ctx context.Context, model string, needs []string, progress func(core.Progress)) ([]core.Candidate, []sched.Refusal, error) {
 	id := model
 	var patientUntil time.Time // with avoided workers; zero: not waited for yet
 	for starts := 0; ; {
-		ws := watchSet{q.liveness.Changed(): {}}
-		found, refused, waitFor := q.candidates(ws, id, &inference.Query{Needs: needs})
+		ws := registry.WatchSet{r.opts.Liveness.Changed(): {}}
+		found, refused, waitFor := r.candidates(ws, id, &inference.Query{Needs: needs})
 		if len(found) > 0 {
 			return found, refused, nil
 		}
@@ -130,49 +193,49 @@ func (q *Queen) await(ctx context.Context, model string, needs []string, progres
 			return nil, nil, &inference.Unable{Model: id, Need: lack}
 		}
 		if id == model {
-			if canonical := q.canonical(id); canonical != id {
+			if canonical := r.opts.Starter.Canonical(id); canonical != id {
 				id = canonical
 				continue
 			}
 		}
 		switch {
-		case waitFor == waitLoading && q.starting(id):
-			// The job that loads it tells more than the registry.
-			if _, err := q.start(ctx, knownModel{id: id, argument: id}, progress); err != nil {
-				return nil, nil, err
-			}
-			continue
 		case waitFor == waitLoading:
+			if follow := r.opts.Starter.Starting(id); follow != nil {
+				// The job that loads it tells more than the registry.
+				if _, err := follow(ctx, progress); err != nil {
+					return nil, nil, err
+				}
+				continue
+			}
 			progress(core.Progress{Phase: "wait for a worker with " + id + " that is loading"})
-			if err := wait(ctx, ws); err != nil {
+			if err := registry.Wait(ctx, ws); err != nil {
 				return nil, nil, ctxError(ctx, refused)
 			}
 			continue
 		case waitFor == waitSuspect && (patientUntil.IsZero() || time.Now().Before(patientUntil)):
 			if patientUntil.IsZero() {
-				patientUntil = time.Now().Add(suspectPatience)
+				patientUntil = time.Now().Add(SuspectPatience)
 				progress(core.Progress{Phase: "wait for news of the workers with " + id})
 			}
-			_ = waitUntil(ctx, ws, patientUntil) // the next turn sees what it was
+			_ = registry.WaitUntil(ctx, ws, patientUntil) // the next turn sees what it was
 			if ctx.Err() != nil {
 				return nil, nil, ctxError(ctx, refused)
 			}
 			continue
 		}
-		m, err := q.find(ctx, model)
+		served, start, err := r.opts.Starter.Resolve(ctx, model)
 		if err != nil {
 			return nil, nil, err
 		}
-		if name := cmp.Or(q.servedAs(m), m.id); name != id {
-			q.learnAlias(model, name)
-			id = name
+		if served != id {
+			id = served
 			continue
 		}
-		if starts == maxStarts {
+		if starts == MaxStarts {
 			return nil, nil, core.Errorf(core.Unavailable, "workers with %s start but are gone again at once: %s", id, workerReasons(refused)).Hint(
 				"Look at the log of the hive, and try again.")
 		}
-		started, err := q.start(ctx, m, progress)
+		started, err := start(ctx, progress)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -191,20 +254,19 @@ const (
 	waitSuspect            // workers that are avoided and may come back
 )
 
-// candidates picks among the workers of exactly this model but those that the
-// query excludes. ws, unless it is nil,
-// collects the channels that are closed when the answer may change.
-func (q *Queen) candidates(ws watchSet, id string, query *inference.Query) ([]core.Candidate, []sched.Refusal, waitReason) {
+// candidates picks among the workers of exactly this model but those that the query excludes. ws,
+// unless it is nil, collects the channels that are closed when the answer may change.
+func (r *Router) candidates(ws registry.WatchSet, id string, query *inference.Query) ([]core.Candidate, []sched.Refusal, waitReason) {
 	wait := waitNothing
 	var few [8]sched.Prospect // most models have no more workers
 	prospects := few[:0]
-	registry := q.registry.View()
-	q.mu.Lock()
-	registry.EachRoute(ws, id, func(w *core.Worker, h *core.Hive) bool {
+	view := r.opts.Registry.View()
+	r.mu.Lock()
+	view.EachRoute(ws, id, func(w *core.Worker, h *core.Hive) bool {
 		if excluded(query, w) {
 			return true
 		}
-		p := q.prospectLocked(w)
+		p := r.prospectLocked(w)
 		switch {
 		case h == nil || h.Status == core.HiveDown:
 			p.Suspect = cmp.Or(p.Suspect, "its hive is down")
@@ -222,11 +284,11 @@ func (q *Queen) candidates(ws watchSet, id string, query *inference.Query) ([]co
 		prospects = append(prospects, p)
 		return true
 	})
-	q.mu.Unlock()
+	r.mu.Unlock()
 	if len(prospects) == 0 {
 		return nil, nil, waitNothing
 	}
-	found, refused := sched.PickWorker(id, prospects, q.opts.Rand)
+	found, refused := sched.PickWorker(id, prospects, r.opts.Rand)
 	return found, refused, wait
 }
 
@@ -235,34 +297,22 @@ func excluded(q *inference.Query, w *core.Worker) bool {
 		slices.ContainsFunc(q.Tried, func(t core.Worker) bool { return instanceOf(&t) == instanceOf(w) })
 }
 
-// prospect adds to a registered worker what this queen alone knows.
-func (q *Queen) prospect(w *core.Worker) sched.Prospect {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.prospectLocked(w)
-}
-
-func (q *Queen) prospectLocked(w *core.Worker) sched.Prospect {
+// prospectLocked adds to a registered worker what this queen alone knows.
+func (r *Router) prospectLocked(w *core.Worker) sched.Prospect {
 	p := sched.Prospect{Worker: w}
-	p.Suspect, p.Load = q.liveness.Hive(w.Hive).Avoid(w)
-	if len(q.inFlight) > 0 {
-		p.InFlight = q.inFlight[instanceOf(w)]
+	p.Suspect, p.Load = r.opts.Liveness.Hive(w.Hive).Avoid(w)
+	if len(r.inFlight) > 0 {
+		p.InFlight = r.inFlight[instanceOf(w)]
 	}
-	if until, ok := q.busyUntil[instanceOf(w)]; ok {
+	if until, ok := r.busyUntil[instanceOf(w)]; ok {
 		p.Busy = until.After(time.Now())
 	}
 	return p
 }
 
-// loaded adds to a registered worker the load that this queen has heard of.
-func (q *Queen) loaded(w core.Worker) core.Worker {
-	w.Load = q.prospect(&w).Load
-	return w
-}
-
 // signs returns what is known of a worker's life from the reports of its hive.
-func (q *Queen) signs(hive, id, nonce string) inference.Signs {
-	seen := q.liveness.Hive(hive)
+func (r *Router) signs(hive, id, nonce string) inference.Signs {
+	seen := r.opts.Liveness.Hive(hive)
 	if seen.Report == nil {
 		return inference.Signs{} // nothing is known, nothing is held against it
 	}
@@ -278,17 +328,17 @@ func (q *Queen) signs(hive, id, nonce string) inference.Signs {
 	return s
 }
 
-// busy notes that a worker takes no request for a while, by its own word.
-func (q *Queen) busy(w instance, d time.Duration) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+// busy gives a worker no request for a while, by its own word.
+func (r *Router) busy(w instance, d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	now := time.Now()
-	for n, until := range q.busyUntil { // few
+	for n, until := range r.busyUntil { // few
 		if !until.After(now) {
-			delete(q.busyUntil, n)
+			delete(r.busyUntil, n)
 		}
 	}
-	q.busyUntil[w] = now.Add(d)
+	r.busyUntil[w] = now.Add(d)
 }
 
 // instance tells one start of a worker from all others. The nonce alone would not: a hive can
@@ -298,20 +348,31 @@ type instance struct{ hive, nonce string }
 func instanceOf(w *core.Worker) instance { return instance{w.Hive, w.Nonce} }
 
 // begin counts a request that is sent to a worker until end is called, once.
-func (q *Queen) begin(w instance) (end func()) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.inFlight[w]++
+func (r *Router) begin(w instance) (end func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inFlight[w]++
 	return func() {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		if q.inFlight[w]--; q.inFlight[w] == 0 {
-			delete(q.inFlight, w)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.inFlight[w]--; r.inFlight[w] == 0 {
+			delete(r.inFlight, w)
 		}
 	}
 }
 
-// ctxError is the end of a caller's patience, with what it waited for.
+// InFlight returns how many requests this queen has sent to workers and not yet ended.
+func (r *Router) InFlight() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, of := range r.inFlight {
+		n += of
+	}
+	return n
+}
+
+// ctxError returns the end of a caller's patience, with what it waited for.
 func ctxError(ctx context.Context, refused []sched.Refusal) error {
 	err := ctx.Err()
 	if len(refused) > 0 {

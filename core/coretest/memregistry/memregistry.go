@@ -1,0 +1,54 @@
+// Package memregistry is a registry in memory: the state machine without raft.
+package memregistry
+
+import (
+	"context"
+	"sync"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/rbee-project/rbee/core"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+// Registry is a registry that applies what is written at once.
+type Registry struct {
+	machine *fsm.FSM
+
+	mu    sync.Mutex // guards below
+	index uint64
+}
+
+// New returns an empty registry.
+func New() *Registry { return &Registry{machine: fsm.New()} }
+
+// View returns the registry as it is now.
+func (r *Registry) View() *state.Snapshot { return r.machine.State().Snapshot() }
+
+// Replaced returns a channel that is never closed.
+func (r *Registry) Replaced() <-chan struct{} { return r.machine.State().Abandoned() }
+
+// Write applies a command.
+func (r *Registry) Write(_ context.Context, _ string, c *raftv1.Command) (fsm.Result, error) {
+	entry, err := fsm.Encode(c)
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.index++
+	result, ok := r.machine.Apply(&raft.Log{Index: r.index, Data: entry}).(fsm.Result)
+	if !ok {
+		return fsm.Result{}, core.Errorf(core.Internal, "the state machine returned no result")
+	}
+	return result, result.Err
+}
+
+// AppliedIndex returns how many commands were written.
+func (r *Registry) AppliedIndex() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.index
+}
