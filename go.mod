@@ -15,6 +15,7 @@ require (
 	github.com/hashicorp/raft-autopilot v0.3.0
 	github.com/hybridgroup/yzma v1.27.0
 	github.com/jupiterrider/ffi v0.7.0
+	github.com/klauspost/compress v1.20.4
 	github.com/oklog/ulid/v2 v2.1.2
 	github.com/openai/openai-go/v3 v3.96.0
 	github.com/prometheus/client_golang v1.25.0

@@ -377,11 +377,9 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		Hurry: p.opts.Hurry, MaxBodyBytes: int64(p.cfg.Queen.MaxBody), BodyMemory: int64(p.cfg.Queen.BodyMemory), MaxConns: p.places.public,
 		Inference: p.answers, Metrics: metrics, Cluster: p.queen, Jobs: p.queen, Reader: p.queen, Admin: p.queen, Version: p.opts.Version, Logger: p.log.Named("gateway"),
 	}
+	g.Hosts, g.Origins = slices.Concat(hostNames(cfg), cfg.HTTP.AllowHosts), cfg.HTTP.AllowOrigins
 	if p.net != nil {
 		g.Auth = p.queen
-		// The names in this machine's certificate: it may know itself by one of them at a loopback
-		// address.
-		g.Hosts = hostNames(cfg)
 		if host, _, err := net.SplitHostPort(identity.RPCAddress()); err == nil {
 			g.Hosts = append(g.Hosts, host)
 		}

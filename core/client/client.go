@@ -107,6 +107,9 @@ func (c *Client) Close() {
 	}
 }
 
+// Base returns the URL of the queen that is asked first, without a path.
+func (c *Client) Base() string { return c.queens[0] }
+
 // InClear lists the addresses without TLS that the token is sent to.
 func (c *Client) InClear() []string {
 	var list []string

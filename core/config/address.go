@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -155,6 +156,28 @@ func checkRetryJoin(c *Config) string {
 		}
 		if _, err := netip.ParseAddr(host); err != nil && (!isHostName(host) || numericHost(host)) {
 			return fmt.Sprintf("%q is neither an IP address nor a host name, with or without a port. Write it as \"10.0.0.1\", \"queens.example.org\" or \"10.0.0.1:%d\".", v, DefaultGossipPort)
+		}
+	}
+	return ""
+}
+
+func checkAllowOrigins(c *Config) string {
+	for _, v := range c.HTTP.AllowOrigins {
+		if v == "*" {
+			continue
+		}
+		u, err := url.Parse(v)
+		if err != nil || u.Scheme == "" || u.Host == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
+			return fmt.Sprintf("%q is not an origin. Write it as \"https://app.example.org\" or \"http://localhost:3000\", without a path, or \"*\" for all.", v)
+		}
+	}
+	return ""
+}
+
+func checkAllowHosts(c *Config) string {
+	for _, v := range c.HTTP.AllowHosts {
+		if _, err := netip.ParseAddr(v); err != nil && !isHostName(v) {
+			return fmt.Sprintf("%q is neither a host name nor an IP address. Write it without scheme and port, as \"llm.example.org\".", v)
 		}
 	}
 	return ""

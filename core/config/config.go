@@ -26,6 +26,7 @@ type Config struct {
 	Name      string // of this machine, shown to people and unique in a cluster; empty: the host name
 	Insecure  bool   // allow an address beyond loopback without TLS and tokens to an agent that is in no cluster
 	Bind      Bind
+	HTTP      HTTP
 	Queen     Queen
 	Hive      Hive
 	Gossip    Gossip
@@ -67,6 +68,12 @@ type Queen struct {
 	// OperatorTokenFile has the first operator's token, for a cluster whose certificates come from
 	// files; empty: another queen begins it.
 	OperatorTokenFile string
+}
+
+// HTTP says who else than programs of this machine may use the API from where.
+type HTTP struct {
+	AllowOrigins []string // origins of web pages that may call the API, or "*" for all; empty: none
+	AllowHosts   []string // names that a request's Host may have at a loopback address, beside the machine's own
 }
 
 // Gossip is how the machines of a cluster find each other.

@@ -45,6 +45,8 @@ func settings() []setting {
 		{name: "bind.rpc_port", field: func(c *Config) any { return &c.Bind.RPCPort }, check: func(c *Config) string { return checkRange(c.Bind.RPCPort, 0, 65535) }},
 		{name: "bind.gossip_port", field: func(c *Config) any { return &c.Bind.GossipPort }, check: func(c *Config) string { return checkRange(c.Bind.GossipPort, 0, 65535) }},
 		{name: "bind.advertise", field: func(c *Config) any { return &c.Bind.Advertise }, check: checkAdvertise},
+		{name: "http.allow_origins", field: func(c *Config) any { return &c.HTTP.AllowOrigins }, check: checkAllowOrigins},
+		{name: "http.allow_hosts", field: func(c *Config) any { return &c.HTTP.AllowHosts }, check: checkAllowHosts},
 		{name: "queen.enabled", field: func(c *Config) any { return &c.Queen.Enabled }},
 		{name: "queen.operator_token_file", field: func(c *Config) any { return &c.Queen.OperatorTokenFile }, path: true},
 		{name: "queen.bootstrap_expect", field: func(c *Config) any { return &c.Queen.BootstrapExpect }, check: checkBootstrapExpect},

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"io"
@@ -28,9 +29,13 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 			w.body.key = sha256.Sum256([]byte(token)) // it may be a right one: it stays nowhere
 		}
 	}
+	length := r.ContentLength // of the body; negative: unknown
+	if r.Header.Get("Content-Encoding") != "" {
+		length = -1
+	}
 	size := int64(firstBody)
-	if r.ContentLength >= 0 {
-		size = min(size, r.ContentLength+1)
+	if length >= 0 {
+		size = min(size, length+1)
 	}
 	if err := w.body.grow(r.Context(), size); err != nil {
 		return nil, g.closeAfter(w, err)
@@ -38,14 +43,18 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 	body := make([]byte, 0, size)
 	// The server's own writer is told, so that it gives the client time to read the answer before
 	// the connection is closed.
-	from := http.MaxBytesReader(w.inner, r.Body, limit)
+	from, done, err := decoded(r.Context(), http.MaxBytesReader(w.inner, r.Body, limit), r, &w.body, limit)
+	if err != nil {
+		return nil, g.closeAfter(w, err)
+	}
+	defer done()
 	for {
 		n, err := from.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
 		switch {
 		case err == io.EOF:
-			_ = w.c.SetReadDeadline(time.Time{}) // from here on only the client's going away is waited for
-			return body, nil
+			_ = w.c.SetReadDeadline(time.Time{})                 // from here on only the client's going away is waited for
+			return bytes.TrimPrefix(body, []byte("\ufeff")), nil // some editors begin a file so
 		case err != nil:
 			if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 				return nil, g.refuseBody(w, limit)
@@ -58,8 +67,8 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 		case len(body) == cap(body):
 			old := int64(cap(body))
 			size := min(2*old, limit+1)
-			if r.ContentLength >= 0 {
-				size = min(size, r.ContentLength+1)
+			if length >= 0 {
+				size = min(size, length+1)
 			}
 			size = max(size, old+1)
 			if err := w.body.grow(r.Context(), size); err != nil { // both are there while one is copied

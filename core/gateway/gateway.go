@@ -37,6 +37,8 @@ type Options struct {
 	// ones when it arrives on a loopback address. Requests that arrive on other addresses are not
 	// checked.
 	Hosts []string
+	// Origins are the origins of web pages that may call the API, beside its own; "*": all.
+	Origins []string
 
 	// Hurry is closed when a server that stops is not to wait for the end of its grace; nil: never.
 	Hurry <-chan struct{}
@@ -57,6 +59,7 @@ type Gateway struct {
 	o       Options
 	log     hclog.Logger
 	hosts   map[string]bool // Options.Hosts, lower case
+	origins map[string]bool // Options.Origins, lower case
 	mux     *http.ServeMux
 	metrics *Metrics
 	streams streams
@@ -93,7 +96,7 @@ func New(o Options) *Gateway {
 	if o.MaxSnapshotBytes == 0 {
 		o.MaxSnapshotBytes = 4 << 30
 	}
-	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, metrics: o.Metrics, guesses: newGuesses()}
+	g := &Gateway{o: o, log: o.Logger, hosts: map[string]bool{}, origins: map[string]bool{}, metrics: o.Metrics, guesses: newGuesses()}
 	if g.metrics == nil {
 		g.metrics = NewMetrics()
 	}
@@ -102,6 +105,9 @@ func New(o Options) *Gateway {
 	}
 	for _, h := range o.Hosts {
 		g.hosts[strings.ToLower(strings.TrimSuffix(h, "."))] = true
+	}
+	for _, origin := range o.Origins {
+		g.origins[strings.ToLower(origin)] = true
 	}
 	g.bodies = newBodies(o.BodyMemory, o.BodyMemory/2, o.BodyWait)
 	g.mux = g.buildMux(routes())
@@ -163,9 +169,11 @@ func (g *Gateway) run(w *response, r *http.Request) (cut bool) {
 			}
 		}
 	}()
-	switch err := g.guard(r); {
+	tidyPath(r.URL)
+	switch err := g.guard(w, r); {
 	case err != nil:
 		fail(w, err)
+	case g.preflight(w, r):
 	case r.RequestURI == "*" || !cleanPath(r.URL.EscapedPath()):
 		fail(w, noRoute(r))
 	default:

@@ -29,25 +29,82 @@ func requestID(r *http.Request) string {
 }
 
 // guard refuses what a web page of a stranger can make a browser send: requests under another name
-// that resolves to loopback (DNS rebinding), and writes from another origin.
-func (g *Gateway) guard(r *http.Request) error {
+// that resolves to loopback (DNS rebinding), and writes from another origin. It tells browsers which
+// pages may read the answer.
+func (g *Gateway) guard(w *response, r *http.Request) error {
 	if onLoopback(r) && !g.hostAllowed(r.Host) {
 		g.metrics.refused.WithLabelValues(refusedHost).Inc()
 		return core.Errorf(core.Forbidden, "the host name %q is not one of this server's", clip(r.Host, 100)).Hint(
-			"Use localhost or 127.0.0.1, or add the name to the configuration.")
+			"Use localhost or 127.0.0.1, or add the name to http { allow_hosts } in the configuration.")
 	}
-	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+	origin := r.Header.Get("Origin")
+	if origin == "" && r.Header.Get("Sec-Fetch-Site") != "cross-site" {
 		return nil
 	}
-	if origin := r.Header.Get("Origin"); origin != "" || r.Header.Get("Sec-Fetch-Site") == "cross-site" {
-		u, err := url.Parse(origin)
-		if err != nil || u.Host == "" || !strings.EqualFold(u.Host, r.Host) || len(r.Header.Values("Origin")) != 1 || r.Header.Get("Sec-Fetch-Site") == "cross-site" {
-			g.metrics.refused.WithLabelValues(refusedOrigin).Inc()
-			return core.Errorf(core.Forbidden, "requests from web pages of another origin are refused").Hint(
-				"Call the API from a program, or from a page that this server's own address serves.")
-		}
+	if g.originAllowed(r) {
+		h := w.Header()
+		h.Set("Access-Control-Allow-Origin", origin)
+		h.Add("Vary", "Origin")
+		h.Set("Access-Control-Expose-Headers", "X-Request-Id, X-Rbee-Worker, X-Rbee-Route, Retry-After")
+		return nil
 	}
-	return nil
+	if r.Method == http.MethodGet || r.Method == http.MethodHead || sameOrigin(r) {
+		return nil
+	}
+	g.metrics.refused.WithLabelValues(refusedOrigin).Inc()
+	return core.Errorf(core.Forbidden, "requests from web pages of another origin are refused").Hint(
+		"Call the API from a program, or add the page's origin to http { allow_origins } in the configuration.")
+}
+
+// originAllowed reports whether the configuration lets the page that sent r call the API.
+func (g *Gateway) originAllowed(r *http.Request) bool {
+	origins := r.Header.Values("Origin")
+	if len(origins) != 1 || origins[0] == "" {
+		return false
+	}
+	return g.origins["*"] || g.origins[strings.ToLower(origins[0])]
+}
+
+// sameOrigin reports whether the page that sent r came from this server.
+func sameOrigin(r *http.Request) bool {
+	u, err := url.Parse(r.Header.Get("Origin"))
+	return err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host) && len(r.Header.Values("Origin")) == 1 && r.Header.Get("Sec-Fetch-Site") != "cross-site"
+}
+
+const (
+	preflightAge = "600" // seconds for which a browser may remember the answer
+	maxPreflight = 1024  // bytes of the headers that a page asks for
+)
+
+// preflight answers a browser that asks whether a page may send a request, and reports whether r is
+// such a question. The guard has let the page pass.
+func (g *Gateway) preflight(w *response, r *http.Request) bool {
+	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" || w.Header().Get("Access-Control-Allow-Origin") == "" {
+		return false
+	}
+	w.route = "OPTIONS"
+	h := w.Header()
+	h.Set("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS")
+	if wanted := r.Header.Get("Access-Control-Request-Headers"); wanted != "" && len(wanted) <= maxPreflight {
+		h.Set("Access-Control-Allow-Headers", wanted)
+	}
+	h.Set("Access-Control-Max-Age", preflightAge)
+	w.WriteHeader(http.StatusNoContent)
+	return true
+}
+
+// tidyPath puts right what joining a base URL and a route often makes: doubled slashes, and the
+// version twice.
+func tidyPath(u *url.URL) {
+	if u.RawPath != "" {
+		return // it has escapes, which stay as they are
+	}
+	for strings.Contains(u.Path, "//") {
+		u.Path = strings.ReplaceAll(u.Path, "//", "/")
+	}
+	if rest, ok := strings.CutPrefix(u.Path, "/v1/v1/"); ok {
+		u.Path = "/v1/" + rest
+	}
 }
 
 // onLoopback says whether r came in on a loopback address, where only programs of this machine,
@@ -77,5 +134,5 @@ func (g *Gateway) hostAllowed(host string) bool {
 		return true
 	}
 	ip, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(name, "["), "]"))
-	return err == nil && ip.Zone() == "" && ip.Unmap().IsLoopback()
+	return err == nil && ip.Zone() == "" && (ip.Unmap().IsLoopback() || ip.Unmap().IsUnspecified())
 }

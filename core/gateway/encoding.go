@@ -1,0 +1,84 @@
+package gateway
+
+import (
+	"compress/gzip"
+	"context"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// What decompression takes beside the body, in bytes.
+const (
+	gzipMemory = 64 << 10
+	zstdWindow = 8 << 20 // what RFC 8878 recommends decoders to support
+)
+
+// decoded returns a reader of what a body is without its Content-Encoding, and what to call when it
+// has been read. It returns at most limit bytes, then a *http.MaxBytesError. Errors: Unsupported for
+// an encoding that is not known, Overloaded.
+func decoded(ctx context.Context, from io.Reader, r *http.Request, held *heldBody, limit int64) (io.Reader, func(), error) {
+	encoding := strings.ToLower(strings.TrimSpace(strings.Join(r.Header.Values("Content-Encoding"), ", ")))
+	switch encoding {
+	case "", "identity":
+		return from, func() {}, nil
+	case "gzip", "x-gzip":
+		if err := held.grow(ctx, gzipMemory); err != nil {
+			return nil, nil, err
+		}
+		return &bounded{r: &lateGzip{from: from}, left: limit, limit: limit}, func() { held.shrink(gzipMemory) }, nil
+	case "zstd":
+		if err := held.grow(ctx, zstdWindow); err != nil {
+			return nil, nil, err
+		}
+		d, err := zstd.NewReader(from, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(zstdWindow))
+		if err != nil {
+			held.shrink(zstdWindow)
+			return nil, nil, core.Wrap(err, core.Internal, "decompress the request's body")
+		}
+		return &bounded{r: d, left: limit, limit: limit}, func() { d.Close(); held.shrink(zstdWindow) }, nil
+	}
+	return nil, nil, &apiError{
+		status: http.StatusUnsupportedMediaType, code: "unsupported_encoding",
+		err: core.Errorf(core.Invalid, "the request's body has the encoding %q", clip(encoding, 40)).Hint("Send it as it is, or with gzip or zstd."),
+	}
+}
+
+// lateGzip reads the header of a gzip stream with the first Read, as that may wait for the client.
+type lateGzip struct {
+	from io.Reader
+	in   *gzip.Reader
+}
+
+func (l *lateGzip) Read(b []byte) (int, error) {
+	if l.in == nil {
+		in, err := gzip.NewReader(l.from)
+		if err != nil {
+			return 0, err
+		}
+		l.in = in
+	}
+	return l.in.Read(b)
+}
+
+// bounded fails when more than limit bytes come.
+type bounded struct {
+	r           io.Reader
+	left, limit int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if int64(len(p)) > b.left+1 {
+		p = p[:b.left+1]
+	}
+	n, err := b.r.Read(p)
+	if int64(n) > b.left {
+		n, err = int(b.left), &http.MaxBytesError{Limit: b.limit}
+	}
+	b.left -= int64(n)
+	return n, err
+}
