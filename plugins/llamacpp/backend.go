@@ -14,6 +14,7 @@ import (
 	"github.com/shirou/gopsutil/v4/process"
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/constraint"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
@@ -103,7 +104,7 @@ func (b *Backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 	if b.state == worker.StateLoading {
 		b.state = worker.StateReady
 	}
-	srv := &server{engine: s.engine, model: s.model, modelID: spec.ModelID, started: time.Now().Unix(), gate: &b.gate, now: time.Now}
+	srv := &server{engine: s.engine, model: s.model, modelID: spec.ModelID, started: time.Now().Unix(), gate: &b.gate, now: time.Now, grammars: constraint.NewCompiler()}
 	return srv.handler(), nil
 }
 

@@ -152,7 +152,6 @@ func TestRefusals(t *testing.T) {
 		"too long, streamed": {"/v1/chat/completions", question(long, `,"stream":true`), 400, openai.TypeContextExceeded, "messages"},
 		"far too long":       {"/v1/chat/completions", question(strings.Repeat(long, 100), ""), 400, openai.TypeContextExceeded, "messages"},
 		"tools":              {"/v1/chat/completions", question("x", `,"tools":[{"type":"function"}]`), 400, openai.TypeNotSupported, "tools"},
-		"json":               {"/v1/chat/completions", question("x", `,"response_format":{"type":"json_object"}`), 400, openai.TypeNotSupported, "response_format"},
 		"mirostat":           {"/v1/chat/completions", question("x", `,"mirostat":2`), 400, openai.TypeNotSupported, "mirostat"},
 		"unknown sampler":    {"/v1/chat/completions", question("x", `,"samplers":["top_k","magic"]`), 400, openai.TypeInvalidRequest, "samplers"},
 		"sampler letters":    {"/v1/chat/completions", question("x", `,"samplers":"kz"`), 400, openai.TypeInvalidRequest, "samplers"},

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/constraint"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
@@ -26,6 +27,8 @@ type server struct {
 	started int64 // seconds since 1970
 	gate    *gate
 	now     func() time.Time
+
+	grammars *constraint.Compiler
 }
 
 func (s *server) handler() http.Handler {
@@ -103,6 +106,9 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 			return nil, nil, nil, err
 		}
 		out.maxTokens, out.noOutput = req.MaxOutput(), req.NoOutput()
+		if out.shape, err = req.Shape(); err != nil {
+			return nil, nil, nil, err
+		}
 		if req.LogProbs != nil && *req.LogProbs {
 			out.logprobs = 0
 			if req.TopLogProbs != nil {
@@ -127,6 +133,9 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 			return nil, nil, nil, err
 		}
 		out.maxTokens, out.noOutput = req.MaxOutput(), req.NoOutput()
+		if out.shape, err = req.Shape(); err != nil {
+			return nil, nil, nil, err
+		}
 		if req.LogProbs != nil {
 			out.logprobs = int(*req.LogProbs)
 		}
@@ -152,8 +161,6 @@ func unsupportedChat(r *openai.ChatRequest) error {
 		return openai.NotSupported("tools", "tools are not supported by this worker yet; leave them out")
 	case len(r.Functions) > 0:
 		return openai.NotSupported("functions", "functions are not supported by this worker; leave them out")
-	case r.ResponseFormat != nil && r.ResponseFormat.Type != "text":
-		return openai.NotSupported("response_format", "response_format %q is not supported by this worker yet; ask for JSON in the prompt", r.ResponseFormat.Type)
 	}
 	return unsupportedSampling(&r.Sampling)
 }
@@ -204,6 +211,11 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body [
 		writeError(w, contextExceeded(len(req.prompt), s.engine.limit, ""))
 		return
 	}
+	if req.rule, err = s.rule(r.Context(), req.shape); err != nil {
+		writeError(w, err)
+		return
+	}
+	sampling.IgnoreEOS = sampling.IgnoreEOS && req.rule == nil // an answer with a form has an end
 	if req.sampling, err = s.model.choose(sampling); err != nil {
 		writeError(w, err)
 		return

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/constraint"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/sampler"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -29,6 +30,8 @@ type model struct {
 	template *chatTemplate
 	noChat   string // why there is no template
 	defaults sampler.Params
+
+	vocabulary *constraint.Vocabulary // the same tokens, for grammars
 }
 
 // describe reads what is worth knowing of a loaded model.
@@ -72,6 +75,7 @@ func describe(loaded *native.Model) *model {
 		m.template = t
 	}
 	m.defaults = m.samplingDefaults()
+	m.vocabulary = constraint.NewVocabulary(m.pieces, m.ends, m.tokenText)
 	return m
 }
 

@@ -19,6 +19,8 @@ type request struct {
 	noOutput  bool // the prompt is evaluated, and nothing is said
 	sampling  sampler.Params
 	logprobs  int // the likeliest tokens that are wanted with each; negative: no log probabilities
+	shape     openai.Shape
+	rule      *rule // the compiled shape: what the answer must look like; nil: anything
 	stops     []string
 
 	work batch.Request // what the scheduler has of it, from submit on

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/constraint"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/sampler"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
@@ -118,6 +119,9 @@ type chooser struct {
 	work     *sampler.Work // the engine's, shared by all its choosers
 	logprobs int           // the likeliest tokens that are wanted with each; negative: no log probabilities
 	biased   bool
+
+	rule       *rule // nil: none
+	constraint *constraint.Constraint
 }
 
 var _ batch.Chooser = (*chooser)(nil)
@@ -129,12 +133,26 @@ func (e *engine) newChooser(r *request) (*chooser, error) {
 		return nil, samplingError(err)
 	}
 	s.Prompt(r.prompt)
-	return &chooser{sampler: s, work: &e.work, logprobs: r.logprobs, biased: len(r.sampling.Bias) > 0}, nil
+	c := &chooser{sampler: s, work: &e.work, logprobs: r.logprobs, biased: len(r.sampling.Bias) > 0, rule: r.rule}
+	if r.rule != nil {
+		c.constraint = constraint.New(r.rule.grammar, e.model.vocabulary, r.rule.thinking)
+	}
+	return c, nil
 }
 
 // Choose chooses the next token.
 func (c *chooser) Choose(logits []float32) (batch.Choice, error) {
-	t, err := c.sampler.Choose(c.work, logits, nil)
+	var allowed sampler.Constraint
+	if c.constraint != nil {
+		allowed = c.constraint
+	}
+	t, err := c.sampler.Choose(c.work, logits, allowed)
+	if err == nil && c.constraint != nil {
+		err = c.constraint.Accept(int(t))
+	}
+	if e := c.rule.failed(err); e != nil {
+		return batch.Choice{}, e
+	}
 	switch {
 	case errors.Is(err, sampler.ErrNone) && c.biased:
 		return batch.Choice{}, openai.Invalid("logit_bias", "logit_bias forbids every token that could come next; allow some")

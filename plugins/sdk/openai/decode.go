@@ -13,7 +13,7 @@ import (
 
 // Bounds of a request, beside the size that the caller sets.
 const (
-	MaxDepth     = 64   // nesting of arrays and objects
+	MaxDepth     = 128  // nesting of arrays and objects
 	MaxMessages  = 8192 // of one conversation
 	MaxStops     = 16   // stop strings
 	MaxStopBytes = 512  // of one stop string
@@ -110,6 +110,9 @@ func PeekHead(body []byte, textBytes int) (Head, error) {
 	return h, nil
 }
 
+// embedded takes the names of embedded structs out of the path of a field.
+var embedded = strings.NewReplacer("Sampling.", "", "Structure.", "")
+
 func decode(body []byte, into any) error {
 	if err := checkDepth(body); err != nil {
 		return err
@@ -129,7 +132,7 @@ func decode(body []byte, into any) error {
 		return nil
 	}
 	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		field := strings.TrimPrefix(strings.ReplaceAll(te.Field, "Sampling.", ""), ".")
+		field := strings.TrimPrefix(embedded.Replace(te.Field), ".")
 		if field == "" {
 			field = "body"
 		}
@@ -249,12 +252,11 @@ func (r *ChatRequest) Validate() error {
 	if r.TopLogProbs != nil && *r.TopLogProbs > 0 && (r.LogProbs == nil || !*r.LogProbs) {
 		return Invalid("top_logprobs", "top_logprobs needs logprobs: true")
 	}
-	if f := r.ResponseFormat; f != nil {
-		switch f.Type {
-		case "text", "json_object", "json_schema":
-		default:
-			return Invalid("response_format.type", "response_format.type %q is unknown; it is one of text, json_object, json_schema", f.Type)
-		}
+	if err := r.ResponseFormat.validate(); err != nil {
+		return err
+	}
+	if _, err := r.Shape(); err != nil {
+		return err
 	}
 	return r.Sampling.validate()
 }
@@ -270,7 +272,24 @@ func (r *CompletionRequest) Validate() error {
 	if err := intRange("best_of", r.BestOf, 1, 20); err != nil {
 		return err
 	}
+	if err := r.ResponseFormat.validate(); err != nil {
+		return err
+	}
+	if _, err := r.Shape(); err != nil {
+		return err
+	}
 	return r.Sampling.validate()
+}
+
+func (f *ResponseFormat) validate() error {
+	if f == nil {
+		return nil
+	}
+	switch f.Type {
+	case "text", "json_object", "json_schema":
+		return nil
+	}
+	return Invalid("response_format.type", "response_format.type %q is unknown; it is one of text, json_object, json_schema", f.Type)
 }
 
 func intRange(name string, v *Int, lo, hi int64) error {

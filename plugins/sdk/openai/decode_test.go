@@ -23,7 +23,7 @@ func TestDecodeChat(t *testing.T) {
 			{"role":"tool","tool_call_id":"1","content":"r"}],
 		"temperature":0,"top_p":0.9,"top_k":40,"min_p":0.1,"seed":-5,"max_tokens":5,"max_completion_tokens":6,"stop":"x","stream":true,
 		"stream_options":{"include_usage":true},"n":2,"logit_bias":{"5":-100},"frequency_penalty":-2,"presence_penalty":2,"repeat_penalty":1.1,
-		"logprobs":true,"top_logprobs":3,"ignore_eos":true,"response_format":{"type":"json_schema","json_schema":{}},"tools":[{"type":"function","function":{"name":"f"}}],"a_field_of_tomorrow":[1]}`))
+		"logprobs":true,"top_logprobs":3,"ignore_eos":true,"response_format":{"type":"json_schema","json_schema":{"schema":{}}},"tools":[{"type":"function","function":{"name":"f"}}],"a_field_of_tomorrow":[1]}`))
 	must.NoError(t, err)
 	must.Eq(t, 4, len(r.Messages))
 	text, other := r.Messages[1].Content.PlainText()
@@ -104,7 +104,7 @@ func TestDecodeRefuses(t *testing.T) {
 		msg(`"top_logprobs":3`):                                           {"top_logprobs", "needs logprobs"},
 		msg(`"logprobs":true,"top_logprobs":21`):                          {"top_logprobs", "between 0 and 20"},
 		msg(`"response_format":{"type":"xml"}`):                           {"response_format.type", `"xml" is unknown`},
-		msg(`"x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100)): {"", "deeper than 64"},
+		msg(`"x":` + strings.Repeat("[", 200) + strings.Repeat("]", 200)): {"", "deeper than 128"},
 	} {
 		t.Run(body[:min(len(body), 60)], func(t *testing.T) {
 			t.Parallel()
@@ -142,6 +142,63 @@ func TestDecodeNumbers(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, 7, r.MaxOutput())
 	must.Eq(t, math.MaxInt64, *r.Seed)
+}
+
+func TestShape(t *testing.T) {
+	t.Parallel()
+	for more, want := range map[string]Shape{
+		`"response_format":null`:                    {},
+		`"response_format":{"type":"text"}`:         {},
+		`"grammar":"","guided_json":null`:           {},
+		`"response_format":{"type":"json_object"}`:  {Kind: ShapeSchema, Text: `{"type":"object"}`, Param: "response_format", Path: "response_format"},
+		`"json_schema":{"type":"null"}`:             {Kind: ShapeSchema, Text: `{"type":"null"}`, Param: "json_schema", Path: "json_schema"},
+		`"guided_json":"{\"type\":\"null\"}"`:       {Kind: ShapeSchema, Text: `{"type":"null"}`, Param: "guided_json", Path: "guided_json"},
+		`"grammar":"root ::= \"x\""`:                {Kind: ShapeGrammar, Text: `root ::= "x"`, Param: "grammar", Path: "grammar"},
+		`"guided_regex":"a+"`:                       {Kind: ShapeRegex, Text: "a+", Param: "guided_regex", Path: "guided_regex"},
+		`"guided_choice":["a","b"]`:                 {Kind: ShapeChoice, Choices: []string{"a", "b"}, Param: "guided_choice", Path: "guided_choice"},
+		`"guided_grammar":"root ::= x"`:             {Kind: ShapeGrammar, Text: "root ::= x", Param: "guided_grammar", Path: "guided_grammar"},
+		`"structured_outputs":{"regex":"a"}`:        {Kind: ShapeRegex, Text: "a", Param: "structured_outputs", Path: "structured_outputs.regex"},
+		`"structured_outputs":{"json_object":true}`: {Kind: ShapeSchema, Text: `{"type":"object"}`, Param: "structured_outputs", Path: "structured_outputs.json_object"},
+		`"structured_outputs":{"choice":["x"]}`:     {Kind: ShapeChoice, Choices: []string{"x"}, Param: "structured_outputs", Path: "structured_outputs.choice"},
+		`"response_format":{"type":"json_object","schema":true}`: {
+			Kind: ShapeSchema, Text: "true", Param: "response_format", Path: "response_format.schema",
+		},
+		`"response_format":{"type":"json_schema","json_schema":{"name":"n","strict":true,"schema":{"a":1}}}`: {
+			Kind: ShapeSchema, Text: `{"a":1}`, Param: "response_format", Path: "response_format.json_schema.schema",
+		},
+		`"structured_outputs":{"json":{"a":1},"disable_any_whitespace":false}`: {
+			Kind: ShapeSchema, Text: `{"a":1}`, Param: "structured_outputs", Path: "structured_outputs.json", Whitespace: true,
+		},
+	} {
+		r, err := DecodeChat([]byte(msg(more)))
+		must.NoError(t, err, must.Sprint(more))
+		got, err := r.Shape()
+		must.NoError(t, err)
+		must.Eq(t, want, got, must.Sprint(more))
+		c, err := DecodeCompletion([]byte(`{"prompt":"x",` + more + `}`))
+		must.NoError(t, err, must.Sprint(more))
+		got, err = c.Shape()
+		must.NoError(t, err)
+		must.Eq(t, want, got, must.Sprint(more))
+	}
+	for more, param := range map[string]string{
+		`"response_format":{"type":"json_schema"}`:                    "response_format",
+		`"response_format":{"type":"json_schema","json_schema":5}`:    "response_format",
+		`"response_format":{"type":"json_object"},"guided_regex":"x"`: "guided_regex",
+		`"guided_choice":[]`:                                                         "guided_choice",
+		`"guided_choice":[1]`:                                                        "guided_choice",
+		`"structured_outputs":{"structural_tag":{}}`:                                 "structured_outputs",
+		`"structured_outputs":{"regex":"x","grammar":"y"}`:                           "structured_outputs",
+		`"json_schema":{"description":"` + strings.Repeat("x", MaxShapeBytes) + `"}`: "json_schema",
+		`"guided_regex":5`:                                                           "guided_regex",
+		`"structured_outputs":{"choice":[` + strings.Repeat(`"x",`, MaxChoices+1) + `"x"]}`: "structured_outputs",
+	} {
+		_, err := DecodeChat([]byte(msg(more)))
+		e, ok := errors.AsType[*Error](err)
+		must.True(t, ok, must.Sprint(more[:min(len(more), 80)]))
+		must.Eq(t, http.StatusBadRequest, e.Status)
+		must.Eq(t, param, *e.Param)
+	}
 }
 
 func TestDecodeLogitBias(t *testing.T) {

@@ -10,6 +10,7 @@ type ChatRequest struct {
 	Model    string    `json:"model"`
 	Messages []Message `json:"messages"`
 	Sampling
+	Structure
 
 	MaxCompletionTokens *Int            `json:"max_completion_tokens,omitempty"` // wins over MaxTokens
 	LogProbs            *bool           `json:"logprobs,omitempty"`
@@ -41,6 +42,9 @@ type CompletionRequest struct {
 	Model  string `json:"model"`
 	Prompt Prompt `json:"prompt"`
 	Sampling
+	Structure
+
+	ResponseFormat *ResponseFormat `json:"response_format,omitempty"` // not OpenAI's
 
 	LogProbs *Int   `json:"logprobs,omitempty"` // 0 to 20
 	Echo     *bool  `json:"echo,omitempty"`
@@ -76,6 +80,7 @@ type StreamOptions struct {
 type ResponseFormat struct {
 	Type       string          `json:"type"` // "text", "json_object" or "json_schema"
 	JSONSchema json.RawMessage `json:"json_schema,omitempty"`
+	Schema     json.RawMessage `json:"schema,omitempty"` // llama.cpp's place of the schema
 }
 
 // Message is one message of a conversation.

@@ -1,0 +1,225 @@
+package constraint
+
+import (
+	"errors"
+	"strings"
+	"sync"
+
+	"github.com/rbee-project/rbee/plugins/grammar"
+)
+
+// Vocabulary is the tokens of a model. It is safe for concurrent use.
+type Vocabulary struct {
+	pieces []string
+	ends   []bool
+	spell  func(token int32) string
+
+	prepare sync.Once // of what follows: it takes a while and few models need it
+	grammar *grammar.Vocabulary
+	blank   []uint64 // tokens of whitespace alone
+}
+
+// NewVocabulary describes the tokens of a model: the text of each, empty for control tokens; those
+// that end an answer; and how control tokens are spelled.
+func NewVocabulary(pieces []string, ends []bool, spell func(token int32) string) *Vocabulary {
+	return &Vocabulary{pieces: pieces, ends: ends, spell: spell}
+}
+
+func (v *Vocabulary) ready() *Vocabulary {
+	v.prepare.Do(func() {
+		tokens := make([][]byte, len(v.pieces))
+		v.blank = make([]uint64, (len(tokens)+63)/64)
+		var ends []int
+		for i, p := range v.pieces {
+			tokens[i] = []byte(p)
+			if v.ends[i] {
+				ends = append(ends, i)
+			} else if p != "" && strings.Trim(p, space) == "" {
+				v.blank[i/64] |= 1 << (i % 64)
+			}
+		}
+		v.grammar = grammar.NewVocabulary(tokens, ends...)
+	})
+	return v
+}
+
+// text returns how a token is spelled, control tokens too.
+func (v *Vocabulary) text(token int) string {
+	if p := v.pieces[token]; p != "" {
+		return p
+	}
+	return v.spell(int32(token))
+}
+
+const (
+	space     = " \t\r\n"
+	maxBlanks = 4 // tokens of whitespace between the thinking and the answer
+)
+
+// Thinking says where in an answer its thinking is, to which a grammar does not apply. The zero
+// value means that the model does not think.
+type Thinking struct {
+	Open, Close string // the markers around it, such as <think> and </think>
+	Opened      bool   // the prompt ends within it
+}
+
+// Constraint follows one answer through a grammar. It is a sampler.Constraint; it is not safe for
+// concurrent use.
+//
+// An answer that begins with thinking is free until that ends. The marker that opens it is known as
+// one token, or as several of which the grammar allows none. Until the answer begins, at most four
+// tokens of whitespace may come.
+type Constraint struct {
+	v        *Vocabulary
+	matcher  *grammar.Matcher
+	thinking Thinking
+	state    state
+	text     string // what may be the beginning of a marker
+	blanks   int    // tokens of whitespace that may still come
+}
+
+type state uint8
+
+const (
+	following state = iota // the grammar
+	opening                // thinking may begin
+	asleep                 // within thinking
+)
+
+// New returns the constraint of an answer.
+func New(g *grammar.Grammar, v *Vocabulary, t Thinking) *Constraint {
+	v.ready()
+	c := &Constraint{v: v, matcher: g.NewMatcher(v.grammar), thinking: t}
+	switch {
+	case t.Close == "":
+	case t.Opened:
+		c.state, c.blanks = asleep, maxBlanks
+	case t.Open != "":
+		c.state, c.blanks = opening, maxBlanks
+	}
+	return c
+}
+
+// Done reports whether the answer may end.
+func (c *Constraint) Done() bool { return c.state == following && c.matcher.Done() }
+
+// step is what a token does to the state outside of the grammar.
+type step struct {
+	state state
+	text  string
+	blank bool
+	feed  string // what the grammar sees of it
+	ok    bool
+}
+
+// look returns what token would do. It reports false where the grammar alone decides.
+func (c *Constraint) look(token int) (step, bool) {
+	if c.state == following {
+		if c.blanks > 0 && c.v.blank[token/64]>>(token%64)&1 != 0 {
+			return step{state: following, blank: true, ok: true}, true
+		}
+		return step{}, false
+	}
+	if c.v.ends[token] {
+		return step{}, c.state == asleep || c.text != "" // an end within thinking is no answer
+	}
+	if c.state == asleep {
+		return c.dream(c.text + c.v.text(token)), true
+	}
+	piece := c.v.text(token)
+	text := strings.TrimLeft(c.text+piece, space)
+	switch {
+	case text == "" && piece != "":
+		return step{state: opening, blank: true, ok: c.blanks > 0}, true
+	case strings.HasPrefix(text, c.thinking.Open):
+		return c.dream(text[len(c.thinking.Open):]), true
+	case text != "" && strings.HasPrefix(c.thinking.Open, text) && (c.text != "" || !c.matcher.Try(token)):
+		return step{state: opening, text: text, ok: true}, true
+	}
+	return step{}, c.text != "" // half a marker goes on with the marker alone
+}
+
+// dream returns the step to text within thinking.
+func (c *Constraint) dream(text string) step {
+	i := strings.Index(text, c.thinking.Close)
+	if i < 0 {
+		return step{state: asleep, text: text[max(0, len(text)-len(c.thinking.Close)+1):], ok: true}
+	}
+	rest := strings.TrimLeft(text[i+len(c.thinking.Close):], space)
+	s := step{state: following, feed: rest, ok: true}
+	if rest != "" {
+		s.ok = c.matcher.Clone().AcceptBytes([]byte(rest)) == nil
+	}
+	return s
+}
+
+// Try reports whether token may come next.
+func (c *Constraint) Try(token int) bool {
+	if s, ok := c.look(token); ok {
+		return s.ok
+	}
+	return c.matcher.Try(token)
+}
+
+// Mask sets the bits of the tokens that may come next and clears all others. It returns
+// grammar.ErrExhausted where they cannot be found within the bounds of the grammar.
+func (c *Constraint) Mask(dst []uint64) error {
+	if c.state != asleep && c.text == "" {
+		if err := c.matcher.Mask(dst); err != nil {
+			return err
+		}
+	} else {
+		clear(dst)
+	}
+	if c.state == following {
+		if c.blanks > 0 {
+			for i, word := range c.v.blank {
+				dst[i] |= word
+			}
+		}
+		return nil
+	}
+	for token := range c.v.pieces { // once an answer, if at all
+		if c.state == opening && c.text == "" && dst[token/64]>>(token%64)&1 != 0 {
+			continue
+		}
+		if s, ok := c.look(token); ok && s.ok {
+			dst[token/64] |= 1 << (token % 64)
+		}
+	}
+	return nil
+}
+
+// errRefused reports a token that was not tried.
+var errRefused = errors.New("constraint: the token cannot come next")
+
+// Accept appends token to the answer.
+func (c *Constraint) Accept(token int) error {
+	s, ok := c.look(token)
+	if !ok {
+		c.state, c.blanks, c.text = following, 0, ""
+		return c.matcher.Accept(token)
+	}
+	if !s.ok {
+		return errRefused
+	}
+	if s.blank {
+		c.blanks--
+		return nil
+	}
+	if s.feed != "" {
+		if err := c.matcher.AcceptBytes([]byte(s.feed)); err != nil {
+			return err
+		}
+		c.blanks = 0
+	}
+	c.state, c.text = s.state, s.text
+	return nil
+}
+
+// Clone returns a constraint in the same state, for another answer to the same prompt.
+func (c *Constraint) Clone() *Constraint {
+	out := *c
+	out.matcher = c.matcher.Clone()
+	return &out
+}
