@@ -321,7 +321,7 @@ func (w *walker) walkCounted(t *trie, start *config) {
 		}
 		if to == structural {
 			next := int(t.skip[i])
-			after := config{thread: thread{from, start.stk}}
+			after := config{thread: thread{from, start.stk}, text: w.textAt(start, d)}
 			if d == 0 {
 				w.walkStates(t, i, next, &after)
 			} else {
@@ -340,10 +340,24 @@ func (w *walker) walkCounted(t *trie, start *config) {
 				}
 			}
 		}
-		w.leaves[d], w.counts[d] = to, count
+		w.leaves[d], w.counts[d], w.bytes[d] = to, count, t.bytes[i]
 		if k := t.tok[i]; k >= 0 {
 			w.set(t.tokens[k])
 		}
 		i++
 	}
+}
+
+// textAt returns what is remembered of the text behind start and d bytes more.
+func (w *walker) textAt(start *config, d int) []byte {
+	if !start.leaf.keep {
+		return nil
+	}
+	text := slices.Clone(start.text)
+	from := start.leaf
+	for i := range d {
+		text = remember(text, from, w.leaves[i], w.bytes[i])
+		from = w.leaves[i]
+	}
+	return text
 }

@@ -104,6 +104,7 @@ type walker struct {
 	path [256]config
 
 	leaves [256]*leaf
+	bytes  [256]byte
 	counts [256]int32 // of complete characters, or -1 where the position knows its bounds
 	start  *config    // of a mask within a string
 	byName bool       // what follows a name depends on which it is
@@ -126,14 +127,11 @@ func (w *walker) run(t thread, text []byte) {
 	if l := t.leaf; l.base != nil {
 		q := w.g.set.bounded(l.q, l.left)
 		switch {
-		case l.keep:
-			w.walk(w.v.trie, &start)
-			return
 		case l.mode != mChar || w.g.set.nodes[q].kind != kRepeat:
 			w.walkCounted(w.v.trie, &start)
 			return
 		}
-		t.leaf = w.g.leaf(leafKey{kind: l.kind, q: q}) // a run of characters
+		t.leaf = w.g.leaf(leafKey{kind: l.kind, keep: l.keep, q: q}) // a run of characters
 		start.thread = t
 	}
 	l := t.leaf
