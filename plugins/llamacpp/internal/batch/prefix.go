@@ -50,7 +50,7 @@ type source struct {
 // more cheaply than by evaluating it: a conversation goes on where it was, and another one takes the
 // slot that was not used for longest.
 func (s *Scheduler) place(prompt []Token) *slot {
-	best := s.find(prompt)
+	best := s.find(prompt, true)
 	if x := best.slot; x != nil && x.req == nil && best.tokens >= max(x.turn-turnSlack, x.turn*3/4) {
 		s.cut(x, best.tokens)
 		return x
@@ -91,13 +91,41 @@ func (s *Scheduler) place(prompt []Token) *slot {
 	return to
 }
 
+// putOff reports whether a request should wait for a slot: a prompt that is being read, or that is
+// about to be, begins like its own, and what they share will be worth a copy soon. It waits no
+// longer than that takes.
+func (s *Scheduler) putOff(r *Request, admitted []*Request) bool {
+	least := -1 // tokens that a prompt must share to be waited for
+	enough := func(prompt []Token, held int) bool {
+		shared := min(common(r.Prompt, prompt), len(r.Prompt)-1)
+		if shared < s.worth() || held >= shared {
+			return false
+		}
+		if least < 0 {
+			least = s.find(r.Prompt, false).tokens + s.worth()
+		}
+		return shared >= least
+	}
+	for _, x := range s.prompts {
+		if enough(x.req.Prompt, len(x.held)) {
+			return true
+		}
+	}
+	for _, a := range admitted {
+		if enough(a.Prompt, 0) {
+			return true
+		}
+	}
+	return false
+}
+
 // find returns where most of a prompt is, a free slot rather than another one, and any slot rather
-// than the store.
-func (s *Scheduler) find(prompt []Token) source {
+// than the store. It looks at slots whose own prompt is being read only where reading is true.
+func (s *Scheduler) find(prompt []Token, reading bool) source {
 	var best source
 	for _, free := range []bool{true, false} {
 		for _, x := range s.slots {
-			if (x.req == nil) != free {
+			if (x.req == nil) != free || !free && !reading && x.missing() > 0 {
 				continue
 			}
 			n := usable(prompt, x.held, s.floor(x))

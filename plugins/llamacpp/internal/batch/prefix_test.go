@@ -132,6 +132,92 @@ func TestCopyFromBusySlot(t *testing.T) {
 	})
 }
 
+// Prompts that begin alike and come at once are read once as far as they do.
+func TestAlikeAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		shared, own int // tokens
+		apart       time.Duration
+	}{
+		"the same prompt":            {100, 0, 0},
+		"the same instructions":      {100, 30, 0},
+		"while the first is read":    {100, 30, 2 * time.Millisecond},
+		"a few tokens are no matter": {10, 30, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f, conf := newFake(t, 4), fakeConfig(4)
+			f.perStep = time.Millisecond
+			bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+				var runs []*run
+				for i := range 4 {
+					p := prompt(40, c.shared)
+					if c.own > 0 {
+						p = append(append(p, Token(i+1)), prompt(i, c.own-1)...)
+					}
+					r := newRun(p, 20)
+					r.chooser.seed = uint64(i + 1)
+					runs = append(runs, r)
+					must.NoError(t, s.Submit(r.Request))
+					time.Sleep(c.apart)
+				}
+				for _, r := range runs {
+					asAlone(t, r, conf)
+				}
+				want := c.shared + 4*c.own
+				switch {
+				case c.own == 0:
+					want += 3 // the last token of each, for its logits
+				case c.shared < s.worth():
+					want += 3 * c.shared
+				}
+				must.Eq(t, int64(want), s.Stats().PromptEvaluated)
+			})
+		})
+	}
+}
+
+// A request that waits for another one's prompt is admitted when that one is cancelled.
+func TestPutOffForOneThatGoes(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 2), fakeConfig(2)
+	f.perStep, conf.StepTokens = time.Millisecond, 8
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		first, second := newRun(prompt(40, 100), 20), newRun(prompt(40, 100), 20)
+		must.NoError(t, s.Submit(first.Request))
+		must.NoError(t, s.Submit(second.Request))
+		time.Sleep(5*time.Millisecond + 1)
+		synctest.Wait()
+		must.Eq(t, 1, s.Stats().Queued)
+		s.Cancel(first.Request)
+		asAlone(t, second, conf)
+		must.Between(t, 32, reusedBy(second), 56)
+	})
+}
+
+// A request waits for what it shares and not for the rest of the other prompt, and nobody who comes
+// later gets the slot meanwhile.
+func TestPutOffKeepsItsPlace(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 2), fakeConfig(2)
+	f.perStep, conf.StepTokens, conf.SlotTokens = time.Millisecond, 8, 5000
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		system := prompt(40, 100)
+		first := newRun(append(slices.Clone(system), prompt(41, 2000)...), 1)
+		second := newRun(append(slices.Clone(system), 3, 4, 5), 5)
+		third := newRun(long(t, 20, 100), 100)
+		for _, r := range []*run{first, second, third} {
+			must.NoError(t, s.Submit(r.Request))
+		}
+		asAlone(t, second, conf)
+		must.Eq(t, 0, first.count())
+		must.Eq(t, 0, third.count())
+		must.Eq(t, 100, reusedBy(second))
+		asAlone(t, first, conf)
+		asAlone(t, third, conf)
+	})
+}
+
 // A new conversation takes the slot that was not used for longest, not the one that shares a few
 // tokens with it.
 func TestLeastRecentlyUsedSlot(t *testing.T) {

@@ -208,14 +208,11 @@ func (s *Scheduler) settle() (busy, stop bool) {
 		}
 		return gone
 	})
-	free := 0
-	for _, x := range s.slots {
-		if x.req == nil {
-			free++
-		}
-	}
-	admitted := slices.Clone(s.queue[:min(free, len(s.queue))])
-	s.queue = slices.Delete(s.queue, 0, len(admitted))
+	waiting := slices.Clone(s.queue)
+	s.mu.Unlock()
+	admitted := s.next(waiting)
+	s.mu.Lock()
+	s.queue = slices.DeleteFunc(s.queue, func(r *Request) bool { return slices.Contains(admitted, r) })
 	s.active += len(admitted)
 	busy = s.active > 0
 	s.mu.Unlock()
@@ -229,6 +226,24 @@ func (s *Scheduler) settle() (busy, stop bool) {
 		s.countCache()
 	}
 	return busy, false
+}
+
+// next returns the waiting requests for which there are slots, those that came first. One that is put
+// off keeps its place.
+func (s *Scheduler) next(waiting []*Request) []*Request {
+	free := 0
+	for _, x := range s.slots {
+		if x.req == nil {
+			free++
+		}
+	}
+	var admitted []*Request
+	for _, r := range waiting[:min(free, len(waiting))] {
+		if !s.putOff(r, admitted) {
+			admitted = append(admitted, r)
+		}
+	}
+	return admitted
 }
 
 // admit gives a request a free slot.
