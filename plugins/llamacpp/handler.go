@@ -148,7 +148,7 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 func (m *model) capabilities() []worker.Capability {
 	list := []worker.Capability{worker.CapabilityCompletions, worker.CapabilityLogprobs}
 	if m.template != nil {
-		list = append(list, worker.CapabilityChat)
+		list = append(list, worker.CapabilityChat, worker.CapabilityJSONSchema)
 	}
 	slices.Sort(list)
 	return list

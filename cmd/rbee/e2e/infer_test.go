@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -190,6 +191,43 @@ func TestOpenAISDK(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, 5, r.Usage.CompletionTokens)
 		must.Eq(t, "length", string(r.Choices[0].FinishReason))
+	})
+	t.Run("JSON schema and log probabilities", func(t *testing.T) {
+		p := question("Tell me about a bee.")
+		p.Temperature, p.Seed, p.Logprobs, p.TopLogprobs = openaisdk.Float(1), openaisdk.Int(1), openaisdk.Bool(true), openaisdk.Int(2)
+		form := func(schema any) openaisdk.ChatCompletionNewParamsResponseFormatUnion {
+			return openaisdk.ChatCompletionNewParamsResponseFormatUnion{OfJSONSchema: &openaisdk.ResponseFormatJSONSchemaParam{
+				JSONSchema: openaisdk.ResponseFormatJSONSchemaJSONSchemaParam{Name: "bee", Strict: openaisdk.Bool(true), Schema: schema},
+			}}
+		}
+		p.ResponseFormat = form(map[string]any{
+			"type": "object", "properties": map[string]any{"kind": map[string]any{"enum": []string{"queen", "drone"}}, "alive": map[string]any{"type": "boolean"}},
+			"required": []string{"kind", "alive"}, "additionalProperties": false,
+		})
+		r, err := client.Chat.Completions.New(t.Context(), p)
+		must.NoError(t, err)
+		must.RegexMatch(t, regexp.MustCompile(`^\{"kind":"(queen|drone)","alive":(true|false)\}$`), r.Choices[0].Message.Content)
+		text := ""
+		for _, x := range r.Choices[0].Logprobs.Content {
+			text += x.Token
+			must.SliceLen(t, 2, x.TopLogprobs)
+		}
+		must.Eq(t, r.Choices[0].Message.Content, text)
+		stream := client.Chat.Completions.NewStreaming(t.Context(), p)
+		var acc openaisdk.ChatCompletionAccumulator
+		for stream.Next() {
+			must.True(t, acc.AddChunk(stream.Current()))
+		}
+		must.NoError(t, stream.Err())
+		must.Eq(t, text, acc.Choices[0].Message.Content)
+		must.SliceLen(t, len(r.Choices[0].Logprobs.Content), acc.Choices[0].Logprobs.Content)
+
+		p.ResponseFormat = form(map[string]any{"$ref": "https://example.com/x"})
+		_, err = client.Chat.Completions.New(t.Context(), p)
+		api, ok := errors.AsType[*openaisdk.Error](err)
+		must.True(t, ok, must.Sprint(err))
+		must.Eq(t, http.StatusBadRequest, api.StatusCode)
+		must.StrContains(t, api.Message, "at #, $ref")
 	})
 	t.Run("errors", func(t *testing.T) {
 		p := question("hello")
