@@ -50,8 +50,8 @@ type Attachment struct {
 func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
 	const op = "re-attach worker"
 	name := fmt.Sprintf("worker plugin %q", a.Type)
-	if a.Protocol != sdk.ProtocolVersion {
-		return nil, core.Errorf(core.Unsupported, "%s: worker %s speaks plugin protocol %d, and this rbee speaks %d", op, a.WorkerID, a.Protocol, sdk.ProtocolVersion)
+	if problem, hint, ok := h.protocolProblem(a.Protocol); !ok {
+		return nil, core.Errorf(core.Unsupported, "%s: worker %s %s", op, a.WorkerID, problem).Hint("%s", hint)
 	}
 	if a.Network != "unix" {
 		return nil, core.Errorf(core.Invalid, "%s: worker %s: %q is no network of a control socket", op, a.WorkerID, a.Network)
@@ -64,7 +64,7 @@ func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
 	p := &process{name: name, run: c, address: addr, runDir: a.RunDir}
 	p.client = goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  sdk.Handshake(),
-		Plugins:          versions(sdk.KindWorker)[a.Protocol],
+		Plugins:          h.versions(sdk.KindWorker)[a.Protocol],
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		Logger:           hclog.NewNullLogger(),
 		Reattach: &goplugin.ReattachConfig{

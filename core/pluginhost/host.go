@@ -29,6 +29,9 @@ type Options struct {
 	CallTimeout time.Duration
 	// AllowAddresses are handed to every plugin: see sdk.Config.
 	AllowAddresses []string
+	// Protocols are the versions of the plugin protocol that the host speaks, oldest first; nil:
+	// sdk.ProtocolVersions. Tests play other versions of rbee with it.
+	Protocols []int
 	// Rules say which files plugins reach, beside their own run folders; nil: all that the user
 	// does.
 	Rules confine.Rules
@@ -50,6 +53,9 @@ func New(o Options) *Host {
 	}
 	if o.Environ == nil {
 		o.Environ = os.Environ
+	}
+	if len(o.Protocols) == 0 {
+		o.Protocols = sdk.ProtocolVersions()
 	}
 	if o.StartTimeout == 0 {
 		o.StartTimeout = 20 * time.Second

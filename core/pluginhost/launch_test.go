@@ -42,7 +42,7 @@ func TestLaunchFailures(t *testing.T) {
 		"hang":        {core.Unavailable, []string{"did not answer within 3s", "waiting for something"}},
 		"chatter":     {core.Unsupported, []string{"is no rbee plugin", "hello, I am no plugin"}},
 		"cookie":      {core.Unavailable, []string{"is not run by hand"}},
-		"protocol":    {core.Unsupported, []string{"speaks plugin protocol 7, and this rbee speaks 1", "Install a version"}},
+		"protocol":    {core.Unsupported, []string{"speaks plugin protocol 7, and this rbee speaks 1", "install a version"}},
 		"info-hang":   {core.Unavailable, []string{"does not answer Info within 500ms"}},
 		"info-panic":  {core.Internal, []string{"out of honey"}},
 		"kind":        {core.Invalid, []string{"says that it is a catalog plugin", "rbee-catalog-probe"}},

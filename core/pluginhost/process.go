@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -116,7 +118,7 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 	}
 	client := goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  sdk.Handshake(),
-		VersionedPlugins: versions(l.spec.Kind),
+		VersionedPlugins: h.versions(l.spec.Kind),
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		RunnerFunc: func(_ hclog.Logger, set *exec.Cmd, tempDir string) (runner.Runner, error) {
 			// go-plugin made a folder of its own for the socket. The private one is ours, and its
@@ -164,8 +166,30 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 }
 
 // versions are the protocols that this host speaks, for go-plugin to negotiate.
-func versions(kind sdk.Kind) map[int]goplugin.PluginSet {
-	return map[int]goplugin.PluginSet{sdk.ProtocolVersion: {string(kind): &clientPlugin{}}}
+func (h *Host) versions(kind sdk.Kind) map[int]goplugin.PluginSet {
+	sets := map[int]goplugin.PluginSet{}
+	for _, v := range h.o.Protocols {
+		sets[v] = goplugin.PluginSet{string(kind): &clientPlugin{}}
+	}
+	return sets
+}
+
+// protocolProblem says in words why a plugin of a protocol version cannot be used, and what to do.
+// ok: it can.
+func (h *Host) protocolProblem(version int) (problem, hint string, ok bool) {
+	ours := h.o.Protocols
+	if slices.Contains(ours, version) {
+		return "", "", true
+	}
+	texts := make([]string, 0, len(ours))
+	for _, v := range ours {
+		texts = append(texts, strconv.Itoa(v))
+	}
+	problem = fmt.Sprintf("speaks plugin protocol %d, and this rbee speaks %s: ", version, strings.Join(texts, " and "))
+	if version > slices.Max(ours) {
+		return problem + "it was made for a newer rbee", "Update rbee, or install a version of the plugin that was made for this version of rbee.", false
+	}
+	return problem + "it is too old", "Install a newer version of the plugin, one that was built with the plugin SDK of this version of rbee or the one before.", false
 }
 
 // clientPlugin satisfies go-plugin; the clients of the SDK are made from the connection itself.

@@ -11,7 +11,6 @@ import (
 	"syscall"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
 // launchError is for an executable that the operating system did not start.
@@ -38,13 +37,11 @@ func (h *Host) startError(p *process, err error, late bool, out *outputs) error 
 	first := p.run.stdout.firstLine()
 	tail := p.tail(out.logFile, out.logStart)
 	version, isPlugin := handshakeVersion(first)
-	var wrong, hint string
+	wrong, hint, spoken := h.protocolProblem(version)
 	kind := core.Unavailable
 	switch {
-	case isPlugin && version != sdk.ProtocolVersion:
+	case isPlugin && !spoken:
 		kind = core.Unsupported
-		wrong = fmt.Sprintf("speaks plugin protocol %d, and this rbee speaks %d", version, sdk.ProtocolVersion)
-		hint = "Install a version of the plugin that was made for this version of rbee."
 	case first != "" && !isPlugin:
 		kind = core.Unsupported
 		wrong = fmt.Sprintf("is no rbee plugin: it printed %q", cut(first, 200))

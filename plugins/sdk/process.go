@@ -92,16 +92,18 @@ func Serve(kind Kind, p Plugin, register func(grpc.ServiceRegistrar, *Process), 
 		}()
 	}
 
+	sets := map[int]goplugin.PluginSet{}
+	for _, v := range ProtocolVersions() {
+		sets[v] = goplugin.PluginSet{string(kind): &grpcPlugin{register: func(s *grpc.Server) {
+			Register(s, p)
+			register(s, proc)
+		}}}
+	}
 	goplugin.Serve(&goplugin.ServeConfig{
-		HandshakeConfig: Handshake(),
-		VersionedPlugins: map[int]goplugin.PluginSet{
-			ProtocolVersion: {string(kind): &grpcPlugin{register: func(s *grpc.Server) {
-				Register(s, p)
-				register(s, proc)
-			}}},
-		},
-		GRPCServer: proc.newGRPCServer,
-		Logger:     proc.log.Named("go-plugin"),
+		HandshakeConfig:  Handshake(),
+		VersionedPlugins: sets,
+		GRPCServer:       proc.newGRPCServer,
+		Logger:           proc.log.Named("go-plugin"),
 	})
 	cancel()
 	wg.Wait()

@@ -10,9 +10,23 @@ import (
 	"encoding/json"
 )
 
-// ProtocolVersion is the newest plugin protocol this SDK speaks. Additive features are capability
-// strings in Info; only a breaking change makes a new number.
-const ProtocolVersion = 1
+// ProtocolVersion is the newest plugin protocol that this SDK and a host of its release speak, and
+// OldestProtocolVersion the oldest. A field that is added changes no number; what a plugin of the
+// version before does not survive does. contributing/plugin-protocol.md says when and how.
+const (
+	ProtocolVersion       = 1
+	OldestProtocolVersion = 1
+)
+
+// ProtocolVersions returns the plugin protocols that this SDK and a host of its release speak,
+// oldest first.
+func ProtocolVersions() []int {
+	var list []int
+	for v := OldestProtocolVersion; v <= ProtocolVersion; v++ {
+		list = append(list, v)
+	}
+	return list
+}
 
 // Kind says what a plugin does. The executable of a plugin is named rbee-<kind>-<name>.
 type Kind string

@@ -125,13 +125,20 @@ func TestSuiteFindsDefects(t *testing.T) {
 	wg.Wait()
 }
 
-// Every rule has a sentence and a name of its own.
+// Every rule has a sentence and a name of its own, and stands where authors look.
 func TestRules(t *testing.T) {
 	t.Parallel()
+	doc, err := os.ReadFile("../../../contributing/plugin-protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	seen := map[string]bool{}
 	for _, r := range sdktest.Rules() {
 		if !regexp.MustCompile(`^[a-z0-9-]{3,24}$`).MatchString(r.Name) || seen[r.Name] || !strings.HasSuffix(r.Text, ".") {
 			t.Errorf("rule %+v", r)
+		}
+		if row := "| `" + r.Name + "` | " + r.Text + " |\n"; !strings.Contains(string(doc), row) {
+			t.Errorf("contributing/plugin-protocol.md lacks the row %s", row)
 		}
 		seen[r.Name] = true
 	}

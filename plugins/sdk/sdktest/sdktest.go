@@ -406,9 +406,13 @@ func checkURL(t *testing.T, s catalog.Source, f catalog.File) {
 func start(t testing.TB, kind sdk.Kind, path string, env []string) *started {
 	t.Helper()
 	run := newProcess(t, path, env)
+	sets := map[int]goplugin.PluginSet{}
+	for _, v := range sdk.ProtocolVersions() {
+		sets[v] = goplugin.PluginSet{string(kind): noClient{}}
+	}
 	client := goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  sdk.Handshake(),
-		VersionedPlugins: map[int]goplugin.PluginSet{sdk.ProtocolVersion: {string(kind): noClient{}}},
+		VersionedPlugins: sets,
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		RunnerFunc:       run.runner,
 		SkipHostEnv:      true,
