@@ -48,7 +48,7 @@ const (
 
 	keepFailed = 24 * time.Hour // how long the pool remembers who is away
 	keepLeft   = time.Hour
-	maxMembers = 50_000
+	maxMembers = 16_384 // more nodes than a cluster was ever tried with; each is about 2 KiB here and in memberlist
 )
 
 // Options say which pool to join and as whom. Formatted, they do not show the keys.

@@ -2,10 +2,12 @@ package gossip
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -17,8 +19,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/memberlist"
 	"github.com/shoenig/test/must"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/rbee-project/rbee/core/coretest/gossipnet"
+	gossipv1 "github.com/rbee-project/rbee/proto/gossip/v1"
 )
 
 func fullMember() Member {
@@ -295,6 +299,53 @@ func TestManyDeathsAreBelieved(t *testing.T) {
 	must.False(t, p.doubts(first))
 	d.NotifyLeave(nodes[0]) // a second death is another
 	must.False(t, p.doubts(first))
+}
+
+// Somebody with the key makes up members without end, and leaves of theirs: the pool keeps a bounded
+// number, and still hears the nodes that it knows. Not parallel: it measures the heap.
+func TestForgedMembersBounded(t *testing.T) {
+	p := idlePool()
+	d := delegate{p}
+	join := func(id string, incarnation uint64) error {
+		m := Member{ID: id, Name: strings.Repeat("n", maxNameBytes), Hive: true, RPCAddress: strings.Repeat("a", 200), Incarnation: incarnation}
+		meta, err := m.encode()
+		must.NoError(t, err)
+		n := &memberlist.Node{Name: id, Addr: []byte{10, 0, 0, 1}, Port: 1, Meta: meta}
+		if err := d.NotifyAlive(n); err != nil {
+			return err
+		}
+		d.NotifyJoin(n)
+		return nil
+	}
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	must.NoError(t, join("known", 1))
+	refused := 0
+	for i := range 50_000 {
+		id := fmt.Sprintf("forged%d", i)
+		if join(id, 1) != nil {
+			refused++
+		}
+		l, err := proto.Marshal(&gossipv1.Leave{Id: id, Incarnation: 1})
+		must.NoError(t, err)
+		d.NotifyMsg(l)
+	}
+	must.Eq(t, 50_000-maxMembers+1, refused)
+	must.Len(t, maxMembers+1, p.Members()) // and this node
+	must.LessEq(t, maxMembers, len(p.left))
+	must.LessEq(t, maxMembers, p.leaves.NumQueued())
+	if after := heap(); after > before {
+		must.Less(t, 32<<20, after-before)
+	}
+	must.NoError(t, join("known", 2))
+	known, _ := p.Member("known")
+	must.Eq(t, 2, known.Incarnation)
+	runtime.KeepAlive(p)
 }
 
 // Somebody with the key makes up an incarnation of this node, so that the others refuse its own as

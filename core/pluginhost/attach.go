@@ -67,6 +67,7 @@ func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
 		Plugins:          h.versions(sdk.KindWorker)[a.Protocol],
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		Logger:           hclog.NewNullLogger(),
+		GRPCDialOptions:  dialOptions(),
 		Reattach: &goplugin.ReattachConfig{
 			Protocol: goplugin.ProtocolGRPC, ProtocolVersion: a.Protocol, Addr: addr, Pid: a.Process.PID,
 			ReattachFunc: func() (runner.AttachedRunner, error) { return c, nil },

@@ -23,6 +23,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/hostinfo"
+	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
@@ -130,6 +131,7 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 		SkipHostEnv:      true,
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: runDir},
 		StartTimeout:     h.o.StartTimeout,
+		GRPCDialOptions:  dialOptions(),
 		AutoMTLS:         l.spec.Kind != sdk.KindWorker, // excludes re-attaching
 		Logger:           hclog.NewNullLogger(),         // what it has to say comes back as errors
 	})
@@ -201,6 +203,12 @@ func (*clientPlugin) GRPCServer(*goplugin.GRPCBroker, *grpc.Server) error { retu
 
 func (*clientPlugin) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientConn) (any, error) {
 	return nil, sdk.ErrUnsupported
+}
+
+// dialOptions bound what a plugin can make the host hold: a message on the wire, which go-plugin's
+// own streams would take up to 2 GiB of, and what it takes decoded.
+func dialOptions() []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(sdk.MaxReplyBytes), grpc.ForceCodecV2(rpc.Codec()))}
 }
 
 func (p *process) connect() error {

@@ -78,19 +78,22 @@ func untilItIsSilent(t *testing.T, c *pluginhost.Catalog) {
 	t.Fatal("it still answers")
 }
 
-// Not parallel: it looks at what the whole process allocates.
-func TestACatalogThatSaysTooMuchAtOnce(t *testing.T) {
+// A reply is refused that is too long on the wire, or takes too much memory decoded. Not parallel:
+// it looks at what the whole process allocates.
+func TestCatalogReplyBounds(t *testing.T) {
 	h := newHost(t)
 	check := polite(t, h)
 	c := launchCatalog(t, h, t.TempDir())
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	_, err := c.Resolve(t.Context(), "huge")
-	runtime.ReadMemStats(&after)
-	must.Eq(t, core.TooLarge, core.KindOf(err), must.Sprint(err))
-	must.Less(t, 32<<20, after.TotalAlloc-before.TotalAlloc)
+	for ref, kind := range map[string]core.Kind{"huge": core.TooLarge, "many": core.Internal} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := c.Resolve(t.Context(), ref)
+		runtime.ReadMemStats(&after)
+		must.Eq(t, kind, core.KindOf(err), must.Sprint(ref, err))
+		must.Less(t, 32<<20, after.TotalAlloc-before.TotalAlloc, must.Sprint(ref))
+	}
 	check()
-	_, err = c.Resolve(t.Context(), "none") // it goes on
+	_, err := c.Resolve(t.Context(), "none") // it goes on
 	must.Eq(t, core.NotFound, core.KindOf(err))
 }
 

@@ -227,16 +227,32 @@ func (q *Queen) setGossipKeys(c core.Cluster) error {
 	return q.opts.Membership.Gossip.SetKeys(keys)
 }
 
-// nodeNamed finds a node by id, name or unique prefix of the id. Errors: NotFound, Conflict.
+// nodeNamed finds a node by id, name or unique prefix of the id. A name is the one a node joined
+// with, or the one that its hive reports, as after its machine was renamed. Errors: NotFound;
+// Conflict where several match, with their ids.
 func nodeNamed(s *state.Snapshot, name string) (core.Node, error) {
 	if n, ok := s.Node(nil, name); ok && name != "" {
 		return n, nil
 	}
-	if n, ok := s.NodeNamed(nil, name); ok && name != "" {
-		return n, nil
-	}
 	var found []core.Node
-	var names []string
+	var names, ids []string
+	for _, n := range s.Nodes(nil) {
+		h, _ := s.Hive(nil, n.ID)
+		if name != "" && !n.Revoked && (strings.EqualFold(n.Name, name) || strings.EqualFold(h.Name, name)) {
+			found, ids = append(found, n), append(ids, n.ID)
+		}
+	}
+	switch len(found) {
+	case 0:
+	case 1:
+		return found[0], nil
+	default:
+		return core.Node{}, core.Errorf(core.Conflict, "%d nodes have the name %q: %s", len(found), name, strings.Join(ids, ", ")).Hint(
+			"Name the node by its id; `rbee status` shows which of them are up.")
+	}
+	if n, ok := s.NodeNamed(nil, name); ok && name != "" {
+		return n, nil // a revoked one
+	}
 	for _, n := range s.Nodes(nil) {
 		names = append(names, n.ID, n.Name)
 		if name != "" && strings.HasPrefix(n.ID, name) {

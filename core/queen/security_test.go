@@ -27,6 +27,7 @@ import (
 	"github.com/rbee-project/rbee/core/token"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
 )
 
 // fakeGossip is a pool whose members are what the test says.
@@ -413,6 +414,30 @@ func TestRevokedNodeAndLeaving(t *testing.T) {
 		// The only voting queen stays.
 		_, err = s.q.RevokeNode(t.Context(), "nobody")
 		mustFail(t, err, core.NotFound)
+	})
+}
+
+// A machine that was renamed has the name of a dead node: neither is revoked by it.
+func TestRevokeNameOfTwo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecured(t)
+		for id, name := range map[string]string{"bbbbbbbb": "beta", "cccccccc": "gamma"} {
+			_, err := s.tryJoin(newMachine(t, id, name, s.joinToken(), "hive"))
+			must.NoError(t, err)
+		}
+		_, err := s.node.Apply(t.Context(), fsm.SyncHive(core.Hive{ID: "cccccccc", Name: "Beta", Incarnation: 1}, nil))
+		must.NoError(t, err)
+		_, err = s.q.RevokeNode(t.Context(), "beta")
+		mustFail(t, err, core.Conflict)
+		must.StrContains(t, err.Error(), "bbbbbbbb, cccccccc")
+		must.False(t, s.q.registry.View().Revoked(nil, "bbbbbbbb"))
+		n, err := s.q.RevokeNode(t.Context(), "bbbbbbbb")
+		must.NoError(t, err)
+		must.Eq(t, "bbbbbbbb", n.ID)
+		n, err = s.q.RevokeNode(t.Context(), "beta")
+		must.NoError(t, err)
+		must.Eq(t, "cccccccc", n.ID, must.Sprint("the only one left"))
 	})
 }
 

@@ -1,5 +1,5 @@
 // Command rbee-catalog-fake is the catalog source of package fake as a plugin. It misbehaves when
-// it is asked for the references crash, freeze, huge and flood, and from its start when
+// it is asked for the references crash, freeze, huge, many and flood, and from its start when
 // RBEE_FAKE_GARBAGE is set.
 package main
 
@@ -40,6 +40,8 @@ func (r rude) Resolve(ctx context.Context, ref string) (catalog.Manifest, error)
 		return catalog.Manifest{}, ctx.Err()
 	case "huge":
 		return catalog.Manifest{Ref: ref, Name: strings.Repeat("x", 256<<20)}, nil
+	case "many":
+		return catalog.Manifest{Ref: ref, Name: "many", Files: make([]catalog.File, 2<<20)}, nil // 4 MiB on the wire
 	case "flood":
 		line := append(bytes.Repeat([]byte("x"), 1000), '\n')
 		for range 50_000 {
