@@ -294,7 +294,12 @@ func BenchmarkEngine(b *testing.B) {
 		for round := range rounds {
 			for i := range arms {
 				arm := (i + round) % len(arms) // none always behind the same
+				began := time.Now()
 				must.NoError(b, arms[arm].measure(b.Context(), round*100000+arm*10000, scale, figures[arm]))
+				fmt.Fprintf(os.Stderr, "round %d, %s: %s\n", round+1, arms[arm].name, time.Since(began).Round(time.Second))
+				for name, values := range figures[arm] {
+					fmt.Fprintf(os.Stderr, "  %s: %.1f\n", name, values[len(values)-1])
+				}
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 )
 
 type arch struct {
@@ -23,24 +24,55 @@ var presets = map[string]arch{
 	"3b":   {layers: 28, embd: 3072, heads: 24, kvHeads: 8, ffn: 8192, vocab: 128256, ctx: 8192, ropeBase: 500000},
 }
 
-func archMeta(a arch) []kv {
-	return []kv{
-		{"llama.context_length", uint32(a.ctx)},
-		{"llama.embedding_length", uint32(a.embd)},
-		{"llama.block_count", uint32(a.layers)},
-		{"llama.feed_forward_length", uint32(a.ffn)},
-		{"llama.attention.head_count", uint32(a.heads)},
-		{"llama.attention.head_count_kv", uint32(a.kvHeads)},
-		{"llama.attention.layer_norm_rms_epsilon", float32(1e-5)},
-		{"llama.rope.dimension_count", uint32(a.embd / a.heads)},
-		{"llama.rope.freq_base", a.ropeBase},
-		{"llama.vocab_size", uint32(a.vocab)},
+// The state space layers of mamba.
+const (
+	ssmConv  = 4
+	ssmState = 16
+)
+
+func (a arch) ssmInner() int { return 2 * a.embd }
+func (a arch) ssmRank() int  { return max(1, a.embd/16) }
+
+// meta returns what a model of a family says of its shape.
+func (a arch) meta(family string, window int) []kv {
+	head := uint32(a.embd / a.heads)
+	list := []kv{
+		{"context_length", uint32(a.ctx)},
+		{"embedding_length", uint32(a.embd)},
+		{"block_count", uint32(a.layers)},
+		{"attention.layer_norm_rms_epsilon", float32(1e-5)},
+		{"vocab_size", uint32(a.vocab)},
 	}
+	if family == "mamba" {
+		list = append(list,
+			kv{"feed_forward_length", uint32(0)},
+			kv{"attention.head_count", uint32(0)},
+			kv{"ssm.conv_kernel", uint32(ssmConv)},
+			kv{"ssm.inner_size", uint32(a.ssmInner())},
+			kv{"ssm.state_size", uint32(ssmState)},
+			kv{"ssm.time_step_rank", uint32(a.ssmRank())},
+		)
+	} else {
+		list = append(list,
+			kv{"feed_forward_length", uint32(a.ffn)},
+			kv{"attention.head_count", uint32(a.heads)},
+			kv{"attention.head_count_kv", uint32(a.kvHeads)},
+			kv{"rope.dimension_count", head},
+			kv{"rope.freq_base", a.ropeBase},
+		)
+	}
+	if family == "gemma3" {
+		list = append(list, kv{"attention.key_length", head}, kv{"attention.value_length", head}, kv{"attention.sliding_window", uint32(window)})
+	}
+	for i := range list {
+		list[i].key = family + "." + list[i].key
+	}
+	return list
 }
 
 const chatML = `{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}`
 
-// runSynth writes a llama model with random weights: its speed and memory use are
+// runSynth writes a model with random weights: its speed and memory use are
 // those of a trained model of the same shape, and its text is noise.
 func runSynth(args []string) error {
 	fs := flag.NewFlagSet("ggufgen", flag.ContinueOnError)
@@ -56,6 +88,8 @@ func runSynth(args []string) error {
 	vocab := fs.Int("vocab", 0, "override the vocabulary size (at least 512)")
 	parts := fs.Int("split", 1, "files to write the model into; -out then names them without -00001-of-0000N.gguf")
 	ctx := fs.Int("ctx", 0, "override the context length")
+	family := fs.String("arch", "llama", "architecture: llama, gemma3 (sliding window), mamba (recurrent)")
+	window := fs.Int("window", 64, "sliding window of gemma3")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -85,6 +119,10 @@ func runSynth(args []string) error {
 		return fmt.Errorf("unknown -type %q", *typ)
 	}
 	switch {
+	case !slices.Contains([]string{"llama", "gemma3", "mamba"}, *family):
+		return fmt.Errorf("unknown -arch %q", *family)
+	case *family == "mamba" && *typ != "f32" && a.ssmRank()%32 != 0:
+		return fmt.Errorf("a mamba of embedding length %d is f32 only", a.embd)
 	case a.vocab < 512:
 		return fmt.Errorf("vocabulary %d is below 512", a.vocab)
 	case a.embd%a.heads != 0 || a.heads%a.kvHeads != 0 || (a.embd/a.heads)%2 != 0:
@@ -106,21 +144,35 @@ func runSynth(args []string) error {
 		params += t.elements()
 		ts = append(ts, t)
 	}
-	norm := func(name string) {
-		n := a.embd
-		params += uint64(n)
-		ts = append(ts, tensor{name: name, dims: []uint64{uint64(n)}, typ: typeF32, write: func(w io.Writer) error {
-			one := make([]float32, n)
-			for i := range one {
-				one[i] = 1
-			}
-			return binary.Write(w, binary.LittleEndian, one)
-		}})
+	// vector is a tensor of one value; numbers other than weights are F32 always.
+	vector := func(name string, value float32, dims ...int) {
+		t := tensor{name: name, typ: typeF32}
+		for _, d := range dims {
+			t.dims = append(t.dims, uint64(d))
+		}
+		t.write = func(w io.Writer) error {
+			return binary.Write(w, binary.LittleEndian, slices.Repeat([]float32{value}, int(t.elements())))
+		}
+		params += t.elements()
+		ts = append(ts, t)
 	}
+	norm := func(name string) { vector(name, 1, a.embd) }
 	mat("token_embd.weight", a.embd, a.vocab)
 	for l := 0; l < a.layers; l++ {
 		p := fmt.Sprintf("blk.%d.", l)
 		norm(p + "attn_norm.weight")
+		if *family == "mamba" {
+			mat(p+"ssm_in.weight", a.embd, 2*a.ssmInner())
+			vector(p+"ssm_conv1d.weight", 0.5, ssmConv, a.ssmInner())
+			vector(p+"ssm_conv1d.bias", 0, a.ssmInner())
+			mat(p+"ssm_x.weight", a.ssmInner(), a.ssmRank()+2*ssmState)
+			mat(p+"ssm_dt.weight", a.ssmRank(), a.ssmInner())
+			vector(p+"ssm_dt.bias", 0, a.ssmInner())
+			vector(p+"ssm_a", -1, ssmState, a.ssmInner())
+			vector(p+"ssm_d", 1, a.ssmInner())
+			mat(p+"ssm_out.weight", a.ssmInner(), a.embd)
+			continue
+		}
 		mat(p+"attn_q.weight", a.embd, a.embd)
 		mat(p+"attn_k.weight", a.embd, kvDim)
 		mat(p+"attn_v.weight", a.embd, kvDim)
@@ -129,6 +181,12 @@ func runSynth(args []string) error {
 		mat(p+"ffn_gate.weight", a.embd, a.ffn)
 		mat(p+"ffn_down.weight", a.ffn, a.embd)
 		mat(p+"ffn_up.weight", a.embd, a.ffn)
+		if *family == "gemma3" {
+			vector(p+"attn_q_norm.weight", 1, a.embd/a.heads)
+			vector(p+"attn_k_norm.weight", 1, a.embd/a.heads)
+			norm(p + "post_attention_norm.weight")
+			norm(p + "post_ffw_norm.weight")
+		}
 	}
 	norm("output_norm.weight")
 	if a.untied {
@@ -137,13 +195,13 @@ func runSynth(args []string) error {
 
 	tokens, scores, types := syntheticVocab(a.vocab)
 	meta := []kv{
-		{"general.architecture", "llama"},
+		{"general.architecture", *family},
 		{"general.name", fmt.Sprintf("synthetic %s %s seed %d", *preset, *typ, *seed)},
 		{"general.description", "random weights, for load tests only"},
 		{"general.file_type", ft},
 		{"general.quantization_version", uint32(2)},
 	}
-	meta = append(meta, archMeta(a)...)
+	meta = append(meta, a.meta(*family, *window)...)
 	meta = append(meta,
 		kv{"tokenizer.ggml.model", "llama"},
 		kv{"tokenizer.ggml.tokens", tokens},
