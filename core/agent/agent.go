@@ -29,6 +29,7 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/remote"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/store"
@@ -327,17 +328,17 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 			return ""
 		}
 	}
-	registry, err := node.Open(opts)
+	n, err := node.Open(opts)
 	if err != nil {
 		return err
 	}
-	p.registry = registry
-	p.defers(registry.Shutdown)
-	if p.net != nil && opts.Bootstrap == node.Never && !registry.HasState() && !p.knowsQueen() {
+	p.registry = n
+	p.defers(n.Shutdown)
+	if p.net != nil && opts.Bootstrap == node.Never && !n.HasState() && !p.knowsQueen() {
 		return lostRegistry(identity, opts.Dir)
 	}
 	o := queen.Options{
-		Node: registry, ID: p.id, Version: p.opts.Version, Logger: p.log.Named("queen"),
+		Registry: registry.New(n), ID: p.id, Version: p.opts.Version, Logger: p.log.Named("queen"),
 		LocalHive: func() string {
 			if p.bees == nil {
 				return ""
@@ -352,7 +353,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		Suspected: func(hive string) { p.answers.DropHive(hive) },
 	}
 	if p.net != nil {
-		if err := p.net.serve(registry); err != nil {
+		if err := p.net.serve(n); err != nil {
 			return err
 		}
 		o.Pinger = p.net

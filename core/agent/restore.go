@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/hive"
 	"github.com/rbee-project/rbee/core/pki"
-	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/registry"
 )
 
 // RestoreResult is what RestoreOffline did.
@@ -43,7 +43,7 @@ func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recove
 	if !cfg.Queen.Enabled {
 		return RestoreResult{}, core.Errorf(core.Invalid, "%s: this machine is no queen", op).Hint("Restore on a machine with queen { enabled = true }.")
 	}
-	snap, err := queen.ReadSnapshot(r)
+	snap, err := registry.ReadSnapshot(r)
 	if err != nil {
 		return RestoreResult{}, err
 	}
@@ -52,7 +52,7 @@ func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recove
 		return RestoreResult{}, core.WithHint(err, "Stop the agent of this machine first. While a queen answers, restore without --offline.")
 	}
 	defer unlock()
-	o := queen.Founding{Dir: filepath.Join(cfg.DataDir, "raft"), Now: now, Logger: log}
+	o := registry.Founding{Dir: filepath.Join(cfg.DataDir, "raft"), Now: now, Logger: log}
 	if o.Identity, err = restoredIdentity(ctx, cfg, snap.Cluster, recoveryKey, now); err != nil {
 		return RestoreResult{}, err
 	}

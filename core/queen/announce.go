@@ -10,10 +10,10 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
-	"github.com/rbee-project/rbee/raft/node"
 	"github.com/rbee-project/rbee/raft/state"
 )
 
@@ -60,7 +60,7 @@ func (q *Queen) Leave() { q.leaving.Store(true) }
 
 // announcement is what this queen says of itself.
 func (q *Queen) announcement() *queenv1.Announcement {
-	n := q.opts.Node
+	n := q.registry
 	self := q.ownMember()
 	return &queenv1.Announcement{
 		RaftId: n.ID(), RpcAddress: self.RPCAddress, HttpAddress: self.HTTPAddress, Fsm: fsm.Version, Version: q.opts.Version,
@@ -99,7 +99,7 @@ func (q *Queen) believe(peer pki.Node, said *queenv1.Announcement) error {
 	if peer.ID == q.opts.ID {
 		return nil
 	}
-	if id := said.GetRaftId(); len(id) > fsm.MaxIDBytes || id != "" && node.OfRaftID(id) != peer.ID {
+	if id := said.GetRaftId(); len(id) > fsm.MaxIDBytes || id != "" && registry.NodeOf(id) != peer.ID {
 		return core.Errorf(core.Invalid, "node %s announces the raft id of another node", peer.ID)
 	}
 	if err := checkAddress(said.GetRpcAddress()); err != nil {
@@ -189,7 +189,7 @@ func (q *Queen) AddressOf(raftID string) string {
 	if q.opts.Membership == nil {
 		return ""
 	}
-	id := node.OfRaftID(raftID)
+	id := registry.NodeOf(raftID)
 	q.mu.Lock()
 	p, ok := q.proofs[id]
 	q.mu.Unlock()
@@ -256,7 +256,7 @@ func (q *Queen) queensToAsk() map[string][]string {
 			add(p.node.ID, p.said.GetRpcAddress())
 		}
 	}
-	if servers, err := q.opts.Node.Queens(); err == nil {
+	if servers, err := q.registry.Queens(); err == nil {
 		for _, s := range servers {
 			if !registry.Revoked(nil, s.ID) {
 				add(s.ID, s.Address)
@@ -324,7 +324,7 @@ func (q *Queen) exchange(ctx context.Context, id string, addresses []string) {
 
 // raftIDOf is the raft id that the raft configuration has for a node; empty: none.
 func (q *Queen) raftIDOf(id string) string {
-	servers, err := q.opts.Node.Queens()
+	servers, err := q.registry.Queens()
 	if err != nil {
 		return ""
 	}
@@ -351,7 +351,7 @@ func (q *Queen) admit(ctx context.Context) error {
 				if _, known := s.Node(nil, p.node.ID); known || len(p.node.KeyHash) == 0 || !p.alive() {
 					continue
 				}
-				err := q.apply(ctx, "admit "+p.node.ID, fsm.PutNode(core.Node{
+				err := q.registry.Write(ctx, "admit "+p.node.ID, fsm.PutNode(core.Node{
 					ID: p.node.ID, Name: p.node.Name, Roles: p.node.Roles, RPCAddress: p.said.GetRpcAddress(), KeyHash: p.node.KeyHash,
 					CertificateExpiresAt: p.node.NotAfter.UTC().Truncate(time.Second),
 				}, ""))
@@ -380,24 +380,24 @@ func (q *Queen) admit(ctx context.Context) error {
 type raftMembers struct{ q *Queen }
 
 // Members are the queens that raft follows. A revoked queen counts as one that left.
-func (m raftMembers) Members() []node.Member {
-	registry := m.q.registry.View()
-	var out []node.Member
+func (m raftMembers) Members() []registry.Member {
+	view := m.q.registry.View()
+	var out []registry.Member
 	for _, p := range m.q.proven() {
-		if n, ok := trusted(registry, p.node.ID); ok {
-			out = append(out, node.Member{
+		if n, ok := trusted(view, p.node.ID); ok {
+			out = append(out, registry.Member{
 				NodeID: n.ID, RaftID: p.said.GetRaftId(), Name: n.Name, Address: p.said.GetRpcAddress(), Version: p.said.GetVersion(),
 				Alive: p.alive(), Left: p.said.GetLeaving(),
 			})
 		}
 	}
-	servers, err := m.q.opts.Node.Queens()
+	servers, err := m.q.registry.Queens()
 	if err != nil {
 		return out // it is shutting down
 	}
 	for _, s := range servers {
-		if registry.Revoked(nil, s.ID) {
-			out = append(out, node.Member{NodeID: s.ID, RaftID: s.RaftID, Address: s.Address, Left: true})
+		if view.Revoked(nil, s.ID) {
+			out = append(out, registry.Member{NodeID: s.ID, RaftID: s.RaftID, Address: s.Address, Left: true})
 		}
 	}
 	return out

@@ -23,6 +23,7 @@ import (
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/token"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
@@ -94,9 +95,9 @@ func newLAN(t *testing.T, size int, sealed bool) (*lan, []*lanQueen) {
 	if sealed {
 		c.SealedCAKey = seed.SealedCAKey
 	}
-	must.NoError(t, leader.q.apply(t.Context(), "", fsm.InitCluster(c, nil, nil)))
+	must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.InitCluster(c, nil, nil)))
 	for _, m := range queens {
-		must.NoError(t, leader.q.apply(t.Context(), "", fsm.PutNode(m.record(), "")))
+		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.PutNode(m.record(), "")))
 	}
 	return l, queens
 }
@@ -162,7 +163,7 @@ func (m *lanQueen) start(bootstrap node.Bootstrap) {
 	})
 	must.NoError(t, err)
 	m.node = n
-	m.q = New(Options{Node: n, ID: m.id, Logger: coretest.Logger(t), Membership: &Membership{
+	m.q = New(Options{Registry: registry.New(n), ID: m.id, Logger: coretest.Logger(t), Membership: &Membership{
 		Identity: m.lan.identity, Gossip: m.gossip, NodesChanged: func() {}, Probe: m.probe,
 		Self: leaderConn{leader: func() *Queen { return m.lan.leader(m.lan.all()...).q }},
 	}})
@@ -204,7 +205,7 @@ func (l *lan) leader(queens ...*lanQueen) *lanQueen {
 	l.t.Helper()
 	for range 60_000 {
 		for _, m := range queens {
-			if m.q != nil && m.q.leads() {
+			if m.q != nil && m.q.registry.Leads() {
 				return m
 			}
 		}
@@ -269,7 +270,7 @@ func (m *lanQueen) raftServers() string {
 
 func (m *lanQueen) write(ctx context.Context) error {
 	id, hash, _ := token.New()
-	return m.q.apply(ctx, "", fsm.PutToken(core.Token{ID: id, Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: time.Now().UTC().Truncate(time.Second)}))
+	return m.q.registry.Write(ctx, "", fsm.PutToken(core.Token{ID: id, Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: time.Now().UTC().Truncate(time.Second)}))
 }
 
 // Whoever has the gossip key can say anything about anybody there. Neither the versions, raft ids
@@ -359,9 +360,9 @@ func TestMinFSM(t *testing.T) {
 		mustFail(t, leader.write(t.Context()), core.Unavailable, "state machine version")
 		sealed, err := l.identity.SealGossipKeys(pki.Secrets{pki.NewGossipKey()})
 		must.NoError(t, err)
-		must.NoError(t, leader.q.apply(t.Context(), "", fsm.SetKeyring(sealed, 1)))
-		must.NoError(t, leader.q.apply(t.Context(), "", fsm.DeleteToken("t")))
-		must.NoError(t, leader.q.apply(t.Context(), "", fsm.RevokeNode(follower.id)))
+		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.SetKeyring(sealed, 1)))
+		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.DeleteToken("t")))
+		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.RevokeNode(follower.id)))
 		must.NoError(t, leader.write(t.Context())) // a revoked queen has no say
 
 		// A version before announcements counts as what it can apply.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/token"
 )
 
@@ -101,10 +102,10 @@ func (q *Queen) proved(id string) error {
 // outOfContact reports whether this queen would hear of no revocation, and for how long it has
 // heard of no leader.
 func (q *Queen) outOfContact() (bool, time.Duration) {
-	if q.opts.Membership == nil || q.leads() {
+	if q.opts.Membership == nil || q.registry.Leads() {
 		return false, 0
 	}
-	silence := q.opts.Node.LastContact()
+	silence := q.registry.LastContact()
 	return silence > contactLost, silence
 }
 
@@ -131,10 +132,10 @@ type catchUps struct {
 }
 
 // catchUpTogether is catchUp for requests of whoever reaches the API: however many come, one
-// question at a time goes to the leader. It takes at most lookPatience.
+// question at a time goes to the leader. It takes at most registry.LookPatience.
 func (q *Queen) catchUpTogether(ctx context.Context) error {
 	arrived := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, lookPatience)
+	ctx, cancel := context.WithTimeout(ctx, registry.LookPatience)
 	defer cancel()
 	c := &q.catching
 	select {
@@ -147,7 +148,7 @@ func (q *Queen) catchUpTogether(ctx context.Context) error {
 		return nil
 	}
 	began := time.Now()
-	if err := q.catchUp(ctx); err != nil {
+	if err := q.registry.CatchUp(ctx); err != nil {
 		return err
 	}
 	c.began = began

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/token"
 	"github.com/rbee-project/rbee/raft/fsm"
 )
@@ -37,7 +38,7 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 		m = members[1]
 	}
 	f := &follower{t: t, leader: leader.q}
-	must.NoError(t, f.leader.apply(t.Context(), "test", fsm.InitCluster(core.Cluster{ID: "0123456789abcdef"}, nil, nil)))
+	must.NoError(t, f.leader.registry.Write(t.Context(), "test", fsm.InitCluster(core.Cluster{ID: "0123456789abcdef"}, nil, nil)))
 	var mu sync.Mutex
 	on := true
 	f.connect = func(now bool) {
@@ -60,7 +61,7 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 		time.Sleep(time.Millisecond)
 	}
 	f.q = New(Options{
-		Node: m.node, ID: m.q.opts.ID, Logger: hclog.New(&hclog.LoggerOptions{Output: &f.log}),
+		Registry: registry.New(m.node), ID: m.q.opts.ID, Logger: hclog.New(&hclog.LoggerOptions{Output: &f.log}),
 		HiveConn: func(string) (grpc.ClientConnInterface, error) {
 			return nil, core.Errorf(core.Unavailable, "no way")
 		},
@@ -82,7 +83,7 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 func (f *follower) token() (text, id string) {
 	f.t.Helper()
 	id, hash, text := token.New()
-	must.NoError(f.t, f.leader.apply(f.t.Context(), "test", fsm.PutToken(core.Token{ID: id, Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: time.Unix(1, 0)})))
+	must.NoError(f.t, f.leader.registry.Write(f.t.Context(), "test", fsm.PutToken(core.Token{ID: id, Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: time.Unix(1, 0)})))
 	return text, id
 }
 
@@ -128,7 +129,7 @@ func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
 		began := time.Now()
 		err = f.authorize(wrong)
 		mustFail(t, err, core.Unavailable, "no leader says")
-		must.LessEq(t, lookPatience, time.Since(began))
+		must.LessEq(t, registry.LookPatience, time.Since(began))
 	})
 }
 
@@ -146,7 +147,7 @@ func TestAuthorizeOutOfContact(t *testing.T) {
 		time.Sleep(grace)
 		must.NoError(t, f.authorize(used))
 		f.connect(false)
-		must.NoError(t, f.leader.apply(t.Context(), "test", fsm.DeleteToken(usedID))) // it does not hear of that
+		must.NoError(t, f.leader.registry.Write(t.Context(), "test", fsm.DeleteToken(usedID))) // it does not hear of that
 		time.Sleep(contactLost / 2)
 		must.NoError(t, f.authorize(used)) // as in an election
 		must.Eq(t, "", f.q.contactProblem())

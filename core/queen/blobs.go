@@ -44,8 +44,8 @@ func (q *Queen) claimBlob(ctx context.Context, hive string, req *queenv1.ClaimRe
 		return nil, core.Errorf(core.Unauthenticated, "claim a file: it is not known which hive asks")
 	case !swarm.ValidDigest(c.Digest) || c.Stage < swarm.Asking || c.Stage > swarm.Over || c.HaveBytes < 0 || len(c.Avoid) > maxAvoided:
 		return nil, core.Errorf(core.Invalid, "claim a file: hive %s says of a file what no hive says", c.Hive).Hint("This is a defect of the hive's agent: please report it.")
-	case !q.leads():
-		return nil, q.notLeader()
+	case !q.registry.Leads():
+		return nil, q.registry.NotLeader()
 	}
 	if c.Stage != swarm.Whole && c.Stage != swarm.Over {
 		ask, asked, err := q.board.Begin(time.Now(), c.Digest)

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/wire"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
@@ -20,8 +21,8 @@ const statusJobs = 10
 // leader means that it has reported. Among several queens one that has lost the leader goes on with
 // what it knows.
 func (q *Queen) Ready(context.Context) error {
-	n := q.opts.Node
-	leading := q.leads()
+	n := q.registry
+	leading := q.registry.Leads()
 	switch {
 	case n.Leader() == "" && n.DiskProblem() != nil:
 		return n.DiskProblem()
@@ -44,14 +45,14 @@ func (q *Queen) Ready(context.Context) error {
 // Problems.
 func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	s := core.Status{
-		Version: q.opts.Version, Node: q.opts.ID, StartedAt: q.started, Leader: q.opts.Node.Leader(), Index: q.opts.Node.AppliedIndex(),
+		Version: q.opts.Version, Node: q.opts.ID, StartedAt: q.started, Leader: q.registry.Leader(), Index: q.registry.AppliedIndex(),
 		Queens: []core.Queen{}, Hives: q.hives(), Workers: q.workers(), Models: []core.Model{}, Jobs: []core.Job{}, Problems: []string{},
 	}
 	if c, ok := q.registry.View().Cluster(nil); ok {
 		s.Cluster = &c
 	}
 	var problems []string
-	if err := q.opts.Node.DiskProblem(); err != nil {
+	if err := q.registry.DiskProblem(); err != nil {
 		problems = append(problems, fmt.Sprintf("the disk of this queen takes no entries: %v", err))
 	}
 	if s.Leader == "" {
@@ -173,7 +174,7 @@ func (q *Queen) Hive(ctx context.Context, hive string) (core.Hive, error) {
 }
 
 func (q *Queen) hiveNamed(ctx context.Context, name string) (core.Hive, error) {
-	return lookedUp(ctx, q, func() (core.Hive, error) { return q.knownHive(name) })
+	return registry.LookUp(ctx, q.registry, func() (core.Hive, error) { return q.knownHive(name) })
 }
 
 func (q *Queen) knownHive(name string) (core.Hive, error) {
@@ -239,7 +240,7 @@ func (q *Queen) workers() []core.Worker {
 // Worker finds an active worker by its id or a unique prefix of it. Errors: NotFound; Conflict when
 // several begin with the prefix.
 func (q *Queen) Worker(ctx context.Context, id string) (core.Worker, error) {
-	return lookedUp(ctx, q, func() (core.Worker, error) { return q.knownWorker("", id) })
+	return registry.LookUp(ctx, q.registry, func() (core.Worker, error) { return q.knownWorker("", id) })
 }
 
 // knownWorker finds a worker by its id or a unique prefix of it. Where several hives have a worker

@@ -19,6 +19,7 @@ import (
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/wire"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
@@ -49,7 +50,7 @@ func newCluster(t *testing.T, dir string, change ...func(*Options)) *cluster {
 	must.NoError(t, err)
 	c.node = n
 	opts := Options{
-		Node: n, ID: "q1", Version: "1.2.3", Logger: log,
+		Registry: registry.New(n), ID: "q1", Version: "1.2.3", Logger: log,
 		HiveConn: func(hive string) (grpc.ClientConnInterface, error) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -97,7 +98,7 @@ func newCluster(t *testing.T, dir string, change ...func(*Options)) *cluster {
 		}
 	})
 	t.Cleanup(c.stop)
-	c.eventually("the queen leads", c.q.leads)
+	c.eventually("the queen leads", c.q.registry.Leads)
 	return c
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/raft/node"
 )
 
@@ -19,7 +20,7 @@ func TestFullDiskIsNamed(t *testing.T) {
 	n, err := node.Open(node.Options{ID: "q1", Dir: t.TempDir(), FreeBytes: func() (uint64, error) { return free.Load(), nil }})
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, n.Shutdown()) })
-	q := queen.New(queen.Options{Node: n, ID: "q1"})
+	q := queen.New(queen.Options{Registry: registry.New(n), ID: "q1"})
 	free.Store(0)
 	s, err := q.Status(t.Context())
 	must.NoError(t, err)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/wire"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
@@ -111,7 +112,7 @@ func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
 		}
 		hive = h.ID
 	}
-	w, err := lookedUp(ctx, q, func() (core.Worker, error) { return q.knownWorker(hive, r.Worker) })
+	w, err := registry.LookUp(ctx, q.registry, func() (core.Worker, error) { return q.knownWorker(hive, r.Worker) })
 	if err != nil {
 		return core.Job{}, err
 	}
@@ -122,7 +123,7 @@ func (q *Queen) retire(ctx context.Context, r core.Request) (core.Job, error) {
 	if len(q.registry.View().WorkersWithID(nil, w.ID)) > 1 {
 		ofHive = w.Hive
 	}
-	if err := q.command(ctx, "retire "+w.ID, fsm.RetireWorker(ofHive, w.ID)); err != nil {
+	if err := q.registry.Write(ctx, "retire "+w.ID, fsm.RetireWorker(ofHive, w.ID)); err != nil {
 		return core.Job{}, err
 	}
 	own := r.RequestID == ""
@@ -236,7 +237,7 @@ func (q *Queen) Events(ctx context.Context, id string, after int64, emit func(co
 
 // jobService is the service of the agent that owns a job.
 func (q *Queen) jobService(ctx context.Context, id string) (node string, c jobv1.JobServiceClient, err error) {
-	o, err := lookedUp(ctx, q, func() (owner, error) { return q.ownerOf(id) })
+	o, err := registry.LookUp(ctx, q.registry, func() (owner, error) { return q.ownerOf(id) })
 	if err != nil {
 		return "", nil, err
 	}

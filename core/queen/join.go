@@ -48,8 +48,8 @@ func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*quee
 	if q.opts.Membership == nil {
 		return nil, errAlone()
 	}
-	if !q.leads() {
-		return nil, q.notLeader()
+	if !q.registry.Leads() {
+		return nil, q.registry.NotLeader()
 	}
 	registry := q.registry.View()
 	c, err := clusterOf(registry)
@@ -84,7 +84,7 @@ func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*quee
 	if err != nil {
 		return nil, err
 	}
-	if err := q.apply(ctx, "join "+n.ID, fsm.PutNode(n, t.ID)); err != nil {
+	if err := q.registry.Write(ctx, "join "+n.ID, fsm.PutNode(n, t.ID)); err != nil {
 		return nil, err
 	}
 	q.log.Info("node joined", "node", n.ID, "name", n.Name, "roles", n.Roles, "address", n.RPCAddress, "token", t.ID)
@@ -108,8 +108,8 @@ func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*qu
 	if q.opts.Membership == nil {
 		return nil, errAlone()
 	}
-	if !q.leads() {
-		return nil, q.notLeader()
+	if !q.registry.Leads() {
+		return nil, q.registry.NotLeader()
 	}
 	registry := q.registry.View()
 	c, err := clusterOf(registry)
@@ -143,7 +143,7 @@ func (s *joinService) Renew(ctx context.Context, req *queenv1.RenewRequest) (*qu
 	if err != nil {
 		return nil, err
 	}
-	if err := q.apply(ctx, "renew "+n.ID, fsm.PutNode(n, "")); err != nil {
+	if err := q.registry.Write(ctx, "renew "+n.ID, fsm.PutNode(n, "")); err != nil {
 		return nil, err
 	}
 	q.log.Info("certificate renewed", "node", n.ID, "name", n.Name, "expires", n.CertificateExpiresAt)

@@ -55,7 +55,7 @@ func (q *Queen) replaceKeyring(ctx context.Context, c core.Cluster) error {
 	if err != nil {
 		return err
 	}
-	if err := q.apply(ctx, "keyring replace", fsm.SetKeyring(sealed, c.GossipVersion)); err != nil {
+	if err := q.registry.Write(ctx, "keyring replace", fsm.SetKeyring(sealed, c.GossipVersion)); err != nil {
 		return err
 	}
 	q.log.Info("gossip key replaced, because a node was revoked or left", "key", pki.KeyFingerprint(keys[0]))

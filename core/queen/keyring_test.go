@@ -49,7 +49,7 @@ func TestKeyringReplaced(t *testing.T) {
 		_, err = s.q.LeaveNode(t.Context(), "cccccccc")
 		must.NoError(t, err)
 		replaced("after a leave")
-		must.NoError(t, s.q.apply(t.Context(), "", fsm.RevokeNode("dddddddd"))) // by a leader that died then
+		must.NoError(t, s.q.registry.Write(t.Context(), "", fsm.RevokeNode("dddddddd"))) // by a leader that died then
 		replaced("after a revocation by another leader")
 
 		// The keys that the hives are told are the new ones.

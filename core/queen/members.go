@@ -15,9 +15,6 @@ import (
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/registry"
-	"github.com/rbee-project/rbee/core/rpc"
-	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
-	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
 	"github.com/rbee-project/rbee/raft/state"
 )
@@ -171,34 +168,13 @@ func (q *Queen) sow(ctx context.Context, s *Seed) error {
 		if _, err := clusterOf(q.registry.View()); err != nil {
 			return err
 		}
-	} else if err := q.command(ctx, "init "+s.Cluster.ID, fsm.InitCluster(s.Cluster, &s.Token, &s.Node)); err != nil {
+	} else if err := q.registry.Write(ctx, "init "+s.Cluster.ID, fsm.InitCluster(s.Cluster, &s.Token, &s.Node)); err != nil {
 		return err
 	}
-	if err := q.command(ctx, "node "+s.Node.ID, fsm.PutNode(s.Node, "")); err != nil {
+	if err := q.registry.Write(ctx, "node "+s.Node.ID, fsm.PutNode(s.Node, "")); err != nil {
 		return err
 	}
 	return s.Planted()
-}
-
-// command writes to the registry through the leader, whoever that is, and returns when this queen's
-// replica has it.
-func (q *Queen) command(ctx context.Context, requestID string, c *raftv1.Command) error {
-	m := q.opts.Membership
-	if m == nil || q.leads() {
-		return q.apply(ctx, requestID, c)
-	}
-	if len(requestID) <= fsm.MaxIDBytes {
-		c.RequestId = requestID
-	}
-	data, err := fsm.Encode(c)
-	if err != nil {
-		return err
-	}
-	resp, err := queenv1.NewClusterServiceClient(m.Self).Apply(ctx, &queenv1.ApplyRequest{Command: data})
-	if err != nil {
-		return rpc.FromStatus(err)
-	}
-	return q.opts.Node.WaitApplied(ctx, resp.GetIndex())
 }
 
 // clusterOf is the registry's cluster. Errors: Unsupported for an agent alone; Unavailable before
@@ -287,7 +263,7 @@ func (q *Queen) Cluster(context.Context) (core.Cluster, error) {
 // Queens lists the queens that raft knows, and those of the registry that answer and raft does not
 // know (yet).
 func (q *Queen) Queens(context.Context) ([]core.Queen, error) {
-	servers, err := q.opts.Node.Queens()
+	servers, err := q.registry.Queens()
 	m := q.opts.Membership
 	if err != nil || m == nil {
 		return servers, err
@@ -350,10 +326,10 @@ const FSMVersion uint32 = fsm.Version
 // Leader is the queen that leads, as far as this one knows now; it does not wait. local: it is this
 // one, and it has taken over. Errors: Unavailable.
 func (q *Queen) Leader(context.Context) (nodeID, address string, local bool, err error) {
-	if q.leads() {
+	if q.registry.Leads() {
 		return q.opts.ID, "", true, nil
 	}
-	queens, err := q.opts.Node.Queens()
+	queens, err := q.registry.Queens()
 	if err != nil {
 		return "", "", false, err
 	}
@@ -362,13 +338,13 @@ func (q *Queen) Leader(context.Context) (nodeID, address string, local bool, err
 			return s.ID, s.Address, false, nil
 		}
 	}
-	return "", "", false, q.notLeader()
+	return "", "", false, q.registry.NotLeader()
 }
 
 // keepQueens has raft's configuration follow the queens that are there: new ones are added and
 // promoted, dead ones removed as long as a majority stays.
 func (q *Queen) keepQueens(ctx context.Context) error {
-	return q.opts.Node.Autopilot(ctx, raftMembers{q})
+	return q.registry.Autopilot(ctx, raftMembers{q})
 }
 
 // sameKey says whether a certificate request has the key that the node is known by.

@@ -23,7 +23,7 @@ func (q *Queen) RevokeNode(ctx context.Context, id string) (core.Node, error) {
 	if q.opts.Membership == nil {
 		return core.Node{}, errAlone()
 	}
-	if err := q.catchUp(ctx); err != nil {
+	if err := q.registry.CatchUp(ctx); err != nil {
 		return core.Node{}, err
 	}
 	n, err := nodeNamed(q.registry.View(), id)
@@ -33,7 +33,7 @@ func (q *Queen) RevokeNode(ctx context.Context, id string) (core.Node, error) {
 	if err := q.checkLast(n, "revoked"); err != nil {
 		return core.Node{}, err
 	}
-	if err := q.command(ctx, "revoke node "+n.ID, fsm.RevokeNode(n.ID)); err != nil {
+	if err := q.registry.Write(ctx, "revoke node "+n.ID, fsm.RevokeNode(n.ID)); err != nil {
 		return core.Node{}, err
 	}
 	q.log.Warn("node revoked: its certificates are refused from now on", "node", n.ID, "name", n.Name)
@@ -57,7 +57,7 @@ func (q *Queen) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 	if id == "" || id == core.LocalHive {
 		id = q.opts.ID
 	}
-	if err := q.catchUp(ctx); err != nil {
+	if err := q.registry.CatchUp(ctx); err != nil {
 		return core.Node{}, err
 	}
 	n, err := nodeNamed(q.registry.View(), id)
@@ -116,7 +116,7 @@ func (q *Queen) takeOut(ctx context.Context, n core.Node) error {
 		}
 	}
 	if n.Has(core.RoleHive) {
-		if err := q.command(ctx, "leave hive "+n.ID, fsm.RemoveHive(n.ID)); err != nil && core.KindOf(err) != core.NotFound {
+		if err := q.registry.Write(ctx, "leave hive "+n.ID, fsm.RemoveHive(n.ID)); err != nil && core.KindOf(err) != core.NotFound {
 			return err
 		}
 	}
@@ -128,7 +128,7 @@ func (q *Queen) takeOut(ctx context.Context, n core.Node) error {
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveGrace)
 		defer cancel()
-		if err := q.command(ctx, "leave "+n.ID, fsm.RevokeNode(n.ID)); err != nil {
+		if err := q.registry.Write(ctx, "leave "+n.ID, fsm.RevokeNode(n.ID)); err != nil {
 			q.log.Error("cannot have the certificate of a node that left refused", "node", n.ID, "error", err)
 		}
 	}
@@ -145,7 +145,7 @@ func (q *Queen) checkLast(n core.Node, what string) error {
 	if !n.Has(core.RoleQueen) {
 		return nil
 	}
-	queens, err := q.opts.Node.Queens()
+	queens, err := q.registry.Queens()
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/registry"
 )
 
 // operations are the functions of the operations that a queen runs on its own machine: one for each
@@ -52,7 +53,7 @@ func (q *Queen) fresh(f job.Func) job.Func {
 // status is the status as a plain GET gives it: of the registry as it is known to be, or, where no
 // leader says so in time, as this queen knows it.
 func (q *Queen) status(ctx context.Context, _ core.Request) (core.Status, error) {
-	limited, cancel := context.WithTimeout(ctx, lookPatience)
+	limited, cancel := context.WithTimeout(ctx, registry.LookPatience)
 	defer cancel()
 	info, err := q.Sync(limited, core.ConsistencyDefault)
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/wire"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
@@ -27,14 +28,10 @@ import (
 )
 
 const (
-	// maxSnapshotBytes bounds what RestoreSnapshot takes: ten times the registry of 10,000 hives
-	// with 4 workers each.
-	maxSnapshotBytes = 512 << 20
-	snapshotChunk    = 256 << 10
-	maxGossipKeys    = 8
-	gossipKeyBytes   = 32 // AES-256
-	sightTimeout     = 2 * time.Second
-	reachTimeout     = 2 * time.Second
+	snapshotChunk  = 256 << 10
+	gossipKeyBytes = 32 // AES-256
+	sightTimeout   = 2 * time.Second
+	reachTimeout   = 2 * time.Second
 )
 
 // clusterService answers other queens, and this one by way of Membership.Self.
@@ -44,14 +41,14 @@ type clusterService struct {
 }
 
 func (s *clusterService) Apply(ctx context.Context, req *queenv1.ApplyRequest) (*queenv1.ApplyResponse, error) {
-	if !s.q.leads() {
-		return nil, s.q.notLeader()
+	if !s.q.registry.Leads() {
+		return nil, s.q.registry.NotLeader()
 	}
 	var c raftv1.Command
 	if err := proto.Unmarshal(req.GetCommand(), &c); err != nil {
 		return nil, core.Errorf(core.Invalid, "read a command: %w", err).Hint("Install the same version of rbee on all queens.")
 	}
-	r, err := s.q.opts.Node.Apply(ctx, &c)
+	r, err := s.q.registry.Apply(ctx, "", &c)
 	if err != nil {
 		return nil, err
 	}
@@ -59,10 +56,10 @@ func (s *clusterService) Apply(ctx context.Context, req *queenv1.ApplyRequest) (
 }
 
 func (s *clusterService) ReadIndex(ctx context.Context, req *queenv1.ReadIndexRequest) (*queenv1.ReadIndexResponse, error) {
-	if !s.q.leads() {
-		return nil, s.q.notLeader()
+	if !s.q.registry.Leads() {
+		return nil, s.q.registry.NotLeader()
 	}
-	index, err := s.q.opts.Node.ReadIndex(ctx, req.GetVerify())
+	index, err := s.q.registry.ReadIndex(ctx, req.GetVerify())
 	if err != nil {
 		return nil, err
 	}
@@ -71,11 +68,11 @@ func (s *clusterService) ReadIndex(ctx context.Context, req *queenv1.ReadIndexRe
 
 func (s *clusterService) TransferLeadership(ctx context.Context, req *queenv1.TransferLeadershipRequest) (*queenv1.TransferLeadershipResponse, error) {
 	q := s.q
-	if !q.leads() {
-		return nil, q.notLeader()
+	if !q.registry.Leads() {
+		return nil, q.registry.NotLeader()
 	}
 	if req.GetTo() == "" {
-		return &queenv1.TransferLeadershipResponse{}, q.opts.Node.LeadershipTransfer(ctx)
+		return &queenv1.TransferLeadershipResponse{}, q.registry.LeadershipTransfer(ctx)
 	}
 	to, err := q.queenNamed(ctx, req.GetTo())
 	switch {
@@ -86,19 +83,19 @@ func (s *clusterService) TransferLeadership(ctx context.Context, req *queenv1.Tr
 	case !to.Voter:
 		return nil, core.Errorf(core.Conflict, "queen %s does not vote yet", to.Name).Hint("Wait until it does: `rbee queen list`.")
 	}
-	return &queenv1.TransferLeadershipResponse{}, q.opts.Node.LeadershipTransferTo(ctx, to.RaftID, to.Address)
+	return &queenv1.TransferLeadershipResponse{}, q.registry.LeadershipTransferTo(ctx, to.RaftID, to.Address)
 }
 
 func (s *clusterService) RemoveQueen(ctx context.Context, req *queenv1.RemoveQueenRequest) (*queenv1.RemoveQueenResponse, error) {
 	q := s.q
-	if !q.leads() {
-		return nil, q.notLeader()
+	if !q.registry.Leads() {
+		return nil, q.registry.NotLeader()
 	}
 	queen, err := q.queenNamed(ctx, req.GetId())
 	if err != nil {
 		return nil, err
 	}
-	queens, err := q.opts.Node.Queens()
+	queens, err := q.registry.Queens()
 	if err != nil {
 		return nil, err
 	}
@@ -113,13 +110,13 @@ func (s *clusterService) RemoveQueen(ctx context.Context, req *queenv1.RemoveQue
 		return nil, core.Errorf(core.Conflict, "%s is the only voting queen", queen.Name).Hint("Have another queen join first.")
 	case queen.ID == q.opts.ID:
 		// It leads: another one removes it.
-		if err := q.opts.Node.LeadershipTransfer(ctx); err != nil {
+		if err := q.registry.LeadershipTransfer(ctx); err != nil {
 			return nil, err
 		}
 		return nil, core.Errorf(core.Unavailable, "the leadership was handed over").Hint("Try again: the new leader does it.")
 	}
 	q.disprove(queen.ID) // what it said before must not bring it back
-	if err := q.opts.Node.RemoveServer(ctx, queen.RaftID); err != nil {
+	if err := q.registry.RemoveServer(ctx, queen.RaftID); err != nil {
 		return nil, err
 	}
 	q.log.Info("queen taken out of raft", "node", queen.ID, "name", queen.Name)
@@ -170,10 +167,10 @@ func (q *Queen) sight(hive string) core.HiveSight {
 }
 
 func (s *clusterService) SaveSnapshot(_ *queenv1.SaveSnapshotRequest, stream queenv1.ClusterService_SaveSnapshotServer) error {
-	if !s.q.leads() {
-		return s.q.notLeader()
+	if !s.q.registry.Leads() {
+		return s.q.registry.NotLeader()
 	}
-	return s.q.opts.Node.SaveSnapshot(stream.Context(), chunkWriter(func(p []byte) error {
+	return s.q.registry.SaveSnapshot(stream.Context(), chunkWriter(func(p []byte) error {
 		return stream.Send(&queenv1.SaveSnapshotResponse{Data: p})
 	}))
 }
@@ -194,8 +191,8 @@ func (w chunkWriter) Write(p []byte) (int, error) {
 
 func (s *clusterService) RestoreSnapshot(stream queenv1.ClusterService_RestoreSnapshotServer) error {
 	q := s.q
-	if !q.leads() {
-		return q.notLeader()
+	if !q.registry.Leads() {
+		return q.registry.NotLeader()
 	}
 	var data bytes.Buffer
 	for {
@@ -206,20 +203,16 @@ func (s *clusterService) RestoreSnapshot(stream queenv1.ClusterService_RestoreSn
 		if err != nil {
 			return err
 		}
-		if data.Len()+len(part.GetData()) > maxSnapshotBytes {
-			return errSnapshotSize()
+		if data.Len()+len(part.GetData()) > registry.MaxSnapshotBytes {
+			return registry.ErrSnapshotSize()
 		}
 		data.Write(part.GetData())
 	}
-	if err := q.opts.Node.RestoreSnapshot(stream.Context(), bytes.NewReader(data.Bytes())); err != nil {
+	if err := q.registry.RestoreSnapshot(stream.Context(), bytes.NewReader(data.Bytes())); err != nil {
 		return err
 	}
 	q.log.Warn("the registry was replaced by a snapshot", "bytes", data.Len())
-	return stream.SendAndClose(&queenv1.RestoreSnapshotResponse{Index: q.opts.Node.AppliedIndex()})
-}
-
-func errSnapshotSize() error {
-	return core.Errorf(core.TooLarge, "the snapshot is longer than %d bytes", maxSnapshotBytes).Hint("Check that the file is a snapshot of rbee: `rbee operator snapshot inspect`.")
+	return stream.SendAndClose(&queenv1.RestoreSnapshotResponse{Index: q.registry.AppliedIndex()})
 }
 
 // self is the client of the leader's services, wherever the leader is.
@@ -274,16 +267,16 @@ func (q *Queen) TransferLeadership(ctx context.Context, to string) error {
 
 // SaveSnapshot writes the leader's registry to w. Errors: Unavailable, Unsupported, and w's.
 func (q *Queen) SaveSnapshot(ctx context.Context, w io.Writer) error {
-	s := newSealing(w)
+	s := registry.NewSealing(w)
 	if err := q.saveSnapshot(ctx, s); err != nil {
 		return err
 	}
-	return s.seal()
+	return s.Seal()
 }
 
 func (q *Queen) saveSnapshot(ctx context.Context, w io.Writer) error {
 	if q.opts.Membership == nil {
-		return q.opts.Node.SaveSnapshot(ctx, w)
+		return q.registry.SaveSnapshot(ctx, w)
 	}
 	c, err := q.self()
 	if err != nil {
@@ -313,7 +306,7 @@ func (q *Queen) saveSnapshot(ctx context.Context, w io.Writer) error {
 // changes. Errors: Integrity for what is no snapshot; Conflict for one of another cluster;
 // TooLarge; Unavailable.
 func (q *Queen) RestoreSnapshot(ctx context.Context, r io.Reader) (core.SnapshotInfo, error) {
-	data, info, err := readSnapshot(r)
+	data, info, err := registry.ReadSealed(r)
 	if err != nil {
 		return info, err
 	}
@@ -322,7 +315,7 @@ func (q *Queen) RestoreSnapshot(ctx context.Context, r io.Reader) (core.Snapshot
 			"A snapshot goes back only into the cluster that it was taken of: its keys and certificates are that cluster's.")
 	}
 	if q.opts.Membership == nil {
-		return info, q.opts.Node.RestoreSnapshot(ctx, bytes.NewReader(data))
+		return info, q.registry.RestoreSnapshot(ctx, bytes.NewReader(data))
 	}
 	c, err := q.self()
 	if err != nil {
@@ -341,13 +334,13 @@ func (q *Queen) RestoreSnapshot(ctx context.Context, r io.Reader) (core.Snapshot
 	if err != nil {
 		return info, rpc.FromStatus(err)
 	}
-	return info, q.opts.Node.WaitApplied(ctx, resp.GetIndex())
+	return info, q.registry.WaitApplied(ctx, resp.GetIndex())
 }
 
 // DrainHive sets or ends the draining of a hive: one that drains gets no new worker, and its
 // workers no new request. Errors: NotFound, Unavailable.
 func (q *Queen) DrainHive(ctx context.Context, hive string, drain bool) (core.Hive, error) {
-	if err := q.catchUp(ctx); err != nil {
+	if err := q.registry.CatchUp(ctx); err != nil {
 		return core.Hive{}, err
 	}
 	h, err := q.hiveNamed(ctx, hive)
@@ -355,7 +348,7 @@ func (q *Queen) DrainHive(ctx context.Context, hive string, drain bool) (core.Hi
 		return h, err
 	}
 	if h.Draining != drain {
-		if err := q.command(ctx, fmt.Sprintf("drain %s %t", h.ID, drain), fsm.SetHiveDraining(h.ID, drain)); err != nil {
+		if err := q.registry.Write(ctx, fmt.Sprintf("drain %s %t", h.ID, drain), fsm.SetHiveDraining(h.ID, drain)); err != nil {
 			return h, err
 		}
 		q.log.Info("draining of a hive changed", "hive", h.ID, "draining", drain)
@@ -490,7 +483,7 @@ func (q *Queen) ChangeKeyring(ctx context.Context, change core.KeyringChange) (c
 	if q.opts.Membership == nil {
 		return core.Keyring{}, errAlone()
 	}
-	if err := q.catchUp(ctx); err != nil {
+	if err := q.registry.CatchUp(ctx); err != nil {
 		return core.Keyring{}, err
 	}
 	c, err := clusterOf(q.registry.View())
@@ -511,7 +504,7 @@ func (q *Queen) ChangeKeyring(ctx context.Context, change core.KeyringChange) (c
 	if err != nil {
 		return core.Keyring{}, err
 	}
-	if err := q.command(ctx, "keyring "+change.Action, fsm.SetKeyring(sealed, c.GossipVersion)); err != nil {
+	if err := q.registry.Write(ctx, "keyring "+change.Action, fsm.SetKeyring(sealed, c.GossipVersion)); err != nil {
 		return core.Keyring{}, err
 	}
 	q.log.Info("gossip keys changed", "action", change.Action, "keys", len(keys))
@@ -535,7 +528,7 @@ func changeKeys(keys pki.Secrets, change core.KeyringChange) (pki.Secrets, error
 		if slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, key) }) {
 			return keys, nil
 		}
-		if len(keys) >= maxGossipKeys {
+		if len(keys) >= registry.MaxGossipKeys {
 			return nil, core.Errorf(core.TooLarge, "there are %d gossip keys already", len(keys)).Hint("Remove those that are not used any more.")
 		}
 		return append(keys, key), nil

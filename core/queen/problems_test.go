@@ -40,7 +40,7 @@ func TestStatusCertificates(t *testing.T) {
 		ahead.Add(int64(s.q.opts.Membership.CertificateTTL / 4))
 		must.Len(t, 1, problems())
 		must.StrContains(t, problems()[0], "the certificate of beta has ended")
-		must.NoError(t, s.q.apply(t.Context(), "", fsm.RevokeNode("bbbbbbbb")))
+		must.NoError(t, s.q.registry.Write(t.Context(), "", fsm.RevokeNode("bbbbbbbb")))
 		first, list := s.q.certificates(s.q.registry.View())
 		must.True(t, first.IsZero())
 		must.SliceEmpty(t, list)
@@ -66,18 +66,18 @@ func TestStatusMembership(t *testing.T) {
 		gone.stop()
 		l.until("it is missed", func() bool { return problems() == "queen "+gone.cert.Name+" ("+gone.address+") does not answer" })
 
-		must.NoError(t, leader.q.apply(t.Context(), "", fsm.RevokeNode(gone.id)))
+		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.RevokeNode(gone.id)))
 		must.NoError(t, leader.node.RemoveServer(t.Context(), gone.node.ID()))
 		must.StrContains(t, problems(), "two queens vote")
 		must.StrNotContains(t, problems(), gone.cert.Name)
 
 		never := core.Node{ID: "dddddddd", Name: "delta", Roles: []core.Role{core.RoleHive}, RPCAddress: "10.0.0.9:7834", KeyHash: gone.cert.KeyHash}
-		must.NoError(t, leader.q.apply(t.Context(), "", fsm.PutNode(never, "")))
+		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.PutNode(never, "")))
 		must.StrContains(t, problems(), "hive delta has not reported")
 		queen := core.Node{ID: "eeeeeeee", Name: "echo", Roles: []core.Role{core.RoleQueen}, RPCAddress: "10.0.0.10:7834", KeyHash: gone.cert.KeyHash}
-		must.NoError(t, leader.q.apply(t.Context(), "", fsm.PutNode(queen, "")))
+		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.PutNode(queen, "")))
 		must.StrContains(t, problems(), "queen echo is not part of raft")
-		must.NoError(t, leader.q.apply(t.Context(), "", fsm.SyncHive(core.Hive{ID: "dddddddd", Name: "delta", Incarnation: 1}, nil)))
+		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.SyncHive(core.Hive{ID: "dddddddd", Name: "delta", Incarnation: 1}, nil)))
 		must.StrContains(t, problems(), "hive delta has no worker types")
 	})
 }

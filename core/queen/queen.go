@@ -21,15 +21,14 @@ import (
 	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/swarm"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
-	"github.com/rbee-project/rbee/raft/node"
 )
 
-// Options say what a Queen works with. Node, ID and HiveConn are required.
+// Options say what a Queen works with. Registry, ID and HiveConn are required.
 type Options struct {
-	Node    *node.Node   // the replicated registry; the caller opens it, and shuts it down after Run has returned
-	ID      string       // of this queen, as in the raft configuration
-	Version string       // of the program
-	Logger  hclog.Logger // named by the caller; nil: no log
+	Registry *registry.Registry // of a node that the caller shuts down after Run has returned
+	ID       string             // of this queen, as in the raft configuration
+	Version  string             // of the program
+	Logger   hclog.Logger       // named by the caller; nil: no log
 	// HiveConn gives the connection to the hive with this id, or for the id of this queen to its
 	// own agent. Its errors must be classified, as those of rpc.Client are. The connection is the
 	// caller's to close.
@@ -103,7 +102,7 @@ func New(o Options) *Queen {
 		since:     time.Now(),
 		later:     make(chan func(context.Context)),
 		catching:  catchUps{turn: make(chan struct{}, 1)},
-		registry:  registry.New(o.Node),
+		registry:  o.Registry,
 		aliases:   map[string]alias{},
 		starts:    map[string]core.Job{},
 		locks:     map[string]chan struct{}{},
@@ -117,8 +116,18 @@ func New(o Options) *Queen {
 	q.liveness = liveness.New(liveness.Options{
 		Registry: q.registry, ID: o.ID, Logger: o.Logger, MinFSM: q.MinFSM, Pinger: o.Pinger, Suspected: o.Suspected, TermChanged: q.board.Clear, Now: o.Now,
 	})
+	var self grpc.ClientConnInterface
+	if o.Membership != nil {
+		self = o.Membership.Self
+	}
+	q.registry.Attach(q.liveness.Leads, self)
 	q.router = router.New(router.Options{Registry: q.registry, Liveness: q.liveness, Starter: starter{q}, Rand: o.Rand})
 	return q
+}
+
+// Sync returns once this queen's replica is as new as c asks; see registry.Sync.
+func (q *Queen) Sync(ctx context.Context, c core.Consistency) (core.ReadInfo, error) {
+	return q.registry.Sync(ctx, c)
 }
 
 // Route implements inference.Router.
@@ -165,7 +174,7 @@ func (q *Queen) Run(ctx context.Context) error {
 			wg.Go(func() { q.watchDown(ctx, tell) })
 		}
 	}
-	err := q.opts.Node.Run(ctx, q.duties)
+	err := q.registry.Run(ctx, q.duties)
 	ended := ctx.Err()
 	cancel()
 	wg.Wait()

@@ -15,6 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/coretest/simhive"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
@@ -47,7 +48,7 @@ func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ 
 // lateQueen takes itself for the leader because its node was it: it is not run, so that it never
 // hears that it leads no longer.
 func lateQueen(t *testing.T, m *member, leader func() *Queen) *Queen {
-	q := New(Options{Node: m.node, ID: m.q.opts.ID, Logger: coretest.Logger(t), Membership: &Membership{Self: leaderConn{leader: leader}}})
+	q := New(Options{Registry: registry.New(m.node), ID: m.q.opts.ID, Logger: coretest.Logger(t), Membership: &Membership{Self: leaderConn{leader: leader}}})
 	q.liveness.TakeOver()
 	return q
 }
@@ -70,7 +71,7 @@ func TestReadAtQueenThatLostTheLeadership(t *testing.T) {
 			must.NoError(t, err, must.Sprint(c))
 			must.NotEq(t, old.q.opts.ID, info.Leader)
 		}
-		must.False(t, late.leads())
+		must.False(t, late.registry.Leads())
 	})
 }
 
@@ -96,7 +97,7 @@ func TestReadWhileTheLeadershipIsLost(t *testing.T) {
 			m.trans.Disconnect(old.trans.LocalAddr())
 		}
 		old.trans.DisconnectAll()
-		must.True(t, late.leads())
+		must.True(t, late.registry.Leads())
 		info, err := late.Sync(t.Context(), core.ConsistencyLinearizable)
 		must.NoError(t, err)
 		must.NotEq(t, old.q.opts.ID, info.Leader)
@@ -116,7 +117,7 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 			behind = members[1]
 		}
 		q := New(Options{
-			Node: behind.node, ID: behind.q.opts.ID, Logger: coretest.Logger(t), LocalHive: func() string { return "" },
+			Registry: registry.New(behind.node), ID: behind.q.opts.ID, Logger: coretest.Logger(t), LocalHive: func() string { return "" },
 			HiveConn: func(string) (grpc.ClientConnInterface, error) {
 				return nil, core.Errorf(core.Unavailable, "no way")
 			},
@@ -175,7 +176,7 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 		began := time.Now()
 		_, err = q.Hive(t.Context(), hive)
 		mustFail(t, err, core.NotFound, hive)
-		must.Eq(t, lookPatience, time.Since(began))
+		must.Eq(t, registry.LookPatience, time.Since(began))
 		s, err = q.status(t.Context(), core.Request{Operation: core.OpStatus})
 		must.NoError(t, err)
 		must.Len(t, 3, s.Hives)

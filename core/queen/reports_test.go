@@ -282,7 +282,7 @@ func TestHiveTakesWorkerID(t *testing.T) {
 		thief.addWorker("w1", "tiny", core.WorkerReady)
 		thief.change(func(h *fakeHive) { h.workers[0].Nonce = "copied" })
 		victim.mustBeat()
-		must.NoError(t, c.q.apply(t.Context(), "", fsm.SetHiveStatus("h1", core.HiveDown, 0)))
+		must.NoError(t, c.q.registry.Write(t.Context(), "", fsm.SetHiveStatus("h1", core.HiveDown, 0)))
 		thief.keepBeating()
 		must.Len(t, 1, c.q.registry.View().Workers(nil))
 		victim.keepBeating()

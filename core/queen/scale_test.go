@@ -33,6 +33,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest/simhive"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/wire"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
@@ -85,7 +86,7 @@ func (s *scaleQueens) start() {
 	opening.Wait()
 	formCluster(t, nodes, transports)
 	for i, n := range nodes {
-		q := New(Options{Node: n, ID: ids[i], Pinger: fakePinger(func(context.Context, string) error { return nil })})
+		q := New(Options{Registry: registry.New(n), ID: ids[i], Pinger: fakePinger(func(context.Context, string) error { return nil })})
 		queens[i] = q
 		address := "127.0.0.1:0"
 		if len(s.addresses) > i {
@@ -122,7 +123,7 @@ func (s *scaleQueens) start() {
 
 func (s *scaleQueens) leader() *Queen {
 	for _, q := range s.queens {
-		if q.leads() {
+		if q.registry.Leads() {
 			return q
 		}
 	}
@@ -430,13 +431,13 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		n, err := node.Open(node.Options{ID: "alone"})
 		must.NoError(t, err)
 		defer func() { must.NoError(t, n.Shutdown()) }()
-		q := New(Options{Node: n, ID: "alone"})
+		q := New(Options{Registry: registry.New(n), ID: "alone"})
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { must.NoError(t, q.Run(ctx)) })
 		defer wg.Wait()
 		defer cancel()
-		within(t, 10*time.Second, "one queen leads", q.leads)
+		within(t, 10*time.Second, "one queen leads", q.registry.Leads)
 		var links []*liveness.Link
 		plain := &scaleHives{known: make([]atomic.Bool, size)}
 		for i := range size {
@@ -508,7 +509,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	time.Sleep(10 * time.Second) // what was told an early, short interval has reported again by now
 
 	load := func(name string, d time.Duration) {
-		index := s.mustLeader().opts.Node.AppliedIndex()
+		index := s.mustLeader().registry.AppliedIndex()
 		var at [3]int64
 		for i := range at {
 			at[i] = h.reports[i].Load()
@@ -527,7 +528,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		row(name+": reports to each queen", fmt.Sprintf("%.0f/s", float64(h.reports[0].Load()-at[0])/d.Seconds()))
 		row(name+": CPU of a core", strings.Join(each, ", "))
 		row(name+": CPU of a core, all queens and all hives together", fmt.Sprintf("%.1f %%", 100*process.Seconds()/d.Seconds()))
-		row(name+": entries written to raft", strconv.FormatUint(s.mustLeader().opts.Node.AppliedIndex()-index, 10))
+		row(name+": entries written to raft", strconv.FormatUint(s.mustLeader().registry.AppliedIndex()-index, 10))
 	}
 	load("steady", 30*time.Second)
 	h.spacing.Store(int64(5 * time.Second))

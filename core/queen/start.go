@@ -114,7 +114,7 @@ func (q *Queen) startJob(ctx context.Context, m knownModel) (core.Job, error) {
 		if core.KindOf(err) != core.Conflict {
 			return core.Job{}, err
 		}
-		if err := q.catchUp(ctx); err != nil { // with the queen that decided it
+		if err := q.registry.CatchUp(ctx); err != nil { // with the queen that decided it
 			return core.Job{}, startError(ctx, m.id, err)
 		}
 	}
@@ -156,7 +156,7 @@ func (q *Queen) claimStart(ctx context.Context, m knownModel) (core.Job, error) 
 	next := state.Start{Model: m.id, Hive: hive, Served: served, Request: "start-" + rand.Text()}
 	claim := fsm.ClaimStart(next, last.Request)
 	if lowest := q.MinFSM(); lowest == 0 || lowest >= fsm.Required(claim) {
-		if err := q.command(ctx, "start "+m.id, claim); core.KindOf(err) == core.Conflict {
+		if err := q.registry.Write(ctx, "start "+m.id, claim); core.KindOf(err) == core.Conflict {
 			return core.Job{}, err
 		} else if err != nil {
 			return core.Job{}, startError(ctx, m.id, err)

@@ -14,6 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/coretest/simhive"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/raft/node"
 )
 
@@ -44,7 +45,7 @@ func newQueens(t *testing.T, size int, change ...func(*Options)) []*member {
 		n, err := node.Open(node.Options{ID: id, Logger: coretest.Logger(t), Transport: m.trans, Bootstrap: node.Later})
 		must.NoError(t, err)
 		nodes, transports = append(nodes, n), append(transports, m.trans)
-		opts := Options{Node: n, ID: id, Logger: coretest.Logger(t), Pinger: fakePinger(noSign)}
+		opts := Options{Registry: registry.New(n), ID: id, Logger: coretest.Logger(t), Pinger: fakePinger(noSign)}
 		for _, f := range change {
 			f(&opts)
 		}
@@ -98,7 +99,7 @@ func leaderOf(t *testing.T, members []*member) *member {
 	t.Helper()
 	for range 10_000 {
 		for _, m := range members {
-			if m.q.leads() {
+			if m.q.registry.Leads() {
 				return m
 			}
 		}

@@ -68,7 +68,7 @@ func (q *Queen) CreateToken(ctx context.Context, r core.TokenRequest) (core.NewT
 	} else {
 		t.ID, t.SecretHash, text = token.New()
 	}
-	if err := q.command(ctx, "token "+t.ID, fsm.PutToken(t)); err != nil {
+	if err := q.registry.Write(ctx, "token "+t.ID, fsm.PutToken(t)); err != nil {
 		return core.NewToken{}, err
 	}
 	q.log.Info("token created", "token", t.ID, "kind", t.Kind, "name", t.Name)
@@ -138,14 +138,14 @@ func (q *Queen) RevokeToken(ctx context.Context, id string) (core.Token, error) 
 	if q.opts.Membership == nil {
 		return core.Token{}, errAlone()
 	}
-	if err := q.catchUp(ctx); err != nil {
+	if err := q.registry.CatchUp(ctx); err != nil {
 		return core.Token{}, err
 	}
 	t, err := tokenNamed(q.registry.View(), id)
 	if err != nil {
 		return core.Token{}, err
 	}
-	if err := q.command(ctx, "revoke token "+t.ID, fsm.RevokeToken(t.ID)); err != nil {
+	if err := q.registry.Write(ctx, "revoke token "+t.ID, fsm.RevokeToken(t.ID)); err != nil {
 		return core.Token{}, err
 	}
 	q.log.Info("token revoked", "token", t.ID, "name", t.Name)
@@ -216,7 +216,7 @@ func (q *Queen) expireTokens(ctx context.Context) error {
 				next = min(next, wait)
 				continue
 			}
-			if err := q.apply(ctx, "expire token "+t.ID, fsm.DeleteToken(t.ID)); err != nil {
+			if err := q.registry.Write(ctx, "expire token "+t.ID, fsm.DeleteToken(t.ID)); err != nil {
 				if ctx.Err() == nil {
 					q.log.Error("cannot delete a token whose time is over, trying again", "token", t.ID, "error", err)
 				}

@@ -58,7 +58,7 @@ func (q *Queen) clusterView(ws registry.WatchSet) *queenv1.ClusterView {
 	if !ok || q.opts.Membership == nil {
 		return nil
 	}
-	queens, err := q.opts.Node.Queens()
+	queens, err := q.registry.Queens()
 	if err != nil {
 		return nil // it is shutting down
 	}

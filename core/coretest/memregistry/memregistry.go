@@ -30,8 +30,8 @@ func (r *Registry) View() *state.Snapshot { return r.machine.State().Snapshot() 
 // Replaced returns a channel that is never closed.
 func (r *Registry) Replaced() <-chan struct{} { return r.machine.State().Abandoned() }
 
-// Write applies a command.
-func (r *Registry) Write(_ context.Context, _ string, c *raftv1.Command) (fsm.Result, error) {
+// Apply applies a command.
+func (r *Registry) Apply(_ context.Context, _ string, c *raftv1.Command) (fsm.Result, error) {
 	entry, err := fsm.Encode(c)
 	if err != nil {
 		return fsm.Result{}, err

@@ -54,8 +54,8 @@ const (
 type Registry interface {
 	// View returns the registry as this queen has it now.
 	View() *state.Snapshot
-	// Write commits a command and returns once this queen has applied it.
-	Write(ctx context.Context, requestID string, c *raftv1.Command) (fsm.Result, error)
+	// Apply commits a command and returns once this queen has applied it. Only the leader can.
+	Apply(ctx context.Context, requestID string, c *raftv1.Command) (fsm.Result, error)
 	// Replaced returns a channel that is closed when a snapshot replaces the registry.
 	Replaced() <-chan struct{}
 }

@@ -45,7 +45,7 @@ func TestFiveHoursWriteNothing(t *testing.T) {
 		must.Eq(t, index, c.registry.AppliedIndex())
 		must.Eq(t, core.HiveReady, c.status("h0"))
 		// The next entry follows right upon the last: there was none of raft's own either.
-		_, err := c.registry.Write(t.Context(), "", fsm.RemoveHive("nobody"))
+		_, err := c.registry.Apply(t.Context(), "", fsm.RemoveHive("nobody"))
 		must.NoError(t, err)
 		must.Eq(t, index+1, c.registry.AppliedIndex())
 		_, load := c.Hive("h0").Avoid(&hives[0].Workers[1])

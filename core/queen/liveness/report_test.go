@@ -63,7 +63,7 @@ func FuzzReport(f *testing.F) {
 			return
 		}
 		registry := memregistry.New()
-		_, err = registry.Write(t.Context(), "", fsm.SyncHive(b.Hive, b.Workers))
+		_, err = registry.Apply(t.Context(), "", fsm.SyncHive(b.Hive, b.Workers))
 		must.NoError(t, err)
 		told := *b
 		told.Workers = slices.Clone(b.Workers)

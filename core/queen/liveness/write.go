@@ -175,7 +175,7 @@ func (m *Monitor) writeReports(ctx context.Context, batch []pending) bool {
 	var err error
 	if len(batch) == 1 {
 		h := batch[0].report.Hive
-		_, err = m.opts.Registry.Write(ctx, "report "+h.ID, fsm.SyncHiveState(batch[0].state()))
+		_, err = m.opts.Registry.Apply(ctx, "report "+h.ID, fsm.SyncHiveState(batch[0].state()))
 		errs = []error{err}
 		if k := core.KindOf(err); k == core.Conflict || k == core.Forbidden || k == core.Invalid {
 			err = nil // this one was refused: no other attempt will do better
@@ -186,7 +186,7 @@ func (m *Monitor) writeReports(ctx context.Context, batch []pending) bool {
 			states = append(states, b.state())
 		}
 		var result fsm.Result
-		result, err = m.opts.Registry.Write(ctx, "", fsm.SyncHives(states))
+		result, err = m.opts.Registry.Apply(ctx, "", fsm.SyncHives(states))
 		errs = result.Errs
 		if err == nil && len(errs) != len(batch) {
 			err = core.Errorf(core.Internal, "write reports: %d hives were written, %d answers came", len(batch), len(errs))
@@ -244,9 +244,9 @@ func (m *Monitor) giveUp(ctx context.Context, p *peer) bool {
 	case h == nil:
 	case h.Status == core.HiveDown && !forget:
 	case h.Status == core.HiveDown:
-		_, err = m.opts.Registry.Write(ctx, "forget "+p.id, fsm.RemoveHive(p.id))
+		_, err = m.opts.Registry.Apply(ctx, "forget "+p.id, fsm.RemoveHive(p.id))
 	default:
-		_, err = m.opts.Registry.Write(ctx, "silent "+p.id, fsm.SetHiveStatus(p.id, core.HiveDown, h.Incarnation))
+		_, err = m.opts.Registry.Apply(ctx, "silent "+p.id, fsm.SetHiveStatus(p.id, core.HiveDown, h.Incarnation))
 	}
 	if err != nil && core.KindOf(err) != core.NotFound {
 		if ctx.Err() == nil {

@@ -68,7 +68,7 @@ func newRig(t testing.TB, workers int) *rig {
 // sync writes the hive to the registry, then has it report.
 func (r *rig) sync() {
 	r.t.Helper()
-	_, err := r.registry.Write(context.Background(), "", fsm.SyncHive(r.hive.Hive, r.hive.Workers))
+	_, err := r.registry.Apply(context.Background(), "", fsm.SyncHive(r.hive.Hive, r.hive.Workers))
 	must.NoError(r.t, err)
 	if t, ok := r.t.(*testing.T); ok {
 		r.hive.MustTell(t, r.monitor)

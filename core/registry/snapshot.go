@@ -1,4 +1,4 @@
-package queen
+package registry
 
 import (
 	"bytes"
@@ -15,21 +15,23 @@ import (
 // off or changed on its way must not become the registry.
 const snapshotSeal = "\nrbee snapshot sha256\n"
 
-// sealing passes on what is written to it, and seals it at the end.
-type sealing struct {
+// Sealing passes on a snapshot that is written to it, and seals it at the end.
+type Sealing struct {
 	w   io.Writer
 	sum hash.Hash
 }
 
-func newSealing(w io.Writer) *sealing { return &sealing{w, sha256.New()} }
+// NewSealing returns a writer of a sealed snapshot to w.
+func NewSealing(w io.Writer) *Sealing { return &Sealing{w, sha256.New()} }
 
-func (s *sealing) Write(p []byte) (int, error) {
+func (s *Sealing) Write(p []byte) (int, error) {
 	n, err := s.w.Write(p)
 	s.sum.Write(p[:n])
 	return n, err
 }
 
-func (s *sealing) seal() error {
+// Seal writes the seal of all that was written.
+func (s *Sealing) Seal() error {
 	_, err := s.w.Write(s.sum.Sum([]byte(snapshotSeal)))
 	return err
 }
@@ -47,15 +49,15 @@ func unsealed(data []byte) ([]byte, error) {
 	return data[:end], nil
 }
 
-// readSnapshot reads a sealed snapshot whole and says what it holds. Errors: Integrity, TooLarge,
+// ReadSealed reads a sealed snapshot whole, and returns it without its seal and with what it holds. Errors: Integrity, TooLarge,
 // Unsupported, r's as Invalid.
-func readSnapshot(r io.Reader) ([]byte, core.SnapshotInfo, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxSnapshotBytes+1))
+func ReadSealed(r io.Reader) ([]byte, core.SnapshotInfo, error) {
+	data, err := io.ReadAll(io.LimitReader(r, MaxSnapshotBytes+1))
 	switch {
 	case err != nil:
 		return nil, core.SnapshotInfo{}, core.Wrap(err, core.Invalid, "read the snapshot")
-	case len(data) > maxSnapshotBytes:
-		return nil, core.SnapshotInfo{}, errSnapshotSize()
+	case len(data) > MaxSnapshotBytes:
+		return nil, core.SnapshotInfo{}, ErrSnapshotSize()
 	}
 	if data, err = unsealed(data); err != nil {
 		return nil, core.SnapshotInfo{}, err
@@ -64,8 +66,16 @@ func readSnapshot(r io.Reader) ([]byte, core.SnapshotInfo, error) {
 	return data, info, err
 }
 
-// InspectSnapshot says what a snapshot holds. Errors: Integrity, Unsupported, TooLarge.
+// InspectSnapshot returns what a snapshot holds. Errors: Integrity, Unsupported, TooLarge.
 func InspectSnapshot(r io.Reader) (core.SnapshotInfo, error) {
-	_, info, err := readSnapshot(r)
+	_, info, err := ReadSealed(r)
 	return info, err
+}
+
+// MaxSnapshotBytes bounds a snapshot: ten times the registry of 10,000 hives with 4 workers each.
+const MaxSnapshotBytes = 512 << 20
+
+// ErrSnapshotSize returns the error of a snapshot that is longer than MaxSnapshotBytes.
+func ErrSnapshotSize() error {
+	return core.Errorf(core.TooLarge, "the snapshot is longer than %d bytes", MaxSnapshotBytes).Hint("Check that the file is a snapshot of rbee: `rbee operator snapshot inspect`.")
 }

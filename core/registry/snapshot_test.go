@@ -1,4 +1,4 @@
-package queen
+package registry
 
 import (
 	"bytes"
@@ -13,12 +13,12 @@ import (
 func TestSealedSnapshots(t *testing.T) {
 	t.Parallel()
 	var file bytes.Buffer
-	s := newSealing(&file)
+	s := NewSealing(&file)
 	for _, part := range []string{"the registry, ", "", "in parts"} {
 		_, err := s.Write([]byte(part))
 		must.NoError(t, err)
 	}
-	must.NoError(t, s.seal())
+	must.NoError(t, s.Seal())
 	sealed := file.Bytes()
 	data, err := unsealed(sealed)
 	must.NoError(t, err)

@@ -1,6 +1,6 @@
 //go:build !rbee_fault_stale_reads
 
-package queen
+package registry
 
 // staleReads is off in every build that is meant to be used.
 const staleReads = false

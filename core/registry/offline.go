@@ -1,4 +1,4 @@
-package queen
+package registry
 
 import (
 	"bytes"
@@ -15,6 +15,9 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
+// MaxGossipKeys bounds the gossip keys of a cluster.
+const MaxGossipKeys = 8
+
 // Snapshot is a snapshot of the registry that was read and checked, for a restore without a
 // cluster.
 type Snapshot struct {
@@ -26,7 +29,7 @@ type Snapshot struct {
 
 // ReadSnapshot reads a snapshot whole. Errors: Integrity, Unsupported, TooLarge.
 func ReadSnapshot(r io.Reader) (*Snapshot, error) {
-	data, info, err := readSnapshot(r)
+	data, info, err := ReadSealed(r)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +125,7 @@ func (s *Snapshot) keepGossipKeys(id *pki.Identity) error {
 	}
 	all := slices.Clone(ours)
 	for _, k := range theirs {
-		if !slices.ContainsFunc(all, func(other []byte) bool { return bytes.Equal(k, other) }) && len(all) < maxGossipKeys {
+		if !slices.ContainsFunc(all, func(other []byte) bool { return bytes.Equal(k, other) }) && len(all) < MaxGossipKeys {
 			all = append(all, k)
 		}
 	}

@@ -1,0 +1,135 @@
+package registry_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/registry"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/node"
+)
+
+// open runs a node of one in a bubble until its end, and returns its registry.
+func open(t *testing.T) *registry.Registry {
+	t.Helper()
+	n, err := node.Open(node.Options{ID: "q1"})
+	must.NoError(t, err)
+	r := registry.New(n)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	led := make(chan struct{})
+	wg.Go(func() {
+		_ = r.Run(ctx, func(ctx context.Context) error { close(led); <-ctx.Done(); return nil })
+	})
+	t.Cleanup(func() { cancel(); wg.Wait(); must.NoError(t, n.Shutdown()) })
+	<-led
+	return r
+}
+
+// leader answers what is passed on to the leader.
+type leader struct {
+	grpc.ClientConnInterface
+	r     *registry.Registry
+	calls []string
+	fail  error
+}
+
+func (l *leader) Invoke(ctx context.Context, method string, req, resp any, _ ...grpc.CallOption) error {
+	l.calls = append(l.calls, method)
+	switch req := req.(type) {
+	case *queenv1.ApplyRequest:
+		var c raftv1.Command
+		if err := proto.Unmarshal(req.GetCommand(), &c); err != nil {
+			return err
+		}
+		result, err := l.r.Apply(ctx, c.GetRequestId(), &c)
+		if err != nil {
+			return err
+		}
+		proto.Merge(resp.(proto.Message), &queenv1.ApplyResponse{Index: result.Index})
+	case *queenv1.ReadIndexRequest:
+		proto.Merge(resp.(proto.Message), &queenv1.ReadIndexResponse{Index: l.r.AppliedIndex(), Leader: "q9"})
+	}
+	return l.fail
+}
+
+func TestRegistryAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := open(t)
+		must.NoError(t, r.Write(t.Context(), "a hive", fsm.SyncHive(core.Hive{ID: "h1"}, nil)))
+		_, ok := r.View().Hive(nil, "h1")
+		must.True(t, ok)
+		must.NoError(t, r.CatchUp(t.Context()))
+		info, err := r.Sync(t.Context(), core.ConsistencyDefault)
+		must.NoError(t, err)
+		must.Eq(t, "q1", info.Leader)
+		_, err = r.Sync(t.Context(), "sometimes")
+		must.Eq(t, core.Invalid, core.KindOf(err))
+
+		// Before it has taken over it answers with what it knows, and only where that is asked for.
+		r.Attach(func() bool { return false }, nil)
+		_, err = r.Sync(t.Context(), core.ConsistencyDefault)
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+		info, err = r.Sync(t.Context(), core.ConsistencyStale)
+		must.NoError(t, err)
+		must.True(t, info.Stale)
+	})
+}
+
+// A queen that does not lead writes and catches up through the leader.
+func TestRegistryThroughLeader(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := open(t)
+		l := &leader{r: r}
+		r.Attach(func() bool { return false }, l)
+		must.NoError(t, r.Write(t.Context(), "a hive", fsm.SyncHive(core.Hive{ID: "h1"}, nil)))
+		must.Eq(t, []string{queenv1.ClusterService_Apply_FullMethodName}, l.calls)
+		_, ok := r.View().Hive(nil, "h1")
+		must.True(t, ok)
+		info, err := r.Sync(t.Context(), core.ConsistencyLinearizable)
+		must.NoError(t, err)
+		must.Eq(t, "q9", info.Leader)
+
+		// What is not found is looked for again once this queen knows what the leader knows.
+		l.calls = nil
+		looks := 0
+		_, err = registry.LookUp(t.Context(), r, func() (int, error) {
+			looks++
+			return 0, core.Errorf(core.NotFound, "not there")
+		})
+		must.Eq(t, core.NotFound, core.KindOf(err))
+		must.Eq(t, 2, looks)
+		must.Len(t, 1, l.calls)
+
+		l.fail = core.Errorf(core.Unavailable, "no leader")
+		began := time.Now()
+		must.Error(t, r.Write(t.Context(), "", fsm.RemoveHive("h1")))
+		must.Error(t, r.CatchUp(t.Context()))
+		must.Eq(t, 0, time.Since(began))
+	})
+}
+
+// A channel of a view's query closes at the next change of its answer.
+func TestWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := open(t)
+		ws := registry.WatchSet{}
+		must.Len(t, 0, r.View().Hives(ws))
+		must.Eq(t, core.DeadlineExceeded, core.KindOf(registry.WaitUntil(t.Context(), ws, time.Now().Add(time.Second))))
+		must.NoError(t, r.Write(t.Context(), "", fsm.SyncHive(core.Hive{ID: "h1"}, nil)))
+		must.NoError(t, registry.Wait(t.Context(), ws))
+	})
+}
