@@ -200,10 +200,7 @@ func TestOpenAISDK(t *testing.T) {
 				JSONSchema: openaisdk.ResponseFormatJSONSchemaJSONSchemaParam{Name: "bee", Strict: openaisdk.Bool(true), Schema: schema},
 			}}
 		}
-		p.ResponseFormat = form(map[string]any{
-			"type": "object", "properties": map[string]any{"kind": map[string]any{"enum": []string{"queen", "drone"}}, "alive": map[string]any{"type": "boolean"}},
-			"required": []string{"kind", "alive"}, "additionalProperties": false,
-		})
+		p.ResponseFormat = form(json.RawMessage(`{"type":"object","properties":{"kind":{"enum":["queen","drone"]},"alive":{"type":"boolean"}},"required":["kind","alive"],"additionalProperties":false}`))
 		r, err := client.Chat.Completions.New(t.Context(), p)
 		must.NoError(t, err)
 		must.RegexMatch(t, regexp.MustCompile(`^\{"kind":"(queen|drone)","alive":(true|false)\}$`), r.Choices[0].Message.Content)
