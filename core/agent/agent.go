@@ -95,6 +95,8 @@ type Record struct {
 	RPCAddress  string    `json:"rpc_address,omitempty"`  // host:port; empty: in no cluster
 	Version     string    `json:"version"`
 	StartedAt   time.Time `json:"started_at"`
+	// Stopping says that the agent has been told to end: the next one waits for it.
+	Stopping bool `json:"stopping,omitempty"`
 }
 
 // Run runs an agent until ctx ends. Errors: Invalid for a configuration that cannot work, InUse for
@@ -110,7 +112,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (err error) {
 		}
 		defer os.RemoveAll(cfg.DataDir)
 	}
-	unlock, err := lockDataDir(cfg.DataDir)
+	unlock, err := awaitDataDir(ctx, cfg.DataDir)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +36,45 @@ func lockDataDir(dir string) (unlock func(), err error) {
 			"Use that agent (\"rbee status\"), stop it, or choose another folder with -data-dir.")
 	}
 	return func() { f.Close() }, nil
+}
+
+const (
+	// stopPatience bounds the wait for an agent that ends, whatever grace it gives its workers.
+	stopPatience = 2 * time.Minute
+	stopPoll     = 50 * time.Millisecond
+)
+
+// awaitDataDir is lockDataDir for an agent that starts: it waits for the one before, if that is
+// stopping. Errors: those of lockDataDir and ctx.
+func awaitDataDir(ctx context.Context, dir string) (unlock func(), err error) {
+	limited, cancel := context.WithTimeout(ctx, stopPatience)
+	defer cancel()
+	tick := time.NewTicker(stopPoll)
+	defer tick.Stop()
+	for {
+		unlock, err := lockDataDir(dir)
+		if core.KindOf(err) != core.InUse || !stopping(dir) {
+			return unlock, err
+		}
+		select {
+		case <-tick.C:
+		case <-limited.Done():
+			if ctx.Err() != nil {
+				return nil, core.FromContext(ctx)
+			}
+			return nil, core.WithHint(err, "It was told to end and has not: look at its log, or kill it.")
+		}
+	}
+}
+
+// stopping reports whether the agent that uses a data folder has been told to end.
+func stopping(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, "agent.json"))
+	if err != nil {
+		return false
+	}
+	var r Record
+	return json.Unmarshal(b, &r) == nil && r.Stopping
 }
 
 // nodeID is this machine's name in the cluster: random at the first start, then kept in the data

@@ -43,6 +43,10 @@ func (p *process) ready(ctx context.Context) error {
 		p.log.Warn("the service manager does not learn that the agent serves", "error", err)
 	}
 	<-ctx.Done()
+	record.Stopping = true
+	if err := writeRecord(p.cfg.DataDir, record); err != nil {
+		p.log.Warn("failed to write that the agent stops", "error", err)
+	}
 	// The manager may be gone, or the machine going down.
 	_ = notify(context.WithoutCancel(ctx), p.opts.NotifySocket, "STOPPING=1")
 	return ctx.Err()

@@ -335,12 +335,17 @@ func (a *app) agentStopCommand() *cobra.Command {
 		Use:   "stop",
 		Short: "End the agent that was started in the background",
 		Long: `End the agent that "rbee infer", "run" or "chat" started in the background, and its workers.
-Agents that were started otherwise are ended where they were started.`,
+An agent that was started otherwise is ended where it was started: exit code 1 and how, when one runs.`,
 		Args: exactly(),
 		RunE: a.do(func(ctx context.Context, _ *cobra.Command, _ []string) error {
 			r, err := a.stopBackground(ctx)
 			if err != nil {
 				return err
+			}
+			if r == nil {
+				if err := a.otherAgent(ctx); err != nil {
+					return err
+				}
 			}
 			if a.wantJSON() {
 				return writeJSON(a.stdout, map[string]any{"stopped": r != nil, "agent": r})

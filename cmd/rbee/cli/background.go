@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
@@ -310,4 +311,45 @@ func removeRecord(path string) error {
 		return err
 	}
 	return nil
+}
+
+// otherAgent says how the agent of this machine is stopped that was not started in the background;
+// nil: none runs.
+func (a *app) otherAgent(ctx context.Context) error {
+	l := a.localAgent()
+	if r, ok := runningRecord(l.dir); ok {
+		return core.Errorf(core.InUse, "the agent of this machine, process %d, was not started in the background", r.PID).Hint("%s", howToStop(r.PID, cgroupOf(r.PID)))
+	}
+	c, err := client.New(client.Options{Addresses: []string{l.usualAddress()}})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if c.Healthy(ctx) != nil {
+		return nil // nobody is there, or no agent
+	}
+	return core.Errorf(core.InUse, "an agent at %s was not started in the background", c.Address()).Hint("Press ^C in its terminal, or end it as it was started.")
+}
+
+func cgroupOf(pid int) string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)) // without it the process id has to do
+	return string(b)
+}
+
+// howToStop says how an agent is stopped whose control group is told by /proc.
+func howToStop(pid int, cgroup string) string {
+	for line := range strings.Lines(cgroup) {
+		_, path, _ := strings.Cut(strings.TrimSpace(line), ":/")
+		unit := filepath.Base(path)
+		if !strings.HasSuffix(unit, ".service") || strings.HasPrefix(unit, "user@") {
+			continue
+		}
+		if strings.Contains(path, "/user@") {
+			return "It is a service of this user: systemctl --user stop " + unit
+		}
+		return "It is a service of systemd: systemctl stop " + unit
+	}
+	return fmt.Sprintf("Press ^C in its terminal, or: kill %d", pid)
 }

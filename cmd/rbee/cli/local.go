@@ -55,23 +55,26 @@ func (a *app) localAgent() local {
 	return l
 }
 
-// runningAddress is what agent.json says, if that agent lives.
-func runningAddress(dir string, inCluster bool) string {
+// runningRecord returns what agent.json says, if that agent lives.
+func runningRecord(dir string) (r agent.Record, ok bool) {
 	b, err := os.ReadFile(filepath.Join(dir, "agent.json"))
-	if err != nil {
-		return ""
-	}
-	var r struct {
-		PID         int    `json:"pid"`
-		Scheme      string `json:"scheme"`
-		HTTPAddress string `json:"http_address"`
-	}
-	if json.Unmarshal(b, &r) != nil || r.PID <= 0 || r.HTTPAddress == "" {
-		return ""
+	if err != nil || json.Unmarshal(b, &r) != nil || r.PID <= 0 {
+		return r, false
 	}
 	// Asked only whether it lives: a process that got the same id later costs one connection that
 	// is refused.
-	if p, err := os.FindProcess(r.PID); err != nil || p.Signal(syscall.Signal(0)) != nil {
+	p, err := os.FindProcess(r.PID)
+	if err != nil {
+		return r, false
+	}
+	err = p.Signal(syscall.Signal(0))
+	return r, err == nil || errors.Is(err, os.ErrPermission)
+}
+
+// runningAddress is where the agent serves its API of which agent.json tells, if it lives.
+func runningAddress(dir string, inCluster bool) string {
+	r, ok := runningRecord(dir)
+	if !ok || r.HTTPAddress == "" {
 		return ""
 	}
 	scheme := "http"

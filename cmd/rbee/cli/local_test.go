@@ -252,3 +252,44 @@ func TestForeignServerOnThePort(t *testing.T) {
 		})
 	}
 }
+
+// An agent that runs otherwise is not stopped, but it is said how it is.
+func TestStopOfAnotherAgent(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "agent.json"), fmt.Appendf(nil, `{"pid": %d}`, os.Getpid()), 0o600))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") }))
+	t.Cleanup(srv.Close)
+	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
+	must.NoError(t, err)
+	for name, tc := range map[string]struct {
+		env  map[string]string
+		code int
+		says string
+	}{
+		"its folder":    {map[string]string{"RBEE_DATA_DIR": dir, "RBEE_BIND_HTTP_PORT": "1"}, exitFailed, fmt.Sprintf("process %d, was not started in the background", os.Getpid())},
+		"its port":      {map[string]string{"RBEE_BIND_HTTP_PORT": port}, exitFailed, srv.URL + " was not started in the background"},
+		"none is there": {map[string]string{"RBEE_BIND_HTTP_PORT": "1"}, exitOK, "nothing to stop"},
+	} {
+		var out bytes.Buffer
+		env := tc.env
+		env["HOME"] = t.TempDir()
+		a := &app{stdout: &out, stderr: &out, now: time.Now, env: func(name string) (string, bool) { v, ok := env[name]; return v, ok }}
+		must.Eq(t, tc.code, a.run([]string{"agent", "stop"}), must.Sprint(name, out.String()))
+		must.StrContains(t, out.String(), tc.says)
+	}
+}
+
+func TestHowToStop(t *testing.T) {
+	t.Parallel()
+	for cgroup, want := range map[string]string{
+		"0::/system.slice/rbee.service\n":                                           "systemctl stop rbee.service",
+		"12:memory:/system.slice/rbee.service\n0::/system.slice/rbee.service\n":     "systemctl stop rbee.service",
+		"0::/user.slice/user-1000.slice/user@1000.service/app.slice/rbee.service\n": "systemctl --user stop rbee.service",
+		"0::/user.slice/user-1000.slice/user@1000.service/app.slice/term-1.scope\n": "kill 42",
+		"0::/user.slice/user-1000.slice/session-3.scope\n":                          "kill 42",
+		"": "kill 42",
+	} {
+		must.StrContains(t, howToStop(42, cgroup), want)
+	}
+}
