@@ -20,7 +20,7 @@ type RouteRecord struct {
 	RequestID  string           `json:"request_id"`
 	At         time.Time        `json:"at"`
 	Path       string           `json:"path"`  // "/v1/chat/completions"
-	Model      string           `json:"model"` // Model.ID; empty: no worker of it was found
+	Model      string           `json:"model"` // Model.ID; where no worker of it was found, what was asked for, at most 128 characters
 	Stream     bool             `json:"stream"`
 	Waited     Duration         `json:"waited"`     // until there was a worker to ask
 	Candidates []RouteCandidate `json:"candidates"` // the workers that could answer, best first
@@ -31,7 +31,8 @@ type RouteRecord struct {
 	Problem    Kind             `json:"problem,omitempty"` // why it failed
 	FirstToken Duration         `json:"first_token"`       // after At; 0: no token came, or the answer was no stream
 	Took       Duration         `json:"took"`              // to its end; 0 while it runs
-	Events     int64            `json:"events"`            // of the stream that were passed on, about one per token
+	Events     int64            `json:"events"`            // of the stream that were passed on
+	Tokens     int64            `json:"tokens"`            // that were generated, as the worker says, else about
 }
 
 // RouteState is how far a routed request is.

@@ -57,6 +57,7 @@ func TestRouteIsRemembered(t *testing.T) {
 		must.Positive(t, v.Took)
 		must.Positive(t, v.FirstToken)
 		must.Positive(t, v.Events)
+		must.Eq(t, int64(2), v.Tokens)
 
 		// The counts of the worker that failed name the request.
 		var d core.WorkerDetails
@@ -96,11 +97,11 @@ func TestRouteIsRemembered(t *testing.T) {
 	t.Run("no worker", func(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, nil)
-		v := r.askAs("d", `{"model":"secret","messages":[]}`)
+		v := r.askAs("d", `{"model":"nosuch","messages":[]}`)
 		must.Eq(t, core.RouteFailed, v.State)
 		must.Eq(t, core.NotFound, v.Problem)
 		must.Eq(t, 404, v.Status)
-		must.Eq(t, "", v.Model)
+		must.Eq(t, "nosuch", v.Model)
 		must.Len(t, 0, v.Attempts)
 	})
 	t.Run("unknown and latest", func(t *testing.T) {

@@ -108,11 +108,11 @@ func (m *Records) forgetLocked() {
 }
 
 // end records how the request ended.
-func (m *Records) end(e *routed, status int, problem core.Kind, firstToken time.Duration, events int64, now time.Time) {
+func (m *Records) end(e *routed, status int, problem core.Kind, firstToken time.Duration, events, tokens int64, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := &e.record
-	r.State, r.Status, r.Problem, r.Events = core.RouteAnswered, status, problem, events
+	r.State, r.Status, r.Problem, r.Events, r.Tokens = core.RouteAnswered, status, problem, events, tokens
 	if problem != "" {
 		r.State = core.RouteFailed
 	}

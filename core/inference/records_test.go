@@ -21,7 +21,7 @@ func TestRecordsBounds(t *testing.T) {
 		for n := range 4 {
 			m.asked(e, core.Worker{ID: "w", Nonce: fmt.Sprintf("n%d", 4*i+n)}, at, at.Add(time.Duration(i)), core.WorkerLost)
 		}
-		m.end(e, 200, "", 0, 1, at)
+		m.end(e, 200, "", 0, 1, 1, at)
 		if i == 2 {
 			must.Eq(t, []string{"2", "1", "0"}, ids(m.Latest(10)))
 		}

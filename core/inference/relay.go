@@ -90,6 +90,7 @@ func (c *call) count(sp *sse.Splitter, events int) {
 	}
 	m.Events(events)
 	c.events += int64(events)
+	c.tokens = sp.Tokens()
 	if !sp.Token() {
 		return
 	}
@@ -141,7 +142,7 @@ func (c *call) whole(resp *http.Response) error {
 		e.Message = fmt.Sprintf("the worker answered %d %s", a.Status, http.StatusText(a.Status))
 		a = Answer{Status: a.Status, Error: e}
 	}
-	c.status = a.Status
+	c.status, c.tokens = a.Status, sse.CompletionTokens(body)
 	c.client.Answer(a)
 	return nil
 }

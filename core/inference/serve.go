@@ -63,6 +63,7 @@ type call struct {
 	lastToken  time.Time     // zero: none yet
 	firstToken time.Duration // after r.At; 0: none came
 	events     int64         // that were passed on
+	tokens     int64         // that were generated
 
 	print *admission.Fingerprint // of a request whose body was released; nil: not yet known
 }
@@ -78,7 +79,7 @@ func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
 		return err
 	}
 	c := &call{s: s, ctx: ctx, r: r, facts: f, client: client}
-	c.record = s.records.begin(core.RouteRecord{RequestID: r.ID, At: r.At, Path: r.Path, Stream: f.stream})
+	c.record = s.records.begin(core.RouteRecord{RequestID: r.ID, At: r.At, Path: r.Path, Model: clipModel(f.model), Stream: f.stream})
 	err = c.run()
 	problem := core.KindOf(err)
 	switch {
@@ -91,11 +92,20 @@ func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
 		problem = KindOfStatus(c.status)
 	}
 	now := time.Now()
-	s.records.end(c.record, c.status, problem, c.firstToken, c.events, now)
+	s.records.end(c.record, c.status, problem, c.firstToken, c.events, c.tokens, now)
 	if err == nil {
 		s.meter.Ended(now.Sub(r.At), "")
 	}
 	return err
+}
+
+// clipModel bounds the name that a client asked for.
+func clipModel(name string) string {
+	const most = 128
+	if r := []rune(name); len(r) > most {
+		return string(r[:most]) + "…"
+	}
+	return name
 }
 
 // cutReason is why a stream was cut, for metrics.

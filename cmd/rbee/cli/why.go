@@ -109,7 +109,7 @@ func (a *app) routeTable(routes []core.RouteRecord, hives []core.Hive) *table {
 		if n := len(r.Attempts); n > 0 {
 			worker, hive = r.Attempts[n-1].Worker, hiveNamesOf([]string{r.Attempts[n-1].Hive}, hives)[0]
 		}
-		t.add(r.RequestID, a.ago(r.At), r.Model, worker, hive, fmt.Sprint(len(r.Attempts)), routeStateText(r), millis(r.FirstToken), millis(r.Took), countText(r.Events))
+		t.add(r.RequestID, a.ago(r.At), r.Model, worker, hive, fmt.Sprint(len(r.Attempts)), routeStateText(r), millis(r.FirstToken), millis(r.Took), countText(r.Tokens))
 	}
 	return t
 }
@@ -142,7 +142,7 @@ func (a *app) writeRoute(w io.Writer, r core.RouteRecord, hives []core.Hive) err
 	f.add("Waited", millis(r.Waited))
 	f.add("First token", millis(r.FirstToken))
 	f.add("Took", millis(r.Took))
-	f.add("Tokens", countText(r.Events))
+	f.add("Tokens", countText(r.Tokens))
 	name := func(hive string) string { return hiveNamesOf([]string{hive}, hives)[0] }
 
 	attempts := newTable("Nobody was asked.", "ASKED", "HIVE", "TOOK", "ANSWERED")

@@ -44,6 +44,8 @@ type Splitter struct {
 	last    Ending
 	ending  Ending // set once Next has returned the event that ends the stream
 	token   bool   // a token was seen: from then on every event counts as one
+	texts   int64  // events with text or a tool call
+	usage   int64  // completion_tokens that an event told; 0: none has
 }
 
 // NewSplitter returns a Splitter with a buffer.
@@ -64,6 +66,45 @@ func (s *Splitter) Ending() Ending { return s.ending }
 // Token reports whether an event with text or a tool call was seen. From then on every event
 // counts as a token.
 func (s *Splitter) Token() bool { return s.token }
+
+// Tokens returns the number of tokens that were generated: as the stream tells it, otherwise that of
+// the events with text or a tool call, which is about the same.
+func (s *Splitter) Tokens() int64 {
+	if s.usage > 0 {
+		return s.usage
+	}
+	return s.texts
+}
+
+func (s *Splitter) countTokens(data []byte) {
+	switch {
+	case hasText(data):
+		s.texts++
+		s.token = true
+	case !s.token:
+		s.token = hasToken(data)
+	}
+	if n := CompletionTokens(data); n > 0 {
+		s.usage = n
+	}
+}
+
+// CompletionTokens returns the number of generated tokens that an answer, or the end of a stream,
+// tells; 0: it does not.
+func CompletionTokens(data []byte) (n int64) {
+	const key, digits = `"completion_tokens":`, 12
+	i := bytes.LastIndex(data, []byte(key))
+	if i < 0 {
+		return 0
+	}
+	for k, c := range bytes.TrimLeft(data[i+len(key):], " ") {
+		if c < '0' || c > '9' || k >= digits {
+			break
+		}
+		n = 10*n + int64(c-'0')
+	}
+	return n
+}
 
 // Fill reads once from r. Errors: r's own, ErrEventTooLarge.
 func (s *Splitter) Fill(r io.Reader) (int, error) {
@@ -154,8 +195,8 @@ func (s *Splitter) take(line []byte) bool {
 	case openai.ErrorIn(value) != nil:
 		s.last = Failed
 	}
-	if !s.token && s.last == Open {
-		s.token = hasToken(value)
+	if s.last == Open {
+		s.countTokens(value)
 	}
 	s.data = true
 	return false
@@ -195,15 +236,19 @@ func lineEnd(b []byte) (eol, after int) {
 	return -1, -1
 }
 
-// hasToken reports whether the data of an event carries text or a tool call. The first event
-// usually has only the role.
+// hasToken reports whether the data of an event carries text, a tool call or the end of the answer.
+// The first event usually has only the role.
 func hasToken(data []byte) bool {
-	for _, key := range []string{`"content":`, `"text":`, `"reasoning_content":`, `"reasoning":`} {
+	return hasText(data) || bytes.Contains(data, []byte(`"finish_reason":"`))
+}
+
+func hasText(data []byte) bool {
+	for _, key := range [...]string{`"content":`, `"text":`, `"reasoning_content":`, `"reasoning":`} {
 		_, value, ok := bytes.Cut(data, []byte(key))
 		value = bytes.TrimLeft(value, " ")
 		if ok && len(value) > 1 && value[0] == '"' && value[1] != '"' {
 			return true
 		}
 	}
-	return bytes.Contains(data, []byte(`"tool_calls":`)) || bytes.Contains(data, []byte(`"finish_reason":"`))
+	return bytes.Contains(data, []byte(`"tool_calls":`))
 }

@@ -117,3 +117,31 @@ func FuzzSplitter(f *testing.F) {
 		}
 	})
 }
+
+func TestSplitterTokens(t *testing.T) {
+	t.Parallel()
+	const role, text, tool, end = `data: {"choices":[{"delta":{"role":"assistant","content":""}}]}`, `data: {"choices":[{"delta":{"content":"a"}}]}`,
+		`data: {"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}`, `data: {"choices":[{"delta":{},"finish_reason":"stop"}]}`
+	for name, tt := range map[string]struct {
+		events []string
+		want   int64
+	}{
+		"text":            {[]string{role, text, text, end, "data: [DONE]"}, 2},
+		"tool calls":      {[]string{role, tool, end, "data: [DONE]"}, 1},
+		"told":            {[]string{role, text, end, `data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":17}}`, "data: [DONE]"}, 17},
+		"told as we go":   {[]string{text + "\n\n" + `data: {"choices":[{"delta":{"content":"b"}}],"usage":{"completion_tokens": 2}}`, "data: [DONE]"}, 2},
+		"nothing":         {[]string{role, end, "data: [DONE]"}, 0},
+		"too many digits": {[]string{text, `data: {"usage":{"completion_tokens":123456789012345678901234567890}}`}, 123456789012},
+	} {
+		s := NewSplitter()
+		r := strings.NewReader(strings.Join(tt.events, "\n\n") + "\n\n")
+		for {
+			_, err := s.Fill(r)
+			s.Next()
+			if err != nil {
+				break
+			}
+		}
+		must.Eq(t, tt.want, s.Tokens(), must.Sprint(name))
+	}
+}
