@@ -3,40 +3,63 @@ package hostinfo
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
 
-// groupMemory reads the memory limit and use of this process's control group (version 2); ok is
-// false where there is none.
+// groupFiles are what one version of control groups calls the files of its memory controller.
+type groupFiles struct{ limit, used, inactive string }
+
+// groupMemory reads the memory limit and use of this process's control group; ok is false where
+// there is none.
 func groupMemory() (limit, used int64, ok bool) {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return 0, 0, false
 	}
-	for line := range strings.Lines(string(own)) {
-		path, found := strings.CutPrefix(strings.TrimSpace(line), "0::")
-		if !found {
+	return groupMemoryOf(string(own), "/sys/fs/cgroup")
+}
+
+// groupMemoryOf reads the limits of the groups that own, as in /proc/self/cgroup, names below root:
+// those of version 2, and of the memory controller of version 1. A limit counts wherever it is set
+// on the way up, and the tightest room wins.
+func groupMemoryOf(own, root string) (limit, used int64, ok bool) {
+	v1 := groupFiles{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"}
+	v2 := groupFiles{"memory.max", "memory.current", "inactive_file"}
+	for line := range strings.Lines(own) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(fields) != 3 {
 			continue
 		}
-		// A limit counts wherever it is set on the way up; the tightest room wins.
-		for dir := filepath.Clean("/" + path); ; dir = filepath.Dir(dir) {
-			folder := filepath.Join("/sys/fs/cgroup", dir)
-			if l, lok := readBytes(filepath.Join(folder, "memory.max")); lok {
-				if u, uok := readBytes(filepath.Join(folder, "memory.current")); uok {
-					// The page cache of the group can be had back.
-					u -= min(u, statBytes(filepath.Join(folder, "memory.stat"), "inactive_file"))
-					if !ok || l-u < limit-used {
-						limit, used, ok = l, u, true
-					}
-				}
+		base, files := root, v2
+		switch {
+		case slices.Contains(strings.Split(fields[1], ","), "memory"):
+			base, files = filepath.Join(root, "memory"), v1
+		case fields[0] != "0" || fields[1] != "":
+			continue
+		}
+		for dir := filepath.Clean("/" + fields[2]); ; dir = filepath.Dir(dir) {
+			if l, u, found := files.read(filepath.Join(base, dir)); found && (!ok || l-u < limit-used) {
+				limit, used, ok = l, u, true
 			}
 			if dir == "/" {
-				return limit, used, ok
+				break
 			}
 		}
 	}
-	return 0, 0, false
+	return limit, used, ok
+}
+
+// read returns the limit of one group and what it uses, without the page cache, which can be had
+// back.
+func (f groupFiles) read(folder string) (limit, used int64, ok bool) {
+	limit, ok = readBytes(filepath.Join(folder, f.limit))
+	if !ok {
+		return 0, 0, false
+	}
+	used, ok = readBytes(filepath.Join(folder, f.used))
+	return limit, used - min(used, statBytes(filepath.Join(folder, "memory.stat"), f.inactive)), ok
 }
 
 func readBytes(path string) (int64, bool) {

@@ -1,0 +1,42 @@
+package hostinfo
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+func TestGroupMemory(t *testing.T) {
+	t.Parallel()
+	const none = "9223372036854771712\n" // version 1 without a limit
+	for name, tt := range map[string]struct {
+		own         string
+		files       map[string]string
+		limit, used int64
+		ok          bool
+	}{
+		"version 2": {"0::/a/b\n", map[string]string{
+			"a/b/memory.max": "max\n", "a/b/memory.current": "5\n", "a/memory.max": "1000\n", "a/memory.current": "400\n", "a/memory.stat": "anon 1\ninactive_file 100\n",
+		}, 1000, 300, true},
+		"version 1": {"5:cpu,memory:/docker/x\n1:name=systemd:/docker/x\n0::/docker/x\n", map[string]string{
+			"memory/docker/x/memory.limit_in_bytes": "2000\n", "memory/docker/x/memory.usage_in_bytes": "500\n", "memory/docker/x/memory.stat": "inactive_file 7\ntotal_inactive_file 100\n",
+			"memory/memory.limit_in_bytes": none, "memory/memory.usage_in_bytes": "9000\n",
+		}, 2000, 400, true},
+		"version 1 in a container": {"5:memory:/docker/x\n", map[string]string{"memory/memory.limit_in_bytes": "3000\n", "memory/memory.usage_in_bytes": "10\n"}, 3000, 10, true},
+		"both, the tighter":        {"5:memory:/\n0::/\n", map[string]string{"memory/memory.limit_in_bytes": "3000\n", "memory/memory.usage_in_bytes": "10\n", "memory.max": "900\n", "memory.current": "1\n"}, 900, 1, true},
+		"neither":                  {"5:cpu:/x\n0::/x\n", nil, 0, 0, false},
+		"garbage":                  {"x\n5:memory\n", map[string]string{"memory.max": "1\n"}, 0, 0, false},
+	} {
+		root := t.TempDir()
+		for path, text := range tt.files {
+			must.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(root, path)), 0o700))
+			must.NoError(t, os.WriteFile(filepath.Join(root, path), []byte(text), 0o600))
+		}
+		limit, used, ok := groupMemoryOf(tt.own, root)
+		must.Eq(t, tt.ok, ok, must.Sprint(name))
+		must.Eq(t, tt.limit, limit, must.Sprint(name))
+		must.Eq(t, tt.used, used, must.Sprint(name))
+	}
+}
