@@ -371,6 +371,9 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		return err
 	}
 	metrics := gateway.NewMetrics()
+	if err := registry.Register(metrics.Registerer()); err != nil {
+		return core.Wrap(err, core.Internal, "register the metrics of raft")
+	}
 	p.answers = inference.New(inference.Options{
 		Router: p.queen, Dial: p.dial, Meter: metrics, Logger: p.log.Named("inference"), QueueLimit: cfg.Queen.QueueLimit, QueueTimeout: cfg.Queen.QueueTimeout,
 		FirstTokenTimeout: cfg.Queen.FirstTokenTimeout, TokenTimeout: cfg.Queen.TokenTimeout, AnswerMemory: int64(cfg.Queen.BodyMemory),

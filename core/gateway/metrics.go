@@ -67,6 +67,9 @@ func NewMetrics() *Metrics {
 	return m
 }
 
+// Registerer takes the metrics of other packages: each registers its own.
+func (m *Metrics) Registerer() prometheus.Registerer { return m.registry }
+
 func (m *Metrics) request(route string, status int, took time.Duration) {
 	class := "none" // the client was gone before there was a status
 	if status != 0 {
@@ -125,6 +128,8 @@ func (m *Metrics) Ended(took time.Duration, cut string) {
 }
 
 func (g *Gateway) metricsPage(w *response, r *http.Request) error {
-	promhttp.HandlerFor(g.metrics.registry, promhttp.HandlerOpts{DisableCompression: true}).ServeHTTP(w, r)
+	view := prometheus.NewRegistry()
+	view.MustRegister(clusterMetrics{r.Context(), g.o.Cluster, g.o.Inference.Waiting})
+	promhttp.HandlerFor(prometheus.Gatherers{g.metrics.registry, view}, promhttp.HandlerOpts{DisableCompression: true}).ServeHTTP(w, r)
 	return nil
 }

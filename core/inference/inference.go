@@ -254,6 +254,9 @@ func New(o Options) *Service {
 // Records returns what is remembered of the latest requests.
 func (s *Service) Records() *Records { return s.records }
 
+// Waiting returns how many requests wait for a free slot, by core.Model.ID.
+func (s *Service) Waiting() map[string]int { return s.lines.waiting() }
+
 // DropHive closes the idle connections to the workers of a hive, by its id: where the hive is
 // suspect, they may lead nowhere. Running requests are not touched.
 func (s *Service) DropHive(hive string) { s.workers.DropHive(hive) }

@@ -83,6 +83,19 @@ func (l *lines) leave(name string, t *admission.Ticket[chan struct{}]) (retry ti
 	return retry
 }
 
+// waiting returns how many requests wait, by core.Model.ID.
+func (l *lines) waiting() map[string]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[string]int{}
+	for _, q := range l.byName {
+		if q.model != "" {
+			out[q.model] += q.queue.Len()
+		}
+	}
+	return out
+}
+
 func (l *lines) head(name string, t *admission.Ticket[chan struct{}]) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,0 +1,83 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
+)
+
+// crowd is a cluster of many hives and workers.
+type crowd struct {
+	fakeCluster
+	hives   []core.Hive
+	workers []core.Worker
+}
+
+func (c *crowd) Hives(context.Context) ([]core.Hive, error)     { return c.hives, nil }
+func (c *crowd) Workers(context.Context) ([]core.Worker, error) { return c.workers, nil }
+
+func scrape(t *testing.T, c Cluster) string {
+	t.Helper()
+	m := NewMetrics()
+	must.NoError(t, m.Registerer().Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "rbee_test_given"}, func() float64 { return 7 })))
+	g := New(Options{Inference: inference.New(inference.Options{Router: &fakeRouter{}}), Metrics: m, Cluster: c})
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody)
+	r.Host = "localhost"
+	g.Handler().ServeHTTP(w, r)
+	must.Eq(t, 200, w.Code, must.Sprint(w.Body.String()))
+	return w.Body.String()
+}
+
+// The metrics tell what `ps` and `top` show, and what other packages have registered.
+func TestClusterMetrics(t *testing.T) {
+	t.Parallel()
+	text := scrape(t, &crowd{
+		hives: []core.Hive{{ID: "h1", Name: "desk", Status: core.HiveReady, Devices: []core.Device{{ID: "cuda:0", TotalBytes: 800, FreeBytes: 300}}}},
+		workers: []core.Worker{
+			{ID: "w1", Hive: "h1", Model: "tiny", State: core.WorkerReady, Slots: 4, Load: core.Load{Active: 2, Queued: 1, TokensPerSecond: 9.5, TokensTotal: 1234, KVUsedTokens: 77}},
+			{ID: "w2", Hive: "h1", Model: "tiny", State: core.WorkerLoading, Slots: 4},
+		},
+	})
+	for _, want := range []string{
+		`rbee_cluster_hives{status="ready"} 1`,
+		`rbee_cluster_device_memory_bytes{device="cuda:0",hive="desk"} 800`,
+		`rbee_cluster_device_free_memory_bytes{device="cuda:0",hive="desk"} 300`,
+		`rbee_cluster_workers{model="tiny",state="loading"} 1`,
+		`rbee_cluster_worker_slots{hive="desk",model="tiny",worker="w1"} 4`,
+		`rbee_cluster_worker_active_requests{hive="desk",model="tiny",worker="w1"} 2`,
+		`rbee_cluster_worker_queued_requests{hive="desk",model="tiny",worker="w1"} 1`,
+		`rbee_cluster_worker_tokens_per_second{hive="desk",model="tiny",worker="w1"} 9.5`,
+		"# TYPE rbee_cluster_worker_tokens_total counter\n" + `rbee_cluster_worker_tokens_total{hive="desk",model="tiny",worker="w1"} 1234`,
+		`rbee_cluster_worker_kv_used_tokens{hive="desk",model="tiny",worker="w1"} 77`,
+		"rbee_test_given 7",
+	} {
+		must.StrContains(t, text, want)
+	}
+}
+
+// However many there are, the labels are not more.
+func TestClusterMetricsAreBounded(t *testing.T) {
+	t.Parallel()
+	c := &crowd{}
+	for i := range 3 * maxSeries {
+		h := fmt.Sprintf("h%04d", i)
+		c.hives = append(c.hives, core.Hive{ID: h, Status: core.HiveReady, Devices: []core.Device{{ID: "cpu", TotalBytes: 1}}})
+		c.workers = append(c.workers, core.Worker{ID: fmt.Sprintf("w%04d", i), Hive: h, Model: fmt.Sprintf("m%04d", i), State: core.WorkerReady, Slots: 1})
+	}
+	text := scrape(t, c)
+	must.StrContains(t, text, fmt.Sprintf(`rbee_cluster_hives{status="ready"} %d`, 3*maxSeries))
+	must.StrContains(t, text, fmt.Sprintf(`rbee_cluster_worker_slots{hive="other",model="other",worker="other"} %d`, 2*maxSeries))
+	must.Eq(t, maxSeries+1, strings.Count(text, "\nrbee_cluster_worker_slots{"))
+	must.Eq(t, maxSeries+1, strings.Count(text, "\nrbee_cluster_device_memory_bytes{"))
+	must.Eq(t, maxModelLabels+1, strings.Count(text, "\nrbee_cluster_workers{"))
+}
