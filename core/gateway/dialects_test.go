@@ -319,3 +319,32 @@ func TestOllamaModels(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, 200, resp.StatusCode)
 }
+
+func TestEmbeddings(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	asked := map[string]any{}
+	r.serve("w1", func(w http.ResponseWriter, req *http.Request) {
+		clear(asked)
+		_ = json.NewDecoder(req.Body).Decode(&asked)
+		answerJSON(200, `{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5,1]},{"object":"embedding","index":1,"embedding":[1,0]}],"model":"tiny","usage":{"prompt_tokens":4,"total_tokens":4}}`)(w, req)
+	})
+	c := sdk(r)
+	got, err := c.Embeddings.New(t.Context(), openai.EmbeddingNewParams{Model: "tiny", Input: openai.EmbeddingNewParamsInputUnion{OfArrayOfStrings: []string{"a", "b"}}})
+	must.NoError(t, err)
+	must.Len(t, 2, got.Data)
+	must.Eq(t, []float64{0.5, 1}, got.Data[0].Embedding)
+
+	_, body, err := r.post("/api/embed", `{"model":"tiny","input":["a","b"]}`)
+	must.NoError(t, err)
+	must.StrContains(t, body, `"embeddings":[[0.5,1],[1,0]]`)
+	must.StrContains(t, body, `"prompt_eval_count":4`)
+	must.Eq(t, any(-1.0), asked["truncate_prompt_tokens"]) // Ollama cuts unless it is told not to
+	_, body, err = r.post("/api/embed", `{"model":"tiny","input":"a","truncate":false}`)
+	must.NoError(t, err)
+	must.MapNotContainsKey(t, asked, "truncate_prompt_tokens")
+	must.StrContains(t, body, "embeddings")
+	_, body, err = r.post("/api/embeddings", `{"model":"tiny","prompt":"a"}`)
+	must.NoError(t, err)
+	must.Eq(t, `{"embedding":[0.5,1]}`, strings.TrimSpace(body))
+}

@@ -135,7 +135,7 @@ func TestDrainAnswersOpenConnections(t *testing.T) {
 // where the connection was refused.
 func TestDrainFailsNoRequest(t *testing.T) {
 	t.Parallel()
-	one := newRig(t, func(o *rigOptions) { o.LameDuck = 250 * time.Millisecond })
+	one := newRig(t, func(o *rigOptions) { o.LameDuck = 2 * time.Second }) // a client that does not run for so long meets a closed connection
 	two := newRig(t, nil)
 	for _, r := range []*rig{one, two} {
 		r.serve("w1", answerJSON(200, wholeAnswer))

@@ -20,9 +20,8 @@ func (g *Gateway) completion(w *response, r *http.Request) error {
 	return g.infer(w, r, "/v1/completions")
 }
 
-func (g *Gateway) embeddings(*response, *http.Request) error {
-	return core.Errorf(core.Unsupported, "embeddings are not supported yet").Hint(
-		"Supported are POST /v1/chat/completions and POST /v1/completions.")
+func (g *Gateway) embeddings(w *response, r *http.Request) error {
+	return g.infer(w, r, "/v1/embeddings")
 }
 
 // infer answers an inference request.

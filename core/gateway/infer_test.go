@@ -82,7 +82,6 @@ func TestRefusedBeforeAnyWorker(t *testing.T) {
 		{"too long", "/v1/chat/completions", `{"model":"tiny","x":"` + strings.Repeat("a", 4<<10) + `"}`, 413, "request_too_large", ""},
 		{"empty", "/v1/chat/completions", ``, 400, "invalid", ""},
 		{"array", "/v1/completions", `[]`, 400, "invalid", ""},
-		{"embeddings", "/v1/embeddings", `{"model":"tiny","input":"a"}`, 501, "unsupported", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			resp, body, err := r.post(c.path, c.body)

@@ -94,8 +94,8 @@ func TestOpenAISDK(t *testing.T) {
 		must.StrContains(t, api.RawJSON(), "Near to it are: tiny.")
 		_, err = c.Embeddings.New(t.Context(), openai.EmbeddingNewParams{Model: "tiny", Input: openai.EmbeddingNewParamsInputUnion{OfString: openai.String("a")}})
 		must.True(t, errors.As(err, &api))
-		must.Eq(t, 501, api.StatusCode)
-		must.Eq(t, "not_supported_error", api.Type)
+		must.Eq(t, 404, api.StatusCode)
+		must.Eq(t, "model_not_found", api.Code)
 	})
 	t.Run("cancel", func(t *testing.T) {
 		t.Parallel()

@@ -116,6 +116,8 @@ func (f facts) needs(path string) []string {
 		list = append(list, core.CapabilityChat)
 	case "/v1/completions":
 		list, completion = append(list, core.CapabilityCompletions), true
+	case "/v1/embeddings":
+		return []string{core.CapabilityEmbeddings}
 	default:
 		return nil
 	}
@@ -147,6 +149,9 @@ func unable(err error) error {
 	hint := "Leave it out, or serve the model with a worker type that can: GET /v1/models shows the capabilities of each model's workers."
 	if u.Need == core.CapabilityChat {
 		hint = "The model may have no chat template: send the whole prompt to /v1/completions."
+	}
+	if u.Need == core.CapabilityEmbeddings {
+		hint = "Serve a model that is made for embeddings, or set pooling in the worker type's configuration."
 	}
 	return &FieldError{Param: param, Code: openai.CodeNotSupported, Err: core.WithHint(u.Unwrap(), "%s", hint)}
 }

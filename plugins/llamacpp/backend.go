@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,7 +46,18 @@ type Backend struct {
 type served struct {
 	model   *model
 	engine  *engine
+	embeds  *embedder // nil: the model has no embeddings
 	threads int
+}
+
+// capabilities returns what requests may ask for, sorted.
+func (s *served) capabilities() []worker.Capability {
+	list := s.model.capabilities()
+	if s.embeds != nil {
+		list = append(list, worker.CapabilityEmbeddings)
+		slices.Sort(list)
+	}
+	return list
 }
 
 // Info says who the plugin is and which engine it needs here.
@@ -104,7 +116,7 @@ func (b *Backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 	if b.state == worker.StateLoading {
 		b.state = worker.StateReady
 	}
-	srv := &server{engine: s.engine, model: s.model, modelID: spec.ModelID, started: time.Now().Unix(), gate: &b.gate, now: time.Now, grammars: constraint.NewCompiler()}
+	srv := &server{engine: s.engine, model: s.model, embedder: s.embeds, modelID: spec.ModelID, started: time.Now().Unix(), gate: &b.gate, now: time.Now, grammars: constraint.NewCompiler()}
 	return srv.handler(), nil
 }
 
@@ -222,7 +234,7 @@ func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf conf
 		Queue: conf.Queue, SavedBytes: conf.storeBytes(),
 		PinThread: b.flavour != CPU, Vocab: batch.Vocab{Pieces: m.pieces, Ends: m.ends}, Log: b.log,
 	})}
-	return &served{model: m, engine: e, threads: threads}, nil
+	return &served{model: m, engine: e, embeds: newEmbedder(loaded, conf, limit, threads), threads: threads}, nil
 }
 
 func (b *Backend) loadStopped() bool {
@@ -240,7 +252,7 @@ func (b *Backend) Status(ctx context.Context) (worker.Status, error) {
 	if s == nil {
 		return st, nil
 	}
-	st.ContextTokens, st.Capabilities = s.engine.limit, s.model.capabilities()
+	st.ContextTokens, st.Capabilities = s.engine.limit, s.capabilities()
 	load := s.engine.Stats()
 	st.Active, st.Queued = load.Active, load.Queued
 	if load.Failure != "" && st.State != worker.StateStopped {
@@ -324,5 +336,5 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 		b.log.Warn("model not freed: a client does not take its answer")
 		return nil
 	}
-	return errors.Join(s.engine.ctx.Free(), s.model.native.Free())
+	return errors.Join(s.engine.ctx.Free(), s.embeds.free(), s.model.native.Free())
 }

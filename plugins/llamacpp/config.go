@@ -22,6 +22,7 @@ type config struct {
 	PromptPause   int    `json:"prompt_pause_ms"`
 	ContextTokens int    `json:"context_tokens"`
 	KVCacheType   string `json:"kv_cache_type"`
+	Pooling       string `json:"pooling"`
 	Queue         int    `json:"queue"`
 	PrefixStore   int    `json:"prefix_store_mib"`
 	Repack        bool   `json:"repack"`
@@ -29,7 +30,7 @@ type config struct {
 }
 
 func defaultConfig() config {
-	return config{BatchTokens: 512, PromptPause: 100, ContextTokens: 4096, KVCacheType: "f16", Queue: 64, PrefixStore: -1, Repack: true, GPULayers: -1}
+	return config{BatchTokens: 512, PromptPause: 100, ContextTokens: 4096, KVCacheType: "f16", Pooling: poolingOfModel, Queue: 64, PrefixStore: -1, Repack: true, GPULayers: -1}
 }
 
 // kvTypes are the cache types on offer, the default first.
@@ -70,6 +71,12 @@ func (c config) storeBytes() int64 {
 	return min(int64(m.Available/storeShare), storeMost<<20)
 }
 
+// poolingOfModel takes what the model's file says.
+const poolingOfModel = "model"
+
+// poolingNames are the values of pooling, the default first.
+func poolingNames() []string { return []string{poolingOfModel, "mean", "cls", "last"} }
+
 type field struct {
 	name     string
 	doc      string
@@ -107,6 +114,10 @@ func schema(f Flavour) sdk.Schema {
 		Name: "kv_cache_type", Type: "string", Default: json.RawMessage(`"f16"`),
 		Doc: "Number type of the context cache: " + strings.Join(kvTypes(), ", ") + ". q8_0 takes half the memory of f16, f32 twice.",
 	})
+	s.Attributes = append(s.Attributes, sdk.Attribute{
+		Name: "pooling", Type: "string", Default: json.RawMessage(`"model"`),
+		Doc: "How the vectors of a text's tokens become its embedding: " + strings.Join(poolingNames(), ", ") + ". With \"model\" it is what the model's file says; a model that says nothing has no embeddings.",
+	})
 	if f == CPU {
 		s.Attributes = append(s.Attributes, sdk.Attribute{
 			Name: "repack", Type: "bool", Default: json.RawMessage("true"),
@@ -139,6 +150,13 @@ func decodeConfig(f Flavour, raw json.RawMessage) (config, sdk.Diagnostics, erro
 			Summary: "Unknown cache type",
 			Detail:  fmt.Sprintf("kv_cache_type is %q. It must be one of %s.", c.KVCacheType, strings.Join(kvTypes(), ", ")),
 			Path:    []any{"kv_cache_type"},
+		})
+	}
+	if !slices.Contains(poolingNames(), c.Pooling) {
+		diags = append(diags, sdk.Diagnostic{
+			Summary: "Unknown pooling",
+			Detail:  fmt.Sprintf("pooling is %q. It must be one of %s.", c.Pooling, strings.Join(poolingNames(), ", ")),
+			Path:    []any{"pooling"},
 		})
 	}
 	if n := runtime.NumCPU(); len(diags) == 0 && c.Threads >= n && n > 1 {

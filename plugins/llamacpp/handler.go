@@ -21,12 +21,13 @@ const maxBody = 16 << 20
 
 // server answers OpenAI's HTTP API with one engine.
 type server struct {
-	engine  *engine
-	model   *model
-	modelID string
-	started int64 // seconds since 1970
-	gate    *gate
-	now     func() time.Time
+	engine   *engine
+	embedder *embedder // nil: the model has no embeddings
+	model    *model
+	modelID  string
+	started  int64 // seconds since 1970
+	gate     *gate
+	now      func() time.Time
 
 	grammars *constraint.Compiler
 }
@@ -35,16 +36,17 @@ func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/chat/completions", s.chat)
 	mux.HandleFunc("POST /v1/completions", s.completion)
+	mux.HandleFunc("POST /v1/embeddings", s.embeddings)
 	mux.HandleFunc("GET /v1/models", s.models)
 	mux.HandleFunc("GET /health", s.health)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
-		case "/v1/chat/completions", "/v1/completions":
+		case "/v1/chat/completions", "/v1/completions", "/v1/embeddings":
 			w.Header().Set("Allow", http.MethodPost)
 		case "/v1/models", "/health":
 			w.Header().Set("Allow", "GET, HEAD")
 		default:
-			openai.WriteError(w, http.StatusNotFound, openai.NewError(0, openai.TypeNotFound, "", "unknown_url", "there is no %s here; a worker answers /v1/chat/completions, /v1/completions, /v1/models and /health", r.URL.Path))
+			openai.WriteError(w, http.StatusNotFound, openai.NewError(0, openai.TypeNotFound, "", "unknown_url", "there is no %s here; a worker answers /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models and /health", r.URL.Path))
 			return
 		}
 		openai.WriteError(w, http.StatusMethodNotAllowed, openai.NewError(0, openai.TypeInvalidRequest, "", "method_not_allowed", "%s is not answered here; use %s", r.Method, w.Header().Get("Allow")))

@@ -17,6 +17,7 @@ import (
 const (
 	PathChat       = "/v1/chat/completions"
 	PathCompletion = "/v1/completions"
+	PathEmbedding  = "/v1/embeddings"
 )
 
 // Dialect translates one route of an API. Both functions are safe for concurrent use.
@@ -37,7 +38,7 @@ type About struct {
 
 // Request is an inference request in OpenAI's form.
 type Request struct {
-	Path   string // PathChat or PathCompletion
+	Path   string // one of the Path constants
 	Body   []byte
 	Stream bool // the client wants a stream; Body asks for the same
 }
@@ -87,6 +88,8 @@ type Answer struct {
 	Calls     []Call
 	Finish    string
 	Usage     *openai.Usage
+	// Vectors are the embeddings, each a JSON array, of an answer that is one.
+	Vectors []json.RawMessage
 }
 
 // message is the message of an answer or the delta of a chunk, in OpenAI's form.
@@ -114,6 +117,10 @@ type choice struct {
 type envelope struct {
 	Choices []choice      `json:"choices"`
 	Usage   *openai.Usage `json:"usage"`
+	Data    []struct {
+		Index     int             `json:"index"`
+		Embedding json.RawMessage `json:"embedding"`
+	} `json:"data"`
 }
 
 func (m message) text() string {
@@ -161,6 +168,11 @@ func ParseAnswer(body []byte) (Answer, error) {
 		return Answer{}, err
 	}
 	a := Answer{Usage: e.Usage}
+	for i, d := range e.Data {
+		if d.Index == i { // they come in order
+			a.Vectors = append(a.Vectors, d.Embedding)
+		}
+	}
 	for _, ch := range e.Choices {
 		if ch.Index != 0 {
 			continue

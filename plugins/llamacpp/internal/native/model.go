@@ -113,6 +113,9 @@ func (m *Model) SamplingDefault(name string) (string, bool) {
 	return llama.ModelMetaValStr(m.handle, llama.ModelMetaKeyStr(key))
 }
 
+// EmbeddingSize returns the length of the vector of a text.
+func (m *Model) EmbeddingSize() int { return int(llama.ModelNEmbdOut(m.handle)) }
+
 // VocabSize returns the number of tokens: they are 0 to VocabSize-1.
 func (m *Model) VocabSize() int { return int(llama.VocabNTokens(m.vocab)) }
 

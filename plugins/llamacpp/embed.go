@@ -1,0 +1,268 @@
+package llamacpp
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+const (
+	// maxEmbedTokens bounds a text, and what the texts of one step have together: the memory of a
+	// step grows with it.
+	maxEmbedTokens = 2048
+	// embedTexts is how many texts are read in one step.
+	embedTexts = 16
+)
+
+// embedder answers embedding requests one step after the other. Its context is made for the first of
+// them: a model that only chats does not pay for it.
+type embedder struct {
+	model   *native.Model
+	pooling string
+	limit   int // tokens of a text
+	threads int
+	places  int // requests that may wait or run
+
+	turn chan struct{} // capacity 1: who holds it has the context
+
+	mu      sync.Mutex // guards below
+	waiting int
+
+	ctx *native.Embedder // nil: not made yet; of who has the turn
+}
+
+// newEmbedder returns nil for a model that has no embeddings.
+func newEmbedder(loaded *native.Model, conf config, limit, threads int) *embedder {
+	pooling := conf.Pooling
+	if pooling == poolingOfModel {
+		pooling = loaded.Pooling()
+	}
+	if pooling == "" {
+		return nil
+	}
+	return &embedder{
+		model: loaded, pooling: pooling, limit: min(limit, maxEmbedTokens), threads: threads, places: conf.Queue + 1, turn: make(chan struct{}, 1),
+	}
+}
+
+// begin waits for its turn. The caller ends it with end.
+func (e *embedder) begin(ctx context.Context) *openai.Error {
+	e.mu.Lock()
+	if e.waiting >= e.places {
+		e.mu.Unlock()
+		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", openai.CodeOverloaded, "%d requests for embeddings are waiting; try again later", e.places-1)
+	}
+	e.waiting++
+	e.mu.Unlock()
+	select {
+	case e.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		e.leave()
+		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", "", "the client is gone")
+	}
+}
+
+func (e *embedder) leave() {
+	e.mu.Lock()
+	e.waiting--
+	e.mu.Unlock()
+}
+
+func (e *embedder) end() {
+	<-e.turn
+	e.leave()
+}
+
+// free frees the context. Nothing may be asked afterwards.
+func (e *embedder) free() error {
+	if e == nil || e.ctx == nil {
+		return nil
+	}
+	return e.ctx.Free()
+}
+
+// embed returns the vectors of texts that are not too long, each of length one.
+func (e *embedder) embed(ctx context.Context, texts [][]token) ([][]float32, *openai.Error) {
+	var out [][]float32
+	for len(texts) > 0 {
+		n, tokens := 0, 0
+		for n < min(len(texts), embedTexts) && tokens+len(texts[n]) <= e.limit {
+			tokens += len(texts[n])
+			n++
+		}
+		vectors, err := e.step(ctx, texts[:n])
+		if err != nil {
+			return nil, err
+		}
+		out, texts = append(out, vectors...), texts[n:]
+	}
+	return out, nil
+}
+
+// step reads some texts. Other requests come in between, so that a long list holds up nobody.
+func (e *embedder) step(ctx context.Context, texts [][]token) ([][]float32, *openai.Error) {
+	if err := e.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer e.end()
+	if e.ctx == nil {
+		made, err := e.model.NewEmbedder(e.limit, embedTexts, e.threads, e.pooling)
+		if err != nil {
+			return nil, engineFailed(err.Error())
+		}
+		e.ctx = made
+	}
+	vectors, err := e.ctx.Embed(texts)
+	if err != nil {
+		return nil, engineFailed(err.Error())
+	}
+	return vectors, nil
+}
+
+// normalize makes a vector's length one, as OpenAI's are. A vector of zeros stays.
+func normalize(v []float32) {
+	sum := 0.0
+	for _, x := range v {
+		sum += float64(x) * float64(x)
+	}
+	if sum == 0 {
+		return
+	}
+	scale := float32(1 / math.Sqrt(sum))
+	for i := range v {
+		v[i] *= scale
+	}
+}
+
+// embeddings answers POST /v1/embeddings.
+func (s *server) embeddings(w http.ResponseWriter, r *http.Request) {
+	if !s.gate.enter() {
+		w.Header().Set("Retry-After", "1")
+		openai.WriteError(w, http.StatusServiceUnavailable, openai.NewError(0, openai.TypeUnavailable, "", "draining", "this worker takes no new requests; send it again, to another worker"))
+		return
+	}
+	defer s.gate.leave()
+	body, err := openai.ReadBody(r.Body, maxBody)
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	req, err := openai.DecodeEmbedding(body)
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	answer, err := s.embed(r.Context(), req)
+	if err != nil {
+		if r.Context().Err() == nil {
+			writeError(w, err)
+		}
+		return
+	}
+	writeJSON(w, answer)
+}
+
+func (s *server) embed(ctx context.Context, req *openai.EmbeddingRequest) (*openai.EmbeddingResponse, error) {
+	e := s.embedder
+	if e == nil {
+		return nil, openai.NotSupported("model", "this model has no embeddings: its file names no pooling; set pooling in the worker's configuration to make them all the same")
+	}
+	size := e.model.EmbeddingSize()
+	if req.Dimensions != nil && int(*req.Dimensions) > size {
+		return nil, openai.Invalid("dimensions", "dimensions is %d, and the vectors of this model have %d", *req.Dimensions, size)
+	}
+	texts, err := s.embedTokens(req)
+	if err != nil {
+		return nil, err
+	}
+	vectors, failed := e.embed(ctx, texts)
+	if failed != nil {
+		return nil, failed
+	}
+	out := &openai.EmbeddingResponse{Object: openai.ObjectList, Model: s.modelID, Usage: &openai.EmbeddingUsage{}}
+	for i, v := range vectors {
+		if req.Dimensions != nil && *req.Dimensions > 0 {
+			v = v[:*req.Dimensions]
+		}
+		normalize(v)
+		item := openai.Embedding{Object: openai.ObjectEmbedding, Index: i, Embedding: v}
+		if req.EncodingFormat == "base64" {
+			item.Embedding = encodeVector(v)
+		}
+		out.Data = append(out.Data, item)
+		out.Usage.PromptTokens += len(texts[i])
+	}
+	out.Usage.TotalTokens = out.Usage.PromptTokens
+	return out, nil
+}
+
+// encodeVector returns a vector as OpenAI sends it in base64: float32, least byte first.
+func encodeVector(v []float32) string {
+	b := make([]byte, 0, 4*len(v))
+	for _, x := range v {
+		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(x))
+	}
+	return base64.StdEncoding.EncodeToString(b)
+}
+
+// embedTokens returns the tokens of each input, none of them empty or too long.
+func (s *server) embedTokens(req *openai.EmbeddingRequest) ([][]token, error) {
+	e := s.embedder
+	limit := e.limit
+	cut := req.TruncatePromptTokens != nil
+	if cut && *req.TruncatePromptTokens > 0 {
+		limit = min(limit, int(*req.TruncatePromptTokens))
+	}
+	var out [][]token
+	add := func(tokens []token) error {
+		where := fmt.Sprintf("input[%d]", len(out))
+		if len(tokens) == 0 {
+			return openai.Invalid("input", "%s is empty", where)
+		}
+		if len(tokens) > limit && !cut {
+			return openai.NewError(http.StatusBadRequest, openai.TypeContextExceeded, "input", openai.CodeContextLength, "%s has %d tokens, and this worker reads at most %d of a text; shorten it or split it", where, len(tokens), limit)
+		}
+		out = append(out, tokens[:min(len(tokens), limit)])
+		return nil
+	}
+	for i, text := range req.Input.Texts {
+		if text == "" {
+			return nil, openai.Invalid("input", "input[%d] is empty", i)
+		}
+		text = strings.ReplaceAll(text, "\x00", "\uFFFD") // the engine takes a C string
+		if most := e.limit * max(1, s.model.maxPiece) * 4; len(text) > most {
+			if !cut {
+				return nil, openai.NewError(http.StatusBadRequest, openai.TypeContextExceeded, "input", openai.CodeContextLength, "input[%d] has %d bytes, and this worker reads at most %d tokens of a text; shorten it or split it", i, len(text), limit)
+			}
+			text = strings.ToValidUTF8(text[:most], "")
+		}
+		if err := add(s.model.native.Tokenize(text, true, false)); err != nil {
+			return nil, err
+		}
+	}
+	for i, list := range req.Input.Tokens {
+		tokens := make([]token, len(list))
+		for j, t := range list {
+			if t < 0 || int(t) >= len(s.model.pieces) {
+				return nil, openai.Invalid("input", "input[%d] has the token %d; this model's tokens go from 0 to %d", i, t, len(s.model.pieces)-1)
+			}
+			tokens[j] = t
+		}
+		if err := add(tokens); err != nil {
+			return nil, err
+		}
+	}
+	if len(out) == 0 {
+		return nil, openai.Invalid("input", "input is missing")
+	}
+	return out, nil
+}

@@ -1,0 +1,110 @@
+package native
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/hybridgroup/yzma/pkg/llama"
+)
+
+// poolings are the ways to make one vector of a text's, by the names that settings use.
+var poolings = map[string]llama.PoolingType{
+	"mean": llama.PoolingTypeMean, "cls": llama.PoolingTypeCLS, "last": llama.PoolingTypeLast,
+}
+
+// Pooling returns how the model's file says that a text's vectors become one: "mean", "cls" or
+// "last"; empty: it says nothing, or that the model ranks.
+func (m *Model) Pooling() string {
+	arch, ok := llama.ModelMetaValStr(m.handle, "general.architecture")
+	if !ok {
+		return ""
+	}
+	text, ok := llama.ModelMetaValStr(m.handle, arch+".pooling_type")
+	n, err := strconv.Atoi(text)
+	if !ok || err != nil {
+		return ""
+	}
+	for name, p := range poolings {
+		if int(p) == n {
+			return name
+		}
+	}
+	return ""
+}
+
+// EncoderOnly reports whether the model only reads: it has vectors of texts, and no answers.
+func (m *Model) EncoderOnly() bool {
+	return llama.ModelHasEncoder(m.handle) && !llama.ModelHasDecoder(m.handle)
+}
+
+// Embedder makes vectors of texts. It is not safe for concurrent use.
+type Embedder struct {
+	model  *Model
+	handle llama.Context
+	mem    llama.Memory // 0: the model has no cache
+	batch  llama.Batch
+	size   int // of a vector
+}
+
+// NewEmbedder makes an Embedder for batches of at most texts texts, which together have at most
+// tokens tokens. The caller frees it, before the model.
+func (m *Model) NewEmbedder(tokens, texts, threads int, pooling string) (*Embedder, error) {
+	params := llama.ContextDefaultParams()
+	params.NCtx, params.NBatch, params.NUbatch = uint32(tokens), uint32(tokens), uint32(tokens) // a text is read in one piece
+	params.NSeqMax = uint32(texts)
+	params.NThreads, params.NThreadsBatch = int32(threads), int32(threads)
+	params.Embeddings = 1
+	params.PoolingType = poolings[pooling]
+	params.KVUnified = 1
+	params.NoPerf = 1
+	theLibrary.logs.forget()
+	handle, err := llama.InitFromModel(m.handle, params)
+	if err != nil {
+		return nil, fmt.Errorf("the engine made no context for embeddings%s", theLibrary.logs.explain())
+	}
+	mem, err := llama.GetMemory(handle)
+	if err != nil {
+		mem = 0
+	}
+	return &Embedder{model: m, handle: handle, mem: mem, batch: llama.BatchInit(int32(tokens), 0, 1), size: m.EmbeddingSize()}, nil
+}
+
+// Free frees the embedder.
+func (e *Embedder) Free() error { return errors.Join(llama.BatchFree(e.batch), llama.Free(e.handle)) }
+
+// Embed returns the vector of each text, not normalised. No text may be empty.
+func (e *Embedder) Embed(texts [][]Token) ([][]float32, error) {
+	if e.mem != 0 {
+		if err := llama.MemoryClear(e.mem, true); err != nil {
+			return nil, fmt.Errorf("clear the cache for embeddings: %w", err)
+		}
+	}
+	if err := e.batch.Clear(); err != nil {
+		return nil, fmt.Errorf("the batch could not be built: %w", err)
+	}
+	for seq, text := range texts {
+		for pos, t := range text {
+			if err := e.batch.Add(llama.Token(t), llama.Pos(pos), []llama.SeqId{llama.SeqId(seq)}, true); err != nil {
+				return nil, fmt.Errorf("the batch could not be built: %w", err)
+			}
+		}
+	}
+	run := llama.Decode
+	if e.model.EncoderOnly() {
+		run = llama.Encode
+	}
+	theLibrary.logs.forget()
+	if code, err := run(e.handle, e.batch); err != nil || code != 0 {
+		return nil, errors.Join(err, fmt.Errorf("the engine could not read the texts: it returned %d%s", code, theLibrary.logs.explain()))
+	}
+	out := make([][]float32, len(texts))
+	for seq := range texts {
+		v, err := llama.GetEmbeddingsSeq(e.handle, llama.SeqId(seq), int32(e.size))
+		if err != nil || v == nil {
+			return nil, errors.Join(err, errors.New("the engine gave no vector"))
+		}
+		out[seq] = append([]float32{}, v...) // it is the engine's memory
+	}
+	return out, nil
+}
