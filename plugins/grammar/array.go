@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"math"
 	"math/bits"
 	"slices"
 )
@@ -14,6 +15,7 @@ type arrNode struct {
 	min, max int
 	contains []containsRule
 	unique   bool
+	counts   [][]bool // which items can count for each rule of contains, the rest last
 	built    bool
 	err      error
 }
@@ -90,6 +92,11 @@ func (c *compiler) arraySat(a *arrNode) (bool, error) {
 	if a.max >= 0 && need > a.max {
 		return false, nil
 	}
+	for i, r := range a.contains {
+		if r.min > 0 && c.places(a, i, 0) < r.min {
+			return false, nil
+		}
+	}
 	if a.unique && len(a.prefix) == 0 && need > 1 {
 		if err := c.expand(a.rest); err != nil {
 			return false, err
@@ -121,6 +128,42 @@ func (c *compiler) checkUnique(n *node, a *arrNode) error {
 		}
 	}
 	return nil
+}
+
+// places returns how many items from an index on can count for rule i.
+func (c *compiler) places(a *arrNode, i, from int) int {
+	r := a.contains[i]
+	if a.counts == nil {
+		a.counts = make([][]bool, len(a.contains))
+	}
+	counts := a.counts[i]
+	if counts == nil {
+		for k := range len(a.prefix) + 1 {
+			ok, err := c.satisfiable(c.node(append(slices.Clip(a.item(k).lits), r.lits...)))
+			counts = append(counts, ok || err != nil)
+		}
+		if c.depth == 0 { // else a value around this one may not be settled yet
+			a.counts[i] = counts
+		}
+	}
+	n := 0
+	from = max(from, r.from)
+	end := len(a.prefix)
+	if a.max >= 0 {
+		end = min(end, a.max)
+	}
+	for k := from; k < end; k++ {
+		if counts[k] {
+			n++
+		}
+	}
+	if counts[len(a.prefix)] {
+		if a.max < 0 {
+			return math.MaxInt
+		}
+		n += max(a.max-max(from, len(a.prefix)), 0)
+	}
+	return n
 }
 
 // countValues returns how many values satisfy n, and whether their number is known to be that.
@@ -225,12 +268,12 @@ func (g *Grammar) denied(lits []lit) lit {
 // itemsFit reports whether the items that are still needed fit.
 func (g *Grammar) itemsFit(k frameKey) bool {
 	a := k.arr
-	if a.max < 0 {
+	if len(a.contains) == 0 {
 		return true
 	}
 	f := &frame{key: k}
 	for i, r := range a.contains {
-		if r.min-f.counted(i) > a.max-k.at {
+		if missing := r.min - f.counted(i); missing > 0 && missing > g.c.places(a, i, k.at) {
 			return false
 		}
 	}

@@ -50,7 +50,7 @@ const (
 	unionBranches   = 1000
 	maxProbeDepth   = 4
 	maxConjunction  = 2000
-	maxAlternatives = 128
+	maxAlternatives = 1000
 )
 
 func newCompiler(p *parser) *compiler {

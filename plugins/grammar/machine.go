@@ -104,6 +104,7 @@ func (g *Grammar) stackOf(tops []top) *stack {
 		g.charge(120)
 		return s
 	}
+	g.set.work -= 1 + len(tops)/2
 	slices.SortFunc(tops, func(a, b top) int {
 		if a.f != b.f {
 			return a.f.id - b.f.id
@@ -125,43 +126,64 @@ func (g *Grammar) stackOf(tops []top) *stack {
 	return s
 }
 
-// join returns the stack with the alternatives of both.
-func (g *Grammar) join(a, b *stack) *stack {
-	if a == b || b == nil {
-		return a
+// join returns the stack with the alternatives of all.
+func (g *Grammar) join(list []*stack) *stack {
+	if !slices.ContainsFunc(list, func(s *stack) bool { return s != list[0] }) {
+		return list[0]
 	}
-	if a == nil {
-		return b
-	}
-	tops := slices.Clone(a.tops)
-	g.set.work -= len(b.tops)
-	for _, t := range b.tops {
-		i := slices.IndexFunc(tops, func(x top) bool { return x.f == t.f })
-		if i >= 0 {
-			tops[i].up = g.join(tops[i].up, t.up)
-		} else {
-			tops = append(tops, t)
+	var tops []top
+	var ups map[*frame][]*stack // of frames that more than one stack has
+	at := map[*frame]int{}
+	for _, s := range list {
+		g.set.work -= len(s.tops)
+		for _, t := range s.tops {
+			i, ok := at[t.f]
+			switch {
+			case !ok:
+				at[t.f] = len(tops)
+				tops = append(tops, t)
+			case tops[i].up != t.up:
+				if ups == nil {
+					ups = map[*frame][]*stack{}
+				}
+				if ups[t.f] == nil {
+					ups[t.f] = []*stack{tops[i].up}
+				}
+				ups[t.f] = append(ups[t.f], t.up)
+			}
 		}
+	}
+	for f, list := range ups {
+		tops[at[f]].up = g.join(list)
 	}
 	return g.stackOf(tops)
 }
 
+// joined returns one thread for each position.
+func (g *Grammar) joined(threads []thread) []thread {
+	if len(threads) < 2 {
+		return threads
+	}
+	n := 0
+	stacks := map[*leaf][]*stack{}
+	for _, t := range threads {
+		if stacks[t.leaf] == nil {
+			threads[n] = t
+			n++
+		}
+		stacks[t.leaf] = append(stacks[t.leaf], t.stk)
+	}
+	for i, t := range threads[:n] {
+		threads[i].stk = g.join(stacks[t.leaf])
+	}
+	return threads[:n]
+}
+
 // collect makes a state out of threads.
 func (g *Grammar) collect(threads []thread, text []byte) config {
-	n := 0
-	for _, t := range threads {
-		i := 0
-		for i < n && threads[i].leaf != t.leaf {
-			i++
-		}
-		if i < n {
-			threads[i].stk = g.join(threads[i].stk, t.stk)
-			continue
-		}
-		threads[n] = t
-		n++
-	}
-	switch threads = threads[:n]; n {
+	threads = g.joined(threads)
+	n := len(threads)
+	switch n {
 	case 0:
 		return config{}
 	case 1:
@@ -363,14 +385,15 @@ func (g *Grammar) endValue(t thread, text []byte, out *threads) {
 
 // close leaves the innermost object or array.
 func (g *Grammar) close(stk *stack, out *threads) {
-	var up *stack
+	var ups []*stack
+	g.set.work -= len(stk.tops)
 	for _, x := range stk.tops {
 		if g.closes(x.f) {
-			up = g.join(up, x.up)
+			ups = append(ups, x.up)
 		}
 	}
-	if up != nil {
-		g.afterValue(up, out)
+	if ups != nil {
+		g.afterValue(g.join(ups), out)
 	}
 }
 

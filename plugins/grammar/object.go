@@ -388,6 +388,7 @@ func (g *Grammar) enough(o *objNode, k frameKey, allowed []int) []int {
 // comma goes on behind a comma in an object.
 func (g *Grammar) comma(stk *stack, out *threads) {
 	var tops []top
+	g.set.work -= len(stk.tops)
 	for _, x := range stk.tops {
 		if g.continues(x.f) {
 			tops = append(tops, x)
@@ -400,6 +401,7 @@ func (g *Grammar) comma(stk *stack, out *threads) {
 
 // endKey goes on behind a property's name.
 func (g *Grammar) endKey(stk *stack, name string, out *threads) {
+	g.set.work -= 3 * len(stk.tops)
 	for _, x := range stk.tops {
 		k := x.f.key
 		o := k.obj

@@ -209,6 +209,7 @@ func TestCompileRefused(t *testing.T) {
 		{"unique composites", `{"properties":{"x":{"type":"array","uniqueItems":true}}}`, "/properties/x", "uniqueItems"},
 		{"more unique items than values", `{"type":"array","items":{"enum":[true,"a",3]},"uniqueItems":true,"minItems":4}`, "", ""},
 		{"more unique items than numbers", `{"type":"array","items":{"type":"integer","minimum":1,"maximum":3},"uniqueItems":true,"minItems":4}`, "", ""},
+		{"contains what items are not", `{"type":"array","items":{"type":"boolean"},"contains":{"type":"string"}}`, "", ""},
 		{"huge minimum length", `{"minLength":100000000}`, "", "minLength"},
 		{"huge minimum of items", `{"minItems":100000000}`, "", "minItems"},
 		{"many digits", `{"multipleOf":0.00000000000001234567}`, "", "multipleOf"},
@@ -329,6 +330,18 @@ func TestUniqueItemsRunOut(t *testing.T) {
 	must.True(t, m.Try(','))
 	must.NoError(t, m.AcceptBytes([]byte(`,false`)))
 	must.False(t, m.Try(','))
+	must.EqOp(t, "]", string(m.Forced()))
+}
+
+// The last item that can count for contains must.
+func TestContainsRunsOut(t *testing.T) {
+	t.Parallel()
+	g, err := grammar.Compile([]byte(`{"type":"array","prefixItems":[true,{"type":"boolean"}],"items":false,"contains":{"type":"string"}}`), grammar.Options{})
+	must.NoError(t, err)
+	m := g.NewMatcher(byteVocabulary())
+	must.NoError(t, m.AcceptBytes([]byte(`[`)))
+	must.EqOp(t, `"`, string(m.Forced()))
+	must.NoError(t, m.AcceptBytes([]byte(`"x",true`)))
 	must.EqOp(t, "]", string(m.Forced()))
 }
 
