@@ -371,7 +371,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		return err
 	}
 	metrics := gateway.NewMetrics()
-	if err := registry.Register(metrics.Registerer()); err != nil {
+	if err := n.Register(metrics.Registerer()); err != nil {
 		return core.Wrap(err, core.Internal, "register the metrics of raft")
 	}
 	p.answers = inference.New(inference.Options{
