@@ -30,7 +30,13 @@ func (s *server) rule(ctx context.Context, shape openai.Shape) (*rule, error) {
 	spec := constraint.Spec{Kind: constraint.Kind(shape.Kind), Text: shape.Text, Choices: shape.Choices, Whitespace: shape.Whitespace}
 	g, err := s.grammars.Compile(ctx, spec)
 	if err == nil {
-		return &rule{grammar: g, param: shape.Param}, nil
+		r := &rule{grammar: g, param: shape.Param}
+		// The first mask is found out here as well, and kept with the grammar.
+		first := constraint.New(g, s.model.vocabulary, constraint.Thinking{})
+		if e := r.failed(first.Mask(make([]uint64, s.model.vocabulary.MaskLen()))); e != nil {
+			return nil, e
+		}
+		return r, nil
 	}
 	refused, ok := errors.AsType[*grammar.Error](err)
 	if !ok {

@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"regexp"
@@ -18,6 +19,8 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/shoenig/test/must"
 
+	"github.com/rbee-project/rbee/plugins/grammar"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/sampler"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -193,6 +196,23 @@ func TestStructureRefused(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestRuleFails tells a client what ended its answer, and never that the worker has failed: another
+// one would fail alike.
+func TestRuleFails(t *testing.T) {
+	t.Parallel()
+	r := &rule{param: "guided_json"}
+	for err, code := range map[error]string{grammar.ErrExhausted: "schema_too_complex", sampler.ErrNone: "schema_dead_end"} {
+		e := r.failed(fmt.Errorf("mask: %w", err))
+		must.NotNil(t, e)
+		must.Eq(t, http.StatusBadRequest, e.Status)
+		must.Eq(t, "guided_json", *e.Param)
+		must.Eq(t, code, *e.Code)
+		must.Nil(t, (*rule)(nil).failed(err))
+	}
+	must.Nil(t, r.failed(nil))
+	must.Nil(t, r.failed(io.EOF))
 }
 
 // TestMaskBench answers under many schemas of MaskBench and prints how many answers came to their

@@ -28,7 +28,7 @@ func NewVocabulary(pieces []string, ends []bool, spell func(token int32) string)
 func (v *Vocabulary) ready() *Vocabulary {
 	v.prepare.Do(func() {
 		tokens := make([][]byte, len(v.pieces))
-		v.blank = make([]uint64, (len(tokens)+63)/64)
+		v.blank = make([]uint64, v.MaskLen())
 		var ends []int
 		for i, p := range v.pieces {
 			tokens[i] = []byte(p)
@@ -42,6 +42,9 @@ func (v *Vocabulary) ready() *Vocabulary {
 	})
 	return v
 }
+
+// MaskLen returns the number of words of a mask.
+func (v *Vocabulary) MaskLen() int { return (len(v.pieces) + 63) / 64 }
 
 // text returns how a token is spelled, control tokens too.
 func (v *Vocabulary) text(token int) string {
