@@ -1,8 +1,13 @@
 package llamacpp
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -96,4 +101,73 @@ func TestConversationsThatShareSlots(t *testing.T) {
 		}
 	}
 	must.LessEq(t, owed*3/2, sum)
+}
+
+// TestManyRequestsAsAlone sends requests that begin alike, some of which are cut off, to a worker
+// whose slots and store are too few for them: each greedy answer is one of the plain loop.
+// RBEE_SOAK_REQUESTS has it send more.
+func TestManyRequestsAsAlone(t *testing.T) {
+	n := 60
+	if text := os.Getenv("RBEE_SOAK_REQUESTS"); text != "" {
+		var err error
+		n, err = strconv.Atoi(text)
+		must.NoError(t, err)
+	}
+	loop := plainLoop(t)
+	w := startWorker(t, 4, 1024, `{"prefix_store_mib":1,"queue":1000}`)
+	rnd := rand.New(rand.NewPCG(14, 14))
+	questions := recordQuestions()
+	type asked struct {
+		messages []openai.Message
+		tokens   []token
+		limit    int
+		text     string
+		gone     bool
+	}
+	all := make([]asked, n)
+	for i := range all {
+		a := &all[i]
+		for range rnd.IntN(4) {
+			a.messages = append(a.messages,
+				openai.Message{Role: "user", Content: openai.TextContent(questions[rnd.IntN(4)])},
+				openai.Message{Role: "assistant", Content: openai.TextContent(questions[rnd.IntN(3)])})
+		}
+		a.messages = append(a.messages, openai.Message{Role: "user", Content: openai.TextContent(questions[rnd.IntN(len(questions))])})
+		a.limit, a.gone = 1+rnd.IntN(20), rnd.IntN(5) == 0
+		var err error
+		a.tokens, err = w.served.model.chatPrompt(t.Context(), &openai.ChatRequest{Messages: a.messages}, 1024, time.Time{})
+		must.NoError(t, err)
+	}
+	work := make(chan *asked)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for a := range work {
+				messages, err := json.Marshal(a.messages)
+				must.NoError(t, err)
+				ctx, cancel := context.WithCancel(t.Context())
+				s := w.stream(ctx, t, fmt.Sprintf(`{"temperature":0,"stream":true,"max_tokens":%d,"messages":%s}`, a.limit, messages), func(openai.ChatChunk) {
+					if a.gone {
+						cancel()
+					}
+				})
+				cancel()
+				a.text = s.text
+			}
+		})
+	}
+	for i := range all {
+		work <- &all[i]
+	}
+	close(work)
+	wg.Wait()
+	w.idle(t)
+	for i, a := range all {
+		if !a.gone {
+			must.NoError(t, loop.Check(t, a.tokens, a.limit, a.text), must.Sprintf("request %d", i))
+		}
+	}
+	st := w.served.engine.Stats()
+	must.Greater(t, st.PromptEvaluated/5, st.PromptReused) // some of them begin alike
+	t.Logf("%d prompt tokens evaluated, %d reused", st.PromptEvaluated, st.PromptReused)
 }

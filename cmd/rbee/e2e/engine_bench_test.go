@@ -296,10 +296,7 @@ func BenchmarkEngine(b *testing.B) {
 				arm := (i + round) % len(arms) // none always behind the same
 				began := time.Now()
 				must.NoError(b, arms[arm].measure(b.Context(), round*100000+arm*10000, scale, figures[arm]))
-				fmt.Fprintf(os.Stderr, "round %d, %s: %s\n", round+1, arms[arm].name, time.Since(began).Round(time.Second))
-				for name, values := range figures[arm] {
-					fmt.Fprintf(os.Stderr, "  %s: %.1f\n", name, values[len(values)-1])
-				}
+				fmt.Printf("round %d, %s: %s\n", round+1, arms[arm].name, time.Since(began).Round(time.Second))
 			}
 		}
 	}
@@ -326,5 +323,6 @@ func BenchmarkEngine(b *testing.B) {
 		}
 		table.WriteByte('\n')
 	}
-	b.Logf("one thread, %d slots of %d tokens, %d rounds at scale %d; medians (quartiles), × median ratio to llama-server\n%s", slots, contextTokens, rounds, scale, table.String())
+	// Not to the benchmark's log, which would be cut.
+	fmt.Printf("one thread, %d slots of %d tokens, %d rounds at scale %d; medians (quartiles), × median ratio to llama-server\n%s", slots, contextTokens, rounds, scale, table.String())
 }

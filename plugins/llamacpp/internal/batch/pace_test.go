@@ -59,6 +59,27 @@ func TestStreamKeepsItsPace(t *testing.T) {
 	})
 }
 
+// On a slow machine a step lasts longer: as many plain ones as it may.
+func TestSlowMachine(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, 2)
+	conf := pacedConfig(f, 2)
+	f.perStep, f.perToken = 100*time.Millisecond, 5*time.Millisecond
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		stream, at := timed(long(t, 20, 100), 100)
+		must.NoError(t, s.Submit(stream.Request))
+		time.Sleep(2 * time.Second)
+		reader := newRun(prompt(5, 1000), 1)
+		began := time.Now()
+		must.NoError(t, s.Submit(reader.Request))
+		asAlone(t, reader, conf)
+		must.LessEq(t, 8*time.Second, time.Since(began)) // in steps of 50 ms more it is 15 s
+		asAlone(t, stream, conf)
+		all := gaps(*at)
+		must.LessEq(t, 450*time.Millisecond, all[len(all)-1])
+	})
+}
+
 // Whoever waits for a first token beside one stream is not held up for its sake as if there were
 // many.
 func TestManyWaitersGetMore(t *testing.T) {
