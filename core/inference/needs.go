@@ -3,6 +3,7 @@ package inference
 import (
 	"bytes"
 	"errors"
+	"slices"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -14,6 +15,7 @@ type wants uint8
 const (
 	wantsTools wants = 1 << iota
 	wantsJSON
+	wantsForm // of the answer, in the words of llama.cpp and vLLM
 	wantsLogprobs
 	wantsVision
 	wantsAudio
@@ -26,6 +28,7 @@ var features = [...]struct {
 	ofCompletion bool // /v1/completions has it as well
 }{
 	{wantsTools, core.CapabilityTools, "tools", false},
+	{wantsForm, core.CapabilityJSONSchema, "structured_outputs", false},
 	{wantsJSON, core.CapabilityJSONSchema, "response_format", false},
 	{wantsLogprobs, core.CapabilityLogprobs, "logprobs", true},
 	{wantsVision, core.CapabilityVision, "messages", false},
@@ -42,6 +45,11 @@ func wantsOf(key string, value []byte) wants {
 	case "response_format":
 		if typ := memberText(value, "type"); typ != "" && typ != "text" {
 			return wantsJSON
+		}
+	case "json_schema", "grammar", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs":
+		// Whatever cannot do JSON schemas ignores these as well.
+		if value[0] != 'n' && string(value) != `""` {
+			return wantsForm
 		}
 	case "logprobs": // true in a chat, a number in a completion
 		if value[0] != 'n' && value[0] != 'f' {
@@ -122,7 +130,7 @@ func (f facts) needs(path string) []string {
 		return nil
 	}
 	for _, x := range features {
-		if f.wants&x.wants != 0 && (x.ofCompletion || !completion) {
+		if f.wants&x.wants != 0 && (x.ofCompletion || !completion) && !slices.Contains(list, x.need) {
 			list = append(list, x.need)
 		}
 	}
