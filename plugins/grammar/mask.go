@@ -126,8 +126,7 @@ func (w *walker) run(t thread, text []byte) {
 	start := config{thread: t, text: slices.Clone(text)}
 	if l := t.leaf; l.base != nil {
 		q := w.g.set.bounded(l.q, l.left)
-		switch {
-		case l.mode != mChar || w.g.set.nodes[q].kind != kRepeat:
+		if l.mode != mChar || w.g.set.nodes[q].kind != kRepeat {
 			w.walkCounted(w.v.trie, &start)
 			return
 		}
