@@ -95,3 +95,20 @@ func TestMemoryOfOneTextExhausted(t *testing.T) {
 	must.False(t, m.Try(']'))
 	must.True(t, g.Accepts([]byte(`["a","b"]`)))
 }
+
+// A place may have hundreds of alternatives: their stacks are joined at once.
+func TestManyAlternatives(t *testing.T) {
+	t.Parallel()
+	var list []string
+	for i := range 600 {
+		list = append(list, fmt.Sprintf(`{"type":"object","properties":{"kind":{"enum":["k%d"]},"v":{"type":"integer","minimum":%d},"w":{}},"required":["kind","v"]}`, i, i))
+	}
+	g := compileSchema(t, `{"type":"array","items":{"oneOf":[`+strings.Join(list, ",")+`]}}`, Options{})
+	m := g.NewMatcher(bytesVocabulary())
+	feed(t, m, `[{"kind":"k599","v":600,"w":{}},{"kind":"k7","v":9`)
+	must.NoError(t, m.AcceptBytes([]byte(`},{"kind":"k12","v":1`)))
+	must.False(t, m.Try('}')) // below the minimum
+	must.NoError(t, m.AcceptBytes([]byte(`2}]`)))
+	must.True(t, m.Done())
+	must.False(t, g.Accepts([]byte(`[{"kind":"k600","v":600}]`)))
+}
