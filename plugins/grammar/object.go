@@ -15,7 +15,9 @@ type objNode struct {
 	min, max int
 	deps     map[int][]int
 	some     []someRule
-	count    bool // whether the number of properties matters
+	places   []somePlaces // for each rule of some; nil until known
+	classes  []nameClass  // of undeclared properties
+	count    bool         // whether the number of properties matters
 	building bool
 	built    bool
 	err      error
@@ -130,23 +132,19 @@ func (c *compiler) merge(o *objNode) error {
 // undeclaredNames finds the names of undeclared properties that a value exists for.
 func (c *compiler) undeclaredNames(o *objNode, lang rx) error {
 	// Every rule adds its patterns; where none matches, its rest.
-	type class struct {
-		lang rx
-		lits []lit
-	}
-	classes := []class{{lang, nil}}
+	classes := []nameClass{{lang, nil}}
 	for _, r := range o.rules {
-		var next []class
-		parts := []class{{rxAll, nil}}
+		var next []nameClass
+		parts := []nameClass{{rxAll, nil}}
 		for _, p := range r.patterns {
-			var split []class
+			var split []nameClass
 			for _, x := range parts {
 				yes, no := c.set.and(x.lang, p.lang), c.set.and(x.lang, c.set.not(p.lang))
 				if c.set.alive(yes) {
-					split = append(split, class{yes, append(slices.Clip(x.lits), p.lits...)})
+					split = append(split, nameClass{yes, append(slices.Clip(x.lits), p.lits...)})
 				}
 				if c.set.alive(no) {
-					split = append(split, class{no, x.lits})
+					split = append(split, nameClass{no, x.lits})
 				}
 			}
 			if parts = split; len(parts) > 64 || c.set.exhausted() {
@@ -167,14 +165,14 @@ func (c *compiler) undeclaredNames(o *objNode, lang rx) error {
 				if y.lits == nil && r.rest != nil {
 					lits = append(lits, r.rest...)
 				}
-				next = append(next, class{both, lits})
+				next = append(next, nameClass{both, lits})
 			}
 		}
 		if classes = next; len(classes) > 256 || c.set.exhausted() {
 			return refuse("", "patternProperties", "too many combinations of patterns")
 		}
 	}
-	o.free = rxNone
+	o.free, o.classes = rxNone, classes
 	for _, x := range classes {
 		n := c.node(x.lits)
 		ok, err := c.satisfiable(n)
@@ -217,6 +215,13 @@ func (c *compiler) objectSat(o *objNode) (bool, error) {
 	}
 	if o.max >= 0 && max(need, o.min) > o.max {
 		return false, nil
+	}
+	if len(o.some) > 0 {
+		for _, p := range c.placesOf(o) {
+			if !p.free && !slices.Contains(p.names, true) {
+				return false, nil
+			}
+		}
 	}
 	if need < o.min && o.free == rxNone {
 		have = 0
@@ -436,6 +441,62 @@ func (g *Grammar) endKey(stk *stack, name string, out *threads) {
 	}
 }
 
+// nameClass is names of undeclared properties, and what their values satisfy.
+type nameClass struct {
+	lang rx
+	lits []lit
+}
+
+// somePlaces says which properties can be the one that a rule demands.
+type somePlaces struct {
+	names []bool // declared ones
+	free  bool   // an undeclared one
+}
+
+// placesOf returns which properties can be those that o demands.
+func (c *compiler) placesOf(o *objNode) []somePlaces {
+	if o.places != nil {
+		return o.places
+	}
+	can := func(lits, more []lit) bool {
+		ok, err := c.satisfiable(c.node(append(slices.Clip(lits), more...)))
+		return ok || err != nil
+	}
+	out := make([]somePlaces, len(o.some))
+	for j, r := range o.some {
+		for i, name := range o.names {
+			out[j].names = append(out[j].names, c.set.match(r.lang, name) && can(o.children[i], r.lits))
+		}
+		for _, x := range o.classes {
+			out[j].free = out[j].free || c.set.alive(c.set.and(o.free, x.lang, r.lang)) && can(x.lits, r.lits)
+		}
+	}
+	if c.depth == 0 { // else a value around this one may not be settled yet
+		o.places = out
+	}
+	return out
+}
+
+// someAhead reports whether the properties that must still exist can still come.
+func (g *Grammar) someAhead(k frameKey) bool {
+	if k.undone == 0 {
+		return true
+	}
+	for j, p := range g.c.placesOf(k.obj) {
+		if k.undone>>j&1 == 0 || p.free {
+			continue
+		}
+		left := false
+		for i := k.at; i < len(p.names); i++ {
+			left = left || p.names[i] && !bit(k.seen, i)
+		}
+		if !left {
+			return false
+		}
+	}
+	return true
+}
+
 // value adds the ways in which the property name may have a value of child: each also fulfils
 // some of the demands that are still open.
 func (g *Grammar) value(k frameKey, child *node, name string, up *stack, out *threads) {
@@ -462,6 +523,9 @@ func (g *Grammar) value(k frameKey, child *node, name string, up *stack, out *th
 		}
 		next := k
 		next.undone = undone
+		if !g.someAhead(next) {
+			continue
+		}
 		f := g.frame(next)
 		if g.object(f).closes || g.continues(f) {
 			out.add(g.leaf(leafKey{kind: lColon, node: n}), g.stackOf([]top{{f, up}}))

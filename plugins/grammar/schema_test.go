@@ -210,6 +210,7 @@ func TestCompileRefused(t *testing.T) {
 		{"more unique items than values", `{"type":"array","items":{"enum":[true,"a",3]},"uniqueItems":true,"minItems":4}`, "", ""},
 		{"more unique items than numbers", `{"type":"array","items":{"type":"integer","minimum":1,"maximum":3},"uniqueItems":true,"minItems":4}`, "", ""},
 		{"contains what items are not", `{"type":"array","items":{"type":"boolean"},"contains":{"type":"string"}}`, "", ""},
+		{"property that no name allows", `{"type":"object","additionalProperties":false,"not":{"propertyNames":{"maxLength":2}}}`, "", ""},
 		{"huge minimum length", `{"minLength":100000000}`, "", "minLength"},
 		{"huge minimum of items", `{"minItems":100000000}`, "", "minItems"},
 		{"many digits", `{"multipleOf":0.00000000000001234567}`, "", "multipleOf"},
@@ -343,6 +344,16 @@ func TestContainsRunsOut(t *testing.T) {
 	must.EqOp(t, `"`, string(m.Forced()))
 	must.NoError(t, m.AcceptBytes([]byte(`"x",true`)))
 	must.EqOp(t, "]", string(m.Forced()))
+}
+
+// The last property that can be the one that is demanded must be it.
+func TestDemandedPropertyRunsOut(t *testing.T) {
+	t.Parallel()
+	g, err := grammar.Compile([]byte(`{"type":"object","properties":{"aa":{"type":["null","boolean"]},"b":{"type":"null"}},"additionalProperties":false,"not":{"patternProperties":{"^a":{"type":"boolean"}}}}`), grammar.Options{})
+	must.NoError(t, err)
+	m := g.NewMatcher(byteVocabulary())
+	must.NoError(t, m.AcceptBytes([]byte(`{`)))
+	must.EqOp(t, `"aa":null`, string(m.Forced()))
 }
 
 func TestMaskNoToken(t *testing.T) {
