@@ -164,7 +164,7 @@ func TestRefusals(t *testing.T) {
 		"empty prompt list":  {"/v1/completions", `{"prompt":[[]]}`, 400, openai.TypeInvalidRequest, "prompt"},
 		"token out of range": {"/v1/completions", `{"prompt":[1,99999]}`, 400, openai.TypeInvalidRequest, "prompt"},
 		"echo":               {"/v1/completions", `{"prompt":"a","echo":true}`, 400, openai.TypeNotSupported, "echo"},
-		"unknown path":       {"/v1/embeddings", `{}`, 404, openai.TypeNotFound, ""},
+		"unknown path":       {"/v1/unknown", `{}`, 404, openai.TypeNotFound, ""},
 		"wrong method":       {"/v1/models", `{}`, 405, openai.TypeInvalidRequest, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
