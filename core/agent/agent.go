@@ -33,6 +33,7 @@ import (
 	"github.com/rbee-project/rbee/core/remote"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/store"
+	"github.com/rbee-project/rbee/core/token"
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/origin"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
@@ -224,7 +225,7 @@ func (p *process) identity(ctx context.Context) (*pki.Identity, error) {
 	if err != nil || p.opts.Join == "" {
 		return id, err
 	}
-	if id != nil {
+	if id != nil && !joinsAgain(id, p.opts.Join) {
 		p.log.Info("this machine is in a cluster already: the join token is not used", "cluster", id.Cluster())
 		return id, nil
 	}
@@ -236,6 +237,12 @@ func (p *process) identity(ctx context.Context) (*pki.Identity, error) {
 		p.log.Info("joined the cluster", "cluster", id.Cluster(), "node", id.Node().ID, "name", id.Node().Name)
 	}
 	return id, err
+}
+
+// joinsAgain reports whether a join token serves a machine that is in its cluster already.
+func joinsAgain(id *pki.Identity, tokenAtHost string) bool {
+	parsed, _, err := token.ParseJoin(tokenAtHost)
+	return err == nil && Ended(id, parsed.Fingerprint, time.Now())
 }
 
 func (p *process) buildHive(ctx context.Context) error {

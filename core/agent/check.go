@@ -56,6 +56,9 @@ func problems(ctx context.Context, cfg *config.Config, identity *pki.Identity) *
 		return diags
 	}
 	diags.Append(cfg.Blame(identitySetting(cfg), "Another role", rolesFit(cfg, identity)))
+	if !identity.Has(core.RoleQueen) { // which may renew its own
+		diags.Append(cfg.Blame(identitySetting(cfg), "Certificate", identity.Check(time.Now())))
+	}
 	_, err := gossipKeys(cfg, identity)
 	diags.Append(cfg.Blame("gossip.key_file", "No gossip key", err))
 	if cfg.TLS.Given() && cfg.Queen.Enabled {

@@ -48,13 +48,18 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := pki.Load(cfg.DataDir); core.KindOf(err) != core.NotFound {
+	before, err := pki.Load(cfg.DataDir)
+	switch {
+	case core.KindOf(err) == core.NotFound:
+		before = nil
+	case err == nil && Ended(before, parsed.Fingerprint, time.Now()):
+	default:
 		if err == nil {
 			err = core.Errorf(core.Conflict, "%s: this machine is in a cluster already", op)
 		}
 		return core.WithHint(err, "To give up that cluster, run \"rbee cluster leave\" first.")
 	}
-	id, err := nodeID(cfg.DataDir)
+	id, err := joiningID(cfg, before)
 	if err != nil {
 		return err
 	}
@@ -64,11 +69,7 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	if err != nil {
 		return err
 	}
-	key, err := pki.NewKey()
-	if err != nil {
-		return err
-	}
-	request, err := pki.NewRequest(key, id)
+	key, request, err := joiningKey(id, before)
 	if err != nil {
 		return err
 	}
@@ -90,11 +91,16 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 		return rpc.FromStatus(err)
 	}
 	view := resp.GetView()
-	identity, err := pki.Create(cfg.DataDir, pki.Material{
-		ClusterName: resp.GetClusterName(), Name: req.GetName(), RPCAddress: req.GetRpcAddress(), AddressFound: cfg.Bind.Advertise == "",
-		CAPEM:   resp.GetCaCertificates(),
-		NodePEM: resp.GetCertificate(), Key: key, SealKey: resp.GetSealKey(), GossipKeys: view.GetGossipKeys(),
-	})
+	var identity *pki.Identity
+	if before != nil {
+		identity, err = before, errors.Join(before.Replace(resp.GetCertificate(), resp.GetCaCertificates()), before.SetGossipKeys(view.GetGossipKeys()), before.SetRPCAddress(req.GetRpcAddress()))
+	} else {
+		identity, err = pki.Create(cfg.DataDir, pki.Material{
+			ClusterName: resp.GetClusterName(), Name: req.GetName(), RPCAddress: req.GetRpcAddress(), AddressFound: cfg.Bind.Advertise == "",
+			CAPEM:   resp.GetCaCertificates(),
+			NodePEM: resp.GetCertificate(), Key: key, SealKey: resp.GetSealKey(), GossipKeys: view.GetGossipKeys(),
+		})
+	}
 	if err != nil {
 		return err
 	}
@@ -104,6 +110,38 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 		queens = append(queens, hive.QueenAddress{ID: q.GetId(), RPCAddress: q.GetRpcAddress()})
 	}
 	return storeQueens(filepath.Join(cfg.DataDir, queensFile), queens)
+}
+
+// Ended reports whether a machine's certificate has ended, in the cluster whose CA has this
+// fingerprint: it was away for too long to have it renewed, and joins again as the node that it was.
+func Ended(id *pki.Identity, fingerprint string, now time.Time) bool {
+	if id.Check(now) == nil {
+		return false
+	}
+	own, err := pki.Fingerprint(id.CAPEM())
+	return err == nil && own == fingerprint && now.After(id.Node().NotAfter)
+}
+
+// joiningID is the id with which a machine joins: the one that it had, if it joins again.
+func joiningID(cfg *config.Config, before *pki.Identity) (string, error) {
+	if before != nil {
+		return before.Node().ID, nil
+	}
+	return nodeID(cfg.DataDir)
+}
+
+// joiningKey returns a new key and the request for its certificate. A machine that joins again keeps
+// its key: only the request is returned.
+func joiningKey(id string, before *pki.Identity) (key pki.Secret, request []byte, err error) {
+	if before != nil {
+		request, err = before.Request()
+		return nil, request, err
+	}
+	if key, err = pki.NewKey(); err != nil {
+		return nil, nil, err
+	}
+	request, err = pki.NewRequest(key, id)
+	return key, request, err
 }
 
 // renewNow asks the queens in turn.

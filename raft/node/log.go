@@ -44,10 +44,14 @@ func newRaftLog(to hclog.Logger, name func(raft.ServerID) string, servers func()
 	return raftLog{to, &logState{name: name, servers: servers, troubles: map[raft.ServerID]*trouble{}, said: map[string]*trouble{}}}
 }
 
-// Named, ResetNamed and With keep the state.
-func (l raftLog) Named(name string) hclog.Logger      { return raftLog{l.Logger.Named(name), l.s} }
+// Named keeps the state.
+func (l raftLog) Named(name string) hclog.Logger { return raftLog{l.Logger.Named(name), l.s} }
+
+// ResetNamed keeps the state.
 func (l raftLog) ResetNamed(name string) hclog.Logger { return raftLog{l.Logger.ResetNamed(name), l.s} }
-func (l raftLog) With(args ...any) hclog.Logger       { return raftLog{l.Logger.With(args...), l.s} }
+
+// With keeps the state.
+func (l raftLog) With(args ...any) hclog.Logger { return raftLog{l.Logger.With(args...), l.s} }
 
 func (l raftLog) Info(msg string, args ...any)  { l.Log(hclog.Info, msg, args...) }
 func (l raftLog) Warn(msg string, args ...any)  { l.Log(hclog.Warn, msg, args...) }

@@ -174,6 +174,10 @@ func (a *app) join(ctx context.Context, cfg *config.Config, tokenAtHost string) 
 			return joined{}, core.Errorf(core.Conflict, "join a cluster: this machine is in cluster %s already, and the token is of another one", named(id.ClusterName(), id.Cluster())).Hint(
 				"Leave that cluster first with \"rbee cluster leave\", or choose another folder with -data-dir.")
 		}
+		if agent.Ended(id, parsed.Fingerprint, a.now()) {
+			fmt.Fprintf(a.stderr, "This machine's certificate ended on %s: it joins its cluster again, as %s.\n", id.Node().NotAfter.UTC().Format(time.DateOnly), named(id.Node().Name, id.Node().ID))
+			break
+		}
 		j := joinedOf(id)
 		j.Already = true
 		fmt.Fprintf(a.stderr, "This machine is in cluster %s already, as %s, a %s: the join token is not needed any more.\n", named(j.ClusterName, j.Cluster), named(j.Name, j.Node), rolesText(j.Roles))
