@@ -11,9 +11,9 @@ const (
 	firstChunk = 64
 	// leastChunk bounds below what a step takes of prompts: less costs more than it takes.
 	leastChunk = 16
-	// plainSteps is for how many steps without prompts a step may last, if that is longer than
-	// Config.PromptPause: on a slow machine, or with a large model, the time of that would fit few
-	// tokens, and whoever waits for a first token would wait for long.
+	// plainSteps is by how many steps without prompts a step may last longer, where that is more than
+	// Config.PromptPause: on a slow machine, or with a large model, that fits few tokens, and whoever
+	// waits for a first token would wait for long.
 	plainSteps = 3
 	// soloTime and soloChunk bound a step that has prompts alone. It holds up nobody who is being
 	// answered, but a short prompt that comes after it began, and a cancellation.
@@ -72,8 +72,8 @@ func (s *Scheduler) promptRoom(answers int) int {
 	}
 	// Where more wait for their first token than for their next one, the latter wait longer.
 	patience := min(max(1, float64(len(s.prompts))/float64(answers)), mostPatience)
-	pause := max(s.conf.PromptPause, plainSteps*s.pace.plain)
-	return min(room, s.pace.within(time.Duration(patience*float64(pause)), leastChunk))
+	pause := max(time.Duration(patience*float64(s.conf.PromptPause)), plainSteps*s.pace.plain)
+	return min(room, s.pace.within(pause, leastChunk))
 }
 
 // orderPrompts puts those first that are soon whole. What others got before a prompt makes it as
