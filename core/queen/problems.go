@@ -57,7 +57,14 @@ func (q *Queen) membershipProblems(s *state.Snapshot, queens []core.Queen) []str
 	if voters == 2 {
 		problems = append(problems, "two queens vote: the cluster stops when either is gone; have a third one join")
 	}
+	c, ok := s.Cluster(nil)
+	keyInFiles := ok && len(c.SealedGossipKeys) == 0 // nothing replaces it by itself
 	for _, n := range s.Nodes(nil) {
+		if n.Revoked && keyInFiles {
+			problems = append(problems, fmt.Sprintf("%s was revoked and knows the gossip key, which comes from files here; "+
+				"unless that was done since, replace gossip.key_file on all nodes", n.Name))
+			keyInFiles = false // once is enough
+		}
 		if n.Revoked {
 			continue
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
 )
 
 // The status says when the first certificate ends, and names those that nobody renewed in time.
@@ -80,4 +81,25 @@ func TestStatusMembership(t *testing.T) {
 		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.SyncHive(core.Hive{ID: "dddddddd", Name: "delta", Incarnation: 1}, nil)))
 		must.StrContains(t, problems(), "hive delta has no worker types")
 	})
+}
+
+// A revoked node still knows a gossip key that comes from files: the registry cannot replace it.
+func TestStatusGossipKeyFile(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		sealed []byte
+		told   bool
+	}{"keys in the registry": {[]byte("sealed"), false}, "keys in files": {nil, true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := state.New()
+			must.NoError(t, s.Update(1, func(txn *state.Txn) error {
+				txn.PutCluster(core.Cluster{ID: "c", SealedGossipKeys: tt.sealed})
+				txn.PutNode(core.Node{ID: "bbbbbbbb", Name: "beta", Roles: []core.Role{core.RoleHive}, Revoked: true})
+				return nil
+			}))
+			problems := (&Queen{}).membershipProblems(s.Snapshot(), nil)
+			must.Eq(t, tt.told, strings.Contains(strings.Join(problems, "; "), "beta was revoked and knows the gossip key"))
+		})
+	}
 }
