@@ -359,6 +359,12 @@ func (g *Grammar) object(f *frame) *objFrame {
 	if o.free != rxNone && fits(needs+1) && (needs == 0 || g.opts.Order == AnyOrder) {
 		of.freeQ = g.unused(o, k.used)
 	}
+	if k.undone != 0 {
+		of.allowed = slices.DeleteFunc(of.allowed, func(i int) bool { return !g.demandsAfter(k, i) })
+		if of.freeQ != rxNone && !g.demandsAfter(k, len(o.names)) {
+			of.freeQ = rxNone
+		}
+	}
 	of.closes = needs == 0 && k.n >= o.min && k.undone == 0
 	return of
 }
@@ -495,6 +501,23 @@ func (g *Grammar) someAhead(k frameKey) bool {
 		}
 	}
 	return true
+}
+
+// demandsAfter reports whether the properties that must still exist can be declared property i, or
+// an undeclared one, and others behind it.
+func (g *Grammar) demandsAfter(k frameKey, i int) bool {
+	if g.opts.Order == SchemaOrder {
+		k.at = min(i+1, len(k.obj.names))
+	}
+	if i < len(k.obj.names) {
+		k.seen = withBit(k.seen, i)
+		for j, p := range g.c.placesOf(k.obj) {
+			if p.names[i] {
+				k.undone &^= 1 << j
+			}
+		}
+	}
+	return g.someAhead(k)
 }
 
 // value adds the ways in which the property name may have a value of child: each also fulfils
