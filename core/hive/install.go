@@ -68,7 +68,7 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 		}
 	}
 	spec := store.BinarySpec{
-		Type: t.name(), Version: cmp.Or(info.Version, "0"), Executable: t.spec.Executable, Digest: digest, Source: "local", Force: w.force,
+		Type: t.name(), Version: cmp.Or(info.Version, "0"), Executable: t.spec.Executable, Folder: t.spec.Folder, Digest: digest, Source: "local", Force: w.force,
 		EngineName: engine.Name, EngineVersion: engine.Version, Prefix: engine.Prefix, Links: engine.Links,
 	}
 	if !w.force {

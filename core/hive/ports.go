@@ -49,7 +49,7 @@ type pluginHost interface {
 	FileSpec(kind sdk.Kind, name, path string) (pluginhost.Spec, error)
 	Describe(ctx context.Context, s pluginhost.Spec) (sdk.Info, sdk.Schema, error)
 	Confinement() string
-	Digest(path string) (string, error)
+	CodeDigest(s pluginhost.Spec) (string, error)
 	StartConfined(cmd *exec.Cmd, executable, dir string) error
 }
 

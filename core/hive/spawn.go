@@ -77,6 +77,10 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 		return nil, err
 	}
 	defer release()
+	if sum := t.spec.SHA256; t.spec.Folder != "" && sum != "" && binary.Digest != "sha256:"+sum {
+		return nil, core.Errorf(core.Integrity, "launch worker %s: %s is another plugin than the configuration's sha256 allows", t.name(), binary.ID).Hint(
+			"Run \"rbee worker download %s\", or mend sha256 in the block worker %q.", t.name(), t.name())
+	}
 	id := newID()
 	p, err := h.launch(ctx, pluginhost.WorkerLaunch{
 		Spec: t.spec, Executable: exe, EngineDir: engine, WorkerID: id, Nonce: randomHex(16),

@@ -98,7 +98,7 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 	case <-ctx.Done():
 		return fmt.Errorf("probe worker type: %w", core.FromContext(ctx))
 	}
-	digest, err := h.plugins.Digest(t.spec.Executable)
+	digest, err := h.plugins.CodeDigest(t.spec)
 	if err != nil {
 		t.note(sdk.Info{}, sdkworker.Fingerprint{Problem: err.Error()}, "")
 		return nil
@@ -121,6 +121,9 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 	if err != nil {
 		h.log.Warn("a worker type cannot be probed", "plugin", t.name(), "error", err)
 		found = probeResult{seen: sdkworker.Fingerprint{Problem: err.Error()}, digest: digest}
+	}
+	if t.spec.Folder != "" && exe == "" {
+		found.digest = digest // an install compares what it copies with it
 	}
 	t.note(found.info, found.seen, found.digest)
 	h.beat.bump()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/bundle"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
@@ -23,6 +24,9 @@ type Executable struct {
 	Kind sdk.Kind `json:"kind"`
 	Name string   `json:"name"` // behind rbee-<kind>-
 	Path string   `json:"path"`
+	// Folder is set where the plugin is a folder of files, of which Path is the one with the folder's
+	// name.
+	Folder string `json:"folder,omitempty"`
 	// Problem says why it cannot be launched; empty: it can.
 	Problem string `json:"problem,omitempty"`
 }
@@ -46,8 +50,9 @@ func (h *Host) List() ([]Executable, error) {
 		if !ok {
 			continue
 		}
-		x := Executable{Kind: kind, Name: name, Path: filepath.Join(h.o.PluginDir, e.Name())}
-		if err := checkExecutable(x.Path); err != nil {
+		x := Executable{Kind: kind, Name: name}
+		var err error
+		if x.Path, x.Folder, err = locate(filepath.Join(h.o.PluginDir, e.Name())); err != nil {
 			x.Problem = err.Error()
 			if hint := core.HintOf(err); hint != "" {
 				x.Problem += ". " + hint
@@ -80,14 +85,32 @@ func (h *Host) findFile(file string) (Executable, error) {
 	if err != nil {
 		return Executable{}, core.Wrap(err, core.Internal, op)
 	}
-	err = checkExecutable(path)
+	exe, folder, err := locate(path)
 	if core.KindOf(err) == core.NotFound {
 		return Executable{}, core.Errorf(core.NotFound, "%s: there is no %s in %s", op, file, h.o.PluginDir).Hint("%s", h.namesHint(kind, name))
 	}
 	if err != nil {
 		return Executable{}, err
 	}
-	return Executable{Kind: kind, Name: name, Path: path}, nil
+	return Executable{Kind: kind, Name: name, Path: exe, Folder: folder}, nil
+}
+
+// locate returns what is launched for a path: the file itself, or for a folder the file in it that
+// has the folder's name. It is returned with an error as well.
+func locate(path string) (exe, folder string, err error) {
+	if info, err := os.Lstat(path); err != nil || !info.IsDir() {
+		return path, "", checkExecutable(path)
+	}
+	exe = filepath.Join(path, filepath.Base(path))
+	if _, err := bundle.List(path); err != nil {
+		return exe, path, core.Prefix(err, "find plugin")
+	}
+	err = checkExecutable(exe)
+	if core.KindOf(err) == core.NotFound {
+		err = core.Errorf(core.Unsupported, "find plugin: the folder %s has no file %s", path, filepath.Base(path)).Hint(
+			"What is started in a plugin's folder has the folder's name.")
+	}
+	return exe, path, err
 }
 
 func (h *Host) namesHint(kind sdk.Kind, name string) string {
@@ -150,6 +173,30 @@ func (h *Host) Digest(path string) (string, error) {
 		return "", core.Wrap(err, core.Internal, "read plugin")
 	}
 	return "sha256:" + sum, nil
+}
+
+// CodeDigest is the digest of what a spec launches, as it is on disk now: of the executable, or of
+// the whole folder. Errors: Internal, and those of a folder.
+func (h *Host) CodeDigest(s Spec) (string, error) {
+	if s.Folder == "" {
+		return h.Digest(s.Executable)
+	}
+	return h.folderDigest(s.Folder, false)
+}
+
+func (h *Host) folderDigest(dir string, fresh bool) (string, error) {
+	files, err := bundle.List(dir)
+	if err != nil {
+		return "", core.Prefix(err, "read plugin")
+	}
+	for i, f := range files {
+		sum, err := h.digest(filepath.Join(dir, filepath.FromSlash(f.Path)), fresh)
+		if err != nil {
+			return "", core.Wrap(err, core.Internal, "read plugin")
+		}
+		files[i].Digest = "sha256:" + sum
+	}
+	return bundle.Sum(files), nil
 }
 
 // digest is the SHA-256 of the file in lower-case hex. It is remembered as long as the file does

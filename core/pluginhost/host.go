@@ -3,6 +3,7 @@
 package pluginhost
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"sync"
@@ -72,8 +73,9 @@ type Spec struct {
 	Kind       sdk.Kind
 	Name       string // worker type or catalog source: the block's label
 	Executable string // absolute path
+	Folder     string // that the plugin is, Executable within; empty: the executable is all of it
 	Env        []string
-	SHA256     string // of the executable, lower-case hex; empty: not checked
+	SHA256     string // of the executable or the folder, lower-case hex; empty: not checked
 
 	plugin config.Plugin
 }
@@ -84,17 +86,18 @@ func (h *Host) Spec(p config.Plugin) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
-	return Spec{Kind: sdk.Kind(p.Kind), Name: p.Label, Executable: exe.Path, Env: p.Env, SHA256: p.SHA256, plugin: p}, nil
+	return Spec{Kind: sdk.Kind(p.Kind), Name: p.Label, Executable: exe.Path, Folder: exe.Folder, Env: p.Env, SHA256: p.SHA256, plugin: p}, nil
 }
 
-// FileSpec returns what is launched for an executable that lies outside of the plugin folder: its
-// config block is empty. Errors as Find.
+// FileSpec returns what is launched for an executable, or a folder with one of its name, that lies
+// outside of the plugin folder: its config block is empty. Errors as Find.
 func (h *Host) FileSpec(kind sdk.Kind, name, path string) (Spec, error) {
-	if err := checkExecutable(path); err != nil {
+	exe, folder, err := locate(path)
+	if err != nil {
 		return Spec{}, err
 	}
 	return Spec{
-		Kind: kind, Name: name, Executable: path,
+		Kind: kind, Name: name, Executable: exe, Folder: folder,
 		plugin: config.Plugin{Kind: string(kind), Label: name, Executable: filepath.Base(path), Body: hcl.EmptyBody()},
 	}, nil
 }
@@ -106,5 +109,5 @@ func (h *Host) DefaultSpec(kind sdk.Kind, name string) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
-	return h.FileSpec(kind, name, exe.Path)
+	return h.FileSpec(kind, name, cmp.Or(exe.Folder, exe.Path))
 }

@@ -88,9 +88,9 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 		return nil, err
 	}
 	if l.spec.SHA256 != "" {
-		got, err := h.digest(l.spec.Executable, true)
+		got, err := h.fresh(l.spec)
 		if err != nil {
-			return nil, core.Wrap(err, core.Internal, op)
+			return nil, core.Prefix(err, op)
 		}
 		if got != l.spec.SHA256 {
 			return nil, core.Errorf(core.Integrity, "%s: %s: %s has the SHA-256 %s, and the configuration wants %s", op, name, l.spec.Executable, got, l.spec.SHA256).Hint(
@@ -105,6 +105,7 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 	cmd := exec.Command(l.spec.Executable) //nolint:noctx // the process may outlive every context
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Env = pickEnv(l.spec, h.o.Environ())
+	cmd.Env = append(cmd.Env, "PYTHONDONTWRITEBYTECODE=1") // a plugin's folder stays as it is
 	cmd.Env = append(cmd.Env, sdk.EnvLogLevel+"="+h.o.Logger.GetLevel().String())
 	if l.nonce != "" {
 		cmd.Env = append(cmd.Env, markName+"="+l.nonce)
@@ -165,6 +166,16 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 		return nil, h.startError(p, err, late, out)
 	}
 	return p, nil
+}
+
+// fresh is the SHA-256 of what a spec launches, read anew.
+func (h *Host) fresh(s Spec) (string, error) {
+	if s.Folder != "" {
+		sum, err := h.folderDigest(s.Folder, true)
+		return strings.TrimPrefix(sum, "sha256:"), err
+	}
+	sum, err := h.digest(s.Executable, true)
+	return sum, core.WithKind(err, core.Internal)
 }
 
 // versions are the protocols that this host speaks, for go-plugin to negotiate.

@@ -61,6 +61,9 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 	}
 	if l.Executable != "" {
 		l.Spec.Executable = l.Executable
+		if l.Spec.Folder != "" {
+			l.Spec.SHA256 = "" // of the whole folder, of which this is a copy that its owner compares
+		}
 	}
 	digest, err := h.digest(l.Spec.Executable, false)
 	if err != nil {

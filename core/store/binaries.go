@@ -22,7 +22,8 @@ type BinarySpec struct {
 	Type          string
 	Version       string // of the plugin alone; see ID
 	Executable    string // path of the plugin executable on this machine, copied
-	Digest        string // that the executable must have, "sha256:<hex>"; empty: any
+	Folder        string // of the plugin, where it is more than the executable; all of it is copied
+	Digest        string // that the executable or the folder must have, "sha256:<hex>"; empty: any
 	EngineName    string // empty: no engine
 	EngineVersion string
 	Source        string            // catalog reference of the engine, or "local"
@@ -60,6 +61,14 @@ type binaryManifest struct {
 	Binary     core.WorkerBinary `json:"binary"`
 	Executable string            `json:"executable"` // name in the folder
 	Engine     *binaryEngine     `json:"engine,omitempty"`
+	// Folder lists the files of a plugin that is a folder; null: the executable is all of it.
+	Folder []folderFile `json:"folder,omitempty"`
+}
+
+// folderFile is a file of a plugin that is a folder.
+type folderFile struct {
+	Path       string `json:"path"`
+	Executable bool   `json:"executable"`
 }
 
 // binaryEngine is where the files of engine/ come from.
@@ -336,6 +345,10 @@ func (s *Store) compareFolder(r revision) string {
 			links[path.Join(engineDir, name)] = target
 		}
 	}
+	runs := map[string]bool{}
+	for _, f := range r.manifest.Folder {
+		runs[f.Path] = f.Executable
+	}
 	folder, err := s.root.OpenRoot(r.folder)
 	if err != nil {
 		return err.Error()
@@ -366,6 +379,9 @@ func (s *Store) compareFolder(r revision) string {
 			}
 			if info.Size() != size {
 				why = fmt.Sprintf("%s has %d bytes and should have %d", name, info.Size(), size)
+			}
+			if x, ok := runs[name]; ok && x != (info.Mode().Perm()&0o111 != 0) {
+				why = fmt.Sprintf("%s has mode %s", name, info.Mode())
 			}
 		}
 		if why != "" {

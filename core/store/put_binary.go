@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/bundle"
 )
 
 // PutBinary brings a worker binary into the store, or gives the sound one that is there unless
@@ -56,10 +57,16 @@ func (s *Store) putBinary(ctx context.Context, spec BinarySpec, from Supply, pro
 		return core.WorkerBinary{}, fmt.Errorf("read %s: %w", spec.Executable, err)
 	}
 	p := &putting{s: s, spec: spec, exe: exe, exeSize: info.Size(), exeDigest: h.digest().String(), version: spec.version()}
-	if spec.Digest != "" && spec.Digest != p.exeDigest {
+	p.codeSize, p.codeDigest = p.exeSize, p.exeDigest
+	if spec.Folder != "" {
+		if err := p.readFolder(ctx); err != nil {
+			return core.WorkerBinary{}, err
+		}
+	}
+	if spec.Digest != "" && spec.Digest != p.codeDigest {
 		return core.WorkerBinary{}, core.Errorf(core.Conflict, "%s was replaced meanwhile", path.Base(spec.Executable)).Hint("Try again: the new one is installed then.")
 	}
-	key := strings.Join([]string{spec.ID(), p.exeDigest, spec.engineDigest(), spec.Prefix, fmt.Sprint(spec.Links, spec.Force)}, "\x00")
+	key := strings.Join([]string{spec.ID(), p.codeDigest, spec.engineDigest(), spec.Prefix, fmt.Sprint(spec.Links, spec.Force)}, "\x00")
 	return s.binaries.do(ctx, key, progress, func(ctx context.Context, report func(core.Progress)) (core.WorkerBinary, error) {
 		p.report = report
 		return p.run(ctx, from)
@@ -103,13 +110,16 @@ func checkBinarySpec(spec BinarySpec) error {
 
 // putting is one worker binary on its way in.
 type putting struct {
-	s         *Store
-	spec      BinarySpec
-	exe       *os.File
-	exeSize   int64
-	exeDigest string
-	version   string // of the entry
-	report    func(core.Progress)
+	s          *Store
+	spec       BinarySpec
+	exe        *os.File
+	exeSize    int64
+	exeDigest  string
+	files      []bundle.File // of a plugin that is a folder; nil: the executable is all of it
+	codeSize   int64         // of the executable or the folder
+	codeDigest string        // likewise
+	version    string        // of the entry
+	report     func(core.Progress)
 }
 
 // codeDigits is how many hexadecimal digits of the code's digest an id may have.
@@ -122,7 +132,7 @@ func (p *putting) choose() (revision, bool, error) {
 		return there, found, nil // what cannot be read can be run by nobody, and is replaced
 	}
 	code := sha256.New()
-	fmt.Fprintf(code, "%s\n%s\n%s\n%v", p.exeDigest, p.spec.engineDigest(), p.spec.Prefix, p.spec.Links) // a map is printed sorted
+	fmt.Fprintf(code, "%s\n%s\n%s\n%v", p.codeDigest, p.spec.engineDigest(), p.spec.Prefix, p.spec.Links) // a map is printed sorted
 	p.version += "+" + hex.EncodeToString(code.Sum(nil))[:codeDigits]
 	if err := checkBinaryName(p.spec.Type, p.version); err != nil {
 		return revision{}, false, err
@@ -149,7 +159,7 @@ func (p *putting) run(ctx context.Context, supply Supply) (core.WorkerBinary, er
 	defer stage.discard()
 	m := binaryManifest{Format: recordFormat, Executable: "rbee-worker-" + p.spec.Type, Binary: core.WorkerBinary{
 		ID: p.spec.Type + "@" + p.version, Type: p.spec.Type, Version: p.version, EngineName: p.spec.EngineName, EngineVersion: p.spec.EngineVersion,
-		Source: p.spec.Source, Digest: p.exeDigest, InstalledAt: time.Now().UTC().Truncate(time.Millisecond),
+		Source: p.spec.Source, Digest: p.codeDigest, InstalledAt: time.Now().UTC().Truncate(time.Millisecond),
 	}}
 	var archived *arrival
 	if p.spec.Engine != nil {
@@ -176,7 +186,14 @@ func (p *putting) run(ctx context.Context, supply Supply) (core.WorkerBinary, er
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
-	m.Binary.Files = append([]core.File{exe}, m.Binary.Files...)
+	more, err := p.copyFolder(ctx, stage)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	if p.files != nil {
+		m.Folder = p.modes(m.Executable)
+	}
+	m.Binary.Files = slices.Concat([]core.File{exe}, more, m.Binary.Files)
 	for _, f := range m.Binary.Files {
 		m.Binary.SizeBytes += f.SizeBytes
 	}
@@ -225,7 +242,7 @@ func (p *putting) engineSource() (revision, bool) {
 
 // matches says whether r is exactly what the spec asks for.
 func (p *putting) matches(r revision) bool {
-	return r.manifest.Binary.Digest == p.exeDigest && (p.spec.Engine == nil) == (r.manifest.Engine == nil) && (p.spec.Engine == nil || p.sameEngine(r))
+	return r.manifest.Binary.Digest == p.codeDigest && (p.spec.Engine == nil) == (r.manifest.Engine == nil) && (p.spec.Engine == nil || p.sameEngine(r))
 }
 
 func (p *putting) sameEngine(r revision) bool {
@@ -243,7 +260,7 @@ func (p *putting) unpack(ctx context.Context, stage *stage, archived *arrival) (
 		}
 		return nil, err
 	}
-	if err := p.s.checkSpace(total + p.exeSize); err != nil {
+	if err := p.s.checkSpace(total + p.codeSize); err != nil {
 		return nil, err
 	}
 	if err := p.s.step("unpack"); err != nil {

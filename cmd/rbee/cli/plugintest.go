@@ -50,7 +50,7 @@ func (a *app) pluginTestCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "test PATH|PLUGIN",
 		Short: "Run the conformance suite against a plugin",
-		Long: `Run the conformance suite of plugins against an executable: what a hive relies on. PATH is a file; PLUGIN is worker/NAME, catalog/NAME, or NAME where
+		Long: `Run the conformance suite of plugins against an executable: what a hive relies on. PATH is a file or a plugin's folder; PLUGIN is worker/NAME, catalog/NAME, or NAME where
 that is enough. The plugin is configured with its schema's defaults and what --plugin-config says. A worker type that needs an engine is started with a model only when --engine-dir and --model say where they are; what needs that is
 skipped otherwise. A catalog source is asked for something only when --ref names a small thing that it has.`,
 		Example: "  rbee plugin test ./rbee-worker-mine\n  rbee plugin test worker/cpu --engine-dir ~/.cache/rbee/workers/cpu/…/engine --model tiny.gguf\n  rbee plugin test catalog/builtin --ref rbee-tiny",
@@ -143,8 +143,11 @@ func pluginConfig(arg string) (json.RawMessage, error) {
 
 // findPluginToTest finds the executable and its kind.
 func (a *app) findPluginToTest(source *configSource, cmd *cobra.Command, o *plugintest.Options, arg, kind string) error {
-	if info, err := os.Stat(arg); err == nil && info.Mode().IsRegular() {
+	if info, err := os.Stat(arg); err == nil && (info.Mode().IsRegular() || info.IsDir()) {
 		o.Executable = arg
+		if info.IsDir() { // what is started in it has its name
+			o.Executable = filepath.Join(arg, filepath.Base(arg))
+		}
 		for _, k := range []sdk.Kind{sdk.KindWorker, sdk.KindCatalog} {
 			if strings.HasPrefix(filepath.Base(arg), "rbee-"+string(k)+"-") || kind == string(k) {
 				o.Kind = k
