@@ -52,7 +52,7 @@ func (e *entry) syncHive(op *raftv1.SyncHive) error {
 	hive.CreateIndex, hive.ModifyIndex = e.index, e.index
 	if known {
 		hive.CreateIndex, hive.ModifyIndex = old.CreateIndex, old.ModifyIndex
-		if !sameHive(hive, old) {
+		if !state.SameHive(&hive, &old) {
 			hive.ModifyIndex = e.index
 		}
 	}
@@ -106,11 +106,7 @@ func (e *entry) syncWorker(w core.Worker, retire bool) {
 	w.CreateIndex, w.ModifyIndex = e.index, e.index
 	if old, known := e.Worker(w.Hive, w.ID); known && old.Nonce == w.Nonce {
 		w.CreateIndex, w.ModifyIndex = old.CreateIndex, old.ModifyIndex
-		if old.State == core.WorkerRetiring {
-			// Retiring is for ever: what the hive says may be older than the intent.
-			w.State = core.WorkerRetiring
-		}
-		if w == old {
+		if w = state.KeepRetiring(w, &old); state.SameWorker(w, &old) {
 			return
 		}
 		w.ModifyIndex = e.index
@@ -139,12 +135,6 @@ func (e *entry) claimStart(op *raftv1.ClaimStart) error {
 	s.Index = e.index
 	e.PutStart(s)
 	return nil
-}
-
-func sameHive(a, b core.Hive) bool {
-	return a.ID == b.ID && a.Name == b.Name && a.Version == b.Version && a.OS == b.OS && a.Arch == b.Arch && a.Incarnation == b.Incarnation &&
-		a.Status == b.Status && a.RPCAddress == b.RPCAddress && a.Draining == b.Draining &&
-		slices.Equal(a.Devices, b.Devices) && slices.Equal(a.WorkerTypes, b.WorkerTypes)
 }
 
 func (e *entry) setHiveStatus(op *raftv1.SetHiveStatus) error {

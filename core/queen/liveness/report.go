@@ -98,40 +98,22 @@ func fit(s string) string {
 }
 
 // registered reports whether the registry has what the report says: syncing it would change nothing.
-// It mirrors the state machine's rules. old is the registry's entry of the hive; nil: there is none.
+// The state machine decides by the same comparison. old is the registry's entry of the hive; nil: there is none.
 func (r *Report) registered(s *state.Snapshot) (same bool, old *core.Hive) {
 	old = s.PeekHive(nil, r.Hive.ID)
 	if old == nil {
 		return false, nil
 	}
-	h := &r.Hive
-	if h.Name != old.Name || h.Version != old.Version || h.OS != old.OS || h.Arch != old.Arch || h.Incarnation != old.Incarnation ||
-		h.Status != old.Status || h.RPCAddress != old.RPCAddress {
-		return false, old
-	}
-	sameDevice := func(a, b core.Device) bool {
-		a.FreeBytes, b.FreeBytes = 0, 0 // load
-		return a == b
-	}
-	if !slices.EqualFunc(h.Devices, old.Devices, sameDevice) || !slices.Equal(h.WorkerTypes, old.WorkerTypes) {
+	if !state.SameHive(&r.Hive, old) {
 		return false, old
 	}
 	i, same := 0, true
-	s.EachWorkerOfHive(nil, h.ID, func(w *core.Worker) bool {
-		same = i < len(r.Workers) && sameWorker(r.Workers[i], w)
+	s.EachWorkerOfHive(nil, old.ID, func(w *core.Worker) bool {
+		same = i < len(r.Workers) && state.SameWorker(r.Workers[i], w)
 		i++
 		return same
 	})
 	return same && i == len(r.Workers), old
-}
-
-func sameWorker(told core.Worker, registered *core.Worker) bool {
-	if registered.State == core.WorkerRetiring && told.Nonce == registered.Nonce {
-		told.State = core.WorkerRetiring // for ever, whatever its hive says
-	}
-	told.Load = core.Load{}
-	told.CreateIndex, told.ModifyIndex = registered.CreateIndex, registered.ModifyIndex
-	return told == *registered
 }
 
 // share lets a report that the registry has use the registry's memory: most of what hives say is

@@ -1,0 +1,53 @@
+package state
+
+import (
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// SameHive reports whether the registry has what a hive says of itself: to write it would change
+// nothing. Fields that a hive does not decide, or that change with its load, do not count; every
+// other field does, one that is added to core.Hive or core.Device as well.
+func SameHive(told, registered *core.Hive) bool {
+	return reflect.DeepEqual(recordOf(told), recordOf(registered))
+}
+
+// recordOf returns the part of a hive that SameHive compares.
+func recordOf(h *core.Hive) *core.Hive {
+	r := *h
+	r.Unconfined, r.LastBeat = "", time.Time{} // of reports alone
+	r.Draining, r.CreateIndex, r.ModifyIndex = false, 0, 0
+	r.Devices = slices.Clone(nonNil(r.Devices))
+	for i := range r.Devices {
+		r.Devices[i].FreeBytes = 0
+	}
+	r.WorkerTypes = nonNil(r.WorkerTypes)
+	return &r
+}
+
+func nonNil[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+// SameWorker reports whether the registry has what its hive says of a worker, likewise.
+func SameWorker(told core.Worker, registered *core.Worker) bool {
+	told = KeepRetiring(told, registered)
+	told.Load = registered.Load
+	told.CreateIndex, told.ModifyIndex = registered.CreateIndex, registered.ModifyIndex
+	return told == *registered
+}
+
+// KeepRetiring returns the worker as it stays in the registry: one that retires does so for ever,
+// as what its hive says may be older than the intent.
+func KeepRetiring(told core.Worker, registered *core.Worker) core.Worker {
+	if registered.State == core.WorkerRetiring && told.Nonce == registered.Nonce {
+		told.State = core.WorkerRetiring
+	}
+	return told
+}
