@@ -1,0 +1,33 @@
+package config
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+// Networks of containers and link-local ones come last, whatever their order is.
+func TestLikeliestAddress(t *testing.T) {
+	t.Parallel()
+	of := func(name, ip string) interfaceAddress { return interfaceAddress{name, netip.MustParseAddr(ip)} }
+	lo, docker, bridge, lan := of("lo", "127.0.0.1"), of("docker0", "172.17.0.1"), of("br-0a1b2c", "172.18.0.1"), of("eth0", "10.0.0.7")
+	link, link6, lan6 := of("eth0", "169.254.3.4"), of("eth0", "fe80::1"), of("eth0", "2001:db8::7")
+	for name, tt := range map[string]struct {
+		list []interfaceAddress
+		want string
+	}{
+		"containers first": {[]interfaceAddress{lo, docker, bridge, lan}, "10.0.0.7"},
+		"link-local first": {[]interfaceAddress{link, link6, docker, lan6}, "2001:db8::7"},
+		"containers alone": {[]interfaceAddress{lo, link, docker}, "172.17.0.1"},
+		"link-local alone": {[]interfaceAddress{lo, link6, link}, "169.254.3.4"},
+		"two networks":     {[]interfaceAddress{lan, lan6}, "10.0.0.7"},
+		"none":             {[]interfaceAddress{lo, link6}, ""},
+	} {
+		ip, ok := likeliest(tt.list)
+		must.Eq(t, tt.want != "", ok, must.Sprint(name))
+		if ok {
+			must.Eq(t, tt.want, ip.String(), must.Sprint(name))
+		}
+	}
+}
