@@ -116,7 +116,10 @@ func (b *Backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 	if b.state == worker.StateLoading {
 		b.state = worker.StateReady
 	}
-	srv := &server{engine: s.engine, model: s.model, embedder: s.embeds, modelID: spec.ModelID, started: time.Now().Unix(), gate: &b.gate, now: time.Now, grammars: constraint.NewCompiler()}
+	srv := &server{
+		engine: s.engine, model: s.model, embedder: s.embeds, modelID: spec.ModelID, started: time.Now().Unix(), gate: &b.gate, now: time.Now,
+		grammars: constraint.NewCompiler(), toolbox: newToolbox(),
+	}
 	return srv.handler(), nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/dialogue"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -71,7 +72,7 @@ func BenchmarkToken(b *testing.B) {
 	req := newRequest()
 	srv := &server{model: new(model)}
 	out := openai.NewEventWriter(discard{http.Header{}})
-	f := newChatFormat("chatcmpl-0123456789abcdef", 1, "rbee-tiny", nil)
+	f := newChatFormat("chatcmpl-0123456789abcdef", 1, "rbee-tiny", nil, &speech{format: dialogue.Recognise(chatML, false, nil)})
 	var events []event
 	b.ReportAllocs()
 	for b.Loop() {

@@ -27,7 +27,7 @@ func (e *engine) submit(r *request) *openai.Error {
 	if err != nil {
 		return apiError(err)
 	}
-	r.work = batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Emit: r.emit, Chooser: c}
+	r.work = batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Emit: r.emit, Chooser: c, Pieces: r.pieces}
 	return apiError(e.Submit(&r.work))
 }
 

@@ -34,7 +34,7 @@ func TestAnswersAsThePlainLoop(t *testing.T) {
 			prompt, err := w.served.model.template.render(t.Context(), chat, time.Time{})
 			must.NoError(t, err)
 			must.Eq(t, r.Prompt, prompt.String())
-			tokens, err := w.served.model.chatPrompt(t.Context(), chat, 1024, time.Time{})
+			tokens, _, err := w.served.model.chatPrompt(t.Context(), chat, 1024, time.Time{})
 			must.NoError(t, err)
 			must.Eq(t, r.Tokens, tokens)
 
@@ -151,7 +151,6 @@ func TestRefusals(t *testing.T) {
 		"too long":           {"/v1/chat/completions", question(long, ""), 400, openai.TypeContextExceeded, "messages"},
 		"too long, streamed": {"/v1/chat/completions", question(long, `,"stream":true`), 400, openai.TypeContextExceeded, "messages"},
 		"far too long":       {"/v1/chat/completions", question(strings.Repeat(long, 100), ""), 400, openai.TypeContextExceeded, "messages"},
-		"tools":              {"/v1/chat/completions", question("x", `,"tools":[{"type":"function"}]`), 400, openai.TypeNotSupported, "tools"},
 		"mirostat":           {"/v1/chat/completions", question("x", `,"mirostat":2`), 400, openai.TypeNotSupported, "mirostat"},
 		"unknown sampler":    {"/v1/chat/completions", question("x", `,"samplers":["top_k","magic"]`), 400, openai.TypeInvalidRequest, "samplers"},
 		"sampler letters":    {"/v1/chat/completions", question("x", `,"samplers":"kz"`), 400, openai.TypeInvalidRequest, "samplers"},
@@ -201,7 +200,7 @@ func TestControlTokensOfClients(t *testing.T) {
 	count := func(text string) (starts, ends int) {
 		chat, err := openai.DecodeChat([]byte(question(text, "")))
 		must.NoError(t, err)
-		tokens, err := w.served.model.chatPrompt(t.Context(), chat, 256, time.Time{})
+		tokens, _, err := w.served.model.chatPrompt(t.Context(), chat, 256, time.Time{})
 		must.NoError(t, err)
 		for _, token := range tokens {
 			switch w.served.model.tokenText(token) {

@@ -2,17 +2,20 @@ package llamacpp
 
 import (
 	"encoding/json"
+	"slices"
+	"strings"
 
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/dialogue"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
 // format puts an answer into the shape of one of the two APIs.
 type format interface {
-	first() any                // the chunk before the first text; nil: none
-	tokens(list []shownToken)  // says which tokens the next text, or the whole one, shows
-	text(text string) []byte   // the JSON of a chunk, valid until the next call
-	finish(reason string) any  // the chunk that ends the answer
-	usage(u *openai.Usage) any // the chunk that follows it, where it was asked for
+	first() any                                            // the chunk before the first text; nil: none
+	tokens(list []shownToken)                              // says which tokens the next text, or the whole one, shows
+	text(text string, send func(chunk []byte) error) error // sends the chunks of a text, valid during the call
+	finish(reason string) []any                            // the chunks that end the answer
+	usage(u *openai.Usage) any                             // the chunk that follows it, where it was asked for
 	whole(text, reason string, u *openai.Usage) any
 }
 
@@ -23,10 +26,13 @@ type chatFormat struct {
 	chunks  *openai.Chunks
 	vocab   *model
 	shown   *openai.LogProbs // of the next text
+
+	speech *speech
+	parser *dialogue.Parser
 }
 
-func newChatFormat(id string, created int64, model string, vocab *model) *chatFormat {
-	return &chatFormat{id: id, created: created, model: model, vocab: vocab, chunks: openai.NewChatChunks(id, created, model)}
+func newChatFormat(id string, created int64, model string, vocab *model, t *speech) *chatFormat {
+	return &chatFormat{id: id, created: created, model: model, vocab: vocab, chunks: openai.NewChatChunks(id, created, model), speech: t, parser: t.parser()}
 }
 
 func (f *chatFormat) chunk() openai.ChatChunk {
@@ -39,16 +45,62 @@ func (f *chatFormat) first() any {
 	return c
 }
 
-func (f *chatFormat) tokens(list []shownToken) { f.shown = f.vocab.chatLogProbs(list) }
+func (f *chatFormat) tokens(list []shownToken) {
+	more := f.vocab.chatLogProbs(list)
+	if f.shown != nil && more != nil { // their text was held back
+		more.Content = append(f.shown.Content, more.Content...)
+	}
+	f.shown = more
+}
 
-func (f *chatFormat) text(text string) []byte {
-	if f.shown == nil {
-		return f.chunks.Text(text)
+func (f *chatFormat) text(text string, send func([]byte) error) error {
+	for _, d := range f.parser.Push(text) {
+		if err := send(f.delta(d)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// delta returns the chunk of a piece of the answer.
+func (f *chatFormat) delta(d dialogue.Delta) []byte {
+	if d.Kind == dialogue.Content && f.shown == nil {
+		return f.chunks.Text(d.Text)
+	}
+	choice := openai.ChunkChoice{Delta: f.deltaOf(d)}
+	if d.Kind == dialogue.Content {
+		choice.LogProbs, f.shown = f.shown, nil
 	}
 	c := f.chunk()
-	c.Choices = append(c.Choices, openai.ChunkChoice{Delta: openai.Delta{Content: &text}, LogProbs: f.shown})
-	f.shown = nil
+	c.Choices = append(c.Choices, choice)
 	return marshal(c)
+}
+
+func (f *chatFormat) deltaOf(d dialogue.Delta) openai.Delta {
+	call := openai.ToolFunction{Name: d.Name, Arguments: d.Text}
+	switch {
+	case d.Kind == dialogue.Content:
+		return openai.Delta{Content: &d.Text}
+	case d.Kind == dialogue.Reasoning:
+		return openai.Delta{ReasoningContent: d.Text}
+	case f.speech.old:
+		return openai.Delta{FunctionCall: &call}
+	case d.Kind == dialogue.Call:
+		return openai.Delta{ToolCalls: []openai.ToolCall{{Index: &d.Index, ID: d.ID, Type: "function", Function: call}}}
+	}
+	return openai.Delta{ToolCalls: []openai.ToolCall{{Index: &d.Index, Function: call}}}
+}
+
+// reason returns why the answer ended: a model that ended by itself behind calls waits for their
+// results.
+func (f *chatFormat) reason(reason string) string {
+	switch {
+	case reason != openai.FinishStop || f.parser.Calls() == 0:
+		return reason
+	case f.speech.old:
+		return openai.FinishFunction
+	}
+	return openai.FinishToolCalls
 }
 
 // marshal returns the JSON of a chunk.
@@ -60,10 +112,15 @@ func marshal(v any) []byte {
 	return b
 }
 
-func (f *chatFormat) finish(reason string) any {
+func (f *chatFormat) finish(reason string) []any {
+	var out []any
+	for _, d := range f.parser.Close() {
+		out = append(out, json.RawMessage(slices.Clone(f.delta(d))))
+	}
+	reason = f.reason(reason)
 	c := f.chunk()
-	c.Choices = append(c.Choices, openai.ChunkChoice{FinishReason: &reason})
-	return c
+	c.Choices = append(c.Choices, openai.ChunkChoice{LogProbs: f.shown, FinishReason: &reason})
+	return append(out, c)
 }
 
 func (f *chatFormat) usage(u *openai.Usage) any {
@@ -73,9 +130,33 @@ func (f *chatFormat) usage(u *openai.Usage) any {
 }
 
 func (f *chatFormat) whole(text, reason string, u *openai.Usage) any {
+	m := openai.AnswerMessage{Role: "assistant"}
+	var content strings.Builder
+	var calls []openai.ToolCall
+	for _, d := range append(slices.Clone(f.parser.Push(text)), f.parser.Close()...) {
+		switch d.Kind {
+		case dialogue.Content:
+			content.WriteString(d.Text)
+		case dialogue.Reasoning:
+			m.ReasoningContent += d.Text
+		case dialogue.Call:
+			calls = append(calls, openai.ToolCall{ID: d.ID, Type: "function", Function: openai.ToolFunction{Name: d.Name}})
+		case dialogue.Arguments:
+			calls[d.Index].Function.Arguments += d.Text
+		}
+	}
+	if content.Len() > 0 || len(calls) == 0 {
+		m.Content = new(content.String())
+	}
+	switch {
+	case f.speech.old && len(calls) > 0:
+		m.FunctionCall = &calls[0].Function
+	default:
+		m.ToolCalls = calls
+	}
 	return openai.ChatResponse{
 		ID: f.id, Object: openai.ObjectChat, Created: f.created, Model: f.model, Usage: u,
-		Choices: []openai.ChatChoice{{Message: openai.AnswerMessage{Role: "assistant", Content: &text}, LogProbs: f.shown, FinishReason: reason}},
+		Choices: []openai.ChatChoice{{Message: m, LogProbs: f.shown, FinishReason: f.reason(reason)}},
 	}
 }
 
@@ -103,17 +184,17 @@ func (f *textFormat) tokens(list []shownToken) {
 	f.shown, f.offset = f.vocab.textLogProbs(list, f.offset)
 }
 
-func (f *textFormat) text(text string) []byte {
+func (f *textFormat) text(text string, send func([]byte) error) error {
 	if f.shown == nil {
-		return f.chunks.Text(text)
+		return send(f.chunks.Text(text))
 	}
 	c := f.response()
 	c.Choices = append(c.Choices, openai.CompletionChoice{Text: text, LogProbs: f.shown})
 	f.shown = nil
-	return marshal(c)
+	return send(marshal(c))
 }
 
-func (f *textFormat) finish(reason string) any { return f.whole("", reason, nil) }
+func (f *textFormat) finish(reason string) []any { return []any{f.whole("", reason, nil)} }
 
 func (f *textFormat) usage(u *openai.Usage) any {
 	c := f.response()

@@ -30,6 +30,7 @@ type server struct {
 	now      func() time.Time
 
 	grammars *constraint.Compiler
+	toolbox  *toolbox
 }
 
 func (s *server) handler() http.Handler {
@@ -104,7 +105,13 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 			return nil, nil, nil, err
 		}
 		out := newRequest()
-		if out.prompt, err = s.model.chatPrompt(r.Context(), req, s.engine.limit, s.now()); err != nil {
+		var t *speech
+		if out.prompt, t, err = s.model.chatPrompt(r.Context(), req, s.engine.limit, s.now()); err != nil {
+			return nil, nil, nil, err
+		}
+		out.pieces = s.model.marked(len(t.tools) > 0)
+		out.thinking = t.thinking()
+		if out.guard, err = s.guard(r.Context(), req, t); err != nil {
 			return nil, nil, nil, err
 		}
 		out.maxTokens, out.noOutput = req.MaxOutput(), req.NoOutput()
@@ -117,7 +124,7 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 				out.logprobs = int(*req.TopLogProbs)
 			}
 		}
-		return out, newChatFormat("chatcmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model), &req.Sampling, nil
+		return out, newChatFormat("chatcmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model, t), &req.Sampling, nil
 	})
 }
 
@@ -150,7 +157,10 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 func (m *model) capabilities() []worker.Capability {
 	list := []worker.Capability{worker.CapabilityCompletions, worker.CapabilityLogprobs}
 	if m.template != nil {
-		list = append(list, worker.CapabilityChat, worker.CapabilityJSONSchema)
+		list = append(list, worker.CapabilityChat, worker.CapabilityJSONSchema, worker.CapabilityTools)
+		if m.template.dialogue.Thinks() {
+			list = append(list, worker.CapabilityReasoning)
+		}
 	}
 	slices.Sort(list)
 	return list
@@ -158,11 +168,12 @@ func (m *model) capabilities() []worker.Capability {
 
 // unsupportedChat refuses what would otherwise be ignored without a word.
 func unsupportedChat(r *openai.ChatRequest) error {
+	shape, err := r.Shape()
 	switch {
-	case len(r.Tools) > 0:
-		return openai.NotSupported("tools", "tools are not supported by this worker yet; leave them out")
-	case len(r.Functions) > 0:
-		return openai.NotSupported("functions", "functions are not supported by this worker; leave them out")
+	case err != nil:
+		return err
+	case len(r.Offered()) > 0 && shape.Kind != "":
+		return openai.NotSupported(shape.Param, "%s together with tools is not supported by this worker; leave one of them out, or set tool_choice to none", shape.Param)
 	}
 	return unsupportedSampling(&r.Sampling)
 }
@@ -217,7 +228,10 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body [
 		writeError(w, err)
 		return
 	}
-	sampling.IgnoreEOS = sampling.IgnoreEOS && req.rule == nil // an answer with a form has an end
+	if req.rule != nil {
+		req.rule.thinking = req.thinking
+	}
+	sampling.IgnoreEOS = sampling.IgnoreEOS && req.rule == nil && req.guard == nil // an answer with a form has an end
 	if req.sampling, err = s.model.choose(sampling); err != nil {
 		writeError(w, err)
 		return
@@ -291,19 +305,21 @@ func (s *server) send(out *openai.EventWriter, f format, req *request, e event, 
 			}
 		}
 	}
-	if shown := req.tokens.take(e, s.model.pieces); len(shown) > 0 {
+	if shown := req.tokens.take(e, req.shownPieces(s.model)); len(shown) > 0 {
 		f.tokens(shown)
 	}
 	if e.text != "" {
-		if err := out.Data(f.text(e.text)); err != nil {
+		if err := f.text(e.text, out.Data); err != nil {
 			return err
 		}
 	}
 	if e.finish == "" {
 		return nil
 	}
-	if err := out.JSON(f.finish(e.finish)); err != nil {
-		return err
+	for _, chunk := range f.finish(e.finish) {
+		if err := out.JSON(chunk); err != nil {
+			return err
+		}
 	}
 	if includeUsage {
 		if err := out.JSON(f.usage(usage(req, e))); err != nil {
@@ -327,7 +343,7 @@ func (s *server) whole(w http.ResponseWriter, r *http.Request, req *request, f f
 		events = req.out.take(events)
 		for _, e := range events {
 			text.WriteString(e.text)
-			shown = append(shown, req.tokens.take(e, s.model.pieces)...)
+			shown = append(shown, req.tokens.take(e, req.shownPieces(s.model))...)
 			if e.err != nil {
 				writeError(w, e.err)
 				return

@@ -7,9 +7,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/constraint"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/dialogue"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/sampler"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -32,6 +34,11 @@ type model struct {
 	defaults sampler.Params
 
 	vocabulary *constraint.Vocabulary // the same tokens, for grammars
+
+	prepareMarks              sync.Once // of what follows: the pieces of chats
+	thoughtPieces, callPieces []string
+	prepareSpoken             sync.Once // of what follows: it takes a while and not all chats need it
+	spokenVocabulary          *dialogue.Vocabulary
 }
 
 // describe reads what is worth knowing of a loaded model.
@@ -103,18 +110,18 @@ func (m *model) samplingDefaults() sampler.Params {
 	return p
 }
 
-// chatPrompt makes the tokens of a conversation. limit is what fits; a prompt that is longer by far
-// is refused before it costs time. now is the time for the template.
-func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit int, now time.Time) ([]token, error) {
+// chatPrompt makes the tokens of a conversation, and what its answer may hold. limit is what fits; a
+// prompt that is longer by far is refused before it costs time. now is the time for the template.
+func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit int, now time.Time) ([]token, *speech, error) {
 	if m.template == nil {
-		return nil, openai.NotSupported("messages", "%s", m.noChat)
+		return nil, nil, openai.NotSupported("messages", "%s", m.noChat)
 	}
 	prompt, err := m.template.render(ctx, req, now)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := m.checkLength(len(prompt.String()), limit); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var tokens []token
 	for _, s := range m.template.segments(prompt) {
@@ -124,7 +131,8 @@ func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit i
 	if m.addBOS && m.bos >= 0 && !slices.Contains(tokens, m.bos) {
 		tokens = append([]token{m.bos}, tokens...)
 	}
-	return tokens, nil
+	t := &speech{format: m.template.dialogue, tools: toolsOf(req.Offered()), opened: m.template.dialogue.OpensThinking(prompt.String()), old: req.OldFunctions()}
+	return tokens, t, nil
 }
 
 // textPrompt makes the tokens of a legacy prompt. It is taken as it is: control tokens in it are

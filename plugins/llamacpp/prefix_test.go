@@ -38,7 +38,7 @@ func (k *talk) say(t *testing.T, question string) (prompt, evaluated, fresh int)
 	t.Helper()
 	k.messages = append(k.messages, openai.Message{Role: "user", Content: openai.TextContent(question)})
 	req := &openai.ChatRequest{Messages: k.messages}
-	tokens, err := k.w.served.model.chatPrompt(t.Context(), req, 1024, time.Time{})
+	tokens, _, err := k.w.served.model.chatPrompt(t.Context(), req, 1024, time.Time{})
 	must.NoError(t, err)
 	messages, err := json.Marshal(k.messages)
 	must.NoError(t, err)
@@ -135,7 +135,7 @@ func TestManyRequestsAsAlone(t *testing.T) {
 		a.messages = append(a.messages, openai.Message{Role: "user", Content: openai.TextContent(questions[rnd.IntN(len(questions))])})
 		a.limit, a.gone = 1+rnd.IntN(20), rnd.IntN(5) == 0
 		var err error
-		a.tokens, err = w.served.model.chatPrompt(t.Context(), &openai.ChatRequest{Messages: a.messages}, 1024, time.Time{})
+		a.tokens, _, err = w.served.model.chatPrompt(t.Context(), &openai.ChatRequest{Messages: a.messages}, 1024, time.Time{})
 		must.NoError(t, err)
 	}
 	work := make(chan *asked)

@@ -4,6 +4,8 @@ import (
 	"sync"
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/constraint"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/dialogue"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/sampler"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -23,10 +25,22 @@ type request struct {
 	rule      *rule // the compiled shape: what the answer must look like; nil: anything
 	stops     []string
 
+	pieces   []string            // the texts of tokens in the answer; nil: the model's
+	thinking constraint.Thinking // where the answer's form does not apply
+	guard    *dialogue.Guard     // keeps the answer within tools and a budget of thinking; nil: nothing does
+
 	work batch.Request // what the scheduler has of it, from submit on
 	out  mailbox
 
 	tokens tokenQueue // the reader's of out
+}
+
+// shownPieces returns the texts of tokens in the answer.
+func (r *request) shownPieces(m *model) []string {
+	if r.pieces != nil {
+		return r.pieces
+	}
+	return m.pieces
 }
 
 func newRequest() *request {

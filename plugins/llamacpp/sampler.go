@@ -121,7 +121,13 @@ type chooser struct {
 	biased   bool
 
 	rule       *rule // nil: none
-	constraint *constraint.Constraint
+	constraint limiter
+}
+
+// limiter restricts what may come next, and follows what comes.
+type limiter interface {
+	sampler.Constraint
+	Accept(token int) error
 }
 
 var _ batch.Chooser = (*chooser)(nil)
@@ -136,6 +142,8 @@ func (e *engine) newChooser(r *request) (*chooser, error) {
 	c := &chooser{sampler: s, work: &e.work, logprobs: r.logprobs, biased: len(r.sampling.Bias) > 0, rule: r.rule}
 	if r.rule != nil {
 		c.constraint = constraint.New(r.rule.grammar, e.model.vocabulary, r.rule.thinking)
+	} else if r.guard != nil {
+		c.constraint, c.rule = r.guard, &rule{param: "tools"}
 	}
 	return c, nil
 }

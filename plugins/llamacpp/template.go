@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/plugins/jinja"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/dialogue"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -17,12 +18,18 @@ type chatTemplate struct {
 	bos, eos string
 	control  controlTokens
 	wants    templateWants
+	dialogue *dialogue.Format // what the model's own text means
 }
 
 // templateWants is what a template takes, found by trying it.
 type templateWants struct {
 	parts        bool // the content of a message as a list of parts, not as text
 	argumentText bool // the arguments of a tool call as text, not as an object
+	tools        bool // a list of tools
+	noCalls      bool // no calls of the assistant
+	noResults    bool // no messages of tools
+	noSystem     bool // no messages of the system
+	shortIDs     bool // ids of calls as nine letters and digits
 }
 
 // chatML is the template of models that have its markers in their vocabulary and bring no template.
@@ -36,8 +43,10 @@ func newChatTemplate(source, bos, eos string, control []string) (*chatTemplate, 
 	if err != nil {
 		return nil, fmt.Errorf("chat template: %w", err)
 	}
-	t := &chatTemplate{compiled: compiled, bos: bos, eos: eos, control: newControlTokens(control)}
+	t := &chatTemplate{compiled: compiled, bos: bos, eos: eos, control: newControlTokens(control), dialogue: &dialogue.Format{TakesTools: true}}
 	t.probe()
+	t.dialogue = dialogue.Recognise(source, t.wants.tools, func(text string) bool { return t.control.texts[text] })
+	t.wants.tools = t.wants.tools && t.dialogue.TakesTools
 	return t, nil
 }
 
@@ -52,21 +61,39 @@ func (t *chatTemplate) probe() {
 	user := openai.Message{Role: "user", Content: openai.TextContent(mark)}
 	if !arrives(user) {
 		t.wants.parts = true
-		t.wants.parts = arrives(user)
+		if t.wants.parts = arrives(user); !t.wants.parts {
+			return // there is nothing to find out from
+		}
 	}
-	call := openai.ToolCall{ID: "call00001", Type: "function", Function: openai.ToolFunction{Name: "f", Arguments: `{"a":"` + mark + `"}`}}
-	history := []openai.Message{{Role: "user", Content: openai.TextContent("x")}, {Role: "assistant", ToolCalls: []openai.ToolCall{call}}}
-	if !arrives(history...) {
+	t.wants.noSystem = !arrives(openai.Message{Role: "system", Content: openai.TextContent(mark)}, openai.Message{Role: "user", Content: openai.TextContent("x")})
+	history := func(id, argument, result string) []openai.Message {
+		call := openai.ToolCall{ID: id, Type: "function", Function: openai.ToolFunction{Name: "f", Arguments: `{"a":"` + argument + `"}`}}
+		list := []openai.Message{{Role: "user", Content: openai.TextContent("x")}, {Role: "assistant", ToolCalls: []openai.ToolCall{call}}}
+		if result != "" {
+			list = append(list, openai.Message{Role: "tool", ToolCallID: id, Content: openai.TextContent(result)})
+		}
+		return list
+	}
+	const short = "call00001"
+	if !arrives(history(short, mark, "")...) {
 		t.wants.argumentText = true
-		t.wants.argumentText = arrives(history...)
+		t.wants.argumentText = arrives(history(short, mark, "")...)
+		t.wants.noCalls = !t.wants.argumentText
 	}
+	t.wants.noResults = t.wants.noCalls || !arrives(history(short, "x", mark)...)
+	t.wants.shortIDs = !t.wants.noResults && !arrives(history("call_0123456789abcdef", "x", mark)...)
+	offer := &openai.ChatRequest{Messages: []openai.Message{{Role: "user", Content: openai.TextContent("x")}}, Tools: []openai.Tool{{Function: openai.Function{Name: mark}}}}
+	t.wants.tools = true
+	text, err := t.render(context.Background(), offer, time.Time{})
+	t.wants.tools = err == nil && strings.Contains(text.String(), mark)
 }
 
 // render makes the prompt of a conversation. now is what the template takes for the time. An error
 // is the client's, an *openai.Error: the template refuses what it was given; or the context's.
 func (t *chatTemplate) render(ctx context.Context, req *openai.ChatRequest, now time.Time) (jinja.Text, error) {
-	messages := make([]any, len(req.Messages))
-	for i, m := range req.Messages {
+	list := t.conversation(req)
+	messages := make([]any, len(list))
+	for i, m := range list {
 		text, other := m.Content.PlainText()
 		if other != "" {
 			return jinja.Text{}, openai.NotSupported("messages", "messages[%d] has a part of type %q; this model takes text only", i, other)
@@ -78,12 +105,13 @@ func (t *chatTemplate) render(ctx context.Context, req *openai.ChatRequest, now 
 		"add_generation_prompt": true,
 		"bos_token":             t.bos,
 		"eos_token":             t.eos,
-		"tools":                 nil,
+		"tools":                 t.tools(req.Offered()),
 		"documents":             nil,
 	}
 	if err := addKwargs(data, req.ChatTemplateKwargs); err != nil {
 		return jinja.Text{}, err
 	}
+	addEffort(data, req.ReasoningEffort)
 	prompt, err := t.compiled.Render(ctx, data, jinja.Limits{Now: now})
 	switch {
 	case err == nil:
@@ -97,10 +125,6 @@ func (t *chatTemplate) render(ctx context.Context, req *openai.ChatRequest, now 
 // message returns a message as a template takes it. Its role is one of a fixed list and so not the
 // client's text.
 func (t *chatTemplate) message(m openai.Message, text string) []jinja.Entry {
-	role := m.Role
-	if role == "developer" { // the newer name of the same thing
-		role = "system"
-	}
 	var content any = clientText(text)
 	switch {
 	case text == "" && len(m.ToolCalls) > 0:
@@ -108,12 +132,15 @@ func (t *chatTemplate) message(m openai.Message, text string) []jinja.Entry {
 	case t.wants.parts:
 		content = []any{[]jinja.Entry{{Key: "type", Value: "text"}, {Key: "text", Value: content}}}
 	}
-	out := []jinja.Entry{{Key: "role", Value: role}, {Key: "content", Value: content}}
+	out := []jinja.Entry{{Key: "role", Value: m.Role}, {Key: "content", Value: content}}
 	if m.Name != "" {
 		out = append(out, jinja.Entry{Key: "name", Value: clientText(m.Name)})
 	}
 	if m.ToolCallID != "" {
-		out = append(out, jinja.Entry{Key: "tool_call_id", Value: clientText(m.ToolCallID)})
+		out = append(out, jinja.Entry{Key: "tool_call_id", Value: clientText(t.callID(m.ToolCallID))})
+	}
+	if m.ReasoningContent != "" {
+		out = append(out, jinja.Entry{Key: "reasoning_content", Value: clientText(m.ReasoningContent)}, jinja.Entry{Key: "thinking", Value: clientText(m.ReasoningContent)})
 	}
 	if len(m.ToolCalls) > 0 {
 		out = append(out, jinja.Entry{Key: "tool_calls", Value: t.toolCalls(m.ToolCalls)})
@@ -151,7 +178,7 @@ func (t *chatTemplate) toolCalls(calls []openai.ToolCall) []any {
 			arguments = v
 		}
 		list[i] = []jinja.Entry{
-			{Key: "id", Value: clientText(c.ID)},
+			{Key: "id", Value: clientText(t.callID(c.ID))},
 			{Key: "type", Value: "function"},
 			{Key: "function", Value: []jinja.Entry{
 				{Key: "name", Value: clientText(c.Function.Name)},

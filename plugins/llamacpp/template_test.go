@@ -89,14 +89,19 @@ func TestTemplateWants(t *testing.T) {
 		template string
 		want     templateWants
 	}{
-		"text":           {chatML, templateWants{}},
-		"parts":          {"{% for p in messages[0].content %}{{ p.text }}{% endfor %}", templateWants{parts: true}},
-		"first part":     {"{{ messages[0].content[0]['text'] }}", templateWants{parts: true}},
-		"selected parts": {"{{ messages[0].content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join }}", templateWants{parts: true}},
-		"both":           {"{% set c = messages[0].content %}{% if c is string %}{{ c }}{% else %}{{ c[0].text }}{% endif %}", templateWants{}},
+		"text":           {chatML, templateWants{noCalls: true, noResults: true}},
+		"parts":          {"{% for p in messages[0].content %}{{ p.text }}{% endfor %}", templateWants{parts: true, noCalls: true, noResults: true}},
+		"first part":     {"{{ messages[0].content[0]['text'] }}", templateWants{parts: true, noCalls: true, noResults: true}},
+		"selected parts": {"{{ messages[0].content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join }}", templateWants{parts: true, noCalls: true, noResults: true}},
+		"both":           {"{% set c = messages[0].content %}{% if c is string %}{{ c }}{% else %}{{ c[0].text }}{% endif %}", templateWants{noCalls: true, noResults: true}},
 		"neither":        {"{{ 'x' }}", templateWants{}},
 		"argument text":  {"{% for m in messages %}{{ m.content or m.tool_calls[0].function.arguments + '' }}{% endfor %}", templateWants{argumentText: true}},
 		"objects":        {"{% for m in messages %}{{ m.content or m.tool_calls[0].function.arguments.items() | list }}{% endfor %}", templateWants{}},
+		"no system":      {"{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}", templateWants{noCalls: true, noResults: true, noSystem: true}},
+		"no tools":       {"{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}", templateWants{noCalls: true, noResults: true}},
+		"tools":          {"{{ tools }}<tool_call>{% for m in messages %}{{ m.content or m.tool_calls }}{% endfor %}", templateWants{tools: true}},
+		"unknown tools":  {"{{ tools }}{% for m in messages %}{{ m.content or m.tool_calls }}{% endfor %}", templateWants{}},
+		"short ids":      {"{% for m in messages %}{% if m.tool_call_id is defined and m.tool_call_id | length != 9 %}{{ raise_exception('9') }}{% endif %}{{ m.content or m.tool_calls }}{% endfor %}", templateWants{shortIDs: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

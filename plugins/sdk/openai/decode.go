@@ -243,6 +243,9 @@ func (r *ChatRequest) Validate() error {
 	if r.ReasoningEffort != "" && !slices.Contains(Efforts, r.ReasoningEffort) {
 		return Invalid("reasoning_effort", "reasoning_effort %q is unknown; it is one of %s", r.ReasoningEffort, strings.Join(Efforts, ", "))
 	}
+	if err := intRange("thinking_budget", r.ThinkingBudget, -1, math.MaxInt64); err != nil {
+		return err
+	}
 	if err := intRange("max_completion_tokens", r.MaxCompletionTokens, -1, math.MaxInt64); err != nil {
 		return err
 	}

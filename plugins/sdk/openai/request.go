@@ -22,6 +22,7 @@ type ChatRequest struct {
 	Functions           []Function      `json:"functions,omitempty"`            // the old form of Tools
 	FunctionCall        ToolChoice      `json:"function_call,omitzero"`         // the old form of ToolChoice
 	ReasoningEffort     string          `json:"reasoning_effort,omitempty"`     // one of Efforts
+	ThinkingBudget      *Int            `json:"thinking_budget,omitempty"`      // tokens of thinking, -1: any number; not OpenAI's
 	ChatTemplateKwargs  json.RawMessage `json:"chat_template_kwargs,omitempty"` // an object, passed to the template as variables
 	Metadata            json.RawMessage `json:"metadata,omitempty"`
 	Store               *bool           `json:"store,omitempty"`

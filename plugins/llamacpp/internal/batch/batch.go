@@ -99,6 +99,7 @@ type Request struct {
 	MaxTokens int     // 0: as many as fit
 	Stops     []string
 	Chooser   Chooser
+	Pieces    []string // the text of each token, where it is not that of the Vocab
 	// Emit is called for each event, the last one included, by the goroutine of Run. It must not
 	// block. A cancelled request gets none.
 	Emit func(Event)

@@ -390,7 +390,11 @@ func (s *Scheduler) deal(x *slot, c Choice) {
 		return
 	}
 	var stopped bool
-	e.Text, stopped = x.split.push(s.conf.Vocab.Pieces[c.Token])
+	pieces := s.conf.Vocab.Pieces
+	if x.req.Pieces != nil {
+		pieces = x.req.Pieces
+	}
+	e.Text, stopped = x.split.push(pieces[c.Token])
 	switch {
 	case stopped:
 		e.Finish = FinishStop

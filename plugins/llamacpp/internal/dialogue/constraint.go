@@ -1,6 +1,7 @@
 package dialogue
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,13 @@ import (
 	"strings"
 
 	"github.com/rbee-project/rbee/plugins/grammar"
+)
+
+// MaxMemory bounds what a constraint takes, roughly, in bytes; a grammar of each tool may need
+// minMemory of it.
+const (
+	MaxMemory = 32 << 20
+	minMemory = 1 << 20
 )
 
 // Choice says how tools are to be called.
@@ -42,9 +50,13 @@ func (e *ToolError) Unwrap() error { return e.Err }
 
 // Constrain returns what calls of tools must look like. The arguments satisfy a tool's schema. What
 // of a schema cannot be guaranteed is a *ToolError for a strict tool, and is given up for others.
-func (f *Format) Constrain(tools []Tool, choice Choice) (*Constraint, error) {
+// Between tools it looks at ctx.
+func (f *Format) Constrain(ctx context.Context, tools []Tool, choice Choice) (*Constraint, error) {
 	b := &callWriter{f: f}
 	for i := range tools {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		schema, err := b.schema(&tools[i])
 		if err != nil {
 			return nil, &ToolError{i, err}
@@ -62,11 +74,15 @@ func (f *Format) Constrain(tools []Tool, choice Choice) (*Constraint, error) {
 			part = grammar.Sequence(grammar.Literal(w.open), part)
 		}
 		var err error
-		c.whole, err = grammar.CompileParts(grammar.Sequence(f.thinkingFirst(choice.Thinking), part), grammar.Options{})
+		c.whole, err = grammar.CompileParts(grammar.Sequence(f.thinkingFirst(choice.Thinking), part), grammar.Options{MaxMemory: MaxMemory})
 		return c, err
 	}
-	for _, t := range b.triggers(w, choice.Parallel) {
-		g, err := grammar.CompileParts(t.part, grammar.Options{})
+	parts := b.triggers(w, choice.Parallel)
+	for _, t := range parts {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		g, err := grammar.CompileParts(t.part, grammar.Options{MaxMemory: max(MaxMemory/len(parts), minMemory)})
 		if err != nil {
 			return nil, err
 		}

@@ -283,22 +283,38 @@ func (f *Format) EndOfThinking() string {
 	return f.thinks[0].close
 }
 
-// Markers returns every text that a parser of the format looks for: an engine must pass on tokens
-// of them, which it would otherwise leave out.
-func (f *Format) Markers() []string {
+// Markers returns the texts that a parser of the format looks for: an engine must pass on tokens
+// of them, which it would otherwise leave out. Those of calls are among them if calls is set.
+func (f *Format) Markers(calls bool) []string {
 	var out []string
 	for _, t := range f.thinks {
 		out = append(out, t.open, t.close)
 	}
-	for _, list := range [][]string{f.sections, f.opens, f.closers, f.drop, f.nameEnds, f.keyEnds, f.fences} {
+	out = append(out, f.drop...)
+	if f.syntax == harmony {
+		return append(append(out, harmonyStarts...), harmonyEnds...)
+	}
+	if !calls {
+		return out
+	}
+	for _, list := range [][]string{f.sections, f.opens, f.closers, f.nameEnds, f.keyEnds, f.fences} {
 		out = append(out, list...)
 	}
 	out = append(out, f.paramOpen, f.valueOpen, f.paramClose, f.callClose, f.afterName)
-	switch f.syntax {
-	case harmony:
-		out = append(append(out, harmonyStarts...), harmonyEnds...)
-	case gemmaCalls:
+	if f.syntax == gemmaCalls {
 		out = append(out, "<escape>", `<|"|>`)
 	}
 	return out
+}
+
+// Thinking returns the markers around the thinking of an answer, or empty ones, and whether the
+// answer begins within it; the prompt has opened it if opened is set.
+func (f *Format) Thinking(opened bool) (open, end string, begins bool) {
+	switch {
+	case f.syntax == harmony: // all that comes before the final message
+		return "", "<|channel|>final<|message|>", true
+	case len(f.thinks) == 0:
+		return "", "", false
+	}
+	return f.thinks[0].open, f.thinks[0].close, opened
 }

@@ -58,7 +58,7 @@ func TestRecognise(t *testing.T) {
 				must.True(t, f.OpensThinking(c.opens))
 				must.NotEq(t, "", f.EndOfThinking())
 			}
-			must.SliceContains(t, f.Markers(), map[bool]string{true: "<tool_call>", false: f.Markers()[0]}[c.want == "generic"])
+			must.SliceContains(t, f.Markers(true), map[bool]string{true: "<tool_call>", false: f.Markers(true)[0]}[c.want == "generic"])
 		})
 	}
 }

@@ -216,7 +216,10 @@ func (p *Parser) say(kind Kind, s string) {
 		}
 		p.trimmed = false
 	}
-	end := len(strings.TrimRight(s, spaces))
+	end := len(s)
+	if p.opts.Calls || kind == Reasoning { // what follows decides about the space at its end
+		end = len(strings.TrimRight(s, spaces))
+	}
 	if end > 0 {
 		if p.join {
 			p.emit(Delta{Kind: kind, Text: "\n"})

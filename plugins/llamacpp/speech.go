@@ -1,0 +1,179 @@
+package llamacpp
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/constraint"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/dialogue"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// speech is what a chat's answer may hold beside text.
+type speech struct {
+	format *dialogue.Format
+	tools  []dialogue.Tool // that may be called
+	opened bool            // the prompt ends within thinking
+	old    bool            // the client expects a function_call
+}
+
+// parser returns a parser of the answer.
+func (t *speech) parser() *dialogue.Parser {
+	return t.format.NewParser(dialogue.Options{Tools: t.tools, Calls: len(t.tools) > 0, Thinking: t.opened})
+}
+
+// thinking says where the thinking of the answer is, to which its form does not apply.
+func (t *speech) thinking() constraint.Thinking {
+	open, end, opened := t.format.Thinking(t.opened)
+	return constraint.Thinking{Open: open, Close: end, Opened: opened}
+}
+
+// maxConstraints bounds the compiled tools that are kept: agents send the same ones again and again.
+const maxConstraints = 8
+
+// toolbox compiles tools into constraints and keeps the last ones. It is safe for concurrent use.
+type toolbox struct {
+	places chan struct{} // one for each compilation that may run
+
+	mu    sync.Mutex // guards below
+	kept  map[[32]byte]*dialogue.Constraint
+	order [][32]byte
+}
+
+func newToolbox() *toolbox {
+	return &toolbox{places: make(chan struct{}, 1), kept: map[[32]byte]*dialogue.Constraint{}}
+}
+
+// constrain returns what calls must look like. It runs in the request's own goroutine, so that it
+// holds up nobody's tokens. Its error is the context's or a *dialogue.ToolError.
+func (b *toolbox) constrain(ctx context.Context, f *dialogue.Format, tools []dialogue.Tool, choice dialogue.Choice) (*dialogue.Constraint, error) {
+	text, err := json.Marshal(struct {
+		Tools  []dialogue.Tool
+		Choice dialogue.Choice
+	}{tools, choice})
+	if err != nil {
+		return nil, err
+	}
+	key := sha256.Sum256(text)
+	b.mu.Lock()
+	c := b.kept[key]
+	b.mu.Unlock()
+	if c != nil {
+		return c, nil
+	}
+	select {
+	case b.places <- struct{}{}:
+		defer func() { <-b.places }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	c, err = f.Constrain(ctx, tools, choice)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.kept[key] == nil {
+		if len(b.order) == maxConstraints {
+			delete(b.kept, b.order[0])
+			b.order = b.order[1:]
+		}
+		b.kept[key] = c
+		b.order = append(b.order, key)
+	}
+	return c, nil
+}
+
+// guard returns what keeps the answer to a chat within its tools and its budget of thinking; nil:
+// nothing does.
+func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech) (*dialogue.Guard, error) {
+	budget := -1
+	if req.ThinkingBudget != nil && *req.ThinkingBudget >= 0 {
+		budget = int(min(*req.ThinkingBudget, maxTokenBudget))
+	}
+	if len(t.tools) == 0 && budget < 0 {
+		return nil, nil //nolint:nilnil // no guard is none
+	}
+	var c *dialogue.Constraint
+	if len(t.tools) > 0 {
+		choice := dialogue.Choice{Required: req.Choice().Mode == openai.ToolsRequired, Parallel: req.Parallel(), Thinking: t.opened}
+		var err error
+		if c, err = s.toolbox.constrain(ctx, t.format, t.tools, choice); err != nil {
+			return nil, toolsRefused(err, t)
+		}
+	}
+	return t.format.NewGuard(s.model.spoken(), c, t.opened, budget), nil
+}
+
+// maxTokenBudget is more than any context holds.
+const maxTokenBudget = 1 << 30
+
+// toolsRefused returns what a client is told of tools whose calls cannot be constrained.
+func toolsRefused(err error, t *speech) error {
+	if e, ok := errors.AsType[*dialogue.ToolError](err); ok {
+		pointer, keyword, reason, _ := dialogue.Explain(err)
+		where := " at #" + pointer
+		if keyword != "" {
+			where += ", " + keyword
+		}
+		if r := []rune(reason); len(r) > maxReason {
+			reason = string(r[:maxReason]) + "…"
+		}
+		return openai.NewError(http.StatusBadRequest, openai.TypeInvalidRequest, "tools", "invalid_schema",
+			"the parameters of the strict function %q cannot be guaranteed%s: %s; change them or leave strict out", t.tools[e.Index].Name, where, reason)
+	}
+	if ctxErr := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded); ctxErr {
+		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "tools", "", "the tools were not compiled: %v", err)
+	}
+	return openai.NewError(http.StatusBadRequest, openai.TypeInvalidRequest, "tools", "invalid_schema", "the tools cannot be compiled: %v; send fewer or simpler ones", err)
+}
+
+// spoken returns the vocabulary with the text of markers.
+func (m *model) spoken() *dialogue.Vocabulary {
+	m.prepareSpoken.Do(func() { m.spokenVocabulary = dialogue.NewVocabulary(m.marked(true), m.ends) })
+	return m.spokenVocabulary
+}
+
+// marked returns the texts of the tokens of a chat: control tokens that are markers of the model's
+// format have one. Those of calls are shown only where calls are looked for.
+func (m *model) marked(calls bool) []string {
+	if m.template == nil {
+		return m.pieces
+	}
+	m.prepareMarks.Do(func() {
+		m.thoughtPieces = m.withMarks(m.template.dialogue.Markers(false))
+		m.callPieces = m.withMarks(m.template.dialogue.Markers(true))
+	})
+	if calls {
+		return m.callPieces
+	}
+	return m.thoughtPieces
+}
+
+func (m *model) withMarks(markers []string) []string {
+	var out []string
+	for i, p := range m.pieces {
+		if p != "" {
+			continue
+		}
+		text := m.tokenText(token(i))
+		for _, mark := range markers {
+			if text != "" && strings.Contains(mark, text) { // a marker may be a token and more
+				if out == nil {
+					out = append([]string{}, m.pieces...)
+				}
+				out[i] = text
+				break
+			}
+		}
+	}
+	if out == nil {
+		return m.pieces
+	}
+	return out
+}
