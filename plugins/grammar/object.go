@@ -194,6 +194,25 @@ func (c *compiler) undeclaredNames(o *objNode, lang rx) error {
 	return nil
 }
 
+// implied returns the properties that are there whenever those given are.
+func (o *objNode) implied(given []bool) []bool {
+	if len(o.deps) == 0 {
+		return given
+	}
+	out := slices.Clone(given)
+	for changed := true; changed; {
+		changed = false
+		for i, list := range o.deps {
+			for _, d := range list {
+				if out[i] && !out[d] {
+					out[d], changed = true, true
+				}
+			}
+		}
+	}
+	return out
+}
+
 func (c *compiler) objectSat(o *objNode) (bool, error) {
 	if o.building {
 		return true, nil
@@ -202,8 +221,9 @@ func (c *compiler) objectSat(o *objNode) (bool, error) {
 		return false, err
 	}
 	need, have := 0, 0
+	required := o.implied(o.required)
 	for i, n := range o.nodes {
-		if !o.required[i] {
+		if !required[i] {
 			have++
 			continue
 		}
@@ -226,7 +246,7 @@ func (c *compiler) objectSat(o *objNode) (bool, error) {
 	if need < o.min && o.free == rxNone {
 		have = 0
 		for i, n := range o.nodes {
-			if o.required[i] {
+			if required[i] {
 				continue
 			}
 			ok, err := c.satisfiable(n)
@@ -371,8 +391,13 @@ func (g *Grammar) object(f *frame) *objFrame {
 
 // depsAhead reports whether what property i requires is there already or can still come.
 func (g *Grammar) depsAhead(o *objNode, seen string, i int) bool {
-	for _, d := range o.deps[i] {
-		if !bit(seen, d) && (d < i && g.opts.Order == SchemaOrder || !g.sat(o.nodes[d])) {
+	if len(o.deps[i]) == 0 {
+		return true
+	}
+	given := make([]bool, len(o.names))
+	given[i] = true
+	for d, implied := range o.implied(given) {
+		if implied && d != i && !bit(seen, d) && (d < i && g.opts.Order == SchemaOrder || !g.sat(o.nodes[d])) {
 			return false
 		}
 	}

@@ -211,6 +211,7 @@ func TestCompileRefused(t *testing.T) {
 		{"more unique items than numbers", `{"type":"array","items":{"type":"integer","minimum":1,"maximum":3},"uniqueItems":true,"minItems":4}`, "", ""},
 		{"contains what items are not", `{"type":"array","items":{"type":"boolean"},"contains":{"type":"string"}}`, "", ""},
 		{"property that no name allows", `{"type":"object","additionalProperties":false,"not":{"propertyNames":{"maxLength":2}}}`, "", ""},
+		{"required of required that cannot be", `{"const":{"b":true},"dependentRequired":{"b":["a"]}}`, "", ""},
 		{"huge minimum length", `{"minLength":100000000}`, "", "minLength"},
 		{"huge minimum of items", `{"minItems":100000000}`, "", "minItems"},
 		{"many digits", `{"multipleOf":0.00000000000001234567}`, "", "multipleOf"},
