@@ -3,6 +3,7 @@
 package simhive
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"testing"
@@ -47,6 +48,7 @@ func New(id string, workers int) *Hive {
 func (h *Hive) Report() *liveness.Report {
 	at := h.Now()
 	r := &liveness.Report{At: at, Hive: h.Hive, Workers: slices.Clone(h.Workers)}
+	slices.SortFunc(r.Workers, func(a, b core.Worker) int { return cmp.Compare(a.ID, b.ID) }) // as ReportOf does
 	r.Hive.Devices = slices.Clone(h.Hive.Devices)
 	for i := range r.Workers {
 		r.Workers[i].Load.At = at
