@@ -48,6 +48,13 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 	if err := inference.CheckBody(body); err != nil { // so that no key can be read in two ways
 		return err
 	}
+	values, err := openai.CheckValues(body)
+	if err != nil {
+		return err
+	}
+	if err := w.body.grow(r.Context(), int64(values)*openai.ValueBytes); err != nil {
+		return err
+	}
 	about := dialect.About{ID: rand.Text(), Request: w.id, Key: w.key, Now: time.Now}
 	request, encoder, err := d.Decode(body, about)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/anthropics/anthropic-sdk-go"
 	anthropicoption "github.com/anthropics/anthropic-sdk-go/option"
@@ -191,6 +192,26 @@ func lines(t *testing.T, body string) []map[string]any {
 		out = append(out, v)
 	}
 	return out
+}
+
+func TestTranslateManyValues(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.serve("w1", func(http.ResponseWriter, *http.Request) { t.Error("the worker was asked") })
+	list := "[" + strings.Repeat("{},", 1<<17) + "{}]"
+	for path, body := range map[string]string{
+		"/v1/responses": `{"model":"tiny","input":` + list + `}`,
+		"/v1/messages":  `{"model":"tiny","max_tokens":1,"messages":` + list + `}`,
+		"/api/chat":     `{"model":"tiny","messages":` + list + `}`,
+	} {
+		resp, _, err := r.post(path, body)
+		must.NoError(t, err)
+		must.Eq(t, http.StatusRequestEntityTooLarge, resp.StatusCode, must.Sprint(path))
+	}
+	few := newRig(t, func(o *rigOptions) { o.BodyMemory, o.BodyWait = 1<<20, time.Millisecond })
+	resp, _, err := few.post("/v1/responses", `{"model":"tiny","input":[`+strings.Repeat("{},", 2100)+`{}]}`)
+	must.NoError(t, err)
+	must.Eq(t, http.StatusServiceUnavailable, resp.StatusCode)
 }
 
 func TestOllamaChat(t *testing.T) {

@@ -233,6 +233,20 @@ func TestHistories(t *testing.T) {
 	}
 }
 
+// Blocks in the result of a tool have no blocks of their own: a reader that looked for them would
+// read the innermost once for each level.
+func TestMessagesResultBlocks(t *testing.T) {
+	t.Parallel()
+	ask := func(content string) error {
+		_, _, err := anthropic.Messages.Decode([]byte(`{"model":"m","max_tokens":9,"messages":[{"role":"user","content":[{"type":"tool_result","tool_use_id":"a","content":`+content+`}]}]}`), about())
+		return err
+	}
+	must.NoError(t, ask(`[{"type":"text","text":"x","content":5}]`))
+	must.NoError(t, ask(`"x"`))
+	must.NoError(t, ask(`null`))
+	must.Eq(t, "messages[0].content[0].content", *refusal(ask(`5`)).Param)
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, c := range dialects() {
 		f.Add([]byte(c.body))

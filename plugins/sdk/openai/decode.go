@@ -13,14 +13,15 @@ import (
 
 // Bounds of a request, beside the size that the caller sets.
 const (
-	MaxDepth     = 128  // nesting of arrays and objects
-	MaxMessages  = 8192 // of one conversation
-	MaxStops     = 16   // stop strings
-	MaxStopBytes = 512  // of one stop string
-	MaxLogitBias = 4096 // entries
-	MaxBiasBytes = 256  // of one text of logit_bias
-	MaxBreakers  = 64   // dry_sequence_breakers
-	MaxSamplers  = 32   // entries of samplers
+	MaxDepth     = 128     // nesting of arrays and objects
+	MaxValues    = 1 << 17 // CheckValues' bound
+	MaxMessages  = 8192    // of one conversation
+	MaxStops     = 16      // stop strings
+	MaxStopBytes = 512     // of one stop string
+	MaxLogitBias = 4096    // entries
+	MaxBiasBytes = 256     // of one text of logit_bias
+	MaxBreakers  = 64      // dry_sequence_breakers
+	MaxSamplers  = 32      // entries of samplers
 )
 
 // Head is what a router needs to know of a request before it passes the body on untouched.
@@ -117,6 +118,9 @@ func decode(body []byte, into any) error {
 	if err := checkDepth(body); err != nil {
 		return err
 	}
+	if _, err := CheckValues(body, "prompt", "input", "logit_bias"); err != nil { // these are lists of tokens
+		return err
+	}
 	i := 0
 	for i < len(body) && (body[i] == ' ' || body[i] == '\t' || body[i] == '\n' || body[i] == '\r') {
 		i++
@@ -171,6 +175,52 @@ func checkDepth(body []byte) error {
 		}
 	}
 	return nil
+}
+
+// ValueBytes is about what one value of a request takes at most when it is decoded: an empty object
+// of two bytes becomes a whole message.
+const ValueBytes = 512
+
+// CheckValues counts the values of a body, and refuses more than MaxValues of them, before they take
+// memory. The members of the outermost object that are named in free do not count.
+func CheckValues(body []byte, free ...string) (int, error) {
+	n, depth, start, counts := 1, 0, 0, true
+	var key []byte // the last string of the outermost object
+	for i := 0; i < len(body); i++ {
+		switch body[i] {
+		case '"':
+			for start, i = i+1, i+1; i < len(body) && body[i] != '"'; i++ {
+				if body[i] == '\\' {
+					i++
+				}
+			}
+			if depth == 1 && i < len(body) {
+				key = body[start:i]
+			}
+			continue
+		case ':':
+			if depth == 1 {
+				counts = !slices.Contains(free, string(key))
+			}
+			continue
+		case '[', '{':
+			depth++
+		case ']', '}':
+			depth--
+			continue
+		case ',':
+			counts = counts || depth == 1
+		default:
+			continue
+		}
+		if counts {
+			n++
+		}
+	}
+	if n > MaxValues {
+		return n, NewError(http.StatusRequestEntityTooLarge, TypeInvalidRequest, "", CodeTooLarge, "the request has %d values, and at most %d are read; send fewer messages", n, MaxValues)
+	}
+	return n, nil
 }
 
 func wants(t reflect.Type) string {

@@ -201,6 +201,28 @@ func TestShape(t *testing.T) {
 	}
 }
 
+func TestDecodeManyValues(t *testing.T) {
+	t.Parallel()
+	many := strings.Repeat("1,", MaxValues)
+	for name, body := range map[string]string{
+		"numbers":      `{"model":"m","messages":[` + many + `1]}`,
+		"objects":      `{"model":"m","prompt":"p","messages":[` + strings.Repeat("{},", MaxValues) + `{}]}`,
+		"after prompt": `{"prompt":[1,2],"model":"m","messages":[` + many + `1]}`,
+		"beside it":    `{"model":"m","messages":[{"prompt":[` + many + `1]}]}`,
+	} {
+		_, err := DecodeChat([]byte(body))
+		e, ok := errors.AsType[*Error](err)
+		must.True(t, ok, must.Sprint(name))
+		must.Eq(t, http.StatusRequestEntityTooLarge, e.Status, must.Sprint(name))
+	}
+	got, err := DecodeCompletion([]byte(`{"model":"m","prompt":[` + many + `1],"suffix":"},{,[,\",,"}`))
+	must.NoError(t, err)
+	must.Len(t, MaxValues+1, got.Prompt.Tokens[0])
+	n, err := CheckValues([]byte(`{"a":[1,{"b":",[\\\"{"}],"input":[1,2,3],"c":null}`), "input")
+	must.NoError(t, err)
+	must.Eq(t, 7, n) // the whole and its first member, the list and its two, two members more
+}
+
 func TestDecodeLogitBias(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]LogitBias{

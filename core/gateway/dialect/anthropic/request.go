@@ -143,7 +143,7 @@ type block struct {
 	Input     json.RawMessage `json:"input"`
 	ToolUseID string          `json:"tool_use_id"`
 	IsError   bool            `json:"is_error"`
-	Content   content         `json:"content"` // of a tool's result
+	Content   json.RawMessage `json:"content"` // of a tool's result; raw, as each level of decoders would read all below it
 	Source    *source         `json:"source"`
 }
 
@@ -344,7 +344,13 @@ func (b *block) result(at string) (string, error) {
 	if b.ToolUseID == "" {
 		return "", dialect.Invalid(at+".tool_use_id", "%s has no tool_use_id", at)
 	}
-	text, err := b.Content.text(at + ".content")
+	var in content
+	if len(b.Content) > 0 {
+		if err := json.Unmarshal(b.Content, &in); err != nil {
+			return "", dialect.Invalid(at+".content", "%s.content must be a string or a list of blocks", at)
+		}
+	}
+	text, err := in.text(at + ".content")
 	if b.IsError {
 		text = "Error: " + text
 	}
