@@ -73,6 +73,7 @@ func BenchmarkToken(b *testing.B) {
 	srv := &server{model: new(model)}
 	out := openai.NewEventWriter(discard{http.Header{}})
 	f := newChatFormat("chatcmpl-0123456789abcdef", 1, "rbee-tiny", nil, &speech{format: dialogue.Recognise(chatML, false, nil)})
+	x := &answer{request: req, format: f}
 	var events []event
 	b.ReportAllocs()
 	for b.Loop() {
@@ -80,7 +81,7 @@ func BenchmarkToken(b *testing.B) {
 		<-req.out.ready
 		events = req.out.take(events)
 		for _, e := range events {
-			if err := srv.send(out, f, req, e, false); err != nil {
+			if err := srv.send(out, x, e); err != nil {
 				b.Fatal(err)
 			}
 		}

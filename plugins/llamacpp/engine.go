@@ -21,18 +21,23 @@ type engine struct {
 	work  sampler.Work // of the choosers, which the scheduler calls one after the other
 }
 
-// submit queues a request. Its events come to r.out until the last one.
-func (e *engine) submit(r *request) *openai.Error {
-	c, err := e.newChooser(r)
-	if err != nil {
-		return apiError(err)
+// submit queues requests, all of them or none. The events of each come to its out until the last
+// one.
+func (e *engine) submit(list ...*request) *openai.Error {
+	work := make([]*batch.Request, len(list))
+	for i, r := range list {
+		c, err := e.newChooser(r)
+		if err != nil {
+			return apiError(err)
+		}
+		r.work = &batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Emit: r.emit, Chooser: c, Pieces: r.pieces}
+		work[i] = r.work
 	}
-	r.work = batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Emit: r.emit, Chooser: c, Pieces: r.pieces}
-	return apiError(e.Submit(&r.work))
+	return apiError(e.Submit(work...))
 }
 
-// cancel ends a request whose client is gone. No event follows.
-func (e *engine) cancel(r *request) { e.Cancel(&r.work) }
+// cancel ends a submitted request whose answer nobody wants any more. No event follows.
+func (e *engine) cancel(r *request) { e.Cancel(r.work) }
 
 // load returns the number of requests in slots and in the queue, and why the engine failed.
 func (e *engine) load() (active, queued int, failure string) {

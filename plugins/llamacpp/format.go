@@ -9,8 +9,10 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// format puts an answer into the shape of one of the two APIs.
+// format puts an answer into the shape of one of the two APIs. It is the answer with the index 0,
+// unless choice says otherwise.
 type format interface {
+	choice(index int) format                               // of another answer, of which nothing was said yet
 	first() any                                            // the chunk before the first text; nil: none
 	tokens(list []shownToken)                              // says which tokens the next text, or the whole one, shows
 	text(text string, send func(chunk []byte) error) error // sends the chunks of a text, valid during the call
@@ -23,6 +25,7 @@ type chatFormat struct {
 	id      string
 	created int64
 	model   string
+	index   int
 	chunks  *openai.Chunks
 	vocab   *model
 	shown   *openai.LogProbs // of the next text
@@ -35,13 +38,19 @@ func newChatFormat(id string, created int64, model string, vocab *model, t *spee
 	return &chatFormat{id: id, created: created, model: model, vocab: vocab, chunks: openai.NewChatChunks(id, created, model), speech: t, parser: t.parser()}
 }
 
+func (f *chatFormat) choice(index int) format {
+	out := newChatFormat(f.id, f.created, f.model, f.vocab, f.speech)
+	out.index, out.chunks = index, f.chunks.Choice(index)
+	return out
+}
+
 func (f *chatFormat) chunk() openai.ChatChunk {
 	return openai.ChatChunk{ID: f.id, Object: openai.ObjectChatChunk, Created: f.created, Model: f.model, Choices: []openai.ChunkChoice{}}
 }
 
 func (f *chatFormat) first() any {
 	c := f.chunk()
-	c.Choices = append(c.Choices, openai.ChunkChoice{Delta: openai.Delta{Role: "assistant", Content: new("")}})
+	c.Choices = append(c.Choices, openai.ChunkChoice{Index: f.index, Delta: openai.Delta{Role: "assistant", Content: new("")}})
 	return c
 }
 
@@ -67,7 +76,7 @@ func (f *chatFormat) delta(d dialogue.Delta) []byte {
 	if d.Kind == dialogue.Content && f.shown == nil {
 		return f.chunks.Text(d.Text)
 	}
-	choice := openai.ChunkChoice{Delta: f.deltaOf(d)}
+	choice := openai.ChunkChoice{Index: f.index, Delta: f.deltaOf(d)}
 	if d.Kind == dialogue.Content {
 		choice.LogProbs, f.shown = f.shown, nil
 	}
@@ -119,7 +128,7 @@ func (f *chatFormat) finish(reason string) []any {
 	}
 	reason = f.reason(reason)
 	c := f.chunk()
-	c.Choices = append(c.Choices, openai.ChunkChoice{LogProbs: f.shown, FinishReason: &reason})
+	c.Choices = append(c.Choices, openai.ChunkChoice{Index: f.index, LogProbs: f.shown, FinishReason: &reason})
 	return append(out, c)
 }
 
@@ -156,7 +165,7 @@ func (f *chatFormat) whole(text, reason string, u *openai.Usage) any {
 	}
 	return openai.ChatResponse{
 		ID: f.id, Object: openai.ObjectChat, Created: f.created, Model: f.model, Usage: u,
-		Choices: []openai.ChatChoice{{Message: m, LogProbs: f.shown, FinishReason: f.reason(reason)}},
+		Choices: []openai.ChatChoice{{Index: f.index, Message: m, LogProbs: f.shown, FinishReason: f.reason(reason)}},
 	}
 }
 
@@ -164,6 +173,7 @@ type textFormat struct {
 	id      string
 	created int64
 	model   string
+	index   int
 	chunks  *openai.Chunks
 	vocab   *model
 	shown   *openai.CompletionLogProbs // of the next text
@@ -172,6 +182,12 @@ type textFormat struct {
 
 func newTextFormat(id string, created int64, model string, vocab *model) *textFormat {
 	return &textFormat{id: id, created: created, model: model, vocab: vocab, chunks: openai.NewCompletionChunks(id, created, model)}
+}
+
+func (f *textFormat) choice(index int) format {
+	out := newTextFormat(f.id, f.created, f.model, f.vocab)
+	out.index, out.chunks = index, f.chunks.Choice(index)
+	return out
 }
 
 func (f *textFormat) response() openai.CompletionResponse {
@@ -189,7 +205,7 @@ func (f *textFormat) text(text string, send func([]byte) error) error {
 		return send(f.chunks.Text(text))
 	}
 	c := f.response()
-	c.Choices = append(c.Choices, openai.CompletionChoice{Text: text, LogProbs: f.shown})
+	c.Choices = append(c.Choices, openai.CompletionChoice{Index: f.index, Text: text, LogProbs: f.shown})
 	f.shown = nil
 	return send(marshal(c))
 }
@@ -204,7 +220,7 @@ func (f *textFormat) usage(u *openai.Usage) any {
 
 func (f *textFormat) whole(text, reason string, u *openai.Usage) any {
 	c := f.response()
-	c.Choices = append(c.Choices, openai.CompletionChoice{Text: text, LogProbs: f.shown, FinishReason: &reason})
+	c.Choices = append(c.Choices, openai.CompletionChoice{Index: f.index, Text: text, LogProbs: f.shown, FinishReason: &reason})
 	c.Usage = u
 	return c
 }

@@ -96,27 +96,35 @@ func (s *server) health(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *server) chat(w http.ResponseWriter, r *http.Request) {
-	s.answer(w, r, func(body []byte) (*request, format, *openai.Sampling, error) {
+	s.answer(w, r, func(body []byte) (*ask, error) {
 		req, err := openai.DecodeChat(body)
 		if err != nil {
-			return nil, nil, nil, err
+			return nil, err
 		}
 		if err := unsupportedChat(req); err != nil {
-			return nil, nil, nil, err
+			return nil, err
 		}
 		out := newRequest()
+		a := &ask{request: out, sampling: &req.Sampling}
+		if a.count, a.best, err = s.count(&req.Sampling, nil, 1); err != nil {
+			return nil, err
+		}
 		var t *speech
 		if out.prompt, t, err = s.model.chatPrompt(r.Context(), req, s.engine.limit, s.now()); err != nil {
-			return nil, nil, nil, err
+			return nil, err
 		}
+		if err := checkPrompt(out.prompt, s.engine.limit); err != nil {
+			return nil, err
+		}
+		a.prompts = [][]token{out.prompt}
 		out.pieces = s.model.marked(len(t.tools) > 0)
 		out.thinking = t.thinking()
 		if out.guard, err = s.guard(r.Context(), req, t); err != nil {
-			return nil, nil, nil, err
+			return nil, err
 		}
 		out.maxTokens, out.noOutput = req.MaxOutput(), req.NoOutput()
 		if out.shape, err = req.Shape(); err != nil {
-			return nil, nil, nil, err
+			return nil, err
 		}
 		if req.LogProbs != nil && *req.LogProbs {
 			out.logprobs = 0
@@ -124,31 +132,37 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 				out.logprobs = int(*req.TopLogProbs)
 			}
 		}
-		return out, newChatFormat("chatcmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model, t), &req.Sampling, nil
+		a.format = newChatFormat("chatcmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model, t)
+		return a, nil
 	})
 }
 
 func (s *server) completion(w http.ResponseWriter, r *http.Request) {
-	s.answer(w, r, func(body []byte) (*request, format, *openai.Sampling, error) {
+	s.answer(w, r, func(body []byte) (*ask, error) {
 		req, err := openai.DecodeCompletion(body)
 		if err != nil {
-			return nil, nil, nil, err
+			return nil, err
 		}
 		if err := unsupportedCompletion(req); err != nil {
-			return nil, nil, nil, err
+			return nil, err
 		}
 		out := newRequest()
-		if out.prompt, err = s.model.textPrompt(req.Prompt, s.engine.limit); err != nil {
-			return nil, nil, nil, err
+		a := &ask{request: out, sampling: &req.Sampling}
+		if a.count, a.best, err = s.count(&req.Sampling, req.BestOf, len(req.Prompt.Texts)+len(req.Prompt.Tokens)); err != nil {
+			return nil, err
+		}
+		if a.prompts, err = s.model.textPrompts(req.Prompt, s.engine.limit); err != nil {
+			return nil, err
 		}
 		out.maxTokens, out.noOutput = req.MaxOutput(), req.NoOutput()
 		if out.shape, err = req.Shape(); err != nil {
-			return nil, nil, nil, err
+			return nil, err
 		}
 		if req.LogProbs != nil {
 			out.logprobs = int(*req.LogProbs)
 		}
-		return out, newTextFormat("cmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model), &req.Sampling, nil
+		a.format = newTextFormat("cmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model)
+		return a, nil
 	})
 }
 
@@ -175,7 +189,7 @@ func unsupportedChat(r *openai.ChatRequest) error {
 	case len(r.Offered()) > 0 && shape.Kind != "":
 		return openai.NotSupported(shape.Param, "%s together with tools is not supported by this worker; leave one of them out, or set tool_choice to none", shape.Param)
 	}
-	return unsupportedSampling(&r.Sampling)
+	return nil
 }
 
 func unsupportedCompletion(r *openai.CompletionRequest) error {
@@ -184,21 +198,12 @@ func unsupportedCompletion(r *openai.CompletionRequest) error {
 		return openai.NotSupported("echo", "echo is not supported by this worker; put the prompt before the answer yourself")
 	case r.Suffix != "":
 		return openai.NotSupported("suffix", "suffix is not supported by this worker; leave it out")
-	case r.BestOf != nil && *r.BestOf > 1:
-		return openai.NotSupported("best_of", "best_of is not supported by this worker; leave it out")
-	}
-	return unsupportedSampling(&r.Sampling)
-}
-
-func unsupportedSampling(s *openai.Sampling) error {
-	if s.N != nil && *s.N > 1 {
-		return openai.NotSupported("n", "this worker gives one answer to a request; send %d requests instead", *s.N)
 	}
 	return nil
 }
 
-// answer runs one generation: it reads the request, queues it and sends what comes.
-func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body []byte) (*request, format, *openai.Sampling, error)) {
+// answer reads a request and answers it.
+func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body []byte) (*ask, error)) {
 	// Before anything that touches the model: it is freed when the gate is closed and empty.
 	if !s.gate.enter() {
 		w.Header().Set("Retry-After", "1")
@@ -211,19 +216,12 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body [
 		writeError(w, err)
 		return
 	}
-	req, f, sampling, err := read(body)
+	a, err := read(body)
 	if err != nil {
 		writeError(w, err)
 		return
 	}
-	if len(req.prompt) == 0 {
-		writeError(w, openai.Invalid("prompt", "the prompt is empty; there is nothing to go on from"))
-		return
-	}
-	if len(req.prompt)+1 > s.engine.limit {
-		writeError(w, contextExceeded(len(req.prompt), s.engine.limit, ""))
-		return
-	}
+	req, sampling := a.request, a.sampling
 	if req.rule, err = s.rule(r.Context(), req.shape); err != nil {
 		writeError(w, err)
 		return
@@ -240,17 +238,32 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body [
 		req.maxTokens = 1 // the step that evaluates the prompt's end yields it
 	}
 	req.stops = sampling.Stop
-	if e := s.engine.submit(req); e != nil {
+	s.generate(w, r, a, a.answers())
+}
+
+// generate queues the answers of a request and sends what comes of them.
+func (s *server) generate(w http.ResponseWriter, r *http.Request, a *ask, list []*answer) {
+	requests := make([]*request, len(list))
+	for i, x := range list {
+		requests[i] = x.request
+	}
+	if e := s.engine.submit(requests...); e != nil {
 		writeError(w, e)
 		return
 	}
-	// The engine drops the request between two steps once its client is gone.
-	unhook := context.AfterFunc(r.Context(), func() { s.engine.cancel(req) })
+	// The engine drops them between two steps once the client is gone, or one of them has failed.
+	cancel := func() {
+		for _, x := range requests {
+			s.engine.cancel(x)
+		}
+	}
+	defer cancel()
+	unhook := context.AfterFunc(r.Context(), cancel)
 	defer unhook()
-	if sampling.Stream {
-		s.stream(w, r, req, f, sampling.IncludeUsage())
+	if a.sampling.Stream {
+		s.stream(w, r, a, list)
 	} else {
-		s.whole(w, r, req, f)
+		s.whole(w, r, a, list)
 	}
 }
 
@@ -267,26 +280,29 @@ func writeError(w http.ResponseWriter, err error) {
 
 // stream sends each token as it comes. Status and headers go out with the first one, so that a
 // failure before it has its own status.
-func (s *server) stream(w http.ResponseWriter, r *http.Request, req *request, f format, includeUsage bool) {
+func (s *server) stream(w http.ResponseWriter, r *http.Request, a *ask, list []*answer) {
 	out := openai.NewEventWriter(w)
 	var events []event
-	for {
+	for left := len(list); ; {
 		select {
-		case <-req.out.ready:
+		case <-a.request.out.ready:
 		case <-r.Context().Done():
 			return
 		}
-		events = req.out.take(events)
+		events = a.request.out.take(events)
 		for _, e := range events {
 			if e.err != nil && !out.Started() {
 				writeError(w, e.err)
 				return
 			}
-			if err := s.send(out, f, req, e, includeUsage); err != nil {
-				s.engine.cancel(req)
+			if err := s.send(out, list[e.number], e); err != nil || e.err != nil {
 				return
 			}
-			if e.last() {
+			if e.finish == "" {
+				continue
+			}
+			if left--; left == 0 {
+				_ = s.sendEnd(out, a, list) // the client may be gone; there is nobody to tell
 				return
 			}
 		}
@@ -294,75 +310,78 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, req *request, f 
 	}
 }
 
-func (s *server) send(out *openai.EventWriter, f format, req *request, e event, includeUsage bool) error {
+// send sends what an event says of an answer.
+func (s *server) send(out *openai.EventWriter, x *answer, e event) error {
 	if e.err != nil {
 		return out.Error(e.err) // and no [DONE]
 	}
-	if !out.Started() {
-		if first := f.first(); first != nil {
+	if !x.began {
+		x.began = true
+		if first := x.format.first(); first != nil {
 			if err := out.JSON(first); err != nil {
 				return err
 			}
 		}
 	}
-	if shown := req.tokens.take(e, req.shownPieces(s.model)); len(shown) > 0 {
-		f.tokens(shown)
+	if shown := x.tokens.take(e, x.shownPieces(s.model)); len(shown) > 0 {
+		x.format.tokens(shown)
 	}
 	if e.text != "" {
-		if err := f.text(e.text, out.Data); err != nil {
+		if err := x.format.text(e.text, out.Data); err != nil {
 			return err
 		}
 	}
 	if e.finish == "" {
 		return nil
 	}
-	for _, chunk := range f.finish(e.finish) {
+	x.end = e
+	for _, chunk := range x.format.finish(e.finish) {
 		if err := out.JSON(chunk); err != nil {
 			return err
 		}
 	}
-	if includeUsage {
-		if err := out.JSON(f.usage(usage(req, e))); err != nil {
+	return nil
+}
+
+// sendEnd ends a stream whose answers have all come.
+func (s *server) sendEnd(out *openai.EventWriter, a *ask, list []*answer) error {
+	if a.sampling.IncludeUsage() {
+		if err := out.JSON(a.format.usage(a.usage(list))); err != nil {
 			return err
 		}
 	}
 	return out.Done()
 }
 
-// whole sends the answer in one piece.
-func (s *server) whole(w http.ResponseWriter, r *http.Request, req *request, f format) {
-	var text strings.Builder
+// whole sends the answers in one piece.
+func (s *server) whole(w http.ResponseWriter, r *http.Request, a *ask, list []*answer) {
 	var events []event
-	var shown []shownToken
-	for {
+	for left := len(list); left > 0; {
 		select {
-		case <-req.out.ready:
+		case <-a.request.out.ready:
 		case <-r.Context().Done():
 			return
 		}
-		events = req.out.take(events)
+		events = a.request.out.take(events)
 		for _, e := range events {
-			text.WriteString(e.text)
-			shown = append(shown, req.tokens.take(e, req.shownPieces(s.model))...)
 			if e.err != nil {
 				writeError(w, e.err)
 				return
 			}
+			list[e.number].take(e, s.model)
 			if e.finish != "" {
-				if req.logprobs >= 0 {
-					f.tokens(shown)
-				}
-				writeJSON(w, f.whole(text.String(), e.finish, usage(req, e)))
-				return
+				left--
 			}
 		}
 		clear(events)
 	}
-}
-
-func usage(req *request, e event) *openai.Usage {
-	return &openai.Usage{
-		PromptTokens: len(req.prompt), CompletionTokens: e.tokens, TotalTokens: len(req.prompt) + e.tokens,
-		PromptTokensDetails: &openai.PromptTokensDetails{CachedTokens: e.reused},
+	var parts []any
+	u := a.usage(list)
+	for _, x := range a.chosen(list) {
+		if x.logprobs >= 0 {
+			x.format.tokens(x.shown)
+		}
+		parts = append(parts, x.format.whole(x.text.String(), x.end.finish, u))
 	}
+	writeJSON(w, joined(parts))
 }

@@ -135,12 +135,9 @@ func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit i
 	return tokens, t, nil
 }
 
-// textPrompt makes the tokens of a legacy prompt. It is taken as it is: control tokens in it are
+// textPrompt makes the tokens of a legacy prompt, which is one text or one list of tokens. It is taken as it is: control tokens in it are
 // real, so that a client can write its own template.
 func (m *model) textPrompt(p openai.Prompt, limit int) ([]token, error) {
-	if len(p.Texts)+len(p.Tokens) != 1 {
-		return nil, openai.NotSupported("prompt", "prompt must be one text or one list of tokens; send several prompts as several requests")
-	}
 	if p.Tokens != nil {
 		tokens := make([]token, len(p.Tokens[0]))
 		for i, t := range p.Tokens[0] {

@@ -14,23 +14,28 @@ import (
 // token is a token of the model's vocabulary.
 type token = native.Token
 
-// request is one generation, from the HTTP handler to the engine.
+// request is one generation, from the HTTP handler to the engine. A copy of one that was not
+// submitted is another answer of the same HTTP request: their events come to the same mailbox.
 type request struct {
+	number    int // tells the events of the HTTP request's generations apart
 	prompt    []token
 	maxTokens int  // 0: as many as fit
 	noOutput  bool // the prompt is evaluated, and nothing is said
 	sampling  sampler.Params
-	logprobs  int // the likeliest tokens that are wanted with each; negative: no log probabilities
+	logprobs  int  // the likeliest tokens that are wanted with each; negative: no log probabilities
+	ranked    bool // the log probabilities of the tokens themselves are wanted all the same
 	shape     openai.Shape
 	rule      *rule // the compiled shape: what the answer must look like; nil: anything
 	stops     []string
 
 	pieces   []string            // the texts of tokens in the answer; nil: the model's
 	thinking constraint.Thinking // where the answer's form does not apply
-	guard    *dialogue.Guard     // keeps the answer within tools and a budget of thinking; nil: nothing does
 
-	work batch.Request // what the scheduler has of it, from submit on
-	out  mailbox
+	// guard makes what keeps the answer within tools and a budget of thinking; nil: nothing does.
+	guard func() *dialogue.Guard
+
+	work *batch.Request // what the scheduler has of it, from submit on
+	out  *mailbox
 
 	tokens tokenQueue // the reader's of out
 }
@@ -44,13 +49,12 @@ func (r *request) shownPieces(m *model) []string {
 }
 
 func newRequest() *request {
-	r := &request{logprobs: -1}
-	r.out.ready = make(chan struct{}, 1)
-	return r
+	return &request{logprobs: -1, out: &mailbox{ready: make(chan struct{}, 1)}}
 }
 
 // event is what the engine says about a request. The last event has a finish reason or an error.
 type event struct {
+	number   int // of the request
 	text     string
 	sent     int           // bytes of the pieces of tokens that all texts so far show
 	finish   string        // one of openai's finish reasons
@@ -73,12 +77,11 @@ func (r *request) emit(e batch.Event) {
 			e.Finish = batch.FinishLength
 		}
 	}
-	r.out.put(event{text: e.Text, sent: e.Sent, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, reused: e.Reused, logprobs: e.LogProbs})
+	r.out.put(event{number: r.number, text: e.Text, sent: e.Sent, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, reused: e.Reused, logprobs: e.LogProbs})
 }
 
 // mailbox carries events from the engine to one reader. It never blocks the engine: a slow client
-// must not hold up the others. It is bounded by the context's length, because each event is a
-// token.
+// must not hold up the others. The contexts' length bounds it, because each event is a token.
 type mailbox struct {
 	ready chan struct{} // capacity 1
 

@@ -118,6 +118,7 @@ type chooser struct {
 	sampler  *sampler.Sampler
 	work     *sampler.Work // the engine's, shared by all its choosers
 	logprobs int           // the likeliest tokens that are wanted with each; negative: no log probabilities
+	ranked   bool          // that of the token itself is wanted all the same
 	biased   bool
 
 	rule       *rule // nil: none
@@ -139,11 +140,11 @@ func (e *engine) newChooser(r *request) (*chooser, error) {
 		return nil, samplingError(err)
 	}
 	s.Prompt(r.prompt)
-	c := &chooser{sampler: s, work: &e.work, logprobs: r.logprobs, biased: len(r.sampling.Bias) > 0, rule: r.rule}
+	c := &chooser{sampler: s, work: &e.work, logprobs: r.logprobs, ranked: r.ranked, biased: len(r.sampling.Bias) > 0, rule: r.rule}
 	if r.rule != nil {
 		c.constraint = constraint.New(r.rule.grammar, e.model.vocabulary, r.rule.thinking)
 	} else if r.guard != nil {
-		c.constraint, c.rule = r.guard, &rule{param: "tools"}
+		c.constraint, c.rule = r.guard(), &rule{param: "tools"}
 	}
 	return c, nil
 }
@@ -168,8 +169,8 @@ func (c *chooser) Choose(logits []float32) (batch.Choice, error) {
 		return batch.Choice{}, err
 	}
 	choice := batch.Choice{Token: t}
-	if c.logprobs >= 0 {
-		own, top := c.work.LogProbs(logits, t, c.logprobs, nil)
+	if c.logprobs >= 0 || c.ranked {
+		own, top := c.work.LogProbs(logits, t, max(0, c.logprobs), nil)
 		choice.LogProbs = append(choice.LogProbs, batch.LogProb{Token: t, LogProb: float32(own)})
 		for _, x := range top {
 			choice.LogProbs = append(choice.LogProbs, batch.LogProb{Token: x.Token, LogProb: float32(x.LogProb)})

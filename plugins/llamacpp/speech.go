@@ -89,9 +89,9 @@ func (b *toolbox) constrain(ctx context.Context, f *dialogue.Format, tools []dia
 	return c, nil
 }
 
-// guard returns what keeps the answer to a chat within its tools and its budget of thinking; nil:
-// nothing does.
-func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech) (*dialogue.Guard, error) {
+// guard returns what makes, for each answer to a chat, what keeps it within its tools and its budget
+// of thinking; nil: nothing does.
+func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech) (func() *dialogue.Guard, error) {
 	budget := -1
 	if req.ThinkingBudget != nil && *req.ThinkingBudget >= 0 {
 		budget = int(min(*req.ThinkingBudget, maxTokenBudget))
@@ -107,7 +107,7 @@ func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech) 
 			return nil, toolsRefused(err, t)
 		}
 	}
-	return t.format.NewGuard(s.model.spoken(), c, t.opened, budget), nil
+	return func() *dialogue.Guard { return t.format.NewGuard(s.model.spoken(), c, t.opened, budget) }, nil
 }
 
 // maxTokenBudget is more than any context holds.

@@ -175,14 +175,11 @@ func TestCallInAnswer(t *testing.T) {
 		must.NoError(t, err)
 		req.rule = &rule{grammar: g}
 		f := newChatFormat("c", 1, "m", m, form)
-		must.Nil(t, w.served.engine.submit(req))
+		a := &ask{request: req, prompts: [][]token{req.prompt}, count: 1, best: 1, format: f, sampling: &chat.Sampling}
+		chat.Stream = stream
 		rec := httptest.NewRecorder()
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", nil)
-		if stream {
-			srv.stream(rec, r, req, f, false)
-		} else {
-			srv.whole(rec, r, req, f)
-		}
+		srv.generate(rec, r, a, a.answers())
 		return rec
 	}
 	var whole openai.ChatResponse

@@ -9,18 +9,39 @@ import (
 // Chunks encodes the text chunks of one stream without reflection and without allocating. It is not
 // safe for concurrent use.
 type Chunks struct {
+	around         func(index int) (prefix, suffix string)
 	prefix, suffix string
 	buf            []byte
 }
 
+func newChunks(around func(index int) (prefix, suffix string)) *Chunks {
+	c := &Chunks{around: around}
+	c.prefix, c.suffix = around(0)
+	return c
+}
+
+// Choice returns Chunks of the choice with the given index in the same stream. c itself makes those
+// of the choice 0.
+func (c *Chunks) Choice(index int) *Chunks {
+	out := &Chunks{around: c.around}
+	out.prefix, out.suffix = c.around(index)
+	return out
+}
+
 // NewChatChunks makes Chunks of one streamed chat completion.
 func NewChatChunks(id string, created int64, model string) *Chunks {
-	return &Chunks{prefix: chunkHead(id, ObjectChatChunk, created, model) + `"choices":[{"index":0,"delta":{"content":`, suffix: `},"finish_reason":null}]}`}
+	head := chunkHead(id, ObjectChatChunk, created, model)
+	return newChunks(func(index int) (prefix, suffix string) {
+		return head + `"choices":[{"index":` + strconv.Itoa(index) + `,"delta":{"content":`, `},"finish_reason":null}]}`
+	})
 }
 
 // NewCompletionChunks makes Chunks of one streamed legacy completion.
 func NewCompletionChunks(id string, created int64, model string) *Chunks {
-	return &Chunks{prefix: chunkHead(id, ObjectCompletion, created, model) + `"choices":[{"text":`, suffix: `,"index":0,"logprobs":null,"finish_reason":null}]}`}
+	head := chunkHead(id, ObjectCompletion, created, model)
+	return newChunks(func(index int) (prefix, suffix string) {
+		return head + `"choices":[{"text":`, `,"index":` + strconv.Itoa(index) + `,"logprobs":null,"finish_reason":null}]}`
+	})
 }
 
 func chunkHead(id, object string, created int64, model string) string {

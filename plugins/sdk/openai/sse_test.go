@@ -187,6 +187,12 @@ func TestChunks(t *testing.T) { // not parallel: it counts allocations
 		must.NoError(t, json.Unmarshal(legacy.Text(text), &l))
 		must.Eq(t, CompletionResponse{ID: "id", Object: ObjectCompletion, Created: 5, Model: "m", Choices: []CompletionChoice{{Text: text}}}, l)
 	}
+	var c ChatChunk
+	must.NoError(t, json.Unmarshal(chat.Choice(12).Text("x"), &c))
+	must.Eq(t, []ChunkChoice{{Index: 12, Delta: Delta{Content: new("x")}}}, c.Choices)
+	var l CompletionResponse
+	must.NoError(t, json.Unmarshal(legacy.Choice(3).Text("x"), &l))
+	must.Eq(t, []CompletionChoice{{Index: 3, Text: "x"}}, l.Choices)
 	must.Eq(t, 0, testing.AllocsPerRun(100, func() { chat.Text("some text") }))
 }
 

@@ -110,17 +110,22 @@ func (s *Scheduler) Run() {
 	}
 }
 
-// Submit queues a request, whose events come to its Emit. It returns a *BusyError, a *FailedError
-// or ErrStopping, and then the request's Chooser is closed.
-func (s *Scheduler) Submit(r *Request) error {
-	err := s.enqueue(r)
+// Submit queues requests, whose events come to their Emit: all of them or none. It returns a
+// *BusyError, a *FailedError or ErrStopping, and then the requests' Choosers are closed.
+func (s *Scheduler) Submit(list ...*Request) error {
+	err := s.enqueue(list)
 	if err != nil {
-		r.Chooser.Close()
+		for _, r := range list {
+			r.Chooser.Close()
+		}
 	}
 	return err
 }
 
-func (s *Scheduler) enqueue(r *Request) error {
+// Room returns how many requests slots and queue hold.
+func (s *Scheduler) Room() int { return len(s.slots) + s.conf.Queue }
+
+func (s *Scheduler) enqueue(list []*Request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -128,10 +133,10 @@ func (s *Scheduler) enqueue(r *Request) error {
 		return &FailedError{s.failure}
 	case s.stopping:
 		return ErrStopping
-	case len(s.queue) >= s.conf.Queue && s.active+len(s.queue) >= len(s.slots)+s.conf.Queue:
+	case len(s.queue)+len(list) > s.conf.Queue && s.active+len(s.queue)+len(list) > s.Room():
 		return &BusyError{Slots: len(s.slots), Waiting: len(s.queue)}
 	}
-	s.queue = append(s.queue, r)
+	s.queue = append(s.queue, list...)
 	s.poke()
 	return nil
 }

@@ -130,6 +130,38 @@ func TestQueueBound(t *testing.T) {
 	})
 }
 
+// Requests that are submitted together are taken together, or not at all.
+func TestSubmitAllOrNone(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 2), fakeConfig(2)
+	conf.Queue, f.perStep = 2, time.Millisecond
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		must.Eq(t, 4, s.Room())
+		first := newRun(long(t, 5, 30), 30)
+		must.NoError(t, s.Submit(first.Request))
+		synctest.Wait()
+		runs := make([]*run, 4)
+		list := make([]*Request, 4)
+		for i := range runs {
+			runs[i] = newRun(long(t, 5, 30), 30)
+			list[i] = runs[i].Request
+		}
+		must.Eq(t, error(&BusyError{Slots: 2}), s.Submit(list...))
+		st := s.Stats()
+		must.Eq(t, 1, st.Active)
+		must.Eq(t, 0, st.Queued)
+		for i, r := range runs {
+			must.Eq(t, 1, r.chooser.closed)
+			runs[i] = newRun(r.Prompt, 30)
+			list[i] = runs[i].Request
+		}
+		must.NoError(t, s.Submit(list[:3]...))
+		for _, r := range append(runs[:3], first) {
+			asAlone(t, r, conf)
+		}
+	})
+}
+
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
