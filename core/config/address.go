@@ -19,9 +19,9 @@ import (
 // maxCertificateTTL is the life of the CA: no certificate outlives it.
 const maxCertificateTTL = 10 * 365 * 24 * time.Hour
 
-// ListenAddress is the IP address that the agent's ports listen on, or "localhost". An agent that
-// was told none listens on loopback while it is in no cluster, and on all addresses in one, where
-// nothing is served without TLS and tokens.
+// ListenAddress returns the IP address that the agent's ports listen on, or "localhost". An agent
+// that was told none listens on loopback while it is in no cluster, and on all addresses in one,
+// where nothing is served without TLS and tokens.
 func (c *Config) ListenAddress(inCluster bool) string {
 	if inCluster && !c.Dev && c.origins["bind.address"].Source == SourceDefault {
 		return "0.0.0.0"
@@ -46,9 +46,9 @@ func (c *Config) openWithoutTLS() string {
 		"(ssh -L 7833:127.0.0.1:7833 HOST); or set insecure = true if you trust everybody on that network.", c.Bind.Address)
 }
 
-// AdvertiseHost is the IP address or host name at which the other machines of a cluster reach this
-// one: bind.advertise; else bind.address where it is one address; else the address of the interface
-// with the default route. Errors: Invalid when none is to be found.
+// AdvertiseHost returns the IP address or host name at which the other machines of a cluster reach
+// this one: bind.advertise; else bind.address where it is one address; else the address of the
+// interface with the default route. Errors: Invalid when none is to be found.
 func (c *Config) AdvertiseHost(ctx context.Context) (string, error) {
 	if c.Bind.Advertise != "" {
 		return c.Bind.Advertise, nil
@@ -179,8 +179,8 @@ func checkAdvertise(c *Config) string {
 	return ""
 }
 
-// numericHost says whether a name looks like a mistyped IPv4 address: the last label of a host name
-// has a letter.
+// numericHost reports whether a name looks like a mistyped IPv4 address: the last label of a host
+// name has a letter.
 func numericHost(v string) bool {
 	v = strings.TrimSuffix(v, ".")
 	_, err := strconv.ParseUint(v[strings.LastIndex(v, ".")+1:], 10, 64)

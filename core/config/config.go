@@ -23,17 +23,19 @@ type Config struct {
 	PluginDir string // where plugin executables are
 	LogLevel  string // trace, debug, info, warn, error
 	LogJSON   bool   // log lines as JSON
-	Name      string // of this machine, shown to people and unique in a cluster; empty: the host name
-	Insecure  bool   // allow an address beyond loopback without TLS and tokens to an agent that is in no cluster
-	Bind      Bind
-	HTTP      HTTP
-	Queen     Queen
-	Hive      Hive
-	Gossip    Gossip
-	TLS       TLS
-	Workers   []Plugin // in the order of their names
-	Catalogs  []Plugin // in the order of their names
-	Dev       bool     // everything in a temporary folder, nothing survives
+	// of this machine, shown to people and unique in a cluster; empty: the host name
+	Name string
+	// allow an address beyond loopback without TLS and tokens to an agent that is in no cluster
+	Insecure bool
+	Bind     Bind
+	HTTP     HTTP
+	Queen    Queen
+	Hive     Hive
+	Gossip   Gossip
+	TLS      TLS
+	Workers  []Plugin // in the order of their names
+	Catalogs []Plugin // in the order of their names
+	Dev      bool     // everything in a temporary folder, nothing survives
 
 	origins map[string]Origin
 	files   map[string]*hcl.File
@@ -42,20 +44,25 @@ type Config struct {
 
 // Bind says where the agent listens.
 type Bind struct {
-	Address    string // an IP address, or "localhost"; see ListenAddress for an agent that was told none
-	HTTPPort   int    // 0: any free port
-	RPCPort    int    // in a cluster only; 0: any free port
-	GossipPort int    // in a cluster only; 0: any free port
-	Advertise  string // IP address or host name at which the others reach this machine; empty: see AdvertiseHost
+	// an IP address, or "localhost"; see ListenAddress for an agent that was told none
+	Address    string
+	HTTPPort   int // 0: any free port
+	RPCPort    int // in a cluster only; 0: any free port
+	GossipPort int // in a cluster only; 0: any free port
+	// IP address or host name at which the others reach this machine; empty: see AdvertiseHost
+	Advertise string
 }
 
 // Queen is the queen role.
 type Queen struct {
-	Enabled         bool
-	BootstrapExpect int           // queens that must have found each other before the first election: 1, 3, 5, 7 or 9; 1: none waits
+	Enabled bool
+	// queens that must have found each other before the first election: 1, 3, 5, 7 or 9; 1: none
+	// waits
+	BootstrapExpect int
 	ElectionTimeout time.Duration // how long a silent leader is believed in
 	CertificateTTL  time.Duration // life of the certificates that this queen signs
-	TokenGrace      time.Duration // for tokens that were proved, while there is no contact with a leader
+	// for tokens that were proved, while there is no contact with a leader
+	TokenGrace time.Duration
 	// QueueLimit and QueueTimeout bound the requests that wait for a free slot of one model.
 	QueueLimit   int
 	QueueTimeout time.Duration
@@ -73,13 +80,16 @@ type Queen struct {
 // HTTP says who else than programs of this machine may use the API from where.
 type HTTP struct {
 	AllowOrigins []string // origins of web pages that may call the API, or "*" for all; empty: none
-	AllowHosts   []string // names that a request's Host may have at a loopback address, beside the machine's own
+	// names that a request's Host may have at a loopback address, beside the machine's own
+	AllowHosts []string
 }
 
 // Gossip is how the machines of a cluster find each other.
 type Gossip struct {
-	RetryJoin []string // addresses or host names, with or without a port, that are tried until somebody answers
-	KeyFile   string   // a gossip key in base64, for clusters whose files were made elsewhere; empty: the registry's
+	// addresses or host names, with or without a port, that are tried until somebody answers
+	RetryJoin []string
+	// a gossip key in base64, for clusters whose files were made elsewhere; empty: the registry's
+	KeyFile string
 }
 
 // TLS names the files of a node whose certificates were made elsewhere: all three, or none.
@@ -89,21 +99,27 @@ type TLS struct {
 	KeyFile  string // its key, PEM
 }
 
-// Given says whether the certificates come from files.
+// Given reports whether the certificates come from files.
 func (t TLS) Given() bool { return t.CAFile != "" }
 
 // Hive is the hive role.
 type Hive struct {
-	Enabled       bool
-	Slots         int           // requests that a worker serves at once, where a spawn does not say; 1 or more
-	ContextTokens int           // positions per slot where a spawn does not say; 0: what the model was trained for, as far as memory allows
-	Threads       int           // CPU threads of a worker, where a spawn does not say; 0: the worker's choice
-	StopGrace     time.Duration // how long running requests may go on when a worker is stopped
-	WorkerTimeout time.Duration // for a worker that neither tells its state nor works before it is killed
-	KeepWorkers   bool          // workers go on when the agent ends, and the next agent takes them over
-	Download      Download
-	Build         Build
-	Engines       Engines
+	Enabled bool
+	// requests that a worker serves at once, where a spawn does not say; 1 or more
+	Slots int
+	// positions per slot where a spawn does not say; 0: what the model was trained for, as far as
+	// memory allows
+	ContextTokens int
+	// CPU threads of a worker, where a spawn does not say; 0: the worker's choice
+	Threads   int
+	StopGrace time.Duration // how long running requests may go on when a worker is stopped
+	// for a worker that neither tells its state nor works before it is killed
+	WorkerTimeout time.Duration
+	// workers go on when the agent ends, and the next agent takes them over
+	KeepWorkers bool
+	Download    Download
+	Build       Build
+	Engines     Engines
 }
 
 // Engines says which engines may be installed beside those that the plugins name themselves.
@@ -113,23 +129,26 @@ type Engines struct {
 	Allow []string
 }
 
-// Build says whether and how worker plugins are built on this machine.
+// Build configures whether and how worker plugins are built on this machine.
 type Build struct {
-	Enabled  bool
-	Go       string        // path of the go command; empty: the one in PATH
-	CacheDir string        // where the compiler's cache and modules are kept from build to build; empty: nothing is kept
-	CGO      bool          // C code is compiled as well, which lets a module run commands while it is built
-	Timeout  time.Duration // of one build
-	MaxDisk  Bytes         // that one build may take below data_dir
+	Enabled bool
+	Go      string // path of the go command; empty: the one in PATH
+	// where the compiler's cache and modules are kept from build to build; empty: nothing is kept
+	CacheDir string
+	// C code is compiled as well, which lets a module run commands while it is built
+	CGO     bool
+	Timeout time.Duration // of one build
+	MaxDisk Bytes         // that one build may take below data_dir
 }
 
 // Download is how a hive fetches models and engines.
 type Download struct {
-	Connections    int      // to one server at a time, for one file; 1 to 64
-	RateLimit      Bytes    // per second, of all transfers from servers together; 0: none
-	AllowAddresses []string // addresses and CIDR prefixes that files may be fetched from although they are not public
-	Seed           bool     // other hives of the cluster get files of models from this one
-	UploadLimit    Bytes    // per second, of all that other hives get together; 0: none
+	Connections int   // to one server at a time, for one file; 1 to 64
+	RateLimit   Bytes // per second, of all transfers from servers together; 0: none
+	// addresses and CIDR prefixes that files may be fetched from although they are not public
+	AllowAddresses []string
+	Seed           bool  // other hives of the cluster get files of models from this one
+	UploadLimit    Bytes // per second, of all that other hives get together; 0: none
 }
 
 // Bytes is a size, which is written "50MiB", "1.5GB" or "4096".
@@ -137,13 +156,14 @@ type Bytes int64
 
 // Plugin is one worker or catalog block.
 type Plugin struct {
-	Kind       string    // "worker" or "catalog"
-	Label      string    // worker type or catalog source
-	Executable string    // file name in the plugin folder: rbee-<kind>-<name>
-	Env        []string  // names of environment variables that the plugin may see besides the usual ones
-	SHA256     string    // of the executable, lower-case hex; empty: not checked
-	Body       hcl.Body  // of the config block; an empty body where there is none
-	Range      hcl.Range // of the block's header; zero where the plugin stands in no file
+	Kind       string // "worker" or "catalog"
+	Label      string // worker type or catalog source
+	Executable string // file name in the plugin folder: rbee-<kind>-<name>
+	// names of environment variables that the plugin may see besides the usual ones
+	Env    []string
+	SHA256 string    // of the executable, lower-case hex; empty: not checked
+	Body   hcl.Body  // of the config block; an empty body where there is none
+	Range  hcl.Range // of the block's header; zero where the plugin stands in no file
 
 	owner *Config
 }

@@ -18,7 +18,7 @@ type Diagnostics struct {
 	files map[string]*hcl.File
 }
 
-// HasErrors says whether any of the diagnostics is an error.
+// HasErrors reports whether any of the diagnostics is an error.
 func (d *Diagnostics) HasErrors() bool { return d != nil && d.List.HasErrors() }
 
 // Append adds diagnostics about the same files, such as those of plugins.
@@ -54,8 +54,8 @@ func (d *Diagnostics) Write(w io.Writer, width uint, color bool) error {
 	return hcl.NewDiagnosticTextWriter(w, maps.Clone(d.files), width, color).WriteDiagnostics(list)
 }
 
-// Err is the errors among the diagnostics as one error of kind Invalid, nil where there is none.
-// Its text has the source lines.
+// Err returns the errors among the diagnostics as one error of kind Invalid, nil where there is
+// none. Its text has the source lines.
 func (d *Diagnostics) Err() error {
 	if !d.HasErrors() {
 		return nil

@@ -34,9 +34,9 @@ func Load(paths []string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	return l.finish(env)
 }
 
-// Dev is the configuration of an agent that keeps nothing: queen and hive on loopback, everything
-// but the store below dataDir, which the caller makes and removes. Environment and flags apply, but
-// for RBEE_DATA_DIR.
+// Dev returns the configuration of an agent that keeps nothing: queen and hive on loopback,
+// everything but the store below dataDir, which the caller makes and removes. Environment and flags
+// apply, but for RBEE_DATA_DIR.
 func Dev(dataDir string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	c := defaults(env)
 	c.Dev, c.Queen.Enabled, c.Hive.Enabled, c.Hive.KeepWorkers = true, true, true, false
@@ -62,7 +62,7 @@ func (c *Config) Settings() []Setting {
 	return out
 }
 
-// Files are the names of the configuration files, in the order in which they were merged.
+// Files returns the names of the configuration files, in the order in which they were merged.
 func (c *Config) Files() []string {
 	names := make([]string, 0, len(c.files))
 	for name := range c.files {
@@ -87,7 +87,7 @@ func newLoader(c *Config) *loader {
 
 func (l *loader) add(d hcl.Diagnostics) { l.diags = append(l.diags, d...) }
 
-// list is the files of paths; those of a folder come in the order of their names.
+// list returns the files of paths; those of a folder come in the order of their names.
 func (l *loader) list(paths []string) []string {
 	var out []string
 	for _, p := range paths {
@@ -162,7 +162,8 @@ func (l *loader) source(src []byte, name string) {
 	f, diags := parse(src, name)
 	l.add(diags)
 	if diags.HasErrors() {
-		l.broken = true // what is left of a file with broken syntax gives only misleading complaints
+		// what is left of a file with broken syntax gives only misleading complaints
+		l.broken = true
 		return
 	}
 	content, diags := f.Body.Content(rootSchema())
@@ -263,7 +264,7 @@ func (l *loader) settings(prefix string, attributes hcl.Attributes) {
 // place is where a setting went.
 type place struct{ name, how string }
 
-// moved are the settings that have another name now.
+// moved returns the settings that have another name now.
 func moved() map[string]place {
 	return map[string]place{"hive.name": {"name", "a machine has one name, whether it is a hive or a queen. Write name = … outside of all blocks"}}
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/zclconf/go-cty/cty/convert"
 )
 
-// ValidPluginName says whether name may stand behind rbee-<kind>- in a plugin's file name, and be a
-// block's label.
+// ValidPluginName reports whether name may stand behind rbee-<kind>- in a plugin's file name, and
+// be a block's label.
 func ValidPluginName(name string) bool {
 	return regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`).MatchString(name)
 }

@@ -20,10 +20,11 @@ import (
 // setting is one value of a Config. Where it stands in a file, what its variable is called and how
 // it is shown all follow from its name.
 type setting struct {
-	name  string                 // "data_dir", or "bind.http_port" for one in a block
-	field func(*Config) any      // *string, *[]string, *int, *bool, *time.Duration or *Bytes
-	path  bool                   // a path: relative ones are resolved
-	check func(c *Config) string // what is wrong, a full sentence that says what to do; empty: nothing
+	name  string            // "data_dir", or "bind.http_port" for one in a block
+	field func(*Config) any // *string, *[]string, *int, *bool, *time.Duration or *Bytes
+	path  bool              // a path: relative ones are resolved
+	// what is wrong, a full sentence that says what to do; empty: nothing
+	check func(c *Config) string
 }
 
 func (s setting) env() string {
@@ -140,8 +141,8 @@ func (c *Config) defaultFolders(env Env) hcl.Diagnostics {
 	return nil
 }
 
-// personal is the folder of rbee below one of the XDG base folders; empty for somebody without a
-// home.
+// personal returns the folder of rbee below one of the XDG base folders; empty for somebody without
+// a home.
 func personal(env Env, xdg, inHome string) string {
 	// The XDG specification says that a relative path there is to be ignored.
 	if dir, _ := env(xdg); filepath.IsAbs(dir) {
@@ -193,7 +194,7 @@ func (s setting) assign(c *Config, text string) error {
 	return nil
 }
 
-// want is the type that the setting has in a file.
+// want returns the type that the setting has in a file.
 func (s setting) want(c *Config) (cty.Type, string) {
 	switch s.field(c).(type) {
 	case *int:

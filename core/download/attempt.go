@@ -53,12 +53,14 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 		u, direct := r.o.target()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 		if err != nil {
-			return nil, core.Errorf(core.Invalid, "the file's address cannot be used") // its text may hold a secret
+			// its text may hold a secret
+			return nil, core.Errorf(core.Invalid, "the file's address cannot be used")
 		}
 		if origin.SameOrigin(u, r.o.u) {
 			maps.Copy(req.Header, r.o.header)
 		}
-		if req.Header.Get("Accept") == "" { // some origins give the bytes only when they are asked for in their words
+		// some origins give the bytes only when they are asked for in their words
+		if req.Header.Get("Accept") == "" {
 			req.Header.Set("Accept", "*/*")
 		}
 		req.Header.Set("Accept-Encoding", "identity") // the digest is that of the file as it is
@@ -91,7 +93,7 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 	}
 }
 
-// ranged says whether less than the whole file is asked for.
+// ranged reports whether less than the whole file is asked for.
 func (r *run) ranged() bool { return r.at > 0 || r.to >= 0 && r.to != r.o.f.SizeBytes }
 
 // judge looks whether a reply is what was asked for: its next n bytes (-1: all there are) behind
@@ -207,7 +209,7 @@ func (r *run) copy(ctx context.Context, body io.Reader, timer *time.Timer, n, sk
 	}
 }
 
-// cause is why a request ended, if it was given up.
+// cause returns why a request ended, if it was given up.
 func cause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); errors.Is(c, errStalled) {
 		return c

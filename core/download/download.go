@@ -29,9 +29,10 @@ const (
 
 // File is what is to be brought.
 type File struct {
-	URL       string            // http or https
-	Header    map[string]string // sent to the URL's own origin only; may hold a credential, which is written nowhere
-	SizeBytes int64             // 0: unknown
+	URL string // http or https
+	// sent to the URL's own origin only; may hold a credential, which is written nowhere
+	Header    map[string]string
+	SizeBytes int64 // 0: unknown
 	// Digested says that the whole will be compared with a digest: parts may be put together
 	// although the server has no names for versions.
 	Digested bool
@@ -40,10 +41,11 @@ type File struct {
 // Options are how it is brought.
 type Options struct {
 	Client      *origin.Client
-	Connections int           // at once, 1 or more
-	Limit       *Limiter      // nil: none
-	Stall       time.Duration // how long nothing may come before the connection is given up; 0: 30 s
-	Backoff     time.Duration // before the second attempt, doubled for each one after; 0: 500 ms
+	Connections int      // at once, 1 or more
+	Limit       *Limiter // nil: none
+	// how long nothing may come before the connection is given up; 0: 30 s
+	Stall   time.Duration
+	Backoff time.Duration // before the second attempt, doubled for each one after; 0: 500 ms
 }
 
 // Origin is one file at its HTTP server. It is a source of core/store. It is safe for concurrent
@@ -65,7 +67,8 @@ type Origin struct {
 func New(f File, o Options) (*Origin, error) {
 	u, err := url.Parse(f.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, core.Errorf(core.Invalid, "the file's address is no http or https URL") // its text may hold a secret
+		// its text may hold a secret
+		return nil, core.Errorf(core.Invalid, "the file's address is no http or https URL")
 	}
 	o.Connections = max(o.Connections, 1)
 	o.Stall = cmp.Or(o.Stall, 30*time.Second)
@@ -77,7 +80,7 @@ func New(f File, o Options) (*Origin, error) {
 	return &Origin{f: f, o: o, u: u, header: h}, nil
 }
 
-// Name is the server's host.
+// Name returns the server's host.
 func (o *Origin) Name() string { return o.u.Host }
 
 // Origin stands for the address, without what may be a secret in it.
@@ -86,7 +89,8 @@ func (o *Origin) Origin() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// Connections is how many ranges help at once: 1 where the server has shown that it knows none.
+// Connections returns how many ranges help at once: 1 where the server has shown that it knows
+// none.
 func (o *Origin) Connections() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -96,7 +100,8 @@ func (o *Origin) Connections() int {
 	return o.o.Connections
 }
 
-// Version is what the server calls the file's version; empty: it has no name, or is not known yet.
+// Version returns what the server calls the file's version; empty: it has no name, or is not known
+// yet.
 func (o *Origin) Version() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -148,7 +153,7 @@ func (o *Origin) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	}
 }
 
-// again says whether and when to try again.
+// again reports whether and when to try again.
 func (o *Origin) again(err error, failures int) (time.Duration, bool) {
 	if failures >= attempts {
 		return 0, false
@@ -173,7 +178,7 @@ func (o *Origin) forget() {
 	o.version, o.direct = validator{}, nil
 }
 
-// target is where to ask, and whether that is behind the redirects.
+// target returns where to ask, and whether that is behind the redirects.
 func (o *Origin) target() (*url.URL, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -213,7 +218,7 @@ func parseValidator(text string) (v validator) {
 	return v
 }
 
-// strong is the value for If-Range; empty where nothing is strong enough for it.
+// strong returns the value for If-Range; empty where nothing is strong enough for it.
 func (v validator) strong() string {
 	if v.etag != "" && !strings.HasPrefix(v.etag, "W/") {
 		return v.etag

@@ -83,7 +83,7 @@ func from(url string, o download.Options) store.Supply {
 	})
 }
 
-// modelOf is a model of the repository's GGUF and another file.
+// modelOf returns a model of the repository's GGUF and another file.
 func modelOf(t testing.TB, size int64, digest string) store.ModelSpec {
 	t.Helper()
 	tiny, err := os.ReadFile("../../plugins/catalog-builtin/rbee-tiny.gguf")

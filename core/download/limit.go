@@ -53,7 +53,7 @@ func (l *Limiter) wait(ctx context.Context, n int) error {
 	return sleep(ctx, until.Sub(now))
 }
 
-// piece is how much to read at once, at most most bytes: a tenth of a second's worth.
+// piece returns how much to read at once, at most most bytes: a tenth of a second's worth.
 func (l *Limiter) piece(most int) int {
 	if l == nil {
 		return most

@@ -20,11 +20,11 @@ type Memory struct {
 	Overhead int64 // the process, and its tables of tokens
 }
 
-// Total is the sum, at most math.MaxInt64.
+// Total returns the sum, at most math.MaxInt64.
 func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Compute, m.Overhead)) }
 
-// Estimate is the memory that a worker with this model, so many slots, and so many positions per
-// slot needs. slots below 1 count as 1; contextTokens below 1 means the model's own.
+// Estimate returns the memory that a worker with this model, so many slots, and so many positions
+// per slot needs. slots below 1 count as 1; contextTokens below 1 means the model's own.
 //
 //	weights   the tensors
 //	cache     per layer: KV heads × (K width + V width) × 2 bytes (F16) × slots × positions rounded up to 256

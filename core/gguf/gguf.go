@@ -101,10 +101,10 @@ func Join(parts ...*File) (*File, error) {
 	return &whole, nil
 }
 
-// sum is a + b for numbers that are not negative, or the largest number where that overflows.
+// sum returns a + b for numbers that are not negative, or the largest number where that overflows.
 func sum(a, b int64) int64 { return int64(min(add(uint64(a), uint64(b)), math.MaxInt64)) }
 
-// mul is a × b, or the largest number where that overflows.
+// mul returns a × b, or the largest number where that overflows.
 func mul(a, b uint64) uint64 {
 	hi, lo := bits.Mul64(a, b)
 	if hi != 0 {
@@ -113,7 +113,7 @@ func mul(a, b uint64) uint64 {
 	return lo
 }
 
-// add is a + b, or the largest number where that overflows.
+// add returns a + b, or the largest number where that overflows.
 func add(a, b uint64) uint64 {
 	sum, carry := bits.Add64(a, b, 0)
 	if carry != 0 {

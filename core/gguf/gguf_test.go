@@ -130,7 +130,7 @@ func TestMalformed(t *testing.T) {
 // allocationLimit is twice what the header can be worth, and the reader's own buffers.
 func allocationLimit(size int) uint64 { return 2*uint64(size) + 256<<10 }
 
-// bytesAllocated is how much f allocates, whatever it frees again. Nothing else may run.
+// bytesAllocated returns how much f allocates, whatever it frees again. Nothing else may run.
 func bytesAllocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -172,7 +172,8 @@ func (e *endless) ReadAt(p []byte, off int64) (int, error) {
 
 func TestHeaderLimit(t *testing.T) {
 	t.Parallel()
-	e := &endless{head: badgguf.File([]badgguf.Entry{{Key: "x", Value: badgguf.List{Of: 8, Count: 8 << 20}}}, badgguf.GoodTensors(), 0)} // empty strings: exactly 64 MiB of lengths
+	// empty strings: exactly 64 MiB of lengths
+	e := &endless{head: badgguf.File([]badgguf.Entry{{Key: "x", Value: badgguf.List{Of: 8, Count: 8 << 20}}}, badgguf.GoodTensors(), 0)}
 	_, err := gguf.Read(e, 1<<50)
 	must.ErrorContains(t, err, "more than fit")
 	must.Less(t, 1<<20, e.read)

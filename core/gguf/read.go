@@ -10,14 +10,15 @@ import (
 
 const (
 	defaultAlignment = 32
-	minKeyBytes      = 8 + 4 + 1         // key length, value type, the smallest value
-	minTensorBytes   = 8 + 4 + 4 + 8     // name length, dimensions, type, offset
-	maxTensorName    = 63                // engines refuse longer ones: GGML_MAX_NAME
-	maxDims          = 4                 // GGML_MAX_DIMS
-	maxShownBytes    = 4 << 10           // of a name or licence; the rest is cut off
-	maxLayers        = 1 << 14           // of a per-layer list
-	maxSplits        = 1 << 12           // files of a model
-	maxFact          = math.MaxInt32 / 2 // no context, width or vocabulary is larger; keeps sums in range
+	minKeyBytes      = 8 + 4 + 1     // key length, value type, the smallest value
+	minTensorBytes   = 8 + 4 + 4 + 8 // name length, dimensions, type, offset
+	maxTensorName    = 63            // engines refuse longer ones: GGML_MAX_NAME
+	maxDims          = 4             // GGML_MAX_DIMS
+	maxShownBytes    = 4 << 10       // of a name or licence; the rest is cut off
+	maxLayers        = 1 << 14       // of a per-layer list
+	maxSplits        = 1 << 12       // files of a model
+	// no context, width or vocabulary is larger; keeps sums in range
+	maxFact = math.MaxInt32 / 2
 )
 
 type parser struct {
@@ -72,7 +73,8 @@ func (p *parser) metadataAndTensors() error {
 			return in.err
 		}
 	}
-	if tensors == 0 && p.numbers["split.count"] < 2 { // the first of several files may hold the metadata alone
+	// the first of several files may hold the metadata alone
+	if tensors == 0 && p.numbers["split.count"] < 2 {
 		return bad("it has no tensors")
 	}
 	return p.tensors(int(tensors))
@@ -314,7 +316,7 @@ func (p *parser) tensor(name string) (elements uint64, t uint32, offset uint64, 
 	return elements, t, offset, err
 }
 
-// dominating is the name of the type that takes the most bytes.
+// dominating returns the name of the type that takes the most bytes.
 func dominating(ofType map[uint32]uint64) string {
 	best := uint32(math.MaxUint32)
 	for t, n := range ofType {
@@ -433,7 +435,7 @@ func (p *parser) split() error {
 	return nil
 }
 
-// shown is a name from the file for a message: short and printable.
+// shown returns a name from the file for a message: short and printable.
 func shown(s string) string {
 	if len(s) > 80 {
 		s = s[:80] + "…"
@@ -446,7 +448,7 @@ func shown(s string) string {
 	}, strings.ToValidUTF8(s, "?"))
 }
 
-// clean is a text from the file that people will be shown: no control characters, not endless.
+// clean returns a text from the file that people will be shown: no control characters, not endless.
 func clean(s string) string {
 	if len(s) > maxShownBytes {
 		s = s[:maxShownBytes]

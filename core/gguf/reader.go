@@ -11,7 +11,7 @@ import (
 
 const hint = "Fetch the model again from where it was published. If it is refused again, the published file itself is broken."
 
-// bad is what is wrong with the file.
+// bad returns what is wrong with the file.
 func bad(format string, args ...any) error {
 	return core.Errorf(core.Integrity, "not a sound GGUF file: "+format, args...).Hint(hint)
 }
@@ -35,7 +35,7 @@ func newReader(src io.ReaderAt, size int64) *reader {
 	return r
 }
 
-// left is how many bytes the header may still have.
+// left returns how many bytes the header may still have.
 func (r *reader) left() uint64 { return r.end - r.pos }
 
 // short records that the header wants more than there is.

@@ -93,7 +93,7 @@ const (
 	typeFloat64
 )
 
-// width is the size of a value in bytes; for strings and arrays the least that one takes.
+// width returns the size of a value in bytes; for strings and arrays the least that one takes.
 func (t valueType) width() (uint64, bool) {
 	switch t {
 	case typeUint8, typeInt8, typeBool:

@@ -24,8 +24,9 @@ type Options struct {
 	WorkDir     string // folder below which temporary folders are made; empty: the system's
 	BuildCache  string // GOCACHE, kept from build to build; empty: a temporary one
 	ModuleCache string // GOMODCACHE, kept likewise; empty: a temporary one
-	CGO         bool   // C code is compiled as well: that of a module can run commands of its author while it is built
-	Timeout     time.Duration
+	// C code is compiled as well: that of a module can run commands of its author while it is built
+	CGO     bool
+	Timeout time.Duration
 	// MaxDiskBytes is what the temporary folder may take, and so the caches that are in it; 0: 8
 	// GiB.
 	MaxDiskBytes int64
@@ -49,7 +50,7 @@ type Source struct {
 	module string // package@version
 }
 
-// String is the source as ParseSource reads it.
+// String returns the source as ParseSource reads it.
 func (s Source) String() string {
 	if s.folder != "" {
 		return s.folder
@@ -150,8 +151,8 @@ func lookup(environ []string, name string) string {
 	return ""
 }
 
-// passedOn are the variables of the agent that a build sees: where modules come from, and how to
-// get there.
+// passedOn returns the variables of the agent that a build sees: where modules come from, and how
+// to get there.
 func passedOn() []string {
 	return []string{
 		"GOPROXY", "GONOPROXY", "GOPRIVATE", "GOSUMDB", "GONOSUMDB", "GOINSECURE", "GOVCS",
@@ -159,7 +160,7 @@ func passedOn() []string {
 	}
 }
 
-// environment is all that a build sees.
+// environment returns all that a build sees.
 func environment(o Options, goTool, dir string) []string {
 	environ := o.Environ()
 	cgo := "0"

@@ -195,7 +195,7 @@ func TestNoToolchain(t *testing.T) {
 	}
 }
 
-// fakeGo is a toolchain that is a shell script; it is in the folder that it is built in.
+// fakeGo returns a toolchain that is a shell script; it is in the folder that it is built in.
 func fakeGo(t *testing.T, s *site, script string) string {
 	t.Helper()
 	dir := t.TempDir()

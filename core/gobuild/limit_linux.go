@@ -19,7 +19,7 @@ func limit(pid int, fileBytes int64) {
 }
 
 // endedUncollected waits for the end of a child and leaves it uncollected, so that its number stays
-// its own. It says whether that was possible.
+// its own. It reports whether that was possible.
 func endedUncollected(pid int) bool {
 	for {
 		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)

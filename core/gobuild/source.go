@@ -12,7 +12,7 @@ import (
 // moduleSource is a package path and a version. Neither can be taken for a flag or a file.
 var moduleSource = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._~-]*(/[a-zA-Z0-9._~-]+)*@[a-zA-Z0-9][a-zA-Z0-9._+-]*$`)
 
-// WorkerType is the name behind "rbee-worker-" of the folder or package, which is what such an
+// WorkerType returns the name behind "rbee-worker-" of the folder or package, which is what such an
 // executable is called; empty: it has none.
 func (s Source) WorkerType() string {
 	path, _, _ := strings.Cut(s.module, "@")

@@ -54,7 +54,7 @@ func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d deat
 	}
 }
 
-// doubts says whether the node was not heard of since it was taken for dead.
+// doubts reports whether the node was not heard of since it was taken for dead.
 func (p *Pool) doubts(d death) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -62,7 +62,7 @@ func (p *Pool) doubts(d death) bool {
 	return e != nil && e.doubt == d.doubt
 }
 
-// answers says whether one of several pings is answered.
+// answers reports whether one of several pings is answered.
 func (p *Pool) answers(ctx context.Context, list *memberlist.Memberlist, d death) bool {
 	done := make(chan struct{}, deathPings)
 	tick := time.NewTicker(deathInterval)

@@ -24,7 +24,7 @@ const (
 // and the death of a member whose note is known is a leave.
 type delegate struct{ p *Pool }
 
-// NodeMeta is what this node tells about itself.
+// NodeMeta returns what this node tells about itself.
 func (d delegate) NodeMeta(int) []byte {
 	d.p.mu.Lock()
 	defer d.p.mu.Unlock()
@@ -48,7 +48,7 @@ func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return d.p.leaves.GetBroadcasts(overhead, limit)
 }
 
-// LocalState is all notes, for a node that may have missed some.
+// LocalState returns all notes, for a node that may have missed some.
 func (d delegate) LocalState(bool) []byte {
 	d.p.mu.Lock()
 	var s gossipv1.State
@@ -210,7 +210,7 @@ func (p *Pool) seen(n *memberlist.Node) {
 	}
 }
 
-// noteLeave keeps that a node says it leaves. It says whether that is news.
+// noteLeave keeps that a node says it leaves. It reports whether that is news.
 func (p *Pool) noteLeave(l *gossipv1.Leave) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -264,13 +264,13 @@ type note struct {
 // Name is whom it is about.
 func (n *note) Name() string { return n.id }
 
-// Invalidates says whether it takes the place of another.
+// Invalidates reports whether it takes the place of another.
 func (n *note) Invalidates(b memberlist.Broadcast) bool {
 	o, ok := b.(*note)
 	return ok && o.id == n.id
 }
 
-// Message is what is sent.
+// Message returns what is sent.
 func (n *note) Message() []byte { return n.msg }
 
 // Finished has nothing to do.

@@ -218,7 +218,8 @@ func TestReplaceKeys(t *testing.T) {
 		for _, n := range nodes[:3] {
 			must.NoError(t, n.ReplaceKeys(gossip.Keys{key(2)}))
 			must.NoError(t, n.ReplaceKeys(gossip.Keys{key(2)})) // as it is told again and again
-			must.Eq(t, key(1), n.Keys()[0])                     // nobody else may know the new one yet
+			// nobody else may know the new one yet
+			must.Eq(t, key(1), n.Keys()[0])
 			time.Sleep(700 * time.Millisecond)
 		}
 		for range 60 {

@@ -48,18 +48,24 @@ const (
 
 	keepFailed = 24 * time.Hour // how long the pool remembers who is away
 	keepLeft   = time.Hour
-	maxMembers = 16_384 // more nodes than a cluster was ever tried with; each is about 2 KiB here and in memberlist
+	// more nodes than a cluster was ever tried with; each is about 2 KiB here and in memberlist
+	maxMembers = 16_384
 )
 
 // Options say which pool to join and as whom. Formatted, they do not show the keys.
 type Options struct {
-	Self      Member   // of Incarnation 0: the pool counts the starts itself, in Dir
-	Bind      string   // host:port to listen on, UDP and TCP; port 0: a free one. An empty or unspecified host is all addresses.
-	Advertise string   // host or host:port that others reach this node at; empty: the bound address, or a private one of this machine
-	Keys      Keys     // the one that encrypts first
-	ClusterID string   // nodes of another cluster are not heard
-	RetryJoin []string // host, host:port or DNS name of nodes to find the pool through; without a port DefaultPort
-	Dir       string   // folder of peers.json; empty: nothing is remembered
+	Self Member // of Incarnation 0: the pool counts the starts itself, in Dir
+	// host:port to listen on, UDP and TCP; port 0: a free one. An empty or unspecified host is all
+	// addresses.
+	Bind string
+	// host or host:port that others reach this node at; empty: the bound address, or a private one
+	// of this machine
+	Advertise string
+	Keys      Keys   // the one that encrypts first
+	ClusterID string // nodes of another cluster are not heard
+	// host, host:port or DNS name of nodes to find the pool through; without a port DefaultPort
+	RetryJoin []string
+	Dir       string // folder of peers.json; empty: nothing is remembered
 	Logger    hclog.Logger
 
 	// OnConflict is told when two nodes use one id, at most once in 10 seconds per address. It is
@@ -184,7 +190,7 @@ func New(o Options) (*Pool, error) {
 // Close gives the port of a pool back that was never run.
 func (p *Pool) Close() error { return p.net.Shutdown() }
 
-// Run is the pool until ctx ends; then it is silent, which others take for a failure unless Leave
+// Run runs the pool until ctx ends; then it is silent, which others take for a failure unless Leave
 // was called before. It can be run once.
 func (p *Pool) Run(ctx context.Context) error {
 	defer p.net.Shutdown() //nolint:errcheck // it cannot fail
@@ -197,7 +203,8 @@ func (p *Pool) Run(ctx context.Context) error {
 	if err != nil {
 		return core.WithHint(core.Wrap(err, core.Unavailable, "join the gossip pool"), "Check gossip and advertise in the configuration.")
 	}
-	here := list.LocalNode().Address() // before p.mu: others may tell of themselves already, with memberlist's lock held
+	// before p.mu: others may tell of themselves already, with memberlist's lock held
+	here := list.LocalNode().Address()
 	p.mu.Lock()
 	p.list = list
 	p.self.GossipAddress = here
@@ -276,7 +283,7 @@ func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<
 	}
 }
 
-// Address is where this node listens: IP:port. Before Run the IP may be unspecified.
+// Address returns where this node listens: IP:port. Before Run the IP may be unspecified.
 func (p *Pool) Address() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -286,7 +293,7 @@ func (p *Pool) Address() string {
 	return p.self.GossipAddress
 }
 
-// Self is this node, as it tells about itself.
+// Self returns this node, as it tells about itself.
 func (p *Pool) Self() Member {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -296,8 +303,8 @@ func (p *Pool) Self() Member {
 // KnowsQueen reports whether the pool remembers another queen, of this run or one before.
 func (p *Pool) KnowsQueen() bool { return p.peers.queen() }
 
-// Members are all nodes that are known, this one too, sorted by id: alive, failed (for 24 hours)
-// and left (for one hour).
+// Members returns all nodes that are known, this one too, sorted by id: alive, failed (for 24
+// hours) and left (for one hour).
 func (p *Pool) Members() []Member {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -310,13 +317,13 @@ func (p *Pool) Members() []Member {
 	return out
 }
 
-// nameOf is the name of a node for people; empty where it is not known.
+// nameOf returns the name of a node for people; empty where it is not known.
 func (p *Pool) nameOf(id string) string {
 	m, _ := p.Member(id)
 	return m.Name
 }
 
-// Member is one node. The second result says whether it is known.
+// Member returns one node. The second result reports whether it is known.
 func (p *Pool) Member(id string) (Member, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -406,7 +413,7 @@ func (p *Pool) SetKeys(keys Keys) error {
 	return p.setKeysLocked(keys.clone())
 }
 
-// Keys are the pool's keys, the one that encrypts first.
+// Keys returns the pool's keys, the one that encrypts first.
 func (p *Pool) Keys() Keys {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -498,7 +505,7 @@ func (p *Pool) signal() {
 	}
 }
 
-// size is how many nodes are alive, this one too.
+// size returns how many nodes are alive, this one too.
 func (p *Pool) size() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -251,7 +251,7 @@ func TestLibraryLogIsReadable(t *testing.T) {
 	}
 }
 
-// idlePool is a pool that is not run.
+// idlePool returns a pool that is not run.
 func idlePool() *Pool {
 	p := &Pool{
 		self: Member{ID: "ffffffff"}, members: map[string]*entry{}, left: map[string]uint64{}, changed: make(chan struct{}),
@@ -301,8 +301,8 @@ func TestManyDeathsAreBelieved(t *testing.T) {
 	must.False(t, p.doubts(first))
 }
 
-// Somebody with the key makes up members without end, and leaves of theirs: the pool keeps a bounded
-// number, and still hears the nodes that it knows. Not parallel: it measures the heap.
+// Somebody with the key makes up members without end, and leaves of theirs: the pool keeps a
+// bounded number, and still hears the nodes that it knows. Not parallel: it measures the heap.
 func TestForgedMembersBounded(t *testing.T) {
 	p := idlePool()
 	d := delegate{p}

@@ -24,8 +24,8 @@ const (
 )
 
 // libraryLog gives memberlist a logger. Its errors are about one packet or one try, and mostly
-// about a node that is away: warnings at most, and one a minute of a kind. What it calls informative
-// is for debugging. name gives the name of a node for its id; nil: none has one.
+// about a node that is away: warnings at most, and one a minute of a kind. What it calls
+// informative is for debugging. name gives the name of a node for its id; nil: none has one.
 func libraryLog(l hclog.Logger, name func(id string) string) *log.Logger {
 	if name == nil {
 		name = func(string) string { return "" }

@@ -25,12 +25,13 @@ const (
 
 // Member is a node of the pool, as it told about itself.
 type Member struct {
-	ID              string // node id
-	Name            string // for people; at most 64 bytes
-	Queen, Hive     bool
-	RPCAddress      string // host:port
-	HTTPAddress     string // host:port; empty: it serves none
-	GossipAddress   string // IP:port; the pool knows it best, it is ignored in Options.Self and Update
+	ID          string // node id
+	Name        string // for people; at most 64 bytes
+	Queen, Hive bool
+	RPCAddress  string // host:port
+	HTTPAddress string // host:port; empty: it serves none
+	// IP:port; the pool knows it best, it is ignored in Options.Self and Update
+	GossipAddress   string
 	Version         string // of rbee
 	FSM             uint32 // the newest state machine version that a queen can apply
 	BootstrapExpect uint32 // of a queen that waits to form a cluster; 0: it does not

@@ -108,7 +108,7 @@ func (t *transport) bind(ip netip.Addr, port int) error {
 	return nil
 }
 
-// address is what the transport is bound to.
+// address returns what the transport is bound to.
 func (t *transport) address() string { return t.tcp.Addr().String() }
 
 // run finds out what to advertise and begins to listen. Errors: those of ctx; Invalid when there is
@@ -179,8 +179,8 @@ func (t *transport) choose(ctx context.Context) error {
 	}
 }
 
-// privateAddress is an address of this machine that its network would reach it at, private ones
-// first.
+// privateAddress returns an address of this machine that its network would reach it at, private
+// ones first.
 func privateAddress() (netip.Addr, error) {
 	var found []netip.Addr
 	addrs, err := net.InterfaceAddrs()
@@ -209,7 +209,7 @@ func privateAddress() (netip.Addr, error) {
 	return found[0], nil
 }
 
-// FinalAdvertiseAddr is what others are told.
+// FinalAdvertiseAddr returns what others are told.
 func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 	return t.ip.AsSlice(), int(t.port), nil
 }
@@ -321,7 +321,7 @@ func (t *transport) greet(c *trackedConn) {
 	}
 }
 
-// pause waits a moment after an error that may pass. It says whether to go on.
+// pause waits a moment after an error that may pass. It reports whether to go on.
 func (t *transport) pause() bool {
 	timer := time.NewTimer(10 * time.Millisecond)
 	defer timer.Stop()

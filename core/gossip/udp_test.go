@@ -58,7 +58,8 @@ func TestRealSockets(t *testing.T) {
 	a := startUDP(t, 1)
 	_, port, err := net.SplitHostPort(a.address)
 	must.NoError(t, err)
-	join := func(o *gossip.Options) { o.RetryJoin = []string{net.JoinHostPort("localhost", port)} } // a DNS name
+	// a DNS name
+	join := func(o *gossip.Options) { o.RetryJoin = []string{net.JoinHostPort("localhost", port)} }
 	b, c := startUDP(t, 2, join), startUDP(t, 3, join)
 	eventually(t, "1:alive 2:alive 3:alive", a, b, c)
 	must.Eq(t, b.address, b.Address())

@@ -40,7 +40,7 @@ func Identify(pid int) (Identity, error) {
 	return id, nil
 }
 
-// Alive says whether the process of this identity still runs.
+// Alive reports whether the process of this identity still runs.
 func (id Identity) Alive() bool {
 	now, err := Identify(id.PID)
 	return err == nil && now == id
@@ -81,7 +81,7 @@ func Open(id Identity) (*Process, error) {
 // Identity returns what Open was given.
 func (p *Process) Identity() Identity { return p.id }
 
-// Alive says whether the process still runs.
+// Alive reports whether the process still runs.
 func (p *Process) Alive() bool { return p.id.Alive() }
 
 // Signal sends sig to the process alone. Errors: NotFound when it has ended.
@@ -129,9 +129,10 @@ func (p *Process) signalled(err error) error {
 // Usage is what a process uses, as the operating system counts it.
 type Usage struct {
 	StartedAt   time.Time
-	MemoryBytes int64         // resident set, the process and its descendants
-	CPUPercent  float64       // of one core, the process and its descendants, over the life of the process
-	CPUTime     time.Duration // that the process and its descendants have used
+	MemoryBytes int64 // resident set, the process and its descendants
+	// of one core, the process and its descendants, over the life of the process
+	CPUPercent float64
+	CPUTime    time.Duration // that the process and its descendants have used
 }
 
 // Details is Usage and what else is worth knowing of one process.

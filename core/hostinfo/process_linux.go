@@ -199,7 +199,7 @@ const (
 	lookAgain = 2 * time.Millisecond
 )
 
-// killMarked kills what has the mark and is not in killed, and adds it there. It says whether to
+// killMarked kills what has the mark and is not in killed, and adds it there. It reports whether to
 // look again: a process that was killed may have started another one meanwhile, and the mark of one
 // whose program is being replaced shows only after that.
 func killMarked(mark string, killed map[int]bool) (again bool) {
@@ -230,8 +230,8 @@ func killMarked(mark string, killed map[int]bool) (again bool) {
 	return again
 }
 
-// marked says whether a process has the mark; not known: its program is being replaced, so that its
-// environment reads as empty.
+// marked reports whether a process has the mark; not known: its program is being replaced, so that
+// its environment reads as empty.
 func marked(pid int, mark string) (has, known bool) {
 	for range looks {
 		env, err := os.ReadFile(procFile(pid, "environ"))

@@ -76,7 +76,8 @@ func reuse(t *testing.T) (old Identity, stranger *exec.Cmd, lines *bufio.Scanner
 		cmd, out := child(t, nil, nil, "sh", "-c", `trap 'echo signal' TERM INT HUP USR1; echo up; while :; do sleep 60 & wait; done`)
 		lines = bufio.NewScanner(out)
 		must.True(t, lines.Scan())
-		if cmd.Process.Pid == old.PID && identityOf(t, cmd.Process.Pid) != old { // not within the same tick of the clock
+		// not within the same tick of the clock
+		if cmd.Process.Pid == old.PID && identityOf(t, cmd.Process.Pid) != old {
 			return old, cmd, lines
 		}
 		must.NoError(t, syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL))

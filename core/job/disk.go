@@ -26,7 +26,8 @@ func Open(opts Options) (*Manager, error) {
 	if err := os.MkdirAll(m.opts.Dir, 0o700); err != nil {
 		return nil, core.Wrap(err, core.Internal, "open the folder of jobs")
 	}
-	if err := syncFolder(filepath.Dir(m.opts.Dir)); err != nil && missing != nil { // a folder that is forgotten takes its jobs along
+	// a folder that is forgotten takes its jobs along
+	if err := syncFolder(filepath.Dir(m.opts.Dir)); err != nil && missing != nil {
 		return nil, core.Wrap(err, core.Internal, "open the folder of jobs")
 	}
 	entries, err := os.ReadDir(m.opts.Dir)

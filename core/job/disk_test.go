@@ -30,7 +30,7 @@ func open(t testing.TB, dir string, opts job.Options) *job.Manager {
 	return m
 }
 
-// copied is a folder as it is now: what a process that is killed now leaves.
+// copied returns a folder as it is now: what a process that is killed now leaves.
 func copied(t testing.TB, dir string) string {
 	t.Helper()
 	to := filepath.Join(t.TempDir(), "jobs")
@@ -38,7 +38,7 @@ func copied(t testing.TB, dir string) string {
 	return to
 }
 
-// onlyFile is the file of the only job.
+// onlyFile returns the file of the only job.
 func onlyFile(t testing.TB, dir string) string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
@@ -132,7 +132,8 @@ func TestJobThatRanWhenItsAgentWasKilled(t *testing.T) {
 			}
 		}
 	})
-	atOnce := open(t, copied(t, dir), job.Options{}) // the request id is known as soon as the job is
+	// the request id is known as soon as the job is
+	atOnce := open(t, copied(t, dir), job.Options{})
 	must.Eq(t, []string{"1 failed unavailable"}, briefs(follow(t, atOnce, j.ID, 0)))
 
 	stop := errors.New("seen enough")
@@ -314,7 +315,7 @@ func TestRetentionOnDisk(t *testing.T) {
 	}
 }
 
-// cmpRetain is how many jobs are kept at most: the running one has ended, too.
+// cmpRetain returns how many jobs are kept at most: the running one has ended, too.
 func cmpRetain(o job.Options) int {
 	if o.Retain == 0 {
 		return job.DefaultRetain

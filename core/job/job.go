@@ -301,8 +301,8 @@ func (m *Manager) publishLocked(j *job, e core.Event) {
 	j.changed = make(chan struct{})
 }
 
-// copyLocked is the job for a caller. Result and Error are written once and never changed, so they
-// are shared.
+// copyLocked returns the job for a caller. Result and Error are written once and never changed, so
+// they are shared.
 func (j *job) copyLocked() core.Job { return j.view }
 
 func (m *Manager) find(id string) (*job, error) {

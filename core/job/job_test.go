@@ -212,7 +212,8 @@ func TestProgressIsCoalesced(t *testing.T) {
 			}
 			r.Progress(core.Progress{Phase: "a", Done: 1000, Total: 1000})
 			r.Progress(core.Progress{Phase: "a", Done: 1000, Total: 1000}) // says nothing new
-			time.Sleep(time.Minute)                                        // without a word: the last one comes by itself
+			// without a word: the last one comes by itself
+			time.Sleep(time.Minute)
 			r.Log("almost done")
 			r.Progress(core.Progress{Phase: "c", Done: 1})
 			r.Progress(core.Progress{Phase: "c", Done: 2}) // the end flushes it
@@ -259,7 +260,8 @@ func TestReadersAndResume(t *testing.T) {
 		lists := make([][]string, 50)
 		for i := range lists {
 			wg.Go(func() {
-				time.Sleep(time.Duration(i) * 500 * time.Millisecond) // some come late, some when it is over
+				// some come late, some when it is over
+				time.Sleep(time.Duration(i) * 500 * time.Millisecond)
 				// It reads a little, is cut off, and goes on behind what it has.
 				cut := errors.New("cut")
 				after := int64(0)
@@ -384,7 +386,8 @@ func TestRetention(t *testing.T) {
 		for _, j := range m.List() {
 			kept = append(kept, j.ID)
 		}
-		must.Eq(t, []string{all[9], all[8], all[7], running.ID}, kept) // newest first; a running one is never forgotten
+		// newest first; a running one is never forgotten
+		must.Eq(t, []string{all[9], all[8], all[7], running.ID}, kept)
 		for _, f := range []func(string) error{
 			func(id string) error { _, err := m.Get(id); return err },
 			func(id string) error { _, err := m.Cancel(id); return err },

@@ -90,7 +90,7 @@ func readLog(r io.Reader) (h header, events []core.Event, good int64, err error)
 	return h, events, good, nil
 }
 
-// follows says whether an event can come after those before it.
+// follows reports whether an event can come after those before it.
 func follows(before []core.Event, e core.Event) bool {
 	var last core.Event
 	if len(before) > 0 {

@@ -159,7 +159,7 @@ func weight(e core.Event) int {
 	return 0
 }
 
-// oldest is the event that is forgotten first, or -1.
+// oldest returns the event that is forgotten first, or -1.
 func oldest(events []core.Event) int {
 	for _, kind := range []core.EventKind{core.EventProgress, core.EventLog} {
 		if i := slices.IndexFunc(events, func(x core.Event) bool { return x.Kind == kind }); i >= 0 {

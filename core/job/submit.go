@@ -11,7 +11,8 @@ import (
 // returns success only after the effect was observed.
 type Func func(ctx context.Context, r core.Request, run *Run) (any, error)
 
-// Typed is a function with a result of its own type as a Func, whose result is nil with an error.
+// Typed returns a function with a result of its own type as a Func, whose result is nil with an
+// error.
 func Typed[T any](f func(ctx context.Context, r core.Request, run *Run) (T, error)) Func {
 	return func(ctx context.Context, r core.Request, run *Run) (any, error) {
 		v, err := f(ctx, r, run)
@@ -30,8 +31,8 @@ func (m *Manager) Handle(funcs map[core.Operation]Func) {
 	maps.Copy(m.funcs, funcs)
 }
 
-// Knows says whether there is a function for an operation. Errors: Unsupported: the queen that asks
-// may be newer than this agent.
+// Knows reports whether there is a function for an operation. Errors: Unsupported: the queen that
+// asks may be newer than this agent.
 func (m *Manager) Knows(op core.Operation) error {
 	_, err := m.function(op)
 	return err

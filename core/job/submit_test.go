@@ -14,7 +14,7 @@ import (
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
 
-// served is the JobService of a manager.
+// served returns the JobService of a manager.
 func served(t *testing.T, m *job.Manager) jobv1.JobServiceClient {
 	t.Helper()
 	pipe := rpc.NewPipe()

@@ -23,7 +23,8 @@ import (
 const (
 	CATTL      = 10 * 365 * 24 * time.Hour // of a CA certificate
 	DefaultTTL = 90 * 24 * time.Hour       // of a node's, when nothing else is said
-	backdate   = time.Hour                 // certificates are valid this long before they are made: clocks differ
+	// certificates are valid this long before they are made: clocks differ
+	backdate = time.Hour
 )
 
 const (
@@ -101,16 +102,16 @@ func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
 	return &CA{cluster: cert.URIs[0].Host, cert: cert, certPEM: encodePEM(blockCertificate, cert.Raw), key: key}, nil
 }
 
-// Cluster is the id of the CA's cluster.
+// Cluster returns the id of the CA's cluster.
 func (c *CA) Cluster() string { return c.cluster }
 
-// NotAfter is when the CA's certificate, and with it every certificate that it signed, ends.
+// NotAfter returns when the CA's certificate, and with it every certificate that it signed, ends.
 func (c *CA) NotAfter() time.Time { return c.cert.NotAfter }
 
-// CertPEM is the CA's certificate, PEM.
+// CertPEM returns the CA's certificate, PEM.
 func (c *CA) CertPEM() []byte { return slices.Clone(c.certPEM) }
 
-// KeyPEM is the CA's private key, PEM: it is to be sealed, or kept with mode 0600.
+// KeyPEM returns the CA's private key, PEM: it is to be sealed, or kept with mode 0600.
 func (c *CA) KeyPEM() Secret { return encodeKey(c.key) }
 
 // Fingerprint is that of the CA's certificate, as join tokens have it.
@@ -162,7 +163,7 @@ func (c *CA) Sign(csrDER []byte, n Node, hosts []string, ttl time.Duration, now 
 	return encodePEM(blockCertificate, der), node, err
 }
 
-// template is the certificate of a node, without its times and key.
+// template returns the certificate of a node, without its times and key.
 func (c *CA) template(n Node, hosts []string) (*x509.Certificate, error) {
 	const op = "sign a certificate"
 	switch {
@@ -300,7 +301,7 @@ func fingerprint(cert *x509.Certificate) string {
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(h[:]))
 }
 
-// Roots are the CA certificates of a PEM bundle. Errors: Integrity.
+// Roots returns the CA certificates of a PEM bundle. Errors: Integrity.
 func Roots(caPEM []byte) (*x509.CertPool, error) {
 	certs, err := parseCertificates(caPEM)
 	if err != nil {

@@ -236,8 +236,8 @@ func (i *Identity) SetRPCAddress(address string) error {
 	return nil
 }
 
-// GossipKeys are the keys of the gossip pool that were last kept with SetGossipKeys: with them a
-// node finds the others before anybody told it the newest. Errors: NotFound when there are none,
+// GossipKeys returns the keys of the gossip pool that were last kept with SetGossipKeys: with them
+// a node finds the others before anybody told it the newest. Errors: NotFound when there are none,
 // Integrity.
 func (i *Identity) GossipKeys() (Secrets, error) {
 	b, err := i.get(fileGossip)
@@ -421,7 +421,7 @@ func encodeJSON(v any) ([]byte, error) {
 	return append(b, '\n'), core.Wrap(err, core.Internal, "write the identity")
 }
 
-// union is all certificates of both bundles, those of the first first.
+// union returns all certificates of both bundles, those of the first first.
 func union(a, b []byte) ([]byte, error) {
 	seen, out := map[string]bool{}, []byte{}
 	for _, bundle := range [][]byte{a, b} {

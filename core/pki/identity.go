@@ -21,7 +21,8 @@ import (
 // for queens the key that opens sealed settings. It is safe for concurrent use: what it hands out
 // for TLS always follows the newest certificate. It does not show its keys when formatted.
 type Identity struct {
-	dir string // the cluster folder; empty: files named by the configuration, nothing is ever written
+	// the cluster folder; empty: files named by the configuration, nothing is ever written
+	dir string
 
 	write sync.Mutex // serialises what changes the files
 	state atomic.Pointer[state]
@@ -161,13 +162,13 @@ func (i *Identity) Format(f fmt.State, _ rune) {
 // MarshalJSON shows what Format shows.
 func (i *Identity) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(i)) }
 
-// Cluster is the cluster's id.
+// Cluster returns the cluster's id.
 func (i *Identity) Cluster() string { return i.state.Load().info.Cluster }
 
-// ClusterName is the cluster's name, for people; it may be empty.
+// ClusterName returns the cluster's name, for people; it may be empty.
 func (i *Identity) ClusterName() string { return i.state.Load().info.ClusterName }
 
-// Node is what the node's certificate says, with the node's name.
+// Node returns what the node's certificate says, with the node's name.
 func (i *Identity) Node() Node {
 	s := i.state.Load()
 	n := s.node
@@ -176,10 +177,10 @@ func (i *Identity) Node() Node {
 	return n
 }
 
-// Has says whether the node has the role.
+// Has reports whether the node has the role.
 func (i *Identity) Has(r core.Role) bool { return i.state.Load().node.Has(r) }
 
-// RPCAddress is where others reach the node's RPC port: host:port.
+// RPCAddress returns where others reach the node's RPC port: host:port.
 func (i *Identity) RPCAddress() string { return i.state.Load().info.RPCAddress }
 
 // AddressFound says that RPCAddress was found out, so that it may be another one by now, rather
@@ -204,7 +205,7 @@ func (i *Identity) ValidFor(host string) bool {
 	return i.state.Load().tls.Leaf.VerifyHostname(host) == nil
 }
 
-// CAPEM are the CA's certificates, the one that signs first.
+// CAPEM returns the CA's certificates, the one that signs first.
 func (i *Identity) CAPEM() []byte { return slices.Clone(i.state.Load().caPEM) }
 
 // SealKey opens sealed settings of the registry. It is nil on a hive, and in a cluster whose
@@ -221,15 +222,15 @@ func (i *Identity) Proof(message []byte) []byte {
 	return mac.Sum(nil)
 }
 
-// Certificate is the node's, with its key and the chain up to and including the CA's. It is not to
-// be changed.
+// Certificate returns the node's, with its key and the chain up to and including the CA's. It is
+// not to be changed.
 func (i *Identity) Certificate() *tls.Certificate { return i.state.Load().tls }
 
-// Roots are the CA's certificates. They are not to be changed.
+// Roots returns the CA's certificates. They are not to be changed.
 func (i *Identity) Roots() *x509.CertPool { return i.state.Load().roots }
 
-// RenewAt is when the certificate should be replaced: at a third of its life left, which began when
-// it was made.
+// RenewAt returns when the certificate should be replaced: at a third of its life left, which began
+// when it was made.
 func (i *Identity) RenewAt() time.Time {
 	s := i.state.Load()
 	life := s.node.NotAfter.Sub(s.began.Add(backdate))
@@ -239,7 +240,7 @@ func (i *Identity) RenewAt() time.Time {
 	return s.node.NotAfter.Add(-life / 3)
 }
 
-// Check says whether the certificate is valid at a time. Errors: Forbidden.
+// Check reports whether the certificate is valid at a time. Errors: Forbidden.
 func (i *Identity) Check(now time.Time) error {
 	s := i.state.Load()
 	switch {
@@ -259,7 +260,7 @@ func (i *Identity) Request() ([]byte, error) {
 	return NewRequest(s.key, s.node.ID)
 }
 
-// CA is the cluster's CA, from its sealed key in the registry. The CA's certificates are the
+// CA returns the cluster's CA, from its sealed key in the registry. The CA's certificates are the
 // registry's; its first one signs. Errors: Unsupported when this node cannot open it or there is
 // none, Integrity.
 func (i *Identity) CA(caPEM, sealedKey []byte) (*CA, error) {
@@ -302,7 +303,8 @@ func (i *Identity) OpenGossipKeys(sealed []byte) (Secrets, error) {
 	return openGossipKeys(s.sealKey, s.info.Cluster, sealed)
 }
 
-// KeyFingerprint is how a gossip key is shown to people: the first 8 bytes of its SHA-256, in hex.
+// KeyFingerprint returns how a gossip key is shown to people: the first 8 bytes of its SHA-256, in
+// hex.
 func KeyFingerprint(key []byte) string {
 	h := sha256.Sum256(key)
 	return fmt.Sprintf("%x", h[:8])

@@ -219,7 +219,8 @@ func TestCreateRefuses(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	must.NoError(t, err)
 	must.SliceEmpty(t, left)
-	must.NoError(t, os.Mkdir(filepath.Join(dir, pki.Folder), 0o755)) // an empty folder is in nobody's way
+	// an empty folder is in nobody's way
+	must.NoError(t, os.Mkdir(filepath.Join(dir, pki.Folder), 0o755))
 	id, err := pki.Create(dir, pki.Material{CAPEM: ca.CertPEM(), NodePEM: certPEM, Key: key})
 	must.NoError(t, err)
 	must.Nil(t, id.SealKey())

@@ -13,12 +13,13 @@ import (
 
 // InitOptions say which cluster to start.
 type InitOptions struct {
-	Name           string        // of the cluster, for people; empty: none
-	NodeID         string        // 8 hex digits
-	NodeName       string        // of this node
-	RPCAddress     string        // host:port that others reach this node's RPC port at
-	AddressFound   bool          // as Material has it
-	Hosts          []string      // further DNS names and addresses that the certificate is to be valid for
+	Name         string // of the cluster, for people; empty: none
+	NodeID       string // 8 hex digits
+	NodeName     string // of this node
+	RPCAddress   string // host:port that others reach this node's RPC port at
+	AddressFound bool   // as Material has it
+	// further DNS names and addresses that the certificate is to be valid for
+	Hosts          []string
 	Roles          []core.Role   // of this node; it must be a queen
 	CertificateTTL time.Duration // 0: DefaultTTL
 	// Token is the first operator token: its id, hash, scopes and so on. See core/token for how it
@@ -110,8 +111,8 @@ func Init(dataDir string, o InitOptions) (InitResult, error) {
 	return InitResult{Identity: id, Fingerprint: ca.Fingerprint()}, err
 }
 
-// Seed is what is to be put into the registry when the cluster begins, or nil when that was done,
-// or was never this node's task. Errors: Integrity.
+// Seed returns what is to be put into the registry when the cluster begins, or nil when that was
+// done, or was never this node's task. Errors: Integrity.
 func (i *Identity) Seed() (*Seed, error) {
 	b, err := i.get(fileSeed)
 	if errors.Is(err, fs.ErrNotExist) {

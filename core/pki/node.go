@@ -28,16 +28,16 @@ type Node struct {
 	NotAfter time.Time
 }
 
-// Has says whether the certificate gives the role.
+// Has reports whether the certificate gives the role.
 func (n Node) Has(r core.Role) bool { return slices.Contains(n.Roles, r) }
 
-// ServerName is the DNS name that the certificates of a cluster's nodes with the role have.
+// ServerName returns the DNS name that the certificates of a cluster's nodes with the role have.
 func ServerName(role core.Role, cluster string) string { return string(role) + "." + cluster + ".rbee" }
 
-// IsNodeID says whether the text can be a node id: 8 lower-case hex digits.
+// IsNodeID reports whether the text can be a node id: 8 lower-case hex digits.
 func IsNodeID(id string) bool { return len(id) == 8 && strings.Trim(id, "0123456789abcdef") == "" }
 
-// isClusterID says whether the text can be a cluster id: 8 to 32 lower-case hex digits.
+// isClusterID reports whether the text can be a cluster id: 8 to 32 lower-case hex digits.
 func isClusterID(id string) bool {
 	return len(id) >= 8 && len(id) <= 32 && strings.Trim(id, "0123456789abcdef") == ""
 }
@@ -78,7 +78,7 @@ func nodeURI(cluster, id string) *url.URL {
 	return &url.URL{Scheme: "rbee", Host: cluster, Path: "/node/" + id}
 }
 
-// KeyHash is how a public key (PKIX, DER) is known: its SHA-256.
+// KeyHash returns how a public key (PKIX, DER) is known: its SHA-256.
 func KeyHash(spki []byte) []byte {
 	h := sha256.Sum256(spki)
 	return h[:]

@@ -374,7 +374,8 @@ func TestSecretsHideThemselves(t *testing.T) {
 	for name, secret := range map[string][]byte{"seal key": id.SealKey(), "gossip key": keys[0], "CA key": ca.KeyPEM()[40:100], "node key": key[40:100], "token hash": seed.Token.SecretHash} {
 		for _, form := range []string{"%s", "%x", "%X", "%d", "%q"} {
 			text := strings.Trim(fmt.Sprintf(form, secret), `"[]`)
-			must.False(t, strings.Contains(got, text), must.Sprint(name, " leaks with ", form[1:])) // without printing it all
+			// without printing it all
+			must.False(t, strings.Contains(got, text), must.Sprint(name, " leaks with ", form[1:]))
 		}
 		j, _ := json.Marshal(secret)
 		must.False(t, strings.Contains(got, strings.Trim(string(j), `"`)), must.Sprint(name, " leaks in base64"))

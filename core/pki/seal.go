@@ -13,8 +13,10 @@ import (
 const (
 	sealKeyBytes   = 32
 	gossipKeyBytes = 32
-	sealVersion    = 1 // first byte of what is sealed: AES-256-GCM, random nonce of 12 bytes in front, the label as additional data
-	maxGossipKeys  = 16
+	// first byte of what is sealed: AES-256-GCM, random nonce of 12 bytes in front, the label as
+	// additional data
+	sealVersion   = 1
+	maxGossipKeys = 16
 )
 
 // NewSealKey makes a key for Seal and Open: 32 random bytes.

@@ -121,7 +121,8 @@ func verifyServer(cs tls.ConnectionState, roots *x509.CertPool, name string) (No
 		intermediates.AddCert(c)
 	}
 	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
-	if err == nil && name != "" { // after the chain: of a foreign node it is not the role that is wrong
+	// after the chain: of a foreign node it is not the role that is wrong
+	if err == nil && name != "" {
 		err = leaf.VerifyHostname(name)
 	}
 	if err != nil {

@@ -46,7 +46,8 @@ func shake(t testing.TB, server, client *tls.Config) (serverState tls.Connection
 	if err == nil {
 		_, err = c.Write([]byte("x"))
 		if err == nil {
-			_, err = io.ReadFull(c, make([]byte, 1)) // with TLS 1.3 the server's refusal comes only now
+			// with TLS 1.3 the server's refusal comes only now
+			_, err = io.ReadFull(c, make([]byte, 1))
 		}
 		c.Close()
 	}
@@ -87,12 +88,14 @@ func TestHandshakesAreRefused(t *testing.T) {
 	expired := identity(t, ca, signing{id: "00000003", roles: []core.Role{core.RoleQueen, core.RoleHive}, ttl: time.Hour, now: longAgo})
 	early := identity(t, ca, signing{id: "00000006", roles: []core.Role{core.RoleQueen, core.RoleHive}, now: time.Now().Add(48 * time.Hour)})
 	foreign := identity(t, foreignCA, signing{id: "00000004", roles: []core.Role{core.RoleQueen, core.RoleHive}})
-	twin := identity(t, twinCA, signing{id: "00000005", roles: []core.Role{core.RoleQueen, core.RoleHive}}) // another CA that claims the same cluster
+	// another CA that claims the same cluster
+	twin := identity(t, twinCA, signing{id: "00000005", roles: []core.Role{core.RoleQueen, core.RoleHive}})
 	old := func(c *tls.Config) *tls.Config {
 		c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 		return c
 	}
-	anything := func(c *tls.Config) *tls.Config { c.VerifyConnection = nil; return c } // a client that takes everybody
+	// a client that takes everybody
+	anything := func(c *tls.Config) *tls.Config { c.VerifyConnection = nil; return c }
 	one := func(c *tls.Config) *tls.Config { c.NextProtos = nil; return c }
 
 	isUnknownCA := func(err error) bool { _, ok := errors.AsType[x509.UnknownAuthorityError](err); return ok }
@@ -277,7 +280,8 @@ func TestHTTPConfig(t *testing.T) {
 	t.Cleanup(func() { must.NoError(t, s.Close()); <-done })
 	roots, err := pki.Roots(ca.CertPEM())
 	must.NoError(t, err)
-	for _, version := range []uint16{tls.VersionTLS13, tls.VersionTLS12} { // the older one for proxies
+	// the older one for proxies
+	for _, version := range []uint16{tls.VersionTLS13, tls.VersionTLS12} {
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MaxVersion: version}}}
 		t.Cleanup(client.CloseIdleConnections)
 		resp, err := client.Get("https://" + l.Addr().String())

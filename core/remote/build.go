@@ -136,7 +136,8 @@ func fromRelease(ctx context.Context, goos, arch, dir, temp string) (build, erro
 		return build{}, core.Errorf(core.Invalid, "%s: %q is no absolute path", what, clip(dir)).Hint("The folder is on the machine that installs: write its whole path.")
 	}
 	suffix := "-" + goos + "-" + arch + ".tar.gz"
-	found, err := filepath.Glob(filepath.Join(dir, "rbee-*"+suffix)) // a folder with a pattern's characters has none
+	// a folder with a pattern's characters has none
+	found, err := filepath.Glob(filepath.Join(dir, "rbee-*"+suffix))
 	if err != nil || len(found) != 1 {
 		var names []string
 		for _, f := range found {
@@ -174,7 +175,7 @@ func fromRelease(ctx context.Context, goos, arch, dir, temp string) (build, erro
 	return fromFolder(ctx, version, filepath.Join(temp, "rbee"), filepath.Join(temp, "plugins"))
 }
 
-// sumOf is what SHA256SUMS says of a file. Errors: Integrity.
+// sumOf returns what SHA256SUMS says of a file. Errors: Integrity.
 func sumOf(sums, name string) (string, error) {
 	const what = "read SHA256SUMS"
 	f, err := os.Open(sums)

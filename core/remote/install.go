@@ -214,7 +214,7 @@ func (i *installation) claim(ctx context.Context) (manifest, error) {
 	return man, m.write(ctx, l, l.manifest(), "644", man.text())
 }
 
-// present says whether the build is there already, whole.
+// present reports whether the build is there already, whole.
 func (i *installation) present(ctx context.Context) (bool, error) {
 	var paths []string
 	for _, f := range i.build.files {

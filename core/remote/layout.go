@@ -18,7 +18,7 @@ const (
 	ServiceNone          = "none" // a process in the background that nothing starts again
 )
 
-// Services are the values of a request's service.
+// Services returns the values of a request's service.
 func Services() []string {
 	return []string{ServiceAuto, ServiceSystemdUser, ServiceSystemdSystem, ServiceLaunchd, ServiceNone}
 }
@@ -109,7 +109,7 @@ type settings struct {
 	queen     bool   // it is a queen, too
 }
 
-// configText is the hive's configuration.
+// configText returns the hive's configuration.
 func (l layout) configText(s settings) string {
 	var b strings.Builder
 	b.WriteString("# Written by \"rbee hive install\". It is yours from now on: an upgrade leaves it as it is.\n")
@@ -131,12 +131,12 @@ func (l layout) configText(s settings) string {
 	return b.String()
 }
 
-// hclString is a text as HCL has it, without interpolation.
+// hclString returns a text as HCL has it, without interpolation.
 func hclString(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "${", "$${", "%{", "%%{", "\n", `\n`, "\r", `\r`, "\t", `\t`).Replace(s) + `"`
 }
 
-// unitText is the unit of systemd or the property list of launchd; empty where there is none.
+// unitText returns the unit of systemd or the property list of launchd; empty where there is none.
 func (l layout) unitText() string {
 	switch l.service {
 	case ServiceSystemdUser, ServiceSystemdSystem:
@@ -187,7 +187,7 @@ LockPersonality=true
 WantedBy=` + target + "\n"
 }
 
-// unitWord is one word of a command line of systemd.
+// unitWord returns one word of a command line of systemd.
 func unitWord(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%", "$", "$$").Replace(s) + `"`
 }

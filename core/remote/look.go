@@ -8,7 +8,8 @@ import (
 
 // look is what a machine says of itself.
 type look struct {
-	os, arch      string // as GOOS and GOARCH have them; as the machine names them where rbee does not run
+	// as GOOS and GOARCH have them; as the machine names them where rbee does not run
+	os, arch      string
 	home, user    string
 	root          bool
 	sudo          bool // without a password
@@ -80,7 +81,7 @@ func clip(s string) string {
 	return s
 }
 
-// runs says whether rbee is built for such a machine.
+// runs reports whether rbee is built for such a machine.
 func (m look) runs() bool {
 	switch m.os + "/" + m.arch {
 	case "linux/amd64", "linux/arm64", "darwin/arm64":

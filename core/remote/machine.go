@@ -74,8 +74,8 @@ func (m *machine) explain(op string, err error) error {
 	return core.Errorf(core.Internal, "%s: %s: %w", op, m.name, err).Hint("Log in there and look; \"rbee hive ssh-test %s\" tells what rbee sees.", m.name)
 }
 
-// installed is what an earlier installation left; ok says whether there is one. Errors: Integrity,
-// Unavailable.
+// installed is what an earlier installation left; ok reports whether there is one. Errors:
+// Integrity, Unavailable.
 func (m *machine) installed(ctx context.Context) (man manifest, l layout, ok bool, err error) {
 	if m.look.home == "" {
 		return manifest{}, layout{}, false, core.Errorf(core.Unsupported, "look for rbee: %s has no home folder for %s", m.name, m.conn.User).Hint("Name another user.")
@@ -102,7 +102,7 @@ func (m *machine) write(ctx context.Context, l layout, file, mode, text string) 
 	return nil
 }
 
-// sums are the SHA-256 sums of files on the machine, "-" for one that is not there.
+// sums returns the SHA-256 sums of files on the machine, "-" for one that is not there.
 func (m *machine) sums(ctx context.Context, l layout, files []string) ([]string, error) {
 	out, err := m.root(ctx, l, scriptSums, append([]string{m.look.sum}, files...)...)
 	if err != nil {
@@ -151,7 +151,8 @@ func (m *machine) send(ctx context.Context, l layout, b build, run Run) error {
 	}
 	for i, f := range b.files {
 		if got[i] != f.digest {
-			_, _ = m.root(ctx, l, scriptRemove, paths[i]) // best effort: it is overwritten next time
+			// best effort: it is overwritten next time
+			_, _ = m.root(ctx, l, scriptRemove, paths[i])
 			return core.Errorf(core.Integrity, "check what was sent: %s arrived with the digest %s instead of %s", f.path, clip(got[i]), f.digest).Hint(
 				"Nothing was changed there. Try again; if it stays so, that machine's disk or memory is damaged.")
 		}
@@ -204,7 +205,7 @@ func (m *machine) running(ctx context.Context, l layout) (bool, error) {
 	return state == "running", err
 }
 
-// nodeID is the id that the agent there has given itself; empty: none yet.
+// nodeID returns the id that the agent there has given itself; empty: none yet.
 func (m *machine) nodeID(ctx context.Context, l layout) (string, error) {
 	out, err := m.root(ctx, l, scriptRead, path.Join(l.data, "node-id"))
 	if err != nil {

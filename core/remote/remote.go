@@ -83,7 +83,7 @@ func New(o Options) (*Remote, error) {
 	return &Remote{o: o, hosts: hosts, busy: map[string]bool{}}, nil
 }
 
-// Hosts is the list of the machines that are known.
+// Hosts returns the list of the machines that are known.
 func (r *Remote) Hosts() *Hosts { return r.hosts }
 
 func (r *Remote) dialer(req core.Request) *ssh.Dialer {
@@ -251,8 +251,8 @@ func sizeText(n int64) string {
 
 var machineName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
-// hiveName is what a new hive is called: what the request says, else the host's name here, unless
-// that is an address.
+// hiveName returns what a new hive is called: what the request says, else the host's name here,
+// unless that is an address.
 func hiveName(req core.Request, host core.HiveHost) (string, error) {
 	if req.Name != "" {
 		if !machineName.MatchString(req.Name) || req.Name == core.LocalHive {
@@ -276,7 +276,7 @@ func checkAddress(field, v string) error {
 	return nil
 }
 
-// tempDir is a folder for what is unpacked, below the data folder: /tmp may be small.
+// tempDir returns a folder for what is unpacked, below the data folder: /tmp may be small.
 func (r *Remote) tempDir() (string, func(), error) {
 	parent := filepath.Join(r.o.DataDir, "ssh")
 	if err := os.MkdirAll(parent, 0o700); err != nil {
@@ -289,7 +289,7 @@ func (r *Remote) tempDir() (string, func(), error) {
 	return dir, func() { _ = os.RemoveAll(dir) }, nil
 }
 
-// workersOf are the workers of a hive in the registry.
+// workersOf returns the workers of a hive in the registry.
 func (r *Remote) workersOf(ctx context.Context, hive string) ([]core.Worker, error) {
 	all, err := r.o.Cluster.Workers(ctx)
 	return slices.DeleteFunc(all, func(w core.Worker) bool { return w.Hive != hive }), err

@@ -263,7 +263,7 @@ func (f *fakeCluster) Job(_ context.Context, id string) (core.Job, error) {
 	return core.Job{ID: id, State: core.JobSucceeded}, nil
 }
 
-// pathWith is a PATH whose first folder has these programs.
+// pathWith returns a PATH whose first folder has these programs.
 func pathWith(t *testing.T, programs map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()

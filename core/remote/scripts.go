@@ -75,8 +75,8 @@ exit 0`
 	// scriptRemoveFolders removes folders that are empty.
 	scriptRemoveFolders = `for d; do rmdir "$d" 2>/dev/null; done; exit 0`
 
-	// scriptUser makes the user of the system service, who may use graphics cards, and says whether
-	// it did: name home.
+	// scriptUser makes the user of the system service, who may use graphics cards, and reports
+	// whether it did: name home.
 	scriptUser = `if ! id "$1" >/dev/null 2>&1; then
   useradd --system --user-group --no-create-home --home-dir "$2" --shell /usr/sbin/nologin "$1" && echo made || exit 1
 fi

@@ -11,7 +11,8 @@ const defaultHeldBytes = 128 << 20
 // holds the most loses the connection that holds the most. It is safe for concurrent use.
 type budget struct {
 	total, perNode int64
-	cut            func(node string, held int64, c *Conn) // closes a connection; called without the lock
+	// closes a connection; called without the lock
+	cut func(node string, held int64, c *Conn)
 
 	mu    sync.Mutex // guards below
 	used  int64

@@ -47,9 +47,10 @@ type Conn struct {
 	protocol string
 	node     pki.Node
 	known    bool
-	forget   func(*Conn)            // told of the end; may be nil
-	broke    atomic.Pointer[func()] // told that the other end, or the way there, is gone; may be nil
-	end      sync.Once
+	forget   func(*Conn) // told of the end; may be nil
+	// told that the other end, or the way there, is gone; may be nil
+	broke atomic.Pointer[func()]
+	end   sync.Once
 
 	// Of a Mux, which guards them.
 	order uint64        // 1 for its first connection
@@ -61,7 +62,7 @@ type Conn struct {
 	heard   atomic.Int64 // nanoseconds after since: when bytes last came
 }
 
-// Peer is the node at the other end; false when it showed no certificate.
+// Peer returns the node at the other end; false when it showed no certificate.
 func (c *Conn) Peer() (pki.Node, bool) { return c.node, c.known }
 
 func (c *Conn) Read(p []byte) (int, error) {

@@ -94,7 +94,8 @@ func (p *Pool) track(ctx context.Context, op, nodeID, address string, config *tl
 		c.Abort()
 		return nil, core.Errorf(core.Unavailable, "%s: the agent is shutting down", op)
 	}
-	if p.revoked != nil && p.revoked(nodeID) { // since the handshake: CloseRevoked may have been too early to see it
+	// since the handshake: CloseRevoked may have been too early to see it
+	if p.revoked != nil && p.revoked(nodeID) {
 		c.Abort()
 		return nil, dialError(op, address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
 	}
@@ -107,7 +108,7 @@ func (p *Pool) forgetData(c *Conn) {
 	p.mu.Unlock()
 }
 
-// session is what makes the next data connection to a node cheaper.
+// session returns what makes the next data connection to a node cheaper.
 func (p *Pool) session(nodeID, address string) tls.ClientSessionCache {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -226,7 +227,7 @@ func parseConnect(head string) (workerID string, err error) {
 	return workerID, nil
 }
 
-// validWorker says whether the text can be a worker's id: it becomes part of a line.
+// validWorker reports whether the text can be a worker's id: it becomes part of a line.
 func validWorker(id string) bool {
 	if id == "" || len(id) > maxWorkerID {
 		return false
@@ -249,7 +250,8 @@ func AnswerConnect(c net.Conn, failure error) error {
 	}
 	body, err := json.Marshal(core.FailureOf(failure))
 	if err != nil || len(body) > maxFailureBytes {
-		body, _ = json.Marshal(core.Failure{Kind: core.KindOf(failure), Message: "the hive cannot say why"}) // strings only
+		// strings only
+		body, _ = json.Marshal(core.Failure{Kind: core.KindOf(failure), Message: "the hive cannot say why"})
 	}
 	_, err = fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", statusOf(core.KindOf(failure)), len(body), body)
 	return err

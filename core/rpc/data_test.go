@@ -46,7 +46,8 @@ func TestReadConnect(t *testing.T) {
 		{in: "CONNECT w-1 HTTP/1.1\n\n\r\n\r\n", kind: core.Invalid},
 		{in: strings.Repeat("x", 2000), kind: core.Invalid},
 		{in: "\r\n\r\n", kind: core.Invalid},
-		{in: "CONNECT w-1 HTTP/1.1\r\n", kind: core.Internal}, // io.ErrUnexpectedEOF: there is nobody to answer
+		// io.ErrUnexpectedEOF: there is nobody to answer
+		{in: "CONNECT w-1 HTTP/1.1\r\n", kind: core.Internal},
 		{in: "", kind: core.Internal},
 	} {
 		for name, r := range map[string]io.Reader{
@@ -128,7 +129,7 @@ func (s *steps) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// dataNode is one whose data connections are answered by a function.
+// dataNode returns one whose data connections are answered by a function.
 func dataNode(t *testing.T, answer func(c net.Conn)) (*rpc.Pool, *node) {
 	t.Helper()
 	ca := newCA(t)
@@ -271,7 +272,8 @@ func TestDialBlob(t *testing.T) {
 	must.Eq(t, core.Unauthenticated, core.KindOf(err))
 	err = try(hive, "00000008", n.addr)
 	must.Eq(t, core.Forbidden, core.KindOf(err))
-	must.Eq(t, core.Unavailable, core.KindOf(try(hive, "00000009", queenOnly.addr))) // it does not offer files
+	// it does not offer files
+	must.Eq(t, core.Unavailable, core.KindOf(try(hive, "00000009", queenOnly.addr)))
 	must.Eq(t, core.Unavailable, core.KindOf(try(hive, "00000001", "127.0.0.1:1")))
 
 	// What is open to a node that is thrown out is cut.

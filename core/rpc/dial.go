@@ -27,7 +27,7 @@ func tcp(deadAfter time.Duration) func(ctx context.Context, address string) (net
 	return func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
 }
 
-// config is how this node shakes hands with another one. nodeID may be empty: any.
+// config returns how this node shakes hands with another one. nodeID may be empty: any.
 func (d *dialer) config(protocol string, role core.Role, nodeID string) *tls.Config {
 	c := d.identity.ClientConfig(protocol, role, nodeID).Clone()
 	// The identity's own checks come first: they are the ones that find out whether the certificate

@@ -21,8 +21,8 @@ const (
 	maxTextBytes = 16 << 10
 )
 
-// CodeOf is the gRPC code that stands for a kind. Several kinds share a code; ToStatus adds what
-// tells them apart.
+// CodeOf returns the gRPC code that stands for a kind. Several kinds share a code; ToStatus adds
+// what tells them apart.
 func CodeOf(k core.Kind) codes.Code {
 	switch k {
 	case "":
@@ -55,8 +55,8 @@ func CodeOf(k core.Kind) codes.Code {
 	return codes.Internal
 }
 
-// KindOfCode is the kind that a gRPC code from elsewhere means: from a plugin, from gRPC itself,
-// from a third party.
+// KindOfCode returns the kind that a gRPC code from elsewhere means: from a plugin, from gRPC
+// itself, from a third party.
 func KindOfCode(c codes.Code) core.Kind {
 	switch c {
 	case codes.OK:
@@ -110,8 +110,8 @@ func ToStatus(err error) error {
 	return st.Err()
 }
 
-// FromStatus is a gRPC error as a classified one: what ToStatus was given, or for a status from
-// elsewhere its message, classified by KindOfCode. An error that is no status is returned
+// FromStatus returns a gRPC error as a classified one: what ToStatus was given, or for a status
+// from elsewhere its message, classified by KindOfCode. An error that is no status is returned
 // classified by core.KindOf; nil for nil.
 func FromStatus(err error) error {
 	if err == nil {

@@ -114,7 +114,7 @@ func wait(ctx context.Context, until time.Time) bool {
 	}
 }
 
-// outgoing is the context of a call that is passed on.
+// outgoing returns the context of a call that is passed on.
 func (c *call) outgoing(ctx context.Context) context.Context {
 	return metadata.NewOutgoingContext(ctx, metadata.Pairs(forwardedKey, "1", callerKey, c.caller, callerAddressKey, c.host))
 }
@@ -138,7 +138,8 @@ func (a *attempt) untouched(ctx context.Context, err error) bool {
 	return a.peer.Addr == nil || first(a.trailer, notLeaderKey) != ""
 }
 
-// lost is what went wrong, with what a person must know when the leader went away with the call.
+// lost returns what went wrong, with what a person must know when the leader went away with the
+// call.
 func (a *attempt) lost(ctx context.Context, err error) error {
 	err = FromStatus(err)
 	switch {
@@ -256,7 +257,8 @@ func (f *Forwarder) download(ctx context.Context, c *call, conn grpc.ClientConnI
 	if err != nil {
 		return a.untouched(ctx, err), a.lost(ctx, err)
 	}
-	if err := cs.SendMsg(request); err != nil && !errors.Is(err, io.EOF) { // the end of the stream: RecvMsg says why
+	// the end of the stream: RecvMsg says why
+	if err := cs.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
 		return false, a.lost(ctx, err)
 	}
 	if err := cs.CloseSend(); err != nil {
@@ -333,7 +335,7 @@ func (r *replay) RecvMsg(m any) error {
 	return nil
 }
 
-// newMessage is an empty message of the type.
+// newMessage returns an empty message of the type.
 func newMessage(d protoreflect.MessageDescriptor) (proto.Message, error) {
 	t, err := protoregistry.GlobalTypes.FindMessageByName(d.FullName())
 	if err != nil {

@@ -164,7 +164,8 @@ func TestForward(t *testing.T) {
 	leader := qs.all[0]
 	leader.apply = func(ctx context.Context, command string) error {
 		if peer, ok := rpc.Peer(ctx); !ok || peer.ID == "" || rpc.Caller(ctx) != peer.ID {
-			return core.Errorf(core.Internal, "peer %q, caller %q", peer.ID, rpc.Caller(ctx)) // whoever passes on its own call is both
+			// whoever passes on its own call is both
+			return core.Errorf(core.Internal, "peer %q, caller %q", peer.ID, rpc.Caller(ctx))
 		}
 		if kind, ok := strings.CutPrefix(command, "fail "); ok {
 			return core.Errorf(core.Kind(kind), "it went wrong").Hint("Do this.")
@@ -269,7 +270,8 @@ func TestForwardCaller(t *testing.T) {
 			must.NoError(t, err)
 			must.Eq(t, "0000000a", string(r.GetCertificate()))
 		}
-		must.Eq(t, core.Forbidden, core.KindOf(apply(forged, hive, "x"))) // the rule is applied where the call comes in
+		// the rule is applied where the call comes in
+		must.Eq(t, core.Forbidden, core.KindOf(apply(forged, hive, "x")))
 	}
 	must.Zero(t, qs.all[0].handled.Load())
 

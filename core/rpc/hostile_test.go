@@ -31,7 +31,8 @@ func TestHostileFrames(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		_, err := jobv1.NewJobServiceClient(conn).Get(ctx, &jobv1.GetRequest{})
-		if err = rpc.FromStatus(err); core.KindOf(err) != core.Unsupported { // let through, and not implemented
+		// let through, and not implemented
+		if err = rpc.FromStatus(err); core.KindOf(err) != core.Unsupported {
 			return fmt.Errorf("the call ended with %w", err)
 		}
 		return nil

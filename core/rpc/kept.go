@@ -177,7 +177,8 @@ func (k *kept) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Clien
 
 type keptStream struct {
 	grpc.ClientStream
-	explain func(error) error // with the caller's context: the stream's own ends with the connection
+	// with the caller's context: the stream's own ends with the connection
+	explain func(error) error
 }
 
 func (s *keptStream) SendMsg(m any) error {

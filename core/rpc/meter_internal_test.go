@@ -56,7 +56,8 @@ func TestMeterCountsUnfinished(t *testing.T) {
 		must.Eq(t, 65+10, m.pending)
 
 		wire.Reset()
-		must.NoError(t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, EndStream: true})) // the server's answer
+		// the server's answer
+		must.NoError(t, f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, EndStream: true}))
 		answer := bytes.Clone(wire.Bytes())
 		must.NoError(t, m.note(func() error {
 			return m.out.feed(answer, func() error { return nil }, func([]byte) {}, func() {

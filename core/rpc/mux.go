@@ -55,7 +55,7 @@ type Identity interface {
 // MuxOptions are what a Mux needs.
 type MuxOptions struct {
 	Identity Identity
-	// Revoked says whether the certificates of a node are refused; nil: none are. It is asked at
+	// Revoked reports whether the certificates of a node are refused; nil: none are. It is asked at
 	// each handshake and by CloseRevoked.
 	Revoked func(nodeID string) bool
 	// Refused is told of each connection that was refused; nil: nobody.
@@ -141,7 +141,7 @@ type guest struct {
 	place *list.Element // in Mux.half; the Mux's lock guards it
 }
 
-// both is two checks of a connection, new or resumed. The second may be nil.
+// both returns two checks of a connection, new or resumed. The second may be nil.
 func both(first, second func(tls.ConnectionState) error) func(tls.ConnectionState) error {
 	return func(s tls.ConnectionState) error {
 		if err := first(s); err != nil || second == nil {
@@ -242,7 +242,7 @@ func (m *Mux) Data() net.Listener { return m.ports[ProtocolData] }
 // Blobs is the connections that other hives fetch files over.
 func (m *Mux) Blobs() net.Listener { return m.ports[ProtocolBlob] }
 
-// Addr is the address that the port listens on.
+// Addr returns the address that the port listens on.
 func (m *Mux) Addr() net.Addr { return m.l.Addr() }
 
 // Run accepts connections until ctx ends. Those that were handed out are their owners' then; all
@@ -350,7 +350,8 @@ func (m *Mux) admit(g *guest) {
 		m.refused.note(reasonOf(err), raw.RemoteAddr().String(), c.node.ID, err)
 		return
 	}
-	if c.known && m.opts.Revoked != nil && m.opts.Revoked(c.node.ID) { // since the handshake: CloseRevoked may have been too early to see it
+	// since the handshake: CloseRevoked may have been too early to see it
+	if c.known && m.opts.Revoked != nil && m.opts.Revoked(c.node.ID) {
 		c.Abort()
 		return
 	}
@@ -512,5 +513,5 @@ func (p *port) Close() error {
 	return nil
 }
 
-// Addr is the address of the whole RPC port.
+// Addr returns the address of the whole RPC port.
 func (p *port) Addr() net.Addr { return p.m.Addr() }

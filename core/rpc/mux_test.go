@@ -221,7 +221,8 @@ func TestMuxSilent(t *testing.T) {
 				must.NoError(t, err)
 				defer c.Close()
 				if i%2 == 0 {
-					_, _ = c.Write([]byte("\x16\x03\x01")) // slow rather than silent; it may be gone already
+					// slow rather than silent; it may be gone already
+					_, _ = c.Write([]byte("\x16\x03\x01"))
 				}
 				silent = append(silent, c)
 			}

@@ -24,7 +24,7 @@ func NewPipe() *Pipe {
 	return &Pipe{l: pipeListener{Listener: bufconn.Listen(pipeBufferBytes)}}
 }
 
-// Listener is the server's end. It is the same for every call; closing it is closing the pipe.
+// Listener returns the server's end. It is the same for every call; closing it is closing the pipe.
 func (p *Pipe) Listener() net.Listener { return p.l }
 
 // Dial connects to the server's end and waits until it is accepted. The caller closes the

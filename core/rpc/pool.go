@@ -23,7 +23,7 @@ const (
 // PoolOptions are what a Pool needs.
 type PoolOptions struct {
 	Identity Identity
-	// Revoked says whether a node is not to be talked to; nil: none are.
+	// Revoked reports whether a node is not to be talked to; nil: none are.
 	Revoked func(nodeID string) bool
 	// Broken is told that a connection broke that this side did not close. It must not block. nil:
 	// nobody.
@@ -78,11 +78,11 @@ func NewPool(o PoolOptions) *Pool {
 	}
 }
 
-// Conn is the kept connection to a node, whose certificate must give it the role. It is dialled
-// with the first call and after it broke; a call fails fast while the node cannot be reached.
-// Another address than before closes what there was and dials anew. The pool closes it. nodeID may
-// be empty: whoever answers at the address. Its errors are those of DialOptions. Errors: Forbidden
-// for a revoked node, Unavailable after Close.
+// Conn returns the kept connection to a node, whose certificate must give it the role. It is
+// dialled with the first call and after it broke; a call fails fast while the node cannot be
+// reached. Another address than before closes what there was and dials anew. The pool closes it.
+// nodeID may be empty: whoever answers at the address. Its errors are those of DialOptions. Errors:
+// Forbidden for a revoked node, Unavailable after Close.
 func (p *Pool) Conn(nodeID, address string, role core.Role) (*grpc.ClientConn, error) {
 	if nodeID != "" && p.revoked != nil && p.revoked(nodeID) {
 		return nil, dialError("connect", address, refuse(ReasonRevoked, "node %s was revoked", nodeID))

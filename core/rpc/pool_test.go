@@ -167,7 +167,8 @@ func TestPoolKeeps(t *testing.T) {
 
 	c = conn(moved.addr)
 	p.Forget("00000001")
-	must.Eq(t, core.Unavailable, core.KindOf(get(t.Context(), c))) // not Cancelled: the caller did not
+	// not Cancelled: the caller did not
+	must.Eq(t, core.Unavailable, core.KindOf(get(t.Context(), c)))
 	must.NoError(t, get(t.Context(), conn(moved.addr)))
 	must.Eq(t, 3, dials.Load())
 	must.Eq(t, 0, len(broken)) // all this was its own doing
@@ -236,7 +237,8 @@ func TestPoolNoticesADeadPeer(t *testing.T) {
 		_, err := s.Recv()
 		ended <- err
 	}()
-	timer := time.NewTimer(4 * time.Second) // it says nothing for longer than that, but answers pings
+	// it says nothing for longer than that, but answers pings
+	timer := time.NewTimer(4 * time.Second)
 	select {
 	case err := <-ended:
 		t.Fatal(err)
@@ -300,7 +302,8 @@ func TestRaftStream(t *testing.T) {
 	}
 	a, b := listen(t, identity(t, ca, "00000001", core.RoleQueen)), listen(t, identity(t, ca, "00000002", core.RoleQueen))
 	sa, sb := stream(a, broken), stream(b, broken)
-	must.Eq(t, "127.0.0.1:7834", sa.Addr().String()) // what others know it as, not what it listens on
+	// what others know it as, not what it listens on
+	must.Eq(t, "127.0.0.1:7834", sa.Addr().String())
 	pair := func() (dialled, accepted net.Conn) {
 		got := make(chan net.Conn, 1)
 		go func() {

@@ -60,7 +60,8 @@ func (s *RaftStream) Dial(address string, timeout time.Duration) (net.Conn, erro
 	if timeout <= 0 {
 		timeout = connectTimeout
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout) // raft gives none, but a timeout
+	// raft gives none, but a timeout
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	c, err := s.dialer.connect(ctx, address, s.dialer.config(ProtocolRaft, core.RoleQueen, ""))
 	if err != nil {
@@ -93,7 +94,7 @@ func (s *RaftStream) forget(c *Conn) {
 	s.mu.Unlock()
 }
 
-// Addr is the RPC address that other queens reach this one at, which raft takes for its own.
+// Addr returns the RPC address that other queens reach this one at, which raft takes for its own.
 func (s *RaftStream) Addr() net.Addr { return advertised(s.opts.Identity.RPCAddress()) }
 
 // CloseNode closes the connections to a node, and those that it made.

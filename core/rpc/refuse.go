@@ -24,17 +24,20 @@ type Reason string
 
 // The reasons.
 const (
-	ReasonWrongCA       Reason = "wrong_ca"       // the certificate is of another cluster
-	ReasonExpired       Reason = "expired"        // the certificate is not valid now
-	ReasonWrongRole     Reason = "wrong_role"     // the certificate does not allow this protocol or method
+	ReasonWrongCA Reason = "wrong_ca" // the certificate is of another cluster
+	ReasonExpired Reason = "expired"  // the certificate is not valid now
+	// the certificate does not allow this protocol or method
+	ReasonWrongRole     Reason = "wrong_role"
 	ReasonNoCertificate Reason = "no_certificate" // there must be one
 	ReasonTLSVersion    Reason = "tls_version"    // older than 1.3
 	ReasonRevoked       Reason = "revoked"        // the node was thrown out
-	ReasonTooMany       Reason = "too_many"       // it has more connections, or holds more bytes, than it may
-	ReasonHandshake     Reason = "handshake"      // anything else: not TLS, too slow, no protocol in common
+	// it has more connections, or holds more bytes, than it may
+	ReasonTooMany Reason = "too_many"
+	// anything else: not TLS, too slow, no protocol in common
+	ReasonHandshake Reason = "handshake"
 )
 
-// Reasons are all reasons.
+// Reasons returns all reasons.
 func Reasons() []Reason {
 	return []Reason{ReasonWrongCA, ReasonExpired, ReasonWrongRole, ReasonNoCertificate, ReasonTLSVersion, ReasonRevoked, ReasonTooMany, ReasonHandshake}
 }

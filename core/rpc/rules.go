@@ -22,13 +22,15 @@ import (
 
 // The metadata of a call that one queen passes on to another.
 const (
-	forwardedKey     = "rbee-forwarded"
-	callerKey        = "rbee-caller"         // node id of who called first; empty: somebody without a certificate
-	callerAddressKey = "rbee-caller-address" // host that the first call came from; empty: this process
+	forwardedKey = "rbee-forwarded"
+	// node id of who called first; empty: somebody without a certificate
+	callerKey = "rbee-caller"
+	// host that the first call came from; empty: this process
+	callerAddressKey = "rbee-caller-address"
 )
 
-// RuleOf is the rule of a method, such as "/rbee.queen.v1.JoinService/Join". Without one nobody may
-// call it.
+// RuleOf returns the rule of a method, such as "/rbee.queen.v1.JoinService/Join". Without one
+// nobody may call it.
 func RuleOf(method string) (*optionsv1.Rule, bool) {
 	d, ok := methodOf(method)
 	if !ok {
@@ -58,7 +60,7 @@ func methodOf(method string) (protoreflect.MethodDescriptor, bool) {
 	return m, ok
 }
 
-// Peer is the node at the other end of the connection that a call came over; a call from this
+// Peer returns the node at the other end of the connection that a call came over; a call from this
 // process counts as this node. False without a certificate. It is known in handlers of a server
 // that NewNodeServer made. A call that another queen passed on has that queen as its peer: see
 // Caller.
@@ -70,7 +72,7 @@ func Peer(ctx context.Context) (pki.Node, bool) {
 	return c.peer, c.known
 }
 
-// Caller is the id of the node that made the call, also when another queen passed it on; empty
+// Caller returns the id of the node that made the call, also when another queen passed it on; empty
 // without a certificate.
 func Caller(ctx context.Context) string {
 	c, _ := ctx.Value(callKey{}).(*call)
@@ -80,7 +82,7 @@ func Caller(ctx context.Context) string {
 	return c.caller
 }
 
-// CallerHost is the address, without a port, that the call came from, also when another queen
+// CallerHost returns the address, without a port, that the call came from, also when another queen
 // passed it on; empty for a call from the process that took it first.
 func CallerHost(ctx context.Context) string {
 	c, _ := ctx.Value(callKey{}).(*call)
@@ -227,5 +229,5 @@ type streamOf struct {
 	ctx context.Context // what grpc asks for
 }
 
-// Context is the stream's context.
+// Context returns the stream's context.
 func (s streamOf) Context() context.Context { return s.ctx }

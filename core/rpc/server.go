@@ -57,7 +57,7 @@ type ServerOptions struct {
 	Logger hclog.Logger // nil: none
 	// Self is what callers in this process count as. Without roles it has all: an agent alone.
 	Self pki.Node
-	// Revoked says whether a node's calls are refused; nil: none are.
+	// Revoked reports whether a node's calls are refused; nil: none are.
 	Revoked func(nodeID string) bool
 	// Refused is told of each call that was refused; nil: nobody.
 	Refused func(Reason)
@@ -204,7 +204,8 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, grace time.Durat
 // connects with the first request. The caller closes it.
 func Client(p *Pipe, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	all := append(DialOptions(),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // the wire does not leave the process
+		// the wire does not leave the process
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return p.Dial(ctx) }))
 	c, err := grpc.NewClient("passthrough:///in-process", append(all, opts...)...)
 	if err != nil {
@@ -221,7 +222,7 @@ func RemoteOptions() []grpc.DialOption {
 	}))
 }
 
-// DialOptions are the options of every client: message limits, quick reconnects, and errors, of
+// DialOptions returns the options of every client: message limits, quick reconnects, and errors, of
 // requests and of streams, as the classified errors that the server's handler returned. A stream's
 // regular end stays io.EOF.
 func DialOptions() []grpc.DialOption {

@@ -207,7 +207,8 @@ func TestPickWorkerOfMany(t *testing.T) {
 		}
 		for id, n := range first {
 			if full < 200 {
-				must.GreaterEq(t, fmt.Sprintf("w%03d", full), id, must.Sprint(n)) // one with a free slot
+				// one with a free slot
+				must.GreaterEq(t, fmt.Sprintf("w%03d", full), id, must.Sprint(n))
 			}
 		}
 		must.GreaterEq(t, min(max(200-full, 1), 20), len(first))

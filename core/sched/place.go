@@ -11,11 +11,14 @@ import (
 
 // Demand is what a new worker needs. Empty fields leave the choice open.
 type Demand struct {
-	Model         string // for messages
-	Type          string // worker type
-	Device        string // device id
-	MinBytes      int64  // device memory below which it cannot work: the weights; 0: unknown, so everything fits
-	EstimateBytes int64  // device memory with the model's own context; a hive with less gives it less context. 0: unknown
+	Model  string // for messages
+	Type   string // worker type
+	Device string // device id
+	// device memory below which it cannot work: the weights; 0: unknown, so everything fits
+	MinBytes int64
+	// device memory with the model's own context; a hive with less gives it less context. 0:
+	// unknown
+	EstimateBytes int64
 }
 
 // Room is what is known of a hive that may get a new worker.
@@ -153,7 +156,7 @@ func judge(d Demand, r Room) verdict {
 	return v
 }
 
-// runs tells whether the hive has the worker type, installed or not.
+// runs reports whether the hive has the worker type, installed or not.
 func runs(r Room, typ string) bool {
 	return slices.Contains(r.Hive.WorkerTypes, typ) ||
 		slices.ContainsFunc(r.Binaries, func(b core.WorkerBinary) bool { return b.Type == typ && b.Damaged == "" })

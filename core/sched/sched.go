@@ -29,8 +29,8 @@ type Prospect struct {
 	Lacks string
 }
 
-// busy is the number of requests the worker has, as far as is known: what the hive reported (which
-// counts other queens' requests too) or what this queen knows better.
+// busy returns the number of requests the worker has, as far as is known: what the hive reported
+// (which counts other queens' requests too) or what this queen knows better.
 func (p Prospect) busy() int { return max(p.InFlight, p.Load.Active+p.Load.Queued, 0) }
 
 // full reports whether the worker gets no further request from this queen. Half its slots again may
@@ -166,7 +166,7 @@ func fewOf(able []Prospect, rnd func(n int) int) []core.Candidate {
 	return candidates(few, reason)
 }
 
-// candidates are the ranked ones, the first for the reason.
+// candidates returns the ranked ones, the first for the reason.
 func candidates(able []Prospect, reason string) []core.Candidate {
 	out := make([]core.Candidate, len(able))
 	for i, p := range able {

@@ -215,10 +215,11 @@ func splitLine(line string) (key string, words []string, problem string) {
 	return key, words, ""
 }
 
-// Hosts are the first names of the Host lines, without patterns, in the order of the file.
+// Hosts returns the first names of the Host lines, without patterns, in the order of the file.
 func (c *Config) Hosts() []string { return slices.Clone(c.hosts) }
 
-// Lookup is the first value of a keyword, in small letters, that holds for a host; empty: none.
+// Lookup returns the first value of a keyword, in small letters, that holds for a host; empty:
+// none.
 func (c *Config) Lookup(host, key string) string {
 	for _, e := range c.entries {
 		if e.key == key && e.fits(host) {
@@ -228,8 +229,8 @@ func (c *Config) Lookup(host, key string) string {
 	return ""
 }
 
-// LookupAll is every value of a keyword that holds for a host, in order: OpenSSH adds up identity
-// files.
+// LookupAll returns every value of a keyword that holds for a host, in order: OpenSSH adds up
+// identity files.
 func (c *Config) LookupAll(host, key string) []string {
 	var out []string
 	for _, e := range c.entries {

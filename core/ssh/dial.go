@@ -30,9 +30,11 @@ const maxJumps = 4
 type Dialer struct {
 	Home        string // of the person whose .ssh it is
 	AgentSocket string // SSH_AUTH_SOCK; empty: no agent
-	KnownHosts  string // file that accepted host keys are added to, and looked up in beside the person's own
-	Accept      string // fingerprint of an unknown host key that is accepted, "SHA256:…"; empty: none
-	AcceptNew   bool   // any unknown host key is accepted; a changed one never is
+	// file that accepted host keys are added to, and looked up in beside the person's own
+	KnownHosts string
+	// fingerprint of an unknown host key that is accepted, "SHA256:…"; empty: none
+	Accept    string
+	AcceptNew bool // any unknown host key is accepted; a changed one never is
 	// Dial connects to an address; nil: TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -175,7 +177,8 @@ func (w *walk) dial(ctx context.Context, addresses []string, port string) (net.C
 	var errs []error
 	for i, a := range addresses {
 		limited, cancel := ctx, context.CancelFunc(func() {})
-		if deadline, ok := ctx.Deadline(); ok && i < len(addresses)-1 { // one that swallows everything leaves time for the next
+		// one that swallows everything leaves time for the next
+		if deadline, ok := ctx.Deadline(); ok && i < len(addresses)-1 {
 			limited, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(addresses)-i))
 		}
 		conn, err := dial(limited, "tcp", net.JoinHostPort(a, port))

@@ -35,7 +35,8 @@ func (d *Dialer) hostKeys(r route) (*hostKeys, error) {
 		name: net.JoinHostPort(cmp.Or(r.hostKeyAlias, r.hostName), strconv.Itoa(r.port)),
 	}
 	if r.hostKeyAlias != "" {
-		k.name = net.JoinHostPort(r.hostKeyAlias, "22") // OpenSSH looks an alias up without the port
+		// OpenSSH looks an alias up without the port
+		k.name = net.JoinHostPort(r.hostKeyAlias, "22")
 	}
 	var files []string
 	for _, f := range append(r.knownHosts, "/etc/ssh/ssh_known_hosts", d.KnownHosts) {
@@ -92,8 +93,8 @@ func (k *hostKeys) refuse(err error, hint string) error {
 	return k.taken
 }
 
-// check is a gossh.HostKeyCallback. Errors: Unauthenticated for an unknown key, Integrity for a
-// changed or revoked one.
+// check returns a gossh.HostKeyCallback. Errors: Unauthenticated for an unknown key, Integrity for
+// a changed or revoked one.
 func (k *hostKeys) check(_ string, remote net.Addr, key gossh.PublicKey) error {
 	k.seen = &core.HostKey{Type: key.Type(), Fingerprint: gossh.FingerprintSHA256(key), State: core.HostKeyUnknown}
 	var err error = &knownhosts.KeyError{}

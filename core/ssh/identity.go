@@ -72,7 +72,7 @@ func (d *Dialer) identities(ctx context.Context, r route) (signers []gossh.Signe
 	return append(signers, files...), tried, closeAgent
 }
 
-// fileSigner is the key of a file; one that is not there is no problem.
+// fileSigner returns the key of a file; one that is not there is no problem.
 func fileSigner(file string) (s gossh.Signer, problem string) {
 	b, err := readKey(file)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -15,7 +15,7 @@ func Quote(text string) (string, error) {
 	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'", nil
 }
 
-// Command is the command line that runs words[0] with the other words as its arguments, each
+// Command returns the command line that runs words[0] with the other words as its arguments, each
 // quoted. Errors: Invalid.
 func Command(words ...string) (string, error) {
 	quoted := make([]string, len(words))

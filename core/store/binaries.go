@@ -26,16 +26,17 @@ type BinarySpec struct {
 	Digest        string // that the executable or the folder must have, "sha256:<hex>"; empty: any
 	EngineName    string // empty: no engine
 	EngineVersion string
-	Source        string            // catalog reference of the engine, or "local"
-	Engine        *FileSpec         // a .tar.gz with a digest; nil: no engine
-	Prefix        string            // only archive entries below it are unpacked, without it; empty or ends with a slash
-	Links         map[string]string // link name → name of an unpacked file, both without a slash
-	Force         bool              // bring it anew even if a sound entry is there
+	Source        string    // catalog reference of the engine, or "local"
+	Engine        *FileSpec // a .tar.gz with a digest; nil: no engine
+	// only archive entries below it are unpacked, without it; empty or ends with a slash
+	Prefix string
+	Links  map[string]string // link name → name of an unpacked file, both without a slash
+	Force  bool              // bring it anew even if a sound entry is there
 }
 
-// ID is the id of the entry that the spec makes: "<type>@<version>", or "<type>@<version>-<engine
-// name>-<engine version>". Where other code has that id already, the entry has it with "+" and the
-// beginning of its own digest.
+// ID returns the id of the entry that the spec makes: "<type>@<version>", or
+// "<type>@<version>-<engine name>-<engine version>". Where other code has that id already, the
+// entry has it with "+" and the beginning of its own digest.
 func (b BinarySpec) ID() string { return b.Type + "@" + b.version() }
 
 func (b BinarySpec) version() string {
@@ -108,7 +109,7 @@ type revision struct {
 
 func (r revision) id() string { return r.typ + "@" + r.version }
 
-// entry is the revision as the API shows it.
+// entry returns the revision as the API shows it.
 func (r revision) entry(s *Store) core.WorkerBinary {
 	b := r.manifest.Binary
 	b.ID, b.Type, b.Version = r.id(), r.typ, r.version
@@ -168,7 +169,7 @@ func (s *Store) InstalledBinary(spec BinarySpec) (core.WorkerBinary, error) {
 	return best.entry(s), nil
 }
 
-// baseVersion is the version that the spec of the revision had: without what choose added.
+// baseVersion returns the version that the spec of the revision had: without what choose added.
 func (r revision) baseVersion() string {
 	b := r.manifest.Binary
 	base, code, found := cutLast(r.version, "+")
@@ -327,7 +328,8 @@ func (s *Store) load(r *revision) {
 		return
 	}
 	if err := s.readJSON(path.Join(r.folder, stateFile), &r.state); err != nil && core.KindOf(err) != core.NotFound {
-		r.state = binaryState{Probe: Probe{Problem: err.Error()}} // it will be written anew by the next probe
+		// it will be written anew by the next probe
+		r.state = binaryState{Probe: Probe{Problem: err.Error()}}
 	}
 	r.damaged = cmp.Or(s.compareFolder(*r), r.state.Damaged)
 }

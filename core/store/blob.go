@@ -81,7 +81,7 @@ func (s *Store) openArriving(d digest) (*Blob, error) {
 // Close closes the file.
 func (b *Blob) Close() error { return b.file.Close() }
 
-// SizeBytes is how long the file is when it is whole; 0 while that is not known.
+// SizeBytes returns how long the file is when it is whole; 0 while that is not known.
 func (b *Blob) SizeBytes() int64 {
 	if b.p == nil {
 		return b.size
@@ -89,7 +89,7 @@ func (b *Blob) SizeBytes() int64 {
 	return b.p.state().size
 }
 
-// Arriving says whether some of the file was not there when it was opened.
+// Arriving reports whether some of the file was not there when it was opened.
 func (b *Blob) Arriving() bool { return b.p != nil }
 
 // Wait says up to where the bytes from offset on can be read, and waits until the first of them

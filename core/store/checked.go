@@ -40,7 +40,7 @@ type checkedRecord struct {
 	Blobs map[string]stamp `json:"blobs"`
 }
 
-// stampNow is the stamp of a file of the store. It is not ok where the file system tells too
+// stampNow returns the stamp of a file of the store. It is not ok where the file system tells too
 // little.
 func (s *Store) stampNow(name string) (stamp, bool) {
 	info, err := s.root.Lstat(name)

@@ -139,8 +139,8 @@ func compareDigests(a, b digest) int { return strings.Compare(a.String(), b.Stri
 
 var digestText = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
 
-// neededBy are the blobs that records have. What a record that cannot be read speaks of is needed
-// as well: a newer version may be able to.
+// neededBy returns the blobs that records have. What a record that cannot be read speaks of is
+// needed as well: a newer version may be able to.
 func (s *Store) neededBy(records []modelRecord) (map[digest]bool, error) {
 	needed := map[digest]bool{}
 	for _, r := range records {

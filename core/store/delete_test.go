@@ -40,7 +40,7 @@ func serve(bodies ...[]byte) store.Fetch {
 	}
 }
 
-// another is a sound model of its own.
+// another returns a sound model of its own.
 func another(n byte) []byte { return append(badgguf.Good(), n) }
 
 func TestDeleteModel(t *testing.T) {

@@ -50,7 +50,7 @@ func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
 	}
 }
 
-// isStill says whether the open file is the one that name stands for.
+// isStill reports whether the open file is the one that name stands for.
 func (s *Store) isStill(f *os.File, name string) (bool, error) {
 	mine, err := f.Stat()
 	if err != nil {

@@ -78,7 +78,7 @@ func (f *filling) run(ctx context.Context) error {
 	}
 }
 
-// start begins as many fetches as help: one until the first bytes have come, which tells whether
+// start begins as many fetches as help: one until the first bytes have come, which reports whether
 // ranges are to be had.
 func (f *filling) start(ctx context.Context, wg *sync.WaitGroup, st state) error {
 	if f.source == nil {

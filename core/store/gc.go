@@ -17,8 +17,9 @@ const restAge = 24 * time.Hour
 
 // InUse says what must not be removed.
 type InUse struct {
-	Models []string                 // digests of the models that workers have loaded
-	Folder func(folder string) bool // whether a worker runs from that folder of a worker binary, or is about to
+	Models []string // digests of the models that workers have loaded
+	// whether a worker runs from that folder of a worker binary, or is about to
+	Folder func(folder string) bool
 }
 
 // GC removes what nobody needs: files of no model, transfers that were given up a day ago, what is
@@ -72,7 +73,7 @@ func (s *Store) gcBlobs(loaded []string, dryRun bool) ([]core.StoreItem, error) 
 	return out, err
 }
 
-// loadedBlobs are the files of models that are loaded, whether or not a record has them still.
+// loadedBlobs returns the files of models that are loaded, whether or not a record has them still.
 func (s *Store) loadedBlobs(models []string) map[digest]bool {
 	keep := map[digest]bool{}
 	for _, text := range models {
@@ -132,7 +133,7 @@ func (s *Store) gcPartial(now time.Time, dryRun bool) ([]core.StoreItem, error) 
 	return out, errors.Join(failed...)
 }
 
-// busy says whether somebody has a file of the store locked.
+// busy reports whether somebody has a file of the store locked.
 func (s *Store) busy(name string) (bool, error) {
 	f, err := s.root.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -54,7 +54,7 @@ func (o *origin) fetch(_ context.Context, _ store.FileSpec, offset int64, w io.W
 	return err
 }
 
-// spec is a model of one file.
+// spec returns a model of one file.
 func spec(id string, b []byte, digest string) store.ModelSpec {
 	return store.ModelSpec{ID: id, Ref: "test:" + id, Files: []store.FileSpec{{Path: id + ".gguf", SizeBytes: int64(len(b)), Digest: digest, Ref: id}}}
 }
@@ -116,7 +116,7 @@ func targz(t *testing.T, items ...item) []byte {
 	return b.Bytes()
 }
 
-// pluginExecutable is a file that stands for a plugin.
+// pluginExecutable returns a file that stands for a plugin.
 func pluginExecutable(t *testing.T, content string) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "rbee-worker-cpu")
@@ -124,7 +124,7 @@ func pluginExecutable(t *testing.T, content string) string {
 	return name
 }
 
-// binarySpec is a worker binary whose engine is the archive.
+// binarySpec returns a worker binary whose engine is the archive.
 func binarySpec(t *testing.T, archive []byte) store.BinarySpec {
 	t.Helper()
 	return store.BinarySpec{

@@ -40,7 +40,8 @@ type journalLine struct {
 	Segment *journalSegment `json:"seg,omitempty"`
 	Hash    *journalHash    `json:"hash,omitempty"`
 	Origin  *journalOrigin  `json:"origin,omitempty"`
-	Dropped *int64          `json:"dropped,omitempty"` // the segment with this number is not there any more
+	// the segment with this number is not there any more
+	Dropped *int64 `json:"dropped,omitempty"`
 }
 
 // journalBegin is the first line, and is written again by each process that goes on.

@@ -30,12 +30,12 @@ func tryLock(f *os.File) (bool, error) {
 	return false, fmt.Errorf("lock %s: %w", f.Name(), locked)
 }
 
-// noSpace says whether err means that the disk, or the user's share of it, is full.
+// noSpace reports whether err means that the disk, or the user's share of it, is full.
 func noSpace(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
 
-// taken says whether a folder could not be renamed because one with that name is there.
+// taken reports whether a folder could not be renamed because one with that name is there.
 func taken(err error) bool {
 	return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST)
 }

@@ -28,8 +28,9 @@ type ModelSpec struct {
 type modelRecord struct {
 	Format  int        `json:"format"`
 	Model   core.Model `json:"model"`
-	Origins []string   `json:"origins"`         // the files' digests as their source published them
-	Parts   int        `json:"parts,omitempty"` // GGUF files, the first ones, that the model is split into; 0: one
+	Origins []string   `json:"origins"` // the files' digests as their source published them
+	// GGUF files, the first ones, that the model is split into; 0: one
+	Parts int `json:"parts,omitempty"`
 }
 
 const (
@@ -447,7 +448,8 @@ func (s *Store) writeRecord(spec ModelSpec, r modelRecord) (core.Model, error) {
 		}
 	}
 	if i := slices.IndexFunc(records, func(r modelRecord) bool { return r.Model.ID == spec.ID }); i >= 0 {
-		r.Model.Aliases = merged(spec.ID, records[i].Model.Aliases, spec.Aliases) // people know it by them
+		// people know it by them
+		r.Model.Aliases = merged(spec.ID, records[i].Model.Aliases, spec.Aliases)
 	}
 	r.Model.Aliases = merged(spec.ID, nil, r.Model.Aliases)
 	r.Model.Hives, r.Model.LoadedBy = []string{}, []string{}
@@ -476,7 +478,8 @@ func (s *Store) ensureBlob(ctx context.Context, f FileSpec, isGGUF bool, from Su
 			return b, nil
 		}
 		a, err := s.bring(ctx, f, from, report, func() bool {
-			b, there = s.blobThere(want, f.SizeBytes, isGGUF) // another process may have been faster
+			// another process may have been faster
+			b, there = s.blobThere(want, f.SizeBytes, isGGUF)
 			return there
 		})
 		if err != nil || there {

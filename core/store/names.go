@@ -21,10 +21,10 @@ var (
 	workerVersion = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._+-]{0,127}$`)
 )
 
-// ValidModelID says whether id can name a model in a store.
+// ValidModelID reports whether id can name a model in a store.
 func ValidModelID(id string) bool { return modelID.MatchString(id) && !strings.Contains(id, "..") }
 
-// ValidWorkerType says whether typ can name a worker type in a store.
+// ValidWorkerType reports whether typ can name a worker type in a store.
 func ValidWorkerType(typ string) bool { return workerType.MatchString(typ) }
 
 func checkModelID(id string) error {
@@ -53,8 +53,8 @@ func checkBinaryName(typ, version string) error {
 	return nil
 }
 
-// plainName says whether s names an entry of a folder itself: no separator, nothing hidden in it,
-// not the folder or its parent.
+// plainName reports whether s names an entry of a folder itself: no separator, nothing hidden in
+// it, not the folder or its parent.
 func plainName(s string) bool {
 	return fs.ValidPath(s) && s != "." && len(s) <= 255 && !strings.ContainsFunc(s, func(r rune) bool { return r == '/' || r == '\\' || r == ':' || r < ' ' || r == 0x7f })
 }
@@ -78,7 +78,7 @@ func (d digest) bytes() []byte {
 	return d.sum[:]
 }
 
-// String is the digest as "sha256:<hex>".
+// String returns the digest as "sha256:<hex>".
 func (d digest) String() string {
 	if d.algorithm == "" {
 		return ""
@@ -86,7 +86,7 @@ func (d digest) String() string {
 	return d.algorithm + ":" + hex.EncodeToString(d.bytes())
 }
 
-// fileName is the digest as the name of a file: "sha256-<hex>".
+// fileName returns the digest as the name of a file: "sha256-<hex>".
 func (d digest) fileName() string { return d.algorithm + "-" + hex.EncodeToString(d.bytes()) }
 
 // parseDigest reads "sha256:<64 hex digits>" or "sha512:<128 hex digits>", in small letters. Empty

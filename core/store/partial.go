@@ -18,10 +18,11 @@ import (
 // The file is cut into segments. A segment is filled from its beginning, by one connection at a
 // time. What is there of an earlier attempt is known from the journal.
 type partial struct {
-	s     *Store
-	file  *os.File // locked until it is closed
-	name  string   // below the store's folder
-	notes *journal // nil: it cannot be resumed, as nobody could say whether its parts belong together
+	s    *Store
+	file *os.File // locked until it is closed
+	name string   // below the store's folder
+	// nil: it cannot be resumed, as nobody could say whether its parts belong together
+	notes *journal
 
 	mu         sync.Mutex // guards below
 	size       int64      // 0: unknown, unless it is empty
@@ -45,7 +46,7 @@ type segment struct {
 	taken bool   // somebody is at work on it
 }
 
-// journalName is the journal of a partial file.
+// journalName returns the journal of a partial file.
 func journalName(name string) string { return name + journalSuffix }
 
 // close gives up the lock and leaves the files where they are.
@@ -99,7 +100,7 @@ type state struct {
 	news                     <-chan struct{} // closed at the next change
 }
 
-// complete says whether all bytes are there.
+// complete reports whether all bytes are there.
 func (st state) complete() bool { return st.empty || st.size > 0 && st.front == st.size }
 
 func (p *partial) state() state {
@@ -108,7 +109,7 @@ func (p *partial) state() state {
 	return state{size: p.size, front: p.front, there: p.there, came: p.came, empty: p.empty, news: p.news}
 }
 
-// lengthLocked is how many bytes segment i has when it is whole.
+// lengthLocked returns how many bytes segment i has when it is whole.
 func (p *partial) lengthLocked(i int64) int64 {
 	if p.size <= 0 {
 		return segmentBytes
@@ -226,21 +227,21 @@ func (p *partial) note(l journalLine) error {
 	return p.notes.append(l)
 }
 
-// mixed says whether others than the source of this bit have brought something of what is there.
+// mixed reports whether others than the source of this bit have brought something of what is there.
 func (p *partial) mixed(by uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.ContainsFunc(p.segments, func(s segment) bool { return s.by&^by != 0 })
 }
 
-// fromEarlier says whether an earlier process has brought something of segment i.
+// fromEarlier reports whether an earlier process has brought something of segment i.
 func (p *partial) fromEarlier(i int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.segments[i].by&byEarlier != 0
 }
 
-// versionAt is the version that an origin has had; empty: not known.
+// versionAt returns the version that an origin has had; empty: not known.
 func (p *partial) versionAt(origin string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

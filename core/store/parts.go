@@ -42,7 +42,7 @@ func join(headers []*gguf.File) (whole *gguf.File, parts int, err error) {
 	return whole, n, err
 }
 
-// modelFile is the file that an engine is given, below the store's folder.
+// modelFile returns the file that an engine is given, below the store's folder.
 func (s *Store) modelFile(r modelRecord) (string, error) {
 	digests := make([]digest, max(r.Parts, 1))
 	for i := range digests {
@@ -68,7 +68,7 @@ func (s *Store) modelFile(r modelRecord) (string, error) {
 
 func partsFolder(first digest) string { return path.Join(partsDir, first.fileName()) }
 
-// partName is what engines look for: llama.cpp's own pattern.
+// partName returns what engines look for: llama.cpp's own pattern.
 func partName(i, n int) string { return fmt.Sprintf("model-%05d-of-%05d.gguf", i+1, n) }
 
 // link has name be a link to target, whatever was there.

@@ -132,7 +132,8 @@ func (p *putting) choose() (revision, bool, error) {
 		return there, found, nil // what cannot be read can be run by nobody, and is replaced
 	}
 	code := sha256.New()
-	fmt.Fprintf(code, "%s\n%s\n%s\n%v", p.codeDigest, p.spec.engineDigest(), p.spec.Prefix, p.spec.Links) // a map is printed sorted
+	// a map is printed sorted
+	fmt.Fprintf(code, "%s\n%s\n%s\n%v", p.codeDigest, p.spec.engineDigest(), p.spec.Prefix, p.spec.Links)
 	p.version += "+" + hex.EncodeToString(code.Sum(nil))[:codeDigits]
 	if err := checkBinaryName(p.spec.Type, p.version); err != nil {
 		return revision{}, false, err
@@ -240,7 +241,7 @@ func (p *putting) engineSource() (revision, bool) {
 	return all[i], true
 }
 
-// matches says whether r is exactly what the spec asks for.
+// matches reports whether r is exactly what the spec asks for.
 func (p *putting) matches(r revision) bool {
 	return r.manifest.Binary.Digest == p.codeDigest && (p.spec.Engine == nil) == (r.manifest.Engine == nil) && (p.spec.Engine == nil || p.sameEngine(r))
 }

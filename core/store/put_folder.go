@@ -110,7 +110,8 @@ func (p *putting) copyPart(ctx context.Context, from, to *os.Root, want bundle.F
 	return writeNew(to, want.Path, mode, contextReader{ctx, f}, want.SizeBytes, wrote)
 }
 
-// modes is what the manifest says of the folder's files. exe is the executable's name in the store.
+// modes returns what the manifest says of the folder's files. exe is the executable's name in the
+// store.
 func (p *putting) modes(exe string) []folderFile {
 	var out []folderFile
 	for _, f := range p.files {

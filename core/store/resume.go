@@ -82,7 +82,7 @@ func (p *partial) begins(l journalLine) bool {
 	return b != nil && b.Format == journalFormat && b.Segment == segmentBytes && b.Size == p.size
 }
 
-// segmentLine is what the journal says of a segment.
+// segmentLine returns what the journal says of a segment.
 func (p *partial) segmentLine(i int64) journalLine {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -156,7 +156,7 @@ func restore(h hash.Hash, state []byte) bool {
 	return ok && u.UnmarshalBinary(state) == nil
 }
 
-// saveState is the state of a digest; nil for no digest.
+// saveState returns the state of a digest; nil for no digest.
 func saveState(h hash.Hash) []byte {
 	m, ok := h.(encoding.BinaryMarshaler)
 	if !ok {

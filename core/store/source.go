@@ -14,13 +14,16 @@ import (
 // A transfer has one source at a time and may change it in the middle, at any byte: what the first
 // has brought is kept. What an error of a source means is said by its kind:
 //
-//   - core.Conflict: the file has another version there than before. What this source has brought is dropped, and it is asked anew, a few times.
-//   - core.Integrity: the bytes are wrong. What this source has brought is dropped, and the next source is asked.
-//   - anything else: what it has brought is kept, and the next source is asked. A source that can try again by itself has done so.
+//   - core.Conflict: the file has another version there than before. What this source has brought
+//     is dropped, and it is asked anew, a few times.
+//   - core.Integrity: the bytes are wrong. What this source has brought is dropped, and the next
+//     source is asked.
+//   - anything else: what it has brought is kept, and the next source is asked. A source that can
+//     try again by itself has done so.
 type Source interface {
 	// Name says to people where the bytes come from, such as "huggingface.co". It holds no secret.
 	Name() string
-	// Connections is how many calls of Fetch help at the same time, 1 or more. It is looked at
+	// Connections returns how many calls of Fetch help at the same time, 1 or more. It is looked at
 	// again whenever one begins: a source that finds out that ranges are not to be had says 1 from
 	// then on.
 	Connections() int
@@ -34,8 +37,8 @@ type Source interface {
 // Versioned is a Source that can tell one version of its file from another, by an ETag for example.
 type Versioned interface {
 	Source
-	// Version is what the source calls the version that it serves; empty: not known (yet), or it
-	// has no names for versions.
+	// Version returns what the source calls the version that it serves; empty: not known (yet), or
+	// it has no names for versions.
 	Version() string
 	// Expect is called before the first Fetch if bytes of an earlier attempt are to be used: if the
 	// file has another version, Fetch fails as core.Conflict.

@@ -78,7 +78,8 @@ type Store struct {
 
 	checked checked
 
-	records sync.Mutex     // held while a record is read, changed and written, or blobs are deleted; guards below
+	// held while a record is read, changed and written, or blobs are deleted; guards below
+	records sync.Mutex
 	pinned  map[digest]int // blobs that somebody is about to write a record of
 }
 
@@ -133,10 +134,10 @@ func (s *Store) open() error {
 // Close releases the store's folder. Transfers must have ended.
 func (s *Store) Close() error { return s.root.Close() }
 
-// Dir is the store's folder, an absolute path.
+// Dir returns the store's folder, an absolute path.
 func (s *Store) Dir() string { return s.dir }
 
-// abs is the path of a file of the store for other processes.
+// abs returns the path of a file of the store for other processes.
 func (s *Store) abs(name string) string { return filepath.Join(s.dir, filepath.FromSlash(name)) }
 
 // cleanPartial removes what no living process holds: unfinished folders and nameless files at once,
@@ -176,7 +177,8 @@ func (s *Store) removeUnlocked(name, folder string) error {
 	f, err := s.root.OpenFile(name, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		if folder != "" {
-			return s.root.RemoveAll(folder) // its lock is made before it and removed after it, so nobody has it
+			// its lock is made before it and removed after it, so nobody has it
+			return s.root.RemoveAll(folder)
 		}
 		return nil
 	}
@@ -198,7 +200,7 @@ func (s *Store) removeUnlocked(name, folder string) error {
 	return s.root.Remove(name)
 }
 
-// step is where a test may stop what is being done.
+// step returns where a test may stop what is being done.
 func (s *Store) step(name string) error {
 	if s.fail == nil {
 		return nil

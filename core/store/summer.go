@@ -129,7 +129,7 @@ func (s *summer) read(i, at, front int64, buf []byte) ([]byte, error) {
 
 func (s *summer) sha256() digest { return sha256Digest(s.sum256.Sum(nil)) }
 
-// got is the digest in the wanted algorithm.
+// got returns the digest in the wanted algorithm.
 func (s *summer) got() digest {
 	if s.sum512 == nil {
 		return s.sha256()

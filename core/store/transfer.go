@@ -39,9 +39,10 @@ type transfer struct {
 	room   reservation
 	report func(core.Progress)
 
-	sources  int          // how many have been used
-	by       uint64       // the bit of the one in use
-	lookedAt atomic.Int64 // of a file of unknown size: how long it was when the free space was last looked at
+	sources int    // how many have been used
+	by      uint64 // the bit of the one in use
+	// of a file of unknown size: how long it was when the free space was last looked at
+	lookedAt atomic.Int64
 }
 
 // bring fetches f into partial/ and checks it. What is there of an earlier attempt is kept if its

@@ -22,7 +22,7 @@ import (
 
 const mib = 1 << 20
 
-// noise is a file that cannot be compressed or guessed.
+// noise returns a file that cannot be compressed or guessed.
 func noise(size int) []byte {
 	b := make([]byte, size)
 	r := rand.NewChaCha8([32]byte{1})
@@ -76,7 +76,7 @@ func (p *place) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	return nil
 }
 
-// stopAt is a source that is lost once it has come so far.
+// stopAt returns a source that is lost once it has come so far.
 func stopAt(limit int64, kind core.Kind) func(int64) error {
 	return func(at int64) error {
 		if at >= limit {

@@ -23,10 +23,11 @@ const (
 	// keepFile is how long is remembered who has a file, after the last claim.
 	keepFile = 30 * time.Second
 
-	maxSeeders       = 8
-	maxFiles         = 4096
-	maxFilesPerHive  = 64
-	partialSurcharge = 3 // so many hives read from one that has the whole file before one that has a part is preferred
+	maxSeeders      = 8
+	maxFiles        = 4096
+	maxFilesPerHive = 64
+	// so many hives read from one that has the whole file before one that has a part is preferred
+	partialSurcharge = 3
 )
 
 // Hive is what the Board must know of a hive.
@@ -74,9 +75,9 @@ type claim struct {
 	grew time.Time // when HaveBytes last grew, or the lease was given
 }
 
-// Begin says whether the hives are to be asked who has the file, since nobody has for a while; the
-// caller does, and calls Asked. Otherwise asked is closed when whoever does has called it. Errors:
-// Overloaded.
+// Begin reports whether the hives are to be asked who has the file, since nobody has for a while;
+// the caller does, and calls Asked. Otherwise asked is closed when whoever does has called it.
+// Errors: Overloaded.
 func (b *Board) Begin(now time.Time, digest string) (ask bool, asked <-chan struct{}, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -259,7 +260,7 @@ func (b *Board) planLocked(f *file, now time.Time, c Claim) Plan {
 	return p
 }
 
-// hopeLocked says whether another hive may still go to the origin.
+// hopeLocked reports whether another hive may still go to the origin.
 func (b *Board) hopeLocked(f *file, c Claim) bool {
 	for hive, other := range f.claims {
 		if hive != c.Hive && !other.NoOrigin && !slices.Contains(c.Avoid, hive) {
@@ -269,8 +270,8 @@ func (b *Board) hopeLocked(f *file, c Claim) bool {
 	return false
 }
 
-// seedersLocked is the hives that have what c's lacks, the one to ask first first. Nobody is sent
-// in a circle: a hive reads only from one that has more than itself, and from the one at the
+// seedersLocked returns the hives that have what c's lacks, the one to ask first first. Nobody is
+// sent in a circle: a hive reads only from one that has more than itself, and from the one at the
 // origin, which reads from nobody.
 func (b *Board) seedersLocked(f *file, c Claim) []Seeder {
 	type candidate struct {

@@ -71,7 +71,7 @@ func avoiding(hives ...string) func(*swarm.Claim) { return func(c *swarm.Claim) 
 func noOrigin(c *swarm.Claim)                     { c.NoOrigin = true }
 func mute(c *swarm.Claim)                         { c.Mute = true }
 
-// gist is a plan in a word or two.
+// gist returns a plan in a word or two.
 func gist(p swarm.Plan) string {
 	var from []string
 	for _, s := range p.Seeders {

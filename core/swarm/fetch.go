@@ -91,7 +91,7 @@ func (l *link) explain(ctx context.Context, err error) error {
 	return core.Errorf(core.Unavailable, "%s: %w", "fetch from hive "+l.seeder.Name, err)
 }
 
-// refusal is what the hive says instead of bytes.
+// refusal returns what the hive says instead of bytes.
 func (l *link) refusal(resp *http.Response) error {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxFailureBody))
 	var f core.Failure

@@ -60,7 +60,7 @@ func NewClient(o ClientOptions) *Client {
 	return &Client{opts: o, seekers: map[string][]*Seeker{}, poisoned: map[string]map[string]bool{}}
 }
 
-// Fetching says whether a file is on its way in, and whether from its origin.
+// Fetching reports whether a file is on its way in, and whether from its origin.
 func (c *Client) Fetching(digest string) (fetching, fromOrigin bool) {
 	c.mu.Lock()
 	list := slices.Clone(c.seekers[digest])
@@ -224,7 +224,7 @@ func (s *Seeker) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	return l.fetch(ctx, from, to, w)
 }
 
-// origin is the step to the origin, unless that has failed already.
+// origin returns the step to the origin, unless that has failed already.
 func (s *Seeker) origin() Step {
 	if s.noOrigin != nil {
 		return s.nobody()
@@ -241,7 +241,7 @@ func (s *Seeker) nobody() Step {
 	return s.now
 }
 
-// OriginFailed is why the origin failed; nil: it did not.
+// OriginFailed returns why the origin failed; nil: it did not.
 func (s *Seeker) OriginFailed() error { return s.noOrigin }
 
 // blame notes what the last step's failure means.

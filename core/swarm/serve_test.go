@@ -199,7 +199,8 @@ func TestUploadsAreBounded(t *testing.T) {
 		synctest.Wait()
 		_, err := f.Write([]byte("0123456789"))
 		must.NoError(t, err)
-		must.NoError(t, swarm.FetchFrom(t.Context(), dial, testDigest, 10, 0, 10, io.Discard)) // there is room again
+		// there is room again
+		must.NoError(t, swarm.FetchFrom(t.Context(), dial, testDigest, 10, 0, 10, io.Discard))
 	})
 }
 

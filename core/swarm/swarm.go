@@ -62,7 +62,7 @@ type Seeder struct {
 	Address string // host:port of its RPC port
 }
 
-// ValidDigest says whether d is "sha256:" and 64 lower-case hexadecimal digits: the only digests
+// ValidDigest reports whether d is "sha256:" and 64 lower-case hexadecimal digits: the only digests
 // that files are known by among hives.
 func ValidDigest(d string) bool {
 	sum, ok := strings.CutPrefix(d, "sha256:")

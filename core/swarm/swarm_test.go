@@ -100,7 +100,8 @@ type rig struct {
 	data   []byte
 	digest string
 	board  *swarm.Board
-	fetch  func(ctx context.Context, hive string, offset int64, w io.Writer) error // from the origin
+	// from the origin
+	fetch func(ctx context.Context, hive string, offset int64, w io.Writer) error
 
 	origin atomic.Int64 // bytes that came from it
 
@@ -245,7 +246,7 @@ func (s *rig) claim(_ context.Context, c swarm.Claim) (swarm.Plan, error) {
 	return s.board.Claim(time.Now(), c)
 }
 
-// holdings is what a new leader is told.
+// holdings returns what a new leader is told.
 func (s *rig) holdings() map[string]swarm.Holding {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -547,7 +548,8 @@ func TestASilentHive(t *testing.T) {
 				})
 				_, _, err := s.board.Begin(time.Now(), s.digest)
 				must.NoError(t, err)
-				s.board.Asked(time.Now(), s.digest, map[string]swarm.Holding{"mute": {Whole: true}}) // it lies
+				// it lies
+				s.board.Asked(time.Now(), s.digest, map[string]swarm.Holding{"mute": {Whole: true}})
 				begin := time.Now()
 				must.NoError(t, b.download(t.Context()))
 				must.Less(t, time.Minute, time.Since(begin))

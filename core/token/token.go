@@ -128,7 +128,7 @@ func ParseJoin(text string) (Parsed, string, error) {
 	return p, net.JoinHostPort(host, port), nil
 }
 
-// Text is the whole token: to be shown once, or sent to a queen within TLS. Never log it.
+// Text returns the whole token: to be shown once, or sent to a queen within TLS. Never log it.
 func (p Parsed) Text() string {
 	if p.Kind == core.TokenJoin {
 		return strings.Join([]string{joinPrefix, p.ID, string(p.Secret), p.Fingerprint}, "_")
@@ -142,13 +142,13 @@ func (p Parsed) Matches(hash []byte) bool {
 	return subtle.ConstantTimeCompare(Hash(p.Secret), hash) == 1
 }
 
-// Hash is what the registry keeps of a secret: SHA-256 of its text.
+// Hash returns what the registry keeps of a secret: SHA-256 of its text.
 func Hash(s Secret) []byte {
 	h := sha256.Sum256([]byte(s))
 	return h[:]
 }
 
-// is says whether s is n characters of the alphabet.
+// is reports whether s is n characters of the alphabet.
 func is(s string, n int) bool {
 	return len(s) == n && strings.Trim(s, alphabet) == ""
 }

@@ -111,8 +111,8 @@ func BinaryFromProto(b *hivev1.Binary) core.WorkerBinary {
 	}
 }
 
-// ModelToProto is for a hive's store. Hives and Capabilities are not carried: one hive does not know
-// who else has the model.
+// ModelToProto is for a hive's store. Hives and Capabilities are not carried: one hive does not
+// know who else has the model.
 func ModelToProto(m core.Model) *hivev1.Model {
 	return &hivev1.Model{
 		Id:            m.ID,

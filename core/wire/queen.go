@@ -108,7 +108,7 @@ func LoadFromProto(l *queenv1.Load, at time.Time) core.Load {
 	}
 }
 
-// durationOf is nil for 0, so that what is usual takes no bytes.
+// durationOf returns nil for 0, so that what is usual takes no bytes.
 func durationOf(d core.Duration) *durationpb.Duration {
 	if d == 0 {
 		return nil

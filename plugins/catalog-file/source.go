@@ -210,7 +210,7 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 	return nil
 }
 
-// nameOf is what people call the model of a file.
+// nameOf returns what people call the model of a file.
 func nameOf(path string) string {
 	base := filepath.Base(path)
 	if ext := filepath.Ext(base); strings.EqualFold(ext, ".gguf") {
@@ -223,8 +223,8 @@ func nameOf(path string) string {
 // and how many there are.
 var partOf = regexp.MustCompile(`(?i)^(.+)-(\d{5})-of-(\d{5})(\.gguf)$`)
 
-// partsOf are the paths of all files of the model that path is a file of, in order, and the model's
-// name. A whole file is its own.
+// partsOf returns the paths of all files of the model that path is a file of, in order, and the
+// model's name. A whole file is its own.
 func partsOf(path string) (paths []string, name string) {
 	m := partOf.FindStringSubmatch(filepath.Base(path))
 	if m == nil {

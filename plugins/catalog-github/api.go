@@ -45,7 +45,7 @@ type remembered struct {
 	link []string
 }
 
-// header is what goes with requests to the API.
+// header returns what goes with requests to the API.
 func (s *source) header() (http.Header, error) {
 	h := http.Header{"Accept": {"application/vnd.github+json"}}
 	h.Set("X-GitHub-Api-Version", "2022-11-28")
@@ -151,7 +151,7 @@ func (s *source) explain(ref reference, h http.Header, err error) error {
 
 var nextLink = regexp.MustCompile(`<([^>]*)>\s*;[^,]*\brel="?next"?`)
 
-// next is the address of the next page of a list, which must be at the API too.
+// next returns the address of the next page of a list, which must be at the API too.
 func (s *source) next(r origin.Reply) string {
 	for _, link := range r.Header.Values("Link") {
 		if m := nextLink.FindStringSubmatch(link); m != nil {

@@ -43,7 +43,7 @@ func backends() []string {
 	return []string{"cuda", "vulkan", "rocm", "hip", "sycl", "opencl", "kompute", "musa", "cann", "openvino", "blas", "radeon", "adreno", "kleidiai"}
 }
 
-// tokens are the words of a name. x86_64 stays one.
+// tokens returns the words of a name. x86_64 stays one.
 func tokens(name string) []string {
 	const whole = "x8664"
 	lower := strings.ReplaceAll(strings.ToLower(name), "x86_64", whole)
@@ -67,8 +67,8 @@ func mentions(words []string, things map[string][]string) []string {
 	return out
 }
 
-// fits says whether a file is for this system, architecture and backend. Its name must say system
-// and architecture, and no other backend.
+// fits reports whether a file is for this system, architecture and backend. Its name must say
+// system and architecture, and no other backend.
 func fits(name, goos, goarch, backend string) bool {
 	words := tokens(name)
 	if !slices.Equal(mentions(words, systems()), []string{goos}) || !slices.Equal(mentions(words, architectures()), []string{goarch}) {

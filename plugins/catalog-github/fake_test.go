@@ -57,12 +57,12 @@ func sum(b []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
-// content is what a file of a name holds.
+// content returns what a file of a name holds.
 func content(name string) []byte {
 	return bytes.Repeat([]byte(name+"\n"), 3000)
 }
 
-// file is an asset as the API shows it.
+// file returns an asset as the API shows it.
 func (f *forge) file(id int, repo, tag, name string, digest bool) map[string]any {
 	a := map[string]any{
 		"id": id, "node_id": "RA_x", "name": name, "label": "", "state": "uploaded", "content_type": "application/zip", "size": len(content(name)), "download_count": 3,
@@ -205,7 +205,7 @@ func (f *forge) serveCDN(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
 }
 
-// configured is a source that knows the forge, on a machine with Linux and amd64.
+// configured returns a source that knows the forge, on a machine with Linux and amd64.
 func (f *forge) configured(t *testing.T, more string) *source {
 	t.Helper()
 	s := newSource("1.0.0", nil)

@@ -133,7 +133,7 @@ func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostic
 	return nil, nil
 }
 
-// bearer is the token, read anew each time so that one that was renewed is taken. Empty: none.
+// bearer returns the token, read anew each time so that one that was renewed is taken. Empty: none.
 func (s *settings) bearer() (string, error) {
 	token := s.token
 	if token == "" && s.tokenFile != "" {
@@ -249,7 +249,7 @@ func (s *source) Resolve(ctx context.Context, text string) (catalog.Manifest, er
 	return catalog.Manifest{Ref: exact.String(), Name: localName(a.Name), Kind: kindOf(a.Name), Version: r.Tag, Files: []catalog.File{f}, Notes: notes}, nil
 }
 
-// localName is what the thing is called on this machine.
+// localName returns what the thing is called on this machine.
 func localName(file string) string {
 	for _, ending := range append(archives(), ".gguf") {
 		if n := len(file) - len(ending); n > 0 && strings.EqualFold(file[n:], ending) {

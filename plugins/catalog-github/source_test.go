@@ -20,7 +20,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
-// apps is a forge with releases as they usually are.
+// apps returns a forge with releases as they usually are.
 func apps(t *testing.T) *forge {
 	f := newForge(t)
 	f.repos["org/app"] = &repo{releases: []map[string]any{

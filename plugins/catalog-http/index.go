@@ -146,7 +146,7 @@ func (e entry) listed(at *url.URL) (listed, error) {
 	return l, nil
 }
 
-// list is what the index has, at most a minute old.
+// list returns what the index has, at most a minute old.
 func (s *source) list(ctx context.Context, x *index) ([]listed, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

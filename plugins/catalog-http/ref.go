@@ -65,7 +65,7 @@ func malformed(format string, args ...any) error {
 		"A reference is written https://HOST/FILE.gguf#sha256=DIGEST, or http:NAME for a name of an index document.")
 }
 
-// String is the link as a reference.
+// String returns the link as a reference.
 func (l link) String() string {
 	if l.digest == "" {
 		return l.url.String()
@@ -73,7 +73,7 @@ func (l link) String() string {
 	return l.url.String() + "#" + strings.Replace(l.digest, ":", "=", 1)
 }
 
-// file is what the file is called.
+// file returns what the file is called.
 func (l link) file() (string, error) {
 	base := path.Base(l.url.Path)
 	if !fileOK.MatchString(base) {
@@ -92,7 +92,7 @@ func kindOf(file string) catalog.ItemKind {
 	return catalog.KindModel
 }
 
-// localName is what the thing is called on this machine.
+// localName returns what the thing is called on this machine.
 func localName(file string) string {
 	if m := partOK.FindStringSubmatch(file); m != nil {
 		return m[1]
@@ -105,7 +105,7 @@ func localName(file string) string {
 	return file
 }
 
-// parts are the addresses of all files of a split model; nil for one that is not split.
+// parts returns the addresses of all files of a split model; nil for one that is not split.
 func (l link) parts() ([]link, error) {
 	base := path.Base(l.url.Path)
 	m := partOK.FindStringSubmatch(base)

@@ -136,7 +136,7 @@ func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostic
 	return d, nil
 }
 
-// bearer is the token, read anew each time so that one that was renewed is taken.
+// bearer returns the token, read anew each time so that one that was renewed is taken.
 func (a auth) bearer() (string, error) {
 	token := a.Token
 	if token == "" && a.TokenFile != "" {
@@ -162,7 +162,7 @@ func (s *source) ready() error {
 	return nil
 }
 
-// header is what goes with requests to u.
+// header returns what goes with requests to u.
 func (s *source) header(u *url.URL) (http.Header, error) {
 	for _, a := range s.auths {
 		if origin.SameOrigin(a.url, u) {
@@ -323,7 +323,7 @@ func (s *source) look(ctx context.Context, u *url.URL) (sizeBytes int64, digest 
 	return max(resp.ContentLength, 0), digestOf(resp.Header), nil
 }
 
-// file is a file of a manifest.
+// file returns a file of a manifest.
 func (s *source) file(l link, size int64) (catalog.File, error) {
 	name, err := l.file()
 	if err != nil {

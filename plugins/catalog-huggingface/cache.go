@@ -38,7 +38,7 @@ func openCached(cache string, ref reference) (*cached, error) {
 
 func (c *cached) close() { _ = c.root.Close() }
 
-// commit is the commit of a revision, as the cache knows it.
+// commit returns the commit of a revision, as the cache knows it.
 func (c *cached) commit(revision string) (string, error) {
 	if commitOK.MatchString(revision) {
 		return revision, nil

@@ -98,9 +98,9 @@ func (v variant) complete() error {
 	return nil
 }
 
-// nearest is the order in which a quantisation is chosen where none is asked for: 4 bits of the K
-// family first, then what is a little larger, then what is smaller, then what is much larger. One
-// with the prefix UD- comes right behind the one without.
+// nearest returns the order in which a quantisation is chosen where none is asked for: 4 bits of
+// the K family first, then what is a little larger, then what is smaller, then what is much larger.
+// One with the prefix UD- comes right behind the one without.
 func nearest() []string {
 	return []string{
 		"Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "Q4_K", "IQ4_XS", "IQ4_NL", "MXFP4", "MXFP4_MOE", "Q4_0", "Q4_1",
@@ -211,7 +211,7 @@ func short(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// localName is what the model is called on this machine: its file's name, with that of the
+// localName returns what the model is called on this machine: its file's name, with that of the
 // repository before it if it does not say what it is.
 func localName(repo string, v variant) string {
 	base := path.Base(v.files[0].path)

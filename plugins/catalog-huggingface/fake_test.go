@@ -228,7 +228,8 @@ func (h *hub) serveCDN(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
 }
 
-// configured is a source that knows the hub, with more variables and the text of its config block.
+// configured returns a source that knows the hub, with more variables and the text of its config
+// block.
 func (h *hub) configured(t *testing.T, config string, env ...string) *source {
 	t.Helper()
 	s := newSource("1.0.0", slices.Concat([]string{"HF_ENDPOINT=" + h.URL, "HF_HOME=" + filepath.Join(t.TempDir(), "hf")}, env))

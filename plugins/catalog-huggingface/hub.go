@@ -37,7 +37,7 @@ type hubModel struct {
 	} `json:"siblings"`
 }
 
-// license is the card's licence.
+// license returns the card's licence.
 func (m hubModel) license() string {
 	var one string
 	var many []string
@@ -77,7 +77,7 @@ func (m hubModel) files() []hubFile {
 	return out
 }
 
-// header is what goes with requests to the Hub.
+// header returns what goes with requests to the Hub.
 func (s *source) header() (http.Header, error) {
 	token, err := s.set.bearer()
 	if err != nil || token == "" {
@@ -108,7 +108,7 @@ func (s *source) model(ctx context.Context, ref reference) (hubModel, error) {
 	return m, nil
 }
 
-// address is where a file of a commit is.
+// address returns where a file of a commit is.
 func (s *source) address(id, commit, file string) string {
 	parts := []string{id, "resolve", commit}
 	for part := range strings.SplitSeq(file, "/") {
@@ -117,7 +117,7 @@ func (s *source) address(id, commit, file string) string {
 	return s.set.endpoint.JoinPath(parts...).String()
 }
 
-// look asks for a file's header without following it to where the bytes are. It tells whether the
+// look asks for a file's header without following it to where the bytes are. It reports whether the
 // file may be read, and its digest and size.
 func (s *source) look(ctx context.Context, ref reference, commit string, f *hubFile) error {
 	h, err := s.header()
@@ -181,8 +181,8 @@ func (s *source) explain(ref reference, h http.Header, err error) error {
 
 var nextLink = regexp.MustCompile(`<([^>]*)>\s*;[^,]*\brel="?next"?`)
 
-// next is the address of the next page of a list, which must be at the Hub too; empty: there is
-// none.
+// next returns the address of the next page of a list, which must be at the Hub too; empty: there
+// is none.
 func (s *source) next(r origin.Reply) string {
 	for _, link := range r.Header.Values("Link") {
 		if m := nextLink.FindStringSubmatch(link); m != nil {

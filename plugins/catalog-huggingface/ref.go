@@ -58,7 +58,7 @@ func parseRef(text string) (reference, error) {
 	return r, nil
 }
 
-// fileOK says whether a path stays in its repository and can be part of a reference.
+// fileOK reports whether a path stays in its repository and can be part of a reference.
 func fileOK(file string) bool {
 	return file != "" && len(file) <= 1000 && path.Clean("/"+file) == "/"+file && !strings.ContainsAny(file, "\\\x00\r\n@")
 }

@@ -83,8 +83,8 @@ func parseEndpoint(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// bearer is the token to send, read anew each time so that one that was renewed is taken. Empty:
-// none.
+// bearer returns the token to send, read anew each time so that one that was renewed is taken.
+// Empty: none.
 func (s *settings) bearer() (string, error) {
 	token := s.token
 	if token == "" && s.tokenFile != "" {

@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest"
 )
 
-// tiny is a hub with one repository as they usually are.
+// tiny returns a hub with one repository as they usually are.
 func tiny(t *testing.T) *hub {
 	h := newHub(t)
 	h.repos["org/Tiny-GGUF"] = &repo{

@@ -70,7 +70,7 @@ func newClient(s *settings, userAgent string, stall, backoff time.Duration, priv
 
 func (c *client) close() { c.http.CloseIdleConnections() }
 
-// roots are the certificates that registries are checked against; nil for the system's.
+// roots returns the certificates that registries are checked against; nil for the system's.
 func (s *settings) roots() (*x509.CertPool, error) {
 	var pool *x509.CertPool
 	add := func(what string, pem []byte) error {
@@ -144,7 +144,8 @@ func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, e
 
 var errPrivate = errors.New("refused")
 
-// trusted says whether the settings name this host as a registry, with credentials, or as a proxy.
+// trusted reports whether the settings name this host as a registry, with credentials, or as a
+// proxy.
 func (d *dialer) trusted(address string) bool {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -234,7 +235,7 @@ func (b body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// cause is why a request's context ended, where that is why the request failed.
+// cause returns why a request's context ended, where that is why the request failed.
 func cause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); c != nil && errors.Is(c, errStalled) {
 		return c
@@ -265,8 +266,8 @@ func failed(u *url.URL, resp *http.Response) *failure {
 	return f
 }
 
-// again says whether a failed attempt is worth another, and waits before it. attempt counts from 1
-// since the last progress.
+// again reports whether a failed attempt is worth another, and waits before it. attempt counts from
+// 1 since the last progress.
 func (c *client) again(ctx context.Context, attempt int, err error) bool {
 	if ctx.Err() != nil || attempt >= maxAttempts || !temporary(err) {
 		return false
@@ -286,7 +287,7 @@ func (c *client) again(ctx context.Context, attempt int, err error) bool {
 	}
 }
 
-// temporary says whether the same request may succeed a little later.
+// temporary reports whether the same request may succeed a little later.
 func temporary(err error) bool {
 	if f, ok := errors.AsType[*failure](err); ok {
 		return f.temporary()
@@ -308,7 +309,7 @@ func isCertificate(err error) bool {
 	return ok
 }
 
-// isSentinel says whether err is classified already.
+// isSentinel reports whether err is classified already.
 func isSentinel(err error) bool {
 	for _, s := range []error{catalog.ErrInvalid, catalog.ErrNotFound, catalog.ErrUnavailable, catalog.ErrUnauthenticated, catalog.ErrForbidden, catalog.ErrUnsupported, catalog.ErrIntegrity} {
 		if errors.Is(err, s) {
@@ -344,7 +345,7 @@ func (c *client) explain(ctx context.Context, u *url.URL, err error) error {
 		"Check the network. If it needs a proxy or has a registry of its own, set https-proxy or registry in %s, or NPM_CONFIG_HTTPS_PROXY or NPM_CONFIG_REGISTRY in the agent's environment.", c.settings.file())
 }
 
-// bare is an error without the request's method and address, which may hold a password.
+// bare returns an error without the request's method and address, which may hold a password.
 func bare(err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		return e.Err
@@ -379,5 +380,5 @@ func (c *client) explainStatus(u *url.URL, f *failure) error {
 	return sdk.WithHint(fmt.Errorf("%w: %w", f, catalog.ErrUnavailable), "Is %s an npm registry? It is set by registry in %s.", u.Host, c.settings.file())
 }
 
-// file is the npmrc that a person would change.
+// file returns the npmrc that a person would change.
 func (s *settings) file() string { return cmp.Or(s.user, "~/.npmrc") }

@@ -136,7 +136,7 @@ func (r *registry) digest() string {
 	return "sha512:" + hex.EncodeToString(sum[:])
 }
 
-// home is a folder with this npmrc.
+// home returns a folder with this npmrc.
 func home(t *testing.T, npmrc string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -144,7 +144,7 @@ func home(t *testing.T, npmrc string) string {
 	return dir
 }
 
-// configured is a source with this npmrc and environment that may talk to this machine.
+// configured returns a source with this npmrc and environment that may talk to this machine.
 func configured(t *testing.T, npmrc string, environ ...string) *source {
 	t.Helper()
 	s := newSource("1.0.0", append([]string{"HOME=" + home(t, npmrc), "npm_config_globalconfig=/dev/null"}, environ...))
@@ -156,7 +156,7 @@ func configured(t *testing.T, npmrc string, environ ...string) *source {
 	return s
 }
 
-// connectProxy is an http proxy that counts, for plain requests and for tunnels.
+// connectProxy returns an http proxy that counts, for plain requests and for tunnels.
 func connectProxy(t *testing.T) (addr string, hosts func() []string) {
 	t.Helper()
 	var mu sync.Mutex

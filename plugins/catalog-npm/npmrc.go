@@ -26,10 +26,12 @@ const maxNpmrcBytes = 1 << 20
 type settings struct {
 	values map[string]string
 	lists  map[string][]string
-	user   string         // path of the user's npmrc
-	files  []string       // that were read, most important first
-	unset  []string       // names of environment variables that a value asks for and that are not set
-	allow  []netip.Prefix // addresses that may be connected to although they are not public; the host's, not npm's
+	user   string   // path of the user's npmrc
+	files  []string // that were read, most important first
+	// names of environment variables that a value asks for and that are not set
+	unset []string
+	// addresses that may be connected to although they are not public; the host's, not npm's
+	allow []netip.Prefix
 }
 
 // loadSettings reads the environment and the npmrc files that it leads to. userconfig and registry,
@@ -43,7 +45,8 @@ func loadSettings(environ []string, userconfig, registry string) (*settings, err
 		}
 	}
 	s := &settings{values: map[string]string{}, lists: map[string][]string{}}
-	for _, k := range slices.Sorted(maps.Keys(env)) { // upper case before lower case, which therefore wins
+	// upper case before lower case, which therefore wins
+	for _, k := range slices.Sorted(maps.Keys(env)) {
 		if key, ok := envKey(k); ok && env[k] != "" {
 			s.values[key] = env[k]
 		}
@@ -71,7 +74,7 @@ func loadSettings(environ []string, userconfig, registry string) (*settings, err
 	return s, nil
 }
 
-// envKey is the setting that an environment variable npm_config_… means, as npm derives it.
+// envKey returns the setting that an environment variable npm_config_… means, as npm derives it.
 func envKey(name string) (string, bool) {
 	const prefix = "npm_config_"
 	if len(name) <= len(prefix) || !strings.EqualFold(name[:len(prefix)], prefix) {
@@ -84,7 +87,7 @@ func envKey(name string) (string, bool) {
 	return strings.ToLower(key[:1] + strings.ReplaceAll(key[1:], "_", "-")), true
 }
 
-// globalFiles are the places of the machine's npmrc.
+// globalFiles returns the places of the machine's npmrc.
 func (s *settings) globalFiles() []string {
 	if g := s.values["globalconfig"]; g != "" {
 		return []string{g}
@@ -245,7 +248,7 @@ func (s *settings) set(key string) string {
 	}
 }
 
-// registry is the registry of a package's scope ("" or "@name"), with a slash at its end and
+// registry returns the registry of a package's scope ("" or "@name"), with a slash at its end and
 // without credentials.
 func (s *settings) registry(scope string) (*url.URL, error) {
 	text := ""
@@ -290,7 +293,7 @@ func (s *settings) credentialsInRegistries() {
 	}
 }
 
-// redacted is an address without its password, also if it is none.
+// redacted returns an address without its password, also if it is none.
 func redacted(text string) string {
 	if u, err := url.Parse(text); err == nil {
 		return u.Redacted()
@@ -298,15 +301,15 @@ func redacted(text string) string {
 	return "(unreadable)"
 }
 
-// nerf is how npm names an address in its settings: without scheme, credentials and query.
+// nerf returns how npm names an address in its settings: without scheme, credentials and query.
 func nerf(u *url.URL) string {
 	path := u.EscapedPath()
 	return "//" + u.Host + path[:strings.LastIndex(path, "/")+1]
 }
 
-// authorization is the header for a request to u: that of the longest configured address that u
-// lies under. Empty: none. So nothing is ever sent to a host that has no credentials of its own in
-// the settings.
+// authorization returns the header for a request to u: that of the longest configured address that
+// u lies under. Empty: none. So nothing is ever sent to a host that has no credentials of its own
+// in the settings.
 func (s *settings) authorization(u *url.URL) string {
 	key := nerf(u)
 	for {
@@ -324,7 +327,7 @@ func (s *settings) authorization(u *url.URL) string {
 	}
 }
 
-// credentialsAt is the header that the settings of exactly one address make.
+// credentialsAt returns the header that the settings of exactly one address make.
 func (s *settings) credentialsAt(key string) string {
 	if t := s.values[key+":_authToken"]; t != "" {
 		return "Bearer " + t
@@ -343,7 +346,7 @@ func (s *settings) credentialsAt(key string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+string(plain)))
 }
 
-// known says whether the settings speak of this host: as a registry, or with credentials.
+// known reports whether the settings speak of this host: as a registry, or with credentials.
 func (s *settings) known(host string) bool {
 	for k, v := range s.values {
 		if k == "registry" || strings.HasSuffix(k, ":registry") {
@@ -359,7 +362,7 @@ func (s *settings) known(host string) bool {
 	return err == nil && strings.EqualFold(u.Host, host)
 }
 
-// proxy is the proxy for a request to u; nil for none.
+// proxy returns the proxy for a request to u; nil for none.
 func (s *settings) proxy(u *url.URL) (*url.URL, error) {
 	if s.noProxy(u) {
 		return nil, nil
@@ -381,7 +384,7 @@ func (s *settings) proxy(u *url.URL) (*url.URL, error) {
 	return p, nil
 }
 
-// noProxy says whether the setting noproxy names u's host or a domain that it belongs to.
+// noProxy reports whether the setting noproxy names u's host or a domain that it belongs to.
 func (s *settings) noProxy(u *url.URL) bool {
 	host := strings.ToLower(u.Hostname())
 	for entry := range strings.SplitSeq(s.set("noproxy"), ",") {

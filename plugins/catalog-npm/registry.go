@@ -134,9 +134,9 @@ func (c *client) size(ctx context.Context, u *url.URL) int64 {
 	return max(resp.ContentLength, 0)
 }
 
-// tarball is where a release's archive is fetched from. Mirrors often pass on npm's own addresses
-// unchanged; npm's setting replace-registry-host says which are replaced by the registry's, by
-// default only those of npm's own registry.
+// tarball returns where a release's archive is fetched from. Mirrors often pass on npm's own
+// addresses unchanged; npm's setting replace-registry-host says which are replaced by the
+// registry's, by default only those of npm's own registry.
 func (c *client) tarball(r release, registry *url.URL) (*url.URL, error) {
 	u, err := registry.Parse(r.Dist.Tarball)
 	if r.Dist.Tarball == "" || err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
@@ -179,7 +179,7 @@ func (r release) digest() (string, error) {
 		"Without one the archive cannot be checked. Choose a newer version, or a registry that passes on the field dist.integrity.")
 }
 
-// license is the release's licence, where it is plain text.
+// license returns the release's licence, where it is plain text.
 func (r release) license() string {
 	var text string
 	var object struct {
@@ -196,7 +196,7 @@ func (r release) license() string {
 
 var plainFile = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$`)
 
-// fileName is what the archive is called.
+// fileName returns what the archive is called.
 func fileName(ref packageRef, version string, u *url.URL) string {
 	if base := path.Base(u.Path); plainFile.MatchString(base) {
 		return base

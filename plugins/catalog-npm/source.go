@@ -129,7 +129,7 @@ func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostic
 	return d, nil
 }
 
-// at is the path of an attribute that was set.
+// at returns the path of an attribute that was set.
 func at(value, name string) string {
 	if value == "" {
 		return ""

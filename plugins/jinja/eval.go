@@ -435,7 +435,7 @@ func (in *interp) arithmetic(op string, a, b any) (any, error) {
 	return normalInt(out), nil
 }
 
-// smallArithmetic is the quick way for what surely fits.
+// smallArithmetic returns the quick way for what surely fits.
 func smallArithmetic(op string, a, b int64) (any, bool) {
 	const limit = 1 << 31
 	if a >= limit || a <= -limit || b >= limit || b <= -limit {

@@ -582,7 +582,7 @@ func roundHalfEven(x float64, places int) float64 {
 	return math.RoundToEven(x/p) * p
 }
 
-// sizeText is the filter filesizeformat.
+// sizeText returns the filter filesizeformat.
 func sizeText(bytes float64, binary bool) string {
 	base, prefixes := 1000.0, []string{"kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"}
 	if binary {

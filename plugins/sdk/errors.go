@@ -14,15 +14,20 @@ import (
 // any other error is the plugin's own defect. They survive the way to the host: errors.Is holds
 // there as well.
 var (
-	ErrInvalid         = errors.New("invalid")                      // the request or the reference is wrong
-	ErrNotFound        = errors.New("not found")                    // no such thing
-	ErrState           = errors.New("not possible in this state")   // such as a second Start
-	ErrUnavailable     = errors.New("unavailable")                  // not now: try again
-	ErrTooLarge        = errors.New("does not fit")                 // in memory, on disk, or within a limit
-	ErrIntegrity       = errors.New("damaged")                      // bytes are not what they should be
-	ErrUnsupported     = errors.New("not supported")                // this machine, build or backend cannot do it
-	ErrUnauthenticated = errors.New("credentials missing or wrong") // the origin wants to know who asks
-	ErrForbidden       = errors.New("not allowed")                  // the origin refuses
+	// the request or the reference is wrong
+	ErrInvalid     = errors.New("invalid")
+	ErrNotFound    = errors.New("not found")                  // no such thing
+	ErrState       = errors.New("not possible in this state") // such as a second Start
+	ErrUnavailable = errors.New("unavailable")                // not now: try again
+	// in memory, on disk, or within a limit
+	ErrTooLarge = errors.New("does not fit")
+	// bytes are not what they should be
+	ErrIntegrity = errors.New("damaged")
+	// this machine, build or backend cannot do it
+	ErrUnsupported = errors.New("not supported")
+	// the origin wants to know who asks
+	ErrUnauthenticated = errors.New("credentials missing or wrong")
+	ErrForbidden       = errors.New("not allowed") // the origin refuses
 )
 
 // wireErrors pairs each error with its code on the wire. The first row that fits is used.

@@ -37,7 +37,7 @@ const Cookie = "4f1c2a7e-rbee-plugin"
 // signal.
 const exitGrace = 10 * time.Second
 
-// Handshake is what host and plugin must agree on before they negotiate a protocol version.
+// Handshake returns what host and plugin must agree on before they negotiate a protocol version.
 func Handshake() goplugin.HandshakeConfig {
 	return goplugin.HandshakeConfig{MagicCookieKey: EnvCookie, MagicCookieValue: Cookie}
 }
@@ -109,7 +109,8 @@ func Serve(kind Kind, p Plugin, register func(grpc.ServiceRegistrar, *Process), 
 	wg.Wait()
 	// The host may have closed the connection without a word, or the process was told to end: the
 	// work ends in any case.
-	stopCtx, stopCancel := context.WithTimeout(context.Background(), exitGrace) // a shutdown deadline
+	// a shutdown deadline
+	stopCtx, stopCancel := context.WithTimeout(context.Background(), exitGrace)
 	defer stopCancel()
 	if err := stop(stopCtx, time.Second); err != nil {
 		proc.log.Warn("stop at the end of the process", "error", err)
@@ -130,7 +131,7 @@ func (p *Process) End(delay time.Duration) {
 	})
 }
 
-// Log is the process's logger.
+// Log returns the process's logger.
 func (p *Process) Log() hclog.Logger { return p.log }
 
 func (p *Process) watchSignals(ctx context.Context, stop func(context.Context, time.Duration) error) {
@@ -146,7 +147,8 @@ func (p *Process) watchSignals(ctx context.Context, stop func(context.Context, t
 }
 
 func (p *Process) stopAndEnd(stop func(context.Context, time.Duration) error, grace time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), grace+time.Second) // a shutdown deadline
+	// a shutdown deadline
+	ctx, cancel := context.WithTimeout(context.Background(), grace+time.Second)
 	defer cancel()
 	if err := stop(ctx, grace); err != nil {
 		p.log.Warn("stop", "error", err)

@@ -109,8 +109,9 @@ type Schema struct {
 
 // Attribute is one name = value of a config block.
 type Attribute struct {
-	Name      string
-	Type      string          // an HCL type expression: "string", "number", "bool", "list(string)", "map(string)", …
+	Name string
+	// an HCL type expression: "string", "number", "bool", "list(string)", "map(string)", …
+	Type      string
 	Required  bool            // a required attribute has no default
 	Default   json.RawMessage // nil: null where it is left out
 	Sensitive bool            // never shown or logged
@@ -148,7 +149,7 @@ type Diagnostic struct {
 // Diagnostics is a list of complaints. Empty means that the configuration is taken.
 type Diagnostics []Diagnostic
 
-// HasErrors says whether any of the diagnostics is an error.
+// HasErrors reports whether any of the diagnostics is an error.
 func (d Diagnostics) HasErrors() bool {
 	for _, x := range d {
 		if x.Severity == Error {

@@ -77,7 +77,7 @@ func (e *entry) putNode(op *raftv1.PutNode) error {
 	return nil
 }
 
-// joinToken is the token that takes the node in; the zero one where none is named.
+// joinToken returns the token that takes the node in; the zero one where none is named.
 func (e *entry) joinToken(op *raftv1.PutNode, n core.Node) (core.Token, error) {
 	id := op.GetJoinToken()
 	if id == "" {

@@ -272,8 +272,9 @@ func TestApplyToCluster(t *testing.T) {
 			want: world{stones: stone("n1", 7, 10)},
 		},
 		{
-			name:   "a hive that was removed by an older version",
-			before: cmds{sync("n1", 5), {MinFsm: 1, Op: fsm.RemoveHive("n1").GetOp()}}, cmd: sync("n1", 5), hives: "[n1]", // as that version applied it
+			name: "a hive that was removed by an older version",
+			// as that version applied it
+			before: cmds{sync("n1", 5), {MinFsm: 1, Op: fsm.RemoveHive("n1").GetOp()}}, cmd: sync("n1", 5), hives: "[n1]",
 		},
 
 		// Retirement outlives the worker's entry.
@@ -363,7 +364,8 @@ func TestRetireIntentSurvivesDown(t *testing.T) {
 	must.NoError(t, f.Restore(io.NopCloser(bytes.NewReader(snapshot(t, f)))))
 	do(fsm.SyncHive(hive("h1", 2, ""), []core.Worker{w})) // its agent was restarted, too
 	must.Eq(t, []core.WorkerState{retiring}, states())
-	do(fsm.SyncHive(hive("h1", 2, ""), []core.Worker{worker("h1", "renamed", wReady, "n1")})) // the nonce is the worker
+	// the nonce is the worker
+	do(fsm.SyncHive(hive("h1", 2, ""), []core.Worker{worker("h1", "renamed", wReady, "n1")}))
 	must.Eq(t, []core.WorkerState{retiring}, states())
 	do(fsm.SyncHive(hive("h1", 2, ""), nil))
 	must.SliceEmpty(t, f.State().Snapshot().RetireIntents(nil))
@@ -439,7 +441,8 @@ func TestTwoMachinesWithOneID(t *testing.T) {
 	r := apply(t, f, 5, fsm.PutNode(second, "j2"))
 	must.Eq(t, core.Conflict, core.KindOf(r.Err))
 	must.StrContains(t, core.HintOf(r.Err), "Two machines have one node id")
-	r = apply(t, f, 6, fsm.SyncHive(hive("n1", 1, ""), nil)) // a copied data folder of which one has started more often
+	// a copied data folder of which one has started more often
+	r = apply(t, f, 6, fsm.SyncHive(hive("n1", 1, ""), nil))
 	must.Eq(t, core.Conflict, core.KindOf(r.Err))
 	must.StrContains(t, core.HintOf(r.Err), "Another agent runs with this hive's id")
 	must.True(t, bytes.Equal(before, records(t, f)))

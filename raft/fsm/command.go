@@ -92,9 +92,9 @@ func RetireWorker(hive, worker string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RetireWorker{RetireWorker: &raftv1.RetireWorker{Worker: worker, Hive: hive}}}
 }
 
-// ClaimStart makes the command that decides where a worker with a model starts, if the last decision
-// is the one with the request ID previous; empty: there is none. Registered and Index do not go
-// along. Result: Conflict when it is another one.
+// ClaimStart makes the command that decides where a worker with a model starts, if the last
+// decision is the one with the request ID previous; empty: there is none. Registered and Index do
+// not go along. Result: Conflict when it is another one.
 func ClaimStart(s state.Start, previous string) *raftv1.Command {
 	s.Registered, s.Index = false, 0
 	return &raftv1.Command{Op: &raftv1.Command_ClaimStart{ClaimStart: &raftv1.ClaimStart{Start: startToProto(s), Previous: previous}}}

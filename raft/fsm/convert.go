@@ -127,7 +127,7 @@ func texts[To, From ~string](list []From) []To {
 	return out
 }
 
-// unixOf is a time in seconds; 0 for none.
+// unixOf returns a time in seconds; 0 for none.
 func unixOf(t time.Time) int64 {
 	if t.IsZero() {
 		return 0

@@ -47,10 +47,10 @@ func NewOf(t *Table) *FSM {
 // Table says what this state machine knows.
 func (f *FSM) Table() *Table { return f.table }
 
-// State is the registry of now. After a restore it is another one; see state.Store.Abandoned.
+// State returns the registry of now. After a restore it is another one; see state.Store.Abandoned.
 func (f *FSM) State() *state.Store { return f.store.Load() }
 
-// Encode is the command as bytes for the log.
+// Encode returns the command as bytes for the log.
 func Encode(c *raftv1.Command) ([]byte, error) {
 	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)
 	if err != nil {
@@ -118,7 +118,7 @@ type entry struct {
 	errs  []error   // Result.Errs
 }
 
-// operation is what the command does; nil: this version does not know.
+// operation returns what the command does; nil: this version does not know.
 func (f *FSM) operation(c *raftv1.Command) func(*entry) error {
 	if c.GetMinFsm() > f.table.version {
 		return nil

@@ -191,7 +191,8 @@ func TestApply(t *testing.T) {
 			cmd: fsm.SyncHives([]fsm.HiveState{
 				{Hive: h2, Workers: workers{worker("h2", "w3", wReady, "n3")}},
 				{Hive: hive("h1", 4, ready)}, // older
-				{Hive: hive("h3", 1, ready), Workers: workers{worker("h3", "a", wReady, ""), worker("h3", "w1", wReady, "n1")}}, // h1's
+				// h1's
+				{Hive: hive("h3", 1, ready), Workers: workers{worker("h3", "a", wReady, ""), worker("h3", "w1", wReady, "n1")}},
 				{Hive: hive("h4", 1, ready)},
 			}),
 			hives: []core.Hive{at(h1, 1, 1), at(h2, 10, 10), at(hive("h4", 1, ready), 10, 10)}, workers: workers{at(w1, 1, 1), at(worker("h2", "w3", wReady, "n3"), 10, 10)},

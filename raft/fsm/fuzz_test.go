@@ -47,7 +47,7 @@ func FuzzCommand(f *testing.F) {
 	})
 }
 
-// inhabited is a state machine with some of everything.
+// inhabited returns a state machine with some of everything.
 func inhabited(t testing.TB) *fsm.FSM {
 	t.Helper()
 	m := fsm.New()

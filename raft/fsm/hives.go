@@ -79,7 +79,7 @@ func (e *entry) syncHive(op *raftv1.SyncHive) error {
 	return nil
 }
 
-// mayRegister says whether this start of the hive may be in the registry.
+// mayRegister reports whether this start of the hive may be in the registry.
 func (e *entry) mayRegister(hive core.Hive, registered, buried uint64, removed bool) error {
 	if hive.ID == "" {
 		return core.Errorf(core.Invalid, "sync hive: the hive has no id")

@@ -57,7 +57,8 @@ func (e *entry) keepNode(n core.Node) error {
 		return nil
 	}
 	if _, ok := e.Node(n.ID); !ok {
-		n.CreateIndex, n.ModifyIndex = e.index, e.index // it joined after the snapshot, and its certificate is still good
+		// it joined after the snapshot, and its certificate is still good
+		n.CreateIndex, n.ModifyIndex = e.index, e.index
 		e.PutNode(n)
 	}
 	return e.revokeNode(n.ID)

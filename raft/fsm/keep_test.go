@@ -99,7 +99,8 @@ func TestRevokedTokensBounded(t *testing.T) {
 	must.NoError(t, s.Update(1, func(txn *state.Txn) error {
 		for i := range uint64(state.MaxRevokedTokens + 2) {
 			txn.PutRevokedToken(state.RevokedToken{Token: fmt.Sprintf("t%06d", i), Index: i})
-			txn.PutRevokedToken(state.RevokedToken{Token: fmt.Sprintf("t%06d", i), Index: i}) // once is enough
+			// once is enough
+			txn.PutRevokedToken(state.RevokedToken{Token: fmt.Sprintf("t%06d", i), Index: i})
 		}
 		return nil
 	}))

@@ -152,7 +152,7 @@ func refusedAny(r fsm.Result) bool {
 	return false
 }
 
-// records is a snapshot without its header, which has the index.
+// records returns a snapshot without its header, which has the index.
 func records(t testing.TB, f *fsm.FSM) []byte {
 	t.Helper()
 	r := bytes.NewReader(snapshot(t, f))

@@ -57,7 +57,8 @@ func TestSameEveryField(t *testing.T) {
 		"Hive.Unconfined": true, "Hive.LastBeat": true, "Hive.Draining": true, "Hive.CreateIndex": true, "Hive.ModifyIndex": true, "Device.FreeBytes": true,
 		"Worker.Load": true, "Worker.CreateIndex": true, "Worker.ModifyIndex": true,
 	}
-	identity := map[string]bool{"Hive.ID": true, "Worker.ID": true, "Worker.Hive": true} // of another one altogether
+	// of another one altogether
+	identity := map[string]bool{"Hive.ID": true, "Worker.ID": true, "Worker.Hive": true}
 	machine := fsm.New()
 	index := uint64(0)
 	sync := func(h core.Hive, w core.Worker) {

@@ -149,7 +149,7 @@ func (w *writer) put(m proto.Message) {
 	}
 }
 
-// record says whether to go on.
+// record reports whether to go on.
 func (w *writer) record(r *raftv1.SnapshotRecord) bool {
 	w.put(r)
 	return w.err == nil
@@ -281,7 +281,7 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 	return nil
 }
 
-// isID says whether the registry can have a row under s. A NUL separates the parts of its keys.
+// isID reports whether the registry can have a row under s. A NUL separates the parts of its keys.
 func isID(s string) bool { return s != "" && !strings.Contains(s, "\x00") }
 
 func damaged(format string, args ...any) error {

@@ -27,7 +27,8 @@ func TestTableIsComplete(t *testing.T) {
 	for _, f := range features {
 		must.Between(t, 2, f.Since, Version, must.Sprint(f.Name))
 		for _, name := range f.Fields {
-			if f.Since > 2 && !slices.Contains(known, name) { // one that is known may come to mean more
+			// one that is known may come to mean more
+			if f.Since > 2 && !slices.Contains(known, name) {
 				known = append(known, name)
 			}
 		}

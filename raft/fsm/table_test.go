@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// nextBuilds are the tables of a build as it is and of the one after it, whose new features are
+// nextBuilds returns the tables of a build as it is and of the one after it, whose new features are
 // draining, which is one of today's, and an idea of two hives with one name, which no field tells.
 func nextBuilds() (older, newer *fsm.Table) {
 	list := append(fsm.Features(),

@@ -31,7 +31,7 @@ const (
 	commandOverhead = 4 << 10
 )
 
-// Validate says whether a command may be logged. What it lets pass, Apply of this version never
+// Validate reports whether a command may be logged. What it lets pass, Apply of this version never
 // panics at. Errors: Invalid, TooLarge.
 func Validate(c *raftv1.Command) error {
 	v := &validator{}
@@ -241,7 +241,8 @@ func (v *validator) syncHives(op *raftv1.SyncHives) {
 			return
 		}
 		if id := h.GetHive().GetId(); seen[id] {
-			v.fail(core.Invalid, "hive %s is there twice", id) // a repeated command would change it twice more
+			// a repeated command would change it twice more
+			v.fail(core.Invalid, "hive %s is there twice", id)
 		} else {
 			seen[id] = true
 		}

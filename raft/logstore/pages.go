@@ -21,7 +21,9 @@ const (
 	bucketHead  = 16 // in front of a bucket within a value: number of its root page, sequence
 
 	metaMagic = 0xED0CDAED
-	metaSize  = 64 // magic, version, page size, flags; root page, sequence, freelist, number of pages, transaction, checksum
+	// magic, version, page size, flags; root page, sequence, freelist, number of pages,
+	// transaction, checksum
+	metaSize = 64
 
 	maxPageSize = 64 << 10
 )

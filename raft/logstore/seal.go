@@ -110,7 +110,8 @@ func (s *seal) drop(entry []byte) {
 
 // count makes the seal of a file by reading it all; its number is 0.
 func count(tx *bbolt.Tx) (s seal) {
-	_ = tx.Bucket(bucketLog).ForEach(func(_, v []byte) error { // it fails only when the function does
+	// it fails only when the function does
+	_ = tx.Bucket(bucketLog).ForEach(func(_, v []byte) error {
 		s.add(v)
 		return nil
 	})
@@ -118,11 +119,12 @@ func count(tx *bbolt.Tx) (s seal) {
 	return s
 }
 
-// rest is the checksum of what is not in the log.
+// rest returns the checksum of what is not in the log.
 func rest(tx *bbolt.Tx) uint32 {
 	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
 	put := func(b []byte) {
-		_, _ = h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b)))) // a hash takes everything
+		// a hash takes everything
+		_, _ = h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
 		_, _ = h.Write(b)
 	}
 	_ = tx.Bucket(bucketStable).ForEach(func(k, v []byte) error {

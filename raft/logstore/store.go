@@ -92,7 +92,8 @@ func Open(path string, opts Options) (s *Store, err error) {
 		return nil
 	})
 	if err == nil {
-		err = syncFolder(filepath.Dir(path)) // a file whose folder forgets it is lost with all that was promised
+		// a file whose folder forgets it is lost with all that was promised
+		err = syncFolder(filepath.Dir(path))
 	}
 	if err != nil {
 		_ = errors.Join(s.tip.close(), db.Close()) // the first error says more
@@ -207,7 +208,7 @@ func (s *Store) Close() error {
 // Failed is closed when a write failed, which is for ever; Err then says why.
 func (s *Store) Failed() <-chan struct{} { return s.down }
 
-// Err is the first failed write's error, or nil.
+// Err returns the first failed write's error, or nil.
 func (s *Store) Err() error {
 	if e := s.failed.Load(); e != nil {
 		return *e
@@ -215,7 +216,7 @@ func (s *Store) Err() error {
 	return nil
 }
 
-// update is one durable transaction. An error of fn, before anything reached the disk, is no
+// update returns one durable transaction. An error of fn, before anything reached the disk, is no
 // failure of the store.
 func (s *Store) update(op string, fn func(*txn) error) error {
 	var (
@@ -235,7 +236,8 @@ func (s *Store) update(op string, fn func(*txn) error) error {
 		}
 		refused, sealed = core.Wrap(err, core.Internal, op), t.seal.number
 		if refused == nil {
-			tx.OnCommit(func() { _ = s.tip.set(sealed) }) // without it, only a later loss of this write would not be noticed
+			// without it, only a later loss of this write would not be noticed
+			tx.OnCommit(func() { _ = s.tip.set(sealed) })
 		}
 		return refused
 	})
@@ -337,9 +339,9 @@ func (s *Store) DeleteRange(minIndex, maxIndex uint64) error {
 	})
 }
 
-// lastWithout is the last index when the range is deleted; 0: none. It is asked before: bbolt's
-// cursor never finds the last key of a bucket whose last pages were emptied in the same transaction
-// (go.etcd.io/bbolt 1.5.0, Cursor.Last).
+// lastWithout returns the last index when the range is deleted; 0: none. It is asked before:
+// bbolt's cursor never finds the last key of a bucket whose last pages were emptied in the same
+// transaction (go.etcd.io/bbolt 1.5.0, Cursor.Last).
 func lastWithout(b *bbolt.Bucket, minIndex, maxIndex uint64) uint64 {
 	c := b.Cursor()
 	k, _ := c.Last()

@@ -38,7 +38,8 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 		return fsm.Result{}, err
 	}
 	if err := n.disk.stalled(); err != nil {
-		return fsm.Result{}, core.Wrap(err, core.Unavailable, "change the registry") // raft hangs with it, and takes nothing
+		// raft hangs with it, and takes nothing
+		return fsm.Result{}, core.Wrap(err, core.Unavailable, "change the registry")
 	}
 	results := make(chan fsm.Result, 1)
 	err = n.wait(ctx, "change the registry", func() error {

@@ -37,7 +37,7 @@ type Member struct {
 
 // Membership is what Autopilot knows of the queens from elsewhere.
 type Membership interface {
-	// Members are the queens, this node included. It does not block.
+	// Members returns the queens, this node included. It does not block.
 	Members() []Member
 }
 
@@ -121,7 +121,8 @@ func (p *pilot) reconcile(ctx context.Context) {
 			p.n.log.Info("removing a queen's lost identity: its machine runs under another one", "queen", s.RaftID)
 			p.did(ctx, "remove", s.RaftID, p.n.RemoveServer(ctx, s.RaftID))
 		case ok && m.Address != s.Address:
-			p.did(ctx, "move", s.RaftID, p.n.AddNonvoter(ctx, s.RaftID, m.Address)) // one that has a vote keeps it
+			// one that has a vote keeps it
+			p.did(ctx, "move", s.RaftID, p.n.AddNonvoter(ctx, s.RaftID, m.Address))
 		}
 	}
 	for id, m := range live {
@@ -138,7 +139,7 @@ func (p *pilot) did(ctx context.Context, what, id string, err error) {
 	}
 }
 
-// replaced says whether the server's machine, or its address, is another server's now.
+// replaced reports whether the server's machine, or its address, is another server's now.
 func (p *pilot) replaced(s Server, live map[string]Member) bool {
 	if p.heard(raft.ServerID(s.RaftID), heardWithin) {
 		return false // gossip is behind
@@ -151,7 +152,7 @@ func (p *pilot) replaced(s Server, live map[string]Member) bool {
 	return false
 }
 
-// heard says whether raft heard of the server lately, which is the only way to be sure that it
+// heard reports whether raft heard of the server lately, which is the only way to be sure that it
 // lives.
 func (p *pilot) heard(id raft.ServerID, within time.Duration) bool {
 	c, ok := p.n.trans.contact(id, p.n.raft.CurrentTerm())
@@ -271,7 +272,8 @@ func (f *promoter) FilterFailedServerRemovals(_ *autopilot.Config, s *autopilot.
 	var out autopilot.FailedServers
 	voters := len(s.Voters)
 	for _, id := range failed.StaleVoters {
-		if gone[id] && voters > p.n.opts.MinVoters { // autopilot looks at that for those that it knows only
+		// autopilot looks at that for those that it knows only
+		if gone[id] && voters > p.n.opts.MinVoters {
 			voters--
 			out.StaleVoters = append(out.StaleVoters, id)
 		}

@@ -238,7 +238,7 @@ func (n *Node) DiskProblem() error {
 	return n.disk.room()
 }
 
-// median is how long a write takes; false: there were too few to say.
+// median returns how long a write takes; false: there were too few to say.
 func (d *disk) median() (time.Duration, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

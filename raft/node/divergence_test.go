@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/raft/node"
 )
 
-// stat is one of raft's numbers.
+// stat returns one of raft's numbers.
 func stat(t *testing.T, n *simNode, key string) uint64 {
 	t.Helper()
 	v, err := strconv.ParseUint(n.Raft().Stats()[key], 10, 64)
@@ -69,7 +69,8 @@ func TestSnapshotOntoDivergedLog(t *testing.T) {
 					}
 					first, err := follower.mem.Logs().FirstIndex()
 					must.NoError(t, err)
-					must.Eq(t, snapshot, first) // nothing of before is left, which it would give to others
+					// nothing of before is left, which it would give to others
+					must.Eq(t, snapshot, first)
 					// And it goes on: as a follower, as the leader, and after a restart.
 					for i := range uint64(20) {
 						must.NoError(t, write1(t.Context(), leader.Node, "h", 1001+i))

@@ -79,7 +79,8 @@ func (n *Node) standFor(ctx context.Context, leader Server) {
 			break
 		}
 		if !ok {
-			return // this node gave its vote; it does not when it has more of the log than who stands
+			// this node gave its vote; it does not when it has more of the log than who stands
+			return
 		}
 		// What the leader sent before its end was only stored now: that is a contact as well, but
 		// not one with a leader that lives.
@@ -88,8 +89,8 @@ func (n *Node) standFor(ctx context.Context, leader Server) {
 	n.standNow()
 }
 
-// refuses says whether nobody listens at the address any more. A process that is being killed may
-// still take a connection, and drop it.
+// refuses reports whether nobody listens at the address any more. A process that is being killed
+// may still take a connection, and drop it.
 func (n *Node) refuses(ctx context.Context, address string) bool {
 	for until := time.Now().Add(probeTimeout); ; {
 		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
@@ -173,7 +174,7 @@ func (c *watchedConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// dial is the probe where there is a stream.
+// dial returns the probe where there is a stream.
 func dial(stream raft.StreamLayer) func(context.Context, string) error {
 	return func(ctx context.Context, address string) error {
 		timeout := probeTimeout
@@ -188,7 +189,7 @@ func dial(stream raft.StreamLayer) func(context.Context, string) error {
 	}
 }
 
-// voterIDs are the raft ids of those who have a vote.
+// voterIDs returns the raft ids of those who have a vote.
 func (n *Node) voterIDs() []raft.ServerID {
 	var ids []raft.ServerID
 	for _, s := range n.Servers() {

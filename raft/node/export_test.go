@@ -35,7 +35,7 @@ func (m *Memory) TakeSnapshot(from *Memory) { m.snaps.latest = from.snaps.latest
 // Disk is what raft gets for a disk.
 type Disk = disk
 
-// NewDisk is a disk in memory with so much room.
+// NewDisk returns a disk in memory with so much room.
 func NewDisk(m *Memory, free func() (uint64, error)) *Disk {
 	return newDisk(m.logs, free, func(uint64) {})
 }

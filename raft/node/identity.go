@@ -32,7 +32,7 @@ const (
 // time before has the node's id alone.
 var raftID = regexp.MustCompile(`^(.+)\.[0-9a-f]{8}$`)
 
-// OfRaftID is the node id within a raft id.
+// OfRaftID returns the node id within a raft id.
 func OfRaftID(id string) string {
 	if m := raftID.FindStringSubmatch(id); m != nil {
 		return m[1]

@@ -23,7 +23,8 @@ func quietLog(level hclog.Level) (raftLog, *bytes.Buffer) {
 	return l, &b
 }
 
-// A queen that is away for ten minutes is told of when that begins, once a minute, and when it ends.
+// A queen that is away for ten minutes is told of when that begins, once a minute, and when it
+// ends.
 func TestRaftLogQueenAway(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

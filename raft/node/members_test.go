@@ -409,7 +409,8 @@ func TestPoison(t *testing.T) {
 		must.NoError(t, leader.Barrier(t.Context()))
 		before := leader.Raft().LastIndex()
 		unknown := &raftv1.Command{RequestId: "from the future"}
-		unknown.ProtoReflect().SetUnknown([]byte{0xfa, 0x7f, 0x01, 'x'}) // an operation that this build does not know
+		// an operation that this build does not know
+		unknown.ProtoReflect().SetUnknown([]byte{0xfa, 0x7f, 0x01, 'x'})
 		huge := hive("h", 1)
 		huge.Name = strings.Repeat("x", fsm.MaxCommandBytes)
 		for name, c := range map[string]*raftv1.Command{

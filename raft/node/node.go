@@ -145,7 +145,9 @@ func Open(opts Options) (*Node, error) {
 	}
 	usual := 250 * time.Millisecond
 	if opts.Stream == nil && opts.Transport == nil {
-		usual = time.Second // there is nobody to wait for, and a node whose disk has failed should end before it stands again, which raft does not survive
+		// there is nobody to wait for, and a node whose disk has failed should end before it stands
+		// again, which raft does not survive
+		usual = time.Second
 	}
 	opts.ElectionTimeout = cmp.Or(opts.ElectionTimeout, usual)
 	opts.Stabilization = cmp.Or(opts.Stabilization, 10*time.Second)
@@ -247,7 +249,7 @@ func (n *Node) connect(ready bool) error {
 	return err
 }
 
-// leads says whether this node leads in the term, and has the server among its followers. The
+// leads reports whether this node leads in the term, and has the server among its followers. The
 // transport asks when raft runs.
 func (n *Node) leads(id raft.ServerID, term uint64) bool {
 	r := n.disk.raft.Load()
@@ -255,7 +257,7 @@ func (n *Node) leads(id raft.ServerID, term uint64) bool {
 		slices.ContainsFunc(r.GetConfiguration().Configuration().Servers, func(s raft.Server) bool { return s.ID == id })
 }
 
-// serverName is the name of a queen for people; its id where the registry does not know it.
+// serverName returns the name of a queen for people; its id where the registry does not know it.
 func (n *Node) serverName(id raft.ServerID) string {
 	node := OfRaftID(string(id))
 	if known, ok := n.fsm.State().Node(nil, node); ok && known.Name != "" {
@@ -306,7 +308,8 @@ func (n *Node) stores() (*snapshots, error) {
 	if err := os.MkdirAll(n.opts.Dir, 0o700); err != nil {
 		return nil, core.WithHint(core.Wrap(err, core.Unavailable, "open raft node"), "Choose a data_dir that this user may write to.")
 	}
-	if err := syncFolder(filepath.Dir(n.opts.Dir)); err != nil && missing != nil { // a folder that is forgotten takes along all that was promised
+	// a folder that is forgotten takes along all that was promised
+	if err := syncFolder(filepath.Dir(n.opts.Dir)); err != nil && missing != nil {
 		return nil, core.Wrap(err, core.Unavailable, "open raft node")
 	}
 	store, err := logstore.Open(filepath.Join(n.opts.Dir, "log.db"), logstore.Options{})
@@ -321,7 +324,8 @@ func (n *Node) stores() (*snapshots, error) {
 	if free == nil {
 		free = func() (uint64, error) { return freeBytes(n.opts.Dir) }
 	}
-	n.disk = newDisk(store, free, func(index uint64) { _ = store.StageCommitIndex(index) }) // only remembers it
+	// only remembers it
+	n.disk = newDisk(store, free, func(index uint64) { _ = store.StageCommitIndex(index) })
 	n.disk.delay, n.disk.lost = n.opts.delay, store.Err
 	return &snapshots{SnapshotStore: snaps, disk: n.disk, off: n.opts.noAlign}, nil
 }
@@ -357,30 +361,30 @@ func (n *Node) checkMembership() error {
 	return nil
 }
 
-// State is the registry as this node has it now: the leader's has every command that Apply
+// State returns the registry as this node has it now: the leader's has every command that Apply
 // returned. After a restore from a snapshot it is another one; see state.Store.Abandoned.
 func (n *Node) State() *state.Store { return n.fsm.State() }
 
-// AppliedIndex is the raft index of the newest command in State; 0: none yet.
+// AppliedIndex returns the raft index of the newest command in State; 0: none yet.
 func (n *Node) AppliedIndex() uint64 { return n.State().AppliedIndex() }
 
-// ID is the node's raft id: Options.ID and, except in state of the time before, eight random hex
-// digits of its own state.
+// ID returns the node's raft id: Options.ID and, except in state of the time before, eight random
+// hex digits of its own state.
 func (n *Node) ID() string { return n.id }
 
 // NodeID is Options.ID.
 func (n *Node) NodeID() string { return n.opts.ID }
 
-// HasState says whether the node is, or once was, part of a cluster.
+// HasState reports whether the node is, or once was, part of a cluster.
 func (n *Node) HasState() bool { return n.existed || len(n.Servers()) > 0 }
 
-// Leader is the node id of the leader that this node knows; empty: none.
+// Leader returns the node id of the leader that this node knows; empty: none.
 func (n *Node) Leader() string {
 	s, _ := n.LeaderServer()
 	return s.NodeID
 }
 
-// LeaderServer is the leader that this node knows.
+// LeaderServer returns the leader that this node knows.
 func (n *Node) LeaderServer() (Server, bool) {
 	address, id := n.raft.LeaderWithID()
 	if id == "" || string(id) == n.id && n.disk.stalled() != nil {
@@ -389,16 +393,17 @@ func (n *Node) LeaderServer() (Server, bool) {
 	return Server{NodeID: OfRaftID(string(id)), RaftID: string(id), Address: string(address), Voter: true, Leader: true}, true
 }
 
-// IsLeader says whether this node believes to be the leader. Only Apply, Barrier and ReadIndex are
-// sure of it.
+// IsLeader reports whether this node believes to be the leader. Only Apply, Barrier and ReadIndex
+// are sure of it.
 func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader && n.disk.stalled() == nil }
 
-// Servers are the members of the raft cluster, in the order of its configuration; none where there
-// is no state yet.
+// Servers returns the members of the raft cluster, in the order of its configuration; none where
+// there is no state yet.
 func (n *Node) Servers() []Server {
 	leader, _ := n.LeaderServer()
 	var servers []Server
-	for _, s := range n.raft.GetConfiguration().Configuration().Servers { // a copy that raft keeps, so it does not fail
+	// a copy that raft keeps, so it does not fail
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
 		servers = append(servers, Server{
 			NodeID: OfRaftID(string(s.ID)), RaftID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader.RaftID,
 		})
@@ -406,7 +411,7 @@ func (n *Node) Servers() []Server {
 	return servers
 }
 
-// Queens are the members of the cluster, in the order of its configuration.
+// Queens returns the members of the cluster, in the order of its configuration.
 func (n *Node) Queens() ([]core.Queen, error) {
 	queens := []core.Queen{}
 	for _, s := range n.Servers() {
@@ -442,7 +447,8 @@ func (n *Node) Shutdown() error {
 			if n.trans.Close() == nil {
 				n.drain(3 * n.opts.ElectionTimeout)
 			}
-			raftDone = n.raft.Shutdown().Error // raft ends what it began when the transport is closed
+			// raft ends what it began when the transport is closed
+			raftDone = n.raft.Shutdown().Error
 			close(n.disk.ended)
 		}
 		if n.trans != nil {

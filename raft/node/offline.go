@@ -117,7 +117,8 @@ func Found(dir, nodeID, address string, store *state.Store, before Salvaged, now
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return core.Errorf(core.Conflict, "%s: %s is there already", op, dir)
 	}
-	clock := uint64(max(now.UnixMilli(), 0)) // beyond a registry that was founded before and is lost again: neither grows by 1000 a second
+	// beyond a registry that was founded before and is lost again: neither grows by 1000 a second
+	clock := uint64(max(now.UnixMilli(), 0))
 	index := max(store.AppliedIndex(), before.Index, clock) + foundGap
 	term := max(before.Term, clock) + 1
 	if err := store.Update(index, func(*state.Txn) error { return nil }); err != nil {

@@ -16,11 +16,11 @@ import (
 
 func mayBeBehind(path string) bool { return strings.HasSuffix(path, "log.db.tip") }
 
-// oldSnapshot is one that raft deleted: nobody minds it.
+// oldSnapshot returns one that raft deleted: nobody minds it.
 func oldSnapshot(path string) bool { return strings.Contains(path, "/snapshots/") }
 
-// oneSnapshot is the folder of one: raft syncs it only after it has its name, and shortens the log
-// after that.
+// oneSnapshot returns the folder of one: raft syncs it only after it has its name, and shortens the
+// log after that.
 func oneSnapshot(path string) bool { return filepath.Base(filepath.Dir(path)) == "snapshots" }
 
 // C-08: what a node acknowledges is on the disk: its id, commands, snapshots with their

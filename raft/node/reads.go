@@ -18,14 +18,15 @@ import (
 // the state machine does not hear.
 const appliedEvery = 5 * time.Millisecond
 
-// ReadIndex is the index that a node must have applied for its State to hold everything that was
-// acknowledged before the call; see WaitApplied. Only the leader knows it. With verify it asks a
-// majority whether it still leads; without, it believes so for as long as its lease, the election
+// ReadIndex returns the index that a node must have applied for its State to hold everything that
+// was acknowledged before the call; see WaitApplied. Only the leader knows it. With verify it asks
+// a majority whether it still leads; without, it believes so for as long as its lease, the election
 // timeout since a majority was heard. Errors: Unavailable; ctx's.
 func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 	const op = "read the registry"
 	if err := n.disk.stalled(); err != nil {
-		return 0, core.Wrap(err, core.Unavailable, op) // raft hangs with it, and does not notice that it leads no longer
+		// raft hangs with it, and does not notice that it leads no longer
+		return 0, core.Wrap(err, core.Unavailable, op)
 	}
 	term := n.raft.CurrentTerm()
 	if n.raft.State() != raft.Leader {
@@ -66,12 +67,13 @@ func (n *Node) verify(ctx context.Context, op string, term uint64) error {
 			return nil
 		}
 		if n.raft.CurrentTerm() != term {
-			return n.classify(op, raft.ErrNotLeader) // elected anew: what was committed before is to be found out first
+			// elected anew: what was committed before is to be found out first
+			return n.classify(op, raft.ErrNotLeader)
 		}
 	}
 }
 
-// quorumContact is when the last question was sent by which a majority took this node for the
+// quorumContact returns when the last question was sent by which a majority took this node for the
 // leader of the term.
 func (n *Node) quorumContact(term uint64) time.Time {
 	return n.trans.quorumContact(n.voterIDs(), raft.ServerID(n.id), term)
@@ -111,7 +113,7 @@ func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// hasApplied says whether State has everything up to index, which it may without having heard of
+// hasApplied reports whether State has everything up to index, which it may without having heard of
 // it: only commands reach it.
 func (n *Node) hasApplied(index uint64) bool {
 	if n.AppliedIndex() >= index || n.empty.Load() >= index {
@@ -139,8 +141,8 @@ func (n *Node) hasApplied(index uint64) bool {
 	return true
 }
 
-// LastContact is how long ago this node heard of its leader, or was it: 0 on the leader. A node
-// that never did counts from Open.
+// LastContact returns how long ago this node heard of its leader, or was it: 0 on the leader. A
+// node that never did counts from Open.
 func (n *Node) LastContact() time.Duration {
 	if n.IsLeader() {
 		return 0

@@ -23,7 +23,8 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 	}
 	var restored, needed uint64
 	for i, meta := range list {
-		needed = max(needed, meta.Index) // a snapshot holds what is committed, and raft goes on from the newest, readable or not
+		// a snapshot holds what is committed, and raft goes on from the newest, readable or not
+		needed = max(needed, meta.Index)
 		_, r, err := snaps.Open(meta.ID)
 		if err == nil {
 			err = n.fsm.Restore(r)
@@ -33,7 +34,8 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 			break
 		}
 		if core.KindOf(err) == core.Unsupported {
-			return core.Wrap(err, core.Unsupported, "restore raft state") // an older snapshot would only lead to entries that are as new
+			// an older snapshot would only lead to entries that are as new
+			return core.Wrap(err, core.Unsupported, "restore raft state")
 		}
 		n.log.Warn("raft snapshot is not readable", "snapshot", meta.ID, "left", len(list)-1-i, "error", err)
 	}

@@ -34,7 +34,8 @@ type simNet struct {
 	nodes     map[string]*simTransport
 	cut       map[[2]string]bool // what the first sends, the second does not get
 	snapshots map[string]int     // sent to an address
-	hold      *hold              // nil, or what the answers to heartbeats wait for once they have arrived
+	// nil, or what the answers to heartbeats wait for once they have arrived
+	hold *hold
 }
 
 type hold struct{ arrived, released chan struct{} }
@@ -380,7 +381,7 @@ func (s *sim) bootstrap() {
 	}
 }
 
-// list is every node as a voter.
+// list lists every node as a voter.
 func (s *sim) list() []node.Voter {
 	var voters []node.Voter
 	for _, n := range s.nodes {
@@ -559,7 +560,7 @@ func (l *load) lost(n *simNode) {
 	}
 }
 
-// terms is the highest term.
+// terms returns the highest term.
 func (s *sim) terms() uint64 {
 	var highest uint64
 	for _, n := range s.nodes {

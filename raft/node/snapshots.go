@@ -25,8 +25,8 @@ const roomEvery = 1 << 20
 // inSnapshot marks the entry that stands for a snapshot.
 const inSnapshot = "rbee: this entry is in the snapshot"
 
-// standIn is the entry that stands for what a snapshot ends with. It is never sent to another node:
-// nothing is before it, so raft sends the snapshot.
+// standIn returns the entry that stands for what a snapshot ends with. It is never sent to another
+// node: nothing is before it, so raft sends the snapshot.
 func standIn(index, term uint64) *raft.Log {
 	return &raft.Log{Index: index, Term: term, Type: raft.LogNoop, Extensions: []byte(inSnapshot)}
 }

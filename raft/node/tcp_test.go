@@ -113,8 +113,10 @@ func queens(t *testing.T, size int, opts node.Options) []*queen {
 		voters = append(voters, node.Voter{ID: q.ID(), Address: q.address})
 	}
 	for _, q := range all {
-		slices.Reverse(voters)                                             // the order does not matter
-		if err := q.Bootstrap(voters); core.KindOf(err) != core.Conflict { // the others may have elected a leader already, which told this one
+		// the order does not matter
+		slices.Reverse(voters)
+		// the others may have elected a leader already, which told this one
+		if err := q.Bootstrap(voters); core.KindOf(err) != core.Conflict {
 			must.NoError(t, err)
 		}
 	}
@@ -170,7 +172,8 @@ func TestGapAfterLeaderLoss(t *testing.T) {
 	}
 	slices.Sort(gaps)
 	t.Logf("no writes for %s, half of the times %s or less", gaps, gaps[len(gaps)/2])
-	must.Less(t, 5*time.Second, gaps[len(gaps)/2]) // generous: other tests have the processors meanwhile
+	// generous: other tests have the processors meanwhile
+	must.Less(t, 5*time.Second, gaps[len(gaps)/2])
 	for _, q := range all {
 		must.NoError(t, q.WaitApplied(t.Context(), leader.AppliedIndex()))
 		h, _ := q.State().Hive(nil, "h")

@@ -34,19 +34,21 @@ const (
 // has to happen meanwhile happens here:
 //   - a node whose disk hangs is silent, so that the others go on without it;
 //   - a node whose disk hangs or is full does not stand for election;
-//   - an answer counts only if it is from the server that was asked: a machine that lost its disk is another one, at the same address;
+//   - an answer counts only if it is from the server that was asked: a machine that lost its disk
+//     is another one, at the same address;
 //   - raft can be told to stand now, and to look at its log again after a snapshot was installed.
 type transport struct {
-	inner     raft.Transport
-	preVote   raft.WithPreVote
-	log       hclog.Logger
-	mute      func() error                             // why nothing may be sent
-	abstain   func() error                             // why this node may not stand for election
-	full      func() error                             // why this node may not take entries
-	leads     func(id raft.ServerID, term uint64) bool // this node leads in that term, and the server is a member
-	addressOf func(raftID string) string               // see Options
-	anybody   bool                                     // tests: any answer counts
-	noAlign   bool                                     // tests: raft does not look at its log again
+	inner   raft.Transport
+	preVote raft.WithPreVote
+	log     hclog.Logger
+	mute    func() error // why nothing may be sent
+	abstain func() error // why this node may not stand for election
+	full    func() error // why this node may not take entries
+	// this node leads in that term, and the server is a member
+	leads     func(id raft.ServerID, term uint64) bool
+	addressOf func(raftID string) string // see Options
+	anybody   bool                       // tests: any answer counts
+	noAlign   bool                       // tests: raft does not look at its log again
 
 	out   chan raft.RPC
 	done  chan struct{}
@@ -263,7 +265,8 @@ func (t *transport) awaitHeartbeat(id raft.ServerID, term uint64, since time.Tim
 	}
 }
 
-// leadsFor waits, and says whether this node still leads in the term with the server as a follower.
+// leadsFor waits, and reports whether this node still leads in the term with the server as a
+// follower.
 func (t *transport) leadsFor(id raft.ServerID, term uint64, wait time.Duration) bool {
 	select {
 	case <-time.After(wait):
@@ -413,7 +416,7 @@ func (p *pipeline) run() {
 	}
 }
 
-// answered says whether the server that was asked is the one that answered.
+// answered reports whether the server that was asked is the one that answered.
 func (t *transport) answered(id raft.ServerID, target raft.ServerAddress, by raft.RPCHeader) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -448,7 +451,7 @@ func (t *transport) note(id raft.ServerID, start time.Time, req *raft.AppendEntr
 	t.contacts[id] = c
 }
 
-// contact is the server's last answer in the term.
+// contact returns the server's last answer in the term.
 func (t *transport) contact(id raft.ServerID, term uint64) (contact, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

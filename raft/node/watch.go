@@ -35,7 +35,7 @@ type moves struct {
 	rest time.Duration
 }
 
-// allow says whether the leadership may be moved now, and counts it.
+// allow reports whether the leadership may be moved now, and counts it.
 func (m *moves) allow(now time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -110,8 +110,8 @@ func (n *Node) move(ctx context.Context, why error) {
 	}
 }
 
-// handOver gives the leadership to another voter, and says whether one took it: not every one can,
-// and the first choice is who has most of the log.
+// handOver gives the leadership to another voter, and reports whether one took it: not every one
+// can, and the first choice is who has most of the log.
 func (n *Node) handOver(ctx context.Context) bool {
 	term := n.raft.CurrentTerm()
 	type candidate struct {

@@ -13,7 +13,7 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// large is a registry of 10,000 hives with 4 workers each.
+// large returns a registry of 10,000 hives with 4 workers each.
 func large(b *testing.B, models int) *state.Store {
 	b.Helper()
 	s := state.New()

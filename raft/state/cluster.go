@@ -46,7 +46,7 @@ func (s *Snapshot) Node(ws memdb.WatchSet, id string) (core.Node, bool) {
 	return core.Node{}, false
 }
 
-// Revoked says whether the node's certificates are refused. A node that is not known is not
+// Revoked reports whether the node's certificates are refused. A node that is not known is not
 // revoked.
 func (s *Snapshot) Revoked(ws memdb.WatchSet, node string) bool {
 	s.watch(ws)

@@ -123,14 +123,16 @@ func TestTombstonesAreBounded(t *testing.T) {
 	update(t, s, func(tx *state.Txn) {
 		tx.DeleteTombstone("0")
 		tx.DeleteTombstone("0")
-		tx.PutTombstone(state.Tombstone{Hive: fmt.Sprintf("%x", 40503), Incarnation: 7, Index: 20_000}) // the oldest one's hive, removed again
+		// the oldest one's hive, removed again
+		tx.PutTombstone(state.Tombstone{Hive: fmt.Sprintf("%x", 40503), Incarnation: 7, Index: 20_000})
 	})
 	must.Len(t, state.MaxTombstones-1, s.Snapshot().Tombstones(nil))
 	put(state.MaxTombstones, state.MaxTombstones+11)
 	stones := s.Snapshot().Tombstones(nil)
 	must.Len(t, state.MaxTombstones, stones)
 	for _, stone := range stones {
-		must.Greater(t, 11, stone.Index) // 0 and 1 are gone or new, and the ten oldest of the others
+		// 0 and 1 are gone or new, and the ten oldest of the others
+		must.Greater(t, 11, stone.Index)
 	}
 	update(t, s, func(tx *state.Txn) {
 		stone, ok := tx.Tombstone(fmt.Sprintf("%x", 40503))

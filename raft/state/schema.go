@@ -77,7 +77,8 @@ func schema() *memdb.DBSchema {
 	}
 	tables := []*memdb.TableSchema{
 		table(tableCount, unique(func(*count) key { return text(tableCount) })),
-		table(tableCluster, unique(func(*core.Cluster) key { return text(tableCluster) })), // one row
+		// one row
+		table(tableCluster, unique(func(*core.Cluster) key { return text(tableCluster) })),
 		table(tableNodes, unique(func(n *core.Node) key { return text(n.ID) }),
 			many(indexName, func(n *core.Node) key { return text(foldName(n.Name)) })),
 		table(tableTokens, unique(func(t *core.Token) key { return text(t.ID) }),
@@ -105,7 +106,7 @@ func schema() *memdb.DBSchema {
 // key is where a row stands in an index. An empty one is nowhere.
 type key []byte
 
-// text is the key of a text, which holds no NUL; nothing for an empty one.
+// text returns the key of a text, which holds no NUL; nothing for an empty one.
 func text(s string) key {
 	if s == "" {
 		return nil
@@ -129,11 +130,11 @@ func workerKey(hive, id string) key {
 	return append(text(id), text(hive)...)
 }
 
-// number is the key of a number: they sort as the numbers do.
+// number returns the key of a number: they sort as the numbers do.
 func number(n uint64) key { return binary.BigEndian.AppendUint64(nil, n) }
 
-// foldName is a name without the case of ASCII letters. The Unicode tables are left alone: they are
-// not the same in every build.
+// foldName returns a name without the case of ASCII letters. The Unicode tables are left alone:
+// they are not the same in every build.
 func foldName(s string) string {
 	folded := []byte(s)
 	for i, c := range folded {

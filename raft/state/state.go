@@ -45,7 +45,7 @@ func (s *Store) Abandon() { close(s.abandoned) }
 // and needs no release.
 func (s *Store) Snapshot() *Snapshot { return s.current.Load() }
 
-// AppliedIndex is the raft index of the last applied command; 0 before the first.
+// AppliedIndex returns the raft index of the last applied command; 0 before the first.
 func (s *Store) AppliedIndex() uint64 { return s.Snapshot().AppliedIndex() }
 
 // Hives is Snapshot.Hives of now.
@@ -91,7 +91,7 @@ type Snapshot struct {
 	index     uint64
 }
 
-// AppliedIndex is the raft index of the last command in the snapshot; 0: none.
+// AppliedIndex returns the raft index of the last command in the snapshot; 0: none.
 func (s *Snapshot) AppliedIndex() uint64 { return s.index }
 
 // Hives returns all hives.
@@ -182,7 +182,8 @@ func first[T any](txn *memdb.Txn, ws memdb.WatchSet, table string, id key) *T {
 	}
 	watch, raw, err := txn.FirstWatch(table, indexID, id)
 	if err != nil {
-		panic(fmt.Sprintf("registry query %s: %v", table, err)) // the schema and the query are both ours
+		// the schema and the query are both ours
+		panic(fmt.Sprintf("registry query %s: %v", table, err))
 	}
 	ws.Add(watch)
 	row, _ := raw.(*T)
@@ -197,7 +198,8 @@ func each[T any](txn *memdb.Txn, ws memdb.WatchSet, table, index string, k key, 
 	}
 	it, err := txn.Get(table, index, k)
 	if err != nil {
-		panic(fmt.Sprintf("registry query %s.%s: %v", table, index, err)) // the schema and the query are both ours
+		// the schema and the query are both ours
+		panic(fmt.Sprintf("registry query %s.%s: %v", table, index, err))
 	}
 	ws.Add(it.WatchCh())
 	for raw := it.Next(); raw != nil; raw = it.Next() {

@@ -22,7 +22,9 @@ const (
 type Txn struct {
 	txn     *memdb.Txn
 	touched touched
-	workers map[workerID]*core.Worker // rows that were read or written, nil where there is none: memdb writes the slower the more is read in between
+	// rows that were read or written, nil where there is none: memdb writes the slower the more is
+	// read in between
+	workers map[workerID]*core.Worker
 }
 
 // Update runs fn as the only writer and stores index as the applied one. An error of fn undoes what
@@ -106,7 +108,8 @@ func (t *Txn) PutTombstone(stone Tombstone) {
 func oldest[T any](t *Txn, table string) *T {
 	_, raw, err := t.txn.FirstWatch(table, indexAge+"_prefix", key(nil))
 	if err != nil {
-		panic(fmt.Sprintf("registry query %s: %v", table, err)) // the schema and the query are both ours
+		// the schema and the query are both ours
+		panic(fmt.Sprintf("registry query %s: %v", table, err))
 	}
 	row, _ := raw.(*T)
 	return row
@@ -179,7 +182,7 @@ func (t *Txn) PutStart(s Start) {
 	t.insert(tableCount, &n)
 }
 
-// RetireIntent says whether a worker is to retire.
+// RetireIntent reports whether a worker is to retire.
 func (t *Txn) RetireIntent(hive, nonce string) bool {
 	return first[RetireIntent](t.txn, nil, tableIntents, intentKey(hive, nonce)) != nil
 }
@@ -287,7 +290,8 @@ func row[T any](t *Txn, table, id string) (T, bool) {
 
 func (t *Txn) insert(table string, row any) {
 	if err := t.txn.Insert(table, row); err != nil {
-		panic(fmt.Sprintf("registry insert into %s: %v", table, err)) // an empty id: the command was not checked
+		// an empty id: the command was not checked
+		panic(fmt.Sprintf("registry insert into %s: %v", table, err))
 	}
 }
 

@@ -52,9 +52,10 @@ type Query struct {
 
 // Item is one thing a source offers.
 type Item struct {
-	Ref       string // without the source's name
-	Kind      ItemKind
-	Name      string // the name people call it by; a model with a bare Name can be used without naming the source
+	Ref  string // without the source's name
+	Kind ItemKind
+	// the name people call it by; a model with a bare Name can be used without naming the source
+	Name      string
 	Summary   string // one line
 	SizeBytes int64  // 0: unknown
 	License   string

@@ -13,8 +13,8 @@ type EmbeddingRequest struct {
 	EncodingFormat string `json:"encoding_format,omitempty"` // "float" (default) or "base64"
 	Dimensions     *Int   `json:"dimensions,omitempty"`      // 1 or more; nil: all
 	User           string `json:"user,omitempty"`
-	// TruncatePromptTokens cuts texts that have more tokens, -1 those that do not fit; nil: they are
-	// refused. It is not OpenAI's.
+	// TruncatePromptTokens cuts texts that have more tokens, -1 those that do not fit; nil: they
+	// are refused. It is not OpenAI's.
 	TruncatePromptTokens *Int `json:"truncate_prompt_tokens,omitempty"`
 }
 

@@ -17,15 +17,17 @@ const (
 	TypeNotFound        = "not_found_error"           // 404
 	TypeRateLimit       = "rate_limit_error"          // 429
 	TypeServer          = "server_error"              // 500, 502
-	TypeNotSupported    = "not_supported_error"       // 400, 501: a feature that this model or worker does not have
-	TypeUnavailable     = "unavailable_error"         // 503
-	TypeTimeout         = "timeout_error"             // 504
-	CodeModelNotFound   = "model_not_found"           // code of an unknown model
-	CodeContextLength   = "context_length_exceeded"   // code of TypeContextExceeded
-	CodeNotSupported    = "not_supported"             // code of TypeNotSupported
-	CodeOverloaded      = "overloaded"                // code of a full queue
-	CodeTooLarge        = "request_too_large"         // code of a body over the limit
-	maxErrorBody        = 64 << 10                    // of an error answer that DecodeError looks at
+	// 400, 501: a feature that this model or worker does not have
+	TypeNotSupported  = "not_supported_error"
+	TypeUnavailable   = "unavailable_error"       // 503
+	TypeTimeout       = "timeout_error"           // 504
+	CodeModelNotFound = "model_not_found"         // code of an unknown model
+	CodeContextLength = "context_length_exceeded" // code of TypeContextExceeded
+	CodeNotSupported  = "not_supported"           // code of TypeNotSupported
+	CodeOverloaded    = "overloaded"              // code of a full queue
+	CodeTooLarge      = "request_too_large"       // code of a body over the limit
+	// of an error answer that DecodeError looks at
+	maxErrorBody = 64 << 10
 )
 
 // Error is OpenAI's error object. It is an error itself. On the wire it stands in an envelope:

@@ -12,20 +12,25 @@ type ChatRequest struct {
 	Sampling
 	Structure
 
-	MaxCompletionTokens *Int            `json:"max_completion_tokens,omitempty"` // wins over MaxTokens
+	// wins over MaxTokens
+	MaxCompletionTokens *Int            `json:"max_completion_tokens,omitempty"`
 	LogProbs            *bool           `json:"logprobs,omitempty"`
 	TopLogProbs         *Int            `json:"top_logprobs,omitempty"` // 0 to 20, needs LogProbs
 	ResponseFormat      *ResponseFormat `json:"response_format,omitempty"`
 	Tools               []Tool          `json:"tools,omitempty"`
 	ToolChoice          ToolChoice      `json:"tool_choice,omitzero"`
 	ParallelToolCalls   *bool           `json:"parallel_tool_calls,omitempty"`
-	Functions           []Function      `json:"functions,omitempty"`            // the old form of Tools
-	FunctionCall        ToolChoice      `json:"function_call,omitzero"`         // the old form of ToolChoice
-	ReasoningEffort     string          `json:"reasoning_effort,omitempty"`     // one of Efforts
-	ThinkingBudget      *Int            `json:"thinking_budget,omitempty"`      // tokens of thinking, -1: any number; not OpenAI's
-	ChatTemplateKwargs  json.RawMessage `json:"chat_template_kwargs,omitempty"` // an object, passed to the template as variables
-	Metadata            json.RawMessage `json:"metadata,omitempty"`
-	Store               *bool           `json:"store,omitempty"`
+	// the old form of Tools
+	Functions []Function `json:"functions,omitempty"`
+	// the old form of ToolChoice
+	FunctionCall    ToolChoice `json:"function_call,omitzero"`
+	ReasoningEffort string     `json:"reasoning_effort,omitempty"` // one of Efforts
+	// tokens of thinking, -1: any number; not OpenAI's
+	ThinkingBudget *Int `json:"thinking_budget,omitempty"`
+	// an object, passed to the template as variables
+	ChatTemplateKwargs json.RawMessage `json:"chat_template_kwargs,omitempty"`
+	Metadata           json.RawMessage `json:"metadata,omitempty"`
+	Store              *bool           `json:"store,omitempty"`
 }
 
 // MaxOutput returns the number of tokens to generate at most; 0: as many as fit.
@@ -67,7 +72,7 @@ func (r *CompletionRequest) MaxOutput() int {
 // NoOutput reports whether the client asks for no token at all: the prompt is evaluated only.
 func (r *CompletionRequest) NoOutput() bool { return noOutput(r.MaxTokens, r.NPredict) }
 
-// IncludeUsage says whether a stream shall end with a usage chunk.
+// IncludeUsage reports whether a stream shall end with a usage chunk.
 func (s *Sampling) IncludeUsage() bool {
 	return s.StreamOptions != nil && s.StreamOptions.IncludeUsage
 }
@@ -86,15 +91,17 @@ type ResponseFormat struct {
 
 // Message is one message of a conversation.
 type Message struct {
-	Role       string     `json:"role"` // "system", "developer", "user", "assistant" or "tool"; "function" is the old form of "tool"
+	// "system", "developer", "user", "assistant" or "tool"; "function" is the old form of "tool"
+	Role       string     `json:"role"`
 	Content    Content    `json:"content"`
 	Name       string     `json:"name,omitempty"`
 	ToolCalls  []ToolCall `json:"tool_calls,omitempty"`
 	ToolCallID string     `json:"tool_call_id,omitempty"`
 
-	ReasoningContent string        `json:"reasoning_content,omitempty"` // what the assistant thought
-	Reasoning        string        `json:"reasoning,omitempty"`         // another name of the same
-	FunctionCall     *ToolFunction `json:"function_call,omitempty"`     // the old form of ToolCalls
+	// what the assistant thought
+	ReasoningContent string        `json:"reasoning_content,omitempty"`
+	Reasoning        string        `json:"reasoning,omitempty"`     // another name of the same
+	FunctionCall     *ToolFunction `json:"function_call,omitempty"` // the old form of ToolCalls
 }
 
 // ToolCall is a call of a function that a model asks for.

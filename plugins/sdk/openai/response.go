@@ -38,10 +38,11 @@ type ChatChoice struct {
 
 // AnswerMessage is the message of a ChatChoice.
 type AnswerMessage struct {
-	Role             string        `json:"role"` // "assistant"
-	Content          *string       `json:"content"`
-	Refusal          *string       `json:"refusal"`
-	ReasoningContent string        `json:"reasoning_content,omitempty"` // what the model thought; not OpenAI's
+	Role    string  `json:"role"` // "assistant"
+	Content *string `json:"content"`
+	Refusal *string `json:"refusal"`
+	// what the model thought; not OpenAI's
+	ReasoningContent string        `json:"reasoning_content,omitempty"`
 	ToolCalls        []ToolCall    `json:"tool_calls,omitempty"`
 	FunctionCall     *ToolFunction `json:"function_call,omitempty"` // the old form of ToolCalls
 }
@@ -53,8 +54,9 @@ type ChatChunk struct {
 	Created           int64         `json:"created"`
 	Model             string        `json:"model"`
 	SystemFingerprint string        `json:"system_fingerprint,omitempty"`
-	Choices           []ChunkChoice `json:"choices"`         // empty in the usage chunk
-	Usage             *Usage        `json:"usage,omitempty"` // in the last chunk, where it was asked for
+	Choices           []ChunkChoice `json:"choices"` // empty in the usage chunk
+	// in the last chunk, where it was asked for
+	Usage *Usage `json:"usage,omitempty"`
 }
 
 // ChunkChoice is one answer's part of a ChatChunk.
@@ -95,13 +97,14 @@ type CompletionChoice struct {
 	FinishReason *string             `json:"finish_reason"` // null until the answer's last chunk
 }
 
-// CompletionLogProbs holds the log probabilities of the tokens of a legacy completion. Its lists are
-// as long as Tokens.
+// CompletionLogProbs holds the log probabilities of the tokens of a legacy completion. Its lists
+// are as long as Tokens.
 type CompletionLogProbs struct {
 	Tokens        []string             `json:"tokens"`
 	TokenLogProbs []float64            `json:"token_logprobs"`
 	TopLogProbs   []map[string]float64 `json:"top_logprobs"` // null where none were asked for
-	TextOffset    []int                `json:"text_offset"`  // characters of the text before each token
+	// characters of the text before each token
+	TextOffset []int `json:"text_offset"`
 }
 
 // LogProbs holds the log probabilities of the tokens of a choice.
@@ -111,9 +114,10 @@ type LogProbs struct {
 
 // TokenLogProb is the log probability of one token.
 type TokenLogProb struct {
-	Token       string       `json:"token"`
-	LogProb     float64      `json:"logprob"`
-	Bytes       []int        `json:"bytes"` // the token's bytes as numbers; null: it stands for no text
+	Token   string  `json:"token"`
+	LogProb float64 `json:"logprob"`
+	// the token's bytes as numbers; null: it stands for no text
+	Bytes       []int        `json:"bytes"`
 	TopLogProbs []TopLogProb `json:"top_logprobs"`
 }
 

@@ -12,10 +12,13 @@ import (
 // Sampling is what both kinds of request say about how to choose tokens and how to answer. A nil
 // field was left out or null. What is not OpenAI's is named as llama.cpp's server names it.
 type Sampling struct {
-	Temperature      *float64       `json:"temperature,omitempty"`       // 0 to 2; 0: always the likeliest token
-	TopP             *float64       `json:"top_p,omitempty"`             // 0 to 1
-	Seed             *Int           `json:"seed,omitempty"`              // -1: a random one, as if it were left out
-	MaxTokens        *Int           `json:"max_tokens,omitempty"`        // -1: as many as fit; 0: none
+	// 0 to 2; 0: always the likeliest token
+	Temperature *float64 `json:"temperature,omitempty"`
+	TopP        *float64 `json:"top_p,omitempty"` // 0 to 1
+	// -1: a random one, as if it were left out
+	Seed *Int `json:"seed,omitempty"`
+	// -1: as many as fit; 0: none
+	MaxTokens        *Int           `json:"max_tokens,omitempty"`
 	Stop             Stop           `json:"stop,omitempty"`              //
 	Stream           bool           `json:"stream,omitempty"`            //
 	StreamOptions    *StreamOptions `json:"stream_options,omitempty"`    // ignored without Stream
@@ -44,12 +47,14 @@ type Sampling struct {
 	RepeatLastN       *Int     `json:"repeat_last_n,omitempty"`      // -1: all; 0: off
 	Samplers          Samplers `json:"samplers,omitzero"`            // which and in which order
 	Mirostat          *Int     `json:"mirostat,omitempty"`           // 0: off
-	IgnoreEOS         bool     `json:"ignore_eos,omitempty"`         // go on after the model's end of text
-	NPredict          *Int     `json:"n_predict,omitempty"`          // llama.cpp's name of MaxTokens
+	// go on after the model's end of text
+	IgnoreEOS bool `json:"ignore_eos,omitempty"`
+	// llama.cpp's name of MaxTokens
+	NPredict *Int `json:"n_predict,omitempty"`
 }
 
-// Int is an integer that JSON may spell in any way: 100, 100.0 and 1e2 are the same. One that is too
-// large is the largest there is.
+// Int is an integer that JSON may spell in any way: 100, 100.0 and 1e2 are the same. One that is
+// too large is the largest there is.
 type Int int64
 
 // UnmarshalJSON reads a number without a fraction.
@@ -102,9 +107,9 @@ func noOutput(numbers ...*Int) bool {
 	return false
 }
 
-// LogitBias is a list of tokens and what is added to their logits. On the wire it is OpenAI's object
-// from token ids to numbers, or llama.cpp's array of pairs, where a text may stand in place of a
-// token id, and false in place of a number.
+// LogitBias is a list of tokens and what is added to their logits. On the wire it is OpenAI's
+// object from token ids to numbers, or llama.cpp's array of pairs, where a text may stand in place
+// of a token id, and false in place of a number.
 type LogitBias []TokenBias
 
 // TokenBias is one entry of a LogitBias.
@@ -218,7 +223,8 @@ func (l LogitBias) MarshalJSON() ([]byte, error) {
 	return json.Marshal(list)
 }
 
-// Samplers is the order of llama.cpp's samplers: a list of their names or a string of their letters.
+// Samplers is the order of llama.cpp's samplers: a list of their names or a string of their
+// letters.
 type Samplers struct {
 	Names   []string // nil: none were given
 	Letters string

@@ -36,7 +36,7 @@ func NewEventWriter(w http.ResponseWriter) *EventWriter {
 	return &EventWriter{w: w, c: http.NewResponseController(w)}
 }
 
-// Started says whether headers and status are out.
+// Started reports whether headers and status are out.
 func (e *EventWriter) Started() bool { return e.started }
 
 // Data writes an event with data, which must hold no line break.
@@ -117,7 +117,7 @@ type Event struct {
 	Raw []byte
 }
 
-// IsDone says whether the event is the data: [DONE] that ends a whole answer.
+// IsDone reports whether the event is the data: [DONE] that ends a whole answer.
 func (e Event) IsDone() bool { return string(e.Data) == doneData }
 
 // EventReader reads server-sent events in bounded memory. It takes LF and CRLF, comments and

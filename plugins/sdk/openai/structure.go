@@ -8,9 +8,11 @@ import (
 // Structure is what a request may say about the form of its answer beside response_format: fields
 // of llama.cpp's server and of vLLM.
 type Structure struct {
-	JSONSchema        json.RawMessage    `json:"json_schema,omitempty"`        // llama.cpp: a schema
-	Grammar           string             `json:"grammar,omitempty"`            // llama.cpp: GBNF
-	GuidedJSON        json.RawMessage    `json:"guided_json,omitempty"`        // vLLM: a schema, or its text
+	// llama.cpp: a schema
+	JSONSchema json.RawMessage `json:"json_schema,omitempty"`
+	Grammar    string          `json:"grammar,omitempty"` // llama.cpp: GBNF
+	// vLLM: a schema, or its text
+	GuidedJSON        json.RawMessage    `json:"guided_json,omitempty"`
 	GuidedRegex       string             `json:"guided_regex,omitempty"`       // vLLM
 	GuidedChoice      []string           `json:"guided_choice,omitempty"`      // vLLM
 	GuidedGrammar     string             `json:"guided_grammar,omitempty"`     // vLLM: here GBNF

@@ -25,10 +25,11 @@ type Tool struct {
 
 // Function is the function of a Tool.
 type Function struct {
-	Name        string          `json:"name"`
-	Description string          `json:"description,omitempty"`
-	Parameters  json.RawMessage `json:"parameters,omitempty"` // a JSON Schema; left out: no arguments
-	Strict      *bool           `json:"strict,omitempty"`
+	Name        string `json:"name"`
+	Description string `json:"description,omitempty"`
+	// a JSON Schema; left out: no arguments
+	Parameters json.RawMessage `json:"parameters,omitempty"`
+	Strict     *bool           `json:"strict,omitempty"`
 }
 
 // The modes of a ToolChoice.
@@ -38,8 +39,8 @@ const (
 	ToolsRequired = "required" // it calls something
 )
 
-// ToolChoice says whether and which tools are called. On the wire it is a mode, or an object that
-// names a function or lists what is allowed.
+// ToolChoice reports whether and which tools are called. On the wire it is a mode, or an object
+// that names a function or lists what is allowed.
 type ToolChoice struct {
 	Mode string // one of the modes; empty: left out
 	// Names are the only tools that may be called; nil: all of them.

@@ -34,7 +34,8 @@ func addrs(texts ...string) []netip.Addr {
 	return out
 }
 
-// resolver is the client's side. Its connections are pipes, over which DNS is spoken as over TCP.
+// resolver returns the client's side. Its connections are pipes, over which DNS is spoken as over
+// TCP.
 func (d *dns) resolver(t *testing.T) *net.Resolver {
 	var wg sync.WaitGroup
 	t.Cleanup(wg.Wait)

@@ -48,7 +48,7 @@ func (e *StatusError) Error() string {
 	return fmt.Sprintf("%s answers %d %s", e.URL, e.Status, http.StatusText(e.Status))
 }
 
-// Unwrap is the error of package sdk that fits the status.
+// Unwrap returns the error of package sdk that fits the status.
 func (e *StatusError) Unwrap() error {
 	switch e.Status {
 	case http.StatusUnauthorized, http.StatusProxyAuthRequired:
@@ -61,12 +61,12 @@ func (e *StatusError) Unwrap() error {
 	return sdk.ErrUnavailable
 }
 
-// Temporary says whether the same request may succeed a little later.
+// Temporary reports whether the same request may succeed a little later.
 func (e *StatusError) Temporary() bool {
 	return e.Status == http.StatusTooManyRequests || e.Status == http.StatusRequestTimeout || e.Status >= 500 && e.Status != http.StatusNotImplemented
 }
 
-// Temporary says whether the request of a raw error is worth another try.
+// Temporary reports whether the request of a raw error is worth another try.
 func Temporary(err error) bool {
 	if s, ok := errors.AsType[*StatusError](err); ok {
 		return s.Temporary() && s.RetryAfter <= MaxRetryAfter
@@ -138,7 +138,7 @@ func explainStatus(s *StatusError, err error) error {
 	return err
 }
 
-// bare is an error without the request's method and address, which may hold a signature.
+// bare returns an error without the request's method and address, which may hold a signature.
 func bare(err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		return e.Err

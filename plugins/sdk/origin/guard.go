@@ -61,10 +61,10 @@ func prefixes(texts ...string) []netip.Prefix {
 	return out
 }
 
-// nat64 is where IPv6-only networks reach IPv4: the last four bytes are the address, RFC 6052.
+// nat64 returns where IPv6-only networks reach IPv4: the last four bytes are the address, RFC 6052.
 func nat64() netip.Prefix { return netip.MustParsePrefix("64:ff9b::/96") }
 
-// public says whether a is an address of the internet at large.
+// public reports whether a is an address of the internet at large.
 func public(a netip.Addr) bool {
 	a = a.Unmap()
 	if a.Zone() != "" {
@@ -156,8 +156,8 @@ func (g *guard) checkHost(host string) error {
 	return nil
 }
 
-// endsInNumber says whether some programs would read a host as an IPv4 address: 2130706433, 0x7f.1,
-// 0177.0.0.1, 127.1. It is the test of the WHATWG's URL standard.
+// endsInNumber reports whether some programs would read a host as an IPv4 address: 2130706433,
+// 0x7f.1, 0177.0.0.1, 127.1. It is the test of the WHATWG's URL standard.
 func endsInNumber(host string) bool {
 	last := host[strings.LastIndexByte(host, '.')+1:]
 	if last == "" {

@@ -150,8 +150,8 @@ func (c *Client) Close() {
 	c.rt.proxied.CloseIdleConnections()
 }
 
-// HTTP is the client for callers that need one of net/http. Its errors are raw: Explain classifies
-// them.
+// HTTP returns the client for callers that need one of net/http. Its errors are raw: Explain
+// classifies them.
 func (c *Client) HTTP() *http.Client { return c.http }
 
 // Do sends req, follows its redirects and returns the reply, whatever its status. The caller closes
@@ -221,12 +221,12 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// plainHeaders are the headers that say nothing of who asks.
+// plainHeaders returns the headers that say nothing of who asks.
 func plainHeaders() []string {
 	return []string{"Accept", "Accept-Encoding", "If-Match", "If-Modified-Since", "If-None-Match", "If-Range", "If-Unmodified-Since", "Range", "User-Agent"}
 }
 
-// SameOrigin says whether two addresses have the same scheme, host and port.
+// SameOrigin reports whether two addresses have the same scheme, host and port.
 func SameOrigin(a, b *url.URL) bool {
 	port := func(u *url.URL) string {
 		if u.Port() != "" {

@@ -145,7 +145,8 @@ func TestRepliesAreBounded(t *testing.T) {
 	t.Parallel()
 	large := make([]byte, origin.MaxReplyBytes+1)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(large) // cannot be packed
-	bomb := zipped(t, make([]byte, 4<<20))         // below the limit when unpacked: it is the ratio that tells
+	// below the limit when unpacked: it is the ratio that tells
+	bomb := zipped(t, make([]byte, 4<<20))
 	var listing bytes.Buffer
 	for i := range 20000 {
 		fmt.Fprintf(&listing, `{"rfilename":"model-Q4_K_M-%05d.gguf","size":%d},`, i, i*i)

@@ -43,7 +43,8 @@ type Reply struct {
 func (c *Client) Get(ctx context.Context, address string, header http.Header) (Reply, error) {
 	u, err := url.Parse(address)
 	if err != nil {
-		return Reply{}, fmt.Errorf("an address cannot be read: %w", sdk.ErrInvalid) // the text may hold a secret
+		// the text may hold a secret
+		return Reply{}, fmt.Errorf("an address cannot be read: %w", sdk.ErrInvalid)
 	}
 	for attempt := 1; ; attempt++ {
 		r, err := c.get(ctx, u, header)
@@ -138,7 +139,8 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// again says whether a failed attempt is worth another, and waits before it. attempt counts from 1.
+// again reports whether a failed attempt is worth another, and waits before it. attempt counts from
+// 1.
 func again(ctx context.Context, backoff time.Duration, attempt int, err error) bool {
 	if ctx.Err() != nil || !Temporary(err) {
 		return false
@@ -158,7 +160,7 @@ func again(ctx context.Context, backoff time.Duration, attempt int, err error) b
 	}
 }
 
-// cause is why a request's own context ended, where that is why the request failed.
+// cause returns why a request's own context ended, where that is why the request failed.
 func cause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); c != nil && !errors.Is(c, context.Canceled) {
 		return c

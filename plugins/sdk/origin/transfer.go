@@ -24,7 +24,8 @@ const transferAttempts = 5 // without any progress
 func (c *Client) Fetch(ctx context.Context, address string, header http.Header, sizeBytes, offset int64, w io.Writer) error {
 	u, err := url.Parse(address)
 	if err != nil {
-		return fmt.Errorf("an address cannot be read: %w", sdk.ErrInvalid) // the text may hold a secret
+		// the text may hold a secret
+		return fmt.Errorf("an address cannot be read: %w", sdk.ErrInvalid)
 	}
 	t := &Transfer{Name: Redact(u), SizeBytes: sizeBytes, Stall: c.o.Stall, Backoff: c.o.Backoff, Ask: func(ctx context.Context, extra http.Header) (*http.Response, error) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)

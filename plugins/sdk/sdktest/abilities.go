@@ -13,12 +13,12 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// routes are the capabilities of which a worker has one at least: else it answers nothing.
+// routes returns the capabilities of which a worker has one at least: else it answers nothing.
 func routes() []worker.Capability {
 	return []worker.Capability{worker.CapabilityChat, worker.CapabilityCompletions, worker.CapabilityEmbeddings, worker.CapabilityRerank}
 }
 
-// abilities is what a worker that serves says that it can do.
+// abilities returns what a worker that serves says that it can do.
 func abilities(ctx context.Context, t testing.TB, w WorkerInstance) []worker.Capability {
 	t.Helper()
 	st, err := w.Client.Status(ctx)

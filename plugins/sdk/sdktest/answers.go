@@ -422,7 +422,8 @@ func (s *workerSuite) cancelQueued(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_, _, _ = answerTo(ctx, c, chatPath, s.body(true, s.o.LongPrompt, s.o.LongTokens, nil)) // until it is cancelled
+		// until it is cancelled
+		_, _, _ = answerTo(ctx, c, chatPath, s.body(true, s.o.LongPrompt, s.o.LongTokens, nil))
 	}()
 	deadline := time.Now().Add(patience)
 	for {

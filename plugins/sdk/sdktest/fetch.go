@@ -60,7 +60,7 @@ type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
-// digest is the digest of b with the algorithm of like.
+// digest returns the digest of b with the algorithm of like.
 func digest(like string, b []byte) string {
 	name, _, _ := strings.Cut(like, ":")
 	newHash := sha256.New

@@ -168,13 +168,13 @@ func (p *process) breakStdout() { _ = p.stdout.Close() }
 // untether closes the plugin's standard input.
 func (p *process) untether() { _ = p.tether.Close() }
 
-// Stderr is empty for go-plugin: the test's log has it.
+// Stderr returns an empty address: the test's log has it.
 func (p *process) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
 
 // Name is for messages.
 func (p *process) Name() string { return p.cmd.Path }
 
-// ID is the process id.
+// ID returns the process id.
 func (p *process) ID() string { return fmt.Sprint(p.cmd.Process.Pid) }
 
 // Diagnose has nothing to add: the test's log has the plugin's words.

@@ -62,7 +62,7 @@ func inProcess(t testing.TB, register func(*grpc.Server)) *grpc.ClientConn {
 	return conn
 }
 
-// privateDir is a folder only its owner can enter, with a path short enough for sockets.
+// privateDir returns a folder only its owner can enter, with a path short enough for sockets.
 func privateDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sdk") //nolint:usetesting // t.TempDir has the test's name in its path
@@ -277,11 +277,14 @@ func CatalogBinary(path string, env ...string) CatalogTarget {
 
 // CatalogOptions say what the source under test knows.
 type CatalogOptions struct {
-	Config    json.RawMessage // what Configure is given, on top of the schema's defaults; nil: the defaults
+	// what Configure is given, on top of the schema's defaults; nil: the defaults
+	Config    json.RawMessage
 	BadConfig json.RawMessage // likewise; must be refused with a path; nil: not tested
-	Ref       string          // exists, and is small enough to be fetched several times; empty: resolving and fetching are not tested
-	NoRef     string          // well-formed, and does not exist; empty: not tested
-	Query     string          // finds at least one item; empty: everything
+	// exists, and is small enough to be fetched several times; empty: resolving and fetching are
+	// not tested
+	Ref   string
+	NoRef string // well-formed, and does not exist; empty: not tested
+	Query string // finds at least one item; empty: everything
 	// Unsearchable says that Search finds nothing by itself.
 	Unsearchable bool
 	// AllowAddresses are handed to Configure: servers of a test are on this machine.

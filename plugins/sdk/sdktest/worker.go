@@ -39,8 +39,9 @@ type WorkerInstance struct {
 	// BreakStderr and BreakStdout do to the process's standard error and output what the death of
 	// its host does; nil where it cannot be done. So are the others.
 	BreakStderr, BreakStdout func()
-	Printed                  func() string // the beginning of what came on standard output behind the handshake line
-	Untether                 func()        // ends the process's standard input
+	// the beginning of what came on standard output behind the handshake line
+	Printed  func() string
+	Untether func() // ends the process's standard input
 }
 
 // WorkerTarget is a worker type to test. Each call of Launch gives a new worker, which ends with
@@ -77,7 +78,8 @@ func WorkerBinary(path string, env ...string) WorkerTarget {
 
 // WorkerOptions say what the worker under test needs.
 type WorkerOptions struct {
-	Config        json.RawMessage // what Configure is given, on top of the schema's defaults; nil: the defaults
+	// what Configure is given, on top of the schema's defaults; nil: the defaults
+	Config        json.RawMessage
 	BadConfig     json.RawMessage // likewise; must be refused with a path; nil: not tested
 	EngineDir     string          // as in sdk.Config
 	ModelPath     string          // empty: an empty file, which most worker types refuse
@@ -127,7 +129,7 @@ func Worker(t *testing.T, target WorkerTarget, o WorkerOptions) {
 	t.Run("tether", s.starts(s.tether))
 }
 
-// starts is a test that needs an engine and a model.
+// starts returns a test that needs an engine and a model.
 func (s *workerSuite) starts(test func(*testing.T)) func(*testing.T) {
 	return func(t *testing.T) {
 		if s.o.NoStart {

@@ -66,13 +66,16 @@ type Device struct {
 
 // StartSpec says what a worker shall serve.
 type StartSpec struct {
-	WorkerID      string
-	Nonce         string // random per start; Status returns it, so that a host can tell this worker from another behind the same socket
-	ModelPath     string // a GGUF file
-	ModelID       string // the name that clients use
-	Device        string // a Device.ID
-	Slots         int    // requests served at once, 1 or more
-	ContextTokens int    // positions per slot; 0: the backend's choice, at most what the model was trained for
+	WorkerID string
+	// random per start; Status returns it, so that a host can tell this worker from another behind
+	// the same socket
+	Nonce     string
+	ModelPath string // a GGUF file
+	ModelID   string // the name that clients use
+	Device    string // a Device.ID
+	Slots     int    // requests served at once, 1 or more
+	// positions per slot; 0: the backend's choice, at most what the model was trained for
+	ContextTokens int
 	Threads       int    // CPU threads; 0: the backend's choice
 	EngineDir     string // as in sdk.Config
 }
@@ -114,9 +117,10 @@ const (
 	CapabilityTools       Capability = "tools"       // tools and tool_choice of a chat
 	CapabilityJSONSchema  Capability = "json_schema" // response_format json_object and json_schema
 	CapabilityLogprobs    Capability = "logprobs"    // logprobs and top_logprobs
-	CapabilityReasoning   Capability = "reasoning"   // thoughts apart from the answer, reasoning_content
-	CapabilityVision      Capability = "vision"      // parts image_url of a message
-	CapabilityAudio       Capability = "audio"       // parts input_audio of a message
+	// thoughts apart from the answer, reasoning_content
+	CapabilityReasoning Capability = "reasoning"
+	CapabilityVision    Capability = "vision" // parts image_url of a message
+	CapabilityAudio     Capability = "audio"  // parts input_audio of a message
 )
 
 // Bounds of Status.Capabilities; a host drops what is beyond them.
@@ -140,7 +144,7 @@ type Status struct {
 	TokensTotal     int64   // generated tokens since Start
 	KVUsedTokens    int     // cache positions in use, all slots
 	MemoryBytes     int64   // of the device, where the engine can tell; 0: unknown
-	// Capabilities are what the worker can do, sorted, once it is ready. Empty: it does not say, and
-	// is asked for anything.
+	// Capabilities are what the worker can do, sorted, once it is ready. Empty: it does not say,
+	// and is asked for anything.
 	Capabilities []Capability
 }

@@ -29,7 +29,8 @@ type Gate struct {
 
 // NewGate makes a Gate for that many requests at once, 1 or more.
 func NewGate(slots int) *Gate {
-	open, closeGate := context.WithCancel(context.Background()) // the life of the worker, not of a call
+	// the life of the worker, not of a call
+	open, closeGate := context.WithCancel(context.Background())
 	return &Gate{slots: make(chan struct{}, max(slots, 1)), open: open, close: closeGate}
 }
 
@@ -187,5 +188,6 @@ func refuseUnavailable(w http.ResponseWriter, message, code string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Retry-After", "1")
 	w.WriteHeader(http.StatusServiceUnavailable)
-	_, _ = w.Write([]byte(`{"error":{"message":` + strconv.Quote(message) + `,"type":"unavailable_error","param":null,"code":` + strconv.Quote(code) + "}}\n")) // the client may be gone
+	// the client may be gone
+	_, _ = w.Write([]byte(`{"error":{"message":` + strconv.Quote(message) + `,"type":"unavailable_error","param":null,"code":` + strconv.Quote(code) + "}}\n"))
 }

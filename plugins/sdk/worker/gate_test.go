@@ -47,7 +47,8 @@ func TestGateAdmitsAsManyAsThereAreSlots(t *testing.T) {
 		}
 		synctest.Wait() // the next one comes last
 		ctx, cancel := context.WithCancel(t.Context())
-		wg.Go(func() { must.Eq(t, http.StatusServiceUnavailable, post(ctx, h).Code) }) // gives up in the queue
+		// gives up in the queue
+		wg.Go(func() { must.Eq(t, http.StatusServiceUnavailable, post(ctx, h).Code) })
 		synctest.Wait()
 		must.Eq(t, Status{State: StateReady, Slots: 2, Active: 2, Queued: 4}, status(g))
 		cancel()

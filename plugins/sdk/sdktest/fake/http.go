@@ -218,7 +218,8 @@ func (w *Worker) streamAnswer(ctx context.Context, rw http.ResponseWriter, a ans
 	}
 	err := w.generate(ctx, words, func(piece string) error { return events.JSON(chunk(&piece, false, nil)) })
 	if err != nil {
-		_ = events.Error(openai.NewError(http.StatusInternalServerError, openai.TypeServer, "", "", "%s", err)) // the client may be gone
+		// the client may be gone
+		_ = events.Error(openai.NewError(http.StatusInternalServerError, openai.TypeServer, "", "", "%s", err))
 		return
 	}
 	if events.JSON(chunk(nil, false, &finish)) != nil {

@@ -79,7 +79,7 @@ func NewWorker(name string, log hclog.Logger) *Worker {
 	return &Worker{name: name, log: log, state: worker.StateIdle, stopped: ctx, stopping: cancel}
 }
 
-// NameOf is the plugin name in an executable's path: the part behind rbee-<kind>-. A copy of a
+// NameOf returns the plugin name in an executable's path: the part behind rbee-<kind>-. A copy of a
 // fake's executable is thus a plugin of its own.
 func NameOf(kind sdk.Kind, path string) string {
 	return strings.TrimPrefix(filepath.Base(path), fmt.Sprintf("rbee-%s-", kind))
@@ -293,7 +293,7 @@ func (w *Worker) Status(ctx context.Context) (worker.Status, error) {
 	}, nil
 }
 
-// abilities are what the fake can do.
+// abilities returns what the fake can do.
 func abilities() []worker.Capability {
 	return []worker.Capability{worker.CapabilityChat, worker.CapabilityCompletions}
 }

@@ -41,7 +41,8 @@ func (r rude) Resolve(ctx context.Context, ref string) (catalog.Manifest, error)
 	case "huge":
 		return catalog.Manifest{Ref: ref, Name: strings.Repeat("x", 256<<20)}, nil
 	case "many":
-		return catalog.Manifest{Ref: ref, Name: "many", Files: make([]catalog.File, 2<<20)}, nil // 4 MiB on the wire
+		// 4 MiB on the wire
+		return catalog.Manifest{Ref: ref, Name: "many", Files: make([]catalog.File, 2<<20)}, nil
 	case "flood":
 		line := append(bytes.Repeat([]byte("x"), 1000), '\n')
 		for range 50_000 {
