@@ -29,9 +29,9 @@ func (c *Config) ListenAddress(inCluster bool) string {
 	return c.Bind.Address
 }
 
-// OpenWithoutTLS returns the complaint about an HTTP API that would be open to other machines
-// without TLS and tokens; none where it would not be. Only the agent knows at its start whether it
-// is in a cluster.
+// OpenWithoutTLS returns the complaint about an HTTP API that other machines could reach without
+// TLS and tokens, or nothing if they cannot. Only the agent knows at its start whether it is in a
+// cluster.
 func (c *Config) OpenWithoutTLS(inCluster bool) hcl.Diagnostics {
 	loopback, ok := isLoopback(c.Bind.Address)
 	if !ok || loopback || c.Insecure || c.TLS.Given() || inCluster {
@@ -47,8 +47,8 @@ func (c *Config) openWithoutTLS() string {
 }
 
 // AdvertiseHost returns the IP address or host name at which the other machines of a cluster reach
-// this one: bind.advertise; else bind.address where it is one address; else the address of the
-// interface with the default route. Errors: Invalid when none is to be found.
+// this one: bind.advertise; else bind.address if it is one address; else the address of the
+// interface with the default route. Errors: Invalid if it finds none.
 func (c *Config) AdvertiseHost(ctx context.Context) (string, error) {
 	if c.Bind.Advertise != "" {
 		return c.Bind.Advertise, nil
@@ -60,8 +60,8 @@ func (c *Config) AdvertiseHost(ctx context.Context) (string, error) {
 	if ip, err := netip.ParseAddr(address); err == nil && !ip.IsUnspecified() {
 		return ip.Unmap().String(), nil
 	}
-	// Connecting a UDP socket sends nothing, and tells which address packets would leave from. The
-	// addresses are those of documentation.
+	// Connecting a UDP socket sends nothing, but shows which source address packets would have. The
+	// target addresses are reserved for documentation.
 	for _, target := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
 		if ip, ok := sourceAddress(ctx, target); ok {
 			return ip, nil
@@ -94,12 +94,12 @@ func interfaceAddresses() []interfaceAddress {
 	return out
 }
 
-// ofContainers are the beginnings of names that container engines and virtual machines give to
-// networks inside this machine.
+// ofContainers matches the prefixes of interface names that container engines and virtual machines
+// use for networks inside this machine.
 var ofContainers = regexp.MustCompile(`^(docker|br-|veth|virbr|vnet|podman|cni|cbr|flannel|cali|cilium|weave|lxc|lxd|incusbr|kube|nerdctl|vmnet|vboxnet)`)
 
-// likeliest returns the address at which others most likely reach this machine: one of a network
-// beyond it, else one of its containers' networks, else a link-local one; the first of its sort.
+// likeliest returns the address at which others most likely reach this machine: one of an outside
+// network, else one of its containers' networks, else a link-local one; the first of its kind.
 func likeliest(list []interfaceAddress) (best netip.Addr, ok bool) {
 	rank := 3
 	for _, a := range list {

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// units are those of Bytes, the largest first.
+// units lists the units of Bytes, the largest first.
 func units() []struct {
 	name string
 	size Bytes
@@ -39,7 +39,7 @@ func parseBytes(text string) (Bytes, error) {
 	return Bytes(v * float64(size)), nil
 }
 
-// String writes the size as it can be read again.
+// String formats the size so that parseBytes can read it.
 func (b Bytes) String() string {
 	for _, u := range units() {
 		if b >= u.size && b%u.size == 0 {
@@ -49,7 +49,7 @@ func (b Bytes) String() string {
 	return strconv.FormatInt(int64(b), 10)
 }
 
-// MarshalText is String.
+// MarshalText formats the size as String does.
 func (b Bytes) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
 
 func checkAllowAddresses(c *Config) string {

@@ -15,17 +15,17 @@ const (
 	DefaultGossipPort = 7835 // gossip, TCP and UDP
 )
 
-// Config is the configuration of one agent: complete, defaults filled in, paths absolute. It is not
-// changed after Load.
+// The default ports of an agent.
 type Config struct {
 	DataDir   string // state of this machine's agent: cluster, raft, hive, run
 	StoreDir  string // models and worker binaries
 	PluginDir string // where plugin executables are
 	LogLevel  string // trace, debug, info, warn, error
 	LogJSON   bool   // log lines as JSON
-	// of this machine, shown to people and unique in a cluster; empty: the host name
+	// Name is this machine's name, shown to people and unique in a cluster; empty: the host name.
 	Name string
-	// allow an address beyond loopback without TLS and tokens to an agent that is in no cluster
+	// Insecure allows an address beyond loopback without TLS and tokens for an agent that is in no
+	// cluster.
 	Insecure bool
 	Bind     Bind
 	HTTP     HTTP
@@ -53,42 +53,44 @@ type Bind struct {
 	Advertise string
 }
 
-// Queen is the queen role.
+// Queen holds the settings of the queen role.
 type Queen struct {
 	Enabled bool
-	// queens that must have found each other before the first election: 1, 3, 5, 7 or 9; 1: none
-	// waits
+	// BootstrapExpect is the number of queens that must find each other before the first election:
+	// 1, 3, 5, 7 or 9; 1: no wait.
 	BootstrapExpect int
-	ElectionTimeout time.Duration // how long a silent leader is believed in
+	// how long followers wait for a silent leader before they hold an election
+	ElectionTimeout time.Duration
 	CertificateTTL  time.Duration // life of the certificates that this queen signs
-	// for tokens that were proved, while there is no contact with a leader
+	// TokenGrace is how long a queen without a leader accepts tokens that it has verified before.
 	TokenGrace time.Duration
 	// QueueLimit and QueueTimeout bound the requests that wait for a free slot of one model.
 	QueueLimit   int
 	QueueTimeout time.Duration
-	// FirstTokenTimeout bounds the wait for the first byte of a worker that makes no progress,
-	// TokenTimeout that between two events of a stream.
+	// FirstTokenTimeout bounds the wait for the first byte of a worker that makes no progress;
+	// TokenTimeout bounds the wait between two events of a stream.
 	FirstTokenTimeout time.Duration
 	TokenTimeout      time.Duration
 	MaxBody           Bytes // of one inference request
-	BodyMemory        Bytes // for the bodies of all requests that run; one token gets half of it
-	// OperatorTokenFile has the first operator's token, for a cluster whose certificates come from
-	// files; empty: another queen begins it.
+	BodyMemory        Bytes // for the bodies of all running requests; one token gets half of it
+	// OperatorTokenFile holds the first operator's token, for a cluster whose certificates come
+	// from files; empty: another queen starts the cluster.
 	OperatorTokenFile string
 }
 
-// HTTP says who else than programs of this machine may use the API from where.
+// HTTP names the callers, beside programs on this machine, that may use the API.
 type HTTP struct {
 	AllowOrigins []string // origins of web pages that may call the API, or "*" for all; empty: none
 	// names that a request's Host may have at a loopback address, beside the machine's own
 	AllowHosts []string
 }
 
-// Gossip is how the machines of a cluster find each other.
+// Gossip holds the settings by which the machines of a cluster find each other.
 type Gossip struct {
-	// addresses or host names, with or without a port, that are tried until somebody answers
+	// RetryJoin lists addresses or host names, with or without a port, to try until one answers.
 	RetryJoin []string
-	// a gossip key in base64, for clusters whose files were made elsewhere; empty: the registry's
+	// KeyFile names a file with a gossip key in base64, for clusters whose files were made
+	// elsewhere; empty: use the registry's key.
 	KeyFile string
 }
 
@@ -102,29 +104,31 @@ type TLS struct {
 // Given reports whether the certificates come from files.
 func (t TLS) Given() bool { return t.CAFile != "" }
 
-// Hive is the hive role.
+// Hive holds the settings of the hive role.
 type Hive struct {
 	Enabled bool
-	// requests that a worker serves at once, where a spawn does not say; 1 or more
+	// Slots is the number of requests that a worker serves at once, unless a spawn sets it; 1 or
+	// more.
 	Slots int
-	// positions per slot where a spawn does not say; 0: what the model was trained for, as far as
-	// memory allows
+	// ContextTokens is the number of positions per slot, unless a spawn sets it; 0: what the model
+	// was trained for, as far as memory allows.
 	ContextTokens int
-	// CPU threads of a worker, where a spawn does not say; 0: the worker's choice
+	// CPU threads of a worker, unless a spawn sets them; 0: the worker's choice
 	Threads   int
 	StopGrace time.Duration // how long running requests may go on when a worker is stopped
-	// for a worker that neither tells its state nor works before it is killed
+	// WorkerTimeout bounds how long a worker may neither report its state nor make progress before
+	// it is killed.
 	WorkerTimeout time.Duration
-	// workers go on when the agent ends, and the next agent takes them over
+	// KeepWorkers keeps workers running when the agent ends; the next agent takes them over.
 	KeepWorkers bool
 	Download    Download
 	Build       Build
 	Engines     Engines
 }
 
-// Engines says which engines may be installed beside those that the plugins name themselves.
+// Engines says which engines a hive may install besides those that the plugins name.
 type Engines struct {
-	// Allow has archives by digest ("sha256:<hex>"), catalog references, and beginnings of
+	// Allow lists archives by digest ("sha256:<hex>"), catalog references, and prefixes of
 	// references that end with ":" or "/".
 	Allow []string
 }
@@ -133,25 +137,26 @@ type Engines struct {
 type Build struct {
 	Enabled bool
 	Go      string // path of the go command; empty: the one in PATH
-	// where the compiler's cache and modules are kept from build to build; empty: nothing is kept
+	// CacheDir keeps the compiler's cache and modules between builds; empty: keeps nothing.
 	CacheDir string
-	// C code is compiled as well, which lets a module run commands while it is built
+	// compile C code too, which lets a module run commands during the build
 	CGO     bool
 	Timeout time.Duration // of one build
-	MaxDisk Bytes         // that one build may take below data_dir
+	MaxDisk Bytes         // disk space that one build may take below data_dir
 }
 
-// Download is how a hive fetches models and engines.
+// Download holds the settings by which a hive fetches models and engines.
 type Download struct {
 	Connections int   // to one server at a time, for one file; 1 to 64
 	RateLimit   Bytes // per second, of all transfers from servers together; 0: none
-	// addresses and CIDR prefixes that files may be fetched from although they are not public
+	// AllowAddresses lists addresses and CIDR prefixes that files may come from although they are
+	// not public.
 	AllowAddresses []string
-	Seed           bool  // other hives of the cluster get files of models from this one
-	UploadLimit    Bytes // per second, of all that other hives get together; 0: none
+	Seed           bool  // let other hives of the cluster fetch model files from this one
+	UploadLimit    Bytes // per second, for all uploads to other hives together; 0: none
 }
 
-// Bytes is a size, which is written "50MiB", "1.5GB" or "4096".
+// Bytes is a size, written "50MiB", "1.5GB" or "4096".
 type Bytes int64
 
 // Plugin is one worker or catalog block.
@@ -163,7 +168,7 @@ type Plugin struct {
 	Env    []string
 	SHA256 string    // of the executable, lower-case hex; empty: not checked
 	Body   hcl.Body  // of the config block; an empty body where there is none
-	Range  hcl.Range // of the block's header; zero where the plugin stands in no file
+	Range  hcl.Range // of the block's header; zero if the plugin is in no file
 
 	owner *Config
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Diagnostics is what is wrong, or worth a warning, with the lines it stands on.
+// Diagnostics collects errors and warnings with their source lines.
 type Diagnostics struct {
 	List  hcl.Diagnostics
 	files map[string]*hcl.File
@@ -45,7 +45,7 @@ func (d *Diagnostics) Write(w io.Writer, width uint, color bool) error {
 	}
 	list := make(hcl.Diagnostics, 0, len(d.List))
 	for _, x := range d.List {
-		// With the expression the writer would print the values of its variables, and an
+		// With the expression set, the writer would print the values of its variables, and an
 		// environment variable may be a secret.
 		x := *x
 		x.Expression, x.EvalContext = nil, nil
@@ -54,8 +54,8 @@ func (d *Diagnostics) Write(w io.Writer, width uint, color bool) error {
 	return hcl.NewDiagnosticTextWriter(w, maps.Clone(d.files), width, color).WriteDiagnostics(list)
 }
 
-// Err returns the errors among the diagnostics as one error of kind Invalid, nil where there is
-// none. Its text has the source lines.
+// Err returns the errors among the diagnostics as one error of kind Invalid, or nil if there are
+// none. Its text includes the source lines.
 func (d *Diagnostics) Err() error {
 	if !d.HasErrors() {
 		return nil

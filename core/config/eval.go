@@ -9,9 +9,9 @@ import (
 	"github.com/zclconf/go-cty/cty/function/stdlib"
 )
 
-// EvalContext is what expressions of the configuration may use: env.NAME for those variables that
-// traversals name, and a few functions. A variable that is not set is an error at the place that
-// names it.
+// EvalContext returns what expressions of the configuration may use: env.NAME for the variables
+// that traversals name, and a few functions. A variable that is not set is an error at the place
+// that names it.
 func (c *Config) EvalContext(traversals []hcl.Traversal) (*hcl.EvalContext, hcl.Diagnostics) {
 	var diags hcl.Diagnostics
 	vars := map[string]cty.Value{}

@@ -17,9 +17,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Load reads the files, and the *.hcl and *.json files of the folders, that paths name, merges
-// them, and adds environment and flags. Without any path it gives the defaults, with both roles
-// enabled. The Config is nil when the diagnostics have errors.
+// Load reads the files in paths, and the *.hcl and *.json files of the folders in paths. It merges
+// them and adds environment and flags. Without any path it returns the defaults, with both roles
+// enabled. The Config is nil if the diagnostics have errors.
 func Load(paths []string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	c := defaults(env)
 	l := newLoader(c)
@@ -35,8 +35,8 @@ func Load(paths []string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 }
 
 // Dev returns the configuration of an agent that keeps nothing: queen and hive on loopback,
-// everything but the store below dataDir, which the caller makes and removes. Environment and flags
-// apply, but for RBEE_DATA_DIR.
+// everything but the store below dataDir. The caller makes and removes dataDir. Environment and
+// flags apply, except RBEE_DATA_DIR.
 func Dev(dataDir string, env Env, flags ...Flag) (*Config, *Diagnostics) {
 	c := defaults(env)
 	c.Dev, c.Queen.Enabled, c.Hive.Enabled, c.Hive.KeepWorkers = true, true, true, false
@@ -75,10 +75,10 @@ func (c *Config) Files() []string {
 type loader struct {
 	c          *Config
 	parser     *hclparse.Parser
-	blocks     map[string]hcl.Range // where a block was given: "bind", "worker cpu"
-	attributes map[string]hcl.Range // where a setting was given
+	blocks     map[string]hcl.Range // where each block is: "bind", "worker cpu"
+	attributes map[string]hcl.Range // where each setting is
 	diags      hcl.Diagnostics
-	broken     bool // a file could not be read: what it says is not known
+	broken     bool // a file could not be read, so its settings are unknown
 }
 
 func newLoader(c *Config) *loader {
@@ -153,7 +153,7 @@ func (l *loader) file(name string) {
 	l.source(src, name)
 }
 
-// source adds what a file says.
+// source adds the settings of a file.
 func (l *loader) source(src []byte, name string) {
 	parse := l.parser.ParseHCL
 	if filepath.Ext(name) == ".json" {
@@ -162,7 +162,7 @@ func (l *loader) source(src []byte, name string) {
 	f, diags := parse(src, name)
 	l.add(diags)
 	if diags.HasErrors() {
-		// what is left of a file with broken syntax gives only misleading complaints
+		// the rest of a file with broken syntax gives only misleading complaints
 		l.broken = true
 		return
 	}
@@ -179,7 +179,7 @@ func (l *loader) source(src []byte, name string) {
 	}
 }
 
-// once complains about a block that was given before.
+// once reports a block that was already given.
 func (l *loader) once(key string, b *hcl.Block) bool {
 	if first, ok := l.blocks[key]; ok {
 		l.add(errorf(&b.DefRange, "Block given twice", "The block %s stands at %s already. Merge the two into one.", header(b), first))
@@ -261,10 +261,10 @@ func (l *loader) settings(prefix string, attributes hcl.Attributes) {
 	}
 }
 
-// place is where a setting went.
+// place is the new name of a setting.
 type place struct{ name, how string }
 
-// moved returns the settings that have another name now.
+// moved returns the settings that were renamed.
 func moved() map[string]place {
 	return map[string]place{"hive.name": {"name", "a machine has one name, whether it is a hive or a queen. Write name = … outside of all blocks"}}
 }
@@ -310,7 +310,7 @@ func (l *loader) value(a *hcl.Attribute) (cty.Value, bool) {
 	return v, !diags.HasErrors() && v.IsWhollyKnown()
 }
 
-// resolve makes a path absolute: "~/" is the home folder, a relative path begins at dir.
+// resolve makes a path absolute: "~/" is the home folder, and a relative path starts at dir.
 func (l *loader) resolve(path, dir string) string {
 	if rest, ok := strings.CutPrefix(path, "~/"); ok {
 		if home, _ := l.c.env("HOME"); home != "" {
@@ -326,7 +326,7 @@ func (l *loader) resolve(path, dir string) string {
 	return path
 }
 
-// overrides applies environment and flags over what the files say.
+// overrides applies environment and flags over the files.
 func (l *loader) overrides(env Env, flags []Flag) {
 	for _, s := range settings() {
 		if v, ok := env(s.env()); ok && v != "" {
@@ -367,7 +367,7 @@ func settingNames() []string {
 	return names
 }
 
-// finish fills in what depends on other values and checks the whole.
+// finish fills in values that depend on others and checks the whole.
 func (l *loader) finish(env Env) (*Config, *Diagnostics) {
 	c := l.c
 	if l.broken {
@@ -404,8 +404,8 @@ func (l *loader) finish(env Env) (*Config, *Diagnostics) {
 	return c, d
 }
 
-// Blame returns err as a complaint about a setting, at the place where its value comes from; none
-// for a nil err.
+// Blame returns err as a complaint about a setting, at the place where its value comes from;
+// nothing for a nil err.
 func (c *Config) Blame(name, summary string, err error) hcl.Diagnostics {
 	if err == nil {
 		return nil
@@ -417,7 +417,7 @@ func (c *Config) Blame(name, summary string, err error) hcl.Diagnostics {
 	return c.blame(name, summary, problem)
 }
 
-// Given reports whether a file, a variable or a flag says a setting.
+// Given reports whether a file, a variable or a flag sets a setting.
 func (c *Config) Given(name string) bool { return c.origins[name].Source != SourceDefault }
 
 // blame makes an error about a setting, at the place where its value comes from.
@@ -432,13 +432,13 @@ func (c *Config) blame(name, summary, problem string) hcl.Diagnostics {
 	return errorf(nil, summary, "%s (from %s %s): %s", name, o.Source, o.Name, problem)
 }
 
-// RolesGiven reports whether a file, a variable or a flag says what this machine is. Without any it
-// is both.
+// RolesGiven reports whether a file, a variable or a flag sets this machine's roles. If not, it has
+// both.
 func (c *Config) RolesGiven() bool {
 	return c.Given("queen.enabled") || c.Given("hive.enabled")
 }
 
-// DefaultRoles sets what this machine is as far as nothing else says it.
+// DefaultRoles sets the roles that nothing else sets.
 func (c *Config) DefaultRoles(queen, hive bool) {
 	if !c.Given("queen.enabled") {
 		c.Queen.Enabled = queen
@@ -448,7 +448,7 @@ func (c *Config) DefaultRoles(queen, hive bool) {
 	}
 }
 
-// roles insists on something to do, and makes a machine whose roles nobody says both.
+// roles requires at least one role, and enables both if nothing sets them.
 func (l *loader) roles() {
 	c := l.c
 	if c.Queen.Enabled || c.Hive.Enabled {
@@ -463,7 +463,7 @@ func (l *loader) roles() {
 	c.Queen.Enabled, c.Hive.Enabled = true, true
 }
 
-// tls insists on all of the files that certificates come from, or none.
+// tls requires all of the certificate files or none.
 func (l *loader) tls() {
 	c := l.c
 	var given, missing []string

@@ -10,14 +10,14 @@ import (
 	"github.com/zclconf/go-cty/cty/convert"
 )
 
-// ValidPluginName reports whether name may stand behind rbee-<kind>- in a plugin's file name, and
-// be a block's label.
+// ValidPluginName reports whether name may follow rbee-<kind>- in a plugin's file name and serve as
+// a block's label.
 func ValidPluginName(name string) bool {
 	return regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`).MatchString(name)
 }
 
-// EvalContext is what expressions of the plugin's config block may use; see Config.EvalContext. A
-// Plugin that Load did not make has no variables.
+// EvalContext returns what expressions of the plugin's config block may use; see
+// Config.EvalContext. A Plugin that Load did not make has no variables.
 func (p Plugin) EvalContext(traversals []hcl.Traversal) (*hcl.EvalContext, hcl.Diagnostics) {
 	if p.owner == nil {
 		return (&Config{}).EvalContext(traversals)
@@ -109,7 +109,7 @@ func (l *loader) envNames(a *hcl.Attribute) []string {
 			l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "env must be a list of names of environment variables, without their values, such as [\"HF_TOKEN\"]."))
 			return nil
 		}
-		// These are the host's own words to the plugin.
+		// The host sets these variables for the plugin itself.
 		if name := e.AsString(); strings.HasPrefix(name, "PLUGIN_") || strings.HasPrefix(name, "RBEE_PLUGIN") {
 			l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "env must not name %s: rbee sets it itself.", name))
 			return nil

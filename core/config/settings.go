@@ -17,13 +17,13 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// setting is one value of a Config. Where it stands in a file, what its variable is called and how
-// it is shown all follow from its name.
+// setting is one value of a Config. Its place in a file, its variable and its display all follow
+// from its name.
 type setting struct {
 	name  string            // "data_dir", or "bind.http_port" for one in a block
 	field func(*Config) any // *string, *[]string, *int, *bool, *time.Duration or *Bytes
-	path  bool              // a path: relative ones are resolved
-	// what is wrong, a full sentence that says what to do; empty: nothing
+	path  bool              // a path: relative ones get resolved
+	// returns what is wrong, as a full sentence that says what to do; empty: nothing
 	check func(c *Config) string
 }
 
@@ -124,7 +124,7 @@ func defaults(env Env) *Config {
 	return c
 }
 
-// defaultFolders fills in the folders that depend on the person, or on other folders.
+// defaultFolders fills in the folders that depend on the user or on other folders.
 func (c *Config) defaultFolders(env Env) hcl.Diagnostics {
 	if c.DataDir == "" {
 		c.DataDir = personal(env, "XDG_DATA_HOME", ".local/share")
@@ -141,10 +141,10 @@ func (c *Config) defaultFolders(env Env) hcl.Diagnostics {
 	return nil
 }
 
-// personal returns the folder of rbee below one of the XDG base folders; empty for somebody without
-// a home.
+// personal returns rbee's folder below one of the XDG base folders; empty for a user without a
+// home.
 func personal(env Env, xdg, inHome string) string {
-	// The XDG specification says that a relative path there is to be ignored.
+	// The XDG specification says to ignore a relative path here.
 	if dir, _ := env(xdg); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "rbee")
 	}
@@ -224,7 +224,7 @@ func (s setting) value(c *Config) any {
 	case *string:
 		return *p
 	case *[]string:
-		return append([]string{}, *p...) // never nil: it is shown as JSON
+		return append([]string{}, *p...) // never nil, because it is shown as JSON
 	}
 	return nil
 }
@@ -273,7 +273,7 @@ func checkBytes(n, least, most Bytes) string {
 	return ""
 }
 
-// checkBodyMemory wants room for the largest body of one token, which is copied when it grows.
+// checkBodyMemory requires room for the largest body of one token, which is copied when it grows.
 func checkBodyMemory(c *Config) string {
 	if c.Queen.BodyMemory < 4*c.Queen.MaxBody {
 		return fmt.Sprintf("%s is too little: it must be at least four times queen.max_body, which is %s.", c.Queen.BodyMemory, c.Queen.MaxBody)

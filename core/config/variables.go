@@ -8,9 +8,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Misspelt returns a sentence for each variable of environ ("NAME=value") that looks like one of
-// rbee and is none, with the names that may be meant. others are the names of rbee's variables that
-// stand for no setting. Values are not in the sentences.
+// Misspelt returns a sentence for each variable of environ ("NAME=value") that looks like a
+// misspelt variable of rbee, with the names it may mean. others lists rbee's variables that belong
+// to no setting. The sentences contain no values.
 func Misspelt(environ []string, others ...string) []string {
 	known := slices.Clone(others)
 	blocks := map[string]bool{}
@@ -41,7 +41,7 @@ func Misspelt(environ []string, others ...string) []string {
 }
 
 // variablesLike returns at most three of known that name may stand for: those that have all its
-// words, in its order, else those that are spelt alike.
+// words, in its order, else those with similar spelling.
 func variablesLike(name string, known []string) []string {
 	var out []string
 	for _, k := range known {

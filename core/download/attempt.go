@@ -26,10 +26,10 @@ type run struct {
 	failed error // w's
 }
 
-// errStalled is the cause of an attempt that was given up because nothing came.
+// errStalled is the cause of an attempt that ended because no bytes arrived.
 var errStalled = errors.New("nothing has come for too long")
 
-// attempt asks once for what is missing and writes what comes.
+// attempt requests the missing bytes once and writes what arrives.
 func (r *run) attempt(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -47,7 +47,7 @@ func (r *run) attempt(ctx context.Context) error {
 	return r.copy(ctx, resp.Body, timer, n, skip)
 }
 
-// ask sends the request, to where the redirects have led before or else to the file's address.
+// ask sends the request to the end of the known redirects, or else to the file's address.
 func (r *run) ask(ctx context.Context) (*http.Response, error) {
 	for {
 		u, direct := r.o.target()
@@ -59,11 +59,11 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 		if origin.SameOrigin(u, r.o.u) {
 			maps.Copy(req.Header, r.o.header)
 		}
-		// some origins give the bytes only when they are asked for in their words
+		// some origins send the bytes only with this header
 		if req.Header.Get("Accept") == "" {
 			req.Header.Set("Accept", "*/*")
 		}
-		req.Header.Set("Accept-Encoding", "identity") // the digest is that of the file as it is
+		req.Header.Set("Accept-Encoding", "identity") // the digest covers the file as it is
 		if r.ranged() {
 			last := ""
 			if r.to >= 0 {
@@ -79,7 +79,7 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 		}
 		resp, err := r.o.o.Client.HTTP().Do(req)
 		if err != nil {
-			if resp != nil { // of a redirect that was refused
+			if resp != nil { // a redirect was refused
 				_ = resp.Body.Close()
 			}
 			return nil, err
@@ -93,11 +93,11 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 	}
 }
 
-// ranged reports whether less than the whole file is asked for.
+// ranged reports whether the request asks for less than the whole file.
 func (r *run) ranged() bool { return r.at > 0 || r.to >= 0 && r.to != r.o.f.SizeBytes }
 
-// judge looks whether a reply is what was asked for: its next n bytes (-1: all there are) behind
-// those to be skipped are the file's from r.at on.
+// judge checks that a reply is what was asked for: after the bytes to skip, its next n bytes (-1:
+// all) are the file's from r.at on.
 func (r *run) judge(resp *http.Response) (n, skip int64, err error) {
 	o := r.o
 	switch resp.StatusCode {
@@ -150,7 +150,7 @@ func (r *run) judge(resp *http.Response) (n, skip int64, err error) {
 	return whole - r.at, r.at, nil
 }
 
-// judgePart looks at the header of a part.
+// judgePart checks the header of a partial reply.
 func (r *run) judgePart(resp *http.Response) (n int64, err error) {
 	text := resp.Header.Get("Content-Range")
 	first, last, total, ok := parseContentRange(text)
@@ -167,7 +167,7 @@ func (r *run) judgePart(resp *http.Response) (n int64, err error) {
 	return last - first + 1, nil
 }
 
-// copy writes n bytes of a reply (-1: all there are), behind those to be skipped.
+// copy skips bytes of a reply, then writes n of them (-1: all).
 func (r *run) copy(ctx context.Context, body io.Reader, timer *time.Timer, n, skip int64) error {
 	buf := make([]byte, r.o.o.Limit.piece(readBytes))
 	for {
@@ -209,7 +209,7 @@ func (r *run) copy(ctx context.Context, body io.Reader, timer *time.Timer, n, sk
 	}
 }
 
-// cause returns why a request ended, if it was given up.
+// cause returns why a request was cancelled, if it was.
 func cause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); errors.Is(c, errStalled) {
 		return c
@@ -257,7 +257,7 @@ func parseContentRange(text string) (first, last, total int64, ok bool) {
 	return first, last, total, true
 }
 
-// number reads decimal digits and nothing else.
+// number parses decimal digits only.
 func number(s string) (int64, bool) {
 	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r < '0' || r > '9' }) {
 		return 0, false

@@ -1,5 +1,5 @@
-// Package download brings ranges of one file by HTTP: what is missing after a cut, several at once,
-// never of two versions.
+// Package download fetches ranges of one file by HTTP: it resumes after a cut, fetches several
+// ranges at once, and never mixes two versions.
 package download
 
 import (
@@ -22,30 +22,31 @@ import (
 )
 
 const (
-	attempts   = 6 // in a row that bring nothing
+	attempts   = 6 // in a row that bring no bytes
 	maxBackoff = 15 * time.Second
 	readBytes  = 256 << 10
 )
 
-// File is what is to be brought.
+// File is the file to fetch.
 type File struct {
 	URL string // http or https
-	// sent to the URL's own origin only; may hold a credential, which is written nowhere
+	// sent only to the URL's own origin; may hold a credential, which is written nowhere
 	Header    map[string]string
 	SizeBytes int64 // 0: unknown
-	// Digested says that the whole will be compared with a digest: parts may be put together
+	// Digested says that the caller will compare the whole with a digest: parts may be combined
 	// although the server has no names for versions.
 	Digested bool
 }
 
-// Options are how it is brought.
+// Options say how to fetch a file.
 type Options struct {
 	Client      *origin.Client
 	Connections int      // at once, 1 or more
 	Limit       *Limiter // nil: none
-	// how long nothing may come before the connection is given up; 0: 30 s
-	Stall   time.Duration
-	Backoff time.Duration // before the second attempt, doubled for each one after; 0: 500 ms
+	// Stall is how long a connection may bring no bytes before it is dropped; 0: 30 s.
+	Stall time.Duration
+	// Backoff is the pause before the second attempt, doubled for each later one; 0: 500 ms.
+	Backoff time.Duration
 }
 
 // Origin is one file at its HTTP server. It is a source of core/store. It is safe for concurrent
@@ -62,8 +63,7 @@ type Origin struct {
 	direct   *url.URL // where the URL's redirects end; nil: not known
 }
 
-// New prepares a file. It connects to nobody. Errors: core.Invalid for an address that cannot be
-// used.
+// New prepares a file without connecting. Errors: core.Invalid for an unusable address.
 func New(f File, o Options) (*Origin, error) {
 	u, err := url.Parse(f.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
@@ -83,14 +83,14 @@ func New(f File, o Options) (*Origin, error) {
 // Name returns the server's host.
 func (o *Origin) Name() string { return o.u.Host }
 
-// Origin stands for the address, without what may be a secret in it.
+// Origin returns the address without parts that may be secret.
 func (o *Origin) Origin() string {
 	sum := sha256.Sum256([]byte(origin.Redact(o.u)))
 	return hex.EncodeToString(sum[:8])
 }
 
-// Connections returns how many ranges help at once: 1 where the server has shown that it knows
-// none.
+// Connections returns how many parallel ranges help: 1 if the server has shown that it does not
+// support ranges.
 func (o *Origin) Connections() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -100,7 +100,7 @@ func (o *Origin) Connections() int {
 	return o.o.Connections
 }
 
-// Version returns what the server calls the file's version; empty: it has no name, or is not known
+// Version returns the server's name for the file's version; empty: it has none, or it is not known
 // yet.
 func (o *Origin) Version() string {
 	o.mu.Lock()
@@ -108,18 +108,18 @@ func (o *Origin) Version() string {
 	return o.version.String()
 }
 
-// Expect makes another version than this an error: core.Conflict.
+// Expect makes any other version an error: core.Conflict.
 func (o *Origin) Expect(version string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.version = parseValidator(version)
 }
 
-// Fetch writes the bytes from offset from on into w, at least those before to (-1: to the end), and
-// mends broken connections as long as something comes between two breaks. Where the server ignores
-// ranges it writes on behind to. Errors: core.Conflict if the file has another version or size than
-// before, also where what the server says of it does not fit together; w's own as it is; those of
-// origin.Client.Explain.
+// Fetch writes the bytes from offset from on into w, at least those before to (-1: to the end). It
+// reconnects after a break as long as bytes arrive between two breaks. If the server ignores
+// ranges, it writes on past to. Errors: core.Conflict if the file has another version or size than
+// before, or if the server's statements about it contradict each other; w's own, unchanged; those
+// of origin.Client.Explain.
 func (o *Origin) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	r := &run{o: o, at: from, to: to, w: w}
 	failures := 0
@@ -133,7 +133,7 @@ func (o *Origin) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 		case err == nil && (r.done || to >= 0 && r.at >= to):
 			return nil
 		case err == nil:
-			continue // the server sends less than it was asked for
+			continue // the server sent less than requested
 		case r.failed != nil:
 			return r.failed
 		case ctx.Err() != nil:
@@ -158,7 +158,7 @@ func (o *Origin) again(err error, failures int) (time.Duration, bool) {
 	if failures >= attempts {
 		return 0, false
 	}
-	// Between half and the whole, so that many hives do not come back at once.
+	// Wait between half and the whole, so that many hives do not come back at once.
 	pause := min(o.o.Backoff<<(failures-1), maxBackoff)
 	pause = pause/2 + rand.N(pause/2+1)
 	if s, ok := errors.AsType[*origin.StatusError](err); ok {
@@ -171,14 +171,14 @@ func (o *Origin) again(err error, failures int) (time.Duration, bool) {
 	return pause, !refused && origin.Temporary(err)
 }
 
-// forget lets the next Fetch begin with whatever version there is.
+// forget lets the next Fetch start with whatever version exists then.
 func (o *Origin) forget() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.version, o.direct = validator{}, nil
 }
 
-// target returns where to ask, and whether that is behind the redirects.
+// target returns the address to ask, and whether it is at the end of the redirects.
 func (o *Origin) target() (*url.URL, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -194,7 +194,7 @@ func (o *Origin) setDirect(u *url.URL) {
 	o.direct = u
 }
 
-// validator is what a server calls a version of a file.
+// validator is a server's name for a version of a file.
 type validator struct{ etag, modified string }
 
 func (v validator) empty() bool { return v == validator{} }
@@ -218,7 +218,7 @@ func parseValidator(text string) (v validator) {
 	return v
 }
 
-// strong returns the value for If-Range; empty where nothing is strong enough for it.
+// strong returns the value for If-Range; empty if no validator is strong enough.
 func (v validator) strong() string {
 	if v.etag != "" && !strings.HasPrefix(v.etag, "W/") {
 		return v.etag
@@ -229,7 +229,7 @@ func (v validator) strong() string {
 	return ""
 }
 
-// take compares the version of a reply with what is known, and remembers it. same is false for
+// take compares the version of a reply with the known one, and remembers it. same is false for
 // another version.
 func (o *Origin) take(h http.Header) (same, known bool) {
 	got := validator{etag: h.Get("ETag")}

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Limiter holds back what passes it, of all transfers together. nil limits nothing. It is safe for
+// Limiter bounds the rate of all transfers together. A nil Limiter limits nothing. It is safe for
 // concurrent use.
 type Limiter struct {
 	mu   sync.Mutex // guards below
@@ -15,15 +15,14 @@ type Limiter struct {
 	next time.Time  // when the next byte may pass
 }
 
-// NewLimiter lets rate bytes pass in a second; 0 or less is no limit.
+// NewLimiter returns a limiter of rate bytes per second; 0 or less: no limit.
 func NewLimiter(rate int64) *Limiter {
 	l := &Limiter{}
 	l.SetRate(rate)
 	return l
 }
 
-// SetRate changes how many bytes pass in a second, also for transfers that are under way; 0 or less
-// is no limit.
+// SetRate changes the bytes per second, also for running transfers; 0 or less: no limit.
 func (l *Limiter) SetRate(rate int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -31,7 +30,7 @@ func (l *Limiter) SetRate(rate int64) {
 	l.next = time.Time{}
 }
 
-// wait waits until n bytes may pass. Who comes meanwhile waits behind them.
+// wait waits until n bytes may pass. Later callers queue behind it.
 func (l *Limiter) wait(ctx context.Context, n int) error {
 	if l == nil {
 		return nil
@@ -45,7 +44,7 @@ func (l *Limiter) wait(ctx context.Context, n int) error {
 	if l.next.Before(now) {
 		l.next = now
 	}
-	// Divided first where a second is enough for it, so that no product overflows.
+	// Divide first where one second is enough, so that no product overflows.
 	whole, rest := int64(n)/l.rate, int64(n)%l.rate
 	l.next = l.next.Add(time.Duration(whole)*time.Second + time.Duration(float64(rest)/float64(l.rate)*float64(time.Second)))
 	until := l.next
@@ -53,7 +52,7 @@ func (l *Limiter) wait(ctx context.Context, n int) error {
 	return sleep(ctx, until.Sub(now))
 }
 
-// piece returns how much to read at once, at most most bytes: a tenth of a second's worth.
+// piece returns how many bytes to read at once: a tenth of a second's worth, at most most.
 func (l *Limiter) piece(most int) int {
 	if l == nil {
 		return most
@@ -66,7 +65,7 @@ func (l *Limiter) piece(most int) int {
 	return int(min(max(l.rate/10, 1<<10), int64(most)))
 }
 
-// Writer is w behind the limiter, until ctx ends.
+// Writer returns w behind the limiter, until ctx ends.
 func (l *Limiter) Writer(ctx context.Context, w io.Writer) io.Writer {
 	if l == nil {
 		return w
@@ -75,7 +74,7 @@ func (l *Limiter) Writer(ctx context.Context, w io.Writer) io.Writer {
 }
 
 type limited struct {
-	ctx context.Context // of the transfer that it lives for
+	ctx context.Context // of the transfer that this writer serves
 	l   *Limiter
 	w   io.Writer
 }

@@ -2,11 +2,11 @@ package gguf
 
 import "math"
 
-// Figures of the engine, measured with llama.cpp v0.5.0 as rbee runs it: an end-to-end test holds
-// them against a real worker.
+// Figures of the engine, measured with llama.cpp v0.5.0 as rbee runs it. An end-to-end test
+// compares them with a real worker.
 const (
-	microBatch      = 512      // positions that the engine works on at once, llama.cpp's n_ubatch
-	contextStep     = 256      // contexts are rounded up to it
+	microBatch      = 512      // positions that the engine processes at once, llama.cpp's n_ubatch
+	contextStep     = 256      // contexts are rounded up to a multiple of it
 	cacheValueBytes = 2        // F16
 	processBytes    = 24 << 20 // program, libraries, threads
 	vocabEntryBytes = 384      // a token in the tables of engine and worker
@@ -23,8 +23,8 @@ type Memory struct {
 // Total returns the sum, at most math.MaxInt64.
 func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Compute, m.Overhead)) }
 
-// Estimate returns the memory that a worker with this model, so many slots, and so many positions
-// per slot needs. slots below 1 count as 1; contextTokens below 1 means the model's own.
+// Estimate returns the memory that a worker needs for this model with so many slots and positions
+// per slot. slots below 1 count as 1; contextTokens below 1 means the model's own.
 //
 //	weights   the tensors
 //	cache     per layer: KV heads × (K width + V width) × 2 bytes (F16) × slots × positions rounded up to 256
@@ -33,10 +33,10 @@ func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Comput
 //	overhead  24 MiB and 384 bytes × vocabulary
 //
 // For llama-like models of 0.01 to 0.1 GiB it is within 10 % + 16 MiB of what a worker really
-// holds. Not considered: sliding windows and recurrent layers (the estimate is too high), an engine
-// without flash attention or a cache of F32 (too low). A CPU engine that repacks weights holds a
-// second copy of them, but the first is a mapped file then, which the system takes back when it
-// needs memory. A graphics driver's own memory is not in it.
+// holds. It does not consider sliding windows and recurrent layers (the estimate is too high), nor
+// an engine without flash attention or a cache of F32 (too low). A CPU engine that repacks weights
+// holds a second copy of them, but then the first is a mapped file, which the system reclaims when
+// it needs memory. It excludes a graphics driver's own memory.
 func (f *File) Estimate(slots, contextTokens int) Memory {
 	if contextTokens < 1 {
 		contextTokens = f.ContextTokens
@@ -53,7 +53,7 @@ func (f *File) Estimate(slots, contextTokens int) Memory {
 	}
 	width := 4*uint64(f.Embedding) + 3*uint64(f.FeedForward)
 	compute := add(mul(microBatch, add(4*width, mul(2, context))), mul(4*uint64(f.Vocab), n))
-	if f.Embedding == 0 { // nothing is known of its shape
+	if f.Embedding == 0 { // its shape is unknown
 		compute = 0
 	}
 	return Memory{
@@ -64,7 +64,7 @@ func (f *File) Estimate(slots, contextTokens int) Memory {
 	}
 }
 
-// EstimateBytes is Estimate's total.
+// EstimateBytes returns the total of Estimate.
 func (f *File) EstimateBytes(slots, contextTokens int) int64 {
 	return f.Estimate(slots, contextTokens).Total()
 }

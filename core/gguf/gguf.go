@@ -1,9 +1,9 @@
 // Package gguf reads the header of a GGUF model file, within bounds, before any engine sees the
 // file.
 //
-// It trusts nothing that the file says: counts, lengths, types and offsets are checked against the
-// file's size, so that a file that passes cannot make a reader allocate more than its header is
-// worth or look beyond its end. Tensor data is never read.
+// It trusts nothing in the file: it checks counts, lengths, types and offsets against the file's
+// size. A file that passes cannot make a reader allocate more than its header is worth or look
+// beyond its end. It never reads tensor data.
 package gguf
 
 import (
@@ -22,7 +22,7 @@ const (
 	MaxArrayDepth    = 4
 )
 
-// File is what a GGUF header says about a model. Numbers that the header does not give are 0.
+// File holds what a GGUF header says about a model. Numbers that the header does not give are 0.
 type File struct {
 	Version       int
 	Architecture  string // "llama"; empty only in a later part of a split model
@@ -33,15 +33,15 @@ type File struct {
 	ContextTokens int    // what the model was trained for
 	Layers        int
 	Embedding     int
-	FeedForward   int // of the widest layer
+	FeedForward   int // context length that the model was trained for
 	Heads         int // of the widest layer
 	KVHeads       int // of the widest layer
 	HeadDimK      int
 	HeadDimV      int
 	Vocab         int
 	ChatTemplate  string
-	Splits        int   // files that the model is split into; 0 or 1: this one is all
-	SplitNo       int   // which of them this is, from 0
+	Splits        int   // files that the model is split into; 0 or 1: this is the only one
+	SplitNo       int   // index of this part, from 0
 	Tensors       int   // tensors in this file
 	TensorBytes   int64 // of the tensors, without padding
 	DataOffset    int64 // where tensor data starts in the file
@@ -53,17 +53,16 @@ type File struct {
 }
 
 // Read reads and checks the header of a GGUF file of size bytes. It reads only the header, in
-// order, once. Bytes that are not a GGUF file of version 2 or 3, or that lie about themselves, are
-// core.Integrity, with a sentence that says what is wrong. An error of r is returned as it is,
-// wrapped.
+// order, once. Bytes that are not a valid GGUF file of version 2 or 3 return core.Integrity, with a
+// sentence that says what is wrong. It wraps errors of r.
 func Read(r io.ReaderAt, size int64) (*File, error) {
 	p := &parser{in: newReader(r, size), size: uint64(max(size, 0)), alignment: defaultAlignment, keys: map[string]struct{}{}}
 	return p.file()
 }
 
-// Join gives the facts of a model that is split into several files, from the headers of all of them
-// in order: those of the first, with the tensors of all. A single whole file is its own. Parts that
-// do not belong together, are not all there, or are not in order are core.Integrity.
+// Join returns the facts of a model that is split into several files, from all their headers in
+// order: those of the first, with the tensors of all. A single whole file joins to itself. It
+// returns core.Integrity for parts that do not belong together, are missing, or are out of order.
 func Join(parts ...*File) (*File, error) {
 	if len(parts) == 0 {
 		return nil, bad("there is no file")

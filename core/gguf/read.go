@@ -73,14 +73,14 @@ func (p *parser) metadataAndTensors() error {
 			return in.err
 		}
 	}
-	// the first of several files may hold the metadata alone
+	// the first of several files may hold only the metadata
 	if tensors == 0 && p.numbers["split.count"] < 2 {
 		return bad("it has no tensors")
 	}
 	return p.tensors(int(tensors))
 }
 
-// entry reads one metadata entry and keeps it if it is one of those that are asked for.
+// entry reads one metadata entry and keeps it if the reader wants it.
 func (p *parser) entry() {
 	in := p.in
 	key := in.text("a metadata key", MaxKeyBytes)
@@ -174,7 +174,7 @@ func (p *parser) arrayEntry(key string) {
 	}
 }
 
-// skipArray skips an array and gives the number of its elements.
+// skipArray skips an array and returns the number of its elements.
 func (p *parser) skipArray(key string, depth int) uint64 {
 	t, n := valueType(p.in.u32()), p.in.u64()
 	p.skipElements(key, t, n, depth)
@@ -209,7 +209,7 @@ func (p *parser) skipElements(key string, t valueType, n uint64, depth int) {
 			}
 		}
 	default:
-		in.skip(n * width) // cannot overflow: it was compared with what is left
+		in.skip(n * width) // cannot overflow: checked against the bytes left
 	}
 }
 
@@ -328,7 +328,7 @@ func dominating(ofType map[uint32]uint64) string {
 	return typ.name
 }
 
-// numberSuffixes are the numbers that are asked for, behind "<architecture>.".
+// numberSuffixes lists the wanted numbers, behind "<architecture>.".
 var numberSuffixes = []string{
 	"context_length", "block_count", "embedding_length", "feed_forward_length", "vocab_size",
 	"attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
@@ -349,7 +349,7 @@ func listWanted(key string) bool {
 	return suffix == "feed_forward_length" || suffix == "attention.head_count" || suffix == "attention.head_count_kv"
 }
 
-// facts fills in what depends on the architecture's name, which may stand anywhere in the metadata.
+// facts fills in what depends on the architecture's name, which may be anywhere in the metadata.
 func (p *parser) facts() error {
 	f := &p.out
 	if err := p.split(); err != nil {
@@ -357,7 +357,7 @@ func (p *parser) facts() error {
 	}
 	if f.Architecture == "" {
 		if f.SplitNo > 0 {
-			return nil // the first of the files says all
+			return nil // the first of the files has all facts
 		}
 		return bad("it does not say its architecture")
 	}
@@ -386,7 +386,7 @@ func (p *parser) facts() error {
 	f.Embedding = number(f.Architecture + ".embedding_length")
 	f.FeedForward, _ = perLayer("feed_forward_length")
 	if experts := mul(uint64(number(f.Architecture+".expert_used_count")), uint64(number(f.Architecture+".expert_feed_forward_length"))); experts <= maxFact {
-		f.FeedForward = max(f.FeedForward, int(experts)) // as many experts work side by side
+		f.FeedForward = max(f.FeedForward, int(experts)) // so many experts work side by side
 	}
 	f.Heads, _ = perLayer("attention.head_count")
 	f.KVHeads, f.layerKVHeads = perLayer("attention.head_count_kv")
@@ -419,7 +419,7 @@ func (p *parser) facts() error {
 	return err
 }
 
-// split takes in which part of a model the file is.
+// split reads which part of a model the file is.
 func (p *parser) split() error {
 	f := &p.out
 	count, no, tensors := p.numbers["split.count"], p.numbers["split.no"], p.numbers["split.tensors.count"]
@@ -435,7 +435,7 @@ func (p *parser) split() error {
 	return nil
 }
 
-// shown returns a name from the file for a message: short and printable.
+// shown returns a name from the file for a message, short and printable.
 func shown(s string) string {
 	if len(s) > 80 {
 		s = s[:80] + "…"
@@ -448,7 +448,7 @@ func shown(s string) string {
 	}, strings.ToValidUTF8(s, "?"))
 }
 
-// clean returns a text from the file that people will be shown: no control characters, not endless.
+// clean returns a text from the file for display: bounded, without control characters.
 func clean(s string) string {
 	if len(s) > maxShownBytes {
 		s = s[:maxShownBytes]

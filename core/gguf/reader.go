@@ -11,20 +11,20 @@ import (
 
 const hint = "Fetch the model again from where it was published. If it is refused again, the published file itself is broken."
 
-// bad returns what is wrong with the file.
+// bad returns an error that says what is wrong with the file.
 func bad(format string, args ...any) error {
 	return core.Errorf(core.Integrity, "not a sound GGUF file: "+format, args...).Hint(hint)
 }
 
-// reader reads the header in order through a small buffer, never beyond the smaller of the file and
-// the header's limit. Its first error sticks.
+// reader reads the header in order through a small buffer, never beyond the end of the file or the
+// header's limit. It keeps its first error.
 type reader struct {
 	src   io.ReaderAt
 	pos   uint64 // of the next byte to hand out
 	end   uint64
-	whole bool // the end is that of the file, and not the header's limit
+	whole bool // the end is that of the file, not the header's limit
 	buf   []byte
-	have  []byte // of buf: read and not handed out
+	have  []byte // part of buf that was read but not handed out
 	err   error
 }
 
@@ -38,7 +38,7 @@ func newReader(src io.ReaderAt, size int64) *reader {
 // left returns how many bytes the header may still have.
 func (r *reader) left() uint64 { return r.end - r.pos }
 
-// short records that the header wants more than there is.
+// short records that the header is longer than its bounds.
 func (r *reader) short() {
 	if r.err != nil {
 		return
@@ -50,7 +50,7 @@ func (r *reader) short() {
 	}
 }
 
-// next gives n bytes (at most the buffer's size), valid until the next call; nil after an error.
+// next returns n bytes (at most the buffer's size), valid until the next call; nil after an error.
 func (r *reader) next(n uint64) []byte {
 	if r.err != nil {
 		return nil
@@ -105,7 +105,7 @@ func (r *reader) u64() uint64 {
 	return 0
 }
 
-// text reads a string of at most limit bytes; what says which one it is.
+// text reads a string of at most limit bytes; what names it in errors.
 func (r *reader) text(what string, limit uint64) string {
 	n := r.u64()
 	if r.err != nil {
@@ -126,8 +126,8 @@ func (r *reader) text(what string, limit uint64) string {
 	return string(out)
 }
 
-// integer reads a number of an integer type. Negative ones are refused: no fact that is asked for
-// can be negative.
+// integer reads a number of an integer type. It refuses negative ones: no wanted fact can be
+// negative.
 func (r *reader) integer(key string, t valueType) uint64 {
 	width, _ := t.width()
 	b := r.next(width)

@@ -1,14 +1,14 @@
 package gguf
 
-// tensorType is how a tensor's elements are stored: blocks of so many elements in so many bytes.
+// tensorType says how a tensor's elements are stored: blocks of so many elements in so many bytes.
 type tensorType struct {
 	name     string
 	elements uint64 // of a block
 	bytes    uint64 // of a block
 }
 
-// tensorTypeOf gives the ggml tensor type with the number id. Numbers, names and sizes are those of
-// enum ggml_type in ggml.h and of the block_* structs in ggml-common.h (llama.cpp). The gaps are
+// tensorTypeOf returns the ggml tensor type with the number id. Numbers, names and sizes are those
+// of enum ggml_type in ggml.h and of the block_* structs in ggml-common.h (llama.cpp). The gaps are
 // types that ggml has removed; engines refuse them too.
 func tensorTypeOf(id uint32) (tensorType, bool) {
 	if id >= uint32(len(tensorTypes)) || tensorTypes[id].elements == 0 {
@@ -63,7 +63,8 @@ var fileTypes = [...]string{
 	28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }
 
-// fileTypeGuessed is set in general.file_type where a tool has guessed it: LLAMA_FTYPE_GUESSED.
+// fileTypeGuessed is set in general.file_type when a tool has guessed the type:
+// LLAMA_FTYPE_GUESSED.
 const fileTypeGuessed = 1024
 
 func fileTypeName(t uint64) string {
@@ -93,7 +94,7 @@ const (
 	typeFloat64
 )
 
-// width returns the size of a value in bytes; for strings and arrays the least that one takes.
+// width returns the size of a value in bytes; for strings and arrays the minimum.
 func (t valueType) width() (uint64, bool) {
 	switch t {
 	case typeUint8, typeInt8, typeBool:

@@ -18,20 +18,18 @@ import (
 	"github.com/rbee-project/rbee/core/hostinfo"
 )
 
-// Options say with what, where and within which limits programs are built.
+// Options say how, where and within which limits to build programs.
 type Options struct {
 	Go          string // path of the go command; empty: the one in PATH
 	WorkDir     string // folder below which temporary folders are made; empty: the system's
-	BuildCache  string // GOCACHE, kept from build to build; empty: a temporary one
+	BuildCache  string // GOCACHE, kept between builds; empty: a temporary one
 	ModuleCache string // GOMODCACHE, kept likewise; empty: a temporary one
-	// C code is compiled as well: that of a module can run commands of its author while it is built
+	// CGO compiles C code too: a module's C code can run its author's commands during the build.
 	CGO     bool
 	Timeout time.Duration
-	// MaxDiskBytes is what the temporary folder may take, and so the caches that are in it; 0: 8
-	// GiB.
+	// MaxDiskBytes bounds the temporary folder, with the caches in it; 0: 8 GiB.
 	MaxDiskBytes int64
-	// Environ returns the environment that the few variables are picked from which a build may see;
-	// nil: os.Environ.
+	// Environ returns the environment from which a build gets a few variables; nil: os.Environ.
 	Environ func() []string
 }
 
@@ -40,7 +38,7 @@ const (
 	defaultMaxBytes = 8 << 30
 	versionTimeout  = 30 * time.Second
 	watchEvery      = time.Second
-	// markName names the environment variable by which what a build left behind is recognised.
+	// markName names the environment variable that identifies leftover processes of a build.
 	markName = "RBEE_BUILD"
 )
 
@@ -50,7 +48,7 @@ type Source struct {
 	module string // package@version
 }
 
-// String returns the source as ParseSource reads it.
+// String returns the source in the form that ParseSource reads.
 func (s Source) String() string {
 	if s.folder != "" {
 		return s.folder
@@ -58,10 +56,10 @@ func (s Source) String() string {
 	return s.module
 }
 
-// Build compiles the program and writes its executable to out, whose folder must be there. Every
-// line that the toolchain says goes to emit, within limits. When it fails or ctx ends nothing is
-// left: no file, no process. Errors: Unsupported without a toolchain, NotFound for a folder that is
-// not there, Invalid with what the compiler said, TooLarge for the limit of the disk,
+// Build compiles the program and writes its executable to out, whose folder must exist. It passes
+// every line of the toolchain's output to emit, within limits. On failure or when ctx ends it
+// leaves no file and no process behind. Errors: Unsupported without a toolchain, NotFound for a
+// missing folder, Invalid with the compiler's messages, TooLarge for the disk limit,
 // DeadlineExceeded, ctx's.
 func Build(ctx context.Context, o Options, src Source, out string, emit func(line string)) (err error) {
 	const op = "build"
@@ -126,14 +124,14 @@ func toolchain(o Options) (string, error) {
 	return path, nil
 }
 
-// lookPath is exec.LookPath for the environment that it is given.
+// lookPath does what exec.LookPath does, in the given environment.
 func lookPath(name string, environ []string) (string, error) {
 	if filepath.IsAbs(name) {
 		return exec.LookPath(name)
 	}
 	for _, dir := range filepath.SplitList(lookup(environ, "PATH")) {
 		if !filepath.IsAbs(dir) {
-			continue // the current folder is nobody's choice
+			continue // never run from the current folder
 		}
 		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
 			return path, nil
@@ -151,8 +149,8 @@ func lookup(environ []string, name string) string {
 	return ""
 }
 
-// passedOn returns the variables of the agent that a build sees: where modules come from, and how
-// to get there.
+// passedOn lists the agent's variables that a build sees: where modules come from, and how to get
+// there.
 func passedOn() []string {
 	return []string{
 		"GOPROXY", "GONOPROXY", "GOPRIVATE", "GOSUMDB", "GONOSUMDB", "GOINSECURE", "GOVCS",
@@ -160,7 +158,7 @@ func passedOn() []string {
 	}
 }
 
-// environment returns all that a build sees.
+// environment returns the whole environment of a build.
 func environment(o Options, goTool, dir string) []string {
 	environ := o.Environ()
 	cgo := "0"
@@ -177,8 +175,7 @@ func environment(o Options, goTool, dir string) []string {
 		"PATH=" + filepath.Dir(goTool) + string(filepath.ListSeparator) + lookup(environ, "PATH"),
 		"HOME=" + filepath.Join(dir, "home"), "TMPDIR=" + filepath.Join(dir, "tmp"), "GOTMPDIR=" + filepath.Join(dir, "tmp"),
 		"GOPATH=" + filepath.Join(dir, "gopath"), "GOMODCACHE=" + or(o.ModuleCache, "modules"), "GOCACHE=" + or(o.BuildCache, "cache"), "GOBIN=" + filepath.Join(dir, "bin"),
-		// No settings of a person, no other toolchain from the network; the caches can be removed
-		// again.
+		// Ignore personal settings and fetch no other toolchain; keep the caches removable.
 		"GOENV=off", "GOTOOLCHAIN=local", "GOWORK=off", "GOFLAGS=-modcacherw", "CGO_ENABLED=" + cgo,
 		"GIT_TERMINAL_PROMPT=0", "LC_ALL=C",
 	}
@@ -190,7 +187,7 @@ func environment(o Options, goTool, dir string) []string {
 	return env
 }
 
-// build is one build under way.
+// build is one running build.
 type build struct {
 	o    Options
 	dir  string
@@ -220,13 +217,12 @@ func (b *build) version(ctx context.Context, goTool string) (string, error) {
 	return strings.Join(said.tail, " "), nil
 }
 
-// run compiles. What it makes is the only file in bin/.
+// run compiles. The executable is the only file in bin/.
 func (b *build) run(ctx context.Context, goTool string, src Source) error {
 	const op = "build"
 	var cmd *exec.Cmd
 	if src.folder != "" {
-		// Not even version control is asked about the folder: its settings may name programs to
-		// run.
+		// Do not even run version control on the folder: its settings may name programs to run.
 		cmd = b.command(goTool, "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(b.dir, "bin")+string(filepath.Separator), "--", ".")
 		cmd.Dir = src.folder
 	} else {
@@ -256,7 +252,7 @@ func (b *build) run(ctx context.Context, goTool string, src Source) error {
 	return nil
 }
 
-// watchDisk ends the build when its folder grows beyond the limit.
+// watchDisk ends the build when its folder exceeds the limit.
 func (b *build) watchDisk(ctx context.Context, stop context.CancelCauseFunc) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
@@ -274,7 +270,7 @@ func (b *build) watchDisk(ctx context.Context, stop context.CancelCauseFunc) err
 	}
 }
 
-// folderBytes sums the files of a folder; what vanishes meanwhile does not count.
+// folderBytes sums the files of a folder and ignores those that vanish meanwhile.
 func folderBytes(dir string) (n int64) {
 	_ = filepath.WalkDir(dir, func(_ string, d os.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -305,5 +301,6 @@ func (b *build) publish(out string) error {
 	return core.Wrap(os.Rename(path, out), core.Internal, op)
 }
 
-// leftovers ends what a build left behind, also what changed its process group.
+// leftovers kills the processes that a build left behind, also those that changed their process
+// group.
 func (b *build) leftovers() { _, _ = hostinfo.KillMarked(markName + "=" + b.mark) }

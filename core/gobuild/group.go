@@ -14,16 +14,16 @@ import (
 )
 
 const (
-	maxLines     = 2000     // of the toolchain's output that are passed on
+	maxLines     = 2000     // lines of the toolchain's output to pass on
 	maxBytes     = 1 << 20  // likewise
 	maxLineBytes = 2 << 10  // longer lines are cut
-	maxReadLine  = 64 << 10 // longer ones are broken
+	maxReadLine  = 64 << 10 // longer lines are broken
 	maxTail      = 20       // lines in the message of a failed build
 	pipePatience = time.Second
 )
 
-// group runs a command as the leader of a process group, and returns when all of the group is gone.
-// When ctx ends it is killed at once.
+// group runs a command as the leader of a process group, and returns when the whole group is gone.
+// When ctx ends it kills the group at once.
 func (b *build) group(ctx context.Context, cmd *exec.Cmd, said *output) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -48,7 +48,7 @@ func (b *build) group(ctx context.Context, cmd *exec.Cmd, said *output) error {
 	err = l.wait()
 	stopKill()
 	b.leftovers()
-	_ = r.SetReadDeadline(time.Now().Add(pipePatience)) // whoever else may hold the other end
+	_ = r.SetReadDeadline(time.Now().Add(pipePatience)) // another process may hold the other end
 	wg.Wait()
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -56,8 +56,8 @@ func (b *build) group(ctx context.Context, cmd *exec.Cmd, said *output) error {
 	return err
 }
 
-// leader is the first process of a group. Its number, which is the group's, is its own until it is
-// collected.
+// leader is the first process of a group. No other process gets its number, which is the group's,
+// until it is collected.
 type leader struct {
 	cmd *exec.Cmd
 
@@ -73,7 +73,7 @@ func (l *leader) kill() {
 	}
 }
 
-// wait returns when the process has ended, after the rest of its group was killed.
+// wait kills the rest of the group when the process has ended, then returns.
 func (l *leader) wait() error {
 	if endedUncollected(l.cmd.Process.Pid) {
 		l.kill()
@@ -89,7 +89,7 @@ func (l *leader) wait() error {
 	return err
 }
 
-// output passes lines on, and keeps the last ones.
+// output passes lines on and keeps the last ones.
 type output struct {
 	emit    func(string)
 	lines   int
@@ -123,7 +123,7 @@ func (o *output) line(text string) {
 	o.emit(text)
 }
 
-// cleanLine cuts a line and takes out what could steer a terminal.
+// cleanLine shortens a line and removes what could control a terminal.
 func cleanLine(s string) string {
 	s = strings.Map(func(r rune) rune {
 		switch {

@@ -7,19 +7,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// niceness is how much a build steps back for the workers.
+// niceness is how far a build yields to the workers.
 const niceness = 10
 
-// limit makes a process group step back, and bounds what its processes can write into one file.
-// What the system does not allow is left out.
+// limit lowers the priority of a process group and bounds what its processes can write into one
+// file. It ignores what the system does not allow.
 func limit(pid int, fileBytes int64) {
 	_ = syscall.Setpriority(syscall.PRIO_PGRP, pid, niceness)
 	_ = unix.Prlimit(pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(fileBytes), Max: uint64(fileBytes)}, nil)
 	_ = unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
 }
 
-// endedUncollected waits for the end of a child and leaves it uncollected, so that its number stays
-// its own. It reports whether that was possible.
+// endedUncollected waits for the end of a child without collecting it, so that its number stays
+// reserved. It reports whether that was possible.
 func endedUncollected(pid int) bool {
 	for {
 		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)

@@ -4,11 +4,11 @@ package gobuild
 
 import "syscall"
 
-// niceness is how much a build steps back for the workers.
+// niceness is how far a build yields to the workers.
 const niceness = 10
 
-// limit makes a process group step back. What the system does not allow is left out.
+// limit lowers the priority of a process group. It ignores what the system does not allow.
 func limit(pid int, _ int64) { _ = syscall.Setpriority(syscall.PRIO_PGRP, pid, niceness) }
 
-// endedUncollected says that a child cannot be waited for without collecting it.
+// endedUncollected reports false: here, waiting for a child always collects it.
 func endedUncollected(int) bool { return false }

@@ -9,11 +9,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// moduleSource is a package path and a version. Neither can be taken for a flag or a file.
+// moduleSource matches a package path and a version. Neither can be mistaken for a flag or a file.
 var moduleSource = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._~-]*(/[a-zA-Z0-9._~-]+)*@[a-zA-Z0-9][a-zA-Z0-9._+-]*$`)
 
-// WorkerType returns the name behind "rbee-worker-" of the folder or package, which is what such an
-// executable is called; empty: it has none.
+// WorkerType returns the name behind "rbee-worker-" of the folder or package, as such executables
+// are named; empty: it has none.
 func (s Source) WorkerType() string {
 	path, _, _ := strings.Cut(s.module, "@")
 	name, found := strings.CutPrefix(filepath.Base(cmp.Or(path, s.folder)), "rbee-worker-")

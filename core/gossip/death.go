@@ -10,18 +10,18 @@ import (
 const (
 	deathPings    = 12
 	deathInterval = 250 * time.Millisecond
-	deathRounds   = 5  // that a node answers, but no stream to it comes about
-	maxLooking    = 32 // deaths looked into at a time; beyond that they are believed
+	deathRounds   = 5  // that a node answers although no stream to it succeeds
+	maxLooking    = 32 // deaths to verify at a time; beyond that they are believed
 )
 
-// death is what memberlist says of a node, and is not believed yet.
+// death is memberlist's report that a node died, not verified yet.
 type death struct {
 	id, address string
 	doubt       int
 }
 
-// lookInto finds out whether a node is dead that memberlist takes for dead. One that answers is
-// asked to compare everything, which is how the whole pool hears that it is alive.
+// lookInto verifies the death of a node. A node that answers is asked for a full state exchange,
+// through which the whole pool hears that it is alive.
 func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d death) {
 	defer func() {
 		p.mu.Lock()
@@ -33,8 +33,8 @@ func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d deat
 			break
 		}
 		p.log.Debug("a node was taken for dead and answers", "node", d.id, "address", d.address)
-		// The first time it hears that it is said to be dead and denies it, the second time it
-		// tells so.
+		// In the first exchange the node learns of its reported death and denies it; in the second
+		// it spreads the denial.
 		for range 2 {
 			if _, err := list.Join([]string{d.address}); err != nil || !p.doubts(d) {
 				break
@@ -54,7 +54,7 @@ func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d deat
 	}
 }
 
-// doubts reports whether the node was not heard of since it was taken for dead.
+// doubts reports whether the node is still unheard of since it was reported dead.
 func (p *Pool) doubts(d death) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,7 +92,7 @@ func (p *Pool) answers(ctx context.Context, list *memberlist.Memberlist, d death
 	return false
 }
 
-// end makes a member one that is gone. The caller holds p.mu.
+// end marks a member as gone. The caller holds p.mu.
 func (p *Pool) end(e *entry, s Status) {
 	e.Status, e.since, e.doubt = s, time.Now(), 0
 	if s == Left {

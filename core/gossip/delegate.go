@@ -12,26 +12,26 @@ import (
 
 const (
 	maxPending  = 16   // conflicts that wait for Run
-	maxNotes    = 1000 // leaves that are told when two nodes compare everything
+	maxNotes    = 1000 // leaves to send in a full state exchange
 	maxNoteSize = 256
 )
 
-// delegate is what memberlist calls, mostly with its own lock held: each call copies what it needs
-// under the pool's lock and returns.
+// delegate receives the calls of memberlist, mostly with memberlist's lock held: each call copies
+// what it needs under the pool's lock and returns.
 //
 // memberlist knows who left and who is dead, but does not say: Node.State in its events is never
-// set (0.7.0). So a node that leaves says it in a note of its own first, which everybody passes on,
-// and the death of a member whose note is known is a leave.
+// set (0.7.0). So a leaving node first sends a note of its own, which every node passes on, and the
+// death of a member with a known note is a leave.
 type delegate struct{ p *Pool }
 
-// NodeMeta returns what this node tells about itself.
+// NodeMeta returns this node's metadata.
 func (d delegate) NodeMeta(int) []byte {
 	d.p.mu.Lock()
 	defer d.p.mu.Unlock()
 	return d.p.meta
 }
 
-// NotifyMsg takes a note that a node leaves.
+// NotifyMsg handles a note that a node leaves.
 func (d delegate) NotifyMsg(b []byte) {
 	var l gossipv1.Leave
 	if len(b) > maxNoteSize || proto.Unmarshal(b, &l) != nil {
@@ -43,7 +43,7 @@ func (d delegate) NotifyMsg(b []byte) {
 	}
 }
 
-// GetBroadcasts gives the notes that are still to be passed on.
+// GetBroadcasts returns the notes still to be passed on.
 func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return d.p.leaves.GetBroadcasts(overhead, limit)
 }
@@ -61,12 +61,12 @@ func (d delegate) LocalState(bool) []byte {
 	d.p.mu.Unlock()
 	b, err := proto.Marshal(&s)
 	if err != nil {
-		panic(err) // ids that came in as valid text go out as it
+		panic(err) // ids that came in as valid text go out as such
 	}
 	return b
 }
 
-// MergeRemoteState takes the notes that another node has.
+// MergeRemoteState adds the notes of another node.
 func (d delegate) MergeRemoteState(b []byte, _ bool) {
 	var s gossipv1.State
 	if proto.Unmarshal(b, &s) != nil {
@@ -78,13 +78,13 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) {
 	}
 }
 
-// NotifyJoin is told of a node that is there, again or for the first time.
+// NotifyJoin handles a node that appears, again or for the first time.
 func (d delegate) NotifyJoin(n *memberlist.Node) { d.p.seen(n) }
 
-// NotifyUpdate is told of a node that tells something else about itself.
+// NotifyUpdate handles changed metadata of a node.
 func (d delegate) NotifyUpdate(n *memberlist.Node) { d.p.seen(n) }
 
-// NotifyLeave is told of a node that is gone.
+// NotifyLeave handles a node that is gone.
 func (d delegate) NotifyLeave(n *memberlist.Node) {
 	p := d.p
 	p.mu.Lock()
@@ -108,7 +108,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 	p.signal()
 }
 
-// NotifyConflict is told of an id that is claimed from a second address.
+// NotifyConflict handles a second address that claims an id.
 func (d delegate) NotifyConflict(existing, second *memberlist.Node) {
 	p := d.p
 	c := Conflict{ID: existing.Name, Known: existing.Address(), Refused: second.Address(), Self: existing.Name == p.opts.Self.ID}
@@ -125,7 +125,7 @@ func (d delegate) NotifyConflict(existing, second *memberlist.Node) {
 	}
 }
 
-// NotifyMerge refuses a node that brings others which are not of a pool of rbee.
+// NotifyMerge refuses a node that brings nodes from outside a pool of rbee.
 func (d delegate) NotifyMerge(peers []*memberlist.Node) error {
 	for _, n := range peers {
 		if _, err := decodeMember(n.Name, n.Meta); err != nil {
@@ -136,8 +136,8 @@ func (d delegate) NotifyMerge(peers []*memberlist.Node) error {
 	return nil
 }
 
-// NotifyAlive refuses what cannot be a node, and a run of a node that was followed by another: an
-// old packet, or an old machine, never comes back.
+// NotifyAlive refuses invalid nodes, and earlier runs of a node that has restarted since: an old
+// packet, or an old machine, never comes back.
 func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	p := d.p
 	m, err := decodeMember(n.Name, n.Meta)
@@ -151,7 +151,7 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 		if n.Address() == p.self.GossipAddress && m.Incarnation > p.self.Incarnation {
 			p.outbid(m.Incarnation)
 		}
-		return nil // memberlist itself denies what is wrong about this node
+		return nil // memberlist itself denies false claims about this node
 	}
 	e := p.members[n.Name]
 	switch {
@@ -165,14 +165,14 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	return nil
 }
 
-// outbid starts another incarnation of this node, higher than one that somebody made up for it: the
-// others would refuse this node's own as one of the past. The caller holds p.mu.
+// outbid starts an incarnation of this node higher than a forged one: the others would refuse this
+// node's own as outdated. The caller holds p.mu.
 func (p *Pool) outbid(forged uint64) {
 	m := p.self
 	m.Incarnation = forged + 1
 	meta, err := m.encode()
 	if err != nil {
-		return // what is there stays right
+		return // the current state stays correct
 	}
 	p.refused.Add(1)
 	p.self, p.meta, p.update = m, meta, true
@@ -180,7 +180,7 @@ func (p *Pool) outbid(forged uint64) {
 	p.signal()
 }
 
-// seen copies what a node that is alive tells.
+// seen records the metadata of a live node.
 func (p *Pool) seen(n *memberlist.Node) {
 	m, err := decodeMember(n.Name, n.Meta)
 	if err != nil {
@@ -210,11 +210,11 @@ func (p *Pool) seen(n *memberlist.Node) {
 	}
 }
 
-// noteLeave keeps that a node says it leaves. It reports whether that is news.
+// noteLeave records that a node announced its leave. It reports whether that is news.
 func (p *Pool) noteLeave(l *gossipv1.Leave) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	e := p.members[l.GetId()] // never this node: it knows best
+	e := p.members[l.GetId()] // never this node: it knows its own state best
 	if e == nil || l.GetIncarnation() < e.Incarnation || p.left[e.ID] >= l.GetIncarnation() {
 		return false
 	}
@@ -225,8 +225,8 @@ func (p *Pool) noteLeave(l *gossipv1.Leave) bool {
 	return true
 }
 
-// tellLeave tells everybody that this node leaves: those that it reaches at once, and the others
-// through them.
+// tellLeave tells the pool that this node leaves: directly those that it reaches at once, and the
+// others through them.
 func (p *Pool) tellLeave(list *memberlist.Memberlist) {
 	p.mu.Lock()
 	l := &gossipv1.Leave{Id: p.self.ID, Incarnation: p.self.Incarnation}
@@ -243,7 +243,7 @@ func (p *Pool) tellLeave(list *memberlist.Memberlist) {
 		panic(err) // this node's own id is valid text
 	}
 	for _, a := range to {
-		_ = list.SendToAddress(a, b) // whoever misses it hears it from the others
+		_ = list.SendToAddress(a, b) // nodes that miss it hear it from the others
 	}
 }
 
@@ -261,17 +261,17 @@ type note struct {
 	msg []byte
 }
 
-// Name is whom it is about.
+// Name returns the node that the note is about.
 func (n *note) Name() string { return n.id }
 
-// Invalidates reports whether it takes the place of another.
+// Invalidates reports whether the note replaces another.
 func (n *note) Invalidates(b memberlist.Broadcast) bool {
 	o, ok := b.(*note)
 	return ok && o.id == n.id
 }
 
-// Message returns what is sent.
+// Message returns the bytes to send.
 func (n *note) Message() []byte { return n.msg }
 
-// Finished has nothing to do.
+// Finished does nothing.
 func (n *note) Finished() {}

@@ -42,58 +42,60 @@ const (
 	probeInterval  = time.Second
 	probeTimeout   = 500 * time.Millisecond
 	streamTimeout  = 5 * time.Second
-	reclaimAfter   = time.Second // a dead node's id may then come back from another address
+	reclaimAfter   = time.Second // time until a dead node's id may come back from another address
 
 	protocolVersion = 1 // of Meta, Leave and State
 
-	keepFailed = 24 * time.Hour // how long the pool remembers who is away
+	keepFailed = 24 * time.Hour // how long the pool remembers a failed node
 	keepLeft   = time.Hour
-	// more nodes than a cluster was ever tried with; each is about 2 KiB here and in memberlist
+	// maxMembers bounds the members: more than any tested cluster; each takes about 2 KiB here and
+	// in memberlist.
 	maxMembers = 16_384
 )
 
-// Options say which pool to join and as whom. Formatted, they do not show the keys.
+// Options say which pool to join and as which node. Formatted, they do not show the keys.
 type Options struct {
 	Self Member // of Incarnation 0: the pool counts the starts itself, in Dir
 	// host:port to listen on, UDP and TCP; port 0: a free one. An empty or unspecified host is all
 	// addresses.
 	Bind string
-	// host or host:port that others reach this node at; empty: the bound address, or a private one
-	// of this machine
+	// Advertise is the host or host:port that others reach this node at; empty: the bound address,
+	// or a private one of this machine.
 	Advertise string
-	Keys      Keys   // the one that encrypts first
-	ClusterID string // nodes of another cluster are not heard
-	// host, host:port or DNS name of nodes to find the pool through; without a port DefaultPort
+	Keys      Keys   // the first one encrypts
+	ClusterID string // the pool ignores nodes of another cluster
+	// RetryJoin lists host, host:port or DNS name of nodes to find the pool through; the port
+	// defaults to DefaultPort.
 	RetryJoin []string
 	Dir       string // folder of peers.json; empty: nothing is remembered
 	Logger    hclog.Logger
 
-	// OnConflict is told when two nodes use one id, at most once in 10 seconds per address. It is
-	// called from Run and must not wait for it. May be nil.
+	// OnConflict is called when two nodes use one id, at most once in 10 seconds per address. Run
+	// calls it; it must not wait for Run. May be nil.
 	OnConflict func(Conflict)
-	// Transport takes the place of UDP and TCP; Bind and Advertise are then not used. For tests.
-	// The pool shuts it down.
+	// Transport replaces UDP and TCP; Bind and Advertise are then unused. For tests. The pool shuts
+	// it down.
 	Transport memberlist.Transport
 }
 
-// Conflict is two nodes that use one id.
+// Conflict describes two nodes that use one id.
 type Conflict struct {
 	ID       string
-	Known    string // gossip address of the one that was there first; it goes on undisturbed
+	Known    string // gossip address of the first one, which stays undisturbed
 	Refused  string // gossip address of the other
 	Self     bool   // this node is one of the two
-	SelfLate bool   // this node is the one that came second, going by the incarnations
+	SelfLate bool   // this node came second, going by the incarnations
 }
 
-// Stats count since New.
+// Stats counts events since New.
 type Stats struct {
-	Conflicts uint64 // that an id was claimed from another address
+	Conflicts uint64 // claims of an id from another address
 	Foreign   uint64 // packets and streams without this cluster's label
-	Refused   uint64 // what a node said about itself and was not believed
-	Rejoins   uint64 // times that a node was asked to let this one in
+	Refused   uint64 // statements of nodes about themselves that were not believed
+	Rejoins   uint64 // requests to a node to let this one in
 }
 
-// DefaultPort is where the pool listens when nothing else is said.
+// DefaultPort is the port that the pool uses by default.
 const DefaultPort = 7835
 
 // Pool is this node's view of the pool. It is safe for concurrent use.
@@ -113,32 +115,32 @@ type Pool struct {
 	self     Member
 	meta     []byte
 	members  map[string]*entry // others, by id
-	left     map[string]uint64 // incarnation in which a node said that it leaves
+	left     map[string]uint64 // incarnation in which a node announced its leave
 	changed  chan struct{}
 	list     *memberlist.Memberlist // nil before and after Run
 	leaving  bool
 	extra    []string // addresses of RejoinNow
 	rejoin   bool
-	update   bool // self changed and was not told yet
+	update   bool // self changed and was not sent yet
 	pending  []Conflict
 	deaths   []death // to be looked into
 	looking  int     // how many are
 	leaves   *memberlist.TransmitLimitedQueue
-	next     Keys      // that replace the present ones step by step; nil: none do
+	next     Keys      // replacement for the present ones, step by step; nil: none
 	nextAt   time.Time // of the next step
 	reported map[string]time.Time
-	moved    time.Time // until then the others may have an old address of this node
+	moved    time.Time // until then, others may have an old address of this node
 }
 
 type entry struct {
 	Member
 	since time.Time // of the status
-	doubt int       // number of the death that is being looked into; 0: none
-	ends  int       // how many deaths there were
+	doubt int       // number of the death under examination; 0: none
+	ends  int       // number of deaths so far
 }
 
-// New prepares a pool and binds its port; Run starts it. Errors: Invalid for options that cannot
-// be, TooLarge when Self does not fit, Unavailable when the port is taken.
+// New prepares a pool and binds its port; Run starts it. Errors: Invalid for invalid options,
+// TooLarge if Self does not fit, Unavailable if the port is taken.
 func New(o Options) (*Pool, error) {
 	if o.Logger == nil {
 		o.Logger = hclog.NewNullLogger()
@@ -187,11 +189,11 @@ func New(o Options) (*Pool, error) {
 	return p, nil
 }
 
-// Close gives the port of a pool back that was never run.
+// Close releases the port of a pool that never ran.
 func (p *Pool) Close() error { return p.net.Shutdown() }
 
-// Run runs the pool until ctx ends; then it is silent, which others take for a failure unless Leave
-// was called before. It can be run once.
+// Run runs the pool until ctx ends; then it falls silent, which others take for a failure unless
+// Leave was called before. Call it once.
 func (p *Pool) Run(ctx context.Context) error {
 	defer p.net.Shutdown() //nolint:errcheck // it cannot fail
 	if p.own != nil {
@@ -203,12 +205,12 @@ func (p *Pool) Run(ctx context.Context) error {
 	if err != nil {
 		return core.WithHint(core.Wrap(err, core.Unavailable, "join the gossip pool"), "Check gossip and advertise in the configuration.")
 	}
-	// before p.mu: others may tell of themselves already, with memberlist's lock held
+	// before p.mu: others may already send their state, with memberlist's lock held
 	here := list.LocalNode().Address()
 	p.mu.Lock()
 	p.list = list
 	p.self.GossipAddress = here
-	p.update = true // what Update said meanwhile
+	p.update = true // Update may have been called meanwhile
 	p.mu.Unlock()
 	p.log.Info("gossip runs", "address", p.Address())
 	var rejoiner sync.WaitGroup
@@ -244,7 +246,7 @@ func (p *Pool) config() *memberlist.Config {
 	return c
 }
 
-// work does what callbacks must not and what has its time.
+// work does what callbacks must not do, and periodic work.
 func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<- struct{}) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
@@ -262,13 +264,12 @@ func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<
 		if rejoin {
 			select {
 			case kick <- struct{}{}:
-			default: // one is waiting already
+			default: // one is already waiting
 			}
 		}
 		step := p.stepKeys()
 		if update {
-			// It fails when nobody hears it within the time; they will, when they next compare
-			// everything.
+			// It fails when no node hears it in time; they will, at the next full exchange.
 			_ = list.UpdateNode(probeInterval)
 		}
 		select {
@@ -293,18 +294,18 @@ func (p *Pool) Address() string {
 	return p.self.GossipAddress
 }
 
-// Self returns this node, as it tells about itself.
+// Self returns this node's own entry.
 func (p *Pool) Self() Member {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.self
 }
 
-// KnowsQueen reports whether the pool remembers another queen, of this run or one before.
+// KnowsQueen reports whether the pool remembers another queen, from this run or an earlier one.
 func (p *Pool) KnowsQueen() bool { return p.peers.queen() }
 
-// Members returns all nodes that are known, this one too, sorted by id: alive, failed (for 24
-// hours) and left (for one hour).
+// Members returns all known nodes, this one included, sorted by id: alive, failed (for 24 hours)
+// and left (for one hour).
 func (p *Pool) Members() []Member {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -317,7 +318,7 @@ func (p *Pool) Members() []Member {
 	return out
 }
 
-// nameOf returns the name of a node for people; empty where it is not known.
+// nameOf returns the display name of a node; empty if unknown.
 func (p *Pool) nameOf(id string) string {
 	m, _ := p.Member(id)
 	return m.Name
@@ -336,16 +337,16 @@ func (p *Pool) Member(id string) (Member, bool) {
 	return Member{}, false
 }
 
-// Changed is closed at the next change of what Members returns. Take it before Members to miss
-// none.
+// Changed returns a channel that closes at the next change of what Members returns. Take it before
+// Members to miss none.
 func (p *Pool) Changed() <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.changed
 }
 
-// Update changes what this node tells about itself: everything but its id, status and gossip
-// address. It does not wait until others know. Errors: TooLarge, Invalid; nothing is changed then.
+// Update changes this node's metadata: everything but its id, status and gossip address. It does
+// not wait until others know. On an error nothing changes. Errors: TooLarge, Invalid.
 func (p *Pool) Update(change func(*Member)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -365,10 +366,9 @@ func (p *Pool) Update(change func(*Member)) error {
 	return nil
 }
 
-// Ping asks a member by one UDP packet whether it is there, and waits for the answer until ctx
-// ends, half a second at most. It is not sent again. Errors: NotFound for a node that the pool does
-// not know, Unavailable when there is no answer in half a second or the pool does not run,
-// Cancelled, DeadlineExceeded.
+// Ping sends one UDP packet to a member and waits for the answer until ctx ends, half a second at
+// most. It does not retry. Errors: NotFound for an unknown node, Unavailable if no answer comes in
+// half a second or the pool does not run, Cancelled, DeadlineExceeded.
 func (p *Pool) Ping(ctx context.Context, id string) error {
 	p.mu.Lock()
 	list, e := p.list, p.members[id]
@@ -384,7 +384,7 @@ func (p *Pool) Ping(ctx context.Context, id string) error {
 		return core.Errorf(core.NotFound, "%s: gossip knows no such node", "ping "+id).Hint("\"rbee status\" shows the nodes.")
 	}
 	address := e.GossipAddress
-	p.wg.Add(1) // under the lock: Run waits only after it took the list away
+	p.wg.Add(1) // under the lock: Run waits only after it removed the list
 	p.mu.Unlock()
 	done := make(chan error, 1)
 	go func() {
@@ -400,9 +400,8 @@ func (p *Pool) Ping(ctx context.Context, id string) error {
 	}
 }
 
-// SetKeys makes the pool's keys exactly these, the one that encrypts first. All nodes should know a
-// key before any encrypts with it, and all should encrypt with another before any removes it.
-// Errors: Invalid.
+// SetKeys replaces the pool's keys; the first one encrypts. All nodes should know a key before any
+// encrypts with it, and all should encrypt with another before any removes it. Errors: Invalid.
 func (p *Pool) SetKeys(keys Keys) error {
 	if err := keys.check(); err != nil {
 		return err
@@ -413,16 +412,16 @@ func (p *Pool) SetKeys(keys Keys) error {
 	return p.setKeysLocked(keys.clone())
 }
 
-// Keys returns the pool's keys, the one that encrypts first.
+// Keys returns the pool's keys; the first one encrypts.
 func (p *Pool) Keys() Keys {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.opts.Keys.clone()
 }
 
-// Leave tells the others that this node leaves, so that its silence is no failure, and waits until
-// some have heard it or ctx ends. Run goes on until its own context ends, but joins nobody any
-// more. Errors: Unavailable when nobody heard it, Cancelled, DeadlineExceeded.
+// Leave tells the others that this node leaves, so that they do not take its silence for a failure.
+// It waits until some have heard it or ctx ends. Run goes on until its own context ends, but joins
+// no node any more. Errors: Unavailable if no node heard it, Cancelled, DeadlineExceeded.
 func (p *Pool) Leave(ctx context.Context) error {
 	p.mu.Lock()
 	list := p.list
@@ -431,7 +430,7 @@ func (p *Pool) Leave(ctx context.Context) error {
 		return nil
 	}
 	p.leaving = true
-	p.wg.Add(1) // under the lock: Run waits only after it took the list away
+	p.wg.Add(1) // under the lock: Run waits only after it removed the list
 	p.mu.Unlock()
 	timeout := 5 * time.Second
 	if d, ok := ctx.Deadline(); ok {
@@ -452,8 +451,8 @@ func (p *Pool) Leave(ctx context.Context) error {
 	}
 }
 
-// RejoinNow looks for the pool at once, also at these addresses (host:port, or DNS names), which
-// are kept in mind from now on.
+// RejoinNow looks for the pool at once, also at these addresses (host:port, or DNS names), and
+// keeps them for later.
 func (p *Pool) RejoinNow(addresses ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -466,7 +465,7 @@ func (p *Pool) RejoinNow(addresses ...string) {
 	p.signal()
 }
 
-// Forget drops what is known of a node that is not alive, as when it was removed from the cluster.
+// Forget drops a node that is not alive, as when it was removed from the cluster.
 func (p *Pool) Forget(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -477,7 +476,7 @@ func (p *Pool) Forget(id string) {
 	p.peers.forget(id)
 }
 
-// Stats count what went on.
+// Stats returns the pool's counters.
 func (p *Pool) Stats() Stats {
 	s := Stats{Conflicts: p.conflicts.Load(), Refused: p.refused.Load(), Rejoins: p.rejoins.Load()}
 	if p.own != nil {
@@ -486,12 +485,12 @@ func (p *Pool) Stats() Stats {
 	return s
 }
 
-// Format shows which pool it would be, and no key.
+// Format shows the pool's name and no key.
 func (o Options) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "gossip of node %s in cluster %s", o.Self.ID, o.ClusterID)
 }
 
-// notify tells waiters that Members changed. The caller holds p.mu.
+// notify wakes those that wait on Changed. The caller holds p.mu.
 func (p *Pool) notify() {
 	close(p.changed)
 	p.changed = make(chan struct{})
@@ -505,7 +504,7 @@ func (p *Pool) signal() {
 	}
 }
 
-// size returns how many nodes are alive, this one too.
+// size returns the number of live nodes, this one included.
 func (p *Pool) size() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -518,7 +517,7 @@ func (p *Pool) size() int {
 	return n
 }
 
-// forget drops who is away for too long.
+// forget drops nodes that have been away too long.
 func (p *Pool) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -11,9 +11,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Keys encrypt the pool: 16, 24 or 32 bytes each (32 is AES-256), the one that encrypts first; all
-// decrypt. They show themselves to no format verb and no JSON; but hclog takes slices apart by
-// itself, so never hand it one.
+// Keys encrypt the pool: 16, 24 or 32 bytes each (32 is AES-256). The first one encrypts; all
+// decrypt. No format verb and no JSON shows them; but hclog takes slices apart by itself, so never
+// pass it one.
 type Keys [][]byte
 
 const hidden = "[secret]"
@@ -47,14 +47,14 @@ func (k Keys) check() error {
 	return nil
 }
 
-// keyStep is between the steps of ReplaceKeys. Within it every node that has a line to a queen
-// hears of the new keys.
+// keyStep is the pause between the steps of ReplaceKeys. Within it, every node with a connection to
+// a queen gets the new keys.
 const keyStep = 3 * time.Second
 
-// ReplaceKeys makes the pool's keys exactly these without losing the nodes that hear of them some
-// seconds later: the pool understands the new keys at once, encrypts with the first of them after
-// keyStep, and forgets the old ones after another keyStep. Where the pool does not run it is
-// SetKeys. Errors: Invalid.
+// ReplaceKeys replaces the pool's keys without losing the nodes that get them some seconds later:
+// the pool accepts the new keys at once, encrypts with the first of them after keyStep, and drops
+// the old ones after another keyStep. If the pool does not run, it does what SetKeys does. Errors:
+// Invalid.
 func (p *Pool) ReplaceKeys(keys Keys) error {
 	if err := keys.check(); err != nil {
 		return err
@@ -77,8 +77,8 @@ func (p *Pool) ReplaceKeys(keys Keys) error {
 	return nil
 }
 
-// stepKeys takes the steps of ReplaceKeys that are due. The channel says when the next one is; nil:
-// there is none.
+// stepKeys takes the due steps of ReplaceKeys. The channel fires at the next one; nil: there is
+// none.
 func (p *Pool) stepKeys() <-chan time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,7 +104,7 @@ func (p *Pool) stepKeys() <-chan time.Time {
 	return time.After(keyStep)
 }
 
-// setKeysLocked makes the ring's keys exactly these. The caller holds p.mu.
+// setKeysLocked replaces the ring's keys. The caller holds p.mu.
 func (p *Pool) setKeysLocked(keys Keys) error {
 	if sameKeys(keys, p.opts.Keys) {
 		return nil
@@ -131,9 +131,9 @@ func union(a, b Keys) Keys {
 
 // changeRing makes the ring's keys exactly those wanted, the first of them primary.
 //
-// Keyring.RemoveKey of memberlist 0.7.0 moves the keys behind the removed one within the slice that
-// GetKeys has handed out to whoever decrypts at that moment. Only the removal of the last key moves
-// none, so keys are taken off the end, and wanted ones among them put back.
+// Keyring.RemoveKey of memberlist 0.7.0 shifts the keys behind the removed one within the slice
+// that GetKeys has returned to a decrypting goroutine. Only the removal of the last key shifts
+// none, so changeRing removes keys from the end and puts wanted ones among them back.
 func changeRing(ring *memberlist.Keyring, want Keys) error {
 	for _, k := range want {
 		if err := ring.AddKey(k); err != nil {

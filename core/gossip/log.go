@@ -12,8 +12,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// Of what the library says about failures at most this much is logged: one line for every bad
-// packet would let anybody fill the disk.
+// Bounds on logged failures of the library: one line for every bad packet would let an attacker
+// fill the disk.
 const (
 	logBurst  = 20
 	logPeriod = 10 * time.Second
@@ -23,9 +23,9 @@ const (
 	maxLine  = 300
 )
 
-// libraryLog gives memberlist a logger. Its errors are about one packet or one try, and mostly
-// about a node that is away: warnings at most, and one a minute of a kind. What it calls
-// informative is for debugging. name gives the name of a node for its id; nil: none has one.
+// libraryLog returns a logger for memberlist. Its errors concern one packet or one try, and mostly
+// a node that is away: log them as warnings at most, and one a minute of a kind. Its info lines
+// become debug. name returns the name of a node for its id; nil: no names.
 func libraryLog(l hclog.Logger, name func(id string) string) *log.Logger {
 	if name == nil {
 		name = func(string) string { return "" }
@@ -44,13 +44,13 @@ type levels struct {
 	kinds      map[string]*kind
 }
 
-// kind is all lines that differ only in numbers.
+// kind identifies all lines that differ only in numbers.
 type kind struct {
 	told, last time.Time
 	count      int // since it was told
 }
 
-// Write takes one line.
+// Write logs one line.
 func (w *levels) Write(line []byte) (int, error) {
 	n := len(line)
 	line = bytes.TrimRight(line, "\n")
@@ -87,8 +87,8 @@ func (w *levels) Write(line []byte) (int, error) {
 	return n, nil
 }
 
-// allow reports whether a line of a kind is told, how many of its kind were not since the last one,
-// and how many lines of all kinds were left out, as there were too many.
+// allow reports whether to log a line of a kind, how many of its kind were dropped since the last
+// one, and how many lines of all kinds were dropped because there were too many.
 func (w *levels) allow(what string, now time.Time) (ok bool, repeated, missed int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -128,8 +128,8 @@ var (
 	nodeID   = regexp.MustCompile(`\b[0-9a-f]{8}\b`)
 )
 
-// readable returns a line of the library without the bytes that it prints, with names beside the
-// ids of nodes, bounded.
+// readable returns a line of the library without the bytes that it prints, with names beside node
+// ids, bounded in length.
 func (w *levels) readable(line []byte) string {
 	text := strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == '\uFFFD' {

@@ -13,46 +13,46 @@ import (
 	gossipv1 "github.com/rbee-project/rbee/proto/gossip/v1"
 )
 
-// Status is what the pool believes of a member.
+// Status is the pool's belief about a member.
 type Status string
 
 // The statuses.
 const (
 	Alive  Status = "alive"
 	Failed Status = "failed" // it went silent
-	Left   Status = "left"   // it said that it leaves
+	Left   Status = "left"   // it announced its leave
 )
 
-// Member is a node of the pool, as it told about itself.
+// Member is a node of the pool, by its own account.
 type Member struct {
 	ID          string // node id
 	Name        string // for people; at most 64 bytes
 	Queen, Hive bool
 	RPCAddress  string // host:port
-	HTTPAddress string // host:port; empty: it serves none
-	// IP:port; the pool knows it best, it is ignored in Options.Self and Update
+	HTTPAddress string // host:port; empty: it serves no HTTP
+	// IP:port; the pool sets it; ignored in Options.Self and Update
 	GossipAddress   string
 	Version         string // of rbee
-	FSM             uint32 // the newest state machine version that a queen can apply
-	BootstrapExpect uint32 // of a queen that waits to form a cluster; 0: it does not
+	FSM             uint32 // newest state machine version that a queen can apply
+	BootstrapExpect uint32 // of a queen that waits to form a cluster; 0: it does not wait
 	RaftID          string // raft server id of a queen
 	HasState        bool   // a queen has raft state: a cluster exists
 	Incarnation     uint64 // grows with every start of the node
 	Status          Status
 }
 
-// maxMetaBytes is what memberlist can carry (memberlist.MetaMaxSize).
+// maxMetaBytes is the most that memberlist can carry (memberlist.MetaMaxSize).
 const (
 	maxMetaBytes = 512
 	maxIDBytes   = 64
 	maxNameBytes = 64
 )
 
-// maxAhead is how far a node's clock may be ahead. No count of starts is higher than the time in
-// nanoseconds, so that nobody can take the highest number for ever.
+// maxAhead is how far a node's clock may be ahead. No count of starts exceeds the time in
+// nanoseconds, so that no node can take the highest number for ever.
 const maxAhead = 24 * time.Hour
 
-// encode makes the metadata that is gossiped.
+// encode returns the metadata to gossip.
 func (m Member) encode() ([]byte, error) {
 	if err := m.check(); err != nil {
 		return nil, err
@@ -83,8 +83,8 @@ func (m Member) check() error {
 	return nil
 }
 
-// decodeMember reads the metadata of the node that memberlist calls name. It trusts nothing:
-// whoever has the key can send anything.
+// decodeMember reads the metadata of the node that memberlist calls name. It trusts nothing: any
+// holder of the key can send anything.
 func decodeMember(name string, meta []byte) (Member, error) {
 	if len(meta) > maxMetaBytes {
 		return Member{}, fmt.Errorf("its metadata has %d bytes", len(meta))

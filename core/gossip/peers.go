@@ -33,12 +33,12 @@ type peer struct {
 
 // peersFile is peers.json.
 type peersFile struct {
-	Starts uint64 `json:"starts,omitempty"` // of the pool, when it counts them
+	Starts uint64 `json:"starts,omitempty"` // of the pool, if it counts them
 	Peers  []peer `json:"peers"`
 }
 
-// peerFile remembers peers on disk. All of it is a hint: what cannot be read is forgotten, what
-// cannot be written is a warning.
+// peerFile remembers peers on disk. All of it is a hint: it forgets what it cannot read, and warns
+// about what it cannot write.
 type peerFile struct {
 	dir string // empty: in memory
 	log hclog.Logger
@@ -46,7 +46,7 @@ type peerFile struct {
 	mu    sync.Mutex
 	now   peersFile
 	saved []byte
-	bad   bool // the last write failed, and that was said
+	bad   bool // the last write failed, and a warning was logged
 }
 
 func openPeers(dir string, log hclog.Logger) (*peerFile, error) {
@@ -88,8 +88,8 @@ func (f *peerFile) read() ([]byte, error) {
 	return io.ReadAll(io.LimitReader(file, maxPeersBytes))
 }
 
-// start counts a start of the pool. Where the count was lost it goes on from the time, which is
-// higher than any count.
+// start counts a start of the pool. If the count was lost it continues from the time, which exceeds
+// any count.
 func (f *peerFile) start() (uint64, error) {
 	if f.dir == "" {
 		return uint64(time.Now().UnixNano()), nil
@@ -107,14 +107,14 @@ func (f *peerFile) start() (uint64, error) {
 	return f.now.Starts, nil
 }
 
-// raise has the next starts count on from a number; it is written with the next save.
+// raise makes later starts count from a number; the next save writes it.
 func (f *peerFile) raise(starts uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.now.Starts = max(f.now.Starts, starts)
 }
 
-// addresses are those of all remembered peers, queens first, otherwise in random order.
+// addresses returns the addresses of all remembered peers, queens first, otherwise in random order.
 func (f *peerFile) addresses() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -135,8 +135,7 @@ func (f *peerFile) queen() bool {
 	return slices.ContainsFunc(f.now.Peers, func(p peer) bool { return p.Queen })
 }
 
-// save makes the remembered peers these and those that were remembered before, and writes them if
-// that changes anything.
+// save merges fresh peers with the remembered ones and writes the file if that changes anything.
 func (f *peerFile) save(fresh []peer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -153,14 +152,13 @@ func (f *peerFile) save(fresh []peer) {
 	f.keep()
 }
 
-// forget drops a peer, of the file with the next save.
+// forget drops a peer; the next save removes it from the file.
 func (f *peerFile) forget(id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.now.Peers = slices.DeleteFunc(f.now.Peers, func(p peer) bool { return p.ID == id })
 }
 
-// forgetAll drops all peers.
 func (f *peerFile) forgetAll() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -168,7 +166,7 @@ func (f *peerFile) forgetAll() {
 	f.keep()
 }
 
-// keep writes and warns. The caller holds f.mu.
+// keep writes the file and warns on failure. The caller holds f.mu.
 func (f *peerFile) keep() {
 	err := f.write()
 	if err != nil && !f.bad {
@@ -177,7 +175,7 @@ func (f *peerFile) keep() {
 	f.bad = err != nil
 }
 
-// write publishes the file, whole or not at all, if it would change. The caller holds f.mu.
+// write replaces the file atomically if it would change. The caller holds f.mu.
 func (f *peerFile) write() error {
 	if f.dir == "" {
 		return nil
@@ -223,7 +221,7 @@ func queensFirst(a, b peer) int {
 	return 1
 }
 
-// remember is whom to find the pool through: everybody who did not leave.
+// remember returns the nodes to find the pool through: all that did not leave.
 func (p *Pool) remember() []peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()

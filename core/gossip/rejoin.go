@@ -18,18 +18,18 @@ import (
 
 const (
 	rejoinInterval = 30 * time.Second // when there are others
-	rejoinFirst    = time.Second      // while there is nobody: doubled up to rejoinInterval
-	rejoinMoved    = 2 * time.Second  // while the others may have an old address of this node
-	movedFor       = 30 * time.Second // that is, after they last said so
+	rejoinFirst    = time.Second      // pause while alone: doubled up to rejoinInterval
+	rejoinMoved    = 2 * time.Second  // pause while others may have an old address of this node
+	movedFor       = 30 * time.Second // how long that lasts after they last showed it
 	rejoinAtOnce   = 8                // nodes asked at a time
-	rejoinRound    = 64               // nodes asked in a round
+	rejoinRound    = 64               // nodes to ask in a round
 	resolveTimeout = 5 * time.Second
 	maxExtra       = 64
 )
 
 // rejoinLoop looks for nodes that should be in the pool and are not. memberlist itself forgets a
-// dead node after half a minute and never asks for it again, so that two halves of a network that
-// was cut for longer would never find each other.
+// dead node after half a minute and never asks for it again, so the halves of a network that was
+// cut for longer would never find each other.
 func (p *Pool) rejoinLoop(ctx context.Context, list *memberlist.Memberlist, kick <-chan struct{}) {
 	alone := rejoinFirst
 	for {
@@ -93,7 +93,7 @@ func (p *Pool) rejoinOnce(ctx context.Context, list *memberlist.Memberlist) {
 		add(address)
 	}
 	if moved && someone != "" {
-		ask = append(ask, someone) // to compare everything: that tells the new address
+		ask = append(ask, someone) // a full exchange announces the new address
 	}
 	slots := make(chan struct{}, rejoinAtOnce)
 	var wg sync.WaitGroup
@@ -114,7 +114,7 @@ func (p *Pool) rejoinOnce(ctx context.Context, list *memberlist.Memberlist) {
 	}
 }
 
-// resolve gives all addresses (IP:port) of a host or host:port.
+// resolve returns all addresses (IP:port) of a host or host:port.
 func (p *Pool) resolve(ctx context.Context, a string) []string {
 	host, port, err := splitAddress(a)
 	if err != nil {
@@ -138,7 +138,7 @@ func (p *Pool) resolve(ctx context.Context, a string) []string {
 	return slices.Compact(out)
 }
 
-// splitAddress takes host, host:port, v6 or [v6]:port apart.
+// splitAddress splits host, host:port, v6 or [v6]:port.
 func splitAddress(a string) (host, port string, err error) {
 	host, port, err = net.SplitHostPort(a)
 	if err != nil {

@@ -25,16 +25,16 @@ const (
 	receiveBytes  = 2 << 20  // of the socket's buffer
 	maxStreams    = 128      // that others may have open at a time
 	headerTimeout = 5 * time.Second
-	hasLabel      = 244 // first byte of whatever has a label, of memberlist's protocol
+	hasLabel      = 244 // first byte of a labelled packet or stream, in memberlist's protocol
 	bindTries     = 10
 )
 
-// transport is UDP and TCP on one port. Unlike memberlist's own it binds before it runs, looks at
-// the label before it does anything else for a packet or a connection (without one it costs neither
-// memory nor a line in the log), and lets nobody open connections without end.
+// transport serves UDP and TCP on one port. Unlike memberlist's own it binds before it runs, checks
+// the label before anything else (a packet or connection without one costs neither memory nor a log
+// line), and bounds the connections that others may open.
 type transport struct {
 	log       hclog.Logger
-	header    []byte // what everything must begin with
+	header    []byte // required start of all packets and streams
 	advertise string // as configured
 	tcp       *net.TCPListener
 	udp       *net.UDPConn
@@ -81,7 +81,7 @@ func listen(bind, advertise, label string, log hclog.Logger) (*transport, error)
 		if err == nil {
 			break
 		}
-		// A free port for TCP may be taken for UDP.
+		// A free TCP port may be in use for UDP.
 		if n != 0 || try == bindTries {
 			return nil, core.WithHint(core.Wrap(err, core.Unavailable, "listen for gossip"), "Another program may use the port: choose another with gossip_port, or stop it.")
 		}
@@ -108,11 +108,11 @@ func (t *transport) bind(ip netip.Addr, port int) error {
 	return nil
 }
 
-// address returns what the transport is bound to.
+// address returns the bound address.
 func (t *transport) address() string { return t.tcp.Addr().String() }
 
-// run finds out what to advertise and begins to listen. Errors: those of ctx; Invalid when there is
-// nothing to advertise.
+// run chooses the address to advertise and starts to listen. Errors: those of ctx; Invalid if there
+// is nothing to advertise.
 func (t *transport) run(ctx context.Context) error {
 	if err := t.choose(ctx); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (t *transport) run(ctx context.Context) error {
 	return nil
 }
 
-// choose decides which address others are told.
+// choose decides which address to advertise.
 func (t *transport) choose(ctx context.Context) error {
 	bound := t.tcp.Addr().(*net.TCPAddr).AddrPort()
 	t.port = bound.Port()
@@ -179,8 +179,7 @@ func (t *transport) choose(ctx context.Context) error {
 	}
 }
 
-// privateAddress returns an address of this machine that its network would reach it at, private
-// ones first.
+// privateAddress returns an address of this machine within its network, private ones first.
 func privateAddress() (netip.Addr, error) {
 	var found []netip.Addr
 	addrs, err := net.InterfaceAddrs()
@@ -209,7 +208,7 @@ func privateAddress() (netip.Addr, error) {
 	return found[0], nil
 }
 
-// FinalAdvertiseAddr returns what others are told.
+// FinalAdvertiseAddr returns the advertised address.
 func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 	return t.ip.AsSlice(), int(t.port), nil
 }
@@ -224,18 +223,18 @@ func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
 	return time.Now(), err
 }
 
-// PacketCh gives what came in.
+// PacketCh returns the channel of received packets.
 func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 
-// StreamCh gives who called.
+// StreamCh returns the channel of accepted connections.
 func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
 
-// DialTimeout calls somebody.
+// DialTimeout opens a connection to another node.
 func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
 	return t.dial(addr, timeout)
 }
 
-// Shutdown closes everything and waits for it. It may be repeated.
+// Shutdown closes everything and waits for it. It may be called again.
 func (t *transport) Shutdown() error {
 	t.close.Do(func() {
 		close(t.done)
@@ -304,7 +303,7 @@ func (t *transport) accept() {
 	}
 }
 
-// greet passes a connection on if it is of this cluster.
+// greet passes a connection on if it has this cluster's label.
 func (t *transport) greet(c *trackedConn) {
 	got := make([]byte, len(t.header))
 	_ = c.SetDeadline(time.Now().Add(headerTimeout))
@@ -321,7 +320,7 @@ func (t *transport) greet(c *trackedConn) {
 	}
 }
 
-// pause waits a moment after an error that may pass. It reports whether to go on.
+// pause waits a moment after a temporary error. It reports whether to go on.
 func (t *transport) pause() bool {
 	timer := time.NewTimer(10 * time.Millisecond)
 	defer timer.Stop()
@@ -333,7 +332,7 @@ func (t *transport) pause() bool {
 	}
 }
 
-// track has a connection closed by Shutdown.
+// track registers a connection for Shutdown to close.
 func (t *transport) track(c net.Conn, closed func()) (*trackedConn, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -345,7 +344,7 @@ func (t *transport) track(c net.Conn, closed func()) (*trackedConn, error) {
 	return &trackedConn{Conn: c, t: t, closed: closed}, nil
 }
 
-// trackedConn is a connection that the transport knows of.
+// trackedConn is a connection registered with the transport.
 type trackedConn struct {
 	net.Conn
 	t      *transport

@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// groupFiles are what one version of control groups calls the files of its memory controller.
+// groupFiles names the files of the memory controller in one version of control groups.
 type groupFiles struct{ limit, used, inactive string }
 
-// groupMemory reads the memory limit and use of this process's control group; ok is false where
-// there is none.
+// groupMemory reads the memory limit and use of this process's control group; ok is false if there
+// is none.
 func groupMemory() (limit, used int64, ok bool) {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -51,8 +51,7 @@ func groupMemoryOf(own, root string) (limit, used int64, ok bool) {
 	return limit, used, ok
 }
 
-// read returns the limit of one group and what it uses, without the page cache, which can be had
-// back.
+// read returns the limit of one group and its use, without the reclaimable page cache.
 func (f groupFiles) read(folder string) (limit, used int64, ok bool) {
 	limit, ok = readBytes(filepath.Join(folder, f.limit))
 	if !ok {

@@ -1,5 +1,5 @@
-// Package hostinfo tells what this machine has and what its processes are, and signals a process
-// only when it is the very one that is meant.
+// Package hostinfo describes this machine and its processes, and signals a process only if it is
+// exactly the intended one.
 package hostinfo
 
 import (
@@ -17,26 +17,28 @@ import (
 
 // Host is this machine at one moment.
 type Host struct {
-	Name          string // as the operating system knows it
-	OS            string // as GOOS
-	Arch          string // as GOARCH
-	LogicalCPUs   int    // hardware threads, 1 or more
-	PhysicalCPUs  int    // cores; equal to LogicalCPUs where it cannot be told
-	Load1         float64
-	Load5         float64
-	Load15        float64
-	Memory        Memory
-	DiskFreeBytes int64 // of the file system of the folder that Read was given; 0 without one
+	Name         string // as the operating system knows it
+	OS           string // as GOOS
+	Arch         string // as GOARCH
+	LogicalCPUs  int    // hardware threads, 1 or more
+	PhysicalCPUs int    // cores; equal to LogicalCPUs if unknown
+	Load1        float64
+	Load5        float64
+	Load15       float64
+	Memory       Memory
+	// DiskFreeBytes is the free space of the file system of the folder given to Read; 0 without
+	// one.
+	DiskFreeBytes int64
 }
 
 // Memory is the main memory of this machine.
 type Memory struct {
 	TotalBytes     int64
-	AvailableBytes int64 // what can be had without swapping
+	AvailableBytes int64 // available without swapping
 }
 
-// Read looks at this machine. dir names the folder whose file system is looked at and may be empty.
-// Errors: Internal. What a machine cannot tell, such as its load, is left zero.
+// Read describes this machine. dir names the folder whose file system it examines and may be empty.
+// What a machine cannot report, such as its load, stays zero. Errors: Internal.
 func Read(ctx context.Context, dir string) (Host, error) {
 	h := Host{OS: runtime.GOOS, Arch: runtime.GOARCH}
 	var err error
@@ -63,8 +65,8 @@ func Read(ctx context.Context, dir string) (Host, error) {
 	return h, nil
 }
 
-// ReadMemory returns the main memory, bounded by the memory limit of the control group where there
-// is one. Errors: Internal.
+// ReadMemory returns the main memory, bounded by the memory limit of the control group if there is
+// one. Errors: Internal.
 func ReadMemory(ctx context.Context) (Memory, error) {
 	v, err := mem.VirtualMemoryWithContext(ctx)
 	if err != nil {

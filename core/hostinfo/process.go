@@ -40,22 +40,22 @@ func Identify(pid int) (Identity, error) {
 	return id, nil
 }
 
-// Alive reports whether the process of this identity still runs.
+// Alive reports whether the identified process still runs.
 func (id Identity) Alive() bool {
 	now, err := Identify(id.PID)
 	return err == nil && now == id
 }
 
-// Process is a held process: a signal through it reaches the identified process or nobody. Close
-// it. Methods may be called concurrently.
+// Process is a held process: a signal through it reaches the identified process or none. Close it.
+// Methods may be called concurrently.
 type Process struct {
 	id   Identity
 	held *os.Process
 }
 
-// Open takes hold of the process of an identity. Errors: NotFound when it is gone or its pid now
-// belongs to another process, Forbidden for a process that must never be signalled: the first one,
-// this one, its parent, one of another user.
+// Open holds the identified process. Errors: NotFound if it is gone or its pid now belongs to
+// another process; Forbidden for a process that must never be signalled: the first one, this one,
+// its parent, one of another user.
 func Open(id Identity) (*Process, error) {
 	if id.PID <= 1 || id.PID == os.Getpid() || id.PID == os.Getppid() {
 		return nil, core.Errorf(core.Forbidden, "open process: process %d is not one that may be signalled", id.PID)
@@ -64,7 +64,8 @@ func Open(id Identity) (*Process, error) {
 	if err != nil {
 		return nil, gone(id.PID)
 	}
-	// Only now, with the process held, does a look at the pid say whom the handle reaches.
+	// Check the pid again: only with the process held does it prove which process the handle
+	// reaches.
 	now, err := Identify(id.PID)
 	if err == nil && now != id {
 		err = core.Errorf(core.NotFound, "open process: process %d is another one by now: it started at another time", id.PID)
@@ -78,7 +79,7 @@ func Open(id Identity) (*Process, error) {
 	return &Process{id: id, held: held}, nil
 }
 
-// Identity returns what Open was given.
+// Identity returns the identity given to Open.
 func (p *Process) Identity() Identity { return p.id }
 
 // Alive reports whether the process still runs.
@@ -92,8 +93,8 @@ func (p *Process) Signal(sig syscall.Signal) error {
 	return p.signalled(p.held.Signal(sig))
 }
 
-// SignalGroup sends sig to the process and all of its group. Errors: NotFound when it has ended,
-// Forbidden when it does not lead its group, since others than its own would be hit.
+// SignalGroup sends sig to the process and its whole group. Errors: NotFound if it has ended;
+// Forbidden if it does not lead its group, since the signal would hit unrelated processes.
 func (p *Process) SignalGroup(sig syscall.Signal) error {
 	if !p.id.Alive() {
 		return gone(p.id.PID)
@@ -108,10 +109,10 @@ func (p *Process) SignalGroup(sig syscall.Signal) error {
 	return p.signalled(signalGroup(p.held, p.id, sig))
 }
 
-// KillGroup kills the process and all of its group at once. Errors as SignalGroup.
+// KillGroup kills the process and its whole group at once. Errors as SignalGroup.
 func (p *Process) KillGroup() error { return p.SignalGroup(syscall.SIGKILL) }
 
-// Close lets go of the process, which goes on.
+// Close releases the handle; the process goes on.
 func (p *Process) Close() error { return p.held.Release() }
 
 func (p *Process) signalled(err error) error {
@@ -126,7 +127,7 @@ func (p *Process) signalled(err error) error {
 	return core.Wrap(err, core.Internal, "signal process")
 }
 
-// Usage is what a process uses, as the operating system counts it.
+// Usage is the resource use of a process, as the operating system counts it.
 type Usage struct {
 	StartedAt   time.Time
 	MemoryBytes int64 // resident set, the process and its descendants
@@ -135,7 +136,7 @@ type Usage struct {
 	CPUTime    time.Duration // that the process and its descendants have used
 }
 
-// Details is Usage and what else is worth knowing of one process.
+// Details is Usage with further facts about one process.
 type Details struct {
 	Usage
 	CommandLine []string
@@ -143,14 +144,14 @@ type Details struct {
 	Sockets     []string // paths of its unix sockets, ascending
 }
 
-// ReadUsage returns what the process of an identity uses. Errors: NotFound when it is gone.
+// ReadUsage returns the resource use of the identified process. Errors: NotFound if it is gone.
 func ReadUsage(ctx context.Context, id Identity) (Usage, error) {
 	u, _, err := usage(ctx, id)
 	return u, err
 }
 
-// ReadDetails returns what the process of an identity is and uses. Errors: NotFound when it is
-// gone.
+// ReadDetails returns facts about the identified process and its resource use. Errors: NotFound if
+// it is gone.
 func ReadDetails(ctx context.Context, id Identity) (Details, error) {
 	u, family, err := usage(ctx, id)
 	if err != nil {
@@ -164,7 +165,7 @@ func ReadDetails(ctx context.Context, id Identity) (Details, error) {
 	if d.CommandLine, err = family[0].CmdlineSliceWithContext(ctx); err != nil {
 		return Details{}, core.Errorf(core.NotFound, "read process: command line of process %d: %w", id.PID, err)
 	}
-	// Where sockets cannot be told the rest is still worth an answer.
+	// Without the sockets, the rest is still worth returning.
 	if conns, err := net.ConnectionsPidWithContext(ctx, "unix", int32(id.PID)); err == nil {
 		for _, c := range conns {
 			if c.Laddr.IP != "" {
@@ -208,7 +209,7 @@ func usage(ctx context.Context, id Identity) (Usage, []*process.Process, error) 
 			u.CPUPercent = 100 * busy / age
 		}
 	}
-	// What was read belongs to the identity only if the pid did so all the time.
+	// The values belong to the identity only if the pid did so all the time.
 	if !id.Alive() {
 		return Usage{}, nil, gone(id.PID)
 	}

@@ -19,10 +19,10 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// exactHandles says that os.FindProcess holds the process itself (a pidfd) and not only its number.
+// exactHandles says that os.FindProcess holds the process itself (a pidfd), not only its number.
 const exactHandles = true
 
-// stat is what /proc/<pid>/stat says, as far as it is needed; see proc_pid_stat(5).
+// stat holds the needed fields of /proc/<pid>/stat; see proc_pid_stat(5).
 type stat struct {
 	state  byte   // field 3
 	parent int    // field 4
@@ -90,8 +90,8 @@ func identify(pid int) (id Identity, ended bool, err error) {
 	return Identity{PID: pid, Start: s.start, BootID: strings.TrimSpace(string(boot))}, s.ended(), nil
 }
 
-// ownUser refuses a process of another user. The superuser may signal anybody, so the operating
-// system does not refuse it by itself.
+// ownUser refuses a process of another user. The operating system does not refuse it for the
+// superuser, who may signal any process.
 func ownUser(pid int) error {
 	b, err := os.ReadFile(procFile(pid, "status"))
 	if err != nil {
@@ -110,8 +110,8 @@ func ownUser(pid int) error {
 	return core.Errorf(core.Internal, "open process: process %d does not say whom it belongs to", pid)
 }
 
-// signalGroup reaches exactly the group of the held process on Linux 6.9 and later. Earlier ones
-// know groups only by number.
+// signalGroup signals exactly the group of the held process on Linux 6.9 and later. Earlier
+// versions identify groups only by number.
 func signalGroup(held *os.Process, id Identity, sig syscall.Signal) error {
 	const (
 		pidfdSendSignal = 424 // the same on every architecture
@@ -176,8 +176,9 @@ func allStats() map[int]stat {
 
 // KillMarked kills every process of this user that was started with the environment entry mark,
 // "NAME=value", and returns their pids, ascending. It finds what a dead process left behind, also
-// what changed its group or session. A mark must be unique to whom it marks. Where the operating
-// system does not show environments nothing is found. Errors: Invalid for a mark without a value.
+// processes that changed their group or session. A mark must be unique to its owner. It finds
+// nothing where the operating system does not show environments. Errors: Invalid for a mark without
+// a value.
 func KillMarked(mark string) ([]int, error) {
 	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
 		return nil, core.Errorf(core.Invalid, "kill leftovers: %q marks nothing", mark)
@@ -192,16 +193,16 @@ func KillMarked(mark string) ([]int, error) {
 	return slices.Sorted(maps.Keys(killed)), nil
 }
 
-// A program is replaced within less than a millisecond, or some when its file has to be read first:
-// 0.1 s in all is patient.
+// Replacing a program takes less than a millisecond, or a few when its file has to be read first:
+// 0.1 s in all is ample.
 const (
 	looks     = 50
 	lookAgain = 2 * time.Millisecond
 )
 
-// killMarked kills what has the mark and is not in killed, and adds it there. It reports whether to
-// look again: a process that was killed may have started another one meanwhile, and the mark of one
-// whose program is being replaced shows only after that.
+// killMarked kills processes that have the mark and are not in killed, and adds them there. It
+// reports whether to look again: a killed process may have started another one meanwhile, and a
+// process whose program is being replaced shows its mark only afterwards.
 func killMarked(mark string, killed map[int]bool) (again bool) {
 	for pid, s := range allStats() {
 		if s.ended() || s.kernel || pid <= 1 || pid == os.Getpid() || pid == os.Getppid() || killed[pid] {
@@ -220,8 +221,8 @@ func killMarked(mark string, killed map[int]bool) (again bool) {
 		if err != nil {
 			continue
 		}
-		// The pid was the same process's from the first look to the hold, so the environment read
-		// between was its own.
+		// The pid belonged to the same process from the first look to the hold, so the environment
+		// read in between was its own.
 		if p.Signal(syscall.SIGKILL) == nil {
 			killed[pid], again = true, true
 		}
@@ -230,8 +231,8 @@ func killMarked(mark string, killed map[int]bool) (again bool) {
 	return again
 }
 
-// marked reports whether a process has the mark; not known: its program is being replaced, so that
-// its environment reads as empty.
+// marked reports whether a process has the mark. It is unknown while the process's program is being
+// replaced, because its environment then reads as empty.
 func marked(pid int, mark string) (has, known bool) {
 	for range looks {
 		env, err := os.ReadFile(procFile(pid, "environ"))
@@ -254,7 +255,7 @@ func marked(pid int, mark string) (has, known bool) {
 		case s.envEnd == s.envStart:
 			return false, true // it has none
 		}
-		// The new program is in place since.
+		// The new program has been in place since.
 	}
 	return false, false
 }

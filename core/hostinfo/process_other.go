@@ -63,7 +63,7 @@ func descendants(ctx context.Context, p *process.Process) []*process.Process {
 	return out
 }
 
-// KillMarked does nothing here, where the environment of a process cannot be read.
+// KillMarked does nothing here: the environment of a process cannot be read.
 func KillMarked(mark string) ([]int, error) {
 	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
 		return nil, core.Errorf(core.Invalid, "kill leftovers: %q marks nothing", mark)

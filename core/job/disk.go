@@ -13,20 +13,20 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// errRestarted is how a job ends that ran when its agent died.
+// errRestarted is the failure of a job that ran when its agent died.
 var errRestarted = core.WithHint(core.WithKind(errors.New("the agent was restarted while the job ran"), core.Unavailable),
 	"Submit the request again: what was fetched already is kept.")
 
-// Open is New for a Manager that keeps its jobs in Options.Dir: those of an earlier one are found
-// again. A job that ran when that one died is found as failed, with all its events. Errors:
-// Internal when the folder cannot be used.
+// Open returns a Manager that keeps its jobs in Options.Dir, with the jobs of an earlier one. A job
+// that ran when the earlier one died appears as failed, with all its events. Errors: Internal if
+// the folder cannot be used.
 func Open(opts Options) (*Manager, error) {
 	m := New(opts)
 	_, missing := os.Stat(m.opts.Dir)
 	if err := os.MkdirAll(m.opts.Dir, 0o700); err != nil {
 		return nil, core.Wrap(err, core.Internal, "open the folder of jobs")
 	}
-	// a folder that is forgotten takes its jobs along
+	// losing the folder's entry would lose its jobs
 	if err := syncFolder(filepath.Dir(m.opts.Dir)); err != nil && missing != nil {
 		return nil, core.Wrap(err, core.Internal, "open the folder of jobs")
 	}
@@ -40,7 +40,7 @@ func Open(opts Options) (*Manager, error) {
 		path := filepath.Join(m.opts.Dir, e.Name())
 		switch {
 		case strings.HasSuffix(e.Name(), logSuffix+".new"), isLog && err == nil && node != m.opts.Owner:
-			// Half a file, or a job of the time when this machine had another id: nobody can ask
+			// Half a file, or a job from a time when this machine had another id: no one can ask
 			// for it.
 			err = os.Remove(path)
 		case isLog && err == nil && e.Type().IsRegular():
@@ -62,7 +62,7 @@ func Open(opts Options) (*Manager, error) {
 	return m, nil
 }
 
-// load finds a job again. One whose file cannot be read is lost, and its file removed.
+// load restores a job. A job with an unreadable file is lost, and load removes the file.
 func (m *Manager) load(id, path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND, 0)
 	if err != nil {
@@ -108,8 +108,7 @@ func (m *Manager) load(id, path string) error {
 	return err
 }
 
-// pruneLocked forgets ended jobs until what is kept is within the bounds, and returns the files to
-// remove.
+// pruneLocked drops ended jobs until the rest fit the bounds, and returns the files to remove.
 func (m *Manager) pruneLocked() (files []string) {
 	var bytes int64
 	for _, j := range m.ended {
@@ -142,8 +141,8 @@ func (m *Manager) remove(files []string) {
 	}
 }
 
-// keep writes a job's events to its file, and shows them to the readers when they are there, until
-// the end of the job is.
+// keep writes a job's events to its file, then shows them to readers, until the job's end is
+// written.
 func (m *Manager) keep(j *job, l *logFile) {
 	defer l.close()
 	broken := false
@@ -174,7 +173,7 @@ func (m *Manager) keep(j *job, l *logFile) {
 			if broken = l.renew(append(kept(), batch...)) != nil || l.sync() != nil; !broken {
 				break
 			}
-			// Without its end it would be found as failed later, whatever became of it.
+			// Without its end it would later appear as failed, however it ended.
 			gone := l.path
 			m.mu.Lock()
 			j.path = ""
@@ -190,7 +189,7 @@ func (m *Manager) keep(j *job, l *logFile) {
 		if ended {
 			j.sizeBytes = l.size
 			if !broken {
-				j.events.drop() // they are read from the file
+				j.events.drop() // readers get them from the file
 			}
 			gone = m.pruneLocked()
 		}

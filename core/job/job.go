@@ -1,5 +1,5 @@
-// Package job runs operations as jobs: lifecycle, numbered events that can be resumed,
-// cancellation.
+// Package job runs operations as jobs, with their lifecycle, numbered events that can be resumed,
+// and cancellation.
 package job
 
 import (
@@ -43,29 +43,28 @@ var (
 		"Submit the request again when it is back.")
 )
 
-// Options say how a Manager works.
+// Options configure a Manager.
 type Options struct {
 	Owner     string           // id of the node that owns the jobs: the tail of every job id
-	Version   string           // of the program, for who asks for more than it knows
+	Version   string           // of the program, for errors about unknown operations
 	Now       func() time.Time // stamps jobs and events; nil: time.Now
-	Retain    int              // ended jobs kept, the oldest are forgotten; 0: DefaultRetain
+	Retain    int              // ended jobs to keep, newest first; 0: DefaultRetain
 	MaxEvents int              // events kept per job; 0: DefaultMaxEvents
 	MaxAge    time.Duration    // how long an ended job is kept; 0: DefaultMaxAge
 	MaxBytes  int64            // of the files of ended jobs; 0: DefaultMaxBytes
-	// Dir is the folder in which Open keeps the jobs, one file for each; New does not look at it.
+	// Dir is the folder in which Open keeps the jobs, one file for each; New ignores it.
 	//
-	// An event is in the file before anybody sees it, so that it outlasts the agent, killed or not.
-	// The end of a job, with its result, is flushed to the disk before anybody sees it, and so
-	// outlasts a loss of power; earlier events may not, and a reader who has seen some that are
-	// lost gets the end of the job with the next number. Operations that are private
-	// (core.OperationSpec) are kept in memory only. Where a file cannot be written, the job goes
-	// on.
+	// An event is written to the file before any reader sees it, so that it outlasts the agent,
+	// killed or not. The end of a job, with its result, is flushed to the disk before any reader
+	// sees it, and so outlasts a loss of power. Earlier events may not: a reader who has seen lost
+	// events gets the end of the job with the next number. Private operations (core.OperationSpec)
+	// stay in memory only. If a file cannot be written, the job goes on.
 	Dir string
-	// Trouble is told of a job whose file cannot be written, read or removed; nil: nobody. It must
-	// not call the Manager.
+	// Trouble is called for a job whose file cannot be written, read or removed; nil: not called.
+	// It must not call the Manager.
 	Trouble func(id string, err error)
-	// Panicked is told of an operation that panicked, with the stack; nil: nobody. It must not call
-	// the Manager.
+	// Panicked is called for an operation that panicked, with the stack; nil: not called. It must
+	// not call the Manager.
 	Panicked func(id string, op core.Operation, value any, stack []byte)
 }
 
@@ -85,7 +84,7 @@ type Manager struct {
 	lastStamp uint64 // of the newest id, in milliseconds
 }
 
-// New returns a Manager without jobs, which keeps them in memory.
+// New returns a Manager without jobs, which keeps jobs in memory.
 func New(opts Options) *Manager {
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -116,24 +115,24 @@ type job struct {
 	path      string        // of its file; empty: it is in memory only
 	sizeBytes int64         // of its file, once it has ended
 	queue     []core.Event  // not in the file yet, without numbers
-	kick      chan struct{} // holds one: there is something in the queue
+	kick      chan struct{} // buffered 1: signals that the queue is not empty
 }
 
 // Start runs fn as a new job and returns it at once. The job belongs to the manager, not to the
-// caller's request: only Cancel and Close end its context. What fn returns becomes the result as
-// JSON (nil: no result), its error the failure; a panic is an Internal failure.
+// caller's request: only Cancel and Close end its context. fn's result is kept as JSON (nil: no
+// result), its error becomes the failure, and a panic becomes an Internal failure.
 //
-// A requestID that a kept job already has returns that job, and fn is not run; an empty one is
-// never the same as another. After Close the job fails at once as Unavailable.
+// If a kept job already has the requestID, Start returns that job and does not run fn; an empty one
+// matches none. After Close the job fails at once as Unavailable.
 func (m *Manager) Start(op core.Operation, requestID string, fn func(ctx context.Context, r *Run) (any, error)) core.Job {
 	j, kept := m.start(op, requestID, fn)
-	<-kept // it has its file: from now on it is found again, whatever happens to the agent
+	<-kept // the file exists: the job now survives whatever happens to the agent
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return j.copyLocked()
 }
 
-// start gives kept, which is closed when the job has its file or needs none.
+// start returns kept, which closes once the job has its file or needs none.
 func (m *Manager) start(op core.Operation, requestID string, fn func(ctx context.Context, r *Run) (any, error)) (j *job, kept <-chan struct{}) {
 	done := make(chan struct{})
 	m.mu.Lock()
@@ -186,7 +185,7 @@ func (m *Manager) start(op core.Operation, requestID string, fn func(ctx context
 	return j, done
 }
 
-// newIDLocked makes an id that sorts behind every earlier one, also when the clock goes back.
+// newIDLocked returns an id that sorts after every earlier one, also when the clock goes back.
 func (m *Manager) newIDLocked() string {
 	m.lastStamp = max(m.lastStamp, ulid.Timestamp(m.opts.Now()))
 	for {
@@ -194,7 +193,7 @@ func (m *Manager) newIDLocked() string {
 		if err == nil {
 			return strings.ToLower(id.String()) + "-" + m.opts.Owner
 		}
-		m.lastStamp++ // more ids than fit into this millisecond
+		m.lastStamp++ // this millisecond has no ids left
 	}
 }
 
@@ -207,7 +206,7 @@ func Owner(id string) (node string, err error) {
 	return node, nil
 }
 
-// run runs the operation and ends the job, also when the operation ends its goroutine.
+// run runs the operation and ends the job, even if the operation ends its goroutine.
 func (m *Manager) run(ctx context.Context, j *job, fn func(context.Context, *Run) (any, error)) {
 	var result json.RawMessage
 	var err error = core.Errorf(core.Internal, "%s ended without a result", j.view.Operation)
@@ -215,9 +214,9 @@ func (m *Manager) run(ctx context.Context, j *job, fn func(context.Context, *Run
 	result, err = m.call(ctx, j, fn)
 }
 
-// call runs fn and encodes its result; a panic becomes an error.
+// call runs fn and encodes its result; it turns a panic into an error.
 func (m *Manager) call(ctx context.Context, j *job, fn func(context.Context, *Run) (any, error)) (data json.RawMessage, err error) {
-	id, op := j.view.ID, j.view.Operation // never changed after Start
+	id, op := j.view.ID, j.view.Operation // immutable after Start
 	defer func() {
 		if value := recover(); value != nil {
 			if m.opts.Panicked != nil {
@@ -252,7 +251,7 @@ func (m *Manager) end(ctx context.Context, j *job, result json.RawMessage, err e
 	case core.KindOf(err) == core.Cancelled:
 		m.endLocked(j, core.JobCancelled, nil, cause)
 	default:
-		// Asked to stop, it stopped, but not without trouble: the trouble is worth telling.
+		// It was cancelled and stopped, but with an error worth reporting.
 		m.endLocked(j, core.JobCancelled, nil, err)
 	}
 	j.cancel(nil)
@@ -270,8 +269,7 @@ func (m *Manager) endLocked(j *job, state core.JobState, result json.RawMessage,
 	}
 }
 
-// emitLocked numbers an event and shows it to the readers, or has both done when it is in the job's
-// file.
+// emitLocked numbers an event, then shows it to the readers or queues it for the job's file first.
 func (m *Manager) emitLocked(j *job, e core.Event) {
 	e.At = m.opts.Now()
 	if j.kick == nil {
@@ -279,14 +277,14 @@ func (m *Manager) emitLocked(j *job, e core.Event) {
 		m.publishLocked(j, e)
 		return
 	}
-	j.queue = trim(append(j.queue, e), j.events.max) // a disk that stands must not fill the memory
+	j.queue = trim(append(j.queue, e), j.events.max) // a stuck disk must not fill the memory
 	select {
 	case j.kick <- struct{}{}:
 	default:
 	}
 }
 
-// publishLocked shows an event, and what it means for the job.
+// publishLocked shows an event to readers and updates the job.
 func (m *Manager) publishLocked(j *job, e core.Event) {
 	j.view.LastSeq = e.Seq
 	j.events.add(e)
@@ -301,8 +299,8 @@ func (m *Manager) publishLocked(j *job, e core.Event) {
 	j.changed = make(chan struct{})
 }
 
-// copyLocked returns the job for a caller. Result and Error are written once and never changed, so
-// they are shared.
+// copyLocked returns the job for a caller. Result and Error are immutable once written, so callers
+// share them.
 func (j *job) copyLocked() core.Job { return j.view }
 
 func (m *Manager) find(id string) (*job, error) {
@@ -337,8 +335,8 @@ func (m *Manager) ByRequest(requestID string) (core.Job, bool) {
 	return j.copyLocked(), true
 }
 
-// List returns the running and the kept ended jobs, newest first, those that are private without
-// their results.
+// List returns the running and the kept ended jobs, newest first; private ones come without their
+// results.
 func (m *Manager) List() []core.Job {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -346,7 +344,7 @@ func (m *Manager) List() []core.Job {
 	for _, j := range m.jobs {
 		view := j.copyLocked()
 		if spec, err := core.FindOperation(view.Operation); err == nil && spec.Private {
-			view.Result = nil // it is for who asks for this job
+			view.Result = nil // only those who ask for this job get it
 		}
 		list = append(list, view)
 	}
@@ -354,8 +352,8 @@ func (m *Manager) List() []core.Job {
 	return list
 }
 
-// Cancel asks a job to stop and returns it as it is now; it ends, as JobCancelled, when its
-// operation has cleaned up. A job that has ended stays as it is. Errors: NotFound.
+// Cancel asks a job to stop and returns its present state. The job ends, as JobCancelled, when its
+// operation has cleaned up. An ended job does not change. Errors: NotFound.
 func (m *Manager) Cancel(id string) (core.Job, error) {
 	j, err := m.find(id)
 	if err != nil {
@@ -367,10 +365,10 @@ func (m *Manager) Cancel(id string) (core.Job, error) {
 	return j.copyLocked(), nil
 }
 
-// Events calls emit for every kept event with a greater number than after, in order, then for new
+// Events calls emit in order for every kept event with a number greater than after, then for new
 // ones as they happen. It returns nil after the end event, the error of emit, or ctx's. Any number
-// of readers may follow a job, and a slow one holds up nobody: where it falls behind by more than
-// the kept events, the oldest progress is missing for it. Errors: NotFound.
+// of readers may follow a job, and a slow one delays no other: a reader that falls behind by more
+// than the kept events misses the oldest progress. Errors: NotFound.
 func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error {
 	j, err := m.find(id)
 	if err != nil {
@@ -383,14 +381,14 @@ func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(
 		m.mu.Unlock()
 		if stored {
 			if events, err = readEvents(path); err != nil {
-				return core.Wrap(err, core.NotFound, "read job "+id) // it has just been forgotten
+				return core.Wrap(err, core.NotFound, "read job "+id) // it was pruned just now
 			}
 			if after >= last && len(events) > 0 {
 				end := events[len(events)-1]
 				if end.Seq = after + 1; after == last {
 					return nil
 				}
-				return emit(end) // a loss of power took what this reader has seen
+				return emit(end) // a loss of power took events that this reader has seen
 			}
 		}
 		for _, e := range events {
@@ -417,7 +415,7 @@ func (m *Manager) Events(ctx context.Context, id string, after int64, emit func(
 }
 
 // Close cancels all jobs and waits until their operations have returned. No job starts afterwards;
-// what there is can still be read. The error is ctx's, when an operation does not end in time.
+// existing ones can still be read. It returns ctx's error if an operation does not end in time.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.closed = true
@@ -427,7 +425,7 @@ func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Unlock()
 
 	done := make(chan struct{})
-	// This goroutine ends with the last operation, which is what ctx gives up on.
+	// This goroutine ends with the last operation; ctx bounds only the wait for it.
 	go func() { m.wg.Wait(); close(done) }()
 	select {
 	case <-done:

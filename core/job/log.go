@@ -17,19 +17,18 @@ import (
 
 const (
 	logSuffix = ".log"
-	// maxLogBytes is when a job's file is written anew with the events that are kept of it; the
-	// events after that are appended again.
+	// maxLogBytes is the size at which a job's file is rewritten with only the kept events; later
+	// events are appended again.
 	maxLogBytes = 2 << 20
-	// maxReadBytes bounds what is read of a file, and maxLineBytes one line, which holds at most
-	// one result.
+	// maxReadBytes bounds how much of a file is read, and maxLineBytes one line, which holds at
+	// most one result.
 	maxReadBytes = 64 << 20
 	maxLineBytes = maxResultBytes + 64<<10
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// header is the first line of a job's file. The request itself is not kept: it may hold what is
-// nobody else's business.
+// header is the first line of a job's file. It omits the request itself, which may be confidential.
 type header struct {
 	ID        string         `json:"id"`
 	Operation core.Operation `json:"operation"`
@@ -37,7 +36,7 @@ type header struct {
 	At        int64          `json:"at"` // nanoseconds since 1970
 }
 
-// appendLine writes v as a line with a checksum in front of it.
+// appendLine appends v as a line that starts with a checksum.
 func appendLine(b []byte, v any) ([]byte, error) {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -47,7 +46,7 @@ func appendLine(b []byte, v any) ([]byte, error) {
 	return append(append(b, data...), '\n'), nil
 }
 
-// readLine undoes appendLine for a line without its end.
+// readLine decodes a line of appendLine, without its newline.
 func readLine(line []byte, v any) bool {
 	if len(line) < 9 || line[8] != ' ' {
 		return false
@@ -60,9 +59,9 @@ func readLine(line []byte, v any) bool {
 	return dec.Decode(v) == nil
 }
 
-// readLog reads a job's file. What follows the last whole line, as a machine that loses its power
-// leaves it, does not count: good is the length of what does. Errors: Integrity where not even the
-// first line is whole, Internal.
+// readLog reads a job's file. It ignores what follows the last whole line, such as a torn write
+// after a loss of power: good is the length of the valid part. Errors: Integrity if even the first
+// line is torn, Internal.
 func readLog(r io.Reader) (h header, events []core.Event, good int64, err error) {
 	in := bufio.NewScanner(io.LimitReader(r, maxReadBytes))
 	in.Buffer(nil, maxLineBytes)
@@ -90,7 +89,7 @@ func readLog(r io.Reader) (h header, events []core.Event, good int64, err error)
 	return h, events, good, nil
 }
 
-// follows reports whether an event can come after those before it.
+// follows reports whether an event can come after the earlier ones.
 func follows(before []core.Event, e core.Event) bool {
 	var last core.Event
 	if len(before) > 0 {
@@ -118,7 +117,7 @@ type logFile struct {
 	size int64
 }
 
-// createLog makes the file of a new job.
+// createLog creates the file of a new job.
 func createLog(dir string, h header) (*logFile, error) {
 	l := &logFile{path: filepath.Join(dir, h.ID+logSuffix), h: h}
 	f, err := os.OpenFile(l.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -144,9 +143,9 @@ func (l *logFile) write(b []byte) error {
 	return core.Wrap(err, core.Internal, "keep a job")
 }
 
-// add writes events, the last ones for good when the job has ended: then they outlast a loss of
-// power, before that the end of the agent only. kept are all events that are to be in the file from
-// now on, for when it has become too long.
+// add appends events. If they end the job it flushes them, so that they outlast a loss of power;
+// otherwise they outlast only the end of the agent. kept holds all events to keep in case the file
+// has grown too long.
 func (l *logFile) add(events []core.Event, kept func() []core.Event) error {
 	var b []byte
 	ended := false
@@ -169,7 +168,7 @@ func (l *logFile) add(events []core.Event, kept func() []core.Event) error {
 	return err
 }
 
-// sync flushes the file, and that it is there, to the disk.
+// sync flushes the file and its directory entry to the disk.
 func (l *logFile) sync() error {
 	err := l.f.Sync()
 	if err == nil {

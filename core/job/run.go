@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	// progressInterval is the least time between two progress events of one phase.
+	// progressInterval is the minimum time between two progress events of one phase.
 	progressInterval = 100 * time.Millisecond
 	// maxMessageBytes bounds a log event.
 	maxMessageBytes = 8 << 10
 )
 
-// Run is a running job as its operation sees it. Methods may be called concurrently; after the
-// operation returned they do nothing.
+// Run is a running job from the view of its operation. Methods may be called concurrently; after
+// the operation returned they do nothing.
 type Run struct {
 	m  *Manager
 	j  *job
@@ -27,9 +27,9 @@ type Run struct {
 // ID returns the job's id.
 func (r *Run) ID() string { return r.id }
 
-// Progress tells how far a phase is. It may be called as often as one likes: at most ten events a
-// second come of one phase, and the last state of a phase always becomes an event, before a log
-// line or another phase that follows it. What did not change makes no event.
+// Progress reports how far a phase is. Call it as often as you like: a phase makes at most ten
+// events a second, and its last state always becomes an event before a later log line or another
+// phase. Unchanged progress makes no event.
 func (r *Run) Progress(p core.Progress) {
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
@@ -37,13 +37,13 @@ func (r *Run) Progress(p core.Progress) {
 		return
 	}
 	if !r.j.phases.has(p.Phase) {
-		r.m.flushLocked(r.j, true) // what was before is told before
+		r.m.flushLocked(r.j, true) // report earlier progress first
 	}
 	r.j.phases.set(p)
 	r.m.flushLocked(r.j, false)
 }
 
-// Log adds a line for people. Messages over 8 KiB are cut.
+// Log adds a line for people. It truncates messages over 8 KiB.
 func (r *Run) Log(format string, args ...any) {
 	msg := fmt.Sprintf(format, args...)
 	if len(msg) > maxMessageBytes {
@@ -52,13 +52,12 @@ func (r *Run) Log(format string, args ...any) {
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
 	if !r.j.over {
-		r.m.flushLocked(r.j, true) // what was before is told before
+		r.m.flushLocked(r.j, true) // report earlier progress first
 		r.m.emitLocked(r.j, core.Event{Kind: core.EventLog, Message: msg})
 	}
 }
 
-// flushLocked makes events of the progress that is due, or of all, and sees to it that the rest
-// follows in time.
+// flushLocked turns due progress, or all of it, into events, and schedules the rest.
 func (m *Manager) flushLocked(j *job, all bool) {
 	ps := &j.phases
 	if ps.timer != nil {
@@ -77,8 +76,7 @@ func (m *Manager) flushLocked(j *job, all bool) {
 		if p.pending && (next.IsZero() || p.next.Before(next)) {
 			next = p.next
 		}
-		// A phase that has been quiet is forgotten once others push it out, so that a thousand
-		// files are not a thousand phases.
+		// Later phases push out a quiet one, so that a thousand files are not a thousand phases.
 		return due && len(ps.list) > maxQuietPhases
 	})
 	if all || next.IsZero() {
@@ -95,7 +93,7 @@ func (m *Manager) flushLocked(j *job, all bool) {
 
 const maxQuietPhases = 32
 
-// phases is the progress of a job that may not have become an event yet.
+// phases holds the progress of a job that may not have become an event yet.
 type phases struct {
 	list  []*phase // in order of their first progress
 	timer *time.Timer
@@ -122,16 +120,16 @@ func (ps *phases) set(p core.Progress) {
 	}
 }
 
-// history is the kept events of a job, in memory while it runs, and afterwards where it has no
+// history holds the kept events of a job: in memory while it runs, and afterwards if it has no
 // file.
 type history struct {
 	max     int
 	events  []core.Event
-	bytes   int  // of the events that may be forgotten
-	dropped bool // they are in the file only
+	bytes   int  // of the events that may be dropped
+	dropped bool // they are only in the file
 }
 
-// add keeps an event. Over the bounds the oldest progress goes first, then the oldest log line;
+// add keeps an event. Over the bounds it drops the oldest progress first, then the oldest log line;
 // result and end always stay.
 func (h *history) add(e core.Event) {
 	h.events = append(h.events, e)
@@ -148,7 +146,7 @@ func (h *history) add(e core.Event) {
 
 func (h *history) drop() { h.events, h.bytes, h.dropped = nil, 0, true }
 
-// weight is about what an event takes that may be forgotten, in bytes.
+// weight returns the approximate size in bytes of an event that may be dropped.
 func weight(e core.Event) int {
 	switch e.Kind {
 	case core.EventProgress:
@@ -159,7 +157,7 @@ func weight(e core.Event) int {
 	return 0
 }
 
-// oldest returns the event that is forgotten first, or -1.
+// oldest returns the index of the event to drop first, or -1.
 func oldest(events []core.Event) int {
 	for _, kind := range []core.EventKind{core.EventProgress, core.EventLog} {
 		if i := slices.IndexFunc(events, func(x core.Event) bool { return x.Kind == kind }); i >= 0 {
@@ -169,7 +167,7 @@ func oldest(events []core.Event) int {
 	return -1
 }
 
-// trim forgets events until there are at most n, as far as they may be forgotten.
+// trim drops events until at most n are left, as far as it may.
 func trim(events []core.Event, n int) []core.Event {
 	for len(events) > n {
 		i := oldest(events)
@@ -181,7 +179,7 @@ func trim(events []core.Event, n int) []core.Event {
 	return events
 }
 
-// after returns a copy of the events with a greater number than seq.
+// after returns a copy of the events with a number greater than seq.
 func (h *history) after(seq int64) []core.Event {
 	i, _ := slices.BinarySearchFunc(h.events, seq+1, func(e core.Event, s int64) int {
 		switch {

@@ -10,7 +10,7 @@ import (
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
 
-// Register serves JobService on s, whose errors keep their kind, as those of rpc.NewServer do.
+// Register serves JobService on s. Errors keep their kind if s does, as those of rpc.NewServer do.
 func (m *Manager) Register(s grpc.ServiceRegistrar) { jobv1.RegisterJobServiceServer(s, service{m: m}) }
 
 type service struct {
@@ -19,8 +19,7 @@ type service struct {
 }
 
 func (s service) Submit(_ context.Context, req *jobv1.SubmitRequest) (*jobv1.SubmitResponse, error) {
-	// Before the request is read: one of an operation that came later may have fields that came
-	// later.
+	// Check the operation before reading the request: a newer operation may have unknown fields.
 	op := req.GetOperation()
 	if op != "" {
 		if err := s.m.Knows(core.Operation(op)); err != nil {

@@ -7,11 +7,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Func does what a request asks for and returns its result, which becomes JSON. It honours ctx, and
-// returns success only after the effect was observed.
+// Func runs a request and returns its result, which becomes JSON. It honours ctx, and returns
+// success only after it observed the effect.
 type Func func(ctx context.Context, r core.Request, run *Run) (any, error)
 
-// Typed returns a function with a result of its own type as a Func, whose result is nil with an
+// Typed returns a function with a result of its own type as a Func, whose result is nil on an
 // error.
 func Typed[T any](f func(ctx context.Context, r core.Request, run *Run) (T, error)) Func {
 	return func(ctx context.Context, r core.Request, run *Run) (any, error) {
@@ -23,16 +23,16 @@ func Typed[T any](f func(ctx context.Context, r core.Request, run *Run) (T, erro
 	}
 }
 
-// Handle adds the functions of operations. It is called before the first Submit, by each part of
-// the agent that runs operations.
+// Handle adds the functions of operations. Each part of the agent that runs operations calls it
+// before the first Submit.
 func (m *Manager) Handle(funcs map[core.Operation]Func) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	maps.Copy(m.funcs, funcs)
 }
 
-// Knows reports whether there is a function for an operation. Errors: Unsupported: the queen that
-// asks may be newer than this agent.
+// Knows returns nil if there is a function for an operation. Errors: Unsupported: the asking queen
+// may be newer than this agent.
 func (m *Manager) Knows(op core.Operation) error {
 	_, err := m.function(op)
 	return err

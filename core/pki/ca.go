@@ -19,11 +19,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// How long certificates live.
+// Lifetimes of certificates.
 const (
 	CATTL      = 10 * 365 * 24 * time.Hour // of a CA certificate
-	DefaultTTL = 90 * 24 * time.Hour       // of a node's, when nothing else is said
-	// certificates are valid this long before they are made: clocks differ
+	DefaultTTL = 90 * 24 * time.Hour       // of a node's certificate, by default
+	// certificates start this long before they are made, because clocks differ
 	backdate = time.Hour
 )
 
@@ -78,7 +78,7 @@ func NewCA(clusterID, name string, now time.Time) (*CA, error) {
 	return &CA{cluster: clusterID, cert: cert, certPEM: encodePEM(blockCertificate, der), key: key}, core.Wrap(err, core.Internal, "make a CA")
 }
 
-// ParseCA reads a CA's certificate and key, both PEM. Of several certificates the first is the
+// ParseCA reads a CA's certificate and key, both PEM. The first of several certificates is the
 // CA's. Errors: Integrity.
 func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
 	certs, err := parseCertificates(certPEM)
@@ -105,29 +105,30 @@ func ParseCA(certPEM, keyPEM []byte) (*CA, error) {
 // Cluster returns the id of the CA's cluster.
 func (c *CA) Cluster() string { return c.cluster }
 
-// NotAfter returns when the CA's certificate, and with it every certificate that it signed, ends.
+// NotAfter returns the end of the CA's certificate, and with it of every certificate that it
+// signed.
 func (c *CA) NotAfter() time.Time { return c.cert.NotAfter }
 
 // CertPEM returns the CA's certificate, PEM.
 func (c *CA) CertPEM() []byte { return slices.Clone(c.certPEM) }
 
-// KeyPEM returns the CA's private key, PEM: it is to be sealed, or kept with mode 0600.
+// KeyPEM returns the CA's private key, PEM. Seal it, or keep it with mode 0600.
 func (c *CA) KeyPEM() Secret { return encodeKey(c.key) }
 
-// Fingerprint is that of the CA's certificate, as join tokens have it.
+// Fingerprint returns the fingerprint of the CA's certificate, as in join tokens.
 func (c *CA) Fingerprint() string { return fingerprint(c.cert) }
 
-// Format shows which CA it is, and never its key.
+// Format shows the CA's cluster and never its key.
 func (c *CA) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "CA of cluster %s", c.cluster) }
 
 // Sign signs the certificate of node n (its Cluster, ID, Roles and Name) for the key of a PKCS #10
-// request (DER). Of the request only the key and the common name, which must be the node id, count.
-// A queen's certificate is also valid for localhost, the loopback addresses and the hosts (DNS
-// names, addresses), as browsers and OpenAI clients check those alone. A node that is no queen
-// serves no such client: its certificate names no host, and could not pass for a queen's. A ttl of
-// 0 is DefaultTTL; no certificate outlives the CA's. The returned node is that of the new
-// certificate. Errors: Invalid for a request, node or host that cannot be; Unavailable when the
-// CA's certificate has ended.
+// request (DER). It uses only the request's key and common name, which must be the node id. A
+// queen's certificate is also valid for localhost, the loopback addresses and the hosts (DNS names,
+// addresses), because browsers and OpenAI clients check only those. A node that is not a queen
+// serves no such client: its certificate names no host, and cannot pass for a queen's. A ttl of 0
+// is DefaultTTL; no certificate outlives the CA's. The returned node is that of the new
+// certificate. Errors: Invalid for a bad request, node or host; Unavailable if the CA's certificate
+// has ended.
 func (c *CA) Sign(csrDER []byte, n Node, hosts []string, ttl time.Duration, now time.Time) (certPEM []byte, node Node, err error) {
 	key, err := requestKey(csrDER, n.ID)
 	if err != nil {
@@ -216,7 +217,7 @@ func (c *CA) template(n Node, hosts []string) (*x509.Certificate, error) {
 	return t, nil
 }
 
-// checkHost refuses what is no DNS name, and names that would be a role.
+// checkHost refuses invalid DNS names, and names that would be a role.
 func checkHost(h string) error {
 	bad := core.Errorf(core.Invalid, "sign a certificate: %q is not a host name", h).Hint("A host is a DNS name or an IP address, without a port.")
 	if h == "" || len(h) > 253 {
@@ -276,7 +277,7 @@ func NewKey() (Secret, error) {
 }
 
 // NewRequest makes the certificate request of a node: PKCS #10, DER. Errors: Integrity for a key
-// that is not one of NewKey.
+// that NewKey did not make.
 func NewRequest(keyPEM []byte, nodeID string) (csrDER []byte, err error) {
 	key, err := parseKey(keyPEM)
 	if err != nil {
@@ -286,8 +287,8 @@ func NewRequest(keyPEM []byte, nodeID string) (csrDER []byte, err error) {
 	return der, core.Wrap(err, core.Internal, "make a certificate request")
 }
 
-// Fingerprint is that of the first certificate, as join tokens have it: SHA-256 of the DER,
-// lower-case base32 without padding. Errors: Integrity.
+// Fingerprint returns the fingerprint of the first certificate, as in join tokens: SHA-256 of the
+// DER, lower-case base32 without padding. Errors: Integrity.
 func Fingerprint(certPEM []byte) (string, error) {
 	certs, err := parseCertificates(certPEM)
 	if err != nil {
@@ -329,7 +330,7 @@ func encodePEM(block string, der []byte) []byte {
 func encodeKey(key *ecdsa.PrivateKey) Secret {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		panic(err) // a key on a known curve can always be encoded
+		panic(err) // a key on a known curve always encodes
 	}
 	return encodePEM(blockKey, der)
 }

@@ -28,17 +28,17 @@ const (
 	maxFileBytes = 1 << 20
 )
 
-// Files name an identity that is not kept in the data folder, as the tls block of a configuration
+// Files names the files of an identity outside the data folder, as the tls block of a configuration
 // does.
 type Files struct {
 	CA, Certificate, Key string // paths; PEM
-	Name                 string // of the node; empty: what the certificate says
+	Name                 string // of the node; empty: the name in the certificate
 	RPCAddress           string // host:port
 }
 
-// Load reads the identity in a data folder. Errors: NotFound when the node is in no cluster,
-// Forbidden when other users could read its keys, Integrity when parts are damaged, missing or do
-// not belong together.
+// Load reads the identity in a data folder. Errors: NotFound if the node is in no cluster,
+// Forbidden if other users could read its keys, Integrity if parts are damaged, missing or do not
+// belong together.
 func Load(dataDir string) (*Identity, error) {
 	dir := filepath.Join(dataDir, Folder)
 	root, err := os.OpenRoot(dir)
@@ -83,9 +83,9 @@ func Load(dataDir string) (*Identity, error) {
 	return i, nil
 }
 
-// LoadFiles reads an identity whose files the configuration names. It has no seal key, and nothing
-// of it is ever written; Reload reads it again. Errors: NotFound for a file that is not there,
-// Forbidden when everybody could read the key, Integrity.
+// LoadFiles reads an identity from the files that the configuration names. It has no seal key, and
+// rbee never writes it; Reload reads it again. Errors: NotFound for a missing file, Forbidden if
+// any user could read the key, Integrity.
 func LoadFiles(f Files) (*Identity, error) {
 	var parts [3][]byte
 	for n, path := range []string{f.CA, f.Certificate, f.Key} {
@@ -119,8 +119,8 @@ func LoadFiles(f Files) (*Identity, error) {
 	return i, nil
 }
 
-// Reload makes what LoadFiles read that of the files now, if they are in order and of the same
-// node. Errors: as LoadFiles, Conflict for another node.
+// Reload reads the files of LoadFiles again and takes them into use if they are in order and of the
+// same node. Errors: as LoadFiles, Conflict for another node.
 func (i *Identity) Reload(f Files) error {
 	i.write.Lock()
 	defer i.write.Unlock()
@@ -136,9 +136,9 @@ func (i *Identity) Reload(f Files) error {
 	return nil
 }
 
-// Create writes a new identity into a data folder, whole or not at all, and returns it. Errors:
-// Conflict when there is one, Integrity when the parts do not belong together, Invalid for a seal
-// key on a node that is no queen.
+// Create writes a new identity into a data folder atomically and returns it. Errors: Conflict if
+// there is one, Integrity if the parts do not belong together, Invalid for a seal key on a node
+// that is not a queen.
 func Create(dataDir string, m Material) (*Identity, error) {
 	s, err := build(info{ClusterName: m.ClusterName, Name: m.Name, RPCAddress: m.RPCAddress, AddressFound: m.AddressFound}, slices.Clone(m.CAPEM), slices.Clone(m.NodePEM), slices.Clone(m.Key), slices.Clone(m.SealKey))
 	if err != nil {
@@ -173,10 +173,10 @@ func Create(dataDir string, m Material) (*Identity, error) {
 	return i, nil
 }
 
-// Replace takes a renewed certificate and the CA's certificates of now into use, on disk and in
-// memory. Connections that stand, and handshakes that are under way, are not touched. The key
-// stays. Errors: Conflict for a certificate of another node, Integrity when it is not for this
-// node's key or not signed by one of the CAs, Unsupported when the files are the configuration's.
+// Replace takes a renewed certificate and the present CA certificates into use, on disk and in
+// memory. It does not touch open connections and running handshakes. The key stays. Errors:
+// Conflict for a certificate of another node, Integrity if it does not fit this node's key or none
+// of the CAs signed it, Unsupported if the files belong to the configuration.
 func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	i.write.Lock()
 	defer i.write.Unlock()
@@ -185,8 +185,8 @@ func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	}
 	old := i.state.Load()
 	in := old.info
-	in.Cluster, in.Node = "", "" // told apart from damage below
-	in.AddressNew = false        // the queens were told with the request
+	in.Cluster, in.Node = "", "" // distinguish another node from damage
+	in.AddressNew = false        // the request told the queens
 	s, err := build(in, slices.Clone(caPEM), slices.Clone(certPEM), old.key, old.sealKey)
 	if err != nil {
 		return err
@@ -194,8 +194,8 @@ func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	if s.node.ID != old.node.ID || s.node.Cluster != old.node.Cluster {
 		return otherNode()
 	}
-	// At no moment may the disk have a certificate without its CA: first all CAs, then the
-	// certificate, then the CAs that stay.
+	// The disk must never have a certificate without its CA: write all CAs first, then the
+	// certificate, then the remaining CAs.
 	both, err := union(s.caPEM, old.caPEM)
 	if err != nil {
 		return err
@@ -218,7 +218,7 @@ func (i *Identity) Replace(certPEM, caPEM []byte) error {
 	return nil
 }
 
-// SetRPCAddress keeps a new address at which others reach the node's RPC port: host:port.
+// SetRPCAddress stores a new address at which others reach the node's RPC port: host:port.
 func (i *Identity) SetRPCAddress(address string) error {
 	i.write.Lock()
 	defer i.write.Unlock()
@@ -236,9 +236,8 @@ func (i *Identity) SetRPCAddress(address string) error {
 	return nil
 }
 
-// GossipKeys returns the keys of the gossip pool that were last kept with SetGossipKeys: with them
-// a node finds the others before anybody told it the newest. Errors: NotFound when there are none,
-// Integrity.
+// GossipKeys returns the gossip keys that SetGossipKeys stored last: with them a node finds the
+// others before it receives newer ones. Errors: NotFound if there are none, Integrity.
 func (i *Identity) GossipKeys() (Secrets, error) {
 	b, err := i.get(fileGossip)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -250,8 +249,8 @@ func (i *Identity) GossipKeys() (Secrets, error) {
 	return decodeGossipKeys(b)
 }
 
-// SetGossipKeys keeps the keys of the gossip pool, the one in use first. Errors: Invalid,
-// Unsupported when the files are the configuration's.
+// SetGossipKeys stores the gossip keys, the one in use first. Errors: Invalid, Unsupported if the
+// files belong to the configuration.
 func (i *Identity) SetGossipKeys(keys Secrets) error {
 	b, err := encodeGossipKeys(keys)
 	if err != nil {
@@ -262,8 +261,8 @@ func (i *Identity) SetGossipKeys(keys Secrets) error {
 	return i.put(fileGossip, b)
 }
 
-// Remove forgets the identity in a data folder: the node is in no cluster then. Removing none
-// changes nothing.
+// Remove deletes the identity in a data folder: the node is then in no cluster. It does nothing if
+// there is none.
 func Remove(dataDir string) error {
 	dir := filepath.Join(dataDir, Folder)
 	gone, err := os.MkdirTemp(dataDir, "."+Folder+"-*")
@@ -288,7 +287,7 @@ func (i *Identity) putInfo(in info) error {
 	return i.put(fileInfo, b)
 }
 
-// put publishes one file, whole or not at all. The caller holds i.write.
+// put replaces one file atomically. The caller holds i.write.
 func (i *Identity) put(name string, data []byte) error {
 	if i.dir == "" {
 		return core.Errorf(core.Unsupported, "%s: the identity's files are named by the configuration", "write "+name).Hint("Join the node with a token to have its identity kept for it.")
@@ -321,19 +320,19 @@ func (i *Identity) get(name string) ([]byte, error) {
 	return readFile(root, name)
 }
 
-// writeFolder publishes a folder of files, whole or not at all.
+// writeFolder writes a folder of files atomically.
 func writeFolder(dataDir, dir string, files map[string][]byte) error {
 	const op = "write the identity"
 	_, missing := os.Stat(dataDir)
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
 		return core.WithHint(core.Wrap(err, core.Internal, op), "Choose another folder with -data-dir or data_dir = ….")
 	}
-	// A folder whose own name is not on the disk takes everything along. The one above may be
-	// closed to this user, unless this one was just made there.
+	// A folder whose entry is not on the disk loses everything in it. This user may not be able to
+	// open the parent folder, unless this call just made it.
 	if err := syncDir(filepath.Dir(filepath.Clean(dataDir))); err != nil && missing != nil {
 		return err
 	}
-	// Left empty by somebody: a rename replaces nothing that is there.
+	// An empty folder may be left over: a rename replaces nothing that exists.
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return core.Errorf(core.Conflict, "%s: %s is there already: this node is in a cluster", op, dir).Hint(
 			"Use it as it is; or leave that cluster first with \"rbee cluster leave\".")
@@ -377,7 +376,7 @@ func createFile(root *os.Root, name string, data []byte) error {
 
 func readFile(root *os.Root, name string) ([]byte, error) { return readMode(root, name, 0o077) }
 
-// readMode reads a file that none of the forbidden permissions may be given on.
+// readMode reads a file and refuses one with any of the forbidden permissions.
 func readMode(root *os.Root, name string, forbidden fs.FileMode) ([]byte, error) {
 	f, err := root.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -421,7 +420,7 @@ func encodeJSON(v any) ([]byte, error) {
 	return append(b, '\n'), core.Wrap(err, core.Internal, "write the identity")
 }
 
-// union returns all certificates of both bundles, those of the first first.
+// union returns all certificates of both bundles, those of the first bundle first.
 func union(a, b []byte) ([]byte, error) {
 	seen, out := map[string]bool{}, []byte{}
 	for _, bundle := range [][]byte{a, b} {

@@ -17,18 +17,18 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Identity is who this node is in its cluster: its certificate and key, the CA's certificates, and
-// for queens the key that opens sealed settings. It is safe for concurrent use: what it hands out
-// for TLS always follows the newest certificate. It does not show its keys when formatted.
+// Identity identifies this node in its cluster: its certificate and key, the CA's certificates, and
+// for queens the key that opens sealed settings. It is safe for concurrent use: what it returns for
+// TLS always follows the newest certificate. Formatted, it does not show its keys.
 type Identity struct {
-	// the cluster folder; empty: files named by the configuration, nothing is ever written
+	// the cluster folder; empty: the configuration names the files, and nothing is ever written
 	dir string
 
-	write sync.Mutex // serialises what changes the files
+	write sync.Mutex // serialises changes of the files
 	state atomic.Pointer[state]
 }
 
-// state is one consistent view of an identity. It is never changed, only replaced.
+// state is one consistent view of an identity. It is replaced, never changed.
 type state struct {
 	info    info
 	node    Node
@@ -41,7 +41,7 @@ type state struct {
 	began   time.Time // NotBefore of the node's certificate
 }
 
-// info is identity.json: what no certificate says.
+// info is identity.json: facts that are not in a certificate.
 type info struct {
 	Cluster     string      `json:"cluster"`
 	ClusterName string      `json:"cluster_name"`
@@ -49,35 +49,35 @@ type info struct {
 	Name        string      `json:"name"`
 	Roles       []core.Role `json:"roles"`
 	RPCAddress  string      `json:"rpc_address"`
-	// Nobody said the address in so many words: it was found out, and may be found out anew. Absent
-	// in identities of before there was it.
+	// AddressFound says that the address was detected, not configured, and may be detected anew.
+	// Older identities lack it.
 	AddressFound bool `json:"address_found,omitempty"`
 	// The address has changed since the cluster signed the certificate.
 	AddressNew bool `json:"address_new,omitempty"`
 }
 
-// Material is what an identity is made of. Formatted, it does not show its keys.
+// Material holds the parts of an identity. Formatted, it does not show its keys.
 type Material struct {
 	ClusterName string
 	Name        string // of the node
 	RPCAddress  string // host:port that others reach the node's RPC port at
-	// AddressFound says that nobody gave the address as one to advertise: it was found out.
+	// AddressFound says that the address was detected, not given as one to advertise.
 	AddressFound bool
 	CAPEM        []byte // one or more CA certificates, the one that signs first
-	NodePEM      []byte // the node's certificate; it says the cluster, the node's id and its roles
+	NodePEM      []byte // the node's certificate, with the cluster, the node's id and its roles
 	Key          Secret // PEM
 	SealKey      Secret // of a queen; empty: none
 	GossipKeys   Secrets
 	Seed         *Seed // of the first queen
 }
 
-// Format shows whose identity it would be, and no key.
+// Format shows the node, and no key.
 func (m Material) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "identity of %s in %s", m.Name, m.ClusterName)
 }
 
-// build checks that all parts belong together. It looks at no clock: a certificate that has ended
-// is one that has to be renewed, not a broken file.
+// build checks that all parts belong together. It ignores the clock: an expired certificate needs
+// renewal; it is not a broken file.
 func build(i info, caPEM, nodePEM []byte, key, sealKey Secret) (*state, error) {
 	cas, err := parseCertificates(caPEM)
 	if err != nil {
@@ -110,7 +110,7 @@ func build(i info, caPEM, nodePEM []byte, key, sealKey Secret) (*state, error) {
 	for _, c := range certs[1:] {
 		intermediates.AddCert(c)
 	}
-	when := leaf.NotBefore // a moment at which all of them are valid, if there is one
+	when := leaf.NotBefore // a moment at which all of them are valid, if any
 	for _, c := range certs[1:] {
 		when = later(when, c.NotBefore)
 	}
@@ -135,7 +135,7 @@ func build(i info, caPEM, nodePEM []byte, key, sealKey Secret) (*state, error) {
 	if i.ClusterName == "" && len(cas[0].Subject.OrganizationalUnit) == 1 {
 		i.ClusterName = cas[0].Subject.OrganizationalUnit[0]
 	}
-	// The CA's certificate goes along, so that a machine which joins can compare it with the
+	// The chain includes the CA's certificate, so that a joining machine can compare it with the
 	// fingerprint in its token.
 	chain := [][]byte{}
 	for _, c := range chains[0] {
@@ -153,7 +153,7 @@ func build(i info, caPEM, nodePEM []byte, key, sealKey Secret) (*state, error) {
 	}, nil
 }
 
-// Format shows whose identity it is, and no key.
+// Format shows the node, and no key.
 func (i *Identity) Format(f fmt.State, _ rune) {
 	s := i.state.Load()
 	fmt.Fprintf(f, "node %s of cluster %s", s.node.ID, s.node.Cluster)
@@ -168,7 +168,7 @@ func (i *Identity) Cluster() string { return i.state.Load().info.Cluster }
 // ClusterName returns the cluster's name, for people; it may be empty.
 func (i *Identity) ClusterName() string { return i.state.Load().info.ClusterName }
 
-// Node returns what the node's certificate says, with the node's name.
+// Node returns the contents of the node's certificate, with the node's name.
 func (i *Identity) Node() Node {
 	s := i.state.Load()
 	n := s.node
@@ -183,13 +183,13 @@ func (i *Identity) Has(r core.Role) bool { return i.state.Load().node.Has(r) }
 // RPCAddress returns where others reach the node's RPC port: host:port.
 func (i *Identity) RPCAddress() string { return i.state.Load().info.RPCAddress }
 
-// AddressFound says that RPCAddress was found out, so that it may be another one by now, rather
-// than given as one to advertise.
+// AddressFound reports whether RPCAddress was detected, and may have changed since, rather than
+// configured.
 func (i *Identity) AddressFound() bool { return i.state.Load().info.AddressFound }
 
-// Outdated reports whether the cluster is to sign a new certificate at once: it does not know the
-// node's address yet, a queen's certificate is not for that address, or one of before is for host
-// names although the node is no queen.
+// Outdated reports whether the cluster should sign a new certificate at once: it does not know the
+// node's address yet, a queen's certificate does not cover that address, or an older one covers
+// host names although the node is not a queen.
 func (i *Identity) Outdated() bool {
 	s := i.state.Load()
 	if !s.node.Has(core.RoleQueen) {
@@ -208,12 +208,12 @@ func (i *Identity) ValidFor(host string) bool {
 // CAPEM returns the CA's certificates, the one that signs first.
 func (i *Identity) CAPEM() []byte { return slices.Clone(i.state.Load().caPEM) }
 
-// SealKey opens sealed settings of the registry. It is nil on a hive, and in a cluster whose
-// certificates are made elsewhere.
+// SealKey returns the key that opens sealed settings of the registry. It is nil on a hive, and in a
+// cluster whose certificates are made elsewhere.
 func (i *Identity) SealKey() Secret { return slices.Clone(i.state.Load().sealKey) }
 
-// Proof returns what only those who may read the files of this node can make of a message: a MAC by
-// the node's key.
+// Proof returns a MAC of a message by the node's key, which only those who can read this node's
+// files can make.
 func (i *Identity) Proof(message []byte) []byte {
 	key := sha256.Sum256(i.state.Load().key)
 	mac := hmac.New(sha256.New, key[:])
@@ -222,25 +222,25 @@ func (i *Identity) Proof(message []byte) []byte {
 	return mac.Sum(nil)
 }
 
-// Certificate returns the node's, with its key and the chain up to and including the CA's. It is
-// not to be changed.
+// Certificate returns the node's certificate, with its key and the chain up to and including the
+// CA's. Callers must not change it.
 func (i *Identity) Certificate() *tls.Certificate { return i.state.Load().tls }
 
-// Roots returns the CA's certificates. They are not to be changed.
+// Roots returns the CA's certificates. Callers must not change them.
 func (i *Identity) Roots() *x509.CertPool { return i.state.Load().roots }
 
-// RenewAt returns when the certificate should be replaced: at a third of its life left, which began
-// when it was made.
+// RenewAt returns when to replace the certificate: when a third of its life is left, counted from
+// its creation.
 func (i *Identity) RenewAt() time.Time {
 	s := i.state.Load()
 	life := s.node.NotAfter.Sub(s.began.Add(backdate))
-	if life <= 0 { // made elsewhere, where nothing is backdated
+	if life <= 0 { // made elsewhere, without backdating
 		life = s.node.NotAfter.Sub(s.began)
 	}
 	return s.node.NotAfter.Add(-life / 3)
 }
 
-// Check reports whether the certificate is valid at a time. Errors: Forbidden.
+// Check returns an error if the certificate is not valid at a time. Errors: Forbidden.
 func (i *Identity) Check(now time.Time) error {
 	s := i.state.Load()
 	switch {
@@ -254,15 +254,15 @@ func (i *Identity) Check(now time.Time) error {
 	return nil
 }
 
-// Request makes the request for a new certificate: PKCS #10, DER, for the key that the node has.
+// Request makes the request for a new certificate: PKCS #10, DER, for the node's present key.
 func (i *Identity) Request() ([]byte, error) {
 	s := i.state.Load()
 	return NewRequest(s.key, s.node.ID)
 }
 
-// CA returns the cluster's CA, from its sealed key in the registry. The CA's certificates are the
-// registry's; its first one signs. Errors: Unsupported when this node cannot open it or there is
-// none, Integrity.
+// CA returns the cluster's CA, from its sealed key in the registry. caPEM holds the registry's CA
+// certificates; the first one signs. Errors: Unsupported if this node cannot open the key or there
+// is none, Integrity.
 func (i *Identity) CA(caPEM, sealedKey []byte) (*CA, error) {
 	s := i.state.Load()
 	if len(s.sealKey) == 0 || len(sealedKey) == 0 {
@@ -283,8 +283,8 @@ func (i *Identity) CA(caPEM, sealedKey []byte) (*CA, error) {
 	return ca, nil
 }
 
-// SealGossipKeys seals the keys of the gossip pool for the registry, the one in use first. Errors:
-// Invalid, Unsupported without a seal key.
+// SealGossipKeys seals the gossip keys for the registry, the one in use first. Errors: Invalid,
+// Unsupported without a seal key.
 func (i *Identity) SealGossipKeys(keys Secrets) ([]byte, error) {
 	s := i.state.Load()
 	if len(s.sealKey) == 0 {
@@ -303,7 +303,7 @@ func (i *Identity) OpenGossipKeys(sealed []byte) (Secrets, error) {
 	return openGossipKeys(s.sealKey, s.info.Cluster, sealed)
 }
 
-// KeyFingerprint returns how a gossip key is shown to people: the first 8 bytes of its SHA-256, in
+// KeyFingerprint returns the display form of a gossip key: the first 8 bytes of its SHA-256, in
 // hex.
 func KeyFingerprint(key []byte) string {
 	h := sha256.Sum256(key)

@@ -11,7 +11,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// InitOptions say which cluster to start.
+// InitOptions describe the cluster to start.
 type InitOptions struct {
 	Name         string // of the cluster, for people; empty: none
 	NodeID       string // 8 hex digits
@@ -22,20 +22,19 @@ type InitOptions struct {
 	Hosts          []string
 	Roles          []core.Role   // of this node; it must be a queen
 	CertificateTTL time.Duration // 0: DefaultTTL
-	// Token is the first operator token: its id, hash, scopes and so on. See core/token for how it
-	// is made.
+	// Token is the first operator token: its id, hash, scopes and so on. core/token makes it.
 	Token core.Token
 	Now   time.Time
 }
 
-// InitResult is a cluster that was just started.
+// InitResult describes a newly started cluster.
 type InitResult struct {
 	Identity    *Identity
 	Fingerprint string // of the CA's certificate
 }
 
-// Seed is what the first queen puts into the registry when the cluster begins. Formatted, it shows
-// nothing of it.
+// Seed is what the first queen puts into the registry of a new cluster. Formatted, it shows
+// nothing.
 type Seed struct {
 	CAPEM            []byte
 	SealedCAKey      []byte
@@ -60,9 +59,9 @@ func (s *Seed) file() seedFile {
 }
 
 // Init starts a cluster: it makes the CA, the first node's certificate, the seal key and the first
-// gossip key, and writes them into the data folder, whole or not at all. What belongs into the
-// registry waits there, sealed, as the Seed. The CA's key itself is nowhere in clear. Errors:
-// Conflict when the node is in a cluster already, Invalid.
+// gossip key, and writes them into the data folder atomically. The contents of the registry wait
+// there, sealed, as the Seed. The CA's key is never stored unencrypted. Errors: Conflict if the
+// node is already in a cluster, Invalid.
 func Init(dataDir string, o InitOptions) (InitResult, error) {
 	const op = "start a cluster"
 	if _, err := os.Lstat(dataDir + "/" + Folder + "/" + fileInfo); err == nil {
@@ -111,8 +110,8 @@ func Init(dataDir string, o InitOptions) (InitResult, error) {
 	return InitResult{Identity: id, Fingerprint: ca.Fingerprint()}, err
 }
 
-// Seed returns what is to be put into the registry when the cluster begins, or nil when that was
-// done, or was never this node's task. Errors: Integrity.
+// Seed returns what to put into the registry of a new cluster, or nil if that is done or was never
+// this node's task. Errors: Integrity.
 func (i *Identity) Seed() (*Seed, error) {
 	b, err := i.get(fileSeed)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -129,7 +128,7 @@ func (i *Identity) Seed() (*Seed, error) {
 	return &Seed{CAPEM: f.CAPEM, SealedCAKey: f.SealedCAKey, SealedGossipKeys: f.SealedGossipKeys, Token: f.Token}, nil
 }
 
-// DropSeed forgets the seed: the registry has it now. It may be repeated.
+// DropSeed deletes the seed once the registry has it. It may be called again.
 func (i *Identity) DropSeed() error {
 	i.write.Lock()
 	defer i.write.Unlock()

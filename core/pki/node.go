@@ -1,10 +1,10 @@
-// Package pki is the cluster's certificates: its CA, the identity of a node on its disk, the roles
-// that a certificate gives, and the sealing of what the registry must keep but not show.
+// Package pki manages the cluster's certificates: its CA, the identity of a node on its disk, the
+// roles that a certificate gives, and the sealing of secrets in the registry.
 //
 // Every node has one ECDSA P-256 certificate from the cluster's CA. Its common name is the node id,
 // its URI name is rbee://<cluster id>/node/<node id>, and each of its roles is a DNS name:
-// queen.<cluster id>.rbee, hive.<cluster id>.rbee. That makes the role something that TLS itself
-// checks: who dials a queen asks for the server name of a queen.
+// queen.<cluster id>.rbee, hive.<cluster id>.rbee. So TLS itself checks the role: a client that
+// dials a queen asks for the server name of a queen.
 package pki
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Node is what a certificate says about its holder.
+// Node describes the holder of a certificate.
 type Node struct {
 	Cluster  string // cluster id
 	ID       string // 8 hex digits
@@ -42,8 +42,8 @@ func isClusterID(id string) bool {
 	return len(id) >= 8 && len(id) <= 32 && strings.Trim(id, "0123456789abcdef") == ""
 }
 
-// NodeOf says whose certificate it is. It does not verify the certificate; TLS did. Errors:
-// Unauthenticated for a certificate that is not a node's.
+// NodeOf returns the node that a certificate names. It does not verify the certificate; TLS did.
+// Errors: Unauthenticated for a certificate that is not a node's.
 func NodeOf(cert *x509.Certificate) (Node, error) {
 	if cert == nil {
 		return Node{}, notNode("there is no certificate")
@@ -78,7 +78,7 @@ func nodeURI(cluster, id string) *url.URL {
 	return &url.URL{Scheme: "rbee", Host: cluster, Path: "/node/" + id}
 }
 
-// KeyHash returns how a public key (PKIX, DER) is known: its SHA-256.
+// KeyHash returns the SHA-256 that identifies a public key (PKIX, DER).
 func KeyHash(spki []byte) []byte {
 	h := sha256.Sum256(spki)
 	return h[:]

@@ -16,8 +16,8 @@ const (
 	recoverySumBytes = 4
 )
 
-// RecoveryKey returns the recovery key of the node's cluster: who has it and a snapshot has the
-// cluster's CA. Errors: Unsupported without a seal key.
+// RecoveryKey returns the recovery key of the node's cluster. Together with a snapshot it gives
+// access to the cluster's CA. Errors: Unsupported without a seal key.
 func (i *Identity) RecoveryKey() (Secret, error) {
 	key := i.SealKey()
 	if len(key) == 0 {
@@ -60,7 +60,7 @@ func recoverySum(cluster string, key []byte) []byte {
 	return h[:recoverySumBytes]
 }
 
-// RecoverOptions say whose identity to make out of a registry.
+// RecoverOptions describe the identity to make from a registry.
 type RecoverOptions struct {
 	Cluster        core.Cluster // of the registry
 	SealKey        Secret       // as ParseRecoveryKey gives it
