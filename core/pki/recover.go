@@ -74,9 +74,9 @@ type RecoverOptions struct {
 	Now            time.Time
 }
 
-// Recover makes the identity of a new queen of a cluster that has no queen any more, signed by the
-// CA in its registry, and writes it to the data folder. Errors: Integrity where the seal key does
-// not open the registry's keys, Unsupported where the registry has no CA, Conflict, Invalid.
+// Recover makes the identity of a new queen for a cluster that has lost all queens, signed by the
+// CA in its registry, and writes it to the data folder. Errors: Integrity if the seal key does not
+// open the registry's keys, Unsupported if the registry has no CA, Conflict, Invalid.
 func Recover(dataDir string, o RecoverOptions) (*Identity, error) {
 	c := o.Cluster
 	if len(c.SealedCAKey) == 0 {

@@ -13,7 +13,7 @@ import (
 const (
 	sealKeyBytes   = 32
 	gossipKeyBytes = 32
-	// first byte of what is sealed: AES-256-GCM, random nonce of 12 bytes in front, the label as
+	// first byte of sealed data: AES-256-GCM, a random nonce of 12 bytes in front, the label as
 	// additional data
 	sealVersion   = 1
 	maxGossipKeys = 16
@@ -31,9 +31,9 @@ func random(n int) []byte {
 	return b
 }
 
-// Seal encrypts plain so that only Open with the same key and label gives it back. The label says
-// what it is, so that one sealed thing cannot be put in the place of another. Errors: Invalid when
-// the key is not one of NewSealKey.
+// Seal encrypts plain so that only Open with the same key and label returns it. The label names the
+// purpose, so that one sealed value cannot replace another. Errors: Invalid if NewSealKey did not
+// make the key.
 func Seal(key, plain []byte, label string) ([]byte, error) {
 	a, err := aead(key)
 	if err != nil {
@@ -42,8 +42,8 @@ func Seal(key, plain []byte, label string) ([]byte, error) {
 	return a.Seal([]byte{sealVersion}, nil, plain, []byte(label)), nil
 }
 
-// Open decrypts what Seal made. Errors: Invalid when the key is not one of NewSealKey; Integrity
-// when the key or the label is another, or the bytes were changed.
+// Open decrypts what Seal made. Errors: Invalid if NewSealKey did not make the key; Integrity if
+// the key or the label differs, or the bytes were changed.
 func Open(key, sealed []byte, label string) (Secret, error) {
 	a, err := aead(key)
 	if err != nil {
@@ -77,8 +77,8 @@ func unopened(label, why string) error {
 		"Queens of one cluster share one seal key: if this queen's is lost or from another cluster, join it again.")
 }
 
-// The labels of what a registry keeps sealed. They have the cluster's id, so that nothing can be
-// brought over from another cluster.
+// These functions return the labels of a registry's sealed values. They include the cluster's id,
+// so that no value can be copied from another cluster.
 func caKeyLabel(cluster string) string      { return "CA key of cluster " + cluster }
 func gossipKeysLabel(cluster string) string { return "gossip keys of cluster " + cluster }
 

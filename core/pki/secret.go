@@ -2,8 +2,8 @@ package pki
 
 import "fmt"
 
-// Secret is key material. It shows itself to no format verb and no JSON; it is a []byte for whoever
-// needs the bytes. hclog takes slices apart by itself: never hand it one.
+// Secret is key material. No format verb and no JSON shows it; it is a []byte for code that needs
+// the bytes. hclog takes slices apart by itself: never pass it one.
 type Secret []byte
 
 // Secrets are several keys, the one in use first. They hide themselves as Secret does.

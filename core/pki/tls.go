@@ -10,9 +10,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// ServerConfig is TLS 1.3 for the RPC port. A client may show a certificate; one that it shows must
-// be of a node of this cluster. Whether a call needs one is for the caller to say. Without any
-// alpn, none is chosen; otherwise a client must ask for one of them.
+// ServerConfig returns the TLS 1.3 configuration of the RPC port. A client may show a certificate;
+// if it does, it must be of a node of this cluster. The caller decides which calls need one.
+// Without any alpn, none is negotiated; otherwise a client must ask for one of them.
 func (i *Identity) ServerConfig(alpn ...string) *tls.Config {
 	current := func() *tls.Config {
 		return &tls.Config{
@@ -21,8 +21,7 @@ func (i *Identity) ServerConfig(alpn ...string) *tls.Config {
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.Certificate(), nil },
 			ClientAuth:     tls.VerifyClientCertIfGiven,
 			ClientCAs:      i.Roots(),
-			// A resumed session would not be looked at again: neither whether the certificate has
-			// ended, nor whether it was revoked.
+			// A resumed session would skip the checks for expiry and revocation.
 			SessionTicketsDisabled: true,
 			VerifyConnection: func(cs tls.ConnectionState) error {
 				if len(alpn) > 0 && !slices.Contains(alpn, cs.NegotiatedProtocol) {
@@ -44,9 +43,9 @@ func (i *Identity) ServerConfig(alpn ...string) *tls.Config {
 	return c
 }
 
-// ClientConfig is TLS 1.3 to a node of this cluster that must have the role, and the id unless it
-// is empty. A handshake fails with Unauthenticated or with what crypto/x509 says. A renewed
-// certificate and new CAs count from the next handshake on.
+// ClientConfig returns a TLS 1.3 configuration for a node of this cluster that must have the role,
+// and the id unless it is empty. A handshake fails with Unauthenticated or with an error of
+// crypto/x509. A renewed certificate and new CAs count from the next handshake on.
 func (i *Identity) ClientConfig(alpn string, role core.Role, nodeID string) *tls.Config {
 	name := ServerName(role, i.Cluster())
 	return &tls.Config{
@@ -54,7 +53,7 @@ func (i *Identity) ClientConfig(alpn string, role core.Role, nodeID string) *tls
 		NextProtos:           []string{alpn},
 		ServerName:           name,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return i.Certificate(), nil },
-		InsecureSkipVerify:   true, // VerifyConnection does all of it, with the CAs of now
+		InsecureSkipVerify:   true, // VerifyConnection does all of it, with the present CAs
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			n, err := verifyServer(cs, i.Roots(), name)
 			switch {
@@ -73,9 +72,9 @@ func (i *Identity) ClientConfig(alpn string, role core.Role, nodeID string) *tls
 	}
 }
 
-// JoinConfig is TLS 1.3 to a queen of a cluster of which only the fingerprint of the CA's
-// certificate is known, from a join token. It shows no certificate. A handshake fails with
-// Unauthenticated, or with what crypto/x509 says.
+// JoinConfig returns a TLS 1.3 configuration for a queen of a cluster of which only the fingerprint
+// of the CA's certificate is known, from a join token. It shows no certificate. A handshake fails
+// with Unauthenticated or with an error of crypto/x509.
 func JoinConfig(alpn, fingerprintOfCA string) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS13,
@@ -100,9 +99,9 @@ func JoinConfig(alpn, fingerprintOfCA string) *tls.Config {
 	}
 }
 
-// HTTPConfig returns the TLS of the HTTP port: the node's certificate, no client certificates.
-// Proxies and clients that speak TLS 1.2 at most, such as nginx as Debian has it, are let in;
-// between machines it is 1.3 alone, see ServerConfig.
+// HTTPConfig returns the TLS configuration of the HTTP port: the node's certificate, no client
+// certificates. It accepts TLS 1.2 for proxies and clients that speak no newer one, such as
+// Debian's nginx; between machines only 1.3 is allowed, see ServerConfig.
 func (i *Identity) HTTPConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS12,
@@ -121,7 +120,7 @@ func verifyServer(cs tls.ConnectionState, roots *x509.CertPool, name string) (No
 		intermediates.AddCert(c)
 	}
 	_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
-	// after the chain: of a foreign node it is not the role that is wrong
+	// check the name after the chain: a foreign node's error is its cluster, not its role
 	if err == nil && name != "" {
 		err = leaf.VerifyHostname(name)
 	}
@@ -131,7 +130,7 @@ func verifyServer(cs tls.ConnectionState, roots *x509.CertPool, name string) (No
 	return NodeOf(leaf)
 }
 
-// classify gives what crypto/x509 says a kind and a hint; errors.As still finds it.
+// classify gives errors of crypto/x509 a kind and a hint; errors.As still finds the original.
 func classify(err error) error {
 	var invalid x509.CertificateInvalidError
 	var name x509.HostnameError

@@ -35,16 +35,16 @@ var (
 	pluginFile = regexp.MustCompile(`^rbee-(worker|catalog)-[a-z0-9][a-z0-9-]{0,40}$`)
 )
 
-// Program is the rbee of this machine.
+// Program is this machine's rbee program.
 type Program struct {
 	Version    string
 	Executable string // path
 	PluginDir  string
-	// OS and Arch are what it runs on; empty: this machine's.
+	// OS and Arch are the program's platform; empty: this machine's.
 	OS, Arch string
 }
 
-// build is what is installed: the program and its plugins.
+// build holds the files to install: the program and its plugins.
 type build struct {
 	version string
 	name    string // version and digest of the whole
@@ -59,9 +59,9 @@ type buildFile struct {
 	digest string // SHA-256, hex
 }
 
-// pick finds the build for a system: this machine's own, or one of a folder of releases as "make
-// release" lays them out. What it unpacks is in temp. Errors: Unsupported where there is none,
-// Integrity for an archive that is not what SHA256SUMS says, Invalid, Internal.
+// pick finds the build for a system: this machine's own, or one in a folder of releases in the
+// layout of "make release". It unpacks into temp. Errors: Unsupported if there is none, Integrity
+// for an archive that does not match SHA256SUMS, Invalid, Internal.
 func (p Program) pick(ctx context.Context, goos, arch, from, temp string) (build, error) {
 	if from != "" {
 		return fromRelease(ctx, goos, arch, from, temp)
@@ -136,7 +136,7 @@ func fromRelease(ctx context.Context, goos, arch, dir, temp string) (build, erro
 		return build{}, core.Errorf(core.Invalid, "%s: %q is no absolute path", what, clip(dir)).Hint("The folder is on the machine that installs: write its whole path.")
 	}
 	suffix := "-" + goos + "-" + arch + ".tar.gz"
-	// a folder with a pattern's characters has none
+	// a folder with a pattern's characters matches nothing
 	found, err := filepath.Glob(filepath.Join(dir, "rbee-*"+suffix))
 	if err != nil || len(found) != 1 {
 		var names []string
@@ -175,7 +175,7 @@ func fromRelease(ctx context.Context, goos, arch, dir, temp string) (build, erro
 	return fromFolder(ctx, version, filepath.Join(temp, "rbee"), filepath.Join(temp, "plugins"))
 }
 
-// sumOf returns what SHA256SUMS says of a file. Errors: Integrity.
+// sumOf returns the sum that SHA256SUMS has for a file. Errors: Integrity.
 func sumOf(sums, name string) (string, error) {
 	const what = "read SHA256SUMS"
 	f, err := os.Open(sums)
@@ -193,8 +193,8 @@ func sumOf(sums, name string) (string, error) {
 	return "", core.Errorf(core.Integrity, "%s: it does not name %s", what, name).Hint("\"make release\" writes it.")
 }
 
-// unpack takes the program and its plugins out of a release archive, and nothing else. Errors:
-// Integrity, TooLarge, Internal.
+// unpack extracts only the program and its plugins from a release archive. Errors: Integrity,
+// TooLarge, Internal.
 func unpack(r io.Reader, dir string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 
 const maxHosts = 10000
 
-// Hosts is the list of machines that hives can be, or are, installed on: a file on the machine
-// whose SSH identity reaches them. It may be used concurrently.
+// Hosts is the list of machines with hives, or on which hives can be installed: a file on the
+// machine whose SSH identity reaches them. It may be used concurrently.
 type Hosts struct {
 	file string
 
@@ -52,14 +52,14 @@ func openHosts(file string) (*Hosts, error) {
 	return h, nil
 }
 
-// List gives all hosts by name.
+// List returns all hosts by name.
 func (h *Hosts) List() []core.HiveHost {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.list)
 }
 
-// Find gives the host of a name.
+// Find returns the host with a name.
 func (h *Hosts) Find(name string) (core.HiveHost, bool) {
 	return h.first(func(x core.HiveHost) bool { return x.Name == name })
 }
@@ -97,7 +97,7 @@ func (h *Hosts) change(f func([]core.HiveHost) []core.HiveHost) error {
 	return nil
 }
 
-// publish writes a file whole or not at all.
+// publish writes a file atomically.
 func publish(file string, data []byte) error {
 	dir := filepath.Dir(file)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -130,7 +130,7 @@ func (h *Hosts) put(x core.HiveHost) error {
 	})
 }
 
-// uninstalled forgets that a hive is on a host, and the host itself unless it was imported.
+// uninstalled records that a host has no hive any more, and drops the host unless it was imported.
 func (h *Hosts) uninstalled(name string) error {
 	return h.change(func(list []core.HiveHost) []core.HiveHost {
 		list = slices.DeleteFunc(list, func(x core.HiveHost) bool { return x.Name == name && !x.Imported })
@@ -143,8 +143,8 @@ func (h *Hosts) uninstalled(name string) error {
 	})
 }
 
-// Import is hive_import_ssh: it adds the hosts of an OpenSSH configuration of this machine. Hosts
-// that are there stay as they are.
+// Import runs hive_import_ssh: it adds the hosts of an OpenSSH configuration of this machine.
+// Existing hosts do not change.
 func (r *Remote) Import(_ context.Context, req core.Request, run Run) (core.ImportResult, error) {
 	file := req.File
 	switch rest, home := strings.CutPrefix(file, "~/"); {
@@ -174,7 +174,7 @@ func (r *Remote) Import(_ context.Context, req core.Request, run Run) (core.Impo
 				continue
 			}
 			x := core.HiveHost{Name: name, HostName: strings.ReplaceAll(c.Lookup(name, "hostname"), "%h", name), User: c.Lookup(name, "user"), Imported: true}
-			x.Port, _ = strconv.Atoi(c.Lookup(name, "port")) // judged when it was read
+			x.Port, _ = strconv.Atoi(c.Lookup(name, "port")) // checked when it was read
 			if files := c.LookupAll(name, "identityfile"); len(files) > 0 {
 				x.IdentityFile = files[0]
 			}

@@ -19,8 +19,8 @@ func (r *Remote) alone() error {
 	return core.Errorf(core.Unsupported, "%s is in no cluster that another machine could join", r.o.Name).Hint("Begin one: \"rbee cluster init\", then start the agent.")
 }
 
-// Install is hive_install: it brings rbee to a machine, has it join the cluster, and keeps it
-// running there. Repeated, it upgrades.
+// Install runs hive_install: it copies rbee to a machine, joins it to the cluster, and keeps it
+// running there. On an installed machine it upgrades.
 func (r *Remote) Install(ctx context.Context, req core.Request, run Run) (core.InstallResult, error) {
 	if err := r.alone(); err != nil {
 		return core.InstallResult{}, err
@@ -69,7 +69,7 @@ func (i *installation) note(format string, args ...any) {
 	i.notes = append(i.notes, fmt.Sprintf(format, args...))
 }
 
-// prepare judges the machine before anything is changed there.
+// prepare checks the machine before it changes anything there.
 func (i *installation) prepare(ctx context.Context) error {
 	m, k := i.m, i.m.look
 	switch {
@@ -122,7 +122,8 @@ func (i *installation) install(ctx context.Context) (core.InstallResult, error) 
 	m, l, b := i.m, i.l, i.build
 	before := core.Hive{}
 	if i.had && i.old.hive != "" {
-		before, _ = i.r.o.Cluster.Hive(ctx, i.old.hive) // none: it joins anew, or says why not
+		// without one, the hive joins anew or says why it cannot
+		before, _ = i.r.o.Cluster.Hive(ctx, i.old.hive)
 	}
 	up := false
 	if i.had {
@@ -181,13 +182,13 @@ func (i *installation) install(ctx context.Context) (core.InstallResult, error) 
 	return i.result(h, false), i.sweep(ctx)
 }
 
-// claim makes the folders and writes down what the installation is about to be, so that it can be
-// removed from here on.
+// claim makes the folders and records the installation in advance, so that it can be removed from
+// here on.
 func (i *installation) claim(ctx context.Context) (manifest, error) {
 	m, l := i.m, i.l
 	man := i.old
 	man.system, man.service = l.system, l.service
-	if !i.had { // an upgrade is what it was until the new program runs
+	if !i.had { // an upgrade keeps its old record until the new program runs
 		man.version, man.build = i.build.version, i.build.name
 	}
 	if l.system {
@@ -214,7 +215,7 @@ func (i *installation) claim(ctx context.Context) (manifest, error) {
 	return man, m.write(ctx, l, l.manifest(), "644", man.text())
 }
 
-// present reports whether the build is there already, whole.
+// present reports whether the complete build is already there.
 func (i *installation) present(ctx context.Context) (bool, error) {
 	var paths []string
 	for _, f := range i.build.files {
@@ -246,7 +247,7 @@ func (i *installation) configure(ctx context.Context) error {
 		}
 		mode := "600"
 		if l.system {
-			mode = "644" // it holds no secret, and the service's user reads it
+			mode = "644" // it holds no secret, and the service's user must read it
 		}
 		s := settings{name: name, bind: i.req.Bind, advertise: i.req.Advertise, queen: i.req.Queen}
 		if err := m.write(ctx, l, l.conf, mode, l.configText(s)); err != nil {
@@ -261,8 +262,8 @@ func (i *installation) configure(ctx context.Context) error {
 	return nil
 }
 
-// join gives the machine a certificate of the cluster, unless it has one. The token goes there on
-// stdin and is nowhere else.
+// join gives the machine a certificate of the cluster, unless it has one. The token goes to its
+// stdin and is stored nowhere.
 func (i *installation) join(ctx context.Context) error {
 	m, l := i.m, i.l
 	if out, err := m.root(ctx, l, scriptIdentity, l.data); err != nil {
@@ -280,7 +281,7 @@ func (i *installation) join(ctx context.Context) error {
 	}
 	_, err = m.feed(ctx, strings.NewReader(token+"\n"), m.sudo(l), scriptJoin, l.build(i.build.name)+"/rbee", l.conf)
 	if err != nil {
-		// Used or not, nobody needs it any more.
+		// Used or not, the token has served its purpose.
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		_, _ = i.r.o.Cluster.RevokeToken(limited, id)
@@ -294,8 +295,8 @@ func (i *installation) join(ctx context.Context) error {
 	return nil
 }
 
-// start switches to the new build and waits until the hive runs with it. If it does not, the old
-// build is put back.
+// start switches to the new build and waits until the hive runs with it. If it does not, start
+// restores the old build.
 func (i *installation) start(ctx context.Context, id string, before core.Hive) (core.Hive, error) {
 	m, l := i.m, i.l
 	action := "start"
@@ -341,7 +342,7 @@ func (i *installation) link(ctx context.Context, build string) error {
 	return nil
 }
 
-// sweep removes the other builds and what was left of unfinished copies.
+// sweep removes the other builds and the leftovers of unfinished copies.
 func (i *installation) sweep(ctx context.Context) error {
 	out, err := i.m.root(ctx, i.l, scriptBuilds, i.l.lib, i.build.name)
 	if err != nil {
@@ -362,7 +363,7 @@ func (i *installation) sweep(ctx context.Context) error {
 	return nil
 }
 
-// remember keeps in the list of hosts what is installed where.
+// remember records the installation in the list of hosts.
 func (i *installation) remember(id string) error {
 	x := i.host
 	x.Hive = id
@@ -379,7 +380,7 @@ func (i *installation) result(h core.Hive, already bool) core.InstallResult {
 	return res
 }
 
-// tellLog has the job tell the last lines of a hive's log. Without them it says less.
+// tellLog copies the last lines of a hive's log into the job's log, if it can read them.
 func (r *Remote) tellLog(ctx context.Context, m *machine, l layout, run Run) {
 	text, _ := m.service(ctx, l, "log")
 	for line := range strings.Lines(text) {
@@ -387,11 +388,11 @@ func (r *Remote) tellLog(ctx context.Context, m *machine, l layout, run Run) {
 	}
 }
 
-// awaitReady waits until the registry has the hive as ready, in a life that began after the given
+// awaitReady waits until the registry has the hive as ready, after a start later than the given
 // one.
 func (r *Remote) awaitReady(ctx context.Context, m *machine, l layout, id string, before core.Hive, run Run) (core.Hive, error) {
 	deadline := time.Now().Add(r.o.Patience)
-	stopped := 0 // how often the service was found not to run
+	stopped := 0 // how often the service was found stopped
 	for n := 1; ; n++ {
 		h, err := r.o.Cluster.Hive(ctx, id)
 		if err == nil && h.Status == core.HiveReady && h.Incarnation != before.Incarnation {

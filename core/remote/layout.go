@@ -9,13 +9,13 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// The ways in which rbee can be kept running on a machine.
+// The ways to keep rbee running on a machine.
 const (
 	ServiceAuto          = "auto"
 	ServiceSystemdUser   = "systemd-user"
 	ServiceSystemdSystem = "systemd-system"
 	ServiceLaunchd       = "launchd"
-	ServiceNone          = "none" // a process in the background that nothing starts again
+	ServiceNone          = "none" // a background process that nothing restarts
 )
 
 // Services returns the values of a request's service.
@@ -23,12 +23,12 @@ func Services() []string {
 	return []string{ServiceAuto, ServiceSystemdUser, ServiceSystemdSystem, ServiceLaunchd, ServiceNone}
 }
 
-// layout is where everything is on the machine, all of it absolute.
+// layout holds the paths on the machine, all absolute.
 type layout struct {
 	system  bool
 	service string
-	lib     string // one folder per build in it
-	link    string // the program, in a folder of PATH
+	lib     string // holds one folder per build
+	link    string // link to the program, in a folder of PATH
 	conf    string
 	data    string
 	store   string
@@ -38,7 +38,7 @@ type layout struct {
 const (
 	unitName    = "rbee.service"
 	launchdName = "org.rbee.agent"
-	systemUser  = "rbee" // that a system service runs as
+	systemUser  = "rbee" // user of a system service
 )
 
 func layoutOf(home string, system bool, service string) layout {
@@ -67,8 +67,7 @@ func (l layout) staging(name string) string { return path.Join(l.lib, ".partial-
 func (l layout) pidFile() string            { return path.Join(l.lib, "agent.pid") }
 func (l layout) logFile() string            { return path.Join(l.lib, "agent.log") }
 
-// umask is that of the folders of the program: everybody may run what is installed for the whole
-// machine.
+// umask returns the umask of the program's folders: any user may run a system-wide installation.
 func (l layout) umask() string {
 	if l.system {
 		return "022"
@@ -76,7 +75,7 @@ func (l layout) umask() string {
 	return "077"
 }
 
-// folders are those that must be there, each after the one it is in.
+// folders lists the required folders, each after its parent.
 func (l layout) folders() []string {
 	var list []string
 	add := func(dir string) {
@@ -101,7 +100,7 @@ func (l layout) folders() []string {
 	return list
 }
 
-// settings are what the configuration of a new hive says.
+// settings are the contents of a new hive's configuration.
 type settings struct {
 	name      string // of the machine; empty: its host name
 	bind      string // address to listen on; empty: all
@@ -131,12 +130,12 @@ func (l layout) configText(s settings) string {
 	return b.String()
 }
 
-// hclString returns a text as HCL has it, without interpolation.
+// hclString quotes a text for HCL, without interpolation.
 func hclString(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "${", "$${", "%{", "%%{", "\n", `\n`, "\r", `\r`, "\t", `\t`).Replace(s) + `"`
 }
 
-// unitText returns the unit of systemd or the property list of launchd; empty where there is none.
+// unitText returns the unit of systemd or the property list of launchd; empty if there is none.
 func (l layout) unitText() string {
 	switch l.service {
 	case ServiceSystemdUser, ServiceSystemdSystem:
@@ -147,8 +146,8 @@ func (l layout) unitText() string {
 	return ""
 }
 
-// systemdText keeps what breaks graphics cards or compilers at run time out: PrivateDevices,
-// MemoryDenyWriteExecute, ProcSubset.
+// systemdText returns the unit of systemd. It leaves out settings that break graphics cards or
+// compilers at run time: PrivateDevices, MemoryDenyWriteExecute, ProcSubset.
 func (l layout) systemdText() string {
 	hardening, who, target := "", "", "default.target"
 	if l.system {
@@ -187,7 +186,7 @@ LockPersonality=true
 WantedBy=` + target + "\n"
 }
 
-// unitWord returns one word of a command line of systemd.
+// unitWord quotes one word of a command line of systemd.
 func unitWord(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%", "$", "$$").Replace(s) + `"`
 }
@@ -217,7 +216,7 @@ func (l layout) launchdText() string {
 `
 }
 
-// chooseService says how rbee is kept running on a machine. Errors: Unsupported.
+// chooseService returns how to keep rbee running on a machine. Errors: Unsupported.
 func chooseService(wanted string, system bool, m look) (string, error) {
 	no := func(hint, format string, args ...any) (string, error) {
 		return "", core.Errorf(core.Unsupported, format, args...).Hint("%s", hint)

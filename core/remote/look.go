@@ -6,23 +6,23 @@ import (
 	"strings"
 )
 
-// look is what a machine says of itself.
+// look holds a machine's description of itself.
 type look struct {
-	// as GOOS and GOARCH have them; as the machine names them where rbee does not run
+	// as GOOS and GOARCH; the machine's own names where rbee does not run
 	os, arch      string
 	home, user    string
 	root          bool
 	sudo          bool // without a password
 	systemdSystem bool
 	systemdUser   bool
-	sum           string   // the program that makes SHA-256 sums; empty: none
+	sum           string   // the tool that makes SHA-256 sums; empty: none
 	freeBytes     int64    // where the home folder is; -1: unknown
-	manifests     []string // paths of what was installed
-	version       string   // of the rbee there; empty: none
+	manifests     []string // paths of manifests of installations
+	version       string   // of the installed rbee; empty: none
 }
 
-// parseLook reads what scriptLook prints. Unknown lines, such as those of a shell's greeting, are
-// passed over; what is no fit value is left out.
+// parseLook reads the output of scriptLook. It skips unknown lines, such as a shell's greeting, and
+// invalid values.
 func parseLook(text string) look {
 	m := look{freeBytes: -1}
 	for line := range strings.Lines(text) {
@@ -81,7 +81,7 @@ func clip(s string) string {
 	return s
 }
 
-// runs reports whether rbee is built for such a machine.
+// runs reports whether rbee is built for the machine's platform.
 func (m look) runs() bool {
 	switch m.os + "/" + m.arch {
 	case "linux/amd64", "linux/arm64", "darwin/arm64":

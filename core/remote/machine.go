@@ -16,12 +16,12 @@ import (
 	"github.com/rbee-project/rbee/core/ssh"
 )
 
-// machine is another machine that is connected to.
+// machine is a connected remote machine.
 type machine struct {
 	conn *ssh.Conn
 	name string
 	look look
-	free func() // lets other operations at it; nil: none is kept away
+	free func() // ends the exclusion of other operations; nil: none excluded
 }
 
 func (m *machine) close() {
@@ -31,7 +31,7 @@ func (m *machine) close() {
 	}
 }
 
-// run runs one of the scripts as the person who logged in.
+// run runs one of the scripts as the login user.
 func (m *machine) run(ctx context.Context, script string, args ...string) (string, error) {
 	return m.feed(ctx, nil, "", script, args...)
 }
@@ -74,8 +74,8 @@ func (m *machine) explain(op string, err error) error {
 	return core.Errorf(core.Internal, "%s: %s: %w", op, m.name, err).Hint("Log in there and look; \"rbee hive ssh-test %s\" tells what rbee sees.", m.name)
 }
 
-// installed is what an earlier installation left; ok reports whether there is one. Errors:
-// Integrity, Unavailable.
+// installed returns the manifest of an earlier installation; ok reports whether there is one.
+// Errors: Integrity, Unavailable.
 func (m *machine) installed(ctx context.Context) (man manifest, l layout, ok bool, err error) {
 	if m.look.home == "" {
 		return manifest{}, layout{}, false, core.Errorf(core.Unsupported, "look for rbee: %s has no home folder for %s", m.name, m.conn.User).Hint("Name another user.")
@@ -102,7 +102,7 @@ func (m *machine) write(ctx context.Context, l layout, file, mode, text string) 
 	return nil
 }
 
-// sums returns the SHA-256 sums of files on the machine, "-" for one that is not there.
+// sums returns the SHA-256 sums of files on the machine, "-" for a missing one.
 func (m *machine) sums(ctx context.Context, l layout, files []string) ([]string, error) {
 	out, err := m.root(ctx, l, scriptSums, append([]string{m.look.sum}, files...)...)
 	if err != nil {
@@ -115,9 +115,8 @@ func (m *machine) sums(ctx context.Context, l layout, files []string) ([]string,
 	return got, nil
 }
 
-// send brings a build to the machine, into the folder where it is complete. What is there of it
-// already, with the right digest, is not sent again. Errors: TooLarge for a full disk, Integrity,
-// Unavailable.
+// send copies a build to the machine, into the folder where it is complete. It skips files that are
+// already there with the right digest. Errors: TooLarge for a full disk, Integrity, Unavailable.
 func (m *machine) send(ctx context.Context, l layout, b build, run Run) error {
 	dir := l.staging(b.name)
 	if _, err := m.root(ctx, l, scriptFolders, l.umask(), dir, path.Join(dir, "plugins")); err != nil {
@@ -151,7 +150,7 @@ func (m *machine) send(ctx context.Context, l layout, b build, run Run) error {
 	}
 	for i, f := range b.files {
 		if got[i] != f.digest {
-			// best effort: it is overwritten next time
+			// best effort: the next run overwrites it
 			_, _ = m.root(ctx, l, scriptRemove, paths[i])
 			return core.Errorf(core.Integrity, "check what was sent: %s arrived with the digest %s instead of %s", f.path, clip(got[i]), f.digest).Hint(
 				"Nothing was changed there. Try again; if it stays so, that machine's disk or memory is damaged.")
@@ -191,7 +190,7 @@ func (c *counting) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// service does something with the service: start, restart, stop, state, log, remove, linger.
+// service runs an action of the service: start, restart, stop, state, log, remove, linger.
 func (m *machine) service(ctx context.Context, l layout, action string) (string, error) {
 	out, err := m.root(ctx, l, scriptService, l.service, action, l.link, l.conf, l.pidFile(), l.logFile(), l.unit)
 	if err != nil {
@@ -205,7 +204,7 @@ func (m *machine) running(ctx context.Context, l layout) (bool, error) {
 	return state == "running", err
 }
 
-// nodeID returns the id that the agent there has given itself; empty: none yet.
+// nodeID returns the id that the remote agent chose; empty: none yet.
 func (m *machine) nodeID(ctx context.Context, l layout) (string, error) {
 	out, err := m.root(ctx, l, scriptRead, path.Join(l.data, "node-id"))
 	if err != nil {
@@ -218,7 +217,7 @@ func (m *machine) nodeID(ctx context.Context, l layout) (string, error) {
 	return id, nil
 }
 
-// pause waits between two looks at something that happens elsewhere.
+// pause waits between two polls of a remote state.
 func pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -9,15 +9,15 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// manifest is what an installation wrote, as a file on the machine keeps it.
+// manifest records what an installation wrote, in a file on the machine.
 type manifest struct {
 	system  bool
 	service string
 	version string
 	build   string   // folder below lib
 	hive    string   // Hive.ID, once it has joined
-	user    bool     // the user of the system service was made
-	folders []string // made by the installation, each after the one it is in
+	user    bool     // the installation made the user of the system service
+	folders []string // made by the installation, each after its parent
 }
 
 const manifestHead = "rbee-installed 1"
@@ -32,7 +32,7 @@ func (m manifest) text() string {
 }
 
 // parseManifest reads a manifest, whose folders must be among those of the layout: whatever it
-// says, nothing else is ever removed. Errors: Integrity.
+// says, only those are ever removed. Errors: Integrity.
 func parseManifest(text, home string) (manifest, layout, error) {
 	bad := func(format string, args ...any) (manifest, layout, error) {
 		return manifest{}, layout{}, core.Errorf(core.Integrity, "read what is installed there: "+format, args...).

@@ -12,7 +12,7 @@ import (
 
 var errNotInstalled = errors.New("rbee is not installed")
 
-// installedHive connects to the machine of a request, where rbee must be installed.
+// installedHive connects to the machine of a request, which must have rbee installed.
 func (r *Remote) installedHive(ctx context.Context, req core.Request, run Run) (*machine, core.HiveHost, manifest, layout, error) {
 	if err := r.alone(); err != nil {
 		return nil, core.HiveHost{}, manifest{}, layout{}, err
@@ -35,7 +35,7 @@ func (r *Remote) installedHive(ctx context.Context, req core.Request, run Run) (
 	return m, host, man, l, nil
 }
 
-// Start is hive_start: it starts the service of a machine and waits until its hive is ready.
+// Start runs hive_start: it starts the service of a machine and waits until its hive is ready.
 func (r *Remote) Start(ctx context.Context, req core.Request, run Run) (core.InstallResult, error) {
 	m, host, man, l, err := r.installedHive(ctx, req, run)
 	if err != nil {
@@ -52,7 +52,7 @@ func (r *Remote) Start(ctx context.Context, req core.Request, run Run) (core.Ins
 		res.Already, res.Name, res.Devices = true, before.Name, before.Devices
 		return res, nil
 	}
-	if up { // it runs and is on its way
+	if up { // it runs and will be ready soon
 		before = core.Hive{}
 	}
 	run.Progress(core.Progress{Phase: "start"})
@@ -67,7 +67,7 @@ func (r *Remote) Start(ctx context.Context, req core.Request, run Run) (core.Ins
 	return res, nil
 }
 
-// Stop is hive_stop: it stops the service of a machine. Workers stay, for the next start to take
+// Stop runs hive_stop: it stops the service of a machine. Workers stay for the next start to take
 // over, unless they are drained: then running requests end, and the workers with them.
 func (r *Remote) Stop(ctx context.Context, req core.Request, run Run) (core.InstallResult, error) {
 	m, host, man, l, err := r.installedHive(ctx, req, run)
@@ -89,7 +89,7 @@ func (r *Remote) Stop(ctx context.Context, req core.Request, run Run) (core.Inst
 		if err := r.drain(ctx, h, time.Duration(req.Grace), run); err != nil {
 			return res, err
 		}
-		if !h.Draining { // the next start gets work again
+		if !h.Draining { // after the next start the hive gets work again
 			defer func() {
 				limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 				defer cancel()
@@ -109,7 +109,7 @@ func (r *Remote) Stop(ctx context.Context, req core.Request, run Run) (core.Inst
 	return res, err
 }
 
-// drain gives a hive no more work, waits for what runs, and ends its workers.
+// drain stops new work for a hive, waits for running requests, and ends its workers.
 func (r *Remote) drain(ctx context.Context, h core.Hive, grace time.Duration, run Run) error {
 	if grace == 0 {
 		grace = drainPatience
@@ -153,8 +153,8 @@ func (r *Remote) drain(ctx context.Context, h core.Hive, grace time.Duration, ru
 	return nil
 }
 
-// Uninstall is hive_uninstall: it drains the hive, has it leave the cluster, and removes what the
-// installation wrote.
+// Uninstall runs hive_uninstall: it drains the hive, removes it from the cluster, and deletes what
+// the installation wrote.
 func (r *Remote) Uninstall(ctx context.Context, req core.Request, run Run) (core.UninstallResult, error) {
 	m, host, man, l, err := r.installedHive(ctx, req, run)
 	res := core.UninstallResult{Host: host.Name, Removed: []string{}}
@@ -183,7 +183,7 @@ func (r *Remote) Uninstall(ctx context.Context, req core.Request, run Run) (core
 	return res, r.hosts.uninstalled(host.Name)
 }
 
-// leave takes the hive out of the cluster, if it is in it.
+// leave removes the hive from the cluster, if it is a member.
 func (r *Remote) leave(ctx context.Context, m *machine, l layout, man manifest, grace time.Duration, run Run) error {
 	if man.hive == "" {
 		return nil
@@ -219,7 +219,7 @@ func (r *Remote) leave(ctx context.Context, m *machine, l layout, man manifest, 
 	switch core.KindOf(err) {
 	case core.NotFound:
 		return nil
-	case core.Conflict: // it is out already, or may not leave: the only queen cannot
+	case core.Conflict: // it has left already, or may not leave, as the only queen
 		if _, there := r.o.Cluster.Hive(ctx, man.hive); core.KindOf(there) == core.NotFound {
 			return nil
 		}
@@ -227,10 +227,10 @@ func (r *Remote) leave(ctx context.Context, m *machine, l layout, man manifest, 
 	return err
 }
 
-// remove removes the files. The manifest goes last, so that what was cut off can be repeated.
+// remove deletes the files. The manifest goes last, so that an interrupted removal can be repeated.
 func (r *Remote) remove(ctx context.Context, m *machine, l layout, man manifest, keepModels bool, res *core.UninstallResult) error {
 	var gone []string
-	// A folder that was there before the installation is somebody's.
+	// A folder that existed before the installation belongs to the user.
 	switch {
 	case !slices.Contains(man.folders, l.data):
 		res.Kept = append(res.Kept, l.data)

@@ -7,7 +7,7 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// Operations returns the functions of the operations that core.Operations has run over SSH.
+// Operations returns the functions of the operations that core.Operations runs over SSH.
 func (r *Remote) Operations() map[core.Operation]job.Func {
 	return map[core.Operation]job.Func{
 		core.OpHiveInstall:   operation(r.Install),

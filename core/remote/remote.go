@@ -1,4 +1,4 @@
-// Package remote installs, starts, stops and removes rbee on machines that are reached over SSH.
+// Package remote installs, starts, stops and removes rbee on machines over SSH.
 package remote
 
 import (
@@ -19,19 +19,18 @@ import (
 const (
 	testTimeout    = 5 * time.Second
 	connectTimeout = 15 * time.Second
-	// patience is how long a hive may take to join after its service was started, where Options do
-	// not say.
+	// patience is the default for how long a hive may take to join after its service was started.
 	patience = 90 * time.Second
 	// poll is the pause between two looks at the registry.
 	poll = 200 * time.Millisecond
-	// lifePolls is how many of those looks there are for one at the service itself.
+	// lifePolls is the number of polls of the registry per poll of the service.
 	lifePolls = 5
-	// drainPatience is how long running requests may go on, where a request does not say.
+	// drainPatience is the default for how long running requests may go on.
 	drainPatience = 5 * time.Minute
 	minFreeBytes  = 256 << 20
 )
 
-// Cluster is what the operations need of the queen that runs them.
+// Cluster is what the operations need from the queen that runs them.
 type Cluster interface {
 	// JoinToken makes a one-time token for a machine, as "TOKEN@host:port". Its id is for
 	// RevokeToken.
@@ -51,13 +50,13 @@ type Run interface {
 	Log(format string, args ...any)
 }
 
-// Options are what a Remote needs.
+// Options configure a Remote.
 type Options struct {
 	Cluster  Cluster // nil: this machine is in no cluster
 	Name     string  // of this machine
-	Home     string  // of the person whose SSH identity is used
+	Home     string  // of the user whose SSH identity is used
 	Agent    string  // SSH_AUTH_SOCK; empty: none
-	DataDir  string  // hosts and accepted host keys are kept in its folder ssh
+	DataDir  string  // its folder ssh holds hosts and accepted host keys
 	Program  Program
 	Patience time.Duration // for a hive to join; 0: 90 s
 }
@@ -68,7 +67,7 @@ type Remote struct {
 	hosts *Hosts
 
 	mu   sync.Mutex      // guards below
-	busy map[string]bool // hosts that an operation is at work on
+	busy map[string]bool // hosts with a running operation
 }
 
 // New opens the list of hosts. Errors: Internal.
@@ -83,7 +82,7 @@ func New(o Options) (*Remote, error) {
 	return &Remote{o: o, hosts: hosts, busy: map[string]bool{}}, nil
 }
 
-// Hosts returns the list of the machines that are known.
+// Hosts returns the list of known machines.
 func (r *Remote) Hosts() *Hosts { return r.hosts }
 
 func (r *Remote) dialer(req core.Request) *ssh.Dialer {
@@ -92,10 +91,11 @@ func (r *Remote) dialer(req core.Request) *ssh.Dialer {
 	}
 }
 
-// target is the machine that a request means, with what is remembered of it.
+// target returns the machine that a request means, with the stored facts about it.
 func (r *Remote) target(ctx context.Context, req core.Request) (ssh.Target, core.HiveHost, error) {
 	host, known := r.hosts.Find(req.Host)
-	if !known && r.o.Cluster != nil { // the name of a hive that was installed as another host
+	// the name may be that of a hive that was installed as another host
+	if !known && r.o.Cluster != nil {
 		if h, err := r.o.Cluster.Hive(ctx, req.Host); err == nil {
 			host, known = r.hosts.ofHive(h.ID)
 		}
@@ -113,7 +113,7 @@ func (r *Remote) target(ctx context.Context, req core.Request) (ssh.Target, core
 	return t, host, t.Check()
 }
 
-// occupy keeps other operations away from a host until free is called. Errors: InUse.
+// occupy excludes other operations from a host until free is called. Errors: InUse.
 func (r *Remote) occupy(host string) (free func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -128,7 +128,7 @@ func (r *Remote) occupy(host string) (free func(), err error) {
 	}, nil
 }
 
-// reach connects to the machine of a request and looks at it. The caller closes the connection.
+// reach connects to the machine of a request and reads its state. The caller closes the connection.
 func (r *Remote) reach(ctx context.Context, req core.Request, run Run) (*machine, core.HiveHost, error) {
 	t, host, err := r.target(ctx, req)
 	if err != nil {
@@ -157,8 +157,8 @@ func (r *Remote) reach(ctx context.Context, req core.Request, run Run) (*machine
 	return m, host, nil
 }
 
-// Test is ssh_test: it tries to reach a machine and tells of every step. A step that fails is in
-// the result; the error is for what is wrong with the request itself.
+// Test runs ssh_test: it tries to reach a machine and reports every step. The result includes a
+// failed step; the error covers only the request itself.
 func (r *Remote) Test(ctx context.Context, req core.Request, _ Run) (core.SSHTest, error) {
 	t, host, err := r.target(ctx, req)
 	if err != nil {
@@ -199,7 +199,7 @@ func (r *Remote) Test(ctx context.Context, req core.Request, _ Run) (core.SSHTes
 	return res, nil
 }
 
-// judge adds the steps after the session, all of which one command answered.
+// judge adds the steps after the session, all of them answered by one command.
 func (r *Remote) judge(res *core.SSHTest, m look, took core.Duration, step func(core.SSHStep)) {
 	res.OS, res.Arch, res.Sudo, res.Version = m.os, m.arch, m.root || m.sudo, m.version
 	res.FreeDiskBytes = max(m.freeBytes, 0)
@@ -217,7 +217,7 @@ func (r *Remote) judge(res *core.SSHTest, m look, took core.Duration, step func(
 		s.Hint = "Make room for at least " + sizeText(minFreeBytes) + ", and for models."
 	}
 	step(s)
-	// No sudo is no failure: an installation for one user needs none.
+	// Missing sudo is not a failure: an installation for one user does not need it.
 	s = core.SSHStep{Name: "sudo", OK: true, Detail: "not without a password: installations for one user only"}
 	switch {
 	case m.root:
@@ -251,8 +251,8 @@ func sizeText(n int64) string {
 
 var machineName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
-// hiveName returns what a new hive is called: what the request says, else the host's name here,
-// unless that is an address.
+// hiveName returns the name for a new hive: the request's, else the host's name here, unless that
+// is an address.
 func hiveName(req core.Request, host core.HiveHost) (string, error) {
 	if req.Name != "" {
 		if !machineName.MatchString(req.Name) || req.Name == core.LocalHive {
@@ -276,7 +276,7 @@ func checkAddress(field, v string) error {
 	return nil
 }
 
-// tempDir returns a folder for what is unpacked, below the data folder: /tmp may be small.
+// tempDir returns a folder to unpack into, below the data folder: /tmp may be small.
 func (r *Remote) tempDir() (string, func(), error) {
 	parent := filepath.Join(r.o.DataDir, "ssh")
 	if err := os.MkdirAll(parent, 0o700); err != nil {

@@ -2,13 +2,13 @@ package rpc
 
 import "sync"
 
-// defaultHeldBytes bounds the messages of all peers together that have come in part, or whose call
-// runs.
+// defaultHeldBytes bounds the messages of all peers together that have arrived in part, or whose
+// call is running.
 const defaultHeldBytes = 128 << 20
 
-// budget bounds the bytes of messages that peers make a server hold: what has come of a message,
-// until its call has ended or asks for the next message. Where the bound is passed, the node that
-// holds the most loses the connection that holds the most. It is safe for concurrent use.
+// budget bounds the bytes of messages that peers make a server hold: what has arrived of a message,
+// until its call has ended or asks for the next message. Beyond the bound, the node that holds the
+// most loses the connection that holds the most. It is safe for concurrent use.
 type budget struct {
 	total, perNode int64
 	// closes a connection; called without the lock
@@ -33,7 +33,7 @@ func newBudget(total, perNode int64, cut func(node string, held int64, c *Conn))
 	return &budget{total: total, perNode: perNode, cut: cut, nodes: map[string]*nodeHeld{}}
 }
 
-// add notes that a connection holds n bytes more, or less where n is negative.
+// add records that a connection holds n bytes more, or less if n is negative.
 func (b *budget) add(c *Conn, n int64) {
 	if n == 0 {
 		return
@@ -79,7 +79,7 @@ func (b *budget) add(c *Conn, n int64) {
 	}
 }
 
-// largest returns the connection that holds the most and marks it as cut; nil where all are.
+// largest returns the connection that holds the most and marks it as cut; nil if all are cut.
 func (h *nodeHeld) largest() *Conn {
 	var found *Conn
 	for c, of := range h.conns {

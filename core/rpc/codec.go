@@ -17,26 +17,26 @@ import (
 )
 
 const (
-	// maxDecodedBytes bounds the memory of a message. On the wire an empty worker takes two bytes,
-	// decoded more than two hundred.
+	// maxDecodedBytes bounds the memory of a message. An empty worker takes two bytes on the wire,
+	// but more than two hundred decoded.
 	maxDecodedBytes = 16 << 20
-	// smallMessage is a size below which a message is not looked at: it cannot grow beyond a few
+	// smallMessage is the size below which messages are not checked: they cannot grow beyond a few
 	// MiB.
 	smallMessage = 16 << 10
-	// maxNesting bounds messages within messages.
+	// maxNesting bounds the nesting of messages.
 	maxNesting = 32
 
 	sliceHeader = 24
-	mapEntry    = 96 // bytes of an entry of a Go map with its share of empty ones
+	mapEntry    = 96 // bytes of an entry of a Go map, with its share of empty ones
 )
 
-// Codec returns a codec of protobuf that refuses a message that would take more than 16 MiB of
-// memory before it is decoded.
+// Codec returns a protobuf codec that refuses, before decoding, a message that would take more than
+// 16 MiB of memory.
 func Codec() encoding.CodecV2 { return boundedCodec{encoding.GetCodecV2(encodingproto.Name)} }
 
 type boundedCodec struct{ encoding.CodecV2 }
 
-// Unmarshal is part of encoding.CodecV2.
+// Unmarshal implements encoding.CodecV2.
 func (c boundedCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	m, ok := v.(proto.Message)
 	if !ok || data.Len() <= smallMessage {
@@ -52,7 +52,7 @@ func (c boundedCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	return c.CodecV2.Unmarshal(mem.BufferSlice{buf}, v)
 }
 
-// costs adds up what a message takes in memory.
+// costs adds up the memory of a message.
 type costs struct{ left int64 }
 
 func (c *costs) take(n int) error {
@@ -73,7 +73,7 @@ func (c *costs) message(d protoreflect.MessageDescriptor, b []byte, depth int) e
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
-			return nil // malformed: proto says so
+			return nil // malformed: proto reports it
 		}
 		size := protowire.ConsumeFieldValue(num, typ, b[n:])
 		if size < 0 {
@@ -116,11 +116,10 @@ func (c *costs) field(f protoreflect.FieldDescriptor, typ protowire.Type, value 
 	case f.Kind() == protoreflect.StringKind || f.Kind() == protoreflect.BytesKind:
 		return c.take(2*sliceHeader + len(inner))
 	}
-	return c.take(2 * 8 * len(inner)) // packed numbers, of a byte each
+	return c.take(2 * 8 * len(inner)) // packed numbers, one byte each
 }
 
-// sizes are those of the Go structs, by the descriptor's full name. They are bounded by the types
-// of the program.
+// sizes caches the sizes of Go structs by the descriptor's full name. The program's types bound it.
 var sizes sync.Map
 
 func sizeOf(d protoreflect.MessageDescriptor) int {

@@ -14,8 +14,8 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// wire is what is below TLS. It notes that the other end closed it: crypto/tls takes that for a
-// regular end, as it does a goodbye.
+// wire is the connection below TLS. It records that the other end closed it: crypto/tls takes that
+// for a regular end, like a close-notify.
 type wire struct {
 	net.Conn
 	over atomic.Bool
@@ -29,7 +29,7 @@ func (w *wire) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite ends one direction without a goodbye.
+// CloseWrite ends one direction without a close-notify.
 func (w *wire) CloseWrite() error {
 	if c, ok := w.Conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()
@@ -37,9 +37,9 @@ func (w *wire) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// Conn is a connection after its handshake. CloseWrite says goodbye in one direction, NetConn is
-// what is below TLS. The end of a connection for data or files without a goodbye is
-// io.ErrUnexpectedEOF.
+// Conn is a connection after its handshake. CloseWrite sends a close-notify in one direction;
+// NetConn returns the connection below TLS. If a connection for data or files ends without a
+// close-notify, reads return io.ErrUnexpectedEOF.
 type Conn struct {
 	*tls.Conn
 	wire     *wire
@@ -47,22 +47,22 @@ type Conn struct {
 	protocol string
 	node     pki.Node
 	known    bool
-	forget   func(*Conn) // told of the end; may be nil
-	// told that the other end, or the way there, is gone; may be nil
+	forget   func(*Conn) // called at the end; may be nil
+	// called when the other end, or the path to it, is gone; may be nil
 	broke atomic.Pointer[func()]
 	end   sync.Once
 
-	// Of a Mux, which guards them.
+	// order, place and life belong to a Mux, which guards them.
 	order uint64        // 1 for its first connection
 	place *list.Element // in Mux.guests
 	life  *time.Timer   // ends a connection without a certificate
 
 	watched bool // heard is kept
 	since   time.Time
-	heard   atomic.Int64 // nanoseconds after since: when bytes last came
+	heard   atomic.Int64 // nanoseconds after since: when bytes last arrived
 }
 
-// Peer returns the node at the other end; false when it showed no certificate.
+// Peer returns the node at the other end; false if it showed no certificate.
 func (c *Conn) Peer() (pki.Node, bool) { return c.node, c.known }
 
 func (c *Conn) Read(p []byte) (int, error) {
@@ -87,11 +87,10 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// onBreak has f called when the connection breaks that this side has not closed.
+// onBreak registers f to be called when the connection breaks without being closed by this side.
 func (c *Conn) onBreak(f func()) { c.broke.Store(&f) }
 
-// failed tells of the end of the connection, unless this side made it or a deadline was all there
-// was.
+// failed reports the end of the connection, unless this side closed it or only a deadline passed.
 func (c *Conn) failed(err error) {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.broken()
@@ -104,13 +103,13 @@ func (c *Conn) broken() {
 	}
 }
 
-// Close says goodbye and closes.
+// Close sends a close-notify and closes.
 func (c *Conn) Close() error {
 	c.ended()
 	return c.Conn.Close()
 }
 
-// Abort closes without a goodbye: the other end sees a cut.
+// Abort closes without a close-notify: the other end sees a cut.
 func (c *Conn) Abort() {
 	c.ended()
 	_ = c.NetConn().Close()
@@ -125,10 +124,10 @@ func (c *Conn) ended() {
 	})
 }
 
-// silence is for how long nothing has come.
+// silence returns the time since the last bytes arrived.
 func (c *Conn) silence() time.Duration { return time.Since(c.since) - time.Duration(c.heard.Load()) }
 
-// cut closes a connection whose other end seems to be gone, and tells so.
+// cut closes a connection whose other end seems to be gone, and reports it.
 func (c *Conn) cut() {
 	c.broken()
 	c.Abort()

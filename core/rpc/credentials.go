@@ -9,19 +9,19 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// shaken are the credentials of servers: their connections come from a Mux, which has shaken hands,
-// or from a Pipe of this process.
+// shaken implements the credentials of servers: their connections come from a Mux, after its
+// handshake, or from a Pipe of this process.
 type shaken struct {
-	budget *budget // of what other nodes' connections hold; nil: not counted
+	budget *budget // bounds what other nodes' connections hold; nil: not counted
 }
 
-// inProcess is what a server knows of a caller in its own process.
+// inProcess marks a caller in the server's own process.
 type inProcess struct{ credentials.CommonAuthInfo }
 
-// AuthType is part of credentials.AuthInfo.
+// AuthType implements credentials.AuthInfo.
 func (inProcess) AuthType() string { return "in-process" }
 
-// fromNode is what a server knows of any other caller.
+// fromNode holds what a server knows of any other caller.
 type fromNode struct {
 	credentials.TLSInfo
 	conn *Conn
@@ -54,10 +54,10 @@ func (shaken) Info() credentials.ProtocolInfo {
 }
 func (s shaken) Clone() credentials.TransportCredentials { return s }
 
-// OverrideServerName is part of credentials.TransportCredentials. There is no name to override.
+// OverrideServerName implements credentials.TransportCredentials. There is no name to override.
 func (shaken) OverrideServerName(string) error { return nil }
 
-// shaking are the credentials of clients: shake makes a connection a secure one.
+// shaking implements the credentials of clients: shake makes a connection secure.
 type shaking struct {
 	shake func(ctx context.Context, raw net.Conn) (*Conn, error)
 }
@@ -79,5 +79,5 @@ func (shaking) Info() credentials.ProtocolInfo {
 }
 func (s shaking) Clone() credentials.TransportCredentials { return s }
 
-// OverrideServerName is part of credentials.TransportCredentials. There is no name to override.
+// OverrideServerName implements credentials.TransportCredentials. There is no name to override.
 func (shaking) OverrideServerName(string) error { return nil }

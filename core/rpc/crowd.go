@@ -6,9 +6,9 @@ import (
 	"net/netip"
 )
 
-// crowd holds at most max members in the order of arrival. When it is full, a newcomer takes the
-// place of the oldest member of the host that has the most of them, so that one host crowds out
-// only itself. It is not safe for concurrent use.
+// crowd holds at most max members in the order of arrival. When it is full, a newcomer replaces the
+// oldest member of the host with the most members, so that one host crowds out only itself. It is
+// not safe for concurrent use.
 type crowd[T any] struct {
 	max   int
 	order *list.List // of member[T], the oldest first
@@ -24,7 +24,7 @@ func newCrowd[T any](most int) *crowd[T] {
 	return &crowd[T]{max: most, order: list.New(), hosts: map[string]int{}}
 }
 
-// enter adds a member. It returns the one that had to go, if any; the caller closes it.
+// enter adds a member. It returns the evicted one, if any; the caller closes it.
 func (c *crowd[T]) enter(host string, value T) (place *list.Element, out T, evicted bool) {
 	if c.order.Len() >= c.max {
 		out, evicted = c.evict()
@@ -33,7 +33,7 @@ func (c *crowd[T]) enter(host string, value T) (place *list.Element, out T, evic
 	return c.order.PushBack(member[T]{host, value}), out, evicted
 }
 
-// leave frees a place. It may be repeated, also after an eviction.
+// leave frees a place. It may be called again, also after an eviction.
 func (c *crowd[T]) leave(place *list.Element) {
 	before := c.order.Len()
 	m, ok := c.order.Remove(place).(member[T])
@@ -45,7 +45,7 @@ func (c *crowd[T]) leave(place *list.Element) {
 	}
 }
 
-// evict removes the oldest member of the host that has the most; false where nobody is left.
+// evict removes the oldest member of the host with the most members; false if the crowd is empty.
 func (c *crowd[T]) evict() (out T, ok bool) {
 	most := 0
 	for _, n := range c.hosts {
@@ -60,8 +60,8 @@ func (c *crowd[T]) evict() (out T, ok bool) {
 	return out, false
 }
 
-// hostOf returns what connections are counted by: the address, of IPv6 its /64, which one machine
-// usually has to itself.
+// hostOf returns the key that connections are counted by: the address, or for IPv6 its /64, which
+// one machine usually has to itself.
 func hostOf(a net.Addr) string {
 	if a == nil {
 		return ""

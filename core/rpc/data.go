@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// maxConnectBytes bounds what a queen says before the worker's bytes, and the head of the
+	// maxConnectBytes bounds a queen's request before the worker's bytes, and the head of the
 	// answer.
 	maxConnectBytes = 1 << 10
 	// maxFailureBytes bounds the reason for a refusal.
@@ -27,10 +27,10 @@ const (
 
 var headEnd = []byte("\r\n\r\n")
 
-// DialData connects to a worker's data socket, by way of its hive. What comes back is the worker's
+// DialData connects to a worker's data socket through its hive. The connection carries the worker's
 // bytes: CloseWrite ends one direction, a cut is io.ErrUnexpectedEOF, and Close reaches the worker
-// at once. The hive's errors keep their kind. Errors besides: Unavailable, Unauthenticated or
-// Forbidden when the two nodes do not take each other's certificates, Cancelled, DeadlineExceeded.
+// at once. The hive's errors keep their kind. Further errors: Unavailable, Unauthenticated or
+// Forbidden if the two nodes do not accept each other's certificates, Cancelled, DeadlineExceeded.
 func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (net.Conn, error) {
 	const op = "connect to the worker's hive"
 	if !validWorker(workerID) {
@@ -42,7 +42,7 @@ func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (
 	if err != nil {
 		return nil, err
 	}
-	// A connection that ctx ends is cut: nothing that was asked for is wanted.
+	// When ctx ends, cut the connection: nothing that was asked for is wanted any more.
 	stop := context.AfterFunc(ctx, c.Abort)
 	rest, err := connectWorker(c, workerID)
 	if !stop() && err == nil {
@@ -64,9 +64,9 @@ func (p *Pool) DialData(ctx context.Context, nodeID, address, workerID string) (
 	return c, nil
 }
 
-// DialBlob connects to a hive's files. What is spoken is HTTP/1.1; see core/swarm. The connection
-// is cut when the node is revoked. Errors: Unavailable, Unauthenticated or Forbidden when the two
-// nodes do not take each other's certificates, Cancelled, DeadlineExceeded.
+// DialBlob connects to a hive's files. The protocol is HTTP/1.1; see core/swarm. The connection is
+// cut when the node is revoked. Errors: Unavailable, Unauthenticated or Forbidden if the two nodes
+// do not accept each other's certificates, Cancelled, DeadlineExceeded.
 func (p *Pool) DialBlob(ctx context.Context, nodeID, address string) (net.Conn, error) {
 	c, err := p.track(ctx, "connect to the hive", nodeID, address, p.config(ProtocolBlob, core.RoleHive, nodeID))
 	if err != nil {
@@ -75,8 +75,8 @@ func (p *Pool) DialBlob(ctx context.Context, nodeID, address string) (net.Conn, 
 	return c, nil
 }
 
-// track connects to a node, and keeps the connection in mind until it is closed: it is cut when the
-// node is thrown out.
+// track connects to a node and tracks the connection until it is closed, so that it can be cut when
+// the node is revoked.
 func (p *Pool) track(ctx context.Context, op, nodeID, address string, config *tls.Config) (*Conn, error) {
 	if p.revoked != nil && p.revoked(nodeID) {
 		return nil, dialError(op, address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
@@ -94,7 +94,7 @@ func (p *Pool) track(ctx context.Context, op, nodeID, address string, config *tl
 		c.Abort()
 		return nil, core.Errorf(core.Unavailable, "%s: the agent is shutting down", op)
 	}
-	// since the handshake: CloseRevoked may have been too early to see it
+	// check again after the handshake: CloseRevoked may have run too early to see it
 	if p.revoked != nil && p.revoked(nodeID) {
 		c.Abort()
 		return nil, dialError(op, address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
@@ -108,7 +108,7 @@ func (p *Pool) forgetData(c *Conn) {
 	p.mu.Unlock()
 }
 
-// session returns what makes the next data connection to a node cheaper.
+// session returns a TLS session that makes the next data connection to a node cheaper.
 func (p *Pool) session(nodeID, address string) tls.ClientSessionCache {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -126,7 +126,7 @@ func (p *Pool) session(nodeID, address string) tls.ClientSessionCache {
 	return s
 }
 
-// early is a connection whose other end had begun to speak.
+// early is a connection with bytes already read from its other end.
 type early struct {
 	*Conn
 	rest []byte
@@ -141,7 +141,7 @@ func (e *early) Read(p []byte) (int, error) {
 	return e.Conn.Read(p)
 }
 
-// connectWorker asks a hive for a worker. The rest is what came after the answer.
+// connectWorker asks a hive for a worker. It also returns the bytes after the answer.
 func connectWorker(c io.ReadWriter, workerID string) (rest []byte, err error) {
 	if _, err := io.WriteString(c, "CONNECT "+workerID+" HTTP/1.1\r\nHost: "+workerID+"\r\n\r\n"); err != nil {
 		return nil, err
@@ -177,7 +177,7 @@ func connectWorker(c io.ReadWriter, workerID string) (rest []byte, err error) {
 	return nil, core.Errorf(core.Unavailable, "the hive answers %s", strconv.Quote(code))
 }
 
-// readHead reads up to an empty line. The rest is what came after it.
+// readHead reads up to an empty line. It also returns the bytes after it.
 func readHead(r io.Reader) (head string, rest []byte, err error) {
 	buf := make([]byte, 0, maxConnectBytes)
 	for {
@@ -199,8 +199,8 @@ func readHead(r io.Reader) (head string, rest []byte, err error) {
 	}
 }
 
-// ReadConnect reads what a queen begins a data connection with, and says which worker it wants. The
-// rest are bytes for the worker that came along. The caller sets a deadline. Errors: Invalid, or
+// ReadConnect reads the start of a queen's data connection and returns the worker that it wants,
+// with the bytes for the worker that came along. The caller sets a deadline. Errors: Invalid, or
 // those of r.
 func ReadConnect(r io.Reader) (workerID string, rest []byte, err error) {
 	head, rest, err := readHead(r)
@@ -227,7 +227,7 @@ func parseConnect(head string) (workerID string, err error) {
 	return workerID, nil
 }
 
-// validWorker reports whether the text can be a worker's id: it becomes part of a line.
+// validWorker reports whether the text can be a worker's id, since it becomes part of a line.
 func validWorker(id string) bool {
 	if id == "" || len(id) > maxWorkerID {
 		return false
@@ -250,14 +250,14 @@ func AnswerConnect(c net.Conn, failure error) error {
 	}
 	body, err := json.Marshal(core.FailureOf(failure))
 	if err != nil || len(body) > maxFailureBytes {
-		// strings only
+		// only strings, so it cannot fail
 		body, _ = json.Marshal(core.Failure{Kind: core.KindOf(failure), Message: "the hive cannot say why"})
 	}
 	_, err = fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", statusOf(core.KindOf(failure)), len(body), body)
 	return err
 }
 
-// statusOf is for people who look at the bytes: queens read the kind.
+// statusOf returns a status for people who look at the bytes: queens read the kind.
 func statusOf(k core.Kind) string {
 	switch k {
 	case core.Invalid:

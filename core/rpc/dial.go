@@ -12,26 +12,25 @@ import (
 // connectTimeout bounds TCP and TLS of one attempt.
 const connectTimeout = 3 * time.Second
 
-// dialer makes connections to other nodes of the cluster.
+// dialer connects to other nodes of the cluster.
 type dialer struct {
 	identity Identity
 	revoked  func(string) bool
 	dial     func(ctx context.Context, address string) (net.Conn, error)
 }
 
-// tcp is a dial function whose connections notice a dead peer, when nothing is under way, about
-// deadAfter later.
+// tcp returns a dial function whose idle connections notice a dead peer after about deadAfter.
 func tcp(deadAfter time.Duration) func(ctx context.Context, address string) (net.Conn, error) {
 	third := max(deadAfter/3, time.Second)
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: third, Interval: third, Count: 2}}
 	return func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
 }
 
-// config returns how this node shakes hands with another one. nodeID may be empty: any.
+// config returns the TLS configuration for a handshake with another node. nodeID may be empty: any.
 func (d *dialer) config(protocol string, role core.Role, nodeID string) *tls.Config {
 	c := d.identity.ClientConfig(protocol, role, nodeID).Clone()
-	// The identity's own checks come first: they are the ones that find out whether the certificate
-	// is of the cluster at all.
+	// The identity's own checks come first: they find out whether the certificate belongs to the
+	// cluster at all.
 	own := c.VerifyConnection
 	if own == nil {
 		own = func(tls.ConnectionState) error { return nil }
@@ -43,7 +42,8 @@ func (d *dialer) config(protocol string, role core.Role, nodeID string) *tls.Con
 	return c
 }
 
-// connect dials and shakes hands. Errors: Unavailable, Forbidden, DeadlineExceeded, Cancelled.
+// connect dials and runs the handshake. Errors: Unavailable, Forbidden, DeadlineExceeded,
+// Cancelled.
 func (d *dialer) connect(ctx context.Context, address string, config *tls.Config) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -59,7 +59,7 @@ func (d *dialer) connect(ctx context.Context, address string, config *tls.Config
 	return c, nil
 }
 
-// shake shakes hands as a client. It does not close raw.
+// shake runs the handshake of a client. It does not close raw.
 func shake(ctx context.Context, raw net.Conn, config *tls.Config) (*Conn, error) {
 	w := &wire{Conn: raw}
 	c := &Conn{Conn: tls.Client(w, config), wire: w, since: time.Now()}

@@ -21,8 +21,8 @@ const (
 	maxTextBytes = 16 << 10
 )
 
-// CodeOf returns the gRPC code that stands for a kind. Several kinds share a code; ToStatus adds
-// what tells them apart.
+// CodeOf returns the gRPC code for a kind. Several kinds share a code; ToStatus adds what
+// distinguishes them.
 func CodeOf(k core.Kind) codes.Code {
 	switch k {
 	case "":
@@ -55,8 +55,7 @@ func CodeOf(k core.Kind) codes.Code {
 	return codes.Internal
 }
 
-// KindOfCode returns the kind that a gRPC code from elsewhere means: from a plugin, from gRPC
-// itself, from a third party.
+// KindOfCode returns the kind for a gRPC code from elsewhere: a plugin, gRPC itself, a third party.
 func KindOfCode(c codes.Code) core.Kind {
 	switch c {
 	case codes.OK:
@@ -89,8 +88,8 @@ func KindOfCode(c codes.Code) core.Kind {
 	return core.Internal
 }
 
-// ToStatus is err as a gRPC status error that carries its kind, message and hint; nil for nil. A
-// status error that nobody classified, such as a plugin's, is classified by KindOfCode.
+// ToStatus returns err as a gRPC status error that carries its kind, message and hint; nil for nil.
+// KindOfCode classifies a status error without a kind, such as a plugin's.
 func ToStatus(err error) error {
 	if err == nil {
 		return nil
@@ -110,9 +109,9 @@ func ToStatus(err error) error {
 	return st.Err()
 }
 
-// FromStatus returns a gRPC error as a classified one: what ToStatus was given, or for a status
-// from elsewhere its message, classified by KindOfCode. An error that is no status is returned
-// classified by core.KindOf; nil for nil.
+// FromStatus returns a gRPC error as a classified one: the one given to ToStatus, or for a status
+// from elsewhere its message, classified by KindOfCode. core.KindOf classifies an error without a
+// status. It returns nil for nil.
 func FromStatus(err error) error {
 	if err == nil {
 		return nil
@@ -125,7 +124,7 @@ func FromStatus(err error) error {
 		return core.WithKind(err, core.KindOf(err))
 	}
 	st := inner.GRPCStatus()
-	// What others wrapped around the status stays; gRPC's own "rpc error: code = …" goes.
+	// Keep what others wrapped around the status, but drop gRPC's own "rpc error: code = …".
 	f := core.Failure{Kind: KindOfCode(st.Code()), Message: strings.Replace(err.Error(), inner.Error(), st.Message(), 1)}
 	for _, d := range st.Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == errorDomain && info.GetReason() != "" {

@@ -17,25 +17,25 @@ import (
 )
 
 const (
-	// leaderWait is how long a call waits for a leader, in all.
+	// leaderWait bounds how long a call waits for a leader in all.
 	leaderWait = 5 * time.Second
-	// leaderLook is between looks for a leader.
+	// leaderLook is the pause between looks for a leader.
 	leaderLook = 20 * time.Millisecond
-	// leaderWatch is between looks whether a call still waits for the right queen.
+	// leaderWatch is the pause between checks that a call still waits for the leader.
 	leaderWatch = 100 * time.Millisecond
-	// answeredKey is in the trailer of what the leader itself has answered.
+	// answeredKey is in the trailer of the leader's own answers.
 	answeredKey = "rbee-answered"
 	// notLeaderKey is in the trailer of an answer by which a queen says that it does not lead and
 	// has done nothing.
 	notLeaderKey = "rbee-not-leader"
 )
 
-// Forwarder says where calls go that only the leader answers.
+// Forwarder routes calls that only the leader answers.
 type Forwarder struct {
-	// Leader is the queen that leads, as far as is known now; it does not wait. local: it is this
+	// Leader returns the leading queen, as far as known now, without waiting. local: it is this
 	// one. Errors: Unavailable.
 	Leader func(ctx context.Context) (nodeID, address string, local bool, err error)
-	// Conn is a connection to another queen.
+	// Conn returns a connection to another queen.
 	Conn func(nodeID, address string) (grpc.ClientConnInterface, error)
 }
 
@@ -49,7 +49,7 @@ func noLeader() error {
 		"Try again shortly. If it stays so, most queens are down or cut off: \"rbee status\" says which.")
 }
 
-// route decides where a call is answered: here, or on the connection.
+// route decides where to answer a call: here, or on the connection.
 func (f *Forwarder) route(ctx context.Context, c *call, until time.Time) (leader string, conn grpc.ClientConnInterface, err error) {
 	for {
 		id, address, local, err := f.Leader(ctx)
@@ -57,7 +57,7 @@ func (f *Forwarder) route(ctx context.Context, c *call, until time.Time) (leader
 		case err == nil && local:
 			return id, nil, nil
 		case c.forwarded:
-			// The queen that passed it on looks again; passing it on once more could go round in
+			// The queen that forwarded it looks again; forwarding it once more could go round in
 			// circles.
 			return "", nil, noLeader()
 		case err == nil:
@@ -73,11 +73,11 @@ func (f *Forwarder) route(ctx context.Context, c *call, until time.Time) (leader
 	}
 }
 
-// follow is a context that ends when another queen than the one that was asked is known to lead:
-// one that was stopped or cut off never answers.
+// follow returns a context that ends when a queen other than the asked one is known to lead: one
+// that was stopped or cut off never answers.
 func (f *Forwarder) follow(ctx context.Context, leader string) (following context.Context, cancel func()) {
 	following, end := context.WithCancelCause(ctx)
-	looking := make(chan struct{}, 1) // holds one while nobody looks
+	looking := make(chan struct{}, 1) // holds one token while no goroutine looks
 	var timer *time.Timer
 	timer = time.AfterFunc(leaderWatch, func() {
 		<-looking
@@ -99,7 +99,7 @@ func (f *Forwarder) follow(ctx context.Context, leader string) (following contex
 	}
 }
 
-// wait waits for the next look; false when it is too late for one.
+// wait waits for the next look; false if it is too late for one.
 func wait(ctx context.Context, until time.Time) bool {
 	if time.Until(until) <= 0 {
 		return false
@@ -114,12 +114,12 @@ func wait(ctx context.Context, until time.Time) bool {
 	}
 }
 
-// outgoing returns the context of a call that is passed on.
+// outgoing returns the context of a forwarded call.
 func (c *call) outgoing(ctx context.Context) context.Context {
 	return metadata.NewOutgoingContext(ctx, metadata.Pairs(forwardedKey, "1", callerKey, c.caller, callerAddressKey, c.host))
 }
 
-// attempt sees what became of a call that was passed on.
+// attempt records what became of a forwarded call.
 type attempt struct {
 	trailer metadata.MD
 	peer    peer.Peer
@@ -129,8 +129,8 @@ func (a *attempt) options() []grpc.CallOption {
 	return []grpc.CallOption{grpc.Trailer(&a.trailer), grpc.Peer(&a.peer)}
 }
 
-// untouched says that nobody has done anything about the call: it did not get there, or that queen
-// does not lead.
+// untouched reports whether no queen has acted on the call: it did not arrive, or that queen does
+// not lead.
 func (a *attempt) untouched(ctx context.Context, err error) bool {
 	if core.KindOf(FromStatus(err)) != core.Unavailable && !errors.Is(context.Cause(ctx), errLeaderChanged) {
 		return false
@@ -138,8 +138,7 @@ func (a *attempt) untouched(ctx context.Context, err error) bool {
 	return a.peer.Addr == nil || first(a.trailer, notLeaderKey) != ""
 }
 
-// lost returns what went wrong, with what a person must know when the leader went away with the
-// call.
+// lost returns the error, with what a person must know if the leader went away during the call.
 func (a *attempt) lost(ctx context.Context, err error) error {
 	err = FromStatus(err)
 	switch {
@@ -250,7 +249,7 @@ func (f *Forwarder) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServe
 	}
 }
 
-// download passes on a call with one request and many answers. again: nobody has done anything yet.
+// download forwards a call with one request and many answers. again: no queen has acted on it yet.
 func (f *Forwarder) download(ctx context.Context, c *call, conn grpc.ClientConnInterface, request proto.Message, ss grpc.ServerStream, info *grpc.StreamServerInfo) (again bool, err error) {
 	var a attempt
 	cs, err := conn.NewStream(c.outgoing(ctx), &grpc.StreamDesc{ServerStreams: true}, info.FullMethod, a.options()...)
@@ -281,8 +280,8 @@ func (f *Forwarder) download(ctx context.Context, c *call, conn grpc.ClientConnI
 	}
 }
 
-// upload passes on a call with many requests and one answer. It is not tried twice: the requests
-// are gone.
+// upload forwards a call with many requests and one answer. It does not retry: the requests are
+// gone.
 func (f *Forwarder) upload(ctx context.Context, c *call, conn grpc.ClientConnInterface, ss grpc.ServerStream, info *grpc.StreamServerInfo) error {
 	var a attempt
 	cs, err := conn.NewStream(c.outgoing(ctx), &grpc.StreamDesc{ClientStreams: true}, info.FullMethod, a.options()...)
@@ -318,13 +317,13 @@ func (f *Forwarder) upload(ctx context.Context, c *call, conn grpc.ClientConnInt
 	return ss.SendMsg(answer)
 }
 
-// replay is a stream whose only request was read already.
+// replay is a stream whose only request was already read.
 type replay struct {
 	streamOf
 	first proto.Message
 }
 
-// RecvMsg gives the request, then the stream's end.
+// RecvMsg returns the request, then the stream's end.
 func (r *replay) RecvMsg(m any) error {
 	to, ok := m.(proto.Message)
 	if r.first == nil || !ok {

@@ -11,13 +11,13 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// JoinConn connects a machine that has no certificate yet to a queen whose cluster's CA certificate
-// has the fingerprint. It may call what anyone may. The caller closes it. Errors: Unauthenticated
-// when somebody else answers there, Unavailable, DeadlineExceeded, Cancelled.
+// JoinConn connects a machine without a certificate to a queen whose cluster's CA certificate has
+// the fingerprint. It may call the methods that are open to all. The caller closes it. Errors:
+// Unauthenticated if another cluster answers, Unavailable, DeadlineExceeded, Cancelled.
 func JoinConn(ctx context.Context, address, fingerprint string) (*grpc.ClientConn, error) {
 	d := dialer{dial: tcp(hiveDeadAfter)}
 	config := pki.JoinConfig(ProtocolGRPC, fingerprint)
-	// The first connection is made here, since its error says more than grpc's.
+	// Make the first connection here, since its error says more than grpc's.
 	first, err := d.connect(ctx, address, config)
 	if err != nil {
 		return nil, core.WithHint(err, "%s", joinHint(err))

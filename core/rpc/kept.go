@@ -19,10 +19,10 @@ import (
 )
 
 const (
-	// pingMethod is one that no server has: its refusal is a sign of life.
+	// pingMethod exists on no server: its refusal is a sign of life.
 	pingMethod = "/rbee/ping"
-	// clientPing is between grpc's own pings of a server that is silent while it is asked
-	// something; grpc does not allow less than 10 s.
+	// clientPing is the pause between grpc's own pings of a server that is silent during a call;
+	// grpc does not allow less than 10 s.
 	clientPing = 15 * time.Second
 )
 
@@ -58,7 +58,7 @@ func (p *Pool) keep(nodeID, address string, role core.Role) (*kept, error) {
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: connectTimeout,
 		}),
-		// The timeout is also how long TCP tries to get bytes through.
+		// The timeout also bounds how long TCP tries to get bytes through.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: clientPing, Timeout: p.opts.DeadAfter}),
 		grpc.WithChainUnaryInterceptor(k.unary),
 		grpc.WithChainStreamInterceptor(k.stream),
@@ -93,13 +93,13 @@ func (k *kept) close() {
 	_ = k.cc.Close()
 }
 
-// begin notes that a call is under way, and looks after the peer while there is one.
+// begin records a running call, and monitors the peer while there is one.
 func (k *kept) begin(ctx context.Context) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.calls++
 	if k.ping && k.timer == nil && !k.closed {
-		ctx = context.WithoutCancel(ctx) // others' calls are looked after too
+		ctx = context.WithoutCancel(ctx) // the monitor also serves other calls
 		k.wg.Add(1)
 		k.timer = time.AfterFunc(k.deadAfter/6, func() { k.look(ctx) })
 	}
@@ -111,8 +111,7 @@ func (k *kept) done() {
 	k.mu.Unlock()
 }
 
-// look cuts the connection to a peer that gives no sign of life: grpc's own pings are too far
-// apart.
+// look cuts the connection to a peer without a sign of life: grpc's own pings are too far apart.
 func (k *kept) look(ctx context.Context) {
 	defer k.wg.Done()
 	k.mu.Lock()
@@ -140,8 +139,8 @@ func (k *kept) look(ctx context.Context) {
 	}
 }
 
-// explain replaces what grpc says of calls that the end of the connection cut: the caller did not
-// cancel them.
+// explain replaces grpc's error for calls that ended with the connection: the caller did not cancel
+// them.
 func (k *kept) explain(ctx context.Context, err error) error {
 	if err == nil || errors.Is(err, io.EOF) || status.Code(err) != codes.Canceled || ctx.Err() != nil {
 		return err

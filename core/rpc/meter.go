@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc/stats"
 )
 
-// HTTP/2's frames, RFC 9113 section 6, as far as a meter looks at them.
+// The parts of HTTP/2's frames, RFC 9113 section 6, that a meter reads.
 const (
 	framePreface    = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 	frameHeadBytes  = 9
@@ -27,18 +27,19 @@ const (
 
 var errPadded = errors.New("a padded frame, which gRPC does not send")
 
-// frames walks over the bytes of one direction of an HTTP/2 connection. It keeps nothing of them.
+// frames parses the frames in one direction of an HTTP/2 connection. It keeps none of the bytes.
 type frames struct {
 	skip int // of the preface
 	head [frameHeadBytes]byte
 	have int    // of head
 	left int    // of the frame's payload
-	kind byte   // of the frame, like the following
+	kind byte   // of the frame, like the following fields
 	id   uint32 // of its stream
 	end  bool   // it ends the stream
 }
 
-// feed passes on p: each frame's beginning, then parts of its payload, then its end.
+// feed parses p and calls the callbacks: each frame's start, then parts of its payload, then its
+// end.
 func (f *frames) feed(p []byte, begin func() error, payload func(part []byte), end func()) error {
 	for len(p) > 0 {
 		if f.skip > 0 {
@@ -77,8 +78,8 @@ func (f *frames) feed(p []byte, begin func() error, payload func(part []byte), e
 	return nil
 }
 
-// meter is a node's connection to a server of gRPC. It notes in a budget what has come of messages
-// that are not whole.
+// meter is a node's connection to a gRPC server. It reports the bytes of incomplete messages to a
+// budget.
 type meter struct {
 	*Conn
 	budget *budget
@@ -128,7 +129,7 @@ func (m *meter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Close closes the connection. What had come of messages is nobody's any more.
+// Close closes the connection and releases the bytes of its messages.
 func (m *meter) Close() error {
 	err := m.Conn.Close()
 	_ = m.note(func() error {
@@ -140,7 +141,7 @@ func (m *meter) Close() error {
 	return err
 }
 
-// note has f look at bytes under the lock, and tells the budget what came of it.
+// note runs f under the lock and reports the outcome to the budget.
 func (m *meter) note(f func() error) error {
 	m.mu.Lock()
 	before := m.pending
@@ -165,7 +166,7 @@ func (m *meter) began() error {
 func (m *meter) came(part []byte) {
 	s := m.streams[m.in.id]
 	if m.in.kind != frameData || s == nil {
-		return // a stream that is over: the server drops it too
+		return // the stream is over: the server drops it too
 	}
 	for len(part) > 0 {
 		if s.have < messageHeadSize {
@@ -195,7 +196,7 @@ func (m *meter) ended() {
 	}
 }
 
-// over forgets a stream that sends no more, or is not listened to.
+// over drops a stream that sends no more, or that the server ignores.
 func (m *meter) over(id uint32) {
 	if s := m.streams[id]; s != nil {
 		m.pending -= s.got
@@ -203,8 +204,8 @@ func (m *meter) over(id uint32) {
 	}
 }
 
-// callMeter notes in a budget what calls hold: a whole message, until the call ends or asks for the
-// next one.
+// callMeter reports to a budget what calls hold: a whole message, until the call ends or asks for
+// the next one.
 type callMeter struct{ budget *budget }
 
 type callHeldKey struct{}
@@ -217,7 +218,7 @@ type callHeld struct {
 	held int64
 }
 
-// set notes what the call holds now.
+// set records what the call holds now.
 func (c *callHeld) set(n int64) {
 	c.mu.Lock()
 	change := n - c.held
@@ -226,7 +227,7 @@ func (c *callHeld) set(n int64) {
 	c.budget.add(c.conn, change)
 }
 
-// TagRPC is part of stats.Handler.
+// TagRPC implements stats.Handler.
 func (c callMeter) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -238,7 +239,7 @@ func (c callMeter) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Cont
 	return ctx
 }
 
-// HandleRPC is part of stats.Handler.
+// HandleRPC implements stats.Handler.
 func (callMeter) HandleRPC(ctx context.Context, s stats.RPCStats) {
 	call, ok := ctx.Value(callHeldKey{}).(*callHeld)
 	if !ok {
@@ -252,13 +253,13 @@ func (callMeter) HandleRPC(ctx context.Context, s stats.RPCStats) {
 	}
 }
 
-// TagConn is part of stats.Handler.
+// TagConn implements stats.Handler.
 func (callMeter) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
 
-// HandleConn is part of stats.Handler.
+// HandleConn implements stats.Handler.
 func (callMeter) HandleConn(context.Context, stats.ConnStats) {}
 
-// releaseHeld has a stream hold no message while it waits for the next one.
+// releaseHeld makes a stream hold no message while it waits for the next one.
 func releaseHeld(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	if call, ok := ss.Context().Value(callHeldKey{}).(*callHeld); ok {
 		ss = heldStream{ss, call}
@@ -271,7 +272,7 @@ type heldStream struct {
 	call *callHeld
 }
 
-// RecvMsg is part of grpc.ServerStream.
+// RecvMsg implements grpc.ServerStream.
 func (s heldStream) RecvMsg(m any) error {
 	s.call.set(0)
 	return s.ServerStream.RecvMsg(m)

@@ -20,7 +20,7 @@ import (
 // The protocols of the RPC port, told apart by ALPN.
 const (
 	ProtocolRaft = "rbee-raft/1" // queens only
-	ProtocolGRPC = "h2"          // the rule of each method says who
+	ProtocolGRPC = "h2"          // each method's rule says which callers
 	ProtocolData = "rbee-data/1" // from queens only: CONNECT to a worker, then its bytes
 	ProtocolBlob = "rbee-blob/1" // from hives only: HTTP/1.1, files of models
 
@@ -35,7 +35,7 @@ const (
 	defaultStreams    = 4096
 	defaultGuestLife  = 30 * time.Second
 	// maxKept bounds the connections of a node for gRPC and for raft, each. A node keeps one or
-	// two; older ones are left over from a network that broke.
+	// two; older ones are left over from a broken network.
 	maxKept            = 16
 	maxAcceptPause     = time.Second
 	acceptKeepAlive    = 10 * time.Second
@@ -43,7 +43,7 @@ const (
 	acceptKeepCount    = 3
 )
 
-// Identity is what a node shows of itself, and what it asks of others. *pki.Identity is one. The
+// Identity is what a node shows of itself and requires of others. *pki.Identity implements it. The
 // configurations follow renewals.
 type Identity interface {
 	Node() pki.Node
@@ -52,30 +52,29 @@ type Identity interface {
 	ClientConfig(alpn string, role core.Role, nodeID string) *tls.Config
 }
 
-// MuxOptions are what a Mux needs.
+// MuxOptions configure a Mux.
 type MuxOptions struct {
 	Identity Identity
-	// Revoked reports whether the certificates of a node are refused; nil: none are. It is asked at
-	// each handshake and by CloseRevoked.
+	// Revoked reports whether the certificates of a node are refused; nil: none are. The Mux calls
+	// it at each handshake and in CloseRevoked.
 	Revoked func(nodeID string) bool
-	// Refused is told of each connection that was refused; nil: nobody.
+	// Refused is called for each refused connection; nil: not called.
 	Refused func(Reason)
 	Logger  hclog.Logger // nil: none
-	// MaxHandshakes bounds the connections that have not said who they are. A new one takes the
-	// place of the oldest of the host that has the most. 0: 256.
+	// MaxHandshakes bounds the unauthenticated connections. A new one replaces the oldest of the
+	// host that has the most. 0: 256.
 	MaxHandshakes int
-	// MaxGuests bounds the connections without a certificate in the same way, until they are
-	// closed. 0: 32.
+	// MaxGuests bounds the open connections without a certificate in the same way. 0: 32.
 	MaxGuests int
-	// GuestLife is how long a connection without a certificate may stand: joining takes a few
-	// calls. 0: 30 s.
+	// GuestLife bounds the life of a connection without a certificate: joining takes a few calls.
+	// 0: 30 s.
 	GuestLife time.Duration
-	// MaxStreams bounds the connections of other nodes for data and files; a new one beyond is
-	// refused. One node gets at most half of them. 0: 4096.
+	// MaxStreams bounds the connections of other nodes for data and files; the Mux refuses more.
+	// One node gets at most half of them. 0: 4096.
 	MaxStreams int
 }
 
-// Mux splits one TLS 1.3 port into raft, gRPC, inference data and files. Connections are handed out
+// Mux splits one TLS 1.3 port into raft, gRPC, inference data and files. It hands out connections
 // after their handshake, each as a *Conn.
 type Mux struct {
 	opts    MuxOptions
@@ -90,14 +89,14 @@ type Mux struct {
 	half   *crowd[*guest]
 	guests *crowd[*Conn]      // without a certificate, until they are closed
 	open   map[*Conn]struct{} // after the handshake, until they are closed
-	counts map[standing]int   // of open, those with a certificate
+	counts map[standing]int   // of the open ones with a certificate
 	seq    uint64             // of the newest of open
 }
 
-// standing is what the connections of nodes are counted by.
+// standing is the key by which nodes' connections are counted.
 type standing struct{ node, protocol string }
 
-// NewMux splits l, which Run accepts from and closes. The connections of l are TCP.
+// NewMux splits l; Run accepts from it and closes it. The connections of l are TCP.
 func NewMux(l net.Listener, o MuxOptions) *Mux {
 	if o.Logger == nil {
 		o.Logger = hclog.NewNullLogger()
@@ -118,7 +117,7 @@ func NewMux(l net.Listener, o MuxOptions) *Mux {
 		opts: o, l: l, ports: map[string]*port{}, refused: newRefusals(o.Logger, o.Refused),
 		half: newCrowd[*guest](o.MaxHandshakes), guests: newCrowd[*Conn](o.MaxGuests), open: map[*Conn]struct{}{}, counts: map[standing]int{},
 	}
-	// A node offers what it has a use for.
+	// A node offers only the protocols that it serves.
 	self := o.Identity.Node()
 	offer := []string{ProtocolGRPC}
 	if self.Has(core.RoleQueen) {
@@ -134,10 +133,10 @@ func NewMux(l net.Listener, o MuxOptions) *Mux {
 	return m
 }
 
-// guest is a connection that shakes hands or waits to be accepted.
+// guest is a connection that runs its handshake or waits to be accepted.
 type guest struct {
 	raw   net.Conn
-	out   chan struct{} // closed when it must go
+	out   chan struct{} // closed when it is evicted
 	place *list.Element // in Mux.half; the Mux's lock guards it
 }
 
@@ -151,9 +150,9 @@ func both(first, second func(tls.ConnectionState) error) func(tls.ConnectionStat
 	}
 }
 
-// serverConfig is c with the checks of the Mux. Data connections may be resumed: they are made for
-// single requests. The checks are then made again, and crypto/tls looks at the certificate's time
-// and CA again.
+// serverConfig returns c with the checks of the Mux. Data connections may be resumed, as they serve
+// single requests. The checks then run again, and crypto/tls checks the certificate's time and CA
+// again.
 func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
 	strictly := c.Clone()
 	strictly.VerifyConnection = both(m.check, c.VerifyConnection)
@@ -169,7 +168,7 @@ func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
 			}
 		}
 		now, own := now.Clone(), now.VerifyConnection
-		// By now crypto/tls has found that a certificate is of this cluster and valid. The Mux's
+		// By now crypto/tls has verified that a certificate is of this cluster and valid. The Mux's
 		// checks come first: they know their reasons.
 		now.VerifyConnection = both(m.check, own)
 		now.GetConfigForClient = nil
@@ -182,8 +181,7 @@ func (m *Mux) serverConfig(c *tls.Config) *tls.Config {
 	return strictly
 }
 
-// tickets are the keys that sessions of data connections are sealed with. They never leave the
-// process.
+// tickets holds the keys that seal the sessions of data connections. They never leave the process.
 type tickets struct {
 	mu    sync.Mutex // guards below
 	all   [][32]byte // the newest first
@@ -205,12 +203,12 @@ func (t *tickets) keys(now time.Time) [][32]byte {
 	return t.all
 }
 
-// check runs within the handshake, so that who is refused is told.
+// check runs within the handshake, so that a refused peer learns of it.
 func (m *Mux) check(s tls.ConnectionState) error {
 	var role core.Role
 	switch s.NegotiatedProtocol {
 	case ProtocolGRPC:
-		// Only queens have something for those without a certificate.
+		// Only queens serve peers without a certificate.
 		if len(s.PeerCertificates) == 0 && !m.opts.Identity.Node().Has(core.RoleQueen) {
 			return refuse(ReasonNoCertificate, "only queens take connections without a certificate")
 		}
@@ -225,28 +223,29 @@ func (m *Mux) check(s tls.ConnectionState) error {
 	return err
 }
 
-// Raft is the connections of other queens' raft. It is the same for every call, as those of GRPC,
-// Data and Blobs are.
+// Raft returns the listener for other queens' raft connections. It is the same for every call, as
+// are those of GRPC, Data and Blobs.
 func (m *Mux) Raft() net.Listener { return m.ports[ProtocolRaft] }
 
-// GRPC is the connections of other nodes for a server that NewServer or NewNodeServer made.
+// GRPC returns the listener for other nodes' connections to a server that NewServer or
+// NewNodeServer made.
 func (m *Mux) GRPC() net.Listener { return m.ports[ProtocolGRPC] }
 
-// Guests is the connections without a certificate, for a server that NewGuestServer made. Each is
-// cut after half a minute.
+// Guests returns the listener for connections without a certificate, for a server that
+// NewGuestServer made. Each is cut after half a minute.
 func (m *Mux) Guests() net.Listener { return m.ports[guestPort] }
 
-// Data is the connections that queens ask workers over.
+// Data returns the listener for connections over which queens reach workers.
 func (m *Mux) Data() net.Listener { return m.ports[ProtocolData] }
 
-// Blobs is the connections that other hives fetch files over.
+// Blobs returns the listener for connections over which other hives fetch files.
 func (m *Mux) Blobs() net.Listener { return m.ports[ProtocolBlob] }
 
 // Addr returns the address that the port listens on.
 func (m *Mux) Addr() net.Addr { return m.l.Addr() }
 
-// Run accepts connections until ctx ends. Those that were handed out are their owners' then; all
-// others are closed. The error is nil when ctx ended it.
+// Run accepts connections until ctx ends. Then it closes all but those that it handed out, which
+// belong to their owners. The error is nil if ctx ended it.
 func (m *Mux) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -259,8 +258,8 @@ func (m *Mux) Run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			pause = 0
-			// In the order of arrival: goroutines do not keep it, and who came last must not be
-			// taken for the oldest.
+			// Enter in the order of arrival: goroutines do not keep it, and the latest must not
+			// count as the oldest.
 			if g := m.enter(c); g != nil {
 				wg.Go(func() { m.admit(g) })
 			}
@@ -270,7 +269,7 @@ func (m *Mux) Run(ctx context.Context) error {
 		case errors.Is(err, net.ErrClosed):
 			return core.Wrap(err, core.Unavailable, "accept rpc connections")
 		}
-		// Such as no more files: what is open goes on, and some of it will end.
+		// Such as too many open files: open connections go on, and some of them will end.
 		pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)
 		m.opts.Logger.Warn("accept a connection", "error", err, "again_in", pause)
 		timer := time.NewTimer(pause)
@@ -283,7 +282,7 @@ func (m *Mux) Run(ctx context.Context) error {
 	}
 }
 
-// shut ends accepting, and closes what has not been handed out.
+// shut stops accepting, and closes connections not handed out.
 func (m *Mux) shut() {
 	m.mu.Lock()
 	m.closed = true
@@ -297,13 +296,13 @@ func (m *Mux) shut() {
 	}
 }
 
-// send sends a guest away.
+// send evicts a guest.
 func (g *guest) send() {
 	close(g.out)
 	_ = g.raw.Close()
 }
 
-// enter makes a connection a guest; nil: it is closed, as the mux is.
+// enter makes a connection a guest; nil: it is closed, because the mux is.
 func (m *Mux) enter(raw net.Conn) *guest {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -314,13 +313,13 @@ func (m *Mux) enter(raw net.Conn) *guest {
 	g := &guest{raw: raw, out: make(chan struct{})}
 	place, out, evicted := m.half.enter(hostOf(raw.RemoteAddr()), g)
 	g.place = place
-	if evicted { // somebody who keeps silent must not keep others out
+	if evicted { // a silent peer must not keep others out
 		out.send()
 	}
 	return g
 }
 
-// admit shakes hands and hands the connection out.
+// admit runs the handshake and hands the connection out.
 func (m *Mux) admit(g *guest) {
 	raw := g.raw
 	defer func() {
@@ -350,7 +349,7 @@ func (m *Mux) admit(g *guest) {
 		m.refused.note(reasonOf(err), raw.RemoteAddr().String(), c.node.ID, err)
 		return
 	}
-	// since the handshake: CloseRevoked may have been too early to see it
+	// check again after the handshake: CloseRevoked may have run too early to see it
 	if c.known && m.opts.Revoked != nil && m.opts.Revoked(c.node.ID) {
 		c.Abort()
 		return
@@ -412,7 +411,7 @@ func (m *Mux) settle(c *Conn) error {
 	return nil
 }
 
-// shake shakes hands. The connection is never nil; with an error, it may know who was there.
+// shake runs the handshake. The connection is never nil; with an error, it may know its peer.
 func (m *Mux) shake(raw net.Conn) (*Conn, error) {
 	if t, ok := raw.(*net.TCPConn); ok {
 		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: acceptKeepAlive, Interval: acceptKeepInterval, Count: acceptKeepCount})
@@ -458,8 +457,7 @@ func (m *Mux) CloseNode(nodeID string) {
 	m.closeIf(func(c *Conn) bool { return c.known && c.node.ID == nodeID })
 }
 
-// CloseRevoked cuts the connections of all nodes that are revoked. It is to be called whenever
-// there is one more.
+// CloseRevoked cuts the connections of all revoked nodes. Call it after each revocation.
 func (m *Mux) CloseRevoked() {
 	if revoked := m.opts.Revoked; revoked != nil {
 		m.closeIf(func(c *Conn) bool { return c.known && revoked(c.node.ID) })
@@ -495,7 +493,7 @@ type port struct {
 // Accept waits for a connection, a *Conn. It fails with net.ErrClosed.
 func (p *port) Accept() (net.Conn, error) {
 	select {
-	case <-p.over: // first, so that nothing is taken after a Close
+	case <-p.over: // first, so that Accept returns nothing after a Close
 		return nil, net.ErrClosed
 	default:
 	}
@@ -507,7 +505,8 @@ func (p *port) Accept() (net.Conn, error) {
 	}
 }
 
-// Close has connections for this protocol closed from now on. The others are not touched.
+// Close makes the Mux close connections for this protocol from now on. It does not touch the
+// others.
 func (p *port) Close() error {
 	p.once.Do(func() { close(p.over) })
 	return nil

@@ -1,5 +1,5 @@
-// Package rpc is how queens and hives speak gRPC to each other: listeners, servers and clients
-// whose errors keep their core.Kind.
+// Package rpc is the gRPC layer between queens and hives: listeners, servers and clients whose
+// errors keep their core.Kind.
 package rpc
 
 import (
@@ -19,16 +19,16 @@ const pipeBufferBytes = 64 << 10
 // concurrent use.
 type Pipe struct{ l pipeListener }
 
-// NewPipe returns a pipe that nobody listens on yet: a Dial waits until the listener accepts.
+// NewPipe returns a pipe without a listener yet: a Dial waits until the listener accepts.
 func NewPipe() *Pipe {
 	return &Pipe{l: pipeListener{Listener: bufconn.Listen(pipeBufferBytes)}}
 }
 
-// Listener returns the server's end. It is the same for every call; closing it is closing the pipe.
+// Listener returns the server's end. It is the same for every call; closing it closes the pipe.
 func (p *Pipe) Listener() net.Listener { return p.l }
 
 // Dial connects to the server's end and waits until it is accepted. The caller closes the
-// connection. Errors: Unavailable when the pipe is closed, Cancelled, DeadlineExceeded.
+// connection. Errors: Unavailable if the pipe is closed, Cancelled, DeadlineExceeded.
 func (p *Pipe) Dial(ctx context.Context) (net.Conn, error) {
 	c, err := p.l.DialContext(ctx)
 	switch {
@@ -40,8 +40,8 @@ func (p *Pipe) Dial(ctx context.Context) (net.Conn, error) {
 	return nil, core.Wrap(net.ErrClosed, core.Unavailable, "dial in process")
 }
 
-// Close ends listening and waiting dials. Connections that stand are not touched. It never fails
-// and may be repeated.
+// Close ends listening and waiting dials. It does not touch open connections. It never fails and
+// may be called again.
 func (p *Pipe) Close() error { return p.l.Close() }
 
 type pipeListener struct{ *bufconn.Listener }

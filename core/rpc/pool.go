@@ -20,17 +20,17 @@ const (
 	hiveDeadAfter  = 10 * time.Second
 )
 
-// PoolOptions are what a Pool needs.
+// PoolOptions configure a Pool.
 type PoolOptions struct {
 	Identity Identity
-	// Revoked reports whether a node is not to be talked to; nil: none are.
+	// Revoked reports whether a node must not be contacted; nil: none.
 	Revoked func(nodeID string) bool
-	// Broken is told that a connection broke that this side did not close. It must not block. nil:
-	// nobody.
+	// Broken is called when a connection breaks that this side did not close. It must not block.
+	// nil: not called.
 	Broken func(nodeID, address string)
-	// DeadAfter is how long a peer may be silent while it is asked something before the connection
-	// is given up. 0: 3 s for a queen. A hive that is no queen leaves it to TCP, which takes 10 s:
-	// its lines to queens have beats of their own, and a lossy network should not cut them.
+	// DeadAfter is how long a peer may be silent during a call before the connection is dropped. 0:
+	// 3 s for a queen. A hive that is not a queen leaves it to TCP, which takes 10 s: its
+	// connections to queens have heartbeats of their own, and a lossy network should not cut them.
 	DeadAfter time.Duration
 	// Dial makes connections; nil: TCP.
 	Dial   func(ctx context.Context, address string) (net.Conn, error)
@@ -41,7 +41,7 @@ type PoolOptions struct {
 type Pool struct {
 	opts PoolOptions
 	dialer
-	ping bool // look after silent peers
+	ping bool // monitor silent peers
 	wg   sync.WaitGroup
 
 	mu       sync.Mutex // guards below
@@ -51,13 +51,13 @@ type Pool struct {
 	sessions map[string]tls.ClientSessionCache // of data connections, by node id and address
 }
 
-// keptKey is what a kept connection is for. The address counts where the node is not known.
+// keptKey identifies a kept connection. The address counts only if the node is not known.
 type keptKey struct {
 	node, address string
 	role          core.Role
 }
 
-// NewPool returns an empty pool. It connects when it is asked to. The caller closes it.
+// NewPool returns an empty pool. It connects on demand. The caller closes it.
 func NewPool(o PoolOptions) *Pool {
 	if o.Logger == nil {
 		o.Logger = hclog.NewNullLogger()
@@ -78,11 +78,11 @@ func NewPool(o PoolOptions) *Pool {
 	}
 }
 
-// Conn returns the kept connection to a node, whose certificate must give it the role. It is
-// dialled with the first call and after it broke; a call fails fast while the node cannot be
-// reached. Another address than before closes what there was and dials anew. The pool closes it.
-// nodeID may be empty: whoever answers at the address. Its errors are those of DialOptions. Errors:
-// Forbidden for a revoked node, Unavailable after Close.
+// Conn returns the kept connection to a node, whose certificate must give it the role. The first
+// call dials it, as does a call after it broke; a call fails fast while the node cannot be reached.
+// A changed address closes the old connection and dials anew. The pool closes it. nodeID may be
+// empty: any node at the address. Its errors are those of DialOptions. Errors: Forbidden for a
+// revoked node, Unavailable after Close.
 func (p *Pool) Conn(nodeID, address string, role core.Role) (*grpc.ClientConn, error) {
 	if nodeID != "" && p.revoked != nil && p.revoked(nodeID) {
 		return nil, dialError("connect", address, refuse(ReasonRevoked, "node %s was revoked", nodeID))
@@ -116,8 +116,7 @@ func (p *Pool) Forget(nodeID string) {
 	p.drop(func(id string) bool { return id == nodeID })
 }
 
-// CloseRevoked closes the connections to all nodes that are revoked. It is to be called whenever
-// there is one more.
+// CloseRevoked closes the connections to all revoked nodes. Call it after each revocation.
 func (p *Pool) CloseRevoked() {
 	if p.revoked != nil {
 		p.drop(p.revoked)
@@ -153,7 +152,7 @@ func (p *Pool) drop(condition func(nodeID string) bool) {
 	}
 }
 
-// Close closes all connections. Calls that run fail with Unavailable. It may be repeated.
+// Close closes all connections. Running calls fail with Unavailable. It may be called again.
 func (p *Pool) Close() error {
 	p.mu.Lock()
 	p.closed = true

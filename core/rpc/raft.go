@@ -9,14 +9,14 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// RaftOptions are what a RaftStream needs.
+// RaftOptions configure a RaftStream.
 type RaftOptions struct {
 	Mux      *Mux
 	Identity Identity
 	Revoked  func(nodeID string) bool // nil: none
-	// Broken is told that a connection broke that this side did not close: one that this queen
+	// Broken is called when a connection breaks that this side did not close: one that this queen
 	// dialled, with its address, or one that the other queen dialled, with an empty one. It is the
-	// first sign of a queen's death, and may be a false one. It must not block. nil: nobody.
+	// first sign of a queen's death, and may be a false one. It must not block. nil: not called.
 	Broken func(nodeID, address string)
 	// Dial makes connections; nil: TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
@@ -42,7 +42,7 @@ func NewRaftStream(o RaftOptions) *RaftStream {
 	return &RaftStream{opts: o, dialer: dialer{identity: o.Identity, revoked: o.Revoked, dial: o.Dial}, open: map[*Conn]struct{}{}}
 }
 
-// Accept waits for another queen. It fails with net.ErrClosed.
+// Accept waits for a connection from another queen. It fails with net.ErrClosed.
 func (s *RaftStream) Accept() (net.Conn, error) {
 	conn, err := s.opts.Mux.Raft().Accept()
 	if err != nil {
@@ -55,12 +55,12 @@ func (s *RaftStream) Accept() (net.Conn, error) {
 }
 
 // Dial connects to the queen at an RPC address. Errors: Unavailable, Unauthenticated or Forbidden
-// when somebody else is there, DeadlineExceeded.
+// if another node is there, DeadlineExceeded.
 func (s *RaftStream) Dial(address string, timeout time.Duration) (net.Conn, error) {
 	if timeout <= 0 {
 		timeout = connectTimeout
 	}
-	// raft gives none, but a timeout
+	// raft passes a timeout but no context
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	c, err := s.dialer.connect(ctx, address, s.dialer.config(ProtocolRaft, core.RoleQueen, ""))
@@ -94,16 +94,17 @@ func (s *RaftStream) forget(c *Conn) {
 	s.mu.Unlock()
 }
 
-// Addr returns the RPC address that other queens reach this one at, which raft takes for its own.
+// Addr returns the RPC address at which other queens reach this one, and which raft takes for its
+// own.
 func (s *RaftStream) Addr() net.Addr { return advertised(s.opts.Identity.RPCAddress()) }
 
-// CloseNode closes the connections to a node, and those that it made.
+// CloseNode closes the connections to a node and those that the node made.
 func (s *RaftStream) CloseNode(nodeID string) {
 	s.opts.Mux.CloseNode(nodeID)
 	s.closeIf(func(c *Conn) bool { return c.node.ID == nodeID })
 }
 
-// CloseRevoked closes the connections to all nodes that are revoked; for those that they made see
+// CloseRevoked closes the connections to all revoked nodes; for those that they made see
 // Mux.CloseRevoked.
 func (s *RaftStream) CloseRevoked() {
 	if s.opts.Revoked != nil {
@@ -125,7 +126,8 @@ func (s *RaftStream) closeIf(condition func(*Conn) bool) {
 	}
 }
 
-// Close ends Accept and closes all raft connections: raft itself leaves those that it waits on.
+// Close ends Accept and closes all raft connections: raft itself leaves those open that it waits
+// on.
 func (s *RaftStream) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -139,6 +141,6 @@ func (s *RaftStream) Close() error {
 // advertised is an address as others know it.
 type advertised string
 
-// Network is part of net.Addr.
+// Network implements net.Addr.
 func (advertised) Network() string  { return "tcp" }
 func (a advertised) String() string { return string(a) }

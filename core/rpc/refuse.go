@@ -30,10 +30,10 @@ const (
 	ReasonWrongRole     Reason = "wrong_role"
 	ReasonNoCertificate Reason = "no_certificate" // there must be one
 	ReasonTLSVersion    Reason = "tls_version"    // older than 1.3
-	ReasonRevoked       Reason = "revoked"        // the node was thrown out
+	ReasonRevoked       Reason = "revoked"        // the node was revoked
 	// it has more connections, or holds more bytes, than it may
 	ReasonTooMany Reason = "too_many"
-	// anything else: not TLS, too slow, no protocol in common
+	// anything else: not TLS, too slow, no common protocol
 	ReasonHandshake Reason = "handshake"
 )
 
@@ -74,21 +74,22 @@ func reasonOf(err error) Reason {
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
 		return ReasonWrongRole
 	}
-	// crypto/tls has no values for these. The second is what a peer says that wants an older one.
+	// crypto/tls has no error values for these. The second is what a peer sends that wants an older
+	// version.
 	if s := err.Error(); strings.Contains(s, "unsupported versions") || strings.Contains(s, "protocol version not supported") {
 		return ReasonTLSVersion
 	}
 	return ReasonHandshake
 }
 
-// refusals counts and logs what is refused.
+// refusals counts and logs refusals.
 type refusals struct {
 	log   hclog.Logger
 	count func(Reason) // may be nil
 
 	mu    sync.Mutex // guards below
 	last  time.Time  // of the last log line
-	quiet int        // refused since, without a line
+	quiet int        // refused since the last line, without one
 }
 
 const refusalEvery = time.Second
@@ -117,8 +118,8 @@ func (r *refusals) note(reason Reason, from, node string, err error) {
 	r.log.Warn("refused a connection", "reason", string(reason), "from", from, "node", node, "error", err, "others", quiet)
 }
 
-// verify is what a peer's certificate must fulfil beyond being the cluster's. role may be empty:
-// any. known is false without a certificate.
+// verify checks what a peer's certificate must fulfil beyond being the cluster's. role may be
+// empty: any. known is false without a certificate.
 func verify(state *tls.ConnectionState, role core.Role, nodeID string, revoked func(string) bool) (n pki.Node, known bool, err error) {
 	if len(state.PeerCertificates) == 0 {
 		if role == "" && nodeID == "" {
@@ -140,7 +141,7 @@ func verify(state *tls.ConnectionState, role core.Role, nodeID string, revoked f
 	return n, true, nil
 }
 
-// dialError classifies why a node could not be connected to.
+// dialError classifies why a connection to a node failed.
 func dialError(op, address string, err error) error {
 	if err == nil {
 		return nil

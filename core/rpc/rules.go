@@ -20,17 +20,17 @@ import (
 	optionsv1 "github.com/rbee-project/rbee/proto/options/v1"
 )
 
-// The metadata of a call that one queen passes on to another.
+// The metadata of a call that one queen forwards to another.
 const (
 	forwardedKey = "rbee-forwarded"
-	// node id of who called first; empty: somebody without a certificate
+	// node id of the original caller; empty: one without a certificate
 	callerKey = "rbee-caller"
-	// host that the first call came from; empty: this process
+	// callerAddressKey carries the host of the original call; empty: this process.
 	callerAddressKey = "rbee-caller-address"
 )
 
-// RuleOf returns the rule of a method, such as "/rbee.queen.v1.JoinService/Join". Without one
-// nobody may call it.
+// RuleOf returns the rule of a method, such as "/rbee.queen.v1.JoinService/Join". A method without
+// one refuses all calls.
 func RuleOf(method string) (*optionsv1.Rule, bool) {
 	d, ok := methodOf(method)
 	if !ok {
@@ -60,10 +60,9 @@ func methodOf(method string) (protoreflect.MethodDescriptor, bool) {
 	return m, ok
 }
 
-// Peer returns the node at the other end of the connection that a call came over; a call from this
-// process counts as this node. False without a certificate. It is known in handlers of a server
-// that NewNodeServer made. A call that another queen passed on has that queen as its peer: see
-// Caller.
+// Peer returns the node at the other end of a call's connection; a call from this process counts as
+// this node. False without a certificate. It works in handlers of a server that NewNodeServer made.
+// A forwarded call has the forwarding queen as its peer: see Caller.
 func Peer(ctx context.Context) (pki.Node, bool) {
 	c, _ := ctx.Value(callKey{}).(*call)
 	if c == nil {
@@ -72,7 +71,7 @@ func Peer(ctx context.Context) (pki.Node, bool) {
 	return c.peer, c.known
 }
 
-// Caller returns the id of the node that made the call, also when another queen passed it on; empty
+// Caller returns the id of the node that made the call, also if another queen forwarded it; empty
 // without a certificate.
 func Caller(ctx context.Context) string {
 	c, _ := ctx.Value(callKey{}).(*call)
@@ -82,8 +81,8 @@ func Caller(ctx context.Context) string {
 	return c.caller
 }
 
-// CallerHost returns the address, without a port, that the call came from, also when another queen
-// passed it on; empty for a call from the process that took it first.
+// CallerHost returns the address, without a port, that the call came from, also if another queen
+// forwarded it; empty for a call that began in this process.
 func CallerHost(ctx context.Context) string {
 	c, _ := ctx.Value(callKey{}).(*call)
 	if c == nil {
@@ -94,7 +93,7 @@ func CallerHost(ctx context.Context) string {
 
 type callKey struct{}
 
-// call is what is known of a call.
+// call holds what is known of a call.
 type call struct {
 	method    protoreflect.MethodDescriptor
 	rule      *optionsv1.Rule
@@ -105,7 +104,7 @@ type call struct {
 	host      string
 }
 
-// gate decides who may call what.
+// gate decides which callers may call which methods.
 type gate struct {
 	self    pki.Node
 	revoked func(string) bool
@@ -113,7 +112,7 @@ type gate struct {
 	methods sync.Map // full method → *call with method and rule only
 }
 
-// admit finds out who calls, and whether that is allowed. Errors: Unauthenticated, Forbidden.
+// admit identifies the caller and checks that it is allowed. Errors: Unauthenticated, Forbidden.
 func (g *gate) admit(ctx context.Context, method string) (context.Context, *call, error) {
 	known, err := g.method(method)
 	if err != nil {
@@ -144,7 +143,7 @@ func (g *gate) admit(ctx context.Context, method string) (context.Context, *call
 		return nil, nil, core.WithKind(err, core.Forbidden)
 	}
 	if md, ok := metadata.FromIncomingContext(ctx); ok && first(md, forwardedKey) != "" && c.known && c.peer.Has(core.RoleQueen) {
-		// The queen has asked who it is; nobody else is believed.
+		// The forwarding queen has checked who it is; no other node may say so.
 		c.forwarded, c.caller, c.host = true, first(md, callerKey), first(md, callerAddressKey)
 	}
 	if err := g.allow(&c, method); err != nil {
@@ -213,7 +212,7 @@ func (g *gate) allow(c *call, method string) error {
 	return core.WithHint(core.WithKind(err, core.Forbidden), "A node has the roles that its join token allowed; join again with another token to change them.")
 }
 
-// tap admits a call when its headers have come, before anything of its messages is read. The
+// tap admits a call when its headers have arrived, before any of its messages is read. The
 // connection reads nothing else meanwhile.
 func (g *gate) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	ctx, _, err := g.admit(ctx, info.FullMethodName)
@@ -223,7 +222,7 @@ func (g *gate) tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	return ctx, nil
 }
 
-// streamOf is a stream with a context that knows more.
+// streamOf is a stream with an extended context.
 type streamOf struct {
 	grpc.ServerStream
 	ctx context.Context // what grpc asks for

@@ -19,19 +19,19 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// MaxMessageBytes bounds a message in either direction; a larger one is refused by its sender or
-// receiver. A command for the registry, of 4 MiB at most, fits with what is around it.
+// MaxMessageBytes bounds a message in either direction; the sender or receiver refuses a larger
+// one. A command for the registry, of 4 MiB at most, fits with its envelope.
 const MaxMessageBytes = 4<<20 + 64<<10
 
 // The bounds of a connection to a server, RFC 9113's.
 const (
 	maxCalls       = 256      // at once
 	maxHeaderBytes = 16 << 10 // of a call
-	// streamWindow is what a call may send before the server asks for more.
+	// streamWindow bounds what a call may send before the server asks for more.
 	streamWindow = 256 << 10
 	connWindow   = 1 << 20
-	// maxTrailerBytes bounds a server's answer but its messages; an error's text travels in it
-	// three times.
+	// maxTrailerBytes bounds a server's answer without its messages; an error's text is in it three
+	// times.
 	maxTrailerBytes = 256 << 10
 )
 
@@ -42,37 +42,37 @@ const (
 	maxGuestHeader  = 4 << 10
 )
 
-// The keepalive of connections that cross a machine's border: a peer that is gone is noticed within
-// pingInterval + pingTimeout.
+// The keepalive of connections between machines: a dead peer is noticed within pingInterval +
+// pingTimeout.
 const (
 	pingInterval = 15 * time.Second
 	pingTimeout  = 5 * time.Second
 )
 
-// serverStart is how long a client may take to begin to speak.
+// serverStart bounds how long a client may take to start speaking.
 const serverStart = 5 * time.Second
 
-// ServerOptions say what a node's server knows of its callers.
+// ServerOptions configure a node's server.
 type ServerOptions struct {
 	Logger hclog.Logger // nil: none
-	// Self is what callers in this process count as. Without roles it has all: an agent alone.
+	// Self is the identity of callers in this process. Without roles it has all: an agent alone.
 	Self pki.Node
 	// Revoked reports whether a node's calls are refused; nil: none are.
 	Revoked func(nodeID string) bool
-	// Refused is told of each call that was refused; nil: nobody.
+	// Refused is called for each refused call; nil: not called.
 	Refused func(Reason)
-	// Forward passes on calls that only the leader answers; nil: they are answered here.
+	// Forward forwards calls that only the leader answers; nil: this node answers them.
 	Forward *Forwarder
 	// MaxHeldBytes bounds what a node server holds of all nodes' messages; one node gets a quarter.
 	// 0: 128 MiB.
 	MaxHeldBytes int64
 }
 
-// NewNodeServer returns a server that lets only those call a method whom its rule
-// (rbee.options.v1.rule) names; a method without one is refused. Whether a call is let in is
-// decided before anything of its messages is read. It serves a Pipe, whose callers count as this
-// node, and a Mux's GRPC. What it holds of all nodes' messages is bounded: a node that makes it
-// hold too much loses its connection. For the rest see NewServer.
+// NewNodeServer returns a server that admits only the callers in a method's rule
+// (rbee.options.v1.rule); it refuses a method without one. It decides before it reads any of a
+// call's messages. It serves a Pipe, whose callers count as this node, and a Mux's GRPC. It bounds
+// what it holds of all nodes' messages: a node that makes it hold too much loses its connection.
+// For the rest see NewServer.
 func NewNodeServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
 	o.prepare()
 	refused := newRefusals(o.Logger, o.Refused)
@@ -91,8 +91,8 @@ func NewNodeServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
 	}, opts...)...)
 }
 
-// NewGuestServer returns a server for a Mux's Guests. It is NewNodeServer with bounds for callers
-// that nobody knows: small messages, and few calls at once.
+// NewGuestServer returns a server for a Mux's Guests: a NewNodeServer with tighter bounds for
+// unknown callers, small messages and few calls at once.
 func NewGuestServer(o ServerOptions, opts ...grpc.ServerOption) *grpc.Server {
 	o.prepare()
 	return newGated(o, newRefusals(o.Logger, o.Refused), append([]grpc.ServerOption{
@@ -130,7 +130,7 @@ func newGated(o ServerOptions, refused *refusals, opts ...grpc.ServerOption) *gr
 // NewServer returns a server whose handlers' errors reach the client with their kind and hint (see
 // ToStatus), and whose handlers' panics become Internal errors, logged with their stack. Errors
 // that a handler gets from its stream are classified too. It serves a Pipe or a Mux's GRPC, and
-// lets everybody call everything: see NewNodeServer.
+// admits all callers to all methods: see NewNodeServer.
 func NewServer(log hclog.Logger, opts ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append([]grpc.ServerOption{
 		grpc.Creds(shaken{}),
@@ -150,7 +150,7 @@ func NewServer(log hclog.Logger, opts ...grpc.ServerOption) *grpc.Server {
 	}, opts...)...)
 }
 
-// answer turns what a handler returned, or its panic, into a status. It is deferred.
+// answer turns a handler's result, or its panic, into a status. Defer it.
 func answer(log hclog.Logger, method string, err *error) {
 	if value := recover(); value != nil {
 		log.Error("panic in a request", "method", method, "panic", value, "stack", string(debug.Stack()))
@@ -164,7 +164,8 @@ type serverStream struct{ grpc.ServerStream }
 func (s serverStream) SendMsg(m any) error { return fromStream(s.ServerStream.SendMsg(m)) }
 func (s serverStream) RecvMsg(m any) error { return fromStream(s.ServerStream.RecvMsg(m)) }
 
-// fromStream is FromStatus that leaves io.EOF, the regular end of a stream, as it is.
+// fromStream does what FromStatus does, except that io.EOF, the regular end of a stream, stays as
+// it is.
 func fromStream(err error) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		return err
@@ -173,7 +174,7 @@ func fromStream(err error) error {
 }
 
 // Serve serves on l until ctx ends, then lets running requests finish for grace before it cuts
-// them. It closes l, and returns when all handlers have. The error is nil when ctx ended it.
+// them. It closes l, and returns when all handlers have. The error is nil if ctx ended it.
 func Serve(ctx context.Context, s *grpc.Server, l net.Listener, grace time.Duration) error {
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
@@ -204,7 +205,7 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, grace time.Durat
 // connects with the first request. The caller closes it.
 func Client(p *Pipe, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	all := append(DialOptions(),
-		// the wire does not leave the process
+		// the bytes do not leave the process
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return p.Dial(ctx) }))
 	c, err := grpc.NewClient("passthrough:///in-process", append(all, opts...)...)
@@ -214,8 +215,7 @@ func Client(p *Pipe, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	return c, nil
 }
 
-// RemoteOptions are DialOptions for a server on another machine: they also notice a peer that is
-// gone.
+// RemoteOptions returns DialOptions for a server on another machine: they also notice a dead peer.
 func RemoteOptions() []grpc.DialOption {
 	return append(DialOptions(), grpc.WithKeepaliveParams(keepalive.ClientParameters{
 		Time: pingInterval, Timeout: pingTimeout, PermitWithoutStream: true,

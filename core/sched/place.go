@@ -14,14 +14,15 @@ type Demand struct {
 	Model  string // for messages
 	Type   string // worker type
 	Device string // device id
-	// device memory below which it cannot work: the weights; 0: unknown, so everything fits
+	// MinBytes is the device memory below which it cannot work: the weights; 0: unknown, so
+	// everything fits.
 	MinBytes int64
-	// device memory with the model's own context; a hive with less gives it less context. 0:
-	// unknown
+	// EstimateBytes is the device memory with the model's own context; a hive with less reduces the
+	// context. 0: unknown.
 	EstimateBytes int64
 }
 
-// Room is what is known of a hive that may get a new worker.
+// Room describes a hive that may get a new worker.
 type Room struct {
 	Hive     core.Hive           // with free bytes of its devices
 	Suspect  bool                // silent at the moment
@@ -30,8 +31,8 @@ type Room struct {
 	Workers  int                 // workers it runs now
 }
 
-// Placement is the hive that gets a new worker. The hive itself chooses the device: it knows better
-// what is free at that moment.
+// Placement is the hive that gets a new worker. The hive itself chooses the device: it knows best
+// what is free then.
 type Placement struct {
 	Hive   string // Hive.ID
 	Reason string
@@ -39,12 +40,11 @@ type Placement struct {
 
 // Place chooses the hive for a new worker: one that is ready, can run the worker type and has a
 // device with MinBytes free; among those, one with EstimateBytes free, then one that has the model,
-// then the one with the most free memory, then the one with the fewest workers. Where no hive will
-// do, ok is false and every hive is in the refusals with the reason, for each device the bytes it
-// lacks.
+// then the one with the most free memory, then the one with the fewest workers. If no hive fits, ok
+// is false and the refusals list every hive with the reason, for each device the bytes it lacks.
 //
-// A hive that has told nothing about its devices, or not the size of one, is not refused for it: it
-// judges itself when it starts the worker.
+// A hive is not refused for an unreported device or device size: it judges itself when it starts
+// the worker.
 func Place(d Demand, rooms []Room) (p Placement, refused []Refusal, ok bool) {
 	type fit struct {
 		room  Room
@@ -92,10 +92,11 @@ func rank(good bool) int {
 	return 1
 }
 
-// verdict on a hive: the free bytes of its best device, or the reason to refuse it.
+// verdict is the judgement of a hive: the free bytes of its best device, or the reason to refuse
+// it.
 type verdict struct {
 	free    int64
-	unknown bool // a device's size is not known, so it is taken to be enough
+	unknown bool // a device's size is unknown, so it is assumed to be enough
 	reason  string
 	missing int64 // on the device that lacks least; 0: refused for another reason
 }
@@ -119,7 +120,7 @@ func judge(d Demand, r Room) verdict {
 	devices := devicesFor(d, r)
 	if len(devices) == 0 {
 		if d.Device == "" || len(r.Hive.Devices) == 0 {
-			return verdict{unknown: true} // nothing was probed yet
+			return verdict{unknown: true} // nothing probed yet
 		}
 		var have []string
 		for _, dev := range r.Hive.Devices {
@@ -162,9 +163,9 @@ func runs(r Room, typ string) bool {
 		slices.ContainsFunc(r.Binaries, func(b core.WorkerBinary) bool { return b.Type == typ && b.Damaged == "" })
 }
 
-// devicesFor gives the devices that the demand leaves open. An installed binary of the type knows
-// its devices; without one, a type's devices are those of the kind with its name, and where there
-// are none, all.
+// devicesFor returns the devices that the demand allows. An installed binary of the type knows its
+// devices; without one, a type's devices are those of the kind with its name, or all if there are
+// none.
 func devicesFor(d Demand, r Room) []core.Device {
 	devices := r.Hive.Devices
 	if d.Type != "" {

@@ -14,39 +14,39 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Prospect is a worker together with what the asking queen alone knows of it.
+// Prospect is a worker with facts that only the asking queen knows.
 type Prospect struct {
 	Worker   *core.Worker // as the registry has it; it is only read
 	Load     core.Load    // as last reported by its hive; zero: no report yet
 	Suspect  string       // why it is avoided for now; empty: it is not
 	Draining bool         // its hive gets no new request
-	// InFlight is the number of requests that this queen has given it and that have not ended.
-	// Reports of the hive lag behind; this does not.
+	// InFlight is the number of unfinished requests that this queen has sent to it. Reports of the
+	// hive lag behind; this does not.
 	InFlight int
-	// Busy says that the worker has said a moment ago that it takes no request now.
+	// Busy says that the worker has just refused a request because it is full.
 	Busy bool
 	// Lacks is a capability that the request needs and the worker does not have; empty: none.
 	Lacks string
 }
 
-// busy returns the number of requests the worker has, as far as is known: what the hive reported
-// (which counts other queens' requests too) or what this queen knows better.
+// busy returns the worker's number of requests, as far as known: what the hive reported (which
+// counts other queens' requests too) or this queen's own count if higher.
 func (p Prospect) busy() int { return max(p.InFlight, p.Load.Active+p.Load.Queued, 0) }
 
 // full reports whether the worker gets no further request from this queen. Half its slots again may
-// wait at the worker, so that a slot that becomes free is not idle until the next request arrives.
-// Reports do not count: they may be of requests that have ended. What other queens have given it,
-// it says itself.
+// wait at the worker, so that a freed slot is not idle until the next request arrives. Reports do
+// not count: their requests may have ended. The worker itself refuses when other queens have filled
+// it.
 func (p Prospect) full() bool {
 	return p.Busy || p.InFlight >= p.slots()+max(p.slots()/2, 1)
 }
 
-// slots is at least one: a worker that says 0 is not trusted with a division.
+// slots returns at least one, to keep a worker that reports 0 from causing a division by zero.
 func (p Prospect) slots() int { return max(p.Worker.Slots, 1) }
 
 func (p Prospect) free() bool { return p.busy() < p.slots() }
 
-// byLoad orders by requests per slot, then by name so that the order never depends on the input's.
+// byLoad orders by requests per slot, then by name, so that the order never depends on the input's.
 func byLoad(a, b Prospect) int {
 	return cmp.Or(
 		cmp.Compare(a.busy()*b.slots(), b.busy()*a.slots()),
@@ -60,7 +60,7 @@ type Refusal struct {
 	Reason string // for people: "is retiring", "cuda:0 lacks 1024 bytes"
 	// MissingBytes is what the best device lacks; 0: refused for another reason.
 	MissingBytes int64
-	// Busy says that it could be used but for the requests that it has.
+	// Busy says that only its running requests prevent its use.
 	Busy bool
 	// Lacks is the capability without which the worker cannot answer this request.
 	Lacks string
@@ -70,14 +70,14 @@ func (r Refusal) String() string { return r.Name + " " + r.Reason }
 
 // PickWorker ranks the workers that serve the model (an exact core.Model.ID), best first, each with
 // the reason for its place, and says for each of the model's other workers why it cannot be used.
-// Workers of other models are in neither list. Of many workers only MaxCandidates are ranked:
-// nobody tries more.
+// Workers of other models are in neither list. It ranks at most MaxCandidates: no caller tries
+// more.
 //
-// The first is the less busy, in requests per slot, of two that are drawn among those with a free
-// slot (among all where no slot is free): the power of two choices, which keeps several queens with
-// reports of the same age from all choosing the same worker. The rest follow by load.
+// The first is the less busy, in requests per slot, of two drawn among those with a free slot
+// (among all if no slot is free): the power of two choices, which keeps several queens with reports
+// of the same age from all choosing the same worker. The rest follow by load.
 //
-// rnd(n) gives a number in [0, n); it is called only where there is something to draw.
+// rnd(n) returns a number in [0, n); it is called only if there is a choice.
 func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core.Candidate, []Refusal) {
 	able := make([]Prospect, 0, len(prospects))
 	var refused []Refusal
@@ -129,11 +129,11 @@ func PickWorker(model string, prospects []Prospect, rnd func(n int) int) ([]core
 	return candidates(able[:min(len(able), MaxCandidates)], reason), refused
 }
 
-// MaxCandidates is how many workers PickWorker gives at most.
+// MaxCandidates is the most workers that PickWorker returns.
 const MaxCandidates = 16
 
-// fewOf is PickWorker for so many workers that sorting them would take longer than it helps. The
-// draw is the same; it is among the workers in the order in which they came.
+// fewOf does PickWorker's work for so many workers that sorting them would cost more than it helps.
+// It draws in the same way, among the workers in their input order.
 func fewOf(able []Prospect, rnd func(n int) int) []core.Candidate {
 	// The free ones first.
 	pool := 0
@@ -166,7 +166,7 @@ func fewOf(able []Prospect, rnd func(n int) int) []core.Candidate {
 	return candidates(few, reason)
 }
 
-// candidates returns the ranked ones, the first for the reason.
+// candidates returns the ranked workers; reason is that of the first.
 func candidates(able []Prospect, reason string) []core.Candidate {
 	out := make([]core.Candidate, len(able))
 	for i, p := range able {
@@ -179,7 +179,7 @@ func candidates(able []Prospect, reason string) []core.Candidate {
 	return out
 }
 
-// draw takes two different members of the pool, which is sorted by load and has at least two, and
+// draw picks two different members of the pool, which is sorted by load and has at least two, and
 // returns the index of the less busy; of two that are equally busy, the first drawn.
 func draw(pool []Prospect, rnd func(n int) int) int {
 	i := rnd(len(pool))
@@ -193,7 +193,7 @@ func draw(pool []Prospect, rnd func(n int) int) int {
 	return i
 }
 
-// unfit says why a worker cannot take requests; empty: it can.
+// unfit returns why a worker cannot take requests; empty: it can.
 func unfit(p Prospect) string {
 	switch p.Worker.State {
 	case core.WorkerReady:

@@ -21,8 +21,8 @@ const (
 	maxDepth       = 16 // of files that include each other, as in OpenSSH
 )
 
-// Config is an OpenSSH client configuration, as far as rbee reads it: Host, Include, and the values
-// that Lookup is asked for. Blocks of Match are skipped.
+// Config is the part of an OpenSSH client configuration that rbee reads: Host, Include, and the
+// values for Lookup. It skips Match blocks.
 type Config struct {
 	Problems []Problem // lines that cannot be read, in order
 
@@ -32,7 +32,7 @@ type Config struct {
 	home    string
 }
 
-// Problem is a line of a configuration that cannot be read. What is in the line is not repeated.
+// Problem is an unreadable line of a configuration. It does not repeat the line's text.
 type Problem struct {
 	File string // base name
 	Line int
@@ -41,15 +41,14 @@ type Problem struct {
 
 func (p Problem) String() string { return fmt.Sprintf("%s, line %d: %s", p.File, p.Line, p.Text) }
 
-// entry is one value with the blocks around it, all of which must fit.
+// entry is one value with the blocks around it, all of which must match.
 type entry struct {
 	blocks     [][]string
 	key, value string
 }
 
-// ReadConfig reads the file, and what it includes; home is what "~" and relative Include paths
-// begin at. A file that is not there is an empty configuration. Errors: Invalid for one that is too
-// large, Internal.
+// ReadConfig reads the file and its includes; home is the base of "~" and relative Include paths. A
+// missing file is an empty configuration. Errors: Invalid for one that is too large, Internal.
 func ReadConfig(file, home string) (*Config, error) {
 	c := &Config{home: home}
 	text, err := readBounded(file)
@@ -79,7 +78,7 @@ func readBounded(file string) (string, error) {
 	return string(b), err
 }
 
-// read adds the lines of one file. outer are the blocks that the Include stands in.
+// read adds the lines of one file. outer holds the blocks around the Include.
 func (c *Config) read(name, text string, outer [][]string, depth int) {
 	blocks := outer // of the line
 	skip := false   // within Match
@@ -125,7 +124,7 @@ func (c *Config) read(name, text string, outer [][]string, depth int) {
 	}
 }
 
-// addHost notes the first name of a Host line, unless that is a pattern.
+// addHost records the first name of a Host line, unless it is a pattern.
 func (c *Config) addHost(words []string, bad func(string, ...any)) {
 	for _, w := range words {
 		if strings.ContainsAny(w, "*?!") {
@@ -169,7 +168,7 @@ func (c *Config) include(pattern string, blocks [][]string, depth int) (problem 
 	return ""
 }
 
-// splitLine takes a line apart: the keyword in small letters and its arguments. An empty line or a
+// splitLine splits a line into the keyword in lower case and its arguments. An empty line or a
 // comment has no keyword.
 func splitLine(line string) (key string, words []string, problem string) {
 	line = strings.TrimSpace(line)
@@ -218,8 +217,7 @@ func splitLine(line string) (key string, words []string, problem string) {
 // Hosts returns the first names of the Host lines, without patterns, in the order of the file.
 func (c *Config) Hosts() []string { return slices.Clone(c.hosts) }
 
-// Lookup returns the first value of a keyword, in small letters, that holds for a host; empty:
-// none.
+// Lookup returns the first value of a keyword, in lower case, that applies to a host; empty: none.
 func (c *Config) Lookup(host, key string) string {
 	for _, e := range c.entries {
 		if e.key == key && e.fits(host) {
@@ -229,7 +227,7 @@ func (c *Config) Lookup(host, key string) string {
 	return ""
 }
 
-// LookupAll returns every value of a keyword that holds for a host, in order: OpenSSH adds up
+// LookupAll returns every value of a keyword that applies to a host, in order: OpenSSH adds up
 // identity files.
 func (c *Config) LookupAll(host, key string) []string {
 	var out []string
@@ -260,8 +258,8 @@ func (e entry) fits(host string) bool {
 	return true
 }
 
-// match is OpenSSH's pattern: "*" any text, "?" any one character. It takes no more than
-// len(pattern)·len(text) steps.
+// match implements OpenSSH's patterns: "*" matches any text, "?" any one character. It takes at
+// most len(pattern)·len(text) steps.
 func match(pattern, text string) bool {
 	pi, ti, star, mark := 0, 0, -1, 0
 	for ti < len(text) {

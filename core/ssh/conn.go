@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Bounds of what a command may say: the rest is dropped.
+// Bounds of a command's output: the rest is dropped.
 const (
 	maxStdout = 1 << 20
 	maxStderr = 16 << 10
@@ -35,16 +35,16 @@ func (c *Conn) last() *gossh.Client {
 	return c.clients[len(c.clients)-1]
 }
 
-// Close ends the connection, and what still runs over it.
+// Close ends the connection and everything that still runs over it.
 func (c *Conn) Close() {
 	for _, client := range slices.Backward(c.clients) {
 		client.Close()
 	}
 }
 
-// ExitError is a command that ended with a status other than 0.
+// ExitError reports a command that ended with a status other than 0.
 type ExitError struct {
-	Status int    // -1: none, by a signal or a connection that broke
+	Status int    // -1: ended by a signal or a broken connection
 	Stderr string // its last lines, without control characters
 }
 
@@ -59,9 +59,9 @@ func (e *ExitError) Error() string {
 	return text
 }
 
-// Run runs a command line, see Command, gives it stdin, nil for none, and returns what it wrote to
-// stdout. When ctx ends the connection is closed: nothing can be run over it any more. Errors:
-// *ExitError, Unavailable for a connection that broke, TooLarge for an answer beyond 1 MiB.
+// Run runs a command line (see Command) with stdin, nil for none, and returns its stdout. When ctx
+// ends the connection closes and can run nothing more. Errors: *ExitError, Unavailable for a broken
+// connection, TooLarge for an answer beyond 1 MiB.
 func (c *Conn) Run(ctx context.Context, command string, stdin io.Reader) (string, error) {
 	stop := context.AfterFunc(ctx, c.Close)
 	defer stop()
@@ -95,7 +95,7 @@ func broken(ctx context.Context, err error) error {
 	return core.Errorf(core.Unavailable, "the connection broke: %w", err).Hint("Try again: what is there already is not sent again.")
 }
 
-// Clean makes what another machine said fit for an error or a log: its last lines, on one line,
+// Clean makes another machine's output fit for an error or a log: its last lines, on one line,
 // without control characters.
 func Clean(text string) string {
 	const most = 600
@@ -111,7 +111,7 @@ func Clean(text string) string {
 	return text
 }
 
-// bounded keeps the first max bytes and takes the rest, so that the command does not hang.
+// bounded keeps the first max bytes and discards the rest, so that the command does not hang.
 type bounded struct {
 	buf bytes.Buffer
 	max int

@@ -26,23 +26,24 @@ const (
 // maxJumps bounds the hosts on the way.
 const maxJumps = 4
 
-// Dialer reaches machines with one person's SSH identity. It may be used concurrently.
+// Dialer reaches machines with one user's SSH identity. It may be used concurrently.
 type Dialer struct {
-	Home        string // of the person whose .ssh it is
+	Home        string // of the user whose .ssh it reads
 	AgentSocket string // SSH_AUTH_SOCK; empty: no agent
-	// file that accepted host keys are added to, and looked up in beside the person's own
+	// KnownHosts names the file to add accepted host keys to, and to look them up in besides the
+	// user's own.
 	KnownHosts string
-	// fingerprint of an unknown host key that is accepted, "SHA256:…"; empty: none
+	// fingerprint of an unknown host key to accept, "SHA256:…"; empty: none
 	Accept    string
-	AcceptNew bool // any unknown host key is accepted; a changed one never is
+	AcceptNew bool // accept any unknown host key, but never a changed one
 	// Dial connects to an address; nil: TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Connect connects and authenticates, and tells step of every step as it ends, the failing one too.
-// ctx bounds the connecting alone; the caller closes the connection. Errors: Invalid, NotFound for
-// a name that has no address, Unavailable, Unauthenticated for an unknown host key, Integrity for a
-// changed one, Forbidden where no identity is accepted, Unsupported; each names the step.
+// Connect connects and authenticates, and calls step for every step as it ends, including a failed
+// one. ctx bounds only the connecting; the caller closes the connection. Errors: Invalid, NotFound
+// for a name without an address, Unavailable, Unauthenticated for an unknown host key, Integrity
+// for a changed one, Forbidden if no identity is accepted, Unsupported; each names the step.
 func (d *Dialer) Connect(ctx context.Context, t Target, step func(core.SSHStep)) (*Conn, *core.HostKey, error) {
 	w := &walk{d: d, step: step, begin: time.Now()}
 	c, err := ReadConfig(filepath.Join(d.Home, ".ssh", "config"), d.Home)

@@ -20,9 +20,9 @@ import (
 // hostKeys judges the key of a server, and remembers what it found.
 type hostKeys struct {
 	known     gossh.HostKeyCallback // nil: no file
-	own       string                // file that accepted keys are added to
-	name      string                // address as known_hosts has it, "host:port"
-	accept    string                // fingerprint that is accepted; empty: none
+	own       string                // file to add accepted keys to
+	name      string                // address in the form of known_hosts, "host:port"
+	accept    string                // fingerprint to accept; empty: none
 	acceptNew bool
 
 	seen  *core.HostKey // nil: the server has shown none
@@ -54,8 +54,8 @@ func (d *Dialer) hostKeys(r route) (*hostKeys, error) {
 	return k, nil
 }
 
-// algorithms are those to ask the server for: a key that is known first, so that another key of the
-// same host is not taken for a change.
+// algorithms returns the algorithms to request from the server: those of known keys first, so that
+// another key of the same host does not look like a change.
 func (k *hostKeys) algorithms() []string {
 	if k.known == nil {
 		return nil
@@ -134,7 +134,7 @@ func (k *hostKeys) check(_ string, remote net.Addr, key gossh.PublicKey) error {
 	return nil
 }
 
-// appendLine adds a line to a file, which it makes where it is missing.
+// appendLine adds a line to a file and creates the file if it is missing.
 func appendLine(file, line string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return core.Wrap(err, core.Internal, "remember the host key")

@@ -21,9 +21,8 @@ const (
 	agentTimeout = 30 * time.Second
 )
 
-// identities are the keys to offer to a server, and for people which ones these are and which ones
-// were passed over. close ends the connection to the agent, which must be there while the keys are
-// in use.
+// identities returns the keys to offer to a server, and for people the names of these and of those
+// skipped. close ends the connection to the agent; keep it open while the keys are in use.
 func (d *Dialer) identities(ctx context.Context, r route) (signers []gossh.Signer, tried []string, closeAgent func()) {
 	closeAgent = func() {}
 	var files []gossh.Signer
@@ -72,7 +71,7 @@ func (d *Dialer) identities(ctx context.Context, r route) (signers []gossh.Signe
 	return append(signers, files...), tried, closeAgent
 }
 
-// fileSigner returns the key of a file; one that is not there is no problem.
+// fileSigner returns the key of a file; a missing file is not an error.
 func fileSigner(file string) (s gossh.Signer, problem string) {
 	b, err := readKey(file)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -45,7 +45,7 @@ func (d *Dialer) routeTo(t Target, c *Config) (route, error) {
 		r.user = u.Username
 	}
 	if r.port == 0 {
-		r.port, _ = strconv.Atoi(c.Lookup(t.Host, "port")) // judged when it was read
+		r.port, _ = strconv.Atoi(c.Lookup(t.Host, "port")) // checked when it was read
 	}
 	if r.port == 0 {
 		r.port = 22

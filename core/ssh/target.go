@@ -8,8 +8,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Target says which machine to reach, and what is to be used instead of what ~/.ssh/config says.
-// The zero fields leave it to that file.
+// Target says which machine to reach, and overrides values of ~/.ssh/config. Zero fields leave them
+// to that file.
 type Target struct {
 	Host         string // alias in ~/.ssh/config, host name or IP address
 	HostName     string // where Host really is
@@ -23,8 +23,8 @@ var (
 	userWord = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,63}$`)
 )
 
-// Check refuses what cannot be a host, a user or a port, so that nothing else is ever looked up,
-// dialled or shown. Errors: Invalid.
+// Check refuses invalid hosts, users and ports, so that they are never looked up, dialled or shown.
+// Errors: Invalid.
 func (t Target) Check() error {
 	switch {
 	case !hostWord.MatchString(t.Host):

@@ -19,24 +19,26 @@ import (
 
 // BinarySpec is a worker binary to put into the store.
 type BinarySpec struct {
-	Type          string
-	Version       string // of the plugin alone; see ID
-	Executable    string // path of the plugin executable on this machine, copied
-	Folder        string // of the plugin, where it is more than the executable; all of it is copied
-	Digest        string // that the executable or the folder must have, "sha256:<hex>"; empty: any
+	Type       string
+	Version    string // of the plugin alone; see ID
+	Executable string // path of the plugin executable on this machine, which is copied
+	Folder     string // of the plugin, if it is more than the executable; copied whole
+	// required digest of the executable or the folder, "sha256:<hex>"; empty: any
+	Digest        string
 	EngineName    string // empty: no engine
 	EngineVersion string
 	Source        string    // catalog reference of the engine, or "local"
 	Engine        *FileSpec // a .tar.gz with a digest; nil: no engine
-	// only archive entries below it are unpacked, without it; empty or ends with a slash
+	// Prefix is removed from the archive entries below it; other entries are not unpacked; empty or
+	// ends with a slash.
 	Prefix string
 	Links  map[string]string // link name → name of an unpacked file, both without a slash
-	Force  bool              // bring it anew even if a sound entry is there
+	Force  bool              // fetch again even if a sound entry is there
 }
 
 // ID returns the id of the entry that the spec makes: "<type>@<version>", or
-// "<type>@<version>-<engine name>-<engine version>". Where other code has that id already, the
-// entry has it with "+" and the beginning of its own digest.
+// "<type>@<version>-<engine name>-<engine version>". If other code has that id already, the entry's
+// id ends with "+" and the start of its own digest.
 func (b BinarySpec) ID() string { return b.Type + "@" + b.version() }
 
 func (b BinarySpec) version() string {
@@ -46,23 +48,23 @@ func (b BinarySpec) version() string {
 	return b.Version + "-" + b.EngineName + "-" + b.EngineVersion
 }
 
-// A published folder is never changed again except for its state.json: a running worker keeps the
-// files that it was started from. What brings the same code anew (Force, the repair of a damaged
-// one) is published beside it as a new revision, "<version>~2" and so on, and the highest revision
-// stands for the id. Other code has another id.
+// A published folder never changes except for its state.json: a running worker keeps the files that
+// it was started from. Installing the same code again (Force, the repair of a damaged entry)
+// publishes a new revision beside it, "<version>~2" and so on, and the highest revision stands for
+// the id. Other code has another id.
 const (
 	manifestFile = "manifest.json"
 	stateFile    = "state.json"
 	engineDir    = "engine"
 )
 
-// binaryManifest is what manifest.json holds.
+// binaryManifest is the contents of manifest.json.
 type binaryManifest struct {
 	Format     int               `json:"format"`
 	Binary     core.WorkerBinary `json:"binary"`
 	Executable string            `json:"executable"` // name in the folder
 	Engine     *binaryEngine     `json:"engine,omitempty"`
-	// Folder lists the files of a plugin that is a folder; null: the executable is all of it.
+	// Folder lists the files of a plugin that is a folder; null: the plugin is only the executable.
 	Folder []folderFile `json:"folder,omitempty"`
 }
 
@@ -72,7 +74,7 @@ type folderFile struct {
 	Executable bool   `json:"executable"`
 }
 
-// binaryEngine is where the files of engine/ come from.
+// binaryEngine is the origin of the files in engine/.
 type binaryEngine struct {
 	Ref    string            `json:"ref"`
 	Digest string            `json:"digest"` // of the archive
@@ -80,7 +82,7 @@ type binaryEngine struct {
 	Links  map[string]string `json:"links"`
 }
 
-// Probe is what a probe of a worker binary found on this machine.
+// Probe is the result of probing a worker binary on this machine.
 type Probe struct {
 	Devices  []core.Device   `json:"devices"`
 	Problem  string          `json:"problem,omitempty"` // why it cannot be used here; empty: it can
@@ -89,7 +91,7 @@ type Probe struct {
 	Schema   json.RawMessage `json:"schema,omitempty"` // core.Schema of the plugin; nil: not known
 }
 
-// binaryState is what state.json holds: what was found out about the entry on this machine.
+// binaryState is the contents of state.json: findings about the entry on this machine.
 type binaryState struct {
 	Probe
 	Damaged  string    `json:"damaged,omitempty"`
@@ -121,8 +123,8 @@ func (r revision) entry(s *Store) core.WorkerBinary {
 	return b
 }
 
-// Binaries lists the worker binaries, sorted by id, without what only a single one's answer has.
-// Damaged ones are listed as such.
+// Binaries lists the worker binaries, sorted by id, without the fields that only Binary returns. It
+// marks damaged ones.
 func (s *Store) Binaries() ([]core.WorkerBinary, error) {
 	revisions, err := s.current()
 	if err != nil {
@@ -147,8 +149,8 @@ func (s *Store) Binary(id string) (core.WorkerBinary, error) {
 	return r.entry(s), nil
 }
 
-// InstalledBinary finds the newest sound worker binary that the spec would make, by the digest of
-// its executable; a damaged one where there is no sound one. Errors: NotFound.
+// InstalledBinary finds the newest sound worker binary that matches the spec, by the digest of its
+// executable; a damaged one if none is sound. Errors: NotFound.
 func (s *Store) InstalledBinary(spec BinarySpec) (core.WorkerBinary, error) {
 	all, err := s.current()
 	if err != nil {
@@ -169,7 +171,7 @@ func (s *Store) InstalledBinary(spec BinarySpec) (core.WorkerBinary, error) {
 	return best.entry(s), nil
 }
 
-// baseVersion returns the version that the spec of the revision had: without what choose added.
+// baseVersion returns the version in the revision's spec, without choose's suffix.
 func (r revision) baseVersion() string {
 	b := r.manifest.Binary
 	base, code, found := cutLast(r.version, "+")
@@ -186,17 +188,17 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// kin reports whether the revision is of the spec's plugin and engine in their versions, whatever
-// the code.
+// kin reports whether the revision has the spec's plugin and engine in their versions, whatever the
+// code.
 func (r revision) kin(spec BinarySpec) bool {
 	b := r.manifest.Binary
 	rest, ok := strings.CutPrefix(r.version, spec.version())
 	return r.typ == spec.Type && ok && (rest == "" || rest[0] == '+') && b.EngineName == spec.EngineName && b.EngineVersion == spec.EngineVersion
 }
 
-// BinaryPaths gives the paths of a worker binary's executable and of its engine folder, which is
-// empty without an engine. id is as in Binary; a damaged entry is core.Integrity. What the paths
-// stand for stays as it is while RemoveSuperseded is told that it is in use.
+// BinaryPaths returns the paths of a worker binary's executable and of its engine folder, which is
+// empty without an engine. id is as in Binary; a damaged entry is core.Integrity. The files at the
+// paths do not change as long as RemoveSuperseded is told that they are in use.
 func (s *Store) BinaryPaths(id string) (exe, engine string, err error) {
 	r, err := s.binary(id)
 	if err != nil {
@@ -252,7 +254,7 @@ func newer(a, b revision) bool {
 	return cmp.Or(a.manifest.Binary.InstalledAt.Compare(b.manifest.Binary.InstalledAt), cmp.Compare(a.version, b.version)) > 0
 }
 
-// current gives the highest revision of each id, sorted by id.
+// current returns the highest revision of each id, sorted by id.
 func (s *Store) current() ([]revision, error) {
 	all, err := s.revisions()
 	if err != nil {
@@ -272,7 +274,7 @@ func (s *Store) current() ([]revision, error) {
 	return out, nil
 }
 
-// revisions lists the published folders by id and number, without looking into them.
+// revisions lists the published folders by id and number, without reading them.
 func (s *Store) revisions() ([]revision, error) {
 	types, err := fs.ReadDir(s.root.FS(), workersDir)
 	if err != nil {
@@ -314,8 +316,8 @@ func parseFolder(name string) (version string, number int, ok bool) {
 	return version, number, err == nil && number > 1 && strconv.Itoa(number) == n
 }
 
-// load reads what a revision is and says in damaged what is wrong with it, as far as names, sizes
-// and links show it.
+// load reads a revision and sets damaged to what is wrong with it, as far as names, sizes and links
+// show it.
 func (s *Store) load(r *revision) {
 	r.damaged = ""
 	if err := s.readJSON(path.Join(r.folder, manifestFile), &r.manifest); err != nil {
@@ -328,14 +330,14 @@ func (s *Store) load(r *revision) {
 		return
 	}
 	if err := s.readJSON(path.Join(r.folder, stateFile), &r.state); err != nil && core.KindOf(err) != core.NotFound {
-		// it will be written anew by the next probe
+		// the next probe rewrites it
 		r.state = binaryState{Probe: Probe{Problem: err.Error()}}
 	}
 	r.damaged = cmp.Or(s.compareFolder(*r), r.state.Damaged)
 }
 
-// compareFolder says how a folder differs from its manifest: what is missing, what has another size
-// or kind, what does not belong there.
+// compareFolder returns how a folder differs from its manifest: missing entries, other sizes or
+// kinds, foreign entries.
 func (s *Store) compareFolder(r revision) string {
 	want := map[string]int64{}
 	for _, f := range r.manifest.Binary.Files {
@@ -405,7 +407,7 @@ func (s *Store) compareFolder(r revision) string {
 }
 
 // VerifyBinary reads all files of a worker binary, found as in Binary, and compares their digests.
-// A difference is core.Integrity, and the entry is listed as damaged from then on.
+// A difference is core.Integrity, and marks the entry as damaged from then on.
 func (s *Store) VerifyBinary(ctx context.Context, id string) error {
 	r, err := s.binary(id)
 	if err != nil {
@@ -415,7 +417,7 @@ func (s *Store) VerifyBinary(ctx context.Context, id string) error {
 }
 
 // verifyBinary compares the files of one revision with their digests; with changed, only those that
-// may have changed since that was done. read is told of each piece that is read.
+// may have changed since the last check. It calls read for each piece.
 func (s *Store) verifyBinary(ctx context.Context, r revision, changed bool, read func(int64)) error {
 	if r.damaged != "" {
 		return damagedBinary(r)
@@ -449,7 +451,7 @@ func (s *Store) verifyBinary(ctx context.Context, r revision, changed bool, read
 	return nil
 }
 
-// SetProbe keeps what a probe of a worker binary found. id is as in Binary.
+// SetProbe stores the result of probing a worker binary. id is as in Binary.
 func (s *Store) SetProbe(id string, p Probe) error {
 	r, err := s.binary(id)
 	if err != nil {
@@ -468,15 +470,15 @@ func (s *Store) changeState(r revision, change func(*binaryState)) error {
 	defer s.records.Unlock()
 	var st binaryState
 	if err := s.readJSON(path.Join(r.folder, stateFile), &st); err != nil {
-		st = binaryState{} // missing, or broken and replaced now
+		st = binaryState{} // missing, or broken and to be replaced
 	}
 	change(&st)
 	return s.writeJSON(path.Join(r.folder, stateFile), st)
 }
 
 // RemoveSuperseded removes the folders of worker binaries that a later revision has replaced,
-// except those that inUse says are in use (it is given the folder's path, the Path of the
-// core.WorkerBinary that once stood for it).
+// except those in use. inUse gets the folder's path, which is the Path of the core.WorkerBinary
+// that it once stood for.
 func (s *Store) RemoveSuperseded(inUse func(folder string) bool) error {
 	old, err := s.superseded(inUse)
 	if err != nil {

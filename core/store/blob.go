@@ -10,9 +10,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Blob is a file of a model that is read by its digest. It may still be arriving: then what has
-// arrived can be read, and is not yet checked, so that whoever takes it compares the digest of the
-// whole itself. It is safe for concurrent use.
+// Blob is a file of a model that is read by its digest. It may still be arriving: then its arrived
+// part can be read but is unchecked, so readers must compare the digest of the whole themselves. It
+// is safe for concurrent use.
 type Blob struct {
 	file       *os.File
 	size       int64
@@ -20,9 +20,8 @@ type Blob struct {
 	generation int
 }
 
-// OpenBlob opens a file by its name, the digest that it was announced with, "sha256:<hex>", or
-// "sha512:<hex>" while it arrives. Close it. core.NotFound if it is neither there nor arriving in
-// this process.
+// OpenBlob opens a file by its announced digest, "sha256:<hex>", or "sha512:<hex>" while it
+// arrives. Close it. core.NotFound if it is neither there nor arriving in this process.
 func (s *Store) OpenBlob(name string) (*Blob, error) {
 	d, err := parseDigest(name)
 	if err != nil {
@@ -81,7 +80,7 @@ func (s *Store) openArriving(d digest) (*Blob, error) {
 // Close closes the file.
 func (b *Blob) Close() error { return b.file.Close() }
 
-// SizeBytes returns how long the file is when it is whole; 0 while that is not known.
+// SizeBytes returns the length of the whole file; 0 while unknown.
 func (b *Blob) SizeBytes() int64 {
 	if b.p == nil {
 		return b.size
@@ -89,12 +88,12 @@ func (b *Blob) SizeBytes() int64 {
 	return b.p.state().size
 }
 
-// Arriving reports whether some of the file was not there when it was opened.
+// Arriving reports whether part of the file was missing when it was opened.
 func (b *Blob) Arriving() bool { return b.p != nil }
 
-// Wait says up to where the bytes from offset on can be read, and waits until the first of them
-// can; io.EOF if offset is the file's end. Once the transfer has ended without them it is
-// core.Unavailable, and core.Conflict when something that could be read was found to be wrong.
+// Wait waits until the first of the bytes from offset on can be read, and returns up to where they
+// can; io.EOF if offset is the file's end. Errors: core.Unavailable if the transfer ended without
+// them, core.Conflict if readable bytes were found to be wrong.
 func (b *Blob) Wait(ctx context.Context, offset int64) (end int64, err error) {
 	if b.p != nil {
 		return b.p.wait(ctx, offset, b.generation)
@@ -105,10 +104,10 @@ func (b *Blob) Wait(ctx context.Context, offset int64) (end int64, err error) {
 	return b.size, nil
 }
 
-// ReadAt reads what Wait has said can be read; see io.ReaderAt.
+// ReadAt reads bytes that Wait has reported as readable; see io.ReaderAt.
 func (b *Blob) ReadAt(to []byte, offset int64) (int, error) { return b.file.ReadAt(to, offset) }
 
-// arriving makes a transfer known to OpenBlob.
+// arriving registers a transfer for OpenBlob.
 func (s *Store) arriving(want digest, p *partial) {
 	if want.algorithm == "" {
 		return

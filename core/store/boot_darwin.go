@@ -2,7 +2,7 @@ package store
 
 import "golang.org/x/sys/unix"
 
-// bootID names the time since the machine was started; empty where it is not known.
+// bootID identifies the machine's current boot; empty if unknown.
 func bootID() string {
 	id, err := unix.Sysctl("kern.bootsessionuuid")
 	if err != nil {

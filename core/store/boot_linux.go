@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// bootID names the time since the machine was started; empty where it is not known.
+// bootID identifies the machine's current boot; empty if unknown.
 func bootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -2,5 +2,5 @@
 
 package store
 
-// bootID is not known: what an earlier process has brought is hashed again.
+// bootID returns an empty id, as it is unknown here: bytes from earlier processes are hashed again.
 func bootID() string { return "" }

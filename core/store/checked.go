@@ -11,12 +11,12 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// checkedFile remembers, until the machine is started again, which blobs had their digests.
+// checkedFile records, until the machine restarts, which blobs matched their digests.
 const checkedFile = "checked.json"
 
-// stamp is the state of a file as the file system tells it. Every change of the content changes it:
-// the time of the inode's change follows the system's clock and can be set by nobody who cannot set
-// that.
+// stamp is the state of a file according to the file system. Every change of the content changes
+// it: the inode's change time follows the system's clock, and only those who can set the clock can
+// set it.
 type stamp struct {
 	Device   uint64 `json:"device"`
 	Inode    uint64 `json:"inode"`
@@ -25,8 +25,8 @@ type stamp struct {
 	Changed  int64  `json:"changed"`  // nanoseconds
 }
 
-// checked remembers which files were compared with their digests. A memory of an earlier boot is of
-// no use: while the machine was off, the disk may have been anywhere.
+// checked records which files matched their digests. Records of an earlier boot do not count: while
+// the machine was off, the disk may have been changed elsewhere.
 type checked struct {
 	mu     sync.Mutex // guards below
 	read   bool
@@ -34,13 +34,13 @@ type checked struct {
 	others map[string]stamp // by name below the store's folder and digest; of this process
 }
 
-// checkedRecord is what checked.json holds.
+// checkedRecord is the contents of checked.json.
 type checkedRecord struct {
 	Boot  string           `json:"boot"`
 	Blobs map[string]stamp `json:"blobs"`
 }
 
-// stampNow returns the stamp of a file of the store. It is not ok where the file system tells too
+// stampNow returns the stamp of a file of the store. ok is false if the file system reports too
 // little.
 func (s *Store) stampNow(name string) (stamp, bool) {
 	info, err := s.root.Lstat(name)
@@ -50,7 +50,7 @@ func (s *Store) stampNow(name string) (stamp, bool) {
 	return stampOf(info)
 }
 
-// readChecked reads what this boot's processes have remembered. The caller holds the lock.
+// readCheckedLocked loads the records of this boot's processes. The caller holds the lock.
 func (s *Store) readCheckedLocked() {
 	c := &s.checked
 	if c.read {
@@ -63,7 +63,7 @@ func (s *Store) readCheckedLocked() {
 	}
 }
 
-// blobChecked reports whether a blob had its digest and has not changed since.
+// blobChecked reports whether a blob matched its digest and has not changed since.
 func (s *Store) blobChecked(d digest) bool {
 	now, ok := s.stampNow(blobName(d))
 	s.checked.mu.Lock()
@@ -73,7 +73,7 @@ func (s *Store) blobChecked(d digest) bool {
 	return ok && known && then == now
 }
 
-// noteBlob remembers that a blob had its digest when it had that stamp.
+// noteBlob records that a blob with that stamp matched its digest.
 func (s *Store) noteBlob(d digest, st stamp) {
 	s.checked.mu.Lock()
 	defer s.checked.mu.Unlock()
@@ -89,8 +89,8 @@ func (s *Store) noteBlob(d digest, st stamp) {
 }
 
 // CheckModel compares the files of a model, found as in Model, with their digests, unless that was
-// done since the machine was started and they have not changed. A difference is core.Integrity, as
-// by VerifyModel.
+// done since the machine started and they have not changed. A difference is core.Integrity, as by
+// VerifyModel.
 func (s *Store) CheckModel(ctx context.Context, name string, progress func(core.Progress)) error {
 	r, err := s.findModel(name)
 	if err != nil {
@@ -126,9 +126,9 @@ func (s *Store) CheckModel(ctx context.Context, name string, progress func(core.
 	return err
 }
 
-// CheckBinary compares the files of a worker binary, which is in that folder (the directory of
-// BinaryPaths' executable), with their digests, unless this store has done so and they have not
-// changed since. A difference is core.Integrity, as by VerifyBinary.
+// CheckBinary compares the files of the worker binary in that folder (the directory of BinaryPaths'
+// executable) with their digests, unless this store has done so and they have not changed since. A
+// difference is core.Integrity, as by VerifyBinary.
 func (s *Store) CheckBinary(ctx context.Context, folder string) error {
 	all, err := s.current()
 	if err != nil {
@@ -142,7 +142,7 @@ func (s *Store) CheckBinary(ctx context.Context, folder string) error {
 	return core.Errorf(core.Conflict, "the worker binary in %s was replaced meanwhile", path.Base(folder))
 }
 
-// otherChecked reports whether a file had a digest and has not changed since.
+// otherChecked reports whether a file matched a digest and has not changed since.
 func (s *Store) otherChecked(name, digest string) bool {
 	now, ok := s.stampNow(name)
 	s.checked.mu.Lock()
@@ -158,7 +158,7 @@ func (s *Store) noteOther(name, digest string, st stamp) {
 	s.checked.others[name+"\x00"+digest] = st
 }
 
-// forgetFolder drops what is remembered of a folder that is removed.
+// forgetFolder drops the records of a removed folder.
 func (s *Store) forgetFolder(folder string) {
 	s.checked.mu.Lock()
 	defer s.checked.mu.Unlock()
@@ -169,7 +169,7 @@ func (s *Store) forgetFolder(folder string) {
 	}
 }
 
-// stamped reads a file by read, and returns its stamp if that was the same before and after.
+// stamped reads a file through read, and returns its stamp if that was the same before and after.
 func (s *Store) stamped(name string, read func() error) (st stamp, ok bool, err error) {
 	before, ok := s.stampNow(name)
 	if err := read(); err != nil {

@@ -12,11 +12,11 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// pins are blobs that are not to be freed although no record has them yet. They are held by the
-// caller that is about to write one.
+// pins holds blobs that must stay although no record has them yet. Their owner is about to write
+// one.
 type pins []digest
 
-// pin keeps a blob, which need not be there yet.
+// pin keeps a blob, which may not exist yet.
 func (s *Store) pin(p *pins, d digest) {
 	if d.algorithm != "sha256" || slices.Contains(*p, d) {
 		return
@@ -30,7 +30,7 @@ func (s *Store) pin(p *pins, d digest) {
 	*p = append(*p, d)
 }
 
-// unpin lets go of the blobs; with free, those that nobody needs are removed.
+// unpin releases the blobs; with free, it removes those that nothing needs.
 func (s *Store) unpin(p pins, free bool) {
 	s.records.Lock()
 	defer s.records.Unlock()
@@ -52,9 +52,8 @@ func (s *Store) unpin(p pins, free bool) {
 }
 
 // DeleteModel removes a model, found as in Model but also a damaged one, and those of its files
-// that no other model needs. With dryRun it only says what it would do. It does not know who uses
-// the model: what is loaded must not be deleted, which is the caller's to see to. Errors: NotFound
-// with the nearest names.
+// that no other model needs. With dryRun it only reports what it would do. It does not know who
+// uses the model: the caller must not delete a loaded one. Errors: NotFound with the nearest names.
 func (s *Store) DeleteModel(name string, dryRun bool) (core.ModelDeleteResult, error) {
 	s.records.Lock()
 	defer s.records.Unlock()
@@ -75,8 +74,7 @@ func (s *Store) DeleteModel(name string, dryRun bool) (core.ModelDeleteResult, e
 	}
 	out := core.ModelDeleteResult{Model: r.Model.ID, Files: []core.File{}, DryRun: dryRun}
 	if !dryRun {
-		// The record goes first: a crash leaves files that nobody needs, and not a model that lacks
-		// some.
+		// Remove the record first: a crash then leaves unneeded files, not a model that lacks some.
 		if err := s.root.Remove(recordName(r.Model.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return out, fmt.Errorf("delete model %s: %w", r.Model.ID, err)
 		}
@@ -96,9 +94,9 @@ func (s *Store) DeleteModel(name string, dryRun bool) (core.ModelDeleteResult, e
 	return out, nil
 }
 
-// freeBlobsLocked removes those of the blobs that no record has and nobody has pinned, and says
-// which they were; with dryRun it only says it. It is the one place where blobs are deleted.
-// s.records is held.
+// freeBlobsLocked removes those of the blobs that no record has and no caller has pinned, and
+// returns them; with dryRun it only returns them. It is the only place that deletes blobs. The
+// caller holds s.records.
 func (s *Store) freeBlobsLocked(records []modelRecord, among []digest, dryRun bool) ([]blob, error) {
 	needed, err := s.neededBy(records)
 	if err != nil {
@@ -139,8 +137,8 @@ func compareDigests(a, b digest) int { return strings.Compare(a.String(), b.Stri
 
 var digestText = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
 
-// neededBy returns the blobs that records have. What a record that cannot be read speaks of is
-// needed as well: a newer version may be able to.
+// neededBy returns the blobs that records have. It includes those of an unreadable record, which a
+// newer version may be able to read.
 func (s *Store) neededBy(records []modelRecord) (map[digest]bool, error) {
 	needed := map[digest]bool{}
 	for _, r := range records {

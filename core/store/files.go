@@ -15,8 +15,7 @@ const (
 	copyBuffer  = 256 << 10
 )
 
-// lockedFile opens a file of the store, which it makes where it is missing, and waits until it has
-// its lock.
+// lockedFile opens a file of the store, creates it if missing, and waits for its lock.
 func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
 	var poll *time.Ticker
 	for {
@@ -50,7 +49,7 @@ func (s *Store) lockedFile(ctx context.Context, name string) (*os.File, error) {
 	}
 }
 
-// isStill reports whether the open file is the one that name stands for.
+// isStill reports whether name still refers to the open file.
 func (s *Store) isStill(f *os.File, name string) (bool, error) {
 	mine, err := f.Stat()
 	if err != nil {
@@ -68,7 +67,7 @@ func (s *Store) isStill(f *os.File, name string) (bool, error) {
 
 // contextReader ends with its context.
 type contextReader struct {
-	ctx context.Context // of the one copy that it lives for
+	ctx context.Context // of the one copy that this reader serves
 	r   io.Reader
 }
 

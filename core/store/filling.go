@@ -11,25 +11,25 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// filling is one attempt to get from one source what is missing. It is used by one goroutine.
+// filling is one attempt to fetch the missing bytes from one source. One goroutine uses it.
 type filling struct {
 	t      *transfer
 	source Source // nil: only sums
-	came   int64  // bytes that had come before it began
+	came   int64  // bytes that had arrived before it started
 	active int
 	ended  chan outcome
 }
 
-// outcome is what became of one Fetch.
+// outcome is the result of one Fetch.
 type outcome struct {
 	w   *sink
-	to  int64 // up to where it was asked; -1: the end
+	to  int64 // requested end; -1: the file's end
 	err error
 }
 
-// run starts fetches while something is missing, and sums what arrives. It returns when all is
-// there and summed, at the first error, or, without a source, when something is missing. All its
-// goroutines have ended then.
+// run starts fetches while bytes are missing, and hashes what arrives. It returns when all is there
+// and hashed, at the first error, or, without a source, when bytes are missing. All its goroutines
+// have ended then.
 func (f *filling) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -67,7 +67,7 @@ func (f *filling) run(ctx context.Context) error {
 				f.drain()
 				return fatalError{fmt.Errorf("read what has arrived of %s: %w", f.t.spec.Path, err)}
 			}
-			sums = nil // all is there; whoever is still at work may have more than that
+			sums = nil // all is there, but a running fetch may have more than that
 		case <-st.news:
 		case <-tick.C:
 			f.t.tell()
@@ -78,8 +78,8 @@ func (f *filling) run(ctx context.Context) error {
 	}
 }
 
-// start begins as many fetches as help: one until the first bytes have come, which reports whether
-// ranges are to be had.
+// start starts as many fetches as help: only one until the first bytes have arrived, which show
+// whether the source supports ranges.
 func (f *filling) start(ctx context.Context, wg *sync.WaitGroup, st state) error {
 	if f.source == nil {
 		return nil
@@ -111,7 +111,7 @@ func (f *filling) start(ctx context.Context, wg *sync.WaitGroup, st state) error
 	return nil
 }
 
-// settle takes in what became of a fetch. An error ends the filling.
+// settle handles the result of a fetch. An error ends the filling.
 func (f *filling) settle(o outcome) error {
 	w := o.w
 	defer f.release(w)
@@ -139,7 +139,7 @@ func (f *filling) settle(o outcome) error {
 	return nil
 }
 
-// drain hears the fetches that end with their context.
+// drain waits for the fetches that end with their context.
 func (f *filling) drain() {
 	for ; f.active > 0; f.active-- {
 		f.release((<-f.ended).w)
@@ -152,7 +152,7 @@ func (f *filling) release(w *sink) {
 	}
 }
 
-// noteVersion keeps the version that the source serves, so that a later process can ask for the
+// noteVersion records the version that the source serves, so that a later process can ask for the
 // same.
 func (f *filling) noteVersion() {
 	v, ok := f.source.(Versioned)

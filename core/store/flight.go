@@ -9,7 +9,7 @@ import (
 
 // flights lets callers that want the same thing at the same time share one piece of work.
 //
-// The first caller works, with its own context and its own means; the others wait and are told its
+// The first caller works, with its own context and its own means; the others wait and receive its
 // progress and its outcome. If the first gives up, one of the others goes on in its place, with its
 // own means: what is on disk by then is not fetched again.
 type flights[T any] struct {
@@ -18,24 +18,24 @@ type flights[T any] struct {
 }
 
 type flight[T any] struct {
-	done      chan struct{} // closed at its end, after the fields below were set
+	done      chan struct{} // closed at the end, after the fields below were set
 	value     T
 	err       error
-	abandoned bool // its worker gave up: whoever waits should try itself
+	abandoned bool // its worker gave up: a waiting caller should try itself
 
 	mu       sync.Mutex // guards watchers
 	watchers map[*watcher]struct{}
 }
 
-// watcher holds the newest progress of each phase until its owner has taken it.
+// watcher holds the newest progress of each phase until its owner has read it.
 type watcher struct {
 	news   chan struct{} // buffered by one, never closed
 	mu     sync.Mutex    // guards phases
 	phases []core.Progress
 }
 
-// do runs work unless it is running under key already, and gives its outcome. progress is only
-// called in the caller's goroutine or in work's.
+// do runs work unless it is running under key already, and returns its outcome. progress is called
+// only in the caller's goroutine or in work's.
 func (g *flights[T]) do(ctx context.Context, key string, progress func(core.Progress), work func(ctx context.Context, report func(core.Progress)) (T, error)) (T, error) {
 	if progress == nil {
 		progress = func(core.Progress) {}
@@ -67,7 +67,8 @@ func (g *flights[T]) lead(ctx context.Context, key string, f *flight[T], progres
 		g.mu.Lock()
 		delete(g.all, key)
 		g.mu.Unlock()
-		// A panic of work goes on up; those that wait then try themselves rather than for ever.
+		// A panic of work propagates; waiting callers then try themselves instead of waiting for
+		// ever.
 		f.abandoned = !finished || f.err != nil && ctx.Err() != nil
 		close(f.done)
 	}()

@@ -12,7 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// restAge is how long a partial file has waited when GC takes it for given up.
+// restAge is the idle time after which GC takes a partial file for abandoned.
 const restAge = 24 * time.Hour
 
 // InUse says what must not be removed.
@@ -22,9 +22,9 @@ type InUse struct {
 	Folder func(folder string) bool
 }
 
-// GC removes what nobody needs: files of no model, transfers that were given up a day ago, what is
-// in quarantine, worker binaries that a later one has replaced. With dryRun it only says what it
-// would remove. What is being brought or used right now stays.
+// GC removes what nothing needs: files of no model, transfers abandoned a day ago, files in
+// quarantine, worker binaries that a later one has replaced. With dryRun it only reports what it
+// would remove. It keeps what is being fetched or used right now.
 func (s *Store) GC(now time.Time, use InUse, dryRun bool) (core.StoreGCResult, error) {
 	out := core.StoreGCResult{Removed: []core.StoreItem{}, DryRun: dryRun}
 	for _, part := range []func() ([]core.StoreItem, error){
@@ -73,7 +73,7 @@ func (s *Store) gcBlobs(loaded []string, dryRun bool) ([]core.StoreItem, error) 
 	return out, err
 }
 
-// loadedBlobs returns the files of models that are loaded, whether or not a record has them still.
+// loadedBlobs returns the files of loaded models, with or without a record.
 func (s *Store) loadedBlobs(models []string) map[digest]bool {
 	keep := map[digest]bool{}
 	for _, text := range models {
@@ -99,8 +99,7 @@ func (s *Store) loadedBlobs(models []string) map[digest]bool {
 	return keep
 }
 
-// gcPartial removes transfers that nobody has gone on with for a day, and what killed processes
-// have left.
+// gcPartial removes transfers that have been idle for a day, and what killed processes have left.
 func (s *Store) gcPartial(now time.Time, dryRun bool) ([]core.StoreItem, error) {
 	entries, err := fs.ReadDir(s.root.FS(), partialDir)
 	if err != nil {
@@ -133,7 +132,7 @@ func (s *Store) gcPartial(now time.Time, dryRun bool) ([]core.StoreItem, error) 
 	return out, errors.Join(failed...)
 }
 
-// busy reports whether somebody has a file of the store locked.
+// busy reports whether some process has a file of the store locked.
 func (s *Store) busy(name string) (bool, error) {
 	f, err := s.root.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -183,8 +182,8 @@ func (s *Store) gcSuperseded(inUse func(folder string) bool, dryRun bool) ([]cor
 	return out, nil
 }
 
-// superseded lists the worker binaries that are not in use and that a later revision has replaced,
-// or other code of the same versions of plugin and engine: that of a plugin that was built anew.
+// superseded lists the unused worker binaries that were replaced by a later revision, or by other
+// code of the same versions of plugin and engine, as after a rebuild of a plugin.
 func (s *Store) superseded(inUse func(folder string) bool) ([]revision, error) {
 	all, err := s.revisions()
 	if err != nil {

@@ -12,54 +12,53 @@ import (
 	"sync"
 )
 
-// A journal stands beside a partial file and says which segments of it are there:
+// A journal is next to a partial file and says which of its segments are there:
 // partial/sha256-<hex>.journal.
 //
-// It is a line for each thing that happened: eight hexadecimal digits of the line's own CRC-32C, a
-// space, and JSON. Lines are only ever added. A line is written after the bytes that it speaks of;
-// a process that is killed loses neither. After a power cut the disk may have lines without their
-// bytes, or half a line: what follows a line that is not whole is not believed, and segments are
-// compared with their sums.
+// It has a line for each event: eight hexadecimal digits of the line's own CRC-32C, a space, and
+// JSON. Lines are only ever appended. A line is written after its bytes; a process that is killed
+// loses neither. After a power cut the disk may have lines without their bytes, or half a line: the
+// reader ignores what follows an incomplete line, and compares segments with their sums.
 //
-// The sums of segments find damage. They do not stand against malice, that is what the digest of
-// the whole file is for: CRC-32C is twenty times as fast as SHA-256, which every byte passes only
-// once.
+// The sums of segments detect damage, not malice; the digest of the whole file does that. CRC-32C
+// is twenty times as fast as SHA-256, which every byte passes only once.
 const (
-	segmentBytes    = 1 << 20 // what a killed process loses at most, for each connection
+	segmentBytes    = 1 << 20 // the most that a killed process loses, for each connection
 	journalFormat   = 1
-	maxJournalBytes = 64 << 20 // segments of a file of 1 TB take 50 MB
+	maxJournalBytes = 64 << 20 // the segments of a file of 1 TB take 50 MB
 	maxLineBytes    = 4 << 10
 	journalSuffix   = ".journal"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// journalLine is one line; which field is there says what it is.
+// journalLine is one line; the field that is set tells its kind.
 type journalLine struct {
 	Begin   *journalBegin   `json:"begin,omitempty"`
 	Segment *journalSegment `json:"seg,omitempty"`
 	Hash    *journalHash    `json:"hash,omitempty"`
 	Origin  *journalOrigin  `json:"origin,omitempty"`
-	// the segment with this number is not there any more
+	// the segment with this number is gone
 	Dropped *int64 `json:"dropped,omitempty"`
 }
 
-// journalBegin is the first line, and is written again by each process that goes on.
+// journalBegin is the first line; each process that continues writes it again.
 type journalBegin struct {
-	Format  int    `json:"format"`
-	Size    int64  `json:"size"`
-	Segment int64  `json:"segment"` // bytes
-	Boot    string `json:"boot"`    // of the machine: under another one the disk has to be asked
+	Format  int   `json:"format"`
+	Size    int64 `json:"size"`
+	Segment int64 `json:"segment"` // bytes
+	// of the machine: after another boot the segments must be read back
+	Boot string `json:"boot"`
 }
 
-// journalSegment says that a segment is there, or its first N bytes where N is less than its size.
+// journalSegment says that a segment is there, or its first N bytes if N is less than its size.
 type journalSegment struct {
 	Index int64  `json:"i"`
 	N     int64  `json:"n"`
 	Sum   uint32 `json:"c"` // CRC-32C
 }
 
-// journalHash is the state of the digests behind the file's first At bytes.
+// journalHash is the state of the digests after the file's first At bytes.
 type journalHash struct {
 	At     int64  `json:"at"`
 	SHA256 []byte `json:"sha256"`
@@ -76,11 +75,11 @@ type journalOrigin struct {
 type journal struct {
 	file *os.File
 
-	mu  sync.Mutex // held while a line is written: they stand one behind the other
-	end int64      // of what was written whole
+	mu  sync.Mutex // held while a line is written, so that lines do not mix
+	end int64      // end of the last complete line
 }
 
-// append adds a line. After an error the journal is as it was before.
+// append adds a line. After an error the journal is as before.
 func (j *journal) append(l journalLine) error {
 	b, err := encodeLine(l)
 	if err != nil {
@@ -103,7 +102,7 @@ func encodeLine(l journalLine) ([]byte, error) {
 	return fmt.Appendf(nil, "%08x %s\n", crc32.Checksum(text, castagnoli), text), nil
 }
 
-// readJournal gives the lines up to the first that is not whole, and where they end.
+// readJournal returns the lines up to the first incomplete one, and where they end.
 func readJournal(r io.Reader) (lines []journalLine, end int64, err error) {
 	b, err := io.ReadAll(io.LimitReader(r, maxJournalBytes))
 	if err != nil {
@@ -123,7 +122,7 @@ func readJournal(r io.Reader) (lines []journalLine, end int64, err error) {
 	}
 }
 
-// decodeLine reads what encodeLine has written; ok is false for anything else.
+// decodeLine reads a line of encodeLine; ok is false for anything else.
 func decodeLine(text []byte) (l journalLine, ok bool) {
 	if len(text) > maxLineBytes || len(text) < 9 || text[8] != ' ' {
 		return l, false

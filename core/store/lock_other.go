@@ -8,7 +8,7 @@ import (
 	"os"
 )
 
-// tryLock does nothing here: on this system one store is for one process.
+// tryLock does nothing here: on this system only one process may use a store.
 func tryLock(*os.File) (bool, error) { return true, nil }
 
 func noSpace(error) bool { return false }

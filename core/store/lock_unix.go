@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryLock takes the file's lock for this open file; the lock goes with its Close and with the end
-// of the process. It reports false when another open file, in this or another process, has it.
+// tryLock takes the file's lock for this open file; Close and the end of the process release it. It
+// reports false if another open file, in this or another process, has it.
 func tryLock(f *os.File) (bool, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -30,12 +30,12 @@ func tryLock(f *os.File) (bool, error) {
 	return false, fmt.Errorf("lock %s: %w", f.Name(), locked)
 }
 
-// noSpace reports whether err means that the disk, or the user's share of it, is full.
+// noSpace reports whether err means that the disk, or the user's quota, is full.
 func noSpace(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
 
-// taken reports whether a folder could not be renamed because one with that name is there.
+// taken reports whether a rename failed because a folder with that name exists.
 func taken(err error) bool {
 	return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST)
 }

@@ -19,27 +19,27 @@ import (
 type ModelSpec struct {
 	ID      string   // see ValidModelID
 	Ref     string   // catalog reference, with the source's name
-	License string   // empty: what the GGUF says
-	Aliases []string // further names; those that another model has already are refused
+	License string   // empty: the GGUF's
+	Aliases []string // further names; PutModel refuses those that another model has
 	Files   []FileSpec
 }
 
-// modelRecord is what models/<id>.json holds.
+// modelRecord is the contents of models/<id>.json.
 type modelRecord struct {
 	Format  int        `json:"format"`
 	Model   core.Model `json:"model"`
 	Origins []string   `json:"origins"` // the files' digests as their source published them
-	// GGUF files, the first ones, that the model is split into; 0: one
+	// Parts is the number of GGUF files, the first ones, that the model is split into; 0: one.
 	Parts int `json:"parts,omitempty"`
 }
 
 const (
 	recordFormat = 1
-	maxAttempts  = 3 // to bring a model whose files somebody else deletes meanwhile
+	maxAttempts  = 3 // to fetch a model whose files are deleted meanwhile
 )
 
-// errVanished is a blob that was deleted, with another model that had it, before the model that
-// needs it too was published.
+// errVanished reports a blob that was deleted along with another model before the model that needs
+// it too was published.
 var errVanished = core.Errorf(core.Conflict, "a file of the model was deleted while it was brought")
 
 // blob is a file in blobs/.
@@ -53,7 +53,7 @@ func blobName(d digest) string    { return path.Join(blobsDir, d.fileName()) }
 func damagedName(d digest) string { return path.Join(blobsDir, "damaged-"+d.fileName()) }
 func recordName(id string) string { return path.Join(modelsDir, id+".json") }
 
-// Models lists the models, sorted by id. Damaged ones are listed as such.
+// Models lists the models, sorted by id. It marks damaged ones.
 func (s *Store) Models() ([]core.Model, error) {
 	records, err := s.modelRecords()
 	if err != nil {
@@ -66,7 +66,7 @@ func (s *Store) Models() ([]core.Model, error) {
 	return out, nil
 }
 
-// modelRecords reads all records. One that cannot be read is damaged and not an error.
+// modelRecords reads all records. It marks an unreadable one as damaged instead of failing.
 func (s *Store) modelRecords() ([]modelRecord, error) {
 	entries, err := fs.ReadDir(s.root.FS(), modelsDir)
 	if err != nil {
@@ -100,7 +100,7 @@ func nonNil[T any](s []T) []T {
 	return s
 }
 
-// modelRecord reads one record and looks whether its files are there.
+// modelRecord reads one record and checks that its files exist.
 func (s *Store) modelRecord(id string) (modelRecord, error) {
 	var r modelRecord
 	if err := s.readJSON(recordName(id), &r); err != nil {
@@ -123,7 +123,7 @@ func (s *Store) modelRecord(id string) (modelRecord, error) {
 	return r, nil
 }
 
-// blobDamage says why a blob cannot be used; empty if nothing speaks against it at first sight.
+// blobDamage returns why a blob cannot be used; empty if a quick check finds nothing.
 func (s *Store) blobDamage(d digest, size int64) string {
 	info, err := s.root.Lstat(blobName(d))
 	switch {
@@ -142,8 +142,8 @@ func (s *Store) blobDamage(d digest, size int64) string {
 	return ""
 }
 
-// Model finds a model by id, alias or reference, and the path of its GGUF file, or of the first of
-// several beside which the others are. core.NotFound carries the nearest names as hint; a damaged
+// Model finds a model by id, alias or reference, and returns the path of its GGUF file, or of the
+// first of several in the same folder. core.NotFound carries the nearest names as hint; a damaged
 // model is core.Integrity.
 func (s *Store) Model(name string) (core.Model, string, error) {
 	r, err := s.findModel(name)
@@ -165,7 +165,7 @@ func damagedModel(m core.Model) error {
 		"Download it again: what is damaged is replaced. It came from %s.", cmp.Or(m.Ref, "an unknown place"))
 }
 
-// findModel looks for an id first, then for an alias, then for a reference.
+// findModel looks for an id first, then an alias, then a reference.
 func (s *Store) findModel(name string) (modelRecord, error) {
 	records, err := s.modelRecords()
 	if err != nil {
@@ -202,8 +202,8 @@ func byName(records []modelRecord, name string) (modelRecord, bool) {
 	return modelRecord{}, false
 }
 
-// Header reads the GGUF header of a model, of all its parts together, for memory estimates with
-// other slots and contexts. name is as in Model.
+// Header reads the GGUF header of a model with all its parts, for memory estimates with other slots
+// and contexts. name is as in Model.
 func (s *Store) Header(name string) (*gguf.File, error) {
 	r, err := s.findModel(name)
 	if err != nil {
@@ -238,10 +238,10 @@ func (s *Store) header(name string) (*gguf.File, error) {
 	return gguf.Read(f, info.Size())
 }
 
-// PutModel brings a model into the store, or gives the one that is there, with the new aliases
-// added. A damaged one is replaced.
+// PutModel fetches a model into the store, or returns the existing one with the new aliases added.
+// It replaces a damaged one.
 //
-// Nothing is published unless every file has its announced size and digest and the first, and each
+// It publishes nothing unless every file has its announced size and digest and the first, and each
 // that is called .gguf, is a sound GGUF file (core.Integrity otherwise). A model that is split into
 // several GGUF files has them first, in order; one of them alone is core.Unsupported. The same
 // reference with other files replaces the model; the same id from another reference with other
@@ -276,8 +276,8 @@ func (s *Store) putModel(ctx context.Context, spec ModelSpec, from Supply, progr
 	}
 }
 
-// bringModel has all files of a model in blobs/ and publishes it. Files that it brought for nothing
-// are removed.
+// bringModel fetches all files of a model into blobs/ and publishes it. On failure it removes the
+// files that it fetched.
 func (s *Store) bringModel(ctx context.Context, spec ModelSpec, from Supply, progress func(core.Progress)) (_ core.Model, err error) {
 	r := modelRecord{Format: recordFormat, Model: core.Model{
 		ID: spec.ID, Aliases: nonNil(slices.Clone(spec.Aliases)), Ref: spec.Ref, License: spec.License, CreatedAt: time.Now().UTC().Truncate(time.Second),
@@ -372,7 +372,7 @@ func clash(records []modelRecord, spec ModelSpec) error {
 	return nil
 }
 
-// sameModel gives the record that has spec's id and is made of the same files.
+// sameModel returns the record with spec's id and the same files.
 func sameModel(records []modelRecord, spec ModelSpec) (modelRecord, bool) {
 	for _, r := range records {
 		if r.Model.ID == spec.ID && sameFiles(r, spec) {
@@ -382,7 +382,7 @@ func sameModel(records []modelRecord, spec ModelSpec) (modelRecord, bool) {
 	return modelRecord{}, false
 }
 
-// sameFiles compares by digest; where a source publishes none, by reference and size.
+// sameFiles compares by digest; if a source publishes none, by reference and size.
 func sameFiles(r modelRecord, spec ModelSpec) bool {
 	if len(r.Model.Files) != len(spec.Files) || len(r.Origins) != len(spec.Files) {
 		return false
@@ -401,7 +401,7 @@ func sameFiles(r modelRecord, spec ModelSpec) bool {
 	return true
 }
 
-// addAliases gives the model that is there, with the spec's aliases.
+// addAliases returns the existing model with the spec's aliases added.
 func (s *Store) addAliases(spec ModelSpec) (core.Model, error) {
 	s.records.Lock()
 	defer s.records.Unlock()
@@ -430,8 +430,8 @@ func merged(id string, have, more []string) []string {
 	return have
 }
 
-// writeRecord publishes a model whose blobs are there. Names are looked at again: much may have
-// happened since the transfer began.
+// writeRecord publishes a model whose blobs are there. It checks the names again: much may have
+// changed since the transfer began.
 func (s *Store) writeRecord(spec ModelSpec, r modelRecord) (core.Model, error) {
 	s.records.Lock()
 	defer s.records.Unlock()
@@ -459,7 +459,7 @@ func (s *Store) writeRecord(spec ModelSpec, r modelRecord) (core.Model, error) {
 	return r.Model, nil
 }
 
-// ensureBlob has f in blobs/, fetched once however many ask.
+// ensureBlob makes sure that f is in blobs/, fetched once for all callers.
 func (s *Store) ensureBlob(ctx context.Context, f FileSpec, isGGUF bool, from Supply, progress func(core.Progress)) (blob, error) {
 	key := f.Digest
 	if key == "" {
@@ -489,7 +489,7 @@ func (s *Store) ensureBlob(ctx context.Context, f FileSpec, isGGUF bool, from Su
 	})
 }
 
-// blobThere finds a sound blob without a transfer: another model may have brought it.
+// blobThere finds a sound blob without a transfer: another model may have fetched it.
 func (s *Store) blobThere(want digest, size int64, isGGUF bool) (blob, bool) {
 	if want.algorithm != "sha256" {
 		return blob{}, false
@@ -534,8 +534,8 @@ func (s *Store) publishBlob(a *arrival, isGGUF bool) (blob, error) {
 }
 
 // VerifyModel reads all files of a model, found as in Model, and compares their digests. A
-// difference is core.Integrity; the file is set aside, and the model is listed as damaged until it
-// is downloaded again.
+// difference is core.Integrity; it quarantines the file and marks the model as damaged until it is
+// downloaded again.
 func (s *Store) VerifyModel(ctx context.Context, name string) error {
 	r, err := s.findModel(name)
 	if err != nil {

@@ -53,13 +53,13 @@ func checkBinaryName(typ, version string) error {
 	return nil
 }
 
-// plainName reports whether s names an entry of a folder itself: no separator, nothing hidden in
-// it, not the folder or its parent.
+// plainName reports whether s names an entry of a folder itself: no separator, not hidden, not the
+// folder or its parent.
 func plainName(s string) bool {
 	return fs.ValidPath(s) && s != "." && len(s) <= 255 && !strings.ContainsFunc(s, func(r rune) bool { return r == '/' || r == '\\' || r == ':' || r < ' ' || r == 0x7f })
 }
 
-// digest is a file's checksum. It is made of bytes, so that text from outside never becomes a path.
+// digest is a file's checksum. It holds bytes, so that outside text never becomes a path.
 type digest struct {
 	algorithm string // "sha256" or "sha512"; empty: none
 	sum       [sha512.Size]byte
@@ -89,8 +89,8 @@ func (d digest) String() string {
 // fileName returns the digest as the name of a file: "sha256-<hex>".
 func (d digest) fileName() string { return d.algorithm + "-" + hex.EncodeToString(d.bytes()) }
 
-// parseDigest reads "sha256:<64 hex digits>" or "sha512:<128 hex digits>", in small letters. Empty
-// text is no digest.
+// parseDigest reads "sha256:<64 hex digits>" or "sha512:<128 hex digits>", in lower case. It
+// returns no digest for an empty text.
 func parseDigest(text string) (digest, error) {
 	if text == "" {
 		return digest{}, nil
@@ -113,7 +113,7 @@ func parseDigest(text string) (digest, error) {
 	return d, nil
 }
 
-// humanBytes is n for people: "1.5 GiB".
+// humanBytes formats n for people: "1.5 GiB".
 func humanBytes(n int64) string {
 	const units = "KMGTPE"
 	if n < 1<<10 {
@@ -127,8 +127,7 @@ func humanBytes(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", v, units[i])
 }
 
-// hasher writes into a file, sums what it writes, and tells apart a failed write from a failed
-// read.
+// hasher writes into a file, hashes what it writes, and tells a failed write from a failed read.
 type hasher struct {
 	w     io.Writer
 	sum   hash.Hash

@@ -12,16 +12,16 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// partial is a file on its way in: which of its bytes are there, and who is at work on which. It is
-// safe for concurrent use.
+// partial is a file being fetched: it knows which bytes are there and which fetch fills which part.
+// It is safe for concurrent use.
 //
-// The file is cut into segments. A segment is filled from its beginning, by one connection at a
-// time. What is there of an earlier attempt is known from the journal.
+// The file is cut into segments. One connection at a time fills a segment from its beginning. The
+// journal tells what is there from an earlier attempt.
 type partial struct {
 	s    *Store
 	file *os.File // locked until it is closed
 	name string   // below the store's folder
-	// nil: it cannot be resumed, as nobody could say whether its parts belong together
+	// nil: not resumable, because its parts may not belong together
 	notes *journal
 
 	mu         sync.Mutex // guards below
@@ -30,26 +30,27 @@ type partial struct {
 	segments   []segment
 	front      int64             // all bytes before it are there
 	there      int64             // how many bytes are there
-	came       int64             // how many have come in this process
+	came       int64             // how many have arrived in this process
 	origins    map[string]string // versions of the file at its sources, as noted
-	generation int               // counts up whenever bytes that were there are dropped
-	ended      bool              // nothing more will come
+	generation int               // incremented whenever existing bytes are dropped
+	ended      bool              // no more bytes will arrive
 	news       chan struct{}     // closed and replaced when any of the above changes
 }
 
-// segment is a part of the file. There may be fewer of them than the file has, as long as the rest
-// is not there.
+// segment is a part of the file. There may be fewer of them than the file needs, as long as the
+// rest is missing.
 type segment struct {
-	n     int64  // how many of its bytes are there, from its beginning
-	sum   uint32 // CRC-32C of those
-	by    uint64 // who brought them: bit 0 an earlier process, bits 1 to 63 the sources of this one
-	taken bool   // somebody is at work on it
+	n   int64  // how many of its bytes are there, from its beginning
+	sum uint32 // CRC-32C of those
+	// sources that fetched them: bit 0 an earlier process, bits 1 to 63 the sources of this one
+	by    uint64
+	taken bool // a fetch is filling it
 }
 
-// journalName returns the journal of a partial file.
+// journalName returns the journal's name for a partial file.
 func journalName(name string) string { return name + journalSuffix }
 
-// close gives up the lock and leaves the files where they are.
+// close releases the lock and leaves the files where they are.
 func (p *partial) close() {
 	p.end()
 	if p.notes != nil {
@@ -58,26 +59,26 @@ func (p *partial) close() {
 	_ = p.file.Close()
 }
 
-// discard removes the files and gives up the lock.
+// discard removes the files and releases the lock.
 func (p *partial) discard() {
 	p.remove()
 	p.close()
 }
 
-// remove removes the files; the lock goes with close.
+// remove removes the files; close releases the lock.
 func (p *partial) remove() {
 	p.forget()
 	_ = p.s.root.Remove(p.name)
 }
 
-// forget removes the journal: the file goes elsewhere.
+// forget removes the journal, because the file moves elsewhere.
 func (p *partial) forget() {
 	if p.notes != nil {
 		_ = p.s.root.Remove(journalName(p.name))
 	}
 }
 
-// end tells those that read along that nothing more will come.
+// end tells concurrent readers that no more bytes will arrive.
 func (p *partial) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -93,7 +94,7 @@ func (p *partial) changedLocked() {
 // byEarlier is the bit of an earlier process in segment.by.
 const byEarlier = 1
 
-// state is a view of a partial at one moment.
+// state is a snapshot of a partial.
 type state struct {
 	size, front, there, came int64
 	empty                    bool
@@ -109,7 +110,7 @@ func (p *partial) state() state {
 	return state{size: p.size, front: p.front, there: p.there, came: p.came, empty: p.empty, news: p.news}
 }
 
-// lengthLocked returns how many bytes segment i has when it is whole.
+// lengthLocked returns the full length of segment i.
 func (p *partial) lengthLocked(i int64) int64 {
 	if p.size <= 0 {
 		return segmentBytes
@@ -141,9 +142,8 @@ func (p *partial) moveFrontLocked() {
 	}
 }
 
-// claim takes the first part that is missing and that nobody is at work on, of most bytes or a
-// little more (0: as far as it goes). to is -1 if the size is not known. ok is false if there is
-// none.
+// claim takes the first missing part that no fetch is filling, of most bytes or a little more (0:
+// as far as it goes). to is -1 if the size is unknown. ok is false if there is none.
 func (p *partial) claim(most int64) (w *sink, from, to int64, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -171,7 +171,7 @@ func (p *partial) claim(most int64) (w *sink, from, to int64, ok bool) {
 	return w, from, min(w.next*segmentBytes, p.size), true
 }
 
-// drop forgets what the sources in by have brought. all forgets the rest, too.
+// drop drops what the sources in by have fetched. all drops the rest, too.
 func (p *partial) drop(by uint64, all bool) error {
 	p.mu.Lock()
 	var gone []int64
@@ -201,7 +201,7 @@ func (p *partial) dropLocked(gone []int64) {
 	}
 }
 
-// dropSegments forgets some segments.
+// dropSegments drops some segments.
 func (p *partial) dropSegments(gone ...int64) error {
 	p.mu.Lock()
 	p.dropLocked(gone)
@@ -218,8 +218,8 @@ func (p *partial) noteDropped(gone []int64) error {
 	return nil
 }
 
-// note writes a line into the journal. A disk that is too full for it costs a part of what could be
-// resumed, and nothing else.
+// note appends a line to the journal. If the disk is too full for it, less can be resumed, and
+// nothing else is lost.
 func (p *partial) note(l journalLine) error {
 	if p.notes == nil {
 		return nil
@@ -227,21 +227,21 @@ func (p *partial) note(l journalLine) error {
 	return p.notes.append(l)
 }
 
-// mixed reports whether others than the source of this bit have brought something of what is there.
+// mixed reports whether sources other than this bit's have fetched some of the bytes.
 func (p *partial) mixed(by uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.ContainsFunc(p.segments, func(s segment) bool { return s.by&^by != 0 })
 }
 
-// fromEarlier reports whether an earlier process has brought something of segment i.
+// fromEarlier reports whether an earlier process has fetched part of segment i.
 func (p *partial) fromEarlier(i int64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.segments[i].by&byEarlier != 0
 }
 
-// versionAt returns the version that an origin has had; empty: not known.
+// versionAt returns the version that an origin had; empty: unknown.
 func (p *partial) versionAt(origin string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
