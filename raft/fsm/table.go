@@ -11,30 +11,30 @@ import (
 )
 
 // Version is the state machine version of this build: it applies commands whose min_fsm is at most
-// this, and reads snapshots that need no more. It grows with a release that adds features; see
+// this, and reads snapshots that need no more. A release that adds features increases it; see
 // features.
 const Version = 3
 
 // Feature is something that commands or the state may use and that older state machine versions do
 // not know.
 type Feature struct {
-	Name  string // for people, who are told what an older queen lacks
+	Name  string // for people, in messages about what an older queen lacks
 	Since uint32 // the first version that knows it, 2 or more
-	// Fields of messages of proto/raft/v1, as Message.field. A command or a snapshot that has one
-	// of them set needs the feature. A field of Command is there for an operation that is new or
-	// gives another state than before; one of SnapshotRecord for a kind of row.
+	// Fields lists fields of messages of proto/raft/v1, as Message.field. A command or a snapshot
+	// that has one of them set needs the feature. A field of Command stands for an operation that
+	// is new or has a new effect; one of SnapshotRecord for a kind of row.
 	Fields []string
-	// State reports whether a state needs the feature although no field tells; nil: a field always
-	// tells.
+	// State reports whether a state needs the feature although no field shows it; nil: a field
+	// always shows it.
 	State func(*state.Snapshot) bool
-	// Optional says that a command does without the fields, but not without being applied. They are
-	// left out while an older queen lives.
+	// Optional says that a command can omit the fields, but must still be applied. They are left
+	// out while an older queen lives.
 	Optional bool
 }
 
 // features is the table by which the registry evolves: Required, the header of a snapshot and the
-// tests come from it. Every field that is not in testdata/fields.txt, which has those of the
-// versions 1 and 2, must be in it. See contributing/add-a-raft-command.md.
+// tests derive from it. It must list every field that is not in testdata/fields.txt, which has
+// those of versions 1 and 2. See contributing/add-a-raft-command.md.
 var features = []Feature{
 	{Name: "batches of reports", Since: 2, Fields: []string{"Command.sync_hives"}},
 	{Name: "addresses of hives", Since: 2, Fields: []string{"Hive.rpc_address"}},
@@ -59,17 +59,18 @@ var features = []Feature{
 	}},
 }
 
-// Table says what a build of some version knows. Its methods may be called concurrently.
+// Table lists the features that a build of some version knows. Its methods may be called
+// concurrently.
 type Table struct {
 	version  uint32
 	features []Feature
 	plans    map[protoreflect.FullName]*plan
 }
 
-// plan says which fields of a message to look at.
+// plan says which fields of a message to check.
 type plan struct {
 	own    []sinceField // in the table
-	nested []sinceField // messages that have some within; since is the highest
+	nested []sinceField // messages with such fields inside; since is the highest
 	max    uint32       // of all of them; 0: there are none
 }
 
@@ -85,16 +86,16 @@ var current = NewTable(Version, features)
 // Features returns the table of this build.
 func Features() []Feature { return slices.Clone(features) }
 
-// NewTable returns the table of a build of a version that has these features. To features that are
-// newer than the version it is blind, as such a build is: that is how tests have old and new builds
-// in one process. It panics at a field that does not exist.
+// NewTable returns the table of a build of a version with these features. Like such a build, it
+// ignores features newer than the version: this lets tests run old and new builds in one process.
+// It panics at a field that does not exist.
 func NewTable(version uint32, list []Feature) *Table {
 	t := &Table{version: version, features: list, plans: map[protoreflect.FullName]*plan{}}
 	rows := map[protoreflect.FullName]sinceField{}
 	for _, f := range list {
 		for _, name := range f.Fields {
 			full := raftv1.File_raft_v1_raft_proto.Package() + "." + protoreflect.FullName(name)
-			if f.Since > rows[full].since { // it may come to mean more
+			if f.Since > rows[full].since { // a later feature may give the field more meaning
 				rows[full] = sinceField{since: f.Since, optional: f.Optional}
 			}
 		}
@@ -153,8 +154,8 @@ func (t *Table) needs(m protoreflect.Message, atLeast uint32) uint32 {
 	return atLeast
 }
 
-// strip clears the fields that are newer than the version; only those that a command does without,
-// if optional.
+// strip clears the fields that are newer than the version; if optional, only those that a command
+// can omit.
 func (t *Table) strip(m protoreflect.Message, version uint32, optional bool) {
 	p := t.plans[m.Descriptor().FullName()]
 	if p.max <= version {
@@ -184,18 +185,18 @@ func eachNested(p *plan, m protoreflect.Message, visit func(sinceField, protoref
 }
 
 // Required returns the state machine version that a command needs. It is stamped as min_fsm, and
-// says by which version's rules the command is applied: an entry of the log that an older version
-// applied is applied the same by this one.
+// tells by which version's rules to apply the command: this version applies an entry of the log in
+// the same way as the older one did.
 func (t *Table) Required(c *raftv1.Command) uint32 { return t.needs(c.ProtoReflect(), 1) }
 
-// Fit leaves out of a command what queens of a version do not know and the command does without.
-// What it still needs, Required says.
+// Fit removes from a command the optional fields that queens of a version do not know. Required
+// says what it still needs.
 func (t *Table) Fit(c *raftv1.Command, version uint32) {
 	t.strip(c.ProtoReflect(), version, true)
 }
 
-// Knows reports whether queens of a version know a field, such as Worker.capabilities. Version 0,
-// of no queen, knows all.
+// Knows reports whether queens of a version know a field, such as Worker.capabilities. Version 0
+// stands for no queen and knows all.
 func Knows(version uint32, field string) bool {
 	return version == 0 || !slices.ContainsFunc(features, func(f Feature) bool { return f.Since > version && slices.Contains(f.Fields, field) })
 }
@@ -211,8 +212,8 @@ func (t *Table) Missing(c *raftv1.Command, version uint32) []string {
 	return names
 }
 
-// stateNeeds returns the version that a state needs to be read: not what the build could, but what
-// is there.
+// stateNeeds returns the version that is needed to read a state: by its contents, not by what the
+// build could write.
 func (t *Table) stateNeeds(s *state.Snapshot) uint32 {
 	version := uint32(1)
 	for _, f := range t.features {
@@ -242,8 +243,8 @@ func (t *Table) kindMax(kind protoreflect.Name) uint32 {
 	return highest
 }
 
-// known returns a copy of a message without what the version does not know, as a build of that
-// version reads it.
+// known returns a copy of a message without the fields that the version does not know, as a build
+// of that version reads it.
 func known[M proto.Message](t *Table, m M) M {
 	if t.plans[m.ProtoReflect().Descriptor().FullName()].max > t.version {
 		m = proto.CloneOf(m)
@@ -252,5 +253,5 @@ func known[M proto.Message](t *Table, m M) M {
 	return m
 }
 
-// Required is Table.Required of this build.
+// Required calls Table.Required of this build.
 func Required(c *raftv1.Command) uint32 { return current.Required(c) }

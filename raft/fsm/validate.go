@@ -14,8 +14,8 @@ import (
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 )
 
-// The limits of a command; Validate holds them before the command is logged. They bound one entry
-// of the log, not the registry.
+// The limits of a command; Validate enforces them before the command is logged. They bound one
+// entry of the log, not the registry.
 const (
 	MaxIDBytes         = 128     // of an id, a state or another name
 	MaxNameBytes       = 255     // of a node, a token or a cluster
@@ -27,12 +27,12 @@ const (
 	MaxBlobBytes       = 64 << 10 // of certificates and of sealed keys
 	MaxCommandBytes    = 4 << 20  // encoded
 
-	// commandOverhead is what a command may have around the state of one hive.
+	// commandOverhead bounds a command's bytes beside the state of one hive.
 	commandOverhead = 4 << 10
 )
 
-// Validate reports whether a command may be logged. What it lets pass, Apply of this version never
-// panics at. Errors: Invalid, TooLarge.
+// Validate returns an error if a command must not be logged. Apply of this version never panics at
+// a valid command. Errors: Invalid, TooLarge.
 func Validate(c *raftv1.Command) error {
 	v := &validator{}
 	v.text("request id", c.GetRequestId(), MaxIDBytes)
@@ -77,7 +77,7 @@ func Validate(c *raftv1.Command) error {
 	return v.err
 }
 
-// validator keeps the first complaint.
+// validator keeps the first error.
 type validator struct{ err error }
 
 func (v *validator) fail(kind core.Kind, format string, args ...any) {
@@ -117,7 +117,7 @@ func oneOf[T ~string](v *validator, what, s string, allowed ...T) {
 	}
 }
 
-// set is a list of known names, each once.
+// set requires a list of known names, each once.
 func set[T ~string](v *validator, what string, list []string, atLeast int, allowed ...T) {
 	if len(list) < atLeast {
 		v.fail(core.Invalid, "%s is missing", what)
@@ -154,7 +154,7 @@ func (v *validator) number(what string, n, limit int64) {
 	}
 }
 
-// address is host:port, or empty where there is none.
+// address requires host:port or an empty string.
 func (v *validator) address(what, s string) {
 	v.text(what, s, MaxTextBytes)
 	if s == "" || v.err != nil {

@@ -12,7 +12,7 @@ import (
 
 // An entry is: format (1 byte), type (1), index (8), term (8), append time in Unix nanoseconds (8,
 // 0: none), length of data (4), data, extensions, CRC-32C of all before (4). Numbers are big
-// endian. bbolt has no checksums of its own below its meta pages.
+// endian. bbolt itself has no checksums below its meta pages.
 const (
 	entryFormat = 1
 	headBytes   = 1 + 1 + 8 + 8 + 8 + 4

@@ -9,16 +9,16 @@ import (
 	"io"
 )
 
-// The pages of a bbolt file, in the machine's byte order. Each begins with its number (8 bytes),
-// its kind (2), how many elements it has (2), and how many pages follow that belong to it (4).
-// bbolt itself believes all of it: a page that names itself as its child has it run for ever.
+// The pages of a bbolt file, in the machine's byte order. Each starts with its number (8 bytes),
+// its kind (2), its number of elements (2), and the number of following pages that belong to it
+// (4). bbolt itself trusts all of it: a page that names itself as its child makes it loop for ever.
 const (
 	pageHead    = 16
 	kindBranch  = 1
 	kindLeaf    = 2
 	kindMeta    = 4
 	elementHead = 16
-	bucketHead  = 16 // in front of a bucket within a value: number of its root page, sequence
+	bucketHead  = 16 // of a bucket within a value: number of its root page, sequence
 
 	metaMagic = 0xED0CDAED
 	// magic, version, page size, flags; root page, sequence, freelist, number of pages,
@@ -30,7 +30,7 @@ const (
 
 var order = binary.NativeEndian
 
-// pages walks through a file.
+// pages walks the pages of a file.
 type pages struct {
 	f    io.ReaderAt
 	size uint64 // of a page
@@ -38,9 +38,9 @@ type pages struct {
 	seen map[uint64]bool
 }
 
-// checkPages reports whether both meta pages are whole and of two transactions in a row, and
-// everything that the newer one leads to is a tree of pages. bbolt writes one meta page at a time,
-// within one sector, so that a loss of power leaves each as it was or as it should be.
+// checkPages returns an error unless both meta pages are whole and of two consecutive transactions,
+// and the newer one leads to a tree of pages. bbolt writes one meta page at a time, within one
+// sector, so that a loss of power leaves each old or new, never torn.
 func checkPages(f io.ReaderAt, fileSize int64) error {
 	head := make([]byte, pageHead+metaSize)
 	if _, err := f.ReadAt(head, 0); err != nil {
@@ -79,14 +79,14 @@ type meta struct{ pageSize, root, pages, txid uint64 }
 func readMeta(p []byte, number uint64) (meta, error) {
 	m := p[pageHead:]
 	h := fnv.New64a()
-	_, _ = h.Write(m[:metaSize-8]) // a hash takes everything
+	_, _ = h.Write(m[:metaSize-8]) // a hash never returns an error
 	if order.Uint32(m) != metaMagic || h.Sum64() != order.Uint64(m[metaSize-8:]) || order.Uint64(p) != number || order.Uint16(p[8:]) != kindMeta {
 		return meta{}, fmt.Errorf("meta page %d is damaged", number)
 	}
 	return meta{pageSize: uint64(order.Uint32(m[8:])), root: order.Uint64(m[16:]), pages: order.Uint64(m[40:]), txid: order.Uint64(m[48:])}, nil
 }
 
-// walk checks a page and all that it leads to.
+// walk checks a page and its subtree.
 func (p *pages) walk(number uint64) error {
 	if number < 2 || number >= p.end {
 		return fmt.Errorf("page %d is not one of its %d", number, p.end)
@@ -115,7 +115,7 @@ func (p *pages) walk(number uint64) error {
 	return nil
 }
 
-// elements checks those of a page, which may be within a value.
+// elements checks the elements of a page, which may be within a value.
 func (p *pages) elements(b []byte) error {
 	if len(b) < pageHead {
 		return errors.New("it is too short")

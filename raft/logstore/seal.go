@@ -11,10 +11,10 @@ import (
 )
 
 // bbolt has a checksum over each of its two meta pages and none below. When the newest meta page is
-// damaged it silently goes by the older one, which forgets the last transaction: a vote that was
-// given, or entries that were acknowledged. So every transaction writes a seal over everything that
-// the file holds, the number of the seal goes to a second file, and opening checks that both meta
-// pages are whole, that the contents fit their seal, and that no later seal is known.
+// damaged it silently uses the older one, which loses the last transaction: a vote that was given,
+// or entries that were acknowledged. So every transaction writes a seal over everything that the
+// file holds, the number of the seal goes to a second file, and opening checks that both meta pages
+// are whole, that the contents fit their seal, and that no later seal is known.
 
 var keySeal = []byte("seal")
 
@@ -22,10 +22,10 @@ const (
 	sealFormat = 1
 	sealBytes  = 1 + 8 + 8 + 8 + 4 + sumBytes
 
-	tipSlot = 512 // one sector: it is written whole or not
+	tipSlot = 512 // one sector: it is written whole or not at all
 )
 
-// seal stands for the contents of the file. The number of entries and the sum of their checksums
+// seal summarises the contents of the file. The number of entries and the sum of their checksums
 // change with each entry, so that no transaction reads the whole log.
 type seal struct {
 	number  uint64 // of the transaction, from 1
@@ -54,13 +54,13 @@ func decodeSeal(b []byte) (seal, error) {
 	}, nil
 }
 
-// txn is a transaction that keeps the seal.
+// txn is a transaction that maintains the seal.
 type txn struct {
 	*bbolt.Tx
 	seal seal
 }
 
-// begin reads the seal. A file of a version that had none gets one.
+// begin reads the seal. A file of a version without seals gets one.
 func begin(tx *bbolt.Tx) (*txn, error) {
 	t := &txn{Tx: tx}
 	meta := tx.Bucket(bucketMeta)
@@ -108,9 +108,9 @@ func (s *seal) drop(entry []byte) {
 	}
 }
 
-// count makes the seal of a file by reading it all; its number is 0.
+// count computes the seal of a file from all its contents; its number is 0.
 func count(tx *bbolt.Tx) (s seal) {
-	// it fails only when the function does
+	// it fails only if the function does
 	_ = tx.Bucket(bucketLog).ForEach(func(_, v []byte) error {
 		s.add(v)
 		return nil
@@ -119,11 +119,11 @@ func count(tx *bbolt.Tx) (s seal) {
 	return s
 }
 
-// rest returns the checksum of what is not in the log.
+// rest returns the checksum of everything outside the log.
 func rest(tx *bbolt.Tx) uint32 {
 	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
 	put := func(b []byte) {
-		// a hash takes everything
+		// a hash never returns an error
 		_, _ = h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
 		_, _ = h.Write(b)
 	}
@@ -136,8 +136,8 @@ func rest(tx *bbolt.Tx) uint32 {
 	return h.Sum32()
 }
 
-// checkSeal compares the contents of a file with their seal, and the seal with the highest number
-// that is known. A file without one is of an older version, unless a number is known.
+// checkSeal compares the contents of a file with their seal, and the seal with the highest known
+// number. A file without a seal is of an older version, unless a number is known.
 func checkSeal(tx *bbolt.Tx, tip uint64) error {
 	for _, name := range [][]byte{bucketLog, bucketStable, bucketMeta} {
 		if tx.Bucket(name) == nil {
@@ -169,8 +169,8 @@ func checkSeal(tx *bbolt.Tx, tip uint64) error {
 }
 
 // tip is the file with the number of the last seal. It is not synced with each transaction, which
-// would double what a vote takes: it may be behind, and is never ahead. It has two slots, so that
-// one that was torn leaves the one before.
+// would double the time of a vote: it may lag behind but is never ahead. It has two slots, so that
+// a torn one leaves the one before.
 type tip struct{ f *os.File }
 
 // openTip opens or creates the file.

@@ -23,8 +23,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// tipSuffix is what the name of the file with the number of the last seal has behind that of the
-// log.
+// tipSuffix is appended to the log's file name for the file with the number of the last seal.
 const tipSuffix = ".tip"
 
 var (
@@ -39,9 +38,9 @@ var (
 const Lost = "If there are other queens, move the raft folder away and start again: they bring this one up to date. The only queen of a cluster goes back to a " +
 	"snapshot: \"rbee operator snapshot restore --offline FILE\". An agent in no cluster starts with an empty registry when the folder is moved away."
 
-// Options say how to open a Store.
+// Options configure a Store.
 type Options struct {
-	// LockTimeout is how long to wait for another process to let go of the file; 0: one second.
+	// LockTimeout is how long to wait for another process to release the file; 0: one second.
 	LockTimeout time.Duration
 
 	openFile func(string, int, os.FileMode) (*os.File, error) // for tests
@@ -49,9 +48,9 @@ type Options struct {
 
 // Store is a bbolt file with raft's log and votes. Every write is on disk when it returns. After
 // one failed write every later one fails, until the file is opened again: a disk that lost a write
-// once cannot be believed. Reads go on. Methods may be called concurrently.
+// once cannot be trusted. Reads go on. Methods may be called concurrently.
 //
-// Not found is raft.ErrLogNotFound for a log entry, and an empty value for a stable key. Other
+// A missing log entry returns raft.ErrLogNotFound, and a missing stable key an empty value. Other
 // errors: Unavailable after a failed write or Close, Integrity for a damaged entry.
 type Store struct {
 	path   string
@@ -59,7 +58,7 @@ type Store struct {
 	tip    tip
 	staged atomic.Uint64
 	failed atomic.Pointer[error]
-	down   chan struct{} // closed with the first failure
+	down   chan struct{} // closed at the first failure
 }
 
 var (
@@ -67,7 +66,7 @@ var (
 	_ raft.StableStore            = (*Store)(nil)
 )
 
-// Open opens or creates the file at path, whose folder must be there, and reads all of it to see
+// Open opens or creates the file at path, whose folder must exist, and reads all of it to check
 // that it is whole. Only one process can have it open. Errors: InUse, Integrity for a file that is
 // damaged or something else, Unavailable.
 func Open(path string, opts Options) (s *Store, err error) {
@@ -92,7 +91,7 @@ func Open(path string, opts Options) (s *Store, err error) {
 		return nil
 	})
 	if err == nil {
-		// a file whose folder forgets it is lost with all that was promised
+		// if the folder's entry is lost, so is the file with all its promises
 		err = syncFolder(filepath.Dir(path))
 	}
 	if err != nil {
@@ -114,18 +113,17 @@ func syncFolder(path string) error {
 	return core.Wrap(d.Sync(), core.Unavailable, "open raft log")
 }
 
-// verify reads the file, if it is there, before bbolt does in goroutines of its own, where a
-// damaged page ends the process.
+// verify reads an existing file before bbolt does so in goroutines of its own, where a damaged page
+// ends the process.
 func verify(path string, opts Options) (err error) {
 	tip := readTip(path + tipSuffix)
 	if info, statErr := os.Stat(path); statErr != nil || info.Size() == 0 {
 		if tip > 0 && (statErr == nil || errors.Is(statErr, fs.ErrNotExist)) {
 			return damaged(path, errors.New("it is gone, or empty"))
 		}
-		return nil // to be created, or opening it says why not
+		return nil // to be created, or opening it reports why not
 	}
-	// A page that is not what it should be is a panic, and one that is not there a fault, because
-	// the file is mapped.
+	// A malformed page causes a panic, and a missing one a fault, because the file is mapped.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if value := recover(); value != nil {
@@ -205,7 +203,8 @@ func (s *Store) Close() error {
 	return core.Wrap(err, core.Unavailable, "close raft log")
 }
 
-// Failed is closed when a write failed, which is for ever; Err then says why.
+// Failed returns a channel that closes when a write fails, after which all writes fail; Err then
+// says why.
 func (s *Store) Failed() <-chan struct{} { return s.down }
 
 // Err returns the first failed write's error, or nil.
@@ -216,8 +215,8 @@ func (s *Store) Err() error {
 	return nil
 }
 
-// update returns one durable transaction. An error of fn, before anything reached the disk, is no
-// failure of the store.
+// update runs one durable transaction. An error of fn, before anything reached the disk, does not
+// make the store fail.
 func (s *Store) update(op string, fn func(*txn) error) error {
 	var (
 		refused error
@@ -236,7 +235,7 @@ func (s *Store) update(op string, fn func(*txn) error) error {
 		}
 		refused, sealed = core.Wrap(err, core.Internal, op), t.seal.number
 		if refused == nil {
-			// without it, only a later loss of this write would not be noticed
+			// without it, only a later loss of this write would go unnoticed
 			tx.OnCommit(func() { _ = s.tip.set(sealed) })
 		}
 		return refused
@@ -312,10 +311,10 @@ func checkEntry(path string, index uint64, data []byte, l *raft.Log) error {
 	return nil
 }
 
-// StoreLog is StoreLogs of one entry.
+// StoreLog calls StoreLogs with one entry.
 func (s *Store) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
-// StoreLogs writes entries and the staged commit index, all or nothing. Indexes may leave a gap.
+// StoreLogs writes entries and the staged commit index atomically. Indexes may leave a gap.
 func (s *Store) StoreLogs(logs []*raft.Log) error {
 	return s.update("append to raft log", func(tx *txn) error {
 		for _, l := range logs {
@@ -334,14 +333,14 @@ func (s *Store) DeleteRange(minIndex, maxIndex uint64) error {
 		if err := tx.deleteRange(minIndex, maxIndex); err != nil {
 			return err
 		}
-		// A commit index beyond the end would call later entries, which are others, committed.
+		// A commit index beyond the end would mark later, different entries as committed.
 		return lowerCommit(tx.Tx, last)
 	})
 }
 
-// lastWithout returns the last index when the range is deleted; 0: none. It is asked before:
-// bbolt's cursor never finds the last key of a bucket whose last pages were emptied in the same
-// transaction (go.etcd.io/bbolt 1.5.0, Cursor.Last).
+// lastWithout returns the last index after the range is deleted; 0: none. Call it before the
+// deletion: bbolt's cursor never finds the last key of a bucket whose last pages were emptied in
+// the same transaction (go.etcd.io/bbolt 1.5.0, Cursor.Last).
 func lastWithout(b *bbolt.Bucket, minIndex, maxIndex uint64) uint64 {
 	c := b.Cursor()
 	k, _ := c.Last()
@@ -354,8 +353,8 @@ func lastWithout(b *bbolt.Bucket, minIndex, maxIndex uint64) uint64 {
 	return number(k)
 }
 
-// StartAt makes l the oldest entry: it replaces the one at its index, those before it are deleted,
-// those after it stay.
+// StartAt makes l the oldest entry: it replaces the one at its index, deletes those before it, and
+// keeps those after it.
 func (s *Store) StartAt(l *raft.Log) error {
 	return s.update("begin raft log anew", func(tx *txn) error {
 		if l.Index > 0 {
@@ -367,9 +366,9 @@ func (s *Store) StartAt(l *raft.Log) error {
 	})
 }
 
-// deleteRange goes by the entries that are there: a log may have gaps, and wide ones.
+// deleteRange iterates over existing entries: a log may have gaps, and wide ones.
 func (t *txn) deleteRange(minIndex, maxIndex uint64) error {
-	var keys [][]byte // a cursor passes over entries when they are deleted under it
+	var keys [][]byte // a cursor skips entries when they are deleted under it
 	c := t.Bucket(bucketLog).Cursor()
 	for k, _ := c.Seek(key(minIndex)); k != nil && number(k) <= maxIndex; k, _ = c.Next() {
 		keys = append(keys, bytes.Clone(k))
@@ -388,8 +387,8 @@ func (s *Store) StageCommitIndex(index uint64) error {
 	return nil
 }
 
-// GetCommitIndex returns the commit index that the last StoreLogs wrote: what is known to be
-// committed, and never beyond the last entry. 0: unknown.
+// GetCommitIndex returns the commit index that the last StoreLogs wrote: known to be committed, and
+// never beyond the last entry. 0: unknown.
 func (s *Store) GetCommitIndex() (index uint64, err error) {
 	err = s.view("read raft commit index", func(tx *bbolt.Tx) error {
 		index = min(commit(tx), edge(tx, (*bbolt.Cursor).Last))
@@ -420,7 +419,7 @@ func (s *Store) Set(k, v []byte) error {
 	return s.update("write raft vote", func(tx *txn) error { return tx.Bucket(bucketStable).Put(k, v) })
 }
 
-// Get returns one of raft's own values; empty when it was never set.
+// Get returns one of raft's own values; empty if it was never set.
 func (s *Store) Get(k []byte) (v []byte, err error) {
 	err = s.view("read raft vote", func(tx *bbolt.Tx) error {
 		v = append(v, tx.Bucket(bucketStable).Get(k)...)
@@ -429,10 +428,10 @@ func (s *Store) Get(k []byte) (v []byte, err error) {
 	return v, err
 }
 
-// SetUint64 is Set of a number.
+// SetUint64 stores a number with Set.
 func (s *Store) SetUint64(k []byte, v uint64) error { return s.Set(k, key(v)) }
 
-// SetBoth is SetUint64 of the first and Set of the second, all or nothing.
+// SetBoth stores the first with SetUint64 and the second with Set, atomically.
 func (s *Store) SetBoth(numberKey []byte, n uint64, k, v []byte) error {
 	return s.update("write raft vote", func(tx *txn) error {
 		b := tx.Bucket(bucketStable)
@@ -443,7 +442,7 @@ func (s *Store) SetBoth(numberKey []byte, n uint64, k, v []byte) error {
 	})
 }
 
-// GetUint64 is Get of a number; 0 when it was never set.
+// GetUint64 returns a number stored with SetUint64; 0 if it was never set.
 func (s *Store) GetUint64(k []byte) (uint64, error) {
 	v, err := s.Get(k)
 	return number(v), err

@@ -14,16 +14,16 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// ErrOutcomeUnknown is in the chain of an error after which nobody can say whether the command is,
-// or will be, in force. Commands may be repeated, so the way on is to repeat it.
+// ErrOutcomeUnknown is in the chain of an error that leaves unknown whether the command is, or will
+// be, in force. Commands are idempotent, so callers should repeat it.
 var ErrOutcomeUnknown = errors.New("it is unknown whether the change was made")
 
-// Apply checks a command, stamps it, has it logged by a majority and applied here, and returns its
-// result. A result that refuses the command is also the error. c is not changed.
+// Apply checks a command, stamps it, has a majority log it, applies it here, and returns its
+// result. A result that refuses the command is also the error. It does not change c.
 //
 // Errors: Invalid and TooLarge before anything is logged; NotFound, Conflict and Invalid from the
-// state; Unavailable when this node is not the leader, its disk failed or it shuts down; Cancelled
-// and DeadlineExceeded from ctx. ErrOutcomeUnknown is in the chain where it is.
+// state; Unavailable if this node is not the leader, its disk failed or it shuts down; Cancelled
+// and DeadlineExceeded from ctx. The chain includes ErrOutcomeUnknown if the outcome is unknown.
 func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error) {
 	c = proto.CloneOf(c)
 	c.AtUnixNano = n.opts.Now().UnixNano()
@@ -38,7 +38,7 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 		return fsm.Result{}, err
 	}
 	if err := n.disk.stalled(); err != nil {
-		// raft hangs with it, and takes nothing
+		// raft is stuck in the write and accepts nothing
 		return fsm.Result{}, core.Wrap(err, core.Unavailable, "change the registry")
 	}
 	results := make(chan fsm.Result, 1)
@@ -61,9 +61,9 @@ func (n *Node) Apply(ctx context.Context, c *raftv1.Command) (fsm.Result, error)
 	return r, r.Err
 }
 
-// stamp gives a command the state machine version that it needs. A queen that does not know the
-// command would stop when it comes to it, so the command is refused while an older one lives; what
-// the command can do without is left out then.
+// stamp sets the state machine version that a command needs. A queen that does not know the command
+// would stop when it reaches it, so stamp refuses the command while an older queen lives; it
+// removes optional fields instead.
 func (n *Node) stamp(c *raftv1.Command) error {
 	lowest := uint32(0)
 	if n.opts.MinFSM != nil {
@@ -75,14 +75,14 @@ func (n *Node) stamp(c *raftv1.Command) error {
 	}
 	c.MinFsm = table.Required(c)
 	if lowest == 0 || c.GetMinFsm() <= lowest || fsm.Revokes(c) {
-		return nil // nobody may hold up a revocation by an old version
+		return nil // an old version must not delay a revocation
 	}
 	return core.Errorf(core.Unavailable, "change the registry: the change needs state machine version %d (%s), and a queen that lives has %d", c.GetMinFsm(), strings.Join(table.Missing(c, lowest), ", "), lowest).Hint(
 		"Finish the upgrade: all queens need the version of rbee that this one runs.")
 }
 
-// Barrier returns when everything that was committed before the call is in State, and this node was
-// still the leader then: what State says afterwards is linearizable. It costs one entry of the log.
+// Barrier returns when State has everything that was committed before the call, and this node was
+// still the leader then: reads of State are then linearizable. It costs one entry of the log.
 // Errors: Unavailable, and ctx's.
 func (n *Node) Barrier(ctx context.Context) error {
 	term := n.raft.CurrentTerm()
@@ -93,8 +93,8 @@ func (n *Node) Barrier(ctx context.Context) error {
 	return err
 }
 
-// wait waits for a future of raft, which knows no context. A future that is given up on is answered
-// when raft gets to it.
+// wait waits for a future of raft, which takes no context. An abandoned future completes when raft
+// gets to it.
 func (n *Node) wait(ctx context.Context, op string, future func() error) error {
 	if err := ctx.Err(); err != nil {
 		return core.Prefix(err, op)
@@ -113,7 +113,7 @@ func (n *Node) wait(ctx context.Context, op string, future func() error) error {
 	case <-ctx.Done():
 		return core.Errorf(core.KindOf(ctx.Err()), "%s: %w; %w", op, ctx.Err(), ErrOutcomeUnknown).Hint("Try again: repeating a change does no harm.")
 	case <-n.closed:
-		// Raft forgets some futures when it shuts down.
+		// Raft drops some futures when it shuts down.
 		return core.Errorf(core.Unavailable, "%s: this queen is shutting down; %w", op, ErrOutcomeUnknown)
 	}
 }
@@ -135,7 +135,7 @@ func (n *Node) end() {
 	n.pending--
 }
 
-// drain waits until all futures are answered, or for so long.
+// drain waits until all futures have completed, or the time is up.
 func (n *Node) drain(within time.Duration) {
 	for until := time.Now().Add(within); time.Now().Before(until); time.Sleep(time.Millisecond) {
 		n.mu.Lock()
@@ -147,7 +147,7 @@ func (n *Node) drain(within time.Duration) {
 	}
 }
 
-// classify says what raft's error means for the caller.
+// classify turns raft's error into one for the caller.
 func (n *Node) classify(op string, err error) error {
 	switch {
 	case err == nil:

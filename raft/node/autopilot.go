@@ -15,37 +15,37 @@ import (
 )
 
 const (
-	// wellWithin is how long ago a queen that is well was heard of by raft.
+	// wellWithin is the longest silence towards raft of a healthy queen.
 	wellWithin = time.Second
-	// maxTrailing is how many entries a queen that is well may be behind.
+	// maxTrailing is the number of entries that a healthy queen may lag behind.
 	maxTrailing = 256
-	// heardWithin is for how long raft's word that a queen lives outweighs gossip's that it does
-	// not.
+	// heardWithin is how long raft's contact with a queen outweighs gossip's report that it is
+	// dead.
 	heardWithin = 5 * time.Second
 )
 
 // Member is a queen as gossip knows it.
 type Member struct {
 	NodeID  string
-	RaftID  string // empty: not known, and then nothing is done with it
+	RaftID  string // empty: unknown, and then Autopilot leaves it alone
 	Name    string // for the log
 	Address string // as the transport dials it
 	Version string // for the log
 	Alive   bool
-	Left    bool // it said goodbye; otherwise one that is not alive failed
+	Left    bool // it left on purpose; otherwise a queen that is not alive has failed
 }
 
-// Membership is what Autopilot knows of the queens from elsewhere.
+// Membership tells Autopilot about the queens from outside raft.
 type Membership interface {
 	// Members returns the queens, this node included. It does not block.
 	Members() []Member
 }
 
-// Autopilot keeps the raft cluster as the membership says, until ctx ends; run it while leading,
-// within lead. It adds queens as nonvoters and gives them a vote when they were well for
-// Options.Stabilization; removes those that were dead for Options.DeadAfter, as long as
-// Options.MinVoters stay, and at once an identity that its machine has lost; and follows addresses.
-// It returns nil.
+// Autopilot adapts the raft cluster to the membership until ctx ends; run it while leading, within
+// lead. It adds queens as nonvoters and gives them a vote once they were well for
+// Options.Stabilization. It removes queens that were dead for Options.DeadAfter, as long as
+// Options.MinVoters stay, and at once an identity that its machine has lost; and it follows
+// addresses. It returns nil.
 func (n *Node) Autopilot(ctx context.Context, m Membership) error {
 	p := &pilot{n: n, membership: m, dead: map[raft.ServerID]time.Time{}}
 	tick := min(2*time.Second, max(n.opts.Stabilization/5, 50*time.Millisecond))
@@ -67,11 +67,11 @@ func (n *Node) Autopilot(ctx context.Context, m Membership) error {
 }
 
 // careful is raft as autopilot sees it. Autopilot promotes by what it saw a tick ago, and raft adds
-// a server that it is to promote: one that was removed meanwhile would come back, with a vote, and
-// nobody there.
+// a server that it is told to promote: one that was removed meanwhile would come back as a voter
+// without a machine.
 type careful struct{ *raft.Raft }
 
-// AddVoter gives a member a vote. Errors: when it is none any more.
+// AddVoter gives a member a vote. It returns an error if it is no longer a member.
 func (c careful) AddVoter(id raft.ServerID, address raft.ServerAddress, prevIndex uint64, timeout time.Duration) raft.IndexFuture {
 	now := c.GetConfiguration()
 	if err := now.Error(); err != nil {
@@ -83,25 +83,25 @@ func (c careful) AddVoter(id raft.ServerID, address raft.ServerAddress, prevInde
 	return c.Raft.AddVoter(id, address, prevIndex, timeout)
 }
 
-// refused is the future of a change that is not even tried.
+// refused is the future of a change that was not even tried.
 type refused struct{ err error }
 
 func (r refused) Error() error  { return r.err }
 func (r refused) Index() uint64 { return 0 }
 
 // pilot tells autopilot what it needs to know, and does what autopilot does not: adding, following
-// addresses, lost identities.
+// addresses, removing lost identities.
 type pilot struct {
 	n          *Node
 	membership Membership
 
 	mu   sync.Mutex                  // guards below
-	dead map[raft.ServerID]time.Time // since when a server was not heard of
+	dead map[raft.ServerID]time.Time // since when a server has been silent
 }
 
 var _ autopilot.ApplicationIntegration = (*pilot)(nil)
 
-// reconcile makes the changes that cannot wait, one after another.
+// reconcile makes the urgent changes, one after another.
 func (p *pilot) reconcile(ctx context.Context) {
 	members := p.membership.Members()
 	live := map[string]Member{}
@@ -121,7 +121,7 @@ func (p *pilot) reconcile(ctx context.Context) {
 			p.n.log.Info("removing a queen's lost identity: its machine runs under another one", "queen", s.RaftID)
 			p.did(ctx, "remove", s.RaftID, p.n.RemoveServer(ctx, s.RaftID))
 		case ok && m.Address != s.Address:
-			// one that has a vote keeps it
+			// a voter keeps its vote
 			p.did(ctx, "move", s.RaftID, p.n.AddNonvoter(ctx, s.RaftID, m.Address))
 		}
 	}
@@ -139,7 +139,7 @@ func (p *pilot) did(ctx context.Context, what, id string, err error) {
 	}
 }
 
-// replaced reports whether the server's machine, or its address, is another server's now.
+// replaced reports whether the server's machine, or its address, now belongs to another server.
 func (p *pilot) replaced(s Server, live map[string]Member) bool {
 	if p.heard(raft.ServerID(s.RaftID), heardWithin) {
 		return false // gossip is behind
@@ -152,14 +152,13 @@ func (p *pilot) replaced(s Server, live map[string]Member) bool {
 	return false
 }
 
-// heard reports whether raft heard of the server lately, which is the only way to be sure that it
-// lives.
+// heard reports whether raft heard from the server lately, which is the only proof that it lives.
 func (p *pilot) heard(id raft.ServerID, within time.Duration) bool {
 	c, ok := p.n.trans.contact(id, p.n.raft.CurrentTerm())
 	return ok && time.Since(c.at) < within
 }
 
-// AutopilotConfig is part of autopilot.ApplicationIntegration.
+// AutopilotConfig implements autopilot.ApplicationIntegration.
 func (p *pilot) AutopilotConfig() *autopilot.Config {
 	return &autopilot.Config{
 		CleanupDeadServers: true, LastContactThreshold: wellWithin, MaxTrailingLogs: maxTrailing,
@@ -167,11 +166,11 @@ func (p *pilot) AutopilotConfig() *autopilot.Config {
 	}
 }
 
-// NotifyState is part of autopilot.ApplicationIntegration.
+// NotifyState implements autopilot.ApplicationIntegration.
 func (p *pilot) NotifyState(*autopilot.State) {}
 
-// FetchServerStats is part of autopilot.ApplicationIntegration. Nobody is asked: heartbeats say it
-// all.
+// FetchServerStats implements autopilot.ApplicationIntegration. It asks no server: heartbeats tell
+// everything.
 func (p *pilot) FetchServerStats(_ context.Context, servers map[raft.ServerID]*autopilot.Server) map[raft.ServerID]*autopilot.ServerStats {
 	term := p.n.raft.CurrentTerm()
 	lastTerm, err := strconv.ParseUint(p.n.raft.Stats()["last_log_term"], 10, 64)
@@ -191,7 +190,7 @@ func (p *pilot) FetchServerStats(_ context.Context, servers map[raft.ServerID]*a
 	return stats
 }
 
-// KnownServers is part of autopilot.ApplicationIntegration.
+// KnownServers implements autopilot.ApplicationIntegration.
 func (p *pilot) KnownServers() map[raft.ServerID]*autopilot.Server {
 	known := map[raft.ServerID]*autopilot.Server{}
 	for _, m := range p.membership.Members() {
@@ -218,7 +217,7 @@ func (p *pilot) KnownServers() map[raft.ServerID]*autopilot.Server {
 	return known
 }
 
-// RemoveFailedServer is part of autopilot.ApplicationIntegration.
+// RemoveFailedServer implements autopilot.ApplicationIntegration.
 func (p *pilot) RemoveFailedServer(s *autopilot.Server) {
 	if s.ID == raft.ServerID(p.n.id) {
 		return
@@ -229,19 +228,19 @@ func (p *pilot) RemoveFailedServer(s *autopilot.Server) {
 	}
 }
 
-// promoter holds autopilot back where it takes a queen for dead that raft still hears of, or that
-// gossip does not know yet.
+// promoter stops autopilot from removing a queen that raft still hears from, or that gossip does
+// not know yet.
 type promoter struct {
 	autopilot.StablePromoter
 	p *pilot
 }
 
-// FilterFailedServerRemovals is part of autopilot.Promoter.
+// FilterFailedServerRemovals implements autopilot.Promoter.
 func (f *promoter) FilterFailedServerRemovals(_ *autopilot.Config, s *autopilot.State, failed *autopilot.FailedServers) *autopilot.FailedServers {
 	p := f.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	candidates := map[raft.ServerID]bool{} // and whether it said goodbye
+	candidates := map[raft.ServerID]bool{} // the value: whether it left on purpose
 	for _, ids := range [][]raft.ServerID{failed.StaleVoters, failed.StaleNonVoters} {
 		for _, id := range ids {
 			candidates[id] = false
@@ -272,7 +271,7 @@ func (f *promoter) FilterFailedServerRemovals(_ *autopilot.Config, s *autopilot.
 	var out autopilot.FailedServers
 	voters := len(s.Voters)
 	for _, id := range failed.StaleVoters {
-		// autopilot looks at that for those that it knows only
+		// autopilot checks this only for the servers that it knows
 		if gone[id] && voters > p.n.opts.MinVoters {
 			voters--
 			out.StaleVoters = append(out.StaleVoters, id)

@@ -16,7 +16,7 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// changeTimeout is how long a change of the cluster waits for the one before it.
+// changeTimeout bounds how long a change of the cluster waits for the one before it.
 const changeTimeout = 10 * time.Second
 
 // maxSnapshotBytes bounds what RestoreSnapshot reads.
@@ -25,11 +25,12 @@ const maxSnapshotBytes = 1 << 30
 // Bootstrap says what a node without state does.
 type Bootstrap int
 
-// How a cluster begins.
+// How a cluster starts.
 const (
 	// Alone: the node is its cluster's only voter, and its leader at once.
 	Alone Bootstrap = iota
-	// Never: the node waits for a leader to add it. What joined a cluster never begins another one.
+	// Never: the node waits for a leader to add it. A node that joined a cluster never starts
+	// another one.
 	Never
 	// Later: the node waits for a leader, or for Bootstrap to be called.
 	Later
@@ -37,16 +38,16 @@ const (
 
 // Server is a member of the raft cluster.
 type Server struct {
-	NodeID  string // the machine's; see Options.ID
-	RaftID  string // another one each time the machine starts with an empty raft folder
+	NodeID  string // the machine's id; see Options.ID
+	RaftID  string // new each time the machine starts with an empty raft folder
 	Address string // as the transport dials it
 	Voter   bool
 	Leader  bool // this node believes so
 }
 
-// Bootstrap begins a cluster of these voters, this node among them, with ids as ID gives them. All
-// of them call it with the same list, in any order; it is harmless where a cluster begins
-// meanwhile. Errors: Conflict where there is state already, Invalid, Unavailable.
+// Bootstrap starts a cluster of these voters, this node included, with ids as ID returns them. All
+// of them call it with the same list, in any order; it is harmless if a cluster starts meanwhile.
+// Errors: Conflict if there is state already, Invalid, Unavailable.
 func (n *Node) Bootstrap(voters []Voter) error {
 	const op = "bootstrap raft cluster"
 	if n.opts.Bootstrap == Never {
@@ -74,7 +75,7 @@ func (n *Node) Bootstrap(voters []Voter) error {
 	return nil
 }
 
-// AddNonvoter adds a server that gets the log and has no vote, or changes a member's address.
+// AddNonvoter adds a server that gets the log but has no vote, or changes a member's address.
 // Errors: as Apply.
 func (n *Node) AddNonvoter(ctx context.Context, raftID, address string) error {
 	return n.change(ctx, "add queen", func() raft.Future {
@@ -89,8 +90,8 @@ func (n *Node) AddVoter(ctx context.Context, raftID, address string) error {
 	})
 }
 
-// RemoveServer takes a server out of the cluster; one that is not there is no error. Errors:
-// Conflict for the only voter, and as Apply.
+// RemoveServer removes a server from the cluster; a missing one is not an error. Errors: Conflict
+// for the only voter, and as Apply.
 func (n *Node) RemoveServer(ctx context.Context, raftID string) error {
 	if v := n.voterIDs(); len(v) == 1 && v[0] == raft.ServerID(raftID) {
 		return core.Errorf(core.Conflict, "remove queen: queen %s is the only one with a vote", raftID).Hint("Have another queen join first.")
@@ -110,8 +111,8 @@ func (n *Node) change(ctx context.Context, op string, begin func() raft.Future) 
 	return err
 }
 
-// SaveSnapshot writes the state as a snapshot that RestoreSnapshot takes: on the leader, everything
-// that was acknowledged before the call; on another node, what it has. Errors: w's, Unavailable;
+// SaveSnapshot writes the state as a snapshot for RestoreSnapshot: on the leader, everything that
+// was acknowledged before the call; on another node, its own state. Errors: w's, Unavailable;
 // ctx's.
 func (n *Node) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	if n.IsLeader() {
@@ -122,10 +123,10 @@ func (n *Node) SaveSnapshot(ctx context.Context, w io.Writer) error {
 	return n.fsm.Table().WriteSnapshot(w, n.State().Snapshot())
 }
 
-// RestoreSnapshot replaces the state of the whole cluster by a snapshot's, but for revocations and
-// keys: see fsm.KeepRevoked. Only the leader can. Nothing changes before the snapshot was read and
-// checked. The index of the state grows. Errors: Integrity, Unsupported, TooLarge; Conflict for
-// another cluster's; Unavailable; ctx's.
+// RestoreSnapshot replaces the state of the whole cluster by a snapshot's, except revocations and
+// keys: see fsm.KeepRevoked. Only the leader can. It reads and checks the whole snapshot before
+// anything changes. The index of the state grows. Errors: Integrity, Unsupported, TooLarge;
+// Conflict for another cluster's; Unavailable; ctx's.
 func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	const op = "restore snapshot"
 	if n.raft.State() != raft.Leader {
@@ -148,8 +149,8 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 		return core.Errorf(core.Conflict, "%s: the snapshot is of cluster %q, this is cluster %q", op, theirs.ID, ours.ID).Hint(
 			"A snapshot goes back only into the cluster that it was taken of: its keys and certificates are that cluster's.")
 	}
-	// Whoever waits for an index must not find an older one after it. Raft takes the next index
-	// that is free, and there may be more by then.
+	// Waiters for an index must not find an older one after it. Raft takes the next free index,
+	// which may be higher by then.
 	index := max(store.AppliedIndex(), n.raft.LastIndex())
 	if err := store.Update(index, func(*state.Txn) error { return nil }); err != nil {
 		return err
@@ -173,8 +174,8 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	return n.revokeAgain(ctx, before.Snapshot())
 }
 
-// revokeAgain repeats what was revoked while a snapshot was being restored: the state before knows
-// it, and the snapshot could not.
+// revokeAgain repeats the revocations made during the restore of a snapshot: they are in the
+// earlier state, but not in the snapshot.
 func (n *Node) revokeAgain(ctx context.Context, before *state.Snapshot) error {
 	now := n.State().Snapshot()
 	for _, v := range before.Nodes(nil) {

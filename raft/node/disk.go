@@ -13,31 +13,31 @@ import (
 )
 
 const (
-	// minFree is kept on the disk for votes: without it entries of the log are refused. It is also
-	// enough for one append that must not be refused.
+	// minFree is reserved on the disk for votes: with less, the disk refuses entries of the log. It
+	// is also enough for one append that must not be refused.
 	minFree = 16 << 20
-	// stallAfter is how long a write may take before this node is silent towards the others, so
+	// stallAfter is how long a write may take before this node falls silent towards the others, so
 	// that they go on without it.
 	stallAfter = 2 * time.Second
-	// A disk is slow when the median of its last writes is above slowWrite: of slowLast, or those
-	// of slowWindow, and slowCount or more.
+	// A disk is slow if the median of its last writes exceeds slowWrite: of slowLast writes, or of
+	// those within slowWindow, and at least slowCount.
 	slowWrite  = 100 * time.Millisecond
 	slowWindow = 10 * time.Second
 	slowLast   = 15
 	slowCount  = 3
 )
 
-// errFull is in the chain of the error for an entry that is refused because there is little room.
+// errFull is in the chain of the error for an entry that is refused for lack of space.
 var errFull = errors.New("the disk is almost full")
 
-// logs is what disk needs of a log store.
+// logs is what disk needs from a log store.
 type logs interface {
 	raft.LogStore
 	raft.StableStore
-	// StartAt makes l the oldest entry: it replaces the one at its index, those before it are
-	// deleted, those after it stay.
+	// StartAt makes l the oldest entry: it replaces the one at its index, deletes those before it,
+	// and keeps those after it.
 	StartAt(l *raft.Log) error
-	// SetBoth is SetUint64 of the first and Set of the second, all or nothing.
+	// SetBoth stores the first with SetUint64 and the second with Set, atomically.
 	SetBoth(numberKey []byte, n uint64, k, v []byte) error
 }
 
@@ -47,25 +47,25 @@ const (
 	keyVoteCandidate = "LastVoteCand"
 )
 
-// disk is the log and the votes on their way to the store. It notes how long writes take, persists
-// the commit index together with the entries (see replay.go), and refuses entries while there is
-// little room, which unlike a failed write is not for ever.
+// disk passes the log and the votes to the store. It records how long writes take, persists the
+// commit index together with the entries (see replay.go), and refuses entries while space is low,
+// which unlike a failed write can pass.
 type disk struct {
 	logs
 	free  func() (uint64, error)    // bytes that may still be written
 	stage func(index uint64)        // keeps raft's commit index for the next append
-	delay func(op string) error     // tests: what a write waits for, or fails with
-	lost  func() error              // why nothing is written any more, for ever
+	delay func(op string) error     // tests: makes a write wait or fail
+	lost  func() error              // why nothing can be written any more
 	ended chan struct{}             // closed when nothing can be sent any more
 	raft  atomic.Pointer[raft.Raft] // nil until it runs
 
 	// owed says that the end of the log was deleted for the entries that follow. They must not be
-	// refused: raft believes the deleted ones to be there still, and would never get over it.
+	// refused: raft believes that the deleted ones are still there, and would never recover.
 	owed atomic.Bool
-	// keep is the end of the newest snapshot. Its entry stays when the log is shortened: what
-	// follows is checked against it.
+	// keep is the end of the newest snapshot. Its entry stays when the log is shortened: raft
+	// checks what follows against it.
 	keep atomic.Uint64
-	// restoring says that the log was begun anew for a snapshot that is not in the state yet.
+	// restoring says that the log was restarted for a snapshot that is not in the state yet.
 	restoring atomic.Bool
 
 	mu       sync.Mutex // guards below
@@ -114,7 +114,7 @@ func (d *disk) DeleteRange(minIndex, maxIndex uint64) error {
 	end := maxIndex >= last
 	if end && !d.owed.Load() {
 		if err := d.room(); err != nil {
-			return err // neither that nor the entries that would follow
+			return err // neither this nor the entries that would follow
 		}
 	}
 	if keep := d.keep.Load(); !end && keep > 0 && minIndex <= keep && keep <= maxIndex {
@@ -131,8 +131,8 @@ func (d *disk) DeleteRange(minIndex, maxIndex uint64) error {
 	return nil
 }
 
-// Set stores one of raft's values. Raft writes a vote's term, then its candidate, and gives the
-// vote: the two go to the disk together, which makes elections faster by one write on each side.
+// Set stores one of raft's values. Raft writes a vote's term, then its candidate, then gives the
+// vote: disk writes the two together, which saves one write per side in elections.
 func (d *disk) Set(k, v []byte) error {
 	if string(k) != keyVoteCandidate {
 		return d.write("vote", func() error { return d.logs.Set(k, v) })
@@ -174,15 +174,15 @@ func (d *disk) write(op string, fn func() error) error {
 		err = fn()
 	}
 	if err != nil && op == "vote" && d.raft.Load() != nil && d.lost() != nil {
-		// Raft would end the process here and now. It waits until nothing can leave this node any
-		// more, and then it does not matter.
+		// Raft would end the process here. Wait until nothing can leave this node any more; then it
+		// does not matter.
 		<-d.ended
 		err = nil
 	}
 	now := time.Now()
 	d.mu.Lock()
 	delete(d.inFlight, id)
-	if op != "delete" { // many entries at once take their time
+	if op != "delete" { // many entries at once may take long
 		d.took = append(d.took, sample{now, now.Sub(start)})
 		d.forget(now)
 	}
@@ -190,7 +190,7 @@ func (d *disk) write(op string, fn func() error) error {
 	return err
 }
 
-// forget drops the samples that are too old, or too many. The caller holds mu.
+// forget drops the samples that are too old or too many. The caller holds mu.
 func (d *disk) forget(now time.Time) {
 	old := slices.IndexFunc(d.took, func(s sample) bool { return now.Sub(s.at) < slowWindow })
 	if old < 0 {
@@ -202,7 +202,7 @@ func (d *disk) forget(now time.Time) {
 	}
 }
 
-// room says why there is none for entries; nil: there is.
+// room returns why there is no room for entries; nil: there is.
 func (d *disk) room() error {
 	free, err := d.free()
 	if err != nil || free >= minFree {
@@ -212,7 +212,7 @@ func (d *disk) room() error {
 		"Free space on the disk of data_dir; nothing needs a restart.")
 }
 
-// stalled says which write does not come back, or that none is made any more; nil: all is well.
+// stalled returns which write hangs, or that writes have stopped; nil: all is well.
 func (d *disk) stalled() error {
 	if err := d.lost(); err != nil {
 		return err
@@ -229,8 +229,8 @@ func (d *disk) stalled() error {
 	return nil
 }
 
-// DiskProblem reports why this node writes nothing to its log: its disk is full, failed, or does
-// not answer; nil: it does. It cannot lead meanwhile.
+// DiskProblem returns why this node writes nothing to its log: its disk is full, failed, or hangs;
+// nil: no problem. Meanwhile it cannot lead.
 func (n *Node) DiskProblem() error {
 	if err := n.disk.stalled(); err != nil {
 		return err
@@ -238,7 +238,7 @@ func (n *Node) DiskProblem() error {
 	return n.disk.room()
 }
 
-// median returns how long a write takes; false: there were too few to say.
+// median returns the median duration of a write; false: too few samples.
 func (d *disk) median() (time.Duration, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -16,17 +16,17 @@ import (
 const (
 	probeTimeout = 200 * time.Millisecond
 	probeEvery   = 5 * time.Millisecond
-	// Voters stand one after another, so that they do not split the votes: each after the time that
-	// an election takes, which is that of some writes and of machines that are busy with the end of
-	// a leader. The first one does not wait.
+	// Voters stand one after another, so that they do not split the votes: each waits for the time
+	// of an election, which is that of some writes and of machines that are busy with the end of a
+	// leader. The first one does not wait.
 	standEvery  = 75 * time.Millisecond
 	standWrites = 6
 	standJitter = 10 * time.Millisecond
 )
 
-// Lost says that a connection to a queen broke, named by its node id, raft id or address; empty: it
-// is not known whose. If it is the leader, and its address refuses connections, this node does not
-// wait for the election timeout. It does not block, and a wrong hint does no harm.
+// Lost reports that a connection to a queen broke, named by its node id, raft id or address; empty:
+// unknown. If it is the leader, and its address refuses connections, this node does not wait for
+// the election timeout. It does not block, and a wrong hint does no harm.
 func (n *Node) Lost(hint string) {
 	if n.opts.Probe == nil || n.disk.raft.Load() == nil {
 		return
@@ -79,18 +79,18 @@ func (n *Node) standFor(ctx context.Context, leader Server) {
 			break
 		}
 		if !ok {
-			// this node gave its vote; it does not when it has more of the log than who stands
+			// this node voted for the candidate, which it does not do if its own log is longer
 			return
 		}
-		// What the leader sent before its end was only stored now: that is a contact as well, but
-		// not one with a leader that lives.
+		// Entries that the leader sent before its end were stored only now: that counts as contact
+		// too, but does not prove that the leader lives.
 	}
 	n.log.Info("the leader is gone, standing for election", "queen", leader.RaftID)
 	n.standNow()
 }
 
-// refuses reports whether nobody listens at the address any more. A process that is being killed
-// may still take a connection, and drop it.
+// refuses reports whether the address refuses connections. A process that is being killed may still
+// accept a connection, and drop it.
 func (n *Node) refuses(ctx context.Context, address string) bool {
 	for until := time.Now().Add(probeTimeout); ; {
 		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
@@ -107,9 +107,9 @@ func (n *Node) refuses(ctx context.Context, address string) bool {
 	}
 }
 
-// standNow has this node stand for election without asking beforehand, and although others may
-// believe in a leader. A node that is its cluster's only voter does not wait for a leader that
-// cannot be. When it fails, the timeouts do it.
+// standNow makes this node stand for election without a pre-vote, and although others may believe
+// in a leader. A cluster's only voter need not wait for a leader. If it fails, the timeouts take
+// over.
 func (n *Node) standNow() {
 	self := raft.Server{ID: raft.ServerID(n.id), Address: n.trans.LocalAddr()}
 	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(self.ID), Addr: n.trans.EncodePeer(self.ID, self.Address)}
@@ -118,7 +118,8 @@ func (n *Node) standNow() {
 	}
 }
 
-// spawn runs fn until the node shuts down, which waits for it, unless that has begun.
+// spawn runs fn until the node shuts down, and does nothing after that began. Shutdown waits for
+// it.
 func (n *Node) spawn(fn func(ctx context.Context)) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -147,7 +148,7 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// watchedStream tells of connections from other queens that break: the leader's are among them.
+// watchedStream reports broken connections from other queens: the leader's are among them.
 type watchedStream struct {
 	raft.StreamLayer
 	broken func()
@@ -174,7 +175,7 @@ func (c *watchedConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// dial returns the probe where there is a stream.
+// dial returns the probe if there is a stream.
 func dial(stream raft.StreamLayer) func(context.Context, string) error {
 	return func(ctx context.Context, address string) error {
 		timeout := probeTimeout
@@ -189,7 +190,7 @@ func dial(stream raft.StreamLayer) func(context.Context, string) error {
 	}
 }
 
-// voterIDs returns the raft ids of those who have a vote.
+// voterIDs returns the raft ids of the voters.
 func (n *Node) voterIDs() []raft.ServerID {
 	var ids []raft.ServerID
 	for _, s := range n.Servers() {

@@ -27,9 +27,9 @@ const (
 	usedFile  = "peers.json.used"
 )
 
-// A raft id is the node's id and eight random hex digits, made anew with every new state: votes and
-// acknowledgements that were lost with the old state were given under another name. State of the
-// time before has the node's id alone.
+// A raft id is the node's id and eight random hex digits, new for every new state: votes and
+// acknowledgements that were lost with the old state belong to another name. Older state has only
+// the node's id.
 var raftID = regexp.MustCompile(`^(.+)\.[0-9a-f]{8}$`)
 
 // OfRaftID returns the node id within a raft id.
@@ -46,7 +46,7 @@ func newRaftID(node string) string {
 	return node + "." + hex.EncodeToString(b)
 }
 
-// identify finds out who this node is in raft, and whether it has state.
+// identify finds out this node's raft id, and whether it has state.
 func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.SnapshotStore) (exists bool, err error) {
 	exists, err = raft.HasExistingState(logs, stable, raft.NewDiscardSnapshotStore())
 	if err != nil {
@@ -57,8 +57,8 @@ func (n *Node) identify(stable raft.StableStore, logs raft.LogStore, snaps raft.
 		return false, core.Wrap(err, core.Unavailable, "list raft snapshots")
 	}
 	if !exists && len(list) > 0 {
-		// To go on from there would take back what was acknowledged since, and raft would throw
-		// away newer snapshots of a lower term.
+		// Continuing from there would undo later acknowledgements, and raft would discard newer
+		// snapshots of a lower term.
 		return false, core.Errorf(core.Integrity, "open raft node: there are snapshots in %s, but the log is gone", n.opts.Dir).Hint(moveAway)
 	}
 	if !exists {
@@ -139,8 +139,8 @@ type peer struct {
 	NonVoter bool   `json:"non_voter"`
 }
 
-// recoverPeers makes the cluster one of the servers in the peers file, if there is one: for a
-// majority that is gone for ever.
+// recoverPeers turns the cluster into one of the servers in the peers file, if there is one, after
+// a majority is lost for good.
 func (n *Node) recoverPeers(conf *raft.Config, exists bool, d *disk, snaps raft.SnapshotStore) error {
 	if n.opts.Dir == "" {
 		return nil
@@ -178,7 +178,7 @@ func (n *Node) recoverPeers(conf *raft.Config, exists bool, d *disk, snaps raft.
 	return core.Wrap(errors.Join(root.Rename(peersFile, usedFile), syncRoot(root)), core.Unavailable, "recover raft cluster")
 }
 
-// parsePeers completes the list by what is known of its servers.
+// parsePeers completes the list with known facts about its servers.
 func (n *Node) parsePeers(data []byte, current []raft.Server) (raft.Configuration, error) {
 	var peers []peer
 	dec := json.NewDecoder(bytes.NewReader(data))
@@ -229,7 +229,7 @@ func (n *Node) parsePeers(data []byte, current []raft.Server) (raft.Configuratio
 	return c, nil
 }
 
-// knownServers are the members as the state on disk has them.
+// knownServers returns the members in the state on disk.
 func (n *Node) knownServers(conf *raft.Config, d *disk, snaps raft.SnapshotStore) ([]raft.Server, error) {
 	quiet := *conf
 	quiet.NoSnapshotRestoreOnStart = true

@@ -9,32 +9,32 @@ import (
 )
 
 const (
-	// logAgain is the time between two lines about a trouble that lasts.
+	// logAgain is the time between two lines about a lasting problem.
 	logAgain = time.Minute
-	// logForget is the silence after which a trouble is a new one.
+	// logForget is the silence after which a problem counts as new.
 	logForget = 2 * logAgain
 )
 
-// raftLog is the logger that raft gets. Raft repeats what troubles it several times a second, with
-// ids and addresses. Here a queen that cannot be reached is one line when that begins, one a minute
-// while it lasts, and one when it ends; any other warning is one line a minute at most. Queens have
-// their names. The rest is for debugging.
+// raftLog is raft's logger. Raft repeats its problems several times a second, with ids and
+// addresses. raftLog writes one line when a queen becomes unreachable, one a minute while that
+// lasts, and one when it ends; any other warning is at most one line a minute. Queens appear by
+// name. The rest becomes debug.
 type raftLog struct {
 	hclog.Logger
 	s *logState
 }
 
-// logState is shared by all loggers that come from one raftLog.
+// logState is shared by all loggers derived from one raftLog.
 type logState struct {
 	name    func(raft.ServerID) string // for people
-	servers func() []raft.Server       // of the cluster, as far as it is known
+	servers func() []raft.Server       // of the cluster, as far as known
 
 	mu       sync.Mutex // guards below
 	troubles map[raft.ServerID]*trouble
 	said     map[string]*trouble // by level, message and queen
 }
 
-// trouble is something that goes on.
+// trouble is a lasting problem.
 type trouble struct {
 	since, told, last time.Time
 	count             int // since it was told
@@ -91,7 +91,8 @@ func (l raftLog) Log(level hclog.Level, msg string, args ...any) {
 	}
 }
 
-// allow reports whether something is said: the first time, and later with how often it was not.
+// allow reports whether to log something: the first time, and later with the number of dropped
+// lines.
 func (s *logState) allow(what string, now time.Time) (first bool, repeated int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,7 +111,7 @@ func (s *logState) allow(what string, now time.Time) (first bool, repeated int) 
 	return false, repeated
 }
 
-// unreached tells that a queen cannot be reached, now and then.
+// unreached logs an unreachable queen, at a bounded rate.
 func (l raftLog) unreached(queen raft.ServerID, args []any) {
 	var cause any
 	for i := 0; i+1 < len(args); i += 2 {
@@ -145,7 +146,7 @@ func (l raftLog) unreached(queen raft.ServerID, args []any) {
 	}
 }
 
-// reached tells that a queen answers again which did not.
+// reached logs that an unreachable queen answers again.
 func (l raftLog) reached(queen raft.ServerID) {
 	l.s.mu.Lock()
 	t := l.s.troubles[queen]
@@ -156,7 +157,7 @@ func (l raftLog) reached(queen raft.ServerID) {
 	}
 }
 
-// observe is raft's filter of observations: some recoveries are told there alone. It takes none.
+// observe is raft's filter of observations: some recoveries appear only there. It accepts none.
 func (l raftLog) observe(o *raft.Observation) bool {
 	switch v := o.Data.(type) {
 	case raft.ResumedHeartbeatObservation:
@@ -166,14 +167,14 @@ func (l raftLog) observe(o *raft.Observation) bool {
 			l.forget(v.Peer.ID)
 		}
 	case raft.LeaderObservation:
-		if v.LeaderID != "" { // another one looks after the queens, or this one begins to
+		if v.LeaderID != "" { // another node, or this one, starts to monitor the queens
 			l.forget("")
 		}
 	}
 	return false
 }
 
-// forget forgets the trouble with one queen, or with all.
+// forget drops the problems of one queen, or of all.
 func (l raftLog) forget(queen raft.ServerID) {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
@@ -183,8 +184,8 @@ func (l raftLog) forget(queen raft.ServerID) {
 	delete(l.s.troubles, queen)
 }
 
-// named returns pairs with names in place of ids and addresses of queens, and which queen they are
-// about; empty: none.
+// named returns pairs with names instead of ids and addresses of queens, and the queen that they
+// concern; empty: none.
 func (s *logState) named(pairs []any) (queen raft.ServerID, out []any) {
 	out = make([]any, len(pairs))
 	for i, v := range pairs {

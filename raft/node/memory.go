@@ -10,8 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// memory keeps a node's state where there is no folder. It outlives the node in tests, as a disk
-// does.
+// memory holds a node's state if there is no folder. It outlives the node in tests, as a disk does.
 type memory struct {
 	logs  *memoryLogs
 	snaps *memorySnapshots
@@ -22,10 +21,10 @@ func newMemory() *memory {
 	return &memory{logs: &memoryLogs{InmemStore: raft.NewInmemStore()}, snaps: &memorySnapshots{}}
 }
 
-// memoryLogs is raft's own store with StartAt.
+// memoryLogs adds StartAt to raft's own store.
 type memoryLogs struct{ *raft.InmemStore }
 
-// StartAt is logstore.Store.StartAt.
+// StartAt does what logstore.Store.StartAt does.
 func (m *memoryLogs) StartAt(l *raft.Log) error {
 	first, err := m.FirstIndex()
 	if err != nil {
@@ -36,7 +35,7 @@ func (m *memoryLogs) StartAt(l *raft.Log) error {
 			return err
 		}
 	}
-	// The store finds its first index by the first entry that it is given.
+	// The store takes its first index from its first entry.
 	last, err := m.LastIndex()
 	if err != nil {
 		return err
@@ -54,13 +53,13 @@ func (m *memoryLogs) StartAt(l *raft.Log) error {
 	return m.StoreLogs(after)
 }
 
-// SetBoth is logstore.Store.SetBoth.
+// SetBoth does what logstore.Store.SetBoth does.
 func (m *memoryLogs) SetBoth(numberKey []byte, n uint64, k, v []byte) error {
 	return errors.Join(m.InmemStore.SetUint64(numberKey, n), m.InmemStore.Set(k, v))
 }
 
-// memorySnapshots keeps the newest snapshot, once it is whole: raft's own in-memory store shows it
-// while it is being written.
+// memorySnapshots holds the newest complete snapshot: raft's own in-memory store shows one while it
+// is being written.
 type memorySnapshots struct {
 	mu     sync.Mutex
 	count  int
@@ -70,7 +69,7 @@ type memorySnapshots struct {
 type memorySnapshot struct {
 	store *memorySnapshots
 	meta  raft.SnapshotMeta
-	data  bytes.Buffer // not written to any more once the snapshot is the latest
+	data  bytes.Buffer // immutable once the snapshot is the latest
 }
 
 func (m *memorySnapshots) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {

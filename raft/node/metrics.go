@@ -5,8 +5,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Register registers the metrics of this node, which are read when they are asked for. Errors: the
-// registerer's.
+// Register registers the metrics of this node, which are read on demand. Errors: the registerer's.
 func (n *Node) Register(to prometheus.Registerer) error {
 	for _, g := range []struct {
 		name, help string

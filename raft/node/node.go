@@ -25,60 +25,61 @@ import (
 
 const (
 	retainedSnapshots = 2
-	// snapshotThreshold is how many entries make a new snapshot worth while. A restart applies at
-	// most about as many; they are what it waits for. Raft's default is 8192.
+	// snapshotThreshold is the number of entries that make a new snapshot worthwhile. A restart
+	// applies at most about as many before it is ready. Raft's default is 8192.
 	snapshotThreshold = 1024
 	// rpcTimeout is how long raft waits for an answer: a follower writes to its disk before it
-	// gives one, and a connection whose other end is gone is given up after that long.
+	// answers, and a dead connection is dropped after that long.
 	rpcTimeout = 3 * time.Second
 
-	// drainOpen is how long Shutdown waits for what is under way before it cuts the connections.
+	// drainOpen is how long Shutdown waits for pending work before it cuts the connections.
 	drainOpen = 50 * time.Millisecond
 
 	minElectionTimeout = 50 * time.Millisecond
 )
 
-// Voter is a member of a cluster that is bootstrapped.
+// Voter is a member of a cluster to bootstrap.
 type Voter struct {
 	ID      string // as Node.ID gives it
 	Address string // as the transport dials it
 }
 
-// Options say what node to open.
+// Options describe the node to open.
 type Options struct {
-	ID     string // the machine's, unique in the cluster and kept for ever; it is no address
+	ID     string // the machine's id, unique in the cluster and permanent; it is not an address
 	Dir    string // folder of log, votes and snapshots, created 0700; empty: everything in memory
 	Logger hclog.Logger
 	// Transport carries raft between queens; the node closes it. nil: Stream does.
 	Transport raft.Transport
-	// Stream carries raft between queens where Transport is nil; the node closes it. Its Addr is
-	// what other nodes dial. nil: a single queen, within the process.
+	// Stream carries raft between queens if Transport is nil; the node closes it. Its Addr is what
+	// other nodes dial. nil: a single queen, within the process.
 	Stream raft.StreamLayer
 	Now    func() time.Time // stamps commands; nil: time.Now
 
-	// Bootstrap says what the node does where there is no state; the zero value is Alone.
+	// Bootstrap says what the node does without state; the zero value is Alone.
 	Bootstrap Bootstrap
-	// ElectionTimeout is after how long without a sign of the leader a node stands for election,
-	// and the leader's lease; 0: 250 ms, 1 s within the process alone; at least 50 ms.
+	// ElectionTimeout is the silence of the leader after which a node stands for election, and the
+	// leader's lease; 0: 250 ms, or 1 s for a single queen within the process; at least 50 ms.
 	ElectionTimeout time.Duration
 	// Probe connects to an address and hangs up: see Lost. Its error has syscall.ECONNREFUSED in
-	// its chain where nobody listens. nil: through Stream; without it, Lost does nothing.
+	// its chain if the address refuses connections. nil: through Stream; without it, Lost does
+	// nothing.
 	Probe func(ctx context.Context, address string) error
-	// MinFSM is the lowest state machine version among the queens that live, 0: not known. A
-	// command that needs a higher one is refused. nil: not known.
+	// MinFSM returns the lowest state machine version among the live queens, 0: unknown. Commands
+	// that need a higher one are refused. nil: unknown.
 	MinFSM func() uint32
-	// AddressOf is where the server with a raft id proved to be lately; empty: where the raft
-	// configuration says. A cluster all of whose addresses changed at once finds itself by it. nil:
-	// not known. It must not block.
+	// AddressOf returns the address at which the server with a raft id was lately seen; empty: use
+	// the raft configuration's. A cluster whose addresses all changed at once finds itself by it.
+	// nil: unknown. It must not block.
 	AddressOf func(raftID string) string
-	// Stabilization is how long a new queen must be well before it gets a vote; 0: 10 s.
+	// Stabilization is how long a new queen must be healthy before it gets a vote; 0: 10 s.
 	Stabilization time.Duration
-	// DeadAfter is for how long a queen must not have been heard of, by gossip and raft, before it
-	// is removed; 0: 1 min.
+	// DeadAfter is how long gossip and raft must not hear from a queen before it is removed; 0: 1
+	// min.
 	DeadAfter time.Duration
-	// MinVoters is the number of voters below which no dead one is removed; 0: 3.
+	// MinVoters is the number of voters below which dead ones are not removed; 0: 3.
 	MinVoters int
-	// FreeBytes is how much may still be written to the disk of Dir; nil: asks the file system.
+	// FreeBytes returns the free space on the disk of Dir; nil: asks the file system.
 	FreeBytes func() (uint64, error)
 
 	memory     *memory // tests: kept over restarts
@@ -106,36 +107,37 @@ type Node struct {
 	closed  chan struct{} // closed when Shutdown begins
 
 	applied    signal
-	empty      atomic.Uint64 // an index up to which the log has no command that is not in the state
-	confirmed  atomic.Uint64 // the term in which something of this leader was committed
-	confirming chan struct{} // held while that is being done
+	empty      atomic.Uint64 // an index up to which every command of the log is in the state
+	confirmed  atomic.Uint64 // the term in which an entry of this leader was committed
+	confirming chan struct{} // held during that confirmation
 	probing    atomic.Bool
 	moves      moves
 
 	mu      sync.Mutex // guards below
-	ending  bool       // nothing is added to wg or pending any more
+	ending  bool       // nothing may be added to wg or pending any more
 	wg      sync.WaitGroup
-	pending int // futures of raft that are not answered
+	pending int // futures of raft without an answer yet
 
 	shutdown sync.Once
 	err      error // of Shutdown
 }
 
-// NetworkTransport is raft over a stream layer, with the settings that all queens must share.
+// NetworkTransport returns raft's transport over a stream layer, with the settings that all queens
+// must share.
 func NetworkTransport(stream raft.StreamLayer, log hclog.Logger) raft.Transport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: stream, MaxPool: keptConns, Timeout: rpcTimeout, Logger: log, MsgpackUseNewTimeFormat: true,
 	})
 }
 
-// Open opens or creates the node's state, bootstraps the cluster where it should, and starts to
-// take part in it. A node that is its cluster's only voter is its leader a few milliseconds later.
-// State is restored, up to what is known to be committed, when Open returns. The caller ends it
-// with Shutdown. Errors: InUse when another process has Dir open, Conflict when Dir is another
-// node's, Integrity, Unavailable, Invalid.
+// Open opens or creates the node's state, bootstraps the cluster if it should, and starts to take
+// part in it. A node that is its cluster's only voter becomes its leader a few milliseconds later.
+// When Open returns, the state is restored up to what is known to be committed. The caller ends it
+// with Shutdown. Errors: InUse if another process has Dir open, Conflict if Dir is another node's,
+// Integrity, Unavailable, Invalid.
 //
-// A file peers.json in Dir makes the cluster one of the queens that it lists, with what this node
-// has: for a majority that is lost.
+// A file peers.json in Dir turns the cluster into one of the queens that it lists, with this node's
+// state: for use after a majority is lost.
 func Open(opts Options) (*Node, error) {
 	if opts.ID == "" {
 		return nil, core.Errorf(core.Invalid, "open raft node: the node has no id")
@@ -145,8 +147,8 @@ func Open(opts Options) (*Node, error) {
 	}
 	usual := 250 * time.Millisecond
 	if opts.Stream == nil && opts.Transport == nil {
-		// there is nobody to wait for, and a node whose disk has failed should end before it stands
-		// again, which raft does not survive
+		// there are no others to wait for, and a node with a failed disk should end before it
+		// stands again, which raft does not survive
 		usual = time.Second
 	}
 	opts.ElectionTimeout = cmp.Or(opts.ElectionTimeout, usual)
@@ -209,7 +211,7 @@ func (n *Node) open() error {
 	return n.checkMembership()
 }
 
-// connect makes the transport, which asks the stores; without them, it closes what it was to be
+// connect makes the transport from the stores; without them, it closes what the transport was to be
 // made of.
 func (n *Node) connect(ready bool) error {
 	inner := n.opts.Transport
@@ -250,14 +252,14 @@ func (n *Node) connect(ready bool) error {
 }
 
 // leads reports whether this node leads in the term, and has the server among its followers. The
-// transport asks when raft runs.
+// transport calls it while raft runs.
 func (n *Node) leads(id raft.ServerID, term uint64) bool {
 	r := n.disk.raft.Load()
 	return r != nil && r.State() == raft.Leader && r.CurrentTerm() == term &&
 		slices.ContainsFunc(r.GetConfiguration().Configuration().Servers, func(s raft.Server) bool { return s.ID == id })
 }
 
-// serverName returns the name of a queen for people; its id where the registry does not know it.
+// serverName returns a queen's name; its id if the registry does not know it.
 func (n *Node) serverName(id raft.ServerID) string {
 	node := OfRaftID(string(id))
 	if known, ok := n.fsm.State().Node(nil, node); ok && known.Name != "" {
@@ -308,7 +310,7 @@ func (n *Node) stores() (*snapshots, error) {
 	if err := os.MkdirAll(n.opts.Dir, 0o700); err != nil {
 		return nil, core.WithHint(core.Wrap(err, core.Unavailable, "open raft node"), "Choose a data_dir that this user may write to.")
 	}
-	// a folder that is forgotten takes along all that was promised
+	// if a folder's entry is lost, so are all promises in it
 	if err := syncFolder(filepath.Dir(n.opts.Dir)); err != nil && missing != nil {
 		return nil, core.Wrap(err, core.Unavailable, "open raft node")
 	}
@@ -330,7 +332,7 @@ func (n *Node) stores() (*snapshots, error) {
 	return &snapshots{SnapshotStore: snaps, disk: n.disk, off: n.opts.noAlign}, nil
 }
 
-// resume makes state of what is on disk.
+// resume builds the state from the disk.
 func (n *Node) resume(snaps *snapshots) error {
 	if err := n.replay(n.disk, snaps); err != nil {
 		return err
@@ -342,8 +344,8 @@ func (n *Node) resume(snaps *snapshots) error {
 	return snaps.align(list[0].Index, list[0].Term, false)
 }
 
-// checkMembership refuses to wait for ever for the leader of a cluster that this node alone could
-// be, and is not in.
+// checkMembership returns an error if this node would wait for ever for the leader of a cluster in
+// which only it could lead, and of which it is not a member.
 func (n *Node) checkMembership() error {
 	servers := n.Servers()
 	if len(servers) == 0 {
@@ -361,24 +363,24 @@ func (n *Node) checkMembership() error {
 	return nil
 }
 
-// State returns the registry as this node has it now: the leader's has every command that Apply
-// returned. After a restore from a snapshot it is another one; see state.Store.Abandoned.
+// State returns this node's present registry: the leader's has every command that Apply returned. A
+// restore from a snapshot replaces it; see state.Store.Abandoned.
 func (n *Node) State() *state.Store { return n.fsm.State() }
 
 // AppliedIndex returns the raft index of the newest command in State; 0: none yet.
 func (n *Node) AppliedIndex() uint64 { return n.State().AppliedIndex() }
 
-// ID returns the node's raft id: Options.ID and, except in state of the time before, eight random
-// hex digits of its own state.
+// ID returns the node's raft id: Options.ID and, except in older state, eight random hex digits of
+// its own state.
 func (n *Node) ID() string { return n.id }
 
-// NodeID is Options.ID.
+// NodeID returns Options.ID.
 func (n *Node) NodeID() string { return n.opts.ID }
 
 // HasState reports whether the node is, or once was, part of a cluster.
 func (n *Node) HasState() bool { return n.existed || len(n.Servers()) > 0 }
 
-// Leader returns the node id of the leader that this node knows; empty: none.
+// Leader returns the node id of the leader, as far as this node knows; empty: none.
 func (n *Node) Leader() string {
 	s, _ := n.LeaderServer()
 	return s.NodeID
@@ -393,16 +395,16 @@ func (n *Node) LeaderServer() (Server, bool) {
 	return Server{NodeID: OfRaftID(string(id)), RaftID: string(id), Address: string(address), Voter: true, Leader: true}, true
 }
 
-// IsLeader reports whether this node believes to be the leader. Only Apply, Barrier and ReadIndex
-// are sure of it.
+// IsLeader reports whether this node believes that it leads. Only Apply, Barrier and ReadIndex are
+// sure of it.
 func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader && n.disk.stalled() == nil }
 
-// Servers returns the members of the raft cluster, in the order of its configuration; none where
-// there is no state yet.
+// Servers returns the members of the raft cluster, in the order of its configuration; none without
+// state.
 func (n *Node) Servers() []Server {
 	leader, _ := n.LeaderServer()
 	var servers []Server
-	// a copy that raft keeps, so it does not fail
+	// raft returns a copy of its own, so it does not fail
 	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
 		servers = append(servers, Server{
 			NodeID: OfRaftID(string(s.ID)), RaftID: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader.RaftID,
@@ -420,8 +422,8 @@ func (n *Node) Queens() ([]core.Queen, error) {
 	return queens, nil
 }
 
-// Snapshot saves the state and shortens the log, which also happens by itself. Nothing new to save
-// is no error.
+// Snapshot saves the state and shortens the log, which also happens by itself. It is not an error
+// if there is nothing new to save.
 func (n *Node) Snapshot(ctx context.Context) error {
 	return n.wait(ctx, "save raft snapshot", func() error {
 		if err := n.raft.Snapshot().Error(); !errors.Is(err, raft.ErrNothingNewToSnapshot) {
@@ -431,8 +433,8 @@ func (n *Node) Snapshot(ctx context.Context) error {
 	})
 }
 
-// Shutdown leaves the cluster without a word, as a crash does, and closes the stores. It ends Run,
-// and may be repeated.
+// Shutdown leaves the cluster without notice, as a crash does, and closes the stores. It ends Run,
+// and may be called again.
 func (n *Node) Shutdown() error {
 	n.shutdown.Do(func() {
 		n.mu.Lock()
@@ -441,13 +443,13 @@ func (n *Node) Shutdown() error {
 		close(n.closed)
 		var raftDone func() error
 		if n.raft != nil {
-			// Raft forgets futures that are being applied when it ends; those that can be are
-			// answered before, the others when it does not lead any more.
+			// Raft drops futures that are being applied when it ends; those that can be answered
+			// are answered first, the others when it no longer leads.
 			n.drain(drainOpen)
 			if n.trans.Close() == nil {
 				n.drain(3 * n.opts.ElectionTimeout)
 			}
-			// raft ends what it began when the transport is closed
+			// raft finishes its work once the transport is closed
 			raftDone = n.raft.Shutdown().Error
 			close(n.disk.ended)
 		}

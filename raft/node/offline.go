@@ -16,22 +16,22 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// foundGap is how far the index of a founded registry is beyond every index that is known of
-// before. What was written after the snapshot, and is lost, must not have an index that is used
-// again: hives go by the highest that they have seen, and raft by index and term.
+// foundGap is how far the index of a founded registry is beyond every earlier known index. Indexes
+// of lost writes after the snapshot must not be used again: hives go by the highest that they have
+// seen, and raft by index and term.
 const foundGap = 1 << 20
 
 // Salvaged is what could still be read of a raft folder.
 type Salvaged struct {
-	State    *state.Snapshot // never nil; empty where nothing could be read
+	State    *state.Snapshot // never nil; empty if nothing could be read
 	Index    uint64          // the highest in the folder
 	Term     uint64          // the highest in the folder
 	Problems []string        // what could not be read, for people
 }
 
-// Salvage reads what there is in a raft folder that no process has open: the newest snapshot that
-// is readable, and the log after it as far as it goes, acknowledged or not. Nothing in it is
-// trusted to be complete. A folder that is not there is an empty one. Errors: InUse.
+// Salvage reads a raft folder that no process has open: the newest readable snapshot, and the log
+// after it as far as it goes, acknowledged or not. The result may be incomplete. A missing folder
+// counts as empty. Errors: InUse.
 func Salvage(dir string, log hclog.Logger) (Salvaged, error) {
 	m := fsm.New()
 	found := Salvaged{State: m.State().Snapshot()}
@@ -108,16 +108,16 @@ func (s *Salvaged) replay(m *fsm.FSM, logs *logstore.Store) error {
 	return nil
 }
 
-// Found writes a new raft folder at dir, which must not be there: that of a cluster whose only
-// queen is this node, with the registry in store, which it changes. It is whole or not there at
-// all. Index and term are beyond any of before, known or not, so that no queen of the lost cluster
-// mistakes its own log for this one's. Errors: Conflict, Unavailable.
+// Found writes a new raft folder at dir, which must not exist: that of a cluster whose only queen
+// is this node, with the registry in store, which it changes. The write is atomic. Index and term
+// exceed all earlier ones, known or not, so that no queen of the lost cluster mistakes its own log
+// for this one's. Errors: Conflict, Unavailable.
 func Found(dir, nodeID, address string, store *state.Store, before Salvaged, now time.Time, log hclog.Logger) error {
 	const op = "write the raft folder"
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return core.Errorf(core.Conflict, "%s: %s is there already", op, dir)
 	}
-	// beyond a registry that was founded before and is lost again: neither grows by 1000 a second
+	// beyond an earlier founded registry that was lost again: neither grows by 1000 a second
 	clock := uint64(max(now.UnixMilli(), 0))
 	index := max(store.AppliedIndex(), before.Index, clock) + foundGap
 	term := max(before.Term, clock) + 1

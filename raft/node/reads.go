@@ -14,25 +14,26 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// appliedEvery is how often it is looked whether raft passed an entry that is no command, of which
-// the state machine does not hear.
+// appliedEvery is the interval of checks whether raft passed an entry that is not a command, which
+// the state machine does not see.
 const appliedEvery = 5 * time.Millisecond
 
 // ReadIndex returns the index that a node must have applied for its State to hold everything that
 // was acknowledged before the call; see WaitApplied. Only the leader knows it. With verify it asks
-// a majority whether it still leads; without, it believes so for as long as its lease, the election
-// timeout since a majority was heard. Errors: Unavailable; ctx's.
+// a majority whether it still leads; without, it trusts its lease, the election timeout since it
+// last heard from a majority. Errors: Unavailable; ctx's.
 func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 	const op = "read the registry"
 	if err := n.disk.stalled(); err != nil {
-		// raft hangs with it, and does not notice that it leads no longer
+		// raft is stuck in the write, and does not notice that it leads no longer
 		return 0, core.Wrap(err, core.Unavailable, op)
 	}
 	term := n.raft.CurrentTerm()
 	if n.raft.State() != raft.Leader {
 		return 0, n.classify(op, raft.ErrNotLeader)
 	}
-	// What the leader before acknowledged is known to be committed when something of this term is.
+	// Entries that the previous leader acknowledged are known to be committed once an entry of this
+	// term is.
 	if n.confirmed.Load() != term {
 		if err := n.confirm(ctx, term); err != nil {
 			return 0, err
@@ -50,13 +51,13 @@ func (n *Node) ReadIndex(ctx context.Context, verify bool) (uint64, error) {
 	return n.AppliedIndex(), nil
 }
 
-// verify asks a majority whether it still takes this node for the leader of the term.
+// verify asks a majority whether it still accepts this node as the leader of the term.
 //
-// Raft's own answer (VerifyLeader, raft 1.8.0) counts whatever a server says after the question,
-// also what it says to a heartbeat that was sent before: a process that was stopped for a while
-// finds such answers in its sockets, and would take itself for the leader although there is
-// another. So it is asked until a majority has answered to what was sent after the question; the
-// second time nearly always, since it sends heartbeats each time.
+// Raft's own check (VerifyLeader, raft 1.8.0) counts any answer that arrives after the question,
+// including one to an earlier heartbeat: a process that was stopped for a while finds such answers
+// in its sockets, and would take itself for the leader although there is another. So verify repeats
+// it until a majority has answered messages sent after the question; the second time nearly always
+// suffices, since it sends heartbeats each time.
 func (n *Node) verify(ctx context.Context, op string, term uint64) error {
 	asked := time.Now()
 	for {
@@ -67,19 +68,19 @@ func (n *Node) verify(ctx context.Context, op string, term uint64) error {
 			return nil
 		}
 		if n.raft.CurrentTerm() != term {
-			// elected anew: what was committed before is to be found out first
+			// elected anew: first find out what was committed before
 			return n.classify(op, raft.ErrNotLeader)
 		}
 	}
 }
 
-// quorumContact returns when the last question was sent by which a majority took this node for the
-// leader of the term.
+// quorumContact returns when the last message was sent with which a majority accepted this node as
+// the leader of the term.
 func (n *Node) quorumContact(term uint64) time.Time {
 	return n.trans.quorumContact(n.voterIDs(), raft.ServerID(n.id), term)
 }
 
-// confirm writes one entry, however many wait for it.
+// confirm writes one entry for all waiters together.
 func (n *Node) confirm(ctx context.Context, term uint64) error {
 	select {
 	case n.confirming <- struct{}{}:
@@ -93,7 +94,7 @@ func (n *Node) confirm(ctx context.Context, term uint64) error {
 	return n.Barrier(ctx)
 }
 
-// WaitApplied returns when State has everything up to the raft index. Errors: Unavailable when the
+// WaitApplied returns when State has everything up to the raft index. Errors: Unavailable if the
 // node shuts down; ctx's.
 func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
 	const op = "wait for the registry"
@@ -113,8 +114,8 @@ func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// hasApplied reports whether State has everything up to index, which it may without having heard of
-// it: only commands reach it.
+// hasApplied reports whether State has everything up to index. State may not know, because only
+// commands reach it.
 func (n *Node) hasApplied(index uint64) bool {
 	if n.AppliedIndex() >= index || n.empty.Load() >= index {
 		return true
@@ -126,7 +127,7 @@ func (n *Node) hasApplied(index uint64) bool {
 	for i := index; i > have; i-- {
 		var l raft.Log
 		if err := n.disk.GetLog(i, &l); errors.Is(err, raft.ErrLogNotFound) && !n.disk.restoring.Load() {
-			break // a snapshot was made of what was applied
+			break // a snapshot was made of the applied state
 		} else if err != nil {
 			return false
 		}
@@ -141,8 +142,8 @@ func (n *Node) hasApplied(index uint64) bool {
 	return true
 }
 
-// LastContact returns how long ago this node heard of its leader, or was it: 0 on the leader. A
-// node that never did counts from Open.
+// LastContact returns the time since this node last heard from its leader or led: 0 on the leader.
+// A node that never did counts from Open.
 func (n *Node) LastContact() time.Duration {
 	if n.IsLeader() {
 		return 0
@@ -154,7 +155,7 @@ func (n *Node) LastContact() time.Duration {
 	return time.Since(last)
 }
 
-// signal wakes all who wait for it.
+// signal wakes all its waiters.
 type signal struct {
 	mu sync.Mutex
 	ch chan struct{} // nil: nobody waits
@@ -178,7 +179,7 @@ func (s *signal) send() {
 	}
 }
 
-// machine tells of what was applied.
+// machine reports what was applied.
 type machine struct {
 	*fsm.FSM
 	applied  *signal

@@ -8,14 +8,14 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Raft 1.8 can apply at start what is known to be committed (Config.RestoreCommittedLogs), but
-// skips the membership entries among it, so that a restarted only voter never elects itself, and
+// At start Raft 1.8 can apply what is known to be committed (Config.RestoreCommittedLogs), but it
+// skips the membership entries in it, so that a restarted only voter never elects itself, and it
 // blocks for ever on more than 128 batches. So the node does it: disk persists the commit index
 // together with the entries, replay applies up to it before raft starts, and the state machine
-// passes over what raft then applies again.
+// skips what raft then applies again.
 
-// replay restores the newest snapshot that is readable and applies the entries after it that are
-// known to be committed.
+// replay restores the newest readable snapshot and applies the entries after it that are known to
+// be committed.
 func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 	list, err := snaps.List()
 	if err != nil {
@@ -23,7 +23,8 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 	}
 	var restored, needed uint64
 	for i, meta := range list {
-		// a snapshot holds what is committed, and raft goes on from the newest, readable or not
+		// a snapshot holds only committed entries, and raft goes on from the newest, readable or
+		// not
 		needed = max(needed, meta.Index)
 		_, r, err := snaps.Open(meta.ID)
 		if err == nil {
@@ -34,7 +35,7 @@ func (n *Node) replay(logs raft.LogStore, snaps raft.SnapshotStore) error {
 			break
 		}
 		if core.KindOf(err) == core.Unsupported {
-			// an older snapshot would only lead to entries that are as new
+			// an older snapshot would only lead to equally new entries
 			return core.Wrap(err, core.Unsupported, "restore raft state")
 		}
 		n.log.Warn("raft snapshot is not readable", "snapshot", meta.ID, "left", len(list)-1-i, "error", err)

@@ -10,20 +10,20 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// The pauses before lead is run again on a node that could not give its leadership to another.
+// The pauses before lead runs again on a node that could not hand over its leadership.
 const (
 	firstPause = 100 * time.Millisecond
 	maxPause   = 10 * time.Second
 )
 
-// Run calls lead whenever this node becomes the leader, once all that was committed before is in
-// State, and cancels its context when the leadership is lost. There is never more than one lead at
+// Run calls lead whenever this node becomes the leader, once State has all that was committed
+// before, and cancels its context when the leadership is lost. There is never more than one lead at
 // a time: the next one waits for the one before, also when the leadership was lost and regained at
-// once. When lead returns an error the node hands the leadership to another; where there is none,
-// lead runs again after a pause. When it returns nil it is done until the next leadership.
+// once. When lead returns an error the node hands the leadership to another; if there is none, lead
+// runs again after a pause. When it returns nil it is done until the next leadership.
 //
 // Run returns nil when ctx ends or the node shuts down, and an error when the node's disk failed:
-// end the process then, for the node cannot vote any more. It may be called once.
+// end the process then, for the node cannot vote any more. Call it once.
 func (n *Node) Run(ctx context.Context, lead func(ctx context.Context) error) error {
 	var failed <-chan struct{}
 	if n.store != nil {
@@ -78,13 +78,13 @@ func (n *Node) startLead(ctx context.Context, lead func(context.Context) error) 
 		wg.Go(func() { n.correctAddress(ctx) })
 		n.leadUntil(ctx, lead)
 		if ctx.Err() == nil && n.raft.State() == raft.Leader {
-			<-ctx.Done() // lead is done, the disk is watched for as long as the leadership lasts
+			<-ctx.Done() // lead is done, but the disk is watched as long as the leadership lasts
 		}
 	}()
 	return l
 }
 
-// leadUntil runs lead until ctx ends, it is done, or the leadership is another's.
+// leadUntil runs lead until ctx ends, lead is done, or another node leads.
 func (n *Node) leadUntil(ctx context.Context, lead func(context.Context) error) {
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
 		err := n.Barrier(ctx)
@@ -107,14 +107,14 @@ func (n *Node) leadUntil(ctx context.Context, lead func(context.Context) error) 
 	}
 }
 
-// LeadershipTransfer asks the voter that is most up to date to take the leadership over, and waits
-// until it stands for it. Errors: Unavailable when none did, or this node is not the leader; ctx's.
+// LeadershipTransfer asks the most up-to-date voter to take over the leadership, and waits until it
+// stands for election. Errors: Unavailable if none did, or this node is not the leader; ctx's.
 func (n *Node) LeadershipTransfer(ctx context.Context) error {
 	return n.transfer(ctx, func() raft.Future { return n.raft.LeadershipTransfer() })
 }
 
-// LeadershipTransferTo asks a voter to take the leadership over, and waits until it stands for it.
-// Errors: as LeadershipTransfer.
+// LeadershipTransferTo asks a voter to take over the leadership, and waits until it stands for
+// election. Errors: as LeadershipTransfer.
 func (n *Node) LeadershipTransferTo(ctx context.Context, raftID, address string) error {
 	if raftID == n.id {
 		return core.Errorf(core.Conflict, "hand over the leadership: queen %s is the leader, or wants to be", raftID)
@@ -127,7 +127,7 @@ func (n *Node) LeadershipTransferTo(ctx context.Context, raftID, address string)
 func (n *Node) transfer(ctx context.Context, begin func() raft.Future) error {
 	err := n.wait(ctx, "hand over the leadership", func() error { return begin().Error() })
 	if core.KindOf(err) == core.Internal {
-		return core.WithKind(err, core.Unavailable) // raft's own words for nobody to take it
+		return core.WithKind(err, core.Unavailable) // raft's own error when no voter takes it
 	}
 	return err
 }

@@ -15,23 +15,23 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Raft's snapshots have a checksum of their data, in a file of JSON that has none itself: index,
-// term and members in it are believed. So the checksum of that file is kept beside it.
+// Raft's snapshots have a checksum of their data, in a JSON file that has no checksum: raft trusts
+// its index, term and members. So sealedSnapshots keeps that file's checksum next to it.
 const (
 	snapshotsFolder = "snapshots"
 	snapshotMeta    = "meta.json"
 	snapshotSum     = "meta.sum"
 )
 
-// sealedSnapshots are the snapshots below a folder whose description is what was written. One
-// without a checksum is of an older version.
+// sealedSnapshots holds the snapshots below a folder whose description is unchanged. One without a
+// checksum is of an older version.
 type sealedSnapshots struct {
 	raft.SnapshotStore
 	dir string
 	log hclog.Logger
 }
 
-// openSnapshots opens those of a raft folder.
+// openSnapshots opens the snapshots of a raft folder.
 func openSnapshots(dir string, log hclog.Logger) (*sealedSnapshots, error) {
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, retainedSnapshots, log.Named("raft"))
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *sealedSnapshots) Create(version raft.SnapshotVersion, index, term uint6
 	return &sealedSink{SnapshotSink: sink, store: s}, nil
 }
 
-// List leaves out what was changed.
+// List omits snapshots whose description was changed.
 func (s *sealedSnapshots) List() ([]*raft.SnapshotMeta, error) {
 	all, err := s.SnapshotStore.List()
 	var whole []*raft.SnapshotMeta

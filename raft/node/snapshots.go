@@ -9,35 +9,35 @@ import (
 )
 
 // A snapshot of index S and term T that a leader installs stands for all entries up to S. Raft
-// leaves the log as it is, and believes it: where the log has another entry at S, or none there but
+// leaves the log as it is, and trusts it: if the log has another entry at S, or none there but
 // later ones, the leader's next entries never fit, so it sends the snapshot again, for ever
-// (hashicorp/raft issue 697). Where the log has only older ones, they may be others than the
-// snapshot stands for, and this node would give them to others when it leads.
+// (hashicorp/raft issue 697). If the log has only older ones, they may differ from those that the
+// snapshot stands for, and this node would send them to others when it leads.
 //
-// So when a snapshot is whole, the log is made to begin at S, with an empty entry that stands for
-// the snapshot; what is after S stays, and raft finds out itself whether it fits. And because raft
-// has the last entry's term in memory, it is given that entry once more after it installed a
+// So once a snapshot is complete, the log is made to start at S, with an empty entry that stands
+// for the snapshot; what is after S stays, and raft finds out itself whether it fits. And because
+// raft has the last entry's term in memory, it gets that entry once more after it installed a
 // snapshot (see transport.install).
 
-// roomEvery is after how many bytes of a snapshot it is looked whether there is still room.
+// roomEvery is the number of bytes of a snapshot between two checks for free space.
 const roomEvery = 1 << 20
 
 // inSnapshot marks the entry that stands for a snapshot.
 const inSnapshot = "rbee: this entry is in the snapshot"
 
-// standIn returns the entry that stands for what a snapshot ends with. It is never sent to another
-// node: nothing is before it, so raft sends the snapshot.
+// standIn returns the entry that stands for the end of a snapshot. It is never sent to another
+// node: no entry precedes it, so raft sends the snapshot.
 func standIn(index, term uint64) *raft.Log {
 	return &raft.Log{Index: index, Term: term, Type: raft.LogNoop, Extensions: []byte(inSnapshot)}
 }
 
 func isStandIn(l *raft.Log) bool { return l.Type == raft.LogNoop && string(l.Extensions) == inSnapshot }
 
-// snapshots keeps the log in line with the snapshots that are taken, installed or restored.
+// snapshots keeps the log consistent with the snapshots that are taken, installed or restored.
 type snapshots struct {
 	raft.SnapshotStore
 	disk *disk
-	off  bool // tests: the log stays as raft leaves it
+	off  bool // tests: leave the log as raft does
 }
 
 func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, cIndex uint64, trans raft.Transport) (raft.SnapshotSink, error) {
@@ -83,8 +83,8 @@ func (s *snapshotSink) Close() error {
 	return s.store.align(s.index, s.term, true)
 }
 
-// align makes the log one that a snapshot with this end can be followed by. With running, raft
-// knows the end of the log in memory.
+// align changes the log so that it can follow a snapshot with this end. With running, raft knows
+// the end of the log in memory.
 func (s *snapshots) align(index, term uint64, running bool) error {
 	if s.off {
 		return nil
@@ -95,7 +95,7 @@ func (s *snapshots) align(index, term uint64, running bool) error {
 	}
 	for _, meta := range list {
 		if meta.Index > index && running {
-			return nil // it was overtaken, and the log is in line with that one
+			return nil // it was overtaken, and the log matches the newer one
 		}
 	}
 	s.disk.keep.Store(index)
@@ -112,8 +112,7 @@ func (s *snapshots) align(index, term uint64, running bool) error {
 	}
 	s.disk.restoring.Store(running)
 	if running && last == index {
-		// Raft has this entry's term in memory. It replaces the entry itself, when it is given to
-		// it.
+		// Raft has this entry's term in memory. It replaces the entry itself when it receives it.
 		first, err := s.disk.FirstIndex()
 		if err != nil || first >= index {
 			return err

@@ -4,5 +4,5 @@ package node
 
 import "math"
 
-// freeBytes is not known here: a disk that is full shows when a write fails.
+// freeBytes returns no result here: a full disk shows when a write fails.
 func freeBytes(string) (uint64, error) { return math.MaxUint64, nil }

@@ -4,7 +4,7 @@ package node
 
 import "syscall"
 
-// freeBytes returns how much may still be written to the file system of a folder.
+// freeBytes returns the free space of a folder's file system.
 func freeBytes(dir string) (uint64, error) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {

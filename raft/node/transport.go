@@ -17,26 +17,26 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// heartbeatPoll is how often it is looked whether a server is back.
+// heartbeatPoll is the interval of checks whether a server is back.
 const heartbeatPoll = 10 * time.Millisecond
 
-// fullPoll is how often a server whose disk is full is asked whether there is room.
+// fullPoll is how often a server with a full disk is asked whether it has room.
 const fullPoll = 200 * time.Millisecond
 
-// keptConns is how many idle connections to a server are kept; anewWithin is how long a question is
-// repeated on others when one is broken.
+// keptConns is the number of idle connections kept to a server; anewWithin is how long a request is
+// retried on others when one is broken.
 const (
 	keptConns  = 3
 	anewWithin = 50 * time.Millisecond
 )
 
-// transport is between raft and the network. Raft waits for its disk in its only loop, so whatever
-// has to happen meanwhile happens here:
+// transport sits between raft and the network. Raft waits for its disk in its only loop, so the
+// transport does what must happen meanwhile:
 //   - a node whose disk hangs is silent, so that the others go on without it;
 //   - a node whose disk hangs or is full does not stand for election;
 //   - an answer counts only if it is from the server that was asked: a machine that lost its disk
 //     is another one, at the same address;
-//   - raft can be told to stand now, and to look at its log again after a snapshot was installed.
+//   - raft can be told to stand now, and to look at its log again after it installed a snapshot.
 type transport struct {
 	inner   raft.Transport
 	preVote raft.WithPreVote
@@ -53,19 +53,19 @@ type transport struct {
 	out   chan raft.RPC
 	done  chan struct{}
 	wg    sync.WaitGroup
-	pipes sync.WaitGroup // pipelines, which raft closes; waited for when it has ended
+	pipes sync.WaitGroup // pipelines, which raft closes; Close waits for them
 	once  sync.Once
 	err   error // of Close
 
 	mu        sync.Mutex // guards below
-	ending    bool       // nothing is added to wg any more
+	ending    bool       // nothing may be added to wg any more
 	contacts  map[raft.ServerID]contact
 	strangers map[raft.ServerID]string // the raft id that answered instead
 }
 
-// contact is the last answer of a server that took this node for its leader.
+// contact is the last answer of a server that accepted this node as its leader.
 type contact struct {
-	at      time.Time // when the question was sent
+	at      time.Time // when the request was sent
 	term    uint64
 	lastLog uint64 // the server's last entry
 }
@@ -99,7 +99,7 @@ func (t *transport) SetHeartbeatHandler(handle func(rpc raft.RPC)) {
 	t.inner.SetHeartbeatHandler(handle)
 }
 
-// spawn runs fn, which Close waits for, unless that is done already.
+// spawn runs fn, and does nothing after Close. Close waits for it.
 func (t *transport) spawn(fn func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -109,7 +109,7 @@ func (t *transport) spawn(fn func()) bool {
 	return !t.ending
 }
 
-// Close ends what is under way, and may be repeated.
+// Close ends all running requests, and may be called again.
 func (t *transport) Close() error {
 	t.once.Do(func() {
 		t.mu.Lock()
@@ -133,7 +133,7 @@ func (t *transport) closed() error {
 	}
 }
 
-// relay hands on what other nodes send.
+// relay passes on what other nodes send.
 func (t *transport) relay() {
 	in := t.inner.Consumer()
 	for {
@@ -171,7 +171,7 @@ func (t *transport) deliver(rpc raft.RPC) {
 	}
 }
 
-// install has raft look at its log again before the leader hears that its snapshot is installed:
+// install makes raft look at its log again before the leader hears that its snapshot is installed:
 // see snapshots.go.
 func (t *transport) install(c *raft.InstallSnapshotRequest, result <-chan raft.RPCResponse, answer chan<- raft.RPCResponse) {
 	var r raft.RPCResponse
@@ -188,10 +188,10 @@ func (t *transport) install(c *raft.InstallSnapshotRequest, result <-chan raft.R
 			t.log.Debug("the log was not aligned with the snapshot", "error", err)
 		}
 	}
-	answer <- r // buffered by whoever made it
+	answer <- r // buffered by its maker
 }
 
-// inject hands raft a request that nobody sent.
+// inject passes raft a request that no node sent.
 func (t *transport) inject(command any, data io.Reader) (any, error) {
 	answer := make(chan raft.RPCResponse, 1)
 	select {
@@ -207,7 +207,7 @@ func (t *transport) inject(command any, data io.Reader) (any, error) {
 	}
 }
 
-// locate returns where a server is: where it proved to be, or else where raft has it.
+// locate returns a server's address: where it was last seen, or else raft's.
 func (t *transport) locate(id raft.ServerID, target raft.ServerAddress) raft.ServerAddress {
 	if t.addressOf != nil {
 		if a := t.addressOf(string(id)); a != "" {
@@ -217,7 +217,7 @@ func (t *transport) locate(id raft.ServerID, target raft.ServerAddress) raft.Ser
 	return target
 }
 
-// check says why nothing may be sent to a server.
+// check returns why nothing may be sent to a server.
 func (t *transport) check(refuse func() error) error {
 	if err := t.closed(); err != nil {
 		return err
@@ -235,7 +235,7 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, r
 	for {
 		start, target = time.Now(), t.locate(id, target)
 		err = t.inner.AppendEntries(id, target, req, &r)
-		// Raft would wait longer each time, and go back in the log. Errors come as text.
+		// Raft would wait longer each time, and go back in the log. Errors arrive as text.
 		if err == nil || !strings.Contains(err.Error(), errFull.Error()) || !t.leadsFor(id, req.Term, fullPoll) {
 			break
 		}
@@ -255,8 +255,8 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, r
 }
 
 // awaitHeartbeat returns when a heartbeat of this term was answered after an append failed. Raft
-// waits longer after each failure, up to 10 s, and so much longer than needed when the server is
-// back; heartbeats try more often.
+// waits longer after each failure, up to 10 s, which is longer than needed once the server is back;
+// heartbeats try more often.
 func (t *transport) awaitHeartbeat(id raft.ServerID, term uint64, since time.Time) {
 	for t.leadsFor(id, term, heartbeatPoll) {
 		if c, ok := t.contact(id, term); ok && c.at.After(since) {
@@ -312,7 +312,8 @@ func (t *transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress,
 	if err := t.check(t.mute); err != nil {
 		return err
 	}
-	// Its answer does not say who gives it. Raft asks something else before it comes to a snapshot.
+	// The answer to a snapshot does not name its sender. Raft asks something else before it sends a
+	// snapshot.
 	t.mu.Lock()
 	other := t.strangers[id]
 	t.mu.Unlock()
@@ -330,8 +331,8 @@ func (t *transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req 
 	return t.anew(func() error { return t.inner.TimeoutNow(id, target, req, resp) })
 }
 
-// anew repeats a question that failed at once: kept connections to a server that was restarted
-// meanwhile do, one after another, and an election is no time to find that out.
+// anew retries a request that failed at once: kept connections to a restarted server fail one after
+// another, and an election is no time to find that out.
 func (t *transport) anew(ask func() error) error {
 	start := time.Now()
 	for tries := 0; ; tries++ {
@@ -362,7 +363,7 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 	return p, nil
 }
 
-// pipeline checks who answers.
+// pipeline checks which server answers.
 type pipeline struct {
 	raft.AppendPipeline
 	t      *transport
@@ -387,14 +388,14 @@ func (p *pipeline) Close() error {
 	return p.AppendPipeline.Close()
 }
 
-// run hands on answers until raft closes the pipeline. It always takes them: raft stops to when it
-// has seen a bad one, may send once more nevertheless, and would then wait for ever for its own
-// transport to take the answers before.
+// run passes on answers until raft closes the pipeline. It always takes them: raft stops reading
+// when it has seen a bad one, may send once more nevertheless, and would then wait for ever for its
+// own transport to take the earlier answers.
 func (p *pipeline) run() {
 	in := p.AppendPipeline.Consumer()
 	var queue []raft.AppendFuture
 	for {
-		var out chan<- raft.AppendFuture // nil: nothing to hand on
+		var out chan<- raft.AppendFuture // nil: nothing to pass on
 		var next raft.AppendFuture
 		if len(queue) > 0 {
 			out, next = p.out, queue[0]
@@ -416,7 +417,7 @@ func (p *pipeline) run() {
 	}
 }
 
-// answered reports whether the server that was asked is the one that answered.
+// answered reports whether the answer is from the asked server.
 func (t *transport) answered(id raft.ServerID, target raft.ServerAddress, by raft.RPCHeader) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -442,7 +443,7 @@ func (t *transport) note(id raft.ServerID, start time.Time, req *raft.AppendEntr
 	if req.Term > c.term || start.After(c.at) {
 		c.at = start
 	}
-	// The follower says what it had before the request.
+	// The follower reports its last entry from before the request.
 	last := resp.LastLog
 	if n := len(req.Entries); n > 0 && resp.Success {
 		last = max(last, req.Entries[n-1].Index)
@@ -459,8 +460,8 @@ func (t *transport) contact(id raft.ServerID, term uint64) (contact, bool) {
 	return c, ok && c.term == term
 }
 
-// quorumContact is the last time at which a majority of the voters took this node for the leader of
-// the term.
+// quorumContact returns the last time at which a majority of the voters accepted this node as the
+// leader of the term.
 func (t *transport) quorumContact(voters []raft.ServerID, self raft.ServerID, term uint64) time.Time {
 	var at []time.Time
 	for _, id := range voters {

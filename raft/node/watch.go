@@ -14,17 +14,17 @@ import (
 
 const (
 	watchEvery = 250 * time.Millisecond
-	// slowFor is for how long the disk must be slow.
+	// slowFor is how long the disk must be slow.
 	slowFor = 2 * time.Second
-	// The pause between two moves of the leadership away from this node: it grows, because where
-	// all disks are slow a move helps nobody.
+	// The pause between two moves of the leadership away from this node: it grows, because a move
+	// does not help if all disks are slow.
 	firstRest = time.Minute
 	maxRest   = time.Hour
-	// An election takes as long as so many writes, and at most maxElectionTimeout.
+	// An election takes as long as this many writes, and at most maxElectionTimeout.
 	electionWrites     = 8
 	maxElectionTimeout = 10 * time.Second
 	adaptEvery         = time.Second
-	// calmFor is after how long without a move the pause is short again.
+	// calmFor is the time without a move after which the pause is short again.
 	calmFor = 3 * time.Hour
 )
 
@@ -85,8 +85,8 @@ func (n *Node) watchDisk(ctx context.Context) {
 }
 
 // adapt gives elections the time that they need on this disk: a vote takes two writes on each side.
-// Where nobody can be elected in time, they all try for ever. It does not change how soon an
-// election begins.
+// If no node can be elected in time, they all try for ever. It does not change how soon an election
+// starts.
 func (n *Node) adapt() {
 	took, known := n.disk.median()
 	if !known {
@@ -110,8 +110,8 @@ func (n *Node) move(ctx context.Context, why error) {
 	}
 }
 
-// handOver gives the leadership to another voter, and reports whether one took it: not every one
-// can, and the first choice is who has most of the log.
+// handOver gives the leadership to another voter, and reports whether one took it. Not every voter
+// can; the first choice is the one with the longest log.
 func (n *Node) handOver(ctx context.Context) bool {
 	term := n.raft.CurrentTerm()
 	type candidate struct {
@@ -136,7 +136,7 @@ func (n *Node) handOver(ctx context.Context) bool {
 	return false
 }
 
-// correctAddress has the cluster know this node by the address that it has now.
+// correctAddress updates this node's address in the cluster to its present one.
 func (n *Node) correctAddress(ctx context.Context) {
 	here := string(n.trans.LocalAddr())
 	for _, s := range n.Servers() {

@@ -9,26 +9,26 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Cluster is Snapshot.Cluster of now.
+// Cluster calls Snapshot.Cluster on the present state.
 func (s *Store) Cluster(ws memdb.WatchSet) (core.Cluster, bool) { return s.Snapshot().Cluster(ws) }
 
-// Node is Snapshot.Node of now.
+// Node calls Snapshot.Node on the present state.
 func (s *Store) Node(ws memdb.WatchSet, id string) (core.Node, bool) {
 	return s.Snapshot().Node(ws, id)
 }
 
-// Nodes is Snapshot.Nodes of now.
+// Nodes calls Snapshot.Nodes on the present state.
 func (s *Store) Nodes(ws memdb.WatchSet) []core.Node { return s.Snapshot().Nodes(ws) }
 
-// Token is Snapshot.Token of now.
+// Token calls Snapshot.Token on the present state.
 func (s *Store) Token(ws memdb.WatchSet, id string) (core.Token, bool) {
 	return s.Snapshot().Token(ws, id)
 }
 
-// Tokens is Snapshot.Tokens of now.
+// Tokens calls Snapshot.Tokens on the present state.
 func (s *Store) Tokens(ws memdb.WatchSet) []core.Token { return s.Snapshot().Tokens(ws) }
 
-// Cluster returns what the nodes share; false: the registry is of no cluster.
+// Cluster returns the data that all nodes share; false: the registry belongs to no cluster.
 func (s *Snapshot) Cluster(ws memdb.WatchSet) (core.Cluster, bool) {
 	s.watch(ws)
 	if c := first[core.Cluster](s.txn, ws, tableCluster, text(tableCluster)); c != nil {
@@ -46,16 +46,15 @@ func (s *Snapshot) Node(ws memdb.WatchSet, id string) (core.Node, bool) {
 	return core.Node{}, false
 }
 
-// Revoked reports whether the node's certificates are refused. A node that is not known is not
-// revoked.
+// Revoked reports whether the node's certificates are refused. An unknown node is not revoked.
 func (s *Snapshot) Revoked(ws memdb.WatchSet, node string) bool {
 	s.watch(ws)
 	n := first[core.Node](s.txn, ws, tableNodes, text(node))
 	return n != nil && n.Revoked
 }
 
-// NodeNamed returns the node with the name, however its ASCII letters are written. A revoked node
-// is found only where no other has its name.
+// NodeNamed returns the node with the name, ignoring the case of ASCII letters. It finds a revoked
+// node only if no other has its name.
 func (s *Snapshot) NodeNamed(ws memdb.WatchSet, name string) (core.Node, bool) {
 	s.watch(ws)
 	if n := nodeNamed(s.txn, ws, name); n != nil {
@@ -64,7 +63,7 @@ func (s *Snapshot) NodeNamed(ws memdb.WatchSet, name string) (core.Node, bool) {
 	return core.Node{}, false
 }
 
-// Nodes returns all nodes, revoked ones as well.
+// Nodes returns all nodes, including revoked ones.
 func (s *Snapshot) Nodes(ws memdb.WatchSet) []core.Node {
 	s.watch(ws)
 	return list(s.txn, ws, cloneNode, tableNodes, indexPrefix, nil)
@@ -79,25 +78,25 @@ func (s *Snapshot) Token(ws memdb.WatchSet, id string) (core.Token, bool) {
 	return core.Token{}, false
 }
 
-// Tokens returns all tokens, used join tokens as well.
+// Tokens returns all tokens, including used join tokens.
 func (s *Snapshot) Tokens(ws memdb.WatchSet) []core.Token {
 	s.watch(ws)
 	return list(s.txn, ws, cloneToken, tableTokens, indexPrefix, nil)
 }
 
-// Tombstones returns what is kept of removed hives, sorted by hive.
+// Tombstones returns the tombstones of removed hives, sorted by hive.
 func (s *Snapshot) Tombstones(ws memdb.WatchSet) []Tombstone {
 	s.watch(ws)
 	return list(s.txn, ws, same[Tombstone], tableTombstones, indexPrefix, nil)
 }
 
-// RevokedTokens returns the tokens that somebody revoked, sorted by id.
+// RevokedTokens returns the revoked tokens, sorted by id.
 func (s *Snapshot) RevokedTokens(ws memdb.WatchSet) []RevokedToken {
 	s.watch(ws)
 	return list(s.txn, ws, same[RevokedToken], tableRevoked, indexPrefix, nil)
 }
 
-// Start returns the last decision where a worker with a model starts.
+// Start returns the last decision on where a worker with a model starts.
 func (s *Snapshot) Start(ws memdb.WatchSet, model string) (Start, bool) {
 	s.watch(ws)
 	if found := first[Start](s.txn, ws, tableStarts, text(model)); found != nil {
@@ -106,7 +105,7 @@ func (s *Snapshot) Start(ws memdb.WatchSet, model string) (Start, bool) {
 	return Start{}, false
 }
 
-// Starts returns the last decisions where workers start, sorted by model.
+// Starts returns the last decisions on where workers start, sorted by model.
 func (s *Snapshot) Starts(ws memdb.WatchSet) []Start {
 	s.watch(ws)
 	return list(s.txn, ws, same[Start], tableStarts, indexPrefix, nil)

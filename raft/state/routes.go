@@ -12,9 +12,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// routes is a row of the routes table: the workers of one model, sorted by id, with their hives. It
-// is derived from the other tables at the end of each Update, so that routing finds in one place
-// all that it asks for each request. Model is not empty, nor is list.
+// routes is a row of the routes table: the workers of one model, sorted by id, with their hives.
+// Each Update derives it from the other tables at its end, so that routing finds in one place
+// everything that it needs for each request. Neither model nor list is empty.
 type routes struct {
 	Model string
 	list  []route
@@ -26,9 +26,9 @@ type route struct {
 }
 
 // EachRoute calls yield with the registry's own entries of each worker that serves exactly the
-// model and of its hive, sorted by worker id, until it returns false. They must not be changed.
-// hive is nil if it is not registered. It copies nothing: routing asks it for every request. The
-// WatchSet fires when a worker of the model or its hive changes.
+// model and of its hive, sorted by worker id, until yield returns false. Callers must not change
+// them. hive is nil if it is not registered. It copies nothing, because routing calls it for every
+// request. The WatchSet fires when a worker of the model or its hive changes.
 func (s *Snapshot) EachRoute(ws memdb.WatchSet, model string, yield func(worker *core.Worker, hive *core.Hive) bool) {
 	for _, r := range s.routesOf(ws, model) {
 		if !yield(r.worker, r.hive) {
@@ -37,7 +37,7 @@ func (s *Snapshot) EachRoute(ws memdb.WatchSet, model string, yield func(worker 
 	}
 }
 
-// EachWorkerOfModel is EachRoute without the hives.
+// EachWorkerOfModel does what EachRoute does, without the hives.
 func (s *Snapshot) EachWorkerOfModel(ws memdb.WatchSet, model string, yield func(*core.Worker) bool) {
 	for _, r := range s.routesOf(ws, model) {
 		if !yield(r.worker) {
@@ -70,11 +70,11 @@ func (s *Snapshot) routesOf(ws memdb.WatchSet, model string) []route {
 	return r.list
 }
 
-// routeIndex finds the rows of the routes table in one step, for who does not watch them: the
-// table's own index takes a dozen steps through cold memory. It is constant; an update makes a new
-// one that has all but the changed parts in common with the old.
+// routeIndex finds the rows of the routes table in one step, for callers that do not watch them:
+// the table's own index takes a dozen steps through cold memory. It is immutable; an update makes a
+// new one that shares all but the changed parts with the old.
 type routeIndex struct {
-	seed  maphash.Seed // has no part in any answer
+	seed  maphash.Seed // does not affect any answer
 	parts [256]map[string]*routes
 }
 
@@ -86,7 +86,7 @@ func (x *routeIndex) part(model string) int {
 
 func (x *routeIndex) get(model string) *routes { return x.parts[x.part(model)][model] }
 
-// with returns the index with the changed rows; nil ones are gone.
+// with returns the index with the changed rows; nil removes a row.
 func (x *routeIndex) with(changed map[string]*routes) *routeIndex {
 	if len(changed) == 0 {
 		return x
@@ -109,7 +109,7 @@ func (x *routeIndex) with(changed map[string]*routes) *routeIndex {
 	return &next
 }
 
-// workerID says which worker: each hive gives its own ids.
+// workerID identifies a worker: each hive assigns its own ids.
 type workerID struct{ id, hive string }
 
 func idOf(w *core.Worker) workerID { return workerID{w.ID, w.Hive} }
@@ -119,7 +119,7 @@ func (a workerID) compare(b workerID) int {
 	return cmp.Or(strings.Compare(a.id, b.id), strings.Compare(a.hive, b.hive))
 }
 
-// touched is what an update changed of the routes: rows by id, nil where there is none any more.
+// touched holds an update's changes to the routes: rows by id, nil if removed.
 type touched struct {
 	hives   map[string]*core.Hive
 	workers map[string]map[workerID]*core.Worker // by model
@@ -153,7 +153,7 @@ func (t *touched) worker(id workerID, old, now *core.Worker) {
 	}
 }
 
-// putRoutes brings the routes of what was touched up to date, and their index.
+// putRoutes updates the routes of what was touched, and their index.
 func (t *Txn) putRoutes(index *routeIndex) *routeIndex {
 	for _, hive := range slices.Sorted(maps.Keys(t.touched.hives)) {
 		each(t.txn, nil, tableWorkers, indexHive, text(hive), func(w *core.Worker) bool {

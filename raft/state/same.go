@@ -8,9 +8,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// SameHive reports whether the registry has what a hive says of itself: to write it would change
-// nothing. Fields that a hive does not decide, or that change with its load, do not count; every
-// other field does, one that is added to core.Hive or core.Device as well.
+// SameHive reports whether the registry already has what a hive says of itself, so that a write
+// would change nothing. It ignores fields that a hive does not decide, or that change with its
+// load; every other field counts, including fields added later to core.Hive or core.Device.
 func SameHive(told, registered *core.Hive) bool {
 	return reflect.DeepEqual(recordOf(told), recordOf(registered))
 }
@@ -35,7 +35,7 @@ func nonNil[T any](list []T) []T {
 	return list
 }
 
-// SameWorker reports whether the registry has what its hive says of a worker, likewise.
+// SameWorker reports whether the registry already has what a hive says of its worker, likewise.
 func SameWorker(told core.Worker, registered *core.Worker) bool {
 	told = KeepRetiring(told, registered)
 	told.Load = registered.Load
@@ -43,8 +43,8 @@ func SameWorker(told core.Worker, registered *core.Worker) bool {
 	return told == *registered
 }
 
-// KeepRetiring returns the worker as it stays in the registry: one that retires does so for ever,
-// as what its hive says may be older than the intent.
+// KeepRetiring returns the worker as it stays in the registry: a retiring one retires for ever, as
+// its hive's report may be older than the intent.
 func KeepRetiring(told core.Worker, registered *core.Worker) core.Worker {
 	if registered.State == core.WorkerRetiring && told.Nonce == registered.Nonce {
 		told.State = core.WorkerRetiring

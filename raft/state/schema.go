@@ -32,18 +32,17 @@ const (
 	indexServed = "served"
 )
 
-// count is the one row of its table: the numbers of rows of the bounded tables.
+// count is the only row of its table: the numbers of rows of the bounded tables.
 type count struct{ Tombstones, RevokedTokens, Starts int }
 
-// Tombstone keeps the incarnation of a hive that was removed, so that the same start of it never
-// comes back.
+// Tombstone holds the incarnation of a removed hive, so that this run of it never comes back.
 type Tombstone struct {
 	Hive        string // Hive.ID
 	Incarnation uint64
 	Index       uint64 // raft index of the removal
 }
 
-// RevokedToken keeps the id of a token that somebody revoked, so that no snapshot brings it back.
+// RevokedToken holds the id of a revoked token, so that no snapshot brings it back.
 type RevokedToken struct {
 	Token string // Token.ID
 	Index uint64 // raft index of the revocation
@@ -56,14 +55,15 @@ type RetireIntent struct {
 	Nonce string // Worker.Nonce
 }
 
-// Start is the last decision where a worker with a model is started for requests. The worker_spawn
-// has the request ID that the decision made up, so that it is one job whichever queen submits it.
+// Start is the last decision on where a worker with a model is started for requests. The
+// worker_spawn has the request ID that the decision made up, so that it is one job whichever queen
+// submits it.
 type Start struct {
 	Model      string // Model.ID
 	Hive       string // Hive.ID
-	Served     string // what the hive calls the model
+	Served     string // the hive's name for the model
 	Request    string // Request.RequestID of the worker_spawn
-	Registered bool   // the hive has had a worker with the model in the registry since
+	Registered bool   // the hive has since had a worker with the model in the registry
 	Index      uint64 // raft index of the decision
 }
 
@@ -103,10 +103,10 @@ func schema() *memdb.DBSchema {
 	return s
 }
 
-// key is where a row stands in an index. An empty one is nowhere.
+// key is the position of a row in an index. A row with an empty key is not in it.
 type key []byte
 
-// text returns the key of a text, which holds no NUL; nothing for an empty one.
+// text returns the key of a text without NUL; nil for an empty one.
 func text(s string) key {
 	if s == "" {
 		return nil
@@ -130,11 +130,11 @@ func workerKey(hive, id string) key {
 	return append(text(id), text(hive)...)
 }
 
-// number returns the key of a number: they sort as the numbers do.
+// number returns the key of a number; keys sort as the numbers do.
 func number(n uint64) key { return binary.BigEndian.AppendUint64(nil, n) }
 
-// foldName returns a name without the case of ASCII letters. The Unicode tables are left alone:
-// they are not the same in every build.
+// foldName returns a name in lower case, for ASCII letters only: the Unicode tables differ between
+// builds.
 func foldName(s string) string {
 	folded := []byte(s)
 	for i, c := range folded {
@@ -145,7 +145,8 @@ func foldName(s string) string {
 	return string(folded)
 }
 
-// indexer computes keys without reflection: rows are written by the thousand after a power cut.
+// indexer computes keys without reflection, because a power cut causes writes of rows by the
+// thousand.
 type indexer[T any] struct{ of func(*T) key }
 
 func unique[T any](of func(*T) key) *memdb.IndexSchema {
@@ -156,7 +157,7 @@ func many[T any](name string, of func(*T) key) *memdb.IndexSchema {
 	return &memdb.IndexSchema{Name: name, AllowMissing: true, Indexer: &indexer[T]{of}}
 }
 
-// FromObject is memdb's way to ask for the key of a row.
+// FromObject implements memdb's indexer: it returns the key of a row.
 func (i *indexer[T]) FromObject(row any) (bool, []byte, error) {
 	r, ok := row.(*T)
 	if !ok {
@@ -166,7 +167,7 @@ func (i *indexer[T]) FromObject(row any) (bool, []byte, error) {
 	return len(k) > 0, k, nil
 }
 
-// FromArgs is memdb's way to ask for the key of a query: queries are keys already.
+// FromArgs implements memdb's indexer: queries are keys already.
 func (i *indexer[T]) FromArgs(args ...any) ([]byte, error) {
 	if len(args) == 1 {
 		if k, ok := args[0].(key); ok && len(k) > 0 {
@@ -176,7 +177,7 @@ func (i *indexer[T]) FromArgs(args ...any) ([]byte, error) {
 	return nil, errors.New("a query takes one key")
 }
 
-// PrefixFromArgs is memdb's way to ask for all rows with a prefix.
+// PrefixFromArgs implements memdb's indexer for all rows with a prefix.
 func (i *indexer[T]) PrefixFromArgs(args ...any) ([]byte, error) {
 	if len(args) == 1 {
 		if k, ok := args[0].(key); ok {

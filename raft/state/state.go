@@ -1,9 +1,9 @@
 // Package state is the replicated registry in memory: tables and queries of the cluster, its nodes
 // and tokens, hives and workers.
 //
-// A Store is read by anybody and written by raft/fsm alone. What a query returns belongs to the
-// caller, unless it says otherwise. Time, randomness and map order have no part in it: the same
-// updates give the same contents and the same order everywhere.
+// Anyone may read a Store; only raft/fsm writes it. The caller owns what a query returns, unless
+// the query says otherwise. Time, randomness and map order do not affect it: the same updates give
+// the same contents and the same order everywhere.
 package state
 
 import (
@@ -15,8 +15,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Store is one version line of the registry. A restore from a snapshot makes a new Store; the old
-// one is then abandoned. Methods may be called concurrently.
+// Store is one version line of the registry. A restore from a snapshot makes a new Store and
+// abandons the old one. Methods may be called concurrently.
 type Store struct {
 	db        *memdb.MemDB
 	abandoned chan struct{}
@@ -34,47 +34,47 @@ func New() *Store {
 	return s
 }
 
-// Abandoned is closed when the store was replaced by a restored one: ask for the current store
-// again.
+// Abandoned returns a channel that closes when a restored store replaces this one: then ask for the
+// current store again.
 func (s *Store) Abandoned() <-chan struct{} { return s.abandoned }
 
 // Abandon closes Abandoned. raft/fsm calls it, once.
 func (s *Store) Abandon() { close(s.abandoned) }
 
-// Snapshot returns the store as it is now, for several queries that must agree. It costs nothing
-// and needs no release.
+// Snapshot returns the present state, for several queries that must agree. It costs nothing and
+// needs no release.
 func (s *Store) Snapshot() *Snapshot { return s.current.Load() }
 
 // AppliedIndex returns the raft index of the last applied command; 0 before the first.
 func (s *Store) AppliedIndex() uint64 { return s.Snapshot().AppliedIndex() }
 
-// Hives is Snapshot.Hives of now.
+// Hives calls Snapshot.Hives on the present state.
 func (s *Store) Hives(ws memdb.WatchSet) []core.Hive { return s.Snapshot().Hives(ws) }
 
-// Hive is Snapshot.Hive of now.
+// Hive calls Snapshot.Hive on the present state.
 func (s *Store) Hive(ws memdb.WatchSet, id string) (core.Hive, bool) {
 	return s.Snapshot().Hive(ws, id)
 }
 
-// Workers is Snapshot.Workers of now.
+// Workers calls Snapshot.Workers on the present state.
 func (s *Store) Workers(ws memdb.WatchSet) []core.Worker { return s.Snapshot().Workers(ws) }
 
-// WorkersOfHive is Snapshot.WorkersOfHive of now.
+// WorkersOfHive calls Snapshot.WorkersOfHive on the present state.
 func (s *Store) WorkersOfHive(ws memdb.WatchSet, hive string) []core.Worker {
 	return s.Snapshot().WorkersOfHive(ws, hive)
 }
 
-// WorkersOfModel is Snapshot.WorkersOfModel of now.
+// WorkersOfModel calls Snapshot.WorkersOfModel on the present state.
 func (s *Store) WorkersOfModel(ws memdb.WatchSet, model string) []core.Worker {
 	return s.Snapshot().WorkersOfModel(ws, model)
 }
 
-// Worker is Snapshot.Worker of now.
+// Worker calls Snapshot.Worker on the present state.
 func (s *Store) Worker(ws memdb.WatchSet, hive, id string) (core.Worker, bool) {
 	return s.Snapshot().Worker(ws, hive, id)
 }
 
-// WorkersWithPrefix is Snapshot.WorkersWithPrefix of now.
+// WorkersWithPrefix calls Snapshot.WorkersWithPrefix on the present state.
 func (s *Store) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Worker {
 	return s.Snapshot().WorkersWithPrefix(ws, prefix)
 }
@@ -83,10 +83,10 @@ func (s *Store) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Worke
 // fires when the answer may have changed, and when the store is abandoned; a nil one is allowed.
 // Methods may be called concurrently.
 //
-// What raft does not hold is zero: Hive.LastBeat, Device.FreeBytes, Worker.Load.
+// Fields that raft does not hold are zero: Hive.LastBeat, Device.FreeBytes, Worker.Load.
 type Snapshot struct {
 	abandoned <-chan struct{}
-	txn       *memdb.Txn // for reading: it never changes
+	txn       *memdb.Txn // read-only: it never changes
 	routes    *routeIndex
 	index     uint64
 }
@@ -108,15 +108,15 @@ func (s *Snapshot) Hive(ws memdb.WatchSet, id string) (core.Hive, bool) {
 	return core.Hive{}, false
 }
 
-// PeekHive returns the registry's own entry of a hive, which must not be changed; nil: there is
-// none. It allocates nothing to speak of.
+// PeekHive returns the registry's own entry of a hive, which callers must not change; nil: there is
+// none. It allocates almost nothing.
 func (s *Snapshot) PeekHive(ws memdb.WatchSet, id string) *core.Hive {
 	s.watch(ws)
 	return first[core.Hive](s.txn, ws, tableHives, text(id))
 }
 
-// EachHive calls yield with the registry's own entry of each hive, which must not be changed, until
-// it returns false.
+// EachHive calls yield with the registry's own entry of each hive, which callers must not change,
+// until yield returns false.
 func (s *Snapshot) EachHive(ws memdb.WatchSet, yield func(*core.Hive) bool) {
 	s.watch(ws)
 	each(s.txn, ws, tableHives, indexPrefix, nil, yield)
@@ -128,8 +128,8 @@ func (s *Snapshot) Workers(ws memdb.WatchSet) []core.Worker {
 	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, nil)
 }
 
-// EachWorker calls yield with the registry's own entry of each worker, which must not be changed,
-// until it returns false.
+// EachWorker calls yield with the registry's own entry of each worker, which callers must not
+// change, until yield returns false.
 func (s *Snapshot) EachWorker(ws memdb.WatchSet, yield func(*core.Worker) bool) {
 	s.watch(ws)
 	each(s.txn, ws, tableWorkers, indexPrefix, nil, yield)
@@ -141,8 +141,8 @@ func (s *Snapshot) WorkersOfHive(ws memdb.WatchSet, hive string) []core.Worker {
 	return list(s.txn, ws, cloneWorker, tableWorkers, indexHive, text(hive))
 }
 
-// EachWorkerOfHive calls yield with the registry's own entry of each worker of a hive, which must
-// not be changed, until it returns false.
+// EachWorkerOfHive calls yield with the registry's own entry of each worker of a hive, which
+// callers must not change, until yield returns false.
 func (s *Snapshot) EachWorkerOfHive(ws memdb.WatchSet, hive string, yield func(*core.Worker) bool) {
 	s.watch(ws)
 	each(s.txn, ws, tableWorkers, indexHive, text(hive), yield)
@@ -166,8 +166,8 @@ func (s *Snapshot) WorkersWithID(ws memdb.WatchSet, id string) []core.Worker {
 	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, text(id))
 }
 
-// WorkersWithPrefix returns the workers whose id begins with prefix; an empty one is every
-// worker's.
+// WorkersWithPrefix returns the workers whose id starts with prefix; an empty prefix matches every
+// worker.
 func (s *Snapshot) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Worker {
 	s.watch(ws)
 	return list(s.txn, ws, cloneWorker, tableWorkers, indexPrefix, key(prefix))
@@ -175,7 +175,7 @@ func (s *Snapshot) WorkersWithPrefix(ws memdb.WatchSet, prefix string) []core.Wo
 
 func (s *Snapshot) watch(ws memdb.WatchSet) { ws.Add(s.abandoned) }
 
-// first returns the row with the id; nil: there is none. It is the table's own: constant.
+// first returns the row with the id; nil: there is none. The table owns it: do not change it.
 func first[T any](txn *memdb.Txn, ws memdb.WatchSet, table string, id key) *T {
 	if len(id) == 0 {
 		return nil
@@ -190,8 +190,8 @@ func first[T any](txn *memdb.Txn, ws memdb.WatchSet, table string, id key) *T {
 	return row
 }
 
-// each goes through rows, which are the table's own: constant. An empty key finds nothing, but all
-// in an index of prefixes.
+// each iterates over rows, which the table owns: do not change them. An empty key finds nothing,
+// except in an index of prefixes, where it finds all.
 func each[T any](txn *memdb.Txn, ws memdb.WatchSet, table, index string, k key, yield func(*T) bool) {
 	if len(k) == 0 && index != indexPrefix {
 		return

@@ -9,26 +9,24 @@ import (
 )
 
 // MaxTombstones bounds the tombstones, MaxRevokedTokens the ids of revoked tokens and MaxStarts the
-// decisions where workers start; the oldest go first.
+// decisions on where workers start; the oldest are dropped first.
 const (
 	MaxTombstones    = 10_000
 	MaxRevokedTokens = 10_000
 	MaxStarts        = 1_000
 )
 
-// Txn changes a Store: all of it or, when fn of Update fails, nothing. Ids must not be empty. What
-// it returns is the tables' own where it has slices: constant; what it is given must not be changed
-// afterwards.
+// Txn changes a Store: all of it or, if fn of Update fails, nothing. Ids must not be empty. Slices
+// that it returns belong to the tables: do not change them, nor its arguments afterwards.
 type Txn struct {
 	txn     *memdb.Txn
 	touched touched
-	// rows that were read or written, nil where there is none: memdb writes the slower the more is
-	// read in between
+	// rows read or written, nil if missing: memdb writes more slowly the more is read in between
 	workers map[workerID]*core.Worker
 }
 
-// Update runs fn as the only writer and stores index as the applied one. An error of fn undoes what
-// it changed, but not the index: a refused command is an applied one.
+// Update runs fn as the only writer and stores index as the applied one. An error of fn undoes its
+// changes, but not the index: a refused command counts as applied.
 func (s *Store) Update(index uint64, fn func(*Txn) error) error {
 	t := &Txn{txn: s.db.Txn(true)}
 	defer t.txn.Abort() // if fn panics
@@ -40,7 +38,7 @@ func (s *Store) Update(index uint64, fn func(*Txn) error) error {
 		return err
 	}
 	routes := t.putRoutes(now.routes)
-	// Who is woken by the commit finds the new state.
+	// Readers woken by the commit must find the new state.
 	s.current.Store(&Snapshot{abandoned: s.abandoned, txn: t.txn.Snapshot(), routes: routes, index: index})
 	t.txn.Commit()
 	return nil
@@ -57,7 +55,7 @@ func (t *Txn) PutCluster(c core.Cluster) { t.insert(tableCluster, &c) }
 // Node returns the node with the id.
 func (t *Txn) Node(id string) (core.Node, bool) { return row[core.Node](t, tableNodes, id) }
 
-// NodeNamed is Snapshot.NodeNamed.
+// NodeNamed does what Snapshot.NodeNamed does.
 func (t *Txn) NodeNamed(name string) (core.Node, bool) {
 	if n := nodeNamed(t.txn, nil, name); n != nil {
 		return *n, true
@@ -68,7 +66,7 @@ func (t *Txn) NodeNamed(name string) (core.Node, bool) {
 // PutNode stores a node.
 func (t *Txn) PutNode(n core.Node) { t.insert(tableNodes, &n) }
 
-// DeleteNode removes a node, if it is there.
+// DeleteNode removes a node if it exists.
 func (t *Txn) DeleteNode(id string) { t.delete(tableNodes, text(id)) }
 
 // Token returns the token with the id.
@@ -82,15 +80,15 @@ func (t *Txn) TokensUsedBy(node string) []core.Token {
 // PutToken stores a token.
 func (t *Txn) PutToken(token core.Token) { t.insert(tableTokens, &token) }
 
-// DeleteToken removes a token, if it is there.
+// DeleteToken removes a token if it exists.
 func (t *Txn) DeleteToken(id string) { t.delete(tableTokens, text(id)) }
 
-// Tombstone returns what is kept of a removed hive.
+// Tombstone returns the tombstone of a removed hive.
 func (t *Txn) Tombstone(hive string) (Tombstone, bool) {
 	return row[Tombstone](t, tableTombstones, hive)
 }
 
-// PutTombstone stores a tombstone, and forgets the oldest when there are too many.
+// PutTombstone stores a tombstone, and drops the oldest if there are too many.
 func (t *Txn) PutTombstone(stone Tombstone) {
 	t.DeleteTombstone(stone.Hive)
 	t.insert(tableTombstones, &stone)
@@ -115,7 +113,7 @@ func oldest[T any](t *Txn, table string) *T {
 	return row
 }
 
-// DeleteTombstone forgets a tombstone, if it is there.
+// DeleteTombstone removes a tombstone if it exists.
 func (t *Txn) DeleteTombstone(hive string) {
 	if _, ok := t.Tombstone(hive); ok {
 		t.delete(tableTombstones, text(hive))
@@ -132,12 +130,12 @@ func (t *Txn) counts() count {
 	return count{}
 }
 
-// RevokedToken reports whether somebody revoked a token with the id.
+// RevokedToken reports whether a token with the id was revoked.
 func (t *Txn) RevokedToken(id string) bool {
 	return first[RevokedToken](t.txn, nil, tableRevoked, text(id)) != nil
 }
 
-// PutRevokedToken remembers a revoked token, and forgets the oldest when there are too many.
+// PutRevokedToken stores a revoked token, and drops the oldest if there are too many.
 func (t *Txn) PutRevokedToken(r RevokedToken) {
 	if t.RevokedToken(r.Token) {
 		return
@@ -153,7 +151,7 @@ func (t *Txn) PutRevokedToken(r RevokedToken) {
 	t.insert(tableCount, &n)
 }
 
-// Start returns the last decision where a worker with a model starts.
+// Start returns the last decision on where a worker with a model starts.
 func (t *Txn) Start(model string) (Start, bool) { return row[Start](t, tableStarts, model) }
 
 // StartsServing returns the decisions whose hives call the model by the name.
@@ -164,8 +162,7 @@ func (t *Txn) StartsServing(name string) []Start {
 	return list(t.txn, nil, same[Start], tableStarts, indexServed, text(name))
 }
 
-// PutStart stores a decision in place of the model's last one, and forgets the oldest when there
-// are too many.
+// PutStart replaces the model's last decision, and drops the oldest if there are too many.
 func (t *Txn) PutStart(s Start) {
 	_, known := t.Start(s.Model)
 	t.insert(tableStarts, &s)
@@ -195,7 +192,7 @@ func (t *Txn) RetireIntentsOfHive(hive string) []RetireIntent {
 // PutRetireIntent stores a retire intent. Its nonce must not be empty.
 func (t *Txn) PutRetireIntent(i RetireIntent) { t.insert(tableIntents, &i) }
 
-// DeleteRetireIntent removes a retire intent, if it is there.
+// DeleteRetireIntent removes a retire intent if it exists.
 func (t *Txn) DeleteRetireIntent(i RetireIntent) {
 	t.delete(tableIntents, intentKey(i.Hive, i.Nonce))
 }
@@ -221,7 +218,7 @@ func (t *Txn) PutHive(h core.Hive) {
 	t.touched.hive(h.ID, &h)
 }
 
-// DeleteHive removes a hive, if it is there. Its workers stay.
+// DeleteHive removes a hive if it exists. Its workers stay.
 func (t *Txn) DeleteHive(id string) {
 	t.delete(tableHives, text(id))
 	t.touched.hive(id, nil)
@@ -235,7 +232,7 @@ func (t *Txn) Worker(hive, id string) (core.Worker, bool) {
 	return core.Worker{}, false
 }
 
-// WorkersWithID is Snapshot.WorkersWithID.
+// WorkersWithID does what Snapshot.WorkersWithID does.
 func (t *Txn) WorkersWithID(id string) []core.Worker {
 	if id == "" {
 		return nil
@@ -272,7 +269,7 @@ func (t *Txn) PutWorker(w core.Worker) {
 	t.setWorkerRow(id, &w)
 }
 
-// DeleteWorker removes a hive's worker, if it is there.
+// DeleteWorker removes a hive's worker if it exists.
 func (t *Txn) DeleteWorker(hive, id string) {
 	key := workerID{id, hive}
 	t.touched.worker(key, t.workerRow(key), nil)
