@@ -11,6 +11,7 @@ import (
 
 	"github.com/anthropics/anthropic-sdk-go"
 	anthropicoption "github.com/anthropics/anthropic-sdk-go/option"
+	"github.com/hashicorp/go-hclog"
 	"github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/responses"
 	"github.com/shoenig/test/must"
@@ -339,6 +340,28 @@ func TestOllamaModels(t *testing.T) {
 	resp, _, err = r.do(req)
 	must.NoError(t, err)
 	must.Eq(t, 200, resp.StatusCode)
+}
+
+// The log names the job of what was changed, whatever API asked for it.
+func TestOllamaChangesAudited(t *testing.T) {
+	t.Parallel()
+	log := &syncBuffer{}
+	r := newRig(t, func(o *rigOptions) { o.Logger = hclog.New(&hclog.LoggerOptions{Output: log, Level: hclog.Info}) })
+	r.cluster.models = []core.Model{{ID: "tiny", Hives: []string{"h1"}}}
+	r.jobs.add(core.Event{Kind: core.EventEnd})
+	for method, path := range map[string]string{http.MethodDelete: "/api/delete", http.MethodPost: "/api/pull"} {
+		req, err := http.NewRequestWithContext(t.Context(), method, r.url+path, strings.NewReader(`{"model":"tiny"}`))
+		must.NoError(t, err)
+		resp, _, err := r.do(req)
+		must.NoError(t, err)
+		must.Eq(t, 200, resp.StatusCode)
+		want := `action="` + method + " " + path + `"`
+		eventually(t, "the log has the job of "+path, func() bool {
+			_, line, _ := strings.Cut(log.String(), want)
+			line, _, _ = strings.Cut(line, "\n")
+			return strings.Contains(line, "job=j1-h1")
+		})
+	}
 }
 
 func TestEmbeddings(t *testing.T) {

@@ -127,6 +127,7 @@ func (g *Gateway) Registry() *prometheus.Registry { return g.metrics.registry }
 func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w := newResponse(inner, g.o.WriteTimeout)
+	tidyPath(r.URL)
 	w.id, w.route, w.lame, w.fail = requestID(r), "unknown", &g.streams.lame, failer(r.URL.Path)
 	defer w.end()
 	defer w.body.release()
@@ -169,7 +170,6 @@ func (g *Gateway) run(w *response, r *http.Request) (cut bool) {
 			}
 		}
 	}()
-	tidyPath(r.URL)
 	switch err := g.guard(w, r); {
 	case err != nil:
 		fail(w, err)

@@ -103,7 +103,7 @@ func (g *Gateway) ollamaDelete(w *response, r *http.Request) error {
 		return err
 	}
 	for _, hive := range m.Hives {
-		if err := g.runJob(r.Context(), core.Request{Operation: core.OpModelDelete, Hive: hive, Model: m.ID}, nil); err != nil {
+		if err := g.runJob(r.Context(), w, core.Request{Operation: core.OpModelDelete, Hive: hive, Model: m.ID}, nil); err != nil {
 			return err
 		}
 	}
@@ -135,7 +135,7 @@ func (g *Gateway) ollamaPull(w *response, r *http.Request) error {
 	}
 	defer done()
 	if n.Stream != nil && !*n.Stream {
-		if err := g.runJob(ctx, request, nil); err != nil {
+		if err := g.runJob(ctx, w, request, nil); err != nil {
 			return err
 		}
 		return writeJSON(w, http.StatusOK, pullLine{Status: "success"})
@@ -157,7 +157,7 @@ func (g *Gateway) ollamaPull(w *response, r *http.Request) error {
 		}
 		return nil
 	}
-	err = g.runJob(ctx, request, func(p core.Progress) error {
+	err = g.runJob(ctx, w, request, func(p core.Progress) error {
 		l := pullLine{Status: p.Phase}
 		if p.Unit == "bytes" {
 			l.Total, l.Completed, l.Digest = p.Total, p.Done, p.Phase
@@ -189,11 +189,12 @@ func reference(name string) string {
 // runJob submits a job, waits for its end and returns the error that it ended with. progress is
 // called for each progress event; nil: not wanted. Where the client leaves, the job goes on: others
 // may wait for it.
-func (g *Gateway) runJob(ctx context.Context, r core.Request, progress func(core.Progress) error) error {
+func (g *Gateway) runJob(ctx context.Context, w *response, r core.Request, progress func(core.Progress) error) error {
 	job, err := g.o.Jobs.Submit(ctx, r)
 	if err != nil {
 		return err
 	}
+	w.job = job
 	var ended error
 	err = g.o.Jobs.Events(ctx, job.ID, 0, func(e core.Event) error {
 		if e.Progress != nil && progress != nil {

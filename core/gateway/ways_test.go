@@ -145,4 +145,9 @@ func TestTidyPath(t *testing.T) {
 		resp, _ := r.get(path)
 		must.Eq(t, 200, resp.StatusCode, must.Sprint(path))
 	}
+	for path, want := range map[string]string{"//api/chat": `{"error":"`, "/v1/v1/messages": `{"type":"error"`} {
+		_, body, err := r.post(path, "{}")
+		must.NoError(t, err)
+		must.StrHasPrefix(t, want, body, must.Sprint(path)) // in the words of the API
+	}
 }

@@ -184,12 +184,13 @@ const ValueBytes = 512
 // CheckValues counts the values of a body, and refuses more than MaxValues of them, before they take
 // memory. The members of the outermost object that are named in free do not count.
 func CheckValues(body []byte, free ...string) (int, error) {
-	n, depth, start, counts := 1, 0, 0, true
+	n, depth, counts := 1, 0, true
 	var key []byte // the last string of the outermost object
 	for i := 0; i < len(body); i++ {
 		switch body[i] {
 		case '"':
-			for start, i = i+1, i+1; i < len(body) && body[i] != '"'; i++ {
+			start := i + 1
+			for i++; i < len(body) && body[i] != '"'; i++ {
 				if body[i] == '\\' {
 					i++
 				}
