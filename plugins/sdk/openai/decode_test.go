@@ -181,17 +181,19 @@ func TestShape(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, want, got, must.Sprint(more))
 	}
+	shape := `"json_schema":{"description":"` + strings.Repeat("x", MaxShapeBytes) + `"}`
+	choices := `"structured_outputs":{"choice":[` + strings.Repeat(`"x",`, MaxChoices+1) + `"x"]}`
 	for more, param := range map[string]string{
 		`"response_format":{"type":"json_schema"}`:                    "response_format",
 		`"response_format":{"type":"json_schema","json_schema":5}`:    "response_format",
 		`"response_format":{"type":"json_object"},"guided_regex":"x"`: "guided_regex",
-		`"guided_choice":[]`:                                                         "guided_choice",
-		`"guided_choice":[1]`:                                                        "guided_choice",
-		`"structured_outputs":{"structural_tag":{}}`:                                 "structured_outputs",
-		`"structured_outputs":{"regex":"x","grammar":"y"}`:                           "structured_outputs",
-		`"json_schema":{"description":"` + strings.Repeat("x", MaxShapeBytes) + `"}`: "json_schema",
-		`"guided_regex":5`:                                                           "guided_regex",
-		`"structured_outputs":{"choice":[` + strings.Repeat(`"x",`, MaxChoices+1) + `"x"]}`: "structured_outputs",
+		`"guided_choice":[]`:                               "guided_choice",
+		`"guided_choice":[1]`:                              "guided_choice",
+		`"structured_outputs":{"structural_tag":{}}`:       "structured_outputs",
+		`"structured_outputs":{"regex":"x","grammar":"y"}`: "structured_outputs",
+		shape:              "json_schema",
+		`"guided_regex":5`: "guided_regex",
+		choices:            "structured_outputs",
 	} {
 		_, err := DecodeChat([]byte(msg(more)))
 		e, ok := errors.AsType[*Error](err)
