@@ -53,22 +53,16 @@ func newEmbedder(loaded *native.Model, conf config, limit, threads int) *embedde
 	}
 }
 
-// begin waits for its turn. The caller ends it with end.
-func (e *embedder) begin(ctx context.Context) *openai.Error {
+// enter takes a place, which a request keeps until all its texts are read: one that has begun is not
+// refused half-way. The caller gives it back with leave.
+func (e *embedder) enter() *openai.Error {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	if e.waiting >= e.places {
-		e.mu.Unlock()
 		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", openai.CodeOverloaded, "%d requests for embeddings are waiting; try again later", e.places-1)
 	}
 	e.waiting++
-	e.mu.Unlock()
-	select {
-	case e.turn <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		e.leave()
-		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", "", "the client is gone")
-	}
+	return nil
 }
 
 func (e *embedder) leave() {
@@ -77,10 +71,17 @@ func (e *embedder) leave() {
 	e.mu.Unlock()
 }
 
-func (e *embedder) end() {
-	<-e.turn
-	e.leave()
+// begin waits for the turn of a step. The caller, who has a place, ends it with end.
+func (e *embedder) begin(ctx context.Context) *openai.Error {
+	select {
+	case e.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", "", "the client is gone")
+	}
 }
+
+func (e *embedder) end() { <-e.turn }
 
 // free frees the context. Nothing may be asked afterwards.
 func (e *embedder) free() error {
@@ -92,6 +93,10 @@ func (e *embedder) free() error {
 
 // embed returns the vectors of texts that are not too long, each of length one.
 func (e *embedder) embed(ctx context.Context, texts [][]token) ([][]float32, *openai.Error) {
+	if err := e.enter(); err != nil {
+		return nil, err
+	}
+	defer e.leave()
 	var out [][]float32
 	for len(texts) > 0 {
 		n, tokens := 0, 0

@@ -62,6 +62,27 @@ func cosine(a, b []float32) float64 {
 	return sum
 }
 
+// Between the steps of a long list another request may have its turn, and not its place.
+func TestEmbedderKeepsPlace(t *testing.T) {
+	t.Parallel()
+	e := &embedder{places: 2, turn: make(chan struct{}, 1)}
+	must.Nil(t, e.enter())
+	for range 3 {
+		must.Nil(t, e.begin(t.Context()))
+		e.end()
+	}
+	must.Nil(t, e.enter())
+	must.NotNil(t, e.enter())
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	must.Nil(t, e.begin(t.Context()))
+	must.NotNil(t, e.begin(gone)) // the turn is another's
+	e.end()
+	must.NotNil(t, e.enter()) // both keep their places
+	e.leave()
+	must.Nil(t, e.enter())
+}
+
 func TestEmbeddings(t *testing.T) {
 	w := startWorker(t, 2, 256, `{"pooling":"mean"}`)
 	st, err := w.Status(t.Context())
