@@ -8,14 +8,15 @@ import (
 	"github.com/hashicorp/hcl/v2"
 )
 
-// The ports of an agent.
+// The default ports of an agent.
 const (
 	DefaultHTTPPort   = 7833 // HTTP API
 	DefaultRPCPort    = 7834 // raft, gRPC and inference data between the machines of a cluster
 	DefaultGossipPort = 7835 // gossip, TCP and UDP
 )
 
-// The default ports of an agent.
+// Config is the configuration of one agent: complete, defaults filled in, paths absolute. It is not
+// changed after Load.
 type Config struct {
 	DataDir   string // state of this machine's agent: cluster, raft, hive, run
 	StoreDir  string // models and worker binaries

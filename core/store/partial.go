@@ -258,8 +258,8 @@ func (p *partial) noteVersion(origin, version string) error {
 	return p.note(journalLine{Origin: &journalOrigin{Origin: origin, Version: version}})
 }
 
-// sound compares a segment that is there with its sum. buf holds segmentBytes at least; its first
-// bytes are the segment's afterwards.
+// sound compares an existing segment with its sum. buf holds segmentBytes at least; afterwards it
+// starts with the segment's bytes.
 func (p *partial) sound(i int64, buf []byte) (b []byte, sound bool, err error) {
 	p.mu.Lock()
 	s := p.segments[i]
@@ -305,7 +305,7 @@ func (p *partial) dropDamaged(ctx context.Context) (dropped int, err error) {
 	return len(gone), p.dropSegments(gone...)
 }
 
-// wait says how far the bytes from offset on are there, and waits for the first of them.
+// wait waits for the first byte from offset on, and returns how far the bytes are there.
 func (p *partial) wait(ctx context.Context, offset int64, generation int) (end int64, err error) {
 	for {
 		p.mu.Lock()
@@ -330,8 +330,8 @@ func (p *partial) wait(ctx context.Context, offset int64, generation int) (end i
 	}
 }
 
-// untilLocked looks at 64 segments at the most, so that a reader of a long file does not count it
-// all again for each part.
+// untilLocked checks at most 64 segments, so that a reader of a long file does not count them all
+// again for each part.
 func (p *partial) untilLocked(offset int64) int64 {
 	if offset < 0 {
 		return offset

@@ -11,13 +11,13 @@ import (
 	"github.com/rbee-project/rbee/core/gguf"
 )
 
-// An engine finds the other files of a split model by their names, beside the first. Blobs have
-// names that say nothing, so that such a model has a folder parts/<digest of its first file>/ with
-// links of the right names to them. It can be made anew at any time.
+// An engine finds the other files of a split model by their names, next to the first. Blobs are
+// named by digest, so such a model has a folder parts/<digest of its first file>/ with properly
+// named links to them. The folder can be rebuilt at any time.
 
 func isGGUF(name string) bool { return strings.EqualFold(path.Ext(name), ".gguf") }
 
-// checkParts looks, as soon as the first file is there, whether the source names the others.
+// checkParts checks, as soon as the first file is there, whether the source names the others.
 func checkParts(first *gguf.File, files int) error {
 	if first.SplitNo == 0 && first.Splits <= max(files, 1) {
 		return nil
@@ -26,7 +26,7 @@ func checkParts(first *gguf.File, files int) error {
 	return core.WithHint(err, "Choose a reference that stands for all of them, or a file that holds the whole model, or join the pieces with llama-gguf-split --merge.")
 }
 
-// join gives the facts of a model from the headers of its files, nil for those that are no GGUF,
+// join returns the facts of a model from the headers of its files, nil for those that are not GGUF,
 // and how many are parts of it; 0: it is not split.
 func join(headers []*gguf.File) (whole *gguf.File, parts int, err error) {
 	n := headers[0].Splits
@@ -42,7 +42,7 @@ func join(headers []*gguf.File) (whole *gguf.File, parts int, err error) {
 	return whole, n, err
 }
 
-// modelFile returns the file that an engine is given, below the store's folder.
+// modelFile returns the file to give to an engine, below the store's folder.
 func (s *Store) modelFile(r modelRecord) (string, error) {
 	digests := make([]digest, max(r.Parts, 1))
 	for i := range digests {
@@ -68,10 +68,10 @@ func (s *Store) modelFile(r modelRecord) (string, error) {
 
 func partsFolder(first digest) string { return path.Join(partsDir, first.fileName()) }
 
-// partName returns what engines look for: llama.cpp's own pattern.
+// partName returns the name that engines look for, in llama.cpp's own pattern.
 func partName(i, n int) string { return fmt.Sprintf("model-%05d-of-%05d.gguf", i+1, n) }
 
-// link has name be a link to target, whatever was there.
+// link makes name a link to target, and replaces whatever was there.
 func (s *Store) link(name, target string) error {
 	for {
 		if have, err := s.root.Readlink(name); err == nil && have == target {
@@ -81,7 +81,7 @@ func (s *Store) link(name, target string) error {
 			return err
 		}
 		if err := s.root.Symlink(target, name); !errors.Is(err, fs.ErrExist) {
-			return err // also nil; another caller may be linking the same
+			return err // also nil; another caller may be making the same link
 		}
 	}
 }

@@ -20,14 +20,13 @@ import (
 	"github.com/rbee-project/rbee/core/bundle"
 )
 
-// PutBinary brings a worker binary into the store, or gives the sound one that is there unless
+// PutBinary fetches a worker binary into the store, or returns the existing sound one unless
 // spec.Force is set.
 //
-// An entry made from another executable or another archive than the spec's is not the one that was
-// asked for: it is superseded. The archive is checked whole, size and digest, before anything of it
-// is unpacked; it may hold only plain files and folders with harmless names, within limits
-// (core.Integrity, core.TooLarge). An engine without a digest is refused as core.Integrity: it is
-// code.
+// It supersedes an entry made from another executable or another archive than the spec's. It checks
+// the size and digest of the whole archive before it unpacks anything; the archive may hold only
+// plain files and folders with harmless names, within limits (core.Integrity, core.TooLarge). It
+// refuses an engine without a digest as core.Integrity: it is code.
 func (s *Store) PutBinary(ctx context.Context, spec BinarySpec, from Supply, progress func(core.Progress)) (core.WorkerBinary, error) {
 	b, err := s.putBinary(ctx, spec, from, progress)
 	if err != nil {
@@ -108,31 +107,31 @@ func checkBinarySpec(spec BinarySpec) error {
 	return nil
 }
 
-// putting is one worker binary on its way in.
+// putting is one worker binary being installed.
 type putting struct {
 	s          *Store
 	spec       BinarySpec
 	exe        *os.File
 	exeSize    int64
 	exeDigest  string
-	files      []bundle.File // of a plugin that is a folder; nil: the executable is all of it
+	files      []bundle.File // of a plugin that is a folder; nil: the plugin is only the executable
 	codeSize   int64         // of the executable or the folder
 	codeDigest string        // likewise
 	version    string        // of the entry
 	report     func(core.Progress)
 }
 
-// codeDigits is how many hexadecimal digits of the code's digest an id may have.
+// codeDigits bounds the hexadecimal digits of the code's digest in an id.
 const codeDigits = 12
 
-// choose finds the id that the code has, or is to have, and its newest revision.
+// choose returns the code's id, existing or new, and its newest revision.
 func (p *putting) choose() (revision, bool, error) {
 	there, found := p.find()
 	if !found || there.manifest.Format == 0 || p.matches(there) {
-		return there, found, nil // what cannot be read can be run by nobody, and is replaced
+		return there, found, nil // an unreadable entry cannot run, and is replaced
 	}
 	code := sha256.New()
-	// a map is printed sorted
+	// fmt prints maps sorted
 	fmt.Fprintf(code, "%s\n%s\n%s\n%v", p.codeDigest, p.spec.engineDigest(), p.spec.Prefix, p.spec.Links)
 	p.version += "+" + hex.EncodeToString(code.Sum(nil))[:codeDigits]
 	if err := checkBinaryName(p.spec.Type, p.version); err != nil {
@@ -209,12 +208,12 @@ func (p *putting) run(ctx context.Context, supply Supply) (core.WorkerBinary, er
 		return core.WorkerBinary{}, err
 	}
 	if archived != nil {
-		archived.remove() // it has done its duty; a leftover is removed at a later Open
+		archived.remove() // no longer needed; a later Open removes leftovers
 	}
 	return r.entry(p.s), nil
 }
 
-// find gives the newest revision of the id.
+// find returns the newest revision of the id.
 func (p *putting) find() (revision, bool) {
 	all, err := p.s.current()
 	if err != nil {
@@ -227,8 +226,8 @@ func (p *putting) find() (revision, bool) {
 	return all[i], true
 }
 
-// engineSource gives a sound revision, of whatever type and version, that has the spec's engine
-// already: a new release of a plugin need not fetch it again.
+// engineSource returns a sound revision, of any type and version, that already has the spec's
+// engine: a new release of a plugin need not fetch it again.
 func (p *putting) engineSource() (revision, bool) {
 	all, err := p.s.current()
 	if err != nil {
@@ -257,7 +256,7 @@ func (p *putting) unpack(ctx context.Context, stage *stage, archived *arrival) (
 	_, total, err := a.measure(ctx)
 	if err != nil {
 		if core.KindOf(err) == core.Integrity || core.KindOf(err) == core.TooLarge {
-			archived.remove() // it will be no better next time
+			archived.remove() // it will not get better
 		}
 		return nil, err
 	}
@@ -280,8 +279,7 @@ func (p *putting) unpack(ctx context.Context, stage *stage, archived *arrival) (
 	return below(engineDir, files), nil
 }
 
-// copyEngine takes the engine's files over from another revision, if they are what its manifest
-// says.
+// copyEngine copies the engine's files from another revision, if they match its manifest.
 func (p *putting) copyEngine(ctx context.Context, stage *stage, from revision) ([]core.File, error) {
 	source, err := p.s.root.OpenRoot(path.Join(from.folder, engineDir))
 	if err != nil {
@@ -331,7 +329,7 @@ func copyFile(ctx context.Context, from, to *os.Root, name string, size int64, w
 	return writeNew(to, name, info.Mode().Perm(), contextReader{ctx, f}, size, wrote)
 }
 
-// below puts a folder's name before the files' paths, sorted.
+// below prefixes the files' paths with a folder's name, and sorts them.
 func below(folder string, files []core.File) []core.File {
 	for i := range files {
 		files[i].Path = path.Join(folder, files[i].Path)
@@ -353,7 +351,7 @@ func (p *putting) counter(phase string, total int64) func(int64) {
 	}
 }
 
-// link makes the spec's links, each to a file that was unpacked beside it.
+// link makes the spec's links, each to an unpacked file in the same folder.
 func (p *putting) link(stage *stage, files []core.File) error {
 	for _, name := range slices.Sorted(maps.Keys(p.spec.Links)) {
 		target := p.spec.Links[name]
@@ -390,7 +388,7 @@ func (p *putting) copyExecutable(ctx context.Context, stage *stage, name string)
 	return f, err
 }
 
-// publish gives the staged folder the next free revision of its id.
+// publish publishes the staged folder as the next free revision of its id.
 func (p *putting) publish(ctx context.Context, stage *stage) (revision, error) {
 	if err := stage.sync(); err != nil {
 		return revision{}, err
@@ -432,8 +430,8 @@ func (p *putting) publish(ctx context.Context, stage *stage) (revision, error) {
 	}
 }
 
-// stage is a folder in partial/ in which a worker binary is put together. Its lock file tells other
-// processes that it is being worked on.
+// stage is a folder in partial/ in which a worker binary is assembled. Its lock file tells other
+// processes that it is in use.
 type stage struct {
 	s      *Store
 	folder string
@@ -454,7 +452,7 @@ func (s *Store) newStage(ctx context.Context) (*stage, error) {
 	return st, nil
 }
 
-// discard removes what is left of the stage: the folder first, its lock last.
+// discard removes the rest of the stage: the folder first, its lock last.
 func (st *stage) discard() {
 	err := st.s.root.RemoveAll(st.folder)
 	if err == nil {
@@ -466,7 +464,7 @@ func (st *stage) discard() {
 	_ = st.lock.Close()
 }
 
-// engine makes the folder of the engine and opens it.
+// engine creates the engine's folder and opens it.
 func (st *stage) engine() (*os.Root, error) {
 	name := path.Join(st.folder, engineDir)
 	if err := st.s.root.Mkdir(name, 0o700); err != nil {
@@ -475,7 +473,7 @@ func (st *stage) engine() (*os.Root, error) {
 	return st.s.root.OpenRoot(name)
 }
 
-// sync makes the stage's folders last; their files did so when they were written.
+// sync flushes the stage's folders; its files were flushed when they were written.
 func (st *stage) sync() error {
 	return fs.WalkDir(st.s.root.FS(), st.folder, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
@@ -485,7 +483,7 @@ func (st *stage) sync() error {
 	})
 }
 
-// removeFolder removes a folder of the store so that it is never seen half there.
+// removeFolder removes a folder of the store so that it is never seen half removed.
 func (s *Store) removeFolder(folder string) error {
 	trash := path.Join(partialDir, "trash-"+rand.Text())
 	if err := s.publish(folder, trash); err != nil {

@@ -12,8 +12,9 @@ import (
 	"github.com/rbee-project/rbee/core/bundle"
 )
 
-// A plugin that is a folder lies flat in the folder of its worker binary, beside manifest.json and
-// engine/, so that its executable has its files around it as in the plugin folder.
+// The files of a folder plugin are directly in the folder of its worker binary, next to
+// manifest.json and engine/, so that its executable has its files around it as in the plugin
+// folder.
 
 // readFolder reads the folder of a plugin and its digest.
 func (p *putting) readFolder(ctx context.Context) error {
@@ -58,7 +59,7 @@ func digestIn(ctx context.Context, root *os.Root, name string) (string, error) {
 	return h.digest().String(), nil
 }
 
-// copyFolder copies what the folder has beside the executable.
+// copyFolder copies the folder's files other than the executable.
 func (p *putting) copyFolder(ctx context.Context, stage *stage) ([]core.File, error) {
 	if p.files == nil {
 		return nil, nil
@@ -110,7 +111,7 @@ func (p *putting) copyPart(ctx context.Context, from, to *os.Root, want bundle.F
 	return writeNew(to, want.Path, mode, contextReader{ctx, f}, want.SizeBytes, wrote)
 }
 
-// modes returns what the manifest says of the folder's files. exe is the executable's name in the
+// modes returns the manifest's entries for the folder's files. exe is the executable's name in the
 // store.
 func (p *putting) modes(exe string) []folderFile {
 	var out []folderFile

@@ -12,16 +12,16 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// What does not have its announced digest goes into quarantine/, where nothing looks for models:
-// somebody may want to know what it was.
+// Files without their announced digest go into quarantine/, which is never searched for models:
+// they are kept for inspection.
 const (
 	quarantineDir   = "quarantine"
 	quarantineFiles = 3        // the newest are kept
 	quarantineBytes = 16 << 30 // of all together
 )
 
-// quarantine moves what has arrived out of the way and begins the partial file anew. where is its
-// new path; empty: it was too large to be kept.
+// quarantine moves the arrived bytes away and restarts the partial file. where is the new path;
+// empty: the file was too large to keep.
 func (t *transfer) quarantine(ctx context.Context) (where string, err error) {
 	s, p := t.s, t.p
 	size := p.state().size
@@ -41,7 +41,7 @@ func (t *transfer) quarantine(ctx context.Context) (where string, err error) {
 	if p.file, err = s.lockedFile(ctx, p.name); err != nil {
 		return "", err
 	}
-	// Another process may have been at work in between.
+	// Another process may have written in between.
 	if err := p.file.Truncate(0); err != nil {
 		return "", err
 	}
@@ -92,7 +92,7 @@ func (s *Store) quarantined() ([]fs.FileInfo, error) {
 	return out, nil
 }
 
-// Quarantined lists the files that did not have their announced digest, the newest first.
+// Quarantined lists the files without their announced digest, the newest first.
 func (s *Store) Quarantined() ([]core.File, error) {
 	files, err := s.quarantined()
 	out := make([]core.File, 0, len(files))

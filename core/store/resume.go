@@ -9,9 +9,9 @@ import (
 	"os"
 )
 
-// openPartial opens what is there of f, or begins it. file is locked and belongs to the partial
-// from now on; it is closed after an error. A file without a digest is begun anew: nobody could say
-// whether its parts belong together.
+// openPartial opens the existing part of f, or starts it. It takes ownership of file, which is
+// locked, and closes it on an error. It restarts a file without a digest, since its parts may not
+// belong together.
 func (s *Store) openPartial(file *os.File, name string, f FileSpec, want digest) (p *partial, saved *journalHash, err error) {
 	p = &partial{s: s, file: file, name: name, size: max(f.SizeBytes, 0), news: make(chan struct{})}
 	if want.algorithm == "" {
@@ -26,8 +26,7 @@ func (s *Store) openPartial(file *os.File, name string, f FileSpec, want digest)
 	return p, saved, nil
 }
 
-// resume takes in what the journal says, as far as the file has the bytes for it, and begins a new
-// chapter of it.
+// resume loads the journal as far as the file has its bytes, and starts a new chapter of it.
 func (p *partial) resume() (*journalHash, error) {
 	file, err := p.s.root.OpenFile(journalName(p.name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -46,8 +45,8 @@ func (p *partial) resume() (*journalHash, error) {
 	var saved *journalHash
 	switch {
 	case len(lines) == 0 && end == 0 && info.Size() > 0 && info.Size() <= p.size:
-		// Somebody put it there, or an earlier version of rbee, which kept no journal and wrote
-		// from the beginning to the end.
+		// A user or an earlier version of rbee put it there; the latter kept no journal and wrote
+		// from start to end.
 		if err := p.adopt(info.Size()); err != nil {
 			return nil, err
 		}
@@ -82,7 +81,7 @@ func (p *partial) begins(l journalLine) bool {
 	return b != nil && b.Format == journalFormat && b.Segment == segmentBytes && b.Size == p.size
 }
 
-// segmentLine returns what the journal says of a segment.
+// segmentLine returns the journal's line for a segment.
 func (p *partial) segmentLine(i int64) journalLine {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -90,8 +89,8 @@ func (p *partial) segmentLine(i int64) journalLine {
 	return journalLine{Segment: &journalSegment{Index: i, N: s.n, Sum: s.sum}}
 }
 
-// replay does what the lines say. It gives the last state of the digests that still holds: it says
-// what was written, and only while the machine is up is that what is there.
+// replay applies the lines. It returns the last saved digest state that is still valid: the state
+// covers what was written, which is on the disk only if the machine has not restarted.
 func (p *partial) replay(lines []journalLine, fileSize int64, boot string) (saved *journalHash) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -132,7 +131,7 @@ func (p *partial) replay(lines []journalLine, fileSize int64, boot string) (save
 	return saved
 }
 
-// adopt takes the file's first n bytes as they are.
+// adopt accepts the file's first n bytes as they are.
 func (p *partial) adopt(n int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -149,8 +148,8 @@ func (p *partial) adopt(n int64) error {
 	return nil
 }
 
-// restore puts a saved state into a digest. It reports false where it is none, of another version
-// of Go for example.
+// restore loads a saved state into a digest. It reports false if the state is invalid, for example
+// from another version of Go.
 func restore(h hash.Hash, state []byte) bool {
 	u, ok := h.(encoding.BinaryUnmarshaler)
 	return ok && u.UnmarshalBinary(state) == nil

@@ -7,9 +7,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// sink is what a source writes a part of a file into: from pos on, as far as segments are missing
-// and nobody else is at work on them. After its first error it takes nothing more. It is used by
-// one goroutine.
+// sink receives a part of a file from a source: from pos on, as far as segments are missing and no
+// other fetch is filling them. After its first error it accepts nothing more. One goroutine uses
+// it.
 type sink struct {
 	t     *transfer // set before the first Write
 	ctx   context.Context
@@ -19,7 +19,7 @@ type sink struct {
 	first int64 // segments first to next-1 are taken
 	next  int64
 	err   error
-	fatal bool // err is the disk's or the caller's, and no other source could help
+	fatal bool // err is the disk's or the caller's, so another source would not help
 }
 
 // Write takes the next bytes of the file.
@@ -34,7 +34,7 @@ func (w *sink) Write(b []byte) (int, error) {
 	return n, w.err
 }
 
-// write takes what belongs to one segment.
+// write writes the bytes that belong to one segment.
 func (w *sink) write(b []byte) (int, error) {
 	if err := w.ctx.Err(); err != nil {
 		w.fatal = true
@@ -67,8 +67,8 @@ func (w *sink) write(b []byte) (int, error) {
 	return n, nil
 }
 
-// roomFor says how many bytes w may write into segment i from its position on, and takes the
-// segment where nobody else has it.
+// roomFor returns how many bytes w may write into segment i from its position on, and claims the
+// segment if it is free.
 func (p *partial) roomFor(w *sink, i int64) (int64, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -85,12 +85,12 @@ func (p *partial) roomFor(w *sink, i int64) (int64, error) {
 	}
 	s := p.segments[i]
 	if at := w.pos - i*segmentBytes; s.n != at {
-		return 0, ErrEnough // dropped meanwhile, because its beginning was damaged
+		return 0, ErrEnough // dropped meanwhile because its beginning was damaged
 	}
 	return p.lengthLocked(i) - s.n, nil
 }
 
-// filled says that b has been written at the end of what segment i had.
+// filled records that b was written at the end of segment i's bytes.
 func (p *partial) filled(i int64, b []byte, by uint64) error {
 	if len(b) == 0 {
 		return nil
@@ -115,12 +115,12 @@ func (p *partial) filled(i int64, b []byte, by uint64) error {
 	return p.note(p.segmentLine(i))
 }
 
-// release gives back what w has taken and not filled. What is there of a segment that is not whole
-// is noted.
+// release gives back the segments that w has claimed and not filled. It records the bytes of
+// incomplete ones.
 func (p *partial) release(w *sink) error {
 	p.mu.Lock()
 	at := int64(-1)
-	// What lies before its position is whole, or was dropped since and is another's.
+	// Segments before its position are complete, or were dropped since and belong to another fetch.
 	for i := max(w.first, w.pos/segmentBytes); i < w.next; i++ {
 		s := &p.segments[i]
 		if s.taken && s.n > 0 {

@@ -8,84 +8,82 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Source is one place that a file's bytes can be had from: its origin, another hive, a catalog
-// plugin.
+// Source is one place to fetch a file's bytes from: its origin, another hive, a catalog plugin.
 //
-// A transfer has one source at a time and may change it in the middle, at any byte: what the first
-// has brought is kept. What an error of a source means is said by its kind:
+// A transfer has one source at a time and may change it in the middle, at any byte: it keeps the
+// bytes of the first. The kind of a source's error tells what to do:
 //
-//   - core.Conflict: the file has another version there than before. What this source has brought
-//     is dropped, and it is asked anew, a few times.
-//   - core.Integrity: the bytes are wrong. What this source has brought is dropped, and the next
-//     source is asked.
-//   - anything else: what it has brought is kept, and the next source is asked. A source that can
-//     try again by itself has done so.
+//   - core.Conflict: the source has another version of the file than before. The transfer drops
+//     this source's bytes and asks it again, a few times.
+//   - core.Integrity: the bytes are wrong. The transfer drops this source's bytes and asks the next
+//     source.
+//   - anything else: the transfer keeps the bytes and asks the next source. A source that can retry
+//     by itself has done so.
 type Source interface {
-	// Name says to people where the bytes come from, such as "huggingface.co". It holds no secret.
+	// Name names the source for people, such as "huggingface.co". It holds no secret.
 	Name() string
-	// Connections returns how many calls of Fetch help at the same time, 1 or more. It is looked at
-	// again whenever one begins: a source that finds out that ranges are not to be had says 1 from
-	// then on.
+	// Connections returns how many concurrent calls of Fetch help, 1 or more. The transfer calls it
+	// before each start: a source that learns that ranges are not supported returns 1 from then on.
 	Connections() int
-	// Fetch writes the file's bytes from offset from on into w, in order. It is over when it has
-	// written those before to, or when w returns ErrEnough; it may write more than was asked for,
-	// and w takes what it can use. to is -1 if the file's size is not known: to its end. A Write
-	// that fails ends the Fetch. Calls may be concurrent.
+	// Fetch writes the file's bytes from offset from on into w, in order. It ends when it has
+	// written those before to, or when w returns ErrEnough; it may write more than requested, and w
+	// uses what it can. to is -1 if the file's size is unknown: to its end. A failed Write ends the
+	// Fetch. Calls may be concurrent.
 	Fetch(ctx context.Context, from, to int64, w io.Writer) error
 }
 
 // Versioned is a Source that can tell one version of its file from another, by an ETag for example.
 type Versioned interface {
 	Source
-	// Version returns what the source calls the version that it serves; empty: not known (yet), or
+	// Version returns the source's name for the version that it serves; empty: not known (yet), or
 	// it has no names for versions.
 	Version() string
-	// Expect is called before the first Fetch if bytes of an earlier attempt are to be used: if the
-	// file has another version, Fetch fails as core.Conflict.
+	// Expect is called before the first Fetch if bytes of an earlier attempt are to be used: Fetch
+	// then fails as core.Conflict for any other version.
 	Expect(version string)
-	// Origin tells this source from others in the notes of a transfer: the same for the same
-	// address, whatever the process. It holds no secret.
+	// Origin identifies this source in the notes of a transfer: the same for the same address in
+	// every process. It holds no secret.
 	Origin() string
 }
 
-// Sources gives the sources of one file, one after the other. Its methods are called by one
-// goroutine at a time.
+// Sources returns the sources of one file, one after the other. One goroutine at a time calls its
+// methods.
 type Sources interface {
-	// Next gives the source to begin or to go on with. failed is nil at first, and then why the
-	// last source was given up (core.Integrity: what it brought was wrong; do not give it again).
-	// It may block, until another hive has something to offer for example. An error, or no source,
-	// ends the transfer; its error is then failed, or Next's own where failed is nil.
+	// Next returns the next source. failed is nil at first, and then why the last source failed
+	// (core.Integrity: its bytes were wrong; do not return it again). It may block, for example
+	// until another hive has something to offer. An error, or no source, ends the transfer; its
+	// error is then failed, or Next's own if failed is nil.
 	Next(ctx context.Context, failed error) (Source, error)
 }
 
-// Supply knows where files can be had from. It is safe for concurrent use.
+// Supply knows the sources of files. It is safe for concurrent use.
 type Supply interface {
-	// Sources gives the sources of one file, for one transfer.
+	// Sources returns the sources of one file, for one transfer.
 	Sources(f FileSpec) Sources
 }
 
-// ErrEnough is what a transfer's writer answers when it needs no more: the Fetch that wrote to it
-// has done its duty.
+// ErrEnough is returned by a transfer's writer that needs no more: the Fetch that wrote to it is
+// done.
 var ErrEnough = errors.New("enough")
 
 // Fetch writes the bytes of f from offset to its end into w. It is the simplest Supply: one source
-// with one connection. Its errors are passed on with their kind; what it wrote before an error is
-// kept for the next attempt.
+// with one connection. Its errors keep their kind; the next attempt keeps what it wrote before an
+// error.
 type Fetch func(ctx context.Context, f FileSpec, offset int64, w io.Writer) error
 
-// Sources is f as the only source.
+// Sources returns f as the only source.
 func (f Fetch) Sources(spec FileSpec) Sources { return Only(f.Source("its catalog source", spec)) }
 
-// Source is f for one file, with a name for people.
+// Source returns f as a source of one file, with a name for people.
 func (f Fetch) Source(name string, spec FileSpec) Source { return &fetchSource{name, f, spec} }
 
-// SupplyFunc is a function as a Supply.
+// SupplyFunc makes a Supply of a function.
 type SupplyFunc func(f FileSpec) Sources
 
 // Sources calls the function.
 func (s SupplyFunc) Sources(f FileSpec) Sources { return s(f) }
 
-// Only gives one source after the other, each once, whatever became of the one before.
+// Only returns one source after the other, each once, whether or not the one before failed.
 func Only(sources ...Source) Sources { return &only{left: sources} }
 
 type only struct{ left []Source }

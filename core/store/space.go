@@ -7,11 +7,12 @@ import (
 )
 
 const (
-	reserveBytes   = 64 << 20 // left free on the disk whatever is brought in
-	spaceCheckStep = 64 << 20 // how often a file of unknown size is held against the free space
+	reserveBytes   = 64 << 20 // kept free on the disk at all times
+	spaceCheckStep = 64 << 20 // how often a file of unknown size is checked against the free space
 )
 
-// checkSpace refuses n bytes that there is no room for, beside what transfers have announced.
+// checkSpace refuses n bytes for which there is no room, besides those that transfers have
+// reserved.
 func (s *Store) checkSpace(n int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -22,7 +23,7 @@ func (s *Store) checkSpaceLocked(n int64) error {
 	free, err := s.free(s.dir)
 	if err != nil {
 		s.log.Warn("free space unknown", "error", err)
-		return nil // a full disk will say so itself
+		return nil // a full disk will report itself
 	}
 	missing := n - (free - s.expected - reserveBytes)
 	if missing <= 0 {
@@ -32,7 +33,7 @@ func (s *Store) checkSpaceLocked(n int64) error {
 		"Free at least %s on the disk of %s, or set store_dir to a folder on a larger one.", humanBytes(missing), s.dir)
 }
 
-// spaceError explains a write error by a full disk where that is the cause.
+// spaceError explains a write error as a full disk if that is the cause.
 func spaceError(what string, err error) error {
 	if err == nil {
 		return nil
@@ -43,14 +44,14 @@ func spaceError(what string, err error) error {
 	return fmt.Errorf("write %s: %w", what, err)
 }
 
-// reservation is room on the disk that a transfer has announced and not yet used. It is safe for
+// reservation is disk space that a transfer has reserved and not yet used. It is safe for
 // concurrent use.
 type reservation struct {
 	s    *Store
 	held int64 // guarded by s.mu
 }
 
-// reserve announces n bytes instead of what is held. core.TooLarge where there is no room for them.
+// reserve reserves n bytes in place of the present reservation. core.TooLarge if there is no room.
 func (r *reservation) reserve(n int64) error {
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()
@@ -67,7 +68,7 @@ func (r *reservation) reserve(n int64) error {
 	return nil
 }
 
-// used says that n bytes of it have been written.
+// used records that n bytes of it have been written.
 func (r *reservation) used(n int64) {
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()
@@ -76,5 +77,5 @@ func (r *reservation) used(n int64) {
 	r.s.expected -= n
 }
 
-// release gives up what is left.
+// release releases the rest.
 func (r *reservation) release() { _ = r.reserve(0) }

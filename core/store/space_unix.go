@@ -4,7 +4,7 @@ package store
 
 import "golang.org/x/sys/unix"
 
-// freeBytes returns what an ordinary user may still write on dir's file system.
+// freeBytes returns how many bytes an ordinary user may still write on dir's file system.
 func freeBytes(dir string) (int64, error) {
 	var st unix.Statfs_t
 	for {

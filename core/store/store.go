@@ -4,18 +4,18 @@
 // Layout below the store's folder:
 //
 //	blobs/sha256-<hex>                       files of models, named by content
-//	models/<id>.json                         what a model is and which blobs it has
+//	models/<id>.json                         a model's facts and blobs
 //	workers/<type>/<version>[~<revision>]/   manifest.json, state.json, the plugin executable, engine/
 //	parts/sha256-<hex>/                      links to the files of a split model, named as engines want them
-//	partial/                                 what is on its way in, each file with a journal; nothing there is ever used
-//	checked.json                             which blobs had their digests since the machine was started
-//	quarantine/                              what did not have its announced digest; nothing there is ever used
+//	partial/                                 files being fetched, each with a journal; never used from there
+//	checked.json                             blobs that matched their digests since the machine started
+//	quarantine/                              files without their announced digest; never used from there
 //
-// Several processes may have one store open: what they bring in is locked file by file, and
-// published by rename.
+// Several processes may have one store open: they lock each file that they fetch, and publish it by
+// rename.
 //
 // Bytes come from a Supply, which names one Source after the other for each file: an origin, other
-// hives, a catalog plugin. A transfer keeps what one source has brought when it goes on with the
+// hives, a catalog plugin. A transfer keeps what one source has fetched when it goes on with the
 // next, and across the death of its process (see journal.go); the digest of the whole decides.
 // OpenBlob reads a file by its digest, also while it is still arriving.
 package store
@@ -73,17 +73,17 @@ type Store struct {
 	binaries flights[core.WorkerBinary]
 
 	mu       sync.Mutex          // guards expected and incoming
-	expected int64               // bytes that running transfers have announced and not yet written
-	incoming map[string]*partial // running transfers by the digest that they should have
+	expected int64               // bytes that running transfers have reserved and not yet written
+	incoming map[string]*partial // running transfers by their expected digest
 
 	checked checked
 
 	// held while a record is read, changed and written, or blobs are deleted; guards below
 	records sync.Mutex
-	pinned  map[digest]int // blobs that somebody is about to write a record of
+	pinned  map[digest]int // blobs whose records are about to be written
 }
 
-// Open opens the store in dir, makes what is missing of its layout, and removes what killed
+// Open opens the store in dir, creates the missing parts of its layout, and removes what killed
 // processes left in partial/. Close it when all its transfers have ended.
 func Open(dir string, log hclog.Logger) (*Store, error) {
 	abs, err := filepath.Abs(dir)
@@ -105,8 +105,8 @@ func (s *Store) open() error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	// A folder whose own name is not on the disk takes everything along. The one above may be
-	// closed to this user, unless this one was just made there.
+	// A folder whose entry is not on the disk loses everything in it. This user may not be able to
+	// open the parent folder, unless this call just made it.
 	if err := syncPath(filepath.Dir(s.dir)); err != nil && missing != nil {
 		return err
 	}
@@ -172,12 +172,12 @@ func (s *Store) cleanPartial(now time.Time) error {
 }
 
 // removeUnlocked removes a file unless a process has it locked, and before it the folder that it
-// stands for.
+// guards.
 func (s *Store) removeUnlocked(name, folder string) error {
 	f, err := s.root.OpenFile(name, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		if folder != "" {
-			// its lock is made before it and removed after it, so nobody has it
+			// its lock is made before it and removed after it, so no process has it
 			return s.root.RemoveAll(folder)
 		}
 		return nil
@@ -200,7 +200,7 @@ func (s *Store) removeUnlocked(name, folder string) error {
 	return s.root.Remove(name)
 }
 
-// step returns where a test may stop what is being done.
+// step returns an error where a test wants to stop.
 func (s *Store) step(name string) error {
 	if s.fail == nil {
 		return nil
@@ -208,7 +208,7 @@ func (s *Store) step(name string) error {
 	return s.fail(name)
 }
 
-// publish renames name to its final place and makes that last.
+// publish renames name to its final place and flushes the change to the disk.
 func (s *Store) publish(name, to string) error {
 	if err := s.root.Rename(name, to); err != nil {
 		return err
@@ -236,7 +236,7 @@ func (s *Store) syncDir(name string) error {
 	return d.Sync()
 }
 
-// writeJSON writes v to a file of the store, all or nothing.
+// writeJSON writes v to a file of the store atomically.
 func (s *Store) writeJSON(name string, v any) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -279,11 +279,11 @@ func (s *Store) tempFile() (string, *os.File, error) {
 		if err != nil {
 			return "", nil, err
 		}
-		// A process that opens the store took it for a leftover in the moment before it was locked.
+		// A process that opened the store took it for a leftover just before it was locked.
 	}
 }
 
-// readJSON reads a record; what is wrong with it is said in a sentence.
+// readJSON reads a record; its errors are sentences.
 func (s *Store) readJSON(name string, v any) error {
 	f, err := s.root.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {

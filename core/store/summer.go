@@ -10,17 +10,16 @@ import (
 	"sync/atomic"
 )
 
-const saveEvery = 16 << 20 // of what a killed process has summed, that much is summed again
+const saveEvery = 16 << 20 // a killed process loses the hash of at most this many bytes
 
-// summer sums a partial's bytes from the beginning, close behind where they arrive: they are still
-// in the page cache then, and the other processor has something to do. Where an earlier process has
-// brought them, they are compared with their segment's sum first. Its methods are called by one
-// goroutine at a time.
+// summer hashes a partial's bytes from the beginning, close behind their arrival: they are still in
+// the page cache then, and the work spreads over two processors. It first compares bytes from an
+// earlier process with their segment's sum. One goroutine at a time calls its methods.
 type summer struct {
 	p      *partial
 	sum256 hash.Hash
 	sum512 hash.Hash    // nil unless wanted
-	at     atomic.Int64 // how many bytes have been summed; read by others
+	at     atomic.Int64 // how many bytes have been hashed; read by others
 	saved  int64
 }
 
@@ -32,7 +31,7 @@ func newSummer(p *partial, want digest) *summer {
 	return s
 }
 
-// resume goes on from a saved state, if it is whole.
+// resume continues from a saved state, if it is valid.
 func (s *summer) resume(saved *journalHash) {
 	if saved == nil {
 		return
@@ -54,7 +53,7 @@ func (s *summer) reset() {
 	s.saved = 0
 }
 
-// run sums until all bytes of the file are summed. Its errors are the context's, and the disk's.
+// run hashes until all bytes of the file are done. Its errors are the context's, and the disk's.
 func (s *summer) run(ctx context.Context) error {
 	buf := make([]byte, segmentBytes)
 	for {
@@ -80,7 +79,7 @@ func (s *summer) run(ctx context.Context) error {
 	}
 }
 
-// next sums the rest of the segment in which at is. A segment that is not what it was is dropped.
+// next hashes the rest of the segment that contains at. It drops a segment that has changed.
 func (s *summer) next(at, front int64, buf []byte) error {
 	i := at / segmentBytes
 	b, err := s.read(i, at, front, buf)
@@ -106,7 +105,7 @@ func (s *summer) next(at, front int64, buf []byte) error {
 	return nil
 }
 
-// read gives the bytes of segment i from at on; nil if they are not there any more.
+// read returns the bytes of segment i from at on; nil if they are gone.
 func (s *summer) read(i, at, front int64, buf []byte) ([]byte, error) {
 	if !s.p.fromEarlier(i) {
 		b := buf[:min(front, (i+1)*segmentBytes)-at]

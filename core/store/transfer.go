@@ -12,24 +12,24 @@ import (
 )
 
 const (
-	parallelFrom = 16 << 20 // less than that is fetched over one connection
-	smallestPart = 8 << 20  // of what is fetched over several
-	largestPart  = 64 << 20 // so that what is there has few gaps, and can be hashed soon
-	maxRestarts  = 3        // of a source whose file changes under the transfer
+	parallelFrom = 16 << 20 // smaller files use one connection
+	smallestPart = 8 << 20  // of a file fetched over several
+	largestPart  = 64 << 20 // keeps the gaps few, so that hashing can start early
+	maxRestarts  = 3        // of a source whose file changes during the transfer
 )
 
-// arrival is a file in partial/ whose bytes are all there and have the announced size and digest.
-// It is locked until it is closed.
+// arrival is a complete file in partial/ that has the announced size and digest. It is locked until
+// it is closed.
 type arrival struct {
 	*partial
 	size   int64
 	sha256 digest
 }
 
-// errMismatch is a digest that is not the announced one.
+// errMismatch reports a digest other than the announced one.
 var errMismatch = errors.New("digest mismatch")
 
-// transfer brings one file into partial/.
+// transfer fetches one file into partial/.
 type transfer struct {
 	s      *Store
 	spec   FileSpec
@@ -41,13 +41,13 @@ type transfer struct {
 
 	sources int    // how many have been used
 	by      uint64 // the bit of the one in use
-	// of a file of unknown size: how long it was when the free space was last looked at
+	// lookedAt is the length of a file of unknown size at the last check of the free space.
 	lookedAt atomic.Int64
 }
 
-// bring fetches f into partial/ and checks it. What is there of an earlier attempt is kept if its
-// digest is known. done is asked once nobody else can be bringing the same: if it says true, there
-// is nothing to bring, and the arrival is nil.
+// bring fetches f into partial/ and checks it. It keeps the part from an earlier attempt if its
+// digest is known. It calls done once no other process can be fetching the same: if done reports
+// true, there is nothing to fetch, and the arrival is nil.
 func (s *Store) bring(ctx context.Context, f FileSpec, supply Supply, report func(core.Progress), done func() bool) (*arrival, error) {
 	want, err := parseDigest(f.Digest)
 	if err != nil {
@@ -89,13 +89,13 @@ func (s *Store) bring(ctx context.Context, f FileSpec, supply Supply, report fun
 	return nil, err
 }
 
-// fatalError is one that no other source can help with: the disk's, or the caller's.
+// fatalError is an error that no other source can avoid: the disk's, or the caller's.
 type fatalError struct{ err error }
 
 func (f fatalError) Error() string { return f.err.Error() }
 func (f fatalError) Unwrap() error { return f.err }
 
-// run fetches what is missing from one source after the other, and checks the whole.
+// run fetches the missing bytes from one source after the other, and checks the whole.
 func (t *transfer) run(ctx context.Context, sources Sources) error {
 	if err := t.room.reserve(t.missing()); err != nil {
 		return err
@@ -133,8 +133,8 @@ func (t *transfer) run(ctx context.Context, sources Sources) error {
 	}
 }
 
-// from fetches from one source until the file is whole and right, or the source is of no use any
-// more.
+// from fetches from one source until the file is complete and right, or the source is of no more
+// use.
 func (t *transfer) from(ctx context.Context, source Source) error {
 	if v, ok := source.(Versioned); ok {
 		if version := t.p.versionAt(v.Origin()); version != "" && t.p.state().there > 0 {
@@ -154,7 +154,7 @@ func (t *transfer) from(ctx context.Context, source Source) error {
 		}
 		switch kind := core.KindOf(err); {
 		case kind == core.Conflict:
-			// What an earlier process has brought may be of the old version, too.
+			// Bytes from an earlier process may be of the old version, too.
 			if err := t.drop(t.by|byEarlier, t.want.algorithm == ""); err != nil {
 				return err
 			}
@@ -164,7 +164,7 @@ func (t *transfer) from(ctx context.Context, source Source) error {
 				continue
 			}
 		case kind == core.Integrity, t.want.algorithm == "":
-			// Without a digest nobody could tell that the next source has the same version.
+			// Without a digest there is no proof that the next source has the same version.
 			if err := t.drop(t.by, t.want.algorithm == ""); err != nil {
 				return err
 			}
@@ -173,8 +173,8 @@ func (t *transfer) from(ctx context.Context, source Source) error {
 	}
 }
 
-// fillAndCheck fetches what is missing and compares the digest. It is neither sound nor an error if
-// something of an earlier attempt turned out to be damaged and is missing now. A nil source fetches
+// fillAndCheck fetches the missing bytes and compares the digest. It returns false without an error
+// if part of an earlier attempt turned out to be damaged and is missing now. A nil source fetches
 // nothing.
 func (t *transfer) fillAndCheck(ctx context.Context, source Source) (sound bool, err error) {
 	if err := t.fill(ctx, source); err != nil || !t.p.state().complete() {
@@ -192,7 +192,7 @@ func (t *transfer) check(ctx context.Context) (sound bool, err error) {
 		}
 		return true, nil
 	}
-	// After a power cut what was there may be anything.
+	// After a power cut the existing bytes may be wrong.
 	damaged, err := t.p.dropDamaged(ctx)
 	if err != nil {
 		return false, fatalError{fmt.Errorf("read what is there of %s: %w", t.spec.Path, err)}
@@ -201,7 +201,7 @@ func (t *transfer) check(ctx context.Context) (sound bool, err error) {
 		t.s.log.Warn("parts of a file were damaged on this disk: fetching them anew", "file", t.spec.Path, "segments", damaged)
 		return false, t.begin()
 	}
-	// Somebody else may have brought the wrong bytes: an earlier process from another version, or a
+	// Another source may have sent the wrong bytes: an earlier process from another version, or a
 	// hive.
 	if t.p.mixed(t.by) {
 		t.s.log.Warn("the parts of a file do not belong together: fetching those from elsewhere anew", "file", t.spec.Path)
@@ -219,7 +219,7 @@ func (t *transfer) check(ctx context.Context) (sound bool, err error) {
 	return false, core.WithHint(err, "%s", hint)
 }
 
-// drop forgets what the sources in by have brought, and begins to sum anew.
+// drop drops the bytes of the sources in by, and restarts the hash.
 func (t *transfer) drop(by uint64, all bool) error {
 	if err := t.p.drop(by, all); err != nil {
 		return fatalError{spaceError(t.spec.Path, err)}
@@ -227,7 +227,7 @@ func (t *transfer) drop(by uint64, all bool) error {
 	return t.begin()
 }
 
-// begin sums from the beginning, and announces what is missing now.
+// begin restarts the hash, and reserves space for the missing bytes.
 func (t *transfer) begin() error {
 	t.sums.reset()
 	if err := t.room.reserve(t.missing()); err != nil {
@@ -241,7 +241,7 @@ func (t *transfer) missing() int64 {
 	return st.size - st.there
 }
 
-// spaceFor looks whether a file of unknown size still fits, now and then.
+// spaceFor checks from time to time whether a file of unknown size still fits.
 func (t *transfer) spaceFor(pos int64) error {
 	if t.spec.SizeBytes > 0 || pos-t.lookedAt.Load() < spaceCheckStep {
 		return nil
@@ -250,14 +250,14 @@ func (t *transfer) spaceFor(pos int64) error {
 	return t.s.checkSpace(spaceCheckStep)
 }
 
-// tell reports how far it is.
+// tell reports the progress.
 func (t *transfer) tell() {
 	st := t.p.state()
 	t.report(core.Progress{Phase: "download " + path.Base(t.spec.Path), Done: st.there, Total: max(t.spec.SizeBytes, 0), Unit: "bytes"})
 }
 
-// fill fetches what is missing from source and sums it, over as many connections as help. It
-// returns when all is there and summed, or nothing more goes on.
+// fill fetches the missing bytes from source and hashes them, over as many connections as help. It
+// returns when all is there and hashed, or nothing more can be done.
 func (t *transfer) fill(ctx context.Context, source Source) error {
 	f := &filling{t: t, source: source, ended: make(chan outcome), came: t.p.state().came}
 	return f.run(ctx)

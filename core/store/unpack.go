@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// unpackLimits bound what an archive may hold.
+// unpackLimits bound the contents of an archive.
 type unpackLimits struct {
 	entries   int
 	bytes     int64 // of the whole archive, uncompressed
@@ -31,17 +31,18 @@ func badArchive(format string, args ...any) error {
 	return core.Errorf(core.Integrity, "the archive "+format, args...).Hint(archiveHint)
 }
 
-// archive is a .tar.gz whose digest has been checked.
+// archive is a .tar.gz with a verified digest.
 type archive struct {
-	file   io.ReaderAt
-	size   int64
-	prefix string // what is below it is unpacked, without it; empty or ends with a slash
+	file io.ReaderAt
+	size int64
+	// prefix is cut off the entries below it, which alone are unpacked; empty or ends with a slash.
+	prefix string
 	limits unpackLimits
 }
 
-// walk reads the whole archive, refuses it if any entry is one that it must not have, and calls
-// each with the files below the prefix. name is relative to the prefix and safe: it has no empty, .
-// or .. element, and no two are the same, not even without regard to case.
+// walk reads the whole archive, refuses it if any entry is forbidden, and calls each with the files
+// below the prefix. name is relative to the prefix and safe: it has no empty, . or .. element, and
+// no two names are equal, even ignoring case.
 func (a archive) walk(ctx context.Context, each func(name string, h *tar.Header, r io.Reader) error) error {
 	z, err := gzip.NewReader(contextReader{ctx, io.NewSectionReader(a.file, 0, a.size)})
 	if err != nil {
@@ -49,7 +50,7 @@ func (a archive) walk(ctx context.Context, each func(name string, h *tar.Header,
 	}
 	bounded := &io.LimitedReader{R: z, N: a.limits.bytes + 1}
 	tr := tar.NewReader(bounded)
-	seen := map[string]bool{} // lower-case path → is a folder
+	seen := map[string]bool{} // lower-case path → whether it is a folder
 	for n := 1; ; n++ {
 		h, err := tr.Next()
 		if bounded.N <= 0 {
@@ -82,7 +83,7 @@ func (a archive) walk(ctx context.Context, each func(name string, h *tar.Header,
 			return err
 		}
 	}
-	// To the end, so that the checksum of the compression is looked at as well.
+	// Read to the end, to check the compression's checksum as well.
 	if _, err := io.Copy(io.Discard, bounded); err != nil {
 		return a.readError(ctx, err)
 	}
@@ -103,8 +104,8 @@ func (a archive) readError(ctx context.Context, err error) error {
 	return badArchive("cannot be read as .tar.gz: %w", err)
 }
 
-// check refuses every entry that is not a plain file or folder with a harmless, new name, wherever
-// in the archive it lies.
+// check refuses every entry that is not a plain file or folder with a harmless, new name, anywhere
+// in the archive.
 func (a archive) check(h *tar.Header, seen map[string]bool) (string, error) {
 	name := strings.TrimSuffix(strings.TrimPrefix(h.Name, "./"), "/")
 	if h.Typeflag == tar.TypeDir && (name == "" || name == ".") {
@@ -144,7 +145,7 @@ func (a archive) check(h *tar.Header, seen map[string]bool) (string, error) {
 	return name, nil
 }
 
-// measure reads the archive once without writing anything, and gives the number and size of the
+// measure reads the archive once without writing anything, and returns the number and size of the
 // files below the prefix.
 func (a archive) measure(ctx context.Context) (files int, bytes int64, err error) {
 	err = a.walk(ctx, func(_ string, h *tar.Header, _ io.Reader) error {
@@ -158,8 +159,8 @@ func (a archive) measure(ctx context.Context) (files int, bytes int64, err error
 	return files, bytes, err
 }
 
-// unpack writes the files below the prefix into folder and gives them with their digests. wrote is
-// told the bytes of each piece.
+// unpack writes the files below the prefix into folder and returns them with their digests. It
+// calls wrote with the bytes of each piece.
 func (a archive) unpack(ctx context.Context, folder *os.Root, wrote func(int64)) ([]core.File, error) {
 	var files []core.File
 	err := a.walk(ctx, func(name string, h *tar.Header, r io.Reader) error {
@@ -182,7 +183,8 @@ func (a archive) unpack(ctx context.Context, folder *os.Root, wrote func(int64))
 	return files, err
 }
 
-// writeNew makes a file of exactly size bytes that must not be there yet, and makes it last.
+// writeNew creates a file of exactly size bytes, which must not exist yet, and flushes it to the
+// disk.
 func writeNew(folder *os.Root, name string, mode os.FileMode, r io.Reader, size int64, wrote func(int64)) (core.File, error) {
 	f, err := folder.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
@@ -200,7 +202,7 @@ func writeNew(folder *os.Root, name string, mode os.FileMode, r io.Reader, size 
 	if n != size {
 		return core.File{}, core.Errorf(core.Integrity, "%s has %d bytes and should have %d", name, n, size)
 	}
-	// The mode once more: the umask may have taken something away.
+	// Set the mode again: the umask may have removed bits.
 	if err := f.Chmod(mode); err != nil {
 		return core.File{}, err
 	}

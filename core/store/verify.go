@@ -12,9 +12,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Verify reads all files of models and worker binaries and compares their digests. What is damaged
-// is set aside or marked, as by VerifyModel and VerifyBinary, and named in the result; that is not
-// an error. progress is called in the caller's goroutine.
+// Verify reads all files of models and worker binaries and compares their digests. It quarantines
+// or marks damaged ones, as VerifyModel and VerifyBinary do, and names them in the result, not in
+// an error. It calls progress in the caller's goroutine.
 func (s *Store) Verify(ctx context.Context, progress func(core.Progress)) (core.StoreVerifyResult, error) {
 	out := core.StoreVerifyResult{Damaged: []core.StoreItem{}}
 	blobs, err := s.blobsOnDisk()
@@ -80,7 +80,7 @@ func (s *Store) Verify(ctx context.Context, progress func(core.Progress)) (core.
 	return out, nil
 }
 
-// blobsOnDisk lists the files in blobs/, without those that were set aside.
+// blobsOnDisk lists the files in blobs/, without the quarantined ones.
 func (s *Store) blobsOnDisk() ([]blob, error) {
 	entries, err := fs.ReadDir(s.root.FS(), blobsDir)
 	if err != nil {
@@ -104,7 +104,8 @@ func (s *Store) blobsOnDisk() ([]blob, error) {
 	return out, nil
 }
 
-// verifyBlob reads a blob and sets it aside if it is damaged. One that is gone meanwhile is not.
+// verifyBlob reads a blob and quarantines it if it is damaged. A blob that vanished meanwhile does
+// not count.
 func (s *Store) verifyBlob(ctx context.Context, want digest, read func(int64)) (damaged bool, err error) {
 	var got digest
 	st, same, err := s.stamped(blobName(want), func() (err error) {
@@ -129,7 +130,7 @@ func (s *Store) verifyBlob(ctx context.Context, want digest, read func(int64)) (
 	return true, nil
 }
 
-// sha256File reads a file of the store. read is told of each piece.
+// sha256File hashes a file of the store. It calls read for each piece.
 func (s *Store) sha256File(ctx context.Context, name string, read func(int64)) (digest, error) {
 	f, err := s.root.Open(name)
 	if err != nil {

@@ -10,34 +10,36 @@ import (
 )
 
 const (
-	// ClaimTTL is how long a claim holds that is not renewed. Busy is not dead: a hive that is not
-	// suspect has all of it.
+	// ClaimTTL is how long a claim holds without renewal. Busy is not dead: a hive that is not
+	// suspect gets all of it.
 	ClaimTTL = 10 * time.Second
-	// suspectTTL is how long the claim of a hive holds whose line to the leader broke or is silent.
+	// suspectTTL is how long the claim of a hive holds whose connection to the leader is broken or
+	// silent.
 	suspectTTL = 2 * time.Second
-	// stallAfter is how long a hive may hold the origin without a byte while others wait for it.
+	// stallAfter is how long a hive may hold the origin without a byte while others wait.
 	stallAfter = 30 * time.Second
-	// RenewEvery is the time between two claims of a hive at work, askAgain that of one that waits.
+	// RenewEvery is the pause between two claims of a working hive, askAgain that of a waiting one.
 	RenewEvery = time.Second
 	askAgain   = 300 * time.Millisecond
-	// keepFile is how long is remembered who has a file, after the last claim.
+	// keepFile is how long the board remembers a file's owners after the last claim.
 	keepFile = 30 * time.Second
 
 	maxSeeders      = 8
 	maxFiles        = 4096
 	maxFilesPerHive = 64
-	// so many hives read from one that has the whole file before one that has a part is preferred
+	// partialSurcharge is the number of readers at which a hive with the whole file is no longer
+	// preferred to one with a part.
 	partialSurcharge = 3
 )
 
-// Hive is what the Board must know of a hive.
+// Hive is what the Board needs to know of a hive.
 type Hive struct {
 	Name    string
 	Address string // host:port of its RPC port
-	Suspect bool   // its line broke, or is silent
+	Suspect bool   // its connection is broken or silent
 }
 
-// Holding is what a hive answers when it is asked for a file.
+// Holding is a hive's answer about a file.
 type Holding struct {
 	Whole      bool
 	HaveBytes  int64 // from the file's beginning
@@ -45,14 +47,15 @@ type Holding struct {
 	Fetching   bool  // it is fetching it now
 }
 
-// Board is who has, or brings, which file: soft state of the leader. It is safe for concurrent use.
+// Board tracks which hives have or fetch which file: soft state of the leader. It is safe for
+// concurrent use.
 type Board struct {
 	// look finds a hive that is not down. It must not call the Board.
 	look func(hive string) (Hive, bool)
 
 	mu    sync.Mutex // guards below
 	files map[string]*file
-	swept time.Time // when what nobody asks for any more was dropped
+	swept time.Time // when unused files were last dropped
 }
 
 // NewBoard returns an empty board. look finds a hive of the registry that is not down.
@@ -60,12 +63,12 @@ func NewBoard(look func(hive string) (Hive, bool)) *Board {
 	return &Board{look: look, files: map[string]*file{}}
 }
 
-// file is what is known of one file.
+// file holds what is known of one file.
 type file struct {
-	asked   chan struct{} // closed when the hives were asked
+	asked   chan struct{} // closed once the hives were asked
 	holders map[string]bool
 	claims  map[string]*claim // by hive
-	lease   string            // the hive that is to fetch it from the origin; empty: none
+	lease   string            // the hive that fetches it from the origin; empty: none
 	touched time.Time
 }
 
@@ -75,8 +78,8 @@ type claim struct {
 	grew time.Time // when HaveBytes last grew, or the lease was given
 }
 
-// Begin reports whether the hives are to be asked who has the file, since nobody has for a while;
-// the caller does, and calls Asked. Otherwise asked is closed when whoever does has called it.
+// Begin reports whether the hives must be asked for the file, since that was long ago; if so, the
+// caller asks them and calls Asked. Otherwise asked closes when the asking caller has called Asked.
 // Errors: Overloaded.
 func (b *Board) Begin(now time.Time, digest string) (ask bool, asked <-chan struct{}, err error) {
 	b.mu.Lock()
@@ -105,8 +108,7 @@ func (b *Board) Begin(now time.Time, digest string) (ask bool, asked <-chan stru
 	return true, f.asked, nil
 }
 
-// Asked takes in what the hives have answered, by node id. What a hive has claimed meanwhile is
-// newer.
+// Asked records the hives' answers, by node id. A claim made meanwhile is newer and wins.
 func (b *Board) Asked(now time.Time, digest string, answers map[string]Holding) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -136,7 +138,7 @@ func (b *Board) Asked(now time.Time, digest string, answers map[string]Holding) 
 	f.doneLocked()
 }
 
-// doneLocked lets those go on that wait for what the hives answer.
+// doneLocked wakes those that wait for the hives' answers.
 func (f *file) doneLocked() {
 	select {
 	case <-f.asked:
@@ -145,7 +147,7 @@ func (f *file) doneLocked() {
 	}
 }
 
-// Clear forgets everything: for a leader that is none any more, or a new one.
+// Clear forgets everything: for a node that lost or gained the leadership.
 func (b *Board) Clear() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -155,14 +157,14 @@ func (b *Board) Clear() {
 	clear(b.files)
 }
 
-// Claim takes a claim in and says what its hive is to do. Errors: Overloaded for too many files at
-// once, Unavailable when Begin has not been called.
+// Claim records a claim and returns the plan for its hive. Errors: Overloaded for too many files at
+// once, Unavailable if Begin has not been called.
 func (b *Board) Claim(now time.Time, c Claim) (Plan, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f, ok := b.files[c.Digest]
 	if !ok && (c.Stage == Whole || c.Stage == Over) {
-		return Plan{}, nil // whoever wants it later asks the hives
+		return Plan{}, nil // later hives ask the hives again
 	}
 	if !ok {
 		return Plan{}, core.Errorf(core.Unavailable, "nothing is known of this file yet")
@@ -185,12 +187,12 @@ func (b *Board) Claim(now time.Time, c Claim) (Plan, error) {
 		return Plan{}, err
 	}
 	if f.lease == c.Hive && (c.NoOrigin || c.Mute || c.Stage != FromOrigin) {
-		f.lease = "" // it is not there: it has started again, or went elsewhere
+		f.lease = "" // it is not fetching: it restarted, or went elsewhere
 	}
 	return b.planLocked(f, now, c), nil
 }
 
-// noteLocked remembers the claim.
+// noteLocked records the claim.
 func (b *Board) noteLocked(f *file, now time.Time, c Claim) error {
 	old, ok := f.claims[c.Hive]
 	if !ok {
@@ -213,7 +215,7 @@ func (b *Board) noteLocked(f *file, now time.Time, c Claim) error {
 	return nil
 }
 
-// expireLocked drops what was not renewed.
+// expireLocked drops claims without renewal.
 func (b *Board) expireLocked(f *file, now time.Time) {
 	for hive, c := range f.claims {
 		h, there := b.look(hive)
@@ -229,7 +231,8 @@ func (b *Board) expireLocked(f *file, now time.Time) {
 func (b *Board) planLocked(f *file, now time.Time, c Claim) Plan {
 	p := Plan{Seeders: b.seedersLocked(f, c), Again: RenewEvery}
 	if c.Stage == FromOrigin {
-		// It says that it is there: where nobody else is, it is the one, unless nothing comes.
+		// It claims to be at the origin: if no other hive is, it gets the lease, unless it makes no
+		// progress.
 		if f.lease == "" && !c.Mute && now.Sub(f.claims[c.Hive].grew) <= stallAfter {
 			f.lease = c.Hive
 		}
@@ -246,7 +249,7 @@ func (b *Board) planLocked(f *file, now time.Time, c Claim) Plan {
 	p.Again = askAgain
 	switch {
 	case c.Mute && !c.NoOrigin:
-		p.Origin = true // nobody could take it from this hive
+		p.Origin = true // no hive could read it from this one
 	case c.NoOrigin:
 		p.Nobody = f.lease == "" && !b.hopeLocked(f, c)
 	case f.lease == "":
@@ -270,9 +273,9 @@ func (b *Board) hopeLocked(f *file, c Claim) bool {
 	return false
 }
 
-// seedersLocked returns the hives that have what c's lacks, the one to ask first first. Nobody is
-// sent in a circle: a hive reads only from one that has more than itself, and from the one at the
-// origin, which reads from nobody.
+// seedersLocked returns the hives with bytes that c's hive lacks, in the order to ask them. This
+// avoids circles: a hive reads only from one that has more than itself, or from the one at the
+// origin, which reads from none.
 func (b *Board) seedersLocked(f *file, c Claim) []Seeder {
 	type candidate struct {
 		Seeder

@@ -15,10 +15,10 @@ import (
 )
 
 const (
-	// answerWithin is how long a hive may take to begin its answer.
+	// answerWithin bounds how long a hive may take to start its answer.
 	answerWithin = 15 * time.Second
-	// quietFor is how long a hive may send nothing when the leader does not think that it has more,
-	// silentFor however that is.
+	// quietFor is how long a hive may send nothing if the leader does not think that it has more,
+	// silentFor in any case.
 	quietFor       = 5 * time.Second
 	silentFor      = 40 * time.Second
 	maxFailureBody = 64 << 10
@@ -30,7 +30,7 @@ var (
 	errSilent = errors.New("it sends nothing")
 )
 
-// link is the way to one hive's copy of a file. It is safe for concurrent use.
+// link is the connection to one hive's copy of a file. It is safe for concurrent use.
 type link struct {
 	seeder Seeder
 	digest string
@@ -42,14 +42,14 @@ type link struct {
 func newLink(s Seeder, digest string, size int64, dial func(ctx context.Context, hive, address string) (net.Conn, error), doubt func() bool) *link {
 	return &link{seeder: s, digest: digest, size: size, doubt: doubt, tr: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, s.Hive, s.Address) },
-		// A connection for each part: few parts are all there is, and what comes unasked on an idle
-		// connection would be nobody's.
+		// A connection for each part: there are few parts, and unrequested bytes on an idle
+		// connection would belong to no request.
 		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxHeader, ResponseHeaderTimeout: answerWithin,
 	}}
 }
 
-// fetch writes the bytes from from to before to into w, as they come. The error of w is returned as
-// it is. Errors: Overloaded when the hive gives to too many others, NotFound, Unavailable;
+// fetch writes the bytes from from to before to into w, as they arrive. It returns w's error
+// unchanged. Errors: Overloaded if the hive serves too many others, NotFound, Unavailable;
 // Cancelled when ctx has ended.
 func (l *link) fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	const op = "fetch from a hive"
@@ -91,7 +91,7 @@ func (l *link) explain(ctx context.Context, err error) error {
 	return core.Errorf(core.Unavailable, "%s: %w", "fetch from hive "+l.seeder.Name, err)
 }
 
-// refusal returns what the hive says instead of bytes.
+// refusal returns the hive's error answer.
 func (l *link) refusal(resp *http.Response) error {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxFailureBody))
 	var f core.Failure
@@ -106,7 +106,7 @@ func (l *link) refusal(resp *http.Response) error {
 	return core.Wrap(f.Err(), f.Kind, "fetch from hive "+l.seeder.Name)
 }
 
-// watched is a body that notes when bytes came, and its own errors.
+// watched is a body that records when bytes arrived, and its own errors.
 type watched struct {
 	r   io.Reader
 	err error // of r; nil at its regular end
@@ -128,7 +128,7 @@ func (b *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// watch gives the body up when nothing comes, until stop is called.
+// watch drops the body when nothing arrives, until stop is called.
 func (b *watched) watch(doubt func() bool, giveUp func(error)) (stop func()) {
 	b.last = time.Now()
 	ended := make(chan struct{})
@@ -156,5 +156,5 @@ func (b *watched) watch(doubt func() bool, giveUp func(error)) (stop func()) {
 	return func() { close(ended); wg.Wait() }
 }
 
-// onlyWriter keeps io.CopyBuffer from using anything but Write.
+// onlyWriter restricts io.CopyBuffer to Write.
 type onlyWriter struct{ io.Writer }

@@ -16,13 +16,11 @@ import (
 )
 
 const (
-	// alonePatience is how long a hive waits that nobody gives a byte to, before it goes to the
-	// origin whatever the leader says; busyPatience where there are hives that give to too many
-	// others already.
+	// alonePatience is how long a hive waits without a byte before it goes to the origin whatever
+	// the leader says; busyPatience applies if there are hives, but all are full.
 	alonePatience = 10 * time.Second
 	busyPatience  = time.Minute
-	// avoidFor is how long a hive is not asked again that has failed, busyFor one that had no
-	// place.
+	// avoidFor is how long a hive that failed is not asked again, busyFor one that was full.
 	avoidFor = 30 * time.Second
 	busyFor  = 2 * time.Second
 	// farewell bounds the last claim of a file.
@@ -30,26 +28,26 @@ const (
 	maxPoisoned = 1024
 )
 
-// ClientOptions are what a Client needs.
+// ClientOptions configure a Client.
 type ClientOptions struct {
 	// Dial connects to the files of a hive, as rpc.Pool.DialBlob does.
 	Dial func(ctx context.Context, hive, address string) (net.Conn, error)
-	// Claim asks the leader. It has its own deadline. Hive need not be set: the leader knows who
-	// asks.
+	// Claim asks the leader. It has its own deadline. Hive may be empty: the leader knows the
+	// caller.
 	Claim func(ctx context.Context, c Claim) (Plan, error)
-	// Have says how much of a file is there, in bytes from its beginning.
+	// Have returns how much of a file is there, in bytes from its beginning
 	Have   func(digest string) int64
-	Mute   bool // this hive gives no files
+	Mute   bool // this hive serves no files
 	Logger hclog.Logger
 }
 
-// Client finds out where this hive takes files from. It is safe for concurrent use.
+// Client finds out where this hive fetches files from. It is safe for concurrent use.
 type Client struct {
 	opts ClientOptions
 
 	mu       sync.Mutex // guards below
 	seekers  map[string][]*Seeker
-	poisoned map[string]map[string]bool // by digest: hives one of which gave wrong bytes
+	poisoned map[string]map[string]bool // by digest: hives of which at least one sent wrong bytes
 }
 
 // NewClient returns a client.
@@ -60,7 +58,7 @@ func NewClient(o ClientOptions) *Client {
 	return &Client{opts: o, seekers: map[string][]*Seeker{}, poisoned: map[string]map[string]bool{}}
 }
 
-// Fetching reports whether a file is on its way in, and whether from its origin.
+// Fetching reports whether a file is being fetched, and whether from its origin.
 func (c *Client) Fetching(digest string) (fetching, fromOrigin bool) {
 	c.mu.Lock()
 	list := slices.Clone(c.seekers[digest])
@@ -74,20 +72,20 @@ func (c *Client) Fetching(digest string) (fetching, fromOrigin bool) {
 	return fetching, fromOrigin
 }
 
-// Step is where to take a file from, or to go on with it.
+// Step says where to start or continue fetching a file.
 type Step struct {
 	Origin bool
-	Seeder Seeder // where Origin is false; without a Hive there is nobody
+	Seeder Seeder // if Origin is false; without a Hive there is no source
 }
 
-// Seeker brings one file. Its methods are called by one goroutine at a time, but for Fetch.
+// Seeker fetches one file. One goroutine at a time calls its methods, except Fetch.
 type Seeker struct {
 	c      *Client
 	digest string
 	size   int64
 	say    func(format string, args ...any)
 
-	used     map[string]bool      // hives that bytes came from which are not proven
+	used     map[string]bool      // hives that sent unverified bytes
 	avoid    map[string]time.Time // hives, and until when
 	busy     map[string]time.Time
 	noOrigin error // why the origin failed
@@ -101,11 +99,11 @@ type Seeker struct {
 
 	mu    sync.Mutex // guards below
 	stage Stage      // 0: it has not begun
-	link  *link      // to the hive that is read from; nil: none
+	link  *link      // to the hive to read from; nil: none
 	doubt bool       // the leader does not think that this hive has more
 }
 
-// Seek begins with a file of this digest and size. say tells a person where it comes from. The
+// Seek starts with a file of this digest and size. It calls say to tell a person the source. The
 // caller closes the seeker.
 func (c *Client) Seek(digest string, sizeBytes int64, say func(format string, args ...any)) *Seeker {
 	s := &Seeker{
@@ -118,7 +116,7 @@ func (c *Client) Seek(digest string, sizeBytes int64, say func(format string, ar
 	return s
 }
 
-// Close tells the leader how it ended, and waits for all that runs.
+// Close tells the leader the outcome, and waits for all running work.
 func (s *Seeker) Close(ctx context.Context, whole bool) {
 	if s.end != nil {
 		s.end()
@@ -136,13 +134,13 @@ func (s *Seeker) Close(ctx context.Context, whole bool) {
 	}
 	s.c.mu.Unlock()
 	if !begun || len(rest) > 0 {
-		return // another job goes on with it
+		return // another job continues with it
 	}
 	stage := Over
 	if whole {
 		stage = Whole
 	}
-	// The job may be cancelled, which is what the leader shall hear.
+	// The job may be cancelled, which is what the leader must learn.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
 	defer cancel()
 	if _, err := s.c.opts.Claim(ctx, Claim{Digest: s.digest, Stage: stage, HaveBytes: s.size, Mute: s.c.opts.Mute}); err != nil {
@@ -150,9 +148,9 @@ func (s *Seeker) Close(ctx context.Context, whole bool) {
 	}
 }
 
-// Next says where to take the file from. failed is why the last step did not do, nil at first:
-// core.Integrity if the digest was wrong at the end, anything else if there is no more to be had.
-// It waits for another hive where one is about to have something. Errors: ctx's.
+// Next returns where to fetch the file from. failed is why the last step ended, nil at first:
+// core.Integrity if the final digest was wrong, anything else if there is no more to get. It waits
+// for another hive that is about to have something. Errors: ctx's.
 func (s *Seeker) Next(ctx context.Context, failed error) (Step, error) {
 	if failed != nil {
 		s.blame(failed)
@@ -212,8 +210,8 @@ func (s *Seeker) Next(ctx context.Context, failed error) (Step, error) {
 	}
 }
 
-// Fetch writes the bytes from from to before to, of the hive that the last Next named, into w.
-// Errors: those of w, as they are; Overloaded, NotFound, Unavailable, Cancelled.
+// Fetch writes the bytes from from to before to, of the hive in the last Next, into w. Errors:
+// those of w, unchanged; Overloaded, NotFound, Unavailable, Cancelled.
 func (s *Seeker) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	s.mu.Lock()
 	l := s.link
@@ -224,7 +222,7 @@ func (s *Seeker) Fetch(ctx context.Context, from, to int64, w io.Writer) error {
 	return l.fetch(ctx, from, to, w)
 }
 
-// origin returns the step to the origin, unless that has failed already.
+// origin returns the step to the origin, unless that has already failed.
 func (s *Seeker) origin() Step {
 	if s.noOrigin != nil {
 		return s.nobody()
@@ -244,14 +242,14 @@ func (s *Seeker) nobody() Step {
 // OriginFailed returns why the origin failed; nil: it did not.
 func (s *Seeker) OriginFailed() error { return s.noOrigin }
 
-// blame notes what the last step's failure means.
+// blame records the meaning of the last step's failure.
 func (s *Seeker) blame(failed error) {
 	now := time.Now()
 	hive := s.now.Seeder.Hive
 	switch {
 	case core.KindOf(failed) == core.Integrity && len(s.used) > 0:
-		// Whole files have digests, their parts have none: any of these hives may have been it.
-		// From here on only the origin counts.
+		// Whole files have digests, their parts have none: any of these hives may have sent wrong
+		// bytes. From here on only the origin counts.
 		hives := sortedKeys(s.used)
 		s.c.poison(s.digest, hives)
 		s.c.opts.Logger.Warn("a file that came from other hives had the wrong digest: it is taken from its origin", "hives", hives, "error", failed)
@@ -270,7 +268,7 @@ func (s *Seeker) blame(failed error) {
 	}
 }
 
-// choose takes the first seeder that has a place. busy: there is one that has none.
+// choose takes the first seeder with a free place. busy: some seeder is full.
 func (s *Seeker) choose(list []Seeder) (chosen Seeder, busy, found bool) {
 	now := time.Now()
 	for _, x := range list {
@@ -300,13 +298,13 @@ func (s *Seeker) claim(ctx context.Context) (Plan, error) {
 	return s.c.opts.Claim(ctx, c)
 }
 
-// renew keeps the claim of a file at work alive, until Close.
+// renew renews the claim of a file in progress, until Close.
 func (s *Seeker) renew(ctx context.Context) {
 	if s.renewing {
 		return
 	}
 	s.renewing = true
-	// The bytes of a job outlive the call that began with them, and Close ends this.
+	// The bytes of a job outlive the call that started them; Close ends this.
 	ctx, s.end = context.WithCancel(context.WithoutCancel(ctx))
 	s.wg.Go(func() {
 		tick := time.NewTicker(RenewEvery)
@@ -344,14 +342,14 @@ func (s *Seeker) doubted() bool {
 	return s.doubt
 }
 
-// enter notes what is done from now on.
+// enter records the present stage.
 func (s *Seeker) enter(stage Stage, l *link) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stage, s.link, s.doubt = stage, l, false
 }
 
-// tell says something once.
+// tell reports something once.
 func (s *Seeker) tell(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); text != s.said {
 		s.said = text

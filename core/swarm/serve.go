@@ -21,45 +21,45 @@ import (
 
 const (
 	blobPath = "/v1/blobs/"
-	// maxUploads is how many files a hive gives at once.
+	// maxUploads bounds the concurrent uploads of a hive.
 	maxUploads = 8
-	// maxConns are the connections of other hives, most of which are told that there are too many.
+	// maxConns bounds the connections of other hives, most of which are told that there are too
+	// many.
 	maxConns = 256
-	// uploadPart is how much is read and sent at once: inference gets its turn in between.
+	// uploadPart is the size of a read and write, so that inference gets its turn in between.
 	uploadPart = 256 << 10
 	// uploadIdle is how long an upload waits for bytes that this hive does not have yet.
 	uploadIdle = time.Minute
-	// uploadStuck is how long the other hive may take not to read.
+	// uploadStuck is how long the other hive may fail to read.
 	uploadStuck = 30 * time.Second
 	serveHeader = 5 * time.Second
 	maxHeader   = 8 << 10
 )
 
-// Shelf is where a hive's files are.
+// Shelf finds a hive's files.
 type Shelf interface {
-	// OpenBlob opens a file that is there, or on its way in. Errors: NotFound.
+	// OpenBlob opens a file that is there or being fetched. Errors: NotFound.
 	OpenBlob(digest string) (Blob, error)
 }
 
-// Blob is a file that is there, or on its way in. It is safe for concurrent use.
+// Blob is a file that is there or being fetched. It is safe for concurrent use.
 type Blob interface {
 	io.ReaderAt
 	io.Closer
-	// Size is that of the whole file, in bytes; 0 when it is not known.
+	// Size returns the size of the whole file, in bytes; 0 if unknown.
 	Size() int64
-	// Wait waits until there are bytes from offset on, and says where they end. Errors: io.EOF at
-	// the file's end, ctx's, and any other when there will be no more, or what was there is not any
-	// more.
+	// Wait waits until there are bytes from offset on, and returns where they end. Errors: io.EOF
+	// at the file's end, ctx's, and any other if no more will arrive, or earlier bytes are gone.
 	Wait(ctx context.Context, offset int64) (end int64, err error)
 }
 
-// Limiter holds back what is sent. *download.Limiter is one.
+// Limiter bounds the upload rate. *download.Limiter implements it.
 type Limiter interface {
-	// Writer is w behind the limiter, until ctx ends.
+	// Writer returns w behind the limiter, until ctx ends.
 	Writer(ctx context.Context, w io.Writer) io.Writer
 }
 
-// Server gives this hive's files to other hives.
+// Server serves this hive's files to other hives.
 type Server struct {
 	shelf  Shelf
 	limit  Limiter // nil: none
@@ -68,8 +68,8 @@ type Server struct {
 	part   sync.Pool
 }
 
-// NewServer returns a server for the files of shelf. limit holds back all uploads together; nil:
-// nothing does. log may be nil.
+// NewServer returns a server for the files of shelf. limit bounds all uploads together; nil: no
+// limit. log may be nil.
 func NewServer(shelf Shelf, limit Limiter, log hclog.Logger) *Server {
 	if log == nil {
 		log = hclog.NewNullLogger()
@@ -81,7 +81,7 @@ func NewServer(shelf Shelf, limit Limiter, log hclog.Logger) *Server {
 }
 
 // Serve serves the connections of l, those of rpc.Mux.Blobs, until ctx ends or l is closed, then
-// cuts those that are left and returns when all uploads have ended.
+// cuts the rest and returns when all uploads have ended.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -94,7 +94,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			switch state {
 			case http.StateNew: // said by Serve itself
 				open.Add(1)
-			case http.StateClosed: // said by the connection's goroutine, at its end
+			case http.StateClosed: // reported by the connection's goroutine, at its end
 				open.Done()
 			}
 		},
@@ -111,7 +111,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return core.Wrap(err, core.Unavailable, "give files to other hives")
 }
 
-// limited bounds the connections that are open.
+// limited bounds the open connections.
 type limited struct {
 	net.Listener
 	places chan struct{}
@@ -174,11 +174,11 @@ func (s *Server) upload(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	}
 	if err := s.send(ctx, w, control, b, from, to); err != nil {
 		s.log.Debug("an upload was cut", "error", err)
-		panic(http.ErrAbortHandler) // the other hive sees that it is not whole
+		panic(http.ErrAbortHandler) // the other hive sees that it is incomplete
 	}
 }
 
-// open finds what is asked for.
+// open opens the requested file.
 func (s *Server) open(r *http.Request) (b Blob, from, to int64, err error) {
 	digest, ok := strings.CutPrefix(r.URL.Path, blobPath)
 	if r.Method != http.MethodGet || !ok || !ValidDigest(digest) {
@@ -200,8 +200,8 @@ func (s *Server) open(r *http.Request) (b Blob, from, to int64, err error) {
 	return b, from, to, nil
 }
 
-// parseRange reads "bytes=FROM-" and "bytes=FROM-LAST"; empty is all. It gives a part that is not
-// empty and within size. Errors: Invalid.
+// parseRange parses "bytes=FROM-" and "bytes=FROM-LAST"; an empty text is all. It returns a part
+// that is not empty and within size. Errors: Invalid.
 func parseRange(text string, size int64) (from, to int64, err error) {
 	if text == "" {
 		return 0, size, nil
@@ -220,7 +220,7 @@ func parseRange(text string, size int64) (from, to int64, err error) {
 	return from, to, nil
 }
 
-// send sends bytes as they come.
+// send sends bytes as they arrive.
 func (s *Server) send(ctx context.Context, rw io.Writer, control *http.ResponseController, b Blob, from, to int64) error {
 	var w io.Writer = timely{rw, control}
 	if s.limit != nil {
@@ -243,14 +243,14 @@ func (s *Server) send(ctx context.Context, rw io.Writer, control *http.ResponseC
 			}
 			from += int64(len(part))
 		}
-		if err := control.Flush(); err != nil { // what there is, before the next wait
+		if err := control.Flush(); err != nil { // send what there is before the next wait
 			return err
 		}
 	}
 	return nil
 }
 
-// timely gives up a write that the other hive does not take.
+// timely aborts a write that the other hive does not read.
 type timely struct {
 	w       io.Writer
 	control *http.ResponseController
@@ -269,7 +269,7 @@ func waitFor(ctx context.Context, b Blob, offset int64) (end int64, err error) {
 	return b.Wait(ctx, offset)
 }
 
-// refuse answers with why not.
+// refuse answers with the error.
 func refuse(w http.ResponseWriter, err error) {
 	status := http.StatusServiceUnavailable
 	switch core.KindOf(err) {
@@ -284,5 +284,5 @@ func refuse(w http.ResponseWriter, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // who is gone needs no answer
+	_, _ = w.Write(body) // a client that has gone needs no answer
 }

@@ -1,10 +1,10 @@
-// Package token is the text of the tokens that people and programs show, and the hashes that the
-// registry has instead of them.
+// Package token handles the text of API and join tokens, and the hashes that the registry stores
+// instead of them.
 //
 // An API token is rbee_<id>_<secret>, a join token is rbeejoin_<id>_<secret>_<fingerprint>: id,
 // secret and the fingerprint of the CA certificate are lower-case base32 (RFC 4648, no padding).
-// The id is public, the secret has 160 random bits, and a hash of it is enough to recognise it:
-// nothing that random can be guessed from its hash, so the hash needs no salt and no work.
+// The id is public, the secret has 160 random bits, and a hash of it is enough to verify it: a
+// secret this random cannot be guessed from its hash, so the hash needs no salt and no work factor.
 package token
 
 import (
@@ -20,14 +20,14 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// DefaultPort is where ParseJoin expects the RPC port of a queen that is named without a port.
+// DefaultPort is the RPC port that ParseJoin assumes for a queen without a port.
 const DefaultPort = 7834
 
 const (
 	apiPrefix  = "rbee"
 	joinPrefix = "rbeejoin"
 
-	idChars          = 10 // 50 random bits: enough to never meet twice in one registry
+	idChars          = 10 // 50 random bits: enough to stay unique within a registry
 	secretBytes      = 20
 	secretChars      = secretBytes * 8 / 5
 	fingerprintChars = (sha256.Size*8 + 4) / 5
@@ -37,7 +37,7 @@ const alphabet = "abcdefghijklmnopqrstuvwxyz234567"
 
 func encoding() *base32.Encoding { return base32.NewEncoding(alphabet).WithPadding(base32.NoPadding) }
 
-// Parsed is a token that was shown. It can be formatted and logged: its secret hides itself.
+// Parsed is a parsed token. It can be formatted and logged: its secret hides itself.
 type Parsed struct {
 	Kind        core.TokenKind
 	ID          string
@@ -45,15 +45,15 @@ type Parsed struct {
 	Fingerprint string // of the CA certificate; join tokens only
 }
 
-// New makes an API token. The text is all there is of its secret: show it once and keep only the id
-// and the hash.
+// New makes an API token. The text holds the only copy of its secret: show it once and keep only
+// the id and the hash.
 func New() (id string, secretHash []byte, text string) {
 	p := fresh(core.TokenAPI)
 	return p.ID, Hash(p.Secret), p.Text()
 }
 
 // NewJoin makes a join token for the cluster whose CA certificate has the fingerprint (see
-// pki.Fingerprint). It panics if that is not a fingerprint.
+// pki.Fingerprint). It panics for an invalid fingerprint.
 func NewJoin(fingerprint string) (id string, secretHash []byte, text string) {
 	if !is(fingerprint, fingerprintChars) {
 		panic("token: not the fingerprint of a CA certificate")
@@ -73,8 +73,8 @@ func fresh(kind core.TokenKind) Parsed {
 	}
 }
 
-// Parse takes a token apart. It says nothing about whether any registry knows it. Errors:
-// Unauthenticated; they never repeat the text.
+// Parse parses a token. It does not check it against a registry. Errors: Unauthenticated; they
+// never repeat the text.
 func Parse(text string) (Parsed, error) {
 	parts := strings.Split(text, "_")
 	var p Parsed
@@ -97,8 +97,8 @@ func Parse(text string) (Parsed, error) {
 	return p, nil
 }
 
-// ParseJoin takes TOKEN@host, TOKEN@host:port or TOKEN@[v6]:port apart, as "rbee agent -join" and
-// "rbee cluster join" are given it. The address is host:port, with DefaultPort if none is said.
+// ParseJoin parses TOKEN@host, TOKEN@host:port or TOKEN@[v6]:port, the argument of "rbee agent
+// -join" and "rbee cluster join". The address is host:port, with DefaultPort if none is given.
 // Errors: Invalid; they never repeat the token.
 func ParseJoin(text string) (Parsed, string, error) {
 	tok, address, found := strings.Cut(text, "@")
@@ -128,7 +128,7 @@ func ParseJoin(text string) (Parsed, string, error) {
 	return p, net.JoinHostPort(host, port), nil
 }
 
-// Text returns the whole token: to be shown once, or sent to a queen within TLS. Never log it.
+// Text returns the whole token: show it once, or send it to a queen within TLS. Never log it.
 func (p Parsed) Text() string {
 	if p.Kind == core.TokenJoin {
 		return strings.Join([]string{joinPrefix, p.ID, string(p.Secret), p.Fingerprint}, "_")
@@ -136,13 +136,13 @@ func (p Parsed) Text() string {
 	return strings.Join([]string{apiPrefix, p.ID, string(p.Secret)}, "_")
 }
 
-// Matches says in constant time whether the registry's hash is that of the token's secret. No hash
-// matches nothing.
+// Matches reports in constant time whether the registry's hash is that of the token's secret. An
+// empty hash matches nothing.
 func (p Parsed) Matches(hash []byte) bool {
 	return subtle.ConstantTimeCompare(Hash(p.Secret), hash) == 1
 }
 
-// Hash returns what the registry keeps of a secret: SHA-256 of its text.
+// Hash returns the hash of a secret that the registry stores: SHA-256 of its text.
 func Hash(s Secret) []byte {
 	h := sha256.Sum256([]byte(s))
 	return h[:]
@@ -163,8 +163,8 @@ func badJoin(why string) error {
 		"Join with TOKEN@host or TOKEN@host:port, where the token is from \"rbee token create --type join\" and the host is any queen.")
 }
 
-// Secret is the part of a token that proves it. It shows itself to no format verb, no JSON and no
-// logger; string(s) is the secret.
+// Secret is the part of a token that proves it. No format verb, JSON or logger shows it; string(s)
+// is the secret.
 type Secret string
 
 const hidden = "[secret]"

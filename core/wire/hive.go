@@ -5,17 +5,17 @@ import (
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
-// FileToProto is for the files of models and worker binaries.
+// FileToProto converts a file of a model or worker binary.
 func FileToProto(f core.File) *hivev1.File {
 	return &hivev1.File{Path: f.Path, SizeBytes: f.SizeBytes, Digest: f.Digest}
 }
 
-// FileFromProto undoes FileToProto.
+// FileFromProto reverses FileToProto.
 func FileFromProto(f *hivev1.File) core.File {
 	return core.File{Path: f.GetPath(), SizeBytes: f.GetSizeBytes(), Digest: f.GetDigest()}
 }
 
-// ProcessToProto is for a hive's process table.
+// ProcessToProto converts an entry of a hive's process table.
 func ProcessToProto(p core.Process) *hivev1.Process {
 	return &hivev1.Process{
 		Pid:         int64(p.PID),
@@ -34,7 +34,7 @@ func ProcessToProto(p core.Process) *hivev1.Process {
 	}
 }
 
-// ProcessFromProto undoes ProcessToProto.
+// ProcessFromProto reverses ProcessToProto.
 func ProcessFromProto(p *hivev1.Process) core.Process {
 	return core.Process{
 		PID:         int(p.GetPid()),
@@ -53,7 +53,7 @@ func ProcessFromProto(p *hivev1.Process) core.Process {
 	}
 }
 
-// BinaryToProto is for a hive's worker catalog.
+// BinaryToProto converts an entry of a hive's worker catalog.
 func BinaryToProto(b core.WorkerBinary) *hivev1.Binary {
 	return &hivev1.Binary{
 		Id:            b.ID,
@@ -86,7 +86,7 @@ func checkFromProto(c *hivev1.Check) core.Check {
 	return core.Check{Name: c.GetName(), Passed: c.GetPassed(), Detail: c.GetDetail()}
 }
 
-// BinaryFromProto undoes BinaryToProto.
+// BinaryFromProto reverses BinaryToProto.
 func BinaryFromProto(b *hivev1.Binary) core.WorkerBinary {
 	return core.WorkerBinary{
 		ID:            b.GetId(),
@@ -111,8 +111,8 @@ func BinaryFromProto(b *hivev1.Binary) core.WorkerBinary {
 	}
 }
 
-// ModelToProto is for a hive's store. Hives and Capabilities are not carried: one hive does not
-// know who else has the model.
+// ModelToProto converts a model of a hive's store. It omits Hives and Capabilities: one hive does
+// not know which others have the model.
 func ModelToProto(m core.Model) *hivev1.Model {
 	return &hivev1.Model{
 		Id:            m.ID,
@@ -135,7 +135,7 @@ func ModelToProto(m core.Model) *hivev1.Model {
 	}
 }
 
-// ModelFromProto undoes ModelToProto; Hives and Capabilities are empty.
+// ModelFromProto reverses ModelToProto; Hives and Capabilities are empty.
 func ModelFromProto(m *hivev1.Model) core.Model {
 	return core.Model{
 		ID:            m.GetId(),
@@ -195,7 +195,7 @@ func modelFactsFromProto(f *hivev1.ModelFacts) *core.ModelFacts {
 	}
 }
 
-// ModelFitToProto is for the devices of a hive.
+// ModelFitToProto converts the fit of a model on a hive's devices.
 func ModelFitToProto(f core.ModelFit) *hivev1.ModelFit {
 	return &hivev1.ModelFit{
 		Hive:          f.Hive,
@@ -214,7 +214,7 @@ func ModelFitToProto(f core.ModelFit) *hivev1.ModelFit {
 	}
 }
 
-// ModelFitFromProto undoes ModelFitToProto.
+// ModelFitFromProto reverses ModelFitToProto.
 func ModelFitFromProto(f *hivev1.ModelFit) core.ModelFit {
 	return core.ModelFit{
 		Hive:          f.GetHive(),
@@ -233,14 +233,14 @@ func ModelFitFromProto(f *hivev1.ModelFit) core.ModelFit {
 	}
 }
 
-// CatalogItemToProto is for a hive's catalog search.
+// CatalogItemToProto converts a result of a hive's catalog search.
 func CatalogItemToProto(i core.CatalogItem) *hivev1.CatalogItem {
 	return &hivev1.CatalogItem{
 		Ref: i.Ref, Kind: i.Kind, Name: i.Name, Summary: i.Summary, SizeBytes: i.SizeBytes, License: i.License,
 	}
 }
 
-// CatalogItemFromProto undoes CatalogItemToProto.
+// CatalogItemFromProto reverses CatalogItemToProto.
 func CatalogItemFromProto(i *hivev1.CatalogItem) core.CatalogItem {
 	return core.CatalogItem{
 		Ref: i.GetRef(), Kind: i.GetKind(), Name: i.GetName(), Summary: i.GetSummary(), SizeBytes: i.GetSizeBytes(), License: i.GetLicense(),

@@ -5,7 +5,7 @@ import (
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
 
-// FailureToProto is for jobs and events; nil stays nil.
+// FailureToProto converts the failure of a job or event; nil stays nil.
 func FailureToProto(f *core.Failure) *jobv1.Failure {
 	if f == nil {
 		return nil
@@ -13,7 +13,7 @@ func FailureToProto(f *core.Failure) *jobv1.Failure {
 	return &jobv1.Failure{Kind: string(f.Kind), Message: f.Message, Hint: f.Hint}
 }
 
-// FailureFromProto undoes FailureToProto.
+// FailureFromProto reverses FailureToProto.
 func FailureFromProto(f *jobv1.Failure) *core.Failure {
 	if f == nil {
 		return nil
@@ -21,7 +21,7 @@ func FailureFromProto(f *jobv1.Failure) *core.Failure {
 	return &core.Failure{Kind: core.Kind(f.GetKind()), Message: f.GetMessage(), Hint: f.GetHint()}
 }
 
-// ProgressToProto is for events; nil stays nil.
+// ProgressToProto converts the progress of an event; nil stays nil.
 func ProgressToProto(p *core.Progress) *jobv1.Progress {
 	if p == nil {
 		return nil
@@ -29,7 +29,7 @@ func ProgressToProto(p *core.Progress) *jobv1.Progress {
 	return &jobv1.Progress{Phase: p.Phase, Done: p.Done, Total: p.Total, Unit: p.Unit}
 }
 
-// ProgressFromProto undoes ProgressToProto.
+// ProgressFromProto reverses ProgressToProto.
 func ProgressFromProto(p *jobv1.Progress) *core.Progress {
 	if p == nil {
 		return nil
@@ -37,7 +37,7 @@ func ProgressFromProto(p *jobv1.Progress) *core.Progress {
 	return &core.Progress{Phase: p.GetPhase(), Done: p.GetDone(), Total: p.GetTotal(), Unit: p.GetUnit()}
 }
 
-// JobToProto is for the answers of JobService.
+// JobToProto converts a job for the answers of JobService.
 func JobToProto(j core.Job) *jobv1.Job {
 	return &jobv1.Job{
 		Id:         j.ID,
@@ -52,7 +52,7 @@ func JobToProto(j core.Job) *jobv1.Job {
 	}
 }
 
-// JobFromProto undoes JobToProto.
+// JobFromProto reverses JobToProto.
 func JobFromProto(j *jobv1.Job) core.Job {
 	return core.Job{
 		ID:        j.GetId(),
@@ -67,7 +67,7 @@ func JobFromProto(j *jobv1.Job) core.Job {
 	}
 }
 
-// EventToProto is for the event stream of JobService.
+// EventToProto converts an event for the stream of JobService.
 func EventToProto(e core.Event) *jobv1.Event {
 	return &jobv1.Event{
 		Seq:        e.Seq,
@@ -81,7 +81,7 @@ func EventToProto(e core.Event) *jobv1.Event {
 	}
 }
 
-// EventFromProto undoes EventToProto.
+// EventFromProto reverses EventToProto.
 func EventFromProto(e *jobv1.Event) core.Event {
 	return core.Event{
 		Seq:      e.GetSeq(),

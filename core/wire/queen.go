@@ -9,8 +9,8 @@ import (
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
-// HiveToProto is for reports. Status, Draining, LastBeat and the raft indexes are not carried: they
-// are the queen's to say.
+// HiveToProto converts a hive for reports. It omits Status, Draining, LastBeat and the raft
+// indexes, which the queen sets.
 func HiveToProto(h core.Hive) *queenv1.Hive {
 	return &queenv1.Hive{
 		Id:          h.ID,
@@ -26,7 +26,7 @@ func HiveToProto(h core.Hive) *queenv1.Hive {
 	}
 }
 
-// HiveFromProto undoes HiveToProto.
+// HiveFromProto reverses HiveToProto.
 func HiveFromProto(h *queenv1.Hive) core.Hive {
 	return core.Hive{
 		ID:          h.GetId(),
@@ -42,8 +42,8 @@ func HiveFromProto(h *queenv1.Hive) core.Hive {
 	}
 }
 
-// WorkerToProto is for reports. Hive is not carried, it is the sender; nor are the raft indexes and
-// the time of the load report.
+// WorkerToProto converts a worker for reports. It omits Hive, which is the sender, the raft indexes
+// and the time of the load report.
 func WorkerToProto(w core.Worker) *queenv1.Worker {
 	return &queenv1.Worker{
 		Id:            w.ID,
@@ -61,7 +61,7 @@ func WorkerToProto(w core.Worker) *queenv1.Worker {
 	}
 }
 
-// WorkerFromProto undoes WorkerToProto for a worker of the hive with the given id, whose load was
+// WorkerFromProto reverses WorkerToProto for a worker of the hive with the given id, whose load was
 // reported at the given time.
 func WorkerFromProto(w *queenv1.Worker, hive string, at time.Time) core.Worker {
 	return core.Worker{
@@ -81,7 +81,8 @@ func WorkerFromProto(w *queenv1.Worker, hive string, at time.Time) core.Worker {
 	}
 }
 
-// LoadToProto is for reports. At is not carried: clocks differ, the receiver sets its own.
+// LoadToProto converts a load for reports. It omits At: clocks differ, so the receiver sets its
+// own.
 func LoadToProto(l core.Load) *queenv1.Load {
 	return &queenv1.Load{
 		Active:          int32Of(l.Active),
@@ -94,7 +95,7 @@ func LoadToProto(l core.Load) *queenv1.Load {
 	}
 }
 
-// LoadFromProto undoes LoadToProto for a report that arrived at the given time.
+// LoadFromProto reverses LoadToProto for a report that arrived at the given time.
 func LoadFromProto(l *queenv1.Load, at time.Time) core.Load {
 	return core.Load{
 		At:              at,
@@ -108,7 +109,7 @@ func LoadFromProto(l *queenv1.Load, at time.Time) core.Load {
 	}
 }
 
-// durationOf returns nil for 0, so that what is usual takes no bytes.
+// durationOf returns nil for 0, so that the usual value takes no bytes.
 func durationOf(d core.Duration) *durationpb.Duration {
 	if d == 0 {
 		return nil

@@ -1,9 +1,9 @@
-// Package wire turns core nouns into protobuf messages and back.
+// Package wire converts core nouns to protobuf messages and back.
 //
-// XToProto and XFromProto are for the messages of queen.v1, hive.v1 and job.v1; XToRaft and
-// XFromRaft for those of raft.v1. A nil message becomes the zero noun, a zero time is a missing
-// timestamp, and lists that the public API writes as [] are never nil after FromProto. Slices are
-// copied: noun and message share no memory that either side may change.
+// XToProto and XFromProto use the messages of queen.v1, hive.v1 and job.v1; XToRaft and XFromRaft
+// those of raft.v1. A nil message becomes the zero noun, a zero time is a missing timestamp, and
+// lists that the public API writes as [] are never nil after FromProto. Slices are copied: noun and
+// message share no mutable memory.
 package wire
 
 import (
@@ -26,7 +26,7 @@ func All[A, B any](list []A, convert func(A) B) []B {
 	return out
 }
 
-// optional converts a list that JSON leaves out when it is empty.
+// optional converts a list that JSON omits when it is empty.
 func optional[A, B any](list []A, convert func(A) B) []B {
 	if len(list) == 0 {
 		return nil
@@ -34,12 +34,12 @@ func optional[A, B any](list []A, convert func(A) B) []B {
 	return All(list, convert)
 }
 
-// filled copies a list whose JSON is [] when it is empty.
+// filled copies a list that is [] in JSON when it is empty.
 func filled(list []string) []string {
 	return append(make([]string, 0, len(list)), list...)
 }
 
-// copied copies a list whose JSON is left out when it is empty.
+// copied copies a list that JSON omits when it is empty.
 func copied(list []string) []string {
 	if len(list) == 0 {
 		return nil
@@ -55,7 +55,7 @@ func bytesOf(b []byte) []byte {
 	return slices.Clone(b)
 }
 
-// int32Of narrows a count; what does not fit becomes the nearest that does.
+// int32Of narrows a count, clamped to the range.
 func int32Of(n int) int32 {
 	return int32(min(max(int64(n), math.MinInt32), math.MaxInt32))
 }
@@ -67,7 +67,7 @@ func timeToProto(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
-// timeFromProto gives UTC; a missing or impossible timestamp is the zero time.
+// timeFromProto returns a time in UTC; a missing or invalid timestamp is the zero time.
 func timeFromProto(t *timestamppb.Timestamp) time.Time {
 	if !t.IsValid() {
 		return time.Time{}
@@ -75,14 +75,14 @@ func timeFromProto(t *timestamppb.Timestamp) time.Time {
 	return t.AsTime()
 }
 
-// DeviceToProto is for reports and for a hive's answers.
+// DeviceToProto converts a device for reports and a hive's answers.
 func DeviceToProto(d core.Device) *hivev1.Device {
 	return &hivev1.Device{
 		Id: d.ID, Kind: d.Kind, Name: d.Name, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes, Problem: d.Problem,
 	}
 }
 
-// DeviceFromProto undoes DeviceToProto.
+// DeviceFromProto reverses DeviceToProto.
 func DeviceFromProto(d *hivev1.Device) core.Device {
 	return core.Device{
 		ID: d.GetId(), Kind: d.GetKind(), Name: d.GetName(), TotalBytes: d.GetTotalBytes(), FreeBytes: d.GetFreeBytes(), Problem: d.GetProblem(),

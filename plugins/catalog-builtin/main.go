@@ -1,5 +1,5 @@
-// Command rbee-catalog-builtin is the catalog source builtin: it carries the small model rbee-tiny
-// inside itself, so that a fresh machine without a network has something to talk to.
+// Command rbee-catalog-builtin is the catalog source builtin: it contains the small model
+// rbee-tiny, so that a fresh machine without a network has a model to talk to.
 package main
 
 import (

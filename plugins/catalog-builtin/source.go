@@ -38,12 +38,12 @@ func newSource(version, model string) *source {
 	})}
 }
 
-// Info says who the source is.
+// Info describes the source.
 func (s *source) Info(context.Context) (sdk.Info, error) {
 	return sdk.Info{Name: "builtin", Kind: sdk.KindCatalog, Version: s.version, Summary: "Carries rbee-tiny, a very small model of rbee's own."}, nil
 }
 
-// Schema is empty: there is nothing to configure.
+// Schema returns an empty schema: there is nothing to configure.
 func (s *source) Schema(context.Context) (sdk.Schema, error) { return sdk.Schema{}, nil }
 
 // Configure refuses anything but an empty block.
@@ -62,7 +62,7 @@ func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostic
 	return d, nil
 }
 
-// Search emits the model if the query fits it.
+// Search emits the model if it matches the query.
 func (s *source) Search(_ context.Context, q catalog.Query, emit func(catalog.Item) error) error {
 	if q.Kind != "" && q.Kind != catalog.KindModel || !strings.Contains(tinyName+" "+strings.ToLower(tinySummary), strings.ToLower(q.Text)) {
 		return nil
@@ -70,7 +70,7 @@ func (s *source) Search(_ context.Context, q catalog.Query, emit func(catalog.It
 	return emit(catalog.Item{Ref: tinyName, Kind: catalog.KindModel, Name: tinyName, Summary: tinySummary, SizeBytes: int64(len(s.model)), License: tinyLicense})
 }
 
-// Resolve knows one reference.
+// Resolve resolves the only reference.
 func (s *source) Resolve(_ context.Context, ref string) (catalog.Manifest, error) {
 	if ref != tinyName {
 		return catalog.Manifest{}, sdk.WithHint(fmt.Errorf("no built-in model %q: %w", ref, catalog.ErrNotFound), "The only one is builtin:%s.", tinyName)

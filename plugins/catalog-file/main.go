@@ -1,4 +1,4 @@
-// Command rbee-catalog-file is the catalog source file: models that lie on this machine already.
+// Command rbee-catalog-file is the catalog source file: models that are already on this machine.
 package main
 
 import "github.com/rbee-project/rbee/plugins/sdk/catalog"

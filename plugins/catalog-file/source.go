@@ -25,19 +25,19 @@ import (
 )
 
 const (
-	maxDepth   = 6      // of folders below a configured one that Search looks into
-	maxVisited = 20_000 // entries that one Search looks at
+	maxDepth   = 6      // of folders below a configured one that Search descends into
+	maxVisited = 20_000 // entries that one Search examines
 	maxDigests = 256    // digests remembered
 	copyBuffer = 256 << 10
 )
 
 // source offers GGUF files of this machine.
 //
-// Who may ask for a model may be anybody with a token of the cluster, while the files belong to the
-// user that runs the hive. So only files below the configured folders can be named; links must not
-// lead out of them. With allow_any every file that this user may read can be named, which is right
-// on a person's own machine. In both cases only GGUF files are taken, and of others nothing is told
-// but that they are none, so that nobody learns the digest of a secret.
+// Any holder of a cluster token may ask for a model, while the files belong to the user that runs
+// the hive. So only files below the configured folders can be named; links must not lead out of
+// them. With allow_any every file that this user may read can be named, which is right on a
+// personal machine. In both cases it accepts only GGUF files, and says of others only that they are
+// not GGUF, so that nobody learns the digest of a secret.
 type source struct {
 	version string
 
@@ -47,7 +47,7 @@ type source struct {
 	digests  map[fileKey]string
 }
 
-// fileKey tells a file from the same one after a change.
+// fileKey distinguishes a file from a changed version of it.
 type fileKey struct {
 	path string
 	size int64
@@ -60,12 +60,12 @@ func newSource(version string) *source {
 	return &source{version: version, digests: map[fileKey]string{}}
 }
 
-// Info says who the source is.
+// Info describes the source.
 func (s *source) Info(context.Context) (sdk.Info, error) {
 	return sdk.Info{Name: "file", Kind: sdk.KindCatalog, Version: s.version, Summary: "GGUF files that lie on the hive's own disk."}, nil
 }
 
-// Schema has the folders and the permission.
+// Schema returns the settings: the folders and the permission.
 func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	return sdk.Schema{Attributes: []sdk.Attribute{
 		{
@@ -79,8 +79,7 @@ func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	}}, nil
 }
 
-// Configure takes the folders. One that is not there is only warned of: its disk may be plugged in
-// later.
+// Configure sets the folders. It only warns of a missing one: its disk may be plugged in later.
 func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostics, error) {
 	var v struct {
 		Paths    []string `json:"paths"`
@@ -127,11 +126,11 @@ func (s *source) config() (paths []string, allowAny bool) {
 	return s.paths, s.allowAny
 }
 
-// part is the name of a later piece of a model that is split into several files, or of a projector,
-// which is no model by itself.
+// part matches the name of a later piece of a split model, or of a projector, which is not a model
+// by itself.
 var part = regexp.MustCompile(`(?i)-\d{5}-of-\d{5}\.gguf$|^mmproj`)
 
-// firstPart is the name of the first piece, which stands for all.
+// firstPart matches the name of the first piece, which stands for all.
 var firstPart = regexp.MustCompile(`(?i)-00001-of-\d{5}\.gguf$`)
 
 // Search emits the GGUF files below the configured folders: exact names first, then by path.
@@ -158,7 +157,7 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 			case d == nil || err != nil && !d.IsDir():
 				return nil
 			case err != nil:
-				return fs.SkipDir // a folder that cannot be read has nothing to offer
+				return fs.SkipDir // an unreadable folder offers nothing
 			case d.IsDir():
 				if name != "." && strings.HasPrefix(d.Name(), ".") || strings.Count(name, "/") >= maxDepth {
 					return fs.SkipDir
@@ -210,7 +209,7 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 	return nil
 }
 
-// nameOf returns what people call the model of a file.
+// nameOf returns the usual name of a file's model.
 func nameOf(path string) string {
 	base := filepath.Base(path)
 	if ext := filepath.Ext(base); strings.EqualFold(ext, ".gguf") {
@@ -219,12 +218,12 @@ func nameOf(path string) string {
 	return base
 }
 
-// partOf takes the name of a part of a split model apart: what is before its number, the number,
-// and how many there are.
+// partOf splits the name of a part of a split model: the text before its number, the number, and
+// the count.
 var partOf = regexp.MustCompile(`(?i)^(.+)-(\d{5})-of-(\d{5})(\.gguf)$`)
 
-// partsOf returns the paths of all files of the model that path is a file of, in order, and the
-// model's name. A whole file is its own.
+// partsOf returns the paths of all files of the model that path belongs to, in order, and the
+// model's name. For a whole file that is only itself.
 func partsOf(path string) (paths []string, name string) {
 	m := partOf.FindStringSubmatch(filepath.Base(path))
 	if m == nil {
@@ -242,8 +241,8 @@ func partsOf(path string) (paths []string, name string) {
 }
 
 // Resolve reads the whole file: its digest is that of the bytes on the disk now. For a large model
-// this takes as long as reading it. A part of a model that is split into several files stands for
-// all of them, which lie beside it.
+// this takes as long as reading it. A part of a split model stands for all of its parts, which must
+// be in the same folder.
 func (s *source) Resolve(ctx context.Context, ref string) (catalog.Manifest, error) {
 	paths, name := partsOf(ref)
 	m := catalog.Manifest{Name: name, Kind: catalog.KindModel}
@@ -304,7 +303,7 @@ func (s *source) digest(ctx context.Context, f *os.File, path string) (string, i
 	return digest, n, nil
 }
 
-// Fetch writes the file from offset on, if it is still as large as it was.
+// Fetch writes the file from offset on, if its size is unchanged.
 func (s *source) Fetch(ctx context.Context, file catalog.File, offset int64, w io.Writer) error {
 	f, path, err := s.open(file.Locator)
 	if err != nil {
@@ -325,7 +324,7 @@ func (s *source) Fetch(ctx context.Context, file catalog.File, offset int64, w i
 	return err
 }
 
-// open opens the file that a reference names, if it may be named and is a GGUF file.
+// open opens the file that a reference names, if it is permitted and a GGUF file.
 func (s *source) open(ref string) (*os.File, string, error) {
 	if !filepath.IsAbs(ref) {
 		return nil, "", sdk.WithHint(fmt.Errorf("%q is not a whole path: %w", ref, catalog.ErrInvalid),
@@ -343,10 +342,10 @@ func (s *source) open(ref string) (*os.File, string, error) {
 	return f, path, nil
 }
 
-// openPermitted opens path through the configured folder that it lies in. A refusal is the same
-// whether the file is there or not.
+// openPermitted opens path through the configured folder that contains it. A refusal does not
+// depend on whether the file exists.
 func (s *source) openPermitted(path string) (*os.File, error) {
-	// A pipe must not make the opening wait for its other end.
+	// Opening a pipe must not wait for its other end.
 	const flags = os.O_RDONLY | syscall.O_NONBLOCK
 	paths, allowAny := s.config()
 	var lastErr error

@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/origin"
 )
 
-// release is one of a repository.
+// release is a release of a repository.
 type release struct {
 	Tag    string  `json:"tag_name"`
 	Draft  bool    `json:"draft"`
@@ -30,22 +30,22 @@ type asset struct {
 	ID     int64  `json:"id"`
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`
-	State  string `json:"state"`  // "uploaded", or "starter" for one that is on its way
-	Digest string `json:"digest"` // "sha256:<hex>"; empty for those of before 2025
+	State  string `json:"state"`  // "uploaded", or "starter" during an upload
+	Digest string `json:"digest"` // "sha256:<hex>"; empty for assets from before 2025
 	URL    string `json:"browser_download_url"`
 }
 
 const maxRemembered = 64 // replies of the API
 
-// remembered is a reply with its entity tag. To ask whether it changed costs nothing of the rate
-// limit.
+// remembered is a reply with its entity tag. Asking whether it changed does not count against the
+// rate limit.
 type remembered struct {
 	etag string
 	body []byte
 	link []string
 }
 
-// header returns what goes with requests to the API.
+// header returns the headers of requests to the API.
 func (s *source) header() (http.Header, error) {
 	h := http.Header{"Accept": {"application/vnd.github+json"}}
 	h.Set("X-GitHub-Api-Version", "2022-11-28")
@@ -59,8 +59,8 @@ func (s *source) header() (http.Header, error) {
 	return h, nil
 }
 
-// get asks the API, and decodes into v. It returns the address of the next page of a list, or the
-// empty string.
+// get sends a request to the API, and decodes the reply into v. It returns the address of the next
+// page of a list, or the empty string.
 func (s *source) get(ctx context.Context, ref reference, address string, v any) (next string, err error) {
 	h, err := s.header()
 	if err != nil {
@@ -163,8 +163,8 @@ func (s *source) next(r origin.Reply) string {
 	return ""
 }
 
-// where says from where the bytes of an asset come, and with which headers: with a token from the
-// API, which redirects, and otherwise from the public address.
+// where returns the address and headers for the bytes of an asset: with a token the API's, which
+// redirects, and otherwise the public address.
 func (s *source) where(ref reference, id int64, public string) (string, http.Header, error) {
 	h, err := s.header()
 	if err != nil {
@@ -186,8 +186,7 @@ var (
 	bsdLine   = regexp.MustCompile(`^SHA256 ?\((.+)\) ?= ?([0-9A-Fa-f]{64})$`)
 )
 
-// checksum finds the digest of an asset in the files of checksums of its release. Empty: none has
-// it.
+// checksum finds the digest of an asset in the checksum files of its release. Empty: not found.
 func (s *source) checksum(ctx context.Context, ref reference, a asset, all []asset) (hexDigest, from string, err error) {
 	for _, own := range []bool{true, false} { // the asset's own file first
 		for _, c := range all {
@@ -210,8 +209,8 @@ func (s *source) checksum(ctx context.Context, ref reference, a asset, all []ass
 	return "", "", nil
 }
 
-// findSum looks for the SHA-256 of a file in the output of sha256sum, GNU or BSD style. alone: a
-// digest without a name is the file's.
+// findSum finds the SHA-256 of a file in the output of sha256sum, GNU or BSD style. alone: a digest
+// without a name is the file's.
 func findSum(text, name string, alone bool) string {
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)

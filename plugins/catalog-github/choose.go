@@ -9,7 +9,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// kindOf says what a file of this name is; empty: nothing that rbee can use.
+// kindOf returns the kind of a file by its name; empty: nothing that rbee can use.
 func kindOf(name string) catalog.ItemKind {
 	lower := strings.ToLower(name)
 	if strings.HasSuffix(lower, ".gguf") {
@@ -25,7 +25,7 @@ func kindOf(name string) catalog.ItemKind {
 
 func archives() []string { return []string{".zip", ".tgz", ".tar.gz"} }
 
-// words are what people write in the names of files for a system.
+// systems returns the words for each system in the names of files.
 func systems() map[string][]string {
 	return map[string][]string{
 		"linux": {"linux", "ubuntu", "debian", "manylinux"}, "darwin": {"macos", "darwin", "osx", "mac", "apple", "xcframework", "ios"}, "windows": {"windows", "win", "win32", "win64"},
@@ -43,7 +43,7 @@ func backends() []string {
 	return []string{"cuda", "vulkan", "rocm", "hip", "sycl", "opencl", "kompute", "musa", "cann", "openvino", "blas", "radeon", "adreno", "kleidiai"}
 }
 
-// tokens returns the words of a name. x86_64 stays one.
+// tokens splits a name into words. x86_64 stays one.
 func tokens(name string) []string {
 	const whole = "x8664"
 	lower := strings.ReplaceAll(strings.ToLower(name), "x86_64", whole)
@@ -56,7 +56,7 @@ func tokens(name string) []string {
 	return words
 }
 
-// mentions says which of some things a name speaks of.
+// mentions returns which of some things a name mentions.
 func mentions(words []string, things map[string][]string) []string {
 	var out []string
 	for thing, names := range things {
@@ -67,7 +67,7 @@ func mentions(words []string, things map[string][]string) []string {
 	return out
 }
 
-// fits reports whether a file is for this system, architecture and backend. Its name must say
+// fits reports whether a file is for this system, architecture and backend. Its name must mention
 // system and architecture, and no other backend.
 func fits(name, goos, goarch, backend string) bool {
 	words := tokens(name)
@@ -86,7 +86,7 @@ func fits(name, goos, goarch, backend string) bool {
 	return slices.Contains(said, backend)
 }
 
-// choose finds the asset that a reference means, and what the person should know of the choice.
+// choose finds the asset that a reference means, with notes for the person about the choice.
 func (s *source) choose(ref reference, all []asset) (asset, []string, error) {
 	var usable []asset
 	var names []string
@@ -113,13 +113,13 @@ func (s *source) choose(ref reference, all []asset) (asset, []string, error) {
 	}
 	var fit []asset
 	for _, a := range usable {
-		// A package of the driver's libraries alone is no engine.
+		// A package with only the driver's libraries is not an engine.
 		if fits(a.Name, s.goos, s.goarch, backend) && !strings.HasPrefix(a.Name, "cudart-") {
 			fit = append(fit, a)
 		}
 	}
 	if len(usable) == 1 && ref.backend == "" && len(mentions(tokens(names[0]), systems())) == 0 {
-		fit = usable // the only one, for everybody
+		fit = usable // the only one, for all systems
 	}
 	what := fmt.Sprintf("%s/%s with backend %s", s.goos, s.goarch, backend)
 	switch {

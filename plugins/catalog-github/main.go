@@ -1,5 +1,5 @@
 // Command rbee-catalog-github is the catalog source github: engines and models among the files of
-// GitHub's releases, with GitHub's digests or those of a file of checksums beside them.
+// GitHub's releases, with GitHub's digests or those of a checksum file in the release.
 package main
 
 import (

@@ -9,7 +9,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// latest is the tag that stands for the newest release.
+// latest is the tag of the newest release.
 const latest = "latest"
 
 // reference is owner/repo[@tag[/asset|:backend]].

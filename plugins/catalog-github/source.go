@@ -36,7 +36,7 @@ type source struct {
 	now          func() time.Time
 	goos, goarch string
 
-	set    settings // like client, set by Configure and only read afterwards
+	set    settings // like client, set by Configure and then read-only
 	client *origin.Client
 
 	mu      sync.Mutex // guards replies, and is held while Configure sets the fields above
@@ -57,7 +57,7 @@ func newSource(version string, environ []string) *source {
 	return &source{version: version, environ: environ, now: time.Now, goos: runtime.GOOS, goarch: runtime.GOARCH, replies: map[string]remembered{}}
 }
 
-// Info says who the source is.
+// Info describes the source.
 func (s *source) Info(context.Context) (sdk.Info, error) {
 	return sdk.Info{
 		Name: "github", Kind: sdk.KindCatalog, Version: s.version, Summary: "Engines and models among the files of GitHub's releases.",
@@ -65,7 +65,7 @@ func (s *source) Info(context.Context) (sdk.Info, error) {
 	}, nil
 }
 
-// Schema has where the API is, and a token.
+// Schema returns the settings: the API's address and a token.
 func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	empty := json.RawMessage(`""`)
 	return sdk.Schema{Attributes: []sdk.Attribute{
@@ -76,7 +76,7 @@ func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	}}, nil
 }
 
-// Configure reads the settings and judges them.
+// Configure reads and checks the settings.
 func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostics, error) {
 	v := struct {
 		API       string `json:"api"`
@@ -133,7 +133,7 @@ func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostic
 	return nil, nil
 }
 
-// bearer returns the token, read anew each time so that one that was renewed is taken. Empty: none.
+// bearer returns the token, read anew each time so that a renewed one takes effect. Empty: none.
 func (s *settings) bearer() (string, error) {
 	token := s.token
 	if token == "" && s.tokenFile != "" {
@@ -159,8 +159,8 @@ func (s *source) ready() error {
 	return nil
 }
 
-// Search lists the files of the releases of a repository, newest first. For another text than
-// OWNER/REPO it asks nobody: GitHub is searched elsewhere.
+// Search lists the files of a repository's releases, newest first. For any text but OWNER/REPO it
+// returns nothing without a request: GitHub has its own search.
 func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.Item) error) error {
 	if err := s.ready(); err != nil {
 		return err
@@ -249,7 +249,7 @@ func (s *source) Resolve(ctx context.Context, text string) (catalog.Manifest, er
 	return catalog.Manifest{Ref: exact.String(), Name: localName(a.Name), Kind: kindOf(a.Name), Version: r.Tag, Files: []catalog.File{f}, Notes: notes}, nil
 }
 
-// localName returns what the thing is called on this machine.
+// localName returns the local name of a file.
 func localName(file string) string {
 	for _, ending := range append(archives(), ".gguf") {
 		if n := len(file) - len(ending); n > 0 && strings.EqualFold(file[n:], ending) {

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	indexFresh = time.Minute // for which an index is not asked for again
+	indexFresh = time.Minute // during which an index is not requested again
 	maxEntries = 10_000
 )
 
@@ -28,7 +28,7 @@ type entry struct {
 	Summary string `json:"summary"`
 	Version string `json:"version"`
 	License string `json:"license"`
-	// A thing of one file has these, another one Files, the GGUF to load first.
+	// An entry of one file has these; another one has Files, with the GGUF to load first.
 	URL    string      `json:"url"` // may be relative to that of the index
 	SHA256 string      `json:"sha256"`
 	SHA512 string      `json:"sha512"`
@@ -43,25 +43,25 @@ type entryFile struct {
 	Size   int64  `json:"size"`
 }
 
-// listed is an entry whose addresses are whole.
+// listed is an entry with absolute addresses.
 type listed struct {
 	entry
 	links []link
 	sizes []int64
 }
 
-// index is an index document and what was in it when it was read last.
+// index is an index document with its last contents.
 type index struct {
 	url *url.URL
 
-	mu      sync.Mutex // guards below, and is held while the document is asked for
+	mu      sync.Mutex // guards below, and is held during a request for the document
 	etag    string
 	read    time.Time
 	entries []listed
 }
 
-// parseIndex reads a list of entries, or an object with the list as "models". An entry that cannot
-// be used spoils the document: whoever wrote it should know.
+// parseIndex reads a list of entries, or an object with the list as "models". An unusable entry
+// invalidates the document, so that its author notices.
 func parseIndex(at *url.URL, body []byte) ([]listed, error) {
 	var entries []entry
 	if json.Unmarshal(body, &entries) != nil {
@@ -146,7 +146,7 @@ func (e entry) listed(at *url.URL) (listed, error) {
 	return l, nil
 }
 
-// list returns what the index has, at most a minute old.
+// list returns the contents of the index, at most a minute old.
 func (s *source) list(ctx context.Context, x *index) ([]listed, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -1,5 +1,5 @@
-// Command rbee-catalog-http is the catalog source http: models and engines at addresses of the web,
-// with the digest that stands behind the address, and those that an index document lists by name.
+// Command rbee-catalog-http is the catalog source http: models and engines at web addresses that
+// include their digest, and those that an index document lists by name.
 package main
 
 import (

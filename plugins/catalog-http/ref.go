@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// link is an address with the digest of what is there.
+// link is an address with the digest of its contents.
 type link struct {
 	url    *url.URL // without fragment
 	digest string   // "sha256:<hex>" or "sha512:<hex>"; empty: not known
@@ -28,15 +28,15 @@ var (
 	fileOK   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._+ -]{0,199}$`)
 )
 
-// maxParts bounds how many files a split model may have.
+// maxParts bounds the files of a split model.
 const maxParts = 1000
 
 func isURL(text string) bool {
 	return strings.HasPrefix(text, "https://") || strings.HasPrefix(text, "http://")
 }
 
-// parseLink reads an address with #sha256=<hex>, #sha512=<hex>, @sha256:<hex> or @sha512:<hex>
-// behind it, or without a digest.
+// parseLink parses an address followed by #sha256=<hex>, #sha512=<hex>, @sha256:<hex> or
+// @sha512:<hex>, or without a digest.
 func parseLink(text string) (link, error) {
 	u, err := url.Parse(text)
 	if err != nil || !isURL(text) || u.Host == "" {
@@ -73,7 +73,7 @@ func (l link) String() string {
 	return l.url.String() + "#" + strings.Replace(l.digest, ":", "=", 1)
 }
 
-// file returns what the file is called.
+// file returns the name of the file.
 func (l link) file() (string, error) {
 	base := path.Base(l.url.Path)
 	if !fileOK.MatchString(base) {
@@ -82,7 +82,7 @@ func (l link) file() (string, error) {
 	return base, nil
 }
 
-// kindOf says what a file of this name is.
+// kindOf returns the kind of a file by its name.
 func kindOf(file string) catalog.ItemKind {
 	for _, ending := range []string{".zip", ".tgz", ".tar.gz"} {
 		if strings.HasSuffix(strings.ToLower(file), ending) {
@@ -92,7 +92,7 @@ func kindOf(file string) catalog.ItemKind {
 	return catalog.KindModel
 }
 
-// localName returns what the thing is called on this machine.
+// localName returns the local name of a file.
 func localName(file string) string {
 	if m := partOK.FindStringSubmatch(file); m != nil {
 		return m[1]
@@ -105,7 +105,7 @@ func localName(file string) string {
 	return file
 }
 
-// parts returns the addresses of all files of a split model; nil for one that is not split.
+// parts returns the addresses of all files of a split model; nil if it is not split.
 func (l link) parts() ([]link, error) {
 	base := path.Base(l.url.Path)
 	m := partOK.FindStringSubmatch(base)
@@ -128,7 +128,7 @@ func (l link) parts() ([]link, error) {
 	return out, nil
 }
 
-// digestOf reads the digest that a server sends with a file, RFC 9530 and its predecessor.
+// digestOf returns the digest that a server sends with a file, by RFC 9530 and its predecessor.
 func digestOf(h http.Header) string {
 	for _, name := range []string{"Repr-Digest", "Digest"} {
 		for part := range strings.SplitSeq(h.Get(name), ",") {

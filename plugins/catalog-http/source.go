@@ -22,14 +22,14 @@ import (
 
 const searchLimit = 100
 
-// source offers what is at addresses of the web.
+// source offers files at web addresses.
 type source struct {
 	version string
 	environ []string
 	backoff time.Duration // 0: origin's
 	now     func() time.Time
 
-	mu      sync.Mutex // held while Configure sets what is only read afterwards
+	mu      sync.Mutex // held while Configure sets the fields, which are read-only afterwards
 	client  *origin.Client
 	indexes []*index
 	auths   []auth
@@ -50,7 +50,7 @@ func newSource(version string, environ []string) *source {
 	return &source{version: version, environ: environ, now: time.Now}
 }
 
-// Info says who the source is.
+// Info describes the source.
 func (s *source) Info(context.Context) (sdk.Info, error) {
 	return sdk.Info{
 		Name: "http", Kind: sdk.KindCatalog, Version: s.version, Summary: "Models and engines at addresses of the web, and those that an index document lists.",
@@ -58,7 +58,7 @@ func (s *source) Info(context.Context) (sdk.Info, error) {
 	}, nil
 }
 
-// Schema has index documents and tokens.
+// Schema returns the settings: index documents and tokens.
 func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	empty := json.RawMessage(`""`)
 	return sdk.Schema{
@@ -77,7 +77,7 @@ func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	}, nil
 }
 
-// Configure reads the settings and judges them.
+// Configure reads and checks the settings.
 func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostics, error) {
 	var v struct {
 		Index []string `json:"index"`
@@ -136,7 +136,7 @@ func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostic
 	return d, nil
 }
 
-// bearer returns the token, read anew each time so that one that was renewed is taken.
+// bearer returns the token, read anew each time so that a renewed one takes effect.
 func (a auth) bearer() (string, error) {
 	token := a.Token
 	if token == "" && a.TokenFile != "" {
@@ -162,7 +162,7 @@ func (s *source) ready() error {
 	return nil
 }
 
-// header returns what goes with requests to u.
+// header returns the headers of requests to u.
 func (s *source) header(u *url.URL) (http.Header, error) {
 	for _, a := range s.auths {
 		if origin.SameOrigin(a.url, u) {
@@ -184,7 +184,7 @@ func (s *source) explain(u *url.URL, err error) error {
 	return err
 }
 
-// Search goes through the index documents.
+// Search searches the index documents.
 func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.Item) error) error {
 	if err := s.ready(); err != nil {
 		return err
@@ -229,7 +229,7 @@ func (l listed) kind() catalog.ItemKind {
 	if l.Kind != "" {
 		return catalog.ItemKind(l.Kind)
 	}
-	name, _ := l.links[0].file() // was checked when the index was read
+	name, _ := l.links[0].file() // checked when the index was read
 	return kindOf(name)
 }
 
@@ -293,11 +293,11 @@ func (s *source) resolveURL(ctx context.Context, ref string) (catalog.Manifest, 
 }
 
 func mustFile(l link) string {
-	name, _ := l.file() // a part of a name that was checked
+	name, _ := l.file() // a part of a checked name
 	return name
 }
 
-// look asks for the size of what is at an address, and for its digest where the server knows one.
+// look returns the size of the file at an address, and its digest if the server knows one.
 func (s *source) look(ctx context.Context, u *url.URL) (sizeBytes int64, digest string, err error) {
 	h, err := s.header(u)
 	if err != nil {
@@ -340,8 +340,8 @@ func (s *source) file(l link, size int64) (catalog.File, error) {
 	return f, nil
 }
 
-// resolveName finds a name in the index documents. NAME@DIGEST is the name as long as its first
-// file begins with that digest.
+// resolveName finds a name in the index documents. NAME@DIGEST matches as long as its first file's
+// digest starts with that digest.
 func (s *source) resolveName(ctx context.Context, ref string) (catalog.Manifest, error) {
 	name, want, pinned := strings.Cut(ref, "@")
 	if !nameOK.MatchString(name) || pinned && want == "" {

@@ -17,14 +17,14 @@ import (
 
 var sha256OK = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// cached is one repository in the cache that Hugging Face's tools keep: refs/<revision> holds a
-// commit, snapshots/<commit>/ has the files as links into blobs/, where a file of Git LFS is called
-// by its SHA-256. Nothing outside of the repository's folder is read, wherever links lead.
+// cached is one repository in the cache of Hugging Face's tools: refs/<revision> holds a commit,
+// snapshots/<commit>/ has the files as links into blobs/, where a file of Git LFS is named by its
+// SHA-256. It never reads outside of the repository's folder, wherever links lead.
 type cached struct {
 	root *os.Root
 }
 
-// openCached opens the folder of a repository. fs.ErrNotExist where there is none.
+// openCached opens the folder of a repository, or returns fs.ErrNotExist.
 func openCached(cache string, ref reference) (*cached, error) {
 	if cache == "" {
 		return nil, fs.ErrNotExist
@@ -38,7 +38,7 @@ func openCached(cache string, ref reference) (*cached, error) {
 
 func (c *cached) close() { _ = c.root.Close() }
 
-// commit returns the commit of a revision, as the cache knows it.
+// commit returns the commit of a revision, according to the cache.
 func (c *cached) commit(revision string) (string, error) {
 	if commitOK.MatchString(revision) {
 		return revision, nil
@@ -54,7 +54,7 @@ func (c *cached) commit(revision string) (string, error) {
 	return commit, nil
 }
 
-// files lists the files of a commit that are there.
+// files lists the cached files of a commit.
 func (c *cached) files(commit string) ([]hubFile, error) {
 	snapshot := path.Join("snapshots", commit)
 	var out []hubFile
@@ -70,7 +70,7 @@ func (c *cached) files(commit string) ([]hubFile, error) {
 	return out, err
 }
 
-// stat looks at one file of a commit.
+// stat describes one file of a commit.
 func (c *cached) stat(commit, file string) (hubFile, bool) {
 	name := path.Join("snapshots", commit, file)
 	info, err := c.root.Stat(name)
@@ -98,7 +98,7 @@ func (c *cached) copy(commit, file string, offset int64, w io.Writer) error {
 	return err
 }
 
-// resolveOffline answers from the cache alone.
+// resolveOffline resolves a reference from the cache alone.
 func (s *source) resolveOffline(ref reference) (catalog.Manifest, error) {
 	missing := func(err error) error {
 		return sdk.WithHint(fmt.Errorf("%s is not in the Hugging Face cache %s (%w), and HF_HUB_OFFLINE is set: %w", ref, s.set.cache, err, catalog.ErrUnavailable),

@@ -17,13 +17,13 @@ import (
 type hubFile struct {
 	path   string
 	size   int64
-	sha256 string // hex; empty where it is not known
+	sha256 string // hex; empty if unknown
 	cached bool   // in this machine's cache
 }
 
 // variant is one GGUF model of a repository: a file, or the parts of one in order.
 type variant struct {
-	quant string // upper case; empty: the name does not say
+	quant string // upper case; empty: not in the name
 	files []hubFile
 	parts int // that there should be
 }
@@ -34,8 +34,8 @@ var (
 	quantInName = regexp.MustCompile(`(?i)(?:^|[-._/])((?:UD-)?(?:I?Q[1-8](?:_[0-9A-Z]+)*|TQ[12]_0|BF16|FP?16|FP?32|MXFP4(?:_MOE)?))(?:[-._/]|$)`)
 )
 
-// quantOf reads the quantisation out of a path: the last one of the file's name, or else of its
-// folders. ending is cut off already.
+// quantOf returns the quantisation in a path: the last one in the file's name, or else in its
+// folders. stem has no file ending.
 func quantOf(stem string) string {
 	for _, part := range []string{path.Base(stem), path.Dir(stem)} {
 		if all := quantInName.FindAllStringSubmatch(part, -1); len(all) > 0 {
@@ -49,8 +49,8 @@ func quantOf(stem string) string {
 	return ""
 }
 
-// variants groups the GGUF models among files. Projectors of vision models and importance matrices
-// are no models.
+// variants groups the GGUF models among files. It skips projectors of vision models and importance
+// matrices, which are not models.
 func variants(files []hubFile) []variant {
 	byKey := map[string]*variant{}
 	var keys []string
@@ -84,7 +84,7 @@ func variants(files []hubFile) []variant {
 	return out
 }
 
-// complete says which part is missing, if one is.
+// complete returns an error that names a missing part, if there is one.
 func (v variant) complete() error {
 	for i := range v.parts {
 		if v.parts == 1 {
@@ -98,9 +98,9 @@ func (v variant) complete() error {
 	return nil
 }
 
-// nearest returns the order in which a quantisation is chosen where none is asked for: 4 bits of
-// the K family first, then what is a little larger, then what is smaller, then what is much larger.
-// One with the prefix UD- comes right behind the one without.
+// nearest returns the default order of quantisations: 4 bits of the K family first, then slightly
+// larger ones, then smaller ones, then much larger ones. One with the prefix UD- follows the one
+// without.
 func nearest() []string {
 	return []string{
 		"Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K_S", "Q4_K", "IQ4_XS", "IQ4_NL", "MXFP4", "MXFP4_MOE", "Q4_0", "Q4_1",
@@ -123,7 +123,7 @@ func rank(quant string) int {
 	return n
 }
 
-// choose finds the variant that a reference means, and what the person should know of the choice.
+// choose finds the variant that a reference means, with notes for the person about the choice.
 func choose(ref reference, all []variant) (variant, []string, error) {
 	if len(all) == 0 {
 		return variant{}, nil, sdk.WithHint(fmt.Errorf("%s has no GGUF model: %w", ref.id(), catalog.ErrNotFound),
@@ -192,7 +192,7 @@ func having(all []variant, quant string) []variant {
 	return out
 }
 
-// listed names the quantisations, nearest first, or the files where names do not say.
+// listed lists the quantisations, nearest first, or the files if names do not show them.
 func listed(all []variant) string {
 	var names []string
 	for _, v := range slices.SortedStableFunc(slices.Values(all), func(a, b variant) int { return cmp.Compare(rank(a.quant), rank(b.quant)) }) {
@@ -211,8 +211,8 @@ func short(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// localName returns what the model is called on this machine: its file's name, with that of the
-// repository before it if it does not say what it is.
+// localName returns the local name of a model: its file's name, with the repository's before it if
+// the file's says too little.
 func localName(repo string, v variant) string {
 	base := path.Base(v.files[0].path)
 	if m := partName.FindStringSubmatch(base); m != nil {

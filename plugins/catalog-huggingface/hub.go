@@ -15,7 +15,7 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/origin"
 )
 
-// hubModel is what the Hub says of a repository.
+// hubModel is the Hub's description of a repository.
 type hubModel struct {
 	ID       string          `json:"id"`
 	SHA      string          `json:"sha"`
@@ -77,7 +77,7 @@ func (m hubModel) files() []hubFile {
 	return out
 }
 
-// header returns what goes with requests to the Hub.
+// header returns the headers of requests to the Hub.
 func (s *source) header() (http.Header, error) {
 	token, err := s.set.bearer()
 	if err != nil || token == "" {
@@ -108,7 +108,7 @@ func (s *source) model(ctx context.Context, ref reference) (hubModel, error) {
 	return m, nil
 }
 
-// address returns where a file of a commit is.
+// address returns the address of a commit's file.
 func (s *source) address(id, commit, file string) string {
 	parts := []string{id, "resolve", commit}
 	for part := range strings.SplitSeq(file, "/") {
@@ -117,8 +117,8 @@ func (s *source) address(id, commit, file string) string {
 	return s.set.endpoint.JoinPath(parts...).String()
 }
 
-// look asks for a file's header without following it to where the bytes are. It reports whether the
-// file may be read, and its digest and size.
+// look requests a file's header without following redirects. It reports whether the file may be
+// read, and its digest and size.
 func (s *source) look(ctx context.Context, ref reference, commit string, f *hubFile) error {
 	h, err := s.header()
 	if err != nil {

@@ -1,6 +1,6 @@
 // Command rbee-catalog-huggingface is the catalog source huggingface, hf for short: GGUF models
-// from the Hugging Face Hub or a mirror of it, with the Hub's own digests, and from the cache that
-// Hugging Face's tools keep on this machine.
+// from the Hugging Face Hub or a mirror of it, with the Hub's own digests, and from the local cache
+// of Hugging Face's tools.
 package main
 
 import (

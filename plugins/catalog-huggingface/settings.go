@@ -14,7 +14,7 @@ import (
 
 const publicHub = "https://huggingface.co"
 
-// settings are those of the config block and of the environment, which has the names that Hugging
+// settings are those of the config block and of the environment, under the names that Hugging
 // Face's own tools read.
 type settings struct {
 	endpoint  *url.URL
@@ -48,7 +48,7 @@ func (e environ) on(name string) bool {
 	return false
 }
 
-// fromEnviron reads what Hugging Face's tools would.
+// fromEnviron reads the variables that Hugging Face's tools read.
 func fromEnviron(e environ) settings {
 	home := e.get("HF_HOME")
 	if home == "" {
@@ -83,8 +83,8 @@ func parseEndpoint(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// bearer returns the token to send, read anew each time so that one that was renewed is taken.
-// Empty: none.
+// bearer returns the token to send, read anew each time so that a renewed one takes effect. Empty:
+// none.
 func (s *settings) bearer() (string, error) {
 	token := s.token
 	if token == "" && s.tokenFile != "" {
@@ -98,7 +98,8 @@ func (s *settings) bearer() (string, error) {
 		token = s.envToken
 	}
 	if token == "" && s.tokenPath != "" {
-		if b, err := os.ReadFile(s.tokenPath); err == nil { // that nobody has logged in is no error
+		// it is not an error if the user has not logged in
+		if b, err := os.ReadFile(s.tokenPath); err == nil {
 			token = string(b)
 		}
 	}

@@ -31,7 +31,7 @@ type source struct {
 	backoff time.Duration // 0: origin's
 	now     func() time.Time
 
-	mu     sync.Mutex // held while Configure sets what is only read afterwards
+	mu     sync.Mutex // held while Configure sets the fields, which are read-only afterwards
 	set    settings
 	client *origin.Client
 }
@@ -42,7 +42,7 @@ func newSource(version string, env []string) *source {
 	return &source{version: version, environ: env, now: time.Now}
 }
 
-// Info says who the source is.
+// Info describes the source.
 func (s *source) Info(context.Context) (sdk.Info, error) {
 	return sdk.Info{
 		Name: "huggingface", Kind: sdk.KindCatalog, Version: s.version, Summary: "GGUF models from the Hugging Face Hub, and from the cache of its tools.",
@@ -50,7 +50,8 @@ func (s *source) Info(context.Context) (sdk.Info, error) {
 	}, nil
 }
 
-// Schema has what the environment of Hugging Face's tools says as well.
+// Schema returns the settings, including those that the environment of Hugging Face's tools also
+// sets.
 func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	empty := json.RawMessage(`""`)
 	return sdk.Schema{Attributes: []sdk.Attribute{
@@ -61,7 +62,7 @@ func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	}}, nil
 }
 
-// Configure reads the settings and judges them.
+// Configure reads and checks the settings.
 func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostics, error) {
 	v := struct {
 		Endpoint  string `json:"endpoint"`
@@ -239,7 +240,7 @@ func (s *source) Resolve(ctx context.Context, text string) (catalog.Manifest, er
 	return s.manifest(ref, m.SHA, m.license(), v, notes, h.Get("Authorization")), nil
 }
 
-// manifest says which files a variant is, and where the host can take them from.
+// manifest returns a variant's files, and where the host can fetch them.
 func (s *source) manifest(ref reference, commit, license string, v variant, notes []string, authorization string) catalog.Manifest {
 	exact := reference{org: ref.org, repo: ref.repo, file: v.files[0].path, revision: commit}
 	m := catalog.Manifest{Ref: exact.String(), Name: localName(ref.repo, v), Kind: catalog.KindModel, Version: commit, License: license, Notes: notes}
@@ -259,7 +260,7 @@ func (s *source) manifest(ref reference, commit, license string, v variant, note
 	return m
 }
 
-// Fetch writes a file from offset on, out of the cache where it is there.
+// Fetch writes a file from offset on, from the cache if it is there.
 func (s *source) Fetch(ctx context.Context, f catalog.File, offset int64, w io.Writer) error {
 	if err := s.ready(); err != nil {
 		return err

@@ -32,14 +32,14 @@ const (
 	dialTimeout   = 15 * time.Second
 )
 
-// client asks registries. Its requests carry credentials only for addresses that the settings have
-// some for, whoever leads to them.
+// client sends requests to registries. They carry credentials only for addresses that have some in
+// the settings, wherever a redirect leads.
 type client struct {
 	settings  *settings
 	http      *http.Client
 	userAgent string
-	stall     time.Duration // a transfer that brings nothing for so long is broken off
-	backoff   time.Duration // before the first repetition; doubled each time
+	stall     time.Duration // a transfer that stalls this long is aborted
+	backoff   time.Duration // before the first retry; doubled each time
 }
 
 // newClient makes a client. private allows addresses of this machine and its own network that no
@@ -63,14 +63,14 @@ func newClient(s *settings, userAgent string, stall, backoff time.Duration, priv
 	}
 	return &client{
 		settings: s, userAgent: userAgent, stall: stall, backoff: backoff,
-		// Redirects are followed by hand: each hop gets the credentials of its own address only.
+		// Follow redirects by hand: each hop gets only the credentials of its own address.
 		http: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 	}, nil
 }
 
 func (c *client) close() { c.http.CloseIdleConnections() }
 
-// roots returns the certificates that registries are checked against; nil for the system's.
+// roots returns the certificates to verify registries with; nil for the system's.
 func (s *settings) roots() (*x509.CertPool, error) {
 	var pool *x509.CertPool
 	add := func(what string, pem []byte) error {
@@ -118,7 +118,7 @@ func (s *settings) roots() (*x509.CertPool, error) {
 }
 
 // dialer connects. A host that no setting names, because a registry's answer led to it, must have a
-// public address: otherwise whoever can publish a package could have this machine ask its
+// public address: otherwise anyone who can publish a package could make this machine query its
 // neighbours.
 type dialer struct {
 	settings *settings
@@ -208,10 +208,10 @@ func (c *client) do(ctx context.Context, method string, u *url.URL, header http.
 	return nil, fmt.Errorf("%s redirects more than %d times: %w", u.Redacted(), maxRedirects, catalog.ErrUnavailable)
 }
 
-// errStalled is the cause of a transfer that was broken off because nothing came.
+// errStalled is the cause of a transfer aborted because no bytes arrived.
 var errStalled = errors.New("nothing has come for too long")
 
-// watched returns a context that ends when kick has not been called for the stall time.
+// watched returns a context that ends when kick was not called for the stall time.
 func (c *client) watched(ctx context.Context) (watched context.Context, kick, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(c.stall, func() { cancel(fmt.Errorf("%w (%s)", errStalled, c.stall)) })
@@ -221,7 +221,7 @@ func (c *client) watched(ctx context.Context) (watched context.Context, kick, st
 	}
 }
 
-// body reads a response and keeps the watch awake.
+// body reads a response and resets the stall timer.
 type body struct {
 	io.ReadCloser
 	kick func()
@@ -235,7 +235,7 @@ func (b body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// cause returns why a request's context ended, where that is why the request failed.
+// cause returns why a request's context ended, if that is why the request failed.
 func cause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); c != nil && errors.Is(c, errStalled) {
 		return c
@@ -243,7 +243,7 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// failure is a response that is not what was asked for.
+// failure is an unexpected response.
 type failure struct {
 	url        *url.URL
 	status     int
@@ -266,8 +266,8 @@ func failed(u *url.URL, resp *http.Response) *failure {
 	return f
 }
 
-// again reports whether a failed attempt is worth another, and waits before it. attempt counts from
-// 1 since the last progress.
+// again reports whether to retry a failed attempt, and waits before it. attempt counts from 1 since
+// the last progress.
 func (c *client) again(ctx context.Context, attempt int, err error) bool {
 	if ctx.Err() != nil || attempt >= maxAttempts || !temporary(err) {
 		return false
@@ -295,7 +295,7 @@ func temporary(err error) bool {
 	if errors.Is(err, errPrivate) || isCertificate(err) || isSentinel(err) {
 		return false
 	}
-	return true // a connection that could not be made or broke
+	return true // a connection that broke or could not be made
 }
 
 func isCertificate(err error) bool {
@@ -309,7 +309,7 @@ func isCertificate(err error) bool {
 	return ok
 }
 
-// isSentinel reports whether err is classified already.
+// isSentinel reports whether err is already classified.
 func isSentinel(err error) bool {
 	for _, s := range []error{catalog.ErrInvalid, catalog.ErrNotFound, catalog.ErrUnavailable, catalog.ErrUnauthenticated, catalog.ErrForbidden, catalog.ErrUnsupported, catalog.ErrIntegrity} {
 		if errors.Is(err, s) {
@@ -319,7 +319,7 @@ func isSentinel(err error) bool {
 	return false
 }
 
-// explain classifies an error of a request to u, and says what a person can do about it.
+// explain classifies an error of a request to u, and adds what a person can do about it.
 func (c *client) explain(ctx context.Context, u *url.URL, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -380,5 +380,5 @@ func (c *client) explainStatus(u *url.URL, f *failure) error {
 	return sdk.WithHint(fmt.Errorf("%w: %w", f, catalog.ErrUnavailable), "Is %s an npm registry? It is set by registry in %s.", u.Host, c.settings.file())
 }
 
-// file returns the npmrc that a person would change.
+// file returns the npmrc to change.
 func (s *settings) file() string { return cmp.Or(s.user, "~/.npmrc") }

@@ -1,5 +1,5 @@
 // Command rbee-catalog-npm is the catalog source npm: engine libraries from an npm registry, with
-// the registry's own digest, the way the user's npm is set up: registry, credentials, proxy and
+// the registry's own digest and the user's npm settings for registry, credentials, proxy and
 // certificates.
 package main
 

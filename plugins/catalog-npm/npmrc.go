@@ -16,27 +16,27 @@ import (
 	"strings"
 )
 
-// defaultRegistry is npm's own default of its setting registry.
+// defaultRegistry is npm's default for its setting registry.
 const defaultRegistry = "https://registry.npmjs.org/"
 
 const maxNpmrcBytes = 1 << 20
 
-// settings are npm's settings as npm itself would find them: environment, then the user's npmrc,
-// then the machine's.
+// settings are npm's settings as npm itself finds them: environment, then the user's npmrc, then
+// the machine's.
 type settings struct {
 	values map[string]string
 	lists  map[string][]string
 	user   string   // path of the user's npmrc
-	files  []string // that were read, most important first
-	// names of environment variables that a value asks for and that are not set
+	files  []string // files read, most important first
+	// names of unset environment variables that a value refers to
 	unset []string
-	// addresses that may be connected to although they are not public; the host's, not npm's
+	// non-public addresses that may be dialled; the host's setting, not npm's
 	allow []netip.Prefix
 }
 
-// loadSettings reads the environment and the npmrc files that it leads to. userconfig and registry,
-// where not empty, replace the user's npmrc and what all of them say of the setting registry. The
-// settings are not changed afterwards.
+// loadSettings reads the environment and the npmrc files that it names. userconfig and registry,
+// unless empty, replace the user's npmrc and all values of the setting registry. The settings are
+// immutable afterwards.
 func loadSettings(environ []string, userconfig, registry string) (*settings, error) {
 	env := map[string]string{}
 	for _, e := range environ {
@@ -45,7 +45,7 @@ func loadSettings(environ []string, userconfig, registry string) (*settings, err
 		}
 	}
 	s := &settings{values: map[string]string{}, lists: map[string][]string{}}
-	// upper case before lower case, which therefore wins
+	// upper case before lower case, so that lower case wins
 	for _, k := range slices.Sorted(maps.Keys(env)) {
 		if key, ok := envKey(k); ok && env[k] != "" {
 			s.values[key] = env[k]
@@ -74,7 +74,8 @@ func loadSettings(environ []string, userconfig, registry string) (*settings, err
 	return s, nil
 }
 
-// envKey returns the setting that an environment variable npm_config_… means, as npm derives it.
+// envKey returns the setting that an environment variable npm_config_… stands for, as npm derives
+// it.
 func envKey(name string) (string, bool) {
 	const prefix = "npm_config_"
 	if len(name) <= len(prefix) || !strings.EqualFold(name[:len(prefix)], prefix) {
@@ -98,8 +99,8 @@ func (s *settings) globalFiles() []string {
 	return []string{"/usr/local/etc/npmrc", "/usr/etc/npmrc", "/etc/npmrc"}
 }
 
-// environmentProxies takes over the variables that npm and others agree on, where npm's own
-// settings say nothing.
+// environmentProxies applies the variables that npm and others agree on, unless npm's own settings
+// say otherwise.
 func (s *settings) environmentProxies(env map[string]string) {
 	fill := func(key string, names ...string) {
 		for _, n := range names {
@@ -109,15 +110,15 @@ func (s *settings) environmentProxies(env map[string]string) {
 		}
 	}
 	fill("noproxy", "NO_PROXY", "no_proxy")
-	if s.values["proxy"] == "" { // an explicit proxy of npm's stands for https too
+	if s.values["proxy"] == "" { // an explicit proxy of npm's also applies to https
 		fill("https-proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
 	}
 	fill("proxy", "HTTP_PROXY", "http_proxy")
 	fill("extra-ca", "NODE_EXTRA_CA_CERTS")
 }
 
-// read takes what an npmrc says and nothing more important has said. A file that is not there says
-// nothing.
+// read adds the settings of an npmrc that nothing more important has set. It ignores a missing
+// file.
 func (s *settings) read(name string, env map[string]string) error {
 	if name == "" || slices.Contains(s.files, name) {
 		return nil
@@ -163,8 +164,8 @@ func (s *settings) read(name string, env map[string]string) error {
 	return nil
 }
 
-// parseNpmrc calls set with every key and value of an npmrc, in the dialect of npm's ini format.
-// Sections are not npm's and are skipped.
+// parseNpmrc calls set with every key and value of an npmrc, in npm's ini dialect. It skips
+// sections, which npm does not use.
 func parseNpmrc(text string, set func(key, value string)) {
 	section := false
 	for line := range strings.Lines(strings.TrimPrefix(text, "\ufeff")) {
@@ -188,7 +189,7 @@ func parseNpmrc(text string, set func(key, value string)) {
 	}
 }
 
-// unquote gives the text that a key or value of an npmrc stands for.
+// unquote returns the text that a key or value of an npmrc stands for.
 func unquote(s string) string {
 	s = strings.TrimSpace(s)
 	if len(s) >= 2 && s[0] == s[len(s)-1] && (s[0] == '"' || s[0] == '\'') {
@@ -216,8 +217,8 @@ func unquote(s string) string {
 
 var variable = regexp.MustCompile(`(\\*)\$\{([^${}?]+)(\?)?\}`)
 
-// expand replaces ${NAME} by the environment variable's value. Where it is not set, ${NAME?} is
-// empty and ${NAME} stays as it is.
+// expand replaces ${NAME} by the environment variable's value. If it is not set, ${NAME?} becomes
+// empty and ${NAME} stays.
 func (s *settings) expand(text string, env map[string]string) string {
 	return variable.ReplaceAllStringFunc(text, func(m string) string {
 		parts := variable.FindStringSubmatch(m)
@@ -238,7 +239,7 @@ func (s *settings) expand(text string, env map[string]string) string {
 	})
 }
 
-// set gives a setting, without the words by which npm means none.
+// set returns a setting; npm's words for none become empty.
 func (s *settings) set(key string) string {
 	switch v := s.values[key]; v {
 	case "null", "undefined", "false":
@@ -272,8 +273,8 @@ func (s *settings) registry(scope string) (*url.URL, error) {
 	return u, nil
 }
 
-// credentialsInRegistries makes settings of their own out of the user names and passwords that
-// stand in addresses of registries.
+// credentialsInRegistries turns user names and passwords in registries' addresses into settings of
+// their own.
 func (s *settings) credentialsInRegistries() {
 	for _, k := range slices.Sorted(maps.Keys(s.values)) {
 		if k != "registry" && !strings.HasSuffix(k, ":registry") {
@@ -293,7 +294,7 @@ func (s *settings) credentialsInRegistries() {
 	}
 }
 
-// redacted returns an address without its password, also if it is none.
+// redacted returns an address without its password, even if the address is invalid.
 func redacted(text string) string {
 	if u, err := url.Parse(text); err == nil {
 		return u.Redacted()
@@ -301,15 +302,14 @@ func redacted(text string) string {
 	return "(unreadable)"
 }
 
-// nerf returns how npm names an address in its settings: without scheme, credentials and query.
+// nerf returns npm's settings key for an address: without scheme, credentials and query.
 func nerf(u *url.URL) string {
 	path := u.EscapedPath()
 	return "//" + u.Host + path[:strings.LastIndex(path, "/")+1]
 }
 
 // authorization returns the header for a request to u: that of the longest configured address that
-// u lies under. Empty: none. So nothing is ever sent to a host that has no credentials of its own
-// in the settings.
+// contains u. Empty: none. So no host without credentials of its own in the settings ever gets any.
 func (s *settings) authorization(u *url.URL) string {
 	key := nerf(u)
 	for {
@@ -327,7 +327,7 @@ func (s *settings) authorization(u *url.URL) string {
 	}
 }
 
-// credentialsAt returns the header that the settings of exactly one address make.
+// credentialsAt returns the header from the settings of exactly one address.
 func (s *settings) credentialsAt(key string) string {
 	if t := s.values[key+":_authToken"]; t != "" {
 		return "Bearer " + t
@@ -346,7 +346,7 @@ func (s *settings) credentialsAt(key string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+string(plain)))
 }
 
-// known reports whether the settings speak of this host: as a registry, or with credentials.
+// known reports whether the settings mention this host as a registry or with credentials.
 func (s *settings) known(host string) bool {
 	for k, v := range s.values {
 		if k == "registry" || strings.HasSuffix(k, ":registry") {

@@ -29,7 +29,7 @@ var (
 
 const refForm = "Write it as npm:@scope/package@1.2.3; without a version the one that is tagged latest is meant."
 
-// parseRef reads "@scope/name@version", "name@version", or either without the version, which then
+// parseRef parses "@scope/name@version", "name@version", or either without the version, which then
 // is latest.
 func parseRef(ref string) (packageRef, error) {
 	r := packageRef{name: ref, version: "latest"}
@@ -48,8 +48,7 @@ func parseRef(ref string) (packageRef, error) {
 	return r, nil
 }
 
-// nearestVersions gives the versions beside want in order, and the newest: what somebody may have
-// meant.
+// nearestVersions returns the versions next to want in order, and the newest, as suggestions.
 func nearestVersions(want string, versions []string, latest string) []string {
 	sorted := slices.Clone(versions)
 	slices.SortFunc(sorted, compareVersions)

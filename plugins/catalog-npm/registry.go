@@ -20,11 +20,11 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
-// maxReplyBytes bounds what a registry may say about a package, uncompressed.
+// maxReplyBytes bounds a registry's description of a package, uncompressed.
 const maxReplyBytes = 8 << 20
 
-// document is what a registry says about a package, abbreviated or full. Fields that are not needed
-// are not read; os, cpu and libc are left out because packages are wrong about them.
+// document is a registry's description of a package, abbreviated or full. It has only the needed
+// fields, and omits os, cpu and libc because packages get them wrong.
 type document struct {
 	Tags     map[string]string  `json:"dist-tags"`
 	Versions map[string]release `json:"versions"`
@@ -32,20 +32,20 @@ type document struct {
 
 type release struct {
 	Version string          `json:"version"`
-	License json.RawMessage `json:"license"` // text, or an object of old
+	License json.RawMessage `json:"license"` // text, or an object in old packages
 	Dist    struct {
 		Tarball   string `json:"tarball"`
 		Integrity string `json:"integrity"`
 	} `json:"dist"`
 }
 
-// lookup asks for a package's document and chooses the release that the reference means.
+// lookup requests a package's document and chooses the release that the reference means.
 func (c *client) lookup(ctx context.Context, ref packageRef) (release, *url.URL, error) {
 	registry, err := c.settings.registry(ref.scope)
 	if err != nil {
 		return release{}, nil, sdk.WithHint(fmt.Errorf("%w: %w", err, catalog.ErrInvalid), "Correct it in %s.", c.settings.file())
 	}
-	// The slash of a scoped name is written as %2f, as npm does.
+	// The slash of a scoped name is encoded as %2f, as npm does.
 	u, err := url.Parse(registry.String() + strings.Replace(ref.name, "/", "%2f", 1))
 	if err != nil {
 		return release{}, nil, err
@@ -119,13 +119,13 @@ func (c *client) getOnce(ctx context.Context, u *url.URL, accept string, v any) 
 	return nil
 }
 
-// size asks how large a file is; 0 where the registry does not say.
+// size requests the size of a file; 0 if the registry does not tell.
 func (c *client) size(ctx context.Context, u *url.URL) int64 {
 	ctx, _, stop := c.watched(ctx)
 	defer stop()
 	resp, err := c.do(ctx, http.MethodHead, u, http.Header{"Accept-Encoding": {"identity"}})
 	if err != nil {
-		return 0 // the transfer will say what is wrong
+		return 0 // the transfer will report what is wrong
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -134,9 +134,9 @@ func (c *client) size(ctx context.Context, u *url.URL) int64 {
 	return max(resp.ContentLength, 0)
 }
 
-// tarball returns where a release's archive is fetched from. Mirrors often pass on npm's own
-// addresses unchanged; npm's setting replace-registry-host says which are replaced by the
-// registry's, by default only those of npm's own registry.
+// tarball returns the address of a release's archive. Mirrors often pass on npm's own addresses
+// unchanged; npm's setting replace-registry-host says which are replaced by the registry's, by
+// default only those of npm's own registry.
 func (c *client) tarball(r release, registry *url.URL) (*url.URL, error) {
 	u, err := registry.Parse(r.Dist.Tarball)
 	if r.Dist.Tarball == "" || err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
@@ -155,8 +155,8 @@ func (c *client) tarball(r release, registry *url.URL) (*url.URL, error) {
 	return u, nil
 }
 
-// digest turns a release's integrity into the digest that hosts check: its strongest of SHA-512 and
-// SHA-256.
+// digest converts a release's integrity into the digest that hosts check: its strongest of SHA-512
+// and SHA-256.
 func (r release) digest() (string, error) {
 	for _, a := range []struct {
 		name  string
@@ -179,7 +179,7 @@ func (r release) digest() (string, error) {
 		"Without one the archive cannot be checked. Choose a newer version, or a registry that passes on the field dist.integrity.")
 }
 
-// license returns the release's licence, where it is plain text.
+// license returns the release's licence, if it is plain text.
 func (r release) license() string {
 	var text string
 	var object struct {
@@ -196,7 +196,7 @@ func (r release) license() string {
 
 var plainFile = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$`)
 
-// fileName returns what the archive is called.
+// fileName returns the archive's file name.
 func fileName(ref packageRef, version string, u *url.URL) string {
 	if base := path.Base(u.Path); plainFile.MatchString(base) {
 		return base

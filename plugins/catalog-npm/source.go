@@ -43,12 +43,12 @@ func newSource(version string, environ []string) *source {
 	return &source{version: version, environ: environ, stall: stallTime, backoff: firstBackoff}
 }
 
-// Info says who the source is.
+// Info describes the source.
 func (s *source) Info(context.Context) (sdk.Info, error) {
 	return sdk.Info{Name: "npm", Kind: sdk.KindCatalog, Version: s.version, Summary: "Engine libraries from an npm registry, with the settings of npm."}, nil
 }
 
-// Schema has what npm's own settings do not say.
+// Schema returns the settings that npm's own do not cover.
 func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	return sdk.Schema{Attributes: []sdk.Attribute{
 		{
@@ -62,7 +62,7 @@ func (s *source) Schema(context.Context) (sdk.Schema, error) {
 	}}, nil
 }
 
-// Configure reads npm's settings and judges them.
+// Configure reads and checks npm's settings.
 func (s *source) Configure(_ context.Context, config sdk.Config) (sdk.Diagnostics, error) {
 	var v struct {
 		Registry   string `json:"registry"`
@@ -146,8 +146,8 @@ func (s *source) configured() (*client, error) {
 	return s.client, nil
 }
 
-// Search asks the registry for packages. There are no models at npm, so a search for those asks
-// nobody.
+// Search searches the registry for packages. npm has no models, so a search for those sends no
+// request.
 func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.Item) error) error {
 	if q.Kind == catalog.KindModel || strings.TrimSpace(q.Text) == "" {
 		return nil
@@ -196,7 +196,7 @@ func (s *source) Search(ctx context.Context, q catalog.Query, emit func(catalog.
 	return nil
 }
 
-// Resolve asks the registry which archive a version or tag is.
+// Resolve asks the registry for the archive of a version or tag.
 func (s *source) Resolve(ctx context.Context, text string) (catalog.Manifest, error) {
 	ref, err := parseRef(text)
 	if err != nil {
