@@ -36,7 +36,7 @@ type (
 	}
 	filterExpr struct {
 		name string
-		f    filter // nil: unknown, which fails only where it is reached
+		f    filter // nil: unknown, which fails only when it is reached
 		of   expr   // nil: the text of a block
 		args arguments
 		line int
@@ -80,7 +80,7 @@ type arguments struct {
 	list, dict expr // *list and **dict; nil: none
 }
 
-// target is what set and for assign to: a name, an attribute of a namespace, or several targets.
+// target is the left side of set and for: a name, an attribute of a namespace, or several targets.
 type target struct {
 	name, attr string
 	parts      []target
@@ -133,13 +133,13 @@ type (
 	contStmt  struct{}
 )
 
-// macroDef is what a macro or the body of a call block is.
+// macroDef is a macro or the body of a call block.
 type macroDef struct {
 	name       string
 	parameters []string
 	defaults   []expr // of the last parameters
 	body       []stmt
-	// Whether the body names them; Jinja gives the macro what it names.
+	// Whether the body names them; Jinja passes a macro only what it names.
 	varargs, kwargs, caller bool
 	line                    int
 }

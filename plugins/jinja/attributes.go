@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// mutators lists the methods that Jinja's immutable sandbox keeps back, by class.
+// mutators lists the methods that Jinja's immutable sandbox forbids, by class.
 var mutators = map[string][]string{
 	"list": {"append", "clear", "pop", "reverse", "insert", "sort", "extend", "remove"},
 	"dict": {"clear", "pop", "popitem", "setdefault", "update"},
@@ -93,7 +93,7 @@ func position(key any, n int) (int, bool) {
 	return int(i), i >= 0 && i < int64(n)
 }
 
-// attribute returns what a template can ask a loop for.
+// attribute returns a loop's attribute.
 func (l *loop) attribute(name string) (any, bool) {
 	n := len(l.items)
 	switch name {

@@ -1,12 +1,12 @@
 package jinja
 
-// filter is a function of a value and arguments; test is one that says yes or no.
+// filter is a function of a value and arguments; test is one that returns a bool.
 type (
 	filter func(c *call, v any) (any, error)
 	test   func(c *call, v any) (bool, error)
 )
 
-// call hands out the arguments of one call, by position first and by name else.
+// call hands out the arguments of one call, first by position and then by name.
 type call struct {
 	in    *interp
 	name  string
@@ -75,14 +75,14 @@ func (c *call) boolean(name string, otherwise bool) bool {
 	return truth(c.arg(name, otherwise))
 }
 
-// rest returns all arguments that were not taken.
+// rest returns all unused arguments.
 func (c *call) rest() ([]any, *dict) {
 	args, kw := c.args, c.kw
 	c.args, c.kw, c.named = nil, nil, 0
 	return args, kw
 }
 
-// finish fails where an argument was not taken.
+// finish fails if an argument was not used.
 func (c *call) finish() error {
 	if len(c.args) > 0 {
 		return typeError("%s() takes %d fewer argument(s)", c.name, len(c.args))

@@ -435,7 +435,7 @@ func (in *interp) arithmetic(op string, a, b any) (any, error) {
 	return normalInt(out), nil
 }
 
-// smallArithmetic returns the quick way for what surely fits.
+// smallArithmetic returns the result of a fast path for operands that cannot overflow.
 func smallArithmetic(op string, a, b int64) (any, bool) {
 	const limit = 1 << 31
 	if a >= limit || a <= -limit || b >= limit || b <= -limit {
@@ -550,7 +550,7 @@ func (e *sliceExpr) apply(in *interp, s *scope, v any) (any, error) {
 	return in.slice(v, from, to, by)
 }
 
-// slice returns v[from:to:by]; nil stands for what is left out.
+// slice returns v[from:to:by]; nil stands for an omitted bound.
 func (in *interp) slice(v any, from, to, by *int) (any, error) {
 	step := 1
 	if by != nil {
@@ -606,8 +606,8 @@ func (in *interp) slice(v any, from, to, by *int) (any, error) {
 	return nil, typeError("'%s' object is not subscriptable", typeName(v))
 }
 
-// sliceBounds returns the first index and the one to stop at, as Python's slice.indices does. Steps
-// over the length are no different from the length.
+// sliceBounds returns the first index and the one to stop at, as Python's slice.indices does. A
+// step longer than the sequence acts like its length.
 func sliceBounds(n int, from, to *int, step int) (a, b int) {
 	clamp := func(p *int, otherwise, low, high int) int {
 		if p == nil {

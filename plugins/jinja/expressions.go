@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// tuple reads one expression, or several with commas between them as a tuple. Without cond, an if
-// ends the expression.
+// tuple reads one expression, or several separated by commas as a tuple. Without cond, an if ends
+// the expression.
 func (p *parser) tuple(cond bool) (expr, error) {
 	read := p.or
 	if cond {
@@ -131,8 +131,7 @@ func (p *parser) compare() (expr, error) {
 	}
 }
 
-// binary reads operands that next reads, with any of the operators between them, from left to
-// right.
+// binary reads operands with next, separated by any of the operators, from left to right.
 func (p *parser) binary(next func() (expr, error), ops ...string) (expr, error) {
 	left, err := next()
 	for err == nil {
@@ -431,7 +430,7 @@ func (p *parser) argument(a *arguments) (err error) {
 	return err
 }
 
-// filtered reads filters, tests and calls behind an expression.
+// filtered reads filters, tests and calls after an expression.
 func (p *parser) filtered(e expr) (expr, error) {
 	for n := 0; ; n++ {
 		if n > maxPostfix {

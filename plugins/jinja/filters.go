@@ -11,8 +11,8 @@ import (
 	"unicode"
 )
 
-// filterNamed returns a filter of Jinja's, or nil. A switch and not a table: map and select look
-// filters up themselves.
+// filterNamed returns a filter of Jinja's, or nil. It is a switch, not a table, because map and
+// select look filters up themselves.
 func filterNamed(name string) filter {
 	switch name {
 	case "abs":
@@ -160,7 +160,7 @@ func (c *call) onText(v any, f func(t Text) (any, error)) (any, error) {
 	return f(t)
 }
 
-// toNumber returns the number that a value is or says.
+// toNumber converts a value to a number, as it is or from its text.
 func toNumber(v any) (float64, error) {
 	if n, ok := number(v); ok {
 		return toFloat(n), nil
@@ -462,7 +462,7 @@ func filterJoin(c *call, v any) (any, error) {
 	return c.in.joinTexts(sep.plain(), parts)
 }
 
-// path follows "a.b.0" from a value. What is not there becomes otherwise where that is not nil.
+// path follows "a.b.0" from a value. A missing attribute becomes otherwise unless that is nil.
 func (in *interp) path(v, attribute, otherwise any) (any, error) {
 	keys := []any{attribute}
 	if t, ok := attribute.(Text); ok {
@@ -539,8 +539,8 @@ func filterMap(c *call, v any) (any, error) {
 	return &generator{items: out}, nil
 }
 
-// selected keeps the items for which a test of them, or of an attribute of theirs, says what is
-// wanted.
+// selected keeps the items for which a test of them, or of an attribute of theirs, gives the wanted
+// result.
 func (c *call) selected(v any, byAttribute, want bool) (any, error) {
 	if !truth(v) {
 		c.rest()
@@ -591,7 +591,7 @@ func (c *call) selected(v any, byAttribute, want bool) (any, error) {
 	return &generator{items: out}, nil
 }
 
-// sortKey returns what items are ordered by: without case, unless asked for.
+// sortKey returns what items are ordered by: ignoring case, unless asked otherwise.
 func (c *call) sortKey(v, attribute any, caseSensitive bool) (any, error) {
 	if attribute != nil {
 		var err error
@@ -943,7 +943,7 @@ func filterStriptags(c *call, v any) (any, error) {
 // maxEntity bounds the names of HTML entities, in bytes; the longest that HTML has is 33.
 const maxEntity = 34
 
-// unescape replaces HTML entities. A character is a client's where any byte of its entity is.
+// unescape replaces HTML entities. A character counts as a client's if any byte of its entity does.
 func unescape(t Text) Text {
 	var b textBuilder
 	for at := 0; at < len(t.s); {
@@ -1143,7 +1143,7 @@ func wrap(t Text, width int, long bool) []Text {
 		return []Text{{}}
 	}
 	var lines []Text
-	from, at, used := 0, 0, 0 // the line's first byte, the byte behind it, its characters
+	from, at, used := 0, 0, 0 // the line's first byte, the byte after it, its characters
 	if start := len(t.s) - len(stripText(t, "", true, false).s); start < len(t.s) {
 		at, used = start, t.slice(0, start).runes() // the first line keeps its indent
 	}

@@ -11,7 +11,7 @@ import (
 // maxWidth bounds widths and precisions in format strings.
 const maxWidth = 4096
 
-// percent is Python's text % values.
+// percent implements Python's text % values.
 func (in *interp) percent(t Text, v any) (any, error) {
 	args := []any{v}
 	if l, ok := v.(*list); ok && l.tuple {
@@ -59,7 +59,8 @@ func (in *interp) percent(t Text, v any) (any, error) {
 	return out, in.charge(len(t.s))
 }
 
-// isLookup reports whether Python's % takes the value for a mapping, of which not all must be used.
+// isLookup reports whether Python's % takes the value for a mapping, whose entries need not all be
+// used.
 func isLookup(v any) bool {
 	l, isList := v.(*list)
 	_, isDict := v.(*dict)
@@ -295,7 +296,7 @@ func numberDigits(f spec, v any) (digits string, negative bool) {
 	return digits, negative
 }
 
-// formatGeneral is %g: the shorter of two notations, without trailing zeros.
+// formatGeneral implements %g: the shorter of two notations, without trailing zeros.
 func formatGeneral(x float64, precision int, point bool) string {
 	precision = max(precision, 1)
 	s := strconv.FormatFloat(x, 'e', precision-1, 64)
@@ -329,7 +330,7 @@ func groupDigits(s string) string {
 	return whole + rest
 }
 
-// format is Python's text.format(args, kw).
+// format implements Python's text.format(args, kw).
 func (in *interp) format(t Text, args []any, kw *dict) (any, error) {
 	var b textBuilder
 	next := 0
@@ -455,7 +456,7 @@ func (in *interp) fieldValue(field string, args []any, kw *dict, next *int) (any
 	return v, nil
 }
 
-// formatValue is Python's format(value, spec).
+// formatValue implements Python's format(value, spec).
 func (in *interp) formatValue(v any, format string) (Text, error) {
 	if format == "" {
 		return in.str(v)
@@ -582,7 +583,7 @@ func roundHalfEven(x float64, places int) float64 {
 	return math.RoundToEven(x/p) * p
 }
 
-// sizeText returns the filter filesizeformat.
+// sizeText formats a size as the filter filesizeformat does.
 func sizeText(bytes float64, binary bool) string {
 	base, prefixes := 1000.0, []string{"kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"}
 	if binary {

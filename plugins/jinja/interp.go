@@ -16,8 +16,8 @@ type interp struct {
 	depth int // left
 }
 
-// newInterp returns a run. size is the number of bytes of text in the variables: work grows with
-// it.
+// newInterp returns a run. size is the number of bytes of text in the variables: the bounds on work
+// grow with it.
 func newInterp(ctx context.Context, l Limits, size int) *interp {
 	in := &interp{ctx: ctx, now: l.Now, steps: l.Steps, bytes: l.Bytes, depth: l.Depth}
 	if in.now.IsZero() {
@@ -57,7 +57,7 @@ const scanBytes = 16
 // scan counts the steps of reading a text once.
 func (in *interp) scan(t Text) error { return in.step(len(t.s) / scanBytes) }
 
-// charge counts n bytes that are about to be made.
+// charge counts n bytes before they are made.
 func (in *interp) charge(n int) error {
 	if n > in.bytes || n < 0 {
 		return fail(classLimit, "the template makes too much text")
@@ -66,8 +66,8 @@ func (in *interp) charge(n int) error {
 	return nil
 }
 
-// valueBytes is what an item of a list is charged with: two words for the interface, two or three
-// for what it points to.
+// valueBytes is the charge for an item of a list: two words for the interface, two or three for its
+// value.
 const valueBytes = 40
 
 func (in *interp) chargeItems(n int) error {
@@ -91,8 +91,8 @@ func (in *interp) enter() error {
 
 func (in *interp) leave() { in.depth++ }
 
-// scope holds the variables of a block. Names that it lacks are looked for in its parent. A block
-// has few variables: a slice is faster than a map, and smaller.
+// scope holds the variables of a block. It looks for missing names in its parent. A block has few
+// variables: a slice is faster than a map, and smaller.
 type scope struct {
 	parent *scope
 	vars   []variable
@@ -201,7 +201,7 @@ func (i *ifStmt) exec(in *interp, s *scope) error {
 	return in.run(i.otherwise, s)
 }
 
-// loop is the variable of that name inside of a for.
+// loop is the variable of that name inside a for.
 type loop struct {
 	items   []any
 	at      int
@@ -291,7 +291,7 @@ func (f *forStmt) filtered(in *interp, s *scope, items []any) ([]any, error) {
 	return out, nil
 }
 
-// assign gives a value to a name, an attribute of a namespace, or its items to several targets.
+// assign assigns a value to a name or an attribute of a namespace, or its items to several targets.
 func (in *interp) assign(t target, v any, s *scope) error {
 	switch {
 	case t.parts != nil:

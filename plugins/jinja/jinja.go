@@ -2,9 +2,9 @@
 // sandbox with trim_blocks and lstrip_blocks, loop controls, the generation tag, Python's way to
 // print values, and JSON as json.dumps writes it.
 //
-// Two things set it apart from a general template engine. Rendering is bounded in steps, bytes,
+// It differs from a general template engine in two ways. Rendering is bounded in steps, bytes,
 // depth and time, so that a hostile template costs an error and nothing else. And every byte of the
-// result knows whether a client wrote it, through every filter and method, so that a caller can
+// result records whether a client wrote it, through every filter and method, so that a caller can
 // keep clients from writing control tokens.
 package jinja
 
@@ -37,13 +37,12 @@ func Compile(source string) (*Template, error) {
 
 // Limits bounds one call of Render. A zero field takes its default.
 type Limits struct {
-	// Steps bounds evaluated nodes, loop rounds and touched list items; 16 bytes of text that are
-	// read are one. Default 500,000, and one for each byte of text in the variables. A turn of a
+	// Steps bounds evaluated nodes, loop rounds and touched list items; reading 16 bytes of text
+	// counts as one. Default 500,000, and one for each byte of text in the variables. A turn of a
 	// usual chat template takes 50 to 500.
 	Steps int
-	// Bytes bounds all text and lists that the template makes, its output included, in bytes. What
-	// was made and dropped counts as well. Default 12 MiB, and 16 for each byte of text in the
-	// variables.
+	// Bytes bounds all text and lists that the template makes, its output included, in bytes.
+	// Dropped values count as well. Default 12 MiB, and 16 for each byte of text in the variables.
 	Bytes int
 	// Depth bounds nested expressions and calls of macros. Default 800.
 	Depth int
@@ -92,15 +91,15 @@ const (
 )
 
 // Error says why a template was refused. Class is the name of the exception that Python would
-// raise, "TemplateError" for raise_exception, or "LimitError" where a bound of this package ended
-// the work.
+// raise, "TemplateError" for raise_exception, or "LimitError" if the work exceeded a bound of this
+// package.
 type Error struct {
 	Class   string
 	Message string
 	Line    int // 1 and up; 0: not known
 }
 
-// Error returns class and message, without the class for what the template raised itself.
+// Error returns class and message, without the class for errors that the template raised itself.
 func (e *Error) Error() string {
 	text := e.Message
 	if e.Class != classRaise {
@@ -112,13 +111,14 @@ func (e *Error) Error() string {
 	return text
 }
 
-// IsLimit reports whether err says that a bound of Limits was reached.
+// IsLimit reports whether err says that the render reached a bound of Limits.
 func IsLimit(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && e.Class == classLimit
 }
 
-// Raised reports whether the template refused its input by raise_exception, and what it said.
+// Raised reports whether the template refused its input by raise_exception, and returns its
+// message.
 func Raised(err error) (message string, ok bool) {
 	e, ok := errors.AsType[*Error](err)
 	if !ok || e.Class != classRaise {

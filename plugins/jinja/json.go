@@ -13,7 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-// ParseJSON reads a JSON document into a value for Render, as Python's json.loads does: objects
+// ParseJSON parses a JSON document into a value for Render, as Python's json.loads does: objects
 // keep their order, integers their digits. With client, every string in it, keys included, counts
 // as written by a client.
 func ParseJSON(data []byte, client bool) (any, error) {
@@ -115,7 +115,7 @@ func jsonNumber(s string) (any, error) {
 	return f, nil
 }
 
-// jsonStyle is what tojson can be asked for.
+// jsonStyle holds the options of tojson.
 type jsonStyle struct {
 	ascii         bool
 	indent        Text
@@ -202,7 +202,7 @@ func jsonKey(k any) (Text, error) {
 	return Text{}, typeError("keys must be str, int, float, bool or None, not %s", typeName(k))
 }
 
-// jsonOrder returns the order in which the entries of a dict are written.
+// jsonOrder returns the order in which to write the entries of a dict.
 func (in *interp) jsonOrder(d *dict, style jsonStyle) ([]int, error) {
 	order := make([]int, d.len())
 	for i := range order {

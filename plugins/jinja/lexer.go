@@ -121,7 +121,7 @@ func nextTag(s string) int {
 	}
 }
 
-// strip removes white space before a tag, as its sign and lstrip_blocks say.
+// strip removes white space before a tag, according to its sign and lstrip_blocks.
 func (l *lexer) strip(text string, sign byte, block bool) string {
 	switch {
 	case sign == '-':
@@ -147,8 +147,8 @@ func isSpace(r rune) bool {
 	return unicode.IsSpace(r) || r >= 0x1c && r <= 0x1f
 }
 
-// closing returns the length of the closing tag at the start of s, with what it swallows behind it;
-// 0: there is none.
+// closing returns the length of the closing tag at the start of s, with the white space that it
+// swallows; 0: there is none.
 func closing(s, tag string, trim bool) int {
 	switch {
 	case strings.HasPrefix(s, "-"+tag):
@@ -179,7 +179,7 @@ func (l *lexer) comment() error {
 	return nil
 }
 
-// isRaw reports whether the inside of a block tag begins with raw, and nothing else.
+// isRaw reports whether the inside of a block tag is only the word raw.
 func isRaw(s string) bool {
 	s, ok := strings.CutPrefix(strings.TrimLeftFunc(s, isSpace), "raw")
 	s = strings.TrimLeftFunc(s, isSpace)
@@ -242,7 +242,7 @@ func (l *lexer) code(end string, kind tokenKind) error {
 	}
 }
 
-// word reads one token inside of a tag; open holds the brackets that must still be closed.
+// word reads one token inside a tag; open holds the brackets that are not closed yet.
 func (l *lexer) word(rest string, open []byte) ([]byte, error) {
 	c := rest[0]
 	switch {
@@ -338,7 +338,7 @@ func (l *lexer) number(s string) error {
 	return nil
 }
 
-// maxDigits bounds the integers that are read, in digits: Python's own bound.
+// maxDigits bounds the digits of integers: Python's own bound.
 const maxDigits = 4300
 
 func (l *lexer) integer(text string, base, length int) error {
@@ -381,7 +381,7 @@ var simpleEscapes = map[byte]string{
 	'\n': "", '\\': "\\", '\'': "'", '"': "\"", 'a': "\a", 'b': "\b", 'f': "\f", 'n': "\n", 'r': "\r", 't': "\t", 'v': "\v",
 }
 
-// escape reads what stands behind a backslash and returns its length in bytes.
+// escape reads the escape after a backslash and returns its length in bytes.
 func (l *lexer) escape(b *strings.Builder, s string) (int, error) {
 	if s == "" {
 		return 0, l.fail("unexpected end of template")
@@ -401,7 +401,7 @@ func (l *lexer) escape(b *strings.Builder, s string) (int, error) {
 	}
 	length := map[byte]int{'x': 2, 'u': 4, 'U': 8}[s[0]]
 	if length == 0 {
-		b.WriteByte('\\') // Python keeps an unknown escape as it stands
+		b.WriteByte('\\') // Python keeps an unknown escape unchanged
 		return 0, nil
 	}
 	if len(s) < 1+length {

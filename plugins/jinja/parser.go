@@ -12,9 +12,9 @@ type parser struct {
 	tokens []token
 	at     int
 	depth  int
-	soft   int // inside of an if: unknown filters and tests fail only where they are reached
+	soft   int // inside an if: unknown filters and tests fail only when they are reached
 	loops  int
-	names  []map[string]bool // names that are read, for each macro around
+	names  []map[string]bool // names that are read, for each enclosing macro
 	blocks map[string]bool   // names that are taken
 }
 

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// strftime formats a time as Python's does in the C locale. What is no code stays as it is.
+// strftime formats a time as Python does in the C locale. Unknown codes stay as they are.
 func strftime(t time.Time, format Text) Text {
 	var b textBuilder
 	chars := slices.Collect(format.chars())

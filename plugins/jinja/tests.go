@@ -2,8 +2,8 @@ package jinja
 
 import "math/big"
 
-// testNamed returns a test of Jinja's, or nil. A switch and not a table: select looks tests up
-// itself.
+// testNamed returns a test of Jinja's, or nil. It is a switch, not a table, because select looks
+// tests up itself.
 func testNamed(name string) test {
 	simple := func(is func(v any) bool) test {
 		return func(_ *call, v any) (bool, error) { return is(v), nil }
@@ -137,7 +137,7 @@ func (in *interp) divisible(v, by any, odd bool) (bool, error) {
 		return false, u.err()
 	}
 	if !ok || !ok2 {
-		if t, isText := v.(Text); isText { // Python formats the text, which is no number then
+		if t, isText := v.(Text); isText { // Python formats the text, which is then not a number
 			_, err := in.percent(t, by)
 			return false, err
 		}

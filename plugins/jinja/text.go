@@ -7,12 +7,12 @@ import (
 	"unicode/utf8"
 )
 
-// Text is a string that knows which of its bytes came from a client. The zero value is the empty
+// Text is a string that records which of its bytes came from a client. The zero value is the empty
 // text of the template. A Text is immutable and safe for concurrent use.
 type Text struct {
 	s      string
 	client []span // sorted, disjoint, not touching; byte offsets into s
-	markup bool   // Jinja's Markup: text that escapes what is added to it
+	markup bool   // Jinja's Markup: text that escapes what is appended to it
 }
 
 // span is the half-open range of bytes [from, to).
@@ -32,7 +32,7 @@ func ClientText(s string) Text {
 	return Text{s: s, client: []span{{0, len(s)}}}
 }
 
-// TemplateText returns text that is trusted as the template's own text is.
+// TemplateText returns text that is trusted like the template's own.
 func TemplateText(s string) Text { return Text{s: s} }
 
 // String returns the text without its origins.
@@ -77,8 +77,8 @@ func (t Text) slice(from, to int) Text {
 	return out
 }
 
-// taint returns what the text, a part of a format string, made: all of it is a client's where any
-// of the text is, since its fill characters and signs come from there.
+// taint returns made, the output of the text as part of a format string. All of it counts as a
+// client's if any of the text does, since its fill characters and signs come from there.
 func (t Text) taint(made Text) Text {
 	if len(t.client) == 0 {
 		return made
@@ -143,7 +143,7 @@ func (b *textBuilder) len() int { return b.b.Len() }
 
 func (b *textBuilder) text() Text { return Text{s: b.b.String(), client: b.client} }
 
-// mapRunes replaces each character; what replaces it keeps its origin.
+// mapRunes replaces each character; the replacement keeps its origin.
 func (t Text) mapRunes(f func(r rune) string) Text {
 	var b textBuilder
 	b.b.Grow(len(t.s))
@@ -179,7 +179,7 @@ func (t Text) chars() iter.Seq[char] {
 	}
 }
 
-// offset returns the byte offset of character n; the length of the text where it has no more than n
+// offset returns the byte offset of character n; the length of the text if it has at most n
 // characters.
 func (t Text) offset(n int) int {
 	if n <= 0 {

@@ -415,7 +415,7 @@ func splitSpace(t Text, most int, right bool) []any {
 	}
 }
 
-// lineEnds are the characters at which Python's splitlines cuts.
+// lineEnds lists the characters at which Python's splitlines cuts.
 const lineEnds = "\n\r\v\f\x1c\x1d\x1e\u0085\u2028\u2029"
 
 func splitLines(t Text, keep bool) []any {
@@ -508,7 +508,7 @@ func (in *interp) replace(t, old, by Text, n int) (Text, error) {
 	return out, nil
 }
 
-// joinStrings is str.join: every item must be a string.
+// joinStrings implements str.join: every item must be a string.
 func (in *interp) joinStrings(sep Text, v any) (any, error) {
 	items, err := in.iterate(v)
 	if err != nil {

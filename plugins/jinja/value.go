@@ -11,26 +11,26 @@ import (
 // A value is one of: nil (None), bool, int64, *big.Int (beyond int64), float64, Text, *list, *dict,
 // *undefined, *namespace, *generator, *view, *function, *loop.
 
-// list is a Python list or tuple. It does not change once it is made.
+// list is a Python list or tuple. It is immutable.
 type list struct {
 	items []any
 	tuple bool
 	names []string // of the items of a named tuple; nil: it has none
 }
 
-// generator is what map, select and other lazy filters give: it can be read once.
+// generator is the result of map, select and other lazy filters: it can be read once.
 type generator struct {
 	items []any
 	used  bool
 }
 
-// view is what items(), keys() and values() of a dict give.
+// view is the result of items(), keys() and values() of a dict.
 type view struct {
 	kind  string // "dict_items", "dict_keys", "dict_values"
 	items []any
 }
 
-// undefined stands for what is not there. why is the message of the error that its use gives.
+// undefined stands for a missing value. why is the message of the error that its use gives.
 type undefined struct {
 	class, why string
 }
@@ -57,13 +57,14 @@ type dict struct {
 	index  map[any]int // from the key's hash
 }
 
-// hashed stands for a key that is no string, number or object.
+// hashed stands for a key other than a string, number or object.
 type hashed string
 
-// maxTupleKey bounds tuples that are keys, in bytes of their text.
+// maxTupleKey bounds tuples as keys, in bytes of their text.
 const maxTupleKey = 4096
 
-// hashKey returns what tells keys apart as Python does: 1, 1.0 and True are one key.
+// hashKey returns a comparable form in which keys are equal as in Python: 1, 1.0 and True are one
+// key.
 func hashKey(k any) (any, error) {
 	switch k := k.(type) {
 	case nil:
@@ -164,7 +165,7 @@ func (d *dict) pairs() []any {
 	return out
 }
 
-// normalInt returns n as an int64 where it fits.
+// normalInt returns n as an int64 if it fits.
 func normalInt(n *big.Int) any {
 	if n.IsInt64() {
 		return n.Int64()
@@ -209,7 +210,7 @@ func typeName(v any) string {
 	return "function"
 }
 
-// owner names the value in the message of an attribute that is not there.
+// owner names the value in the message about a missing attribute.
 func owner(v any) string {
 	if v == nil {
 		return "None"
@@ -261,7 +262,7 @@ func length(v any) (int, error) {
 	return 0, typeError("object of type '%s' has no len()", typeName(v))
 }
 
-// iterate returns what a loop over the value gives. The caller does not change it.
+// iterate returns the items of a loop over the value. The caller must not change it.
 func (in *interp) iterate(v any) ([]any, error) {
 	switch v := v.(type) {
 	case *undefined:
@@ -295,7 +296,7 @@ func (in *interp) iterate(v any) ([]any, error) {
 	return nil, typeError("'%s' object is not iterable", typeName(v))
 }
 
-// number returns bools as the integers that they are in Python.
+// number converts bools to integers, as Python does.
 func number(v any) (any, bool) {
 	switch v := v.(type) {
 	case bool:
@@ -332,7 +333,7 @@ func toFloat(v any) float64 {
 	return 0
 }
 
-// compareNumbers returns -1, 0 or 1; ok is false where one of them is not a number (NaN).
+// compareNumbers returns -1, 0 or 1; ok is false if one of them is not a number (NaN).
 func compareNumbers(a, b any) (order int, ok bool) {
 	x, xInt := a.(int64)
 	y, yInt := b.(int64)
@@ -367,7 +368,7 @@ func compareNumbers(a, b any) (order int, ok bool) {
 	return 0, false
 }
 
-// equal reports whether Python's == does. Depth bounds the recursion into values that hold values.
+// equal reports whether Python's == holds. Depth bounds the recursion into nested values.
 func (in *interp) equal(a, b any) (bool, error) {
 	if err := in.enter(); err != nil {
 		return false, err
@@ -432,13 +433,13 @@ func (in *interp) equalItems(a, b []any) (bool, error) {
 	return true, nil
 }
 
-// less reports whether Python's < does; op is what an error names.
+// less reports whether Python's < holds; op is the operator in errors.
 func (in *interp) less(a, b any, op string) (bool, error) {
 	order, err := in.order(a, b, op)
 	return order < 0, err
 }
 
-// unordered is the order of what is neither less, equal nor greater (NaN).
+// unordered is the order of values that are neither less, equal nor greater (NaN).
 const unordered = 2
 
 // order returns -1, 0, 1 or unordered.
@@ -487,7 +488,7 @@ func (in *interp) order(a, b any, op string) (int, error) {
 	return order, nil
 }
 
-// contains reports whether Python's "item in v" does.
+// contains reports whether Python's "item in v" holds.
 func (in *interp) contains(v, item any) (bool, error) {
 	switch v := v.(type) {
 	case Text:
@@ -562,7 +563,7 @@ type Entry struct {
 	Value any
 }
 
-// fromGo returns the value of a variable that a Go program gave.
+// fromGo converts a Go program's variable.
 func (in *interp) fromGo(v any, depth int) (any, error) {
 	if depth > maxValueDepth {
 		return nil, fail(classLimit, "a variable is nested more than %d deep", maxValueDepth)

@@ -10,9 +10,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The errors that a host tells apart. A plugin wraps one of them with %w where it knows the cause;
-// any other error is the plugin's own defect. They survive the way to the host: errors.Is holds
-// there as well.
+// The errors that a host distinguishes. A plugin wraps one of them with %w if it knows the cause;
+// any other error counts as the plugin's own defect. They survive the wire: errors.Is matches on
+// the host as well.
 var (
 	// the request or the reference is wrong
 	ErrInvalid     = errors.New("invalid")
@@ -21,16 +21,16 @@ var (
 	ErrUnavailable = errors.New("unavailable")                // not now: try again
 	// in memory, on disk, or within a limit
 	ErrTooLarge = errors.New("does not fit")
-	// bytes are not what they should be
+	// bytes do not match what was announced
 	ErrIntegrity = errors.New("damaged")
 	// this machine, build or backend cannot do it
 	ErrUnsupported = errors.New("not supported")
-	// the origin wants to know who asks
+	// the origin requires credentials
 	ErrUnauthenticated = errors.New("credentials missing or wrong")
 	ErrForbidden       = errors.New("not allowed") // the origin refuses
 )
 
-// wireErrors pairs each error with its code on the wire. The first row that fits is used.
+// wireErrors pairs each error with its code on the wire. The first matching row wins.
 func wireErrors() []struct {
 	err  error
 	code codes.Code
@@ -53,7 +53,7 @@ func wireErrors() []struct {
 	}
 }
 
-// hinted carries what to do next beside an error.
+// hinted adds to an error what to do next.
 type hinted struct {
 	error
 	hint string
@@ -61,7 +61,7 @@ type hinted struct {
 
 func (h *hinted) Unwrap() error { return h.error }
 
-// WithHint adds to err what a person can do about it, in a full sentence. A nil err gives nil.
+// WithHint adds to err what a person can do about it, in a full sentence. A nil err returns nil.
 func WithHint(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
@@ -83,8 +83,8 @@ func HintOf(err error) string {
 
 const hintDomain = "rbee.plugin"
 
-// ToStatus turns a plugin's error into a gRPC status error with its code and hint. A status error
-// is passed on as it is; nil gives nil.
+// ToStatus converts a plugin's error into a gRPC status error with its code and hint. It returns a
+// status error unchanged, and nil for nil.
 func ToStatus(err error) error {
 	if err == nil {
 		return nil
@@ -122,8 +122,8 @@ func (e *remoteError) Error() string              { return e.st.Message() }
 func (e *remoteError) Unwrap() error              { return e.is }
 func (e *remoteError) GRPCStatus() *status.Status { return e.st }
 
-// FromStatus turns the error of a call to a plugin back into the error that the plugin returned. An
-// error that is no status is passed on; nil gives nil.
+// FromStatus converts the error of a call to a plugin back into the plugin's error. It returns an
+// error without a status unchanged, and nil for nil.
 func FromStatus(err error) error {
 	if err == nil {
 		return nil

@@ -21,20 +21,19 @@ import (
 
 // Environment variables that a host sets for a plugin process.
 const (
-	// EnvCookie tells a plugin that a host started it. Its value is Cookie. It is no secret.
+	// EnvCookie tells a plugin that a host started it. Its value is Cookie. It is not a secret.
 	EnvCookie = "RBEE_PLUGIN"
 	// EnvLogLevel is the lowest level that Logger writes: trace, debug, info, warn, error or off.
 	EnvLogLevel = "RBEE_PLUGIN_LOG_LEVEL"
 	// EnvTether, set to "1", makes the process end when its standard input ends, which is when its
-	// host dies. Hosts set it for every process but workers that shall outlive them.
+	// host dies. Hosts set it for every process but workers that should outlive them.
 	EnvTether = "RBEE_PLUGIN_TETHER"
 )
 
 // Cookie is the value of EnvCookie.
 const Cookie = "4f1c2a7e-rbee-plugin"
 
-// exitGrace is how long the work of a plugin may go on after its process is told to end by a
-// signal.
+// exitGrace is how long a plugin's work may continue after a signal to end.
 const exitGrace = 10 * time.Second
 
 // Handshake returns what host and plugin must agree on before they negotiate a protocol version.
@@ -43,8 +42,8 @@ func Handshake() goplugin.HandshakeConfig {
 }
 
 // Logger returns a logger that writes JSON lines to the process's standard error, where the host
-// reads them: from a pipe, or for a worker from the worker's log file. Use it for everything a
-// plugin has to say; standard output belongs to the protocol. Numbers arrive as they are.
+// reads them: from a pipe, or for a worker from the worker's log file. Use it for all messages of a
+// plugin; standard output belongs to the protocol. Numbers stay numbers.
 func Logger(name string) hclog.Logger {
 	level := hclog.LevelFromString(os.Getenv(EnvLogLevel))
 	if level == hclog.NoLevel {
@@ -60,16 +59,16 @@ type Process struct {
 	stdout *os.File // before go-plugin replaced it
 	stderr *os.File
 
-	settle sync.Once // guards the change of the standard files
+	settle sync.Once // guards the replacement of the standard files
 	end    sync.Once // guards the end of server
 
 	mu     sync.Mutex // guards below
 	server *grpc.Server
 }
 
-// Serve serves p and what register adds until the host ends the process, a SIGTERM comes, or End is
-// called, and then returns. stop ends the plugin's work within its grace; it may be called more
-// than once. A process that no host started exits with a message.
+// Serve serves p and the services of register until the host ends the process, a SIGTERM arrives,
+// or End is called, and then returns. stop ends the plugin's work within its grace; it may be
+// called more than once. A process that no host started exits with a message.
 func Serve(kind Kind, p Plugin, register func(grpc.ServiceRegistrar, *Process), stop func(ctx context.Context, grace time.Duration) error) {
 	name := filepath.Base(os.Args[0])
 	if os.Getenv(EnvCookie) != Cookie {
@@ -107,9 +106,8 @@ func Serve(kind Kind, p Plugin, register func(grpc.ServiceRegistrar, *Process), 
 	})
 	cancel()
 	wg.Wait()
-	// The host may have closed the connection without a word, or the process was told to end: the
-	// work ends in any case.
-	// a shutdown deadline
+	// The host may have closed the connection without notice, or a signal may have arrived: end the
+	// work in any case. A shutdown deadline.
 	stopCtx, stopCancel := context.WithTimeout(context.Background(), exitGrace)
 	defer stopCancel()
 	if err := stop(stopCtx, time.Second); err != nil {
@@ -176,9 +174,9 @@ func (p *Process) newGRPCServer(opts []grpc.ServerOption) *grpc.Server {
 	return s
 }
 
-// settleStdio runs at the first call, when the handshake line is read: from then on everything
-// printed goes to standard error. Otherwise it would fill a pipe of go-plugin that nobody empties
-// once the host is gone, and the printing goroutine would hang.
+// settleStdio acts on the first call, when the handshake line has been read: from then on all
+// printed text goes to standard error. Otherwise it would fill a pipe of go-plugin that no one
+// reads once the host is gone, and the printing goroutine would hang.
 func (p *Process) settleStdio() {
 	os.Stdout, os.Stderr = p.stderr, p.stderr
 	if err := stdoutToStderr(); err != nil {

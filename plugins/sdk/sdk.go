@@ -1,5 +1,5 @@
-// Package sdk is the contract every rbee plugin fulfils: who it is, what it can be configured with,
-// and how its configuration is judged.
+// Package sdk is the contract of every rbee plugin: its identity, its configuration schema, and the
+// checks of its configuration.
 //
 // A plugin author imports this package and one of sdk/worker or sdk/catalog, implements the Go
 // interface there and calls its Serve in main. Nothing here pulls in hcl, raft or memberlist.
@@ -11,8 +11,8 @@ import (
 )
 
 // ProtocolVersion is the newest plugin protocol that this SDK and a host of its release speak, and
-// OldestProtocolVersion the oldest. A field that is added changes no number; what a plugin of the
-// version before does not survive does. contributing/plugin-protocol.md says when and how.
+// OldestProtocolVersion the oldest. Adding a field keeps the number; a change that older plugins do
+// not survive increases it. See contributing/plugin-protocol.md.
 const (
 	ProtocolVersion       = 1
 	OldestProtocolVersion = 1
@@ -39,15 +39,15 @@ const (
 
 // Plugin is what every plugin implements, whatever its kind. Methods may be called concurrently.
 type Plugin interface {
-	// Info says who the plugin is. It needs no configuration, is cheap, and answers the same for
-	// the life of the process.
+	// Info describes the plugin. It needs no configuration, is cheap, and returns the same for the
+	// life of the process.
 	Info(ctx context.Context) (Info, error)
-	// Schema says what may stand in the plugin's config block. It answers the same for the life of
+	// Schema returns the schema of the plugin's config block. It returns the same for the life of
 	// the process.
 	Schema(ctx context.Context) (Schema, error)
-	// Configure judges and takes the configuration. It is called once, before anything but Info and
-	// Schema. Diagnostics are the user's fault and are shown at the line of the configuration file;
-	// an error is the plugin's own.
+	// Configure checks and applies the configuration. It is called once, before anything but Info
+	// and Schema. Diagnostics are the user's fault and are shown at the line of the configuration
+	// file; an error is the plugin's own.
 	Configure(ctx context.Context, config Config) (Diagnostics, error)
 }
 
@@ -59,16 +59,16 @@ type Info struct {
 	Summary      string   // one line for people
 	Capabilities []string // additive features, sorted; see the constants of the kind's package
 	// Engine is the engine library set that the plugin needs beside its executable on this
-	// operating system and architecture. The zero value means that it needs none.
+	// operating system and architecture. The zero value means none.
 	Engine Engine
-	// OtherEngines are other releases of Engine that the plugin works with as well, the best first,
-	// for whoever asks for a certain version.
+	// OtherEngines lists other releases of Engine that the plugin works with, best first, for users
+	// who ask for a certain version.
 	OtherEngines []Engine
-	// Formats are the formats of model files that a worker type serves: FormatGGUF. A type that
-	// says none is used where it is named, and never chosen by the host.
+	// Formats lists the formats of model files that a worker type serves: FormatGGUF. The host uses
+	// a type without formats only by name, and never chooses it.
 	Formats []string
-	// Architectures are those that a worker type serves, as the model's file names them, such as
-	// "llama". Empty: all of its formats.
+	// Architectures lists the model architectures that a worker type serves, as the model's file
+	// names them, such as "llama". Empty: all of its formats.
 	Architectures []string
 }
 
@@ -87,17 +87,16 @@ type Engine struct {
 	Links map[string]string
 }
 
-// Config is what Configure is given.
+// Config is the argument of Configure.
 type Config struct {
 	// JSON is the decoded config block: an object whose keys are those of the Schema, defaults
 	// filled in.
 	JSON json.RawMessage
-	// EngineDir is the folder of the unpacked Engine; empty where none is needed or none is there
-	// yet.
+	// EngineDir is the folder of the unpacked Engine; empty if none is needed or none is there yet.
 	EngineDir string
-	// AllowAddresses are the prefixes of addresses (CIDR, such as "10.0.0.0/8") that may be
-	// connected to although they are not public. Those of this machine and its networks are refused
-	// otherwise: see package origin. Empty: none.
+	// AllowAddresses lists address prefixes (CIDR, such as "10.0.0.0/8") that may be dialled
+	// although they are not public. Other addresses of this machine and its networks are refused:
+	// see package origin. Empty: none.
 	AllowAddresses []string
 }
 
@@ -136,7 +135,7 @@ const (
 	Warning
 )
 
-// Diagnostic is one complaint about the configuration.
+// Diagnostic is one error or warning about the configuration.
 type Diagnostic struct {
 	Severity Severity
 	Summary  string // short, capitalised, no full stop: "No such device"
@@ -146,7 +145,7 @@ type Diagnostic struct {
 	Path []any
 }
 
-// Diagnostics is a list of complaints. Empty means that the configuration is taken.
+// Diagnostics is a list of them. Empty means that the configuration is accepted.
 type Diagnostics []Diagnostic
 
 // HasErrors reports whether any of the diagnostics is an error.

@@ -74,9 +74,8 @@ var _ Plugin = (*Client)(nil)
 // MaxReplyBytes is the largest message that a host takes from a plugin.
 const MaxReplyBytes = 8 << 20
 
-// BoundReplies returns conn for a host that does not trust what is at the other end: a reply beyond
-// MaxReplyBytes is refused before there is memory for it. go-plugin's own connection takes two
-// gigabytes.
+// BoundReplies returns conn for a host that does not trust the other end: it refuses a reply beyond
+// MaxReplyBytes before it allocates memory for it. go-plugin's own connection takes two gigabytes.
 func BoundReplies(conn grpc.ClientConnInterface) grpc.ClientConnInterface { return bounded{conn} }
 
 type bounded struct{ grpc.ClientConnInterface }
@@ -94,7 +93,7 @@ func NewClient(conn grpc.ClientConnInterface) *Client {
 	return &Client{rpc: pluginv1.NewPluginServiceClient(BoundReplies(conn))}
 }
 
-// Info asks the plugin who it is.
+// Info asks for the plugin's description.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	r, err := c.rpc.Info(ctx, &pluginv1.InfoRequest{})
 	if err != nil {
@@ -120,7 +119,7 @@ func (c *Client) Schema(ctx context.Context) (Schema, error) {
 	return schemaFromProto(r.GetSchema()), nil
 }
 
-// Configure hands the plugin its configuration.
+// Configure passes the plugin its configuration.
 func (c *Client) Configure(ctx context.Context, config Config) (Diagnostics, error) {
 	r, err := c.rpc.Configure(ctx, &pluginv1.ConfigureRequest{ConfigJson: config.JSON, EngineDir: config.EngineDir, AllowAddresses: config.AllowAddresses})
 	if err != nil {

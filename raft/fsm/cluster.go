@@ -17,7 +17,7 @@ func (e *entry) initCluster(op *raftv1.InitCluster) error {
 	}
 	if old, ok := e.Cluster(); ok {
 		if old.ID == c.ID {
-			return nil // its keys and tokens may be others by now
+			return nil // its keys and tokens may have changed since
 		}
 		return core.Errorf(core.Conflict, "init cluster: this registry is that of cluster %s (%s), not of %s (%s)", old.ID, old.Name, c.ID, c.Name).Hint(
 			"A queen of another cluster starts with an empty data_dir.")
@@ -77,7 +77,7 @@ func (e *entry) putNode(op *raftv1.PutNode) error {
 	return nil
 }
 
-// joinToken returns the token that takes the node in; the zero one where none is named.
+// joinToken returns the join token that admits the node, or the zero token if none is named.
 func (e *entry) joinToken(op *raftv1.PutNode, n core.Node) (core.Token, error) {
 	id := op.GetJoinToken()
 	if id == "" {
@@ -97,15 +97,15 @@ func (e *entry) joinToken(op *raftv1.PutNode, n core.Node) (core.Token, error) {
 	return token, checkRoles(token, n)
 }
 
-// JoinRepeat bounds how long after its first use a join token lets the same machine repeat the
-// call, whose answer may have been lost.
+// JoinRepeat bounds how long after its first use a join token lets the same machine repeat a call
+// whose answer may have been lost.
 const JoinRepeat = 5 * time.Minute
 
-// CheckJoin reports why a join token does not take node n in, at a time; nil: it does. The first
-// use of a token binds it to the node's id, name, roles, address and key, which registered, the
-// registry's entry under the node's id, has. Errors: Unauthenticated for a token that was used,
-// unless it is a repetition within JoinRepeat; Forbidden for a role that the token does not give,
-// or that a registered node does not have.
+// CheckJoin returns why a join token does not admit node n at a time; nil: it does. The first use
+// of a token binds it to the node's id, name, roles, address and key, which are in registered, the
+// registry's entry under the node's id. Errors: Unauthenticated for a used token, unless it is a
+// repetition within JoinRepeat; Forbidden for a role that the token does not give, or that a
+// registered node does not have.
 func CheckJoin(t core.Token, n, registered core.Node, at time.Time) error {
 	switch {
 	case t.UsedBy != "" && (t.UsedBy != n.ID || !bytes.Equal(t.UsedKeyHash, n.KeyHash)):
@@ -140,8 +140,8 @@ func widens(old core.Node, roles []core.Role) error {
 		"Have it leave, `rbee cluster leave %s`, and join again with a token for the new role.", old.ID)
 }
 
-// sameMachine compares what a machine says of itself when it joins; the certificate is made anew
-// each time.
+// sameMachine compares what a machine says of itself when it joins, except the certificate, which
+// is new each time.
 func sameMachine(a, b core.Node) bool {
 	return a.ID == b.ID && a.Name == b.Name && slices.Equal(a.Roles, b.Roles) && a.RPCAddress == b.RPCAddress && bytes.Equal(a.KeyHash, b.KeyHash)
 }

@@ -14,31 +14,31 @@ import (
 type HiveState struct {
 	Hive    core.Hive
 	Workers []core.Worker
-	// OwnIDs lets the hive have workers whose ids another hive's workers have. Without it the whole
-	// report is a conflict then. It needs state machine version 3.
+	// OwnIDs allows workers whose ids another hive's workers have. Without it such ids make the
+	// whole report a conflict. It needs state machine version 3.
 	OwnIDs bool
 }
 
 // SyncHive makes the command that registers or renews a hive and makes its workers exactly those
-// given. An empty status is ready. Load, LastBeat, FreeBytes, Draining and the indexes do not go
-// along: draining is said by SetHiveDraining alone.
+// given. An empty status means ready. The command omits Load, LastBeat, FreeBytes, Draining and the
+// indexes: only SetHiveDraining sets draining.
 //
-// Result: Conflict for an incarnation older than the registered one, for one that was removed (that
-// or a newer start of the hive), and for another hive's worker; Forbidden for the hive of a revoked
+// Result: Conflict for an incarnation older than the registered one, for a removed one (that or an
+// older start of the hive), and for another hive's worker; Forbidden for the hive of a revoked
 // node.
 func SyncHive(h core.Hive, workers []core.Worker) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SyncHive{SyncHive: syncHiveOp(h, workers, false)}}
 }
 
-// SyncHiveState is SyncHive of a HiveState.
+// SyncHiveState does what SyncHive does, for a HiveState.
 func SyncHiveState(h HiveState) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SyncHive{SyncHive: syncHiveOp(h.Hive, h.Workers, h.OwnIDs)}}
 }
 
-// SyncHives makes the command that is SyncHive for several hives at once, at most as many as
-// FitSyncHives says. Result.Errs has what SyncHive would have given for each; one that is refused
-// leaves the others alone. Validate refuses all of them for one that is wrong, and a hive that is
-// there twice: check each as a SyncHive first.
+// SyncHives makes the command that does what SyncHive does for several hives at once, at most as
+// many as FitSyncHives says. Result.Errs has SyncHive's result for each; a refused one leaves the
+// others alone. Validate refuses all of them if one is invalid or a hive is listed twice: check
+// each as a SyncHive first.
 func SyncHives(hives []HiveState) *raftv1.Command {
 	op := &raftv1.SyncHives{}
 	for _, h := range hives {
@@ -47,8 +47,8 @@ func SyncHives(hives []HiveState) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SyncHives{SyncHives: op}}
 }
 
-// FitSyncHives says how many of the first hives fit into one SyncHives; at least one of one or
-// more.
+// FitSyncHives returns how many of the first hives fit into one SyncHives; at least one unless
+// hives is empty.
 func FitSyncHives(hives []HiveState) int {
 	left := MaxCommandBytes - commandOverhead
 	for i, h := range hives {
@@ -71,44 +71,43 @@ func syncHiveOp(h core.Hive, workers []core.Worker, own bool) *raftv1.SyncHive {
 	return op
 }
 
-// SetHiveStatus makes the command that changes a hive's status if it has this incarnation; 0:
-// whatever it has. A hive that is down loses its workers, not what is known of their retirement.
-// Result: NotFound, Conflict.
+// SetHiveStatus makes the command that changes a hive's status if it has this incarnation; 0: any.
+// A hive that is down loses its workers, but not their retire intents. Result: NotFound, Conflict.
 func SetHiveStatus(hive string, status core.HiveStatus, incarnation uint64) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetHiveStatus{SetHiveStatus: &raftv1.SetHiveStatus{
 		Hive: hive, Status: string(status), Incarnation: incarnation,
 	}}}
 }
 
-// SetHiveDraining makes the command that has a hive drain, or no longer. Result: NotFound.
+// SetHiveDraining makes the command that starts or stops draining a hive. Result: NotFound.
 func SetHiveDraining(hive string, draining bool) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetHiveDraining{SetHiveDraining: &raftv1.SetHiveDraining{Hive: hive, Draining: draining}}}
 }
 
 // RetireWorker makes the command that marks a worker of a hive as retiring for ever, also when it
-// is registered again after its hive was down. Without a hive it is the only one with the id.
-// Result: NotFound, Conflict.
+// is registered again after its hive was down. Without a hive, worker must be the only one with the
+// id. Result: NotFound, Conflict.
 func RetireWorker(hive, worker string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RetireWorker{RetireWorker: &raftv1.RetireWorker{Worker: worker, Hive: hive}}}
 }
 
 // ClaimStart makes the command that decides where a worker with a model starts, if the last
-// decision is the one with the request ID previous; empty: there is none. Registered and Index do
-// not go along. Result: Conflict when it is another one.
+// decision has the request ID previous; empty: there is none. The command omits Registered and
+// Index. Result: Conflict if the last decision is another one.
 func ClaimStart(s state.Start, previous string) *raftv1.Command {
 	s.Registered, s.Index = false, 0
 	return &raftv1.Command{Op: &raftv1.Command_ClaimStart{ClaimStart: &raftv1.ClaimStart{Start: startToProto(s), Previous: previous}}}
 }
 
-// RemoveHive makes the command that forgets a hive and its workers. A start of the hive that is not
-// newer than the removed one is refused from then on.
+// RemoveHive makes the command that removes a hive and its workers. From then on, only a newer
+// start of the hive can register.
 func RemoveHive(hive string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RemoveHive{RemoveHive: &raftv1.RemoveHive{Hive: hive}}}
 }
 
-// InitCluster makes the command that makes the registry that of a cluster. token and node may be
-// nil. A GossipVersion of 0 becomes 1. Repeating it changes nothing, whatever became of its parts
-// meanwhile. Result: Conflict when the registry is another cluster's.
+// InitCluster makes the command that assigns the registry to a cluster. token and node may be nil.
+// A GossipVersion of 0 becomes 1. Repeating it changes nothing, even if its parts have changed
+// since. Result: Conflict if the registry belongs to another cluster.
 func InitCluster(c core.Cluster, token *core.Token, node *core.Node) *raftv1.Command {
 	c.GossipVersion = max(c.GossipVersion, 1)
 	op := &raftv1.InitCluster{Cluster: clusterToProto(c)}
@@ -122,50 +121,50 @@ func InitCluster(c core.Cluster, token *core.Token, node *core.Node) *raftv1.Com
 	return &raftv1.Command{Op: &raftv1.Command_InitCluster{InitCluster: op}}
 }
 
-// PutNode makes the command that takes a node into the cluster or renews what is known of it, and
-// uses up the join token with the id, if there is one. Revoked and the indexes do not go along.
+// PutNode makes the command that admits a node to the cluster or updates it, and uses up the join
+// token with the id, if there is one. The command omits Revoked and the indexes.
 //
-// Result: Conflict for a name that another node has (revoked ones aside), an id that has another
-// key, and a revoked node; Forbidden for a role that the registered node does not have;
-// Unauthenticated for a join token that is not there or is none; and what CheckJoin says.
+// Result: Conflict for another node's name (except revoked ones), an id with another key, and a
+// revoked node; Forbidden for a role that the registered node does not have; Unauthenticated for a
+// missing or invalid join token; and CheckJoin's errors.
 func PutNode(n core.Node, joinToken string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_PutNode{PutNode: &raftv1.PutNode{Node: newNode(n), JoinToken: joinToken, BindToken: joinToken != "", KeepRoles: true}}}
 }
 
-// RevokeNode makes the command that has a node's certificates refused for ever, and removes its
-// hive as RemoveHive does. Result: NotFound.
+// RevokeNode makes the command that revokes a node's certificates for ever, and removes its hive as
+// RemoveHive does. Result: NotFound.
 func RevokeNode(node string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RevokeNode{RevokeNode: &raftv1.RevokeNode{Node: node}}}
 }
 
-// RemoveNode makes the command that forgets a node that left, the join token that it used, and its
-// hive as RemoveHive does. Removing one that is not there changes nothing. Result: Conflict for a
-// revoked node, which would be let in again.
+// RemoveNode makes the command that removes a node that left, the join token that it used, and its
+// hive as RemoveHive does. Removing a missing one changes nothing. Result: Conflict for a revoked
+// node, which could then join again.
 func RemoveNode(node string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_RemoveNode{RemoveNode: &raftv1.RemoveNode{Node: node}}}
 }
 
-// PutToken makes the command that adds a token. A TTL is rounded up to seconds; UsedBy and the
-// indexes do not go along. Result: Conflict for an id that is there, unless the token is the same.
+// PutToken makes the command that adds a token. It rounds a TTL up to seconds; it omits UsedBy and
+// the indexes. Result: Conflict for an existing id, unless the token is the same.
 func PutToken(t core.Token) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_PutToken{PutToken: &raftv1.PutToken{Token: newToken(t)}}}
 }
 
-// RevokeToken makes the command that deletes a token and remembers that, so that no snapshot brings
-// it back. Revoking one that is not there changes nothing.
+// RevokeToken makes the command that deletes a token and records that, so that no snapshot brings
+// it back. Revoking a missing one changes nothing.
 func RevokeToken(id string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_DeleteToken{DeleteToken: &raftv1.DeleteToken{Token: id, Revoked: true}}}
 }
 
-// DeleteToken makes the command that deletes an expired token. Deleting one that is not there
-// changes nothing.
+// DeleteToken makes the command that deletes an expired token. Deleting a missing one changes
+// nothing.
 func DeleteToken(id string) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_DeleteToken{DeleteToken: &raftv1.DeleteToken{Token: id}}}
 }
 
 // SetKeyring makes the command that replaces the sealed gossip keys if they are at the expected
-// version, which becomes one more. Repeating the very same change is no conflict. Result: Conflict;
-// NotFound when the registry is of no cluster.
+// version, and increments the version. Repeating the same change is not a conflict. Result:
+// Conflict; NotFound if the registry belongs to no cluster.
 func SetKeyring(sealed []byte, expected uint64) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetKeyring{SetKeyring: &raftv1.SetKeyring{SealedKeys: sealed, ExpectedVersion: expected}}}
 }
@@ -182,8 +181,8 @@ func newToken(t core.Token) *raftv1.Token {
 	return p
 }
 
-// Revokes reports whether a command takes access away from somebody, as do those that replace keys.
-// No queen may hold it up by the version that it says it has.
+// Revokes reports whether a command revokes access, as do those that replace keys. No queen may
+// delay it by the version that it reports.
 func Revokes(c *raftv1.Command) bool {
 	switch c.GetOp().(type) {
 	case *raftv1.Command_RevokeNode, *raftv1.Command_DeleteToken, *raftv1.Command_SetKeyring:

@@ -91,7 +91,7 @@ func nodeFromProto(p *raftv1.Node) core.Node {
 func tokenToProto(t core.Token) *raftv1.Token {
 	ttl := int64(t.TTL) / second
 	if int64(t.TTL)%second > 0 {
-		ttl++ // a short life is not an eternal one
+		ttl++ // a short life must not become an eternal one
 	}
 	return &raftv1.Token{
 		Id: t.ID, Name: t.Name, Kind: string(t.Kind), SecretHash: t.SecretHash, Scopes: texts[string](t.Scopes), Roles: texts[string](t.Roles),
@@ -127,7 +127,7 @@ func texts[To, From ~string](list []From) []To {
 	return out
 }
 
-// unixOf returns a time in seconds; 0 for none.
+// unixOf returns a time in seconds; 0 for the zero time.
 func unixOf(t time.Time) int64 {
 	if t.IsZero() {
 		return 0

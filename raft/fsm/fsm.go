@@ -1,5 +1,5 @@
-// Package fsm turns the commands of the replicated log into state, the same on every queen, and
-// writes and reads its snapshots.
+// Package fsm applies the commands of the replicated log to the state, identically on every queen,
+// and writes and reads its snapshots.
 package fsm
 
 import (
@@ -15,18 +15,18 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Result is what applying a command gave. It depends on the state and the command alone, so it is
-// the same on every queen.
+// Result is the outcome of applying a command. It depends only on the state and the command, so it
+// is the same on every queen.
 type Result struct {
 	Index uint64 // of the command in the log
 	Err   error  // why the command changed nothing: see its constructor; nil: it is in force
-	// Errs is for SyncHives alone: why each hive was refused, in the order of the command; nil
-	// where it is in force.
+	// Errs is only for SyncHives: why each hive was refused, in the order of the command; nil if it
+	// is in force.
 	Errs []error
 }
 
-// FSM is the state machine that raft drives. State may be called at any time, the other methods are
-// raft's.
+// FSM is the state machine that raft drives. State may be called at any time; only raft calls the
+// other methods.
 type FSM struct {
 	table *Table
 	store atomic.Pointer[state.Store]
@@ -37,17 +37,17 @@ var _ raft.FSM = (*FSM)(nil)
 // New returns a state machine with an empty registry.
 func New() *FSM { return NewOf(current) }
 
-// NewOf returns a state machine as a build with this table has it.
+// NewOf returns the state machine of a build with this table.
 func NewOf(t *Table) *FSM {
 	f := &FSM{table: t}
 	f.store.Store(state.New())
 	return f
 }
 
-// Table says what this state machine knows.
+// Table returns the features that this state machine knows.
 func (f *FSM) Table() *Table { return f.table }
 
-// State returns the registry of now. After a restore it is another one; see state.Store.Abandoned.
+// State returns the present registry. A restore replaces it; see state.Store.Abandoned.
 func (f *FSM) State() *state.Store { return f.store.Load() }
 
 // Encode returns the command as bytes for the log.
@@ -59,7 +59,7 @@ func Encode(c *raftv1.Command) ([]byte, error) {
 	return data, nil
 }
 
-// Check reports why Apply would panic at an entry of the log. Errors: Unsupported, with what to do,
+// Check returns why Apply would panic at an entry of the log. Errors: Unsupported, with what to do,
 // and Integrity.
 func (f *FSM) Check(l *raft.Log) error {
 	_, err := f.decode(l)
@@ -84,8 +84,8 @@ func (f *FSM) decode(l *raft.Log) (*raftv1.Command, error) {
 }
 
 // Apply applies one entry of the log and returns a Result. It panics at an entry that this version
-// cannot apply as every other queen does: to stop is better than to diverge. An entry that is
-// already in the state, because a snapshot was newer than its place in the log, is passed over.
+// cannot apply as every other queen does: stopping is better than diverging. It skips an entry that
+// is already in the state because of a newer snapshot.
 func (f *FSM) Apply(l *raft.Log) any {
 	store := f.store.Load()
 	if l.Index <= store.AppliedIndex() {
@@ -109,7 +109,7 @@ func (f *FSM) Apply(l *raft.Log) any {
 	return Result{Index: l.Index, Err: err, Errs: errs}
 }
 
-// entry is a command on its way into the state.
+// entry is a command being applied.
 type entry struct {
 	*state.Txn
 	index uint64
@@ -118,7 +118,7 @@ type entry struct {
 	errs  []error   // Result.Errs
 }
 
-// operation returns what the command does; nil: this version does not know.
+// operation returns the function of a command; nil: unknown to this version.
 func (f *FSM) operation(c *raftv1.Command) func(*entry) error {
 	if c.GetMinFsm() > f.table.version {
 		return nil

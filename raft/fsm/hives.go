@@ -16,7 +16,7 @@ func (e *entry) syncHives(op *raftv1.SyncHives) {
 	}
 }
 
-// syncHive changes nothing where it fails: in a batch the other hives' changes stay.
+// syncHive changes nothing on an error: in a batch the other hives' changes stay.
 func (e *entry) syncHive(op *raftv1.SyncHive) error {
 	hive := hiveFromProto(op.GetHive())
 	if hive.Status == "" {
@@ -59,7 +59,7 @@ func (e *entry) syncHive(op *raftv1.SyncHive) error {
 	if hive.ModifyIndex == e.index {
 		e.PutHive(hive)
 	}
-	// All reading before the writing, which is the faster for it.
+	// Read everything before writing, which is faster.
 	registered, intents := e.WorkersOfHive(hive.ID), e.RetireIntentsOfHive(hive.ID)
 	given := make(map[string]bool, len(workers))
 	for _, w := range workers {
@@ -79,7 +79,7 @@ func (e *entry) syncHive(op *raftv1.SyncHive) error {
 	return nil
 }
 
-// mayRegister reports whether this start of the hive may be in the registry.
+// mayRegister returns an error if the registry must not accept this start of the hive.
 func (e *entry) mayRegister(hive core.Hive, registered, buried uint64, removed bool) error {
 	if hive.ID == "" {
 		return core.Errorf(core.Invalid, "sync hive: the hive has no id")
@@ -120,8 +120,8 @@ func (e *entry) syncWorker(w core.Worker, retire bool) {
 	e.PutWorker(w)
 }
 
-// claimStart replaces the last decision where a worker with the model starts, if that is the one
-// the caller knows.
+// claimStart replaces the last decision on where a worker with the model starts, if it is the one
+// that the caller knows.
 func (e *entry) claimStart(op *raftv1.ClaimStart) error {
 	s := startFromProto(op.GetStart())
 	last, _ := e.Start(s.Model)

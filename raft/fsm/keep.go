@@ -5,10 +5,10 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// KeepRevoked carries over into a registry that was read from a snapshot what no snapshot may undo,
-// out of a registry of the same cluster that is known besides: nodes and tokens that were revoked,
-// join tokens that were used, removed starts of hives, and the keys of the cluster, where the
-// snapshot's are not newer. What either of them has revoked is revoked.
+// KeepRevoked copies into a registry that was read from a snapshot what no snapshot may undo, from
+// a known registry of the same cluster: revoked nodes and tokens, used join tokens, removed starts
+// of hives, and the keys of the cluster, unless the snapshot's are newer. A revocation in either
+// registry stays.
 func KeepRevoked(restored *state.Store, known *state.Snapshot) error {
 	index := restored.AppliedIndex()
 	return restored.Update(index, func(t *state.Txn) error {
@@ -37,8 +37,7 @@ func KeepRevoked(restored *state.Store, known *state.Snapshot) error {
 	})
 }
 
-// keepCluster keeps the keys that the nodes have now: those of the snapshot may have been replaced
-// since.
+// keepCluster keeps the nodes' present keys: those of the snapshot may have been replaced since.
 func (e *entry) keepCluster(known *state.Snapshot) {
 	now, ok := known.Cluster(nil)
 	if !ok {
@@ -64,8 +63,7 @@ func (e *entry) keepNode(n core.Node) error {
 	return e.revokeNode(n.ID)
 }
 
-// keepTombstone keeps the starts of a hive away that were removed. A later start that the snapshot
-// has stays.
+// keepTombstone keeps removed starts of a hive from returning. A later start in the snapshot stays.
 func (e *entry) keepTombstone(stone state.Tombstone) {
 	if h, ok := e.Hive(stone.Hive); ok && h.Incarnation > stone.Incarnation {
 		return
@@ -78,10 +76,10 @@ func (e *entry) keepTombstone(stone state.Tombstone) {
 }
 
 // Adopt makes a node part of a registry that was read from a snapshot and does not know it, or
-// knows it with another key or address. Other nodes of its name, which it stands in for, are
-// revoked; Adopt returns their ids. The gossip keys count as newer than that: hives find a queen
-// that they do not know by gossip alone, and a key that was replaced at once would shut them out.
-// Errors: Conflict for a node that is revoked.
+// knows it with another key or address. It revokes other nodes of the same name, which the node
+// replaces, and returns their ids. The gossip keys count as newer than that: hives find an unknown
+// queen by gossip alone, and a key replaced at once would shut them out. Errors: Conflict for a
+// revoked node.
 func Adopt(restored *state.Store, n core.Node) (replaced []string, err error) {
 	index := restored.AppliedIndex()
 	err = restored.Update(index, func(t *state.Txn) error {

@@ -17,18 +17,18 @@ import (
 )
 
 // SnapshotFormat is the newest format of snapshots that this build reads and writes: a
-// SnapshotHeader, then SnapshotRecords, each behind its length as a varint, in the order of
+// SnapshotHeader, then SnapshotRecords, each preceded by its length as a varint, in the order of
 // recordKinds, each kind sorted by id. The header has the state machine version that the state
-// needs (see features), so that a queen that was not upgraded yet, or is taken back, reads what it
+// needs (see features), so that a queen that is not upgraded yet, or was downgraded, reads what it
 // can. Format 1 goes with version 1. The format changes only when the framing does.
 const SnapshotFormat = 2
 
-// Snapshot takes the state as it is now, without copying it.
+// Snapshot captures the present state without copying it.
 func (f *FSM) Snapshot() (raft.FSMSnapshot, error) {
 	return &snapshot{f.table, f.State().Snapshot()}, nil
 }
 
-// Restore replaces the state by a snapshot's. When it fails the state stays as it was.
+// Restore replaces the state by a snapshot's. On an error the state does not change.
 func (f *FSM) Restore(r io.ReadCloser) error {
 	store, _, err := f.table.readSnapshot(r)
 	if err = errors.Join(err, r.Close()); err != nil {
@@ -52,7 +52,7 @@ func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 
 func (s *snapshot) Release() {}
 
-// recordKinds are the kinds of records, in the order in which a snapshot has them.
+// recordKinds lists the kinds of records in their order in a snapshot.
 var recordKinds = []recordKind{
 	{"cluster", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
 		if c, ok := s.Cluster(nil); ok {
@@ -103,7 +103,7 @@ var recordKinds = []recordKind{
 	}},
 }
 
-// recordKind yields the records of one kind, until it is told to stop.
+// recordKind yields the records of one kind, until yield returns false.
 type recordKind struct {
 	field protoreflect.Name // of SnapshotRecord
 	each  func(*state.Snapshot, func(*raftv1.SnapshotRecord) bool)
@@ -117,7 +117,7 @@ func yieldAll[T any](rows []T, yield func(*raftv1.SnapshotRecord) bool, record f
 	}
 }
 
-// WriteSnapshot is Table.WriteSnapshot of this build.
+// WriteSnapshot calls Table.WriteSnapshot of this build.
 func WriteSnapshot(w io.Writer, s *state.Snapshot) error { return current.WriteSnapshot(w, s) }
 
 // WriteSnapshot writes s; the same state gives the same bytes.
@@ -149,13 +149,13 @@ func (w *writer) put(m proto.Message) {
 	}
 }
 
-// record reports whether to go on.
+// record writes a record and reports whether to continue.
 func (w *writer) record(r *raftv1.SnapshotRecord) bool {
 	w.put(r)
 	return w.err == nil
 }
 
-// ReadSnapshot is Table.ReadSnapshot of this build.
+// ReadSnapshot calls Table.ReadSnapshot of this build.
 func ReadSnapshot(r io.Reader) (*state.Store, error) { return current.ReadSnapshot(r) }
 
 // ReadSnapshot reads a snapshot into a new store. Errors: Integrity, and Unsupported for one of a
@@ -165,7 +165,7 @@ func (t *Table) ReadSnapshot(r io.Reader) (*state.Store, error) {
 	return store, err
 }
 
-// Inspect reads a whole snapshot and says what it holds. Errors: as ReadSnapshot.
+// Inspect reads a whole snapshot and returns a summary. Errors: as ReadSnapshot.
 func Inspect(r io.Reader) (core.SnapshotInfo, error) {
 	store, header, err := current.readSnapshot(r)
 	if err != nil {
@@ -281,7 +281,7 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 	return nil
 }
 
-// isID reports whether the registry can have a row under s. A NUL separates the parts of its keys.
+// isID reports whether s can be the id of a row. A NUL separates the parts of the registry's keys.
 func isID(s string) bool { return s != "" && !strings.Contains(s, "\x00") }
 
 func damaged(format string, args ...any) error {

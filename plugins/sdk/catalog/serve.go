@@ -15,31 +15,32 @@ import (
 	catalogv1 "github.com/rbee-project/rbee/proto/catalog/v1"
 )
 
-// The errors that a host tells apart; wrap them with %w. They are those of package sdk under the
+// The errors that a host distinguishes; wrap them with %w. They are those of package sdk under
 // names that fit a source.
 var (
-	ErrInvalid         = sdk.ErrInvalid         // the reference is malformed
-	ErrNotFound        = sdk.ErrNotFound        // the reference does not exist
-	ErrUnavailable     = sdk.ErrUnavailable     // the origin cannot be reached, or is too busy
-	ErrUnauthenticated = sdk.ErrUnauthenticated // the origin wants credentials, or others
-	ErrForbidden       = sdk.ErrForbidden       // the origin refuses these credentials
-	ErrUnsupported     = sdk.ErrUnsupported     // the source cannot do this
-	ErrIntegrity       = sdk.ErrIntegrity       // the origin's bytes are not what it says they are
+	ErrInvalid     = sdk.ErrInvalid     // the reference is malformed
+	ErrNotFound    = sdk.ErrNotFound    // the reference does not exist
+	ErrUnavailable = sdk.ErrUnavailable // the origin cannot be reached, or is overloaded
+	// the origin requires credentials, or different ones
+	ErrUnauthenticated = sdk.ErrUnauthenticated
+	ErrForbidden       = sdk.ErrForbidden   // the origin refuses these credentials
+	ErrUnsupported     = sdk.ErrUnsupported // the source cannot do this
+	ErrIntegrity       = sdk.ErrIntegrity   // the origin's bytes do not match its description
 )
 
 // MaxChunkBytes is the largest piece of a file in one message.
 const MaxChunkBytes = 1 << 20
 
-// Serve runs s as the plugin of this process and returns when the process shall end. Call it from
-// main, and nothing after it but cleaning up. A process that no host started exits with a message.
+// Serve runs s as the plugin of this process and returns when the process should end. Call it last
+// in main, followed only by cleanup. A process that no host started exits with a message.
 func Serve(s Source) {
 	sdk.Serve(sdk.KindCatalog, s, func(r grpc.ServiceRegistrar, _ *sdk.Process) {
 		catalogv1.RegisterCatalogServiceServer(r, &server{source: s})
 	}, func(context.Context, time.Duration) error { return nil })
 }
 
-// Register serves s on r inside this process, for tests and for hosts that need no process of their
-// own.
+// Register serves s on r inside this process, for tests and for hosts that do not need a separate
+// process.
 func Register(r grpc.ServiceRegistrar, s Source) {
 	sdk.Register(r, s)
 	catalogv1.RegisterCatalogServiceServer(r, &server{source: s})
@@ -82,14 +83,14 @@ func (s *server) Fetch(req *catalogv1.FetchRequest, stream grpc.ServerStreamingS
 	// Sources write in the small pieces of io.Copy: fewer, larger messages cost the host less.
 	w := bufio.NewWriterSize(&chunks{stream: stream}, MaxChunkBytes/4)
 	err := s.source.Fetch(stream.Context(), fileFromProto(req.GetFile()), req.GetOffset(), w)
-	// What was read before an error is sent as well: the host resumes behind it.
+	// Send what was read before an error as well: the host resumes after it.
 	if flushErr := w.Flush(); err == nil {
 		err = flushErr
 	}
 	return sdk.ToStatus(err)
 }
 
-// chunks writes into a stream. Send fails when the stream's context has ended.
+// chunks writes into a stream. Send fails after the stream's context has ended.
 type chunks struct {
 	stream grpc.ServerStreamingServer[catalogv1.FetchResponse]
 }
@@ -110,8 +111,8 @@ func (c *chunks) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// Client is a source in another process. It is safe for concurrent use. Its errors answer errors.Is
-// for the values of this package.
+// Client is a source in another process. It is safe for concurrent use. Its errors match the values
+// of this package with errors.Is.
 type Client struct {
 	*sdk.Client
 	rpc catalogv1.CatalogServiceClient
@@ -124,7 +125,7 @@ func NewClient(conn grpc.ClientConnInterface) *Client {
 	return &Client{Client: sdk.NewClient(conn), rpc: catalogv1.NewCatalogServiceClient(sdk.BoundReplies(conn))}
 }
 
-// Search calls emit with every item, best first. An error of emit ends it and is returned.
+// Search calls emit with every item, best first. It stops at an error of emit and returns it.
 func (c *Client) Search(ctx context.Context, q Query, emit func(Item) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -139,7 +140,7 @@ func (c *Client) Search(ctx context.Context, q Query, emit func(Item) error) err
 	})
 }
 
-// Resolve asks which files ref stands for.
+// Resolve asks for the files of ref.
 func (c *Client) Resolve(ctx context.Context, ref string) (Manifest, error) {
 	r, err := c.rpc.Resolve(ctx, &catalogv1.ResolveRequest{Ref: ref})
 	if err != nil {
@@ -153,7 +154,7 @@ func (c *Client) Resolve(ctx context.Context, ref string) (Manifest, error) {
 }
 
 // Fetch writes the file's bytes from offset to its end into w. What it wrote before an error is
-// part of the file. An error of w ends it and is returned.
+// part of the file. It stops at an error of w and returns it.
 func (c *Client) Fetch(ctx context.Context, f File, offset int64, w io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

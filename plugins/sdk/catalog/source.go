@@ -1,5 +1,5 @@
 // Package catalog is the contract of a catalog source: a plugin that finds models or engine
-// libraries and brings their files.
+// libraries and fetches their files.
 package catalog
 
 import (
@@ -9,17 +9,18 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// Source is what the author of a catalog source implements. Methods may be called concurrently.
+// Source is the interface that the author of a catalog source implements. Methods may be called
+// concurrently.
 //
-// A reference is what stands behind the source's name and the colon: in "npm:@scope/pkg@1.0.0" the
-// source "npm" is given "@scope/pkg@1.0.0".
+// A reference is the text after the source's name and the colon: for "npm:@scope/pkg@1.0.0" the
+// source "npm" gets "@scope/pkg@1.0.0".
 type Source interface {
 	sdk.Plugin
-	// Search emits what matches the query, best first, until everything is said, the query's limit
+	// Search emits the matches of the query, best first, until there are no more, the query's limit
 	// is reached or emit fails.
 	Search(ctx context.Context, q Query, emit func(Item) error) error
-	// Resolve says which files a reference stands for, with sizes and digests. A reference that
-	// does not exist is ErrNotFound.
+	// Resolve returns the files that a reference stands for, with sizes and digests. A reference
+	// that does not exist is ErrNotFound.
 	Resolve(ctx context.Context, ref string) (Manifest, error)
 	// Fetch writes the bytes of a file from offset to its end. The host checks size and digest.
 	Fetch(ctx context.Context, f File, offset int64, w io.Writer) error
@@ -45,8 +46,8 @@ type Query struct {
 	Text  string   // empty: everything
 	Kind  ItemKind // empty: every kind
 	Limit int      // 0: the source's choice
-	// Exact says that Text is a whole name as a person gave it. A source on a network asks nobody
-	// for a text that none of its names can be.
+	// Exact says that Text is a whole name as a person gave it. A source on a network sends no
+	// request for a text that cannot be one of its names.
 	Exact bool
 }
 
@@ -54,7 +55,8 @@ type Query struct {
 type Item struct {
 	Ref  string // without the source's name
 	Kind ItemKind
-	// the name people call it by; a model with a bare Name can be used without naming the source
+	// Name is the name that people call it by; a model with a bare Name can be used without naming
+	// the source.
 	Name      string
 	Summary   string // one line
 	SizeBytes int64  // 0: unknown
@@ -66,11 +68,11 @@ type Manifest struct {
 	Ref     string // exact: resolving it again gives the same files
 	Name    string // the default local name, such as "rbee-tiny"
 	Kind    ItemKind
-	Version string // of the thing, where it has one
+	Version string // of the item, if it has one
 	License string
 	Files   []File // at least one; a model's first file is the GGUF to load
-	// Notes are lines for the person who asked, such as which quantisation was chosen and why. The
-	// host shows them in the job.
+	// Notes are lines for the person who asked, for example about which quantisation was chosen and
+	// why. The host shows them in the job.
 	Notes []string
 }
 
@@ -79,17 +81,17 @@ type File struct {
 	Ref       string // the manifest's exact reference
 	Path      string // slash-separated, relative, no ".."
 	SizeBytes int64  // 0: unknown
-	// Digest is "sha256:<hex>", "sha512:<hex>" or empty where the origin publishes none.
+	// Digest is "sha256:<hex>", "sha512:<hex>", or empty if the origin publishes none.
 	Digest string
-	// Locator is the source's own way to find the file again in Fetch; opaque to the host, which
-	// may keep it on disk: it holds no credential.
+	// Locator is the source's own way to find the file again in Fetch. It is opaque to the host,
+	// which may keep it on disk, so it must hold no credential.
 	Locator string
-	// URL is where the host itself may take the bytes from by HTTP, several ranges at once. Empty:
-	// it asks Fetch, which must work in any case. It holds no credential, since it is shown in
+	// URL is where the host itself may fetch the bytes by HTTP, several ranges at once. Empty: it
+	// calls Fetch, which must work in any case. It must hold no credential, since it appears in
 	// messages.
 	URL string
-	// Header goes with requests for URL to its own origin (scheme, host and port), and never to
-	// where that redirects. It may hold a credential: the host writes it nowhere, and asks Resolve
-	// for a new one.
+	// Header is sent with requests for URL to its own origin (scheme, host and port), and never
+	// after a redirect to another. It may hold a credential: the host writes it nowhere, and asks
+	// Resolve for a new one.
 	Header map[string]string
 }

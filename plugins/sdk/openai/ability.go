@@ -2,9 +2,9 @@ package openai
 
 import "slices"
 
-// CheckAbility refuses what the request asks for and a worker cannot do. can are the worker's
-// capabilities, as its Status says them: see package worker. Every error is an *Error of status 400
-// that names the field.
+// CheckAbility refuses what the request asks for and a worker cannot do. can lists the worker's
+// capabilities, from its Status: see package worker. Every error is an *Error of status 400 that
+// names the field.
 func (r *ChatRequest) CheckAbility(can []string) error {
 	lacks := func(name string) bool { return !slices.Contains(can, name) }
 	switch {
@@ -27,7 +27,7 @@ func (r *ChatRequest) CheckAbility(can []string) error {
 	return nil
 }
 
-// CheckAbility is ChatRequest.CheckAbility for a completion.
+// CheckAbility does what ChatRequest.CheckAbility does, for a completion.
 func (r *CompletionRequest) CheckAbility(can []string) error {
 	if r.LogProbs != nil && !slices.Contains(can, "logprobs") {
 		return NotSupported("logprobs", "logprobs are not supported by this worker; leave them out")

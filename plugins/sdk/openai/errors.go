@@ -30,15 +30,15 @@ const (
 	maxErrorBody = 64 << 10
 )
 
-// Error is OpenAI's error object. It is an error itself. On the wire it stands in an envelope:
+// Error is OpenAI's error object. It implements error. On the wire it is in an envelope:
 // {"error":{…}}.
 type Error struct {
 	Message string  `json:"message"` // what is wrong and what to do, for people
 	Type    string  `json:"type"`    // one of the Type constants
-	Param   *string `json:"param"`   // the request's field that is wrong; nil: none
+	Param   *string `json:"param"`   // the wrong field of the request; nil: none
 	Code    *string `json:"code"`    // for programs; nil: none
-	// Kind is what a program can do about it and Hint what a person can do next, where the sender
-	// says so; both are rbee's own, others leave them out.
+	// Kind tells a program what it can do about the error, and Hint tells a person what to do next,
+	// if the sender sets them. Both are rbee's own; others omit them.
 	Kind string `json:"kind,omitempty"`
 	Hint string `json:"hint,omitempty"`
 	// Status is the HTTP status that fits; 0: unknown. It is not part of the body.
@@ -69,8 +69,7 @@ func Invalid(param, format string, args ...any) *Error {
 	return NewError(http.StatusBadRequest, TypeInvalidRequest, param, "", format, args...)
 }
 
-// NotSupported makes an Error of status 400 about a field that is understood but cannot be
-// honoured.
+// NotSupported makes an Error of status 400 about a known field that cannot be honoured.
 func NotSupported(param, format string, args ...any) *Error {
 	return NewError(http.StatusBadRequest, TypeNotSupported, param, CodeNotSupported, format, args...)
 }
@@ -79,9 +78,9 @@ type envelope struct {
 	Error *Error `json:"error"`
 }
 
-// WriteError answers with e in OpenAI's envelope. A status of 0 means e.Status, or 500 where that
-// is 0 as well. Headers set before, such as Retry-After, are kept. Nothing may have been written
-// yet; inside an event stream use EventWriter.Error.
+// WriteError answers with e in OpenAI's envelope. A status of 0 means e.Status, or 500 if that is 0
+// as well. It keeps headers set before, such as Retry-After. Nothing may have been written yet;
+// inside an event stream use EventWriter.Error.
 func WriteError(w http.ResponseWriter, status int, e *Error) {
 	if status == 0 {
 		status = e.Status
@@ -98,12 +97,11 @@ func WriteError(w http.ResponseWriter, status int, e *Error) {
 	h.Set("Content-Length", strconv.Itoa(len(body)+1))
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n')) // the client may be gone; there is nobody to tell
+	_, _ = w.Write(append(body, '\n')) // the client may be gone; there is no one to tell
 }
 
-// DecodeError makes an Error of the body of a failed answer, whoever sent it. A code that is a
-// number becomes a string; a body that is no envelope becomes the message, cut to a sensible
-// length.
+// DecodeError makes an Error from the body of a failed answer of any sender. A numeric code becomes
+// a string; a body without an envelope becomes the message, cut to a sensible length.
 func DecodeError(status int, body []byte) *Error {
 	if len(body) > maxErrorBody {
 		body = body[:maxErrorBody]
@@ -126,7 +124,7 @@ func DecodeError(status int, body []byte) *Error {
 	return &Error{Message: msg, Type: typ, Status: status}
 }
 
-// ErrorIn returns the error that the data of an event carries, or nil where it carries none.
+// ErrorIn returns the error in the data of an event, or nil if there is none.
 func ErrorIn(data []byte) *Error {
 	// Every chunk of a stream passes here: look before parsing. The envelope's only key comes
 	// first.

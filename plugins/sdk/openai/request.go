@@ -38,7 +38,7 @@ func (r *ChatRequest) MaxOutput() int {
 	return maxOutput(r.MaxCompletionTokens, r.MaxTokens, r.NPredict)
 }
 
-// NoOutput reports whether the client asks for no token at all: the prompt is evaluated only.
+// NoOutput reports whether the client asks for no tokens: the worker only evaluates the prompt.
 func (r *ChatRequest) NoOutput() bool {
 	return noOutput(r.MaxCompletionTokens, r.MaxTokens, r.NPredict)
 }
@@ -69,10 +69,10 @@ func (r *CompletionRequest) MaxOutput() int {
 	return maxOutput(r.MaxTokens, r.NPredict)
 }
 
-// NoOutput reports whether the client asks for no token at all: the prompt is evaluated only.
+// NoOutput reports whether the client asks for no tokens: the worker only evaluates the prompt.
 func (r *CompletionRequest) NoOutput() bool { return noOutput(r.MaxTokens, r.NPredict) }
 
-// IncludeUsage reports whether a stream shall end with a usage chunk.
+// IncludeUsage reports whether a stream should end with a usage chunk.
 func (s *Sampling) IncludeUsage() bool {
 	return s.StreamOptions != nil && s.StreamOptions.IncludeUsage
 }
@@ -98,13 +98,14 @@ type Message struct {
 	ToolCalls  []ToolCall `json:"tool_calls,omitempty"`
 	ToolCallID string     `json:"tool_call_id,omitempty"`
 
-	// what the assistant thought
-	ReasoningContent string        `json:"reasoning_content,omitempty"`
-	Reasoning        string        `json:"reasoning,omitempty"`     // another name of the same
-	FunctionCall     *ToolFunction `json:"function_call,omitempty"` // the old form of ToolCalls
+	// the assistant's thoughts
+	ReasoningContent string `json:"reasoning_content,omitempty"`
+	// another name for ReasoningContent
+	Reasoning    string        `json:"reasoning,omitempty"`
+	FunctionCall *ToolFunction `json:"function_call,omitempty"` // the old form of ToolCalls
 }
 
-// ToolCall is a call of a function that a model asks for.
+// ToolCall is a model's request to call a function.
 type ToolCall struct {
 	Index    *int         `json:"index,omitempty"` // in streamed chunks only
 	ID       string       `json:"id,omitempty"`
@@ -123,7 +124,7 @@ type ToolFunction struct {
 type Content struct {
 	Text  string // where Parts is nil
 	Parts []Part // nil: the content was a string
-	Given bool   // a string was on the wire, if only an empty one
+	Given bool   // the wire had a string, even an empty one
 }
 
 // Part is one part of a Content that is an array.
@@ -132,7 +133,7 @@ type Part struct {
 	Text string `json:"text,omitempty"`
 }
 
-// UnmarshalJSON reads a part. One that says it is text and has none is left empty, without a type.
+// UnmarshalJSON reads a part. A text part without text stays empty, without a type.
 func (p *Part) UnmarshalJSON(b []byte) error {
 	var v struct {
 		Type string  `json:"type"`
@@ -157,8 +158,8 @@ func (p *Part) UnmarshalJSON(b []byte) error {
 // TextContent makes a Content of a string.
 func TextContent(s string) Content { return Content{Text: s, Given: true} }
 
-// PlainText returns the content as one string, parts joined as they are. It fails with the type of
-// the first part that is no text.
+// PlainText returns the content as one string, with the parts joined unchanged. It fails with the
+// type of the first part that is not text.
 func (c Content) PlainText() (text, otherType string) {
 	if c.Parts == nil {
 		return c.Text, ""
@@ -176,7 +177,7 @@ func (c Content) PlainText() (text, otherType string) {
 	return string(b), ""
 }
 
-// MarshalJSON writes a string, or an array where Parts is not nil.
+// MarshalJSON writes a string, or an array if Parts is not nil.
 func (c Content) MarshalJSON() ([]byte, error) {
 	if c.Parts != nil {
 		return json.Marshal(c.Parts)
@@ -283,8 +284,7 @@ func (p *Prompt) UnmarshalJSON(b []byte) error {
 	return typeError[Prompt](jsonKind(b))
 }
 
-// typeError is told apart by its Go type when it is put into words; encoding/json adds the field's
-// path.
+// typeError is identified by its Go type when it is worded; encoding/json adds the field's path.
 func typeError[T any](value string) error {
 	return &json.UnmarshalTypeError{Value: value, Type: reflect.TypeFor[T]()}
 }

@@ -11,8 +11,8 @@ const (
 
 // The values of finish_reason.
 const (
-	FinishStop      = "stop"          // the model ended, or a stop string came
-	FinishLength    = "length"        // max_tokens, or the context is full
+	FinishStop      = "stop"          // the model ended, or produced a stop string
+	FinishLength    = "length"        // max_tokens is reached, or the context is full
 	FinishToolCalls = "tool_calls"    //
 	FinishFunction  = "function_call" // the old form of tool_calls
 )
@@ -41,7 +41,7 @@ type AnswerMessage struct {
 	Role    string  `json:"role"` // "assistant"
 	Content *string `json:"content"`
 	Refusal *string `json:"refusal"`
-	// what the model thought; not OpenAI's
+	// the model's thoughts; not OpenAI's
 	ReasoningContent string        `json:"reasoning_content,omitempty"`
 	ToolCalls        []ToolCall    `json:"tool_calls,omitempty"`
 	FunctionCall     *ToolFunction `json:"function_call,omitempty"` // the old form of ToolCalls
@@ -55,7 +55,7 @@ type ChatChunk struct {
 	Model             string        `json:"model"`
 	SystemFingerprint string        `json:"system_fingerprint,omitempty"`
 	Choices           []ChunkChoice `json:"choices"` // empty in the usage chunk
-	// in the last chunk, where it was asked for
+	// Usage is in the last chunk if it was requested.
 	Usage *Usage `json:"usage,omitempty"`
 }
 

@@ -9,8 +9,9 @@ import (
 	"strings"
 )
 
-// Sampling is what both kinds of request say about how to choose tokens and how to answer. A nil
-// field was left out or null. What is not OpenAI's is named as llama.cpp's server names it.
+// Sampling holds the fields, common to both kinds of request, that say how to choose tokens and how
+// to answer. A nil field was omitted or null. Fields that OpenAI does not have are named as in
+// llama.cpp's server.
 type Sampling struct {
 	// 0 to 2; 0: always the likeliest token
 	Temperature *float64 `json:"temperature,omitempty"`
@@ -53,8 +54,8 @@ type Sampling struct {
 	NPredict *Int `json:"n_predict,omitempty"`
 }
 
-// Int is an integer that JSON may spell in any way: 100, 100.0 and 1e2 are the same. One that is
-// too large is the largest there is.
+// Int is an integer that JSON may spell in any way: 100, 100.0 and 1e2 are the same. A value that
+// is too large becomes the largest possible one.
 type Int int64
 
 // UnmarshalJSON reads a number without a fraction.
@@ -87,8 +88,8 @@ func (i *Int) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// maxOutput returns the first number that is given, as the number of tokens to generate at most;
-// 0: as many as fit.
+// maxOutput returns the first given number, as the maximum of tokens to generate; 0: as many as
+// fit.
 func maxOutput(numbers ...*Int) int {
 	for _, n := range numbers {
 		if n != nil {
@@ -107,9 +108,9 @@ func noOutput(numbers ...*Int) bool {
 	return false
 }
 
-// LogitBias is a list of tokens and what is added to their logits. On the wire it is OpenAI's
-// object from token ids to numbers, or llama.cpp's array of pairs, where a text may stand in place
-// of a token id, and false in place of a number.
+// LogitBias lists tokens with the values to add to their logits. On the wire it is OpenAI's object
+// from token ids to numbers, or llama.cpp's array of pairs, which allows a text in place of a token
+// id, and false in place of a number.
 type LogitBias []TokenBias
 
 // TokenBias is one entry of a LogitBias.
@@ -158,7 +159,7 @@ func (l *LogitBias) UnmarshalJSON(b []byte) error {
 	return typeError[LogitBias](jsonKind(b))
 }
 
-// add appends an entry; it reports false where it is none.
+// add appends an entry; it reports false if the entry is invalid.
 func (l *LogitBias) add(token, value any) bool {
 	e := TokenBias{}
 	switch t := token.(type) {
@@ -196,7 +197,7 @@ func (l *LogitBias) add(token, value any) bool {
 	return true
 }
 
-// MarshalJSON writes OpenAI's object where it can, and llama.cpp's array otherwise.
+// MarshalJSON writes OpenAI's object if it can, and llama.cpp's array otherwise.
 func (l LogitBias) MarshalJSON() ([]byte, error) {
 	seen := map[int32]bool{}
 	if !slices.ContainsFunc(l, func(e TokenBias) bool {

@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 )
 
-// Structure is what a request may say about the form of its answer beside response_format: fields
-// of llama.cpp's server and of vLLM.
+// Structure holds further fields that say the form of an answer besides response_format: those of
+// llama.cpp's server and of vLLM.
 type Structure struct {
 	// llama.cpp: a schema
 	JSONSchema json.RawMessage `json:"json_schema,omitempty"`
@@ -27,7 +27,7 @@ type StructuredOutputs struct {
 	Grammar       string          `json:"grammar,omitempty"`
 	JSONObject    bool            `json:"json_object,omitempty"`
 	StructuralTag json.RawMessage `json:"structural_tag,omitempty"`
-	// DisableAnyWhitespace false, where it is given, allows whitespace between the tokens of JSON.
+	// DisableAnyWhitespace, if given as false, allows whitespace between the tokens of JSON.
 	DisableAnyWhitespace *bool `json:"disable_any_whitespace,omitempty"`
 }
 
@@ -42,14 +42,14 @@ const (
 	ShapeChoice  ShapeKind = "choice"
 )
 
-// Shape is the form that a request wants its answer to have.
+// Shape is the required form of a request's answer.
 type Shape struct {
 	Kind       ShapeKind
 	Text       string   // the schema, the expression or the GBNF grammar
 	Choices    []string // of ShapeChoice
 	Whitespace bool     // between the tokens of JSON
-	Param      string   // the request's field that says so
-	Path       string   // where in it the schema stands
+	Param      string   // the request's field with the form
+	Path       string   // the schema's place in that field
 }
 
 // Bounds of a Shape.
@@ -61,10 +61,10 @@ const (
 // anyObject is the schema of response_format json_object.
 const anyObject = `{"type":"object"}`
 
-// Shape returns the form that the answer must have. Its error is an *Error.
+// Shape returns the required form of the answer. Its error is an *Error.
 func (r *ChatRequest) Shape() (Shape, error) { return shape(r.ResponseFormat, &r.Structure) }
 
-// Shape returns the form that the answer must have. Its error is an *Error.
+// Shape returns the required form of the answer. Its error is an *Error.
 func (r *CompletionRequest) Shape() (Shape, error) { return shape(r.ResponseFormat, &r.Structure) }
 
 func shape(f *ResponseFormat, s *Structure) (Shape, error) {
@@ -132,7 +132,7 @@ func (s *Shape) validate() error {
 	return nil
 }
 
-// schema returns the schema of a response format and where it stands; empty: it wants none.
+// schema returns the schema of a response format and its place; empty: none required.
 func (f *ResponseFormat) schema() (text, path string, err error) {
 	switch f.Type {
 	case "json_object":
@@ -158,7 +158,7 @@ func (f *ResponseFormat) schema() (text, path string, err error) {
 	return "", "", nil
 }
 
-// schemaText returns the text of a schema that may come as a string; empty: there is none.
+// schemaText returns the text of a schema that may be in a string; empty: there is none.
 func schemaText(raw json.RawMessage) string {
 	raw = bytes.TrimSpace(raw)
 	if len(raw) == 0 || string(raw) == "null" {

@@ -39,11 +39,11 @@ const (
 	ToolsRequired = "required" // it calls something
 )
 
-// ToolChoice reports whether and which tools are called. On the wire it is a mode, or an object
-// that names a function or lists what is allowed.
+// ToolChoice says whether and which tools the model may call. On the wire it is a mode, or an
+// object that names a function or lists the allowed ones.
 type ToolChoice struct {
 	Mode string // one of the modes; empty: left out
-	// Names are the only tools that may be called; nil: all of them.
+	// Names lists the only tools that may be called; nil: all of them.
 	Names []string
 }
 
@@ -145,12 +145,12 @@ func (f *ToolFunction) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// OldFunctions reports whether the client speaks of functions, as OpenAI's API did before it had
-// tools: it expects a function_call for an answer.
+// OldFunctions reports whether the client uses functions, as OpenAI's API did before it had tools:
+// it expects a function_call in the answer.
 func (r *ChatRequest) OldFunctions() bool { return len(r.Functions) > 0 }
 
-// Offered returns the functions that the model may call, in the client's order: none where
-// tool_choice is none.
+// Offered returns the functions that the model may call, in the client's order; none if tool_choice
+// is none.
 func (r *ChatRequest) Offered() []Function {
 	choice := r.Choice()
 	if choice.Mode == ToolsNone {
@@ -258,7 +258,7 @@ func (f *Function) validate(at string, seen map[string]bool, size *int) error {
 	return nil
 }
 
-// validateMessage checks the message at index i and puts older and sloppier forms into today's.
+// validateMessage checks the message at index i and converts older and sloppier forms into today's.
 func (r *ChatRequest) validateMessage(i int) error {
 	m := &r.Messages[i]
 	at := fmt.Sprintf("messages[%d]", i)

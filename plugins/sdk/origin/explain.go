@@ -18,18 +18,18 @@ import (
 // an error that says when to try again.
 const MaxRetryAfter = 30 * time.Second
 
-// StatusError is a reply that is not what was asked for. errors.Is holds for one of the errors of
-// package sdk, by its status.
+// StatusError is a reply with an unexpected status. errors.Is matches one of the errors of package
+// sdk, by its status.
 type StatusError struct {
 	URL        string // without query
 	Status     int
 	Header     http.Header
 	Body       []byte        // its beginning, at most 4 KiB
-	RetryAfter time.Duration // what the reply asks to wait; 0: nothing
+	RetryAfter time.Duration // requested wait; 0: none
 }
 
 // NewStatusError makes the error of a reply, and reads the beginning of its body. now is for a
-// Retry-After that is a date.
+// Retry-After in the form of a date.
 func NewStatusError(resp *http.Response, body []byte, now time.Time) *StatusError {
 	e := &StatusError{Status: resp.StatusCode, Header: resp.Header, Body: body[:min(len(body), 4<<10)]}
 	if resp.Request != nil && resp.Request.URL != nil {
@@ -66,12 +66,12 @@ func (e *StatusError) Temporary() bool {
 	return e.Status == http.StatusTooManyRequests || e.Status == http.StatusRequestTimeout || e.Status >= 500 && e.Status != http.StatusNotImplemented
 }
 
-// Temporary reports whether the request of a raw error is worth another try.
+// Temporary reports whether a request with this raw error is worth a retry.
 func Temporary(err error) bool {
 	if s, ok := errors.AsType[*StatusError](err); ok {
 		return s.Temporary() && s.RetryAfter <= MaxRetryAfter
 	}
-	// A connection that could not be made or broke; what is classified already was refused here.
+	// A connection that broke or could not be made; classified errors were refused here.
 	return !classified(err) && !isCertificate(err)
 }
 
@@ -96,8 +96,8 @@ func classified(err error) bool {
 }
 
 // Explain classifies an error of a request to u with the errors of package sdk, and says what a
-// person can do about it. It has no part of an address that may be a secret. An error that is
-// classified keeps its class and its hint; nil gives nil.
+// person can do about it. It omits parts of an address that may be secret. A classified error keeps
+// its class and its hint; nil returns nil.
 func (c *Client) Explain(ctx context.Context, u *url.URL, err error) error {
 	if err == nil {
 		return nil

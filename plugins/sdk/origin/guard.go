@@ -11,13 +11,13 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// guard says which addresses may be dialled.
+// guard decides which addresses may be dialled.
 type guard struct {
 	allow []netip.Prefix
 }
 
-// ParsePrefixes reads CIDR prefixes such as "10.0.0.0/8"; a bare address stands for itself alone.
-// An element that is neither is ErrInvalid.
+// ParsePrefixes parses CIDR prefixes such as "10.0.0.0/8"; a bare address stands for itself alone.
+// Any other element is ErrInvalid.
 func ParsePrefixes(texts []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, text := range texts {
@@ -47,8 +47,8 @@ func special4() []netip.Prefix {
 	)
 }
 
-// special6 lists the blocks below 2000::/3 that are not the public internet, tunnels among them:
-// what 6to4 and Teredo lead to is not seen.
+// special6 lists the blocks below 2000::/3 that are not the public internet, including tunnels: the
+// targets behind 6to4 and Teredo cannot be checked.
 func special6() []netip.Prefix {
 	return prefixes("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 }
@@ -61,10 +61,11 @@ func prefixes(texts ...string) []netip.Prefix {
 	return out
 }
 
-// nat64 returns where IPv6-only networks reach IPv4: the last four bytes are the address, RFC 6052.
+// nat64 returns the prefix through which IPv6-only networks reach IPv4: the last four bytes are the
+// address, RFC 6052.
 func nat64() netip.Prefix { return netip.MustParsePrefix("64:ff9b::/96") }
 
-// public reports whether a is an address of the internet at large.
+// public reports whether a is an address on the public internet.
 func public(a netip.Addr) bool {
 	a = a.Unmap()
 	if a.Zone() != "" {
@@ -76,8 +77,8 @@ func public(a netip.Addr) bool {
 	if nat64().Contains(a) {
 		return public(embedded4(a))
 	}
-	// Everything else of IPv6, such as loopback, unique local and link-local, is outside of the one
-	// block that is given out.
+	// All other IPv6, such as loopback, unique local and link-local, is outside of the one
+	// allocated block.
 	return netip.MustParsePrefix("2000::/3").Contains(a) && !contains(special6(), a)
 }
 
@@ -90,7 +91,8 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// check refuses an address that is neither public nor allowed. host is what it was found under.
+// check refuses an address that is neither public nor allowed. host is the name that it was found
+// under.
 func (g *guard) check(host string, a netip.Addr) error {
 	a = a.Unmap()
 	if public(a) || contains(g.allow, a) || nat64().Contains(a) && contains(g.allow, embedded4(a)) {
@@ -110,9 +112,8 @@ func refused(host string, a netip.Addr) error {
 		netip.PrefixFrom(plain, plain.BitLen()))
 }
 
-// checkURL refuses what is no address of an origin, whoever wrote it, before anything is looked up.
-// Addresses that are spelled out are checked here, since a proxy would look at them and not this
-// machine.
+// checkURL refuses invalid addresses of an origin before any lookup. It checks literal addresses
+// here, since behind a proxy this machine would not see them.
 func (g *guard) checkURL(u *url.URL) error {
 	if u.Scheme != "https" && u.Scheme != "http" {
 		return fmt.Errorf("%q is no scheme of an origin, only https and http are: %w", u.Scheme, sdk.ErrForbidden)
@@ -134,7 +135,7 @@ func (g *guard) checkURL(u *url.URL) error {
 
 func (g *guard) checkHost(host string) error {
 	for _, r := range host {
-		// Other digits and dots than those of ASCII turn into them on the way.
+		// Non-ASCII digits and dots turn into ASCII ones on the way.
 		if r > '~' || r <= ' ' || strings.ContainsRune(`%\/@`, r) {
 			return sdk.WithHint(fmt.Errorf("%q is no host name: %w", host, sdk.ErrInvalid), "Write an international name as it goes over the network: xn--….")
 		}

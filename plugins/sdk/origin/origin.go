@@ -1,16 +1,16 @@
-// Package origin is HTTP to origins on the internet: it guards addresses, follows redirects, keeps
-// credentials where they belong, and bounds replies.
+// Package origin is an HTTP client for origins on the internet: it guards addresses, follows
+// redirects, keeps credentials where they belong, and bounds replies.
 //
-// What an address in a reference, in a reply of an origin or in a redirect leads to is chosen by
-// strangers. A [Client] connects to public addresses only, and to private ones that the
-// configuration allows: it looks at the address that is dialled, after the name was looked up, so
-// that a name which means another address a moment later does not help. It follows at most 5
-// redirects, each checked anew, none from https to http. Headers that a caller adds go to the first
-// origin (scheme, host and port) only; but for those of HTTP itself they are dropped as soon as a
-// redirect leads elsewhere.
+// Strangers choose the addresses in a reference, in a reply of an origin or in a redirect. A
+// [Client] connects to public addresses only, and to private ones that the configuration allows. It
+// checks the dialled address, after the lookup of the name, so that a name which changes its
+// address a moment later does not help an attacker. It follows at most 5 redirects, checks each
+// anew, and follows none from https to http. Headers that a caller adds go to the first origin
+// (scheme, host and port) only; except those of HTTP itself, they are dropped once a redirect leads
+// elsewhere.
 //
-// Where a proxy is set, it looks up the names, and is trusted to guard them; addresses that are
-// spelled out are refused here all the same.
+// A configured proxy looks up the names, and is trusted to guard them; literal addresses are still
+// checked here.
 package origin
 
 import (
@@ -36,11 +36,11 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// MaxRedirects is how many redirects are followed.
+// MaxRedirects bounds the redirects of a request.
 const MaxRedirects = 5
 
-// Options are what a Client needs. The zero value asks public origins without a proxy and with the
-// system's certificates.
+// Options configure a Client. The zero value connects to public origins without a proxy and with
+// the system's certificates.
 type Options struct {
 	// Allow lists the addresses that may be dialled although they are not public. See
 	// ParsePrefixes.
@@ -48,27 +48,27 @@ type Options struct {
 	// Environ is the environment, as os.Environ gives it, for HTTPS_PROXY, HTTP_PROXY, NO_PROXY and
 	// SSL_CERT_FILE.
 	Environ   []string
-	UserAgent string         // sent where a request has none; empty: Go's
+	UserAgent string         // sent if a request has none; empty: Go's
 	Resolver  *net.Resolver  // nil: the system's
 	Roots     *x509.CertPool // nil: the system's, and those of SSL_CERT_FILE in Environ
 	// DialTimeout bounds a connection, HeaderTimeout the wait for a reply's header. 0: 15 s and 30
 	// s.
 	DialTimeout, HeaderTimeout time.Duration
-	// Backoff is the pause before the first repetition of a request that failed, doubled each time.
-	// 0: 500 ms.
+	// Backoff is the pause before the first retry of a failed request, doubled each time. 0: 500
+	// ms.
 	Backoff time.Duration
-	// Stall is how long a transfer may bring nothing before it is broken off. 0: 30 s.
+	// Stall is how long a transfer may bring no bytes before it is aborted. 0: 30 s.
 	Stall time.Duration
 }
 
-// Client asks origins. It is safe for concurrent use. Close it.
+// Client sends requests to origins. It is safe for concurrent use. Close it.
 type Client struct {
 	o    Options
 	http *http.Client
 	rt   *transport
 }
 
-// New makes a Client. Errors: ErrInvalid for a proxy or a file of certificates that cannot be used.
+// New makes a Client. Errors: ErrInvalid for an unusable proxy or file of certificates.
 func New(o Options) (*Client, error) {
 	o.DialTimeout = cmp.Or(o.DialTimeout, 15*time.Second)
 	o.HeaderTimeout = cmp.Or(o.HeaderTimeout, 30*time.Second)
@@ -89,7 +89,7 @@ func New(o Options) (*Client, error) {
 		if err != nil {
 			return nil, sdk.WithHint(fmt.Errorf("SSL_CERT_FILE: %w: %w", err, sdk.ErrInvalid), "Correct the variable in the agent's environment.")
 		}
-		// The system's stay: on Linux they are those of the variable anyway, and on macOS Go does
+		// Keep the system's: on Linux they are those of the variable anyway, and on macOS Go does
 		// not know it.
 		if o.Roots, err = x509.SystemCertPool(); err != nil {
 			o.Roots = x509.NewCertPool()
@@ -100,7 +100,7 @@ func New(o Options) (*Client, error) {
 	}
 	proxies := httpproxy.Config{HTTPProxy: env("http_proxy", "HTTP_PROXY"), HTTPSProxy: env("https_proxy", "HTTPS_PROXY")}
 	for scheme, set := range map[string]string{"http": proxies.HTTPProxy, "https": proxies.HTTPSProxy} {
-		// Otherwise one that cannot be read would silently be none.
+		// Otherwise an unreadable setting would silently mean no proxy.
 		if p, err := proxies.ProxyFunc()(&url.URL{Scheme: scheme, Host: "any.invalid"}); set != "" && (err != nil || p == nil) {
 			return nil, sdk.WithHint(fmt.Errorf("the proxy for %s is no address that can be used: %w", scheme, sdk.ErrInvalid), "Correct HTTPS_PROXY or HTTP_PROXY in the agent's environment.")
 		}
@@ -122,7 +122,7 @@ func New(o Options) (*Client, error) {
 		}}
 		return d.DialContext(ctx, network, address)
 	})
-	// It dials proxies and nothing else, which may well be inside this network.
+	// It dials only proxies, which may well be inside this network.
 	t.proxied = o.transport((&net.Dialer{Timeout: o.DialTimeout}).DialContext)
 	t.proxied.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
 	return &Client{o: o, rt: t, http: &http.Client{Transport: t, CheckRedirect: checkRedirect}}, nil
@@ -139,12 +139,12 @@ func (o Options) transport(dial func(ctx context.Context, network, address strin
 		MaxIdleConnsPerHost:    8,
 		IdleConnTimeout:        30 * time.Second,
 		ForceAttemptHTTP2:      true,
-		// Files have the digest of what they are, and replies are unpacked with a limit.
+		// Files have the digest of their raw bytes, and replies are unpacked with a limit.
 		DisableCompression: true,
 	}
 }
 
-// Close closes the connections that are not in use.
+// Close closes the idle connections.
 func (c *Client) Close() {
 	c.rt.direct.CloseIdleConnections()
 	c.rt.proxied.CloseIdleConnections()
@@ -167,7 +167,7 @@ func (c *Client) Do(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// transport sends a request on one of two ways, after a look at its address.
+// transport sends a request directly or through a proxy, after a check of its address.
 type transport struct {
 	guard           *guard
 	proxy           func(*url.URL) (*url.URL, error)
@@ -197,11 +197,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return t.direct.RoundTrip(req)
 }
 
-// errRedirect is a redirect that is not followed.
+// errRedirect reports a redirect that is not followed.
 var errRedirect = errors.New("redirect refused")
 
-// checkRedirect judges the next hop and takes away what it must not see. net/http has copied the
-// first request's headers to it.
+// checkRedirect checks the next hop and removes the headers that it must not see. net/http has
+// copied the first request's headers to it.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	first, last := via[0], via[len(via)-1]
 	if len(via) > MaxRedirects {
@@ -211,9 +211,9 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 		return fmt.Errorf("%w: %s redirects to %s without encryption: %w", errRedirect, last.URL.Host, req.URL.Host, sdk.ErrForbidden)
 	}
 	req.URL.User = nil
-	req.Header.Del("Referer") // the address before may hold a signature
-	// Once elsewhere, nothing comes back: whoever leads back is not the one whom the headers are
-	// for.
+	req.Header.Del("Referer") // the previous address may hold a signature
+	// Once elsewhere, headers never come back: the origin that redirects back is not the one that
+	// they are for.
 	left := !SameOrigin(first.URL, req.URL) || slices.ContainsFunc(via, func(r *http.Request) bool { return !SameOrigin(first.URL, r.URL) })
 	if left {
 		maps.DeleteFunc(req.Header, func(name string, _ []string) bool { return !slices.Contains(plainHeaders(), name) })
@@ -221,7 +221,7 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// plainHeaders returns the headers that say nothing of who asks.
+// plainHeaders returns the headers that do not identify the caller.
 func plainHeaders() []string {
 	return []string{"Accept", "Accept-Encoding", "If-Match", "If-Modified-Since", "If-None-Match", "If-Range", "If-Unmodified-Since", "Range", "User-Agent"}
 }
@@ -237,7 +237,7 @@ func SameOrigin(a, b *url.URL) bool {
 	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
 }
 
-// Redact is u without what may be a secret: name, password, query and fragment.
+// Redact returns u without parts that may be secret: name, password, query and fragment.
 func Redact(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }

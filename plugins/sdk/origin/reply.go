@@ -18,17 +18,16 @@ import (
 )
 
 const (
-	// MaxReplyBytes is the most that a reply of Get may have, unpacked.
+	// MaxReplyBytes bounds an unpacked reply of Get.
 	MaxReplyBytes = 8 << 20
-	// maxRatio is how much larger than it came a reply may become from a size on that matters. JSON
-	// reaches 50.
+	// maxRatio bounds the compression ratio of large replies. JSON reaches 50.
 	maxRatio       = 200
 	ratioFromBytes = 256 << 10
 	maxAttempts    = 4
 	replyTimeout   = time.Minute // for one attempt, header and body
 )
 
-// Reply is what an origin said.
+// Reply is an origin's reply.
 type Reply struct {
 	URL    *url.URL // where it came from, after redirects
 	Status int      // 2xx or 304
@@ -36,10 +35,10 @@ type Reply struct {
 	Body   []byte
 }
 
-// Get asks for a piece of metadata, such as JSON, with header, of which see the package. It tries
-// up to 4 times where the origin has trouble, and waits as the origin asks, up to MaxRetryAfter.
-// Errors: *StatusError for a status that is neither 2xx nor 304, ErrTooLarge for a reply beyond
-// MaxReplyBytes or one that is packed absurdly well, and as Explain.
+// Get requests metadata, such as JSON, with header, for which see the package. It tries up to 4
+// times if the origin has trouble, and waits as the origin asks, up to MaxRetryAfter. Errors:
+// *StatusError for a status that is neither 2xx nor 304, ErrTooLarge for a reply beyond
+// MaxReplyBytes or with an absurd compression ratio, and as Explain.
 func (c *Client) Get(ctx context.Context, address string, header http.Header) (Reply, error) {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -139,8 +138,7 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// again reports whether a failed attempt is worth another, and waits before it. attempt counts from
-// 1.
+// again reports whether to retry a failed attempt, and waits before it. attempt counts from 1.
 func again(ctx context.Context, backoff time.Duration, attempt int, err error) bool {
 	if ctx.Err() != nil || !Temporary(err) {
 		return false
@@ -160,7 +158,7 @@ func again(ctx context.Context, backoff time.Duration, attempt int, err error) b
 	}
 }
 
-// cause returns why a request's own context ended, where that is why the request failed.
+// cause returns why a request's own context ended, if that is why the request failed.
 func cause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); c != nil && !errors.Is(c, context.Canceled) {
 		return c

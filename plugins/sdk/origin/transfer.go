@@ -17,10 +17,10 @@ import (
 
 const transferAttempts = 5 // without any progress
 
-// Fetch writes the bytes of a file from offset to its end into w. Broken connections are mended by
-// asking for the rest; there is no limit to how long it takes as long as something comes. sizeBytes
-// is the file's size, 0 where it is unknown. Errors: w's own as it is, ErrIntegrity for a file that
-// is not the one that was looked up, and as Explain.
+// Fetch writes the bytes of a file from offset to its end into w. After a broken connection it
+// requests the rest; it has no time limit as long as bytes arrive. sizeBytes is the file's size, 0
+// if unknown. Errors: w's own unchanged, ErrIntegrity for a file other than the expected one, and
+// as Explain.
 func (c *Client) Fetch(ctx context.Context, address string, header http.Header, sizeBytes, offset int64, w io.Writer) error {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -47,10 +47,10 @@ func (c *Client) Fetch(ctx context.Context, address string, header http.Header, 
 	return c.Explain(ctx, u, err)
 }
 
-// Transfer is one file on its way from an origin. It is used once.
+// Transfer fetches one file from an origin. Use it once.
 type Transfer struct {
-	// Ask sends a request with these headers and returns the reply behind its redirects, whatever
-	// its status. Its errors are worth a repetition unless they are classified.
+	// Ask sends a request with these headers and returns the reply after its redirects, whatever
+	// its status. Its errors are retried unless they are classified.
 	Ask            func(ctx context.Context, header http.Header) (*http.Response, error)
 	Name           string // for messages; holds no secret
 	SizeBytes      int64  // 0: unknown
@@ -62,7 +62,7 @@ type Transfer struct {
 	etag string // of the part that was written
 }
 
-// WriteError is a failure of whom the bytes are for.
+// WriteError is a failure of the writer.
 type WriteError struct{ Err error }
 
 func (e WriteError) Error() string { return e.Err.Error() }
@@ -90,10 +90,10 @@ func (t *Transfer) Run(ctx context.Context, offset int64, w io.Writer) error {
 	}
 }
 
-// errStalled is the cause of a transfer that was broken off because nothing came.
+// errStalled is the cause of a transfer aborted because no bytes arrived.
 var errStalled = errors.New("nothing has come for too long")
 
-// attempt asks for what is missing and writes what comes.
+// attempt requests the missing bytes and writes what arrives.
 func (t *Transfer) attempt(ctx context.Context) error {
 	if t.SizeBytes > 0 && t.at == t.SizeBytes {
 		return ctx.Err()
@@ -119,7 +119,7 @@ func (t *Transfer) attempt(ctx context.Context) error {
 	skip, total := int64(0), resp.ContentLength
 	switch resp.StatusCode {
 	case http.StatusOK:
-		// It does not know ranges, or the file is another one than before.
+		// It does not support ranges, or the file has changed.
 		if err := t.same(resp); err != nil {
 			return err
 		}
@@ -158,7 +158,7 @@ func (t *Transfer) attempt(ctx context.Context) error {
 	return t.copy(ctx, r, total)
 }
 
-// awake reads and keeps the watch over the transfer quiet while something comes.
+// awake reads and resets the stall timer.
 type awake struct {
 	r     io.Reader
 	timer *time.Timer
@@ -173,7 +173,7 @@ func (a *awake) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// same refuses the rest of another file than the one whose beginning was written.
+// same refuses the rest of a file other than the one that was started.
 func (t *Transfer) same(resp *http.Response) error {
 	if tag := strongETag(resp); t.at > t.from && t.etag != "" && tag != "" && tag != t.etag {
 		return t.changed()
@@ -185,7 +185,7 @@ func (t *Transfer) changed() error {
 	return sdk.WithHint(fmt.Errorf("%s has changed since it was looked up: %w", t.Name, sdk.ErrIntegrity), "Try again: it is looked up and fetched anew.")
 }
 
-// copy writes what comes, and misses the rest if that is not all of total (below 0: unknown).
+// copy writes what arrives, and fails if that is less than total (below 0: unknown).
 func (t *Transfer) copy(ctx context.Context, r io.Reader, total int64) error {
 	buf := make([]byte, 128<<10)
 	for {
@@ -219,7 +219,7 @@ func strongETag(resp *http.Response) string {
 	return ""
 }
 
-// contentRange reads "bytes 5-9/10" as 5, 10 and "bytes */10" as 0, 10. An unknown whole is -1.
+// contentRange parses "bytes 5-9/10" as 5, 10 and "bytes */10" as 0, 10. An unknown size is -1.
 func contentRange(text string) (start, whole int64, ok bool) {
 	rest, ok := strings.CutPrefix(text, "bytes ")
 	if !ok {

@@ -168,16 +168,16 @@ func (p *process) breakStdout() { _ = p.stdout.Close() }
 // untether closes the plugin's standard input.
 func (p *process) untether() { _ = p.tether.Close() }
 
-// Stderr returns an empty address: the test's log has it.
+// Stderr returns an empty reader for go-plugin: the test's log has the output.
 func (p *process) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
 
-// Name is for messages.
+// Name returns the process's name for messages.
 func (p *process) Name() string { return p.cmd.Path }
 
 // ID returns the process id.
 func (p *process) ID() string { return fmt.Sprint(p.cmd.Process.Pid) }
 
-// Diagnose has nothing to add: the test's log has the plugin's words.
+// Diagnose adds nothing: the test's log has the plugin's output.
 func (p *process) Diagnose(context.Context) string { return "what it said is in the log above" }
 
 // PluginToHost is the identity.

@@ -13,7 +13,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// Backend is what the author of a worker type implements. Methods may be called concurrently.
+// Backend is the interface that the author of a worker type implements. Methods may be called
+// concurrently.
 type Backend interface {
 	sdk.Plugin
 	// Fingerprint reports devices and health: at once, on change, and at least every 30 s, until
@@ -34,20 +35,20 @@ type Backend interface {
 	Stop(ctx context.Context, grace time.Duration) error
 }
 
-// Fingerprint is what a worker type finds on its machine.
+// Fingerprint is what a worker type detects on its machine.
 type Fingerprint struct {
 	// Problem says in one sentence why the worker type cannot work here and what to do; empty: it
 	// can.
 	Problem string
-	// Warnings are worth a line to the operator though the type works.
+	// Warnings are worth telling the operator although the type works.
 	Warnings []string
 	Devices  []Device
-	// Checks are what the worker type made sure of, such as that the engine is one that it was
-	// built for; people see them with the installed binary.
+	// Checks lists what the worker type has verified, for example that the engine is one that it
+	// was built for; people see them with the installed binary.
 	Checks []Check
 }
 
-// Check is one thing that a worker type made sure of.
+// Check is one verified fact.
 type Check struct {
 	Name   string // such as "abi"
 	Passed bool
@@ -64,17 +65,18 @@ type Device struct {
 	Problem    string // why the device cannot be used; empty: it can
 }
 
-// StartSpec says what a worker shall serve.
+// StartSpec says what a worker should serve.
 type StartSpec struct {
 	WorkerID string
-	// random per start; Status returns it, so that a host can tell this worker from another behind
-	// the same socket
+	// Nonce is random per start; Status returns it, so that a host can tell this worker from
+	// another behind the same socket.
 	Nonce     string
 	ModelPath string // a GGUF file
 	ModelID   string // the name that clients use
 	Device    string // a Device.ID
 	Slots     int    // requests served at once, 1 or more
-	// positions per slot; 0: the backend's choice, at most what the model was trained for
+	// ContextTokens is positions per slot; 0: the backend's choice, at most what the model was
+	// trained for.
 	ContextTokens int
 	Threads       int    // CPU threads; 0: the backend's choice
 	EngineDir     string // as in sdk.Config
@@ -89,7 +91,7 @@ type Progress struct {
 	Message string // a log line for people, where there is something to say
 }
 
-// State is where a worker is in its life.
+// State is the stage of a worker's life.
 type State string
 
 // The states, in the order of a worker's life.
@@ -102,10 +104,9 @@ const (
 	StateFailed   State = "failed"   // the process is of no more use
 )
 
-// Capability names something that a worker can do with the model it serves. A worker is asked for
-// nothing that it does not name, and refuses it with status 400 or 501 if it is asked all the same.
-// Authors may add names of their own: lower-case letters, digits and _, at most
-// MaxCapabilityBytes.
+// Capability names something that a worker can do with the model it serves. Callers request only
+// what a worker names; it refuses the rest with status 400 or 501. Authors may add names of their
+// own: lower-case letters, digits and _, at most MaxCapabilityBytes.
 type Capability = string
 
 // The capabilities that a host knows.
@@ -117,13 +118,13 @@ const (
 	CapabilityTools       Capability = "tools"       // tools and tool_choice of a chat
 	CapabilityJSONSchema  Capability = "json_schema" // response_format json_object and json_schema
 	CapabilityLogprobs    Capability = "logprobs"    // logprobs and top_logprobs
-	// thoughts apart from the answer, reasoning_content
+	// thoughts separate from the answer, reasoning_content
 	CapabilityReasoning Capability = "reasoning"
 	CapabilityVision    Capability = "vision" // parts image_url of a message
 	CapabilityAudio     Capability = "audio"  // parts input_audio of a message
 )
 
-// Bounds of Status.Capabilities; a host drops what is beyond them.
+// Bounds of Status.Capabilities; a host drops the excess.
 const (
 	MaxCapabilities    = 32
 	MaxCapabilityBytes = 32
@@ -139,12 +140,12 @@ type Status struct {
 	Slots           int     // requests served at once
 	ContextTokens   int     // positions per slot
 	Active          int     // requests in a slot
-	Queued          int     // requests that wait for one
+	Queued          int     // waiting requests
 	TokensPerSecond float64 // generated tokens of all slots, over the last seconds
 	TokensTotal     int64   // generated tokens since Start
 	KVUsedTokens    int     // cache positions in use, all slots
-	MemoryBytes     int64   // of the device, where the engine can tell; 0: unknown
-	// Capabilities are what the worker can do, sorted, once it is ready. Empty: it does not say,
-	// and is asked for anything.
+	MemoryBytes     int64   // of the device, if the engine can tell; 0: unknown
+	// Capabilities lists what the worker can do, sorted, once it is ready. Empty: unknown, so that
+	// callers may request anything.
 	Capabilities []Capability
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
-// dataServer serves a backend's handler on the worker's data socket. Before the handler is there it
-// answers 503, so that nobody hangs on a worker that loads.
+// dataServer serves a backend's handler on the worker's data socket. Until the handler is there it
+// answers 503, so that no client hangs on a loading worker.
 type dataServer struct {
 	http    *http.Server
 	handler atomic.Pointer[http.Handler]
@@ -53,8 +53,8 @@ func listenData(socket string, log hclog.Logger) (*dataServer, error) {
 		ErrorLog:          log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Warn}),
 	}
 	d.done.Go(func() {
-		// Ends with http.ErrServerClosed when close is called; any other end is seen by the host as
-		// a refused connection.
+		// Ends with http.ErrServerClosed when close is called; the host sees any other end as a
+		// refused connection.
 		_ = d.http.Serve(l)
 	})
 	return d, nil
@@ -71,15 +71,14 @@ func (d *dataServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	refuseUnavailable(w, "the model is still loading", "loading")
 }
 
-// flushTime is how long an answer whose handler has returned may take to reach its reader when the
-// server closes.
+// flushTime bounds how long a finished answer may take to reach its reader when the server closes.
 const flushTime = 500 * time.Millisecond
 
 // close ends every connection, those of finished answers once they are flushed, and removes the
 // socket.
 func (d *dataServer) close() {
-	// The backend has stopped: what still runs is on its way out, and nobody's context is left to
-	// wait on.
+	// The backend has stopped: remaining requests are about to end, and there is no caller's
+	// context left to wait on.
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
 	_ = d.http.Shutdown(ctx)

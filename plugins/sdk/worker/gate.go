@@ -10,10 +10,9 @@ import (
 	"time"
 )
 
-// Gate admits a worker's requests to its slots, counts them, drains and cuts them: what Status,
-// Drain and Stop of a Backend need and what is the same everywhere. It is for backends that have no
-// queue of their own. Create it with NewGate when Start knows the slots. It is safe for concurrent
-// use.
+// Gate admits a worker's requests to its slots, counts them, drains and cuts them: the common part
+// of Status, Drain and Stop of a Backend. It is for backends without a queue of their own. Create
+// it with NewGate when Start knows the slots. It is safe for concurrent use.
 type Gate struct {
 	slots chan struct{}
 	open  context.Context // ends with Stop
@@ -27,18 +26,17 @@ type Gate struct {
 	quiet    chan struct{} // closed when nothing is active or queued; nil when nobody waits
 }
 
-// NewGate makes a Gate for that many requests at once, 1 or more.
+// NewGate makes a Gate for so many concurrent requests, 1 or more.
 func NewGate(slots int) *Gate {
 	// the life of the worker, not of a call
 	open, closeGate := context.WithCancel(context.Background())
 	return &Gate{slots: make(chan struct{}, max(slots, 1)), open: open, close: closeGate}
 }
 
-// Handler lets POST requests through to next as slots become free, first come, first served, and
-// refuses them with 503 while it drains. Other methods pass at once. The context of an admitted
-// request ends when its client goes away or the Gate is stopped. The body of a request that must
-// wait is read first, at most MaxQueuedBody of it: net/http looks for a client that has gone only
-// behind the body.
+// Handler passes POST requests to next as slots become free, first come, first served, and refuses
+// them with 503 while it drains. Other methods pass at once. The context of an admitted request
+// ends when its client goes away or the Gate is stopped. It first reads the body of a request that
+// must wait, at most MaxQueuedBody: net/http notices a departed client only after the body.
 func (g *Gate) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
@@ -57,8 +55,8 @@ func (g *Gate) Handler(next http.Handler) http.Handler {
 	})
 }
 
-// MaxQueuedBody is how much of a request's body is read while it waits for a slot. That the client
-// of a longer one has gone is seen when it has a slot.
+// MaxQueuedBody bounds how much of a body is read while the request waits for a slot. With a longer
+// body, a departed client is noticed only once it has a slot.
 const MaxQueuedBody = 16 << 20
 
 func (g *Gate) enter(r *http.Request) bool {
@@ -128,8 +126,8 @@ func (g *Gate) AddTokens(n int) {
 	g.tokens += int64(n)
 }
 
-// Fill sets what the Gate knows in st: slots, active, queued, tokens, and the state when it is
-// draining. A nil Gate, before Start, knows nothing.
+// Fill sets what the Gate knows in st: slots, active, queued, tokens, and the state while draining.
+// A nil Gate, before Start, knows nothing.
 func (g *Gate) Fill(st *Status) {
 	if g == nil {
 		return
@@ -142,7 +140,7 @@ func (g *Gate) Fill(st *Status) {
 	}
 }
 
-// Drain refuses new requests and returns when the last admitted one, waiting ones included, is
+// Drain refuses new requests and returns when the last admitted one, waiting ones included, has
 // finished, or with ctx. A nil Gate is drained.
 func (g *Gate) Drain(ctx context.Context) error {
 	if g == nil {
@@ -167,8 +165,8 @@ func (g *Gate) Drain(ctx context.Context) error {
 	}
 }
 
-// Stop drains for the grace, then ends the contexts of the requests that are left, and waits for
-// them as long as ctx allows. It is idempotent.
+// Stop drains for the grace, then ends the contexts of the remaining requests, and waits for them
+// as long as ctx allows. It is idempotent.
 func (g *Gate) Stop(ctx context.Context, grace time.Duration) error {
 	if g == nil {
 		return nil

@@ -19,8 +19,8 @@ import (
 // answerDelay lets the answer of Stop reach the host before the process ends.
 const answerDelay = 100 * time.Millisecond
 
-// Serve runs b as the plugin of this process and returns when the process shall end. Call it from
-// main, and nothing after it but cleaning up. A process that no host started exits with a message.
+// Serve runs b as the plugin of this process and returns when the process should end. Call it last
+// in main, followed only by cleanup. A process that no host started exits with a message.
 func Serve(b Backend) {
 	s := newServer(b, sdk.Logger("worker"))
 	sdk.Serve(sdk.KindWorker, b, func(r grpc.ServiceRegistrar, p *sdk.Process) {
@@ -29,9 +29,9 @@ func Serve(b Backend) {
 	}, s.stop)
 }
 
-// Register serves b on r inside this process, for tests and for hosts that need no process of their
-// own. The returned function ends b's work and closes the data socket; it may be called more than
-// once.
+// Register serves b on r inside this process, for tests and for hosts that do not need a separate
+// process. The returned function ends b's work and closes the data socket; it may be called more
+// than once.
 func Register(r grpc.ServiceRegistrar, b Backend, log hclog.Logger) (stop func(ctx context.Context, grace time.Duration) error) {
 	s := newServer(b, log)
 	sdk.Register(r, b)
@@ -137,8 +137,8 @@ func checkStart(spec StartSpec, socket string) error {
 	return nil
 }
 
-// Status adds to the backend's word what the SDK knows: the identity, and that the worker was never
-// started, failed or stopped.
+// Status adds what the SDK knows to the backend's status: the identity, and that the worker was
+// never started, failed or stopped.
 func (s *server) Status(ctx context.Context, _ *workerv1.StatusRequest) (*workerv1.StatusResponse, error) {
 	st, err := s.backend.Status(ctx)
 	if err != nil {
@@ -170,7 +170,7 @@ func (s *server) Drain(ctx context.Context, _ *workerv1.DrainRequest) (*workerv1
 func (s *server) Stop(ctx context.Context, req *workerv1.StopRequest) (*workerv1.StopResponse, error) {
 	err := s.stop(ctx, max(req.GetGrace().AsDuration(), 0))
 	if s.end != nil {
-		s.end() // whatever the backend says: a worker that was told to stop is of no more use
+		s.end() // whatever the backend says: a stopped worker is of no more use
 	}
 	if err != nil {
 		return nil, sdk.ToStatus(err)
@@ -198,8 +198,8 @@ func (s *server) stop(ctx context.Context, grace time.Duration) error {
 	return err
 }
 
-// Client is a worker in another process. It is safe for concurrent use. Its errors answer errors.Is
-// for the values of package sdk.
+// Client is a worker in another process. It is safe for concurrent use. Its errors match the values
+// of package sdk with errors.Is.
 type Client struct {
 	*sdk.Client
 	rpc workerv1.WorkerServiceClient
@@ -210,8 +210,8 @@ func NewClient(conn grpc.ClientConnInterface) *Client {
 	return &Client{Client: sdk.NewClient(conn), rpc: workerv1.NewWorkerServiceClient(sdk.BoundReplies(conn))}
 }
 
-// Fingerprint calls emit with every report until ctx ends or emit fails, and returns that error. A
-// plugin that ends the stream by itself gives nil.
+// Fingerprint calls emit with every report until ctx ends or emit fails, and returns that error. It
+// returns nil if the plugin ends the stream.
 func (c *Client) Fingerprint(ctx context.Context, emit func(Fingerprint) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -223,8 +223,8 @@ func (c *Client) Fingerprint(ctx context.Context, emit func(Fingerprint) error) 
 }
 
 // Start loads the model and returns when the worker serves on dataSocket, an absolute path in a
-// private folder where nothing is yet. progress may be nil; its error cancels the start. A
-// cancelled start leaves a process that is of no more use.
+// private folder where nothing exists yet. progress may be nil; its error cancels the start. A
+// cancelled start leaves a useless process.
 func (c *Client) Start(ctx context.Context, spec StartSpec, dataSocket string, progress func(Progress) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -251,7 +251,7 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return statusFromProto(r), nil
 }
 
-// Drain makes the worker refuse new work and returns when the last running request is finished.
+// Drain makes the worker refuse new work and returns when the last running request has finished.
 func (c *Client) Drain(ctx context.Context) error {
 	_, err := c.rpc.Drain(ctx, &workerv1.DrainRequest{})
 	return sdk.FromStatus(err)
