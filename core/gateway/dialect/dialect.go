@@ -141,6 +141,9 @@ func (m message) reasoning() string {
 // choice counts: no dialect asks for more.
 func ParseChunk(data []byte) (Chunk, error) {
 	var e envelope
+	if _, err := openai.CheckValues(data); err != nil { // a worker is not trusted with memory
+		return Chunk{}, err
+	}
 	if err := json.Unmarshal(data, &e); err != nil {
 		return Chunk{}, err
 	}
@@ -164,6 +167,9 @@ func ParseChunk(data []byte) (Chunk, error) {
 // ParseAnswer reads the body of a whole answer of a chat or a completion.
 func ParseAnswer(body []byte) (Answer, error) {
 	var e envelope
+	if _, err := openai.CheckValues(body, "data"); err != nil { // embeddings are numbers
+		return Answer{}, err
+	}
 	if err := json.Unmarshal(body, &e); err != nil {
 		return Answer{}, err
 	}

@@ -247,6 +247,18 @@ func TestMessagesResultBlocks(t *testing.T) {
 	must.Eq(t, "messages[0].content[0].content", *refusal(ask(`5`)).Param)
 }
 
+func TestParseManyValues(t *testing.T) {
+	t.Parallel()
+	many := strings.Repeat("{},", openai.MaxValues)
+	_, err := dialect.ParseAnswer([]byte(`{"choices":[` + many + `{}]}`))
+	must.Error(t, err)
+	_, err = dialect.ParseChunk([]byte(`{"choices":[` + many + `{}]}`))
+	must.Error(t, err)
+	got, err := dialect.ParseAnswer([]byte(`{"data":[{"index":0,"embedding":[` + strings.Repeat("1,", openai.MaxValues) + `1]}]}`))
+	must.NoError(t, err)
+	must.Len(t, 1, got.Vectors)
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, c := range dialects() {
 		f.Add([]byte(c.body))
