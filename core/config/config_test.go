@@ -123,7 +123,7 @@ func TestFlagOverEnvOverFileOverDefault(t *testing.T) {
 	must.Eq(t, 3, c.Bind.HTTPPort)
 	must.Eq(t, 5, c.Hive.Slots)
 	must.Eq(t, 3, c.Hive.Threads)
-	must.Eq(t, "warn", c.LogLevel) // an empty variable is no value
+	must.Eq(t, "warn", c.LogLevel) // an empty variable does not count
 	origins := map[string]config.Origin{}
 	for _, s := range c.Settings() {
 		origins[s.Name] = s.Origin

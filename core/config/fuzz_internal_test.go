@@ -9,8 +9,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Whatever stands in a file, loading it ends with a Config or with errors that can be printed, and
-// never with both or neither.
+// Loading any file returns either a Config or printable errors, never both or neither.
 func FuzzSource(f *testing.F) {
 	names, err := filepath.Glob("testdata/*.hcl")
 	must.NoError(f, err)

@@ -152,8 +152,7 @@ func (c *cutter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// S-02: what a server says that does not fit together, or is of another version, is never taken for
-// the file's bytes.
+// S-02: bytes are never accepted from a server that contradicts itself or has another version.
 func TestDishonestServers(t *testing.T) {
 	t.Parallel()
 	body := noise(100_000)
@@ -352,7 +351,7 @@ func TestRedirect(t *testing.T) {
 	must.Eq(t, []string{"", "", "", ""}, cdn.headers("Authorization"))
 }
 
-// Not even an error says what stands in the address's query or in a header.
+// No error shows the address's query or a header.
 func TestNoSecrets(t *testing.T) {
 	t.Parallel()
 	s := serve(t, http.NotFound)
@@ -404,7 +403,7 @@ func TestRetryAfter(t *testing.T) {
 	must.GreaterEq(t, time.Second, time.Since(began))
 }
 
-// A server that says nothing more is given up and asked again.
+// A silent server is dropped and asked again.
 func TestStall(t *testing.T) {
 	t.Parallel()
 	body := noise(100_000)

@@ -94,8 +94,8 @@ func modelOf(t testing.TB, size int64, digest string) store.ModelSpec {
 	}}
 }
 
-// rough is a server that cuts connections, and tells when whoever asks it is to be killed, at
-// places that are counted in all the bytes it has sent.
+// rough is a server that cuts connections, and reports when to kill the client, at counted
+// positions in all the bytes it has sent.
 type rough struct {
 	body []byte
 	kill chan struct{} // a place for a kill has been passed
@@ -111,7 +111,7 @@ type rough struct {
 // overrun is how much is sent behind a place for a kill before the server waits for it.
 const overrun = 4 << 20
 
-// pass says how to go on before another n bytes are sent: wait, cut, or (nil, false) send.
+// pass returns what to do before another n bytes are sent: wait, cut, or (nil, false) send.
 func (r *rough) pass(n int64) (wait <-chan struct{}, cut bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -132,7 +132,7 @@ func (r *rough) pass(n int64) (wait <-chan struct{}, cut bool) {
 	return nil, false
 }
 
-// killed goes on after a kill.
+// killed continues after a kill.
 func (r *rough) killed() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -172,8 +172,8 @@ func (r *rough) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// smallBuffers are connections that hold little of what was sent and not yet read: it is lost with
-// who was to read it.
+// smallBuffers are connections with small buffers for sent and unread bytes: these are lost with
+// their reader.
 type smallBuffers struct{ net.Listener }
 
 func (l smallBuffers) Accept() (net.Conn, error) {

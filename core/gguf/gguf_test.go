@@ -107,8 +107,8 @@ func TestReadTiny(t *testing.T) {
 	must.Greater(t, info.Size(), f.EstimateBytes(1, 0))
 }
 
-// Every file of the corpus is refused, with a sentence that says what is wrong, and reading it
-// allocates no more than a sound header of its size may.
+// Read refuses every file of the corpus with a sentence that says what is wrong, and allocates no
+// more than for a sound header of that size.
 func TestMalformed(t *testing.T) {
 	corpus := badgguf.Corpus()
 	must.Between(t, 30, len(corpus), 200)

@@ -206,8 +206,8 @@ func TestGarbageLosesNobody(t *testing.T) {
 	})
 }
 
-// Keys are replaced without a member being lost, although the nodes hear of it at different times;
-// a node that hears nothing of it, as a revoked one does, is out.
+// Replacing keys loses no member, although the nodes learn of it at different times; a node that
+// does not learn of it, such as a revoked one, is out.
 func TestReplaceKeys(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -218,7 +218,7 @@ func TestReplaceKeys(t *testing.T) {
 		for _, n := range nodes[:3] {
 			must.NoError(t, n.ReplaceKeys(gossip.Keys{key(2)}))
 			must.NoError(t, n.ReplaceKeys(gossip.Keys{key(2)})) // as it is told again and again
-			// nobody else may know the new one yet
+			// no other node may know the new one yet
 			must.Eq(t, key(1), n.Keys()[0])
 			time.Sleep(700 * time.Millisecond)
 		}

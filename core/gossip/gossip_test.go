@@ -118,7 +118,7 @@ func statuses(n *node) string {
 	return strings.Join(parts, " ")
 }
 
-// within waits until all nodes see the pool so, and says how long it took.
+// within waits until all nodes see this state of the pool, and returns how long it took.
 func within(t *testing.T, d time.Duration, want string, nodes ...*node) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -467,7 +467,7 @@ func TestPeersAreRememberedAcrossRestarts(t *testing.T) {
 		within(t, 10*time.Second, "1:alive 2:alive", a, b)
 		must.Greater(t, first, b.Self().Incarnation)
 
-		// Who left is not looked for, and who leaves looks for nobody.
+		// The pool does not look for a node that left, and a leaving node looks for none.
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		must.NoError(t, b.Leave(ctx))
@@ -476,7 +476,7 @@ func TestPeersAreRememberedAcrossRestarts(t *testing.T) {
 		must.NoError(t, err)
 		must.StrNotContains(t, string(raw), address(1))
 
-		// What cannot be read is forgotten.
+		// An unreadable file is dropped.
 		must.NoError(t, os.WriteFile(path, []byte("}garbage"), 0o600))
 		b = r.start(2, func(o *gossip.Options) { o.Dir = dir; o.Self.Incarnation = 0 })
 		within(t, 10*time.Second, "1:alive 2:alive", a, b)

@@ -155,8 +155,8 @@ func TestSplitAddress(t *testing.T) {
 	}
 }
 
-// While keys change, everybody who decrypts with the slice of a moment ago still has whole keys;
-// the race detector looks on.
+// While keys change, goroutines that decrypt with an earlier slice still have whole keys; the race
+// detector checks it.
 func TestChangeRingWhileOthersRead(t *testing.T) {
 	t.Parallel()
 	k := func(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
@@ -214,7 +214,7 @@ func TestLibraryLogIsLevelledAndBounded(t *testing.T) {
 	})
 }
 
-// What goes on is told once a minute, with how often it was.
+// A lasting problem is logged once a minute, with a count.
 func TestLibraryLogRepeats(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -301,8 +301,8 @@ func TestManyDeathsAreBelieved(t *testing.T) {
 	must.False(t, p.doubts(first))
 }
 
-// Somebody with the key makes up members without end, and leaves of theirs: the pool keeps a
-// bounded number, and still hears the nodes that it knows. Not parallel: it measures the heap.
+// An attacker with the key forges members, and their leaves, without end: the pool keeps a bounded
+// number, and still hears the known nodes. Not parallel: it measures the heap.
 func TestForgedMembersBounded(t *testing.T) {
 	p := idlePool()
 	d := delegate{p}
@@ -348,8 +348,8 @@ func TestForgedMembersBounded(t *testing.T) {
 	runtime.KeepAlive(p)
 }
 
-// Somebody with the key makes up an incarnation of this node, so that the others refuse its own as
-// one of the past. It takes a higher one, also at its next start; there is none that it could not.
+// An attacker with the key forges an incarnation of this node, so that the others refuse its own as
+// outdated. It takes a higher one, also at its next start; it can exceed every forged one.
 func TestForgedIncarnation(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

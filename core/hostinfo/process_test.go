@@ -87,7 +87,7 @@ func TestSignalReachesTheProcess(t *testing.T) {
 
 func TestAnotherProcessIsRefusedAndGetsNoSignal(t *testing.T) {
 	t.Parallel()
-	// The shell tells every signal it gets, so that silence can be trusted.
+	// The shell reports every signal, so silence proves that there was none.
 	cmd, out := child(t, nil, nil, "sh", "-c", `trap 'echo signal' TERM INT HUP; echo up; while :; do sleep 60 & wait; done`)
 	stdout := bufio.NewScanner(out)
 	must.True(t, stdout.Scan())
@@ -107,7 +107,7 @@ func TestAnotherProcessIsRefusedAndGetsNoSignal(t *testing.T) {
 		must.Eq(t, core.NotFound, core.KindOf(err), must.Sprint(name))
 	}
 	must.True(t, own.Alive())
-	// The right identity is heard, which shows that the silence before meant something.
+	// The right identity gets the signal, which shows that the silence before meant something.
 	p, err := Open(own)
 	must.NoError(t, err)
 	defer p.Close()
@@ -238,7 +238,7 @@ func TestReadDetails(t *testing.T) {
 	must.Less(t, family, u.MemoryBytes)
 }
 
-// The work of what a process started counts as its own.
+// The work of child processes counts as the parent's own.
 func TestUsageCountsChildren(t *testing.T) {
 	t.Parallel()
 	cmd, out := child(t, nil, nil, "sh", "-c", `sh -c 'while :; do :; done' & echo $!; wait`)

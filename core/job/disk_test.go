@@ -115,8 +115,8 @@ func TestJobsAreFoundAgain(t *testing.T) {
 	must.Eq(t, 0o600, info.Mode().Perm())
 }
 
-// What a reader has seen is still there when the agent was killed, whenever that was, and the
-// numbers go on.
+// Events that a reader has seen survive a kill of the agent at any moment, and the numbers
+// continue.
 func TestJobThatRanWhenItsAgentWasKilled(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")
@@ -220,7 +220,7 @@ func TestDamagedFiles(t *testing.T) {
 	}
 }
 
-// A reader who has seen events that a loss of power took is not left waiting.
+// A reader who has seen events that a loss of power took does not wait for ever.
 func TestReaderWhoIsAheadGetsTheEnd(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")

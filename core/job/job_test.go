@@ -262,7 +262,7 @@ func TestReadersAndResume(t *testing.T) {
 			wg.Go(func() {
 				// some come late, some when it is over
 				time.Sleep(time.Duration(i) * 500 * time.Millisecond)
-				// It reads a little, is cut off, and goes on behind what it has.
+				// It reads a little, is cut off, and resumes after what it has.
 				cut := errors.New("cut")
 				after := int64(0)
 				for {
@@ -433,7 +433,7 @@ func TestClose(t *testing.T) {
 	})
 }
 
-// What an operation says after it returned, from a goroutine it left behind, does nothing.
+// A message from a goroutine that an operation left behind has no effect.
 func TestLateWords(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -21,7 +21,7 @@ func logText(t testing.TB, h header, events ...core.Event) []byte {
 	return b
 }
 
-// What is read of a file is whole, in order, and the same when it is read again from where it ends.
+// The parsed part of a file is whole, in order, and the same when it is parsed again up to its end.
 func FuzzReadLog(f *testing.F) {
 	at := time.Unix(1e9, 0).UTC()
 	whole := logText(f, header{ID: "j", Operation: "o", RequestID: "r", At: 7},

@@ -12,8 +12,7 @@ import (
 	"github.com/rbee-project/rbee/core/job"
 )
 
-// What people ask a model, and what it answers, is on no disk, and is not shown to who lists the
-// jobs.
+// Questions to a model, and its answers, are on no disk, and do not appear in lists of jobs.
 func TestPrivateJobsAreInMemoryOnly(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "jobs")

@@ -117,7 +117,8 @@ func TestSign(t *testing.T) {
 	must.Eq(t, core.Unavailable, core.KindOf(err))
 }
 
-// What checks host names alone, as a browser or an OpenAI client does, takes no hive for a queen.
+// Clients that check only host names, such as browsers and OpenAI clients, do not take a hive for a
+// queen.
 func TestHiveCertificateNamesNoHost(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t, clusterID)

@@ -18,7 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core/pki"
 )
 
-// shake does one handshake over TCP and one byte each way, and says what each side makes of it.
+// shake runs one handshake over TCP and one byte each way, and returns the result of each side.
 func shake(t testing.TB, server, client *tls.Config) (serverState tls.ConnectionState, serverErr, clientErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -260,7 +260,7 @@ func TestReplaceDropsNothing(t *testing.T) {
 	l.Close()
 	wg.Wait()
 	must.Greater(t, 10, int(shakes.Load()))
-	// What was shown by the old CA is refused now.
+	// Certificates of the old CA are refused now.
 	stranger := identity(t, ca, signing{id: "00000003", roles: []core.Role{core.RoleHive}})
 	c := stranger.ClientConfig("h2", core.RoleQueen, "")
 	c.VerifyConnection = nil

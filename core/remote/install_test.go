@@ -113,7 +113,7 @@ func TestUninstallKeepsModels(t *testing.T) {
 	must.Eq(t, []string{".cache", ".cache/rbee", ".cache/rbee/model"}, g.tree())
 }
 
-// A store that was there before the installation is somebody's.
+// A store that existed before the installation belongs to the user.
 func TestUninstallLeavesWhatWasThereBefore(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
@@ -155,7 +155,7 @@ func TestUninstallOfTheOnlyQueen(t *testing.T) {
 	must.NotEq(t, 0, g.cluster.alive())
 }
 
-// A hive that runs and that the queens do not hear of is no success.
+// Install fails if the hive runs but does not reach the queens.
 func TestInstallWaitsForTheHive(t *testing.T) {
 	t.Parallel()
 	g := newRig(t)
@@ -265,7 +265,7 @@ func TestUninstallAfterHalfAnInstallation(t *testing.T) {
 
 func TestInstallRefusesAWrongDigest(t *testing.T) {
 	t.Parallel()
-	// A disk that gives back other bytes than it was given.
+	// The disk returns other bytes than were written.
 	g := newRig(t, pathWith(t, map[string]string{"sha256sum": `cat >/dev/null; echo "` + strings.Repeat("0", 64) + `  -"`}))
 	_, err := g.install()
 	must.Eq(t, core.Integrity, core.KindOf(err))

@@ -118,7 +118,7 @@ func TestScriptsAreShell(t *testing.T) {
 	}
 }
 
-// What the service script does with a process that is not the agent: nothing.
+// The service script leaves a process alone that is not the agent.
 func TestServiceTouchesNoStranger(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -139,7 +139,7 @@ func TestServiceTouchesNoStranger(t *testing.T) {
 	must.NoError(t, syscall.Kill(stranger.Process.Pid, 0))
 }
 
-// What systemd is asked for, by a systemctl that only writes it down.
+// The service script's calls of systemd, recorded by a fake systemctl.
 func TestServiceAsksSystemd(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

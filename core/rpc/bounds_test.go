@@ -268,7 +268,7 @@ func TestNodeConnectionBounds(t *testing.T) {
 	})
 }
 
-// A node whose unfinished messages take too much memory loses its connection, and nobody else does.
+// A node whose unfinished messages take too much memory loses its connection; other nodes do not.
 func TestUnfinishedMessages(t *testing.T) {
 	t.Parallel()
 	n, ca := queenNode(t)
@@ -296,7 +296,7 @@ func TestUnfinishedMessages(t *testing.T) {
 	must.Eq(t, strconv.Itoa(int(codes.Internal)), got)
 	must.Eq(t, map[rpc.Reason]int{rpc.ReasonTooMany: 1}, n.refused.all())
 
-	// A connection that ends gives back what it held.
+	// A closed connection releases what it held.
 	for range 4 {
 		c := rawDial(t, n.addr, identity(t, ca, "00000003", core.RoleQueen))
 		for range 3 {
@@ -310,7 +310,7 @@ func TestUnfinishedMessages(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// What a call has read counts until it ends: messages that handlers sit on take memory too.
+// A call's messages count until it ends: messages in handlers take memory too.
 func TestHeldMessages(t *testing.T) {
 	t.Parallel()
 	n, ca := queenNode(t)
@@ -385,7 +385,7 @@ func TestCodecBoundsMemory(t *testing.T) {
 	}
 	_ = decode(append(deep, make([]byte, 32<<10)...), &response) // no crash
 
-	// What a large cluster says is well below.
+	// The messages of a large cluster are well below.
 	full := queenv1.LinkRequest{Hive: &queenv1.Hive{Id: "00000001"}}
 	for range 2000 {
 		full.Workers = append(full.Workers, &queenv1.Worker{Id: strings.Repeat("w", 26), Model: strings.Repeat("m", 100), ModelDigest: strings.Repeat("d", 71), Load: &queenv1.Load{Active: 1}})

@@ -92,7 +92,7 @@ func FuzzConnect(f *testing.F) {
 	})
 }
 
-// What a hive answers is either an answer or an error with a kind.
+// A hive's answer parses as an answer or as an error with a kind.
 func FuzzConnectAnswer(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 200 OK\r\n\r\nbytes"))
 	f.Add([]byte("HTTP/1.1 404 Not Found\r\nContent-Length: 38\r\n\r\n{\"kind\":\"not_found\",\"message\":\"gone\"}"))
@@ -114,7 +114,7 @@ func FuzzConnectAnswer(f *testing.F) {
 	})
 }
 
-// steps gives its bytes a few at a time.
+// steps returns its bytes a few at a time.
 type steps struct {
 	data []byte
 	n    int
@@ -237,7 +237,7 @@ func TestDialDataRevoked(t *testing.T) {
 	must.Error(t, <-ended)
 }
 
-// Hives fetch files from hives, and nobody else does: neither side has to be asked twice.
+// Only hives fetch files from hives: both sides check it.
 func TestDialBlob(t *testing.T) {
 	t.Parallel()
 	ca, other := newCA(t), newCA(t)
@@ -276,7 +276,7 @@ func TestDialBlob(t *testing.T) {
 	must.Eq(t, core.Unavailable, core.KindOf(try(hive, "00000009", queenOnly.addr)))
 	must.Eq(t, core.Unavailable, core.KindOf(try(hive, "00000001", "127.0.0.1:1")))
 
-	// What is open to a node that is thrown out is cut.
+	// Open connections to a revoked node are cut.
 	eventually(t, 10*time.Second, "the others have ended", func() bool { return open.Load() == 0 })
 	c, err := hive.DialBlob(t.Context(), "00000001", n.addr)
 	must.NoError(t, err)

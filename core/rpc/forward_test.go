@@ -85,11 +85,11 @@ func (q *queen) RestoreSnapshot(s grpc.ClientStreamingServer[queenv1.RestoreSnap
 	}
 }
 
-// queens are three queens who are told who leads.
+// queens are three queens with a fake leader election.
 type queens struct {
 	all []*queen
 	mu  sync.Mutex // guards leader
-	led string     // node id; empty: nobody
+	led string     // node id; empty: none
 	// seen is who each queen takes for the leader where that is not led.
 	seen map[string]string
 }
@@ -237,7 +237,7 @@ func TestForward(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// The first caller is known at the leader, and nobody but a queen is believed.
+// The leader knows the first caller, and trusts only queens to name it.
 func TestForwardCaller(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -391,8 +391,8 @@ func TestForwardGoesRoundNoCircles(t *testing.T) {
 	must.Zero(t, qs.all[0].handled.Load()+qs.all[1].handled.Load())
 }
 
-// When the leader goes while it has the call, nobody does it a second time, and the caller is told
-// that the outcome is not known.
+// If the leader goes away during a call, no queen repeats it, and the caller learns that the
+// outcome is unknown.
 func TestLeaderLostWithACall(t *testing.T) {
 	t.Parallel()
 	for name, lose := range map[string]func(qs *queens){

@@ -118,7 +118,7 @@ func TestMuxRefuses(t *testing.T) {
 			eventually(t, time.Second, "counted", func() bool { return len(n.refused.all()) > 0 })
 			must.Eq(t, map[rpc.Reason]int{tt.reason: 1}, n.refused.all())
 
-			// The same port goes on for those who may.
+			// The same port still serves permitted peers.
 			_, err = shake(t, n.addr, config(queen, rpc.ProtocolRaft))
 			must.NoError(t, err)
 			_, err = shake(t, n.addr, config(nil, rpc.ProtocolGRPC)) // each method's rule decides
@@ -127,7 +127,7 @@ func TestMuxRefuses(t *testing.T) {
 	}
 }
 
-// Who connects checks the other side as well.
+// The dialling side checks the other side as well.
 func TestClientRefuses(t *testing.T) {
 	t.Parallel()
 	ca, other := newCA(t), newCA(t)
@@ -168,7 +168,7 @@ func TestClientRefuses(t *testing.T) {
 	must.NoError(t, err)
 	err = conn.Invoke(t.Context(), "/x/y", &health.HealthCheckRequest{}, &health.HealthCheckResponse{})
 	must.Eq(t, core.Unavailable, core.KindOf(err))
-	must.StrContains(t, err.Error(), "queen."+clusterID) // its certificate is none of a queen
+	must.StrContains(t, err.Error(), "queen."+clusterID) // its certificate is not a queen's
 }
 
 // A node that is neither offers nothing but gRPC.
@@ -204,8 +204,8 @@ func TestMuxGarbage(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// Those who say nothing do not keep others out, and are sent away: the oldest when there are too
-// many, each after five seconds.
+// Silent peers do not keep others out, and are dropped: the oldest when there are too many, each
+// after five seconds.
 func TestMuxSilent(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -245,7 +245,7 @@ func TestMuxSilent(t *testing.T) {
 	}
 }
 
-// A connection that nobody accepts, since there is no server for it, is not kept for ever.
+// A connection without a server to accept it is not kept for ever.
 func TestMuxNobodyAccepts(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -258,7 +258,7 @@ func TestMuxNobodyAccepts(t *testing.T) {
 	must.ErrorIs(t, err, net.ErrClosed)
 }
 
-// Whoever is thrown out is cut off at once, with all that it has open, and does not come back.
+// A revoked node is cut off at once, with all its connections, and cannot come back.
 func TestMuxRevokedWhileOpen(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -308,7 +308,7 @@ func TestMuxRevokedWhileOpen(t *testing.T) {
 	}
 }
 
-// However many are refused, the log has a line a second, which says how many it leaves out.
+// However many are refused, the log gets one line a second, which counts the dropped ones.
 func TestRefusalsAreLoggedOnceASecond(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -338,7 +338,7 @@ func TestRefusalsAreLoggedOnceASecond(t *testing.T) {
 	must.Eq(t, 4, strings.Count(out.String(), "others=19"))
 }
 
-// A client that says nothing has five seconds.
+// A silent client has five seconds.
 func TestHandshakeDeadline(t *testing.T) {
 	t.Parallel()
 	id := identity(t, newCA(t), "00000001", both...)

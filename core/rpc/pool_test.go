@@ -130,7 +130,7 @@ func newProxy(t testing.TB, to string) *proxy {
 	return p
 }
 
-// One connection per node, however often it is asked for; dialled anew for another address, after a
+// There is one connection per node for all callers; it is dialled anew for another address, after a
 // Forget and after it broke.
 func TestPoolKeeps(t *testing.T) {
 	t.Parallel()
@@ -217,8 +217,8 @@ func TestPoolForgetEndsCalls(t *testing.T) {
 	must.Eq(t, core.Forbidden, core.KindOf(err))
 }
 
-// A peer that is gone without a word is noticed in three seconds by those who wait for it, and one
-// that is only slow is not given up.
+// Waiting callers notice a silently dead peer in three seconds, and do not drop one that is only
+// slow.
 func TestPoolNoticesADeadPeer(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
@@ -411,7 +411,7 @@ func TestJoinConn(t *testing.T) {
 	}
 }
 
-// A certificate that was renewed counts from the next handshake on, and what is open goes on.
+// A renewed certificate counts from the next handshake on, and open connections continue.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)

@@ -178,7 +178,7 @@ func TestForeignDetails(t *testing.T) {
 	must.Eq(t, "", core.HintOf(rpc.FromStatus(st.Err())))
 }
 
-// What gRPC itself refuses is classified too.
+// Errors of gRPC itself are classified too.
 func TestErrorsOfTheWire(t *testing.T) {
 	t.Parallel()
 	c := start(t, &service{

@@ -30,8 +30,8 @@ import (
 // served are the packages whose services queens or hives serve.
 var served = []protoreflect.FullName{"rbee.queen.v1", "rbee.hive.v1", "rbee.job.v1"} // constant
 
-// mayCall is who may call what: a for anyone, h for hives, q for queens. It is written here a
-// second time so that a change of a rule is seen.
+// mayCall lists the permitted callers: a for anyone, h for hives, q for queens. It repeats the
+// rules so that a change of one is noticed.
 var mayCall = map[string]string{ // constant
 	"/rbee.queen.v1.RegistryService/Link":              "h",
 	"/rbee.queen.v1.BlobService/Claim":                 "h",
@@ -81,8 +81,7 @@ func methods(t *testing.T) map[string]protoreflect.MethodDescriptor {
 	return all
 }
 
-// A method that somebody adds without saying who may call it, or one that cannot be passed on to
-// the leader, fails here.
+// A new method without a rule, or one that cannot be forwarded to the leader, fails here.
 func TestEveryMethodHasARule(t *testing.T) {
 	t.Parallel()
 	for method, d := range methods(t) {
@@ -109,8 +108,8 @@ func registerAll(s *grpc.Server) {
 	health.RegisterHealthServer(s, &service{})
 }
 
-// call calls any method and gives its error. The servers of these tests implement nothing, so a
-// call that was let through is Unsupported.
+// call calls any method and returns its error. The servers of these tests implement nothing, so an
+// admitted call is Unsupported.
 func call(ctx context.Context, c grpc.ClientConnInterface, method string, d protoreflect.MethodDescriptor) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -185,13 +184,13 @@ func TestRoleMatrix(t *testing.T) {
 			}
 			err := call(t.Context(), c.conn, method, d)
 			must.Eq(t, want, core.KindOf(err), must.Sprintf("%s calls %s: %v", who, method, err))
-			// Nobody becomes somebody by saying so.
+			// Metadata does not give a caller another identity.
 			err = call(metadata.AppendToOutgoingContext(t.Context(), "rbee-caller", "00000002", "rbee-forwarded", "1"), c.conn, method, d)
 			if !strings.Contains(c.roles, "q") {
 				must.Eq(t, want, core.KindOf(err), must.Sprintf("%s forges %s: %v", who, method, err))
 			}
 		}
-		// What has no rule is for nobody.
+		// A method without a rule refuses all callers.
 		_, err := health.NewHealthClient(c.conn).Check(t.Context(), &health.HealthCheckRequest{})
 		must.Eq(t, core.Forbidden, core.KindOf(err), must.Sprint(err))
 		w, err := health.NewHealthClient(c.conn).Watch(t.Context(), &health.HealthCheckRequest{})
@@ -225,7 +224,7 @@ func TestRevokedCalls(t *testing.T) {
 	eventually(t, time.Second, "the connection is cut", func() bool { return core.KindOf(list()) == core.Unavailable })
 }
 
-// A server refuses connections that nobody has shaken hands on.
+// A server refuses connections without a handshake.
 func TestServerTakesNoPlainConnection(t *testing.T) {
 	t.Parallel()
 	s := rpc.NewNodeServer(rpc.ServerOptions{})

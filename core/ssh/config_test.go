@@ -177,7 +177,7 @@ func FuzzQuote(f *testing.F) {
 	})
 }
 
-// unquote reads words of single quotes and backslashes, as XCU 2.2 has them; anything else is none.
+// unquote parses words of single quotes and backslashes, as in XCU 2.2; anything else is invalid.
 func unquote(line string) (words []string, ok bool) {
 	word, in := "", false
 	for i := 0; i < len(line); i++ {

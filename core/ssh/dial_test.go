@@ -24,7 +24,7 @@ import (
 // patience is how long a step may take on a busy machine.
 const patience = 30 * time.Second
 
-// attempt connects with a dialer to a server and gives the names of the steps that were done.
+// attempt connects to a server and returns the names of the completed steps.
 func attempt(t *testing.T, d *ssh.Dialer, target ssh.Target) (c *ssh.Conn, key *core.HostKey, steps []core.SSHStep, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

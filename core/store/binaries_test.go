@@ -152,7 +152,7 @@ func TestBinarySpecRefused(t *testing.T) {
 	}
 }
 
-// stages gives what is left in partial/ but resumable files.
+// stages returns what is left in partial/ besides resumable files.
 func stages(t *testing.T, s *store.Store) []string {
 	t.Helper()
 	var out []string
@@ -295,8 +295,7 @@ func TestForceKeepsTheOldFolder(t *testing.T) {
 	must.SliceEmpty(t, files(t, s, "partial"))
 }
 
-// A plugin that was built anew under the same version takes the engine over from the entry that it
-// replaces.
+// A plugin rebuilt under the same version reuses the engine of the entry that it replaces.
 func TestNewExecutableOldEngine(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -489,7 +488,7 @@ func TestOneBinaryForAll(t *testing.T) {
 	must.DirNotExists(t, filepath.Join(s.Dir(), "workers/cpu/1.0.0-llama.cpp-v0.5.0~2"))
 }
 
-// What a killed process left is removed at the next Open, what a living one has in work is not.
+// The next Open removes what a killed process left, but not what a living one is working on.
 func TestLeftovers(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -35,7 +35,7 @@ func TestDeleteBinary(t *testing.T) {
 	must.Eq(t, core.Invalid, core.KindOf(err))
 	must.StrContains(t, core.HintOf(err), second.ID)
 
-	// Whoever runs from any of the revisions keeps all of them.
+	// A worker that runs from any of the revisions keeps all of them.
 	var claimed []string
 	busy := errors.New("busy")
 	_, err = s.DeleteBinary(old.ID, func(folders []string) error { claimed = folders; return busy })
@@ -65,8 +65,8 @@ func TestDeleteBinary(t *testing.T) {
 	must.SliceEmpty(t, list)
 }
 
-// FAULTS S-10: whatever the name and whatever lies in the catalog, nothing outside of it is
-// written, changed or removed.
+// FAULTS S-10: whatever the name and the contents of the catalog, nothing outside of it is written,
+// changed or removed.
 func TestNothingOutsideTheCatalogIsTouched(t *testing.T) {
 	t.Parallel()
 	top := t.TempDir()

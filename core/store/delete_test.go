@@ -74,8 +74,8 @@ func TestDeleteModel(t *testing.T) {
 	nothingPublished(t, s)
 }
 
-// Nothing that a name says leads out of the store. Each model shares a file with each other one:
-// whatever the order of the records, a deletion leaves what the others need.
+// No name leads out of the store. Each model shares a file with each other one: whatever the order
+// of the records, a deletion leaves what the others need.
 func TestDeleteModelAmongMany(t *testing.T) {
 	t.Parallel()
 	ids := []string{"a", "b", "c", "d"}
@@ -127,7 +127,7 @@ func TestDeleteModelNeverLeavesTheStore(t *testing.T) {
 			must.Eq(t, core.NotFound, core.KindOf(err), must.Sprintf("%q", name))
 		}
 	}
-	// Nor does what a record says.
+	// Nor does the text of a record.
 	must.NoError(t, os.WriteFile(filepath.Join(s.Dir(), "models", "bad.json"), []byte(`{"format":1,"model":{"id":"bad","files":[{"path":"../../victim.json","digest":"sha256:../../victim.json"}]},"origins":[""]}`), 0o600))
 	_, err := s.DeleteModel("bad", false)
 	must.NoError(t, err)
@@ -144,7 +144,7 @@ func TestDeleteDamagedModel(t *testing.T) {
 	body := another(1)
 	put(t, s, "torn", body)
 	put(t, s, "sharing", body, another(2))
-	// What a record that cannot be read speaks of is kept: it may be a newer version's.
+	// Files of an unreadable record are kept: it may be a newer version's.
 	name := filepath.Join(s.Dir(), "models", "torn.json")
 	text, err := os.ReadFile(name)
 	must.NoError(t, err)
@@ -189,7 +189,7 @@ func TestDeleteWhileAnotherModelIsBrought(t *testing.T) {
 	must.True(t, deleted)
 	must.NoError(t, s.VerifyModel(t.Context(), "new"))
 
-	// Not even when somebody removes the file behind the store's back.
+	// Not even if another process removes the file behind the store's back.
 	removed := false
 	s.FailAt(func(step string) error {
 		if step == "record" && !removed {
@@ -224,7 +224,7 @@ func TestSplitModel(t *testing.T) {
 			must.NoError(t, err)
 			must.True(t, bytes.Equal(parts[i], b))
 		}
-		// It is made anew when somebody else has been there.
+		// It is rebuilt if another process has changed it.
 		must.NoError(t, os.RemoveAll(filepath.Dir(path)))
 		must.NoError(t, os.MkdirAll(path, 0o700))
 	}

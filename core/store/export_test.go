@@ -32,8 +32,8 @@ func ParseDigest(text string) (string, error) {
 	return d.String(), err
 }
 
-// WalkArchive gives the names below prefix of a tar archive, which is compressed first, and how
-// many bytes their files had.
+// WalkArchive returns the names below prefix of a tar archive, which it compresses first, and the
+// total size of their files.
 func WalkArchive(ctx context.Context, raw []byte, prefix string, limit int64) (names []string, total int64, err error) {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
@@ -59,13 +59,13 @@ func (s *Store) EnsureBlob(ctx context.Context, f FileSpec, from Supply) error {
 	return err
 }
 
-// Journal gives how many lines of a journal are believed, and where they end.
+// Journal returns how many lines of a journal are valid, and where they end.
 func Journal(b []byte) (lines int, end int64) {
 	l, end, _ := readJournal(bytes.NewReader(b))
 	return len(l), end
 }
 
-// AtBoot makes the store believe that the machine was started anew.
+// AtBoot makes the store believe that the machine was restarted.
 func (s *Store) AtBoot(id string) { s.boot = func() string { return id } }
 
 // Replay gives how many bytes a journal says are there, and how many from the beginning on.

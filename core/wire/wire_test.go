@@ -190,7 +190,7 @@ func TestRoundTrip(t *testing.T) {
 	})
 }
 
-// What the public API writes as [] is never null, also when a peer sent nothing at all.
+// Lists that the public API writes as [] are never null, even if a peer sent nothing at all.
 func TestListsAreNeverNull(t *testing.T) {
 	t.Parallel()
 	for name, v := range map[string]any{

@@ -177,7 +177,7 @@ func TestCredentials(t *testing.T) {
 	})
 }
 
-// Whoever a registry sends us to does not get the registry's credentials.
+// A host that a registry redirects to does not get the registry's credentials.
 func TestCredentialsStayHome(t *testing.T) {
 	t.Parallel()
 	home, other := newRegistry(t, httptest.NewServer), newRegistry(t, httptest.NewServer)

@@ -491,8 +491,7 @@ func TestJoinTokenSecondUse(t *testing.T) {
 	}
 }
 
-// No command gives a registered node another role, whatever it comes with; entries of an older log
-// are applied as they were.
+// No command gives a registered node another role; entries of an older log still apply as they did.
 func TestNodeKeepsItsRoles(t *testing.T) {
 	t.Parallel()
 	both := []core.Role{core.RoleHive, core.RoleQueen}

@@ -250,8 +250,8 @@ func TestApply(t *testing.T) {
 			}
 			check(f.State())
 
-			// What raft applies again, because it restored a snapshot that was ahead of the log,
-			// changes nothing.
+			// Commands that raft applies again, because it restored a snapshot ahead of the log,
+			// change nothing.
 			for i, c := range append(tt.before, tt.cmd) {
 				must.NoError(t, apply(t, f, uint64(i+1), c).Err)
 			}
@@ -309,7 +309,7 @@ func TestApplyStopsRatherThanDiverge(t *testing.T) {
 	}
 }
 
-// A restore wakes who watches the old state.
+// A restore wakes those that watch the old state.
 func TestRestoreAbandons(t *testing.T) {
 	t.Parallel()
 	f := fsm.New()

@@ -26,8 +26,7 @@ func applied(t *testing.T, from *fsm.FSM, commands ...*raftv1.Command) *fsm.FSM 
 	return f
 }
 
-// What either the snapshot or the registry of now has revoked stays so, whichever of the two is
-// newer.
+// A revocation in the snapshot or in the present registry stays, whichever of the two is newer.
 func TestKeepRevoked(t *testing.T) {
 	t.Parallel()
 	begun := applied(t, fsm.New(),

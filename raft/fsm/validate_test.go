@@ -135,7 +135,7 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// As many hives as fit are a command that may be logged, and one more is none.
+// The hives that fit make a valid command, and one more makes it invalid.
 func TestFitSyncHives(t *testing.T) {
 	t.Parallel()
 	must.Eq(t, 0, fsm.FitSyncHives(nil))
@@ -173,7 +173,7 @@ func TestFitSyncHives(t *testing.T) {
 	must.NoError(t, fsm.Validate(batch))
 }
 
-// An older version applies what it knows as this one does, and never gets what it does not know.
+// An older version applies the commands that it knows as this one does, and never gets others.
 func TestRequired(t *testing.T) {
 	t.Parallel()
 	h := hive("h", 1, "")

@@ -34,9 +34,8 @@ func contents(db *bbolt.DB) (text string, err error) {
 	return b.String(), err
 }
 
-// C-11: one bit anywhere in the file is another one: a meta page, the votes, the commit index, an
-// entry, what bbolt keeps around them. Either the file is refused, or nothing that raft asks for
-// has changed.
+// C-11: one bit is flipped anywhere in the file: a meta page, the votes, the commit index, an
+// entry, bbolt's own data. Either the file is refused, or nothing that raft asks for has changed.
 func TestEveryFlippedByte(t *testing.T) {
 	t.Parallel()
 	p := path(t)

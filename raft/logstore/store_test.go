@@ -289,8 +289,8 @@ func TestEncode(t *testing.T) {
 	}
 }
 
-// After one failed write nothing is ever acknowledged again, although the disk is well again;
-// reading goes on.
+// After one failed write no write is ever acknowledged again, even if the disk recovers; reads
+// continue.
 func TestFailsForEver(t *testing.T) {
 	t.Parallel()
 	p := path(t)
@@ -329,7 +329,7 @@ func TestClosed(t *testing.T) {
 	must.Eq(t, core.Unavailable, core.KindOf(s.StoreLog(entry(1, 1))))
 	_, err := s.LastIndex()
 	must.Eq(t, core.Unavailable, core.KindOf(err))
-	must.NoError(t, s.Err()) // closing is no failure of the disk
+	must.NoError(t, s.Err()) // Close does not count as a failure of the disk
 }
 
 func TestOpenRefuses(t *testing.T) {

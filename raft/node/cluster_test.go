@@ -139,8 +139,8 @@ func TestQuorumLost(t *testing.T) {
 	})
 }
 
-// C-06: the leader is cut off for 30 s. The majority goes on, the minority refuses writes and reads
-// that must be new; its state stays.
+// C-06: the leader is cut off for 30 s. The majority continues; the minority refuses writes and
+// linearizable reads, and its state stays.
 func TestPartition(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{3, 5} {
@@ -157,7 +157,7 @@ func TestPartition(t *testing.T) {
 				defer cancel()
 				must.Error(t, write1(ctx, old.Node, "minority", 1))
 				stepped := time.Since(cut)
-				// A read that asks nobody is answered for no longer than the lease.
+				// A read without a quorum check is answered for no longer than the lease.
 				_, err := old.ReadIndex(t.Context(), false)
 				must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint(stepped))
 				now := s.leader(s.others(old)...)
@@ -320,8 +320,8 @@ func TestReadIndex(t *testing.T) {
 	})
 }
 
-// C-05: what a majority said before the question is no answer to it. A process that was stopped
-// finds such answers in its sockets when it goes on.
+// C-05: a majority's messages from before the question do not answer it. A process that was stopped
+// finds such answers in its sockets when it continues.
 func TestReadBelievesNoAnswerFromBefore(t *testing.T) {
 	t.Parallel()
 	simulate(t, 3, nil, func(t *testing.T, s *sim) {

@@ -68,7 +68,7 @@ func (d *disks) setDelay(delay time.Duration, nodes ...*simNode) {
 	}
 }
 
-// stall has a node's writes wait until the returned function is called.
+// stall makes a node's writes wait until the returned function is called.
 func (d *disks) stall(n *simNode) (release func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -176,8 +176,8 @@ func TestFullDiskDoesNotStand(t *testing.T) {
 }
 
 // A write to the leader's disk hangs, and raft's loop with it. The others elect another leader; the
-// one that hangs answers no read. Without the silence its heartbeats go on, and nobody writes until
-// the disk answers.
+// hanging one answers no read. Without the silence its heartbeats continue, and no node can write
+// until the disk answers.
 func TestDiskStalls(t *testing.T) {
 	t.Parallel()
 	d := newDisks()
@@ -209,7 +209,7 @@ func TestDiskStalls(t *testing.T) {
 		s.converged(5*time.Second, s.nodes...)
 		l.lost(stuck)
 
-		// A follower's disk that hangs is nobody else's matter.
+		// A hanging disk of a follower does not affect the others.
 		leader := s.leader()
 		follower := s.others(leader)[0]
 		release = d.stall(follower)

@@ -75,7 +75,7 @@ func TestRaftLogNoMajority(t *testing.T) {
 	})
 }
 
-// What is not repeated stays as it is, with names, and the rest is there for debugging.
+// Messages that do not repeat stay as they are, with names; the rest becomes debug.
 func TestRaftLogOfOtherThings(t *testing.T) {
 	t.Parallel()
 	l, b := quietLog(hclog.Debug)

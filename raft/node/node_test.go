@@ -193,7 +193,7 @@ func TestDamagedSnapshot(t *testing.T) {
 		must.NoError(t, err)
 		if i < 2 {
 			must.NoError(t, n.Snapshot(t.Context()))
-			must.NoError(t, n.Snapshot(t.Context())) // nothing new is no error
+			must.NoError(t, n.Snapshot(t.Context())) // it is not an error if there is nothing new
 		}
 	}
 	must.Eq(t, core.Unavailable, core.KindOf(n.LeadershipTransfer(t.Context()))) // to whom?

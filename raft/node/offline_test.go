@@ -17,7 +17,7 @@ import (
 )
 
 // A raft folder that Found writes is a cluster of one, which leads at once, has the registry, and
-// goes on from there, also after a restart.
+// continues from there, also after a restart.
 func TestFound(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "raft")

@@ -49,7 +49,8 @@ func TestPipelineTakesAnswers(t *testing.T) {
 			t.Fatal("an answer was not taken")
 		}
 	}
-	for i, want := range []bool{true, true, false, true} { // an answer of somebody else is none
+	// an answer of another server does not count
+	for i, want := range []bool{true, true, false, true} {
 		f := <-p.Consumer()
 		must.True(t, f == raft.AppendFuture(answers[i]))
 		must.Eq(t, want, f.Response().Success)

@@ -477,7 +477,7 @@ func write1(ctx context.Context, n *node.Node, id string, incarnation uint64) er
 	return err
 }
 
-// load writes through whoever leads until it is stopped, and remembers what was acknowledged.
+// load writes through the current leader until it is stopped, and records the acknowledged writes.
 type load struct {
 	s      *sim
 	cancel context.CancelFunc
@@ -533,7 +533,7 @@ func (l *load) write(ctx context.Context, id string) {
 	}
 }
 
-// stop ends the writing, and says how many writes there were and the longest time without one.
+// stop ends the writing, and returns the number of writes and the longest gap between them.
 func (l *load) stop() (int, time.Duration) {
 	l.cancel()
 	<-l.done

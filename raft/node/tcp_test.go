@@ -123,7 +123,7 @@ func queens(t *testing.T, size int, opts node.Options) []*queen {
 	return all
 }
 
-// writes applies one write to whoever leads.
+// writes applies one write through the current leader.
 func writes(t *testing.T, all []*queen, id string, incarnation uint64) *queen {
 	t.Helper()
 	for start := time.Now(); time.Since(start) < 20*time.Second; {

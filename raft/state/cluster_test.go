@@ -259,7 +259,7 @@ func TestConcurrentReads(t *testing.T) {
 	readers.Wait()
 }
 
-// Who is woken by a change finds it, however fast.
+// A reader woken by a change finds it, however fast it is.
 func TestWokenFindsTheChange(t *testing.T) {
 	t.Parallel()
 	s := filled(t)

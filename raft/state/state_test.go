@@ -78,7 +78,7 @@ func TestEmptyListsAreNotNull(t *testing.T) {
 	must.StrNotContains(t, string(data), "null")
 }
 
-// What a query returns is the caller's.
+// The caller owns what a query returns.
 func TestCopies(t *testing.T) {
 	t.Parallel()
 	s := filled(t)

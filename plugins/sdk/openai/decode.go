@@ -118,7 +118,8 @@ func decode(body []byte, into any) error {
 	if err := checkDepth(body); err != nil {
 		return err
 	}
-	if _, err := CheckValues(body, "prompt", "input", "logit_bias"); err != nil { // these are lists of tokens
+	// these are lists of tokens
+	if _, err := CheckValues(body, "prompt", "input", "logit_bias"); err != nil {
 		return err
 	}
 	i := 0
@@ -181,8 +182,8 @@ func checkDepth(body []byte) error {
 // of two bytes becomes a whole message.
 const ValueBytes = 512
 
-// CheckValues counts the values of a body, and refuses more than MaxValues of them, before they take
-// memory. The members of the outermost object that are named in free do not count.
+// CheckValues counts the values of a body, and refuses more than MaxValues of them, before they
+// take memory. The members of the outermost object that are named in free do not count.
 func CheckValues(body []byte, free ...string) (int, error) {
 	n, depth, counts := 1, 0, true
 	var key []byte // the last string of the outermost object

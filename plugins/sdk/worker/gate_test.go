@@ -97,8 +97,8 @@ func TestGateLetsOtherMethodsPass(t *testing.T) {
 	must.Eq(t, http.StatusNotFound, rec.Code)
 }
 
-// A client that goes away while it waits leaves the queue, also when nobody has read its body yet;
-// whoever stays has its whole body.
+// A client that goes away while it waits leaves the queue, even if its body is unread; the
+// remaining clients' bodies are complete.
 func TestGateQueuedClientGone(t *testing.T) {
 	t.Parallel()
 	g := NewGate(1)
