@@ -68,7 +68,7 @@ func New(f File, o Options) (*Origin, error) {
 	u, err := url.Parse(f.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		// its text may hold a secret
-		return nil, core.Errorf(core.Invalid, "the file's address is no http or https URL")
+		return nil, core.Errorf(core.Invalid, "the file's address is not an http or https URL")
 	}
 	o.Connections = max(o.Connections, 1)
 	o.Stall = cmp.Or(o.Stall, 30*time.Second)

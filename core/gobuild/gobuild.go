@@ -292,7 +292,7 @@ func (b *build) publish(out string) error {
 		return core.Wrap(err, core.Internal, op)
 	}
 	if len(made) != 1 || !made[0].Type().IsRegular() {
-		return core.Errorf(core.Invalid, "%s: it is no program: the build made %d executables", op, len(made)).Hint("Name the package main of the plugin.")
+		return core.Errorf(core.Invalid, "%s: not a program: the build made %d executables", op, len(made)).Hint("Name the package main of the plugin.")
 	}
 	path := filepath.Join(b.dir, "bin", made[0].Name())
 	if err := os.Chmod(path, 0o700); err != nil {

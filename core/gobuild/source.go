@@ -33,6 +33,6 @@ func ParseSource(text string) (Source, error) {
 	case moduleSource.MatchString(text) && !strings.Contains(text, ".."):
 		return Source{module: text}, nil
 	}
-	return Source{}, core.Errorf(core.Invalid, "that is no source of a program").Hint(
+	return Source{}, core.Errorf(core.Invalid, "not a source of a program").Hint(
 		"It is the absolute path of a folder on the hive's machine, such as /srv/bee, or a package with a version, such as example.org/bee/cmd/worker@v1.2.3.")
 }

@@ -99,7 +99,7 @@ func decodeMember(name string, meta []byte) (Member, error) {
 		Incarnation: p.GetIncarnation(),
 	}
 	if m.Incarnation > uint64(time.Now().Add(maxAhead).UnixNano()) { //nolint:gosec // after 1970
-		return Member{}, errors.New("its incarnation is none that a start counts")
+		return Member{}, errors.New("invalid incarnation")
 	}
 	if m.ID != name {
 		return Member{}, fmt.Errorf("it calls itself %q in its metadata", m.ID)

@@ -156,7 +156,7 @@ func (t *transport) choose(ctx context.Context) error {
 	for wait := time.Second; ; wait = min(2*wait, rejoinInterval) {
 		if ip, err := netip.ParseAddr(host); err == nil {
 			if ip.IsUnspecified() {
-				return core.Errorf(core.Invalid, "%q is no address that others could reach", t.advertise).Hint("Say an address of this machine in advertise.")
+				return core.Errorf(core.Invalid, "%q is not an address that others could reach", t.advertise).Hint("Set advertise to an address of this machine.")
 			}
 			t.ip = ip.Unmap()
 			return nil

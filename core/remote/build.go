@@ -133,7 +133,7 @@ func (c contextReader) Read(p []byte) (int, error) {
 func fromRelease(ctx context.Context, goos, arch, dir, temp string) (build, error) {
 	const what = "read the releases"
 	if !filepath.IsAbs(dir) {
-		return build{}, core.Errorf(core.Invalid, "%s: %q is no absolute path", what, clip(dir)).Hint("The folder is on the machine that installs: write its whole path.")
+		return build{}, core.Errorf(core.Invalid, "%s: %q is not an absolute path", what, clip(dir)).Hint("The folder is on the machine that installs: write its whole path.")
 	}
 	suffix := "-" + goos + "-" + arch + ".tar.gz"
 	// a folder with a pattern's characters matches nothing
@@ -241,7 +241,7 @@ func unpack(r io.Reader, dir string) error {
 		}
 	}
 	if !slices.Contains(got, "rbee") {
-		return core.Errorf(core.Integrity, "unpack: there is no rbee in it")
+		return core.Errorf(core.Integrity, "unpack: no rbee in the archive")
 	}
 	return nil
 }

@@ -153,7 +153,7 @@ func (r *Remote) Import(_ context.Context, req core.Request, run Run) (core.Impo
 	case home:
 		file = filepath.Join(r.o.Home, rest)
 	case !filepath.IsAbs(file):
-		return core.ImportResult{}, core.Errorf(core.Invalid, "the file is no absolute path").Hint("It is on the machine of the queen that is asked: write its whole path.")
+		return core.ImportResult{}, core.Errorf(core.Invalid, "the file is not an absolute path").Hint("It is on the machine of the queen that is asked: write its whole path.")
 	}
 	if info, err := os.Stat(file); err != nil || !info.Mode().IsRegular() {
 		return core.ImportResult{}, core.Errorf(core.NotFound, "read the SSH configuration: there is no file %s on %s that can be read", clip(file), r.o.Name).Hint("Name the file: rbee hive import-ssh FILE. It is read on the machine of the queen.")

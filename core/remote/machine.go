@@ -212,7 +212,7 @@ func (m *machine) nodeID(ctx context.Context, l layout) (string, error) {
 	}
 	id := strings.TrimSpace(out)
 	if id != "" && !hiveID.MatchString(id) {
-		return "", core.Errorf(core.Integrity, "read the id of the hive: %q is none", clip(id))
+		return "", core.Errorf(core.Integrity, "read the id of the hive: invalid id %q", clip(id))
 	}
 	return id, nil
 }

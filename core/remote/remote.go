@@ -271,7 +271,7 @@ func checkAddress(field, v string) error {
 		return nil
 	}
 	if _, err := netip.ParseAddr(v); err != nil {
-		return core.Errorf(core.Invalid, "%s is no IP address", field).Hint("Write an IP address of that machine.")
+		return core.Errorf(core.Invalid, "%s is not an IP address", field).Hint("Write an IP address of that machine.")
 	}
 	return nil
 }

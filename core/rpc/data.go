@@ -154,7 +154,7 @@ func connectWorker(c io.ReadWriter, workerID string) (rest []byte, err error) {
 	proto, status, _ := strings.Cut(line, " ")
 	code, _, _ := strings.Cut(status, " ")
 	if proto != "HTTP/1.1" || len(code) != 3 {
-		return nil, core.Errorf(core.Unavailable, "the hive gave an answer that is none")
+		return nil, core.Errorf(core.Unavailable, "malformed reply from hive")
 	}
 	if code == "200" {
 		return rest, nil

@@ -167,11 +167,11 @@ func (g *gate) method(method string) (*call, error) {
 	}
 	d, ok := methodOf(method)
 	if !ok {
-		return nil, core.Errorf(core.Forbidden, "%s has no rule, so nobody may call it", method)
+		return nil, core.Errorf(core.Forbidden, "%s has no rule, so no caller may use it", method)
 	}
 	rule, ok := ruleOf(d)
 	if !ok {
-		return nil, core.Errorf(core.Forbidden, "%s has no rule, so nobody may call it", method)
+		return nil, core.Errorf(core.Forbidden, "%s has no rule, so no caller may use it", method)
 	}
 	c := &call{method: d, rule: rule}
 	g.methods.Store(method, c) // bounded: only registered methods get here

@@ -49,7 +49,7 @@ func (d *Dialer) hostKeys(r route) (*hostKeys, error) {
 	}
 	var err error
 	if k.known, err = knownhosts.New(files...); err != nil {
-		return nil, core.WithHint(core.Wrap(err, core.Invalid, "read the known hosts"), "Correct or remove that line: without the file nobody can tell whether a host is the right one.")
+		return nil, core.WithHint(core.Wrap(err, core.Invalid, "read the known hosts"), "Correct or remove that line: without the file rbee cannot verify hosts.")
 	}
 	return k, nil
 }
@@ -108,7 +108,7 @@ func (k *hostKeys) check(_ string, remote net.Addr, key gossh.PublicKey) error {
 	unknown, ok := errors.AsType[*knownhosts.KeyError](err)
 	if !ok {
 		k.seen.State = core.HostKeyChanged
-		return k.refuse(core.Errorf(core.Integrity, "the host key %s is marked as revoked", k.seen.Fingerprint), "Somebody else may answer in the host's place. Ask whoever runs it.")
+		return k.refuse(core.Errorf(core.Integrity, "the host key %s is marked as revoked", k.seen.Fingerprint), "Another machine may answer in the host's place. Ask the host's administrator.")
 	}
 	if len(unknown.Want) > 0 {
 		k.seen.State = core.HostKeyChanged

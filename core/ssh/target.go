@@ -28,13 +28,13 @@ var (
 func (t Target) Check() error {
 	switch {
 	case !hostWord.MatchString(t.Host):
-		return core.Errorf(core.Invalid, "%q is no host", clip(t.Host)).Hint("Write a host name, an IP address, or an alias of ~/.ssh/config: letters, digits, dots, dashes, colons and underscores.")
+		return core.Errorf(core.Invalid, "%q is not a host", clip(t.Host)).Hint("Write a host name, an IP address, or an alias of ~/.ssh/config: letters, digits, dots, dashes, colons and underscores.")
 	case t.HostName != "" && !hostWord.MatchString(t.HostName):
-		return core.Errorf(core.Invalid, "%q is no host name", clip(t.HostName)).Hint("Write a host name or an IP address.")
+		return core.Errorf(core.Invalid, "%q is not a host name", clip(t.HostName)).Hint("Write a host name or an IP address.")
 	case t.User != "" && !userWord.MatchString(t.User):
-		return core.Errorf(core.Invalid, "%q is no user name", clip(t.User)).Hint("Write letters, digits, dots, dashes and underscores.")
+		return core.Errorf(core.Invalid, "%q is not a user name", clip(t.User)).Hint("Write letters, digits, dots, dashes and underscores.")
 	case t.Port < 0 || t.Port > 65535:
-		return core.Errorf(core.Invalid, "%d is no port", t.Port).Hint("It is between 1 and 65535; 0 leaves it to ~/.ssh/config.")
+		return core.Errorf(core.Invalid, "%d is not a port", t.Port).Hint("It is between 1 and 65535; 0 leaves it to ~/.ssh/config.")
 	}
 	return nil
 }

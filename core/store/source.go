@@ -107,7 +107,7 @@ func (f *fetchSource) Name() string   { return f.name }
 func (*fetchSource) Connections() int { return 1 }
 func (f *fetchSource) Fetch(ctx context.Context, from, _ int64, w io.Writer) error {
 	if f.fetch == nil {
-		return core.Errorf(core.Internal, "there is nobody to fetch it")
+		return core.Errorf(core.Internal, "no source to fetch it from")
 	}
 	return f.fetch(ctx, f.spec, from, w)
 }

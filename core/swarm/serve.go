@@ -215,7 +215,7 @@ func parseRange(text string, size int64) (from, to int64, err error) {
 		to = min(to, size-1) + 1
 	}
 	if !ok || !ok2 || err != nil || from < 0 || from >= to {
-		return 0, 0, core.Errorf(core.Invalid, "%q is no part of a file of %d bytes", text[:min(len(text), 64)], size)
+		return 0, 0, core.Errorf(core.Invalid, "%q is not a range of a file of %d bytes", text[:min(len(text), 64)], size)
 	}
 	return from, to, nil
 }

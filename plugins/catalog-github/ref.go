@@ -46,7 +46,7 @@ func parseRef(text string) (reference, error) {
 	case !tagOK.MatchString(r.tag):
 		return r, malformed("%.100q is no tag of a release; those with a slash in it cannot be used", r.tag)
 	case named && !assetOK.MatchString(r.asset):
-		return r, malformed("%.100q is no file of a release", r.asset)
+		return r, malformed("%.100q is not a file of a release", r.asset)
 	case chosen && !backendOK.MatchString(r.backend):
 		return r, malformed("%.100q is no backend", r.backend)
 	}

@@ -272,11 +272,11 @@ func (s *source) Fetch(ctx context.Context, f catalog.File, offset int64, w io.W
 	}
 	m := locatorOK.FindStringSubmatch(f.Locator)
 	if m == nil {
-		return fmt.Errorf("%.100q is no file of a release: %w", f.Path, catalog.ErrInvalid)
+		return fmt.Errorf("%.100q is not a file of a release: %w", f.Path, catalog.ErrInvalid)
 	}
 	id, err := strconv.ParseInt(m[1], 10, 64)
 	if err != nil {
-		return fmt.Errorf("%.100q is no file of a release: %w", f.Path, catalog.ErrInvalid)
+		return fmt.Errorf("%.100q is not a file of a release: %w", f.Path, catalog.ErrInvalid)
 	}
 	address, h, err := s.where(ref, id, m[2])
 	if err != nil {

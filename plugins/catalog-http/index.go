@@ -69,7 +69,7 @@ func parseIndex(at *url.URL, body []byte) ([]listed, error) {
 			Models []entry `json:"models"`
 		}
 		if err := json.Unmarshal(body, &object); err != nil {
-			return nil, fmt.Errorf("it is no list of models in JSON: %w", err)
+			return nil, fmt.Errorf("not a list of models in JSON: %w", err)
 		}
 		entries = object.Models
 	}

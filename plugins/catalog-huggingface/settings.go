@@ -78,7 +78,7 @@ func under(dir, name string) string {
 func parseEndpoint(text string) (*url.URL, error) {
 	u, err := url.Parse(strings.TrimRight(text, "/"))
 	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return nil, fmt.Errorf("%q is no address of a Hub: %w", text, catalog.ErrInvalid)
+		return nil, fmt.Errorf("%q is not an address of a Hub: %w", text, catalog.ErrInvalid)
 	}
 	return u, nil
 }

@@ -270,7 +270,7 @@ func (s *source) Fetch(ctx context.Context, f catalog.File, offset int64, w io.W
 		return err
 	}
 	if !commitOK.MatchString(ref.revision) || !fileOK(f.Locator) {
-		return fmt.Errorf("%q at %q is no file of an exact reference: %w", f.Locator, f.Ref, catalog.ErrInvalid)
+		return fmt.Errorf("%q at %q is not a file of an exact reference: %w", f.Locator, f.Ref, catalog.ErrInvalid)
 	}
 	if offset < 0 || f.SizeBytes > 0 && offset > f.SizeBytes {
 		return fmt.Errorf("%s has %d bytes and cannot be read from %d: %w", f.Path, f.SizeBytes, offset, catalog.ErrInvalid)
