@@ -79,7 +79,7 @@ type Queen struct {
 	OperatorTokenFile string
 }
 
-// HTTP names the callers, beside programs on this machine, that may use the API.
+// HTTP names the callers, besides programs on this machine, that may use the API.
 type HTTP struct {
 	AllowOrigins []string // origins of web pages that may call the API, or "*" for all; empty: none
 	// names that a request's Host may have at a loopback address, beside the machine's own
