@@ -461,8 +461,13 @@ func TestForeignProtocol(t *testing.T) {
 				if err != nil {
 					return
 				}
-				_, _ = io.WriteString(conn, answer)
-				_, _ = conn.Read(make([]byte, 1024))
+				if strings.HasPrefix(answer, "SSH") { // it speaks first
+					_, _ = io.WriteString(conn, answer)
+					_, _ = conn.Read(make([]byte, 1024))
+				} else {
+					_, _ = conn.Read(make([]byte, 1024))
+					_, _ = io.WriteString(conn, answer)
+				}
 				conn.Close()
 			}
 		}()

@@ -231,9 +231,16 @@ func (c *Client) unreachable(err error) error {
 		}
 		return foreign(core.Invalid, at, "it does not speak HTTP")
 	}
+	if err != nil && strings.HasSuffix(err.Error(), spokeFirst) {
+		return foreign(core.Invalid, at, "it does not speak HTTP")
+	}
 	return core.Errorf(core.Unavailable, "no agent answers at %s: %w", at, unwrapURL(err)).Hint(
 		"Start one with `rbee agent -dev`, or say where one runs with RBEE_ADDR.")
 }
+
+// spokeFirst ends net/http's error for a server that sends something before it is asked, as SSH's does.
+// It is a wrapped nil.
+const spokeFirst = "readLoopPeekFailLocked: %!w(<nil>)"
 
 // unwrapURL takes off net/http's repetition of method and address.
 func unwrapURL(err error) error {
