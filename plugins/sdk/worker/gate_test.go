@@ -154,8 +154,7 @@ func TestGateQueuedClientGone(t *testing.T) {
 	load(1, 1)
 	free()
 	wg.Wait()
-	must.Eq(t, "1", <-answers)
-	must.Eq(t, "1048576", <-answers)
+	must.SliceContainsAll(t, []string{"1", "1048576"}, []string{<-answers, <-answers}) // in any order
 }
 
 func TestNoGateBeforeStart(t *testing.T) {
