@@ -201,8 +201,8 @@ type Model struct {
 	// needs.
 	EstimateBytes int64  `json:"estimate_bytes"`
 	Damaged       string `json:"damaged,omitempty"` // why the entry cannot be used
-	// Capabilities are what at least one of the workers that serve it can do; empty where none runs,
-	// and in one hive's own answer.
+	// Capabilities are what at least one of the workers that serve it can do; empty where none
+	// runs, and in one hive's own answer.
 	Capabilities Capabilities `json:"capabilities,omitempty"`
 	// What follows is only in a single model's answer.
 	Facts *ModelFacts `json:"facts,omitempty"`

@@ -56,7 +56,8 @@ func Wrap(err error, kind Kind, what string) error {
 	return &Error{kind: kind, err: fmt.Errorf("%s: %w", what, err)}
 }
 
-// Prefix says what failed, "what: err", and keeps the kind and the hint of err. A nil err gives nil.
+// Prefix says what failed, "what: err", and keeps the kind and the hint of err. A nil err gives
+// nil.
 func Prefix(err error, what string) error { return Wrap(err, KindOf(err), what) }
 
 // WithKind classifies err and keeps its text and hint. A nil err gives nil.

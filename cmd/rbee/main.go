@@ -16,9 +16,9 @@ var (
 	commit  = ""
 )
 
-// stdoutFlags is what fcntl(1, F_GETFD) answered before the Go runtime began: a negative errno where
-// stdout was closed. The runtime opens /dev/null in its place, so that nothing after it can tell.
-// It stays 0 in builds without the entry point of entry_linux_*.s.
+// stdoutFlags is what fcntl(1, F_GETFD) answered before the Go runtime began: a negative errno
+// where stdout was closed. The runtime opens /dev/null in its place, so that nothing after it can
+// tell. It stays 0 in builds without the entry point of entry_linux_*.s.
 var stdoutFlags int64
 
 func main() {

@@ -113,7 +113,8 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 }
 
 // Ended reports whether a machine's certificate has ended, in the cluster whose CA has this
-// fingerprint: it was away for too long to have it renewed, and joins again as the node that it was.
+// fingerprint: it was away for too long to have it renewed, and joins again as the node that it
+// was.
 func Ended(id *pki.Identity, fingerprint string, now time.Time) bool {
 	if id.Check(now) == nil {
 		return false
@@ -130,8 +131,8 @@ func joiningID(cfg *config.Config, before *pki.Identity) (string, error) {
 	return nodeID(cfg.DataDir)
 }
 
-// joiningKey returns a new key and the request for its certificate. A machine that joins again keeps
-// its key: only the request is returned.
+// joiningKey returns a new key and the request for its certificate. A machine that joins again
+// keeps its key: only the request is returned.
 func joiningKey(id string, before *pki.Identity) (key pki.Secret, request []byte, err error) {
 	if before != nil {
 		request, err = before.Request()

@@ -1,5 +1,5 @@
-// Package bundle reads a folder of files that are one plugin: what belongs to it, within bounds, and
-// one digest over all of it.
+// Package bundle reads a folder of files that are one plugin: what belongs to it, within bounds,
+// and one digest over all of it.
 package bundle
 
 import (

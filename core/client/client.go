@@ -124,8 +124,8 @@ func (c *Client) InClear() []string {
 // Address is the queen that answered last, or the first configured one.
 func (c *Client) Address() string { return c.queens[c.health.best()] }
 
-// statusError returns the error that an answer of the queen at address tells, and closes the answer;
-// nil where it tells of success.
+// statusError returns the error that an answer of the queen at address tells, and closes the
+// answer; nil where it tells of success.
 func statusError(resp *http.Response, address string) error {
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
 		return nil

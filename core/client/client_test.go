@@ -447,7 +447,8 @@ func TestForeignServer(t *testing.T) {
 	}
 }
 
-// So is one that does not speak HTTP, or not with TLS where it is asked to, and the other way round.
+// So is one that does not speak HTTP, or not with TLS where it is asked to, and the other way
+// round.
 func TestForeignProtocol(t *testing.T) {
 	t.Parallel()
 	answering := func(answer string) string {

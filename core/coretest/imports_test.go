@@ -87,8 +87,8 @@ var allowed = []struct {
 // engineOnly may be imported only below plugins/llamacpp: yzma panics at start without libffi.
 var engineOnly = []string{"github.com/hybridgroup/yzma", "github.com/ebitengine/purego", "github.com/jupiterrider/ffi"}
 
-// bindingOnly may import yzma: what can crash the process is in one place. llamatest is for tests and
-// checks that place.
+// bindingOnly may import yzma: what can crash the process is in one place. llamatest is for tests
+// and checks that place.
 var bindingOnly = []string{"plugins/llamacpp/internal/native", "plugins/llamacpp/llamatest"}
 
 type goPackage struct {

@@ -29,8 +29,8 @@ func requestID(r *http.Request) string {
 }
 
 // guard refuses what a web page of a stranger can make a browser send: requests under another name
-// that resolves to loopback (DNS rebinding), and writes from another origin. It tells browsers which
-// pages may read the answer.
+// that resolves to loopback (DNS rebinding), and writes from another origin. It tells browsers
+// which pages may read the answer.
 func (g *Gateway) guard(w *response, r *http.Request) error {
 	if onLoopback(r) && !g.hostAllowed(r.Host) {
 		g.metrics.refused.WithLabelValues(refusedHost).Inc()

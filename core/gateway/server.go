@@ -40,9 +40,9 @@ func (g *Gateway) Server() *http.Server {
 // Serve answers connections of l until ctx ends. Then it takes no new one, so that clients go
 // elsewhere; requests that come on open connections are answered, and the connection is closed with
 // the answer; a connection on which nothing comes is closed after a while. What runs may go on
-// until the end of grace, or until Options.Hurry is closed. Inference streams that still run then get an error event; job streams end
-// at once, since they can be resumed elsewhere. It closes l and returns nil after an orderly end.
-// It is called once.
+// until the end of grace, or until Options.Hurry is closed. Inference streams that still run then
+// get an error event; job streams end at once, since they can be resumed elsewhere. It closes l and
+// returns nil after an orderly end. It is called once.
 func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration) error {
 	srv, open := g.Server(), newConns(l, g.o.MaxConns, g.log)
 	srv.ConnState = open.changed

@@ -172,8 +172,8 @@ type heldAnswer struct {
 	refused bool // the answer had no room
 }
 
-// readAnswer reads an answer to its end. Its room grows with what has come: the stated length is not
-// believed before its bytes are there.
+// readAnswer reads an answer to its end. Its room grows with what has come: the stated length is
+// not believed before its bytes are there.
 func (c *call) readAnswer(resp *http.Response, held *heldAnswer) ([]byte, error) {
 	var body []byte
 	for size := int64(firstAnswer); ; size = min(2*size, maxAnswer+1) {

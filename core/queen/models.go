@@ -64,8 +64,8 @@ type knownModel struct {
 	estimateBytes int64
 }
 
-// on returns what worker_spawn is told on a hive, and what the worker's model is called there; false:
-// the hive can have no worker with the model.
+// on returns what worker_spawn is told on a hive, and what the worker's model is called there;
+// false: the hive can have no worker with the model.
 func (m knownModel) on(hive string) (argument, served string, ok bool) {
 	if name, ok := m.stored[hive]; ok {
 		return name, name, true

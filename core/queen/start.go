@@ -127,8 +127,8 @@ func (q *Queen) startJob(ctx context.Context, m knownModel) (core.Job, error) {
 	return j, nil
 }
 
-// claimStart returns the job of the last decision where the model starts, while that may still bring
-// a worker; otherwise it decides anew. Errors: Conflict when another queen decided meanwhile.
+// claimStart returns the job of the last decision where the model starts, while that may still
+// bring a worker; otherwise it decides anew. Errors: Conflict when another queen decided meanwhile.
 func (q *Queen) claimStart(ctx context.Context, m knownModel) (core.Job, error) {
 	live, refused := q.liveHives()
 	live = slices.DeleteFunc(live, func(h core.Hive) bool {

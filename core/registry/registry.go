@@ -1,5 +1,5 @@
-// Package registry is the one door to the replicated registry: what this process knows of it, writes
-// to it, and how both catch up with the rest of the cluster.
+// Package registry is the one door to the replicated registry: what this process knows of it,
+// writes to it, and how both catch up with the rest of the cluster.
 package registry
 
 import (
@@ -77,9 +77,9 @@ func (r *Registry) View() *state.Snapshot { return r.node.State().Snapshot() }
 // Replaced returns a channel that is closed when a snapshot replaces the whole registry.
 func (r *Registry) Replaced() <-chan struct{} { return r.node.State().Abandoned() }
 
-// Leads reports whether this queen has taken over the leadership and still has it. Raft knows of its
-// loss some milliseconds before the queen's own loop does: a read in between would be refused here,
-// instead of waiting for the next leader.
+// Leads reports whether this queen has taken over the leadership and still has it. Raft knows of
+// its loss some milliseconds before the queen's own loop does: a read in between would be refused
+// here, instead of waiting for the next leader.
 func (r *Registry) Leads() bool { return r.leads() && r.IsLeader() }
 
 // NotLeader returns the error of a queen that is asked what only a leader can answer.

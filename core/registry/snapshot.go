@@ -49,8 +49,8 @@ func unsealed(data []byte) ([]byte, error) {
 	return data[:end], nil
 }
 
-// ReadSealed reads a sealed snapshot whole, and returns it without its seal and with what it holds. Errors: Integrity, TooLarge,
-// Unsupported, r's as Invalid.
+// ReadSealed reads a sealed snapshot whole, and returns it without its seal and with what it holds.
+// Errors: Integrity, TooLarge, Unsupported, r's as Invalid.
 func ReadSealed(r io.Reader) ([]byte, core.SnapshotInfo, error) {
 	data, err := io.ReadAll(io.LimitReader(r, MaxSnapshotBytes+1))
 	switch {

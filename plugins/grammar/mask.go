@@ -64,7 +64,8 @@ func (m *Matcher) maskInto(dst []uint64) {
 	}
 }
 
-// mask returns the tokens whose bytes may come next in one thread, or in more. The caller must not change it.
+// mask returns the tokens whose bytes may come next in one thread, or in more. The caller must not
+// change it.
 func (g *Grammar) mask(v *Vocabulary, t thread, more *many, text []byte) []uint64 {
 	if t.leaf != nil && t.leaf.base != nil {
 		t.leaf = g.rounded(v, t.leaf)

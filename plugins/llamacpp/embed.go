@@ -22,8 +22,8 @@ const (
 	embedTexts = 16
 )
 
-// embedder answers embedding requests one step after the other. Its context is made for the first of
-// them: a model that only chats does not pay for it.
+// embedder answers embedding requests one step after the other. Its context is made for the first
+// of them: a model that only chats does not pay for it.
 type embedder struct {
 	model   *native.Model
 	pooling string
@@ -53,8 +53,8 @@ func newEmbedder(loaded *native.Model, conf config, limit, threads int) *embedde
 	}
 }
 
-// enter takes a place, which a request keeps until all its texts are read: one that has begun is not
-// refused half-way. The caller gives it back with leave.
+// enter takes a place, which a request keeps until all its texts are read: one that has begun is
+// not refused half-way. The caller gives it back with leave.
 func (e *embedder) enter() *openai.Error {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -110,8 +110,8 @@ func (m *model) samplingDefaults() sampler.Params {
 	return p
 }
 
-// chatPrompt makes the tokens of a conversation, and what its answer may hold. limit is what fits; a
-// prompt that is longer by far is refused before it costs time. now is the time for the template.
+// chatPrompt makes the tokens of a conversation, and what its answer may hold. limit is what fits;
+// a prompt that is longer by far is refused before it costs time. now is the time for the template.
 func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit int, now time.Time) ([]token, *speech, error) {
 	if m.template == nil {
 		return nil, nil, openai.NotSupported("messages", "%s", m.noChat)
@@ -135,8 +135,8 @@ func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit i
 	return tokens, t, nil
 }
 
-// textPrompt makes the tokens of a legacy prompt, which is one text or one list of tokens. It is taken as it is: control tokens in it are
-// real, so that a client can write its own template.
+// textPrompt makes the tokens of a legacy prompt, which is one text or one list of tokens. It is
+// taken as it is: control tokens in it are real, so that a client can write its own template.
 func (m *model) textPrompt(p openai.Prompt, limit int) ([]token, error) {
 	if p.Tokens != nil {
 		tokens := make([]token, len(p.Tokens[0]))

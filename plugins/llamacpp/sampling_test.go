@@ -131,8 +131,8 @@ func TestTextLogProbs(t *testing.T) {
 	must.Nil(t, w.complete(t, `{"prompt":"A queen","max_tokens":2}`).Choices[0].LogProbs)
 }
 
-// TestSeedContinues goes on with half an answer as part of the prompt, beside other requests: at any
-// temperature the rest is the same.
+// TestSeedContinues goes on with half an answer as part of the prompt, beside other requests: at
+// any temperature the rest is the same.
 func TestSeedContinues(t *testing.T) {
 	w := startWorker(t, 4, 512, "")
 	prompt := loadRecorded(t)[6].Tokens

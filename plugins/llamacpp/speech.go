@@ -33,7 +33,8 @@ func (t *speech) thinking() constraint.Thinking {
 	return constraint.Thinking{Open: open, Close: end, Opened: opened}
 }
 
-// maxConstraints bounds the compiled tools that are kept: agents send the same ones again and again.
+// maxConstraints bounds the compiled tools that are kept: agents send the same ones again and
+// again.
 const maxConstraints = 8
 
 // toolbox compiles tools into constraints and keeps the last ones. It is safe for concurrent use.
@@ -89,8 +90,8 @@ func (b *toolbox) constrain(ctx context.Context, f *dialogue.Format, tools []dia
 	return c, nil
 }
 
-// guard returns what makes, for each answer to a chat, what keeps it within its tools and its budget
-// of thinking; nil: nothing does.
+// guard returns what makes, for each answer to a chat, what keeps it within its tools and its
+// budget of thinking; nil: nothing does.
 func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech) (func() *dialogue.Guard, error) {
 	budget := -1
 	if req.ThinkingBudget != nil && *req.ThinkingBudget >= 0 {

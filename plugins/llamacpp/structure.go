@@ -21,8 +21,8 @@ type rule struct {
 // maxReason bounds what a client is told of a schema, which holds parts of it.
 const maxReason = 500
 
-// rule compiles the form that a request wants its answer to have; nil: any. It runs in the request's
-// own goroutine, so that it holds up nobody's tokens.
+// rule compiles the form that a request wants its answer to have; nil: any. It runs in the
+// request's own goroutine, so that it holds up nobody's tokens.
 func (s *server) rule(ctx context.Context, shape openai.Shape) (*rule, error) {
 	if shape.Kind == "" {
 		return nil, nil //nolint:nilnil // no rule is a rule

@@ -153,8 +153,8 @@ func (a *app) explainUnreachable(ctx context.Context, c *client.Client, err erro
 	return unreachable(t, err)
 }
 
-// unreachable returns the error for queens that do not answer. A refused connection says no more than
-// that; any other cause is named.
+// unreachable returns the error for queens that do not answer. A refused connection says no more
+// than that; any other cause is named.
 func unreachable(t target, cause error) error {
 	where := strings.Join(t.addresses, ", ")
 	if op, ok := errors.AsType[*net.OpError](cause); ok && !errors.Is(cause, syscall.ECONNREFUSED) {

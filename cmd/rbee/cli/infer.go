@@ -194,8 +194,7 @@ func (a *app) readPrompt(ctx context.Context) (string, error) {
 	return text, err
 }
 
-// isPiped says whether stdin is a pipe or a file that somebody meant to be read, and not, for
-// example, /dev/null.
+// isPiped reports whether stdin is a pipe or a regular file. /dev/null and terminals are neither.
 func isPiped(r io.Reader) bool {
 	f, ok := r.(*os.File)
 	if !ok {

@@ -47,8 +47,8 @@ type running struct {
 	exited chan struct{}
 }
 
-// ownEnviron is this process's environment with its folders below dir, and without what whoever
-// runs the tests has set for an rbee of their own.
+// ownEnviron returns this process's environment with its folders below dir and without the user's
+// RBEE_* variables.
 func ownEnviron(dir string) []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "RBEE_") || strings.HasPrefix(v, "XDG_")

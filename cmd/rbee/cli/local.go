@@ -119,9 +119,9 @@ func (l local) addresses() []string {
 	return out
 }
 
-// usualAddress returns where an agent of this machine that is in no cluster serves its API, whoever
-// started it. With port 0 an agent takes any free port and tells it in agent.json alone: the
-// address is then one where nobody answers.
+// usualAddress returns the default API address of an agent on this machine outside a cluster. With
+// port 0 an agent takes any free port and writes it only to agent.json; nothing answers at the
+// returned address then.
 func (l local) usualAddress() string {
 	const nobodys = 1 // needs root to listen on
 	switch {

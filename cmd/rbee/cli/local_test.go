@@ -119,8 +119,8 @@ func TestTargetOfAMachineInACluster(t *testing.T) {
 	must.Eq(t, []string{"http://127.0.0.1:7833"}, got.addresses)
 }
 
-// A machine of a cluster is what it joined as, as far as nobody says otherwise: a block with another
-// setting says nothing of its role.
+// A machine of a cluster is what it joined as, as far as nobody says otherwise: a block with
+// another setting says nothing of its role.
 func TestRolesAreTheIdentitys(t *testing.T) {
 	t.Parallel()
 	member, _ := identityOf(t, core.RoleHive)
@@ -225,7 +225,7 @@ func TestTargetWithOnlyACA(t *testing.T) {
 	must.SliceEmpty(t, c.InClear())
 }
 
-// Another server has the port: no command takes it for an agent, and none is started behind it.
+// If another server has the port, no command takes it for an agent or starts one.
 func TestForeignServerOnThePort(t *testing.T) {
 	t.Parallel()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

@@ -22,8 +22,8 @@ const (
 	formatJSON  = "json"
 )
 
-// output is stdout. It remembers the first error of writing, which fails the command whatever wrote.
-// It is not safe for concurrent use.
+// output is stdout. It remembers the first error of writing, which fails the command whatever
+// wrote. It is not safe for concurrent use.
 type output struct {
 	to     io.Writer
 	closed bool // it was closed before this program began

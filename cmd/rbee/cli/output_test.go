@@ -164,7 +164,7 @@ func (fullDisk) Write([]byte) (int, error) {
 	return 0, &fs.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}
 }
 
-// What is not written fails the command, whoever wrote it.
+// A failed write fails the command.
 func TestOutputThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	commands := []string{"--help", "help ls", "ls --help", "version", "--version", "completion bash", "completion zsh", "operations", "config show --dev", "__complete ls --f", "infer --model rbee-tiny --prompt hi", "run rbee-tiny hi"}

@@ -64,8 +64,7 @@ terminal it goes on until ^C; elsewhere it is shown once.`,
 	return cmd
 }
 
-// lookTop reads what the queen that answers knows by itself: whoever watches is not to keep the
-// leader busy.
+// lookTop reads the answering queen's own view, so that watching puts no load on the leader.
 func (a *app) lookTop(ctx context.Context, c *client.Client) (topView, error) {
 	v := topView{At: a.now()}
 	var err error

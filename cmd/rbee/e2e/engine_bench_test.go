@@ -260,8 +260,8 @@ func (e engineArm) measure(ctx context.Context, seed, scale int, f engineFigures
 // BenchmarkEngine compares a worker's data socket, the same worker through the queen, and
 // llama-server (RBEE_BENCH_LLAMA_SERVER is its path; without it there is no peer) on the same model
 // (RBEE_BENCH_MODEL, or a synthetic one of 135 M parameters) with one thread and 16 slots each, by
-// turns for RBEE_BENCH_ROUNDS (7), with texts shorter by RBEE_BENCH_SCALE (1). It prints a table of medians, with the quartiles and the median of
-// the rounds' ratios to the peer.
+// turns for RBEE_BENCH_ROUNDS (7), with texts shorter by RBEE_BENCH_SCALE (1). It prints a table of
+// medians, with the quartiles and the median of the rounds' ratios to the peer.
 func BenchmarkEngine(b *testing.B) {
 	const slots, contextTokens = 16, 2048
 	number := func(name string, value int) int {

@@ -1,5 +1,5 @@
-// Package hostile holds HTTP/2 clients that mean harm: floods of frames that cost a server more than
-// the one who sends them.
+// Package hostile holds HTTP/2 clients that mean harm: floods of frames that cost a server more
+// than the one who sends them.
 package hostile
 
 import (
@@ -159,8 +159,8 @@ func (a Attack) Run(conn net.Conn, headers ...hpack.HeaderField) {
 }
 
 // Watch calls honest, which must not fail, again and again while attack runs, and checks that
-// neither the heap nor the goroutines of the process grow by more than the bounds, while it runs and
-// afterwards. It must not run beside other tests.
+// neither the heap nor the goroutines of the process grow by more than the bounds, while it runs
+// and afterwards. It must not run beside other tests.
 func Watch(t *testing.T, maxHeap uint64, maxGoroutines int, honest func() error, attack func()) {
 	t.Helper()
 	if err := honest(); err != nil {

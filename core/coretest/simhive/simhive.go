@@ -56,8 +56,8 @@ func (h *Hive) Report() *liveness.Report {
 	return r
 }
 
-// Tell reports to a queen, over a new link where there is none, and returns when the queen wants the
-// next report.
+// Tell reports to a queen, over a new link where there is none, and returns when the queen wants
+// the next report.
 func (h *Hive) Tell(t *testing.T, m *liveness.Monitor) (next time.Duration, err error) {
 	t.Helper()
 	l, ok := h.links[m]

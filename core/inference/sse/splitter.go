@@ -67,8 +67,8 @@ func (s *Splitter) Ending() Ending { return s.ending }
 // counts as a token.
 func (s *Splitter) Token() bool { return s.token }
 
-// Tokens returns the number of tokens that were generated: as the stream tells it, otherwise that of
-// the events with text or a tool call, which is about the same.
+// Tokens returns the number of tokens that were generated: as the stream tells it, otherwise that
+// of the events with text or a tool call, which is about the same.
 func (s *Splitter) Tokens() int64 {
 	if s.usage > 0 {
 		return s.usage

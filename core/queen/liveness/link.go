@@ -16,8 +16,8 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// incumbentWait bounds the wait for a sign of life of a hive that has a link when another agent with
-// its id wants one.
+// incumbentWait bounds the wait for a sign of life of a hive that has a link when another agent
+// with its id wants one.
 const incumbentWait = 500 * time.Millisecond
 
 // Link is the queen's end of a hive's link. Monitor.mu guards its fields.

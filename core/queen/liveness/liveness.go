@@ -21,8 +21,8 @@ import (
 // The timing of reports and of what follows from silence, for queens and hives on one local
 // network. A hive reports early when something changes.
 //
-// Each queen by itself avoids the workers of a hive whose link broke, that is shutting down, or that
-// is silent for its interval and SuspectGrace. Only its memory holds that, and the next report
+// Each queen by itself avoids the workers of a hive whose link broke, that is shutting down, or
+// that is silent for its interval and SuspectGrace. Only its memory holds that, and the next report
 // undoes it. The leader then asks the hive for a sign of life by another way (Options.Pinger). It
 // writes that the hive is down, which removes its workers from the registry, after DownAfter with
 // neither a report nor a sign, or after SilentAlive without a report in spite of signs. Busy is not
@@ -75,11 +75,11 @@ type Options struct {
 	// MinFSM returns the lowest state machine version among the queens that answer; 0 or nil: none
 	// does.
 	MinFSM func() uint32
-	// Pinger asks silent hives for a sign of life; nil: only the link leads to a hive, which is then
-	// given more time.
+	// Pinger asks silent hives for a sign of life; nil: only the link leads to a hive, which is
+	// then given more time.
 	Pinger Pinger
-	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor call
-	// the Monitor. nil: nobody.
+	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor
+	// call the Monitor. nil: nobody.
 	Suspected func(hive string)
 	// TermChanged drops what was learned while another queen led. It is called before this queen
 	// takes over, also with a registry that a snapshot replaced, and after it has stepped down.
@@ -113,8 +113,8 @@ type Monitor struct {
 	changed  chan struct{}        // closed and replaced when workers may have become usable, or no longer are
 }
 
-// instance tells one start of a worker from all others. The nonce alone would not: a hive can report
-// that of another's worker.
+// instance tells one start of a worker from all others. The nonce alone would not: a hive can
+// report that of another's worker.
 type instance struct{ hive, nonce string }
 
 // New returns a monitor that has heard of no hive.

@@ -97,8 +97,9 @@ func fit(s string) string {
 	return s
 }
 
-// registered reports whether the registry has what the report says: syncing it would change nothing.
-// The state machine decides by the same comparison. old is the registry's entry of the hive; nil: there is none.
+// registered reports whether the registry has what the report says: syncing it would change
+// nothing. The state machine decides by the same comparison. old is the registry's entry of the
+// hive; nil: there is none.
 func (r *Report) registered(s *state.Snapshot) (same bool, old *core.Hive) {
 	old = s.PeekHive(nil, r.Hive.ID)
 	if old == nil {

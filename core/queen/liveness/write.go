@@ -18,8 +18,8 @@ const (
 	retryWrite = 50 * time.Millisecond
 )
 
-// Lead does the leader's duties, from TakeOver to StepDown, until ctx ends. Call it when the registry holds everything that was
-// committed before.
+// Lead does the leader's duties, from TakeOver to StepDown, until ctx ends. Call it when the
+// registry holds everything that was committed before.
 func (m *Monitor) Lead(ctx context.Context) error {
 	m.TakeOver()
 	defer m.StepDown()

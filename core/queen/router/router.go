@@ -1,5 +1,5 @@
-// Package router chooses the worker that answers a request: out of what the registry and the reports
-// of hives say, and of the requests that this queen has sent.
+// Package router chooses the worker that answers a request: out of what the registry and the
+// reports of hives say, and of the requests that this queen has sent.
 package router
 
 import (

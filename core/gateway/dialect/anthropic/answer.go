@@ -190,8 +190,8 @@ func (e *encoder) End(dst []byte) []byte {
 	return event(dst, "message_stop", map[string]any{"type": "message_stop"})
 }
 
-// reason translates a finish reason. Workers do not say which stop sequence ended an answer, so that
-// one which did is end_turn too.
+// reason translates a finish reason. Workers do not say which stop sequence ended an answer, so
+// that one which did is end_turn too.
 func reason(finish string) string {
 	switch finish {
 	case openai.FinishLength:

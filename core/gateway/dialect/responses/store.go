@@ -11,9 +11,9 @@ const (
 	maxKeptCount = 10_000
 )
 
-// Store keeps the conversations of answers, so that a request can go on from one by its id. It holds
-// them in memory, the least recently used are dropped first, and gives one only to the key that made
-// it. The zero value is empty. It is safe for concurrent use.
+// Store keeps the conversations of answers, so that a request can go on from one by its id. It
+// holds them in memory, the least recently used are dropped first, and gives one only to the key
+// that made it. The zero value is empty. It is safe for concurrent use.
 type Store struct {
 	mu    sync.Mutex // guards below
 	byID  map[string]*list.Element

@@ -4,8 +4,8 @@ import "slices"
 
 const (
 	// turnSlack is how many of the last tokens of a prompt the next turn of its conversation may
-	// lack: chat templates leave out what opened the model's thoughts. It is less than what closes a
-	// question and opens an answer, so that another question is no next turn.
+	// lack: chat templates leave out what opened the model's thoughts. It is less than what closes
+	// a question and opens an answer, so that another question is no next turn.
 	turnSlack = 4
 	// leastMoved bounds below what is worth a copy of a sequence, which moves the whole slot,
 	// or a place in the store. In tokens; see Scheduler.worth.
@@ -47,8 +47,8 @@ type source struct {
 }
 
 // place chooses a free slot for a prompt and brings as much of the prompt into it as can be had
-// more cheaply than by evaluating it: a conversation goes on where it was, and another one takes the
-// slot that was not used for longest.
+// more cheaply than by evaluating it: a conversation goes on where it was, and another one takes
+// the slot that was not used for longest.
 func (s *Scheduler) place(prompt []Token) *slot {
 	best := s.find(prompt, true)
 	if x := best.slot; x != nil && x.req == nil && best.tokens >= max(x.turn-turnSlack, x.turn*3/4) {

@@ -189,8 +189,8 @@ func (s *Scheduler) poke() {
 	}
 }
 
-// settle drops what is cancelled and fills free slots. It reports whether there is work, and whether
-// to end.
+// settle drops what is cancelled and fills free slots. It reports whether there is work, and
+// whether to end.
 func (s *Scheduler) settle() (busy, stop bool) {
 	for _, x := range s.slots {
 		if x.req != nil && x.req.cancelled.Load() {
@@ -233,8 +233,8 @@ func (s *Scheduler) settle() (busy, stop bool) {
 	return busy, false
 }
 
-// next returns the waiting requests for which there are slots, those that came first. One that is put
-// off keeps its place.
+// next returns the waiting requests for which there are slots, those that came first. One that is
+// put off keeps its place.
 func (s *Scheduler) next(waiting []*Request) []*Request {
 	free := 0
 	for _, x := range s.slots {
@@ -307,8 +307,8 @@ func (s *Scheduler) countCache() {
 	s.kvUsed.Store(int64(used))
 }
 
-// fill builds the batch of a step: the chosen token of every slot first, then what there is room for
-// of prompts. It returns the number of prompt tokens.
+// fill builds the batch of a step: the chosen token of every slot first, then what there is room
+// for of prompts. It returns the number of prompt tokens.
 func (s *Scheduler) fill() (prompt int) {
 	s.entries = s.entries[:0]
 	for _, x := range s.slots {

@@ -20,8 +20,8 @@ var callTools = []Tool{
 	{Name: "note", Parameters: []byte(`{"type":"object","properties":{"text":{"type":"string","maxLength":3},"n":{"type":["integer","null"],"maximum":5,"minimum":0}},"additionalProperties":false}`)},
 }
 
-// callVocabulary has the bytes, the markers of all families and pieces of calls; the last token ends
-// an answer.
+// callVocabulary has the bytes, the markers of all families and pieces of calls; the last token
+// ends an answer.
 func callVocabulary(f *Format) *Vocabulary {
 	var texts []string
 	for b := range 256 {

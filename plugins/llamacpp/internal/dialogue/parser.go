@@ -289,8 +289,8 @@ func (p *Parser) find(list []string) (place, which, free int) {
 	return -1, -1, len(p.buf) - keep
 }
 
-// until moves text up to one of ends to dst and returns which it is. The result is bad when dst gets
-// longer than limit, or the answer ends first.
+// until moves text up to one of ends to dst and returns which it is. The result is bad when dst
+// gets longer than limit, or the answer ends first.
 func (p *Parser) until(ends []string, limit int, dst *[]byte) (which int, st status) {
 	room := limit + 1 - len(*dst)
 	at, which, free := p.find(ends)

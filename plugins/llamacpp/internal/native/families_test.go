@@ -33,8 +33,8 @@ func farthest(a, b []float32) float64 {
 	return most
 }
 
-// near bounds the difference of logits that were computed from the same tokens in another way. Those
-// of other tokens differ by more than far.
+// near bounds the difference of logits that were computed from the same tokens in another way.
+// Those of other tokens differ by more than far.
 const (
 	near = 0.02
 	far  = 0.5

@@ -20,7 +20,8 @@ type ModelParams struct {
 	Device    *Device // nil: the processor
 	GPULayers int     // layers that go to the device; negative: all
 	Repack    bool    // keep a second copy of the weights in the layout that the processor likes
-	// Progress is called with 0 to 100, growing. Its error ends the load and is returned. Nil: none.
+	// Progress is called with 0 to 100, growing. Its error ends the load and is returned. Nil:
+	// none.
 	Progress func(percent int) error
 }
 

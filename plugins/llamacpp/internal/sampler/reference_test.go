@@ -352,7 +352,8 @@ func randomCase(rng *rand.Rand) (Params, text, []float32) {
 	if chance(rng, 0.5) {
 		rng.Shuffle(len(p.Stages), func(i, j int) { p.Stages[i], p.Stages[j] = p.Stages[j], p.Stages[i] })
 		p.Stages = p.Stages[:rng.IntN(len(p.Stages)+1)]
-		// A penalty after the temperature is scaled with it, so that both ways only agree to rounding.
+		// A penalty after the temperature is scaled with it, so that both ways only agree to
+		// rounding.
 		t := slices.Index(p.Stages, StageTemperature)
 		for i, s := range p.Stages {
 			if t >= 0 && i > t && (s == StagePenalties || s == StageDRY) {
