@@ -28,6 +28,8 @@ var allowed = []struct {
 	{"plugins/sdk/openai", nil},
 	{"plugins/sdk/origin", []string{"plugins/sdk"}},
 	{"plugins/sdk/worker", []string{"plugins/sdk", "proto/plugin/v1", "proto/worker/v1"}},
+	{"plugins/sdk/worker/child", nil},
+	{"plugins/sdk/worker/forward", []string{"plugins/sdk/openai"}},
 	{"plugins/sdk/catalog", []string{"plugins/sdk", "proto/plugin/v1", "proto/catalog/v1"}},
 	{"plugins/sdk/...", []string{"plugins/sdk/...", "proto/plugin/v1", "proto/worker/v1", "proto/catalog/v1"}},
 	{"plugins/jinja", nil},

@@ -1,0 +1,404 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
+)
+
+const (
+	firstPause = 50 * time.Millisecond // between looks at a server that loads
+	mostPause  = time.Second
+	trialTime  = 2 * time.Minute // for one request of a trial
+	answerMax  = 1 << 20         // read of an answer of the server to the worker itself
+
+	watchEvery = 10 * time.Second
+	// deafTimes is how many looks in a row may fail before a server counts as hung.
+	deafTimes = 6
+)
+
+// facts are what a server says of itself and its model, and what trials show.
+type facts struct {
+	capabilities  []worker.Capability
+	contextTokens int
+}
+
+func (s *settings) localURL(port int) *url.URL {
+	return &url.URL{Scheme: "http", Host: "127.0.0.1:" + strconv.Itoa(port)}
+}
+
+func usesSocket(template []string) bool {
+	return slices.ContainsFunc(template, func(a string) bool { return strings.Contains(a, "${socket}") })
+}
+
+// notYet is why a server cannot be used at the moment.
+type notYet struct{ error }
+
+// await returns when the server has answered a real request, with what it can do.
+func (r *running) await(ctx context.Context, s settings, spec worker.StartSpec, progress func(worker.Progress) error) (facts, error) {
+	if err := progress(worker.Progress{Phase: "waiting for the server"}); err != nil {
+		return facts{}, err
+	}
+	var ended <-chan struct{}
+	if r.server != nil {
+		ended = r.server.Done()
+	}
+	for pause := firstPause; ; pause = min(2*pause, mostPause) {
+		f, err := r.look(ctx, s, spec)
+		if _, wait := errors.AsType[notYet](err); !wait {
+			return f, err
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+			continue
+		case <-ended:
+			if err = r.server.Err(); err == nil {
+				err = errStopped
+			}
+			err = fmt.Errorf("%w: %w", err, sdk.ErrUnavailable)
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		return facts{}, err
+	}
+}
+
+// look asks the server once. Errors: notYet where it may still come up.
+func (r *running) look(ctx context.Context, s settings, spec worker.StartSpec) (facts, error) {
+	status, body, err := r.ask(ctx, http.MethodGet, s.healthPath(), nil)
+	if err != nil || status != http.StatusOK {
+		return facts{}, notYet{fmt.Errorf("GET %s: status %d (%w)", s.healthPath(), status, err)}
+	}
+	if s.healthPath() != "/v1/models" {
+		if status, body, err = r.ask(ctx, http.MethodGet, "/v1/models", nil); err != nil || status != http.StatusOK {
+			body = nil // not every server has it
+		}
+	}
+	list := parseModels(body)
+	name, err := s.nameThere(spec.ModelID, list)
+	if err != nil {
+		return facts{}, err
+	}
+	f := facts{contextTokens: spec.ContextTokens}
+	for _, m := range list {
+		if m.ID == name && m.context() > 0 {
+			f.contextTokens = m.context()
+		}
+	}
+	p := r.props(ctx)
+	if p.Settings.Context > 0 {
+		f.contextTokens = p.Settings.Context
+	}
+	switch {
+	case len(s.Capabilities) > 0:
+		f.capabilities = slices.Compact(slices.Sorted(slices.Values(s.Capabilities)))
+		return f, nil
+	case len(s.preset.can) > 0:
+		f.capabilities = s.preset.can
+		return f, nil
+	}
+	f.capabilities, err = r.try(ctx, name, p)
+	return f, err
+}
+
+// nameThere returns what the server calls the model. A server that lists none is asked by the name
+// as it is.
+func (s *settings) nameThere(id string, list []model) (string, error) {
+	name := s.Model
+	if name == "" {
+		name = id
+	}
+	if len(list) == 0 || slices.ContainsFunc(list, func(m model) bool { return m.ID == name || m.ID == name+":latest" || slices.Contains(m.Aliases, name) }) {
+		return name, nil
+	}
+	var names []string
+	for _, m := range list[:min(len(list), 10)] {
+		names = append(names, m.ID)
+	}
+	return "", fmt.Errorf("the server has no model %q, it has: %s; name one with the setting model: %w", name, strings.Join(names, ", "), sdk.ErrNotFound)
+}
+
+// model is an entry of /v1/models.
+type model struct {
+	ID      string   `json:"id"`
+	Aliases []string `json:"aliases"`
+	MaxLen  int      `json:"max_model_len"` // vLLM's
+	Meta    struct {
+		Context int `json:"n_ctx"` // llama-server's, of a slot
+	} `json:"meta"`
+}
+
+func (m model) context() int {
+	if m.MaxLen > 0 {
+		return m.MaxLen
+	}
+	return max(m.Meta.Context, 0)
+}
+
+// parseModels reads the answer to /v1/models as far as it is one.
+func parseModels(body []byte) []model {
+	var list struct {
+		Data []model `json:"data"`
+	}
+	if json.Unmarshal(body, &list) != nil {
+		return nil
+	}
+	return list.Data[:min(len(list.Data), maxNames)]
+}
+
+// props is what llama-server says of its model.
+type props struct {
+	Settings struct {
+		Context int `json:"n_ctx"`
+	} `json:"default_generation_settings"`
+	Modalities *struct {
+		Vision bool `json:"vision"`
+		Audio  bool `json:"audio"`
+	} `json:"modalities"`
+	Template *struct {
+		Tools bool `json:"supports_tools"`
+	} `json:"chat_template_caps"`
+}
+
+func (r *running) props(ctx context.Context) (p props) {
+	status, body, err := r.ask(ctx, http.MethodGet, "/props", nil)
+	if err != nil || status != http.StatusOK || json.Unmarshal(body, &p) != nil {
+		return props{} // another server
+	}
+	return p
+}
+
+func (r *running) ask(ctx context.Context, method, path string, body any) (int, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, trialTime)
+	defer cancel()
+	text := ""
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return 0, nil, err
+		}
+		text = string(b)
+	}
+	return r.forward.Ask(ctx, 0, method, path, text, answerMax)
+}
+
+type fields = map[string]any
+
+// try sends small requests and returns what the server can do. A server that ignores what it does
+// not know answers 200 all the same, so that the answer is looked at where it can tell.
+func (r *running) try(ctx context.Context, name string, p props) ([]worker.Capability, error) {
+	var can []worker.Capability
+	var refusal error
+	chat := func(more fields) fields {
+		f := fields{"model": name, "max_tokens": 1, "temperature": 0, "messages": []any{fields{"role": "user", "content": "Say hello."}}}
+		for k, v := range more {
+			f[k] = v
+		}
+		return f
+	}
+	for _, trial := range []struct {
+		name, path string
+		body       fields
+		shows      func([]byte) bool // nil: that it answers is enough
+	}{
+		{worker.CapabilityChat, "/v1/chat/completions", chat(nil), nil},
+		{worker.CapabilityCompletions, "/v1/completions", fields{"model": name, "prompt": "Hello", "max_tokens": 1, "temperature": 0}, nil},
+		{worker.CapabilityEmbeddings, "/v1/embeddings", fields{"model": name, "input": "Hello"}, hasEmbedding},
+		{worker.CapabilityRerank, "/v1/rerank", fields{"model": name, "query": "a", "documents": []string{"b"}}, hasResults},
+	} {
+		ok, err := r.trial(ctx, trial.path, trial.body, trial.shows)
+		if _, wait := errors.AsType[notYet](err); wait {
+			return nil, err
+		}
+		if err != nil && refusal == nil {
+			refusal = err
+		}
+		if ok {
+			can = append(can, trial.name)
+		}
+	}
+	if len(can) == 0 {
+		return nil, fmt.Errorf("the server answers no request that was tried; the first: %w", refusal)
+	}
+	if !slices.Contains(can, worker.CapabilityChat) {
+		return can, nil
+	}
+	tool := []any{fields{"type": "function", "function": fields{"name": "look_up", "description": "Looks a word up.", "parameters": wordSchema()}}}
+	format := fields{"type": "json_schema", "json_schema": fields{"name": "word", "strict": true, "schema": wordSchema()}}
+	image := []any{fields{"role": "user", "content": []any{
+		fields{"type": "text", "text": "Hello"}, fields{"type": "image_url", "image_url": fields{"url": "data:image/png;base64," + dot}},
+	}}}
+	for _, trial := range []struct {
+		name  string
+		said  *bool // what the server says itself; nil: nothing
+		more  fields
+		shows func([]byte) bool
+	}{
+		{worker.CapabilityTools, p.tools(), fields{"tools": tool, "tool_choice": "auto"}, nil},
+		{worker.CapabilityJSONSchema, nil, fields{"response_format": format, "max_tokens": 24}, hasObject},
+		{worker.CapabilityLogprobs, nil, fields{"logprobs": true, "top_logprobs": 1}, hasLogprobs},
+		{worker.CapabilityVision, p.vision(), fields{"messages": image}, nil},
+	} {
+		ok := trial.said != nil && *trial.said
+		if trial.said == nil {
+			var err error
+			if ok, err = r.trial(ctx, "/v1/chat/completions", chat(trial.more), trial.shows); err != nil && ctx.Err() != nil {
+				return nil, err
+			}
+		}
+		if ok {
+			can = append(can, trial.name)
+		}
+	}
+	if p.Modalities != nil && p.Modalities.Audio {
+		can = append(can, worker.CapabilityAudio)
+	}
+	slices.Sort(can)
+	return can, nil
+}
+
+func (p props) tools() *bool {
+	if p.Template == nil {
+		return nil
+	}
+	return &p.Template.Tools
+}
+
+func (p props) vision() *bool {
+	if p.Modalities == nil {
+		return nil
+	}
+	return &p.Modalities.Vision
+}
+
+// trial reports whether the server answers a request. Errors: notYet while it loads; otherwise why
+// it refuses.
+func (r *running) trial(ctx context.Context, path string, body fields, shows func([]byte) bool) (bool, error) {
+	status, answer, err := r.ask(ctx, http.MethodPost, path, body)
+	switch {
+	case err != nil:
+		return false, notYet{err}
+	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
+		return false, notYet{openai.DecodeError(status, answer)}
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return false, fmt.Errorf("the server refuses the key (status %d): %w", status, sdk.ErrUnauthenticated)
+	case status != http.StatusOK || !json.Valid(answer) || openai.ErrorIn(answer) != nil:
+		return false, fmt.Errorf("POST %s: status %d: %w", path, status, openai.DecodeError(status, answer))
+	}
+	return shows == nil || shows(answer), nil
+}
+
+func wordSchema() fields {
+	return fields{"type": "object", "properties": fields{"word": fields{"type": "string"}}, "required": []string{"word"}, "additionalProperties": false}
+}
+
+// dot is a picture of one dot.
+const dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+func hasEmbedding(b []byte) bool {
+	var r struct {
+		Data []struct {
+			Embedding []float64 `json:"embedding"`
+		} `json:"data"`
+	}
+	return json.Unmarshal(b, &r) == nil && len(r.Data) == 1 && len(r.Data[0].Embedding) > 0
+}
+
+func hasResults(b []byte) bool {
+	var r struct {
+		Results []struct {
+			Index int `json:"index"`
+		} `json:"results"`
+	}
+	return json.Unmarshal(b, &r) == nil && len(r.Results) == 1
+}
+
+// answerIn returns the first choice of a chat's answer.
+func answerIn(b []byte) (text string, logprobs bool) {
+	var r struct {
+		Choices []struct {
+			Message struct {
+				Content   string `json:"content"`
+				Reasoning string `json:"reasoning_content"`
+			} `json:"message"`
+			LogProbs *struct {
+				Content []json.RawMessage `json:"content"`
+			} `json:"logprobs"`
+		} `json:"choices"`
+	}
+	if json.Unmarshal(b, &r) != nil || len(r.Choices) == 0 {
+		return "", false
+	}
+	c := r.Choices[0]
+	return c.Message.Content, c.LogProbs != nil && len(c.LogProbs.Content) > 0
+}
+
+// hasObject reports whether an answer begins as the schema's object does, which a model without
+// constraint would hardly do.
+func hasObject(b []byte) bool {
+	text, _ := answerIn(b)
+	text = strings.Join(strings.Fields(text), "")
+	return strings.HasPrefix(text, `{"word":`) || text != "" && strings.HasPrefix(`{"word":`, text)
+}
+
+func hasLogprobs(b []byte) bool {
+	_, ok := answerIn(b)
+	return ok
+}
+
+// watch notes that the server has ended, or hangs, until ctx ends. A server that is not this
+// worker's may come back: it is not watched.
+func (b *backend) watch(ctx context.Context, r *running, s settings) {
+	if r.server == nil {
+		return
+	}
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for deaf := 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.server.Done():
+			b.fail(r.server.Err())
+			return
+		case <-tick.C:
+		}
+		if time.Since(r.forward.Spoke()) < watchEvery {
+			deaf = 0
+			continue
+		}
+		look, cancel := context.WithTimeout(ctx, watchEvery)
+		_, _, err := r.forward.Ask(look, 0, http.MethodGet, s.healthPath(), "", answerMax)
+		cancel()
+		if deaf++; err == nil {
+			deaf = 0
+		}
+		if deaf == deafTimes {
+			b.fail(fmt.Errorf("the server has not answered for %s: %w", deafTimes*watchEvery, err))
+			return
+		}
+	}
+}
+
+// fail notes that the worker is of no more use. Its host ends it.
+func (b *backend) fail(err error) {
+	if err == nil {
+		return // it was ended on purpose
+	}
+	b.log.Error("the server is lost", "error", err)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.failed = err.Error()
+}

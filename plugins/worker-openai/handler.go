@@ -1,0 +1,113 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+	"github.com/rbee-project/rbee/plugins/sdk/worker"
+	"github.com/rbee-project/rbee/plugins/sdk/worker/forward"
+)
+
+// routes are what is passed on. Servers have others, such as for loading other models, that are
+// nothing for clients.
+func routes() []string {
+	return []string{
+		"POST /v1/chat/completions", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/rerank", "POST /v1/score", "POST /v1/responses", "POST /v1/messages",
+		"POST /v1/audio/transcriptions", "POST /v1/audio/translations", "POST /v1/audio/speech", "POST /v1/images/generations",
+		"GET /v1/models",
+	}
+}
+
+// handler passes requests on to next and refuses what the server cannot do.
+func (f facts) handler(next http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	for _, route := range routes() {
+		mux.Handle(route, next)
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		openai.WriteError(w, 0, openai.NewError(http.StatusNotFound, openai.TypeNotFound, "", "", "there is no %s %s here", r.Method, r.URL.Path))
+	})
+	if f.canAll() {
+		return mux
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost && r.URL.Path == "/v1/chat/completions" && !f.allowed(w, r) {
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// canAll says that there is nothing that a chat could ask for in vain.
+func (f facts) canAll() bool {
+	for _, c := range []worker.Capability{worker.CapabilityTools, worker.CapabilityJSONSchema, worker.CapabilityLogprobs, worker.CapabilityVision, worker.CapabilityAudio} {
+		if !slices.Contains(f.capabilities, c) {
+			return false
+		}
+	}
+	return true
+}
+
+// allowed answers a chat that asks for what the server cannot do. It leaves the body as it was. A
+// body that cannot be understood is the server's to refuse.
+func (f facts) allowed(w http.ResponseWriter, r *http.Request) bool {
+	body, err := io.ReadAll(io.LimitReader(r.Body, forward.MaxBody+1))
+	if err != nil {
+		openai.WriteError(w, 0, openai.Invalid("", "the body cannot be read to its end"))
+		return false
+	}
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(body), r.Body), r.Body}
+	var wish wish
+	if json.Unmarshal(body, &wish) != nil {
+		return true
+	}
+	if err := wish.request().CheckAbility(f.capabilities); err != nil {
+		e, ok := errors.AsType[*openai.Error](err)
+		if !ok {
+			e = openai.Invalid("", "%s", err)
+		}
+		openai.WriteError(w, 0, e)
+		return false
+	}
+	return true
+}
+
+// wish is what of a chat needs a capability. Everything else may have any form.
+type wish struct {
+	Tools     []json.RawMessage      `json:"tools"`
+	Functions []json.RawMessage      `json:"functions"`
+	Format    *openai.ResponseFormat `json:"response_format"`
+	LogProbs  *bool                  `json:"logprobs"`
+	Messages  []struct {
+		Content json.RawMessage `json:"content"`
+	} `json:"messages"`
+}
+
+// request is a chat that needs the same capabilities.
+func (w wish) request() *openai.ChatRequest {
+	r := &openai.ChatRequest{
+		Tools: make([]openai.Tool, len(w.Tools)), Functions: make([]openai.Function, len(w.Functions)), ResponseFormat: w.Format, LogProbs: w.LogProbs,
+	}
+	for _, m := range w.Messages {
+		var parts []struct {
+			Type string `json:"type"`
+		}
+		if json.Unmarshal(m.Content, &parts) != nil {
+			continue // text
+		}
+		var c openai.Content
+		for _, p := range parts {
+			c.Parts = append(c.Parts, openai.Part{Type: p.Type})
+		}
+		r.Messages = append(r.Messages, openai.Message{Content: c})
+	}
+	return r
+}
