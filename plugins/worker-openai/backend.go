@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -113,9 +114,7 @@ var errStopped = fmt.Errorf("the worker is stopped: %w", sdk.ErrState)
 func (b *backend) late(r *running, s settings, last error) error {
 	text := fmt.Sprintf("the server does not answer within %s; at last: %v", s.timeout, last)
 	if r.server != nil {
-		for _, line := range r.server.LastWords() {
-			text += "\n  " + line
-		}
+		text = strings.Join(append([]string{text}, r.server.LastWords()...), "\n  ")
 	}
 	return fmt.Errorf("%s: %w", text, sdk.ErrUnavailable)
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -59,9 +60,7 @@ func asJSON(t testing.TB, v any) json.RawMessage {
 func played(t testing.TB, q quirks, more fields) json.RawMessage {
 	t.Helper()
 	c := fields{"command": []string{os.Args[0], "--socket", "${socket}"}, "env": fields{quirksEnv: string(asJSON(t, q))}, "start_timeout": "1m"}
-	for k, v := range more {
-		c[k] = v
-	}
+	maps.Copy(c, more)
 	return asJSON(t, c)
 }
 
@@ -75,9 +74,7 @@ func adopted(t testing.TB, more fields, servers ...quirks) json.RawMessage {
 		urls = append(urls, s.URL)
 	}
 	c := fields{"url": urls, "start_timeout": "1m"}
-	for k, v := range more {
-		c[k] = v
-	}
+	maps.Copy(c, more)
 	return asJSON(t, c)
 }
 
@@ -319,14 +316,26 @@ func TestCommandLine(t *testing.T) {
 		spec worker.StartSpec
 		want string
 	}{
-		"llama-server": {settings{Preset: "llama-server", Args: []string{"--embeddings"}}, spec,
-			"llama-server --offline --host /s --model /m.gguf --alias m --parallel 4 --ctx-size 400 --threads 2 --n-gpu-layers 0 --embeddings"},
-		"on a card, nothing asked": {settings{Preset: "llama-server", Program: "/opt/x"}, worker.StartSpec{ModelPath: "/m.gguf", ModelID: "m", Device: "cuda:0", Slots: 1},
-			"/opt/x --offline --host /s --model /m.gguf --alias m --parallel 1"},
-		"vllm": {settings{Preset: "vllm"}, worker.StartSpec{ModelID: "Qwen/Qwen3-8B", Device: "cuda:1", Slots: 8},
-			"vllm serve Qwen/Qwen3-8B --host 127.0.0.1 --port 7 --served-model-name Qwen/Qwen3-8B --max-num-seqs 8"},
-		"own": {settings{Command: []string{"srv", "-p=${port}", "${device}", "--ctx=${context}", "x"}}, worker.StartSpec{ModelID: "m", Device: "cuda:1", Slots: 8},
-			"srv -p=7 cuda:1 x"},
+		"llama-server": {
+			settings{Preset: "llama-server", Args: []string{"--embeddings"}},
+			spec,
+			"llama-server --offline --host /s --model /m.gguf --alias m --parallel 4 --ctx-size 400 --threads 2 --n-gpu-layers 0 --embeddings",
+		},
+		"on a card, nothing asked": {
+			settings{Preset: "llama-server", Program: "/opt/x"},
+			worker.StartSpec{ModelPath: "/m.gguf", ModelID: "m", Device: "cuda:0", Slots: 1},
+			"/opt/x --offline --host /s --model /m.gguf --alias m --parallel 1",
+		},
+		"vllm": {
+			settings{Preset: "vllm"},
+			worker.StartSpec{ModelID: "Qwen/Qwen3-8B", Device: "cuda:1", Slots: 8},
+			"vllm serve Qwen/Qwen3-8B --host 127.0.0.1 --port 7 --served-model-name Qwen/Qwen3-8B --max-num-seqs 8",
+		},
+		"own": {
+			settings{Command: []string{"srv", "-p=${port}", "${device}", "--ctx=${context}", "x"}},
+			worker.StartSpec{ModelID: "m", Device: "cuda:1", Slots: 8},
+			"srv -p=7 cuda:1 x",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -69,6 +69,10 @@ func (f facts) allowed(w http.ResponseWriter, r *http.Request) bool {
 	if json.Unmarshal(body, &wish) != nil {
 		return true
 	}
+	if wish.Messages != nil && len(wish.Messages) == 0 { // which some servers answer
+		openai.WriteError(w, 0, openai.Invalid("messages", "messages is empty"))
+		return false
+	}
 	if err := wish.request().CheckAbility(f.capabilities); err != nil {
 		e, ok := errors.AsType[*openai.Error](err)
 		if !ok {
