@@ -10,8 +10,10 @@ import (
 const (
 	deathPings    = 12
 	deathInterval = 250 * time.Millisecond
-	deathRounds   = 5  // that a node answers although no stream to it succeeds
+	deathRounds   = 5 // one after another; then one every heldEvery
+	heldEvery     = 5 * time.Second
 	maxLooking    = 32 // deaths to verify at a time; beyond that they are believed
+	renewEvery    = 5 * time.Second
 )
 
 // death is memberlist's report that a node died, not verified yet.
@@ -20,18 +22,32 @@ type death struct {
 	doubt       int
 }
 
+// doubt has the reported death of a member looked into. The caller holds p.mu.
+func (p *Pool) doubt(e *entry) {
+	e.ends++
+	e.doubt = e.ends
+	if p.looking >= maxLooking {
+		p.end(e, Failed) // so many are not lost by chance
+		return
+	}
+	p.looking++
+	p.deaths = append(p.deaths, death{id: e.ID, address: e.GossipAddress, doubt: e.doubt})
+	p.signal()
+}
+
 // lookInto verifies the death of a node. A node that answers is asked for a full state exchange,
 // through which the whole pool hears that it is alive.
+//
+// It may not help: whoever has the key can say that a node died at memberlist's highest
+// incarnation, which the node's own words cannot exceed. The node stays alive here for as long as
+// it answers, and is let in again when memberlist has forgotten the death, after half a minute.
 func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d death) {
 	defer func() {
 		p.mu.Lock()
 		p.looking--
 		p.mu.Unlock()
 	}()
-	for range deathRounds {
-		if !p.answers(ctx, list, d) {
-			break
-		}
+	for round := 1; p.answers(ctx, list, d); round++ {
 		p.log.Debug("a node was taken for dead and answers", "node", d.id, "address", d.address)
 		// In the first exchange the node learns of its reported death and denies it; in the second
 		// it spreads the denial.
@@ -40,7 +56,7 @@ func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d deat
 				break
 			}
 		}
-		if ctx.Err() != nil || !p.doubts(d) {
+		if !p.doubts(d) || round >= deathRounds && !pause(ctx, heldEvery) {
 			return
 		}
 	}
@@ -51,6 +67,28 @@ func (p *Pool) lookInto(ctx context.Context, list *memberlist.Memberlist, d deat
 	defer p.mu.Unlock()
 	if e := p.members[d.id]; e != nil && e.doubt == d.doubt {
 		p.end(e, Failed)
+	}
+}
+
+// pause waits, and reports whether ctx has not ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// renew has this node tell its state at a new incarnation of memberlist's.
+func (p *Pool) renew() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); now.Sub(p.renewed) >= renewEvery {
+		p.renewed, p.update = now, true
+		p.signal()
 	}
 }
 

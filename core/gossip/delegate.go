@@ -66,8 +66,12 @@ func (d delegate) LocalState(bool) []byte {
 	return b
 }
 
-// MergeRemoteState adds the notes of another node.
-func (d delegate) MergeRemoteState(b []byte, _ bool) {
+// MergeRemoteState adds the notes of another node. One that joins may have lost this node, and
+// takes it only at a higher incarnation of memberlist's than it knows: see death.go.
+func (d delegate) MergeRemoteState(b []byte, join bool) {
+	if join {
+		d.p.renew()
+	}
 	var s gossipv1.State
 	if proto.Unmarshal(b, &s) != nil {
 		d.p.refused.Add(1)
@@ -97,15 +101,7 @@ func (d delegate) NotifyLeave(n *memberlist.Node) {
 		p.end(e, Left)
 		return
 	}
-	e.ends++
-	e.doubt = e.ends
-	if p.looking >= maxLooking {
-		p.end(e, Failed) // so many are not lost by chance
-		return
-	}
-	p.looking++
-	p.deaths = append(p.deaths, death{id: e.ID, address: e.GossipAddress, doubt: e.doubt})
-	p.signal()
+	p.doubt(e)
 }
 
 // NotifyConflict handles a second address that claims an id.
@@ -155,7 +151,7 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	}
 	e := p.members[n.Name]
 	switch {
-	case e == nil && len(p.members) >= maxMembers:
+	case e == nil && p.full(n.Name):
 		p.refused.Add(1)
 		return fmt.Errorf("there are %d nodes already", maxMembers)
 	case e != nil && m.Incarnation < e.Incarnation:
@@ -192,8 +188,12 @@ func (p *Pool) seen(n *memberlist.Node) {
 	if n.Name == p.opts.Self.ID {
 		return
 	}
+	p.settled = true
 	e := p.members[m.ID]
 	if e == nil {
+		if p.full(m.ID) {
+			return
+		}
 		e = &entry{}
 		p.members[m.ID] = e
 	}

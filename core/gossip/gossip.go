@@ -74,7 +74,7 @@ type Options struct {
 	// calls it; it must not wait for Run. May be nil.
 	OnConflict func(Conflict)
 	// Transport replaces UDP and TCP; Bind and Advertise are then unused. For tests. The pool shuts
-	// it down.
+	// it down. Move needs a Move method of it.
 	Transport memberlist.Transport
 }
 
@@ -129,7 +129,13 @@ type Pool struct {
 	next     Keys      // replacement for the present ones, step by step; nil: none
 	nextAt   time.Time // of the next step
 	reported map[string]time.Time
-	moved    time.Time // until then, others may have an old address of this node
+	moved    time.Time           // until then, others may have an old address of this node
+	began    time.Time           // when list was created
+	settled  bool                // list has heard of another node
+	renewed  time.Time           // see renew
+	move     string              // the host to advertise from now on; empty: as before
+	expected map[string]struct{} // see Expect
+	deaf     map[string]*deaf    // members whose packets do not get through, by id
 }
 
 type entry struct {
@@ -178,6 +184,7 @@ func New(o Options) (*Pool, error) {
 	p := &Pool{
 		opts: o, log: o.Logger, net: o.Transport, ring: ring, wake: make(chan struct{}, 1), peers: peers,
 		self: o.Self, meta: meta, members: map[string]*entry{}, left: map[string]uint64{}, changed: make(chan struct{}), reported: map[string]time.Time{},
+		deaf: map[string]*deaf{},
 	}
 	p.leaves = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmitMult, NumNodes: p.size}
 	if p.net == nil {
@@ -191,98 +198,6 @@ func New(o Options) (*Pool, error) {
 
 // Close releases the port of a pool that never ran.
 func (p *Pool) Close() error { return p.net.Shutdown() }
-
-// Run runs the pool until ctx ends; then it falls silent, which others take for a failure unless
-// Leave was called before. Call it once.
-func (p *Pool) Run(ctx context.Context) error {
-	defer p.net.Shutdown() //nolint:errcheck // it cannot fail
-	if p.own != nil {
-		if err := p.own.run(ctx); err != nil {
-			return err
-		}
-	}
-	list, err := memberlist.Create(p.config())
-	if err != nil {
-		return core.WithHint(core.Wrap(err, core.Unavailable, "join the gossip pool"), "Check gossip and advertise in the configuration.")
-	}
-	// before p.mu: others may already send their state, with memberlist's lock held
-	here := list.LocalNode().Address()
-	p.mu.Lock()
-	p.list = list
-	p.self.GossipAddress = here
-	p.update = true // Update may have been called meanwhile
-	p.mu.Unlock()
-	p.log.Info("gossip runs", "address", p.Address())
-	var rejoiner sync.WaitGroup
-	kick := make(chan struct{}, 1)
-	rejoiner.Go(func() { p.rejoinLoop(ctx, list, kick) })
-	p.work(ctx, list, kick)
-	p.mu.Lock()
-	p.list = nil
-	p.mu.Unlock()
-	p.wg.Wait() // pings end within half a second; Leave must not meet a list that is shut down
-	err = list.Shutdown()
-	rejoiner.Wait()
-	p.peers.save(p.remember())
-	return core.Wrap(err, core.Internal, "leave the gossip pool")
-}
-
-func (p *Pool) config() *memberlist.Config {
-	c := memberlist.DefaultLANConfig()
-	c.Name = p.opts.Self.ID
-	c.Transport = p.net
-	c.Label = p.opts.ClusterID
-	c.Keyring = p.ring
-	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
-	c.SuspicionMult, c.RetransmitMult = suspicionMult, retransmitMult
-	c.ProbeInterval, c.ProbeTimeout, c.TCPTimeout = probeInterval, probeTimeout, streamTimeout
-	c.DeadNodeReclaimTime = reclaimAfter
-	c.EnableCompression = false // what is told is small
-	c.MsgpackUseNewTimeFormat = true
-	c.DelegateProtocolMin, c.DelegateProtocolMax, c.DelegateProtocolVersion = protocolVersion, protocolVersion, protocolVersion
-	d := delegate{p}
-	c.Delegate, c.Events, c.Conflict, c.Merge, c.Alive = d, d, d, d, d
-	c.Logger = libraryLog(p.log, p.nameOf)
-	return c
-}
-
-// work does what callbacks must not do, and periodic work.
-func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<- struct{}) {
-	tick := time.NewTicker(5 * time.Second)
-	defer tick.Stop()
-	for {
-		p.mu.Lock()
-		update, pending, deaths, rejoin := p.update && !p.leaving, p.pending, p.deaths, p.rejoin
-		p.update, p.pending, p.deaths, p.rejoin = false, nil, nil, false
-		p.mu.Unlock()
-		for _, d := range deaths {
-			p.wg.Go(func() { p.lookInto(ctx, list, d) })
-		}
-		for _, c := range pending {
-			p.wg.Go(func() { p.examine(ctx, list, c) })
-		}
-		if rejoin {
-			select {
-			case kick <- struct{}{}:
-			default: // one is already waiting
-			}
-		}
-		step := p.stepKeys()
-		if update {
-			// It fails when no node hears it in time; they will, at the next full exchange.
-			_ = list.UpdateNode(probeInterval)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.wake:
-		case <-step:
-		case <-tick.C:
-			p.forget()
-			p.peers.save(p.remember())
-		}
-	}
-}
 
 // Address returns where this node listens: IP:port. Before Run the IP may be unspecified.
 func (p *Pool) Address() string {

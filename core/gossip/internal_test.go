@@ -256,6 +256,7 @@ func idlePool() *Pool {
 	p := &Pool{
 		self: Member{ID: "ffffffff"}, members: map[string]*entry{}, left: map[string]uint64{}, changed: make(chan struct{}),
 		wake: make(chan struct{}, 1), log: hclog.NewNullLogger(), peers: &peerFile{},
+		deaf: map[string]*deaf{},
 	}
 	p.opts.Self = p.self
 	p.leaves = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmitMult, NumNodes: p.size}
@@ -346,6 +347,16 @@ func TestForgedMembersBounded(t *testing.T) {
 	known, _ := p.Member("known")
 	must.Eq(t, 2, known.Incarnation)
 	runtime.KeepAlive(p)
+
+	// Those of the registry find a place nevertheless, and strangers no more than before.
+	must.Error(t, join("0a0b0c0d", 1))
+	p.Expect([]string{"0a0b0c0d", "0a0b0c0e", "known"})
+	must.NoError(t, join("0a0b0c0d", 1))
+	must.NoError(t, join("0a0b0c0e", 1))
+	_, there := p.Member("0a0b0c0d")
+	must.True(t, there)
+	must.NoError(t, join("one more for the place of a known one", 1))
+	must.Error(t, join("stranger", 1))
 }
 
 // An attacker with the key forges an incarnation of this node, so that the others refuse its own as

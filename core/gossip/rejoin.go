@@ -36,12 +36,12 @@ func (p *Pool) rejoinLoop(ctx context.Context, list *memberlist.Memberlist, kick
 		p.rejoinOnce(ctx, list)
 		wait := rejoinInterval
 		p.mu.Lock()
-		moved := time.Now().Before(p.moved)
+		moved, settled := time.Now().Before(p.moved), p.settled
 		p.mu.Unlock()
 		switch {
 		case moved:
 			wait = rejoinMoved
-		case p.size() == 1:
+		case !settled, p.size() == 1:
 			wait = alone
 			alone = min(2*alone, rejoinInterval)
 		default:
@@ -66,10 +66,15 @@ func (p *Pool) rejoinOnce(ctx context.Context, list *memberlist.Memberlist) {
 	named := slices.Concat(p.opts.RetryJoin, p.extra)
 	here := map[string]bool{p.self.GossipAddress: true}
 	var someone string
+	var before []string // members of the list before this one
 	for _, e := range p.members {
-		if e.Status == Alive {
+		switch {
+		case e.Status != Alive:
+		case p.settled:
 			here[e.GossipAddress] = true
 			someone = e.GossipAddress
+		default:
+			before = append(before, e.GossipAddress)
 		}
 	}
 	moved, leaving := time.Now().Before(p.moved), p.leaving
@@ -83,6 +88,9 @@ func (p *Pool) rejoinOnce(ctx context.Context, list *memberlist.Memberlist) {
 			here[address] = true
 			ask = append(ask, address)
 		}
+	}
+	for _, address := range before {
+		add(address)
 	}
 	for _, a := range named {
 		for _, address := range p.resolve(ctx, a) {

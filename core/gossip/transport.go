@@ -33,24 +33,24 @@ const (
 // the label before anything else (a packet or connection without one costs neither memory nor a log
 // line), and bounds the connections that others may open.
 type transport struct {
-	log       hclog.Logger
-	header    []byte // required start of all packets and streams
-	advertise string // as configured
-	tcp       *net.TCPListener
-	udp       *net.UDPConn
-	packets   chan *memberlist.Packet
-	streams   chan net.Conn
-	foreign   atomic.Uint64
-	done      chan struct{}
-	close     sync.Once
-	wg        sync.WaitGroup
-	dial      func(address string, timeout time.Duration) (net.Conn, error) // set by run
+	log     hclog.Logger
+	header  []byte // required start of all packets and streams
+	tcp     *net.TCPListener
+	udp     *net.UDPConn
+	packets chan *memberlist.Packet
+	streams chan net.Conn
+	foreign atomic.Uint64
+	done    chan struct{}
+	close   sync.Once
+	wg      sync.WaitGroup
+	dial    func(address string, timeout time.Duration) (net.Conn, error) // set by run
 
-	mu     sync.Mutex
-	conns  map[net.Conn]struct{}
-	ip     netip.Addr // advertised
-	port   uint16
-	closed bool
+	mu        sync.Mutex
+	conns     map[net.Conn]struct{}
+	advertise string     // as configured, or as of Move
+	ip        netip.Addr // advertised
+	port      uint16
+	closed    bool
 }
 
 // listen binds a port. Errors: Invalid, Unavailable.
@@ -133,37 +133,44 @@ func (t *transport) run(ctx context.Context) error {
 // choose decides which address to advertise.
 func (t *transport) choose(ctx context.Context) error {
 	bound := t.tcp.Addr().(*net.TCPAddr).AddrPort()
-	t.port = bound.Port()
-	host := t.advertise
-	if h, p, err := net.SplitHostPort(t.advertise); err == nil {
+	t.mu.Lock()
+	advertise := t.advertise
+	t.mu.Unlock()
+	port, host := bound.Port(), advertise
+	if h, p, err := net.SplitHostPort(advertise); err == nil {
 		n, err := strconv.ParseUint(p, 10, 16)
 		if err != nil {
-			return core.Errorf(core.Invalid, "%q is not an address to advertise", t.advertise).Hint("Say host or host:port.")
+			return core.Errorf(core.Invalid, "%q is not an address to advertise", advertise).Hint("Say host or host:port.")
 		}
 		if host = h; n != 0 {
-			t.port = uint16(n)
+			port = uint16(n)
 		}
+	}
+	use := func(ip netip.Addr) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.ip, t.port = ip.Unmap(), port
 	}
 	switch {
 	case host == "" && !bound.Addr().IsUnspecified():
-		t.ip = bound.Addr().Unmap()
+		use(bound.Addr())
 		return nil
 	case host == "":
 		ip, err := privateAddress()
-		t.ip = ip
+		use(ip)
 		return err
 	}
 	for wait := time.Second; ; wait = min(2*wait, rejoinInterval) {
 		if ip, err := netip.ParseAddr(host); err == nil {
 			if ip.IsUnspecified() {
-				return core.Errorf(core.Invalid, "%q is not an address that others could reach", t.advertise).Hint("Set advertise to an address of this machine.")
+				return core.Errorf(core.Invalid, "%q is not an address that others could reach", advertise).Hint("Set advertise to an address of this machine.")
 			}
-			t.ip = ip.Unmap()
+			use(ip)
 			return nil
 		}
 		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		if err == nil && len(ips) > 0 {
-			t.ip = ips[0].Unmap()
+			use(ips[0])
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -210,6 +217,8 @@ func privateAddress() (netip.Addr, error) {
 
 // FinalAdvertiseAddr returns the advertised address.
 func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	return t.ip.AsSlice(), int(t.port), nil
 }
 

@@ -7,6 +7,7 @@
 package gossipnet
 
 import (
+	"context"
 	"errors"
 	"math/rand/v2"
 	"net"
@@ -28,11 +29,12 @@ type Network struct {
 	nodes map[string]*Transport
 	loss  float64
 	cut   map[[2]string]bool // from, to
+	deaf  map[[2]string]bool // the same, for packets alone
 }
 
 // New makes a network without losses. The seed decides which packets a loss takes.
 func New(seed uint64) *Network {
-	return &Network{rand: rand.New(rand.NewPCG(seed, 1)), nodes: map[string]*Transport{}, cut: map[[2]string]bool{}}
+	return &Network{rand: rand.New(rand.NewPCG(seed, 1)), nodes: map[string]*Transport{}, cut: map[[2]string]bool{}, deaf: map[[2]string]bool{}}
 }
 
 // Listen is the transport of a node at an address (IP:port). An address can be used again when its
@@ -66,6 +68,13 @@ func (n *Network) Cut(from, to string) {
 	n.cut[[2]string{from, to}] = true
 }
 
+// CutPackets has no packet that one node sends reach the other; streams go on.
+func (n *Network) CutPackets(from, to string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.deaf[[2]string{from, to}] = true
+}
+
 // Partition cuts both ways between all nodes of different groups. Nodes in no group reach
 // everybody.
 func (n *Network) Partition(groups ...[]string) {
@@ -81,11 +90,12 @@ func (n *Network) Partition(groups ...[]string) {
 	}
 }
 
-// Heal undoes every Cut and Partition.
+// Heal undoes every Cut, CutPackets and Partition.
 func (n *Network) Heal() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.cut)
+	clear(n.deaf)
 }
 
 // Inject has a packet arrive at a node, as if somebody had sent it. It is lost when the node's
@@ -107,6 +117,13 @@ func (n *Network) reach(from, to string) *Transport {
 		return nil
 	}
 	return n.nodes[to]
+}
+
+// hears reports whether packets get through.
+func (n *Network) hears(from, to string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return !n.deaf[[2]string{from, to}]
 }
 
 // loses throws the dice for one packet.
@@ -135,25 +152,57 @@ func (n *Network) delay(first time.Duration) time.Duration {
 // Transport is one node's end of a Network.
 type Transport struct {
 	net     *Network
-	address netip.AddrPort
 	packets chan *memberlist.Packet
 	streams chan net.Conn
 	done    chan struct{}
 	tap     func(packet []byte)
 
-	mu    sync.Mutex
-	conns map[*conn]struct{}
-	shut  bool
+	mu      sync.Mutex
+	address netip.AddrPort
+	conns   map[*conn]struct{}
+	shut    bool
 }
 
 // Address is IP:port.
-func (t *Transport) Address() string { return t.address.String() }
+func (t *Transport) Address() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.address.String()
+}
+
+// Lose takes the node's address away: nothing that is sent there arrives, as on a machine whose
+// address was taken from it. The node can send on, and Move gives it another one.
+func (t *Transport) Lose() {
+	address := t.Address()
+	t.net.mu.Lock()
+	defer t.net.mu.Unlock()
+	delete(t.net.nodes, address)
+}
+
+// Move gives the node another IP address, with the port that it has.
+func (t *Transport) Move(_ context.Context, ip string) error {
+	parsed, err := netip.ParseAddr(ip)
+	if err != nil {
+		return err
+	}
+	t.Lose()
+	t.mu.Lock()
+	t.address = netip.AddrPortFrom(parsed, t.address.Port())
+	t.mu.Unlock()
+	address := t.Address()
+	t.net.mu.Lock()
+	defer t.net.mu.Unlock()
+	t.net.nodes[address] = t
+	return nil
+}
 
 // Tap has a function see every packet that is sent from here. Call it before the transport is used.
 func (t *Transport) Tap(see func(packet []byte)) { t.tap = see }
 
 // FinalAdvertiseAddr is the transport's address.
 func (t *Transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	return t.address.Addr().AsSlice(), int(t.address.Port()), nil
 }
 
@@ -165,8 +214,8 @@ func (t *Transport) WriteTo(b []byte, addr string) (time.Time, error) {
 	if t.tap != nil {
 		t.tap(append([]byte(nil), b...))
 	}
-	if to := t.net.reach(t.Address(), addr); to != nil && !t.net.loses() {
-		to.take(b, t.address)
+	if to := t.net.reach(t.Address(), addr); to != nil && t.net.hears(t.Address(), addr) && !t.net.loses() {
+		to.take(b, netip.MustParseAddrPort(t.Address()))
 	}
 	return time.Now(), nil
 }
@@ -230,9 +279,12 @@ func (t *Transport) Shutdown() error {
 	for _, c := range open {
 		c.Close()
 	}
+	address := t.Address()
 	t.net.mu.Lock()
 	defer t.net.mu.Unlock()
-	delete(t.net.nodes, t.Address())
+	if t.net.nodes[address] == t {
+		delete(t.net.nodes, address)
+	}
 	return nil
 }
 
