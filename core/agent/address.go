@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"github.com/hashicorp/go-hclog"
@@ -84,18 +83,5 @@ func hostNow(ctx context.Context, cfg *config.Config, before string, found bool,
 // ofThisMachine says whether host is an address that this machine has, and others may reach it at.
 func ofThisMachine(host string) bool {
 	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return false
-	}
-	if ip.IsLoopback() { // for a cluster on one machine
-		return true
-	}
-	list, err := net.InterfaceAddrs()
-	return err == nil && slices.ContainsFunc(list, func(a net.Addr) bool {
-		p, err := netip.ParsePrefix(a.String())
-		return err == nil && p.Addr().Unmap() == ip.Unmap()
-	})
+	return err == nil && config.Has(ip)
 }
-
-// moved reports whether the cluster is to sign a new certificate now, since the machine has moved.
-func (p *process) moved() bool { return !p.cfg.TLS.Given() && p.net.identity.Outdated() }

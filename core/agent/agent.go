@@ -273,10 +273,10 @@ func (p *process) buildHive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	queens, rpcAddress := hive.OneQueen(p.conn), ""
+	queens, rpcAddress := hive.OneQueen(p.conn), func() string { return "" }
 	var peers hive.Peers
 	if p.net != nil {
-		queens, rpcAddress, peers = p.net.queens, p.net.identity.RPCAddress(), p.net.pool
+		queens, rpcAddress, peers = p.net.queens, p.net.identity.RPCAddress, p.net.pool
 		if cfg.Queen.Enabled {
 			p.net.queens.pipe = p.conn
 		}
@@ -542,7 +542,7 @@ func (p *process) stages() []stage {
 	}
 	list = append(list, stage{"jobs", p.endJobs})
 	if p.net != nil {
-		list = append(list, stage{"renew", func(ctx context.Context) error { return p.net.renew(ctx, hostNames(p.cfg), p.moved()) }})
+		list = append(list, stage{"address", p.followMoves}, stage{"renew", func(ctx context.Context) error { return p.net.renew(ctx, hostNames(p.cfg), !p.cfg.TLS.Given()) }})
 	}
 	if p.answers != nil {
 		list = append(list, stage{"connections", p.dropGone})

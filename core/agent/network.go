@@ -41,6 +41,7 @@ type network struct {
 	gossip   *gossip.Pool
 	queens   *queenList
 	refused  func(rpc.Reason) // counts; nil before there is a gateway
+	moves    chan struct{}    // holds one: the certificate is not for this machine's address
 
 	mu       sync.Mutex      // guards below
 	registry *node.Node      // of a queen; nil: a hive alone goes by what queens say
@@ -74,7 +75,7 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 	if err := noTwin(ctx, id); err != nil {
 		return nil, err
 	}
-	n = &network{log: log.Named("net"), identity: id, revoked: map[string]bool{}}
+	n = &network{log: log.Named("net"), identity: id, revoked: map[string]bool{}, moves: make(chan struct{}, 1)}
 	address := cfg.ListenAddress(true)
 	l, err := listen(ctx, address, cfg.Bind.RPCPort, "rpc_port")
 	if err != nil {
@@ -106,7 +107,7 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 	if err != nil {
 		return nil, err
 	}
-	n.queens.self.RPCAddress = id.RPCAddress()
+	n.queens.setSelf(id.RPCAddress())
 	member := gossip.Member{
 		ID: self.ID, Name: self.Name, Queen: self.Has(core.RoleQueen) && cfg.Queen.Enabled, Hive: self.Has(core.RoleHive) && cfg.Hive.Enabled,
 		RPCAddress: id.RPCAddress(), Version: o.Version,

@@ -29,13 +29,13 @@ type queenList struct {
 	pool *rpc.Pool
 	log  hclog.Logger
 	// These are set before anybody asks.
-	self   hive.QueenAddress          // this node's
 	pipe   grpc.ClientConnInterface   // to the queen in this process; nil: none
 	gossip hints                      // nil: not yet
 	onView func(*queenv1.ClusterView) // nil: nobody
 
-	mu      sync.Mutex // guards below
-	index   uint64     // of the newest view
+	mu      sync.Mutex        // guards below
+	self    hive.QueenAddress // this node's; its ID never changes
+	index   uint64            // of the newest view
 	queens  []hive.QueenAddress
 	failed  map[string]string // by node id: the address where a queen was not reached last
 	changed chan struct{}     // closed and replaced
@@ -131,6 +131,14 @@ func (l *queenList) List() []hive.QueenAddress {
 		list = append(list, l.self)
 	}
 	return list
+}
+
+// setSelf takes in where this node is reached now.
+func (l *queenList) setSelf(address string) {
+	l.mu.Lock()
+	l.self.RPCAddress = address
+	l.mu.Unlock()
+	l.news()
 }
 
 // Changed is closed when List has a new answer.

@@ -36,7 +36,7 @@ func (p *process) buildRemote() error {
 		Program: remote.Program{Version: p.opts.Version, Executable: exe, PluginDir: p.cfg.PluginDir},
 	}
 	if p.net != nil {
-		o.Cluster = installingQueen{p.queen, p.net.identity.RPCAddress()}
+		o.Cluster = installingQueen{p.queen, p.net.identity.RPCAddress}
 	}
 	if p.remote, err = remote.New(o); err != nil {
 		return err
@@ -48,7 +48,7 @@ func (p *process) buildRemote() error {
 // installingQueen is the queen of this process as installations need it.
 type installingQueen struct {
 	*queen.Queen
-	address string // host:port at which machines join
+	address func() string // host:port at which machines join
 }
 
 var _ remote.Cluster = installingQueen{}
@@ -59,5 +59,5 @@ func (q installingQueen) JoinToken(ctx context.Context, name string, roles []cor
 	if err != nil {
 		return "", "", err
 	}
-	return t.Secret + "@" + q.address, t.ID, nil
+	return t.Secret + "@" + q.address(), t.ID, nil
 }

@@ -27,17 +27,21 @@ type renewal struct {
 	due     func() time.Time
 	expires func() time.Time
 	renew   func(ctx context.Context) error
+	moves   <-chan struct{} // the machine has moved
 	log     hclog.Logger
 }
 
 // renew has the node's certificate renewed in time, until ctx ends, and at once where the machine
-// has moved: clients refuse the one that it has.
-func (n *network) renew(ctx context.Context, hosts []string, moved bool) error {
+// has moved: clients refuse the one that it has. byCluster says that the cluster signs it.
+func (n *network) renew(ctx context.Context, hosts []string, byCluster bool) error {
 	r := renewal{
 		now: time.Now, due: n.identity.RenewAt, expires: func() time.Time { return n.identity.Node().NotAfter },
 		renew: func(ctx context.Context) error { return n.renewNow(ctx, hosts) }, log: n.log,
 	}
-	return r.run(ctx, moved)
+	if byCluster {
+		r.moves = n.moves
+	}
+	return r.run(ctx, byCluster && n.identity.Outdated())
 }
 
 func (r renewal) run(ctx context.Context, moved bool) error {
@@ -68,6 +72,9 @@ func (r renewal) run(ctx context.Context, moved bool) error {
 		timer := time.NewTimer(min(wait, renewLook))
 		select {
 		case <-timer.C:
+		case <-r.moves:
+			moved = true
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()

@@ -67,56 +67,11 @@ func (c *Config) AdvertiseHost(ctx context.Context) (string, error) {
 			return ip, nil
 		}
 	}
-	if ip, ok := likeliest(interfaceAddresses()); ok {
+	if ip, r := likeliest(interfaceAddresses()); r != reachNobody {
 		return ip.String(), nil
 	}
 	return "", core.Errorf(core.Invalid, "this machine has no address that others could reach it at").Hint(
 		"Say it with --advertise HOST, or bind { advertise = … } in the configuration; 127.0.0.1 will do for a cluster on this machine alone.")
-}
-
-// interfaceAddress is an address of one interface.
-type interfaceAddress struct {
-	name string
-	ip   netip.Addr
-}
-
-func interfaceAddresses() []interfaceAddress {
-	var out []interfaceAddress
-	interfaces, _ := net.Interfaces()
-	for _, i := range interfaces {
-		list, _ := i.Addrs()
-		for _, a := range list {
-			if p, err := netip.ParsePrefix(a.String()); err == nil && i.Flags&net.FlagUp != 0 {
-				out = append(out, interfaceAddress{i.Name, p.Addr().Unmap()})
-			}
-		}
-	}
-	return out
-}
-
-// ofContainers matches the prefixes of interface names that container engines and virtual machines
-// use for networks inside this machine.
-var ofContainers = regexp.MustCompile(`^(docker|br-|veth|virbr|vnet|podman|cni|cbr|flannel|cali|cilium|weave|lxc|lxd|incusbr|kube|nerdctl|vmnet|vboxnet)`)
-
-// likeliest returns the address at which others most likely reach this machine: one of an outside
-// network, else one of its containers' networks, else a link-local one; the first of its kind.
-func likeliest(list []interfaceAddress) (best netip.Addr, ok bool) {
-	rank := 3
-	for _, a := range list {
-		r := 0
-		switch {
-		case a.ip.IsLinkLocalUnicast() && a.ip.Is4():
-			r = 2
-		case !a.ip.IsGlobalUnicast():
-			continue
-		case ofContainers.MatchString(a.name):
-			r = 1
-		}
-		if r < rank {
-			best, rank = a.ip, r
-		}
-	}
-	return best, rank < 3
 }
 
 func sourceAddress(ctx context.Context, target string) (string, bool) {

@@ -24,10 +24,21 @@ func TestLikeliestAddress(t *testing.T) {
 		"two networks":     {[]interfaceAddress{lan, lan6}, "10.0.0.7"},
 		"none":             {[]interfaceAddress{lo, link6}, ""},
 	} {
-		ip, ok := likeliest(tt.list)
-		must.Eq(t, tt.want != "", ok, must.Sprint(name))
-		if ok {
+		ip, r := likeliest(tt.list)
+		must.Eq(t, tt.want != "", r != reachNobody, must.Sprint(name))
+		if tt.want != "" {
 			must.Eq(t, tt.want, ip.String(), must.Sprint(name))
+		}
+	}
+	all := []interfaceAddress{lo, docker, bridge, lan, link, link6, lan6}
+	for host, want := range map[string]string{
+		"10.0.0.7": "", "2001:db8::7": "", "127.0.0.1": "", "192.0.2.1": "", "box.lan": "",
+		"172.17.0.1": "docker0", "172.18.0.1": "br-0a1b2c", "169.254.3.4": "link-local",
+	} {
+		if why := doubt(host, all); want == "" {
+			must.Eq(t, "", why)
+		} else {
+			must.StrContains(t, why, want)
 		}
 	}
 }

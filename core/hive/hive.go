@@ -63,8 +63,8 @@ type Options struct {
 	KeepFiles bool   // other hives get no files from this one
 	// UploadLimit holds back what other hives get, all together; nil limits nothing.
 	UploadLimit *download.Limiter
-	RPCAddress  string       // host:port at which queens reach this hive; empty: only within the process
-	Logger      hclog.Logger // nil: none
+	RPCAddress  func() string // host:port at which queens reach this hive now; empty: only within the process; nil: the same
+	Logger      hclog.Logger  // nil: none
 	// StopWorkersOnExit ends all workers when Run ends; otherwise they go on and the next Run takes
 	// them over.
 	StopWorkersOnExit bool
@@ -336,13 +336,23 @@ func (h *Hive) report(ctx context.Context) *queenv1.LinkRequest {
 	devices, types := h.devices(free)
 	req := &queenv1.LinkRequest{Hive: wire.HiveToProto(core.Hive{
 		ID: h.opts.ID, Name: h.opts.Name, Version: h.opts.Version, OS: runtime.GOOS, Arch: runtime.GOARCH, Incarnation: h.incarnation,
-		Devices: devices, WorkerTypes: types, RPCAddress: h.opts.RPCAddress, Unconfined: h.plugins.Confinement(),
+		Devices: devices, WorkerTypes: types, RPCAddress: h.rpcAddress(), Unconfined: h.plugins.Confinement(),
 	})}
 	for _, w := range h.all() {
 		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID)))
 	}
 	return req
 }
+
+func (h *Hive) rpcAddress() string {
+	if h.opts.RPCAddress == nil {
+		return ""
+	}
+	return h.opts.RPCAddress()
+}
+
+// Moved says that RPCAddress has another answer: the queens are told at once. It does not block.
+func (h *Hive) Moved() { h.beat.bump() }
 
 // retire begins the end of a worker that the queens want retired, as often as they say so.
 func (h *Hive) retire(id string) {

@@ -464,6 +464,9 @@ func (m *Mux) CloseRevoked() {
 	}
 }
 
+// Reset cuts all connections after their handshake, as when this machine has another address.
+func (m *Mux) Reset() { m.closeIf(func(*Conn) bool { return true }) }
+
 func (m *Mux) closeProtocol(protocol string) {
 	m.closeIf(func(c *Conn) bool { return c.protocol == protocol })
 }

@@ -152,6 +152,10 @@ func (p *Pool) drop(condition func(nodeID string) bool) {
 	}
 }
 
+// Reset closes all connections, as when this machine has another address; the next Conn dials
+// anew.
+func (p *Pool) Reset() { p.drop(func(string) bool { return true }) }
+
 // Close closes all connections. Running calls fail with Unavailable. It may be called again.
 func (p *Pool) Close() error {
 	p.mu.Lock()

@@ -112,6 +112,9 @@ func (s *RaftStream) CloseRevoked() {
 	}
 }
 
+// Reset closes the connections that this node made, as when this machine has another address.
+func (s *RaftStream) Reset() { s.closeIf(func(*Conn) bool { return true }) }
+
 func (s *RaftStream) closeIf(condition func(*Conn) bool) {
 	s.mu.Lock()
 	var all []*Conn

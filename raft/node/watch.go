@@ -136,17 +136,35 @@ func (n *Node) handOver(ctx context.Context) bool {
 	return false
 }
 
-// correctAddress updates this node's address in the cluster to its present one.
+// correctEvery is between two looks whether this node's address is the cluster's.
+const correctEvery = time.Second
+
+// correctAddress keeps this node's address in the cluster at its present one, until ctx ends. The
+// leaders of other nodes do it for them: see pilot.reconcile.
 func (n *Node) correctAddress(ctx context.Context) {
-	here := string(n.trans.LocalAddr())
-	for _, s := range n.Servers() {
-		if s.RaftID != n.id || s.Address == here {
-			continue
+	tick := time.NewTicker(correctEvery)
+	defer tick.Stop()
+	failed := ""
+	for {
+		here := string(n.trans.LocalAddr())
+		for _, s := range n.Servers() {
+			if s.RaftID != n.id || s.Address == here {
+				continue
+			}
+			switch err := n.AddVoter(ctx, n.id, here); {
+			case ctx.Err() != nil:
+				return
+			case err == nil:
+				n.log.Info("this queen has another address", "address", here, "before", s.Address)
+			case failed != here:
+				failed = here
+				n.log.Warn("the cluster does not know this queen's address", "address", here, "error", err)
+			}
 		}
-		if err := n.AddVoter(ctx, n.id, here); err != nil && ctx.Err() == nil {
-			n.log.Warn("the cluster does not know this queen's address", "address", here, "error", err)
-		} else if err == nil {
-			n.log.Info("this queen has another address", "address", here, "before", s.Address)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -33,6 +34,7 @@ import (
 type cluster struct {
 	t      testing.TB
 	net    string // the first three numbers of the addresses
+	listen string // that all nodes listen on; empty: each on its own
 	lan    *lan   // nil: all nodes are on loopback addresses
 	thread *thread
 	bin    string // name of the program, in the folder of the built one
@@ -101,7 +103,7 @@ func (c *cluster) add(name string, queen, hive bool) *node {
 		store = filepath.Join(n.dir, "store")
 	}
 	text := fmt.Sprintf("name = %q\ndata_dir = %q\nstore_dir = %q\nbind {\n  address = %q\n}\nqueen {\n  enabled = %t\n}\nhive {\n  enabled = %t\n  slots = %d\n  threads = 1\n}\n%s",
-		name, n.dir, store, n.ip, queen, hive, c.slots, c.extra)
+		name, n.dir, store, cmp.Or(c.listen, n.ip), queen, hive, c.slots, c.extra)
 	must.NoError(c.t, os.WriteFile(n.file, []byte(text), 0o600))
 	c.nodes = append(c.nodes, n)
 	if c.lan != nil {

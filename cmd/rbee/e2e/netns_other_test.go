@@ -8,6 +8,7 @@ import (
 	"net"
 	"os/exec"
 	"testing"
+	"time"
 )
 
 // lan needs network namespaces.
@@ -19,10 +20,11 @@ func newLAN(t testing.TB) *lan {
 	return nil
 }
 
-func (*lan) add(testing.TB, string)         {}
-func (*lan) plug(string, bool) error        { return errors.ErrUnsupported }
-func (*lan) cut(string, string, bool) error { return errors.ErrUnsupported }
-func (*lan) start(string, *exec.Cmd) error  { return errors.ErrUnsupported }
+func (*lan) add(testing.TB, string)                        {}
+func (*lan) readdress(string, string, time.Duration) error { return errors.ErrUnsupported }
+func (*lan) plug(string, bool) error                       { return errors.ErrUnsupported }
+func (*lan) cut(string, string, bool) error                { return errors.ErrUnsupported }
+func (*lan) start(string, *exec.Cmd) error                 { return errors.ErrUnsupported }
 func (*lan) dial(context.Context, string, string) (net.Conn, error) {
 	return nil, errors.ErrUnsupported
 }

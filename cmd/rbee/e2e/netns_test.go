@@ -124,6 +124,18 @@ func (l *lan) plug(address string, in bool) error {
 	return l.hub.ip("link", "set", l.ports[address], state)
 }
 
+// readdress takes a machine's address away and, after a pause, gives it another one, as a router
+// does. The machine can be named by either.
+func (l *lan) readdress(from, to string, pause time.Duration) error {
+	n := l.hosts[from]
+	if err := n.ip("address", "del", from+"/24", "dev", "eth0"); err != nil {
+		return err
+	}
+	time.Sleep(pause)
+	l.hosts[to], l.ports[to] = n, l.ports[from]
+	return n.ip("address", "add", to+"/24", "dev", "eth0")
+}
+
 // nobody is a hardware address that no machine has: what is sent to it is lost without a sign, as
 // in a broken network.
 const nobody = "02:00:00:00:00:99"

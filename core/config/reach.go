@@ -1,0 +1,107 @@
+package config
+
+import (
+	"net"
+	"net/netip"
+	"regexp"
+)
+
+// ofContainers matches the prefixes of interface names that container engines and virtual machines
+// use for networks inside this machine.
+var ofContainers = regexp.MustCompile(`^(docker|br-|veth|virbr|vnet|podman|cni|cbr|flannel|cali|cilium|weave|lxc|lxd|incusbr|kube|nerdctl|vmnet|vboxnet)`)
+
+// interfaceAddress is an address of one interface.
+type interfaceAddress struct {
+	name string
+	ip   netip.Addr
+}
+
+func interfaceAddresses() []interfaceAddress {
+	var out []interfaceAddress
+	interfaces, _ := net.Interfaces()
+	for _, i := range interfaces {
+		list, _ := i.Addrs()
+		for _, a := range list {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && i.Flags&net.FlagUp != 0 {
+				out = append(out, interfaceAddress{i.Name, p.Addr().Unmap()})
+			}
+		}
+	}
+	return out
+}
+
+// reach says how likely other machines reach this one at an address, best first.
+type reach int
+
+const (
+	reachOutside reach = iota
+	reachContainers
+	reachLink
+	reachNobody // loopback, multicast, or an IPv6 address that needs an interface's name beside it
+)
+
+func (a interfaceAddress) reach() reach {
+	switch {
+	case a.ip.IsLinkLocalUnicast() && a.ip.Is4():
+		return reachLink
+	case !a.ip.IsGlobalUnicast():
+		return reachNobody
+	case ofContainers.MatchString(a.name):
+		return reachContainers
+	}
+	return reachOutside
+}
+
+// likeliest returns the address at which others most likely reach this machine: one of an outside
+// network, else one of its containers' networks, else a link-local one; the first of its kind.
+func likeliest(list []interfaceAddress) (best netip.Addr, r reach) {
+	r = reachNobody
+	for _, a := range list {
+		if now := a.reach(); now < r {
+			best, r = a.ip, now
+		}
+	}
+	return best, r
+}
+
+// OutsideAddress returns an address of this machine in an outside network; false if it has none.
+func OutsideAddress() (netip.Addr, bool) {
+	best, r := likeliest(interfaceAddresses())
+	return best, r == reachOutside
+}
+
+// Doubt returns why other machines may not reach this one at host; empty: no reason is known.
+func Doubt(host string) string { return doubt(host, interfaceAddresses()) }
+
+func doubt(host string, list []interfaceAddress) string {
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	for _, a := range list {
+		if a.ip.WithZone("") != ip.Unmap().WithZone("") {
+			continue
+		}
+		switch a.reach() {
+		case reachContainers:
+			return host + " belongs to " + a.name + ", a network of containers or virtual machines inside this machine"
+		case reachLink:
+			return host + " is a link-local address, which routers do not pass on and machines give themselves when they get none"
+		}
+	}
+	return ""
+}
+
+// Has reports whether this machine has an address, other than as a router that passes on what comes
+// for it.
+func Has(ip netip.Addr) bool {
+	if ip = ip.Unmap(); ip.IsLoopback() { // all of 127.0.0.0/8 is, and only some of it is listed
+		return true
+	}
+	for _, a := range interfaceAddresses() {
+		if a.ip.WithZone("") == ip.WithZone("") {
+			return true
+		}
+	}
+	return false
+}
