@@ -53,7 +53,7 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	}
 	var problems []string
 	if err := q.registry.DiskProblem(); err != nil {
-		problems = append(problems, fmt.Sprintf("the disk of this queen takes no entries: %v", err))
+		problems = append(problems, fmt.Sprintf("the disk of queen %s takes no entries: %v", q.ownName(), err))
 	}
 	if s.Leader == "" {
 		problems = append(problems, "the cluster has no leader: nothing in the registry can change")

@@ -1,6 +1,7 @@
 package queen
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -29,4 +30,12 @@ func unique(names []string) []string {
 	names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "" })
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// ownName is what people call this queen.
+func (q *Queen) ownName() string {
+	if m := q.opts.Membership; m != nil {
+		return cmp.Or(m.Identity.Node().Name, q.opts.ID)
+	}
+	return q.opts.ID
 }

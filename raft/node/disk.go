@@ -65,6 +65,8 @@ type disk struct {
 	// keep is the end of the newest snapshot. Its entry stays when the log is shortened: raft
 	// checks what follows against it.
 	keep atomic.Uint64
+	// awaits says that this node waits for room before it stands for election.
+	awaits atomic.Bool
 	// restoring says that the log was restarted for a snapshot that is not in the state yet.
 	restoring atomic.Bool
 
@@ -137,6 +139,7 @@ func (d *disk) Set(k, v []byte) error {
 	if string(k) != keyVoteCandidate {
 		return d.write("vote", func() error { return d.logs.Set(k, v) })
 	}
+	d.awaitRoom()
 	d.mu.Lock()
 	term := d.voteTerm
 	d.voteTerm = 0
@@ -147,6 +150,41 @@ func (d *disk) Set(k, v []byte) error {
 		}
 		return d.SetBoth([]byte(keyVoteTerm), term, k, v)
 	})
+}
+
+// awaitRoom keeps the only voter, which votes for nobody but itself, from elections while its disk
+// is full: each would make it leader of a cluster whose log takes nothing, which ends it at once.
+// Raft waits in its loop meanwhile; nobody else needs it.
+func (d *disk) awaitRoom() {
+	if !d.alone() || d.room() == nil {
+		return
+	}
+	d.awaits.Store(true)
+	defer d.awaits.Store(false)
+	tick := time.NewTicker(fullPoll)
+	defer tick.Stop()
+	for d.room() != nil {
+		select {
+		case <-tick.C:
+		case <-d.ended:
+			return
+		}
+	}
+}
+
+// alone reports whether there is one voter. Only one that votes asks.
+func (d *disk) alone() bool {
+	r := d.raft.Load()
+	if r == nil {
+		return false
+	}
+	voters := 0
+	for _, s := range r.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			voters++
+		}
+	}
+	return voters == 1
 }
 
 func (d *disk) SetUint64(k []byte, v uint64) error {
@@ -216,6 +254,11 @@ func (d *disk) room() error {
 func (d *disk) stalled() error {
 	if err := d.lost(); err != nil {
 		return err
+	}
+	if d.awaits.Load() {
+		if err := d.room(); err != nil {
+			return err
+		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

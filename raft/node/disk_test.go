@@ -349,3 +349,51 @@ func TestReadOfDeposedLeader(t *testing.T) {
 		s.converged(15*time.Second, s.nodes...)
 	})
 }
+
+// A queen alone whose disk is full stands for no election until there is room: it would win each,
+// and lose the leadership with its first entry.
+func TestLoneQueenWithFullDiskHoldsNoElections(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := newDisks()
+		n, err := node.Open(d.opts(node.Options{ID: "q1"}).WithMemory(node.NewMemory()))
+		must.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- n.Run(ctx, func(ctx context.Context) error { <-ctx.Done(); return nil }) }()
+		defer func() {
+			must.NoError(t, n.Shutdown())
+			cancel()
+			must.NoError(t, <-done)
+		}()
+		put := func() error {
+			limited, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			_, err := n.Apply(limited, fsm.SetHiveDraining("h1", true))
+			return err
+		}
+		time.Sleep(3 * time.Second)
+		must.True(t, n.IsLeader())
+		d.setFree(1<<20, &simNode{name: "q1"})
+		must.Eq(t, core.Unavailable, core.KindOf(put()))
+		time.Sleep(10 * time.Second)
+		term := n.Raft().CurrentTerm()
+		time.Sleep(10 * time.Minute)
+		must.Eq(t, term, n.Raft().CurrentTerm())
+		began := time.Now()
+		err = put()
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+		must.StrContains(t, err.Error(), "disk is almost full")
+		must.Eq(t, 0, time.Since(began)) // it does not wait for raft
+		must.ErrorContains(t, n.DiskProblem(), "disk is almost full")
+		must.Eq(t, "", n.Leader())
+
+		d.setFree(math.MaxUint64, &simNode{name: "q1"})
+		time.Sleep(3 * time.Second)
+		must.True(t, n.IsLeader())
+		must.Eq(t, core.NotFound, core.KindOf(put()))
+		d.setFree(1<<20, &simNode{name: "q1"}) // it also ends while it waits
+		must.Eq(t, core.Unavailable, core.KindOf(put()))
+		time.Sleep(10 * time.Second)
+	})
+}
