@@ -88,7 +88,7 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	req.RolesOptional = !cfg.RolesGiven()
 	resp, err := queenv1.NewJoinServiceClient(conn).Join(ctx, req)
 	if err != nil {
-		return rpc.FromStatus(err)
+		return core.Prefix(rpc.WrongPort(ctx, address, parsed.Fingerprint, rpc.FromStatus(err)), op)
 	}
 	view := resp.GetView()
 	var identity *pki.Identity

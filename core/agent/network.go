@@ -213,6 +213,11 @@ func (n *network) takeView(v *queenv1.ClusterView) {
 		n.revoked[id] = true
 	}
 	n.mu.Unlock()
+	var queens []string
+	for _, q := range v.GetQueens() {
+		queens = append(queens, q.GetId())
+	}
+	n.gossip.Expect(queens)
 	n.membersChanged()
 	if keys := v.GetGossipKeys(); len(keys) > 0 {
 		if err := n.SetKeys(keys); err != nil {
@@ -221,8 +226,21 @@ func (n *network) takeView(v *queenv1.ClusterView) {
 	}
 }
 
-// membersChanged closes what nodes have open that were revoked.
+// membersChanged closes what nodes have open that were revoked, and has gossip keep places for the
+// others.
 func (n *network) membersChanged() {
+	n.mu.Lock()
+	registry := n.registry
+	n.mu.Unlock()
+	if registry != nil {
+		var ids []string
+		for _, node := range registry.State().Snapshot().Nodes(nil) {
+			if !node.Revoked {
+				ids = append(ids, node.ID)
+			}
+		}
+		n.gossip.Expect(ids)
+	}
 	n.mux.CloseRevoked()
 	n.pool.CloseRevoked()
 	n.probes.CloseRevoked()

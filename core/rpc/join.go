@@ -2,6 +2,8 @@ package rpc
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"net"
 	"sync"
 
@@ -48,9 +50,36 @@ func JoinConn(ctx context.Context, address, fingerprint string) (*grpc.ClientCon
 	return cc, nil
 }
 
+// protocolHTTP is a protocol of the port of the HTTP API alone.
+const protocolHTTP = "http/1.1"
+
+// WrongPort returns why a call over JoinConn failed, if a queen's HTTP API is at the address, which
+// has the same certificate and protocols: Invalid. Otherwise it returns err.
+func WrongPort(ctx context.Context, address, fingerprint string, err error) error {
+	switch core.KindOf(err) {
+	case core.Internal, core.Unavailable, core.Unsupported:
+	default:
+		return err
+	}
+	d := dialer{dial: tcp(hiveDeadAfter)}
+	c, connErr := d.connect(ctx, address, pki.JoinConfig(protocolHTTP, fingerprint))
+	if connErr != nil {
+		return err
+	}
+	_ = c.Close()
+	if c.protocol != protocolHTTP {
+		return err
+	}
+	return core.Errorf(core.Invalid, "%s is the port of that queen's HTTP API", address).Hint(
+		"Machines talk to each other at another port, 7834 unless bind.rpc_port says otherwise: leave the port out, or name that one.")
+}
+
 func joinHint(err error) string {
 	if hint := core.HintOf(err); hint != "" {
 		return hint
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return "What answers there speaks no TLS: an rbee that is in no cluster, or another program. Name a queen of the cluster, without a port, or with its RPC port (7834 unless configured otherwise)."
 	}
 	return "Check that a queen runs at that address and that its RPC port (7834 unless configured otherwise) can be reached from here."
 }

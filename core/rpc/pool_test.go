@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -409,6 +411,40 @@ func TestJoinConn(t *testing.T) {
 		must.Eq(t, tt.kind, core.KindOf(err), must.Sprint(err))
 		must.NotEq(t, "", core.HintOf(err))
 	}
+}
+
+// A machine that joins through the port of the HTTP API is told so, and through a port without TLS.
+func TestJoinThroughTheWrongPort(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t)
+	fingerprint, err := pki.Fingerprint(ca.CertPEM())
+	must.NoError(t, err)
+	id := identity(t, ca, "00000001", core.RoleQueen)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	api := &http.Server{Handler: http.NotFoundHandler(), TLSConfig: id.HTTPConfig(), ReadHeaderTimeout: time.Minute}
+	go api.ServeTLS(l, "", "") //nolint:errcheck // it ends with the test
+	t.Cleanup(func() { api.Close() })
+	address := l.Addr().String()
+	c, err := rpc.JoinConn(t.Context(), address, fingerprint)
+	must.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	err = get(t.Context(), c)
+	must.ErrorContains(t, err, "404")
+	err = rpc.WrongPort(t.Context(), address, fingerprint, err)
+	must.Eq(t, core.Invalid, core.KindOf(err))
+	must.ErrorContains(t, err, "HTTP API")
+	must.StrContains(t, core.HintOf(err), "7834")
+
+	n := listen(t, id)
+	n.serve(t, rpc.ServerOptions{}, nil, registerAll)
+	other := core.Errorf(core.Unavailable, "no leader")
+	must.Eq(t, error(other), rpc.WrongPort(t.Context(), n.addr, fingerprint, other))
+
+	plain := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(plain.Close)
+	_, err = rpc.JoinConn(t.Context(), plain.Listener.Addr().String(), fingerprint)
+	must.StrContains(t, core.HintOf(err), "no TLS")
 }
 
 // A renewed certificate counts from the next handshake on, and open connections continue.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	gossh "golang.org/x/crypto/ssh"
@@ -158,13 +160,22 @@ func (w *walk) open(ctx context.Context, r route) (*gossh.Client, *core.HostKey,
 	case ctx.Err() != nil && keys.seen == nil:
 		return nil, nil, w.fail(StepHostKey, core.Errorf(core.Unavailable, "the server did not show its key in time").Hint("Does an SSH server listen on port %s?", port))
 	case keys.seen == nil:
-		return nil, nil, w.fail(StepHostKey, core.Errorf(core.Unavailable, "no SSH server answers at %s: %w", conn.RemoteAddr(), err).Hint("Name the right port with --port."))
+		return nil, nil, w.fail(StepHostKey, core.Errorf(core.Unavailable, "no SSH server answers at %s: %w", conn.RemoteAddr(), err).Hint("%s", silentHint(err)))
 	case ctx.Err() != nil:
 		return nil, keys.seen, w.fail(StepAuthenticate, core.Errorf(core.Unavailable, "the server did not answer in time"))
 	default:
 		return nil, keys.seen, w.fail(StepAuthenticate, core.Errorf(core.Forbidden, "%s does not let %s in; %s", r.alias, r.user, triedText(tried)).Hint(
 			"Put a public key of yours into ~/.ssh/authorized_keys there (ssh-copy-id), or name the right user with --user. The identities are those of whoever runs the agent."))
 	}
+}
+
+// silentHint says what to do about a server that showed no host key.
+func silentHint(err error) string {
+	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) {
+		return "It hung up at once: its SSH server may have too many logins under way (MaxStartups) or refuse this machine (hosts.deny, fail2ban), or a firewall may. " +
+			"Look at its log; if its SSH server is on another port, name that with --port."
+	}
+	return "What answers there is no SSH server: name the right port with --port."
 }
 
 // dial tries the addresses in turn.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -233,19 +234,42 @@ func TestConnectFailsByStep(t *testing.T) {
 	must.NoError(t, err)
 	closed.Close()
 	port := func(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
+	says := func(text string) net.Listener {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must.NoError(t, err)
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				if tcp, ok := c.(*net.TCPConn); ok && text == "" {
+					_, _ = io.ReadFull(c, make([]byte, 4))
+					_ = tcp.SetLinger(0)
+				}
+				_, _ = c.Write([]byte(text))
+				c.Close()
+			}
+		}()
+		return l
+	}
 	for _, c := range []struct {
 		name   string
 		target ssh.Target
 		config string
 		step   string
 		kind   core.Kind
+		hint   string
 	}{
-		{"no such name", ssh.Target{Host: "no-such-host.invalid"}, "", "resolve", core.NotFound},
-		{"a host with an option", ssh.Target{Host: "-oProxyCommand=x"}, "", "resolve", core.Invalid},
-		{"a proxy command", ssh.Target{Host: "box"}, "Host box\nProxyCommand nc %h %p\n", "resolve", core.Unsupported},
-		{"host name of the configuration", ssh.Target{Host: "box"}, "Host box\nHostName $(reboot)\n", "resolve", core.Invalid},
-		{"nobody listens", ssh.Target{Host: "127.0.0.1", Port: port(closed)}, "", "connect", core.Unavailable},
-		{"nobody answers", ssh.Target{Host: "127.0.0.1", Port: port(silent)}, "", "host key", core.Unavailable},
+		{"no such name", ssh.Target{Host: "no-such-host.invalid"}, "", "resolve", core.NotFound, ""},
+		{"a host with an option", ssh.Target{Host: "-oProxyCommand=x"}, "", "resolve", core.Invalid, ""},
+		{"a proxy command", ssh.Target{Host: "box"}, "Host box\nProxyCommand nc %h %p\n", "resolve", core.Unsupported, ""},
+		{"host name of the configuration", ssh.Target{Host: "box"}, "Host box\nHostName $(reboot)\n", "resolve", core.Invalid, ""},
+		{"nobody listens", ssh.Target{Host: "127.0.0.1", Port: port(closed)}, "", "connect", core.Unavailable, ""},
+		{"nobody answers", ssh.Target{Host: "127.0.0.1", Port: port(silent)}, "", "host key", core.Unavailable, ""},
+		{"the server hangs up", ssh.Target{Host: "127.0.0.1", Port: port(says(""))}, "", "host key", core.Unavailable, "MaxStartups"},
+		{"another server", ssh.Target{Host: "127.0.0.1", Port: port(says("HTTP/1.1 400 Bad Request\r\n\r\n" + strings.Repeat("x", 1<<10)))}, "", "host key", core.Unavailable, "name the right port"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -260,6 +284,7 @@ func TestConnectFailsByStep(t *testing.T) {
 			must.Eq(t, c.step, last.Name)
 			must.False(t, last.OK)
 			must.StrHasPrefix(t, c.step+": ", err.Error())
+			must.StrContains(t, core.HintOf(err), c.hint)
 		})
 	}
 }

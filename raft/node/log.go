@@ -1,6 +1,9 @@
 package node
 
 import (
+	"errors"
+	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,6 +64,12 @@ func (l raftLog) Error(msg string, args ...any) { l.Log(hclog.Error, msg, args..
 func (l raftLog) Log(level hclog.Level, msg string, args ...any) {
 	queen, args := l.s.named(args)
 	switch msg {
+	case "failed to accept connection":
+		// The listener is closed when this node ends.
+		if slices.ContainsFunc(args, func(v any) bool { err, ok := v.(error); return ok && errors.Is(err, net.ErrClosed) }) {
+			l.Debug(msg, args...)
+			return
+		}
 	case "pipelining replication":
 		l.reached(queen)
 		l.Debug(msg, args...)

@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"errors"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -91,4 +92,14 @@ func TestRaftLogOfOtherThings(t *testing.T) {
 	}
 	must.Eq(t, 1, strings.Count(b.String(), "[ERROR]"))
 	must.Eq(t, 2, strings.Count(b.String(), "[DEBUG]"))
+}
+
+// A listener that is closed says that the queen ends, and that nothing is wrong.
+func TestRaftLogClosedListener(t *testing.T) {
+	t.Parallel()
+	l, b := quietLog(hclog.Info)
+	l.Error("failed to accept connection", "error", &net.OpError{Op: "accept", Err: net.ErrClosed})
+	must.Eq(t, "", b.String())
+	l.Error("failed to accept connection", "error", errors.New("too many open files"))
+	must.StrContains(t, b.String(), "[ERROR] failed to accept connection")
 }
