@@ -12,6 +12,8 @@ const (
 	CapabilityChat        = "chat"
 	CapabilityCompletions = "completions"
 	CapabilityEmbeddings  = "embeddings"
+	CapabilityRerank      = "rerank"
+	CapabilityTokenize    = "tokenize"
 	CapabilityTools       = "tools"
 	CapabilityJSONSchema  = "json_schema"
 	CapabilityLogprobs    = "logprobs"

@@ -68,7 +68,9 @@ func TestRouteScopes(t *testing.T) {
 		core.ScopeInfer: {
 			"POST /v1/chat/completions", "POST /chat/completions", "POST /v1/completions", "POST /completions", "POST /v1/embeddings", "POST /embeddings",
 			"GET /v1/models", "GET /models", "GET /v1/models/{id...}", "GET /models/{id...}",
-			"POST /v1/responses", "POST /responses", "POST /v1/messages", "POST /v1/messages/count_tokens",
+			"POST /v1/rerank", "POST /v2/rerank", "POST /rerank", "POST /v1/reranking", "POST /reranking",
+			"POST /v1/chat/completions/input_tokens", "POST /chat/completions/input_tokens", "POST /tokenize", "POST /detokenize", "POST /apply-template",
+			"POST /v1/responses", "POST /responses", "POST /v1/responses/input_tokens", "POST /responses/input_tokens", "POST /v1/messages", "POST /v1/messages/count_tokens",
 			"POST /api/chat", "POST /api/generate", "POST /api/embed", "POST /api/embeddings", "GET /api/tags", "POST /api/show", "GET /api/ps",
 		},
 		core.ScopeRead: {

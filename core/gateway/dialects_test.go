@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -391,4 +392,69 @@ func TestEmbeddings(t *testing.T) {
 	_, body, err = r.post("/api/embeddings", `{"model":"tiny","prompt":"a"}`)
 	must.NoError(t, err)
 	must.Eq(t, `{"embedding":[0.5,1]}`, strings.TrimSpace(body))
+}
+
+// The size of a request is asked for in the words of each API, of the same route of a worker.
+func TestCountTokens(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	paths, asked := []string{}, ""
+	answer := `{"object":"response.input_tokens","input_tokens":17}`
+	r.serve("w1", func(w http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body)
+		asked, paths = string(body), append(paths, req.URL.Path)
+		answerJSON(200, answer)(w, req)
+	})
+	const messages = `{"model":"tiny","system":"s","messages":[{"role":"user","content":"hi"}],"tools":[{"name":"f","input_schema":{}}]}`
+	for path, c := range map[string]struct{ body, want string }{
+		"/v1/messages/count_tokens":            {messages, `{"input_tokens":17}`},
+		"/v1/responses/input_tokens":           {`{"model":"tiny","instructions":"s","input":"hi"}`, answer},
+		"/v1/chat/completions/input_tokens":    {`{"model":"tiny","messages":[{"role":"user","content":"hi"}]}`, answer},
+		"/v1/v1/chat/completions/input_tokens": {`{"model":"tiny","messages":[{"role":"user","content":"hi"}]}`, answer},
+	} {
+		resp, body, err := r.post(path, c.body)
+		must.NoError(t, err)
+		must.Eq(t, 200, resp.StatusCode, must.Sprint(path, body))
+		must.Eq(t, c.want, strings.TrimSpace(body), must.Sprint(path))
+		must.StrContains(t, asked, `"hi"`)
+	}
+	for _, p := range paths {
+		must.Eq(t, "/v1/chat/completions/input_tokens", p)
+	}
+	resp, body, err := r.post("/v1/messages/count_tokens", `{"model":"tiny","messages":[]}`)
+	must.NoError(t, err)
+	must.Eq(t, 400, resp.StatusCode)
+	must.StrHasPrefix(t, `{"type":"error","error":{"type":"invalid_request_error"`, body)
+	answer = `{"input":1}`
+	resp, body, err = r.post("/v1/messages/count_tokens", messages)
+	must.NoError(t, err)
+	must.Eq(t, 502, resp.StatusCode)
+	must.StrHasPrefix(t, `{"type":"error","error":{"type":"api_error"`, body)
+}
+
+// What workers answer beside OpenAI's routes passes through as it is.
+func TestRoutesOfLlamaServer(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	path, asked := "", ""
+	r.serve("w1", func(w http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body)
+		path, asked = req.URL.Path, string(body)
+		answerJSON(200, `{"as":"it is"}`)(w, req)
+	})
+	for from, to := range map[string]string{
+		"/tokenize": "/tokenize", "/detokenize": "/detokenize", "/apply-template": "/apply-template", "/v1/rerank": "/v1/rerank",
+		"/v2/rerank": "/v1/rerank", "/rerank": "/v1/rerank", "/v1/reranking": "/v1/rerank", "/reranking": "/v1/rerank",
+	} {
+		const request = `{"model":"tiny", "content":"x","tokens":[1],"query":"q"}`
+		resp, body, err := r.post(from, request)
+		must.NoError(t, err)
+		must.Eq(t, 200, resp.StatusCode, must.Sprint(from, body))
+		must.Eq(t, `{"as":"it is"}`, body)
+		must.Eq(t, to, path)
+		must.Eq(t, request, asked)
+		resp, _, err = r.post(from, `{"content":"x"}`)
+		must.NoError(t, err)
+		must.Eq(t, 400, resp.StatusCode)
+	}
 }

@@ -24,6 +24,27 @@ func (g *Gateway) embeddings(w *response, r *http.Request) error {
 	return g.infer(w, r, "/v1/embeddings")
 }
 
+// The routes that follow are llama-server's, and the spellings of /v1/rerank are those of Jina,
+// Cohere and llama-server.
+
+func (g *Gateway) rerank(w *response, r *http.Request) error {
+	return g.infer(w, r, "/v1/rerank")
+}
+
+func (g *Gateway) inputTokens(w *response, r *http.Request) error {
+	return g.infer(w, r, "/v1/chat/completions/input_tokens")
+}
+
+func (g *Gateway) tokenize(w *response, r *http.Request) error { return g.infer(w, r, "/tokenize") }
+
+func (g *Gateway) detokenize(w *response, r *http.Request) error {
+	return g.infer(w, r, "/detokenize")
+}
+
+func (g *Gateway) applyTemplate(w *response, r *http.Request) error {
+	return g.infer(w, r, "/apply-template")
+}
+
 // infer answers an inference request.
 func (g *Gateway) infer(w *response, r *http.Request, path string) error {
 	start := time.Now()

@@ -18,10 +18,7 @@ import (
 
 func openaiResponses(g *Gateway) dialect.Dialect { return responses.New(&g.answers) }
 
-func (g *Gateway) countTokens(*response, *http.Request) error {
-	return core.Errorf(core.Unsupported, "counting the tokens of a message is not supported yet").Hint(
-		"The usage of an answer says how many tokens its request had.")
-}
+func openaiResponsesSize(g *Gateway) dialect.Dialect { return responses.CountTokens(&g.answers) }
 
 // greeting is what clients of Ollama ask for to see whether a server is there.
 func (g *Gateway) greeting(w *response, _ *http.Request) error {

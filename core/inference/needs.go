@@ -126,6 +126,12 @@ func (f facts) needs(path string) []string {
 		list, completion = append(list, core.CapabilityCompletions), true
 	case "/v1/embeddings":
 		return []string{core.CapabilityEmbeddings}
+	case "/v1/rerank":
+		return []string{core.CapabilityRerank}
+	case "/tokenize", "/detokenize":
+		return []string{core.CapabilityTokenize}
+	case "/apply-template", "/v1/chat/completions/input_tokens":
+		return []string{core.CapabilityChat, core.CapabilityTokenize}
 	default:
 		return nil
 	}
@@ -155,11 +161,15 @@ func unable(err error) error {
 		}
 	}
 	hint := "Leave it out, or serve the model with a worker type that can: GET /v1/models shows the capabilities of each model's workers."
-	if u.Need == core.CapabilityChat {
-		hint = "The model may have no chat template: send the whole prompt to /v1/completions."
-	}
-	if u.Need == core.CapabilityEmbeddings {
+	switch u.Need {
+	case core.CapabilityChat:
+		hint = "Serve a model that chats. One without a chat template takes a whole prompt at /v1/completions; one that only reads, texts at /v1/embeddings or /v1/rerank."
+	case core.CapabilityCompletions:
+		hint = "Serve a model that writes. One that only reads takes texts at /v1/embeddings or /v1/rerank."
+	case core.CapabilityEmbeddings:
 		hint = "Serve a model that is made for embeddings, or set pooling in the worker type's configuration."
+	case core.CapabilityRerank:
+		hint = "Serve a model that is made for reranking."
 	}
 	return &FieldError{Param: param, Code: openai.CodeNotSupported, Err: core.WithHint(u.Unwrap(), "%s", hint)}
 }

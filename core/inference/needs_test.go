@@ -20,6 +20,11 @@ func TestNeeds(t *testing.T) {
 		{chat, ``, []string{"chat"}},
 		{completion, ``, []string{"completions"}},
 		{"/v1/other", `,"tools":[{}]`, nil},
+		{"/v1/rerank", `,"query":"q"`, []string{"rerank"}},
+		{"/tokenize", `,"content":"x"`, []string{"tokenize"}},
+		{"/detokenize", ``, []string{"tokenize"}},
+		{"/apply-template", `,"tools":[{}]`, []string{"chat", "tokenize"}},
+		{"/v1/chat/completions/input_tokens", ``, []string{"chat", "tokenize"}},
 		{chat, `,"tools":[{"type":"function"}]`, []string{"chat", "tools"}},
 		{chat, `,"tools":[ ],"functions":null`, []string{"chat"}},
 		{chat, `,"functions":[{}]`, []string{"chat", "tools"}},
@@ -46,7 +51,7 @@ func TestNeeds(t *testing.T) {
 
 func TestUnableNamesField(t *testing.T) {
 	t.Parallel()
-	for need, param := range map[string]string{"tools": "tools", "json_schema": "response_format", "vision": "messages", "chat": "model"} {
+	for need, param := range map[string]string{"tools": "tools", "json_schema": "response_format", "vision": "messages", "chat": "model", "rerank": "model", "tokenize": "model"} {
 		err := unable(&Unable{Model: "m", Need: need})
 		field, ok := errors.AsType[*FieldError](err)
 		must.True(t, ok)

@@ -118,7 +118,7 @@ func (b *Backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 	}
 	srv := &server{
 		engine: s.engine, model: s.model, embedder: s.embeds, modelID: spec.ModelID, started: time.Now().Unix(), gate: &b.gate, now: time.Now,
-		grammars: constraint.NewCompiler(), toolbox: newToolbox(),
+		grammars: constraint.NewCompiler(), toolbox: newToolbox(), spelling: make(chan struct{}, spellers),
 	}
 	return srv.handler(), nil
 }

@@ -149,31 +149,12 @@ func normalize(v []float32) {
 }
 
 // embeddings answers POST /v1/embeddings.
-func (s *server) embeddings(w http.ResponseWriter, r *http.Request) {
-	if !s.gate.enter() {
-		w.Header().Set("Retry-After", "1")
-		openai.WriteError(w, http.StatusServiceUnavailable, openai.NewError(0, openai.TypeUnavailable, "", "draining", "this worker takes no new requests; send it again, to another worker"))
-		return
-	}
-	defer s.gate.leave()
-	body, err := openai.ReadBody(r.Body, maxBody)
-	if err != nil {
-		writeError(w, err)
-		return
-	}
+func (s *server) embeddings(ctx context.Context, body []byte) (any, error) {
 	req, err := openai.DecodeEmbedding(body)
 	if err != nil {
-		writeError(w, err)
-		return
+		return nil, err
 	}
-	answer, err := s.embed(r.Context(), req)
-	if err != nil {
-		if r.Context().Err() == nil {
-			writeError(w, err)
-		}
-		return
-	}
-	writeJSON(w, answer)
+	return s.embed(ctx, req)
 }
 
 func (s *server) embed(ctx context.Context, req *openai.EmbeddingRequest) (*openai.EmbeddingResponse, error) {

@@ -31,23 +31,45 @@ type server struct {
 
 	grammars *constraint.Compiler
 	toolbox  *toolbox
+	spelling chan struct{} // capacity: the requests that only count tokens, and do so at once
+}
+
+// routes is the whole API.
+func (s *server) routes() []route {
+	return []route{
+		{http.MethodPost, "/v1/chat/completions", s.chat},
+		{http.MethodPost, "/v1/chat/completions/input_tokens", s.plain(s.inputTokens)},
+		{http.MethodPost, "/v1/completions", s.completion},
+		{http.MethodPost, "/v1/embeddings", s.plain(s.embeddings)},
+		{http.MethodPost, "/tokenize", s.plain(s.tokenize)},
+		{http.MethodPost, "/detokenize", s.plain(s.detokenize)},
+		{http.MethodPost, "/apply-template", s.plain(s.applyTemplate)},
+		{http.MethodGet, "/v1/models", s.models},
+		{http.MethodGet, "/health", s.health},
+	}
+}
+
+// route is the method of a path.
+type route struct {
+	method, path string
+	handle       http.HandlerFunc
 }
 
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/chat/completions", s.chat)
-	mux.HandleFunc("POST /v1/completions", s.completion)
-	mux.HandleFunc("POST /v1/embeddings", s.embeddings)
-	mux.HandleFunc("GET /v1/models", s.models)
-	mux.HandleFunc("GET /health", s.health)
+	methods, paths := map[string]string{}, []string{}
+	for _, r := range s.routes() {
+		mux.HandleFunc(r.method+" "+r.path, r.handle)
+		methods[r.path], paths = r.method, append(paths, r.path)
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/v1/chat/completions", "/v1/completions", "/v1/embeddings":
+		switch methods[r.URL.Path] {
+		case http.MethodPost:
 			w.Header().Set("Allow", http.MethodPost)
-		case "/v1/models", "/health":
+		case http.MethodGet:
 			w.Header().Set("Allow", "GET, HEAD")
 		default:
-			openai.WriteError(w, http.StatusNotFound, openai.NewError(0, openai.TypeNotFound, "", "unknown_url", "there is no %s here; a worker answers /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models and /health", r.URL.Path))
+			openai.WriteError(w, http.StatusNotFound, openai.NewError(0, openai.TypeNotFound, "", "unknown_url", "there is no %s here; a worker answers %s", r.URL.Path, strings.Join(paths, ", ")))
 			return
 		}
 		openai.WriteError(w, http.StatusMethodNotAllowed, openai.NewError(0, openai.TypeInvalidRequest, "", "method_not_allowed", "%s is not answered here; use %s", r.Method, w.Header().Get("Allow")))
@@ -169,7 +191,7 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 // capabilities returns what requests for the model may ask for, sorted. unsupportedChat and
 // unsupportedCompletion refuse the rest.
 func (m *model) capabilities() []worker.Capability {
-	list := []worker.Capability{worker.CapabilityCompletions, worker.CapabilityLogprobs}
+	list := []worker.Capability{worker.CapabilityCompletions, worker.CapabilityLogprobs, worker.CapabilityTokenize}
 	if m.template != nil {
 		list = append(list, worker.CapabilityChat, worker.CapabilityJSONSchema, worker.CapabilityTools)
 		if m.template.dialogue.Thinks() {
@@ -202,20 +224,49 @@ func unsupportedCompletion(r *openai.CompletionRequest) error {
 	return nil
 }
 
-// answer reads a request and answers it.
-func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body []byte) (*ask, error)) {
+// body lets a request in and reads its body. Where it reports false the request is answered. The
+// caller gives the place back with leave.
+func (s *server) body(w http.ResponseWriter, r *http.Request) (body []byte, ok bool) {
 	// Before anything that touches the model: it is freed when the gate is closed and empty.
 	if !s.gate.enter() {
 		w.Header().Set("Retry-After", "1")
 		openai.WriteError(w, http.StatusServiceUnavailable, openai.NewError(0, openai.TypeUnavailable, "", "draining", "this worker takes no new requests; send it again, to another worker"))
+		return nil, false
+	}
+	body, err := openai.ReadBody(r.Body, maxBody)
+	if err != nil {
+		s.gate.leave()
+		writeError(w, err)
+		return nil, false
+	}
+	return body, true
+}
+
+// plain returns the handler of a route whose answer is one value, without a stream.
+func (s *server) plain(answer func(ctx context.Context, body []byte) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		body, ok := s.body(w, r)
+		if !ok {
+			return
+		}
+		defer s.gate.leave()
+		v, err := answer(r.Context(), body)
+		switch {
+		case err == nil:
+			writeJSON(w, v)
+		case r.Context().Err() == nil: // else the client is gone
+			writeError(w, err)
+		}
+	}
+}
+
+// answer reads a request and answers it.
+func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body []byte) (*ask, error)) {
+	body, ok := s.body(w, r)
+	if !ok {
 		return
 	}
 	defer s.gate.leave()
-	body, err := openai.ReadBody(r.Body, maxBody)
-	if err != nil {
-		writeError(w, err)
-		return
-	}
 	a, err := read(body)
 	if err != nil {
 		writeError(w, err)

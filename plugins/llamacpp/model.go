@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/rbee-project/rbee/plugins/jinja"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/constraint"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/dialogue"
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
@@ -113,16 +114,27 @@ func (m *model) samplingDefaults() sampler.Params {
 // chatPrompt makes the tokens of a conversation, and what its answer may hold. limit is what fits;
 // a prompt that is longer by far is refused before it costs time. now is the time for the template.
 func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit int, now time.Time) ([]token, *speech, error) {
-	if m.template == nil {
-		return nil, nil, openai.NotSupported("messages", "%s", m.noChat)
-	}
-	prompt, err := m.template.render(ctx, req, now)
+	prompt, err := m.chatText(ctx, req, now)
 	if err != nil {
 		return nil, nil, err
 	}
 	if err := m.checkLength(len(prompt.String()), limit); err != nil {
 		return nil, nil, err
 	}
+	t := &speech{format: m.template.dialogue, tools: toolsOf(req.Offered()), opened: m.template.dialogue.OpensThinking(prompt.String()), old: req.OldFunctions()}
+	return m.chatTokens(prompt), t, nil
+}
+
+// chatText renders a conversation.
+func (m *model) chatText(ctx context.Context, req *openai.ChatRequest, now time.Time) (jinja.Text, error) {
+	if m.template == nil {
+		return jinja.Text{}, openai.NotSupported("messages", "%s", m.noChat)
+	}
+	return m.template.render(ctx, req, now)
+}
+
+// chatTokens makes the tokens of a rendered conversation.
+func (m *model) chatTokens(prompt jinja.Text) []token {
 	var tokens []token
 	for _, s := range m.template.segments(prompt) {
 		tokens = append(tokens, m.native.Tokenize(s.text, false, s.trusted)...)
@@ -131,8 +143,7 @@ func (m *model) chatPrompt(ctx context.Context, req *openai.ChatRequest, limit i
 	if m.addBOS && m.bos >= 0 && !slices.Contains(tokens, m.bos) {
 		tokens = append([]token{m.bos}, tokens...)
 	}
-	t := &speech{format: m.template.dialogue, tools: toolsOf(req.Offered()), opened: m.template.dialogue.OpensThinking(prompt.String()), old: req.OldFunctions()}
-	return tokens, t, nil
+	return tokens
 }
 
 // textPrompt makes the tokens of a legacy prompt, which is one text or one list of tokens. It is

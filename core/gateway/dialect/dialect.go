@@ -15,9 +15,10 @@ import (
 
 // The routes of OpenAI's API that workers answer.
 const (
-	PathChat       = "/v1/chat/completions"
-	PathCompletion = "/v1/completions"
-	PathEmbedding  = "/v1/embeddings"
+	PathChat        = "/v1/chat/completions"
+	PathInputTokens = "/v1/chat/completions/input_tokens" // llama.cpp's: the size of a chat's prompt
+	PathCompletion  = "/v1/completions"
+	PathEmbedding   = "/v1/embeddings"
 )
 
 // Dialect translates one route of an API. Both functions are safe for concurrent use.
@@ -90,6 +91,8 @@ type Answer struct {
 	Usage     *openai.Usage
 	// Vectors are the embeddings, each a JSON array, of an answer that is one.
 	Vectors []json.RawMessage
+	// InputTokens is the answer to a request of PathInputTokens; nil in others.
+	InputTokens *int
 }
 
 // message is the message of an answer or the delta of a chunk, in OpenAI's form.
@@ -121,6 +124,7 @@ type envelope struct {
 		Index     int             `json:"index"`
 		Embedding json.RawMessage `json:"embedding"`
 	} `json:"data"`
+	InputTokens *int `json:"input_tokens"`
 }
 
 func (m message) text() string {
@@ -173,7 +177,7 @@ func ParseAnswer(body []byte) (Answer, error) {
 	if err := json.Unmarshal(body, &e); err != nil {
 		return Answer{}, err
 	}
-	a := Answer{Usage: e.Usage}
+	a := Answer{Usage: e.Usage, InputTokens: e.InputTokens}
 	for i, d := range e.Data {
 		if d.Index == i { // they come in order
 			a.Vectors = append(a.Vectors, d.Embedding)

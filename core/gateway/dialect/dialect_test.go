@@ -247,6 +247,36 @@ func TestMessagesResultBlocks(t *testing.T) {
 	must.Eq(t, "messages[0].content[0].content", *refusal(ask(`5`)).Param)
 }
 
+// The size of a request is asked for with the same conversation as its answer.
+func TestCounts(t *testing.T) {
+	t.Parallel()
+	store := &responses.Store{}
+	for name, c := range map[string]struct {
+		count, answer dialect.Dialect
+		body, want    string
+	}{
+		"anthropic": {anthropic.CountTokens, anthropic.Messages, `{"model":"m","max_tokens":5,"system":"s","messages":[{"role":"user","content":"hi"}],"tools":[{"name":"x"}]}`, `{"input_tokens":5}`},
+		"responses": {responses.CountTokens(store), responses.New(store), `{"model":"m","instructions":"s","input":"hi","max_output_tokens":5}`, `{"object":"response.input_tokens","input_tokens":5}`},
+	} {
+		count, enc, err := c.count.Decode([]byte(c.body), about())
+		must.NoError(t, err, must.Sprint(name))
+		answer, _, err := c.answer.Decode([]byte(c.body), about())
+		must.NoError(t, err)
+		must.Eq(t, dialect.PathInputTokens, count.Path)
+		must.Eq(t, string(answer.Body), string(count.Body), must.Sprint(name))
+		a, err := dialect.ParseAnswer([]byte(`{"input_tokens":5}`))
+		must.NoError(t, err)
+		body, err := enc.Whole(a)
+		must.NoError(t, err)
+		must.Eq(t, c.want, string(body))
+		_, err = enc.Whole(dialect.Answer{})
+		must.Error(t, err)
+		must.StrContains(t, string(enc.Error(nil, openai.Invalid("a", "wrong"))), "wrong")
+	}
+	_, _, err := anthropic.CountTokens.Decode([]byte(`{"model":"m","messages":[{"role":"user","content":"hi"}]}`), about())
+	must.NoError(t, err) // it needs no max_tokens
+}
+
 func TestParseManyValues(t *testing.T) {
 	t.Parallel()
 	many := strings.Repeat("{},", openai.MaxValues)
@@ -266,6 +296,11 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"model":"m","max_tokens":1,"messages":[{"role":"user","content":[{"type":"tool_result","tool_use_id":"a","content":null}]}],"tools":[{"name":"x"}],"tool_choice":{"type":"any"}}`))
 	f.Add([]byte(`{"model":"m","input":[{"type":"reasoning","content":[{"text":"a"}]},{"role":"assistant","content":"b"}],"text":{"format":{"type":"json_schema"}}}`))
 	all := dialects()
+	for name, d := range map[string]dialect.Dialect{"count": anthropic.CountTokens, "size": responses.CountTokens(&responses.Store{})} {
+		c := all[name]
+		c.d = d
+		all[name] = c
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		for name, c := range all {
 			request, enc, err := c.d.Decode(body, about())

@@ -119,7 +119,7 @@ func decode(body []byte, into any) error {
 		return err
 	}
 	// these are lists of tokens
-	if _, err := CheckValues(body, "prompt", "input", "logit_bias"); err != nil {
+	if _, err := CheckValues(body, "prompt", "input", "tokens", "logit_bias"); err != nil {
 		return err
 	}
 	i := 0
@@ -241,6 +241,10 @@ func wants(t reflect.Type) string {
 		return "an object from token ids to numbers, or an array of such pairs"
 	case reflect.TypeFor[Samplers]():
 		return "an array of names or a string of letters"
+	case reflect.TypeFor[MixedText]():
+		return "a string or an array of strings and token ids"
+	case reflect.TypeFor[Document](), reflect.TypeFor[[]Document]():
+		return "an array of strings or of objects with a text"
 	case reflect.TypeFor[Prompt]():
 		return "a string, an array of strings or an array of token ids"
 	}

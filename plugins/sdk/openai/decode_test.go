@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -334,6 +335,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(msg(`"logit_bias":{"1":false," x":2}}`)))
 	f.Add([]byte(strings.Repeat("[", 100)))
 	f.Add([]byte(`{"messages":null,"prompt":null,"stop":null}`))
+	f.Add([]byte(`{"content":["a",1,"b"],"tokens":[1,2],"query":"q","documents":["a",{"text":"b"}],"top_n":1}`))
+	f.Add([]byte(`{"content":[null,1.5],"tokens":[-1e9],"query":5,"texts":[{"text":null}],"documents":null}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		check := func(err error) {
 			if err == nil {
@@ -356,6 +359,23 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 		_, err = DecodeCompletion(body)
+		check(err)
+		_, err = DecodeEmbedding(body)
+		check(err)
+		tokenize, err := DecodeTokenize(body)
+		check(err)
+		if err == nil {
+			b, err := json.Marshal(tokenize)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again, err := DecodeTokenize(b); err != nil || !reflect.DeepEqual(again, tokenize) {
+				t.Fatalf("%s: %v", b, err)
+			}
+		}
+		_, err = DecodeDetokenize(body)
+		check(err)
+		_, err = DecodeRerank(body)
 		check(err)
 		h, err := PeekHead(body, 10)
 		check(err)

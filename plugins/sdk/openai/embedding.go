@@ -44,10 +44,8 @@ func (r *EmbeddingRequest) Validate() error {
 		return Invalid("encoding_format", "encoding_format must be float or base64")
 	case r.Dimensions != nil && *r.Dimensions < 1:
 		return Invalid("dimensions", "dimensions must be 1 or more")
-	case r.TruncatePromptTokens != nil && *r.TruncatePromptTokens < 1 && *r.TruncatePromptTokens != -1:
-		return Invalid("truncate_prompt_tokens", "truncate_prompt_tokens must be -1, or 1 or more")
 	}
-	return nil
+	return checkTruncate(r.TruncatePromptTokens)
 }
 
 // EmbeddingResponse is the answer of POST /v1/embeddings.

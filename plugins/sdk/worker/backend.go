@@ -115,9 +115,12 @@ const (
 	CapabilityCompletions Capability = "completions" // /v1/completions
 	CapabilityEmbeddings  Capability = "embeddings"  // /v1/embeddings
 	CapabilityRerank      Capability = "rerank"      // /v1/rerank
-	CapabilityTools       Capability = "tools"       // tools and tool_choice of a chat
-	CapabilityJSONSchema  Capability = "json_schema" // response_format json_object and json_schema
-	CapabilityLogprobs    Capability = "logprobs"    // logprobs and top_logprobs
+	// /tokenize and /detokenize; with chat also /apply-template and
+	// /v1/chat/completions/input_tokens
+	CapabilityTokenize   Capability = "tokenize"
+	CapabilityTools      Capability = "tools"       // tools and tool_choice of a chat
+	CapabilityJSONSchema Capability = "json_schema" // response_format json_object and json_schema
+	CapabilityLogprobs   Capability = "logprobs"    // logprobs and top_logprobs
 	// thoughts separate from the answer, reasoning_content
 	CapabilityReasoning Capability = "reasoning"
 	CapabilityVision    Capability = "vision" // parts image_url of a message

@@ -13,8 +13,11 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// Messages is POST /v1/messages.
-var Messages = dialect.Dialect{Decode: decode, Fail: Fail}
+// Messages is POST /v1/messages, CountTokens POST /v1/messages/count_tokens.
+var (
+	Messages    = dialect.Dialect{Decode: decode, Fail: Fail}
+	CountTokens = dialect.Dialect{Decode: decodeCount, Fail: Fail}
+)
 
 // StatusOverloaded is Anthropic's own status of a server that has too much to do.
 const StatusOverloaded = 529
@@ -165,6 +168,24 @@ func decode(body []byte, about dialect.About) (dialect.Request, dialect.Encoder,
 	}
 	r, err := out.Encode(dialect.PathChat, in.Stream)
 	return r, &encoder{model: in.Model, id: "msg_" + about.ID, about: about, thinks: in.thinks()}, err
+}
+
+// decodeCount decodes a message of which only the size is wanted: it needs no max_tokens.
+func decodeCount(body []byte, about dialect.About) (dialect.Request, dialect.Encoder, error) {
+	var in request
+	if err := dialect.Unmarshal(body, &in); err != nil {
+		return dialect.Request{}, nil, err
+	}
+	if in.MaxTokens == nil {
+		in.MaxTokens = new(int64)
+		*in.MaxTokens = 1
+	}
+	out, err := in.chat()
+	if err != nil {
+		return dialect.Request{}, nil, err
+	}
+	r, err := out.Encode(dialect.PathInputTokens, false)
+	return r, dialect.Count{Fail: Fail, About: about}, err
 }
 
 func (in *request) thinks() bool { return in.Thinking != nil && in.Thinking.Type != "disabled" }

@@ -23,6 +23,22 @@ func New(store *Store) dialect.Dialect {
 	}
 }
 
+// CountTokens returns POST /v1/responses/input_tokens: the size of what New's route would ask.
+func CountTokens(store *Store) dialect.Dialect {
+	return dialect.Dialect{
+		Decode: func(body []byte, about dialect.About) (dialect.Request, dialect.Encoder, error) {
+			var in request
+			out, _, err := in.decode(store, body, about)
+			if err != nil {
+				return dialect.Request{}, nil, err
+			}
+			r, err := out.Encode(dialect.PathInputTokens, false)
+			return r, dialect.Count{Object: openai.ObjectInputTokens, Fail: Fail, About: about}, err
+		},
+		Fail: Fail,
+	}
+}
+
 // Fail returns an error in OpenAI's envelope.
 func Fail(e *openai.Error, _ dialect.About) (status int, body []byte) {
 	b, _ := json.Marshal(map[string]any{"error": e}) // strings always marshal
@@ -99,30 +115,36 @@ type part struct {
 
 func decode(store *Store, body []byte, about dialect.About) (dialect.Request, dialect.Encoder, error) {
 	var in request
-	if err := dialect.Unmarshal(body, &in); err != nil {
-		return dialect.Request{}, nil, err
-	}
-	if err := in.unsupported(); err != nil {
-		return dialect.Request{}, nil, err
-	}
-	items, err := in.items()
-	if err != nil {
-		return dialect.Request{}, nil, err
-	}
-	if in.PreviousResponseID != nil && *in.PreviousResponseID != "" {
-		before, ok := store.get(*in.PreviousResponseID, about.Key)
-		if !ok {
-			return dialect.Request{}, nil, openai.NewError(http.StatusNotFound, openai.TypeInvalidRequest, "previous_response_id", "previous_response_not_found",
-				"the response %s is not kept here: the queen that gave it keeps it in memory for a while; send the whole conversation as input", clip(*in.PreviousResponseID))
-		}
-		items = append(slices.Clip(before), items...)
-	}
-	out, err := in.chat(items)
+	out, items, err := in.decode(store, body, about)
 	if err != nil {
 		return dialect.Request{}, nil, err
 	}
 	r, err := out.Encode(dialect.PathChat, in.Stream)
 	return r, newEncoder(store, &in, items, about), err
+}
+
+// decode reads the request and translates it, with the items that its answer follows.
+func (in *request) decode(store *Store, body []byte, about dialect.About) (*dialect.Chat, []item, error) {
+	if err := dialect.Unmarshal(body, in); err != nil {
+		return nil, nil, err
+	}
+	if err := in.unsupported(); err != nil {
+		return nil, nil, err
+	}
+	items, err := in.items()
+	if err != nil {
+		return nil, nil, err
+	}
+	if in.PreviousResponseID != nil && *in.PreviousResponseID != "" {
+		before, ok := store.get(*in.PreviousResponseID, about.Key)
+		if !ok {
+			return nil, nil, openai.NewError(http.StatusNotFound, openai.TypeInvalidRequest, "previous_response_id", "previous_response_not_found",
+				"the response %s is not kept here: the queen that gave it keeps it in memory for a while; send the whole conversation as input", clip(*in.PreviousResponseID))
+		}
+		items = append(slices.Clip(before), items...)
+	}
+	out, err := in.chat(items)
+	return out, items, err
 }
 
 func clip(s string) string {

@@ -1,0 +1,139 @@
+package llamacpp
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+const (
+	// spellers is how many requests turn text into tokens, or back, for its own sake at once: they
+	// take processors from the engine, whose threads wait for each other.
+	spellers = 1
+	// maxSpelled bounds the text of such a request in bytes, and its tokens. The engine cannot be
+	// stopped while it makes tokens.
+	maxSpelled = 4 << 20
+)
+
+// speller waits for the turn of a request that makes tokens for their own sake. The caller ends it
+// with done.
+func (s *server) speller(ctx context.Context) (done func(), err error) {
+	select {
+	case s.spelling <- struct{}{}:
+		return func() { <-s.spelling }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func tooLong(param string, n int, unit string) *openai.Error {
+	return openai.NewError(http.StatusRequestEntityTooLarge, openai.TypeInvalidRequest, param, openai.CodeTooLarge, "%s has %d %s, and at most %d are read at once; split it", param, n, unit, maxSpelled)
+}
+
+// tokenize answers POST /tokenize.
+func (s *server) tokenize(ctx context.Context, body []byte) (any, error) {
+	req, err := openai.DecodeTokenize(body)
+	if err != nil {
+		return nil, err
+	}
+	size := 0
+	for i, p := range req.Content {
+		size += len(p.Text)
+		if p.IsToken && (p.Token < 0 || int(p.Token) >= len(s.model.pieces)) {
+			return nil, openai.Invalid("content", "content[%d] is the token %d; this model's tokens go from 0 to %d", i, p.Token, len(s.model.pieces)-1)
+		}
+	}
+	if size > maxSpelled {
+		return nil, tooLong("content", size, "bytes")
+	}
+	done, err := s.speller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	tokens := []token{}
+	for i, p := range req.Content {
+		if p.IsToken {
+			tokens = append(tokens, p.Token)
+			continue
+		}
+		text := strings.ReplaceAll(p.Text, "\x00", "\uFFFD") // the engine takes a C string
+		tokens = append(tokens, s.model.native.Tokenize(text, req.AddSpecial && i == 0, req.ParseSpecial == nil || *req.ParseSpecial)...)
+	}
+	if !req.WithPieces {
+		return openai.TokenizeResponse{Tokens: tokens}, nil
+	}
+	pieces := make([]openai.TokenPiece, len(tokens))
+	for i, t := range tokens {
+		pieces[i] = openai.TokenPiece{ID: t, Piece: openai.Piece(s.model.spelled(t))}
+	}
+	return openai.TokenizeResponse{Tokens: pieces}, nil
+}
+
+// detokenize answers POST /detokenize.
+func (s *server) detokenize(_ context.Context, body []byte) (any, error) {
+	req, err := openai.DecodeDetokenize(body)
+	if err != nil {
+		return nil, err
+	}
+	if len(req.Tokens) > maxSpelled {
+		return nil, tooLong("tokens", len(req.Tokens), "tokens")
+	}
+	var text strings.Builder
+	for i, t := range req.Tokens {
+		if t < 0 || int(t) >= len(s.model.pieces) {
+			return nil, openai.Invalid("tokens", "tokens[%d] is %d; this model's tokens go from 0 to %d", i, t, len(s.model.pieces)-1)
+		}
+		piece := s.model.spelled(t)
+		if text.Len()+len(piece) > maxBody { // a vocabulary can have long pieces
+			return nil, tooLong("tokens", len(req.Tokens), "tokens")
+		}
+		text.WriteString(piece)
+	}
+	return openai.DetokenizeResponse{Content: strings.ToValidUTF8(text.String(), "\uFFFD")}, nil
+}
+
+// spelled returns the bytes of a token; of a control token its text.
+func (m *model) spelled(t token) string {
+	if p := m.pieces[t]; p != "" {
+		return p
+	}
+	return m.tokenText(t)
+}
+
+// applyTemplate answers POST /apply-template.
+func (s *server) applyTemplate(ctx context.Context, body []byte) (any, error) {
+	req, err := openai.DecodeChat(body)
+	if err != nil {
+		return nil, err
+	}
+	prompt, err := s.model.chatText(ctx, req, s.now())
+	if err != nil {
+		return nil, err
+	}
+	return openai.TemplateResponse{Prompt: prompt.String()}, nil
+}
+
+// inputTokens answers POST /v1/chat/completions/input_tokens. A conversation may be longer than
+// what fits: that is what people want to find out.
+func (s *server) inputTokens(ctx context.Context, body []byte) (any, error) {
+	req, err := openai.DecodeChat(body)
+	if err != nil {
+		return nil, err
+	}
+	prompt, err := s.model.chatText(ctx, req, s.now())
+	if err != nil {
+		return nil, err
+	}
+	if n := len(prompt.String()); n > maxSpelled {
+		return nil, tooLong("messages", n, "bytes")
+	}
+	done, err := s.speller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return openai.InputTokensResponse{Object: openai.ObjectInputTokens, InputTokens: len(s.model.chatTokens(prompt))}, nil
+}
