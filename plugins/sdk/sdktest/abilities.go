@@ -1,6 +1,7 @@
 package sdktest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -60,6 +61,12 @@ func (s *workerSuite) capabilities(t *testing.T) {
 	}
 	if can(worker.CapabilityEmbeddings) {
 		t.Run("embeddings", func(t *testing.T) { embeddings(t, c) })
+	}
+	if can(worker.CapabilityRerank) {
+		t.Run("rerank", func(t *testing.T) { rerank(t, c) })
+	}
+	if can(worker.CapabilityTokenize) {
+		t.Run("tokenize", func(t *testing.T) { tokenize(t, c) })
 	}
 	if !can(worker.CapabilityChat) {
 		return
@@ -186,5 +193,44 @@ func embeddings(t *testing.T, c *http.Client) {
 	}
 	if err != nil || status != http.StatusOK || len(r.Data) != 2 || len(r.Data[0].Embedding) == 0 || len(r.Data[0].Embedding) != len(r.Data[1].Embedding) {
 		broken(t, "embeddings", "POST /v1/embeddings with two inputs: status %d (%v): %s", status, err, clip(body))
+	}
+}
+
+func rerank(t *testing.T, c *http.Client) {
+	status, body, err := answerTo(t.Context(), c, "/v1/rerank", jsonOf(fields{"model": modelID, "query": "one", "documents": []string{"two", "one", "three"}}))
+	var r openai.RerankResponse
+	if err == nil {
+		err = json.Unmarshal(body, &r)
+	}
+	seen := map[int]bool{}
+	for _, x := range r.Results {
+		seen[x.Index] = x.Index >= 0 && x.Index < 3
+	}
+	sorted := slices.IsSortedFunc(r.Results, func(a, b openai.RerankResult) int { return cmp.Compare(b.RelevanceScore, a.RelevanceScore) })
+	if err != nil || status != http.StatusOK || len(r.Results) != 3 || len(seen) != 3 || !seen[0] || !seen[1] || !seen[2] || !sorted {
+		broken(t, "rerank", "POST /v1/rerank with three documents: status %d (%v): %s", status, err, clip(body))
+	}
+}
+
+// tokenize asks for a text that every vocabulary spells as it is.
+func tokenize(t *testing.T, c *http.Client) {
+	status, body, err := answerTo(t.Context(), c, "/tokenize", jsonOf(fields{"model": modelID, "content": "one"}))
+	var r struct {
+		Tokens []int32 `json:"tokens"`
+	}
+	if err == nil {
+		err = json.Unmarshal(body, &r)
+	}
+	if err != nil || status != http.StatusOK || len(r.Tokens) == 0 {
+		broken(t, "tokenize", "POST /tokenize: status %d (%v): %s", status, err, clip(body))
+		return
+	}
+	status, body, err = answerTo(t.Context(), c, "/detokenize", jsonOf(fields{"model": modelID, "tokens": r.Tokens}))
+	var text openai.DetokenizeResponse
+	if err == nil {
+		err = json.Unmarshal(body, &text)
+	}
+	if err != nil || status != http.StatusOK || strings.TrimSpace(text.Content) != "one" {
+		broken(t, "tokenize", "POST /detokenize of the tokens of %q: status %d (%v): %s", "one", status, err, clip(body))
 	}
 }

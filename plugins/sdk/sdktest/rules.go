@@ -73,6 +73,8 @@ var rules = []Rule{
 	{"logprobs", "A worker that says logprobs sends them when asked; any other refuses them with 400 or 501."},
 	{"vision", "A worker that does not say vision refuses images with 400 or 501."},
 	{"embeddings", "A worker that says embeddings answers /v1/embeddings with one vector for each input."},
+	{"rerank", "A worker that says rerank answers /v1/rerank with a score for each document, the highest first."},
+	{"tokenize", "A worker that says tokenize answers /tokenize, and /detokenize with the text of its tokens."},
 
 	{"slot-limit", "A worker answers at most as many requests at once as it has slots."},
 	{"queue", "Requests beyond the slots wait and are answered as they would be alone."},
