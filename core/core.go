@@ -47,8 +47,8 @@ type Hive struct {
 	Status      HiveStatus `json:"status"`
 	Devices     []Device   `json:"devices"`
 	WorkerTypes []string   `json:"worker_types"` // worker types that the hive can run, installed or not
-	// Unconfined says why the hive's plugins can read the secrets of its agent; empty: they cannot,
-	// or the hive has not said.
+	// Unconfined says why the hive's plugins are not confined as they could be; empty: they are, or the
+	// hive has not said.
 	Unconfined  string    `json:"unconfined,omitempty"`
 	LastBeat    time.Time `json:"last_beat,omitzero"`
 	RPCAddress  string    `json:"rpc_address,omitempty"` // host:port; empty: only reachable in its own process

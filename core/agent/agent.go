@@ -247,12 +247,23 @@ func joinsAgain(id *pki.Identity, tokenAtHost string) bool {
 
 func (p *process) buildHive(ctx context.Context) error {
 	cfg := p.cfg
+	// Their parents may be new, and are then closed to the users of plugins.
+	for _, dir := range []string{filepath.Join(cfg.DataDir, "home"), cfg.StoreDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return core.Wrap(err, core.Internal, "make folders for plugins")
+		}
+	}
+	walls, err := PluginWalls(cfg, p.opts.SSH.Home, cfg.DataDir, cfg.StoreDir)
+	if err != nil {
+		return err
+	}
+	walls.HomeDir = filepath.Join(cfg.DataDir, "home")
 	plugins := pluginhost.New(pluginhost.Options{
 		PluginDir: cfg.PluginDir, RunDir: filepath.Join(cfg.DataDir, "run"), Logger: p.log.Named("plugin"), AllowAddresses: cfg.Hive.Download.AllowAddresses,
-		Rules: PluginRules(cfg),
+		Walls: walls,
 	})
 	if problem := plugins.Confinement(); problem != "" {
-		p.log.Warn("plugins can read the secrets of this agent", "problem", problem)
+		p.log.Warn("plugins are not fully confined", "problem", problem)
 	}
 	// Wrong plugin settings end the agent now, at their line of the file, rather than the first
 	// worker later.
@@ -456,12 +467,11 @@ func (p *process) hiveAddress(h string) (string, error) {
 // way of its agent.
 func (p *process) dial(ctx context.Context, w core.Worker) (net.Conn, error) {
 	if p.bees != nil && w.Hive == p.bees.ID() {
-		path, err := p.bees.DataSocket(w.ID)
+		c, err := p.bees.DialWorker(ctx, w.ID)
 		if err != nil {
-			return nil, err
+			return nil, err // not a nil *net.UnixConn in an interface
 		}
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", path)
+		return c, nil
 	}
 	address, err := p.hiveAddress(w.Hive)
 	if err != nil {

@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 
@@ -61,10 +62,41 @@ func specs(host *pluginhost.Host, cfg *config.Config, log hclog.Logger) (workers
 	return workers, catalogs, nil
 }
 
-// PluginRules say which files the plugins of an agent reach: not its data folder and its keys, and
-// the programs and models that are installed only for reading.
-func PluginRules(cfg *config.Config) confine.Rules {
-	rules := confine.Rules{}
+// PluginWalls keep the plugins of an agent from its data folder and its keys, let them read what is
+// installed on the machine and write only where everybody does, and hide the home folder. home is
+// the value of HOME. roots are folders of the agent in which plugins have something: where it runs
+// as root, their user is let through to that.
+func PluginWalls(cfg *config.Config, home string, roots ...string) (pluginhost.Walls, error) {
+	w := pluginhost.Walls{Rules: pluginRules(cfg), Roots: roots}
+	for _, dir := range homes(home) {
+		// A service's home may be its data folder, and a container's the root.
+		if dir != "/" && w.Rules.Access(dir) != confine.None {
+			w.Homes = append(w.Homes, dir)
+		}
+	}
+	var err error
+	w.User, w.Problem, err = pluginUser(cfg, roots)
+	return w, err
+}
+
+// homes lists the home folders of the agent's user, links followed.
+func homes(home string) []string {
+	var out []string
+	add := func(dir string) {
+		if real, err := filepath.EvalSymlinks(dir); err == nil && filepath.IsAbs(real) && !slices.Contains(out, real) {
+			out = append(out, real)
+		}
+	}
+	add(home)
+	if u, err := user.Current(); err == nil {
+		add(u.HomeDir)
+	}
+	return out
+}
+
+func pluginRules(cfg *config.Config) confine.Rules {
+	// GPUs are files of /dev that are written to; temporary files and shared memory are everybody's.
+	rules := confine.Rules{"/": confine.Read, "/dev": confine.Full, "/proc": confine.Full, "/tmp": confine.Full, "/var/tmp": confine.Full}
 	add := func(access confine.Access, paths ...string) {
 		for _, path := range paths {
 			if path != "" {
@@ -72,15 +104,13 @@ func PluginRules(cfg *config.Config) confine.Rules {
 			}
 		}
 	}
+	if temp := os.TempDir(); rules.Access(temp) == confine.Read {
+		add(confine.Full, temp)
+	}
 	add(confine.None, cfg.DataDir, cfg.TLS.KeyFile, cfg.Gossip.KeyFile, cfg.Queen.OperatorTokenFile)
 	add(confine.Read, cfg.StoreDir, cfg.PluginDir)
 	if self, err := os.Executable(); err == nil {
 		add(confine.Read, filepath.Dir(self))
-	}
-	// The home folder of a service may be its data folder. GPU drivers and engines keep compiled
-	// code in the cache.
-	if cache, err := os.UserCacheDir(); err == nil && rules.Access(cache) == confine.None {
-		add(confine.Full, cache)
 	}
 	return rules
 }

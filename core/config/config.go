@@ -125,6 +125,9 @@ type Hive struct {
 	Download    Download
 	Build       Build
 	Engines     Engines
+	// PluginUser names the user that plugins run as where the agent runs as root on Linux: a user of
+	// this machine; "root"; empty: numbers that belong to nobody, another one for each plugin.
+	PluginUser string
 }
 
 // Engines says which engines a hive may install besides those that the plugins name.
@@ -167,6 +170,8 @@ type Plugin struct {
 	Executable string // file name in the plugin folder: rbee-<kind>-<name>
 	// names of environment variables that the plugin may see besides the usual ones
 	Env    []string
+	Read   []string  // what the plugin may read besides its own, absolute paths
+	Write  []string  // likewise
 	SHA256 string    // of the executable, lower-case hex; empty: not checked
 	Body   hcl.Body  // of the config block; an empty body where there is none
 	Range  hcl.Range // of the block's header; zero if the plugin is in no file

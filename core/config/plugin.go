@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"strings"
 
@@ -47,7 +48,7 @@ func (l *loader) plugin(b *hcl.Block) {
 		return
 	}
 	content, diags := b.Body.Content(&hcl.BodySchema{
-		Attributes: []hcl.AttributeSchema{{Name: "plugin"}, {Name: "env"}, {Name: "sha256"}},
+		Attributes: []hcl.AttributeSchema{{Name: "plugin"}, {Name: "env"}, {Name: "read"}, {Name: "write"}, {Name: "sha256"}},
 		Blocks:     []hcl.BlockHeaderSchema{{Type: "config"}},
 	})
 	l.add(diags)
@@ -66,6 +67,7 @@ func (l *loader) plugin(b *hcl.Block) {
 	if a := content.Attributes["env"]; a != nil {
 		p.Env = l.envNames(a)
 	}
+	p.Read, p.Write = l.paths(content.Attributes["read"]), l.paths(content.Attributes["write"])
 	for i, cfg := range content.Blocks {
 		if i > 0 {
 			l.add(errorf(&cfg.DefRange, "Block given twice", "The block config stands at %s already. Merge the two into one.", content.Blocks[0].DefRange))
@@ -117,4 +119,38 @@ func (l *loader) envNames(a *hcl.Attribute) []string {
 		names = append(names, e.AsString())
 	}
 	return names
+}
+
+// paths reads a list of absolute paths, or of such that begin with "~/". a may be nil.
+func (l *loader) paths(a *hcl.Attribute) []string {
+	if a == nil {
+		return nil
+	}
+	v, ok := l.value(a)
+	if !ok {
+		return nil
+	}
+	list, err := convert.Convert(v, cty.List(cty.String))
+	if err != nil || list.IsNull() {
+		l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "%s must be a list of paths, such as [\"~/models\"].", a.Name))
+		return nil
+	}
+	var out []string
+	for _, e := range list.AsValueSlice() {
+		path := ""
+		if !e.IsNull() {
+			path = e.AsString()
+		}
+		if rest, ok := strings.CutPrefix(path, "~/"); ok {
+			if home, _ := l.c.env("HOME"); home != "" {
+				path = filepath.Join(home, rest)
+			}
+		}
+		if !filepath.IsAbs(path) {
+			l.add(errorf(a.Expr.Range().Ptr(), "Unsuitable value", "%s must be a list of whole paths, which begin with / or ~/: %q is relative to nothing.", a.Name, path))
+			return nil
+		}
+		out = append(out, filepath.Clean(path))
+	}
+	return out
 }

@@ -94,6 +94,7 @@ func settings() []setting {
 			return checkDuration(c.Hive.Build.Timeout, time.Second, 24*time.Hour, "1s", "24h")
 		}},
 		{name: "hive.build.max_disk", field: func(c *Config) any { return &c.Hive.Build.MaxDisk }, check: checkMaxDisk},
+		{name: "hive.plugin_user", field: func(c *Config) any { return &c.Hive.PluginUser }},
 		{name: "hive.engines.allow", field: func(c *Config) any { return &c.Hive.Engines.Allow }, check: checkEngines},
 		{name: "gossip.retry_join", field: func(c *Config) any { return &c.Gossip.RetryJoin }, check: checkRetryJoin},
 		{name: "gossip.key_file", field: func(c *Config) any { return &c.Gossip.KeyFile }, path: true},

@@ -29,6 +29,8 @@ type Options struct {
 	Timeout time.Duration
 	// MaxDiskBytes bounds the temporary folder, with the caches in it; 0: 8 GiB.
 	MaxDiskBytes int64
+	// Start starts each command of a build; nil: its own Start.
+	Start func(cmd *exec.Cmd) error
 	// Environ returns the environment from which a build gets a few variables; nil: os.Environ.
 	Environ func() []string
 }

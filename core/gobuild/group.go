@@ -35,7 +35,11 @@ func (b *build) group(ctx context.Context, cmd *exec.Cmd, said *output) error {
 	defer r.Close()
 	cmd.Stdout, cmd.Stderr = w, w
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = cmd.Start()
+	start := b.o.Start
+	if start == nil {
+		start = (*exec.Cmd).Start
+	}
+	err = start(cmd)
 	_ = w.Close()
 	if err != nil {
 		return err

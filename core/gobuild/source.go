@@ -2,6 +2,7 @@ package gobuild
 
 import (
 	"cmp"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -21,6 +22,20 @@ func (s Source) WorkerType() string {
 		return ""
 	}
 	return name
+}
+
+// Root returns the folder of the module that a folder is in, or the folder itself; empty: the source
+// is fetched.
+func (s Source) Root() string {
+	for dir := s.folder; dir != ""; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			break
+		}
+	}
+	return s.folder
 }
 
 // ParseSource reads the absolute path of a folder, or a package and a version:

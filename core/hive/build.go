@@ -71,6 +71,9 @@ func (h *Hive) workerBuild(ctx context.Context, r core.Request, run *job.Run) (c
 	exe := filepath.Join(dir, "rbee-worker-"+cmp.Or(r.Type, "built"))
 	o := h.opts.Build.Go
 	o.WorkDir = dir
+	if o.Start, err = h.startBuild(o, src, dir); err != nil {
+		return core.WorkerBinary{}, err
+	}
 	if err := gobuild.Build(ctx, o, src, exe, func(line string) { run.Log("%s", line) }); err != nil {
 		return core.WorkerBinary{}, err
 	}
@@ -90,6 +93,32 @@ func (h *Hive) workerBuild(ctx context.Context, r core.Request, run *job.Run) (c
 		return core.WorkerBinary{}, err
 	}
 	return b, h.probe(ctx, t)
+}
+
+// startBuild returns how a build starts the toolchain: like a plugin, so that neither it nor what it
+// runs for a module sees the agent's data or a home folder, with the source to read and the caches
+// to write.
+func (h *Hive) startBuild(o gobuild.Options, src gobuild.Source, dir string) (func(*exec.Cmd) error, error) {
+	c := pluginhost.Confined{Dir: dir}
+	for _, cache := range []string{o.BuildCache, o.ModuleCache} {
+		if cache == "" {
+			continue
+		}
+		if err := os.MkdirAll(cache, 0o700); err != nil {
+			return nil, core.Wrap(err, core.Internal, "build worker: make the cache")
+		}
+		c.Write = append(c.Write, cache)
+	}
+	if root := src.Root(); root != "" {
+		c.Read = append(c.Read, root)
+	}
+	return func(cmd *exec.Cmd) error {
+		c := c
+		if tool, err := filepath.EvalSymlinks(cmd.Path); err == nil {
+			c.Read = append(slices.Clone(c.Read), filepath.Dir(filepath.Dir(tool))) // GOROOT
+		}
+		return h.plugins.StartConfined(cmd, c)
+	}, nil
 }
 
 // canBeBuilt says whether a worker type of this name may be a built one. Errors: Invalid, Conflict.
@@ -118,11 +147,18 @@ func (h *Hive) judgeBuilt(ctx context.Context, typ, exe string, run *job.Run) (p
 	if err := h.canBeBuilt(spec.Name); err != nil {
 		return spec, info, err
 	}
+	folder := filepath.Join(filepath.Dir(exe), "suite")
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return spec, info, core.Wrap(err, core.Internal, what)
+	}
+	model := h.smallestModel()
 	o := plugintest.Options{
 		Self: h.opts.Build.Suite, Kind: sdk.KindWorker, Executable: exe,
-		Start: func(cmd *exec.Cmd) error { return h.plugins.StartConfined(cmd, exe, filepath.Dir(exe)) },
+		Start: func(cmd *exec.Cmd) error {
+			return h.plugins.StartConfined(cmd, pluginhost.Confined{Name: "worker-" + spec.Name, Executable: exe, Dir: folder, Read: []string{model}})
+		},
 	}
-	if o.ModelPath = h.smallestModel(); o.ModelPath == "" || info.Engine.Name != "" {
+	if o.ModelPath = model; o.ModelPath == "" || info.Engine.Name != "" {
 		o.NoStart = true
 		run.Log("the conformance suite does not start a worker: it has no model to do so, or the type needs an engine")
 	}

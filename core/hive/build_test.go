@@ -13,9 +13,11 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/confine"
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/gobuild"
 	"github.com/rbee-project/rbee/core/hostinfo"
+	"github.com/rbee-project/rbee/core/pluginhost"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
 
@@ -99,6 +101,37 @@ func TestWorkerBuild(t *testing.T) {
 		return next.do(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "bee"}).Error.Err()
 	})
 	must.Eq(t, core.NotFound, next.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "bee", Model: "tiny"}).Kind)
+}
+
+// The toolchain, and what it runs for a module, sees nothing of the agent's data and of home folders.
+func TestBuildIsConfined(t *testing.T) {
+	t.Parallel()
+	if problem := confine.Problem(); problem != "" {
+		t.Skipf("not tested: %s", problem)
+	}
+	plugins, err := pluginDir()
+	must.NoError(t, err)
+	home, err := filepath.EvalSymlinks(t.TempDir())
+	must.NoError(t, err)
+	key, source := filepath.Join(home, ".ssh", "key"), filepath.Join(home, "src", "bee")
+	for _, dir := range []string{filepath.Dir(key), source} {
+		must.NoError(t, os.MkdirAll(dir, 0o700))
+	}
+	must.NoError(t, os.WriteFile(key, []byte("x"), 0o600))
+	must.NoError(t, os.WriteFile(filepath.Join(source, "go.mod"), []byte("module bee\n"), 0o600))
+	r := run(t, setup{alone: true, change: func(o *Options) {
+		builds(t, fmt.Sprintf("cat %s/node-key >/dev/null && echo leaked data\ncat %s >/dev/null && echo leaked home\ncat go.mod\necho x > go.sum || echo source not writable\ncp $FAKE bee\ncp $FAKE $5/\n", o.DataDir, key))(o)
+		must.NoError(t, os.WriteFile(filepath.Join(o.DataDir, "node-key"), []byte("x"), 0o600))
+		o.Plugins = pluginhost.New(pluginhost.Options{
+			PluginDir: plugins, RunDir: filepath.Join(o.DataDir, "run"),
+			Walls: pluginhost.Walls{Rules: confine.Rules{o.DataDir: confine.None, o.DataDir + "/store": confine.Read}, Homes: []string{home}},
+		})
+	}})
+	j, events := r.follow(r.submit(core.Request{Operation: core.OpWorkerBuild, Source: source, Type: "bee"}).ID)
+	must.Eq(t, core.JobSucceeded, j.State, must.Sprintf("%+v\n%s", j.Error, logs(events)))
+	must.StrNotContains(t, logs(events), "leaked")
+	must.StrContains(t, logs(events), "module bee")
+	must.StrContains(t, logs(events), "source not writable")
 }
 
 func TestWorkerBuildIsOffByDefault(t *testing.T) {

@@ -34,12 +34,12 @@ const (
 // until ctx ends or l is closed, then cuts those that are left and returns. The connections of l
 // are those of rpc.Mux.Data. Errors: what l says, but nil when it was closed.
 func (h *Hive) ServeData(ctx context.Context, l net.Listener) error {
-	return (&dataServer{socket: h.DataSocket, max: maxDataConns}).serve(ctx, l)
+	return (&dataServer{worker: h.DialWorker, max: maxDataConns}).serve(ctx, l)
 }
 
 // dataServer passes bytes between queens and workers.
 type dataServer struct {
-	socket func(workerID string) (string, error)
+	worker func(ctx context.Context, id string) (*net.UnixConn, error)
 	max    int64
 	active atomic.Int64
 }
@@ -141,16 +141,24 @@ func (s *dataServer) connect(ctx context.Context, queen net.Conn) (worker *net.U
 }
 
 func (s *dataServer) dial(ctx context.Context, workerID string) (*net.UnixConn, error) {
-	path, err := s.socket(workerID)
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithTimeout(ctx, dataStart)
 	defer cancel()
+	return s.worker(ctx, workerID)
+}
+
+// dialData connects to a worker's data socket, and shows that it is the hive that does.
+func dialData(ctx context.Context, id string, p workerProcess) (*net.UnixConn, error) {
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", path)
+	c, err := d.DialContext(ctx, "unix", p.DataSocket())
+	if err == nil {
+		if opening := p.DataOpening(); opening != "" { // fits into the socket's buffer: it does not block
+			if _, err = io.WriteString(c, opening); err != nil {
+				_ = c.Close()
+			}
+		}
+	}
 	if err != nil {
-		return nil, core.Errorf(core.Unavailable, "connect to worker: worker %s does not take connections", workerID).Hint(
+		return nil, core.Errorf(core.Unavailable, "connect to worker: worker %s does not take connections", id).Hint(
 			"It may have just ended; \"rbee worker process list\" shows what runs.")
 	}
 	w, ok := c.(*net.UnixConn)

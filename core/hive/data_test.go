@@ -24,6 +24,16 @@ import (
 	"github.com/rbee-project/rbee/core/rpc"
 )
 
+// socketOnly is a worker that is no more than its data socket.
+type socketOnly struct {
+	workerProcess
+	path string
+}
+
+func (s socketOnly) DataSocket() string { return s.path }
+
+func (socketOnly) DataOpening() string { return "" }
+
 // dataRig is a hive's data port with a worker behind it, and a queen.
 type dataRig struct {
 	queen  *rpc.Pool
@@ -74,16 +84,16 @@ func dataRigOf(t testing.TB, h *Hive) *dataRig {
 	mux := rpc.NewMux(l, rpc.MuxOptions{Identity: identity("00000001", core.RoleHive)})
 	ctx, cancel := context.WithCancel(context.Background())
 	wg.Go(func() { must.NoError(t, mux.Run(ctx)) })
-	r.server = &dataServer{max: maxDataConns, socket: func(id string) (string, error) {
+	r.server = &dataServer{max: maxDataConns, worker: func(ctx context.Context, id string) (*net.UnixConn, error) {
 		switch id {
 		case "w":
-			return r.socket, nil
+			return dialData(ctx, id, socketOnly{path: r.socket})
 		case "loading":
-			return "", core.Errorf(core.Unavailable, "find worker: worker loading is loading")
+			return nil, core.Errorf(core.Unavailable, "find worker: worker loading is loading")
 		case "dead":
-			return r.socket + "-gone", nil
+			return dialData(ctx, id, socketOnly{path: r.socket + "-gone"})
 		}
-		return "", core.Errorf(core.NotFound, "find worker: hive x has no worker %q", id).Hint("Look again.")
+		return nil, core.Errorf(core.NotFound, "find worker: hive x has no worker %q", id).Hint("Look again.")
 	}}
 	serving, end := context.WithCancel(ctx)
 	served := make(chan error, 1)
@@ -334,7 +344,7 @@ func TestDataEnds(t *testing.T) {
 func TestDataStart(t *testing.T) {
 	t.Parallel()
 	a, b := net.Pipe()
-	s := &dataServer{max: 1, socket: func(string) (string, error) { return "", errors.New("not asked for") }}
+	s := &dataServer{max: 1, worker: func(context.Context, string) (*net.UnixConn, error) { return nil, errors.New("not asked for") }}
 	var done atomic.Bool
 	go func() { s.join(t.Context(), a); done.Store(true) }()
 	begin := time.Now()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
 // maxSocketPathBytes is what fits into the address of a unix socket everywhere.
@@ -39,7 +40,7 @@ func openLayout(dataDir string) (layout, error) {
 		run:     filepath.Join(dir, "run"),
 	}
 	// go-plugin adds a file name of its own of at most 16 characters.
-	if longest := filepath.Join(l.run, newID(), "plugin0123456789"); len(longest) > maxSocketPathBytes {
+	if longest := filepath.Join(pluginhost.PrivateDir(l.runDir(newID())), "plugin0123456789"); len(longest) > maxSocketPathBytes {
 		return layout{}, core.Errorf(core.Invalid, "open data folder: %s is too long: the sockets in it would have paths of %d bytes, %d are possible", dir, len(longest), maxSocketPathBytes).Hint(
 			"Set data_dir to a shorter path.")
 	}
@@ -48,8 +49,13 @@ func openLayout(dataDir string) (layout, error) {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return layout{}, core.Wrap(err, core.Internal, "open data folder")
 		}
-		// What was there before may be open to others.
-		if err := os.Chmod(d, 0o700); err != nil {
+		// What was there before may be open to others. The group of the run folder may be that of the
+		// plugins' users, which pass through to their own.
+		mode := os.FileMode(0o700)
+		if info, err := os.Stat(d); err == nil && d == l.run {
+			mode |= info.Mode().Perm() & 0o010
+		}
+		if err := os.Chmod(d, mode); err != nil {
 			return layout{}, core.Wrap(err, core.Internal, "open data folder")
 		}
 		if err := syncDir(filepath.Dir(d)); err != nil && missing != nil {

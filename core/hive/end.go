@@ -198,7 +198,7 @@ func (h *Hive) stop(ctx context.Context, w *worker) error {
 
 // signal sends a signal to the process group of a worker, if it is still the same process.
 func (h *Hive) signal(w *worker, sig syscall.Signal) error {
-	p, err := hostinfo.Open(w.identity())
+	p, err := hostinfo.Open(w.identity(), w.handle.Attachment.User)
 	if err == nil {
 		err = p.SignalGroup(sig)
 		if core.KindOf(err) == core.Forbidden { // it does not lead its group: it alone is hit

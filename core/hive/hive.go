@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"runtime"
 	"slices"
@@ -314,17 +315,17 @@ func (h *Hive) worker(id string) (*worker, bool) {
 	return w, ok
 }
 
-// DataSocket is the path of the unix socket that a worker of this hive serves HTTP on. Errors:
-// NotFound, Unavailable while it loads.
-func (h *Hive) DataSocket(workerID string) (string, error) {
+// DialWorker connects to the unix socket that a worker of this hive serves HTTP on. Errors:
+// NotFound, Unavailable while it loads, and where it does not take connections.
+func (h *Hive) DialWorker(ctx context.Context, workerID string) (*net.UnixConn, error) {
 	w, ok := h.worker(workerID)
 	if !ok {
-		return "", core.Errorf(core.NotFound, "find worker: hive %s has no worker %q", h.opts.Name, workerID)
+		return nil, core.Errorf(core.NotFound, "find worker: hive %s has no worker %q", h.opts.Name, workerID)
 	}
 	if s := w.stateNow(); s != core.WorkerReady && s != core.WorkerRetiring {
-		return "", core.Errorf(core.Unavailable, "find worker: worker %s is %s", workerID, s)
+		return nil, core.Errorf(core.Unavailable, "find worker: worker %s is %s", workerID, s)
 	}
-	return w.proc.DataSocket(), nil
+	return dialData(ctx, workerID, w.proc)
 }
 
 // report is the whole state as it is now, for the queens.

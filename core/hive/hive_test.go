@@ -72,9 +72,7 @@ func TestSpawnListDelete(t *testing.T) {
 	must.NoError(t, err)
 	full := wire.ProcessFromProto(got.GetProcess())
 	must.StrContains(t, strings.Join(full.CommandLine, " "), "rbee-worker-fake")
-	socket, err := r.hive.DataSocket(w.ID)
-	must.NoError(t, err)
-	must.SliceContains(t, full.Sockets, socket)
+	must.SliceContains(t, full.Sockets, handles(t, r.dir)[0].Attachment.DataSocket)
 	must.StrContains(t, strings.Join(full.Log, "\n"), "model loaded")
 
 	models, err := r.hives.ListModels(t.Context(), &hivev1.ListModelsRequest{})
@@ -92,7 +90,7 @@ func TestSpawnListDelete(t *testing.T) {
 	again := result1[core.ExitResult](r, core.Request{Operation: core.OpWorkerProcessDelete, PID: p.PID})
 	must.True(t, again.AlreadyGone)
 	must.Eq(t, w.ID, again.WorkerID)
-	_, err = r.hive.DataSocket(w.ID)
+	_, err = r.hive.DialWorker(t.Context(), w.ID)
 	must.Eq(t, core.NotFound, core.KindOf(err))
 	_, err = r.hives.GetProcess(t.Context(), &hivev1.GetProcessRequest{Pid: int64(p.PID)})
 	must.Eq(t, core.NotFound, core.KindOf(err))
@@ -264,7 +262,7 @@ worker "slow" {
 	list := r.processes()
 	must.Len(t, 1, list)
 	must.Eq(t, core.WorkerLoading, list[0].State)
-	_, err := r.hive.DataSocket(list[0].WorkerID)
+	_, err := r.hive.DialWorker(t.Context(), list[0].WorkerID)
 	must.Eq(t, core.Unavailable, core.KindOf(err))
 
 	start := time.Now()

@@ -24,6 +24,7 @@ type workerProcess interface {
 	Drain(ctx context.Context) error
 	Stop(ctx context.Context, grace time.Duration) (forced bool, err error)
 	DataSocket() string
+	DataOpening() string
 	Attachment() pluginhost.Attachment
 	Done() <-chan struct{}
 	Exit() string
@@ -50,7 +51,7 @@ type pluginHost interface {
 	Describe(ctx context.Context, s pluginhost.Spec) (sdk.Info, sdk.Schema, error)
 	Confinement() string
 	CodeDigest(s pluginhost.Spec) (string, error)
-	StartConfined(cmd *exec.Cmd, executable, dir string) error
+	StartConfined(cmd *exec.Cmd, c pluginhost.Confined) error
 }
 
 // shelf is the store as the hive needs it.

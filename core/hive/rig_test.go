@@ -437,7 +437,7 @@ func marked(t *testing.T, prefix string) []string {
 			continue
 		}
 		for v := range bytes.SplitSeq(env, []byte{0}) {
-			if rest, ok := strings.CutPrefix(string(v), socketDirVariable+"="+prefix); ok && validID(rest) {
+			if rest, ok := strings.CutPrefix(string(v), socketDirVariable+"="+prefix); ok && validID(strings.TrimSuffix(rest, "/p")) {
 				out = append(out, p)
 			}
 		}
@@ -462,12 +462,8 @@ func count(n int) func([]core.Worker) error {
 
 // ask sends a prompt to a worker's data socket.
 func (r *rig) ask(ctx context.Context, worker, prompt string) (string, error) {
-	socket, err := r.hive.DataSocket(worker)
-	if err != nil {
-		return "", err
-	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		return r.hive.DialWorker(ctx, worker)
 	}}}
 	body := fmt.Sprintf(`{"model":"tiny","prompt":%q}`, prompt)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://worker/v1/completions", strings.NewReader(body))

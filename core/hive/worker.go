@@ -5,10 +5,12 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/hostinfo"
+	"github.com/rbee-project/rbee/core/pluginhost"
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
@@ -337,12 +339,15 @@ func (h *Hive) letGo(id string, p workerProcess) {
 func (h *Hive) clean(id string) {
 	// Whatever a worker starts inherits this variable, also when it leaves the process group or the
 	// session; the folder is the worker's alone.
-	left, err := hostinfo.KillMarked(socketDirVariable + "=" + h.disk.runDir(id))
-	if err != nil {
-		h.log.Warn("look for processes that a worker left", "worker", id, "error", err)
-	}
-	if len(left) > 0 {
-		h.log.Warn("ended processes that a worker left", "worker", id, "pids", left)
+	user := owner(pluginhost.PrivateDir(h.disk.runDir(id)))
+	for _, dir := range []string{pluginhost.PrivateDir(h.disk.runDir(id)), h.disk.runDir(id)} { // the latter of an earlier release
+		left, err := hostinfo.KillMarked(socketDirVariable+"="+dir, user)
+		if err != nil {
+			h.log.Warn("look for processes that a worker left", "worker", id, "error", err)
+		}
+		if len(left) > 0 {
+			h.log.Warn("ended processes that a worker left", "worker", id, "pids", left)
+		}
 	}
 	if err := removeFile(h.disk.handleFile(id)); err != nil {
 		h.log.Error("remove the handle of a worker", "worker", id, "error", err)
@@ -350,4 +355,16 @@ func (h *Hive) clean(id string) {
 	if err := os.RemoveAll(h.disk.runDir(id)); err != nil {
 		h.log.Error("remove the folder of a worker", "worker", id, "error", err)
 	}
+}
+
+// owner is the number of the user that a folder belongs to; 0 where there is none.
+func owner(dir string) uint32 {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return 0
+	}
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		return stat.Uid
+	}
+	return 0
 }

@@ -55,8 +55,8 @@ type Process struct {
 
 // Open holds the identified process. Errors: NotFound if it is gone or its pid now belongs to
 // another process; Forbidden for a process that must never be signalled: the first one, this one,
-// its parent, one of another user.
-func Open(id Identity) (*Process, error) {
+// its parent, one of a user that is neither this process's nor among users.
+func Open(id Identity, users ...uint32) (*Process, error) {
 	if id.PID <= 1 || id.PID == os.Getpid() || id.PID == os.Getppid() {
 		return nil, core.Errorf(core.Forbidden, "open process: process %d is not one that may be signalled", id.PID)
 	}
@@ -71,7 +71,7 @@ func Open(id Identity) (*Process, error) {
 		err = core.Errorf(core.NotFound, "open process: process %d is another one by now: it started at another time", id.PID)
 	}
 	if err == nil {
-		err = ownUser(id.PID)
+		err = ownUser(id.PID, users)
 	}
 	if err != nil {
 		return nil, errors.Join(err, held.Release())

@@ -90,9 +90,9 @@ func identify(pid int) (id Identity, ended bool, err error) {
 	return Identity{PID: pid, Start: s.start, BootID: strings.TrimSpace(string(boot))}, s.ended(), nil
 }
 
-// ownUser refuses a process of another user. The operating system does not refuse it for the
+// ownUser refuses a process of a user that is neither this process's nor among others. The operating system does not refuse it for the
 // superuser, who may signal any process.
-func ownUser(pid int) error {
+func ownUser(pid int, others []uint32) error {
 	b, err := os.ReadFile(procFile(pid, "status"))
 	if err != nil {
 		return gone(pid)
@@ -102,8 +102,10 @@ func ownUser(pid int) error {
 		if !found {
 			continue
 		}
-		if f := strings.Fields(ids); len(f) >= 2 && f[1] == strconv.Itoa(os.Geteuid()) {
-			return nil
+		if f := strings.Fields(ids); len(f) >= 2 {
+			if uid, err := strconv.ParseUint(f[1], 10, 32); err == nil && (int(uid) == os.Geteuid() || slices.Contains(others, uint32(uid))) {
+				return nil
+			}
 		}
 		return core.Errorf(core.Forbidden, "open process: process %d belongs to another user", pid).Hint("Run the command as that user, or as root.")
 	}
@@ -174,18 +176,18 @@ func allStats() map[int]stat {
 	return out
 }
 
-// KillMarked kills every process of this user that was started with the environment entry mark,
+// KillMarked kills every process of this user, or of one of users, that was started with the environment entry mark,
 // "NAME=value", and returns their pids, ascending. It finds what a dead process left behind, also
 // processes that changed their group or session. A mark must be unique to its owner. It finds
 // nothing where the operating system does not show environments. Errors: Invalid for a mark without
 // a value.
-func KillMarked(mark string) ([]int, error) {
+func KillMarked(mark string, users ...uint32) ([]int, error) {
 	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
 		return nil, core.Errorf(core.Invalid, "kill leftovers: %q marks nothing", mark)
 	}
 	killed := map[int]bool{}
 	for range looks {
-		if !killMarked(mark, killed) {
+		if !killMarked(mark, users, killed) {
 			break
 		}
 		time.Sleep(lookAgain)
@@ -203,7 +205,7 @@ const (
 // killMarked kills processes that have the mark and are not in killed, and adds them there. It
 // reports whether to look again: a killed process may have started another one meanwhile, and a
 // process whose program is being replaced shows its mark only afterwards.
-func killMarked(mark string, killed map[int]bool) (again bool) {
+func killMarked(mark string, users []uint32, killed map[int]bool) (again bool) {
 	for pid, s := range allStats() {
 		if s.ended() || s.kernel || pid <= 1 || pid == os.Getpid() || pid == os.Getppid() || killed[pid] {
 			continue
@@ -217,7 +219,7 @@ func killMarked(mark string, killed map[int]bool) (again bool) {
 		if err != nil || id.Start != s.start {
 			continue
 		}
-		p, err := Open(id)
+		p, err := Open(id, users...)
 		if err != nil {
 			continue
 		}

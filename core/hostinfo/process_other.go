@@ -31,7 +31,7 @@ func identify(pid int) (id Identity, ended bool, err error) {
 	return Identity{PID: pid, Start: uint64(ms)}, ended, nil
 }
 
-func ownUser(pid int) error {
+func ownUser(pid int, others []uint32) error {
 	p, err := process.NewProcess(int32(pid))
 	if err != nil {
 		return gone(pid)
@@ -40,7 +40,7 @@ func ownUser(pid int) error {
 	if err != nil {
 		return core.Errorf(core.Internal, "open process: owner of process %d: %w", pid, err)
 	}
-	if !slices.Contains(uids, uint32(os.Geteuid())) {
+	if !slices.ContainsFunc(uids, func(uid uint32) bool { return uid == uint32(os.Geteuid()) || slices.Contains(others, uid) }) {
 		return core.Errorf(core.Forbidden, "open process: process %d belongs to another user", pid).Hint("Run the command as that user, or as root.")
 	}
 	return nil
@@ -64,7 +64,7 @@ func descendants(ctx context.Context, p *process.Process) []*process.Process {
 }
 
 // KillMarked does nothing here: the environment of a process cannot be read.
-func KillMarked(mark string) ([]int, error) {
+func KillMarked(mark string, _ ...uint32) ([]int, error) {
 	if name, value, ok := strings.Cut(mark, "="); !ok || name == "" || value == "" {
 		return nil, core.Errorf(core.Invalid, "kill leftovers: %q marks nothing", mark)
 	}

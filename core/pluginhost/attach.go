@@ -25,21 +25,27 @@ const attachTimeout = 2 * time.Second
 // Attachment is what is needed to find a running worker again. It is JSON-able.
 type Attachment struct {
 	Process    hostinfo.Identity `json:"process"`
-	Executable string            `json:"executable"` // path at launch
-	Digest     string            `json:"digest"`     // of the executable at launch: "sha256:<hex>"
+	User       uint32            `json:"user,omitempty"` // that it runs as; 0: its host's
+	Executable string            `json:"executable"`     // path at launch
+	Digest     string            `json:"digest"`         // of the executable at launch: "sha256:<hex>"
 	// Runs is the digest of the program that the process ran when it had been configured, such as a
 	// script's interpreter. Empty: that of the executable.
-	Runs       string `json:"runs,omitempty"`
-	Network    string `json:"network"` // of the control socket
-	Address    string `json:"address"`
-	Protocol   int    `json:"protocol"`
-	Type       string `json:"type"` // worker type
-	WorkerID   string `json:"worker_id"`
-	Nonce      string `json:"nonce"`
-	RunDir     string `json:"run_dir"`
-	DataSocket string `json:"data_socket"`
-	EngineDir  string `json:"engine_dir,omitempty"`
-	LogFile    string `json:"log_file,omitempty"`
+	Runs    string `json:"runs,omitempty"`
+	Network string `json:"network"` // of the control socket
+	Address string `json:"address"`
+	// Control are the keys of the control socket, secrets; nil: it is not encrypted.
+	Control    *ControlKeys `json:"control,omitempty"`
+	Protocol   int          `json:"protocol"`
+	Type       string       `json:"type"` // worker type
+	WorkerID   string       `json:"worker_id"`
+	Nonce      string       `json:"nonce"`
+	RunDir     string       `json:"run_dir"`
+	DataSocket string       `json:"data_socket"`
+	// DataOpening is what connections to the data socket begin with where the worker demands it; a
+	// secret. Empty: nothing.
+	DataOpening string `json:"data_opening,omitempty"`
+	EngineDir   string `json:"engine_dir,omitempty"`
+	LogFile     string `json:"log_file,omitempty"`
 }
 
 // Reattach takes over a worker that this or an earlier host launched: same process (pid, start
@@ -59,7 +65,11 @@ func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
 	if err := h.sameExecutable(a); err != nil {
 		return nil, err
 	}
-	c := &child{id: a.Process, nonce: a.Nonce, released: make(chan struct{}), done: make(chan struct{})}
+	keys, err := a.Control.Config()
+	if err != nil {
+		return nil, core.Errorf(core.Invalid, "%s: worker %s: %w", op, a.WorkerID, err)
+	}
+	c := &child{id: a.Process, user: a.User, nonce: a.Nonce, released: make(chan struct{}), done: make(chan struct{})}
 	addr := &net.UnixAddr{Name: a.Address, Net: a.Network}
 	p := &process{name: name, run: c, address: addr, runDir: a.RunDir}
 	p.client = goplugin.NewClient(&goplugin.ClientConfig{
@@ -68,6 +78,7 @@ func (h *Host) Reattach(ctx context.Context, a Attachment) (*Worker, error) {
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		Logger:           hclog.NewNullLogger(),
 		GRPCDialOptions:  dialOptions(),
+		TLSConfig:        keys,
 		Reattach: &goplugin.ReattachConfig{
 			Protocol: goplugin.ProtocolGRPC, ProtocolVersion: a.Protocol, Addr: addr, Pid: a.Process.PID,
 			ReattachFunc: func() (runner.AttachedRunner, error) { return c, nil },
@@ -114,7 +125,9 @@ func (h *Host) answers(ctx context.Context, p *process, a Attachment) (*Worker, 
 	if err != nil {
 		return nil, core.Errorf(core.Unavailable, "%s: worker %s, process %d: %w", op, a.WorkerID, a.Process.PID, err)
 	}
-	return &Worker{p: p, client: client, info: info, at: a, engine: a.EngineDir}, nil
+	w := &Worker{p: p, client: client, info: info, at: a, engine: a.EngineDir, admitModel: func(string) error { return nil }}
+	w.guarded.Store(st.DataGuarded)
+	return w, nil
 }
 
 // sameExecutable sees that the process is the attachment's and runs the executable that was
@@ -152,9 +165,9 @@ func runningFile(pid int) string {
 // dead worker left behind is ended as well. Errors: ctx's, Forbidden.
 func (h *Host) EndAttachment(ctx context.Context, a Attachment) (bool, error) {
 	const op = "end worker"
-	p, err := hostinfo.Open(a.Process)
+	p, err := hostinfo.Open(a.Process, a.User)
 	if core.KindOf(err) == core.NotFound {
-		return false, endMarked(a.Nonce)
+		return false, endMarked(a.Nonce, a.User)
 	}
 	if err != nil {
 		return false, err
@@ -179,13 +192,13 @@ func (h *Host) EndAttachment(ctx context.Context, a Attachment) (bool, error) {
 		<-gone
 		return true, fmt.Errorf("%s: %w", op, core.FromContext(ctx))
 	}
-	return true, endMarked(a.Nonce)
+	return true, endMarked(a.Nonce, a.User)
 }
 
-func endMarked(nonce string) error {
+func endMarked(nonce string, user uint32) error {
 	if nonce == "" {
 		return nil
 	}
-	_, err := hostinfo.KillMarked(markName + "=" + nonce)
+	_, err := hostinfo.KillMarked(markName+"="+nonce, user)
 	return err
 }

@@ -1,46 +1,281 @@
 package pluginhost
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/confine"
 )
 
-// Confinement says why plugins reach files that they should not; empty: they do not.
-func (h *Host) Confinement() string {
-	if h.o.Rules == nil {
-		return "confinement is off"
-	}
-	return confine.Problem()
+// Walls say what keeps plugins from what is not theirs.
+type Walls struct {
+	// Rules say which files plugins reach, beside their own folders; nil: all that the user does.
+	Rules confine.Rules
+	// Homes are the folders of people, links followed. Plugins see nothing of them but what Rules, a
+	// block of the configuration or a variable of the environment names.
+	Homes []string
+	// HomeDir is where the home folder of each plugin is made, so that what its libraries keep lasts;
+	// empty: a plugin's private folder is its home.
+	HomeDir string
+	// User returns the user that the plugin of a kind and name, such as "worker-cpu", runs as; nil:
+	// this process's.
+	User func(name string) *confine.User
+	// Roots are folders of this process that such a user is let through, to what a plugin needs there.
+	Roots []string
+	// Problem says what is missing in these walls; empty: nothing.
+	Problem string
 }
 
-// StartConfined starts cmd, which runs the plugin executable or something that will, under the
-// host's rules. It may do everything in its folder dir, which is its folder for temporary files
-// where it may not use the system's.
-func (h *Host) StartConfined(cmd *exec.Cmd, executable, dir string) error {
-	if h.o.Rules == nil || confine.Problem() != "" {
+// Confined says how to start a process that is a plugin, or that will start one.
+type Confined struct {
+	Name       string   // whose user it runs as, such as "worker-cpu"; empty: this process's
+	Executable string   // of the plugin; its folder may be read
+	Dir        string   // private folder: for sockets and temporary files
+	Read       []string // what else may be read, absolute paths
+	Write      []string // likewise
+	Home       string   // empty: Dir
+
+	user *confine.User // goes before Name's; nil: Name says
+}
+
+// Confinement says why plugins are not confined, or not as much as is possible; empty: they are.
+func (h *Host) Confinement() string {
+	if h.o.Walls.Rules == nil {
+		return "confinement is off"
+	}
+	var missing []string
+	for _, problem := range []string{confine.Problem(), h.o.Walls.Problem} {
+		if problem != "" {
+			missing = append(missing, problem)
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(h.asRoot)) {
+		missing = append(missing, h.asRoot[name])
+	}
+	return strings.Join(missing, "; ")
+}
+
+// StartConfined starts cmd within the host's walls. Its home folder is c.Home; its temporary folder
+// is c.Dir where it may not use the system's.
+func (h *Host) StartConfined(cmd *exec.Cmd, c Confined) error {
+	if h.o.Walls.Rules == nil {
 		return cmd.Start()
-	}
-	rules := h.o.Rules
-	if rules.Access(dir) != confine.Full {
-		rules = rules.With(dir, confine.Full)
-	}
-	if folder := filepath.Dir(executable); rules.Access(folder) == confine.None {
-		rules = rules.With(folder, confine.Read)
 	}
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
-	temp := os.TempDir()
-	if i := slices.IndexFunc(cmd.Env, func(e string) bool { return strings.HasPrefix(e, "TMPDIR=") }); i >= 0 {
-		temp = strings.TrimPrefix(cmd.Env[i], "TMPDIR=")
+	if c.Home == "" {
+		c.Home = c.Dir
 	}
-	if !rules.Creates(temp) {
-		cmd.Env = append(cmd.Env, "TMPDIR="+dir)
+	if v, _ := lookup(cmd.Env, "HOME"); !strings.HasPrefix(v, c.Dir+"/") {
+		cmd.Env = append(cmd.Env, "HOME="+c.Home)
+	}
+	user := c.user
+	if user == nil && c.Name != "" {
+		user = h.user(c.Name)
+	}
+	if user != nil {
+		if err := h.prepare(user, cmd, c); err != nil {
+			return err
+		}
+		user.Use(cmd)
+	}
+	if confine.Problem() != "" {
+		return cmd.Start()
+	}
+	rules := h.rules(c)
+	temp := os.TempDir()
+	if v, ok := lookup(cmd.Env, "TMPDIR"); ok {
+		temp = v
+	}
+	if !rules.Creates(temp) || user != nil && user.Enters(temp) != nil {
+		cmd.Env = append(cmd.Env, "TMPDIR="+c.Dir)
 	}
 	return confine.Start(cmd, rules)
+}
+
+// prepare gives a user what it needs to run a process.
+func (h *Host) prepare(u *confine.User, cmd *exec.Cmd, c Confined) error {
+	if err := h.give(u, c.Dir); err != nil {
+		return err
+	}
+	for _, path := range c.Read {
+		// What is hidden stays so, whoever names it.
+		if h.o.Walls.Rules.Access(path) == confine.None {
+			continue
+		}
+		if err := h.admitModel(u, path); err != nil {
+			return err
+		}
+	}
+	for _, file := range []string{cmd.Path, c.Executable} {
+		if err := u.Runs(file); err != nil {
+			return core.Errorf(core.Forbidden, "launch plugin: the user that plugins run as, %d, cannot start it: %w", u.UID, err).Hint(
+				"Let others read and execute it: chmod -R o+rX %s; or set hive { plugin_user = \"root\" }.", filepath.Dir(file))
+		}
+	}
+	return nil
+}
+
+// user returns the user that the plugin of a kind and name runs as, if its block names no files;
+// nil: this process's.
+func (h *Host) user(name string) *confine.User {
+	if h.o.Walls.User == nil {
+		return nil
+	}
+	return h.o.Walls.User(name)
+}
+
+// userOf is user for a plugin whose block may name files that are closed to that user: such a plugin
+// runs as this process's user, and Confinement says so.
+func (h *Host) userOf(name string, s Spec) *confine.User {
+	u := h.user(name)
+	if u == nil {
+		return nil
+	}
+	why := ""
+	for _, path := range blockPaths(s) {
+		if err := u.Reads(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			why = fmt.Sprintf("%s plugin %q runs as root, as its block names what only root reads: %v", s.Kind, s.Name, err)
+			break
+		}
+	}
+	h.mu.Lock()
+	was := h.asRoot[name]
+	if h.asRoot[name] = why; why == "" {
+		delete(h.asRoot, name)
+	}
+	h.mu.Unlock()
+	if why == "" {
+		return u
+	}
+	if why != was {
+		h.o.Logger.Warn("a plugin runs as root", "plugin", s.Name, "problem", why)
+	}
+	return nil
+}
+
+// admit lets a plugin's user read what is at a path in one of this process's folders.
+func (h *Host) admit(u *confine.User, path string) error {
+	if u == nil || path == "" {
+		return nil
+	}
+	for _, root := range h.o.Walls.Roots {
+		if err := u.Admit(root, path); err != nil {
+			return core.Wrap(err, core.Internal, "let the plugin's user read")
+		}
+	}
+	return nil
+}
+
+// admitModel is admit for a model, which may be one of several files with links to them.
+func (h *Host) admitModel(u *confine.User, path string) error {
+	info, err := os.Lstat(path)
+	if u == nil || err != nil || info.Mode()&os.ModeSymlink == 0 {
+		return h.admit(u, path)
+	}
+	parts, err := filepath.Glob(filepath.Join(filepath.Dir(path), "*.gguf"))
+	if err != nil {
+		return core.Wrap(err, core.Internal, "let the plugin's user read")
+	}
+	for _, part := range parts {
+		real, err := filepath.EvalSymlinks(part)
+		if err != nil {
+			return core.Wrap(err, core.Internal, "let the plugin's user read")
+		}
+		if err := h.admit(u, real); err != nil {
+			return err
+		}
+	}
+	return h.admit(u, filepath.Dir(path))
+}
+
+// give makes a folder the plugin's user's own, and lets it through to there.
+func (h *Host) give(u *confine.User, dir string) error {
+	if u == nil {
+		return nil
+	}
+	if err := u.Own(dir); err != nil {
+		return core.Wrap(err, core.Internal, "give the plugin its folder")
+	}
+	for _, root := range h.o.Walls.Roots {
+		if err := u.Pass(root, dir); err != nil {
+			return core.Wrap(err, core.Internal, "let the plugin's user through to its folder")
+		}
+	}
+	return nil
+}
+
+// home makes the home folder of a plugin; empty: it has none of its own.
+func (h *Host) home(name string, u *confine.User) (string, error) {
+	if h.o.Walls.Rules == nil || h.o.Walls.HomeDir == "" {
+		return "", nil
+	}
+	dir := filepath.Join(h.o.Walls.HomeDir, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", core.Wrap(err, core.Internal, "make the plugin's home folder")
+	}
+	return dir, h.give(u, dir)
+}
+
+// rules are the host's for one process.
+func (h *Host) rules(c Confined) confine.Rules {
+	w := h.o.Walls
+	rules := maps.Clone(w.Rules)
+	for _, home := range w.Homes {
+		if rules.Access(home) != confine.None {
+			rules[home] = confine.None
+		}
+	}
+	if folder := filepath.Dir(c.Executable); c.Executable != "" && rules.Access(folder) == confine.None {
+		rules[folder] = confine.Read
+	}
+	allow := func(access confine.Access, paths []string) {
+		for _, path := range paths {
+			real, err := filepath.EvalSymlinks(path)
+			// What the host's rules hide is no plugin's, whoever names it.
+			if err != nil || !filepath.IsAbs(path) || w.Rules.Access(real) == confine.None || rules.Access(real) >= access {
+				continue
+			}
+			rules[real] = access
+			for _, home := range w.Homes {
+				if home == real {
+					hideDotFiles(rules, home)
+				}
+			}
+		}
+	}
+	allow(confine.Read, c.Read)
+	allow(confine.Full, c.Write)
+	for _, dir := range []string{c.Dir, c.Home} {
+		if rules.Access(dir) != confine.Full {
+			rules[dir] = confine.Full
+		}
+	}
+	return rules
+}
+
+// hideDotFiles hides what programs keep in a home folder that is shown: keys, tokens, history,
+// start-up files.
+func hideDotFiles(rules confine.Rules, home string) {
+	entries, err := os.ReadDir(home)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		path := filepath.Join(home, e.Name())
+		if _, named := rules[path]; !named && strings.HasPrefix(e.Name(), ".") {
+			rules[path] = confine.None
+		}
+	}
 }

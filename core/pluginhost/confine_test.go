@@ -27,11 +27,11 @@ func TestLaunchConfined(t *testing.T) {
 	}{
 		{"without rules", nil, "read\n" + os.TempDir()},
 		{"elsewhere", confine.Rules{"/nowhere/at/all": confine.None}, "read\n" + os.TempDir()},
-		{"hidden", confine.Rules{data: confine.None}, "open " + secret + ": permission denied\n" + filepath.Join(data, "run", "w")},
+		{"hidden", confine.Rules{data: confine.None}, "open " + secret + ": permission denied\n" + filepath.Join(data, "run", "w", "p")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h := newHost(t, func(o *pluginhost.Options) {
-				o.RunDir, o.Rules = filepath.Join(data, "run"), tc.rules
+				o.RunDir, o.Walls.Rules = filepath.Join(data, "run"), tc.rules
 				o.Environ = func() []string { return []string{"PROBE=read:" + secret, "TMPDIR=" + os.TempDir()} }
 			})
 			must.Eq(t, tc.rules == nil, h.Confinement() != "")
@@ -39,7 +39,7 @@ func TestLaunchConfined(t *testing.T) {
 			w, err := h.LaunchWorker(t.Context(), pluginhost.WorkerLaunch{Spec: probeSpec(t, h), RunDir: run})
 			must.NoError(t, err)
 			t.Cleanup(func() { end(t, w) })
-			said, err := os.ReadFile(filepath.Join(run, "said"))
+			said, err := os.ReadFile(filepath.Join(pluginhost.PrivateDir(run), "said"))
 			must.NoError(t, err)
 			must.Eq(t, tc.want, string(said))
 		})

@@ -13,7 +13,6 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/rbee-project/rbee/core/config"
-	"github.com/rbee-project/rbee/core/confine"
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
@@ -33,9 +32,7 @@ type Options struct {
 	// Protocols are the versions of the plugin protocol that the host speaks, oldest first; nil:
 	// sdk.ProtocolVersions. Tests play other versions of rbee with it.
 	Protocols []int
-	// Rules say which files plugins reach, beside their own run folders; nil: all that the user
-	// does.
-	Rules confine.Rules
+	Walls     Walls
 }
 
 // Host launches plugins. It is safe for concurrent use. It holds nothing that must be closed: the
@@ -45,6 +42,7 @@ type Host struct {
 
 	mu      sync.Mutex // guards below
 	digests map[fileKey]string
+	asRoot  map[string]string // why plugins run as this process's user, by their names
 }
 
 // New returns a Host.
@@ -64,7 +62,7 @@ func New(o Options) *Host {
 	if o.CallTimeout == 0 {
 		o.CallTimeout = 10 * time.Second
 	}
-	return &Host{o: o, digests: map[fileKey]string{}}
+	return &Host{o: o, digests: map[fileKey]string{}, asRoot: map[string]string{}}
 }
 
 // Spec says what to launch and how to configure it. The zero value is of no use: Host.Spec and

@@ -139,11 +139,20 @@ func startSpec(t testing.TB) worker.StartSpec {
 }
 
 // ask sends a chat message over the worker's data socket and returns the answer's body.
-func ask(ctx context.Context, socket, prompt string) (string, error) {
+func ask(ctx context.Context, w *pluginhost.Worker, prompt string) (string, error) {
+	return askOver(ctx, w.DataSocket(), w.DataOpening(), prompt)
+}
+
+// askOver is ask with a connection that begins with an opening.
+func askOver(ctx context.Context, socket, opening, prompt string) (string, error) {
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+			c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+			if err == nil {
+				_, err = io.WriteString(c, opening)
+			}
+			return c, err
 		},
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://worker/v1/chat/completions",

@@ -1,6 +1,7 @@
 package pluginhost
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/confine"
 	"github.com/rbee-project/rbee/core/hostinfo"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/plugins/sdk"
@@ -40,6 +42,7 @@ const controlSocketName = "plugin1234567890"
 type launch struct {
 	spec     Spec
 	runDir   string // empty: a temporary one
+	engine   string // folder of the engine; empty: none
 	logFile  string // empty: lines go to the logger
 	nonce    string // marks the process and its children; empty: no mark
 	tethered bool
@@ -52,6 +55,7 @@ type process struct {
 	conn    *grpc.ClientConn
 	run     *child
 	address net.Addr
+	keys    *ControlKeys // nil: the control socket is not encrypted
 	runDir  string
 }
 
@@ -59,6 +63,7 @@ type process struct {
 type child struct {
 	id       hostinfo.Identity // written under mu, at the launch; whoever comes after the launch reads it without
 	cmd      *exec.Cmd         // nil for one that was found again
+	user     uint32            // that it runs as; 0: this process's
 	nonce    string
 	tether   *os.File // write end of the child's standard input; nil: not tethered
 	stdout   *firstBytes
@@ -97,14 +102,34 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 				"If you replaced the executable yourself, put its new sha256 into the block %s %q.", l.spec.Kind, l.spec.Name)
 		}
 	}
-	runDir, cleanup, err := h.runDir(l.runDir)
+	owner := fmt.Sprintf("%s-%s", l.spec.Kind, l.spec.Name)
+	user := h.userOf(owner, l.spec)
+	runDir, cleanup, err := h.runDir(l.runDir, user)
 	if err != nil {
 		return nil, err
 	}
+	home, err := h.home(owner, user)
+	if err == nil {
+		err = h.admitCode(user, l)
+	}
+	if err != nil {
+		cleanup()
+		return nil, err
+	}
 	c := &child{nonce: l.nonce, cleanup: cleanup, released: make(chan struct{}), done: make(chan struct{})}
+	if user != nil {
+		c.user = user.UID
+	}
 	cmd := exec.Command(l.spec.Executable) //nolint:noctx // the process may outlive every context
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Env = pickEnv(l.spec, h.o.Environ())
+	environ := h.o.Environ()
+	cmd.Env = pickEnv(l.spec, environ)
+	if h.o.Walls.Rules != nil {
+		cmd.Env = append(cmd.Env, originFiles(filepath.Base(l.spec.Executable), environ)...)
+	}
+	confined := Confined{
+		user: user, Executable: l.spec.Executable, Dir: runDir, Home: home, Read: h.reads(l.spec, cmd.Env), Write: l.spec.plugin.Write,
+	}
 	cmd.Env = append(cmd.Env, "PYTHONDONTWRITEBYTECODE=1") // a plugin's folder stays as it is
 	cmd.Env = append(cmd.Env, sdk.EnvLogLevel+"="+h.o.Logger.GetLevel().String())
 	if l.nonce != "" {
@@ -116,9 +141,9 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 	c.cmd = cmd
 	out := &outputs{
 		logFile: l.logFile, tethered: l.tethered, log: h.o.Logger.Named(filepath.Base(l.spec.Executable)),
-		start: func(cmd *exec.Cmd) error { return h.StartConfined(cmd, l.spec.Executable, runDir) },
+		start: func(cmd *exec.Cmd) error { return h.StartConfined(cmd, confined) },
 	}
-	client := goplugin.NewClient(&goplugin.ClientConfig{
+	settings := &goplugin.ClientConfig{
 		HandshakeConfig:  sdk.Handshake(),
 		VersionedPlugins: h.versions(l.spec.Kind),
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
@@ -133,9 +158,10 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: runDir},
 		StartTimeout:     h.o.StartTimeout,
 		GRPCDialOptions:  dialOptions(),
-		AutoMTLS:         l.spec.Kind != sdk.KindWorker, // excludes re-attaching
-		Logger:           hclog.NewNullLogger(),         // what it has to say comes back as errors
-	})
+		AutoMTLS:         true,
+		Logger:           hclog.NewNullLogger(), // what it has to say comes back as errors
+	}
+	client := goplugin.NewClient(settings)
 	p := &process{name: name, client: client, run: c, runDir: runDir}
 	c.out = out
 	// A caller that gives up ends the launch.
@@ -146,6 +172,9 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 		stopWatch()
 		cleanup()
 		return nil, launchError(name, l.spec.Executable, errors.Join(c.startErr, err))
+	}
+	if err == nil {
+		p.keys, err = controlKeys(settings, c.stdout.firstLine())
 	}
 	if err == nil {
 		err = p.connect()
@@ -241,8 +270,22 @@ func (p *process) connect() error {
 	return nil
 }
 
-// runDir makes the private folder of the sockets.
-func (h *Host) runDir(dir string) (path string, cleanup func(), err error) {
+// admitCode lets a plugin's user read what is started.
+func (h *Host) admitCode(u *confine.User, l launch) error {
+	for _, path := range []string{cmp.Or(l.spec.Folder, l.spec.Executable), l.spec.Executable, l.engine} {
+		if err := h.admit(u, path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// PrivateDir is the folder of a worker's sockets in its run folder. The rest of the run folder is
+// the host's: what it reads and writes there no plugin can replace.
+func PrivateDir(runDir string) string { return filepath.Join(runDir, "p") }
+
+// runDir makes the private folder of the sockets, the user's own.
+func (h *Host) runDir(dir string, user *confine.User) (path string, cleanup func(), err error) {
 	const op = "run folder"
 	if dir == "" {
 		if h.o.RunDir != "" {
@@ -250,25 +293,27 @@ func (h *Host) runDir(dir string) (path string, cleanup func(), err error) {
 				return "", nil, core.Wrap(err, core.Internal, op)
 			}
 		}
-		dir, err = os.MkdirTemp(h.o.RunDir, "p")
-		if err != nil {
+		if path, err = os.MkdirTemp(h.o.RunDir, "p"); err != nil {
 			return "", nil, core.Wrap(err, core.Internal, op)
 		}
-		path, cleanup = dir, func() { _ = os.RemoveAll(dir) }
+		made := path
+		dir, cleanup = path, func() { _ = os.RemoveAll(made) }
 	} else {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		path, cleanup = PrivateDir(dir), func() {}
+		if err := os.MkdirAll(path, 0o700); err != nil {
 			return "", nil, core.Wrap(err, core.Internal, op)
 		}
-		path, cleanup = dir, func() {}
 	}
-	info, err := os.Lstat(path)
+	info, err := os.Lstat(dir)
 	switch {
 	case err != nil:
 		err = core.Wrap(err, core.Internal, op)
-	case !info.IsDir() || info.Mode().Perm()&0o077 != 0:
-		err = core.Errorf(core.Forbidden, "%s: %s is not a folder that only its owner can enter (its mode is %s)", op, path, info.Mode()).Hint("Run: chmod 700 %s", path)
+	case !info.IsDir() || info.Mode().Perm()&0o067 != 0 || info.Mode().Perm()&0o010 != 0 && user == nil:
+		err = core.Errorf(core.Forbidden, "%s: %s is not a folder that only its owner can enter (its mode is %s)", op, dir, info.Mode()).Hint("Run: chmod 700 %s", dir)
 	case len(filepath.Join(path, controlSocketName)) > maxSocketPath:
 		err = core.Errorf(core.Invalid, "%s: %s is too long a path for sockets: %d bytes, at most %d fit", op, path, len(path), maxSocketPath-len(controlSocketName)-1).Hint("Set data_dir to a shorter path.")
+	default:
+		err = h.give(user, path)
 	}
 	if err != nil {
 		cleanup()
@@ -383,7 +428,7 @@ func (c *child) watch() {
 		}
 	}
 	if c.nonce != "" {
-		_, _ = hostinfo.KillMarked(markName + "=" + c.nonce) // what changed its group
+		_, _ = hostinfo.KillMarked(markName+"="+c.nonce, c.user) // what changed its group
 	}
 	if c.cleanup != nil {
 		c.cleanup()
@@ -437,7 +482,7 @@ func (c *child) kill() error {
 	if id.PID == 0 {
 		return nil // launch sees to it
 	}
-	p, err := hostinfo.Open(id)
+	p, err := hostinfo.Open(id, c.user)
 	if err == nil {
 		err = p.KillGroup()
 		_ = p.Close()

@@ -68,7 +68,7 @@ func TestProtocol1(t *testing.T) {
 			spec := startSpec(t)
 			spec.Device = "old:0"
 			must.NoError(t, w.Start(t.Context(), spec, nil))
-			text, err := ask(t.Context(), w.DataSocket(), "bee")
+			text, err := ask(t.Context(), w, "bee")
 			must.NoError(t, err)
 			must.StrContains(t, text, "good day bee")
 			st, err := w.Status(t.Context())
@@ -76,7 +76,7 @@ func TestProtocol1(t *testing.T) {
 			must.Eq(t, int64(1), st.TokensTotal)
 			must.SliceEmpty(t, st.Capabilities) // it may be asked for anything
 			must.NoError(t, w.Drain(t.Context()))
-			_, err = ask(t.Context(), w.DataSocket(), "bee")
+			_, err = ask(t.Context(), w, "bee")
 			must.ErrorContains(t, err, "503")
 			forced, err := w.Stop(t.Context(), time.Second)
 			must.NoError(t, err)
@@ -172,7 +172,7 @@ func TestReattachAcrossVersions(t *testing.T) {
 	st, err := next.Status(context.Background())
 	must.NoError(t, err)
 	must.Eq(t, a.Nonce, st.Nonce)
-	text, err := ask(t.Context(), next.DataSocket(), "again")
+	text, err := ask(t.Context(), next, "again")
 	must.NoError(t, err)
 	must.StrContains(t, text, "good day again")
 	must.NoError(t, next.Close())

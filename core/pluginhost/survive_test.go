@@ -81,7 +81,7 @@ func TestWorkerSurvivesItsHive(t *testing.T) {
 	t.Cleanup(func() { _, _ = h.EndAttachment(context.Background(), a) })
 	// It logs at every request; an orphan that logs into a dead pipe would die of it.
 	for range 20 {
-		_, err := ask(t.Context(), a.DataSocket, "one two")
+		_, err := askOver(t.Context(), a.DataSocket, a.DataOpening, "one two")
 		must.NoError(t, err)
 	}
 	w, err := h.Reattach(t.Context(), a)

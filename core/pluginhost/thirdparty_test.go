@@ -130,7 +130,7 @@ func TestThirdPartyProxy(t *testing.T) {
 	spec := startSpec(t)
 	spec.Device = "remote"
 	must.NoError(t, w.Start(t.Context(), spec, nil))
-	answer, err := ask(t.Context(), w.DataSocket(), "hello")
+	answer, err := ask(t.Context(), w, "hello")
 	must.NoError(t, err)
 	must.Eq(t, "upstream saw /v1/chat/completions", answer)
 	forced, err := w.Stop(t.Context(), time.Second)

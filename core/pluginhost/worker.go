@@ -2,12 +2,14 @@ package pluginhost
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -47,6 +49,9 @@ type Worker struct {
 	at       Attachment
 	engine   string
 	logStart int64 // size of the log file before the launch; 0 for one that was re-attached
+	guarded  atomic.Bool
+	// admitModel lets the plugin's user read the model.
+	admitModel func(path string) error
 }
 
 // LaunchWorker starts the plugin, decodes its configuration by its own schema and configures it.
@@ -70,7 +75,7 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 		return nil, core.Wrap(err, core.NotFound, op)
 	}
 	logStart := fileSize(l.LogFile)
-	p, err := h.start(ctx, launch{spec: l.Spec, runDir: l.RunDir, logFile: l.LogFile, nonce: l.Nonce, tethered: l.Tethered})
+	p, err := h.start(ctx, launch{spec: l.Spec, runDir: l.RunDir, engine: l.EngineDir, logFile: l.LogFile, nonce: l.Nonce, tethered: l.Tethered})
 	if err != nil {
 		return nil, err
 	}
@@ -94,8 +99,11 @@ func (h *Host) LaunchWorker(ctx context.Context, l WorkerLaunch) (*Worker, error
 	}
 	return &Worker{
 		p: p, client: client, info: info, schema: schema, engine: l.EngineDir, logStart: logStart,
+		admitModel: func(path string) error {
+			return h.admitModel(h.user(fmt.Sprintf("%s-%s", l.Spec.Kind, l.Spec.Name)), path)
+		},
 		at: Attachment{
-			Process: p.run.id, Executable: l.Spec.Executable, Digest: "sha256:" + digest, Runs: runs, Network: p.address.Network(), Address: p.address.String(),
+			Process: p.run.id, User: p.run.user, Control: p.keys, DataOpening: newOpening(), Executable: l.Spec.Executable, Digest: "sha256:" + digest, Runs: runs, Network: p.address.Network(), Address: p.address.String(),
 			Protocol: p.client.NegotiatedVersion(), Type: l.Spec.Name, WorkerID: l.WorkerID, Nonce: l.Nonce,
 			RunDir: p.runDir, DataSocket: filepath.Join(p.runDir, dataSocketName), EngineDir: l.EngineDir, LogFile: l.LogFile,
 		},
@@ -149,7 +157,10 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 	if w.at.WorkerID == "" || w.at.Nonce == "" {
 		return core.Errorf(core.Conflict, "%s: %s was launched as a probe, without worker id and nonce", op, w.p.name)
 	}
-	spec.WorkerID, spec.Nonce, spec.EngineDir = w.at.WorkerID, w.at.Nonce, w.engine
+	spec.WorkerID, spec.Nonce, spec.EngineDir, spec.DataOpening = w.at.WorkerID, w.at.Nonce, w.engine, w.at.DataOpening
+	if err := w.admitModel(spec.ModelPath); err != nil {
+		return err
+	}
 	var ours error
 	err := w.client.Start(ctx, spec, w.at.DataSocket, func(p worker.Progress) error {
 		if progress != nil {
@@ -159,6 +170,12 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 	})
 	if ours != nil {
 		return ours
+	}
+	if err == nil {
+		var st worker.Status
+		if st, err = w.client.Status(ctx); err == nil {
+			w.guarded.Store(st.DataGuarded)
+		}
 	}
 	err = w.p.explain(op, err)
 	if core.KindOf(err) == core.WorkerLost {
@@ -218,6 +235,18 @@ func (w *Worker) PID() int { return w.at.Process.PID }
 
 // DataSocket is the path of the unix socket that the worker serves HTTP on, once started.
 func (w *Worker) DataSocket() string { return w.at.DataSocket }
+
+// DataOpening is what each connection to DataSocket must begin with, before HTTP, once the worker
+// is started. It is a secret. Empty: nothing.
+func (w *Worker) DataOpening() string {
+	if !w.guarded.Load() {
+		return ""
+	}
+	return w.at.DataOpening
+}
+
+// newOpening makes the opening of a worker's data connections.
+func newOpening() string { return "rbee " + rand.Text() + "\n" }
 
 // Attachment is what Reattach needs. Write it to disk before Start.
 func (w *Worker) Attachment() Attachment { return w.at }

@@ -38,6 +38,19 @@ type Options struct {
 	Ref        string                    `json:"ref"`        // a small thing that a catalog plugin has; empty: nothing is resolved or fetched
 }
 
+// environment returns what the suite sees of an environment: the plugin under test could read all of
+// it.
+func environment(environ []string) []string {
+	var out []string
+	for _, e := range environ {
+		switch name, _, _ := strings.Cut(e, "="); name {
+		case "PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", "GORACE", "GOCOVERDIR":
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
 const defaultTimeout = 5 * time.Minute
 
 // Run runs the suite. emit is called with each test as it ends; it may be nil. An error says that
@@ -56,6 +69,7 @@ func Run(ctx context.Context, o Options, emit func(core.TestResult)) (core.Plugi
 	defer cancel()
 	cmd := exec.CommandContext(bounded, o.Self[0], o.Self[1:]...)
 	cmd.Args[0] = os.Args[0] // a program may look at the name by which it is called
+	cmd.Env = environment(os.Environ())
 	// The plugins that it launches have process groups of their own, and end with the standard
 	// input that the suite holds.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/rbee-project/rbee/core/agent"
 	"github.com/rbee-project/rbee/core/config"
-	"github.com/rbee-project/rbee/core/confine"
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
@@ -69,7 +68,11 @@ What is wrong is shown with its source lines on stderr. Exit code 1 when there a
 			if cfg != nil {
 				var plugins *pluginhost.Host
 				if !noPlugins {
-					plugins = a.pluginHost(cfg.PluginDir, agent.PluginRules(cfg))
+					walls, err := agent.PluginWalls(cfg, a.getenv("HOME"))
+					if err != nil {
+						return err
+					}
+					plugins = a.pluginHost(cfg.PluginDir, walls)
 				}
 				diags.Append(agent.Check(ctx, cfg, plugins).List)
 			}
@@ -174,7 +177,7 @@ func describeConfig(cfg *config.Config) ([]settingJSON, []pluginBlockJSON) {
 }
 
 // pluginHost is the host of the plugins of a folder, for commands that start them for a moment.
-// rules may be nil.
-func (a *app) pluginHost(dir string, rules confine.Rules) *pluginhost.Host {
-	return pluginhost.New(pluginhost.Options{PluginDir: dir, Logger: hclog.NewNullLogger(), Rules: rules})
+// Zero walls are none.
+func (a *app) pluginHost(dir string, walls pluginhost.Walls) *pluginhost.Host {
+	return pluginhost.New(pluginhost.Options{PluginDir: dir, Logger: hclog.NewNullLogger(), Walls: walls})
 }

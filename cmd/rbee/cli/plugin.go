@@ -97,7 +97,11 @@ func (a *app) hostOf(source *configSource, cmd *cobra.Command) (*pluginhost.Host
 	if diags.HasErrors() {
 		return nil, "", errShown
 	}
-	return a.pluginHost(cfg.PluginDir, agent.PluginRules(cfg)), cfg.PluginDir, nil
+	walls, err := agent.PluginWalls(cfg, a.getenv("HOME"))
+	if err != nil {
+		return nil, "", err
+	}
+	return a.pluginHost(cfg.PluginDir, walls), cfg.PluginDir, nil
 }
 
 func describe(ctx context.Context, host *pluginhost.Host, x pluginhost.Executable) (sdk.Info, sdk.Schema, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/plugintest"
 	"github.com/rbee-project/rbee/plugins/sdk"
 )
@@ -60,8 +62,11 @@ skipped otherwise. A catalog source is asked for something only when --ref names
 		if timeout < 0 {
 			return usagef("--timeout must not be negative")
 		}
-		err := a.findPluginToTest(&source, cmd, &o, args[0], kind)
+		host, _, err := a.hostOf(&source, cmd)
 		if err != nil {
+			return err
+		}
+		if err := findPluginToTest(host, &o, args[0], kind); err != nil {
 			return err
 		}
 		for _, path := range []*string{&o.Executable, &o.EngineDir, &o.ModelPath} {
@@ -80,11 +85,22 @@ skipped otherwise. A catalog source is asked for something only when --ref names
 		if o.Config, err = pluginConfig(config); err != nil {
 			return err
 		}
-		if err := a.canStart(ctx, &o); err != nil {
+		if err := a.canStart(ctx, host, &o); err != nil {
 			return err
 		}
 		if o.Self, err = suiteCommand(); err != nil {
 			return err
+		}
+		dir, err := os.MkdirTemp("", "rbee-test-")
+		if err != nil {
+			return core.Wrap(err, core.Internal, "test plugin")
+		}
+		defer os.RemoveAll(dir)
+		o.Start = func(cmd *exec.Cmd) error {
+			return host.StartConfined(cmd, pluginhost.Confined{Name: string(o.Kind) + "-test", Executable: o.Executable, Dir: dir, Read: []string{o.EngineDir, o.ModelPath}})
+		}
+		if problem := host.Confinement(); problem != "" {
+			fmt.Fprintf(a.stderr, "The plugin is not fully confined: %s.\n", cleanLine(problem))
 		}
 		o.Timeout = timeout
 		report, err := plugintest.Run(ctx, o, func(r core.TestResult) {
@@ -142,7 +158,7 @@ func pluginConfig(arg string) (json.RawMessage, error) {
 }
 
 // findPluginToTest finds the executable and its kind.
-func (a *app) findPluginToTest(source *configSource, cmd *cobra.Command, o *plugintest.Options, arg, kind string) error {
+func findPluginToTest(host *pluginhost.Host, o *plugintest.Options, arg, kind string) error {
 	if info, err := os.Stat(arg); err == nil && (info.Mode().IsRegular() || info.IsDir()) {
 		o.Executable = arg
 		if info.IsDir() { // what is started in it has its name
@@ -161,10 +177,6 @@ func (a *app) findPluginToTest(source *configSource, cmd *cobra.Command, o *plug
 	if strings.HasPrefix(arg, ".") || filepath.IsAbs(arg) {
 		return core.Errorf(core.NotFound, "there is no file %s", arg)
 	}
-	host, _, err := a.hostOf(source, cmd)
-	if err != nil {
-		return err
-	}
 	x, err := findPlugin(host, arg)
 	if err != nil {
 		return err
@@ -174,13 +186,12 @@ func (a *app) findPluginToTest(source *configSource, cmd *cobra.Command, o *plug
 }
 
 // canStart decides whether a worker plugin is started with a model.
-func (a *app) canStart(ctx context.Context, o *plugintest.Options) error {
+func (a *app) canStart(ctx context.Context, host *pluginhost.Host, o *plugintest.Options) error {
 	if o.Kind != sdk.KindWorker {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
 	defer cancel()
-	host := a.pluginHost(filepath.Dir(o.Executable), nil)
 	spec, err := host.FileSpec(o.Kind, "test", o.Executable)
 	if err != nil {
 		return err

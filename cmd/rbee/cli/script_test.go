@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -14,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/confine"
 )
 
 func TestMain(m *testing.M) {
@@ -30,6 +32,12 @@ func TestScript(t *testing.T) {
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		Condition: func(name string) (bool, error) {
+			if name == "landlock" {
+				return confine.Problem() == "", nil
+			}
+			return false, fmt.Errorf("there is no condition %q", name)
+		},
 		Setup: func(env *testscript.Env) error {
 			q := newFakeQueen(env.T().(testing.TB))
 			env.Values[queenKey{}] = q

@@ -190,12 +190,12 @@ func missing(s core.Status) []string {
 	return out
 }
 
-// unconfined lists the hives whose plugins can read the secrets of their agents.
+// unconfined lists the hives whose plugins are not confined as they can be.
 func unconfined(hives []core.Hive) []string {
 	var out []string
 	for _, h := range hives {
 		if h.Unconfined != "" {
-			out = append(out, fmt.Sprintf("plugins of hive %s can read its secrets: %s", orElse(h.Name, h.ID), cleanLine(h.Unconfined)))
+			out = append(out, fmt.Sprintf("plugins of hive %s are not fully confined: %s", orElse(h.Name, h.ID), cleanLine(h.Unconfined)))
 		}
 	}
 	slices.Sort(out)

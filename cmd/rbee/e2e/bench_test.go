@@ -21,6 +21,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
 // run of one streamed request, as its client saw it.
@@ -122,13 +123,13 @@ func bareHop(b *testing.B) time.Duration {
 }
 
 // reverseProxy starts testdata/reverseproxy in front of a worker's socket and gives its base URL.
-func reverseProxy(b *testing.B, socket string, mode ...string) string {
+func reverseProxy(b *testing.B, worker pluginhost.Attachment, mode ...string) string {
 	b.Helper()
 	dir := shortDir(b)
 	exe := filepath.Join(dir, "reverseproxy")
 	out, err := exec.Command("go", "build", "-trimpath", "-o", exe, "./testdata/reverseproxy").CombinedOutput()
 	must.NoError(b, err, must.Sprintf("%s", out))
-	cmd := exec.Command(exe, append([]string{socket}, mode...)...)
+	cmd := exec.Command(exe, append([]string{worker.DataSocket, worker.DataOpening}, mode...)...)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe() // it ends with its input
 	must.NoError(b, err)
@@ -153,16 +154,15 @@ func reverseProxy(b *testing.B, socket string, mode ...string) string {
 func BenchmarkRelay(b *testing.B) {
 	a := startAgent(b, agentOptions{})
 	a.spawn("--threads", "1")
-	socket := a.handles()[0].Attachment.DataSocket
-	var d net.Dialer
+	worker := a.handles()[0].Attachment
 	arms := []struct {
 		client *http.Client
 		base   string
 	}{
-		{&http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) }}}, "http://worker"},
+		{&http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialWorker(ctx, worker) }}}, "http://worker"},
 		{&http.Client{Transport: &http.Transport{}}, "http://" + a.addr},
-		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, socket)},
-		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, socket, "copy")},
+		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, worker)},
+		{&http.Client{Transport: &http.Transport{}}, reverseProxy(b, worker, "copy")},
 	}
 	const direct, through, peer, bare, n = 0, 1, 2, 3, 4
 	orders := [][n]int{{0, 1, 2, 3}, {1, 3, 0, 2}, {2, 0, 3, 1}, {3, 2, 1, 0}} // each once in each place, none always behind the same

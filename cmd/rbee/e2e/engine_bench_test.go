@@ -33,10 +33,9 @@ type engineArm struct {
 
 // overSocket returns a client whose requests all go to a unix socket. Each has a connection of its
 // own: llama-server closes one after a stream without saying so.
-func overSocket(socket string) *http.Client {
-	var d net.Dialer
+func overSocket(dial func(context.Context) (net.Conn, error)) *http.Client {
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return d.DialContext(ctx, "unix", socket)
+		return dial(ctx)
 	}}}
 }
 
@@ -165,7 +164,7 @@ func llamaServer(b *testing.B, exe, model string, slots, contextTokens int) engi
 		_ = cmd.Process.Signal(syscall.SIGKILL) // it holds nothing
 		_ = cmd.Wait()
 	})
-	arm := engineArm{name: "llama-server", base: "http://peer", model: "peer", client: overSocket(socket)}
+	arm := engineArm{name: "llama-server", base: "http://peer", model: "peer", client: overSocket(func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) })}
 	coretest.Eventually(b, patience, func() error {
 		resp, err := arm.client.Get(arm.base + "/health")
 		if err != nil {
@@ -280,7 +279,7 @@ func BenchmarkEngine(b *testing.B) {
 	handle := a.handles()[0]
 	served := "file:" + model
 	arms := []engineArm{
-		{"data socket", "http://worker", served, overSocket(handle.Attachment.DataSocket)},
+		{"data socket", "http://worker", served, overSocket(func(ctx context.Context) (net.Conn, error) { return dialWorker(ctx, handle.Attachment) })},
 		{"through the queen", "http://" + a.addr, served, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}},
 	}
 	if exe := os.Getenv("RBEE_BENCH_LLAMA_SERVER"); exe != "" {

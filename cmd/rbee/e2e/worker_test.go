@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,20 +14,24 @@ import (
 
 	"github.com/shoenig/test/must"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 
+	"github.com/rbee-project/rbee/core/pluginhost"
 	workerv1 "github.com/rbee-project/rbee/proto/worker/v1"
 )
 
 // handle is what these tests read of a worker's handle file.
 type handle struct {
-	Attachment struct {
-		Process struct {
-			PID int `json:"pid"`
-		} `json:"process"`
-		Address    string `json:"address"`
-		DataSocket string `json:"data_socket"`
-	} `json:"attachment"`
+	Attachment pluginhost.Attachment `json:"attachment"`
+}
+
+// dialWorker connects to a worker's data socket as its hive does.
+func dialWorker(ctx context.Context, a pluginhost.Attachment) (net.Conn, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", a.DataSocket)
+	if err == nil {
+		_, err = io.WriteString(c, a.DataOpening)
+	}
+	return c, err
 }
 
 // handles are the handle files of the agent's workers.
@@ -53,7 +59,9 @@ func workerStatus(t testing.TB, a *agent) func(testing.TB) int {
 	t.Helper()
 	list := a.handles()
 	must.Len(t, 1, list)
-	conn, err := grpc.NewClient("unix:"+list[0].Attachment.Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	keys, err := list[0].Attachment.Control.Config()
+	must.NoError(t, err)
+	conn, err := grpc.NewClient("unix:"+list[0].Attachment.Address, grpc.WithTransportCredentials(credentials.NewTLS(keys)))
 	must.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	c := workerv1.NewWorkerServiceClient(conn)

@@ -60,6 +60,7 @@ var rules = []Rule{
 	{"status", "Status answers at any time: idle before Start, loading during it, and afterwards ready with what was asked for."},
 	{"status-load", "Status counts active and queued requests and generated tokens."},
 	{"data-socket", "The data socket is for its owner alone, and gone after Stop."},
+	{"data-guard", "A worker that says data_guarded serves no connection that does not begin with data_opening."},
 	{"capabilities", "A ready worker says what it can do in Status.Capabilities: valid names, sorted, chat or another route among them."},
 
 	{"chat", "A worker that says chat answers /v1/chat/completions with a whole answer."},

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -192,7 +193,7 @@ func (s *workerSuite) spec(t testing.TB, w WorkerInstance) worker.StartSpec {
 	}
 	return worker.StartSpec{
 		WorkerID: "sdktest", Nonce: "nonce-1", ModelPath: s.o.ModelPath, ModelID: modelID, Device: device,
-		Slots: s.o.Slots, ContextTokens: s.o.ContextTokens, Threads: s.o.Threads, EngineDir: s.o.EngineDir,
+		Slots: s.o.Slots, ContextTokens: s.o.ContextTokens, Threads: s.o.Threads, EngineDir: s.o.EngineDir, DataOpening: dataOpening,
 	}
 }
 
@@ -229,15 +230,27 @@ func (s *workerSuite) started(t testing.TB, config json.RawMessage) (WorkerInsta
 	if err := w.Client.Start(ctx, s.spec(t, w), w.DataSocket, nil); err != nil {
 		brokenNow(t, "start", "Start: %v", err)
 	}
-	if st, err := w.Client.Status(t.Context()); err != nil || st.Slots != s.o.Slots {
+	st, err := w.Client.Status(t.Context())
+	if err != nil || st.Slots != s.o.Slots {
 		brokenNow(t, "status", "started with %d slots, the status is %+v (%v)", s.o.Slots, st, err)
 	}
-	return w, dataClient(t, w.DataSocket)
+	opening := ""
+	if st.DataGuarded {
+		opening = dataOpening
+	}
+	return w, dataClient(t, w.DataSocket, opening)
 }
 
-func dataClient(t testing.TB, socket string) *http.Client {
+// dataOpening is what connections to the data socket begin with where the worker checks it.
+const dataOpening = "rbee sdktest-opening\n"
+
+func dataClient(t testing.TB, socket, opening string) *http.Client {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		if err == nil && opening != "" {
+			_, err = io.WriteString(c, opening)
+		}
+		return c, err
 	}}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
@@ -355,8 +368,28 @@ func (s *workerSuite) life(t *testing.T) {
 	if info, err := os.Lstat(w.DataSocket); err != nil || info.Mode().Perm()&0o077 != 0 {
 		broken(t, "data-socket", "others can use the data socket: %v %v", info, err)
 	}
+	if st.DataGuarded {
+		s.guarded(t, w)
+	}
 	if err := w.Client.Start(t.Context(), spec, w.DataSocket+"2", nil); !errors.Is(err, sdk.ErrState) {
 		broken(t, "start-once", "a second Start: %v, want ErrState", err)
+	}
+}
+
+// guarded sees that a worker that says so serves nobody who does not know the opening.
+func (*workerSuite) guarded(t *testing.T, w WorkerInstance) {
+	t.Helper()
+	for name, opening := range map[string]string{"none": "", "another": strings.Repeat("x", len(dataOpening)), "a part": dataOpening[:len(dataOpening)/2]} {
+		c := dataClient(t, w.DataSocket, opening)
+		c.Timeout = patience
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://worker/v1/models", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp, err := c.Do(req); err == nil {
+			_ = resp.Body.Close()
+			broken(t, "data-guard", "a connection with %s of the opening is answered with %s", name, resp.Status)
+		}
 	}
 }
 

@@ -80,7 +80,13 @@ type StartSpec struct {
 	ContextTokens int
 	Threads       int    // CPU threads; 0: the backend's choice
 	EngineDir     string // as in sdk.Config
+	// DataOpening is what each connection to the data socket must begin with, MaxDataOpening bytes at
+	// most; empty: nothing. Package worker sees to it: a Backend gets an empty one.
+	DataOpening string
 }
+
+// MaxDataOpening is the most that StartSpec.DataOpening holds, in bytes.
+const MaxDataOpening = 256
 
 // Progress is how far a model is loaded.
 type Progress struct {
@@ -151,4 +157,7 @@ type Status struct {
 	// Capabilities lists what the worker can do, sorted, once it is ready. Empty: unknown, so that
 	// callers may request anything.
 	Capabilities []Capability
+	// DataGuarded says that the data socket serves only connections that begin with
+	// StartSpec.DataOpening. Package worker fills it in.
+	DataGuarded bool
 }

@@ -24,9 +24,9 @@ type dataServer struct {
 	done    sync.WaitGroup
 }
 
-// listenData binds the socket and serves it. The folder must exist and be private; the socket must
-// not exist.
-func listenData(socket string, log hclog.Logger) (*dataServer, error) {
+// listenData binds the socket and serves connections that begin with opening. The folder must exist
+// and be private; the socket must not exist.
+func listenData(socket, opening string, log hclog.Logger) (*dataServer, error) {
 	dir, err := os.Stat(filepath.Dir(socket))
 	if err != nil {
 		return nil, fmt.Errorf("folder of the data socket: %w: %w", err, sdk.ErrInvalid)
@@ -55,7 +55,7 @@ func listenData(socket string, log hclog.Logger) (*dataServer, error) {
 	d.done.Go(func() {
 		// Ends with http.ErrServerClosed when close is called; the host sees any other end as a
 		// refused connection.
-		_ = d.http.Serve(l)
+		_ = d.http.Serve(guard{l, opening})
 	})
 	return d, nil
 }

@@ -73,6 +73,7 @@ func (s *server) Start(req *workerv1.StartRequest, stream grpc.ServerStreamingSe
 		return sdk.ToStatus(err)
 	}
 	data, err := s.begin(spec, req.GetDataSocket())
+	spec.DataOpening = ""
 	if err != nil {
 		return sdk.ToStatus(err)
 	}
@@ -113,7 +114,7 @@ func (s *server) begin(spec StartSpec, socket string) (*dataServer, error) {
 	case s.spec != nil:
 		return nil, fmt.Errorf("start: the worker was started already, as %s with model %s: %w", s.spec.WorkerID, s.spec.ModelID, sdk.ErrState)
 	}
-	data, err := listenData(socket, s.log.Named("http"))
+	data, err := listenData(socket, spec.DataOpening, s.log.Named("http"))
 	if err != nil {
 		return nil, err
 	}
@@ -131,6 +132,8 @@ func checkStart(spec StartSpec, socket string) error {
 		return fmt.Errorf("start: slots is %d, it must be 1 or more: %w", spec.Slots, sdk.ErrInvalid)
 	case spec.ContextTokens < 0 || spec.Threads < 0:
 		return fmt.Errorf("start: context tokens (%d) and threads (%d) must not be negative: %w", spec.ContextTokens, spec.Threads, sdk.ErrInvalid)
+	case len(spec.DataOpening) > MaxDataOpening:
+		return fmt.Errorf("start: data opening has %d bytes, at most %d are possible: %w", len(spec.DataOpening), MaxDataOpening, sdk.ErrInvalid)
 	case !filepath.IsAbs(socket):
 		return fmt.Errorf("start: data socket %q is not an absolute path: %w", socket, sdk.ErrInvalid)
 	}
@@ -150,6 +153,7 @@ func (s *server) Status(ctx context.Context, _ *workerv1.StatusRequest) (*worker
 		st.State = StateIdle
 	} else {
 		st.WorkerID, st.Nonce, st.ModelID = s.spec.WorkerID, s.spec.Nonce, s.spec.ModelID
+		st.DataGuarded = s.spec.DataOpening != ""
 	}
 	if s.failed != "" {
 		st.State, st.Problem = StateFailed, s.failed

@@ -56,14 +56,14 @@ func fingerprintFromProto(p *workerv1.FingerprintResponse) Fingerprint {
 func startSpecToProto(s StartSpec) *workerv1.StartRequest {
 	return &workerv1.StartRequest{
 		WorkerId: s.WorkerID, Nonce: s.Nonce, ModelPath: s.ModelPath, ModelId: s.ModelID, Device: s.Device,
-		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Threads: int32(s.Threads), EngineDir: s.EngineDir,
+		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Threads: int32(s.Threads), EngineDir: s.EngineDir, DataOpening: s.DataOpening,
 	}
 }
 
 func startSpecFromProto(p *workerv1.StartRequest) StartSpec {
 	return StartSpec{
 		WorkerID: p.GetWorkerId(), Nonce: p.GetNonce(), ModelPath: p.GetModelPath(), ModelID: p.GetModelId(), Device: p.GetDevice(),
-		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Threads: int(p.GetThreads()), EngineDir: p.GetEngineDir(),
+		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Threads: int(p.GetThreads()), EngineDir: p.GetEngineDir(), DataOpening: p.GetDataOpening(),
 	}
 }
 
@@ -80,7 +80,7 @@ func statusToProto(s Status) *workerv1.StatusResponse {
 		WorkerId: s.WorkerID, Nonce: s.Nonce, ModelId: s.ModelID, State: string(s.State), Problem: s.Problem,
 		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Active: int32(s.Active), Queued: int32(s.Queued),
 		TokensPerSecond: s.TokensPerSecond, TokensTotal: s.TokensTotal, KvUsedTokens: int64(s.KVUsedTokens), MemoryBytes: s.MemoryBytes,
-		Capabilities: s.Capabilities,
+		Capabilities: s.Capabilities, DataGuarded: s.DataGuarded,
 	}
 }
 
@@ -89,6 +89,6 @@ func statusFromProto(p *workerv1.StatusResponse) Status {
 		WorkerID: p.GetWorkerId(), Nonce: p.GetNonce(), ModelID: p.GetModelId(), State: State(p.GetState()), Problem: p.GetProblem(),
 		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Active: int(p.GetActive()), Queued: int(p.GetQueued()),
 		TokensPerSecond: p.GetTokensPerSecond(), TokensTotal: p.GetTokensTotal(), KVUsedTokens: int(p.GetKvUsedTokens()), MemoryBytes: p.GetMemoryBytes(),
-		Capabilities: p.GetCapabilities(),
+		Capabilities: p.GetCapabilities(), DataGuarded: p.GetDataGuarded(),
 	}
 }

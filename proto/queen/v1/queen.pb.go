@@ -1909,7 +1909,7 @@ type Hive struct {
 	WorkerTypes []string               `protobuf:"bytes,8,rep,name=worker_types,json=workerTypes,proto3" json:"worker_types,omitempty"`
 	// host:port of its RPC port; empty: only reachable in its own process.
 	RpcAddress string `protobuf:"bytes,9,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
-	// Why its plugins can read the secrets of its agent; empty: they cannot. Not kept in the registry.
+	// Why its plugins are not confined as they could be; empty: they are. Not kept in the registry.
 	Unconfined    string `protobuf:"bytes,10,opt,name=unconfined,proto3" json:"unconfined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

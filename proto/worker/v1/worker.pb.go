@@ -286,7 +286,10 @@ type StartRequest struct {
 	Threads       int32                  `protobuf:"varint,8,opt,name=threads,proto3" json:"threads,omitempty"`
 	EngineDir     string                 `protobuf:"bytes,9,opt,name=engine_dir,json=engineDir,proto3" json:"engine_dir,omitempty"`
 	// Path of the unix socket that the worker's HTTP handler is served on, in a folder that only the hive's user can enter.
-	DataSocket    string `protobuf:"bytes,10,opt,name=data_socket,json=dataSocket,proto3" json:"data_socket,omitempty"`
+	DataSocket string `protobuf:"bytes,10,opt,name=data_socket,json=dataSocket,proto3" json:"data_socket,omitempty"`
+	// What each connection to the data socket must begin with, so that no other program of the same user is served: see
+	// data_guarded. Empty: nothing.
+	DataOpening   string `protobuf:"bytes,11,opt,name=data_opening,json=dataOpening,proto3" json:"data_opening,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,6 +390,13 @@ func (x *StartRequest) GetEngineDir() string {
 func (x *StartRequest) GetDataSocket() string {
 	if x != nil {
 		return x.DataSocket
+	}
+	return ""
+}
+
+func (x *StartRequest) GetDataOpening() string {
+	if x != nil {
+		return x.DataOpening
 	}
 	return ""
 }
@@ -519,7 +529,9 @@ type StatusResponse struct {
 	KvUsedTokens    int64                  `protobuf:"varint,12,opt,name=kv_used_tokens,json=kvUsedTokens,proto3" json:"kv_used_tokens,omitempty"`
 	MemoryBytes     int64                  `protobuf:"varint,13,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// What the worker can do with its model, once it is ready: chat, tools, … Empty: it does not say.
-	Capabilities  []string `protobuf:"bytes,14,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Capabilities []string `protobuf:"bytes,14,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// The worker serves only connections to its data socket that begin with data_opening, which it takes away.
+	DataGuarded   bool `protobuf:"varint,15,opt,name=data_guarded,json=dataGuarded,proto3" json:"data_guarded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -650,6 +662,13 @@ func (x *StatusResponse) GetCapabilities() []string {
 		return x.Capabilities
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetDataGuarded() bool {
+	if x != nil {
+		return x.DataGuarded
+	}
+	return false
 }
 
 type DrainRequest struct {
@@ -827,7 +846,7 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"free_bytes\x18\x05 \x01(\x03R\tfreeBytes\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xaa\x02\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xcd\x02\n" +
 	"\fStartRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x1d\n" +
@@ -842,14 +861,15 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"engine_dir\x18\t \x01(\tR\tengineDir\x12\x1f\n" +
 	"\vdata_socket\x18\n" +
 	" \x01(\tR\n" +
-	"dataSocket\"}\n" +
+	"dataSocket\x12!\n" +
+	"\fdata_opening\x18\v \x01(\tR\vdataOpening\"}\n" +
 	"\rStartResponse\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\x12\x12\n" +
 	"\x04unit\x18\x04 \x01(\tR\x04unit\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\"\x0f\n" +
-	"\rStatusRequest\"\xb7\x03\n" +
+	"\rStatusRequest\"\xda\x03\n" +
 	"\x0eStatusResponse\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x19\n" +
@@ -865,7 +885,8 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\ftokens_total\x18\v \x01(\x03R\vtokensTotal\x12$\n" +
 	"\x0ekv_used_tokens\x18\f \x01(\x03R\fkvUsedTokens\x12!\n" +
 	"\fmemory_bytes\x18\r \x01(\x03R\vmemoryBytes\x12\"\n" +
-	"\fcapabilities\x18\x0e \x03(\tR\fcapabilities\"\x0e\n" +
+	"\fcapabilities\x18\x0e \x03(\tR\fcapabilities\x12!\n" +
+	"\fdata_guarded\x18\x0f \x01(\bR\vdataGuarded\"\x0e\n" +
 	"\fDrainRequest\"\x0f\n" +
 	"\rDrainResponse\">\n" +
 	"\vStopRequest\x12/\n" +

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -61,12 +62,46 @@ func main() {
 		if err := os.WriteFile(os.Getenv(goplugin.EnvUnixSocketDir)+"/said", []byte(said+"\n"+os.Getenv("TMPDIR")), 0o600); err != nil {
 			panic(err)
 		}
+	case "tries": // one a line, and tell in the run folder what came of each
+		var said []string
+		for try := range strings.SplitSeq(arg, "\n") {
+			said = append(said, try+": "+outcome(try))
+		}
+		if err := os.WriteFile(os.Getenv(goplugin.EnvUnixSocketDir)+"/said", []byte(strings.Join(said, "\n")), 0o600); err != nil {
+			panic(err)
+		}
 	case "env":
 		if err := os.WriteFile(arg, []byte(strings.Join(os.Environ(), "\n")), 0o600); err != nil {
 			panic(err)
 		}
 	}
 	worker.Serve(&plugin{mode: mode})
+}
+
+// outcome does what a try says, and tells what came of it.
+func outcome(try string) string {
+	verb, arg, _ := strings.Cut(try, " ")
+	var err error
+	switch verb {
+	case "read":
+		_, err = os.ReadFile(arg)
+	case "write":
+		err = os.WriteFile(arg, []byte("x"), 0o600)
+	case "signal":
+		err = syscall.Kill(os.Getppid(), 0)
+	case "env":
+		return os.Getenv(arg)
+	case "user":
+		groups, _ := os.Getgroups()
+		return fmt.Sprint(os.Getuid(), os.Getgid(), groups)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return "refused"
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return "done"
 }
 
 type nothing struct {

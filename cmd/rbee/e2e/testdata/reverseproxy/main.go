@@ -1,5 +1,5 @@
-// Command reverseproxy is what BenchmarkRelay compares rbee with: in front of the unix socket that is its first argument, a bare
-// httputil.ReverseProxy, or, with "copy" as second argument, no HTTP at all: bytes are passed on as they come.
+// Command reverseproxy is what BenchmarkRelay compares rbee with: in front of the unix socket that is its first argument, on which
+// connections begin with its second, a bare httputil.ReverseProxy, or, with "copy" as third argument, no HTTP at all: bytes are passed on as they come.
 // It prints the address where it listens, and ends when its input does.
 package main
 
@@ -21,19 +21,18 @@ func main() {
 		log.Fatal(err)
 	}
 	fmt.Println(l.Addr())
-	if len(os.Args) > 2 && os.Args[2] == "copy" {
-		go copyBytes(l, os.Args[1])
+	if len(os.Args) > 3 && os.Args[3] == "copy" {
+		go copyBytes(l)
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		return
 	}
-	var d net.Dialer
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = "http", "worker"
 		},
 		FlushInterval: -1, // each read is passed on at once
 		Transport: &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return d.DialContext(ctx, "unix", os.Args[1])
+			return dial(ctx)
 		}},
 	}
 	srv := &http.Server{
@@ -52,14 +51,22 @@ func main() {
 	_ = srv.Serve(l) // its end is asked for
 }
 
+func dial(ctx context.Context) (net.Conn, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", os.Args[1])
+	if err == nil {
+		_, err = io.WriteString(c, os.Args[2])
+	}
+	return c, err
+}
+
 // copyBytes joins each connection of l with one to the socket.
-func copyBytes(l net.Listener, socket string) {
+func copyBytes(l net.Listener) {
 	for {
 		client, err := l.Accept()
 		if err != nil {
 			return
 		}
-		worker, err := net.Dial("unix", socket)
+		worker, err := dial(context.Background())
 		if err != nil {
 			log.Fatal(err)
 		}

@@ -1,0 +1,149 @@
+package pluginhost
+
+import (
+	"cmp"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/zclconf/go-cty/cty"
+
+	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// maxPaths bounds how many paths of a block or an environment a plugin may read.
+const maxPaths = 256
+
+// reads lists what a plugin may read since its user says so: paths in its block, and in the
+// variables that it sees.
+func (h *Host) reads(s Spec, env []string) []string {
+	paths := blockPaths(s)
+	var values []string
+	for _, entry := range env {
+		name, value, _ := strings.Cut(entry, "=")
+		if name != "HOME" && name != "TMPDIR" {
+			values = append(values, filepath.SplitList(value)...)
+		}
+	}
+	for _, v := range values {
+		if filepath.IsAbs(v) && len(paths) < maxPaths {
+			paths = append(paths, v)
+		}
+	}
+	if isCatalogFile(s) && bodyAllows(s.plugin, "allow_any") {
+		paths = append(paths, h.o.Walls.Homes...)
+	}
+	return paths
+}
+
+// blockPaths lists the absolute paths in a plugin's block.
+func blockPaths(s Spec) []string {
+	paths := slices.Concat(s.plugin.Read, s.plugin.Write)
+	for _, v := range bodyStrings(s.plugin.Body, s.plugin) {
+		if filepath.IsAbs(v) && len(paths) < maxPaths {
+			paths = append(paths, v)
+		}
+	}
+	return paths
+}
+
+func isCatalogFile(s Spec) bool {
+	return s.Kind == sdk.KindCatalog && filepath.Base(s.Executable) == "rbee-catalog-file"
+}
+
+// originFiles returns the variables, beside those that the user has set, by which plugins find
+// what the tools of their origin keep in the user's home folder: the plugin has another one.
+func originFiles(executable string, environ []string) []string {
+	get := func(name string) string { v, _ := lookup(environ, name); return v }
+	home := get("HOME")
+	if home == "" {
+		return nil
+	}
+	switch executable {
+	case "rbee-catalog-huggingface":
+		if get("HF_HOME") == "" {
+			return []string{"HF_HOME=" + filepath.Join(cmp.Or(get("XDG_CACHE_HOME"), filepath.Join(home, ".cache")), "huggingface")}
+		}
+	case "rbee-catalog-npm":
+		if get("NPM_CONFIG_USERCONFIG") == "" && get("npm_config_userconfig") == "" {
+			return []string{"npm_config_userconfig=" + filepath.Join(home, ".npmrc")}
+		}
+	}
+	return nil
+}
+
+// lookup returns the last value of a variable, which is the one that counts.
+func lookup(environ []string, name string) (string, bool) {
+	for _, e := range slices.Backward(environ) {
+		if v, ok := strings.CutPrefix(e, name+"="); ok {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// bodyStrings lists the strings of a config block, also those in lists, maps and nested blocks. What
+// cannot be evaluated is left out: the plugin's schema finds what is wrong with it.
+func bodyStrings(body hcl.Body, p config.Plugin) []string {
+	var out []string
+	for _, e := range bodyExpressions(body) {
+		ctx, diags := p.EvalContext(e.Variables())
+		if diags.HasErrors() {
+			continue
+		}
+		v, diags := e.Value(ctx)
+		if diags.HasErrors() {
+			continue
+		}
+		// The function gives no error.
+		_ = cty.Walk(v, func(_ cty.Path, v cty.Value) (bool, error) {
+			if v.Type() == cty.String && v.IsKnown() && !v.IsNull() {
+				out = append(out, v.AsString())
+			}
+			return true, nil
+		})
+	}
+	return out
+}
+
+func bodyExpressions(body hcl.Body) (out []hcl.Expression) {
+	native, ok := body.(*hclsyntax.Body)
+	if !ok { // JSON, where nested blocks look like attributes
+		if body == nil {
+			return nil
+		}
+		attributes, _ := body.JustAttributes() // as far as they can be read
+		for _, a := range attributes {
+			out = append(out, a.Expr)
+		}
+		return out
+	}
+	for _, a := range native.Attributes {
+		out = append(out, a.Expr)
+	}
+	for _, b := range native.Blocks {
+		out = append(out, bodyExpressions(b.Body)...)
+	}
+	return out
+}
+
+// bodyAllows reports whether an attribute of a config block is true.
+func bodyAllows(p config.Plugin, name string) bool {
+	if p.Body == nil {
+		return false
+	}
+	content, _, _ := p.Body.PartialContent(&hcl.BodySchema{Attributes: []hcl.AttributeSchema{{Name: name}}})
+	if content == nil || content.Attributes[name] == nil {
+		return false
+	}
+	e := content.Attributes[name].Expr
+	ctx, diags := p.EvalContext(e.Variables())
+	if diags.HasErrors() {
+		return false
+	}
+	v, diags := e.Value(ctx)
+	return !diags.HasErrors() && v.Type() == cty.Bool && v.IsKnown() && !v.IsNull() && v.True()
+}

@@ -1,0 +1,53 @@
+package worker
+
+import (
+	"crypto/subtle"
+	"errors"
+	"io"
+	"net"
+)
+
+// guard takes connections that begin with opening, which their readers do not see. It keeps out
+// other programs of the same user, which can reach the socket.
+type guard struct {
+	net.Listener
+	opening string
+}
+
+func (g guard) Accept() (net.Conn, error) {
+	c, err := g.Listener.Accept()
+	if err != nil || g.opening == "" {
+		return c, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		_ = c.Close()
+		return nil, errors.New("the data socket is not a unix socket")
+	}
+	return &guardedConn{UnixConn: u, opening: g.opening}, nil
+}
+
+// guardedConn checks the opening at its first Read, which has the deadline that the server gives
+// the header of a first request.
+type guardedConn struct {
+	*net.UnixConn
+	opening string // empty: it was right
+}
+
+var errOpening = errors.New("the connection does not begin as the host's do")
+
+// Read fails until the connection has begun as it must. Only one goroutine reads at a time.
+func (c *guardedConn) Read(b []byte) (int, error) {
+	if c.opening != "" {
+		got := make([]byte, len(c.opening))
+		if _, err := io.ReadFull(c.UnixConn, got); err != nil {
+			return 0, err
+		}
+		if subtle.ConstantTimeCompare(got, []byte(c.opening)) != 1 {
+			_ = c.Close()
+			return 0, errOpening
+		}
+		c.opening = ""
+	}
+	return c.UnixConn.Read(b)
+}
