@@ -108,10 +108,9 @@ func (n *node) refusals() map[string]int {
 	return found
 }
 
-// Whoever should not come in does not, and is counted: on the RPC port without the right
-// certificate, with the token of another time, after being revoked.
-func TestIntruders(t *testing.T) {
-	t.Parallel()
+// withInsider starts a cluster of one queen, which is a hive too, whose CA the test keeps.
+func withInsider(t *testing.T) (*cluster, *node, insider) {
+	t.Helper()
 	c := newCluster(t)
 	first := c.add("queen-1", true, true)
 	out := first.run("cluster", "init", "--config", first.file, "--format", "json")
@@ -126,7 +125,6 @@ func TestIntruders(t *testing.T) {
 	must.NoError(t, err)
 	ca, err := identity.CA(seed.CAPEM, seed.SealedCAKey)
 	must.NoError(t, err)
-	in := insider{t, ca}
 	first.start()
 	first.awaitAnswer()
 	c.await(func(s core.Status) error {
@@ -138,6 +136,15 @@ func TestIntruders(t *testing.T) {
 	_, err = os.Stat(first.dir + "/cluster/init.json")
 	must.ErrorIs(t, err, os.ErrNotExist) // the sealed key is in the registry alone
 
+	return c, first, insider{t, ca}
+}
+
+// Whoever should not come in does not, and is counted: on the RPC port without the right
+// certificate, with the token of another time, after being revoked.
+func TestIntruders(t *testing.T) {
+	t.Parallel()
+	c, first, in := withInsider(t)
+	ca := in.ca
 	rpcPort := first.ip + ":7834"
 	other, err := pki.NewCA("00112233445566ff", "other", time.Now())
 	must.NoError(t, err)
