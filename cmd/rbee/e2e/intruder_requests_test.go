@@ -76,7 +76,7 @@ func TestIntruderRequests(t *testing.T) {
 		{http.MethodPost, "/v1/tokens", `{"kind":"api","scopes":["admin"]}`},
 		{http.MethodDelete, "/v1/tokens/" + reader.ID, ""},
 		{http.MethodDelete, "/v1/nodes/queen-1", ""},
-		{http.MethodGet, "/v1/snapshot", ""},
+		{http.MethodGet, "/v1/operator/snapshot", ""},
 		{http.MethodGet, "/metrics", ""},
 	} {
 		for name, token := range map[string]string{
