@@ -8,7 +8,7 @@ import (
 // Operation names what a job does. The names are the public API's.
 type Operation string
 
-// The operations. What each is, is said by Operations.
+// The operations. Package core/operation says what each is.
 const (
 	OpWorkerDownload          Operation = "worker_download"
 	OpWorkerBuild             Operation = "worker_build"
@@ -42,9 +42,22 @@ const (
 	OpStatus                  Operation = "status"
 )
 
+// Limits of a request. They keep nonsense out, not large machines.
+const (
+	MaxRequestBytes   = 1 << 20 // of the whole JSON
+	MaxRequestIDBytes = 128
+	MaxTextBytes      = 1 << 10 // of a text, where its field does not say otherwise
+	MaxPromptBytes    = 256 << 10
+	MaxTexts          = 256 // of a list of texts
+	MaxSlots          = 1024
+	MaxContextTokens  = 1 << 24
+	MaxThreads        = 4096
+	MaxGrace          = 24 * time.Hour
+)
+
 // Request is the body of POST /v1/jobs: the operation's name, where to run it, and the fields of
 // that operation. Which operation knows which field, and what the field means there, is said by
-// Operations; fields that an operation does not know are refused.
+// core/operation; fields that an operation does not know are refused.
 type Request struct {
 	Operation Operation `json:"operation"`
 	Hive      string    `json:"hive,omitempty"`       // id, name or LocalHive; empty: the cluster chooses
@@ -84,7 +97,11 @@ type Request struct {
 	Queen      bool   `json:"queen,omitempty"` // the new hive is a queen, too
 	Drain      bool   `json:"drain,omitempty"`
 	KeepModels bool   `json:"keep_models,omitempty"`
-	File       string `json:"file,omitempty"` // path on the machine of the queen that is asked
+
+	Text  string `json:"q,omitempty"`     // to search for
+	Kind  string `json:"kind,omitempty"`  // as in CatalogItem
+	Limit int    `json:"limit,omitempty"` // of a list
+	File  string `json:"file,omitempty"`  // path on the machine of the queen that is asked
 }
 
 // JobState is where a job is in its life.

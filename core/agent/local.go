@@ -11,6 +11,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gateway"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // LocalSocket is the path of the unix socket in a data folder on which an agent tells its own user
@@ -37,7 +38,7 @@ func (p *process) serveLocal(ctx context.Context) error {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return core.Wrap(errors.Join(err, l.Close()), core.Internal, op)
 	}
-	var bees gateway.LocalHive
+	var bees operation.Answerer
 	if p.bees != nil {
 		bees = p.bees
 	}

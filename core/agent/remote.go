@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/queen"
 	"github.com/rbee-project/rbee/core/remote"
 )
@@ -52,6 +53,11 @@ type installingQueen struct {
 }
 
 var _ remote.Cluster = installingQueen{}
+
+// Hive finds a hive by id or name.
+func (q installingQueen) Hive(ctx context.Context, hive string) (core.Hive, error) {
+	return operation.HiveGet.Ask(ctx, q, core.Request{Hive: hive})
+}
 
 // JoinToken makes a token that one machine joins with, at this queen.
 func (q installingQueen) JoinToken(ctx context.Context, name string, roles []core.Role) (tokenAtQueen, id string, err error) {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // Cluster returns what all nodes of the cluster share.
@@ -80,7 +81,7 @@ func (c *Client) RefreshHive(ctx context.Context, hive string) (core.RefreshResu
 
 // HiveHealth returns a hive as every queen sees it.
 func (c *Client) HiveHealth(ctx context.Context, hive string, opts ...ReadOption) (core.HiveHealth, error) {
-	return fetchOne[core.HiveHealth](ctx, c, hivePath(hive)+"/status", opts...)
+	return operation.HiveStatus.Ask(ctx, c.Reading(opts...), core.Request{Hive: hive})
 }
 
 // Keyring returns the fingerprints of the keys that encrypt gossip.

@@ -236,24 +236,30 @@ func fetch[T any](ctx context.Context, c *Client, r call) (T, error) {
 
 func fetchWithHeader[T any](ctx context.Context, c *Client, r call) (T, http.Header, error) {
 	var v T
+	header, err := c.read(ctx, r, func(body []byte) error { return json.Unmarshal(body, &v) })
+	return v, header, err
+}
+
+// read makes a request and has decode read the body of its answer.
+func (c *Client) read(ctx context.Context, r call, decode func(body []byte) error) (http.Header, error) {
 	resp, n, err := c.do(ctx, r)
 	if err != nil {
-		return v, nil, err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {
 	case ctx.Err() != nil:
-		return v, nil, core.FromContext(ctx)
+		return nil, core.FromContext(ctx)
 	case err != nil:
-		return v, nil, core.Errorf(core.Unavailable, "the answer was cut: %w", err)
+		return nil, core.Errorf(core.Unavailable, "the answer was cut: %w", err)
 	case len(body) > maxAnswer:
-		return v, nil, core.Errorf(core.TooLarge, "the answer is longer than %d bytes", maxAnswer)
+		return nil, core.Errorf(core.TooLarge, "the answer is longer than %d bytes", maxAnswer)
 	}
-	if err := json.Unmarshal(body, &v); err != nil {
-		return v, nil, notRbee(resp, c.queens[n], body)
+	if err := decode(body); err != nil {
+		return nil, notRbee(resp, c.queens[n], body)
 	}
-	return v, resp.Header, nil
+	return resp.Header, nil
 }
 
 // list is the form of every list of the API.

@@ -2,12 +2,14 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/url"
 	"strconv"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // Version is what a queen runs.
@@ -53,6 +55,51 @@ func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
 	return text, core.Wrap(err, core.Unavailable, "read metrics")
 }
 
+// Answer implements operation.Answerer: it asks a queen for an operation that only reads, by its GET
+// route. Errors: also Unsupported for an operation that has none.
+func (c *Client) Answer(ctx context.Context, r core.Request) (any, error) {
+	return c.Reading().Answer(ctx, r)
+}
+
+// Reading is the client for reads of the registry that are as new as the options ask.
+func (c *Client) Reading(opts ...ReadOption) operation.Answerer { return answerer{c, readingOf(opts)} }
+
+type answerer struct {
+	c    *Client
+	read reading
+}
+
+func (a answerer) Answer(ctx context.Context, r core.Request) (any, error) {
+	s, err := operation.Find(r.Operation)
+	if err != nil {
+		return nil, err
+	}
+	path, err := s.Path(r)
+	if err != nil {
+		return nil, err
+	}
+	v := s.Zero()
+	header, err := a.c.read(ctx, call{method: http.MethodGet, path: a.read.path(path), slow: s.Slow}, func(body []byte) error {
+		var err error
+		if s.IsList() {
+			var l struct {
+				Data json.RawMessage `json:"data"`
+			}
+			if err := json.Unmarshal(body, &l); err != nil || l.Data == nil {
+				return err
+			}
+			body = l.Data
+		}
+		v, err = s.Decode(body)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.read.report(header)
+	return v, nil
+}
+
 // Status returns the whole cluster on one screen.
 func (c *Client) Status(ctx context.Context, opts ...ReadOption) (core.Status, error) {
 	return fetchOne[core.Status](ctx, c, "/v1/status", opts...)
@@ -60,22 +107,22 @@ func (c *Client) Status(ctx context.Context, opts ...ReadOption) (core.Status, e
 
 // Hives lists the hives of the cluster.
 func (c *Client) Hives(ctx context.Context, opts ...ReadOption) ([]core.Hive, error) {
-	return fetchList[core.Hive](ctx, c, "/v1/hives", opts...)
+	return operation.HiveList.Ask(ctx, c.Reading(opts...), core.Request{})
 }
 
 // Hive returns one hive by id, name or core.LocalHive.
 func (c *Client) Hive(ctx context.Context, hive string, opts ...ReadOption) (core.Hive, error) {
-	return fetchOne[core.Hive](ctx, c, hivePath(hive), opts...)
+	return operation.HiveGet.Ask(ctx, c.Reading(opts...), core.Request{Hive: hive})
 }
 
 // Workers lists the active workers.
 func (c *Client) Workers(ctx context.Context, opts ...ReadOption) ([]core.Worker, error) {
-	return fetchList[core.Worker](ctx, c, "/v1/workers", opts...)
+	return operation.ActiveWorkerList.Ask(ctx, c.Reading(opts...), core.Request{})
 }
 
 // Worker returns one active worker by its id or a unique prefix of it.
 func (c *Client) Worker(ctx context.Context, id string, opts ...ReadOption) (core.Worker, error) {
-	return fetchOne[core.Worker](ctx, c, "/v1/workers/"+segment(id), opts...)
+	return operation.ActiveWorkerGet.Ask(ctx, c.Reading(opts...), core.Request{Worker: id})
 }
 
 // WorkerDetails returns one active worker with what the queen that answers has sent to it.
@@ -111,52 +158,37 @@ func (c *Client) Model(ctx context.Context, id string) (core.Model, error) {
 
 // HiveModels lists the models of one hive.
 func (c *Client) HiveModels(ctx context.Context, hive string) ([]core.Model, error) {
-	return fetchList[core.Model](ctx, c, hivePath(hive)+"/models")
+	return operation.ModelList.Ask(ctx, c, core.Request{Hive: hive})
 }
 
 // HiveModel returns one model of one hive with its files.
 func (c *Client) HiveModel(ctx context.Context, hive, id string) (core.Model, error) {
-	return fetchOne[core.Model](ctx, c, hivePath(hive)+"/models/"+segment(id))
+	return operation.ModelGet.Ask(ctx, c, core.Request{Hive: hive, Model: id})
 }
 
 // Processes lists the worker processes of a hive.
 func (c *Client) Processes(ctx context.Context, hive string) ([]core.Process, error) {
-	return fetchList[core.Process](ctx, c, hivePath(hive)+"/processes")
+	return operation.WorkerProcessList.Ask(ctx, c, core.Request{Hive: hive})
 }
 
 // Process returns one worker process of a hive with command line, sockets and recent log.
 func (c *Client) Process(ctx context.Context, hive string, pid int) (core.Process, error) {
-	return fetchOne[core.Process](ctx, c, hivePath(hive)+"/processes/"+strconv.Itoa(pid))
+	return operation.WorkerProcessGet.Ask(ctx, c, core.Request{Hive: hive, PID: pid})
 }
 
 // Binaries lists the worker binaries of a hive.
 func (c *Client) Binaries(ctx context.Context, hive string) ([]core.WorkerBinary, error) {
-	return fetchList[core.WorkerBinary](ctx, c, hivePath(hive)+"/binaries")
+	return operation.WorkerBinaryList.Ask(ctx, c, core.Request{Hive: hive})
 }
 
 // Binary returns one worker binary of a hive by "<type>" or "<type>@<version>".
 func (c *Client) Binary(ctx context.Context, hive, id string) (core.WorkerBinary, error) {
-	return fetchOne[core.WorkerBinary](ctx, c, hivePath(hive)+"/binaries/"+segment(id))
+	return operation.WorkerBinaryGet.Ask(ctx, c, core.Request{Hive: hive, Binary: id})
 }
 
 // Catalog searches the catalog sources of a hive.
 func (c *Client) Catalog(ctx context.Context, hive string, q CatalogQuery) ([]core.CatalogItem, error) {
-	v := url.Values{}
-	if q.Text != "" {
-		v.Set("q", q.Text)
-	}
-	if q.Kind != "" {
-		v.Set("kind", q.Kind)
-	}
-	if q.Limit != 0 {
-		v.Set("limit", strconv.Itoa(q.Limit))
-	}
-	path := hivePath(hive) + "/catalog"
-	if len(v) > 0 {
-		path += "?" + v.Encode()
-	}
-	l, err := fetch[list[core.CatalogItem]](ctx, c, call{method: http.MethodGet, path: path, slow: true})
-	return l.Data, err
+	return operation.CatalogSearch.Ask(ctx, c, core.Request{Hive: hive, Text: q.Text, Kind: q.Kind, Limit: q.Limit})
 }
 
 func hivePath(hive string) string {

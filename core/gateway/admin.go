@@ -43,8 +43,6 @@ type Admin interface {
 	RevokeToken(ctx context.Context, id string) (core.Token, error)
 
 	DrainHive(ctx context.Context, hive string, drain bool) (core.Hive, error)
-	RefreshHive(ctx context.Context, hive string) (core.RefreshResult, error)
-	HiveHealth(ctx context.Context, hive string) (core.HiveHealth, error)
 
 	// SaveSnapshot writes the leader's registry to w.
 	SaveSnapshot(ctx context.Context, w io.Writer) error

@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // maxAdminBody bounds the request of an administrator, snapshots excluded, in bytes.
@@ -64,12 +65,7 @@ func adminRoutes() []route {
 			return a.RevokeToken(ctx, r.PathValue("id"))
 		})},
 		{"POST", "/v1/hives/{hive}/drain", core.ScopeOperate, admin((*Gateway).drainHive)},
-		{"POST", "/v1/hives/{hive}/refresh", core.ScopeOperate, ask(func(ctx context.Context, a Admin, r *http.Request) (core.RefreshResult, error) {
-			return a.RefreshHive(ctx, r.PathValue("hive"))
-		})},
-		{"GET", "/v1/hives/{hive}/status", core.ScopeRead, fresh(ask(func(ctx context.Context, a Admin, r *http.Request) (core.HiveHealth, error) {
-			return a.HiveHealth(ctx, r.PathValue("hive"))
-		}))},
+		{"POST", "/v1/hives/{hive}/refresh", core.ScopeOperate, (*Gateway).refreshHive},
 		{"GET", "/v1/operator/raft", core.ScopeRead, queens},
 		{"DELETE", "/v1/operator/raft/{id}", core.ScopeAdmin, admin((*Gateway).removeQueen)},
 		{"POST", "/v1/operator/raft/transfer", core.ScopeAdmin, admin((*Gateway).transferLeadership)},
@@ -102,6 +98,11 @@ func (g *Gateway) createToken(a Admin, w *response, r *http.Request) error {
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	return writeJSON(w, http.StatusCreated, v)
+}
+
+func (g *Gateway) refreshHive(w *response, r *http.Request) error {
+	v, err := operation.HiveRefreshCapabilities.Ask(r.Context(), g.o.Cluster, core.Request{Hive: r.PathValue("hive")})
+	return answerOne(w, v, err)
 }
 
 func (g *Gateway) drainHive(a Admin, w *response, r *http.Request) error {

@@ -20,7 +20,9 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 	"github.com/rbee-project/rbee/core/inference"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // guarded is a gateway with tokens: for each scope "only-<scope>" and "all-but-<scope>", and
@@ -35,7 +37,7 @@ func guarded(log io.Writer) (*Gateway, *fakeAuth) {
 	jobs := &fakeJobs{}
 	jobs.add(core.Event{Kind: core.EventEnd})
 	return New(Options{
-		Inference: inference.New(inference.Options{Router: &fakeRouter{}}), Cluster: &fakeCluster{}, Jobs: jobs, Auth: auth, Reader: &fakeReader{}, Admin: &fakeAdmin{},
+		Inference: inference.New(inference.Options{Router: &fakeRouter{}}), Cluster: newCluster(), Jobs: jobs, Auth: auth, Reader: &fakeReader{}, Admin: newCluster(),
 		Logger: hclog.New(&hclog.LoggerOptions{Output: log, Level: hclog.Trace}),
 	}), auth
 }
@@ -74,10 +76,8 @@ func TestRouteScopes(t *testing.T) {
 			"POST /api/chat", "POST /api/generate", "POST /api/embed", "POST /api/embeddings", "GET /api/tags", "POST /api/show", "GET /api/ps",
 		},
 		core.ScopeRead: {
-			"GET /v1/jobs", "GET /v1/jobs/{id}", "GET /v1/jobs/{id}/stream", "GET /v1/operations", "GET /v1/status", "GET /metrics",
-			"GET /v1/hives", "GET /v1/hives/{hive}", "GET /v1/hives/{hive}/status", "GET /v1/hives/{hive}/processes", "GET /v1/hives/{hive}/processes/{pid}",
-			"GET /v1/hives/{hive}/binaries", "GET /v1/hives/{hive}/binaries/{id...}", "GET /v1/hives/{hive}/models", "GET /v1/hives/{hive}/models/{id...}",
-			"GET /v1/hives/{hive}/catalog", "GET /v1/workers", "GET /v1/workers/{id}", "GET /v1/requests", "GET /v1/requests/{id...}",
+			"GET /v1/jobs", "GET /v1/jobs/{id}", "GET /v1/jobs/{id}/stream", "GET /v1/operations", "GET /metrics",
+			"GET /v1/requests", "GET /v1/requests/{id...}",
 			"GET /v1/cluster", "GET /v1/queens", "GET /v1/nodes", "GET /v1/operator/raft",
 		},
 		core.ScopeOperate: {"POST /v1/jobs", "DELETE /v1/jobs/{id}", "POST /v1/hives/{hive}/drain", "POST /v1/hives/{hive}/refresh", "POST /api/pull", "DELETE /api/delete"},
@@ -86,6 +86,11 @@ func TestRouteScopes(t *testing.T) {
 			"DELETE /v1/operator/raft/{id}", "POST /v1/operator/raft/transfer", "GET /v1/operator/snapshot", "POST /v1/operator/snapshot",
 			"GET /v1/operator/keyring", "POST /v1/operator/keyring",
 		},
+	}
+	for _, o := range operation.All() {
+		if o.Get != "" { // it only reads
+			want[core.ScopeRead] = append(want[core.ScopeRead], "GET "+o.Get)
+		}
 	}
 	got := map[core.Scope][]string{}
 	for _, rt := range routes() {
@@ -292,7 +297,7 @@ func TestAudit(t *testing.T) {
 
 func TestNoTokensWithoutAuthorizer(t *testing.T) {
 	t.Parallel()
-	g := New(Options{Cluster: &fakeCluster{}})
+	g := New(Options{Cluster: newCluster()})
 	for _, value := range []string{"", "Bearer any", "Basic x"} {
 		must.Eq(t, 200, askFrom(g, 1, route{method: "GET", pattern: "/v1/hives"}, "Authorization", value).Code)
 	}
@@ -301,7 +306,7 @@ func TestNoTokensWithoutAuthorizer(t *testing.T) {
 // An Authorizer that cannot tell is no refusal, and no leak.
 func TestAuthorizerFails(t *testing.T) {
 	t.Parallel()
-	g := New(Options{Cluster: &fakeCluster{}, Auth: brokenAuth{}})
+	g := New(Options{Cluster: newCluster(), Auth: brokenAuth{}})
 	w := askFrom(g, 1, route{method: "GET", pattern: "/v1/hives"}, "Authorization", "Bearer rbee_a_secret")
 	must.Eq(t, 503, w.Code)
 	must.StrNotContains(t, w.Body.String(), "secret")
@@ -311,7 +316,7 @@ func TestOpenAISDKWithToken(t *testing.T) {
 	t.Parallel()
 	_, auth := guarded(io.Discard)
 	r := newRig(t, func(o *rigOptions) { o.Auth = auth })
-	r.cluster.models = []core.Model{{ID: "tiny"}}
+	r.cluster.Change(func(s *fakecluster.State) { s.Models = []core.Model{{ID: "tiny"}} })
 	r.serve("w1", func(w http.ResponseWriter, q *http.Request) {
 		if q.Header.Get("Authorization") != "" || q.Header.Get("X-Api-Key") != "" {
 			t.Error("the worker was shown the token")

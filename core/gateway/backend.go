@@ -7,27 +7,17 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// Cluster answers questions about the cluster. Hives are named by id, name or core.LocalHive.
-// Errors: NotFound, Unavailable.
+// Cluster answers questions about the cluster. Errors: NotFound, Unavailable.
 type Cluster interface {
+	// Answer answers the operations that only read; see operation.Answerer. It checks the request.
+	Answer(ctx context.Context, r core.Request) (any, error)
 	// Ready is nil when requests can be served; otherwise it says what is missing.
 	Ready(ctx context.Context) error
 	Status(ctx context.Context) (core.Status, error)
-	Hives(ctx context.Context) ([]core.Hive, error)
-	Hive(ctx context.Context, hive string) (core.Hive, error)
 	Workers(ctx context.Context) ([]core.Worker, error)
-	// Worker finds a worker by its id or a unique prefix of it.
-	Worker(ctx context.Context, id string) (core.Worker, error)
 	// Models lists the models of the whole cluster, those of catalog sources that were never
 	// fetched excluded.
 	Models(ctx context.Context) ([]core.Model, error)
-	HiveModels(ctx context.Context, hive string) ([]core.Model, error)
-	HiveModel(ctx context.Context, hive, id string) (core.Model, error)
-	Processes(ctx context.Context, hive string) ([]core.Process, error)
-	Process(ctx context.Context, hive string, pid int) (core.Process, error)
-	Binaries(ctx context.Context, hive string) ([]core.WorkerBinary, error)
-	Binary(ctx context.Context, hive, id string) (core.WorkerBinary, error)
-	Catalog(ctx context.Context, hive, text, kind string, limit int) ([]core.CatalogItem, error)
 }
 
 // Jobs starts operations and follows them. Errors: Invalid, NotFound, Unavailable.

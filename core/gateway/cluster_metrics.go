@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 const (
@@ -87,7 +88,7 @@ func (c clusterMetrics) Collect(ch chan<- prometheus.Metric) {
 
 // hives adds the hives and returns their labels by id.
 func (c clusterMetrics) hives(s sums) map[string]string {
-	hives, err := c.cluster.Hives(c.ctx)
+	hives, err := operation.HiveList.Ask(c.ctx, c.cluster, core.Request{})
 	if err != nil {
 		return nil
 	}

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -12,18 +11,9 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 	"github.com/rbee-project/rbee/core/inference"
 )
-
-// crowd is a cluster of many hives and workers.
-type crowd struct {
-	fakeCluster
-	hives   []core.Hive
-	workers []core.Worker
-}
-
-func (c *crowd) Hives(context.Context) ([]core.Hive, error)     { return c.hives, nil }
-func (c *crowd) Workers(context.Context) ([]core.Worker, error) { return c.workers, nil }
 
 func scrape(t *testing.T, c Cluster) string {
 	t.Helper()
@@ -41,13 +31,13 @@ func scrape(t *testing.T, c Cluster) string {
 // The metrics tell what `ps` and `top` show, and what other packages have registered.
 func TestClusterMetrics(t *testing.T) {
 	t.Parallel()
-	text := scrape(t, &crowd{
-		hives: []core.Hive{{ID: "h1", Name: "desk", Status: core.HiveReady, Devices: []core.Device{{ID: "cuda:0", TotalBytes: 800, FreeBytes: 300}}}},
-		workers: []core.Worker{
+	text := scrape(t, fakecluster.New(fakecluster.State{
+		Hives: []core.Hive{{ID: "h1", Name: "desk", Status: core.HiveReady, Devices: []core.Device{{ID: "cuda:0", TotalBytes: 800, FreeBytes: 300}}}},
+		Workers: []core.Worker{
 			{ID: "w1", Hive: "h1", Model: "tiny", State: core.WorkerReady, Slots: 4, Load: core.Load{Active: 2, Queued: 1, TokensPerSecond: 9.5, TokensTotal: 1234, KVUsedTokens: 77}},
 			{ID: "w2", Hive: "h1", Model: "tiny", State: core.WorkerLoading, Slots: 4},
 		},
-	})
+	}))
 	for _, want := range []string{
 		`rbee_cluster_hives{status="ready"} 1`,
 		`rbee_cluster_device_memory_bytes{device="cuda:0",hive="desk"} 800`,
@@ -68,13 +58,13 @@ func TestClusterMetrics(t *testing.T) {
 // However many there are, the labels are not more.
 func TestClusterMetricsAreBounded(t *testing.T) {
 	t.Parallel()
-	c := &crowd{}
+	var c fakecluster.State
 	for i := range 3 * maxSeries {
 		h := fmt.Sprintf("h%04d", i)
-		c.hives = append(c.hives, core.Hive{ID: h, Status: core.HiveReady, Devices: []core.Device{{ID: "cpu", TotalBytes: 1}}})
-		c.workers = append(c.workers, core.Worker{ID: fmt.Sprintf("w%04d", i), Hive: h, Model: fmt.Sprintf("m%04d", i), State: core.WorkerReady, Slots: 1})
+		c.Hives = append(c.Hives, core.Hive{ID: h, Status: core.HiveReady, Devices: []core.Device{{ID: "cpu", TotalBytes: 1}}})
+		c.Workers = append(c.Workers, core.Worker{ID: fmt.Sprintf("w%04d", i), Hive: h, Model: fmt.Sprintf("m%04d", i), State: core.WorkerReady, Slots: 1})
 	}
-	text := scrape(t, c)
+	text := scrape(t, fakecluster.New(c))
 	must.StrContains(t, text, fmt.Sprintf(`rbee_cluster_hives{status="ready"} %d`, 3*maxSeries))
 	must.StrContains(t, text, fmt.Sprintf(`rbee_cluster_worker_slots{hive="other",model="other",worker="other"} %d`, 2*maxSeries))
 	must.Eq(t, maxSeries+1, strings.Count(text, "\nrbee_cluster_worker_slots{"))

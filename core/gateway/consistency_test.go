@@ -14,12 +14,13 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 	"github.com/rbee-project/rbee/core/inference"
 )
 
 // registryReads are the routes whose answer comes from the replicated registry.
 var registryReads = []string{
-	"/v1/status", "/v1/hives", "/v1/hives/{hive}", "/v1/hives/{hive}/status", "/v1/workers", "/v1/workers/{id}",
+	"/v1/status", "/v1/hives", "/v1/hives/{hive}", "/v1/hives/{hive}/status", "/v1/workers", "/v1/workers/{worker}",
 	"/v1/queens", "/v1/nodes", "/v1/tokens", "/v1/cluster", "/v1/operator/raft",
 }
 
@@ -36,7 +37,9 @@ func TestConsistencyOfEveryRoute(t *testing.T) {
 	t.Parallel()
 	reader, jobs := &fakeReader{}, &fakeJobs{}
 	jobs.add(core.Event{Kind: core.EventEnd})
-	g := New(Options{Inference: inference.New(inference.Options{Router: &fakeRouter{}}), Cluster: &fakeCluster{cluster: &core.Cluster{ID: "c1"}}, Jobs: jobs, Reader: reader, Admin: &fakeAdmin{}})
+	cluster := newCluster()
+	cluster.Change(func(s *fakecluster.State) { s.Status.Cluster = &core.Cluster{ID: "c1"} })
+	g := New(Options{Inference: inference.New(inference.Options{Router: &fakeRouter{}}), Cluster: cluster, Jobs: jobs, Reader: reader, Admin: cluster})
 	seen := 0
 	for _, rt := range routes() {
 		path := wildcard.ReplaceAllString(strings.ReplaceAll(rt.pattern, "{pid}", "12"), "h1")
@@ -81,8 +84,10 @@ func TestConsistencyOfEveryRoute(t *testing.T) {
 func TestReadsWithoutLeader(t *testing.T) {
 	t.Parallel()
 	reader := &fakeReader{gone: core.Errorf(core.Unavailable, "there is no leader")}
-	r := newRig(t, func(o *rigOptions) { o.Reader, o.Admin = reader, &fakeAdmin{} })
-	r.cluster.models, r.cluster.cluster = []core.Model{{ID: "tiny"}}, &core.Cluster{ID: "c1"}
+	r := newRig(t, func(o *rigOptions) { o.Reader, o.Admin = reader, newCluster() })
+	r.cluster.Change(func(s *fakecluster.State) {
+		s.Models, s.Status.Cluster = []core.Model{{ID: "tiny"}}, &core.Cluster{ID: "c1"}
+	})
 	r.serve("w1", answerJSON(200, wholeAnswer))
 	for _, pattern := range registryReads {
 		path := wildcard.ReplaceAllString(pattern, "h1")
@@ -119,7 +124,7 @@ func TestReadsWithoutLeader(t *testing.T) {
 func TestReadsWithSilentLeader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Options{Cluster: &fakeCluster{}, Reader: &fakeReader{hang: true}})
+		g := New(Options{Cluster: newCluster(), Reader: &fakeReader{hang: true}})
 		start := time.Now()
 		w := served(g, "GET", "/v1/status", "")
 		must.Eq(t, 200, w.Code)
@@ -145,9 +150,12 @@ func TestReadsWithSilentLeader(t *testing.T) {
 
 func TestAdminRoutes(t *testing.T) {
 	t.Parallel()
-	a := &fakeAdmin{}
-	g := New(Options{Cluster: &fakeCluster{cluster: &core.Cluster{ID: "c1", Name: "home", SealedCAKey: []byte("hidden")}}, Admin: a})
-	none := New(Options{Cluster: &fakeCluster{}})
+	a := newCluster()
+	a.Change(func(s *fakecluster.State) {
+		s.Status.Cluster = &core.Cluster{ID: "c1", Name: "home", SealedCAKey: []byte("hidden")}
+	})
+	g := New(Options{Cluster: a, Admin: a})
+	none := New(Options{Cluster: newCluster()})
 	for _, c := range []struct {
 		method, path, body string
 		status             int
@@ -160,40 +168,40 @@ func TestAdminRoutes(t *testing.T) {
 		{"DELETE", "/v1/nodes/n1", "", 200, `"revoked":true`, "revoke node n1"},
 		{"POST", "/v1/nodes/n1/leave", "", 200, `"id":"n1"`, "leave n1"},
 		{"GET", "/v1/tokens", "", 200, `"id":"t1"`, "tokens"},
-		{"POST", "/v1/tokens", `{"kind":"api","name":"ci","scopes":["infer"],"ttl":"24h"}`, 201, `"token":"rbee_t2_secret"`, "create ci"},
+		{"POST", "/v1/tokens", `{"kind":"api","name":"ci","scopes":["infer"],"ttl":"24h"}`, 201, `"token":"rbee_`, `create token {"kind":"api","name":"ci","scopes":["infer"],"ttl":"24h0m0s"}`},
 		{"POST", "/v1/tokens", `{"kind":"api","scope":["infer"]}`, 400, `there is no field \"scope\"`, ""},
 		{"POST", "/v1/tokens", `{"ttl":"soon"}`, 400, `invalid`, ""},
 		{"POST", "/v1/tokens", `{"name":"` + strings.Repeat("a", maxAdminBody) + `"}`, 413, `larger`, ""},
 		{"DELETE", "/v1/tokens/t1", "", 200, `"id":"t1"`, "revoke token t1"},
-		{"POST", "/v1/hives/h1/drain", `{"drain":true}`, 200, `"draining":true`, "drain h1"},
-		{"POST", "/v1/hives/h1/drain", `{"drain":false}`, 200, `"draining":false`, "fill h1"},
+		{"POST", "/v1/hives/h1/drain", `{"drain":true}`, 200, `"draining":true`, "drain h1 true"},
+		{"POST", "/v1/hives/h1/drain", `{"drain":false}`, 200, `"draining":false`, "drain h1 false"},
 		{"POST", "/v1/hives/h1/drain", `{}`, 400, `drain is missing`, ""},
 		{"POST", "/v1/hives/h1/drain", `{"drain":"yes"}`, 400, `drain cannot be a string`, ""},
-		{"POST", "/v1/hives/h1/refresh", ``, 200, `"before":[],"after":[{"id":"cpu"`, "refresh h1"},
-		{"GET", "/v1/hives/h1/status", ``, 200, `"reachable":true`, "health h1"},
 		{"DELETE", "/v1/operator/raft/a1b2.c3d4", ``, 200, `{"status":"done"}`, "remove a1b2.c3d4"},
-		{"POST", "/v1/operator/raft/transfer", `{"to":"q2"}`, 200, `{"status":"done"}`, "transfer q2"},
-		{"POST", "/v1/operator/raft/transfer", `{"to":""}`, 200, `{"status":"done"}`, "transfer "},
+		{"POST", "/v1/operator/raft/transfer", `{"to":"q2"}`, 200, `{"status":"done"}`, `transfer to "q2"`},
+		{"POST", "/v1/operator/raft/transfer", `{"to":""}`, 200, `{"status":"done"}`, `transfer to ""`},
 		{"POST", "/v1/operator/raft/transfer", ``, 400, `invalid`, ""},
 		{"GET", "/v1/operator/keyring", ``, 200, `{"primary":"k1","keys":["k1","k2"]}`, "keyring"},
-		{"POST", "/v1/operator/keyring", `{"action":"use","fingerprint":"k2"}`, 200, `"primary":"k2"`, "use k2"},
+		{"POST", "/v1/operator/keyring", `{"action":"use","fingerprint":"k2"}`, 200, `"primary":"k2"`, `keyring {"action":"use","fingerprint":"k2"}`},
 		{"GET", "/v1/operator/snapshot", ``, 200, `snapshot`, "save"},
 		{"POST", "/v1/operator/snapshot", `octets`, 200, `"index":6`, "restore"},
 	} {
-		a.err = nil
-		before := len(a.log())
+		a.Change(func(s *fakecluster.State) { s.Refuse = nil })
+		before := len(a.State().Asked)
 		what := must.Sprintf("%s %s %s", c.method, c.path, clip(c.body, 80))
 		w := served(g, c.method, c.path, c.body)
 		must.Eq(t, c.status, w.Code, what)
 		must.StrContains(t, w.Body.String(), c.want, what)
 		must.StrNotContains(t, w.Body.String(), "hidden")
 		must.StrNotContains(t, w.Body.String(), "aGlkZGVu")
-		done := a.log()[before:]
+		done := a.State().Asked[before:]
 		if c.done == "" {
 			must.SliceEmpty(t, done, what)
 		} else {
 			must.Eq(t, []string{c.done}, done, what)
-			a.err = core.Errorf(core.Conflict, "it is so already").Hint("Look again.")
+			a.Change(func(s *fakecluster.State) {
+				s.Refuse = func(string) error { return core.Errorf(core.Conflict, "it is so already").Hint("Look again.") }
+			})
 			w = served(g, c.method, c.path, c.body)
 			must.Eq(t, 409, w.Code, what)
 			must.Eq(t, "Look again.", errorIn(t, w.Body.String()).Hint)
@@ -206,23 +214,29 @@ func TestAdminRoutes(t *testing.T) {
 
 func TestSnapshotRoutes(t *testing.T) {
 	t.Parallel()
-	a := &fakeAdmin{}
+	a := newCluster()
 	r := newRig(t, func(o *rigOptions) { o.Admin, o.MaxSnapshotBytes, o.BodyTimeout = a, 1<<20, 200*time.Millisecond })
 	c, ctx := newClient(t, r.addr), t.Context()
 	piece := strings.Repeat("0123456789abcdef", 1<<14) // 256 KiB
 	var got strings.Builder
 
-	a.snapshot = func(w io.Writer) error { _, err := io.WriteString(w, piece+piece+piece); return err }
+	a.Change(func(s *fakecluster.State) {
+		s.Snapshot = func(w io.Writer) error { _, err := io.WriteString(w, piece+piece+piece); return err }
+	})
 	must.NoError(t, c.SaveSnapshot(ctx, &got))
 	must.True(t, got.String() == piece+piece+piece)
 
-	a.snapshot = func(w io.Writer) error {
-		_, _ = io.WriteString(w, piece)
-		return core.Errorf(core.Unavailable, "the leader is gone")
-	}
+	a.Change(func(s *fakecluster.State) {
+		s.Snapshot = func(w io.Writer) error {
+			_, _ = io.WriteString(w, piece)
+			return core.Errorf(core.Unavailable, "the leader is gone")
+		}
+	})
 	must.Eq(t, core.Unavailable, core.KindOf(c.SaveSnapshot(ctx, io.Discard)))
 
-	a.snapshot = func(io.Writer) error { return core.Errorf(core.Integrity, "the disk is bad") }
+	a.Change(func(s *fakecluster.State) {
+		s.Snapshot = func(io.Writer) error { return core.Errorf(core.Integrity, "the disk is bad") }
+	})
 	resp, body := r.get("/v1/operator/snapshot")
 	must.Eq(t, 500, resp.StatusCode)
 	must.Eq(t, "application/json", resp.Header.Get("Content-Type"))
@@ -233,7 +247,7 @@ func TestSnapshotRoutes(t *testing.T) {
 	info, err := c.RestoreSnapshot(ctx, strings.NewReader(piece))
 	must.NoError(t, err)
 	must.Eq(t, uint64(len(piece)), info.Index)
-	must.True(t, string(a.restored) == piece)
+	must.True(t, string(a.State().Restored) == piece)
 
 	// Slow but steady is no reason to give up.
 	pr, pw := io.Pipe()

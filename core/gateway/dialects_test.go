@@ -18,6 +18,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 )
 
 const (
@@ -308,8 +309,12 @@ func TestOllamaGenerate(t *testing.T) {
 func TestOllamaModels(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
-	r.cluster.models = []core.Model{{ID: "tiny", Digest: "sha256:abc", SizeBytes: 7, Architecture: "llama", Quantization: "Q8_0", Parameters: 135_000_000, Hives: []string{"h1"}}}
-	r.cluster.workers = []core.Worker{{ID: "w1", Model: "tiny", State: core.WorkerReady, ContextTokens: 64}, {ID: "w2", Model: "tiny", State: core.WorkerReady, ContextTokens: 32}}
+	r.cluster.Change(func(s *fakecluster.State) {
+		s.Models = []core.Model{{ID: "tiny", Digest: "sha256:abc", SizeBytes: 7, Architecture: "llama", Quantization: "Q8_0", Parameters: 135_000_000, Hives: []string{"h1"}}}
+	})
+	r.cluster.Change(func(s *fakecluster.State) {
+		s.Workers = []core.Worker{{ID: "w1", Model: "tiny", State: core.WorkerReady, ContextTokens: 64}, {ID: "w2", Model: "tiny", State: core.WorkerReady, ContextTokens: 32}}
+	})
 	var tags struct {
 		Models []struct {
 			Name, Digest string
@@ -348,7 +353,7 @@ func TestOllamaChangesAudited(t *testing.T) {
 	t.Parallel()
 	log := &syncBuffer{}
 	r := newRig(t, func(o *rigOptions) { o.Logger = hclog.New(&hclog.LoggerOptions{Output: log, Level: hclog.Info}) })
-	r.cluster.models = []core.Model{{ID: "tiny", Hives: []string{"h1"}}}
+	r.cluster.Change(func(s *fakecluster.State) { s.Models = []core.Model{{ID: "tiny", Hives: []string{"h1"}}} })
 	r.jobs.add(core.Event{Kind: core.EventEnd})
 	for method, path := range map[string]string{http.MethodDelete: "/api/delete", http.MethodPost: "/api/pull"} {
 		req, err := http.NewRequestWithContext(t.Context(), method, r.url+path, strings.NewReader(`{"model":"tiny"}`))

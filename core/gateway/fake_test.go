@@ -22,7 +22,9 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 	"github.com/rbee-project/rbee/core/inference"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -115,7 +117,7 @@ type rig struct {
 	url       string
 	addr      string
 	router    *fakeRouter
-	cluster   *fakeCluster
+	cluster   *fakecluster.Cluster
 	jobs      *fakeJobs
 	dir       string
 	client    *http.Client
@@ -136,7 +138,7 @@ func newRig(t testing.TB, change func(*rigOptions)) *rig {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "gw") //nolint:usetesting // the path of t.TempDir is too long for a socket
 	must.NoError(t, err)
-	r := &rig{t: t, router: &fakeRouter{}, cluster: &fakeCluster{}, jobs: &fakeJobs{}, dir: dir, sockets: map[string]string{}}
+	r := &rig{t: t, router: &fakeRouter{}, cluster: newCluster(), jobs: &fakeJobs{}, dir: dir, sockets: map[string]string{}}
 	o := rigOptions{
 		Options: Options{Metrics: NewMetrics(), Cluster: r.cluster, Jobs: r.jobs, Version: "1.2.3", LameDuck: 20 * time.Millisecond},
 		inf:     inference.Options{Router: r.router, Dial: r.dialWorker},
@@ -355,58 +357,25 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-type fakeCluster struct {
-	notReady error
-	models   []core.Model
-	workers  []core.Worker // none: one, w1
-	cluster  *core.Cluster
-}
-
-func (f *fakeCluster) Ready(context.Context) error { return f.notReady }
-func (f *fakeCluster) Status(context.Context) (core.Status, error) {
-	return core.Status{Version: "1.2.3", Cluster: f.cluster, Hives: []core.Hive{{ID: "h1"}}}, nil
-}
-func (f *fakeCluster) Hives(context.Context) ([]core.Hive, error) { return nil, nil }
-func (f *fakeCluster) Hive(_ context.Context, hive string) (core.Hive, error) {
-	if hive != "h1" && hive != core.LocalHive {
-		return core.Hive{}, core.Errorf(core.NotFound, "no hive %q", hive).Hint("There is h1.")
-	}
-	return core.Hive{ID: "h1", Name: "desk"}, nil
-}
-
-func (f *fakeCluster) Workers(context.Context) ([]core.Worker, error) {
-	if f.workers != nil {
-		return f.workers, nil
-	}
-	return []core.Worker{{ID: "w1"}}, nil
-}
-
-func (f *fakeCluster) Worker(_ context.Context, id string) (core.Worker, error) {
-	return core.Worker{ID: id, Nonce: id}, nil
-}
-func (f *fakeCluster) Models(context.Context) ([]core.Model, error) { return f.models, nil }
-func (f *fakeCluster) HiveModels(context.Context, string) ([]core.Model, error) {
-	return f.models, nil
-}
-
-func (f *fakeCluster) HiveModel(_ context.Context, _, id string) (core.Model, error) {
-	return core.Model{ID: id}, nil
-}
-func (f *fakeCluster) Processes(context.Context, string) ([]core.Process, error) { return nil, nil }
-func (f *fakeCluster) Process(_ context.Context, _ string, pid int) (core.Process, error) {
-	return core.Process{PID: pid}, nil
-}
-
-func (f *fakeCluster) Binaries(context.Context, string) ([]core.WorkerBinary, error) {
-	return []core.WorkerBinary{{ID: "cpu@1"}}, nil
-}
-
-func (f *fakeCluster) Binary(_ context.Context, _, id string) (core.WorkerBinary, error) {
-	return core.WorkerBinary{ID: id}, nil
-}
-
-func (f *fakeCluster) Catalog(_ context.Context, _, text, kind string, limit int) ([]core.CatalogItem, error) {
-	return []core.CatalogItem{{Ref: "builtin:" + text, Kind: kind, SizeBytes: int64(limit)}}, nil
+// newCluster is a cluster with one of each. It has every model, worker and catalog item that is asked
+// for by name.
+func newCluster() *fakecluster.Cluster {
+	c := fakecluster.New(fakecluster.State{
+		Status: core.Status{Version: "1.2.3"}, Hives: []core.Hive{{ID: "h1", Name: "desk"}}, Workers: []core.Worker{{ID: "w1"}},
+		Processes: []core.Process{{PID: 12}}, Binaries: []core.WorkerBinary{{ID: "cpu@1"}},
+		Health:    core.HiveHealth{Reachable: true, Queens: []core.HiveSight{{Queen: "q1"}}},
+		Refreshed: core.RefreshResult{After: []core.Device{{ID: "cpu"}}},
+		Queens:    []core.Queen{{ID: "q1", Leader: true}}, Nodes: []core.Node{{ID: "n1", KeyHash: []byte("hidden")}},
+		Tokens: []core.Token{{ID: "t1", SecretHash: []byte("hidden")}}, Keys: []string{"k1", "k2"},
+	})
+	operation.Answer(c.Answers, operation.ModelGet, func(_ context.Context, r core.Request) (core.Model, error) { return core.Model{ID: r.Model}, nil })
+	operation.Answer(c.Answers, operation.ActiveWorkerGet, func(_ context.Context, r core.Request) (core.Worker, error) {
+		return core.Worker{ID: r.Worker, Nonce: r.Worker}, nil
+	})
+	operation.Answer(c.Answers, operation.CatalogSearch, func(_ context.Context, r core.Request) ([]core.CatalogItem, error) {
+		return []core.CatalogItem{{Ref: "builtin:" + r.Text, Kind: r.Kind, SizeBytes: int64(r.Limit)}}, nil
+	})
+	return c
 }
 
 // fakeJobs has one job, "j1-h1", whose events a test adds.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -29,7 +30,7 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 		request.RequestID = key
 	}
 	// The route needs the scope operate, and so does what is no operation.
-	if spec, err := core.FindOperation(request.Operation); err == nil && spec.Needs(request) != core.ScopeOperate {
+	if spec, err := operation.Find(request.Operation); err == nil && spec.Needs(request) != core.ScopeOperate {
 		if err := g.authorize(w, r, spec.Needs(request)); err != nil {
 			return err
 		}
@@ -48,7 +49,7 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 
 // operations tells which operations a job can be of, and what each takes.
 func (g *Gateway) operations(w *response, _ *http.Request) error {
-	return answerList(w, core.DescribeOperations(), nil)
+	return answerList(w, operation.Describe(), nil)
 }
 
 func readJobRequest(body []byte) (core.Request, error) {

@@ -2,16 +2,15 @@ package gateway
 
 import (
 	"bytes"
-	"encoding"
 	"encoding/json"
 	"errors"
 	"net/http"
-	"reflect"
 	"strconv"
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/inference"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -25,7 +24,7 @@ func listOf[T any](items []T) list[T] { return list[T]{Object: openai.ObjectList
 
 // writeJSON answers with v; nil slices in it become [].
 func writeJSON(w http.ResponseWriter, status int, v any) error {
-	body, err := json.Marshal(filled(reflect.ValueOf(v)).Interface())
+	body, err := json.Marshal(operation.Filled(v))
 	if err != nil {
 		return core.Wrap(err, core.Internal, "write answer")
 	}
@@ -56,48 +55,4 @@ func decodeObject(body []byte, v any, what string) error {
 		return badBody("", "the request's body has something after the JSON object")
 	}
 	return nil
-}
-
-// filled is v with empty slices in place of nil ones. It copies what it changes, since v may be
-// shared with others.
-func filled(v reflect.Value) reflect.Value {
-	if !v.IsValid() || writesItself(v.Type()) {
-		return v
-	}
-	switch v.Kind() {
-	case reflect.Pointer, reflect.Interface:
-		if v.IsNil() {
-			return v
-		}
-		in := filled(v.Elem())
-		if v.Kind() == reflect.Interface {
-			return in
-		}
-		out := reflect.New(in.Type())
-		out.Elem().Set(in)
-		return out
-	case reflect.Slice:
-		if v.Type().Elem().Kind() == reflect.Uint8 {
-			return v
-		}
-		out := reflect.MakeSlice(v.Type(), v.Len(), v.Len())
-		for i := range v.Len() {
-			out.Index(i).Set(filled(v.Index(i)))
-		}
-		return out
-	case reflect.Struct:
-		out := reflect.New(v.Type()).Elem()
-		out.Set(v)
-		for i := range v.NumField() {
-			if v.Type().Field(i).IsExported() {
-				out.Field(i).Set(filled(v.Field(i)))
-			}
-		}
-		return out
-	}
-	return v
-}
-
-func writesItself(t reflect.Type) bool {
-	return t.Implements(reflect.TypeFor[json.Marshaler]()) || t.Implements(reflect.TypeFor[encoding.TextMarshaler]())
 }

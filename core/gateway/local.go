@@ -13,15 +13,8 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
-
-// LocalHive is what a hive tells the people of its own machine without any queen.
-type LocalHive interface {
-	Processes(ctx context.Context) ([]core.Process, error)
-	Process(ctx context.Context, pid int) (core.Process, error)
-	Binaries(ctx context.Context) ([]core.WorkerBinary, error)
-	Binary(ctx context.Context, id string) (core.WorkerBinary, error)
-}
 
 // LocalTokens makes tokens for the people of a queen's own machine. Whoever may read its data
 // folder has the keys of the cluster, so that a token gives them nothing, and a cluster whose last
@@ -72,7 +65,7 @@ func (u *usedProofs) check(text string, body []byte, now time.Time, proof func([
 // LocalHandler serves what a hive knows of itself, read-only, in the form of the public API with
 // core.LocalHive as the hive, and on a queen the making of tokens. Each of h and tokens may be nil.
 // It is for a socket that only the agent's user can open: it asks for no token.
-func LocalHandler(h LocalHive, tokens *LocalTokens) http.Handler {
+func LocalHandler(h operation.Answerer, tokens *LocalTokens) http.Handler {
 	mux := http.NewServeMux()
 	if tokens != nil {
 		used := &usedProofs{seen: map[string]time.Time{}}
@@ -113,36 +106,23 @@ func localToken(tokens *LocalTokens, used *usedProofs, w http.ResponseWriter, r 
 	return made, err
 }
 
-func localHive(mux *http.ServeMux, h LocalHive) {
-	handle := func(path string, f func(r *http.Request) (any, error)) {
-		mux.HandleFunc("GET /v1/hives/"+core.LocalHive+path, func(w http.ResponseWriter, r *http.Request) {
-			v, err := f(r)
+// localHive serves the operations that a hive answers.
+func localHive(mux *http.ServeMux, h operation.Answerer) {
+	for _, s := range operation.All() {
+		rest, ok := strings.CutPrefix(s.Get, "/v1/hives/{hive}")
+		if !s.AsksHive || !ok {
+			continue
+		}
+		mux.HandleFunc("GET /v1/hives/"+core.LocalHive+rest, func(w http.ResponseWriter, r *http.Request) {
+			request, err := s.RequestOf(r)
+			var v any
 			if err == nil {
-				err = writeJSON(w, http.StatusOK, v)
+				request.Hive = core.LocalHive
+				v, err = h.Answer(r.Context(), request)
 			}
-			if err != nil {
+			if err = answerOf(w, s, v, err); err != nil {
 				fail(w, err)
 			}
 		})
 	}
-	handle("/processes", func(r *http.Request) (any, error) {
-		v, err := h.Processes(r.Context())
-		return listOf(v), err
-	})
-	handle("/processes/{pid}", func(r *http.Request) (any, error) {
-		pid, err := strconv.Atoi(r.PathValue("pid"))
-		if err != nil || pid < 1 {
-			return nil, core.Errorf(core.Invalid, "%q is no process id", clip(r.PathValue("pid"), 40))
-		}
-		v, err := h.Process(r.Context(), pid)
-		return v, err
-	})
-	handle("/binaries", func(r *http.Request) (any, error) {
-		v, err := h.Binaries(r.Context())
-		return listOf(v), err
-	})
-	handle("/binaries/{id...}", func(r *http.Request) (any, error) {
-		v, err := h.Binary(r.Context(), r.PathValue("id"))
-		return v, err
-	})
 }

@@ -14,26 +14,29 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/gateway"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
-// loneHive has one worker process and one worker binary.
+// loneHive has one worker process and every worker binary.
 type loneHive struct{}
 
-func (loneHive) Processes(context.Context) ([]core.Process, error) {
-	return []core.Process{{PID: 42, WorkerID: "w1"}}, nil
-}
-
-func (loneHive) Process(_ context.Context, pid int) (core.Process, error) {
-	if pid != 42 {
-		return core.Process{}, core.Errorf(core.NotFound, "process %d is not a worker", pid).Hint("Look at the list.")
+func (loneHive) Answer(_ context.Context, r core.Request) (any, error) {
+	if err := operation.Check(r); err != nil {
+		return nil, err
 	}
-	return core.Process{PID: pid, WorkerID: "w1", Log: []string{"loaded"}}, nil
-}
-
-func (loneHive) Binaries(context.Context) ([]core.WorkerBinary, error) { return nil, nil }
-
-func (loneHive) Binary(_ context.Context, id string) (core.WorkerBinary, error) {
-	return core.WorkerBinary{ID: id}, nil
+	switch r.Operation {
+	case operation.WorkerProcessList.Name:
+		return []core.Process{{PID: 42, WorkerID: "w1"}}, nil
+	case operation.WorkerProcessGet.Name:
+		if r.PID != 42 {
+			return nil, core.Errorf(core.NotFound, "process %d is not a worker", r.PID).Hint("Look at the list.")
+		}
+		return core.Process{PID: r.PID, WorkerID: "w1", Log: []string{"loaded"}}, nil
+	case operation.WorkerBinaryGet.Name:
+		return core.WorkerBinary{ID: r.Binary}, nil
+	}
+	s, err := operation.Find(r.Operation)
+	return s.Zero(), err
 }
 
 // What a hive says of itself is read by the same client as what a queen says.

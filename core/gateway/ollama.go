@@ -13,6 +13,7 @@ import (
 	"github.com/rbee-project/rbee/core/gateway/dialect"
 	"github.com/rbee-project/rbee/core/gateway/dialect/ollama"
 	"github.com/rbee-project/rbee/core/gateway/dialect/responses"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -81,7 +82,7 @@ func (g *Gateway) ollamaShow(w *response, r *http.Request) error {
 		return err
 	}
 	for _, hive := range m.Hives { // one hive's own answer has the facts of the file
-		if whole, err := g.o.Cluster.HiveModel(r.Context(), hive, m.ID); err == nil {
+		if whole, err := operation.ModelGet.Ask(r.Context(), g.o.Cluster, core.Request{Hive: hive, Model: m.ID}); err == nil {
 			m.Facts = whole.Facts
 			break
 		}

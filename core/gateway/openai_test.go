@@ -13,6 +13,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 )
 
 // sdk is OpenAI's own client on the gateway.
@@ -120,7 +121,9 @@ func TestOpenAISDK(t *testing.T) {
 	t.Run("models", func(t *testing.T) {
 		t.Parallel()
 		r := newRig(t, nil)
-		r.cluster.models = []core.Model{{ID: "tiny", CreatedAt: time.Unix(5, 0)}, {ID: "org/big:Q4", CreatedAt: time.Unix(6, 0)}}
+		r.cluster.Change(func(s *fakecluster.State) {
+			s.Models = []core.Model{{ID: "tiny", CreatedAt: time.Unix(5, 0)}, {ID: "org/big:Q4", CreatedAt: time.Unix(6, 0)}}
+		})
 		c := sdk(r)
 		page, err := c.Models.List(t.Context())
 		must.NoError(t, err)

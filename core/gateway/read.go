@@ -5,14 +5,11 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
-	"strconv"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
-
-// maxCatalogItems bounds one answer of a catalog search.
-const maxCatalogItems = 1000
 
 // modelObject is OpenAI's model with what rbee knows of it beside.
 type modelObject struct {
@@ -68,66 +65,53 @@ func answerList[T any](w *response, items []T, err error) error {
 	return answerOne(w, listOf(items), err)
 }
 
-func (g *Gateway) hiveList(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.Hives(r.Context())
-	return answerList(w, v, err)
-}
-
-func (g *Gateway) hive(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.Hive(r.Context(), r.PathValue("hive"))
-	return answerOne(w, v, err)
-}
-
-func (g *Gateway) workers(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.Workers(r.Context())
-	return answerList(w, v, err)
-}
-
-func (g *Gateway) processes(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.Processes(r.Context(), r.PathValue("hive"))
-	return answerList(w, v, err)
-}
-
-func (g *Gateway) process(w *response, r *http.Request) error {
-	pid, err := strconv.Atoi(r.PathValue("pid"))
-	if err != nil || pid < 1 {
-		return core.Errorf(core.Invalid, "%q is no process id", clip(r.PathValue("pid"), 40))
-	}
-	v, err := g.o.Cluster.Process(r.Context(), r.PathValue("hive"), pid)
-	return answerOne(w, v, err)
-}
-
-func (g *Gateway) binaries(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.Binaries(r.Context(), r.PathValue("hive"))
-	return answerList(w, v, err)
-}
-
-func (g *Gateway) binary(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.Binary(r.Context(), r.PathValue("hive"), r.PathValue("id"))
-	return answerOne(w, v, err)
-}
-
-func (g *Gateway) hiveModels(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.HiveModels(r.Context(), r.PathValue("hive"))
-	return answerList(w, v, err)
-}
-
-func (g *Gateway) hiveModel(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.HiveModel(r.Context(), r.PathValue("hive"), r.PathValue("id"))
-	return answerOne(w, v, err)
-}
-
-func (g *Gateway) catalog(w *response, r *http.Request) error {
-	q := r.URL.Query()
-	limit := 0
-	if s := q.Get("limit"); s != "" {
-		var err error
-		if limit, err = strconv.Atoi(s); err != nil || limit < 1 || limit > maxCatalogItems {
-			return core.Errorf(core.Invalid, "limit must be a number from 1 to %d", maxCatalogItems)
+// answering is the route of an operation that only reads.
+func answering(s operation.Spec) handler {
+	return func(g *Gateway, w *response, r *http.Request) error {
+		request, err := s.RequestOf(r)
+		if err != nil {
+			return err
 		}
+		v, err := g.o.Cluster.Answer(r.Context(), request)
+		return answerOf(w, s, v, err)
 	}
-	v, err := g.o.Cluster.Catalog(r.Context(), r.PathValue("hive"), q.Get("q"), q.Get("kind"), limit)
-	return answerList(w, v, err)
+}
+
+// answerOf answers with the result of an operation.
+func answerOf(w http.ResponseWriter, s operation.Spec, v any, err error) error {
+	if err != nil {
+		return err
+	}
+	if s.IsList() {
+		v = struct {
+			Object string `json:"object"`
+			Data   any    `json:"data"`
+		}{openai.ObjectList, v}
+	}
+	return writeJSON(w, http.StatusOK, v)
+}
+
+// operationRoutes are the GET routes of the operations.
+func operationRoutes() []route {
+	own := map[core.Operation]handler{
+		operation.Status.Name:          (*Gateway).status,
+		operation.ActiveWorkerGet.Name: (*Gateway).worker, // with what this queen sent to it
+	}
+	var out []route
+	for _, s := range operation.All() {
+		if s.Get == "" {
+			continue
+		}
+		h := own[s.Name]
+		if h == nil {
+			h = answering(s)
+		}
+		if s.Registry {
+			h = fresh(h)
+		}
+		out = append(out, route{"GET", s.Get, core.ScopeRead, h})
+	}
+	return out
 }
 
 func (g *Gateway) healthy(w *response, _ *http.Request) error {

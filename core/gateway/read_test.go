@@ -16,6 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 )
 
 func TestEveryRouteDeclaresItsScope(t *testing.T) {
@@ -72,7 +73,9 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 func TestReadRoutes(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
-	r.cluster.models = []core.Model{{ID: "tiny", Aliases: []string{"small"}, CreatedAt: time.Unix(1700000000, 0).UTC()}, {ID: "org/big"}}
+	r.cluster.Change(func(s *fakecluster.State) {
+		s.Models = []core.Model{{ID: "tiny", Aliases: []string{"small"}, CreatedAt: time.Unix(1700000000, 0).UTC()}, {ID: "org/big"}}
+	})
 	for _, c := range []struct {
 		path, want string
 		status     int
@@ -86,13 +89,13 @@ func TestReadRoutes(t *testing.T) {
 		{"/v1/models/org%2Fbig", `"id":"org/big"`, 200},
 		{"/v1/models/tinny", `"model_not_found"`, 404},
 		{"/v1/models/tinny", `Near to it are: tiny.`, 404},
-		{"/v1/status", `"queens":[]`, 200},
+		{"/v1/status", `"problems":[]`, 200},
 		{"/v1/status", `"hives":[{"id":"h1"`, 200},
 		{"/v1/status", `"devices":[]`, 200},
-		{"/v1/hives", `{"object":"list","data":[]}`, 200},
+		{"/v1/hives", `{"object":"list","data":[{"id":"h1"`, 200},
 		{"/v1/hives/localhost", `"name":"desk"`, 200},
-		{"/v1/hives/h9", `"hint":"There is h1."`, 404},
-		{"/v1/hives/h1/processes", `"data":[]`, 200},
+		{"/v1/hives/h9", `"hint":"Did you mean desk?"`, 404},
+		{"/v1/hives/h1/processes", `"data":[{"pid":12`, 200},
 		{"/v1/hives/h1/processes/12", `"pid":12`, 200},
 		{"/v1/hives/h1/processes/-1", `"invalid"`, 400},
 		{"/v1/hives/h1/processes/x", `"invalid"`, 400},
@@ -126,7 +129,7 @@ func TestReadRoutes(t *testing.T) {
 func TestReadyTellsWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
-	r.cluster.notReady = errors.New("no leader is known")
+	r.cluster.Change(func(s *fakecluster.State) { s.NotReady = errors.New("no leader is known") })
 	resp, body := r.get("/readyz")
 	must.Eq(t, 503, resp.StatusCode)
 	must.StrContains(t, errorIn(t, body).Message, "no leader")

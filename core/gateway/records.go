@@ -7,10 +7,11 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/inference"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 func (g *Gateway) worker(w *response, r *http.Request) error {
-	v, err := g.o.Cluster.Worker(r.Context(), r.PathValue("id"))
+	v, err := operation.ActiveWorkerGet.Ask(r.Context(), g.o.Cluster, core.Request{Worker: r.PathValue("worker")})
 	return answerOne(w, core.WorkerDetails{Worker: v, Routes: g.o.Inference.Records().Worker(v.Nonce)}, err)
 }
 

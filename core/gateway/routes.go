@@ -19,9 +19,10 @@ type route struct {
 	handle  handler
 }
 
-// routes is the whole API. HEAD goes where GET goes.
+// routes is the whole API. HEAD goes where GET goes. The GET routes of operations come from their
+// registration.
 func routes() []route {
-	return append(adminRoutes(), []route{
+	return append(append(adminRoutes(), operationRoutes()...), []route{
 		{"POST", "/v1/chat/completions", core.ScopeInfer, local((*Gateway).chat)},
 		{"POST", "/chat/completions", core.ScopeInfer, local((*Gateway).chat)},
 		{"POST", "/v1/completions", core.ScopeInfer, local((*Gateway).completion)},
@@ -69,18 +70,6 @@ func routes() []route {
 		{"GET", "/v1/jobs/{id}/stream", core.ScopeRead, (*Gateway).jobStream},
 
 		{"GET", "/v1/operations", core.ScopeRead, (*Gateway).operations},
-		{"GET", "/v1/status", core.ScopeRead, (*Gateway).status},
-		{"GET", "/v1/hives", core.ScopeRead, fresh((*Gateway).hiveList)},
-		{"GET", "/v1/hives/{hive}", core.ScopeRead, fresh((*Gateway).hive)},
-		{"GET", "/v1/hives/{hive}/processes", core.ScopeRead, (*Gateway).processes},
-		{"GET", "/v1/hives/{hive}/processes/{pid}", core.ScopeRead, (*Gateway).process},
-		{"GET", "/v1/hives/{hive}/binaries", core.ScopeRead, (*Gateway).binaries},
-		{"GET", "/v1/hives/{hive}/binaries/{id...}", core.ScopeRead, (*Gateway).binary},
-		{"GET", "/v1/hives/{hive}/models", core.ScopeRead, (*Gateway).hiveModels},
-		{"GET", "/v1/hives/{hive}/models/{id...}", core.ScopeRead, (*Gateway).hiveModel},
-		{"GET", "/v1/hives/{hive}/catalog", core.ScopeRead, (*Gateway).catalog},
-		{"GET", "/v1/workers", core.ScopeRead, fresh((*Gateway).workers)},
-		{"GET", "/v1/workers/{id}", core.ScopeRead, fresh((*Gateway).worker)},
 		{"GET", "/v1/requests", core.ScopeRead, (*Gateway).routesLatest},
 		{"GET", "/v1/requests/{id...}", core.ScopeRead, (*Gateway).routeOf},
 

@@ -15,10 +15,9 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
-	"github.com/rbee-project/rbee/core/wire"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/sdktest/fake"
-	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
 // words puts an engine of the fake worker into the fake catalog.
@@ -70,9 +69,9 @@ func TestVersionsSideBySide(t *testing.T) {
 	f = r.failure(core.Request{Operation: core.OpWorkerSpawn, Type: "engined@v9", Model: "tiny"})
 	must.Eq(t, core.NotFound, f.Kind)
 	used := map[string][]string{}
-	resp, err := r.hives.ListBinaries(t.Context(), &hivev1.ListBinariesRequest{})
+	list, err := operation.WorkerBinaryList.Ask(t.Context(), r, core.Request{})
 	must.NoError(t, err)
-	for _, x := range wire.All(resp.GetBinaries(), wire.BinaryFromProto) {
+	for _, x := range list {
 		used[x.ID] = x.InUseBy
 	}
 	must.Eq(t, []string{first.Worker.ID}, used["engined@1.2.3-words-v2"])
@@ -107,11 +106,11 @@ func TestDownloadForeignEngine(t *testing.T) {
 	must.NotEq(t, genuine.ID, evil.ID)
 	must.NotEq(t, genuine.Path, evil.Path)
 	w := r.spawn(fake.Engined)
-	resp, err := r.hives.GetBinary(t.Context(), &hivev1.GetBinaryRequest{Id: genuine.ID})
+	b, err := operation.WorkerBinaryGet.Ask(t.Context(), r, core.Request{Binary: genuine.ID})
 	must.NoError(t, err)
-	must.Eq(t, genuine.Path, resp.GetBinary().GetPath())
-	must.Eq(t, "fake:words@2", resp.GetBinary().GetSource())
-	must.Eq(t, []string{w.Worker.ID}, resp.GetBinary().GetInUseBy())
+	must.Eq(t, genuine.Path, b.Path)
+	must.Eq(t, "fake:words@2", b.Source)
+	must.Eq(t, []string{w.Worker.ID}, b.InUseBy)
 }
 
 func TestEngineAllowed(t *testing.T) {
@@ -169,9 +168,9 @@ func TestWorkerBinaryDelete(t *testing.T) {
 	})
 	must.Eq(t, "fake@1.2.3", gone.ID)
 	must.DirNotExists(t, gone.Path)
-	resp, err := r.hives.ListBinaries(t.Context(), &hivev1.ListBinariesRequest{})
+	list, err := operation.WorkerBinaryList.Ask(t.Context(), r, core.Request{})
 	must.NoError(t, err)
-	must.Len(t, 0, resp.GetBinaries())
+	must.Len(t, 0, list)
 	must.Eq(t, core.NotFound, r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: "fake"}).Kind)
 	for _, id := range []string{"..", "../..", "fake/../..", "/etc", "fake@../../x"} {
 		must.Eq(t, core.NotFound, r.failure(core.Request{Operation: core.OpWorkerBinaryDelete, Binary: id}).Kind, must.Sprint(id))

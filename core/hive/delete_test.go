@@ -13,17 +13,17 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest/badgguf"
-	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+	"github.com/rbee-project/rbee/core/operation"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
 
 func (r *rig) models() []string {
 	r.t.Helper()
-	resp, err := r.hives.ListModels(r.t.Context(), &hivev1.ListModelsRequest{})
+	models, err := operation.ModelList.Ask(r.t.Context(), r, core.Request{})
 	must.NoError(r.t, err)
 	out := []string{}
-	for _, m := range resp.GetModels() {
-		out = append(out, m.GetId())
+	for _, m := range models {
+		out = append(out, m.ID)
 	}
 	return out
 }

@@ -11,8 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/wire"
-	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 func logs(events []core.Event) string {
@@ -35,9 +34,8 @@ func TestModelDownload(t *testing.T) {
 		must.Eq(t, core.JobSucceeded, j.State)
 		must.StrContains(t, logs(events), "there already")
 	}
-	resp, err := r.hives.GetModel(t.Context(), &hivev1.GetModelRequest{Id: "tiny"})
+	m, err := operation.ModelGet.Ask(t.Context(), r, core.Request{Model: "tiny"})
 	must.NoError(t, err)
-	m := wire.ModelFromProto(resp.GetModel())
 	must.Len(t, 1, m.Files)
 	must.Eq(t, byName.Digest, m.Digest)
 
@@ -45,9 +43,9 @@ func TestModelDownload(t *testing.T) {
 	blob := filepath.Join(r.dir, "store", "blobs", strings.Replace(m.Digest, ":", "-", 1))
 	must.NoError(t, os.Chmod(blob, 0o600))
 	must.NoError(t, os.Truncate(blob, 100))
-	resp, err = r.hives.GetModel(t.Context(), &hivev1.GetModelRequest{Id: "tiny"})
+	m, err = operation.ModelGet.Ask(t.Context(), r, core.Request{Model: "tiny"})
 	must.NoError(t, err)
-	must.NotEq(t, "", resp.GetModel().GetDamaged())
+	must.NotEq(t, "", m.Damaged)
 	f := r.failure(core.Request{Operation: core.OpWorkerSpawn, Model: "tiny"})
 	must.Eq(t, core.Integrity, f.Kind)
 	must.NotEq(t, "", f.Hint)
@@ -80,19 +78,19 @@ func TestModelsThatCannotBeHad(t *testing.T) {
 			must.StrContains(t, f.Hint, c.hint, must.Sprint(name))
 		}
 	}
-	models, err := r.hives.ListModels(t.Context(), &hivev1.ListModelsRequest{})
+	models, err := operation.ModelList.Ask(t.Context(), r, core.Request{})
 	must.NoError(t, err)
-	must.Len(t, 0, models.GetModels())
+	must.Len(t, 0, models)
 	r.nothingLeft()
 }
 
 func TestSearchCatalog(t *testing.T) {
 	t.Parallel()
 	r := run(t, setup{})
-	resp, err := r.hives.SearchCatalog(t.Context(), &hivev1.SearchCatalogRequest{Text: "tin", Kind: "model", Limit: 5})
+	items, err := operation.CatalogSearch.Ask(t.Context(), r, core.Request{Text: "tin", Kind: "model", Limit: 5})
 	must.NoError(t, err)
-	must.Len(t, 1, resp.GetItems())
-	must.Eq(t, "fake:tiny.gguf", resp.GetItems()[0].GetRef())
+	must.Len(t, 1, items)
+	must.Eq(t, "fake:tiny.gguf", items[0].Ref)
 }
 
 func TestWorkerDownload(t *testing.T) {
@@ -132,15 +130,14 @@ worker "other" {
 	f = r.failure(core.Request{Operation: core.OpWorkerDownload, Type: "fake", From: "fake:engine.tgz"})
 	must.Eq(t, core.Invalid, f.Kind)
 
-	resp, err := r.hives.GetBinary(t.Context(), &hivev1.GetBinaryRequest{Id: "fake"})
+	got, err := operation.WorkerBinaryGet.Ask(t.Context(), r, core.Request{Binary: "fake"})
 	must.NoError(t, err)
-	must.Eq(t, "fake@1.2.3", resp.GetBinary().GetId())
-	got := wire.BinaryFromProto(resp.GetBinary())
+	must.Eq(t, "fake@1.2.3", got.ID)
 	must.Eq(t, []core.Check{{Name: "words", Passed: true, Detail: "the words of a prompt can be told apart"}}, got.Checks)
 	must.StrContains(t, string(got.Schema), `"token_delay"`)
 	must.False(t, got.ProbedAt.IsZero())
 	must.Len(t, 1, got.Files)
-	_, err = r.hives.GetBinary(t.Context(), &hivev1.GetBinaryRequest{Id: "cuda"})
+	_, err = operation.WorkerBinaryGet.Ask(t.Context(), r, core.Request{Binary: "cuda"})
 	must.Eq(t, core.NotFound, core.KindOf(err))
 	r.spawn("") // takes the type that works
 	must.Eq(t, "fake", r.queen.workers()[0].Type)

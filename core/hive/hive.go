@@ -21,6 +21,7 @@ import (
 	"github.com/rbee-project/rbee/core/download"
 	"github.com/rbee-project/rbee/core/hostinfo"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/core/swarm"
@@ -92,6 +93,7 @@ type Hive struct {
 	store       shelf
 	plugins     pluginHost
 	jobs        *job.Manager
+	reads       operation.Answers // not changed after New
 	catalogs    *catalogs
 	swarm       *swarm.Client // nil: there are no other hives
 	beat        *beater
@@ -160,6 +162,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 		h.jobs = job.New(job.Options{Owner: opts.ID, Version: opts.Version, Now: opts.Now})
 	}
 	h.handle(h.jobs)
+	h.reads = h.readFuncs()
 	h.catalogs = newCatalogs(opts.CatalogSpecs, p.LaunchCatalog, h.log.Named("catalog"))
 	h.catalogs.origins = opts.Origins
 	h.swarm = h.newSwarm()

@@ -19,8 +19,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/hostinfo"
-	"github.com/rbee-project/rbee/core/wire"
-	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+	"github.com/rbee-project/rbee/core/operation"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
 
@@ -68,20 +67,19 @@ func TestSpawnListDelete(t *testing.T) {
 	must.Len(t, 0, p.CommandLine)
 	must.Between(t, time.Now().Add(-time.Minute).Unix(), p.StartedAt.Unix(), time.Now().Add(time.Second).Unix())
 
-	got, err := r.hives.GetProcess(t.Context(), &hivev1.GetProcessRequest{Pid: int64(p.PID)})
+	full, err := operation.WorkerProcessGet.Ask(t.Context(), r, core.Request{PID: p.PID})
 	must.NoError(t, err)
-	full := wire.ProcessFromProto(got.GetProcess())
 	must.StrContains(t, strings.Join(full.CommandLine, " "), "rbee-worker-fake")
 	must.SliceContains(t, full.Sockets, handles(t, r.dir)[0].Attachment.DataSocket)
 	must.StrContains(t, strings.Join(full.Log, "\n"), "model loaded")
 
-	models, err := r.hives.ListModels(t.Context(), &hivev1.ListModelsRequest{})
+	models, err := operation.ModelList.Ask(t.Context(), r, core.Request{})
 	must.NoError(t, err)
-	must.Eq(t, []string{w.ID}, models.GetModels()[0].GetLoadedBy())
-	binaries, err := r.hives.ListBinaries(t.Context(), &hivev1.ListBinariesRequest{})
+	must.Eq(t, []string{w.ID}, models[0].LoadedBy)
+	binaries, err := operation.WorkerBinaryList.Ask(t.Context(), r, core.Request{})
 	must.NoError(t, err)
-	must.Eq(t, []string{w.ID}, binaries.GetBinaries()[0].GetInUseBy())
-	must.Eq(t, "fake@1.2.3", binaries.GetBinaries()[0].GetId())
+	must.Eq(t, []string{w.ID}, binaries[0].InUseBy)
+	must.Eq(t, "fake@1.2.3", binaries[0].ID)
 
 	exit := result1[core.ExitResult](r, core.Request{Operation: core.OpWorkerProcessDelete, PID: p.PID})
 	must.Eq(t, core.ExitResult{WorkerID: w.ID, PID: p.PID, Exit: "exit code 0"}, exit)
@@ -92,7 +90,7 @@ func TestSpawnListDelete(t *testing.T) {
 	must.Eq(t, w.ID, again.WorkerID)
 	_, err = r.hive.DialWorker(t.Context(), w.ID)
 	must.Eq(t, core.NotFound, core.KindOf(err))
-	_, err = r.hives.GetProcess(t.Context(), &hivev1.GetProcessRequest{Pid: int64(p.PID)})
+	_, err = operation.WorkerProcessGet.Ask(t.Context(), r, core.Request{PID: p.PID})
 	must.Eq(t, core.NotFound, core.KindOf(err))
 }
 
@@ -132,10 +130,10 @@ worker "parent" {
 }`})
 	w := r.spawn("parent")
 	r.told(patience, count(1))
-	p, err := r.hives.GetProcess(t.Context(), &hivev1.GetProcessRequest{Pid: int64(w.PID)})
+	p, err := operation.WorkerProcessGet.Ask(t.Context(), r, core.Request{PID: w.PID})
 	must.NoError(t, err)
-	must.Len(t, 1, p.GetProcess().GetChildren())
-	child, err := hostinfo.Identify(int(p.GetProcess().GetChildren()[0]))
+	must.Len(t, 1, p.Children)
+	child, err := hostinfo.Identify(p.Children[0])
 	must.NoError(t, err)
 
 	must.NoError(t, syscall.Kill(w.PID, syscall.SIGKILL))
@@ -194,7 +192,7 @@ func TestStrangersAreNeverSignalled(t *testing.T) {
 		must.Eq(t, core.NotFound, f.Kind)
 		must.StrContains(t, f.Message, fmt.Sprint(pid))
 		must.NotEq(t, "", f.Hint)
-		_, err := r.hives.GetProcess(t.Context(), &hivev1.GetProcessRequest{Pid: int64(pid)})
+		_, err := operation.WorkerProcessGet.Ask(t.Context(), r, core.Request{PID: pid})
 		must.Eq(t, core.NotFound, core.KindOf(err))
 	}
 	must.NoError(t, syscall.Kill(cmd.Process.Pid, syscall.SIGTERM))

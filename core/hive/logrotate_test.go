@@ -231,7 +231,7 @@ worker "chatty" {
 	must.Between(t, limit, older.Size(), 2*limit)
 
 	// The tail goes back beyond the rotation.
-	resp, err := b.hive.process(t.Context(), w.PID)
+	resp, err := b.hive.processGet(t.Context(), core.Request{PID: w.PID})
 	must.NoError(t, err)
 	must.Len(t, tailLines, resp.Log)
 

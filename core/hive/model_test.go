@@ -7,8 +7,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/wire"
-	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // What model get says of each device is what a spawn then does: where it fits with that context,
@@ -22,9 +21,8 @@ func TestModelFits(t *testing.T) {
 		device("big:0", 1<<40, 1<<39) + device("small:0", 1<<40, 39<<20) + device("full:0", 1<<40, 1000) + "  }\n}\n"})
 	must.NoError(t, r.hive.probed(t.Context()))
 	result1[core.Model](r, core.Request{Operation: core.OpModelDownload, Model: "tiny"})
-	resp, err := r.hives.GetModel(t.Context(), &hivev1.GetModelRequest{Id: "tiny"})
+	m, err := operation.ModelGet.Ask(t.Context(), r, core.Request{Model: "tiny"})
 	must.NoError(t, err)
-	m := wire.ModelFromProto(resp.GetModel())
 	must.Eq(t, 6, m.Facts.Layers)
 	must.Eq(t, 2, m.Facts.KVHeads)
 	must.Eq(t, 2048, m.Facts.Vocabulary)

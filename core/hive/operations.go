@@ -5,23 +5,37 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
-// operations are the functions of the operations that a hive runs: one for each that
-// core.Operations gives to hives.
-func (h *Hive) operations() map[core.Operation]job.Func {
-	return map[core.Operation]job.Func{
-		core.OpWorkerDownload:      job.Typed(h.workerDownload),
-		core.OpWorkerBuild:         job.Typed(h.workerBuild),
-		core.OpWorkerBinaryDelete:  job.Typed(h.binaryDelete),
-		core.OpWorkerSpawn:         job.Typed(h.spawn),
-		core.OpWorkerProcessDelete: job.Typed(h.processDelete),
-		core.OpModelDownload:       job.Typed(h.modelDownload),
-		core.OpModelDelete:         job.Typed(h.modelDelete),
-		core.OpStoreVerify:         job.Typed(h.storeVerify),
-		core.OpStoreGC:             job.Typed(h.storeGC),
-		core.OpActiveWorkerRetire:  job.Typed(h.activeRetire),
-	}
+// operations are the functions of the operations that a hive runs as jobs.
+func (h *Hive) operations() job.Funcs {
+	funcs := job.Funcs{}
+	job.Does(funcs, operation.WorkerDownload, h.workerDownload)
+	job.Does(funcs, operation.WorkerBuild, h.workerBuild)
+	job.Does(funcs, operation.WorkerBinaryDelete, h.binaryDelete)
+	job.Does(funcs, operation.WorkerSpawn, h.spawn)
+	job.Does(funcs, operation.WorkerProcessDelete, h.processDelete)
+	job.Does(funcs, operation.ModelDownload, h.modelDownload)
+	job.Does(funcs, operation.ModelDelete, h.modelDelete)
+	job.Does(funcs, operation.StoreVerify, h.storeVerify)
+	job.Does(funcs, operation.StoreGC, h.storeGC)
+	job.Does(funcs, operation.ActiveWorkerRetire, h.activeRetire)
+	return funcs
+}
+
+// readFuncs are the functions of the operations that a hive answers without a job.
+func (h *Hive) readFuncs() operation.Answers {
+	a := operation.Answers{}
+	operation.Answer(a, operation.WorkerBinaryList, h.binaryList)
+	operation.Answer(a, operation.WorkerBinaryGet, h.binaryGet)
+	operation.Answer(a, operation.WorkerProcessList, h.processList)
+	operation.Answer(a, operation.WorkerProcessGet, h.processGet)
+	operation.Answer(a, operation.ModelList, h.modelList)
+	operation.Answer(a, operation.ModelGet, h.modelGet)
+	operation.Answer(a, operation.CatalogSearch, h.catalogSearch)
+	operation.Answer(a, operation.HiveRefreshCapabilities, h.refreshCapabilities)
+	return a
 }
 
 // handle gives the operations to the jobs. Each waits until the workers of an earlier agent are
@@ -37,4 +51,21 @@ func (h *Hive) handle(jobs *job.Manager) {
 		}
 	}
 	jobs.Handle(funcs)
+}
+
+// Answer implements operation.Answerer: it checks a request that came from a queen or from this
+// machine, waits until the workers of an earlier agent are taken over, and answers it about this
+// hive, whichever hive the request names.
+func (h *Hive) Answer(ctx context.Context, r core.Request) (any, error) {
+	answer, ok := h.reads[r.Operation]
+	if !ok {
+		return nil, operation.Unsupported(h.opts.ID, h.opts.Version, r.Operation)
+	}
+	if err := operation.Check(r); err != nil {
+		return nil, err
+	}
+	if err := h.settled(ctx); err != nil {
+		return nil, err
+	}
+	return answer(ctx, r)
 }

@@ -7,38 +7,30 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/hostinfo"
-	"github.com/rbee-project/rbee/core/wire"
-	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
 // refreshFlush is how long an answer waits for the queens to have what was found.
 const refreshFlush = 3 * time.Second
 
-// Refresh looks again at the devices of every worker type, and answers when the queens know, or
-// have not heard in time.
-func (s hiveService) Refresh(ctx context.Context, _ *hivev1.RefreshRequest) (*hivev1.RefreshResponse, error) {
-	h := s.h
-	if err := h.settled(ctx); err != nil {
-		return nil, err
-	}
-	resp := &hivev1.RefreshResponse{}
-	before, typesBefore := h.devicesNow(ctx)
+// refreshCapabilities looks again at the devices of every worker type, and answers when the queens
+// know, or have not heard in time.
+func (h *Hive) refreshCapabilities(ctx context.Context, _ core.Request) (core.RefreshResult, error) {
+	var found core.RefreshResult
+	found.Before, found.WorkerTypesBefore = h.devicesNow(ctx)
 	h.discover()
 	for _, t := range h.typeList() {
 		if err := h.lookAgain(ctx, t); err != nil {
-			return nil, err
+			return core.RefreshResult{}, err
 		}
 	}
-	after, typesAfter := h.devicesNow(ctx)
-	resp.Before, resp.WorkerTypesBefore = wire.All(before, wire.DeviceToProto), typesBefore
-	resp.After, resp.WorkerTypesAfter = wire.All(after, wire.DeviceToProto), typesAfter
+	found.After, found.WorkerTypesAfter = h.devicesNow(ctx)
 	h.beat.bump()
 	limited, cancel := context.WithTimeout(ctx, refreshFlush)
 	defer cancel()
 	if err := h.beat.flush(limited); err != nil && ctx.Err() == nil {
 		h.log.Warn("the queens do not know yet what the refresh found", "error", err)
 	}
-	return resp, nil
+	return found, nil
 }
 
 func (h *Hive) devicesNow(ctx context.Context) ([]core.Device, []string) {

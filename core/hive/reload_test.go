@@ -9,9 +9,9 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/plugins/sdk"
-	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
 // late is the spec of a copy of the fake worker under another name.
@@ -35,10 +35,10 @@ func TestNewPluginIsFound(t *testing.T) {
 			result1[core.WorkerBinary](r, core.Request{Operation: core.OpWorkerDownload, Type: "late"})
 		},
 		"refresh": func(r *rig) {
-			resp, err := r.hives.Refresh(t.Context(), &hivev1.RefreshRequest{})
+			found, err := operation.HiveRefreshCapabilities.Ask(t.Context(), r, core.Request{})
 			must.NoError(t, err)
-			must.SliceContains(t, resp.GetWorkerTypesAfter(), "late")
-			must.SliceNotContains(t, resp.GetWorkerTypesBefore(), "late")
+			must.SliceContains(t, found.WorkerTypesAfter, "late")
+			must.SliceNotContains(t, found.WorkerTypesBefore, "late")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -26,6 +26,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/plugintest"
 	"github.com/rbee-project/rbee/core/rpc"
@@ -387,13 +388,23 @@ func (r *rig) spawn(typ string) core.SpawnResult {
 
 func (r *rig) processes() []core.Process {
 	r.t.Helper()
-	resp, err := r.hives.ListProcesses(r.t.Context(), &hivev1.ListProcessesRequest{})
+	out, err := operation.WorkerProcessList.Ask(r.t.Context(), r, core.Request{})
 	must.NoError(r.t, err)
-	out := []core.Process{}
-	for _, p := range resp.GetProcesses() {
-		out = append(out, wire.ProcessFromProto(p))
-	}
 	return out
+}
+
+// Answer asks the hive by RPC, as a queen does.
+func (r *rig) Answer(ctx context.Context, req core.Request) (any, error) {
+	s, err := operation.Find(req.Operation)
+	must.NoError(r.t, err)
+	req.Hive = core.LocalHive
+	text, err := json.Marshal(req)
+	must.NoError(r.t, err)
+	resp, err := r.hives.Ask(ctx, &hivev1.AskRequest{Operation: string(req.Operation), RequestJson: text})
+	if err != nil {
+		return nil, rpc.FromStatus(err)
+	}
+	return s.Receive(resp.GetResultJson())
 }
 
 // nothingLeft checks that the hive has no worker, and that neither files nor processes of one are

@@ -8,7 +8,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/hostinfo"
-	"github.com/rbee-project/rbee/core/wire"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
@@ -24,85 +24,75 @@ type hiveService struct {
 	h *Hive
 }
 
-func (s hiveService) ListProcesses(ctx context.Context, _ *hivev1.ListProcessesRequest) (*hivev1.ListProcessesResponse, error) {
-	list, err := s.h.processes(ctx)
+// Ask answers an operation. The request of one that is not known here is not read: it may have
+// fields that are not known either.
+func (s hiveService) Ask(ctx context.Context, req *hivev1.AskRequest) (*hivev1.AskResponse, error) {
+	op := core.Operation(req.GetOperation())
+	if _, ok := s.h.reads[op]; !ok {
+		return nil, operation.Unsupported(s.h.opts.ID, s.h.opts.Version, op)
+	}
+	r, err := operation.Decode(req.GetRequestJson())
 	if err != nil {
 		return nil, err
 	}
-	resp := &hivev1.ListProcessesResponse{}
-	for _, p := range list {
-		resp.Processes = append(resp.Processes, wire.ProcessToProto(p))
+	if r.Operation != op {
+		return nil, core.Errorf(core.Invalid, "the request is for %q, not for %q", r.Operation, op)
 	}
-	return resp, nil
+	v, err := s.h.Answer(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	text, err := operation.Encode(v)
+	if err != nil {
+		return nil, err
+	}
+	return &hivev1.AskResponse{ResultJson: text}, nil
 }
 
-func (s hiveService) GetProcess(ctx context.Context, req *hivev1.GetProcessRequest) (*hivev1.GetProcessResponse, error) {
-	p, err := s.h.process(ctx, int(req.GetPid()))
+func (h *Hive) modelList(context.Context, core.Request) ([]core.Model, error) {
+	list, err := h.store.Models()
 	if err != nil {
 		return nil, err
 	}
-	return &hivev1.GetProcessResponse{Process: wire.ProcessToProto(p)}, nil
-}
-
-func (s hiveService) ListBinaries(ctx context.Context, _ *hivev1.ListBinariesRequest) (*hivev1.ListBinariesResponse, error) {
-	list, err := s.h.Binaries(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &hivev1.ListBinariesResponse{Binaries: wire.All(list, wire.BinaryToProto)}, nil
-}
-
-func (s hiveService) GetBinary(ctx context.Context, req *hivev1.GetBinaryRequest) (*hivev1.GetBinaryResponse, error) {
-	b, err := s.h.Binary(ctx, req.GetId())
-	if err != nil {
-		return nil, err
-	}
-	return &hivev1.GetBinaryResponse{Binary: wire.BinaryToProto(b)}, nil
-}
-
-func (s hiveService) ListModels(ctx context.Context, _ *hivev1.ListModelsRequest) (*hivev1.ListModelsResponse, error) {
-	if err := s.h.settled(ctx); err != nil {
-		return nil, err
-	}
-	list, err := s.h.store.Models()
-	if err != nil {
-		return nil, err
-	}
-	resp := &hivev1.ListModelsResponse{}
-	for _, m := range list {
+	for i, m := range list {
 		m.Files = nil
-		resp.Models = append(resp.Models, wire.ModelToProto(s.h.withLoaders(m)))
+		list[i] = h.withLoaders(m)
 	}
-	return resp, nil
+	return list, nil
 }
 
-func (s hiveService) GetModel(ctx context.Context, req *hivev1.GetModelRequest) (*hivev1.GetModelResponse, error) {
-	if err := s.h.settled(ctx); err != nil {
-		return nil, err
-	}
-	m, err := s.h.model(req.GetId())
+func (h *Hive) modelGet(ctx context.Context, r core.Request) (core.Model, error) {
+	m, err := h.model(r.Model)
 	if err == nil {
-		m, err = s.h.detailed(ctx, m)
+		m, err = h.detailed(ctx, m)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return &hivev1.GetModelResponse{Model: wire.ModelToProto(s.h.withLoaders(m))}, nil
+	return h.withLoaders(m), err
 }
 
-func (s hiveService) SearchCatalog(ctx context.Context, req *hivev1.SearchCatalogRequest) (*hivev1.SearchCatalogResponse, error) {
-	if err := s.h.settled(ctx); err != nil { // until then leftover folders are removed, and a plugin's may not be among them
-		return nil, err
-	}
-	items, err := s.h.catalogs.search(ctx, catalog.Query{Text: req.GetText(), Kind: catalog.ItemKind(req.GetKind()), Limit: int(req.GetLimit())}, req.GetSource())
+func (h *Hive) catalogSearch(ctx context.Context, r core.Request) ([]core.CatalogItem, error) {
+	return h.catalogs.search(ctx, catalog.Query{Text: r.Text, Kind: catalog.ItemKind(r.Kind), Limit: r.Limit}, r.Source)
+}
+
+// binaryList lists the worker binaries, damaged ones included, without their files.
+func (h *Hive) binaryList(context.Context, core.Request) ([]core.WorkerBinary, error) {
+	list, err := h.store.Binaries()
 	if err != nil {
 		return nil, err
 	}
-	resp := &hivev1.SearchCatalogResponse{}
-	for _, it := range items {
-		resp.Items = append(resp.Items, wire.CatalogItemToProto(it))
+	for i, b := range list {
+		b.Files = nil
+		list[i] = h.withUsers(b)
 	}
-	return resp, nil
+	return list, nil
+}
+
+// binaryGet is one worker binary by "<type>@<version>", or "<type>" for its newest. Errors: NotFound.
+func (h *Hive) binaryGet(_ context.Context, r core.Request) (core.WorkerBinary, error) {
+	b, err := h.store.Binary(r.Binary)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	return h.withUsers(b), nil
 }
 
 // model finds a model, also a damaged one, which is shown and not refused.
@@ -143,11 +133,8 @@ func (h *Hive) withLoaders(m core.Model) core.Model {
 	return m
 }
 
-// processes is the hive's process table, from the operating system, ordered by pid.
-func (h *Hive) processes(ctx context.Context) ([]core.Process, error) {
-	if err := h.settled(ctx); err != nil {
-		return nil, err
-	}
+// processList is the hive's process table, from the operating system, ordered by pid.
+func (h *Hive) processList(ctx context.Context, _ core.Request) ([]core.Process, error) {
 	out := []core.Process{}
 	for _, w := range h.all() {
 		u, err := hostinfo.ReadUsage(ctx, w.identity())
@@ -170,18 +157,15 @@ func (w *worker) process(u hostinfo.Usage) core.Process {
 	}
 }
 
-// process is one worker process with its details. Errors: NotFound for a pid that is no worker of
+// processGet is one worker process with its details. Errors: NotFound for a pid that is no worker of
 // this hive.
-func (h *Hive) process(ctx context.Context, pid int) (core.Process, error) {
-	if err := h.settled(ctx); err != nil {
-		return core.Process{}, err
-	}
-	w, gone, err := h.findProcess(pid)
+func (h *Hive) processGet(ctx context.Context, r core.Request) (core.Process, error) {
+	w, gone, err := h.findProcess(r.PID)
 	if err != nil {
 		return core.Process{}, err
 	}
 	if w == nil {
-		return core.Process{}, core.Errorf(core.NotFound, "find worker process: process %d of worker %s has ended: %s", pid, gone.WorkerID, gone.How)
+		return core.Process{}, core.Errorf(core.NotFound, "find worker process: process %d of worker %s has ended: %s", r.PID, gone.WorkerID, gone.How)
 	}
 	d, err := hostinfo.ReadDetails(ctx, w.identity())
 	if err != nil {

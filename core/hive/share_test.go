@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/core/swarm"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
@@ -174,10 +175,10 @@ func TestModelFromAHiveWithADamagedCopy(t *testing.T) {
 	must.StrContains(t, text, "taking it from hive name-h1")
 	must.StrContains(t, text, "what came from other hives was not right")
 	must.StrContains(t, text, "taking it from its origin")
-	resp, err := r.hives.GetModel(t.Context(), &hivev1.GetModelRequest{Id: "tiny"})
+	got, err := operation.ModelGet.Ask(t.Context(), r, core.Request{Model: "tiny"})
 	must.NoError(t, err)
-	must.Eq(t, m.Digest, resp.GetModel().GetDigest())
-	must.Eq(t, "", resp.GetModel().GetDamaged())
+	must.Eq(t, m.Digest, got.Digest)
+	must.Eq(t, "", got.Damaged)
 }
 
 // A hive that the leader names and that is not to be reached costs a moment; so does a leader that

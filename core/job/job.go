@@ -19,6 +19,7 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // Defaults of Options.
@@ -57,7 +58,7 @@ type Options struct {
 	// An event is written to the file before any reader sees it, so that it outlasts the agent,
 	// killed or not. The end of a job, with its result, is flushed to the disk before any reader
 	// sees it, and so outlasts a loss of power. Earlier events may not: a reader who has seen lost
-	// events gets the end of the job with the next number. Private operations (core.OperationSpec)
+	// events gets the end of the job with the next number. Private operations (operation.Spec)
 	// stay in memory only. If a file cannot be written, the job goes on.
 	Dir string
 	// Trouble is called for a job whose file cannot be written, read or removed; nil: not called.
@@ -163,7 +164,7 @@ func (m *Manager) start(op core.Operation, requestID string, fn func(ctx context
 	// The job outlives the request that started it, so its context has no parent; Close cancels it.
 	ctx, cancel := context.WithCancelCause(context.Background())
 	j.cancel = cancel
-	if spec, err := core.FindOperation(op); m.opts.Dir == "" || err == nil && spec.Private {
+	if spec, err := operation.Find(op); m.opts.Dir == "" || err == nil && spec.Private {
 		close(done)
 		m.wg.Go(func() { m.run(ctx, j, fn) })
 		return j, done
@@ -343,7 +344,7 @@ func (m *Manager) List() []core.Job {
 	list := make([]core.Job, 0, len(m.jobs))
 	for _, j := range m.jobs {
 		view := j.copyLocked()
-		if spec, err := core.FindOperation(view.Operation); err == nil && spec.Private {
+		if spec, err := operation.Find(view.Operation); err == nil && spec.Private {
 			view.Result = nil // only those who ask for this job get it
 		}
 		list = append(list, view)

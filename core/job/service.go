@@ -6,6 +6,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/wire"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
@@ -26,7 +27,7 @@ func (s service) Submit(_ context.Context, req *jobv1.SubmitRequest) (*jobv1.Sub
 			return nil, err
 		}
 	}
-	r, err := core.DecodeRequest(req.GetRequestJson())
+	r, err := operation.Decode(req.GetRequestJson())
 	if err != nil {
 		return nil, err
 	}

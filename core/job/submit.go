@@ -5,16 +5,19 @@ import (
 	"maps"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // Func runs a request and returns its result, which becomes JSON. It honours ctx, and returns
 // success only after it observed the effect.
 type Func func(ctx context.Context, r core.Request, run *Run) (any, error)
 
-// Typed returns a function with a result of its own type as a Func, whose result is nil on an
-// error.
-func Typed[T any](f func(ctx context.Context, r core.Request, run *Run) (T, error)) Func {
-	return func(ctx context.Context, r core.Request, run *Run) (any, error) {
+// Funcs are the functions of operations.
+type Funcs map[core.Operation]Func
+
+// Does adds the function that runs an operation.
+func Does[R any](to Funcs, o operation.Of[R], f func(ctx context.Context, r core.Request, run *Run) (R, error)) {
+	to[o.Name] = func(ctx context.Context, r core.Request, run *Run) (any, error) {
 		v, err := f(ctx, r, run)
 		if err != nil {
 			return nil, err
@@ -25,7 +28,7 @@ func Typed[T any](f func(ctx context.Context, r core.Request, run *Run) (T, erro
 
 // Handle adds the functions of operations. Each part of the agent that runs operations calls it
 // before the first Submit.
-func (m *Manager) Handle(funcs map[core.Operation]Func) {
+func (m *Manager) Handle(funcs Funcs) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	maps.Copy(m.funcs, funcs)
@@ -44,17 +47,16 @@ func (m *Manager) function(op core.Operation) (Func, error) {
 	if f, ok := m.funcs[op]; ok {
 		return f, nil
 	}
-	return nil, core.Errorf(core.Unsupported, "node %s, which runs rbee %s, does not know the operation %q", m.opts.Owner, m.opts.Version, op).Hint(
-		"Install the same version of rbee there as on the queens.")
+	return nil, operation.Unsupported(m.opts.Owner, m.opts.Version, op)
 }
 
-// Submit checks a request and starts its operation as a job. Errors: Invalid, Unsupported.
+// Submit checks a request, as its owner, and starts its operation as a job. Errors: Invalid, Unsupported.
 func (m *Manager) Submit(r core.Request) (core.Job, error) {
-	f, err := m.function(r.Operation)
-	if err != nil {
+	if err := operation.Check(r); err != nil {
 		return core.Job{}, err
 	}
-	if err := core.CheckRequest(r); err != nil {
+	f, err := m.function(r.Operation)
+	if err != nil {
 		return core.Job{}, err
 	}
 	return m.Start(r.Operation, r.RequestID, func(ctx context.Context, run *Run) (any, error) { return f(ctx, r, run) }), nil

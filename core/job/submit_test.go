@@ -10,6 +10,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/rpc"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
 )
@@ -37,9 +38,11 @@ func served(t *testing.T, m *job.Manager) jobv1.JobServiceClient {
 func TestOperationThatAnOlderAgentDoesNotKnow(t *testing.T) {
 	t.Parallel()
 	m := job.New(job.Options{Owner: "h1", Version: "0.1"})
-	m.Handle(map[core.Operation]job.Func{core.OpModelDownload: job.Typed(func(context.Context, core.Request, *job.Run) (core.Model, error) {
+	funcs := job.Funcs{}
+	job.Does(funcs, operation.ModelDownload, func(context.Context, core.Request, *job.Run) (core.Model, error) {
 		return core.Model{ID: "m"}, nil
-	})})
+	})
+	m.Handle(funcs)
 	c := served(t, m)
 	// A newer queen's: neither the operation nor its field is known here.
 	_, err := c.Submit(t.Context(), &jobv1.SubmitRequest{Operation: "worker_fly", RequestJson: []byte(`{"operation":"worker_fly","wings":2}`)})

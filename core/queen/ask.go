@@ -2,6 +2,7 @@ package queen
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
@@ -10,8 +11,10 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/sched"
+	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
 // askTimeout bounds a question to a hive that the hive answers from memory or disk.
@@ -156,4 +159,29 @@ func askWithin[T any](ctx context.Context, q *Queen, hive string, timeout time.D
 		return none, q.hiveError(ctx, hive, err)
 	}
 	return answer, nil
+}
+
+// ask has the hive at the end of a connection answer an operation. The answer has the type of the
+// operation's result. A hive that is older than the operation, or than Ask itself, refuses it as
+// Unsupported.
+func ask(ctx context.Context, c hiveConn, s operation.Spec, r core.Request) (any, error) {
+	r.Operation, r.Hive, r.RequestID = s.Name, core.LocalHive, ""
+	text, err := json.Marshal(r)
+	if err != nil {
+		return nil, core.Wrap(err, core.Internal, "encode request")
+	}
+	resp, err := hivev1.NewHiveServiceClient(c).Ask(ctx, &hivev1.AskRequest{Operation: string(s.Name), RequestJson: text})
+	if err != nil {
+		return nil, err
+	}
+	return s.Receive(resp.GetResultJson())
+}
+
+// asking asks an operation of each hive of an askAll.
+func asking[R any](o operation.Of[R], r core.Request) func(context.Context, hiveConn) (R, error) {
+	return func(ctx context.Context, c hiveConn) (R, error) {
+		v, err := ask(ctx, c, o.Spec, r)
+		list, _ := v.(R)
+		return list, err
+	}
 }

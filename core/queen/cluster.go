@@ -9,9 +9,8 @@ import (
 	"sync"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/registry"
-	"github.com/rbee-project/rbee/core/wire"
-	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
 // statusJobs is how many ended jobs Status shows.
@@ -167,12 +166,8 @@ func (q *Queen) hives() []core.Hive {
 	return hives
 }
 
-// Hive finds a hive by id, unique name, or core.LocalHive. Errors: NotFound; Conflict when several
-// have the name.
-func (q *Queen) Hive(ctx context.Context, hive string) (core.Hive, error) {
-	return q.hiveNamed(ctx, hive)
-}
-
+// hiveNamed finds a hive by id, unique name, or core.LocalHive. Errors: NotFound; Conflict when
+// several have the name.
 func (q *Queen) hiveNamed(ctx context.Context, name string) (core.Hive, error) {
 	return registry.LookUp(ctx, q.registry, func() (core.Hive, error) { return q.knownHive(name) })
 }
@@ -282,94 +277,18 @@ func (q *Queen) knownWorker(hive, id string) (core.Worker, error) {
 	return core.Worker{}, core.Errorf(core.Conflict, "%d workers have an id that begins with %q", len(found), id).Hint("It may be %s: write more of the id.", strings.Join(ids, " or "))
 }
 
-// askNamed asks one hive, named as in hiveNamed.
-func askNamed[T any](ctx context.Context, q *Queen, hive string, ask func(context.Context, hivev1.HiveServiceClient) (T, error)) (core.Hive, T, error) {
-	h, err := q.liveHive(ctx, hive)
+// askNamed has one hive answer an operation, the hive that the request names as in hiveNamed.
+func askNamed(ctx context.Context, q *Queen, s operation.Spec, r core.Request) (core.Hive, any, error) {
+	h, err := q.liveHive(ctx, r.Hive)
 	if err != nil {
-		var none T
-		return h, none, err
+		return h, nil, err
 	}
-	answer, err := askOne(ctx, q, h.ID, func(ctx context.Context, c hiveConn) (T, error) { return ask(ctx, hivev1.NewHiveServiceClient(c)) })
-	return h, answer, err
-}
-
-// HiveModels lists the models of one hive.
-func (q *Queen) HiveModels(ctx context.Context, hive string) ([]core.Model, error) {
-	h, models, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) ([]core.Model, error) {
-		resp, err := c.ListModels(ctx, &hivev1.ListModelsRequest{})
-		return wire.All(resp.GetModels(), wire.ModelFromProto), err
-	})
-	for i := range models {
-		models[i].Hives = []string{h.ID}
+	patience := askTimeout
+	if s.Slow {
+		patience = searchTimeout
 	}
-	return models, err
-}
-
-// HiveModel is one model of one hive, by id or alias.
-func (q *Queen) HiveModel(ctx context.Context, hive, id string) (core.Model, error) {
-	h, m, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) (core.Model, error) {
-		resp, err := c.GetModel(ctx, &hivev1.GetModelRequest{Id: id})
-		return wire.ModelFromProto(resp.GetModel()), err
-	})
-	if err == nil {
-		m.Hives = []string{h.ID}
-	}
-	return m, err
-}
-
-// Processes lists the worker processes of one hive.
-func (q *Queen) Processes(ctx context.Context, hive string) ([]core.Process, error) {
-	_, list, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) ([]core.Process, error) {
-		resp, err := c.ListProcesses(ctx, &hivev1.ListProcessesRequest{})
-		return wire.All(resp.GetProcesses(), wire.ProcessFromProto), err
-	})
-	return list, err
-}
-
-// Process is one worker process of one hive.
-func (q *Queen) Process(ctx context.Context, hive string, pid int) (core.Process, error) {
-	_, p, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) (core.Process, error) {
-		resp, err := c.GetProcess(ctx, &hivev1.GetProcessRequest{Pid: int64(pid)})
-		return wire.ProcessFromProto(resp.GetProcess()), err
-	})
-	return p, err
-}
-
-// Binaries lists the worker catalog of one hive.
-func (q *Queen) Binaries(ctx context.Context, hive string) ([]core.WorkerBinary, error) {
-	_, list, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) ([]core.WorkerBinary, error) {
-		resp, err := c.ListBinaries(ctx, &hivev1.ListBinariesRequest{})
-		return wire.All(resp.GetBinaries(), wire.BinaryFromProto), err
-	})
-	return list, err
-}
-
-// Binary is one worker binary of one hive: "<type>@<version>", or "<type>" for the newest.
-func (q *Queen) Binary(ctx context.Context, hive, id string) (core.WorkerBinary, error) {
-	_, b, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) (core.WorkerBinary, error) {
-		resp, err := c.GetBinary(ctx, &hivev1.GetBinaryRequest{Id: id})
-		return wire.BinaryFromProto(resp.GetBinary()), err
-	})
-	return b, err
-}
-
-// Catalog asks the catalog sources of one hive; an empty name is the local hive's, or where there
-// is none the first that is ready.
-func (q *Queen) Catalog(ctx context.Context, hive, text, kind string, limit int) ([]core.CatalogItem, error) {
-	if hive == "" {
-		live, refused := q.liveHives()
-		if len(live) == 0 {
-			return nil, noHive(refused)
-		}
-		hive = live[0].ID
-	}
-	h, err := q.liveHive(ctx, hive)
-	if err != nil {
-		return nil, err
-	}
-	return askWithin(ctx, q, h.ID, searchTimeout, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
-		return searchCatalog(ctx, c, &hivev1.SearchCatalogRequest{Text: text, Kind: kind, Limit: int32(min(max(limit, 0), 1000))})
-	})
+	v, err := askWithin(ctx, q, h.ID, patience, func(ctx context.Context, c hiveConn) (any, error) { return ask(ctx, c, s, r) })
+	return h, v, err
 }
 
 // loaded adds to a registered worker the load that this queen has heard of.

@@ -10,6 +10,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/queen/liveness"
 )
 
@@ -48,10 +49,10 @@ func TestNames(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
-		_, err := c.q.Hive(t.Context(), core.LocalHive)
+		_, err := c.q.hiveNamed(t.Context(), core.LocalHive)
 		mustFail(t, err, core.NotFound, "no hive of its own")
 		h1, h2, h3 := c.newHive("h1"), c.newHive("h2"), c.newHive("h3")
-		_, err = c.q.Hive(t.Context(), core.LocalHive)
+		_, err = c.q.hiveNamed(t.Context(), core.LocalHive)
 		mustFail(t, err, core.NotFound, "not joined yet")
 		h2.change(func(h *fakeHive) { h.hive.Name = "twin" })
 		h3.change(func(h *fakeHive) { h.hive.Name = "twin" })
@@ -62,20 +63,22 @@ func TestNames(t *testing.T) {
 			h.mustBeat()
 		}
 		for name, id := range map[string]string{"h1": "h1", "name-h1": "h1", core.LocalHive: "h1", "h3": "h3"} {
-			h, err := c.q.Hive(t.Context(), name)
+			h, err := c.q.hiveNamed(t.Context(), name)
 			must.NoError(t, err)
 			must.Eq(t, id, h.ID)
 		}
-		_, err = c.q.Hive(t.Context(), "twin")
+		_, err = c.q.hiveNamed(t.Context(), "twin")
 		mustFail(t, err, core.Conflict, "h2, h3")
 		for _, name := range []string{"", "h4", "../h1"} {
-			_, err = c.q.Hive(t.Context(), name)
-			mustFail(t, err, core.NotFound)
-			_, err = c.q.HiveModels(t.Context(), name)
-			mustFail(t, err, core.NotFound)
-			_, err = c.q.Process(t.Context(), name, 1)
+			_, err = c.q.hiveNamed(t.Context(), name)
 			mustFail(t, err, core.NotFound)
 		}
+		_, err = operation.ModelGet.Ask(t.Context(), c.q, core.Request{Hive: "h4", Model: "m"})
+		mustFail(t, err, core.NotFound)
+		_, err = operation.WorkerProcessGet.Ask(t.Context(), c.q, core.Request{Hive: "../h1", PID: 1})
+		mustFail(t, err, core.NotFound)
+		_, err = operation.WorkerProcessGet.Ask(t.Context(), c.q, core.Request{PID: 1})
+		mustFail(t, err, core.Invalid, `needs "hive"`)
 
 		for prefix, id := range map[string]string{"abc": "abc", "abcd": "abcd", "x": "xyz", "xyz": "xyz"} {
 			w, err := c.q.Worker(t.Context(), prefix)
@@ -121,14 +124,14 @@ func TestModels(t *testing.T) {
 			{ID: "mine", Aliases: []string{}, Hives: []string{"h1"}, LoadedBy: []string{}},
 		}, models)
 
-		models, err = c.q.HiveModels(t.Context(), "name-h1")
+		models, err = operation.ModelList.Ask(t.Context(), c.q, core.Request{Hive: "name-h1"})
 		must.NoError(t, err)
 		must.Len(t, 3, models)
 		must.Eq(t, []string{"h1"}, models[0].Hives)
-		m, err := c.q.HiveModel(t.Context(), "h2", "half")
+		m, err := operation.ModelGet.Ask(t.Context(), c.q, core.Request{Hive: "h2", Model: "half"})
 		must.NoError(t, err)
 		must.Eq(t, []string{"h2"}, m.Hives)
-		_, err = c.q.HiveModel(t.Context(), "h2", "mine")
+		_, err = operation.ModelGet.Ask(t.Context(), c.q, core.Request{Hive: "h2", Model: "mine"})
 		mustFail(t, err, core.NotFound, "Try another.")
 
 		// One hive that is silent hides nothing of the others.
@@ -144,7 +147,7 @@ func TestAskAHive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
-		_, err := c.q.Catalog(t.Context(), "", "", "", 0)
+		_, err := c.q.Models(t.Context())
 		mustFail(t, err, core.Unavailable)
 		h := c.newHive("h1")
 		h.change(func(h *fakeHive) {
@@ -153,25 +156,25 @@ func TestAskAHive(t *testing.T) {
 			h.items = []core.CatalogItem{{Ref: "builtin:m", Kind: "model", Name: "m"}}
 		})
 		h.mustBeat()
-		ps, err := c.q.Processes(t.Context(), core.LocalHive)
+		ps, err := operation.WorkerProcessList.Ask(t.Context(), c.q, core.Request{Hive: core.LocalHive})
 		must.NoError(t, err)
 		must.Eq(t, []core.Process{{PID: 7, WorkerID: "w1"}}, ps)
-		bs, err := c.q.Binaries(t.Context(), "h1")
+		bs, err := operation.WorkerBinaryList.Ask(t.Context(), c.q, core.Request{Hive: "h1"})
 		must.NoError(t, err)
 		must.Eq(t, h.binaries, bs)
-		for _, name := range []string{"", "h1", core.LocalHive} {
-			items, err := c.q.Catalog(t.Context(), name, "m", "model", 5)
+		for _, name := range []string{"h1", core.LocalHive} {
+			items, err := operation.CatalogSearch.Ask(t.Context(), c.q, core.Request{Hive: name, Text: "m", Kind: "model", Limit: 5})
 			must.NoError(t, err)
 			must.Eq(t, h.items, items)
 		}
 		// What the hive does not serve is said as such, with what to do.
-		_, err = c.q.Process(t.Context(), "h1", 8)
+		_, err = operation.WorkerProcessGet.Ask(t.Context(), c.q, core.Request{Hive: "h1", PID: 8})
 		mustFail(t, err, core.Unsupported, "same version")
-		_, err = c.q.Binary(t.Context(), "h1", "cpu")
+		_, err = operation.WorkerBinaryGet.Ask(t.Context(), c.q, core.Request{Hive: "h1", Binary: "cpu"})
 		mustFail(t, err, core.Unsupported)
 
 		time.Sleep(time.Minute)
-		_, err = c.q.Processes(t.Context(), "h1")
+		_, err = operation.WorkerProcessList.Ask(t.Context(), c.q, core.Request{Hive: "h1"})
 		mustFail(t, err, core.Unavailable, "is down")
 
 		// In the registry, but there is no way to it.
@@ -180,7 +183,7 @@ func TestAskAHive(t *testing.T) {
 		c.mu.Lock()
 		delete(c.hives, "h2")
 		c.mu.Unlock()
-		_, err = c.q.Processes(t.Context(), "h2")
+		_, err = operation.WorkerProcessList.Ask(t.Context(), c.q, core.Request{Hive: "h2"})
 		mustFail(t, err, core.Unavailable, "no way to hive h2")
 		lost.close()
 	})

@@ -18,6 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/queen/liveness"
 	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
@@ -479,48 +480,52 @@ func (h *fakeHive) muted() error {
 	return h.mute
 }
 
-func (h *fakeHive) ListModels(context.Context, *hivev1.ListModelsRequest) (*hivev1.ListModelsResponse, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return &hivev1.ListModelsResponse{Models: wire.All(h.models, wire.ModelToProto)}, h.mute
-}
-
-func (h *fakeHive) GetModel(_ context.Context, req *hivev1.GetModelRequest) (*hivev1.GetModelResponse, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, m := range h.models {
-		if m.ID == req.GetId() {
-			return &hivev1.GetModelResponse{Model: wire.ModelToProto(m)}, h.mute
-		}
+// Ask answers what the fake knows of: an older hive would know as little.
+func (h *fakeHive) Ask(ctx context.Context, req *hivev1.AskRequest) (*hivev1.AskResponse, error) {
+	reads := operation.Answers{}
+	operation.Answer(reads, operation.ModelList, func(context.Context, core.Request) ([]core.Model, error) { return h.models, nil })
+	operation.Answer(reads, operation.ModelGet, h.modelGet)
+	operation.Answer(reads, operation.CatalogSearch, h.search)
+	operation.Answer(reads, operation.WorkerProcessList, func(context.Context, core.Request) ([]core.Process, error) { return h.processes, nil })
+	operation.Answer(reads, operation.WorkerBinaryList, func(context.Context, core.Request) ([]core.WorkerBinary, error) { return h.binaries, nil })
+	answer, ok := reads[core.Operation(req.GetOperation())]
+	if !ok {
+		return nil, operation.Unsupported("h", "0.0", core.Operation(req.GetOperation()))
 	}
-	return nil, core.Errorf(core.NotFound, "no model %q here", req.GetId()).Hint("Try another.")
-}
-
-func (h *fakeHive) SearchCatalog(_ context.Context, req *hivev1.SearchCatalogRequest) (*hivev1.SearchCatalogResponse, error) {
-	if h.searching > 0 {
+	r, err := operation.Decode(req.GetRequestJson())
+	if err := cmp.Or(err, operation.Check(r)); err != nil {
+		return nil, err
+	}
+	if h.searching > 0 && r.Operation == operation.CatalogSearch.Name {
 		time.Sleep(h.searching)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	v, err := answer(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	text, err := operation.Encode(v)
+	return &hivev1.AskResponse{ResultJson: text}, cmp.Or(h.mute, err)
+}
+
+func (h *fakeHive) modelGet(_ context.Context, r core.Request) (core.Model, error) {
+	for _, m := range h.models {
+		if m.ID == r.Model {
+			return m, nil
+		}
+	}
+	return core.Model{}, core.Errorf(core.NotFound, "no model %q here", r.Model).Hint("Try another.")
+}
+
+func (h *fakeHive) search(_ context.Context, r core.Request) ([]core.CatalogItem, error) {
 	var found []core.CatalogItem
 	for _, i := range h.items {
-		if req.GetText() == "" || i.Name == req.GetText() {
+		if r.Text == "" || i.Name == r.Text {
 			found = append(found, i)
 		}
 	}
-	return &hivev1.SearchCatalogResponse{Items: wire.All(found, wire.CatalogItemToProto)}, h.mute
-}
-
-func (h *fakeHive) ListProcesses(context.Context, *hivev1.ListProcessesRequest) (*hivev1.ListProcessesResponse, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return &hivev1.ListProcessesResponse{Processes: wire.All(h.processes, wire.ProcessToProto)}, h.mute
-}
-
-func (h *fakeHive) ListBinaries(context.Context, *hivev1.ListBinariesRequest) (*hivev1.ListBinariesResponse, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return &hivev1.ListBinariesResponse{Binaries: wire.All(h.binaries, wire.BinaryToProto)}, h.mute
+	return found, nil
 }
 
 // The method sets that core/gateway asks for. That package may not be imported here; core/agent
@@ -528,20 +533,11 @@ func (h *fakeHive) ListBinaries(context.Context, *hivev1.ListBinariesRequest) (*
 var (
 	_ inference.Router = (*Queen)(nil)
 	_ interface {
+		Answer(ctx context.Context, r core.Request) (any, error)
 		Ready(ctx context.Context) error
 		Status(ctx context.Context) (core.Status, error)
-		Hives(ctx context.Context) ([]core.Hive, error)
-		Hive(ctx context.Context, hive string) (core.Hive, error)
 		Workers(ctx context.Context) ([]core.Worker, error)
-		Worker(ctx context.Context, id string) (core.Worker, error)
 		Models(ctx context.Context) ([]core.Model, error)
-		HiveModels(ctx context.Context, hive string) ([]core.Model, error)
-		HiveModel(ctx context.Context, hive, id string) (core.Model, error)
-		Processes(ctx context.Context, hive string) ([]core.Process, error)
-		Process(ctx context.Context, hive string, pid int) (core.Process, error)
-		Binaries(ctx context.Context, hive string) ([]core.WorkerBinary, error)
-		Binary(ctx context.Context, hive, id string) (core.WorkerBinary, error)
-		Catalog(ctx context.Context, hive, text, kind string, limit int) ([]core.CatalogItem, error)
 	} = (*Queen)(nil)
 	_ interface {
 		Submit(ctx context.Context, r core.Request) (core.Job, error)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/wire"
 	jobv1 "github.com/rbee-project/rbee/proto/job/v1"
@@ -21,13 +22,13 @@ import (
 // job there. A request id that was used before, at this queen or another, gives the job it started.
 // Errors: Invalid, NotFound, Unavailable, Conflict, TooLarge.
 func (q *Queen) Submit(ctx context.Context, r core.Request) (core.Job, error) {
-	if err := core.CheckRequest(r); err != nil {
+	if err := operation.Check(r); err != nil {
 		return core.Job{}, err
 	}
 	if r.Operation == core.OpActiveWorkerRetire {
 		return q.retire(ctx, r)
 	}
-	spec, err := core.FindOperation(r.Operation)
+	spec, err := operation.Find(r.Operation)
 	if err != nil {
 		return core.Job{}, err
 	}
@@ -78,7 +79,7 @@ func (q *Queen) choose(ctx context.Context, r core.Request) (string, error) {
 
 // submit starts a job on a hive, or on this queen's machine.
 func (q *Queen) submit(ctx context.Context, node string, r core.Request) (core.Job, error) {
-	if s, err := core.FindOperation(r.Operation); err == nil && !s.Runs.OnQueen() {
+	if s, err := operation.Find(r.Operation); err == nil && !s.Runs.OnQueen() {
 		r.Hive = node // elsewhere it is what the operation is about
 	}
 	text, err := json.Marshal(r)

@@ -9,9 +9,8 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/sched"
-	"github.com/rbee-project/rbee/core/wire"
-	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
 const (
@@ -82,23 +81,13 @@ func (m knownModel) names() []string {
 
 // modelsOf asks every live hive for its store.
 func (q *Queen) modelsOf(ctx context.Context) ([]answered[[]core.Model], []string, error) {
-	return askAll(ctx, q, askTimeout, func(ctx context.Context, c hiveConn) ([]core.Model, error) {
-		resp, err := hivev1.NewHiveServiceClient(c).ListModels(ctx, &hivev1.ListModelsRequest{})
-		return wire.All(resp.GetModels(), wire.ModelFromProto), err
-	})
+	return askAll(ctx, q, askTimeout, asking(operation.ModelList, core.Request{}))
 }
 
 // searchBuiltin asks every live hive what its builtin source offers. What a client of the API calls
 // a model is nothing to tell other origins.
 func (q *Queen) searchBuiltin(ctx context.Context, text string, limit int) ([]answered[[]core.CatalogItem], []string, error) {
-	return askAll(ctx, q, searchTimeout, func(ctx context.Context, c hiveConn) ([]core.CatalogItem, error) {
-		return searchCatalog(ctx, c, &hivev1.SearchCatalogRequest{Text: text, Kind: kindModel, Limit: int32(limit), Source: strings.TrimSuffix(builtinSource, ":")}) //nolint:gosec // small
-	})
-}
-
-func searchCatalog(ctx context.Context, c hiveConn, req *hivev1.SearchCatalogRequest) ([]core.CatalogItem, error) {
-	resp, err := hivev1.NewHiveServiceClient(c).SearchCatalog(ctx, req)
-	return wire.All(resp.GetItems(), wire.CatalogItemFromProto), err
+	return askAll(ctx, q, searchTimeout, asking(operation.CatalogSearch, core.Request{Text: text, Kind: kindModel, Limit: limit, Source: strings.TrimSuffix(builtinSource, ":")}))
 }
 
 // find looks a model up by the name a client used: an id, else an alias, else the exact reference

@@ -6,48 +6,65 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/registry"
 )
 
-// operations are the functions of the operations that a queen runs on its own machine: one for each
-// that core.Operations gives to queens.
-func (q *Queen) operations() map[core.Operation]job.Func {
-	return map[core.Operation]job.Func{
-		core.OpWorkerBinaryList: read(func(ctx context.Context, r core.Request) ([]core.WorkerBinary, error) { return q.Binaries(ctx, r.Hive) }),
-		core.OpWorkerBinaryGet: read(func(ctx context.Context, r core.Request) (core.WorkerBinary, error) {
-			return q.Binary(ctx, r.Hive, r.Binary)
-		}),
-		core.OpWorkerProcessList: read(func(ctx context.Context, r core.Request) ([]core.Process, error) { return q.Processes(ctx, r.Hive) }),
-		core.OpWorkerProcessGet:  read(func(ctx context.Context, r core.Request) (core.Process, error) { return q.Process(ctx, r.Hive, r.PID) }),
-		core.OpModelList:         read(q.modelList),
-		core.OpModelGet:          read(q.modelGet),
-		core.OpHiveList:          q.fresh(read(func(ctx context.Context, _ core.Request) ([]core.Hive, error) { return q.Hives(ctx) })),
-		core.OpHiveGet:           q.fresh(read(func(ctx context.Context, r core.Request) (core.Hive, error) { return q.Hive(ctx, r.Hive) })),
-		core.OpHiveStatus:        q.fresh(read(func(ctx context.Context, r core.Request) (core.HiveHealth, error) { return q.HiveHealth(ctx, r.Hive) })),
-		core.OpHiveRefreshCapabilities: read(func(ctx context.Context, r core.Request) (core.RefreshResult, error) {
-			return q.RefreshHive(ctx, r.Hive)
-		}),
-		core.OpActiveWorkerList: q.fresh(read(func(ctx context.Context, _ core.Request) ([]core.Worker, error) { return q.Workers(ctx) })),
-		core.OpActiveWorkerGet:  q.fresh(read(func(ctx context.Context, r core.Request) (core.Worker, error) { return q.Worker(ctx, r.Worker) })),
-		core.OpInfer:            job.Typed(q.infer),
-		core.OpStatus:           read(q.status),
+// Answer implements operation.Answerer for clients: it checks a request and answers it. Of the
+// registry it says what this queen knows: Sync before it, if that must be newer. Errors: also
+// those of the operation.
+func (q *Queen) Answer(ctx context.Context, r core.Request) (any, error) {
+	if err := operation.Check(r); err != nil {
+		return nil, err
 	}
+	answer, ok := q.reads[r.Operation]
+	if !ok {
+		return nil, core.Errorf(core.Unsupported, "%s is answered as a job only", r.Operation)
+	}
+	return answer(ctx, r)
 }
 
-// read is an operation that has nothing to tell before its result.
-func read[T any](f func(ctx context.Context, r core.Request) (T, error)) job.Func {
-	return job.Typed(func(ctx context.Context, r core.Request, _ *job.Run) (T, error) { return f(ctx, r) })
-}
-
-// fresh is an operation that reads the registry as it is known to be, as a plain GET does that does
-// not ask for less.
-func (q *Queen) fresh(f job.Func) job.Func {
-	return func(ctx context.Context, r core.Request, run *job.Run) (any, error) {
-		if _, err := q.Sync(ctx, core.ConsistencyDefault); err != nil {
-			return nil, err
+// readFuncs are the functions of the operations that a queen answers without a job, some of them by
+// asking a hive.
+func (q *Queen) readFuncs() operation.Answers {
+	a := operation.Answers{}
+	for _, s := range operation.All() {
+		if s.AsksHive {
+			a[s.Name] = func(ctx context.Context, r core.Request) (any, error) {
+				_, v, err := askNamed(ctx, q, s, r)
+				return v, err
+			}
 		}
-		return f(ctx, r, run)
 	}
+	operation.Answer(a, operation.ModelList, q.modelList)
+	operation.Answer(a, operation.ModelGet, q.modelGet)
+	operation.Answer(a, operation.HiveList, func(ctx context.Context, _ core.Request) ([]core.Hive, error) { return q.Hives(ctx) })
+	operation.Answer(a, operation.HiveGet, func(ctx context.Context, r core.Request) (core.Hive, error) { return q.hiveNamed(ctx, r.Hive) })
+	operation.Answer(a, operation.HiveStatus, q.hiveHealth)
+	operation.Answer(a, operation.ActiveWorkerList, func(ctx context.Context, _ core.Request) ([]core.Worker, error) { return q.Workers(ctx) })
+	operation.Answer(a, operation.ActiveWorkerGet, func(ctx context.Context, r core.Request) (core.Worker, error) { return q.Worker(ctx, r.Worker) })
+	operation.Answer(a, operation.Status, q.status)
+	return a
+}
+
+// operations are the functions of the operations that a queen runs as jobs on its own machine: what
+// it answers, and infer.
+func (q *Queen) operations() job.Funcs {
+	funcs := job.Funcs{}
+	for _, s := range operation.All() {
+		if answer, ok := q.reads[s.Name]; ok {
+			funcs[s.Name] = func(ctx context.Context, r core.Request, _ *job.Run) (any, error) {
+				if s.Registry { // as a plain GET that does not ask for less
+					if _, err := q.Sync(ctx, core.ConsistencyDefault); err != nil {
+						return nil, err
+					}
+				}
+				return answer(ctx, r)
+			}
+		}
+	}
+	job.Does(funcs, operation.Infer, q.infer)
+	return funcs
 }
 
 // status is the status as a plain GET gives it: of the registry as it is known to be, or, where no
@@ -72,13 +89,23 @@ func (q *Queen) modelList(ctx context.Context, r core.Request) ([]core.Model, er
 	if r.Hive == "" {
 		return q.Models(ctx)
 	}
-	return q.HiveModels(ctx, r.Hive)
+	h, v, err := askNamed(ctx, q, operation.ModelList.Spec, r)
+	models, _ := v.([]core.Model)
+	for i := range models {
+		models[i].Hives = []string{h.ID}
+	}
+	return models, err
 }
 
 // modelGet is a model of a hive, or of the first hive that has it.
 func (q *Queen) modelGet(ctx context.Context, r core.Request) (core.Model, error) {
 	if r.Hive != "" {
-		return q.HiveModel(ctx, r.Hive, r.Model)
+		h, v, err := askNamed(ctx, q, operation.ModelGet.Spec, r)
+		m, _ := v.(core.Model)
+		if err == nil {
+			m.Hives = []string{h.ID}
+		}
+		return m, err
 	}
 	models, err := q.Models(ctx)
 	if err != nil {

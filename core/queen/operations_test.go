@@ -11,14 +11,17 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // An operation cannot be in the table without a function, nor have one without being there.
 func TestEveryOperationOfAQueenHasItsFunction(t *testing.T) {
 	t.Parallel()
-	have := (&Queen{}).operations()
-	for _, s := range core.Operations() {
-		if s.Runs == core.RunsOnQueen {
+	q := &Queen{}
+	q.reads = q.readFuncs()
+	have := q.operations()
+	for _, s := range operation.All() {
+		if s.Runs == operation.RunsOnQueen {
 			must.MapContainsKey(t, have, s.Name)
 			delete(have, s.Name)
 		}
@@ -49,28 +52,25 @@ func TestReadsAsJobs(t *testing.T) {
 		h.processes = []core.Process{{PID: 7}}
 		h.addWorker("w1", "m", core.WorkerReady)
 		h.mustBeat()
-		for _, tt := range []struct {
-			r    core.Request
-			want func() (any, error)
-		}{
-			{core.Request{Operation: core.OpWorkerBinaryList, Hive: "h1"}, func() (any, error) { return c.q.Binaries(t.Context(), "h1") }},
-			{core.Request{Operation: core.OpWorkerProcessList, Hive: "name-h1"}, func() (any, error) { return c.q.Processes(t.Context(), "h1") }},
-			{core.Request{Operation: core.OpModelList}, func() (any, error) { return c.q.Models(t.Context()) }},
-			{core.Request{Operation: core.OpModelList, Hive: "h1"}, func() (any, error) { return c.q.HiveModels(t.Context(), "h1") }},
-			{core.Request{Operation: core.OpModelGet, Hive: "h1", Model: "m"}, func() (any, error) { return c.q.HiveModel(t.Context(), "h1", "m") }},
-			{core.Request{Operation: core.OpHiveList}, func() (any, error) { return c.q.Hives(t.Context()) }},
-			{core.Request{Operation: core.OpHiveGet, Hive: "localhost"}, func() (any, error) { return c.q.Hive(t.Context(), "h1") }},
-			{core.Request{Operation: core.OpActiveWorkerList}, func() (any, error) { return c.q.Workers(t.Context()) }},
-			{core.Request{Operation: core.OpActiveWorkerGet, Worker: "w"}, func() (any, error) { return c.q.Worker(t.Context(), "w1") }},
+		for _, r := range []core.Request{
+			{Operation: core.OpWorkerBinaryList, Hive: "h1"},
+			{Operation: core.OpWorkerProcessList, Hive: "name-h1"},
+			{Operation: core.OpModelList},
+			{Operation: core.OpModelList, Hive: "h1"},
+			{Operation: core.OpModelGet, Hive: "h1", Model: "m"},
+			{Operation: core.OpHiveList},
+			{Operation: core.OpHiveGet, Hive: "localhost"},
+			{Operation: core.OpActiveWorkerList},
+			{Operation: core.OpActiveWorkerGet, Worker: "w"},
 		} {
-			j := c.ended(c.q.Submit(t.Context(), tt.r))
-			must.Eq(t, core.JobSucceeded, j.State, must.Sprintf("%s: %+v", tt.r.Operation, j.Error))
+			j := c.ended(c.q.Submit(t.Context(), r))
+			must.Eq(t, core.JobSucceeded, j.State, must.Sprintf("%s: %+v", r.Operation, j.Error))
 			must.Eq(t, "q1", j.Hive)
-			v, err := tt.want()
+			v, err := c.q.Answer(t.Context(), r)
 			must.NoError(t, err)
 			b, err := json.Marshal(v)
 			must.NoError(t, err)
-			must.Eq(t, string(b), string(j.Result), must.Sprint(tt.r.Operation))
+			must.Eq(t, string(b), string(j.Result), must.Sprint(r.Operation))
 		}
 
 		j := c.ended(c.q.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "em"}))
@@ -127,7 +127,7 @@ func TestSearchIsGivenMoreTimeThanAQuestion(t *testing.T) {
 		h.searching = askTimeout + 2*time.Second
 		h.mustBeat()
 		defer h.keepBeating()()
-		items, err := c.q.Catalog(t.Context(), "h1", "m", "model", 10)
+		items, err := operation.CatalogSearch.Ask(t.Context(), c.q, core.Request{Hive: "h1", Text: "m", Kind: "model", Limit: 10})
 		must.NoError(t, err)
 		must.Len(t, 1, items)
 		all, problems, err := c.q.searchBuiltin(t.Context(), "m", 10)

@@ -17,11 +17,10 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
-	"github.com/rbee-project/rbee/core/wire"
-	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
 	"github.com/rbee-project/rbee/raft/fsm"
@@ -356,21 +355,9 @@ func (q *Queen) DrainHive(ctx context.Context, hive string, drain bool) (core.Hi
 	return q.hiveNamed(ctx, h.ID)
 }
 
-// RefreshHive has a hive look again at its devices and worker types. Errors: NotFound, Unavailable.
-func (q *Queen) RefreshHive(ctx context.Context, hive string) (core.RefreshResult, error) {
-	_, r, err := askNamed(ctx, q, hive, func(ctx context.Context, c hivev1.HiveServiceClient) (core.RefreshResult, error) {
-		resp, err := c.Refresh(ctx, &hivev1.RefreshRequest{})
-		return core.RefreshResult{
-			Before: wire.All(resp.GetBefore(), wire.DeviceFromProto), After: wire.All(resp.GetAfter(), wire.DeviceFromProto),
-			WorkerTypesBefore: append([]string{}, resp.GetWorkerTypesBefore()...), WorkerTypesAfter: append([]string{}, resp.GetWorkerTypesAfter()...),
-		}, err
-	})
-	return r, err
-}
-
-// HiveHealth is a hive as this queen and the others see it. Errors: NotFound, Conflict.
-func (q *Queen) HiveHealth(ctx context.Context, hive string) (core.HiveHealth, error) {
-	h, err := q.hiveNamed(ctx, hive)
+// hiveHealth is a hive as this queen and the others see it. Errors: NotFound, Conflict.
+func (q *Queen) hiveHealth(ctx context.Context, r core.Request) (core.HiveHealth, error) {
+	h, err := q.hiveNamed(ctx, r.Hive)
 	if err != nil {
 		return core.HiveHealth{}, err
 	}
@@ -435,7 +422,7 @@ func (q *Queen) reaches(ctx context.Context, h core.Hive) (bool, string) {
 	defer cancel()
 	c, err := q.conn(h.ID)
 	if err == nil {
-		_, err = hivev1.NewHiveServiceClient(c).ListProcesses(ctx, &hivev1.ListProcessesRequest{})
+		_, err = ask(ctx, c, operation.WorkerProcessList.Spec, core.Request{})
 		err = rpc.FromStatus(err)
 	}
 	if err == nil {

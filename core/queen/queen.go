@@ -16,6 +16,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/queen/liveness"
 	"github.com/rbee-project/rbee/core/queen/router"
 	"github.com/rbee-project/rbee/core/registry"
@@ -65,6 +66,7 @@ type Queen struct {
 	since    time.Time // when it was made, by the monotonic clock
 	registry *registry.Registry
 	liveness *liveness.Monitor
+	reads    operation.Answers // not changed after New
 	router   *router.Router
 	leaving  atomic.Bool                // this queen leaves the cluster for good
 	later    chan func(context.Context) // what Run does and waits for, beside its other work
@@ -109,6 +111,7 @@ func New(o Options) *Queen {
 		proofs:    map[string]proof{},
 		announced: make(chan struct{}),
 	}
+	q.reads = q.readFuncs()
 	if o.Jobs != nil {
 		o.Jobs.Handle(q.operations())
 	}

@@ -154,10 +154,10 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 		}
 
 		hive := join(100 * time.Millisecond)
-		h, err := q.Hive(t.Context(), hive)
+		h, err := q.hiveNamed(t.Context(), hive)
 		must.NoError(t, err)
 		must.Eq(t, hive, h.ID)
-		_, err = q.Hive(t.Context(), "h9")
+		_, err = q.hiveNamed(t.Context(), "h9")
 		mustFail(t, err, core.NotFound, `no hive "h9"`)
 
 		hive = join(100 * time.Millisecond)
@@ -174,7 +174,7 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 
 		hive = join(time.Minute)
 		began := time.Now()
-		_, err = q.Hive(t.Context(), hive)
+		_, err = q.hiveNamed(t.Context(), hive)
 		mustFail(t, err, core.NotFound, hive)
 		must.Eq(t, registry.LookPatience, time.Since(began))
 		s, err = q.status(t.Context(), core.Request{Operation: core.OpStatus})

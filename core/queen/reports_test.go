@@ -56,7 +56,7 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 		must.Eq(t, index, c.node.AppliedIndex())
 
 		// What beats told last is in the answers.
-		h, err := c.q.Hive(t.Context(), "h1")
+		h, err := c.q.hiveNamed(t.Context(), "h1")
 		must.NoError(t, err)
 		must.Eq(t, 99, h.Devices[0].FreeBytes)
 		must.Eq(t, "reason 99", h.Unconfined)
@@ -153,7 +153,7 @@ func TestSilentHive(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 		h.mustBeat()
 		status := func() core.HiveStatus {
-			got, err := c.q.Hive(t.Context(), "h1")
+			got, err := c.q.hiveNamed(t.Context(), "h1")
 			must.NoError(t, err)
 			return got.Status
 		}
@@ -182,7 +182,7 @@ func TestSilentHive(t *testing.T) {
 		must.Eq(t, core.HiveDown, status())
 		must.Len(t, 1, c.q.workers())
 		must.Eq(t, index+1, c.node.AppliedIndex())
-		got, err := c.q.Hive(t.Context(), "h1")
+		got, err := c.q.hiveNamed(t.Context(), "h1")
 		must.NoError(t, err)
 		must.Eq(t, liveness.DownAlone+time.Millisecond, time.Since(got.LastBeat))
 
@@ -199,7 +199,7 @@ func TestSilentHive(t *testing.T) {
 		must.Len(t, 2, c.q.hives())
 		other.mustBeat()
 		time.Sleep(liveness.DownAlone + time.Second)
-		_, err = c.q.Hive(t.Context(), "h1")
+		_, err = c.q.hiveNamed(t.Context(), "h1")
 		mustFail(t, err, core.NotFound)
 		must.Len(t, 1, c.q.hives())
 		must.Nil(t, c.q.liveness.Hive("h1").Report)
@@ -224,7 +224,7 @@ func TestLinkGrace(t *testing.T) {
 		h2 = c.newHive("h2")
 		h2.keepBeating()
 		status := func() core.HiveStatus {
-			got, err := c.q.Hive(t.Context(), "h1")
+			got, err := c.q.hiveNamed(t.Context(), "h1")
 			must.NoError(t, err)
 			return got.Status
 		}
@@ -287,7 +287,7 @@ func TestHiveTakesWorkerID(t *testing.T) {
 		must.Len(t, 1, c.q.registry.View().Workers(nil))
 		victim.keepBeating()
 		c.eventually("all workers are there", func() bool { return len(c.q.registry.View().Workers(nil)) == 3 })
-		h, err := c.q.Hive(t.Context(), "h1")
+		h, err := c.q.hiveNamed(t.Context(), "h1")
 		must.NoError(t, err)
 		must.Eq(t, core.HiveReady, h.Status)
 		must.Len(t, 3, c.q.registry.View().WorkersOfModel(nil, "tiny")) // what requests are routed by

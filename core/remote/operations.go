@@ -5,20 +5,21 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
-// Operations returns the functions of the operations that core.Operations runs over SSH.
-func (r *Remote) Operations() map[core.Operation]job.Func {
-	return map[core.Operation]job.Func{
-		core.OpHiveInstall:   operation(r.Install),
-		core.OpHiveUninstall: operation(r.Uninstall),
-		core.OpHiveStart:     operation(r.Start),
-		core.OpHiveStop:      operation(r.Stop),
-		core.OpSSHTest:       operation(r.Test),
-		core.OpHiveImportSSH: operation(r.Import),
-	}
+// Operations returns the functions of the operations that run over SSH.
+func (r *Remote) Operations() job.Funcs {
+	funcs := job.Funcs{}
+	does(funcs, operation.HiveInstall, r.Install)
+	does(funcs, operation.HiveUninstall, r.Uninstall)
+	does(funcs, operation.HiveStart, r.Start)
+	does(funcs, operation.HiveStop, r.Stop)
+	does(funcs, operation.SSHTest, r.Test)
+	does(funcs, operation.HiveImportSSH, r.Import)
+	return funcs
 }
 
-func operation[T any](f func(context.Context, core.Request, Run) (T, error)) job.Func {
-	return job.Typed(func(ctx context.Context, req core.Request, run *job.Run) (T, error) { return f(ctx, req, run) })
+func does[R any](to job.Funcs, o operation.Of[R], f func(context.Context, core.Request, Run) (R, error)) {
+	job.Does(to, o, func(ctx context.Context, req core.Request, run *job.Run) (R, error) { return f(ctx, req, run) })
 }

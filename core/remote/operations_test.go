@@ -6,6 +6,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // An operation cannot be in the table without a function, nor have one without being there. All of
@@ -14,8 +15,8 @@ import (
 func TestEveryOperationOverSSHHasItsFunction(t *testing.T) {
 	t.Parallel()
 	have := (&Remote{}).Operations()
-	for _, s := range core.Operations() {
-		if s.Runs == core.RunsOverSSH {
+	for _, s := range operation.All() {
+		if s.Runs == operation.RunsOverSSH {
 			must.MapContainsKey(t, have, s.Name)
 			must.Eq(t, core.ScopeAdmin, s.Scope)
 			delete(have, s.Name)
@@ -27,11 +28,11 @@ func TestEveryOperationOverSSHHasItsFunction(t *testing.T) {
 	must.MapEmpty(t, have)
 }
 
-func field(s core.OperationSpec, name string) (core.FieldSpec, bool) {
+func field(s operation.Spec, name string) (operation.Field, bool) {
 	for _, f := range s.Fields {
 		if f.Name == name {
 			return f, true
 		}
 	}
-	return core.FieldSpec{}, false
+	return operation.Field{}, false
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 func (a *app) binaryCommand() *cobra.Command {
@@ -26,18 +27,13 @@ func (a *app) binaryCommand() *cobra.Command {
 }
 
 func (a *app) binaryListCommand() *cobra.Command {
-	var hive string
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the worker binaries of a hive",
 		Args:    exactly(),
 	}
-	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
-		binaries, err := fromHive(ctx, a, c, hive, func(c *client.Client) ([]core.WorkerBinary, error) { return c.Binaries(ctx, hive) })
-		if err != nil {
-			return err
-		}
+	return readCommand(a, cmd, operation.WorkerBinaryList, nil, func(binaries []core.WorkerBinary) error {
 		slices.SortFunc(binaries, func(x, y core.WorkerBinary) int { return strings.Compare(x.ID, y.ID) })
 		t := newTable("No worker binaries. \"rbee worker download TYPE\" fetches one; starting a worker does so by itself.",
 			"TYPE", "VERSION", "DEVICES", "STATUS", "SIZE", "DIGEST", "SOURCE", "IN USE BY", "PATH")
@@ -46,8 +42,6 @@ func (a *app) binaryListCommand() *cobra.Command {
 		}
 		return a.show(list(binaries), t.write)
 	})
-	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` to look at")
-	return cmd
 }
 
 func binaryStatus(b core.WorkerBinary) string {

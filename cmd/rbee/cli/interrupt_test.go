@@ -159,16 +159,11 @@ func TestAgentThatIsNotReadyYet(t *testing.T) {
 	t.Parallel()
 	q := newFakeQueen(t)
 	q.addWorker(fakeWorker("w1", "rbee-tiny"))
-	ready := func(yes bool) {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		q.down = !yes
-	}
-	ready(false)
+	q.trouble(true)
 	r := start(t, q.http.URL, t.TempDir(), "infer", "--model", "rbee-tiny", "--prompt", "hello")
 	eventually(t, contains(r.err.String, "The agent is not ready yet (no leader): waiting."))
 	must.Eq(t, "", r.out.String())
-	ready(true)
+	q.trouble(false)
 	must.Eq(t, 0, r.code(t), must.Sprint(r.err.String()))
 	must.Eq(t, "1: hello\n", r.out.String())
 }

@@ -171,7 +171,7 @@ func TestMissing(t *testing.T) {
 // What is written down for a lost majority names who is left, and nobody else.
 func TestRecoverHint(t *testing.T) {
 	t.Parallel()
-	servers := newFakeCluster().queens
+	servers := fakeState().Queens
 	must.StrContains(t, recoverHint(servers, servers[1]), `write [{"id": "aaaaaaaa.11111111"}] into`)
 }
 

@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // operationsCommand shows the table that everything else about operations comes from, as this
@@ -19,7 +19,7 @@ func (a *app) operationsCommand() *cobra.Command {
 answers the same without a job. --format json shows each with the JSON schema of its request, as GET /v1/operations does.`,
 		Args: exactly(),
 		RunE: func(*cobra.Command, []string) error {
-			infos := core.DescribeOperations()
+			infos := operation.Describe()
 			t := newTable("No operations.", "NUMBER", "OPERATION", "COMMAND", "GET", "SUMMARY")
 			for _, o := range infos {
 				number, command := "", ""

@@ -14,12 +14,12 @@ import (
 
 	"github.com/shoenig/test/must"
 
-	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 const (
 	contractFile = "../../../contributing/operations.md"
-	tableBegin   = "<!-- The table below is made from core.Operations: UPDATE_OPERATIONS=1 go test ./cmd/rbee/cli -run TestOperationsTable -->\n"
+	tableBegin   = "<!-- The table below is made from core/operation: UPDATE_OPERATIONS=1 go test ./cmd/rbee/cli -run TestOperationsTable -->\n"
 	tableEnd     = "<!-- end of the table -->\n"
 )
 
@@ -37,15 +37,15 @@ func operationsTable(titles map[int]string) string {
 		}
 		return "`" + s + "`"
 	}
-	row := func(number string, s core.OperationSpec) {
+	row := func(number string, s operation.Spec) {
 		var cli []string
 		for _, c := range s.CLI {
 			cli = append(cli, code("rbee "+c))
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", number, code(string(s.Name)), code(s.Get), strings.Join(cli, ", "), code(s.Test))
 	}
-	byNumber := map[int]core.OperationSpec{}
-	for _, s := range core.Operations() {
+	byNumber := map[int]operation.Spec{}
+	for _, s := range operation.All() {
 		byNumber[s.Number] = s
 	}
 	for n := 1; n <= len(titles); n++ {
@@ -55,7 +55,7 @@ func operationsTable(titles map[int]string) string {
 			fmt.Fprintf(&b, "| %d | not yet: %s | – | – | – |\n", n, titles[n])
 		}
 	}
-	for _, s := range core.Operations() {
+	for _, s := range operation.All() {
 		if s.Number == 0 {
 			row("+", s)
 		}
@@ -92,7 +92,7 @@ func TestOperationsTable(t *testing.T) {
 
 	tests := testsOf(t, filepath.Join("..", "e2e"))
 	root := (&app{}).rootCommand()
-	for _, s := range core.Operations() {
+	for _, s := range operation.All() {
 		if s.Number > 0 {
 			must.Eq(t, titles[s.Number], s.Title, must.Sprint(s.Name))
 		}

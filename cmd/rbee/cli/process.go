@@ -14,6 +14,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 func (a *app) processCommand() *cobra.Command {
@@ -27,18 +28,13 @@ func (a *app) processCommand() *cobra.Command {
 }
 
 func (a *app) processListCommand() *cobra.Command {
-	var hive string
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the worker processes of a hive",
 		Args:    exactly(),
 	}
-	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, _ []string) error {
-		processes, err := fromHive(ctx, a, c, hive, func(c *client.Client) ([]core.Process, error) { return c.Processes(ctx, hive) })
-		if err != nil {
-			return err
-		}
+	return readCommand(a, cmd, operation.WorkerProcessList, nil, func(processes []core.Process) error {
 		slices.SortFunc(processes, func(x, y core.Process) int { return x.PID - y.PID })
 		t := newTable("No worker processes.", "PID", "WORKER", "MODEL", "TYPE", "DEVICE", "STATE", "MEMORY", "CPU", "ELAPSED")
 		for _, p := range processes {
@@ -46,8 +42,6 @@ func (a *app) processListCommand() *cobra.Command {
 		}
 		return a.show(list(processes), t.write)
 	})
-	a.hiveFlag(cmd, &hive, core.LocalHive, "`HIVE` to look at")
-	return cmd
 }
 
 // pidArg reads a process id.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // consistencies are the values of --consistency.
@@ -83,4 +84,25 @@ func shortDuration(d time.Duration) string {
 		return d.Round(time.Millisecond).String()
 	}
 	return durationText(d)
+}
+
+// readCommand makes cmd show what a hive answers an operation with. Where no queen answers, the agent
+// of this machine says it of its own hive. fill puts the arguments into the request; nil: there are
+// none.
+func readCommand[R any](a *app, cmd *cobra.Command, o operation.Of[R], fill func(r *core.Request, args []string) error, show func(v R) error) *cobra.Command {
+	var r core.Request
+	cmd.RunE = a.asking(func(ctx context.Context, c *client.Client, args []string) error {
+		if fill != nil {
+			if err := fill(&r, args); err != nil {
+				return err
+			}
+		}
+		v, err := fromHive(ctx, a, c, r.Hive, func(c *client.Client) (R, error) { return o.Ask(ctx, c, r) })
+		if err != nil {
+			return err
+		}
+		return show(v)
+	})
+	a.hiveFlag(cmd, &r.Hive, core.LocalHive, "`HIVE` to look at")
+	return cmd
 }

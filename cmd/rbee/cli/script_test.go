@@ -16,6 +16,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/confine"
+	"github.com/rbee-project/rbee/core/coretest/fakecluster"
 )
 
 func TestMain(m *testing.M) {
@@ -84,17 +85,11 @@ func TestScript(t *testing.T) {
 			},
 			// silent: the hive is down
 			"silent": func(ts *testscript.TestScript, _ bool, _ []string) {
-				q := queenOf(ts)
-				q.mu.Lock()
-				defer q.mu.Unlock()
-				q.silent = true
+				queenOf(ts).Change(func(s *fakecluster.State) { s.Hives[0].Status = core.HiveDown })
 			},
 			// trouble: the queen cannot serve
 			"trouble": func(ts *testscript.TestScript, _ bool, _ []string) {
-				q := queenOf(ts)
-				q.mu.Lock()
-				defer q.mu.Unlock()
-				q.down = true
+				queenOf(ts).trouble(true)
 			},
 			// asked TEXT: the last chat request, as JSON in one line, has TEXT in it
 			"asked": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -104,7 +99,7 @@ func TestScript(t *testing.T) {
 				if len(q.asked) == 0 {
 					ts.Fatalf("nothing was asked")
 				}
-				check(ts, neg, oneLine(q.asked[len(q.asked)-1]), args[0])
+				check(ts, neg, fakecluster.JSON(q.asked[len(q.asked)-1]), args[0])
 			},
 			// requested TEXT: an operation was requested, as JSON in one line, with TEXT in it
 			"requested": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -113,24 +108,19 @@ func TestScript(t *testing.T) {
 				defer q.mu.Unlock()
 				var all []string
 				for _, r := range q.requests {
-					all = append(all, oneLine(r))
+					all = append(all, fakecluster.JSON(r))
 				}
 				check(ts, neg, strings.Join(all, "\n"), args[0])
 			},
 			// changed TEXT: an administrator's change was asked for with TEXT in it
 			"changed": func(ts *testscript.TestScript, neg bool, args []string) {
-				q := queenOf(ts)
-				q.mu.Lock()
-				defer q.mu.Unlock()
-				check(ts, neg, strings.Join(q.cluster.changes, "\n"), args[0])
+				check(ts, neg, strings.Join(queenOf(ts).State().Asked, "\n"), args[0])
 			},
 			// consistency NAME: the last read asked for it
 			"consistency": func(ts *testscript.TestScript, neg bool, args []string) {
-				q := queenOf(ts)
-				q.mu.Lock()
-				defer q.mu.Unlock()
-				if n := len(q.cluster.reads); n == 0 || (string(q.cluster.reads[n-1]) == args[0]) == neg {
-					ts.Fatalf("reads were %v", q.cluster.reads)
+				reads := queenOf(ts).State().Reads
+				if n := len(reads); n == 0 || (string(reads[n-1]) == args[0]) == neg {
+					ts.Fatalf("reads were %v", reads)
 				}
 			},
 			// secure: the queen serves a cluster whose identity is in the data folder; $SECURE is

@@ -133,7 +133,7 @@ func TestProgressAndQuestionsOnATerminal(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, 1, r.code(t))
 	eventually(t, contains(screen.String, "nothing was done"))
-	must.Len(t, 1, q.workers)
+	must.Len(t, 1, q.State().Workers)
 
 	r, keys, screen = onTerminal(t, q.http.URL, "stop", "w1")
 	eventually(t, contains(screen.String, "[y/N]"))

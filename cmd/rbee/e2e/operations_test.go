@@ -18,6 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 // contract runs the operations of the contract on one cluster, each step through other queens than
@@ -155,8 +156,8 @@ func TestOperations(t *testing.T) {
 			t.FailNow() // the next ones build on it
 		}
 	}
-	for _, spec := range core.Operations() {
-		if spec.Number > 0 && !o.done[spec.Name] && (spec.Runs != core.RunsOverSSH || o.reached) {
+	for _, spec := range operation.All() {
+		if spec.Number > 0 && !o.done[spec.Name] && (spec.Runs != operation.RunsOverSSH || o.reached) {
 			t.Errorf("no step runs %s", spec.Name)
 		}
 	}

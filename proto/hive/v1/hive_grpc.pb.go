@@ -21,33 +21,20 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	HiveService_ListProcesses_FullMethodName = "/rbee.hive.v1.HiveService/ListProcesses"
-	HiveService_GetProcess_FullMethodName    = "/rbee.hive.v1.HiveService/GetProcess"
-	HiveService_ListBinaries_FullMethodName  = "/rbee.hive.v1.HiveService/ListBinaries"
-	HiveService_GetBinary_FullMethodName     = "/rbee.hive.v1.HiveService/GetBinary"
-	HiveService_ListModels_FullMethodName    = "/rbee.hive.v1.HiveService/ListModels"
-	HiveService_GetModel_FullMethodName      = "/rbee.hive.v1.HiveService/GetModel"
-	HiveService_Refresh_FullMethodName       = "/rbee.hive.v1.HiveService/Refresh"
-	HiveService_FindBlob_FullMethodName      = "/rbee.hive.v1.HiveService/FindBlob"
-	HiveService_SearchCatalog_FullMethodName = "/rbee.hive.v1.HiveService/SearchCatalog"
+	HiveService_Ask_FullMethodName      = "/rbee.hive.v1.HiveService/Ask"
+	HiveService_FindBlob_FullMethodName = "/rbee.hive.v1.HiveService/FindBlob"
 )
 
 // HiveServiceClient is the client API for HiveService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type HiveServiceClient interface {
-	ListProcesses(ctx context.Context, in *ListProcessesRequest, opts ...grpc.CallOption) (*ListProcessesResponse, error)
-	GetProcess(ctx context.Context, in *GetProcessRequest, opts ...grpc.CallOption) (*GetProcessResponse, error)
-	ListBinaries(ctx context.Context, in *ListBinariesRequest, opts ...grpc.CallOption) (*ListBinariesResponse, error)
-	GetBinary(ctx context.Context, in *GetBinaryRequest, opts ...grpc.CallOption) (*GetBinaryResponse, error)
-	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
-	GetModel(ctx context.Context, in *GetModelRequest, opts ...grpc.CallOption) (*GetModelResponse, error)
-	// Looks again at devices and worker types, and reports them.
-	Refresh(ctx context.Context, in *RefreshRequest, opts ...grpc.CallOption) (*RefreshResponse, error)
-	// What the hive has of a file of a model.
+	// Answers an operation that only reads (core/operation). Unimplemented for one that this hive does
+	// not know; the message says its version. A newer hive's result may have fields that the queen does
+	// not know.
+	Ask(ctx context.Context, in *AskRequest, opts ...grpc.CallOption) (*AskResponse, error)
+	// What the hive has of a file of a model. Not an operation: the leader's board asks all hives.
 	FindBlob(ctx context.Context, in *FindBlobRequest, opts ...grpc.CallOption) (*FindBlobResponse, error)
-	// What the hive's catalog sources offer.
-	SearchCatalog(ctx context.Context, in *SearchCatalogRequest, opts ...grpc.CallOption) (*SearchCatalogResponse, error)
 }
 
 type hiveServiceClient struct {
@@ -58,70 +45,10 @@ func NewHiveServiceClient(cc grpc.ClientConnInterface) HiveServiceClient {
 	return &hiveServiceClient{cc}
 }
 
-func (c *hiveServiceClient) ListProcesses(ctx context.Context, in *ListProcessesRequest, opts ...grpc.CallOption) (*ListProcessesResponse, error) {
+func (c *hiveServiceClient) Ask(ctx context.Context, in *AskRequest, opts ...grpc.CallOption) (*AskResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ListProcessesResponse)
-	err := c.cc.Invoke(ctx, HiveService_ListProcesses_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *hiveServiceClient) GetProcess(ctx context.Context, in *GetProcessRequest, opts ...grpc.CallOption) (*GetProcessResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(GetProcessResponse)
-	err := c.cc.Invoke(ctx, HiveService_GetProcess_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *hiveServiceClient) ListBinaries(ctx context.Context, in *ListBinariesRequest, opts ...grpc.CallOption) (*ListBinariesResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ListBinariesResponse)
-	err := c.cc.Invoke(ctx, HiveService_ListBinaries_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *hiveServiceClient) GetBinary(ctx context.Context, in *GetBinaryRequest, opts ...grpc.CallOption) (*GetBinaryResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(GetBinaryResponse)
-	err := c.cc.Invoke(ctx, HiveService_GetBinary_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *hiveServiceClient) ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ListModelsResponse)
-	err := c.cc.Invoke(ctx, HiveService_ListModels_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *hiveServiceClient) GetModel(ctx context.Context, in *GetModelRequest, opts ...grpc.CallOption) (*GetModelResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(GetModelResponse)
-	err := c.cc.Invoke(ctx, HiveService_GetModel_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *hiveServiceClient) Refresh(ctx context.Context, in *RefreshRequest, opts ...grpc.CallOption) (*RefreshResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(RefreshResponse)
-	err := c.cc.Invoke(ctx, HiveService_Refresh_FullMethodName, in, out, cOpts...)
+	out := new(AskResponse)
+	err := c.cc.Invoke(ctx, HiveService_Ask_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -138,32 +65,16 @@ func (c *hiveServiceClient) FindBlob(ctx context.Context, in *FindBlobRequest, o
 	return out, nil
 }
 
-func (c *hiveServiceClient) SearchCatalog(ctx context.Context, in *SearchCatalogRequest, opts ...grpc.CallOption) (*SearchCatalogResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(SearchCatalogResponse)
-	err := c.cc.Invoke(ctx, HiveService_SearchCatalog_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 // HiveServiceServer is the server API for HiveService service.
 // All implementations must embed UnimplementedHiveServiceServer
 // for forward compatibility.
 type HiveServiceServer interface {
-	ListProcesses(context.Context, *ListProcessesRequest) (*ListProcessesResponse, error)
-	GetProcess(context.Context, *GetProcessRequest) (*GetProcessResponse, error)
-	ListBinaries(context.Context, *ListBinariesRequest) (*ListBinariesResponse, error)
-	GetBinary(context.Context, *GetBinaryRequest) (*GetBinaryResponse, error)
-	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
-	GetModel(context.Context, *GetModelRequest) (*GetModelResponse, error)
-	// Looks again at devices and worker types, and reports them.
-	Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error)
-	// What the hive has of a file of a model.
+	// Answers an operation that only reads (core/operation). Unimplemented for one that this hive does
+	// not know; the message says its version. A newer hive's result may have fields that the queen does
+	// not know.
+	Ask(context.Context, *AskRequest) (*AskResponse, error)
+	// What the hive has of a file of a model. Not an operation: the leader's board asks all hives.
 	FindBlob(context.Context, *FindBlobRequest) (*FindBlobResponse, error)
-	// What the hive's catalog sources offer.
-	SearchCatalog(context.Context, *SearchCatalogRequest) (*SearchCatalogResponse, error)
 	mustEmbedUnimplementedHiveServiceServer()
 }
 
@@ -174,32 +85,11 @@ type HiveServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedHiveServiceServer struct{}
 
-func (UnimplementedHiveServiceServer) ListProcesses(context.Context, *ListProcessesRequest) (*ListProcessesResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ListProcesses not implemented")
-}
-func (UnimplementedHiveServiceServer) GetProcess(context.Context, *GetProcessRequest) (*GetProcessResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method GetProcess not implemented")
-}
-func (UnimplementedHiveServiceServer) ListBinaries(context.Context, *ListBinariesRequest) (*ListBinariesResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ListBinaries not implemented")
-}
-func (UnimplementedHiveServiceServer) GetBinary(context.Context, *GetBinaryRequest) (*GetBinaryResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method GetBinary not implemented")
-}
-func (UnimplementedHiveServiceServer) ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ListModels not implemented")
-}
-func (UnimplementedHiveServiceServer) GetModel(context.Context, *GetModelRequest) (*GetModelResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method GetModel not implemented")
-}
-func (UnimplementedHiveServiceServer) Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Refresh not implemented")
+func (UnimplementedHiveServiceServer) Ask(context.Context, *AskRequest) (*AskResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Ask not implemented")
 }
 func (UnimplementedHiveServiceServer) FindBlob(context.Context, *FindBlobRequest) (*FindBlobResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FindBlob not implemented")
-}
-func (UnimplementedHiveServiceServer) SearchCatalog(context.Context, *SearchCatalogRequest) (*SearchCatalogResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method SearchCatalog not implemented")
 }
 func (UnimplementedHiveServiceServer) mustEmbedUnimplementedHiveServiceServer() {}
 func (UnimplementedHiveServiceServer) testEmbeddedByValue()                     {}
@@ -222,128 +112,20 @@ func RegisterHiveServiceServer(s grpc.ServiceRegistrar, srv HiveServiceServer) {
 	s.RegisterService(&HiveService_ServiceDesc, srv)
 }
 
-func _HiveService_ListProcesses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ListProcessesRequest)
+func _HiveService_Ask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AskRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(HiveServiceServer).ListProcesses(ctx, in)
+		return srv.(HiveServiceServer).Ask(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: HiveService_ListProcesses_FullMethodName,
+		FullMethod: HiveService_Ask_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(HiveServiceServer).ListProcesses(ctx, req.(*ListProcessesRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _HiveService_GetProcess_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(GetProcessRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(HiveServiceServer).GetProcess(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: HiveService_GetProcess_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(HiveServiceServer).GetProcess(ctx, req.(*GetProcessRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _HiveService_ListBinaries_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ListBinariesRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(HiveServiceServer).ListBinaries(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: HiveService_ListBinaries_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(HiveServiceServer).ListBinaries(ctx, req.(*ListBinariesRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _HiveService_GetBinary_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(GetBinaryRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(HiveServiceServer).GetBinary(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: HiveService_GetBinary_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(HiveServiceServer).GetBinary(ctx, req.(*GetBinaryRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _HiveService_ListModels_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ListModelsRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(HiveServiceServer).ListModels(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: HiveService_ListModels_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(HiveServiceServer).ListModels(ctx, req.(*ListModelsRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _HiveService_GetModel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(GetModelRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(HiveServiceServer).GetModel(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: HiveService_GetModel_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(HiveServiceServer).GetModel(ctx, req.(*GetModelRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _HiveService_Refresh_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(RefreshRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(HiveServiceServer).Refresh(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: HiveService_Refresh_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(HiveServiceServer).Refresh(ctx, req.(*RefreshRequest))
+		return srv.(HiveServiceServer).Ask(ctx, req.(*AskRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -366,24 +148,6 @@ func _HiveService_FindBlob_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
-func _HiveService_SearchCatalog_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(SearchCatalogRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(HiveServiceServer).SearchCatalog(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: HiveService_SearchCatalog_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(HiveServiceServer).SearchCatalog(ctx, req.(*SearchCatalogRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 // HiveService_ServiceDesc is the grpc.ServiceDesc for HiveService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -392,40 +156,12 @@ var HiveService_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*HiveServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "ListProcesses",
-			Handler:    _HiveService_ListProcesses_Handler,
-		},
-		{
-			MethodName: "GetProcess",
-			Handler:    _HiveService_GetProcess_Handler,
-		},
-		{
-			MethodName: "ListBinaries",
-			Handler:    _HiveService_ListBinaries_Handler,
-		},
-		{
-			MethodName: "GetBinary",
-			Handler:    _HiveService_GetBinary_Handler,
-		},
-		{
-			MethodName: "ListModels",
-			Handler:    _HiveService_ListModels_Handler,
-		},
-		{
-			MethodName: "GetModel",
-			Handler:    _HiveService_GetModel_Handler,
-		},
-		{
-			MethodName: "Refresh",
-			Handler:    _HiveService_Refresh_Handler,
+			MethodName: "Ask",
+			Handler:    _HiveService_Ask_Handler,
 		},
 		{
 			MethodName: "FindBlob",
 			Handler:    _HiveService_FindBlob_Handler,
-		},
-		{
-			MethodName: "SearchCatalog",
-			Handler:    _HiveService_SearchCatalog_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
@@ -439,8 +175,6 @@ const (
 // AgentServiceClient is the client API for AgentService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
-//
-// Served by every agent to queens.
 type AgentServiceClient interface {
 	// Leaves the cluster for good: the agent retires its workers, forgets its certificate and ends.
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
@@ -467,8 +201,6 @@ func (c *agentServiceClient) Leave(ctx context.Context, in *LeaveRequest, opts .
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
-//
-// Served by every agent to queens.
 type AgentServiceServer interface {
 	// Leaves the cluster for good: the agent retires its workers, forgets its certificate and ends.
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)

@@ -1,4 +1,4 @@
-package core_test
+package operation_test
 
 import (
 	"encoding/json"
@@ -10,13 +10,14 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
-// What the schema says of a request is what CheckRequest takes.
+// What the schema says of a request is what Check takes.
 func TestDescribeOperations(t *testing.T) {
 	t.Parallel()
-	infos := core.DescribeOperations()
-	for i, s := range core.Operations() {
+	infos := operation.Describe()
+	for i, s := range operation.All() {
 		info := infos[i]
 		must.Eq(t, s.Name, info.Name)
 		must.Eq(t, string(s.Name), info.Request.Properties["operation"].Const)
@@ -51,10 +52,10 @@ func TestDescribeOperations(t *testing.T) {
 			must.Eq(t, p.Type, kind, must.Sprint(name))
 		}
 	}
-	spawn := infos[slices.IndexFunc(infos, func(i core.OperationInfo) bool { return i.Name == core.OpWorkerSpawn })]
+	spawn := infos[slices.IndexFunc(infos, func(i operation.Info) bool { return i.Name == core.OpWorkerSpawn })]
 	must.Eq(t, core.MaxSlots, spawn.Request.Properties["slots"].Maximum)
 	must.Eq(t, "SpawnResult", spawn.Result)
-	retire := infos[slices.IndexFunc(infos, func(i core.OperationInfo) bool { return i.Name == core.OpActiveWorkerRetire })]
+	retire := infos[slices.IndexFunc(infos, func(i operation.Info) bool { return i.Name == core.OpActiveWorkerRetire })]
 	pattern := regexp.MustCompile(retire.Request.Properties["grace"].Pattern)
 	for _, d := range []time.Duration{0, 90 * time.Second, 1500 * time.Millisecond, 3 * time.Microsecond} {
 		must.True(t, pattern.MatchString(d.String()), must.Sprint(d))

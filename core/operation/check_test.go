@@ -1,4 +1,4 @@
-package core_test
+package operation_test
 
 import (
 	"encoding/json"
@@ -12,6 +12,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 func jsonName(f reflect.StructField) string {
@@ -19,16 +20,16 @@ func jsonName(f reflect.StructField) string {
 	return name
 }
 
-func fieldOf(s core.OperationSpec, name string) (core.FieldSpec, bool) {
-	i := slices.IndexFunc(s.Fields, func(f core.FieldSpec) bool { return f.Name == name })
+func fieldOf(s operation.Spec, name string) (operation.Field, bool) {
+	i := slices.IndexFunc(s.Fields, func(f operation.Field) bool { return f.Name == name })
 	if i < 0 {
-		return core.FieldSpec{}, false
+		return operation.Field{}, false
 	}
 	return s.Fields[i], true
 }
 
 // requestOf is a valid request of an operation, with every field it knows set.
-func requestOf(s core.OperationSpec) core.Request {
+func requestOf(s operation.Spec) core.Request {
 	r := core.Request{Operation: s.Name, Hive: "h1", RequestID: "id"}
 	if s.Runs.OnQueen() {
 		r.Hive = "" // unless it is one of its fields
@@ -51,7 +52,7 @@ func fieldsOf(r *core.Request) map[string]reflect.Value {
 	return out
 }
 
-func setField(v reflect.Value, f core.FieldSpec) {
+func setField(v reflect.Value, f operation.Field) {
 	text := "x"
 	if f.Enum != nil {
 		text = f.Enum[0]
@@ -78,10 +79,10 @@ func invalid(t *testing.T, err error, says string) {
 func TestEveryOperationChecksItsFields(t *testing.T) {
 	t.Parallel()
 	known := map[string]bool{"operation": true, "hive": true, "request_id": true}
-	for _, s := range core.Operations() {
+	for _, s := range operation.All() {
 		t.Run(string(s.Name), func(t *testing.T) {
 			full := requestOf(s)
-			must.NoError(t, core.CheckRequest(full))
+			must.NoError(t, operation.Check(full))
 			for _, f := range s.Fields {
 				known[f.Name] = true
 				must.NotEq(t, "", f.Doc, must.Sprint(f.Name))
@@ -94,14 +95,14 @@ func TestEveryOperationChecksItsFields(t *testing.T) {
 				switch {
 				case name == "operation" || name == "request_id" || name == "hive" && !s.Runs.OnQueen():
 				case !ok: // a field of another operation
-					setField(v, core.FieldSpec{})
-					invalid(t, core.CheckRequest(r), fmt.Sprintf("%s has no field %q", s.Name, name))
+					setField(v, operation.Field{})
+					invalid(t, operation.Check(r), fmt.Sprintf("%s has no field %q", s.Name, name))
 				case f.Required:
 					v.SetZero()
-					invalid(t, core.CheckRequest(r), fmt.Sprintf("%s needs %q", s.Name, name))
+					invalid(t, operation.Check(r), fmt.Sprintf("%s needs %q", s.Name, name))
 				default:
 					v.SetZero()
-					must.NoError(t, core.CheckRequest(r))
+					must.NoError(t, operation.Check(r))
 				}
 				if !ok {
 					continue
@@ -113,7 +114,7 @@ func TestEveryOperationChecksItsFields(t *testing.T) {
 					v.SetString("never an allowed word")
 				case v.Kind() == reflect.Int || v.Kind() == reflect.Int64:
 					v.SetInt(-1)
-					invalid(t, core.CheckRequest(r), name+" is -1")
+					invalid(t, operation.Check(r), name+" is -1")
 					v.SetInt(max(f.Max, 1<<31-1, int64(core.MaxGrace)) + 1)
 				case v.Kind() == reflect.String:
 					v.SetString(strings.Repeat("x", int(max(f.Max, core.MaxTextBytes))+1))
@@ -122,7 +123,7 @@ func TestEveryOperationChecksItsFields(t *testing.T) {
 				default:
 					continue
 				}
-				invalid(t, core.CheckRequest(r), name)
+				invalid(t, operation.Check(r), name)
 			}
 		})
 	}
@@ -137,7 +138,7 @@ func TestOperationsAreDescribed(t *testing.T) {
 	t.Parallel()
 	names, numbers, commands := map[core.Operation]bool{}, map[int]bool{}, map[string]bool{}
 	last := 0
-	for _, s := range core.Operations() {
+	for _, s := range operation.All() {
 		must.False(t, names[s.Name], must.Sprint(s.Name))
 		names[s.Name] = true
 		must.NotEq(t, "", s.Summary, must.Sprint(s.Name))
@@ -156,6 +157,15 @@ func TestOperationsAreDescribed(t *testing.T) {
 		// "worker_download" is "WorkerDownload": one name, written in two ways.
 		must.Eq(t, strings.ReplaceAll(string(s.Name), "_", ""), strings.ToLower(s.Title))
 	}
+}
+
+// decoded is what a receiver makes of a request.
+func decoded(body []byte) (core.Request, error) {
+	r, err := operation.Decode(body)
+	if err == nil {
+		err = operation.Check(r)
+	}
+	return r, err
 }
 
 func TestDecodeRequest(t *testing.T) {
@@ -205,7 +215,7 @@ func TestDecodeRequest(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got, err := core.DecodeRequest([]byte(c.in))
+			got, err := decoded([]byte(c.in))
 			if c.says == "" {
 				must.NoError(t, err)
 				must.Eq(t, c.want, got)
@@ -217,7 +227,7 @@ func TestDecodeRequest(t *testing.T) {
 	}
 }
 
-func TestCheckRequestLimits(t *testing.T) {
+func TestCheckLimits(t *testing.T) {
 	t.Parallel()
 	spawn := core.Request{Operation: core.OpWorkerSpawn, Model: "m"}
 	for says, change := range map[string]func(r *core.Request){
@@ -240,18 +250,18 @@ func TestCheckRequestLimits(t *testing.T) {
 	} {
 		r := spawn
 		change(&r)
-		invalid(t, core.CheckRequest(r), says)
+		invalid(t, operation.Check(r), says)
 	}
 }
 
 func TestUnknownOperationIsHelped(t *testing.T) {
 	t.Parallel()
-	err := core.CheckRequest(core.Request{Operation: "worker_spwan"})
+	err := operation.Check(core.Request{Operation: "worker_spwan"})
 	must.StrContains(t, core.HintOf(err), "Did you mean worker_spawn?")
-	for _, s := range core.Operations() {
+	for _, s := range operation.All() {
 		must.StrContains(t, core.HintOf(err), string(s.Name))
 	}
-	long := core.CheckRequest(core.Request{Operation: core.Operation(strings.Repeat("x", 5000))})
+	long := operation.Check(core.Request{Operation: core.Operation(strings.Repeat("x", 5000))})
 	must.Less(t, 400, len(long.Error()))
 }
 
@@ -259,7 +269,7 @@ func FuzzDecodeRequest(f *testing.F) {
 	f.Add([]byte(`{"operation":"worker_spawn","model":"m","slots":2}`))
 	f.Add([]byte(`{"operation":"worker_process_delete","pid":7,"grace":"5s"}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		r, err := core.DecodeRequest(body)
+		r, err := decoded(body)
 		if err != nil {
 			if core.KindOf(err) != core.Invalid {
 				t.Fatalf("%v is %s", err, core.KindOf(err))
@@ -269,7 +279,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		// What was taken is still taken when it is written down and read again.
 		b, err := json.Marshal(r)
 		must.NoError(t, err)
-		again, err := core.DecodeRequest(b)
+		again, err := decoded(b)
 		must.NoError(t, err)
 		must.Eq(t, r, again)
 	})

@@ -1,0 +1,413 @@
+// Package fakecluster is a cluster that exists only in memory: what a queen is to those who consume
+// one (core/gateway, the command line), without raft, hives and certificates. It answers every
+// operation that only reads, also one that was registered a moment ago, and remembers what it was
+// asked to change.
+package fakecluster
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
+	"github.com/rbee-project/rbee/core/token"
+)
+
+// State is what a fake cluster has.
+type State struct {
+	Status    core.Status // its lists are those below
+	Hives     []core.Hive // the first is core.LocalHive
+	Workers   []core.Worker
+	Models    []core.Model
+	Processes []core.Process
+	Binaries  []core.WorkerBinary
+	Items     []core.CatalogItem
+	Health    core.HiveHealth    // of any hive
+	Refreshed core.RefreshResult // of any hive
+
+	Queens []core.Queen
+	Nodes  []core.Node
+	Tokens []core.Token
+	Keys   []string // fingerprints, the primary first
+
+	NotReady error                    // of Ready
+	NoLeader error                    // of every read but a stale one
+	Refuse   func(asked string) error // refuses what Asked would get; nil: nothing
+	Snapshot func(w io.Writer) error  // nil: "snapshot"
+	Restored []byte                   // of the last snapshot that was restored
+	Asked    []string                 // what administrators asked for, in order
+	Reads    []core.Consistency       // of every Sync
+}
+
+// Cluster is a fake cluster. It is safe for concurrent use.
+type Cluster struct {
+	// Answers are the functions of the operations that only read. A test may set others before it
+	// serves the cluster.
+	Answers operation.Answers
+
+	mu sync.Mutex // guards below
+	s  State
+}
+
+// New returns a cluster that has s.
+func New(s State) *Cluster {
+	c := &Cluster{s: s, Answers: operation.Answers{}}
+	a := c.Answers
+	operation.Answer(a, operation.HiveList, func(context.Context, core.Request) ([]core.Hive, error) { return c.State().Hives, nil })
+	operation.Answer(a, operation.HiveGet, func(_ context.Context, r core.Request) (core.Hive, error) { return c.hive(r.Hive) })
+	operation.Answer(a, operation.HiveStatus, func(_ context.Context, r core.Request) (core.HiveHealth, error) {
+		health := c.State().Health
+		var err error
+		health.Hive, err = c.hive(r.Hive)
+		return health, err
+	})
+	operation.Answer(a, operation.HiveRefreshCapabilities, func(_ context.Context, r core.Request) (core.RefreshResult, error) {
+		_, err := c.hive(r.Hive)
+		return c.State().Refreshed, cmp.Or(err, c.ask("refresh %s", r.Hive))
+	})
+	operation.Answer(a, operation.ActiveWorkerList, func(ctx context.Context, _ core.Request) ([]core.Worker, error) { return c.Workers(ctx) })
+	operation.Answer(a, operation.ActiveWorkerGet, func(_ context.Context, r core.Request) (core.Worker, error) {
+		return find(c.State().Workers, func(w core.Worker) bool { return strings.HasPrefix(w.ID, r.Worker) }, "no worker %q", r.Worker)
+	})
+	operation.Answer(a, operation.ModelList, func(ctx context.Context, r core.Request) ([]core.Model, error) {
+		if r.Hive != "" {
+			if _, err := c.hive(r.Hive); err != nil {
+				return nil, err
+			}
+		}
+		return c.Models(ctx)
+	})
+	operation.Answer(a, operation.ModelGet, func(_ context.Context, r core.Request) (core.Model, error) {
+		return find(c.State().Models, func(m core.Model) bool { return m.ID == r.Model || slices.Contains(m.Aliases, r.Model) }, "no model %q", r.Model)
+	})
+	operation.Answer(a, operation.WorkerProcessList, func(_ context.Context, r core.Request) ([]core.Process, error) {
+		_, err := c.hive(r.Hive)
+		return c.State().Processes, err
+	})
+	operation.Answer(a, operation.WorkerProcessGet, func(_ context.Context, r core.Request) (core.Process, error) {
+		return find(c.State().Processes, func(p core.Process) bool { return p.PID == r.PID }, "process %d is not a worker of this hive", r.PID)
+	})
+	operation.Answer(a, operation.WorkerBinaryList, func(_ context.Context, r core.Request) ([]core.WorkerBinary, error) {
+		_, err := c.hive(r.Hive)
+		return c.State().Binaries, err
+	})
+	operation.Answer(a, operation.WorkerBinaryGet, func(_ context.Context, r core.Request) (core.WorkerBinary, error) {
+		return find(c.State().Binaries, func(b core.WorkerBinary) bool { return b.ID == r.Binary || b.Type == r.Binary }, "no worker binary %q", r.Binary)
+	})
+	operation.Answer(a, operation.CatalogSearch, func(_ context.Context, r core.Request) ([]core.CatalogItem, error) {
+		return slices.DeleteFunc(c.State().Items, func(i core.CatalogItem) bool { return !strings.Contains(i.Name, r.Text) }), nil
+	})
+	operation.Answer(a, operation.Status, func(ctx context.Context, _ core.Request) (core.Status, error) { return c.Status(ctx) })
+	return c
+}
+
+func find[T any](list []T, is func(T) bool, missing string, args ...any) (T, error) {
+	if i := slices.IndexFunc(list, is); i >= 0 {
+		return list[i], nil
+	}
+	var none T
+	return none, core.Errorf(core.NotFound, missing, args...).Hint("See the list.")
+}
+
+// State returns a copy of what the cluster has. Its lists may be changed, their elements not.
+func (c *Cluster) State() State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.s
+	s.Hives, s.Workers, s.Models, s.Processes = slices.Clone(s.Hives), slices.Clone(s.Workers), slices.Clone(s.Models), slices.Clone(s.Processes)
+	s.Binaries, s.Items, s.Queens, s.Nodes = slices.Clone(s.Binaries), slices.Clone(s.Items), slices.Clone(s.Queens), slices.Clone(s.Nodes)
+	s.Tokens, s.Keys, s.Asked, s.Reads = slices.Clone(s.Tokens), slices.Clone(s.Keys), slices.Clone(s.Asked), slices.Clone(s.Reads)
+	return s
+}
+
+// Change changes what the cluster has.
+func (c *Cluster) Change(f func(s *State)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f(&c.s)
+}
+
+// ask notes what an administrator asks for, and returns why it is refused.
+func (c *Cluster) ask(format string, args ...any) error {
+	what := fmt.Sprintf(format, args...)
+	c.mu.Lock()
+	c.s.Asked = append(c.s.Asked, what)
+	refuse := c.s.Refuse
+	c.mu.Unlock()
+	if refuse == nil {
+		return nil
+	}
+	return refuse(what)
+}
+
+func (c *Cluster) hive(name string) (core.Hive, error) {
+	hives := c.State().Hives
+	if i := slices.IndexFunc(hives, func(h core.Hive) bool { return h.ID == name || h.Name == name }); i >= 0 {
+		return hives[i], nil
+	}
+	if name == core.LocalHive && len(hives) > 0 {
+		return hives[0], nil
+	}
+	var names []string
+	for _, h := range hives {
+		names = append(names, cmp.Or(h.Name, h.ID))
+	}
+	return core.Hive{}, core.Errorf(core.NotFound, "no hive %q", name).Hint("Did you mean %s?", strings.Join(names, " or "))
+}
+
+// Answer implements operation.Answerer. An operation that the fake does not know has an empty
+// result.
+func (c *Cluster) Answer(ctx context.Context, r core.Request) (any, error) {
+	if err := operation.Check(r); err != nil {
+		return nil, err
+	}
+	if answer, ok := c.Answers[r.Operation]; ok {
+		return answer(ctx, r)
+	}
+	s, err := operation.Find(r.Operation)
+	return s.Zero(), err
+}
+
+// Ready implements gateway.Cluster.
+func (c *Cluster) Ready(context.Context) error { return c.State().NotReady }
+
+// Status implements gateway.Cluster.
+func (c *Cluster) Status(context.Context) (core.Status, error) {
+	s := c.State()
+	s.Status.Queens, s.Status.Hives, s.Status.Workers, s.Status.Models = s.Queens, s.Hives, s.Workers, s.Models
+	return s.Status, nil
+}
+
+// Workers implements gateway.Cluster.
+func (c *Cluster) Workers(context.Context) ([]core.Worker, error) { return c.State().Workers, nil }
+
+// Models implements gateway.Cluster.
+func (c *Cluster) Models(context.Context) ([]core.Model, error) { return c.State().Models, nil }
+
+// Sync implements gateway.Reader. The index is 42.
+func (c *Cluster) Sync(_ context.Context, want core.Consistency) (core.ReadInfo, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.s.Reads = append(c.s.Reads, want)
+	leader := ""
+	for _, q := range c.s.Queens {
+		if q.Leader {
+			leader = q.ID
+		}
+	}
+	switch {
+	case want == core.ConsistencyStale && c.s.NoLeader != nil:
+		return core.ReadInfo{Index: 42, LastContact: core.Duration(3 * time.Second), Stale: true}, nil
+	case want == core.ConsistencyStale:
+		return core.ReadInfo{Index: 42, Leader: leader, LastContact: core.Duration(20 * time.Millisecond), Stale: true}, nil
+	case c.s.NoLeader != nil:
+		return core.ReadInfo{}, c.s.NoLeader
+	}
+	return core.ReadInfo{Index: 42, Leader: leader}, nil
+}
+
+// Authorize implements gateway.Authorizer with the tokens of the cluster.
+func (c *Cluster) Authorize(_ context.Context, text string, scope core.Scope) (core.Token, error) {
+	p, err := token.Parse(text)
+	if err != nil {
+		return core.Token{}, err
+	}
+	for _, t := range c.State().Tokens {
+		switch {
+		case t.ID != p.ID || !p.Matches(t.SecretHash):
+		case !t.Allows(scope):
+			return core.Token{}, core.Errorf(core.Forbidden, "no %s", scope)
+		default:
+			return t, nil
+		}
+	}
+	return core.Token{}, core.Errorf(core.Unauthenticated, "unknown token")
+}
+
+// Queens implements gateway.Admin, as do the methods below.
+func (c *Cluster) Queens(context.Context) ([]core.Queen, error) {
+	return c.State().Queens, c.ask("queens")
+}
+
+// RemoveQueen notes "remove ID".
+func (c *Cluster) RemoveQueen(_ context.Context, id string) error {
+	err := c.ask("remove %s", id)
+	if err == nil {
+		c.Change(func(s *State) {
+			s.Queens = slices.DeleteFunc(slices.Clone(s.Queens), func(q core.Queen) bool { return q.RaftID == id })
+		})
+	}
+	return err
+}
+
+// TransferLeadership notes `transfer to "NAME"`. Without a name the first voter that does not lead
+// is the leader then.
+func (c *Cluster) TransferLeadership(_ context.Context, to string) error {
+	err := c.ask("transfer to %q", to)
+	if err == nil {
+		c.Change(func(s *State) {
+			s.Queens = slices.Clone(s.Queens)
+			next := slices.IndexFunc(s.Queens, func(q core.Queen) bool { return q.Name == to || to == "" && q.Voter && !q.Leader })
+			for i := range s.Queens {
+				s.Queens[i].Leader = i == next
+			}
+		})
+	}
+	return err
+}
+
+// Nodes notes "nodes".
+func (c *Cluster) Nodes(context.Context) ([]core.Node, error) {
+	return c.State().Nodes, c.ask("nodes")
+}
+
+func (c *Cluster) node(id string) core.Node {
+	n, err := find(c.State().Nodes, func(n core.Node) bool { return n.ID == id }, "no node %q", id)
+	if err != nil {
+		return core.Node{ID: id}
+	}
+	return n
+}
+
+// RevokeNode notes "revoke node ID".
+func (c *Cluster) RevokeNode(_ context.Context, id string) (core.Node, error) {
+	err := c.ask("revoke node %s", id)
+	c.Change(func(s *State) {
+		s.Nodes = slices.Clone(s.Nodes)
+		for i := range s.Nodes {
+			s.Nodes[i].Revoked = s.Nodes[i].Revoked || s.Nodes[i].ID == id && err == nil
+		}
+	})
+	return c.node(id), err
+}
+
+// LeaveNode notes "leave ID".
+func (c *Cluster) LeaveNode(_ context.Context, id string) (core.Node, error) {
+	return c.node(id), c.ask("leave %s", id)
+}
+
+// Tokens notes "tokens".
+func (c *Cluster) Tokens(context.Context) ([]core.Token, error) {
+	return c.State().Tokens, c.ask("tokens")
+}
+
+// CreateToken notes "create token REQUEST". The token is a real one.
+func (c *Cluster) CreateToken(_ context.Context, r core.TokenRequest) (core.NewToken, error) {
+	if err := c.ask("create token %s", JSON(r)); err != nil {
+		return core.NewToken{}, err
+	}
+	id, hash, text := token.New()
+	if r.Kind == core.TokenJoin {
+		id, hash, text = token.NewJoin(strings.Repeat("a", 52))
+		r.TTL = cmp.Or(r.TTL, core.Duration(time.Hour))
+	}
+	t := core.Token{ID: id, Name: r.Name, Kind: r.Kind, SecretHash: hash, Scopes: r.Scopes, Roles: r.Roles, CreatedAt: time.Now(), TTL: r.TTL}
+	c.Change(func(s *State) { s.Tokens = append(s.Tokens, t) })
+	return core.NewToken{Token: t, Secret: text}, nil
+}
+
+// RevokeToken notes "revoke token ID".
+func (c *Cluster) RevokeToken(_ context.Context, id string) (core.Token, error) {
+	if err := c.ask("revoke token %s", id); err != nil {
+		return core.Token{}, err
+	}
+	t, err := find(c.State().Tokens, func(t core.Token) bool { return t.ID == id }, "no token %q", id)
+	c.Change(func(s *State) {
+		s.Tokens = slices.DeleteFunc(slices.Clone(s.Tokens), func(t core.Token) bool { return t.ID == id })
+	})
+	return t, err
+}
+
+// DrainHive notes "drain HIVE true" or "drain HIVE false".
+func (c *Cluster) DrainHive(_ context.Context, hive string, drain bool) (core.Hive, error) {
+	if err := c.ask("drain %s %t", hive, drain); err != nil {
+		return core.Hive{}, err
+	}
+	h, err := c.hive(hive)
+	c.Change(func(s *State) {
+		s.Hives = slices.Clone(s.Hives)
+		for i := range s.Hives {
+			if s.Hives[i].ID == h.ID {
+				s.Hives[i].Draining = drain
+			}
+		}
+	})
+	h.Draining = drain
+	return h, err
+}
+
+// SaveSnapshot notes "save".
+func (c *Cluster) SaveSnapshot(_ context.Context, w io.Writer) error {
+	if err := c.ask("save"); err != nil {
+		return err
+	}
+	if save := c.State().Snapshot; save != nil {
+		return save(w)
+	}
+	_, err := io.WriteString(w, "snapshot")
+	return err
+}
+
+// RestoreSnapshot notes "restore". The index is the number of bytes.
+func (c *Cluster) RestoreSnapshot(_ context.Context, r io.Reader) (core.SnapshotInfo, error) {
+	if err := c.ask("restore"); err != nil {
+		return core.SnapshotInfo{}, err
+	}
+	b, err := io.ReadAll(r)
+	c.Change(func(s *State) { s.Restored = b })
+	return core.SnapshotInfo{Format: 1, FSM: 2, Index: uint64(len(b)), Cluster: "ccc"}, core.WithKind(err, core.Integrity)
+}
+
+// Keyring notes "keyring".
+func (c *Cluster) Keyring(context.Context) (core.Keyring, error) {
+	return c.keyring(), c.ask("keyring")
+}
+
+func (c *Cluster) keyring() core.Keyring {
+	keys := c.State().Keys
+	if len(keys) == 0 {
+		return core.Keyring{}
+	}
+	return core.Keyring{Primary: keys[0], Keys: keys}
+}
+
+// NewKey is the fingerprint of the key that ChangeKeyring installs.
+const NewKey = "3333333333333333"
+
+// ChangeKeyring notes "keyring CHANGE".
+func (c *Cluster) ChangeKeyring(_ context.Context, change core.KeyringChange) (core.Keyring, error) {
+	err := c.ask("keyring %s", JSON(change))
+	c.Change(func(s *State) {
+		at := slices.Index(s.Keys, change.Fingerprint)
+		switch {
+		case err != nil:
+		case change.Action == "install":
+			s.Keys = append(s.Keys, NewKey)
+		case at < 0:
+			err = core.Errorf(core.NotFound, "no key %q", change.Fingerprint)
+		case change.Action == "remove" && at == 0:
+			err = core.Errorf(core.InUse, "the key is in use").Hint("Use another one first.")
+		case change.Action == "remove":
+			s.Keys = slices.Delete(slices.Clone(s.Keys), at, at+1)
+		default:
+			s.Keys = slices.Insert(slices.Delete(slices.Clone(s.Keys), at, at+1), 0, change.Fingerprint)
+		}
+	})
+	return c.keyring(), err
+}
+
+// JSON is v as JSON in one line.
+func JSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}

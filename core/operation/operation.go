@@ -1,0 +1,194 @@
+// Package operation registers the operations: what each is called, what its request holds and its
+// result is, who runs it, and by which ways it can be reached. The check of a request, its JSON
+// schema, the job, the GET route, the client's call and the tables of the documentation follow from
+// the registration. The function that does an operation is bound to it where it runs, by Answer or
+// job.Does, which the compiler holds to the type of the result.
+//
+// To add an operation, see contributing/add-an-operation.md.
+package operation
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Runs says who runs an operation as a job, and how that one is found where the request does not
+// name it.
+type Runs string
+
+// Who runs an operation.
+const (
+	RunsOnHive       Runs = "hive"        // the hive that the request names; the only one where it names none
+	RunsOnChosenHive Runs = "chosen_hive" // the hive that the request names, or that the scheduler chooses
+	RunsOnWorker     Runs = "worker_hive" // the hive of the worker that the request names
+	// RunsOnQueen is the machine of the queen that is asked. What "hive" means there, if anything,
+	// is said by the operation's fields.
+	RunsOnQueen Runs = "queen"
+	// RunsOverSSH is the machine of the queen that is asked, which reaches another one with the SSH
+	// identity of whoever runs its agent.
+	RunsOverSSH Runs = "ssh"
+)
+
+// OnQueen reports whether the queen that is asked runs the operation on its own machine.
+func (r Runs) OnQueen() bool { return r == RunsOnQueen || r == RunsOverSSH }
+
+// Text is who runs the operation, for people.
+func (r Runs) Text() string {
+	switch r {
+	case RunsOnHive:
+		return "the hive that is named; the only one where none is"
+	case RunsOnChosenHive:
+		return "the hive that is named, or that the scheduler chooses"
+	case RunsOnWorker:
+		return "the worker's hive"
+	case RunsOverSSH:
+		return "the queen that is asked, over SSH"
+	case RunsOnQueen:
+		return "the queen that is asked"
+	}
+	return string(r)
+}
+
+// Spec describes one operation: what POST /v1/jobs takes for it, and by what other ways it can be
+// reached.
+type Spec struct {
+	Name    core.Operation
+	Number  int    // of its row in contributing/operations.md; 0: beyond the contract's 28
+	Title   string // its name there
+	Summary string // one sentence
+	Runs    Runs
+	Scope   core.Scope // that a token needs for it as a job; empty: core.ScopeOperate
+	Fields  []Field    // beside operation, request_id and, unless it runs on a queen, hive, which all know
+	// Get is the pattern of the GET route that answers the same without a job, for tokens with
+	// core.ScopeRead; empty: none. A wildcard has the name of a field; the other fields are
+	// parameters of the query.
+	Get string
+	CLI []string // the commands that do it, the main one first, without "rbee"
+	// AsksHive has the queen pass the request on to the hive that it names, which answers it
+	// (HiveService.Ask).
+	AsksHive bool
+	Slow     bool // the answer may wait for other machines, such as a catalog's
+	Registry bool // it reads the registry, which is made as new as the client asks first
+	Private  bool // its request and result are nobody else's business: neither is ever on a disk
+	Test     string
+
+	result any // a zero value of the result's type
+	decode func(text []byte) (any, error)
+}
+
+// Of is the registration of an operation whose result is an R. Every request is a core.Request,
+// whose fields mean the same in all operations that know them.
+type Of[R any] struct{ Spec }
+
+func of[R any](s Spec) Of[R] {
+	o := Of[R]{s}
+	var zero R
+	o.result = zero
+	o.decode = func(text []byte) (any, error) {
+		var v R
+		err := json.Unmarshal(text, &v)
+		return v, err
+	}
+	return o
+}
+
+// Answerer answers requests without a job: a queen, a hive, a client of the public API.
+type Answerer interface {
+	// Answer answers a request whose operation only reads, with a value of the type of the
+	// operation's result. Errors: Invalid for a bad request; Unsupported for an operation that is
+	// not answered there.
+	Answer(ctx context.Context, r core.Request) (any, error)
+}
+
+// Ask has a answer the operation with the fields of r. Errors: a's.
+func (o Of[R]) Ask(ctx context.Context, a Answerer, r core.Request) (R, error) {
+	var none R
+	r.Operation = o.Name
+	v, err := a.Answer(ctx, r)
+	if err != nil {
+		return none, err
+	}
+	typed, ok := v.(R)
+	if !ok {
+		return none, core.Errorf(core.Internal, "the answer of %s is a %T, not a %T", o.Name, v, none)
+	}
+	return typed, nil
+}
+
+// Answers are the functions that answer operations on one machine. They are not changed once the
+// machine serves.
+type Answers map[core.Operation]func(ctx context.Context, r core.Request) (any, error)
+
+// Answer adds the function that answers an operation on this machine.
+func Answer[R any](to Answers, o Of[R], f func(ctx context.Context, r core.Request) (R, error)) {
+	to[o.Name] = func(ctx context.Context, r core.Request) (any, error) {
+		v, err := f(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		return v, nil
+	}
+}
+
+// Unsupported is the error of a machine that is asked for an operation that it does not know: the
+// queen that asks may be newer.
+func Unsupported(node, version string, op core.Operation) error {
+	return core.Errorf(core.Unsupported, "node %s, which runs rbee %s, does not know the operation %q", node, version, op).Hint(
+		"Install the same version of rbee there as on the queens.")
+}
+
+// ResultType names the type of the result: "WorkerBinary", "[]Process".
+func (s Spec) ResultType() string {
+	return strings.ReplaceAll(reflect.TypeOf(s.result).String(), "core.", "")
+}
+
+// Zero returns an empty result.
+func (s Spec) Zero() any { return s.result }
+
+// IsList reports whether the result is a list, which a GET route answers as {"data": […]}.
+func (s Spec) IsList() bool { return reflect.TypeOf(s.result).Kind() == reflect.Slice }
+
+// Find returns the registration of an operation. Errors: Invalid, with the names that are most like
+// it.
+func Find(name core.Operation) (Spec, error) {
+	var names []string
+	for _, s := range all {
+		if s.Name == name {
+			return s, nil
+		}
+		names = append(names, string(s.Name))
+	}
+	slices.Sort(names)
+	if name == "" {
+		return Spec{}, core.Errorf(core.Invalid, "the request names no operation").Hint("The operations are %s.", strings.Join(names, ", "))
+	}
+	err := core.Errorf(core.Invalid, "there is no operation %q", clip(string(name)))
+	if near := core.Nearest(string(name), names); len(near) > 0 {
+		return Spec{}, core.WithHint(err, "Did you mean %s? The operations are %s.", near[0], strings.Join(names, ", "))
+	}
+	return Spec{}, core.WithHint(err, "The operations are %s.", strings.Join(names, ", "))
+}
+
+// maxName bounds what an error repeats of an unknown operation's name, in bytes.
+const maxName = 64
+
+func clip(s string) string {
+	if len(s) > maxName {
+		return strings.ToValidUTF8(s[:maxName], "") + "…"
+	}
+	return s
+}
+
+// all is sorted by number; what is beyond the contract comes last.
+var all = slices.SortedStableFunc(slices.Values(slices.Concat(workers(), models(), hives(), clusters())), func(a, b Spec) int { // constant
+	return cmp.Compare(uint(a.Number-1), uint(b.Number-1)) // 0 wraps around to the greatest
+})
+
+// All lists every operation, in the order of the contract, contributing/operations.md.
+func All() []Spec { return slices.Clone(all) }
