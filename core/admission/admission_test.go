@@ -41,6 +41,9 @@ func TestRetryAfter(t *testing.T) {
 		{128, 8, time.Second, 16 * time.Second},
 		{128, 0, time.Second, time.Minute},
 		{10, 4, 100 * time.Millisecond, time.Second},
+		{9, 1, time.Second, 10 * time.Second},
+		{9, 2, time.Second, 5 * time.Second},
+		{9, 0, time.Second, 10 * time.Second},
 		{1000, 1, time.Hour, time.Minute},
 	} {
 		must.Eq(t, c.want, RetryAfter(c.waiting, c.running, c.service))
@@ -51,7 +54,7 @@ func TestBudget(t *testing.T) {
 	t.Parallel()
 	b := NewBudget(0.2, 3)
 	retries := func(now time.Time) (n int) {
-		for b.Retry(now) {
+		for n < 1000 && b.Retry(now) {
 			n++
 		}
 		return n
@@ -65,6 +68,16 @@ func TestBudget(t *testing.T) {
 	must.Eq(t, 3, retries(epoch.Add(time.Minute)), must.Sprint("what is old does not count"))
 	must.Eq(t, 0, retries(epoch.Add(time.Minute)))
 	must.Eq(t, 3, retries(epoch.Add(time.Hour)))
+
+	// The window is half a minute, in steps of three seconds.
+	b = NewBudget(0.5, 0)
+	b.Request(epoch)
+	b.Request(epoch)
+	b.Request(epoch.Add(3 * time.Second))
+	b.Request(epoch.Add(3 * time.Second))
+	must.True(t, b.Retry(epoch.Add(27*time.Second)))
+	must.False(t, b.Retry(epoch.Add(30*time.Second)), must.Sprint("of the four requests two are old"))
+	must.False(t, b.Retry(epoch.Add(33*time.Second)))
 }
 
 func fingerprint(n int) (f Fingerprint) {

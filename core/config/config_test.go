@@ -308,6 +308,114 @@ func TestExample(t *testing.T) {
 	}
 }
 
+// What the example sets is the default, but for the folders, which are those of a service.
+func TestExampleHasTheDefaults(t *testing.T) {
+	t.Parallel()
+	example, diags := config.Load([]string{"../../config.hcl.example"}, environment("HF_TOKEN=x"))
+	must.NoError(t, diags.Err())
+	defaults, diags := config.Load(nil, environment())
+	must.NoError(t, diags.Err())
+	want := map[string]any{}
+	for _, s := range defaults.Settings() {
+		want[s.Name] = s.Value
+	}
+	want["data_dir"], want["store_dir"] = "/var/lib/rbee", "/var/cache/rbee"
+	for _, s := range example.Settings() {
+		must.Eq(t, want[s.Name], s.Value, must.Sprint(s.Name))
+	}
+}
+
+// Each bound is that of the documentation: the value at it loads, the value beyond it does not.
+func TestBounds(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ good, bad []string }{
+		"bind.http_port":            {[]string{"0", "65535"}, []string{"-1", "65536"}},
+		"bind.rpc_port":             {[]string{"0", "65535"}, []string{"-1", "65536"}},
+		"bind.gossip_port":          {[]string{"0", "65535"}, []string{"-1", "65536"}},
+		"queen.bootstrap_expect":    {[]string{"1", "9"}, []string{"-1", "2", "11"}},
+		"queen.election_timeout":    {[]string{"100ms", "10s"}, []string{"99ms", "10001ms"}},
+		"queen.certificate_ttl":     {[]string{"10m", "87600h"}, []string{"599s", "87601h"}},
+		"queen.token_grace":         {[]string{"0s", "720h"}, []string{"-1ns", "721h"}},
+		"queen.queue_limit":         {[]string{"1", "100000"}, []string{"0", "100001"}},
+		"queen.queue_timeout":       {[]string{"100ms", "1h"}, []string{"99ms", "3601s"}},
+		"queen.first_token_timeout": {[]string{"1s", "24h"}, []string{"999ms", "86401s"}},
+		"queen.token_timeout":       {[]string{"1s", "24h"}, []string{"999ms", "86401s"}},
+		"queen.max_body":            {[]string{"1KiB", "64MiB"}, []string{"1023", "64MiB1"}},
+		"queen.body_memory":         {[]string{"64MiB", "1TiB"}, []string{"67108863"}},
+		"hive.slots":                {[]string{"1", "1024"}, []string{"0", "1025"}},
+		"hive.context_tokens":       {[]string{"0", "16777216"}, []string{"-1", "16777217"}},
+		"hive.threads":              {[]string{"0", "4096"}, []string{"-1", "4097"}},
+		"hive.stop_grace":           {[]string{"0s", "1h"}, []string{"-1s", "3601s"}},
+		"hive.worker_timeout":       {[]string{"5s", "24h"}, []string{"4999ms", "86401s"}},
+		"hive.download.connections": {[]string{"1", "64"}, []string{"0", "65"}},
+		"hive.build.timeout":        {[]string{"1s", "24h"}, []string{"999ms", "86401s"}},
+		"hive.build.max_disk":       {[]string{"1MiB"}, []string{"1048575"}},
+		"gossip.retry_join":         {[]string{"a:1", "a:65535"}, []string{"a:0", "a:65536", "a:-1"}},
+		"name":                      {[]string{"a", "A" + strings.Repeat("-", 62), "0._x"}, []string{core.LocalHive, strings.Repeat("a", 64), "-a", "a b", "ä"}},
+		"bind.advertise":            {[]string{"a." + strings.Repeat("b", 63), strings.Repeat("a.", 126) + "b"}, []string{"a." + strings.Repeat("b", 64), strings.Repeat("a.", 127) + "b", "::", "-a", "10.1"}},
+		"http.allow_origins":        {[]string{"*", "https://a.example", "http://localhost:3000"}, []string{"a.example", "https://", "https://u@a.example", "https://a.example/", "https://a.example?q=1", "https://a.example#f", ":"}},
+		"http.allow_hosts":          {[]string{"a.example", "10.0.0.1", "::1"}, []string{"https://a.example", "a.example:80", "a b"}},
+		"hive.engines.allow":        {[]string{"npm:", "npm:@a/b", "sha256:" + strings.Repeat("0f", 32)}, []string{"npm", ":a", "sha256:0f", "sha256:" + strings.Repeat("0F", 32), "sha256:" + strings.Repeat("0g", 32)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			load := func(value string) error {
+				_, diags := config.Load(nil, environment(), config.Flag{Name: name, Value: value})
+				return diags.Err()
+			}
+			for _, value := range tc.good {
+				must.NoError(t, load(value), must.Sprint(value))
+			}
+			for _, value := range tc.bad {
+				must.ErrorContains(t, load(value), name, must.Sprint(value))
+			}
+		})
+	}
+}
+
+// What neither a file nor a variable nor a flag says about a machine's roles, its cluster does.
+func TestDefaultRoles(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		env         []string
+		given       bool
+		queen, hive bool // after DefaultRoles(true, false)
+	}{
+		"nothing said":  {nil, false, true, false},
+		"no queen":      {[]string{"RBEE_QUEEN_ENABLED=false"}, true, false, false},
+		"a hive":        {[]string{"RBEE_HIVE_ENABLED=true"}, true, true, true},
+		"a hive, alone": {[]string{"RBEE_QUEEN_ENABLED=false", "RBEE_HIVE_ENABLED=true"}, true, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, diags := config.Load(nil, environment(tc.env...))
+			must.NoError(t, diags.Err())
+			must.Eq(t, tc.given, c.RolesGiven())
+			c.DefaultRoles(true, false)
+			must.Eq(t, tc.queen, c.Queen.Enabled)
+			must.Eq(t, tc.hive, c.Hive.Enabled)
+		})
+	}
+}
+
+// Of a folder only its own *.hcl and *.json count: no folders, no hidden files of editors.
+func TestFolderIgnores(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must.NoError(t, os.Mkdir(filepath.Join(dir, "old.hcl"), 0o700))
+	for name, text := range map[string]string{
+		".#rbee.hcl": "broken {", "rbee.hcl~": "broken {", "README": "broken {",
+		"a.hcl": "log_level = \"warn\"\nhive {\n  enabled = true\n}\n", "b.json": `{"name": "desk"}`,
+	} {
+		must.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	c, diags := config.Load([]string{dir}, environment())
+	must.NoError(t, diags.Err())
+	must.Eq(t, []string{filepath.Join(dir, "a.hcl"), filepath.Join(dir, "b.json")}, c.Files())
+	must.Eq(t, "warn", c.LogLevel)
+	must.Eq(t, "desk", c.Name)
+}
+
 func TestNestedBlock(t *testing.T) {
 	t.Parallel()
 	load := func(text, name string, env ...string) (*config.Config, *config.Diagnostics) {
@@ -349,6 +457,24 @@ func TestBytes(t *testing.T) {
 	t.Parallel()
 	for b, text := range map[config.Bytes]string{0: "0", 1: "1", 1023: "1023", 1 << 10: "1KiB", 50 << 20: "50MiB", 1_500_000_000: "1500MB", 1 << 40: "1TiB"} {
 		must.Eq(t, text, b.String())
+	}
+	load := func(text string) (config.Bytes, error) {
+		c, diags := config.Load(nil, environment(), config.Flag{Name: "hive.download.rate_limit", Value: text})
+		if err := diags.Err(); err != nil {
+			return 0, err
+		}
+		return c.Hive.Download.RateLimit, nil
+	}
+	for text, b := range map[string]config.Bytes{
+		"7": 7, "1KiB": 1 << 10, "1 kib": 1 << 10, "2KB": 2000, "3MiB": 3 << 20, "3MB": 3e6, "1.5GiB": 3 << 29, "1GB": 1e9, "1TiB": 1 << 40, "1TB": 1e12, "4194303TiB": 4194303 << 40,
+	} {
+		got, err := load(text)
+		must.NoError(t, err, must.Sprint(text))
+		must.Eq(t, b, got, must.Sprint(text))
+	}
+	for _, text := range []string{"KiB", "1 B", ".", "-1", "1e3", "0x1", "inf", "4194305TiB"} {
+		_, err := load(text)
+		must.ErrorContains(t, err, "is not a size", must.Sprint(text))
 	}
 }
 

@@ -42,3 +42,12 @@ func TestLikeliestAddress(t *testing.T) {
 		}
 	}
 }
+
+// An address that only this machine reaches is not told to others.
+func TestSourceAddress(t *testing.T) {
+	t.Parallel()
+	for _, target := range []string{"127.0.0.1:9", "[::1]:9", "nothing"} {
+		_, ok := sourceAddress(t.Context(), target)
+		must.False(t, ok, must.Sprint(target))
+	}
+}

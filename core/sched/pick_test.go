@@ -188,6 +188,14 @@ func TestPickWorkerOfMany(t *testing.T) {
 			got, refused := PickWorker("m", slices.Clone(prospects), rng.IntN)
 			must.SliceEmpty(t, refused)
 			must.Len(t, MaxCandidates, got)
+			switch free := 200 - full; free {
+			case 0: // drawn among all
+				must.Eq(t, "less busy of 2 drawn from 200", got[0].Reason)
+			case 1:
+				must.Eq(t, "only one of 200 with a free slot", got[0].Reason)
+			default:
+				must.Eq(t, fmt.Sprintf("less busy of 2 drawn from %d", free), got[0].Reason)
+			}
 			first[got[0].Worker.ID]++
 			seen := map[string]bool{}
 			for i, c := range got {

@@ -38,6 +38,7 @@ func TestPlace(t *testing.T) {
 		want    string
 		reason  string
 		refused []string
+		missing []int64 // of refused; nil: not compared
 	}{
 		{name: "no hive"},
 		{name: "only hive", demand: Demand{MinBytes: 600}, rooms: []Room{room("a")}, want: "a", reason: "only hive"},
@@ -48,6 +49,16 @@ func TestPlace(t *testing.T) {
 		{
 			name: "missing bytes of every device", demand: Demand{MinBytes: 10_000}, rooms: []Room{room("a", gpu(8000, ""))},
 			refused: []string{"name-a cpu lacks 9400 bytes: 10000 needed, 600 of 1000 free; cuda:0 lacks 2000 bytes: 10000 needed, 8000 of 9000 free"},
+			missing: []int64{2000}, // on its best device
+		},
+		{
+			name: "missing bytes of the first device", demand: Demand{MinBytes: 10_000}, rooms: []Room{room("a", gpu(500, ""))},
+			refused: []string{"name-a cpu lacks 9400 bytes: 10000 needed, 600 of 1000 free; cuda:0 lacks 9500 bytes: 10000 needed, 500 of 9000 free"},
+			missing: []int64{9400},
+		},
+		{
+			name: "no worker types at all", demand: Demand{Type: "cuda"}, rooms: []Room{room("a", func(r *Room) { r.Hive.WorkerTypes = nil })},
+			refused: []string{`name-a has no worker type "cuda"`},
 		},
 		{
 			name: "down, silent, without types", rooms: []Room{
@@ -127,8 +138,11 @@ func TestPlace(t *testing.T) {
 				must.Eq(t, c.want != "", ok)
 				must.Eq(t, Placement{Hive: c.want, Reason: c.reason}, got)
 				must.Eq(t, c.refused, texts)
-				for _, r := range refused {
+				for i, r := range refused {
 					must.Eq(t, strings.Contains(r.Reason, "lacks"), r.MissingBytes > 0)
+					if c.missing != nil {
+						must.Eq(t, c.missing[i], r.MissingBytes)
+					}
 				}
 				slices.Reverse(c.rooms)
 			}
