@@ -78,10 +78,7 @@ func (r *run) ask(ctx context.Context) (*http.Response, error) {
 			}
 		}
 		resp, err := r.o.o.Client.HTTP().Do(req)
-		if err != nil {
-			if resp != nil { // a redirect was refused
-				_ = resp.Body.Close()
-			}
+		if err != nil { // the body of a refused redirect is closed by now
 			return nil, err
 		}
 		if direct && resp.StatusCode >= 400 && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestedRangeNotSatisfiable {

@@ -161,10 +161,7 @@ func (g *guard) checkHost(host string) error {
 // 0x7f.1, 0177.0.0.1, 127.1. It is the test of the WHATWG's URL standard.
 func endsInNumber(host string) bool {
 	last := host[strings.LastIndexByte(host, '.')+1:]
-	if last == "" {
-		return true
-	}
-	if strings.Trim(last, "0123456789") == "" {
+	if strings.Trim(last, "0123456789") == "" { // empty, too
 		return true
 	}
 	rest, hex := strings.CutPrefix(last, "0x")

@@ -158,10 +158,7 @@ func (c *Client) HTTP() *http.Client { return c.http }
 // the body, which is not bounded. Errors: as Explain.
 func (c *Client) Do(req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
-	if err != nil {
-		if resp != nil { // of a redirect that was refused
-			_ = resp.Body.Close()
-		}
+	if err != nil { // the body of a refused redirect is closed by now
 		return nil, c.Explain(req.Context(), req.URL, err)
 	}
 	return resp, nil

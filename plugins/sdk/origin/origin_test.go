@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -175,6 +176,8 @@ func TestRepliesAreBounded(t *testing.T) {
 				}
 				if tc.chunked {
 					_ = http.NewResponseController(w).Flush() // the client may be gone
+				} else {
+					w.Header().Set("Content-Length", strconv.Itoa(len(tc.body)))
 				}
 				_, _ = w.Write(tc.body)
 			})

@@ -67,9 +67,6 @@ func (c *Client) get(ctx context.Context, u *url.URL, header http.Header) (Reply
 	req.Header.Set("Accept-Encoding", "gzip")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		if resp != nil {
-			_ = resp.Body.Close()
-		}
 		return Reply{}, cause(ctx, err)
 	}
 	defer resp.Body.Close()
@@ -140,7 +137,7 @@ func (c *counter) Read(p []byte) (int, error) {
 
 // again reports whether to retry a failed attempt, and waits before it. attempt counts from 1.
 func again(ctx context.Context, backoff time.Duration, attempt int, err error) bool {
-	if ctx.Err() != nil || !Temporary(err) {
+	if !Temporary(err) {
 		return false
 	}
 	wait := backoff << (attempt - 1)

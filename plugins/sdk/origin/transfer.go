@@ -34,11 +34,7 @@ func (c *Client) Fetch(ctx context.Context, address string, header http.Header, 
 		}
 		maps.Copy(req.Header, extra)
 		maps.Copy(req.Header, header) // which may ask for another Accept
-		resp, err := c.http.Do(req)
-		if err != nil && resp != nil {
-			_ = resp.Body.Close()
-		}
-		return resp, err
+		return c.http.Do(req)
 	}}
 	err = t.Run(ctx, offset, w)
 	if e, ok := errors.AsType[WriteError](err); ok {

@@ -1,0 +1,322 @@
+package download_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/download"
+	"github.com/rbee-project/rbee/plugins/sdk/origin"
+)
+
+// bodies counts the open bodies of a client's replies.
+type bodies struct {
+	base      http.RoundTripper
+	all, open atomic.Int64
+}
+
+func (b *bodies) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := b.base.RoundTrip(r)
+	if err == nil {
+		b.all.Add(1)
+		b.open.Add(1)
+		resp.Body = &body{ReadCloser: resp.Body, of: b}
+	}
+	return resp, err
+}
+
+type body struct {
+	io.ReadCloser
+	of     *bodies
+	closed atomic.Bool
+}
+
+func (b *body) Close() error {
+	if b.closed.CompareAndSwap(false, true) {
+		b.of.open.Add(-1)
+	}
+	return b.ReadCloser.Close()
+}
+
+// A body that stays open keeps its connection for ever.
+func TestBodiesAreClosed(t *testing.T) {
+	t.Parallel()
+	data := noise(1000)
+	for name, tc := range map[string]struct {
+		// serve answers the nth request, from 1.
+		serve func(n int64, w http.ResponseWriter, r *http.Request)
+		kind  core.Kind
+		asked int64
+	}{
+		"whole": {func(_ int64, w http.ResponseWriter, r *http.Request) { content(data, `"v1"`)(w, r) }, "", 1},
+		"cut": {func(n int64, w http.ResponseWriter, r *http.Request) {
+			if n == 1 {
+				w = &cutter{ResponseWriter: w, left: 500}
+			}
+			content(data, `"v1"`)(w, r)
+		}, "", 2},
+		"not there": {func(_ int64, w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, core.NotFound, 1},
+		"broken":    {func(_ int64, w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, core.Unavailable, 6},
+		"another size": {func(_ int64, w http.ResponseWriter, r *http.Request) {
+			content(data[:900], `"v1"`)(w, r)
+		}, core.Conflict, 1},
+		"loop": {func(_ int64, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusFound) }, core.Unavailable, 6},
+		"an address that has expired": {func(n int64, w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.URL.Path != "/signed":
+				http.Redirect(w, r, "/signed", http.StatusFound)
+			case n == 2:
+				content(data, `"v1"`)(&cutter{ResponseWriter: w, left: 500}, r)
+			case n == 3:
+				w.WriteHeader(http.StatusForbidden)
+			default:
+				content(data, `"v1"`)(w, r)
+			}
+		}, "", 5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var n atomic.Int64
+			s := serve(t, func(w http.ResponseWriter, r *http.Request) { tc.serve(n.Add(1), w, r) })
+			o := options(t)
+			b := &bodies{base: o.Client.HTTP().Transport}
+			o.Client.HTTP().Transport = b
+			err := origins(t, file(s, data), o).Fetch(t.Context(), 0, 1000, io.Discard)
+			must.Eq(t, tc.kind, core.KindOf(err), must.Sprint(err))
+			must.Eq(t, tc.asked, b.all.Load())
+			must.Zero(t, b.open.Load())
+		})
+	}
+}
+
+// roundTripper is a server without a network.
+type roundTripper func(r *http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := f(r)
+	if resp != nil {
+		resp.Request = r
+	}
+	return resp, err
+}
+
+func reply(status int, b io.ReadCloser) *http.Response {
+	return &http.Response{StatusCode: status, Header: http.Header{}, Body: b, ContentLength: -1}
+}
+
+func offline(t *testing.T, sizeBytes int64, f roundTripper) *download.Origin {
+	t.Helper()
+	c, err := origin.New(origin.Options{})
+	must.NoError(t, err)
+	c.HTTP().Transport = f
+	return origins(t, download.File{URL: "https://models.example/m.gguf", SizeBytes: sizeBytes, Digested: true}, download.Options{Client: c})
+}
+
+// stuck is a body that brings nothing until the request's context ends.
+type stuck struct{ ctx context.Context }
+
+func (s stuck) Read([]byte) (int, error) {
+	<-s.ctx.Done()
+	return 0, s.ctx.Err()
+}
+func (stuck) Close() error { return nil }
+
+// slow gives its bytes one at a time, with pauses.
+type slow struct {
+	ctx   context.Context // of its request
+	left  int
+	pause time.Duration
+}
+
+func (s *slow) Read(p []byte) (int, error) {
+	if s.left == 0 {
+		return 0, io.EOF
+	}
+	select {
+	case <-time.After(s.pause):
+	case <-s.ctx.Done():
+		return 0, s.ctx.Err()
+	}
+	s.left--
+	p[0] = 'x'
+	return 1, nil
+}
+func (*slow) Close() error { return nil }
+
+// A transfer may take long as a whole, and its writer too, but a server has 30 seconds for each
+// part, and six attempts with growing pauses to bring one.
+func TestDeadlines(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var used []context.Context
+		o := offline(t, 10, func(r *http.Request) (*http.Response, error) {
+			used = append(used, r.Context())
+			time.Sleep(20 * time.Second) // for the header
+			return reply(http.StatusOK, &slow{ctx: r.Context(), left: 10, pause: 20 * time.Second}), nil
+		})
+		began := time.Now()
+		must.NoError(t, o.Fetch(t.Context(), 0, 10, writerFunc(func(b []byte) (int, error) {
+			time.Sleep(time.Minute)
+			return len(b), nil
+		})))
+		must.Eq(t, 20*time.Second+10*80*time.Second, time.Since(began))
+		must.Len(t, 1, used)
+		must.Error(t, used[0].Err())
+
+		for name, f := range map[string]roundTripper{
+			"header": func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() },
+			"body":   func(r *http.Request) (*http.Response, error) { return reply(http.StatusOK, stuck{r.Context()}), nil },
+		} {
+			var at []time.Time
+			o := offline(t, 10, func(r *http.Request) (*http.Response, error) {
+				at = append(at, time.Now())
+				return f(r)
+			})
+			err := o.Fetch(t.Context(), 0, 10, io.Discard)
+			must.Eq(t, core.Unavailable, core.KindOf(err), must.Sprint(name))
+			must.ErrorContains(t, err, "nothing has come for too long (30s)")
+			must.Len(t, 6, at, must.Sprint(name))
+			var chance time.Duration // so that many do not come back at once
+			for i := range 5 {
+				pause := 500 * time.Millisecond << i
+				waited := at[i+1].Sub(at[i])
+				must.Between(t, 30*time.Second+pause/2, waited, 30*time.Second+pause, must.Sprint(name, i))
+				chance += waited - 30*time.Second - pause/2
+			}
+			must.Positive(t, chance)
+		}
+	})
+}
+
+// A pause is at most 15 seconds, unless the server asks for more, and ends with the transfer.
+func TestPauses(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, err := origin.New(origin.Options{})
+		must.NoError(t, err)
+		asked := 0
+		c.HTTP().Transport = roundTripper(func(*http.Request) (*http.Response, error) {
+			asked++
+			return nil, errors.New("broken")
+		})
+		o := origins(t, download.File{URL: "https://models.example/m.gguf", SizeBytes: 10}, download.Options{Client: c, Backoff: time.Hour})
+		began := time.Now()
+		must.Error(t, o.Fetch(t.Context(), 0, 10, io.Discard))
+		must.Eq(t, 6, asked)
+		must.Between(t, 5*7500*time.Millisecond, time.Since(began), 5*15*time.Second)
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began = time.Now()
+		must.ErrorIs(t, o.Fetch(ctx, 0, 10, io.Discard), context.DeadlineExceeded)
+		must.Eq(t, time.Second, time.Since(began))
+	})
+}
+
+// Attempts count from the last byte that came.
+func TestProgressCounts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		o := offline(t, 10, func(r *http.Request) (*http.Response, error) {
+			asked++
+			if asked%5 != 0 { // four failures, then one byte
+				return nil, errors.New("broken")
+			}
+			resp := reply(http.StatusPartialContent, io.NopCloser(strings.NewReader("x")))
+			if r.Header.Get("Range") == "" {
+				resp.StatusCode = http.StatusOK
+			}
+			resp.Header.Set("Content-Range", fmt.Sprintf("bytes %d-9/10", asked/5-1))
+			return resp, nil
+		})
+		var got bytes.Buffer
+		must.NoError(t, o.Fetch(t.Context(), 0, 10, &got))
+		must.Eq(t, "xxxxxxxxxx", got.String())
+		must.Eq(t, 50, asked)
+	})
+}
+
+// "There is nothing behind the end" is believed only of the file that was expected.
+func TestNothingBehindTheEnd(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		size, from int64
+		says       string
+		kind       core.Kind
+	}{
+		"the whole was there":           {100, 100, "bytes */100", ""},
+		"size unknown":                  {0, 100, "bytes */100", ""},
+		"a shorter file":                {100, 50, "bytes */50", core.Conflict},
+		"another place":                 {100, 50, "bytes */100", core.Conflict},
+		"size unknown, another place":   {0, 50, "bytes */100", core.Conflict},
+		"nothing said about the length": {100, 100, "bytes */*", core.Conflict},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := offline(t, tc.size, func(*http.Request) (*http.Response, error) {
+				resp := reply(http.StatusRequestedRangeNotSatisfiable, http.NoBody)
+				resp.Header.Set("Content-Range", tc.says)
+				return resp, nil
+			})
+			must.Eq(t, tc.kind, core.KindOf(o.Fetch(t.Context(), tc.from, -1, io.Discard)))
+		})
+	}
+}
+
+// A weak ETag compares, but is no condition for a part.
+func TestIfRange(t *testing.T) {
+	t.Parallel()
+	for tag, want := range map[string]string{`etag "v1"`: `"v1"`, `etag W/"v1"`: "", "modified Mon, 02 Jan 2006 15:04:05 GMT": "Mon, 02 Jan 2006 15:04:05 GMT", "": ""} {
+		o := offline(t, 100, func(r *http.Request) (*http.Response, error) {
+			must.Eq(t, want, r.Header.Get("If-Range"), must.Sprint(tag))
+			must.Eq(t, "identity", r.Header.Get("Accept-Encoding"))
+			return reply(http.StatusNotFound, http.NoBody), nil
+		})
+		o.Expect(tag)
+		must.Eq(t, core.NotFound, core.KindOf(o.Fetch(t.Context(), 10, 20, io.Discard)))
+	}
+}
+
+// Time in which nothing was sent is not made up for, a new rate counts at once, and whoever gives
+// up does not wait.
+func TestLimiterKeepsTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := download.NewLimiter(10_000)
+		send := func(ctx context.Context, n int) time.Duration {
+			began := time.Now()
+			_, _ = l.Writer(ctx, io.Discard).Write(make([]byte, n)) // may be given up
+			return time.Since(began).Round(time.Millisecond)
+		}
+		must.Eq(t, time.Second, send(t.Context(), 10_000))
+		time.Sleep(time.Hour)
+		must.Eq(t, time.Second, send(t.Context(), 10_000))
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		l.SetRate(1)
+		must.Eq(t, time.Second, send(ctx, 1000))
+		l.SetRate(10_000)
+		must.Eq(t, time.Second, send(t.Context(), 10_000), must.Sprint("the slow part is forgotten"))
+
+		// What comes through does so evenly: in tenths of a second's worth.
+		var most int
+		w := l.Writer(t.Context(), writerFunc(func(b []byte) (int, error) { most = max(most, len(b)); return len(b), nil }))
+		l.SetRate(100_000)
+		_, err := w.Write(make([]byte, 100_000))
+		must.NoError(t, err)
+		must.Eq(t, 10_000, most)
+	})
+}

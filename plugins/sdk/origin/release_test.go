@@ -1,0 +1,426 @@
+package origin_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
+	"github.com/rbee-project/rbee/plugins/sdk/origin"
+)
+
+// bodies counts the open bodies of a client's replies.
+type bodies struct {
+	base      http.RoundTripper
+	all, open atomic.Int64
+}
+
+func watch(c *origin.Client) *bodies {
+	b := &bodies{base: c.HTTP().Transport}
+	c.HTTP().Transport = b
+	return b
+}
+
+func (b *bodies) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := b.base.RoundTrip(r)
+	if err == nil {
+		b.all.Add(1)
+		b.open.Add(1)
+		resp.Body = &body{ReadCloser: resp.Body, of: b}
+	}
+	return resp, err
+}
+
+type body struct {
+	io.ReadCloser
+	of     *bodies
+	closed atomic.Bool
+}
+
+func (b *body) Close() error {
+	if b.closed.CompareAndSwap(false, true) {
+		b.of.open.Add(-1)
+	}
+	return b.ReadCloser.Close()
+}
+
+// A body that stays open keeps its connection for ever.
+func TestBodiesAreClosed(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/loop":
+			http.Redirect(w, r, "/loop", http.StatusFound)
+		case "/busy":
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case "/large":
+			w.Header().Set("Content-Length", "999999999")
+			_, _ = io.WriteString(w, "x")
+		case "/odd":
+			w.Header().Set("Content-Encoding", "br")
+			_, _ = io.WriteString(w, "x")
+		case "/cut":
+			w.Header().Set("Content-Length", "10")
+			if asked.Add(1) == 1 {
+				_, _ = io.WriteString(w, "01234")
+				cut(w)
+			}
+			http.ServeContent(w, r, "", time.Time{}, strings.NewReader("0123456789"))
+		case "/file":
+			http.ServeContent(w, r, "", time.Time{}, strings.NewReader("0123456789"))
+		default:
+			http.NotFound(w, r)
+		}
+	})
+	c := client(t, loopback(t))
+	b := watch(c)
+	for path, err := range map[string]error{"/file": nil, "/loop": sdk.ErrUnavailable, "/busy": sdk.ErrUnavailable, "/large": sdk.ErrTooLarge, "/odd": sdk.ErrIntegrity, "/none": sdk.ErrNotFound} {
+		before := b.all.Load()
+		_, got := c.Get(t.Context(), s.URL+path, nil)
+		must.ErrorIs(t, got, err, must.Sprint(path))
+		must.Greater(t, before, b.all.Load())
+		must.Zero(t, b.open.Load(), must.Sprint("Get "+path))
+	}
+	for path, err := range map[string]error{"/file": nil, "/cut": nil, "/loop": sdk.ErrUnavailable, "/busy": sdk.ErrUnavailable, "/none": sdk.ErrNotFound} {
+		before := b.all.Load()
+		must.ErrorIs(t, c.Fetch(t.Context(), s.URL+path, nil, 10, 0, io.Discard), err, must.Sprint(path))
+		must.Greater(t, before, b.all.Load())
+		must.Zero(t, b.open.Load(), must.Sprint("Fetch "+path))
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+"/loop", nil)
+	must.NoError(t, err)
+	_, err = c.Do(req)
+	must.ErrorIs(t, err, sdk.ErrUnavailable)
+	must.Zero(t, b.open.Load())
+}
+
+// A request that is not sent releases its body as well.
+func TestRefusedRequestClosesItsBody(t *testing.T) {
+	t.Parallel()
+	sent := &body{ReadCloser: io.NopCloser(strings.NewReader("x")), of: &bodies{}}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1:1/", sent)
+	must.NoError(t, err)
+	_, err = client(t, origin.Options{}).HTTP().Transport.RoundTrip(req)
+	must.ErrorIs(t, err, sdk.ErrForbidden)
+	must.True(t, sent.closed.Load())
+}
+
+// A closed client keeps no connection, neither to an origin nor to a proxy.
+func TestCloseClosesConnections(t *testing.T) {
+	t.Parallel()
+	for _, proxied := range []bool{false, true} {
+		var idle, open atomic.Int64
+		s := httptest.NewUnstartedServer(answers("x"))
+		s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				open.Add(1)
+			case http.StateIdle:
+				idle.Add(1)
+			case http.StateClosed:
+				open.Add(-1)
+			}
+		}
+		s.Start()
+		t.Cleanup(s.Close)
+		o, address := loopback(t), s.URL
+		if proxied {
+			o.Environ, address = []string{"HTTP_PROXY=" + s.URL}, "http://origin.example/"
+		}
+		c, err := origin.New(o)
+		must.NoError(t, err)
+		_, err = c.Get(t.Context(), address, nil)
+		must.NoError(t, err)
+		eventually(t, "the connection is kept", func() bool { return idle.Load() == 1 && open.Load() == 1 })
+		c.Close()
+		eventually(t, "it is closed", func() bool { return open.Load() == 0 })
+	}
+}
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !f(); {
+		if time.Now().After(end) {
+			t.Fatal("not within 10 seconds: " + what)
+		}
+		timer := time.NewTimer(time.Millisecond)
+		<-timer.C
+	}
+}
+
+// stuck is a body that brings nothing until the request's context ends.
+type stuck struct{ ctx context.Context }
+
+func (s stuck) Read([]byte) (int, error) {
+	<-s.ctx.Done()
+	return 0, s.ctx.Err()
+}
+func (stuck) Close() error { return nil }
+
+func reply(status int, b io.ReadCloser) *http.Response {
+	return &http.Response{StatusCode: status, Header: http.Header{}, Body: b, ContentLength: -1}
+}
+
+// A reply has a minute, and a request four attempts with growing pauses between them. The context
+// of each ends with it.
+func TestReplyDeadline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var began []time.Time
+		var used []context.Context
+		c := origin.NewForTest(origin.Options{}, func(r *http.Request) (*http.Response, error) {
+			began, used = append(began, time.Now()), append(used, r.Context())
+			return reply(http.StatusOK, stuck{r.Context()}), nil
+		})
+		_, err := c.Get(t.Context(), "https://origin.example/", nil)
+		must.ErrorIs(t, err, sdk.ErrUnavailable)
+		must.ErrorContains(t, err, "no whole reply within 1m0s")
+		must.Len(t, 4, began)
+		var chance time.Duration // so that many do not come back at once
+		for i, pause := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second} {
+			waited := began[i+1].Sub(began[i])
+			must.Between(t, time.Minute+pause, waited, time.Minute+pause*3/2)
+			chance += waited - time.Minute - pause
+		}
+		must.Positive(t, chance)
+		for _, ctx := range used {
+			must.Error(t, ctx.Err())
+		}
+	})
+	var asked *http.Request
+	c := origin.NewForTest(origin.Options{}, func(r *http.Request) (*http.Response, error) {
+		asked = r
+		return reply(http.StatusOK, http.NoBody), nil
+	})
+	_, err := c.Get(t.Context(), "https://origin.example/", nil)
+	must.NoError(t, err)
+	must.Error(t, asked.Context().Err())
+}
+
+// Whoever gives up waits for no pause.
+func TestCancelEndsAPause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := origin.NewForTest(origin.Options{Backoff: time.Hour}, func(*http.Request) (*http.Response, error) {
+			return reply(http.StatusServiceUnavailable, http.NoBody), nil
+		})
+		for name, f := range map[string]func(ctx context.Context) error{
+			"Get":   func(ctx context.Context) error { _, err := c.Get(ctx, "https://origin.example/", nil); return err },
+			"Fetch": func(ctx context.Context) error { return c.Fetch(ctx, "https://origin.example/", nil, 0, 0, io.Discard) },
+		} {
+			began := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			must.Error(t, f(ctx), must.Sprint(name))
+			cancel()
+			must.Eq(t, time.Second, time.Since(began), must.Sprint(name))
+		}
+	})
+}
+
+// slow gives its bytes one at a time, with pauses.
+type slow struct {
+	ctx   context.Context // of its request
+	left  int
+	pause time.Duration
+}
+
+func (s *slow) Read(p []byte) (int, error) {
+	if s.left == 0 {
+		return 0, io.EOF
+	}
+	select {
+	case <-time.After(s.pause):
+	case <-s.ctx.Done():
+		return 0, s.ctx.Err()
+	}
+	s.left--
+	p[0] = 'x'
+	return 1, nil
+}
+func (*slow) Close() error { return nil }
+
+// A transfer may take long as a whole, but not long without a byte: 30 seconds unless configured
+// otherwise, for the header and for each part.
+func TestFetchDeadlines(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var used []context.Context
+		asked := 0
+		var answer func(ctx context.Context) (*http.Response, error)
+		c := origin.NewForTest(origin.Options{}, func(r *http.Request) (*http.Response, error) {
+			asked++
+			used = append(used, r.Context())
+			return answer(r.Context())
+		})
+		fetch := func(size int64, w io.Writer) (time.Duration, error) {
+			asked = 0
+			began := time.Now()
+			err := c.Fetch(t.Context(), "https://origin.example/", nil, size, 0, w)
+			for _, ctx := range used {
+				must.Error(t, ctx.Err(), must.Sprint("a request's context is still alive"))
+			}
+			return time.Since(began), err
+		}
+		var got bytes.Buffer
+		answer = func(ctx context.Context) (*http.Response, error) {
+			time.Sleep(20 * time.Second) // for the header
+			return reply(http.StatusOK, &slow{ctx: ctx, left: 10, pause: 20 * time.Second}), nil
+		}
+		took, err := fetch(10, &got)
+		must.NoError(t, err)
+		must.Eq(t, "xxxxxxxxxx", got.String())
+		must.Eq(t, 220*time.Second, took)
+
+		for name, f := range map[string]func(ctx context.Context) (*http.Response, error){
+			"header": func(ctx context.Context) (*http.Response, error) { <-ctx.Done(); return nil, ctx.Err() },
+			"body":   func(ctx context.Context) (*http.Response, error) { return reply(http.StatusOK, stuck{ctx}), nil },
+		} {
+			answer = f
+			took, err = fetch(0, io.Discard)
+			must.ErrorContains(t, err, "nothing has come for too long (30s)", must.Sprint(name))
+			must.Eq(t, 5, asked, must.Sprint(name)) // attempts
+			must.Between(t, 5*30*time.Second+7500*time.Millisecond, took, 5*30*time.Second+12*time.Second, must.Sprint(name))
+		}
+	})
+}
+
+// Attempts count from the last byte that came.
+func TestFetchGoesOnWithProgress(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
+			asked++
+			if asked%4 != 0 { // three failures, then one byte
+				return nil, errors.New("broken")
+			}
+			r := reply(http.StatusPartialContent, io.NopCloser(strings.NewReader("x")))
+			if asked == 4 {
+				r.StatusCode = http.StatusOK
+			}
+			r.Header.Set("Content-Range", fmt.Sprintf("bytes %d-9/10", asked/4-1))
+			return r, nil
+		})
+		var got bytes.Buffer
+		must.NoError(t, c.Fetch(t.Context(), "https://origin.example/", nil, 10, 0, &got))
+		must.Eq(t, "xxxxxxxxxx", got.String())
+		must.Eq(t, 40, asked)
+	})
+}
+
+// An origin, or a proxy, that takes a connection and then says nothing is given up.
+func TestConnectionDeadlines(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() }) // nobody accepts: the kernel does
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	for name, tc := range map[string]struct {
+		o       origin.Options
+		address string
+	}{
+		"header":          {origin.Options{HeaderTimeout: 50 * time.Millisecond}, "http://" + l.Addr().String()},
+		"TLS":             {origin.Options{DialTimeout: 50 * time.Millisecond}, "https://" + l.Addr().String()},
+		"name":            {origin.Options{DialTimeout: 50 * time.Millisecond, Resolver: resolver}, "http://origin.example"},
+		"header by proxy": {origin.Options{HeaderTimeout: 50 * time.Millisecond, Environ: []string{"HTTP_PROXY=http://" + l.Addr().String()}}, "http://origin.example"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tc.o.Allow = allow(t, "127.0.0.0/8")
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, tc.address, nil)
+			must.NoError(t, err)
+			_, err = client(t, tc.o).Do(req)
+			must.ErrorIs(t, err, sdk.ErrUnavailable)
+			must.NoError(t, ctx.Err())
+		})
+	}
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("x", 300<<10)) })
+	_, err = client(t, loopback(t)).Get(t.Context(), s.URL, nil)
+	must.ErrorContains(t, err, "header")
+}
+
+// A reply of known size that ends early goes on where it ended, and only with the same version.
+func TestFetchGoesOnAfterAnEarlyEnd(t *testing.T) {
+	t.Parallel()
+	for tag, want := range map[string]string{`"v1"`: `"v1"`, `W/"v1"`: "", "": ""} {
+		synctest.Test(t, func(t *testing.T) {
+			asked := 0
+			c := origin.NewForTest(origin.Options{}, func(r *http.Request) (*http.Response, error) {
+				asked++
+				resp := reply(http.StatusOK, io.NopCloser(strings.NewReader("01234"))) // says no length
+				resp.Header.Set("ETag", tag)
+				if asked > 1 {
+					must.Eq(t, "bytes=5-", r.Header.Get("Range"))
+					must.Eq(t, want, r.Header.Get("If-Range"))
+					resp = reply(http.StatusPartialContent, io.NopCloser(strings.NewReader("56789")))
+					resp.Header.Set("Content-Range", "bytes 5-9/10")
+				}
+				return resp, nil
+			})
+			var got bytes.Buffer
+			must.NoError(t, c.Fetch(t.Context(), "https://origin.example/", nil, 10, 0, &got))
+			must.Eq(t, "0123456789", got.String())
+			must.Eq(t, 2, asked)
+		})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	must.ErrorIs(t, client(t, origin.Options{}).Fetch(ctx, "https://origin.example/", nil, 10, 10, io.Discard), context.Canceled, must.Sprint("nothing is left to do"))
+}
+
+// endless repeats a text for ever behind a beginning.
+type endless struct{ head, text []byte }
+
+func (e *endless) Read(p []byte) (n int, err error) {
+	if n = copy(p, e.head); n > 0 {
+		e.head = e.head[n:]
+		return n, nil
+	}
+	for n < len(p) {
+		m := copy(p[n:], e.text)
+		n, e.text = n+m, append(e.text[m:], e.text[:m]...)
+	}
+	return n, nil
+}
+
+// Bodies without an end are read to their bound.
+func TestEndlessBodies(t *testing.T) {
+	t.Parallel()
+	var resp *http.Response
+	c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) { return resp, nil })
+	resp = reply(http.StatusNotFound, io.NopCloser(&endless{text: []byte("x")}))
+	err := c.Fetch(t.Context(), "https://origin.example/", nil, 0, 0, io.Discard)
+	status, ok := errors.AsType[*origin.StatusError](err)
+	must.True(t, ok)
+	must.Len(t, 4<<10, status.Body)
+
+	resp = reply(http.StatusNotFound, io.NopCloser(&endless{text: []byte("x")}))
+	_, err = c.Get(t.Context(), "https://origin.example/", nil)
+	status, ok = errors.AsType[*origin.StatusError](err)
+	must.True(t, ok)
+	must.LessEq(t, 4<<10, len(status.Body))
+
+	// Empty blocks of gzip: they unpack to nothing, for ever.
+	resp = reply(http.StatusOK, io.NopCloser(&endless{head: []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff}, text: []byte{0, 0, 0, 0xff, 0xff}}))
+	resp.Header.Set("Content-Encoding", "gzip")
+	_, err = c.Get(t.Context(), "https://origin.example/", nil)
+	must.ErrorIs(t, err, sdk.ErrTooLarge)
+}
