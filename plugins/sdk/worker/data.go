@@ -42,6 +42,12 @@ func listenData(socket, opening string, log hclog.Logger) (*dataServer, error) {
 		_ = l.Close()
 		return nil, fmt.Errorf("data socket: %w", err)
 	}
+	d := newDataServer(log)
+	d.serve(l)
+	return d, nil
+}
+
+func newDataServer(log hclog.Logger) *dataServer {
 	d := &dataServer{}
 	d.http = &http.Server{
 		Handler: d,
@@ -52,12 +58,16 @@ func listenData(socket, opening string, log hclog.Logger) (*dataServer, error) {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Warn}),
 	}
+	return d
+}
+
+// serve serves l until close.
+func (d *dataServer) serve(l net.Listener) {
 	d.done.Go(func() {
 		// Ends with http.ErrServerClosed when close is called; the host sees any other end as a
 		// refused connection.
 		_ = d.http.Serve(guard{l, opening})
 	})
-	return d, nil
 }
 
 // ready makes the server answer with h.

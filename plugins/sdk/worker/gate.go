@@ -173,12 +173,12 @@ func (g *Gate) Stop(ctx context.Context, grace time.Duration) error {
 	}
 	graceful, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
-	if g.Drain(graceful) == nil {
-		g.close()
-		return nil
-	}
+	err := g.Drain(graceful)
 	g.close()
-	return g.Drain(ctx)
+	if err != nil {
+		return g.Drain(ctx)
+	}
+	return nil
 }
 
 // refuseUnavailable answers 503 in OpenAI's envelope.

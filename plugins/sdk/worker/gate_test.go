@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -85,6 +86,79 @@ func TestGateCutsWhatIsLeftAfterTheGrace(t *testing.T) {
 		wg.Wait()
 		must.Eq(t, 0, status(g).Active)
 		must.NoError(t, g.Stop(t.Context(), time.Hour))
+	})
+}
+
+// Those that wait end as well, and what is stopped lets nobody in, however it came to its end.
+func TestGateStop(t *testing.T) {
+	t.Parallel()
+	for name, busy := range map[string]int{"idle": 0, "full": 1, "with a line": 3} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				g := NewGate(0) // one slot, at least
+				served := 0
+				h := g.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+					served++
+					<-r.Context().Done()
+				}))
+				var wg sync.WaitGroup
+				for range busy {
+					wg.Go(func() { post(t.Context(), h) })
+				}
+				synctest.Wait()
+				must.Eq(t, Status{State: StateReady, Slots: 1, Active: min(busy, 1), Queued: max(busy-1, 0)}, status(g))
+				must.NoError(t, g.Stop(t.Context(), 0))
+				wg.Wait()
+				must.Eq(t, Status{State: StateDraining, Slots: 1}, status(g))
+				must.Eq(t, http.StatusServiceUnavailable, post(t.Context(), h).Code)
+				must.LessEq(t, busy, served)
+				must.Error(t, g.open.Err())
+			})
+		})
+	}
+}
+
+// Stop waits no longer than its caller for a request that does not end.
+func TestGateStopGivesUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGate(1)
+		end := make(chan struct{})
+		h := g.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-end }))
+		go post(t.Context(), h)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		must.ErrorIs(t, g.Stop(ctx, time.Second), context.DeadlineExceeded)
+		must.Eq(t, 5*time.Second, time.Since(began))
+		close(end)
+		synctest.Wait()
+		must.NoError(t, g.Stop(t.Context(), time.Second))
+	})
+}
+
+// A client whose body breaks off while it waits is not admitted, and a request that is over holds
+// nothing.
+func TestGateBrokenBody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGate(1)
+		end := make(chan struct{})
+		var admitted *http.Request
+		h := g.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { admitted = r; <-end }))
+		go post(t.Context(), h)
+		synctest.Wait()
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", iotest.ErrReader(io.ErrUnexpectedEOF)))
+		must.Eq(t, http.StatusServiceUnavailable, rec.Code)
+		must.Eq(t, Status{State: StateReady, Slots: 1, Active: 1}, status(g))
+		must.NoError(t, admitted.Context().Err())
+		close(end)
+		synctest.Wait()
+		must.Error(t, admitted.Context().Err())
+		must.Eq(t, Status{State: StateReady, Slots: 1}, status(g))
 	})
 }
 

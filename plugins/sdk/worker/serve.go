@@ -34,9 +34,13 @@ func Serve(b Backend) {
 // than once.
 func Register(r grpc.ServiceRegistrar, b Backend, log hclog.Logger) (stop func(ctx context.Context, grace time.Duration) error) {
 	s := newServer(b, log)
-	sdk.Register(r, b)
-	workerv1.RegisterWorkerServiceServer(r, s)
+	register(r, s)
 	return s.stop
+}
+
+func register(r grpc.ServiceRegistrar, s *server) {
+	sdk.Register(r, s.backend)
+	workerv1.RegisterWorkerServiceServer(r, s)
 }
 
 // server is the process's side of the worker protocol.
