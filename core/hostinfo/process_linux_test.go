@@ -2,10 +2,13 @@ package hostinfo
 
 import (
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 func TestParseStat(t *testing.T) {
@@ -38,6 +41,79 @@ func TestParseStat(t *testing.T) {
 	}
 	must.True(t, stat{state: 'Z'}.ended())
 	must.False(t, stat{state: 'S'}.ended())
+}
+
+// A process without an environment has no mark, and that is known.
+func TestMarked(t *testing.T) {
+	t.Parallel()
+	cmd, _ := child(t, nil, []string{"RBEE_TEST_MARK=a"}, "sleep", "60")
+	bare := exec.Command("sleep", "60")
+	bare.Env = []string{}
+	must.NoError(t, bare.Start())
+	t.Cleanup(func() {
+		_ = bare.Process.Kill()
+		_ = bare.Wait()
+	})
+	for name, tt := range map[string]struct {
+		pid        int
+		mark       string
+		has, known bool
+	}{
+		"its own":        {cmd.Process.Pid, "RBEE_TEST_MARK=a", true, true},
+		"another":        {cmd.Process.Pid, "RBEE_TEST_MARK=b", false, true},
+		"longer":         {cmd.Process.Pid, "RBEE_TEST_MARK=aa", false, true},
+		"no environment": {bare.Process.Pid, "RBEE_TEST_MARK=a", false, true},
+		"no process":     {1 << 30, "RBEE_TEST_MARK=a", false, true},
+	} {
+		// Until the program is in place, the environment is that of this process, or not there.
+		eventually(t, func() bool {
+			has, known := marked(tt.pid, tt.mark)
+			return has == tt.has && known == tt.known
+		})
+		has, known := marked(tt.pid, tt.mark)
+		must.Eq(t, []bool{tt.has, tt.known}, []bool{has, known}, must.Sprint(name))
+	}
+}
+
+func TestOwnUser(t *testing.T) {
+	t.Parallel()
+	must.NoError(t, ownUser(os.Getpid()))
+	must.Eq(t, core.NotFound, core.KindOf(ownUser(1<<30)))
+}
+
+// A refused process is not held, and those that were killed are let go. Not parallel: it counts
+// handles of the whole process.
+func TestHandlesAreClosed(t *testing.T) {
+	handles := func() (n int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		must.NoError(t, err)
+		for _, e := range entries {
+			if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.Contains(to, "pidfd") {
+				n++
+			}
+		}
+		return n
+	}
+	mark := "RBEE_TEST_MARK=" + t.TempDir()
+	cmd, _ := child(t, nil, []string{mark}, "sleep", "60")
+	id := identityOf(t, cmd.Process.Pid)
+	before := handles()
+	other := id
+	other.Start++
+	for range 10 {
+		_, err := Open(other)
+		must.Eq(t, core.NotFound, core.KindOf(err))
+	}
+	p, err := Open(id)
+	must.NoError(t, err)
+	must.Eq(t, before+1, handles())
+	must.NoError(t, p.Close())
+	must.Eq(t, before, handles())
+	eventually(t, func() bool { has, _ := marked(id.PID, mark); return has })
+	killed, err := KillMarked(mark)
+	must.NoError(t, err)
+	must.Eq(t, []int{id.PID}, killed)
+	must.Eq(t, before, handles())
 }
 
 func FuzzParseStat(f *testing.F) {

@@ -2,17 +2,20 @@ package hostinfo
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/shirou/gopsutil/v4/common"
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
@@ -255,6 +258,31 @@ func TestUsageCountsChildren(t *testing.T) {
 	must.NoError(t, p.Close())
 }
 
+// Time in the kernel counts as well.
+func TestUsageCountsTheKernel(t *testing.T) {
+	t.Parallel()
+	cmd, _ := child(t, nil, nil, "sh", "-c", "exec cat /dev/zero > /dev/null")
+	id := identityOf(t, cmd.Process.Pid)
+	eventually(t, func() bool {
+		u, err := ReadUsage(t.Context(), id)
+		return err == nil && u.CPUTime >= 50*time.Millisecond && u.CPUPercent > 0
+	})
+}
+
+// A handle that was closed reaches nobody.
+func TestClosedHandle(t *testing.T) {
+	t.Parallel()
+	cmd, _ := child(t, nil, nil, "sleep", "60")
+	id := identityOf(t, cmd.Process.Pid)
+	p, err := Open(id)
+	must.NoError(t, err)
+	must.Eq(t, id, p.Identity())
+	must.NoError(t, p.Close())
+	must.Error(t, p.Signal(syscall.SIGKILL))
+	must.Error(t, p.KillGroup())
+	must.True(t, id.Alive())
+}
+
 func TestReadDetailsShowsSockets(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")
@@ -278,6 +306,27 @@ func TestReadHost(t *testing.T) {
 	must.Positive(t, h.DiskFreeBytes)
 	_, err = Read(t.Context(), filepath.Join(t.TempDir(), "none"))
 	must.Error(t, err)
+}
+
+// What a machine does not tell is not made up: it has as many cores as threads.
+func TestReadHostThatTellsLittle(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux has these files")
+	}
+	proc := t.TempDir()
+	must.NoError(t, os.WriteFile(filepath.Join(proc, "meminfo"), []byte("MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 500 kB\n"), 0o600))
+	ctx := context.WithValue(t.Context(), common.EnvKey, common.EnvMap{common.HostProcEnvKey: proc, common.HostSysEnvKey: t.TempDir()})
+	h, err := Read(ctx, "")
+	must.NoError(t, err)
+	must.Eq(t, runtime.NumCPU(), h.LogicalCPUs)
+	must.Eq(t, h.LogicalCPUs, h.PhysicalCPUs)
+	must.Zero(t, h.DiskFreeBytes)
+	must.LessEq(t, 1000<<10, h.Memory.TotalBytes)
+	must.LessEq(t, 500<<10, h.Memory.AvailableBytes)
+	must.NoError(t, os.Remove(filepath.Join(proc, "meminfo")))
+	_, err = Read(ctx, "")
+	must.Eq(t, core.Internal, core.KindOf(err))
 }
 
 // eventually waits for what the operating system does in its own time.
