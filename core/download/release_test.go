@@ -275,6 +275,102 @@ func TestNothingBehindTheEnd(t *testing.T) {
 	}
 }
 
+// A transfer goes no faster than the limit, in parts that a person would not call a jerk.
+func TestFetchIsLimited(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, err := origin.New(origin.Options{})
+		must.NoError(t, err)
+		c.HTTP().Transport = roundTripper(func(*http.Request) (*http.Response, error) {
+			return reply(http.StatusOK, io.NopCloser(bytes.NewReader(noise(1_000_000)))), nil
+		})
+		o := origins(t, download.File{URL: "https://models.example/m.gguf"}, download.Options{Client: c, Limit: download.NewLimiter(100_000)})
+		began, most := time.Now(), 0
+		must.NoError(t, o.Fetch(t.Context(), 0, -1, writerFunc(func(b []byte) (int, error) { most = max(most, len(b)); return len(b), nil })))
+		must.Eq(t, 10*time.Second, time.Since(began).Round(time.Millisecond))
+		must.LessEq(t, 10_000, most)
+	})
+}
+
+// A part is the file's: within its size, and whole.
+func TestParts(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		size, from, to int64
+		says           string
+		kind           core.Kind
+	}{
+		"whole part":             {10, 5, 10, "bytes 5-9/10", ""},
+		"no total":               {10, 5, 10, "bytes 5-9/*", ""},
+		"less than asked for":    {10, 2, 10, "bytes 2-9/10", ""},
+		"beyond the size":        {10, 5, -1, "bytes 5-10/*", core.Conflict},
+		"another total":          {10, 5, 10, "bytes 5-9/11", core.Conflict},
+		"no part but a total":    {10, 5, 10, "bytes */10", core.Conflict},
+		"a part of what was not": {10, 0, 10, "bytes 0-9/10", core.Conflict},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			data := []byte("0123456789x")
+			o := offline(t, tc.size, func(r *http.Request) (*http.Response, error) {
+				first, last, _, _ := download.ParseContentRange(tc.says)
+				resp := reply(http.StatusPartialContent, io.NopCloser(bytes.NewReader(data[first:last+1])))
+				resp.Header.Set("Content-Range", tc.says)
+				return resp, nil
+			})
+			var got bytes.Buffer
+			must.Eq(t, tc.kind, core.KindOf(o.Fetch(t.Context(), tc.from, tc.to, &got)), must.Sprint(got.String()))
+			if tc.kind == "" {
+				must.Eq(t, string(data[tc.from:tc.to]), got.String())
+			}
+		})
+	}
+}
+
+// A body without a length that ends early goes on where it ended; without a size, its end is the
+// file's. What is skipped on the way counts as well.
+func TestEarlyEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for name, tc := range map[string]struct {
+			size, from int64
+			bodies     []string
+			want       string
+			kind       core.Kind
+		}{
+			"goes on":            {10, 0, []string{"01234", "0123456789"}, "0123456789", ""},
+			"within the skipped": {10, 5, []string{"012", "0123456789"}, "56789", ""},
+			"no size":            {0, 5, []string{"0123456789"}, "56789", ""},
+			"too much":           {10, 5, []string{"0123456789x"}, "", core.Conflict},
+		} {
+			asked := 0
+			o := offline(t, tc.size, func(*http.Request) (*http.Response, error) {
+				asked++
+				return reply(http.StatusOK, io.NopCloser(strings.NewReader(tc.bodies[asked-1]))), nil
+			})
+			var got bytes.Buffer
+			must.Eq(t, tc.kind, core.KindOf(o.Fetch(t.Context(), tc.from, -1, &got)), must.Sprint(name))
+			must.Eq(t, tc.want, got.String(), must.Sprint(name))
+			must.Eq(t, len(tc.bodies), asked)
+		}
+	})
+}
+
+// After a conflict nothing is remembered: neither the version nor where the address led to.
+func TestConflictForgets(t *testing.T) {
+	t.Parallel()
+	body := noise(1000)
+	var cdn *server
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, cdn.URL+"/signed", http.StatusFound) })
+	var n atomic.Int64
+	cdn = serve(t, func(w http.ResponseWriter, r *http.Request) { content(body, fmt.Sprintf(`"v%d"`, n.Add(1)))(w, r) })
+	o := origins(t, file(s, body), options(t))
+	must.NoError(t, o.Fetch(t.Context(), 0, 10, io.Discard))
+	must.Eq(t, core.Conflict, core.KindOf(o.Fetch(t.Context(), 10, 20, io.Discard)))
+	must.Eq(t, "", o.Version())
+	must.NoError(t, o.Fetch(t.Context(), 0, 10, io.Discard))
+	must.Len(t, 2, s.headers("Range")) // the address was asked again
+}
+
 // A weak ETag compares, but is no condition for a part.
 func TestIfRange(t *testing.T) {
 	t.Parallel()

@@ -123,7 +123,7 @@ func New(o Options) (*Client, error) {
 		return d.DialContext(ctx, network, address)
 	})
 	// It dials only proxies, which may well be inside this network.
-	t.proxied = o.transport((&net.Dialer{Timeout: o.DialTimeout}).DialContext)
+	t.proxied = o.transport((&net.Dialer{Timeout: o.DialTimeout, Resolver: o.Resolver}).DialContext)
 	t.proxied.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
 	return &Client{o: o, rt: t, http: &http.Client{Transport: t, CheckRedirect: checkRedirect}}, nil
 }

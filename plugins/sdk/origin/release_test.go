@@ -338,6 +338,7 @@ func TestConnectionDeadlines(t *testing.T) {
 		"header":          {origin.Options{HeaderTimeout: 50 * time.Millisecond}, "http://" + l.Addr().String()},
 		"TLS":             {origin.Options{DialTimeout: 50 * time.Millisecond}, "https://" + l.Addr().String()},
 		"name":            {origin.Options{DialTimeout: 50 * time.Millisecond, Resolver: resolver}, "http://origin.example"},
+		"name of a proxy": {origin.Options{DialTimeout: 50 * time.Millisecond, Resolver: resolver, Environ: []string{"HTTP_PROXY=http://proxy.example"}}, "http://origin.example"},
 		"header by proxy": {origin.Options{HeaderTimeout: 50 * time.Millisecond, Environ: []string{"HTTP_PROXY=http://" + l.Addr().String()}}, "http://origin.example"},
 	} {
 		t.Run(name, func(t *testing.T) {

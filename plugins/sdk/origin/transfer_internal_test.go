@@ -1,9 +1,17 @@
 package origin
 
 import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/sdk"
 )
 
 func TestContentRange(t *testing.T) {
@@ -17,5 +25,47 @@ func TestContentRange(t *testing.T) {
 		if ok {
 			must.Eq(t, [2]int64{want[0], want[1]}, [2]int64{start, whole}, must.Sprint(text))
 		}
+	}
+}
+
+// What a network of IPv6 alone reaches through its NAT64 is judged as what it stands for.
+func TestGuardLooksThroughNAT64(t *testing.T) {
+	t.Parallel()
+	allow, err := ParsePrefixes([]string{"10.1.2.77/24", "fd00::1/64"})
+	must.NoError(t, err)
+	must.Eq(t, "[10.1.2.0/24 fd00::/64]", fmt.Sprint(allow))
+	g := &guard{allow: allow}
+	for text, ok := range map[string]bool{
+		"8.8.8.8": true, "64:ff9b::8.8.8.8": true, "::ffff:8.8.8.8": true, "2600::1": true,
+		"10.1.2.3": true, "64:ff9b::10.1.2.3": true, "::ffff:10.1.2.3": true, "fd00::9": true,
+		"10.1.3.3": false, "64:ff9b::10.1.3.3": false, "fd00:0:0:1::9": false, "2600::1%eth0": false,
+	} {
+		err := g.check("host", netip.MustParseAddr(text))
+		must.Eq(t, ok, err == nil, must.Sprint(text))
+		must.Eq(t, !ok, errors.Is(err, sdk.ErrForbidden), must.Sprint(text))
+	}
+}
+
+func TestSameOrigin(t *testing.T) {
+	t.Parallel()
+	for other, same := range map[string]bool{
+		"https://a.example": true, "https://A.example:443/x": true,
+		"http://a.example": false, "http://a.example:443": false, "https://a.example:444": false, "https://b.example": false,
+	} {
+		u, err := url.Parse(other)
+		must.NoError(t, err)
+		must.Eq(t, same, SameOrigin(&url.URL{Scheme: "https", Host: "a.example"}, u), must.Sprint(other))
+	}
+}
+
+// Where nothing is configured, no step of a request can wait for ever.
+func TestDefaultDeadlines(t *testing.T) {
+	t.Parallel()
+	c, err := New(Options{})
+	must.NoError(t, err)
+	for _, tr := range []*http.Transport{c.rt.direct, c.rt.proxied} {
+		must.Eq(t, 15*time.Second, tr.TLSHandshakeTimeout)
+		must.Eq(t, 30*time.Second, tr.ResponseHeaderTimeout)
+		must.Eq(t, 30*time.Second, tr.IdleConnTimeout)
 	}
 }
