@@ -8,6 +8,7 @@ import (
 	"net"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -41,6 +42,14 @@ func TestReadConnect(t *testing.T) {
 		{in: "CONNECT w-1 w-2 HTTP/1.1\r\n\r\n", kind: core.Invalid},
 		{in: "CONNECT w-1 HTTP/1.0\r\n\r\n", kind: core.Invalid},
 		{in: "CONNECT " + strings.Repeat("w", 129) + " HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT azAZ09-_.: HTTP/1.1\r\n\r\n", worker: "azAZ09-_.:"},
+		{in: "CONNECT " + strings.Repeat("w", 128) + " HTTP/1.1\r\n\r\n", worker: strings.Repeat("w", 128)},
+		{in: "CONNECT ` HTTP/1.1\r\n\r\n", kind: core.Invalid}, // beside the letters and digits in ASCII
+		{in: "CONNECT { HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT @ HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT [ HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT / HTTP/1.1\r\n\r\n", kind: core.Invalid},
+		{in: "CONNECT ; HTTP/1.1\r\n\r\n", kind: core.Invalid},
 		{in: "GET w-1 HTTP/1.1\r\n\r\n", kind: core.Invalid},
 		{in: "connect w-1 HTTP/1.1\r\n\r\n", kind: core.Invalid},
 		{in: "CONNECT w-1 HTTP/1.1\n\n\r\n\r\n", kind: core.Invalid},
@@ -233,8 +242,61 @@ func TestDialDataRevoked(t *testing.T) {
 		_, err := c.Read(make([]byte, 1))
 		ended <- err
 	}()
+	data, sessions := p.Held()
+	must.Eq(t, []int{1, 1}, []int{data, sessions})
 	p.Forget("00000001")
 	must.Error(t, <-ended)
+	data, sessions = p.Held()
+	must.Eq(t, []int{0, 0}, []int{data, sessions}, must.Sprint("a session would let it in again"))
+}
+
+// A hive has one address: sessions with an earlier one are forgotten.
+func TestDialDataSessions(t *testing.T) {
+	t.Parallel()
+	p, n := dataNode(t, func(c net.Conn) {
+		_, _, err := rpc.ReadConnect(c)
+		must.NoError(t, err)
+		must.NoError(t, rpc.AnswerConnect(c, nil))
+	})
+	for _, address := range []string{n.addr, newProxy(t, n.addr).addr, newProxy(t, n.addr).addr} {
+		c, err := p.DialData(t.Context(), "00000001", address, "w")
+		must.NoError(t, err)
+		must.NoError(t, c.Close())
+		data, sessions := p.Held()
+		must.Eq(t, []int{0, 1}, []int{data, sessions})
+	}
+}
+
+// A hive that is revoked, or a pool that is closed, while the hands are shaken gets no connection.
+func TestDialDataTooLate(t *testing.T) {
+	t.Parallel()
+	for name, late := range map[string]func(p *rpc.Pool, r *revocations){
+		"revoked": func(_ *rpc.Pool, r *revocations) { r.add("00000001") },
+		"closed":  func(p *rpc.Pool, _ *revocations) { must.NoError(t, p.Close()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ca := newCA(t)
+			n := listen(t, identity(t, ca, "00000001", core.RoleHive))
+			var revoked revocations
+			var p *rpc.Pool
+			var asked atomic.Int64
+			p = newPool(t, ca, func(o *rpc.PoolOptions) {
+				o.Revoked = func(id string) bool {
+					defer func() {
+						if asked.Add(1) == 2 { // within the handshake
+							late(p, &revoked)
+						}
+					}()
+					return revoked.has(id)
+				}
+			})
+			_, err := p.DialBlob(t.Context(), "00000001", n.addr)
+			must.Error(t, err)
+			data, _ := p.Held()
+			must.Zero(t, data)
+		})
+	}
 }
 
 // Only hives fetch files from hives: both sides check it.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -197,6 +198,7 @@ func TestMuxGarbage(t *testing.T) {
 		must.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
 		_, err = io.Copy(io.Discard, c)
 		must.False(t, errors.Is(err, net.ErrClosed))
+		ended(t, err)
 		must.NoError(t, c.Close())
 		eventually(t, time.Second, "counted", func() bool { return n.refused.all()[rpc.ReasonHandshake] == i+1 })
 	}
@@ -239,6 +241,7 @@ func TestMuxSilent(t *testing.T) {
 				_, err := silent[0].Read(make([]byte, 1))
 				must.Error(t, err)
 				must.False(t, errors.Is(err, net.ErrClosed))
+				ended(t, err)
 			}
 			n.stop() // ends them all at once
 		})
@@ -256,6 +259,107 @@ func TestMuxNobodyAccepts(t *testing.T) {
 	must.Error(t, err)
 	_, err = n.mux.Raft().Accept()
 	must.ErrorIs(t, err, net.ErrClosed)
+}
+
+// One that waits to be accepted makes room for another, as one within its handshake does.
+func TestMuxWaitsForAcceptance(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t)
+	n := listen(t, identity(t, ca, "00000001", both...), func(o *rpc.MuxOptions) { o.MaxHandshakes = 1 })
+	config := identity(t, ca, "00000002", core.RoleQueen).ClientConfig(rpc.ProtocolRaft, core.RoleQueen, "")
+	var all []*tls.Conn
+	for range 2 { // nobody accepts
+		raw, err := net.Dial("tcp", n.addr)
+		must.NoError(t, err)
+		t.Cleanup(func() { _ = raw.Close() })
+		must.NoError(t, raw.SetDeadline(time.Now().Add(10*time.Second)))
+		c := tls.Client(raw, config)
+		must.NoError(t, c.Handshake())
+		all = append(all, c)
+	}
+	_, err := all[0].Read(make([]byte, 1))
+	must.Error(t, err)
+	ended(t, err)
+	c, err := n.mux.Raft().Accept()
+	must.NoError(t, err)
+	_, err = c.Write([]byte("x"))
+	must.NoError(t, err)
+	_, err = all[1].Read(make([]byte, 1))
+	must.NoError(t, err)
+	must.NoError(t, c.Close())
+}
+
+// A node that is revoked while it shakes hands is not let in: CloseRevoked could not see it.
+func TestMuxRevokedWhileShaking(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t)
+	var asked atomic.Int64
+	n := listen(t, identity(t, ca, "00000001", both...), func(o *rpc.MuxOptions) {
+		o.Revoked = func(id string) bool { return id == "00000002" && asked.Add(1) > 1 }
+	})
+	echo(t, n.mux.Raft())
+	_, err := shake(t, n.addr, identity(t, ca, "00000002", core.RoleQueen).ClientConfig(rpc.ProtocolRaft, core.RoleQueen, ""))
+	must.Error(t, err)
+	must.GreaterEq(t, 2, asked.Load())
+}
+
+// What is over is in no table any more, whichever way it ended.
+func TestMuxForgets(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t)
+	n := listen(t, identity(t, ca, "00000001", both...), func(o *rpc.MuxOptions) { o.GuestLife = time.Hour })
+	echo(t, n.mux.Raft())
+	echo(t, n.mux.Data())
+	echo(t, n.mux.Guests())
+	queen := identity(t, ca, "00000002", core.RoleQueen)
+	for _, config := range []*tls.Config{
+		queen.ClientConfig(rpc.ProtocolRaft, core.RoleQueen, ""), queen.ClientConfig(rpc.ProtocolData, core.RoleHive, ""),
+		{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, NextProtos: []string{rpc.ProtocolGRPC}}, // a guest
+	} {
+		for range 3 {
+			c, err := shake(t, n.addr, config)
+			must.NoError(t, err)
+			must.NoError(t, c.Close())
+		}
+	}
+	_, err := shake(t, n.addr, identity(t, newCA(t), "00000003", core.RoleQueen).ClientConfig(rpc.ProtocolRaft, core.RoleQueen, "")) // refused
+	must.Error(t, err)
+	eventually(t, 10*time.Second, "all are forgotten", func() bool {
+		half, guests, open, counts := n.mux.Held()
+		return half+guests+open+counts == 0
+	})
+}
+
+// The deadline of the handshake ends with it.
+func TestNoDeadlineAfterHandshake(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t)
+	id := identity(t, ca, "00000001", both...)
+	config := identity(t, ca, "00000002", core.RoleQueen).ClientConfig(rpc.ProtocolData, core.RoleHive, "")
+	synctest.Test(t, func(t *testing.T) {
+		// The bubble's clock begins in the year 2000, before any certificate.
+		time.Sleep(time.Until(id.Certificate().Leaf.NotBefore.Add(time.Minute)))
+		l := &pipes{c: make(chan net.Conn)}
+		m := rpc.NewMux(l, rpc.MuxOptions{Identity: id})
+		done := make(chan error, 1)
+		go func() { done <- m.Run(t.Context()) }()
+		a, b := net.Pipe()
+		l.c <- a
+		c := tls.Client(b, config)
+		shook := make(chan error, 1)
+		go func() { shook <- c.Handshake() }()
+		server, err := m.Data().Accept()
+		must.NoError(t, err)
+		must.NoError(t, <-shook)
+		time.Sleep(time.Minute)
+		go func() { _, _ = server.Write([]byte("x")) }() // read below
+		_, err = c.Read(make([]byte, 1))
+		must.NoError(t, err)
+		server.(*rpc.Conn).Abort()
+		_ = b.Close()
+		must.NoError(t, l.Close())
+		must.Error(t, <-done)
+	})
 }
 
 // A revoked node is cut off at once, with all its connections, and cannot come back.

@@ -163,6 +163,7 @@ func TestPoolKeeps(t *testing.T) {
 
 	moved := newProxy(t, n.addr)
 	must.True(t, c != conn(moved.addr))
+	eventually(t, 5*time.Second, "the old one is closed", func() bool { _, _, open, _ := n.mux.Held(); return open == 0 })
 	must.NoError(t, get(t.Context(), conn(moved.addr)))
 	must.Eq(t, 2, dials.Load())
 	must.Eq(t, 1, moved.dials.Load())
@@ -342,6 +343,21 @@ func TestRaftStream(t *testing.T) {
 	must.Eq(t, 0, len(broken))
 	must.NoError(t, c.Close())
 	must.NoError(t, d.Close())
+	must.Zero(t, sa.Held())
+
+	// Both ends' connections of a node go with it.
+	_, d = pair()
+	sa.CloseNode("00000002")
+	_, err = d.Read(make([]byte, 1))
+	must.Error(t, err)
+	must.NoError(t, d.Close())
+	must.Eq(t, end{"00000001", ""}, <-broken)
+	c, _ = pair()
+	sb.CloseNode("00000001")
+	_, err = c.Read(make([]byte, 1))
+	must.Error(t, err)
+	must.NoError(t, c.Close())
+	must.Eq(t, end{"00000002", b.addr}, <-broken)
 
 	// Nothing that is revoked stays; that is this side's doing.
 	c, d = pair()

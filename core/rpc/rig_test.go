@@ -3,8 +3,10 @@ package rpc_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"maps"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -183,7 +185,15 @@ func shake(t testing.TB, addr string, config *tls.Config) (*tls.Conn, error) {
 		return nil, err
 	}
 	_, err = c.Read(make([]byte, 1))
+	ended(t, err)
 	return c, err
+}
+
+// ended demands that a connection that brought an error is over: a deadline that passes in silence
+// is no refusal.
+func ended(t testing.TB, err error) {
+	t.Helper()
+	must.False(t, errors.Is(err, os.ErrDeadlineExceeded), must.Sprint("the connection stands, and nothing comes"))
 }
 
 // eventually waits for a condition that other goroutines make true.
