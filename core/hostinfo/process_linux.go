@@ -207,7 +207,7 @@ const (
 // process whose program is being replaced shows its mark only afterwards.
 func killMarked(mark string, users []uint32, killed map[int]bool) (again bool) {
 	for pid, s := range allStats() {
-		if s.ended() || s.kernel || pid <= 1 || pid == os.Getpid() || pid == os.Getppid() || killed[pid] {
+		if s.ended() || s.kernel || killed[pid] {
 			continue
 		}
 		has, known := marked(pid, mark)

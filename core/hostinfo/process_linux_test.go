@@ -77,8 +77,8 @@ func TestMarked(t *testing.T) {
 
 func TestOwnUser(t *testing.T) {
 	t.Parallel()
-	must.NoError(t, ownUser(os.Getpid()))
-	must.Eq(t, core.NotFound, core.KindOf(ownUser(1<<30)))
+	must.NoError(t, ownUser(os.Getpid(), nil))
+	must.Eq(t, core.NotFound, core.KindOf(ownUser(1<<30, nil)))
 }
 
 // A refused process is not held, and those that were killed are let go. Not parallel: it counts

@@ -64,6 +64,8 @@ func TestIdentityIsStable(t *testing.T) {
 	must.Eq(t, id, identityOf(t, cmd.Process.Pid))
 	must.True(t, id.Alive())
 	must.NotEq(t, id, identityOf(t, os.Getpid()))
+	must.Eq(t, runtime.GOOS == "linux", id.BootID != "", must.Sprint("a start counts from a boot"))
+	must.Positive(t, id.Start)
 
 	b, err := json.Marshal(id)
 	must.NoError(t, err)
@@ -155,7 +157,8 @@ func TestEndedProcessIsGoneBeforeItIsCollected(t *testing.T) {
 
 func TestKillGroup(t *testing.T) {
 	t.Parallel()
-	cmd, out := child(t, nil, nil, "sh", "-c", "sleep 60 & echo $!; wait")
+	// Neither of them listens to a milder signal.
+	cmd, out := child(t, nil, nil, "sh", "-c", "trap '' TERM INT HUP; sleep 60 & echo $!; wait")
 	grandchild, err := strconv.Atoi(line(t, out))
 	must.NoError(t, err)
 	small := identityOf(t, grandchild)
@@ -173,6 +176,22 @@ func TestKillGroup(t *testing.T) {
 	must.NoError(t, p.KillGroup())
 	must.Error(t, cmd.Wait())
 	eventually(t, func() bool { return !small.Alive() })
+}
+
+// The group of a process that has ended is not signalled any more, even if others are left in it.
+func TestGroupOfAnEndedProcess(t *testing.T) {
+	t.Parallel()
+	cmd, out := child(t, nil, nil, "sh", "-c", "sleep 60 & echo $!")
+	left, err := strconv.Atoi(line(t, out))
+	must.NoError(t, err)
+	id := identityOf(t, left)
+	held, err := os.FindProcess(cmd.Process.Pid)
+	must.NoError(t, err)
+	p := &Process{id: Identity{PID: cmd.Process.Pid}, held: held}
+	eventually(t, func() bool { _, err := Identify(cmd.Process.Pid); return err != nil }) // not collected yet
+	must.Eq(t, core.NotFound, core.KindOf(p.KillGroup()))
+	must.NoError(t, p.Close())
+	must.True(t, id.Alive())
 }
 
 func TestKillMarkedFindsWhatLeftItsSession(t *testing.T) {

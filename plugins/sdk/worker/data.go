@@ -43,7 +43,7 @@ func listenData(socket, opening string, log hclog.Logger) (*dataServer, error) {
 		return nil, fmt.Errorf("data socket: %w", err)
 	}
 	d := newDataServer(log)
-	d.serve(l)
+	d.serve(guard{l, opening})
 	return d, nil
 }
 
@@ -66,7 +66,7 @@ func (d *dataServer) serve(l net.Listener) {
 	d.done.Go(func() {
 		// Ends with http.ErrServerClosed when close is called; the host sees any other end as a
 		// refused connection.
-		_ = d.http.Serve(guard{l, opening})
+		_ = d.http.Serve(l)
 	})
 }
 

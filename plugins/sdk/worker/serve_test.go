@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ import (
 
 // backend is one whose methods are functions; nil: it does nothing.
 type backend struct {
-	fingerprint func(emit func(Fingerprint) error) error
+	fingerprint func(ctx context.Context, emit func(Fingerprint) error) error
 	start       func(ctx context.Context, progress func(Progress) error) (http.Handler, error)
 	status      func() (Status, error)
 	drain       func() error
@@ -38,8 +39,8 @@ func (*backend) Configure(context.Context, sdk.Config) (sdk.Diagnostics, error) 
 	return nil, nil
 }
 
-func (b *backend) Fingerprint(_ context.Context, emit func(Fingerprint) error) error {
-	return b.fingerprint(emit)
+func (b *backend) Fingerprint(ctx context.Context, emit func(Fingerprint) error) error {
+	return b.fingerprint(ctx, emit)
 }
 
 func (b *backend) Start(ctx context.Context, _ StartSpec, progress func(Progress) error) (http.Handler, error) {
@@ -151,7 +152,9 @@ func TestStartIsChecked(t *testing.T) {
 			}})
 			spec, path := goodSpec(), socket(t)
 			change(&spec, &path)
-			must.ErrorIs(t, c.Start(t.Context(), spec, path, nil), sdk.ErrInvalid)
+			err := c.Start(t.Context(), spec, path, nil)
+			must.ErrorIs(t, err, sdk.ErrInvalid)
+			must.Eq(t, strings.HasSuffix(name, "socket") && !strings.HasPrefix(name, "no folder"), strings.Contains(err.Error(), "not an absolute path"))
 			st, err := c.Status(t.Context())
 			must.NoError(t, err)
 			must.Eq(t, Status{State: StateIdle}, st)
@@ -275,7 +278,9 @@ func TestProgress(t *testing.T) {
 	must.NoError(t, c.Start(t.Context(), goodSpec(), socket(t), nil))
 	must.ErrorIs(t, late(Progress{Phase: "two"}), sdk.ErrState)
 
+	ended := make(chan struct{})
 	c, _ = dial(t, &backend{start: func(ctx context.Context, progress func(Progress) error) (http.Handler, error) {
+		defer close(ended)
 		if err := progress(Progress{Phase: "one"}); err != nil {
 			return nil, err
 		}
@@ -284,6 +289,17 @@ func TestProgress(t *testing.T) {
 	}})
 	enough := errors.New("enough")
 	must.ErrorIs(t, c.Start(t.Context(), goodSpec(), socket(t), func(Progress) error { return enough }), enough)
+	<-ended // the backend learns of it
+}
+
+// A worker that was stopped before it was started does not start.
+func TestStopBeforeStart(t *testing.T) {
+	t.Parallel()
+	var grace []time.Duration
+	c, _ := dial(t, &backend{stop: func(d time.Duration) error { grace = append(grace, d); return nil }})
+	must.NoError(t, c.Stop(t.Context(), -time.Hour))
+	must.Eq(t, []time.Duration{0}, grace)
+	must.ErrorIs(t, c.Start(t.Context(), goodSpec(), socket(t), nil), sdk.ErrState)
 }
 
 // The backend's errors arrive with their kind.
@@ -292,7 +308,7 @@ func TestErrorsOfTheBackend(t *testing.T) {
 	bad := fmt.Errorf("bad: %w", sdk.ErrUnavailable)
 	devices := Fingerprint{Devices: []Device{{ID: "cpu"}}}
 	c, ended := dial(t, &backend{
-		fingerprint: func(emit func(Fingerprint) error) error { return errors.Join(emit(devices), bad) },
+		fingerprint: func(_ context.Context, emit func(Fingerprint) error) error { return errors.Join(emit(devices), bad) },
 		status:      func() (Status, error) { return Status{}, bad }, drain: func() error { return bad }, stop: func(time.Duration) error { return bad },
 	})
 	var got []Fingerprint
@@ -304,10 +320,20 @@ func TestErrorsOfTheBackend(t *testing.T) {
 	must.ErrorIs(t, c.Stop(t.Context(), 0), sdk.ErrUnavailable)
 	must.Eq(t, 1, *ended) // all the same
 
-	c, _ = dial(t, &backend{fingerprint: func(emit func(Fingerprint) error) error { return emit(devices) }})
+	c, _ = dial(t, &backend{fingerprint: func(_ context.Context, emit func(Fingerprint) error) error { return emit(devices) }})
 	must.NoError(t, c.Fingerprint(t.Context(), func(Fingerprint) error { return nil }))
+	ends := make(chan struct{})
+	c, _ = dial(t, &backend{fingerprint: func(ctx context.Context, emit func(Fingerprint) error) error {
+		defer close(ends)
+		if err := emit(devices); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	}})
 	enough := errors.New("enough")
 	must.ErrorIs(t, c.Fingerprint(t.Context(), func(Fingerprint) error { return enough }), enough)
+	<-ends // the backend learns of it
 	must.NoError(t, c.Drain(t.Context()))
 }
 
