@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -17,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -55,12 +57,23 @@ func child(text string) error {
 	if err != nil {
 		return err
 	}
+	client.HTTP().Transport = &http.Transport{DialContext: (&net.Dialer{Control: smallReads}).DialContext}
 	s, err := store.Open(order.Dir, nil)
 	if err != nil {
 		return err
 	}
 	_, err = s.PutModel(context.Background(), order.Spec, from(order.URL, download.Options{Client: client, Connections: 4, Backoff: 1}), nil)
 	return err
+}
+
+// smallReads bounds what a connection has received and this process has not read. It is lost with
+// the process, and on a busy machine it would be several MiB.
+func smallReads(_, _ string, c syscall.RawConn) error {
+	var err error
+	failed := c.Control(func(fd uintptr) {
+		err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 64<<10)
+	})
+	return errors.Join(failed, err)
 }
 
 // from has the first file, which must be a GGUF, from this repository, and the others by HTTP.
