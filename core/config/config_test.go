@@ -416,6 +416,54 @@ func TestFolderIgnores(t *testing.T) {
 	must.Eq(t, "desk", c.Name)
 }
 
+// What a plugin's block says arrives as it is, but for the digest's letters, which are lower case.
+func TestPluginBlock(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "rbee.hcl")
+	load := func(text string) (*config.Config, error) {
+		must.NoError(t, os.WriteFile(file, []byte("hive { enabled = true }\n"+text), 0o600))
+		c, diags := config.Load([]string{file}, environment())
+		return c, diags.Err()
+	}
+	sum := strings.Repeat("0f", 32)
+	c, err := load("worker \"b\" {\n plugin = \"rbee-worker-x\"\n env = [\"A\", \"_B1\"]\n sha256 = \"" + strings.ToUpper(sum) + "\"\n config { x = 1 }\n}\nworker \"a\" {}\ncatalog \"c\" {}\n")
+	must.NoError(t, err)
+	must.Len(t, 2, c.Workers)
+	must.Eq(t, []string{"a", "rbee-worker-a", "worker"}, []string{c.Workers[0].Label, c.Workers[0].Executable, c.Workers[0].Kind})
+	b := c.Workers[1]
+	must.Eq(t, []string{"b", "rbee-worker-x", sum, "A", "_B1"}, append([]string{b.Label, b.Executable, b.SHA256}, b.Env...))
+	attributes, diags := b.Body.JustAttributes()
+	must.False(t, diags.HasErrors())
+	must.MapLen(t, 1, attributes)
+	must.Len(t, 1, c.Catalogs)
+	must.Eq(t, []string{"c", "rbee-catalog-c", "catalog"}, []string{c.Catalogs[0].Label, c.Catalogs[0].Executable, c.Catalogs[0].Kind})
+
+	for text, says := range map[string]string{
+		"plugin = \"rbee-catalog-x\"":   "rbee-worker-NAME",
+		"plugin = \"../rbee-worker-x\"": "rbee-worker-NAME",
+		"plugin = \"rbee-worker-../x\"": "rbee-worker-NAME",
+		"env = [\"A=B\"]":               "without their values",
+		"env = [\"1A\"]":                "without their values",
+		"env = [null]":                  "without their values",
+		"env = null":                    "list of names",
+		"env = [\"PLUGIN_X\"]":          "rbee sets it itself",
+		"env = [\"RBEE_PLUGIN_X\"]":     "rbee sets it itself",
+		"sha256 = \"" + sum[1:] + "\"":  "64 hexadecimal digits",
+		"sha256 = \"" + sum + "0\"":     "64 hexadecimal digits",
+		"sha256 = \"" + strings.Replace(sum, "f", "g", 1) + "\"": "64 hexadecimal digits",
+		"config {}\nconfig {}": "stands at",
+	} {
+		_, err := load("worker \"a\" {\n" + text + "\n}\n")
+		must.ErrorContains(t, err, says, must.Sprint(text))
+	}
+	for _, label := range []string{"", "A", "-a", "a.b", "../a", strings.Repeat("a", 65)} {
+		_, err := load("worker \"" + label + "\" {}\n")
+		must.ErrorContains(t, err, "cannot name a worker", must.Sprint(label))
+	}
+	_, err = load("worker \"" + strings.Repeat("a", 64) + "\" {}\nworker \"0_-\" {}\n")
+	must.NoError(t, err)
+}
+
 func TestNestedBlock(t *testing.T) {
 	t.Parallel()
 	load := func(text, name string, env ...string) (*config.Config, *config.Diagnostics) {
@@ -500,6 +548,7 @@ func TestMisspelt(t *testing.T) {
 	for in, want := range map[string]string{
 		"RBEE_BIND_PORT":             "RBEE_BIND_HTTP_PORT or RBEE_BIND_RPC_PORT or RBEE_BIND_GOSSIP_PORT",
 		"RBEE_PORT":                  "RBEE_BIND_HTTP_PORT",
+		"RBEE_QUEEN_QUEUE":           "RBEE_QUEEN_QUEUE_LIMIT or RBEE_QUEEN_QUEUE_TIMEOUT",
 		"RBEE_HIVE_SLOT":             "RBEE_HIVE_SLOTS",
 		"RBEE_HVIE_SLOTS":            "RBEE_HIVE_SLOTS",
 		"RBEE_LOGLEVEL":              "RBEE_LOG_LEVEL",
