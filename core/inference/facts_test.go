@@ -24,6 +24,8 @@ func TestReadFacts(t *testing.T) {
 		{" \n{ \"stream\" : true , \"model\" : \"a\" } \t", "a", true},
 		{`{"mod\u0065l":"\u0061\/b","stream":false}`, "a/b", false},
 		{`{"model":"a","stream":null,"x":[1,-0.5e+3,{"model":"b","stream":true},[],{}],"y":"\"\\\n"}`, "a", false},
+		{`{"model":"a","x":"\u0af9\u0AF9\u0000\ud83d\ude00"}`, "a", false},
+		{`{"model":"a"` + fields(maxFields-1) + `}`, "a", false},
 		{`{"model":"a","x":` + strings.Repeat("[", 200) + strings.Repeat("]", 200) + `}`, "a", false},
 	} {
 		f, err := readFacts([]byte(c.body))
@@ -32,13 +34,18 @@ func TestReadFacts(t *testing.T) {
 	}
 }
 
+// fields returns n members of an object.
+func fields(n int) string {
+	var out strings.Builder
+	for i := range n {
+		out.WriteString(`,"f` + strconv.Itoa(i) + `":1`)
+	}
+	return out.String()
+}
+
 // FAULTS G-12.
 func TestReadFactsRefuses(t *testing.T) {
 	t.Parallel()
-	many := `{"model":"a"`
-	for i := range 300 {
-		many += `,"f` + strconv.Itoa(i) + `":1`
-	}
 	for name, body := range map[string]string{
 		"empty":               "",
 		"space":               " \n",
@@ -86,7 +93,17 @@ func TestReadFactsRefuses(t *testing.T) {
 		"model line break":    `{"model":"a\nb"}`,
 		"stream string":       `{"model":"a","stream":"true"}`,
 		"stream number":       `{"model":"a","stream":1}`,
-		"many fields":         many + "}",
+		"many fields":         `{"model":"a"` + fields(maxFields) + `}`,
+		"many, no stream":     `{"model":"a"` + fields(maxFields) + `,"stream":1}`,
+		"inner key no string": `{"model":"a","x":{:1}}`,
+		"inner key number":    `{"model":"a","x":{1:1}}`,
+		"inner no colon":      `{"model":"a","x":{"b" 1}}`,
+		"hex, below a":        "{\"model\":\"a\",\"x\":\"\\u000`\"}",
+		"hex, above f":        `{"model":"a","x":"\u000g"}`,
+		"hex, below A":        `{"model":"a","x":"\u000@"}`,
+		"hex, above F":        `{"model":"a","x":"\u000G"}`,
+		"hex, below 0":        `{"model":"a","x":"\u000/"}`,
+		"hex, above 9":        `{"model":"a","x":"\u000:"}`,
 	} {
 		_, err := readFacts([]byte(body))
 		must.Error(t, err, must.Sprint(name))
@@ -94,6 +111,7 @@ func TestReadFactsRefuses(t *testing.T) {
 		must.Less(t, 300, len(err.Error()))
 		_, ok := errors.AsType[*FieldError](err)
 		must.True(t, ok, must.Sprint(name))
+		must.Eq(t, strings.HasPrefix(name, "many"), strings.Contains(err.Error(), "more than 256 fields"))
 	}
 }
 

@@ -52,7 +52,8 @@ type bench struct {
 	mu      sync.Mutex // guards below
 	workers []behaviour
 	running int
-	asked   []string // worker ids
+	asked   []string        // worker ids
+	routed  context.Context // of the latest Route
 	failed  []string
 	busy    map[string]time.Time
 	wg      sync.WaitGroup
@@ -65,9 +66,10 @@ func newBench(o Options, workers ...behaviour) *bench {
 	return b
 }
 
-func (b *bench) Route(_ context.Context, q Query) (Lease, error) {
+func (b *bench) Route(ctx context.Context, q Query) (Lease, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.routed = ctx
 	var ranked []core.Candidate
 	full := b.slots > 0 && b.running >= b.slots
 	for i := range b.workers {
@@ -179,6 +181,7 @@ func TestServeBoundsAttempts(t *testing.T) {
 	}{
 		{"all die of it", []behaviour{dies, dies, dies, dies, ok}, 2, core.WorkerLost},
 		{"one dies of it", []behaviour{dies, ok}, 2, ""},
+		{"all die before a token", []behaviour{says(streamAnswer), says(streamAnswer), says(streamAnswer), ok}, 2, core.WorkerLost},
 		{"none is reached", []behaviour{nil, nil, nil, ok}, 3, core.Unavailable},
 		{"two are not reached", []behaviour{nil, nil, ok}, 3, ""},
 		{"one is not reached, then all die", []behaviour{nil, dies, dies, ok}, 3, core.WorkerLost},
@@ -197,6 +200,33 @@ func TestServeBoundsAttempts(t *testing.T) {
 			must.Zero(t, b.running)
 		})
 	}
+}
+
+// A search for a worker ends with its request, and without one it has its time.
+func TestServeRouteIsOver(t *testing.T) {
+	t.Parallel()
+	b := newBench(Options{}, says(streamAnswer+oneToken))
+	defer b.end()
+	_, err := b.ask(streamTiny)
+	must.Error(t, err)
+	must.Error(t, b.routed.Err())
+}
+
+// A worker that cannot be reached is given up after five seconds.
+func TestServeDialDeadline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := Options{Router: newBench(Options{}, nil), Dial: func(ctx context.Context, _ core.Worker) (net.Conn, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		s := New(o)
+		defer s.Close()
+		began := time.Now()
+		err := s.Serve(t.Context(), Request{ID: "r", Path: "/v1/chat/completions", Body: []byte(askTiny), At: time.Now()}, &sink{})
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+		must.Eq(t, 5*time.Second, time.Since(began))
+	})
 }
 
 // What fails is not repeated as often as it fails.
