@@ -31,8 +31,8 @@ func http2Client(t *testing.T, r *rig) (c *http.Client, url string) {
 	return &http.Client{Transport: transport}, "https://" + addr
 }
 
-// An answer may take longer than the write timeout: before its first byte, between two bytes, as a
-// whole.
+// An answer may take longer than the timeouts of its body and of a write: before its first byte,
+// between two bytes, as a whole.
 func TestSlowAnswers(t *testing.T) {
 	t.Parallel()
 	const limit = 100 * time.Millisecond
@@ -60,7 +60,7 @@ func TestSlowAnswers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, func(o *rigOptions) { o.WriteTimeout = limit })
+			r := newRig(t, func(o *rigOptions) { o.WriteTimeout, o.BodyTimeout = limit, 2*limit })
 			r.serve("w1", tt.answer)
 			c, url := http2Client(t, r)
 			for _, use := range []struct {

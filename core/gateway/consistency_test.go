@@ -212,6 +212,37 @@ func TestAdminRoutes(t *testing.T) {
 	}
 }
 
+// slowCluster takes its time for a snapshot that has arrived.
+type slowCluster struct {
+	*fakecluster.Cluster
+	takes time.Duration
+}
+
+func (c slowCluster) RestoreSnapshot(ctx context.Context, r io.Reader) (core.SnapshotInfo, error) {
+	info, err := c.Cluster.RestoreSnapshot(ctx, r)
+	select {
+	case <-ctx.Done():
+		return info, ctx.Err()
+	case <-time.After(c.takes):
+		return info, err
+	}
+}
+
+// What has arrived in time may take longer to be put in place.
+func TestSlowRestore(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *rigOptions) {
+		o.BodyTimeout = 100 * time.Millisecond
+		o.Admin = slowCluster{newCluster(), 5 * o.BodyTimeout}
+	})
+	for range 2 { // on one connection
+		resp, body, err := r.post("/v1/operator/snapshot", "octets")
+		must.NoError(t, err)
+		must.Eq(t, 200, resp.StatusCode, must.Sprint(body))
+		must.StrContains(t, body, `"index":6`)
+	}
+}
+
 func TestSnapshotRoutes(t *testing.T) {
 	t.Parallel()
 	a := newCluster()

@@ -171,8 +171,19 @@ func newRig(t testing.TB, change func(*rigOptions)) *rig {
 		r.stop()
 		r.inference.Close()
 		_ = os.RemoveAll(dir)
+		eventually(t, "requests have given back what they took", r.empty)
 	})
 	return r
+}
+
+// empty reports whether no request holds anything any more.
+func (r *rig) empty() bool {
+	r.bodies.mu.Lock()
+	held := r.bodies.used != 0 || len(r.bodies.keys) > 0
+	r.bodies.mu.Unlock()
+	r.streams.mu.Lock()
+	defer r.streams.mu.Unlock()
+	return !held && len(r.streams.running) == 0 && r.streams.active.Load() == 0 && r.router.running() == 0
 }
 
 func (r *rig) dialWorker(ctx context.Context, w core.Worker) (net.Conn, error) {

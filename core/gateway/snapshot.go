@@ -67,7 +67,6 @@ func (g *Gateway) restoreSnapshot(a Admin, w *response, r *http.Request) error {
 			return core.Errorf(core.Invalid, "the snapshot could not be read to its end")
 		}
 	}
-	_ = w.c.SetReadDeadline(time.Time{})
 	return answerOne(w, v, err)
 }
 
@@ -91,7 +90,10 @@ func (u *upload) Read(p []byte) (int, error) {
 	}
 	_ = u.w.c.SetReadDeadline(time.Now().Add(u.timeout)) // a recorder in a test has none
 	n, err := u.from.Read(p)
-	if err != nil && err != io.EOF {
+	switch {
+	case err == io.EOF:
+		_ = u.w.c.SetReadDeadline(time.Time{}) // putting it in place may take its time
+	case err != nil:
 		u.err = err
 	}
 	return n, err
