@@ -409,10 +409,14 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 		}
 	}
 	p.api = gateway.New(g)
-	if p.net != nil {
-		p.net.countRefusals(p.api.RPCRefused)
+	if p.net == nil {
+		return nil
 	}
-	return nil
+	count, err := rpc.CountRefusals(metrics.Registerer())
+	if err == nil {
+		p.net.countRefusals(count)
+	}
+	return err
 }
 
 // buildJobs makes the owner of the jobs of this machine: of its hive's, and of those that its queen

@@ -192,10 +192,10 @@ func (n *network) serve(registry *node.Node) error {
 }
 
 // countRefusals has refused connections counted.
-func (n *network) countRefusals(count func(reason string)) {
+func (n *network) countRefusals(count func(rpc.Reason)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.refused = func(r rpc.Reason) { count(string(r)) }
+	n.refused = count
 }
 
 // close ends what newNetwork opened and Run does not.

@@ -35,7 +35,6 @@ type Metrics struct {
 	failovers  prometheus.Counter
 	waits      prometheus.Counter
 	refused    *prometheus.CounterVec // by reason
-	rpcRefused *prometheus.CounterVec // by reason
 
 	mu     sync.Mutex // guards below
 	models map[string]bool
@@ -59,10 +58,9 @@ func NewMetrics() *Metrics {
 		failovers:  prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "failovers_total", Help: "Requests that were given to another worker before the first byte."}),
 		waits:      prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Name: "queued_requests_total", Help: "Requests that waited for a free slot of their model."}),
 		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Name: "refused_requests_total", Help: "Requests that were refused for who sent them, by reason."}, []string{"reason"}),
-		rpcRefused: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "rbee_rpc", Name: "refused_total", Help: "Connections and calls of other machines that were refused, by reason."}, []string{"reason"}),
 		models:     map[string]bool{},
 	}
-	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers, m.waits, m.refused, m.rpcRefused,
+	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.ttft, m.interToken, m.endToEnd, m.events, m.streams, m.broken, m.failovers, m.waits, m.refused,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -78,10 +76,6 @@ func (m *Metrics) request(route string, status int, took time.Duration) {
 	m.requests.WithLabelValues(route, class).Inc()
 	m.duration.WithLabelValues(route).Observe(took.Seconds())
 }
-
-// RPCRefused counts a connection or a call on the RPC port that was refused. The reason is the
-// program's, never text of a client.
-func (g *Gateway) RPCRefused(reason string) { g.metrics.rpcRefused.WithLabelValues(reason).Inc() }
 
 // model is the label of a model.
 func (m *Metrics) model(id string) string {

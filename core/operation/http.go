@@ -48,7 +48,7 @@ func (s Spec) RequestOf(r *http.Request) (core.Request, error) {
 	request := core.Request{Operation: s.Name}
 	var query url.Values
 	for _, f := range s.Fields {
-		text := ""
+		var text string
 		if _, ok := s.wildcard(f.Name); ok {
 			text = r.PathValue(f.Name)
 		} else {
