@@ -82,7 +82,7 @@ func (h *Host) StartConfined(cmd *exec.Cmd, c Confined) error {
 	}
 	user := c.user
 	if user == nil && c.Name != "" {
-		user = h.user(c.Name)
+		user = h.userFor(c.Name, func(u *confine.User) error { return errors.Join(u.Runs(cmd.Path), h.runs(u, c.Executable)) })
 	}
 	if user != nil {
 		if err := h.prepare(user, cmd, c); err != nil {
@@ -118,12 +118,6 @@ func (h *Host) prepare(u *confine.User, cmd *exec.Cmd, c Confined) error {
 			return err
 		}
 	}
-	for _, file := range []string{cmd.Path, c.Executable} {
-		if err := u.Runs(file); err != nil {
-			return core.Errorf(core.Forbidden, "launch plugin: the user that plugins run as, %d, cannot start it: %w", u.UID, err).Hint(
-				"Let others read and execute it: chmod -R o+rX %s; or set hive { plugin_user = \"root\" }.", filepath.Dir(file))
-		}
-	}
 	return nil
 }
 
@@ -136,19 +130,50 @@ func (h *Host) user(name string) *confine.User {
 	return h.o.Walls.User(name)
 }
 
-// userOf is user for a plugin whose block may name files that are closed to that user: such a plugin
-// runs as this process's user, and Confinement says so.
+// userOf is user for a plugin that may be closed to that user, or whose block may name files that
+// are.
 func (h *Host) userOf(name string, s Spec) *confine.User {
+	return h.userFor(name, func(u *confine.User) error {
+		for _, path := range blockPaths(s) {
+			if err := u.Reads(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		if s.Folder != "" && !h.inRoots(s.Folder) {
+			if err := u.Reads(s.Folder); err != nil {
+				return err
+			}
+		}
+		return h.runs(u, s.Executable)
+	})
+}
+
+// runs returns why a user cannot run a plugin's executable, which it is let through to where it is
+// in a folder of this process.
+func (h *Host) runs(u *confine.User, executable string) error {
+	if h.inRoots(executable) {
+		return nil
+	}
+	return u.Runs(executable)
+}
+
+func (h *Host) inRoots(path string) bool {
+	return slices.ContainsFunc(h.o.Walls.Roots, func(root string) bool {
+		rel, err := filepath.Rel(root, path)
+		return err == nil && filepath.IsLocal(rel)
+	})
+}
+
+// userFor is user where that can do what it must. Otherwise the plugin runs as this process's user,
+// and Confinement says so.
+func (h *Host) userFor(name string, can func(*confine.User) error) *confine.User {
 	u := h.user(name)
 	if u == nil {
 		return nil
 	}
 	why := ""
-	for _, path := range blockPaths(s) {
-		if err := u.Reads(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			why = fmt.Sprintf("%s plugin %q runs as root, as its block names what only root reads: %v", s.Kind, s.Name, err)
-			break
-		}
+	if err := can(u); err != nil {
+		why = fmt.Sprintf("%s runs as root, as it needs what only root reads: %v", name, err)
 	}
 	h.mu.Lock()
 	was := h.asRoot[name]
@@ -160,7 +185,7 @@ func (h *Host) userOf(name string, s Spec) *confine.User {
 		return u
 	}
 	if why != was {
-		h.o.Logger.Warn("a plugin runs as root", "plugin", s.Name, "problem", why)
+		h.o.Logger.Warn("a plugin runs as root", "problem", why)
 	}
 	return nil
 }

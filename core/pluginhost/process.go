@@ -127,8 +127,16 @@ func (h *Host) start(ctx context.Context, l launch) (*process, error) {
 	if h.o.Walls.Rules != nil {
 		cmd.Env = append(cmd.Env, originFiles(filepath.Base(l.spec.Executable), environ)...)
 	}
+	write := l.spec.plugin.Write
+	if filepath.Base(l.spec.Executable) == "rbee-worker-openai" { // its servers fetch models
+		for _, name := range []string{"HF_HOME", "OLLAMA_MODELS"} {
+			if v, ok := lookup(cmd.Env, name); ok {
+				write = append(slices.Clone(write), v)
+			}
+		}
+	}
 	confined := Confined{
-		user: user, Executable: l.spec.Executable, Dir: runDir, Home: home, Read: h.reads(l.spec, cmd.Env), Write: l.spec.plugin.Write,
+		user: user, Executable: l.spec.Executable, Dir: runDir, Home: home, Read: h.reads(l.spec, cmd.Env), Write: write,
 	}
 	cmd.Env = append(cmd.Env, "PYTHONDONTWRITEBYTECODE=1") // a plugin's folder stays as it is
 	cmd.Env = append(cmd.Env, sdk.EnvLogLevel+"="+h.o.Logger.GetLevel().String())

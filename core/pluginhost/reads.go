@@ -2,6 +2,7 @@ package pluginhost
 
 import (
 	"cmp"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +22,9 @@ const maxPaths = 256
 // variables that it sees.
 func (h *Host) reads(s Spec, env []string) []string {
 	paths := blockPaths(s)
+	for _, path := range slices.Clone(paths) {
+		paths = append(paths, venv(path)...)
+	}
 	var values []string
 	for _, entry := range env {
 		name, value, _ := strings.Cut(entry, "=")
@@ -67,12 +71,40 @@ func originFiles(executable string, environ []string) []string {
 		if get("HF_HOME") == "" {
 			return []string{"HF_HOME=" + filepath.Join(cmp.Or(get("XDG_CACHE_HOME"), filepath.Join(home, ".cache")), "huggingface")}
 		}
+	case "rbee-worker-openai": // what the servers that it starts keep
+		var out []string
+		if get("HF_HOME") == "" {
+			out = append(out, "HF_HOME="+filepath.Join(cmp.Or(get("XDG_CACHE_HOME"), filepath.Join(home, ".cache")), "huggingface"))
+		}
+		if get("OLLAMA_MODELS") == "" {
+			out = append(out, "OLLAMA_MODELS="+filepath.Join(home, ".ollama", "models"))
+		}
+		return out
 	case "rbee-catalog-npm":
 		if get("NPM_CONFIG_USERCONFIG") == "" && get("npm_config_userconfig") == "" {
 			return []string{"npm_config_userconfig=" + filepath.Join(home, ".npmrc")}
 		}
 	}
 	return nil
+}
+
+// venv lists what a program in a virtual environment of Python needs: the environment, and the Python
+// that it was made with.
+func venv(program string) []string {
+	dir := filepath.Dir(filepath.Dir(program))
+	if _, err := os.Stat(filepath.Join(dir, "pyvenv.cfg")); err != nil || filepath.Base(filepath.Dir(program)) != "bin" {
+		return nil
+	}
+	python, err := filepath.EvalSymlinks(filepath.Join(dir, "bin", "python3"))
+	if err != nil {
+		return []string{dir}
+	}
+	if at := filepath.Dir(python); filepath.Base(at) == "bin" {
+		if _, err := os.Stat(filepath.Join(filepath.Dir(at), "lib")); err == nil {
+			return []string{dir, python, filepath.Join(filepath.Dir(at), "lib")} // not what else is there, as in ~/.local
+		}
+	}
+	return []string{dir, python}
 }
 
 // lookup returns the last value of a variable, which is the one that counts.

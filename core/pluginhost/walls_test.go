@@ -37,7 +37,9 @@ func TestLaunchHidesHome(t *testing.T) {
 	}
 	home, err := filepath.EvalSymlinks(shortDir(t))
 	must.NoError(t, err)
-	for _, name := range []string{".ssh/id", ".bashrc", ".config/systemd/user/x.service", "models/x.gguf", "hf/token", "notes"} {
+	must.NoError(t, os.MkdirAll(filepath.Join(home, "venv", "bin"), 0o700))
+	must.NoError(t, os.Symlink(filepath.Join(home, "python/bin/python3"), filepath.Join(home, "venv/bin/python3")))
+	for _, name := range []string{"venv/bin/serve", "venv/pyvenv.cfg", "venv/lib/x.py", "python/bin/python3", "python/lib/y.py", "python/other", ".ssh/id", ".bashrc", ".config/systemd/user/x.service", "models/x.gguf", "hf/token", "notes"} {
 		must.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(home, name)), 0o700))
 		must.NoError(t, os.WriteFile(filepath.Join(home, name), []byte("x"), 0o600))
 	}
@@ -65,6 +67,9 @@ func TestLaunchHidesHome(t *testing.T) {
 		}},
 		{"a variable", "env = [\"HF_HOME\"]", "HF_HOME=" + in("hf"), []string{
 			"read " + in("hf/token") + ": done", "read " + in(".ssh/id") + ": refused",
+		}},
+		{"a virtual environment", fmt.Sprintf("config {\ntags = { program = %q }\n}", in("venv/bin/serve")), "X=1", []string{
+			"read " + in("venv/lib/x.py") + ": done", "read " + in("python/lib/y.py") + ": done", "read " + in("python/other") + ": refused",
 		}},
 		{"what is the agent's", fmt.Sprintf("read = [%q]", "/etc/hostname"), "X=1", []string{"read /etc/hostname: refused", "write /etc/rbee-probe: refused"}},
 	} {
@@ -157,22 +162,49 @@ func TestLaunchAsAnotherUser(t *testing.T) {
 	gone(t, s.PID())
 }
 
-// An executable that the plugins' user cannot read is told of, with what to do.
-func TestLaunchClosedExecutable(t *testing.T) {
+// A plugin that its user cannot read runs as root, and that is said.
+func TestLaunchClosedPlugin(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
 		t.Skip("not tested: it needs root on Linux")
 	}
-	h := newHost(t, func(o *pluginhost.Options) {
-		o.Walls = pluginhost.Walls{Rules: confine.Rules{"/nowhere": confine.None}, User: func(string) *confine.User { return &confine.User{UID: 0x7000_0123, GID: 0x7000_0124} }}
-	})
-	dir := shortDir(t)
-	must.NoError(t, os.Chmod(dir, 0o700))
-	exe := filepath.Join(dir, "rbee-worker-fake")
-	must.NoError(t, os.Link(filepath.Join(built, "rbee-worker-fake"), exe))
-	spec, err := h.FileSpec("worker", "fake", exe)
-	must.NoError(t, err)
-	_, err = h.LaunchWorker(t.Context(), pluginhost.WorkerLaunch{Spec: spec})
-	must.ErrorContains(t, err, "cannot start it")
-	must.ErrorContains(t, err, dir+" is closed to other users")
+	dir, data, models := shortDir(t), shortDir(t), shortDir(t)
+	exe := filepath.Join(dir, "rbee-worker-probe")
+	must.NoError(t, os.Link(filepath.Join(built, "rbee-worker-probe"), exe))
+	model := filepath.Join(models, "m.gguf")
+	must.NoError(t, os.WriteFile(model, []byte("x"), 0o600))
+	for _, tc := range []struct {
+		name, block, executable, problem string
+		open                             bool // what the block names
+	}{
+		{"open", "", "", "", false},
+		{"executable", "", exe, "worker-probe runs as root, as it needs what only root reads: " + dir + " is closed to other users", false},
+		{"folder of the block", fmt.Sprintf("read = [%q]", models), "", models + " is closed to other users", false},
+		{"file of the block", fmt.Sprintf("read = [%q]", models), "", model + " cannot be read by other users", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.open {
+				must.NoError(t, os.Chmod(models, 0o755))
+			}
+			h := newHost(t, func(o *pluginhost.Options) {
+				o.RunDir = filepath.Join(data, "run")
+				o.Walls = pluginhost.Walls{
+					Rules: confine.Rules{"/nowhere": confine.None}, Roots: []string{data, built},
+					User: func(string) *confine.User { return &confine.User{UID: 0x7000_0123, GID: 0x7000_0124} },
+				}
+				o.Environ = func() []string { return []string{"PROBE=tries:user"} }
+			})
+			spec, err := h.Spec(load(t, "worker \"probe\" {\n"+tc.block+"\n}").Workers[0])
+			must.NoError(t, err)
+			spec.Env = []string{"PROBE"}
+			run := filepath.Join(data, "run", "w"+strings.ReplaceAll(tc.name, " ", ""))
+			w, err := h.LaunchWorker(t.Context(), pluginhost.WorkerLaunch{Spec: spec, Executable: tc.executable, RunDir: run})
+			must.NoError(t, err)
+			t.Cleanup(func() { end(t, w) })
+			said, err := os.ReadFile(filepath.Join(pluginhost.PrivateDir(run), "said"))
+			must.NoError(t, err)
+			must.StrContains(t, h.Confinement(), tc.problem)
+			must.Eq(t, tc.problem == "", strings.HasPrefix(string(said), "user: 1879048483 "), must.Sprint(string(said)))
+		})
+	}
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -112,27 +113,39 @@ func TestOperationsTable(t *testing.T) {
 // namedTest is a test in contributing/edge-cases.md: a package and a function.
 var namedTest = regexp.MustCompile("`((?:core|cmd|plugins)[a-z0-9/-]*)\\.(Test[A-Za-z0-9]+)`")
 
-// Every operation has its edge cases in contributing/edge-cases.md, and the tests that are named
-// there exist.
+// Every operation has its edge cases in contributing/edge-cases.md. The tests that are named there
+// exist, and contributing/proofs.json says of each what was undone to see it fail, in code that is
+// still there, or that nobody has seen it.
 func TestEdgeCases(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join("..", "..", "..")
 	b, err := os.ReadFile(filepath.Join(root, "contributing", "edge-cases.md"))
 	must.NoError(t, err)
-	tests := map[string]map[string]bool{}
+	tests, named := map[string]map[string]bool{}, map[string]map[string]bool{}
 	rows := map[string]int{}
 	for line := range strings.Lines(string(b)) {
 		cells := strings.Split(line, "|")
 		if len(cells) < 4 {
 			continue
 		}
-		named := namedTest.FindAllStringSubmatch(cells[3], -1)
-		rows[strings.TrimSpace(cells[1])] += len(named)
-		for _, m := range named {
+		inRow := namedTest.FindAllStringSubmatch(cells[3], -1)
+		rows[strings.TrimSpace(cells[1])] += len(inRow)
+		for _, m := range inRow {
+			if named[m[1]] == nil {
+				named[m[1]] = map[string]bool{}
+			}
+			named[m[1]][m[2]] = true
 			if tests[m[1]] == nil {
 				tests[m[1]] = testsOf(t, filepath.Join(root, filepath.FromSlash(m[1])))
 			}
 			must.True(t, tests[m[1]][m[2]], must.Sprintf("there is no %s in %s", m[2], m[1]))
+		}
+	}
+	proofs := readProofs(t, root)
+	for pkg, all := range named {
+		for name := range all {
+			_, ok := proofs[pkg+"."+name]
+			must.True(t, ok, must.Sprintf("contributing/proofs.json does not say how %s.%s was seen to fail, or that it was not", pkg, name))
 		}
 	}
 	for n := 1; n <= 28; n++ {
@@ -141,6 +154,48 @@ func TestEdgeCases(t *testing.T) {
 	for n := 1; n <= 10; n++ {
 		must.Positive(t, rows[fmt.Sprintf("S-%02d", n)], must.Sprintf("S-%02d has no test", n))
 	}
+}
+
+// proof is how a test was seen to fail; see core/coretest/proofs.
+type proof struct {
+	Test string `json:"test"`
+	Undo []struct {
+		File string `json:"file"`
+		From string `json:"from"`
+		To   string `json:"to"`
+	} `json:"undo"`
+	Unseen string `json:"unseen"`
+}
+
+// readProofs reads contributing/proofs.json by the names of the tests, and checks that what was
+// undone can be undone again.
+func readProofs(t *testing.T, root string) map[string]proof {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(root, "contributing", "proofs.json"))
+	must.NoError(t, err)
+	var list []proof
+	must.NoError(t, json.Unmarshal(b, &list))
+	out := map[string]proof{}
+	for _, p := range list {
+		_, twice := out[p.Test]
+		must.False(t, twice, must.Sprintf("%s is in proofs.json twice", p.Test))
+		out[p.Test] = p
+		must.NotEq(t, len(p.Undo) == 0, p.Unseen == "", must.Sprintf("%s: either what was undone, or why nobody has seen it fail", p.Test))
+		i := strings.LastIndex(p.Test, ".")
+		must.Positive(t, i)
+		must.True(t, testsOf(t, filepath.Join(root, filepath.FromSlash(p.Test[:i])))[p.Test[i+1:]], must.Sprintf("there is no %s", p.Test))
+		texts := map[string]string{}
+		for _, e := range p.Undo {
+			if texts[e.File] == "" {
+				b, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(e.File)))
+				must.NoError(t, err)
+				texts[e.File] = string(b)
+			}
+			must.Eq(t, 1, strings.Count(texts[e.File], e.From), must.Sprintf("%s: %s has %q no more, or more than once: undo the defence anew (go run ./core/coretest/proofs -run …)", p.Test, e.File, e.From))
+			texts[e.File] = strings.Replace(texts[e.File], e.From, e.To, 1)
+		}
+	}
+	return out
 }
 
 // testsOf are the names of the test functions in a folder.

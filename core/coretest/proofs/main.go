@@ -1,0 +1,152 @@
+// Command proofs undoes defences one after the other, each in a copy of its file that the compiler
+// is given in the original's place, and sees that the test which is to notice does fail.
+//
+// What is undone for which test is in contributing/proofs.json.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// proof says how a test is seen to fail. One without edits says why it was not.
+type proof struct {
+	Test   string `json:"test"` // "core/store.TestWrongBytes"
+	Undo   []edit `json:"undo,omitempty"`
+	Unseen string `json:"unseen,omitempty"`
+}
+
+// edit replaces a text that is in a file once.
+type edit struct {
+	File string `json:"file"` // below the repository
+	From string `json:"from"`
+	To   string `json:"to"`
+}
+
+func main() {
+	list := flag.String("list", "contributing/proofs.json", "`FILE` of the proofs")
+	pattern := flag.String("run", "", "`REGEXP` of the tests")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx, *list, *pattern)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, list, pattern string) error {
+	wanted, err := regexp.Compile(pattern)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(list)
+	if err != nil {
+		return err
+	}
+	var proofs []proof
+	if err := json.Unmarshal(text, &proofs); err != nil {
+		return fmt.Errorf("%s: %w", list, err)
+	}
+	var bad error
+	for _, p := range proofs {
+		if len(p.Undo) == 0 || !wanted.MatchString(p.Test) {
+			continue
+		}
+		err := p.try(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", p.Test, err)
+			fmt.Println(err)
+		} else {
+			fmt.Printf("%s fails\n", p.Test)
+		}
+		bad = errors.Join(bad, err)
+	}
+	return bad
+}
+
+// try returns nil when the test fails.
+func (p proof) try(ctx context.Context) error {
+	dir, err := os.MkdirTemp("", "proof")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	overlay, err := p.overlay(dir)
+	if err != nil {
+		return err
+	}
+	i := strings.LastIndex(p.Test, ".")
+	pkg, name := "./"+p.Test[:i], p.Test[i+1:]
+	env := os.Environ()
+	if out, err := exec.CommandContext(ctx, "go", "vet", "-overlay", overlay, pkg).CombinedOutput(); err != nil {
+		return fmt.Errorf("what is undone does not compile: %s", bytes.TrimSpace(out))
+	}
+	if bin := os.Getenv("RBEE_TEST_BIN"); bin != "" && strings.HasSuffix(pkg, "/e2e") { // the program under test is another one
+		own := filepath.Join(dir, "bin")
+		if err := os.CopyFS(own, os.DirFS(bin)); err != nil {
+			return err
+		}
+		if out, err := exec.CommandContext(ctx, "go", "build", "-overlay", overlay, "-o", filepath.Join(own, "rbee"), "./cmd/rbee").CombinedOutput(); err != nil {
+			return fmt.Errorf("build rbee: %s", bytes.TrimSpace(out))
+		}
+		env = append(env, "RBEE_TEST_BIN="+own)
+	}
+	cmd := exec.CommandContext(ctx, "go", "test", "-overlay", overlay, "-count=1", "-run", "^"+name+"$", pkg)
+	cmd.Env = env
+	out, err := cmd.CombinedOutput()
+	switch {
+	case err == nil:
+		return errors.New("it passes although what it is to notice is undone")
+	case !bytes.Contains(out, []byte("--- FAIL: "+name)) && !bytes.Contains(out, []byte("panic:")):
+		return fmt.Errorf("it did not run to its end: %s", bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// overlay writes the changed copies and the file that names them for the go command.
+func (p proof) overlay(dir string) (string, error) {
+	replace := map[string]string{}
+	for i, e := range p.Undo {
+		original, err := filepath.Abs(filepath.FromSlash(e.File))
+		if err != nil {
+			return "", err
+		}
+		from := original
+		if changed, ok := replace[original]; ok {
+			from = changed
+		}
+		text, err := os.ReadFile(from)
+		if err != nil {
+			return "", err
+		}
+		if n := strings.Count(string(text), e.From); n != 1 {
+			return "", fmt.Errorf("%s has %q %d times, not once", e.File, e.From, n)
+		}
+		copied := filepath.Join(dir, fmt.Sprintf("%d.go", i))
+		if err := os.WriteFile(copied, []byte(strings.Replace(string(text), e.From, e.To, 1)), 0o600); err != nil {
+			return "", err
+		}
+		replace[original] = copied
+	}
+	b, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "overlay.json")
+	return path, os.WriteFile(path, b, 0o600)
+}
