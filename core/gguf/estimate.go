@@ -10,6 +10,7 @@ const (
 	cacheValueBytes = 2        // F16
 	processBytes    = 24 << 20 // program, libraries, threads
 	vocabEntryBytes = 384      // a token in the tables of engine and worker
+	embedTokens     = 2048     // of the texts that a model that writes reads at once, for their embeddings
 )
 
 // Memory is what a worker needs of a device, in bytes. No part is negative.
@@ -32,6 +33,14 @@ func (m Memory) Total() int64 { return sum(sum(m.Weights, m.Cache), sum(m.Comput
 //	          and 4 bytes × vocabulary × slots for the answers
 //	overhead  24 MiB and 384 bytes × vocabulary
 //
+// A model that only reads, as BERT's, has no cache, reads one text at a time whatever the slots are,
+// and has room for as many answers as a text has positions:
+//
+//	compute   positions × (4 bytes × (4 × embedding + 3 × feed-forward width + vocabulary) + 2 bytes × positions)
+//
+// One that writes, and whose file says how vectors become one, may do both: it takes that for texts
+// of at most 2,048 positions beside, and a cache for them.
+//
 // For llama-like models of 0.01 to 0.1 GiB it is within 10 % + 16 MiB of what a worker really
 // holds. It does not consider sliding windows and recurrent layers (the estimate is too high), nor
 // an engine without flash attention or a cache of F32 (too low). A CPU engine that repacks weights
@@ -53,15 +62,35 @@ func (f *File) Estimate(slots, contextTokens int) Memory {
 	}
 	width := 4*uint64(f.Embedding) + 3*uint64(f.FeedForward)
 	compute := add(mul(microBatch, add(4*width, mul(2, context))), mul(4*uint64(f.Vocab), n))
+	reading := func(positions uint64) uint64 {
+		return mul(positions, add(4*(width+uint64(f.Vocab)), mul(2, positions)))
+	}
+	cached := mul(n, context)
+	switch {
+	case f.reads():
+		cached, compute = 0, reading(uint64(contextTokens))
+	case f.Pooling > 0:
+		beside := min(uint64(contextTokens), embedTokens)
+		cached, compute = add(cached, beside), add(compute, reading(beside))
+	}
 	if f.Embedding == 0 { // its shape is unknown
 		compute = 0
 	}
 	return Memory{
 		Weights:  f.TensorBytes,
-		Cache:    clamp(mul(mul(kvHeads, cacheValueBytes*uint64(f.HeadDimK+f.HeadDimV)), mul(n, context))),
+		Cache:    clamp(mul(mul(kvHeads, cacheValueBytes*uint64(f.HeadDimK+f.HeadDimV)), cached)),
 		Compute:  clamp(compute),
 		Overhead: clamp(processBytes + vocabEntryBytes*uint64(f.Vocab)),
 	}
+}
+
+// reads reports whether models of the architecture only read: llama.cpp makes no cache for them.
+func (f *File) reads() bool {
+	switch f.Architecture {
+	case "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder":
+		return true
+	}
+	return false
 }
 
 // EstimateBytes returns the total of Estimate.

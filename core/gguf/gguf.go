@@ -39,6 +39,7 @@ type File struct {
 	HeadDimK      int
 	HeadDimV      int
 	Vocab         int
+	Pooling       int // how a text's vectors become one, as llama.cpp numbers it; 0: the file says that they do not, or nothing
 	ChatTemplate  string
 	Splits        int   // files that the model is split into; 0 or 1: this is the only one
 	SplitNo       int   // index of this part, from 0

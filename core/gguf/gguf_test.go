@@ -79,6 +79,23 @@ func TestReadVariants(t *testing.T) {
 	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Overhead: 24 << 20}, f.Estimate(1, 4096), must.Sprint("nothing is known of its shape"))
 	f = read(badgguf.With(badgguf.With(badgguf.GoodEntries(), "llama.expert_used_count", uint32(4)), "llama.expert_feed_forward_length", uint32(96)), badgguf.GoodTensors(), badgguf.GoodData)
 	must.Eq(t, 384, f.FeedForward, must.Sprint("four experts at once"))
+
+	const width = 4*64 + 3*128 + 3 // and the vocabulary
+	f = read(badgguf.With(badgguf.GoodEntries(), "llama.pooling_type", uint32(1)), badgguf.GoodTensors(), badgguf.GoodData)
+	must.Eq(t, 1, f.Pooling)
+	plain := f.Estimate(2, 500)
+	f.Pooling = 0
+	must.Eq(t, plain.Cache, f.Estimate(2, 500).Cache+2*2*32*2*500, must.Sprint("it reads texts beside"))
+	must.Eq(t, plain.Compute, f.Estimate(2, 500).Compute+500*(4*width+2*500))
+	f.Pooling = 1
+	must.Eq(t, 2048*(4*width+2*2048), f.Estimate(1, 9000).Compute-(512*(4*(256+384)+2*9216)+12))
+	bert := []badgguf.Entry{
+		{Key: "general.architecture", Value: "bert"}, {Key: "bert.block_count", Value: uint32(2)}, {Key: "bert.embedding_length", Value: uint32(64)},
+		{Key: "bert.feed_forward_length", Value: uint32(128)}, {Key: "bert.attention.head_count", Value: uint32(4)}, {Key: "bert.pooling_type", Value: uint32(2)},
+		{Key: "tokenizer.ggml.tokens", Value: []string{"a", "b", "c"}},
+	}
+	f = read(bert, badgguf.GoodTensors(), badgguf.GoodData)
+	must.Eq(t, gguf.Memory{Weights: f.TensorBytes, Compute: 500 * (4*width + 2*500), Overhead: 24<<20 + 384*3}, f.Estimate(4, 500), must.Sprint("it only reads"))
 }
 
 func TestReadTiny(t *testing.T) {

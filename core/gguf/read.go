@@ -332,7 +332,7 @@ func dominating(ofType map[uint32]uint64) string {
 var numberSuffixes = []string{
 	"context_length", "block_count", "embedding_length", "feed_forward_length", "vocab_size",
 	"attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
-	"expert_used_count", "expert_feed_forward_length",
+	"expert_used_count", "expert_feed_forward_length", "pooling_type", "rope.dimension_count",
 }
 
 func numberWanted(key string) bool {
@@ -404,6 +404,10 @@ func (p *parser) facts() error {
 	if v := number(f.Architecture + ".attention.value_length"); v > 0 {
 		f.HeadDimV = v
 	}
+	f.Pooling = number(f.Architecture + ".pooling_type")
+	if err == nil {
+		err = p.asserted()
+	}
 	f.Vocab = number("tokenizer.ggml.tokens")
 	if f.Vocab == 0 {
 		f.Vocab = number(f.Architecture + ".vocab_size")
@@ -417,6 +421,18 @@ func (p *parser) facts() error {
 		return bad("it claims %d layers, more than any model has", f.Layers)
 	}
 	return err
+}
+
+// asserted refuses what llama.cpp asserts of every model: it would end the process.
+func (p *parser) asserted() error {
+	arch := p.out.Architecture
+	if _, given := p.keys[arch+".block_count"]; given && p.out.Layers == 0 {
+		return bad("it claims to have no layers")
+	}
+	if n := p.numbers[arch+".rope.dimension_count"]; n%2 != 0 {
+		return bad("it rotates %d dimensions, which are not pairs", n)
+	}
+	return nil
 }
 
 // split reads which part of a model the file is.

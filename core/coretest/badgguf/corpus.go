@@ -62,6 +62,8 @@ func Corpus() []Case {
 		{"negative context", entries("llama.context_length", int32(-1)), "cannot be negative"},
 		{"context of 2^63", entries("llama.context_length", uint64(1)<<63), "which no model has"},
 		{"a billion layers", entries("llama.block_count", uint32(1_000_000_000)), "layers, more than any"},
+		{"no layers", entries("llama.block_count", uint32(0)), "claims to have no layers"},
+		{"odd rotation", File(append(GoodEntries(), Entry{"llama.rope.dimension_count", uint32(15)}), GoodTensors(), GoodData), "which are not pairs"},
 		{"alignment 0", entries("general.alignment", uint32(0)), "not a power of two"},
 		{"alignment 48", entries("general.alignment", uint32(48)), "not a power of two"},
 		{"alignment as text", entries("general.alignment", "32"), "not a 32-bit number"},
