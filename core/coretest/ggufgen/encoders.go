@@ -81,7 +81,10 @@ func jinaBERT(b *builder, a arch) {
 		b.biased(p+"ffn_down", a.ffn, a.embd)
 		b.norm(p+"layer_output_norm", a.embd)
 	})
-	b.classifier(a, true)
+	if a.labels > 0 {
+		b.random("cls.weight", typeF32, 0.1, a.embd, 1)
+		b.small("cls.bias", 1)
+	}
 }
 
 func (a arch) modernBERT() []kv {
@@ -106,6 +109,7 @@ func modernBERT(b *builder, a arch) {
 const t5Buckets = 32 // of relative positions
 
 func (a arch) t5() []kv {
+	a.kvHeads = a.heads
 	return append(a.decoder(), kv{"decoder_block_count", uint32(a.layers)}, kv{"decoder_start_token_id", uint32(1)}, kv{"attention.relative_buckets_count", uint32(t5Buckets)})
 }
 

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -63,6 +64,15 @@ func runSynth(args []string) error {
 	labels := fs.Int("labels", 0, "outputs of a classifier, for -pooling rank")
 	tokenizer := fs.String("tokenizer", "", "kind of vocabulary: spm, bpe, wpm, ugm; empty: the architecture's own")
 	pre := fs.String("pre", "qwen2", "pre-tokenizer of a bpe vocabulary")
+	set := map[string]string{}
+	fs.Func("set", "KEY=NUMBER: replace a number or yes/no of the metadata; KEY= leaves the key out", func(s string) error {
+		key, value, ok := strings.Cut(s, "=")
+		if !ok {
+			return fmt.Errorf("-set takes KEY=NUMBER")
+		}
+		set[key] = value
+		return nil
+	})
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -125,6 +135,9 @@ func runSynth(args []string) error {
 		{"general.quantization_version", uint32(2)},
 	}
 	own := append(a.common(), family.meta(a)...)
+	if a.labels > 1 {
+		own = append(own, kv{"classifier.output_labels", labelNames(a.labels)})
+	}
 	if a.pooling > 0 {
 		own = append(own, kv{"pooling_type", uint32(a.pooling)})
 	}
@@ -143,6 +156,9 @@ func runSynth(args []string) error {
 	if !family.reads {
 		meta = append(meta, kv{"tokenizer.chat_template", chatML})
 	}
+	if meta, err = replace(meta, set); err != nil {
+		return err
+	}
 	if *parts > 1 {
 		return writeSplit(*out, *parts, meta, b.tensors)
 	}
@@ -155,6 +171,46 @@ func runSynth(args []string) error {
 	}
 	fmt.Printf("%s: %.1f M parameters, %.1f MiB, %d tensors\n", *out, float64(b.params)/1e6, float64(fi.Size())/(1<<20), len(b.tensors))
 	return nil
+}
+
+func labelNames(n int) []string {
+	names := make([]string, n)
+	for i := range names {
+		names[i] = fmt.Sprintf("label %d", i)
+	}
+	return names
+}
+
+// replace puts numbers in the place of others, so that tests have models that are wrong.
+func replace(meta []kv, set map[string]string) ([]kv, error) {
+	var out []kv
+	for _, e := range meta {
+		value, ok := set[e.key]
+		delete(set, e.key)
+		switch {
+		case !ok:
+		case value == "":
+			continue
+		default:
+			n, err := strconv.ParseUint(value, 10, 32)
+			if err != nil {
+				return nil, fmt.Errorf("-set %s: %w", e.key, err)
+			}
+			switch e.val.(type) {
+			case float32:
+				e.val = float32(n)
+			case bool:
+				e.val = n != 0
+			default:
+				e.val = uint32(n)
+			}
+		}
+		out = append(out, e)
+	}
+	for key := range set {
+		return nil, fmt.Errorf("-set %s: the model has no such key", key)
+	}
+	return out, nil
 }
 
 // builder collects the tensors of a model.

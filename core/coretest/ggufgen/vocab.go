@@ -89,6 +89,7 @@ func vocabularyOf(kind, pre string, n int) (vocabulary, error) {
 			{"tokenizer.ggml.remove_extra_whitespaces", true},
 			{"tokenizer.ggml.add_bos_token", true},
 			{"tokenizer.ggml.add_eos_token", true},
+			{"tokenizer.ggml.add_sep_token", false},
 		}}, nil
 	}
 	return vocabulary{}, fmt.Errorf("unknown -tokenizer %q", kind)
