@@ -79,7 +79,8 @@ func (s *Scheduler) place(prompt []Token) *slot {
 		if s.decoder.Load(to.seq, best.saved.state) {
 			to.held = slices.Clone(best.saved.held)
 		}
-		if best.tokens < len(best.saved.held) { // another conversation, which begins alike
+		if best.tokens < len(best.saved.held) || best.saved.floor >= len(best.saved.held) {
+			// Another conversation begins alike, or the slot cannot be brought back to it.
 			s.clock++
 			best.saved.used = s.clock
 			s.saved.put(best.saved)
@@ -191,6 +192,30 @@ func (s *Scheduler) keep(x *slot, n int) {
 		return
 	}
 	s.saved.put(&saved{held: slices.Clone(x.held), floor: s.floor(x), used: x.used, state: state})
+}
+
+// mark returns at which token of its prompt a slot gets a checkpoint; 0: at none. It lies before
+// what the next turn of the conversation may lack, or may spell otherwise, and is worth a copy.
+func (s *Scheduler) mark(x *slot, prompt []Token) int {
+	n := len(prompt) - turnSlack
+	if !s.conf.Checkpoints || s.conf.SavedBytes <= 0 || n-len(x.held) < s.worth() {
+		return 0
+	}
+	return n
+}
+
+// checkpoint saves what a slot holds of its prompt, as it cannot be brought back to it later.
+func (s *Scheduler) checkpoint(x *slot) {
+	s.clock++
+	for _, e := range s.saved.list {
+		if slices.Equal(e.held, x.held) {
+			e.used = s.clock
+			return
+		}
+	}
+	if state := s.decoder.Save(x.seq, s.conf.SavedBytes); state != nil {
+		s.saved.put(&saved{held: slices.Clone(x.held), floor: s.floor(x), used: s.clock, state: state})
+	}
 }
 
 // oldestKept returns the free slot that holds something and was not used for longest, or nil.

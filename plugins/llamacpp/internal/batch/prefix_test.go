@@ -289,6 +289,54 @@ func TestCacheThatCannotBeCut(t *testing.T) {
 	})
 }
 
+// Where a cache cannot be cut, a prompt leaves a checkpoint near its end, from which any further
+// prompt that begins like it goes on, as often as it comes.
+func TestCheckpoints(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 2), fakeConfig(2)
+	f.window, conf.SavedBytes, conf.Checkpoints = -1, 1<<20, true
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		say(t, s, conf, long(t, leastMoved+turnSlack-1, 5), 1)
+		must.Eq(t, 0, f.states.Load()) // it is not worth one
+		first := say(t, s, conf, long(t, 40, 20), 20)
+		must.Eq(t, 1, f.states.Load())
+		must.Eq(t, 36, f.bytes.Load())
+		for range 3 { // the same again, and another end of it
+			must.Eq(t, 36, reusedBy(say(t, s, conf, first.Prompt, 20)))
+			must.Eq(t, 36, reusedBy(say(t, s, conf, append(slices.Clone(first.Prompt[:37]), 5, 6, 7), 20)))
+		}
+		next := say(t, s, conf, slices.Concat(first.Prompt[:38], long(t, 30, 90)), 20) // a turn whose answer is spelled otherwise
+		must.Eq(t, 36, reusedBy(next))
+		must.Eq(t, 64, reusedBy(say(t, s, conf, append(slices.Clone(next.Prompt[:66]), 3, 3, 3), 1))) // which has one of its own
+		must.Eq(t, 36, reusedBy(say(t, s, conf, first.Prompt, 1)))
+	})
+	must.Eq(t, 0, f.states.Load())
+}
+
+// A checkpoint is found by the requests that run beside the one that made it.
+func TestCheckpointsOfMany(t *testing.T) {
+	t.Parallel()
+	f, conf := newFake(t, 3), fakeConfig(3)
+	f.window, f.perStep, conf.SavedBytes, conf.Checkpoints = -1, time.Millisecond, 200, true
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		shared := long(t, 50, 4)
+		var runs []*run
+		for i := range 24 {
+			r := newRun(slices.Concat(shared[:20+i], long(t, 10+i%5, 12)), 10)
+			must.NoError(t, s.Submit(r.Request))
+			runs = append(runs, r)
+			if i%4 == 0 {
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
+		for _, r := range runs {
+			asAlone(t, r, conf)
+		}
+		must.LessEq(t, 200, f.bytes.Load())
+	})
+	must.Eq(t, 0, f.states.Load())
+}
+
 // A copy that has not taken place yet is neither saved nor loaded over.
 func TestCopyThatIsNotDone(t *testing.T) {
 	t.Parallel()

@@ -20,6 +20,7 @@ type Config struct {
 	PromptPause time.Duration // how much longer prompts make such a step, as far as it can be told before
 	Queue       int           // requests that may wait for a slot
 	SavedBytes  int64         // of sequences that gave up their slot, at most; 0: none is saved
+	Checkpoints bool          // save sequences near the end of prompts as well: the decoder cannot cut them
 	PinThread   bool          // stay on one thread, which graphics drivers like better
 	Vocab       Vocab
 	Log         hclog.Logger
@@ -67,6 +68,7 @@ type slot struct {
 	copying bool    // the copy that makes held takes place with the next step
 	copied  bool    // the same, and it is copied from here
 
+	mark      int   // tokens of the prompt at which a checkpoint is made; 0: none is to be made
 	reused    int   // prompt tokens that were in the cache at the beginning
 	waited    int   // prompt tokens that other requests got while this one's prompt waited
 	next      Token // chosen and not in the cache yet
@@ -256,7 +258,7 @@ func (s *Scheduler) admit(r *Request) {
 	x := s.place(r.Prompt)
 	s.clock++
 	x.req, x.split, x.next, x.generated, x.used = r, splitter{stops: r.Stops}, none, 0, s.clock
-	x.reused, x.turn, x.waited = len(x.held), len(r.Prompt), 0
+	x.reused, x.turn, x.waited, x.mark = len(x.held), len(r.Prompt), 0, s.mark(x, r.Prompt)
 	s.reused.Add(int64(x.reused))
 	s.prompts = append(s.prompts, x)
 }
@@ -326,6 +328,9 @@ func (s *Scheduler) fill() (prompt int) {
 	room := s.promptRoom(len(s.entries))
 	for _, x := range s.prompts {
 		x.add = min(room-prompt, x.missing())
+		if x.mark > 0 { // a step ends there
+			x.add = min(x.add, x.mark-len(x.held))
+		}
 		for i := range x.add {
 			at := len(x.held) + i
 			last := at == len(x.req.Prompt)-1
@@ -360,6 +365,10 @@ func (s *Scheduler) step() {
 	}
 	for _, x := range s.slots {
 		x.copying, x.copied = false, false
+		if x.req != nil && x.mark > 0 && len(x.held) == x.mark {
+			x.mark = 0
+			s.checkpoint(x)
+		}
 	}
 	s.prompts = slices.DeleteFunc(s.prompts, func(x *slot) bool { return x.missing() == 0 })
 	s.countCache()
