@@ -45,18 +45,23 @@ type Backend struct {
 // by Stop.
 type served struct {
 	model   *model
-	engine  *engine
-	embeds  *embedder // nil: the model has no embeddings
+	engine  *engine   // nil: the model only reads
+	embeds  *embedder // nil: the model has neither embeddings nor scores
+	limit   int       // tokens of a slot, or of a text that is read
 	threads int
 }
 
 // capabilities returns what requests may ask for, sorted.
 func (s *served) capabilities() []worker.Capability {
 	list := s.model.capabilities()
-	if s.embeds != nil {
+	switch {
+	case s.embeds == nil:
+	case s.embeds.ranks():
+		list = append(list, worker.CapabilityRerank)
+	default:
 		list = append(list, worker.CapabilityEmbeddings)
-		slices.Sort(list)
 	}
+	slices.Sort(list)
 	return list
 }
 
@@ -112,7 +117,9 @@ func (b *Backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 		return nil, err
 	}
 	b.served = s
-	go s.engine.Run() // ended and awaited by Stop
+	if s.engine != nil {
+		go s.engine.Run() // ended and awaited by Stop
+	}
 	if b.state == worker.StateLoading {
 		b.state = worker.StateReady
 	}
@@ -164,7 +171,7 @@ func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, 
 	if err != nil {
 		return nil, errors.Join(err, loaded.Free())
 	}
-	b.log.Info("model loaded", "model", spec.ModelID, "device", device.Name, "engine", native.Version(), "slots", spec.Slots, "context", s.engine.limit, "threads", s.threads)
+	b.log.Info("model loaded", "model", spec.ModelID, "device", device.Name, "engine", native.Version(), "slots", spec.Slots, "context", s.limit, "threads", s.threads)
 	return s, nil
 }
 
@@ -204,8 +211,7 @@ func (b *Backend) loadModel(path string, device native.Device, conf config, repo
 	if err != nil {
 		return nil, err
 	}
-	if !loaded.PlainDecoder() {
-		err := fmt.Errorf("load model: %s has no plain decoder, which is the only kind this worker serves: %w", path, sdk.ErrUnsupported)
+	if err := loaded.Check(); err != nil {
 		return nil, errors.Join(err, loaded.Free())
 	}
 	return loaded, nil
@@ -222,6 +228,9 @@ func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf conf
 		limit = min(limit, m.trained)
 	}
 	threads := conf.threads(spec.Threads)
+	if loaded.Reads() {
+		return prepareReader(m, conf, limit, threads)
+	}
 	step := max(conf.BatchTokens, spec.Slots) // every slot has a place in every step
 	ctx, err := loaded.NewContext(native.ContextParams{
 		Sequences: spec.Slots, Tokens: limit, BatchTokens: step, Threads: threads, KVType: conf.KVCacheType,
@@ -232,12 +241,41 @@ func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf conf
 		return nil, sdk.WithHint(err, "Start the worker with fewer slots or a smaller context.")
 	}
 	limit = min(limit, ctx.SequenceTokens())
+	if err := warmUp(ctx, m); err != nil {
+		return nil, errors.Join(fmt.Errorf("load model: the engine cannot run it: %w: %w", err, sdk.ErrInvalid), ctx.Free())
+	}
 	e := &engine{model: m, ctx: ctx, limit: limit, Scheduler: batch.New(ctx, batch.Config{
 		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), PromptPause: time.Duration(conf.PromptPause) * time.Millisecond,
-		Queue: conf.Queue, SavedBytes: conf.storeBytes(),
+		Queue: conf.Queue, SavedBytes: conf.storeBytes(), Checkpoints: loaded.Recurrent(),
 		PinThread: b.flavour != CPU, Vocab: batch.Vocab{Pieces: m.pieces, Ends: m.ends}, Log: b.log,
 	})}
-	return &served{model: m, engine: e, embeds: newEmbedder(loaded, conf, limit, threads), threads: threads}, nil
+	return &served{model: m, engine: e, embeds: newEmbedder(loaded, conf, min(limit, maxEmbedTokens), threads), limit: limit, threads: threads}, nil
+}
+
+// warmUp evaluates one token, so that a model whose file makes the engine end the process does so
+// before anybody asks, and the first request does not wait for the weights to be read.
+func warmUp(ctx *native.Context, m *model) error {
+	if err := ctx.Decode([]batch.Entry{{Token: max(0, m.bos), Logits: true}}); err != nil {
+		return err
+	}
+	if !ctx.Remove(0, 0) {
+		return errors.New("a cache cannot be emptied")
+	}
+	return nil
+}
+
+// prepareReader makes ready what a model has that only reads.
+func prepareReader(m *model, conf config, limit, threads int) (*served, error) {
+	e := newEmbedder(m.native, conf, limit, threads)
+	if e == nil {
+		err := fmt.Errorf("load model: it makes vectors of texts, and its file does not say how those of a text's tokens become one: %w", sdk.ErrUnsupported)
+		return nil, sdk.WithHint(err, "Set pooling in the worker type's configuration to what the model's publisher says: mean, cls or last.")
+	}
+	if err := e.open(); err != nil {
+		err = fmt.Errorf("load model: texts of %d tokens cannot be read: %w: %w", limit, err, sdk.ErrTooLarge)
+		return nil, errors.Join(sdk.WithHint(err, "Start the worker with a smaller context."), e.free())
+	}
+	return &served{model: m, embeds: e, limit: limit, threads: threads}, nil
 }
 
 func (b *Backend) loadStopped() bool {
@@ -255,13 +293,8 @@ func (b *Backend) Status(ctx context.Context) (worker.Status, error) {
 	if s == nil {
 		return st, nil
 	}
-	st.ContextTokens, st.Capabilities = s.engine.limit, s.capabilities()
-	load := s.engine.Stats()
-	st.Active, st.Queued = load.Active, load.Queued
-	if load.Failure != "" && st.State != worker.StateStopped {
-		st.State, st.Problem = worker.StateFailed, load.Failure
-	}
-	st.TokensPerSecond, st.TokensTotal, st.KVUsedTokens = load.TokensPerSecond, load.TokensTotal, load.CacheTokens
+	st.ContextTokens, st.Capabilities = s.limit, s.capabilities()
+	s.report(&st)
 	if b.flavour == CPU { // the processor's memory is the process's
 		if p, err := process.NewProcessWithContext(ctx, int32(os.Getpid())); err == nil {
 			if info, err := p.MemoryInfoWithContext(ctx); err == nil {
@@ -270,6 +303,22 @@ func (b *Backend) Status(ctx context.Context) (worker.Status, error) {
 		}
 	}
 	return st, nil
+}
+
+// report adds what the requests take.
+func (s *served) report(st *worker.Status) {
+	if s.engine == nil {
+		n := s.embeds.load()
+		st.Active = min(n, st.Slots)
+		st.Queued = n - st.Active
+		return
+	}
+	load := s.engine.Stats()
+	st.Active, st.Queued = load.Active, load.Queued
+	if load.Failure != "" && st.State != worker.StateStopped {
+		st.State, st.Problem = worker.StateFailed, load.Failure
+	}
+	st.TokensPerSecond, st.TokensTotal, st.KVUsedTokens = load.TokensPerSecond, load.TokensTotal, load.CacheTokens
 }
 
 // Drain refuses new requests and returns when the last one is answered.
@@ -323,14 +372,10 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	if s == nil {
 		return nil
 	}
-	s.engine.Stop()
-	select {
-	case <-s.engine.Done(): // after the step that is running
-	case <-ctx.Done():
-		return fmt.Errorf("stop: the engine is still busy: %w", ctx.Err())
+	s.embeds.stop()
+	if err := b.stopEngine(ctx, s.engine); err != nil {
+		return err
 	}
-	load := s.engine.Stats()
-	b.log.Info("engine stopped", "tokens", load.TokensTotal, "prompt_tokens_evaluated", load.PromptEvaluated, "prompt_tokens_reused", load.PromptReused)
 	settle, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
 	if err := b.gate.wait(settle); err != nil {
@@ -339,5 +384,25 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 		b.log.Warn("model not freed: a client does not take its answer")
 		return nil
 	}
-	return errors.Join(s.engine.ctx.Free(), s.embeds.free(), s.model.native.Free())
+	var freed error
+	if s.engine != nil {
+		freed = s.engine.ctx.Free()
+	}
+	return errors.Join(freed, s.embeds.free(), s.model.native.Free())
+}
+
+// stopEngine ends the engine's goroutine, if there is one.
+func (b *Backend) stopEngine(ctx context.Context, e *engine) error {
+	if e == nil {
+		return nil
+	}
+	e.Stop()
+	select {
+	case <-e.Done(): // after the step that is running
+	case <-ctx.Done():
+		return fmt.Errorf("stop: the engine is still busy: %w", ctx.Err())
+	}
+	load := e.Stats()
+	b.log.Info("engine stopped", "tokens", load.TokensTotal, "prompt_tokens_evaluated", load.PromptEvaluated, "prompt_tokens_reused", load.PromptReused)
+	return nil
 }

@@ -31,7 +31,8 @@ type embedder struct {
 	threads int
 	places  int // requests that may wait or run
 
-	turn chan struct{} // capacity 1: who holds it has the context
+	turn     chan struct{} // capacity 1: who holds it has the context
+	stopping chan struct{} // closed when no step begins any more
 
 	mu      sync.Mutex // guards below
 	waiting int
@@ -39,17 +40,54 @@ type embedder struct {
 	ctx *native.Embedder // nil: not made yet; of who has the turn
 }
 
-// newEmbedder returns nil for a model that has no embeddings.
+// newEmbedder returns nil for a model that has neither embeddings nor scores. A text has at most
+// limit tokens.
 func newEmbedder(loaded *native.Model, conf config, limit, threads int) *embedder {
-	pooling := conf.Pooling
-	if pooling == poolingOfModel {
-		pooling = loaded.Pooling()
+	pooling := loaded.Pooling()
+	if pooling != native.Rank && conf.Pooling != poolingOfModel {
+		pooling = conf.Pooling
 	}
 	if pooling == "" {
 		return nil
 	}
 	return &embedder{
-		model: loaded, pooling: pooling, limit: min(limit, maxEmbedTokens), threads: threads, places: conf.Queue + 1, turn: make(chan struct{}, 1),
+		model: loaded, pooling: pooling, limit: limit, threads: threads, places: conf.Queue + 1,
+		turn: make(chan struct{}, 1), stopping: make(chan struct{}),
+	}
+}
+
+// ranks reports whether the model scores texts, and has no embeddings.
+func (e *embedder) ranks() bool { return e.pooling == native.Rank }
+
+// open makes the context and reads one token, so that a model whose file makes the engine end the
+// process does so before anybody asks.
+func (e *embedder) open() error {
+	if err := e.makeLocked(); err != nil {
+		return err
+	}
+	_, err := e.ctx.Embed([][]token{{max(0, e.model.BOS())}})
+	return err
+}
+
+// makeLocked makes the context. The caller has the turn.
+func (e *embedder) makeLocked() (err error) {
+	if e.ctx == nil {
+		e.ctx, err = e.model.NewEmbedder(e.limit, min(embedTexts, e.limit), e.threads, e.pooling)
+	}
+	return err
+}
+
+// load returns the number of requests that wait or run.
+func (e *embedder) load() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.waiting
+}
+
+// stop lets no step begin any more.
+func (e *embedder) stop() {
+	if e != nil {
+		close(e.stopping)
 	}
 }
 
@@ -59,7 +97,7 @@ func (e *embedder) enter() *openai.Error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.waiting >= e.places {
-		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", openai.CodeOverloaded, "%d requests for embeddings are waiting; try again later", e.places-1)
+		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", openai.CodeOverloaded, "%d requests are waiting for their texts to be read; try again later", e.places-1)
 	}
 	e.waiting++
 	return nil
@@ -74,8 +112,15 @@ func (e *embedder) leave() {
 // begin waits for the turn of a step. The caller, who has a place, ends it with end.
 func (e *embedder) begin(ctx context.Context) *openai.Error {
 	select {
+	case <-e.stopping:
+		return stopping()
+	default:
+	}
+	select {
 	case e.turn <- struct{}{}:
 		return nil
+	case <-e.stopping:
+		return stopping()
 	case <-ctx.Done():
 		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", "", "the client is gone")
 	}
@@ -119,16 +164,19 @@ func (e *embedder) step(ctx context.Context, texts [][]token) ([][]float32, *ope
 		return nil, err
 	}
 	defer e.end()
-	if e.ctx == nil {
-		made, err := e.model.NewEmbedder(e.limit, embedTexts, e.threads, e.pooling)
-		if err != nil {
-			return nil, engineFailed(err.Error())
-		}
-		e.ctx = made
+	if err := e.makeLocked(); err != nil {
+		return nil, engineFailed(err.Error())
 	}
 	vectors, err := e.ctx.Embed(texts)
 	if err != nil {
 		return nil, engineFailed(err.Error())
+	}
+	for _, v := range vectors {
+		for _, x := range v {
+			if math.IsNaN(float64(x)) || math.IsInf(float64(x), 0) { // JSON has no such number
+				return nil, engineFailed("it computed a vector that is not one of numbers")
+			}
+		}
 	}
 	return vectors, nil
 }
@@ -161,6 +209,9 @@ func (s *server) embed(ctx context.Context, req *openai.EmbeddingRequest) (*open
 	e := s.embedder
 	if e == nil {
 		return nil, openai.NotSupported("model", "this model has no embeddings: its file names no pooling; set pooling in the worker's configuration to make them all the same")
+	}
+	if e.ranks() {
+		return nil, openai.NotSupported("model", "this model scores texts and has no embeddings of them; use /v1/rerank")
 	}
 	size := e.model.EmbeddingSize()
 	if req.Dimensions != nil && int(*req.Dimensions) > size {
@@ -217,21 +268,20 @@ func (s *server) embedTokens(req *openai.EmbeddingRequest) ([][]token, error) {
 		if len(tokens) > limit && !cut {
 			return openai.NewError(http.StatusBadRequest, openai.TypeContextExceeded, "input", openai.CodeContextLength, "%s has %d tokens, and this worker reads at most %d of a text; shorten it or split it", where, len(tokens), limit)
 		}
-		out = append(out, tokens[:min(len(tokens), limit)])
+		out = append(out, s.model.cut(tokens, limit))
 		return nil
 	}
 	for i, text := range req.Input.Texts {
 		if text == "" {
 			return nil, openai.Invalid("input", "input[%d] is empty", i)
 		}
-		text = strings.ReplaceAll(text, "\x00", "\uFFFD") // the engine takes a C string
 		if most := e.limit * max(1, s.model.maxPiece) * 4; len(text) > most {
 			if !cut {
 				return nil, openai.NewError(http.StatusBadRequest, openai.TypeContextExceeded, "input", openai.CodeContextLength, "input[%d] has %d bytes, and this worker reads at most %d tokens of a text; shorten it or split it", i, len(text), limit)
 			}
 			text = strings.ToValidUTF8(text[:most], "")
 		}
-		if err := add(s.model.native.Tokenize(text, true, false)); err != nil {
+		if err := add(s.model.tokens(text, true, false)); err != nil {
 			return nil, err
 		}
 	}

@@ -62,11 +62,15 @@ func apiError(err error) *openai.Error {
 	}
 	switch {
 	case errors.Is(err, batch.ErrStopping):
-		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", "stopping", "the worker is stopping; send the request again")
+		return stopping()
 	case errors.Is(err, batch.ErrCacheFull):
 		return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", openai.CodeOverloaded, "the context memory of this worker is full; try again later")
 	}
 	return engineFailed(err.Error())
+}
+
+func stopping() *openai.Error {
+	return openai.NewError(http.StatusServiceUnavailable, openai.TypeUnavailable, "", "stopping", "the worker is stopping; send the request again")
 }
 
 func engineFailed(why string) *openai.Error {

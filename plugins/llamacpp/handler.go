@@ -21,8 +21,8 @@ const maxBody = 16 << 20
 
 // server answers OpenAI's HTTP API with one engine.
 type server struct {
-	engine   *engine
-	embedder *embedder // nil: the model has no embeddings
+	engine   *engine   // nil: the model only reads
+	embedder *embedder // nil: the model has neither embeddings nor scores
 	model    *model
 	modelID  string
 	started  int64 // seconds since 1970
@@ -37,10 +37,11 @@ type server struct {
 // routes is the whole API.
 func (s *server) routes() []route {
 	return []route{
-		{http.MethodPost, "/v1/chat/completions", s.chat},
+		{http.MethodPost, "/v1/chat/completions", s.writes(s.chat)},
 		{http.MethodPost, "/v1/chat/completions/input_tokens", s.plain(s.inputTokens)},
-		{http.MethodPost, "/v1/completions", s.completion},
+		{http.MethodPost, "/v1/completions", s.writes(s.completion)},
 		{http.MethodPost, "/v1/embeddings", s.plain(s.embeddings)},
+		{http.MethodPost, "/v1/rerank", s.plain(s.rerank)},
 		{http.MethodPost, "/tokenize", s.plain(s.tokenize)},
 		{http.MethodPost, "/detokenize", s.plain(s.detokenize)},
 		{http.MethodPost, "/apply-template", s.plain(s.applyTemplate)},
@@ -110,11 +111,23 @@ func (s *server) models(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *server) health(w http.ResponseWriter, _ *http.Request) {
-	if _, _, failure := s.engine.load(); failure != "" {
-		openai.WriteError(w, http.StatusServiceUnavailable, engineFailed(failure))
-		return
+	if s.engine != nil {
+		if _, _, failure := s.engine.load(); failure != "" {
+			openai.WriteError(w, http.StatusServiceUnavailable, engineFailed(failure))
+			return
+		}
 	}
 	writeJSON(w, map[string]string{"status": "ok"})
+}
+
+// writes returns a handler that refuses what a model that only reads cannot.
+func (s *server) writes(h http.HandlerFunc) http.HandlerFunc {
+	if s.engine != nil {
+		return h
+	}
+	return s.plain(func(context.Context, []byte) (any, error) {
+		return nil, openai.NotSupported("model", "%s; use /v1/embeddings or /v1/rerank", s.model.noChat)
+	})
 }
 
 func (s *server) chat(w http.ResponseWriter, r *http.Request) {
@@ -191,6 +204,9 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 // capabilities returns what requests for the model may ask for, sorted. unsupportedChat and
 // unsupportedCompletion refuse the rest.
 func (m *model) capabilities() []worker.Capability {
+	if m.native.Reads() {
+		return []worker.Capability{worker.CapabilityTokenize}
+	}
 	list := []worker.Capability{worker.CapabilityCompletions, worker.CapabilityLogprobs, worker.CapabilityTokenize}
 	if m.template != nil {
 		list = append(list, worker.CapabilityChat, worker.CapabilityJSONSchema, worker.CapabilityTools)

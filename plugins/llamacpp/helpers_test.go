@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -46,6 +47,20 @@ func tinyModel(t testing.TB) string {
 	return path
 }
 
+// synthetic writes a small model with random weights: args are those of core/coretest/ggufgen.
+func synthetic(t testing.TB, args ...string) string {
+	t.Helper()
+	engineDir(t) // nobody else wants one
+	path := filepath.Join(t.TempDir(), "model.gguf")
+	args = append([]string{
+		"run", "../../core/coretest/ggufgen", "-out", path, "-preset", "15m", "-layers", "6", "-embd", "64", "-heads", "2", "-kv-heads", "1",
+		"-ffn", "128", "-vocab", "600", "-ctx", "256", "-window", "16", "-type", "f32",
+	}, args...)
+	out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput()
+	must.NoError(t, err, must.Sprintf("%s", out))
+	return path
+}
+
 type testWorker struct {
 	*Backend
 	url    string
@@ -55,15 +70,27 @@ type testWorker struct {
 // startWorker serves the tiny model until the test ends.
 func startWorker(t testing.TB, slots, contextTokens int, config string) *testWorker {
 	t.Helper()
-	spec := worker.StartSpec{
-		WorkerID: "w1", Nonce: "n1", ModelPath: tinyModel(t), ModelID: "rbee-tiny", Device: "cpu",
-		Slots: slots, ContextTokens: contextTokens, Threads: 1, EngineDir: engineDir(t),
-	}
+	return startWorkerOf(t, tinyModel(t), slots, contextTokens, config)
+}
+
+// newWorkerOf makes the worker of a model, and what starts it.
+func newWorkerOf(t testing.TB, model string, slots, contextTokens int, config string) (*Backend, worker.StartSpec) {
+	t.Helper()
 	b := newTestBackend(t, CPU)
 	b.config.Queue = 64
 	if config != "" {
 		must.NoError(t, json.Unmarshal([]byte(config), &b.config))
 	}
+	return b, worker.StartSpec{
+		WorkerID: "w1", Nonce: "n1", ModelPath: model, ModelID: "rbee-tiny", Device: "cpu",
+		Slots: slots, ContextTokens: contextTokens, Threads: 1, EngineDir: engineDir(t),
+	}
+}
+
+// startWorkerOf serves a model until the test ends.
+func startWorkerOf(t testing.TB, model string, slots, contextTokens int, config string) *testWorker {
+	t.Helper()
+	b, spec := newWorkerOf(t, model, slots, contextTokens, config)
 	h, err := b.Start(t.Context(), spec, func(worker.Progress) error { return nil })
 	must.NoError(t, err)
 	srv := httptest.NewServer(h)

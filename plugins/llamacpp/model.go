@@ -27,6 +27,7 @@ type model struct {
 	endList  []token  // the same as a list
 	maxPiece int      // bytes of the longest piece
 
+	control  *controlTokens
 	bos      token
 	addBOS   bool
 	trained  int // positions the model was trained for
@@ -63,6 +64,13 @@ func describe(loaded *native.Model) *model {
 		m.maxPiece = max(m.maxPiece, len(m.pieces[i]), len(text))
 	}
 	m.bos, m.addBOS = loaded.BOS(), loaded.AddsBOS()
+	m.control = newControlTokens(control)
+	m.defaults = m.samplingDefaults()
+	m.vocabulary = constraint.NewVocabulary(m.pieces, m.ends, m.tokenText)
+	if loaded.Reads() {
+		m.noChat = "this model only reads: it makes vectors or scores of texts, and writes none"
+		return m
+	}
 	source := loaded.ChatTemplate()
 	if source == "" {
 		has := 0
@@ -77,13 +85,11 @@ func describe(loaded *native.Model) *model {
 	}
 	if source == "" {
 		m.noChat = "this model has no chat template, so that it cannot be used for chat; send the whole prompt to /v1/completions instead"
-	} else if t, err := newChatTemplate(source, m.tokenText(m.bos), m.tokenText(loaded.EOS()), control); err != nil {
+	} else if t, err := newChatTemplate(source, m.tokenText(m.bos), m.tokenText(loaded.EOS()), m.control); err != nil {
 		m.noChat = fmt.Sprintf("this model's %v; send the whole prompt to /v1/completions instead", err)
 	} else {
 		m.template = t
 	}
-	m.defaults = m.samplingDefaults()
-	m.vocabulary = constraint.NewVocabulary(m.pieces, m.ends, m.tokenText)
 	return m
 }
 
@@ -136,8 +142,8 @@ func (m *model) chatText(ctx context.Context, req *openai.ChatRequest, now time.
 // chatTokens makes the tokens of a rendered conversation.
 func (m *model) chatTokens(prompt jinja.Text) []token {
 	var tokens []token
-	for _, s := range m.template.segments(prompt) {
-		tokens = append(tokens, m.native.Tokenize(s.text, false, s.trusted)...)
+	for _, s := range m.control.segments(prompt) {
+		tokens = append(tokens, m.tokens(s.text, false, s.trusted)...)
 	}
 	// A template may write the first token or leave it to the engine; it must be there once.
 	if m.addBOS && m.bos >= 0 && !slices.Contains(tokens, m.bos) {
@@ -159,11 +165,10 @@ func (m *model) textPrompt(p openai.Prompt, limit int) ([]token, error) {
 		}
 		return tokens, nil
 	}
-	text := strings.ReplaceAll(p.Texts[0], "\x00", "\uFFFD") // the engine takes a C string
-	if err := m.checkLength(len(text), limit); err != nil {
+	if err := m.checkLength(len(p.Texts[0]), limit); err != nil {
 		return nil, err
 	}
-	tokens := m.native.Tokenize(text, true, true)
+	tokens := m.tokens(p.Texts[0], true, true)
 	if m.addBOS && len(tokens) > 1 && tokens[0] == m.bos && tokens[1] == m.bos { // the client wrote it and the engine added it
 		tokens = tokens[1:]
 	}

@@ -16,7 +16,7 @@ import (
 type chatTemplate struct {
 	compiled *jinja.Template
 	bos, eos string
-	control  controlTokens
+	control  *controlTokens
 	wants    templateWants
 	dialogue *dialogue.Format // what the model's own text means
 }
@@ -36,14 +36,13 @@ type templateWants struct {
 const chatML = `{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}` +
 	`{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}`
 
-// newChatTemplate compiles a template and tries what it takes. control holds the texts of the
-// vocabulary's control tokens.
-func newChatTemplate(source, bos, eos string, control []string) (*chatTemplate, error) {
+// newChatTemplate compiles a template and tries what it takes.
+func newChatTemplate(source, bos, eos string, control *controlTokens) (*chatTemplate, error) {
 	compiled, err := jinja.Compile(source)
 	if err != nil {
 		return nil, fmt.Errorf("chat template: %w", err)
 	}
-	t := &chatTemplate{compiled: compiled, bos: bos, eos: eos, control: newControlTokens(control), dialogue: &dialogue.Format{TakesTools: true}}
+	t := &chatTemplate{compiled: compiled, bos: bos, eos: eos, control: control, dialogue: &dialogue.Format{TakesTools: true}}
 	t.probe()
 	t.dialogue = dialogue.Recognise(source, t.wants.tools, func(text string) bool { return t.control.texts[text] })
 	t.wants.tools = t.wants.tools && t.dialogue.TakesTools
@@ -196,8 +195,8 @@ type controlTokens struct {
 	first   [256]bool
 }
 
-func newControlTokens(texts []string) controlTokens {
-	c := controlTokens{texts: map[string]bool{}}
+func newControlTokens(texts []string) *controlTokens {
+	c := &controlTokens{texts: map[string]bool{}}
 	for _, text := range texts {
 		if text == "" {
 			continue
@@ -233,11 +232,11 @@ type segment struct {
 
 // segments cuts a prompt where the text of a control token has bytes of a client. It cuts nowhere
 // else: the engine would make other tokens of the same text in pieces.
-func (t *chatTemplate) segments(prompt jinja.Text) []segment {
+func (c *controlTokens) segments(prompt jinja.Text) []segment {
 	var out []segment
 	s, from := prompt.String(), 0
 	for i := 0; i < len(s); {
-		n := t.control.at(s, i)
+		n := c.at(s, i)
 		switch {
 		case n == 0:
 			i++

@@ -28,7 +28,7 @@ func TestTemplatesLikeJinja(t *testing.T) {
 			t.Parallel()
 			req, err := openai.DecodeChat(c.Request)
 			must.NoError(t, err)
-			tmpl, err := newChatTemplate(c.Template, "<s>", "</s>", nil)
+			tmpl, err := newChatTemplate(c.Template, "<s>", "</s>", newControlTokens(nil))
 			must.NoError(t, err)
 			got, err := tmpl.render(t.Context(), req, time.Time{})
 			if c.Refused != "" {
@@ -47,12 +47,12 @@ func TestTemplatesLikeJinja(t *testing.T) {
 // segmentsOf renders a conversation of one message and cuts the prompt.
 func segmentsOf(t *testing.T, template, content string, control ...string) []segment {
 	t.Helper()
-	tmpl, err := newChatTemplate(template, "<s>", "</s>", control)
+	tmpl, err := newChatTemplate(template, "<s>", "</s>", newControlTokens(control))
 	must.NoError(t, err)
 	req := &openai.ChatRequest{Messages: []openai.Message{{Role: "user", Content: openai.TextContent(content)}}}
 	prompt, err := tmpl.render(t.Context(), req, time.Time{})
 	must.NoError(t, err)
-	return tmpl.segments(prompt)
+	return tmpl.control.segments(prompt)
 }
 
 func TestSegmentsOfClientText(t *testing.T) {
@@ -105,7 +105,7 @@ func TestTemplateWants(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			tmpl, err := newChatTemplate(c.template, "", "", nil)
+			tmpl, err := newChatTemplate(c.template, "", "", newControlTokens(nil))
 			must.NoError(t, err)
 			must.Eq(t, c.want, tmpl.wants)
 		})
@@ -123,7 +123,7 @@ func TestHostileTemplate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			tmpl, err := newChatTemplate(source, "", "", nil)
+			tmpl, err := newChatTemplate(source, "", "", newControlTokens(nil))
 			must.NoError(t, err)
 			_, err = tmpl.render(t.Context(), &openai.ChatRequest{}, time.Time{})
 			e, ok := errors.AsType[*openai.Error](err)
@@ -135,9 +135,9 @@ func TestHostileTemplate(t *testing.T) {
 
 func TestTemplateFailures(t *testing.T) {
 	t.Parallel()
-	_, err := newChatTemplate("{% if %}", "", "", nil)
+	_, err := newChatTemplate("{% if %}", "", "", newControlTokens(nil))
 	must.Error(t, err)
-	tmpl, err := newChatTemplate("{{ messages[0].content.nothing.at.all() }}", "", "", nil)
+	tmpl, err := newChatTemplate("{{ messages[0].content.nothing.at.all() }}", "", "", newControlTokens(nil))
 	must.NoError(t, err)
 	req, err := openai.DecodeChat([]byte(`{"messages":[{"role":"user","content":"x"}]}`))
 	must.NoError(t, err)

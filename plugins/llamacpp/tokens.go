@@ -59,8 +59,7 @@ func (s *server) tokenize(ctx context.Context, body []byte) (any, error) {
 			tokens = append(tokens, p.Token)
 			continue
 		}
-		text := strings.ReplaceAll(p.Text, "\x00", "\uFFFD") // the engine takes a C string
-		tokens = append(tokens, s.model.native.Tokenize(text, req.AddSpecial && i == 0, req.ParseSpecial == nil || *req.ParseSpecial)...)
+		tokens = append(tokens, s.model.tokens(p.Text, req.AddSpecial && i == 0, req.ParseSpecial == nil || *req.ParseSpecial)...)
 	}
 	if !req.WithPieces {
 		return openai.TokenizeResponse{Tokens: tokens}, nil

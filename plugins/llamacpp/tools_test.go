@@ -250,7 +250,7 @@ func TestConversationInWords(t *testing.T) {
 		{"role":"assistant","content":"One moment.","tool_calls":[{"id":"c1","function":{"name":"get_time","arguments":"{\"zone\":\"CET\"}"}},{"id":"c2","function":{"name":"get_time","arguments":""}}]},
 		{"role":"tool","tool_call_id":"c1","content":"noon"},{"role":"tool","tool_call_id":"c2","content":"dusk"}],"tools":[{"function":{"name":"get_time"}}]}`))
 	must.NoError(t, err)
-	tmpl, err := newChatTemplate(chatML, "", "", nil)
+	tmpl, err := newChatTemplate(chatML, "", "", newControlTokens(nil))
 	must.NoError(t, err)
 	text, err := tmpl.render(t.Context(), req, time.Time{})
 	must.NoError(t, err)
@@ -260,7 +260,7 @@ func TestConversationInWords(t *testing.T) {
 	must.Eq(t, "<|im_start|>user\nTime?<|im_end|>\n<|im_start|>assistant\nOne moment.\n{\"name\": \"get_time\", \"arguments\": {\"zone\":\"CET\"}}\n{\"name\": \"get_time\", \"arguments\": {}}<|im_end|>\n"+
 		"<|im_start|>user\nResult of get_time:\nnoon\nResult of get_time:\ndusk<|im_end|>\n<|im_start|>assistant\n", rest)
 
-	tmpl, err = newChatTemplate("{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}", "", "", nil)
+	tmpl, err = newChatTemplate("{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}", "", "", newControlTokens(nil))
 	must.NoError(t, err)
 	text, err = tmpl.render(t.Context(), req, time.Time{})
 	must.NoError(t, err)
@@ -273,7 +273,7 @@ func TestConversationOfTemplate(t *testing.T) {
 	t.Parallel()
 	const source = "{{ tools | tojson if tools }}<tool_call>{% for m in messages %}{% if m.tool_call_id is defined and m.tool_call_id | length != 9 %}{{ raise_exception('9') }}{% endif %}" +
 		"[{{ m.role }}|{{ m.name }}|{{ m.reasoning_content }}|{{ m.tool_calls[0].id if m.tool_calls }}]{{ m.content or m.tool_calls }}{% endfor %}{{ enable_thinking }}{{ reasoning_effort }}"
-	tmpl, err := newChatTemplate(source, "", "", []string{"<|x|>"})
+	tmpl, err := newChatTemplate(source, "", "", newControlTokens([]string{"<|x|>"}))
 	must.NoError(t, err)
 	must.Eq(t, templateWants{tools: true, shortIDs: true}, tmpl.wants)
 	must.Eq(t, "hermes", tmpl.dialogue.Name)
@@ -288,7 +288,7 @@ func TestConversationOfTemplate(t *testing.T) {
 	must.Eq(t, 9, len(id))
 	must.StrContains(t, got, "[assistant||hm|"+id+"]y[tool|f||]r")
 	must.StrHasSuffix(t, "Truelow", got)
-	for _, s := range tmpl.segments(text) { // what a client wrote of a control token is none
+	for _, s := range tmpl.control.segments(text) { // what a client wrote of a control token is none
 		must.True(t, s.text != "<|x|>" || !s.trusted)
 	}
 	req.ReasoningEffort, req.ToolChoice = "none", openai.ToolChoice{Mode: "none"}

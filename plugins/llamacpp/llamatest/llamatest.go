@@ -32,6 +32,7 @@ type Loop struct {
 	ctx   llama.Context
 	mem   llama.Memory
 	vocab llama.Vocab
+	read  []Token // what the context has
 }
 
 // Answer is what the plain loop says to a prompt.
@@ -174,6 +175,7 @@ func (l *Loop) decode(t testing.TB, tokens []Token) []choice {
 	for i, t := range tokens {
 		list[i] = llama.Token(t)
 	}
+	l.read = append(slices.Clip(l.read), tokens...)
 	code, err := llama.Decode(l.ctx, llama.BatchGetOne(list))
 	noError(t, err)
 	if code != 0 {
@@ -189,11 +191,20 @@ func (l *Loop) decode(t testing.TB, tokens []Token) []choice {
 	return ranked
 }
 
-// rewind forgets what follows the first n positions.
+// rewind forgets what follows the first n positions. A recurrent model reads them again.
 func (l *Loop) rewind(t testing.TB, n int) {
 	t.Helper()
-	_, err := llama.MemorySeqRm(l.mem, 0, llama.Pos(n), -1)
+	done, err := llama.MemorySeqRm(l.mem, 0, llama.Pos(n), -1)
 	noError(t, err)
+	read := l.read[:n]
+	l.read = read
+	if done || n == 0 {
+		return
+	}
+	_, err = llama.MemorySeqRm(l.mem, 0, -1, -1)
+	noError(t, err)
+	l.read = nil
+	l.decode(t, read)
 }
 
 func (l *Loop) piece(token Token) string {

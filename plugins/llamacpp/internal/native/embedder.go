@@ -8,19 +8,19 @@ import (
 	"github.com/hybridgroup/yzma/pkg/llama"
 )
 
+// Rank is the pooling of models that score texts.
+const Rank = "rank"
+
 // poolings are the ways to make one vector of a text's, by the names that settings use.
 var poolings = map[string]llama.PoolingType{
-	"mean": llama.PoolingTypeMean, "cls": llama.PoolingTypeCLS, "last": llama.PoolingTypeLast,
+	"mean": llama.PoolingTypeMean, "cls": llama.PoolingTypeCLS, "last": llama.PoolingTypeLast, Rank: llama.PoolingTypeRank,
 }
 
-// Pooling returns how the model's file says that a text's vectors become one: "mean", "cls" or
-// "last"; empty: it says nothing, or that the model ranks.
+// Pooling returns how the model's file says that a text's vectors become one: "mean", "cls", "last"
+// or Rank; empty: it says nothing, or that they do not.
 func (m *Model) Pooling() string {
-	arch, ok := llama.ModelMetaValStr(m.handle, "general.architecture")
-	if !ok {
-		return ""
-	}
-	text, ok := llama.ModelMetaValStr(m.handle, arch+".pooling_type")
+	arch, _ := m.meta("general.architecture")
+	text, ok := m.meta(arch + ".pooling_type")
 	n, err := strconv.Atoi(text)
 	if !ok || err != nil {
 		return ""
@@ -31,11 +31,6 @@ func (m *Model) Pooling() string {
 		}
 	}
 	return ""
-}
-
-// EncoderOnly reports whether the model only reads: it has vectors of texts, and no answers.
-func (m *Model) EncoderOnly() bool {
-	return llama.ModelHasEncoder(m.handle) && !llama.ModelHasDecoder(m.handle)
 }
 
 // Embedder makes vectors of texts. It is not safe for concurrent use.
@@ -67,13 +62,18 @@ func (m *Model) NewEmbedder(tokens, texts, threads int, pooling string) (*Embedd
 	if err != nil {
 		mem = 0
 	}
-	return &Embedder{model: m, handle: handle, mem: mem, batch: llama.BatchInit(int32(tokens), 0, 1), size: m.EmbeddingSize()}, nil
+	size := m.EmbeddingSize()
+	if pooling == Rank {
+		size = int(llama.ModelNClsOut(m.handle))
+	}
+	return &Embedder{model: m, handle: handle, mem: mem, batch: llama.BatchInit(int32(tokens), 0, 1), size: size}, nil
 }
 
 // Free frees the embedder.
 func (e *Embedder) Free() error { return errors.Join(llama.BatchFree(e.batch), llama.Free(e.handle)) }
 
-// Embed returns the vector of each text, not normalised. No text may be empty.
+// Embed returns the vector of each text, not normalised, or with Rank its scores. No text may be
+// empty.
 func (e *Embedder) Embed(texts [][]Token) ([][]float32, error) {
 	if e.mem != 0 {
 		if err := llama.MemoryClear(e.mem, true); err != nil {
@@ -91,7 +91,7 @@ func (e *Embedder) Embed(texts [][]Token) ([][]float32, error) {
 		}
 	}
 	run := llama.Decode
-	if e.model.EncoderOnly() {
+	if e.model.encodes() {
 		run = llama.Encode
 	}
 	theLibrary.logs.forget()

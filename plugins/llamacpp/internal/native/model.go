@@ -87,13 +87,12 @@ func LoadModel(path string, p ModelParams) (*Model, error) {
 	}, nil
 }
 
+// Recurrent reports whether some layers have a state in place of a cache: what the model has read
+// cannot be cut.
+func (m *Model) Recurrent() bool { return m.recurrent }
+
 // Free frees the model. Its contexts must be freed before.
 func (m *Model) Free() error { return llama.ModelFree(m.handle) }
-
-// PlainDecoder reports whether the model is a decoder without an encoder.
-func (m *Model) PlainDecoder() bool {
-	return !llama.ModelHasEncoder(m.handle) && llama.ModelHasDecoder(m.handle)
-}
 
 // TrainedTokens returns the number of positions that the model was trained for, or 0.
 func (m *Model) TrainedTokens() int { return int(llama.ModelNCtxTrain(m.handle)) }
