@@ -26,6 +26,9 @@ type typeView struct {
 	Devices []core.Device
 	// Formats and Architectures are what the type says that it serves; see sdk.Info.
 	Formats, Architectures []string
+	// ByName says that its models have no files here; Models are those it offers.
+	ByName bool
+	Models []string
 }
 
 // serves reports whether the type says that it serves models of an architecture; empty: of any.

@@ -214,6 +214,7 @@ func (h *Hive) Run(ctx context.Context) error {
 	}
 
 	wg.Go(func() { h.catalogs.run(life) })
+	wg.Go(func() { h.renewNames(life) })
 	wg.Go(func() {
 		probing, stop := context.WithTimeout(life, firstProbe)
 		defer stop()

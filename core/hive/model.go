@@ -11,7 +11,7 @@ import (
 // detailed is a model with what its header says and what a worker with it would take of each
 // device. A damaged model has neither.
 func (h *Hive) detailed(ctx context.Context, m core.Model) (core.Model, error) {
-	if m.Damaged != "" {
+	if m.Damaged != "" || isByName(m) {
 		return m, nil
 	}
 	header, err := h.store.Header(m.ID)

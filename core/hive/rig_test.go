@@ -473,10 +473,14 @@ func count(n int) func([]core.Worker) error {
 
 // ask sends a prompt to a worker's data socket.
 func (r *rig) ask(ctx context.Context, worker, prompt string) (string, error) {
+	return r.askFor(ctx, worker, "tiny", prompt)
+}
+
+func (r *rig) askFor(ctx context.Context, worker, model, prompt string) (string, error) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return r.hive.DialWorker(ctx, worker)
 	}}}
-	body := fmt.Sprintf(`{"model":"tiny","prompt":%q}`, prompt)
+	body := fmt.Sprintf(`{"model":%q,"prompt":%q}`, model, prompt)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://worker/v1/completions", strings.NewReader(body))
 	if err != nil {
 		return "", err

@@ -54,6 +54,7 @@ func (h *Hive) modelList(context.Context, core.Request) ([]core.Model, error) {
 	if err != nil {
 		return nil, err
 	}
+	list = h.withNamed(list)
 	for i, m := range list {
 		m.Files = nil
 		list[i] = h.withLoaders(m)
@@ -98,6 +99,11 @@ func (h *Hive) binaryGet(_ context.Context, r core.Request) (core.WorkerBinary, 
 // model finds a model, also a damaged one, which is shown and not refused.
 func (h *Hive) model(name string) (core.Model, error) {
 	m, _, err := h.store.Model(name)
+	if core.KindOf(err) == core.NotFound {
+		if i := slices.IndexFunc(h.namedModels(), func(m core.Model) bool { return m.ID == name }); i >= 0 {
+			return h.namedModels()[i], nil
+		}
+	}
 	if core.KindOf(err) != core.Integrity {
 		return m, err
 	}

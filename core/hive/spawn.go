@@ -20,11 +20,18 @@ import (
 func (h *Hive) spawn(ctx context.Context, r core.Request, run *job.Run) (core.SpawnResult, error) {
 	var version string
 	r.Type, version, _ = strings.Cut(r.Type, "@")
+	if r.Type == "" {
+		typ, err := h.typeThatOffers(ctx, r.Model, r.Device)
+		if err != nil {
+			return core.SpawnResult{}, err
+		}
+		r.Type = typ
+	}
 	t, err := h.typeFor(ctx, r, "")
 	if err != nil {
 		return core.SpawnResult{}, err
 	}
-	model, path, release, err := h.takeModel(ctx, r.Model, run)
+	model, path, release, err := h.modelFor(ctx, t, r.Model, run)
 	if err != nil {
 		return core.SpawnResult{}, err
 	}
@@ -119,7 +126,7 @@ func (h *Hive) load(ctx context.Context, r core.Request, t *workerType, binary c
 
 	err = p.Start(ctx, sdkworker.StartSpec{
 		WorkerID: id, Nonce: hd.Attachment.Nonce, ModelPath: path, ModelID: model.ID, Device: hd.Device, Slots: hd.Slots,
-		ContextTokens: hd.ContextTokens, Threads: hd.Threads, EngineDir: engine,
+		ContextTokens: hd.ContextTokens, Threads: hd.Threads, EngineDir: engine, Files: modelFiles(path),
 	}, func(x sdkworker.Progress) error {
 		if x.Message != "" {
 			run.Log("%s", x.Message)
@@ -200,13 +207,17 @@ func (h *Hive) discard(p workerProcess, id string) {
 
 // fit chooses the device and size of a worker, and reserves its memory until release is called.
 func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model core.Model, run *job.Run) (hd handle, release func(), err error) {
-	header, err := h.store.Header(model.ID)
-	if err != nil {
-		return handle{}, nil, err
-	}
 	slots := cmp.Or(r.Slots, h.defaults.Load().Slots)
-	estimate := func(contextTokens int) int64 { return header.EstimateBytes(slots, contextTokens) }
 	want := h.wantedContext(r.ContextTokens, model)
+	choose := func(memory) (fit, error) { return fit{ContextTokens: r.ContextTokens}, nil } // its server knows better
+	if !isByName(model) {
+		header, err := h.store.Header(model.ID)
+		if err != nil {
+			return handle{}, nil, err
+		}
+		estimate := func(contextTokens int) int64 { return header.EstimateBytes(slots, contextTokens) }
+		choose = func(m memory) (fit, error) { return chooseFit(m, model.ID, slots, want, model.ContextTokens, estimate) }
+	}
 	for {
 		h.mu.Lock()
 		released := h.released
@@ -231,7 +242,7 @@ func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model c
 			continue
 		}
 		room := memory{Device: device.ID, FreeBytes: max(device.FreeBytes-h.reserved[device.ID], 0), Known: device.TotalBytes > 0}
-		size, err := chooseFit(room, model.ID, slots, want, model.ContextTokens, estimate)
+		size, err := choose(room)
 		if err == nil {
 			h.reserved[device.ID] += size.EstimateBytes
 		}

@@ -263,7 +263,7 @@ func (h *Hive) typeViews() []typeView {
 	out := make([]typeView, 0, len(h.typeList()))
 	for _, t := range h.typeList() {
 		info, f, _ := t.known()
-		out = append(out, typeView{Name: t.name(), Problem: f.Problem, Devices: devicesOf(f), Formats: info.Formats, Architectures: info.Architectures})
+		out = append(out, typeView{Name: t.name(), Problem: f.Problem, Devices: devicesOf(f), Formats: info.Formats, Architectures: info.Architectures, ByName: f.ByName, Models: offered(f)})
 	}
 	return out
 }
@@ -276,6 +276,9 @@ func (h *Hive) devices(free int64) (devices []core.Device, types []string) {
 			continue
 		}
 		types = append(types, v.Name)
+		if v.ByName {
+			continue // what it works on is no room for a model's files
+		}
 		for _, d := range v.Devices {
 			// The memory of the machine is looked at anew every time; that of other devices by the
 			// next worker on them.

@@ -184,6 +184,12 @@ func stored(lists []answered[[]core.Model], name string) (knownModel, bool) {
 			}
 		}
 		k.argument = k.id
+		if len(files) == 0 { // it has no files: only where it is offered can it be started
+			k.offered = map[string]bool{}
+			for hive := range k.stored {
+				k.offered[hive] = true
+			}
+		}
 		return k, true
 	}
 	return knownModel{}, false

@@ -50,9 +50,12 @@ func (b *backend) fingerprint(ctx context.Context) worker.Fingerprint {
 		for _, t := range s.targets {
 			hosts = append(hosts, t.URL.Host)
 		}
-		return worker.Fingerprint{Devices: []worker.Device{{ID: kindRemote, Kind: kindRemote, Name: strings.Join(hosts, ", ")}}}
+		names := listed(ctx, s)
+		return worker.Fingerprint{
+			Devices: []worker.Device{{ID: kindRemote, Kind: kindRemote, Name: strings.Join(hosts, ", ")}}, ByName: true, Models: names,
+		}
 	}
-	f := worker.Fingerprint{Devices: cards(ctx)}
+	f := worker.Fingerprint{Devices: cards(ctx), ByName: s.byName(), Models: s.Models}
 	if program := s.template()[0]; program != "" {
 		if _, err := exec.LookPath(program); err != nil {
 			f.Problem = "The server's program cannot be started: " + err.Error() + ". Install it, or name its path as program."

@@ -46,7 +46,19 @@ type Fingerprint struct {
 	// Checks lists what the worker type has verified, for example that the engine is one that it
 	// was built for; people see them with the installed binary.
 	Checks []Check
+	// ByName says that the type's server finds models itself, by their names: StartSpec.ModelPath is
+	// empty then.
+	ByName bool
+	// Models lists names of such models, at most MaxModels of at most MaxModelBytes. They are offered
+	// to clients; others can be started by name all the same.
+	Models []string
 }
+
+// Bounds of Fingerprint.Models; a host drops the excess.
+const (
+	MaxModels     = 256
+	MaxModelBytes = 200
+)
 
 // Check is one verified fact.
 type Check struct {
@@ -70,8 +82,9 @@ type StartSpec struct {
 	WorkerID string
 	// Nonce is random per start; Status returns it, so that a host can tell this worker from
 	// another behind the same socket.
-	Nonce     string
-	ModelPath string // a GGUF file
+	Nonce string
+	// ModelPath is a GGUF file; empty for a type that serves models by name.
+	ModelPath string
 	ModelID   string // the name that clients use
 	Device    string // a Device.ID
 	Slots     int    // requests served at once, 1 or more
@@ -83,10 +96,24 @@ type StartSpec struct {
 	// DataOpening is what each connection to the data socket must begin with, MaxDataOpening bytes at
 	// most; empty: nothing. Package worker sees to it: a Backend gets an empty one.
 	DataOpening string
+	// Files are what to load, ModelPath first. The first of several parts of a model stands for all,
+	// which are beside it. Empty where the host is older or there is none. The SDK refuses a role that
+	// it does not know.
+	Files []ModelFile
 }
 
 // MaxDataOpening is the most that StartSpec.DataOpening holds, in bytes.
 const MaxDataOpening = 256
+
+// ModelFile is one file of what a worker serves.
+type ModelFile struct {
+	Path string
+	Role string // RoleModel
+}
+
+// RoleModel is the role of the files that are the model itself. Later releases add projector,
+// adapter, draft and tokenizer.
+const RoleModel = "model"
 
 // Progress is how far a model is loaded.
 type Progress struct {
@@ -160,4 +187,8 @@ type Status struct {
 	// DataGuarded says that the data socket serves only connections that begin with
 	// StartSpec.DataOpening. Package worker fills it in.
 	DataGuarded bool
+	// PromptTokensTotal counts the tokens of the prompts of finished requests since Start,
+	// CachedTokensTotal those of them that a cache had.
+	PromptTokensTotal int64
+	CachedTokensTotal int64
 }

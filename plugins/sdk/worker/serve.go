@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -130,8 +131,10 @@ func checkStart(spec StartSpec, socket string) error {
 	switch {
 	case spec.WorkerID == "" || spec.Nonce == "":
 		return fmt.Errorf("start: worker id and nonce must be given: %w", sdk.ErrInvalid)
-	case spec.ModelPath == "" || spec.ModelID == "":
-		return fmt.Errorf("start: model path and model id must be given: %w", sdk.ErrInvalid)
+	case spec.ModelID == "":
+		return fmt.Errorf("start: the model id must be given: %w", sdk.ErrInvalid)
+	case slices.ContainsFunc(spec.Files, func(f ModelFile) bool { return f.Role != RoleModel }):
+		return fmt.Errorf("start: a file has a role that this worker does not know: %w", sdk.ErrInvalid)
 	case spec.Slots < 1:
 		return fmt.Errorf("start: slots is %d, it must be 1 or more: %w", spec.Slots, sdk.ErrInvalid)
 	case spec.ContextTokens < 0 || spec.Threads < 0:

@@ -28,7 +28,7 @@ func receive[M any](stream grpc.ServerStreamingClient[M], each func(*M) error) e
 }
 
 func fingerprintToProto(f Fingerprint) *workerv1.FingerprintResponse {
-	p := &workerv1.FingerprintResponse{Problem: f.Problem, Warnings: f.Warnings}
+	p := &workerv1.FingerprintResponse{Problem: f.Problem, Warnings: f.Warnings, ByName: f.ByName, Models: f.Models}
 	for _, d := range f.Devices {
 		p.Devices = append(p.Devices, &workerv1.Device{
 			Id: d.ID, Kind: d.Kind, Name: d.Name, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes, Problem: d.Problem,
@@ -41,7 +41,7 @@ func fingerprintToProto(f Fingerprint) *workerv1.FingerprintResponse {
 }
 
 func fingerprintFromProto(p *workerv1.FingerprintResponse) Fingerprint {
-	f := Fingerprint{Problem: p.GetProblem(), Warnings: p.GetWarnings()}
+	f := Fingerprint{Problem: p.GetProblem(), Warnings: p.GetWarnings(), ByName: p.GetByName(), Models: p.GetModels()}
 	for _, d := range p.GetDevices() {
 		f.Devices = append(f.Devices, Device{
 			ID: d.GetId(), Kind: d.GetKind(), Name: d.GetName(), TotalBytes: d.GetTotalBytes(), FreeBytes: d.GetFreeBytes(), Problem: d.GetProblem(),
@@ -54,17 +54,25 @@ func fingerprintFromProto(p *workerv1.FingerprintResponse) Fingerprint {
 }
 
 func startSpecToProto(s StartSpec) *workerv1.StartRequest {
-	return &workerv1.StartRequest{
+	p := &workerv1.StartRequest{
 		WorkerId: s.WorkerID, Nonce: s.Nonce, ModelPath: s.ModelPath, ModelId: s.ModelID, Device: s.Device,
 		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Threads: int32(s.Threads), EngineDir: s.EngineDir, DataOpening: s.DataOpening,
 	}
+	for _, f := range s.Files {
+		p.Files = append(p.Files, &workerv1.ModelFile{Path: f.Path, Role: f.Role})
+	}
+	return p
 }
 
 func startSpecFromProto(p *workerv1.StartRequest) StartSpec {
-	return StartSpec{
+	s := StartSpec{
 		WorkerID: p.GetWorkerId(), Nonce: p.GetNonce(), ModelPath: p.GetModelPath(), ModelID: p.GetModelId(), Device: p.GetDevice(),
 		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Threads: int(p.GetThreads()), EngineDir: p.GetEngineDir(), DataOpening: p.GetDataOpening(),
 	}
+	for _, f := range p.GetFiles() {
+		s.Files = append(s.Files, ModelFile{Path: f.GetPath(), Role: f.GetRole()})
+	}
+	return s
 }
 
 func progressToProto(p Progress) *workerv1.StartResponse {
@@ -80,7 +88,7 @@ func statusToProto(s Status) *workerv1.StatusResponse {
 		WorkerId: s.WorkerID, Nonce: s.Nonce, ModelId: s.ModelID, State: string(s.State), Problem: s.Problem,
 		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Active: int32(s.Active), Queued: int32(s.Queued),
 		TokensPerSecond: s.TokensPerSecond, TokensTotal: s.TokensTotal, KvUsedTokens: int64(s.KVUsedTokens), MemoryBytes: s.MemoryBytes,
-		Capabilities: s.Capabilities, DataGuarded: s.DataGuarded,
+		Capabilities: s.Capabilities, DataGuarded: s.DataGuarded, PromptTokensTotal: s.PromptTokensTotal, CachedTokensTotal: s.CachedTokensTotal,
 	}
 }
 
@@ -89,6 +97,6 @@ func statusFromProto(p *workerv1.StatusResponse) Status {
 		WorkerID: p.GetWorkerId(), Nonce: p.GetNonce(), ModelID: p.GetModelId(), State: State(p.GetState()), Problem: p.GetProblem(),
 		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Active: int(p.GetActive()), Queued: int(p.GetQueued()),
 		TokensPerSecond: p.GetTokensPerSecond(), TokensTotal: p.GetTokensTotal(), KVUsedTokens: int(p.GetKvUsedTokens()), MemoryBytes: p.GetMemoryBytes(),
-		Capabilities: p.GetCapabilities(), DataGuarded: p.GetDataGuarded(),
+		Capabilities: p.GetCapabilities(), DataGuarded: p.GetDataGuarded(), PromptTokensTotal: p.GetPromptTokensTotal(), CachedTokensTotal: p.GetCachedTokensTotal(),
 	}
 }

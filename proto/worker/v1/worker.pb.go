@@ -62,11 +62,15 @@ func (*FingerprintRequest) Descriptor() ([]byte, []int) {
 }
 
 type FingerprintResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Problem       string                 `protobuf:"bytes,1,opt,name=problem,proto3" json:"problem,omitempty"`
-	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
-	Devices       []*Device              `protobuf:"bytes,3,rep,name=devices,proto3" json:"devices,omitempty"`
-	Checks        []*Check               `protobuf:"bytes,4,rep,name=checks,proto3" json:"checks,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Problem  string                 `protobuf:"bytes,1,opt,name=problem,proto3" json:"problem,omitempty"`
+	Warnings []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Devices  []*Device              `protobuf:"bytes,3,rep,name=devices,proto3" json:"devices,omitempty"`
+	Checks   []*Check               `protobuf:"bytes,4,rep,name=checks,proto3" json:"checks,omitempty"`
+	// The type's server finds models itself, by their names: StartRequest.model_path is empty.
+	ByName bool `protobuf:"varint,5,opt,name=by_name,json=byName,proto3" json:"by_name,omitempty"`
+	// Names of such models that can be started, at most 256 of at most 200 bytes; there may be others.
+	Models        []string `protobuf:"bytes,6,rep,name=models,proto3" json:"models,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -125,6 +129,20 @@ func (x *FingerprintResponse) GetDevices() []*Device {
 func (x *FingerprintResponse) GetChecks() []*Check {
 	if x != nil {
 		return x.Checks
+	}
+	return nil
+}
+
+func (x *FingerprintResponse) GetByName() bool {
+	if x != nil {
+		return x.ByName
+	}
+	return false
+}
+
+func (x *FingerprintResponse) GetModels() []string {
+	if x != nil {
+		return x.Models
 	}
 	return nil
 }
@@ -275,21 +293,25 @@ func (x *Device) GetProblem() string {
 }
 
 type StartRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	WorkerId      string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	Nonce         string                 `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
-	ModelPath     string                 `protobuf:"bytes,3,opt,name=model_path,json=modelPath,proto3" json:"model_path,omitempty"`
-	ModelId       string                 `protobuf:"bytes,4,opt,name=model_id,json=modelId,proto3" json:"model_id,omitempty"`
-	Device        string                 `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
-	Slots         int32                  `protobuf:"varint,6,opt,name=slots,proto3" json:"slots,omitempty"`
-	ContextTokens int32                  `protobuf:"varint,7,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
-	Threads       int32                  `protobuf:"varint,8,opt,name=threads,proto3" json:"threads,omitempty"`
-	EngineDir     string                 `protobuf:"bytes,9,opt,name=engine_dir,json=engineDir,proto3" json:"engine_dir,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	WorkerId string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	Nonce    string                 `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// Empty for a type that serves models by name.
+	ModelPath     string `protobuf:"bytes,3,opt,name=model_path,json=modelPath,proto3" json:"model_path,omitempty"`
+	ModelId       string `protobuf:"bytes,4,opt,name=model_id,json=modelId,proto3" json:"model_id,omitempty"`
+	Device        string `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`
+	Slots         int32  `protobuf:"varint,6,opt,name=slots,proto3" json:"slots,omitempty"`
+	ContextTokens int32  `protobuf:"varint,7,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
+	Threads       int32  `protobuf:"varint,8,opt,name=threads,proto3" json:"threads,omitempty"`
+	EngineDir     string `protobuf:"bytes,9,opt,name=engine_dir,json=engineDir,proto3" json:"engine_dir,omitempty"`
 	// Path of the unix socket that the worker's HTTP handler is served on, in a folder that only the hive's user can enter.
 	DataSocket string `protobuf:"bytes,10,opt,name=data_socket,json=dataSocket,proto3" json:"data_socket,omitempty"`
 	// What each connection to the data socket must begin with, so that no other program of the same user is served: see
 	// data_guarded. Empty: nothing.
-	DataOpening   string `protobuf:"bytes,11,opt,name=data_opening,json=dataOpening,proto3" json:"data_opening,omitempty"`
+	DataOpening string `protobuf:"bytes,11,opt,name=data_opening,json=dataOpening,proto3" json:"data_opening,omitempty"`
+	// What to load; the first is model_path. The first of several parts of a model stands for all, which are
+	// beside it. Empty: the host is older, or there is none.
+	Files         []*ModelFile `protobuf:"bytes,12,rep,name=files,proto3" json:"files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -401,6 +423,68 @@ func (x *StartRequest) GetDataOpening() string {
 	return ""
 }
 
+func (x *StartRequest) GetFiles() []*ModelFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// ModelFile is one file of what a worker serves.
+type ModelFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// model; in later releases projector, adapter, draft and tokenizer. A worker refuses a role that it
+	// does not know with InvalidArgument.
+	Role          string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelFile) Reset() {
+	*x = ModelFile{}
+	mi := &file_worker_v1_worker_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelFile) ProtoMessage() {}
+
+func (x *ModelFile) ProtoReflect() protoreflect.Message {
+	mi := &file_worker_v1_worker_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelFile.ProtoReflect.Descriptor instead.
+func (*ModelFile) Descriptor() ([]byte, []int) {
+	return file_worker_v1_worker_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ModelFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ModelFile) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
 type StartResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
@@ -414,7 +498,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_worker_v1_worker_proto_msgTypes[5]
+	mi := &file_worker_v1_worker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +510,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_v1_worker_proto_msgTypes[5]
+	mi := &file_worker_v1_worker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +523,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_worker_v1_worker_proto_rawDescGZIP(), []int{5}
+	return file_worker_v1_worker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StartResponse) GetPhase() string {
@@ -485,7 +569,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_worker_v1_worker_proto_msgTypes[6]
+	mi := &file_worker_v1_worker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +581,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_v1_worker_proto_msgTypes[6]
+	mi := &file_worker_v1_worker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +594,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_worker_v1_worker_proto_rawDescGZIP(), []int{6}
+	return file_worker_v1_worker_proto_rawDescGZIP(), []int{7}
 }
 
 type StatusResponse struct {
@@ -531,14 +615,18 @@ type StatusResponse struct {
 	// What the worker can do with its model, once it is ready: chat, tools, … Empty: it does not say.
 	Capabilities []string `protobuf:"bytes,14,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// The worker serves only connections to its data socket that begin with data_opening, which it takes away.
-	DataGuarded   bool `protobuf:"varint,15,opt,name=data_guarded,json=dataGuarded,proto3" json:"data_guarded,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DataGuarded bool `protobuf:"varint,15,opt,name=data_guarded,json=dataGuarded,proto3" json:"data_guarded,omitempty"`
+	// Tokens of the prompts of finished requests since Start, and of those the ones that were not evaluated
+	// again because a cache had them.
+	PromptTokensTotal int64 `protobuf:"varint,16,opt,name=prompt_tokens_total,json=promptTokensTotal,proto3" json:"prompt_tokens_total,omitempty"`
+	CachedTokensTotal int64 `protobuf:"varint,17,opt,name=cached_tokens_total,json=cachedTokensTotal,proto3" json:"cached_tokens_total,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_worker_v1_worker_proto_msgTypes[7]
+	mi := &file_worker_v1_worker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +638,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_v1_worker_proto_msgTypes[7]
+	mi := &file_worker_v1_worker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +651,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_worker_v1_worker_proto_rawDescGZIP(), []int{7}
+	return file_worker_v1_worker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StatusResponse) GetWorkerId() string {
@@ -671,6 +759,20 @@ func (x *StatusResponse) GetDataGuarded() bool {
 	return false
 }
 
+func (x *StatusResponse) GetPromptTokensTotal() int64 {
+	if x != nil {
+		return x.PromptTokensTotal
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetCachedTokensTotal() int64 {
+	if x != nil {
+		return x.CachedTokensTotal
+	}
+	return 0
+}
+
 type DrainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -679,7 +781,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_worker_v1_worker_proto_msgTypes[8]
+	mi := &file_worker_v1_worker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +793,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_v1_worker_proto_msgTypes[8]
+	mi := &file_worker_v1_worker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +806,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_worker_v1_worker_proto_rawDescGZIP(), []int{8}
+	return file_worker_v1_worker_proto_rawDescGZIP(), []int{9}
 }
 
 type DrainResponse struct {
@@ -715,7 +817,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_worker_v1_worker_proto_msgTypes[9]
+	mi := &file_worker_v1_worker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +829,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_v1_worker_proto_msgTypes[9]
+	mi := &file_worker_v1_worker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +842,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_worker_v1_worker_proto_rawDescGZIP(), []int{9}
+	return file_worker_v1_worker_proto_rawDescGZIP(), []int{10}
 }
 
 type StopRequest struct {
@@ -752,7 +854,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_worker_v1_worker_proto_msgTypes[10]
+	mi := &file_worker_v1_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +866,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_v1_worker_proto_msgTypes[10]
+	mi := &file_worker_v1_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +879,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_worker_v1_worker_proto_rawDescGZIP(), []int{10}
+	return file_worker_v1_worker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StopRequest) GetGrace() *durationpb.Duration {
@@ -795,7 +897,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_worker_v1_worker_proto_msgTypes[11]
+	mi := &file_worker_v1_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +909,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_worker_v1_worker_proto_msgTypes[11]
+	mi := &file_worker_v1_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +922,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_worker_v1_worker_proto_rawDescGZIP(), []int{11}
+	return file_worker_v1_worker_proto_rawDescGZIP(), []int{12}
 }
 
 var File_worker_v1_worker_proto protoreflect.FileDescriptor
@@ -828,12 +930,14 @@ var File_worker_v1_worker_proto protoreflect.FileDescriptor
 const file_worker_v1_worker_proto_rawDesc = "" +
 	"\n" +
 	"\x16worker/v1/worker.proto\x12\x0erbee.worker.v1\x1a\x1egoogle/protobuf/duration.proto\"\x14\n" +
-	"\x12FingerprintRequest\"\xac\x01\n" +
+	"\x12FingerprintRequest\"\xdd\x01\n" +
 	"\x13FingerprintResponse\x12\x18\n" +
 	"\aproblem\x18\x01 \x01(\tR\aproblem\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x120\n" +
 	"\adevices\x18\x03 \x03(\v2\x16.rbee.worker.v1.DeviceR\adevices\x12-\n" +
-	"\x06checks\x18\x04 \x03(\v2\x15.rbee.worker.v1.CheckR\x06checks\"K\n" +
+	"\x06checks\x18\x04 \x03(\v2\x15.rbee.worker.v1.CheckR\x06checks\x12\x17\n" +
+	"\aby_name\x18\x05 \x01(\bR\x06byName\x12\x16\n" +
+	"\x06models\x18\x06 \x03(\tR\x06models\"K\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06passed\x18\x02 \x01(\bR\x06passed\x12\x16\n" +
@@ -846,7 +950,7 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"free_bytes\x18\x05 \x01(\x03R\tfreeBytes\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xcd\x02\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xfe\x02\n" +
 	"\fStartRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x1d\n" +
@@ -862,14 +966,18 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\vdata_socket\x18\n" +
 	" \x01(\tR\n" +
 	"dataSocket\x12!\n" +
-	"\fdata_opening\x18\v \x01(\tR\vdataOpening\"}\n" +
+	"\fdata_opening\x18\v \x01(\tR\vdataOpening\x12/\n" +
+	"\x05files\x18\f \x03(\v2\x19.rbee.worker.v1.ModelFileR\x05files\"3\n" +
+	"\tModelFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\"}\n" +
 	"\rStartResponse\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\x12\x12\n" +
 	"\x04unit\x18\x04 \x01(\tR\x04unit\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\"\x0f\n" +
-	"\rStatusRequest\"\xda\x03\n" +
+	"\rStatusRequest\"\xba\x04\n" +
 	"\x0eStatusResponse\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x19\n" +
@@ -886,7 +994,9 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\x0ekv_used_tokens\x18\f \x01(\x03R\fkvUsedTokens\x12!\n" +
 	"\fmemory_bytes\x18\r \x01(\x03R\vmemoryBytes\x12\"\n" +
 	"\fcapabilities\x18\x0e \x03(\tR\fcapabilities\x12!\n" +
-	"\fdata_guarded\x18\x0f \x01(\bR\vdataGuarded\"\x0e\n" +
+	"\fdata_guarded\x18\x0f \x01(\bR\vdataGuarded\x12.\n" +
+	"\x13prompt_tokens_total\x18\x10 \x01(\x03R\x11promptTokensTotal\x12.\n" +
+	"\x13cached_tokens_total\x18\x11 \x01(\x03R\x11cachedTokensTotal\"\x0e\n" +
 	"\fDrainRequest\"\x0f\n" +
 	"\rDrainResponse\">\n" +
 	"\vStopRequest\x12/\n" +
@@ -911,41 +1021,43 @@ func file_worker_v1_worker_proto_rawDescGZIP() []byte {
 	return file_worker_v1_worker_proto_rawDescData
 }
 
-var file_worker_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_worker_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_worker_v1_worker_proto_goTypes = []any{
 	(*FingerprintRequest)(nil),  // 0: rbee.worker.v1.FingerprintRequest
 	(*FingerprintResponse)(nil), // 1: rbee.worker.v1.FingerprintResponse
 	(*Check)(nil),               // 2: rbee.worker.v1.Check
 	(*Device)(nil),              // 3: rbee.worker.v1.Device
 	(*StartRequest)(nil),        // 4: rbee.worker.v1.StartRequest
-	(*StartResponse)(nil),       // 5: rbee.worker.v1.StartResponse
-	(*StatusRequest)(nil),       // 6: rbee.worker.v1.StatusRequest
-	(*StatusResponse)(nil),      // 7: rbee.worker.v1.StatusResponse
-	(*DrainRequest)(nil),        // 8: rbee.worker.v1.DrainRequest
-	(*DrainResponse)(nil),       // 9: rbee.worker.v1.DrainResponse
-	(*StopRequest)(nil),         // 10: rbee.worker.v1.StopRequest
-	(*StopResponse)(nil),        // 11: rbee.worker.v1.StopResponse
-	(*durationpb.Duration)(nil), // 12: google.protobuf.Duration
+	(*ModelFile)(nil),           // 5: rbee.worker.v1.ModelFile
+	(*StartResponse)(nil),       // 6: rbee.worker.v1.StartResponse
+	(*StatusRequest)(nil),       // 7: rbee.worker.v1.StatusRequest
+	(*StatusResponse)(nil),      // 8: rbee.worker.v1.StatusResponse
+	(*DrainRequest)(nil),        // 9: rbee.worker.v1.DrainRequest
+	(*DrainResponse)(nil),       // 10: rbee.worker.v1.DrainResponse
+	(*StopRequest)(nil),         // 11: rbee.worker.v1.StopRequest
+	(*StopResponse)(nil),        // 12: rbee.worker.v1.StopResponse
+	(*durationpb.Duration)(nil), // 13: google.protobuf.Duration
 }
 var file_worker_v1_worker_proto_depIdxs = []int32{
 	3,  // 0: rbee.worker.v1.FingerprintResponse.devices:type_name -> rbee.worker.v1.Device
 	2,  // 1: rbee.worker.v1.FingerprintResponse.checks:type_name -> rbee.worker.v1.Check
-	12, // 2: rbee.worker.v1.StopRequest.grace:type_name -> google.protobuf.Duration
-	0,  // 3: rbee.worker.v1.WorkerService.Fingerprint:input_type -> rbee.worker.v1.FingerprintRequest
-	4,  // 4: rbee.worker.v1.WorkerService.Start:input_type -> rbee.worker.v1.StartRequest
-	6,  // 5: rbee.worker.v1.WorkerService.Status:input_type -> rbee.worker.v1.StatusRequest
-	8,  // 6: rbee.worker.v1.WorkerService.Drain:input_type -> rbee.worker.v1.DrainRequest
-	10, // 7: rbee.worker.v1.WorkerService.Stop:input_type -> rbee.worker.v1.StopRequest
-	1,  // 8: rbee.worker.v1.WorkerService.Fingerprint:output_type -> rbee.worker.v1.FingerprintResponse
-	5,  // 9: rbee.worker.v1.WorkerService.Start:output_type -> rbee.worker.v1.StartResponse
-	7,  // 10: rbee.worker.v1.WorkerService.Status:output_type -> rbee.worker.v1.StatusResponse
-	9,  // 11: rbee.worker.v1.WorkerService.Drain:output_type -> rbee.worker.v1.DrainResponse
-	11, // 12: rbee.worker.v1.WorkerService.Stop:output_type -> rbee.worker.v1.StopResponse
-	8,  // [8:13] is the sub-list for method output_type
-	3,  // [3:8] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	5,  // 2: rbee.worker.v1.StartRequest.files:type_name -> rbee.worker.v1.ModelFile
+	13, // 3: rbee.worker.v1.StopRequest.grace:type_name -> google.protobuf.Duration
+	0,  // 4: rbee.worker.v1.WorkerService.Fingerprint:input_type -> rbee.worker.v1.FingerprintRequest
+	4,  // 5: rbee.worker.v1.WorkerService.Start:input_type -> rbee.worker.v1.StartRequest
+	7,  // 6: rbee.worker.v1.WorkerService.Status:input_type -> rbee.worker.v1.StatusRequest
+	9,  // 7: rbee.worker.v1.WorkerService.Drain:input_type -> rbee.worker.v1.DrainRequest
+	11, // 8: rbee.worker.v1.WorkerService.Stop:input_type -> rbee.worker.v1.StopRequest
+	1,  // 9: rbee.worker.v1.WorkerService.Fingerprint:output_type -> rbee.worker.v1.FingerprintResponse
+	6,  // 10: rbee.worker.v1.WorkerService.Start:output_type -> rbee.worker.v1.StartResponse
+	8,  // 11: rbee.worker.v1.WorkerService.Status:output_type -> rbee.worker.v1.StatusResponse
+	10, // 12: rbee.worker.v1.WorkerService.Drain:output_type -> rbee.worker.v1.DrainResponse
+	12, // 13: rbee.worker.v1.WorkerService.Stop:output_type -> rbee.worker.v1.StopResponse
+	9,  // [9:14] is the sub-list for method output_type
+	4,  // [4:9] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_worker_v1_worker_proto_init() }
@@ -959,7 +1071,7 @@ func file_worker_v1_worker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_worker_v1_worker_proto_rawDesc), len(file_worker_v1_worker_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

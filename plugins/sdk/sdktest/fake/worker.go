@@ -62,6 +62,8 @@ type workerConfig struct {
 	Child            bool           `json:"child"`
 	Print            bool           `json:"print"`
 	Secret           string         `json:"secret"`
+	ByName           bool           `json:"by_name"`
+	Models           []string       `json:"models"`
 	Devices          []deviceConfig `json:"device"`
 
 	tokenDelay, loadTime time.Duration
@@ -118,6 +120,8 @@ func (w *Worker) Schema(context.Context) (sdk.Schema, error) {
 			attr("problem", "string", `""`, "What Fingerprint reports as the worker type's problem."),
 			attr("child", "bool", "false", "Start keeps a child process running."),
 			attr("print", "bool", "false", "Prints a line to standard output and to standard error for every token."),
+			attr("by_name", "bool", "false", "Serves models by name, without files."),
+			attr("models", "list(string)", "[]", "Models that it offers by name."),
 			{Name: "secret", Type: "string", Sensitive: true, Doc: "Not used."},
 		},
 		Blocks: []sdk.Block{{
@@ -210,7 +214,7 @@ func (w *Worker) Fingerprint(ctx context.Context, emit func(worker.Fingerprint) 
 
 func (w *Worker) fingerprint() worker.Fingerprint {
 	c := w.knobs()
-	f := worker.Fingerprint{Problem: c.Problem, Checks: []worker.Check{{Name: "words", Passed: c.Problem == "", Detail: "the words of a prompt can be told apart"}}}
+	f := worker.Fingerprint{Problem: c.Problem, ByName: c.ByName, Models: c.Models, Checks: []worker.Check{{Name: "words", Passed: c.Problem == "", Detail: "the words of a prompt can be told apart"}}}
 	for _, d := range c.Devices {
 		f.Devices = append(f.Devices, worker.Device{ID: d.ID, Kind: "fake", Name: "Fake device " + d.ID, TotalBytes: d.TotalBytes, FreeBytes: d.FreeBytes})
 	}
@@ -237,16 +241,20 @@ func (w *Worker) Start(ctx context.Context, spec worker.StartSpec, progress func
 }
 
 func (w *Worker) load(ctx context.Context, c workerConfig, spec worker.StartSpec, progress func(worker.Progress) error) error {
-	info, err := os.Stat(spec.ModelPath)
-	if err != nil {
-		return fmt.Errorf("model file: %w: %w", err, sdk.ErrNotFound)
+	size := int64(1)
+	if !c.ByName {
+		info, err := os.Stat(spec.ModelPath)
+		if err != nil {
+			return fmt.Errorf("model file: %w: %w", err, sdk.ErrNotFound)
+		}
+		size = info.Size()
 	}
 	if devices := w.fingerprint().Devices; !slices.ContainsFunc(devices, func(d worker.Device) bool { return d.ID == spec.Device }) {
 		return sdk.WithHint(fmt.Errorf("device %q: %w", spec.Device, sdk.ErrNotFound), "The first device is %q.", devices[0].ID)
 	}
 	const steps = 10
 	for i := range steps {
-		if err := progress(worker.Progress{Phase: "reading the model", Done: info.Size() * int64(i+1) / steps, Total: info.Size(), Unit: "bytes"}); err != nil {
+		if err := progress(worker.Progress{Phase: "reading the model", Done: size * int64(i+1) / steps, Total: size, Unit: "bytes"}); err != nil {
 			return err
 		}
 		if err := sleep(ctx, c.loadTime/steps); err != nil {
