@@ -464,6 +464,42 @@ func TestPluginBlock(t *testing.T) {
 	must.NoError(t, err)
 }
 
+// A path begins at the folder of its file, or of the process where a variable gives it; "~/" is the
+// home folder, and none is none.
+func TestPaths(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "rbee.hcl")
+	here, err := os.Getwd()
+	must.NoError(t, err)
+	for path, want := range map[string]struct{ inFile, inVariable string }{
+		"":      {"", ""},
+		"go":    {filepath.Join(filepath.Dir(file), "go"), filepath.Join(here, "go")},
+		"../go": {filepath.Join(filepath.Dir(filepath.Dir(file)), "go"), filepath.Join(filepath.Dir(here), "go")},
+		"/go/":  {"/go/", "/go/"},
+		"~/go":  {"/home/me/go", "/home/me/go"},
+		"~go":   {filepath.Join(filepath.Dir(file), "~go"), filepath.Join(here, "~go")},
+	} {
+		must.NoError(t, os.WriteFile(file, []byte("hive {\n enabled = true\n build {\n cache_dir = \""+path+"\"\n }\n}\n"), 0o600))
+		c, diags := config.Load([]string{file}, environment())
+		must.NoError(t, diags.Err())
+		must.Eq(t, want.inFile, c.Hive.Build.CacheDir, must.Sprintf("%q in a file", path))
+		c, diags = config.Load(nil, environment("RBEE_HIVE_BUILD_CACHE_DIR="+path))
+		must.NoError(t, diags.Err())
+		must.Eq(t, want.inVariable, c.Hive.Build.CacheDir, must.Sprintf("%q in a variable", path))
+	}
+}
+
+// A plugin that no configuration made has no variables, and its complaints no source lines.
+func TestPluginAlone(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	list := hcl.Diagnostics{{Severity: hcl.DiagError, Summary: "Bad", Detail: "It is bad."}}
+	must.NoError(t, config.Plugin{}.Diagnostics(list).Write(&out, 0, false))
+	must.StrContains(t, out.String(), "It is bad.")
+	_, diags := config.Plugin{}.EvalContext([]hcl.Traversal{{hcl.TraverseRoot{Name: "env"}, hcl.TraverseAttr{Name: "HOME"}}})
+	must.True(t, diags.HasErrors())
+}
+
 func TestNestedBlock(t *testing.T) {
 	t.Parallel()
 	load := func(text, name string, env ...string) (*config.Config, *config.Diagnostics) {
