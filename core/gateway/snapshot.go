@@ -92,7 +92,9 @@ func (u *upload) Read(p []byte) (int, error) {
 	n, err := u.from.Read(p)
 	switch {
 	case err == io.EOF:
-		_ = u.w.c.SetReadDeadline(time.Time{}) // putting it in place may take its time
+		// Putting it in place may take its time. net/http lifts the deadline as well, but does not
+		// promise it.
+		_ = u.w.c.SetReadDeadline(time.Time{})
 	case err != nil:
 		u.err = err
 	}
