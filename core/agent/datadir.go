@@ -14,17 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 )
 
 // lockDataDir makes the data folder and keeps other agents out of it until unlock is called.
 // Errors: InUse, Internal.
 func lockDataDir(dir string) (unlock func(), err error) {
-	_, missing := os.Stat(dir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := disk.MakeFolder(dir); err != nil {
 		return nil, core.WithHint(core.Wrap(err, core.Internal, "make the data folder"), "Choose another folder with -data-dir or data_dir = ….")
-	}
-	if err := syncFolder(filepath.Dir(filepath.Clean(dir))); err != nil && missing != nil { // a folder that is forgotten takes everything along
-		return nil, core.Wrap(err, core.Internal, "make the data folder")
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "agent.lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -102,28 +99,7 @@ func writeRecord(dataDir string, r Record) error {
 	return writeFile(filepath.Join(dataDir, "agent.json"), append(b, '\n'))
 }
 
-func syncFolder(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
 // writeFile publishes a file whole or not at all.
 func writeFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return core.Wrap(err, core.Internal, "write "+path)
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	} else {
-		err = syncFolder(filepath.Dir(path))
-	}
-	return core.Wrap(err, core.Internal, "write "+path)
+	return core.Wrap(disk.Replace(path, data, 0o600), core.Internal, "write "+path)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/disk"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/token"
 )
@@ -103,7 +104,7 @@ func Forget(cfg *config.Config) (aside string, err error) {
 			break
 		}
 	}
-	switch err := os.Rename(filepath.Join(cfg.DataDir, "raft"), aside); {
+	switch err := disk.Rename(filepath.Join(cfg.DataDir, "raft"), aside); {
 	case errors.Is(err, fs.ErrNotExist):
 		aside = ""
 	case err != nil:

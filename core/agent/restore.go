@@ -16,6 +16,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
+	"github.com/rbee-project/rbee/core/disk"
 	"github.com/rbee-project/rbee/core/hive"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/registry"
@@ -71,7 +72,7 @@ func RestoreOffline(ctx context.Context, cfg *config.Config, r io.Reader, recove
 	made, err := snap.Found(o)
 	done.Aside, done.Revoked, done.Problems = o.Old, made.Revoked, made.Problems
 	if err != nil && o.Old != "" {
-		err = errors.Join(err, core.Wrap(os.Rename(o.Old, o.Dir), core.Internal, "put the registry back"))
+		err = errors.Join(err, core.Wrap(disk.Rename(o.Old, o.Dir), core.Internal, "put the registry back"))
 	}
 	return done, err
 }
@@ -130,7 +131,7 @@ func putAside(dir string, now time.Time) (string, error) {
 		if _, err := os.Lstat(aside); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		switch err := os.Rename(dir, aside); {
+		switch err := disk.Rename(dir, aside); {
 		case errors.Is(err, fs.ErrNotExist):
 			return "", nil
 		case err != nil:

@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 )
 
 const (
@@ -54,7 +55,7 @@ func openPeers(dir string, log hclog.Logger) (*peerFile, error) {
 	if dir == "" {
 		return f, nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := disk.MakeFolder(dir); err != nil {
 		return nil, core.WithHint(core.Wrap(err, core.Internal, "make the gossip folder"), "Choose another folder with -data-dir or data_dir = ….")
 	}
 	b, err := f.read()

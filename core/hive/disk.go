@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
@@ -45,8 +46,7 @@ func openLayout(dataDir string) (layout, error) {
 			"Set data_dir to a shorter path.")
 	}
 	for _, d := range []string{l.hive, l.handles, l.run} {
-		_, missing := os.Stat(d)
-		if err := os.MkdirAll(d, 0o700); err != nil {
+		if err := disk.MakeFolder(d); err != nil {
 			return layout{}, core.Wrap(err, core.Internal, "open data folder")
 		}
 		// What was there before may be open to others. The group of the run folder may be that of the
@@ -56,9 +56,6 @@ func openLayout(dataDir string) (layout, error) {
 			mode |= info.Mode().Perm() & 0o010
 		}
 		if err := os.Chmod(d, mode); err != nil {
-			return layout{}, core.Wrap(err, core.Internal, "open data folder")
-		}
-		if err := syncDir(filepath.Dir(d)); err != nil && missing != nil {
 			return layout{}, core.Wrap(err, core.Internal, "open data folder")
 		}
 	}
@@ -121,48 +118,14 @@ func (l layout) ownID() (string, error) {
 	return id, writeFile(path, []byte(id+"\n"))
 }
 
-// writeFile replaces a file at once and for good: whoever reads it sees the old or the new content
-// whole, also after a power cut.
-func writeFile(path string, content []byte) (err error) {
-	const what = "write state"
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".tmp-*") // 0600
-	if err != nil {
-		return core.Wrap(err, core.Internal, what)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err == nil {
-		err = syncDir(dir)
-	}
-	return core.Wrap(err, core.Internal, what)
+// writeFile replaces a file at once and for good.
+func writeFile(path string, content []byte) error {
+	return core.Wrap(disk.Replace(path, content, 0o600), core.Internal, "write state")
 }
 
 // removeFile removes a file for good. One that is not there is removed.
 func removeFile(path string) error {
-	if err := os.Remove(path); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		return core.Wrap(err, core.Internal, "remove state")
-	}
-	return core.Wrap(syncDir(filepath.Dir(path)), core.Internal, "remove state")
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return core.Wrap(disk.Remove(path), core.Internal, "remove state")
 }
 
 func writeJSON(path string, v any) error {

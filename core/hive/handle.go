@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 	"github.com/rbee-project/rbee/core/pluginhost"
 )
 
@@ -109,12 +110,12 @@ func readRegular(path string, e os.DirEntry) ([]byte, error) {
 }
 
 func (l layout) setAside(name string) error {
-	if err := os.MkdirAll(l.damaged, 0o700); err != nil {
+	if err := disk.MakeFolder(l.damaged); err != nil {
 		return core.Wrap(err, core.Internal, "set handle aside")
 	}
 	to := filepath.Join(l.damaged, name)
 	if err := os.RemoveAll(to); err != nil {
 		return core.Wrap(err, core.Internal, "set handle aside")
 	}
-	return core.Wrap(os.Rename(filepath.Join(l.handles, name), to), core.Internal, "set handle aside")
+	return core.Wrap(disk.Rename(filepath.Join(l.handles, name), to), core.Internal, "set handle aside")
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 )
 
 // errRestarted is the failure of a job that ran when its agent died.
@@ -22,12 +23,7 @@ var errRestarted = core.WithHint(core.WithKind(errors.New("the agent was restart
 // the folder cannot be used.
 func Open(opts Options) (*Manager, error) {
 	m := New(opts)
-	_, missing := os.Stat(m.opts.Dir)
-	if err := os.MkdirAll(m.opts.Dir, 0o700); err != nil {
-		return nil, core.Wrap(err, core.Internal, "open the folder of jobs")
-	}
-	// losing the folder's entry would lose its jobs
-	if err := syncFolder(filepath.Dir(m.opts.Dir)); err != nil && missing != nil {
+	if err := disk.MakeFolder(m.opts.Dir); err != nil {
 		return nil, core.Wrap(err, core.Internal, "open the folder of jobs")
 	}
 	entries, err := os.ReadDir(m.opts.Dir)

@@ -13,6 +13,7 @@ import (
 	"strconv"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 )
 
 const (
@@ -172,17 +173,9 @@ func (l *logFile) add(events []core.Event, kept func() []core.Event) error {
 func (l *logFile) sync() error {
 	err := l.f.Sync()
 	if err == nil {
-		err = syncFolder(filepath.Dir(l.path))
+		err = disk.SyncFolder(filepath.Dir(l.path))
 	}
 	return core.Wrap(err, core.Internal, "keep a job")
-}
-
-func syncFolder(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // renew replaces the file by one with these events.

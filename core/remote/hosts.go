@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 	"github.com/rbee-project/rbee/core/ssh"
 )
 
@@ -97,29 +98,11 @@ func (h *Hosts) change(f func([]core.HiveHost) []core.HiveHost) error {
 	return nil
 }
 
-// publish writes a file atomically.
 func publish(file string, data []byte) error {
-	dir := filepath.Dir(file)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := disk.MakeFolder(filepath.Dir(file)); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".hosts-*") // 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), file)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return disk.Replace(file, data, 0o600)
 }
 
 // put adds a host or replaces the one of its name.

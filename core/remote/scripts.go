@@ -3,6 +3,10 @@ package remote
 // All scripts that ever run on another machine: fixed, for a POSIX shell, with quoted arguments.
 // None of them reads a name or a path from anywhere else.
 const (
+	// scriptFlush flushes files and folders to the disk: all of them where sync takes no names.
+	scriptFlush = `flush() { sync "$@" 2>/dev/null || sync; }
+`
+
 	// scriptLook prints the machine's facts, one a line.
 	scriptLook = `LC_ALL=C; export LC_ALL
 echo "os=$(uname -s)"; echo "arch=$(uname -m)"; echo "home=$HOME"; echo "uid=$(id -u)"; echo "user=$(id -un 2>/dev/null)"
@@ -40,14 +44,14 @@ if [ -d "$3/cluster" ]; then echo "$3"; fi
 exit 0`
 
 	// scriptFolders makes folders and prints those that it made: umask folder…
-	scriptFolders = `umask "$1"; shift
+	scriptFolders = scriptFlush + `umask "$1"; shift
 for d; do
-  if [ ! -d "$d" ]; then mkdir "$d" && echo "$d" || exit 1; fi
+  if [ ! -d "$d" ]; then mkdir "$d" && flush "${d%/*}/" && echo "$d" || exit 1; fi
 done`
 
-	// scriptWrite writes stdin to a file atomically: file mode.
-	scriptWrite = `umask 077
-if cat > "$1.new" && chmod "$2" "$1.new" && mv -f "$1.new" "$1"; then exit 0; fi
+	// scriptWrite writes stdin to a file atomically, also should the power fail: file mode.
+	scriptWrite = scriptFlush + `umask 077
+if cat > "$1.new" && chmod "$2" "$1.new" && flush "$1.new" && mv -f "$1.new" "$1" && flush "${1%/*}/"; then exit 0; fi
 rm -f "$1.new"; exit 1`
 
 	// scriptSums prints the SHA-256 of files, "-" for a missing one: tool file…
@@ -58,10 +62,10 @@ for f; do
 done`
 
 	// scriptPublish replaces a folder by another: from to.
-	scriptPublish = `rm -rf "$2" && mv "$1" "$2"`
+	scriptPublish = scriptFlush + `rm -rf "$2" && mv "$1" "$2" && flush "${2%/*}/"`
 
 	// scriptLink points a link to a program, in one step: target link.
-	scriptLink = `rm -f "$2.new" && ln -s "$1" "$2.new" && mv -f "$2.new" "$2"`
+	scriptLink = scriptFlush + `rm -f "$2.new" && ln -s "$1" "$2.new" && mv -f "$2.new" "$2" && flush "${2%/*}/"`
 
 	// scriptBuilds lists the other builds in a folder: lib build.
 	scriptBuilds = `for d in "$1"/* "$1"/.partial-*; do

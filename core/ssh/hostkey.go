@@ -15,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 )
 
 // hostKeys judges the key of a server, and remembers what it found.
@@ -136,13 +137,9 @@ func (k *hostKeys) check(_ string, remote net.Addr, key gossh.PublicKey) error {
 
 // appendLine adds a line to a file and creates the file if it is missing.
 func appendLine(file, line string) error {
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-		return core.Wrap(err, core.Internal, "remember the host key")
+	err := disk.MakeFolder(filepath.Dir(file))
+	if err == nil {
+		err = disk.Append(file, line)
 	}
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return core.Wrap(err, core.Internal, "remember the host key")
-	}
-	_, err = f.WriteString(line + "\n")
-	return core.Wrap(errors.Join(err, f.Sync(), f.Close()), core.Internal, "remember the host key")
+	return core.Wrap(err, core.Internal, "remember the host key")
 }

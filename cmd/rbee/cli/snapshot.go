@@ -14,6 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/agent"
 	"github.com/rbee-project/rbee/core/client"
+	"github.com/rbee-project/rbee/core/disk"
 )
 
 func (a *app) snapshotCommand() *cobra.Command {
@@ -55,9 +56,8 @@ func (a *app) snapshotSaveCommand() *cobra.Command {
 
 // saveSnapshot writes the snapshot beside path, looks into it, and only then gives it its name.
 func saveSnapshot(ctx context.Context, c *client.Client, path string, force bool) (info core.SnapshotInfo, err error) {
-	exists := core.Errorf(core.Conflict, "%s exists", path).Hint("Choose another name, or say --force.")
 	if _, err := os.Lstat(path); err == nil && !force {
-		return info, exists
+		return info, errExists(path)
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
 	if err != nil {
@@ -78,19 +78,28 @@ func saveSnapshot(ctx context.Context, c *client.Client, path string, force bool
 	if info, err = agent.InspectSnapshot(f); err != nil {
 		return info, core.Errorf(core.KindOf(err), "look into the new snapshot: %w", err).Hint("Nothing was saved. Try again.")
 	}
+	return info, publishSnapshot(f, path, force)
+}
+
+func errExists(path string) error {
+	return core.Errorf(core.Conflict, "%s exists", path).Hint("Choose another name, or say --force.")
+}
+
+// publishSnapshot gives a temporary file its name, and has it on the disk.
+func publishSnapshot(f *os.File, path string, force bool) error {
 	if err := f.Sync(); err != nil {
-		return info, core.Wrap(err, core.Internal, "save the snapshot")
+		return core.Wrap(err, core.Internal, "save the snapshot")
 	}
 	if force {
-		return info, core.Wrap(os.Rename(f.Name(), path), core.Internal, "save the snapshot")
+		return core.Wrap(disk.Rename(f.Name(), path), core.Internal, "save the snapshot")
 	}
 	if err := os.Link(f.Name(), path); err != nil { // unlike a rename it replaces nothing
 		if errors.Is(err, os.ErrExist) {
-			return info, exists
+			return errExists(path)
 		}
-		return info, core.Wrap(err, core.Internal, "save the snapshot")
+		return core.Wrap(err, core.Internal, "save the snapshot")
 	}
-	return info, core.Wrap(os.Remove(f.Name()), core.Internal, "save the snapshot")
+	return core.Wrap(disk.Remove(f.Name()), core.Internal, "save the snapshot")
 }
 
 func (a *app) snapshotRestoreCommand() *cobra.Command {

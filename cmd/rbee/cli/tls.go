@@ -21,6 +21,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
+	"github.com/rbee-project/rbee/core/disk"
 	"github.com/rbee-project/rbee/core/pki"
 	"github.com/rbee-project/rbee/core/token"
 )
@@ -307,7 +308,7 @@ type file struct {
 
 // writeNewFiles writes files that must not be there yet: keys are never replaced by accident.
 func writeNewFiles(dir string, files []file) ([]string, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := disk.MakeFolder(dir); err != nil {
 		return nil, core.WithHint(core.Wrap(err, core.Invalid, "make the folder"), "Name another one with --out.")
 	}
 	var written []string
@@ -328,20 +329,13 @@ func writeNewFiles(dir string, files []file) ([]string, error) {
 			return nil, core.Wrap(err, core.Internal, "write "+written[i])
 		}
 	}
-	return written, nil
+	return written, core.Wrap(disk.SyncFolder(dir), core.Internal, "write the files")
 }
 
 func replaceFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
+	err := disk.Replace(path, data, 0o644)
+	if errors.Is(err, fs.ErrPermission) {
 		return core.WithHint(core.Wrap(err, core.Invalid, "write the file"), "Name a folder that you may write to with --out.")
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
 	}
 	return core.Wrap(err, core.Internal, "write "+path)
 }

@@ -2,6 +2,7 @@ package disktrace_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -73,3 +74,22 @@ func TestMissingName(t *testing.T) { noticed(t, "name", "folder/a was moved here
 func TestMissingAppend(t *testing.T) { noticed(t, "more data", "data of folder/a") }
 
 func TestMissingRemoval(t *testing.T) { noticed(t, "removal", "folder/a was removed") }
+
+// What a program does that the scenario starts is followed as well.
+func shell(script string) disktrace.Scenario {
+	return disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
+		out, err := exec.CommandContext(t.Context(), "sh", "-c", script, "sh", dir).CombinedOutput()
+		must.NoError(t, err, must.Sprint(string(out)))
+		ack("written")
+	}}
+}
+
+func TestProgram(t *testing.T) {
+	disktrace.Check(t, shell(`echo text >"$1/a.new" && sync && mv "$1/a.new" "$1/a" && ln -s a "$1/b" && sync`))
+}
+
+func TestCarelessProgram(t *testing.T) {
+	found := disktrace.Violations(t, shell(`echo text >"$1/a.new" && mv "$1/a.new" "$1/a" && ln -s a "$1/b"`))
+	must.StrContains(t, strings.Join(found, "\n"), "a gets its name before its data are on the disk")
+	must.StrContains(t, strings.Join(found, "\n"), "b was made, and its folder is not on the disk")
+}

@@ -78,7 +78,7 @@ func follow(test, dir string, out *os.File, m *model) error {
 	if _, err := unix.Wait4(pid, &status, unix.WALL|notThread, nil); err != nil {
 		return err
 	}
-	options := unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_EXITKILL
+	options := unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_EXITKILL
 	if err := unix.PtraceSetOptions(pid, options); err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		return err
@@ -342,6 +342,11 @@ func (m *model) exit(c *call, tid int) {
 			delete(m.dirty, id)
 			delete(m.names, id)
 		}
+		return
+	case unix.SYS_SYNC:
+		m.syncs++
+		clear(m.dirty)
+		clear(m.names)
 		return
 	case unix.SYS_OPENAT:
 		if c.fresh {
