@@ -17,6 +17,9 @@ const codeOverloaded = "overloaded"
 type bodies struct {
 	total, perKey int64
 	wait          time.Duration // how long a body waits for room
+	// spare gives up memory that is kept without need and reports whether it did; nil: there is
+	// none. It is set before use.
+	spare func(bytes int64) bool
 
 	mu    sync.Mutex // guards below
 	used  int64
@@ -43,9 +46,12 @@ type heldBody struct {
 // Cancelled.
 func (h *heldBody) grow(ctx context.Context, n int64) error {
 	for {
-		freed, err := h.try(n)
+		freed, missing, err := h.try(n)
 		if err == nil {
 			return nil
+		}
+		if missing > 0 && h.of.spare != nil && h.of.spare(missing) {
+			continue
 		}
 		if h.until.IsZero() {
 			h.until = time.Now().Add(h.of.wait)
@@ -63,23 +69,24 @@ func (h *heldBody) grow(ctx context.Context, n int64) error {
 	}
 }
 
-// try takes n bytes if there is room for them, otherwise freed is closed when there is more.
-func (h *heldBody) try(n int64) (freed <-chan struct{}, err error) {
+// try takes n bytes if there is room for them, otherwise freed is closed when there is more. missing
+// is what all together have too much; 0: only this client has.
+func (h *heldBody) try(n int64) (freed <-chan struct{}, missing int64, err error) {
 	b := h.of
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case h.key != (tokenDigest{}) && b.keys[h.key]+n > b.perKey:
-		return b.freed, &apiError{code: codeOverloaded, err: core.Errorf(core.Overloaded, "the requests that run with this token have too many bytes").Hint("Ask again when some have ended, or send less at once.")}
+		return b.freed, 0, &apiError{code: codeOverloaded, err: core.Errorf(core.Overloaded, "the requests that run with this token have too many bytes").Hint("Ask again when some have ended, or send less at once.")}
 	case b.used+n > b.total:
-		return b.freed, &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.Errorf(core.Overloaded, "the requests that run have too many bytes").Hint("Ask again in a moment, or ask another queen.")}
+		return b.freed, b.used + n - b.total, &apiError{status: http.StatusServiceUnavailable, code: codeOverloaded, err: core.Errorf(core.Overloaded, "the requests that run have too many bytes").Hint("Ask again in a moment, or ask another queen.")}
 	}
 	b.used += n
 	if h.key != (tokenDigest{}) {
 		b.keys[h.key] += n
 	}
 	h.held += n
-	return nil, nil
+	return nil, 0, nil
 }
 
 // shrink gives back n bytes.
@@ -103,3 +110,31 @@ func (h *heldBody) shrink(n int64) {
 
 // release gives back everything.
 func (h *heldBody) release() { h.shrink(h.held) }
+
+// room is the part of bodies that conversations take which are kept: it gives way to requests.
+type room struct{ held heldBody }
+
+// Take implements responses.Room.
+func (r *room) Take(bytes int64) bool {
+	_, _, err := r.held.try(bytes)
+	return err == nil
+}
+
+// Give implements responses.Room.
+func (r *room) Give(bytes int64) { r.held.shrink(bytes) }
+
+// expireEvery is how often conversations are looked at that are kept for too long.
+const expireEvery = time.Minute
+
+func (g *Gateway) expireAnswers(ctx context.Context) {
+	t := time.NewTicker(expireEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			g.answers.Expire(now)
+		}
+	}
+}

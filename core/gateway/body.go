@@ -9,6 +9,8 @@ import (
 	"os"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
@@ -29,10 +31,49 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 			w.body.key = sha256.Sum256([]byte(token)) // it may be a right one: it stays nowhere
 		}
 	}
-	length := r.ContentLength // of the body; negative: unknown
-	if r.Header.Get("Content-Encoding") != "" {
+	// The server's own writer is told, so that it gives the client time to read the answer before
+	// the connection is closed.
+	from, done, err := decoded(r.Context(), http.MaxBytesReader(w.inner, r.Body, limit), r, &w.body, limit)
+	if err != nil {
+		return nil, g.closeAfter(w, err)
+	}
+	defer done()
+	length := r.ContentLength // of what is read; negative: unknown
+	if _, inflated := from.(*bounded); inflated {
 		length = -1
 	}
+	body, err := g.readAll(w, r, from, length, limit)
+	if err != nil {
+		return nil, err
+	}
+	_ = w.c.SetReadDeadline(time.Time{}) // from here on only the client's going away is waited for
+	if encodingOf(r) == encodingZstd {
+		if body, err = g.inflate(w, r, body, limit); err != nil {
+			return nil, err
+		}
+	}
+	return bytes.TrimPrefix(body, []byte("\ufeff")), nil // some editors begin a file so
+}
+
+// inflate decompresses a body that has come. Its window is held only meanwhile: a client that sends
+// slowly holds what it sent.
+func (g *Gateway) inflate(w *response, r *http.Request, packed []byte, limit int64) ([]byte, error) {
+	if err := w.body.grow(r.Context(), zstdWindow); err != nil {
+		return nil, err
+	}
+	defer w.body.shrink(zstdWindow + int64(cap(packed)))
+	d, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(zstdWindow))
+	if err != nil {
+		return nil, core.Wrap(err, core.Internal, "decompress the request's body")
+	}
+	defer d.Close()
+	return g.readAll(w, r, &bounded{r: d, left: limit, limit: limit}, -1, limit)
+}
+
+// readAll reads to the end of from, of which there are at most limit bytes, and of length bytes if
+// that is not negative. What it returns is counted by its capacity. Nothing is sent to a client
+// that sends too much but the refusal.
+func (g *Gateway) readAll(w *response, r *http.Request, from io.Reader, length, limit int64) ([]byte, error) {
 	size := int64(firstBody)
 	if length >= 0 {
 		size = min(size, length+1)
@@ -41,20 +82,12 @@ func (g *Gateway) readBody(w *response, r *http.Request, limit int64) ([]byte, e
 		return nil, g.closeAfter(w, err)
 	}
 	body := make([]byte, 0, size)
-	// The server's own writer is told, so that it gives the client time to read the answer before
-	// the connection is closed.
-	from, done, err := decoded(r.Context(), http.MaxBytesReader(w.inner, r.Body, limit), r, &w.body, limit)
-	if err != nil {
-		return nil, g.closeAfter(w, err)
-	}
-	defer done()
 	for {
 		n, err := from.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
 		switch {
 		case err == io.EOF:
-			_ = w.c.SetReadDeadline(time.Time{})                 // from here on only the client's going away is waited for
-			return bytes.TrimPrefix(body, []byte("\ufeff")), nil // some editors begin a file so
+			return body, nil
 		case err != nil:
 			if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 				return nil, g.refuseBody(w, limit)

@@ -53,6 +53,7 @@ func (c *conns) Accept() (net.Conn, error) {
 			}
 			return nil, err
 		}
+		conn = watchFraming(conn)
 		out, ok := c.enter(conn)
 		if out != nil {
 			c.warn("too many connections: closed an idle one", "from", hostOf(out.RemoteAddr()), "open", c.max)

@@ -60,9 +60,12 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 	if err != nil {
 		return err
 	}
-	if err := w.body.grow(r.Context(), int64(len(request.Body))); err != nil {
+	// From here on there is the translated body, and what the encoder keeps: the client's is gone.
+	held, kept := w.body.held, request.Kept
+	if err := w.body.grow(r.Context(), int64(len(request.Body))+max(0, kept-held)); err != nil {
 		return err
 	}
+	w.body.shrink(max(0, held-kept))
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	done, ok := g.streams.add(false, cancel)
@@ -71,7 +74,7 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 	}
 	defer done()
 	c := &dialectClient{openaiClient: openaiClient{w: w}, d: d, encoder: encoder, about: about}
-	_ = g.o.Inference.Serve(ctx, inference.Request{ID: w.id, Key: w.key, Path: request.Path, Body: request.Body, At: start}, c) // c was told
+	_ = g.o.Inference.Serve(ctx, inference.Request{ID: w.id, Key: w.key, Path: request.Path, Body: request.Body, At: start, Release: func() { w.body.shrink(w.body.held - kept) }}, c) // c was told
 	return c.err
 }
 

@@ -7,8 +7,6 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
-
 	"github.com/rbee-project/rbee/core"
 )
 
@@ -18,29 +16,27 @@ const (
 	zstdWindow = 8 << 20 // what RFC 8878 recommends decoders to support
 )
 
-// decoded returns a reader of what a body is without its Content-Encoding, and what to call when it
-// has been read. It returns at most limit bytes, then a *http.MaxBytesError. Errors: Unsupported for
-// an encoding that is not known, Overloaded.
+// encodingZstd is the Content-Encoding that is decompressed only when the body has come: its window
+// is large.
+const encodingZstd = "zstd"
+
+func encodingOf(r *http.Request) string {
+	return strings.ToLower(strings.TrimSpace(strings.Join(r.Header.Values("Content-Encoding"), ", ")))
+}
+
+// decoded returns a reader of what a body is without its Content-Encoding, unless that is
+// encodingZstd, and what to call when it has been read. It returns at most limit bytes, then a
+// *http.MaxBytesError. Errors: Unsupported for an encoding that is not known, Overloaded.
 func decoded(ctx context.Context, from io.Reader, r *http.Request, held *heldBody, limit int64) (io.Reader, func(), error) {
-	encoding := strings.ToLower(strings.TrimSpace(strings.Join(r.Header.Values("Content-Encoding"), ", ")))
+	encoding := encodingOf(r)
 	switch encoding {
-	case "", "identity":
+	case "", "identity", encodingZstd:
 		return from, func() {}, nil
 	case "gzip", "x-gzip":
 		if err := held.grow(ctx, gzipMemory); err != nil {
 			return nil, nil, err
 		}
 		return &bounded{r: &lateGzip{from: from}, left: limit, limit: limit}, func() { held.shrink(gzipMemory) }, nil
-	case "zstd":
-		if err := held.grow(ctx, zstdWindow); err != nil {
-			return nil, nil, err
-		}
-		d, err := zstd.NewReader(from, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(zstdWindow))
-		if err != nil {
-			held.shrink(zstdWindow)
-			return nil, nil, core.Wrap(err, core.Internal, "decompress the request's body")
-		}
-		return &bounded{r: d, left: limit, limit: limit}, func() { d.Close(); held.shrink(zstdWindow) }, nil
 	}
 	return nil, nil, &apiError{
 		status: http.StatusUnsupportedMediaType, code: "unsupported_encoding",

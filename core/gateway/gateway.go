@@ -110,6 +110,8 @@ func New(o Options) *Gateway {
 		g.origins[strings.ToLower(origin)] = true
 	}
 	g.bodies = newBodies(o.BodyMemory, o.BodyMemory/2, o.BodyWait)
+	g.bodies.spare = g.answers.Spare
+	g.answers.Room = &room{heldBody{of: g.bodies}}
 	g.mux = g.buildMux(routes())
 	return g
 }
@@ -135,9 +137,7 @@ func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 	if r.ContentLength != 0 {
 		_ = w.c.SetReadDeadline(start.Add(g.o.BodyTimeout)) // a recorder in a test has none
 	}
-	if len(r.TransferEncoding) > 0 {
-		// The length may have been stated as well, which net/http keeps to itself: then the
-		// connection must not be used again, RFC 9112 6.1.
+	if framedTwice(r) {
 		w.Header().Set("Connection", "close")
 	}
 	g.metrics.inFlight.Inc()

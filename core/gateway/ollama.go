@@ -100,6 +100,9 @@ func (g *Gateway) ollamaDelete(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if len(m.Hives) == 0 { // its files went meanwhile
+		return noModel(n.Model, nil)
+	}
 	for _, hive := range m.Hives {
 		if err := g.runJob(r.Context(), w, core.Request{Operation: core.OpModelDelete, Hive: hive, Model: m.ID}, nil); err != nil {
 			return err
@@ -222,11 +225,16 @@ func (g *Gateway) findModel(ctx context.Context, id string) (core.Model, error) 
 			}
 		}
 	}
+	return core.Model{}, noModel(id, models)
+}
+
+// noModel is the error for a name that is unknown among these models.
+func noModel(id string, models []core.Model) error {
 	refused := core.Errorf(core.NotFound, "no model %q", clip(id, 100))
 	if near := nearest(id, models); len(near) > 0 {
 		refused = refused.Hint("Near to it are: %s.", strings.Join(near, ", "))
 	} else {
 		refused = refused.Hint("GET /v1/models lists what there is.")
 	}
-	return core.Model{}, &apiError{err: refused, code: openai.CodeModelNotFound, param: "model"}
+	return &apiError{err: refused, code: openai.CodeModelNotFound, param: "model"}
 }

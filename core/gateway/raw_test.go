@@ -242,3 +242,39 @@ func TestServerLimits(t *testing.T) {
 	must.Eq(t, 431, resp.StatusCode)
 	must.True(t, closed)
 }
+
+// rawConn is a client's connection that sends what it is told.
+type rawConn struct {
+	t  *testing.T
+	c  net.Conn
+	br *bufio.Reader
+}
+
+func dialRaw(t *testing.T, addr string) *rawConn {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	must.NoError(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+	return &rawConn{t, c, bufio.NewReader(c)}
+}
+
+// ask sends a request and returns the answer, which was read to its end.
+func (c *rawConn) ask(request string) *http.Response {
+	c.t.Helper()
+	_, err := io.WriteString(c.c, request)
+	must.NoError(c.t, err)
+	resp, err := http.ReadResponse(c.br, nil)
+	must.NoError(c.t, err)
+	_, err = io.Copy(io.Discard, resp.Body)
+	must.NoError(c.t, err)
+	must.NoError(c.t, resp.Body.Close())
+	return resp
+}
+
+// isClosed reports whether the server has closed the connection; otherwise it answers once more.
+func (c *rawConn) isClosed() bool {
+	_, _ = io.WriteString(c.c, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	_, err := c.br.ReadByte()
+	return err != nil
+}

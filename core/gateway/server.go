@@ -45,11 +45,14 @@ func (g *Gateway) Server() *http.Server {
 // returns nil after an orderly end. It is called once.
 func (g *Gateway) Serve(ctx context.Context, l net.Listener, grace time.Duration) error {
 	srv, open := g.Server(), newConns(l, g.o.MaxConns, g.log)
-	srv.ConnState = open.changed
+	srv.ConnState, srv.ConnContext = open.changed, withFraming
 	ended := make(chan error, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { ended <- srv.Serve(open) })
+	expiring, stopExpiring := context.WithCancel(ctx)
+	defer stopExpiring()
+	wg.Go(func() { g.expireAnswers(expiring) })
 	select {
 	case err := <-ended:
 		_ = srv.Close()

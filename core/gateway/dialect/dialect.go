@@ -7,6 +7,7 @@ package dialect
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -42,6 +43,8 @@ type Request struct {
 	Path   string // one of the Path constants
 	Body   []byte
 	Stream bool // the client wants a stream; Body asks for the same
+	// Kept is about how many bytes the encoder holds until the answer ends, beside Body.
+	Kept int64
 }
 
 // Encoder writes one answer. It is not safe for concurrent use.
@@ -118,13 +121,26 @@ type choice struct {
 }
 
 type envelope struct {
-	Choices []choice      `json:"choices"`
-	Usage   *openai.Usage `json:"usage"`
-	Data    []struct {
-		Index     int             `json:"index"`
-		Embedding json.RawMessage `json:"embedding"`
-	} `json:"data"`
-	InputTokens *int `json:"input_tokens"`
+	Choices     []choice      `json:"choices"`
+	Usage       *openai.Usage `json:"usage"`
+	Data        vectors       `json:"data"`
+	InputTokens *int          `json:"input_tokens"`
+}
+
+type vector struct {
+	Index     int             `json:"index"`
+	Embedding json.RawMessage `json:"embedding"`
+}
+
+// vectors are the embeddings of an answer: at most as many as a request may have texts.
+type vectors []vector
+
+// UnmarshalJSON counts them before they take memory.
+func (v *vectors) UnmarshalJSON(b []byte) error {
+	if n := openai.Elements(b); n > openai.MaxInputs {
+		return fmt.Errorf("the answer has %d embeddings, and at most %d are read", n, openai.MaxInputs)
+	}
+	return json.Unmarshal(b, (*[]vector)(v))
 }
 
 func (m message) text() string {
@@ -200,7 +216,13 @@ func ParseAnswer(body []byte) (Answer, error) {
 }
 
 // Calls joins the parts of tool calls as they come. The zero value is empty.
-type Calls struct{ list []Call }
+type Calls struct{ list []openCall }
+
+// openCall is a call whose arguments still come.
+type openCall struct {
+	id, name  string
+	arguments []byte
+}
 
 // MaxCalls bounds the tool calls of one answer: a worker's index is not trusted.
 const MaxCalls = 128
@@ -212,21 +234,27 @@ func (c *Calls) Add(parts []CallPart) {
 			continue
 		}
 		for len(c.list) <= p.Index {
-			c.list = append(c.list, Call{})
+			c.list = append(c.list, openCall{})
 		}
 		call := &c.list[p.Index]
 		if p.ID != "" {
-			call.ID = p.ID
+			call.id = p.ID
 		}
 		if p.Name != "" {
-			call.Name = p.Name
+			call.name = p.Name
 		}
-		call.Arguments += p.Arguments
+		call.arguments = append(call.arguments, p.Arguments...)
 	}
 }
 
-// List returns the calls so far. It belongs to c.
-func (c *Calls) List() []Call { return c.list }
+// List returns a copy of the calls so far.
+func (c *Calls) List() []Call {
+	var list []Call
+	for _, call := range c.list {
+		list = append(list, Call{ID: call.id, Name: call.name, Arguments: string(call.arguments)})
+	}
+	return list
+}
 
 // Invalid returns an error about a request that cannot be translated.
 func Invalid(param, format string, args ...any) *openai.Error {

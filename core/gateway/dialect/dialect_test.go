@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -287,6 +288,26 @@ func TestParseManyValues(t *testing.T) {
 	got, err := dialect.ParseAnswer([]byte(`{"data":[{"index":0,"embedding":[` + strings.Repeat("1,", openai.MaxValues) + `1]}]}`))
 	must.NoError(t, err)
 	must.Len(t, 1, got.Vectors)
+	_, err = dialect.ParseAnswer([]byte(`{"data":[` + strings.Repeat("{},", openai.MaxInputs) + `{}]}`))
+	must.ErrorContains(t, err, "2049 embeddings")
+	got, err = dialect.ParseAnswer([]byte(`{"data":null}`))
+	must.NoError(t, err)
+	must.Len(t, 0, got.Vectors)
+}
+
+// The arguments of a call come in many small parts: joining them takes no more than their length.
+func TestCallsMemory(t *testing.T) { // not parallel: it counts what is allocated
+	const n = 1 << 16
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	var c dialect.Calls
+	for range n {
+		c.Add([]dialect.CallPart{{ID: "a", Name: "f", Arguments: "x"}})
+	}
+	list := c.List()
+	runtime.ReadMemStats(&after)
+	must.Eq(t, []dialect.Call{{ID: "a", Name: "f", Arguments: strings.Repeat("x", n)}}, list)
+	must.Less(t, 16*n, int(after.TotalAlloc-before.TotalAlloc))
 }
 
 func FuzzDecode(f *testing.F) {

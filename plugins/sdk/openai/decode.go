@@ -136,6 +136,9 @@ func decode(body []byte, into any) error {
 	if err == nil {
 		return nil
 	}
+	if told, ok := errors.AsType[*Error](err); ok {
+		return told
+	}
 	if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		field := strings.TrimPrefix(embedded.Replace(te.Field), ".")
 		if field == "" {

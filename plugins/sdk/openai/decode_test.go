@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -383,4 +384,44 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal(fmt.Sprint("too much text: ", len(h.Text)))
 		}
 	})
+}
+
+func TestDecodePrompt(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]Prompt{
+		`"a"`: TextPrompt("a"), `["a","b"]`: {Texts: []string{"a", "b"}}, `[ ]`: {Texts: []string{}}, `null`: {},
+		`[1,-2]`: {Tokens: [][]int32{{1, -2}}}, `[[1],[],[2,3]]`: {Tokens: [][]int32{{1}, {}, {2, 3}}},
+		`["a,]\"",","]`: {Texts: []string{`a,]"`, ","}},
+	} {
+		var got Prompt
+		must.NoError(t, json.Unmarshal([]byte(in), &got), must.Sprint(in))
+		must.Eq(t, want, got, must.Sprint(in))
+	}
+	for _, in := range []string{`1`, `{}`, `true`, `[1,"a"]`, `["a",1]`, `[[1],"a"]`, `[[1],2]`, `[["a"]]`, `[null]`, `[true]`, `[{}]`, `[1.5]`, `[99999999999]`, `[[[1]]]`} {
+		var got Prompt
+		must.Error(t, json.Unmarshal([]byte(in), &got), must.Sprint(in))
+		must.Eq(t, Prompt{}, got, must.Sprint(in))
+	}
+	_, err := DecodeCompletion([]byte(`{"prompt":[` + strings.Repeat(`"",`, MaxInputs) + `""]}`))
+	must.StrContains(t, err.Error(), "2049 texts")
+	_, err = DecodeCompletion([]byte(`{"prompt":[` + strings.Repeat(`[],`, MaxInputs) + `[]]}`))
+	must.StrContains(t, err.Error(), "2049 texts")
+}
+
+// A prompt of tokens takes no more memory than a few bytes for each of its own.
+func TestPromptMemory(t *testing.T) { // not parallel: it counts what is allocated
+	for name, body := range map[string]string{
+		"tokens":         `{"prompt":[` + strings.Repeat("1,", 1<<20) + `1]}`,
+		"list of tokens": `{"prompt":[[` + strings.Repeat("1,", 1<<20) + `1]]}`,
+		"empty lists":    `{"prompt":[` + strings.Repeat("[],", 1<<20) + `[]]}`,
+		"empty texts":    `{"prompt":[` + strings.Repeat(`"",`, 1<<20) + `""]}`,
+		"then a text":    `{"prompt":[` + strings.Repeat("1,", 1<<20) + `"a"]}`,
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _ = DecodeCompletion([]byte(body))
+		runtime.ReadMemStats(&after)
+		took := int(after.TotalAlloc-before.TotalAlloc) - len(body) // the body is copied into bytes
+		must.Less(t, 4*len(body), took, must.Sprintf("%s: %d bytes for %d", name, took, len(body)))
+	}
 }

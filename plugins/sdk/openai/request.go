@@ -2,6 +2,7 @@ package openai
 
 import (
 	"encoding/json"
+	"net/http"
 	"reflect"
 )
 
@@ -256,7 +257,8 @@ func (p Prompt) MarshalJSON() ([]byte, error) {
 }
 
 // UnmarshalJSON reads a string, a list of strings, a list of token ids, a list of such lists, or
-// null.
+// null. It decodes an array once, as what its first element says, into what its length says: a
+// token takes four bytes. Errors: *Error for more than MaxInputs texts or lists.
 func (p *Prompt) UnmarshalJSON(b []byte) error {
 	*p = Prompt{}
 	switch b[0] {
@@ -266,22 +268,93 @@ func (p *Prompt) UnmarshalJSON(b []byte) error {
 		p.Texts = make([]string, 1)
 		return json.Unmarshal(b, &p.Texts[0])
 	case '[':
-		if json.Unmarshal(b, &p.Texts) == nil {
-			return nil
+	default:
+		return typeError[Prompt](jsonKind(b))
+	}
+	n, err := Elements(b), error(nil)
+	switch first := firstElement(b); {
+	case first == 0:
+		p.Texts = []string{}
+	case first == '-' || first >= '0' && first <= '9':
+		ids := make([]int32, 0, n)
+		err = json.Unmarshal(b, &ids)
+		p.Tokens = [][]int32{ids}
+	case first != '"' && first != '[':
+		err = typeError[Prompt]("")
+	case n > MaxInputs:
+		return NewError(http.StatusRequestEntityTooLarge, TypeInvalidRequest, "", CodeTooLarge, "the request has a list of %d texts, and at most %d are taken; send several requests", n, MaxInputs)
+	case first == '"':
+		p.Texts = make([]string, 0, n)
+		err = json.Unmarshal(b, &p.Texts)
+	default:
+		var lists []tokenList
+		if err = json.Unmarshal(b, &lists); err == nil {
+			p.Tokens = make([][]int32, len(lists))
+			for i, l := range lists {
+				p.Tokens[i] = l
+			}
 		}
-		p.Texts = nil
-		var ids []int32
-		if json.Unmarshal(b, &ids) == nil {
-			p.Tokens = [][]int32{ids}
-			return nil
-		}
-		if json.Unmarshal(b, &p.Tokens) == nil {
-			return nil
-		}
+	}
+	if err != nil {
 		*p = Prompt{}
 		return typeError[Prompt]("array with something else than strings or token ids")
 	}
-	return typeError[Prompt](jsonKind(b))
+	return nil
+}
+
+// tokenList is a list of token ids that takes no more than its length says.
+type tokenList []int32
+
+// UnmarshalJSON reads a list of token ids.
+func (l *tokenList) UnmarshalJSON(b []byte) error {
+	if b[0] != '[' {
+		return typeError[Prompt](jsonKind(b))
+	}
+	ids := make([]int32, 0, Elements(b))
+	err := json.Unmarshal(b, &ids)
+	*l = ids
+	return err
+}
+
+// Elements counts the elements of a JSON array without decoding it.
+func Elements(array []byte) int {
+	if first := firstElement(array); first == 0 {
+		return 0
+	}
+	n, depth := 1, 0
+	for i := 0; i < len(array); i++ {
+		switch array[i] {
+		case '"':
+			for i++; i < len(array) && array[i] != '"'; i++ {
+				if array[i] == '\\' {
+					i++
+				}
+			}
+		case '[', '{':
+			depth++
+		case ']', '}':
+			depth--
+		case ',':
+			if depth == 1 {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// firstElement returns the first byte of the first element of a JSON array; 0: it is empty.
+func firstElement(array []byte) byte {
+	for _, c := range array[min(1, len(array)):] {
+		switch c {
+		case ' ', '\t', '\r', '\n':
+		case ']':
+			return 0
+		default:
+			return c
+		}
+	}
+	return 0
 }
 
 // typeError is identified by its Go type when it is worded; encoding/json adds the field's path.

@@ -33,7 +33,6 @@ var errorTypes = map[int]string{
 	http.StatusRequestEntityTooLarge: "request_too_large",
 	http.StatusUnsupportedMediaType:  "invalid_request_error",
 	http.StatusTooManyRequests:       "rate_limit_error",
-	http.StatusNotImplemented:        "invalid_request_error",
 	http.StatusGatewayTimeout:        "timeout_error",
 	StatusOverloaded:                 "overloaded_error",
 }

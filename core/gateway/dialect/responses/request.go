@@ -119,7 +119,9 @@ func decode(store *Store, body []byte, about dialect.About) (dialect.Request, di
 	if err != nil {
 		return dialect.Request{}, nil, err
 	}
+	in.Input = nil // the items have it
 	r, err := out.Encode(dialect.PathChat, in.Stream)
+	r.Kept = int64(sizeOf(items) + len(body))
 	return r, newEncoder(store, &in, items, about), err
 }
 

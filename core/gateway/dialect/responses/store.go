@@ -3,18 +3,33 @@ package responses
 import (
 	"container/list"
 	"sync"
+	"time"
 )
 
 const (
 	maxKept      = 64 << 20 // bytes of all conversations that are kept
 	maxKeptOne   = 4 << 20  // bytes of one
 	maxKeptCount = 10_000
+	keptFor      = 12 * time.Hour // after the last use
 )
+
+// Room is memory that a Store shares with others. Its methods are safe for concurrent use, and call
+// nothing of the Store.
+type Room interface {
+	// Take takes bytes, or none and reports false.
+	Take(bytes int64) bool
+	// Give gives bytes back.
+	Give(bytes int64)
+}
 
 // Store keeps the conversations of answers, so that a request can go on from one by its id. It
 // holds them in memory, the least recently used are dropped first, and gives one only to the key
 // that made it. The zero value is empty. It is safe for concurrent use.
 type Store struct {
+	// Room is what the conversations are counted in, beside the store's own bounds; nil: nowhere. It
+	// is set before use.
+	Room Room
+
 	mu    sync.Mutex // guards below
 	byID  map[string]*list.Element
 	order list.List // of *kept, the most recently used first
@@ -25,11 +40,12 @@ type kept struct {
 	id, key string
 	items   []item
 	bytes   int
+	used    time.Time // last
 }
 
 // put keeps a conversation. One that is too large is not kept.
 func (s *Store) put(id, key string, items []item) {
-	k := &kept{id: id, key: key, items: items, bytes: sizeOf(items)}
+	k := &kept{id: id, key: key, items: items, bytes: sizeOf(items), used: time.Now()}
 	if k.bytes > maxKeptOne {
 		return
 	}
@@ -39,6 +55,12 @@ func (s *Store) put(id, key string, items []item) {
 		s.byID = map[string]*list.Element{}
 	}
 	s.dropLocked(s.byID[id])
+	for s.Room != nil && !s.Room.Take(int64(k.bytes)) {
+		if s.order.Len() == 0 {
+			return
+		}
+		s.dropLocked(s.order.Back())
+	}
 	s.byID[id] = s.order.PushFront(k)
 	s.bytes += k.bytes
 	for s.bytes > maxKept || s.order.Len() > maxKeptCount {
@@ -53,6 +75,33 @@ func (s *Store) dropLocked(e *list.Element) {
 	k, _ := s.order.Remove(e).(*kept)
 	delete(s.byID, k.id)
 	s.bytes -= k.bytes
+	if s.Room != nil {
+		s.Room.Give(int64(k.bytes))
+	}
+}
+
+// Spare drops conversations until so many bytes are given back, the least recently used first, and
+// reports whether any were.
+func (s *Store) Spare(bytes int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.bytes
+	for s.order.Len() > 0 && int64(before-s.bytes) < bytes {
+		s.dropLocked(s.order.Back())
+	}
+	return s.bytes < before
+}
+
+// Expire drops the conversations that nobody has used for half a day.
+func (s *Store) Expire(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for e := s.order.Back(); e != nil; e = s.order.Back() {
+		if k, _ := e.Value.(*kept); now.Sub(k.used) < keptFor {
+			return
+		}
+		s.dropLocked(e)
+	}
 }
 
 // get returns a conversation. It must not be changed.
@@ -67,6 +116,7 @@ func (s *Store) get(id, key string) ([]item, bool) {
 	if k.key != key {
 		return nil, false
 	}
+	k.used = time.Now()
 	s.order.MoveToFront(e)
 	return k.items, true
 }

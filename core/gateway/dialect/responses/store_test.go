@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/shoenig/test/must"
 )
@@ -39,4 +41,72 @@ func TestStore(t *testing.T) {
 	must.MapLen(t, maxKeptCount, many.byID)
 	many.put("9999", "bob", []item{{Name: "again"}})
 	must.Eq(t, maxKeptCount, many.order.Len())
+}
+
+// fakeRoom has room for a number of bytes.
+type fakeRoom struct{ left int64 }
+
+func (r *fakeRoom) Take(n int64) bool {
+	if n > r.left {
+		return false
+	}
+	r.left -= n
+	return true
+}
+
+func (r *fakeRoom) Give(n int64) { r.left += n }
+
+// A store takes its memory from what it shares, drops its oldest for a new one, and gives way.
+func TestStoreRoom(t *testing.T) {
+	t.Parallel()
+	room := &fakeRoom{10_000}
+	s := Store{Room: room}
+	has := func(id string) bool {
+		_, ok := s.get(id, "k")
+		return ok
+	}
+	items := []item{{Arguments: strings.Repeat("x", 3800)}} // 4000 bytes
+	for _, id := range []string{"a", "b", "c"} {
+		s.put(id, "k", items)
+	}
+	must.Eq(t, 2000, room.left)
+	must.False(t, has("a"))
+	s.put("b", "k", items) // again
+	must.Eq(t, 2000, room.left)
+	s.put("d", "k", []item{{Arguments: strings.Repeat("x", 20_000)}})
+	must.False(t, has("d"))
+	must.Eq(t, 10_000, room.left)
+
+	s.put("e", "k", items)
+	s.put("f", "k", items)
+	must.True(t, s.Spare(1))
+	must.False(t, has("e"))
+	must.True(t, has("f"))
+	must.True(t, s.Spare(1_000_000))
+	must.False(t, s.Spare(1))
+	must.Eq(t, 10_000, room.left)
+}
+
+// What nobody goes on from is not kept for ever.
+func TestStoreExpires(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		room := &fakeRoom{10_000}
+		s := Store{Room: room}
+		s.put("old", "k", []item{{}})
+		s.put("used", "k", []item{{}})
+		time.Sleep(keptFor / 2)
+		_, ok := s.get("used", "k")
+		must.True(t, ok)
+		s.Expire(time.Now())
+		must.MapLen(t, 2, s.byID)
+		time.Sleep(keptFor / 2)
+		s.Expire(time.Now())
+		must.MapLen(t, 1, s.byID)
+		_, ok = s.get("used", "k")
+		must.True(t, ok)
+		time.Sleep(keptFor)
+		s.Expire(time.Now())
+		must.Eq(t, 10_000, room.left)
+	})
 }
