@@ -133,9 +133,11 @@ type fakeHive struct {
 	searching time.Duration // what a search takes
 	processes []core.Process
 	binaries  []core.WorkerBinary
-	requests  []core.Request // that were submitted, in order
-	retire    []string       // as last told by the queen
-	mute      error          // answer of every question
+	requests  []core.Request  // that were submitted, in order
+	retire    []string        // as last told by the queen
+	mute      error           // answer of every question
+	refuse    error           // answer of every job
+	tell      func(*core.Job) // changes what is told of a job that is submitted; nil: nothing
 	blob      *hivev1.FindBlobResponse
 	asked     int // for a blob
 	// run does what a job does; nil: spawn of a worker after a second.
@@ -431,8 +433,7 @@ func (h *fakeHive) Submit(_ context.Context, req *jobv1.SubmitRequest) (*jobv1.S
 	h.submits.Add(1)
 	h.mu.Lock()
 	h.requests = append(h.requests, r)
-	run := h.run
-	mute := h.mute
+	run, mute, tell := h.run, cmp.Or(h.mute, h.refuse), h.tell
 	h.mu.Unlock()
 	if mute != nil {
 		return nil, mute
@@ -444,6 +445,9 @@ func (h *fakeHive) Submit(_ context.Context, req *jobv1.SubmitRequest) (*jobv1.S
 		}
 		return h.spawn(ctx, r, jr)
 	})
+	if tell != nil {
+		tell(&j)
+	}
 	return &jobv1.SubmitResponse{Job: wire.JobToProto(j)}, nil
 }
 

@@ -73,6 +73,7 @@ type Queen struct {
 	tokens   tokenProofs
 	catching catchUps
 	board    *swarm.Board // which hive has which file; only while leading
+	seen     startMemory
 
 	mu        sync.Mutex               // guards below
 	aliases   map[string]alias         // learned from the hives' stores

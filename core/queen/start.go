@@ -128,7 +128,8 @@ func (q *Queen) startJob(ctx context.Context, m knownModel) (core.Job, error) {
 }
 
 // claimStart returns the job of the last decision where the model starts, while that may still
-// bring a worker; otherwise it decides anew. Errors: Conflict when another queen decided meanwhile.
+// bring a worker; otherwise it decides anew, for another hive where there is one. Errors: Conflict
+// when another queen decided meanwhile.
 func (q *Queen) claimStart(ctx context.Context, m knownModel) (core.Job, error) {
 	live, refused := q.liveHives()
 	live = slices.DeleteFunc(live, func(h core.Hive) bool {
@@ -142,13 +143,13 @@ func (q *Queen) claimStart(ctx context.Context, m knownModel) (core.Job, error) 
 	last, _ := q.registry.View().Start(nil, m.id)
 	if isLive := slices.ContainsFunc(live, func(h core.Hive) bool { return h.ID == last.Hive }); isLive && !last.Registered {
 		j, err := q.submitStart(ctx, m, last)
-		ended := time.Since(j.EndedAt)
-		reporting := j.State == core.JobSucceeded && ended >= 0 && ended < registrationPatience
-		if err != nil || j.State == core.JobRunning || reporting {
+		reporting := err == nil && j.State == core.JobSucceeded && q.seen.endedFor(m.id, last.Request) < registrationPatience
+		if err == nil && j.State == core.JobRunning || reporting || ctx.Err() != nil {
 			return j, err
 		}
+		q.seen.fail(m.id, last.Hive)
 	}
-	hive, err := q.place(sched.Demand{Model: m.id}, m, live, refused)
+	hive, err := q.placeStart(m, live, refused)
 	if err != nil {
 		return core.Job{}, err
 	}
@@ -163,10 +164,24 @@ func (q *Queen) claimStart(ctx context.Context, m knownModel) (core.Job, error) 
 		}
 	} // otherwise each queen decides for itself until all are upgraded
 	j, err := q.submitStart(ctx, m, next)
-	if err == nil {
-		q.log.Info("starting a worker for a request", "model", m.id, "hive", hive, "job", j.ID)
+	if err != nil {
+		q.seen.fail(m.id, hive)
+		return j, err
 	}
-	return j, err
+	q.log.Info("starting a worker for a request", "model", m.id, "hive", hive, "job", j.ID)
+	return j, nil
+}
+
+// placeStart chooses the hive where the model starts: one that did not fail to start it lately,
+// unless there is no other.
+func (q *Queen) placeStart(m knownModel, live []core.Hive, refused []sched.Refusal) (string, error) {
+	fresh := slices.DeleteFunc(slices.Clone(live), func(h core.Hive) bool { return q.seen.rests(m.id, h.ID) })
+	if len(fresh) > 0 && len(fresh) < len(live) {
+		if hive, err := q.place(sched.Demand{Model: m.id}, m, fresh, slices.Clone(refused)); err == nil {
+			return hive, nil
+		}
+	}
+	return q.place(sched.Demand{Model: m.id}, m, live, refused)
 }
 
 // submitStart submits the worker_spawn of a decision, or returns the job that it already is.

@@ -212,3 +212,70 @@ func TestStartWhereTheQueenReaches(t *testing.T) {
 		must.Eq(t, 1, ran(h1))
 	})
 }
+
+// A hive that does not start what it was chosen for, whatever it says of it, keeps no model from
+// starting on another one.
+func TestStartPastBadHive(t *testing.T) {
+	t.Parallel()
+	for name, bad := range map[string]func(*fakeHive){
+		"refuses for ever": func(h *fakeHive) { h.refuse = core.Errorf(core.Unavailable, "no") },
+		"fails for ever": func(h *fakeHive) {
+			h.run = func(context.Context, core.Request, *job.Run) (any, error) {
+				return nil, core.Errorf(core.Internal, "no")
+			}
+		},
+		"has started it just now, for ever": func(h *fakeHive) {
+			h.run = func(context.Context, core.Request, *job.Run) (any, error) {
+				return core.SpawnResult{Worker: core.Worker{ID: "none", Hive: "h0"}}, nil
+			}
+			h.tell = func(j *core.Job) {
+				if j.State == core.JobSucceeded {
+					j.EndedAt = time.Now()
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := newSwarmOfQueens(t)
+				h0, h1 := s.add("h0", "m", s.members...), s.add("h1", "m", s.members...)
+				h0.change(bad)
+				s.beat()
+				time.Sleep(liveness.ReportInterval)
+				var err error
+				for range 4 {
+					if _, err = pick(t.Context(), s.members[0].q, inference.Query{Model: "m"}); err == nil {
+						break
+					}
+				}
+				must.NoError(t, err)
+				must.Positive(t, int(h0.submits.Load()))
+				must.Eq(t, 1, ran(h1))
+				s.routeAll(s.members, "m")
+				must.Eq(t, 1, ran(h1))
+			})
+		})
+	}
+}
+
+// A hive that did not start a model is asked again where there is no other, and after a while.
+func TestStartMemory(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var m startMemory
+		must.False(t, m.rests("m", "h"))
+		m.fail("m", "h")
+		must.True(t, m.rests("m", "h"))
+		must.False(t, m.rests("m", "other"))
+		must.Eq(t, 0, m.endedFor("m", "one"))
+		time.Sleep(hiveRest)
+		must.False(t, m.rests("m", "h"))
+		must.Eq(t, hiveRest, m.endedFor("m", "one"))
+		must.Eq(t, 0, m.endedFor("m", "two"))
+		for i := range 2 * maxStartMemory {
+			m.fail(fmt.Sprint(i), "h")
+		}
+		must.MapLen(t, maxStartMemory, m.models)
+	})
+}
