@@ -188,7 +188,7 @@ func New(o Options) (*Pool, error) {
 	}
 	p.leaves = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmitMult, NumNodes: p.size}
 	if p.net == nil {
-		if p.own, err = listen(o.Bind, o.Advertise, o.ClusterID, o.Logger); err != nil {
+		if p.own, err = listen(o.Bind, o.Advertise, o.ClusterID, ring.GetKeys, o.Logger); err != nil {
 			return nil, err
 		}
 		p.net = p.own

@@ -30,13 +30,16 @@ const (
 )
 
 // transport serves UDP and TCP on one port. Unlike memberlist's own it binds before it runs, checks
-// the label before anything else (a packet or connection without one costs neither memory nor a log
-// line), and bounds the connections that others may open.
+// the label and the key before anything else (a packet or connection without them costs neither
+// memory nor a log line), and bounds the connections that others may open and what they send.
 type transport struct {
 	log     hclog.Logger
 	header  []byte // required start of all packets and streams
 	tcp     *net.TCPListener
 	udp     *net.UDPConn
+	sealed  opener
+	frames  frames
+	handed  chan struct{} // one for each stream that memberlist has
 	packets chan *memberlist.Packet
 	streams chan net.Conn
 	foreign atomic.Uint64
@@ -54,7 +57,7 @@ type transport struct {
 }
 
 // listen binds a port. Errors: Invalid, Unavailable.
-func listen(bind, advertise, label string, log hclog.Logger) (*transport, error) {
+func listen(bind, advertise, label string, keys func() [][]byte, log hclog.Logger) (*transport, error) {
 	host, port, err := net.SplitHostPort(bind)
 	if err != nil {
 		return nil, core.Errorf(core.Invalid, "%q is not an address to listen on", bind).Hint("Say address:port, as in 0.0.0.0:%d.", DefaultPort)
@@ -75,6 +78,7 @@ func listen(bind, advertise, label string, log hclog.Logger) (*transport, error)
 	t := &transport{
 		log: log, advertise: advertise, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn), done: make(chan struct{}),
 		conns: map[net.Conn]struct{}{}, header: append([]byte{hasLabel, byte(len(label))}, label...),
+		sealed: opener{[]byte(label), keys}, handed: make(chan struct{}, maxHanded),
 	}
 	for try := 1; ; try++ {
 		err := t.bind(ip, int(n))
@@ -270,7 +274,7 @@ func (t *transport) readPackets() {
 			}
 			continue
 		}
-		if !bytes.HasPrefix(buf[:n], t.header) {
+		if !bytes.HasPrefix(buf[:n], t.header) || !t.sealed.check(nil, buf[len(t.header):n]) {
 			t.foreign.Add(1)
 			continue
 		}
@@ -312,7 +316,7 @@ func (t *transport) accept() {
 	}
 }
 
-// greet passes a connection on if it has this cluster's label.
+// greet passes a connection on when a whole message of this cluster has come on it.
 func (t *transport) greet(c *trackedConn) {
 	got := make([]byte, len(t.header))
 	_ = c.SetDeadline(time.Now().Add(headerTimeout))
@@ -321,7 +325,21 @@ func (t *transport) greet(c *trackedConn) {
 		c.Close()
 		return
 	}
-	c.first = got
+	frame, took, err := t.frames.read(c)
+	c.held.Store(int64(took))
+	if err != nil || !t.sealed.check(frame[:5], frame[5:]) {
+		t.foreign.Add(1)
+		c.Close()
+		return
+	}
+	c.first = append(got, frame...)
+	select {
+	case t.handed <- struct{}{}:
+	case <-t.done:
+		c.Close()
+		return
+	}
+	c.handed.Store(true)
 	select {
 	case t.streams <- c:
 	case <-t.done:
@@ -357,7 +375,9 @@ func (t *transport) track(c net.Conn, closed func()) (*trackedConn, error) {
 type trackedConn struct {
 	net.Conn
 	t      *transport
-	first  []byte // read already
+	first  []byte       // read already
+	held   atomic.Int64 // of transport.frames
+	handed atomic.Bool  // it has a place in transport.handed
 	once   sync.Once
 	closed func()
 }
@@ -365,7 +385,9 @@ type trackedConn struct {
 func (c *trackedConn) Read(b []byte) (int, error) {
 	if len(c.first) > 0 {
 		n := copy(b, c.first)
-		c.first = c.first[n:]
+		if c.first = c.first[n:]; len(c.first) == 0 {
+			c.first = nil
+		}
 		return n, nil
 	}
 	return c.Conn.Read(b)
@@ -376,6 +398,10 @@ func (c *trackedConn) Close() error {
 		c.t.mu.Lock()
 		delete(c.t.conns, c.Conn)
 		c.t.mu.Unlock()
+		c.t.frames.give(int(c.held.Load()))
+		if c.handed.Load() {
+			<-c.t.handed
+		}
 		if c.closed != nil {
 			c.closed()
 		}
