@@ -155,7 +155,7 @@ func TestHostileStreamsMemory(t *testing.T) {
 	tr := hostileTransport(t)
 	noise := make([]byte, maxFrameBytes-1)
 	var wg sync.WaitGroup
-	for range 40 {
+	for range 10 {
 		wg.Go(func() {
 			c, err := net.Dial("tcp", tr.address())
 			if err != nil {
