@@ -93,3 +93,11 @@ func TestCarelessProgram(t *testing.T) {
 	must.StrContains(t, strings.Join(found, "\n"), "a gets its name before its data are on the disk")
 	must.StrContains(t, strings.Join(found, "\n"), "b was made, and its folder is not on the disk")
 }
+
+// A folder is published with all that is in it, also where it had a name that nobody minds before.
+func TestMissingInnerNames(t *testing.T) {
+	s := shell(`mkdir -p "$1/.new/inner" && echo text >"$1/.new/inner/a" && sync "$1/.new/inner/a" "$1/.new" && mv "$1/.new" "$1/folder" && sync "$1"`)
+	found := disktrace.Violations(t, s)
+	must.StrContains(t, strings.Join(found, "\n"), "folder folder/inner gets its name before the names in it are on the disk")
+	must.StrContains(t, strings.Join(found, "\n"), "folder/inner/a was made, and its folder is not on the disk")
+}

@@ -177,7 +177,7 @@ type model struct {
 	pid int
 
 	dirty      map[inode]string            // data that are not on the disk, with a name of the file
-	names      map[inode]map[string]string // of a folder: names that are not as on the disk, and what happened
+	names      map[inode]map[string]string // of a folder, whatever it is called: names that are not as on the disk, and what happened
 	acks       int
 	syncs      int
 	violations []string
@@ -284,8 +284,9 @@ func (m *model) enter(c *call, tid int) {
 	case c.number == unix.SYS_UNLINKAT && m.s.Ordered(rel):
 		for folder, changed := range m.names {
 			for name, what := range changed {
-				if what == "removed" && !m.free(name) && !m.s.Ordered(name) {
-					m.fail("%s goes while %s may come back (folder %v)", rel, name, folder.ino)
+				path := filepath.Join(m.nameOf(folder), name)
+				if what == "removed" && !m.free(path) && !m.s.Ordered(path) {
+					m.fail("%s goes while %s may come back", rel, path)
 				}
 			}
 		}
@@ -316,6 +317,9 @@ func (m *model) published(from, to string, id inode) {
 		}
 		if _, ok := m.dirty[within]; ok {
 			m.fail("%s gets its name before its data are on the disk", inner)
+		}
+		if len(m.names[within]) > 0 {
+			m.fail("folder %s gets its name before the names in it are on the disk", inner)
 		}
 		return nil
 	})
@@ -387,7 +391,7 @@ func (m *model) changed(path, what string) {
 	if m.names[folder] == nil {
 		m.names[folder] = map[string]string{}
 	}
-	m.names[folder][rel] = what
+	m.names[folder][filepath.Base(rel)] = what
 }
 
 // free reports whether a path may be lost: it or a folder above it.
@@ -409,10 +413,12 @@ func (m *model) acknowledged(name string) {
 		}
 	}
 	for folder, changed := range m.names {
-		if m.nameOf(folder) == "" {
+		now := m.nameOf(folder)
+		if now == "" {
 			continue // it is gone itself
 		}
-		for path, what := range changed {
+		for base, what := range changed {
+			path := filepath.Join(now, base)
 			if !m.free(path) && (what != "removed" || !m.s.Returns(path)) {
 				m.fail("%s: %s was %s, and its folder is not on the disk", name, path, what)
 			}

@@ -1,0 +1,138 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+)
+
+func openStore(t *testing.T) *Store {
+	t.Helper()
+	s, err := Open(t.TempDir(), nil)
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, s.Close()) })
+	return s
+}
+
+// descriptors counts this process's open files below a folder.
+func descriptors(t *testing.T, dir string) (n int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("descriptors are counted on Linux alone")
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name())); err == nil && strings.HasPrefix(to, dir+"/") {
+			n++
+		}
+	}
+	return n
+}
+
+// Whoever waits for a file that another has may give up, and leaves no descriptor.
+func TestLockedFileGivesUp(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	const name = "partial/a"
+	f, err := s.lockedFile(t.Context(), name)
+	must.NoError(t, err)
+	must.Eq(t, 1, descriptors(t, filepath.Join(s.dir, "partial")))
+	ctx, cancel := context.WithTimeout(t.Context(), 4*lockPoll)
+	defer cancel()
+	_, err = s.lockedFile(ctx, name)
+	must.ErrorIs(t, err, context.DeadlineExceeded)
+	must.Eq(t, 1, descriptors(t, filepath.Join(s.dir, "partial")))
+	must.NoError(t, f.Close())
+}
+
+// A file that was published or removed while another waited for its lock is not the one that the
+// name means now.
+func TestLockedFileIsStillThere(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	const name = "partial/a"
+	f, err := s.lockedFile(t.Context(), name)
+	must.NoError(t, err)
+	same, err := s.isStill(f, name)
+	must.NoError(t, err)
+	must.True(t, same)
+	got := make(chan *os.File, 1)
+	go func() {
+		f, err := s.lockedFile(t.Context(), name)
+		must.NoError(t, err)
+		got <- f
+	}()
+	for descriptors(t, filepath.Join(s.dir, "partial")) < 2 { // until it waits
+		time.Sleep(time.Millisecond)
+	}
+	must.NoError(t, s.root.Rename(name, "blobs/a"))
+	other, err := s.root.Create(name)
+	must.NoError(t, err)
+	must.NoError(t, other.Close())
+	same, err = s.isStill(f, name)
+	must.NoError(t, err)
+	must.False(t, same)
+	must.NoError(t, f.Close())
+	next := <-got
+	same, err = s.isStill(next, name)
+	must.NoError(t, err)
+	must.True(t, same)
+	must.NoError(t, next.Close())
+}
+
+func TestContextReader(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	r := contextReader{ctx, strings.NewReader(strings.Repeat("x", 100))}
+	_, err := io.ReadFull(r, make([]byte, 10))
+	must.NoError(t, err)
+	cancel()
+	_, err = r.Read(make([]byte, 10))
+	must.ErrorIs(t, err, context.Canceled)
+}
+
+// The lock of a worker binary that is being put together goes with it.
+func TestStageIsGone(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	st, err := s.newStage(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, 1, descriptors(t, filepath.Join(s.dir, "partial")))
+	st.discard()
+	must.Eq(t, 0, descriptors(t, filepath.Join(s.dir, "partial")))
+	left, err := os.ReadDir(filepath.Join(s.dir, "partial"))
+	must.NoError(t, err)
+	must.SliceEmpty(t, left)
+}
+
+// A file of an archive has the size that its header says, the mode that it asks for whatever the
+// umask is, and its errors are told.
+func TestWriteNew(t *testing.T) {
+	t.Parallel()
+	root, err := os.OpenRoot(t.TempDir())
+	must.NoError(t, err)
+	defer root.Close()
+	wrote := func(int64) {}
+	f, err := writeNew(root, "a", 0o700, strings.NewReader("text"), 4, wrote)
+	must.NoError(t, err)
+	must.Eq(t, 4, f.SizeBytes)
+	for _, size := range []int64{3, 5} {
+		_, err = writeNew(root, "b", 0o600, strings.NewReader("text"), size, wrote)
+		must.ErrorContains(t, err, "has 4 bytes and should have")
+		must.NoError(t, root.Remove("b"))
+	}
+	bad := errors.New("gone")
+	_, err = writeNew(root, "c", 0o600, io.MultiReader(strings.NewReader("te"), errReader{bad}), 4, wrote)
+	must.ErrorIs(t, err, bad)
+}
+
+type errReader struct{ err error }
+
+func (e errReader) Read([]byte) (int, error) { return 0, e.err }
