@@ -54,6 +54,10 @@ func TestMain(m *testing.M) {
 		playServer(text)
 		return
 	}
+	if socket := os.Getenv(relayEnv); socket != "" {
+		playRelay(socket)
+		return
+	}
 	os.Exit(m.Run())
 }
 
