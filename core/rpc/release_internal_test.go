@@ -399,3 +399,46 @@ func TestCallMeter(t *testing.T) {
 	must.Zero(t, b.used)
 	must.MapEmpty(t, b.nodes)
 }
+
+// A connection that is cut is closed and told of once; one that its owner closes is not told of.
+func TestConnEnds(t *testing.T) {
+	t.Parallel()
+	conn := func() (c *Conn, theirs net.Conn, told, forgotten *int) {
+		ours, theirs := net.Pipe()
+		told, forgotten = new(int), new(int)
+		w := &wire{Conn: ours}
+		c = &Conn{Conn: tls.Client(w, &tls.Config{InsecureSkipVerify: true}), wire: w, forget: func(*Conn) { *forgotten++ }}
+		c.onBreak(func() { *told++ })
+		return c, theirs, told, forgotten
+	}
+	for name, tt := range map[string]struct {
+		end  func(c *Conn)
+		told int
+	}{
+		"cut":   {(*Conn).cut, 1},
+		"abort": {(*Conn).Abort, 0},
+		"close": {func(c *Conn) { _ = c.Close() }, 0},
+	} {
+		c, theirs, told, forgotten := conn()
+		tt.end(c)
+		_, err := theirs.Read(make([]byte, 1))
+		must.ErrorIs(t, err, io.EOF, must.Sprint(name))
+		tt.end(c)
+		_, err = c.Write([]byte("x"))
+		must.Error(t, err)
+		_, err = c.Read(make([]byte, 1))
+		must.Error(t, err)
+		must.Eq(t, tt.told, *told, must.Sprint(name))
+		must.One(t, *forgotten, must.Sprint(name))
+	}
+}
+
+// What a server is not told has a bound all the same.
+func TestServerDefaults(t *testing.T) {
+	t.Parallel()
+	var o ServerOptions
+	o.prepare()
+	must.NotNil(t, o.Logger)
+	must.Eq(t, 128<<20, o.MaxHeldBytes)
+	must.True(t, o.Self.Has(core.RoleQueen) && o.Self.Has(core.RoleHive))
+}
