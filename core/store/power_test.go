@@ -18,6 +18,7 @@ func TestPowerLossStore(t *testing.T) {
 		Ignore: func(path string) bool {
 			return strings.HasPrefix(path, "store/partial/") || strings.HasPrefix(path, "store/checked")
 		},
+		Returns: func(path string) bool { return strings.HasPrefix(path, "store/blobs/") }, // nobody needs it
 		Ordered: func(path string) bool { return strings.HasPrefix(path, "store/blobs/") },
 		Run: func(t *testing.T, dir string, ack func(string)) {
 			s := open(t, dir+"/store")
@@ -34,6 +35,9 @@ func TestPowerLossStore(t *testing.T) {
 			ack("a worker binary")
 			_, err = s.DeleteModel("m", false)
 			must.NoError(t, err)
+			_, err = s.DeleteBinary("cpu", func([]string) error { return nil })
+			must.NoError(t, err)
+			ack("a worker binary that is gone")
 		},
 	})
 }

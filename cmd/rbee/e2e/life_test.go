@@ -291,9 +291,10 @@ func TestLeave(t *testing.T) {
 	must.True(t, stays.running())
 }
 
-// Everything loses its power at once. All that the registry knew is there again, and requests find
-// their workers, without anybody's help.
-func TestPowerLoss(t *testing.T) {
+// Everything is killed at once. All that the registry knew is there again, and requests find their
+// workers, without anybody's help. A kill takes back nothing that was written: what a loss of power
+// would is for the TestPowerLoss… of the packages that write.
+func TestEverythingIsKilled(t *testing.T) {
 	c := newCluster(t)
 	c.start(3, 2)
 	c.serve()

@@ -1,0 +1,110 @@
+package pki_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/pki"
+)
+
+func TestKeyOfAnotherCurve(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	must.NoError(t, err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	must.NoError(t, err)
+	_, err = pki.ParseCA(newCA(t, clusterID).CertPEM(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	must.ErrorContains(t, err, "not one of ECDSA P-256")
+}
+
+// A folder where a file of the identity should be: nothing of the new certificate counts, on disk
+// or in memory.
+func TestReplaceTellsOfTheDisk(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"ca.pem", "node.pem", "identity.json"} {
+		dir := t.TempDir()
+		ca := newCA(t, clusterID)
+		key, certPEM := sign(t, ca, signing{id: "0a0b0c0d", roles: []core.Role{core.RoleHive}})
+		id, err := pki.Create(dir, pki.Material{CAPEM: ca.CertPEM(), NodePEM: certPEM, Key: key})
+		must.NoError(t, err)
+		_, err = os.Stat(filepath.Join(dir, pki.Folder, "seal.key"))
+		must.ErrorIs(t, err, fs.ErrNotExist) // a hive has none, not even an empty one
+		csr, err := id.Request()
+		must.NoError(t, err)
+		renewed, _, err := ca.Sign(csr, pki.Node{Cluster: clusterID, ID: "0a0b0c0d", Roles: []core.Role{core.RoleHive, core.RoleQueen}}, nil, 0, time.Now())
+		must.NoError(t, err)
+		path := filepath.Join(dir, pki.Folder, name)
+		must.NoError(t, os.Remove(path))
+		must.NoError(t, os.Mkdir(path, 0o700))
+		must.Error(t, id.Replace(renewed, ca.CertPEM()), must.Sprint(name))
+		must.Eq(t, certPEM, pemOf(id.Certificate().Certificate[0]), must.Sprint(name))
+	}
+}
+
+func TestLoadOfAFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must.NoError(t, os.WriteFile(filepath.Join(dir, pki.Folder), nil, 0o600))
+	_, err := pki.Load(dir)
+	must.Eq(t, core.Internal, core.KindOf(err))
+}
+
+func TestLoadLeavesNothingOpen(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	initialise(t, dir)
+	_, err := pki.Load(dir)
+	must.NoError(t, err)
+	open, err := os.ReadDir("/proc/self/fd")
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Skip("descriptors are counted on Linux alone")
+	}
+	must.NoError(t, err)
+	for _, e := range open {
+		to, _ := os.Readlink(filepath.Join("/proc/self/fd", e.Name())) // it may be closed meanwhile
+		must.False(t, strings.HasPrefix(to, dir), must.Sprint(to))
+	}
+}
+
+// No session is resumed: it would skip the checks for expiry and revocation.
+func TestNoSessionIsResumed(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t, clusterID)
+	queen := identity(t, ca, signing{id: "0000000a", roles: []core.Role{core.RoleQueen}})
+	server := queen.ServerConfig("x")
+	now, err := server.GetConfigForClient(nil)
+	must.NoError(t, err)
+	must.True(t, server.SessionTicketsDisabled && now.SessionTicketsDisabled)
+	client := queen.ClientConfig("x", core.RoleQueen, "")
+	client.ClientSessionCache = tls.NewLRUClientSessionCache(4)
+	for range 3 {
+		state, serverErr, clientErr := shake(t, server, client)
+		must.NoError(t, errors.Join(serverErr, clientErr))
+		must.False(t, state.DidResume)
+	}
+}
+
+// A join token pins the CA's certificate: the fingerprint of another one is not enough to answer.
+func TestJoinPinsACA(t *testing.T) {
+	t.Parallel()
+	queen := identity(t, newCA(t, clusterID), signing{id: "0000000a", roles: []core.Role{core.RoleQueen}})
+	leaf := queen.Certificate().Certificate[0]
+	cert, err := x509.ParseCertificate(leaf)
+	must.NoError(t, err)
+	state := tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert, cert}, NegotiatedProtocol: "x"}
+	must.Error(t, pki.JoinConfig("x", fingerprintOf(t, leaf)).VerifyConnection(state))
+}
