@@ -145,11 +145,14 @@ func Unsupported(node, version string, op core.Operation) error {
 
 // ResultType names the type of the result: "WorkerBinary", "[]Process".
 func (s Spec) ResultType() string {
-	return strings.ReplaceAll(reflect.TypeOf(s.result).String(), "core.", "")
+	return strings.NewReplacer("core.", "", "operation.", "").Replace(reflect.TypeOf(s.result).String())
 }
 
 // Zero returns an empty result.
 func (s Spec) Zero() any { return s.result }
+
+// AsksOnlyHive reports whether a hive answers the operation and needs to be told nothing for it.
+func (s Spec) AsksOnlyHive() bool { return s.AsksHive && len(s.Fields) == 1 }
 
 // IsList reports whether the result is a list, which a GET route answers as {"data": […]}.
 func (s Spec) IsList() bool { return reflect.TypeOf(s.result).Kind() == reflect.Slice }

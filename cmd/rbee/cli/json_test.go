@@ -21,6 +21,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
 )
 
 const jsonFile = "../../../contributing/json.md"
@@ -32,7 +33,7 @@ type printed struct {
 }
 
 func printedJSON() []printed {
-	return []printed{
+	all := []printed{
 		{"catalog search", []core.CatalogItem{}},
 		{"hive get desk", core.Hive{}},
 		{"hive list", []core.Hive{}},
@@ -54,14 +55,19 @@ func printedJSON() []printed {
 		{"top", topView{}},
 		{"why", []core.RouteRecord{}},
 		{"worker binary get cpu", core.WorkerBinary{}},
-		{"worker binary list", []core.WorkerBinary{}},
 		{"worker get w1", core.WorkerDetails{}},
 		{"worker list", []core.Worker{}},
 		{"worker process get 4242", core.Process{}},
-		{"worker process list", []core.Process{}},
 		{"worker spawn --model rbee-tiny", core.SpawnResult{}},
 		{"worker retire w1 --yes", []core.ExitResult{}},
 	}
+	for _, o := range operation.All() {
+		if o.AsksOnlyHive() && o.Get != "" {
+			all = append(all, printed{o.CLI[0], o.Zero()})
+		}
+	}
+	slices.SortFunc(all, func(a, b printed) int { return strings.Compare(a.command, b.command) })
+	return all
 }
 
 // What contributing/json.md says is what the commands print: each runs, and what it prints is read
@@ -100,7 +106,7 @@ func TestJSONDocument(t *testing.T) {
 
 func jsonDocument(t *testing.T) string {
 	t.Helper()
-	comments := fieldComments(t, "../../../core", ".")
+	comments := fieldComments(t, "../../../core", "../../../core/operation", ".")
 	var b strings.Builder
 	b.WriteString(`# What the commands print with --format json
 

@@ -148,6 +148,7 @@ func TestOperations(t *testing.T) {
 		{"Store", (*contract).storeVerifyAndGC},
 		{"ModelDelete", (*contract).modelDelete},
 		{"OverSSH", (*contract).overSSH},
+		{"Questions", (*contract).questions},
 	} {
 		if !t.Run(step.name, func(t *testing.T) {
 			o.t = t
@@ -157,10 +158,34 @@ func TestOperations(t *testing.T) {
 		}
 	}
 	for _, spec := range operation.All() {
-		if spec.Number > 0 && !o.done[spec.Name] && (spec.Runs != operation.RunsOverSSH || o.reached) {
+		if (spec.Number > 0 || spec.AsksHive) && !o.done[spec.Name] && (spec.Runs != operation.RunsOverSSH || o.reached) {
 			t.Errorf("no step runs %s", spec.Name)
 		}
 	}
+}
+
+// questions asks a hive all that it answers without being told more, in the three ways.
+func (o *contract) questions() {
+	for _, s := range operation.All() {
+		if !s.AsksOnlyHive() || s.Get == "" {
+			continue
+		}
+		r := core.Request{Operation: s.Name, Hive: "hive-1"}
+		path, err := s.Path(r)
+		must.NoError(o.t, err)
+		for way, text := range map[string]json.RawMessage{
+			"job": asJob[json.RawMessage](o, r), "GET": got[json.RawMessage](o, path),
+			"command": cli[json.RawMessage](o, append(strings.Fields(s.CLI[0]), "--hive", "hive-1")...),
+		} {
+			v, err := s.Receive(text)
+			must.NoError(o.t, err, must.Sprint(s.Name, way))
+			must.Eq(o.t, s.ResultType(), strings.NewReplacer("core.", "", "operation.", "").Replace(fmt.Sprintf("%T", v)))
+			must.NotEq(o.t, "null", string(text), must.Sprint(s.Name, way))
+		}
+	}
+	items := asJob[[]core.CatalogItem](o, core.Request{Operation: operation.CatalogSearch.Name, Hive: "hive-1", Text: "rbee-tiny"})
+	must.Eq(o.t, items, got[[]core.CatalogItem](o, "/v1/hives/hive-1/catalog?q=rbee-tiny"))
+	must.SliceContainsFunc(o.t, items, "builtin:rbee-tiny", func(i core.CatalogItem, ref string) bool { return i.Ref == ref })
 }
 
 func (o *contract) status() {
