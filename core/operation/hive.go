@@ -61,7 +61,7 @@ var ( // constant
 
 	HiveRefreshCapabilities = of[core.RefreshResult](Spec{
 		Name: core.OpHiveRefreshCapabilities, Number: 21, Title: "HiveRefreshCapabilities", Summary: "Look again at the devices and worker types of a hive.",
-		Runs: RunsOnQueen, AsksHive: true, CLI: []string{"hive refresh"}, Test: "TestOperations",
+		Runs: RunsOnQueen, AsksHive: true, Slow: true, CLI: []string{"hive refresh"}, Test: "TestOperations",
 		Fields: []Field{hiveField()},
 	})
 

@@ -73,7 +73,7 @@ type Spec struct {
 	// AsksHive has the queen pass the request on to the hive that it names, which answers it
 	// (HiveService.Ask).
 	AsksHive bool
-	Slow     bool // the answer may wait for other machines, such as a catalog's
+	Slow     bool // the answer waits for other machines, such as a catalog's, or for programs that are started
 	Registry bool // it reads the registry, which is made as new as the client asks first
 	Private  bool // its request and result are nobody else's business: neither is ever on a disk
 	Test     string

@@ -183,8 +183,8 @@ func (o *contract) questions() {
 			must.NotEq(o.t, "null", string(text), must.Sprint(s.Name, way))
 		}
 	}
-	items := asJob[[]core.CatalogItem](o, core.Request{Operation: operation.CatalogSearch.Name, Hive: "hive-1", Text: "rbee-tiny"})
-	must.Eq(o.t, items, got[[]core.CatalogItem](o, "/v1/hives/hive-1/catalog?q=rbee-tiny"))
+	items := asJob[[]core.CatalogItem](o, core.Request{Operation: operation.CatalogSearch.Name, Hive: "hive-1", Text: "rbee-tiny", Source: "builtin"})
+	must.Eq(o.t, items, got[[]core.CatalogItem](o, "/v1/hives/hive-1/catalog?q=rbee-tiny&source=builtin"))
 	must.SliceContainsFunc(o.t, items, "builtin:rbee-tiny", func(i core.CatalogItem, ref string) bool { return i.Ref == ref })
 }
 
