@@ -128,7 +128,8 @@ func TestStartIsChecked(t *testing.T) {
 	for name, change := range map[string]func(s *StartSpec, socket *string){
 		"no worker id":          func(s *StartSpec, _ *string) { s.WorkerID = "" },
 		"no nonce":              func(s *StartSpec, _ *string) { s.Nonce = "" },
-		"no model path":         func(s *StartSpec, _ *string) { s.ModelPath = "" },
+		"file of another role":  func(s *StartSpec, _ *string) { s.Files = []ModelFile{{Role: RoleModel}, {Role: "other"}} },
+		"long data opening":     func(s *StartSpec, _ *string) { s.DataOpening = strings.Repeat("x", MaxDataOpening+1) },
 		"no model id":           func(s *StartSpec, _ *string) { s.ModelID = "" },
 		"no slots":              func(s *StartSpec, _ *string) { s.Slots = 0 },
 		"negative context":      func(s *StartSpec, _ *string) { s.ContextTokens = -1 },
@@ -223,6 +224,15 @@ func TestServes(t *testing.T) {
 	must.NoError(t, c.Stop(t.Context(), -time.Hour))
 	must.Eq(t, []time.Duration{time.Second}, stops) // the backend is stopped once
 	must.Eq(t, 2, *ended)
+}
+
+// A type that serves models by name gets no file.
+func TestStartByName(t *testing.T) {
+	t.Parallel()
+	c, _ := dial(t, &backend{})
+	spec := goodSpec()
+	spec.ModelPath = ""
+	must.NoError(t, c.Start(t.Context(), spec, socket(t), nil))
 }
 
 // A worker that cannot load says why, keeps no socket, and is of no more use.
