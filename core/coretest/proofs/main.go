@@ -92,8 +92,14 @@ func (p proof) try(ctx context.Context) error {
 	}
 	i := strings.LastIndex(p.Test, ".")
 	pkg, name := "./"+p.Test[:i], p.Test[i+1:]
-	env := os.Environ()
-	if out, err := exec.CommandContext(ctx, "go", "vet", "-overlay", overlay, pkg).CombinedOutput(); err != nil {
+	// By the environment, as tests build programs themselves.
+	env := append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -overlay="+overlay))
+	goTool := func(args ...string) ([]byte, error) {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Env = env
+		return cmd.CombinedOutput()
+	}
+	if out, err := goTool("vet", pkg); err != nil {
 		return fmt.Errorf("what is undone does not compile: %s", bytes.TrimSpace(out))
 	}
 	if bin := os.Getenv("RBEE_TEST_BIN"); bin != "" && strings.HasSuffix(pkg, "/e2e") { // the program under test is another one
@@ -101,14 +107,12 @@ func (p proof) try(ctx context.Context) error {
 		if err := os.CopyFS(own, os.DirFS(bin)); err != nil {
 			return err
 		}
-		if out, err := exec.CommandContext(ctx, "go", "build", "-overlay", overlay, "-o", filepath.Join(own, "rbee"), "./cmd/rbee").CombinedOutput(); err != nil {
+		if out, err := goTool("build", "-o", filepath.Join(own, "rbee"), "./cmd/rbee"); err != nil {
 			return fmt.Errorf("build rbee: %s", bytes.TrimSpace(out))
 		}
 		env = append(env, "RBEE_TEST_BIN="+own)
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-overlay", overlay, "-count=1", "-run", "^"+name+"$", pkg)
-	cmd.Env = env
-	out, err := cmd.CombinedOutput()
+	out, err := goTool("test", "-count=1", "-run", "^"+name+"$", pkg)
 	switch {
 	case err == nil:
 		return errors.New("it passes although what it is to notice is undone")
