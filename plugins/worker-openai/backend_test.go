@@ -323,8 +323,8 @@ func TestCommandLine(t *testing.T) {
 		},
 		"on a card, nothing asked": {
 			settings{Preset: "llama-server", Program: "/opt/x"},
-			worker.StartSpec{ModelPath: "/m.gguf", ModelID: "m", Device: "cuda:0", Slots: 1},
-			"/opt/x --offline --host /s --model /m.gguf --alias m --parallel 1",
+			worker.StartSpec{ModelPath: "/m.gguf", ModelID: "m", Device: "cuda:0", Slots: 1, Threads: 3},
+			"/opt/x --offline --host /s --model /m.gguf --alias m --parallel 1 --threads 3",
 		},
 		"vllm": {
 			settings{Preset: "vllm"},

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -79,6 +80,11 @@ func unknownName(arg string) string {
 type values map[string]string
 
 func valuesOf(s worker.StartSpec, name string, port int, socket string) values {
+	if s.Threads == 0 {
+		// Servers take all cores, and their threads spin while they wait: beside anything else that
+		// works, the last core costs more than it gives.
+		s.Threads = max(1, runtime.NumCPU()/2)
+	}
 	number := func(n int) string {
 		if n == 0 {
 			return ""
