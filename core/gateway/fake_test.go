@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -171,6 +172,7 @@ func newRig(t testing.TB, change func(*rigOptions)) *rig {
 		r.stop()
 		r.inference.Close()
 		_ = os.RemoveAll(dir)
+		r.answers.Spare(math.MaxInt64) // conversations that are kept are no request's
 		eventually(t, "requests have given back what they took", r.empty)
 	})
 	return r

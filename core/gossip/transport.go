@@ -332,7 +332,7 @@ func (t *transport) greet(c *trackedConn) {
 		c.Close()
 		return
 	}
-	c.first = append(got, frame...)
+	c.first = slices.Concat(got, frame)
 	select {
 	case t.handed <- struct{}{}:
 	case <-t.done:

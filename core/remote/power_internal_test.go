@@ -39,7 +39,7 @@ func script(ctx context.Context, t *testing.T, text, in string, args ...string) 
 // the configuration, a build before its name, and the build before the link to it.
 func TestPowerLossInstall(t *testing.T) {
 	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
-		ctx := context.Background() //nolint:usetesting // ends with the process that is followed
+		ctx := context.Background() // ends with the process that is followed
 		lib := filepath.Join(dir, "lib")
 		part := filepath.Join(lib, ".partial-1")
 		script(ctx, t, scriptFolders, "", "077", lib, filepath.Join(dir, "bin"), filepath.Join(dir, "etc"))
