@@ -678,6 +678,7 @@ func TestDrainingHive(t *testing.T) {
 		h1, h2 := c.newHive("h1"), c.newHive("h2")
 		h1.addModel("m")
 		h1.addModel("n")
+		h1.change(func(h *fakeHive) { h.models[1].Digest = "sha256:02" }) // it has files, which others can fetch
 		h1.addWorker("a", "m", core.WorkerReady)
 		h1.addWorker("n1", "n", core.WorkerReady)
 		h2.addModel("m")
