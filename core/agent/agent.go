@@ -538,6 +538,7 @@ func (p *process) stages() []stage {
 		list = append(list,
 			stage{"gossip", p.net.gossip.Run},
 			stage{"queens", p.net.queens.follow},
+			stage{"standing", p.net.watchStanding},
 		)
 	}
 	if p.queen != nil {

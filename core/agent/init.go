@@ -110,7 +110,12 @@ func Forget(cfg *config.Config) (aside string, err error) {
 	case err != nil:
 		return "", core.Wrap(err, core.Internal, "put the registry aside")
 	}
-	return aside, pki.Remove(cfg.DataDir)
+	// The id is the cluster's as well: one that was revoked never comes back.
+	err = pki.Remove(cfg.DataDir)
+	for _, name := range []string{"gossip", "node-id"} {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(cfg.DataDir, name)))
+	}
+	return aside, core.Wrap(err, core.Internal, "forget the cluster")
 }
 
 // nodeName is what this machine is called: what the configuration says, else the host name as far

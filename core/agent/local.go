@@ -48,7 +48,11 @@ func (p *process) serveLocal(ctx context.Context) error {
 			p.log.Warn("token made through the local socket", "token", made.ID, "kind", made.Kind, "name", made.Name, "scopes", made.Scopes, "roles", made.Roles, "by", peerOf(ctx))
 		}}
 	}
-	srv := &http.Server{Handler: gateway.LocalHandler(bees, tokens), ConnContext: withPeer, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10}
+	var standing func() core.Standing
+	if p.net != nil {
+		standing = p.net.Standing
+	}
+	srv := &http.Server{Handler: gateway.LocalHandler(bees, tokens, standing), ConnContext: withPeer, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
 	select {

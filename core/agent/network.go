@@ -40,12 +40,14 @@ type network struct {
 	probes   *rpc.Pool // to wherever a queen may be, for announcements
 	gossip   *gossip.Pool
 	queens   *queenList
+	refusals chan string      // holds one: the address of a node that refuses this one's certificate
 	refused  func(rpc.Reason) // counts; nil before there is a gateway
 	moves    chan struct{}    // holds one: the certificate is not for this machine's address
 
 	mu       sync.Mutex      // guards below
 	registry *node.Node      // of a queen; nil: a hive alone goes by what queens say
 	revoked  map[string]bool // as queens said last
+	standing core.Standing   // of this node
 }
 
 // identityOf is who this machine is in its cluster; nil: it is in none.
@@ -75,7 +77,7 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 	if err := noTwin(ctx, id); err != nil {
 		return nil, err
 	}
-	n = &network{log: log.Named("net"), identity: id, revoked: map[string]bool{}, moves: make(chan struct{}, 1)}
+	n = &network{log: log.Named("net"), identity: id, revoked: map[string]bool{}, moves: make(chan struct{}, 1), refusals: make(chan string, 1), standing: core.Standing{Cluster: id.Cluster()}}
 	address := cfg.ListenAddress(true)
 	l, err := listen(ctx, address, cfg.Bind.RPCPort, "rpc_port")
 	if err != nil {
@@ -90,9 +92,9 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 	n.mux = rpc.NewMux(l, rpc.MuxOptions{
 		Identity: id, Revoked: n.isRevoked, Refused: n.refuse, Logger: n.log, MaxHandshakes: room.handshakes, MaxGuests: room.guests, MaxStreams: room.streams,
 	})
-	n.pool = rpc.NewPool(rpc.PoolOptions{Identity: id, Revoked: n.isRevoked, Broken: n.broken, Logger: n.log})
-	n.probes = rpc.NewPool(rpc.PoolOptions{Identity: id, Revoked: n.isRevoked, Logger: n.log})
-	n.stream = rpc.NewRaftStream(rpc.RaftOptions{Mux: n.mux, Identity: id, Revoked: n.isRevoked, Broken: n.broken})
+	n.pool = rpc.NewPool(rpc.PoolOptions{Identity: id, Revoked: n.isRevoked, Broken: n.broken, Declined: n.declined, Barred: n.barred, Logger: n.log})
+	n.probes = rpc.NewPool(rpc.PoolOptions{Identity: id, Revoked: n.isRevoked, Declined: n.declined, Barred: n.barred, Logger: n.log})
+	n.stream = rpc.NewRaftStream(rpc.RaftOptions{Mux: n.mux, Identity: id, Revoked: n.isRevoked, Broken: n.broken, Declined: n.declined, Barred: n.barred})
 
 	keys, err := gossipKeys(cfg, id)
 	if err != nil {

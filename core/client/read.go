@@ -100,6 +100,12 @@ func (a answerer) Answer(ctx context.Context, r core.Request) (any, error) {
 	return v, nil
 }
 
+// Standing returns what an agent last heard of its own machine's membership. Its local socket alone
+// answers.
+func (c *Client) Standing(ctx context.Context) (core.Standing, error) {
+	return fetchOne[core.Standing](ctx, c, "/v1/standing")
+}
+
 // Status returns the whole cluster on one screen.
 func (c *Client) Status(ctx context.Context, opts ...ReadOption) (core.Status, error) {
 	return fetchOne[core.Status](ctx, c, "/v1/status", opts...)

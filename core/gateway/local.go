@@ -63,10 +63,18 @@ func (u *usedProofs) check(text string, body []byte, now time.Time, proof func([
 }
 
 // LocalHandler serves what a hive knows of itself, read-only, in the form of the public API with
-// core.LocalHive as the hive, and on a queen the making of tokens. Each of h and tokens may be nil.
+// core.LocalHive as the hive, what became of the machine's membership, and on a queen the making of
+// tokens. Each of h, tokens and standing may be nil.
 // It is for a socket that only the agent's user can open: it asks for no token.
-func LocalHandler(h operation.Answerer, tokens *LocalTokens) http.Handler {
+func LocalHandler(h operation.Answerer, tokens *LocalTokens, standing func() core.Standing) http.Handler {
 	mux := http.NewServeMux()
+	if standing != nil {
+		mux.HandleFunc("GET /v1/standing", func(w http.ResponseWriter, _ *http.Request) {
+			if err := writeJSON(w, http.StatusOK, standing()); err != nil {
+				fail(w, err)
+			}
+		})
+	}
 	if tokens != nil {
 		used := &usedProofs{seen: map[string]time.Time{}}
 		mux.HandleFunc("POST /v1/tokens", func(w http.ResponseWriter, r *http.Request) {

@@ -42,7 +42,7 @@ func (loneHive) Answer(_ context.Context, r core.Request) (any, error) {
 // What a hive says of itself is read by the same client as what a queen says.
 func TestLocalHandler(t *testing.T) {
 	t.Parallel()
-	s := httptest.NewServer(gateway.LocalHandler(loneHive{}, nil))
+	s := httptest.NewServer(gateway.LocalHandler(loneHive{}, nil, nil))
 	t.Cleanup(s.Close)
 	c, err := client.New(client.Options{Addresses: []string{s.URL}})
 	must.NoError(t, err)
@@ -105,7 +105,7 @@ func TestLocalTokens(t *testing.T) {
 		},
 		Proof: proof,
 		Told:  func(_ context.Context, made core.Token) { told = append(told, made) },
-	}))
+	}, nil))
 	t.Cleanup(s.Close)
 	post := func(body, header string) int {
 		t.Helper()

@@ -97,6 +97,7 @@ func (q *Queen) LeaveNode(ctx context.Context, id string) (core.Node, error) {
 // takeOut has another node leave. Its certificate is refused a little later, when its agent has
 // ended and nobody waits for an answer through it.
 func (q *Queen) takeOut(ctx context.Context, n core.Node) error {
+	q.departs(n.ID)
 	role := core.RoleHive
 	if n.Has(core.RoleQueen) {
 		role = core.RoleQueen

@@ -58,6 +58,7 @@ func (q *Queen) membershipProblems(s *state.Snapshot, queens []core.Queen) []str
 		problems = append(problems, "two queens vote: the cluster stops when either is gone; have a third one join")
 	}
 	c, ok := s.Cluster(nil)
+	leaves := q.leaves()
 	keyInFiles := ok && len(c.SealedGossipKeys) == 0 // nothing replaces it by itself
 	for _, n := range s.Nodes(nil) {
 		if n.Revoked && keyInFiles {
@@ -65,7 +66,7 @@ func (q *Queen) membershipProblems(s *state.Snapshot, queens []core.Queen) []str
 				"unless that was done since, replace gossip.key_file on all nodes", n.Name))
 			keyInFiles = false // once is enough
 		}
-		if n.Revoked {
+		if n.Revoked || leaves[n.ID] {
 			continue
 		}
 		inRaft := slices.ContainsFunc(queens, func(o core.Queen) bool { return o.ID == n.ID })

@@ -75,6 +75,10 @@ func TestStatusMembership(t *testing.T) {
 		never := core.Node{ID: "dddddddd", Name: "delta", Roles: []core.Role{core.RoleHive}, RPCAddress: "10.0.0.9:7834", KeyHash: gone.cert.KeyHash}
 		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.PutNode(never, "")))
 		must.StrContains(t, problems(), "hive delta has not reported")
+		leader.q.departs("dddddddd")
+		must.StrNotContains(t, problems(), "delta")
+		time.Sleep(departingFor)
+		must.StrContains(t, problems(), "hive delta has not reported")
 		queen := core.Node{ID: "eeeeeeee", Name: "echo", Roles: []core.Role{core.RoleQueen}, RPCAddress: "10.0.0.10:7834", KeyHash: gone.cert.KeyHash}
 		must.NoError(t, leader.q.registry.Write(t.Context(), "", fsm.PutNode(queen, "")))
 		must.StrContains(t, problems(), "queen echo is not part of raft")

@@ -82,6 +82,7 @@ type Queen struct {
 	locks     map[string]chan struct{} // see lock
 	proofs    map[string]proof         // of the other queens, by node id
 	announced chan struct{}            // closed and replaced when a proof changed
+	departing map[string]time.Time     // nodes that this queen takes out, since when
 }
 
 // New returns a queen. It starts nothing.

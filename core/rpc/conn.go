@@ -48,6 +48,7 @@ type Conn struct {
 	node     pki.Node
 	known    bool
 	forget   func(*Conn) // called at the end; may be nil
+	declined func()      // called when the other end refuses the certificate of this one; may be nil
 	// called when the other end, or the path to it, is gone; may be nil
 	broke atomic.Pointer[func()]
 	end   sync.Once
@@ -92,6 +93,9 @@ func (c *Conn) onBreak(f func()) { c.broke.Store(&f) }
 
 // failed reports the end of the connection, unless this side closed it or only a deadline passed.
 func (c *Conn) failed(err error) {
+	if c.declined != nil && isAlert(err) {
+		c.declined()
+	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.broken()
 	}

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"time"
 
@@ -16,6 +17,8 @@ const connectTimeout = 3 * time.Second
 type dialer struct {
 	identity Identity
 	revoked  func(string) bool
+	// declined is told when another node refuses this one's certificate; nil: nobody is.
+	declined func(address string)
 	dial     func(ctx context.Context, address string) (net.Conn, error)
 }
 
@@ -24,6 +27,19 @@ func tcp(deadAfter time.Duration) func(ctx context.Context, address string) (net
 	third := max(deadAfter/3, time.Second)
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: third, Interval: third, Count: 2}}
 	return func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
+}
+
+// unlessBarred returns dial, which fails at once with the error of barred, if there is one.
+func unlessBarred(barred func() error, dial func(context.Context, string) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
+	if barred == nil {
+		return dial
+	}
+	return func(ctx context.Context, address string) (net.Conn, error) {
+		if err := barred(); err != nil {
+			return nil, err
+		}
+		return dial(ctx, address)
+	}
 }
 
 // config returns the TLS configuration for a handshake with another node. nodeID may be empty: any.
@@ -51,12 +67,35 @@ func (d *dialer) connect(ctx context.Context, address string, config *tls.Config
 	if err != nil {
 		return nil, dialError("connect", address, err)
 	}
-	c, err := shake(ctx, raw, config)
+	c, err := d.shake(ctx, raw, address, config)
 	if err != nil {
 		_ = raw.Close()
 		return nil, dialError("connect", address, err)
 	}
 	return c, nil
+}
+
+// shake runs the handshake of a client. It does not close raw.
+func (d *dialer) shake(ctx context.Context, raw net.Conn, address string, config *tls.Config) (*Conn, error) {
+	c, err := shake(ctx, raw, config)
+	if d.declined == nil {
+		return c, err
+	}
+	if err != nil {
+		if isAlert(err) {
+			d.declined(address)
+		}
+		return c, err
+	}
+	// In TLS 1.3 the other side looks at the certificate after this side's handshake.
+	c.declined = func() { d.declined(address) }
+	return c, nil
+}
+
+// isAlert reports whether the other end gave up a connection within TLS.
+func isAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
 }
 
 // shake runs the handshake of a client. It does not close raw.

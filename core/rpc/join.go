@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/pki"
@@ -17,15 +18,46 @@ import (
 // the fingerprint. It may call the methods that are open to all. The caller closes it. Errors:
 // Unauthenticated if another cluster answers, Unavailable, DeadlineExceeded, Cancelled.
 func JoinConn(ctx context.Context, address, fingerprint string) (*grpc.ClientConn, error) {
+	cc, _, err := BoundConn(ctx, address, fingerprint)
+	return cc, err
+}
+
+// bindingLabel names what Binding exports of a connection.
+const bindingLabel = "EXPORTER-rbee-standing"
+
+// bindingOf returns what only the two ends of a TLS connection know.
+func bindingOf(s *tls.ConnectionState) ([]byte, error) {
+	b, err := s.ExportKeyingMaterial(bindingLabel, nil, 32)
+	return b, core.Wrap(err, core.Internal, "bind to a connection")
+}
+
+// Binding returns what only the two ends of the connection of a call know. Errors: Unsupported for
+// a call within the process.
+func Binding(ctx context.Context) ([]byte, error) {
+	from, ok := peer.FromContext(ctx)
+	if ok {
+		if info, ok := from.AuthInfo.(fromNode); ok {
+			return bindingOf(&info.State)
+		}
+	}
+	return nil, core.Errorf(core.Unsupported, "a call within the process is bound to no connection")
+}
+
+// BoundConn is JoinConn; binding is what Binding returns at the other end.
+func BoundConn(ctx context.Context, address, fingerprint string) (cc *grpc.ClientConn, binding []byte, err error) {
 	d := dialer{dial: tcp(hiveDeadAfter)}
 	config := pki.JoinConfig(ProtocolGRPC, fingerprint)
 	// Make the first connection here, since its error says more than grpc's.
 	first, err := d.connect(ctx, address, config)
 	if err != nil {
-		return nil, core.WithHint(err, "%s", joinHint(err))
+		return nil, nil, core.WithHint(err, "%s", joinHint(err))
+	}
+	if binding, err = bindingOf(&first.state); err != nil {
+		_ = first.Close()
+		return nil, nil, err
 	}
 	var mu sync.Mutex
-	cc, err := grpc.NewClient("passthrough:///"+address, append(RemoteOptions(),
+	cc, err = grpc.NewClient("passthrough:///"+address, append(RemoteOptions(),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			mu.Lock()
 			c := first
@@ -44,10 +76,10 @@ func JoinConn(ctx context.Context, address, fingerprint string) (*grpc.ClientCon
 		}}))...)
 	if err != nil {
 		_ = first.Close()
-		return nil, core.Wrap(err, core.Invalid, "connect")
+		return nil, nil, core.Wrap(err, core.Invalid, "connect")
 	}
 	cc.Connect()
-	return cc, nil
+	return cc, binding, nil
 }
 
 // protocolHTTP is a protocol of the port of the HTTP API alone.

@@ -46,7 +46,7 @@ func (p *Pool) keep(nodeID, address string, role core.Role) (*kept, error) {
 	k := &kept{node: nodeID, address: address, deadAfter: p.opts.DeadAfter, ping: p.ping, wg: &p.wg, broken: p.opts.Broken}
 	cc, err := grpc.NewClient("passthrough:///"+address, append(DialOptions(),
 		grpc.WithTransportCredentials(shaking{shake: func(ctx context.Context, raw net.Conn) (*Conn, error) {
-			c, err := shake(ctx, raw, p.config(ProtocolGRPC, role, nodeID))
+			c, err := p.shake(ctx, raw, address, p.config(ProtocolGRPC, role, nodeID))
 			if err != nil {
 				return nil, dialError("connect", address, err)
 			}

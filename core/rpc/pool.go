@@ -28,6 +28,11 @@ type PoolOptions struct {
 	// Broken is called when a connection breaks that this side did not close. It must not block.
 	// nil: not called.
 	Broken func(nodeID, address string)
+	// Declined is called when another node refuses this one's certificate. It must not block. nil:
+	// not called.
+	Declined func(address string)
+	// Barred returns why no connection is to be made; nil: there is no reason.
+	Barred func() error
 	// DeadAfter is how long a peer may be silent during a call before the connection is dropped. 0:
 	// 3 s for a queen. A hive that is not a queen leaves it to TCP, which takes 10 s: its
 	// connections to queens have heartbeats of their own, and a lossy network should not cut them.
@@ -73,7 +78,7 @@ func NewPool(o PoolOptions) *Pool {
 		o.Dial = tcp(o.DeadAfter)
 	}
 	return &Pool{
-		opts: o, dialer: dialer{identity: o.Identity, revoked: o.Revoked, dial: o.Dial}, ping: ping,
+		opts: o, dialer: dialer{identity: o.Identity, revoked: o.Revoked, declined: o.Declined, dial: unlessBarred(o.Barred, o.Dial)}, ping: ping,
 		kept: map[keptKey]*kept{}, data: map[*Conn]struct{}{}, sessions: map[string]tls.ClientSessionCache{},
 	}
 }

@@ -18,6 +18,11 @@ type RaftOptions struct {
 	// dialled, with its address, or one that the other queen dialled, with an empty one. It is the
 	// first sign of a queen's death, and may be a false one. It must not block. nil: not called.
 	Broken func(nodeID, address string)
+	// Declined is called when another queen refuses this one's certificate. It must not block. nil:
+	// not called.
+	Declined func(address string)
+	// Barred returns why no connection is to be made; nil: there is no reason.
+	Barred func() error
 	// Dial makes connections; nil: TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
@@ -39,7 +44,7 @@ func NewRaftStream(o RaftOptions) *RaftStream {
 	if o.Dial == nil {
 		o.Dial = tcp(queenDeadAfter)
 	}
-	return &RaftStream{opts: o, dialer: dialer{identity: o.Identity, revoked: o.Revoked, dial: o.Dial}, open: map[*Conn]struct{}{}}
+	return &RaftStream{opts: o, dialer: dialer{identity: o.Identity, revoked: o.Revoked, declined: o.Declined, dial: unlessBarred(o.Barred, o.Dial)}, open: map[*Conn]struct{}{}}
 }
 
 // Accept waits for a connection from another queen. It fails with net.ErrClosed.

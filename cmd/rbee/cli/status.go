@@ -34,7 +34,13 @@ old that is. Where several addresses are named, each is asked whether it answers
 	a.reads(cmd, func(ctx context.Context, c *client.Client, _ []string, read ...client.ReadOption) error {
 		for {
 			s, err := c.Status(ctx, read...)
+			out := a.standing(ctx)
+			if err == nil && s.Cluster != nil && s.Cluster.ID == out.Cluster && out.Problem != "" {
+				s.Problems = append([]string{out.Problem + "; " + out.Hint}, s.Problems...)
+			}
 			switch {
+			case err != nil && out.Problem != "":
+				return core.Errorf(core.Forbidden, "%s", out.Problem).Hint("%s", out.Hint)
 			case err == nil:
 				answers := a.whoAnswers(ctx, c)
 				if watch && a.stdoutTerminal && !a.wantJSON() {
@@ -58,6 +64,27 @@ old that is. Where several addresses are named, each is asked whether it answers
 	})
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every "+watchEvery.String()+", until ^C")
 	return cmd
+}
+
+// standing is what the agent of this machine, if one runs that may be asked, knows of its
+// membership.
+func (a *app) standing(ctx context.Context) core.Standing {
+	l := a.localAgent()
+	if l.identity == nil {
+		return core.Standing{}
+	}
+	c, err := l.client()
+	if err != nil {
+		return core.Standing{}
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	s, err := c.Standing(ctx)
+	if err != nil {
+		return core.Standing{} // no agent runs, or an older one
+	}
+	return s
 }
 
 // answerTimeout is how long "rbee status" waits for each queen that was named.

@@ -131,7 +131,7 @@ func (l *lan) readdress(from, to string, pause time.Duration) error {
 	if err := n.ip("address", "del", from+"/24", "dev", "eth0"); err != nil {
 		return err
 	}
-	time.Sleep(pause)
+	<-time.After(pause)
 	l.hosts[to], l.ports[to] = n, l.ports[from]
 	return n.ip("address", "add", to+"/24", "dev", "eth0")
 }

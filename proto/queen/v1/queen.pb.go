@@ -89,6 +89,60 @@ func (BlobStage) EnumDescriptor() ([]byte, []int) {
 	return file_queen_v1_queen_proto_rawDescGZIP(), []int{0}
 }
 
+type Standing int32
+
+const (
+	Standing_STANDING_UNSPECIFIED Standing = 0
+	Standing_STANDING_MEMBER      Standing = 1
+	// It was revoked, or left, or was taken out while it did not answer.
+	Standing_STANDING_REVOKED Standing = 2
+	// The registry has no such node, or one with another key.
+	Standing_STANDING_UNKNOWN Standing = 3
+)
+
+// Enum value maps for Standing.
+var (
+	Standing_name = map[int32]string{
+		0: "STANDING_UNSPECIFIED",
+		1: "STANDING_MEMBER",
+		2: "STANDING_REVOKED",
+		3: "STANDING_UNKNOWN",
+	}
+	Standing_value = map[string]int32{
+		"STANDING_UNSPECIFIED": 0,
+		"STANDING_MEMBER":      1,
+		"STANDING_REVOKED":     2,
+		"STANDING_UNKNOWN":     3,
+	}
+)
+
+func (x Standing) Enum() *Standing {
+	p := new(Standing)
+	*p = x
+	return p
+}
+
+func (x Standing) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Standing) Descriptor() protoreflect.EnumDescriptor {
+	return file_queen_v1_queen_proto_enumTypes[1].Descriptor()
+}
+
+func (Standing) Type() protoreflect.EnumType {
+	return &file_queen_v1_queen_proto_enumTypes[1]
+}
+
+func (x Standing) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Standing.Descriptor instead.
+func (Standing) EnumDescriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{1}
+}
+
 type LinkRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Counts the reports of this line: 1, 2, 3, …
@@ -1583,6 +1637,104 @@ func (x *RestoreSnapshotResponse) GetIndex() uint64 {
 	return 0
 }
 
+type StandingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the node, DER.
+	Certificate []byte `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// By the certificate's key, of what both ends know of this connection: pki.Identity.Vouch.
+	Signature     []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StandingRequest) Reset() {
+	*x = StandingRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StandingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StandingRequest) ProtoMessage() {}
+
+func (x *StandingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StandingRequest.ProtoReflect.Descriptor instead.
+func (*StandingRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *StandingRequest) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *StandingRequest) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+type StandingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Standing      Standing               `protobuf:"varint,1,opt,name=standing,proto3,enum=rbee.queen.v1.Standing" json:"standing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StandingResponse) Reset() {
+	*x = StandingResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StandingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StandingResponse) ProtoMessage() {}
+
+func (x *StandingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StandingResponse.ProtoReflect.Descriptor instead.
+func (*StandingResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *StandingResponse) GetStanding() Standing {
+	if x != nil {
+		return x.Standing
+	}
+	return Standing_STANDING_UNSPECIFIED
+}
+
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The join token, as a person was given it.
@@ -1606,7 +1758,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +1770,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +1783,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1707,7 +1859,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +1871,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +1884,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *JoinResponse) GetCluster() string {
@@ -1796,7 +1948,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +1960,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +1973,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -1855,7 +2007,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +2019,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +2032,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RenewResponse) GetCaCertificates() []byte {
@@ -1917,7 +2069,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2081,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2094,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Hive) GetId() string {
@@ -2036,7 +2188,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	mi := &file_queen_v1_queen_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2200,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	mi := &file_queen_v1_queen_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2213,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Worker) GetId() string {
@@ -2165,7 +2317,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	mi := &file_queen_v1_queen_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2329,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	mi := &file_queen_v1_queen_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2342,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Load) GetActive() int32 {
@@ -2339,7 +2491,12 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x16RestoreSnapshotRequest\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"/\n" +
 	"\x17RestoreSnapshotResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\xf0\x01\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"Q\n" +
+	"\x0fStandingRequest\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"G\n" +
+	"\x10StandingResponse\x123\n" +
+	"\bstanding\x18\x01 \x01(\x0e2\x17.rbee.queen.v1.StandingR\bstanding\"\xf0\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -2410,7 +2567,12 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x14BLOB_STAGE_FROM_HIVE\x10\x02\x12\x1a\n" +
 	"\x16BLOB_STAGE_FROM_ORIGIN\x10\x03\x12\x14\n" +
 	"\x10BLOB_STAGE_WHOLE\x10\x04\x12\x13\n" +
-	"\x0fBLOB_STAGE_OVER\x10\x052_\n" +
+	"\x0fBLOB_STAGE_OVER\x10\x05*e\n" +
+	"\bStanding\x12\x18\n" +
+	"\x14STANDING_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fSTANDING_MEMBER\x10\x01\x12\x14\n" +
+	"\x10STANDING_REVOKED\x10\x02\x12\x14\n" +
+	"\x10STANDING_UNKNOWN\x10\x032_\n" +
 	"\x0fRegistryService\x12L\n" +
 	"\x04Link\x12\x1a.rbee.queen.v1.LinkRequest\x1a\x1b.rbee.queen.v1.LinkResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x02(\x010\x012\\\n" +
@@ -2435,10 +2597,12 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\fSaveSnapshot\x12\".rbee.queen.v1.SaveSnapshotRequest\x1a#.rbee.queen.v1.SaveSnapshotResponse\"\t\xfa\xe5\x18\x05\n" +
 	"\x01\x03\x10\x010\x01\x12m\n" +
 	"\x0fRestoreSnapshot\x12%.rbee.queen.v1.RestoreSnapshotRequest\x1a&.rbee.queen.v1.RestoreSnapshotResponse\"\t\xfa\xe5\x18\x05\n" +
-	"\x01\x03\x10\x01(\x012\xa9\x01\n" +
+	"\x01\x03\x10\x01(\x012\xff\x01\n" +
 	"\vJoinService\x12J\n" +
 	"\x04Join\x12\x1a.rbee.queen.v1.JoinRequest\x1a\x1b.rbee.queen.v1.JoinResponse\"\t\xfa\xe5\x18\x05\n" +
-	"\x01\x01\x10\x01\x12N\n" +
+	"\x01\x01\x10\x01\x12T\n" +
+	"\bStanding\x12\x1e.rbee.queen.v1.StandingRequest\x1a\x1f.rbee.queen.v1.StandingResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x01\x12N\n" +
 	"\x05Renew\x12\x1b.rbee.queen.v1.RenewRequest\x1a\x1c.rbee.queen.v1.RenewResponse\"\n" +
 	"\xfa\xe5\x18\x06\n" +
 	"\x02\x02\x03\x10\x01B5Z3github.com/rbee-project/rbee/proto/queen/v1;queenv1b\x06proto3"
@@ -2455,96 +2619,102 @@ func file_queen_v1_queen_proto_rawDescGZIP() []byte {
 	return file_queen_v1_queen_proto_rawDescData
 }
 
-var file_queen_v1_queen_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_queen_v1_queen_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_queen_v1_queen_proto_goTypes = []any{
 	(BlobStage)(0),                     // 0: rbee.queen.v1.BlobStage
-	(*LinkRequest)(nil),                // 1: rbee.queen.v1.LinkRequest
-	(*LinkResponse)(nil),               // 2: rbee.queen.v1.LinkResponse
-	(*ClusterView)(nil),                // 3: rbee.queen.v1.ClusterView
-	(*QueenAddress)(nil),               // 4: rbee.queen.v1.QueenAddress
-	(*ClaimRequest)(nil),               // 5: rbee.queen.v1.ClaimRequest
-	(*ClaimResponse)(nil),              // 6: rbee.queen.v1.ClaimResponse
-	(*Seeder)(nil),                     // 7: rbee.queen.v1.Seeder
-	(*ApplyRequest)(nil),               // 8: rbee.queen.v1.ApplyRequest
-	(*ApplyResponse)(nil),              // 9: rbee.queen.v1.ApplyResponse
-	(*ReadIndexRequest)(nil),           // 10: rbee.queen.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil),          // 11: rbee.queen.v1.ReadIndexResponse
-	(*TransferLeadershipRequest)(nil),  // 12: rbee.queen.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 13: rbee.queen.v1.TransferLeadershipResponse
-	(*RemoveQueenRequest)(nil),         // 14: rbee.queen.v1.RemoveQueenRequest
-	(*RemoveQueenResponse)(nil),        // 15: rbee.queen.v1.RemoveQueenResponse
-	(*LeaveNodeRequest)(nil),           // 16: rbee.queen.v1.LeaveNodeRequest
-	(*LeaveNodeResponse)(nil),          // 17: rbee.queen.v1.LeaveNodeResponse
-	(*SightRequest)(nil),               // 18: rbee.queen.v1.SightRequest
-	(*SightResponse)(nil),              // 19: rbee.queen.v1.SightResponse
-	(*HiveSight)(nil),                  // 20: rbee.queen.v1.HiveSight
-	(*AnnounceRequest)(nil),            // 21: rbee.queen.v1.AnnounceRequest
-	(*AnnounceResponse)(nil),           // 22: rbee.queen.v1.AnnounceResponse
-	(*Announcement)(nil),               // 23: rbee.queen.v1.Announcement
-	(*SaveSnapshotRequest)(nil),        // 24: rbee.queen.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),       // 25: rbee.queen.v1.SaveSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),     // 26: rbee.queen.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),    // 27: rbee.queen.v1.RestoreSnapshotResponse
-	(*JoinRequest)(nil),                // 28: rbee.queen.v1.JoinRequest
-	(*JoinResponse)(nil),               // 29: rbee.queen.v1.JoinResponse
-	(*RenewRequest)(nil),               // 30: rbee.queen.v1.RenewRequest
-	(*RenewResponse)(nil),              // 31: rbee.queen.v1.RenewResponse
-	(*Hive)(nil),                       // 32: rbee.queen.v1.Hive
-	(*Worker)(nil),                     // 33: rbee.queen.v1.Worker
-	(*Load)(nil),                       // 34: rbee.queen.v1.Load
-	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
-	(*v1.Device)(nil),                  // 36: rbee.hive.v1.Device
+	(Standing)(0),                      // 1: rbee.queen.v1.Standing
+	(*LinkRequest)(nil),                // 2: rbee.queen.v1.LinkRequest
+	(*LinkResponse)(nil),               // 3: rbee.queen.v1.LinkResponse
+	(*ClusterView)(nil),                // 4: rbee.queen.v1.ClusterView
+	(*QueenAddress)(nil),               // 5: rbee.queen.v1.QueenAddress
+	(*ClaimRequest)(nil),               // 6: rbee.queen.v1.ClaimRequest
+	(*ClaimResponse)(nil),              // 7: rbee.queen.v1.ClaimResponse
+	(*Seeder)(nil),                     // 8: rbee.queen.v1.Seeder
+	(*ApplyRequest)(nil),               // 9: rbee.queen.v1.ApplyRequest
+	(*ApplyResponse)(nil),              // 10: rbee.queen.v1.ApplyResponse
+	(*ReadIndexRequest)(nil),           // 11: rbee.queen.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),          // 12: rbee.queen.v1.ReadIndexResponse
+	(*TransferLeadershipRequest)(nil),  // 13: rbee.queen.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 14: rbee.queen.v1.TransferLeadershipResponse
+	(*RemoveQueenRequest)(nil),         // 15: rbee.queen.v1.RemoveQueenRequest
+	(*RemoveQueenResponse)(nil),        // 16: rbee.queen.v1.RemoveQueenResponse
+	(*LeaveNodeRequest)(nil),           // 17: rbee.queen.v1.LeaveNodeRequest
+	(*LeaveNodeResponse)(nil),          // 18: rbee.queen.v1.LeaveNodeResponse
+	(*SightRequest)(nil),               // 19: rbee.queen.v1.SightRequest
+	(*SightResponse)(nil),              // 20: rbee.queen.v1.SightResponse
+	(*HiveSight)(nil),                  // 21: rbee.queen.v1.HiveSight
+	(*AnnounceRequest)(nil),            // 22: rbee.queen.v1.AnnounceRequest
+	(*AnnounceResponse)(nil),           // 23: rbee.queen.v1.AnnounceResponse
+	(*Announcement)(nil),               // 24: rbee.queen.v1.Announcement
+	(*SaveSnapshotRequest)(nil),        // 25: rbee.queen.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 26: rbee.queen.v1.SaveSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),     // 27: rbee.queen.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 28: rbee.queen.v1.RestoreSnapshotResponse
+	(*StandingRequest)(nil),            // 29: rbee.queen.v1.StandingRequest
+	(*StandingResponse)(nil),           // 30: rbee.queen.v1.StandingResponse
+	(*JoinRequest)(nil),                // 31: rbee.queen.v1.JoinRequest
+	(*JoinResponse)(nil),               // 32: rbee.queen.v1.JoinResponse
+	(*RenewRequest)(nil),               // 33: rbee.queen.v1.RenewRequest
+	(*RenewResponse)(nil),              // 34: rbee.queen.v1.RenewResponse
+	(*Hive)(nil),                       // 35: rbee.queen.v1.Hive
+	(*Worker)(nil),                     // 36: rbee.queen.v1.Worker
+	(*Load)(nil),                       // 37: rbee.queen.v1.Load
+	(*durationpb.Duration)(nil),        // 38: google.protobuf.Duration
+	(*v1.Device)(nil),                  // 39: rbee.hive.v1.Device
 }
 var file_queen_v1_queen_proto_depIdxs = []int32{
-	32, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
-	33, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
-	35, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
-	3,  // 3: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
-	4,  // 4: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
+	35, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
+	36, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
+	38, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
+	4,  // 3: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
+	5,  // 4: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
 	0,  // 5: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
-	7,  // 6: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
-	35, // 7: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
-	20, // 8: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
-	35, // 9: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
-	23, // 10: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
-	23, // 11: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
-	3,  // 12: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
-	36, // 13: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	34, // 14: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	35, // 15: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
-	35, // 16: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
-	1,  // 17: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
-	5,  // 18: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
-	8,  // 19: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
-	10, // 20: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
-	12, // 21: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
-	14, // 22: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	16, // 23: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
-	18, // 24: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	21, // 25: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
-	24, // 26: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	26, // 27: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	28, // 28: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	30, // 29: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	2,  // 30: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	6,  // 31: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
-	9,  // 32: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	11, // 33: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	13, // 34: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	15, // 35: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	17, // 36: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
-	19, // 37: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	22, // 38: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
-	25, // 39: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	27, // 40: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	29, // 41: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	31, // 42: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	30, // [30:43] is the sub-list for method output_type
-	17, // [17:30] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	8,  // 6: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
+	38, // 7: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
+	21, // 8: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
+	38, // 9: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	24, // 10: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
+	24, // 11: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
+	1,  // 12: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
+	4,  // 13: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
+	39, // 14: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	37, // 15: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	38, // 16: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
+	38, // 17: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
+	2,  // 18: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	6,  // 19: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
+	9,  // 20: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	11, // 21: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	13, // 22: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	15, // 23: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	17, // 24: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	19, // 25: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	22, // 26: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
+	25, // 27: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	27, // 28: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	31, // 29: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	29, // 30: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
+	33, // 31: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	3,  // 32: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	7,  // 33: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
+	10, // 34: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	12, // 35: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	14, // 36: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	16, // 37: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	18, // 38: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	20, // 39: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	23, // 40: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
+	26, // 41: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	28, // 42: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	32, // 43: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	30, // 44: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
+	34, // 45: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	32, // [32:46] is the sub-list for method output_type
+	18, // [18:32] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }
@@ -2557,8 +2727,8 @@ func file_queen_v1_queen_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queen_v1_queen_proto_rawDesc), len(file_queen_v1_queen_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   34,
+			NumEnums:      2,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

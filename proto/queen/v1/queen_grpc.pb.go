@@ -657,8 +657,9 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	JoinService_Join_FullMethodName  = "/rbee.queen.v1.JoinService/Join"
-	JoinService_Renew_FullMethodName = "/rbee.queen.v1.JoinService/Renew"
+	JoinService_Join_FullMethodName     = "/rbee.queen.v1.JoinService/Join"
+	JoinService_Standing_FullMethodName = "/rbee.queen.v1.JoinService/Standing"
+	JoinService_Renew_FullMethodName    = "/rbee.queen.v1.JoinService/Renew"
 )
 
 // JoinServiceClient is the client API for JoinService service.
@@ -669,6 +670,8 @@ const (
 type JoinServiceClient interface {
 	// Takes a machine into the cluster: checks its token, signs its certificate. The same call may be repeated for some minutes.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
+	// Says what the cluster makes of a certificate, to those who have its key: a node whose connections are refused learns why.
+	Standing(ctx context.Context, in *StandingRequest, opts ...grpc.CallOption) (*StandingResponse, error)
 	// Signs a new certificate for the calling node.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
 }
@@ -685,6 +688,16 @@ func (c *joinServiceClient) Join(ctx context.Context, in *JoinRequest, opts ...g
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(JoinResponse)
 	err := c.cc.Invoke(ctx, JoinService_Join_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *joinServiceClient) Standing(ctx context.Context, in *StandingRequest, opts ...grpc.CallOption) (*StandingResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StandingResponse)
+	err := c.cc.Invoke(ctx, JoinService_Standing_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -709,6 +722,8 @@ func (c *joinServiceClient) Renew(ctx context.Context, in *RenewRequest, opts ..
 type JoinServiceServer interface {
 	// Takes a machine into the cluster: checks its token, signs its certificate. The same call may be repeated for some minutes.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
+	// Says what the cluster makes of a certificate, to those who have its key: a node whose connections are refused learns why.
+	Standing(context.Context, *StandingRequest) (*StandingResponse, error)
 	// Signs a new certificate for the calling node.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
 	mustEmbedUnimplementedJoinServiceServer()
@@ -723,6 +738,9 @@ type UnimplementedJoinServiceServer struct{}
 
 func (UnimplementedJoinServiceServer) Join(context.Context, *JoinRequest) (*JoinResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
+}
+func (UnimplementedJoinServiceServer) Standing(context.Context, *StandingRequest) (*StandingResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Standing not implemented")
 }
 func (UnimplementedJoinServiceServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
@@ -766,6 +784,24 @@ func _JoinService_Join_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _JoinService_Standing_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StandingRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JoinServiceServer).Standing(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JoinService_Standing_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JoinServiceServer).Standing(ctx, req.(*StandingRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _JoinService_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewRequest)
 	if err := dec(in); err != nil {
@@ -794,6 +830,10 @@ var JoinService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Join",
 			Handler:    _JoinService_Join_Handler,
+		},
+		{
+			MethodName: "Standing",
+			Handler:    _JoinService_Standing_Handler,
 		},
 		{
 			MethodName: "Renew",

@@ -1,0 +1,52 @@
+package queen
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/rpc"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+// standingPatience bounds the wait for the leader before a node is called unknown.
+const standingPatience = 2 * time.Second
+
+// Standing says what the cluster makes of a certificate, to those who have its key. Errors:
+// Unauthenticated, Unavailable, Unsupported.
+func (s *joinService) Standing(ctx context.Context, req *queenv1.StandingRequest) (*queenv1.StandingResponse, error) {
+	q := s.q
+	if q.opts.Membership == nil {
+		return nil, errAlone()
+	}
+	binding, err := rpc.Binding(ctx)
+	if err != nil {
+		return nil, err
+	}
+	peer, err := q.opts.Membership.Identity.CheckVouch(req.GetCertificate(), req.GetSignature(), binding)
+	if err != nil {
+		return nil, err
+	}
+	is := func() queenv1.Standing {
+		n, known := q.registry.View().Node(nil, peer.ID)
+		switch {
+		case known && n.Revoked:
+			return queenv1.Standing_STANDING_REVOKED
+		case !known, !bytes.Equal(n.KeyHash, peer.KeyHash):
+			return queenv1.Standing_STANDING_UNKNOWN
+		}
+		return queenv1.Standing_STANDING_MEMBER
+	}
+	if _, err := clusterOf(q.registry.View()); err != nil {
+		return nil, err
+	}
+	if is() == queenv1.Standing_STANDING_UNKNOWN { // it may have joined a moment ago
+		limited, cancel := context.WithTimeout(ctx, standingPatience)
+		defer cancel()
+		if err := q.registry.CatchUp(limited); err != nil {
+			return nil, core.Prefix(err, "look the node up")
+		}
+	}
+	return &queenv1.StandingResponse{Standing: is()}, nil
+}
