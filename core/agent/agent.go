@@ -381,6 +381,7 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 			Identity: identity, Gossip: p.net, Self: p.conn, Conn: p.net.conn, Probe: p.net.probe, CertificateTTL: cfg.Queen.CertificateTTL, TokenGrace: &cfg.Queen.TokenGrace, NodesChanged: p.net.membersChanged,
 			// TCP would wait for a quarter of an hour.
 			HiveDown: p.net.pool.Forget, Seed: seed,
+			Deaf: p.net.gossip.Deaf, SeekGossip: func(address string) { p.net.gossip.RejoinNow(address) },
 		}
 	}
 	p.queen = queen.New(o)

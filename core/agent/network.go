@@ -220,6 +220,11 @@ func (n *network) takeView(v *queenv1.ClusterView) {
 		queens = append(queens, q.GetId())
 	}
 	n.gossip.Expect(queens)
+	for _, q := range v.GetQueens() { // their ports of gossip may be others than this node's
+		if m, ok := n.gossip.Member(q.GetId()); q.GetGossipAddress() != "" && (!ok || m.Status != gossip.Alive) {
+			n.gossip.RejoinNow(q.GetGossipAddress())
+		}
+	}
 	n.membersChanged()
 	if keys := v.GetGossipKeys(); len(keys) > 0 {
 		if err := n.SetKeys(keys); err != nil {

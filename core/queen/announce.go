@@ -65,6 +65,7 @@ func (q *Queen) announcement() *queenv1.Announcement {
 	return &queenv1.Announcement{
 		RaftId: n.ID(), RpcAddress: self.RPCAddress, HttpAddress: self.HTTPAddress, Fsm: fsm.Version, Version: q.opts.Version,
 		HasState: n.HasState(), BootstrapExpect: self.BootstrapExpect, Leaving: q.leaving.Load(),
+		GossipAddress: self.GossipAddress, Deaf: q.deafNodes(),
 	}
 }
 

@@ -19,8 +19,8 @@ import (
 	"github.com/rbee-project/rbee/raft/state"
 )
 
-// Membership is what a queen needs to be one of several nodes. All fields but Seed and HiveDown are
-// required.
+// Membership is what a queen needs to be one of several nodes. Fields that may be nil say
+// so; the others are required.
 type Membership struct {
 	Identity *pki.Identity
 	Gossip   Gossip
@@ -43,6 +43,10 @@ type Membership struct {
 	// HiveDown is called when a hive is down that this queen does not hear of either: no answer
 	// will come from there. nil: nobody wants to know.
 	HiveDown func(hive string)
+	// Deaf are the nodes that gossip reaches over TCP and not over UDP; nil: nobody looks.
+	Deaf func() []gossip.Member
+	// SeekGossip has gossip look for nodes at an address. nil: it finds them by itself.
+	SeekGossip func(address string)
 	// Seed is what this queen writes to the registry at the beginning; nil: nothing.
 	Seed *Seed
 }
@@ -108,6 +112,9 @@ func (q *Queen) watchCluster(ctx context.Context) {
 	}
 	if m.Probe != nil {
 		wg.Go(func() { q.announce(ctx) })
+	}
+	if m.SeekGossip != nil {
+		wg.Go(func() { q.seekGossip(ctx) })
 	}
 	wg.Go(func() {
 		for {

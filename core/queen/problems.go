@@ -78,6 +78,9 @@ func (q *Queen) membershipProblems(s *state.Snapshot, queens []core.Queen) []str
 			problems = append(problems, fmt.Sprintf("hive %s has not reported; start its agent, or revoke it: `rbee tls revoke %s`", n.Name, n.ID))
 		}
 	}
+	if q.opts.Membership != nil {
+		problems = append(problems, q.udpProblems(s)...)
+	}
 	for _, h := range s.Hives(nil) {
 		if h.Status == core.HiveReady && len(h.WorkerTypes) == 0 {
 			problems = append(problems, fmt.Sprintf("hive %s has no worker types: no plugins are in its plugin_dir", h.Name))

@@ -64,7 +64,7 @@ func (q *Queen) clusterView(ws registry.WatchSet) *queenv1.ClusterView {
 	}
 	v := &queenv1.ClusterView{Index: registry.AppliedIndex()}
 	for _, o := range queens {
-		v.Queens = append(v.Queens, &queenv1.QueenAddress{Id: o.ID, RpcAddress: o.Address})
+		v.Queens = append(v.Queens, &queenv1.QueenAddress{Id: o.ID, RpcAddress: o.Address, GossipAddress: q.gossipOf(o.ID)})
 	}
 	if v.GossipKeys, err = q.gossipKeys(c); err != nil {
 		q.log.Error("cannot open the gossip keys of the registry", "error", err)

@@ -373,7 +373,9 @@ type QueenAddress struct {
 	// Node id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// host:port of its RPC port.
-	RpcAddress    string `protobuf:"bytes,2,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	RpcAddress string `protobuf:"bytes,2,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
+	// IP:port of its gossip; empty: unknown.
+	GossipAddress string `protobuf:"bytes,3,opt,name=gossip_address,json=gossipAddress,proto3" json:"gossip_address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -418,6 +420,13 @@ func (x *QueenAddress) GetId() string {
 func (x *QueenAddress) GetRpcAddress() string {
 	if x != nil {
 		return x.RpcAddress
+	}
+	return ""
+}
+
+func (x *QueenAddress) GetGossipAddress() string {
+	if x != nil {
+		return x.GossipAddress
 	}
 	return ""
 }
@@ -1378,7 +1387,11 @@ type Announcement struct {
 	// Of a queen that waits to form a cluster; 0: it does not.
 	BootstrapExpect uint32 `protobuf:"varint,7,opt,name=bootstrap_expect,json=bootstrapExpect,proto3" json:"bootstrap_expect,omitempty"`
 	// It leaves the cluster for good.
-	Leaving       bool `protobuf:"varint,8,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	Leaving bool `protobuf:"varint,8,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	// IP:port of its gossip, as others reach it.
+	GossipAddress string `protobuf:"bytes,9,opt,name=gossip_address,json=gossipAddress,proto3" json:"gossip_address,omitempty"`
+	// Ids of nodes that it reaches over TCP and not over UDP; at most 32 count.
+	Deaf          []string `protobuf:"bytes,10,rep,name=deaf,proto3" json:"deaf,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1467,6 +1480,20 @@ func (x *Announcement) GetLeaving() bool {
 		return x.Leaving
 	}
 	return false
+}
+
+func (x *Announcement) GetGossipAddress() string {
+	if x != nil {
+		return x.GossipAddress
+	}
+	return ""
+}
+
+func (x *Announcement) GetDeaf() []string {
+	if x != nil {
+		return x.Deaf
+	}
+	return nil
 }
 
 type SaveSnapshotRequest struct {
@@ -2417,11 +2444,12 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\arevoked\x18\x02 \x03(\tR\arevoked\x12\x1f\n" +
 	"\vgossip_keys\x18\x03 \x03(\fR\n" +
 	"gossipKeys\x12\x14\n" +
-	"\x05index\x18\x04 \x01(\x04R\x05index\"?\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\"f\n" +
 	"\fQueenAddress\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vrpc_address\x18\x02 \x01(\tR\n" +
-	"rpcAddress\"\xd4\x01\n" +
+	"rpcAddress\x12%\n" +
+	"\x0egossip_address\x18\x03 \x01(\tR\rgossipAddress\"\xd4\x01\n" +
 	"\fClaimRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12.\n" +
 	"\x05stage\x18\x02 \x01(\x0e2\x18.rbee.queen.v1.BlobStageR\x05stage\x12\x1d\n" +
@@ -2474,7 +2502,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x0fAnnounceRequest\x12/\n" +
 	"\x04self\x18\x01 \x01(\v2\x1b.rbee.queen.v1.AnnouncementR\x04self\"C\n" +
 	"\x10AnnounceResponse\x12/\n" +
-	"\x04self\x18\x01 \x01(\v2\x1b.rbee.queen.v1.AnnouncementR\x04self\"\xf9\x01\n" +
+	"\x04self\x18\x01 \x01(\v2\x1b.rbee.queen.v1.AnnouncementR\x04self\"\xb4\x02\n" +
 	"\fAnnouncement\x12\x17\n" +
 	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x1f\n" +
 	"\vrpc_address\x18\x02 \x01(\tR\n" +
@@ -2484,7 +2512,10 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\x1b\n" +
 	"\thas_state\x18\x06 \x01(\bR\bhasState\x12)\n" +
 	"\x10bootstrap_expect\x18\a \x01(\rR\x0fbootstrapExpect\x12\x18\n" +
-	"\aleaving\x18\b \x01(\bR\aleaving\"\x15\n" +
+	"\aleaving\x18\b \x01(\bR\aleaving\x12%\n" +
+	"\x0egossip_address\x18\t \x01(\tR\rgossipAddress\x12\x12\n" +
+	"\x04deaf\x18\n" +
+	" \x03(\tR\x04deaf\"\x15\n" +
 	"\x13SaveSnapshotRequest\"*\n" +
 	"\x14SaveSnapshotResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\",\n" +
