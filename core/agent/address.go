@@ -50,6 +50,9 @@ func followAddress(ctx context.Context, cfg *config.Config, id *pki.Identity, qu
 	if host, err = hostNow(ctx, cfg, host, id.AddressFound(), queens); err != nil {
 		return "", err
 	}
+	if why := config.Doubt(host); why != "" {
+		log.Warn("other machines may not reach this one at its address: set bind { advertise = … } where they do not", "address", host, "problem", why)
+	}
 	now := net.JoinHostPort(host, strconv.Itoa(cfg.Bind.RPCPort))
 	if now == before {
 		return host, nil

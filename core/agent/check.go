@@ -59,6 +59,7 @@ func problems(ctx context.Context, cfg *config.Config, identity *pki.Identity) *
 	if !identity.Has(core.RoleQueen) { // which may renew its own
 		diags.Append(cfg.Blame(identitySetting(cfg), "Certificate", identity.Check(time.Now())))
 	}
+	diags.Append(cfg.Blame("bind.advertise", "Advertised address", cfg.CheckAdvertised(ctx)))
 	_, err := gossipKeys(cfg, identity)
 	diags.Append(cfg.Blame("gossip.key_file", "No gossip key", err))
 	if cfg.TLS.Given() && cfg.Queen.Enabled {

@@ -29,7 +29,8 @@ type InitResult struct {
 	RPCAddress  string      `json:"rpc_address"` // host:port at which others reach this machine
 	Fingerprint string      `json:"fingerprint"` // of the CA's certificate, as join tokens have it
 	DataDir     string      `json:"data_dir"`
-	Token       string      `json:"token"` // the first operator token, with all scopes: it is nowhere else
+	Doubt       string      `json:"doubt,omitempty"` // why others may not reach this machine at RPCAddress; empty: no reason is known
+	Token       string      `json:"token"`           // the first operator token, with all scopes: it is nowhere else
 }
 
 // Init begins a cluster on this machine, its first queen, without starting it: everything is
@@ -45,6 +46,9 @@ func Init(ctx context.Context, cfg *config.Config, clusterName string, now time.
 	}
 	if !cfg.Queen.Enabled {
 		return InitResult{}, core.Errorf(core.Invalid, "%s: this machine is no queen", op).Hint("Begin the cluster on a machine with queen { enabled = true }.")
+	}
+	if err := cfg.CheckAdvertised(ctx); err != nil {
+		return InitResult{}, core.Prefix(err, op)
 	}
 	host, err := cfg.AdvertiseHost(ctx)
 	if err != nil {
@@ -72,7 +76,7 @@ func Init(ctx context.Context, cfg *config.Config, clusterName string, now time.
 	i := made.Identity
 	return InitResult{
 		Cluster: i.Cluster(), ClusterName: i.ClusterName(), Node: id, Name: i.Node().Name, Roles: i.Node().Roles, RPCAddress: i.RPCAddress(),
-		Fingerprint: made.Fingerprint, DataDir: cfg.DataDir, Token: text,
+		Fingerprint: made.Fingerprint, DataDir: cfg.DataDir, Doubt: config.Doubt(host), Token: text,
 	}, nil
 }
 

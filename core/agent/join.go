@@ -65,9 +65,16 @@ func join(ctx context.Context, cfg *config.Config, tokenAtHost string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
+	if err := cfg.CheckAdvertised(ctx); err != nil {
+		return core.Prefix(err, op)
+	}
 	host, err := hostTowards(ctx, cfg, address)
 	if err != nil {
 		return err
+	}
+	if queen, _, err := net.SplitHostPort(address); err == nil && net.ParseIP(queen) != nil && config.Loopback(host) && !config.Loopback(queen) {
+		return core.Errorf(core.Invalid, "%s: the others of that cluster do not reach this machine at %s, which every machine takes for itself", op, host).Hint(
+			"Set bind { advertise = … }, or --advertise, to an address that they reach it at.")
 	}
 	key, request, err := joiningKey(id, before)
 	if err != nil {

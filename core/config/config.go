@@ -52,6 +52,8 @@ type Bind struct {
 	GossipPort int // in a cluster only; 0: any free port
 	// IP address or host name at which the others reach this machine; empty: see AdvertiseHost
 	Advertise string
+	// AdvertiseNAT says that Advertise is not of this machine: a router passes on what comes for it.
+	AdvertiseNAT bool
 }
 
 // Queen holds the settings of the queen role.

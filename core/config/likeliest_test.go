@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 // Networks of containers and link-local ones come last, whatever their order is.
@@ -50,4 +52,32 @@ func TestSourceAddress(t *testing.T) {
 		_, ok := sourceAddress(t.Context(), target)
 		must.False(t, ok, must.Sprint(target))
 	}
+}
+
+// An advertised address must be this machine's, unless a router is said to pass it on, and a name
+// must not be one that every machine takes for itself.
+func TestCheckAdvertised(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		bind    Bind
+		problem string
+	}{
+		"none":                     {Bind{}, ""},
+		"loopback, one machine":    {Bind{Advertise: "127.0.0.9"}, ""},
+		"nobody's":                 {Bind{Advertise: "192.0.2.7"}, "192.0.2.7 is not an address of this machine"},
+		"nobody's, version 6":      {Bind{Advertise: "2001:db8::7"}, "not an address of this machine"},
+		"behind a router":          {Bind{Advertise: "192.0.2.7", AdvertiseNAT: true}, ""},
+		"a name of every machine":  {Bind{Advertise: "localhost"}, "every machine takes for itself"},
+		"a name that is not found": {Bind{Advertise: "no-such-host.invalid"}, ""},
+	} {
+		err := (&Config{Bind: tt.bind}).CheckAdvertised(t.Context())
+		if tt.problem == "" {
+			must.NoError(t, err, must.Sprint(name))
+			continue
+		}
+		must.ErrorContains(t, err, tt.problem)
+		must.Eq(t, core.Invalid, core.KindOf(err))
+		must.NotEq(t, "", core.HintOf(err))
+	}
+	must.StrContains(t, core.HintOf((&Config{Bind: Bind{Advertise: "192.0.2.7"}}).CheckAdvertised(t.Context())), "advertise_nat")
 }

@@ -1,9 +1,15 @@
 package config
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
 )
 
 // ofContainers matches the prefixes of interface names that container engines and virtual machines
@@ -104,4 +110,59 @@ func Has(ip netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// lookupTimeout bounds the look-up of an advertised name.
+const lookupTimeout = 3 * time.Second
+
+// CheckAdvertised returns why other machines do not reach this one at bind.advertise; nil: nothing
+// is known to be wrong. A name that cannot be looked up now is not wrong. Errors: Invalid.
+func (c *Config) CheckAdvertised(ctx context.Context) error {
+	v := c.Bind.Advertise
+	if v == "" || c.Bind.AdvertiseNAT {
+		return nil
+	}
+	ips, name := []netip.Addr{}, true
+	if ip, err := netip.ParseAddr(v); err == nil {
+		ips, name = append(ips, ip), false
+	} else {
+		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+		defer cancel()
+		if ips, err = net.DefaultResolver.LookupNetIP(ctx, "ip", v); err != nil || len(ips) == 0 {
+			return nil //nolint:nilerr // it may be known later
+		}
+	}
+	leads := v
+	if name {
+		leads = v + " leads to " + ips[0].Unmap().String() + ", which"
+	}
+	switch {
+	case !slices.ContainsFunc(ips, Has):
+		return core.Errorf(core.Invalid, "%s is not an address of this machine", leads).Hint(
+			"Advertise one of its own%s. Where a router passes on what comes for that address (NAT), set bind { advertise_nat = true } (RBEE_BIND_ADVERTISE_NAT=true).", ownAddresses())
+	case name && !slices.ContainsFunc(ips, func(ip netip.Addr) bool { return !ip.Unmap().IsLoopback() }):
+		return core.Errorf(core.Invalid, "%s every machine takes for itself", leads).Hint(
+			"Advertise an address that the others reach this machine at%s; 127.0.0.1 will do for a cluster on this machine alone.", ownAddresses())
+	}
+	return nil
+}
+
+// ownAddresses lists addresses of this machine that others may reach it at, to put into a hint.
+func ownAddresses() string {
+	var list []string
+	for _, a := range interfaceAddresses() {
+		if a.reach() == reachOutside && len(list) < 4 {
+			list = append(list, a.ip.String())
+		}
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return ", such as " + strings.Join(list, " or ")
+}
+
+// Loopback reports whether host is an address that only its own machine reaches.
+func Loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }

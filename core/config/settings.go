@@ -46,6 +46,7 @@ func settings() []setting {
 		{name: "bind.rpc_port", field: func(c *Config) any { return &c.Bind.RPCPort }, check: func(c *Config) string { return checkRange(c.Bind.RPCPort, 0, 65535) }},
 		{name: "bind.gossip_port", field: func(c *Config) any { return &c.Bind.GossipPort }, check: func(c *Config) string { return checkRange(c.Bind.GossipPort, 0, 65535) }},
 		{name: "bind.advertise", field: func(c *Config) any { return &c.Bind.Advertise }, check: checkAdvertise},
+		{name: "bind.advertise_nat", field: func(c *Config) any { return &c.Bind.AdvertiseNAT }},
 		{name: "http.allow_origins", field: func(c *Config) any { return &c.HTTP.AllowOrigins }, check: checkAllowOrigins},
 		{name: "http.allow_hosts", field: func(c *Config) any { return &c.HTTP.AllowHosts }, check: checkAllowHosts},
 		{name: "queen.enabled", field: func(c *Config) any { return &c.Queen.Enabled }},

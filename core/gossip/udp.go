@@ -121,11 +121,9 @@ func (p *Pool) checkUDP(ctx context.Context, list *memberlist.Memberlist, m Memb
 	if !ask {
 		return
 	}
-	conn, err := p.net.DialTimeout(m.GossipAddress, streamTimeout)
-	if err != nil {
-		return // nothing gets through: memberlist finds that out
+	if _, err := list.Join([]string{m.GossipAddress}); err != nil {
+		return // nothing gets through, or it has other keys: memberlist finds that out
 	}
-	_ = conn.Close()
 	p.mu.Lock()
 	d.told = p.deaf[m.ID] == d
 	told := d.told

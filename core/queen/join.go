@@ -68,6 +68,9 @@ func (s *joinService) Join(ctx context.Context, req *queenv1.JoinRequest) (*quee
 	if err != nil {
 		return nil, err
 	}
+	if err := q.checkSameMachine(registry, n); err != nil {
+		return nil, err
+	}
 	if req.GetRolesOptional() {
 		n.Roles = slices.DeleteFunc(n.Roles, func(r core.Role) bool { return !slices.Contains(t.Roles, r) })
 	}

@@ -96,6 +96,9 @@ The operator token has all scopes. It is shown once, and is all that goes to std
 			if err := f.write(a.stderr); err != nil {
 				return err
 			}
+			if made.Doubt != "" {
+				fmt.Fprintf(a.stderr, "\nWarning: other machines may not reach this one: %s. To have it otherwise: \"rbee cluster leave --forget\", then \"rbee cluster init --advertise HOST\".\n", cleanLine(made.Doubt))
+			}
 			fmt.Fprintf(a.stderr, `
 Next:
   export RBEE_TOKEN=…                    the token below: it is shown now and never again

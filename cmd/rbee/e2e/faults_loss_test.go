@@ -37,6 +37,88 @@ func (l *lan) lose(t testing.TB, address string, percent int) {
 	}
 }
 
+// dropUDP drops all UDP from one machine to another, or with free all that was dropped no longer.
+func (l *lan) dropUDP(t testing.TB, from, to string, free bool) {
+	t.Helper()
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("blocked ports need the program nft (nftables)")
+	}
+	rules := []string{
+		"add table bridge udp", "add chain bridge udp forward { type filter hook forward priority 0; }",
+		fmt.Sprintf("add rule bridge udp forward ip saddr %s ip daddr %s ip protocol udp drop", from, to),
+	}
+	if free {
+		rules = []string{"delete table bridge udp"}
+	}
+	for _, rule := range rules {
+		must.NoError(t, l.hub.do(func() error {
+			out, err := exec.Command("nft", rule).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("nft %s: %w: %s", rule, err, out)
+			}
+			return nil
+		}))
+	}
+}
+
+// A firewall that lets TCP through and no UDP is named by the status of every queen and in the logs
+// of both machines, with the port, for as long as it is there. Nobody is taken for dead for it.
+func TestBlockedUDPIsNamed(t *testing.T) {
+	t.Parallel()
+	c := newLANCluster(t)
+	c.start(2, 2)
+	q1, q2, hive := c.nodeNamed("queen-1"), c.nodeNamed("queen-2"), c.nodeNamed("hive-1")
+	lines := func(n *node) string {
+		s, err := c.client(n).Status(t.Context())
+		must.NoError(t, err)
+		var out []string
+		for _, p := range s.Problems {
+			if strings.Contains(p, "UDP") {
+				out = append(out, p)
+			}
+		}
+		for _, q := range s.Queens {
+			must.Eq(t, "alive", q.Gossip, must.Sprint(q.Name))
+		}
+		return strings.Join(out, "\n")
+	}
+	until := func(want ...string) {
+		t.Helper()
+		began := time.Now()
+		coretest.Eventually(t, patience, func() error {
+			for _, n := range []*node{q1, q2} {
+				got := lines(n)
+				if len(want) == 0 && got != "" {
+					return fmt.Errorf("%s: %s", n.name, got)
+				}
+				for _, w := range want {
+					if !strings.Contains(got, w) {
+						return fmt.Errorf("%s does not say %q: %s", n.name, w, got)
+					}
+				}
+			}
+			return nil
+		})
+		t.Logf("%v after %s", want, time.Since(began).Round(time.Second))
+	}
+	until()
+	c.lan.dropUDP(t, q1.ip, q2.ip, false) // one direction is enough
+	c.lan.dropUDP(t, hive.ip, q2.ip, false)
+	port := " is blocked, so that gossip is slow: open port 7835 for UDP"
+	until("UDP between queen-1 and queen-2"+port, "UDP between hive-1 and queen-2"+port)
+	for _, n := range []*node{q1, q2, hive} {
+		coretest.Eventually(t, patience, func() error {
+			if !strings.Contains(n.log.String(), "UDP to or from a node is blocked") {
+				return fmt.Errorf("%s does not say it in its log", n.name)
+			}
+			return nil
+		})
+	}
+	must.StrNotContains(t, c.nodeNamed("hive-2").log.String(), "UDP")
+	c.lan.dropUDP(t, q1.ip, q2.ip, true)
+	until()
+}
+
 // busy keeps the processor busy for a share of the time until stop is closed.
 func busy(wg *sync.WaitGroup, stop <-chan struct{}, share float64) {
 	const slice = 50 * time.Millisecond

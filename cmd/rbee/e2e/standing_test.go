@@ -39,6 +39,7 @@ func TestOutcastsKnowIt(t *testing.T) {
 	removed.start()
 	const line = "the cluster refuses its certificate for ever"
 	for _, n := range []*node{revoked, removed, queen} {
+		n.env = append(n.env, "RBEE_DATA_DIR="+n.dir, "RBEE_ADDR="+leader.url())
 		coretest.Eventually(t, patience, func() error {
 			if !strings.Contains(n.log.String(), line) {
 				return errors.New(n.name + " does not know it")
