@@ -144,8 +144,8 @@ func (n *network) Standing() core.Standing {
 
 // barred returns why nothing is to be dialled: the cluster took this node out; nil: it did not.
 func (n *network) barred() error {
-	if s := n.Standing(); s.Problem != "" {
-		return core.Errorf(core.Forbidden, "%s", s.Problem).Hint("%s", s.Hint)
+	if s := n.Standing(); s.Problem != "" { // which the log has said
+		return core.Errorf(core.Forbidden, "the cluster has taken this machine out").Hint("%s", s.Hint)
 	}
 	return nil
 }

@@ -44,11 +44,11 @@ func (l *lan) dropUDP(t testing.TB, from, to string, free bool) {
 		t.Skip("blocked ports need the program nft (nftables)")
 	}
 	rules := []string{
-		"add table bridge udp", "add chain bridge udp forward { type filter hook forward priority 0; }",
-		fmt.Sprintf("add rule bridge udp forward ip saddr %s ip daddr %s ip protocol udp drop", from, to),
+		"add table bridge blocked", "add chain bridge blocked forward { type filter hook forward priority 0; }",
+		fmt.Sprintf("add rule bridge blocked forward ip saddr %s ip daddr %s ip protocol udp drop", from, to),
 	}
 	if free {
-		rules = []string{"delete table bridge udp"}
+		rules = []string{"delete table bridge blocked"}
 	}
 	for _, rule := range rules {
 		must.NoError(t, l.hub.do(func() error {
