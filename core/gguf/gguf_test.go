@@ -90,8 +90,12 @@ func TestReadVariants(t *testing.T) {
 	f.Pooling = 1
 	must.Eq(t, 2048*(4*width+2*2048), f.Estimate(1, 9000).Compute-(512*(4*(256+384)+2*9216)+12))
 	bert := []badgguf.Entry{
-		{Key: "general.architecture", Value: "bert"}, {Key: "bert.block_count", Value: uint32(2)}, {Key: "bert.embedding_length", Value: uint32(64)},
-		{Key: "bert.feed_forward_length", Value: uint32(128)}, {Key: "bert.attention.head_count", Value: uint32(4)}, {Key: "bert.pooling_type", Value: uint32(2)},
+		{Key: "general.architecture", Value: "bert"},
+		{Key: "bert.block_count", Value: uint32(2)},
+		{Key: "bert.embedding_length", Value: uint32(64)},
+		{Key: "bert.feed_forward_length", Value: uint32(128)},
+		{Key: "bert.attention.head_count", Value: uint32(4)},
+		{Key: "bert.pooling_type", Value: uint32(2)},
 		{Key: "tokenizer.ggml.tokens", Value: []string{"a", "b", "c"}},
 	}
 	f = read(bert, badgguf.GoodTensors(), badgguf.GoodData)

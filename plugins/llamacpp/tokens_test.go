@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -34,9 +35,7 @@ func (w *testWorker) ask(t testing.TB, path string, request, v any) {
 func (w *testWorker) tokensOf(t testing.TB, content any, more map[string]any) []int32 {
 	t.Helper()
 	request := map[string]any{"content": content}
-	for k, v := range more {
-		request[k] = v
-	}
+	maps.Copy(request, more)
 	var out struct{ Tokens []int32 }
 	w.ask(t, "/tokenize", request, &out)
 	return out.Tokens
