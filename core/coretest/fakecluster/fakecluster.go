@@ -172,6 +172,9 @@ func (c *Cluster) Answer(ctx context.Context, r core.Request) (any, error) {
 		return answer(ctx, r)
 	}
 	s, err := operation.Find(r.Operation)
+	if err == nil && s.AsksHive {
+		_, err = c.hive(r.Hive)
+	}
 	return s.Zero(), err
 }
 
