@@ -438,20 +438,23 @@ func TestPluginBlock(t *testing.T) {
 	must.Len(t, 1, c.Catalogs)
 	must.Eq(t, []string{"c", "rbee-catalog-c", "catalog"}, []string{c.Catalogs[0].Label, c.Catalogs[0].Executable, c.Catalogs[0].Kind})
 
+	short, long := "sha256 = \""+sum[1:]+"\"", "sha256 = \""+sum+"0\""
+	other := "sha256 = \"" + strings.Replace(sum, "f", "g", 1) + "\""
+	twice := "config {}\nconfig {}"
 	for text, says := range map[string]string{
-		"plugin = \"rbee-catalog-x\"":   "rbee-worker-NAME",
-		"plugin = \"../rbee-worker-x\"": "rbee-worker-NAME",
-		"plugin = \"rbee-worker-../x\"": "rbee-worker-NAME",
-		"env = [\"A=B\"]":               "without their values",
-		"env = [\"1A\"]":                "without their values",
-		"env = [null]":                  "without their values",
-		"env = null":                    "list of names",
-		"env = [\"PLUGIN_X\"]":          "rbee sets it itself",
-		"env = [\"RBEE_PLUGIN_X\"]":     "rbee sets it itself",
-		"sha256 = \"" + sum[1:] + "\"":  "64 hexadecimal digits",
-		"sha256 = \"" + sum + "0\"":     "64 hexadecimal digits",
-		"sha256 = \"" + strings.Replace(sum, "f", "g", 1) + "\"": "64 hexadecimal digits",
-		"config {}\nconfig {}": "stands at",
+		`plugin = "rbee-catalog-x"`:   "rbee-worker-NAME",
+		`plugin = "../rbee-worker-x"`: "rbee-worker-NAME",
+		`plugin = "rbee-worker-../x"`: "rbee-worker-NAME",
+		`env = ["A=B"]`:               "without their values",
+		`env = ["1A"]`:                "without their values",
+		`env = [null]`:                "without their values",
+		`env = null`:                  "list of names",
+		`env = ["PLUGIN_X"]`:          "rbee sets it itself",
+		`env = ["RBEE_PLUGIN_X"]`:     "rbee sets it itself",
+		short:                         "64 hexadecimal digits",
+		long:                          "64 hexadecimal digits",
+		other:                         "64 hexadecimal digits",
+		twice:                         "stands at",
 	} {
 		_, err := load("worker \"a\" {\n" + text + "\n}\n")
 		must.ErrorContains(t, err, says, must.Sprint(text))

@@ -129,7 +129,7 @@ func (c *Config) CheckAdvertised(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 		defer cancel()
 		if ips, err = net.DefaultResolver.LookupNetIP(ctx, "ip", v); err != nil || len(ips) == 0 {
-			return nil //nolint:nilerr // it may be known later
+			return nil // it may be known later
 		}
 	}
 	leads := v

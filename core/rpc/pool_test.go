@@ -439,7 +439,7 @@ func TestJoinThroughTheWrongPort(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	api := &http.Server{Handler: http.NotFoundHandler(), TLSConfig: id.HTTPConfig(), ReadHeaderTimeout: time.Minute}
-	go api.ServeTLS(l, "", "") //nolint:errcheck // it ends with the test
+	go api.ServeTLS(l, "", "")
 	t.Cleanup(func() { api.Close() })
 	address := l.Addr().String()
 	c, err := rpc.JoinConn(t.Context(), address, fingerprint)

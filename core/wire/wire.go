@@ -26,25 +26,9 @@ func All[A, B any](list []A, convert func(A) B) []B {
 	return out
 }
 
-// optional converts a list that JSON omits when it is empty.
-func optional[A, B any](list []A, convert func(A) B) []B {
-	if len(list) == 0 {
-		return nil
-	}
-	return All(list, convert)
-}
-
 // filled copies a list that is [] in JSON when it is empty.
 func filled(list []string) []string {
 	return append(make([]string, 0, len(list)), list...)
-}
-
-// copied copies a list that JSON omits when it is empty.
-func copied(list []string) []string {
-	if len(list) == 0 {
-		return nil
-	}
-	return slices.Clone(list)
 }
 
 // bytesOf copies bytes; no bytes are nil.

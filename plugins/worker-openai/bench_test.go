@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -78,7 +79,7 @@ func BenchmarkOverhead(b *testing.B) {
 		events := openai.NewEventReader(resp.Body)
 		for n := 0; ; n++ {
 			if e, err := events.Next(); err != nil || e.IsDone() {
-				must.True(b, err == nil || err == io.EOF)
+				must.True(b, err == nil || errors.Is(err, io.EOF))
 				return n
 			}
 		}
