@@ -45,6 +45,7 @@ var mayCall = map[string]string{ // constant
 	"/rbee.queen.v1.ClusterService/SaveSnapshot":       "q",
 	"/rbee.queen.v1.ClusterService/RestoreSnapshot":    "q",
 	"/rbee.queen.v1.JoinService/Join":                  "a",
+	"/rbee.queen.v1.JoinService/Standing":              "a",
 	"/rbee.queen.v1.JoinService/Renew":                 "hq",
 	"/rbee.hive.v1.HiveService/Ask":                    "q",
 	"/rbee.hive.v1.HiveService/FindBlob":               "q",
