@@ -3,6 +3,7 @@ package core
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -60,4 +61,20 @@ func edits(a, b []rune) int {
 		}
 	}
 	return row[len(b)]
+}
+
+// NearestHint returns the names most like the wanted one, best first, as the start of a hint: `The
+// nearest names are "a", "b". `. It is empty where nothing is alike.
+func NearestHint(want string, names []string) string {
+	var quoted []string
+	for _, n := range Nearest(want, names) {
+		quoted = append(quoted, strconv.Quote(n))
+	}
+	switch len(quoted) {
+	case 0:
+		return ""
+	case 1:
+		return "The nearest name is " + quoted[0] + ". "
+	}
+	return "The nearest names are " + strings.Join(quoted, ", ") + ". "
 }

@@ -15,7 +15,7 @@ import (
 // bootstrap has this queen begin a cluster together with others, and says in gossip that there is
 // one.
 func (p *process) bootstrap(ctx context.Context) error {
-	if err := begin(ctx, p.registry, p.queen.Announced, p.cfg.Queen.BootstrapExpect, p.log); err != nil {
+	if err := begin(ctx, p.registry, p.queen.Members.Announced, p.cfg.Queen.BootstrapExpect, p.log); err != nil {
 		return err
 	}
 	if err := p.net.gossip.Update(func(m *gossip.Member) { m.HasState = true }); err != nil {

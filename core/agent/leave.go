@@ -14,7 +14,7 @@ import (
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/hive"
 	"github.com/rbee-project/rbee/core/pki"
-	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/queen/membership"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
 )
 
@@ -22,16 +22,16 @@ import (
 // workers along, and forgets the cluster.
 type leaver struct {
 	hivev1.UnimplementedAgentServiceServer
-	bees   *hive.Hive   // nil: none
-	queen  *queen.Queen // nil: none
-	gossip *gossip.Pool // nil: none, and nobody to leave
-	log    hclog.Logger
-	once   sync.Once
-	told   chan struct{} // closed when the agent shall end
+	bees    *hive.Hive          // nil: none
+	members *membership.Members // of the queen; nil: there is none
+	gossip  *gossip.Pool        // nil: none, and nobody to leave
+	log     hclog.Logger
+	once    sync.Once
+	told    chan struct{} // closed when the agent shall end
 }
 
-func newLeaver(bees *hive.Hive, q *queen.Queen, pool *gossip.Pool, log hclog.Logger) *leaver {
-	return &leaver{bees: bees, queen: q, gossip: pool, log: log, told: make(chan struct{})}
+func newLeaver(bees *hive.Hive, members *membership.Members, pool *gossip.Pool, log hclog.Logger) *leaver {
+	return &leaver{bees: bees, members: members, gossip: pool, log: log, told: make(chan struct{})}
 }
 
 // goodbye is how long the others may take to hear that the node leaves.
@@ -41,8 +41,8 @@ const goodbye = 3 * time.Second
 func (l *leaver) Leave(ctx context.Context, _ *hivev1.LeaveRequest) (*hivev1.LeaveResponse, error) {
 	l.once.Do(func() {
 		l.log.Warn("this node leaves the cluster")
-		if l.queen != nil {
-			l.queen.Leave()
+		if l.members != nil {
+			l.members.Leave()
 		}
 		if l.gossip != nil {
 			ctx, cancel := context.WithTimeout(ctx, goodbye)

@@ -44,7 +44,7 @@ func (p *process) serveLocal(ctx context.Context) error {
 	}
 	var tokens *gateway.LocalTokens
 	if p.queen != nil && p.net != nil {
-		tokens = &gateway.LocalTokens{Create: p.queen.CreateToken, Proof: p.net.identity.Proof, Told: func(ctx context.Context, made core.Token) {
+		tokens = &gateway.LocalTokens{Create: p.queen.Tokens.CreateToken, Proof: p.net.identity.Proof, Told: func(ctx context.Context, made core.Token) {
 			p.log.Warn("token made through the local socket", "token", made.ID, "kind", made.Kind, "name", made.Name, "scopes", made.Scopes, "roles", made.Roles, "by", peerOf(ctx))
 		}}
 	}

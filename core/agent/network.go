@@ -21,7 +21,7 @@ import (
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/gossip"
 	"github.com/rbee-project/rbee/core/pki"
-	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/queen/membership"
 	"github.com/rbee-project/rbee/core/rpc"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 	"github.com/rbee-project/rbee/raft/node"
@@ -115,7 +115,7 @@ func newNetwork(ctx context.Context, cfg *config.Config, id *pki.Identity, o Opt
 		RPCAddress: id.RPCAddress(), Version: o.Version,
 	}
 	if member.Queen {
-		member.HTTPAddress, member.FSM = net.JoinHostPort(host, strconv.Itoa(cfg.Bind.HTTPPort)), queen.FSMVersion
+		member.HTTPAddress, member.FSM = net.JoinHostPort(host, strconv.Itoa(cfg.Bind.HTTPPort)), membership.FSMVersion
 		if cfg.Queen.BootstrapExpect > 1 && cfg.TLS.Given() {
 			member.BootstrapExpect = uint32(cfg.Queen.BootstrapExpect) //nolint:gosec // at most 9
 		}

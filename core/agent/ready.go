@@ -61,7 +61,7 @@ func (p *process) awaitRegistry(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, err := p.queen.Cluster(ctx); err == nil || limited.Err() != nil {
+		if _, err := p.queen.Registry.Cluster(); err == nil || limited.Err() != nil {
 			return ctx.Err()
 		}
 		select {

@@ -10,6 +10,9 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/queen/dispatch"
+	"github.com/rbee-project/rbee/core/queen/membership"
+	"github.com/rbee-project/rbee/core/queen/tokens"
 	"github.com/rbee-project/rbee/core/remote"
 )
 
@@ -37,7 +40,7 @@ func (p *process) buildRemote() error {
 		Program: remote.Program{Version: p.opts.Version, Executable: exe, PluginDir: p.cfg.PluginDir},
 	}
 	if p.net != nil {
-		o.Cluster = installingQueen{p.queen, p.net.identity.RPCAddress}
+		o.Cluster = installingQueen{p.queen, p.queen.Members, p.queen.Tokens, p.queen.Jobs, p.net.identity.RPCAddress}
 	}
 	if p.remote, err = remote.New(o); err != nil {
 		return err
@@ -49,6 +52,9 @@ func (p *process) buildRemote() error {
 // installingQueen is the queen of this process as installations need it.
 type installingQueen struct {
 	*queen.Queen
+	*membership.Members
+	*tokens.Keeper
+	*dispatch.Dispatcher
 	address func() string // host:port at which machines join
 }
 

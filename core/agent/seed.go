@@ -8,14 +8,14 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/pki"
-	"github.com/rbee-project/rbee/core/queen"
+	"github.com/rbee-project/rbee/core/queen/membership"
 	"github.com/rbee-project/rbee/core/token"
 	"github.com/rbee-project/rbee/raft/node"
 )
 
 // beginning is how a queen's raft begins where it has no state, and what the queen writes to the
 // registry of a cluster that begins; nil: nothing.
-func beginning(cfg *config.Config, id *pki.Identity, now time.Time) (node.Bootstrap, *queen.Seed, error) {
+func beginning(cfg *config.Config, id *pki.Identity, now time.Time) (node.Bootstrap, *membership.Seed, error) {
 	if cfg.TLS.Given() {
 		seed, err := seedOfFiles(cfg, id, now)
 		switch {
@@ -30,7 +30,7 @@ func beginning(cfg *config.Config, id *pki.Identity, now time.Time) (node.Bootst
 	if err != nil || stored == nil {
 		return node.Never, nil, err
 	}
-	return node.Alone, &queen.Seed{
+	return node.Alone, &membership.Seed{
 		Cluster: core.Cluster{ID: id.Cluster(), Name: id.ClusterName(), CACertificates: stored.CAPEM, SealedCAKey: stored.SealedCAKey, SealedGossipKeys: stored.SealedGossipKeys},
 		Token:   stored.Token, Node: nodeOf(id), Planted: id.DropSeed,
 	}, nil
@@ -39,8 +39,8 @@ func beginning(cfg *config.Config, id *pki.Identity, now time.Time) (node.Bootst
 // seedOfFiles is what a queen whose certificate was made elsewhere writes to the registry: itself,
 // and as long as there is no cluster in it the cluster, where it was given the first operator's
 // token.
-func seedOfFiles(cfg *config.Config, id *pki.Identity, now time.Time) (*queen.Seed, error) {
-	s := &queen.Seed{
+func seedOfFiles(cfg *config.Config, id *pki.Identity, now time.Time) (*membership.Seed, error) {
+	s := &membership.Seed{
 		Cluster: core.Cluster{ID: id.Cluster(), CACertificates: id.CAPEM()}, Node: nodeOf(id), Planted: func() error { return nil },
 	}
 	path := cfg.Queen.OperatorTokenFile

@@ -269,13 +269,13 @@ func TestStreamsThatEndEarly(t *testing.T) {
 func TestSubmitAgainIsOneJob(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
-	ids := []string{}
+	var ids, attempts []string
 	handler := func(drop bool) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			var q core.Request
 			_ = json.NewDecoder(r.Body).Decode(&q)
 			mu.Lock()
-			ids = append(ids, q.RequestID)
+			ids, attempts = append(ids, q.RequestID), append(attempts, r.Header.Get(AttemptHeader))
 			mu.Unlock()
 			if drop {
 				panic(http.ErrAbortHandler)
@@ -295,6 +295,12 @@ func TestSubmitAgainIsOneJob(t *testing.T) {
 	must.Eq(t, 2, len(ids))
 	must.NotEq(t, "", ids[0])
 	must.Eq(t, ids[0], ids[1])
+	must.Eq(t, []string{"1", "2"}, attempts)
+
+	// An id of the caller's may have been sent before.
+	_, err = c.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, RequestID: "mine"})
+	must.NoError(t, err)
+	must.Eq(t, "", attempts[len(attempts)-1])
 }
 
 // roundTrip is an http.RoundTripper without a network, for fake time.

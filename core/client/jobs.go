@@ -22,16 +22,18 @@ const (
 )
 
 // Submit starts an operation and returns its job at once. A request without an id gets one, so that
-// it can be sent again without a second job.
+// it can be sent again, also to another queen, without a second job. Such an id is told to be new the
+// first time; one that the caller chose may have been sent before, and every agent is asked for it.
 func (c *Client) Submit(ctx context.Context, r core.Request) (core.Job, error) {
-	if r.RequestID == "" {
+	fresh := r.RequestID == ""
+	if fresh {
 		r.RequestID = rand.Text()
 	}
 	body, err := json.Marshal(r)
 	if err != nil {
 		return core.Job{}, core.Wrap(err, core.Invalid, "submit job")
 	}
-	return fetch[core.Job](ctx, c, call{method: http.MethodPost, path: "/v1/jobs", body: body})
+	return fetch[core.Job](ctx, c, call{method: http.MethodPost, path: "/v1/jobs", body: body, fresh: fresh})
 }
 
 // Jobs lists running jobs and the latest ended ones.

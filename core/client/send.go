@@ -12,6 +12,7 @@ import (
 	"net/http/httptrace"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -28,6 +29,10 @@ const codeStopping = "stopping"
 
 var errSilent = errors.New("there was no answer")
 
+// AttemptHeader counts how often a request whose id was made for it was sent, beginning with 1. A
+// queen looks at other agents for the id of a request unless this is the first attempt.
+const AttemptHeader = "X-Rbee-Attempt"
+
 // call is one request.
 type call struct {
 	method, path string
@@ -38,6 +43,7 @@ type call struct {
 	requestID    string
 	once         bool // must not be done twice: it is sent elsewhere only where it was not sent or not done
 	slow         bool // the answer may take its time to begin
+	fresh        bool // its id was made for it, so that nobody can have done it the first time it is sent
 	model        bool // asks a model: where a queen can find no worker, another one cannot
 }
 
@@ -75,13 +81,17 @@ func newTransport(o Options, several bool) (*http.Transport, error) {
 func (c *Client) do(ctx context.Context, r call) (*http.Response, int, error) {
 	order := c.health.order(time.Now())
 	var said, last error // what a queen said that could not help, and why the last one said nothing
+	attempt := 1
 	for i, n := range order {
 		var patience time.Duration
 		if r.method == http.MethodGet && !r.slow && i < len(order)-1 {
 			patience = silence
 		}
 		token := c.tokenFor(n)
-		resp, sent, err := c.try(ctx, c.queens[n], token, r, patience)
+		resp, sent, err := c.try(ctx, c.queens[n], token, attempt, r, patience)
+		if sent {
+			attempt++
+		}
 		if err == nil {
 			if err = statusError(resp, c.queens[n]); err == nil {
 				c.health.answered(n)
@@ -139,9 +149,9 @@ type stoppingError struct{ err error }
 func (e *stoppingError) Error() string { return e.err.Error() }
 func (e *stoppingError) Unwrap() error { return e.err }
 
-// try makes a request to one queen. sent says that the queen may have got it. Where patience is not
+// try makes a request to one queen, which is the attempt with this number. sent says that the queen may have got it. Where patience is not
 // 0, the header of the answer must be there by then.
-func (c *Client) try(ctx context.Context, address, token string, r call, patience time.Duration) (resp *http.Response, sent bool, err error) {
+func (c *Client) try(ctx context.Context, address, token string, attempt int, r call, patience time.Duration) (resp *http.Response, sent bool, err error) {
 	var body io.Reader
 	switch {
 	case r.upload != nil:
@@ -174,6 +184,9 @@ func (c *Client) try(ctx context.Context, address, token string, r call, patienc
 	}
 	if r.lastEvent != "" {
 		h.Set("Last-Event-ID", r.lastEvent)
+	}
+	if r.fresh {
+		h.Set(AttemptHeader, strconv.Itoa(attempt))
 	}
 	if r.requestID != "" {
 		h.Set("X-Request-Id", r.requestID)

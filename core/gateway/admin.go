@@ -25,6 +25,14 @@ type Authorizer interface {
 // Admin is what people who look after a cluster do. Errors: NotFound, Invalid, Conflict,
 // Unavailable; Unsupported where the agent is in no cluster.
 type Admin interface {
+	Members
+	TokenKeeper
+	HiveAdmin
+	Snapshots
+}
+
+// Members are the nodes of the cluster, and the keys of its gossip.
+type Members interface {
 	Queens(ctx context.Context) ([]core.Queen, error)
 	// RemoveQueen takes a queen out of raft, by node id, name or raft id.
 	RemoveQueen(ctx context.Context, id string) error
@@ -38,17 +46,26 @@ type Admin interface {
 	// LeaveNode has a node leave the cluster for good.
 	LeaveNode(ctx context.Context, id string) (core.Node, error)
 
+	Keyring(ctx context.Context) (core.Keyring, error)
+	ChangeKeyring(ctx context.Context, c core.KeyringChange) (core.Keyring, error)
+}
+
+// TokenKeeper keeps the API and join tokens of the cluster.
+type TokenKeeper interface {
 	Tokens(ctx context.Context) ([]core.Token, error)
 	CreateToken(ctx context.Context, r core.TokenRequest) (core.NewToken, error)
 	RevokeToken(ctx context.Context, id string) (core.Token, error)
+}
 
+// HiveAdmin changes hives.
+type HiveAdmin interface {
 	DrainHive(ctx context.Context, hive string, drain bool) (core.Hive, error)
+}
 
+// Snapshots are the registry in a file.
+type Snapshots interface {
 	// SaveSnapshot writes the leader's registry to w.
 	SaveSnapshot(ctx context.Context, w io.Writer) error
 	// RestoreSnapshot replaces the registry by a snapshot of the same cluster.
 	RestoreSnapshot(ctx context.Context, r io.Reader) (core.SnapshotInfo, error)
-
-	Keyring(ctx context.Context) (core.Keyring, error)
-	ChangeKeyring(ctx context.Context, c core.KeyringChange) (core.Keyring, error)
 }

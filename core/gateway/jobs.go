@@ -17,6 +17,10 @@ import (
 // maxJobBody bounds the request of a job, in bytes.
 const maxJobBody = 1 << 20
 
+// attemptHeader counts how often a client has sent a request with an id of its own making. Without it
+// the request may be a repeat.
+const attemptHeader = "X-Rbee-Attempt"
+
 func (g *Gateway) submit(w *response, r *http.Request) error {
 	body, err := g.readBody(w, r, maxJobBody)
 	if err != nil {
@@ -29,6 +33,7 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 	if key := r.Header.Get("Idempotency-Key"); request.RequestID == "" {
 		request.RequestID = key
 	}
+	request.First = r.Header.Get(attemptHeader) == "1"
 	// The route needs the scope operate, and so does what is no operation.
 	if spec, err := operation.Find(request.Operation); err == nil && spec.Needs(request) != core.ScopeOperate {
 		if err := g.authorize(w, r, spec.Needs(request)); err != nil {

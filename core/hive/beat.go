@@ -27,6 +27,8 @@ const (
 type beater struct {
 	// report is the whole state as it is now, without Seq and Ending.
 	report func(ctx context.Context) *queenv1.LinkRequest
+	// inventory returns what the store has, and the count of its changes; nil: there is none.
+	inventory func() (*queenv1.Inventory, uint64)
 	// retire begins the end of a worker. Repeating it does nothing.
 	retire func(worker string)
 	queens Queens
@@ -103,6 +105,53 @@ func (b *beater) flush(ctx context.Context) error {
 	return nil
 }
 
+// spread waits until the queens that a line stands to have been told the state as it is now. The
+// error is ctx's.
+func (b *beater) spread(ctx context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for want := b.changed; ; {
+		behind := false
+		for _, l := range b.lines {
+			behind = behind || l.stands && l.took < want
+		}
+		if !behind {
+			return nil
+		}
+		news := b.news
+		b.mu.Unlock()
+		select {
+		case <-news:
+			b.mu.Lock()
+		case <-ctx.Done():
+			b.mu.Lock()
+			return core.FromContext(ctx)
+		}
+	}
+}
+
+// took notes that the queen at the end of a line has taken in a report that told the state with
+// this count.
+func (b *beater) took(l *line, count uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l.stands, l.took = true, max(l.took, count)
+	b.newsLocked()
+}
+
+// broke notes that a line stands no longer.
+func (b *beater) broke(l *line) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l.stands = false
+	b.newsLocked()
+}
+
+func (b *beater) newsLocked() {
+	close(b.news)
+	b.news = make(chan struct{})
+}
+
 // telling notes that a line is about to tell the state as it is now, and gives the count of it.
 func (b *beater) telling(l *line) uint64 {
 	b.mu.Lock()
@@ -116,8 +165,7 @@ func (b *beater) accepted(count uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.registered = max(b.registered, count)
-	close(b.news)
-	b.news = make(chan struct{})
+	b.newsLocked()
 	if !b.isReady {
 		b.isReady = true
 		close(b.ready)

@@ -105,6 +105,14 @@ type fleet struct {
 	changed chan struct{}
 	resets  int
 	views   []*queenv1.ClusterView
+	stock   *queenv1.Inventory
+	stocked uint64 // changes of stock
+}
+
+func (f *fleet) inventory() (*queenv1.Inventory, uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.stock, f.stocked
 }
 
 func (f *fleet) List() []QueenAddress { f.mu.Lock(); defer f.mu.Unlock(); return f.list }
@@ -158,6 +166,7 @@ func beating(t *testing.T, run func(t *testing.T, b *beater, f *fleet), recorder
 			f.list = append(f.list, a)
 		}
 		b := newBeater(hclog.NewNullLogger(), f, func(context.Context) *queenv1.LinkRequest { return &queenv1.LinkRequest{} }, func(string) {})
+		b.inventory = f.inventory
 		ctx, cancel := context.WithCancel(t.Context())
 		ran := make(chan struct{})
 		wg.Go(func() { defer close(ran); b.run(ctx) })

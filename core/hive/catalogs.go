@@ -64,15 +64,22 @@ func (c *catalogs) replace(specs []pluginhost.Spec) {
 	c.old, c.list = append(c.old, c.list...), list
 }
 
-// add takes further sources behind those that are there.
-func (c *catalogs) add(specs []pluginhost.Spec) {
+// add takes further sources behind those that are there, and reports whether there were any.
+func (c *catalogs) add(specs []pluginhost.Spec) (added bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range specs {
 		if !slices.ContainsFunc(c.list, func(o *source) bool { return o.spec.Name == s.Name }) {
 			c.list = append(slices.Clone(c.list), &source{spec: s, gate: make(chan struct{}, 1)})
+			added = true
 		}
 	}
+	return added
+}
+
+// has reports whether there is a source with the name.
+func (c *catalogs) has(name string) bool {
+	return slices.ContainsFunc(c.sources(), func(s *source) bool { return s.spec.Name == name })
 }
 
 func (c *catalogs) sources() []*source {

@@ -12,7 +12,7 @@ import (
 
 // modelDelete removes a model from the store. Errors: NotFound; InUse, naming the workers, for one
 // that is loaded or about to be.
-func (h *Hive) modelDelete(_ context.Context, r core.Request, run *job.Run) (core.ModelDeleteResult, error) {
+func (h *Hive) modelDelete(ctx context.Context, r core.Request, run *job.Run) (core.ModelDeleteResult, error) {
 	m, err := h.model(r.Model)
 	if err != nil {
 		return core.ModelDeleteResult{}, err
@@ -27,6 +27,7 @@ func (h *Hive) modelDelete(_ context.Context, r core.Request, run *job.Run) (cor
 		return core.ModelDeleteResult{}, err
 	}
 	if !r.DryRun {
+		h.storeChanged(ctx)
 		h.log.Info("model deleted", "model", m.ID)
 		if len(result.Files) < len(m.Files) {
 			run.Log("%d of its %d files stay: other models need them", len(m.Files)-len(result.Files), len(m.Files))
@@ -84,6 +85,9 @@ func (h *Hive) takeModel(ctx context.Context, name string, run *job.Run) (m core
 			return m, path, release, nil
 		}
 		release()
+		if core.KindOf(err) == core.Integrity {
+			h.storeChanged(ctx) // it is found to be damaged
+		}
 		if core.KindOf(err) != core.NotFound {
 			return m, "", nil, err
 		}

@@ -100,7 +100,11 @@ func (h *Hive) fetchModel(ctx context.Context, ref string, run *job.Run) (core.M
 	}
 	from, done := h.share(ctx, source, h.catalogs.supply(exact, m, run.Log), run)
 	defer done()
-	return h.store.PutModel(ctx, spec, from, run.Progress)
+	put, err := h.store.PutModel(ctx, spec, from, run.Progress)
+	if err == nil {
+		h.storeChanged(ctx)
+	}
+	return put, err
 }
 
 func fileSpecs(m catalog.Manifest) []store.FileSpec {

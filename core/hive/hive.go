@@ -117,7 +117,9 @@ type Hive struct {
 	launches map[string]int           // folders of binaries that workers are about to run from
 	loads    map[string]int           // models that workers are about to load
 	deleting map[string]chan struct{} // models that are being deleted; closed when that is over
-	leaving  map[string]bool          // folders of binaries that are being deleted
+
+	stock   stock
+	leaving map[string]bool // folders of binaries that are being deleted
 }
 
 // New opens the hive's state on disk. It starts nothing: Run does. Errors: Invalid, Internal.
@@ -152,7 +154,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 		opts: opts, log: opts.Logger.Named("hive"), now: opts.Now, disk: disk, store: s, plugins: p, types: newTypes(opts.WorkerSpecs),
 		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), ending: make(chan struct{}), over: make(chan struct{}),
 		workers: map[string]*worker{}, reserved: map[string]int64{}, launches: map[string]int{}, leaving: map[string]bool{}, building: make(chan struct{}, 1),
-		loads: map[string]int{}, deleting: map[string]chan struct{}{},
+		loads: map[string]int{}, deleting: map[string]chan struct{}{}, stock: stock{turn: make(chan struct{}, 1), news: make(chan struct{}, 1)},
 	}
 	h.setDefaults(Defaults{Slots: opts.Slots, ContextTokens: opts.ContextTokens, Threads: opts.Threads, StopGrace: opts.StopGrace, Engines: opts.Engines})
 	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
@@ -167,6 +169,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 	h.catalogs.origins = opts.Origins
 	h.swarm = h.newSwarm()
 	h.beat = newBeater(h.log, opts.Queens, h.report, h.retire)
+	h.beat.inventory = h.inventory
 	if err := h.findBuilt(); err != nil {
 		return nil, err
 	}
@@ -229,9 +232,14 @@ func (h *Hive) Run(ctx context.Context) error {
 		case <-done:
 		case <-probing.Done():
 		}
-		if h.opts.Queens != nil {
-			h.beat.run(life)
+		if h.opts.Queens == nil {
+			return
 		}
+		if err := h.takeInventory(life); err != nil {
+			return // it ends
+		}
+		wg.Go(func() { h.watchInventory(life) })
+		h.beat.run(life)
 	})
 
 	ended := make(chan error, 1)

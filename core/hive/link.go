@@ -69,7 +69,9 @@ type line struct {
 	loaded  chan struct{} // holds one
 	ending  chan struct{} // closed when the hive ends
 	ended   chan struct{} // closed when nothing more will be told
-	told    uint64        // the count of the state that was told last; guarded by beater.mu
+	told    uint64        // the count of the state that was told last; guarded by beater.mu, as the next two
+	took    uint64        // the count of the state that the queen has taken in last
+	stands  bool          // the queen has answered over it
 }
 
 func newLine(b *beater, q QueenAddress, cancel context.CancelFunc) *line {
@@ -149,6 +151,7 @@ func (l *line) talk(ctx context.Context) (answered bool, err error) {
 	defer wg.Wait()
 	defer cancel(nil)
 
+	defer l.b.broke(l)
 	// An unanswered report ends everything, also a Send that hangs.
 	stuck := time.AfterFunc(answerTimeout, func() { cancel(errStuck) })
 	defer stuck.Stop()
@@ -230,6 +233,7 @@ type teller struct {
 	timer  *time.Timer // when to report next
 
 	seq     uint64    // of the last report
+	stock   uint64    // the count of the inventory that was told last over this stream
 	counts  [2]uint64 // of the state that the last report told, and the one before
 	waiting uint64    // the report whose answer is outstanding; 0: none
 	missed  bool      // something changed meanwhile
@@ -275,6 +279,11 @@ func (t *teller) tell(ctx context.Context) {
 	t.counts[t.seq%2] = t.b.telling(t.line)
 	req := t.b.report(ctx)
 	req.Seq, req.Ending = t.seq, t.final
+	if t.b.inventory != nil {
+		if v, count := t.b.inventory(); count != t.stock {
+			req.Inventory, t.stock = v, count
+		}
+	}
 	t.waiting, t.missed, t.busier, t.said, t.sent = t.seq, false, false, t.final, time.Now()
 	t.timer.Reset(reportMost)
 	t.stuck.Reset(answerTimeout)
@@ -285,6 +294,9 @@ func (t *teller) answered(resp *queenv1.LinkResponse) {
 	if resp.GetSeq() >= t.waiting {
 		t.waiting = 0
 		t.stuck.Stop()
+	}
+	if seq := resp.GetSeq(); seq == t.seq || seq+1 == t.seq {
+		t.b.took(t.line, t.counts[seq%2])
 	}
 	if seq := resp.GetSeq(); resp.GetRegistered() && (seq == t.seq || seq+1 == t.seq) {
 		t.leader = true

@@ -24,7 +24,7 @@ func (h *Hive) refreshCapabilities(ctx context.Context, _ core.Request) (core.Re
 		}
 	}
 	found.After, found.WorkerTypesAfter = h.devicesNow(ctx)
-	h.beat.bump()
+	h.typesChanged()
 	limited, cancel := context.WithTimeout(ctx, refreshFlush)
 	defer cancel()
 	if err := h.beat.flush(limited); err != nil && ctx.Err() == nil {

@@ -29,6 +29,7 @@ func (h *Hive) setDefaults(d Defaults) {
 func (h *Hive) Reload(d Defaults, workers, catalogs []pluginhost.Spec) error {
 	h.setDefaults(d)
 	h.catalogs.replace(catalogs)
+	h.forgetOffers()
 	h.mu.Lock()
 	types := newTypes(workers)
 	for _, t := range types {
@@ -58,7 +59,9 @@ func (h *Hive) discover() bool {
 		h.log.Warn("failed to look for new plugins", "error", err)
 		return false
 	}
-	h.catalogs.add(catalogs)
+	if h.catalogs.add(catalogs) {
+		h.forgetOffers()
+	}
 	found := false
 	h.mu.Lock()
 	for _, s := range workers {

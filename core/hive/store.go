@@ -21,6 +21,7 @@ func (h *Hive) storeVerify(ctx context.Context, _ core.Request, run *job.Run) (c
 	}
 	if len(result.Damaged) > 0 {
 		h.beat.bump()
+		h.storeChanged(ctx)
 	}
 	return result, nil
 }

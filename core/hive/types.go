@@ -126,7 +126,7 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 		found.digest = digest // an install compares what it copies with it
 	}
 	t.note(found.info, found.seen, found.digest)
-	h.beat.bump()
+	h.typesChanged()
 	return nil
 }
 
@@ -183,7 +183,7 @@ func (h *Hive) refresh(ctx context.Context, w *worker) {
 	defer cancel()
 	if f, err := w.proc.FingerprintOnce(ctx); err == nil && f.Problem == "" {
 		t.noteDevices(f)
-		h.beat.bump()
+		h.typesChanged()
 	}
 }
 
@@ -217,7 +217,7 @@ func (h *Hive) refreshAfter(ctx context.Context, w *worker) {
 		return
 	}
 	t.noteDevices(found.seen)
-	h.beat.bump()
+	h.typesChanged()
 }
 
 // typeList is the worker types as they are now. The list is not changed.

@@ -116,13 +116,13 @@ func Check(r core.Request) error {
 }
 
 // requestFields ranges over the fields of a request by their JSON names, in the order of
-// core.Request. The values can be set.
+// core.Request, but for those that are not sent. The values can be set.
 func requestFields(r *core.Request) iter.Seq2[string, reflect.Value] {
 	return func(yield func(string, reflect.Value) bool) {
 		v := reflect.ValueOf(r).Elem()
 		for i := range v.NumField() {
 			name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
-			if !yield(name, v.Field(i)) {
+			if name != "-" && !yield(name, v.Field(i)) {
 				return
 			}
 		}

@@ -14,6 +14,9 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/gossipstub"
+	"github.com/rbee-project/rbee/core/queen/membership"
+	"github.com/rbee-project/rbee/core/queen/tokens"
 	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/token"
 	"github.com/rbee-project/rbee/raft/fsm"
@@ -38,7 +41,7 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 		m = members[1]
 	}
 	f := &follower{t: t, leader: leader.q}
-	must.NoError(t, f.leader.registry.Write(t.Context(), "test", fsm.InitCluster(core.Cluster{ID: "0123456789abcdef"}, nil, nil)))
+	must.NoError(t, f.leader.Registry.Write(t.Context(), "test", fsm.InitCluster(core.Cluster{ID: "0123456789abcdef"}, nil, nil)))
 	var mu sync.Mutex
 	on := true
 	f.connect = func(now bool) {
@@ -57,7 +60,7 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 			}
 		}
 	}
-	for _, err := clusterOf(m.q.registry.View()); err != nil; _, err = clusterOf(m.q.registry.View()) {
+	for _, ok := m.q.Registry.View().Cluster(nil); !ok; _, ok = m.q.Registry.View().Cluster(nil) {
 		time.Sleep(time.Millisecond)
 	}
 	f.q = New(Options{
@@ -65,7 +68,8 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 		HiveConn: func(string) (grpc.ClientConnInterface, error) {
 			return nil, core.Errorf(core.Unavailable, "no way")
 		},
-		Membership: &Membership{TokenGrace: &grace, Gossip: &fakeGossip{}, Self: leaderConn{leader: func() *Queen {
+		TokenGrace: &grace,
+		Network: &membership.Network{Gossip: &gossipstub.Pool{}, Self: leaderConn{leader: func() *Queen {
 			f.asked.Add(1)
 			time.Sleep(10 * time.Millisecond) // the way there
 			mu.Lock()
@@ -83,12 +87,12 @@ func newFollower(t *testing.T, grace time.Duration) *follower {
 func (f *follower) token() (text, id string) {
 	f.t.Helper()
 	id, hash, text := token.New()
-	must.NoError(f.t, f.leader.registry.Write(f.t.Context(), "test", fsm.PutToken(core.Token{ID: id, Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: time.Unix(1, 0)})))
+	must.NoError(f.t, f.leader.Registry.Write(f.t.Context(), "test", fsm.PutToken(core.Token{ID: id, Kind: core.TokenAPI, SecretHash: hash, Scopes: core.Scopes(), CreatedAt: time.Unix(1, 0)})))
 	return text, id
 }
 
 func (f *follower) authorize(text string) error {
-	_, err := f.q.Authorize(f.t.Context(), text, core.ScopeInfer)
+	_, err := f.q.Tokens.Authorize(f.t.Context(), text, core.ScopeInfer)
 	return err
 }
 
@@ -101,7 +105,7 @@ func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
 		synctest.Wait()
 		f.connect(false) // its replica is behind, as it is for some milliseconds after each write
 		text, id := f.token()
-		_, known := f.q.registry.View().Token(nil, id)
+		_, known := f.q.Registry.View().Token(nil, id)
 		must.False(t, known)
 		f.connect(true)
 		must.NoError(t, f.authorize(text))
@@ -147,15 +151,15 @@ func TestAuthorizeOutOfContact(t *testing.T) {
 		time.Sleep(grace)
 		must.NoError(t, f.authorize(used))
 		f.connect(false)
-		must.NoError(t, f.leader.registry.Write(t.Context(), "test", fsm.DeleteToken(usedID))) // it does not hear of that
-		time.Sleep(contactLost / 2)
+		must.NoError(t, f.leader.Registry.Write(t.Context(), "test", fsm.DeleteToken(usedID))) // it does not hear of that
+		time.Sleep(tokens.ContactLost / 2)
 		must.NoError(t, f.authorize(used)) // as in an election
-		must.Eq(t, "", f.q.contactProblem())
+		must.Eq(t, "", f.q.Tokens.Problem())
 
-		time.Sleep(contactLost)
+		time.Sleep(tokens.ContactLost)
 		must.NoError(t, f.authorize(used))
 		mustFail(t, f.authorize(idle), core.Unavailable, "without a leader for", "token_grace")
-		must.StrContains(t, f.q.contactProblem(), "it takes only tokens that it proved within 5m0s")
+		must.StrContains(t, f.q.Tokens.Problem(), "it takes only tokens that it proved within 5m0s")
 		must.StrContains(t, f.log.String(), "no contact with a leader")
 		for range 10 {
 			time.Sleep(grace / 10)
@@ -165,10 +169,10 @@ func TestAuthorizeOutOfContact(t *testing.T) {
 		must.Eq(t, 1, strings.Count(f.log.String(), "no contact with a leader"))
 
 		f.connect(true)
-		time.Sleep(contactLost)
+		time.Sleep(tokens.ContactLost)
 		must.NoError(t, f.authorize(idle))
 		mustFail(t, f.authorize(used), core.Unauthenticated)
-		must.Eq(t, "", f.q.contactProblem())
+		must.Eq(t, "", f.q.Tokens.Problem())
 		must.StrContains(t, f.log.String(), "in contact with a leader again")
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/queen/hives"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/swarm"
 	hivev1 "github.com/rbee-project/rbee/proto/hive/v1"
@@ -25,16 +26,23 @@ const maxAvoided = 1024
 // core/rpc carries them.
 type blobService struct {
 	queenv1.UnimplementedBlobServiceServer
-	q *Queen
+	q     *Queen
+	board *swarm.Board // which hive has which file; only while leading
+}
+
+func newBlobService(q *Queen) *blobService {
+	s := &blobService{q: q}
+	s.board = swarm.NewBoard(s.hive)
+	return s
 }
 
 // Claim takes in how far a hive is with a file, and says where it shall take it from. Errors:
 // Invalid, Overloaded, Unavailable when this queen does not lead.
 func (s *blobService) Claim(ctx context.Context, req *queenv1.ClaimRequest) (*queenv1.ClaimResponse, error) {
-	return s.q.claimBlob(ctx, rpc.Caller(ctx), req)
+	return s.claim(ctx, rpc.Caller(ctx), req)
 }
 
-func (q *Queen) claimBlob(ctx context.Context, hive string, req *queenv1.ClaimRequest) (*queenv1.ClaimResponse, error) {
+func (s *blobService) claim(ctx context.Context, hive string, req *queenv1.ClaimRequest) (*queenv1.ClaimResponse, error) {
 	c := swarm.Claim{
 		Hive: hive, Digest: req.GetDigest(), Stage: swarm.Stage(req.GetStage()), HaveBytes: req.GetHaveBytes(), Source: req.GetSource(),
 		Avoid: req.GetAvoid(), NoOrigin: req.GetNoOrigin(), Mute: req.GetMute(),
@@ -44,16 +52,16 @@ func (q *Queen) claimBlob(ctx context.Context, hive string, req *queenv1.ClaimRe
 		return nil, core.Errorf(core.Unauthenticated, "claim a file: it is not known which hive asks")
 	case !swarm.ValidDigest(c.Digest) || c.Stage < swarm.Asking || c.Stage > swarm.Over || c.HaveBytes < 0 || len(c.Avoid) > maxAvoided:
 		return nil, core.Errorf(core.Invalid, "claim a file: hive %s says of a file what no hive says", c.Hive).Hint("This is a defect of the hive's agent: please report it.")
-	case !q.registry.Leads():
-		return nil, q.registry.NotLeader()
+	case !s.q.Registry.Leads():
+		return nil, s.q.Registry.NotLeader()
 	}
 	if c.Stage != swarm.Whole && c.Stage != swarm.Over {
-		ask, asked, err := q.board.Begin(time.Now(), c.Digest)
+		ask, asked, err := s.board.Begin(time.Now(), c.Digest)
 		if err != nil {
 			return nil, err
 		}
 		if ask {
-			q.board.Asked(time.Now(), c.Digest, q.findBlob(ctx, c.Digest))
+			s.board.Asked(time.Now(), c.Digest, s.find(ctx, c.Digest))
 		}
 		select {
 		case <-asked:
@@ -61,7 +69,7 @@ func (q *Queen) claimBlob(ctx context.Context, hive string, req *queenv1.ClaimRe
 			return nil, core.FromContext(ctx)
 		}
 	}
-	p, err := q.board.Claim(time.Now(), c)
+	p, err := s.board.Claim(time.Now(), c)
 	if err != nil {
 		return nil, err
 	}
@@ -72,22 +80,22 @@ func (q *Queen) claimBlob(ctx context.Context, hive string, req *queenv1.ClaimRe
 	return resp, nil
 }
 
-// findBlob asks the live hives what they have of a file. Others may wait for the answer than the
+// find asks the live hives what they have of a file. Others may wait for the answer than the
 // one whose ctx it is, which does not end it.
-func (q *Queen) findBlob(ctx context.Context, digest string) map[string]swarm.Holding {
+func (s *blobService) find(ctx context.Context, digest string) map[string]swarm.Holding {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), findBlobTimeout)
 	defer cancel()
-	live, _ := q.liveHives()
+	live, _ := s.q.hives.Live()
 	var mu sync.Mutex // guards found
 	found := map[string]swarm.Holding{}
 	var wg sync.WaitGroup
 	for _, h := range live {
 		wg.Go(func() {
-			resp, err := askOne(ctx, q, h.ID, func(ctx context.Context, c hiveConn) (*hivev1.FindBlobResponse, error) {
+			resp, err := hives.Ask(ctx, s.q.hives, h.ID, func(ctx context.Context, c hives.Conn) (*hivev1.FindBlobResponse, error) {
 				return hivev1.NewHiveServiceClient(c).FindBlob(ctx, &hivev1.FindBlobRequest{Digest: digest})
 			})
 			if err != nil {
-				q.log.Debug("a hive does not say whether it has a file", "hive", h.ID, "error", err)
+				s.q.log.Debug("a hive does not say whether it has a file", "hive", h.ID, "error", err)
 				return
 			}
 			mu.Lock()
@@ -99,12 +107,12 @@ func (q *Queen) findBlob(ctx context.Context, digest string) map[string]swarm.Ho
 	return found
 }
 
-// swarmHive is what the board must know of a hive; false: it is down, or there is none.
-func (q *Queen) swarmHive(id string) (swarm.Hive, bool) {
-	h, ok := q.registry.View().Hive(nil, id)
+// hive is what the board must know of a hive; false: it is down, or there is none.
+func (s *blobService) hive(id string) (swarm.Hive, bool) {
+	h, ok := s.q.Registry.View().Hive(nil, id)
 	if !ok || h.Status == core.HiveDown {
 		return swarm.Hive{}, false
 	}
-	q.liveness.Hive(id).AddTo(&h)
+	s.q.liveness.Hive(id).AddTo(&h)
 	return swarm.Hive{Name: h.Name, Address: h.RPCAddress, Suspect: h.Status == core.HiveSuspect}, true
 }

@@ -32,7 +32,7 @@ func (c *cluster) withAddresses(ids ...string) map[string]*fakeHive {
 
 func (c *cluster) claimBlob(hive string, stage queenv1.BlobStage, have int64) *queenv1.ClaimResponse {
 	c.t.Helper()
-	resp, err := c.q.claimBlob(c.t.Context(), hive, &queenv1.ClaimRequest{Digest: blobDigest, Stage: stage, HaveBytes: have})
+	resp, err := c.q.blobs.claim(c.t.Context(), hive, &queenv1.ClaimRequest{Digest: blobDigest, Stage: stage, HaveBytes: have})
 	must.NoError(c.t, err)
 	return resp
 }
@@ -109,11 +109,11 @@ func TestBlobThatAHiveHas(t *testing.T) {
 		index := c.node.AppliedIndex()
 		hives["h2"].change(func(h *fakeHive) { h.blob = nil })
 		hives["h1"].change(func(h *fakeHive) { h.blob = &hivev1.FindBlobResponse{Fetching: true, FromOrigin: true, HaveBytes: 7} })
-		c.q.board.Clear()
+		c.q.blobs.board.Clear()
 		must.Eq(t, []string{"h1@h1:7834"}, seedersOf(c.claimBlob("h3", queenv1.BlobStage_BLOB_STAGE_ASKING, 0)))
 		must.Eq(t, index, c.node.AppliedIndex()) // nothing of it is in raft
 		c.q.liveness.StepDown()
-		_, err := c.q.claimBlob(t.Context(), "h3", &queenv1.ClaimRequest{Digest: blobDigest, Stage: queenv1.BlobStage_BLOB_STAGE_ASKING})
+		_, err := c.q.blobs.claim(t.Context(), "h3", &queenv1.ClaimRequest{Digest: blobDigest, Stage: queenv1.BlobStage_BLOB_STAGE_ASKING})
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		c.q.liveness.TakeOver()
 	})
@@ -139,7 +139,7 @@ func TestBlobClaimsThatNoHiveMakes(t *testing.T) {
 			"less than none":  {"h1", &queenv1.ClaimRequest{Digest: blobDigest, Stage: asking, HaveBytes: -1}, core.Invalid},
 			"a list too long": {"h1", &queenv1.ClaimRequest{Digest: blobDigest, Stage: asking, Avoid: make([]string, 2000)}, core.Invalid},
 		} {
-			_, err := c.q.claimBlob(t.Context(), tt.hive, tt.req)
+			_, err := c.q.blobs.claim(t.Context(), tt.hive, tt.req)
 			must.Eq(t, tt.kind, core.KindOf(err), must.Sprint(name))
 		}
 		_, err := queenv1.NewBlobServiceClient(c.server).Claim(t.Context(), &queenv1.ClaimRequest{Digest: blobDigest, Stage: asking})

@@ -32,13 +32,13 @@ func TestReady(t *testing.T) {
 
 		// After a restart the registry is there, but the hive must be heard of first.
 		c = newCluster(t, dir)
-		must.Len(t, 1, c.q.workers())
+		must.Len(t, 1, c.q.hives.Workers())
 		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "no hive has reported yet")
 		h = c.newHive("h1")
 		h.change(func(h *fakeHive) { h.hive.Incarnation = 2 })
 		h.mustBeat()
 		must.NoError(t, c.q.Ready(t.Context()))
-		must.Len(t, 0, c.q.workers())
+		must.Len(t, 0, c.q.hives.Workers())
 
 		c.q.liveness.StepDown()
 		mustFail(t, c.q.Ready(t.Context()), core.Unavailable, "is being read")
@@ -49,10 +49,10 @@ func TestNames(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
-		_, err := c.q.hiveNamed(t.Context(), core.LocalHive)
+		_, err := c.q.hives.Named(t.Context(), core.LocalHive)
 		mustFail(t, err, core.NotFound, "no hive of its own")
 		h1, h2, h3 := c.newHive("h1"), c.newHive("h2"), c.newHive("h3")
-		_, err = c.q.hiveNamed(t.Context(), core.LocalHive)
+		_, err = c.q.hives.Named(t.Context(), core.LocalHive)
 		mustFail(t, err, core.NotFound, "not joined yet")
 		h2.change(func(h *fakeHive) { h.hive.Name = "twin" })
 		h3.change(func(h *fakeHive) { h.hive.Name = "twin" })
@@ -63,14 +63,14 @@ func TestNames(t *testing.T) {
 			h.mustBeat()
 		}
 		for name, id := range map[string]string{"h1": "h1", "name-h1": "h1", core.LocalHive: "h1", "h3": "h3"} {
-			h, err := c.q.hiveNamed(t.Context(), name)
+			h, err := c.q.hives.Named(t.Context(), name)
 			must.NoError(t, err)
 			must.Eq(t, id, h.ID)
 		}
-		_, err = c.q.hiveNamed(t.Context(), "twin")
+		_, err = c.q.hives.Named(t.Context(), "twin")
 		mustFail(t, err, core.Conflict, "h2, h3")
 		for _, name := range []string{"", "h4", "../h1"} {
-			_, err = c.q.hiveNamed(t.Context(), name)
+			_, err = c.q.hives.Named(t.Context(), name)
 			mustFail(t, err, core.NotFound)
 		}
 		_, err = operation.ModelGet.Ask(t.Context(), c.q, core.Request{Hive: "h4", Model: "m"})
@@ -81,15 +81,15 @@ func TestNames(t *testing.T) {
 		mustFail(t, err, core.Invalid, `needs "hive"`)
 
 		for prefix, id := range map[string]string{"abc": "abc", "abcd": "abcd", "x": "xyz", "xyz": "xyz"} {
-			w, err := c.q.Worker(t.Context(), prefix)
+			w, err := c.q.hives.Worker(t.Context(), prefix)
 			must.NoError(t, err)
 			must.Eq(t, id, w.ID)
 		}
-		_, err = c.q.Worker(t.Context(), "ab")
+		_, err = c.q.hives.Worker(t.Context(), "ab")
 		mustFail(t, err, core.Conflict, "abc or abcd")
-		_, err = c.q.Worker(t.Context(), "xyy")
+		_, err = c.q.hives.Worker(t.Context(), "xyy")
 		mustFail(t, err, core.NotFound, `"xyz"`)
-		_, err = c.q.Worker(t.Context(), "")
+		_, err = c.q.hives.Worker(t.Context(), "")
 		mustFail(t, err, core.NotFound)
 	})
 }
@@ -209,13 +209,13 @@ func TestStatus(t *testing.T) {
 		time.Sleep(liveness.ReportInterval + liveness.SuspectGrace + time.Second)
 		h1.mustBeat()
 		for range statusJobs + 5 {
-			_, err := c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Hive: "h1", Model: "m"})
+			_, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Hive: "h1", Model: "m"})
 			must.NoError(t, err)
 		}
 		time.Sleep(2 * time.Second)
 		h1.change(func(h *fakeHive) { h.workers = h.workers[:2] })
 		h1.mustBeat()
-		w1, err := c.q.Worker(t.Context(), "w1")
+		w1, err := c.q.hives.Worker(t.Context(), "w1")
 		must.NoError(t, err)
 		c.q.liveness.Fail(w1)
 		s, err = c.q.Status(t.Context())
@@ -255,7 +255,7 @@ func TestNearest(t *testing.T) {
 		"something different": "",
 		"":                    "",
 	} {
-		must.Eq(t, says, nearest(want, names), must.Sprint(want))
+		must.Eq(t, says, core.NearestHint(want, names), must.Sprint(want))
 	}
-	must.Eq(t, "", nearest("x", nil))
+	must.Eq(t, "", core.NearestHint("x", nil))
 }

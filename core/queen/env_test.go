@@ -13,10 +13,10 @@ import (
 
 	"github.com/shoenig/test/must"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
-	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/queen/liveness"
@@ -38,9 +38,27 @@ type cluster struct {
 	server *grpc.ClientConn // to the queen
 	stop   func()           // ends the queen; it may be called twice
 
+	calls atomic.Int64 // of hives
+
 	mu    sync.Mutex // guards below
 	hives map[string]*fakeHive
 	local string
+}
+
+// counting is a connection that counts its calls.
+type counting struct {
+	grpc.ClientConnInterface
+	calls *atomic.Int64
+}
+
+func (c counting) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	c.calls.Add(1)
+	return c.ClientConnInterface.Invoke(ctx, method, args, reply, opts...)
+}
+
+func (c counting) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	c.calls.Add(1)
+	return c.ClientConnInterface.NewStream(ctx, desc, method, opts...)
 }
 
 func newCluster(t *testing.T, dir string, change ...func(*Options)) *cluster {
@@ -59,7 +77,7 @@ func newCluster(t *testing.T, dir string, change ...func(*Options)) *cluster {
 				return c.server, nil
 			}
 			if h, ok := c.hives[hive]; ok {
-				return h.conn, nil
+				return counting{h.conn, &c.calls}, nil
 			}
 			return nil, core.Errorf(core.Unavailable, "no way to hive %s", hive)
 		},
@@ -99,7 +117,7 @@ func newCluster(t *testing.T, dir string, change ...func(*Options)) *cluster {
 		}
 	})
 	t.Cleanup(c.stop)
-	c.eventually("the queen leads", c.q.registry.Leads)
+	c.eventually("the queen leads", c.q.Registry.Leads)
 	return c
 }
 
@@ -139,7 +157,9 @@ type fakeHive struct {
 	refuse    error           // answer of every job
 	tell      func(*core.Job) // changes what is told of a job that is submitted; nil: nothing
 	blob      *hivev1.FindBlobResponse
-	asked     int // for a blob
+	asked     int  // for a blob
+	tells     bool // what its store has
+	told      *queenv1.Inventory
 	// run does what a job does; nil: spawn of a worker after a second.
 	run func(ctx context.Context, r core.Request, run *job.Run) (any, error)
 
@@ -288,6 +308,7 @@ func (h *fakeHive) beat(ctx context.Context) (*queenv1.LinkResponse, error) {
 		if err != nil {
 			return nil, err
 		}
+		h.change(func(h *fakeHive) { h.told = nil })
 		h.line, l.incarnation = l, incarnation
 	}
 	h.mu.Lock()
@@ -304,7 +325,11 @@ func (h *fakeHive) beat(ctx context.Context) (*queenv1.LinkResponse, error) {
 }
 
 func (h *fakeHive) reportLocked() *queenv1.LinkRequest {
-	return &queenv1.LinkRequest{Hive: wire.HiveToProto(h.hive), Workers: wire.All(h.workers, wire.WorkerToProto)}
+	r := &queenv1.LinkRequest{Hive: wire.HiveToProto(h.hive), Workers: wire.All(h.workers, wire.WorkerToProto)}
+	if now := wire.InventoryToProto(core.Inventory{Models: h.models, Offers: h.items, OffersKnown: true}); h.tells && !proto.Equal(now, h.told) {
+		r.Inventory, h.told = now, now
+	}
+	return r
 }
 
 func isClosed(c chan struct{}) bool {
@@ -372,7 +397,7 @@ func (h *fakeHive) removeWorker(id string) {
 
 func (h *fakeHive) addModel(id string, aliases ...string) {
 	h.change(func(h *fakeHive) {
-		h.models = append(h.models, core.Model{ID: id, Aliases: aliases, Ref: "file:/models/" + id + ".gguf", SizeBytes: 1000, EstimateBytes: 2000})
+		h.models = append(h.models, core.Model{ID: id, Aliases: aliases, Ref: "file:/models/" + id + ".gguf", Digest: "sha256:" + id, SizeBytes: 1000, EstimateBytes: 2000})
 	})
 }
 
@@ -535,19 +560,11 @@ func (h *fakeHive) search(_ context.Context, r core.Request) ([]core.CatalogItem
 // The method sets that core/gateway asks for. That package may not be imported here; core/agent
 // holds the same.
 var (
-	_ inference.Router = (*Queen)(nil)
 	_ interface {
 		Answer(ctx context.Context, r core.Request) (any, error)
 		Ready(ctx context.Context) error
 		Status(ctx context.Context) (core.Status, error)
 		Workers(ctx context.Context) ([]core.Worker, error)
 		Models(ctx context.Context) ([]core.Model, error)
-	} = (*Queen)(nil)
-	_ interface {
-		Submit(ctx context.Context, r core.Request) (core.Job, error)
-		Job(ctx context.Context, id string) (core.Job, error)
-		Jobs(ctx context.Context) ([]core.Job, error)
-		Cancel(ctx context.Context, id string) (core.Job, error)
-		Events(ctx context.Context, id string, after int64, emit func(core.Event) error) error
 	} = (*Queen)(nil)
 )

@@ -25,7 +25,7 @@ func TestFullDiskIsNamed(t *testing.T) {
 	s, err := q.Status(t.Context())
 	must.NoError(t, err)
 	must.StrContains(t, s.Problems[0], "the disk is almost full")
-	_, _, _, err = q.Leader(t.Context())
+	_, _, _, err = q.Members.Leader(t.Context())
 	must.Eq(t, core.Unavailable, core.KindOf(err))
 	must.StrContains(t, core.HintOf(err), "Free space")
 

@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/shoenig/test/must"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/inference"
@@ -31,6 +33,12 @@ func TestHostileHive(t *testing.T) {
 	}
 	load := func(l *queenv1.Load) func(h *fakeHive) []*queenv1.LinkRequest {
 		return edit(func(r *queenv1.LinkRequest) { r.Workers[0].Load = l })
+	}
+	store := func(f func(v *queenv1.Inventory)) func(h *fakeHive) []*queenv1.LinkRequest {
+		return edit(func(r *queenv1.LinkRequest) {
+			r.Inventory = &queenv1.Inventory{Models: []*queenv1.StoredModel{{Id: "evil", SizeBytes: 1}}, OffersKnown: true}
+			f(r.Inventory)
+		})
 	}
 	for name, says := range map[string]func(h *fakeHive) []*queenv1.LinkRequest{
 		"a rate that is no number":   load(&queenv1.Load{TokensPerSecond: math.NaN()}),
@@ -73,6 +81,29 @@ func TestHostileHive(t *testing.T) {
 		"many workers": edit(func(r *queenv1.LinkRequest) {
 			for i := range 20_000 {
 				r.Workers = append(r.Workers, &queenv1.Worker{Id: fmt.Sprint("x", i), Nonce: fmt.Sprint("n", i), Type: "cpu", State: "ready", Model: "evil"})
+			}
+		}),
+		"a store of many models": store(func(v *queenv1.Inventory) {
+			for i := range 20_000 {
+				v.Models = append(v.Models, &queenv1.StoredModel{Id: fmt.Sprint("m", i)})
+			}
+		}),
+		"a store of a megabyte":        store(func(v *queenv1.Inventory) { v.Models[0].Damaged = strings.Repeat("d", 1<<20) }),
+		"a model of a long name":       store(func(v *queenv1.Inventory) { v.Models[0].Id = strings.Repeat("n", 100<<10) }),
+		"a model without a name":       store(func(v *queenv1.Inventory) { v.Models[0].Id = "" }),
+		"a model of control marks too": store(func(v *queenv1.Inventory) { v.Models[0].Id, v.Models[0].License = "m\x1b[2J", "\x1b[2J" }),
+		"a model twice":                store(func(v *queenv1.Inventory) { v.Models = append(v.Models, v.GetModels()[0]) }),
+		"many aliases":                 store(func(v *queenv1.Inventory) { v.Models[0].Aliases = slices.Repeat([]string{"nick"}, 5000) }),
+		"negative sizes": store(func(v *queenv1.Inventory) {
+			v.Models[0].SizeBytes, v.Models[0].EstimateBytes, v.Models[0].ContextTokens = math.MinInt64, math.MinInt64, math.MinInt64
+		}),
+		"a model of no time": store(func(v *queenv1.Inventory) {
+			v.Models[0].CreatedAt = &timestamppb.Timestamp{Seconds: math.MaxInt64, Nanos: -1}
+		}),
+		"empty models and offers": store(func(v *queenv1.Inventory) { v.Models, v.Offers = append(v.Models, nil), append(v.Offers, nil, nil) }),
+		"many offers": store(func(v *queenv1.Inventory) {
+			for i := range 5000 {
+				v.Offers = append(v.Offers, &queenv1.Offer{Ref: "builtin:m", Name: fmt.Sprint("m", i), Kind: "model"})
 			}
 		}),
 		"a replay after the end": func(h *fakeHive) []*queenv1.LinkRequest {
@@ -133,14 +164,14 @@ func (c *cluster) unharmed(mine core.Worker) {
 	for _, w := range workers {
 		if w.ID != mine.ID || w.Hive != mine.Hive {
 			must.Eq(c.t, "h2", w.Hive)
-			lease, err := c.q.Route(c.t.Context(), inference.Query{Model: w.Model, Patience: time.Second})
+			lease, err := c.q.Router.Route(c.t.Context(), inference.Query{Model: w.Model, Patience: time.Second})
 			if err == nil {
 				lease.Release(inference.Outcome{Failed: true})
 			}
 		}
 	}
 	must.Less(c.t, 5000, len(workers))
-	lease, err := c.q.Route(c.t.Context(), inference.Query{Model: mine.Model, Patience: time.Millisecond})
+	lease, err := c.q.Router.Route(c.t.Context(), inference.Query{Model: mine.Model, Patience: time.Millisecond})
 	must.NoError(c.t, err)
 	must.Eq(c.t, mine.Hive, lease.Worker.Hive)
 	must.Eq(c.t, mine.ID, lease.Worker.ID)
@@ -158,7 +189,13 @@ func (c *cluster) unharmed(mine core.Worker) {
 			must.Between(c.t, 0, d.FreeBytes, max(d.TotalBytes, 0))
 		}
 	}
-	text, err := json.Marshal(map[string]any{"workers": workers, "hives": hives})
+	models, err := c.q.Models(c.t.Context())
+	must.NoError(c.t, err)
+	must.LessEq(c.t, core.MaxInventoryModels, len(models))
+	for _, m := range models {
+		must.True(c.t, m.SizeBytes >= 0 && m.EstimateBytes >= 0 && m.ContextTokens >= 0)
+	}
+	text, err := json.Marshal(map[string]any{"workers": workers, "hives": hives, "models": models})
 	must.NoError(c.t, err)
 	must.Less(c.t, 4<<20, len(text))
 }

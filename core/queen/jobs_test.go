@@ -3,7 +3,6 @@ package queen
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -21,9 +20,9 @@ func TestSubmit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
 		download := core.Request{Operation: core.OpModelDownload, Model: "builtin:m"}
-		_, err := c.q.Submit(t.Context(), download)
+		_, err := c.q.Jobs.Submit(t.Context(), download)
 		mustFail(t, err, core.Unavailable, "no hive has joined")
-		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "x", PID: 1})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "x", PID: 1})
 		mustFail(t, err, core.Invalid, `no field "pid"`)
 
 		h := c.newHive("h1")
@@ -32,7 +31,7 @@ func TestSubmit(t *testing.T) {
 			return map[string]string{"model": r.Model}, nil
 		}
 		h.mustBeat()
-		j, err := c.q.Submit(t.Context(), download)
+		j, err := c.q.Jobs.Submit(t.Context(), download)
 		must.NoError(t, err)
 		must.Eq(t, "h1", j.Hive)
 		must.Eq(t, core.OpModelDownload, j.Operation)
@@ -40,18 +39,18 @@ func TestSubmit(t *testing.T) {
 		// Its events, whole and from the middle, and for one who has them all.
 		var kinds []core.EventKind
 		emit := func(e core.Event) error { kinds = append(kinds, e.Kind); return nil }
-		must.NoError(t, c.q.Events(t.Context(), j.ID, 0, emit))
+		must.NoError(t, c.q.Jobs.Events(t.Context(), j.ID, 0, emit))
 		must.Eq(t, []core.EventKind{core.EventLog, core.EventResult, core.EventEnd}, kinds)
 		kinds = nil
-		must.NoError(t, c.q.Events(t.Context(), j.ID, 1, emit))
+		must.NoError(t, c.q.Jobs.Events(t.Context(), j.ID, 1, emit))
 		must.Eq(t, []core.EventKind{core.EventResult, core.EventEnd}, kinds)
 		kinds = nil
-		must.NoError(t, c.q.Events(t.Context(), j.ID, 3, emit))
+		must.NoError(t, c.q.Jobs.Events(t.Context(), j.ID, 3, emit))
 		must.SliceEmpty(t, kinds)
 		stop := errors.New("enough")
-		must.ErrorIs(t, c.q.Events(t.Context(), j.ID, 0, func(core.Event) error { return stop }), stop)
+		must.ErrorIs(t, c.q.Jobs.Events(t.Context(), j.ID, 0, func(core.Event) error { return stop }), stop)
 
-		j, err = c.q.Job(t.Context(), j.ID)
+		j, err = c.q.Jobs.Job(t.Context(), j.ID)
 		must.NoError(t, err)
 		must.Eq(t, core.JobSucceeded, j.State)
 		must.Eq(t, `{"model":"builtin:m"}`, string(j.Result))
@@ -60,13 +59,13 @@ func TestSubmit(t *testing.T) {
 		for _, name := range []string{"h1", "name-h1", core.LocalHive} {
 			r := download
 			r.Hive = name
-			j, err := c.q.Submit(t.Context(), r)
+			j, err := c.q.Jobs.Submit(t.Context(), r)
 			must.NoError(t, err)
 			must.Eq(t, "h1", j.Hive)
 		}
 		r := download
 		r.Hive = "name-h2"
-		_, err = c.q.Submit(t.Context(), r)
+		_, err = c.q.Jobs.Submit(t.Context(), r)
 		mustFail(t, err, core.NotFound, `"name-h1"`)
 
 		// Several hives: what ends a process must say where, a spawn goes where the model is, and
@@ -75,31 +74,31 @@ func TestSubmit(t *testing.T) {
 		h2.addModel("m")
 		h2.run = h.run
 		h2.mustBeat()
-		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDelete, Model: "m"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDelete, Model: "m"})
 		mustFail(t, err, core.Invalid, "which of the 2 hives", "name-h1, name-h2")
 		spawn := core.Request{Operation: core.OpWorkerSpawn, Model: "m", RequestID: "mine"}
-		j, err = c.q.Submit(t.Context(), spawn)
+		j, err = c.q.Jobs.Submit(t.Context(), spawn)
 		must.NoError(t, err)
 		must.Eq(t, "h2", j.Hive)
 		h.change(func(h *fakeHive) { h.models = h2.models })
 		h2.change(func(h *fakeHive) { h.models = nil })
-		again, err := c.q.Submit(t.Context(), spawn)
+		again, err := c.q.Jobs.Submit(t.Context(), spawn)
 		must.NoError(t, err)
 		must.Eq(t, j.ID, again.ID)
 		synctest.Wait() // it runs, and would run twice
 		must.Eq(t, 1, h2.ran.Load())
 
 		// All jobs, newest first; a hive that does not answer hides only its own.
-		jobs, err := c.q.Jobs(t.Context())
+		jobs, err := c.q.Jobs.Jobs(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 5, jobs)
 		must.True(t, slices.IsSortedFunc(jobs, func(a, b core.Job) int { return b.CreatedAt.Compare(a.CreatedAt) }))
 		h2.change(func(h *fakeHive) { h.mute = errors.New("oops") })
-		jobs, err = c.q.Jobs(t.Context())
+		jobs, err = c.q.Jobs.Jobs(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 4, jobs)
 		h.change(func(h *fakeHive) { h.mute = errors.New("oops") })
-		_, err = c.q.Jobs(t.Context())
+		_, err = c.q.Jobs.Jobs(t.Context())
 		must.Error(t, err)
 	})
 }
@@ -118,12 +117,12 @@ func TestDownloadChoosesItsHive(t *testing.T) {
 			})
 			h.mustBeat()
 		}
-		j, err := c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "hf:org/repo"})
+		j, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "hf:org/repo"})
 		must.NoError(t, err)
 		must.Eq(t, "h1", j.Hive)
 		small.addModel("m")
 		for _, name := range []string{"m", "file:/models/m.gguf"} {
-			j, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: name})
+			j, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: name})
 			must.NoError(t, err)
 			must.Eq(t, "h2", j.Hive)
 		}
@@ -144,19 +143,19 @@ func TestJobErrors(t *testing.T) {
 		h.mustBeat()
 		ulid := strings.ToLower("01ARZ3NDEKTSV4RRFFQ69G5FAV")
 		for _, id := range []string{"", "x", ulid, ulid + "-", ulid + "-h9", ulid + "-h1", "../../etc"} {
-			_, err := c.q.Job(t.Context(), id)
+			_, err := c.q.Jobs.Job(t.Context(), id)
 			mustFail(t, err, core.NotFound)
-			_, err = c.q.Cancel(t.Context(), id)
+			_, err = c.q.Jobs.Cancel(t.Context(), id)
 			mustFail(t, err, core.NotFound)
-			mustFail(t, c.q.Events(t.Context(), id, 0, func(core.Event) error { return nil }), core.NotFound)
+			mustFail(t, c.q.Jobs.Events(t.Context(), id, 0, func(core.Event) error { return nil }), core.NotFound)
 		}
-		j, err := c.q.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
+		j, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
 		must.NoError(t, err)
 		<-started
-		_, err = c.q.Cancel(t.Context(), j.ID)
+		_, err = c.q.Jobs.Cancel(t.Context(), j.ID)
 		must.NoError(t, err)
 		var last core.Event
-		must.NoError(t, c.q.Events(t.Context(), j.ID, 0, func(e core.Event) error { last = e; return nil }))
+		must.NoError(t, c.q.Jobs.Events(t.Context(), j.ID, 0, func(e core.Event) error { last = e; return nil }))
 		must.Eq(t, core.JobCancelled, last.State)
 
 		// A reader that leaves, and a hive that is gone.
@@ -168,12 +167,12 @@ func TestJobErrors(t *testing.T) {
 				return nil, ctx.Err()
 			}
 		})
-		j, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
+		j, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
 		must.NoError(t, err)
-		err = c.q.Events(ctx, j.ID, 0, func(core.Event) error { return nil })
+		err = c.q.Jobs.Events(ctx, j.ID, 0, func(core.Event) error { return nil })
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
 		time.Sleep(time.Minute)
-		_, err = c.q.Job(t.Context(), j.ID)
+		_, err = c.q.Jobs.Job(t.Context(), j.ID)
 		mustFail(t, err, core.Unavailable, "name-h1", "is down")
 	})
 }
@@ -191,7 +190,7 @@ func TestRetire(t *testing.T) {
 		var seen core.WorkerState // by the hive when the job arrives
 		finish := make(chan error, 10)
 		h.run = func(ctx context.Context, r core.Request, _ *job.Run) (any, error) {
-			w, err := c.q.Worker(ctx, r.Worker)
+			w, err := c.q.hives.Worker(ctx, r.Worker)
 			if err != nil {
 				return nil, err
 			}
@@ -204,13 +203,13 @@ func TestRetire(t *testing.T) {
 			return core.ExitResult{WorkerID: r.Worker}, err
 		}
 		retire := func(id string) (core.Job, error) {
-			return c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: id, Grace: core.Duration(time.Second)})
+			return c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: id, Grace: core.Duration(time.Second)})
 		}
 		_, err := retire("w-ab")
 		mustFail(t, err, core.Conflict, "w-abc or w-abd")
 		_, err = retire("nobody")
 		mustFail(t, err, core.NotFound)
-		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w-abc", Hive: "h2"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w-abc", Hive: "h2"})
 		mustFail(t, err, core.Conflict, "is on hive h1")
 		must.Eq(t, []string{"w-abc", "w-abd"}, c.mustPick("m"))
 
@@ -254,16 +253,4 @@ func TestRetire(t *testing.T) {
 		mustFail(t, err, core.Unavailable, "gets no new request any more")
 		must.Eq(t, []string{"w-abd"}, h.mustBeat().GetRetire())
 	})
-}
-
-func TestRequestMemoryIsBounded(t *testing.T) {
-	t.Parallel()
-	var m requestMemory
-	for i := range 3 * maxRequests {
-		m.remember(fmt.Sprint(i), "h")
-		m.remember(fmt.Sprint(i), "h")
-	}
-	must.MapLen(t, maxRequests, m.hives)
-	must.Len(t, maxRequests, m.order)
-	must.MapContainsKey(t, m.hives, fmt.Sprint(3*maxRequests-1))
 }

@@ -27,52 +27,34 @@ func TestKeyringReplaced(t *testing.T) {
 		replaced := func(what string) {
 			t.Helper()
 			s.eventually(what, func() bool {
-				k, err := s.q.Keyring(t.Context())
-				return err == nil && len(k.Keys) == 1 && !known[k.Primary] && s.gossip.primary() == k.Primary
+				k, err := s.q.Members.Keyring(t.Context())
+				return err == nil && len(k.Keys) == 1 && !known[k.Primary] && pki.KeyFingerprint(s.gossip.Primary()) == k.Primary
 			})
-			known[s.gossip.primary()] = true
+			known[pki.KeyFingerprint(s.gossip.Primary())] = true
 		}
 		replaced("the first key")
-		_, err := s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "install"})
+		_, err := s.q.Members.ChangeKeyring(t.Context(), core.KeyringChange{Action: "install"})
 		must.NoError(t, err)
 		time.Sleep(time.Minute)
-		k, err := s.q.Keyring(t.Context())
+		k, err := s.q.Members.Keyring(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 2, k.Keys) // nothing is replaced without a reason
 		for _, key := range k.Keys {
 			known[key] = true
 		}
 
-		_, err = s.q.RevokeNode(t.Context(), "bbbbbbbb")
+		_, err = s.q.Members.RevokeNode(t.Context(), "bbbbbbbb")
 		must.NoError(t, err)
 		replaced("after a revocation")
-		_, err = s.q.LeaveNode(t.Context(), "cccccccc")
+		_, err = s.q.Members.LeaveNode(t.Context(), "cccccccc")
 		must.NoError(t, err)
 		replaced("after a leave")
-		must.NoError(t, s.q.registry.Write(t.Context(), "", fsm.RevokeNode("dddddddd"))) // by a leader that died then
+		must.NoError(t, s.q.Registry.Write(t.Context(), "", fsm.RevokeNode("dddddddd"))) // by a leader that died then
 		replaced("after a revocation by another leader")
 
 		// The keys that the hives are told are the new ones.
-		view := s.q.clusterView(registry.WatchSet{})
+		view := s.q.Members.View(registry.WatchSet{})
 		must.Len(t, 1, view.GetGossipKeys())
-		must.Eq(t, s.gossip.primary(), pki.KeyFingerprint(view.GetGossipKeys()[0]))
-	})
-}
-
-// Keys are due for replacement while a revoked node may know them, unless they are in files.
-func TestKeyringDue(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		s := newSecured(t)
-		c := core.Cluster{ModifyIndex: 1, SealedGossipKeys: []byte("sealed")}
-		must.False(t, keyringDue(c, s.q.registry.View(), nil))
-		_, err := s.tryJoin(newMachine(t, "bbbbbbbb", "beta", s.joinToken(core.RoleHive), "hive"))
-		must.NoError(t, err)
-		must.False(t, keyringDue(c, s.q.registry.View(), nil))
-		_, err = s.q.RevokeNode(t.Context(), "bbbbbbbb")
-		must.NoError(t, err)
-		must.True(t, keyringDue(c, s.q.registry.View(), nil))
-		c.SealedGossipKeys = nil // they are in files
-		must.False(t, keyringDue(c, s.q.registry.View(), nil))
+		must.Eq(t, pki.KeyFingerprint(s.gossip.Primary()), pki.KeyFingerprint(view.GetGossipKeys()[0]))
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/operation"
+	"github.com/rbee-project/rbee/core/queen/hives"
 	"github.com/rbee-project/rbee/core/registry"
 )
 
@@ -31,7 +32,7 @@ func (q *Queen) readFuncs() operation.Answers {
 	for _, s := range operation.All() {
 		if s.AsksHive {
 			a[s.Name] = func(ctx context.Context, r core.Request) (any, error) {
-				_, v, err := askNamed(ctx, q, s, r)
+				_, v, err := hives.AskNamed(ctx, q.hives, s, r)
 				return v, err
 			}
 		}
@@ -39,10 +40,10 @@ func (q *Queen) readFuncs() operation.Answers {
 	operation.Answer(a, operation.ModelList, q.modelList)
 	operation.Answer(a, operation.ModelGet, q.modelGet)
 	operation.Answer(a, operation.HiveList, func(ctx context.Context, _ core.Request) ([]core.Hive, error) { return q.Hives(ctx) })
-	operation.Answer(a, operation.HiveGet, func(ctx context.Context, r core.Request) (core.Hive, error) { return q.hiveNamed(ctx, r.Hive) })
+	operation.Answer(a, operation.HiveGet, func(ctx context.Context, r core.Request) (core.Hive, error) { return q.hives.Named(ctx, r.Hive) })
 	operation.Answer(a, operation.HiveStatus, q.hiveHealth)
-	operation.Answer(a, operation.ActiveWorkerList, func(ctx context.Context, _ core.Request) ([]core.Worker, error) { return q.Workers(ctx) })
-	operation.Answer(a, operation.ActiveWorkerGet, func(ctx context.Context, r core.Request) (core.Worker, error) { return q.Worker(ctx, r.Worker) })
+	operation.Answer(a, operation.ActiveWorkerList, func(ctx context.Context, _ core.Request) ([]core.Worker, error) { return q.hives.Workers(), nil })
+	operation.Answer(a, operation.ActiveWorkerGet, func(ctx context.Context, r core.Request) (core.Worker, error) { return q.hives.Worker(ctx, r.Worker) })
 	operation.Answer(a, operation.Status, q.status)
 	return a
 }
@@ -55,7 +56,7 @@ func (q *Queen) operations() job.Funcs {
 		if answer, ok := q.reads[s.Name]; ok {
 			funcs[s.Name] = func(ctx context.Context, r core.Request, _ *job.Run) (any, error) {
 				if s.Registry { // as a plain GET that does not ask for less
-					if _, err := q.Sync(ctx, core.ConsistencyDefault); err != nil {
+					if _, err := q.Registry.Sync(ctx, core.ConsistencyDefault); err != nil {
 						return nil, err
 					}
 				}
@@ -72,9 +73,9 @@ func (q *Queen) operations() job.Funcs {
 func (q *Queen) status(ctx context.Context, _ core.Request) (core.Status, error) {
 	limited, cancel := context.WithTimeout(ctx, registry.LookPatience)
 	defer cancel()
-	info, err := q.Sync(limited, core.ConsistencyDefault)
+	info, err := q.Registry.Sync(limited, core.ConsistencyDefault)
 	if err != nil {
-		info, err = q.Sync(ctx, core.ConsistencyStale)
+		info, err = q.Registry.Sync(ctx, core.ConsistencyStale)
 	}
 	if err != nil {
 		return core.Status{}, err
@@ -89,7 +90,7 @@ func (q *Queen) modelList(ctx context.Context, r core.Request) ([]core.Model, er
 	if r.Hive == "" {
 		return q.Models(ctx)
 	}
-	h, v, err := askNamed(ctx, q, operation.ModelList.Spec, r)
+	h, v, err := hives.AskNamed(ctx, q.hives, operation.ModelList.Spec, r)
 	models, _ := v.([]core.Model)
 	for i := range models {
 		models[i].Hives = []string{h.ID}
@@ -100,7 +101,7 @@ func (q *Queen) modelList(ctx context.Context, r core.Request) ([]core.Model, er
 // modelGet is a model of a hive, or of the first hive that has it.
 func (q *Queen) modelGet(ctx context.Context, r core.Request) (core.Model, error) {
 	if r.Hive != "" {
-		h, v, err := askNamed(ctx, q, operation.ModelGet.Spec, r)
+		h, v, err := hives.AskNamed(ctx, q.hives, operation.ModelGet.Spec, r)
 		m, _ := v.(core.Model)
 		if err == nil {
 			m.Hives = []string{h.ID}
@@ -118,5 +119,14 @@ func (q *Queen) modelGet(ctx context.Context, r core.Request) (core.Model, error
 		}
 		names = append(append(names, m.ID), m.Aliases...)
 	}
-	return core.Model{}, core.Errorf(core.NotFound, "no hive has a model %q", r.Model).Hint("%sList the models to see what there is.", nearest(r.Model, names))
+	return core.Model{}, core.Errorf(core.NotFound, "no hive has a model %q", r.Model).Hint("%sList the models to see what there is.", core.NearestHint(r.Model, names))
+}
+
+// infer answers a prompt as a job. How far it is becomes progress; what it says is the result, and
+// nothing else.
+func (q *Queen) infer(ctx context.Context, r core.Request, run *job.Run) (core.InferResult, error) {
+	if q.opts.Infer == nil {
+		return core.InferResult{}, core.Errorf(core.Unsupported, "this queen answers no prompts")
+	}
+	return q.opts.Infer(ctx, r, run.Progress, func(line string) { run.Log("%s", line) })
 }

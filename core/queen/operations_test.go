@@ -10,8 +10,10 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/operation"
+	"github.com/rbee-project/rbee/core/queen/hives"
 )
 
 // An operation cannot be in the table without a function, nor have one without being there.
@@ -36,8 +38,8 @@ func withJobs(o *Options) { o.Jobs = job.New(job.Options{Owner: o.ID}) }
 func (c *cluster) ended(j core.Job, err error) core.Job {
 	c.t.Helper()
 	must.NoError(c.t, err)
-	must.NoError(c.t, c.q.Events(c.t.Context(), j.ID, 0, func(core.Event) error { return nil }))
-	j, err = c.q.Job(c.t.Context(), j.ID)
+	must.NoError(c.t, c.q.Jobs.Events(c.t.Context(), j.ID, 0, func(core.Event) error { return nil }))
+	j, err = c.q.Jobs.Job(c.t.Context(), j.ID)
 	must.NoError(c.t, err)
 	return j
 }
@@ -63,7 +65,7 @@ func TestReadsAsJobs(t *testing.T) {
 			{Operation: core.OpActiveWorkerList},
 			{Operation: core.OpActiveWorkerGet, Worker: "w"},
 		} {
-			j := c.ended(c.q.Submit(t.Context(), r))
+			j := c.ended(c.q.Jobs.Submit(t.Context(), r))
 			must.Eq(t, core.JobSucceeded, j.State, must.Sprintf("%s: %+v", r.Operation, j.Error))
 			must.Eq(t, "q1", j.Hive)
 			v, err := c.q.Answer(t.Context(), r)
@@ -73,25 +75,25 @@ func TestReadsAsJobs(t *testing.T) {
 			must.Eq(t, string(b), string(j.Result), must.Sprint(r.Operation))
 		}
 
-		j := c.ended(c.q.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "em"}))
+		j := c.ended(c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "em"}))
 		must.StrContains(t, string(j.Result), `"id":"m"`)
-		j = c.ended(c.q.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "emm"}))
+		j = c.ended(c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "emm"}))
 		must.Eq(t, core.NotFound, j.Error.Kind)
 		must.StrContains(t, j.Error.Hint, `"em"`)
-		j = c.ended(c.q.Submit(t.Context(), core.Request{Operation: core.OpHiveGet, Hive: "nobody"}))
+		j = c.ended(c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpHiveGet, Hive: "nobody"}))
 		must.Eq(t, core.JobFailed, j.State)
 		must.Eq(t, core.NotFound, j.Error.Kind)
 
 		// The jobs of the queen are among all, and the same request is one job.
 		r := core.Request{Operation: core.OpStatus, RequestID: "once"}
-		first, again := c.ended(c.q.Submit(t.Context(), r)), c.ended(c.q.Submit(t.Context(), r))
+		first, again := c.ended(c.q.Jobs.Submit(t.Context(), r)), c.ended(c.q.Jobs.Submit(t.Context(), r))
 		must.Eq(t, first.ID, again.ID)
-		jobs, err := c.q.Jobs(t.Context())
+		jobs, err := c.q.Jobs.Jobs(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 13, jobs)
-		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpStatus, Hive: "h1"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpStatus, Hive: "h1"})
 		mustFail(t, err, core.Invalid, `no field "hive"`)
-		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpHiveGet})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpHiveGet})
 		mustFail(t, err, core.Invalid, `needs "hive"`)
 	})
 }
@@ -109,7 +111,7 @@ func TestRequestThatIsRepeatedAtAnotherQueen(t *testing.T) {
 		r := core.Request{Operation: core.OpWorkerSpawn, Model: "m", RequestID: "once"}
 		// The first queen started it on h2.
 		first := b.jobs.Start(r.Operation, r.RequestID, func(_ context.Context, _ *job.Run) (any, error) { return core.SpawnResult{}, nil })
-		again, err := c.q.Submit(t.Context(), r)
+		again, err := c.q.Jobs.Submit(t.Context(), r)
 		must.NoError(t, err)
 		must.Eq(t, first.ID, again.ID)
 		must.Zero(t, a.submits.Load())
@@ -124,15 +126,13 @@ func TestSearchIsGivenMoreTimeThanAQuestion(t *testing.T) {
 		c := newCluster(t, "")
 		h := c.newHive("h1")
 		h.items = []core.CatalogItem{{Ref: "builtin:m", Name: "m", Kind: "model"}}
-		h.searching = askTimeout + 2*time.Second
+		h.searching = hives.AskTimeout + 2*time.Second
 		h.mustBeat()
 		defer h.keepBeating()()
 		items, err := operation.CatalogSearch.Ask(t.Context(), c.q, core.Request{Hive: "h1", Text: "m", Kind: "model", Limit: 10})
 		must.NoError(t, err)
 		must.Len(t, 1, items)
-		all, problems, err := c.q.searchBuiltin(t.Context(), "m", 10)
+		_, err = pick(t.Context(), c.q, inference.Query{Model: "m"})
 		must.NoError(t, err)
-		must.SliceEmpty(t, problems)
-		must.Len(t, 1, all)
 	})
 }

@@ -35,7 +35,7 @@ func TestQueenThatIsGoneIsNotAskedForItsJobs(t *testing.T) {
 		var mu sync.Mutex // guards asked
 		asked := 0
 		s := newSecured(t, withJobs, func(o *Options) {
-			o.Membership.Conn = func(node, _ string, _ core.Role) (grpc.ClientConnInterface, error) {
+			o.Network.Conn = func(node, _ string, _ core.Role) (grpc.ClientConnInterface, error) {
 				return silentConn{asked: func() {
 					if node == "bbbbbbbb" {
 						mu.Lock()
@@ -51,23 +51,21 @@ func TestQueenThatIsGoneIsNotAskedForItsJobs(t *testing.T) {
 		s.newHive("h1").mustBeat()
 		const id = "01jd0000000000000000000000-bbbbbbbb"
 
-		_, problems, err := s.q.allJobs(t.Context())
+		_, problems, err := s.q.Jobs.Listed(t.Context())
 		must.NoError(t, err)
 		must.Eq(t, 1, asked)
 		must.StrContains(t, strings.Join(problems, "\n"), "queen beta: ")
-		_, err = s.q.Job(t.Context(), id)
+		_, err = s.q.Jobs.Job(t.Context(), id)
 		mustFail(t, err, core.Unavailable, "did not answer in time")
 
 		asked = 0
-		s.gossip.mu.Lock()
-		s.gossip.members = []gossip.Member{{ID: "bbbbbbbb", Queen: true, Status: gossip.Failed}}
-		s.gossip.mu.Unlock()
-		_, problems, err = s.q.allJobs(t.Context())
+		s.gossip.Set(gossip.Member{ID: "bbbbbbbb", Queen: true, Status: gossip.Failed})
+		_, problems, err = s.q.Jobs.Listed(t.Context())
 		must.NoError(t, err)
 		must.SliceContains(t, problems, "queen beta has failed")
-		_, err = s.q.Job(t.Context(), id)
+		_, err = s.q.Jobs.Job(t.Context(), id)
 		mustFail(t, err, core.Unavailable, "queen beta, which owns job "+id+", is gone")
-		_, err = s.q.Job(t.Context(), "01jd0000000000000000000000-cccccccc")
+		_, err = s.q.Jobs.Job(t.Context(), "01jd0000000000000000000000-cccccccc")
 		mustFail(t, err, core.NotFound, "not part of the cluster")
 		must.Zero(t, asked)
 	})

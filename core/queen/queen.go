@@ -7,20 +7,22 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
-	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/operation"
+	"github.com/rbee-project/rbee/core/queen/dispatch"
+	"github.com/rbee-project/rbee/core/queen/hives"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/queen/membership"
+	"github.com/rbee-project/rbee/core/queen/placement"
 	"github.com/rbee-project/rbee/core/queen/router"
+	"github.com/rbee-project/rbee/core/queen/tokens"
 	"github.com/rbee-project/rbee/core/registry"
-	"github.com/rbee-project/rbee/core/swarm"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
@@ -44,8 +46,14 @@ type Options struct {
 	// Infer answers a prompt, calls progress as it goes, and log while a worker is started; nil:
 	// nobody does. It never logs what is asked and answered.
 	Infer func(ctx context.Context, r core.Request, progress func(core.Progress), log func(line string)) (core.InferResult, error)
-	// Membership makes this queen one of several nodes; nil: it is alone.
-	Membership *Membership
+	// Network makes this queen one of several nodes; nil: it is alone.
+	Network *membership.Network
+	// TokenGrace is how long this queen takes a token after it proved it last while it is out of
+	// contact with a leader; nil: an hour.
+	TokenGrace *time.Duration
+	// HiveDown is called when a hive is down that this queen does not hear of either: no answer
+	// will come from there. nil: nobody wants to know.
+	HiveDown func(hive string)
 	// Suspected is told of a hive whose workers are avoided from now on. It must not block, nor
 	// call the queen. nil: nobody.
 	Suspected func(hive string)
@@ -56,33 +64,26 @@ type Options struct {
 	Rand   func(n int) int  // a number in [0, n); nil: math/rand
 }
 
-// Queen is one queen. It implements inference.Router and the gateway's Cluster and Jobs. Methods
-// may be called concurrently; those that need the leader's knowledge (loads, last beats) answer
-// from the replica without it on other queens.
+// Queen is one queen: its parts, and what it answers about the hives. Methods may be called
+// concurrently; those that need the leader's knowledge (loads, last beats) answer from the replica
+// without it on other queens.
 type Queen struct {
+	Registry *registry.Registry
+	Members  *membership.Members
+	Tokens   *tokens.Keeper
+	Router   *router.Router
+
+	Jobs *dispatch.Dispatcher
+
 	opts     Options
 	log      hclog.Logger
 	started  time.Time
-	since    time.Time // when it was made, by the monotonic clock
-	registry *registry.Registry
 	liveness *liveness.Monitor
 	reads    operation.Answers // not changed after New
-	router   *router.Router
-	leaving  atomic.Bool                // this queen leaves the cluster for good
-	later    chan func(context.Context) // what Run does and waits for, beside its other work
-	tokens   tokenProofs
-	catching catchUps
-	board    *swarm.Board // which hive has which file; only while leading
-	seen     startMemory
-
-	mu        sync.Mutex               // guards below
-	aliases   map[string]alias         // learned from the hives' stores
-	starts    map[string]core.Job      // by model id: the worker_spawn that requests wait for
-	requests  requestMemory            // request ids → hives
-	locks     map[string]chan struct{} // see lock
-	proofs    map[string]proof         // of the other queens, by node id
-	announced chan struct{}            // closed and replaced when a proof changed
-	departing map[string]time.Time     // nodes that this queen takes out, since when
+	hives    *hives.Hives
+	placer   *placement.Placer
+	starter  *placement.Starter
+	blobs    *blobService
 }
 
 // New returns a queen. It starts nothing.
@@ -99,71 +100,46 @@ func New(o Options) *Queen {
 	if o.Rand == nil {
 		o.Rand = rand.IntN
 	}
-	q := &Queen{
-		opts:      o,
-		log:       o.Logger,
-		started:   o.Now(),
-		since:     time.Now(),
-		later:     make(chan func(context.Context)),
-		catching:  catchUps{turn: make(chan struct{}, 1)},
-		registry:  o.Registry,
-		aliases:   map[string]alias{},
-		starts:    map[string]core.Job{},
-		locks:     map[string]chan struct{}{},
-		proofs:    map[string]proof{},
-		announced: make(chan struct{}),
+	q := &Queen{Registry: o.Registry, opts: o, log: o.Logger, started: o.Now()}
+	q.Members = membership.New(membership.Options{
+		Registry: o.Registry, ID: o.ID, Version: o.Version, Logger: o.Logger, Network: o.Network, Now: o.Now, Rand: o.Rand,
+	})
+	q.blobs = newBlobService(q)
+	q.liveness = liveness.New(liveness.Options{
+		Registry: o.Registry, ID: o.ID, Logger: o.Logger, MinFSM: q.Members.MinFSM, Pinger: o.Pinger, Suspected: o.Suspected, TermChanged: q.blobs.board.Clear, Now: o.Now,
+	})
+	var self grpc.ClientConnInterface
+	var queenConn func(node, address string, role core.Role) (grpc.ClientConnInterface, error)
+	if o.Network != nil {
+		self, queenConn = o.Network.Self, o.Network.Conn
 	}
+	o.Registry.Attach(q.liveness.Leads, self)
+	grace := tokens.DefaultGrace
+	if o.TokenGrace != nil {
+		grace = *o.TokenGrace
+	}
+	q.Tokens = tokens.New(tokens.Options{Registry: o.Registry, Logger: o.Logger, Grace: grace, Now: o.Now})
+	q.hives = hives.New(hives.Options{Registry: o.Registry, Liveness: q.liveness, ID: o.ID, Local: o.LocalHive, Conn: o.HiveConn})
+	q.placer = placement.NewPlacer(placement.Options{Registry: o.Registry, Hives: q.hives, Liveness: q.liveness, Logger: o.Logger})
+	q.Jobs = dispatch.New(dispatch.Options{
+		Registry: o.Registry, Hives: q.hives, Members: q.Members, Placer: q.placer, ID: o.ID, OwnsJobs: o.Jobs != nil, QueenConn: queenConn,
+	})
+	q.starter = placement.NewStarter(q.placer, q.Jobs, q.Members.MinFSM)
+	q.Router = router.New(router.Options{Registry: o.Registry, Liveness: q.liveness, Starter: q.starter, Rand: o.Rand})
 	q.reads = q.readFuncs()
 	if o.Jobs != nil {
 		o.Jobs.Handle(q.operations())
 	}
-	q.board = swarm.NewBoard(q.swarmHive)
-	q.liveness = liveness.New(liveness.Options{
-		Registry: q.registry, ID: o.ID, Logger: o.Logger, MinFSM: q.MinFSM, Pinger: o.Pinger, Suspected: o.Suspected, TermChanged: q.board.Clear, Now: o.Now,
-	})
-	var self grpc.ClientConnInterface
-	if o.Membership != nil {
-		self = o.Membership.Self
-	}
-	q.registry.Attach(q.liveness.Leads, self)
-	q.router = router.New(router.Options{Registry: q.registry, Liveness: q.liveness, Starter: starter{q}, Rand: o.Rand})
 	return q
-}
-
-// Sync returns once this queen's replica is as new as c asks; see registry.Sync.
-func (q *Queen) Sync(ctx context.Context, c core.Consistency) (core.ReadInfo, error) {
-	return q.registry.Sync(ctx, c)
-}
-
-// Route implements inference.Router.
-func (q *Queen) Route(ctx context.Context, r inference.Query) (inference.Lease, error) {
-	return q.router.Route(ctx, r)
 }
 
 // Register adds the services of a queen, for hives, other queens and machines that join, to a gRPC
 // server whose errors keep their kind, as those of rpc.NewServer do.
 func (q *Queen) Register(s grpc.ServiceRegistrar) {
-	queenv1.RegisterRegistryServiceServer(s, &registryService{q: q})
-	queenv1.RegisterBlobServiceServer(s, &blobService{q: q})
-	queenv1.RegisterClusterServiceServer(s, &clusterService{q: q})
-	q.RegisterJoin(s)
-}
-
-// registryService answers hives. Its errors are classified; the gRPC server of core/rpc carries
-// them.
-type registryService struct {
-	queenv1.UnimplementedRegistryServiceServer
-	q *Queen
-}
-
-// Link runs the link of one hive.
-func (s *registryService) Link(stream grpc.BidiStreamingServer[queenv1.LinkRequest, queenv1.LinkResponse]) error {
-	return s.q.liveness.Serve(stream)
-}
-
-// RegisterJoin registers what machines without a certificate may call.
-func (q *Queen) RegisterJoin(s grpc.ServiceRegistrar) {
-	queenv1.RegisterJoinServiceServer(s, &joinService{q: q})
+	queenv1.RegisterRegistryServiceServer(s, &registryService{m: q.liveness})
+	queenv1.RegisterBlobServiceServer(s, q.blobs)
+	queenv1.RegisterClusterServiceServer(s, &clusterService{LeaderService: q.Registry.Service(q.log), NodesService: q.Members.Service(), q: q})
+	q.Members.Register(s)
 }
 
 // Run runs the raft node, the watch over hives, and the leader's duties whenever this queen leads,
@@ -173,13 +149,11 @@ func (q *Queen) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { q.liveness.Run(ctx) })
 	wg.Go(func() { q.watchView(ctx) })
-	if q.opts.Membership != nil {
-		wg.Go(func() { q.watchCluster(ctx) })
-		if tell := q.opts.Membership.HiveDown; tell != nil {
-			wg.Go(func() { q.watchDown(ctx, tell) })
-		}
+	wg.Go(func() { q.Members.Run(ctx) })
+	if tell := q.opts.HiveDown; tell != nil {
+		wg.Go(func() { q.watchDown(ctx, tell) })
 	}
-	err := q.registry.Run(ctx, q.duties)
+	err := q.Registry.Run(ctx, q.duties)
 	ended := ctx.Err()
 	cancel()
 	wg.Wait()
@@ -190,20 +164,22 @@ func (q *Queen) Run(ctx context.Context) error {
 	return err
 }
 
-// lock waits for the lock with the given name and returns its release. Names are of hives and
-// models, so their number is bounded.
-func (q *Queen) lock(ctx context.Context, name string) (unlock func(), err error) {
-	q.mu.Lock()
-	l, ok := q.locks[name]
-	if !ok {
-		l = make(chan struct{}, 1)
-		q.locks[name] = l
+// duties are the leader's, until ctx ends or one of them fails.
+func (q *Queen) duties(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, duty := range append(q.Members.Duties(), q.liveness.Lead, q.Tokens.Expire) {
+		wg.Go(func() {
+			if err := duty(ctx); err != nil {
+				cancel(err)
+			}
+		})
 	}
-	q.mu.Unlock()
-	select {
-	case l <- struct{}{}:
-		return func() { <-l }, nil
-	case <-ctx.Done():
-		return nil, core.FromContext(ctx)
+	<-ctx.Done()
+	wg.Wait()
+	if err := context.Cause(ctx); core.KindOf(err) != core.Cancelled {
+		return err
 	}
+	return nil
 }

@@ -8,13 +8,16 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
+	"github.com/rbee-project/rbee/core/coretest/gossipstub"
 	"github.com/rbee-project/rbee/core/coretest/simhive"
+	"github.com/rbee-project/rbee/core/queen/membership"
 	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
 	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
@@ -32,9 +35,9 @@ func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ 
 	var err error
 	switch req := req.(type) {
 	case *queenv1.ReadIndexRequest:
-		answer, err = (&clusterService{q: c.leader()}).ReadIndex(ctx, req)
+		answer, err = c.leader().Registry.Service(hclog.NewNullLogger()).ReadIndex(ctx, req)
 	case *queenv1.ApplyRequest:
-		answer, err = (&clusterService{q: c.leader()}).Apply(ctx, req)
+		answer, err = c.leader().Registry.Service(hclog.NewNullLogger()).Apply(ctx, req)
 	default:
 		return fmt.Errorf("%s is not passed on here", method)
 	}
@@ -48,7 +51,7 @@ func (c leaderConn) Invoke(ctx context.Context, method string, req, resp any, _ 
 // lateQueen takes itself for the leader because its node was it: it is not run, so that it never
 // hears that it leads no longer.
 func lateQueen(t *testing.T, m *member, leader func() *Queen) *Queen {
-	q := New(Options{Registry: registry.New(m.node), ID: m.q.opts.ID, Logger: coretest.Logger(t), Membership: &Membership{Self: leaderConn{leader: leader}}})
+	q := New(Options{Registry: registry.New(m.node), ID: m.q.opts.ID, Logger: coretest.Logger(t), Network: &membership.Network{Self: leaderConn{leader: leader}}})
 	q.liveness.TakeOver()
 	return q
 }
@@ -61,17 +64,17 @@ func TestReadAtQueenThatLostTheLeadership(t *testing.T) {
 		members := newQueens(t, 3)
 		old := leaderOf(t, members)
 		late := lateQueen(t, old, func() *Queen { return leaderOf(t, members).q })
-		info, err := late.Sync(t.Context(), core.ConsistencyDefault)
+		info, err := late.Registry.Sync(t.Context(), core.ConsistencyDefault)
 		must.NoError(t, err)
 		must.Eq(t, old.q.opts.ID, info.Leader)
 
 		must.NoError(t, old.node.LeadershipTransfer(t.Context()))
 		for _, c := range []core.Consistency{core.ConsistencyDefault, core.ConsistencyLinearizable} {
-			info, err = late.Sync(t.Context(), c)
+			info, err = late.Registry.Sync(t.Context(), c)
 			must.NoError(t, err, must.Sprint(c))
 			must.NotEq(t, old.q.opts.ID, info.Leader)
 		}
-		must.False(t, late.registry.Leads())
+		must.False(t, late.Registry.Leads())
 	})
 }
 
@@ -90,15 +93,15 @@ func TestReadWhileTheLeadershipIsLost(t *testing.T) {
 			}
 			return next
 		})
-		_, err := late.Sync(t.Context(), core.ConsistencyLinearizable)
+		_, err := late.Registry.Sync(t.Context(), core.ConsistencyLinearizable)
 		must.NoError(t, err)
 		synctest.Wait() // no answer is on its way
 		for _, m := range others {
 			m.trans.Disconnect(old.trans.LocalAddr())
 		}
 		old.trans.DisconnectAll()
-		must.True(t, late.registry.Leads())
-		info, err := late.Sync(t.Context(), core.ConsistencyLinearizable)
+		must.True(t, late.Registry.Leads())
+		info, err := late.Registry.Sync(t.Context(), core.ConsistencyLinearizable)
 		must.NoError(t, err)
 		must.NotEq(t, old.q.opts.ID, info.Leader)
 	})
@@ -121,7 +124,7 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 			HiveConn: func(string) (grpc.ClientConnInterface, error) {
 				return nil, core.Errorf(core.Unavailable, "no way")
 			},
-			Membership: &Membership{Gossip: &fakeGossip{}, Self: leaderConn{leader: func() *Queen { return leader.q }}},
+			Network: &membership.Network{Gossip: &gossipstub.Pool{}, Self: leaderConn{leader: func() *Queen { return leader.q }}},
 		})
 		connect := func(on bool) {
 			for _, m := range members {
@@ -142,10 +145,10 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 			h := simhive.New(fmt.Sprintf("h%d", joined), 1)
 			joined++
 			h.MustTell(t, leader.q.liveness)
-			for len(leader.q.registry.View().Workers(nil)) < joined {
+			for len(leader.q.Registry.View().Workers(nil)) < joined {
 				time.Sleep(time.Millisecond)
 			}
-			must.Less(t, joined, len(behind.q.registry.View().Workers(nil)))
+			must.Less(t, joined, len(behind.q.Registry.View().Workers(nil)))
 			go func() {
 				time.Sleep(deaf)
 				connect(true)
@@ -154,15 +157,15 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 		}
 
 		hive := join(100 * time.Millisecond)
-		h, err := q.hiveNamed(t.Context(), hive)
+		h, err := q.hives.Named(t.Context(), hive)
 		must.NoError(t, err)
 		must.Eq(t, hive, h.ID)
-		_, err = q.hiveNamed(t.Context(), "h9")
+		_, err = q.hives.Named(t.Context(), "h9")
 		mustFail(t, err, core.NotFound, `no hive "h9"`)
 
 		hive = join(100 * time.Millisecond)
-		id := leader.q.registry.View().Workers(nil)[1].ID
-		w, err := q.Worker(t.Context(), id)
+		id := leader.q.Registry.View().Workers(nil)[1].ID
+		w, err := q.hives.Worker(t.Context(), id)
 		must.NoError(t, err)
 		must.Eq(t, hive, w.Hive)
 
@@ -174,7 +177,7 @@ func TestReadsOfQueenThatIsBehind(t *testing.T) {
 
 		hive = join(time.Minute)
 		began := time.Now()
-		_, err = q.hiveNamed(t.Context(), hive)
+		_, err = q.hives.Named(t.Context(), hive)
 		mustFail(t, err, core.NotFound, hive)
 		must.Eq(t, registry.LookPatience, time.Since(began))
 		s, err = q.status(t.Context(), core.Request{Operation: core.OpStatus})

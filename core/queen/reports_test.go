@@ -56,12 +56,12 @@ func TestSteadyClusterWritesNothing(t *testing.T) {
 		must.Eq(t, index, c.node.AppliedIndex())
 
 		// What beats told last is in the answers.
-		h, err := c.q.hiveNamed(t.Context(), "h1")
+		h, err := c.q.hives.Named(t.Context(), "h1")
 		must.NoError(t, err)
 		must.Eq(t, 99, h.Devices[0].FreeBytes)
 		must.Eq(t, "reason 99", h.Unconfined)
 		must.Eq(t, time.Now().Add(-liveness.ReportInterval), h.LastBeat)
-		w, err := c.q.Worker(t.Context(), "h1-b")
+		w, err := c.q.hives.Worker(t.Context(), "h1-b")
 		must.NoError(t, err)
 		must.Eq(t, 99, w.Load.Active)
 		must.False(t, w.Load.At.IsZero())
@@ -153,7 +153,7 @@ func TestSilentHive(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 		h.mustBeat()
 		status := func() core.HiveStatus {
-			got, err := c.q.hiveNamed(t.Context(), "h1")
+			got, err := c.q.hives.Named(t.Context(), "h1")
 			must.NoError(t, err)
 			return got.Status
 		}
@@ -164,7 +164,7 @@ func TestSilentHive(t *testing.T) {
 		time.Sleep(2 * time.Millisecond)
 		must.Eq(t, core.HiveSuspect, status())
 		must.Eq(t, index, c.node.AppliedIndex())
-		ws := c.q.registry.View().WorkersOfModel(nil, "m")
+		ws := c.q.Registry.View().WorkersOfModel(nil, "m")
 		must.Len(t, 1, ws)
 		why, _ := c.q.liveness.Hive("h1").Avoid(&ws[0])
 		must.Eq(t, "its hive is silent", why)
@@ -177,12 +177,12 @@ func TestSilentHive(t *testing.T) {
 		// The TTL and its grace: down, and the workers gone.
 		time.Sleep(liveness.DownAlone - time.Millisecond)
 		must.Eq(t, core.HiveSuspect, status())
-		must.Len(t, 2, c.q.workers())
+		must.Len(t, 2, c.q.hives.Workers())
 		time.Sleep(2 * time.Millisecond)
 		must.Eq(t, core.HiveDown, status())
-		must.Len(t, 1, c.q.workers())
+		must.Len(t, 1, c.q.hives.Workers())
 		must.Eq(t, index+1, c.node.AppliedIndex())
-		got, err := c.q.hiveNamed(t.Context(), "h1")
+		got, err := c.q.hives.Named(t.Context(), "h1")
 		must.NoError(t, err)
 		must.Eq(t, liveness.DownAlone+time.Millisecond, time.Since(got.LastBeat))
 
@@ -190,18 +190,18 @@ func TestSilentHive(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 		h.mustBeat()
 		must.Eq(t, core.HiveReady, status())
-		must.Len(t, 2, c.q.workers())
+		must.Len(t, 2, c.q.hives.Workers())
 		must.Eq(t, index+2, c.node.AppliedIndex())
 
 		// Down for long, it is forgotten, unless it came back meanwhile.
 		stop()
 		time.Sleep(liveness.ForgetAfter)
-		must.Len(t, 2, c.q.hives())
+		must.Len(t, 2, c.q.hives.List())
 		other.mustBeat()
 		time.Sleep(liveness.DownAlone + time.Second)
-		_, err = c.q.hiveNamed(t.Context(), "h1")
+		_, err = c.q.hives.Named(t.Context(), "h1")
 		mustFail(t, err, core.NotFound)
-		must.Len(t, 1, c.q.hives())
+		must.Len(t, 1, c.q.hives.List())
 		must.Nil(t, c.q.liveness.Hive("h1").Report)
 	})
 }
@@ -224,7 +224,7 @@ func TestLinkGrace(t *testing.T) {
 		h2 = c.newHive("h2")
 		h2.keepBeating()
 		status := func() core.HiveStatus {
-			got, err := c.q.hiveNamed(t.Context(), "h1")
+			got, err := c.q.hives.Named(t.Context(), "h1")
 			must.NoError(t, err)
 			return got.Status
 		}
@@ -233,7 +233,7 @@ func TestLinkGrace(t *testing.T) {
 		must.Eq(t, []string{"w1"}, c.mustPick("m"))
 		time.Sleep(time.Until(started.Add(liveness.LinkGrace + 100*time.Millisecond)))
 		must.Eq(t, core.HiveDown, status())
-		must.Len(t, 0, c.q.workers())
+		must.Len(t, 0, c.q.hives.Workers())
 	})
 }
 
@@ -252,7 +252,7 @@ func TestReportNotLeading(t *testing.T) {
 			h.workers[0].Slots = 8
 		})
 		must.False(t, h.mustBeat().GetRegistered())
-		w, err := c.q.Worker(t.Context(), "w1")
+		w, err := c.q.hives.Worker(t.Context(), "w1")
 		must.NoError(t, err)
 		must.Eq(t, 3, w.Load.Active)
 		must.Eq(t, 4, w.Slots)
@@ -264,7 +264,7 @@ func TestReportNotLeading(t *testing.T) {
 		must.NoError(t, err)
 		must.True(t, resp.GetRegistered())
 		must.Eq(t, index+1, c.node.AppliedIndex())
-		w, err = c.q.Worker(t.Context(), "w1")
+		w, err = c.q.hives.Worker(t.Context(), "w1")
 		must.NoError(t, err)
 		must.Eq(t, 8, w.Slots)
 	})
@@ -282,26 +282,26 @@ func TestHiveTakesWorkerID(t *testing.T) {
 		thief.addWorker("w1", "tiny", core.WorkerReady)
 		thief.change(func(h *fakeHive) { h.workers[0].Nonce = "copied" })
 		victim.mustBeat()
-		must.NoError(t, c.q.registry.Write(t.Context(), "", fsm.SetHiveStatus("h1", core.HiveDown, 0)))
+		must.NoError(t, c.q.Registry.Write(t.Context(), "", fsm.SetHiveStatus("h1", core.HiveDown, 0)))
 		thief.keepBeating()
-		must.Len(t, 1, c.q.registry.View().Workers(nil))
+		must.Len(t, 1, c.q.Registry.View().Workers(nil))
 		victim.keepBeating()
-		c.eventually("all workers are there", func() bool { return len(c.q.registry.View().Workers(nil)) == 3 })
-		h, err := c.q.hiveNamed(t.Context(), "h1")
+		c.eventually("all workers are there", func() bool { return len(c.q.Registry.View().Workers(nil)) == 3 })
+		h, err := c.q.hives.Named(t.Context(), "h1")
 		must.NoError(t, err)
 		must.Eq(t, core.HiveReady, h.Status)
-		must.Len(t, 3, c.q.registry.View().WorkersOfModel(nil, "tiny")) // what requests are routed by
+		must.Len(t, 3, c.q.Registry.View().WorkersOfModel(nil, "tiny")) // what requests are routed by
 
-		_, err = c.q.Worker(t.Context(), "w1")
+		_, err = c.q.hives.Worker(t.Context(), "w1")
 		mustFail(t, err, core.Conflict, "2 hives")
-		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1"})
 		mustFail(t, err, core.Conflict, "2 hives")
-		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1", Hive: "h2"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1", Hive: "h2"})
 		must.NoError(t, err)
-		kept, ok := c.q.registry.View().Worker(nil, "h1", "w1")
+		kept, ok := c.q.Registry.View().Worker(nil, "h1", "w1")
 		must.True(t, ok)
 		must.Eq(t, core.WorkerReady, kept.State)
-		w, ok := c.q.registry.View().Worker(nil, "h2", "w1")
+		w, ok := c.q.Registry.View().Worker(nil, "h2", "w1")
 		must.True(t, ok)
 		must.Eq(t, core.WorkerRetiring, w.State)
 	})

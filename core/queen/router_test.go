@@ -15,6 +15,7 @@ import (
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/queen/placement"
 	"github.com/rbee-project/rbee/core/queen/router"
 	"github.com/rbee-project/rbee/raft/fsm"
 )
@@ -25,7 +26,7 @@ func (c *cluster) pick(model string) ([]core.Candidate, error) {
 
 // pick routes a query, releases the lease and returns the workers that could answer.
 func pick(ctx context.Context, q *Queen, query inference.Query) ([]core.Candidate, error) {
-	lease, err := q.Route(ctx, query)
+	lease, err := q.Router.Route(ctx, query)
 	if err != nil {
 		return nil, err
 	}
@@ -75,22 +76,22 @@ func TestPickServing(t *testing.T) {
 		// The hive is asked for an alias once, not with every request.
 		h.change(func(h *fakeHive) { h.mute = core.Errorf(core.Unavailable, "no answer") })
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("alias"))
-		time.Sleep(aliasTTL)
+		time.Sleep(placement.AliasTTL)
 		h.mustBeat()
 		_, err := c.pick("alias")
 		mustFail(t, err, core.Unavailable)
 		h.change(func(h *fakeHive) { h.mute = nil })
 
 		// Requests that run count, until they end; reports count too.
-		w1, err := c.q.Worker(t.Context(), "w1")
+		w1, err := c.q.hives.Worker(t.Context(), "w1")
 		must.NoError(t, err)
-		lease, err := c.q.Route(t.Context(), inference.Query{Model: "m"})
+		lease, err := c.q.Router.Route(t.Context(), inference.Query{Model: "m"})
 		must.NoError(t, err)
 		must.Eq(t, "w1", lease.Worker.ID)
 		must.Eq(t, []string{"w2", "w1"}, c.mustPick("m"))
 		lease.Release(inference.Outcome{})
 		must.Eq(t, []string{"w1", "w2"}, c.mustPick("m"))
-		must.Eq(t, 0, c.q.router.InFlight())
+		must.Eq(t, 0, c.q.Router.InFlight())
 		h.change(func(h *fakeHive) { h.workers[0].Load.Active = 1 })
 		h.mustBeat()
 		must.Eq(t, []string{"w2", "w1"}, c.mustPick("m"))
@@ -215,7 +216,7 @@ func TestPickStartsOneWorker(t *testing.T) {
 		for i := range 20 {
 			must.SliceContains(t, phases[i], "load rbee-tiny", must.Sprintf("client %d: %q", i, phases[i]))
 		}
-		must.MapLen(t, 0, c.q.starts)
+		must.Zero(t, c.q.starter.UnderWay())
 		must.Eq(t, []string{"w1"}, c.mustPick("rbee-tiny"))
 		must.Eq(t, 1, h.ran.Load())
 	})
@@ -248,7 +249,7 @@ func TestStartOutlivesItsClients(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		h.removeWorker("w2")
 		h.mustBeat()
-		must.MapLen(t, 1, c.q.starts)
+		must.Eq(t, 1, c.q.starter.UnderWay())
 		must.Eq(t, []string{"w3"}, c.mustPick("m"))
 		must.Eq(t, 3, h.ran.Load())
 	})
@@ -413,7 +414,7 @@ func TestPickWaitsForLoading(t *testing.T) {
 				} else {
 					must.Eq(t, []string{"w1"}, c.mustPick("m"))
 				}
-				must.Eq(t, 0, len(c.q.starts))
+				must.Eq(t, 0, c.q.starter.UnderWay())
 			})
 		})
 	}
@@ -435,7 +436,7 @@ func TestPickBesideRetiring(t *testing.T) {
 			return h.spawn(ctx, r, run)
 		}
 		h.keepBeating()
-		_, err := c.q.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "a"})
+		_, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "a"})
 		must.NoError(t, err)
 		synctest.Wait() // that job is the first
 		must.Eq(t, []string{"w2"}, c.mustPick("m"))
@@ -471,7 +472,7 @@ func TestPickGivesUp(t *testing.T) {
 		start := time.Now()
 		_, err = c.pick("m")
 		mustFail(t, err, core.Unavailable, "ghost")
-		must.LessEq(t, registrationPatience+time.Second, time.Since(start))
+		must.LessEq(t, placement.RegistrationPatience+time.Second, time.Since(start))
 	})
 }
 
@@ -485,24 +486,24 @@ func TestRouteTellsRefusals(t *testing.T) {
 		h.addWorker("b", "m", core.WorkerRetiring)
 		h.addWorker("c", "m", core.WorkerLoading)
 		h.mustBeat()
-		lease, err := c.q.Route(t.Context(), inference.Query{Model: "m"})
+		lease, err := c.q.Router.Route(t.Context(), inference.Query{Model: "m"})
 		must.NoError(t, err)
 		must.Eq(t, "a", lease.Worker.ID)
 		must.Len(t, 1, lease.Ranked)
 		want := []core.RouteRefusal{{Worker: "b", Reason: "is retiring"}, {Worker: "c", Reason: "is still loading"}}
 		must.Eq(t, want, lease.Refused)
-		must.Eq(t, 1, c.q.router.InFlight())
+		must.Eq(t, 1, c.q.Router.InFlight())
 		lease.Release(inference.Outcome{})
-		must.Eq(t, 0, c.q.router.InFlight())
+		must.Eq(t, 0, c.q.Router.InFlight())
 
 		// Another worker is not waited for, and the one that was tried is not chosen again.
-		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}, Other: true})
+		lease, err = c.q.Router.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}, Other: true})
 		must.Eq(t, core.Unavailable, core.KindOf(err))
 		must.Eq(t, want, lease.Refused)
-		must.Eq(t, 0, c.q.router.InFlight())
+		must.Eq(t, 0, c.q.Router.InFlight())
 		h.addWorker("d", "m", core.WorkerReady)
 		h.mustBeat()
-		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}, Other: true})
+		lease, err = c.q.Router.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{a}, Other: true})
 		must.NoError(t, err)
 		must.Eq(t, "d", lease.Worker.ID)
 		lease.Release(inference.Outcome{Failed: true})
@@ -522,7 +523,7 @@ func TestRouteByCapability(t *testing.T) {
 		h.change(func(h *fakeHive) { h.workers[0].Capabilities = "chat" })
 		h.mustBeat()
 		tools := inference.Query{Model: "m", Needs: []string{"chat", "tools"}}
-		lease, err := c.q.Route(t.Context(), tools)
+		lease, err := c.q.Router.Route(t.Context(), tools)
 		unable, ok := errors.AsType[*inference.Unable](err)
 		must.True(t, ok, must.Sprint(err))
 		must.Eq(t, inference.Unable{Model: "m", Need: "tools"}, *unable)
@@ -538,9 +539,9 @@ func TestRouteByCapability(t *testing.T) {
 		must.Eq(t, b.ID, found[0].Worker.ID)
 		tools.Tried = []core.Worker{b, a}
 		tools.Other = true
-		_, err = c.q.Route(t.Context(), tools)
+		_, err = c.q.Router.Route(t.Context(), tools)
 		must.Eq(t, core.Unavailable, core.KindOf(err))
-		must.Eq(t, 0, c.q.router.InFlight())
+		must.Eq(t, 0, c.q.Router.InFlight())
 	})
 }
 
@@ -555,7 +556,7 @@ func TestRouteBusy(t *testing.T) {
 		h.addWorker("a", "m", core.WorkerReady)
 		h.keepBeating()
 		route := func() (inference.Lease, error) {
-			return c.q.Route(t.Context(), inference.Query{Model: "alias", Patience: time.Minute})
+			return c.q.Router.Route(t.Context(), inference.Query{Model: "alias", Patience: time.Minute})
 		}
 		var leases []inference.Lease
 		for {
@@ -624,7 +625,7 @@ func TestRouteAvoidsSilentWorker(t *testing.T) {
 			h.workers[0].Load = core.Load{TokensTotal: 7, Active: 1, Stalled: core.Duration(time.Second)}
 		})
 		h.mustBeat()
-		lease, err := c.q.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{b}})
+		lease, err := c.q.Router.Route(t.Context(), inference.Query{Model: "m", Tried: []core.Worker{b}})
 		must.NoError(t, err)
 		must.Eq(t, "a", lease.Worker.ID)
 		must.Eq(t, inference.Signs{Progress: true, Stalled: time.Second}, lease.Signs())
@@ -634,10 +635,10 @@ func TestRouteAvoidsSilentWorker(t *testing.T) {
 		h.mustBeat()
 		must.Eq(t, []string{"b"}, c.mustPick("m"))
 		must.Eq(t, inference.Signs{Progress: true, Stalled: time.Second, Silence: liveness.SilentWorker}, lease.Signs())
-		got, err := c.q.Worker(t.Context(), a.ID)
+		got, err := c.q.hives.Worker(t.Context(), a.ID)
 		must.NoError(t, err)
 		must.Eq(t, liveness.SilentWorker, time.Since(got.Load.At), must.Sprint("when the worker was seen, not its hive"))
-		lease, err = c.q.Route(t.Context(), inference.Query{Model: "m"})
+		lease, err = c.q.Router.Route(t.Context(), inference.Query{Model: "m"})
 		must.NoError(t, err)
 		must.StrContains(t, lease.Refused[0].Reason, "has not told its state for 3s")
 		lease.Release(inference.Outcome{})
@@ -663,7 +664,7 @@ func TestNoStartOnUnlinkedHive(t *testing.T) {
 		time.Sleep(liveness.LinkGrace - time.Second)
 		c.q.liveness.TakeOver() // a leader that has just taken over does not give it up yet
 		time.Sleep(2 * time.Second)
-		_, err = c.q.Route(t.Context(), inference.Query{Model: "m"})
+		_, err = c.q.Router.Route(t.Context(), inference.Query{Model: "m"})
 		must.Error(t, err)
 		must.Eq(t, 0, far.submits.Load(), must.Sprint(err))
 		must.StrContains(t, err.Error(), liveness.NoLink)
@@ -694,7 +695,7 @@ func TestDrainingHive(t *testing.T) {
 		must.Eq(t, 1, h2.submits.Load())
 		// What the hive reports does not undo it.
 		time.Sleep(5 * time.Second)
-		must.True(t, c.q.registry.View().PeekHive(nil, "h1").Draining)
+		must.True(t, c.q.Registry.View().PeekHive(nil, "h1").Draining)
 		_, err = c.node.Apply(t.Context(), fsm.SetHiveDraining("h1", false))
 		must.NoError(t, err)
 		must.Eq(t, []string{"a", "b"}, c.mustPick("m"))
@@ -709,7 +710,7 @@ func TestDrainingHive(t *testing.T) {
 		_, err = c.pick("m")
 		mustFail(t, err, core.Unavailable, "name-h1 drains", "name-h2 drains")
 		must.Eq(t, 0, time.Since(began))
-		_, err = c.q.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
 		mustFail(t, err, core.Unavailable, "name-h1 drains")
 	})
 }

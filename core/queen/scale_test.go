@@ -123,7 +123,7 @@ func (s *scaleQueens) start() {
 
 func (s *scaleQueens) leader() *Queen {
 	for _, q := range s.queens {
-		if q.registry.Leads() {
+		if q.Registry.Leads() {
 			return q
 		}
 	}
@@ -437,7 +437,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		wg.Go(func() { must.NoError(t, q.Run(ctx)) })
 		defer wg.Wait()
 		defer cancel()
-		within(t, 10*time.Second, "one queen leads", q.registry.Leads)
+		within(t, 10*time.Second, "one queen leads", q.Registry.Leads)
 		var links []*liveness.Link
 		plain := &scaleHives{known: make([]atomic.Bool, size)}
 		for i := range size {
@@ -450,7 +450,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		}
 		within(t, time.Minute, "all are registered", func() bool {
 			ready := 0
-			q.registry.View().EachHive(nil, func(*core.Hive) bool { ready++; return true })
+			q.Registry.View().EachHive(nil, func(*core.Hive) bool { ready++; return true })
 			return ready == size
 		})
 		for i := range size { // the second report shares the registry's memory
@@ -466,7 +466,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		snapshot := func(i int) string { return scaleModel(rand.IntN(size)) }
 		found := 0
 		median, top := p99(200_000, func(i int) {
-			q.registry.View().EachRoute(nil, snapshot(i), func(*core.Worker, *core.Hive) bool { found++; return true })
+			q.Registry.View().EachRoute(nil, snapshot(i), func(*core.Worker, *core.Hive) bool { found++; return true })
 		})
 		must.Eq(t, 4*200_000, found)
 		row("registry: workers of a model and their hives, of 4 each", fmt.Sprintf("p50 %s, p99 %s", median, top))
@@ -509,7 +509,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	time.Sleep(10 * time.Second) // what was told an early, short interval has reported again by now
 
 	load := func(name string, d time.Duration) {
-		index := s.mustLeader().registry.AppliedIndex()
+		index := s.mustLeader().Registry.AppliedIndex()
 		var at [3]int64
 		for i := range at {
 			at[i] = h.reports[i].Load()
@@ -528,7 +528,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 		row(name+": reports to each queen", fmt.Sprintf("%.0f/s", float64(h.reports[0].Load()-at[0])/d.Seconds()))
 		row(name+": CPU of a core", strings.Join(each, ", "))
 		row(name+": CPU of a core, all queens and all hives together", fmt.Sprintf("%.1f %%", 100*process.Seconds()/d.Seconds()))
-		row(name+": entries written to raft", strconv.FormatUint(s.mustLeader().registry.AppliedIndex()-index, 10))
+		row(name+": entries written to raft", strconv.FormatUint(s.mustLeader().Registry.AppliedIndex()-index, 10))
 	}
 	load("steady", 30*time.Second)
 	h.spacing.Store(int64(5 * time.Second))
@@ -570,7 +570,7 @@ func TestScale(t *testing.T) { //nolint:paralleltest // it measures
 	// liveness.LinkGrace to find the new leader.
 	within(t, time.Minute, "no hive is down", func() bool {
 		down := 0
-		s.mustLeader().registry.View().EachHive(nil, func(x *core.Hive) bool {
+		s.mustLeader().Registry.View().EachHive(nil, func(x *core.Hive) bool {
 			if x.Status == core.HiveDown {
 				down++
 			}

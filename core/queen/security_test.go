@@ -20,8 +20,9 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/coretest"
-	"github.com/rbee-project/rbee/core/gossip"
+	"github.com/rbee-project/rbee/core/coretest/gossipstub"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/queen/membership"
 	"github.com/rbee-project/rbee/core/registry"
 	"github.com/rbee-project/rbee/core/rpc"
 	"github.com/rbee-project/rbee/core/token"
@@ -30,40 +31,10 @@ import (
 	"github.com/rbee-project/rbee/raft/fsm"
 )
 
-// fakeGossip is a pool whose members are what the test says.
-type fakeGossip struct {
-	mu      sync.Mutex // guards below
-	members []gossip.Member
-	keys    [][]byte
-	sets    int
-}
-
-func (g *fakeGossip) Members() []gossip.Member {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return slices.Clone(g.members)
-}
-func (g *fakeGossip) Changed() <-chan struct{} { return nil }
-func (g *fakeGossip) SetKeys(keys [][]byte) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.keys, g.sets = keys, g.sets+1
-	return nil
-}
-
-func (g *fakeGossip) primary() string {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if len(g.keys) == 0 {
-		return ""
-	}
-	return pki.KeyFingerprint(g.keys[0])
-}
-
 // secured is a cluster whose queen is its first node.
 type secured struct {
 	*cluster
-	gossip   *fakeGossip
+	gossip   *gossipstub.Pool
 	identity *pki.Identity
 	operator string // token
 	join     queenv1.JoinServiceClient
@@ -104,7 +75,7 @@ func (a agents) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.Cal
 
 func newSecured(t *testing.T, change ...func(*Options)) *secured {
 	t.Helper()
-	s := &secured{gossip: &fakeGossip{}}
+	s := &secured{gossip: &gossipstub.Pool{}}
 	id, hash, text := token.New()
 	s.operator = text
 	now := time.Now()
@@ -119,13 +90,13 @@ func newSecured(t *testing.T, change ...func(*Options)) *secured {
 	planted := make(chan struct{})
 	self := &laterConn{made: make(chan struct{})}
 	s.cluster = newCluster(t, "", append([]func(*Options){func(o *Options) {
-		o.Membership = &Membership{
+		o.Network = &membership.Network{
 			Identity: s.identity, Gossip: s.gossip, Self: self, CertificateTTL: 90 * 24 * time.Hour,
 			NodesChanged: func() { s.changes.Add(1) },
 			Conn: func(node, _ string, _ core.Role) (grpc.ClientConnInterface, error) {
 				return agents{node: node, left: func(n string) { s.left = append(s.left, n) }}, nil
 			},
-			Seed: &Seed{
+			Seed: &membership.Seed{
 				Cluster: core.Cluster{ID: s.identity.Cluster(), Name: "desk", CACertificates: seed.CAPEM, SealedCAKey: seed.SealedCAKey, SealedGossipKeys: seed.SealedGossipKeys},
 				Token:   seed.Token,
 				Node:    core.Node{ID: "aaaaaaaa", Name: "alpha", Roles: []core.Role{core.RoleHive, core.RoleQueen}, RPCAddress: "10.0.0.1:7834", KeyHash: s.identity.Node().KeyHash},
@@ -157,7 +128,7 @@ func newMachine(t *testing.T, id, name, joinToken string, roles ...string) *mach
 
 func (s *secured) joinToken(roles ...core.Role) string {
 	s.t.Helper()
-	made, err := s.q.CreateToken(s.t.Context(), core.TokenRequest{Kind: core.TokenJoin, Roles: roles})
+	made, err := s.q.Tokens.CreateToken(s.t.Context(), core.TokenRequest{Kind: core.TokenJoin, Roles: roles})
 	must.NoError(s.t, err)
 	return made.Secret
 }
@@ -171,11 +142,11 @@ func TestTheSeedIsPlantedOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSecured(t)
-		c, err := s.q.Cluster(t.Context())
+		c, err := s.q.Registry.Cluster()
 		must.NoError(t, err)
 		must.Eq(t, s.identity.Cluster(), c.ID)
 		must.Eq(t, "desk", c.Name)
-		nodes, err := s.q.Nodes(t.Context())
+		nodes, err := s.q.Members.Nodes(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 1, nodes)
 		must.Eq(t, "alpha", nodes[0].Name)
@@ -184,8 +155,8 @@ func TestTheSeedIsPlantedOnce(t *testing.T) {
 			must.NoError(t, err)
 			return seed == nil
 		})
-		s.eventually("gossip has the registry's key", func() bool { return s.gossip.primary() != "" })
-		got, err := s.q.Authorize(t.Context(), s.operator, core.ScopeAdmin)
+		s.eventually("gossip has the registry's key", func() bool { return s.gossip.Primary() != nil })
+		got, err := s.q.Tokens.Authorize(t.Context(), s.operator, core.ScopeAdmin)
 		must.NoError(t, err)
 		must.Eq(t, "operator", got.Name)
 	})
@@ -195,11 +166,11 @@ func TestAuthorize(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSecured(t)
-		reader, err := s.q.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Name: "ci", Scopes: []core.Scope{core.ScopeRead, core.ScopeInfer, core.ScopeRead}})
+		reader, err := s.q.Tokens.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Name: "ci", Scopes: []core.Scope{core.ScopeRead, core.ScopeInfer, core.ScopeRead}})
 		must.NoError(t, err)
 		must.Eq(t, []core.Scope{core.ScopeInfer, core.ScopeRead}, reader.Scopes)
 		for _, scope := range core.Scopes() {
-			_, err := s.q.Authorize(t.Context(), reader.Secret, scope)
+			_, err := s.q.Tokens.Authorize(t.Context(), reader.Secret, scope)
 			if scope == core.ScopeInfer || scope == core.ScopeRead {
 				must.NoError(t, err)
 				continue
@@ -210,23 +181,23 @@ func TestAuthorize(t *testing.T) {
 		_, _, wrong := token.New()
 		forged := "rbee_" + other + "_" + wrong[strings.LastIndex(wrong, "_")+1:]
 		for _, text := range []string{"", "x", wrong, forged, s.joinToken(), strings.ToUpper(reader.Secret)} {
-			_, err := s.q.Authorize(t.Context(), text, core.ScopeRead)
+			_, err := s.q.Tokens.Authorize(t.Context(), text, core.ScopeRead)
 			mustFail(t, err, core.Unauthenticated)
 			if text != "" && text != "x" {
 				must.StrNotContains(t, err.Error()+core.HintOf(err), text)
 			}
 		}
-		gone, err := s.q.RevokeToken(t.Context(), reader.ID[:6])
+		gone, err := s.q.Tokens.RevokeToken(t.Context(), reader.ID[:6])
 		must.NoError(t, err)
 		must.Eq(t, reader.ID, gone.ID)
-		_, err = s.q.Authorize(t.Context(), reader.Secret, core.ScopeRead)
+		_, err = s.q.Tokens.Authorize(t.Context(), reader.Secret, core.ScopeRead)
 		mustFail(t, err, core.Unauthenticated, "revoked")
-		_, err = s.q.RevokeToken(t.Context(), reader.Secret)
+		_, err = s.q.Tokens.RevokeToken(t.Context(), reader.Secret)
 		mustFail(t, err, core.NotFound)
 		must.StrNotContains(t, err.Error(), reader.Secret)
 
 		// The registry has no secret.
-		list, err := s.q.Tokens(t.Context())
+		list, err := s.q.Tokens.Tokens(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 2, list) // the operator's and the join token
 		for _, tok := range list {
@@ -252,7 +223,7 @@ func TestTokenRequestsAreChecked(t *testing.T) {
 			"long name":        {Kind: core.TokenAPI, Scopes: core.Scopes(), Name: strings.Repeat("x", 101)},
 			"control":          {Kind: core.TokenAPI, Scopes: core.Scopes(), Name: "a\nb"},
 		} {
-			_, err := s.q.CreateToken(t.Context(), r)
+			_, err := s.q.Tokens.CreateToken(t.Context(), r)
 			mustFail(t, err, core.Invalid)
 			must.NotEq(t, "", core.HintOf(err), must.Sprint(name))
 		}
@@ -270,10 +241,10 @@ func TestTokensExpire(t *testing.T) {
 			o.Now = func() time.Time { mu.Lock(); defer mu.Unlock(); return time.Now().Add(wall) }
 		})
 		jump := func(d time.Duration) { mu.Lock(); wall = d; mu.Unlock() }
-		short, err := s.q.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Scopes: core.Scopes(), TTL: core.Duration(time.Hour)})
+		short, err := s.q.Tokens.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Scopes: core.Scopes(), TTL: core.Duration(time.Hour)})
 		must.NoError(t, err)
 		valid := func() bool {
-			_, err := s.q.Authorize(t.Context(), short.Secret, core.ScopeRead)
+			_, err := s.q.Tokens.Authorize(t.Context(), short.Secret, core.ScopeRead)
 			return err == nil
 		}
 		jump(25 * time.Hour)
@@ -282,7 +253,7 @@ func TestTokensExpire(t *testing.T) {
 		jump(-25 * time.Hour)
 		time.Sleep(2 * time.Minute)
 		must.False(t, valid())
-		_, err = s.q.Authorize(t.Context(), s.operator, core.ScopeAdmin)
+		_, err = s.q.Tokens.Authorize(t.Context(), s.operator, core.ScopeAdmin)
 		must.NoError(t, err) // it is for ever
 	})
 }
@@ -308,7 +279,7 @@ func TestJoin(t *testing.T) {
 		must.NoError(t, err)
 		must.True(t, id.Has(core.RoleQueen))
 		must.Eq(t, "bbbbbbbb", id.Node().ID)
-		n, ok := s.q.registry.View().Node(nil, "bbbbbbbb")
+		n, ok := s.q.Registry.View().Node(nil, "bbbbbbbb")
 		must.True(t, ok)
 		must.Eq(t, id.Node().KeyHash, n.KeyHash)
 
@@ -337,7 +308,7 @@ func TestJoinIsRefused(t *testing.T) {
 		expired := s.joinToken()
 		parsed, err := token.Parse(expired)
 		must.NoError(t, err)
-		_, err = s.q.RevokeToken(t.Context(), parsed.ID)
+		_, err = s.q.Tokens.RevokeToken(t.Context(), parsed.ID)
 		must.NoError(t, err)
 		ca, err := pki.NewCA("0123456789abcdef", "other", time.Now())
 		must.NoError(t, err)
@@ -370,7 +341,7 @@ func TestJoinIsRefused(t *testing.T) {
 			"an unspecified address":  {with(func(r *queenv1.JoinRequest) { r.RpcAddress = "0.0.0.0:7834" }), core.Invalid},
 			"no port":                 {with(func(r *queenv1.JoinRequest) { r.RpcAddress = "10.0.0.9:0" }), core.Invalid},
 			"a bad host":              {with(func(r *queenv1.JoinRequest) { r.Hosts = []string{"a b"} }), core.Invalid},
-			"too many hosts":          {with(func(r *queenv1.JoinRequest) { r.Hosts = make([]string, maxHosts+1) }), core.Invalid},
+			"too many hosts":          {with(func(r *queenv1.JoinRequest) { r.Hosts = make([]string, membership.MaxHosts+1) }), core.Invalid},
 			"no certificate request":  {with(func(r *queenv1.JoinRequest) { r.CertificateRequest = nil }), core.Invalid},
 			"a damaged request":       {with(func(r *queenv1.JoinRequest) { r.CertificateRequest[len(r.CertificateRequest)-1] ^= 1 }), core.Invalid},
 		} {
@@ -395,24 +366,24 @@ func TestRevokedNodeAndLeaving(t *testing.T) {
 			_, err := s.tryJoin(newMachine(t, id, name, s.joinToken(), "hive"))
 			must.NoError(t, err)
 		}
-		n, err := s.q.RevokeNode(t.Context(), "BETA")
+		n, err := s.q.Members.RevokeNode(t.Context(), "BETA")
 		must.NoError(t, err)
 		must.True(t, n.Revoked)
-		must.True(t, s.q.registry.View().Revoked(nil, "bbbbbbbb"))
-		s.eventually("the view tells of it", func() bool { return slices.Contains(s.q.clusterView(registry.WatchSet{}).GetRevoked(), "bbbbbbbb") })
+		must.True(t, s.q.Registry.View().Revoked(nil, "bbbbbbbb"))
+		s.eventually("the view tells of it", func() bool { return slices.Contains(s.q.Members.View(registry.WatchSet{}).GetRevoked(), "bbbbbbbb") })
 		_, err = s.tryJoin(newMachine(t, "bbbbbbbb", "beta2", s.joinToken(), "hive"))
 		mustFail(t, err, core.Conflict)
 
-		left, err := s.q.LeaveNode(t.Context(), "gamma")
+		left, err := s.q.Members.LeaveNode(t.Context(), "gamma")
 		must.NoError(t, err)
 		must.Eq(t, "cccccccc", left.ID)
 		must.Eq(t, []string{"cccccccc"}, s.left)
-		must.False(t, s.q.registry.View().Revoked(nil, "cccccccc")) // it still speaks
-		time.Sleep(2 * leaveGrace)
-		must.True(t, s.q.registry.View().Revoked(nil, "cccccccc"))
+		must.False(t, s.q.Registry.View().Revoked(nil, "cccccccc")) // it still speaks
+		time.Sleep(2 * membership.LeaveGrace)
+		must.True(t, s.q.Registry.View().Revoked(nil, "cccccccc"))
 
 		// The only voting queen stays.
-		_, err = s.q.RevokeNode(t.Context(), "nobody")
+		_, err = s.q.Members.RevokeNode(t.Context(), "nobody")
 		mustFail(t, err, core.NotFound)
 	})
 }
@@ -428,14 +399,14 @@ func TestRevokeNameOfTwo(t *testing.T) {
 		}
 		_, err := s.node.Apply(t.Context(), fsm.SyncHive(core.Hive{ID: "cccccccc", Name: "Beta", Incarnation: 1}, nil))
 		must.NoError(t, err)
-		_, err = s.q.RevokeNode(t.Context(), "beta")
+		_, err = s.q.Members.RevokeNode(t.Context(), "beta")
 		mustFail(t, err, core.Conflict)
 		must.StrContains(t, err.Error(), "bbbbbbbb, cccccccc")
-		must.False(t, s.q.registry.View().Revoked(nil, "bbbbbbbb"))
-		n, err := s.q.RevokeNode(t.Context(), "bbbbbbbb")
+		must.False(t, s.q.Registry.View().Revoked(nil, "bbbbbbbb"))
+		n, err := s.q.Members.RevokeNode(t.Context(), "bbbbbbbb")
 		must.NoError(t, err)
 		must.Eq(t, "bbbbbbbb", n.ID)
-		n, err = s.q.RevokeNode(t.Context(), "beta")
+		n, err = s.q.Members.RevokeNode(t.Context(), "beta")
 		must.NoError(t, err)
 		must.Eq(t, "cccccccc", n.ID, must.Sprint("the only one left"))
 	})
@@ -471,7 +442,7 @@ func TestRenew(t *testing.T) {
 		must.NoError(t, err)
 		beta := func() core.Node {
 			t.Helper()
-			n, ok := s.q.registry.View().Node(nil, "bbbbbbbb")
+			n, ok := s.q.Registry.View().Node(nil, "bbbbbbbb")
 			must.True(t, ok)
 			return n
 		}
@@ -528,7 +499,7 @@ func TestRenew(t *testing.T) {
 		mustFail(t, rpc.FromStatus(err), core.Forbidden, "not part of the cluster")
 		must.Eq(t, now, beta())
 
-		_, err = s.q.RevokeNode(t.Context(), "beta")
+		_, err = s.q.Members.RevokeNode(t.Context(), "beta")
 		must.NoError(t, err)
 		_, err = client.Renew(as, request("10.0.0.11:7834"))
 		mustFail(t, rpc.FromStatus(err), core.Forbidden, "not part of the cluster")
@@ -539,29 +510,29 @@ func TestKeyRotation(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSecured(t)
-		s.eventually("the first key", func() bool { return s.gossip.primary() != "" })
-		before, err := s.q.Keyring(t.Context())
+		s.eventually("the first key", func() bool { return s.gossip.Primary() != nil })
+		before, err := s.q.Members.Keyring(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 1, before.Keys)
-		_, err = s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "remove", Fingerprint: before.Primary})
+		_, err = s.q.Members.ChangeKeyring(t.Context(), core.KeyringChange{Action: "remove", Fingerprint: before.Primary})
 		mustFail(t, err, core.Conflict)
-		_, err = s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "install", Key: base64.StdEncoding.EncodeToString([]byte("short"))})
+		_, err = s.q.Members.ChangeKeyring(t.Context(), core.KeyringChange{Action: "install", Key: base64.StdEncoding.EncodeToString([]byte("short"))})
 		mustFail(t, err, core.Invalid)
-		_, err = s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "shred", Fingerprint: before.Primary})
+		_, err = s.q.Members.ChangeKeyring(t.Context(), core.KeyringChange{Action: "shred", Fingerprint: before.Primary})
 		mustFail(t, err, core.Invalid)
 
-		both, err := s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "install"})
+		both, err := s.q.Members.ChangeKeyring(t.Context(), core.KeyringChange{Action: "install"})
 		must.NoError(t, err)
 		must.Len(t, 2, both.Keys)
 		must.Eq(t, before.Primary, both.Primary)
-		used, err := s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "use", Fingerprint: both.Keys[1]})
+		used, err := s.q.Members.ChangeKeyring(t.Context(), core.KeyringChange{Action: "use", Fingerprint: both.Keys[1]})
 		must.NoError(t, err)
 		must.Eq(t, both.Keys[1], used.Primary)
-		s.eventually("gossip uses it", func() bool { return s.gossip.primary() == used.Primary })
-		after, err := s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "remove", Fingerprint: before.Primary})
+		s.eventually("gossip uses it", func() bool { return pki.KeyFingerprint(s.gossip.Primary()) == used.Primary })
+		after, err := s.q.Members.ChangeKeyring(t.Context(), core.KeyringChange{Action: "remove", Fingerprint: before.Primary})
 		must.NoError(t, err)
 		must.Eq(t, []string{used.Primary}, after.Keys)
-		_, err = s.q.ChangeKeyring(t.Context(), core.KeyringChange{Action: "use", Fingerprint: before.Primary})
+		_, err = s.q.Members.ChangeKeyring(t.Context(), core.KeyringChange{Action: "use", Fingerprint: before.Primary})
 		mustFail(t, err, core.NotFound)
 	})
 }
@@ -570,15 +541,15 @@ func TestAloneHasNoCluster(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
-		_, err := c.q.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Scopes: core.Scopes()})
+		_, err := c.q.Tokens.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenAPI, Scopes: core.Scopes()})
 		mustFail(t, err, core.Unsupported)
 		must.StrContains(t, core.HintOf(err), "cluster init")
-		_, err = c.q.Nodes(t.Context())
+		_, err = c.q.Members.Nodes(t.Context())
 		mustFail(t, err, core.Unsupported)
-		info, err := c.q.Sync(t.Context(), core.ConsistencyLinearizable)
+		info, err := c.q.Registry.Sync(t.Context(), core.ConsistencyLinearizable)
 		must.NoError(t, err)
 		must.False(t, info.Stale)
-		_, err = c.q.Sync(t.Context(), "eventual")
+		_, err = c.q.Registry.Sync(t.Context(), "eventual")
 		mustFail(t, err, core.Invalid)
 	})
 }
@@ -595,7 +566,7 @@ func TestUsedJoinTokenMakesNoQueen(t *testing.T) {
 			{[]core.Role{core.RoleHive}, []core.Role{core.RoleHive}},
 			{[]core.Role{core.RoleQueen}, []core.Role{core.RoleHive, core.RoleQueen}},
 		} {
-			made, err := s.q.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenJoin, Roles: tt.asked})
+			made, err := s.q.Tokens.CreateToken(t.Context(), core.TokenRequest{Kind: core.TokenJoin, Roles: tt.asked})
 			must.NoError(t, err)
 			must.Eq(t, tt.given, made.Roles)
 		}
@@ -651,7 +622,7 @@ func TestJoinTakesTheRolesOfItsToken(t *testing.T) {
 			resp, err := s.tryJoin(m)
 			must.NoError(t, err)
 			must.Eq(t, slices.Contains(tt.want, core.RoleQueen), len(resp.GetSealKey()) > 0)
-			n, _ := s.q.registry.View().Node(nil, id)
+			n, _ := s.q.Registry.View().Node(nil, id)
 			must.Eq(t, tt.want, n.Roles)
 		}
 	})
@@ -669,7 +640,7 @@ func TestCertificateNamesNoOtherNode(t *testing.T) {
 			_, err := s.tryJoin(m)
 			must.NoError(t, err)
 		}
-		_, err := s.q.RevokeNode(t.Context(), "delta")
+		_, err := s.q.Members.RevokeNode(t.Context(), "delta")
 		must.NoError(t, err)
 		for i, tt := range []struct {
 			name, address string
@@ -701,7 +672,7 @@ func TestCertificateNamesNoOtherNode(t *testing.T) {
 					must.Eq(t, !slices.Contains(tt.refused, plain), c.VerifyHostname(h) == nil, must.Sprint(tt.name, " ", h))
 				}
 			}
-			_, err = s.q.RevokeNode(t.Context(), id) // the next one has the address
+			_, err = s.q.Members.RevokeNode(t.Context(), id) // the next one has the address
 			must.NoError(t, err)
 		}
 	})

@@ -14,10 +14,12 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest/gossipstub"
 	"github.com/rbee-project/rbee/core/coretest/simhive"
 	"github.com/rbee-project/rbee/core/inference"
 	"github.com/rbee-project/rbee/core/job"
 	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/queen/membership"
 )
 
 // swarmOfQueens are three queens with hives that report to some of them, in a bubble.
@@ -39,8 +41,8 @@ func newSwarmOfQueens(t *testing.T) *swarmOfQueens {
 			defer s.jobs.mu.Unlock()
 			return s.jobs.hives[hive].conn, nil
 		}
-		o.Membership = &Membership{
-			Gossip: &fakeGossip{}, NodesChanged: func() {},
+		o.Network = &membership.Network{
+			Gossip: &gossipstub.Pool{}, NodesChanged: func() {},
 			Self: leaderConn{leader: func() *Queen { return leaderOf(t, s.members).q }},
 		}
 	})
@@ -257,25 +259,4 @@ func TestStartPastBadHive(t *testing.T) {
 			})
 		})
 	}
-}
-
-// A hive that did not start a model is asked again where there is no other, and after a while.
-func TestStartMemory(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var m startMemory
-		must.False(t, m.rests("m", "h"))
-		m.fail("m", "h")
-		must.True(t, m.rests("m", "h"))
-		must.False(t, m.rests("m", "other"))
-		must.Eq(t, 0, m.endedFor("m", "one"))
-		time.Sleep(hiveRest)
-		must.False(t, m.rests("m", "h"))
-		must.Eq(t, hiveRest, m.endedFor("m", "one"))
-		must.Eq(t, 0, m.endedFor("m", "two"))
-		for i := range 2 * maxStartMemory {
-			m.fail(fmt.Sprint(i), "h")
-		}
-		must.MapLen(t, maxStartMemory, m.models)
-	})
 }

@@ -99,7 +99,7 @@ func leaderOf(t *testing.T, members []*member) *member {
 	t.Helper()
 	for range 10_000 {
 		for _, m := range members {
-			if m.q.registry.Leads() {
+			if m.q.Registry.Leads() {
 				return m
 			}
 		}
@@ -132,7 +132,7 @@ func TestTakeOver(t *testing.T) {
 		time.Sleep(time.Second)
 		tellAll(hives)
 		for _, m := range members {
-			must.Len(t, 20, m.q.registry.View().Workers(nil))
+			must.Len(t, 20, m.q.Registry.View().Workers(nil))
 			must.Len(t, 10, m.q.ready("m0"))
 		}
 		index := first.node.AppliedIndex()
@@ -157,7 +157,7 @@ func TestTakeOver(t *testing.T) {
 		tellAll(rest)
 		for _, m := range living {
 			must.Len(t, 8, m.q.ready("m0")) // without the dead hive's, and without the one that its hive says is gone
-			w, err := m.q.Worker(t.Context(), "w-h5-0")
+			w, err := m.q.hives.Worker(t.Context(), "w-h5-0")
 			must.NoError(t, err)
 			must.Eq(t, 3, w.Load.Active)
 		}
@@ -170,7 +170,7 @@ func TestTakeOver(t *testing.T) {
 		time.Sleep(300 * time.Millisecond) // followers hear of it with the next sign of the leader
 		for _, m := range living {
 			must.Eq(t, index, m.node.AppliedIndex())
-			must.Len(t, 1, m.q.registry.View().WorkersOfHive(nil, "h0"))
+			must.Len(t, 1, m.q.Registry.View().WorkersOfHive(nil, "h0"))
 		}
 		// Who reported while nobody led is told now that it is registered.
 		for _, h := range rest {
@@ -183,14 +183,14 @@ func TestTakeOver(t *testing.T) {
 		for time.Since(led) < liveness.LinkGrace-200*time.Millisecond {
 			tellAll(rest)
 			time.Sleep(100 * time.Millisecond)
-			must.Eq(t, core.HiveReady, second.q.registry.View().PeekHive(nil, "h9").Status)
+			must.Eq(t, core.HiveReady, second.q.Registry.View().PeekHive(nil, "h9").Status)
 		}
 		for time.Since(led) < liveness.LinkGrace+200*time.Millisecond {
 			tellAll(rest)
 			time.Sleep(100 * time.Millisecond)
 		}
 		for _, m := range living {
-			must.Eq(t, core.HiveDown, m.q.registry.View().PeekHive(nil, "h9").Status)
+			must.Eq(t, core.HiveDown, m.q.Registry.View().PeekHive(nil, "h9").Status)
 		}
 		for range 60 {
 			tellAll(rest)
@@ -198,7 +198,7 @@ func TestTakeOver(t *testing.T) {
 		}
 		for _, m := range living {
 			must.Eq(t, index+1, m.node.AppliedIndex())
-			for _, h := range m.q.hives() {
+			for _, h := range m.q.hives.List() {
 				must.Eq(t, h.ID != "h9", h.Status == core.HiveReady)
 			}
 		}
@@ -241,8 +241,8 @@ func TestMinorityRoutesOn(t *testing.T) {
 		}
 		must.Eq(t, index, cut.node.AppliedIndex())
 		must.Len(t, 1, cut.q.ready("m0")) // a; b is suspect here
-		must.Eq(t, core.HiveReady, cut.q.registry.View().PeekHive(nil, "b").Status)
-		must.Eq(t, core.HiveDown, leaderOf(t, members).q.registry.View().PeekHive(nil, "b").Status)
+		must.Eq(t, core.HiveReady, cut.q.Registry.View().PeekHive(nil, "b").Status)
+		must.Eq(t, core.HiveDown, leaderOf(t, members).q.Registry.View().PeekHive(nil, "b").Status)
 	})
 }
 

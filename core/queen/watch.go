@@ -6,7 +6,6 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/registry"
-	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
 )
 
 // viewInterval is between two looks at what the registry does not tell: the members of the raft
@@ -18,7 +17,7 @@ const viewInterval = time.Second
 func (q *Queen) watchView(ctx context.Context) {
 	for ctx.Err() == nil {
 		ws := registry.WatchSet{}
-		if v := q.clusterView(ws); v != nil {
+		if v := q.Members.View(ws); v != nil {
 			q.liveness.SetView(v)
 		}
 		_ = registry.WaitUntil(ctx, ws, time.Now().Add(viewInterval)) // the next turn sees what it was
@@ -31,7 +30,7 @@ func (q *Queen) watchDown(ctx context.Context, tell func(hive string)) {
 	told := map[string]bool{}
 	for ctx.Err() == nil {
 		ws, later := registry.WatchSet{}, false
-		for _, h := range q.registry.View().Hives(ws) {
+		for _, h := range q.Registry.View().Hives(ws) {
 			switch {
 			case h.Status != core.HiveDown:
 				delete(told, h.ID)
@@ -49,30 +48,4 @@ func (q *Queen) watchDown(ctx context.Context, tell func(hive string)) {
 			_ = registry.Wait(ctx, ws)
 		}
 	}
-}
-
-// clusterView is what hives must know of the cluster; nil: there is none.
-func (q *Queen) clusterView(ws registry.WatchSet) *queenv1.ClusterView {
-	registry := q.registry.View()
-	c, ok := registry.Cluster(ws)
-	if !ok || q.opts.Membership == nil {
-		return nil
-	}
-	queens, err := q.registry.Queens()
-	if err != nil {
-		return nil // it is shutting down
-	}
-	v := &queenv1.ClusterView{Index: registry.AppliedIndex()}
-	for _, o := range queens {
-		v.Queens = append(v.Queens, &queenv1.QueenAddress{Id: o.ID, RpcAddress: o.Address, GossipAddress: q.gossipOf(o.ID)})
-	}
-	if v.GossipKeys, err = q.gossipKeys(c); err != nil {
-		q.log.Error("cannot open the gossip keys of the registry", "error", err)
-	}
-	for _, n := range registry.Nodes(ws) {
-		if n.Revoked {
-			v.Revoked = append(v.Revoked, n.ID)
-		}
-	}
-	return v
 }

@@ -4,7 +4,6 @@ package registry
 
 import (
 	"context"
-	"io"
 	"time"
 
 	"google.golang.org/grpc"
@@ -37,8 +36,6 @@ type Raft interface {
 	RemoveServer(ctx context.Context, raftID string) error
 	LeadershipTransfer(ctx context.Context) error
 	LeadershipTransferTo(ctx context.Context, raftID, address string) error
-	SaveSnapshot(ctx context.Context, w io.Writer) error
-	RestoreSnapshot(ctx context.Context, r io.Reader) error
 }
 
 type (

@@ -177,3 +177,12 @@ func (Secret) String() string { return hidden }
 
 // MarshalText hides the secret, in JSON too.
 func (Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
+
+// Clip returns a name from outside, fit for an error. What looks like a whole token is not
+// repeated.
+func Clip(s string) string {
+	if _, err := Parse(s); err == nil {
+		return "…"
+	}
+	return s[:min(len(s), 40)]
+}

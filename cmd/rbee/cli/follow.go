@@ -3,7 +3,6 @@ package cli
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -21,9 +20,6 @@ const cancelTimeout = 10 * time.Second
 // runJob starts an operation, shows its events on stderr and returns the job once it succeeded.
 // When ctx ends, the job is cancelled and its end awaited.
 func (a *app) runJob(ctx context.Context, c *client.Client, r core.Request) (core.Job, error) {
-	if r.RequestID == "" {
-		r.RequestID = rand.Text() // a request that is sent again, to another queen, starts one job
-	}
 	job, err := c.Submit(ctx, r)
 	if err != nil {
 		return core.Job{}, err
@@ -91,9 +87,6 @@ func (a *app) submit(ctx context.Context, c *client.Client, r core.Request, deta
 			return err
 		}
 		return done(job)
-	}
-	if r.RequestID == "" {
-		r.RequestID = rand.Text()
 	}
 	job, err := c.Submit(ctx, r)
 	if err != nil {

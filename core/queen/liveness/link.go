@@ -27,6 +27,7 @@ type Link struct {
 	incarnation uint64
 	wake        chan struct{} // there is something to send or to end for; holds one
 
+	taken      bool                 // a report was taken in
 	seq        uint64               // of the newest report
 	registered uint64               // of the newest report that the registry has, as far as this leader knows
 	hurry      bool                 // the hive shall report at once
@@ -249,7 +250,8 @@ func (l *Link) Take(seq uint64, r *Report, ending bool) error {
 		return errors.Join(l.over) // Serve says it
 	}
 	first := p.report == nil
-	p.report, p.heard = r, now
+	m.stockLocked(p, r, !l.taken)
+	p.report, p.heard, l.taken = r, now, true
 	l.seq, l.hurry = seq, false
 	p.next = m.intervalLocked()
 	if l.heard != nil {

@@ -105,6 +105,7 @@ type Monitor struct {
 	peers    map[string]*peer // by hive id
 	alarms   alarms
 	links    int                  // that stand
+	stocked  int                  // bytes of all inventories
 	dirty    []*peer              // to be written; only while leading, as the next two
 	gone     []*peer              // to be written as down, or removed
 	silent   map[string]*peer     // to be asked for a sign of life
@@ -176,8 +177,10 @@ type peer struct {
 	id     string
 	link   *Link   // nil: none
 	report *Report // the last one; nil: none yet
-	heard  time.Time
-	next   time.Duration // when it was told to report next
+	// inventory is what it last said of its store; nil: nothing, or more than is kept.
+	inventory *Inventory
+	heard     time.Time
+	next      time.Duration // when it was told to report next
 	// suspect is why the hive's workers are avoided; empty: they are not.
 	suspect      string
 	suspectSince time.Time
@@ -249,6 +252,9 @@ func (m *Monitor) peerLocked(id string) *peer {
 func (m *Monitor) dropLocked(p *peer) {
 	if p.place >= 0 {
 		heap.Remove(&m.alarms, p.place)
+	}
+	if p.inventory != nil {
+		m.stocked -= p.inventory.bytes
 	}
 	delete(m.peers, p.id)
 	delete(m.silent, p.id)

@@ -20,14 +20,21 @@ type Report struct {
 	At      time.Time // by Options.Now
 	Hive    core.Hive
 	Workers []core.Worker // by id
+
+	told      bool       // it says what the store has
+	inventory *Inventory // nil: the hive is asked
 }
 
 // ReportOf reads a report. Errors: Invalid.
 func ReportOf(req *queenv1.LinkRequest, at time.Time) (*Report, error) {
-	r := &Report{At: at, Hive: wire.HiveFromProto(req.GetHive())}
+	r := &Report{At: at, Hive: wire.HiveFromProto(req.GetHive()), told: req.Inventory != nil}
 	h := &r.Hive
 	if h.ID == "" {
 		return nil, invalidReport("the hive id is empty")
+	}
+	var err error
+	if r.inventory, err = inventoryOf(req.GetInventory()); err != nil {
+		return nil, err
 	}
 	h.Status = core.HiveReady
 	h.Name, h.Unconfined = fit(cmp.Or(h.Name, h.ID)), fit(h.Unconfined)

@@ -44,6 +44,10 @@ func FuzzReport(f *testing.F) {
 			Workers: []*queenv1.Worker{{Id: "w", Type: "cpu", State: "ready", Nonce: "n", Slots: 4, Load: &queenv1.Load{Active: 1}}, {Id: "a", Type: "cpu", State: "failed", Nonce: "m"}},
 		},
 		{Hive: &queenv1.Hive{Id: "h", Name: strings.Repeat("ä", 600)}},
+		{
+			Hive:      &queenv1.Hive{Id: "h"},
+			Inventory: &queenv1.Inventory{Models: []*queenv1.StoredModel{{Id: "m", Aliases: []string{"n"}, SizeBytes: -1}, {Id: "a"}}, Offers: []*queenv1.Offer{{Ref: "builtin:m"}}, OffersKnown: true},
+		},
 	} {
 		data, err := proto.Marshal(r)
 		must.NoError(f, err)

@@ -21,6 +21,8 @@ type View struct {
 	Suspect string
 	// Report is its last one; nil: none yet.
 	Report *Report
+	// Inventory is what it last said of its store; nil: it must be asked.
+	Inventory *Inventory
 
 	since  time.Time         // when this queen started
 	failed map[string]string // nonce of a worker → why it is avoided
@@ -53,7 +55,7 @@ func (m *Monitor) publishLocked(id string) {
 		return
 	}
 	if ok {
-		v.Linked, v.Heard, v.Suspect, v.Report = p.link != nil, p.heard, p.suspect, p.report
+		v.Linked, v.Heard, v.Suspect, v.Report, v.Inventory = p.link != nil, p.heard, p.suspect, p.report, p.inventory
 	}
 	m.views.Store(id, v)
 }

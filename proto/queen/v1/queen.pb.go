@@ -15,6 +15,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -151,7 +152,9 @@ type LinkRequest struct {
 	// All workers of the hive; one that is missing is gone.
 	Workers []*Worker `protobuf:"bytes,3,rep,name=workers,proto3" json:"workers,omitempty"`
 	// The agent ends on purpose: its workers are not to be used until it reports again.
-	Ending        bool `protobuf:"varint,4,opt,name=ending,proto3" json:"ending,omitempty"`
+	Ending bool `protobuf:"varint,4,opt,name=ending,proto3" json:"ending,omitempty"`
+	// In the first report of a line, and whenever it changed. A hive that tells none in its first report is asked.
+	Inventory     *Inventory `protobuf:"bytes,5,opt,name=inventory,proto3" json:"inventory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -214,6 +217,316 @@ func (x *LinkRequest) GetEnding() bool {
 	return false
 }
 
+func (x *LinkRequest) GetInventory() *Inventory {
+	if x != nil {
+		return x.Inventory
+	}
+	return nil
+}
+
+// Inventory is what a hive has in its store, and what it offers beyond that. At most 512 KiB.
+type Inventory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 2000.
+	Models []*StoredModel `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	// The models of the builtin source, at most 200. They mean nothing unless offers_known.
+	Offers      []*Offer `protobuf:"bytes,2,rep,name=offers,proto3" json:"offers,omitempty"`
+	OffersKnown bool     `protobuf:"varint,3,opt,name=offers_known,json=offersKnown,proto3" json:"offers_known,omitempty"`
+	// It would be longer than is allowed, or cannot be read: the hive is asked.
+	Incomplete    bool `protobuf:"varint,4,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Inventory) Reset() {
+	*x = Inventory{}
+	mi := &file_queen_v1_queen_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Inventory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Inventory) ProtoMessage() {}
+
+func (x *Inventory) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Inventory.ProtoReflect.Descriptor instead.
+func (*Inventory) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Inventory) GetModels() []*StoredModel {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+func (x *Inventory) GetOffers() []*Offer {
+	if x != nil {
+		return x.Offers
+	}
+	return nil
+}
+
+func (x *Inventory) GetOffersKnown() bool {
+	if x != nil {
+		return x.OffersKnown
+	}
+	return false
+}
+
+func (x *Inventory) GetIncomplete() bool {
+	if x != nil {
+		return x.Incomplete
+	}
+	return false
+}
+
+type StoredModel struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// At most 64.
+	Aliases []string `protobuf:"bytes,2,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	// Of the catalog source that it came from.
+	Ref string `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	// "sha256:<hex>".
+	Digest       string `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	SizeBytes    int64  `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	License      string `protobuf:"bytes,6,opt,name=license,proto3" json:"license,omitempty"`
+	Architecture string `protobuf:"bytes,7,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	Quantization string `protobuf:"bytes,8,opt,name=quantization,proto3" json:"quantization,omitempty"`
+	Parameters   int64  `protobuf:"varint,9,opt,name=parameters,proto3" json:"parameters,omitempty"`
+	// That it was trained for.
+	ContextTokens int64                  `protobuf:"varint,10,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// Of device memory, for one slot with context_tokens.
+	EstimateBytes int64 `protobuf:"varint,12,opt,name=estimate_bytes,json=estimateBytes,proto3" json:"estimate_bytes,omitempty"`
+	// Why it cannot be used; empty: it can.
+	Damaged       string `protobuf:"bytes,13,opt,name=damaged,proto3" json:"damaged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoredModel) Reset() {
+	*x = StoredModel{}
+	mi := &file_queen_v1_queen_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoredModel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoredModel) ProtoMessage() {}
+
+func (x *StoredModel) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoredModel.ProtoReflect.Descriptor instead.
+func (*StoredModel) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *StoredModel) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *StoredModel) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *StoredModel) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *StoredModel) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *StoredModel) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *StoredModel) GetLicense() string {
+	if x != nil {
+		return x.License
+	}
+	return ""
+}
+
+func (x *StoredModel) GetArchitecture() string {
+	if x != nil {
+		return x.Architecture
+	}
+	return ""
+}
+
+func (x *StoredModel) GetQuantization() string {
+	if x != nil {
+		return x.Quantization
+	}
+	return ""
+}
+
+func (x *StoredModel) GetParameters() int64 {
+	if x != nil {
+		return x.Parameters
+	}
+	return 0
+}
+
+func (x *StoredModel) GetContextTokens() int64 {
+	if x != nil {
+		return x.ContextTokens
+	}
+	return 0
+}
+
+func (x *StoredModel) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *StoredModel) GetEstimateBytes() int64 {
+	if x != nil {
+		return x.EstimateBytes
+	}
+	return 0
+}
+
+func (x *StoredModel) GetDamaged() string {
+	if x != nil {
+		return x.Damaged
+	}
+	return ""
+}
+
+// Offer is a model that the hive can fetch.
+type Offer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Summary       string                 `protobuf:"bytes,4,opt,name=summary,proto3" json:"summary,omitempty"`
+	SizeBytes     int64                  `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	License       string                 `protobuf:"bytes,6,opt,name=license,proto3" json:"license,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Offer) Reset() {
+	*x = Offer{}
+	mi := &file_queen_v1_queen_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Offer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Offer) ProtoMessage() {}
+
+func (x *Offer) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Offer.ProtoReflect.Descriptor instead.
+func (*Offer) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Offer) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *Offer) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Offer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Offer) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *Offer) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Offer) GetLicense() string {
+	if x != nil {
+		return x.License
+	}
+	return ""
+}
+
 type LinkResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest report that was taken in.
@@ -232,7 +545,7 @@ type LinkResponse struct {
 
 func (x *LinkResponse) Reset() {
 	*x = LinkResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[1]
+	mi := &file_queen_v1_queen_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +557,7 @@ func (x *LinkResponse) String() string {
 func (*LinkResponse) ProtoMessage() {}
 
 func (x *LinkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[1]
+	mi := &file_queen_v1_queen_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +570,7 @@ func (x *LinkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkResponse.ProtoReflect.Descriptor instead.
 func (*LinkResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{1}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LinkResponse) GetSeq() uint64 {
@@ -312,7 +625,7 @@ type ClusterView struct {
 
 func (x *ClusterView) Reset() {
 	*x = ClusterView{}
-	mi := &file_queen_v1_queen_proto_msgTypes[2]
+	mi := &file_queen_v1_queen_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -324,7 +637,7 @@ func (x *ClusterView) String() string {
 func (*ClusterView) ProtoMessage() {}
 
 func (x *ClusterView) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[2]
+	mi := &file_queen_v1_queen_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -337,7 +650,7 @@ func (x *ClusterView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterView.ProtoReflect.Descriptor instead.
 func (*ClusterView) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{2}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ClusterView) GetQueens() []*QueenAddress {
@@ -382,7 +695,7 @@ type QueenAddress struct {
 
 func (x *QueenAddress) Reset() {
 	*x = QueenAddress{}
-	mi := &file_queen_v1_queen_proto_msgTypes[3]
+	mi := &file_queen_v1_queen_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +707,7 @@ func (x *QueenAddress) String() string {
 func (*QueenAddress) ProtoMessage() {}
 
 func (x *QueenAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[3]
+	mi := &file_queen_v1_queen_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +720,7 @@ func (x *QueenAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueenAddress.ProtoReflect.Descriptor instead.
 func (*QueenAddress) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{3}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *QueenAddress) GetId() string {
@@ -452,7 +765,7 @@ type ClaimRequest struct {
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[4]
+	mi := &file_queen_v1_queen_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +777,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[4]
+	mi := &file_queen_v1_queen_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +790,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{4}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ClaimRequest) GetDigest() string {
@@ -547,7 +860,7 @@ type ClaimResponse struct {
 
 func (x *ClaimResponse) Reset() {
 	*x = ClaimResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	mi := &file_queen_v1_queen_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +872,7 @@ func (x *ClaimResponse) String() string {
 func (*ClaimResponse) ProtoMessage() {}
 
 func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[5]
+	mi := &file_queen_v1_queen_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +885,7 @@ func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
 func (*ClaimResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{5}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ClaimResponse) GetOrigin() bool {
@@ -624,7 +937,7 @@ type Seeder struct {
 
 func (x *Seeder) Reset() {
 	*x = Seeder{}
-	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	mi := &file_queen_v1_queen_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -636,7 +949,7 @@ func (x *Seeder) String() string {
 func (*Seeder) ProtoMessage() {}
 
 func (x *Seeder) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[6]
+	mi := &file_queen_v1_queen_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -649,7 +962,7 @@ func (x *Seeder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seeder.ProtoReflect.Descriptor instead.
 func (*Seeder) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{6}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Seeder) GetHive() string {
@@ -683,7 +996,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[7]
+	mi := &file_queen_v1_queen_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +1008,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[7]
+	mi := &file_queen_v1_queen_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +1021,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{7}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ApplyRequest) GetCommand() []byte {
@@ -727,7 +1040,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[8]
+	mi := &file_queen_v1_queen_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +1052,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[8]
+	mi := &file_queen_v1_queen_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +1065,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{8}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ApplyResponse) GetIndex() uint64 {
@@ -772,7 +1085,7 @@ type ReadIndexRequest struct {
 
 func (x *ReadIndexRequest) Reset() {
 	*x = ReadIndexRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[9]
+	mi := &file_queen_v1_queen_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +1097,7 @@ func (x *ReadIndexRequest) String() string {
 func (*ReadIndexRequest) ProtoMessage() {}
 
 func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[9]
+	mi := &file_queen_v1_queen_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +1110,7 @@ func (x *ReadIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexRequest.ProtoReflect.Descriptor instead.
 func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{9}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReadIndexRequest) GetVerify() bool {
@@ -818,7 +1131,7 @@ type ReadIndexResponse struct {
 
 func (x *ReadIndexResponse) Reset() {
 	*x = ReadIndexResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[10]
+	mi := &file_queen_v1_queen_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1143,7 @@ func (x *ReadIndexResponse) String() string {
 func (*ReadIndexResponse) ProtoMessage() {}
 
 func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[10]
+	mi := &file_queen_v1_queen_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +1156,7 @@ func (x *ReadIndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadIndexResponse.ProtoReflect.Descriptor instead.
 func (*ReadIndexResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{10}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReadIndexResponse) GetIndex() uint64 {
@@ -870,7 +1183,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[11]
+	mi := &file_queen_v1_queen_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +1195,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[11]
+	mi := &file_queen_v1_queen_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +1208,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{11}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TransferLeadershipRequest) GetTo() string {
@@ -913,7 +1226,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	mi := &file_queen_v1_queen_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1238,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[12]
+	mi := &file_queen_v1_queen_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1251,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{12}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{15}
 }
 
 type RemoveQueenRequest struct {
@@ -951,7 +1264,7 @@ type RemoveQueenRequest struct {
 
 func (x *RemoveQueenRequest) Reset() {
 	*x = RemoveQueenRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	mi := &file_queen_v1_queen_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1276,7 @@ func (x *RemoveQueenRequest) String() string {
 func (*RemoveQueenRequest) ProtoMessage() {}
 
 func (x *RemoveQueenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[13]
+	mi := &file_queen_v1_queen_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1289,7 @@ func (x *RemoveQueenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveQueenRequest.ProtoReflect.Descriptor instead.
 func (*RemoveQueenRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{13}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemoveQueenRequest) GetId() string {
@@ -994,7 +1307,7 @@ type RemoveQueenResponse struct {
 
 func (x *RemoveQueenResponse) Reset() {
 	*x = RemoveQueenResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[14]
+	mi := &file_queen_v1_queen_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1319,7 @@ func (x *RemoveQueenResponse) String() string {
 func (*RemoveQueenResponse) ProtoMessage() {}
 
 func (x *RemoveQueenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[14]
+	mi := &file_queen_v1_queen_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1332,7 @@ func (x *RemoveQueenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveQueenResponse.ProtoReflect.Descriptor instead.
 func (*RemoveQueenResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{14}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{17}
 }
 
 type LeaveNodeRequest struct {
@@ -1032,7 +1345,7 @@ type LeaveNodeRequest struct {
 
 func (x *LeaveNodeRequest) Reset() {
 	*x = LeaveNodeRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[15]
+	mi := &file_queen_v1_queen_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1357,7 @@ func (x *LeaveNodeRequest) String() string {
 func (*LeaveNodeRequest) ProtoMessage() {}
 
 func (x *LeaveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[15]
+	mi := &file_queen_v1_queen_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1370,7 @@ func (x *LeaveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveNodeRequest.ProtoReflect.Descriptor instead.
 func (*LeaveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{15}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LeaveNodeRequest) GetNode() string {
@@ -1075,7 +1388,7 @@ type LeaveNodeResponse struct {
 
 func (x *LeaveNodeResponse) Reset() {
 	*x = LeaveNodeResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[16]
+	mi := &file_queen_v1_queen_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1400,7 @@ func (x *LeaveNodeResponse) String() string {
 func (*LeaveNodeResponse) ProtoMessage() {}
 
 func (x *LeaveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[16]
+	mi := &file_queen_v1_queen_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1413,7 @@ func (x *LeaveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveNodeResponse.ProtoReflect.Descriptor instead.
 func (*LeaveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{16}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{19}
 }
 
 type SightRequest struct {
@@ -1113,7 +1426,7 @@ type SightRequest struct {
 
 func (x *SightRequest) Reset() {
 	*x = SightRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[17]
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1438,7 @@ func (x *SightRequest) String() string {
 func (*SightRequest) ProtoMessage() {}
 
 func (x *SightRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[17]
+	mi := &file_queen_v1_queen_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1451,7 @@ func (x *SightRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SightRequest.ProtoReflect.Descriptor instead.
 func (*SightRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{17}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SightRequest) GetHive() string {
@@ -1159,7 +1472,7 @@ type SightResponse struct {
 
 func (x *SightResponse) Reset() {
 	*x = SightResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[18]
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1484,7 @@ func (x *SightResponse) String() string {
 func (*SightResponse) ProtoMessage() {}
 
 func (x *SightResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[18]
+	mi := &file_queen_v1_queen_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1497,7 @@ func (x *SightResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SightResponse.ProtoReflect.Descriptor instead.
 func (*SightResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{18}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SightResponse) GetQueen() string {
@@ -1218,7 +1531,7 @@ type HiveSight struct {
 
 func (x *HiveSight) Reset() {
 	*x = HiveSight{}
-	mi := &file_queen_v1_queen_proto_msgTypes[19]
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1543,7 @@ func (x *HiveSight) String() string {
 func (*HiveSight) ProtoMessage() {}
 
 func (x *HiveSight) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[19]
+	mi := &file_queen_v1_queen_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1556,7 @@ func (x *HiveSight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HiveSight.ProtoReflect.Descriptor instead.
 func (*HiveSight) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{19}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HiveSight) GetHive() string {
@@ -1290,7 +1603,7 @@ type AnnounceRequest struct {
 
 func (x *AnnounceRequest) Reset() {
 	*x = AnnounceRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1615,7 @@ func (x *AnnounceRequest) String() string {
 func (*AnnounceRequest) ProtoMessage() {}
 
 func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[20]
+	mi := &file_queen_v1_queen_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1628,7 @@ func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceRequest.ProtoReflect.Descriptor instead.
 func (*AnnounceRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{20}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AnnounceRequest) GetSelf() *Announcement {
@@ -1334,7 +1647,7 @@ type AnnounceResponse struct {
 
 func (x *AnnounceResponse) Reset() {
 	*x = AnnounceResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1659,7 @@ func (x *AnnounceResponse) String() string {
 func (*AnnounceResponse) ProtoMessage() {}
 
 func (x *AnnounceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[21]
+	mi := &file_queen_v1_queen_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1672,7 @@ func (x *AnnounceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceResponse.ProtoReflect.Descriptor instead.
 func (*AnnounceResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{21}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AnnounceResponse) GetSelf() *Announcement {
@@ -1398,7 +1711,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +1723,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[22]
+	mi := &file_queen_v1_queen_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +1736,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{22}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Announcement) GetRaftId() string {
@@ -1504,7 +1817,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[23]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1829,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[23]
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1842,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{23}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
 }
 
 type SaveSnapshotResponse struct {
@@ -1541,7 +1854,7 @@ type SaveSnapshotResponse struct {
 
 func (x *SaveSnapshotResponse) Reset() {
 	*x = SaveSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[24]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1866,7 @@ func (x *SaveSnapshotResponse) String() string {
 func (*SaveSnapshotResponse) ProtoMessage() {}
 
 func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[24]
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1879,7 @@ func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{24}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SaveSnapshotResponse) GetData() []byte {
@@ -1585,7 +1898,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1910,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[25]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1923,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{25}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RestoreSnapshotRequest) GetData() []byte {
@@ -1629,7 +1942,7 @@ type RestoreSnapshotResponse struct {
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1954,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1967,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RestoreSnapshotResponse) GetIndex() uint64 {
@@ -1676,7 +1989,7 @@ type StandingRequest struct {
 
 func (x *StandingRequest) Reset() {
 	*x = StandingRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2001,7 @@ func (x *StandingRequest) String() string {
 func (*StandingRequest) ProtoMessage() {}
 
 func (x *StandingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2014,7 @@ func (x *StandingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingRequest.ProtoReflect.Descriptor instead.
 func (*StandingRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StandingRequest) GetCertificate() []byte {
@@ -1727,7 +2040,7 @@ type StandingResponse struct {
 
 func (x *StandingResponse) Reset() {
 	*x = StandingResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +2052,7 @@ func (x *StandingResponse) String() string {
 func (*StandingResponse) ProtoMessage() {}
 
 func (x *StandingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +2065,7 @@ func (x *StandingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingResponse.ProtoReflect.Descriptor instead.
 func (*StandingResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StandingResponse) GetStanding() Standing {
@@ -1785,7 +2098,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +2110,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +2123,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1886,7 +2199,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2211,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2224,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *JoinResponse) GetCluster() string {
@@ -1975,7 +2288,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	mi := &file_queen_v1_queen_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2300,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	mi := &file_queen_v1_queen_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2313,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -2034,7 +2347,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	mi := &file_queen_v1_queen_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2359,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	mi := &file_queen_v1_queen_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2372,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RenewResponse) GetCaCertificates() []byte {
@@ -2096,7 +2409,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	mi := &file_queen_v1_queen_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2421,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	mi := &file_queen_v1_queen_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2434,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Hive) GetId() string {
@@ -2215,7 +2528,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_queen_v1_queen_proto_msgTypes[34]
+	mi := &file_queen_v1_queen_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2540,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[34]
+	mi := &file_queen_v1_queen_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2553,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{34}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Worker) GetId() string {
@@ -2344,7 +2657,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_queen_v1_queen_proto_msgTypes[35]
+	mi := &file_queen_v1_queen_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2669,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[35]
+	mi := &file_queen_v1_queen_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2682,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{35}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Load) GetActive() int32 {
@@ -2425,12 +2738,47 @@ var File_queen_v1_queen_proto protoreflect.FileDescriptor
 
 const file_queen_v1_queen_proto_rawDesc = "" +
 	"\n" +
-	"\x14queen/v1/queen.proto\x12\rrbee.queen.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x12hive/v1/hive.proto\x1a\x18options/v1/options.proto\"\x91\x01\n" +
+	"\x14queen/v1/queen.proto\x12\rrbee.queen.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12hive/v1/hive.proto\x1a\x18options/v1/options.proto\"\xc9\x01\n" +
 	"\vLinkRequest\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12'\n" +
 	"\x04hive\x18\x02 \x01(\v2\x13.rbee.queen.v1.HiveR\x04hive\x12/\n" +
 	"\aworkers\x18\x03 \x03(\v2\x15.rbee.queen.v1.WorkerR\aworkers\x12\x16\n" +
-	"\x06ending\x18\x04 \x01(\bR\x06ending\"\xbd\x01\n" +
+	"\x06ending\x18\x04 \x01(\bR\x06ending\x126\n" +
+	"\tinventory\x18\x05 \x01(\v2\x18.rbee.queen.v1.InventoryR\tinventory\"\xb0\x01\n" +
+	"\tInventory\x122\n" +
+	"\x06models\x18\x01 \x03(\v2\x1a.rbee.queen.v1.StoredModelR\x06models\x12,\n" +
+	"\x06offers\x18\x02 \x03(\v2\x14.rbee.queen.v1.OfferR\x06offers\x12!\n" +
+	"\foffers_known\x18\x03 \x01(\bR\voffersKnown\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\x04 \x01(\bR\n" +
+	"incomplete\"\xa5\x03\n" +
+	"\vStoredModel\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aaliases\x18\x02 \x03(\tR\aaliases\x12\x10\n" +
+	"\x03ref\x18\x03 \x01(\tR\x03ref\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12\x18\n" +
+	"\alicense\x18\x06 \x01(\tR\alicense\x12\"\n" +
+	"\farchitecture\x18\a \x01(\tR\farchitecture\x12\"\n" +
+	"\fquantization\x18\b \x01(\tR\fquantization\x12\x1e\n" +
+	"\n" +
+	"parameters\x18\t \x01(\x03R\n" +
+	"parameters\x12%\n" +
+	"\x0econtext_tokens\x18\n" +
+	" \x01(\x03R\rcontextTokens\x129\n" +
+	"\n" +
+	"created_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12%\n" +
+	"\x0eestimate_bytes\x18\f \x01(\x03R\restimateBytes\x12\x18\n" +
+	"\adamaged\x18\r \x01(\tR\adamaged\"\x94\x01\n" +
+	"\x05Offer\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
+	"\asummary\x18\x04 \x01(\tR\asummary\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12\x18\n" +
+	"\alicense\x18\x06 \x01(\tR\alicense\"\xbd\x01\n" +
 	"\fLinkResponse\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x1e\n" +
 	"\n" +
@@ -2651,101 +2999,109 @@ func file_queen_v1_queen_proto_rawDescGZIP() []byte {
 }
 
 var file_queen_v1_queen_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_queen_v1_queen_proto_goTypes = []any{
 	(BlobStage)(0),                     // 0: rbee.queen.v1.BlobStage
 	(Standing)(0),                      // 1: rbee.queen.v1.Standing
 	(*LinkRequest)(nil),                // 2: rbee.queen.v1.LinkRequest
-	(*LinkResponse)(nil),               // 3: rbee.queen.v1.LinkResponse
-	(*ClusterView)(nil),                // 4: rbee.queen.v1.ClusterView
-	(*QueenAddress)(nil),               // 5: rbee.queen.v1.QueenAddress
-	(*ClaimRequest)(nil),               // 6: rbee.queen.v1.ClaimRequest
-	(*ClaimResponse)(nil),              // 7: rbee.queen.v1.ClaimResponse
-	(*Seeder)(nil),                     // 8: rbee.queen.v1.Seeder
-	(*ApplyRequest)(nil),               // 9: rbee.queen.v1.ApplyRequest
-	(*ApplyResponse)(nil),              // 10: rbee.queen.v1.ApplyResponse
-	(*ReadIndexRequest)(nil),           // 11: rbee.queen.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil),          // 12: rbee.queen.v1.ReadIndexResponse
-	(*TransferLeadershipRequest)(nil),  // 13: rbee.queen.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 14: rbee.queen.v1.TransferLeadershipResponse
-	(*RemoveQueenRequest)(nil),         // 15: rbee.queen.v1.RemoveQueenRequest
-	(*RemoveQueenResponse)(nil),        // 16: rbee.queen.v1.RemoveQueenResponse
-	(*LeaveNodeRequest)(nil),           // 17: rbee.queen.v1.LeaveNodeRequest
-	(*LeaveNodeResponse)(nil),          // 18: rbee.queen.v1.LeaveNodeResponse
-	(*SightRequest)(nil),               // 19: rbee.queen.v1.SightRequest
-	(*SightResponse)(nil),              // 20: rbee.queen.v1.SightResponse
-	(*HiveSight)(nil),                  // 21: rbee.queen.v1.HiveSight
-	(*AnnounceRequest)(nil),            // 22: rbee.queen.v1.AnnounceRequest
-	(*AnnounceResponse)(nil),           // 23: rbee.queen.v1.AnnounceResponse
-	(*Announcement)(nil),               // 24: rbee.queen.v1.Announcement
-	(*SaveSnapshotRequest)(nil),        // 25: rbee.queen.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),       // 26: rbee.queen.v1.SaveSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),     // 27: rbee.queen.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),    // 28: rbee.queen.v1.RestoreSnapshotResponse
-	(*StandingRequest)(nil),            // 29: rbee.queen.v1.StandingRequest
-	(*StandingResponse)(nil),           // 30: rbee.queen.v1.StandingResponse
-	(*JoinRequest)(nil),                // 31: rbee.queen.v1.JoinRequest
-	(*JoinResponse)(nil),               // 32: rbee.queen.v1.JoinResponse
-	(*RenewRequest)(nil),               // 33: rbee.queen.v1.RenewRequest
-	(*RenewResponse)(nil),              // 34: rbee.queen.v1.RenewResponse
-	(*Hive)(nil),                       // 35: rbee.queen.v1.Hive
-	(*Worker)(nil),                     // 36: rbee.queen.v1.Worker
-	(*Load)(nil),                       // 37: rbee.queen.v1.Load
-	(*durationpb.Duration)(nil),        // 38: google.protobuf.Duration
-	(*v1.Device)(nil),                  // 39: rbee.hive.v1.Device
+	(*Inventory)(nil),                  // 3: rbee.queen.v1.Inventory
+	(*StoredModel)(nil),                // 4: rbee.queen.v1.StoredModel
+	(*Offer)(nil),                      // 5: rbee.queen.v1.Offer
+	(*LinkResponse)(nil),               // 6: rbee.queen.v1.LinkResponse
+	(*ClusterView)(nil),                // 7: rbee.queen.v1.ClusterView
+	(*QueenAddress)(nil),               // 8: rbee.queen.v1.QueenAddress
+	(*ClaimRequest)(nil),               // 9: rbee.queen.v1.ClaimRequest
+	(*ClaimResponse)(nil),              // 10: rbee.queen.v1.ClaimResponse
+	(*Seeder)(nil),                     // 11: rbee.queen.v1.Seeder
+	(*ApplyRequest)(nil),               // 12: rbee.queen.v1.ApplyRequest
+	(*ApplyResponse)(nil),              // 13: rbee.queen.v1.ApplyResponse
+	(*ReadIndexRequest)(nil),           // 14: rbee.queen.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),          // 15: rbee.queen.v1.ReadIndexResponse
+	(*TransferLeadershipRequest)(nil),  // 16: rbee.queen.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 17: rbee.queen.v1.TransferLeadershipResponse
+	(*RemoveQueenRequest)(nil),         // 18: rbee.queen.v1.RemoveQueenRequest
+	(*RemoveQueenResponse)(nil),        // 19: rbee.queen.v1.RemoveQueenResponse
+	(*LeaveNodeRequest)(nil),           // 20: rbee.queen.v1.LeaveNodeRequest
+	(*LeaveNodeResponse)(nil),          // 21: rbee.queen.v1.LeaveNodeResponse
+	(*SightRequest)(nil),               // 22: rbee.queen.v1.SightRequest
+	(*SightResponse)(nil),              // 23: rbee.queen.v1.SightResponse
+	(*HiveSight)(nil),                  // 24: rbee.queen.v1.HiveSight
+	(*AnnounceRequest)(nil),            // 25: rbee.queen.v1.AnnounceRequest
+	(*AnnounceResponse)(nil),           // 26: rbee.queen.v1.AnnounceResponse
+	(*Announcement)(nil),               // 27: rbee.queen.v1.Announcement
+	(*SaveSnapshotRequest)(nil),        // 28: rbee.queen.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 29: rbee.queen.v1.SaveSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),     // 30: rbee.queen.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 31: rbee.queen.v1.RestoreSnapshotResponse
+	(*StandingRequest)(nil),            // 32: rbee.queen.v1.StandingRequest
+	(*StandingResponse)(nil),           // 33: rbee.queen.v1.StandingResponse
+	(*JoinRequest)(nil),                // 34: rbee.queen.v1.JoinRequest
+	(*JoinResponse)(nil),               // 35: rbee.queen.v1.JoinResponse
+	(*RenewRequest)(nil),               // 36: rbee.queen.v1.RenewRequest
+	(*RenewResponse)(nil),              // 37: rbee.queen.v1.RenewResponse
+	(*Hive)(nil),                       // 38: rbee.queen.v1.Hive
+	(*Worker)(nil),                     // 39: rbee.queen.v1.Worker
+	(*Load)(nil),                       // 40: rbee.queen.v1.Load
+	(*timestamppb.Timestamp)(nil),      // 41: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 42: google.protobuf.Duration
+	(*v1.Device)(nil),                  // 43: rbee.hive.v1.Device
 }
 var file_queen_v1_queen_proto_depIdxs = []int32{
-	35, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
-	36, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
-	38, // 2: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
-	4,  // 3: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
-	5,  // 4: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
-	0,  // 5: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
-	8,  // 6: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
-	38, // 7: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
-	21, // 8: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
-	38, // 9: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
-	24, // 10: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
-	24, // 11: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
-	1,  // 12: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
-	4,  // 13: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
-	39, // 14: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	37, // 15: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	38, // 16: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
-	38, // 17: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
-	2,  // 18: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
-	6,  // 19: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
-	9,  // 20: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
-	11, // 21: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
-	13, // 22: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
-	15, // 23: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	17, // 24: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
-	19, // 25: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	22, // 26: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
-	25, // 27: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	27, // 28: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	31, // 29: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	29, // 30: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
-	33, // 31: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	3,  // 32: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	7,  // 33: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
-	10, // 34: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	12, // 35: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	14, // 36: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	16, // 37: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	18, // 38: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
-	20, // 39: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	23, // 40: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
-	26, // 41: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	28, // 42: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	32, // 43: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	30, // 44: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
-	34, // 45: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	32, // [32:46] is the sub-list for method output_type
-	18, // [18:32] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	38, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
+	39, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
+	3,  // 2: rbee.queen.v1.LinkRequest.inventory:type_name -> rbee.queen.v1.Inventory
+	4,  // 3: rbee.queen.v1.Inventory.models:type_name -> rbee.queen.v1.StoredModel
+	5,  // 4: rbee.queen.v1.Inventory.offers:type_name -> rbee.queen.v1.Offer
+	41, // 5: rbee.queen.v1.StoredModel.created_at:type_name -> google.protobuf.Timestamp
+	42, // 6: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
+	7,  // 7: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
+	8,  // 8: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
+	0,  // 9: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
+	11, // 10: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
+	42, // 11: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
+	24, // 12: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
+	42, // 13: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	27, // 14: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
+	27, // 15: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
+	1,  // 16: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
+	7,  // 17: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
+	43, // 18: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	40, // 19: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	42, // 20: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
+	42, // 21: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
+	2,  // 22: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	9,  // 23: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
+	12, // 24: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	14, // 25: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	16, // 26: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	18, // 27: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	20, // 28: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	22, // 29: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	25, // 30: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
+	28, // 31: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	30, // 32: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	34, // 33: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	32, // 34: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
+	36, // 35: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	6,  // 36: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	10, // 37: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
+	13, // 38: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	15, // 39: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	17, // 40: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	19, // 41: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	21, // 42: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	23, // 43: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	26, // 44: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
+	29, // 45: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	31, // 46: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	35, // 47: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	33, // 48: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
+	37, // 49: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	36, // [36:50] is the sub-list for method output_type
+	22, // [22:36] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }
@@ -2759,7 +3115,7 @@ func file_queen_v1_queen_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queen_v1_queen_proto_rawDesc), len(file_queen_v1_queen_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   36,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

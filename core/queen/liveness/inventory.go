@@ -1,0 +1,82 @@
+package liveness
+
+import (
+	"cmp"
+	"slices"
+	"unicode"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/wire"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+// maxInventories bounds the inventories of all hives at one queen, in bytes of their messages. One
+// beyond it is not kept: the hive is asked.
+const maxInventories = 64 << 20
+
+// Inventory is what a hive last said of its store. It is immutable.
+type Inventory struct {
+	core.Inventory
+	bytes int
+}
+
+// inventoryOf reads an inventory, with texts fit to be shown; nil for one that the hive says is not
+// whole. Errors: Invalid.
+func inventoryOf(p *queenv1.Inventory) (*Inventory, error) {
+	size := proto.Size(p)
+	switch {
+	case p == nil || p.GetIncomplete():
+		return nil, nil
+	case size > core.MaxInventoryBytes, len(p.GetModels()) > core.MaxInventoryModels, len(p.GetOffers()) > core.MaxInventoryOffers:
+		return nil, invalidReport("an inventory of %d models, %d offers and %d bytes", len(p.GetModels()), len(p.GetOffers()), size)
+	}
+	v := &Inventory{Inventory: wire.InventoryFromProto(p), bytes: size}
+	seen := make(map[string]bool, len(v.Models))
+	for i := range v.Models {
+		m := &v.Models[i]
+		if !isName(m.ID) || seen[m.ID] || len(m.Aliases) > core.MaxInventoryAliases || slices.ContainsFunc(m.Aliases, func(a string) bool { return !isName(a) }) {
+			return nil, invalidReport("its store has a model with a name that no model has")
+		}
+		seen[m.ID] = true
+		m.Aliases = slices.Clip(m.Aliases) // readers append to it
+		for _, text := range []*string{&m.Ref, &m.Digest, &m.License, &m.Architecture, &m.Quantization, &m.Damaged} {
+			*text = fit(*text)
+		}
+		m.SizeBytes, m.EstimateBytes, m.Parameters, m.ContextTokens = max(m.SizeBytes, 0), max(m.EstimateBytes, 0), max(m.Parameters, 0), max(m.ContextTokens, 0)
+	}
+	slices.SortFunc(v.Models, func(a, b core.Model) int { return cmp.Compare(a.ID, b.ID) })
+	for i := range v.Offers {
+		o := &v.Offers[i]
+		for _, text := range []*string{&o.Ref, &o.Kind, &o.Name, &o.Summary, &o.License} {
+			*text = fit(*text)
+		}
+		o.SizeBytes = max(o.SizeBytes, 0)
+	}
+	return v, nil
+}
+
+// isName reports whether a text can be a model's id or alias.
+func isName(s string) bool {
+	return s != "" && len(s) <= fsm.MaxTextBytes && !slices.ContainsFunc([]rune(s), unicode.IsControl)
+}
+
+// stockLocked keeps what a report says of the hive's store: where it says nothing and is not the
+// first of its link, nothing has changed.
+func (m *Monitor) stockLocked(p *peer, r *Report, first bool) {
+	if !first && !r.told {
+		return
+	}
+	if p.inventory != nil {
+		m.stocked -= p.inventory.bytes
+	}
+	p.inventory = nil
+	v := r.inventory
+	r.inventory = nil // the report outlives it
+	if v != nil && m.stocked+v.bytes <= maxInventories {
+		p.inventory = v
+		m.stocked += v.bytes
+	}
+}

@@ -1,0 +1,211 @@
+// Package membership keeps the nodes of the cluster: who joins, renews, leaves and is revoked,
+// which queens are there by their own word, and what raft and gossip must follow of it.
+package membership
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/gossip"
+	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/registry"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+	"github.com/rbee-project/rbee/raft/fsm"
+)
+
+// Options say what Members work with. Registry and ID are required.
+type Options struct {
+	Registry *registry.Registry
+	ID       string       // of this queen's node
+	Version  string       // of the program
+	Logger   hclog.Logger // nil: no log
+	Network  *Network     // nil: this queen is alone
+	Now      func() time.Time
+	Rand     func(n int) int // a number in [0, n)
+}
+
+// Network is what a queen needs to be one of several nodes. Fields that may be nil say so; the
+// others are required.
+type Network struct {
+	Identity *pki.Identity
+	Gossip   Gossip
+	// Self is the connection to this process's own services. Methods that the leader answers are
+	// passed on from there.
+	Self grpc.ClientConnInterface
+	// Conn gives the connection to another node. Its errors are classified; the connection is not
+	// the queen's to close.
+	Conn func(node, address string, role core.Role) (grpc.ClientConnInterface, error)
+	// Probe gives a connection to whoever answers at an address with the certificate of this queen,
+	// for announcements alone. It is not the queen's to close. nil: no announcements are exchanged.
+	Probe func(node, address string) (grpc.ClientConnInterface, error)
+	// Deaf are the nodes that gossip reaches over TCP and not over UDP; nil: nobody looks.
+	Deaf func() []gossip.Member
+	// SeekGossip has gossip look for nodes at an address. nil: it finds them by itself.
+	SeekGossip func(address string)
+	// CertificateTTL is the life of the certificates that this queen signs while it leads.
+	CertificateTTL time.Duration
+	// NodesChanged is called when a node came, changed or was revoked. It must not block for long.
+	NodesChanged func()
+	// Seed is what this queen writes to the registry at the beginning; nil: nothing.
+	Seed *Seed
+}
+
+// Seed is the beginning of a cluster, or of a queen whose certificate was made elsewhere.
+type Seed struct {
+	// Cluster is written together with Token, where the registry has none. Several queens of one
+	// cluster may try.
+	Cluster core.Cluster
+	Token   core.Token // the first operator's; without an id another queen begins the cluster
+	Node    core.Node  // this one
+	// Planted is called when the registry has it.
+	Planted func() error
+}
+
+// Gossip is the pool of nodes, as far as a queen uses it.
+type Gossip interface {
+	// Members are all nodes that gossip knows, dead ones and this one included.
+	Members() []gossip.Member
+	// Changed is closed at the next change of Members. It is taken before Members is asked.
+	Changed() <-chan struct{}
+	// SetKeys replaces the keys, the primary first.
+	SetKeys(keys [][]byte) error
+}
+
+// Members are the nodes of the cluster, as one queen knows them. They are safe for concurrent use.
+// Methods of a queen that is alone fail as Unsupported where they need a cluster.
+type Members struct {
+	opts     Options
+	net      *Network // nil: alone
+	log      hclog.Logger
+	registry *registry.Registry
+	leaving  atomic.Bool                // this queen leaves the cluster for good
+	later    chan func(context.Context) // what Run does and waits for, beside its other work
+
+	mu        sync.Mutex           // guards what is known of other nodes beside the registry: below
+	proofs    map[string]proof     // what queens announced, by node id
+	announced chan struct{}        // closed and replaced when a proof changed
+	departing map[string]time.Time // nodes that this queen takes out, since when
+}
+
+// New returns the members of a registry. It starts nothing.
+func New(o Options) *Members {
+	if o.Logger == nil {
+		o.Logger = hclog.NewNullLogger()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = rand.IntN
+	}
+	return &Members{
+		opts: o, net: o.Network, log: o.Logger, registry: o.Registry,
+		later: make(chan func(context.Context)), proofs: map[string]proof{}, announced: make(chan struct{}),
+	}
+}
+
+// Register adds the service for machines that join and renew their certificates to a gRPC server.
+func (m *Members) Register(s grpc.ServiceRegistrar) {
+	queenv1.RegisterJoinServiceServer(s, &joinService{m: m})
+}
+
+// Duties are what the leader does, each until its context ends or it fails; none for a queen that
+// is alone.
+func (m *Members) Duties() []func(context.Context) error {
+	if m.net == nil {
+		return nil
+	}
+	return []func(context.Context) error{m.keepQueens, m.admit, m.keepKeyring}
+}
+
+// Run does what every queen of a cluster does beside raft, until ctx ends: it plants the seed of a
+// new cluster, exchanges announcements with the other queens, and gives gossip the keys of the
+// registry. Alone it returns at once.
+func (m *Members) Run(ctx context.Context) {
+	if m.net == nil {
+		return
+	}
+	var wg sync.WaitGroup
+	if m.net.Seed != nil {
+		wg.Go(func() { m.plant(ctx, m.net.Seed) })
+	}
+	if m.net.Probe != nil {
+		wg.Go(func() { m.announce(ctx) })
+	}
+	if m.net.SeekGossip != nil {
+		wg.Go(func() { m.seekGossip(ctx) })
+	}
+	wg.Go(func() {
+		for {
+			select {
+			case f := <-m.later:
+				wg.Go(func() { f(ctx) })
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	var version uint64
+	for ctx.Err() == nil {
+		ws := registry.WatchSet{}
+		s := m.registry.View()
+		s.Nodes(ws)
+		m.net.NodesChanged()
+		c, ok := s.Cluster(ws)
+		if ok && c.GossipVersion != version {
+			if err := m.setGossipKeys(c); err != nil {
+				m.log.Error("cannot take over the gossip keys of the registry", "error", err)
+			} else {
+				version = c.GossipVersion
+			}
+		}
+		_ = registry.Wait(ctx, ws)
+	}
+	wg.Wait()
+}
+
+// seedRetry is the pause between attempts to write the seed, while there is no leader.
+const seedRetry = 200 * time.Millisecond
+
+// plant writes the seed. It ends when that is done, or can never be.
+func (m *Members) plant(ctx context.Context, s *Seed) {
+	for ctx.Err() == nil {
+		err := m.sow(ctx, s)
+		if err == nil {
+			m.log.Info("this queen is in the registry", "cluster", s.Cluster.ID)
+			return
+		}
+		kind := core.KindOf(err)
+		if kind != core.Unavailable && ctx.Err() == nil {
+			m.log.Error("cannot write the beginning of the cluster to the registry", "error", err, "hint", core.HintOf(err))
+		}
+		if kind == core.Conflict || kind == core.Invalid {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(seedRetry):
+		}
+	}
+}
+
+func (m *Members) sow(ctx context.Context, s *Seed) error {
+	if s.Token.ID == "" {
+		if _, err := m.registry.Cluster(); err != nil {
+			return err
+		}
+	} else if err := m.registry.Write(ctx, "init "+s.Cluster.ID, fsm.InitCluster(s.Cluster, &s.Token, &s.Node)); err != nil {
+		return err
+	}
+	if err := m.registry.Write(ctx, "node "+s.Node.ID, fsm.PutNode(s.Node, "")); err != nil {
+		return err
+	}
+	return s.Planted()
+}

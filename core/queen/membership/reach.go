@@ -1,0 +1,37 @@
+package membership
+
+import (
+	"net"
+	"net/netip"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+// checkSameMachine refuses a machine that the cluster would not reach, or that would not reach the
+// cluster: one of both has a loopback address, the other has not. Errors: Invalid.
+func (m *Members) checkSameMachine(s *state.Snapshot, n core.Node) error {
+	own, ok := s.Node(nil, m.opts.ID)
+	here, known := loopback(own.RPCAddress)
+	there, alsoKnown := loopback(n.RPCAddress)
+	switch {
+	case !ok || !known || !alsoKnown || here == there:
+		return nil
+	case there:
+		return core.Errorf(core.Invalid, "the cluster does not reach a machine at %s, which every machine takes for itself", n.RPCAddress).Hint(
+			"Set bind { advertise = … } on the machine that joins to an address that the others reach it at.")
+	}
+	return core.Errorf(core.Invalid, "this cluster is on one machine alone: its queen %s is at %s, which every machine takes for itself", own.Name, own.RPCAddress).Hint(
+		"Set bind { advertise = … } on the queen to an address that the others reach it at, restart it, and join again.")
+}
+
+// loopback reports whether an address is one that every machine takes for itself; known is false
+// for a name.
+func loopback(address string) (is, known bool) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false, false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Unmap().IsLoopback(), err == nil || host == "localhost"
+}

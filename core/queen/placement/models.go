@@ -1,0 +1,264 @@
+// Package placement finds models in the hives' stores and the hive for a worker with one, and has
+// workers started for requests.
+package placement
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/operation"
+	"github.com/rbee-project/rbee/core/queen/hives"
+	"github.com/rbee-project/rbee/core/queen/liveness"
+)
+
+const (
+	// builtinSource is the catalog source whose models a client gets by their bare name, fetched
+	// when they are first asked for: they are part of rbee. A model of any other source is fetched
+	// only when somebody says so (model_download, worker_spawn): a chat request must not be able to
+	// make a hive download whatever it names.
+	builtinSource = "builtin:"
+	kindModel     = "model"
+
+	// AliasTTL is how long a name that was found is taken for the model's without another look.
+	AliasTTL     = 30 * time.Second
+	maxAliases   = 1024
+	searchLimit  = 20
+	nearestLimit = 200
+)
+
+// knownModel is a model that can be started.
+type knownModel struct {
+	id            string            // of the model once it is loaded, where the hive has no other name for it
+	argument      string            // for worker_spawn, likewise
+	stored        map[string]string // what the hives that have it call it, by hive id
+	offered       map[string]bool   // ids of the hives that can fetch it; only where none has it
+	sizeBytes     int64
+	estimateBytes int64
+}
+
+// on returns what worker_spawn is told on a hive, and what the worker's model is called there;
+// false: the hive can have no worker with the model.
+func (m knownModel) on(hive string) (argument, served string, ok bool) {
+	if name, ok := m.stored[hive]; ok {
+		return name, name, true
+	}
+	return m.argument, m.id, m.offered == nil || m.offered[hive]
+}
+
+func (m knownModel) has(hive string) bool { return m.stored[hive] != "" }
+
+// names returns what the hives call the model, each name once.
+func (m knownModel) names() []string {
+	return hives.Unique(append(slices.Collect(maps.Values(m.stored)), m.id))
+}
+
+// modelsOf returns what every live hive has in its store, as its reports say. One whose reports say
+// nothing of it is asked.
+func (p *Placer) modelsOf(ctx context.Context) ([]hives.Answer[[]core.Model], []string, error) {
+	told := func(v *liveness.View) ([]core.Model, bool) {
+		if v.Inventory == nil {
+			return nil, false
+		}
+		return v.Inventory.Models, true
+	}
+	return hives.AskAll(ctx, p.hives, hives.AskTimeout, told, hives.Asking(operation.ModelList, core.Request{}))
+}
+
+// searchBuiltin returns what the builtin source of every live hive offers, as its reports say; one
+// whose reports do not is asked. What a client of the API calls a model is nothing to tell other
+// origins.
+func (p *Placer) searchBuiltin(ctx context.Context, text string, limit int) ([]hives.Answer[[]core.CatalogItem], []string, error) {
+	told := func(v *liveness.View) ([]core.CatalogItem, bool) {
+		if v.Inventory == nil || !v.Inventory.OffersKnown {
+			return nil, false
+		}
+		return v.Inventory.Offers, true
+	}
+	search := core.Request{Text: text, Kind: kindModel, Limit: limit, Source: strings.TrimSuffix(builtinSource, ":")}
+	return hives.AskAll(ctx, p.hives, hives.SearchTimeout, told, hives.Asking(operation.CatalogSearch, search))
+}
+
+// find looks a model up by the name a client used: an id, else an alias, else the exact reference
+// of a stored model; and where no hive has it, the bare name of a model of the builtin source.
+// Errors: NotFound with the nearest names; Unavailable when a hive that may have it did not answer.
+func (p *Placer) find(ctx context.Context, name string) (knownModel, error) {
+	lists, problems, err := p.modelsOf(ctx)
+	if err != nil {
+		return knownModel{}, err
+	}
+	if m, ok := stored(lists, name); ok {
+		return m, nil
+	}
+	offers, more, err := p.searchBuiltin(ctx, name, searchLimit)
+	if err != nil && ctx.Err() != nil {
+		return knownModel{}, err
+	}
+	problems = hives.Unique(append(problems, more...))
+	if m, ok := offered(offers, name); ok {
+		return m, nil
+	}
+	for _, l := range lists {
+		for _, m := range l.Value {
+			if m.Damaged != "" && (m.ID == name || slices.Contains(m.Aliases, name) || m.Ref == name) {
+				return knownModel{}, core.Errorf(core.Unavailable, "model %q on hive %s is damaged: %s", name, l.Hive.Name, m.Damaged).Hint(
+					"Download it again with a job model_download of %q.", cmp.Or(m.Ref, m.ID))
+			}
+		}
+	}
+	if len(problems) > 0 {
+		return knownModel{}, core.Errorf(core.Unavailable, "model %q is on no hive that answers; %s", name, strings.Join(problems, "; ")).Hint(
+			"Look at `rbee status`, and try again when these hives are back.")
+	}
+	var names []string
+	for _, l := range lists {
+		for _, m := range l.Value {
+			names = append(append(names, m.ID), m.Aliases...)
+		}
+	}
+	everything, _, _ := p.searchBuiltin(ctx, "", nearestLimit) // only for a hint
+	for _, o := range append(offers, everything...) {
+		for _, item := range o.Value {
+			if strings.HasPrefix(item.Ref, builtinSource) {
+				names = append(names, item.Name)
+			}
+		}
+	}
+	err = core.Errorf(core.NotFound, "there is no model %q", name)
+	if strings.Contains(name, ":") {
+		return knownModel{}, core.WithHint(err, "%sA catalog reference is not fetched by a request for an answer: start it with `rbee worker spawn --model %s` first.",
+			core.NearestHint(name, names), name)
+	}
+	return knownModel{}, core.WithHint(err, "%sSee all with `rbee model list`.", core.NearestHint(name, names))
+}
+
+// stored finds a model in the hives' stores. An id on any hive comes before an alias on any, and
+// that before a reference. Models of the same files are one model: it has the first of their ids,
+// whichever was asked for, and workers with any of them serve it.
+func stored(lists []hives.Answer[[]core.Model], name string) (knownModel, bool) {
+	for _, is := range []func(core.Model) bool{
+		func(m core.Model) bool { return m.ID == name },
+		func(m core.Model) bool { return slices.Contains(m.Aliases, name) },
+		func(m core.Model) bool { return m.Ref == name },
+	} {
+		id := ""
+		for _, l := range lists {
+			for _, m := range l.Value {
+				if m.Damaged == "" && is(m) && (id == "" || m.ID < id) {
+					id = m.ID
+				}
+			}
+		}
+		if id == "" {
+			continue
+		}
+		files := map[string]bool{}
+		for _, l := range lists {
+			for _, m := range l.Value {
+				if m.ID == id && m.Damaged == "" && m.Digest != "" {
+					files[fileDigests(m)] = true
+				}
+			}
+		}
+		k := knownModel{id: id, argument: id, stored: map[string]string{}}
+		for _, l := range lists {
+			for _, m := range l.Value {
+				if m.Damaged == "" && (m.ID == id || files[fileDigests(m)]) {
+					k.id = min(k.id, m.ID)
+					if have, ok := k.stored[l.Hive.ID]; !ok || have != id && (m.ID == id || m.ID < have) {
+						k.stored[l.Hive.ID] = m.ID
+					}
+					k.sizeBytes, k.estimateBytes = max(k.sizeBytes, m.SizeBytes), max(k.estimateBytes, m.EstimateBytes)
+				}
+			}
+		}
+		k.argument = k.id
+		if len(files) == 0 { // it has no files: only where it is offered can it be started
+			k.offered = map[string]bool{}
+			for hive := range k.stored {
+				k.offered[hive] = true
+			}
+		}
+		return k, true
+	}
+	return knownModel{}, false
+}
+
+// fileDigests identifies a model by its files, in their order.
+func fileDigests(m core.Model) string {
+	all := []string{m.Digest}
+	for _, f := range m.Files {
+		all = append(all, f.Digest)
+	}
+	return strings.Join(all, " ")
+}
+
+// offered finds a model of the builtin source by its bare name.
+func offered(offers []hives.Answer[[]core.CatalogItem], name string) (knownModel, bool) {
+	k := knownModel{id: name, offered: map[string]bool{}}
+	for _, o := range offers {
+		for _, item := range o.Value {
+			if item.Name == name && item.Kind == kindModel && strings.HasPrefix(item.Ref, builtinSource) && (k.argument == "" || k.argument == item.Ref) {
+				k.argument = item.Ref
+				k.offered[o.Hive.ID] = true
+				k.sizeBytes = max(k.sizeBytes, item.SizeBytes)
+			}
+		}
+	}
+	return k, k.argument != ""
+}
+
+// Models lists the models of all hives that answer, each once, and says which did not. Errors:
+// Unavailable when no hive answers.
+func (p *Placer) Models(ctx context.Context) ([]core.Model, []string, error) {
+	lists, problems, err := p.modelsOf(ctx)
+	if err != nil {
+		return nil, problems, err
+	}
+	merged := map[string]*core.Model{}
+	for _, l := range lists {
+		for _, m := range l.Value {
+			seen, ok := merged[m.ID]
+			switch {
+			case !ok:
+				m.Hives = []string{l.Hive.ID}
+				merged[m.ID] = &m
+				continue
+			case seen.Damaged != "" && m.Damaged == "":
+				// A whole copy describes the model better than a damaged one.
+				m.Hives, m.LoadedBy, m.Aliases = seen.Hives, append(m.LoadedBy, seen.LoadedBy...), append(m.Aliases, seen.Aliases...)
+				*seen = m
+			default:
+				seen.LoadedBy, seen.Aliases = append(seen.LoadedBy, m.LoadedBy...), append(seen.Aliases, m.Aliases...)
+			}
+			seen.Hives = append(seen.Hives, l.Hive.ID)
+		}
+	}
+	for _, w := range p.registry.View().Workers(nil) {
+		if m, ok := merged[w.Model]; ok {
+			m.LoadedBy = append(m.LoadedBy, w.ID)
+			if w.State == core.WorkerReady {
+				m.Capabilities = m.Capabilities.With(w.Capabilities)
+			}
+		}
+	}
+	models := make([]core.Model, 0, len(merged))
+	for _, id := range slices.Sorted(maps.Keys(merged)) {
+		m := *merged[id]
+		m.Hives, m.LoadedBy, m.Aliases = listed(m.Hives), listed(m.LoadedBy), listed(m.Aliases)
+		models = append(models, m)
+	}
+	return models, problems, nil
+}
+
+// listed is unique that is [] in JSON.
+func listed(names []string) []string {
+	if names = hives.Unique(names); names == nil {
+		return []string{}
+	}
+	return names
+}

@@ -1,0 +1,113 @@
+package placement
+
+import (
+	"context"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/queen/hives"
+	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/registry"
+	"github.com/rbee-project/rbee/core/sched"
+)
+
+// Options say what a Placer works with. All fields but Logger are required.
+type Options struct {
+	Registry *registry.Registry
+	Hives    *hives.Hives
+	Liveness interface {
+		Hive(id string) *liveness.View
+	}
+	Logger hclog.Logger // nil: no log
+}
+
+// Placer finds models and chooses hives for them. It keeps nothing, and is safe for concurrent use.
+type Placer struct {
+	registry *registry.Registry
+	hives    *hives.Hives
+	liveness interface {
+		Hive(id string) *liveness.View
+	}
+	log hclog.Logger
+}
+
+// NewPlacer returns a placer.
+func NewPlacer(o Options) *Placer {
+	if o.Logger == nil {
+		o.Logger = hclog.NewNullLogger()
+	}
+	return &Placer{registry: o.Registry, hives: o.Hives, liveness: o.Liveness, log: o.Logger}
+}
+
+// place chooses the hive for a worker with the model. Errors: TooLarge, Unavailable, both with the
+// reason per hive.
+func (p *Placer) place(d sched.Demand, m knownModel, among []core.Hive, refused []sched.Refusal) (string, error) {
+	d.MinBytes, d.EstimateBytes = m.sizeBytes, m.estimateBytes
+	perHive := map[string]int{}
+	for _, w := range p.registry.View().Workers(nil) {
+		perHive[w.Hive]++
+	}
+	rooms := make([]sched.Room, 0, len(among))
+	for _, h := range among {
+		if m.offered != nil && !m.offered[h.ID] {
+			refused = append(refused, sched.Refusal{Name: h.Name, Reason: "does not have the model and cannot fetch it"})
+			continue
+		}
+		rooms = append(rooms, sched.Room{Hive: h, HasModel: m.has(h.ID), Workers: perHive[h.ID]})
+	}
+	chosen, more, ok := sched.Place(d, rooms)
+	if ok {
+		p.log.Debug("placed a worker", "hive", chosen.Hive, "model", d.Model, "reason", chosen.Reason)
+		return chosen.Hive, nil
+	}
+	refused = append(refused, more...)
+	for _, r := range more {
+		if r.MissingBytes > 0 {
+			return "", core.Errorf(core.TooLarge, "no hive has room for a worker with %s: %s", d.Model, hives.Reasons(refused)).Hint(
+				"Retire a worker that is not needed (`rbee ps`, `rbee worker retire`), or use a smaller model.")
+		}
+	}
+	return "", core.Errorf(core.Unavailable, "no hive can run a worker with %s: %s", d.Model, hives.Reasons(refused)).Hint(
+		"Look at `rbee status`, and at `rbee plugin list` on the hives.")
+}
+
+// Spawn chooses the hive for a worker_spawn that names none. Only the hive can judge what the
+// request asks beyond the model's own size.
+func (p *Placer) Spawn(ctx context.Context, r core.Request, live []core.Hive) (string, error) {
+	if len(live) == 1 && !live[0].Draining {
+		return live[0].ID, nil // it says better itself why it cannot
+	}
+	lists, _, err := p.modelsOf(ctx)
+	if err != nil {
+		return "", err
+	}
+	m, ok := stored(lists, r.Model)
+	if !ok {
+		m = knownModel{id: r.Model}
+	}
+	_, refused := p.hives.Live()
+	typ, _, _ := strings.Cut(r.Type, "@")
+	return p.place(sched.Demand{Model: r.Model, Type: typ, Device: r.Device}, m, live, refused)
+}
+
+// Download chooses the hive for a model_download that names none: one that has the model, else
+// the one on which a worker with it would be placed.
+func (p *Placer) Download(ctx context.Context, r core.Request, live []core.Hive) (string, error) {
+	if len(live) == 1 {
+		return live[0].ID, nil
+	}
+	lists, _, err := p.modelsOf(ctx)
+	if err != nil {
+		return "", err
+	}
+	m, ok := stored(lists, r.Model)
+	for _, h := range live {
+		if ok && m.has(h.ID) {
+			return h.ID, nil
+		}
+	}
+	_, refused := p.hives.Live()
+	return p.place(sched.Demand{Model: r.Model}, knownModel{id: r.Model}, live, refused)
+}

@@ -1,0 +1,48 @@
+package queen
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+
+	"github.com/rbee-project/rbee/core/queen/liveness"
+	"github.com/rbee-project/rbee/core/queen/membership"
+	"github.com/rbee-project/rbee/core/registry"
+	queenv1 "github.com/rbee-project/rbee/proto/queen/v1"
+)
+
+// registryService answers hives. Its errors are classified; the gRPC server of core/rpc carries
+// them.
+type registryService struct {
+	queenv1.UnimplementedRegistryServiceServer
+	m *liveness.Monitor
+}
+
+// Link runs the link of one hive.
+func (s *registryService) Link(stream grpc.BidiStreamingServer[queenv1.LinkRequest, queenv1.LinkResponse]) error {
+	return s.m.Serve(stream)
+}
+
+// clusterService answers other queens, and this one by way of Network.Self. What is at the same
+// depth of embedding wins over unimplemented.
+type clusterService struct {
+	unimplemented
+	*registry.LeaderService
+	*membership.NodesService
+	q *Queen
+}
+
+type unimplemented struct {
+	queenv1.UnimplementedClusterServiceServer
+}
+
+// Sight says how this queen sees hives.
+func (s *clusterService) Sight(_ context.Context, req *queenv1.SightRequest) (*queenv1.SightResponse, error) {
+	resp := &queenv1.SightResponse{Queen: s.q.opts.ID}
+	for _, h := range s.q.Registry.View().Hives(nil) {
+		if req.GetHive() == "" || req.GetHive() == h.ID {
+			resp.Hives = append(resp.Hives, sightToProto(h.ID, s.q.sight(h.ID)))
+		}
+	}
+	return resp, nil
+}

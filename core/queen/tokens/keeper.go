@@ -1,0 +1,45 @@
+// Package tokens keeps the API and join tokens of the registry: makes, revokes and expires them, and
+// says whose one is.
+package tokens
+
+import (
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/core/registry"
+)
+
+// DefaultGrace is Options.Grace where nothing else is said.
+const DefaultGrace = time.Hour
+
+// Options say what a Keeper works with. Registry is required.
+type Options struct {
+	Registry *registry.Registry
+	Logger   hclog.Logger // nil: no log
+	// Grace is how long a token is taken after it was proved last while this queen is out of
+	// contact with a leader; 0 takes none then.
+	Grace time.Duration
+	Now   func() time.Time // stamps tokens; nil: time.Now
+}
+
+// Keeper keeps the tokens of a registry. It is safe for concurrent use.
+type Keeper struct {
+	opts     Options
+	log      hclog.Logger
+	registry *registry.Registry
+	since    time.Time // when it was made, by the monotonic clock
+	proofs   proofs
+	catching catchUps
+}
+
+// New returns the keeper of a registry's tokens.
+func New(o Options) *Keeper {
+	if o.Logger == nil {
+		o.Logger = hclog.NewNullLogger()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &Keeper{opts: o, log: o.Logger, registry: o.Registry, since: time.Now(), catching: catchUps{turn: make(chan struct{}, 1)}}
+}
