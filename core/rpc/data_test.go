@@ -158,9 +158,28 @@ func dataNode(t *testing.T, answer func(c net.Conn)) (*rpc.Pool, *node) {
 	return newPool(t, ca), n
 }
 
+// endsOnCall is a context that ends with err once done is closed. No load makes it end too early.
+type endsOnCall struct {
+	context.Context
+	done chan struct{}
+	err  error
+}
+
+func (e endsOnCall) Done() <-chan struct{} { return e.done }
+
+func (e endsOnCall) Err() error {
+	select {
+	case <-e.done:
+		return e.err
+	default:
+		return nil
+	}
+}
+
 func TestDialData(t *testing.T) {
 	t.Parallel()
 	failure := core.Errorf(core.NotFound, "hive x has no worker %q", "gone").Hint("Look again.")
+	asked := make(chan struct{}, 2)
 	p, n := dataNode(t, func(c net.Conn) {
 		id, _, err := rpc.ReadConnect(c)
 		must.NoError(t, err)
@@ -174,6 +193,7 @@ func TestDialData(t *testing.T) {
 			must.NoError(t, err)
 			c.(*rpc.Conn).Abort()
 		case "mute":
+			asked <- struct{}{}
 			_, _ = c.Read(make([]byte, 1)) // until the other side goes
 			_ = c.Close()
 		case "odd":
@@ -207,20 +227,17 @@ func TestDialData(t *testing.T) {
 	_, err = dial(t.Context(), "a b")
 	must.Eq(t, core.Invalid, core.KindOf(err))
 
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() {
-		_, err := dial(ctx, "mute")
-		ended <- err
-	}()
-	timer := time.NewTimer(50 * time.Millisecond)
-	<-timer.C
-	cancel()
-	must.Eq(t, core.Cancelled, core.KindOf(<-ended))
-	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	_, err = dial(ctx, "mute")
-	must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
+	for _, end := range []error{context.Canceled, context.DeadlineExceeded} {
+		ctx := endsOnCall{t.Context(), make(chan struct{}), end}
+		ended := make(chan error, 1)
+		go func() {
+			_, err := dial(ctx, "mute")
+			ended <- err
+		}()
+		<-asked
+		close(ctx.done)
+		must.Eq(t, core.KindOf(end), core.KindOf(<-ended))
+	}
 
 	_, err = p.DialData(t.Context(), "00000001", "127.0.0.1:1", "w")
 	must.Eq(t, core.Unavailable, core.KindOf(err))
