@@ -252,19 +252,26 @@ func TestMuxListenerFails(t *testing.T) {
 func TestFollow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		leader, looks := "a", 0
-		f := &Forwarder{Leader: func(context.Context) (string, string, bool, error) { looks++; return leader, "", false, nil }}
+		var moved atomic.Bool
+		var looks atomic.Int32
+		f := &Forwarder{Leader: func(context.Context) (string, string, bool, error) {
+			looks.Add(1)
+			if moved.Load() {
+				return "b", "", false, nil
+			}
+			return "a", "", false, nil
+		}}
 		ctx, cancel := f.follow(t.Context(), "a")
 		time.Sleep(time.Second + leaderWatch/2)
-		must.Eq(t, 10, looks)
+		must.Eq(t, 10, looks.Load())
 		must.NoError(t, ctx.Err())
 		cancel()
 		must.Error(t, ctx.Err())
 		time.Sleep(time.Second)
-		must.Eq(t, 10, looks)
+		must.Eq(t, 10, looks.Load())
 
 		ctx, cancel = f.follow(t.Context(), "a")
-		leader = "b"
+		moved.Store(true)
 		<-ctx.Done()
 		must.ErrorIs(t, context.Cause(ctx), errLeaderChanged)
 		cancel()
