@@ -111,7 +111,9 @@ func follow(test, dir string, out *os.File, m *model) error {
 			if c := calls[tid]; c != nil {
 				delete(calls, tid)
 				m.exit(c, tid)
-			} else if c, err := enter(tid); err != nil {
+			} else if c, err := enter(tid); errors.Is(err, unix.ESRCH) {
+				continue // its process has ended since; Wait4 reports that
+			} else if err != nil {
 				return fmt.Errorf("read a system call: %w", err)
 			} else {
 				calls[tid] = c
