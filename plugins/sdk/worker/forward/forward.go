@@ -226,11 +226,13 @@ func (f *Forwarder) pick(tried map[*target]bool) *target {
 	return best
 }
 
-// body returns what to send: the request's own body, or for JSON that must be changed or may be
-// sent twice a function that returns it from its beginning.
+// body returns what to send: the request's own body, or for JSON a function that returns it from its
+// beginning. JSON is read whole first: it may have to be changed or sent twice, and a server that
+// answers early would close the client's body under the transport that still reads it, which cuts
+// the answer.
 func (f *Forwarder) body(r *http.Request) (io.ReadCloser, func() *bytes.Reader, error) {
 	isJSON := strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") || r.Header.Get("Content-Type") == ""
-	if r.Method != http.MethodPost || !isJSON || f.o.Model == "" && len(f.targets) == 1 {
+	if r.Method != http.MethodPost || !isJSON {
 		return r.Body, nil, nil
 	}
 	whole, err := io.ReadAll(io.LimitReader(r.Body, MaxBody+1))

@@ -179,6 +179,8 @@ func TestForwardStream(t *testing.T) {
 			w.(http.Flusher).Flush()
 		}
 	}, nil)
+	end := sync.OnceFunc(func() { close(next) })
+	t.Cleanup(end) // a test that fails does not wait for its server
 	answered := make(chan *http.Response)
 	go func() {
 		resp, err := s.Client().Post(s.URL+"/v1/chat/completions", "application/json", strings.NewReader(`{}`))
@@ -200,7 +202,7 @@ func TestForwardStream(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, p, string(got))
 	}
-	close(next)
+	end()
 	rest, err := io.ReadAll(in)
 	must.NoError(t, err)
 	must.Eq(t, "", string(rest))
