@@ -31,8 +31,8 @@ func (n *network) declined(address string) {
 }
 
 // watchStanding asks the queens what became of this node when others refuse its certificate, until
-// ctx ends. TLS does not say why; a queen says it to whoever has the key. A node that the cluster
-// took out says so once, and leaves the others alone from then on.
+// ctx ends. TLS gives no reason; a queen tells the holder of the key. A node that was removed from
+// the cluster logs that once and stops dialing the others.
 func (n *network) watchStanding(ctx context.Context) error {
 	for {
 		var refusedBy string

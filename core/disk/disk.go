@@ -10,8 +10,8 @@ import (
 )
 
 // MakeFolder makes a folder with mode 0700, and those above it that are missing. A folder that was
-// there before keeps its mode; its name is synced as well where that is possible, as whoever made
-// it may have been cut short. It may be used concurrently.
+// there before keeps its mode. Its name is synced as well where possible: the process that made it
+// may have been cut short. It is safe for concurrent use.
 func MakeFolder(path string) error {
 	path = filepath.Clean(path)
 	var missing []string // the deepest first

@@ -385,8 +385,7 @@ func TestIfRange(t *testing.T) {
 	}
 }
 
-// Time in which nothing was sent is not made up for, a new rate counts at once, and whoever gives
-// up does not wait.
+// Idle time earns no credit, a new rate applies at once, and a cancelled caller does not wait.
 func TestLimiterKeepsTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

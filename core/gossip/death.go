@@ -22,7 +22,7 @@ type death struct {
 	doubt       int
 }
 
-// doubt has the reported death of a member looked into. The caller holds p.mu.
+// doubt starts a check of a member that was reported dead. The caller holds p.mu.
 func (p *Pool) doubt(e *entry) {
 	e.ends++
 	e.doubt = e.ends

@@ -24,8 +24,8 @@ func (b *builder) biased(name string, cols, rows int) {
 	b.small(name+".bias", rows)
 }
 
-// classifier adds what turns a text's vector into scores; dense says whether a layer of the
-// vector's own size comes before.
+// classifier adds the layer that turns a text's vector into scores. With dense, a layer of the
+// vector's own size comes first.
 func (b *builder) classifier(a arch, dense bool) {
 	if a.labels == 0 {
 		return
