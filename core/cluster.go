@@ -174,3 +174,17 @@ type SnapshotInfo struct {
 	Nodes   int    `json:"nodes"`
 	Tokens  int    `json:"tokens"`
 }
+
+// MaxTokenGrace is the longest time that a queen without a leader may accept tokens that it has
+// verified before.
+const MaxTokenGrace = 30 * 24 * time.Hour
+
+// Setting is a setting that all queens share. It is in the registry once somebody set it.
+type Setting struct {
+	Name    string `json:"name"`
+	Value   string `json:"value"` // as text; empty where it is unset and each queen says what it is
+	Set     bool   `json:"set"`   // somebody set it; otherwise value is the default
+	Values  string `json:"values"`
+	Doc     string `json:"doc"`
+	Problem string `json:"problem,omitempty"` // why the queen that answers does not use it
+}

@@ -104,6 +104,10 @@ type Request struct {
 	Kind  string `json:"kind,omitempty"`  // as in CatalogItem
 	Limit int    `json:"limit,omitempty"` // of a list
 	File  string `json:"file,omitempty"`  // path on the machine of the queen that is asked
+
+	Setting string `json:"setting,omitempty"` // of the cluster
+	Value   string `json:"value,omitempty"`   // of the setting, as text
+	Unset   bool   `json:"unset,omitempty"`   // return the setting to its default
 }
 
 // JobState is where a job is in its life.

@@ -59,7 +59,7 @@ func settings() []setting {
 			return checkDuration(c.Queen.CertificateTTL, 10*time.Minute, maxCertificateTTL, "10m", "87600h (ten years)")
 		}},
 		{name: "queen.token_grace", field: func(c *Config) any { return &c.Queen.TokenGrace }, check: func(c *Config) string {
-			return checkDuration(c.Queen.TokenGrace, 0, 30*24*time.Hour, "0s", "720h (30 days)")
+			return checkDuration(c.Queen.TokenGrace, 0, core.MaxTokenGrace, "0s", "720h (30 days)")
 		}},
 		{name: "queen.queue_limit", field: func(c *Config) any { return &c.Queen.QueueLimit }, check: func(c *Config) string { return checkRange(c.Queen.QueueLimit, 1, 100_000) }},
 		{name: "queen.queue_timeout", field: func(c *Config) any { return &c.Queen.QueueTimeout }, check: func(c *Config) string {

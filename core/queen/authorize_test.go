@@ -18,6 +18,7 @@ import (
 	"github.com/rbee-project/rbee/core/queen/membership"
 	"github.com/rbee-project/rbee/core/queen/tokens"
 	"github.com/rbee-project/rbee/core/registry"
+	"github.com/rbee-project/rbee/core/setting"
 	"github.com/rbee-project/rbee/core/token"
 	"github.com/rbee-project/rbee/raft/fsm"
 )
@@ -174,5 +175,32 @@ func TestAuthorizeOutOfContact(t *testing.T) {
 		mustFail(t, f.authorize(used), core.Unauthenticated)
 		must.Eq(t, "", f.q.Tokens.Problem())
 		must.StrContains(t, f.log.String(), "in contact with a leader again")
+	})
+}
+
+// The cluster's setting overrides what a queen's configuration says, as far as its replica has it.
+func TestAuthorizeClusterGrace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const own, shared = time.Minute, 10 * time.Minute
+		f := newFollower(t, own)
+		text, _ := f.token()
+		_, err := f.leader.Registry.Set(t.Context(), setting.TokenGrace.Name, shared.String())
+		must.NoError(t, err)
+		must.NoError(t, f.authorize(text))
+		f.connect(false)
+		_, err = f.leader.Registry.Reset(t.Context(), setting.TokenGrace.Name) // it does not hear of that
+		must.NoError(t, err)
+		time.Sleep(shared - time.Second)
+		must.NoError(t, f.authorize(text))
+		time.Sleep(2 * time.Second)
+		mustFail(t, f.authorize(text), core.Unavailable, "has not proved for 10m0s")
+
+		f.connect(true)
+		time.Sleep(tokens.ContactLost)
+		must.NoError(t, f.authorize(text))
+		f.connect(false)
+		time.Sleep(own + tokens.ContactLost)
+		mustFail(t, f.authorize(text), core.Unavailable, "has not proved for 1m0s")
 	})
 }

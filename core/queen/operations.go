@@ -44,6 +44,7 @@ func (q *Queen) readFuncs() operation.Answers {
 	operation.Answer(a, operation.HiveStatus, q.hiveHealth)
 	operation.Answer(a, operation.ActiveWorkerList, func(ctx context.Context, _ core.Request) ([]core.Worker, error) { return q.hives.Workers(), nil })
 	operation.Answer(a, operation.ActiveWorkerGet, func(ctx context.Context, r core.Request) (core.Worker, error) { return q.hives.Worker(ctx, r.Worker) })
+	operation.Answer(a, operation.SettingList, func(context.Context, core.Request) ([]core.Setting, error) { return q.Registry.Settings(), nil })
 	operation.Answer(a, operation.Status, q.status)
 	return a
 }
@@ -65,6 +66,7 @@ func (q *Queen) operations() job.Funcs {
 		}
 	}
 	job.Does(funcs, operation.Infer, q.infer)
+	job.Does(funcs, operation.SettingSet, q.setSetting)
 	return funcs
 }
 
@@ -129,4 +131,24 @@ func (q *Queen) infer(ctx context.Context, r core.Request, run *job.Run) (core.I
 		return core.InferResult{}, core.Errorf(core.Unsupported, "this queen answers no prompts")
 	}
 	return q.opts.Infer(ctx, r, run.Progress, func(line string) { run.Log("%s", line) })
+}
+
+// setSetting sets a setting of the cluster, or returns it to its default.
+func (q *Queen) setSetting(ctx context.Context, r core.Request, _ *job.Run) (core.Setting, error) {
+	var (
+		s   core.Setting
+		err error
+	)
+	switch {
+	case r.Unset && r.Value != "":
+		return s, core.Errorf(core.Invalid, "a setting is set or unset, not both").Hint("Leave one of value and unset out.")
+	case r.Unset:
+		s, err = q.Registry.Reset(ctx, r.Setting)
+	default:
+		s, err = q.Registry.Set(ctx, r.Setting, r.Value)
+	}
+	if err == nil {
+		q.log.Info("setting of the cluster changed", "setting", s.Name, "value", s.Value, "set", s.Set)
+	}
+	return s, err
 }

@@ -235,3 +235,20 @@ func (e *entry) setKeyring(op *raftv1.SetKeyring) error {
 	e.PutCluster(c)
 	return nil
 }
+
+// putSetting stores any name: a queen that is not upgraded yet keeps what a newer one knows.
+func (e *entry) putSetting(op *raftv1.PutSetting) error {
+	if op.GetUnset() {
+		e.DeleteSetting(op.GetName())
+		return nil
+	}
+	old, ok := e.Setting(op.GetName())
+	switch {
+	case ok && old.Value == op.GetValue():
+		return nil
+	case !ok && e.SettingCount() >= state.MaxSettings:
+		return core.Errorf(core.TooLarge, "put setting: %d settings are set already", state.MaxSettings).Hint("Reset those that nobody needs.")
+	}
+	e.PutSetting(state.Setting{Name: op.GetName(), Value: op.GetValue(), Index: e.index})
+	return nil
+}

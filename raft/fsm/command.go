@@ -169,6 +169,17 @@ func SetKeyring(sealed []byte, expected uint64) *raftv1.Command {
 	return &raftv1.Command{Op: &raftv1.Command_SetKeyring{SetKeyring: &raftv1.SetKeyring{SealedKeys: sealed, ExpectedVersion: expected}}}
 }
 
+// PutSetting makes the command that sets a setting of the cluster. Result: TooLarge if too many are
+// set.
+func PutSetting(name, value string) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_PutSetting{PutSetting: &raftv1.PutSetting{Name: name, Value: value}}}
+}
+
+// ResetSetting makes the command that returns a setting of the cluster to its default.
+func ResetSetting(name string) *raftv1.Command {
+	return &raftv1.Command{Op: &raftv1.Command_PutSetting{PutSetting: &raftv1.PutSetting{Name: name, Unset: true}}}
+}
+
 func newNode(n core.Node) *raftv1.Node {
 	p := nodeToProto(n)
 	p.Revoked, p.CreateIndex, p.ModifyIndex = false, 0, 0

@@ -152,6 +152,8 @@ func (f *FSM) operation(c *raftv1.Command) func(*entry) error {
 		return func(e *entry) error { return e.setKeyring(op.SetKeyring) }
 	case *raftv1.Command_ClaimStart:
 		return func(e *entry) error { return e.claimStart(op.ClaimStart) }
+	case *raftv1.Command_PutSetting:
+		return func(e *entry) error { return e.putSetting(op.PutSetting) }
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ func random(r *rand.Rand) *raftv1.Command {
 		return s
 	}
 	c := func() *raftv1.Command {
-		switch r.IntN(22) {
+		switch r.IntN(24) {
 		case 0:
 			return fsm.RemoveHive(h())
 		case 1:
@@ -69,6 +69,10 @@ func random(r *rand.Rand) *raftv1.Command {
 			n := r.IntN(3)
 			previous := []string{"", fmt.Sprint("r", (n+1)%3)}[r.IntN(2)]
 			return fsm.ClaimStart(state.Start{Model: "m", Hive: h(), Served: "rbee-tiny", Request: fmt.Sprint("r", n)}, previous)
+		case 22:
+			return fsm.PutSetting(fmt.Sprint("s", r.IntN(2)), fmt.Sprint(r.IntN(3)))
+		case 23:
+			return fsm.ResetSetting(fmt.Sprint("s", r.IntN(2)))
 		case 14, 15, 16:
 			var list []fsm.HiveState
 			for _, n := range r.Perm(4)[:1+r.IntN(3)] {

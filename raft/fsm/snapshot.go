@@ -86,6 +86,11 @@ var recordKinds = []recordKind{
 			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Start{Start: startToProto(d)}}
 		})
 	}},
+	{"setting", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		yieldAll(s.Settings(nil), yield, func(v state.Setting) *raftv1.SnapshotRecord {
+			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Setting{Setting: &raftv1.Setting{Name: v.Name, Value: v.Value, Index: v.Index}}}
+		})
+	}},
 	{"hive", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
 		s.EachHive(nil, func(h *core.Hive) bool {
 			return yield(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: hiveToProto(*h)}})
@@ -251,6 +256,12 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 			return errors.New("a start without a model, or there twice")
 		}
 		t.PutStart(d)
+	case *raftv1.SnapshotRecord_Setting:
+		v := state.Setting{Name: r.Setting.GetName(), Value: r.Setting.GetValue(), Index: r.Setting.GetIndex()}
+		if _, twice := t.Setting(v.Name); twice || !isID(v.Name) {
+			return errors.New("a setting without a name, or there twice")
+		}
+		t.PutSetting(v)
 	case *raftv1.SnapshotRecord_Hive:
 		h := hiveFromProto(r.Hive)
 		if _, twice := t.Hive(h.ID); twice || !isID(h.ID) {

@@ -41,6 +41,7 @@ func TestSnapshotRefused(t *testing.T) {
 	tokenRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Token{Token: &raftv1.Token{Id: "t"}}}
 	stoneRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Tombstone{Tombstone: &raftv1.Tombstone{Hive: "h"}}}
 	revokedRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RevokedToken{RevokedToken: &raftv1.RevokedToken{Token: "t"}}}
+	settingRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Setting{Setting: &raftv1.Setting{Name: "s"}}}
 	intentRecord := &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_RetireIntent{RetireIntent: &raftv1.RetireIntent{Hive: "h1", Nonce: "n"}}}
 	for _, tt := range []struct {
 		name string
@@ -63,6 +64,8 @@ func TestSnapshotRefused(t *testing.T) {
 		{"a token twice", delimited(header, tokenRecord, tokenRecord), core.Integrity},
 		{"a tombstone twice", delimited(header, stoneRecord, stoneRecord), core.Integrity},
 		{"a revoked token twice", delimited(header, revokedRecord, revokedRecord), core.Integrity},
+		{"a setting twice", delimited(header, settingRecord, settingRecord), core.Integrity},
+		{"a setting without a name", delimited(header, &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Setting{}}), core.Integrity},
 		{"a retire intent before its hive", delimited(header, intentRecord, hiveRecord), core.Integrity},
 		{"a retire intent twice", delimited(header, hiveRecord, intentRecord, intentRecord), core.Integrity},
 		{"an id with a NUL", delimited(header, &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: &raftv1.Hive{Id: "h\x00"}}}), core.Integrity},
@@ -132,7 +135,7 @@ func TestInspect(t *testing.T) {
 	t.Parallel()
 	info, err := fsm.Inspect(bytes.NewReader(snapshot(t, inhabited(t))))
 	must.NoError(t, err)
-	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 13, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 3}, info)
+	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 14, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 3}, info)
 }
 
 // Records are in the order of their kinds, and each kind in that of its ids.
@@ -140,7 +143,7 @@ func TestSnapshotOrder(t *testing.T) {
 	t.Parallel()
 	r := bytes.NewReader(snapshot(t, inhabited(t)))
 	must.NoError(t, protodelim.UnmarshalFrom(r, &raftv1.SnapshotHeader{}))
-	order := []string{"cluster", "node", "token", "tombstone", "revoked_token", "start", "hive", "worker", "retire_intent"}
+	order := []string{"cluster", "node", "token", "tombstone", "revoked_token", "start", "setting", "hive", "worker", "retire_intent"}
 	var last string
 	var kinds []string
 	for {

@@ -57,6 +57,11 @@ var features = []Feature{
 		"Command.claim_start", "ClaimStart.start", "ClaimStart.previous", "SnapshotRecord.start",
 		"Start.model", "Start.hive", "Start.served", "Start.request", "Start.registered", "Start.index",
 	}},
+	// One row for all settings: a further one is a name that older queens keep and do not read.
+	{Name: "settings of the cluster", Since: 3, Fields: []string{
+		"Command.put_setting", "PutSetting.name", "PutSetting.value", "PutSetting.unset",
+		"SnapshotRecord.setting", "Setting.name", "Setting.value", "Setting.index",
+	}},
 }
 
 // Table lists the features that a build of some version knows. Its methods may be called

@@ -68,6 +68,9 @@ func Validate(c *raftv1.Command) error {
 		v.blob("sealed gossip keys", op.SetKeyring.GetSealedKeys(), 1, MaxBlobBytes)
 	case *raftv1.Command_ClaimStart:
 		v.claimStart(op.ClaimStart)
+	case *raftv1.Command_PutSetting:
+		v.id("setting", op.PutSetting.GetName())
+		v.text("value of the setting", op.PutSetting.GetValue(), MaxTextBytes)
 	default:
 		v.fail(core.Invalid, "the command says nothing to do")
 	}

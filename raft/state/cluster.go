@@ -111,6 +111,21 @@ func (s *Snapshot) Starts(ws memdb.WatchSet) []Start {
 	return list(s.txn, ws, same[Start], tableStarts, indexPrefix, nil)
 }
 
+// Setting returns a setting that somebody set.
+func (s *Snapshot) Setting(ws memdb.WatchSet, name string) (Setting, bool) {
+	s.watch(ws)
+	if found := first[Setting](s.txn, ws, tableSettings, text(name)); found != nil {
+		return *found, true
+	}
+	return Setting{}, false
+}
+
+// Settings returns the settings that somebody set, sorted by name.
+func (s *Snapshot) Settings(ws memdb.WatchSet) []Setting {
+	s.watch(ws)
+	return list(s.txn, ws, same[Setting], tableSettings, indexPrefix, nil)
+}
+
 // RetireIntents returns all retire intents, sorted by hive and nonce.
 func (s *Snapshot) RetireIntents(ws memdb.WatchSet) []RetireIntent {
 	s.watch(ws)

@@ -22,6 +22,7 @@ const (
 	tableWorkers    = "workers"
 	tableRoutes     = "routes"
 	tableStarts     = "starts"
+	tableSettings   = "settings"
 
 	indexID     = "id"
 	indexPrefix = "id_prefix"
@@ -67,6 +68,13 @@ type Start struct {
 	Index      uint64 // raft index of the decision
 }
 
+// Setting is a setting of the cluster that somebody set. Package core/setting says which there are.
+type Setting struct {
+	Name  string
+	Value string
+	Index uint64 // raft index of the change
+}
+
 func schema() *memdb.DBSchema {
 	table := func(name string, indexes ...*memdb.IndexSchema) *memdb.TableSchema {
 		t := &memdb.TableSchema{Name: name, Indexes: map[string]*memdb.IndexSchema{}}
@@ -94,6 +102,7 @@ func schema() *memdb.DBSchema {
 		table(tableStarts, unique(func(s *Start) key { return text(s.Model) }),
 			many(indexServed, func(s *Start) key { return text(s.Served) }),
 			many(indexAge, func(s *Start) key { return number(s.Index) })),
+		table(tableSettings, unique(func(s *Setting) key { return text(s.Name) })),
 		table(tableRoutes, unique(func(r *routes) key { return text(r.Model) })),
 	}
 	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}

@@ -10,10 +10,12 @@ import (
 
 // MaxTombstones bounds the tombstones, MaxRevokedTokens the ids of revoked tokens and MaxStarts the
 // decisions on where workers start; the oldest are dropped first.
+// MaxSettings bounds the settings; one more is refused.
 const (
 	MaxTombstones    = 10_000
 	MaxRevokedTokens = 10_000
 	MaxStarts        = 1_000
+	MaxSettings      = 1_000
 )
 
 // Txn changes a Store: all of it or, if fn of Update fails, nothing. Ids must not be empty. Slices
@@ -178,6 +180,20 @@ func (t *Txn) PutStart(s Start) {
 	}
 	t.insert(tableCount, &n)
 }
+
+// Setting returns a setting that somebody set.
+func (t *Txn) Setting(name string) (Setting, bool) { return row[Setting](t, tableSettings, name) }
+
+// SettingCount returns how many settings somebody set.
+func (t *Txn) SettingCount() int {
+	return len(list(t.txn, nil, same[Setting], tableSettings, indexPrefix, nil))
+}
+
+// PutSetting stores a setting.
+func (t *Txn) PutSetting(s Setting) { t.insert(tableSettings, &s) }
+
+// DeleteSetting removes a setting if it exists.
+func (t *Txn) DeleteSetting(name string) { t.delete(tableSettings, text(name)) }
 
 // RetireIntent reports whether a worker is to retire.
 func (t *Txn) RetireIntent(hive, nonce string) bool {

@@ -19,6 +19,7 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/pki"
+	"github.com/rbee-project/rbee/core/setting"
 )
 
 // target is which queens to ask, and how to know them.
@@ -294,6 +295,14 @@ func hiveNames(ctx context.Context, c *client.Client) ([]string, error) {
 		}
 	}
 	return names, err
+}
+
+func settingNames(context.Context, *client.Client) ([]string, error) {
+	var names []string
+	for _, s := range setting.All() {
+		names = append(names, s.Name)
+	}
+	return names, nil
 }
 
 func workerIDs(ctx context.Context, c *client.Client) ([]string, error) {

@@ -44,6 +44,8 @@ func printedJSON() []printed {
 		{"model delete slow --yes", []core.ModelDeleteResult{}},
 		{"model get rbee-tiny", core.Model{}},
 		{"model list", []core.Model{}},
+		{"operator setting list", []core.Setting{}},
+		{"operator setting set token_grace 30m", core.Setting{}},
 		{"ps", []core.Worker{}},
 		{"pull builtin:rbee-tiny", core.Model{}},
 		{"queen list", []core.Queen{}},

@@ -14,10 +14,10 @@ import (
 )
 
 func (a *app) operatorCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "operator", Short: "Raft, snapshots and gossip keys: for days when something is broken"}
+	cmd := &cobra.Command{Use: "operator", Short: "Raft, snapshots, gossip keys and settings of the cluster: for days when something is broken"}
 	raft := &cobra.Command{Use: "raft", Short: "The queens as raft knows them"}
 	raft.AddCommand(a.raftListCommand(), a.raftRemoveCommand(), a.raftTransferCommand())
-	cmd.AddCommand(raft, a.snapshotCommand(), a.recoveryKeyCommand(), a.keyringCommand())
+	cmd.AddCommand(raft, a.snapshotCommand(), a.recoveryKeyCommand(), a.keyringCommand(), a.settingCommand())
 	return cmd
 }
 

@@ -197,6 +197,8 @@ func (q *fakeQueen) Submit(_ context.Context, r core.Request) (core.Job, error) 
 			}
 			run.Log("building %s", r.Source)
 			return core.WorkerBinary{ID: r.Type + "@1.0", Type: r.Type, Version: "1.0", Source: "build:" + r.Source, Devices: []core.Device{}, InUseBy: []string{}}, nil
+		case operation.SettingSet.Name:
+			return q.SetSetting(r)
 		case core.OpWorkerBinaryDelete:
 			b, err := operation.WorkerBinaryGet.Ask(ctx, q, core.Request{Hive: core.LocalHive, Binary: r.Binary})
 			if err == nil && len(b.InUseBy) > 0 {

@@ -131,6 +131,7 @@ func TestOperations(t *testing.T) {
 		run  func(*contract)
 	}{
 		{"Status", (*contract).status},
+		{"Settings", (*contract).settings},
 		{"Hives", (*contract).hives},
 		{"WorkerDownload", (*contract).workerDownload},
 		{"WorkerBinaries", (*contract).workerBinaries},
@@ -196,6 +197,29 @@ func (o *contract) status() {
 		must.Len(o.t, 2, s.Hives)
 		must.SliceEmpty(o.t, s.Problems)
 	}
+}
+
+func (o *contract) settings() {
+	is := func(value string, set bool) {
+		o.t.Helper()
+		list := operation.SettingList.Name
+		for _, l := range [][]core.Setting{asJob[[]core.Setting](o, core.Request{Operation: list}), got[[]core.Setting](o, "/v1/settings"), cli[[]core.Setting](o, "operator", "setting", "list")} {
+			i := slices.IndexFunc(l, func(s core.Setting) bool { return s.Name == "token_grace" })
+			must.NonNegative(o.t, i)
+			must.Eq(o.t, value, l[i].Value)
+			must.Eq(o.t, set, l[i].Set)
+		}
+	}
+	is("", false)
+	set := core.Request{Operation: operation.SettingSet.Name, Setting: "token_grace", Value: "30m"}
+	must.True(o.t, asJob[core.Setting](o, set).Set)
+	is("30m", true)
+	must.False(o.t, cli[core.Setting](o, "operator", "setting", "reset", "token_grace").Set)
+	is("", false)
+	set.Setting = "token_grce"
+	must.Eq(o.t, core.NotFound, core.KindOf(o.fails(set)))
+	set.Setting, set.Value = "token_grace", "-1s"
+	must.Eq(o.t, core.Invalid, core.KindOf(o.fails(set)))
 }
 
 func (o *contract) hives() {

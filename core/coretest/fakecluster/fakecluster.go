@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/operation"
+	"github.com/rbee-project/rbee/core/setting"
 	"github.com/rbee-project/rbee/core/token"
 )
 
@@ -36,6 +38,8 @@ type State struct {
 	Nodes  []core.Node
 	Tokens []core.Token
 	Keys   []string // fingerprints, the primary first
+
+	Settings map[string]string // of the cluster, that somebody set; replaced, never changed
 
 	NotReady error                    // of Ready
 	NoLeader error                    // of every read but a stale one
@@ -104,6 +108,7 @@ func New(s State) *Cluster {
 	operation.Answer(a, operation.CatalogSearch, func(_ context.Context, r core.Request) ([]core.CatalogItem, error) {
 		return slices.DeleteFunc(c.State().Items, func(i core.CatalogItem) bool { return !strings.Contains(i.Name, r.Text) }), nil
 	})
+	operation.Answer(a, operation.SettingList, func(context.Context, core.Request) ([]core.Setting, error) { return c.settings(), nil })
 	operation.Answer(a, operation.Status, func(ctx context.Context, _ core.Request) (core.Status, error) { return c.Status(ctx) })
 	return c
 }
@@ -160,6 +165,41 @@ func (c *Cluster) hive(name string) (core.Hive, error) {
 		names = append(names, cmp.Or(h.Name, h.ID))
 	}
 	return core.Hive{}, core.Errorf(core.NotFound, "no hive %q", name).Hint("Did you mean %s?", strings.Join(names, " or "))
+}
+
+func (c *Cluster) settings() []core.Setting {
+	set := c.State().Settings
+	var list []core.Setting
+	for _, s := range setting.All() {
+		v := core.Setting{Name: s.Name, Value: s.Default, Values: s.Values, Doc: s.Doc}
+		if text, ok := set[s.Name]; ok {
+			v.Value, v.Set = text, true
+		}
+		list = append(list, v)
+	}
+	return list
+}
+
+// SetSetting does the operation setting_set.
+func (c *Cluster) SetSetting(r core.Request) (core.Setting, error) {
+	s, err := setting.Find(r.Setting)
+	if err == nil && !r.Unset {
+		err = s.Check(r.Value)
+	}
+	if err != nil {
+		return core.Setting{}, err
+	}
+	c.Change(func(state *State) {
+		set := maps.Clone(state.Settings)
+		if set == nil {
+			set = map[string]string{}
+		}
+		if set[s.Name] = r.Value; r.Unset {
+			delete(set, s.Name)
+		}
+		state.Settings = set
+	})
+	return find(c.settings(), func(v core.Setting) bool { return v.Name == s.Name }, "no setting %q", s.Name)
 }
 
 // Answer implements operation.Answerer. An operation that the fake does not know has an empty

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/registry"
+	"github.com/rbee-project/rbee/core/setting"
 	"github.com/rbee-project/rbee/core/token"
 )
 
@@ -83,18 +84,27 @@ func (k *Keeper) proved(id string) error {
 	p.mu.Unlock()
 	switch {
 	case news && cut:
-		k.log.Warn("no contact with a leader: tokens are taken only if they were proved lately", "silence", silence.Round(time.Second), "grace", k.opts.Grace)
+		k.log.Warn("no contact with a leader: tokens are taken only if they were proved lately", "silence", silence.Round(time.Second), "grace", k.grace())
 	case news:
 		k.log.Info("in contact with a leader again: all tokens of the registry are taken")
 	}
 	if !ok {
 		last = k.since
 	}
-	if cut && now.Sub(last) > k.opts.Grace {
+	if cut && now.Sub(last) > k.grace() {
 		return core.Errorf(core.Unavailable, "this queen has been without a leader for %s and no longer takes tokens that it has not proved for %s",
-			silence.Round(time.Second), k.opts.Grace).Hint("Ask another queen. `rbee status` there says what is missing; queen { token_grace = … } is for how long.")
+			silence.Round(time.Second), k.grace()).Hint("Ask another queen. `rbee status` there says what is missing; `rbee operator setting set token_grace` is for how long.")
 	}
 	return nil
+}
+
+// grace returns for how long this queen takes a token after it proved it last while it is out of
+// contact: the cluster's setting as its replica has it, or else the queen's own.
+func (k *Keeper) grace() time.Duration {
+	if grace, set := registry.Setting(k.registry, setting.TokenGrace); set {
+		return grace
+	}
+	return k.opts.Grace
 }
 
 // outOfContact reports whether this queen would hear of no revocation, and for how long it has
@@ -113,7 +123,7 @@ func (k *Keeper) Problem() string {
 	if !cut {
 		return ""
 	}
-	return fmt.Sprintf("the queen that answers has been without a leader for %s: it takes only tokens that it proved within %s", silence.Round(time.Second), k.opts.Grace)
+	return fmt.Sprintf("the queen that answers has been without a leader for %s: it takes only tokens that it proved within %s", silence.Round(time.Second), k.grace())
 }
 
 // catchUps has many callers catch up with the leader at once by one question to it.

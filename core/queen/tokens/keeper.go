@@ -18,7 +18,7 @@ type Options struct {
 	Registry *registry.Registry
 	Logger   hclog.Logger // nil: no log
 	// Grace is how long a token is taken after it was proved last while this queen is out of
-	// contact with a leader; 0 takes none then.
+	// contact with a leader, unless the cluster has setting.TokenGrace; 0 takes none then.
 	Grace time.Duration
 	Now   func() time.Time // stamps tokens; nil: time.Now
 }

@@ -50,6 +50,7 @@ type Command struct {
 	//	*Command_DeleteToken
 	//	*Command_SetKeyring
 	//	*Command_ClaimStart
+	//	*Command_PutSetting
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -246,6 +247,15 @@ func (x *Command) GetClaimStart() *ClaimStart {
 	return nil
 }
 
+func (x *Command) GetPutSetting() *PutSetting {
+	if x != nil {
+		if x, ok := x.Op.(*Command_PutSetting); ok {
+			return x.PutSetting
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -306,6 +316,10 @@ type Command_ClaimStart struct {
 	ClaimStart *ClaimStart `protobuf:"bytes,23,opt,name=claim_start,json=claimStart,proto3,oneof"`
 }
 
+type Command_PutSetting struct {
+	PutSetting *PutSetting `protobuf:"bytes,24,opt,name=put_setting,json=putSetting,proto3,oneof"`
+}
+
 func (*Command_SyncHive) isCommand_Op() {}
 
 func (*Command_SetHiveStatus) isCommand_Op() {}
@@ -333,6 +347,8 @@ func (*Command_DeleteToken) isCommand_Op() {}
 func (*Command_SetKeyring) isCommand_Op() {}
 
 func (*Command_ClaimStart) isCommand_Op() {}
+
+func (*Command_PutSetting) isCommand_Op() {}
 
 // SyncHive registers or renews a hive and makes its workers exactly those given. An incarnation older than the registered one is a conflict.
 type SyncHive struct {
@@ -1091,6 +1107,68 @@ func (x *ClaimStart) GetPrevious() string {
 	return ""
 }
 
+// PutSetting sets a setting of the cluster, or returns it to its default. Repeating it changes nothing.
+type PutSetting struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// The setting returns to its default; value is empty.
+	Unset         bool `protobuf:"varint,3,opt,name=unset,proto3" json:"unset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutSetting) Reset() {
+	*x = PutSetting{}
+	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutSetting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutSetting) ProtoMessage() {}
+
+func (x *PutSetting) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutSetting.ProtoReflect.Descriptor instead.
+func (*PutSetting) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PutSetting) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PutSetting) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *PutSetting) GetUnset() bool {
+	if x != nil {
+		return x.Unset
+	}
+	return false
+}
+
 // Cluster is what all nodes share. Key material is sealed with a key that is not in the registry.
 type Cluster struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -1108,7 +1186,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	mi := &file_raft_v1_raft_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1198,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[15]
+	mi := &file_raft_v1_raft_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1211,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{15}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Cluster) GetId() string {
@@ -1210,7 +1288,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	mi := &file_raft_v1_raft_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1300,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	mi := &file_raft_v1_raft_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1313,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{16}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Node) GetId() string {
@@ -1329,7 +1407,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1419,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1432,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{17}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Token) GetId() string {
@@ -1460,7 +1538,7 @@ type Tombstone struct {
 
 func (x *Tombstone) Reset() {
 	*x = Tombstone{}
-	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1550,7 @@ func (x *Tombstone) String() string {
 func (*Tombstone) ProtoMessage() {}
 
 func (x *Tombstone) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1563,7 @@ func (x *Tombstone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
 func (*Tombstone) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Tombstone) GetHive() string {
@@ -1520,7 +1598,7 @@ type RevokedToken struct {
 
 func (x *RevokedToken) Reset() {
 	*x = RevokedToken{}
-	mi := &file_raft_v1_raft_proto_msgTypes[19]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1610,7 @@ func (x *RevokedToken) String() string {
 func (*RevokedToken) ProtoMessage() {}
 
 func (x *RevokedToken) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[19]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1623,7 @@ func (x *RevokedToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedToken.ProtoReflect.Descriptor instead.
 func (*RevokedToken) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokedToken) GetToken() string {
@@ -1573,7 +1651,7 @@ type RetireIntent struct {
 
 func (x *RetireIntent) Reset() {
 	*x = RetireIntent{}
-	mi := &file_raft_v1_raft_proto_msgTypes[20]
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1663,7 @@ func (x *RetireIntent) String() string {
 func (*RetireIntent) ProtoMessage() {}
 
 func (x *RetireIntent) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[20]
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1676,7 @@ func (x *RetireIntent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireIntent.ProtoReflect.Descriptor instead.
 func (*RetireIntent) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RetireIntent) GetNonce() string {
@@ -1633,7 +1711,7 @@ type Start struct {
 
 func (x *Start) Reset() {
 	*x = Start{}
-	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1723,7 @@ func (x *Start) String() string {
 func (*Start) ProtoMessage() {}
 
 func (x *Start) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1736,7 @@ func (x *Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Start.ProtoReflect.Descriptor instead.
 func (*Start) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Start) GetModel() string {
@@ -1703,6 +1781,68 @@ func (x *Start) GetIndex() uint64 {
 	return 0
 }
 
+// Setting is a setting of the cluster that somebody set.
+type Setting struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// As text. What it means, and which values it may have, is said by the queens that read it.
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Index         uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Setting) Reset() {
+	*x = Setting{}
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Setting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Setting) ProtoMessage() {}
+
+func (x *Setting) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Setting.ProtoReflect.Descriptor instead.
+func (*Setting) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Setting) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Setting) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Setting) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 type Device struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1716,7 +1856,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +1868,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +1881,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Device) GetId() string {
@@ -1800,7 +1940,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +1952,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +1965,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Hive) GetId() string {
@@ -1942,7 +2082,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	mi := &file_raft_v1_raft_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2094,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	mi := &file_raft_v1_raft_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2107,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Worker) GetId() string {
@@ -2079,7 +2219,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raft_v1_raft_proto_msgTypes[25]
+	mi := &file_raft_v1_raft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2231,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[25]
+	mi := &file_raft_v1_raft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2244,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{25}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2141,6 +2281,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_RetireIntent
 	//	*SnapshotRecord_RevokedToken
 	//	*SnapshotRecord_Start
+	//	*SnapshotRecord_Setting
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2148,7 +2289,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_raft_v1_raft_proto_msgTypes[26]
+	mi := &file_raft_v1_raft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2301,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[26]
+	mi := &file_raft_v1_raft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2314,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{26}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2264,6 +2405,15 @@ func (x *SnapshotRecord) GetStart() *Start {
 	return nil
 }
 
+func (x *SnapshotRecord) GetSetting() *Setting {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Setting); ok {
+			return x.Setting
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -2304,6 +2454,10 @@ type SnapshotRecord_Start struct {
 	Start *Start `protobuf:"bytes,9,opt,name=start,proto3,oneof"`
 }
 
+type SnapshotRecord_Setting struct {
+	Setting *Setting `protobuf:"bytes,10,opt,name=setting,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Hive) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Worker) isSnapshotRecord_Record() {}
@@ -2322,11 +2476,13 @@ func (*SnapshotRecord_RevokedToken) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Start) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Setting) isSnapshotRecord_Record() {}
+
 var File_raft_v1_raft_proto protoreflect.FileDescriptor
 
 const file_raft_v1_raft_proto_rawDesc = "" +
 	"\n" +
-	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\xeb\a\n" +
+	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\xa8\b\n" +
 	"\aCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12 \n" +
@@ -2354,7 +2510,9 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\vset_keyring\x18\x16 \x01(\v2\x18.rbee.raft.v1.SetKeyringH\x00R\n" +
 	"setKeyring\x12;\n" +
 	"\vclaim_start\x18\x17 \x01(\v2\x18.rbee.raft.v1.ClaimStartH\x00R\n" +
-	"claimStartB\x04\n" +
+	"claimStart\x12;\n" +
+	"\vput_setting\x18\x18 \x01(\v2\x18.rbee.raft.v1.PutSettingH\x00R\n" +
+	"putSettingB\x04\n" +
 	"\x02op\"{\n" +
 	"\bSyncHive\x12&\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveR\x04hive\x12.\n" +
@@ -2406,7 +2564,12 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\n" +
 	"ClaimStart\x12)\n" +
 	"\x05start\x18\x01 \x01(\v2\x13.rbee.raft.v1.StartR\x05start\x12\x1a\n" +
-	"\bprevious\x18\x02 \x01(\tR\bprevious\"\x95\x02\n" +
+	"\bprevious\x18\x02 \x01(\tR\bprevious\"L\n" +
+	"\n" +
+	"PutSetting\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x14\n" +
+	"\x05unset\x18\x03 \x01(\bR\x05unset\"\x95\x02\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12'\n" +
@@ -2462,7 +2625,11 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\n" +
 	"registered\x18\x05 \x01(\bR\n" +
 	"registered\x12\x14\n" +
-	"\x05index\x18\x06 \x01(\x04R\x05index\"{\n" +
+	"\x05index\x18\x06 \x01(\x04R\x05index\"I\n" +
+	"\aSetting\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"{\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -2505,7 +2672,7 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x10\n" +
 	"\x03fsm\x18\x02 \x01(\rR\x03fsm\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\xea\x03\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\x9d\x04\n" +
 	"\x0eSnapshotRecord\x12(\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveH\x00R\x04hive\x12.\n" +
 	"\x06worker\x18\x02 \x01(\v2\x14.rbee.raft.v1.WorkerH\x00R\x06worker\x121\n" +
@@ -2515,7 +2682,9 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\ttombstone\x18\x06 \x01(\v2\x17.rbee.raft.v1.TombstoneH\x00R\ttombstone\x12A\n" +
 	"\rretire_intent\x18\a \x01(\v2\x1a.rbee.raft.v1.RetireIntentH\x00R\fretireIntent\x12A\n" +
 	"\rrevoked_token\x18\b \x01(\v2\x1a.rbee.raft.v1.RevokedTokenH\x00R\frevokedToken\x12+\n" +
-	"\x05start\x18\t \x01(\v2\x13.rbee.raft.v1.StartH\x00R\x05startB\b\n" +
+	"\x05start\x18\t \x01(\v2\x13.rbee.raft.v1.StartH\x00R\x05start\x121\n" +
+	"\asetting\x18\n" +
+	" \x01(\v2\x15.rbee.raft.v1.SettingH\x00R\asettingB\b\n" +
 	"\x06recordB3Z1github.com/rbee-project/rbee/proto/raft/v1;raftv1b\x06proto3"
 
 var (
@@ -2530,7 +2699,7 @@ func file_raft_v1_raft_proto_rawDescGZIP() []byte {
 	return file_raft_v1_raft_proto_rawDescData
 }
 
-var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_raft_v1_raft_proto_goTypes = []any{
 	(*Command)(nil),         // 0: rbee.raft.v1.Command
 	(*SyncHive)(nil),        // 1: rbee.raft.v1.SyncHive
@@ -2547,18 +2716,20 @@ var file_raft_v1_raft_proto_goTypes = []any{
 	(*DeleteToken)(nil),     // 12: rbee.raft.v1.DeleteToken
 	(*SetKeyring)(nil),      // 13: rbee.raft.v1.SetKeyring
 	(*ClaimStart)(nil),      // 14: rbee.raft.v1.ClaimStart
-	(*Cluster)(nil),         // 15: rbee.raft.v1.Cluster
-	(*Node)(nil),            // 16: rbee.raft.v1.Node
-	(*Token)(nil),           // 17: rbee.raft.v1.Token
-	(*Tombstone)(nil),       // 18: rbee.raft.v1.Tombstone
-	(*RevokedToken)(nil),    // 19: rbee.raft.v1.RevokedToken
-	(*RetireIntent)(nil),    // 20: rbee.raft.v1.RetireIntent
-	(*Start)(nil),           // 21: rbee.raft.v1.Start
-	(*Device)(nil),          // 22: rbee.raft.v1.Device
-	(*Hive)(nil),            // 23: rbee.raft.v1.Hive
-	(*Worker)(nil),          // 24: rbee.raft.v1.Worker
-	(*SnapshotHeader)(nil),  // 25: rbee.raft.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),  // 26: rbee.raft.v1.SnapshotRecord
+	(*PutSetting)(nil),      // 15: rbee.raft.v1.PutSetting
+	(*Cluster)(nil),         // 16: rbee.raft.v1.Cluster
+	(*Node)(nil),            // 17: rbee.raft.v1.Node
+	(*Token)(nil),           // 18: rbee.raft.v1.Token
+	(*Tombstone)(nil),       // 19: rbee.raft.v1.Tombstone
+	(*RevokedToken)(nil),    // 20: rbee.raft.v1.RevokedToken
+	(*RetireIntent)(nil),    // 21: rbee.raft.v1.RetireIntent
+	(*Start)(nil),           // 22: rbee.raft.v1.Start
+	(*Setting)(nil),         // 23: rbee.raft.v1.Setting
+	(*Device)(nil),          // 24: rbee.raft.v1.Device
+	(*Hive)(nil),            // 25: rbee.raft.v1.Hive
+	(*Worker)(nil),          // 26: rbee.raft.v1.Worker
+	(*SnapshotHeader)(nil),  // 27: rbee.raft.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),  // 28: rbee.raft.v1.SnapshotRecord
 }
 var file_raft_v1_raft_proto_depIdxs = []int32{
 	1,  // 0: rbee.raft.v1.Command.sync_hive:type_name -> rbee.raft.v1.SyncHive
@@ -2575,30 +2746,32 @@ var file_raft_v1_raft_proto_depIdxs = []int32{
 	12, // 11: rbee.raft.v1.Command.delete_token:type_name -> rbee.raft.v1.DeleteToken
 	13, // 12: rbee.raft.v1.Command.set_keyring:type_name -> rbee.raft.v1.SetKeyring
 	14, // 13: rbee.raft.v1.Command.claim_start:type_name -> rbee.raft.v1.ClaimStart
-	23, // 14: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
-	24, // 15: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
-	1,  // 16: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
-	15, // 17: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
-	17, // 18: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
-	16, // 19: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
-	16, // 20: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
-	17, // 21: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
-	21, // 22: rbee.raft.v1.ClaimStart.start:type_name -> rbee.raft.v1.Start
-	22, // 23: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
-	23, // 24: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
-	24, // 25: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
-	15, // 26: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
-	16, // 27: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
-	17, // 28: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
-	18, // 29: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
-	20, // 30: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
-	19, // 31: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
-	21, // 32: rbee.raft.v1.SnapshotRecord.start:type_name -> rbee.raft.v1.Start
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	15, // 14: rbee.raft.v1.Command.put_setting:type_name -> rbee.raft.v1.PutSetting
+	25, // 15: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
+	26, // 16: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
+	1,  // 17: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
+	16, // 18: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
+	18, // 19: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
+	17, // 20: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
+	17, // 21: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
+	18, // 22: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
+	22, // 23: rbee.raft.v1.ClaimStart.start:type_name -> rbee.raft.v1.Start
+	24, // 24: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
+	25, // 25: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
+	26, // 26: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
+	16, // 27: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
+	17, // 28: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
+	18, // 29: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
+	19, // 30: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
+	21, // 31: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
+	20, // 32: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
+	22, // 33: rbee.raft.v1.SnapshotRecord.start:type_name -> rbee.raft.v1.Start
+	23, // 34: rbee.raft.v1.SnapshotRecord.setting:type_name -> rbee.raft.v1.Setting
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_raft_v1_raft_proto_init() }
@@ -2621,8 +2794,9 @@ func file_raft_v1_raft_proto_init() {
 		(*Command_DeleteToken)(nil),
 		(*Command_SetKeyring)(nil),
 		(*Command_ClaimStart)(nil),
+		(*Command_PutSetting)(nil),
 	}
-	file_raft_v1_raft_proto_msgTypes[26].OneofWrappers = []any{
+	file_raft_v1_raft_proto_msgTypes[28].OneofWrappers = []any{
 		(*SnapshotRecord_Hive)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Cluster)(nil),
@@ -2632,6 +2806,7 @@ func file_raft_v1_raft_proto_init() {
 		(*SnapshotRecord_RetireIntent)(nil),
 		(*SnapshotRecord_RevokedToken)(nil),
 		(*SnapshotRecord_Start)(nil),
+		(*SnapshotRecord_Setting)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2639,7 +2814,7 @@ func file_raft_v1_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_v1_raft_proto_rawDesc), len(file_raft_v1_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,84 @@
+package registry
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/setting"
+	"github.com/rbee-project/rbee/raft/fsm"
+	"github.com/rbee-project/rbee/raft/state"
+)
+
+// Setting returns a setting of the cluster as this node has it now, or its default; set reports
+// whether somebody set it.
+func Setting[T any](r *Registry, s setting.Of[T]) (v T, set bool) {
+	row, ok := r.View().Setting(nil, s.Name)
+	return s.Value(row.Value, ok)
+}
+
+// Settings lists the settings of the cluster, sorted by name: those that this version knows, and
+// those that another version has set.
+func (r *Registry) Settings() []core.Setting {
+	rows := r.View().Settings(nil)
+	list := []core.Setting{}
+	for _, s := range setting.All() {
+		i := slices.IndexFunc(rows, func(row state.Setting) bool { return row.Name == s.Name })
+		if i < 0 {
+			list = append(list, describe(s, state.Setting{}, false))
+			continue
+		}
+		list = append(list, describe(s, rows[i], true))
+		rows = slices.Delete(rows, i, i+1)
+	}
+	for _, row := range rows {
+		list = append(list, core.Setting{Name: row.Name, Value: row.Value, Set: true, Problem: "this version of rbee does not know it"})
+	}
+	slices.SortFunc(list, func(a, b core.Setting) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+func describe(s setting.Spec, row state.Setting, set bool) core.Setting {
+	v := core.Setting{Name: s.Name, Value: s.Default, Set: set, Values: s.Values, Doc: s.Doc}
+	if !set {
+		return v
+	}
+	v.Value = row.Value
+	if s.Check(row.Value) != nil {
+		v.Problem = "this version of rbee does not accept the value: the setting counts as unset"
+	}
+	return v
+}
+
+// Set sets a setting of the cluster. Errors: NotFound for an unknown name, Invalid for a value that
+// it cannot have, Unsupported while an older queen lives, Unavailable.
+func (r *Registry) Set(ctx context.Context, name, value string) (core.Setting, error) {
+	s, err := setting.Find(name)
+	if err != nil {
+		return core.Setting{}, err
+	}
+	if err := s.Check(value); err != nil {
+		return core.Setting{}, err
+	}
+	if err := r.Write(ctx, "set "+name, fsm.PutSetting(name, value)); err != nil {
+		return core.Setting{}, err
+	}
+	return describe(s, state.Setting{Value: value}, true), nil
+}
+
+// Reset returns a setting of the cluster to its default. One that this version does not know can be
+// reset if somebody set it. Errors: NotFound, Unsupported, Unavailable.
+func (r *Registry) Reset(ctx context.Context, name string) (core.Setting, error) {
+	s, err := setting.Find(name)
+	if err != nil {
+		if _, ok := r.View().Setting(nil, name); !ok {
+			return core.Setting{}, err
+		}
+		s = setting.Spec{Name: name}
+	}
+	if err := r.Write(ctx, "reset "+name, fsm.ResetSetting(name)); err != nil {
+		return core.Setting{}, err
+	}
+	return describe(s, state.Setting{}, false), nil
+}

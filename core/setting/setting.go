@@ -1,0 +1,95 @@
+// Package setting lists the settings of the cluster: what all queens share and an administrator
+// changes while they run. Each is one row here. The command that sets it, its place in the registry
+// and in snapshots, its check, the operations setting_list and setting_set, their commands and the
+// documentation follow from the row. The registry keeps values as text, so that a queen that is not
+// upgraded yet keeps what a newer one knows.
+//
+// To add a setting, see contributing/add-a-setting.md.
+package setting
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// TokenGrace overrides queen.token_grace of every queen.
+var TokenGrace = duration(Spec{ // constant
+	Name: "token_grace", Doc: "how long a queen without a leader accepts tokens that it has verified before; unset: queen.token_grace of each queen",
+}, 0, core.MaxTokenGrace)
+
+var all = []Spec{TokenGrace.Spec} // constant; sorted by name
+
+// Spec describes a setting.
+type Spec struct {
+	Name    string
+	Doc     string // a phrase that says what it is, with its unit
+	Default string // as text; empty: Doc says what happens if it is unset
+	Values  string // which it may have, for people
+
+	check func(text string) error
+}
+
+// Of is a setting whose values are Ts.
+type Of[T any] struct {
+	Spec
+	parse func(text string) (T, error)
+}
+
+// Value returns the value that the registry has as text, or the default if it is unset. A text that
+// this version does not accept, as another version may have written it, counts as unset. set
+// reports whether the value is the registry's.
+func (o Of[T]) Value(text string, set bool) (v T, isSet bool) {
+	if set {
+		if v, err := o.parse(text); err == nil {
+			return v, true
+		}
+	}
+	if o.Default != "" {
+		v, _ = o.parse(o.Default) // a test parses it
+	}
+	return v, false
+}
+
+// Check returns why a text is not a value of the setting. Errors: Invalid.
+func (s Spec) Check(text string) error { return s.check(text) }
+
+// All lists the settings, sorted by name.
+func All() []Spec { return slices.Clone(all) }
+
+// Find returns the setting with the name. Errors: NotFound, with the names that are most like it.
+func Find(name string) (Spec, error) {
+	var names []string
+	for _, s := range all {
+		if s.Name == name {
+			return s, nil
+		}
+		names = append(names, s.Name)
+	}
+	return Spec{}, core.Errorf(core.NotFound, "the cluster has no setting %q", name).Hint(
+		"%sThe settings are %s.", core.NearestHint(name, names), strings.Join(names, ", "))
+}
+
+func of[T any](s Spec, parse func(text string) (T, error)) Of[T] {
+	s.check = func(text string) error {
+		if _, err := parse(text); err != nil {
+			return core.Errorf(core.Invalid, "%s cannot be %q", s.Name, text).Hint("Give it %s.", s.Values)
+		}
+		return nil
+	}
+	return Of[T]{s, parse}
+}
+
+// duration returns a setting whose values are times between two.
+func duration(s Spec, atLeast, atMost time.Duration) Of[time.Duration] {
+	s.Values = "a duration from " + atLeast.String() + " to " + atMost.String() + `, such as "30m"`
+	return of(s, func(text string) (time.Duration, error) {
+		d, err := time.ParseDuration(text)
+		if err == nil && (d < atLeast || d > atMost) {
+			err = core.Errorf(core.Invalid, "out of range")
+		}
+		return d, err
+	})
+}
