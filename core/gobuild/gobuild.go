@@ -177,8 +177,9 @@ func environment(o Options, goTool, dir string) []string {
 		"PATH=" + filepath.Dir(goTool) + string(filepath.ListSeparator) + lookup(environ, "PATH"),
 		"HOME=" + filepath.Join(dir, "home"), "TMPDIR=" + filepath.Join(dir, "tmp"), "GOTMPDIR=" + filepath.Join(dir, "tmp"),
 		"GOPATH=" + filepath.Join(dir, "gopath"), "GOMODCACHE=" + or(o.ModuleCache, "modules"), "GOCACHE=" + or(o.BuildCache, "cache"), "GOBIN=" + filepath.Join(dir, "bin"),
-		// Ignore personal settings and fetch no other toolchain; keep the caches removable.
-		"GOENV=off", "GOTOOLCHAIN=local", "GOWORK=off", "GOFLAGS=-modcacherw", "CGO_ENABLED=" + cgo,
+		// Ignore personal settings and fetch no other toolchain; keep the caches removable. Plugins
+		// speak gRPC, whose tracing pages would keep every method of every type in the binary.
+		"GOENV=off", "GOTOOLCHAIN=local", "GOWORK=off", "GOFLAGS=-modcacherw -tags=grpcnotrace", "CGO_ENABLED=" + cgo,
 		"GIT_TERMINAL_PROMPT=0", "LC_ALL=C",
 	}
 	for _, name := range passedOn() {

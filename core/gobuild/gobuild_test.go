@@ -324,7 +324,7 @@ func TestEnvironmentOfABuild(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"GOPROXY": "off", "GOPRIVATE": "example.org", "HTTPS_PROXY": "http://proxy", "GOENV": "off", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOFLAGS": "-modcacherw", "CGO_ENABLED": "0",
+		"GOPROXY": "off", "GOPRIVATE": "example.org", "HTTPS_PROXY": "http://proxy", "GOENV": "off", "GOTOOLCHAIN": "local", "GOWORK": "off", "GOFLAGS": "-modcacherw -tags=grpcnotrace", "CGO_ENABLED": "0",
 	} {
 		must.Eq(t, want, env[name], must.Sprint(name))
 	}
