@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
+	"testing/synctest"
 
 	"github.com/shoenig/test/must"
 )
@@ -53,38 +53,40 @@ func TestLockedFileGivesUp(t *testing.T) {
 }
 
 // A file that was published or removed while another waited for its lock is not the one that the
-// name means now.
+// name means now. Whoever waits has no descriptor meanwhile: a look at the open files tells nothing.
 func TestLockedFileIsStillThere(t *testing.T) {
 	t.Parallel()
-	s := openStore(t)
-	const name = "partial/a"
-	f, err := s.lockedFile(t.Context(), name)
-	must.NoError(t, err)
-	same, err := s.isStill(f, name)
-	must.NoError(t, err)
-	must.True(t, same)
-	got := make(chan *os.File, 1)
-	go func() {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t)
+		const name = "partial/a"
 		f, err := s.lockedFile(t.Context(), name)
 		must.NoError(t, err)
-		got <- f
-	}()
-	for descriptors(t, filepath.Join(s.dir, "partial")) < 2 { // until it waits
-		time.Sleep(time.Millisecond)
-	}
-	must.NoError(t, s.root.Rename(name, "blobs/a"))
-	other, err := s.root.Create(name)
-	must.NoError(t, err)
-	must.NoError(t, other.Close())
-	same, err = s.isStill(f, name)
-	must.NoError(t, err)
-	must.False(t, same)
-	must.NoError(t, f.Close())
-	next := <-got
-	same, err = s.isStill(next, name)
-	must.NoError(t, err)
-	must.True(t, same)
-	must.NoError(t, next.Close())
+		same, err := s.isStill(f, name)
+		must.NoError(t, err)
+		must.True(t, same)
+		got := make(chan *os.File, 1)
+		go func() {
+			f, err := s.lockedFile(t.Context(), name)
+			must.NoError(t, err)
+			got <- f
+		}()
+		synctest.Wait() // until it waits
+		must.Eq(t, 0, len(got))
+		must.Eq(t, 1, descriptors(t, filepath.Join(s.dir, "partial")))
+		must.NoError(t, s.root.Rename(name, "blobs/a"))
+		other, err := s.root.Create(name)
+		must.NoError(t, err)
+		must.NoError(t, other.Close())
+		same, err = s.isStill(f, name)
+		must.NoError(t, err)
+		must.False(t, same)
+		next := <-got // its own file is free, whoever has the other one
+		same, err = s.isStill(next, name)
+		must.NoError(t, err)
+		must.True(t, same)
+		must.NoError(t, f.Close())
+		must.NoError(t, next.Close())
+	})
 }
 
 func TestContextReader(t *testing.T) {
