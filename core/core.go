@@ -50,12 +50,16 @@ type Hive struct {
 	// Unconfined says why the hive's plugins are not confined as they could be; empty: they are, or the
 	// hive has not said.
 	Unconfined  string    `json:"unconfined,omitempty"`
+	Problems    []string  `json:"problems,omitempty"` // worker types that cannot be installed or used, with what to do; at most 16
 	LastBeat    time.Time `json:"last_beat,omitzero"`
 	RPCAddress  string    `json:"rpc_address,omitempty"` // host:port; empty: only reachable in its own process
 	Draining    bool      `json:"draining"`              // gets no new worker, and its workers no new request
 	CreateIndex uint64    `json:"create_index"`          // raft index of its first appearance
 	ModifyIndex uint64    `json:"modify_index"`          // raft index of its last change
 }
+
+// MaxHiveProblems bounds the length of Hive.Problems.
+const MaxHiveProblems = 16
 
 // WorkerState is where a worker is in its life.
 type WorkerState string

@@ -118,8 +118,9 @@ type Hive struct {
 	loads    map[string]int           // models that workers are about to load
 	deleting map[string]chan struct{} // models that are being deleted; closed when that is over
 
-	stock   stock
-	leaving map[string]bool // folders of binaries that are being deleted
+	stock      stock
+	engineNews chan struct{}   // holds one: an engine may be there now that was not
+	leaving    map[string]bool // folders of binaries that are being deleted
 }
 
 // New opens the hive's state on disk. It starts nothing: Run does. Errors: Invalid, Internal.
@@ -154,7 +155,7 @@ func newHive(opts Options, s shelf, p pluginHost) (*Hive, error) {
 		opts: opts, log: opts.Logger.Named("hive"), now: opts.Now, disk: disk, store: s, plugins: p, types: newTypes(opts.WorkerSpecs),
 		tasks: make(chan func(context.Context)), adopted: make(chan struct{}), ending: make(chan struct{}), over: make(chan struct{}),
 		workers: map[string]*worker{}, reserved: map[string]int64{}, launches: map[string]int{}, leaving: map[string]bool{}, building: make(chan struct{}, 1),
-		loads: map[string]int{}, deleting: map[string]chan struct{}{}, stock: stock{turn: make(chan struct{}, 1), news: make(chan struct{}, 1)},
+		engineNews: make(chan struct{}, 1), loads: map[string]int{}, deleting: map[string]chan struct{}{}, stock: stock{turn: make(chan struct{}, 1), news: make(chan struct{}, 1)},
 	}
 	h.setDefaults(Defaults{Slots: opts.Slots, ContextTokens: opts.ContextTokens, Threads: opts.Threads, StopGrace: opts.StopGrace, Engines: opts.Engines})
 	if h.incarnation, err = disk.nextIncarnation(h.now()); err != nil {
@@ -226,6 +227,13 @@ func (h *Hive) Run(ctx context.Context) error {
 			defer close(done)
 			if err := h.probed(life); err != nil && life.Err() == nil {
 				h.log.Warn("probe worker types", "error", err)
+			}
+		})
+		wg.Go(func() {
+			select {
+			case <-done:
+				h.watchEngines(life)
+			case <-life.Done():
 			}
 		})
 		select {
@@ -349,7 +357,7 @@ func (h *Hive) report(ctx context.Context) *queenv1.LinkRequest {
 	devices, types := h.devices(free)
 	req := &queenv1.LinkRequest{Hive: wire.HiveToProto(core.Hive{
 		ID: h.opts.ID, Name: h.opts.Name, Version: h.opts.Version, OS: runtime.GOOS, Arch: runtime.GOARCH, Incarnation: h.incarnation,
-		Devices: devices, WorkerTypes: types, RPCAddress: h.rpcAddress(), Unconfined: h.plugins.Confinement(),
+		Devices: devices, WorkerTypes: types, RPCAddress: h.rpcAddress(), Unconfined: h.plugins.Confinement(), Problems: h.problems(),
 	})}
 	for _, w := range h.all() {
 		req.Workers = append(req.Workers, wire.WorkerToProto(w.view(h.opts.ID)))

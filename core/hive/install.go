@@ -74,23 +74,32 @@ func (h *Hive) install(ctx context.Context, t *workerType, w wish, run *job.Run)
 	if !w.force {
 		if have, err := h.store.InstalledBinary(spec); err == nil && have.Damaged == "" {
 			run.Log("worker binary %s is there already", have.ID)
+			h.engineTried(ctx, t, nil)
 			if have.Problem != "" || have.ProbedAt.IsZero() { // which may be over, or was never found out
 				return h.probeBinary(ctx, t, have, run)
 			}
 			return have, nil
 		}
 	}
-	supply, source, err := h.engineSupply(ctx, &spec, engine.Ref, offer, run)
-	if err != nil {
-		return core.WorkerBinary{}, err
+	b, err := h.putBinary(ctx, spec, engine.Ref, offer, run)
+	if w == (wish{}) || err == nil && w == (wish{force: true}) { // what a request would install by itself
+		h.engineTried(ctx, t, err)
 	}
-	spec.Source = cmp.Or(source, spec.Source)
-	b, err := h.store.PutBinary(ctx, spec, supply, run.Progress)
 	if err != nil {
 		return core.WorkerBinary{}, err
 	}
 	h.removeSuperseded()
 	return h.probeBinary(ctx, t, b, run)
+}
+
+// putBinary fetches what the spec needs and publishes it.
+func (h *Hive) putBinary(ctx context.Context, spec store.BinarySpec, ref string, offer *catalog.Manifest, run *job.Run) (core.WorkerBinary, error) {
+	supply, source, err := h.engineSupply(ctx, &spec, ref, offer, run)
+	if err != nil {
+		return core.WorkerBinary{}, err
+	}
+	spec.Source = cmp.Or(source, spec.Source)
+	return h.store.PutBinary(ctx, spec, supply, run.Progress)
 }
 
 // engineSupply fills in the engine's archive, if the spec has an engine, and says where it comes

@@ -24,6 +24,7 @@ func (h *Hive) refreshCapabilities(ctx context.Context, _ core.Request) (core.Re
 		}
 	}
 	found.After, found.WorkerTypesAfter = h.devicesNow(ctx)
+	wake(h.engineNews)
 	h.typesChanged()
 	limited, cancel := context.WithTimeout(ctx, refreshFlush)
 	defer cancel()

@@ -37,6 +37,7 @@ type workerType struct {
 	info   sdk.Info
 	seen   sdkworker.Fingerprint
 	digest string // of the executable that the probe ran, "sha256:<hex>"; empty: it could not be read
+	engine engineFault
 }
 
 func newTypes(specs []pluginhost.Spec) []*workerType {
@@ -126,6 +127,7 @@ func (h *Hive) probe(ctx context.Context, t *workerType) error {
 		found.digest = digest // an install compares what it copies with it
 	}
 	t.note(found.info, found.seen, found.digest)
+	wake(h.engineNews)
 	h.typesChanged()
 	return nil
 }

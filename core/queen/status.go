@@ -75,6 +75,9 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 		if h.Status != core.HiveReady {
 			problems = append(problems, fmt.Sprintf("hive %s is %s", h.Name, h.Status))
 		}
+		for _, p := range h.Problems {
+			problems = append(problems, fmt.Sprintf("hive %s: %s", h.Name, p))
+		}
 		for _, d := range h.Devices {
 			if d.Problem != "" {
 				problems = append(problems, fmt.Sprintf("hive %s cannot use %s: %s", h.Name, d.ID, d.Problem))

@@ -23,6 +23,7 @@ func HiveToProto(h core.Hive) *queenv1.Hive {
 		WorkerTypes: filled(h.WorkerTypes),
 		RpcAddress:  h.RPCAddress,
 		Unconfined:  h.Unconfined,
+		Problems:    h.Problems,
 	}
 }
 
@@ -39,6 +40,7 @@ func HiveFromProto(h *queenv1.Hive) core.Hive {
 		WorkerTypes: filled(h.GetWorkerTypes()),
 		RPCAddress:  h.GetRpcAddress(),
 		Unconfined:  h.GetUnconfined(),
+		Problems:    h.GetProblems(),
 	}
 }
 

@@ -97,6 +97,7 @@ func (a *app) hiveFacts(h core.Hive) *facts {
 	f.add("System", h.OS+"/"+h.Arch)
 	f.add("Worker types", strings.Join(h.WorkerTypes, ", "))
 	f.add("Unconfined", h.Unconfined)
+	f.add("Problems", strings.Join(h.Problems, "\n"))
 	f.add("Devices", deviceLines(h.Devices))
 	f.addf("Incarnation", "%d", h.Incarnation)
 	f.addf("Indexes", "created at %d, changed at %d", h.CreateIndex, h.ModifyIndex)

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -23,6 +24,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
 )
 
 // refused is what a command that is refused must look like: one clear error, what to do next, no
@@ -165,6 +167,14 @@ func TestBadEngines(t *testing.T) {
 			refused(t, a.rbee("infer", "--model", "rbee-tiny", "--prompt", "hello"), 1, c.says)
 			must.Len(t, 0, jsonOf[[]core.WorkerBinary](a, "worker", "binary", "list"))
 			must.Len(t, 0, jsonOf[[]core.Process](a, "worker", "process", "list"))
+			coretest.Eventually(t, patience, func() error { // with the next report of the hive
+				for _, p := range jsonOf[core.Status](a, "status").Problems {
+					if strings.Contains(p, "worker type cpu cannot be installed") && strings.Contains(p, c.says) {
+						return nil
+					}
+				}
+				return errors.New("the status does not name the engine")
+			})
 			entries, err := os.ReadDir(filepath.Join(store, "workers", "cpu"))
 			if err == nil {
 				must.Len(t, 0, entries)

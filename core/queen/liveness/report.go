@@ -38,6 +38,10 @@ func ReportOf(req *queenv1.LinkRequest, at time.Time) (*Report, error) {
 	}
 	h.Status = core.HiveReady
 	h.Name, h.Unconfined = fit(cmp.Or(h.Name, h.ID)), fit(h.Unconfined)
+	h.Problems = h.Problems[:min(len(h.Problems), core.MaxHiveProblems)]
+	for i, p := range h.Problems {
+		h.Problems[i] = fit(p)
+	}
 	for i := range h.Devices {
 		d := &h.Devices[i]
 		d.Name, d.Problem = fit(d.Name), fit(d.Problem)
@@ -127,9 +131,9 @@ func (r *Report) registered(s *state.Snapshot) (same bool, old *core.Hive) {
 // share lets a report that the registry has use the registry's memory: most of what hives say is
 // said again and again.
 func (r *Report) share(s *state.Snapshot, old *core.Hive) {
-	free, unconfined := r.Hive.Devices, r.Hive.Unconfined
+	free, unconfined, problems := r.Hive.Devices, r.Hive.Unconfined, r.Hive.Problems
 	r.Hive = *old
-	r.Hive.Unconfined = unconfined
+	r.Hive.Unconfined, r.Hive.Problems = unconfined, problems
 	r.Hive.Devices = slices.Clone(old.Devices)
 	for i := range r.Hive.Devices {
 		r.Hive.Devices[i].FreeBytes = free[i].FreeBytes

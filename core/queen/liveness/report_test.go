@@ -33,6 +33,21 @@ func TestManyHivesReportLessOften(t *testing.T) {
 	})
 }
 
+func TestReportOfBoundsProblems(t *testing.T) {
+	t.Parallel()
+	told := core.Hive{ID: "h"}
+	for i := range 100 {
+		told.Problems = append(told.Problems, fmt.Sprint(i, "\nnot a line ", strings.Repeat("x", 1<<16)))
+	}
+	r, err := liveness.ReportOf(&queenv1.LinkRequest{Hive: wire.HiveToProto(told)}, time.Now())
+	must.NoError(t, err)
+	must.Len(t, core.MaxHiveProblems, r.Hive.Problems)
+	for _, p := range r.Hive.Problems {
+		must.LessEq(t, fsm.MaxTextBytes, len(p))
+		must.StrNotContains(t, p, "\n")
+	}
+}
+
 // FuzzReport: no report makes the queen panic, and one that was accepted is, repeated, no news for
 // the registry.
 func FuzzReport(f *testing.F) {

@@ -132,7 +132,7 @@ func (v *View) AddTo(h *core.Hive) {
 		return
 	}
 	h.LastBeat = v.Report.At
-	h.Unconfined = v.Report.Hive.Unconfined
+	h.Unconfined, h.Problems = v.Report.Hive.Unconfined, v.Report.Hive.Problems
 	for i := range h.Devices {
 		d := &h.Devices[i]
 		if at := slices.IndexFunc(v.Report.Hive.Devices, func(told core.Device) bool { return told.ID == d.ID }); at >= 0 {

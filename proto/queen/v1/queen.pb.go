@@ -2402,7 +2402,9 @@ type Hive struct {
 	// host:port of its RPC port; empty: only reachable in its own process.
 	RpcAddress string `protobuf:"bytes,9,opt,name=rpc_address,json=rpcAddress,proto3" json:"rpc_address,omitempty"`
 	// Why its plugins are not confined as they could be; empty: they are. Not kept in the registry.
-	Unconfined    string `protobuf:"bytes,10,opt,name=unconfined,proto3" json:"unconfined,omitempty"`
+	Unconfined string `protobuf:"bytes,10,opt,name=unconfined,proto3" json:"unconfined,omitempty"`
+	// What it cannot do, for people; at most 16. Not kept in the registry.
+	Problems      []string `protobuf:"bytes,11,rep,name=problems,proto3" json:"problems,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2505,6 +2507,13 @@ func (x *Hive) GetUnconfined() string {
 		return x.Unconfined
 	}
 	return ""
+}
+
+func (x *Hive) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
 }
 
 type Worker struct {
@@ -2902,7 +2911,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"rpcAddress\"Z\n" +
 	"\rRenewResponse\x12'\n" +
 	"\x0fca_certificates\x18\x01 \x01(\fR\x0ecaCertificates\x12 \n" +
-	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"\x9e\x02\n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\"\xba\x02\n" +
 	"\x04Hive\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -2917,7 +2926,8 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\n" +
 	"unconfined\x18\n" +
 	" \x01(\tR\n" +
-	"unconfined\"\xcd\x02\n" +
+	"unconfined\x12\x1a\n" +
+	"\bproblems\x18\v \x03(\tR\bproblems\"\xcd\x02\n" +
 	"\x06Worker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
