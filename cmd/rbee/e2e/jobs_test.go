@@ -105,6 +105,7 @@ func whole(t *testing.T, events []core.Event, state core.JobState) {
 // Jobs survive what happens to queens and hives: three queens without a hive of their own, and a
 // hive whose downloads take their time.
 func TestJobs(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	store := t.TempDir()
 	c.disk = func(n *node) {

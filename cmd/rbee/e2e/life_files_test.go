@@ -45,6 +45,7 @@ func (c *fileCluster) addWithFiles(name string, queen bool, settings string) *no
 // Three queens with certificates from files find each other and begin one cluster; a fourth and a
 // hive come in the same way, and no token takes anybody in.
 func TestClusterOfFiles(t *testing.T) {
+	t.Parallel()
 	c := &fileCluster{newCluster(t), t.TempDir()}
 	must.Eq(t, 0, stray(t, nil, "tls", "ca", "create", "--out", c.pki).code)
 	var err error

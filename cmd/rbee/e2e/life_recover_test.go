@@ -25,6 +25,7 @@ import (
 // Two of three queens are gone for good. The one that is left says so, goes on answering, becomes
 // the cluster by the peers file, and takes a new queen in.
 func TestLostQuorum(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	c.start(3, 1)
 	c.serve()
@@ -99,6 +100,7 @@ func TestLostQuorum(t *testing.T) {
 // A snapshot brings the registry back as it was, in its own cluster only, and tells nobody a
 // secret.
 func TestSnapshots(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	c.start(3, 1)
 	c.serve()
@@ -224,6 +226,7 @@ func copyFolder(t testing.TB, from, to string) {
 // Two agents with one identity, from a copy of a data folder: the second one is refused and says
 // so, the first goes on as if nothing were.
 func TestCopiedDataFolder(t *testing.T) {
+	t.Parallel()
 	for _, role := range []string{"queen", "hive"} {
 		t.Run(role, func(t *testing.T) {
 			c := newCluster(t)

@@ -48,6 +48,7 @@ func (c *cluster) awaitHive(q *node) {
 // the cluster back each time: with what is left of the registry, with the identity alone, and with
 // nothing but the recovery key.
 func TestOfflineRestore(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	c.start(1, 1)
 	c.serve()

@@ -179,6 +179,7 @@ func (tr *traffic) gap() time.Duration {
 
 // Every queen is restarted once, under load: nobody notices, and no write waits for an election.
 func TestRollingRestart(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	c.start(3, 2)
 	c.nodes[0].must("worker", "spawn", "--model", "rbee-tiny", "--hive", "hive-1")
@@ -215,6 +216,7 @@ func TestRollingRestart(t *testing.T) {
 // A queen and a hive leave for good. The others see nothing wrong, what left is let in no more, and
 // comes back with a new token as a new node.
 func TestLeave(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	c.start(3, 2)
 	c.serve()
@@ -295,6 +297,7 @@ func TestLeave(t *testing.T) {
 // workers, without anybody's help. A kill takes back nothing that was written: what a loss of power
 // would is for the TestPowerLoss… of the packages that write.
 func TestEverythingIsKilled(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	c.start(3, 2)
 	c.serve()
@@ -367,6 +370,7 @@ func (n *node) runFor(limit time.Duration, args ...string) (result, time.Duratio
 // Every operation works through every queen, whoever leads, and at once after another queen
 // acknowledged the one before.
 func TestOperationsThroughEveryQueen(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	c.start(3, 1)
 	queens := c.queens()

@@ -115,6 +115,7 @@ func cli[T any](o *contract, args ...string) T {
 // TestOperations runs every operation of the contract against three queens and two hives with the
 // real engine: as a job, by its plain GET and by its command.
 func TestOperations(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	c.ownStores = true
 	c.env = buildEnv(t)
