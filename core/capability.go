@@ -14,9 +14,11 @@ const (
 	CapabilityEmbeddings  = "embeddings"
 	CapabilityRerank      = "rerank"
 	CapabilityTokenize    = "tokenize"
+	CapabilityInfill      = "infill"
 	CapabilityTools       = "tools"
 	CapabilityJSONSchema  = "json_schema"
 	CapabilityLogprobs    = "logprobs"
+	CapabilityReasoning   = "reasoning"
 	CapabilityVision      = "vision"
 	CapabilityAudio       = "audio"
 )

@@ -117,7 +117,7 @@ func detailsOf(m core.Model) Details {
 
 // ShowOf describes one model.
 func ShowOf(m core.Model) Show {
-	s := Show{License: m.License, Details: detailsOf(m), ModelInfo: map[string]any{}, Capabilities: []string{"completion"}, ModifiedAt: m.CreatedAt}
+	s := Show{License: m.License, Details: detailsOf(m), ModelInfo: map[string]any{}, Capabilities: capabilitiesOf(m), ModifiedAt: m.CreatedAt}
 	s.Modelfile = "FROM " + m.ID + "\n"
 	set := func(key string, v any, known bool) {
 		if known {
@@ -137,4 +137,29 @@ func ShowOf(m core.Model) Show {
 		set(arch+".attention.head_count_kv", f.KVHeads, f.KVHeads > 0)
 	}
 	return s
+}
+
+// capabilitiesOf says in Ollama's words what a model's workers can do. While none runs, the file
+// tells: a model with a chat template can have tools.
+func capabilitiesOf(m core.Model) []string {
+	out := []string{}
+	for _, c := range []struct{ ours, theirs string }{
+		{core.CapabilityCompletions, "completion"},
+		{core.CapabilityTools, "tools"},
+		{core.CapabilityInfill, "insert"},
+		{core.CapabilityVision, "vision"},
+		{core.CapabilityReasoning, "thinking"},
+		{core.CapabilityEmbeddings, "embedding"},
+	} {
+		if m.Capabilities.Has(c.ours) {
+			out = append(out, c.theirs)
+		}
+	}
+	switch {
+	case m.Capabilities != "":
+		return out
+	case m.Facts != nil && m.Facts.ChatTemplate:
+		return []string{"completion", "tools"}
+	}
+	return []string{"completion"}
 }
