@@ -18,15 +18,47 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
-// failer tells an error in the words of the API that a path belongs to; nil: OpenAI's.
-func failer(path string) func(*openai.Error, dialect.About) (int, []byte) {
-	switch {
+// failer tells an error in the words of the API that a request belongs to; nil: OpenAI's.
+func failer(r *http.Request) func(*openai.Error, dialect.About) (int, []byte) {
+	switch path := r.URL.Path; {
 	case strings.HasPrefix(path, "/api/"):
 		return ollama.Fail
 	case path == "/v1/messages" || strings.HasPrefix(path, "/v1/messages/"):
 		return anthropic.Fail
+	case fromAnthropic(r) && (path == "/v1/models" || strings.HasPrefix(path, "/v1/models/")):
+		return anthropic.Fail
 	}
 	return nil
+}
+
+// fromAnthropic reports whether a client of Anthropic's API asks: all of them send its version.
+func fromAnthropic(r *http.Request) bool { return r.Header.Get("Anthropic-Version") != "" }
+
+// anthropicOr returns the handler of a path that Anthropic's API has as well.
+func anthropicOr(theirs, ours handler) handler {
+	return func(g *Gateway, w *response, r *http.Request) error {
+		if fromAnthropic(r) {
+			return theirs(g, w, r)
+		}
+		return ours(g, w, r)
+	}
+}
+
+func (g *Gateway) anthropicModels(w *response, r *http.Request) error {
+	models, err := g.o.Cluster.Models(r.Context())
+	if err != nil {
+		return err
+	}
+	list, err := anthropic.ModelsOf(models, r.URL.Query())
+	return answerOne(w, list, err)
+}
+
+func (g *Gateway) anthropicModel(w *response, r *http.Request) error {
+	m, err := g.findModel(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, anthropic.ModelOf(m))
 }
 
 // speak returns the handler of an inference route in another dialect than OpenAI's chat.
@@ -73,6 +105,9 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 		return errRefused
 	}
 	defer done()
+	if d.Name != nil {
+		defer g.running.add(d.Name(about), w.key, cancel)()
+	}
 	c := &dialectClient{openaiClient: openaiClient{w: w}, d: d, encoder: encoder, about: about}
 	_ = g.o.Inference.Serve(ctx, inference.Request{ID: w.id, Key: w.key, Path: request.Path, Body: request.Body, At: start, Release: func() { w.body.shrink(w.body.held - kept) }}, c) // c was told
 	return c.err

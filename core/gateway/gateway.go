@@ -66,6 +66,7 @@ type Gateway struct {
 	bodies  *bodies
 	guesses *guesses
 	answers responses.Store // for the Responses API
+	running running
 }
 
 // New returns a gateway. It starts nothing.
@@ -130,7 +131,7 @@ func (g *Gateway) serve(inner http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w := newResponse(inner, g.o.WriteTimeout)
 	tidyPath(r.URL)
-	w.id, w.route, w.lame, w.fail = requestID(r), "unknown", &g.streams.lame, failer(r.URL.Path)
+	w.id, w.route, w.lame, w.fail = requestID(r), "unknown", &g.streams.lame, failer(r)
 	defer w.end()
 	defer w.body.release()
 	w.Header().Set("X-Request-Id", w.id)

@@ -86,7 +86,8 @@ func KindOfStatus(status int) core.Kind {
 // ended returns why ctx, that of a request, has ended: a classified cause that its owner gave, or
 // the client left.
 func ended(ctx context.Context) error {
-	if err := context.Cause(ctx); core.KindOf(err) == core.Unavailable {
+	err := context.Cause(ctx)
+	if kind := core.KindOf(err); kind == core.Unavailable || kind == core.Conflict { // the server stops, or the client said so elsewhere
 		return err
 	}
 	return core.Errorf(core.Cancelled, "the client is gone")

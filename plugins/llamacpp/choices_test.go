@@ -185,6 +185,39 @@ func TestChoicesWithForm(t *testing.T) {
 	must.MapLen(t, 3, ids)
 }
 
+// With echo each answer begins with its prompt, streamed or not, and with no answer at all.
+func TestEcho(t *testing.T) {
+	w := startWorker(t, 4, 512, "")
+	const ask = `{"prompt":["A bee is","The queen of a hive has"],"temperature":1,"seed":9,"max_tokens":5,"n":2`
+	bare, echoed := w.completions(t, ask+`}`), w.completions(t, ask+`,"echo":true}`)
+	texts := make([]string, 4)
+	for i, c := range bare.Choices {
+		texts[i] = []string{"A bee is", "The queen of a hive has"}[i/2] + c.Text
+		must.Eq(t, texts[i], echoed.Choices[i].Text)
+	}
+	must.Eq(t, bare.Usage.TotalTokens, echoed.Usage.TotalTokens)
+	resp := w.post(t.Context(), t, "/v1/completions", ask+`,"echo":true,"stream":true}`)
+	defer func() { _ = resp.Body.Close() }()
+	streamed := make([]string, 4)
+	for r := openai.NewEventReader(resp.Body); ; {
+		ev, err := r.Next()
+		must.NoError(t, err)
+		if ev.IsDone() {
+			break
+		}
+		var c openai.CompletionResponse
+		must.NoError(t, json.Unmarshal(ev.Data, &c))
+		streamed[c.Choices[0].Index] += c.Choices[0].Text
+	}
+	must.Eq(t, texts, streamed)
+	must.Eq(t, "A bee is", w.completions(t, `{"prompt":"A bee is","echo":true,"max_tokens":0}`).Choices[0].Text)
+	ids := w.completions(t, `{"prompt":[[1,300,301],[1,302]],"echo":true,"max_tokens":0}`)
+	must.Eq(t, w.served.model.spelled(1)+w.served.model.spelled(300)+w.served.model.spelled(301), ids.Choices[0].Text)
+	best := w.completions(t, `{"prompt":["A","B"],"echo":true,"max_tokens":1,"best_of":2,"temperature":1}`)
+	must.StrHasPrefix(t, "A", best.Choices[0].Text)
+	must.StrHasPrefix(t, "B", best.Choices[1].Text)
+}
+
 func TestSeveralPrompts(t *testing.T) {
 	w := startWorker(t, 3, 512, "")
 	const streamed = `,"n":2,"temperature":1,"seed":9,"max_tokens":12`

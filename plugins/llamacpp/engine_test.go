@@ -167,7 +167,7 @@ func TestRefusals(t *testing.T) {
 		"one prompt long":    {"/v1/completions", `{"prompt":["a","` + long + `"]}`, 400, openai.TypeContextExceeded, "prompt"},
 		"empty prompt list":  {"/v1/completions", `{"prompt":[[]]}`, 400, openai.TypeInvalidRequest, "prompt"},
 		"token out of range": {"/v1/completions", `{"prompt":[1,99999]}`, 400, openai.TypeInvalidRequest, "prompt"},
-		"echo":               {"/v1/completions", `{"prompt":"a","echo":true}`, 400, openai.TypeNotSupported, "echo"},
+		"echo":               {"/v1/completions", `{"prompt":"a","echo":true,"logprobs":1}`, 400, openai.TypeNotSupported, "echo"},
 		"unknown path":       {"/v1/unknown", `{}`, 404, openai.TypeNotFound, ""},
 		"wrong method":       {"/v1/models", `{}`, 405, openai.TypeInvalidRequest, ""},
 	} {

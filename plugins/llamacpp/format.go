@@ -178,6 +178,10 @@ type textFormat struct {
 	vocab   *model
 	shown   *openai.CompletionLogProbs // of the next text
 	offset  int                        // characters of the texts before it
+
+	echo []string // of the prompts, to go before their answers; nil: none do
+	each int      // answers to each prompt
+	said string   // the echo of this answer
 }
 
 func newTextFormat(id string, created int64, model string, vocab *model) *textFormat {
@@ -187,6 +191,25 @@ func newTextFormat(id string, created int64, model string, vocab *model) *textFo
 func (f *textFormat) choice(index int) format {
 	out := newTextFormat(f.id, f.created, f.model, f.vocab)
 	out.index, out.chunks = index, f.chunks.Choice(index)
+	if out.echo, out.each = f.echo, f.each; f.echo != nil {
+		out.said = f.echo[min(index/f.each, len(f.echo)-1)] // more answers than the client gets may be made
+	}
+	return out
+}
+
+// echoes returns the texts of prompts, as the client sent them.
+func (m *model) echoes(p openai.Prompt) []string {
+	if p.Tokens == nil {
+		return p.Texts
+	}
+	out := make([]string, len(p.Tokens))
+	for i, tokens := range p.Tokens {
+		var text strings.Builder
+		for _, t := range tokens {
+			text.WriteString(m.spelled(t))
+		}
+		out[i] = strings.ToValidUTF8(text.String(), "\uFFFD")
+	}
 	return out
 }
 
@@ -194,7 +217,15 @@ func (f *textFormat) response() openai.CompletionResponse {
 	return openai.CompletionResponse{ID: f.id, Object: openai.ObjectCompletion, Created: f.created, Model: f.model, Choices: []openai.CompletionChoice{}}
 }
 
-func (f *textFormat) first() any { return nil }
+func (f *textFormat) first() any {
+	if f.said == "" {
+		return nil
+	}
+	c := f.response()
+	c.Choices = append(c.Choices, openai.CompletionChoice{Index: f.index, Text: f.said})
+	f.said = ""
+	return c
+}
 
 func (f *textFormat) tokens(list []shownToken) {
 	f.shown, f.offset = f.vocab.textLogProbs(list, f.offset)
@@ -220,7 +251,7 @@ func (f *textFormat) usage(u *openai.Usage) any {
 
 func (f *textFormat) whole(text, reason string, u *openai.Usage) any {
 	c := f.response()
-	c.Choices = append(c.Choices, openai.CompletionChoice{Index: f.index, Text: text, LogProbs: f.shown, FinishReason: &reason})
+	c.Choices = append(c.Choices, openai.CompletionChoice{Index: f.index, Text: f.said + text, LogProbs: f.shown, FinishReason: &reason})
 	c.Usage = u
 	return c
 }

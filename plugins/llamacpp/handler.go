@@ -196,7 +196,11 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 		if req.LogProbs != nil {
 			out.logprobs = int(*req.LogProbs)
 		}
-		a.format = newTextFormat("cmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model)
+		f := newTextFormat("cmpl-"+randomHex(12), s.now().Unix(), s.modelID, s.model)
+		if req.Echo != nil && *req.Echo {
+			f.echo, f.each = s.model.echoes(req.Prompt), a.count
+		}
+		a.format = f
 		return a, nil
 	})
 }
@@ -232,8 +236,8 @@ func unsupportedChat(r *openai.ChatRequest) error {
 
 func unsupportedCompletion(r *openai.CompletionRequest) error {
 	switch {
-	case r.Echo != nil && *r.Echo:
-		return openai.NotSupported("echo", "echo is not supported by this worker; put the prompt before the answer yourself")
+	case r.Echo != nil && *r.Echo && r.LogProbs != nil:
+		return openai.NotSupported("echo", "echo together with logprobs is not supported by this worker, as a prompt has no probabilities here; leave one of them out")
 	case r.Suffix != "":
 		return openai.NotSupported("suffix", "suffix is not supported by this worker; leave it out")
 	}

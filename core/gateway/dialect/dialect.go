@@ -22,12 +22,14 @@ const (
 	PathEmbedding   = "/v1/embeddings"
 )
 
-// Dialect translates one route of an API. Both functions are safe for concurrent use.
+// Dialect translates one route of an API. Its functions are safe for concurrent use.
 type Dialect struct {
 	// Decode translates the body of a request. The error is an *openai.Error about the request.
 	Decode func(body []byte, about About) (Request, Encoder, error)
 	// Fail returns the status and the body of an answer that is an error. The error has a status.
 	Fail func(e *openai.Error, about About) (status int, body []byte)
+	// Name returns the id by which a client can cancel the answer while it is made; nil: it cannot.
+	Name func(about About) string
 }
 
 // About says what a translation must know beside the body.

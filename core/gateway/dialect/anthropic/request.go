@@ -84,6 +84,8 @@ type request struct {
 	Tools         []tool          `json:"tools"`
 	ToolChoice    *toolChoice     `json:"tool_choice"`
 	Thinking      *thinking       `json:"thinking"`
+	OutputConfig  outputConfig    `json:"output_config"`
+	OutputFormat  *outputFormat   `json:"output_format"` // where it was before output_config
 	Metadata      struct {
 		UserID string `json:"user_id"`
 	} `json:"metadata"`
@@ -101,6 +103,17 @@ type toolChoice struct {
 	Type            string `json:"type"` // "auto", "any", "tool" or "none"
 	Name            string `json:"name"`
 	DisableParallel bool   `json:"disable_parallel_tool_use"`
+}
+
+// outputConfig says what the answer is like. Its effort is a hint for models that think.
+type outputConfig struct {
+	Format *outputFormat `json:"format"`
+	Effort string        `json:"effort"`
+}
+
+type outputFormat struct {
+	Type   string          `json:"type"` // "json_schema"
+	Schema json.RawMessage `json:"schema"`
 }
 
 type thinking struct {
@@ -211,6 +224,9 @@ func (in *request) chat() (*dialect.Chat, error) {
 		}
 		out.Stop = b
 	}
+	if err := in.form(out); err != nil {
+		return nil, err
+	}
 	system, err := in.System.text("system")
 	if err != nil {
 		return nil, err
@@ -226,6 +242,32 @@ func (in *request) chat() (*dialect.Chat, error) {
 		out.Messages = append(out.Messages, list...)
 	}
 	return out, in.tools(out)
+}
+
+// form translates what the answer must be like.
+func (in *request) form(out *dialect.Chat) error {
+	if in.thinks() && slices.Contains(openai.Efforts, in.OutputConfig.Effort) {
+		out.ReasoningEffort = in.OutputConfig.Effort
+	}
+	f, where := in.OutputConfig.Format, "output_config.format"
+	if f == nil {
+		f, where = in.OutputFormat, "output_format"
+	}
+	if f == nil {
+		return nil
+	}
+	if f.Type != "json_schema" {
+		return openai.NotSupported(where+".type", `%s of type %q is not supported; use "json_schema"`, where, f.Type)
+	}
+	if len(f.Schema) == 0 || f.Schema[0] != '{' {
+		return dialect.Invalid(where+".schema", "%s.schema must be a JSON schema", where)
+	}
+	b, err := json.Marshal(map[string]any{"type": f.Type, f.Type: map[string]any{"name": "answer", "strict": true, "schema": f.Schema}})
+	if err != nil {
+		return dialect.Invalid(where, "%s holds a value that is not JSON", where)
+	}
+	out.ResponseFormat = b
+	return nil
 }
 
 func (in *request) tools(out *dialect.Chat) error {

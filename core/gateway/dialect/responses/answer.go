@@ -2,6 +2,7 @@ package responses
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
 
 	"github.com/rbee-project/rbee/core/gateway/dialect"
@@ -51,7 +52,7 @@ type output struct {
 }
 
 func newEncoder(store *Store, in *request, items []item, about dialect.About) *encoder {
-	return &encoder{store: store, in: in, items: items, about: about, id: "resp_" + about.ID, at: about.Now().Unix()}
+	return &encoder{store: store, in: in, items: items, about: about, id: ID(about), at: about.Now().Unix()}
 }
 
 // ContentType implements dialect.Encoder.
@@ -276,9 +277,13 @@ func (e *encoder) Chunk(dst []byte, c dialect.Chunk) []byte {
 // End implements dialect.Encoder.
 func (e *encoder) End(dst []byte) []byte {
 	dst = e.leave(e.begin(dst))
-	e.keep()
 	status := e.status()
-	return e.event(dst, "response."+status, map[string]any{"response": e.response(status, nil)})
+	b, err := json.Marshal(e.response(status, nil))
+	if err != nil { // everything that is written here was JSON before
+		return dst
+	}
+	e.keep(b)
+	return e.event(dst, "response."+status, map[string]any{"response": json.RawMessage(b)})
 }
 
 func (e *encoder) status() string {
@@ -316,14 +321,16 @@ func (e *encoder) Whole(a dialect.Answer) ([]byte, error) {
 	for _, c := range a.Calls {
 		add(&output{typ: typeCall, id: id("fc_"), callID: c.ID, name: c.Name, arguments: []byte(c.Arguments)})
 	}
-	e.keep()
 	b, err := json.Marshal(e.response(e.status(), nil))
+	if err == nil {
+		e.keep(b)
+	}
 	return append(b, '\n'), err
 }
 
 // keep keeps the conversation with the answer, where the client did not say otherwise. Instructions
 // are not part of it, as the API has it.
-func (e *encoder) keep() {
+func (e *encoder) keep(response []byte) {
 	if !e.stores() {
 		return
 	}
@@ -342,5 +349,5 @@ func (e *encoder) keep() {
 			items = append(items, item{Type: typeCall, CallID: o.callID, Name: o.name, Arguments: string(o.arguments)})
 		}
 	}
-	e.store.put(e.id, e.about.Key, items)
+	e.store.put(e.id, e.about.Key, answer{Items: items, Inputs: len(e.items), Response: slices.Clip(slices.Clone(response))})
 }

@@ -20,8 +20,12 @@ func New(store *Store) dialect.Dialect {
 			return decode(store, body, about)
 		},
 		Fail: Fail,
+		Name: ID,
 	}
 }
+
+// ID is the id of the answer that is made now.
+func ID(about dialect.About) string { return "resp_" + about.ID }
 
 // CountTokens returns POST /v1/responses/input_tokens: the size of what New's route would ask.
 func CountTokens(store *Store) dialect.Dialect {
@@ -141,9 +145,9 @@ func (in *request) decode(store *Store, body []byte, about dialect.About) (*dial
 		before, ok := store.get(*in.PreviousResponseID, about.Key)
 		if !ok {
 			return nil, nil, openai.NewError(http.StatusNotFound, openai.TypeInvalidRequest, "previous_response_id", "previous_response_not_found",
-				"the response %s is not kept here: the queen that gave it keeps it in memory for a while; send the whole conversation as input", clip(*in.PreviousResponseID))
+				"the response %s is not kept: the queen that gave it has it in memory for a while, unless store was false; send the whole conversation as input", clip(*in.PreviousResponseID))
 		}
-		items = append(slices.Clip(before), items...)
+		items = append(slices.Clip(before.Items), items...)
 	}
 	out, err := in.chat(items)
 	return out, items, err

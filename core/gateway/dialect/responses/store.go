@@ -2,6 +2,8 @@ package responses
 
 import (
 	"container/list"
+	"encoding/json"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -38,14 +40,21 @@ type Store struct {
 
 type kept struct {
 	id, key string
-	items   []item
-	bytes   int
-	used    time.Time // last
+	answer
+	bytes int
+	used  time.Time // last
 }
 
-// put keeps a conversation. One that is too large is not kept.
-func (s *Store) put(id, key string, items []item) {
-	k := &kept{id: id, key: key, items: items, bytes: sizeOf(items), used: time.Now()}
+// answer is what is kept of one answer.
+type answer struct {
+	Items    []item          `json:"items"`    // the conversation, with the answer
+	Inputs   int             `json:"inputs"`   // how many of Items came before the answer
+	Response json.RawMessage `json:"response"` // as the client got it
+}
+
+// put keeps an answer. One that is too large is not kept.
+func (s *Store) put(id, key string, a answer) {
+	k := &kept{id: id, key: key, answer: a, bytes: sizeOf(a.Items) + len(a.Response), used: time.Now()}
 	if k.bytes > maxKeptOne {
 		return
 	}
@@ -104,21 +113,79 @@ func (s *Store) Expire(now time.Time) {
 	}
 }
 
-// get returns a conversation. It must not be changed.
-func (s *Store) get(id, key string) ([]item, bool) {
+// get returns an answer. It must not be changed.
+func (s *Store) get(id, key string) (answer, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	k := s.findLocked(id, key)
+	if k == nil {
+		return answer{}, false
+	}
+	k.used = time.Now()
+	s.order.MoveToFront(s.byID[id])
+	return k.answer, true
+}
+
+// findLocked returns what is kept under an id; nil: nothing that this key made.
+func (s *Store) findLocked(id, key string) *kept {
 	e, ok := s.byID[id]
+	if !ok {
+		return nil
+	}
+	if k, _ := e.Value.(*kept); k.key == key {
+		return k
+	}
+	return nil
+}
+
+// Has reports whether an answer that the key made is kept.
+func (s *Store) Has(id, key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.findLocked(id, key) != nil
+}
+
+// Response returns the body of an answer, as its client got it. It must not be changed.
+func (s *Store) Response(id, key string) ([]byte, bool) {
+	a, ok := s.get(id, key)
+	return a.Response, ok
+}
+
+// Delete forgets an answer and reports whether it was kept.
+func (s *Store) Delete(id, key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.findLocked(id, key) == nil {
+		return false
+	}
+	s.dropLocked(s.byID[id])
+	return true
+}
+
+// Export returns all that is kept under an id, for the Import of another store.
+func (s *Store) Export(id, key string) ([]byte, bool) {
+	a, ok := s.get(id, key)
 	if !ok {
 		return nil, false
 	}
-	k, _ := e.Value.(*kept)
-	if k.key != key {
-		return nil, false
+	b, err := json.Marshal(a)
+	return b, err == nil
+}
+
+// Import keeps what another store has exported.
+func (s *Store) Import(id, key string, exported []byte) error {
+	var a answer
+	if len(exported) > 2*maxKeptOne {
+		return fmt.Errorf("an answer of %d bytes is too large", len(exported))
 	}
-	k.used = time.Now()
-	s.order.MoveToFront(e)
-	return k.items, true
+	if err := json.Unmarshal(exported, &a); err != nil {
+		return fmt.Errorf("read an answer: %w", err)
+	}
+	if a.Inputs < 0 || a.Inputs > len(a.Items) {
+		return fmt.Errorf("an answer of %d items has %d inputs", len(a.Items), a.Inputs)
+	}
+	s.put(id, key, a)
+	return nil
 }
 
 // sizeOf is about what items take.

@@ -13,33 +13,33 @@ import (
 func TestStore(t *testing.T) {
 	t.Parallel()
 	var s Store
-	s.put("a", "alice", []item{{Name: "x"}})
+	s.put("a", "alice", answer{Items: []item{{Name: "x"}}})
 	_, ok := s.get("a", "bob")
 	must.False(t, ok)
 	got, ok := s.get("a", "alice")
 	must.True(t, ok)
-	must.Eq(t, "x", got[0].Name)
+	must.Eq(t, "x", got.Items[0].Name)
 
 	large := []item{{Arguments: strings.Repeat("x", maxKeptOne-1000)}}
 	for i := range 2 * maxKept / maxKeptOne {
-		s.put(strconv.Itoa(i), "bob", large)
+		s.put(strconv.Itoa(i), "bob", answer{Items: large})
 		_, ok := s.get("0", "bob") // used again and again, it stays
 		must.True(t, ok)
 	}
 	must.LessEq(t, maxKept, s.bytes)
 	_, ok = s.get("1", "bob")
 	must.False(t, ok)
-	s.put("huge", "bob", []item{{Arguments: strings.Repeat("x", maxKeptOne)}})
+	s.put("huge", "bob", answer{Items: []item{{Arguments: strings.Repeat("x", maxKeptOne)}}})
 	_, ok = s.get("huge", "bob")
 	must.False(t, ok)
 
 	var many Store
 	for i := range maxKeptCount + 5 {
-		many.put(strconv.Itoa(i), "bob", nil)
+		many.put(strconv.Itoa(i), "bob", answer{})
 	}
 	must.Eq(t, maxKeptCount, many.order.Len())
 	must.MapLen(t, maxKeptCount, many.byID)
-	many.put("9999", "bob", []item{{Name: "again"}})
+	many.put("9999", "bob", answer{Items: []item{{Name: "again"}}})
 	must.Eq(t, maxKeptCount, many.order.Len())
 }
 
@@ -67,18 +67,18 @@ func TestStoreRoom(t *testing.T) {
 	}
 	items := []item{{Arguments: strings.Repeat("x", 3800)}} // 4000 bytes
 	for _, id := range []string{"a", "b", "c"} {
-		s.put(id, "k", items)
+		s.put(id, "k", answer{Items: items})
 	}
 	must.Eq(t, 2000, room.left)
 	must.False(t, has("a"))
-	s.put("b", "k", items) // again
+	s.put("b", "k", answer{Items: items}) // again
 	must.Eq(t, 2000, room.left)
-	s.put("d", "k", []item{{Arguments: strings.Repeat("x", 20_000)}})
+	s.put("d", "k", answer{Items: []item{{Arguments: strings.Repeat("x", 20_000)}}})
 	must.False(t, has("d"))
 	must.Eq(t, 10_000, room.left)
 
-	s.put("e", "k", items)
-	s.put("f", "k", items)
+	s.put("e", "k", answer{Items: items})
+	s.put("f", "k", answer{Items: items})
 	must.True(t, s.Spare(1))
 	must.False(t, has("e"))
 	must.True(t, has("f"))
@@ -93,8 +93,8 @@ func TestStoreExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		room := &fakeRoom{10_000}
 		s := Store{Room: room}
-		s.put("old", "k", []item{{}})
-		s.put("used", "k", []item{{}})
+		s.put("old", "k", answer{Items: []item{{}}})
+		s.put("used", "k", answer{Items: []item{{}}})
 		time.Sleep(keptFor / 2)
 		_, ok := s.get("used", "k")
 		must.True(t, ok)
