@@ -65,22 +65,25 @@ type Request struct {
 	// First says that the request was never sent before, so that no agent can have its id already.
 	First bool `json:"-"`
 
-	Type          string   `json:"type,omitempty"`   // worker type
-	Binary        string   `json:"binary,omitempty"` // "<type>@<version>", or "<type>" for its newest
-	Source        string   `json:"source,omitempty"` // of a program: a folder, or package@version
-	Version       string   `json:"version,omitempty"`
-	From          string   `json:"from,omitempty"` // catalog reference
-	Force         bool     `json:"force,omitempty"`
-	Model         string   `json:"model,omitempty"` // id, alias or catalog reference
-	Device        string   `json:"device,omitempty"`
-	Slots         int      `json:"slots,omitempty"`
-	ContextTokens int      `json:"context_tokens,omitempty"` // per slot
-	Threads       int      `json:"threads,omitempty"`
-	PID           int      `json:"pid,omitempty"`
-	DryRun        bool     `json:"dry_run,omitempty"` // only say what would be done
-	Grace         Duration `json:"grace,omitzero"`    // how long running requests may go on
-	Now           bool     `json:"now,omitempty"`
-	Worker        string   `json:"worker,omitempty"` // id or unique prefix
+	Type          string `json:"type,omitempty"`   // worker type
+	Binary        string `json:"binary,omitempty"` // "<type>@<version>", or "<type>" for its newest
+	Source        string `json:"source,omitempty"` // of a program: a folder, or package@version
+	Version       string `json:"version,omitempty"`
+	From          string `json:"from,omitempty"` // catalog reference
+	Force         bool   `json:"force,omitempty"`
+	Model         string `json:"model,omitempty"` // id, alias or catalog reference
+	Device        string `json:"device,omitempty"`
+	Slots         int    `json:"slots,omitempty"`
+	ContextTokens int    `json:"context_tokens,omitempty"` // per slot
+	// ReplicaContext is what ContextTokens is where neither the request nor the hive's configuration
+	// says it: the context of the model's other workers. A queen fills it in.
+	ReplicaContext int      `json:"replica_context,omitempty"`
+	Threads        int      `json:"threads,omitempty"`
+	PID            int      `json:"pid,omitempty"`
+	DryRun         bool     `json:"dry_run,omitempty"` // only say what would be done
+	Grace          Duration `json:"grace,omitzero"`    // how long running requests may go on
+	Now            bool     `json:"now,omitempty"`
+	Worker         string   `json:"worker,omitempty"` // id or unique prefix
 
 	Prompt       string `json:"prompt,omitempty"`
 	SystemPrompt string `json:"system_prompt,omitempty"`

@@ -208,7 +208,13 @@ func (h *Hive) discard(p workerProcess, id string) {
 // fit chooses the device and size of a worker, and reserves its memory until release is called.
 func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model core.Model, run *job.Run) (hd handle, release func(), err error) {
 	slots := cmp.Or(r.Slots, h.defaults.Load().Slots)
-	want := h.wantedContext(r.ContextTokens, model)
+	want, replica := h.wantedContext(r.ContextTokens, model), false
+	if want == 0 && r.ReplicaContext > 0 {
+		want, replica = r.ReplicaContext, true
+		if model.ContextTokens > 0 {
+			want = min(want, model.ContextTokens)
+		}
+	}
 	choose := func(memory) (fit, error) { return fit{ContextTokens: r.ContextTokens}, nil } // its server knows better
 	if !isByName(model) {
 		header, err := h.store.Header(model.ID)
@@ -216,7 +222,14 @@ func (h *Hive) fit(ctx context.Context, r core.Request, p workerProcess, model c
 			return handle{}, nil, err
 		}
 		estimate := func(contextTokens int) int64 { return header.EstimateBytes(slots, contextTokens) }
-		choose = func(m memory) (fit, error) { return chooseFit(m, model.ID, slots, want, model.ContextTokens, estimate) }
+		choose = func(m memory) (fit, error) {
+			f, err := chooseFit(m, model.ID, slots, want, model.ContextTokens, estimate)
+			if err != nil && replica {
+				err = core.WithHint(err, "The model's other workers have %d tokens, and all of them are to answer alike. %s Or choose another context for this one: --context (context_tokens).",
+					want, core.HintOf(err))
+			}
+			return f, err
+		}
 	}
 	for {
 		h.mu.Lock()

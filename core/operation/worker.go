@@ -51,7 +51,8 @@ var ( // constant
 			{Name: "type", Doc: "worker type, or worker type@version; empty: the hive chooses"},
 			{Name: "device", Doc: "device id, such as cuda:0; empty: the hive chooses"},
 			{Name: "slots", Max: core.MaxSlots, Doc: "number of requests served at once; 0: the hive's default"},
-			{Name: "context_tokens", Max: core.MaxContextTokens, Doc: "positions per slot; 0: the model's own, as far as memory allows"},
+			{Name: "context_tokens", Max: core.MaxContextTokens, Doc: "positions per slot; 0: as the model's other workers, else the model's own, as far as memory allows"},
+			{Name: "replica_context", Max: core.MaxContextTokens, Doc: "positions per slot of the model's other workers; the queen fills it in"},
 			{Name: "threads", Max: core.MaxThreads, Doc: "number of processor threads; 0: the hive's default"},
 		},
 	})

@@ -220,7 +220,7 @@ func (a *app) workerSpawnCommand() *cobra.Command {
 	f.StringVar(&r.Type, "type", "", "worker `TYPE`, or TYPE@VERSION: cpu, cuda, vulkan, metal, …")
 	f.StringVar(&r.Device, "device", "", "`DEVICE` to load it on: cpu, cuda:0, …")
 	f.IntVar(&r.Slots, "slots", 0, "requests served at once (default: the hive's)")
-	f.IntVar(&r.ContextTokens, "context", 0, "positions per slot (default: the model's own, as far as memory allows)")
+	f.IntVar(&r.ContextTokens, "context", 0, "positions per slot (default: as the model's other workers, else the model's own, as far as memory allows)")
 	f.IntVar(&r.Threads, "threads", 0, "CPU threads (default: the hive's)")
 	f.StringVar(&r.RequestID, "request-id", "", "`ID` of the request: the same one twice starts one worker")
 	f.BoolVar(&detach, "detach", false, "do not wait: show the job's id")

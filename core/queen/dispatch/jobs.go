@@ -31,6 +31,8 @@ type Placer interface {
 	// hives that are up.
 	Spawn(ctx context.Context, r core.Request, live []core.Hive) (string, error)
 	Download(ctx context.Context, r core.Request, live []core.Hive) (string, error)
+	// ReplicaContext returns the positions per slot of the model's workers; 0: it has none.
+	ReplicaContext(ctx context.Context, model string) int
 }
 
 // Options say what a Dispatcher works with. All fields but QueenConn are required.
@@ -82,6 +84,9 @@ func (d *Dispatcher) Submit(ctx context.Context, r core.Request) (core.Job, erro
 		node = cmp.Or(d.recall(ctx, r), d.opts.ID)
 	} else if node, err = d.choose(ctx, r); err != nil {
 		return core.Job{}, err
+	}
+	if r.Operation == core.OpWorkerSpawn && r.ContextTokens == 0 {
+		r.ReplicaContext = d.placer.ReplicaContext(ctx, r.Model)
 	}
 	if r.RequestID != "" {
 		d.mu.Lock()

@@ -92,6 +92,31 @@ func (p *Placer) Spawn(ctx context.Context, r core.Request, live []core.Hive) (s
 	return p.place(sched.Demand{Model: r.Model, Type: typ, Device: r.Device}, m, live, refused)
 }
 
+// ReplicaContext returns the positions per slot that a further worker with the model gets where
+// nobody says how many: those of the oldest worker that has it, so that all answer a long prompt
+// alike. 0: there is none.
+func (p *Placer) ReplicaContext(ctx context.Context, model string) int {
+	names := []string{model}
+	if lists, _, err := p.modelsOf(ctx); err == nil {
+		if m, ok := stored(lists, model); ok {
+			names = m.names()
+		}
+	}
+	var first *core.Worker
+	for _, name := range names {
+		for _, w := range p.registry.View().WorkersOfModel(nil, name) {
+			serves := w.State == core.WorkerReady || w.State == core.WorkerLoading
+			if serves && w.ContextTokens > 0 && (first == nil || w.CreateIndex < first.CreateIndex) {
+				first = &w
+			}
+		}
+	}
+	if first == nil {
+		return 0
+	}
+	return first.ContextTokens
+}
+
 // Download chooses the hive for a model_download that names none: one that has the model, else
 // the one on which a worker with it would be placed.
 func (p *Placer) Download(ctx context.Context, r core.Request, live []core.Hive) (string, error) {

@@ -1,0 +1,55 @@
+package queen
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/job"
+)
+
+// A further worker with a model gets the context of the first one, whatever the hives call it, so
+// that all answer a long prompt alike.
+func TestReplicaContext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "")
+		one, two := c.newHive("h1"), c.newHive("h2")
+		for _, h := range []*fakeHive{one, two} {
+			h.run = func(context.Context, core.Request, *job.Run) (any, error) { return core.SpawnResult{}, nil }
+		}
+		one.addModel("m")
+		two.addModel("n", "other")
+		two.change(func(h *fakeHive) { h.models[0].Digest = "sha256:m" })
+		one.mustBeat()
+		two.mustBeat()
+		asked := func(r core.Request) int {
+			t.Helper()
+			r.Operation = core.OpWorkerSpawn
+			_, err := c.q.Jobs.Submit(t.Context(), r)
+			must.NoError(t, err)
+			synctest.Wait()
+			got := two.submitted()
+			return got[len(got)-1].ReplicaContext
+		}
+		must.Eq(t, 0, asked(core.Request{Model: "n", Hive: "h2"})) // it is the first
+
+		one.addWorker("w1", "m", core.WorkerLoading)
+		one.mustBeat()
+		one.addWorker("w0", "m", core.WorkerReady)
+		one.change(func(h *fakeHive) { h.workers[1].ContextTokens = 64 }) // somebody asked for that
+		one.mustBeat()
+		synctest.Wait()
+		must.Eq(t, 512, asked(core.Request{Model: "n", Hive: "h2"}))
+		must.Eq(t, 512, asked(core.Request{Model: "other", Hive: "h2"}))
+		must.Eq(t, 0, asked(core.Request{Model: "n", Hive: "h2", ContextTokens: 128}))
+		must.Eq(t, 512, asked(core.Request{Model: "n", Hive: "h2", ReplicaContext: 9}))
+
+		one.change(func(h *fakeHive) { h.workers[0].State, h.workers[1].State = core.WorkerFailed, core.WorkerFailed })
+		one.mustBeat()
+		must.Eq(t, 0, asked(core.Request{Model: "n", Hive: "h2"}))
+	})
+}
