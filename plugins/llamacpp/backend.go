@@ -232,9 +232,13 @@ func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf conf
 		return prepareReader(m, conf, limit, threads)
 	}
 	step := max(conf.BatchTokens, spec.Slots) // every slot has a place in every step
+	guesses := 0
+	if conf.Speculation && !loaded.Recurrent() { // wrong guesses are cut off
+		guesses = min(maxGuesses, step-spec.Slots)
+	}
 	ctx, err := loaded.NewContext(native.ContextParams{
 		Sequences: spec.Slots, Tokens: limit, BatchTokens: step, Threads: threads, KVType: conf.KVCacheType,
-		OutputTokens: spec.Slots, // one row of logits per slot and step
+		OutputTokens: spec.Slots + guesses, // rows of logits of a step
 	})
 	if err != nil {
 		err = fmt.Errorf("load model: a context of %d slots with %d tokens each cannot be made: %w: %w", spec.Slots, limit, err, sdk.ErrTooLarge)
@@ -246,11 +250,15 @@ func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf conf
 	}
 	e := &engine{model: m, ctx: ctx, limit: limit, Scheduler: batch.New(ctx, batch.Config{
 		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), PromptPause: time.Duration(conf.PromptPause) * time.Millisecond,
-		Queue: conf.Queue, SavedBytes: conf.storeBytes(), Checkpoints: loaded.Recurrent(),
+		Queue: conf.Queue, SavedBytes: conf.storeBytes(), Checkpoints: loaded.Recurrent(), GuessTokens: guesses,
 		PinThread: b.flavour != CPU, Vocab: batch.Vocab{Pieces: m.pieces, Ends: m.ends}, Log: b.log,
 	})}
 	return &served{model: m, engine: e, embeds: newEmbedder(loaded, conf, min(limit, maxEmbedTokens), threads), limit: limit, threads: threads}, nil
 }
+
+// maxGuesses bounds the guessed tokens of a step. Each takes a row of logits: 600 KB with the
+// largest vocabularies.
+const maxGuesses = 32
 
 // warmUp evaluates one token, so that a model whose file makes the engine end the process does so
 // before anybody asks, and the first request does not wait for the weights to be read.
@@ -403,6 +411,6 @@ func (b *Backend) stopEngine(ctx context.Context, e *engine) error {
 		return fmt.Errorf("stop: the engine is still busy: %w", ctx.Err())
 	}
 	load := e.Stats()
-	b.log.Info("engine stopped", "tokens", load.TokensTotal, "prompt_tokens_evaluated", load.PromptEvaluated, "prompt_tokens_reused", load.PromptReused)
+	b.log.Info("engine stopped", "tokens", load.TokensTotal, "prompt_tokens_evaluated", load.PromptEvaluated, "prompt_tokens_reused", load.PromptReused, "tokens_guessed", load.Guessed, "tokens_guessed_right", load.Right)
 	return nil
 }

@@ -111,12 +111,18 @@ func (a *ask) chosen(list []*answer) []*answer {
 // usage sums up the answers: a prompt counts once, and all tokens that were generated count.
 func (a *ask) usage(list []*answer) *openai.Usage {
 	u := &openai.Usage{PromptTokensDetails: &openai.PromptTokensDetails{}}
+	var predicted openai.CompletionTokensDetails
 	for i, x := range list {
 		u.CompletionTokens += x.end.tokens
+		predicted.AcceptedPredictionTokens += x.end.right
+		predicted.RejectedPredictionTokens += x.end.guessed - x.end.right
 		if i%a.best == 0 { // the others take the prompt from this one
 			u.PromptTokens += len(x.prompt)
 			u.PromptTokensDetails.CachedTokens += x.end.reused
 		}
+	}
+	if predicted != (openai.CompletionTokensDetails{}) {
+		u.CompletionTokensDetails = &predicted
 	}
 	u.TotalTokens = u.PromptTokens + u.CompletionTokens
 	return u

@@ -26,11 +26,12 @@ type config struct {
 	Queue         int    `json:"queue"`
 	PrefixStore   int    `json:"prefix_store_mib"`
 	Repack        bool   `json:"repack"`
+	Speculation   bool   `json:"speculation"`
 	GPULayers     int    `json:"gpu_layers"`
 }
 
 func defaultConfig() config {
-	return config{BatchTokens: 512, PromptPause: 100, ContextTokens: 4096, KVCacheType: "f16", Pooling: poolingOfModel, Queue: 64, PrefixStore: -1, Repack: true, GPULayers: -1}
+	return config{BatchTokens: 512, PromptPause: 100, ContextTokens: 4096, KVCacheType: "f16", Pooling: poolingOfModel, Queue: 64, PrefixStore: -1, Repack: true, Speculation: true, GPULayers: -1}
 }
 
 // kvTypes are the cache types on offer, the default first.
@@ -117,6 +118,10 @@ func schema(f Flavour) sdk.Schema {
 	s.Attributes = append(s.Attributes, sdk.Attribute{
 		Name: "pooling", Type: "string", Default: json.RawMessage(`"model"`),
 		Doc: "How the vectors of a text's tokens become its embedding: " + strings.Join(poolingNames(), ", ") + ". With \"model\" it is what the model's file says; a model that says nothing has no embeddings.",
+	})
+	s.Attributes = append(s.Attributes, sdk.Attribute{
+		Name: "speculation", Type: "bool", Default: json.RawMessage("true"),
+		Doc: "Guess what comes next where a text reads as it did before, and check several tokens in one step of the engine. It changes no token of an answer, and is done where it saves time, by measurement.",
 	})
 	if f == CPU {
 		s.Attributes = append(s.Attributes, sdk.Attribute{

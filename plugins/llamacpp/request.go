@@ -61,6 +61,8 @@ type event struct {
 	err      *openai.Error // the request failed; nothing follows
 	tokens   int           // generated so far, the token that ended the generation included
 	reused   int           // tokens of the prompt that were in the cache already
+	guessed  int           // tokens that were guessed for the answer so far
+	right    int           // of them, those that were chosen
 	logprobs []batch.LogProb
 }
 
@@ -77,7 +79,7 @@ func (r *request) emit(e batch.Event) {
 			e.Finish = batch.FinishLength
 		}
 	}
-	r.out.put(event{number: r.number, text: e.Text, sent: e.Sent, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, reused: e.Reused, logprobs: e.LogProbs})
+	r.out.put(event{number: r.number, text: e.Text, sent: e.Sent, finish: string(e.Finish), err: apiError(e.Err), tokens: e.Tokens, reused: e.Reused, guessed: e.Guessed, right: e.Right, logprobs: e.LogProbs})
 }
 
 // mailbox carries events from the engine to one reader. It never blocks the engine: a slow client

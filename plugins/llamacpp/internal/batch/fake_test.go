@@ -29,6 +29,8 @@ type fakeDecoder struct {
 	copies [][2]int  // that are not done yet: from, to
 	cells  int       // positions of all sequences together; 0: no bound
 	fail   error     // what Decode returns
+	memory int       // logits depend on so many tokens, so that texts come to repeat themselves; 0: on all
+	stuck  bool      // Remove refuses what Floor allows
 	window int       // how far back a sequence can be cut; 0: everywhere; negative: not at all
 
 	perStep, perToken time.Duration      // how long Decode takes
@@ -89,7 +91,11 @@ func (f *fakeDecoder) Logits(entry int) []float32 {
 	if !f.logits[entry] {
 		f.t.Errorf("logits of entry %d, which asked for none", entry)
 	}
-	return fakeLogits(f.history[entry])
+	history := f.history[entry]
+	if f.memory > 0 {
+		history = history[max(0, len(history)-f.memory):]
+	}
+	return fakeLogits(history)
 }
 
 func (f *fakeDecoder) Floor(seq int) int {
@@ -107,7 +113,7 @@ func (f *fakeDecoder) Remove(seq, from int) bool {
 	if from > f.length[seq] {
 		f.t.Errorf("sequence %d has %d tokens and is cut at %d", seq, f.length[seq], from)
 	}
-	if from > 0 && from < f.Floor(seq) {
+	if from > 0 && (f.stuck || from < f.Floor(seq)) {
 		return false
 	}
 	f.length[seq] = from

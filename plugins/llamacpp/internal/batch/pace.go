@@ -29,12 +29,23 @@ const (
 type pace struct {
 	plain time.Duration // of a step without prompts; 0: not measured
 	token time.Duration // what a prompt token adds to a step; 0: not measured
+
+	answers []time.Duration // of a step with so many answers and nothing else; 0: not measured
+	guess   time.Duration   // what a guessed token adds to such a step; 0: not measured
+	guessed int             // steps with guesses since the last one without
 }
 
-// measured takes the time of a step with so many prompt tokens.
-func (p *pace) measured(took time.Duration, prompt int) {
-	if prompt == 0 {
-		p.plain = smooth(p.plain, took)
+// measured takes the time of a step.
+func (p *pace) measured(took time.Duration, answers, guessed, prompt int) {
+	switch {
+	case guessed > 0:
+		plain := p.answers[answers]
+		p.guess = smooth(p.guess, max((took-plain)/time.Duration(guessed), plain/leastGuessShare))
+		p.guessed++
+		return
+	case prompt == 0:
+		p.plain, p.answers[answers] = smooth(p.plain, took), smooth(p.answers[answers], took)
+		p.guessed = 0
 		return
 	}
 	// The rest is what the step takes without them, and never more than half of it: that is of

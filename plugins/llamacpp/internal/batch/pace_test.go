@@ -172,20 +172,20 @@ func TestLongPromptGetsItsTurn(t *testing.T) {
 // One step that was held up does not make the next ones tiny.
 func TestPaceForgivesHiccups(t *testing.T) {
 	t.Parallel()
-	var p pace
+	p := pace{answers: make([]time.Duration, 2)}
 	must.Eq(t, firstChunk, p.within(time.Second, 1))
 	for range 20 {
-		p.measured(10*time.Millisecond, 0)
-		p.measured(60*time.Millisecond, 50)
+		p.measured(10*time.Millisecond, 1, 0, 0)
+		p.measured(60*time.Millisecond, 1, 0, 50)
 	}
 	must.Between(t, 90, p.within(100*time.Millisecond, 1), 110)
-	p.measured(5*time.Second, 100)
+	p.measured(5*time.Second, 1, 0, 100)
 	must.Between(t, 50, p.within(100*time.Millisecond, 1), 60)
 	for range 5 {
-		p.measured(110*time.Millisecond, 100)
+		p.measured(110*time.Millisecond, 1, 0, 100)
 	}
 	must.Between(t, 80, p.within(100*time.Millisecond, 1), 110)
 	must.Eq(t, 8, p.within(time.Microsecond, 8))
-	p.measured(0, 100) // a clock that stands still
-	p.measured(0, 100)
+	p.measured(0, 1, 0, 100) // a clock that stands still
+	p.measured(0, 1, 0, 100)
 }

@@ -21,6 +21,7 @@ type Config struct {
 	Queue       int           // requests that may wait for a slot
 	SavedBytes  int64         // of sequences that gave up their slot, at most; 0: none is saved
 	Checkpoints bool          // save sequences near the end of prompts as well: the decoder cannot cut them
+	GuessTokens int           // guessed tokens of a step, at most; 0: none is guessed
 	PinThread   bool          // stay on one thread, which graphics drivers like better
 	Vocab       Vocab
 	Log         hclog.Logger
@@ -36,6 +37,8 @@ type Scheduler struct {
 	slots   []*slot
 	prompts []*slot // slots whose prompt is not whole in the cache yet
 	entries []Entry // of the current step
+	guessed int     // of them, guesses
+	unsure  bool    // the next step makes no guesses: the cache had no room for the last one
 	pace    pace
 	saved   store
 	clock   int64 // counts uses of slots
@@ -46,6 +49,8 @@ type Scheduler struct {
 	kvUsed    atomic.Int64
 	evaluated atomic.Int64 // prompt tokens
 	reused    atomic.Int64 // prompt tokens that were in the cache
+	guesses   atomic.Int64 // tokens that were guessed
+	right     atomic.Int64 // of them, those that were chosen
 	rate      rate
 
 	mu       sync.Mutex // guards below
@@ -68,23 +73,30 @@ type slot struct {
 	copying bool    // the copy that makes held takes place with the next step
 	copied  bool    // the same, and it is copied from here
 
-	mark      int   // tokens of the prompt at which a checkpoint is made; 0: none is to be made
-	reused    int   // prompt tokens that were in the cache at the beginning
-	waited    int   // prompt tokens that other requests got while this one's prompt waited
-	next      Token // chosen and not in the cache yet
+	mark      int     // tokens of the prompt at which a checkpoint is made; 0: none is to be made
+	reused    int     // prompt tokens that were in the cache at the beginning
+	waited    int     // prompt tokens that other requests got while this one's prompt waited
+	text      []Token // the prompt and what was chosen after it
+	reading   int     // tokens of text that are evaluated before the next one is chosen
+	next      Token   // chosen and not in the cache yet
 	generated int
+
+	guess        []Token // what may follow next, in the current step
+	odds         odds
+	guessed, hit int // tokens that were guessed for the answer, and those of them that were chosen
 
 	add int // tokens of this slot in the current step
 	row int // of the current step, whose logits are this slot's; -1: none
 }
 
 // missing returns how many prompt tokens are not in the cache yet.
-func (s *slot) missing() int { return max(0, len(s.req.Prompt)-len(s.held)) }
+func (s *slot) missing() int { return max(0, s.reading-len(s.held)) }
 
 // New returns a scheduler. Somebody must call Run.
 func New(decoder Decoder, conf Config) *Scheduler {
 	s := &Scheduler{conf: conf, decoder: decoder, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	s.saved.limit = conf.SavedBytes
+	s.pace.answers = make([]time.Duration, conf.Slots+1)
 	for i := range conf.Slots {
 		s.slots = append(s.slots, &slot{seq: i, next: none, row: -1})
 	}
@@ -168,6 +180,8 @@ type Stats struct {
 	CacheTokens     int    // positions that requests take; what is kept for later ones is not counted
 	PromptEvaluated int64  // prompt tokens
 	PromptReused    int64  // prompt tokens that were in the cache already
+	Guessed         int64  // tokens that were guessed for answers
+	Right           int64  // of them, those that were chosen
 	TokensTotal     int64  // generated
 	TokensPerSecond float64
 }
@@ -176,7 +190,7 @@ type Stats struct {
 func (s *Scheduler) Stats() Stats {
 	st := Stats{
 		CacheTokens: int(s.kvUsed.Load()), PromptEvaluated: s.evaluated.Load(), PromptReused: s.reused.Load(),
-		TokensTotal: s.rate.total.Load(), TokensPerSecond: s.rate.perSecond(time.Now()),
+		Guessed: s.guesses.Load(), Right: s.right.Load(), TokensTotal: s.rate.total.Load(), TokensPerSecond: s.rate.perSecond(time.Now()),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -259,6 +273,8 @@ func (s *Scheduler) admit(r *Request) {
 	s.clock++
 	x.req, x.split, x.next, x.generated, x.used = r, splitter{stops: r.Stops}, none, 0, s.clock
 	x.reused, x.turn, x.waited, x.mark = len(x.held), len(r.Prompt), 0, s.mark(x, r.Prompt)
+	x.text, x.reading = slices.Clip(r.Prompt), len(r.Prompt)
+	x.odds, x.guessed, x.hit = odds{}, 0, 0
 	s.reused.Add(int64(x.reused))
 	s.prompts = append(s.prompts, x)
 }
@@ -268,7 +284,7 @@ func (s *Scheduler) release(x *slot) {
 	x.req.Chooser.Close()
 	s.prompts = slices.DeleteFunc(s.prompts, func(p *slot) bool { return p == x })
 	s.clock++
-	x.req, x.row, x.add, x.used = nil, -1, 0, s.clock
+	x.req, x.row, x.add, x.used, x.text = nil, -1, 0, s.clock, nil
 	s.countCache()
 	s.mu.Lock()
 	s.active--
@@ -279,7 +295,7 @@ func (s *Scheduler) release(x *slot) {
 // know, so that its next request finds it.
 func (s *Scheduler) end(x *slot, e Event) {
 	r := x.req
-	e.Tokens, e.Reused = x.generated, x.reused
+	e.Tokens, e.Reused, e.Guessed, e.Right = x.generated, x.reused, x.guessed, x.hit
 	s.release(x)
 	r.Emit(e)
 }
@@ -309,23 +325,35 @@ func (s *Scheduler) countCache() {
 	s.kvUsed.Store(int64(used))
 }
 
-// fill builds the batch of a step: the chosen token of every slot first, then what there is room
-// for of prompts. It returns the number of prompt tokens.
-func (s *Scheduler) fill() (prompt int) {
-	s.entries = s.entries[:0]
+// fill builds the batch of a step: the chosen token of every slot first, with guesses of what
+// follows it, then what there is room for of prompts. It returns the number of answers that go on
+// and of prompt tokens.
+func (s *Scheduler) fill() (answers, prompt int) {
+	s.entries, s.guessed = s.entries[:0], 0
 	for _, x := range s.slots {
-		x.row, x.add = -1, 0
+		x.row, x.add, x.guess = -1, 0, x.guess[:0]
+		if x.req != nil && x.next >= 0 {
+			answers++
+		}
+	}
+	room := s.guessRoom(answers)
+	for _, x := range s.slots {
 		if x.req == nil || x.next < 0 {
 			continue
 		}
 		x.row, x.add = len(s.entries), 1
 		s.entries = append(s.entries, Entry{Token: x.next, Pos: len(x.held), Seq: x.seq, Logits: true})
+		s.guessFor(x, answers, room-s.guessed)
+		for i, t := range x.guess {
+			s.entries = append(s.entries, Entry{Token: t, Pos: len(x.held) + 1 + i, Seq: x.seq, Logits: true})
+		}
+		s.guessed += len(x.guess)
 	}
 	if len(s.prompts) == 0 {
-		return 0
+		return answers, 0
 	}
 	s.orderPrompts()
-	room := s.promptRoom(len(s.entries))
+	room = s.promptRoom(answers)
 	for _, x := range s.prompts {
 		x.add = min(room-prompt, x.missing())
 		if x.mark > 0 { // a step ends there
@@ -333,30 +361,36 @@ func (s *Scheduler) fill() (prompt int) {
 		}
 		for i := range x.add {
 			at := len(x.held) + i
-			last := at == len(x.req.Prompt)-1
+			last := at == x.reading-1
 			if last {
 				x.row = len(s.entries)
 			}
-			s.entries = append(s.entries, Entry{Token: x.req.Prompt[at], Pos: at, Seq: x.seq, Logits: last})
+			s.entries = append(s.entries, Entry{Token: x.text[at], Pos: at, Seq: x.seq, Logits: last})
 		}
 		prompt += x.add
 	}
-	return prompt
+	return answers, prompt
 }
 
 // step decodes one batch and deals out what came of it.
 func (s *Scheduler) step() {
-	prompt := s.fill()
+	answers, prompt := s.fill()
 	began := time.Now()
-	if err := s.decoder.Decode(s.entries); errors.Is(err, ErrFull) {
+	err := s.decoder.Decode(s.entries)
+	switch {
+	case errors.Is(err, ErrFull) && s.guessed > 0: // nothing is given up for guesses
+		s.unsure = true
+		return
+	case errors.Is(err, ErrFull):
 		s.shed()
 		return
-	} else if err != nil {
+	case err != nil:
 		s.broken(err.Error())
 		return
 	}
+	s.unsure = false
 	now := time.Now()
-	s.pace.measured(now.Sub(began), prompt)
+	s.pace.measured(now.Sub(began), answers, s.guessed, prompt)
 	s.evaluated.Add(int64(prompt))
 	s.agePrompts(prompt)
 	for _, e := range s.entries {
@@ -377,20 +411,49 @@ func (s *Scheduler) step() {
 		if x.req == nil || x.row < 0 {
 			continue
 		}
-		choice, err := x.req.Chooser.Choose(s.decoder.Logits(x.row))
+		made += s.choose(x)
+	}
+	if s.guessed > 0 {
+		s.countCache()
+	}
+	if made > 0 {
+		s.rate.add(made, now)
+	}
+}
+
+// choose chooses the token after each evaluated one of an answer, as long as the guesses are what is
+// chosen: the rows after a wrong one say what follows another text. It returns how many it chose.
+func (s *Scheduler) choose(x *slot) (made int) {
+	row, kept := x.row, len(x.held)-len(x.guess)
+	x.guessed += len(x.guess)
+	s.guesses.Add(int64(len(x.guess)))
+	right := 0
+	for i := range len(x.guess) + 1 {
+		choice, err := x.req.Chooser.Choose(s.decoder.Logits(row + i))
 		if err == nil && (choice.Token < 0 || int(choice.Token) >= len(s.conf.Vocab.Pieces)) {
 			err = errors.New("it chose no token")
 		}
 		if err != nil {
 			s.fail(x, err)
-			continue
+			break
 		}
 		made++
+		hit := i < len(x.guess) && choice.Token == x.guess[i]
+		if hit {
+			right++
+			x.hit++
+			s.right.Add(1)
+		}
 		s.deal(x, choice)
+		if !hit || x.req == nil {
+			break
+		}
 	}
-	if made > 0 {
-		s.rate.add(made, now)
+	if len(x.guess) > 0 {
+		x.odds.learn(right, len(x.guess))
+		s.takeBack(x, kept+right)
 	}
+	return made
 }
 
 // deal sends what a chosen token makes, and ends the request where it ends.
@@ -421,7 +484,7 @@ func (s *Scheduler) deal(x *slot, c Choice) {
 		s.end(x, e)
 		return
 	}
-	x.next = c.Token
+	x.next, x.text = c.Token, append(x.text, c.Token)
 	if e.Text != "" || e.LogProbs != nil {
 		x.req.Emit(e)
 	}

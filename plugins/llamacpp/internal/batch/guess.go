@@ -1,0 +1,196 @@
+package batch
+
+import (
+	"math"
+	"time"
+)
+
+// Guesses: the tokens after the chosen one are guessed and evaluated in the same step, each with its
+// logits. The tokens of the answer are chosen from those logits as they would be without guesses;
+// a guess that is not what was chosen is taken back out of the cache with all that follow it. So
+// guesses never change what is chosen, and what they can cost is time. Whether they pay is measured:
+// how often those for a request are right, and by how much they make a step longer.
+
+const (
+	// mostGuesses bounds the guesses for one request in a step.
+	mostGuesses = 16
+	// leastMatch is how many tokens of the text's end must have been there before.
+	leastMatch = 2
+	// mostMatch bounds how many are compared: more tell no more.
+	mostMatch = 16
+	// lookBack bounds how far back the text is looked at. It takes some 30 microseconds.
+	lookBack = 1 << 16
+	// firstGuessCost is the cost of a guess before one was measured, as a part of a step for one
+	// answer.
+	firstGuessCost = 0.25
+	// leastGuessShare bounds what a guess is believed to cost below, as a step may be held up less
+	// than the one that it is compared with.
+	leastGuessShare = 64
+	// refresh is after how many steps with guesses one is made without, for the comparison.
+	refresh = 64
+)
+
+// guessRoom returns how many tokens may be guessed in the next step. While prompts are being read
+// there are none: the time of such steps is the prompts'.
+func (s *Scheduler) guessRoom(answers int) int {
+	if s.conf.GuessTokens == 0 || answers == 0 || len(s.prompts) > 0 || s.unsure ||
+		s.pace.answers[answers] == 0 || s.pace.guessed >= refresh {
+		return 0
+	}
+	return min(s.conf.GuessTokens, s.conf.StepTokens-answers)
+}
+
+// price returns how likely a guess must be to pay where so many answers share a step: the time that
+// it adds, as a part of the time that a token takes without it.
+func (p *pace) price(answers int) float64 {
+	plain := p.answers[answers]
+	if p.guess == 0 {
+		p.guess = max(1, time.Duration(firstGuessCost*float64(plain)/float64(answers)))
+	}
+	return float64(p.guess) * float64(answers) / float64(plain)
+}
+
+// guessFor fills in a slot's guess.
+func (s *Scheduler) guessFor(x *slot, answers, room int) {
+	most := s.conf.SlotTokens - len(x.text) // tokens that may still be chosen
+	if n := x.req.MaxTokens; n > 0 {
+		most = min(most, n-x.generated)
+	}
+	most = min(most-1, mostGuesses, room) // one is chosen in any case
+	if most < 1 || x.odds.off {
+		return
+	}
+	at, length := match(x.text)
+	if length < leastMatch {
+		return
+	}
+	most = min(most, x.odds.worth(length, s.pace.price(answers)))
+	if most < 1 || s.decoder.Floor(x.seq) >= len(x.held) { // what cannot be cut cannot be taken back
+		return
+	}
+	for i := range most {
+		var t Token
+		if from := at + i; from < len(x.text) {
+			t = x.text[from]
+		} else { // the text repeats itself
+			t = x.guess[from-len(x.text)]
+		}
+		if s.conf.Vocab.Ends[t] { // nothing follows it
+			return
+		}
+		x.guess = append(x.guess, t)
+	}
+}
+
+// takeBack removes wrong guesses from the cache: it leaves n tokens.
+func (s *Scheduler) takeBack(x *slot, n int) {
+	if n == len(x.held) {
+		return
+	}
+	if s.decoder.Remove(x.seq, n) {
+		x.held = x.held[:n]
+		return
+	}
+	s.conf.Log.Warn("failed to take guesses back, the text is read again", "positions", len(x.held))
+	s.forget(x)
+	if x.req == nil {
+		return
+	}
+	x.odds.off = true
+	x.next, x.reading, x.waited = none, len(x.text), 0
+	s.prompts = append(s.prompts, x)
+}
+
+// match returns where the text goes on after the last place at which it reads as its end does, for
+// as many tokens as anywhere, and for how many.
+func match(text []Token) (at, length int) {
+	n := len(text)
+	for i := n - 2; i >= max(0, n-lookBack); i-- {
+		if text[i] != text[n-1] {
+			continue
+		}
+		m := 1
+		for m < mostMatch && m <= i && text[i-m] == text[n-1-m] {
+			m++
+		}
+		if m > length {
+			at, length = i+1, m
+		}
+		if length == mostMatch {
+			break
+		}
+	}
+	return at, length
+}
+
+// odds is how often the guesses for a request were right.
+type odds struct {
+	off     bool
+	match   int // the kind of the current guess: see kindOf
+	classes [3]struct {
+		right, wrong float64
+		rest         int // guesses to pass over before the next attempt
+		pause        int // the last value of rest
+	}
+}
+
+// kindOf tells guesses apart by how many tokens were there before: more make a better guess.
+func kindOf(length int) int {
+	switch {
+	case length < 4:
+		return 0
+	case length < 8:
+		return 1
+	}
+	return 2
+}
+
+// The odds of a guess before any was made, by its kind, and how many guesses that counts as.
+func firstOdds(kind int) float64 { return [3]float64{0.4, 0.6, 0.8}[kind] }
+
+const (
+	firstWeight = 2
+	mostCounted = 32 // older guesses count less
+	leastPause  = 8
+	mostPause   = 256
+)
+
+// worth returns how many tokens after a match of so many are worth their price. Where none is, one
+// is tried now and then, ever more rarely.
+func (o *odds) worth(length int, price float64) int {
+	o.match = kindOf(length)
+	c := &o.classes[o.match]
+	p := (c.right + firstWeight*firstOdds(o.match)) / (c.right + c.wrong + firstWeight)
+	if p >= price {
+		c.rest, c.pause = 0, 0
+		if price <= 0 || p >= 1 {
+			return mostGuesses
+		}
+		return max(1, int(min(mostGuesses, math.Log(price)/math.Log(p)))) // p^n is the odds of the n-th
+	}
+	if price >= 1 {
+		return 0
+	}
+	if c.pause == 0 {
+		c.pause, c.rest = leastPause, leastPause
+	}
+	if c.rest > 0 {
+		c.rest--
+		return 0
+	}
+	c.pause = min(2*c.pause, mostPause)
+	c.rest = c.pause
+	return 1
+}
+
+// learn takes how many of the last guesses were right.
+func (o *odds) learn(right, of int) {
+	c := &o.classes[o.match]
+	c.right += float64(right)
+	if right < of {
+		c.wrong++
+	}
+	if n := c.right + c.wrong; n > mostCounted {
+		c.right, c.wrong = c.right*mostCounted/n, c.wrong*mostCounted/n
+	}
+}

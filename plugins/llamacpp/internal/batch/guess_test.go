@@ -1,0 +1,291 @@
+package batch
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+)
+
+// guessed runs requests on an engine whose texts come to repeat themselves, and returns what came
+// of each.
+func guessed(t *testing.T, guesses, slots int, change func(*fakeDecoder, *Config), requests func() []*run) ([]*run, Stats) {
+	t.Helper()
+	f := newFake(t, slots)
+	f.memory = 2
+	conf := pacedConfig(f, slots)
+	conf.SlotTokens, conf.GuessTokens = 600, guesses
+	if change != nil {
+		change(f, &conf)
+	}
+	var runs []*run
+	var st Stats
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		runs = requests()
+		for _, r := range runs {
+			must.NoError(t, s.Submit(r.Request))
+		}
+		for _, r := range runs {
+			r.last()
+			must.Eq(t, 1, r.chooser.closed)
+		}
+		st = s.Stats()
+	})
+	must.LessEq(t, st.Guessed, st.Right)
+	return runs, st
+}
+
+// plain returns events without what tells that guesses were made.
+func plain(events []Event) []Event {
+	out := make([]Event, len(events))
+	for i, e := range events {
+		e.Guessed, e.Right = 0, 0
+		out[i] = e
+	}
+	return out
+}
+
+// Guesses change nothing of an answer: neither its tokens and their log probabilities nor where it
+// ends and why.
+func TestGuessesChangeNothing(t *testing.T) {
+	t.Parallel()
+	requests := func(seeds bool) func() []*run {
+		return func() []*run {
+			rnd := rand.New(rand.NewPCG(1, 2))
+			var runs []*run
+			for i := range 12 {
+				r := newRun(prompt(i, 3+rnd.IntN(60)), rnd.IntN(300))
+				if seeds && i%2 == 1 {
+					r.chooser.seed = uint64(1 + rnd.IntN(3)*(fakeVocab-1)) // often the same token
+				}
+				if i%3 == 0 {
+					r.Stops = []string{"abc", string(rune('a'+rnd.IntN(25))) + string(rune('a'+rnd.IntN(25)))}
+				}
+				runs = append(runs, r)
+			}
+			return runs
+		}
+	}
+	for name, c := range map[string]struct {
+		slots  int
+		change func(*fakeDecoder, *Config)
+	}{
+		"one slot":          {1, nil},
+		"four slots":        {4, nil},
+		"little room":       {4, func(_ *fakeDecoder, c *Config) { c.GuessTokens = 3 }},
+		"a small cache":     {2, func(f *fakeDecoder, _ *Config) { f.cells = 700 }},
+		"a sliding window":  {2, func(f *fakeDecoder, _ *Config) { f.window = 20 }},
+		"short slots":       {2, func(_ *fakeDecoder, c *Config) { c.SlotTokens = 90 }},
+		"what is cut fails": {2, func(f *fakeDecoder, _ *Config) { f.stuck = true }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, seeds := range []bool{false, true} {
+				change := func(f *fakeDecoder, conf *Config) {
+					if c.change != nil {
+						c.change(f, conf)
+					}
+				}
+				without := func(f *fakeDecoder, conf *Config) {
+					change(f, conf)
+					conf.GuessTokens, f.stuck = 0, false
+				}
+				want, none := guessed(t, 0, c.slots, without, requests(seeds))
+				must.Zero(t, none.Guessed)
+				got, st := guessed(t, 32, c.slots, change, requests(seeds))
+				must.Positive(t, st.Right)
+				right, all := 0, 0
+				for i := range want {
+					must.Eq(t, plain(want[i].events), plain(got[i].events), must.Sprintf("request %d", i))
+					e := got[i].events[len(got[i].events)-1]
+					right, all = right+e.Right, all+e.Guessed
+				}
+				must.Eq(t, st.Right, int64(right))
+				must.Eq(t, st.Guessed, int64(all))
+			}
+		})
+	}
+}
+
+// A text that repeats itself takes fewer steps.
+func TestGuessesSaveSteps(t *testing.T) {
+	t.Parallel()
+	steps := map[int]int{}
+	for _, guesses := range []int{0, 32} {
+		var f *fakeDecoder
+		_, st := guessed(t, guesses, 1, func(d *fakeDecoder, _ *Config) { f = d }, func() []*run {
+			return []*run{newRun(repeating(t), 300)}
+		})
+		steps[guesses] = f.steps
+		t.Logf("%d guesses in a step at most: %d steps, %d of %d right", guesses, f.steps, st.Right, st.Guessed)
+	}
+	must.Less(t, steps[0]/3, steps[32])
+}
+
+// repeating returns a prompt whose answer goes round in a circle, on an engine that remembers two
+// tokens.
+func repeating(t *testing.T) []Token {
+	t.Helper()
+	for seed := range 1000 {
+		text := prompt(seed, 5)
+		for len(text) < 400 && text[len(text)-1] != 0 {
+			best := Token(0)
+			logits := fakeLogits(text[len(text)-2:])
+			for i, l := range logits {
+				if l > logits[best] {
+					best = Token(i)
+				}
+			}
+			text = append(text, best)
+		}
+		if len(text) == 400 {
+			return prompt(seed, 5)
+		}
+	}
+	t.Fatal("no such prompt")
+	return nil
+}
+
+// No guess is made where a sequence cannot be cut: it could not be taken back.
+func TestNoGuessesWithoutCuts(t *testing.T) {
+	t.Parallel()
+	_, st := guessed(t, 32, 1, func(f *fakeDecoder, _ *Config) { f.window = -1 }, func() []*run {
+		return []*run{newRun(repeating(t), 300)}
+	})
+	must.Zero(t, st.Guessed)
+}
+
+// No guess is made where a token more costs as much as the answers' own tokens, but for one that
+// tells.
+func TestNoGuessesThatDoNotPay(t *testing.T) {
+	t.Parallel()
+	_, st := guessed(t, 32, 1, func(f *fakeDecoder, _ *Config) { f.perStep, f.perToken = 0, 10*time.Millisecond }, func() []*run {
+		return []*run{newRun(repeating(t), 500)}
+	})
+	t.Logf("%d guesses", st.Guessed)
+	must.LessEq(t, 2*mostGuesses, st.Guessed)
+}
+
+// A text in which the same pairs of tokens go on otherwise each time costs a step longer by little.
+func TestWrongGuessesStop(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, 1)
+	conf := pacedConfig(f, 1)
+	conf.GuessTokens = 32
+	f.perStep, f.perToken = 7*time.Millisecond, 3*time.Millisecond
+	rnd := rand.New(rand.NewPCG(3, 4))
+	text := make([]Token, 3000)
+	for i := range text {
+		text[i] = Token(1 + rnd.IntN(16))
+	}
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		r := newRun(prompt(1, 100), 3000)
+		r.Chooser = &script{text: text}
+		began := time.Now()
+		must.NoError(t, s.Submit(r.Request))
+		_, e := r.last()
+		must.NoError(t, e.Err)
+		must.Eq(t, 3000, e.Tokens)
+		took, plain := time.Since(began), 3000*10*time.Millisecond
+		t.Logf("%d guesses, %d right; %.3f of the time without them", e.Guessed, e.Right, float64(took)/float64(plain))
+		must.LessEq(t, plain*102/100, took-100*3*time.Millisecond)
+	})
+}
+
+// script chooses the tokens of a text, whatever the logits are.
+type script struct {
+	text []Token
+	at   int
+}
+
+func (s *script) Choose([]float32) (Choice, error) {
+	s.at++
+	return Choice{Token: s.text[s.at-1]}, nil
+}
+
+func (*script) Close() {}
+
+// Guesses are no reason to give anything up: neither a request nor what is kept of an ended one.
+func TestGuessesGiveNothingUp(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, 2)
+	f.memory = 2
+	conf := pacedConfig(f, 2)
+	conf.GuessTokens = 32
+	p := repeating(t)
+	f.cells = 199 + len(p) + 59 // the first request's, and the second one's as far as it gets
+	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
+		kept := newRun(prompt(77, 199), 1)
+		must.NoError(t, s.Submit(kept.Request))
+		kept.last()
+		r := newRun(p, 0)
+		enough := make(chan struct{})
+		r.Emit = func(e Event) {
+			must.NoError(t, e.Err)
+			if e.Tokens == 60 {
+				s.Cancel(r.Request)
+				close(enough)
+			}
+		}
+		must.NoError(t, s.Submit(r.Request))
+		<-enough
+		must.Positive(t, s.Stats().Right)
+		again := newRun(prompt(77, 199), 1)
+		must.NoError(t, s.Submit(again.Request))
+		_, e := again.last()
+		must.Eq(t, 198, e.Reused)
+	})
+}
+
+func TestMatch(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		text       []Token
+		at, length int
+	}{
+		{nil, 0, 0},
+		{[]Token{1}, 0, 0},
+		{[]Token{1, 2, 3}, 0, 0},
+		{[]Token{1, 2, 3, 1, 2}, 2, 2},
+		{[]Token{1, 2, 3, 9, 2, 7, 1, 2}, 2, 2},           // the longer one
+		{[]Token{1, 2, 3, 1, 2, 4, 1, 2}, 5, 2},           // the later one
+		{[]Token{5, 5, 5, 5}, 3, 3},                       // it goes on in the guess
+		{[]Token{1, 2, 1, 2, 1, 2}, 4, 4},                 //
+		{append(prompt(1, 30), prompt(1, 20)...), 20, 16}, // no further back than that
+	} {
+		t.Run(fmt.Sprint(c.text), func(t *testing.T) {
+			t.Parallel()
+			at, length := match(c.text)
+			must.Eq(t, c.at, at)
+			must.Eq(t, c.length, length)
+		})
+	}
+}
+
+// A guess that costs as much as what it may save is never made, a doubtful one now and then, and a
+// good one as long as it is likely to be right.
+func TestWorth(t *testing.T) {
+	t.Parallel()
+	tries := func(o odds, price float64) (n int) {
+		for range 10000 {
+			n += o.worth(2, price)
+		}
+		return n
+	}
+	must.Zero(t, tries(odds{}, 1))
+	must.Zero(t, tries(odds{}, 3))
+	var o odds
+	o.worth(2, 0.5)
+	for range 10 {
+		o.learn(0, 1)
+	}
+	must.Between(t, 10, tries(o, 0.5), 60)
+	for range 50 {
+		o.learn(4, 4)
+	}
+	must.Eq(t, mostGuesses, o.worth(2, 0.1))
+	must.Eq(t, 1, (&odds{}).worth(2, 0.3))
+	must.Eq(t, 5, (&odds{}).worth(16, 0.3)) // 0.8 to the fifth is 0.33
+}

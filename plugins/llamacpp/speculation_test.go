@@ -1,0 +1,214 @@
+package llamacpp
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// repetitive are requests whose answers come to repeat themselves, so that guesses are made for
+// them, with everything that works on tokens beside them.
+func repetitive() []string {
+	const story = `{"messages":[{"role":"user","content":"Tell me a short story about a bee named Pip."}],"ignore_eos":true,"max_tokens":160`
+	var list []string
+	for _, more := range []string{
+		`,"temperature":0}`,
+		`,"temperature":0,"logprobs":true,"top_logprobs":3}`,
+		`,"temperature":0,"stop":["Pip was","honey "]}`,
+		`,"temperature":0,"frequency_penalty":0.02}`,
+		`,"temperature":0.2,"seed":1}`,
+		`,"temperature":0.2,"seed":2,"n":3}`,
+		`,"temperature":0.3,"seed":3,"top_k":5,"repeat_penalty":1.02}`,
+		`,"temperature":0.2,"seed":4,"presence_penalty":0.1,"logprobs":true}`,
+		`,"temperature":0.2,"seed":5,"response_format":{"type":"json_schema","json_schema":{"name":"list","schema":{"type":"array","minItems":20,"maxItems":20,"items":{"enum":["a bee","a hive"]}}}}}`,
+	} {
+		list = append(list, story+more)
+	}
+	return list
+}
+
+// Guesses change no answer. Rounding differs between steps of different widths, so that one draw of
+// many may fall on the other side of a border: at most one answer of them all may differ.
+func TestGuessesChangeNoAnswer(t *testing.T) {
+	type result struct {
+		text, finish string
+		tokens       int
+	}
+	answers := func(config string) (list []result, right int) {
+		w := startWorker(t, 2, 512, config)
+		for _, body := range repetitive() {
+			out, _ := w.choices(t, body)
+			for _, c := range out.Choices {
+				list = append(list, result{*c.Message.Content, c.FinishReason, 0})
+			}
+			list[len(list)-1].tokens = out.Usage.CompletionTokens
+			if d := out.Usage.CompletionTokensDetails; d != nil {
+				right += d.AcceptedPredictionTokens
+				must.LessEq(t, out.Usage.CompletionTokens, d.AcceptedPredictionTokens)
+			}
+		}
+		must.Eq(t, int64(right), w.served.engine.Stats().Right)
+		return list, right
+	}
+	want, none := answers(`{"speculation":false}`)
+	must.Zero(t, none)
+	got, right := answers(`{"speculation":true}`)
+	t.Logf("%d guesses were right", right)
+	must.Positive(t, right)
+	different := 0
+	for i := range want {
+		if want[i] != got[i] {
+			different++
+			t.Logf("answer %d: without guesses %+v, with them %+v", i, want[i], got[i])
+		}
+	}
+	must.LessEq(t, 1, different)
+}
+
+// The log probabilities of an answer are what they are without guesses.
+func TestGuessesKeepLogProbs(t *testing.T) {
+	body := repetitive()[1]
+	var lists [2][]openai.TokenLogProb
+	for i, on := range []bool{false, true} {
+		w := startWorker(t, 1, 512, fmt.Sprintf(`{"speculation":%t}`, on))
+		lists[i] = w.chat(t, body).Choices[0].LogProbs.Content
+		must.Eq(t, on, w.served.engine.Stats().Right > 0)
+	}
+	must.Eq(t, len(lists[0]), len(lists[1]))
+	for i, x := range lists[0] {
+		y := lists[1][i]
+		must.Eq(t, x.Token, y.Token)
+		must.InDelta(t, x.LogProb, y.LogProb, 0.05)
+		must.Len(t, len(x.TopLogProbs), y.TopLogProbs)
+	}
+}
+
+// dictation chooses the tokens of a text, whatever the model thinks of them.
+type dictation struct {
+	text []token
+	at   int
+}
+
+func (d *dictation) Choose([]float32) (batch.Choice, error) {
+	d.at++
+	return batch.Choice{Token: d.text[d.at-1]}, nil
+}
+
+func (*dictation) Close() {}
+
+// benchModel returns the model of the benchmarks: RBEE_BENCH_MODEL, or a synthetic one of 135 million
+// weights.
+func benchModel(b *testing.B) string {
+	b.Helper()
+	if path := os.Getenv("RBEE_BENCH_MODEL"); path != "" {
+		return path
+	}
+	engineDir(b)
+	path := filepath.Join(b.TempDir(), "model.gguf")
+	out, err := exec.CommandContext(b.Context(), "go", "run", "../../core/coretest/ggufgen", "-out", path, "-preset", "135m", "-type", "q8_0").CombinedOutput()
+	must.NoError(b, err, must.Sprintf("%s", out))
+	return path
+}
+
+// BenchmarkGuesses is a worker with guesses against one without, by turns: where a text is copied
+// with a change every twelve tokens, and where every two tokens were there before and go on
+// otherwise. The texts are dictated, as a model with random weights copies nothing: what is chosen
+// costs nothing then, and the engine's work is the same.
+func BenchmarkGuesses(b *testing.B) {
+	const length = 256
+	path := benchModel(b)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var original, copied, misleading []token
+	for i := range length {
+		original = append(original, token(1000+rnd.IntN(20000)))
+		copied = append(copied, original[i])
+		if i%12 == 11 {
+			copied[i] = token(1000 + rnd.IntN(20000))
+		}
+		misleading = append(misleading, token(1000+rnd.IntN(12)))
+	}
+	for _, slots := range []int{1, 4} {
+		for name, c := range map[string]struct{ prompt, answer []token }{
+			"copy": {original, copied}, "misleading": {slices.Concat(misleading[128:], misleading[:128]), misleading},
+		} {
+			b.Run(fmt.Sprintf("%s-%d", name, slots), func(b *testing.B) {
+				var workers [2]*testWorker
+				for i, on := range []bool{false, true} {
+					workers[i] = startWorkerOf(b, path, slots, 1024, fmt.Sprintf(`{"speculation":%t,"repack":false}`, on))
+				}
+				var rates [2][]float64
+				for b.Loop() {
+					for i, w := range workers {
+						rates[i] = append(rates[i], w.dictate(b, slots, c.prompt, c.answer))
+					}
+				}
+				var ratios []float64
+				for i := range rates[0] {
+					ratios = append(ratios, rates[1][i]/rates[0][i])
+				}
+				st := workers[1].served.engine.Stats()
+				b.ReportMetric(median(rates[0]), "plain-tok/s")
+				b.ReportMetric(median(rates[1]), "tok/s")
+				b.ReportMetric(median(ratios), "ratio")
+				b.ReportMetric(float64(st.Right)/float64(max(1, st.Guessed)), "right")
+				b.ReportMetric(float64(st.Guessed)/float64(st.TokensTotal), "guesses/tok")
+			})
+		}
+	}
+}
+
+func median(list []float64) float64 {
+	sorted := slices.Sorted(slices.Values(list))
+	return sorted[len(sorted)/2]
+}
+
+// dictate has every slot give an answer and returns the tokens per second of the answers, once all
+// prompts are read.
+func (w *testWorker) dictate(b *testing.B, slots int, prompt, answer []token) float64 {
+	b.Helper()
+	var began time.Time
+	first, done := 0, make(chan error, slots)
+	for i := range slots {
+		p := slices.Clone(prompt)
+		p[0] = token(100 + i) // a prefix that nobody shares
+		r := &batch.Request{Prompt: p, MaxTokens: len(answer), Chooser: &dictation{text: answer}}
+		r.Emit = func(e batch.Event) { // one goroutine calls all of them
+			if e.Tokens == 1 {
+				if first++; first == slots {
+					began = time.Now()
+				}
+			}
+			if e.Last() {
+				done <- e.Err
+			}
+		}
+		must.NoError(b, w.served.engine.Submit(r))
+	}
+	for range slots {
+		must.NoError(b, <-done)
+	}
+	return float64(slots*len(answer)) / time.Since(began).Seconds()
+}
+
+// Usage tells of guesses only where some were made.
+func TestUsageOfGuesses(t *testing.T) {
+	t.Parallel()
+	a := &ask{best: 1}
+	without := a.usage([]*answer{{request: newRequest(), end: event{tokens: 3}}})
+	b, err := json.Marshal(without)
+	must.NoError(t, err)
+	must.StrNotContains(t, string(b), "prediction")
+	with := a.usage([]*answer{{request: newRequest(), end: event{tokens: 9, guessed: 7, right: 4}}, {request: newRequest(), end: event{tokens: 2, guessed: 1}}})
+	must.Eq(t, &openai.CompletionTokensDetails{AcceptedPredictionTokens: 4, RejectedPredictionTokens: 4}, with.CompletionTokensDetails)
+}
