@@ -1,6 +1,7 @@
 package gguf
 
 import (
+	"cmp"
 	"math"
 	"math/bits"
 	"slices"
@@ -254,12 +255,7 @@ func (p *parser) tensors(count int) error {
 		spans = append(spans, span{offset, end, name})
 	}
 	data := (in.pos + p.alignment - 1) / p.alignment * p.alignment
-	slices.SortFunc(spans, func(a, b span) int {
-		if a.start < b.start || a.start == b.start && a.end < b.end {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.start, b.start) }) // none is empty
 	for i, s := range spans {
 		if data > p.size || s.end > p.size-data {
 			return bad("the tensor %s lies beyond the end of the file", shown(s.name))

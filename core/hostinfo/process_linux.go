@@ -134,8 +134,7 @@ func signalGroup(held *os.Process, id Identity, sig syscall.Signal) error {
 	return syscall.Kill(-id.PID, sig)
 }
 
-// descendants returns the processes that p started, directly or not, and those of its group,
-// ascending.
+// descendants returns the processes that p started, directly or not, and those of its group.
 func descendants(ctx context.Context, p *process.Process) []*process.Process {
 	stats := allStats()
 	family := map[int]bool{int(p.Pid): true}
@@ -154,7 +153,6 @@ func descendants(ctx context.Context, p *process.Process) []*process.Process {
 			out = append(out, c)
 		}
 	}
-	slices.SortFunc(out, func(a, b *process.Process) int { return int(a.Pid - b.Pid) })
 	return out
 }
 

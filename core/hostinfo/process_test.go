@@ -153,6 +153,9 @@ func TestEndedProcessIsGoneBeforeItIsCollected(t *testing.T) {
 	must.NoError(t, syscall.Kill(cmd.Process.Pid, 0)) // the number is still taken
 	_, err = Identify(cmd.Process.Pid)
 	must.Eq(t, core.NotFound, core.KindOf(err))
+	must.NoError(t, cmd.Wait())
+	_, err = Identify(cmd.Process.Pid)
+	must.Eq(t, core.NotFound, core.KindOf(err))
 }
 
 func TestKillGroup(t *testing.T) {
@@ -275,6 +278,24 @@ func TestUsageCountsChildren(t *testing.T) {
 	must.NoError(t, err)
 	must.NoError(t, p.Signal(syscall.SIGSTOP))
 	must.NoError(t, p.Close())
+}
+
+// The processor's share is that of one processor since the process began.
+func TestCPUPercent(t *testing.T) {
+	t.Parallel()
+	self := identityOf(t, os.Getpid())
+	eventually(t, func() bool {
+		began := time.Now()
+		u, err := ReadUsage(t.Context(), self)
+		ended := time.Now()
+		must.NoError(t, err)
+		if u.CPUTime == 0 {
+			return false // its clock is coarse
+		}
+		percent := func(at time.Time) float64 { return 100 * u.CPUTime.Seconds() / at.Sub(u.StartedAt).Seconds() }
+		must.Between(t, percent(ended)*0.9999, u.CPUPercent, percent(began)*1.0001)
+		return percent(began) < 1.005*percent(ended) // else it tells little
+	})
 }
 
 // Time in the kernel counts as well.

@@ -223,6 +223,17 @@ func TestPickWorkerOfMany(t *testing.T) {
 	}
 }
 
+// Two different ones are drawn of many as well, the first of which need not be the less busy one.
+func TestPickWorkerOfManyDrawsTwo(t *testing.T) {
+	t.Parallel()
+	prospects := []Prospect{worker("busy", inFlight(2)), worker("idle")}
+	for i := range MaxCandidates {
+		prospects = append(prospects, worker(fmt.Sprintf("w%02d", i), inFlight(3)))
+	}
+	got, _ := PickWorker("m", prospects, func(int) int { return 0 })
+	must.Eq(t, "idle", got[0].Worker.ID)
+}
+
 func BenchmarkPickWorker(b *testing.B) {
 	for _, n := range []int{4, 80, 400} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

@@ -42,6 +42,8 @@ func TestPlace(t *testing.T) {
 	}{
 		{name: "no hive"},
 		{name: "only hive", demand: Demand{MinBytes: 600}, rooms: []Room{room("a")}, want: "a", reason: "only hive"},
+		{name: "only hive, and it has the model", rooms: []Room{room("a", has)}, want: "a", reason: "only hive"},
+		{name: "one of its devices has room", demand: Demand{MinBytes: 700}, rooms: []Room{room("a", gpu(8000, ""))}, want: "a", reason: "only hive"},
 		{
 			name: "one byte too much", demand: Demand{MinBytes: 601}, rooms: []Room{room("a")},
 			refused: []string{"name-a cpu lacks 1 bytes: 601 needed, 600 of 1000 free"},
@@ -59,6 +61,11 @@ func TestPlace(t *testing.T) {
 		{
 			name: "no worker types at all", demand: Demand{Type: "cuda"}, rooms: []Room{room("a", func(r *Room) { r.Hive.WorkerTypes = nil })},
 			refused: []string{`name-a has no worker type "cuda"`},
+		},
+		{
+			name: "worker types are told in order, once", demand: Demand{Type: "rocm"},
+			rooms:   []Room{room("a", func(r *Room) { r.Hive.WorkerTypes = []string{"cuda", "cpu", "cuda"} })},
+			refused: []string{`name-a has no worker type "rocm", it has cpu, cuda`},
 		},
 		{
 			name: "down, silent, without types", rooms: []Room{
@@ -123,6 +130,10 @@ func TestPlace(t *testing.T) {
 		{
 			name: "less context when nobody has room for it", demand: Demand{MinBytes: 100, EstimateBytes: 5000},
 			rooms: []Room{room("a", free(650)), room("b", has)}, want: "b", reason: "has the model",
+		},
+		{
+			name: "nothing probed may have room for the whole context", demand: Demand{MinBytes: 100, EstimateBytes: 5000},
+			rooms: []Room{room("a", free(650)), room("b", func(r *Room) { r.Hive.Devices = nil })}, want: "b", reason: "most free memory",
 		},
 		{name: "fewest workers", rooms: []Room{room("a", func(r *Room) { r.Workers = 1 }), room("b")}, want: "b", reason: "most free memory"},
 		{name: "by id at last", rooms: []Room{room("b"), room("a")}, want: "a", reason: "most free memory"},

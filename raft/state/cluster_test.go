@@ -107,6 +107,40 @@ func TestTokens(t *testing.T) {
 	must.False(t, ok)
 }
 
+func TestStartsServing(t *testing.T) {
+	t.Parallel()
+	s := state.New()
+	update(t, s, func(tx *state.Txn) {
+		for _, start := range []state.Start{{Model: "m1", Served: "one"}, {Model: "m2", Served: "one"}, {Model: "m3", Served: "other"}, {Model: "m4"}} {
+			tx.PutStart(start)
+		}
+		must.Len(t, 2, tx.StartsServing("one"))
+		must.Len(t, 1, tx.StartsServing("other"))
+		must.SliceEmpty(t, tx.StartsServing("on"))
+		must.SliceEmpty(t, tx.StartsServing(""), must.Sprint("no name is nobody's, not everybody's"))
+	})
+}
+
+// A retiring worker retires for ever, and only that process of it.
+func TestKeepRetiring(t *testing.T) {
+	t.Parallel()
+	ready := core.Worker{ID: "w", Nonce: "a", State: core.WorkerReady}
+	for _, c := range []struct {
+		registered core.Worker
+		want       core.WorkerState
+	}{
+		{core.Worker{ID: "w", Nonce: "a", State: core.WorkerRetiring}, core.WorkerRetiring},
+		{core.Worker{ID: "w", Nonce: "b", State: core.WorkerRetiring}, core.WorkerReady},
+		{core.Worker{ID: "w", Nonce: "a", State: core.WorkerLoading}, core.WorkerReady},
+	} {
+		must.Eq(t, c.want, state.KeepRetiring(ready, &c.registered).State)
+	}
+	registered := core.Worker{ID: "w", Nonce: "a", State: core.WorkerRetiring, CreateIndex: 3, ModifyIndex: 4, Load: core.Load{Active: 1}}
+	must.True(t, state.SameWorker(ready, &registered))
+	registered.Nonce = "b"
+	must.False(t, state.SameWorker(ready, &registered))
+}
+
 func TestTombstonesAreBounded(t *testing.T) {
 	t.Parallel()
 	s := state.New()

@@ -1,3 +1,3 @@
-data_dir = enb.HOME
+data_dir = enb.RBEE_NO_SUCH
 queen { enabled = true }
 hive { enabled = true }
