@@ -355,6 +355,53 @@ func TestEarlyEnd(t *testing.T) {
 	})
 }
 
+// Without a digest only the server's name for the file tells that what it sends belongs to what is
+// there.
+func TestResumeWithoutDigest(t *testing.T) {
+	t.Parallel()
+	const monday, tuesday = "Mon, 02 Jan 2006 15:04:05 GMT", "Tue, 03 Jan 2006 15:04:05 GMT"
+	for name, tc := range map[string]struct {
+		from           int64
+		known          string
+		etag, modified string
+		says           string // empty: it goes on
+	}{
+		"the beginning needs no name": {},
+		"nobody knows":                {from: 5, says: "the file at models.example has changed: nobody can say whether it is the same as before"},
+		"named now":                   {from: 5, etag: `"v1"`},
+		"the same ETag":               {from: 5, known: `etag "v1"`, etag: `"v1"`},
+		"another ETag":                {from: 5, known: `etag "v1"`, etag: `"v2"`, says: "it is another version than before"},
+		"the same date":               {from: 5, known: "modified " + monday, modified: monday},
+		"another date":                {from: 5, known: "modified " + monday, modified: tuesday, says: "it is another version than before"},
+		"an ETag instead of a date":   {from: 5, known: "modified " + monday, etag: `"v1"`, says: "it is another version than before"},
+		"no name any more":            {from: 5, known: `etag "v1"`, says: "it is another version than before"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, err := origin.New(origin.Options{})
+			must.NoError(t, err)
+			c.HTTP().Transport = roundTripper(func(*http.Request) (*http.Response, error) { // it ignores ranges
+				resp := reply(http.StatusOK, io.NopCloser(strings.NewReader("0123456789")))
+				resp.Header.Set("ETag", tc.etag)
+				resp.Header.Set("Last-Modified", tc.modified)
+				return resp, nil
+			})
+			o := origins(t, download.File{URL: "https://models.example/", SizeBytes: 10}, download.Options{Client: c})
+			o.Expect(tc.known)
+			var got bytes.Buffer
+			err = o.Fetch(t.Context(), tc.from, 9, &got)
+			if tc.says == "" {
+				must.NoError(t, err)
+				must.Eq(t, "0123456789"[tc.from:], got.String())
+				return
+			}
+			must.Eq(t, core.Conflict, core.KindOf(err))
+			must.ErrorContains(t, err, tc.says)
+			must.Zero(t, got.Len())
+		})
+	}
+}
+
 // After a conflict nothing is remembered: neither the version nor where the address led to.
 func TestConflictForgets(t *testing.T) {
 	t.Parallel()
