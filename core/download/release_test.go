@@ -333,7 +333,7 @@ func TestEarlyEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for name, tc := range map[string]struct {
 			size, from int64
-			bodies     []string
+			bodies     []string // "|" where a read ends
 			want       string
 			kind       core.Kind
 		}{
@@ -341,11 +341,16 @@ func TestEarlyEnd(t *testing.T) {
 			"within the skipped": {10, 5, []string{"012", "0123456789"}, "56789", ""},
 			"no size":            {0, 5, []string{"0123456789"}, "56789", ""},
 			"too much":           {10, 5, []string{"0123456789x"}, "", core.Conflict},
+			"too much, later":    {10, 5, []string{"0123456789|x"}, "56789", core.Conflict},
 		} {
 			asked := 0
 			o := offline(t, tc.size, func(*http.Request) (*http.Response, error) {
 				asked++
-				return reply(http.StatusOK, io.NopCloser(strings.NewReader(tc.bodies[asked-1]))), nil
+				var parts []io.Reader
+				for part := range strings.SplitSeq(tc.bodies[asked-1], "|") {
+					parts = append(parts, strings.NewReader(part))
+				}
+				return reply(http.StatusOK, io.NopCloser(io.MultiReader(parts...))), nil
 			})
 			var got bytes.Buffer
 			must.Eq(t, tc.kind, core.KindOf(o.Fetch(t.Context(), tc.from, -1, &got)), must.Sprint(name))
