@@ -356,6 +356,7 @@ func TestSecretsHideThemselves(t *testing.T) {
 	key := read(t, dir, "node.key")
 	material := pki.Material{Name: "n", CAPEM: ca.CertPEM(), Key: key, SealKey: id.SealKey(), GossipKeys: keys, Seed: seed}
 	things := []any{id, *seed, seed, ca, material, &material, id.SealKey(), keys, ca.KeyPEM(), pki.Secret(key), r}
+	must.Eq(t, "[secret] [secret]", fmt.Sprintf("%s %x", id.SealKey(), keys))
 	var b bytes.Buffer
 	for _, thing := range things {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {

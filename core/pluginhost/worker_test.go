@@ -92,12 +92,15 @@ func TestSocketsAndLogArePrivate(t *testing.T) {
 func TestRunFolderMustBePrivateAndShort(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	open := filepath.Join(shortDir(t), "open")
-	must.NoError(t, os.Mkdir(open, 0o755))
-	_, err := h.LaunchWorker(t.Context(), pluginhost.WorkerLaunch{Spec: fakeSpec(t, h, ""), RunDir: open})
-	must.Eq(t, core.Forbidden, core.KindOf(err))
+	for _, mode := range []fs.FileMode{0o755, 0o740, 0o720, 0o710, 0o704, 0o702, 0o701} {
+		open := filepath.Join(shortDir(t), "open")
+		must.NoError(t, os.Mkdir(open, 0o700))
+		must.NoError(t, os.Chmod(open, mode))
+		_, err := h.LaunchWorker(t.Context(), pluginhost.WorkerLaunch{Spec: fakeSpec(t, h, ""), RunDir: open})
+		must.Eq(t, core.Forbidden, core.KindOf(err), must.Sprint(mode))
+	}
 	long := filepath.Join(shortDir(t), strings.Repeat("x", 90))
-	_, err = h.LaunchWorker(t.Context(), pluginhost.WorkerLaunch{Spec: fakeSpec(t, h, ""), RunDir: long})
+	_, err := h.LaunchWorker(t.Context(), pluginhost.WorkerLaunch{Spec: fakeSpec(t, h, ""), RunDir: long})
 	must.Eq(t, core.Invalid, core.KindOf(err))
 	must.StrContains(t, core.HintOf(err), "data_dir")
 }
