@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -174,6 +175,7 @@ func TestLoadRefuses(t *testing.T) {
 		"garbage CA":         {func(t *testing.T, d string) { write(t, d, "ca.pem", []byte("garbage")) }, core.Integrity},
 		"another CA":         {func(t *testing.T, d string) { write(t, d, "ca.pem", ca.CertPEM()) }, core.Integrity},
 		"garbage certs":      {func(t *testing.T, d string) { write(t, d, "node.pem", []byte("garbage")) }, core.Integrity},
+		"a CA's certificate": {func(t *testing.T, d string) { write(t, d, "node.pem", read(t, d, "ca.pem")) }, core.Unauthenticated},
 		"another certs":      {func(t *testing.T, d string) { write(t, d, "node.pem", otherCert) }, core.Integrity},
 		"garbage key":        {func(t *testing.T, d string) { write(t, d, "node.key", []byte("garbage")) }, core.Integrity},
 		"another key":        {func(t *testing.T, d string) { write(t, d, "node.key", otherKey) }, core.Integrity},
@@ -201,6 +203,7 @@ func TestLoadRefuses(t *testing.T) {
 			_, err := pki.Load(dir)
 			must.Eq(t, c.kind, core.KindOf(err))
 			must.NotEq(t, "", core.HintOf(err))
+			must.Eq(t, name == "huge file", strings.Contains(err.Error(), "is too large"))
 		})
 	}
 }

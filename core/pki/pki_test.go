@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -271,8 +272,21 @@ func TestParseCA(t *testing.T) {
 	}
 	_, err = pki.Fingerprint([]byte("garbage"))
 	must.Eq(t, core.Integrity, core.KindOf(err))
+	_, err = pki.Roots(selfSigned(t)) // it may sign, but says itself that it is no CA
+	must.Eq(t, core.Integrity, core.KindOf(err))
 	_, err = pki.Roots(nodeCert)
 	must.Eq(t, core.Integrity, core.KindOf(err))
+}
+
+// selfSigned makes a certificate that may sign others by its key usage alone.
+func selfSigned(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	must.NoError(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
 func TestNodeOfRefuses(t *testing.T) {
@@ -281,11 +295,19 @@ func TestNodeOfRefuses(t *testing.T) {
 	_, certPEM := sign(t, ca, signing{id: "0a0b0c0d", roles: []core.Role{core.RoleHive}})
 	_, otherPEM := sign(t, newCA(t, "ffffffffffffffff"), signing{id: "0a0b0c0d", roles: []core.Role{core.RoleHive}})
 	for name, change := range map[string]func(*x509.Certificate){
-		"another name":       func(c *x509.Certificate) { c.Subject.CommonName = "ffffffff" },
-		"no URI":             func(c *x509.Certificate) { c.URIs = nil },
-		"two URIs":           func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) },
-		"https":              func(c *x509.Certificate) { u := *c.URIs[0]; u.Scheme = "https"; c.URIs[0] = &u },
-		"query":              func(c *x509.Certificate) { u := *c.URIs[0]; u.RawQuery = "a"; c.URIs[0] = &u },
+		"another name": func(c *x509.Certificate) { c.Subject.CommonName = "ffffffff" },
+		"no URI":       func(c *x509.Certificate) { c.URIs = nil },
+		"two URIs":     func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) },
+		"https":        func(c *x509.Certificate) { u := *c.URIs[0]; u.Scheme = "https"; c.URIs[0] = &u },
+		"query":        func(c *x509.Certificate) { u := *c.URIs[0]; u.RawQuery = "a"; c.URIs[0] = &u },
+		"id in upper case": func(c *x509.Certificate) {
+			u := *c.URIs[0]
+			u.Path, c.URIs[0], c.Subject.CommonName = "/node/0A0B0C0D", &u, "0A0B0C0D"
+		},
+		"cluster in upper case": func(c *x509.Certificate) {
+			u := *c.URIs[0]
+			u.Host, c.URIs[0], c.DNSNames = "0123456789ABCDEF", &u, []string{pki.ServerName(core.RoleHive, "0123456789ABCDEF")}
+		},
 		"deeper":             func(c *x509.Certificate) { u := *c.URIs[0]; u.Path += "/x"; c.URIs[0] = &u },
 		"no role":            func(c *x509.Certificate) { c.DNSNames = []string{"localhost"} },
 		"role of another":    func(c *x509.Certificate) { c.URIs = parseCert(t, otherPEM).URIs },

@@ -78,6 +78,35 @@ func TestNodesOfOneClusterShake(t *testing.T) {
 	must.SliceEmpty(t, state.PeerCertificates)
 }
 
+// Each refusal of a server's certificate says what to look at.
+func TestRefusalsOfServers(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t, clusterID)
+	queen := identity(t, ca, signing{id: "00000001", roles: []core.Role{core.RoleQueen}})
+	expired := identity(t, ca, signing{id: "00000003", roles: []core.Role{core.RoleQueen}, ttl: time.Hour, now: time.Now().Add(-48 * time.Hour)})
+	clientOnly := *queen.Certificate().Leaf
+	clientOnly.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	for name, c := range map[string]struct {
+		shown      []*x509.Certificate
+		says, hint string
+	}{
+		"nothing shown":            {says: "it showed no certificate"},
+		"expired":                  {shown: []*x509.Certificate{expired.Certificate().Leaf}, says: "expired", hint: "Compare the clocks"},
+		"a client's certificate":   {shown: []*x509.Certificate{&clientOnly}, says: "usage", hint: "not of one cluster"},
+		"a queen's, and in order":  {shown: []*x509.Certificate{queen.Certificate().Leaf}},
+		"the name comes after all": {shown: []*x509.Certificate{identity(t, ca, signing{id: "00000002", roles: []core.Role{core.RoleHive}}).Certificate().Leaf}, says: "not", hint: "does not have the role"},
+	} {
+		err := queen.ClientConfig("h2", core.RoleQueen, "").VerifyConnection(tls.ConnectionState{PeerCertificates: c.shown, NegotiatedProtocol: "h2"})
+		if c.says == "" {
+			must.NoError(t, err, must.Sprint(name))
+			continue
+		}
+		must.ErrorContains(t, err, c.says, must.Sprint(name))
+		must.Eq(t, core.Unauthenticated, core.KindOf(err))
+		must.StrContains(t, core.HintOf(err), c.hint, must.Sprint(name))
+	}
+}
+
 func TestHandshakesAreRefused(t *testing.T) {
 	t.Parallel()
 	ca, foreignCA, twinCA := newCA(t, clusterID), newCA(t, "ffffffffffffffff"), newCA(t, clusterID)
