@@ -109,7 +109,7 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 		defer g.running.add(d.Name(about), w.key, cancel)()
 	}
 	c := &dialectClient{openaiClient: openaiClient{w: w}, d: d, encoder: encoder, about: about}
-	_ = g.o.Inference.Serve(ctx, inference.Request{ID: w.id, Key: w.key, Path: request.Path, Body: request.Body, At: start, Release: func() { w.body.shrink(w.body.held - kept) }}, c) // c was told
+	_ = g.o.Inference.Serve(ctx, inferenceRequest(w, request.Path, request.Body, start, func() { w.body.shrink(w.body.held - kept) }), c) // c was told
 	return c.err
 }
 

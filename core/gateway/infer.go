@@ -60,8 +60,14 @@ func (g *Gateway) infer(w *response, r *http.Request, path string) error {
 	}
 	defer done()
 	c := &openaiClient{w: w}
-	_ = g.o.Inference.Serve(ctx, inference.Request{ID: w.id, Key: w.key, Path: path, Body: body, At: start, Release: w.body.release}, c) // c was told
+	_ = g.o.Inference.Serve(ctx, inferenceRequest(w, path, body, start, w.body.release), c) // c was told
 	return c.err
+}
+
+// inferenceRequest returns the inference request that an HTTP request stands for, in any dialect.
+// core/inference reads what the body tells.
+func inferenceRequest(w *response, path string, body []byte, start time.Time, release func()) inference.Request {
+	return inference.Request{ID: w.id, Key: w.key, Path: path, Body: body, At: start, Release: release}
 }
 
 // openaiClient passes the answer of an inference request to a client of OpenAI's API.

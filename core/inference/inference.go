@@ -22,19 +22,25 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
+// Terms are what a request demands of any worker that answers it, also of one that is asked after
+// another one failed. A routing rule that looks at the request has its field here.
+type Terms struct {
+	// Needs are the capabilities without which a worker cannot answer; see core.Capabilities. A
+	// worker that does not say what it can do is not refused for them.
+	Needs []string
+}
+
 // Query is what a Router must know of a request to choose a worker for it.
 type Query struct {
 	RequestID string
 	Model     string // as the client wrote it: an id or an alias
 	Key       string // who asks: the id of a token; empty: unknown
+	Terms
 	// Tried are the workers that this request was sent to in vain: they are not chosen.
 	Tried []core.Worker
 	// ContextOver asks for a worker with more positions per slot than that; 0: any. A shorter one
 	// has refused the request.
 	ContextOver int
-	// Needs are the capabilities without which a worker cannot answer; see core.Capabilities. A
-	// worker that does not say what it can do is not refused for them.
-	Needs []string
 	// Other asks for a worker that is ready now: Route neither waits nor starts one.
 	Other bool
 	// Patience bounds the wait for a worker to be started.

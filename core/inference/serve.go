@@ -39,6 +39,8 @@ type Request struct {
 	Key  string // who asks: the id of a token; empty: unknown
 	Body []byte // JSON as the client sent it
 	At   time.Time
+	// Terms are those that its body does not tell; Serve adds the others.
+	Terms
 	// Release is called when a long Body is not read any more, before the request ends; nil: nobody
 	// wants to know.
 	Release func()
@@ -78,6 +80,7 @@ func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
 		client.Fail(err)
 		return err
 	}
+	r.Needs = f.needs(r.Path)
 	c := &call{s: s, ctx: ctx, r: r, facts: f, client: client}
 	c.record = s.records.begin(core.RouteRecord{RequestID: r.ID, At: r.At, Path: r.Path, Model: clipModel(f.model), Stream: f.stream})
 	err = c.run()
@@ -175,7 +178,7 @@ func (c *call) run() error {
 		if isBusy && full.short {
 			contextOver = max(contextOver, c.lease.Worker.ContextTokens)
 		}
-		next, routeErr := c.acquire(c.ctx, Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Tried: tried, ContextOver: contextOver, Other: true})
+		next, routeErr := c.acquire(c.ctx, Query{RequestID: c.r.ID, Key: c.r.Key, Model: c.lease.Worker.Model, Terms: c.r.Terms, Tried: tried, ContextOver: contextOver, Other: true})
 		if _, waited := errors.AsType[*OverloadError](routeErr); waited && isBusy && full.full {
 			return routeErr
 		}

@@ -54,6 +54,7 @@ type bench struct {
 	running int
 	asked   []string        // worker ids
 	routed  context.Context // of the latest Route
+	terms   []Terms         // of every Route
 	failed  []string
 	busy    map[string]time.Time
 	wg      sync.WaitGroup
@@ -69,7 +70,7 @@ func newBench(o Options, workers ...behaviour) *bench {
 func (b *bench) Route(ctx context.Context, q Query) (Lease, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.routed = ctx
+	b.routed, b.terms = ctx, append(b.terms, q.Terms)
 	var ranked []core.Candidate
 	full := b.slots > 0 && b.running >= b.slots
 	for i := range b.workers {
@@ -535,4 +536,18 @@ func TestNotes(t *testing.T) {
 		n.due(fmt.Sprint(i), at)
 	}
 	must.LessEq(t, maxNotes, len(n.m))
+}
+
+// What a request demands of its worker holds for the next one as well.
+func TestRetryKeepsTerms(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(Options{}, nil, says(wholeAnswer))
+		defer b.end()
+		_, err := b.ask(`{"model":"tiny","messages":[],"tools":[{"type":"function","function":{"name":"f"}}]}`)
+		must.NoError(t, err)
+		must.Len(t, 2, b.terms)
+		must.SliceContains(t, b.terms[0].Needs, "tools")
+		must.Eq(t, b.terms[0], b.terms[1])
+	})
 }

@@ -522,13 +522,13 @@ func TestRouteByCapability(t *testing.T) {
 		h.addWorker("retiring", "m", core.WorkerRetiring)
 		h.change(func(h *fakeHive) { h.workers[0].Capabilities = "chat" })
 		h.mustBeat()
-		tools := inference.Query{Model: "m", Needs: []string{"chat", "tools"}}
+		tools := inference.Query{Model: "m", Terms: inference.Terms{Needs: []string{"chat", "tools"}}}
 		lease, err := c.q.Router.Route(t.Context(), tools)
 		unable, ok := errors.AsType[*inference.Unable](err)
 		must.True(t, ok, must.Sprint(err))
 		must.Eq(t, inference.Unable{Model: "m", Need: "tools"}, *unable)
 		must.SliceContains(t, lease.Refused, core.RouteRefusal{Worker: "a", Reason: "cannot do tools"})
-		_, err = pick(t.Context(), c.q, inference.Query{Model: "m", Needs: []string{"chat"}})
+		_, err = pick(t.Context(), c.q, inference.Query{Model: "m", Terms: inference.Terms{Needs: []string{"chat"}}})
 		must.NoError(t, err)
 
 		b := h.addWorker("b", "m", core.WorkerReady) // it does not say what it can

@@ -129,7 +129,7 @@ func (r *Router) Route(ctx context.Context, q inference.Query) (inference.Lease,
 		progress = func(core.Progress) {}
 	}
 	progress(core.Progress{})
-	found, refused, err := r.await(ctx, q.Model, q.Needs, progress)
+	found, refused, err := r.await(ctx, q.Model, q.Terms, progress)
 	if err != nil {
 		return none, err
 	}
@@ -177,12 +177,12 @@ func refusals(refused []sched.Refusal) []core.RouteRefusal {
 
 // await waits until the model has workers that are ready, and has one started where none is on its
 // way.
-func (r *Router) await(ctx context.Context, model string, needs []string, progress func(core.Progress)) ([]core.Candidate, []sched.Refusal, error) {
+func (r *Router) await(ctx context.Context, model string, terms inference.Terms, progress func(core.Progress)) ([]core.Candidate, []sched.Refusal, error) {
 	id := model
 	var patientUntil time.Time // with avoided workers; zero: not waited for yet
 	for starts := 0; ; {
 		ws := registry.WatchSet{r.opts.Liveness.Changed(): {}}
-		found, refused, waitFor := r.candidates(ws, id, &inference.Query{Needs: needs})
+		found, refused, waitFor := r.candidates(ws, id, &inference.Query{Terms: terms})
 		if len(found) > 0 {
 			return found, refused, nil
 		}

@@ -149,10 +149,10 @@ func TestRouteQuery(t *testing.T) {
 			"any":                {inference.Query{}, a.ID},
 			"not tried":          {inference.Query{Tried: []core.Worker{*a}}, b.ID},
 			"a longer context":   {inference.Query{ContextOver: 512}, b.ID},
-			"a capability":       {inference.Query{Needs: []string{"tools"}}, b.ID},
+			"a capability":       {inference.Query{Terms: inference.Terms{Needs: []string{"tools"}}}, b.ID},
 			"all were tried":     {inference.Query{Tried: []core.Worker{*a, *b}, Other: true}, ""},
 			"none is that long":  {inference.Query{ContextOver: 4096, Other: true}, ""},
-			"none is so capable": {inference.Query{Needs: []string{"vision"}}, ""},
+			"none is so capable": {inference.Query{Terms: inference.Terms{Needs: []string{"vision"}}}, ""},
 		} {
 			l, err := r.route(tt.query)
 			if tt.want == "" {
@@ -163,7 +163,7 @@ func TestRouteQuery(t *testing.T) {
 			must.Eq(t, tt.want, l.Worker.ID, must.Sprint(name))
 			l.Release(inference.Outcome{})
 		}
-		_, err := r.route(inference.Query{Needs: []string{"vision"}})
+		_, err := r.route(inference.Query{Terms: inference.Terms{Needs: []string{"vision"}}})
 		unable, ok := errors.AsType[*inference.Unable](err)
 		must.True(t, ok)
 		must.Eq(t, "vision", unable.Need)
