@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"errors"
 	"net/http"
@@ -98,18 +97,17 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 		return err
 	}
 	w.body.shrink(max(0, held-kept))
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	done, ok := g.streams.add(false, cancel)
-	if !ok {
-		return errRefused
+	r, cancel, end, err := g.begin(r)
+	if err != nil {
+		return err
 	}
-	defer done()
+	defer end()
 	if d.Name != nil {
 		defer g.running.add(d.Name(about), w.key, cancel)()
 	}
 	c := &dialectClient{openaiClient: openaiClient{w: w}, d: d, encoder: encoder, about: about}
-	_ = g.o.Inference.Serve(ctx, inferenceRequest(w, request.Path, request.Body, start, func() { w.body.shrink(w.body.held - kept) }), c) // c was told
+	release := func() { w.body.shrink(w.body.held - kept) }
+	g.relay(w, r, inference.Request{Path: request.Path, Body: request.Body, At: start, Release: release}, c)
 	return c.err
 }
 

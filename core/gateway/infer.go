@@ -52,22 +52,34 @@ func (g *Gateway) infer(w *response, r *http.Request, path string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	done, ok := g.streams.add(false, cancel)
-	if !ok {
-		return errRefused
+	r, _, end, err := g.begin(r)
+	if err != nil {
+		return err
 	}
-	defer done()
+	defer end()
 	c := &openaiClient{w: w}
-	_ = g.o.Inference.Serve(ctx, inferenceRequest(w, path, body, start, w.body.release), c) // c was told
+	g.relay(w, r, inference.Request{Path: path, Body: body, At: start, Release: w.body.release}, c)
 	return c.err
 }
 
-// inferenceRequest returns the inference request that an HTTP request stands for, in any dialect.
-// core/inference reads what the body tells.
-func inferenceRequest(w *response, path string, body []byte, start time.Time, release func()) inference.Request {
-	return inference.Request{ID: w.id, Key: w.key, Path: path, Body: body, At: start, Release: release}
+// begin counts an inference request among those that run, until end. It returns the HTTP request with
+// a context that also ends by cancel, and when the server shuts down. Errors: errRefused when it
+// already does.
+func (g *Gateway) begin(r *http.Request) (begun *http.Request, cancel context.CancelCauseFunc, end func(), err error) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	done, ok := g.streams.add(false, cancel)
+	if !ok {
+		cancel(nil)
+		return nil, nil, nil, errRefused
+	}
+	return r.WithContext(ctx), cancel, func() { done(); cancel(nil) }, nil
+}
+
+// relay has the inference request answered that an HTTP request stands for, in any dialect. It adds
+// what the HTTP request tells beside its body.
+func (g *Gateway) relay(w *response, r *http.Request, q inference.Request, c inference.Client) {
+	q.ID, q.Key = w.id, w.key
+	_ = g.o.Inference.Serve(r.Context(), q, c) // c was told
 }
 
 // openaiClient passes the answer of an inference request to a client of OpenAI's API.
