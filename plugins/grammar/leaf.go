@@ -47,6 +47,8 @@ type leaf struct {
 	class *[256]uint8
 	to    []*leaf
 	leads *[0xF5 - 0xC2]*leaf // where the first bytes of characters lead, as far as known
+	way   uint8               // see oneWay
+	one   byte
 }
 
 // numAt is a position within a number of one machine.

@@ -19,6 +19,8 @@ type engine struct {
 	ctx   *native.Context
 	limit int          // positions per slot
 	work  sampler.Work // of the choosers, which the scheduler calls one after the other
+
+	samplesAll bool // also what has no alternative: for comparison
 }
 
 // submit queues requests, all of them or none. The events of each come to its out until the last
@@ -30,10 +32,26 @@ func (e *engine) submit(list ...*request) *openai.Error {
 		if err != nil {
 			return apiError(err)
 		}
-		r.work = &batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Emit: r.emit, Chooser: c, Pieces: r.pieces}
+		r.work = &batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Emit: r.emit, Chooser: c, Pieces: r.pieces, AllLogits: c.wantsLogProbs()}
 		work[i] = r.work
 	}
 	return apiError(e.Submit(work...))
+}
+
+// speller returns what makes the tokens of a text that must come next. Markers are control tokens
+// where the constraint knows them by their texts.
+func (e *engine) speller(markers bool) func(text []byte) []int {
+	if e.samplesAll {
+		return nil
+	}
+	return func(text []byte) []int {
+		list := e.model.tokens(string(text), false, markers)
+		out := make([]int, len(list))
+		for i, t := range list {
+			out[i] = int(t)
+		}
+		return out
+	}
 }
 
 // cancel ends a submitted request whose answer nobody wants any more. No event follows.

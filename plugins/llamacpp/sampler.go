@@ -123,12 +123,18 @@ type chooser struct {
 
 	rule       *rule // nil: none
 	constraint limiter
+	recent     []int                   // the last tokens of the prompt and the answer
+	begun      bool                    // something was chosen
+	spell      func(text []byte) []int // the tokens of a text; nil: what must come is sampled like all else
 }
 
 // limiter restricts what may come next, and follows what comes.
 type limiter interface {
 	sampler.Constraint
 	Accept(token int) error
+	// Forced returns the tokens that must come next, as spell writes them. before holds the last
+	// ones in front.
+	Forced(before []int, spell func(text []byte) []int) []int
 }
 
 var _ batch.Chooser = (*chooser)(nil)
@@ -146,11 +152,61 @@ func (e *engine) newChooser(r *request) (*chooser, error) {
 	} else if r.guard != nil {
 		c.constraint, c.rule = r.guard(), &rule{param: "tools"}
 	}
+	if c.constraint != nil {
+		c.spell = e.speller(r.rule == nil)
+		c.remember(r.prompt[max(0, len(r.prompt)-maxRecent):]...)
+	}
 	return c, nil
 }
 
-// Choose chooses the next token.
+// maxRecent is how many tokens in front of what must come next are looked at.
+const maxRecent = 16
+
+func (c *chooser) remember(list ...token) {
+	for _, t := range list {
+		c.recent = append(c.recent, int(t))
+	}
+	c.recent = c.recent[max(0, len(c.recent)-maxRecent):]
+}
+
+// Choose chooses the next token, and those that must follow it.
 func (c *chooser) Choose(logits []float32) (batch.Choice, error) {
+	var choice batch.Choice
+	if !c.begun { // later ones were found with the token in front
+		c.begun = true
+		choice.Ahead = c.forced()
+	}
+	if len(choice.Ahead) > 0 {
+		choice.Token, choice.Ahead = choice.Ahead[0], choice.Ahead[1:]
+	} else {
+		var err error
+		if choice.Token, err = c.sample(logits); err != nil {
+			return batch.Choice{}, err
+		}
+		choice.Ahead = c.forced()
+	}
+	choice.LogProbs = c.Follow(choice.Token, logits)
+	return choice, nil
+}
+
+// forced returns the tokens that must come next, and takes them for said.
+func (c *chooser) forced() []token {
+	if c.spell == nil {
+		return nil
+	}
+	var list []token
+	for _, t := range c.constraint.Forced(c.recent, c.spell) {
+		if c.constraint.Accept(t) != nil {
+			break // the sampler finds out why
+		}
+		list = append(list, token(t))
+	}
+	c.remember(list...)
+	return list
+}
+
+// sample chooses a token freely, within the constraint.
+func (c *chooser) sample(logits []float32) (token, error) {
 	var allowed sampler.Constraint
 	if c.constraint != nil {
 		allowed = c.constraint
@@ -158,27 +214,33 @@ func (c *chooser) Choose(logits []float32) (batch.Choice, error) {
 	t, err := c.sampler.Choose(c.work, logits, allowed)
 	if err == nil && c.constraint != nil {
 		err = c.constraint.Accept(int(t))
+		c.remember(t)
 	}
 	if e := c.rule.failed(err); e != nil {
-		return batch.Choice{}, e
+		return 0, e
 	}
-	switch {
-	case errors.Is(err, sampler.ErrNone) && c.biased:
-		return batch.Choice{}, openai.Invalid("logit_bias", "logit_bias forbids every token that could come next; allow some")
-	case err != nil:
-		return batch.Choice{}, err
+	if errors.Is(err, sampler.ErrNone) && c.biased {
+		return 0, openai.Invalid("logit_bias", "logit_bias forbids every token that could come next; allow some")
 	}
-	choice := batch.Choice{Token: t}
-	if c.logprobs >= 0 || c.ranked {
+	return t, err
+}
+
+// Follow takes a token for said, and returns its log probability and those of the likeliest ones,
+// where they are wanted.
+func (c *chooser) Follow(t token, logits []float32) []batch.LogProb {
+	var list []batch.LogProb
+	if c.wantsLogProbs() {
 		own, top := c.work.LogProbs(logits, t, max(0, c.logprobs), nil)
-		choice.LogProbs = append(choice.LogProbs, batch.LogProb{Token: t, LogProb: float32(own)})
+		list = append(list, batch.LogProb{Token: t, LogProb: float32(own)})
 		for _, x := range top {
-			choice.LogProbs = append(choice.LogProbs, batch.LogProb{Token: x.Token, LogProb: float32(x.LogProb)})
+			list = append(list, batch.LogProb{Token: x.Token, LogProb: float32(x.LogProb)})
 		}
 	}
 	c.sampler.Accept(t)
-	return choice, nil
+	return list
 }
+
+func (c *chooser) wantsLogProbs() bool { return c.logprobs >= 0 || c.ranked }
 
 // Close does nothing: a chooser holds memory only.
 func (c *chooser) Close() {}

@@ -105,6 +105,8 @@ func (d *dictation) Choose([]float32) (batch.Choice, error) {
 	return batch.Choice{Token: d.text[d.at-1]}, nil
 }
 
+func (*dictation) Follow(token, []float32) []batch.LogProb { return nil }
+
 func (*dictation) Close() {}
 
 // benchModel returns the model of the benchmarks: RBEE_BENCH_MODEL, or a synthetic one of 135 million

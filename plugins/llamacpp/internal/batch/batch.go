@@ -62,6 +62,9 @@ type Chooser interface {
 	// Choose returns the next token and takes it for said. The logits are valid for the call only
 	// and must be as they were when it returns. An error ends the request.
 	Choose(logits []float32) (Choice, error)
+	// Follow is called when a token of a choice's Ahead is said, in their order. The logits are
+	// those in front of it and valid for the call only; they may be nil without Request.AllLogits.
+	Follow(t Token, logits []float32) []LogProb
 	// Close is called once, when the request has ended.
 	Close()
 }
@@ -70,6 +73,7 @@ type Chooser interface {
 type Choice struct {
 	Token    Token
 	LogProbs []LogProb // of the token itself and then of the likeliest ones, where they were asked for
+	Ahead    []Token   // what must follow it: it is evaluated at once, and nothing is chosen
 }
 
 // LogProb is the natural logarithm of a token's probability.
@@ -100,6 +104,7 @@ type Request struct {
 	Stops     []string
 	Chooser   Chooser
 	Pieces    []string // the text of each token, where it is not that of the Vocab
+	AllLogits bool     // the chooser wants the logits in front of tokens that it does not choose, too
 	// Emit is called for each event, the last one included, by the goroutine of Run. It must not
 	// block. A cancelled request gets none.
 	Emit func(Event)

@@ -189,6 +189,10 @@ type fakeChooser struct {
 	chosen uint64
 	closed int
 	err    error
+
+	ahead  int     // how many tokens must follow each that was chosen
+	told   []Token // the tokens of Ahead that are still to be followed
+	logits []bool  // of each call of Follow, whether there were any
 }
 
 func (c *fakeChooser) Choose(logits []float32) (Choice, error) {
@@ -205,7 +209,33 @@ func (c *fakeChooser) Choose(logits []float32) (Choice, error) {
 	if c.seed != 0 && best != 0 {
 		best = 1 + int((uint64(best)+c.seed*c.chosen)%(fakeVocab-1))
 	}
-	return Choice{Token: Token(best), LogProbs: []LogProb{{Token(best), -float32(c.chosen)}}}, nil
+	if len(c.told) > 0 {
+		return Choice{}, errors.New("not all that must follow was followed")
+	}
+	c.told = aheadOf(Token(best), c.ahead)
+	return Choice{Token: Token(best), LogProbs: []LogProb{{Token(best), -float32(c.chosen)}}, Ahead: slices.Clone(c.told)}, nil
+}
+
+// aheadOf returns n tokens that must follow t.
+func aheadOf(t Token, n int) []Token {
+	var out []Token
+	for range n {
+		t = 1 + (t*5+3)%(fakeVocab-1)
+		out = append(out, t)
+	}
+	return out
+}
+
+func (c *fakeChooser) Follow(t Token, logits []float32) []LogProb {
+	if len(c.told) == 0 || c.told[0] != t {
+		panic("a token follows that was not announced")
+	}
+	c.told = c.told[1:]
+	c.logits = append(c.logits, logits != nil)
+	if logits == nil {
+		return nil
+	}
+	return []LogProb{{t, logits[t]}}
 }
 
 func (c *fakeChooser) Close() { c.closed++ }
@@ -221,11 +251,22 @@ func fakeVocabulary() Vocab {
 
 // alone is what a request must be answered, whatever else happens.
 func alone(prompt []Token, seed uint64, maxTokens, slotTokens int, stops []string) (text string, finish Finish, tokens int) {
+	return aloneAhead(prompt, seed, 0, maxTokens, slotTokens, stops)
+}
+
+func aloneAhead(prompt []Token, seed uint64, ahead, maxTokens, slotTokens int, stops []string) (text string, finish Finish, tokens int) {
 	history, c, split := slices.Clone(prompt), &fakeChooser{seed: seed}, splitter{stops: stops}
 	vocab := fakeVocabulary()
 	var b strings.Builder
+	var must []Token
 	for {
-		choice, _ := c.Choose(fakeLogits(history))
+		var choice Choice
+		if len(must) > 0 {
+			choice, must = Choice{Token: must[0]}, must[1:]
+		} else {
+			choice, _ = c.Choose(fakeLogits(history))
+			must = aheadOf(choice.Token, ahead)
+		}
 		tokens++
 		if vocab.Ends[choice.Token] {
 			return b.String() + split.flush(), FinishStop, tokens
@@ -334,7 +375,7 @@ func asAlone(t testing.TB, r *run, conf Config) {
 	t.Helper()
 	text, e := r.last()
 	must.NoError(t, e.Err)
-	want, finish, tokens := alone(r.Prompt, r.chooser.seed, r.MaxTokens, conf.SlotTokens, r.Stops)
+	want, finish, tokens := aloneAhead(r.Prompt, r.chooser.seed, r.chooser.ahead, r.MaxTokens, conf.SlotTokens, r.Stops)
 	must.Eq(t, want, text)
 	must.Eq(t, finish, e.Finish)
 	must.Eq(t, tokens, e.Tokens)

@@ -28,6 +28,10 @@ const (
 	leastGuessShare = 64
 	// refresh is after how many steps with guesses one is made without, for the comparison.
 	refresh = 64
+	// mostSure bounds the tokens that must follow for one request in a step.
+	mostSure = 64
+	// leastGain is the price from which on they get a step each.
+	leastGain = 0.8
 )
 
 // guessRoom returns how many tokens may be guessed in the next step. While prompts are being read
@@ -38,6 +42,42 @@ func (s *Scheduler) guessRoom(answers int) int {
 		return 0
 	}
 	return min(s.conf.GuessTokens, s.conf.StepTokens-answers)
+}
+
+// sureRoom returns how many tokens that must follow may be in the next step: the same bounds in
+// time, but they take no logits and need not be taken back.
+func (s *Scheduler) sureRoom(answers int) int {
+	if answers == 0 || len(s.prompts) > 0 || s.unsure || s.pace.answers[answers] == 0 || s.pace.guessed >= refresh || !s.pace.together(answers) {
+		return 0
+	}
+	return s.conf.StepTokens - answers - min(s.conf.GuessTokens, s.conf.StepTokens-answers)
+}
+
+// sureOf returns how many of the tokens that must follow a slot's next one go with it.
+func (x *slot) sureOf(room, slotTokens int) int {
+	if x.req.AllLogits { // there is one row for them
+		return 0
+	}
+	n := min(len(x.ahead), mostSure, room, slotTokens-len(x.text)-1) // one is chosen in any case
+	if x.req.MaxTokens > 0 {
+		n = min(n, x.req.MaxTokens-x.generated-1)
+	}
+	return max(n, 0)
+}
+
+// together reports whether tokens that follow each other take less time in one step than in one
+// each: mostly they do, as the weights are read once, but not with a model that is small enough to
+// stay in a processor's cache. Where they do not it is tried again now and then.
+func (p *pace) together(answers int) bool {
+	if p.price(answers) <= leastGain {
+		return true
+	}
+	p.passed++
+	if p.passed < refresh {
+		return false
+	}
+	p.passed = 0
+	return true
 }
 
 // price returns how likely a guess must be to pay where so many answers share a step: the time that

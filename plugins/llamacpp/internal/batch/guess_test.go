@@ -205,6 +205,8 @@ func (s *script) Choose([]float32) (Choice, error) {
 	return Choice{Token: s.text[s.at-1]}, nil
 }
 
+func (*script) Follow(Token, []float32) []LogProb { return nil }
+
 func (*script) Close() {}
 
 // Guesses are no reason to give anything up: neither a request nor what is kept of an ended one.

@@ -33,6 +33,7 @@ type pace struct {
 	answers []time.Duration // of a step with so many answers and nothing else; 0: not measured
 	guess   time.Duration   // what a guessed token adds to such a step; 0: not measured
 	guessed int             // steps with guesses since the last one without
+	passed  int             // steps without what must follow, as it did not pay
 }
 
 // measured takes the time of a step.

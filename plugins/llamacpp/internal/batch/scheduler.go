@@ -79,6 +79,8 @@ type slot struct {
 	text      []Token // the prompt and what was chosen after it
 	reading   int     // tokens of text that are evaluated before the next one is chosen
 	next      Token   // chosen and not in the cache yet
+	ahead     []Token // what must follow next
+	sure      int     // tokens of ahead in the current step
 	generated int
 
 	guess        []Token // what may follow next, in the current step
@@ -274,7 +276,7 @@ func (s *Scheduler) admit(r *Request) {
 	x.req, x.split, x.next, x.generated, x.used = r, splitter{stops: r.Stops}, none, 0, s.clock
 	x.reused, x.turn, x.waited, x.mark = len(x.held), len(r.Prompt), 0, s.mark(x, r.Prompt)
 	x.text, x.reading = slices.Clip(r.Prompt), len(r.Prompt)
-	x.odds, x.guessed, x.hit = odds{}, 0, 0
+	x.odds, x.guessed, x.hit, x.ahead = odds{}, 0, 0, nil
 	s.reused.Add(int64(x.reused))
 	s.prompts = append(s.prompts, x)
 }
@@ -325,24 +327,39 @@ func (s *Scheduler) countCache() {
 	s.kvUsed.Store(int64(used))
 }
 
-// fill builds the batch of a step: the chosen token of every slot first, with guesses of what
-// follows it, then what there is room for of prompts. It returns the number of answers that go on
+// fill builds the batch of a step: the chosen token of every slot first, with what must follow it or
+// guesses of what does, then what there is room for of prompts. It returns the number of answers that go on
 // and of prompt tokens.
 func (s *Scheduler) fill() (answers, prompt int) {
 	s.entries, s.guessed = s.entries[:0], 0
+	forced := false
 	for _, x := range s.slots {
-		x.row, x.add, x.guess = -1, 0, x.guess[:0]
+		x.row, x.add, x.sure, x.guess = -1, 0, 0, x.guess[:0]
 		if x.req != nil && x.next >= 0 {
 			answers++
+			forced = forced || len(x.ahead) > 0
 		}
 	}
-	room := s.guessRoom(answers)
+	room, sure := s.guessRoom(answers), 0
+	if forced {
+		sure = s.sureRoom(answers)
+	}
 	for _, x := range s.slots {
 		if x.req == nil || x.next < 0 {
 			continue
 		}
-		x.row, x.add = len(s.entries), 1
-		s.entries = append(s.entries, Entry{Token: x.next, Pos: len(x.held), Seq: x.seq, Logits: true})
+		x.add, x.sure = 1, x.sureOf(sure, s.conf.SlotTokens)
+		sure -= x.sure
+		s.guessed += x.sure
+		s.entries = append(s.entries, Entry{Token: x.next, Pos: len(x.held), Seq: x.seq})
+		for i, t := range x.ahead[:x.sure] {
+			s.entries = append(s.entries, Entry{Token: t, Pos: len(x.held) + 1 + i, Seq: x.seq})
+		}
+		x.row = len(s.entries) - 1
+		s.entries[x.row].Logits = true
+		if len(x.ahead) > 0 {
+			continue
+		}
 		s.guessFor(x, answers, room-s.guessed)
 		for i, t := range x.guess {
 			s.entries = append(s.entries, Entry{Token: t, Pos: len(x.held) + 1 + i, Seq: x.seq, Logits: true})
@@ -427,12 +444,18 @@ func (s *Scheduler) choose(x *slot) (made int) {
 	row, kept := x.row, len(x.held)-len(x.guess)
 	x.guessed += len(x.guess)
 	s.guesses.Add(int64(len(x.guess)))
+	for range x.sure {
+		c := Choice{Token: x.ahead[0], LogProbs: x.req.Chooser.Follow(x.ahead[0], nil)}
+		x.ahead = x.ahead[1:]
+		made++
+		s.deal(x, c)
+		if x.req == nil {
+			return made
+		}
+	}
 	right := 0
 	for i := range len(x.guess) + 1 {
-		choice, err := x.req.Chooser.Choose(s.decoder.Logits(row + i))
-		if err == nil && (choice.Token < 0 || int(choice.Token) >= len(s.conf.Vocab.Pieces)) {
-			err = errors.New("it chose no token")
-		}
+		choice, err := s.choiceOf(x, s.decoder.Logits(row+i))
 		if err != nil {
 			s.fail(x, err)
 			break
@@ -454,6 +477,26 @@ func (s *Scheduler) choose(x *slot) (made int) {
 		s.takeBack(x, kept+right)
 	}
 	return made
+}
+
+// choiceOf returns the next token of an answer: one that must come, or what its chooser chooses.
+func (s *Scheduler) choiceOf(x *slot, logits []float32) (Choice, error) {
+	if len(x.ahead) > 0 {
+		t := x.ahead[0]
+		x.ahead = x.ahead[1:]
+		return Choice{Token: t, LogProbs: x.req.Chooser.Follow(t, logits)}, nil
+	}
+	choice, err := x.req.Chooser.Choose(logits)
+	if err != nil {
+		return choice, err
+	}
+	for _, t := range append([]Token{choice.Token}, choice.Ahead...) {
+		if t < 0 || int(t) >= len(s.conf.Vocab.Pieces) {
+			return choice, errors.New("it chose no token")
+		}
+	}
+	x.ahead = choice.Ahead
+	return choice, nil
 }
 
 // deal sends what a chosen token makes, and ends the request where it ends.

@@ -220,6 +220,15 @@ func (c *Constraint) Accept(token int) error {
 	return nil
 }
 
+// Forced returns the tokens that must come next, as spell writes them. before holds the last ones
+// in front.
+func (c *Constraint) Forced(before []int, spell func(text []byte) []int) []int {
+	if c.state != following || c.blanks > 0 {
+		return nil
+	}
+	return c.matcher.ForcedTokens(before, spell)
+}
+
 // Clone returns a constraint in the same state, for another answer to the same prompt.
 func (c *Constraint) Clone() *Constraint {
 	out := *c

@@ -164,6 +164,15 @@ func (g *Guard) Mask(dst []uint64) error {
 	return nil
 }
 
+// Forced returns the tokens that must come next, as spell writes them. before holds the last ones
+// in front.
+func (g *Guard) Forced(before []int, spell func(text []byte) []int) []int {
+	if g.matcher == nil || g.ended || g.forced != "" || g.state == within {
+		return nil
+	}
+	return g.matcher.ForcedTokens(before, spell)
+}
+
 // trigger returns what text wakes, and the text behind it.
 func (g *Guard) trigger(text string) (t *trigger, rest string) {
 	if g.c == nil {
