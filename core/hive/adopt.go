@@ -22,7 +22,7 @@ const adoptMargin = 200 * time.Millisecond
 // for folders that cannot be read or written.
 func (h *Hive) takeOver(ctx context.Context) ([]*worker, error) {
 	handles, err := h.disk.readHandles(func(file string, err error) {
-		h.log.Error("a handle is damaged and was set aside", "file", file, "error", err)
+		h.log.Error("a handle is damaged and was set aside: its worker is ended, start another one; check the disk", "file", file, "error", err)
 	})
 	if err != nil {
 		return nil, err

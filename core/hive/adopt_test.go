@@ -2,6 +2,7 @@ package hive
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -201,6 +202,26 @@ func TestDamagedAndForeignHandles(t *testing.T) {
 	must.NoError(t, syscall.Kill(cmd.Process.Pid, syscall.SIGTERM))
 	must.True(t, lines.Scan()) // the first signal it hears is ours
 	must.Eq(t, "signal", lines.Text())
+}
+
+// A handle of which a bit has flipped may name anything: its worker is not taken over but ended.
+func TestHandleFlippedBit(t *testing.T) {
+	t.Parallel()
+	a := run(t, setup{keep: true})
+	w := a.spawn("fake")
+	a.stop()
+	process := handles(t, a.dir)[0].Attachment.Process
+	file := filepath.Join(a.dir, "hive", "workers", w.Worker.ID+".json")
+	b, err := os.ReadFile(file)
+	must.NoError(t, err)
+	b[bytes.Index(b, []byte("context_tokens"))+len(`context_tokens": `)] ^= 1 // another number
+	must.NoError(t, os.WriteFile(file, b, 0o600))
+
+	r := run(t, setup{dir: a.dir})
+	must.Len(t, 0, r.processes())
+	must.False(t, process.Alive())
+	must.Eq(t, []string{w.Worker.ID + ".json"}, entries(t, filepath.Join(a.dir, "hive", "damaged")))
+	r.nothingLeft()
 }
 
 func TestRetirementGoesOnUnderTheNextAgent(t *testing.T) {

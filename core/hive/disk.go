@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -129,9 +128,9 @@ func removeFile(path string) error {
 }
 
 func writeJSON(path string, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
+	b, err := disk.Seal(v)
 	if err != nil {
 		return core.Wrap(err, core.Internal, "write state")
 	}
-	return writeFile(path, append(b, '\n'))
+	return writeFile(path, b)
 }

@@ -36,6 +36,9 @@ func (h handle) id() string { return h.Attachment.WorkerID }
 
 // parseHandle reads a handle file of the worker of that id. Errors: Integrity.
 func parseHandle(id string, content []byte) (handle, error) {
+	if err := disk.CheckSeal(content); err != nil {
+		return handle{}, core.Wrap(err, core.Integrity, "read handle")
+	}
 	var h handle
 	if err := json.Unmarshal(content, &h); err != nil {
 		return handle{}, core.Wrap(err, core.Integrity, "read handle")

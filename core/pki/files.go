@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 )
 
 // Folder is the folder of an identity within the data folder. It has mode 0700, its files 0600.
@@ -55,6 +56,9 @@ func Load(dataDir string) (*Identity, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if err := disk.CheckSeal(b); err != nil {
+		return nil, damaged(filepath.Join(dir, fileInfo) + ": " + err.Error())
 	}
 	var in info
 	if err := json.Unmarshal(b, &in); err != nil {
@@ -416,8 +420,8 @@ func syncDir(dir string) error {
 }
 
 func encodeJSON(v any) ([]byte, error) {
-	b, err := json.MarshalIndent(v, "", "  ")
-	return append(b, '\n'), core.Wrap(err, core.Internal, "write the identity")
+	b, err := disk.Seal(v)
+	return b, core.Wrap(err, core.Internal, "write the identity")
 }
 
 // union returns all certificates of both bundles, those of the first bundle first.

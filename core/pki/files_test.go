@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +62,28 @@ func TestLoadOfAFile(t *testing.T) {
 	must.NoError(t, os.WriteFile(filepath.Join(dir, pki.Folder), nil, 0o600))
 	_, err := pki.Load(dir)
 	must.Eq(t, core.Internal, core.KindOf(err))
+}
+
+// A flipped bit in what no signature covers is noticed, whichever it is.
+func TestLoadFlippedBit(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	initialise(t, dir)
+	path := filepath.Join(dir, pki.Folder, "identity.json")
+	sound, err := os.ReadFile(path)
+	must.NoError(t, err)
+	for i := range sound {
+		bad := slices.Clone(sound)
+		bad[i] ^= 1 << (i % 8)
+		must.NoError(t, os.WriteFile(path, bad, 0o600))
+		_, err = pki.Load(dir)
+		must.Eq(t, core.Integrity, core.KindOf(err), must.Sprintf("byte %d: %q", i, bad))
+		must.StrContains(t, err.Error(), "identity.json")
+		must.StrContains(t, core.HintOf(err), "backup")
+	}
+	must.NoError(t, os.WriteFile(path, sound, 0o600))
+	_, err = pki.Load(dir)
+	must.NoError(t, err)
 }
 
 func TestLoadLeavesNothingOpen(t *testing.T) {

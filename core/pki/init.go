@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 )
 
 // InitOptions describe the cluster to start.
@@ -119,6 +120,9 @@ func (i *Identity) Seed() (*Seed, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if err := disk.CheckSeal(b); err != nil {
+		return nil, damaged(fileSeed + ": " + err.Error())
 	}
 	var f seedFile
 	if err := json.Unmarshal(b, &f); err != nil || len(f.SealedCAKey) == 0 || len(f.SealedGossipKeys) == 0 || len(f.TokenHash) == 0 {

@@ -123,7 +123,7 @@ func (q *Queen) Status(ctx context.Context) (core.Status, error) {
 	}
 	for _, m := range s.Models {
 		if m.Damaged != "" {
-			problems = append(problems, fmt.Sprintf("model %s is damaged: %s", m.ID, m.Damaged))
+			problems = append(problems, fmt.Sprintf("model %s is damaged: %s (Download it again with `rbee pull`, and check the disk.)", m.ID, m.Damaged))
 		}
 	}
 	for _, p := range problems {

@@ -373,8 +373,13 @@ func TestDamagedBinaries(t *testing.T) {
 			l := filepath.Join(d, "engine/libggml.so")
 			return errors.Join(os.Remove(l), os.Symlink("libllama.so", l))
 		}, "is not a regular file"},
-		"manifest missing":     {func(d string) error { return os.Remove(filepath.Join(d, "manifest.json")) }, "manifest.json is missing"},
-		"manifest torn":        {write("manifest.json", `{"format":`), "manifest.json cannot be read"},
+		"manifest missing": {func(d string) error { return os.Remove(filepath.Join(d, "manifest.json")) }, "manifest.json is missing"},
+		"manifest torn":    {write("manifest.json", `{"format":`), "manifest.json cannot be read"},
+		"manifest with a flipped bit": {func(d string) error {
+			b, err := os.ReadFile(filepath.Join(d, "manifest.json"))
+			b[bytes.Index(b, []byte("installed_at"))+len(`installed_at": "2`)] ^= 1 // another time
+			return errors.Join(err, os.WriteFile(filepath.Join(d, "manifest.json"), b, 0o600))
+		}, "its checksum is wrong"},
 		"manifest of another":  {write("manifest.json", `{"format":1,"executable":"x","binary":{"id":"cuda@1"}}`), "not one of this worker binary"},
 		"manifest with a path": {write("manifest.json", `{"format":1,"executable":"../../x","binary":{"id":"cpu@1.0.0-llama.cpp-v0.5.0"}}`), "not one of this worker binary"},
 	}

@@ -458,7 +458,7 @@ func TestDamagedModels(t *testing.T) {
 			must.NoError(t, os.Rename(p, p+"x"))
 			must.NoError(t, os.Symlink(p+"x", p))
 		}, "not a regular file"},
-		"record torn": {func(s *store.Store) { must.NoError(t, os.Truncate(filepath.Join(s.Dir(), "models", "m.json"), 30)) }, "cannot be read"},
+		"record torn": {func(s *store.Store) { must.NoError(t, os.Truncate(filepath.Join(s.Dir(), "models", "m.json"), 30)) }, "its checksum is wrong"},
 		"record of another": {func(s *store.Store) {
 			must.NoError(t, os.WriteFile(filepath.Join(s.Dir(), "models", "m.json"), []byte(`{"format":1,"model":{"id":"n"}}`), 0o600))
 		}, "not a record of this model"},
@@ -466,8 +466,18 @@ func TestDamagedModels(t *testing.T) {
 			name := filepath.Join(s.Dir(), "models", "m.json")
 			b, err := os.ReadFile(name)
 			must.NoError(t, err)
+			_, b, _ = bytes.Cut(b, []byte("\n"))
+			_, b, _ = bytes.Cut(b, []byte("\n")) // as a version of rbee that writes no checksum left it
+			b = append([]byte("{\n"), b...)
 			must.NoError(t, os.WriteFile(name, bytes.ReplaceAll(b, []byte(sha256Of(body)), []byte("sha256:../../etc/passwd")), 0o600))
 		}, "unusable digest"},
+		"record with a flipped bit": {func(s *store.Store) {
+			name := filepath.Join(s.Dir(), "models", "m.json")
+			b, err := os.ReadFile(name)
+			must.NoError(t, err)
+			b[bytes.Index(b, []byte("size_bytes"))+len(`size_bytes": `)] ^= 1 // another number
+			must.NoError(t, os.WriteFile(name, b, 0o600))
+		}, "its checksum is wrong"},
 		"content": {func(s *store.Store) {
 			f, err := os.OpenFile(blobOf(s), os.O_RDWR, 0)
 			must.NoError(t, err)

@@ -37,6 +37,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/disk"
 )
 
 const (
@@ -238,7 +239,7 @@ func (s *Store) syncDir(name string) error {
 
 // writeJSON writes v to a file of the store atomically.
 func (s *Store) writeJSON(name string, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
+	b, err := disk.Seal(v)
 	if err != nil {
 		return err
 	}
@@ -247,7 +248,7 @@ func (s *Store) writeJSON(name string, v any) error {
 		return err
 	}
 	defer f.Close()
-	_, err = f.Write(append(b, '\n'))
+	_, err = f.Write(b)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -299,6 +300,9 @@ func (s *Store) readJSON(name string, v any) error {
 	}
 	if len(b) > maxRecordBytes {
 		return core.Errorf(core.Integrity, "%s is larger than %d MiB", path.Base(name), maxRecordBytes>>20)
+	}
+	if err := disk.CheckSeal(b); err != nil {
+		return core.Errorf(core.Integrity, "%s cannot be trusted: %w", path.Base(name), err)
 	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return core.Errorf(core.Integrity, "%s cannot be read: %w", path.Base(name), err)
