@@ -63,20 +63,20 @@ func isName(s string) bool {
 	return s != "" && len(s) <= fsm.MaxTextBytes && !slices.ContainsFunc([]rune(s), unicode.IsControl)
 }
 
-// stockLocked keeps what a report says of the hive's store: where it says nothing and is not the
-// first of its link, nothing has changed.
-func (m *Monitor) stockLocked(p *peer, r *Report, first bool) {
-	if !first && !r.told {
-		return
+// stock holds the inventories of all hives at one queen. It stays within maxInventories.
+type stock struct {
+	of    map[string]*Inventory // by hive id
+	bytes int                   // of all
+}
+
+// put replaces a hive's inventory, and drops it if v is nil or has no room.
+func (s *stock) put(hive string, v *Inventory) {
+	if old := s.of[hive]; old != nil {
+		s.bytes -= old.bytes
+		delete(s.of, hive)
 	}
-	if p.inventory != nil {
-		m.stocked -= p.inventory.bytes
-	}
-	p.inventory = nil
-	v := r.inventory
-	r.inventory = nil // the report outlives it
-	if v != nil && m.stocked+v.bytes <= maxInventories {
-		p.inventory = v
-		m.stocked += v.bytes
+	if v != nil && s.bytes+v.bytes <= maxInventories {
+		s.of[hive] = v
+		s.bytes += v.bytes
 	}
 }

@@ -250,7 +250,10 @@ func (l *Link) Take(seq uint64, r *Report, ending bool) error {
 		return errors.Join(l.over) // Serve says it
 	}
 	first := p.report == nil
-	m.stockLocked(p, r, !l.taken)
+	if r.told || !l.taken { // otherwise nothing has changed
+		m.stock.put(p.id, r.inventory)
+	}
+	r.inventory = nil // the report outlives it
 	p.report, p.heard, l.taken = r, now, true
 	l.seq, l.hurry = seq, false
 	p.next = m.intervalLocked()
@@ -258,7 +261,7 @@ func (l *Link) Take(seq uint64, r *Report, ending bool) error {
 		close(l.heard)
 		l.heard = nil
 	}
-	cleared := m.confirmLocked(p.id, r, same)
+	cleared := m.failures.confirm(p.id, r, same)
 	p.graceUntil, p.forgetAt, p.downAt = time.Time{}, time.Time{}, time.Time{}
 	cleared = m.trustLocked(p) || cleared
 	p.suspectAt = now.Add(p.next + SuspectGrace)
@@ -273,7 +276,7 @@ func (l *Link) Take(seq uint64, r *Report, ending bool) error {
 		if same && !p.dirty && !p.writing {
 			l.registered = seq
 		} else {
-			m.dirtyLocked(p)
+			m.backlog.report(p)
 		}
 	}
 	m.publishLocked(p.id)

@@ -40,54 +40,16 @@ func (m *Monitor) Hive(id string) *View {
 
 // publishLocked replaces the View of a hive by what is known of it now.
 func (m *Monitor) publishLocked(id string) {
-	v := &View{since: m.unheard.since}
-	for at, why := range m.suspects { // few
-		if at.hive == id {
-			if v.failed == nil {
-				v.failed = map[string]string{}
-			}
-			v.failed[at.nonce] = why
-		}
-	}
+	v := &View{since: m.unheard.since, failed: m.failures.of(id)}
 	p, ok := m.peers[id]
 	if !ok && v.failed == nil {
 		m.views.Delete(id)
 		return
 	}
 	if ok {
-		v.Linked, v.Heard, v.Suspect, v.Report, v.Inventory = p.link != nil, p.heard, p.suspect, p.report, p.inventory
+		v.Linked, v.Heard, v.Suspect, v.Report, v.Inventory = p.link != nil, p.heard, p.suspect, p.report, m.stock.of[id]
 	}
 	m.views.Store(id, v)
-}
-
-// Fail avoids a worker that could not be reached, or was lost with a request, until the next report
-// of its hive still lists this very start of it. A hive reports a process that has ended at once:
-// what it still lists is alive.
-func (m *Monitor) Fail(w core.Worker) {
-	key := instance{w.Hive, w.Nonce}
-	if now, ok := m.opts.Registry.View().Worker(nil, w.Hive, w.ID); !ok || now.Nonce != w.Nonce {
-		return // gone already, and with it the reason to avoid it
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if _, ok := m.suspects[key]; ok {
-		return
-	}
-	m.suspects[key] = "it failed a request a moment ago"
-	if p, ok := m.peers[w.Hive]; ok && p.link != nil { // its hive shall report now
-		p.link.hurry = true
-		p.link.wakeUp()
-	}
-	m.publishLocked(w.Hive)
-	m.changedLocked()
-	m.log.Warn("worker failed a request, it is avoided until its hive confirms it", "worker", w.ID, "hive", w.Hive, "model", w.Model)
-}
-
-// Failed returns how many workers are avoided because they failed a request.
-func (m *Monitor) Failed() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.suspects)
 }
 
 // LinkedSoon reports whether the hive reports to this queen, or may be about to.

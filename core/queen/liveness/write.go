@@ -18,46 +18,36 @@ const (
 	retryWrite = 50 * time.Millisecond
 )
 
-// Lead does the leader's duties, from TakeOver to StepDown, until ctx ends. Call it when the
-// registry holds everything that was committed before.
-func (m *Monitor) Lead(ctx context.Context) error {
-	m.TakeOver()
-	defer m.StepDown()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	pinging := make(chan struct{})
-	go func() {
-		defer close(pinging)
-		if m.opts.Pinger != nil {
-			m.pingSilent(ctx)
-		}
-	}()
-	m.write(ctx)
-	cancel()
-	<-pinging
-	return nil
+// backlog is what a leader has to write of hives, the oldest first. A hive is in each list once.
+type backlog struct {
+	reports []*peer       // whose last report is to be written
+	gone    []*peer       // to be written as down, or removed
+	wake    chan struct{} // there is something; it holds one
 }
 
-// dirtyLocked queues the last report of a hive for writing.
-func (m *Monitor) dirtyLocked(p *peer) {
+// report queues the last report of a hive.
+func (b *backlog) report(p *peer) {
 	if p.dirty {
 		return
 	}
 	p.dirty = true
-	m.dirty = append(m.dirty, p)
-	wake(m.wake)
+	b.reports = append(b.reports, p)
+	wake(b.wake)
 }
 
-// goneLocked queues a hive for being written as down, or removed.
-func (m *Monitor) goneLocked(p *peer, forget bool) {
+// giveUp queues a hive as down, or with forget for being removed.
+func (b *backlog) giveUp(p *peer, forget bool) {
 	p.forget = forget
 	if p.gone {
 		return
 	}
 	p.gone = true
-	m.gone = append(m.gone, p)
-	wake(m.wake)
+	b.gone = append(b.gone, p)
+	wake(b.wake)
 }
+
+// clear drops what waits. The caller resets the peers.
+func (b *backlog) clear() { b.reports, b.gone = nil, nil }
 
 // write writes what reports and silence change, in batches, until ctx ends. Nothing else writes it:
 // of two writes for one hive the later is the newer.
@@ -83,7 +73,7 @@ func (m *Monitor) write(ctx context.Context) {
 			}
 		default:
 			select {
-			case <-m.wake:
+			case <-m.backlog.wake:
 				wait = 0
 			case <-restored:
 				m.TakeOver() // the registry is another one
@@ -122,9 +112,9 @@ func (m *Monitor) nextWrite() ([]pending, *peer) {
 	if batch := m.nextReportsLocked(); len(batch) > 0 {
 		return batch, nil
 	}
-	for len(m.gone) > 0 {
-		p := m.gone[0]
-		m.gone = m.gone[1:]
+	for len(m.backlog.gone) > 0 {
+		p := m.backlog.gone[0]
+		m.backlog.gone = m.backlog.gone[1:]
 		p.gone = false
 		if m.peers[p.id] == p && (p.link == nil || p.suspect != "") {
 			p.writing = true
@@ -137,8 +127,8 @@ func (m *Monitor) nextWrite() ([]pending, *peer) {
 func (m *Monitor) nextReportsLocked() []pending {
 	registry := m.opts.Registry.View()
 	var batch []pending
-	states := make([]fsm.HiveState, 0, min(len(m.dirty), fsm.MaxHivesPerCommand))
-	rest := m.dirty
+	states := make([]fsm.HiveState, 0, min(len(m.backlog.reports), fsm.MaxHivesPerCommand))
+	rest := m.backlog.reports
 	for len(rest) > 0 && len(batch) < fsm.MaxHivesPerCommand {
 		p := rest[0]
 		rest = rest[1:]
@@ -161,9 +151,9 @@ func (m *Monitor) nextReportsLocked() []pending {
 		}
 		batch = batch[:fits]
 	}
-	m.dirty = rest
-	if len(m.dirty) == 0 {
-		m.dirty = nil // lets go of the array
+	m.backlog.reports = rest
+	if len(m.backlog.reports) == 0 {
+		m.backlog.reports = nil // lets go of the array
 	}
 	return batch
 }
@@ -206,7 +196,7 @@ func (m *Monitor) writeReports(ctx context.Context, batch []pending) bool {
 		}
 		switch {
 		case err != nil:
-			m.dirtyLocked(p)
+			m.backlog.report(p)
 		case errs[i] != nil:
 			m.log.Error("what a hive reports is refused", "hive", p.id, "error", errs[i])
 			if p.link != nil {
@@ -214,11 +204,11 @@ func (m *Monitor) writeReports(ctx context.Context, batch []pending) bool {
 			}
 		case p.report == b.report:
 			p.registeredLocked()
-			if m.confirmLocked(p.id, p.report, true) {
+			if m.failures.confirm(p.id, p.report, true) {
 				m.publishLocked(p.id)
 			}
 		default: // it has reported since
-			m.dirtyLocked(p)
+			m.backlog.report(p)
 		}
 	}
 	return err == nil
@@ -267,9 +257,9 @@ func (m *Monitor) giveUp(ctx context.Context, p *peer) bool {
 	m.changedLocked()
 	switch {
 	case p.link != nil && p.suspect == "": // it has reported meanwhile
-		m.dirtyLocked(p)
+		m.backlog.report(p)
 	case err != nil:
-		m.goneLocked(p, forget)
+		m.backlog.giveUp(p, forget)
 	case p.link == nil && (h == nil || forget && h.Status == core.HiveDown):
 		m.dropLocked(p)
 		m.log.Info("hive is forgotten", "hive", m.label(p.id))
