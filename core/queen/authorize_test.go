@@ -18,7 +18,6 @@ import (
 	"github.com/rbee-project/rbee/core/queen/membership"
 	"github.com/rbee-project/rbee/core/queen/tokens"
 	"github.com/rbee-project/rbee/core/registry"
-	"github.com/rbee-project/rbee/core/setting"
 	"github.com/rbee-project/rbee/core/token"
 	"github.com/rbee-project/rbee/raft/fsm"
 )
@@ -97,47 +96,6 @@ func (f *follower) authorize(text string) error {
 	return err
 }
 
-// A token that was made at another queen a moment ago is taken: this queen catches up before it
-// refuses one. Wrong tokens cannot have the leader asked more than once at a time.
-func TestAuthorizeTokenMadeElsewhere(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		f := newFollower(t, time.Hour)
-		synctest.Wait()
-		f.connect(false) // its replica is behind, as it is for some milliseconds after each write
-		text, id := f.token()
-		_, known := f.q.Registry.View().Token(nil, id)
-		must.False(t, known)
-		f.connect(true)
-		must.NoError(t, f.authorize(text))
-		must.Positive(t, f.asked.Load())
-
-		asked := f.asked.Load()
-		must.NoError(t, f.authorize(text)) // from the replica alone
-		_, _, wrong := token.New()
-		parsed, err := token.Parse(text)
-		must.NoError(t, err)
-		forged := strings.Replace(wrong, strings.Split(wrong, "_")[1], parsed.ID, 1)
-		must.Eq(t, core.Unauthenticated, core.KindOf(f.authorize(forged))) // a known id with a wrong secret is wrong at once
-		must.Eq(t, asked, f.asked.Load())
-
-		var wg sync.WaitGroup
-		for range 100 {
-			_, _, wrong := token.New()
-			wg.Go(func() { must.Eq(t, core.Unauthenticated, core.KindOf(f.authorize(wrong))) })
-		}
-		wg.Wait()
-		must.LessEq(t, asked+2, f.asked.Load())
-
-		// Without a leader nobody can say that it is wrong.
-		f.connect(false)
-		began := time.Now()
-		err = f.authorize(wrong)
-		mustFail(t, err, core.Unavailable, "no leader says")
-		must.LessEq(t, registry.LookPatience, time.Since(began))
-	})
-}
-
 // A queen that is cut off hears of no revocation. It takes what it proved lately, for a bounded
 // time, and says so; nothing else.
 func TestAuthorizeOutOfContact(t *testing.T) {
@@ -175,32 +133,5 @@ func TestAuthorizeOutOfContact(t *testing.T) {
 		mustFail(t, f.authorize(used), core.Unauthenticated)
 		must.Eq(t, "", f.q.Tokens.Problem())
 		must.StrContains(t, f.log.String(), "in contact with a leader again")
-	})
-}
-
-// The cluster's setting overrides what a queen's configuration says, as far as its replica has it.
-func TestAuthorizeClusterGrace(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		const own, shared = time.Minute, 10 * time.Minute
-		f := newFollower(t, own)
-		text, _ := f.token()
-		_, err := f.leader.Registry.Set(t.Context(), setting.TokenGrace.Name, shared.String())
-		must.NoError(t, err)
-		must.NoError(t, f.authorize(text))
-		f.connect(false)
-		_, err = f.leader.Registry.Reset(t.Context(), setting.TokenGrace.Name) // it does not hear of that
-		must.NoError(t, err)
-		time.Sleep(shared - time.Second)
-		must.NoError(t, f.authorize(text))
-		time.Sleep(2 * time.Second)
-		mustFail(t, f.authorize(text), core.Unavailable, "has not proved for 10m0s")
-
-		f.connect(true)
-		time.Sleep(tokens.ContactLost)
-		must.NoError(t, f.authorize(text))
-		f.connect(false)
-		time.Sleep(own + tokens.ContactLost)
-		mustFail(t, f.authorize(text), core.Unavailable, "has not proved for 1m0s")
 	})
 }

@@ -79,6 +79,14 @@ func (r *Registry) Replaced() <-chan struct{} { return r.node.State().Abandoned(
 // here, instead of waiting for the next leader.
 func (r *Registry) Leads() bool { return r.leads() && r.IsLeader() }
 
+// Silence returns for how long this queen has heard of no leader; 0 if it leads, and alone.
+func (r *Registry) Silence() time.Duration {
+	if r.Alone() || r.Leads() {
+		return 0
+	}
+	return r.LastContact()
+}
+
 // NotLeader returns the error of a queen that is asked what only a leader can answer.
 func (r *Registry) NotLeader() error {
 	err := core.Errorf(core.Unavailable, "this queen does not lead the cluster")

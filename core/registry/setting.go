@@ -13,7 +13,7 @@ import (
 
 // Setting returns a setting of the cluster as this node has it now, or its default; set reports
 // whether somebody set it.
-func Setting[T any](r *Registry, s setting.Of[T]) (v T, set bool) {
+func Setting[T any](r interface{ View() *state.Snapshot }, s setting.Of[T]) (v T, set bool) {
 	row, ok := r.View().Setting(nil, s.Name)
 	return s.Value(row.Value, ok)
 }

@@ -4,6 +4,7 @@ package memregistry
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -52,3 +53,27 @@ func (r *Registry) AppliedIndex() uint64 {
 	defer r.mu.Unlock()
 	return r.index
 }
+
+// Write applies a command.
+func (r *Registry) Write(ctx context.Context, requestID string, c *raftv1.Command) error {
+	_, err := r.Apply(ctx, requestID, c)
+	return err
+}
+
+// CatchUp returns at once: the registry is as new as it gets.
+func (r *Registry) CatchUp(context.Context) error { return nil }
+
+// Cluster returns the registry's cluster. Errors: Unavailable if it has none.
+func (r *Registry) Cluster() (core.Cluster, error) {
+	c, ok := r.View().Cluster(nil)
+	if !ok {
+		return c, core.Errorf(core.Unavailable, "the registry has no cluster yet")
+	}
+	return c, nil
+}
+
+// Alone reports that the registry belongs to a cluster.
+func (r *Registry) Alone() bool { return false }
+
+// Silence reports that this queen leads.
+func (r *Registry) Silence() time.Duration { return 0 }

@@ -110,10 +110,7 @@ func (k *Keeper) grace() time.Duration {
 // outOfContact reports whether this queen would hear of no revocation, and for how long it has
 // heard of no leader.
 func (k *Keeper) outOfContact() (bool, time.Duration) {
-	if k.registry.Alone() || k.registry.Leads() {
-		return false, 0
-	}
-	silence := k.registry.LastContact()
+	silence := k.registry.Silence()
 	return silence > ContactLost, silence
 }
 

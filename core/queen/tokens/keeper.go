@@ -3,19 +3,33 @@
 package tokens
 
 import (
+	"context"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/rbee-project/rbee/core/registry"
+	"github.com/rbee-project/rbee/core"
+	raftv1 "github.com/rbee-project/rbee/proto/raft/v1"
+	"github.com/rbee-project/rbee/raft/state"
 )
 
 // DefaultGrace is Options.Grace where nothing else is said.
 const DefaultGrace = time.Hour
 
+// Registry is the replicated registry, as far as a Keeper needs it; see core/registry.
+type Registry interface {
+	View() *state.Snapshot
+	Write(ctx context.Context, requestID string, c *raftv1.Command) error
+	CatchUp(ctx context.Context) error
+	Cluster() (core.Cluster, error)
+	// Silence returns for how long this queen has heard of no leader; 0 if it leads, and alone.
+	Silence() time.Duration
+	Alone() bool
+}
+
 // Options say what a Keeper works with. Registry is required.
 type Options struct {
-	Registry *registry.Registry
+	Registry Registry
 	Logger   hclog.Logger // nil: no log
 	// Grace is how long a token is taken after it was proved last while this queen is out of
 	// contact with a leader, unless the cluster has setting.TokenGrace; 0 takes none then.
@@ -27,7 +41,7 @@ type Options struct {
 type Keeper struct {
 	opts     Options
 	log      hclog.Logger
-	registry *registry.Registry
+	registry Registry
 	since    time.Time // when it was made, by the monotonic clock
 	proofs   proofs
 	catching catchUps
