@@ -136,9 +136,6 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return nil, err
 		}
-		if err := unsupportedChat(req); err != nil {
-			return nil, err
-		}
 		out := newRequest()
 		a := &ask{request: out, sampling: &req.Sampling}
 		if a.count, a.best, err = s.count(&req.Sampling, nil, 1); err != nil {
@@ -154,13 +151,13 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 		a.prompts = [][]token{out.prompt}
 		out.pieces = s.model.marked(len(t.tools) > 0)
 		out.thinking = t.thinking()
-		if out.guard, err = s.guard(r.Context(), req, t); err != nil {
-			return nil, err
-		}
-		out.maxTokens, out.noOutput = req.MaxOutput(), req.NoOutput()
 		if out.shape, err = req.Shape(); err != nil {
 			return nil, err
 		}
+		if out.guard, err = s.guard(r.Context(), req, t, &out.shape); err != nil {
+			return nil, err
+		}
+		out.maxTokens, out.noOutput = req.MaxOutput(), req.NoOutput()
 		if req.LogProbs != nil && *req.LogProbs {
 			out.logprobs = 0
 			if req.TopLogProbs != nil {
@@ -205,8 +202,7 @@ func (s *server) completion(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// capabilities returns what requests for the model may ask for, sorted. unsupportedChat and
-// unsupportedCompletion refuse the rest.
+// capabilities returns what requests for the model may ask for, sorted.
 func (m *model) capabilities() []worker.Capability {
 	if m.native.Reads() {
 		return []worker.Capability{worker.CapabilityTokenize}
@@ -222,18 +218,7 @@ func (m *model) capabilities() []worker.Capability {
 	return list
 }
 
-// unsupportedChat refuses what would otherwise be ignored without a word.
-func unsupportedChat(r *openai.ChatRequest) error {
-	shape, err := r.Shape()
-	switch {
-	case err != nil:
-		return err
-	case len(r.Offered()) > 0 && shape.Kind != "":
-		return openai.NotSupported(shape.Param, "%s together with tools is not supported by this worker; leave one of them out, or set tool_choice to none", shape.Param)
-	}
-	return nil
-}
-
+// unsupportedCompletion refuses what would otherwise be ignored without a word.
 func unsupportedCompletion(r *openai.CompletionRequest) error {
 	switch {
 	case r.Echo != nil && *r.Echo && r.LogProbs != nil:

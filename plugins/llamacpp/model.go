@@ -39,8 +39,14 @@ type model struct {
 
 	prepareMarks              sync.Once // of what follows: the pieces of chats
 	thoughtPieces, callPieces []string
-	prepareSpoken             sync.Once // of what follows: it takes a while and not all chats need it
-	spokenVocabulary          *dialogue.Vocabulary
+
+	spokenThoughts, spokenCalls spokenVocabulary
+}
+
+// spokenVocabulary is made when it is wanted first: it takes a while and not all chats need it.
+type spokenVocabulary struct {
+	prepare    sync.Once
+	vocabulary *dialogue.Vocabulary
 }
 
 // describe reads what is worth knowing of a loaded model.

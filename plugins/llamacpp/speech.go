@@ -20,11 +20,12 @@ type speech struct {
 	tools  []dialogue.Tool // that may be called
 	opened bool            // the prompt ends within thinking
 	old    bool            // the client expects a function_call
+	form   dialogue.Form   // of an answer that is not a call
 }
 
 // parser returns a parser of the answer.
 func (t *speech) parser() *dialogue.Parser {
-	return t.format.NewParser(dialogue.Options{Tools: t.tools, Calls: len(t.tools) > 0, Thinking: t.opened})
+	return t.format.NewParser(dialogue.Options{Tools: t.tools, Calls: len(t.tools) > 0, Thinking: t.opened, Formed: t.form.Given()})
 }
 
 // thinking says where the thinking of the answer is, to which its form does not apply.
@@ -90,9 +91,9 @@ func (b *toolbox) constrain(ctx context.Context, f *dialogue.Format, tools []dia
 	return c, nil
 }
 
-// guard returns what makes, for each answer to a chat, what keeps it within its tools and its
-// budget of thinking; nil: nothing does.
-func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech) (func() *dialogue.Guard, error) {
+// guard returns what makes, for each answer to a chat, what keeps it within its tools, its form and
+// its budget of thinking; nil: nothing does. It takes the form only where there is more than that.
+func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech, shape *openai.Shape) (func() *dialogue.Guard, error) {
 	budget := -1
 	if req.ThinkingBudget != nil && *req.ThinkingBudget >= 0 {
 		budget = int(min(*req.ThinkingBudget, maxTokenBudget))
@@ -100,15 +101,47 @@ func (s *server) guard(ctx context.Context, req *openai.ChatRequest, t *speech) 
 	if len(t.tools) == 0 && budget < 0 {
 		return nil, nil //nolint:nilnil // no guard is none
 	}
+	required := req.Choice().Mode == openai.ToolsRequired
+	if shape.Kind != "" {
+		form, err := s.formBeside(ctx, *shape)
+		if err != nil {
+			return nil, err
+		}
+		if len(t.tools) == 0 || !required {
+			t.form = form
+		}
+		*shape = openai.Shape{}
+	}
 	var c *dialogue.Constraint
-	if len(t.tools) > 0 {
-		choice := dialogue.Choice{Required: req.Choice().Mode == openai.ToolsRequired, Parallel: req.Parallel(), Thinking: t.opened}
+	if len(t.tools) > 0 || t.form.Given() {
+		choice := dialogue.Choice{Required: required && len(t.tools) > 0, Parallel: req.Parallel(), Thinking: t.opened, Form: t.form}
 		var err error
 		if c, err = s.toolbox.constrain(ctx, t.format, t.tools, choice); err != nil {
 			return nil, toolsRefused(err, t)
 		}
 	}
-	return func() *dialogue.Guard { return t.format.NewGuard(s.model.spoken(), c, t.opened, budget) }, nil
+	vocabulary := s.model.spoken(len(t.tools) > 0)
+	return func() *dialogue.Guard { return t.format.NewGuard(vocabulary, c, t.opened, budget) }, nil
+}
+
+// formBeside returns the form of content beside calls of tools or a budget of thinking, after it was
+// compiled alone, for what there is to say against it.
+func (s *server) formBeside(ctx context.Context, shape openai.Shape) (dialogue.Form, error) {
+	if _, err := s.rule(ctx, shape); err != nil {
+		return dialogue.Form{}, err
+	}
+	form := dialogue.Form{Whitespace: shape.Whitespace}
+	switch shape.Kind {
+	case openai.ShapeSchema:
+		form.Schema = shape.Text
+	case openai.ShapeRegex:
+		form.Regex = shape.Text
+	case openai.ShapeChoice:
+		form.Choices = shape.Choices
+	case openai.ShapeGrammar:
+		return form, openai.NotSupported(shape.Param, "%s together with tools or a thinking budget is not supported by this worker; send a schema or an expression instead", shape.Param)
+	}
+	return form, nil
 }
 
 // maxTokenBudget is more than any context holds.
@@ -134,10 +167,15 @@ func toolsRefused(err error, t *speech) error {
 	return openai.NewError(http.StatusBadRequest, openai.TypeInvalidRequest, "tools", "invalid_schema", "the tools cannot be compiled: %v; send fewer or simpler ones", err)
 }
 
-// spoken returns the vocabulary with the text of markers.
-func (m *model) spoken() *dialogue.Vocabulary {
-	m.prepareSpoken.Do(func() { m.spokenVocabulary = dialogue.NewVocabulary(m.marked(true), m.ends) })
-	return m.spokenVocabulary
+// spoken returns the vocabulary with the text of markers; those of calls are among them if calls is
+// set.
+func (m *model) spoken(calls bool) *dialogue.Vocabulary {
+	v := &m.spokenThoughts
+	if calls {
+		v = &m.spokenCalls
+	}
+	v.prepare.Do(func() { v.vocabulary = dialogue.NewVocabulary(m.marked(calls), m.ends) })
+	return v.vocabulary
 }
 
 // marked returns the texts of the tokens of a chat: control tokens that are markers of the model's

@@ -142,16 +142,58 @@ func TestToolChoices(t *testing.T) {
 }
 
 func TestToolsRefused(t *testing.T) {
-	w := startWorker(t, 1, 256, "")
+	w := startWorker(t, 1, 1024, "")
 	for name, c := range map[string]struct{ more, param, says string }{
 		"strict":          {`,"tools":[{"type":"function","function":{"name":"f","strict":true,"parameters":{"type":"object","properties":{"a":{"pattern":"(?<=x)y"}}}}}]`, "tools", `function "f" cannot be guaranteed at #/properties/a, pattern`},
-		"response format": {withTools(`,"response_format":{"type":"json_object"}`), "response_format", "together with tools"},
+		"grammar":         {withTools(`,"grammar":"root ::= \"x\""`), "grammar", "together with tools"},
+		"response format": {withTools(`,"json_schema":{"pattern":"(?<=x)y"}`), "json_schema", "json_schema cannot be guaranteed at #, pattern"},
+		"grammar, budget": {`,"grammar":"root ::= \"x\"","thinking_budget":5`, "grammar", "thinking budget"},
 	} {
 		status, e, _ := w.refused(t, "/v1/chat/completions", question("x", c.more))
 		must.Eq(t, http.StatusBadRequest, status)
 		must.StrContains(t, e.Message, c.says, must.Sprint(name))
 		must.Eq(t, c.param, *e.Param)
 	}
+}
+
+// With tools and a form an answer is a call or has the form, streamed and whole; with a budget of
+// thinking it keeps its form too.
+func TestToolsBesideForm(t *testing.T) {
+	w := startWorker(t, 2, 1024, "")
+	const schema = `{"type":"array","items":{"type":"integer","minimum":0,"maximum":99},"minItems":1,"maxItems":3}`
+	v, err := validator([]byte(schema))
+	must.NoError(t, err)
+	calls, contents := 0, 0
+	for seed := range 12 {
+		bias := "" // the model was trained to call
+		if seed%2 == 0 {
+			bias = `,"logit_bias":{"{\"":-100,"{":-100}`
+		}
+		body := func(more string) string {
+			return question("Hm?", withTools(fmt.Sprintf(`,"seed":%d,"temperature":1,"max_tokens":250,%s%s`, seed, schemaForm(schema), bias+more)))
+		}
+		c := w.chat(t, body("")).Choices[0]
+		s := w.stream(t.Context(), t, body(`,"stream":true`), nil)
+		must.Eq(t, c.FinishReason, s.finish)
+		must.Eq(t, len(c.Message.ToolCalls), len(s.calls(t)))
+		switch c.FinishReason {
+		case openai.FinishToolCalls:
+			calls++
+			must.Nil(t, c.Message.Content)
+			checkToolCalls(t, c.Message.ToolCalls)
+		case openai.FinishStop:
+			contents++
+			must.Eq(t, *c.Message.Content, s.text)
+			must.NoError(t, validate(v, s.text), must.Sprint(s.text))
+		}
+	}
+	t.Logf("%d calls, %d contents", calls, contents)
+	must.Positive(t, calls)
+	must.Positive(t, contents)
+	c := w.chat(t, question("Hm?", withTools(`,"tool_choice":"required","max_tokens":250,"temperature":1,"seed":3,`+schemaForm(schema)))).Choices[0]
+	checkToolCalls(t, c.Message.ToolCalls)
+	c = w.chat(t, question("Hm?", `,"thinking_budget":3,"max_tokens":99,"temperature":1,`+schemaForm(schema))).Choices[0]
+	must.NoError(t, validate(v, *c.Message.Content), must.Sprint(*c.Message.Content))
 }
 
 // An answer that holds a call, made so by a grammar of one text, is told apart as it comes and

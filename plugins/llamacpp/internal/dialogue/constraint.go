@@ -23,6 +23,43 @@ type Choice struct {
 	Required bool // the answer is a call, of any of the tools; else the model decides
 	Parallel bool // it may hold several
 	Thinking bool // the prompt has opened a block of thinking
+	Form     Form // of an answer that is not a call; not with Required
+}
+
+// Form is what content must look like: at most one of its fields is set.
+type Form struct {
+	Schema     string // JSON Schema
+	Regex      string
+	Choices    []string
+	Whitespace bool // may stand between the tokens of JSON, in arguments too
+}
+
+// Given reports whether content must have a form.
+func (f *Form) Given() bool { return f.Schema != "" || f.Regex != "" || len(f.Choices) > 0 }
+
+func (f *Form) part() grammar.Part {
+	switch {
+	case f.Schema != "":
+		return grammar.JSON([]byte(f.Schema))
+	case f.Regex != "":
+		return grammar.Regex(f.Regex)
+	}
+	var list []grammar.Part
+	for _, c := range f.Choices {
+		list = append(list, grammar.Literal(c))
+	}
+	return grammar.OneOf(list...)
+}
+
+// content is a whole answer that is not a call, as the format writes it.
+func (f *Format) content(form Form) grammar.Part {
+	switch {
+	case f.syntax == recipients: // the prompt wrote the first marker
+		return grammar.Sequence(grammar.Literal("all\n"+f.afterName), form.part())
+	case f.syntax == harmony:
+		return grammar.Sequence(grammar.Literal("<|channel|>final<|message|>"), form.part())
+	}
+	return form.part()
 }
 
 // Constraint is what calls must look like. It is safe for concurrent use.
@@ -48,7 +85,7 @@ type ToolError struct {
 func (e *ToolError) Error() string { return e.Err.Error() }
 func (e *ToolError) Unwrap() error { return e.Err }
 
-// Constrain returns what calls of tools must look like. The arguments satisfy a tool's schema. What
+// Constrain returns what calls of tools must look like, and an answer without one. The arguments satisfy a tool's schema. What
 // of a schema cannot be guaranteed is a *ToolError for a strict tool, and is given up for others.
 // Between tools it looks at ctx.
 func (f *Format) Constrain(ctx context.Context, tools []Tool, choice Choice) (*Constraint, error) {
@@ -66,15 +103,26 @@ func (f *Format) Constrain(ctx context.Context, tools []Tool, choice Choice) (*C
 	}
 	c := &Constraint{parallel: choice.Parallel}
 	w := f.writing()
-	if choice.Required {
+	if choice.Required || choice.Form.Given() {
 		part := b.section(w, choice.Parallel)
 		if f.syntax == recipients { // the prompt wrote the first marker
 			part = grammar.Sequence(grammar.OneOf(b.calls...), b.more(w, choice.Parallel))
 		} else {
 			part = grammar.Sequence(grammar.Literal(w.open), part)
 		}
+		opts := grammar.Options{MaxMemory: MaxMemory}
+		if !choice.Required {
+			if len(tools) > 0 {
+				part = grammar.OneOf(part, f.content(choice.Form))
+			} else {
+				part = f.content(choice.Form)
+			}
+			if choice.Form.Whitespace {
+				opts.Whitespace = grammar.AnyWhitespace
+			}
+		}
 		var err error
-		c.whole, err = grammar.CompileParts(grammar.Sequence(f.thinkingFirst(choice.Thinking), part), grammar.Options{MaxMemory: MaxMemory})
+		c.whole, err = grammar.CompileParts(grammar.Sequence(f.thinkingFirst(choice.Thinking), part), opts)
 		return c, err
 	}
 	parts := b.triggers(w, choice.Parallel)

@@ -135,6 +135,44 @@ func TestRequired(t *testing.T) {
 	}
 }
 
+// With a form an answer is a call or has the form.
+func TestForm(t *testing.T) {
+	t.Parallel()
+	const schema = `{"type":"object","properties":{"bees":{"type":"integer","minimum":0,"maximum":99}},"required":["bees"],"additionalProperties":false}`
+	content, err := grammar.Compile([]byte(schema), grammar.Options{})
+	must.NoError(t, err)
+	for name := range formats {
+		for _, f := range constrained(name) {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				rng := rand.New(rand.NewPCG(5, 6))
+				v := callVocabulary(f)
+				calls, contents := 0, 0
+				for round := 0; round < 4 || round < 100 && (calls == 0 || contents == 0); round++ {
+					choice := Choice{Thinking: round%3 == 0 && len(f.thinks) > 0, Form: Form{Schema: schema}}
+					c, err := f.Constrain(t.Context(), callTools, choice)
+					must.NoError(t, err)
+					text, done := speakRandomly(t, rng, v, f.NewGuard(v, c, choice.Thinking, 20), "")
+					if !done {
+						continue
+					}
+					a := parse(t, f, Options{Tools: callTools, Calls: true, Thinking: choice.Thinking, Formed: true}, text)
+					if len(a.calls) > 0 {
+						calls++
+						must.Eq(t, "", a.content, must.Sprintf("%q", text))
+						checkCalls(t, f, text, choice.Thinking)
+						continue
+					}
+					contents++
+					must.True(t, content.Accepts([]byte(a.content)), must.Sprintf("%q of %q", a.content, text))
+				}
+				must.Positive(t, calls)
+				must.Positive(t, contents)
+			})
+		}
+	}
+}
+
 // With auto any text may come, but what begins as a call is one.
 func TestAuto(t *testing.T) {
 	t.Parallel()

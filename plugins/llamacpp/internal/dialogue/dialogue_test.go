@@ -213,6 +213,34 @@ func TestNoTools(t *testing.T) {
 	must.Eq(t, (&answer{reasoning: "hm", content: strings.TrimPrefix(text, "<think>hm</think>")}).String(), got.String())
 }
 
+// An answer of a form of its own holds no calls, whatever its strings hold.
+func TestFormedContent(t *testing.T) {
+	t.Parallel()
+	opts := Options{Tools: testTools, Calls: true, Formed: true}
+	for name := range formats {
+		f := format(name)
+		if f.syntax == harmony { // its markers end a message wherever they are
+			continue
+		}
+		content := `{"name": "Maja", "text": "` + strings.ReplaceAll(strings.Join(f.Markers(true), ""), `"`, `\"`) + `"}`
+		text := content
+		if f.syntax == recipients {
+			text = "all\n" + f.afterName + content
+		}
+		for _, d := range f.drop { // those mean nothing anywhere
+			content = strings.ReplaceAll(content, d, "")
+		}
+		got := everyCut(t, f, opts, text)
+		must.Eq(t, content, got.content, must.Sprint(name))
+		must.SliceEmpty(t, got.calls)
+	}
+	got := everyCut(t, format("hermes"), opts, "<think>\na\n</think>\n\n<tool_call>\n{\"name\": \"get_time\", \"arguments\": {}}\n</tool_call>")
+	must.SliceLen(t, 1, got.calls)
+	must.Eq(t, "a", got.reasoning)
+	got = everyCut(t, format("hermes"), opts, "<think>\na\n</think>\n\n{\"a\":\"<tool_call>{\\\"name\\\": \\\"get_time\\\"}</tool_call>\"}")
+	must.SliceEmpty(t, got.calls)
+}
+
 func TestBounds(t *testing.T) {
 	t.Parallel()
 	opts := Options{Tools: testTools, Calls: true}

@@ -43,6 +43,7 @@ type Options struct {
 	Tools    []Tool        // what the client offers; their schemas type the arguments
 	Calls    bool          // look for calls
 	Thinking bool          // the prompt has opened a block of thinking
+	Formed   bool          // content has a form of its own: an answer that does not begin with a call has none
 	NewID    func() string // makes the id of a call; nil: random
 }
 
@@ -426,6 +427,14 @@ func (p *Parser) text() bool {
 			return true
 		}
 		p.tail = false
+	}
+	if p.opts.Formed && p.calls == 0 {
+		p.skipSpace()
+		if i, wait := p.atAny(p.marks); wait || p.buf == "" {
+			return false
+		} else if i < 0 {
+			p.opts.Formed, p.opts.Calls, p.marks = false, false, p.f.drop
+		}
 	}
 	marks := p.marks
 	if p.calls >= MaxCalls {
