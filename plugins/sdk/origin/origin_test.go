@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -129,6 +130,8 @@ func TestUnusableSettings(t *testing.T) {
 			must.NotEq(t, "", sdk.HintOf(err))
 		})
 	}
+	_, err := origin.New(origin.Options{Roots: x509.NewCertPool(), Environ: []string{"SSL_CERT_FILE=/no/such/file"}})
+	must.NoError(t, err, must.Sprint("roots that are given do not come from the environment"))
 }
 
 func zipped(t *testing.T, b []byte) []byte {
@@ -307,4 +310,12 @@ func TestAnOriginThatIsNotThere(t *testing.T) {
 	must.ErrorIs(t, err, sdk.ErrUnavailable)
 	must.StrContains(t, sdk.HintOf(err), "HTTPS_PROXY")
 	must.StrNotContains(t, err.Error(), "secret")
+	must.StrNotContains(t, err.Error(), "proxy ")
+
+	o := loopback(t)
+	proxy := strings.TrimPrefix(s.URL, "http://")
+	o.Environ = []string{"HTTP_PROXY=" + proxy}
+	_, err = client(t, o).Get(t.Context(), "http://origin.example/", nil)
+	must.ErrorIs(t, err, sdk.ErrUnavailable)
+	must.ErrorContains(t, err, "origin.example cannot be reached through the proxy "+proxy)
 }

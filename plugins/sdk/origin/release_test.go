@@ -382,9 +382,28 @@ func TestFetchGoesOnAfterAnEarlyEnd(t *testing.T) {
 			must.Eq(t, 2, asked)
 		})
 	}
+	c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
+		t.Error("nothing is left to do, and it was asked")
+		return reply(http.StatusNotFound, http.NoBody), nil
+	})
+	must.NoError(t, c.Fetch(t.Context(), "https://origin.example/", nil, 10, 10, io.Discard))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	must.ErrorIs(t, client(t, origin.Options{}).Fetch(ctx, "https://origin.example/", nil, 10, 10, io.Discard), context.Canceled, must.Sprint("nothing is left to do"))
+	must.ErrorIs(t, c.Fetch(ctx, "https://origin.example/", nil, 10, 10, io.Discard), context.Canceled)
+}
+
+// A whole file that ends before the place to go on from is not the file, also where nobody knows its
+// size.
+func TestFetchOfAFileThatGotShorter(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
+			return reply(http.StatusOK, io.NopCloser(strings.NewReader("012"))), nil // says no length
+		})
+		var got bytes.Buffer
+		must.Error(t, c.Fetch(t.Context(), "https://origin.example/", nil, 0, 5, &got))
+		must.Zero(t, got.Len())
+	})
 }
 
 // endless repeats a text for ever behind a beginning.
