@@ -42,10 +42,15 @@ type leader struct {
 	r     *registry.Registry
 	calls []string
 	fail  error
+	mute  bool // it never answers
 }
 
 func (l *leader) Invoke(ctx context.Context, method string, req, resp any, _ ...grpc.CallOption) error {
 	l.calls = append(l.calls, method)
+	if l.mute {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	switch req := req.(type) {
 	case *queenv1.ApplyRequest:
 		var c raftv1.Command
@@ -118,6 +123,44 @@ func TestRegistryThroughLeader(t *testing.T) {
 		must.Error(t, r.Write(t.Context(), "", fsm.RemoveHive("h1")))
 		must.Error(t, r.CatchUp(t.Context()))
 		must.Eq(t, 0, time.Since(began))
+	})
+}
+
+// A leader that never answers is not waited for for ever; what is only worth a second look has less
+// time than what was asked for.
+func TestSilentLeader(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := open(t)
+		r.Attach(func() bool { return false }, &leader{mute: true})
+		took := func(f func() error) (time.Duration, error) {
+			began := time.Now()
+			err := f()
+			return time.Since(began), err
+		}
+		for _, c := range []core.Consistency{core.ConsistencyDefault, core.ConsistencyLinearizable} {
+			d, err := took(func() error { _, err := r.Sync(t.Context(), c); return err })
+			must.Eq(t, 5*time.Second, d)
+			must.Eq(t, core.Unavailable, core.KindOf(err))
+			must.ErrorContains(t, err, "did not answer within 5s")
+			must.StrContains(t, core.HintOf(err), "stale")
+		}
+		d, err := took(func() error { return r.CatchUp(t.Context()) })
+		must.Eq(t, 5*time.Second, d)
+		must.Eq(t, core.Unavailable, core.KindOf(err))
+		d, err = took(func() error {
+			_, err := registry.LookUp(t.Context(), r, func() (int, error) { return 0, core.Errorf(core.NotFound, "not there") })
+			return err
+		})
+		must.Eq(t, registry.LookPatience, d)
+		must.Eq(t, core.NotFound, core.KindOf(err))
+
+		// A caller with less patience is told that it was his.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		d, err = took(func() error { _, err := r.Sync(ctx, core.ConsistencyDefault); return err })
+		must.Eq(t, time.Second, d)
+		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
 	})
 }
 
