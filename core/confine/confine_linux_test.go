@@ -324,3 +324,20 @@ func TestTracingProblem(t *testing.T) {
 		})
 	}
 }
+
+// Whoever starts many leaves neither rulesets nor folders open. Nothing runs beside this test.
+func TestStartLeavesNothingOpen(t *testing.T) {
+	needLandlock(t, 1)
+	open := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		must.NoError(t, err)
+		return len(entries)
+	}
+	before := open()
+	for range 3 {
+		cmd, output := child(t, "read /proc/self/status")
+		must.NoError(t, Start(cmd, Rules{"/": Read, t.TempDir(): Full}))
+		output()
+	}
+	must.Eq(t, before, open())
+}
