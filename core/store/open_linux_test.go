@@ -99,7 +99,10 @@ func TestNothingStaysOpen(t *testing.T) {
 	step("verify all", func() error { _, err := s.Verify(t.Context(), quiet); return err })
 	must.NoError(t, os.WriteFile(filepath.Join(s.Dir(), "partial", "sha256-"+strings.Repeat("0", 64)), []byte("left over"), 0o600))
 	step("what to clean up", func() error { _, err := s.GC(time.Now(), store.InUse{Folder: nobody}, true); return err })
-	step("clean up", func() error { _, err := s.GC(time.Now().Add(1000*time.Hour), store.InUse{Folder: nobody}, false); return err })
+	step("clean up", func() error {
+		_, err := s.GC(time.Now().Add(1000*time.Hour), store.InUse{Folder: nobody}, false)
+		return err
+	})
 	step("what was set aside", func() error { _, err := s.Quarantined(); return err })
 	must.NoError(t, os.WriteFile(filepath.Join(s.Dir(), "models", "unreadable.json"), []byte("{"), 0o600))
 	step("delete a model beside an unreadable one", func() error { _, err := s.DeleteModel("m", false); return err })
