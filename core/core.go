@@ -213,6 +213,14 @@ type Model struct {
 	Fits  []ModelFit  `json:"fits,omitempty"` // on the devices of the hives that have it
 }
 
+// Alias is a name that the whole cluster has for a model.
+type Alias struct {
+	Name        string `json:"name"`
+	Model       string `json:"model"`        // Model.ID
+	CreateIndex uint64 `json:"create_index"` // raft index of its first appearance
+	ModifyIndex uint64 `json:"modify_index"` // raft index of its last change
+}
+
 // ModelFacts are what the model's GGUF header says beyond what Model has. Numbers that it does not
 // give are 0.
 type ModelFacts struct {

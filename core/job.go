@@ -71,7 +71,7 @@ type Request struct {
 	Version       string `json:"version,omitempty"`
 	From          string `json:"from,omitempty"` // catalog reference
 	Force         bool   `json:"force,omitempty"`
-	Model         string `json:"model,omitempty"` // id, alias or catalog reference
+	Model         string `json:"model,omitempty"` // any of its names, or a catalog reference
 	Device        string `json:"device,omitempty"`
 	Slots         int    `json:"slots,omitempty"`
 	ContextTokens int    `json:"context_tokens,omitempty"` // per slot
@@ -96,7 +96,7 @@ type Request struct {
 	AcceptNew  bool   `json:"accept_new,omitempty"`
 	System     bool   `json:"system,omitempty"`  // for the whole machine
 	Service    string `json:"service,omitempty"` // systemd-user, systemd-system, launchd, none, auto
-	Name       string `json:"name,omitempty"`    // of the new hive
+	Name       string `json:"name,omitempty"`    // of what is new: a hive, or a model
 	Bind       string `json:"bind,omitempty"`    // IP address that the new hive listens on
 	Advertise  string `json:"advertise,omitempty"`
 	Queen      bool   `json:"queen,omitempty"` // the new hive is a queen, too

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/modelname"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
@@ -118,6 +119,31 @@ func (c *catalogs) split(ref string) (*source, string, error) {
 	}
 	return nil, "", core.Errorf(core.NotFound, "read reference: there is no catalog source %q", name).Hint("%s", c.hint())
 }
+
+// reference returns the catalog reference that a name is, or "" and false for one that is none: what
+// is before its colon is no source, as in "llama3:8b".
+func (c *catalogs) reference(name string) (ref string, ok bool) {
+	if repo, ok := modelname.Repository(name); ok && c.has(hubSource) {
+		return hubSource + ":" + repo, true
+	}
+	if isURL(name) {
+		return name, true
+	}
+	source, rest, ok := strings.Cut(name, ":")
+	if !ok || rest == "" || strings.Contains(source, "/") {
+		return "", false
+	}
+	if full := shortNames()[source]; full != "" || c.has(source) {
+		return name, true
+	}
+	if modelname.Valid(name) {
+		return "", false // "llama3:8b"
+	}
+	return name, true // "file:/x", of a source that this hive lacks
+}
+
+// hubSource is the source of names such as "hf.co/org/repo".
+const hubSource = "huggingface"
 
 // urlSource is the source that is given bare addresses, which are references without its name.
 const urlSource = "http"

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/pluginhost"
+	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
@@ -241,12 +241,35 @@ func TestReferencesBySource(t *testing.T) {
 	must.Eq(t, "hf", s.spec.Name)
 }
 
-func TestModelID(t *testing.T) {
+// What is before a colon is a source, or the name of a model.
+func TestReference(t *testing.T) {
 	t.Parallel()
-	for in, want := range map[string]string{
-		"rbee-tiny": "rbee-tiny", "org/repo": "org-repo", "../../etc": "etc", "": "model", "...": "model", "Ünï": "n-",
+	c := newCatalogs([]pluginhost.Spec{{Name: "huggingface"}, {Name: "file"}, {Name: "http"}}, nil, hclog.NewNullLogger())
+	for name, want := range map[string]string{
+		"tiny": "", "llama3:8b": "", "org/repo": "", "org/repo:Q4_K_M": "", "file": "", "file:": "",
+		"hf:org/repo:Q4_K_M": "huggingface:org/repo:Q4_K_M", "hf.co/org/repo:Q4_K_M": "huggingface:org/repo:Q4_K_M", "https://huggingface.co/org/repo": "huggingface:org/repo",
+		"https://huggingface.co/org/repo/resolve/main/m.gguf": "https://huggingface.co/org/repo/resolve/main/m.gguf",
+		"file:/srv/m.gguf": "file:/srv/m.gguf", "file:m": "file:m", "gone:/srv/m.gguf": "gone:/srv/m.gguf", "https://h/m.gguf": "https://h/m.gguf",
 	} {
-		must.Eq(t, want, modelID(in), must.Sprint(in))
+		ref, ok := c.reference(name)
+		must.EqOp(t, want != "", ok, must.Sprint(name))
+		must.EqOp(t, want, ref, must.Sprint(name))
 	}
-	must.Eq(t, strings.Repeat("a", 128), modelID(strings.Repeat("a", 200)))
+}
+
+func TestNewModelID(t *testing.T) {
+	t.Parallel()
+	have := []core.Model{{ID: "tiny", Ref: "file:/a/tiny.gguf", Digest: "sha256:1"}, {ID: "hf.co/o/r:Q4_0", Ref: "huggingface:o/r/r.gguf@1", Digest: "sha256:2"}}
+	for _, c := range []struct{ exact, proposed, digest, want string }{
+		{"file:/b/other.gguf", "other", "sha256:3", "other"},
+		{"file:/a/tiny.gguf", "tiny", "sha256:3", "tiny"},                            // the same reference has new files
+		{"file:/b/tiny.gguf", "tiny", "sha256:1", "tiny"},                            // the same files are elsewhere, too
+		{"file:/b/tiny.gguf", "tiny", "sha256:3", "file/b/tiny"},                     // another model of the same name
+		{"file:/b/tiny.gguf", "tiny", "", "file/b/tiny"},                             // perhaps another one
+		{"huggingface:o/r/r.gguf@2", "hf.co/o/r:Q4_0", "sha256:3", "hf.co/o/r:Q4_0"}, // which the store judges
+		{"x:y", "", "", "model"},
+		{"x:y", "../../etc/passwd", "", "etc/passwd"},
+	} {
+		must.EqOp(t, c.want, newModelID(have, c.exact, c.proposed, []store.FileSpec{{Digest: c.digest}}), must.Sprintf("%+v", c))
+	}
 }

@@ -3,31 +3,41 @@ package hive
 import (
 	"cmp"
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
+	"github.com/rbee-project/rbee/core/modelname"
 	"github.com/rbee-project/rbee/core/store"
 	"github.com/rbee-project/rbee/plugins/sdk/catalog"
 )
 
 // modelDownload brings a model into the store.
 func (h *Hive) modelDownload(ctx context.Context, r core.Request, run *job.Run) (core.Model, error) {
-	ref := r.Model
-	have, _, err := h.store.Model(ref)
-	if err == nil && !strings.Contains(ref, ":") {
-		run.Log("model %s is there already", have.ID)
-		return have, nil
-	}
-	if err != nil && core.KindOf(err) != core.NotFound && core.KindOf(err) != core.Integrity {
-		return core.Model{}, err
-	}
-	if !strings.Contains(ref, ":") {
-		if ref, err = h.refOf(ctx, ref, err); err != nil {
+	if r.Name != "" {
+		if err := h.checkName(r.Name); err != nil {
 			return core.Model{}, err
 		}
 	}
-	m, err := h.fetchModel(ctx, ref, run)
+	have, _, err := h.store.Model(r.Model)
+	ref, isRef := h.catalogs.reference(r.Model)
+	if err == nil && !isRef && (r.Name == "" || r.Name == have.ID) {
+		run.Log("model %s is there already", have.ID)
+		return have, nil
+	}
+	if err != nil && core.KindOf(err) != core.NotFound && core.KindOf(err) != core.Integrity && !isRef {
+		return core.Model{}, err
+	}
+	if err == nil && !isRef {
+		ref, isRef = have.Ref, have.Ref != "" // it is to have another name
+	}
+	if !isRef {
+		if ref, err = h.refOf(ctx, r.Model, err); err != nil {
+			return core.Model{}, err
+		}
+	}
+	m, err := h.fetchModel(ctx, ref, r.Name, run)
 	if err != nil && have.ID != "" && core.KindOf(err) == core.Unavailable {
 		run.Log("%s cannot be asked, so the model that is there is taken: %v", ref, err)
 		return have, nil
@@ -42,13 +52,13 @@ func (h *Hive) ensureModel(ctx context.Context, name string, run *job.Run) (core
 	if core.KindOf(err) != core.NotFound {
 		return m, path, err // also nil
 	}
-	ref := name
-	if !strings.Contains(name, ":") {
+	ref, isRef := h.catalogs.reference(name)
+	if !isRef {
 		if ref, err = h.refOf(ctx, name, err); err != nil {
 			return core.Model{}, "", err
 		}
 	}
-	if m, err = h.fetchModel(ctx, ref, run); err != nil {
+	if m, err = h.fetchModel(ctx, ref, "", run); err != nil {
 		return core.Model{}, "", err
 	}
 	return h.store.Model(m.ID)
@@ -62,6 +72,9 @@ func (h *Hive) refOf(ctx context.Context, name string, missing error) (string, e
 	}
 	if len(h.catalogs.sources()) == 0 {
 		return "", missing
+	}
+	if modelname.IsRepository(name) && h.catalogs.has(hubSource) {
+		return hubSource + ":" + name, nil
 	}
 	ref, near, err := h.catalogs.findModel(ctx, name)
 	switch {
@@ -77,8 +90,21 @@ func (h *Hive) refOf(ctx context.Context, name string, missing error) (string, e
 	return "", missing
 }
 
-// fetchModel resolves a reference and puts its files into the store.
-func (h *Hive) fetchModel(ctx context.Context, ref string, run *job.Run) (core.Model, error) {
+// checkName refuses a name for a model that cannot be one, or that would be taken for a catalog
+// reference.
+func (h *Hive) checkName(name string) error {
+	if err := modelname.Check(name, "a model's name"); err != nil {
+		return err
+	}
+	if ref, isRef := h.catalogs.reference(name); isRef {
+		return core.Errorf(core.Invalid, "%q cannot be a model's name: it says where a model is fetched from, %s", name, ref).Hint("Choose a name without %q.", name[:strings.IndexAny(name, ":/")+1])
+	}
+	return nil
+}
+
+// fetchModel resolves a reference and puts its files into the store, under the name; empty: the id
+// that the store has for the reference already, otherwise the one that the source proposes.
+func (h *Hive) fetchModel(ctx context.Context, ref, name string, run *job.Run) (core.Model, error) {
 	source, _, err := h.catalogs.split(ref)
 	if err != nil {
 		return core.Model{}, err
@@ -94,9 +120,14 @@ func (h *Hive) fetchModel(ctx context.Context, ref string, run *job.Run) (core.M
 		run.Log("%s", note)
 	}
 	exact := source.ref(m.Ref)
-	spec := store.ModelSpec{ID: modelID(cmp.Or(m.Name, m.Ref)), Ref: exact, License: m.License, Files: fileSpecs(m)}
-	if have, _, err := h.store.Model(spec.ID); err == nil && have.Ref == exact {
-		run.Log("model %s is there already", have.ID)
+	spec := store.ModelSpec{Ref: exact, License: m.License, Files: fileSpecs(m)}
+	models, err := h.store.Models()
+	if err != nil {
+		return core.Model{}, err
+	}
+	spec.ID = cmp.Or(name, newModelID(models, exact, cmp.Or(m.Name, m.Ref), spec.Files))
+	if slices.ContainsFunc(models, func(have core.Model) bool { return have.ID == spec.ID && have.Ref == exact && have.Damaged == "" }) {
+		run.Log("model %s is there already", spec.ID)
 	}
 	from, done := h.share(ctx, source, h.catalogs.supply(exact, m, run.Log), run)
 	defer done()
@@ -107,23 +138,27 @@ func (h *Hive) fetchModel(ctx context.Context, ref string, run *job.Run) (core.M
 	return put, err
 }
 
+// newModelID returns the id of a model with the exact reference: the one that it has already; the
+// one that its source proposes; or, where another model has that and it does not say where it is
+// from, one that does.
+func newModelID(models []core.Model, exact, proposed string, files []store.FileSpec) string {
+	if i := slices.IndexFunc(models, func(m core.Model) bool { return m.Ref == exact }); i >= 0 {
+		return models[i].ID
+	}
+	id := modelname.Clean(proposed)
+	other := func(m core.Model) bool {
+		return strings.EqualFold(m.ID, id) && (len(files) == 0 || files[0].Digest == "" || files[0].Digest != m.Digest)
+	}
+	if !strings.Contains(id, "/") && slices.ContainsFunc(models, other) {
+		return modelname.Clean(modelname.Origin(exact))
+	}
+	return id
+}
+
 func fileSpecs(m catalog.Manifest) []store.FileSpec {
 	out := make([]store.FileSpec, 0, len(m.Files))
 	for _, f := range m.Files {
 		out = append(out, store.FileSpec{Path: f.Path, SizeBytes: f.SizeBytes, Digest: f.Digest, Locator: f.Locator, Ref: cmp.Or(f.Ref, m.Ref)})
 	}
 	return out
-}
-
-// modelID makes a name of a source fit for the store: what it does not allow becomes a dash.
-func modelID(name string) string {
-	id := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '.', r == '_', r == '-':
-			return r
-		}
-		return '-'
-	}, name)
-	id = strings.TrimLeft(id, "._-")
-	return cmp.Or(id[:min(len(id), 128)], "model")
 }

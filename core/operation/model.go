@@ -7,7 +7,10 @@ var ( // constant
 	ModelDownload = of[core.Model](Spec{
 		Name: core.OpModelDownload, Number: 10, Title: "ModelDownload", Summary: "Fetch a model into the hive's store.",
 		Runs: RunsOnChosenHive, CLI: []string{"model download", "pull"}, Test: "TestOperations",
-		Fields: []Field{{Name: "model", Required: true, Doc: "catalog reference, or the name of a model in a catalog source"}},
+		Fields: []Field{
+			{Name: "model", Required: true, Doc: "catalog reference, or the name of a model in a catalog source"},
+			{Name: "name", Doc: "id that the model gets in the store; empty: one that says where it is from"},
+		},
 	})
 
 	ModelList = of[[]core.Model](Spec{

@@ -32,6 +32,12 @@ func ParseDigest(text string) (string, error) {
 	return d.String(), err
 }
 
+// RecordName and RecordID translate between a model's id and its record.
+var (
+	RecordName = recordName
+	RecordID   = recordID
+)
+
 // WalkArchive returns the names below prefix of a tar archive, which it compresses first, and the
 // total size of their files.
 func WalkArchive(ctx context.Context, raw []byte, prefix string, limit int64) (names []string, total int64, err error) {

@@ -13,11 +13,12 @@ import (
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/gguf"
+	"github.com/rbee-project/rbee/core/modelname"
 )
 
 // ModelSpec is a model to put into the store.
 type ModelSpec struct {
-	ID      string   // see ValidModelID
+	ID      string   // see modelname.Valid
 	Ref     string   // catalog reference, with the source's name
 	License string   // empty: the GGUF's
 	Aliases []string // further names; PutModel refuses those that another model has
@@ -51,7 +52,6 @@ type blob struct {
 
 func blobName(d digest) string    { return path.Join(blobsDir, d.fileName()) }
 func damagedName(d digest) string { return path.Join(blobsDir, "damaged-"+d.fileName()) }
-func recordName(id string) string { return path.Join(modelsDir, id+".json") }
 
 // Models lists the models, sorted by id. It marks damaged ones.
 func (s *Store) Models() ([]core.Model, error) {
@@ -74,8 +74,8 @@ func (s *Store) modelRecords() ([]modelRecord, error) {
 	}
 	var out []modelRecord
 	for _, e := range entries {
-		id, ok := strings.CutSuffix(e.Name(), ".json")
-		if !ok || !ValidModelID(id) {
+		id, ok := recordID(e.Name())
+		if !ok {
 			continue
 		}
 		r, err := s.modelRecord(id)
@@ -142,7 +142,7 @@ func (s *Store) blobDamage(d digest, size int64) string {
 	return ""
 }
 
-// Model finds a model by id, alias or reference, and returns the path of its GGUF file, or of the
+// Model finds a model by any of its names, and returns the path of its GGUF file, or of the
 // first of several in the same folder. core.NotFound carries the nearest names as hint; a damaged
 // model is core.Integrity.
 func (s *Store) Model(name string) (core.Model, string, error) {
@@ -165,41 +165,28 @@ func damagedModel(m core.Model) error {
 		"Download it again: what is damaged is replaced. It came from %s.", cmp.Or(m.Ref, "an unknown place"))
 }
 
-// findModel looks for an id first, then an alias, then a reference.
+// findModel finds a model by the rules of modelname.Resolve, also a damaged one.
 func (s *Store) findModel(name string) (modelRecord, error) {
 	records, err := s.modelRecords()
 	if err != nil {
 		return modelRecord{}, err
 	}
-	if r, ok := byName(records, name); ok {
-		return r, nil
-	}
-	if i := slices.IndexFunc(records, func(r modelRecord) bool { return name != "" && r.Model.Ref == name }); i >= 0 {
-		return records[i], nil
-	}
-	var names []string
+	models := make([]core.Model, 0, len(records))
 	for _, r := range records {
-		names = append(append(names, r.Model.ID), r.Model.Aliases...)
+		models = append(models, r.Model)
+	}
+	id, ok, err := modelname.Resolve(name, models, nil)
+	if err != nil {
+		return modelRecord{}, err
+	}
+	if ok {
+		return records[slices.IndexFunc(records, func(r modelRecord) bool { return r.Model.ID == id })], nil
 	}
 	err = core.Errorf(core.NotFound, "no model %q in the store", name)
-	if near := core.Nearest(name, names); len(near) > 0 {
+	if near := core.Nearest(name, modelname.All(models, nil)); len(near) > 0 {
 		return modelRecord{}, core.WithHint(err, "Did you mean %s?", strings.Join(near, " or "))
 	}
 	return modelRecord{}, core.WithHint(err, "`rbee model list` shows what is there; builtin:rbee-tiny is always to be had.")
-}
-
-func byName(records []modelRecord, name string) (modelRecord, bool) {
-	for _, match := range []func(m core.Model) bool{
-		func(m core.Model) bool { return m.ID == name },
-		func(m core.Model) bool { return slices.Contains(m.Aliases, name) },
-	} {
-		for _, r := range records {
-			if match(r.Model) {
-				return r, true
-			}
-		}
-	}
-	return modelRecord{}, false
 }
 
 // Header reads the GGUF header of a model with all its parts, for memory estimates with other slots
@@ -320,11 +307,11 @@ func (s *Store) bringModel(ctx context.Context, spec ModelSpec, from Supply, pro
 }
 
 func checkModelSpec(spec ModelSpec) error {
-	if err := checkModelID(spec.ID); err != nil {
+	if err := modelname.Check(spec.ID, "a model's name"); err != nil {
 		return err
 	}
 	for _, a := range spec.Aliases {
-		if err := checkAlias(a); err != nil {
+		if err := modelname.Check(a, "a model's alias"); err != nil {
 			return err
 		}
 	}
@@ -356,7 +343,7 @@ func clash(records []modelRecord, spec ModelSpec) error {
 		if r.Model.ID == spec.ID {
 			if r.Model.Damaged == "" && r.Model.Ref != spec.Ref && !sameFiles(r, spec) {
 				return core.Errorf(core.Conflict, "the store has another model of this name, from %s", r.Model.Ref).Hint(
-					"Use that one by its name, or bring this one in under another name.")
+					"Use that one by its name, or give this one another: `rbee pull … --name NAME`.")
 			}
 			continue
 		}

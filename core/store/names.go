@@ -8,40 +8,42 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"path"
 	"regexp"
 	"strings"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/modelname"
 )
 
 var (
-	modelID       = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$`)
-	modelAlias    = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,127}$`)
 	workerType    = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 	workerVersion = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._+-]{0,127}$`)
 )
 
-// ValidModelID reports whether id can name a model in a store.
-func ValidModelID(id string) bool { return modelID.MatchString(id) && !strings.Contains(id, "..") }
-
 // ValidWorkerType reports whether typ can name a worker type in a store.
 func ValidWorkerType(typ string) bool { return workerType.MatchString(typ) }
 
-func checkModelID(id string) error {
-	if ValidModelID(id) {
-		return nil
+// The record of a model is a file with the model's id for a name, in which two characters that no id
+// has stand for those that a file's name cannot have everywhere.
+var (
+	idToFile = strings.NewReplacer("/", "+", ":", "=")
+	fileToID = strings.NewReplacer("+", "/", "=", ":")
+)
+
+// recordName returns the path of a model's record.
+func recordName(id string) string { return path.Join(modelsDir, idToFile.Replace(id)+recordSuffix) }
+
+// recordID returns the id of the model whose record has the file name.
+func recordID(file string) (id string, ok bool) {
+	name, ok := strings.CutSuffix(file, recordSuffix)
+	if id = fileToID.Replace(name); !ok || !modelname.Valid(id) || idToFile.Replace(id) != name {
+		return "", false
 	}
-	return core.Errorf(core.Invalid, "%q cannot be a model's name", id).Hint(
-		"Use up to 128 letters, digits, dots, dashes and underscores, beginning with a letter or digit and without two dots in a row.")
+	return id, true
 }
 
-func checkAlias(alias string) error {
-	if modelAlias.MatchString(alias) && !strings.Contains(alias, "..") {
-		return nil
-	}
-	return core.Errorf(core.Invalid, "%q cannot be a model's alias", alias).Hint(
-		"Use up to 128 letters, digits, dots, dashes, underscores, colons and slashes, beginning with a letter or digit and without two dots in a row.")
-}
+const recordSuffix = ".json"
 
 func checkBinaryName(typ, version string) error {
 	if !workerType.MatchString(typ) {

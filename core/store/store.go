@@ -4,7 +4,7 @@
 // Layout below the store's folder:
 //
 //	blobs/sha256-<hex>                       files of models, named by content
-//	models/<id>.json                         a model's facts and blobs
+//	models/<id>.json                         a model's facts and blobs; / and : of the id are written + and =
 //	workers/<type>/<version>[~<revision>]/   manifest.json, state.json, the plugin executable, engine/
 //	parts/sha256-<hex>/                      links to the files of a split model, named as engines want them
 //	partial/                                 files being fetched, each with a journal; never used from there

@@ -246,7 +246,11 @@ func (s *source) Resolve(ctx context.Context, text string) (catalog.Manifest, er
 		}
 		f.Header[name] = h.Get(name)
 	}
-	return catalog.Manifest{Ref: exact.String(), Name: localName(a.Name), Kind: kindOf(a.Name), Version: r.Tag, Files: []catalog.File{f}, Notes: notes}, nil
+	name := localName(a.Name)
+	if kindOf(a.Name) == catalog.KindModel { // two repositories may have files of one name
+		name = "github.com/" + exact.id() + "/" + name + ":" + r.Tag
+	}
+	return catalog.Manifest{Ref: exact.String(), Name: name, Kind: kindOf(a.Name), Version: r.Tag, Files: []catalog.File{f}, Notes: notes}, nil
 }
 
 // localName returns the local name of a file.

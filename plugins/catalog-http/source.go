@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -261,6 +262,9 @@ func (s *source) resolveURL(ctx context.Context, ref string) (catalog.Manifest, 
 		links = []link{l}
 	}
 	m := catalog.Manifest{Name: localName(file), Kind: kindOf(file)}
+	if m.Kind == catalog.KindModel { // two hosts may have files of one name
+		m.Name = l.url.Host + path.Join("/", path.Dir(l.url.Path), m.Name)
+	}
 	unchecked := false
 	for i := range links {
 		size, said, err := s.look(ctx, links[i].url)

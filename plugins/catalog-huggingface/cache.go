@@ -117,10 +117,12 @@ func (s *source) resolveOffline(ref reference) (catalog.Manifest, error) {
 	if err != nil {
 		return catalog.Manifest{}, missing(errNotThere(err))
 	}
-	v, notes, err := choose(ref, variants(files))
+	all := variants(files)
+	v, notes, err := choose(ref, all)
 	if err != nil {
 		return catalog.Manifest{}, err
 	}
+	v.named = len(having(all, v.quant)) == 1
 	return s.manifest(ref, commit, "", v, append(notes, "taken from the Hugging Face cache, since HF_HUB_OFFLINE is set"), ""), nil
 }
 

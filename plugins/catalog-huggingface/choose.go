@@ -25,7 +25,8 @@ type hubFile struct {
 type variant struct {
 	quant string // upper case; empty: not in the name
 	files []hubFile
-	parts int // that there should be
+	parts int  // that there should be
+	named bool // no other variant has the quantization
 }
 
 var (
@@ -211,21 +212,16 @@ func short(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// localName returns the local name of a model: its file's name, with the repository's before it if
-// the file's says too little.
-func localName(repo string, v variant) string {
-	base := path.Base(v.files[0].path)
-	if m := partName.FindStringSubmatch(base); m != nil {
-		base = m[1]
-	} else {
-		base = base[:len(base)-len(".gguf")]
+// localName returns the local name of a model: its repository with its quantization, as the Hub and
+// those who fetch from it write it. Where that does not tell it from the others, it is the file's.
+func localName(ref reference, v variant) string {
+	name := "hf.co/" + ref.id()
+	if v.named && v.quant != "" {
+		return name + ":" + v.quant
 	}
-	for _, ending := range []string{"-GGUF", "-gguf", ".gguf"} {
-		repo = strings.TrimSuffix(repo, ending)
+	file := v.files[0].path
+	if m := partName.FindStringSubmatch(file); m != nil {
+		return name + "/" + m[1]
 	}
-	first, _, _ := strings.Cut(strings.ToLower(repo), "-")
-	if !strings.Contains(strings.ToLower(base), first) {
-		base = repo + "-" + base
-	}
-	return base
+	return name + "/" + file[:len(file)-len(".gguf")]
 }

@@ -132,11 +132,17 @@ func TestChoose(t *testing.T) {
 
 func TestLocalName(t *testing.T) {
 	t.Parallel()
-	for _, tc := range []struct{ repo, file, want string }{
-		{"Llama-3.2-1B-Instruct-GGUF", "Llama-3.2-1B-Instruct-Q4_K_M.gguf", "Llama-3.2-1B-Instruct-Q4_K_M"},
-		{"Qwen3-GGUF", "sub/qwen3-Q8_0-00001-of-00002.gguf", "qwen3-Q8_0"},
-		{"tiny-models", "ggml-model-q4_0.gguf", "tiny-models-ggml-model-q4_0"},
+	for _, tc := range []struct {
+		file, quant string
+		named       bool
+		want        string
+	}{
+		{"Llama-3.2-1B-Instruct-Q4_K_M.gguf", "Q4_K_M", true, "hf.co/org/repo:Q4_K_M"},
+		{"sub/qwen3-Q8_0-00001-of-00002.gguf", "Q8_0", true, "hf.co/org/repo:Q8_0"},
+		{"sub/qwen3-Q8_0-00001-of-00002.gguf", "Q8_0", false, "hf.co/org/repo/sub/qwen3-Q8_0"},
+		{"ggml-model.gguf", "", true, "hf.co/org/repo/ggml-model"},
 	} {
-		must.Eq(t, tc.want, localName(tc.repo, variant{files: []hubFile{{path: tc.file}}}))
+		v := variant{quant: tc.quant, named: tc.named, files: []hubFile{{path: tc.file}}}
+		must.Eq(t, tc.want, localName(reference{org: "org", repo: "repo"}, v))
 	}
 }

@@ -208,7 +208,8 @@ func (s *source) Resolve(ctx context.Context, text string) (catalog.Manifest, er
 	if err != nil {
 		return catalog.Manifest{}, err
 	}
-	v, notes, err := choose(ref, variants(m.files()))
+	all := variants(m.files())
+	v, notes, err := choose(ref, all)
 	if err != nil {
 		return catalog.Manifest{}, err
 	}
@@ -237,13 +238,14 @@ func (s *source) Resolve(ctx context.Context, text string) (catalog.Manifest, er
 	if err != nil {
 		return catalog.Manifest{}, err
 	}
+	v.named = len(having(all, v.quant)) == 1
 	return s.manifest(ref, m.SHA, m.license(), v, notes, h.Get("Authorization")), nil
 }
 
 // manifest returns a variant's files, and where the host can fetch them.
 func (s *source) manifest(ref reference, commit, license string, v variant, notes []string, authorization string) catalog.Manifest {
 	exact := reference{org: ref.org, repo: ref.repo, file: v.files[0].path, revision: commit}
-	m := catalog.Manifest{Ref: exact.String(), Name: localName(ref.repo, v), Kind: catalog.KindModel, Version: commit, License: license, Notes: notes}
+	m := catalog.Manifest{Ref: exact.String(), Name: localName(ref, v), Kind: catalog.KindModel, Version: commit, License: license, Notes: notes}
 	for _, f := range v.files {
 		file := catalog.File{Ref: exact.String(), Path: f.path, SizeBytes: f.size, Locator: f.path}
 		if f.sha256 != "" {

@@ -42,7 +42,7 @@ func TestResolveAndFetch(t *testing.T) {
 		must.NoError(t, err)
 		m.Notes = nil
 		must.Eq(t, catalog.Manifest{
-			Ref: exact, Name: "Tiny-Q4_K_M", Kind: catalog.KindModel, Version: commit, License: "apache-2.0",
+			Ref: exact, Name: "hf.co/org/Tiny-GGUF:Q4_K_M", Kind: catalog.KindModel, Version: commit, License: "apache-2.0",
 			Files: []catalog.File{{
 				Ref: exact, Path: "Tiny-Q4_K_M.gguf", SizeBytes: int64(len(file)), Digest: "sha256:" + sum(file), Locator: "Tiny-Q4_K_M.gguf",
 				URL: h.URL + "/org/Tiny-GGUF/resolve/" + commit + "/Tiny-Q4_K_M.gguf", Header: map[string]string{"Authorization": "Bearer " + testToken},
