@@ -119,6 +119,14 @@ func startFromProto(p *raftv1.Start) state.Start {
 	}
 }
 
+func aliasToProto(a core.Alias) *raftv1.Alias {
+	return &raftv1.Alias{Name: a.Name, Model: a.Model, CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex}
+}
+
+func aliasFromProto(p *raftv1.Alias) core.Alias {
+	return core.Alias{Name: p.GetName(), Model: p.GetModel(), CreateIndex: p.GetCreateIndex(), ModifyIndex: p.GetModifyIndex()}
+}
+
 func texts[To, From ~string](list []From) []To {
 	var out []To
 	for _, s := range list {

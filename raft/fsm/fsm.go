@@ -152,6 +152,10 @@ func (f *FSM) operation(c *raftv1.Command) func(*entry) error {
 		return func(e *entry) error { return e.setKeyring(op.SetKeyring) }
 	case *raftv1.Command_ClaimStart:
 		return func(e *entry) error { return e.claimStart(op.ClaimStart) }
+	case *raftv1.Command_PutAlias:
+		return func(e *entry) error { return e.putAlias(op.PutAlias) }
+	case *raftv1.Command_DeleteAlias:
+		return func(e *entry) error { e.DeleteAlias(op.DeleteAlias.GetName()); return nil }
 	case *raftv1.Command_PutSetting:
 		return func(e *entry) error { return e.putSetting(op.PutSetting) }
 	}

@@ -70,6 +70,7 @@ func inhabited(t testing.TB) *fsm.FSM {
 		fsm.PutToken(apiToken("t2")),
 		fsm.RevokeToken("t2"),
 		fsm.ClaimStart(state.Start{Model: "m", Hive: "h1", Served: "m", Request: "r"}, ""),
+		fsm.PutAlias(core.Alias{Name: "gpt", Model: "m"}),
 		fsm.PutSetting("token_grace", "2h"),
 	} {
 		r := apply(t, m, uint64(i+1), c)

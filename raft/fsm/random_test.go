@@ -34,7 +34,7 @@ func random(r *rand.Rand) *raftv1.Command {
 		return s
 	}
 	c := func() *raftv1.Command {
-		switch r.IntN(24) {
+		switch r.IntN(25) {
 		case 0:
 			return fsm.RemoveHive(h())
 		case 1:
@@ -73,6 +73,12 @@ func random(r *rand.Rand) *raftv1.Command {
 			return fsm.PutSetting(fmt.Sprint("s", r.IntN(2)), fmt.Sprint(r.IntN(3)))
 		case 23:
 			return fsm.ResetSetting(fmt.Sprint("s", r.IntN(2)))
+		case 24:
+			name := fmt.Sprint("a", r.IntN(3))
+			if r.IntN(3) == 0 {
+				return fsm.DeleteAlias(name)
+			}
+			return fsm.PutAlias(core.Alias{Name: name, Model: fmt.Sprint("m", r.IntN(2))})
 		case 14, 15, 16:
 			var list []fsm.HiveState
 			for _, n := range r.Perm(4)[:1+r.IntN(3)] {

@@ -91,6 +91,11 @@ var recordKinds = []recordKind{
 			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Setting{Setting: &raftv1.Setting{Name: v.Name, Value: v.Value, Index: v.Index}}}
 		})
 	}},
+	{"alias", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
+		yieldAll(s.Aliases(nil), yield, func(a core.Alias) *raftv1.SnapshotRecord {
+			return &raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Alias{Alias: aliasToProto(a)}}
+		})
+	}},
 	{"hive", func(s *state.Snapshot, yield func(*raftv1.SnapshotRecord) bool) {
 		s.EachHive(nil, func(h *core.Hive) bool {
 			return yield(&raftv1.SnapshotRecord{Record: &raftv1.SnapshotRecord_Hive{Hive: hiveToProto(*h)}})
@@ -262,6 +267,12 @@ func restore(t *state.Txn, record *raftv1.SnapshotRecord) error {
 			return errors.New("a setting without a name, or there twice")
 		}
 		t.PutSetting(v)
+	case *raftv1.SnapshotRecord_Alias:
+		a := aliasFromProto(r.Alias)
+		if _, twice := t.Alias(a.Name); twice || !isID(a.Name) {
+			return errors.New("an alias without a name, or there twice")
+		}
+		t.PutAlias(a)
 	case *raftv1.SnapshotRecord_Hive:
 		h := hiveFromProto(r.Hive)
 		if _, twice := t.Hive(h.ID); twice || !isID(h.ID) {

@@ -135,7 +135,7 @@ func TestInspect(t *testing.T) {
 	t.Parallel()
 	info, err := fsm.Inspect(bytes.NewReader(snapshot(t, inhabited(t))))
 	must.NoError(t, err)
-	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 14, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 3}, info)
+	must.Eq(t, core.SnapshotInfo{Format: 2, FSM: 3, Index: 15, Cluster: "c1", Hives: 2, Workers: 3, Nodes: 3, Tokens: 3}, info)
 }
 
 // Records are in the order of their kinds, and each kind in that of its ids.
@@ -143,7 +143,7 @@ func TestSnapshotOrder(t *testing.T) {
 	t.Parallel()
 	r := bytes.NewReader(snapshot(t, inhabited(t)))
 	must.NoError(t, protodelim.UnmarshalFrom(r, &raftv1.SnapshotHeader{}))
-	order := []string{"cluster", "node", "token", "tombstone", "revoked_token", "start", "setting", "hive", "worker", "retire_intent"}
+	order := []string{"cluster", "node", "token", "tombstone", "revoked_token", "start", "setting", "alias", "hive", "worker", "retire_intent"}
 	var last string
 	var kinds []string
 	for {
@@ -156,7 +156,7 @@ func TestSnapshotOrder(t *testing.T) {
 		m := record.ProtoReflect()
 		kind := m.WhichOneof(m.Descriptor().Oneofs().ByName("record"))
 		row := m.Get(kind).Message()
-		place := fmt.Sprint(slices.Index(order, string(kind.Name())), row.Get(row.Descriptor().Fields().ByNumber(1)))
+		place := fmt.Sprintf("%02d %v", slices.Index(order, string(kind.Name())), row.Get(row.Descriptor().Fields().ByNumber(1)))
 		must.Less(t, place, last)
 		last = place
 		kinds = append(kinds, string(kind.Name()))

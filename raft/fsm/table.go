@@ -57,6 +57,10 @@ var features = []Feature{
 		"Command.claim_start", "ClaimStart.start", "ClaimStart.previous", "SnapshotRecord.start",
 		"Start.model", "Start.hive", "Start.served", "Start.request", "Start.registered", "Start.index",
 	}},
+	{Name: "aliases of models", Since: 3, Fields: []string{
+		"Command.put_alias", "PutAlias.alias", "Command.delete_alias", "DeleteAlias.name", "SnapshotRecord.alias",
+		"Alias.name", "Alias.model", "Alias.create_index", "Alias.modify_index",
+	}},
 	// One row for all settings: a further one is a name that older queens keep and do not read.
 	{Name: "settings of the cluster", Since: 3, Fields: []string{
 		"Command.put_setting", "PutSetting.name", "PutSetting.value", "PutSetting.unset",

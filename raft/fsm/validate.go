@@ -68,6 +68,15 @@ func Validate(c *raftv1.Command) error {
 		v.blob("sealed gossip keys", op.SetKeyring.GetSealedKeys(), 1, MaxBlobBytes)
 	case *raftv1.Command_ClaimStart:
 		v.claimStart(op.ClaimStart)
+	case *raftv1.Command_PutAlias:
+		a := op.PutAlias.GetAlias()
+		v.some("alias", a.GetName(), MaxNameBytes)
+		v.some("model", a.GetModel(), MaxTextBytes)
+		if a.GetCreateIndex() != 0 || a.GetModifyIndex() != 0 {
+			v.fail(core.Invalid, "the alias %s claims what only the registry knows", a.GetName())
+		}
+	case *raftv1.Command_DeleteAlias:
+		v.some("alias", op.DeleteAlias.GetName(), MaxNameBytes)
 	case *raftv1.Command_PutSetting:
 		v.id("setting", op.PutSetting.GetName())
 		v.text("value of the setting", op.PutSetting.GetValue(), MaxTextBytes)

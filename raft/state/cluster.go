@@ -126,6 +126,21 @@ func (s *Snapshot) Settings(ws memdb.WatchSet) []Setting {
 	return list(s.txn, ws, same[Setting], tableSettings, indexPrefix, nil)
 }
 
+// Alias returns the alias of exactly this name. It allocates almost nothing where there is none.
+func (s *Snapshot) Alias(ws memdb.WatchSet, name string) (core.Alias, bool) {
+	s.watch(ws)
+	if a := first[core.Alias](s.txn, ws, tableAliases, text(name)); a != nil {
+		return *a, true
+	}
+	return core.Alias{}, false
+}
+
+// Aliases returns all aliases, sorted by name.
+func (s *Snapshot) Aliases(ws memdb.WatchSet) []core.Alias {
+	s.watch(ws)
+	return list(s.txn, ws, same[core.Alias], tableAliases, indexPrefix, nil)
+}
+
 // RetireIntents returns all retire intents, sorted by hive and nonce.
 func (s *Snapshot) RetireIntents(ws memdb.WatchSet) []RetireIntent {
 	s.watch(ws)

@@ -22,6 +22,7 @@ const (
 	tableWorkers    = "workers"
 	tableRoutes     = "routes"
 	tableStarts     = "starts"
+	tableAliases    = "aliases"
 	tableSettings   = "settings"
 
 	indexID     = "id"
@@ -34,7 +35,7 @@ const (
 )
 
 // count is the only row of its table: the numbers of rows of the bounded tables.
-type count struct{ Tombstones, RevokedTokens, Starts int }
+type count struct{ Tombstones, RevokedTokens, Starts, Aliases int }
 
 // Tombstone holds the incarnation of a removed hive, so that this run of it never comes back.
 type Tombstone struct {
@@ -103,6 +104,7 @@ func schema() *memdb.DBSchema {
 			many(indexServed, func(s *Start) key { return text(s.Served) }),
 			many(indexAge, func(s *Start) key { return number(s.Index) })),
 		table(tableSettings, unique(func(s *Setting) key { return text(s.Name) })),
+		table(tableAliases, unique(func(a *core.Alias) key { return text(a.Name) })),
 		table(tableRoutes, unique(func(r *routes) key { return text(r.Model) })),
 	}
 	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}

@@ -195,6 +195,33 @@ func (t *Txn) PutSetting(s Setting) { t.insert(tableSettings, &s) }
 // DeleteSetting removes a setting if it exists.
 func (t *Txn) DeleteSetting(name string) { t.delete(tableSettings, text(name)) }
 
+// Alias returns the alias with the name.
+func (t *Txn) Alias(name string) (core.Alias, bool) { return row[core.Alias](t, tableAliases, name) }
+
+// AliasCount returns the number of aliases.
+func (t *Txn) AliasCount() int { return t.counts().Aliases }
+
+// PutAlias stores an alias.
+func (t *Txn) PutAlias(a core.Alias) {
+	if _, known := t.Alias(a.Name); !known {
+		n := t.counts()
+		n.Aliases++
+		t.insert(tableCount, &n)
+	}
+	t.insert(tableAliases, &a)
+}
+
+// DeleteAlias removes an alias if it exists.
+func (t *Txn) DeleteAlias(name string) {
+	if _, known := t.Alias(name); !known {
+		return
+	}
+	t.delete(tableAliases, text(name))
+	n := t.counts()
+	n.Aliases--
+	t.insert(tableCount, &n)
+}
+
 // RetireIntent reports whether a worker is to retire.
 func (t *Txn) RetireIntent(hive, nonce string) bool {
 	return first[RetireIntent](t.txn, nil, tableIntents, intentKey(hive, nonce)) != nil

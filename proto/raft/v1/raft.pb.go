@@ -51,6 +51,8 @@ type Command struct {
 	//	*Command_SetKeyring
 	//	*Command_ClaimStart
 	//	*Command_PutSetting
+	//	*Command_PutAlias
+	//	*Command_DeleteAlias
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -256,6 +258,24 @@ func (x *Command) GetPutSetting() *PutSetting {
 	return nil
 }
 
+func (x *Command) GetPutAlias() *PutAlias {
+	if x != nil {
+		if x, ok := x.Op.(*Command_PutAlias); ok {
+			return x.PutAlias
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteAlias() *DeleteAlias {
+	if x != nil {
+		if x, ok := x.Op.(*Command_DeleteAlias); ok {
+			return x.DeleteAlias
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -320,6 +340,14 @@ type Command_PutSetting struct {
 	PutSetting *PutSetting `protobuf:"bytes,24,opt,name=put_setting,json=putSetting,proto3,oneof"`
 }
 
+type Command_PutAlias struct {
+	PutAlias *PutAlias `protobuf:"bytes,25,opt,name=put_alias,json=putAlias,proto3,oneof"`
+}
+
+type Command_DeleteAlias struct {
+	DeleteAlias *DeleteAlias `protobuf:"bytes,26,opt,name=delete_alias,json=deleteAlias,proto3,oneof"`
+}
+
 func (*Command_SyncHive) isCommand_Op() {}
 
 func (*Command_SetHiveStatus) isCommand_Op() {}
@@ -349,6 +377,10 @@ func (*Command_SetKeyring) isCommand_Op() {}
 func (*Command_ClaimStart) isCommand_Op() {}
 
 func (*Command_PutSetting) isCommand_Op() {}
+
+func (*Command_PutAlias) isCommand_Op() {}
+
+func (*Command_DeleteAlias) isCommand_Op() {}
 
 // SyncHive registers or renews a hive and makes its workers exactly those given. An incarnation older than the registered one is a conflict.
 type SyncHive struct {
@@ -1169,6 +1201,96 @@ func (x *PutSetting) GetUnset() bool {
 	return false
 }
 
+// PutAlias gives the cluster a name for a model, or gives the name to another model. Repeating the same changes nothing.
+type PutAlias struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Alias         *Alias                 `protobuf:"bytes,1,opt,name=alias,proto3" json:"alias,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutAlias) Reset() {
+	*x = PutAlias{}
+	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutAlias) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutAlias) ProtoMessage() {}
+
+func (x *PutAlias) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutAlias.ProtoReflect.Descriptor instead.
+func (*PutAlias) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PutAlias) GetAlias() *Alias {
+	if x != nil {
+		return x.Alias
+	}
+	return nil
+}
+
+// DeleteAlias takes a name away. Deleting one that is not there changes nothing.
+type DeleteAlias struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteAlias) Reset() {
+	*x = DeleteAlias{}
+	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteAlias) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteAlias) ProtoMessage() {}
+
+func (x *DeleteAlias) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteAlias.ProtoReflect.Descriptor instead.
+func (*DeleteAlias) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DeleteAlias) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // Cluster is what all nodes share. Key material is sealed with a key that is not in the registry.
 type Cluster struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -1186,7 +1308,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1320,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[16]
+	mi := &file_raft_v1_raft_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1333,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{16}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Cluster) GetId() string {
@@ -1288,7 +1410,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1422,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[17]
+	mi := &file_raft_v1_raft_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1435,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{17}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Node) GetId() string {
@@ -1407,7 +1529,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1541,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[18]
+	mi := &file_raft_v1_raft_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1554,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{18}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Token) GetId() string {
@@ -1538,7 +1660,7 @@ type Tombstone struct {
 
 func (x *Tombstone) Reset() {
 	*x = Tombstone{}
-	mi := &file_raft_v1_raft_proto_msgTypes[19]
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1672,7 @@ func (x *Tombstone) String() string {
 func (*Tombstone) ProtoMessage() {}
 
 func (x *Tombstone) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[19]
+	mi := &file_raft_v1_raft_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1685,7 @@ func (x *Tombstone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
 func (*Tombstone) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{19}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Tombstone) GetHive() string {
@@ -1598,7 +1720,7 @@ type RevokedToken struct {
 
 func (x *RevokedToken) Reset() {
 	*x = RevokedToken{}
-	mi := &file_raft_v1_raft_proto_msgTypes[20]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1732,7 @@ func (x *RevokedToken) String() string {
 func (*RevokedToken) ProtoMessage() {}
 
 func (x *RevokedToken) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[20]
+	mi := &file_raft_v1_raft_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1745,7 @@ func (x *RevokedToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedToken.ProtoReflect.Descriptor instead.
 func (*RevokedToken) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{20}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevokedToken) GetToken() string {
@@ -1651,7 +1773,7 @@ type RetireIntent struct {
 
 func (x *RetireIntent) Reset() {
 	*x = RetireIntent{}
-	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1785,7 @@ func (x *RetireIntent) String() string {
 func (*RetireIntent) ProtoMessage() {}
 
 func (x *RetireIntent) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[21]
+	mi := &file_raft_v1_raft_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1798,7 @@ func (x *RetireIntent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireIntent.ProtoReflect.Descriptor instead.
 func (*RetireIntent) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{21}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RetireIntent) GetNonce() string {
@@ -1711,7 +1833,7 @@ type Start struct {
 
 func (x *Start) Reset() {
 	*x = Start{}
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +1845,7 @@ func (x *Start) String() string {
 func (*Start) ProtoMessage() {}
 
 func (x *Start) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[22]
+	mi := &file_raft_v1_raft_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +1858,7 @@ func (x *Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Start.ProtoReflect.Descriptor instead.
 func (*Start) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{22}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Start) GetModel() string {
@@ -1794,7 +1916,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +1928,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[23]
+	mi := &file_raft_v1_raft_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +1941,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{23}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Setting) GetName() string {
@@ -1843,6 +1965,75 @@ func (x *Setting) GetIndex() uint64 {
 	return 0
 }
 
+// Alias is a name that the cluster has for a model.
+type Alias struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	CreateIndex   uint64                 `protobuf:"varint,3,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
+	ModifyIndex   uint64                 `protobuf:"varint,4,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alias) Reset() {
+	*x = Alias{}
+	mi := &file_raft_v1_raft_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alias) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alias) ProtoMessage() {}
+
+func (x *Alias) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_v1_raft_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alias.ProtoReflect.Descriptor instead.
+func (*Alias) Descriptor() ([]byte, []int) {
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Alias) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Alias) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Alias) GetCreateIndex() uint64 {
+	if x != nil {
+		return x.CreateIndex
+	}
+	return 0
+}
+
+func (x *Alias) GetModifyIndex() uint64 {
+	if x != nil {
+		return x.ModifyIndex
+	}
+	return 0
+}
+
 type Device struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1856,7 +2047,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	mi := &file_raft_v1_raft_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1868,7 +2059,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[24]
+	mi := &file_raft_v1_raft_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1881,7 +2072,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{24}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Device) GetId() string {
@@ -1940,7 +2131,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_raft_v1_raft_proto_msgTypes[25]
+	mi := &file_raft_v1_raft_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1952,7 +2143,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[25]
+	mi := &file_raft_v1_raft_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1965,7 +2156,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{25}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Hive) GetId() string {
@@ -2082,7 +2273,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_raft_v1_raft_proto_msgTypes[26]
+	mi := &file_raft_v1_raft_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2094,7 +2285,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[26]
+	mi := &file_raft_v1_raft_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2107,7 +2298,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{26}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Worker) GetId() string {
@@ -2219,7 +2410,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raft_v1_raft_proto_msgTypes[27]
+	mi := &file_raft_v1_raft_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2422,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[27]
+	mi := &file_raft_v1_raft_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2435,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{27}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2282,6 +2473,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_RevokedToken
 	//	*SnapshotRecord_Start
 	//	*SnapshotRecord_Setting
+	//	*SnapshotRecord_Alias
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2289,7 +2481,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_raft_v1_raft_proto_msgTypes[28]
+	mi := &file_raft_v1_raft_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2493,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_v1_raft_proto_msgTypes[28]
+	mi := &file_raft_v1_raft_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2506,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_raft_v1_raft_proto_rawDescGZIP(), []int{28}
+	return file_raft_v1_raft_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2414,6 +2606,15 @@ func (x *SnapshotRecord) GetSetting() *Setting {
 	return nil
 }
 
+func (x *SnapshotRecord) GetAlias() *Alias {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Alias); ok {
+			return x.Alias
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -2458,6 +2659,10 @@ type SnapshotRecord_Setting struct {
 	Setting *Setting `protobuf:"bytes,10,opt,name=setting,proto3,oneof"`
 }
 
+type SnapshotRecord_Alias struct {
+	Alias *Alias `protobuf:"bytes,11,opt,name=alias,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Hive) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Worker) isSnapshotRecord_Record() {}
@@ -2478,11 +2683,13 @@ func (*SnapshotRecord_Start) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Setting) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Alias) isSnapshotRecord_Record() {}
+
 var File_raft_v1_raft_proto protoreflect.FileDescriptor
 
 const file_raft_v1_raft_proto_rawDesc = "" +
 	"\n" +
-	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\xa8\b\n" +
+	"\x12raft/v1/raft.proto\x12\frbee.raft.v1\"\x9f\t\n" +
 	"\aCommand\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12 \n" +
@@ -2512,7 +2719,9 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\vclaim_start\x18\x17 \x01(\v2\x18.rbee.raft.v1.ClaimStartH\x00R\n" +
 	"claimStart\x12;\n" +
 	"\vput_setting\x18\x18 \x01(\v2\x18.rbee.raft.v1.PutSettingH\x00R\n" +
-	"putSettingB\x04\n" +
+	"putSetting\x125\n" +
+	"\tput_alias\x18\x19 \x01(\v2\x16.rbee.raft.v1.PutAliasH\x00R\bputAlias\x12>\n" +
+	"\fdelete_alias\x18\x1a \x01(\v2\x19.rbee.raft.v1.DeleteAliasH\x00R\vdeleteAliasB\x04\n" +
 	"\x02op\"{\n" +
 	"\bSyncHive\x12&\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveR\x04hive\x12.\n" +
@@ -2569,7 +2778,11 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"PutSetting\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x14\n" +
-	"\x05unset\x18\x03 \x01(\bR\x05unset\"\x95\x02\n" +
+	"\x05unset\x18\x03 \x01(\bR\x05unset\"5\n" +
+	"\bPutAlias\x12)\n" +
+	"\x05alias\x18\x01 \x01(\v2\x13.rbee.raft.v1.AliasR\x05alias\"!\n" +
+	"\vDeleteAlias\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x95\x02\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12'\n" +
@@ -2629,7 +2842,12 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\aSetting\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"{\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"w\n" +
+	"\x05Alias\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12!\n" +
+	"\fcreate_index\x18\x03 \x01(\x04R\vcreateIndex\x12!\n" +
+	"\fmodify_index\x18\x04 \x01(\x04R\vmodifyIndex\"{\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -2672,7 +2890,7 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x10\n" +
 	"\x03fsm\x18\x02 \x01(\rR\x03fsm\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\x9d\x04\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\xca\x04\n" +
 	"\x0eSnapshotRecord\x12(\n" +
 	"\x04hive\x18\x01 \x01(\v2\x12.rbee.raft.v1.HiveH\x00R\x04hive\x12.\n" +
 	"\x06worker\x18\x02 \x01(\v2\x14.rbee.raft.v1.WorkerH\x00R\x06worker\x121\n" +
@@ -2684,7 +2902,8 @@ const file_raft_v1_raft_proto_rawDesc = "" +
 	"\rrevoked_token\x18\b \x01(\v2\x1a.rbee.raft.v1.RevokedTokenH\x00R\frevokedToken\x12+\n" +
 	"\x05start\x18\t \x01(\v2\x13.rbee.raft.v1.StartH\x00R\x05start\x121\n" +
 	"\asetting\x18\n" +
-	" \x01(\v2\x15.rbee.raft.v1.SettingH\x00R\asettingB\b\n" +
+	" \x01(\v2\x15.rbee.raft.v1.SettingH\x00R\asetting\x12+\n" +
+	"\x05alias\x18\v \x01(\v2\x13.rbee.raft.v1.AliasH\x00R\x05aliasB\b\n" +
 	"\x06recordB3Z1github.com/rbee-project/rbee/proto/raft/v1;raftv1b\x06proto3"
 
 var (
@@ -2699,7 +2918,7 @@ func file_raft_v1_raft_proto_rawDescGZIP() []byte {
 	return file_raft_v1_raft_proto_rawDescData
 }
 
-var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_raft_v1_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_raft_v1_raft_proto_goTypes = []any{
 	(*Command)(nil),         // 0: rbee.raft.v1.Command
 	(*SyncHive)(nil),        // 1: rbee.raft.v1.SyncHive
@@ -2717,19 +2936,22 @@ var file_raft_v1_raft_proto_goTypes = []any{
 	(*SetKeyring)(nil),      // 13: rbee.raft.v1.SetKeyring
 	(*ClaimStart)(nil),      // 14: rbee.raft.v1.ClaimStart
 	(*PutSetting)(nil),      // 15: rbee.raft.v1.PutSetting
-	(*Cluster)(nil),         // 16: rbee.raft.v1.Cluster
-	(*Node)(nil),            // 17: rbee.raft.v1.Node
-	(*Token)(nil),           // 18: rbee.raft.v1.Token
-	(*Tombstone)(nil),       // 19: rbee.raft.v1.Tombstone
-	(*RevokedToken)(nil),    // 20: rbee.raft.v1.RevokedToken
-	(*RetireIntent)(nil),    // 21: rbee.raft.v1.RetireIntent
-	(*Start)(nil),           // 22: rbee.raft.v1.Start
-	(*Setting)(nil),         // 23: rbee.raft.v1.Setting
-	(*Device)(nil),          // 24: rbee.raft.v1.Device
-	(*Hive)(nil),            // 25: rbee.raft.v1.Hive
-	(*Worker)(nil),          // 26: rbee.raft.v1.Worker
-	(*SnapshotHeader)(nil),  // 27: rbee.raft.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),  // 28: rbee.raft.v1.SnapshotRecord
+	(*PutAlias)(nil),        // 16: rbee.raft.v1.PutAlias
+	(*DeleteAlias)(nil),     // 17: rbee.raft.v1.DeleteAlias
+	(*Cluster)(nil),         // 18: rbee.raft.v1.Cluster
+	(*Node)(nil),            // 19: rbee.raft.v1.Node
+	(*Token)(nil),           // 20: rbee.raft.v1.Token
+	(*Tombstone)(nil),       // 21: rbee.raft.v1.Tombstone
+	(*RevokedToken)(nil),    // 22: rbee.raft.v1.RevokedToken
+	(*RetireIntent)(nil),    // 23: rbee.raft.v1.RetireIntent
+	(*Start)(nil),           // 24: rbee.raft.v1.Start
+	(*Setting)(nil),         // 25: rbee.raft.v1.Setting
+	(*Alias)(nil),           // 26: rbee.raft.v1.Alias
+	(*Device)(nil),          // 27: rbee.raft.v1.Device
+	(*Hive)(nil),            // 28: rbee.raft.v1.Hive
+	(*Worker)(nil),          // 29: rbee.raft.v1.Worker
+	(*SnapshotHeader)(nil),  // 30: rbee.raft.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),  // 31: rbee.raft.v1.SnapshotRecord
 }
 var file_raft_v1_raft_proto_depIdxs = []int32{
 	1,  // 0: rbee.raft.v1.Command.sync_hive:type_name -> rbee.raft.v1.SyncHive
@@ -2747,31 +2969,35 @@ var file_raft_v1_raft_proto_depIdxs = []int32{
 	13, // 12: rbee.raft.v1.Command.set_keyring:type_name -> rbee.raft.v1.SetKeyring
 	14, // 13: rbee.raft.v1.Command.claim_start:type_name -> rbee.raft.v1.ClaimStart
 	15, // 14: rbee.raft.v1.Command.put_setting:type_name -> rbee.raft.v1.PutSetting
-	25, // 15: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
-	26, // 16: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
-	1,  // 17: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
-	16, // 18: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
-	18, // 19: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
-	17, // 20: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
-	17, // 21: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
-	18, // 22: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
-	22, // 23: rbee.raft.v1.ClaimStart.start:type_name -> rbee.raft.v1.Start
-	24, // 24: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
-	25, // 25: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
-	26, // 26: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
-	16, // 27: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
-	17, // 28: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
-	18, // 29: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
-	19, // 30: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
-	21, // 31: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
-	20, // 32: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
-	22, // 33: rbee.raft.v1.SnapshotRecord.start:type_name -> rbee.raft.v1.Start
-	23, // 34: rbee.raft.v1.SnapshotRecord.setting:type_name -> rbee.raft.v1.Setting
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	16, // 15: rbee.raft.v1.Command.put_alias:type_name -> rbee.raft.v1.PutAlias
+	17, // 16: rbee.raft.v1.Command.delete_alias:type_name -> rbee.raft.v1.DeleteAlias
+	28, // 17: rbee.raft.v1.SyncHive.hive:type_name -> rbee.raft.v1.Hive
+	29, // 18: rbee.raft.v1.SyncHive.workers:type_name -> rbee.raft.v1.Worker
+	1,  // 19: rbee.raft.v1.SyncHives.hives:type_name -> rbee.raft.v1.SyncHive
+	18, // 20: rbee.raft.v1.InitCluster.cluster:type_name -> rbee.raft.v1.Cluster
+	20, // 21: rbee.raft.v1.InitCluster.token:type_name -> rbee.raft.v1.Token
+	19, // 22: rbee.raft.v1.InitCluster.node:type_name -> rbee.raft.v1.Node
+	19, // 23: rbee.raft.v1.PutNode.node:type_name -> rbee.raft.v1.Node
+	20, // 24: rbee.raft.v1.PutToken.token:type_name -> rbee.raft.v1.Token
+	24, // 25: rbee.raft.v1.ClaimStart.start:type_name -> rbee.raft.v1.Start
+	26, // 26: rbee.raft.v1.PutAlias.alias:type_name -> rbee.raft.v1.Alias
+	27, // 27: rbee.raft.v1.Hive.devices:type_name -> rbee.raft.v1.Device
+	28, // 28: rbee.raft.v1.SnapshotRecord.hive:type_name -> rbee.raft.v1.Hive
+	29, // 29: rbee.raft.v1.SnapshotRecord.worker:type_name -> rbee.raft.v1.Worker
+	18, // 30: rbee.raft.v1.SnapshotRecord.cluster:type_name -> rbee.raft.v1.Cluster
+	19, // 31: rbee.raft.v1.SnapshotRecord.node:type_name -> rbee.raft.v1.Node
+	20, // 32: rbee.raft.v1.SnapshotRecord.token:type_name -> rbee.raft.v1.Token
+	21, // 33: rbee.raft.v1.SnapshotRecord.tombstone:type_name -> rbee.raft.v1.Tombstone
+	23, // 34: rbee.raft.v1.SnapshotRecord.retire_intent:type_name -> rbee.raft.v1.RetireIntent
+	22, // 35: rbee.raft.v1.SnapshotRecord.revoked_token:type_name -> rbee.raft.v1.RevokedToken
+	24, // 36: rbee.raft.v1.SnapshotRecord.start:type_name -> rbee.raft.v1.Start
+	25, // 37: rbee.raft.v1.SnapshotRecord.setting:type_name -> rbee.raft.v1.Setting
+	26, // 38: rbee.raft.v1.SnapshotRecord.alias:type_name -> rbee.raft.v1.Alias
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_raft_v1_raft_proto_init() }
@@ -2795,8 +3021,10 @@ func file_raft_v1_raft_proto_init() {
 		(*Command_SetKeyring)(nil),
 		(*Command_ClaimStart)(nil),
 		(*Command_PutSetting)(nil),
+		(*Command_PutAlias)(nil),
+		(*Command_DeleteAlias)(nil),
 	}
-	file_raft_v1_raft_proto_msgTypes[28].OneofWrappers = []any{
+	file_raft_v1_raft_proto_msgTypes[31].OneofWrappers = []any{
 		(*SnapshotRecord_Hive)(nil),
 		(*SnapshotRecord_Worker)(nil),
 		(*SnapshotRecord_Cluster)(nil),
@@ -2807,6 +3035,7 @@ func file_raft_v1_raft_proto_init() {
 		(*SnapshotRecord_RevokedToken)(nil),
 		(*SnapshotRecord_Start)(nil),
 		(*SnapshotRecord_Setting)(nil),
+		(*SnapshotRecord_Alias)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2814,7 +3043,7 @@ func file_raft_v1_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_v1_raft_proto_rawDesc), len(file_raft_v1_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
