@@ -23,6 +23,9 @@ const (
 	OpModelList               Operation = "model_list"
 	OpModelGet                Operation = "model_get"
 	OpModelDelete             Operation = "model_delete"
+	OpAliasSet                Operation = "alias_set"
+	OpAliasList               Operation = "alias_list"
+	OpAliasRemove             Operation = "alias_remove"
 	OpStoreVerify             Operation = "store_verify"
 	OpStoreGC                 Operation = "store_gc"
 	OpHiveList                Operation = "hive_list"
@@ -96,7 +99,7 @@ type Request struct {
 	AcceptNew  bool   `json:"accept_new,omitempty"`
 	System     bool   `json:"system,omitempty"`  // for the whole machine
 	Service    string `json:"service,omitempty"` // systemd-user, systemd-system, launchd, none, auto
-	Name       string `json:"name,omitempty"`    // of what is new: a hive, or a model
+	Name       string `json:"name,omitempty"`    // of what is new: a hive, a model, an alias
 	Bind       string `json:"bind,omitempty"`    // IP address that the new hive listens on
 	Advertise  string `json:"advertise,omitempty"`
 	Queen      bool   `json:"queen,omitempty"` // the new hive is a queen, too

@@ -340,7 +340,7 @@ func TestOllamaModels(t *testing.T) {
 	resp, body, err := r.post("/api/show", `{"name":"tinny"}`)
 	must.NoError(t, err)
 	must.Eq(t, 404, resp.StatusCode)
-	must.StrContains(t, body, "Near to it are: tiny.")
+	must.StrContains(t, body, `The nearest name is \"tiny\".`)
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodHead, r.url+"/", nil)
 	must.NoError(t, err)
 	resp, _, err = r.do(req)

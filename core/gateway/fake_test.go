@@ -381,7 +381,12 @@ func newCluster() *fakecluster.Cluster {
 		Queens:    []core.Queen{{ID: "q1", Leader: true}}, Nodes: []core.Node{{ID: "n1", KeyHash: []byte("hidden")}},
 		Tokens: []core.Token{{ID: "t1", SecretHash: []byte("hidden")}}, Keys: []string{"k1", "k2"},
 	})
-	operation.Answer(c.Answers, operation.ModelGet, func(_ context.Context, r core.Request) (core.Model, error) { return core.Model{ID: r.Model}, nil })
+	operation.Answer(c.Answers, operation.ModelGet, func(_ context.Context, r core.Request) (core.Model, error) {
+		if r.Hive == "" {
+			return c.Model(r.Model)
+		}
+		return core.Model{ID: r.Model}, nil
+	})
 	operation.Answer(c.Answers, operation.ActiveWorkerGet, func(_ context.Context, r core.Request) (core.Worker, error) {
 		return core.Worker{ID: r.Worker, Nonce: r.Worker}, nil
 	})

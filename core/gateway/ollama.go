@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -101,7 +99,7 @@ func (g *Gateway) ollamaDelete(w *response, r *http.Request) error {
 		return err
 	}
 	if len(m.Hives) == 0 { // its files went meanwhile
-		return noModel(n.Model, nil)
+		return &apiError{err: core.Errorf(core.NotFound, "no model %q: no hive has its files", clip(n.Model, 100)), code: openai.CodeModelNotFound, param: "model"}
 	}
 	for _, hive := range m.Hives {
 		if err := g.runJob(r.Context(), w, core.Request{Operation: core.OpModelDelete, Hive: hive, Model: m.ID}, nil); err != nil {
@@ -127,7 +125,7 @@ func (g *Gateway) ollamaPull(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	request := core.Request{Operation: core.OpModelDownload, Model: reference(n.Model)}
+	request := core.Request{Operation: core.OpModelDownload, Model: n.Model}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	done, ok := g.streams.add(true, cancel)
@@ -177,16 +175,6 @@ func (g *Gateway) ollamaPull(w *response, r *http.Request) error {
 	return send(pullLine{Error: e.Message})
 }
 
-// reference is the catalog reference of a name that clients of Ollama know.
-func reference(name string) string {
-	for _, host := range []string{"hf.co/", "huggingface.co/", "https://hf.co/", "https://huggingface.co/"} {
-		if rest, ok := strings.CutPrefix(name, host); ok {
-			return "hf:" + rest
-		}
-	}
-	return name
-}
-
 // runJob submits a job, waits for its end and returns the error that it ended with. progress is
 // called for each progress event; nil: not wanted. Where the client leaves, the job goes on: others
 // may wait for it.
@@ -212,29 +200,14 @@ func (g *Gateway) runJob(ctx context.Context, w *response, r core.Request, progr
 	return ended
 }
 
-// findModel finds a model by its id or an alias; an id wins over another model's alias.
-func (g *Gateway) findModel(ctx context.Context, id string) (core.Model, error) {
-	models, err := g.o.Cluster.Models(ctx)
-	if err != nil {
-		return core.Model{}, err
+// findModel finds a model by any of its names.
+func (g *Gateway) findModel(ctx context.Context, name string) (core.Model, error) {
+	m, err := operation.ModelGet.Ask(ctx, g.o.Cluster, core.Request{Model: name})
+	switch core.KindOf(err) {
+	case core.NotFound:
+		return core.Model{}, &apiError{err: err, code: openai.CodeModelNotFound, param: "model"}
+	case core.Invalid:
+		return core.Model{}, &apiError{err: err, param: "model"}
 	}
-	for _, byAlias := range []bool{false, true} {
-		for _, m := range models {
-			if !byAlias && m.ID == id || byAlias && slices.Contains(m.Aliases, id) {
-				return m, nil
-			}
-		}
-	}
-	return core.Model{}, noModel(id, models)
-}
-
-// noModel is the error for a name that is unknown among these models.
-func noModel(id string, models []core.Model) error {
-	refused := core.Errorf(core.NotFound, "no model %q", clip(id, 100))
-	if near := nearest(id, models); len(near) > 0 {
-		refused = refused.Hint("Near to it are: %s.", strings.Join(near, ", "))
-	} else {
-		refused = refused.Hint("GET /v1/models lists what there is.")
-	}
-	return &apiError{err: refused, code: openai.CodeModelNotFound, param: "model"}
+	return m, err
 }

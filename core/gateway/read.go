@@ -44,15 +44,6 @@ func (g *Gateway) model(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, modelObjectOf(m))
 }
 
-// nearest are at most three names of models that are like name.
-func nearest(name string, models []core.Model) []string {
-	var names []string
-	for _, m := range models {
-		names = append(append(names, m.ID), m.Aliases...)
-	}
-	return core.Nearest(name, names)
-}
-
 // answerOne answers with what a question about the cluster gives, answerList with a list of it.
 func answerOne[T any](w *response, v T, err error) error {
 	if err != nil {

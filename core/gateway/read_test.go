@@ -88,7 +88,7 @@ func TestReadRoutes(t *testing.T) {
 		{"/v1/models/org/big", `"id":"org/big"`, 200},
 		{"/v1/models/org%2Fbig", `"id":"org/big"`, 200},
 		{"/v1/models/tinny", `"model_not_found"`, 404},
-		{"/v1/models/tinny", `Near to it are: tiny.`, 404},
+		{"/v1/models/tinny", `The nearest name is \"tiny\".`, 404},
 		{"/v1/status", `"problems":[]`, 200},
 		{"/v1/status", `"hives":[{"id":"h1"`, 200},
 		{"/v1/status", `"devices":[]`, 200},

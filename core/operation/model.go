@@ -37,6 +37,26 @@ var ( // constant
 		},
 	})
 
+	AliasSet = of[core.Alias](Spec{
+		Name: core.OpAliasSet, Title: "AliasSet", Summary: "Give the cluster a name for a model, or give the name to another model.",
+		Runs: RunsOnQueen, CLI: []string{"alias set"}, Test: "TestOperations",
+		Fields: []Field{
+			{Name: "name", Required: true, Doc: "name that the model gets"},
+			{Name: "model", Required: true, Doc: "any name of the model"},
+		},
+	})
+
+	AliasList = of[[]core.Alias](Spec{
+		Name: core.OpAliasList, Title: "AliasList", Summary: "List the names that the cluster has for models.",
+		Runs: RunsOnQueen, Registry: true, Get: "/v1/aliases", CLI: []string{"alias list"}, Test: "TestOperations",
+	})
+
+	AliasRemove = of[core.Alias](Spec{
+		Name: core.OpAliasRemove, Title: "AliasRemove", Summary: "Take away a name that the cluster has for a model. The model stays.",
+		Runs: RunsOnQueen, CLI: []string{"alias remove"}, Test: "TestOperations",
+		Fields: []Field{{Name: "name", Required: true, Doc: "name to take away"}},
+	})
+
 	CatalogSearch = of[[]core.CatalogItem](Spec{
 		Name: "catalog_search", Title: "CatalogSearch", Summary: "Search the catalog sources of a hive.",
 		Runs: RunsOnQueen, AsksHive: true, Slow: true, Get: "/v1/hives/{hive}/catalog", CLI: []string{"catalog search"}, Test: "TestOperations",
@@ -64,6 +84,6 @@ var ( // constant
 func models() []Spec {
 	return []Spec{
 		ModelDownload.Spec, ModelList.Spec, ModelGet.Spec, ModelDelete.Spec,
-		CatalogSearch.Spec, StoreVerify.Spec, StoreGC.Spec,
+		AliasSet.Spec, AliasList.Spec, AliasRemove.Spec, CatalogSearch.Spec, StoreVerify.Spec, StoreGC.Spec,
 	}
 }

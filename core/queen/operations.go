@@ -2,7 +2,6 @@ package queen
 
 import (
 	"context"
-	"slices"
 
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/job"
@@ -39,6 +38,7 @@ func (q *Queen) readFuncs() operation.Answers {
 	}
 	operation.Answer(a, operation.ModelList, q.modelList)
 	operation.Answer(a, operation.ModelGet, q.modelGet)
+	operation.Answer(a, operation.AliasList, q.aliasList)
 	operation.Answer(a, operation.HiveList, func(ctx context.Context, _ core.Request) ([]core.Hive, error) { return q.Hives(ctx) })
 	operation.Answer(a, operation.HiveGet, func(ctx context.Context, r core.Request) (core.Hive, error) { return q.hives.Named(ctx, r.Hive) })
 	operation.Answer(a, operation.HiveStatus, q.hiveHealth)
@@ -67,6 +67,8 @@ func (q *Queen) operations() job.Funcs {
 	}
 	job.Does(funcs, operation.Infer, q.infer)
 	job.Does(funcs, operation.SettingSet, q.setSetting)
+	job.Does(funcs, operation.AliasSet, q.aliasSet)
+	job.Does(funcs, operation.AliasRemove, q.aliasRemove)
 	return funcs
 }
 
@@ -103,6 +105,7 @@ func (q *Queen) modelList(ctx context.Context, r core.Request) ([]core.Model, er
 // modelGet is a model of a hive, or of the first hive that has it.
 func (q *Queen) modelGet(ctx context.Context, r core.Request) (core.Model, error) {
 	if r.Hive != "" {
+		r.Model = q.placer.Dealias(r.Model)
 		h, v, err := hives.AskNamed(ctx, q.hives, operation.ModelGet.Spec, r)
 		m, _ := v.(core.Model)
 		if err == nil {
@@ -110,18 +113,7 @@ func (q *Queen) modelGet(ctx context.Context, r core.Request) (core.Model, error
 		}
 		return m, err
 	}
-	models, err := q.Models(ctx)
-	if err != nil {
-		return core.Model{}, err
-	}
-	var names []string
-	for _, m := range models {
-		if m.ID == r.Model || slices.Contains(m.Aliases, r.Model) {
-			return m, nil
-		}
-		names = append(append(names, m.ID), m.Aliases...)
-	}
-	return core.Model{}, core.Errorf(core.NotFound, "no hive has a model %q", r.Model).Hint("%sList the models to see what there is.", core.NearestHint(r.Model, names))
+	return q.placer.Model(ctx, r.Model)
 }
 
 // infer answers a prompt as a job. How far it is becomes progress; what it says is the result, and

@@ -113,8 +113,11 @@ func (q *fakeQueen) details() {
 	})
 	operation.Answer(q.Answers, operation.ModelGet, func(ctx context.Context, r core.Request) (core.Model, error) {
 		v, err := model(ctx, r)
-		if err != nil {
+		if core.KindOf(err) == core.NotFound {
 			return core.Model{}, unknownModel(r.Model)
+		}
+		if err != nil {
+			return core.Model{}, err
 		}
 		return wholeModel(v.(core.Model)), nil
 	})

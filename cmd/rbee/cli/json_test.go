@@ -34,6 +34,8 @@ type printed struct {
 
 func printedJSON() []printed {
 	all := []printed{
+		{"alias list", []core.Alias{}},
+		{"alias set chat rbee-tiny", core.Alias{}},
 		{"catalog search", []core.CatalogItem{}},
 		{"hive get desk", core.Hive{}},
 		{"hive list", []core.Hive{}},

@@ -203,8 +203,8 @@ func (a *app) pullCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "pull REF",
 		Short:   "Fetch a model",
-		Long:    "Fetch a model from a catalog source and check it. ^C cancels it; a later attempt goes on where it was.",
-		Example: "  rbee pull builtin:rbee-tiny\n  rbee pull file:/models/some.gguf",
+		Long:    "Fetch a model from a catalog source and check it. ^C cancels it; a later attempt goes on where it was.\n\nORG/REPO and ORG/REPO:QUANTIZATION are repositories of the Hugging Face Hub.",
+		Example: "  rbee pull rbee-tiny\n  rbee pull ORG/REPO:Q4_K_M --name chat\n  rbee pull file:/models/some.gguf",
 		Args:    exactly("REF"),
 		ValidArgsFunction: first(a.names(func(ctx context.Context, c *client.Client) ([]string, error) {
 			items, err := c.Catalog(ctx, orElse(r.Hive, core.LocalHive), client.CatalogQuery{Kind: "model", Limit: 100})
@@ -225,6 +225,8 @@ func (a *app) pullCommand() *cobra.Command {
 			return a.show(m, func(w io.Writer) error { return a.writeModel(w, m, nil) })
 		})
 	})
+	cmd.Flags().StringVar(&r.Name, "name", "", "`NAME` for the model (default: one that says where it is from)")
+	_ = cmd.RegisterFlagCompletionFunc("name", cobra.NoFileCompletions)
 	cmd.Flags().BoolVar(&detach, "detach", false, "do not wait: show the job's id")
 	a.hiveFlag(cmd, &r.Hive, "", "`HIVE` to fetch it on (default: chosen)")
 	return cmd

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -178,7 +179,11 @@ func (q *fakeQueen) Submit(_ context.Context, r core.Request) (core.Job, error) 
 			return q.end(r)
 		case core.OpModelDownload:
 			run.Progress(core.Progress{Phase: "download rbee-tiny.gguf", Done: 2983680, Total: 2983680, Unit: "bytes"})
-			return operation.ModelGet.Ask(ctx, q, core.Request{Model: strings.TrimPrefix(r.Model, "builtin:")})
+			m, err := operation.ModelGet.Ask(ctx, q, core.Request{Model: strings.TrimPrefix(r.Model, "builtin:")})
+			m.ID = cmp.Or(r.Name, m.ID)
+			return m, err
+		case core.OpAliasSet, core.OpAliasRemove:
+			return q.changeAlias(r)
 		case core.OpModelDelete:
 			return q.deleteModel(r)
 		case core.OpStoreVerify:
@@ -235,6 +240,28 @@ func (q *fakeQueen) spawn(ctx context.Context, run *job.Run, r core.Request) (an
 	w := fakeWorker("w1", "rbee-tiny")
 	q.addWorker(w)
 	return core.SpawnResult{Worker: w, PID: 4242}, nil
+}
+
+func (q *fakeQueen) changeAlias(r core.Request) (any, error) {
+	was := core.Alias{Name: r.Name, Model: r.Model}
+	rest := slices.DeleteFunc(q.State().Aliases, func(a core.Alias) bool {
+		if a.Name == r.Name && r.Model == "" {
+			was = a
+		}
+		return a.Name == r.Name
+	})
+	if r.Operation == core.OpAliasSet {
+		m, err := q.Model(r.Model)
+		if err != nil {
+			return nil, err
+		}
+		was.Model = m.ID
+		rest = append(rest, was)
+	} else if was.Model == "" {
+		return nil, core.Errorf(core.NotFound, "there is no alias %q", r.Name).Hint("See all with `rbee alias list`.")
+	}
+	q.Change(func(s *fakecluster.State) { s.Aliases = rest })
+	return was, nil
 }
 
 func (q *fakeQueen) deleteModel(r core.Request) (any, error) {

@@ -353,8 +353,11 @@ func findWorker(ctx context.Context, c *client.Client, arg string) ([]core.Worke
 		return nil, err
 	}
 	id := arg
-	if m, merr := c.Model(ctx, arg); merr == nil {
+	switch m, merr := c.Model(ctx, arg); {
+	case merr == nil:
 		id = m.ID
+	case core.KindOf(merr) == core.Invalid: // of several models
+		return nil, merr
 	}
 	workers, werr := c.Workers(ctx)
 	if werr != nil {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/modelname"
 	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/setting"
 	"github.com/rbee-project/rbee/core/token"
@@ -28,6 +29,7 @@ type State struct {
 	Hives     []core.Hive // the first is core.LocalHive
 	Workers   []core.Worker
 	Models    []core.Model
+	Aliases   []core.Alias
 	Processes []core.Process
 	Binaries  []core.WorkerBinary
 	Items     []core.CatalogItem
@@ -89,8 +91,9 @@ func New(s State) *Cluster {
 		return c.Models(ctx)
 	})
 	operation.Answer(a, operation.ModelGet, func(_ context.Context, r core.Request) (core.Model, error) {
-		return find(c.State().Models, func(m core.Model) bool { return m.ID == r.Model || slices.Contains(m.Aliases, r.Model) }, "no model %q", r.Model)
+		return c.Model(r.Model)
 	})
+	operation.Answer(a, operation.AliasList, func(context.Context, core.Request) ([]core.Alias, error) { return c.State().Aliases, nil })
 	operation.Answer(a, operation.WorkerProcessList, func(_ context.Context, r core.Request) ([]core.Process, error) {
 		_, err := c.hive(r.Hive)
 		return c.State().Processes, err
@@ -127,6 +130,7 @@ func (c *Cluster) State() State {
 	defer c.mu.Unlock()
 	s := c.s
 	s.Hives, s.Workers, s.Models, s.Processes = slices.Clone(s.Hives), slices.Clone(s.Workers), slices.Clone(s.Models), slices.Clone(s.Processes)
+	s.Aliases = slices.Clone(s.Aliases)
 	s.Binaries, s.Items, s.Queens, s.Nodes = slices.Clone(s.Binaries), slices.Clone(s.Items), slices.Clone(s.Queens), slices.Clone(s.Nodes)
 	s.Tokens, s.Keys, s.Asked, s.Reads = slices.Clone(s.Tokens), slices.Clone(s.Keys), slices.Clone(s.Asked), slices.Clone(s.Reads)
 	return s
@@ -230,6 +234,19 @@ func (c *Cluster) Status(context.Context) (core.Status, error) {
 
 // Workers implements gateway.Cluster.
 func (c *Cluster) Workers(context.Context) ([]core.Worker, error) { return c.State().Workers, nil }
+
+// Model finds a model by any of its names.
+func (c *Cluster) Model(name string) (core.Model, error) {
+	s := c.State()
+	id, ok, err := modelname.Resolve(name, s.Models, s.Aliases)
+	if err != nil {
+		return core.Model{}, err
+	}
+	if !ok {
+		return core.Model{}, core.Errorf(core.NotFound, "no model %q", name).Hint("%sSee the list.", core.NearestHint(name, modelname.All(s.Models, s.Aliases)))
+	}
+	return find(s.Models, func(m core.Model) bool { return m.ID == id }, "no model %q", name)
+}
 
 // Models implements gateway.Cluster.
 func (c *Cluster) Models(context.Context) ([]core.Model, error) { return c.State().Models, nil }

@@ -27,9 +27,12 @@ import (
 
 // Placer chooses the hive for a request that names none.
 type Placer interface {
-	// Spawn chooses the hive for a worker_spawn, Download that for a model_download. live are the
-	// hives that are up.
-	Spawn(ctx context.Context, r core.Request, live []core.Hive) (string, error)
+	// Dealias returns the id of the model that the cluster has the name for; the name itself where
+	// it is no alias.
+	Dealias(name string) string
+	// Spawn chooses the hive for a worker_spawn, and returns what the model is called there;
+	// Download chooses that for a model_download. live are the hives that are up.
+	Spawn(ctx context.Context, r core.Request, live []core.Hive) (hive, model string, err error)
 	Download(ctx context.Context, r core.Request, live []core.Hive) (string, error)
 	// ReplicaContext returns the positions per slot of the model's workers; 0: it has none.
 	ReplicaContext(ctx context.Context, model string) int
@@ -82,8 +85,11 @@ func (d *Dispatcher) Submit(ctx context.Context, r core.Request) (core.Job, erro
 	var node string
 	if spec.Runs.OnQueen() {
 		node = cmp.Or(d.recall(ctx, r), d.opts.ID)
-	} else if node, err = d.choose(ctx, r); err != nil {
-		return core.Job{}, err
+	} else {
+		r.Model = d.placer.Dealias(r.Model) // hives do not know the registry's names
+		if node, r.Model, err = d.choose(ctx, r); err != nil {
+			return core.Job{}, err
+		}
 	}
 	if r.Operation == core.OpWorkerSpawn && r.ContextTokens == 0 {
 		r.ReplicaContext = d.placer.ReplicaContext(ctx, r.Model)
@@ -96,34 +102,36 @@ func (d *Dispatcher) Submit(ctx context.Context, r core.Request) (core.Job, erro
 	return d.SubmitTo(ctx, node, r)
 }
 
-// choose chooses the hive for a request that is not bound to a worker.
-func (d *Dispatcher) choose(ctx context.Context, r core.Request) (string, error) {
+// choose chooses the hive for a request that is not bound to a worker, and returns what its model,
+// if it has one, is called there.
+func (d *Dispatcher) choose(ctx context.Context, r core.Request) (node, model string, err error) {
 	if r.Hive != "" {
 		h, err := d.hives.Up(ctx, r.Hive)
 		if err == nil && h.Draining && r.Operation == core.OpWorkerSpawn {
 			err = core.Errorf(core.Conflict, "hive %s is draining: it gets no new worker", h.Name).Hint("Choose another hive, or end that: `rbee hive drain %s --undo`.", h.Name)
 		}
-		return h.ID, err
+		return h.ID, r.Model, err
 	}
 	if node := d.recall(ctx, r); node != "" {
-		return node, nil
+		return node, r.Model, nil
 	}
 	live, refused := d.hives.Live()
 	switch {
 	case len(live) == 0:
-		return "", hives.None(refused)
+		return "", "", hives.None(refused)
 	case r.Operation == core.OpWorkerSpawn:
 		return d.placer.Spawn(ctx, r, live)
 	case r.Operation == core.OpModelDownload:
-		return d.placer.Download(ctx, r, live)
+		node, err = d.placer.Download(ctx, r, live)
+		return node, r.Model, err
 	case len(live) == 1:
-		return live[0].ID, nil
+		return live[0].ID, r.Model, nil
 	}
 	var names []string
 	for _, h := range live {
 		names = append(names, h.Name)
 	}
-	return "", core.Errorf(core.Invalid, "%s must say on which of the %d hives", r.Operation, len(live)).Hint(
+	return "", "", core.Errorf(core.Invalid, "%s must say on which of the %d hives", r.Operation, len(live)).Hint(
 		`Set "hive" to one of %s.`, strings.Join(names, ", "))
 }
 

@@ -16,7 +16,8 @@ func TestStoredByName(t *testing.T) {
 		{Hive: core.Hive{ID: "h1"}, Value: []core.Model{{ID: "far"}, {ID: "near", Digest: "sha256:1"}}},
 		{Hive: core.Hive{ID: "h2"}, Value: []core.Model{{ID: "other"}}},
 	}
-	m, ok := stored(lists, "far")
+	m, ok, err := stored(lists, "far", nil)
+	must.NoError(t, err)
 	must.True(t, ok)
 	argument, served, ok := m.on("h1")
 	must.True(t, ok)
@@ -25,7 +26,8 @@ func TestStoredByName(t *testing.T) {
 	must.False(t, ok)
 	must.Eq(t, []string{"far"}, m.names()) // "other" has no digest either, and is another model
 
-	m, ok = stored(lists, "near")
+	m, ok, err = stored(lists, "near", nil)
+	must.NoError(t, err)
 	must.True(t, ok)
 	_, _, ok = m.on("h2")
 	must.True(t, ok)

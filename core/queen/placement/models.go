@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/modelname"
 	"github.com/rbee-project/rbee/core/operation"
 	"github.com/rbee-project/rbee/core/queen/hives"
 	"github.com/rbee-project/rbee/core/queen/liveness"
@@ -83,43 +84,39 @@ func (p *Placer) searchBuiltin(ctx context.Context, text string, limit int) ([]h
 	return hives.AskAll(ctx, p.hives, hives.SearchTimeout, told, hives.Asking(operation.CatalogSearch, search))
 }
 
-// find looks a model up by the name a client used: an id, else an alias, else the exact reference
-// of a stored model; and where no hive has it, the bare name of a model of the builtin source.
-// Errors: NotFound with the nearest names; Unavailable when a hive that may have it did not answer.
+// find looks a model up by the name a client used: any name of a stored model; and where no hive has
+// it, the bare name of a model of the builtin source. Errors: NotFound with the nearest names;
+// Invalid for a name of several models; Unavailable when a hive that may have it did not answer.
 func (p *Placer) find(ctx context.Context, name string) (knownModel, error) {
 	lists, problems, err := p.modelsOf(ctx)
 	if err != nil {
 		return knownModel{}, err
 	}
-	if m, ok := stored(lists, name); ok {
-		return m, nil
+	aliases := p.aliases()
+	if m, ok, err := stored(lists, name, aliases); ok || err != nil {
+		return m, err
 	}
-	offers, more, err := p.searchBuiltin(ctx, name, searchLimit)
+	bare := p.Dealias(name)
+	offers, more, err := p.searchBuiltin(ctx, bare, searchLimit)
 	if err != nil && ctx.Err() != nil {
 		return knownModel{}, err
 	}
 	problems = hives.Unique(append(problems, more...))
-	if m, ok := offered(offers, name); ok {
+	if m, ok := offered(offers, bare); ok {
 		return m, nil
 	}
 	for _, l := range lists {
-		for _, m := range l.Value {
-			if m.Damaged != "" && (m.ID == name || slices.Contains(m.Aliases, name) || m.Ref == name) {
-				return knownModel{}, core.Errorf(core.Unavailable, "model %q on hive %s is damaged: %s", name, l.Hive.Name, m.Damaged).Hint(
-					"Download it again with a job model_download of %q.", cmp.Or(m.Ref, m.ID))
-			}
+		if id, ok, _ := modelname.Resolve(name, l.Value, aliases); ok { // no sound one was found
+			m := l.Value[slices.IndexFunc(l.Value, func(m core.Model) bool { return m.ID == id })]
+			return knownModel{}, core.Errorf(core.Unavailable, "model %q on hive %s is damaged: %s", name, l.Hive.Name, m.Damaged).Hint(
+				"Download it again with a job model_download of %q.", cmp.Or(m.Ref, m.ID))
 		}
 	}
 	if len(problems) > 0 {
 		return knownModel{}, core.Errorf(core.Unavailable, "model %q is on no hive that answers; %s", name, strings.Join(problems, "; ")).Hint(
 			"Look at `rbee status`, and try again when these hives are back.")
 	}
-	var names []string
-	for _, l := range lists {
-		for _, m := range l.Value {
-			names = append(append(names, m.ID), m.Aliases...)
-		}
-	}
+	names := modelname.All(flat(lists), aliases)
 	everything, _, _ := p.searchBuiltin(ctx, "", nearestLimit) // only for a hint
 	for _, o := range append(offers, everything...) {
 		for _, item := range o.Value {
@@ -129,63 +126,67 @@ func (p *Placer) find(ctx context.Context, name string) (knownModel, error) {
 		}
 	}
 	err = core.Errorf(core.NotFound, "there is no model %q", name)
-	if strings.Contains(name, ":") {
+	if strings.Contains(name, ":") || modelname.IsRepository(name) {
 		return knownModel{}, core.WithHint(err, "%sA catalog reference is not fetched by a request for an answer: start it with `rbee worker spawn --model %s` first.",
 			core.NearestHint(name, names), name)
 	}
 	return knownModel{}, core.WithHint(err, "%sSee all with `rbee model list`.", core.NearestHint(name, names))
 }
 
-// stored finds a model in the hives' stores. An id on any hive comes before an alias on any, and
-// that before a reference. Models of the same files are one model: it has the first of their ids,
-// whichever was asked for, and workers with any of them serve it.
-func stored(lists []hives.Answer[[]core.Model], name string) (knownModel, bool) {
-	for _, is := range []func(core.Model) bool{
-		func(m core.Model) bool { return m.ID == name },
-		func(m core.Model) bool { return slices.Contains(m.Aliases, name) },
-		func(m core.Model) bool { return m.Ref == name },
-	} {
-		id := ""
-		for _, l := range lists {
-			for _, m := range l.Value {
-				if m.Damaged == "" && is(m) && (id == "" || m.ID < id) {
-					id = m.ID
-				}
+// flat returns the sound models of all hives.
+func flat(lists []hives.Answer[[]core.Model]) []core.Model {
+	var all []core.Model
+	for _, l := range lists {
+		for _, m := range l.Value {
+			if m.Damaged == "" {
+				all = append(all, m)
 			}
 		}
-		if id == "" {
-			continue
-		}
-		files := map[string]bool{}
-		for _, l := range lists {
-			for _, m := range l.Value {
-				if m.ID == id && m.Damaged == "" && m.Digest != "" {
-					files[fileDigests(m)] = true
-				}
-			}
-		}
-		k := knownModel{id: id, argument: id, stored: map[string]string{}}
-		for _, l := range lists {
-			for _, m := range l.Value {
-				if m.Damaged == "" && (m.ID == id || files[fileDigests(m)]) {
-					k.id = min(k.id, m.ID)
-					if have, ok := k.stored[l.Hive.ID]; !ok || have != id && (m.ID == id || m.ID < have) {
-						k.stored[l.Hive.ID] = m.ID
-					}
-					k.sizeBytes, k.estimateBytes = max(k.sizeBytes, m.SizeBytes), max(k.estimateBytes, m.EstimateBytes)
-				}
-			}
-		}
-		k.argument = k.id
-		if len(files) == 0 { // it has no files: only where it is offered can it be started
-			k.offered = map[string]bool{}
-			for hive := range k.stored {
-				k.offered[hive] = true
-			}
-		}
-		return k, true
 	}
-	return knownModel{}, false
+	return all
+}
+
+// stored finds a model in the hives' stores, by the rules of modelname.Resolve over all of them.
+// Models of the same files are one model: it has the first of their ids, whichever was asked for,
+// and workers with any of them serve it. Errors: Invalid for a name of several models.
+func stored(lists []hives.Answer[[]core.Model], name string, aliases []core.Alias) (knownModel, bool, error) {
+	id, ok, err := modelname.Resolve(name, flat(lists), aliases)
+	if !ok {
+		return knownModel{}, false, err
+	}
+	files := map[string]bool{}
+	ref := ""
+	for _, l := range lists {
+		for _, m := range l.Value {
+			if m.ID == id && m.Damaged == "" && m.Digest != "" {
+				files[fileDigests(m)] = true
+				ref = cmp.Or(ref, m.Ref)
+			}
+		}
+	}
+	k := knownModel{id: id, stored: map[string]string{}}
+	for _, l := range lists {
+		for _, m := range l.Value {
+			if m.Damaged == "" && (m.ID == id || files[fileDigests(m)]) {
+				k.id = min(k.id, m.ID)
+				if have, ok := k.stored[l.Hive.ID]; !ok || have != id && (m.ID == id || m.ID < have) {
+					k.stored[l.Hive.ID] = m.ID
+				}
+				k.sizeBytes, k.estimateBytes = max(k.sizeBytes, m.SizeBytes), max(k.estimateBytes, m.EstimateBytes)
+			}
+		}
+	}
+	k.argument = k.id
+	if _, hub := modelname.Repository(id); ref != "" && k.id == id && (hub || modelname.Clean(modelname.Origin(ref)) == id) {
+		k.argument = ref // a hive that fetches it will call it the same
+	}
+	if len(files) == 0 { // it has no files: only where it is offered can it be started
+		k.offered = map[string]bool{}
+		for hive := range k.stored {
+			k.offered[hive] = true
+		}
+	}
+	return k, true, nil
 }
 
 // fileDigests identifies a model by its files, in their order.
@@ -199,17 +200,64 @@ func fileDigests(m core.Model) string {
 
 // offered finds a model of the builtin source by its bare name.
 func offered(offers []hives.Answer[[]core.CatalogItem], name string) (knownModel, bool) {
-	k := knownModel{id: name, offered: map[string]bool{}}
-	for _, o := range offers {
-		for _, item := range o.Value {
-			if item.Name == name && item.Kind == kindModel && strings.HasPrefix(item.Ref, builtinSource) && (k.argument == "" || k.argument == item.Ref) {
-				k.argument = item.Ref
-				k.offered[o.Hive.ID] = true
-				k.sizeBytes = max(k.sizeBytes, item.SizeBytes)
+	for _, equal := range []func(a, b string) bool{func(a, b string) bool { return a == b }, strings.EqualFold} {
+		k := knownModel{offered: map[string]bool{}}
+		for _, o := range offers {
+			for _, item := range o.Value {
+				if equal(item.Name, name) && item.Kind == kindModel && strings.HasPrefix(item.Ref, builtinSource) && (k.argument == "" || k.argument == item.Ref) {
+					k.id, k.argument = item.Name, item.Ref
+					k.offered[o.Hive.ID] = true
+					k.sizeBytes = max(k.sizeBytes, item.SizeBytes)
+				}
 			}
 		}
+		if k.argument != "" {
+			return k, true
+		}
 	}
-	return k, k.argument != ""
+	return knownModel{}, false
+}
+
+func (p *Placer) aliases() []core.Alias { return p.registry.View().Aliases(nil) }
+
+// Dealias returns the id of the model that the cluster has the name for; the name itself where it
+// is no alias.
+func (p *Placer) Dealias(name string) string {
+	if a, ok := p.registry.View().Alias(nil, name); ok {
+		return a.Model
+	}
+	for _, a := range p.aliases() {
+		if strings.EqualFold(a.Name, name) {
+			return a.Model
+		}
+	}
+	return name
+}
+
+// Target returns the id of the model that a name means, one of the builtin source included. Errors:
+// those of find.
+func (p *Placer) Target(ctx context.Context, name string) (string, error) {
+	m, err := p.find(ctx, name)
+	return m.id, err
+}
+
+// Model returns a model of the cluster by any of its names, also a damaged one. Errors: NotFound with
+// the nearest names, Invalid for a name of several models.
+func (p *Placer) Model(ctx context.Context, name string) (core.Model, error) {
+	models, _, err := p.Models(ctx)
+	if err != nil {
+		return core.Model{}, err
+	}
+	aliases := p.aliases()
+	id, ok, err := modelname.Resolve(name, models, aliases)
+	if err != nil {
+		return core.Model{}, err
+	}
+	if !ok {
+		return core.Model{}, core.Errorf(core.NotFound, "no hive has a model %.200q", name).Hint(
+			"%sList the models to see what there is.", core.NearestHint(name, modelname.All(models, aliases)))
+	}
+	return models[slices.IndexFunc(models, func(m core.Model) bool { return m.ID == id })], nil
 }
 
 // Models lists the models of all hives that answer, each once, and says which did not. Errors:
@@ -244,6 +292,11 @@ func (p *Placer) Models(ctx context.Context) ([]core.Model, []string, error) {
 			if w.State == core.WorkerReady {
 				m.Capabilities = m.Capabilities.With(w.Capabilities)
 			}
+		}
+	}
+	for _, a := range p.aliases() {
+		if m, ok := merged[a.Model]; ok {
+			m.Aliases = append(m.Aliases, a.Name)
 		}
 	}
 	models := make([]core.Model, 0, len(merged))

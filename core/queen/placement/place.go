@@ -73,23 +73,28 @@ func (p *Placer) place(d sched.Demand, m knownModel, among []core.Hive, refused 
 		"Look at `rbee status`, and at `rbee plugin list` on the hives.")
 }
 
-// Spawn chooses the hive for a worker_spawn that names none. Only the hive can judge what the
-// request asks beyond the model's own size.
-func (p *Placer) Spawn(ctx context.Context, r core.Request, live []core.Hive) (string, error) {
+// Spawn chooses the hive for a worker_spawn that names none, and returns what the model is called
+// there. Only the hive can judge what the request asks beyond the model's own size.
+func (p *Placer) Spawn(ctx context.Context, r core.Request, live []core.Hive) (hive, model string, err error) {
 	if len(live) == 1 && !live[0].Draining {
-		return live[0].ID, nil // it says better itself why it cannot
+		return live[0].ID, r.Model, nil // it says better itself why it cannot
 	}
 	lists, _, err := p.modelsOf(ctx)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	m, ok := stored(lists, r.Model)
+	m, ok, err := stored(lists, r.Model, p.aliases())
+	if err != nil {
+		return "", "", err
+	}
 	if !ok {
-		m = knownModel{id: r.Model}
+		m = knownModel{id: r.Model, argument: r.Model}
 	}
 	_, refused := p.hives.Live()
 	typ, _, _ := strings.Cut(r.Type, "@")
-	return p.place(sched.Demand{Model: r.Model, Type: typ, Device: r.Device}, m, live, refused)
+	hive, err = p.place(sched.Demand{Model: r.Model, Type: typ, Device: r.Device}, m, live, refused)
+	model, _, _ = m.on(hive)
+	return hive, model, err
 }
 
 // ReplicaContext returns the positions per slot that a further worker with the model gets where
@@ -127,7 +132,7 @@ func (p *Placer) Download(ctx context.Context, r core.Request, live []core.Hive)
 	if err != nil {
 		return "", err
 	}
-	m, ok := stored(lists, r.Model)
+	m, ok, _ := stored(lists, r.Model, p.aliases()) // of several the hive may fetch one more
 	for _, h := range live {
 		if ok && m.has(h.ID) {
 			return h.ID, nil

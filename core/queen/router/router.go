@@ -93,11 +93,11 @@ func New(o Options) *Router {
 // scheduler chooses, once per model however many requests wait. A start outlasts the requests that
 // wait for it: the next one finds the worker.
 //
-// A model is known by its id, an alias, or the exact reference of a stored one, and by the bare
-// name of a model of the builtin source. A reference to another source is not fetched for a
-// request: that takes a model_download or worker_spawn.
+// A model is known by any of its names (see modelname.Resolve), and one of the builtin source by its
+// bare name. A reference to another source is not fetched for a request: that takes a
+// model_download or worker_spawn.
 //
-// Errors: Invalid without a model; NotFound for an unknown model, with the nearest names;
+// Errors: Invalid without a model, and for a name of several models; NotFound for an unknown model, with the nearest names;
 // Unavailable or TooLarge when no worker can be had, with the reason per hive; Overloaded when the
 // hive says so; Cancelled and DeadlineExceeded of ctx, and DeadlineExceeded after the query's
 // patience.
@@ -108,6 +108,14 @@ func (r *Router) Route(ctx context.Context, q inference.Query) (inference.Lease,
 	found, refused, waitFor := r.candidates(nil, q.Model, &q)
 	if len(found) > 0 {
 		return r.lease(found, refused), nil // the case of nearly every request
+	}
+	if len(refused) == 0 {
+		if a, ok := r.opts.Registry.View().Alias(nil, q.Model); ok {
+			q.Model = a.Model
+			if found, refused, waitFor = r.candidates(nil, q.Model, &q); len(found) > 0 {
+				return r.lease(found, refused), nil
+			}
+		}
 	}
 	none := inference.Lease{Refused: refusals(refused)}
 	if lack := lacking(refused); lack != "" && waitFor == waitNothing {
