@@ -103,7 +103,7 @@ func (p *Placer) Spawn(ctx context.Context, r core.Request, live []core.Hive) (h
 func (p *Placer) ReplicaContext(ctx context.Context, model string) int {
 	names := []string{model}
 	if lists, _, err := p.modelsOf(ctx); err == nil {
-		if m, ok := stored(lists, model); ok {
+		if m, ok, _ := stored(lists, model, p.aliases()); ok {
 			names = m.names()
 		}
 	}
