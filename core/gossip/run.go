@@ -102,6 +102,17 @@ func (p *Pool) config() *memberlist.Config {
 	return c
 }
 
+// announce tells the others what this node says of itself now. memberlist v0.7.0 numbers its
+// broadcasts anew whenever its queue is empty, so that one may take the place of another of the same
+// length; UpdateNode then waits in vain. What is lost three times comes with the next full exchange.
+func announce(ctx context.Context, list *memberlist.Memberlist) {
+	for range 3 {
+		if ctx.Err() != nil || list.UpdateNode(probeInterval) == nil {
+			return
+		}
+	}
+}
+
 // work does what callbacks must not do, and periodic work, until ctx ends or this node moves.
 func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<- struct{}) (moved bool) {
 	tick := time.NewTicker(5 * time.Second)
@@ -130,8 +141,7 @@ func (p *Pool) work(ctx context.Context, list *memberlist.Memberlist, kick chan<
 		}
 		step := p.stepKeys()
 		if update {
-			// It fails when no node hears it in time; they will, at the next full exchange.
-			_ = list.UpdateNode(probeInterval)
+			announce(ctx, list)
 		}
 		select {
 		case <-ctx.Done():
