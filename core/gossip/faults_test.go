@@ -184,7 +184,7 @@ func TestGarbageLosesNobody(t *testing.T) {
 		mu.Lock()
 		replay := append([][]byte(nil), recorded...)
 		mu.Unlock()
-		for i := range 20_000 {
+		for i := range 5_000 {
 			junk := bytes.Repeat([]byte{byte(i), byte(i >> 8), byte(i * 7)}, i%400)
 			if i%2 == 0 {
 				junk = append(append([]byte(nil), label...), junk...)
