@@ -226,13 +226,14 @@ func TestHandleFlippedBit(t *testing.T) {
 
 func TestRetirementGoesOnUnderTheNextAgent(t *testing.T) {
 	t.Parallel()
-	const slow = `
+	gate := filepath.Join(t.TempDir(), "gate")
+	slow := fmt.Sprintf(`
 worker "slow" {
   plugin = "rbee-worker-fake"
   config {
-    token_delay = "300ms"
+    last_token = %q
   }
-}`
+}`, gate)
 	a := run(t, setup{workers: slow, keep: true})
 	w := a.spawn("slow")
 	type answer struct {
@@ -266,7 +267,13 @@ worker "slow" {
 	})
 	a.stop()
 	b := run(t, setup{workers: slow, dir: a.dir})
-	must.Eq(t, core.WorkerRetiring, b.queen.workers()[0].State)
+	b.told(patience, func(list []core.Worker) error {
+		if len(list) != 1 || list[0].State != core.WorkerRetiring {
+			return fmt.Errorf("told of %+v", list)
+		}
+		return nil
+	})
+	must.NoError(t, os.WriteFile(gate, nil, 0o600))
 	got := <-answers
 	must.NoError(t, got.err)
 	must.Eq(t, 10, len(strings.Fields(got.text)))

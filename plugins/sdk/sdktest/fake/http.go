@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
@@ -237,12 +238,30 @@ func (w *Worker) streamAnswer(ctx context.Context, rw http.ResponseWriter, a ans
 	_ = events.Done() // the client may be gone
 }
 
+// awaitFile waits until there is a file of that name. An empty name waits for nothing.
+func awaitFile(ctx context.Context, name string) error {
+	for name != "" {
+		if _, err := os.Stat(name); err == nil {
+			return nil
+		}
+		if err := sleep(ctx, 10*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // generate emits the words with the configured delays and accidents.
 func (w *Worker) generate(ctx context.Context, words []string, emit func(string) error) error {
 	c := w.knobs()
 	for i, word := range words {
 		if err := sleep(ctx, c.tokenDelay); err != nil {
 			return err
+		}
+		if i == len(words)-1 {
+			if err := awaitFile(ctx, c.LastToken); err != nil {
+				return err
+			}
 		}
 		if c.FailAfterTokens > 0 && i == c.FailAfterTokens {
 			return fmt.Errorf("failed after %d tokens, as configured", i)

@@ -52,6 +52,7 @@ var _ worker.Backend = (*Worker)(nil)
 // workerConfig is the config block, decoded.
 type workerConfig struct {
 	TokenDelay       string         `json:"token_delay"`
+	LastToken        string         `json:"last_token"`
 	LoadTime         string         `json:"load_time"`
 	Tokens           int            `json:"tokens"`
 	FailStart        string         `json:"fail_start"`
@@ -111,6 +112,7 @@ func (w *Worker) Schema(context.Context) (sdk.Schema, error) {
 	return sdk.Schema{
 		Attributes: []sdk.Attribute{
 			attr("token_delay", "string", `"0s"`, "Time before every token."),
+			attr("last_token", "string", `""`, "A file: the last token waits until it is there."),
 			attr("load_time", "string", `"0s"`, "Time that loading takes, reported in ten steps."),
 			attr("tokens", "number", "0", "Tokens of every answer. 0: as many as the prompt has words."),
 			attr("fail_start", "string", `""`, "Fails Start with this message."),
