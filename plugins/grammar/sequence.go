@@ -10,8 +10,8 @@ import (
 	"unicode/utf8"
 )
 
-// Part describes a piece of a text in which fixed texts and JSON alternate. Literal, JSON, Regex,
-// Until, Sequence, OneOf and Repeat make parts; CompileParts compiles one. The zero Part is the empty
+// Part describes a piece of a text in which fixed texts and JSON alternate. Literal, JSON, Text,
+// Regex, Until, Sequence, OneOf and Repeat make parts; CompileParts compiles one. The zero Part is the empty
 // text.
 type Part struct {
 	kind     partKind
@@ -30,6 +30,7 @@ const (
 	partUntil
 	partOneOf
 	partRepeat
+	partText
 )
 
 // Literal is a fixed text. It must be valid UTF-8.
@@ -51,6 +52,12 @@ func Until(markers ...string) Part {
 		p.parts = append(p.parts, Literal(m))
 	}
 	return p
+}
+
+// Text is the characters of a string that satisfies schema, without quotes and escapes, and that each
+// of also allows as well: those are made by Regex and Until.
+func Text(schema []byte, also ...Part) Part {
+	return Part{kind: partText, text: string(schema), parts: also}
 }
 
 // Sequence is parts one behind the other.
@@ -119,27 +126,10 @@ func (b *partBuilder) build(p Part, next *ruleState) (*ruleState, error) {
 			return nil, err
 		}
 		return b.rules.state(ruleState{kind: rJSON, node: node, next: next})
-	case partUntil:
-		set := b.g.set
-		var texts []rx
-		for _, m := range p.parts {
-			if m.text == "" || !utf8.ValidString(m.text) {
-				return nil, fmt.Errorf("marker %q is empty or not valid UTF-8", m.text)
-			}
-			if b.left -= len(m.text); b.left < 0 {
-				return nil, fmt.Errorf("parts are larger than %d bytes", b.g.opts.maxBytes())
-			}
-			texts = append(texts, set.not(set.concat(rxAll, set.concat(set.literal(m.text), rxAll))))
-		}
-		q := set.and(texts...)
-		if len(texts) == 0 {
-			q = rxAll
-		}
-		return b.rules.state(ruleState{kind: rText, class: q, next: next})
-	case partRegex:
-		q, err := b.g.set.parseWholeRegex(p.text)
+	case partText, partUntil, partRegex:
+		q, err := b.expression(p)
 		if err == nil && !b.g.set.alive(q) {
-			err = errors.New("no text matches the expression of a part")
+			err = errors.New("no text satisfies a part")
 		}
 		if err != nil {
 			return nil, err
@@ -160,6 +150,45 @@ func (b *partBuilder) build(p Part, next *ruleState) (*ruleState, error) {
 		return b.rules.state(split)
 	}
 	return b.repeat(p, next)
+}
+
+// expression returns the texts of a part that has neither JSON nor other parts in a sequence.
+func (b *partBuilder) expression(p Part) (rx, error) {
+	set := b.g.set
+	switch p.kind {
+	case partRegex:
+		return set.parseWholeRegex(p.text)
+	case partUntil:
+		q := rxAll
+		for _, m := range p.parts {
+			if m.text == "" || !utf8.ValidString(m.text) {
+				return 0, fmt.Errorf("marker %q is empty or not valid UTF-8", m.text)
+			}
+			if b.left -= len(m.text); b.left < 0 {
+				return 0, fmt.Errorf("parts are larger than %d bytes", b.g.opts.maxBytes())
+			}
+			q = set.and(q, set.not(set.concat(rxAll, set.concat(set.literal(m.text), rxAll))))
+		}
+		return q, nil
+	case partText:
+		n, err := b.schema(p.text)
+		if err != nil {
+			return 0, err
+		}
+		q := n.str
+		if q != rxNone {
+			q = set.bounded(q, n.length)
+		}
+		for _, x := range p.parts {
+			more, err := b.expression(x)
+			if err != nil {
+				return 0, err
+			}
+			q = set.and(q, more)
+		}
+		return q, nil
+	}
+	return 0, errors.New("a part is not a text")
 }
 
 func (b *partBuilder) literal(text string, next *ruleState) (*ruleState, error) {

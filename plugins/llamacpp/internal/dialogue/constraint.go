@@ -98,7 +98,12 @@ func (f *Format) Constrain(ctx context.Context, tools []Tool, choice Choice) (*C
 		if err != nil {
 			return nil, &ToolError{i, err}
 		}
-		b.calls = append(b.calls, b.call(&tools[i], schema))
+		b.strict = tools[i].Strict
+		call, err := b.call(&tools[i], schema)
+		if err != nil {
+			return nil, &ToolError{i, err}
+		}
+		b.calls = append(b.calls, call)
 		b.names = append(b.names, tools[i].Name)
 	}
 	c := &Constraint{parallel: choice.Parallel}
@@ -234,6 +239,8 @@ type callWriter struct {
 	calls []grammar.Part // by tool, without what stands around them
 	args  []grammar.Part // by tool
 	names []string
+
+	strict bool // what cannot be guaranteed of the current tool is an error
 }
 
 // section is what follows the opening marker.
@@ -340,20 +347,43 @@ func (b *callWriter) objectHead(name string) string {
 func (b *callWriter) arguments(i int) grammar.Part { return b.args[i] }
 
 // call is a call of a tool, without what stands around calls.
-func (b *callWriter) call(t *Tool, schema json.RawMessage) grammar.Part {
+func (b *callWriter) call(t *Tool, schema json.RawMessage) (grammar.Part, error) {
 	args := grammar.JSON(schema)
 	b.args = append(b.args, args)
 	name := t.Name
+	if b.f.syntax == xmlCalls {
+		return b.xmlCall(name, schema)
+	}
+	return b.otherCall(name, schema, args), nil
+}
+
+// xmlCall is a call whose arguments stand between markers.
+func (b *callWriter) xmlCall(name string, schema json.RawMessage) (grammar.Part, error) {
 	lit := grammar.Literal
+	inner, after := "", "\n"
+	var head grammar.Part
 	switch b.f.Name {
 	case "qwen-coder", "seed-oss":
-		return grammar.Sequence(lit("<function="+name+">\n"), b.params(schema, "\n", "\n"), lit("</function>"))
+		head, inner = lit("<function="+name+">\n"), "\n"
 	case "minimax-m2":
-		return grammar.Sequence(lit(`<invoke name="`+name+`">`+"\n"), b.params(schema, "", "\n"), lit("</invoke>\n"))
+		head = lit(`<invoke name="` + name + `">` + "\n")
 	case "deepseek-v3.2":
-		return grammar.Sequence(lit(`<｜DSML｜invoke name="`+name+`">`+"\n"), b.params(schema, "", "\n"), lit("</｜DSML｜invoke>\n"))
+		head = lit(`<｜DSML｜invoke name="` + name + `">` + "\n")
 	case "glm-4":
-		return grammar.Sequence(lit(name), grammar.Regex(`\n?`), b.params(schema, "", ""), lit("</tool_call>"))
+		head, after = grammar.Sequence(lit(name), grammar.Regex(`\n?`)), ""
+	}
+	params, err := b.params(schema, inner, after)
+	end := b.f.callClose
+	if b.f.Name == "minimax-m2" || b.f.Name == "deepseek-v3.2" {
+		end += "\n"
+	}
+	return grammar.Sequence(head, params, lit(end)), err
+}
+
+// otherCall is a call in the other notations.
+func (b *callWriter) otherCall(name string, schema json.RawMessage, args grammar.Part) grammar.Part {
+	lit := grammar.Literal
+	switch b.f.Name {
 	case "functionary-v3.1":
 		return grammar.Sequence(lit(name+">"), args, lit("</function>"))
 	case "functionary-v3.2", "functionary-v2":
@@ -389,7 +419,6 @@ type property struct {
 	schema   json.RawMessage // with the definitions that it may refer to
 	required bool
 	types    typeSet
-	values   []string // of an enumeration of strings
 }
 
 // properties returns the arguments of a schema in their order, or false where it says more than
@@ -407,7 +436,7 @@ func properties(schema json.RawMessage) ([]property, bool) {
 	}
 	for key := range s.Rest {
 		switch key {
-		case "type", "properties", "required", "additionalProperties", "$defs", "definitions", "description", "title", "$schema", "strict", "default", "examples":
+		case "type", "properties", "required", "additionalProperties", "$defs", "definitions", "description", "title", "$schema", "$id", "$comment", "strict", "default", "examples", "deprecated", "readOnly", "writeOnly":
 		default:
 			return nil, false
 		}
@@ -431,13 +460,6 @@ func properties(schema json.RawMessage) ([]property, bool) {
 		p := property{name: name, schema: raw, required: slices.Contains(s.Required, name), types: tool.typesOf(name)}
 		var m map[string]json.RawMessage
 		if json.Unmarshal(raw, &m) == nil {
-			if p.types == tString && len(m["enum"]) > 0 && json.Unmarshal(m["enum"], &p.values) != nil {
-				p.values = nil
-			}
-			var one string
-			if len(m["const"]) > 0 && json.Unmarshal(m["const"], &one) == nil {
-				p.values = []string{one}
-			}
 			if m["$defs"] == nil && s.Defs != nil {
 				m["$defs"] = s.Defs
 			}
@@ -456,34 +478,32 @@ func properties(schema json.RawMessage) ([]property, bool) {
 	return out, true
 }
 
-// params is arguments between markers: open and close stand between a value and its markers, after
-// stands behind each argument.
-func (b *callWriter) params(schema json.RawMessage, inner, after string) grammar.Part {
+// errNested says what a format cannot write of a strict tool.
+var errNested = &grammar.Error{Reason: "this model writes arguments one by one, so that only the properties of the parameters can be constrained, by names without spaces or quotes, and which are required"}
+
+// params is arguments between markers: inner stands between a value and its markers, after behind
+// each argument.
+func (b *callWriter) params(schema json.RawMessage, inner, after string) (grammar.Part, error) {
 	f := b.f
 	lit := grammar.Literal
 	list, ok := properties(schema)
 	if !ok {
-		one := grammar.Sequence(lit(f.paramOpen), grammar.Regex(`[^<>\n"]{1,64}`), lit(f.keyEnds[0]+f.valueOpen+inner), grammar.Until(inner+f.paramClose), lit(inner+f.paramClose+after))
-		return grammar.Repeat(one, 0, -1)
+		if b.strict {
+			return grammar.Part{}, errNested
+		}
+		one := grammar.Sequence(lit(f.paramOpen), grammar.Regex(`[^<>\n"]{1,64}`), lit(f.keyEnds[0]+f.valueOpen+inner), grammar.Until(f.paramClose), lit(inner+f.paramClose+after))
+		return grammar.Repeat(one, 0, -1), nil
 	}
 	var out []grammar.Part
 	for _, p := range list {
 		end := f.keyEnds[0]
-		if f.Name == "deepseek-v3.2" && p.types != tString {
+		typed := f.Name == "deepseek-v3.2" && p.types != tString // the marker says that it is JSON
+		if typed {
 			end = f.keyEnds[1]
 		}
-		var value grammar.Part
-		switch {
-		case p.values != nil && !slices.ContainsFunc(p.values, func(v string) bool { return strings.Contains(v, f.paramClose) }):
-			var choices []grammar.Part
-			for _, v := range p.values {
-				choices = append(choices, lit(v))
-			}
-			value = grammar.OneOf(choices...)
-		case p.types != 0 && p.types&tString == 0 || f.Name == "deepseek-v3.2" && p.types != tString:
-			value = b.value(p)
-		default:
-			value = grammar.Until(inner + f.paramClose)
+		value, err := b.argument(p, typed, inner)
+		if err != nil {
+			return grammar.Part{}, err
 		}
 		gap := lit("")
 		last := lit(after)
@@ -496,15 +516,86 @@ func (b *callWriter) params(schema json.RawMessage, inner, after string) grammar
 		}
 		out = append(out, one)
 	}
-	return grammar.Sequence(out...)
+	return grammar.Sequence(out...), nil
 }
 
-// value is the JSON of an argument.
-func (b *callWriter) value(p property) grammar.Part {
-	if _, err := grammar.Compile(p.schema, grammar.Options{}); err != nil { // it refers to what is elsewhere
-		return grammar.JSON([]byte("true"))
+// argument is a value between markers: JSON, or the text of a string, which the parser tells apart
+// by the types that the schema allows.
+func (b *callWriter) argument(p property, typed bool, inner string) (grammar.Part, error) {
+	if typed || p.types != 0 && p.types&tString == 0 {
+		if _, err := grammar.Compile(p.schema, grammar.Options{}); err != nil { // it refers to what is elsewhere
+			if b.strict {
+				return grammar.Part{}, err
+			}
+			return grammar.JSON([]byte("true")), nil
+		}
+		return grammar.JSON(p.schema), nil
 	}
-	return grammar.JSON(p.schema)
+	also := []grammar.Part{grammar.Until(b.f.paramClose)}
+	if b.f.lines && inner == "" { // the parser drops line breaks at both ends
+		also = append(also, grammar.Regex(`(?!\n)[\s\S]*`), grammar.Regex(`(?![\s\S]*\n$)[\s\S]*`))
+	}
+	var list []grammar.Part
+	if p.types != 0 && p.types != tString {
+		also = append(also, grammar.Regex(`(?!`+readAsJSON(p.types)+`)[\s\S]*`))
+		if others := grammar.JSON(withoutStrings(p.schema)); compiles(others) == nil {
+			list = append(list, others)
+		}
+	}
+	text := grammar.Text(p.schema, also...)
+	switch err := compiles(text); {
+	case err == nil:
+		list = append(list, text)
+	case len(list) > 0:
+	case b.strict:
+		return grammar.Part{}, err
+	default:
+		return grammar.Until(b.f.paramClose), nil
+	}
+	return grammar.OneOf(list...), nil
+}
+
+func compiles(p grammar.Part) error {
+	_, err := grammar.CompileParts(p, grammar.Options{})
+	return err
+}
+
+// readAsJSON returns an expression of the texts that the parser takes for a value of one of types
+// rather than for a string, and of some more.
+func readAsJSON(types typeSet) string {
+	const space = `[\s\u0085]*`
+	var words, starts []string
+	if types&tNull != 0 {
+		words = append(words, "null", "None")
+	}
+	if types&tBool != 0 {
+		words = append(words, "true", "false", "True", "False")
+	}
+	if types&(tInteger|tNumber) != 0 {
+		starts = append(starts, "[-0-9]")
+	}
+	if types&tArray != 0 {
+		starts = append(starts, `\[`)
+	}
+	if types&tObject != 0 {
+		starts = append(starts, `\{`)
+	}
+	if words != nil {
+		starts = append(starts, "(?:"+strings.Join(words, "|")+")"+space+"$")
+	}
+	return space + "(?:" + strings.Join(starts, "|") + ")"
+}
+
+// withoutStrings returns a schema that allows what schema, an object, allows but strings.
+func withoutStrings(schema json.RawMessage) json.RawMessage {
+	var m map[string]json.RawMessage
+	var all []json.RawMessage
+	if json.Unmarshal(schema, &m) != nil || m["allOf"] != nil && json.Unmarshal(m["allOf"], &all) != nil {
+		return json.RawMessage("false")
+	}
+	m["allOf"], _ = json.Marshal(append(all, json.RawMessage(`{"not":{"type":"string"}}`))) // it was JSON
+	out, _ := json.Marshal(m)
+	return out
 }
 
 // keywords is the arguments as Python writes them. It reports false for what is not that simple.

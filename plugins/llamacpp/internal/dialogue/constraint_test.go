@@ -83,9 +83,6 @@ func checkCalls(t *testing.T, f *Format, text string, opened bool) *answer {
 		if schema == nil {
 			schema = []byte(empty)
 		}
-		if f.syntax == xmlCalls || f.syntax == pythonCalls || f.syntax == gemmaCalls { // lengths of texts between markers are free
-			schema = []byte(strings.ReplaceAll(string(schema), `,"maxLength":3`, ""))
-		}
 		g, err := grammar.Compile(schema, grammar.Options{Whitespace: grammar.AnyWhitespace, Order: grammar.AnyOrder})
 		must.NoError(t, err)
 		must.True(t, g.Accepts([]byte(c.args)), must.Sprintf("%s of %q", c.args, text))
@@ -131,6 +128,72 @@ func TestRequired(t *testing.T) {
 				}
 				must.Positive(t, finished)
 			})
+		}
+	}
+}
+
+// A strict tool's strings keep what the schema says of them, in families too that write them as they
+// are between markers.
+func TestStrictStrings(t *testing.T) {
+	t.Parallel()
+	tool := []Tool{{Name: "f", Strict: true, Parameters: []byte(`{"type":"object","properties":{
+		"code":{"type":"string","pattern":"^[a-c]{2,3}$"},"long":{"type":"string","minLength":2,"maxLength":3},"maybe":{"type":["string","null"],"maxLength":2},
+		"mixed":{"anyOf":[{"type":"string","maxLength":2},{"type":"integer","minimum":5,"maximum":7}]},"kind":{"enum":["x","</parameter>","12",3,null]},"free":{"maxLength":2},
+		"not":{"type":"string","maxLength":2,"not":{"const":"a"}},"ref":{"$ref":"#/$defs/r"}},
+		"required":["code","long","maybe","mixed","kind","free","not","ref"],"additionalProperties":false,"$defs":{"r":{"type":"string","enum":["1","null"]}}}`)}}
+	whole, err := grammar.Compile(tool[0].Parameters, grammar.Options{Whitespace: grammar.AnyWhitespace, Order: grammar.AnyOrder})
+	must.NoError(t, err)
+	for name, f := range formats {
+		if f.syntax != xmlCalls {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := format(name)
+			rng := rand.New(rand.NewPCG(7, 8))
+			v := callVocabulary(f)
+			c, err := f.Constrain(t.Context(), tool, Choice{Required: true})
+			must.NoError(t, err)
+			finished := 0
+			for round := 0; round < 8 || round < 60 && finished == 0; round++ {
+				text, done := speakRandomly(t, rng, v, f.NewGuard(v, c, false, 5), "")
+				if !done {
+					continue
+				}
+				finished++
+				a := parse(t, f, Options{Tools: tool, Calls: true}, text)
+				must.SliceLen(t, 1, a.calls, must.Sprintf("%q", text))
+				must.True(t, whole.Accepts([]byte(a.calls[0].args)), must.Sprintf("%s of %q", a.calls[0].args, text))
+			}
+			must.Positive(t, finished)
+		})
+	}
+}
+
+// What a family cannot guarantee of a strict tool is refused, and given up for others.
+func TestStrictRefused(t *testing.T) {
+	t.Parallel()
+	for schema, keyword := range map[string]string{
+		`{"type":"object","properties":{"a":{"type":"string"}},"minProperties":1}`:                                  "",
+		`{"type":"object","additionalProperties":{"type":"integer"},"patternProperties":{"^x":{"type":"integer"}}}`: "",
+		`{"type":"object","properties":{"a b":{"type":"string"}}}`:                                                  "",
+		`{"type":"object","properties":{"a":{"type":"string","const":"</arg_value>"}},"required":["a"]}`:            "",
+		`{"type":"object","properties":{"a":{"type":"string","pattern":"(?<=x)y"}}}`:                                "pattern",
+	} {
+		tool := []Tool{{Name: "f", Strict: true, Parameters: []byte(schema)}}
+		_, err := format("glm-4").Constrain(t.Context(), tool, Choice{Required: true})
+		_, ok := errors.AsType[*ToolError](err)
+		must.True(t, ok, must.Sprint(schema, err))
+		_, found, _, ok := Explain(err)
+		must.True(t, ok)
+		must.Eq(t, keyword, found)
+		tool[0].Strict = false
+		_, err = format("glm-4").Constrain(t.Context(), tool, Choice{Required: true})
+		must.NoError(t, err)
+		if keyword == "" && !strings.Contains(schema, "arg_value") { // JSON can
+			tool[0].Strict = true
+			_, err = format("hermes").Constrain(t.Context(), tool, Choice{Required: true})
+			must.NoError(t, err)
 		}
 	}
 }
