@@ -11,23 +11,9 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/job"
 )
-
-// openFiles counts this process's open files in a folder, deleted ones too.
-func openFiles(t *testing.T, dir string) (n int) {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Skip("descriptors are counted on Linux alone")
-	}
-	for _, e := range entries {
-		if to, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name())); err == nil && strings.HasPrefix(to, dir+"/") {
-			n++
-		}
-	}
-	return n
-}
 
 // A job that ended leaves no file open, though its file grew so long that it was replaced, and
 // neither does one that is found again.
@@ -45,11 +31,11 @@ func TestJobsLeaveNoFileOpen(t *testing.T) { // not parallel: the collector woul
 	})
 	must.NoError(t, m.Events(t.Context(), j.ID, 0, func(core.Event) error { return nil }))
 	must.NoError(t, m.Close(context.Background())) // and so waits for what writes
-	must.Eq(t, 0, openFiles(t, dir))
+	must.Eq(t, 0, len(coretest.OpenBelow(t, dir)))
 	again := open(t, dir, job.Options{})
 	_, err = again.Get(j.ID)
 	must.NoError(t, err)
-	must.Eq(t, 0, openFiles(t, dir))
+	must.Eq(t, 0, len(coretest.OpenBelow(t, dir)))
 }
 
 // A file that says it is another job's is not believed.

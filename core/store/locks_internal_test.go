@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/core/coretest"
 )
 
 func openStore(t *testing.T) *Store {
@@ -21,21 +23,6 @@ func openStore(t *testing.T) *Store {
 	return s
 }
 
-// descriptors counts this process's open files below a folder.
-func descriptors(t *testing.T, dir string) (n int) {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Skip("descriptors are counted on Linux alone")
-	}
-	for _, e := range entries {
-		if to, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name())); err == nil && strings.HasPrefix(to, dir+"/") {
-			n++
-		}
-	}
-	return n
-}
-
 // Whoever waits for a file that another has may give up, and leaves no descriptor.
 func TestLockedFileGivesUp(t *testing.T) {
 	t.Parallel()
@@ -43,12 +30,12 @@ func TestLockedFileGivesUp(t *testing.T) {
 	const name = "partial/a"
 	f, err := s.lockedFile(t.Context(), name)
 	must.NoError(t, err)
-	must.Eq(t, 1, descriptors(t, filepath.Join(s.dir, "partial")))
+	must.Len(t, 1, coretest.OpenBelow(t, filepath.Join(s.dir, "partial")))
 	ctx, cancel := context.WithTimeout(t.Context(), 4*lockPoll)
 	defer cancel()
 	_, err = s.lockedFile(ctx, name)
 	must.ErrorIs(t, err, context.DeadlineExceeded)
-	must.Eq(t, 1, descriptors(t, filepath.Join(s.dir, "partial")))
+	must.Len(t, 1, coretest.OpenBelow(t, filepath.Join(s.dir, "partial")))
 	must.NoError(t, f.Close())
 }
 
@@ -72,7 +59,7 @@ func TestLockedFileIsStillThere(t *testing.T) {
 		}()
 		synctest.Wait() // until it waits
 		must.Eq(t, 0, len(got))
-		must.Eq(t, 1, descriptors(t, filepath.Join(s.dir, "partial")))
+		must.Len(t, 1, coretest.OpenBelow(t, filepath.Join(s.dir, "partial")))
 		must.NoError(t, s.root.Rename(name, "blobs/a"))
 		other, err := s.root.Create(name)
 		must.NoError(t, err)
@@ -106,9 +93,9 @@ func TestStageIsGone(t *testing.T) {
 	s := openStore(t)
 	st, err := s.newStage(t.Context())
 	must.NoError(t, err)
-	must.Eq(t, 1, descriptors(t, filepath.Join(s.dir, "partial")))
+	must.Len(t, 1, coretest.OpenBelow(t, filepath.Join(s.dir, "partial")))
 	st.discard()
-	must.Eq(t, 0, descriptors(t, filepath.Join(s.dir, "partial")))
+	must.Len(t, 0, coretest.OpenBelow(t, filepath.Join(s.dir, "partial")))
 	left, err := os.ReadDir(filepath.Join(s.dir, "partial"))
 	must.NoError(t, err)
 	must.SliceEmpty(t, left)

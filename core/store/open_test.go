@@ -12,32 +12,20 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/coretest"
 	"github.com/rbee-project/rbee/core/store"
 )
-
-// openFiles are this process's open files below the folder for temporary ones.
-func openFiles(t *testing.T) (paths []string) {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	must.NoError(t, err)
-	for _, e := range entries {
-		if to, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name())); err == nil && strings.HasPrefix(to, os.TempDir()+"/") {
-			paths = append(paths, to)
-		}
-	}
-	return paths
-}
 
 // Whatever the store does, and however it ends, it leaves no file open but its folder: an agent
 // runs for months. Nothing runs beside this test, and no finalizer closes what was forgotten.
 func TestNothingStaysOpen(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	before := openFiles(t)
+	before := coretest.OpenBelow(t, os.TempDir())
 	s := open(t, t.TempDir())
 	step := func(name string, f func() error) {
 		t.Helper()
 		must.NoError(t, f(), must.Sprint(name))
-		left := slices.DeleteFunc(openFiles(t), func(path string) bool { return slices.Contains(before, path) || path == s.Dir() })
+		left := slices.DeleteFunc(coretest.OpenBelow(t, os.TempDir()), func(path string) bool { return slices.Contains(before, path) || path == s.Dir() })
 		must.SliceEmpty(t, left, must.Sprint(name))
 	}
 	refused := func(kind core.Kind, err error) error {
