@@ -49,6 +49,7 @@ type served struct {
 	embeds  *embedder // nil: the model has neither embeddings nor scores
 	limit   int       // tokens of a slot, or of a text that is read
 	threads int
+	draft   *draft // nil: there is none
 }
 
 // capabilities returns what requests may ask for, sorted.
@@ -167,7 +168,13 @@ func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, 
 	if err := report(worker.Progress{Phase: "preparing the context"}); err != nil {
 		return nil, errors.Join(err, loaded.Free())
 	}
-	s, err := b.prepare(loaded, spec, conf)
+	var small *native.Model
+	if conf.Draft != "" && !loaded.Reads() {
+		if small, err = b.loadModel(conf.Draft, device, conf, report); err != nil {
+			return nil, errors.Join(fmt.Errorf("draft: %w", err), loaded.Free())
+		}
+	}
+	s, err := b.prepare(loaded, small, spec, conf)
 	if err != nil {
 		return nil, errors.Join(err, loaded.Free())
 	}
@@ -217,8 +224,9 @@ func (b *Backend) loadModel(path string, device native.Device, conf config, repo
 	return loaded, nil
 }
 
-// prepare makes the context and the engine around it.
-func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf config) (*served, error) {
+// prepare makes the context and the engine around it. It frees small, the draft model if there is
+// one, where it fails.
+func (b *Backend) prepare(loaded, small *native.Model, spec worker.StartSpec, conf config) (*served, error) {
 	m := describe(loaded)
 	limit := spec.ContextTokens
 	if limit == 0 {
@@ -233,8 +241,15 @@ func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf conf
 	}
 	step := max(conf.BatchTokens, spec.Slots) // every slot has a place in every step
 	guesses := 0
-	if conf.Speculation && !loaded.Recurrent() { // wrong guesses are cut off
+	if (conf.Speculation || small != nil) && !loaded.Recurrent() { // wrong guesses are cut off
 		guesses = min(maxGuesses, step-spec.Slots)
+	}
+	var d *draft
+	if small != nil {
+		var err error
+		if d, err = openDraft(small, m, spec.Slots, limit, threads); err != nil {
+			return nil, err
+		}
 	}
 	ctx, err := loaded.NewContext(native.ContextParams{
 		Sequences: spec.Slots, Tokens: limit, BatchTokens: step, Threads: threads, KVType: conf.KVCacheType,
@@ -242,18 +257,19 @@ func (b *Backend) prepare(loaded *native.Model, spec worker.StartSpec, conf conf
 	})
 	if err != nil {
 		err = fmt.Errorf("load model: a context of %d slots with %d tokens each cannot be made: %w: %w", spec.Slots, limit, err, sdk.ErrTooLarge)
-		return nil, sdk.WithHint(err, "Start the worker with fewer slots or a smaller context.")
+		return nil, errors.Join(sdk.WithHint(err, "Start the worker with fewer slots or a smaller context."), d.free())
 	}
 	limit = min(limit, ctx.SequenceTokens())
 	if err := warmUp(ctx, m); err != nil {
-		return nil, errors.Join(fmt.Errorf("load model: the engine cannot run it: %w: %w", err, sdk.ErrInvalid), ctx.Free())
+		return nil, errors.Join(fmt.Errorf("load model: the engine cannot run it: %w: %w", err, sdk.ErrInvalid), ctx.Free(), d.free())
 	}
 	e := &engine{model: m, ctx: ctx, limit: limit, Scheduler: batch.New(ctx, batch.Config{
 		Slots: spec.Slots, SlotTokens: limit, StepTokens: step, PromptChunk: min(conf.PromptChunk, step), PromptPause: time.Duration(conf.PromptPause) * time.Millisecond,
-		Queue: conf.Queue, SavedBytes: conf.storeBytes(), Checkpoints: loaded.Recurrent(), GuessTokens: guesses,
+		Queue: conf.Queue, SavedBytes: conf.storeBytes(), Checkpoints: loaded.Recurrent(),
+		GuessTokens: guesses, LookUp: conf.Speculation, Drafter: d.drafter(spec.Slots, b.log),
 		PinThread: b.flavour != CPU, Vocab: batch.Vocab{Pieces: m.pieces, Ends: m.ends}, Log: b.log,
 	})}
-	return &served{model: m, engine: e, embeds: newEmbedder(loaded, conf, min(limit, maxEmbedTokens), threads), limit: limit, threads: threads}, nil
+	return &served{model: m, engine: e, embeds: newEmbedder(loaded, conf, min(limit, maxEmbedTokens), threads), limit: limit, threads: threads, draft: d}, nil
 }
 
 // maxGuesses bounds the guessed tokens of a step. Each takes a row of logits: 600 KB with the
@@ -396,7 +412,7 @@ func (b *Backend) Stop(ctx context.Context, grace time.Duration) error {
 	if s.engine != nil {
 		freed = s.engine.ctx.Free()
 	}
-	return errors.Join(freed, s.embeds.free(), s.model.native.Free())
+	return errors.Join(freed, s.embeds.free(), s.draft.free(), s.model.native.Free())
 }
 
 // stopEngine ends the engine's goroutine, if there is one.

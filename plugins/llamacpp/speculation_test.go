@@ -8,12 +8,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/shoenig/test/must"
 
 	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
+	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
 )
 
@@ -94,6 +96,28 @@ func TestGuessesKeepLogProbs(t *testing.T) {
 	}
 }
 
+// A draft model changes no answer, and one of another vocabulary is refused with the reason.
+func TestDraft(t *testing.T) {
+	body := repetitive()[0]
+	want := startWorker(t, 1, 512, `{"speculation":false}`).chat(t, body)
+	must.Nil(t, want.Usage.CompletionTokensDetails)
+	w := startWorker(t, 1, 512, fmt.Sprintf(`{"speculation":false,"draft":%q}`, tinyModel(t)))
+	got := w.chat(t, body)
+	must.Eq(t, want.Choices, got.Choices)
+	st := w.served.engine.Stats()
+	t.Logf("%d of %d drafted tokens were right", st.Right, st.Guessed)
+	must.Positive(t, st.Guessed)
+
+	b, spec := newWorkerOf(t, tinyModel(t), 1, 512, fmt.Sprintf(`{"draft":%q}`, synthetic(t)))
+	_, err := b.Start(t.Context(), spec, nil)
+	must.ErrorIs(t, err, sdk.ErrInvalid)
+	must.ErrorContains(t, err, "vocabularies differ")
+	b, spec = newWorkerOf(t, tinyModel(t), 1, 512, `{"draft":"/nowhere/small.gguf"}`)
+	_, err = b.Start(t.Context(), spec, nil)
+	must.ErrorIs(t, err, sdk.ErrInvalid)
+	must.ErrorContains(t, err, "draft")
+}
+
 // dictation chooses the tokens of a text, whatever the model thinks of them.
 type dictation struct {
 	text []token
@@ -131,43 +155,58 @@ func BenchmarkGuesses(b *testing.B) {
 	const length = 256
 	path := benchModel(b)
 	rnd := rand.New(rand.NewPCG(1, 2))
-	var original, copied, misleading []token
+	var original, copied, misleading, before []token
 	for i := range length {
 		original = append(original, token(1000+rnd.IntN(20000)))
 		copied = append(copied, original[i])
 		if i%12 == 11 {
 			copied[i] = token(1000 + rnd.IntN(20000))
 		}
-		misleading = append(misleading, token(1000+rnd.IntN(12)))
+		misleading, before = append(misleading, token(1000+rnd.IntN(12))), append(before, token(1000+rnd.IntN(12)))
 	}
 	for _, slots := range []int{1, 4} {
-		for name, c := range map[string]struct{ prompt, answer []token }{
-			"copy": {original, copied}, "misleading": {slices.Concat(misleading[128:], misleading[:128]), misleading},
+		for _, c := range []struct {
+			name           string
+			prompt, answer []token
+		}{
+			{"copy", original, copied}, {"misleading", before, misleading},
 		} {
-			b.Run(fmt.Sprintf("%s-%d", name, slots), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s-%d", c.name, slots), func(b *testing.B) {
 				var workers [2]*testWorker
 				for i, on := range []bool{false, true} {
-					workers[i] = startWorkerOf(b, path, slots, 1024, fmt.Sprintf(`{"speculation":%t,"repack":false}`, on))
+					workers[i] = startWorkerOf(b, path, slots, 1024, fmt.Sprintf(`{"speculation":%t}`, on))
 				}
-				var rates [2][]float64
+				var rates, work [2][]float64
 				for b.Loop() {
 					for i, w := range workers {
+						before := processorTime(b)
 						rates[i] = append(rates[i], w.dictate(b, slots, c.prompt, c.answer))
+						work[i] = append(work[i], processorTime(b)-before)
 					}
 				}
-				var ratios []float64
+				var ratios, workRatios []float64
 				for i := range rates[0] {
 					ratios = append(ratios, rates[1][i]/rates[0][i])
+					workRatios = append(workRatios, work[0][i]/work[1][i])
 				}
 				st := workers[1].served.engine.Stats()
 				b.ReportMetric(median(rates[0]), "plain-tok/s")
 				b.ReportMetric(median(rates[1]), "tok/s")
 				b.ReportMetric(median(ratios), "ratio")
+				b.ReportMetric(median(workRatios), "cpu-ratio") // prompts and starts included
 				b.ReportMetric(float64(st.Right)/float64(max(1, st.Guessed)), "right")
 				b.ReportMetric(float64(st.Guessed)/float64(st.TokensTotal), "guesses/tok")
 			})
 		}
 	}
+}
+
+// processorTime returns the seconds of processors that the process took.
+func processorTime(b *testing.B) float64 {
+	b.Helper()
+	var u syscall.Rusage
+	must.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
 }
 
 func median(list []float64) float64 {

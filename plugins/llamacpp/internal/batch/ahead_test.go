@@ -73,7 +73,7 @@ func TestAheadOneByOne(t *testing.T) {
 	for _, c := range []struct {
 		perStep, perToken time.Duration
 		steps             int // that a hundred tokens take, about
-	}{{10 * time.Millisecond, time.Millisecond, 10}, {0, 10 * time.Millisecond, 60}} {
+	}{{10 * time.Millisecond, time.Millisecond, 10}, {0, 10 * time.Millisecond, 80}} {
 		f, conf := newFake(t, 1), fakeConfig(1)
 		f.perStep, f.perToken = c.perStep, c.perToken
 		bubble(t, f, conf, func(t *testing.T, s *Scheduler) {

@@ -69,7 +69,7 @@ func (x *slot) sureOf(room, slotTokens int) int {
 // each: mostly they do, as the weights are read once, but not with a model that is small enough to
 // stay in a processor's cache. Where they do not it is tried again now and then.
 func (p *pace) together(answers int) bool {
-	if p.price(answers) <= leastGain {
+	if p.price(answers, false) <= leastGain {
 		return true
 	}
 	p.passed++
@@ -81,13 +81,17 @@ func (p *pace) together(answers int) bool {
 }
 
 // price returns how likely a guess must be to pay where so many answers share a step: the time that
-// it adds, as a part of the time that a token takes without it.
-func (p *pace) price(answers int) float64 {
+// it adds, and its draft's where it has one, as a part of the time that a token takes without it.
+func (p *pace) price(answers int, drafted bool) float64 {
 	plain := p.answers[answers]
-	if p.guess == 0 {
-		p.guess = max(1, time.Duration(firstGuessCost*float64(plain)/float64(answers)))
+	cost := p.guess
+	if cost == 0 {
+		cost = time.Duration(firstGuessCost * float64(plain) / float64(answers))
 	}
-	return float64(p.guess) * float64(answers) / float64(plain)
+	if drafted {
+		cost += p.draft
+	}
+	return float64(cost) * float64(answers) / float64(plain)
 }
 
 // guessFor fills in a slot's guess.
@@ -96,18 +100,22 @@ func (s *Scheduler) guessFor(x *slot, answers, room int) {
 	if n := x.req.MaxTokens; n > 0 {
 		most = min(most, n-x.generated)
 	}
-	most = min(most-1, mostGuesses, room) // one is chosen in any case
-	if most < 1 || x.odds.off {
+	most = min(most-1, mostGuesses, room)                                // one is chosen in any case
+	if most < 1 || x.odds.off || s.decoder.Floor(x.seq) >= len(x.held) { // what cannot be cut cannot be taken back
 		return
 	}
-	at, length := match(x.text)
-	if length < leastMatch {
-		return
+	if s.conf.LookUp {
+		if at, length := match(x.text); length >= leastMatch {
+			s.lookUp(x, at, min(most, x.odds.worth(kindOf(length), s.pace.price(answers, false))))
+		}
 	}
-	most = min(most, x.odds.worth(length, s.pace.price(answers)))
-	if most < 1 || s.decoder.Floor(x.seq) >= len(x.held) { // what cannot be cut cannot be taken back
-		return
+	if len(x.guess) == 0 && s.conf.Drafter != nil {
+		s.draft(x, answers, most)
 	}
+}
+
+// lookUp fills in a slot's guess: what followed at a place of its text.
+func (s *Scheduler) lookUp(x *slot, at, most int) {
 	for i := range most {
 		var t Token
 		if from := at + i; from < len(x.text) {
@@ -166,8 +174,8 @@ func match(text []Token) (at, length int) {
 // odds is how often the guesses for a request were right.
 type odds struct {
 	off     bool
-	match   int // the kind of the current guess: see kindOf
-	classes [3]struct {
+	kind    int // of the current guess: see kindOf
+	classes [drafted + 1]struct {
 		right, wrong float64
 		rest         int // guesses to pass over before the next attempt
 		pause        int // the last value of rest
@@ -185,8 +193,11 @@ func kindOf(length int) int {
 	return 2
 }
 
+// drafted is the kind of a Drafter's guesses.
+const drafted = 3
+
 // The odds of a guess before any was made, by its kind, and how many guesses that counts as.
-func firstOdds(kind int) float64 { return [3]float64{0.4, 0.6, 0.8}[kind] }
+func firstOdds(kind int) float64 { return [drafted + 1]float64{0.4, 0.6, 0.8, 0.7}[kind] }
 
 const (
 	firstWeight = 2
@@ -195,12 +206,12 @@ const (
 	mostPause   = 256
 )
 
-// worth returns how many tokens after a match of so many are worth their price. Where none is, one
-// is tried now and then, ever more rarely.
-func (o *odds) worth(length int, price float64) int {
-	o.match = kindOf(length)
-	c := &o.classes[o.match]
-	p := (c.right + firstWeight*firstOdds(o.match)) / (c.right + c.wrong + firstWeight)
+// worth returns how many guesses of a kind are worth their price. Where none is, one is tried now and
+// then, ever more rarely.
+func (o *odds) worth(kind int, price float64) int {
+	o.kind = kind
+	c := &o.classes[kind]
+	p := (c.right + firstWeight*firstOdds(kind)) / (c.right + c.wrong + firstWeight)
 	if p >= price {
 		c.rest, c.pause = 0, 0
 		if price <= 0 || p >= 1 {
@@ -225,7 +236,7 @@ func (o *odds) worth(length int, price float64) int {
 
 // learn takes how many of the last guesses were right.
 func (o *odds) learn(right, of int) {
-	c := &o.classes[o.match]
+	c := &o.classes[o.kind]
 	c.right += float64(right)
 	if right < of {
 		c.wrong++

@@ -16,7 +16,7 @@ func guessed(t *testing.T, guesses, slots int, change func(*fakeDecoder, *Config
 	f := newFake(t, slots)
 	f.memory = 2
 	conf := pacedConfig(f, slots)
-	conf.SlotTokens, conf.GuessTokens = 600, guesses
+	conf.SlotTokens, conf.GuessTokens, conf.LookUp = 600, guesses, true
 	if change != nil {
 		change(f, &conf)
 	}
@@ -173,7 +173,7 @@ func TestWrongGuessesStop(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, 1)
 	conf := pacedConfig(f, 1)
-	conf.GuessTokens = 32
+	conf.GuessTokens, conf.LookUp = 32, true
 	f.perStep, f.perToken = 7*time.Millisecond, 3*time.Millisecond
 	rnd := rand.New(rand.NewPCG(3, 4))
 	text := make([]Token, 3000)
@@ -215,7 +215,7 @@ func TestGuessesGiveNothingUp(t *testing.T) {
 	f := newFake(t, 2)
 	f.memory = 2
 	conf := pacedConfig(f, 2)
-	conf.GuessTokens = 32
+	conf.GuessTokens, conf.LookUp = 32, true
 	p := repeating(t)
 	f.cells = 199 + len(p) + 59 // the first request's, and the second one's as far as it gets
 	bubble(t, f, conf, func(t *testing.T, s *Scheduler) {
@@ -272,14 +272,14 @@ func TestWorth(t *testing.T) {
 	t.Parallel()
 	tries := func(o odds, price float64) (n int) {
 		for range 10000 {
-			n += o.worth(2, price)
+			n += o.worth(0, price)
 		}
 		return n
 	}
 	must.Zero(t, tries(odds{}, 1))
 	must.Zero(t, tries(odds{}, 3))
 	var o odds
-	o.worth(2, 0.5)
+	o.worth(0, 0.5)
 	for range 10 {
 		o.learn(0, 1)
 	}
@@ -287,7 +287,7 @@ func TestWorth(t *testing.T) {
 	for range 50 {
 		o.learn(4, 4)
 	}
-	must.Eq(t, mostGuesses, o.worth(2, 0.1))
-	must.Eq(t, 1, (&odds{}).worth(2, 0.3))
-	must.Eq(t, 5, (&odds{}).worth(16, 0.3)) // 0.8 to the fifth is 0.33
+	must.Eq(t, mostGuesses, o.worth(0, 0.1))
+	must.Eq(t, 1, (&odds{}).worth(0, 0.3))
+	must.Eq(t, 5, (&odds{}).worth(2, 0.3)) // 0.8 to the fifth is 0.33
 }

@@ -32,6 +32,7 @@ type pace struct {
 
 	answers []time.Duration // of a step with so many answers and nothing else; 0: not measured
 	guess   time.Duration   // what a guessed token adds to such a step; 0: not measured
+	draft   time.Duration   // what a Drafter takes for a token; 0: not measured
 	guessed int             // steps with guesses since the last one without
 	passed  int             // steps without what must follow, as it did not pay
 }
@@ -41,11 +42,11 @@ func (p *pace) measured(took time.Duration, answers, guessed, prompt int) {
 	switch {
 	case guessed > 0:
 		plain := p.answers[answers]
-		p.guess = smooth(p.guess, max((took-plain)/time.Duration(guessed), plain/leastGuessShare))
+		p.guess = lower(p.guess, max((took-plain)/time.Duration(guessed), plain/leastGuessShare))
 		p.guessed++
 		return
 	case prompt == 0:
-		p.plain, p.answers[answers] = smooth(p.plain, took), smooth(p.answers[answers], took)
+		p.plain, p.answers[answers] = smooth(p.plain, took), lower(p.answers[answers], took)
 		p.guessed = 0
 		return
 	}
@@ -62,6 +63,16 @@ func smooth(old, now time.Duration) time.Duration {
 		return now
 	}
 	return old + time.Duration(smoothing*float64(min(now, 4*old)-old))
+}
+
+// lower returns the next estimate of what a step takes when nothing else holds it up: it falls ten
+// times as fast as it rises. Where machines do other work beside, that decides about guesses less
+// wildly than a mean.
+func lower(old, now time.Duration) time.Duration {
+	if next := smooth(old, now); next <= old || old == 0 {
+		return next
+	}
+	return old + (smooth(old, now)-old)/10
 }
 
 // within returns how many prompt tokens fit into a time.

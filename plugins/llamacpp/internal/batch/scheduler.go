@@ -22,6 +22,8 @@ type Config struct {
 	SavedBytes  int64         // of sequences that gave up their slot, at most; 0: none is saved
 	Checkpoints bool          // save sequences near the end of prompts as well: the decoder cannot cut them
 	GuessTokens int           // guessed tokens of a step, at most; 0: none is guessed
+	LookUp      bool          // guess from a request's own text
+	Drafter     *Drafter      // guesses where that tells nothing; nil: there is none
 	PinThread   bool          // stay on one thread, which graphics drivers like better
 	Vocab       Vocab
 	Log         hclog.Logger

@@ -1,0 +1,75 @@
+package llamacpp
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/batch"
+	"github.com/rbee-project/rbee/plugins/llamacpp/internal/native"
+	"github.com/rbee-project/rbee/plugins/sdk"
+)
+
+// draft is a smaller model that guesses what a larger one will say.
+type draft struct {
+	model *native.Model
+	ctx   *native.Context
+	vocab int // tokens that it has in common with the larger model: those below
+}
+
+// mostPadding bounds by how many tokens vocabularies may differ in length: files of one family are
+// padded to different multiples.
+const mostPadding = 128
+
+// openDraft makes a loaded model ready to guess for another one. It owns the model, and frees it
+// where it fails.
+func openDraft(small *native.Model, large *model, slots, tokens, threads int) (*draft, error) {
+	d := &draft{model: small}
+	err := d.fits(large)
+	if err == nil {
+		d.ctx, err = small.NewContext(native.ContextParams{Sequences: slots, Tokens: tokens, BatchTokens: max(batch.DraftStep, slots), Threads: threads, OutputTokens: 1})
+	}
+	if err != nil {
+		err = fmt.Errorf("load draft model: %w: %w", err, sdk.ErrInvalid)
+		return nil, errors.Join(sdk.WithHint(err, "Set draft in the worker type's configuration to a smaller model of the same family, or leave it out."), d.free())
+	}
+	return d, nil
+}
+
+// fits says why the draft model cannot guess for the large one. It sets the common vocabulary.
+func (d *draft) fits(large *model) error {
+	small := d.model
+	if small.Reads() || small.Recurrent() {
+		return errors.New("a model that only reads, or whose text cannot be cut, cannot guess")
+	}
+	n, m := small.VocabSize(), len(large.pieces)
+	if max(n, m)-min(n, m) > mostPadding {
+		return fmt.Errorf("it has %d tokens and the model %d: their vocabularies differ", n, m)
+	}
+	d.vocab = min(n, m)
+	for t := range token(d.vocab) {
+		if small.Piece(t) != large.pieces[t] || small.Text(t) != large.tokenText(t) {
+			return fmt.Errorf("its token %d is %q and the model's is %q: their vocabularies differ", t, small.Text(t), large.tokenText(t))
+		}
+	}
+	return nil
+}
+
+func (d *draft) drafter(slots int, log hclog.Logger) *batch.Drafter {
+	if d == nil {
+		return nil
+	}
+	return batch.NewDrafter(d.ctx, slots, d.ctx.SequenceTokens(), d.vocab, log)
+}
+
+func (d *draft) free() error {
+	if d == nil {
+		return nil
+	}
+	var err error
+	if d.ctx != nil {
+		err = d.ctx.Free()
+	}
+	return errors.Join(err, d.model.Free())
+}

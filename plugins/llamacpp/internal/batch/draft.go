@@ -1,0 +1,122 @@
+package batch
+
+import (
+	"errors"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+const (
+	// DraftStep bounds the tokens that a drafter reads before a step: the answers wait for it. It
+	// makes no guess until it has read all.
+	DraftStep = 64
+	// leastSure is how likely a token must be in the drafter's eyes. What follows a doubtful one is
+	// more doubtful still.
+	leastSure = 0.5
+)
+
+// Drafter guesses with a smaller model of the same vocabulary, where a text alone tells nothing. It
+// has a sequence for each of a scheduler's slots, and only that scheduler's goroutine uses it.
+type Drafter struct {
+	decoder Decoder
+	tokens  int // positions of a sequence
+	vocab   int // tokens that may be guessed: those below
+	log     hclog.Logger
+	held    [][]Token // what the decoder has of each sequence
+	entries []Entry
+	failed  bool
+}
+
+// NewDrafter returns a drafter with so many sequences of so many positions. The decoder takes steps
+// of DraftStep tokens and can cut its sequences anywhere. Tokens from vocab on are never guessed.
+func NewDrafter(decoder Decoder, sequences, tokens, vocab int, log hclog.Logger) *Drafter {
+	return &Drafter{decoder: decoder, tokens: tokens, vocab: vocab, log: log, held: make([][]Token, sequences)}
+}
+
+// guess returns at most n tokens that may follow a text.
+func (d *Drafter) guess(seq int, text []Token, n int) []Token {
+	if d.failed || len(text)+n > d.tokens {
+		return nil
+	}
+	if keep := min(common(text, d.held[seq]), len(text)-1); keep < len(d.held[seq]) {
+		if !d.decoder.Remove(seq, keep) {
+			d.fail(errors.New("a sequence cannot be cut"))
+			return nil
+		}
+		d.held[seq] = d.held[seq][:keep]
+	}
+	todo := text[len(d.held[seq]):]
+	if len(todo) > DraftStep {
+		d.read(seq, todo[:DraftStep])
+		return nil
+	}
+	var out []Token
+	for d.read(seq, todo) {
+		t, sure := likeliest(d.decoder.Logits(len(todo) - 1))
+		if sure < leastSure || int(t) >= d.vocab {
+			break
+		}
+		if out = append(out, t); len(out) == n {
+			break
+		}
+		todo = []Token{t}
+	}
+	return out
+}
+
+// read evaluates the next tokens of a sequence, and wants the logits after the last of them.
+func (d *Drafter) read(seq int, tokens []Token) bool {
+	d.entries = d.entries[:0]
+	for i, t := range tokens {
+		d.entries = append(d.entries, Entry{Token: t, Pos: len(d.held[seq]) + i, Seq: seq, Logits: i == len(tokens)-1})
+	}
+	if err := d.decoder.Decode(d.entries); err != nil {
+		d.fail(err)
+		return false
+	}
+	d.held[seq] = append(d.held[seq], tokens...)
+	return true
+}
+
+// fail ends the drafter's work: requests are answered without it.
+func (d *Drafter) fail(err error) {
+	d.failed = true
+	d.log.Warn("draft model failed, it is used no more", "error", err)
+}
+
+// likeliest returns the token with the largest of the logits, and its probability.
+func likeliest(logits []float32) (t Token, p float64) {
+	if len(logits) == 0 {
+		return 0, 0
+	}
+	best := slices.Max(logits)
+	sum := 0.0
+	for i, l := range logits {
+		if l == best {
+			t = Token(i)
+		}
+		if l > best-16 { // the rest is nothing beside it
+			sum += math.Exp(float64(l - best))
+		}
+	}
+	return t, 1 / sum
+}
+
+// draft fills in a slot's guess where the drafter has one, and measures what that takes.
+func (s *Scheduler) draft(x *slot, answers, most int) {
+	most = min(most, x.odds.worth(drafted, s.pace.price(answers, true)))
+	if most < 1 {
+		return
+	}
+	began := time.Now()
+	x.guess = append(x.guess, s.conf.Drafter.guess(x.seq, x.text, most)...)
+	if end := slices.IndexFunc(x.guess, func(t Token) bool { return s.conf.Vocab.Ends[t] }); end >= 0 {
+		x.guess = x.guess[:end] // nothing follows it
+	}
+	if n := len(x.guess); n > 0 {
+		s.pace.draft = lower(s.pace.draft, time.Since(began)/time.Duration(n))
+	}
+}
