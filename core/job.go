@@ -65,8 +65,6 @@ type Request struct {
 	Operation Operation `json:"operation"`
 	Hive      string    `json:"hive,omitempty"`       // id, name or LocalHive; empty: the cluster chooses
 	RequestID string    `json:"request_id,omitempty"` // the same id twice is one job; at most MaxRequestIDBytes
-	// First says that the request was never sent before, so that no agent can have its id already.
-	First bool `json:"-"`
 
 	Type          string `json:"type,omitempty"`   // worker type
 	Binary        string `json:"binary,omitempty"` // "<type>@<version>", or "<type>" for its newest

@@ -406,7 +406,7 @@ type fakeJobs struct {
 	fail      error         // of Events, after what there is
 }
 
-func (f *fakeJobs) Submit(_ context.Context, r core.Request) (core.Job, error) {
+func (f *fakeJobs) Submit(_ context.Context, r core.Request, _ bool) (core.Job, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.submitted = append(f.submitted, r)

@@ -33,7 +33,6 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 	if key := r.Header.Get("Idempotency-Key"); request.RequestID == "" {
 		request.RequestID = key
 	}
-	request.First = r.Header.Get(attemptHeader) == "1"
 	// The route needs the scope operate, and so does what is no operation.
 	if spec, err := operation.Find(request.Operation); err == nil && spec.Needs(request) != core.ScopeOperate {
 		if err := g.authorize(w, r, spec.Needs(request)); err != nil {
@@ -43,7 +42,7 @@ func (g *Gateway) submit(w *response, r *http.Request) error {
 	if len(request.RequestID) > 128 {
 		return badBody("request_id", "request_id is longer than 128 bytes")
 	}
-	job, err := g.o.Jobs.Submit(r.Context(), request)
+	job, err := g.o.Jobs.Submit(r.Context(), request, r.Header.Get(attemptHeader) == "1")
 	if err != nil {
 		return err
 	}

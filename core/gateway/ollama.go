@@ -179,7 +179,7 @@ func (g *Gateway) ollamaPull(w *response, r *http.Request) error {
 // called for each progress event; nil: not wanted. Where the client leaves, the job goes on: others
 // may wait for it.
 func (g *Gateway) runJob(ctx context.Context, w *response, r core.Request, progress func(core.Progress) error) error {
-	job, err := g.o.Jobs.Submit(ctx, r)
+	job, err := g.o.Jobs.Submit(ctx, r, false)
 	if err != nil {
 		return err
 	}

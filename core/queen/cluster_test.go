@@ -209,7 +209,7 @@ func TestStatus(t *testing.T) {
 		time.Sleep(liveness.ReportInterval + liveness.SuspectGrace + time.Second)
 		h1.mustBeat()
 		for range statusJobs + 5 {
-			_, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Hive: "h1", Model: "m"})
+			_, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Hive: "h1", Model: "m"}, false)
 			must.NoError(t, err)
 		}
 		time.Sleep(2 * time.Second)

@@ -123,15 +123,14 @@ func TestSubmitFirstAttempt(t *testing.T) {
 			h.run = func(context.Context, core.Request, *job.Run) (any, error) { return core.Model{}, nil }
 			defer h.keepBeating()()
 		}
-		r := core.Request{Operation: core.OpModelDownload, Model: "builtin:m", RequestID: "one", First: true}
-		first, err := c.q.Jobs.Submit(t.Context(), r)
+		r := core.Request{Operation: core.OpModelDownload, Model: "builtin:m", RequestID: "one"}
+		first, err := c.q.Jobs.Submit(t.Context(), r, true)
 		must.NoError(t, err)
 		must.Eq(t, 1, c.calls.Load()) // the submission alone
 
 		// Another queen gets it again.
 		other := dispatch.New(dispatch.Options{Registry: c.q.Registry, Hives: c.q.hives, Members: c.q.Members, Placer: c.q.placer, ID: "q2"})
-		r.First = false
-		again, err := other.Submit(t.Context(), r)
+		again, err := other.Submit(t.Context(), r, false)
 		must.NoError(t, err)
 		must.Eq(t, first.ID, again.ID)
 		must.Eq(t, 4, c.calls.Load()) // both owners, and the submission

@@ -20,9 +20,9 @@ func TestSubmit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, "")
 		download := core.Request{Operation: core.OpModelDownload, Model: "builtin:m"}
-		_, err := c.q.Jobs.Submit(t.Context(), download)
+		_, err := c.q.Jobs.Submit(t.Context(), download, false)
 		mustFail(t, err, core.Unavailable, "no hive has joined")
-		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "x", PID: 1})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "x", PID: 1}, false)
 		mustFail(t, err, core.Invalid, `no field "pid"`)
 
 		h := c.newHive("h1")
@@ -31,7 +31,7 @@ func TestSubmit(t *testing.T) {
 			return map[string]string{"model": r.Model}, nil
 		}
 		h.mustBeat()
-		j, err := c.q.Jobs.Submit(t.Context(), download)
+		j, err := c.q.Jobs.Submit(t.Context(), download, false)
 		must.NoError(t, err)
 		must.Eq(t, "h1", j.Hive)
 		must.Eq(t, core.OpModelDownload, j.Operation)
@@ -59,13 +59,13 @@ func TestSubmit(t *testing.T) {
 		for _, name := range []string{"h1", "name-h1", core.LocalHive} {
 			r := download
 			r.Hive = name
-			j, err := c.q.Jobs.Submit(t.Context(), r)
+			j, err := c.q.Jobs.Submit(t.Context(), r, false)
 			must.NoError(t, err)
 			must.Eq(t, "h1", j.Hive)
 		}
 		r := download
 		r.Hive = "name-h2"
-		_, err = c.q.Jobs.Submit(t.Context(), r)
+		_, err = c.q.Jobs.Submit(t.Context(), r, false)
 		mustFail(t, err, core.NotFound, `"name-h1"`)
 
 		// Several hives: what ends a process must say where, a spawn goes where the model is, and
@@ -74,15 +74,15 @@ func TestSubmit(t *testing.T) {
 		h2.addModel("m")
 		h2.run = h.run
 		h2.mustBeat()
-		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDelete, Model: "m"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDelete, Model: "m"}, false)
 		mustFail(t, err, core.Invalid, "which of the 2 hives", "name-h1, name-h2")
 		spawn := core.Request{Operation: core.OpWorkerSpawn, Model: "m", RequestID: "mine"}
-		j, err = c.q.Jobs.Submit(t.Context(), spawn)
+		j, err = c.q.Jobs.Submit(t.Context(), spawn, false)
 		must.NoError(t, err)
 		must.Eq(t, "h2", j.Hive)
 		h.change(func(h *fakeHive) { h.models = h2.models })
 		h2.change(func(h *fakeHive) { h.models = nil })
-		again, err := c.q.Jobs.Submit(t.Context(), spawn)
+		again, err := c.q.Jobs.Submit(t.Context(), spawn, false)
 		must.NoError(t, err)
 		must.Eq(t, j.ID, again.ID)
 		synctest.Wait() // it runs, and would run twice
@@ -117,12 +117,12 @@ func TestDownloadChoosesItsHive(t *testing.T) {
 			})
 			h.mustBeat()
 		}
-		j, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "hf:org/repo"})
+		j, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: "hf:org/repo"}, false)
 		must.NoError(t, err)
 		must.Eq(t, "h1", j.Hive)
 		small.addModel("m")
 		for _, name := range []string{"m", "file:/models/m.gguf"} {
-			j, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: name})
+			j, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelDownload, Model: name}, false)
 			must.NoError(t, err)
 			must.Eq(t, "h2", j.Hive)
 		}
@@ -149,7 +149,7 @@ func TestJobErrors(t *testing.T) {
 			mustFail(t, err, core.NotFound)
 			mustFail(t, c.q.Jobs.Events(t.Context(), id, 0, func(core.Event) error { return nil }), core.NotFound)
 		}
-		j, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
+		j, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"}, false)
 		must.NoError(t, err)
 		<-started
 		_, err = c.q.Jobs.Cancel(t.Context(), j.ID)
@@ -167,7 +167,7 @@ func TestJobErrors(t *testing.T) {
 				return nil, ctx.Err()
 			}
 		})
-		j, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
+		j, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"}, false)
 		must.NoError(t, err)
 		err = c.q.Jobs.Events(ctx, j.ID, 0, func(core.Event) error { return nil })
 		must.Eq(t, core.DeadlineExceeded, core.KindOf(err))
@@ -203,13 +203,13 @@ func TestRetire(t *testing.T) {
 			return core.ExitResult{WorkerID: r.Worker}, err
 		}
 		retire := func(id string) (core.Job, error) {
-			return c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: id, Grace: core.Duration(time.Second)})
+			return c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: id, Grace: core.Duration(time.Second)}, false)
 		}
 		_, err := retire("w-ab")
 		mustFail(t, err, core.Conflict, "w-abc or w-abd")
 		_, err = retire("nobody")
 		mustFail(t, err, core.NotFound)
-		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w-abc", Hive: "h2"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w-abc", Hive: "h2"}, false)
 		mustFail(t, err, core.Conflict, "is on hive h1")
 		must.Eq(t, []string{"w-abc", "w-abd"}, c.mustPick("m"))
 

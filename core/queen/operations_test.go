@@ -65,7 +65,7 @@ func TestReadsAsJobs(t *testing.T) {
 			{Operation: core.OpActiveWorkerList},
 			{Operation: core.OpActiveWorkerGet, Worker: "w"},
 		} {
-			j := c.ended(c.q.Jobs.Submit(t.Context(), r))
+			j := c.ended(c.q.Jobs.Submit(t.Context(), r, false))
 			must.Eq(t, core.JobSucceeded, j.State, must.Sprintf("%s: %+v", r.Operation, j.Error))
 			must.Eq(t, "q1", j.Hive)
 			v, err := c.q.Answer(t.Context(), r)
@@ -75,25 +75,25 @@ func TestReadsAsJobs(t *testing.T) {
 			must.Eq(t, string(b), string(j.Result), must.Sprint(r.Operation))
 		}
 
-		j := c.ended(c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "em"}))
+		j := c.ended(c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "em"}, false))
 		must.StrContains(t, string(j.Result), `"id":"m"`)
-		j = c.ended(c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "emm"}))
+		j = c.ended(c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpModelGet, Model: "emm"}, false))
 		must.Eq(t, core.NotFound, j.Error.Kind)
 		must.StrContains(t, j.Error.Hint, `"em"`)
-		j = c.ended(c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpHiveGet, Hive: "nobody"}))
+		j = c.ended(c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpHiveGet, Hive: "nobody"}, false))
 		must.Eq(t, core.JobFailed, j.State)
 		must.Eq(t, core.NotFound, j.Error.Kind)
 
 		// The jobs of the queen are among all, and the same request is one job.
 		r := core.Request{Operation: core.OpStatus, RequestID: "once"}
-		first, again := c.ended(c.q.Jobs.Submit(t.Context(), r)), c.ended(c.q.Jobs.Submit(t.Context(), r))
+		first, again := c.ended(c.q.Jobs.Submit(t.Context(), r, false)), c.ended(c.q.Jobs.Submit(t.Context(), r, false))
 		must.Eq(t, first.ID, again.ID)
 		jobs, err := c.q.Jobs.Jobs(t.Context())
 		must.NoError(t, err)
 		must.Len(t, 13, jobs)
-		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpStatus, Hive: "h1"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpStatus, Hive: "h1"}, false)
 		mustFail(t, err, core.Invalid, `no field "hive"`)
-		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpHiveGet})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpHiveGet}, false)
 		mustFail(t, err, core.Invalid, `needs "hive"`)
 	})
 }
@@ -111,7 +111,7 @@ func TestRequestThatIsRepeatedAtAnotherQueen(t *testing.T) {
 		r := core.Request{Operation: core.OpWorkerSpawn, Model: "m", RequestID: "once"}
 		// The first queen started it on h2.
 		first := b.jobs.Start(r.Operation, r.RequestID, func(_ context.Context, _ *job.Run) (any, error) { return core.SpawnResult{}, nil })
-		again, err := c.q.Jobs.Submit(t.Context(), r)
+		again, err := c.q.Jobs.Submit(t.Context(), r, false)
 		must.NoError(t, err)
 		must.Eq(t, first.ID, again.ID)
 		must.Zero(t, a.submits.Load())

@@ -29,7 +29,7 @@ func TestReplicaContext(t *testing.T) {
 		asked := func(r core.Request) int {
 			t.Helper()
 			r.Operation = core.OpWorkerSpawn
-			_, err := c.q.Jobs.Submit(t.Context(), r)
+			_, err := c.q.Jobs.Submit(t.Context(), r, false)
 			must.NoError(t, err)
 			synctest.Wait()
 			got := two.submitted()

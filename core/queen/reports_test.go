@@ -299,9 +299,9 @@ func TestHiveTakesWorkerID(t *testing.T) {
 
 		_, err = c.q.hives.Worker(t.Context(), "w1")
 		mustFail(t, err, core.Conflict, "2 hives")
-		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1"}, false)
 		mustFail(t, err, core.Conflict, "2 hives")
-		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1", Hive: "h2"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "w1", Hive: "h2"}, false)
 		must.NoError(t, err)
 		kept, ok := c.q.Registry.View().Worker(nil, "h1", "w1")
 		must.True(t, ok)

@@ -436,7 +436,7 @@ func TestPickBesideRetiring(t *testing.T) {
 			return h.spawn(ctx, r, run)
 		}
 		h.keepBeating()
-		_, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "a"})
+		_, err := c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpActiveWorkerRetire, Worker: "a"}, false)
 		must.NoError(t, err)
 		synctest.Wait() // that job is the first
 		must.Eq(t, []string{"w2"}, c.mustPick("m"))
@@ -710,7 +710,7 @@ func TestDrainingHive(t *testing.T) {
 		_, err = c.pick("m")
 		mustFail(t, err, core.Unavailable, "name-h1 drains", "name-h2 drains")
 		must.Eq(t, 0, time.Since(began))
-		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"})
+		_, err = c.q.Jobs.Submit(t.Context(), core.Request{Operation: core.OpWorkerSpawn, Model: "m"}, false)
 		mustFail(t, err, core.Unavailable, "name-h1 drains")
 	})
 }

@@ -124,7 +124,7 @@ func (r *Remote) drain(ctx context.Context, h core.Hive, grace time.Duration, ru
 	run.Log("hive %s gets no more work; %d workers end when their requests have", h.Name, len(workers))
 	var jobs []string
 	for _, w := range workers {
-		j, err := r.o.Cluster.Submit(ctx, core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.ID, Grace: core.Duration(grace)})
+		j, err := r.o.Cluster.Submit(ctx, core.Request{Operation: core.OpActiveWorkerRetire, Worker: w.ID, Grace: core.Duration(grace)}, false)
 		switch core.KindOf(err) {
 		case "":
 			jobs = append(jobs, j.ID)

@@ -40,7 +40,7 @@ type Cluster interface {
 	Workers(ctx context.Context) ([]core.Worker, error)
 	DrainHive(ctx context.Context, hive string, drain bool) (core.Hive, error)
 	LeaveNode(ctx context.Context, id string) (core.Node, error)
-	Submit(ctx context.Context, r core.Request) (core.Job, error)
+	Submit(ctx context.Context, r core.Request, first bool) (core.Job, error)
 	Job(ctx context.Context, id string) (core.Job, error)
 }
 

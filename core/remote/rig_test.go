@@ -251,7 +251,7 @@ func (f *fakeCluster) LeaveNode(_ context.Context, id string) (core.Node, error)
 	return core.Node{ID: id}, nil
 }
 
-func (f *fakeCluster) Submit(_ context.Context, r core.Request) (core.Job, error) {
+func (f *fakeCluster) Submit(_ context.Context, r core.Request, _ bool) (core.Job, error) {
 	f.note("%s %s", r.Operation, r.Worker)
 	return core.Job{ID: "job-" + r.Worker, State: core.JobRunning}, nil
 }

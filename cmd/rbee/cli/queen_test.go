@@ -164,7 +164,7 @@ func unknownModel(model string) error {
 }
 
 // Submit does the operations as a hive would, only faster.
-func (q *fakeQueen) Submit(_ context.Context, r core.Request) (core.Job, error) {
+func (q *fakeQueen) Submit(_ context.Context, r core.Request, _ bool) (core.Job, error) {
 	q.mu.Lock()
 	q.requests = append(q.requests, r)
 	q.mu.Unlock()

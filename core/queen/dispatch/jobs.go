@@ -69,9 +69,8 @@ func New(o Options) *Dispatcher {
 
 // Submit checks a request, finds the agent that owns it, a hive's or this queen's, and starts the
 // job there. A request id that was used before, at this queen or another, gives the job it started:
-// the owners are asked for it unless the request says that it is sent for the first time.
-// Errors: Invalid, NotFound, Unavailable, Conflict, TooLarge.
-func (d *Dispatcher) Submit(ctx context.Context, r core.Request) (core.Job, error) {
+// the owners are asked for it unless first says that the request was never sent before. Errors: Invalid, NotFound, Unavailable, Conflict, TooLarge.
+func (d *Dispatcher) Submit(ctx context.Context, r core.Request, first bool) (core.Job, error) {
 	if err := operation.Check(r); err != nil {
 		return core.Job{}, err
 	}
@@ -84,10 +83,10 @@ func (d *Dispatcher) Submit(ctx context.Context, r core.Request) (core.Job, erro
 	}
 	var node string
 	if spec.Runs.OnQueen() {
-		node = cmp.Or(d.recall(ctx, r), d.opts.ID)
+		node = cmp.Or(d.recall(ctx, r.RequestID, first), d.opts.ID)
 	} else {
 		r.Model = d.placer.Dealias(r.Model) // hives do not know the registry's names
-		if node, r.Model, err = d.choose(ctx, r); err != nil {
+		if node, r.Model, err = d.choose(ctx, r, first); err != nil {
 			return core.Job{}, err
 		}
 	}
@@ -104,7 +103,7 @@ func (d *Dispatcher) Submit(ctx context.Context, r core.Request) (core.Job, erro
 
 // choose chooses the hive for a request that is not bound to a worker, and returns what its model,
 // if it has one, is called there.
-func (d *Dispatcher) choose(ctx context.Context, r core.Request) (node, model string, err error) {
+func (d *Dispatcher) choose(ctx context.Context, r core.Request, first bool) (node, model string, err error) {
 	if r.Hive != "" {
 		h, err := d.hives.Up(ctx, r.Hive)
 		if err == nil && h.Draining && r.Operation == core.OpWorkerSpawn {
@@ -112,7 +111,7 @@ func (d *Dispatcher) choose(ctx context.Context, r core.Request) (node, model st
 		}
 		return h.ID, r.Model, err
 	}
-	if node := d.recall(ctx, r); node != "" {
+	if node := d.recall(ctx, r.RequestID, first); node != "" {
 		return node, r.Model, nil
 	}
 	live, refused := d.hives.Live()

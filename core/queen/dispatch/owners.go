@@ -151,17 +151,17 @@ func (d *Dispatcher) hiveErrorOrNil(ctx context.Context, hive string, err error)
 
 // recall finds where a request was started, by this queen or another: the same request again must
 // not be started elsewhere. Empty: nowhere that answers.
-func (d *Dispatcher) recall(ctx context.Context, r core.Request) (node string) {
-	if r.RequestID == "" {
+func (d *Dispatcher) recall(ctx context.Context, requestID string, first bool) (node string) {
+	if requestID == "" {
 		return ""
 	}
 	d.mu.Lock()
-	node, known := d.requests.hives[r.RequestID]
+	node, known := d.requests.hives[requestID]
 	d.mu.Unlock()
-	if known || r.First {
+	if known || first {
 		return node
 	}
-	jobs, _, err := d.askOwners(ctx, recallTimeout, &jobv1.ListRequest{RequestId: r.RequestID})
+	jobs, _, err := d.askOwners(ctx, recallTimeout, &jobv1.ListRequest{RequestId: requestID})
 	if err != nil || len(jobs) == 0 {
 		return "" // an owner that does not answer cannot start it twice either
 	}
