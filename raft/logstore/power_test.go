@@ -31,3 +31,15 @@ func TestPowerLossLog(t *testing.T) {
 		},
 	})
 }
+
+// After an orderly end the number of the last write is on the disk as well: a log that went back
+// since is noticed whatever the machine went through.
+func TestPowerLossTip(t *testing.T) {
+	disktrace.Check(t, disktrace.Scenario{Run: func(t *testing.T, dir string, ack func(string)) {
+		s, err := Open(filepath.Join(dir, "log.db"), Options{})
+		must.NoError(t, err)
+		must.NoError(t, s.StoreLogs(entries(1, 3, 1)))
+		must.NoError(t, s.Close())
+		ack("a closed log")
+	}})
+}
