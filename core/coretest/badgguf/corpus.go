@@ -93,6 +93,7 @@ func Corpus() []Case {
 		{"split count as -1", entries("split.count", int32(-1)), "cannot be negative"},
 		{"negative alignment", entries("general.alignment", int32(-32)), "not a 32-bit number"},
 		{"heads of 2^40", entries("llama.attention.head_count", uint64(1)<<40), "which no model has"},
+		{"heads of 2^31-1 in a layer", entries("llama.attention.head_count_kv", []int32{2, math.MaxInt32}), "which no model has"},
 	}
 }
 
