@@ -39,7 +39,7 @@ func TestLayoutIsPrivate(t *testing.T) {
 		must.NoError(t, err)
 		_, err = l.nextIncarnation(time.Now())
 		must.NoError(t, err)
-		must.NoError(t, writeJSON(l.handleFile("0123456789ab"), "secret"))
+		must.NoError(t, writeJSON(l.handleFile("0123456789ab"), map[string]string{"worker": "0123456789ab"}))
 		for _, path := range []string{filepath.Join(l.hive, "id"), filepath.Join(l.hive, "incarnation"), l.handleFile("0123456789ab")} {
 			must.Eq(t, 0o600, mode(path), must.Sprint(path))
 		}
