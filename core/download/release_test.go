@@ -18,36 +18,8 @@ import (
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/download"
 	"github.com/rbee-project/rbee/plugins/sdk/origin"
+	"github.com/rbee-project/rbee/plugins/sdk/origin/origintest"
 )
-
-// bodies counts the open bodies of a client's replies.
-type bodies struct {
-	base      http.RoundTripper
-	all, open atomic.Int64
-}
-
-func (b *bodies) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := b.base.RoundTrip(r)
-	if err == nil {
-		b.all.Add(1)
-		b.open.Add(1)
-		resp.Body = &body{ReadCloser: resp.Body, of: b}
-	}
-	return resp, err
-}
-
-type body struct {
-	io.ReadCloser
-	of     *bodies
-	closed atomic.Bool
-}
-
-func (b *body) Close() error {
-	if b.closed.CompareAndSwap(false, true) {
-		b.of.open.Add(-1)
-	}
-	return b.ReadCloser.Close()
-}
 
 // A body that stays open keeps its connection for ever.
 func TestBodiesAreClosed(t *testing.T) {
@@ -90,12 +62,11 @@ func TestBodiesAreClosed(t *testing.T) {
 			var n atomic.Int64
 			s := serve(t, func(w http.ResponseWriter, r *http.Request) { tc.serve(n.Add(1), w, r) })
 			o := options(t)
-			b := &bodies{base: o.Client.HTTP().Transport}
-			o.Client.HTTP().Transport = b
+			b := origintest.Watch(o.Client.HTTP())
 			err := origins(t, file(s, data), o).Fetch(t.Context(), 0, 1000, io.Discard)
 			must.Eq(t, tc.kind, core.KindOf(err), must.Sprint(err))
-			must.Eq(t, tc.asked, b.all.Load())
-			must.Zero(t, b.open.Load())
+			must.Eq(t, tc.asked, b.All.Load())
+			must.Zero(t, b.Open.Load())
 		})
 	}
 }
@@ -111,10 +82,6 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-func reply(status int, b io.ReadCloser) *http.Response {
-	return &http.Response{StatusCode: status, Header: http.Header{}, Body: b, ContentLength: -1}
-}
-
 func offline(t *testing.T, sizeBytes int64, f roundTripper) *download.Origin {
 	t.Helper()
 	c, err := origin.New(origin.Options{})
@@ -122,37 +89,6 @@ func offline(t *testing.T, sizeBytes int64, f roundTripper) *download.Origin {
 	c.HTTP().Transport = f
 	return origins(t, download.File{URL: "https://models.example/m.gguf", SizeBytes: sizeBytes, Digested: true}, download.Options{Client: c})
 }
-
-// stuck is a body that brings nothing until the request's context ends.
-type stuck struct{ ctx context.Context }
-
-func (s stuck) Read([]byte) (int, error) {
-	<-s.ctx.Done()
-	return 0, s.ctx.Err()
-}
-func (stuck) Close() error { return nil }
-
-// slow gives its bytes one at a time, with pauses.
-type slow struct {
-	ctx   context.Context // of its request
-	left  int
-	pause time.Duration
-}
-
-func (s *slow) Read(p []byte) (int, error) {
-	if s.left == 0 {
-		return 0, io.EOF
-	}
-	select {
-	case <-time.After(s.pause):
-	case <-s.ctx.Done():
-		return 0, s.ctx.Err()
-	}
-	s.left--
-	p[0] = 'x'
-	return 1, nil
-}
-func (*slow) Close() error { return nil }
 
 // A transfer may take long as a whole, and its writer too, but a server has 30 seconds for each
 // part, and six attempts with growing pauses to bring one.
@@ -163,7 +99,7 @@ func TestDeadlines(t *testing.T) {
 		o := offline(t, 10, func(r *http.Request) (*http.Response, error) {
 			used = append(used, r.Context())
 			time.Sleep(20 * time.Second) // for the header
-			return reply(http.StatusOK, &slow{ctx: r.Context(), left: 10, pause: 20 * time.Second}), nil
+			return origintest.Reply(http.StatusOK, &origintest.Slow{Context: r.Context(), Left: 10, Pause: 20 * time.Second}), nil
 		})
 		began := time.Now()
 		must.NoError(t, o.Fetch(t.Context(), 0, 10, writerFunc(func(b []byte) (int, error) {
@@ -176,7 +112,9 @@ func TestDeadlines(t *testing.T) {
 
 		for name, f := range map[string]roundTripper{
 			"header": func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() },
-			"body":   func(r *http.Request) (*http.Response, error) { return reply(http.StatusOK, stuck{r.Context()}), nil },
+			"body": func(r *http.Request) (*http.Response, error) {
+				return origintest.Reply(http.StatusOK, origintest.Stuck{Context: r.Context()}), nil
+			},
 		} {
 			var at []time.Time
 			o := offline(t, 10, func(r *http.Request) (*http.Response, error) {
@@ -234,7 +172,7 @@ func TestProgressCounts(t *testing.T) {
 			if asked%5 != 0 { // four failures, then one byte
 				return nil, errors.New("broken")
 			}
-			resp := reply(http.StatusPartialContent, io.NopCloser(strings.NewReader("x")))
+			resp := origintest.Reply(http.StatusPartialContent, io.NopCloser(strings.NewReader("x")))
 			if r.Header.Get("Range") == "" {
 				resp.StatusCode = http.StatusOK
 			}
@@ -266,7 +204,7 @@ func TestNothingBehindTheEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := offline(t, tc.size, func(*http.Request) (*http.Response, error) {
-				resp := reply(http.StatusRequestedRangeNotSatisfiable, http.NoBody)
+				resp := origintest.Reply(http.StatusRequestedRangeNotSatisfiable, http.NoBody)
 				resp.Header.Set("Content-Range", tc.says)
 				return resp, nil
 			})
@@ -282,7 +220,7 @@ func TestFetchIsLimited(t *testing.T) {
 		c, err := origin.New(origin.Options{})
 		must.NoError(t, err)
 		c.HTTP().Transport = roundTripper(func(*http.Request) (*http.Response, error) {
-			return reply(http.StatusOK, io.NopCloser(bytes.NewReader(noise(1_000_000)))), nil
+			return origintest.Reply(http.StatusOK, io.NopCloser(bytes.NewReader(noise(1_000_000)))), nil
 		})
 		o := origins(t, download.File{URL: "https://models.example/m.gguf"}, download.Options{Client: c, Limit: download.NewLimiter(100_000)})
 		began, most := time.Now(), 0
@@ -313,7 +251,7 @@ func TestParts(t *testing.T) {
 			data := []byte("0123456789x")
 			o := offline(t, tc.size, func(r *http.Request) (*http.Response, error) {
 				first, last, _, _ := download.ParseContentRange(tc.says)
-				resp := reply(http.StatusPartialContent, io.NopCloser(bytes.NewReader(data[first:last+1])))
+				resp := origintest.Reply(http.StatusPartialContent, io.NopCloser(bytes.NewReader(data[first:last+1])))
 				resp.Header.Set("Content-Range", tc.says)
 				return resp, nil
 			})
@@ -350,7 +288,7 @@ func TestEarlyEnd(t *testing.T) {
 				for part := range strings.SplitSeq(tc.bodies[asked-1], "|") {
 					parts = append(parts, strings.NewReader(part))
 				}
-				return reply(http.StatusOK, io.NopCloser(io.MultiReader(parts...))), nil
+				return origintest.Reply(http.StatusOK, io.NopCloser(io.MultiReader(parts...))), nil
 			})
 			var got bytes.Buffer
 			must.Eq(t, tc.kind, core.KindOf(o.Fetch(t.Context(), tc.from, -1, &got)), must.Sprint(name))
@@ -386,7 +324,7 @@ func TestResumeWithoutDigest(t *testing.T) {
 			c, err := origin.New(origin.Options{})
 			must.NoError(t, err)
 			c.HTTP().Transport = roundTripper(func(*http.Request) (*http.Response, error) { // it ignores ranges
-				resp := reply(http.StatusOK, io.NopCloser(strings.NewReader("0123456789")))
+				resp := origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("0123456789")))
 				resp.Header.Set("ETag", tc.etag)
 				resp.Header.Set("Last-Modified", tc.modified)
 				return resp, nil
@@ -430,7 +368,7 @@ func TestIfRange(t *testing.T) {
 		o := offline(t, 100, func(r *http.Request) (*http.Response, error) {
 			must.Eq(t, want, r.Header.Get("If-Range"), must.Sprint(tag))
 			must.Eq(t, "identity", r.Header.Get("Accept-Encoding"))
-			return reply(http.StatusNotFound, http.NoBody), nil
+			return origintest.Reply(http.StatusNotFound, http.NoBody), nil
 		})
 		o.Expect(tag)
 		must.Eq(t, core.NotFound, core.KindOf(o.Fetch(t.Context(), 10, 20, io.Discard)))

@@ -19,42 +19,8 @@ import (
 
 	"github.com/rbee-project/rbee/plugins/sdk"
 	"github.com/rbee-project/rbee/plugins/sdk/origin"
+	"github.com/rbee-project/rbee/plugins/sdk/origin/origintest"
 )
-
-// bodies counts the open bodies of a client's replies.
-type bodies struct {
-	base      http.RoundTripper
-	all, open atomic.Int64
-}
-
-func watch(c *origin.Client) *bodies {
-	b := &bodies{base: c.HTTP().Transport}
-	c.HTTP().Transport = b
-	return b
-}
-
-func (b *bodies) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := b.base.RoundTrip(r)
-	if err == nil {
-		b.all.Add(1)
-		b.open.Add(1)
-		resp.Body = &body{ReadCloser: resp.Body, of: b}
-	}
-	return resp, err
-}
-
-type body struct {
-	io.ReadCloser
-	of     *bodies
-	closed atomic.Bool
-}
-
-func (b *body) Close() error {
-	if b.closed.CompareAndSwap(false, true) {
-		b.of.open.Add(-1)
-	}
-	return b.ReadCloser.Close()
-}
 
 // A body that stays open keeps its connection for ever.
 func TestBodiesAreClosed(t *testing.T) {
@@ -86,36 +52,36 @@ func TestBodiesAreClosed(t *testing.T) {
 		}
 	})
 	c := client(t, loopback(t))
-	b := watch(c)
+	b := origintest.Watch(c.HTTP())
 	for path, err := range map[string]error{"/file": nil, "/loop": sdk.ErrUnavailable, "/busy": sdk.ErrUnavailable, "/large": sdk.ErrTooLarge, "/odd": sdk.ErrIntegrity, "/none": sdk.ErrNotFound} {
-		before := b.all.Load()
+		before := b.All.Load()
 		_, got := c.Get(t.Context(), s.URL+path, nil)
 		must.ErrorIs(t, got, err, must.Sprint(path))
-		must.Greater(t, before, b.all.Load())
-		must.Zero(t, b.open.Load(), must.Sprint("Get "+path))
+		must.Greater(t, before, b.All.Load())
+		must.Zero(t, b.Open.Load(), must.Sprint("Get "+path))
 	}
 	for path, err := range map[string]error{"/file": nil, "/cut": nil, "/loop": sdk.ErrUnavailable, "/busy": sdk.ErrUnavailable, "/none": sdk.ErrNotFound} {
-		before := b.all.Load()
+		before := b.All.Load()
 		must.ErrorIs(t, c.Fetch(t.Context(), s.URL+path, nil, 10, 0, io.Discard), err, must.Sprint(path))
-		must.Greater(t, before, b.all.Load())
-		must.Zero(t, b.open.Load(), must.Sprint("Fetch "+path))
+		must.Greater(t, before, b.All.Load())
+		must.Zero(t, b.Open.Load(), must.Sprint("Fetch "+path))
 	}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+"/loop", nil)
 	must.NoError(t, err)
 	_, err = c.Do(req)
 	must.ErrorIs(t, err, sdk.ErrUnavailable)
-	must.Zero(t, b.open.Load())
+	must.Zero(t, b.Open.Load())
 }
 
 // A request that is not sent releases its body as well.
 func TestRefusedRequestClosesItsBody(t *testing.T) {
 	t.Parallel()
-	sent := &body{ReadCloser: io.NopCloser(strings.NewReader("x")), of: &bodies{}}
+	sent := &origintest.Body{ReadCloser: io.NopCloser(strings.NewReader("x"))}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1:1/", sent)
 	must.NoError(t, err)
 	_, err = client(t, origin.Options{}).HTTP().Transport.RoundTrip(req)
 	must.ErrorIs(t, err, sdk.ErrForbidden)
-	must.True(t, sent.closed.Load())
+	must.True(t, sent.Closed.Load())
 }
 
 // A closed client keeps no connection, neither to an origin nor to a proxy.
@@ -161,19 +127,6 @@ func eventually(t *testing.T, what string, f func() bool) {
 	}
 }
 
-// stuck is a body that brings nothing until the request's context ends.
-type stuck struct{ ctx context.Context }
-
-func (s stuck) Read([]byte) (int, error) {
-	<-s.ctx.Done()
-	return 0, s.ctx.Err()
-}
-func (stuck) Close() error { return nil }
-
-func reply(status int, b io.ReadCloser) *http.Response {
-	return &http.Response{StatusCode: status, Header: http.Header{}, Body: b, ContentLength: -1}
-}
-
 // A reply has a minute, and a request four attempts with growing pauses between them. The context
 // of each ends with it.
 func TestReplyDeadline(t *testing.T) {
@@ -183,7 +136,7 @@ func TestReplyDeadline(t *testing.T) {
 		var used []context.Context
 		c := origin.NewForTest(origin.Options{}, func(r *http.Request) (*http.Response, error) {
 			began, used = append(began, time.Now()), append(used, r.Context())
-			return reply(http.StatusOK, stuck{r.Context()}), nil
+			return origintest.Reply(http.StatusOK, origintest.Stuck{Context: r.Context()}), nil
 		})
 		_, err := c.Get(t.Context(), "https://origin.example/", nil)
 		must.ErrorIs(t, err, sdk.ErrUnavailable)
@@ -203,7 +156,7 @@ func TestReplyDeadline(t *testing.T) {
 	var asked *http.Request
 	c := origin.NewForTest(origin.Options{}, func(r *http.Request) (*http.Response, error) {
 		asked = r
-		return reply(http.StatusOK, http.NoBody), nil
+		return origintest.Reply(http.StatusOK, http.NoBody), nil
 	})
 	_, err := c.Get(t.Context(), "https://origin.example/", nil)
 	must.NoError(t, err)
@@ -215,7 +168,7 @@ func TestCancelEndsAPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := origin.NewForTest(origin.Options{Backoff: time.Hour}, func(*http.Request) (*http.Response, error) {
-			return reply(http.StatusServiceUnavailable, http.NoBody), nil
+			return origintest.Reply(http.StatusServiceUnavailable, http.NoBody), nil
 		})
 		for name, f := range map[string]func(ctx context.Context) error{
 			"Get":   func(ctx context.Context) error { _, err := c.Get(ctx, "https://origin.example/", nil); return err },
@@ -229,28 +182,6 @@ func TestCancelEndsAPause(t *testing.T) {
 		}
 	})
 }
-
-// slow gives its bytes one at a time, with pauses.
-type slow struct {
-	ctx   context.Context // of its request
-	left  int
-	pause time.Duration
-}
-
-func (s *slow) Read(p []byte) (int, error) {
-	if s.left == 0 {
-		return 0, io.EOF
-	}
-	select {
-	case <-time.After(s.pause):
-	case <-s.ctx.Done():
-		return 0, s.ctx.Err()
-	}
-	s.left--
-	p[0] = 'x'
-	return 1, nil
-}
-func (*slow) Close() error { return nil }
 
 // A transfer may take long as a whole, but not long without a byte: 30 seconds unless configured
 // otherwise, for the header and for each part.
@@ -277,7 +208,7 @@ func TestFetchDeadlines(t *testing.T) {
 		var got bytes.Buffer
 		answer = func(ctx context.Context) (*http.Response, error) {
 			time.Sleep(20 * time.Second) // for the header
-			return reply(http.StatusOK, &slow{ctx: ctx, left: 10, pause: 20 * time.Second}), nil
+			return origintest.Reply(http.StatusOK, &origintest.Slow{Context: ctx, Left: 10, Pause: 20 * time.Second}), nil
 		}
 		took, err := fetch(10, &got)
 		must.NoError(t, err)
@@ -286,7 +217,9 @@ func TestFetchDeadlines(t *testing.T) {
 
 		for name, f := range map[string]func(ctx context.Context) (*http.Response, error){
 			"header": func(ctx context.Context) (*http.Response, error) { <-ctx.Done(); return nil, ctx.Err() },
-			"body":   func(ctx context.Context) (*http.Response, error) { return reply(http.StatusOK, stuck{ctx}), nil },
+			"body": func(ctx context.Context) (*http.Response, error) {
+				return origintest.Reply(http.StatusOK, origintest.Stuck{Context: ctx}), nil
+			},
 		} {
 			answer = f
 			took, err = fetch(0, io.Discard)
@@ -307,7 +240,7 @@ func TestFetchGoesOnWithProgress(t *testing.T) {
 			if asked%4 != 0 { // three failures, then one byte
 				return nil, errors.New("broken")
 			}
-			r := reply(http.StatusPartialContent, io.NopCloser(strings.NewReader("x")))
+			r := origintest.Reply(http.StatusPartialContent, io.NopCloser(strings.NewReader("x")))
 			if asked == 4 {
 				r.StatusCode = http.StatusOK
 			}
@@ -366,12 +299,12 @@ func TestFetchGoesOnAfterAnEarlyEnd(t *testing.T) {
 			asked := 0
 			c := origin.NewForTest(origin.Options{}, func(r *http.Request) (*http.Response, error) {
 				asked++
-				resp := reply(http.StatusOK, io.NopCloser(strings.NewReader("01234"))) // says no length
+				resp := origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("01234"))) // says no length
 				resp.Header.Set("ETag", tag)
 				if asked > 1 {
 					must.Eq(t, "bytes=5-", r.Header.Get("Range"))
 					must.Eq(t, want, r.Header.Get("If-Range"))
-					resp = reply(http.StatusPartialContent, io.NopCloser(strings.NewReader("56789")))
+					resp = origintest.Reply(http.StatusPartialContent, io.NopCloser(strings.NewReader("56789")))
 					resp.Header.Set("Content-Range", "bytes 5-9/10")
 				}
 				return resp, nil
@@ -384,7 +317,7 @@ func TestFetchGoesOnAfterAnEarlyEnd(t *testing.T) {
 	}
 	c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
 		t.Error("nothing is left to do, and it was asked")
-		return reply(http.StatusNotFound, http.NoBody), nil
+		return origintest.Reply(http.StatusNotFound, http.NoBody), nil
 	})
 	must.NoError(t, c.Fetch(t.Context(), "https://origin.example/", nil, 10, 10, io.Discard))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -398,7 +331,7 @@ func TestFetchOfAFileThatGotShorter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) {
-			return reply(http.StatusOK, io.NopCloser(strings.NewReader("012"))), nil // says no length
+			return origintest.Reply(http.StatusOK, io.NopCloser(strings.NewReader("012"))), nil // says no length
 		})
 		var got bytes.Buffer
 		must.Error(t, c.Fetch(t.Context(), "https://origin.example/", nil, 0, 5, &got))
@@ -426,20 +359,20 @@ func TestEndlessBodies(t *testing.T) {
 	t.Parallel()
 	var resp *http.Response
 	c := origin.NewForTest(origin.Options{}, func(*http.Request) (*http.Response, error) { return resp, nil })
-	resp = reply(http.StatusNotFound, io.NopCloser(&endless{text: []byte("x")}))
+	resp = origintest.Reply(http.StatusNotFound, io.NopCloser(&endless{text: []byte("x")}))
 	err := c.Fetch(t.Context(), "https://origin.example/", nil, 0, 0, io.Discard)
 	status, ok := errors.AsType[*origin.StatusError](err)
 	must.True(t, ok)
 	must.Len(t, 4<<10, status.Body)
 
-	resp = reply(http.StatusNotFound, io.NopCloser(&endless{text: []byte("x")}))
+	resp = origintest.Reply(http.StatusNotFound, io.NopCloser(&endless{text: []byte("x")}))
 	_, err = c.Get(t.Context(), "https://origin.example/", nil)
 	status, ok = errors.AsType[*origin.StatusError](err)
 	must.True(t, ok)
 	must.LessEq(t, 4<<10, len(status.Body))
 
 	// Empty blocks of gzip: they unpack to nothing, for ever.
-	resp = reply(http.StatusOK, io.NopCloser(&endless{head: []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff}, text: []byte{0, 0, 0, 0xff, 0xff}}))
+	resp = origintest.Reply(http.StatusOK, io.NopCloser(&endless{head: []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff}, text: []byte{0, 0, 0, 0xff, 0xff}}))
 	resp.Header.Set("Content-Encoding", "gzip")
 	_, err = c.Get(t.Context(), "https://origin.example/", nil)
 	must.ErrorIs(t, err, sdk.ErrTooLarge)
