@@ -25,6 +25,7 @@ type chatTemplate struct {
 type templateWants struct {
 	parts        bool // the content of a message as a list of parts, not as text
 	argumentText bool // the arguments of a tool call as text, not as an object
+	noNull       bool // the content of a message with calls alone as an empty text, not as null
 	tools        bool // a list of tools
 	noCalls      bool // no calls of the assistant
 	noResults    bool // no messages of tools
@@ -74,10 +75,12 @@ func (t *chatTemplate) probe() {
 		return list
 	}
 	const short = "call00001"
-	if !arrives(history(short, mark, "")...) {
-		t.wants.argumentText = true
-		t.wants.argumentText = arrives(history(short, mark, "")...)
-		t.wants.noCalls = !t.wants.argumentText
+	for _, try := range []struct{ argumentText, noNull bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
+		t.wants.noCalls, t.wants.argumentText, t.wants.noNull = false, try.argumentText, try.noNull
+		if arrives(history(short, mark, "")...) {
+			break
+		}
+		t.wants.noCalls, t.wants.argumentText, t.wants.noNull = true, false, false
 	}
 	t.wants.noResults = t.wants.noCalls || !arrives(history(short, "x", mark)...)
 	t.wants.shortIDs = !t.wants.noResults && !arrives(history("call_0123456789abcdef", "x", mark)...)
@@ -126,7 +129,7 @@ func (t *chatTemplate) render(ctx context.Context, req *openai.ChatRequest, now 
 func (t *chatTemplate) message(m openai.Message, text string) []jinja.Entry {
 	var content any = clientText(text)
 	switch {
-	case text == "" && len(m.ToolCalls) > 0:
+	case text == "" && len(m.ToolCalls) > 0 && !t.wants.noNull:
 		content = nil
 	case t.wants.parts:
 		content = []any{[]jinja.Entry{{Key: "type", Value: "text"}, {Key: "text", Value: content}}}

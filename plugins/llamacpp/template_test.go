@@ -97,6 +97,7 @@ func TestTemplateWants(t *testing.T) {
 		"neither":        {"{{ 'x' }}", templateWants{}},
 		"argument text":  {"{% for m in messages %}{{ m.content or m.tool_calls[0].function.arguments + '' }}{% endfor %}", templateWants{argumentText: true}},
 		"objects":        {"{% for m in messages %}{{ m.content or m.tool_calls[0].function.arguments.items() | list }}{% endfor %}", templateWants{}},
+		"no null":        {"{% for m in messages %}{{ 'x' in m.content }}{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.a }}{% endif %}{% endfor %}", templateWants{noNull: true}},
 		"no system":      {"{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}", templateWants{noCalls: true, noResults: true, noSystem: true}},
 		"no tools":       {"{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}", templateWants{noCalls: true, noResults: true}},
 		"tools":          {"{{ tools }}<tool_call>{% for m in messages %}{{ m.content or m.tool_calls }}{% endfor %}", templateWants{tools: true}},

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/anthropics/anthropic-sdk-go"
+	anthropicoption "github.com/anthropics/anthropic-sdk-go/option"
 	openaisdk "github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/option"
 	"github.com/shoenig/test/must"
@@ -169,6 +171,7 @@ func TestOpenAISDK(t *testing.T) {
 		must.Eq(t, r.Usage.PromptTokens+r.Usage.CompletionTokens, r.Usage.TotalTokens)
 		must.Positive(t, r.Usage.CompletionTokens)
 	})
+	t.Run("Anthropic's client runs a loop of tools", func(t *testing.T) { anthropicLoop(t, a.addr) })
 	t.Run("stream with usage", func(t *testing.T) {
 		whole, err := client.Chat.Completions.New(t.Context(), question("What does the queen do?"))
 		must.NoError(t, err)
@@ -267,6 +270,49 @@ func TestOpenAISDK(t *testing.T) {
 			return nil
 		})
 	})
+}
+
+// anthropicLoop asks with a tool that must be called, whole and streamed, sends the result and gets
+// an answer.
+func anthropicLoop(t *testing.T, addr string) {
+	t.Helper()
+	client := anthropic.NewClient(anthropicoption.WithBaseURL("http://"+addr), anthropicoption.WithAPIKey("any"), anthropicoption.WithMaxRetries(0))
+	ask := anthropic.MessageNewParams{
+		Model: "rbee-tiny", MaxTokens: 200, System: []anthropic.TextBlockParam{{Text: "Use tools."}},
+		Messages: []anthropic.MessageParam{anthropic.NewUserMessage(anthropic.NewTextBlock("What is the weather in Bern?"))},
+		Tools: []anthropic.ToolUnionParam{{OfTool: &anthropic.ToolParam{Name: "weather", InputSchema: anthropic.ToolInputSchemaParam{
+			Properties: map[string]any{"city": map[string]any{"type": "string", "enum": []string{"Bern", "Oslo"}}}, Required: []string{"city"},
+		}}}},
+		ToolChoice: anthropic.ToolChoiceUnionParam{OfAny: &anthropic.ToolChoiceAnyParam{DisableParallelToolUse: anthropic.Bool(true)}},
+	}
+	called := func(m *anthropic.Message) anthropic.ToolUseBlock {
+		t.Helper()
+		must.Eq(t, anthropic.StopReasonToolUse, m.StopReason)
+		must.Len(t, 1, m.Content)
+		call := m.Content[0].AsToolUse()
+		must.Eq(t, "weather", call.Name)
+		must.RegexMatch(t, regexp.MustCompile(`^\{"city": ?"(Bern|Oslo)"\}$`), string(call.Input))
+		return call
+	}
+	whole, err := client.Messages.New(t.Context(), ask)
+	must.NoError(t, err)
+	called(whole)
+	stream := client.Messages.NewStreaming(t.Context(), ask)
+	defer stream.Close()
+	var joined anthropic.Message
+	for stream.Next() {
+		must.NoError(t, joined.Accumulate(stream.Current()))
+	}
+	must.NoError(t, stream.Err())
+	call := called(&joined)
+
+	ask.Messages = append(ask.Messages, joined.ToParam(), anthropic.NewUserMessage(anthropic.NewToolResultBlock(call.ID, "sunny, 21 degrees", false)))
+	ask.ToolChoice = anthropic.ToolChoiceUnionParam{OfNone: &anthropic.ToolChoiceNoneParam{}}
+	answer, err := client.Messages.New(t.Context(), ask)
+	must.NoError(t, err)
+	must.Eq(t, "text", answer.Content[0].Type)
+	must.NotEq(t, "", answer.Content[0].AsText().Text)
+	must.Greater(t, whole.Usage.InputTokens, answer.Usage.InputTokens)
 }
 
 func TestInterruptOfInferStopsTheGeneration(t *testing.T) {
