@@ -50,6 +50,7 @@ type served struct {
 	limit   int       // tokens of a slot, or of a text that is read
 	threads int
 	draft   *draft // nil: there is none
+	adapters
 }
 
 // capabilities returns what requests may ask for, sorted.
@@ -125,7 +126,7 @@ func (b *Backend) Start(ctx context.Context, spec worker.StartSpec, progress fun
 		b.state = worker.StateReady
 	}
 	srv := &server{
-		engine: s.engine, model: s.model, embedder: s.embeds, modelID: spec.ModelID, started: time.Now().Unix(), gate: &b.gate, now: time.Now,
+		engine: s.engine, adapters: s.adapters, model: s.model, embedder: s.embeds, modelID: spec.ModelID, started: time.Now().Unix(), gate: &b.gate, now: time.Now,
 		grammars: constraint.NewCompiler(), toolbox: newToolbox(), spelling: make(chan struct{}, spellers),
 	}
 	return srv.handler(), nil
@@ -168,6 +169,16 @@ func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, 
 	if err := report(worker.Progress{Phase: "preparing the context"}); err != nil {
 		return nil, errors.Join(err, loaded.Free())
 	}
+	list, err := parseAdapters(conf.LoRA)
+	if err == nil && len(list) > 0 && loaded.Reads() {
+		err = errors.New("models that only read take no lora adapters")
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("load model: %w: %w", err, sdk.ErrInvalid), loaded.Free())
+	}
+	if err := list.load(loaded); err != nil {
+		return nil, errors.Join(err, loaded.Free())
+	}
 	var small *native.Model
 	if conf.Draft != "" && !loaded.Reads() {
 		if small, err = b.loadModel(conf.Draft, device, conf, report); err != nil {
@@ -178,6 +189,7 @@ func (b *Backend) load(ctx context.Context, spec worker.StartSpec, conf config, 
 	if err != nil {
 		return nil, errors.Join(err, loaded.Free())
 	}
+	s.adapters = list
 	b.log.Info("model loaded", "model", spec.ModelID, "device", device.Name, "engine", native.Version(), "slots", spec.Slots, "context", s.limit, "threads", s.threads)
 	return s, nil
 }

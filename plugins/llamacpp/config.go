@@ -16,23 +16,24 @@ import (
 
 // config is the config block of the worker types.
 type config struct {
-	Threads       int    `json:"threads"`
-	BatchTokens   int    `json:"batch_tokens"`
-	PromptChunk   int    `json:"prompt_chunk"`
-	PromptPause   int    `json:"prompt_pause_ms"`
-	ContextTokens int    `json:"context_tokens"`
-	KVCacheType   string `json:"kv_cache_type"`
-	Pooling       string `json:"pooling"`
-	Queue         int    `json:"queue"`
-	PrefixStore   int    `json:"prefix_store_mib"`
-	Repack        bool   `json:"repack"`
-	Speculation   bool   `json:"speculation"`
-	Draft         string `json:"draft"`
-	GPULayers     int    `json:"gpu_layers"`
+	Threads       int      `json:"threads"`
+	BatchTokens   int      `json:"batch_tokens"`
+	PromptChunk   int      `json:"prompt_chunk"`
+	PromptPause   int      `json:"prompt_pause_ms"`
+	ContextTokens int      `json:"context_tokens"`
+	KVCacheType   string   `json:"kv_cache_type"`
+	Pooling       string   `json:"pooling"`
+	Queue         int      `json:"queue"`
+	PrefixStore   int      `json:"prefix_store_mib"`
+	Repack        bool     `json:"repack"`
+	Speculation   bool     `json:"speculation"`
+	Draft         string   `json:"draft"`
+	LoRA          []string `json:"lora"`
+	GPULayers     int      `json:"gpu_layers"`
 }
 
 func defaultConfig() config {
-	return config{BatchTokens: 512, PromptPause: 100, ContextTokens: 4096, KVCacheType: "f16", Pooling: poolingOfModel, Queue: 64, PrefixStore: -1, Repack: true, Speculation: true, GPULayers: -1}
+	return config{BatchTokens: 512, PromptPause: 100, ContextTokens: 4096, KVCacheType: "f16", Pooling: poolingOfModel, Queue: 64, PrefixStore: -1, Repack: true, Speculation: true, LoRA: []string{}, GPULayers: -1}
 }
 
 // kvTypes are the cache types on offer, the default first.
@@ -128,6 +129,10 @@ func schema(f Flavour) sdk.Schema {
 		Name: "draft", Type: "string", Default: json.RawMessage(`""`),
 		Doc: "The path of a smaller model's GGUF file, which guesses what the models of this worker type say, several tokens a step. Its vocabulary must be theirs. It changes no token of an answer, and is used where it saves time, by measurement. It takes memory beside the model's. Empty: none.",
 	})
+	s.Attributes = append(s.Attributes, sdk.Attribute{
+		Name: "lora", Type: "list(string)", Default: json.RawMessage(`[]`),
+		Doc: "Paths of LoRA adapters in GGUF format, for the models of this worker type, each with a scale behind a colon or without (1). Requests use them all, or those that they name in lora, by the name of the file without .gguf or by its place in the list: [{\"name\": \"x\", \"scale\": 0.5}].",
+	})
 	if f == CPU {
 		s.Attributes = append(s.Attributes, sdk.Attribute{
 			Name: "repack", Type: "bool", Default: json.RawMessage("true"),
@@ -168,6 +173,9 @@ func decodeConfig(f Flavour, raw json.RawMessage) (config, sdk.Diagnostics, erro
 			Detail:  fmt.Sprintf("pooling is %q. It must be one of %s.", c.Pooling, strings.Join(poolingNames(), ", ")),
 			Path:    []any{"pooling"},
 		})
+	}
+	if _, err := parseAdapters(c.LoRA); err != nil {
+		diags = append(diags, sdk.Diagnostic{Summary: "Bad adapter", Detail: err.Error() + ".", Path: []any{"lora"}})
 	}
 	if n := runtime.NumCPU(); len(diags) == 0 && c.Threads >= n && n > 1 {
 		diags = append(diags, sdk.Diagnostic{

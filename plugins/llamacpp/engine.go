@@ -32,7 +32,7 @@ func (e *engine) submit(list ...*request) *openai.Error {
 		if err != nil {
 			return apiError(err)
 		}
-		r.work = &batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Emit: r.emit, Chooser: c, Pieces: r.pieces, AllLogits: c.wantsLogProbs()}
+		r.work = &batch.Request{Prompt: r.prompt, MaxTokens: r.maxTokens, Stops: r.stops, Adapters: r.adapters, Emit: r.emit, Chooser: c, Pieces: r.pieces, AllLogits: c.wantsLogProbs()}
 		work[i] = r.work
 	}
 	return apiError(e.Submit(work...))

@@ -24,6 +24,7 @@ type server struct {
 	engine   *engine   // nil: the model only reads
 	embedder *embedder // nil: the model has neither embeddings nor scores
 	model    *model
+	adapters adapters
 	modelID  string
 	started  int64 // seconds since 1970
 	gate     *gate
@@ -45,6 +46,7 @@ func (s *server) routes() []route {
 		{http.MethodPost, "/tokenize", s.plain(s.tokenize)},
 		{http.MethodPost, "/detokenize", s.plain(s.detokenize)},
 		{http.MethodPost, "/apply-template", s.plain(s.applyTemplate)},
+		{http.MethodGet, "/lora-adapters", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.listAdapters()) }},
 		{http.MethodGet, "/v1/models", s.models},
 		{http.MethodGet, "/health", s.health},
 	}
@@ -294,6 +296,10 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request, read func(body [
 		req.maxTokens = 1 // the step that evaluates the prompt's end yields it
 	}
 	req.stops = sampling.Stop
+	if req.adapters, err = s.adapters.chosen(sampling.LoRA); err != nil {
+		writeError(w, err)
+		return
+	}
 	s.generate(w, r, a, a.answers())
 }
 

@@ -27,6 +27,7 @@ type request struct {
 	shape     openai.Shape
 	rule      *rule // the compiled shape: what the answer must look like; nil: anything
 	stops     []string
+	adapters  string // see native.Scales
 
 	pieces   []string            // the texts of tokens in the answer; nil: the model's
 	thinking constraint.Thinking // where the answer's form does not apply

@@ -64,6 +64,7 @@ func runSynth(args []string) error {
 	labels := fs.Int("labels", 0, "outputs of a classifier, for -pooling rank")
 	tokenizer := fs.String("tokenizer", "", "kind of vocabulary: spm, bpe, wpm, ugm; empty: the architecture's own")
 	pre := fs.String("pre", "qwen2", "pre-tokenizer of a bpe vocabulary")
+	rank := fs.Int("lora", 0, "write a LoRA adapter of this rank for such a model, in place of the model")
 	set := map[string]string{}
 	fs.Func("set", "KEY=NUMBER: replace a number or yes/no of the metadata; KEY= leaves the key out", func(s string) error {
 		key, value, ok := strings.Cut(s, "=")
@@ -121,6 +122,9 @@ func runSynth(args []string) error {
 	}
 
 	b := &builder{rng: splitmix(*seed), weights: wt}
+	if *rank > 0 {
+		return writeGGUF(*out, adapterMeta(*name, *rank), b.adapter(a, *rank))
+	}
 	b.matrix("token_embd.weight", a.embd, a.vocab)
 	family.tensors(b, a)
 	if a.untied && !family.reads {

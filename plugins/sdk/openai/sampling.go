@@ -48,10 +48,19 @@ type Sampling struct {
 	RepeatLastN       *Int     `json:"repeat_last_n,omitempty"`      // -1: all; 0: off
 	Samplers          Samplers `json:"samplers,omitzero"`            // which and in which order
 	Mirostat          *Int     `json:"mirostat,omitempty"`           // 0: off
+	// llama.cpp's adapters of this request; nil: those that the worker was started with
+	LoRA *[]LoRA `json:"lora,omitempty"`
 	// go on after the model's end of text
 	IgnoreEOS bool `json:"ignore_eos,omitempty"`
 	// llama.cpp's name of MaxTokens
 	NPredict *Int `json:"n_predict,omitempty"`
+}
+
+// LoRA is an adapter that a request wants, by name or by id.
+type LoRA struct {
+	ID    *Int    `json:"id,omitempty"`
+	Name  string  `json:"name,omitempty"`
+	Scale float64 `json:"scale"`
 }
 
 // Int is an integer that JSON may spell in any way: 100, 100.0 and 1e2 are the same. A value that

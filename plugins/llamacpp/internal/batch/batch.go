@@ -45,6 +45,8 @@ type Decoder interface {
 	Save(seq int, limit int64) State
 	// Load replaces a sequence by what Save copied. Where it reports false the sequence is empty.
 	Load(seq int, state State) bool
+	// Adapt has the model think with other adapters from the next Decode on: Request.Adapters.
+	Adapt(adapters string) error
 }
 
 // State is a saved sequence.
@@ -102,6 +104,7 @@ type Request struct {
 	Prompt    []Token // not empty, and shorter than the slot's positions
 	MaxTokens int     // 0: as many as fit
 	Stops     []string
+	Adapters  string // what the model has for it, as the decoder spells it; what others read is of no use to it
 	Chooser   Chooser
 	Pieces    []string // the text of each token, where it is not that of the Vocab
 	AllLogits bool     // the chooser wants the logits in front of tokens that it does not choose, too

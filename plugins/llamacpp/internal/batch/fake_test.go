@@ -1,9 +1,11 @@
 package batch
 
 import (
+	"cmp"
 	"errors"
 	"hash/fnv"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +32,7 @@ type fakeDecoder struct {
 	cells  int       // positions of all sequences together; 0: no bound
 	fail   error     // what Decode returns
 	memory int       // logits depend on so many tokens, so that texts come to repeat themselves; 0: on all
+	shift  Token     // added to the tokens of a step: its adapters
 	stuck  bool      // Remove refuses what Floor allows
 	window int       // how far back a sequence can be cut; 0: everywhere; negative: not at all
 
@@ -77,7 +80,7 @@ func (f *fakeDecoder) Decode(entries []Entry) error {
 		if e.Pos != f.length[e.Seq] {
 			f.t.Errorf("sequence %d has %d tokens and goes on at %d", e.Seq, f.length[e.Seq], e.Pos)
 		}
-		f.data[e.Seq] = append(f.data[e.Seq][:e.Pos], e.Token)
+		f.data[e.Seq] = append(f.data[e.Seq][:e.Pos], e.Token+f.shift)
 		f.length[e.Seq]++
 		f.logits = append(f.logits, e.Logits)
 		f.history = append(f.history, slices.Clone(f.data[e.Seq]))
@@ -124,6 +127,13 @@ func (f *fakeDecoder) Copy(from, to int) {
 	f.copies = append(f.copies, [2]int{from, to})
 	f.length[to] = f.length[from]
 	f.copied++
+}
+
+// Adapt takes the number of adapters: what is read with them is as other tokens.
+func (f *fakeDecoder) Adapt(adapters string) error {
+	n, err := strconv.Atoi(cmp.Or(adapters, "0"))
+	f.shift = Token(100 * n)
+	return err
 }
 
 // fakeState is a saved sequence. Each token takes a byte.

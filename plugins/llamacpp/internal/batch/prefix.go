@@ -49,8 +49,8 @@ type source struct {
 // place chooses a free slot for a prompt and brings as much of the prompt into it as can be had
 // more cheaply than by evaluating it: a conversation goes on where it was, and another one takes
 // the slot that was not used for longest.
-func (s *Scheduler) place(prompt []Token) *slot {
-	best := s.find(prompt, true)
+func (s *Scheduler) place(prompt []Token, adapters string) *slot {
+	best := s.find(prompt, adapters, true)
 	if x := best.slot; x != nil && x.req == nil && best.tokens >= max(x.turn-turnSlack, x.turn*3/4) {
 		s.cut(x, best.tokens)
 		return x
@@ -62,7 +62,10 @@ func (s *Scheduler) place(prompt []Token) *slot {
 			to = x
 		}
 	}
-	own := usable(prompt, to.held, s.floor(to))
+	own := 0
+	if to.adapted == adapters {
+		own = usable(prompt, to.held, s.floor(to))
+	}
 	switch {
 	case best.slot == to, best.tokens < own+s.worth(), best.saved != nil && (to.copying || to.copied):
 		s.keep(to, own)
@@ -89,6 +92,7 @@ func (s *Scheduler) place(prompt []Token) *slot {
 		}
 		s.cut(to, min(best.tokens, len(to.held)))
 	}
+	to.adapted = adapters
 	return to
 }
 
@@ -97,23 +101,26 @@ func (s *Scheduler) place(prompt []Token) *slot {
 // longer than that takes.
 func (s *Scheduler) putOff(r *Request, admitted []*Request) bool {
 	least := -1 // tokens that a prompt must share to be waited for
-	enough := func(prompt []Token, held int) bool {
+	enough := func(prompt []Token, adapters string, held int) bool {
+		if adapters != r.Adapters {
+			return false
+		}
 		shared := min(common(r.Prompt, prompt), len(r.Prompt)-1)
 		if shared < s.worth() || held >= shared {
 			return false
 		}
 		if least < 0 {
-			least = s.find(r.Prompt, false).tokens + s.worth()
+			least = s.find(r.Prompt, r.Adapters, false).tokens + s.worth()
 		}
 		return shared >= least
 	}
 	for _, x := range s.prompts {
-		if enough(x.req.Prompt, len(x.held)) {
+		if enough(x.req.Prompt, x.adapted, len(x.held)) {
 			return true
 		}
 	}
 	for _, a := range admitted {
-		if enough(a.Prompt, 0) {
+		if enough(a.Prompt, a.Adapters, 0) {
 			return true
 		}
 	}
@@ -122,11 +129,11 @@ func (s *Scheduler) putOff(r *Request, admitted []*Request) bool {
 
 // find returns where most of a prompt is, a free slot rather than another one, and any slot rather
 // than the store. It looks at slots whose own prompt is being read only where reading is true.
-func (s *Scheduler) find(prompt []Token, reading bool) source {
+func (s *Scheduler) find(prompt []Token, adapters string, reading bool) source {
 	var best source
 	for _, free := range []bool{true, false} {
 		for _, x := range s.slots {
-			if (x.req == nil) != free || !free && !reading && x.missing() > 0 {
+			if x.adapted != adapters || (x.req == nil) != free || !free && !reading && x.missing() > 0 {
 				continue
 			}
 			n := usable(prompt, x.held, s.floor(x))
@@ -136,7 +143,7 @@ func (s *Scheduler) find(prompt []Token, reading bool) source {
 		}
 	}
 	for _, e := range s.saved.list {
-		if n := usable(prompt, e.held, e.floor); n >= best.tokens+s.worth() {
+		if n := usable(prompt, e.held, e.floor); e.adapted == adapters && n >= best.tokens+s.worth() {
 			best = source{saved: e, tokens: n}
 		}
 	}
@@ -176,12 +183,12 @@ func (s *Scheduler) keep(x *slot, n int) {
 		return
 	}
 	for _, other := range s.slots {
-		if other != x && common(x.held, other.held) == len(x.held) {
+		if other != x && other.adapted == x.adapted && common(x.held, other.held) == len(x.held) {
 			return
 		}
 	}
 	for _, e := range s.saved.list {
-		if common(x.held, e.held) == len(x.held) {
+		if e.adapted == x.adapted && common(x.held, e.held) == len(x.held) {
 			s.clock++
 			e.used = s.clock
 			return
@@ -191,7 +198,7 @@ func (s *Scheduler) keep(x *slot, n int) {
 	if state == nil {
 		return
 	}
-	s.saved.put(&saved{held: slices.Clone(x.held), floor: s.floor(x), used: x.used, state: state})
+	s.saved.put(&saved{held: slices.Clone(x.held), adapted: x.adapted, floor: s.floor(x), used: x.used, state: state})
 }
 
 // mark returns at which token of its prompt a slot gets a checkpoint; 0: at none. It lies before
@@ -208,13 +215,13 @@ func (s *Scheduler) mark(x *slot, prompt []Token) int {
 func (s *Scheduler) checkpoint(x *slot) {
 	s.clock++
 	for _, e := range s.saved.list {
-		if slices.Equal(e.held, x.held) {
+		if e.adapted == x.adapted && slices.Equal(e.held, x.held) {
 			e.used = s.clock
 			return
 		}
 	}
 	if state := s.decoder.Save(x.seq, s.conf.SavedBytes); state != nil {
-		s.saved.put(&saved{held: slices.Clone(x.held), floor: s.floor(x), used: s.clock, state: state})
+		s.saved.put(&saved{held: slices.Clone(x.held), adapted: x.adapted, floor: s.floor(x), used: s.clock, state: state})
 	}
 }
 
@@ -231,10 +238,11 @@ func (s *Scheduler) oldestKept() *slot {
 
 // saved is a sequence that gave up its slot.
 type saved struct {
-	held  []Token
-	floor int // see Decoder.Floor
-	used  int64
-	state State
+	held    []Token
+	adapted string // as slot.adapted
+	floor   int    // see Decoder.Floor
+	used    int64
+	state   State
 }
 
 // store keeps sequences within a bound of bytes: what was not used for longest goes first.
@@ -246,7 +254,7 @@ type store struct {
 // put adds a sequence. Those that it contains go, and those that there is no room for.
 func (s *store) put(e *saved) {
 	s.drop(func(o *saved) bool {
-		return common(o.held, e.held) == len(o.held) && e.floor <= len(o.held)
+		return o.adapted == e.adapted && common(o.held, e.held) == len(o.held) && e.floor <= len(o.held)
 	})
 	s.list = append(s.list, e)
 	s.bytes += e.state.Bytes()

@@ -42,6 +42,7 @@ type Scheduler struct {
 	guessed int     // of them, guesses
 	unsure  bool    // the next step makes no guesses: the cache had no room for the last one
 	pace    pace
+	adapted string // the adapters of the current step
 	saved   store
 	clock   int64 // counts uses of slots
 
@@ -70,6 +71,8 @@ type slot struct {
 	split splitter
 
 	held    []Token // what the cache holds of the sequence
+	adapted string  // the adapters that held was read with
+	stepped int64   // when the slot was last part of a step, by the scheduler's clock
 	turn    int     // tokens of held that were the last request's prompt
 	used    int64   // when the slot was last used, by the scheduler's clock
 	copying bool    // the copy that makes held takes place with the next step
@@ -273,7 +276,7 @@ func (s *Scheduler) next(waiting []*Request) []*Request {
 
 // admit gives a request a free slot.
 func (s *Scheduler) admit(r *Request) {
-	x := s.place(r.Prompt)
+	x := s.place(r.Prompt, r.Adapters)
 	s.clock++
 	x.req, x.split, x.next, x.generated, x.used = r, splitter{stops: r.Stops}, none, 0, s.clock
 	x.reused, x.turn, x.waited, x.mark = len(x.held), len(r.Prompt), 0, s.mark(x, r.Prompt)
@@ -333,11 +336,12 @@ func (s *Scheduler) countCache() {
 // guesses of what does, then what there is room for of prompts. It returns the number of answers that go on
 // and of prompt tokens.
 func (s *Scheduler) fill() (answers, prompt int) {
+	streams := s.takeTurn() // of all adapters
 	s.entries, s.guessed = s.entries[:0], 0
 	forced := false
 	for _, x := range s.slots {
 		x.row, x.add, x.sure, x.guess = -1, 0, 0, x.guess[:0]
-		if x.req != nil && x.next >= 0 {
+		if x.takesPart(s.adapted) && x.next >= 0 {
 			answers++
 			forced = forced || len(x.ahead) > 0
 		}
@@ -347,7 +351,7 @@ func (s *Scheduler) fill() (answers, prompt int) {
 		sure = s.sureRoom(answers)
 	}
 	for _, x := range s.slots {
-		if x.req == nil || x.next < 0 {
+		if !x.takesPart(s.adapted) || x.next < 0 {
 			continue
 		}
 		x.add, x.sure = 1, x.sureOf(sure, s.conf.SlotTokens)
@@ -372,8 +376,11 @@ func (s *Scheduler) fill() (answers, prompt int) {
 		return answers, 0
 	}
 	s.orderPrompts()
-	room = s.promptRoom(answers)
+	room = s.promptRoom(streams)
 	for _, x := range s.prompts {
+		if x.add = 0; !x.takesPart(s.adapted) {
+			continue
+		}
 		x.add = min(room-prompt, x.missing())
 		if x.mark > 0 { // a step ends there
 			x.add = min(x.add, x.mark-len(x.held))
@@ -394,6 +401,10 @@ func (s *Scheduler) fill() (answers, prompt int) {
 // step decodes one batch and deals out what came of it.
 func (s *Scheduler) step() {
 	answers, prompt := s.fill()
+	if err := s.decoder.Adapt(s.adapted); err != nil {
+		s.broken(err.Error())
+		return
+	}
 	began := time.Now()
 	err := s.decoder.Decode(s.entries)
 	switch {

@@ -3,6 +3,8 @@ package native
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/hybridgroup/yzma/pkg/llama"
@@ -29,6 +31,7 @@ type Context struct {
 	batch  llama.Batch
 	seqs   [][]llama.SeqId // by sequence, as a batch wants them
 	vocab  int
+	scales string // of the model's adapters, as Adapt was told last
 }
 
 var _ batch.Decoder = (*Context)(nil)
@@ -134,6 +137,27 @@ func (c *Context) Floor(seq int) int {
 		return 0
 	}
 	return int(first) + c.model.window
+}
+
+// Adapt sets the scales of the model's adapters, spelled by Scales, for the next steps.
+func (c *Context) Adapt(scales string) error {
+	list := c.model.adapters
+	if scales == c.scales || len(list) == 0 {
+		return nil
+	}
+	values := make([]float32, len(list))
+	for i, text := range strings.Split(scales, ",") {
+		v, err := strconv.ParseFloat(text, 32)
+		if err != nil || i >= len(list) {
+			return fmt.Errorf("%q are no scales of %d adapters", scales, len(list))
+		}
+		values[i] = float32(v)
+	}
+	if code := llama.SetAdaptersLora(c.handle, list, values); code != 0 {
+		return fmt.Errorf("setting the adapters returned %d%s", code, theLibrary.logs.explain())
+	}
+	c.scales = scales
+	return nil
 }
 
 // Copy replaces a sequence by a copy of another one, with the next Decode. A cache that is not

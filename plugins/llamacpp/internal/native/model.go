@@ -32,6 +32,8 @@ type Model struct {
 
 	recurrent bool // some layers have a state in place of a cache
 	window    int  // positions that layers with a sliding window see
+
+	adapters []llama.AdapterLora // freed with the model
 }
 
 // LoadModel reads a model's file. The libraries must be loaded. The caller frees the model.
