@@ -3,6 +3,7 @@ package gossip
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"os"
@@ -249,6 +250,23 @@ func TestLibraryLogIsReadable(t *testing.T) {
 			must.True(t, unicode.IsPrint(r), must.Sprintf("%q", r))
 		}
 	}
+}
+
+// A line that is left out is not made readable first: whoever sends packets would have that done.
+func TestLibraryLogDropsFirst(t *testing.T) {
+	t.Parallel()
+	made := 0
+	names := func(string) string { made++; return "" }
+	l := libraryLog(hclog.New(&hclog.LoggerOptions{Output: io.Discard, Level: hclog.Info}), names)
+	for i := range 1000 {
+		l.Printf("[ERR] memberlist: garbage from '0a0b0c0d' %d", i)
+		l.Printf("[DEBUG] memberlist: garbage from '0a0b0c0d' %d", i)
+	}
+	must.Eq(t, 1, made)
+	for i := range 1000 {
+		l.Printf("[ERR] memberlist: garbage of kind %s from '0a0b0c0d'", strings.Repeat("x", i+1))
+	}
+	must.Eq(t, logBurst, made)
 }
 
 // idlePool returns a pool that is not run.
