@@ -8,11 +8,19 @@ import (
 	"time"
 
 	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/hostinfo"
 	sdkworker "github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// adoptTimeout bounds the answer of a worker that an earlier agent left.
-const adoptTimeout = 2 * time.Second
+const (
+	// adoptTimeout bounds the answer of a worker that an earlier agent left.
+	adoptTimeout = 30 * time.Second
+	// adoptSilence is how long such a worker may do nothing at all: one that waits for a processor
+	// does something now and then, one that hangs does not.
+	adoptSilence = 10 * time.Second
+	// adoptLook is the time between two looks at what it does.
+	adoptLook = 250 * time.Millisecond
+)
 
 // adoptMargin is how much later an answer that should have come in time is not waited for any more.
 const adoptMargin = 200 * time.Millisecond
@@ -57,8 +65,17 @@ func (h *Hive) adopt(ctx context.Context, a handle) *worker {
 		w, err := h.reattach(ctx, a)
 		answers <- answer{w, err}
 	}()
-	timer := time.NewTimer(adoptTimeout + adoptMargin)
-	defer timer.Stop()
+	hangs, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer stop(nil)
+	watching.Go(func() {
+		stop(idle(hangs, func() time.Duration {
+			u, _ := hostinfo.ReadUsage(hangs, a.Attachment.Process) // one that is gone uses nothing more
+			return u.CPUTime
+		}))
+	})
 	var err error
 	answered := true
 	select {
@@ -67,9 +84,9 @@ func (h *Hive) adopt(ctx context.Context, a handle) *worker {
 			h.log.Info("took over a worker", "worker", a.id(), "model", a.Model, "pid", a.Attachment.Process.PID, "state", got.w.stateNow())
 			return got.w
 		}
-	case <-timer.C:
+	case <-hangs.Done():
 		answered = false
-		err = core.Errorf(core.Unavailable, "ask for its state: it does not answer within %s", adoptTimeout)
+		err = core.Prefix(context.Cause(hangs), "ask for its state")
 	}
 	killed, endErr := h.plugins.EndAttachment(ctx, a.Attachment)
 	if endErr != nil {
@@ -91,6 +108,32 @@ func (h *Hive) adopt(ctx context.Context, a handle) *worker {
 	h.log.Warn("lost a worker of the earlier agent", "worker", a.id(), "model", a.Model, "pid", a.Attachment.Process.PID, "killed", killed, "error", err)
 	h.clean(a.id())
 	return nil
+}
+
+// idle waits for a worker that is asked for its state, and returns why it is waited for no longer: it
+// has used no processor time for adoptSilence, or it has had adoptTimeout. used returns what it has
+// used. nil: ctx ended.
+func idle(ctx context.Context, used func() time.Duration) error {
+	began := time.Now()
+	active, last := began, used()
+	tick := time.NewTicker(adoptLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		if now := used(); now != last {
+			active, last = time.Now(), now
+		}
+		switch {
+		case time.Since(active) >= adoptSilence:
+			return core.Errorf(core.Unavailable, "it does not answer, and has done nothing for %s", adoptSilence)
+		case time.Since(began) >= adoptTimeout+adoptMargin:
+			return core.Errorf(core.Unavailable, "it does not answer within %s", adoptTimeout)
+		}
+	}
 }
 
 func (h *Hive) reattach(ctx context.Context, a handle) (*worker, error) {

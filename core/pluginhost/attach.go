@@ -19,8 +19,9 @@ import (
 	"github.com/rbee-project/rbee/plugins/sdk/worker"
 )
 
-// attachTimeout bounds what a worker that is found again takes to answer.
-const attachTimeout = 2 * time.Second
+// attachTimeout bounds what a worker that is found again takes to answer. Callers may have less
+// patience: a machine with much to do is no reason to give a worker up.
+const attachTimeout = 30 * time.Second
 
 // Attachment is what is needed to find a running worker again. It is JSON-able.
 type Attachment struct {
