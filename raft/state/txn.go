@@ -158,9 +158,6 @@ func (t *Txn) Start(model string) (Start, bool) { return row[Start](t, tableStar
 
 // StartsServing returns the decisions whose hives call the model by the name.
 func (t *Txn) StartsServing(name string) []Start {
-	if name == "" {
-		return nil
-	}
 	return list(t.txn, nil, same[Start], tableStarts, indexServed, text(name))
 }
 
