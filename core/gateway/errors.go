@@ -86,8 +86,8 @@ func envelope(err error) (*openai.Error, answer) {
 		}
 	}
 	if full, ok := errors.AsType[*inference.OverloadError](err); ok {
-		code, a.retryAfter = full.Code, int(full.RetryAfter/time.Second)
-		if kind == core.Overloaded { // 429 is for limits of who asks
+		code, a.retryAfter = full.Code, max(1, int((full.RetryAfter+time.Second-1)/time.Second)) // whole seconds, rounded up
+		if kind == core.Overloaded {                                                             // 429 is for limits of who asks
 			a.status, a.typ = http.StatusServiceUnavailable, openai.TypeUnavailable
 		}
 	}
