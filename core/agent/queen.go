@@ -127,12 +127,13 @@ func (p *process) buildQueen(identity *pki.Identity) error {
 	}
 	g.Hosts, g.Origins = slices.Concat(hostNames(cfg), cfg.HTTP.AllowHosts), cfg.HTTP.AllowOrigins
 	if p.net != nil {
-		g.Auth = p.queen.Tokens
+		g.Auth, g.Elsewhere = p.queen.Tokens, p.queen.KeptElsewhere
 		if host, _, err := net.SplitHostPort(identity.RPCAddress()); err == nil {
 			g.Hosts = append(g.Hosts, host)
 		}
 	}
 	p.api = gateway.New(g)
+	p.queen.ServeKept(p.api.Kept)
 	if p.net == nil {
 		return nil
 	}

@@ -87,6 +87,11 @@ func (g *Gateway) translate(w *response, r *http.Request, d dialect.Dialect) err
 		return err
 	}
 	about := dialect.About{ID: rand.Text(), Request: w.id, Key: w.key, Now: time.Now}
+	if d.Previous != nil {
+		if err := g.fetchKept(r.Context(), w, d.Previous(body)); err != nil {
+			return err
+		}
+	}
 	request, encoder, err := d.Decode(body, about)
 	if err != nil {
 		return err

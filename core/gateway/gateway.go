@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"runtime/debug"
@@ -27,6 +28,9 @@ type Options struct {
 
 	// Auth knows tokens; nil: everything is allowed, which is for an agent alone on loopback.
 	Auth Authorizer
+	// Elsewhere asks the other queens for an answer of the Responses API that this one does not
+	// keep; nil: there are none.
+	Elsewhere func(ctx context.Context, act core.KeptAct, id, key string) (answer []byte, found bool, err error)
 	// Reader makes reads of the registry as new as the client wants; nil: they are as new as the
 	// replica is.
 	Reader Reader

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"net/http"
+	"strings"
 	"sync"
 
 	"github.com/rbee-project/rbee/core"
@@ -51,9 +52,52 @@ func (r *running) cancel(id, key string) bool {
 	return true
 }
 
+// Kept does what another queen asks for with an answer that this one keeps or makes.
+func (g *Gateway) Kept(act core.KeptAct, id, key string) (answer []byte, found bool) {
+	switch act {
+	case core.KeptGet:
+		return g.answers.Export(id, key)
+	case core.KeptDelete:
+		return nil, g.answers.Delete(id, key)
+	case core.KeptCancel:
+		return nil, g.running.cancel(id, key)
+	}
+	return nil, false
+}
+
+// elsewhere asks the other queens. Errors: Unavailable where none has it and not all can be asked.
+func (g *Gateway) elsewhere(ctx context.Context, act core.KeptAct, id, key string) (answer []byte, found bool, err error) {
+	if g.o.Elsewhere == nil || !strings.HasPrefix(id, "resp_") || len(id) > maxAnswerID {
+		return nil, false, nil
+	}
+	return g.o.Elsewhere(ctx, act, id, key)
+}
+
+// maxAnswerID bounds the ids that other queens are asked for, in bytes.
+const maxAnswerID = 64
+
+// fetchKept keeps an answer here that another queen keeps, so that a request can go on from it. Where
+// none does, the request is refused later.
+func (g *Gateway) fetchKept(ctx context.Context, w *response, id string) error {
+	if id == "" || g.answers.Has(id, w.key) {
+		return nil
+	}
+	answer, found, err := g.elsewhere(ctx, core.KeptGet, id, w.key)
+	if err != nil || !found {
+		return err
+	}
+	if err := g.answers.Import(id, w.key, answer); err != nil {
+		return core.Wrap(err, core.Internal, "take an answer over from another queen")
+	}
+	return nil
+}
+
 // getResponse answers with a response that is kept, as its client got it.
 func (g *Gateway) getResponse(w *response, r *http.Request) error {
 	id := r.PathValue("id")
+	if err := g.fetchKept(r.Context(), w, id); err != nil {
+		return err
+	}
 	body, ok := g.answers.Response(id, w.key)
 	if !ok {
 		return responses.NotKept(id)
@@ -64,14 +108,23 @@ func (g *Gateway) getResponse(w *response, r *http.Request) error {
 
 // responseItems lists what a response was made from.
 func (g *Gateway) responseItems(w *response, r *http.Request) error {
-	list, err := g.answers.Inputs(r.PathValue("id"), w.key, r.URL.Query())
+	id := r.PathValue("id")
+	if err := g.fetchKept(r.Context(), w, id); err != nil {
+		return err
+	}
+	list, err := g.answers.Inputs(id, w.key, r.URL.Query())
 	return answerOne(w, list, err)
 }
 
-// deleteResponse forgets a response.
+// deleteResponse forgets a response, at every queen that keeps it.
 func (g *Gateway) deleteResponse(w *response, r *http.Request) error {
 	id := r.PathValue("id")
-	if !g.answers.Delete(id, w.key) {
+	here := g.answers.Delete(id, w.key)
+	_, there, err := g.elsewhere(r.Context(), core.KeptDelete, id, w.key)
+	switch {
+	case err != nil:
+		return err
+	case !here && !there:
 		return responses.NotKept(id)
 	}
 	return writeJSON(w, http.StatusOK, responses.Deleted{ID: id, Object: "response", Deleted: true})
@@ -80,10 +133,19 @@ func (g *Gateway) deleteResponse(w *response, r *http.Request) error {
 // cancelResponse ends a response that is being made: its client gets an error that says so.
 func (g *Gateway) cancelResponse(w *response, r *http.Request) error {
 	id := r.PathValue("id")
-	switch {
-	case g.running.cancel(id, w.key):
+	cancelled, err := g.running.cancel(id, w.key), error(nil)
+	if !cancelled && !g.answers.Has(id, w.key) {
+		if _, cancelled, err = g.elsewhere(r.Context(), core.KeptCancel, id, w.key); err != nil {
+			return err
+		}
+	}
+	if cancelled {
 		return writeJSON(w, http.StatusOK, responses.Cancelled{ID: id, Object: "response", Status: "cancelled", Output: []any{}})
-	case g.answers.Has(id, w.key):
+	}
+	if err := g.fetchKept(r.Context(), w, id); err != nil {
+		return err
+	}
+	if g.answers.Has(id, w.key) {
 		return responses.NotRunning(id)
 	}
 	return responses.NotKept(id)

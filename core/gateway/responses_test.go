@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -165,4 +166,53 @@ func TestAnthropicStructuredOutput(t *testing.T) {
 	resp, body, err := r.post("/v1/messages", `{"model":"tiny","max_tokens":9,"messages":[{"role":"user","content":"a"}],"output_config":{"format":{"type":"xml"}}}`)
 	must.NoError(t, err)
 	must.Eq(t, 400, resp.StatusCode, must.Sprint(body))
+}
+
+// What one queen keeps is found from another by its id: for previous_response_id, to be looked at,
+// to be cancelled and deleted. Another token does not find it, and where a queen cannot be asked
+// that is said.
+func TestResponsesOfAnotherQueen(t *testing.T) {
+	t.Parallel()
+	first := newRig(t, nil)
+	unreachable := false
+	second := newRig(t, func(o *rigOptions) {
+		o.Elsewhere = func(_ context.Context, act core.KeptAct, id, key string) ([]byte, bool, error) {
+			if unreachable {
+				return nil, false, core.Errorf(core.Unavailable, "a queen cannot be asked")
+			}
+			answer, found := first.Kept(act, id, key)
+			return answer, found, nil
+		}
+	})
+	asked := map[string]any{}
+	first.serve("w1", wholeOrStream(&asked))
+	second.serve("w2", wholeOrStream(&asked))
+	_, body, err := first.post("/v1/responses", `{"model":"tiny","input":"a"}`)
+	must.NoError(t, err)
+	var v struct{ ID string }
+	must.NoError(t, json.Unmarshal([]byte(body), &v))
+
+	status, again := second.ask(t, http.MethodGet, "/v1/responses/"+v.ID)
+	must.Eq(t, 200, status)
+	must.Eq(t, strings.TrimSpace(body), strings.TrimSpace(again))
+	second.answers.Spare(1 << 30) // it took it over
+	resp, body, err := second.post("/v1/responses", `{"model":"tiny","previous_response_id":"`+v.ID+`","input":"b"}`)
+	must.NoError(t, err)
+	must.Eq(t, 200, resp.StatusCode, must.Sprint(body))
+	must.Len(t, 3, asked["messages"].([]any))
+	_, found := first.Kept(core.KeptGet, v.ID, "another key")
+	must.False(t, found)
+	status, _ = second.ask(t, http.MethodPost, "/v1/responses/"+v.ID+"/cancel")
+	must.Eq(t, 400, status)
+	status, _ = second.ask(t, http.MethodDelete, "/v1/responses/"+v.ID)
+	must.Eq(t, 200, status)
+	status, _ = first.ask(t, http.MethodGet, "/v1/responses/"+v.ID)
+	must.Eq(t, 404, status)
+	status, _ = second.ask(t, http.MethodGet, "/v1/responses/"+v.ID)
+	must.Eq(t, 404, status)
+
+	unreachable = true
+	resp, body, err = second.post("/v1/responses", `{"model":"tiny","previous_response_id":"`+v.ID+`","input":"b"}`)
+	must.NoError(t, err)
+	must.Eq(t, 503, resp.StatusCode, must.Sprint(body))
 }

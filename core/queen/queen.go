@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -84,6 +85,7 @@ type Queen struct {
 	placer   *placement.Placer
 	starter  *placement.Starter
 	blobs    *blobService
+	kept     atomic.Pointer[Kept] // nil: nothing is
 }
 
 // New returns a queen. It starts nothing.

@@ -42,6 +42,7 @@ var mayCall = map[string]string{ // constant
 	"/rbee.queen.v1.ClusterService/LeaveNode":          "q",
 	"/rbee.queen.v1.ClusterService/Announce":           "q",
 	"/rbee.queen.v1.ClusterService/Sight":              "q",
+	"/rbee.queen.v1.ClusterService/Kept":               "q",
 	"/rbee.queen.v1.ClusterService/SaveSnapshot":       "q",
 	"/rbee.queen.v1.ClusterService/RestoreSnapshot":    "q",
 	"/rbee.queen.v1.JoinService/Join":                  "a",

@@ -34,11 +34,14 @@ type answer struct {
 }
 
 // get asks a queen.
-func (n *node) get(path string) answer {
+func (n *node) get(path string) answer { return n.ask(http.MethodGet, path, "", 10*time.Second) }
+
+// ask sends a queen a request.
+func (n *node) ask(method, path, body string, limit time.Duration) answer {
 	n.c.t.Helper()
-	ctx, cancel := context.WithTimeout(n.c.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(n.c.t.Context(), limit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.url()+path, http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, method, n.url()+path, strings.NewReader(body))
 	must.NoError(n.c.t, err)
 	req.Header.Set("Authorization", "Bearer "+n.c.token)
 	hc := n.c.httpClient()
@@ -47,9 +50,9 @@ func (n *node) get(path string) answer {
 	resp, err := hc.Do(req)
 	must.NoError(n.c.t, err)
 	defer resp.Body.Close()
-	body, err := io.ReadAll(bufio.NewReader(resp.Body))
+	got, err := io.ReadAll(bufio.NewReader(resp.Body))
 	must.NoError(n.c.t, err)
-	return answer{resp.StatusCode, resp.Header, string(body), time.Since(began)}
+	return answer{resp.StatusCode, resp.Header, string(got), time.Since(began)}
 }
 
 // A hive that drains gets no new request and finishes what runs; a hive whose agent is frozen is

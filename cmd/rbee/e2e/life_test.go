@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -367,6 +368,23 @@ func (n *node) runFor(limit time.Duration, args ...string) (result, time.Duratio
 	return result{out.String(), talk.String(), cmd.ProcessState.ExitCode()}, time.Since(began)
 }
 
+// conversation asks one queen something and goes on from its answer at another one, which finds it
+// by its id.
+func conversation(t *testing.T, first, second *node) {
+	t.Helper()
+	post := func(n *node, body string) (id string) {
+		a := n.ask(http.MethodPost, "/v1/responses", body, patience)
+		must.Eq(t, http.StatusOK, a.code, must.Sprint(a.body))
+		var v struct{ ID string }
+		must.NoError(t, json.Unmarshal([]byte(a.body), &v))
+		return v.ID
+	}
+	id := post(first, `{"model":"rbee-tiny","input":"What is a queen?","max_output_tokens":8}`)
+	post(second, `{"model":"rbee-tiny","previous_response_id":"`+id+`","input":"What is a hive?","max_output_tokens":8}`)
+	must.Eq(t, http.StatusOK, second.ask(http.MethodDelete, "/v1/responses/"+id, "", patience).code)
+	must.Eq(t, http.StatusNotFound, first.get("/v1/responses/"+id).code)
+}
+
 // Every operation works through every queen, whoever leads, and at once after another queen
 // acknowledged the one before.
 func TestOperationsThroughEveryQueen(t *testing.T) {
@@ -377,6 +395,7 @@ func TestOperationsThroughEveryQueen(t *testing.T) {
 	for i, q := range queens {
 		next := c.client(queens[(i+1)%len(queens)])
 		out := asJSON[core.SpawnResult](q, "worker", "spawn", "--model", "rbee-tiny", "--hive", "hive-1")
+		conversation(t, q, queens[(i+1)%len(queens)])
 		made := asJSON[core.NewToken](q, "token", "create", "--type", "api", "--scope", "read")
 		_, err := next.RevokeToken(t.Context(), made.ID)
 		must.NoError(t, err)

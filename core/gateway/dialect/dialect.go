@@ -30,6 +30,9 @@ type Dialect struct {
 	Fail func(e *openai.Error, about About) (status int, body []byte)
 	// Name returns the id by which a client can cancel the answer while it is made; nil: it cannot.
 	Name func(about About) string
+	// Previous returns the id of the kept answer that a request goes on from; empty: none, or the
+	// body cannot be read. nil: the dialect keeps none.
+	Previous func(body []byte) string
 }
 
 // About says what a translation must know beside the body.

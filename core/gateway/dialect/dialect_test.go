@@ -74,7 +74,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"responses reference":             {responses.New(nil), `{"model":"m","input":[{"type":"item_reference","id":"x"}]}`, "input[0]"},
 		"responses call without id":       {responses.New(nil), `{"model":"m","input":[{"type":"function_call","name":"x"}]}`, "input[0]"},
 		"responses part":                  {responses.New(nil), `{"model":"m","input":[{"role":"user","content":[{"type":"input_audio"}]}]}`, "input[0].content[0].type"},
-		"responses tool":                  {responses.New(nil), `{"model":"m","input":"a","tools":[{"type":"web_search"}]}`, "tools[0].type"},
+		"responses tool":                  {responses.New(nil), `{"model":"m","input":"a","tools":[{"type":"web_search"}],"tool_choice":"required"}`, "tools[0].type"},
+		"responses named tool":            {responses.New(nil), `{"model":"m","input":"a","tools":[{"type":"web_search"}],"tool_choice":{"type":"web_search"}}`, "tool_choice"},
 		"responses background":            {responses.New(nil), `{"model":"m","input":"a","background":true}`, "background"},
 		"responses unknown previous":      {responses.New(&responses.Store{}), `{"model":"m","input":"a","previous_response_id":"resp_1"}`, "previous_response_id"},
 		"responses tool_choice of server": {responses.New(nil), `{"model":"m","input":"a","tools":[{"type":"function","name":"f"}],"tool_choice":{"type":"file_search"}}`, "tool_choice"},
@@ -89,6 +90,25 @@ func TestDecodeRefuses(t *testing.T) {
 		must.Eq(t, e.Status, status)
 		must.True(t, json.Valid(body))
 	}
+}
+
+// Tools of OpenAI's servers are left out where the model is free to choose, as Codex sends them
+// with every request.
+func TestResponsesHostedTools(t *testing.T) {
+	t.Parallel()
+	for choice, want := range map[string]string{
+		``: `"tools":[{`, `,"tool_choice":"auto"`: `"tools":[{`, `,"tool_choice":"required"`: `"tool_choice":"required"`,
+	} {
+		r, _, err := responses.New(nil).Decode([]byte(`{"model":"m","input":"a","tools":[{"type":"namespace","name":"n","tools":[]},{"type":"function","name":"f"},{"type":"web_search"}]`+choice+`}`), about())
+		must.NoError(t, err)
+		must.StrContains(t, string(r.Body), want)
+		must.StrContains(t, string(r.Body), `"name":"f"`)
+		must.StrNotContains(t, string(r.Body), "web_search")
+		must.StrNotContains(t, string(r.Body), "namespace")
+	}
+	r, _, err := responses.New(nil).Decode([]byte(`{"model":"m","input":"a","tools":[{"type":"web_search"}],"tool_choice":"auto"}`), about())
+	must.NoError(t, err)
+	must.StrNotContains(t, string(r.Body), "tool") // a choice without tools would be refused
 }
 
 // chunks is an answer of every kind of part, cut as a worker may cut it.

@@ -90,6 +90,62 @@ func (BlobStage) EnumDescriptor() ([]byte, []int) {
 	return file_queen_v1_queen_proto_rawDescGZIP(), []int{0}
 }
 
+// What is done with an answer.
+type KeptAct int32
+
+const (
+	KeptAct_KEPT_ACT_UNSPECIFIED KeptAct = 0
+	// It is given, to be kept by the asking queen as well.
+	KeptAct_KEPT_ACT_GET KeptAct = 1
+	// It is forgotten.
+	KeptAct_KEPT_ACT_DELETE KeptAct = 2
+	// It is ended, if it is being made.
+	KeptAct_KEPT_ACT_CANCEL KeptAct = 3
+)
+
+// Enum value maps for KeptAct.
+var (
+	KeptAct_name = map[int32]string{
+		0: "KEPT_ACT_UNSPECIFIED",
+		1: "KEPT_ACT_GET",
+		2: "KEPT_ACT_DELETE",
+		3: "KEPT_ACT_CANCEL",
+	}
+	KeptAct_value = map[string]int32{
+		"KEPT_ACT_UNSPECIFIED": 0,
+		"KEPT_ACT_GET":         1,
+		"KEPT_ACT_DELETE":      2,
+		"KEPT_ACT_CANCEL":      3,
+	}
+)
+
+func (x KeptAct) Enum() *KeptAct {
+	p := new(KeptAct)
+	*p = x
+	return p
+}
+
+func (x KeptAct) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (KeptAct) Descriptor() protoreflect.EnumDescriptor {
+	return file_queen_v1_queen_proto_enumTypes[1].Descriptor()
+}
+
+func (KeptAct) Type() protoreflect.EnumType {
+	return &file_queen_v1_queen_proto_enumTypes[1]
+}
+
+func (x KeptAct) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use KeptAct.Descriptor instead.
+func (KeptAct) EnumDescriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{1}
+}
+
 type Standing int32
 
 const (
@@ -128,11 +184,11 @@ func (x Standing) String() string {
 }
 
 func (Standing) Descriptor() protoreflect.EnumDescriptor {
-	return file_queen_v1_queen_proto_enumTypes[1].Descriptor()
+	return file_queen_v1_queen_proto_enumTypes[2].Descriptor()
 }
 
 func (Standing) Type() protoreflect.EnumType {
-	return &file_queen_v1_queen_proto_enumTypes[1]
+	return &file_queen_v1_queen_proto_enumTypes[2]
 }
 
 func (x Standing) Number() protoreflect.EnumNumber {
@@ -141,7 +197,7 @@ func (x Standing) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Standing.Descriptor instead.
 func (Standing) EnumDescriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{1}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{2}
 }
 
 type LinkRequest struct {
@@ -1809,6 +1865,120 @@ func (x *Announcement) GetDeaf() []string {
 	return nil
 }
 
+type KeptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Act   KeptAct                `protobuf:"varint,1,opt,name=act,proto3,enum=rbee.queen.v1.KeptAct" json:"act,omitempty"`
+	Id    string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Token id of who asks: others' answers are not found.
+	Key           string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeptRequest) Reset() {
+	*x = KeptRequest{}
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeptRequest) ProtoMessage() {}
+
+func (x *KeptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeptRequest.ProtoReflect.Descriptor instead.
+func (*KeptRequest) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *KeptRequest) GetAct() KeptAct {
+	if x != nil {
+		return x.Act
+	}
+	return KeptAct_KEPT_ACT_UNSPECIFIED
+}
+
+func (x *KeptRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *KeptRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type KeptResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Found bool                   `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`
+	// GET: in the gateway's own form. At most 4 MiB.
+	Answer        []byte `protobuf:"bytes,2,opt,name=answer,proto3" json:"answer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeptResponse) Reset() {
+	*x = KeptResponse{}
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeptResponse) ProtoMessage() {}
+
+func (x *KeptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeptResponse.ProtoReflect.Descriptor instead.
+func (*KeptResponse) Descriptor() ([]byte, []int) {
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *KeptResponse) GetFound() bool {
+	if x != nil {
+		return x.Found
+	}
+	return false
+}
+
+func (x *KeptResponse) GetAnswer() []byte {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
 type SaveSnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1817,7 +1987,7 @@ type SaveSnapshotRequest struct {
 
 func (x *SaveSnapshotRequest) Reset() {
 	*x = SaveSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +1999,7 @@ func (x *SaveSnapshotRequest) String() string {
 func (*SaveSnapshotRequest) ProtoMessage() {}
 
 func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[26]
+	mi := &file_queen_v1_queen_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +2012,7 @@ func (x *SaveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{26}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
 }
 
 type SaveSnapshotResponse struct {
@@ -1854,7 +2024,7 @@ type SaveSnapshotResponse struct {
 
 func (x *SaveSnapshotResponse) Reset() {
 	*x = SaveSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2036,7 @@ func (x *SaveSnapshotResponse) String() string {
 func (*SaveSnapshotResponse) ProtoMessage() {}
 
 func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[27]
+	mi := &file_queen_v1_queen_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2049,7 @@ func (x *SaveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SaveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{27}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SaveSnapshotResponse) GetData() []byte {
@@ -1898,7 +2068,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2080,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[28]
+	mi := &file_queen_v1_queen_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2093,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{28}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RestoreSnapshotRequest) GetData() []byte {
@@ -1942,7 +2112,7 @@ type RestoreSnapshotResponse struct {
 
 func (x *RestoreSnapshotResponse) Reset() {
 	*x = RestoreSnapshotResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2124,7 @@ func (x *RestoreSnapshotResponse) String() string {
 func (*RestoreSnapshotResponse) ProtoMessage() {}
 
 func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[29]
+	mi := &file_queen_v1_queen_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2137,7 @@ func (x *RestoreSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{29}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RestoreSnapshotResponse) GetIndex() uint64 {
@@ -1989,7 +2159,7 @@ type StandingRequest struct {
 
 func (x *StandingRequest) Reset() {
 	*x = StandingRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2171,7 @@ func (x *StandingRequest) String() string {
 func (*StandingRequest) ProtoMessage() {}
 
 func (x *StandingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[30]
+	mi := &file_queen_v1_queen_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2184,7 @@ func (x *StandingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingRequest.ProtoReflect.Descriptor instead.
 func (*StandingRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{30}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StandingRequest) GetCertificate() []byte {
@@ -2040,7 +2210,7 @@ type StandingResponse struct {
 
 func (x *StandingResponse) Reset() {
 	*x = StandingResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2222,7 @@ func (x *StandingResponse) String() string {
 func (*StandingResponse) ProtoMessage() {}
 
 func (x *StandingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[31]
+	mi := &file_queen_v1_queen_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2235,7 @@ func (x *StandingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StandingResponse.ProtoReflect.Descriptor instead.
 func (*StandingResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{31}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StandingResponse) GetStanding() Standing {
@@ -2098,7 +2268,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	mi := &file_queen_v1_queen_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2280,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[32]
+	mi := &file_queen_v1_queen_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2293,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{32}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2199,7 +2369,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	mi := &file_queen_v1_queen_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2211,7 +2381,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[33]
+	mi := &file_queen_v1_queen_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2224,7 +2394,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{33}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *JoinResponse) GetCluster() string {
@@ -2288,7 +2458,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_queen_v1_queen_proto_msgTypes[34]
+	mi := &file_queen_v1_queen_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2470,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[34]
+	mi := &file_queen_v1_queen_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2483,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{34}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RenewRequest) GetCertificateRequest() []byte {
@@ -2347,7 +2517,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_queen_v1_queen_proto_msgTypes[35]
+	mi := &file_queen_v1_queen_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2529,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[35]
+	mi := &file_queen_v1_queen_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2542,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{35}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RenewResponse) GetCaCertificates() []byte {
@@ -2411,7 +2581,7 @@ type Hive struct {
 
 func (x *Hive) Reset() {
 	*x = Hive{}
-	mi := &file_queen_v1_queen_proto_msgTypes[36]
+	mi := &file_queen_v1_queen_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2593,7 @@ func (x *Hive) String() string {
 func (*Hive) ProtoMessage() {}
 
 func (x *Hive) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[36]
+	mi := &file_queen_v1_queen_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2606,7 @@ func (x *Hive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hive.ProtoReflect.Descriptor instead.
 func (*Hive) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{36}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Hive) GetId() string {
@@ -2537,7 +2707,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_queen_v1_queen_proto_msgTypes[37]
+	mi := &file_queen_v1_queen_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2549,7 +2719,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[37]
+	mi := &file_queen_v1_queen_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2562,7 +2732,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{37}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Worker) GetId() string {
@@ -2666,7 +2836,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_queen_v1_queen_proto_msgTypes[38]
+	mi := &file_queen_v1_queen_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +2848,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_queen_v1_queen_proto_msgTypes[38]
+	mi := &file_queen_v1_queen_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +2861,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_queen_v1_queen_proto_rawDescGZIP(), []int{38}
+	return file_queen_v1_queen_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Load) GetActive() int32 {
@@ -2872,7 +3042,14 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\aleaving\x18\b \x01(\bR\aleaving\x12%\n" +
 	"\x0egossip_address\x18\t \x01(\tR\rgossipAddress\x12\x12\n" +
 	"\x04deaf\x18\n" +
-	" \x03(\tR\x04deaf\"\x15\n" +
+	" \x03(\tR\x04deaf\"Y\n" +
+	"\vKeptRequest\x12(\n" +
+	"\x03act\x18\x01 \x01(\x0e2\x16.rbee.queen.v1.KeptActR\x03act\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\"<\n" +
+	"\fKeptResponse\x12\x14\n" +
+	"\x05found\x18\x01 \x01(\bR\x05found\x12\x16\n" +
+	"\x06answer\x18\x02 \x01(\fR\x06answer\"\x15\n" +
 	"\x13SaveSnapshotRequest\"*\n" +
 	"\x14SaveSnapshotResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\",\n" +
@@ -2956,7 +3133,12 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x14BLOB_STAGE_FROM_HIVE\x10\x02\x12\x1a\n" +
 	"\x16BLOB_STAGE_FROM_ORIGIN\x10\x03\x12\x14\n" +
 	"\x10BLOB_STAGE_WHOLE\x10\x04\x12\x13\n" +
-	"\x0fBLOB_STAGE_OVER\x10\x05*e\n" +
+	"\x0fBLOB_STAGE_OVER\x10\x05*_\n" +
+	"\aKeptAct\x12\x18\n" +
+	"\x14KEPT_ACT_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fKEPT_ACT_GET\x10\x01\x12\x13\n" +
+	"\x0fKEPT_ACT_DELETE\x10\x02\x12\x13\n" +
+	"\x0fKEPT_ACT_CANCEL\x10\x03*e\n" +
 	"\bStanding\x12\x18\n" +
 	"\x14STANDING_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fSTANDING_MEMBER\x10\x01\x12\x14\n" +
@@ -2967,7 +3149,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x01\x02(\x010\x012\\\n" +
 	"\vBlobService\x12M\n" +
 	"\x05Claim\x12\x1b.rbee.queen.v1.ClaimRequest\x1a\x1c.rbee.queen.v1.ClaimResponse\"\t\xfa\xe5\x18\x05\n" +
-	"\x01\x02\x10\x012\xe2\x06\n" +
+	"\x01\x02\x10\x012\xac\a\n" +
 	"\x0eClusterService\x12M\n" +
 	"\x05Apply\x12\x1b.rbee.queen.v1.ApplyRequest\x1a\x1c.rbee.queen.v1.ApplyResponse\"\t\xfa\xe5\x18\x05\n" +
 	"\x01\x03\x10\x01\x12Y\n" +
@@ -2982,6 +3164,8 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x05Sight\x12\x1b.rbee.queen.v1.SightRequest\x1a\x1c.rbee.queen.v1.SightResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x03\x12T\n" +
 	"\bAnnounce\x12\x1e.rbee.queen.v1.AnnounceRequest\x1a\x1f.rbee.queen.v1.AnnounceResponse\"\a\xfa\xe5\x18\x03\n" +
+	"\x01\x03\x12H\n" +
+	"\x04Kept\x12\x1a.rbee.queen.v1.KeptRequest\x1a\x1b.rbee.queen.v1.KeptResponse\"\a\xfa\xe5\x18\x03\n" +
 	"\x01\x03\x12d\n" +
 	"\fSaveSnapshot\x12\".rbee.queen.v1.SaveSnapshotRequest\x1a#.rbee.queen.v1.SaveSnapshotResponse\"\t\xfa\xe5\x18\x05\n" +
 	"\x01\x03\x10\x010\x01\x12m\n" +
@@ -3008,110 +3192,116 @@ func file_queen_v1_queen_proto_rawDescGZIP() []byte {
 	return file_queen_v1_queen_proto_rawDescData
 }
 
-var file_queen_v1_queen_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_queen_v1_queen_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_queen_v1_queen_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_queen_v1_queen_proto_goTypes = []any{
 	(BlobStage)(0),                     // 0: rbee.queen.v1.BlobStage
-	(Standing)(0),                      // 1: rbee.queen.v1.Standing
-	(*LinkRequest)(nil),                // 2: rbee.queen.v1.LinkRequest
-	(*Inventory)(nil),                  // 3: rbee.queen.v1.Inventory
-	(*StoredModel)(nil),                // 4: rbee.queen.v1.StoredModel
-	(*Offer)(nil),                      // 5: rbee.queen.v1.Offer
-	(*LinkResponse)(nil),               // 6: rbee.queen.v1.LinkResponse
-	(*ClusterView)(nil),                // 7: rbee.queen.v1.ClusterView
-	(*QueenAddress)(nil),               // 8: rbee.queen.v1.QueenAddress
-	(*ClaimRequest)(nil),               // 9: rbee.queen.v1.ClaimRequest
-	(*ClaimResponse)(nil),              // 10: rbee.queen.v1.ClaimResponse
-	(*Seeder)(nil),                     // 11: rbee.queen.v1.Seeder
-	(*ApplyRequest)(nil),               // 12: rbee.queen.v1.ApplyRequest
-	(*ApplyResponse)(nil),              // 13: rbee.queen.v1.ApplyResponse
-	(*ReadIndexRequest)(nil),           // 14: rbee.queen.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil),          // 15: rbee.queen.v1.ReadIndexResponse
-	(*TransferLeadershipRequest)(nil),  // 16: rbee.queen.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 17: rbee.queen.v1.TransferLeadershipResponse
-	(*RemoveQueenRequest)(nil),         // 18: rbee.queen.v1.RemoveQueenRequest
-	(*RemoveQueenResponse)(nil),        // 19: rbee.queen.v1.RemoveQueenResponse
-	(*LeaveNodeRequest)(nil),           // 20: rbee.queen.v1.LeaveNodeRequest
-	(*LeaveNodeResponse)(nil),          // 21: rbee.queen.v1.LeaveNodeResponse
-	(*SightRequest)(nil),               // 22: rbee.queen.v1.SightRequest
-	(*SightResponse)(nil),              // 23: rbee.queen.v1.SightResponse
-	(*HiveSight)(nil),                  // 24: rbee.queen.v1.HiveSight
-	(*AnnounceRequest)(nil),            // 25: rbee.queen.v1.AnnounceRequest
-	(*AnnounceResponse)(nil),           // 26: rbee.queen.v1.AnnounceResponse
-	(*Announcement)(nil),               // 27: rbee.queen.v1.Announcement
-	(*SaveSnapshotRequest)(nil),        // 28: rbee.queen.v1.SaveSnapshotRequest
-	(*SaveSnapshotResponse)(nil),       // 29: rbee.queen.v1.SaveSnapshotResponse
-	(*RestoreSnapshotRequest)(nil),     // 30: rbee.queen.v1.RestoreSnapshotRequest
-	(*RestoreSnapshotResponse)(nil),    // 31: rbee.queen.v1.RestoreSnapshotResponse
-	(*StandingRequest)(nil),            // 32: rbee.queen.v1.StandingRequest
-	(*StandingResponse)(nil),           // 33: rbee.queen.v1.StandingResponse
-	(*JoinRequest)(nil),                // 34: rbee.queen.v1.JoinRequest
-	(*JoinResponse)(nil),               // 35: rbee.queen.v1.JoinResponse
-	(*RenewRequest)(nil),               // 36: rbee.queen.v1.RenewRequest
-	(*RenewResponse)(nil),              // 37: rbee.queen.v1.RenewResponse
-	(*Hive)(nil),                       // 38: rbee.queen.v1.Hive
-	(*Worker)(nil),                     // 39: rbee.queen.v1.Worker
-	(*Load)(nil),                       // 40: rbee.queen.v1.Load
-	(*timestamppb.Timestamp)(nil),      // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 42: google.protobuf.Duration
-	(*v1.Device)(nil),                  // 43: rbee.hive.v1.Device
+	(KeptAct)(0),                       // 1: rbee.queen.v1.KeptAct
+	(Standing)(0),                      // 2: rbee.queen.v1.Standing
+	(*LinkRequest)(nil),                // 3: rbee.queen.v1.LinkRequest
+	(*Inventory)(nil),                  // 4: rbee.queen.v1.Inventory
+	(*StoredModel)(nil),                // 5: rbee.queen.v1.StoredModel
+	(*Offer)(nil),                      // 6: rbee.queen.v1.Offer
+	(*LinkResponse)(nil),               // 7: rbee.queen.v1.LinkResponse
+	(*ClusterView)(nil),                // 8: rbee.queen.v1.ClusterView
+	(*QueenAddress)(nil),               // 9: rbee.queen.v1.QueenAddress
+	(*ClaimRequest)(nil),               // 10: rbee.queen.v1.ClaimRequest
+	(*ClaimResponse)(nil),              // 11: rbee.queen.v1.ClaimResponse
+	(*Seeder)(nil),                     // 12: rbee.queen.v1.Seeder
+	(*ApplyRequest)(nil),               // 13: rbee.queen.v1.ApplyRequest
+	(*ApplyResponse)(nil),              // 14: rbee.queen.v1.ApplyResponse
+	(*ReadIndexRequest)(nil),           // 15: rbee.queen.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),          // 16: rbee.queen.v1.ReadIndexResponse
+	(*TransferLeadershipRequest)(nil),  // 17: rbee.queen.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 18: rbee.queen.v1.TransferLeadershipResponse
+	(*RemoveQueenRequest)(nil),         // 19: rbee.queen.v1.RemoveQueenRequest
+	(*RemoveQueenResponse)(nil),        // 20: rbee.queen.v1.RemoveQueenResponse
+	(*LeaveNodeRequest)(nil),           // 21: rbee.queen.v1.LeaveNodeRequest
+	(*LeaveNodeResponse)(nil),          // 22: rbee.queen.v1.LeaveNodeResponse
+	(*SightRequest)(nil),               // 23: rbee.queen.v1.SightRequest
+	(*SightResponse)(nil),              // 24: rbee.queen.v1.SightResponse
+	(*HiveSight)(nil),                  // 25: rbee.queen.v1.HiveSight
+	(*AnnounceRequest)(nil),            // 26: rbee.queen.v1.AnnounceRequest
+	(*AnnounceResponse)(nil),           // 27: rbee.queen.v1.AnnounceResponse
+	(*Announcement)(nil),               // 28: rbee.queen.v1.Announcement
+	(*KeptRequest)(nil),                // 29: rbee.queen.v1.KeptRequest
+	(*KeptResponse)(nil),               // 30: rbee.queen.v1.KeptResponse
+	(*SaveSnapshotRequest)(nil),        // 31: rbee.queen.v1.SaveSnapshotRequest
+	(*SaveSnapshotResponse)(nil),       // 32: rbee.queen.v1.SaveSnapshotResponse
+	(*RestoreSnapshotRequest)(nil),     // 33: rbee.queen.v1.RestoreSnapshotRequest
+	(*RestoreSnapshotResponse)(nil),    // 34: rbee.queen.v1.RestoreSnapshotResponse
+	(*StandingRequest)(nil),            // 35: rbee.queen.v1.StandingRequest
+	(*StandingResponse)(nil),           // 36: rbee.queen.v1.StandingResponse
+	(*JoinRequest)(nil),                // 37: rbee.queen.v1.JoinRequest
+	(*JoinResponse)(nil),               // 38: rbee.queen.v1.JoinResponse
+	(*RenewRequest)(nil),               // 39: rbee.queen.v1.RenewRequest
+	(*RenewResponse)(nil),              // 40: rbee.queen.v1.RenewResponse
+	(*Hive)(nil),                       // 41: rbee.queen.v1.Hive
+	(*Worker)(nil),                     // 42: rbee.queen.v1.Worker
+	(*Load)(nil),                       // 43: rbee.queen.v1.Load
+	(*timestamppb.Timestamp)(nil),      // 44: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 45: google.protobuf.Duration
+	(*v1.Device)(nil),                  // 46: rbee.hive.v1.Device
 }
 var file_queen_v1_queen_proto_depIdxs = []int32{
-	38, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
-	39, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
-	3,  // 2: rbee.queen.v1.LinkRequest.inventory:type_name -> rbee.queen.v1.Inventory
-	4,  // 3: rbee.queen.v1.Inventory.models:type_name -> rbee.queen.v1.StoredModel
-	5,  // 4: rbee.queen.v1.Inventory.offers:type_name -> rbee.queen.v1.Offer
-	41, // 5: rbee.queen.v1.StoredModel.created_at:type_name -> google.protobuf.Timestamp
-	42, // 6: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
-	7,  // 7: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
-	8,  // 8: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
+	41, // 0: rbee.queen.v1.LinkRequest.hive:type_name -> rbee.queen.v1.Hive
+	42, // 1: rbee.queen.v1.LinkRequest.workers:type_name -> rbee.queen.v1.Worker
+	4,  // 2: rbee.queen.v1.LinkRequest.inventory:type_name -> rbee.queen.v1.Inventory
+	5,  // 3: rbee.queen.v1.Inventory.models:type_name -> rbee.queen.v1.StoredModel
+	6,  // 4: rbee.queen.v1.Inventory.offers:type_name -> rbee.queen.v1.Offer
+	44, // 5: rbee.queen.v1.StoredModel.created_at:type_name -> google.protobuf.Timestamp
+	45, // 6: rbee.queen.v1.LinkResponse.next:type_name -> google.protobuf.Duration
+	8,  // 7: rbee.queen.v1.LinkResponse.cluster:type_name -> rbee.queen.v1.ClusterView
+	9,  // 8: rbee.queen.v1.ClusterView.queens:type_name -> rbee.queen.v1.QueenAddress
 	0,  // 9: rbee.queen.v1.ClaimRequest.stage:type_name -> rbee.queen.v1.BlobStage
-	11, // 10: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
-	42, // 11: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
-	24, // 12: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
-	42, // 13: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
-	27, // 14: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
-	27, // 15: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
-	1,  // 16: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
-	7,  // 17: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
-	43, // 18: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
-	40, // 19: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
-	42, // 20: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
-	42, // 21: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
-	2,  // 22: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
-	9,  // 23: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
-	12, // 24: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
-	14, // 25: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
-	16, // 26: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
-	18, // 27: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
-	20, // 28: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
-	22, // 29: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
-	25, // 30: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
-	28, // 31: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
-	30, // 32: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
-	34, // 33: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
-	32, // 34: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
-	36, // 35: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
-	6,  // 36: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
-	10, // 37: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
-	13, // 38: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
-	15, // 39: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
-	17, // 40: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
-	19, // 41: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
-	21, // 42: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
-	23, // 43: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
-	26, // 44: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
-	29, // 45: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
-	31, // 46: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
-	35, // 47: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
-	33, // 48: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
-	37, // 49: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
-	36, // [36:50] is the sub-list for method output_type
-	22, // [22:36] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	12, // 10: rbee.queen.v1.ClaimResponse.seeders:type_name -> rbee.queen.v1.Seeder
+	45, // 11: rbee.queen.v1.ClaimResponse.again:type_name -> google.protobuf.Duration
+	25, // 12: rbee.queen.v1.SightResponse.hives:type_name -> rbee.queen.v1.HiveSight
+	45, // 13: rbee.queen.v1.HiveSight.silence:type_name -> google.protobuf.Duration
+	28, // 14: rbee.queen.v1.AnnounceRequest.self:type_name -> rbee.queen.v1.Announcement
+	28, // 15: rbee.queen.v1.AnnounceResponse.self:type_name -> rbee.queen.v1.Announcement
+	1,  // 16: rbee.queen.v1.KeptRequest.act:type_name -> rbee.queen.v1.KeptAct
+	2,  // 17: rbee.queen.v1.StandingResponse.standing:type_name -> rbee.queen.v1.Standing
+	8,  // 18: rbee.queen.v1.JoinResponse.view:type_name -> rbee.queen.v1.ClusterView
+	46, // 19: rbee.queen.v1.Hive.devices:type_name -> rbee.hive.v1.Device
+	43, // 20: rbee.queen.v1.Worker.load:type_name -> rbee.queen.v1.Load
+	45, // 21: rbee.queen.v1.Load.silence:type_name -> google.protobuf.Duration
+	45, // 22: rbee.queen.v1.Load.stalled:type_name -> google.protobuf.Duration
+	3,  // 23: rbee.queen.v1.RegistryService.Link:input_type -> rbee.queen.v1.LinkRequest
+	10, // 24: rbee.queen.v1.BlobService.Claim:input_type -> rbee.queen.v1.ClaimRequest
+	13, // 25: rbee.queen.v1.ClusterService.Apply:input_type -> rbee.queen.v1.ApplyRequest
+	15, // 26: rbee.queen.v1.ClusterService.ReadIndex:input_type -> rbee.queen.v1.ReadIndexRequest
+	17, // 27: rbee.queen.v1.ClusterService.TransferLeadership:input_type -> rbee.queen.v1.TransferLeadershipRequest
+	19, // 28: rbee.queen.v1.ClusterService.RemoveQueen:input_type -> rbee.queen.v1.RemoveQueenRequest
+	21, // 29: rbee.queen.v1.ClusterService.LeaveNode:input_type -> rbee.queen.v1.LeaveNodeRequest
+	23, // 30: rbee.queen.v1.ClusterService.Sight:input_type -> rbee.queen.v1.SightRequest
+	26, // 31: rbee.queen.v1.ClusterService.Announce:input_type -> rbee.queen.v1.AnnounceRequest
+	29, // 32: rbee.queen.v1.ClusterService.Kept:input_type -> rbee.queen.v1.KeptRequest
+	31, // 33: rbee.queen.v1.ClusterService.SaveSnapshot:input_type -> rbee.queen.v1.SaveSnapshotRequest
+	33, // 34: rbee.queen.v1.ClusterService.RestoreSnapshot:input_type -> rbee.queen.v1.RestoreSnapshotRequest
+	37, // 35: rbee.queen.v1.JoinService.Join:input_type -> rbee.queen.v1.JoinRequest
+	35, // 36: rbee.queen.v1.JoinService.Standing:input_type -> rbee.queen.v1.StandingRequest
+	39, // 37: rbee.queen.v1.JoinService.Renew:input_type -> rbee.queen.v1.RenewRequest
+	7,  // 38: rbee.queen.v1.RegistryService.Link:output_type -> rbee.queen.v1.LinkResponse
+	11, // 39: rbee.queen.v1.BlobService.Claim:output_type -> rbee.queen.v1.ClaimResponse
+	14, // 40: rbee.queen.v1.ClusterService.Apply:output_type -> rbee.queen.v1.ApplyResponse
+	16, // 41: rbee.queen.v1.ClusterService.ReadIndex:output_type -> rbee.queen.v1.ReadIndexResponse
+	18, // 42: rbee.queen.v1.ClusterService.TransferLeadership:output_type -> rbee.queen.v1.TransferLeadershipResponse
+	20, // 43: rbee.queen.v1.ClusterService.RemoveQueen:output_type -> rbee.queen.v1.RemoveQueenResponse
+	22, // 44: rbee.queen.v1.ClusterService.LeaveNode:output_type -> rbee.queen.v1.LeaveNodeResponse
+	24, // 45: rbee.queen.v1.ClusterService.Sight:output_type -> rbee.queen.v1.SightResponse
+	27, // 46: rbee.queen.v1.ClusterService.Announce:output_type -> rbee.queen.v1.AnnounceResponse
+	30, // 47: rbee.queen.v1.ClusterService.Kept:output_type -> rbee.queen.v1.KeptResponse
+	32, // 48: rbee.queen.v1.ClusterService.SaveSnapshot:output_type -> rbee.queen.v1.SaveSnapshotResponse
+	34, // 49: rbee.queen.v1.ClusterService.RestoreSnapshot:output_type -> rbee.queen.v1.RestoreSnapshotResponse
+	38, // 50: rbee.queen.v1.JoinService.Join:output_type -> rbee.queen.v1.JoinResponse
+	36, // 51: rbee.queen.v1.JoinService.Standing:output_type -> rbee.queen.v1.StandingResponse
+	40, // 52: rbee.queen.v1.JoinService.Renew:output_type -> rbee.queen.v1.RenewResponse
+	38, // [38:53] is the sub-list for method output_type
+	23, // [23:38] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_queen_v1_queen_proto_init() }
@@ -3124,8 +3314,8 @@ func file_queen_v1_queen_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_queen_v1_queen_proto_rawDesc), len(file_queen_v1_queen_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   39,
+			NumEnums:      3,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -239,6 +239,7 @@ const (
 	ClusterService_LeaveNode_FullMethodName          = "/rbee.queen.v1.ClusterService/LeaveNode"
 	ClusterService_Sight_FullMethodName              = "/rbee.queen.v1.ClusterService/Sight"
 	ClusterService_Announce_FullMethodName           = "/rbee.queen.v1.ClusterService/Announce"
+	ClusterService_Kept_FullMethodName               = "/rbee.queen.v1.ClusterService/Kept"
 	ClusterService_SaveSnapshot_FullMethodName       = "/rbee.queen.v1.ClusterService/SaveSnapshot"
 	ClusterService_RestoreSnapshot_FullMethodName    = "/rbee.queen.v1.ClusterService/RestoreSnapshot"
 )
@@ -263,6 +264,8 @@ type ClusterServiceClient interface {
 	Sight(ctx context.Context, in *SightRequest, opts ...grpc.CallOption) (*SightResponse, error)
 	// Exchanges what two queens say of themselves. The certificates of both ends prove who says it; gossip proves nothing.
 	Announce(ctx context.Context, in *AnnounceRequest, opts ...grpc.CallOption) (*AnnounceResponse, error)
+	// An answer that the asked queen keeps for the Responses API, or makes at the moment.
+	Kept(ctx context.Context, in *KeptRequest, opts ...grpc.CallOption) (*KeptResponse, error)
 	// The leader's registry as a snapshot, in parts.
 	SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveSnapshotResponse], error)
 	// Replaces the registry by a snapshot, in parts.
@@ -347,6 +350,16 @@ func (c *clusterServiceClient) Announce(ctx context.Context, in *AnnounceRequest
 	return out, nil
 }
 
+func (c *clusterServiceClient) Kept(ctx context.Context, in *KeptRequest, opts ...grpc.CallOption) (*KeptResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(KeptResponse)
+	err := c.cc.Invoke(ctx, ClusterService_Kept_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterServiceClient) SaveSnapshot(ctx context.Context, in *SaveSnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveSnapshotResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &ClusterService_ServiceDesc.Streams[0], ClusterService_SaveSnapshot_FullMethodName, cOpts...)
@@ -399,6 +412,8 @@ type ClusterServiceServer interface {
 	Sight(context.Context, *SightRequest) (*SightResponse, error)
 	// Exchanges what two queens say of themselves. The certificates of both ends prove who says it; gossip proves nothing.
 	Announce(context.Context, *AnnounceRequest) (*AnnounceResponse, error)
+	// An answer that the asked queen keeps for the Responses API, or makes at the moment.
+	Kept(context.Context, *KeptRequest) (*KeptResponse, error)
 	// The leader's registry as a snapshot, in parts.
 	SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SaveSnapshotResponse]) error
 	// Replaces the registry by a snapshot, in parts.
@@ -433,6 +448,9 @@ func (UnimplementedClusterServiceServer) Sight(context.Context, *SightRequest) (
 }
 func (UnimplementedClusterServiceServer) Announce(context.Context, *AnnounceRequest) (*AnnounceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Announce not implemented")
+}
+func (UnimplementedClusterServiceServer) Kept(context.Context, *KeptRequest) (*KeptResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Kept not implemented")
 }
 func (UnimplementedClusterServiceServer) SaveSnapshot(*SaveSnapshotRequest, grpc.ServerStreamingServer[SaveSnapshotResponse]) error {
 	return status.Error(codes.Unimplemented, "method SaveSnapshot not implemented")
@@ -587,6 +605,24 @@ func _ClusterService_Announce_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_Kept_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(KeptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).Kept(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_Kept_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).Kept(ctx, req.(*KeptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_SaveSnapshot_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(SaveSnapshotRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -639,6 +675,10 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Announce",
 			Handler:    _ClusterService_Announce_Handler,
+		},
+		{
+			MethodName: "Kept",
+			Handler:    _ClusterService_Kept_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -3,6 +3,7 @@
 package responses
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -19,9 +20,22 @@ func New(store *Store) dialect.Dialect {
 		Decode: func(body []byte, about dialect.About) (dialect.Request, dialect.Encoder, error) {
 			return decode(store, body, about)
 		},
-		Fail: Fail,
-		Name: ID,
+		Fail:     Fail,
+		Name:     ID,
+		Previous: previous,
 	}
+}
+
+// previous returns the previous_response_id of a request.
+func previous(body []byte) string {
+	if !bytes.Contains(body, []byte(`"previous_response_id"`)) {
+		return ""
+	}
+	var in struct {
+		ID string `json:"previous_response_id"`
+	}
+	_ = json.Unmarshal(body, &in) // it is read again, with an error
+	return in.ID
 }
 
 // ID is the id of the answer that is made now.
@@ -39,7 +53,8 @@ func CountTokens(store *Store) dialect.Dialect {
 			r, err := out.Encode(dialect.PathInputTokens, false)
 			return r, dialect.Count{Object: openai.ObjectInputTokens, Fail: Fail, About: about}, err
 		},
-		Fail: Fail,
+		Fail:     Fail,
+		Previous: previous,
 	}
 }
 
@@ -170,13 +185,29 @@ func (in *request) unsupported() error {
 	case given(in.Prompt):
 		return openai.NotSupported("prompt", "stored prompts are not supported; send instructions and input")
 	}
-	for i, t := range in.Tools {
-		if t.Type != "function" {
-			return openai.NotSupported(fmt.Sprintf("tools[%d].type", i), "tools of type %q run on OpenAI's servers; only functions are supported", clip(t.Type))
-		}
+	return in.forced()
+}
+
+// forced refuses a request whose model must use a tool of OpenAI's servers. Where the model is free
+// to choose, such tools are left out: it has one tool fewer. Codex sends them with every request.
+func (in *request) forced() error {
+	hosted := slices.IndexFunc(in.Tools, func(t tool) bool { return t.Type != typeFunction })
+	if hosted < 0 || len(in.ToolChoice) == 0 {
+		return nil
+	}
+	if in.ToolChoice[0] == '{' {
+		_, err := toolChoice(in.ToolChoice)
+		return err
+	}
+	functions := slices.ContainsFunc(in.Tools, func(t tool) bool { return t.Type == typeFunction })
+	if string(in.ToolChoice) == `"required"` && !functions {
+		return openai.NotSupported(fmt.Sprintf("tools[%d].type", hosted), "tools of type %q run on OpenAI's servers; only functions are supported", clip(in.Tools[hosted].Type))
 	}
 	return nil
 }
+
+// typeFunction is the type of the tools that the client runs.
+const typeFunction = "function"
 
 // items is the input as a list.
 func (in *request) items() ([]item, error) {
@@ -221,11 +252,13 @@ func (in *request) chat(items []item) (*dialect.Chat, error) {
 		}
 		out.ResponseFormat = b
 	}
-	if len(in.Tools) > 0 {
-		var list []any
-		for _, t := range in.Tools {
+	var list []any
+	for _, t := range in.Tools {
+		if t.Type == typeFunction {
 			list = append(list, dialect.Tool(t.Name, t.Description, t.Parameters, t.Strict))
 		}
+	}
+	if len(list) > 0 {
 		b, err := json.Marshal(list)
 		if err != nil {
 			return nil, dialect.Invalid("tools", "tools hold a value that is not JSON")
@@ -248,7 +281,7 @@ func toolChoice(raw json.RawMessage) (json.RawMessage, error) {
 		Type string `json:"type"`
 		Name string `json:"name"`
 	}
-	if err := json.Unmarshal(raw, &c); err != nil || c.Type != "function" || c.Name == "" {
+	if err := json.Unmarshal(raw, &c); err != nil || c.Type != typeFunction || c.Name == "" {
 		return nil, openai.NotSupported("tool_choice", `tool_choice must be "auto", "none", "required", or a function by its name`)
 	}
 	b, err := json.Marshal(map[string]any{"type": "function", "function": map[string]string{"name": c.Name}})

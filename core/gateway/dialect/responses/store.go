@@ -12,6 +12,7 @@ const (
 	maxKept      = 64 << 20 // bytes of all conversations that are kept
 	maxKeptOne   = 4 << 20  // bytes of one
 	maxKeptCount = 10_000
+	maxExported  = 3 << 20        // bytes of one that another queen is given; a message between queens has 4 MiB
 	keptFor      = 12 * time.Hour // after the last use
 )
 
@@ -169,13 +170,13 @@ func (s *Store) Export(id, key string) ([]byte, bool) {
 		return nil, false
 	}
 	b, err := json.Marshal(a)
-	return b, err == nil
+	return b, err == nil && len(b) <= maxExported
 }
 
 // Import keeps what another store has exported.
 func (s *Store) Import(id, key string, exported []byte) error {
 	var a answer
-	if len(exported) > 2*maxKeptOne {
+	if len(exported) > maxExported {
 		return fmt.Errorf("an answer of %d bytes is too large", len(exported))
 	}
 	if err := json.Unmarshal(exported, &a); err != nil {
