@@ -21,6 +21,13 @@ const (
 	CapabilityReasoning   = "reasoning"
 	CapabilityVision      = "vision"
 	CapabilityAudio       = "audio"
+
+	CapabilityTranscription = "transcription"
+	CapabilityTranslation   = "translation"
+	CapabilitySpeech        = "speech"
+	CapabilityImages        = "images"
+	CapabilityImageEdit     = "image_edit"
+	CapabilityModeration    = "moderation"
 )
 
 // Bounds of a worker's capabilities.

@@ -8,8 +8,11 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/shoenig/test/must"
 )
 
 // The benchmarks compare a worker asked directly over its unix socket with the same worker behind
@@ -72,6 +75,67 @@ func BenchmarkUnary(b *testing.B) {
 // BenchmarkStream is the rate of a stream through the gateway against the direct one: goal at least
 // 0.99 where the worker sets the pace, as an engine does; without a pace it shows what the relay
 // costs.
+// BenchmarkTranslated measures what a token of a translated stream costs beyond one that passes
+// through, in processor time of the whole process: the worker and the client are the same in both.
+func BenchmarkTranslated(b *testing.B) {
+	const tokens = 20_000
+	var events strings.Builder
+	events.WriteString(roleEvent)
+	for i := range tokens {
+		events.WriteString(tokenEvent(i))
+	}
+	events.WriteString(`data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n" + usageEvent + doneEvent)
+	stream := []byte(events.String())
+	r := newRig(b, nil)
+	r.serve("w1", func(w http.ResponseWriter, req *http.Request) {
+		_, _ = io.Copy(io.Discard, req.Body)
+		w.Header().Set("Content-Type", "text/event-stream")
+		for rest := stream; len(rest) > 0; { // as several tokens arrive under load
+			n := min(len(rest), 1<<10)
+			_, _ = w.Write(rest[:n])
+			_ = http.NewResponseController(w).Flush()
+			rest = rest[n:]
+		}
+	})
+	cpu := func() time.Duration {
+		var u syscall.Rusage
+		must.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	perToken := func(path, body string) time.Duration {
+		before := cpu()
+		resp, err := r.client.Post(r.url+path, "application/json", strings.NewReader(body))
+		must.NoError(b, err)
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		return (cpu() - before) / tokens
+	}
+	dialects := map[string][2]string{
+		"responses": {"/v1/responses", `{"model":"tiny","input":"hi","stream":true,"store":false}`},
+		"anthropic": {"/v1/messages", `{"model":"tiny","max_tokens":9,"stream":true,"messages":[{"role":"user","content":"hi"}]}`},
+		"ollama":    {"/api/chat", askTiny},
+	}
+	const rounds = 9
+	more := map[string][]time.Duration{}
+	var plain []time.Duration
+	for b.Loop() {
+		for range rounds {
+			through := perToken("/v1/chat/completions", streamAsk)
+			plain = append(plain, through)
+			for name, d := range dialects {
+				more[name] = append(more[name], perToken(d[0], d[1])-through)
+			}
+		}
+	}
+	b.ReportMetric(float64(median(plain).Nanoseconds()), "passthrough-ns/token")
+	for name, list := range more {
+		b.ReportMetric(float64(median(list).Nanoseconds()), name+"-more-ns/token")
+		if m := median(list); m > 15*time.Microsecond {
+			b.Errorf("%s costs %s more a token than passthrough", name, m)
+		}
+	}
+}
+
 func BenchmarkStream(b *testing.B) {
 	for _, c := range []struct {
 		name   string

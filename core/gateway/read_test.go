@@ -48,7 +48,7 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 	}{
 		{"GET", "/v1", 404, ""},
 		{"GET", "/v1/nothing", 404, ""},
-		{"POST", "/v1/realtime", 404, ""},
+		{"POST", "/v1/files", 404, ""},
 		{"GET", "/v1/workers/", 404, ""},
 		{"GET", "/v1/../v1/models", 404, ""},
 		{"GET", "/v1/hives/h1/%2e%2e/models", 404, ""},

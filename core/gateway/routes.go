@@ -22,7 +22,7 @@ type route struct {
 // routes is the whole API. HEAD goes where GET goes. The GET routes of operations come from their
 // registration.
 func routes() []route {
-	return append(append(adminRoutes(), operationRoutes()...), []route{
+	return append(append(append(adminRoutes(), operationRoutes()...), mediaRoutes()...), []route{
 		{"POST", "/v1/chat/completions", core.ScopeInfer, local((*Gateway).chat)},
 		{"POST", "/chat/completions", core.ScopeInfer, local((*Gateway).chat)},
 		{"POST", "/v1/completions", core.ScopeInfer, local((*Gateway).completion)},

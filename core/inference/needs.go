@@ -133,6 +133,9 @@ func (f facts) needs(path string) []string {
 	case "/apply-template", "/v1/chat/completions/input_tokens":
 		return []string{core.CapabilityChat, core.CapabilityTokenize}
 	default:
+		if m, ok := MediaOf(path); ok {
+			return []string{m.Need}
+		}
 		return nil
 	}
 	for _, x := range features {
@@ -155,6 +158,10 @@ func unable(err error) error {
 		return err
 	}
 	param := "model"
+	if isMedia(u.Need) {
+		return &FieldError{Param: param, Code: openai.CodeNotSupported, Err: core.Errorf(core.Unsupported, "%s", u.Error()).Hint(
+			"Serve a model for it with a worker type that can, such as a server of your own behind the worker type openai.")}
+	}
 	for _, x := range features {
 		if x.need == u.Need {
 			param = x.param

@@ -131,7 +131,7 @@ func (c *call) whole(resp *http.Response) error {
 	switch {
 	case a.Status < 200 || a.Status >= 300 && a.Status < 400:
 		return core.Errorf(core.Internal, "unexpected status %d from the worker", a.Status)
-	case a.Status < 300 && !isJSON: // cut without a trace where neither length nor chunks tell
+	case a.Status < 300 && !isJSON && !isMediaPath(c.r.Path): // cut without a trace where neither length nor chunks tell
 		return &unanswered{err: lost(), sent: true, lost: true}
 	case a.Status == http.StatusBadRequest && isJSON && tooShort(a):
 		return &busy{err: lateAnswer(a), short: true, answer: &a}
@@ -145,6 +145,11 @@ func (c *call) whole(resp *http.Response) error {
 	c.status, c.tokens = a.Status, sse.CompletionTokens(body)
 	c.client.Answer(a)
 	return nil
+}
+
+func isMediaPath(path string) bool {
+	_, ok := MediaOf(path)
+	return ok
 }
 
 // tooShort reports whether a worker refuses a request because its context is too short for it.

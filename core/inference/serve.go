@@ -37,8 +37,11 @@ type Request struct {
 	ID   string // without line ends
 	Path string // of the worker's API: "/v1/chat/completions"
 	Key  string // who asks: the id of a token; empty: unknown
-	Body []byte // JSON as the client sent it
-	At   time.Time
+	Body []byte // JSON as the client sent it, or the form of ContentType
+	// ContentType and Model are those of a form, whose parts are the worker's business; empty: Body
+	// is JSON and names its model. ContentType has no line ends.
+	ContentType, Model string
+	At                 time.Time
 	// Terms are those that its body does not tell; Serve adds the others.
 	Terms
 	// Release is called when a long Body is not read any more, before the request ends; nil: nobody
@@ -73,9 +76,15 @@ type call struct {
 // Serve finds a worker for a request and passes its answer to the client. It returns nil once the
 // client has a whole answer, a refusal by the worker included, and otherwise the error that the
 // client was told with Fail. ctx ends when nobody waits for the answer any more; where its cause is
-// Unavailable, the client is told that cause.
+// Unavailable or Conflict, the client is told that cause.
 func (s *Service) Serve(ctx context.Context, r Request, client Client) error {
-	f, err := readFacts(r.Body)
+	f, err := facts{model: r.Model}, error(nil)
+	if r.ContentType == "" {
+		f, err = readFacts(r.Body)
+	}
+	if m, ok := MediaOf(r.Path); ok && err == nil && f.stream {
+		err = &FieldError{Param: "stream", Code: openai.CodeNotSupported, Err: core.Errorf(core.Invalid, "%s cannot be streamed here", m.Need).Hint("Leave out stream.")}
+	}
 	if err != nil {
 		client.Fail(err)
 		return err
@@ -260,6 +269,9 @@ func (c *call) ask(reason string) error {
 	c.dog = watch(&c.s.o, c.lease, c.facts.stream, cancelCause)
 	defer c.dog.stop()
 	accept := "application/json"
+	if isMediaPath(c.r.Path) {
+		accept = "*/*"
+	}
 	if c.facts.stream {
 		accept = "text/event-stream, application/json"
 	}
@@ -267,7 +279,7 @@ func (c *call) ask(reason string) error {
 	if len(c.lease.Ranked) > 1 {
 		patience = otherPatience
 	}
-	resp, err := c.s.workers.Post(ctx, c.lease.Worker, conn.Request{Path: c.r.Path, Accept: accept, ID: c.r.ID, Body: c.r.Body, Patience: patience})
+	resp, err := c.s.workers.Post(ctx, c.lease.Worker, conn.Request{Path: c.r.Path, Accept: accept, ContentType: c.r.ContentType, ID: c.r.ID, Body: c.r.Body, Patience: patience})
 	if err != nil {
 		return c.noAnswer(err)
 	}

@@ -1,6 +1,7 @@
 package dialect_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/shoenig/test/must"
 
@@ -382,6 +384,73 @@ func FuzzChunk(f *testing.F) {
 			}
 		}
 		_, _ = dialect.ParseAnswer(data)
+	})
+}
+
+// FuzzRoundTrip sends an answer back to where it came from: what a client gets, whole, and repeats as
+// part of the conversation says what the worker said.
+func FuzzRoundTrip(f *testing.F) {
+	f.Add("text", "thought", "f", `{"x":1}`)
+	f.Add("", "", "a_b-c", `{}`)
+	f.Add("a\u2028\"\\\n", "", "", "")
+	f.Fuzz(func(t *testing.T, text, reasoning, name, arguments string) {
+		if !utf8.ValidString(text+reasoning+name+arguments) || text == "" && name == "" {
+			return // workers send JSON, and an answer says something
+		}
+		answer := dialect.Answer{Text: text, Reasoning: reasoning, Finish: openai.FinishStop}
+		if name != "" {
+			answer.Calls = []dialect.Call{{ID: "call_1", Name: name, Arguments: string(dialect.Object(arguments))}}
+		}
+		var content bytes.Buffer
+		if name != "" {
+			must.NoError(t, json.Compact(&content, []byte(answer.Calls[0].Arguments)))
+			answer.Calls[0].Arguments = content.String()
+		}
+		for dialectName, c := range map[string]struct {
+			d    dialect.Dialect
+			body string // of the first request
+			next func(whole map[string]json.RawMessage) string
+		}{
+			"anthropic": {anthropic.Messages, `{"model":"m","max_tokens":9,"thinking":{"type":"enabled"},"messages":[{"role":"user","content":"q"}]}`, func(w map[string]json.RawMessage) string {
+				return `{"model":"m","max_tokens":9,"messages":[{"role":"assistant","content":` + string(w["content"]) + `}]}`
+			}},
+			"responses": {responses.New(&responses.Store{}), `{"model":"m","input":"q"}`, func(w map[string]json.RawMessage) string {
+				return `{"model":"m","input":` + string(w["output"]) + `}`
+			}},
+			"ollama": {ollama.Chat, `{"model":"m","stream":false,"messages":[{"role":"user","content":"q"}]}`, func(w map[string]json.RawMessage) string {
+				return `{"model":"m","messages":[` + string(w["message"]) + `]}`
+			}},
+		} {
+			_, enc, err := c.d.Decode([]byte(c.body), about())
+			must.NoError(t, err)
+			whole, err := enc.Whole(answer)
+			must.NoError(t, err)
+			var fields map[string]json.RawMessage
+			must.NoError(t, json.Unmarshal(whole, &fields))
+			request, _, err := c.d.Decode([]byte(c.next(fields)), about())
+			must.NoError(t, err, must.Sprintf("%s: %s", dialectName, whole))
+			var got struct {
+				Messages []struct {
+					Role      string             `json:"role"`
+					Content   string             `json:"content"`
+					Reasoning string             `json:"reasoning_content"`
+					ToolCalls []dialect.ToolCall `json:"tool_calls"`
+				} `json:"messages"`
+			}
+			must.NoError(t, json.Unmarshal(request.Body, &got))
+			must.Len(t, 1, got.Messages, must.Sprintf("%s: %s", dialectName, request.Body))
+			m := got.Messages[0]
+			must.Eq(t, "assistant", m.Role)
+			must.Eq(t, text, m.Content, must.Sprint(dialectName))
+			must.Eq(t, reasoning, m.Reasoning, must.Sprint(dialectName))
+			must.Len(t, len(answer.Calls), m.ToolCalls)
+			for i, call := range m.ToolCalls {
+				must.Eq(t, name, call.Function.Name)
+				var args bytes.Buffer
+				must.NoError(t, json.Compact(&args, []byte(call.Function.Arguments)))
+				must.Eq(t, answer.Calls[i].Arguments, args.String(), must.Sprint(dialectName))
+			}
+		}
 	})
 }
 

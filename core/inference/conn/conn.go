@@ -4,6 +4,7 @@ package conn
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"net"
 	"net/http"
@@ -120,6 +121,7 @@ func (u *Pools) Close() {
 // and so no credentials.
 type Request struct {
 	Path, Accept, ID string // written as they are: they hold no line ends
+	ContentType      string // likewise; empty: JSON
 	Body             []byte
 	Patience         time.Duration // bounds the dial where another worker can be asked; 0: the pools' timeout
 }
@@ -128,7 +130,7 @@ type Request struct {
 // the first token.
 func (q *Request) write(w *bufio.Writer) error {
 	for _, s := range []string{
-		"POST ", q.Path, " HTTP/1.1\r\nHost: worker\r\nUser-Agent: rbee\r\nContent-Type: application/json\r\nAccept: ", q.Accept,
+		"POST ", q.Path, " HTTP/1.1\r\nHost: worker\r\nUser-Agent: rbee\r\nContent-Type: ", cmp.Or(q.ContentType, "application/json"), "\r\nAccept: ", q.Accept,
 		"\r\nX-Request-Id: ", q.ID, "\r\nContent-Length: ", strconv.Itoa(len(q.Body)), "\r\n\r\n",
 	} {
 		_, _ = w.WriteString(s) // a bufio.Writer keeps its first error

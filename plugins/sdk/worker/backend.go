@@ -158,6 +158,13 @@ const (
 	CapabilityReasoning Capability = "reasoning"
 	CapabilityVision    Capability = "vision" // parts image_url of a message
 	CapabilityAudio     Capability = "audio"  // parts input_audio of a message
+
+	CapabilityTranscription Capability = "transcription" // /v1/audio/transcriptions
+	CapabilityTranslation   Capability = "translation"   // /v1/audio/translations
+	CapabilitySpeech        Capability = "speech"        // /v1/audio/speech
+	CapabilityImages        Capability = "images"        // /v1/images/generations
+	CapabilityImageEdit     Capability = "image_edit"    // /v1/images/edits and /v1/images/variations
+	CapabilityModeration    Capability = "moderation"    // /v1/moderations
 )
 
 // Bounds of Status.Capabilities; a host drops the excess.

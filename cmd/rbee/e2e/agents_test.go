@@ -1,0 +1,118 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/rbee-project/rbee/plugins/sdk/openai"
+)
+
+// actor is a server of OpenAI's chat that says what a capable model would: coding agents send more
+// instructions than a small model can read. A question gets an answer, a request to count a call of
+// the agent's shell, and the shell's output the answer that repeats it.
+func actor(t testing.TB) *httptest.Server {
+	t.Helper()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprint(w, `{"object":"list","data":[{"id":"actor","object":"model","created":1,"owned_by":"test"}]}`)
+	})
+	mux.HandleFunc("POST /v1/chat/completions", func(w http.ResponseWriter, r *http.Request) {
+		var in struct {
+			Stream   bool
+			Messages []openai.Message
+			Tools    []openai.Tool
+		}
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil || len(in.Messages) == 0 {
+			http.Error(w, `{"error":{"message":"a chat is needed","type":"invalid_request_error"}}`, http.StatusBadRequest)
+			return
+		}
+		last := in.Messages[len(in.Messages)-1]
+		said, _ := last.Content.PlainText()
+		message := map[string]any{"role": "assistant", "content": "A queen lays the eggs."}
+		finish := openai.FinishStop
+		switch call := shellCall(in.Tools); {
+		case last.Role == "tool":
+			message["content"] = "The shell said: " + said
+		case call != nil && strings.Contains(said, "Count the bees"):
+			message["content"], message["tool_calls"], finish = nil, []any{call}, openai.FinishToolCalls
+		}
+		const usage = `"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}`
+		m, _ := json.Marshal(message)
+		if !in.Stream {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = fmt.Fprintf(w, `{"id":"c","object":"chat.completion","created":1,"model":"actor","choices":[{"index":0,"message":%s,"finish_reason":%q}],%s}`, m, finish, usage)
+			return
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		const head = `data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"actor","choices":`
+		_, _ = fmt.Fprintf(w, head+"[{\"index\":0,\"delta\":%s,\"finish_reason\":null}]}\n\n"+head+"[{\"index\":0,\"delta\":{},\"finish_reason\":%q}]}\n\n"+head+"[],%s}\n\ndata: [DONE]\n\n", m, finish, usage)
+	})
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// shellCall is a call of the shell among an agent's tools; nil: it has none.
+func shellCall(tools []openai.Tool) any {
+	const command = "echo bees-$((3+4))"
+	for _, tool := range tools {
+		arguments := map[string]map[string]any{
+			"exec_command": {"cmd": command},
+			"shell":        {"command": []string{"sh", "-c", command}}, // its older name
+		}[tool.Function.Name]
+		if arguments != nil {
+			b, _ := json.Marshal(arguments)
+			return map[string]any{"index": 0, "id": "call_1", "type": "function", "function": map[string]string{"name": tool.Function.Name, "arguments": string(b)}}
+		}
+	}
+	return nil
+}
+
+// TestCodingAgents has Codex answer a prompt and run a command, through rbee. `make conformance`
+// installs it. opencode asks the network for its list of models before its first answer.
+func TestCodingAgents(t *testing.T) {
+	t.Parallel()
+	dir := os.Getenv("RBEE_TEST_AGENTS")
+	if dir == "" {
+		t.Skip("RBEE_TEST_AGENTS is not set: `make conformance` installs the agents and sets it")
+	}
+	a := startAgent(t, agentOptions{config: oneMachine + fmt.Sprintf("worker \"actor\" {\n  plugin = \"rbee-worker-openai\"\n  config {\n    url = [%q]\n    capabilities = [\"chat\", \"tools\"]\n  }\n}\n", actor(t).URL)})
+	for name, how := range map[string]struct {
+		files map[string]string // in its home and its work folder, which are one
+		args  []string
+	}{
+		"codex": {
+			map[string]string{".codex/config.toml": "model = \"actor\"\nmodel_provider = \"rbee\"\n[model_providers.rbee]\nname = \"rbee\"\nbase_url = \"http://" + a.addr + "/v1\"\nwire_api = \"responses\"\nrequest_max_retries = 0\nstream_max_retries = 0\n"},
+			// The test's own folder is no place to keep a shell in.
+			[]string{"exec", "--skip-git-repo-check", "--sandbox", "danger-full-access"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			home := t.TempDir()
+			for file, text := range how.files {
+				must.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(home, file)), 0o700))
+				must.NoError(t, os.WriteFile(filepath.Join(home, file), []byte(text), 0o600))
+			}
+			ask := func(prompt string) string {
+				cmd := exec.CommandContext(patient(t), filepath.Join(dir, "node_modules", ".bin", name), append(how.args, prompt)...)
+				cmd.Dir = home
+				cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + os.TempDir(), "NO_PROXY=*"}
+				r := run(t, cmd)
+				must.Eq(t, 0, r.code, must.Sprint(r.stdout, r.stderr))
+				return r.stdout
+			}
+			must.StrContains(t, ask("What is a queen?"), "A queen lays the eggs.")
+			must.StrContains(t, ask("Count the bees with your shell."), "The shell said: ")
+			must.StrContains(t, ask("Count the bees with your shell."), "bees-7")
+		})
+	}
+}

@@ -1,0 +1,44 @@
+package inference
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/rbee-project/rbee/core"
+)
+
+// Media is a route of a worker beside text: its answer is passed on as it is, whatever it is.
+type Media struct {
+	Need string // the capability without which a worker is not asked
+	Form bool   // the request is a form with files, else JSON
+}
+
+// media are the routes, by path.
+var media = map[string]Media{
+	"/v1/audio/transcriptions": {core.CapabilityTranscription, true},
+	"/v1/audio/translations":   {core.CapabilityTranslation, true},
+	"/v1/audio/speech":         {core.CapabilitySpeech, false},
+	"/v1/images/generations":   {core.CapabilityImages, false},
+	"/v1/images/edits":         {core.CapabilityImageEdit, true},
+	"/v1/images/variations":    {core.CapabilityImageEdit, true},
+	"/v1/moderations":          {core.CapabilityModeration, false},
+}
+
+// MediaOf returns what is known of a path, and whether it is one of these routes.
+func MediaOf(path string) (Media, bool) {
+	m, ok := media[path]
+	return m, ok
+}
+
+// MediaPaths returns the paths, sorted.
+func MediaPaths() []string { return slices.Sorted(maps.Keys(media)) }
+
+// isMedia reports whether a capability is that of such a route.
+func isMedia(need string) bool {
+	for _, m := range media {
+		if m.Need == need {
+			return true
+		}
+	}
+	return false
+}
