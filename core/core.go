@@ -206,12 +206,31 @@ type Model struct {
 	EstimateBytes int64  `json:"estimate_bytes"`
 	Damaged       string `json:"damaged,omitempty"` // why the entry cannot be used
 	// Capabilities are what at least one of the workers that serve it can do; empty where none
-	// runs, and in one hive's own answer.
+	// runs, and in one hive's own answer, as what follows.
 	Capabilities Capabilities `json:"capabilities,omitempty"`
+	State        ModelState   `json:"state,omitempty"`
+	// Progress is how far the start of its first worker is, a download included, where the queen that
+	// is asked follows it.
+	Progress *Progress `json:"progress,omitempty"`
+	// LoadedContextTokens is what a request may have at most, whichever ready worker answers it.
+	LoadedContextTokens int `json:"loaded_context_tokens,omitempty"`
 	// What follows is only in a single model's answer.
 	Facts *ModelFacts `json:"facts,omitempty"`
 	Fits  []ModelFit  `json:"fits,omitempty"` // on the devices of the hives that have it
 }
+
+// ModelState says how far a model is from answering.
+type ModelState string
+
+// The model states, the nearest first.
+const (
+	ModelLoaded    ModelState = "loaded"    // a worker is ready
+	ModelLoading   ModelState = "loading"   // a worker is on its way
+	ModelStored    ModelState = "stored"    // on a hive's disk; a request loads it
+	ModelAvailable ModelState = "available" // without files here: a worker type has it by its name; a request loads it
+	ModelOffered   ModelState = "offered"   // of the builtin source; a request fetches and loads it
+	ModelDamaged   ModelState = "damaged"   // on a disk, and of no use until it is fetched again
+)
 
 // Alias is a name that the whole cluster has for a model.
 type Alias struct {

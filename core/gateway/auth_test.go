@@ -87,7 +87,7 @@ func TestRouteScopes(t *testing.T) {
 			"GET /v1/requests", "GET /v1/requests/{id...}",
 			"GET /v1/cluster", "GET /v1/queens", "GET /v1/nodes", "GET /v1/operator/raft",
 		},
-		core.ScopeOperate: {"POST /v1/jobs", "DELETE /v1/jobs/{id}", "POST /v1/hives/{hive}/drain", "POST /v1/hives/{hive}/refresh", "POST /api/pull", "DELETE /api/delete"},
+		core.ScopeOperate: {"POST /v1/jobs", "DELETE /v1/jobs/{id}", "POST /v1/hives/{hive}/drain", "POST /v1/hives/{hive}/refresh", "POST /api/pull", "POST /api/copy", "DELETE /api/delete"},
 		core.ScopeAdmin: {
 			"DELETE /v1/nodes/{id}", "POST /v1/nodes/{id}/leave", "GET /v1/tokens", "POST /v1/tokens", "DELETE /v1/tokens/{id}",
 			"DELETE /v1/operator/raft/{id}", "POST /v1/operator/raft/transfer", "GET /v1/operator/snapshot", "POST /v1/operator/snapshot",

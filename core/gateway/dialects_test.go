@@ -370,6 +370,72 @@ func TestOllamaChangesAudited(t *testing.T) {
 	}
 }
 
+// A copy is a name of the cluster: it is listed like a model, and deleting it deletes no model.
+func TestOllamaCopy(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.cluster.Change(func(s *fakecluster.State) {
+		s.Models = []core.Model{{ID: "tiny", Digest: "sha256:abc", Hives: []string{"h1"}}, {ID: "far", State: core.ModelOffered}}
+		s.Aliases = []core.Alias{{Name: "gpt", Model: "tiny"}}
+	})
+	r.jobs.add(core.Event{Kind: core.EventEnd})
+	last := func() core.Request {
+		r.jobs.mu.Lock()
+		defer r.jobs.mu.Unlock()
+		return r.jobs.submitted[len(r.jobs.submitted)-1]
+	}
+	resp, body, err := r.post("/api/copy", `{"source":"tiny:latest","destination":"mine:latest"}`)
+	must.NoError(t, err)
+	must.EqOp(t, 200, resp.StatusCode, must.Sprint(body))
+	must.EqOp(t, "mine", last().Name)
+	must.EqOp(t, "tiny", last().Model)
+	must.EqOp(t, core.OpAliasSet, last().Operation)
+	for _, body := range []string{`{}`, `{"source":"tiny"}`, `[]`} {
+		resp, _, err := r.post("/api/copy", body)
+		must.NoError(t, err)
+		must.EqOp(t, 400, resp.StatusCode)
+	}
+	_, tags := r.get("/api/tags")
+	must.StrContains(t, tags, `"name":"gpt"`)
+	must.StrContains(t, tags, `"name":"tiny"`)
+	must.StrNotContains(t, tags, `"name":"far"`)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, r.url+"/api/delete", strings.NewReader(`{"model":"gpt"}`))
+	must.NoError(t, err)
+	resp, _, err = r.do(req)
+	must.NoError(t, err)
+	must.EqOp(t, 200, resp.StatusCode)
+	must.EqOp(t, core.OpAliasRemove, last().Operation)
+	must.EqOp(t, "gpt", last().Name)
+}
+
+// What clients ask of a model: how much context it has now, how far it is, what it is called.
+func TestModelsAsClientsSeeThem(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.cluster.Change(func(s *fakecluster.State) {
+		s.Models = []core.Model{
+			{ID: "hf.co/org/tiny:Q4_K_M", Aliases: []string{"gpt"}, Quantization: "Q4_K_M", SizeBytes: 7, ContextTokens: 4096, LoadedContextTokens: 512, State: core.ModelLoaded},
+			{ID: "slow", ContextTokens: 2048, State: core.ModelLoading, Progress: &core.Progress{Phase: "load slow", Done: 4, Total: 100}},
+		}
+		s.Aliases = []core.Alias{{Name: "gpt", Model: "hf.co/org/tiny:Q4_K_M"}}
+	})
+	for _, path := range []string{"hf.co/org/tiny:Q4_K_M", "hf.co%2Forg%2Ftiny%3AQ4_K_M", "org/tiny", "ORG/tiny:q4_k_m", "gpt", "tiny"} {
+		resp, body := r.get("/v1/models/" + path)
+		must.EqOp(t, 200, resp.StatusCode, must.Sprint(path, body))
+		for _, want := range []string{`"id":"hf.co/org/tiny:Q4_K_M"`, `"context_length":512`, `"max_model_len":512`, `"context_tokens":4096`, `"quantization":"Q4_K_M"`, `"size_bytes":7`, `"state":"loaded"`, `"aliases":["gpt"]`} {
+			must.StrContains(t, body, want)
+		}
+	}
+	_, body := r.get("/v1/models/slow")
+	must.StrContains(t, body, `"state":"loading","progress":{"phase":"load slow","done":4,"total":100}`)
+	must.StrContains(t, body, `"context_length":2048`)
+	r.cluster.Change(func(s *fakecluster.State) { s.Models = append(s.Models, core.Model{ID: "hf.co/other/tiny:Q8_0"}) })
+	resp, body := r.get("/v1/models/tiny")
+	must.EqOp(t, 400, resp.StatusCode)
+	must.StrContains(t, body, "hf.co/org/tiny:Q4_K_M, hf.co/other/tiny:Q8_0")
+	must.StrContains(t, body, `"param":"model"`)
+}
+
 func TestEmbeddings(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

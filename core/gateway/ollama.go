@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/rbee-project/rbee/core"
@@ -32,7 +33,11 @@ func (g *Gateway) ollamaVersion(w *response, _ *http.Request) error {
 
 func (g *Gateway) ollamaTags(w *response, r *http.Request) error {
 	models, err := g.o.Cluster.Models(r.Context())
-	return answerOne(w, ollama.TagsOf(models), err)
+	if err != nil {
+		return err
+	}
+	aliases, err := operation.AliasList.Ask(r.Context(), g.o.Cluster, core.Request{})
+	return answerOne(w, ollama.TagsOf(models, aliases), err)
 }
 
 func (g *Gateway) ollamaRunning(w *response, r *http.Request) error {
@@ -88,11 +93,48 @@ func (g *Gateway) ollamaShow(w *response, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, ollama.ShowOf(m))
 }
 
-// ollamaDelete deletes a model on every hive that has it.
+// ollamaCopy gives a model one more name.
+func (g *Gateway) ollamaCopy(w *response, r *http.Request) error {
+	var c struct {
+		Source      string `json:"source"`
+		Destination string `json:"destination"`
+	}
+	body, err := g.readBody(w, r, maxJobBody)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(body, &c); err != nil {
+		return badBody("", "the request's body is not a JSON object with a source and a destination")
+	}
+	for field, name := range map[string]string{"source": c.Source, "destination": c.Destination} {
+		if name == "" {
+			return badBody(field, "%s is missing", field)
+		}
+	}
+	request := core.Request{Operation: core.OpAliasSet, Name: ollama.Name(c.Destination), Model: ollama.Name(c.Source)}
+	if err := g.runJob(r.Context(), w, request, nil); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// ollamaDelete deletes a model on every hive that has it, or the name that a copy made.
 func (g *Gateway) ollamaDelete(w *response, r *http.Request) error {
 	n, err := g.readNamed(w, r)
 	if err != nil {
 		return err
+	}
+	aliases, err := operation.AliasList.Ask(r.Context(), g.o.Cluster, core.Request{})
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(aliases, func(a core.Alias) bool { return a.Name == n.Model }) {
+		if err := g.runJob(r.Context(), w, core.Request{Operation: core.OpAliasRemove, Name: n.Model}, nil); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusOK)
+		return nil
 	}
 	m, err := g.findModel(r.Context(), n.Model)
 	if err != nil {

@@ -16,11 +16,16 @@ type modelObject struct {
 	Object  string `json:"object"`
 	Created int64  `json:"created"` // seconds since 1970
 	OwnedBy string `json:"owned_by"`
+	// ContextLength and MaxModelLen are what clients of other servers read: the tokens that a request
+	// may have where the model is loaded, else those that it was trained for.
+	ContextLength int `json:"context_length,omitempty"`
+	MaxModelLen   int `json:"max_model_len,omitempty"`
 	core.Model
 }
 
 func modelObjectOf(m core.Model) modelObject {
-	return modelObject{Object: openai.ObjectModel, Created: max(0, m.CreatedAt.Unix()), OwnedBy: "rbee", Model: m}
+	context := cmp.Or(m.LoadedContextTokens, m.ContextTokens)
+	return modelObject{Object: openai.ObjectModel, Created: max(0, m.CreatedAt.Unix()), OwnedBy: "rbee", ContextLength: context, MaxModelLen: context, Model: m}
 }
 
 func (g *Gateway) models(w *response, r *http.Request) error {

@@ -67,6 +67,7 @@ func routes() []route {
 		{"POST", "/api/show", core.ScopeInfer, local((*Gateway).ollamaShow)},
 		{"GET", "/api/ps", core.ScopeInfer, local((*Gateway).ollamaRunning)},
 		{"POST", "/api/pull", core.ScopeOperate, (*Gateway).ollamaPull},
+		{"POST", "/api/copy", core.ScopeOperate, (*Gateway).ollamaCopy},
 		{"DELETE", "/api/delete", core.ScopeOperate, (*Gateway).ollamaDelete},
 		{"GET", "/api/version", scopeOpen, (*Gateway).ollamaVersion},
 		{"GET", "/{$}", scopeOpen, (*Gateway).greeting},

@@ -25,9 +25,25 @@ func (q *Queen) Hives(context.Context) ([]core.Hive, error) {
 // Workers lists the active workers of the registry, with the load that this queen heard of.
 func (q *Queen) Workers(context.Context) ([]core.Worker, error) { return q.hives.Workers(), nil }
 
-// Models lists the models of all hives that answer, each once. Errors: Unavailable when no hive
-// answers.
+// Models lists the models of all hives that answer, each once, and those that a request may have
+// fetched. Errors: Unavailable when no hive answers.
 func (q *Queen) Models(ctx context.Context) ([]core.Model, error) {
-	models, _, err := q.placer.Models(ctx)
+	models, err := q.placer.Known(ctx)
+	for i := range models {
+		q.underWay(&models[i])
+	}
 	return models, err
+}
+
+// underWay tells of a model that this queen follows the start of its first worker.
+func (q *Queen) underWay(m *core.Model) {
+	if m.State == core.ModelLoaded {
+		return
+	}
+	if p, ok := q.starter.Progress(m.ID); ok {
+		m.State = core.ModelLoading
+		if p.Phase != "" {
+			m.Progress = &p
+		}
+	}
 }

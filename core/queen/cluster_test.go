@@ -119,9 +119,9 @@ func TestModels(t *testing.T) {
 		models, err := c.q.Models(t.Context())
 		must.NoError(t, err)
 		must.Eq(t, []core.Model{
-			{ID: "both", Aliases: []string{"a", "b"}, Digest: "sha256:1", SizeBytes: 5, Hives: []string{"h1", "h2"}, LoadedBy: []string{"w1", "w2"}},
-			{ID: "half", Aliases: []string{}, SizeBytes: 9, Hives: []string{"h1", "h2"}, LoadedBy: []string{}},
-			{ID: "mine", Aliases: []string{}, Hives: []string{"h1"}, LoadedBy: []string{}},
+			{ID: "both", Aliases: []string{"a", "b"}, Digest: "sha256:1", SizeBytes: 5, Hives: []string{"h1", "h2"}, LoadedBy: []string{"w1", "w2"}, State: core.ModelLoaded, LoadedContextTokens: 512},
+			{ID: "half", Aliases: []string{}, SizeBytes: 9, Hives: []string{"h1", "h2"}, LoadedBy: []string{}, State: core.ModelAvailable},
+			{ID: "mine", Aliases: []string{}, Hives: []string{"h1"}, LoadedBy: []string{}, State: core.ModelAvailable},
 		}, models)
 
 		models, err = operation.ModelList.Ask(t.Context(), c.q, core.Request{Hive: "name-h1"})

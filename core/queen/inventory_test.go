@@ -34,7 +34,8 @@ func TestInventoryAsksNobody(t *testing.T) {
 
 		models, err := c.q.Models(t.Context())
 		must.NoError(t, err)
-		must.Len(t, 2, models)
+		must.Len(t, 3, models)
+		must.EqOp(t, core.ModelOffered, models[2].State) // rbee-tiny, which nobody has fetched
 		must.Eq(t, []string{"h1", "h2"}, models[0].Hives)
 		must.Eq(t, []string{"nick"}, models[0].Aliases)
 		_, err = pick(t.Context(), c.q, inference.Query{Model: "rbee-tinny"})

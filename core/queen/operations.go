@@ -113,7 +113,11 @@ func (q *Queen) modelGet(ctx context.Context, r core.Request) (core.Model, error
 		}
 		return m, err
 	}
-	return q.placer.Model(ctx, r.Model)
+	m, err := q.placer.Model(ctx, r.Model)
+	if err == nil {
+		q.underWay(&m)
+	}
+	return m, err
 }
 
 // infer answers a prompt as a job. How far it is becomes progress; what it says is the result, and

@@ -14,7 +14,7 @@ import (
 func TestCommandsAreAlike(t *testing.T) {
 	t.Parallel()
 	destroys := []string{"delete", "rm", "retire", "stop", "remove", "revoke", "uninstall", "leave"}
-	mild := []string{"rbee agent stop"} // ends what "rbee run" began by itself
+	mild := []string{"rbee agent stop", "rbee alias remove"} // ends what "rbee run" began by itself; is undone by "rbee alias set"
 	// What is a file or free text is completed by the shell or not at all.
 	free := []string{"[TEXT]", "FILE", "[FILE]", "FILE...", "[FILE...]", "FILE|DIR...", "[FILE|DIR...]", "PATH", "PATH|PLUGIN", "SOURCE", "TOKEN@HOST[:PORT]", "[PROMPT]"}
 	byName := []string{"rbee cluster join", "rbee infer", "rbee config fmt", "rbee config show", "rbee config validate"}

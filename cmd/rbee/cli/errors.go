@@ -59,6 +59,9 @@ func (a *app) report(cmd *cobra.Command, args []string, err error) int {
 	if errors.Is(err, errShown) {
 		return exitFailed
 	}
+	if l, ok := errors.AsType[*launchedError](err); ok {
+		return l.code
+	}
 	code := exitFailed
 	failure := &core.Failure{Kind: core.KindOf(err), Message: err.Error(), Hint: core.HintOf(err)}
 	if u, ok := errors.AsType[*usageError](err); ok {

@@ -55,6 +55,7 @@ func (a *app) lsCommand() *cobra.Command {
 		if err != nil && core.KindOf(err) != core.Forbidden { // without their names they are shown by id
 			return err
 		}
+		models = slices.DeleteFunc(models, func(m core.Model) bool { return m.State == core.ModelOffered })
 		sortModels(models)
 		return a.show(list(models), modelTable(models, hives).write)
 	})
@@ -70,9 +71,14 @@ func modelTable(models []core.Model, hives []core.Hive) *table {
 	t := newTable("No models yet. \"rbee pull REF\" fetches one, \"rbee catalog search\" lists what there is; rbee-tiny is always there.",
 		"ID", "ALIASES", "SIZE", "QUANT", "PARAMETERS", "CONTEXT", "LOADED BY", "HIVES", "STATUS")
 	for _, m := range models {
-		status := "ok"
-		if m.Damaged != "" {
+		status := string(m.State)
+		switch {
+		case m.Damaged != "":
 			status = "damaged"
+		case m.Progress != nil && m.Progress.Total > 0:
+			status += fmt.Sprintf(" (%s, %d %%)", m.Progress.Phase, 100*m.Progress.Done/m.Progress.Total)
+		case status == "": // one hive's own answer
+			status = "ok"
 		}
 		t.add(m.ID, strings.Join(m.Aliases, ","), bytesText(m.SizeBytes), m.Quantization, countText(m.Parameters), numberText(m.ContextTokens),
 			strings.Join(m.LoadedBy, ","), strings.Join(hiveNamesOf(m.Hives, hives), ","), status)
@@ -167,6 +173,7 @@ func (a *app) writeModel(w io.Writer, m core.Model, hives []core.Hive) error {
 	if m.EstimateBytes > 0 {
 		f.addf("Memory", "about %s with one slot", sizeText(m.EstimateBytes))
 	}
+	f.add("State", string(m.State))
 	f.add("Fetched", a.ago(m.CreatedAt))
 	f.add("Hives", strings.Join(hiveNamesOf(m.Hives, hives), ", "))
 	f.add("Loaded by", strings.Join(m.LoadedBy, ", "))

@@ -105,6 +105,9 @@ func findModelOn(ctx context.Context, c *client.Client, hive, name string) (mode
 	if err != nil {
 		return modelOn{}, err
 	}
+	if len(m.Hives) == 0 {
+		return modelOn{}, core.Errorf(core.NotFound, "model %s is on no hive", m.ID).Hint("\"rbee ls\" lists those that are.")
+	}
 	names := hiveNamesOf(m.Hives, hives)
 	if len(m.Hives) != 1 {
 		return modelOn{}, usageHint("Say which one with --hive.", "model %s is on %s: %s", m.ID, plural(len(names), "hive"), strings.Join(names, ", "))

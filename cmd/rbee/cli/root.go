@@ -79,7 +79,7 @@ Long flags work with one dash, too: -dev is --dev.`,
 			root.AddCommand(c)
 		}
 	}
-	group(groupUse, a.inferCommand(), a.runCommand(), a.chatCommand(), a.pullCommand(), a.lsCommand(), a.showCommand(), a.rmCommand(), a.aliasCommand(), a.whyCommand(), a.envCommand())
+	group(groupUse, a.inferCommand(), a.runCommand(), a.chatCommand(), a.pullCommand(), a.lsCommand(), a.showCommand(), a.rmCommand(), a.aliasCommand(), a.whyCommand(), a.envCommand(), a.launchCommand())
 	group(groupManage, a.statusCommand(), a.topCommand(), a.psCommand(), a.stopCommand(), a.workerCommand(), a.modelCommand(), a.storeCommand(), a.jobCommand(), a.operationsCommand(), a.hiveCommand(), a.queenCommand(),
 		a.catalogCommand(), a.tokenCommand(), a.operatorCommand())
 	group(groupAgent, a.agentCommand(), a.clusterCommand(), a.tlsCommand(), a.pluginCommand(), a.configCommand(), a.versionCommand())

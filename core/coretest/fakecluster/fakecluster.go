@@ -249,7 +249,15 @@ func (c *Cluster) Model(name string) (core.Model, error) {
 }
 
 // Models implements gateway.Cluster.
-func (c *Cluster) Models(context.Context) ([]core.Model, error) { return c.State().Models, nil }
+func (c *Cluster) Models(context.Context) ([]core.Model, error) {
+	s := c.State()
+	for i := range s.Models {
+		if slices.ContainsFunc(s.Workers, func(w core.Worker) bool { return w.Model == s.Models[i].ID && w.State == core.WorkerReady }) {
+			s.Models[i].State = core.ModelLoaded
+		}
+	}
+	return s.Models, nil
+}
 
 // Sync implements gateway.Reader. The index is 42.
 func (c *Cluster) Sync(_ context.Context, want core.Consistency) (core.ReadInfo, error) {

@@ -241,10 +241,10 @@ func (p *Placer) Target(ctx context.Context, name string) (string, error) {
 	return m.id, err
 }
 
-// Model returns a model of the cluster by any of its names, also a damaged one. Errors: NotFound with
+// Model returns a model that is Known by any of its names, also a damaged one. Errors: NotFound with
 // the nearest names, Invalid for a name of several models.
 func (p *Placer) Model(ctx context.Context, name string) (core.Model, error) {
-	models, _, err := p.Models(ctx)
+	models, err := p.Known(ctx)
 	if err != nil {
 		return core.Model{}, err
 	}
@@ -286,17 +286,31 @@ func (p *Placer) Models(ctx context.Context) ([]core.Model, []string, error) {
 			seen.Hives = append(seen.Hives, l.Hive.ID)
 		}
 	}
-	for _, w := range p.registry.View().Workers(nil) {
-		if m, ok := merged[w.Model]; ok {
-			m.LoadedBy = append(m.LoadedBy, w.ID)
-			if w.State == core.WorkerReady {
-				m.Capabilities = m.Capabilities.With(w.Capabilities)
-			}
+	for _, m := range merged {
+		switch {
+		case m.Damaged != "":
+			m.State = core.ModelDamaged
+		case m.Digest == "":
+			m.State = core.ModelAvailable
+		default:
+			m.State = core.ModelStored
 		}
 	}
-	for _, a := range p.aliases() {
-		if m, ok := merged[a.Model]; ok {
-			m.Aliases = append(m.Aliases, a.Name)
+	for _, w := range p.registry.View().Workers(nil) {
+		m, ok := merged[w.Model]
+		if !ok {
+			continue
+		}
+		m.LoadedBy = append(m.LoadedBy, w.ID)
+		switch {
+		case w.State == core.WorkerReady:
+			m.State = core.ModelLoaded
+			m.Capabilities = m.Capabilities.With(w.Capabilities)
+			if m.LoadedContextTokens == 0 || w.ContextTokens < m.LoadedContextTokens {
+				m.LoadedContextTokens = w.ContextTokens
+			}
+		case w.State == core.WorkerLoading && m.State != core.ModelLoaded:
+			m.State = core.ModelLoading
 		}
 	}
 	models := make([]core.Model, 0, len(merged))
@@ -306,6 +320,37 @@ func (p *Placer) Models(ctx context.Context) ([]core.Model, []string, error) {
 		models = append(models, m)
 	}
 	return models, problems, nil
+}
+
+// Known lists the models of all hives that answer, as Models does, and those that a request may have
+// fetched, with the cluster's names for them. Errors: those of Models.
+func (p *Placer) Known(ctx context.Context) ([]core.Model, error) {
+	models, _, err := p.Models(ctx)
+	if err != nil {
+		return nil, err
+	}
+	live, _ := p.hives.Live()
+	for _, h := range live {
+		v := p.liveness.Hive(h.ID)
+		if v.Inventory == nil || !v.Inventory.OffersKnown {
+			continue // it is not worth a question: the next report says it
+		}
+		for _, o := range v.Inventory.Offers {
+			there := func(m core.Model) bool { return m.ID == o.Name || m.Ref == o.Ref }
+			if o.Kind == kindModel && strings.HasPrefix(o.Ref, builtinSource) && !slices.ContainsFunc(models, there) {
+				models = append(models, core.Model{
+					ID: o.Name, Aliases: []string{}, Ref: o.Ref, SizeBytes: o.SizeBytes, License: o.License, Hives: []string{}, LoadedBy: []string{}, State: core.ModelOffered,
+				})
+			}
+		}
+	}
+	slices.SortFunc(models, func(a, b core.Model) int { return strings.Compare(a.ID, b.ID) })
+	for _, a := range p.aliases() {
+		if i := slices.IndexFunc(models, func(m core.Model) bool { return m.ID == a.Model }); i >= 0 {
+			models[i].Aliases = listed(append(models[i].Aliases, a.Name))
+		}
+	}
+	return models, nil
 }
 
 // listed is unique that is [] in JSON.

@@ -38,13 +38,14 @@ type Starter struct {
 
 	mu     sync.Mutex               // guards starts under way: below
 	starts map[string]core.Job      // by model id: the worker_spawn that requests wait for
+	stages map[string]core.Progress // by model id: how far those are
 	locks  map[string]chan struct{} // by model id: see lock
 }
 
 // NewStarter returns a starter that starts workers where the placer says. minFSM returns the lowest
 // state machine version among the queens that answer; 0: none does.
 func NewStarter(p *Placer, jobs Jobs, minFSM func() uint32) *Starter {
-	return &Starter{Placer: p, jobs: jobs, minFSM: minFSM, starts: map[string]core.Job{}, locks: map[string]chan struct{}{}, names: names{aliases: map[string]alias{}}}
+	return &Starter{Placer: p, jobs: jobs, minFSM: minFSM, starts: map[string]core.Job{}, stages: map[string]core.Progress{}, locks: map[string]chan struct{}{}, names: names{aliases: map[string]alias{}}}
 }
 
 // Canonical implements router.Starter.
@@ -99,7 +100,14 @@ func (s *Starter) start(ctx context.Context, m knownModel, progress func(core.Pr
 		return false, err
 	}
 	progress(core.Progress{Phase: "start a worker with " + m.id})
-	result, err := s.follow(ctx, j.ID, progress)
+	result, err := s.follow(ctx, j.ID, func(p core.Progress) {
+		s.mu.Lock()
+		if s.starts[m.id].ID == j.ID {
+			s.stages[m.id] = p
+		}
+		s.mu.Unlock()
+		progress(p)
+	})
 	if err == nil || ctx.Err() == nil {
 		s.endStart(m.id, j.ID)
 	}
@@ -247,6 +255,15 @@ func (s *Starter) starting(model string) bool {
 	return ok
 }
 
+// Progress returns how far the start of a worker with the model is, where requests of this queen wait
+// for it. It is empty until the hive has told; false: none is under way.
+func (s *Starter) Progress(model string) (core.Progress, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.starts[model]
+	return s.stages[model], ok
+}
+
 // UnderWay returns how many models have a start that this queen knows of.
 func (s *Starter) UnderWay() int {
 	s.mu.Lock()
@@ -260,6 +277,7 @@ func (s *Starter) endStart(model, job string) {
 	defer s.mu.Unlock()
 	if s.starts[model].ID == job {
 		delete(s.starts, model)
+		delete(s.stages, model)
 	}
 }
 

@@ -53,11 +53,22 @@ type Show struct {
 	ModifiedAt   time.Time      `json:"modified_at,omitzero"`
 }
 
-// TagsOf lists models.
-func TagsOf(models []core.Model) Tags {
+// TagsOf lists the models that need no download, and after each one the cluster's names for it: a
+// copy is a model like any other here.
+func TagsOf(models []core.Model, aliases []core.Alias) Tags {
 	out := Tags{Models: []Tag{}}
 	for _, m := range models {
+		if m.State == core.ModelOffered {
+			continue
+		}
 		out.Models = append(out.Models, tagOf(m))
+		for _, a := range aliases {
+			if a.Model == m.ID {
+				t := tagOf(m)
+				t.Name, t.Model = a.Name, a.Name
+				out.Models = append(out.Models, t)
+			}
+		}
 	}
 	return out
 }

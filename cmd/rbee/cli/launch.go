@@ -1,0 +1,233 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rbee-project/rbee/core"
+	"github.com/rbee-project/rbee/core/client"
+)
+
+// launched is what a program is started with.
+type launched struct {
+	args []string          // before those of the person
+	env  map[string]string // beside this process's
+}
+
+// launchers are the programs that "rbee launch" knows, by their executables. dir is a folder that is
+// there while the program runs: what a program reads its settings from is made in it, and no file of
+// the person is touched.
+var launchers = map[string]func(l launch, dir string) (launched, error){
+	"claude":   launchClaude,
+	"codex":    launchCodex,
+	"opencode": launchOpencode,
+}
+
+func launcherNames() []string { return slices.Sorted(maps.Keys(launchers)) }
+
+// launch says where a program is pointed to.
+type launch struct {
+	base  string // of rbee's API, without /v1
+	token string
+	model string // Model.ID
+}
+
+// launchClaude points Claude Code here: it reads the server, the token and its models from the
+// environment.
+func launchClaude(l launch, _ string) (launched, error) {
+	return launched{env: map[string]string{
+		"ANTHROPIC_BASE_URL": l.base, "ANTHROPIC_AUTH_TOKEN": l.token, "ANTHROPIC_API_KEY": "",
+		"ANTHROPIC_MODEL": l.model, "ANTHROPIC_SMALL_FAST_MODEL": l.model,
+		"ANTHROPIC_DEFAULT_OPUS_MODEL": l.model, "ANTHROPIC_DEFAULT_SONNET_MODEL": l.model, "ANTHROPIC_DEFAULT_HAIKU_MODEL": l.model,
+		"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+	}}, nil
+}
+
+// launchCodex points Codex here by settings on its command line, which come before its file's.
+func launchCodex(l launch, _ string) (launched, error) {
+	settings := []string{
+		"model_provider=" + tomlString("rbee"), "model=" + tomlString(l.model), "model_providers.rbee.name=" + tomlString("rbee"),
+		"model_providers.rbee.base_url=" + tomlString(l.base+"/v1"), "model_providers.rbee.env_key=" + tomlString("RBEE_LAUNCH_KEY"),
+		"model_providers.rbee.wire_api=" + tomlString("responses"),
+	}
+	out := launched{env: map[string]string{"RBEE_LAUNCH_KEY": l.token}}
+	for _, s := range settings {
+		out.args = append(out.args, "-c", s)
+	}
+	return out, nil
+}
+
+// tomlString is s as a basic string of TOML, whose escapes are those of JSON.
+func tomlString(s string) string {
+	b, _ := json.Marshal(s) // a string always marshals
+	return string(b)
+}
+
+// launchOpencode points opencode here by a configuration of its own, which it merges with the
+// person's.
+func launchOpencode(l launch, dir string) (launched, error) {
+	config := map[string]any{
+		"$schema": "https://opencode.ai/config.json", "model": "rbee/" + l.model, "small_model": "rbee/" + l.model,
+		"provider": map[string]any{"rbee": map[string]any{
+			"npm": "@ai-sdk/openai-compatible", "name": "rbee",
+			"options": map[string]any{"baseURL": l.base + "/v1", "apiKey": "{env:RBEE_LAUNCH_KEY}"},
+			"models":  map[string]any{l.model: map[string]any{"name": l.model}},
+		}},
+	}
+	b, err := json.MarshalIndent(config, "", "  ")
+	if err != nil {
+		return launched{}, err
+	}
+	path := filepath.Join(dir, "opencode.json")
+	if err := os.WriteFile(path, append(b, '\n'), 0o600); err != nil {
+		return launched{}, err
+	}
+	return launched{env: map[string]string{"OPENCODE_CONFIG": path, "RBEE_LAUNCH_KEY": l.token}}, nil
+}
+
+func (a *app) launchCommand() *cobra.Command {
+	var model string
+	cmd := &cobra.Command{
+		Use:   "launch PROGRAM [-- ARGUMENT...]",
+		Short: "Start a coding agent that uses rbee",
+		Long: `Start claude, codex or opencode with a configuration that points it here, in its environment, on its command line or in a temporary file. No file of
+yours is changed. What follows -- are the program's own arguments; its exit code is rbee's.`,
+		Example:           "  rbee launch codex --model ORG/REPO -- exec \"explain this folder\"\n  rbee launch opencode",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: first(cobra.FixedCompletions(launcherNames(), cobra.ShellCompDirectiveNoFileComp)),
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if dash := cmd.ArgsLenAtDash(); dash == 0 || dash > 1 || dash < 0 && len(args) > 1 {
+			return usageHint("rbee launch PROGRAM -- ARGUMENT...", "the program's own arguments follow --")
+		}
+		configure := launchers[args[0]]
+		if configure == nil {
+			return usageHint("It is one of "+strings.Join(launcherNames(), ", ")+".", "rbee cannot launch %q", args[0])
+		}
+		program, err := exec.LookPath(args[0])
+		if err != nil {
+			return core.WithHint(core.Wrap(err, core.NotFound, "find "+args[0]), "Install it, or put its folder into PATH.")
+		}
+		var to launch
+		find := a.do(func(ctx context.Context, _ *cobra.Command, _ []string) (err error) {
+			to, err = a.launchTo(ctx, model)
+			return err
+		})
+		if err := find(cmd, args); err != nil {
+			return err
+		}
+		dir, err := os.MkdirTemp("", "rbee-launch-")
+		if err != nil {
+			return core.Wrap(err, core.Unavailable, "make a folder for the program's settings")
+		}
+		defer os.RemoveAll(dir)
+		with, err := configure(to, dir)
+		if err != nil {
+			return core.Wrap(err, core.Unavailable, "write the program's settings")
+		}
+		if ca := a.caFile(); ca != "" && strings.HasPrefix(to.base, "https://") {
+			with.env["NODE_EXTRA_CA_CERTS"] = ca
+		}
+		fmt.Fprintf(a.stderr, "Starting %s with %s.\n", args[0], cleanLine(to.model))
+		return a.runProgram(program, append(with.args, args[1:]...), with.env) // which signals are for
+	}
+	cmd.Flags().StringVarP(&model, "model", "m", "", "`MODEL` to use (default: the only one, or the only one that is loaded)")
+	_ = cmd.RegisterFlagCompletionFunc("model", a.names(modelsToUse))
+	return cmd
+}
+
+// launchTo finds the agent and the model for a program.
+func (a *app) launchTo(ctx context.Context, model string) (launch, error) {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return launch{}, err
+	}
+	to := launch{base: c.Base(), token: cmp.Or(a.getenv("RBEE_TOKEN"), noToken)}
+	if a.tokenFile != "" {
+		if to.token, err = a.secretFile(ctx, a.tokenFile); err != nil {
+			return launch{}, err
+		}
+	}
+	to.model, err = launchModel(ctx, c, model)
+	return to, a.explainUnreachable(ctx, c, err)
+}
+
+// launchModel returns the id of the model that a program is to use: the named one; else the only
+// one that is loaded, or that there is.
+func launchModel(ctx context.Context, c *client.Client, name string) (string, error) {
+	if name != "" {
+		m, err := c.Model(ctx, name)
+		return m.ID, err
+	}
+	models, err := c.Models(ctx)
+	if err != nil {
+		return "", err
+	}
+	models = slices.DeleteFunc(models, func(m core.Model) bool { return m.Damaged != "" })
+	loaded := slices.DeleteFunc(slices.Clone(models), func(m core.Model) bool { return m.State != core.ModelLoaded })
+	for _, among := range [][]core.Model{loaded, models} {
+		if len(among) == 1 {
+			return among[0].ID, nil
+		}
+	}
+	if len(models) == 0 {
+		return "", core.Errorf(core.NotFound, "there is no model").Hint("\"rbee pull REF\" fetches one.")
+	}
+	var ids []string
+	for _, m := range models[:min(len(models), 8)] {
+		ids = append(ids, m.ID)
+	}
+	return "", usageHint("There are "+strings.Join(ids, ", ")+".", "say with --model which of %d models to use", len(models))
+}
+
+// runProgram runs a program in this one's place: with its terminal and its signals, until it ends.
+func (a *app) runProgram(program string, args []string, env map[string]string) error {
+	cmd := exec.Command(program, args...) //nolint:noctx // it ends by itself, as the person tells it to
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
+	cmd.Env = os.Environ()
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		cmd.Env = append(cmd.Env, name+"="+env[name])
+	}
+	// A terminal sends ^C to the program as well, which knows what it means there.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	if err := cmd.Start(); err != nil {
+		return core.Wrap(err, core.Unavailable, "start "+filepath.Base(program))
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for {
+		select {
+		case err := <-ended:
+			if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+				return &launchedError{code: max(exit.ExitCode(), 1)}
+			}
+			return err
+		case s := <-signals:
+			if s != syscall.SIGINT {
+				_ = cmd.Process.Signal(s) // it may have ended
+			}
+		}
+	}
+}
+
+// launchedError ends rbee as the program ended that it started, which has said why.
+type launchedError struct{ code int }
+
+func (e *launchedError) Error() string {
+	return fmt.Sprintf("the program ended with exit code %d", e.code)
+}
