@@ -282,6 +282,7 @@ func anthropicLoop(t *testing.T, addr string) {
 		Messages: []anthropic.MessageParam{anthropic.NewUserMessage(anthropic.NewTextBlock("What is the weather in Bern?"))},
 		Tools: []anthropic.ToolUnionParam{{OfTool: &anthropic.ToolParam{Name: "weather", InputSchema: anthropic.ToolInputSchemaParam{
 			Properties: map[string]any{"city": map[string]any{"type": "string", "enum": []string{"Bern", "Oslo"}}}, Required: []string{"city"},
+			ExtraFields: map[string]any{"additionalProperties": false},
 		}}}},
 		ToolChoice: anthropic.ToolChoiceUnionParam{OfAny: &anthropic.ToolChoiceAnyParam{DisableParallelToolUse: anthropic.Bool(true)}},
 	}
@@ -312,7 +313,6 @@ func anthropicLoop(t *testing.T, addr string) {
 	must.NoError(t, err)
 	must.Eq(t, "text", answer.Content[0].Type)
 	must.NotEq(t, "", answer.Content[0].AsText().Text)
-	must.Greater(t, whole.Usage.InputTokens, answer.Usage.InputTokens)
 }
 
 func TestInterruptOfInferStopsTheGeneration(t *testing.T) {
