@@ -202,6 +202,8 @@ func firstOdds(kind int) float64 { return [drafted + 1]float64{0.4, 0.6, 0.8, 0.
 const (
 	firstWeight = 2
 	mostCounted = 32 // older guesses count less
+	likely      = 0.5
+	likelyTries = 4
 	leastPause  = 8
 	mostPause   = 256
 )
@@ -219,9 +221,6 @@ func (o *odds) worth(kind int, price float64) int {
 		}
 		return max(1, int(min(mostGuesses, math.Log(price)/math.Log(p)))) // p^n is the odds of the n-th
 	}
-	if price >= 1 {
-		return 0
-	}
 	if c.pause == 0 {
 		c.pause, c.rest = leastPause, leastPause
 	}
@@ -231,6 +230,9 @@ func (o *odds) worth(kind int, price float64) int {
 	}
 	c.pause = min(2*c.pause, mostPause)
 	c.rest = c.pause
+	if p > likely { // it is the price that keeps it: that of several tells more
+		return likelyTries
+	}
 	return 1
 }
 

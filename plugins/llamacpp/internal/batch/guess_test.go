@@ -266,8 +266,8 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// A guess that costs as much as what it may save is never made, a doubtful one now and then, and a
-// good one as long as it is likely to be right.
+// A guess that costs as much as what it may save, or a doubtful one, is made now and then, and a good
+// one as long as it is likely to be right.
 func TestWorth(t *testing.T) {
 	t.Parallel()
 	tries := func(o odds, price float64) (n int) {
@@ -276,8 +276,8 @@ func TestWorth(t *testing.T) {
 		}
 		return n
 	}
-	must.Zero(t, tries(odds{}, 1))
-	must.Zero(t, tries(odds{}, 3))
+	must.Between(t, 10, tries(odds{}, 1), 60)
+	must.Between(t, 10, tries(odds{}, 3), 60)
 	var o odds
 	o.worth(0, 0.5)
 	for range 10 {

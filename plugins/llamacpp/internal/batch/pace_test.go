@@ -169,6 +169,27 @@ func TestLongPromptGetsItsTurn(t *testing.T) {
 	})
 }
 
+// One step with guesses that was held up does not end all guesses: they are tried again, and their
+// price falls to what it is.
+func TestPriceForgivesHiccups(t *testing.T) {
+	t.Parallel()
+	p := pace{answers: make([]time.Duration, 2)}
+	p.measured(10*time.Millisecond, 1, 0, 0)
+	p.measured(5*time.Second, 1, 4, 0)
+	must.Eq(t, 1, p.price(1, false))
+	var o odds
+	tries := 0
+	for range 500 {
+		if n := o.worth(2, p.price(1, false)); n > 0 {
+			tries += n
+			p.measured(10*time.Millisecond+time.Duration(n)*time.Millisecond, 1, n, 0)
+			o.learn(n, n)
+		}
+	}
+	must.Greater(t, 1000, tries)
+	must.Less(t, 0.15, p.price(1, false))
+}
+
 // One step that was held up does not make the next ones tiny.
 func TestPaceForgivesHiccups(t *testing.T) {
 	t.Parallel()
