@@ -156,6 +156,28 @@ func TestEdgeCases(t *testing.T) {
 	}
 }
 
+// Every row of contributing/reports.md names tests that exist, or says that there is none.
+func TestReports(t *testing.T) {
+	t.Parallel()
+	root := filepath.Join("..", "..", "..")
+	b, err := os.ReadFile(filepath.Join(root, "contributing", "reports.md"))
+	must.NoError(t, err)
+	rows := 0
+	for line := range strings.Lines(string(b)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 || strings.Contains(cells[2], "---") || strings.TrimSpace(cells[2]) == "Tests" {
+			continue
+		}
+		rows++
+		named := namedTest.FindAllStringSubmatch(cells[2], -1)
+		must.True(t, len(named) > 0 || strings.TrimSpace(cells[2]) == "none", must.Sprint(line))
+		for _, m := range named {
+			must.True(t, testsOf(t, filepath.Join(root, filepath.FromSlash(m[1])))[m[2]], must.Sprintf("there is no %s in %s", m[2], m[1]))
+		}
+	}
+	must.Greater(t, 25, rows)
+}
+
 // proof is how a test was seen to fail; see core/coretest/proofs.
 type proof struct {
 	Test string `json:"test"`

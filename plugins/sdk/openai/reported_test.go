@@ -1,0 +1,34 @@
+package openai
+
+import (
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+// What clients were seen to send, and servers to refuse, is taken; what has no meaning is refused
+// with its place.
+func TestReportedRequests(t *testing.T) {
+	t.Parallel()
+	const user = `{"role":"user","content":"a"}`
+	ask := func(messages, more string) error {
+		_, err := DecodeChat([]byte(`{"model":"m","messages":[` + messages + `]` + more + `}`))
+		return err
+	}
+	for _, more := range []string{
+		`,"stream_options":{"include_usage":true}`, `,"stream":null,"stream_options":{"include_usage":true}`, `,"stream_options":null`,
+		`,"max_tokens":-1`, `,"max_tokens":0`, `,"max_tokens":100.0`, `,"max_tokens":1e2`, `,"max_tokens":2147483648`, `,"seed":1.0`,
+		`,"logprobs":false,"top_logprobs":0`, `,"tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":"none"`,
+	} {
+		must.NoError(t, ask(user, more), must.Sprint(more))
+	}
+	must.NoError(t, ask(user+`,{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":{"x":1}}}]},{"role":"tool","tool_call_id":"c","content":"1"}`, ""))
+	for _, content := range []string{`[{"text":"x"}]`, `[{"type":"input_text","text":"x"}]`} {
+		must.NoError(t, ask(`{"role":"user","content":`+content+`}`, ""), must.Sprint(content))
+	}
+	for _, message := range []string{
+		`{"role":"user","content":[{"type":"text"}]}`, `{"role":"user","content":[null]}`, `{"role":"user","content":[]}`, `{"role":"user"}`,
+	} {
+		must.ErrorContains(t, ask(message, ""), "messages", must.Sprint(message))
+	}
+}
