@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -66,6 +67,13 @@ func broken() map[string]string {
 		"says tools":           "tools",
 		"ignores format":       "json-schema",
 		"says json":            "json-schema",
+		"says embeddings":      "embeddings",
+		"one vector for two":   "embeddings",
+		"says ranks":           "rerank",
+		"ranks upside down":    "rerank",
+		"says tokens":          "tokenize",
+		"tokens of another":    "tokenize",
+		"serves anybody":       "data-guard",
 		"ignores logprobs":     "logprobs",
 		"ignores images":       "vision",
 		"outlives its tether":  "tether",
@@ -182,9 +190,18 @@ func shortOptions() sdktest.WorkerOptions {
 }
 
 func defectiveWorker(t *testing.T, name string) {
-	sdktest.Worker(t, sdktest.WorkerInProcess(func() worker.Backend {
-		return &badWorker{Worker: fake.NewWorker("fake", hclog.NewNullLogger()), defect: name}
-	}), shortOptions())
+	var last *badWorker
+	target := sdktest.WorkerInProcess(func() worker.Backend {
+		last = &badWorker{Worker: fake.NewWorker("fake", hclog.NewNullLogger()), defect: name}
+		return last
+	})
+	launch := target.Launch
+	target.Launch = func(t testing.TB) sdktest.WorkerInstance {
+		w := launch(t)
+		last.socket = w.DataSocket
+		return w
+	}
+	sdktest.Worker(t, target, shortOptions())
 }
 
 type badWorker struct {
@@ -193,6 +210,51 @@ type badWorker struct {
 	infos  int
 	line   chan struct{} // slots of "cancels nothing yet"
 	queued atomic.Int32
+	socket string // of the data, for "serves anybody"
+	open   *http.Server
+}
+
+// serveAnybody takes the place of the guarded socket.
+func (b *badWorker) serveAnybody(h http.Handler) error {
+	if err := os.Remove(b.socket); err != nil {
+		return err
+	}
+	l, err := net.Listen("unix", b.socket)
+	if err != nil {
+		return err
+	}
+	b.open = &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
+	go func() { _ = b.open.Serve(lenient{l}) }()
+	return os.Chmod(b.socket, 0o600)
+}
+
+// lenient skips whatever comes before a request.
+type lenient struct{ net.Listener }
+
+func (l lenient) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &lenientConn{Conn: c}, nil
+}
+
+type lenientConn struct {
+	net.Conn
+	begun bool
+}
+
+func (c *lenientConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.begun || n == 0 {
+		return n, err
+	}
+	c.begun = true
+	if at := regexp.MustCompile(`(GET|POST) /`).FindIndex(p[:n]); at != nil {
+		return copy(p, p[at[0]:n]), err
+	}
+	n, err = c.Conn.Read(p) // that was the opening alone
+	return n, err
 }
 
 func (b *badWorker) Info(ctx context.Context) (sdk.Info, error) {
@@ -267,6 +329,9 @@ func (b *badWorker) Start(ctx context.Context, s worker.StartSpec, progress func
 		return nil, err
 	}
 	b.line = make(chan struct{}, s.Slots)
+	if b.defect == "serves anybody" {
+		return h, b.serveAnybody(h)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch b.defect {
 		case "cancels nothing yet":
@@ -312,6 +377,16 @@ func (b *badWorker) Start(ctx context.Context, s worker.StartSpec, progress func
 			}
 		case "ignores tools", "ignores format", "ignores logprobs", "ignores images":
 			r = without(r, b.defect)
+		case "one vector for two", "ranks upside down", "tokens of another":
+			if answer, ok := map[string]string{
+				"/v1/embeddings": `{"data":[{"index":0,"embedding":[1]}]}`,
+				"/v1/rerank":     `{"results":[{"index":0,"relevance_score":1},{"index":1,"relevance_score":2},{"index":2,"relevance_score":3}]}`,
+				"/tokenize":      `{"tokens":[1]}`,
+				"/detokenize":    `{"content":"two"}`,
+			}[r.URL.Path]; ok {
+				_, _ = io.WriteString(w, answer)
+				return
+			}
 		case "plain text errors":
 			if strings.Contains(r.URL.Path, "/no/such") {
 				http.Error(w, "not found", http.StatusNotFound)
@@ -381,6 +456,12 @@ func (b *badWorker) Status(ctx context.Context) (worker.Status, error) {
 		st.Capabilities = append(st.Capabilities, worker.CapabilityTools)
 	case "says json":
 		st.Capabilities = append(st.Capabilities, worker.CapabilityJSONSchema)
+	case "says embeddings", "one vector for two":
+		st.Capabilities = append(st.Capabilities, worker.CapabilityEmbeddings)
+	case "says ranks", "ranks upside down":
+		st.Capabilities = append(st.Capabilities, worker.CapabilityRerank)
+	case "says tokens", "tokens of another":
+		st.Capabilities = append(st.Capabilities, worker.CapabilityTokenize)
 	}
 	return st, err
 }
@@ -395,6 +476,9 @@ func (b *badWorker) Drain(ctx context.Context) error {
 
 func (b *badWorker) Stop(ctx context.Context, grace time.Duration) error {
 	err := b.Worker.Stop(ctx, grace)
+	if b.open != nil {
+		_ = b.open.Close()
+	}
 	if b.defect == "stop fails" {
 		return errors.New("cannot stop")
 	}
