@@ -92,7 +92,8 @@ var allowed = []struct {
 	{"core/agent", []string{"core/...", "raft/node", "plugins/sdk/...", "proto/..."}},
 	{"core/coretest/...", []string{"core/...", "plugins/sdk/...", "raft/fsm", "raft/state", "proto/raft/v1"}},
 	{"cmd/rbee", []string{"cmd/rbee/cli"}},
-	{"cmd/rbee/...", []string{"core/...", "plugins/sdk/..."}},
+	{"cmd/rbee/cli/term", []string{"core"}},
+	{"cmd/rbee/...", []string{"cmd/rbee/cli/term", "core/...", "plugins/sdk/..."}},
 }
 
 // engineOnly may be imported only below plugins/llamacpp: yzma panics at start without libffi.

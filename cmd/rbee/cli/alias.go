@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/operation"
@@ -46,11 +47,11 @@ func (a *app) aliasCommand() *cobra.Command {
 			return err
 		}
 		slices.SortFunc(aliases, func(x, y core.Alias) int { return strings.Compare(x.Name, y.Name) })
-		t := newTable("No names yet. \"rbee alias set NAME MODEL\" makes one.", "NAME", "MODEL")
+		t := term.NewTable("No names yet. \"rbee alias set NAME MODEL\" makes one.", "NAME", "MODEL")
 		for _, x := range aliases {
-			t.add(x.Name, x.Model)
+			t.Add(x.Name, x.Model)
 		}
-		return a.show(list(aliases), t.write)
+		return a.show(list(aliases), t.Write)
 	})
 	remove := &cobra.Command{
 		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Take a name away; the model stays", Args: exactly("NAME"),
@@ -74,7 +75,7 @@ func (a *app) changeAlias(ctx context.Context, c *client.Client, r core.Request,
 		return err
 	}
 	return a.show(alias, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, format, cleanLine(alias.Name), cleanLine(alias.Model))
+		_, err := fmt.Fprintf(w, format, term.Line(alias.Name), term.Line(alias.Model))
 		return err
 	})
 }

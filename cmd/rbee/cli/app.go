@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
+	xterm "golang.org/x/term"
 )
 
 // app is what every command needs: where to read and write, and the flags that all commands share.
@@ -65,9 +65,9 @@ func newApp(b build) *app {
 		environ:        os.Environ,
 		build:          b,
 		now:            time.Now,
-		stdinTerminal:  term.IsTerminal(int(os.Stdin.Fd())),
-		stdoutTerminal: term.IsTerminal(int(os.Stdout.Fd())),
-		stderrTerminal: term.IsTerminal(int(os.Stderr.Fd())) && !dumb,
+		stdinTerminal:  xterm.IsTerminal(int(os.Stdin.Fd())),
+		stdoutTerminal: xterm.IsTerminal(int(os.Stdout.Fd())),
+		stderrTerminal: xterm.IsTerminal(int(os.Stderr.Fd())) && !dumb,
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/operation"
@@ -35,12 +36,12 @@ func (a *app) binaryListCommand() *cobra.Command {
 	}
 	return readCommand(a, cmd, operation.WorkerBinaryList, nil, func(binaries []core.WorkerBinary) error {
 		slices.SortFunc(binaries, func(x, y core.WorkerBinary) int { return strings.Compare(x.ID, y.ID) })
-		t := newTable("No worker binaries. \"rbee worker download TYPE\" fetches one; starting a worker does so by itself.",
+		t := term.NewTable("No worker binaries. \"rbee worker download TYPE\" fetches one; starting a worker does so by itself.",
 			"TYPE", "VERSION", "DEVICES", "STATUS", "SIZE", "DIGEST", "SOURCE", "IN USE BY", "PATH")
 		for _, b := range binaries {
-			t.add(b.Type, b.Version, deviceText(b.Devices), binaryStatus(b), bytesText(b.SizeBytes), shortDigest(b.Digest), b.Source, strings.Join(b.InUseBy, ","), b.Path)
+			t.Add(b.Type, b.Version, deviceText(b.Devices), binaryStatus(b), term.Bytes(b.SizeBytes), term.Digest(b.Digest), b.Source, strings.Join(b.InUseBy, ","), b.Path)
 		}
-		return a.show(list(binaries), t.write)
+		return a.show(list(binaries), t.Write)
 	})
 }
 
@@ -119,7 +120,7 @@ A type that the hive has a plugin for can be downloaded again.`,
 			if len(b.InUseBy) > 0 {
 				return core.Errorf(core.InUse, "%s is in use by %s", b.ID, strings.Join(b.InUseBy, ", ")).Hint("End what uses it first: \"rbee worker retire ID\".")
 			}
-			fmt.Fprintf(a.stderr, "Would delete %s, which frees %s:\n", b.ID, sizeText(b.SizeBytes))
+			fmt.Fprintf(a.stderr, "Would delete %s, which frees %s:\n", b.ID, term.Size(b.SizeBytes))
 			return a.show(b, func(w io.Writer) error { return a.writeBinary(w, b) })
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("Delete worker binary %s?", r.Binary)); err != nil {
@@ -131,7 +132,7 @@ A type that the hive has a plugin for can be downloaded again.`,
 				return err
 			}
 			return a.show(b, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "Deleted %s (%s).\n", cleanLine(b.ID), sizeText(b.SizeBytes))
+				_, err := fmt.Fprintf(w, "Deleted %s (%s).\n", term.Line(b.ID), term.Size(b.SizeBytes))
 				return err
 			})
 		})
@@ -143,26 +144,26 @@ A type that the hive has a plugin for can be downloaded again.`,
 }
 
 func (a *app) writeBinary(w io.Writer, b core.WorkerBinary) error {
-	f := &facts{}
-	f.add("ID", b.ID)
-	f.add("Type", b.Type)
-	f.add("Version", b.Version)
-	f.add("Engine", strings.TrimSpace(b.EngineName+" "+b.EngineVersion))
-	f.add("Source", b.Source)
-	f.add("Status", binaryStatus(b))
-	f.add("Damaged", b.Damaged)
-	f.add("Problem", b.Problem)
-	f.add("Digest", b.Digest)
-	f.add("Size", bytesText(b.SizeBytes))
-	f.add("Path", b.Path)
-	f.add("Installed", a.ago(b.InstalledAt))
-	f.add("In use by", strings.Join(b.InUseBy, "\n"))
-	f.add("Devices", deviceLines(b.Devices))
-	f.add("Probed", a.ago(b.ProbedAt))
-	f.add("Checks", checkLines(b.Checks))
-	f.add("Warnings", strings.Join(b.Warnings, "\n"))
-	f.add("Config", schemaLines(b.Schema))
-	return errors.Join(f.write(w), writeFiles(w, b.Files))
+	f := &term.Facts{}
+	f.Add("ID", b.ID)
+	f.Add("Type", b.Type)
+	f.Add("Version", b.Version)
+	f.Add("Engine", strings.TrimSpace(b.EngineName+" "+b.EngineVersion))
+	f.Add("Source", b.Source)
+	f.Add("Status", binaryStatus(b))
+	f.Add("Damaged", b.Damaged)
+	f.Add("Problem", b.Problem)
+	f.Add("Digest", b.Digest)
+	f.Add("Size", term.Bytes(b.SizeBytes))
+	f.Add("Path", b.Path)
+	f.Add("Installed", a.ago(b.InstalledAt))
+	f.Add("In use by", strings.Join(b.InUseBy, "\n"))
+	f.Add("Devices", deviceLines(b.Devices))
+	f.Add("Probed", a.ago(b.ProbedAt))
+	f.Add("Checks", checkLines(b.Checks))
+	f.Add("Warnings", strings.Join(b.Warnings, "\n"))
+	f.Add("Config", schemaLines(b.Schema))
+	return errors.Join(f.Write(w), writeFiles(w, b.Files))
 }
 
 func checkLines(checks []core.Check) string {
@@ -206,7 +207,7 @@ func deviceLines(devices []core.Device) string {
 	for _, d := range devices {
 		line := fmt.Sprintf("%s  %s", d.ID, d.Name)
 		if d.TotalBytes > 0 {
-			line += fmt.Sprintf(", %s of %s free", sizeText(d.FreeBytes), sizeText(d.TotalBytes))
+			line += fmt.Sprintf(", %s of %s free", term.Size(d.FreeBytes), term.Size(d.TotalBytes))
 		}
 		if d.Problem != "" {
 			line += ", cannot be used: " + d.Problem
@@ -220,14 +221,14 @@ func writeFiles(w io.Writer, files []core.File) error {
 	if len(files) == 0 {
 		return nil
 	}
-	t := newTable("", "FILE", "SIZE", "DIGEST")
+	t := term.NewTable("", "FILE", "SIZE", "DIGEST")
 	for _, file := range files {
-		t.add(file.Path, sizeText(file.SizeBytes), file.Digest)
+		t.Add(file.Path, term.Size(file.SizeBytes), file.Digest)
 	}
 	if _, err := fmt.Fprintln(w); err != nil {
 		return err
 	}
-	return t.write(w)
+	return t.Write(w)
 }
 
 func (a *app) binaryDownloadCommand() *cobra.Command {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -34,11 +35,11 @@ func (a *app) catalogCommand() *cobra.Command {
 			return err
 		}
 		slices.SortFunc(items, func(x, y core.CatalogItem) int { return strings.Compare(x.Ref, y.Ref) })
-		t := newTable("Nothing found.", "REF", "KIND", "NAME", "SIZE", "LICENCE", "SUMMARY")
+		t := term.NewTable("Nothing found.", "REF", "KIND", "NAME", "SIZE", "LICENCE", "SUMMARY")
 		for _, i := range items {
-			t.add(i.Ref, i.Kind, i.Name, bytesText(i.SizeBytes), i.License, shorten(i.Summary, 60))
+			t.Add(i.Ref, i.Kind, i.Name, term.Bytes(i.SizeBytes), i.License, shorten(i.Summary, 60))
 		}
-		return a.show(list(items), t.write)
+		return a.show(list(items), t.Write)
 	})
 	search.Flags().StringVar(&q.Kind, "kind", "", "only `model|engine`")
 	search.Flags().IntVar(&q.Limit, "limit", 0, "at most this many of each source (default: the queen's)")

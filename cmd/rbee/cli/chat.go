@@ -12,8 +12,9 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
+	xterm "golang.org/x/term"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -96,7 +97,7 @@ func (a *app) chat(cmd *cobra.Command, model string, g *generation) error {
 	conv.clear()
 	in, isTerminal := a.stdin.(*os.File)
 	if isTerminal && a.stdinTerminal && a.stdoutTerminal {
-		fmt.Fprintf(a.stderr, "Talking with %s. /help shows what can be typed, /bye ends.\n", cleanLine(conv.model))
+		fmt.Fprintf(a.stderr, "Talking with %s. /help shows what can be typed, /bye ends.\n", term.Line(conv.model))
 		return conv.loop(cmd.Context(), newLineEditor(in, a.stdout), true)
 	}
 	return conv.loop(cmd.Context(), &lineReader{r: bufio.NewReader(a.stdin)}, false)
@@ -135,7 +136,7 @@ func (v *conversation) loop(ctx context.Context, p prompter, person bool) error 
 			fmt.Fprint(v.a.stderr, chatHelp)
 			continue
 		case strings.HasPrefix(command, "/") && !strings.ContainsAny(command, " \n") && strings.Count(command, "/") == 1:
-			fmt.Fprintf(v.a.stderr, "Unknown command %s.\n%s", cleanLine(command), chatHelp)
+			fmt.Fprintf(v.a.stderr, "Unknown command %s.\n%s", term.Line(command), chatHelp)
 			continue
 		}
 		if err := v.answer(ctx, text, person); err != nil {
@@ -190,9 +191,9 @@ func (v *conversation) answer(parent context.Context, text string, person bool) 
 	if !person {
 		return err
 	}
-	fmt.Fprintf(v.a.stderr, "rbee: %s\n", cleanText(err.Error()))
+	fmt.Fprintf(v.a.stderr, "rbee: %s\n", term.Text(err.Error()))
 	if hint := core.HintOf(err); hint != "" {
-		fmt.Fprintf(v.a.stderr, "      %s\n", cleanText(hint))
+		fmt.Fprintf(v.a.stderr, "      %s\n", term.Text(hint))
 	}
 	return nil
 }
@@ -214,8 +215,8 @@ type lineEditor struct {
 	in      *os.File
 	out     io.Writer
 	keys    *keyReader
-	history term.History
-	edit    *term.Terminal
+	history xterm.History
+	edit    *xterm.Terminal
 }
 
 func newLineEditor(in *os.File, out io.Writer) *lineEditor {
@@ -259,7 +260,7 @@ func (k *keyReader) Read(p []byte) (int, error) {
 
 func (e *lineEditor) read(prompt string) (string, error) {
 	fd := int(e.in.Fd())
-	old, err := term.MakeRaw(fd)
+	old, err := xterm.MakeRaw(fd)
 	if err != nil {
 		return "", err
 	}
@@ -272,7 +273,7 @@ func (e *lineEditor) read(prompt string) (string, error) {
 		defer close(stopped)
 		select {
 		case s := <-signals:
-			_ = term.Restore(fd, old)
+			_ = xterm.Restore(fd, old)
 			sig, _ := s.(syscall.Signal)
 			os.Exit(exitInterrupted + int(sig))
 		case <-done:
@@ -282,10 +283,10 @@ func (e *lineEditor) read(prompt string) (string, error) {
 		signal.Stop(signals)
 		close(done)
 		<-stopped
-		_ = term.Restore(fd, old)
+		_ = xterm.Restore(fd, old)
 	}()
 	if e.edit == nil {
-		e.edit = term.NewTerminal(struct {
+		e.edit = xterm.NewTerminal(struct {
 			io.Reader
 			io.Writer
 		}{e.keys, e.out}, prompt)
@@ -295,7 +296,7 @@ func (e *lineEditor) read(prompt string) (string, error) {
 		e.history = e.edit.History
 	}
 	e.edit.SetPrompt(prompt)
-	if width, height, err := term.GetSize(fd); err == nil && width > 0 {
+	if width, height, err := xterm.GetSize(fd); err == nil && width > 0 {
 		_ = e.edit.SetSize(width, height)
 	}
 	e.edit.SetBracketedPasteMode(true)
@@ -305,7 +306,7 @@ func (e *lineEditor) read(prompt string) (string, error) {
 		e.keys.ctrlC = false
 		line, err := e.edit.ReadLine()
 		switch {
-		case errors.Is(err, term.ErrPasteIndicator):
+		case errors.Is(err, xterm.ErrPasteIndicator):
 			pasted = append(pasted, line)
 			continue
 		case err == io.EOF && e.keys.ctrlC: //nolint:errorlint // returned as it is

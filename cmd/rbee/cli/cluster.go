@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/agent"
 	"github.com/rbee-project/rbee/core/client"
@@ -89,15 +90,15 @@ The operator token has all scopes. It is shown once, and is all that goes to std
 			return err
 		}
 		return a.show(made, func(w io.Writer) error {
-			f := &facts{}
-			f.add("Cluster", named(made.ClusterName, made.Cluster))
-			f.addf("This machine", "%s, a %s, at %s", named(made.Name, made.Node), rolesText(made.Roles), made.RPCAddress)
-			f.add("Files", made.DataDir+"/"+pki.Folder)
-			if err := f.write(a.stderr); err != nil {
+			f := &term.Facts{}
+			f.Add("Cluster", named(made.ClusterName, made.Cluster))
+			f.Addf("This machine", "%s, a %s, at %s", named(made.Name, made.Node), rolesText(made.Roles), made.RPCAddress)
+			f.Add("Files", made.DataDir+"/"+pki.Folder)
+			if err := f.Write(a.stderr); err != nil {
 				return err
 			}
 			if made.Doubt != "" {
-				fmt.Fprintf(a.stderr, "\nWarning: other machines may not reach this one: %s. To have it otherwise: \"rbee cluster leave --forget\", then \"rbee cluster init --advertise HOST\".\n", cleanLine(made.Doubt))
+				fmt.Fprintf(a.stderr, "\nWarning: other machines may not reach this one: %s. To have it otherwise: \"rbee cluster leave --forget\", then \"rbee cluster init --advertise HOST\".\n", term.Line(made.Doubt))
 			}
 			fmt.Fprintf(a.stderr, `
 Next:
@@ -275,7 +276,7 @@ func (a *app) clusterInfoCommand() *cobra.Command {
 			return err
 		}
 		if err != nil {
-			fmt.Fprintf(a.stderr, "The cluster was not asked: %s. What follows is from this machine's disk.\n", cleanLine(err.Error()))
+			fmt.Fprintf(a.stderr, "The cluster was not asked: %s. What follows is from this machine's disk.\n", term.Line(err.Error()))
 		}
 		info.Queens, info.Nodes = list(info.Queens), list(info.Nodes)
 		sortQueens(info.Queens)
@@ -285,24 +286,24 @@ func (a *app) clusterInfoCommand() *cobra.Command {
 }
 
 func (a *app) writeClusterInfo(w io.Writer, info clusterInfo) error {
-	f := &facts{}
+	f := &term.Facts{}
 	if info.Cluster != nil {
-		f.add("Cluster", named(info.Cluster.Name, info.Cluster.ID))
+		f.Add("Cluster", named(info.Cluster.Name, info.Cluster.ID))
 	} else {
-		f.add("Cluster", named(info.Local.ClusterName, info.Local.Cluster))
+		f.Add("Cluster", named(info.Local.ClusterName, info.Local.Cluster))
 	}
 	if l := info.Local; l != nil {
-		f.addf("This machine", "%s, a %s, at %s", named(l.Name, l.Node), rolesText(l.Roles), l.RPCAddress)
-		f.add("Certificate", a.expiry(l.Expires))
+		f.Addf("This machine", "%s, a %s, at %s", named(l.Name, l.Node), rolesText(l.Roles), l.RPCAddress)
+		f.Add("Certificate", a.expiry(l.Expires))
 	}
-	if err := f.write(w); err != nil || info.Cluster == nil {
+	if err := f.Write(w); err != nil || info.Cluster == nil {
 		return err
 	}
-	return inOrder(
-		func() error { return heading(w, "Queens") },
-		func() error { return queenTable(info.Queens).write(w) },
-		func() error { return heading(w, "Machines") },
-		func() error { return a.nodeTable(info.Nodes).write(w) },
+	return term.InOrder(
+		func() error { return term.Heading(w, "Queens") },
+		func() error { return queenTable(info.Queens).Write(w) },
+		func() error { return term.Heading(w, "Machines") },
+		func() error { return a.nodeTable(info.Nodes).Write(w) },
 	)
 }
 
@@ -367,7 +368,7 @@ func (a *app) leave(ctx context.Context, c *client.Client, wanted string, yes, d
 	}
 	if dryRun {
 		fmt.Fprintln(a.stderr, "Would take this machine out of the cluster:")
-		return a.show(n, a.nodeTable([]core.Node{n}).write)
+		return a.show(n, a.nodeTable([]core.Node{n}).Write)
 	}
 	if err := a.confirm(ctx, yes, fmt.Sprintf("Take %s, a %s, out of the cluster for good?", named(n.Name, n.ID), rolesText(n.Roles))); err != nil {
 		return err
@@ -380,7 +381,7 @@ func (a *app) leave(ctx context.Context, c *client.Client, wanted string, yes, d
 		return err
 	}
 	return a.show(gone, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "%s is out of the cluster.\n", cleanLine(named(n.Name, n.ID)))
+		_, err := fmt.Fprintf(w, "%s is out of the cluster.\n", term.Line(named(n.Name, n.ID)))
 		return err
 	})
 }
@@ -399,7 +400,7 @@ func (a *app) forget(ctx context.Context, cmd *cobra.Command, source *configSour
 		cluster = named(id.ClusterName(), id.Cluster())
 	}
 	if dryRun {
-		fmt.Fprintf(a.stderr, "Would forget cluster %s: remove %s/%s, and put the registry aside.\n", cleanLine(cluster), cfg.DataDir, pki.Folder)
+		fmt.Fprintf(a.stderr, "Would forget cluster %s: remove %s/%s, and put the registry aside.\n", term.Line(cluster), cfg.DataDir, pki.Folder)
 		return nil
 	}
 	if err := a.confirm(ctx, yes, fmt.Sprintf("Forget cluster %s on this machine, and tell nobody?", cluster)); err != nil {
@@ -414,7 +415,7 @@ func (a *app) forget(ctx context.Context, cmd *cobra.Command, source *configSour
 		if aside != "" {
 			text += " Its copy of the registry is in " + aside + "."
 		}
-		_, err := fmt.Fprintln(w, cleanLine(text))
+		_, err := fmt.Fprintln(w, term.Line(text))
 		return err
 	})
 }
@@ -466,14 +467,14 @@ func sortNodes(nodes []core.Node) {
 	slices.SortFunc(nodes, func(x, y core.Node) int { return strings.Compare(x.Name+"\x00"+x.ID, y.Name+"\x00"+y.ID) })
 }
 
-func (a *app) nodeTable(nodes []core.Node) *table {
-	t := newTable("No machines.", "NAME", "ROLES", "ADDRESS", "CERTIFICATE", "ID")
+func (a *app) nodeTable(nodes []core.Node) *term.Table {
+	t := term.NewTable("No machines.", "NAME", "ROLES", "ADDRESS", "CERTIFICATE", "ID")
 	for _, n := range nodes {
 		state := a.expiry(n.CertificateExpiresAt)
 		if n.Revoked {
 			state = "revoked"
 		}
-		t.add(n.Name, rolesText(n.Roles), n.RPCAddress, state, n.ID)
+		t.Add(n.Name, rolesText(n.Roles), n.RPCAddress, state, n.ID)
 	}
 	return t
 }
@@ -487,5 +488,5 @@ func (a *app) expiry(t time.Time) string {
 	if left <= 0 {
 		return "expired " + a.ago(t)
 	}
-	return "expires in " + durationText(left)
+	return "expires in " + term.Duration(left)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core/agent"
 	"github.com/rbee-project/rbee/core/config"
 	"github.com/rbee-project/rbee/core/pluginhost"
@@ -136,14 +137,14 @@ func (a *app) configShowCommand() *cobra.Command {
 			}
 			settings, blocks := describeConfig(cfg)
 			return a.show(map[string]any{"settings": settings, "plugins": blocks}, func(w io.Writer) error {
-				t := newTable("", "SETTING", "VALUE", "FROM")
+				t := term.NewTable("", "SETTING", "VALUE", "FROM")
 				for _, s := range settings {
-					t.add(s.Name, fmt.Sprint(s.Value), orElse(s.Where, s.Source))
+					t.Add(s.Name, fmt.Sprint(s.Value), orElse(s.Where, s.Source))
 				}
 				for _, b := range blocks {
-					t.add(fmt.Sprintf("%s %q", b.Kind, b.Label), b.Executable, orElse(b.Where, "default"))
+					t.Add(fmt.Sprintf("%s %q", b.Kind, b.Label), b.Executable, orElse(b.Where, "default"))
 				}
-				return t.write(w)
+				return t.Write(w)
 			})
 		}),
 	}

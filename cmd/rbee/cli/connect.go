@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/pki"
@@ -244,7 +245,7 @@ func (a *app) awaitServing(ctx context.Context, c *client.Client) error {
 			return err
 		}
 		if !told {
-			fmt.Fprintf(a.stderr, "The agent is not ready yet (%s): waiting.\n", cleanLine(err.Error()))
+			fmt.Fprintf(a.stderr, "The agent is not ready yet (%s): waiting.\n", term.Line(err.Error()))
 			told = true
 		}
 		if err := sleep(ctx, loadPoll); err != nil {

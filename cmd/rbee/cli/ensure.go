@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -44,7 +45,7 @@ func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) 
 			return "", err
 		}
 	}
-	fmt.Fprintf(a.stderr, "No worker serves %s: starting one.\n", cleanLine(model))
+	fmt.Fprintf(a.stderr, "No worker serves %s: starting one.\n", term.Line(model))
 	job, err := a.runJob(ctx, c, core.Request{Operation: core.OpWorkerSpawn, Model: model})
 	if err != nil {
 		return "", err
@@ -53,7 +54,7 @@ func (a *app) ensureWorker(ctx context.Context, c *client.Client, model string) 
 	if err != nil {
 		return "", err
 	}
-	fmt.Fprintf(a.stderr, "Worker %s is ready on %s.\n", cleanLine(result.Worker.ID), cleanLine(result.Worker.Device))
+	fmt.Fprintf(a.stderr, "Worker %s is ready on %s.\n", term.Line(result.Worker.ID), term.Line(result.Worker.Device))
 	return result.Worker.Model, nil
 }
 

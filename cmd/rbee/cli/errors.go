@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 )
 
@@ -83,9 +84,9 @@ func (a *app) report(cmd *cobra.Command, args []string, err error) int {
 		_ = writeJSON(a.stderr, map[string]*core.Failure{"error": failure})
 		return code
 	}
-	fmt.Fprintf(a.stderr, "rbee: %s\n", cleanText(failure.Message))
+	fmt.Fprintf(a.stderr, "rbee: %s\n", term.Text(failure.Message))
 	if failure.Hint != "" {
-		fmt.Fprintf(a.stderr, "      %s\n", strings.ReplaceAll(cleanText(failure.Hint), "\n", "\n      "))
+		fmt.Fprintf(a.stderr, "      %s\n", strings.ReplaceAll(term.Text(failure.Hint), "\n", "\n      "))
 	}
 	return code
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -28,18 +29,18 @@ func (a *app) runJob(ctx context.Context, c *client.Client, r core.Request) (cor
 }
 
 func (a *app) followJob(ctx context.Context, c *client.Client, job core.Job) (core.Job, error) {
-	m := a.newMeter()
-	defer m.close()
+	m := term.NewMeter(a.stderr, a.stderrTerminal, a.now)
+	defer m.Close()
 	seq := int64(0)
 	emit := func(e core.Event) error {
 		seq = e.Seq
 		switch e.Kind {
 		case core.EventProgress:
 			if e.Progress != nil {
-				m.show(*e.Progress)
+				m.Show(*e.Progress)
 			}
 		case core.EventLog:
-			m.log(e.Message)
+			m.Log(e.Message)
 		case core.EventEnd:
 			job.State, job.Error = e.State, e.Error
 		case core.EventResult:
@@ -49,7 +50,7 @@ func (a *app) followJob(ctx context.Context, c *client.Client, job core.Job) (co
 	}
 	err := c.FollowJob(ctx, job.ID, 0, emit)
 	if ctx.Err() != nil && job.State == core.JobRunning {
-		m.close()
+		m.Close()
 		return job, a.cancelJob(ctx, c, job, &seq, emit)
 	}
 	if err != nil {
@@ -105,9 +106,9 @@ func (a *app) confirm(ctx context.Context, yes bool, question string) error {
 		return nil
 	}
 	if !a.stdinTerminal || !a.stderrTerminal {
-		return usageHint("Say --yes to do it, or --dry-run to see what would be done.", "%s: nobody to ask", cleanLine(question))
+		return usageHint("Say --yes to do it, or --dry-run to see what would be done.", "%s: nobody to ask", term.Line(question))
 	}
-	fmt.Fprintf(a.stderr, "%s [y/N] ", cleanLine(question))
+	fmt.Fprintf(a.stderr, "%s [y/N] ", term.Line(question))
 	line, err := a.readLine(ctx)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -39,7 +40,7 @@ func (a *app) hiveListCommand() *cobra.Command {
 			return err
 		}
 		sortHives(hives)
-		return a.show(list(hives), a.hiveTable(hives, workers).write)
+		return a.show(list(hives), a.hiveTable(hives, workers).Write)
 	})
 }
 
@@ -56,7 +57,7 @@ func (a *app) hiveGetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(h, a.hiveFacts(h).write)
+		return a.show(h, a.hiveFacts(h).Write)
 	})
 }
 
@@ -64,8 +65,8 @@ func sortHives(hives []core.Hive) {
 	slices.SortFunc(hives, func(x, y core.Hive) int { return strings.Compare(x.Name+"\x00"+x.ID, y.Name+"\x00"+y.ID) })
 }
 
-func (a *app) hiveTable(hives []core.Hive, workers []core.Worker) *table {
-	t := newTable("No hives.", "NAME", "STATUS", "DEVICES", "WORKERS", "OS/ARCH", "VERSION", "LAST BEAT", "ADDRESS", "ID")
+func (a *app) hiveTable(hives []core.Hive, workers []core.Worker) *term.Table {
+	t := term.NewTable("No hives.", "NAME", "STATUS", "DEVICES", "WORKERS", "OS/ARCH", "VERSION", "LAST BEAT", "ADDRESS", "ID")
 	for _, h := range hives {
 		n := 0
 		for _, w := range workers {
@@ -73,7 +74,7 @@ func (a *app) hiveTable(hives []core.Hive, workers []core.Worker) *table {
 				n++
 			}
 		}
-		t.add(h.Name, hiveState(h), deviceText(h.Devices), fmt.Sprint(n), strings.Trim(h.OS+"/"+h.Arch, "/"), h.Version, a.ago(h.LastBeat), h.RPCAddress, h.ID)
+		t.Add(h.Name, hiveState(h), deviceText(h.Devices), fmt.Sprint(n), strings.Trim(h.OS+"/"+h.Arch, "/"), h.Version, a.ago(h.LastBeat), h.RPCAddress, h.ID)
 	}
 	return t
 }
@@ -86,20 +87,20 @@ func hiveState(h core.Hive) string {
 	return string(h.Status)
 }
 
-func (a *app) hiveFacts(h core.Hive) *facts {
-	f := &facts{}
-	f.add("Name", h.Name)
-	f.add("ID", h.ID)
-	f.add("Status", hiveState(h))
-	f.add("Address", h.RPCAddress)
-	f.add("Last beat", a.ago(h.LastBeat))
-	f.add("Version", h.Version)
-	f.add("System", h.OS+"/"+h.Arch)
-	f.add("Worker types", strings.Join(h.WorkerTypes, ", "))
-	f.add("Unconfined", h.Unconfined)
-	f.add("Problems", strings.Join(h.Problems, "\n"))
-	f.add("Devices", deviceLines(h.Devices))
-	f.addf("Incarnation", "%d", h.Incarnation)
-	f.addf("Indexes", "created at %d, changed at %d", h.CreateIndex, h.ModifyIndex)
+func (a *app) hiveFacts(h core.Hive) *term.Facts {
+	f := &term.Facts{}
+	f.Add("Name", h.Name)
+	f.Add("ID", h.ID)
+	f.Add("Status", hiveState(h))
+	f.Add("Address", h.RPCAddress)
+	f.Add("Last beat", a.ago(h.LastBeat))
+	f.Add("Version", h.Version)
+	f.Add("System", h.OS+"/"+h.Arch)
+	f.Add("Worker types", strings.Join(h.WorkerTypes, ", "))
+	f.Add("Unconfined", h.Unconfined)
+	f.Add("Problems", strings.Join(h.Problems, "\n"))
+	f.Add("Devices", deviceLines(h.Devices))
+	f.Addf("Incarnation", "%d", h.Incarnation)
+	f.Addf("Indexes", "created at %d, changed at %d", h.CreateIndex, h.ModifyIndex)
 	return f
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -33,11 +34,11 @@ A hive that is reached on one path and not on another has a network problem betw
 }
 
 func (a *app) writeHealth(w io.Writer, h core.HiveHealth) error {
-	f := &facts{}
-	f.addf("Hive", "%s (%s), rbee %s", h.Hive.Name, h.Hive.ID, h.Hive.Version)
-	f.add("Status", hiveState(h.Hive))
-	f.add("Last beat", a.ago(h.Hive.LastBeat))
-	f.add("Address", h.Hive.RPCAddress)
+	f := &term.Facts{}
+	f.Addf("Hive", "%s (%s), rbee %s", h.Hive.Name, h.Hive.ID, h.Hive.Version)
+	f.Add("Status", hiveState(h.Hive))
+	f.Add("Last beat", a.ago(h.Hive.LastBeat))
+	f.Add("Address", h.Hive.RPCAddress)
 	reached := "yes, just now"
 	if !h.Reachable {
 		reached = "no"
@@ -45,15 +46,15 @@ func (a *app) writeHealth(w io.Writer, h core.HiveHealth) error {
 			reached += ": " + h.Problem
 		}
 	}
-	f.add("Reachable", reached)
-	if err := f.write(w); err != nil {
+	f.Add("Reachable", reached)
+	if err := f.Write(w); err != nil {
 		return err
 	}
-	if err := heading(w, "As the queens see it"); err != nil {
+	if err := term.Heading(w, "As the queens see it"); err != nil {
 		return err
 	}
 	slices.SortFunc(h.Queens, func(x, y core.HiveSight) int { return strings.Compare(x.Queen, y.Queen) })
-	t := newTable("No queen answered.", "QUEEN", "LINE", "LAST REPORT", "GOSSIP", "PROBLEM")
+	t := term.NewTable("No queen answered.", "QUEEN", "LINE", "LAST REPORT", "GOSSIP", "PROBLEM")
 	for _, q := range h.Queens {
 		line, heard := "down", "never"
 		if q.Linked {
@@ -62,9 +63,9 @@ func (a *app) writeHealth(w io.Writer, h core.HiveHealth) error {
 		if q.Heard {
 			heard = shortDuration(time.Duration(q.Silence)) + " ago"
 		}
-		t.add(q.Queen, line, heard, q.Gossip, q.Problem)
+		t.Add(q.Queen, line, heard, q.Gossip, q.Problem)
 	}
-	return t.write(w)
+	return t.Write(w)
 }
 
 func (a *app) hiveDrainCommand() *cobra.Command {
@@ -99,7 +100,7 @@ The hive stays drained, over restarts too, until --undo.`,
 			if undo {
 				text = fmt.Sprintf("Hive %s gets work again.", h.Name)
 			}
-			_, err := fmt.Fprintln(w, cleanLine(text))
+			_, err := fmt.Fprintln(w, term.Line(text))
 			return err
 		})
 	})
@@ -111,7 +112,7 @@ func stillRunning(n int) string {
 	if n == 0 {
 		return ", and no request runs there"
 	}
-	return "; " + plural(n, "request") + " still running"
+	return "; " + term.Plural(n, "request") + " still running"
 }
 
 func (a *app) hiveRefreshCommand() *cobra.Command {
@@ -131,7 +132,7 @@ func (a *app) hiveRefreshCommand() *cobra.Command {
 }
 
 func writeRefresh(w io.Writer, r core.RefreshResult) error {
-	t := newTable("Nothing changed.", "CHANGE", "WHAT", "DETAIL")
+	t := term.NewTable("Nothing changed.", "CHANGE", "WHAT", "DETAIL")
 	old := map[string]core.Device{}
 	for _, d := range r.Before {
 		old[d.ID] = d
@@ -141,25 +142,25 @@ func writeRefresh(w io.Writer, r core.RefreshResult) error {
 		delete(old, d.ID)
 		switch {
 		case !was:
-			t.add("new", "device "+d.ID, d.Name+" "+bytesText(d.TotalBytes))
+			t.Add("new", "device "+d.ID, d.Name+" "+term.Bytes(d.TotalBytes))
 		case before.Name != d.Name || before.Kind != d.Kind || before.TotalBytes != d.TotalBytes:
-			t.add("changed", "device "+d.ID, d.Name+" "+bytesText(d.TotalBytes))
+			t.Add("changed", "device "+d.ID, d.Name+" "+term.Bytes(d.TotalBytes))
 		}
 	}
 	for _, d := range r.Before {
 		if _, gone := old[d.ID]; gone {
-			t.add("gone", "device "+d.ID, d.Name)
+			t.Add("gone", "device "+d.ID, d.Name)
 		}
 	}
 	for _, x := range r.WorkerTypesAfter {
 		if !slices.Contains(r.WorkerTypesBefore, x) {
-			t.add("new", "worker type "+x, "")
+			t.Add("new", "worker type "+x, "")
 		}
 	}
 	for _, x := range r.WorkerTypesBefore {
 		if !slices.Contains(r.WorkerTypesAfter, x) {
-			t.add("gone", "worker type "+x, "")
+			t.Add("gone", "worker type "+x, "")
 		}
 	}
-	return t.write(w)
+	return t.Write(w)
 }

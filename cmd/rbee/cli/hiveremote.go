@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -65,7 +66,7 @@ func (a *app) trustKey(ctx context.Context, res core.SSHTest, r *core.Request) e
 	if res.HostKey == nil || res.HostKey.State != core.HostKeyUnknown {
 		return nil
 	}
-	fmt.Fprintf(a.stderr, "The key of %s is not known: %s, %s.\n", cleanLine(res.Host), cleanLine(res.HostKey.Fingerprint), cleanLine(res.HostKey.Type))
+	fmt.Fprintf(a.stderr, "The key of %s is not known: %s, %s.\n", term.Line(res.Host), term.Line(res.HostKey.Fingerprint), term.Line(res.HostKey.Type))
 	if err := a.confirm(ctx, false, "Is it the right machine?"); err != nil {
 		return err
 	}
@@ -109,20 +110,20 @@ func (a *app) hiveSSHTestCommand() *cobra.Command {
 }
 
 func writeSSHTest(w io.Writer, res core.SSHTest) error {
-	t := newTable("Nothing was tried.", "STEP", "RESULT", "DETAIL", "TOOK")
+	t := term.NewTable("Nothing was tried.", "STEP", "RESULT", "DETAIL", "TOOK")
 	for _, s := range res.Steps {
 		result := "ok"
 		if !s.OK {
 			result = "FAILED"
 		}
-		t.add(s.Name, result, s.Detail, shortDuration(time.Duration(s.Took)))
+		t.Add(s.Name, result, s.Detail, shortDuration(time.Duration(s.Took)))
 	}
-	if err := t.write(w); err != nil {
+	if err := t.Write(w); err != nil {
 		return err
 	}
 	for _, s := range res.Steps {
 		if !s.OK && s.Hint != "" {
-			if _, err := fmt.Fprintln(w, cleanLine(s.Hint)); err != nil {
+			if _, err := fmt.Fprintln(w, term.Line(s.Hint)); err != nil {
 				return err
 			}
 		}
@@ -184,7 +185,7 @@ func (a *app) showInstall(job core.Job, text func(core.InstallResult) string) er
 			lines = append(lines, "Note: "+n+".")
 		}
 		for _, l := range lines {
-			if _, err := fmt.Fprintln(w, cleanLine(l)); err != nil {
+			if _, err := fmt.Fprintln(w, term.Line(l)); err != nil {
 				return err
 			}
 		}
@@ -232,7 +233,7 @@ and service are removed from the machine. Nothing else is.`,
 					if len(res.Kept) > 0 {
 						text += " What stays: " + strings.Join(res.Kept, ", ") + "."
 					}
-					_, err := fmt.Fprintln(w, cleanLine(text))
+					_, err := fmt.Fprintln(w, term.Line(text))
 					return err
 				})
 			})
@@ -271,8 +272,8 @@ func (a *app) showRemoval(ctx context.Context, c *client.Client, r core.Request,
 		}
 	}
 	return a.show(plan, func(w io.Writer) error {
-		_, err := fmt.Fprintln(w, cleanLine(fmt.Sprintf("Would drain %s, end %s, have it leave the cluster, and remove rbee from %s with its data and %s.",
-			orElse(plan.Hive, "the hive"), plural(len(plan.Workers), "worker"), r.Host, models)))
+		_, err := fmt.Fprintln(w, term.Line(fmt.Sprintf("Would drain %s, end %s, have it leave the cluster, and remove rbee from %s with its data and %s.",
+			orElse(plan.Hive, "the hive"), term.Plural(len(plan.Workers), "worker"), r.Host, models)))
 		return err
 	})
 }
@@ -316,7 +317,7 @@ more work, running requests end, and the workers with them, before it stops.`,
 			}
 			r.Grace = core.Duration(grace)
 			if dryRun {
-				fmt.Fprintf(a.stderr, "Would stop the hive on %s.\n", cleanLine(r.Host))
+				fmt.Fprintf(a.stderr, "Would stop the hive on %s.\n", term.Line(r.Host))
 				return nil
 			}
 			if err := a.confirm(ctx, yes, fmt.Sprintf("Stop the hive on %s?", r.Host)); err != nil {
@@ -367,18 +368,18 @@ of a host the first counts. Hosts that are in the list already stay as they are.
 			return err
 		}
 		return a.show(res, func(w io.Writer) error {
-			t := newTable("No new hosts.", "HOST", "ADDRESS", "USER", "PORT")
+			t := term.NewTable("No new hosts.", "HOST", "ADDRESS", "USER", "PORT")
 			for _, h := range res.Added {
 				port := ""
 				if h.Port != 0 {
 					port = fmt.Sprint(h.Port)
 				}
-				t.add(h.Name, orElse(h.HostName, h.Name), h.User, port)
+				t.Add(h.Name, orElse(h.HostName, h.Name), h.User, port)
 			}
 			if len(res.Kept) > 0 {
-				fmt.Fprintf(a.stderr, "In the list already: %s.\n", cleanLine(strings.Join(res.Kept, ", ")))
+				fmt.Fprintf(a.stderr, "In the list already: %s.\n", term.Line(strings.Join(res.Kept, ", ")))
 			}
-			return t.write(w)
+			return t.Write(w)
 		})
 	})
 	return cmd

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/plugins/sdk/openai"
@@ -189,7 +190,7 @@ func (a *app) readPrompt(ctx context.Context) (string, error) {
 	case err != nil && ctx.Err() == nil:
 		return "", fmt.Errorf("read the prompt from stdin: %w", err)
 	case len(text) > maxPromptBytes:
-		return "", core.Errorf(core.TooLarge, "the prompt on stdin is larger than %s", sizeText(maxPromptBytes)).Hint("No model reads that much at once: split it.")
+		return "", core.Errorf(core.TooLarge, "the prompt on stdin is larger than %s", term.Size(maxPromptBytes)).Hint("No model reads that much at once: split it.")
 	}
 	return text, err
 }
@@ -245,13 +246,13 @@ func (a *app) completeChat(ctx context.Context, c *client.Client, r openai.ChatR
 func (a *app) streamChat(ctx context.Context, c *client.Client, r openai.ChatRequest) (string, error) {
 	r.Stream = true
 	out := a.textWriter(a.stdout)
-	m := a.newMeter()
-	defer m.close()
+	m := term.NewMeter(a.stderr, a.stderrTerminal, a.now)
+	defer m.Close()
 	var text strings.Builder
 	err := c.ChatStream(ctx, r, func(chunk openai.ChatChunk) error {
 		for _, choice := range chunk.Choices {
 			if choice.Delta.Content != nil {
-				m.close()
+				m.Close()
 				text.WriteString(*choice.Delta.Content)
 				out.write(*choice.Delta.Content)
 			}
@@ -280,11 +281,11 @@ func (a *app) completeRaw(ctx context.Context, c *client.Client, r openai.Comple
 	}
 	r.Stream = true
 	out := a.textWriter(a.stdout)
-	m := a.newMeter()
-	defer m.close()
+	m := term.NewMeter(a.stderr, a.stderrTerminal, a.now)
+	defer m.Close()
 	err := c.CompleteStream(ctx, r, func(chunk openai.CompletionResponse) error {
 		for _, choice := range chunk.Choices {
-			m.close()
+			m.Close()
 			out.write(choice.Text)
 		}
 		return out.err
@@ -296,9 +297,9 @@ func (a *app) completeRaw(ctx context.Context, c *client.Client, r openai.Comple
 const defaultRawTokens = 512
 
 // waiting shows the progress that a queen tells in a comment of a stream while it starts a worker.
-func (a *app) waiting(m *meter, comment string) {
+func (a *app) waiting(m *term.Meter, comment string) {
 	if comment = strings.TrimSpace(comment); comment != "" {
-		m.show(core.Progress{Phase: comment})
+		m.Show(core.Progress{Phase: comment})
 	}
 }
 

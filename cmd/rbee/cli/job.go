@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -43,7 +44,7 @@ func (a *app) jobCommand() *cobra.Command {
 				}
 				a.tellSilentHives(ctx, c)
 				sortJobs(jobs)
-				return a.show(list(jobs), a.jobTable(jobs).write)
+				return a.show(list(jobs), a.jobTable(jobs).Write)
 			}),
 		},
 		&cobra.Command{
@@ -110,15 +111,15 @@ func b2i(b bool) int {
 	return 0
 }
 
-func (a *app) jobTable(jobs []core.Job) *table {
-	t := newTable("No jobs.", "ID", "OPERATION", "STATE", "STARTED", "TOOK", "ERROR")
+func (a *app) jobTable(jobs []core.Job) *term.Table {
+	t := term.NewTable("No jobs.", "ID", "OPERATION", "STATE", "STARTED", "TOOK", "ERROR")
 	for _, j := range jobs {
 		problem := ""
 		if j.Error != nil && j.State == core.JobFailed {
 			problem, _, _ = strings.Cut(j.Error.Message, "\n")
 			problem = shorten(problem, 60)
 		}
-		t.add(j.ID, string(j.Operation), string(j.State), a.ago(j.CreatedAt), a.took(j), problem)
+		t.Add(j.ID, string(j.Operation), string(j.State), a.ago(j.CreatedAt), a.took(j), problem)
 	}
 	return t
 }
@@ -140,30 +141,30 @@ func (a *app) took(j core.Job) string {
 	if d < 10*time.Second {
 		return fmt.Sprintf("%.1fs", d.Seconds())
 	}
-	return durationText(d)
+	return term.Duration(d)
 }
 
 func (a *app) writeJob(w io.Writer, j core.Job) error {
-	f := &facts{}
-	f.add("ID", j.ID)
-	f.add("Operation", string(j.Operation))
-	f.add("Hive", j.Hive)
-	f.add("State", string(j.State))
-	f.add("Started", a.ago(j.CreatedAt))
-	f.add("Took", a.took(j))
+	f := &term.Facts{}
+	f.Add("ID", j.ID)
+	f.Add("Operation", string(j.Operation))
+	f.Add("Hive", j.Hive)
+	f.Add("State", string(j.State))
+	f.Add("Started", a.ago(j.CreatedAt))
+	f.Add("Took", a.took(j))
 	if j.Error != nil {
-		f.add("Error", j.Error.Message)
-		f.add("", j.Error.Hint)
+		f.Add("Error", j.Error.Message)
+		f.Add("", j.Error.Hint)
 	}
 	if len(j.Result) > 0 {
 		var v any
 		if err := json.Unmarshal(j.Result, &v); err == nil {
 			if pretty, err := json.MarshalIndent(v, "", "  "); err == nil {
-				f.add("Result", string(pretty))
+				f.Add("Result", string(pretty))
 			}
 		}
 	}
-	return f.write(w)
+	return f.Write(w)
 }
 
 // findJob finds a job by its id or a unique prefix of it.

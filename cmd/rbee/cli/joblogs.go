@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -85,7 +86,7 @@ func (a *app) writeEvent(w io.Writer, e core.Event) error {
 		}
 		return err
 	}
-	_, err := fmt.Fprintf(w, "%4d  %s  %s\n", e.Seq, e.At.Local().Format("15:04:05.000"), cleanLine(eventText(e)))
+	_, err := fmt.Fprintf(w, "%4d  %s  %s\n", e.Seq, e.At.Local().Format("15:04:05.000"), term.Line(eventText(e)))
 	return err
 }
 
@@ -96,11 +97,11 @@ func eventText(e core.Event) string {
 		if p == nil {
 			return string(e.Kind)
 		}
-		done := amount(p.Done, p.Unit)
+		done := term.Amount(p.Done, p.Unit)
 		if p.Total > 0 {
 			done = fmt.Sprintf("%d%%", min(p.Done, p.Total)*100/p.Total)
 			if p.Unit == "bytes" {
-				done = sizeText(p.Done) + " of " + sizeText(p.Total)
+				done = term.Size(p.Done) + " of " + term.Size(p.Total)
 			}
 		}
 		return strings.TrimSuffix(p.Phase+": "+done, ": ")
@@ -125,7 +126,7 @@ func (a *app) tellSilentHives(ctx context.Context, c *client.Client) {
 	}
 	for _, h := range hives {
 		if h.Status != core.HiveReady {
-			fmt.Fprintf(a.stderr, "The jobs of hive %s are not shown: it is %s. They are kept there.\n", cleanLine(cmp.Or(h.Name, h.ID)), h.Status)
+			fmt.Fprintf(a.stderr, "The jobs of hive %s are not shown: it is %s. They are kept there.\n", term.Line(cmp.Or(h.Name, h.ID)), h.Status)
 		}
 	}
 }

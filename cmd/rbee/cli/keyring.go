@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -90,7 +91,7 @@ func (a *app) keyringRemoveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stderr, "Would remove %s from these keys:\n", cleanLine(args[0]))
+			fmt.Fprintf(a.stderr, "Would remove %s from these keys:\n", term.Line(args[0]))
 			return a.showKeyring(k)
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("Remove the gossip key %s? A machine that was away since the last rotation finds the others by their addresses only.", args[0])); err != nil {
@@ -114,14 +115,14 @@ func keyFingerprints(ctx context.Context, c *client.Client) ([]string, error) {
 func (a *app) showKeyring(k core.Keyring) error {
 	k.Keys = list(k.Keys)
 	return a.show(k, func(w io.Writer) error {
-		t := newTable("No keys.", "FINGERPRINT", "USE")
+		t := term.NewTable("No keys.", "FINGERPRINT", "USE")
 		for _, key := range k.Keys {
 			use := "understood"
 			if key == k.Primary {
 				use = "encrypts"
 			}
-			t.add(key, use)
+			t.Add(key, use)
 		}
-		return t.write(w)
+		return t.Write(w)
 	})
 }

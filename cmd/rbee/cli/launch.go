@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -141,7 +142,7 @@ yours is changed. What follows -- are the program's own arguments; its exit code
 		if ca := a.caFile(); ca != "" && strings.HasPrefix(to.base, "https://") {
 			with.env["NODE_EXTRA_CA_CERTS"] = ca
 		}
-		fmt.Fprintf(a.stderr, "Starting %s with %s.\n", args[0], cleanLine(to.model))
+		fmt.Fprintf(a.stderr, "Starting %s with %s.\n", args[0], term.Line(to.model))
 		return a.runProgram(program, append(with.args, args[1:]...), with.env) // which signals are for
 	}
 	cmd.Flags().StringVarP(&model, "model", "m", "", "`MODEL` to use (default: the only one, or the only one that is loaded)")

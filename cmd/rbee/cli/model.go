@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -57,7 +58,7 @@ func (a *app) lsCommand() *cobra.Command {
 		}
 		models = slices.DeleteFunc(models, func(m core.Model) bool { return m.State == core.ModelOffered })
 		sortModels(models)
-		return a.show(list(models), modelTable(models, hives).write)
+		return a.show(list(models), modelTable(models, hives).Write)
 	})
 	a.hiveFlag(cmd, &hive, "", "only those of this `HIVE`")
 	return cmd
@@ -67,8 +68,8 @@ func sortModels(models []core.Model) {
 	slices.SortFunc(models, func(x, y core.Model) int { return strings.Compare(x.ID, y.ID) })
 }
 
-func modelTable(models []core.Model, hives []core.Hive) *table {
-	t := newTable("No models yet. \"rbee pull REF\" fetches one, \"rbee catalog search\" lists what there is; rbee-tiny is always there.",
+func modelTable(models []core.Model, hives []core.Hive) *term.Table {
+	t := term.NewTable("No models yet. \"rbee pull REF\" fetches one, \"rbee catalog search\" lists what there is; rbee-tiny is always there.",
 		"ID", "ALIASES", "SIZE", "QUANT", "PARAMETERS", "CONTEXT", "LOADED BY", "HIVES", "STATUS")
 	for _, m := range models {
 		status := string(m.State)
@@ -80,7 +81,7 @@ func modelTable(models []core.Model, hives []core.Hive) *table {
 		case status == "": // one hive's own answer
 			status = "ok"
 		}
-		t.add(m.ID, strings.Join(m.Aliases, ","), bytesText(m.SizeBytes), m.Quantization, countText(m.Parameters), numberText(m.ContextTokens),
+		t.Add(m.ID, strings.Join(m.Aliases, ","), term.Bytes(m.SizeBytes), m.Quantization, term.Count(m.Parameters), term.Number(m.ContextTokens),
 			strings.Join(m.LoadedBy, ","), strings.Join(hiveNamesOf(m.Hives, hives), ","), status)
 	}
 	return t
@@ -150,35 +151,35 @@ func getModel(ctx context.Context, c *client.Client, hive, id string) (core.Mode
 }
 
 func (a *app) writeModel(w io.Writer, m core.Model, hives []core.Hive) error {
-	f := &facts{}
-	f.add("ID", m.ID)
-	f.add("Aliases", strings.Join(m.Aliases, ", "))
-	f.add("Damaged", m.Damaged)
-	f.add("From", m.Ref)
-	f.add("Licence", m.License)
-	f.add("Architecture", m.Architecture)
-	f.add("Parameters", countText(m.Parameters))
-	f.add("Quantisation", m.Quantization)
-	f.add("Context", numberText(m.ContextTokens))
-	f.add("Size", bytesText(m.SizeBytes))
+	f := &term.Facts{}
+	f.Add("ID", m.ID)
+	f.Add("Aliases", strings.Join(m.Aliases, ", "))
+	f.Add("Damaged", m.Damaged)
+	f.Add("From", m.Ref)
+	f.Add("Licence", m.License)
+	f.Add("Architecture", m.Architecture)
+	f.Add("Parameters", term.Count(m.Parameters))
+	f.Add("Quantisation", m.Quantization)
+	f.Add("Context", term.Number(m.ContextTokens))
+	f.Add("Size", term.Bytes(m.SizeBytes))
 	if x := m.Facts; x != nil {
-		f.add("Name", x.Name)
-		f.addf("Shape", "%s, %d wide, %d heads (%d for keys and values), vocabulary %d, %s", plural(x.Layers, "layer"), x.Embedding, x.Heads, x.KVHeads, x.Vocabulary, plural(x.Tensors, "tensor"))
-		f.add("Chat", map[bool]string{true: "has a template", false: "no template"}[x.ChatTemplate])
+		f.Add("Name", x.Name)
+		f.Addf("Shape", "%s, %d wide, %d heads (%d for keys and values), vocabulary %d, %s", term.Plural(x.Layers, "layer"), x.Embedding, x.Heads, x.KVHeads, x.Vocabulary, term.Plural(x.Tensors, "tensor"))
+		f.Add("Chat", map[bool]string{true: "has a template", false: "no template"}[x.ChatTemplate])
 		if x.Parts > 1 {
-			f.addf("Parts", "%d", x.Parts)
+			f.Addf("Parts", "%d", x.Parts)
 		}
 	}
-	f.add("Digest", m.Digest)
+	f.Add("Digest", m.Digest)
 	if m.EstimateBytes > 0 {
-		f.addf("Memory", "about %s with one slot", sizeText(m.EstimateBytes))
+		f.Addf("Memory", "about %s with one slot", term.Size(m.EstimateBytes))
 	}
-	f.add("State", string(m.State))
-	f.add("Fetched", a.ago(m.CreatedAt))
-	f.add("Hives", strings.Join(hiveNamesOf(m.Hives, hives), ", "))
-	f.add("Loaded by", strings.Join(m.LoadedBy, ", "))
-	f.add("Can do", strings.Join(m.Capabilities.List(), ", "))
-	return errors.Join(f.write(w), writeFits(w, m.Fits, hives), writeFiles(w, m.Files))
+	f.Add("State", string(m.State))
+	f.Add("Fetched", a.ago(m.CreatedAt))
+	f.Add("Hives", strings.Join(hiveNamesOf(m.Hives, hives), ", "))
+	f.Add("Loaded by", strings.Join(m.LoadedBy, ", "))
+	f.Add("Can do", strings.Join(m.Capabilities.List(), ", "))
+	return errors.Join(f.Write(w), writeFits(w, m.Fits, hives), writeFiles(w, m.Files))
 }
 
 // writeFits says what a worker with a model would take of each device.
@@ -186,22 +187,22 @@ func writeFits(w io.Writer, fits []core.ModelFit, hives []core.Hive) error {
 	if len(fits) == 0 {
 		return nil
 	}
-	if err := heading(w, "Memory"); err != nil {
+	if err := term.Heading(w, "Memory"); err != nil {
 		return err
 	}
-	t := newTable("", "HIVE", "DEVICE", "SLOTS", "CONTEXT", "WEIGHTS", "CACHE", "REST", "NEEDS", "FREE", "FITS")
+	t := term.NewTable("", "HIVE", "DEVICE", "SLOTS", "CONTEXT", "WEIGHTS", "CACHE", "REST", "NEEDS", "FREE", "FITS")
 	for _, f := range fits {
 		verdict := "yes"
 		switch {
 		case f.Problem != "":
 			verdict = "no: " + f.Problem
 		case f.MissingBytes > 0:
-			verdict = fmt.Sprintf("no: %s (%d bytes) are missing", sizeText(f.MissingBytes), f.MissingBytes)
+			verdict = fmt.Sprintf("no: %s (%d bytes) are missing", term.Size(f.MissingBytes), f.MissingBytes)
 		}
-		t.add(strings.Join(hiveNamesOf([]string{f.Hive}, hives), ""), f.Device, fmt.Sprint(f.Slots), fmt.Sprint(f.ContextTokens), bytesText(f.WeightsBytes), bytesText(f.CacheBytes),
-			bytesText(f.ComputeBytes+f.OverheadBytes), bytesText(f.NeedBytes), bytesText(f.FreeBytes), verdict)
+		t.Add(strings.Join(hiveNamesOf([]string{f.Hive}, hives), ""), f.Device, fmt.Sprint(f.Slots), fmt.Sprint(f.ContextTokens), term.Bytes(f.WeightsBytes), term.Bytes(f.CacheBytes),
+			term.Bytes(f.ComputeBytes+f.OverheadBytes), term.Bytes(f.NeedBytes), term.Bytes(f.FreeBytes), verdict)
 	}
-	return t.write(w)
+	return t.Write(w)
 }
 
 func (a *app) pullCommand() *cobra.Command {

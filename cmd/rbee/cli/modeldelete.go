@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -70,7 +71,7 @@ func (a *app) showDeleted(results []core.ModelDeleteResult) error {
 			if r.DryRun {
 				text = "Would delete"
 			}
-			if _, err := fmt.Fprintf(w, "%s %s: %s in %s.\n", text, cleanLine(r.Model), sizeText(r.FreedBytes), plural(len(r.Files), "file")); err != nil {
+			if _, err := fmt.Fprintf(w, "%s %s: %s in %s.\n", text, term.Line(r.Model), term.Size(r.FreedBytes), term.Plural(len(r.Files), "file")); err != nil {
 				return err
 			}
 		}
@@ -110,7 +111,7 @@ func findModelOn(ctx context.Context, c *client.Client, hive, name string) (mode
 	}
 	names := hiveNamesOf(m.Hives, hives)
 	if len(m.Hives) != 1 {
-		return modelOn{}, usageHint("Say which one with --hive.", "model %s is on %s: %s", m.ID, plural(len(names), "hive"), strings.Join(names, ", "))
+		return modelOn{}, usageHint("Say which one with --hive.", "model %s is on %s: %s", m.ID, term.Plural(len(names), "hive"), strings.Join(names, ", "))
 	}
 	return modelOn{model: m.ID, hive: m.Hives[0], name: names[0], size: m.SizeBytes}, nil
 }
@@ -118,7 +119,7 @@ func findModelOn(ctx context.Context, c *client.Client, hive, name string) (mode
 func describeModels(targets []modelOn) string {
 	texts := make([]string, 0, len(targets))
 	for _, t := range targets {
-		texts = append(texts, fmt.Sprintf("%s (%s) from hive %s", t.model, sizeText(t.size), t.name))
+		texts = append(texts, fmt.Sprintf("%s (%s) from hive %s", t.model, term.Size(t.size), t.name))
 	}
 	return strings.Join(texts, " and ")
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core/operation"
 )
 
@@ -20,7 +21,7 @@ answers the same without a job. --format json shows each with the JSON schema of
 		Args: exactly(),
 		RunE: func(*cobra.Command, []string) error {
 			infos := operation.Describe()
-			t := newTable("No operations.", "NUMBER", "OPERATION", "COMMAND", "GET", "SUMMARY")
+			t := term.NewTable("No operations.", "NUMBER", "OPERATION", "COMMAND", "GET", "SUMMARY")
 			for _, o := range infos {
 				number, command := "", ""
 				if o.Number > 0 {
@@ -29,9 +30,9 @@ answers the same without a job. --format json shows each with the JSON schema of
 				if len(o.CLI) > 0 {
 					command = "rbee " + o.CLI[0]
 				}
-				t.add(number, string(o.Name), command, cmp.Or(o.Get, "-"), o.Summary)
+				t.Add(number, string(o.Name), command, cmp.Or(o.Get, "-"), o.Summary)
 			}
-			return a.show(infos, t.write)
+			return a.show(infos, t.Write)
 		},
 	}
 }

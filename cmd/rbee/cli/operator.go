@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -35,14 +36,14 @@ With --stale it is what the queen that is asked knows, also without a leader.`,
 			return err
 		}
 		sortQueens(servers)
-		return a.show(list(servers), raftTable(servers).write)
+		return a.show(list(servers), raftTable(servers).Write)
 	})
 }
 
-func raftTable(servers []core.Queen) *table {
-	t := newTable("Raft has no members.", "RAFT ID", "ROLE", "NAME", "ADDRESS", "GOSSIP", "QUEEN")
+func raftTable(servers []core.Queen) *term.Table {
+	t := term.NewTable("Raft has no members.", "RAFT ID", "ROLE", "NAME", "ADDRESS", "GOSSIP", "QUEEN")
 	for _, q := range servers {
-		t.add(orElse(q.RaftID, q.ID), queenRole(q), q.Name, q.Address, q.Gossip, q.ID)
+		t.Add(orElse(q.RaftID, q.ID), queenRole(q), q.Name, q.Address, q.Gossip, q.ID)
 	}
 	return t
 }
@@ -109,7 +110,7 @@ is left; this is for those that are not. A queen that still runs joins again: en
 		}
 		if dryRun {
 			fmt.Fprintln(a.stderr, "Would take this queen out of raft:")
-			return a.show(q, raftTable([]core.Queen{q}).write)
+			return a.show(q, raftTable([]core.Queen{q}).Write)
 		}
 		question := "Take queen " + what + " out of raft?"
 		if q.Gossip == "alive" {
@@ -125,7 +126,7 @@ is left; this is for those that are not. A queen that still runs joins again: en
 			return err
 		}
 		return a.show(map[string]core.Queen{"removed": q}, func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "Queen %s is out of raft.\n", cleanLine(what))
+			_, err := fmt.Fprintf(w, "Queen %s is out of raft.\n", term.Line(what))
 			return err
 		})
 	})
@@ -174,7 +175,7 @@ func (a *app) raftTransferCommand() *cobra.Command {
 			return core.Errorf(core.Unavailable, "the leadership was given up, and no queen has it yet").Hint(`"rbee operator raft list" shows who has it.`)
 		}
 		return a.show(map[string]core.Queen{"leader": servers[i]}, func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "The leader is %s (%s).\n", cleanLine(orElse(servers[i].Name, servers[i].ID)), servers[i].Address)
+			_, err := fmt.Fprintf(w, "The leader is %s (%s).\n", term.Line(orElse(servers[i].Name, servers[i].ID)), servers[i].Address)
 			return err
 		})
 	})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/agent"
 	"github.com/rbee-project/rbee/core/pluginhost"
@@ -72,15 +73,15 @@ func (a *app) pluginListCommand() *cobra.Command {
 			}
 			out = append(out, p)
 		}
-		t := newTable(fmt.Sprintf("No plugins in %s.", dir), "KIND", "NAME", "VERSION", "ENGINE", "SUMMARY", "PATH")
+		t := term.NewTable(fmt.Sprintf("No plugins in %s.", dir), "KIND", "NAME", "VERSION", "ENGINE", "SUMMARY", "PATH")
 		for _, p := range out {
 			summary := p.Summary
 			if p.Problem != "" {
 				summary = "PROBLEM: " + strings.ReplaceAll(p.Problem, "\n", " ")
 			}
-			t.add(string(p.Kind), p.Name, p.Version, p.Engine, summary, p.Path)
+			t.Add(string(p.Kind), p.Name, p.Version, p.Engine, summary, p.Path)
 		}
-		return a.show(out, t.write)
+		return a.show(out, t.Write)
 	})
 	source.flags(cmd)
 	return cmd

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/pluginhost"
 	"github.com/rbee-project/rbee/core/plugintest"
@@ -100,12 +101,12 @@ skipped otherwise. A catalog source is asked for something only when --ref names
 			return host.StartConfined(cmd, pluginhost.Confined{Name: string(o.Kind) + "-test", Executable: o.Executable, Dir: dir, Read: []string{o.EngineDir, o.ModelPath}})
 		}
 		if problem := host.Confinement(); problem != "" {
-			fmt.Fprintf(a.stderr, "The plugin is not fully confined: %s.\n", cleanLine(problem))
+			fmt.Fprintf(a.stderr, "The plugin is not fully confined: %s.\n", term.Line(problem))
 		}
 		o.Timeout = timeout
 		report, err := plugintest.Run(ctx, o, func(r core.TestResult) {
 			if !a.wantJSON() {
-				fmt.Fprintf(a.stderr, "%-7s  %s\n", r.Outcome, cleanLine(r.Name))
+				fmt.Fprintf(a.stderr, "%-7s  %s\n", r.Outcome, term.Line(r.Name))
 			}
 		})
 		if err != nil {
@@ -202,31 +203,31 @@ func (a *app) canStart(ctx context.Context, host *pluginhost.Host, o *plugintest
 	}
 	if info.Engine.Name != "" && (o.EngineDir == "" || o.ModelPath == "") {
 		o.NoStart = true
-		fmt.Fprintf(a.stderr, "It needs %s: what needs a worker that serves is skipped without --engine-dir and --model.\n", cleanLine(info.Engine.Name))
+		fmt.Fprintf(a.stderr, "It needs %s: what needs a worker that serves is skipped without --engine-dir and --model.\n", term.Line(info.Engine.Name))
 	}
 	return nil
 }
 
 func writeReport(w io.Writer, report core.PluginReport) error {
-	t := newTable("", "RESULT", "TEST", "SECONDS")
+	t := term.NewTable("", "RESULT", "TEST", "SECONDS")
 	count := map[core.TestOutcome]int{}
 	for _, r := range report.Results {
 		count[r.Outcome]++
-		t.add(string(r.Outcome), r.Name, fmt.Sprintf("%.2f", r.Seconds))
+		t.Add(string(r.Outcome), r.Name, fmt.Sprintf("%.2f", r.Seconds))
 	}
-	err := t.write(w)
+	err := t.Write(w)
 	for _, r := range report.Results {
 		if r.Outcome != core.TestFailed {
 			continue
 		}
-		_, lineErr := fmt.Fprintf(w, "\n%s failed:\n", cleanLine(r.Name))
+		_, lineErr := fmt.Fprintf(w, "\n%s failed:\n", term.Line(r.Name))
 		err = errors.Join(err, lineErr)
 		for _, rule := range r.Rules {
 			_, lineErr := fmt.Fprintf(w, "  %s: %s\n", rule.Name, rule.Text)
 			err = errors.Join(err, lineErr)
 		}
 		for _, line := range r.Output {
-			_, lineErr := fmt.Fprintln(w, "  "+cleanLine(line))
+			_, lineErr := fmt.Fprintln(w, "  "+term.Line(line))
 			err = errors.Join(err, lineErr)
 		}
 	}

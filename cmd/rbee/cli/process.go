@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/operation"
@@ -36,11 +37,11 @@ func (a *app) processListCommand() *cobra.Command {
 	}
 	return readCommand(a, cmd, operation.WorkerProcessList, nil, func(processes []core.Process) error {
 		slices.SortFunc(processes, func(x, y core.Process) int { return x.PID - y.PID })
-		t := newTable("No worker processes.", "PID", "WORKER", "MODEL", "TYPE", "DEVICE", "STATE", "MEMORY", "CPU", "ELAPSED")
+		t := term.NewTable("No worker processes.", "PID", "WORKER", "MODEL", "TYPE", "DEVICE", "STATE", "MEMORY", "CPU", "ELAPSED")
 		for _, p := range processes {
-			t.add(strconv.Itoa(p.PID), p.WorkerID, p.Model, p.Type, p.Device, string(p.State), bytesText(p.MemoryBytes), fmt.Sprintf("%.1f%%", p.CPUPercent), a.since(p.StartedAt))
+			t.Add(strconv.Itoa(p.PID), p.WorkerID, p.Model, p.Type, p.Device, string(p.State), term.Bytes(p.MemoryBytes), fmt.Sprintf("%.1f%%", p.CPUPercent), a.since(p.StartedAt))
 		}
-		return a.show(list(processes), t.write)
+		return a.show(list(processes), t.Write)
 	})
 }
 
@@ -89,29 +90,29 @@ func (a *app) processGetCommand() *cobra.Command {
 }
 
 func (a *app) writeProcess(w io.Writer, p core.Process) error {
-	f := &facts{}
-	f.addf("Process", "%d", p.PID)
-	f.add("Worker", p.WorkerID)
-	f.add("Type", p.Type)
-	f.add("Model", p.Model)
-	f.add("Device", p.Device)
-	f.add("State", string(p.State))
-	f.add("Memory", bytesText(p.MemoryBytes))
-	f.addf("CPU", "%.1f%% of one core", p.CPUPercent)
+	f := &term.Facts{}
+	f.Addf("Process", "%d", p.PID)
+	f.Add("Worker", p.WorkerID)
+	f.Add("Type", p.Type)
+	f.Add("Model", p.Model)
+	f.Add("Device", p.Device)
+	f.Add("State", string(p.State))
+	f.Add("Memory", term.Bytes(p.MemoryBytes))
+	f.Addf("CPU", "%.1f%% of one core", p.CPUPercent)
 	if !p.StartedAt.IsZero() {
-		f.addf("Started", "%s (%s)", p.StartedAt.Local().Format(time.DateTime), a.ago(p.StartedAt))
+		f.Addf("Started", "%s (%s)", p.StartedAt.Local().Format(time.DateTime), a.ago(p.StartedAt))
 	}
-	f.add("Command", strings.Join(p.CommandLine, " "))
-	f.add("Sockets", strings.Join(p.Sockets, "\n"))
+	f.Add("Command", strings.Join(p.CommandLine, " "))
+	f.Add("Sockets", strings.Join(p.Sockets, "\n"))
 	if len(p.Children) > 0 {
-		f.add("Children", strings.Trim(fmt.Sprint(p.Children), "[]"))
+		f.Add("Children", strings.Trim(fmt.Sprint(p.Children), "[]"))
 	}
-	if err := f.write(w); err != nil || len(p.Log) == 0 {
+	if err := f.Write(w); err != nil || len(p.Log) == 0 {
 		return err
 	}
 	_, err := fmt.Fprintln(w, "\nLog, the last lines:")
 	for _, line := range p.Log {
-		_, lineErr := fmt.Fprintln(w, "  "+cleanLine(line))
+		_, lineErr := fmt.Fprintln(w, "  "+term.Line(line))
 		err = errors.Join(err, lineErr)
 	}
 	return err

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -28,7 +29,7 @@ func (a *app) queenCommand() *cobra.Command {
 			return err
 		}
 		sortQueens(queens)
-		return a.show(list(queens), queenTable(queens).write)
+		return a.show(list(queens), queenTable(queens).Write)
 	}))
 	return cmd
 }
@@ -48,10 +49,10 @@ func queenRole(q core.Queen) string {
 	return "learner" // gets the log, and becomes a voter when it has kept up for a while
 }
 
-func queenTable(queens []core.Queen) *table {
-	t := newTable("No queens.", "NAME", "ROLE", "GOSSIP", "ADDRESS", "API", "VERSION", "ID")
+func queenTable(queens []core.Queen) *term.Table {
+	t := term.NewTable("No queens.", "NAME", "ROLE", "GOSSIP", "ADDRESS", "API", "VERSION", "ID")
 	for _, q := range queens {
-		t.add(q.Name, queenRole(q), q.Gossip, q.Address, q.HTTPAddress, q.Version, q.ID)
+		t.Add(q.Name, queenRole(q), q.Gossip, q.Address, q.HTTPAddress, q.Version, q.ID)
 	}
 	return t
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/operation"
@@ -78,12 +79,12 @@ func contactText(format string, d core.Duration) string {
 	return fmt.Sprintf(format, shortDuration(time.Duration(d)))
 }
 
-// shortDuration is durationText that tells 30 ms from 900.
+// shortDuration is term.Duration that tells 30 ms from 900.
 func shortDuration(d time.Duration) string {
 	if d < 10*time.Second {
 		return d.Round(time.Millisecond).String()
 	}
-	return durationText(d)
+	return term.Duration(d)
 }
 
 // readCommand makes cmd show what a hive answers an operation with. Where no queen answers, the agent

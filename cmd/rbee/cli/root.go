@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/config"
 )
@@ -56,7 +57,7 @@ Long flags work with one dash, too: -dev is --dev.`,
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if a.environ != nil && !strings.HasPrefix(cmd.Name(), cobra.ShellCompRequestCmd) {
 			for _, warning := range config.Misspelt(a.environ(), "RBEE_ADDR", "RBEE_TOKEN", "RBEE_CACERT", "RBEE_JOIN") {
-				fmt.Fprintln(a.stderr, "Warning: "+cleanLine(warning))
+				fmt.Fprintln(a.stderr, "Warning: "+term.Line(warning))
 			}
 		}
 		if a.format != formatTable && a.format != formatJSON {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/operation"
@@ -35,20 +36,20 @@ func (a *app) settingListCommand() *cobra.Command {
 			return err
 		}
 		return a.show(list(settings), func(w io.Writer) error {
-			t := newTable("There are no settings.", "SETTING", "VALUE", "VALUES", "PROBLEM")
+			t := term.NewTable("There are no settings.", "SETTING", "VALUE", "VALUES", "PROBLEM")
 			for _, s := range settings {
 				value := s.Value
 				if !s.Set {
 					value = orElse(s.Value, "-") + " (default)"
 				}
-				t.add(s.Name, value, s.Values, s.Problem)
+				t.Add(s.Name, value, s.Values, s.Problem)
 			}
-			if err := t.write(w); err != nil {
+			if err := t.Write(w); err != nil {
 				return err
 			}
 			for _, s := range settings {
 				if s.Doc != "" {
-					fmt.Fprintf(a.stderr, "%s: %s\n", s.Name, cleanLine(s.Doc))
+					fmt.Fprintf(a.stderr, "%s: %s\n", s.Name, term.Line(s.Doc))
 				}
 			}
 			return nil
@@ -97,7 +98,7 @@ func (a *app) changeSetting(ctx context.Context, c *client.Client, r core.Reques
 		if !s.Set {
 			text = fmt.Sprintf("%s is back at its default.", s.Name)
 		}
-		_, err := fmt.Fprintln(w, cleanLine(text))
+		_, err := fmt.Fprintln(w, term.Line(text))
 		return err
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/agent"
 	"github.com/rbee-project/rbee/core/client"
@@ -303,14 +304,14 @@ func openSnapshot(path string) (*os.File, error) {
 
 func (a *app) showSnapshot(s core.SnapshotInfo, path string) error {
 	return a.show(s, func(w io.Writer) error {
-		f := &facts{}
+		f := &term.Facts{}
 		if path != "" {
-			f.add("File", path)
+			f.Add("File", path)
 		}
-		f.add("Cluster", orElse(s.Cluster, "none"))
-		f.addf("Index", "%d", s.Index)
-		f.addf("Holds", "%s, %s, %s, %s", plural(s.Nodes, "node"), plural(s.Tokens, "token"), plural(s.Hives, "hive"), plural(s.Workers, "worker"))
-		f.addf("Format", "%d, needs a registry of version %d", s.Format, s.FSM)
-		return f.write(w)
+		f.Add("Cluster", orElse(s.Cluster, "none"))
+		f.Addf("Index", "%d", s.Index)
+		f.Addf("Holds", "%s, %s, %s, %s", term.Plural(s.Nodes, "node"), term.Plural(s.Tokens, "token"), term.Plural(s.Hives, "hive"), term.Plural(s.Workers, "worker"))
+		f.Addf("Format", "%d, needs a registry of version %d", s.Format, s.FSM)
+		return f.Write(w)
 	})
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -52,7 +53,7 @@ old that is. Where several addresses are named, each is asked whether it answers
 			case !watch || ctx.Err() != nil || core.KindOf(err) != core.Unavailable:
 				return err
 			default:
-				fmt.Fprintf(a.stderr, "rbee: %s; trying again\n", cleanLine(err.Error()))
+				fmt.Fprintf(a.stderr, "rbee: %s; trying again\n", term.Line(err.Error()))
 			}
 			if !watch {
 				return nil
@@ -128,7 +129,7 @@ func (a *app) whoAnswers(ctx context.Context, c *client.Client) (silent []string
 
 func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []string) error {
 	for _, p := range s.Problems {
-		if _, err := fmt.Fprintf(w, "PROBLEM: %s\n", cleanLine(p)); err != nil {
+		if _, err := fmt.Fprintf(w, "PROBLEM: %s\n", term.Line(p)); err != nil {
 			return err
 		}
 	}
@@ -146,36 +147,36 @@ func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []s
 			leader = orElse(q.Name, q.ID)
 		}
 	}
-	f := &facts{}
+	f := &term.Facts{}
 	if len(s.Problems) == 0 {
-		f.add("Problems", "none")
+		f.Add("Problems", "none")
 	}
 	if s.Cluster != nil && s.Cluster.ID != "" {
-		f.add("Cluster", named(s.Cluster.Name, s.Cluster.ID))
+		f.Add("Cluster", named(s.Cluster.Name, s.Cluster.ID))
 	}
-	f.addf("Queen", "%s, rbee %s, at %s, up %s", s.Node, s.Version, address, orElse(a.since(s.StartedAt), "?"))
-	f.addf("Queens", "%d (%s), leader %s, index %d", len(s.Queens), plural(voters, "voter"), orElse(leader, "unknown"), s.Index)
+	f.Addf("Queen", "%s, rbee %s, at %s, up %s", s.Node, s.Version, address, orElse(a.since(s.StartedAt), "?"))
+	f.Addf("Queens", "%d (%s), leader %s, index %d", len(s.Queens), term.Plural(voters, "voter"), orElse(leader, "unknown"), s.Index)
 	if !s.CertificatesEnd.IsZero() {
-		f.addf("Certificates", "the first one ends on %s", s.CertificatesEnd.UTC().Format(time.DateOnly))
+		f.Addf("Certificates", "the first one ends on %s", s.CertificatesEnd.UTC().Format(time.DateOnly))
 	}
 	if seen < voters {
-		f.addf("Majority", "%d of %s seen, %d needed", seen, plural(voters, "voter"), voters/2+1)
+		f.Addf("Majority", "%d of %s seen, %d needed", seen, term.Plural(voters, "voter"), voters/2+1)
 	}
-	f.add("Missing", strings.Join(missing(s), "\n"))
-	f.add("No answer", strings.Join(silent, "\n"))
-	f.add("Unconfined", strings.Join(unconfined(s.Hives), "\n"))
+	f.Add("Missing", strings.Join(missing(s), "\n"))
+	f.Add("No answer", strings.Join(silent, "\n"))
+	f.Add("Unconfined", strings.Join(unconfined(s.Hives), "\n"))
 	if s.Read.Stale {
-		f.addf("Age", "stale: %s", orElse(contactText("the leader was last heard of %s ago", s.Read.LastContact), "no leader was heard of"))
+		f.Addf("Age", "stale: %s", orElse(contactText("the leader was last heard of %s ago", s.Read.LastContact), "no leader was heard of"))
 	}
-	if err := f.write(w); err != nil {
+	if err := f.Write(w); err != nil {
 		return err
 	}
 	if len(s.Queens) > 1 {
 		sortQueens(s.Queens)
-		if err := heading(w, "Queens"); err != nil {
+		if err := term.Heading(w, "Queens"); err != nil {
 			return err
 		}
-		if err := queenTable(s.Queens).write(w); err != nil {
+		if err := queenTable(s.Queens).Write(w); err != nil {
 			return err
 		}
 	}
@@ -185,16 +186,16 @@ func (a *app) writeStatus(w io.Writer, s core.Status, address string, silent []s
 	sortJobs(s.Jobs)
 	models, moreModels := cut(s.Models, statusModels, "rbee ls")
 	jobs, moreJobs := cut(s.Jobs, statusJobs, "rbee job list")
-	return inOrder(
-		func() error { return heading(w, "Hives") },
-		func() error { return a.hiveTable(s.Hives, s.Workers).write(w) },
-		func() error { return heading(w, "Workers") },
-		func() error { return a.workerTable(s.Workers, s.Hives, false).write(w) },
-		func() error { return heading(w, "Models") },
-		func() error { return modelTable(models, s.Hives).write(w) },
+	return term.InOrder(
+		func() error { return term.Heading(w, "Hives") },
+		func() error { return a.hiveTable(s.Hives, s.Workers).Write(w) },
+		func() error { return term.Heading(w, "Workers") },
+		func() error { return a.workerTable(s.Workers, s.Hives, false).Write(w) },
+		func() error { return term.Heading(w, "Models") },
+		func() error { return modelTable(models, s.Hives).Write(w) },
 		func() error { return moreLine(w, moreModels) },
-		func() error { return heading(w, "Jobs") },
-		func() error { return a.jobTable(jobs).write(w) },
+		func() error { return term.Heading(w, "Jobs") },
+		func() error { return a.jobTable(jobs).Write(w) },
 		func() error { return moreLine(w, moreJobs) },
 	)
 }
@@ -222,7 +223,7 @@ func unconfined(hives []core.Hive) []string {
 	var out []string
 	for _, h := range hives {
 		if h.Unconfined != "" {
-			out = append(out, fmt.Sprintf("plugins of hive %s are not fully confined: %s", orElse(h.Name, h.ID), cleanLine(h.Unconfined)))
+			out = append(out, fmt.Sprintf("plugins of hive %s are not fully confined: %s", orElse(h.Name, h.ID), term.Line(h.Unconfined)))
 		}
 	}
 	slices.Sort(out)

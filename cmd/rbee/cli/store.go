@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -40,10 +41,10 @@ it is downloaded again. The exit code is 1 if anything is damaged.`,
 		}
 		err = a.show(r, func(w io.Writer) error {
 			if len(r.Damaged) == 0 {
-				_, err := fmt.Fprintf(w, "All is well: models %d, worker binaries %d, %s read.\n", r.Models, r.Binaries, sizeText(r.CheckedBytes))
+				_, err := fmt.Fprintf(w, "All is well: models %d, worker binaries %d, %s read.\n", r.Models, r.Binaries, term.Size(r.CheckedBytes))
 				return err
 			}
-			return itemTable(r.Damaged).write(w)
+			return itemTable(r.Damaged).Write(w)
 		})
 		if err == nil && len(r.Damaged) > 0 {
 			err = core.Errorf(core.Integrity, "verify the store: %s damaged", damagedCount(len(r.Damaged))).Hint("Download them again: what is damaged is replaced.")
@@ -86,14 +87,14 @@ their announced digest, and worker binaries that a later one has replaced. What 
 				_, err := fmt.Fprintln(w, "There is nothing to remove.")
 				return err
 			}
-			if err := itemTable(r.Removed).write(w); err != nil {
+			if err := itemTable(r.Removed).Write(w); err != nil {
 				return err
 			}
 			text := "%s freed.\n"
 			if r.DryRun {
 				text = "%s would be freed.\n"
 			}
-			_, err := fmt.Fprintf(w, text, sizeText(r.FreedBytes))
+			_, err := fmt.Fprintf(w, text, term.Size(r.FreedBytes))
 			return err
 		})
 	})
@@ -102,10 +103,10 @@ their announced digest, and worker binaries that a later one has replaced. What 
 	return cmd
 }
 
-func itemTable(items []core.StoreItem) *table {
-	t := newTable("", "KIND", "NAME", "SIZE", "WHY")
+func itemTable(items []core.StoreItem) *term.Table {
+	t := term.NewTable("", "KIND", "NAME", "SIZE", "WHY")
 	for _, i := range items {
-		t.add(string(i.Kind), i.Name, bytesText(i.SizeBytes), i.Reason)
+		t.Add(string(i.Kind), i.Name, term.Bytes(i.SizeBytes), i.Reason)
 	}
 	return t
 }

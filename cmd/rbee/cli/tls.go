@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/disk"
@@ -53,7 +54,7 @@ func (a *app) tlsListCommand() *cobra.Command {
 			return err
 		}
 		sortNodes(nodes)
-		return a.show(list(nodes), a.nodeTable(nodes).write)
+		return a.show(list(nodes), a.nodeTable(nodes).Write)
 	})
 }
 
@@ -74,7 +75,7 @@ machine needs a new id to join again. A machine that still runs leaves better wi
 		}
 		if dryRun {
 			fmt.Fprintln(a.stderr, "Would revoke the certificates of this machine:")
-			return a.show(n, a.nodeTable([]core.Node{n}).write)
+			return a.show(n, a.nodeTable([]core.Node{n}).Write)
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("Have the certificates of %s refused, for ever?", named(n.Name, n.ID))); err != nil {
 			return err
@@ -83,7 +84,7 @@ machine needs a new id to join again. A machine that still runs leaves better wi
 			return err
 		}
 		return a.show(n, func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "The certificates of %s are revoked.\n", cleanLine(named(n.Name, n.ID)))
+			_, err := fmt.Fprintf(w, "The certificates of %s are revoked.\n", term.Line(named(n.Name, n.ID)))
 			return err
 		})
 	})
@@ -207,7 +208,7 @@ same key, id, roles and hosts.`,
 		}
 		return a.show(filesJSON{Cluster: made.Cluster, Node: made.ID, Files: written, ExpiresAt: made.NotAfter}, func(w io.Writer) error {
 			fmt.Fprintf(a.stderr, "%s, a %s of cluster %s, until %s. On that machine:\n  tls {\n    ca_file   = \"…/ca.pem\"\n    cert_file = \"…/%s.pem\"\n    key_file  = \"…/%s.key\"\n  }\n",
-				cleanLine(named(name, made.ID)), rolesText(made.Roles), made.Cluster, made.NotAfter.Format(time.DateOnly), name, name)
+				term.Line(named(name, made.ID)), rolesText(made.Roles), made.Cluster, made.NotAfter.Format(time.DateOnly), name, name)
 			_, err := fmt.Fprintln(w, strings.Join(written, "\n"))
 			return err
 		})
@@ -398,20 +399,20 @@ func (a *app) writeCertificates(w io.Writer, list []certificateJSON) error {
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
-		f := &facts{}
+		f := &term.Facts{}
 		switch c.Kind {
 		case "node":
-			f.addf("Certificate", "of %s, a %s", named(c.Name, c.Node), rolesText(c.Roles))
+			f.Addf("Certificate", "of %s, a %s", named(c.Name, c.Node), rolesText(c.Roles))
 		case "ca":
-			f.add("Certificate", "of a CA")
+			f.Add("Certificate", "of a CA")
 		default:
-			f.add("Certificate", "of something else: "+c.Subject)
+			f.Add("Certificate", "of something else: "+c.Subject)
 		}
-		f.add("Cluster", c.Cluster)
-		f.add("Hosts", strings.Join(c.Hosts, ", "))
-		f.addf("Valid", "%s to %s, %s", c.NotBefore.UTC().Format(time.DateTime), c.NotAfter.UTC().Format(time.DateTime), a.expiry(c.NotAfter))
-		f.add("Fingerprint", c.Fingerprint)
-		if err := f.write(w); err != nil {
+		f.Add("Cluster", c.Cluster)
+		f.Add("Hosts", strings.Join(c.Hosts, ", "))
+		f.Addf("Valid", "%s to %s, %s", c.NotBefore.UTC().Format(time.DateTime), c.NotAfter.UTC().Format(time.DateTime), a.expiry(c.NotAfter))
+		f.Add("Fingerprint", c.Fingerprint)
+		if err := f.Write(w); err != nil {
 			return err
 		}
 	}

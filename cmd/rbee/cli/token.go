@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 	"github.com/rbee-project/rbee/core/token"
@@ -186,7 +187,7 @@ func (a *app) tokenMaker(ctx context.Context, local bool) (c *client.Client, hos
 func (a *app) explainToken(t core.NewToken, host string) {
 	until := "It does not expire"
 	if t.TTL > 0 {
-		until = fmt.Sprintf("It is good for %s", durationText(time.Duration(t.TTL)))
+		until = fmt.Sprintf("It is good for %s", term.Duration(time.Duration(t.TTL)))
 	}
 	const once = "; it is shown now and never again. \"rbee token revoke %s\" ends it."
 	if t.Kind == core.TokenAPI {
@@ -243,12 +244,12 @@ func (a *app) tokenListCommand() *cobra.Command {
 			return err
 		}
 		slices.SortFunc(tokens, func(x, y core.Token) int { return x.CreatedAt.Compare(y.CreatedAt) })
-		return a.show(list(tokens), a.tokenTable(tokens).write)
+		return a.show(list(tokens), a.tokenTable(tokens).Write)
 	})
 }
 
-func (a *app) tokenTable(tokens []core.Token) *table {
-	t := newTable("No tokens.", "ID", "TYPE", "NAME", "ALLOWS", "CREATED", "EXPIRES", "USED BY")
+func (a *app) tokenTable(tokens []core.Token) *term.Table {
+	t := term.NewTable("No tokens.", "ID", "TYPE", "NAME", "ALLOWS", "CREATED", "EXPIRES", "USED BY")
 	for _, k := range tokens {
 		var allows []string
 		for _, s := range k.Scopes {
@@ -264,10 +265,10 @@ func (a *app) tokenTable(tokens []core.Token) *table {
 		if k.TTL > 0 {
 			expires = "now"
 			if left := k.CreatedAt.Add(time.Duration(k.TTL)).Sub(a.now()); left > 0 {
-				expires = "in " + durationText(left)
+				expires = "in " + term.Duration(left)
 			}
 		}
-		t.add(k.ID, string(k.Kind), k.Name, strings.Join(allows, ", "), a.ago(k.CreatedAt), expires, k.UsedBy)
+		t.Add(k.ID, string(k.Kind), k.Name, strings.Join(allows, ", "), a.ago(k.CreatedAt), expires, k.UsedBy)
 	}
 	return t
 }
@@ -310,7 +311,7 @@ func (a *app) tokenRevokeCommand() *cobra.Command {
 		t := tokens[i]
 		if dryRun {
 			fmt.Fprintln(a.stderr, "Would revoke this token:")
-			return a.show(t, a.tokenTable([]core.Token{t}).write)
+			return a.show(t, a.tokenTable([]core.Token{t}).Write)
 		}
 		what := t.ID
 		if t.Name != "" {

@@ -12,8 +12,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
+	xterm "golang.org/x/term"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -118,7 +119,7 @@ func (a *app) watchTop(ctx context.Context, c *client.Client, v topView, interva
 		case err == nil:
 			v, problem = now, ""
 		case core.KindOf(err) == core.Unavailable:
-			problem = fmt.Sprintf("As it was %s: %s", a.ago(v.At), cleanLine(err.Error()))
+			problem = fmt.Sprintf("As it was %s: %s", a.ago(v.At), term.Line(err.Error()))
 		default:
 			return err
 		}
@@ -129,7 +130,7 @@ func (a *app) watchTop(ctx context.Context, c *client.Client, v topView, interva
 func (a *app) screenSize() (width, height int) {
 	out, _ := a.stdout.(*output)
 	if f, ok := out.to.(*os.File); ok {
-		if width, height, err := term.GetSize(int(f.Fd())); err == nil && width > 0 && height > 0 {
+		if width, height, err := xterm.GetSize(int(f.Fd())); err == nil && width > 0 && height > 0 {
 			return width, height
 		}
 	}
@@ -157,31 +158,31 @@ func frame(text string, width, height int) string {
 }
 
 func (a *app) writeTop(w io.Writer, v topView) error {
-	devices := newTable("No hives.", "HIVE", "STATUS", "DEVICE", "MEMORY", "USED", "OF")
+	devices := term.NewTable("No hives.", "HIVE", "STATUS", "DEVICE", "MEMORY", "USED", "OF")
 	for _, h := range v.Hives {
 		if len(h.Devices) == 0 {
-			devices.add(h.Name, string(h.Status), "", "", "", "")
+			devices.Add(h.Name, string(h.Status), "", "", "", "")
 		}
 		for _, d := range h.Devices {
 			used := max(d.TotalBytes-d.FreeBytes, 0)
-			devices.add(h.Name, string(h.Status), d.ID, gauge(used, d.TotalBytes), bytesText(used), bytesText(d.TotalBytes))
+			devices.Add(h.Name, string(h.Status), d.ID, gauge(used, d.TotalBytes), term.Bytes(used), term.Bytes(d.TotalBytes))
 		}
 	}
-	workers := newTable("No workers. \"rbee run MODEL\" starts one.", "WORKER", "MODEL", "HIVE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "TOKENS", "CONTEXT")
+	workers := term.NewTable("No workers. \"rbee run MODEL\" starts one.", "WORKER", "MODEL", "HIVE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "TOKENS", "CONTEXT")
 	for _, x := range v.Workers {
 		name := hiveNamesOf([]string{x.Hive}, v.Hives)[0]
-		workers.add(x.ID, x.Model, name, x.Device, string(x.State), fmt.Sprintf("%d/%d", x.Load.Active, x.Slots), fmt.Sprint(x.Load.Queued),
-			rateText(x.Load.TokensPerSecond), countText(x.Load.TokensTotal), gauge(int64(x.Load.KVUsedTokens), int64(x.Slots)*int64(x.ContextTokens)))
+		workers.Add(x.ID, x.Model, name, x.Device, string(x.State), fmt.Sprintf("%d/%d", x.Load.Active, x.Slots), fmt.Sprint(x.Load.Queued),
+			rateText(x.Load.TokensPerSecond), term.Count(x.Load.TokensTotal), gauge(int64(x.Load.KVUsedTokens), int64(x.Slots)*int64(x.ContextTokens)))
 	}
-	return inOrder(
+	return term.InOrder(
 		func() error {
-			_, err := fmt.Fprintf(w, "%s  %s running, %d waiting, %d slots, %s tokens/s\n\n", v.At.Format(time.TimeOnly), plural(v.Active, "request"), v.Queued, v.Slots,
+			_, err := fmt.Fprintf(w, "%s  %s running, %d waiting, %d slots, %s tokens/s\n\n", v.At.Format(time.TimeOnly), term.Plural(v.Active, "request"), v.Queued, v.Slots,
 				orElse(rateText(v.TokensPerSecond), "0"))
 			return err
 		},
-		func() error { return devices.write(w) },
+		func() error { return devices.Write(w) },
 		func() error { return line(w) },
-		func() error { return workers.write(w) },
+		func() error { return workers.Write(w) },
 	)
 }
 

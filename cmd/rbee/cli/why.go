@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -51,7 +52,7 @@ A queen remembers the latest requests that it took itself; the other queens are 
 			if err != nil {
 				return err
 			}
-			return a.show(list(routes), a.routeTable(routes, hives).write)
+			return a.show(list(routes), a.routeTable(routes, hives).Write)
 		}
 		r, err := a.findRoute(ctx, c, args[0])
 		if err != nil {
@@ -102,14 +103,14 @@ func (a *app) findRoute(ctx context.Context, c *client.Client, id string) (core.
 	return r, err
 }
 
-func (a *app) routeTable(routes []core.RouteRecord, hives []core.Hive) *table {
-	t := newTable("No requests yet.", "REQUEST", "WHEN", "MODEL", "WORKER", "HIVE", "ASKED", "STATE", "FIRST", "TOOK", "TOKENS")
+func (a *app) routeTable(routes []core.RouteRecord, hives []core.Hive) *term.Table {
+	t := term.NewTable("No requests yet.", "REQUEST", "WHEN", "MODEL", "WORKER", "HIVE", "ASKED", "STATE", "FIRST", "TOOK", "TOKENS")
 	for _, r := range routes {
 		worker, hive := "", ""
 		if n := len(r.Attempts); n > 0 {
 			worker, hive = r.Attempts[n-1].Worker, hiveNamesOf([]string{r.Attempts[n-1].Hive}, hives)[0]
 		}
-		t.add(r.RequestID, a.ago(r.At), r.Model, worker, hive, fmt.Sprint(len(r.Attempts)), routeStateText(r), millis(r.FirstToken), millis(r.Took), countText(r.Tokens))
+		t.Add(r.RequestID, a.ago(r.At), r.Model, worker, hive, fmt.Sprint(len(r.Attempts)), routeStateText(r), millis(r.FirstToken), millis(r.Took), term.Count(r.Tokens))
 	}
 	return t
 }
@@ -130,42 +131,42 @@ func millis(d core.Duration) string {
 }
 
 func (a *app) writeRoute(w io.Writer, r core.RouteRecord, hives []core.Hive) error {
-	f := &facts{}
-	f.add("Request", r.RequestID)
-	f.add("When", a.ago(r.At))
-	f.add("Path", r.Path)
-	f.add("Model", r.Model)
-	f.add("State", routeStateText(r))
+	f := &term.Facts{}
+	f.Add("Request", r.RequestID)
+	f.Add("When", a.ago(r.At))
+	f.Add("Path", r.Path)
+	f.Add("Model", r.Model)
+	f.Add("State", routeStateText(r))
 	if r.Status != 0 {
-		f.addf("Status", "%d", r.Status)
+		f.Addf("Status", "%d", r.Status)
 	}
-	f.add("Waited", millis(r.Waited))
-	f.add("First token", millis(r.FirstToken))
-	f.add("Took", millis(r.Took))
-	f.add("Tokens", countText(r.Tokens))
+	f.Add("Waited", millis(r.Waited))
+	f.Add("First token", millis(r.FirstToken))
+	f.Add("Took", millis(r.Took))
+	f.Add("Tokens", term.Count(r.Tokens))
 	name := func(hive string) string { return hiveNamesOf([]string{hive}, hives)[0] }
 
-	attempts := newTable("Nobody was asked.", "ASKED", "HIVE", "TOOK", "ANSWERED")
+	attempts := term.NewTable("Nobody was asked.", "ASKED", "HIVE", "TOOK", "ANSWERED")
 	for _, x := range r.Attempts {
 		answer := "yes"
 		if x.Problem != "" {
 			answer = "no: " + string(x.Problem)
 		}
-		attempts.add(x.Worker, name(x.Hive), millis(x.Took), answer)
+		attempts.Add(x.Worker, name(x.Hive), millis(x.Took), answer)
 	}
-	candidates := newTable("No worker could answer.", "COULD ANSWER", "HIVE", "DEVICE", "BUSY", "QUEUE", "PLACE")
+	candidates := term.NewTable("No worker could answer.", "COULD ANSWER", "HIVE", "DEVICE", "BUSY", "QUEUE", "PLACE")
 	for _, x := range r.Candidates {
-		candidates.add(x.Worker, name(x.Hive), x.Device, fmt.Sprintf("%d/%d", x.Active, x.Slots), fmt.Sprint(x.Queued), x.Reason)
+		candidates.Add(x.Worker, name(x.Hive), x.Device, fmt.Sprintf("%d/%d", x.Active, x.Slots), fmt.Sprint(x.Queued), x.Reason)
 	}
-	err := errors.Join(f.write(w), line(w), attempts.write(w), line(w), candidates.write(w))
+	err := errors.Join(f.Write(w), line(w), attempts.Write(w), line(w), candidates.Write(w))
 	if len(r.Refused) == 0 {
 		return err
 	}
-	refused := newTable("", "COULD NOT", "WHY")
+	refused := term.NewTable("", "COULD NOT", "WHY")
 	for _, x := range r.Refused {
-		refused.add(x.Worker, x.Reason)
+		refused.Add(x.Worker, x.Reason)
 	}
-	return errors.Join(err, line(w), refused.write(w))
+	return errors.Join(err, line(w), refused.Write(w))
 }
 
 func line(w io.Writer) error {

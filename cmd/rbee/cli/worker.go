@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rbee-project/rbee/cmd/rbee/cli/term"
 	"github.com/rbee-project/rbee/core"
 	"github.com/rbee-project/rbee/core/client"
 )
@@ -60,7 +61,7 @@ func (a *app) workerListCommand() *cobra.Command {
 			workers = slices.DeleteFunc(workers, func(w core.Worker) bool { return w.Hive != h.ID })
 		}
 		sortWorkers(workers)
-		return a.show(list(workers), a.workerTable(workers, hives, long).write)
+		return a.show(list(workers), a.workerTable(workers, hives, long).Write)
 	})
 	a.hiveFlag(cmd, &hive, "", "only those of this `HIVE`")
 	cmd.Flags().BoolVarP(&long, "long", "l", false, "show also their context and what they can do")
@@ -75,12 +76,12 @@ func sortWorkers(workers []core.Worker) {
 
 // workerTable is the table of "rbee ps". A worker of a silent hive shows what is known of the hive.
 // long adds what they can do.
-func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *table {
+func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *term.Table {
 	columns := []string{"ID", "MODEL", "HIVE", "TYPE", "DEVICE", "STATE", "BUSY", "QUEUE", "TOKENS/S", "SEEN"}
 	if long {
 		columns = append(columns, "CONTEXT", "CAN DO")
 	}
-	t := newTable("No workers. \"rbee run MODEL\" starts one.", columns...)
+	t := term.NewTable("No workers. \"rbee run MODEL\" starts one.", columns...)
 	for _, w := range workers {
 		name, state, seen := w.Hive, string(w.State), w.Load.At
 		for _, h := range hives {
@@ -104,9 +105,9 @@ func (a *app) workerTable(workers []core.Worker, hives []core.Hive, long bool) *
 			rateText(w.Load.TokensPerSecond), a.ago(seen),
 		}
 		if long {
-			row = append(row, numberText(w.ContextTokens), strings.Join(w.Capabilities.List(), " "))
+			row = append(row, term.Number(w.ContextTokens), strings.Join(w.Capabilities.List(), " "))
 		}
-		t.add(row...)
+		t.Add(row...)
 	}
 	return t
 }
@@ -138,36 +139,36 @@ func (a *app) workerGetCommand() *cobra.Command {
 	})
 }
 
-func (a *app) workerFacts(w core.Worker) *facts {
-	f := &facts{}
-	f.add("ID", w.ID)
-	f.add("Model", w.Model)
-	f.add("Digest", w.ModelDigest)
-	f.add("Hive", w.Hive)
-	f.add("Type", w.Type)
-	f.add("Version", w.Version)
-	f.add("Device", w.Device)
-	f.add("State", string(w.State))
-	f.addf("Slots", "%d", w.Slots)
-	f.addf("Context", "%d tokens per slot", w.ContextTokens)
-	f.addf("Load", "%d running, %d waiting, %s, %d positions in use, %d tokens so far", w.Load.Active, w.Load.Queued,
+func (a *app) workerFacts(w core.Worker) *term.Facts {
+	f := &term.Facts{}
+	f.Add("ID", w.ID)
+	f.Add("Model", w.Model)
+	f.Add("Digest", w.ModelDigest)
+	f.Add("Hive", w.Hive)
+	f.Add("Type", w.Type)
+	f.Add("Version", w.Version)
+	f.Add("Device", w.Device)
+	f.Add("State", string(w.State))
+	f.Addf("Slots", "%d", w.Slots)
+	f.Addf("Context", "%d tokens per slot", w.ContextTokens)
+	f.Addf("Load", "%d running, %d waiting, %s, %d positions in use, %d tokens so far", w.Load.Active, w.Load.Queued,
 		orElse(rateText(w.Load.TokensPerSecond), "0")+" tokens/s", w.Load.KVUsedTokens, w.Load.TokensTotal)
-	f.add("Seen", a.ago(w.Load.At))
-	f.addf("Indexes", "created at %d, changed at %d", w.CreateIndex, w.ModifyIndex)
+	f.Add("Seen", a.ago(w.Load.At))
+	f.Addf("Indexes", "created at %d, changed at %d", w.CreateIndex, w.ModifyIndex)
 	return f
 }
 
 func (a *app) writeWorker(out io.Writer, w core.WorkerDetails) error {
 	f := a.workerFacts(w.Worker)
-	f.addf("Routed", "%s by the queen that was asked, %d failed", plural(int(w.Routes.Requests), "request"), w.Routes.Failures)
-	if err := f.write(out); err != nil || len(w.Routes.Recent) == 0 {
+	f.Addf("Routed", "%s by the queen that was asked, %d failed", term.Plural(int(w.Routes.Requests), "request"), w.Routes.Failures)
+	if err := f.Write(out); err != nil || len(w.Routes.Recent) == 0 {
 		return err
 	}
-	t := newTable("", "FAILED", "REQUEST", "WHY")
+	t := term.NewTable("", "FAILED", "REQUEST", "WHY")
 	for _, x := range w.Routes.Recent {
-		t.add(a.ago(x.At), x.RequestID, string(x.Problem))
+		t.Add(a.ago(x.At), x.RequestID, string(x.Problem))
 	}
-	return errors.Join(line(out), t.write(out))
+	return errors.Join(line(out), t.Write(out))
 }
 
 func orElse(s, other string) string {
@@ -203,15 +204,15 @@ func (a *app) workerSpawnCommand() *cobra.Command {
 				return err
 			}
 			return a.show(result, func(w io.Writer) error {
-				f := &facts{}
-				f.add("ID", result.Worker.ID)
-				f.add("Model", result.Worker.Model)
-				f.add("Type", result.Worker.Type)
-				f.add("Device", result.Worker.Device)
-				f.addf("Slots", "%d", result.Worker.Slots)
-				f.addf("Context", "%d tokens per slot", result.Worker.ContextTokens)
-				f.addf("Process", "%d", result.PID)
-				return f.write(w)
+				f := &term.Facts{}
+				f.Add("ID", result.Worker.ID)
+				f.Add("Model", result.Worker.Model)
+				f.Add("Type", result.Worker.Type)
+				f.Add("Device", result.Worker.Device)
+				f.Addf("Slots", "%d", result.Worker.Slots)
+				f.Addf("Context", "%d tokens per slot", result.Worker.ContextTokens)
+				f.Addf("Process", "%d", result.PID)
+				return f.Write(w)
 			})
 		})
 	})
@@ -285,8 +286,8 @@ A worker that is retired already is no error.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stderr, "Would retire %s:\n", plural(len(workers), "worker"))
-			return a.show(workers, a.workerTable(workers, hives, false).write)
+			fmt.Fprintf(a.stderr, "Would retire %s:\n", term.Plural(len(workers), "worker"))
+			return a.show(workers, a.workerTable(workers, hives, false).Write)
 		}
 		if err := a.confirm(ctx, yes, fmt.Sprintf("Retire %s?", describeWorkers(workers))); err != nil {
 			return err
@@ -374,7 +375,7 @@ func findWorker(ctx context.Context, c *client.Client, arg string) ([]core.Worke
 func describeWorkers(workers []core.Worker) string {
 	if len(workers) == 1 {
 		w := workers[0]
-		return fmt.Sprintf("worker %s (%s, %s)", w.ID, w.Model, plural(w.Load.Active, "running request"))
+		return fmt.Sprintf("worker %s (%s, %s)", w.ID, w.Model, term.Plural(w.Load.Active, "running request"))
 	}
 	var names []string
 	active := 0
@@ -382,7 +383,7 @@ func describeWorkers(workers []core.Worker) string {
 		names = append(names, w.ID+" ("+w.Model+")")
 		active += w.Load.Active
 	}
-	return fmt.Sprintf("%d workers, %s, with %s", len(workers), strings.Join(names, ", "), plural(active, "running request"))
+	return fmt.Sprintf("%d workers, %s, with %s", len(workers), strings.Join(names, ", "), term.Plural(active, "running request"))
 }
 
 // writeExits says how each worker ended.
@@ -402,7 +403,7 @@ func writeExits(out io.Writer, results []core.ExitResult) error {
 			}
 			text += ")"
 		}
-		if _, err := fmt.Fprintln(out, cleanLine(text)+"."); err != nil {
+		if _, err := fmt.Fprintln(out, term.Line(text)+"."); err != nil {
 			return err
 		}
 	}

@@ -1,4 +1,4 @@
-package cli
+package term
 
 import (
 	"fmt"
@@ -11,12 +11,12 @@ import (
 	"github.com/rbee-project/rbee/core"
 )
 
-// meter shows the progress of a job on stderr: a bar on a terminal, otherwise a line at the start
+// Meter shows the progress of a job on stderr: a bar on a terminal, otherwise a line at the start
 // of a phase, at each quarter and at its end. It is not safe for concurrent use.
-type meter struct {
+type Meter struct {
 	w        io.Writer
 	terminal bool
-	quiet    bool // nothing is shown
+	Quiet    bool // nothing is shown
 	now      func() time.Time
 
 	phases  map[string]*phase
@@ -36,19 +36,20 @@ type phase struct {
 // plainInterval is the time between two lines of a phase whose end is not known.
 const plainInterval = 15 * time.Second
 
-func (a *app) newMeter() *meter {
-	return &meter{w: a.stderr, terminal: a.stderrTerminal, now: a.now, phases: make(map[string]*phase)}
+// NewMeter returns a meter that writes to w: a bar if that is a terminal.
+func NewMeter(w io.Writer, terminal bool, now func() time.Time) *Meter {
+	return &Meter{w: w, terminal: terminal, now: now, phases: make(map[string]*phase)}
 }
 
-// show takes in one progress event.
-func (m *meter) show(p core.Progress) {
-	if m.quiet {
+// Show takes in one progress event.
+func (m *Meter) Show(p core.Progress) {
+	if m.Quiet {
 		return
 	}
 	// Total may become known later than the phase, and a retried download may start again.
 	ph, known := m.phases[p.Phase]
 	if !known || (ph.ended && p.Done < p.Total) {
-		ph = &phase{name: cleanLine(p.Phase), quarter: -1}
+		ph = &phase{name: Line(p.Phase), quarter: -1}
 		m.phases[p.Phase] = ph
 	}
 	done := min(p.Done, max(p.Total, 0))
@@ -64,7 +65,7 @@ func (m *meter) show(p core.Progress) {
 	ph.ended = p.Total > 0 && done >= p.Total
 }
 
-func (m *meter) showBar(ph *phase, p core.Progress, done int64) {
+func (m *Meter) showBar(ph *phase, p core.Progress, done int64) {
 	if ph.ended {
 		return
 	}
@@ -84,7 +85,7 @@ func (m *meter) showBar(ph *phase, p core.Progress, done int64) {
 	}
 }
 
-func (m *meter) newBar(name string, p core.Progress) *progressbar.ProgressBar {
+func (m *Meter) newBar(name string, p core.Progress) *progressbar.ProgressBar {
 	total := p.Total
 	if total <= 0 {
 		total = -1
@@ -100,7 +101,7 @@ func (m *meter) newBar(name string, p core.Progress) *progressbar.ProgressBar {
 		progressbar.OptionThrottle(65*time.Millisecond),
 		progressbar.OptionUseANSICodes(true),
 		progressbar.OptionSetRenderBlankState(true),
-		// Rendered at events only: no goroutine that outlives the meter.
+		// Rendered at events only: no goroutine that outlives the Meter.
 		progressbar.OptionSetSpinnerChangeInterval(0),
 		progressbar.OptionSpinnerType(14),
 	)
@@ -108,7 +109,7 @@ func (m *meter) newBar(name string, p core.Progress) *progressbar.ProgressBar {
 
 // leave takes the bar of an unfinished phase off the screen, so that another one or a line can be
 // shown.
-func (m *meter) leave() {
+func (m *Meter) leave() {
 	if m.current == nil {
 		return
 	}
@@ -116,20 +117,20 @@ func (m *meter) leave() {
 	m.current = nil
 }
 
-func (m *meter) stop(ph *phase) {
+func (m *Meter) stop(ph *phase) {
 	if ph.bar != nil {
 		_ = ph.bar.Exit()
 	}
 }
 
-func (m *meter) showLine(ph *phase, p core.Progress, done int64) {
+func (m *Meter) showLine(ph *phase, p core.Progress, done int64) {
 	now := m.now()
 	if p.Total <= 0 {
 		if ph.quarter >= 0 && now.Sub(ph.shownAt) < plainInterval {
 			return
 		}
 		ph.quarter, ph.shownAt = 0, now
-		m.line(ph.name, amount(done, p.Unit))
+		m.line(ph.name, Amount(done, p.Unit))
 		return
 	}
 	quarter := int(done * 4 / p.Total)
@@ -139,12 +140,12 @@ func (m *meter) showLine(ph *phase, p core.Progress, done int64) {
 	ph.quarter = quarter
 	text := fmt.Sprintf("%d%%", done*100/p.Total)
 	if p.Unit == "bytes" {
-		text += " of " + sizeText(p.Total)
+		text += " of " + Size(p.Total)
 	}
 	m.line(ph.name, text)
 }
 
-func (m *meter) line(name, text string) {
+func (m *Meter) line(name, text string) {
 	if text == "" {
 		fmt.Fprintln(m.w, name)
 		return
@@ -152,30 +153,30 @@ func (m *meter) line(name, text string) {
 	fmt.Fprintf(m.w, "%s: %s\n", name, text)
 }
 
-// amount is how much is done where the total is not known.
-func amount(done int64, unit string) string {
+// Amount returns how much is done where the total is not known.
+func Amount(done int64, unit string) string {
 	switch {
 	case done == 0:
 		return ""
 	case unit == "bytes":
-		return sizeText(done)
+		return Size(done)
 	case unit == "percent":
 		return fmt.Sprintf("%d%%", done)
 	}
 	return fmt.Sprint(done)
 }
 
-// log shows a log line of the job.
-func (m *meter) log(message string) {
-	if m.quiet {
+// Log shows a log line of the job.
+func (m *Meter) Log(message string) {
+	if m.Quiet {
 		return
 	}
 	m.leave()
-	fmt.Fprintln(m.w, cleanText(strings.TrimRight(message, "\n")))
+	fmt.Fprintln(m.w, Text(strings.TrimRight(message, "\n")))
 }
 
-// close takes an unfinished bar off the screen. The meter can be used again.
-func (m *meter) close() {
+// Close takes an unfinished bar off the screen. The Meter can be used again.
+func (m *Meter) Close() {
 	m.leave()
 	for _, ph := range m.phases {
 		m.stop(ph)
