@@ -99,8 +99,10 @@ type Load struct {
 	TokensPerSecond float64   `json:"tokens_per_second"`
 	TokensTotal     int64     `json:"tokens_total"`
 	KVUsedTokens    int       `json:"kv_used_tokens"`
-	Silence         Duration  `json:"silence"` // since the worker last told its state, at the time of the report
-	Stalled         Duration  `json:"stalled"` // since a worker with requests last made progress, likewise; 0: just now, or it does not tell
+	GuessedTokens   int64     `json:"guessed_tokens,omitempty"`  // for answers, since it began
+	AcceptedTokens  int64     `json:"accepted_tokens,omitempty"` // of them, those that came
+	Silence         Duration  `json:"silence"`                   // since the worker last told its state, at the time of the report
+	Stalled         Duration  `json:"stalled"`                   // since a worker with requests last made progress, likewise; 0: just now, or it does not tell
 }
 
 // Process is one worker process of a hive, seen by the operating system.

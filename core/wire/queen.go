@@ -87,13 +87,15 @@ func WorkerFromProto(w *queenv1.Worker, hive string, at time.Time) core.Worker {
 // own.
 func LoadToProto(l core.Load) *queenv1.Load {
 	return &queenv1.Load{
-		Active:          int32Of(l.Active),
-		Queued:          int32Of(l.Queued),
-		TokensPerSecond: l.TokensPerSecond,
-		TokensTotal:     l.TokensTotal,
-		KvUsedTokens:    int64(l.KVUsedTokens),
-		Silence:         durationOf(l.Silence),
-		Stalled:         durationOf(l.Stalled),
+		Active:              int32Of(l.Active),
+		Queued:              int32Of(l.Queued),
+		TokensPerSecond:     l.TokensPerSecond,
+		TokensTotal:         l.TokensTotal,
+		KvUsedTokens:        int64(l.KVUsedTokens),
+		GuessedTokensTotal:  l.GuessedTokens,
+		AcceptedTokensTotal: l.AcceptedTokens,
+		Silence:             durationOf(l.Silence),
+		Stalled:             durationOf(l.Stalled),
 	}
 }
 
@@ -106,6 +108,8 @@ func LoadFromProto(l *queenv1.Load, at time.Time) core.Load {
 		TokensPerSecond: l.GetTokensPerSecond(),
 		TokensTotal:     l.GetTokensTotal(),
 		KVUsedTokens:    int(l.GetKvUsedTokens()),
+		GuessedTokens:   l.GetGuessedTokensTotal(),
+		AcceptedTokens:  l.GetAcceptedTokensTotal(),
 		Silence:         core.Duration(max(l.GetSilence().AsDuration(), 0)),
 		Stalled:         core.Duration(max(l.GetStalled().AsDuration(), 0)),
 	}

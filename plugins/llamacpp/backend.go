@@ -355,6 +355,8 @@ func (s *served) report(st *worker.Status) {
 		st.State, st.Problem = worker.StateFailed, load.Failure
 	}
 	st.TokensPerSecond, st.TokensTotal, st.KVUsedTokens = load.TokensPerSecond, load.TokensTotal, load.CacheTokens
+	st.PromptTokensTotal, st.CachedTokensTotal = load.PromptEvaluated+load.PromptReused, load.PromptReused
+	st.GuessedTokensTotal, st.AcceptedTokensTotal = load.Guessed, load.Right
 }
 
 // Drain refuses new requests and returns when the last one is answered.

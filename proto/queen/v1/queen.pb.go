@@ -2829,9 +2829,12 @@ type Load struct {
 	// Since the worker last told its state; absent: a moment.
 	Silence *durationpb.Duration `protobuf:"bytes,6,opt,name=silence,proto3" json:"silence,omitempty"`
 	// Since a worker with requests last made progress; absent: a moment, or it does not tell.
-	Stalled       *durationpb.Duration `protobuf:"bytes,7,opt,name=stalled,proto3" json:"stalled,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Stalled *durationpb.Duration `protobuf:"bytes,7,opt,name=stalled,proto3" json:"stalled,omitempty"`
+	// Tokens that were guessed for answers, and of those the ones that came.
+	GuessedTokensTotal  int64 `protobuf:"varint,8,opt,name=guessed_tokens_total,json=guessedTokensTotal,proto3" json:"guessed_tokens_total,omitempty"`
+	AcceptedTokensTotal int64 `protobuf:"varint,9,opt,name=accepted_tokens_total,json=acceptedTokensTotal,proto3" json:"accepted_tokens_total,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Load) Reset() {
@@ -2911,6 +2914,20 @@ func (x *Load) GetStalled() *durationpb.Duration {
 		return x.Stalled
 	}
 	return nil
+}
+
+func (x *Load) GetGuessedTokensTotal() int64 {
+	if x != nil {
+		return x.GuessedTokensTotal
+	}
+	return 0
+}
+
+func (x *Load) GetAcceptedTokensTotal() int64 {
+	if x != nil {
+		return x.AcceptedTokensTotal
+	}
+	return 0
 }
 
 var File_queen_v1_queen_proto protoreflect.FileDescriptor
@@ -3118,7 +3135,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x05nonce\x18\n" +
 	" \x01(\tR\x05nonce\x12'\n" +
 	"\x04load\x18\v \x01(\v2\x13.rbee.queen.v1.LoadR\x04load\x12\"\n" +
-	"\fcapabilities\x18\f \x03(\tR\fcapabilities\"\x95\x02\n" +
+	"\fcapabilities\x18\f \x03(\tR\fcapabilities\"\xfb\x02\n" +
 	"\x04Load\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\x05R\x06active\x12\x16\n" +
 	"\x06queued\x18\x02 \x01(\x05R\x06queued\x12*\n" +
@@ -3126,7 +3143,9 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\ftokens_total\x18\x04 \x01(\x03R\vtokensTotal\x12$\n" +
 	"\x0ekv_used_tokens\x18\x05 \x01(\x03R\fkvUsedTokens\x123\n" +
 	"\asilence\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\asilence\x123\n" +
-	"\astalled\x18\a \x01(\v2\x19.google.protobuf.DurationR\astalled*\x9f\x01\n" +
+	"\astalled\x18\a \x01(\v2\x19.google.protobuf.DurationR\astalled\x120\n" +
+	"\x14guessed_tokens_total\x18\b \x01(\x03R\x12guessedTokensTotal\x122\n" +
+	"\x15accepted_tokens_total\x18\t \x01(\x03R\x13acceptedTokensTotal*\x9f\x01\n" +
 	"\tBlobStage\x12\x1a\n" +
 	"\x16BLOB_STAGE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11BLOB_STAGE_ASKING\x10\x01\x12\x18\n" +
