@@ -94,6 +94,7 @@ func TestPullFromHuggingFace(t *testing.T) {
 	must.StrContains(t, pulled.stderr, "Q4_K_M is chosen of Q4_K_M, F16")
 	var m core.Model
 	must.NoError(t, json.Unmarshal([]byte(a.must("show", "rbee-tiny-Q4_K_M", "--format", "json")), &m))
+	must.EqOp(t, "hf.co/org/Tiny-GGUF:Q4_K_M", m.ID) // and its file's name is another name of it
 	must.Eq(t, "huggingface:org/Tiny-GGUF/rbee-tiny-Q4_K_M.gguf@"+hubCommit, m.Ref)
 	must.Eq(t, "sha256:"+h.digest, m.Files[0].Digest)
 	must.Eq(t, "apache-2.0", m.License)
@@ -101,8 +102,10 @@ func TestPullFromHuggingFace(t *testing.T) {
 
 	w := a.spawn("--model", "rbee-tiny-Q4_K_M", "--slots", "1")
 	must.NotEq(t, "", w.Worker.ID)
-	answer := a.must("infer", "--model", "rbee-tiny-Q4_K_M", "--prompt", "Once upon a time", "--max-tokens", "8")
+	answer := a.must("infer", "--model", "rbee-tiny-Q4_K_M", "--prompt", "Once upon a time", "--max-tokens", "8", "--temperature", "0")
 	must.NotEq(t, "", strings.TrimSpace(answer))
+	a.must("alias", "set", "gpt-4o-mini", "ORG/tiny")
+	must.EqOp(t, answer, a.must("infer", "--model", "gpt-4o-mini", "--prompt", "Once upon a time", "--max-tokens", "8", "--temperature", "0"))
 
 	for _, dir := range []string{store, a.dir} {
 		must.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
