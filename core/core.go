@@ -99,8 +99,8 @@ type Load struct {
 	TokensPerSecond float64   `json:"tokens_per_second"`
 	TokensTotal     int64     `json:"tokens_total"`
 	KVUsedTokens    int       `json:"kv_used_tokens"`
-	GuessedTokens   int64     `json:"guessed_tokens,omitempty"`  // for answers, since it began
-	AcceptedTokens  int64     `json:"accepted_tokens,omitempty"` // of them, those that came
+	DraftTokens     int64     `json:"draft_tokens,omitempty"`    // guessed, since it began
+	AcceptedTokens  int64     `json:"accepted_tokens,omitempty"` // of them, those that the model chose
 	Silence         Duration  `json:"silence"`                   // since the worker last told its state, at the time of the report
 	Stalled         Duration  `json:"stalled"`                   // since a worker with requests last made progress, likewise; 0: just now, or it does not tell
 }

@@ -46,11 +46,11 @@ var (
 	queuedGauge        = clusterGauge("worker_queued_requests", "Requests that wait in a worker.", "worker", "hive", "model")
 	rateGauge          = clusterGauge("worker_tokens_per_second", "Tokens that a worker generates per second.", "worker", "hive", "model")
 	tokensCounter      = gauge{clusterGauge("worker_tokens_total", "Tokens that a worker has generated since it began.", "worker", "hive", "model").desc, prometheus.CounterValue}
-	guessedCounter     = gauge{clusterGauge("worker_guessed_tokens_total", "Tokens that a worker has guessed, to check several at once.", "worker", "hive", "model").desc, prometheus.CounterValue}
-	acceptedCounter    = gauge{clusterGauge("worker_accepted_tokens_total", "Guessed tokens that came.", "worker", "hive", "model").desc, prometheus.CounterValue}
+	draftCounter       = gauge{clusterGauge("worker_draft_tokens_total", "Draft tokens: guessed, to evaluate several in a step.", "worker", "hive", "model").desc, prometheus.CounterValue}
+	acceptedCounter    = gauge{clusterGauge("worker_accepted_tokens_total", "Draft tokens that were what the model chose.", "worker", "hive", "model").desc, prometheus.CounterValue}
 	kvGauge            = clusterGauge("worker_kv_used_tokens", "Tokens in a worker's cache.", "worker", "hive", "model")
 	waitingGauge       = clusterGauge("waiting_requests", "Requests that wait at this queen for a free slot of their model.", "model")
-	clusterDescription = []gauge{hivesGauge, deviceTotalGauge, deviceFreeGauge, workersGauge, slotsGauge, activeGauge, queuedGauge, rateGauge, tokensCounter, guessedCounter, acceptedCounter, kvGauge, waitingGauge}
+	clusterDescription = []gauge{hivesGauge, deviceTotalGauge, deviceFreeGauge, workersGauge, slotsGauge, activeGauge, queuedGauge, rateGauge, tokensCounter, draftCounter, acceptedCounter, kvGauge, waitingGauge}
 )
 
 // Describe implements prometheus.Collector.
@@ -131,7 +131,7 @@ func (c clusterMetrics) workers(s sums, hives map[string]string) {
 		}
 		for g, v := range map[gauge]float64{
 			slotsGauge: float64(w.Slots), activeGauge: float64(w.Load.Active), queuedGauge: float64(w.Load.Queued), rateGauge: w.Load.TokensPerSecond,
-			tokensCounter: float64(w.Load.TokensTotal), guessedCounter: float64(w.Load.GuessedTokens), acceptedCounter: float64(w.Load.AcceptedTokens), kvGauge: float64(w.Load.KVUsedTokens),
+			tokensCounter: float64(w.Load.TokensTotal), draftCounter: float64(w.Load.DraftTokens), acceptedCounter: float64(w.Load.AcceptedTokens), kvGauge: float64(w.Load.KVUsedTokens),
 		} {
 			s.add(g, v, id, hive, m)
 		}

@@ -34,7 +34,7 @@ func TestClusterMetrics(t *testing.T) {
 	text := scrape(t, fakecluster.New(fakecluster.State{
 		Hives: []core.Hive{{ID: "h1", Name: "desk", Status: core.HiveReady, Devices: []core.Device{{ID: "cuda:0", TotalBytes: 800, FreeBytes: 300}}}},
 		Workers: []core.Worker{
-			{ID: "w1", Hive: "h1", Model: "tiny", State: core.WorkerReady, Slots: 4, Load: core.Load{Active: 2, Queued: 1, TokensPerSecond: 9.5, TokensTotal: 1234, KVUsedTokens: 77, GuessedTokens: 40, AcceptedTokens: 30}},
+			{ID: "w1", Hive: "h1", Model: "tiny", State: core.WorkerReady, Slots: 4, Load: core.Load{Active: 2, Queued: 1, TokensPerSecond: 9.5, TokensTotal: 1234, KVUsedTokens: 77, DraftTokens: 40, AcceptedTokens: 30}},
 			{ID: "w2", Hive: "h1", Model: "tiny", State: core.WorkerLoading, Slots: 4},
 		},
 	}))
@@ -49,7 +49,7 @@ func TestClusterMetrics(t *testing.T) {
 		`rbee_cluster_worker_tokens_per_second{hive="desk",model="tiny",worker="w1"} 9.5`,
 		"# TYPE rbee_cluster_worker_tokens_total counter\n" + `rbee_cluster_worker_tokens_total{hive="desk",model="tiny",worker="w1"} 1234`,
 		`rbee_cluster_worker_kv_used_tokens{hive="desk",model="tiny",worker="w1"} 77`,
-		`rbee_cluster_worker_guessed_tokens_total{hive="desk",model="tiny",worker="w1"} 40`,
+		`rbee_cluster_worker_draft_tokens_total{hive="desk",model="tiny",worker="w1"} 40`,
 		`rbee_cluster_worker_accepted_tokens_total{hive="desk",model="tiny",worker="w1"} 30`,
 		"rbee_test_given 7",
 	} {

@@ -104,13 +104,15 @@ func errorTable() []errorRow {
 		{name: "no token", options: auth, status: 401, typ: openaiwire.TypeAuthentication, code: codeBadToken, anthropic: "authentication_error"},
 		{name: "wrong token", options: auth, header: bearer("wrong"), status: 401, typ: openaiwire.TypeAuthentication, code: codeBadToken, anthropic: "authentication_error"},
 		{name: "token without the scope", options: auth, header: bearer("reader"), status: 403, typ: openaiwire.TypePermission, code: "forbidden", anthropic: "permission_error"},
-		{name: "too many wrong tokens", options: auth, header: bearer("wrong"), status: 429, typ: openaiwire.TypeRateLimit, code: codeManyBadTokens, anthropic: "rate_limit_error", retryAfter: "60", retries: true,
+		{
+			name: "too many wrong tokens", options: auth, header: bearer("wrong"), status: 429, typ: openaiwire.TypeRateLimit, code: codeManyBadTokens, anthropic: "rate_limit_error", retryAfter: "60", retries: true,
 			prepare: func(r *rig) {
 				from := clientOf(&http.Request{RemoteAddr: "127.0.0.1:1"})
 				for range maxWrong {
 					r.guesses.wrong(from, time.Now())
 				}
-			}},
+			},
+		},
 		{name: "foreign host", header: http.Header{"Host": {"evil.example"}}, status: 403, typ: openaiwire.TypePermission, code: "forbidden", anthropic: "permission_error"},
 		{name: "foreign origin", header: http.Header{"Origin": {"https://evil.example"}}, status: 403, typ: openaiwire.TypePermission, code: "forbidden", anthropic: "permission_error"},
 		{name: "wrong method", method: http.MethodPut, status: 405, typ: invalid, code: "method_not_allowed", anthropic: "invalid_request_error"},
@@ -131,13 +133,15 @@ func errorTable() []errorRow {
 		worked("its own failure", refusing(500, server, "", ""), errorRow{status: 500, typ: server, anthropic: "api_error", retries: true}),
 		worked("not JSON", func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
-			http.Error(w, leaky, 418)
+			http.Error(w, leaky, http.StatusTeapot)
 		}, errorRow{status: 418, typ: invalid, anthropic: "api_error"}),
 		worked("bad gateway", refusing(502, server, "", ""), errorRow{status: 503, typ: openaiwire.TypeUnavailable, code: "unavailable", anthropic: "api_error", retryAfter: "1", retries: true}),
 		worked("busy", refusing(429, openaiwire.TypeRateLimit, "", "rate_limit_exceeded"), errorRow{status: 429, typ: openaiwire.TypeRateLimit, code: "rate_limit_exceeded", anthropic: "rate_limit_error", retries: true}),
 		worked("draining", refusing(503, openaiwire.TypeUnavailable, "", "draining"), errorRow{status: 503, typ: openaiwire.TypeUnavailable, code: "unavailable", anthropic: "api_error", retryAfter: "1", retries: true}),
-		{name: "worker: full for too long", options: func(o *rigOptions) { o.inf.QueueTimeout = time.Millisecond }, prepare: func(r *rig) { r.serve("w1", refusing(503, openaiwire.TypeUnavailable, "", openaiwire.CodeOverloaded)) },
-			status: 504, typ: openaiwire.TypeTimeout, code: "queue_timeout", anthropic: "timeout_error", retryAfter: "1", retries: true},
+		{
+			name: "worker: full for too long", options: func(o *rigOptions) { o.inf.QueueTimeout = time.Millisecond }, prepare: func(r *rig) { r.serve("w1", refusing(503, openaiwire.TypeUnavailable, "", openaiwire.CodeOverloaded)) },
+			status: 504, typ: openaiwire.TypeTimeout, code: "queue_timeout", anthropic: "timeout_error", retryAfter: "1", retries: true,
+		},
 		{name: "worker: dies", prepare: func(r *rig) { r.raw("w1", func(net.Conn) {}) }, status: 502, typ: server, code: "worker_lost", anthropic: "api_error", retryAfter: "1", retries: true},
 		{name: "worker: out of reach", prepare: func(r *rig) {
 			r.add(core.Worker{ID: "w1", Hive: "h1", Model: "tiny", State: core.WorkerReady}, "")
@@ -289,7 +293,7 @@ func (row errorRow) checkRetries(t *testing.T) {
 			_, err = c.Chat.Completions.New(t.Context(), openai.ChatCompletionNewParams{Model: model, Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage("hi")}})
 		} else {
 			c := anthropic.NewClient(anthropicoption.WithBaseURL(r.url), anthropicoption.WithAPIKey("any"), anthropicoption.WithHTTPClient(client), anthropicoption.WithMaxRetries(1))
-			_, err = c.Messages.New(t.Context(), anthropic.MessageNewParams{Model: anthropic.Model(model), MaxTokens: 9, Messages: []anthropic.MessageParam{anthropic.NewUserMessage(anthropic.NewTextBlock("hi"))}})
+			_, err = c.Messages.New(t.Context(), anthropic.MessageNewParams{Model: model, MaxTokens: 9, Messages: []anthropic.MessageParam{anthropic.NewUserMessage(anthropic.NewTextBlock("hi"))}})
 		}
 		must.Error(t, err)
 		must.Eq(t, want, transport.asked.Load(), must.Sprintf("%s: %v", library, err))

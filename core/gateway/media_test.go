@@ -45,7 +45,7 @@ func TestMediaSDK(t *testing.T) {
 		case "/v1/audio/transcriptions", "/v1/audio/translations":
 			file, head, err := q.FormFile("file")
 			if err != nil || q.FormValue("model") != "tiny" {
-				http.Error(w, "no file", 400)
+				http.Error(w, "no file", http.StatusBadRequest)
 				return
 			}
 			sound, _ := io.ReadAll(file)
@@ -55,7 +55,7 @@ func TestMediaSDK(t *testing.T) {
 		case "/v1/images/generations":
 			answerJSON(200, `{"created":1,"data":[{"b64_json":"AA=="}]}`)(w, q)
 		default:
-			http.Error(w, "no", 404)
+			http.Error(w, "no", http.StatusNotFound)
 		}
 	})
 	c := sdk(r)
@@ -63,7 +63,7 @@ func TestMediaSDK(t *testing.T) {
 	text, err := c.Audio.Transcriptions.New(t.Context(), openai.AudioTranscriptionNewParams{Model: "tiny", File: sound})
 	must.NoError(t, err)
 	must.Eq(t, "a.wav RIFF", text.Text)
-	translated, err := c.Audio.Translations.New(t.Context(), openai.AudioTranslationNewParams{Model: "tiny", File: openai.File(strings.NewReader("RIFFxx"), "b.wav", "audio/wav")})
+	translated, err := c.Audio.Translations.New(t.Context(), openai.AudioTranslationNewParams{Model: "tiny", File: openai.File(strings.NewReader("RIFFxx"), "b.wav", "audio/wav")}) //nolint:staticcheck // the SDK calls it deprecated, clients go on using it
 	must.NoError(t, err)
 	must.Eq(t, "b.wav RIFF", translated.Text)
 	speech, err := c.Audio.Speech.New(t.Context(), openai.AudioSpeechNewParams{Model: "tiny", Input: "hi", Voice: openai.AudioSpeechNewParamsVoiceUnion{OfString: openai.String("alloy")}})

@@ -133,8 +133,9 @@ func (g *Gateway) deleteResponse(w *response, r *http.Request) error {
 // cancelResponse ends a response that is being made: its client gets an error that says so.
 func (g *Gateway) cancelResponse(w *response, r *http.Request) error {
 	id := r.PathValue("id")
-	cancelled, err := g.running.cancel(id, w.key), error(nil)
+	cancelled := g.running.cancel(id, w.key)
 	if !cancelled && !g.answers.Has(id, w.key) {
+		var err error
 		if _, cancelled, err = g.elsewhere(r.Context(), core.KeptCancel, id, w.key); err != nil {
 			return err
 		}

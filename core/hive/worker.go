@@ -85,7 +85,7 @@ func (w *worker) view(hive string) core.Worker {
 	v.Load = core.Load{
 		At: w.statusAt, Active: w.status.Active, Queued: w.status.Queued, TokensPerSecond: w.status.TokensPerSecond,
 		TokensTotal: w.status.TokensTotal, KVUsedTokens: w.status.KVUsedTokens,
-		GuessedTokens: w.status.GuessedTokensTotal, AcceptedTokens: w.status.AcceptedTokensTotal,
+		DraftTokens: w.status.DraftTokensTotal, AcceptedTokens: w.status.AcceptedTokensTotal,
 		Silence: core.Duration(time.Since(w.heard).Truncate(time.Millisecond)),
 	}
 	if w.status.TokensTotal > 0 || w.status.KVUsedTokens > 0 { // it tells its progress

@@ -356,7 +356,7 @@ func (s *served) report(st *worker.Status) {
 	}
 	st.TokensPerSecond, st.TokensTotal, st.KVUsedTokens = load.TokensPerSecond, load.TokensTotal, load.CacheTokens
 	st.PromptTokensTotal, st.CachedTokensTotal = load.PromptEvaluated+load.PromptReused, load.PromptReused
-	st.GuessedTokensTotal, st.AcceptedTokensTotal = load.Guessed, load.Right
+	st.DraftTokensTotal, st.AcceptedTokensTotal = load.Guessed, load.Right
 }
 
 // Drain refuses new requests and returns when the last one is answered.

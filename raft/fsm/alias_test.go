@@ -59,7 +59,8 @@ func TestAlias(t *testing.T) {
 		fsm.PutAlias(core.Alias{Model: "m"}), fsm.PutAlias(core.Alias{Name: "a"}), fsm.PutAlias(core.Alias{Name: "a\x00", Model: "m"}),
 		fsm.PutAlias(core.Alias{Name: strings.Repeat("a", 256), Model: "m"}), fsm.DeleteAlias(""),
 		{Op: &raftv1.Command_PutAlias{PutAlias: &raftv1.PutAlias{Alias: &raftv1.Alias{Name: "a", Model: "m", CreateIndex: 1}}}},
-		{Op: &raftv1.Command_PutAlias{}}, {Op: &raftv1.Command_PutAlias{PutAlias: &raftv1.PutAlias{}}},
+		{Op: &raftv1.Command_PutAlias{}},
+		{Op: &raftv1.Command_PutAlias{PutAlias: &raftv1.PutAlias{}}},
 	} {
 		must.EqOp(t, core.Invalid, core.KindOf(fsm.Validate(c)), must.Sprint(c))
 	}

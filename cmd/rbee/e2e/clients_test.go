@@ -47,7 +47,7 @@ func TestNodeClients(t *testing.T) {
 				}
 				failed[c.Case] = c.Error
 			}
-			for _, name := range strings.Fields(cases) {
+			for name := range strings.FieldsSeq(cases) {
 				t.Run(name, func(t *testing.T) {
 					problem, tried := failed[name]
 					must.True(t, tried, must.Sprint(r.stdout, r.stderr))

@@ -76,8 +76,8 @@ func bound(l *core.Load) {
 		l.TokensPerSecond = 0
 	}
 	l.TokensTotal, l.KVUsedTokens = max(l.TokensTotal, 0), max(l.KVUsedTokens, 0)
-	l.GuessedTokens = max(l.GuessedTokens, 0)
-	l.AcceptedTokens = min(max(l.AcceptedTokens, 0), l.GuessedTokens)
+	l.DraftTokens = max(l.DraftTokens, 0)
+	l.AcceptedTokens = min(max(l.AcceptedTokens, 0), l.DraftTokens)
 }
 
 // maxRate is more tokens a second than any machine makes.

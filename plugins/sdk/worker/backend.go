@@ -198,8 +198,8 @@ type Status struct {
 	// CachedTokensTotal those of them that a cache had.
 	PromptTokensTotal int64
 	CachedTokensTotal int64
-	// GuessedTokensTotal counts the tokens that were guessed for answers since Start, to check
-	// several at once, AcceptedTokensTotal those of them that came.
-	GuessedTokensTotal  int64
+	// DraftTokensTotal counts the draft tokens of answers since Start: guessed, to evaluate
+	// several in a step. AcceptedTokensTotal counts those that were what the model chose.
+	DraftTokensTotal    int64
 	AcceptedTokensTotal int64
 }

@@ -89,7 +89,7 @@ func statusToProto(s Status) *workerv1.StatusResponse {
 		Slots: int32(s.Slots), ContextTokens: int32(s.ContextTokens), Active: int32(s.Active), Queued: int32(s.Queued),
 		TokensPerSecond: s.TokensPerSecond, TokensTotal: s.TokensTotal, KvUsedTokens: int64(s.KVUsedTokens), MemoryBytes: s.MemoryBytes,
 		Capabilities: s.Capabilities, DataGuarded: s.DataGuarded, PromptTokensTotal: s.PromptTokensTotal, CachedTokensTotal: s.CachedTokensTotal,
-		GuessedTokensTotal: s.GuessedTokensTotal, AcceptedTokensTotal: s.AcceptedTokensTotal,
+		DraftTokensTotal: s.DraftTokensTotal, AcceptedTokensTotal: s.AcceptedTokensTotal,
 	}
 }
 
@@ -99,6 +99,6 @@ func statusFromProto(p *workerv1.StatusResponse) Status {
 		Slots: int(p.GetSlots()), ContextTokens: int(p.GetContextTokens()), Active: int(p.GetActive()), Queued: int(p.GetQueued()),
 		TokensPerSecond: p.GetTokensPerSecond(), TokensTotal: p.GetTokensTotal(), KVUsedTokens: int(p.GetKvUsedTokens()), MemoryBytes: p.GetMemoryBytes(),
 		Capabilities: p.GetCapabilities(), DataGuarded: p.GetDataGuarded(), PromptTokensTotal: p.GetPromptTokensTotal(), CachedTokensTotal: p.GetCachedTokensTotal(),
-		GuessedTokensTotal: p.GetGuessedTokensTotal(), AcceptedTokensTotal: p.GetAcceptedTokensTotal(),
+		DraftTokensTotal: p.GetDraftTokensTotal(), AcceptedTokensTotal: p.GetAcceptedTokensTotal(),
 	}
 }

@@ -2830,8 +2830,8 @@ type Load struct {
 	Silence *durationpb.Duration `protobuf:"bytes,6,opt,name=silence,proto3" json:"silence,omitempty"`
 	// Since a worker with requests last made progress; absent: a moment, or it does not tell.
 	Stalled *durationpb.Duration `protobuf:"bytes,7,opt,name=stalled,proto3" json:"stalled,omitempty"`
-	// Tokens that were guessed for answers, and of those the ones that came.
-	GuessedTokensTotal  int64 `protobuf:"varint,8,opt,name=guessed_tokens_total,json=guessedTokensTotal,proto3" json:"guessed_tokens_total,omitempty"`
+	// Draft tokens (guessed for answers), and those of them that were accepted.
+	DraftTokensTotal    int64 `protobuf:"varint,8,opt,name=draft_tokens_total,json=draftTokensTotal,proto3" json:"draft_tokens_total,omitempty"`
 	AcceptedTokensTotal int64 `protobuf:"varint,9,opt,name=accepted_tokens_total,json=acceptedTokensTotal,proto3" json:"accepted_tokens_total,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
@@ -2916,9 +2916,9 @@ func (x *Load) GetStalled() *durationpb.Duration {
 	return nil
 }
 
-func (x *Load) GetGuessedTokensTotal() int64 {
+func (x *Load) GetDraftTokensTotal() int64 {
 	if x != nil {
-		return x.GuessedTokensTotal
+		return x.DraftTokensTotal
 	}
 	return 0
 }
@@ -3135,7 +3135,7 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\x05nonce\x18\n" +
 	" \x01(\tR\x05nonce\x12'\n" +
 	"\x04load\x18\v \x01(\v2\x13.rbee.queen.v1.LoadR\x04load\x12\"\n" +
-	"\fcapabilities\x18\f \x03(\tR\fcapabilities\"\xfb\x02\n" +
+	"\fcapabilities\x18\f \x03(\tR\fcapabilities\"\xf7\x02\n" +
 	"\x04Load\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\x05R\x06active\x12\x16\n" +
 	"\x06queued\x18\x02 \x01(\x05R\x06queued\x12*\n" +
@@ -3143,8 +3143,8 @@ const file_queen_v1_queen_proto_rawDesc = "" +
 	"\ftokens_total\x18\x04 \x01(\x03R\vtokensTotal\x12$\n" +
 	"\x0ekv_used_tokens\x18\x05 \x01(\x03R\fkvUsedTokens\x123\n" +
 	"\asilence\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\asilence\x123\n" +
-	"\astalled\x18\a \x01(\v2\x19.google.protobuf.DurationR\astalled\x120\n" +
-	"\x14guessed_tokens_total\x18\b \x01(\x03R\x12guessedTokensTotal\x122\n" +
+	"\astalled\x18\a \x01(\v2\x19.google.protobuf.DurationR\astalled\x12,\n" +
+	"\x12draft_tokens_total\x18\b \x01(\x03R\x10draftTokensTotal\x122\n" +
 	"\x15accepted_tokens_total\x18\t \x01(\x03R\x13acceptedTokensTotal*\x9f\x01\n" +
 	"\tBlobStage\x12\x1a\n" +
 	"\x16BLOB_STAGE_UNSPECIFIED\x10\x00\x12\x15\n" +

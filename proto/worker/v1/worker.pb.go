@@ -620,8 +620,8 @@ type StatusResponse struct {
 	// again because a cache had them.
 	PromptTokensTotal int64 `protobuf:"varint,16,opt,name=prompt_tokens_total,json=promptTokensTotal,proto3" json:"prompt_tokens_total,omitempty"`
 	CachedTokensTotal int64 `protobuf:"varint,17,opt,name=cached_tokens_total,json=cachedTokensTotal,proto3" json:"cached_tokens_total,omitempty"`
-	// Tokens that were guessed for answers since Start, and of those the ones that came.
-	GuessedTokensTotal  int64 `protobuf:"varint,18,opt,name=guessed_tokens_total,json=guessedTokensTotal,proto3" json:"guessed_tokens_total,omitempty"`
+	// Draft tokens (guessed for answers) since Start, and those of them that were accepted.
+	DraftTokensTotal    int64 `protobuf:"varint,18,opt,name=draft_tokens_total,json=draftTokensTotal,proto3" json:"draft_tokens_total,omitempty"`
 	AcceptedTokensTotal int64 `protobuf:"varint,19,opt,name=accepted_tokens_total,json=acceptedTokensTotal,proto3" json:"accepted_tokens_total,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
@@ -776,9 +776,9 @@ func (x *StatusResponse) GetCachedTokensTotal() int64 {
 	return 0
 }
 
-func (x *StatusResponse) GetGuessedTokensTotal() int64 {
+func (x *StatusResponse) GetDraftTokensTotal() int64 {
 	if x != nil {
-		return x.GuessedTokensTotal
+		return x.DraftTokensTotal
 	}
 	return 0
 }
@@ -994,7 +994,7 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\x12\x12\n" +
 	"\x04unit\x18\x04 \x01(\tR\x04unit\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\"\x0f\n" +
-	"\rStatusRequest\"\xa0\x05\n" +
+	"\rStatusRequest\"\x9c\x05\n" +
 	"\x0eStatusResponse\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x19\n" +
@@ -1013,8 +1013,8 @@ const file_worker_v1_worker_proto_rawDesc = "" +
 	"\fcapabilities\x18\x0e \x03(\tR\fcapabilities\x12!\n" +
 	"\fdata_guarded\x18\x0f \x01(\bR\vdataGuarded\x12.\n" +
 	"\x13prompt_tokens_total\x18\x10 \x01(\x03R\x11promptTokensTotal\x12.\n" +
-	"\x13cached_tokens_total\x18\x11 \x01(\x03R\x11cachedTokensTotal\x120\n" +
-	"\x14guessed_tokens_total\x18\x12 \x01(\x03R\x12guessedTokensTotal\x122\n" +
+	"\x13cached_tokens_total\x18\x11 \x01(\x03R\x11cachedTokensTotal\x12,\n" +
+	"\x12draft_tokens_total\x18\x12 \x01(\x03R\x10draftTokensTotal\x122\n" +
 	"\x15accepted_tokens_total\x18\x13 \x01(\x03R\x13acceptedTokensTotal\"\x0e\n" +
 	"\fDrainRequest\"\x0f\n" +
 	"\rDrainResponse\">\n" +
