@@ -252,8 +252,11 @@ func (c *Cluster) Model(name string) (core.Model, error) {
 func (c *Cluster) Models(context.Context) ([]core.Model, error) {
 	s := c.State()
 	for i := range s.Models {
-		if slices.ContainsFunc(s.Workers, func(w core.Worker) bool { return w.Model == s.Models[i].ID && w.State == core.WorkerReady }) {
-			s.Models[i].State = core.ModelLoaded
+		m := &s.Models[i]
+		for _, w := range s.Workers {
+			if w.Model == m.ID && w.State == core.WorkerReady {
+				m.State, m.LoadedBy = core.ModelLoaded, append(slices.Clone(m.LoadedBy), w.ID)
+			}
 		}
 	}
 	return s.Models, nil
